@@ -154,13 +154,17 @@ class DescribedScene:
 
 
 def describe(seed: int, split: str, num_captions: int = 5) -> Iterator[DescribedScene]:
-    """Scenes of one split, without end; the first n are the same whatever n."""
+    """Scenes of one split, without end, family after family; the first n are the same whatever n."""
     index = 0
     while True:
-        rng = random.Random(f"scenes/{seed}/{split}/{index}")
-        for scene in _draw_family(rng, split):
-            yield DescribedScene(scene, _write_statements(rng, scene, num_captions))
+        yield from describe_family(seed, split, index, num_captions)
         index += 1
+
+
+def describe_family(seed: int, split: str, index: int, num_captions: int = 5) -> list[DescribedScene]:
+    """The four scenes of one family."""
+    rng = random.Random(f"scenes/{seed}/{split}/{index}")
+    return [DescribedScene(scene, _write_statements(rng, scene, num_captions)) for scene in _draw_family(rng, split)]
 
 
 def split_of(scene: Scene) -> str:

@@ -1,0 +1,35 @@
+"""Teachers and students: loading, saving, scoring and embedding."""
+
+from dcdctl.core.models.dual import DualModel, DualSize, dual_from_backbones, new_dual
+from dcdctl.core.models.preprocess import Preprocess
+from dcdctl.core.models.protocols import DualEncoder, FusionScorer, ImageBatch, Preprocessor, States, TextBatch
+from dcdctl.core.models.store import fingerprint, load, load_dual, load_fusion, save
+from dcdctl.core.models.students import dual_student, every_other, fusion_student
+from dcdctl.core.models.tokenizer import word_piece
+from dcdctl.core.models.vilt import ViltScorer, ViltSize, new_vilt
+
+__all__ = [
+    "DualEncoder",
+    "DualModel",
+    "DualSize",
+    "FusionScorer",
+    "ImageBatch",
+    "Preprocess",
+    "Preprocessor",
+    "States",
+    "TextBatch",
+    "ViltScorer",
+    "ViltSize",
+    "dual_from_backbones",
+    "dual_student",
+    "every_other",
+    "fingerprint",
+    "fusion_student",
+    "load",
+    "load_dual",
+    "load_fusion",
+    "new_dual",
+    "new_vilt",
+    "save",
+    "word_piece",
+]

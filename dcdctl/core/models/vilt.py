@@ -1,36 +1,255 @@
 """ViLT as a fusion scorer: transformers' weights, our own forward pass.
 
-The forward pass here differs from transformers' in what it does not do: it draws nothing from the random state (patches keep
-their order and masked ones stay masked), embeds each image and caption once however many pairs they are in, and in the last
-layer follows only the class token. The scores are equal; `score` is the plain way.
+The forward pass differs from transformers' in what it does not do: it draws nothing from the random state (patches keep their
+order and masked ones stay masked), embeds each image and caption once however many pairs they are in, and in the last layer
+follows only the class token. The scores are equal; `score` is the plain way.
 
-Shape letters: I images, T texts, P pairs, L text tokens, V image tokens (class token first), N tokens of a pair, D width.
+Shape letters: I images, T texts, P pairs, B aligned pairs, L text tokens, V image tokens (class token first), N = L + V, D width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import ViltForImageAndTextRetrieval
+from transformers import ViltConfig, ViltForImageAndTextRetrieval
+
+from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.models.digests import digest_of_model
+from dcdctl.core.models.overrides import read_overrides
+from dcdctl.core.models.preprocess import (
+    Preprocess,
+    check_text_length,
+    check_vocabulary,
+    load_image_processor,
+    load_tokenizer,
+    reaching,
+    vilt_image_processor,
+)
+from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
 
 TEXT_EPS = 1e-12
-"""LayerNorm epsilon of the text embeddings; the blocks and the final norm use the configuration's (1e-6 as released)."""
+"""LayerNorm epsilon of the text embeddings."""
+BLOCK_EPS = 1e-6
+"""LayerNorm epsilon of the blocks and the final norm, as released; converted files on the Hub say 1e-12."""
+TEXT_ROW, IMAGE_ROW = 0, 1
+MAX_TEXT_LEN = 40
 
 
-@dataclass(frozen=True)
-class States:
-    """Embedded images or texts: `tokens` of shape count x tokens x width, `mask` count x tokens, True where real."""
+@dataclass(frozen=True, kw_only=True)
+class ViltSize:
+    """The dimensions of a ViLT made from nothing."""
 
-    tokens: Tensor
-    mask: Tensor
+    hidden_size: int = 128
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 4
+    intermediate_size: int = 512
+    image_size: int = 64
+    """Shorter side of the resized image, in pixels."""
+    patch_size: int = 16
+    max_text_len: int = MAX_TEXT_LEN
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.0
 
-    def take(self, index: Tensor) -> States:
-        """The states at these positions, trimmed to the longest of them."""
-        mask = self.mask[index]
-        longest = int(mask.sum(dim=1).max()) if len(index) else 0
-        if not bool(mask[:, longest:].any()):
-            return States(self.tokens[index, :longest], mask[:, :longest])
-        return States(self.tokens[index], mask)
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}")
+        if self.image_size % self.patch_size:
+            raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+
+
+class ViltScorer(nn.Module):
+    """Scores image-caption pairs; made in eval mode. `unused_keys` are the checkpoint's entries that scoring has no use for."""
+
+    def __init__(self, network: ViltForImageAndTextRetrieval, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.network = network
+        self.preprocess = preprocess
+        self.unused_keys = unused_keys
+        self.eval()
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The fusion layers."""
+        return self.network.vilt.encoder.layer
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the files of a saved model do not say without us."""
+        text_eps = self.network.vilt.embeddings.text_embeddings.LayerNorm.eps
+        return {"kind": "fusion", "max_text_len": self.preprocess.max_text_len, "text_layer_norm_eps": text_eps}
+
+    @property
+    def digest(self) -> str:
+        """The fingerprint of all weights and all settings that change a score."""
+        config = self.network.config
+        network = {name: getattr(config, name) for name in ("num_attention_heads", "layer_norm_eps", "hidden_act")}
+        return digest_of_model(self, {**self.settings, **self.preprocess.settings, "network": network})
+
+    def forward(self, images: ImageBatch, texts: TextBatch, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
+        """Logits of P pairs of a batch."""
+        return self.score_pairs(self.encode_images(images), self.encode_texts(texts), image_ix_P, text_ix_P)
+
+    def encode_images(self, images: ImageBatch) -> States:
+        """Embedded images I x V x D: class token, then the patches that lie in the image, row by row."""
+        embeddings = self.network.vilt.embeddings
+        pixel_mask = _area(images.pixel_values) if images.pixel_mask is None else images.pixel_mask
+        patches_IDhw = embeddings.patch_embeddings(images.pixel_values)
+        valid_Ihw = functional.interpolate(pixel_mask[:, None].float(), size=patches_IDhw.shape[2:])[:, 0].bool()
+        tokens = patches_IDhw.flatten(2).transpose(1, 2) + self._patch_positions(valid_Ihw)
+        tokens, mask = _pack(tokens, valid_Ihw.flatten(1))
+        first = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(len(tokens), -1, -1)
+        tokens = embeddings.dropout(torch.cat([first, tokens], dim=1)) + embeddings.token_type_embeddings.weight[IMAGE_ROW]
+        return States(tokens, functional.pad(mask, (1, 0), value=True))
+
+    def encode_texts(self, texts: TextBatch) -> States:
+        """Embedded captions T x L x D."""
+        embeddings = self.network.vilt.embeddings
+        length, most = texts.input_ids.shape[1], self.network.config.max_position_embeddings
+        if length > most:
+            raise ValueError(f"captions of {length} tokens, but the model has {most} text positions")
+        tokens = embeddings.text_embeddings(input_ids=texts.input_ids) + embeddings.token_type_embeddings.weight[TEXT_ROW]
+        return States(tokens, texts.attention_mask.bool())
+
+    def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
+        """Logits of P pairs, given as positions in `images` and `texts`."""
+        left, right = texts.take(text_ix_P), images.take(image_ix_P)
+        mask_PN = torch.cat([left.mask, right.mask], dim=1)
+        mask = None if bool(mask_PN.all()) else mask_PN[:, None, None, :]
+        tokens_PND = torch.cat([left.tokens, right.tokens], dim=1)
+        for layer in self.layers[:-1]:
+            tokens_PND = _run_layer(layer, tokens_PND, mask)
+        class_P1D = _run_layer(self.layers[-1], tokens_PND, mask, num_queries=1)
+        vilt = self.network.vilt
+        return self.network.rank_output(vilt.pooler(vilt.layernorm(class_P1D))).squeeze(-1)
+
+    def score(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
+        """Logits of B aligned pairs through transformers' own forward pass; the oracle, for evaluation."""
+        pixel_mask = _area(pixel_values) if pixel_mask is None else pixel_mask
+        # transformers draws the order of patches from the CPU generator; here it draws from a fork, always the same.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            image_embeds, patch_mask, _ = self.network.vilt.embeddings.visual_embed(pixel_values, pixel_mask, max_image_length=-1)
+        logits_B1 = self.network(
+            input_ids=input_ids, attention_mask=attention_mask, image_embeds=image_embeds, pixel_mask=patch_mask
+        ).logits
+        return logits_B1.squeeze(-1)
+
+    def _patch_positions(self, valid_Ihw: Tensor) -> Tensor:
+        """Position vectors I x (h w) x D: the table resized to each image's own grid, zero outside it."""
+        config, table = self.network.config, self.network.vilt.embeddings.position_embeddings
+        side = config.image_size // config.patch_size
+        square = table[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        height, width = valid_Ihw.shape[1:]
+        # As released, an image is as high as its first column and as wide as its first row.
+        grid_I2 = torch.stack([valid_Ihw[:, :, 0].sum(dim=1), valid_Ihw[:, 0].sum(dim=1)], dim=1).clamp(min=1)
+        grids, which_I = grid_I2.unique(dim=0, return_inverse=True)
+        resized = [
+            functional.pad(
+                functional.interpolate(square, size=(rows, columns), mode="bilinear", align_corners=True),
+                (0, width - columns, 0, height - rows),
+            )
+            for rows, columns in grids.tolist()
+        ]
+        return torch.cat(resized).flatten(2).transpose(1, 2)[which_I]
+
+
+def _area(pixel_values: Tensor) -> Tensor:
+    """Where an image is, as the released code guesses it: where the normalized channels do not sum to exactly 0."""
+    return pixel_values.sum(dim=1) != 0
+
+
+def _pack(tokens_IND: Tensor, valid_IN: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens with the valid ones first, in their order, trimmed to the most that any image has."""
+    if bool(valid_IN.all()):
+        return tokens_IND, valid_IN
+    order = valid_IN.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(valid_IN.sum(dim=1).max())]
+    return tokens_IND.gather(1, order[..., None].expand(-1, -1, tokens_IND.shape[2])), valid_IN.gather(1, order)
+
+
+def _run_layer(layer: Any, tokens_PND: Tensor, mask: Tensor | None, num_queries: int | None = None) -> Tensor:
+    """One pre-norm block; with `num_queries`, only for the first tokens, which still attend to all."""
+    attention = layer.attention.attention
+    normed = layer.layernorm_before(tokens_PND)
+
+    def heads(projection: nn.Module, states: Tensor) -> Tensor:
+        return projection(states).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
+
+    context = functional.scaled_dot_product_attention(
+        heads(attention.query, normed[:, :num_queries]),
+        heads(attention.key, normed),
+        heads(attention.value, normed),
+        attn_mask=mask,
+        dropout_p=attention.dropout.p if attention.training else 0.0,
+    )
+    tokens = tokens_PND[:, :num_queries] + layer.attention.output(context.transpose(1, 2).flatten(2), None)
+    return layer.output(layer.intermediate(layer.layernorm_after(tokens)), tokens)
+
+
+def new_vilt(size: ViltSize, tokenizer: Any, seed: int = 0) -> ViltScorer:
+    """An untrained ViLT for this tokenizer; the same weights for the same seed, and the global random state untouched."""
+    config = ViltConfig(
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=size.max_text_len,
+        hidden_size=size.hidden_size,
+        num_hidden_layers=size.num_hidden_layers,
+        num_attention_heads=size.num_attention_heads,
+        intermediate_size=size.intermediate_size,
+        image_size=size.image_size,
+        patch_size=size.patch_size,
+        hidden_dropout_prob=size.hidden_dropout_prob,
+        attention_probs_dropout_prob=size.attention_probs_dropout_prob,
+        layer_norm_eps=BLOCK_EPS,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        network = build_network(config)
+        # transformers starts these two at zero, which leaves all patches alike; timm, and so ViLT, draws them.
+        for parameter in (network.vilt.embeddings.cls_token, network.vilt.embeddings.position_embeddings):
+            nn.init.trunc_normal_(parameter, std=config.initializer_range)
+    processor = vilt_image_processor(size.image_size, size_divisor=size.patch_size)
+    return ViltScorer(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=size.max_text_len))
+
+
+def build_network(config: ViltConfig) -> ViltForImageAndTextRetrieval:
+    """transformers' network with the text epsilon as released; `config.layer_norm_eps` is that of the blocks."""
+    network = ViltForImageAndTextRetrieval(config)
+    network.vilt.embeddings.text_embeddings.LayerNorm.eps = TEXT_EPS
+    return network
+
+
+def from_transformers(ref: str, overrides: Mapping[str, Any], told: Mapping[str, Any] | None = None) -> ViltScorer:
+    """The scorer of a transformers folder or Hub id; `told` is the folder's dcdctl.json, if we wrote it."""
+    wanted = read_overrides(overrides)
+    hint = "give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"
+    with reaching(ref, hint=hint):
+        config = ViltConfig.from_pretrained(ref)
+        if told is None and config.layer_norm_eps == TEXT_EPS:
+            config.layer_norm_eps = BLOCK_EPS
+        if wanted.num_attention_heads is not None:
+            config.num_attention_heads = wanted.num_attention_heads
+        network, report = ViltForImageAndTextRetrieval.from_pretrained(ref, config=config, dtype=torch.float32, output_loading_info=True)
+    check_complete(ref, report["missing_keys"])
+    network.vilt.embeddings.text_embeddings.LayerNorm.eps = told["text_layer_norm_eps"] if told else TEXT_EPS
+    tokenizer = load_tokenizer(wanted.tokenizer or ref)
+    check_vocabulary(tokenizer, config.vocab_size)
+    processor = load_image_processor(ref)
+    if wanted.image_size is not None:
+        processor = vilt_image_processor(wanted.image_size, int(processor.size_divisor))
+    most = config.max_position_embeddings
+    length = wanted.max_text_len or (told["max_text_len"] if told else min(MAX_TEXT_LEN, most))
+    preprocess = Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=check_text_length(length, most))
+    return ViltScorer(network, preprocess, tuple(sorted(report["unexpected_keys"])))
+
+
+def check_complete(ref: object, missing: Any) -> None:
+    """ModelError that lists the parameters a checkpoint lacks."""
+    if missing:
+        names = sorted(missing)
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        raise ModelError(f"{ref} lacks {len(names)} parameters of a ViLT scorer: {', '.join(names[:8])}{more}")

@@ -1,0 +1,52 @@
+"""The list of commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dcdctl import __version__
+from dcdctl.cli.bench import bench
+from dcdctl.cli.cache_teacher import cache_teacher
+from dcdctl.cli.demo import demo
+from dcdctl.cli.distill import distill
+from dcdctl.cli.evaluate import evaluate
+from dcdctl.cli.finetune_teacher import finetune_teacher
+from dcdctl.cli.prepare import prepare
+from dcdctl.cli.terminal import ErrorGroup, show
+
+app = typer.Typer(
+    cls=ErrorGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # Rich's help takes longer to import than all of ours; ErrorGroup keeps the panels
+    pretty_exceptions_enable=False,  # a bug keeps Python's own traceback
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        show(f"dcdctl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def dcdctl(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")] = False,
+) -> None:
+    """Turn a slow image-text cross-encoder into search in milliseconds, by Dynamic Contrastive Distillation."""
+
+
+app.command("demo", rich_help_panel="Start here")(demo)
+app.command("prepare", rich_help_panel="Data")(prepare)
+app.command("finetune-teacher", rich_help_panel="Teacher")(finetune_teacher)
+app.command("cache-teacher", rich_help_panel="Teacher")(cache_teacher)
+app.command("distill", rich_help_panel="Student")(distill)
+app.command("eval", rich_help_panel="Proof")(evaluate)
+app.command("bench", rich_help_panel="Proof")(bench)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="dcdctl")

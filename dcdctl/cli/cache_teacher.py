@@ -1,0 +1,40 @@
+"""`dcdctl cache-teacher`: score candidates with the teacher, once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dcdctl.cli.options import Data, Device, MaxImages, ModelSet, Out, Precision, Sets, Teacher
+
+RecipeName = Annotated[str, typer.Option("--recipe", help="Recipe whose [candidates] say what to score.", metavar="NAME")]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Pairs scored at a time.", min=1)]
+
+
+def cache_teacher(
+    data: Data,
+    teacher: Teacher,
+    out: Out,
+    recipe: RecipeName = "vilt-flickr30k",
+    sets: Sets = None,
+    split: Annotated[str, typer.Option("--split", help="Split to train on.")] = "train",
+    max_images: MaxImages = None,
+    model_set: ModelSet = None,
+    batch_size: BatchSize = 256,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+) -> None:
+    """Score each query's candidates with the teacher once, so that training never runs it."""
+    from dcdctl.cli.terminal import bar, show
+    from dcdctl.core import devices, models, recipe as recipes, teacher_cache
+    from dcdctl.core.corpus import Corpus
+
+    config = recipes.load(recipe, sets or []).candidates
+    corpus = Corpus.open(data, split).subset(max_images)
+    options = teacher_cache.ScoringOptions(
+        device=devices.choose(device), batch_size=batch_size, precision=devices.precision(precision)
+    )
+    model = models.load_fusion(teacher, models.parse_overrides(model_set or []))
+    cache = teacher_cache.build(corpus, model, out, config, options=options, track=bar)
+    show(f"{cache.num_pairs:,} scored pairs of {corpus.num_images:,} images and {corpus.num_captions:,} captions -> {out}")

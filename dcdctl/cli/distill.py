@@ -1,0 +1,39 @@
+"""`dcdctl distill`: train a student on cached scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dcdctl.cli.options import Data, Device, MaxImages, ModelSet, Out, Precision, Resume, Sets
+
+RecipeName = Annotated[str, typer.Argument(help="Recipe name or .toml file.", metavar="RECIPE")]
+CacheFolder = Annotated[Path | None, typer.Option("--cache", help="Folder written by `dcdctl cache-teacher`.", metavar="DIR")]
+TeacherRef = Annotated[str | None, typer.Option("--teacher", help="Model a fusion student starts from; the cache's own if not given.", metavar="REF")]
+
+
+def distill(
+    recipe: RecipeName,
+    data: Data,
+    out: Out,
+    cache: CacheFolder = None,
+    teacher: TeacherRef = None,
+    sets: Sets = None,
+    split: Annotated[str, typer.Option("--split", help="Split to train on.")] = "train",
+    max_images: MaxImages = None,
+    model_set: ModelSet = None,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    workers: Annotated[int, typer.Option("--workers", help="Processes that read batches ahead.", min=0)] = 0,
+    resume: Resume = False,
+) -> None:
+    """Train a student on the teacher's cached scores."""
+    from dcdctl.cli.terminal import bar, show
+    from dcdctl.core import distillation
+
+    inputs = distillation.open_inputs(data, split, max_images, cache, teacher, model_set or [])
+    options = distillation.options(device, precision, workers)
+    run = distillation.distill(recipe, sets or [], inputs, out, resume=resume, options=options, track=bar)
+    show(f"student -> {run.model_folder}; next: dcdctl eval {out} --data {data}")

@@ -1,0 +1,36 @@
+"""`dcdctl finetune-teacher`: train a cross-encoder to rank."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dcdctl.cli.distill import RecipeName
+from dcdctl.cli.options import Data, Device, MaxImages, ModelSet, Out, Precision, Resume, Sets
+
+TeacherRef = Annotated[str | None, typer.Option("--teacher", help="Model to go on from, in place of the recipe's model.start.", metavar="REF")]
+
+
+def finetune_teacher(
+    recipe: RecipeName,
+    data: Data,
+    out: Out,
+    teacher: TeacherRef = None,
+    sets: Sets = None,
+    split: Annotated[str, typer.Option("--split", help="Split to train on.")] = "train",
+    max_images: MaxImages = None,
+    model_set: ModelSet = None,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    workers: Annotated[int, typer.Option("--workers", help="Processes that read batches ahead.", min=0)] = 0,
+    resume: Resume = False,
+) -> None:
+    """Train a cross-encoder to rank the true caption first among drawn ones, and the true image."""
+    from dcdctl.cli.terminal import bar, show
+    from dcdctl.core import distillation
+
+    inputs = distillation.open_inputs(data, split, max_images, None, teacher, model_set or [])
+    options = distillation.options(device, precision, workers)
+    run = distillation.finetune(recipe, sets or [], inputs, out, resume=resume, options=options, track=bar)
+    show(f"teacher -> {run.model_folder}; next: dcdctl cache-teacher --teacher {out} --data {data} --out CACHE")

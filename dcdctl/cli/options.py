@@ -1,0 +1,26 @@
+"""Options that several commands share: a name, a sentence and a check, written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Data = Annotated[Path, typer.Option("--data", help="Folder written by `dcdctl prepare`.", metavar="DIR")]
+Split = Annotated[str, typer.Option("--split", help="Split of the corpus.", metavar="NAME")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", metavar="DIR")]
+Teacher = Annotated[
+    str, typer.Option("--teacher", help="Built-in name, Hub id, transformers folder, released .ckpt or run folder.", metavar="REF")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+Device = Annotated[str, typer.Option("--device", help="auto (the GPU where there is one), cpu, cuda, cuda:1, mps.", metavar="NAME")]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads for torch; as many as torch finds if not given.", min=1)]
+Precision = Annotated[str, typer.Option("--precision", help="fp32, or bf16 where the hardware has it.", metavar="NAME")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from where a stopped run left off.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe field: loss.alpha=0.5; repeatable.", metavar="KEY=VALUE")]
+ModelSet = Annotated[
+    list[str] | None,
+    typer.Option("--model-set", help="Set what a model file does not say: image_size=384; repeatable.", metavar="KEY=VALUE"),
+]
+MaxImages = Annotated[int | None, typer.Option("--max-images", help="Only the first N images of the split.", min=1, metavar="N")]

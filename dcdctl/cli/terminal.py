@@ -1,0 +1,158 @@
+"""What the user sees: the result on stdout, the talk on stderr, and one place that shows errors.
+
+Rich is imported where it draws, so that `--help` does not wait for it, and never given user text to read as markup.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from dcdctl.core.errors import DcdError
+from dcdctl.core.progress import Advance
+
+SECONDS_BETWEEN_LINES = 10.0
+"""How often a bar tells where it is when stderr is a file or a pipe."""
+
+
+class ErrorGroup(TyperGroup):
+    """Shows a DcdError as one line and ends with 1; anything else is our bug and keeps its traceback. Help lists commands by panel."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DcdError as error:
+            show_error(error)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as interrupt:
+            note("interrupted: finished work is kept")
+            raise typer.Exit(130) from interrupt
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The panels of Typer's Rich help as plain sections: Rich alone would take longer than all the rest of `--help`."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        width = formatter.width - 6 - max(map(len, self.commands), default=0)
+        for name, command in self.commands.items():
+            panel = getattr(command, "rich_help_panel", None)
+            panels.setdefault(panel if isinstance(panel, str) else "Commands", []).append((name, command.get_short_help_str(width)))
+        for panel, rows in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(rows, col_max=20)
+
+
+def show_error(error: DcdError) -> None:
+    """One line on stderr: what is wrong and what to do next."""
+    typer.secho(f"error: {' '.join(str(error).splitlines())}", fg="red", err=True)
+
+
+def show(text: str) -> None:
+    """A line of the result, on stdout, as it is."""
+    typer.echo(text)
+
+
+def note(text: str) -> None:
+    """A line of talk, on stderr, as it is."""
+    typer.echo(text, err=True)
+
+
+def show_json(value: Any) -> None:
+    """One JSON document on stdout; a value JSON has no word for (nan, infinity) is a ValueError."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> None:
+    """A table on stdout; cells are shown as `str` gives them, columns of numbers to the right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [[str(cell) for cell in row] for row in rows]
+    table = Table(title=Text(title), caption=Text(caption) if caption else None, title_justify="left", caption_justify="left")
+    for i, column in enumerate(columns):
+        is_words = any(row[i][:1].isalpha() for row in cells)
+        table.add_column(Text(column), justify="left" if i == 0 or is_words else "right", overflow="fold")
+    for row in cells:
+        table.add_row(*map(Text, row))
+    # A file has no width: as wide as the table needs, so that a script never reads a folded cell.
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 400, highlight=False).print(table)
+
+
+@contextmanager
+def bar(label: str, *, total: int | None, unit: str) -> Iterator[Advance]:
+    """A Track on stderr, with rate and time left: a moving bar on a terminal, else a line now and then and one at the end."""
+    with _moving_bar(label, total, unit) if sys.stderr.isatty() else _sparse_lines(label, total, unit) as advance:
+        yield advance
+
+
+@contextmanager
+def _moving_bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[so_far]}", markup=False))
+    # Rich would send prints on stdout to this console too, that is to stderr: only right where both are the same screen.
+    with Progress(*columns, console=Console(file=sys.stderr), redirect_stdout=sys.stdout.isatty()) as progress:
+        task = progress.add_task(label, total=total, so_far="")
+        started, done = time.monotonic(), 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            progress.update(task, advance=count, so_far=so_far(done, total, unit, time.monotonic() - started))
+
+        yield advance
+
+
+@contextmanager
+def _sparse_lines(label: str, total: int | None, unit: str) -> Iterator[Advance]:
+    started = last_line = time.monotonic()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, last_line
+        done += count
+        now = time.monotonic()
+        if now - last_line >= SECONDS_BETWEEN_LINES:
+            last_line = now
+            note(f"{label}: {so_far(done, total, unit, now - started)}")
+
+    yield advance
+    seconds = time.monotonic() - started
+    note(f"{label}: {done:,} {unit} in {clock(seconds)}{rate(done, unit, seconds)}")
+
+
+def so_far(done: int, total: int | None, unit: str, seconds: float) -> str:
+    """How far a bar is, in words.
+
+    >>> so_far(250, 1000, "pairs", 5.0)
+    '250/1,000 pairs, 50 pairs/s, 0:15 left'
+    """
+    count = f"{done:,} {unit}" if total is None else f"{done:,}/{total:,} {unit}"
+    left = "" if total is None or not done or done >= total else f", {clock((total - done) * seconds / done)} left"
+    return count + rate(done, unit, seconds) + left
+
+
+def rate(done: int, unit: str, seconds: float) -> str:
+    """Units a second with at least two digits, after a comma; empty where no time has passed."""
+    if seconds <= 0:
+        return ""
+    per_second = done / seconds
+    return f", {per_second:,.0f} {unit}/s" if per_second >= 10 else f", {per_second:.2g} {unit}/s"
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any.
+
+    >>> clock(3725.4), clock(9.6)
+    ('1:02:05', '0:10')
+    """
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

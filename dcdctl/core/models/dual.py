@@ -1,0 +1,175 @@
+"""Dual encoders: one vector an image, one a caption, over transformers.VisionTextDualEncoderModel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel, ViTConfig
+
+from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.models.digests import digest_of_model
+from dcdctl.core.models.overrides import read_overrides
+from dcdctl.core.models.preprocess import (
+    Preprocess,
+    check_text_length,
+    check_vocabulary,
+    load_image_processor,
+    load_tokenizer,
+    reaching,
+    square_image_processor,
+)
+from dcdctl.core.models.protocols import ImageBatch, TextBatch
+
+MAX_LOGIT_SCALE = 100.0
+MAX_TEXT_LEN = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualSize:
+    """The dimensions of a dual encoder made from nothing: a ViT and a BERT of one width."""
+
+    hidden_size: int = 128
+    num_vision_layers: int = 4
+    num_text_layers: int = 2
+    num_attention_heads: int = 4
+    intermediate_size: int = 512
+    projection_dim: int = 128
+    """Length of the vectors."""
+    image_size: int = 64
+    """Side of the square that images are resized to, in pixels."""
+    patch_size: int = 16
+    max_text_len: int = MAX_TEXT_LEN
+    hidden_dropout_prob: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}")
+        if self.image_size % self.patch_size:
+            raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+
+
+class DualModel(nn.Module):
+    """Embeds images and captions into one space; made in eval mode."""
+
+    def __init__(self, network: VisionTextDualEncoderModel, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.network = network
+        self.preprocess = preprocess
+        self.eval()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the files of a saved model do not say without us."""
+        return {"kind": "dual", "max_text_len": self.preprocess.max_text_len}
+
+    @property
+    def digest(self) -> str:
+        """The fingerprint of all weights and all settings that change a score."""
+        configs = (self.network.config.vision_config, self.network.config.text_config)
+        heads = [getattr(config, "num_attention_heads", None) for config in configs]
+        return digest_of_model(self, {**self.settings, **self.preprocess.settings, "heads": heads})
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of the vectors."""
+        return int(self.network.config.projection_dim)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """What cosines are multiplied by to be logits: learned, 0-dimensional, at most 100."""
+        return self.network.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+
+    def forward(self, images: ImageBatch, texts: TextBatch) -> tuple[Tensor, Tensor]:
+        """The vectors of a batch, I x D and T x D."""
+        return self.embed_images(images), self.embed_texts(texts)
+
+    def embed_images(self, images: ImageBatch) -> Tensor:
+        """Unit vectors, I x D."""
+        return functional.normalize(self.network.get_image_features(pixel_values=images.pixel_values).pooler_output, dim=-1)
+
+    def embed_texts(self, texts: TextBatch) -> Tensor:
+        """Unit vectors, T x D."""
+        found = self.network.get_text_features(input_ids=texts.input_ids, attention_mask=texts.attention_mask)
+        return functional.normalize(found.pooler_output, dim=-1)
+
+
+def new_dual(size: DualSize, tokenizer: Any, seed: int = 0) -> DualModel:
+    """An untrained dual encoder for this tokenizer; the same weights for the same seed, the global random state untouched."""
+    shared = {
+        "hidden_size": size.hidden_size,
+        "num_attention_heads": size.num_attention_heads,
+        "intermediate_size": size.intermediate_size,
+        "hidden_dropout_prob": size.hidden_dropout_prob,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    vision = ViTConfig(num_hidden_layers=size.num_vision_layers, image_size=size.image_size, patch_size=size.patch_size, **shared)
+    text = BertConfig(
+        num_hidden_layers=size.num_text_layers,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=size.max_text_len,
+        **shared,
+    )
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=size.projection_dim)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        network = VisionTextDualEncoderModel(config)
+    processor = square_image_processor(size.image_size)
+    return DualModel(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=size.max_text_len))
+
+
+def dual_from_backbones(
+    vision_ref: str, text_ref: str, projection_dim: int = 256, max_text_len: int = MAX_TEXT_LEN, seed: int = 0
+) -> DualModel:
+    """A dual encoder over two pretrained backbones (folders or Hub ids); only the two projections are new."""
+    with torch.random.fork_rng(devices=[]), reaching(f"{vision_ref} and {text_ref}", hint="name two local folders or Hub ids"):
+        torch.default_generator.manual_seed(seed)
+        network = VisionTextDualEncoderModel.from_vision_text_pretrained(vision_ref, text_ref, projection_dim=projection_dim)
+    network = network.float()
+    tokenizer = load_tokenizer(text_ref)
+    check_vocabulary(tokenizer, network.config.text_config.vocab_size)
+    length = min(max_text_len, _num_positions(network))
+    model = DualModel(network, Preprocess(tokenizer=tokenizer, image_processor=load_image_processor(vision_ref), max_text_len=length))
+    _check_pooled(model, text_ref)
+    return model
+
+
+def from_transformers(ref: str, overrides: Mapping[str, Any], told: Mapping[str, Any] | None = None) -> DualModel:
+    """The dual encoder of a transformers folder or Hub id; `told` is the folder's dcdctl.json, if we wrote it."""
+    wanted = read_overrides(overrides)
+    for name in ("image_size", "num_attention_heads"):
+        if getattr(wanted, name) is not None:
+            found = f"{ref} is a dual encoder, whose {name} is fixed by its weights"
+            raise ModelError(found, hint="a dual encoder takes max_text_len and tokenizer")
+    with reaching(ref, hint="give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"):
+        network, report = VisionTextDualEncoderModel.from_pretrained(ref, dtype=torch.float32, output_loading_info=True)
+    if report["missing_keys"]:
+        names = sorted(report["missing_keys"])
+        raise ModelError(f"{ref} lacks {len(names)} parameters of a dual encoder: {', '.join(names[:8])}")
+    tokenizer = load_tokenizer(wanted.tokenizer or ref)
+    check_vocabulary(tokenizer, network.config.text_config.vocab_size)
+    most = _num_positions(network)
+    length = wanted.max_text_len or (told["max_text_len"] if told else min(MAX_TEXT_LEN, most))
+    preprocess = Preprocess(tokenizer=tokenizer, image_processor=load_image_processor(ref), max_text_len=check_text_length(length, most))
+    return DualModel(network, preprocess)
+
+
+def _num_positions(network: VisionTextDualEncoderModel) -> int:
+    text = network.config.text_config
+    # RoBERTa's first two positions are for padding.
+    reserved = text.pad_token_id + 1 if text.model_type in ("roberta", "xlm-roberta") else 0
+    return int(text.max_position_embeddings) - reserved
+
+
+def _check_pooled(model: DualModel, text_ref: str) -> None:
+    """ModelError for a text backbone without a pooled output, such as DistilBERT."""
+    try:
+        with torch.no_grad():
+            model.embed_texts(model.preprocess.texts(["a"]))
+    except (AttributeError, TypeError) as error:
+        raise ModelError(f"{text_ref} gives no pooled output", hint="take a text model with a pooler, such as BERT or RoBERTa") from error

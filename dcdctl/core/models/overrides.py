@@ -1,0 +1,37 @@
+"""What a user may set about a model that its files do not say, or say otherwise (`--model-set NAME=VALUE`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dcdctl.core import config
+from dcdctl.core.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """None leaves a setting as the model's files have it."""
+
+    image_size: int | None = None
+    """Shorter side of the resized image, in pixels."""
+    max_text_len: int | None = None
+    """Tokens of a caption that are read, [CLS] and [SEP] counted."""
+    tokenizer: str | None = None
+    """Folder or Hub id of a tokenizer."""
+    num_attention_heads: int | None = None
+    """Heads of each attention; stored nowhere in an official checkpoint without its configuration."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "max_text_len", "num_attention_heads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"model setting {name} must be at least 1, got {value}")
+        if self.max_text_len is not None and self.max_text_len < 3:
+            raise ConfigError(f"model setting max_text_len must be at least 3 ([CLS], a word, [SEP]), got {self.max_text_len}")
+
+
+def read_overrides(table: Mapping[str, Any]) -> Overrides:
+    """The overrides of a table; an unknown name is a ConfigError that lists the known ones."""
+    return config.build(Overrides, table, "model-set")

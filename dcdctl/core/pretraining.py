@@ -1,0 +1,213 @@
+"""How the built-in teacher is made: a small ViLT pretrained on drawn scenes.
+
+Three tasks, as in the pretraining of the large models, and without end of fresh pictures: name the words that are masked in a
+caption (the picture tells); name the shape, colour and size of the object in each patch (in place of an object detector's labels);
+and tell the true caption from those of the scene's three siblings and of other scenes, both ways. The words come first: matching
+alone does not start to learn.
+
+Shape letters: B images of a batch, K candidates with the true one first, L text tokens, V patches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from dcdctl.core import models, runs, scenes, training
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.models.protocols import ImageBatch, Preprocess, TextBatch
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.recipe import ModelConfig, OptimizerConfig
+from dcdctl.core.runs import Run
+
+SIDE_PX = 64
+CONTENT_WORDS = (
+    *scenes.SHAPES,
+    *scenes.COLORS,
+    *(word for words in scenes.SIZES.values() for word in words),
+    *("above", "below", "over", "under", "left", "right", "upper", "lower", "top", "bottom", "directly", "straight"),
+)
+OBJECT_WORDS = (scenes.SHAPES, tuple(scenes.COLORS), tuple(scenes.SIZES))
+NOTHING = -100
+"""Label of a patch with no object, which cross-entropy leaves out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingConfig:
+    """Everything that can change the built-in teacher."""
+
+    seed: int = 1
+    """Also the seed of the scenes; the demo's corpus has another."""
+    families: int = 12
+    """Families of four scenes in a batch, once matching has begun; before, four thirds of it."""
+    other_negatives: int = 3
+    """Captions of other families each picture is compared with, besides those of its three siblings."""
+    words_only_steps: int = 1000
+    mask_share: float = 0.35
+    """Share of the words that say something that are masked."""
+    words_weight: float = 0.5
+    objects_weight: float = 0.2
+    model: ModelConfig = ModelConfig(start="new", dropout=0.0)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            lr=8e-4, weight_decay=0.05, steps=9000, warmup_share=0.02, schedule="cosine", max_grad_norm=1.0, save_every=250
+        )
+    )
+
+    def __post_init__(self) -> None:
+        if self.optimizer.steps is None:
+            raise ConfigError("optimizer.steps must be set: fresh scenes have no epochs")
+
+
+@dataclass(frozen=True)
+class PretrainingBatch:
+    images: ImageBatch
+    texts: TextBatch
+    masked_ids_BL: Tensor
+    is_masked_BL: Tensor
+    objects_BV3: Tensor
+    """Place of each patch's shape, colour and size in OBJECT_WORDS, or NOTHING."""
+    text_ix_BK: Tensor
+    """Captions each picture is compared with, its own first; no columns while the words come alone."""
+
+    def to(self, device: torch.device) -> PretrainingBatch:
+        return replace(self, **{item.name: getattr(self, item.name).to(device) for item in fields(self)})
+
+
+class SceneSteps(Dataset[PretrainingBatch]):
+    """Batches of scenes nobody has seen before; a function of seed and step."""
+
+    def __init__(self, preprocess: Preprocess, config: PretrainingConfig) -> None:
+        self.preprocess, self.config = preprocess, config
+        ids = preprocess.tokenizer.convert_tokens_to_ids(list(CONTENT_WORDS))
+        self._content_ids = torch.tensor(sorted(set(ids)))
+
+    def __getitem__(self, step: int) -> PretrainingBatch:
+        rng = np.random.default_rng([self.config.seed, step])
+        is_matching = step >= self.config.words_only_steps
+        count = self.config.families if is_matching else self.config.families * 4 // 3
+        family = range(step * 2 * self.config.families, step * 2 * self.config.families + count)
+        described = [one for index in family for one in scenes.describe_family(self.config.seed, "train", index)]
+        pictures = [scenes.draw(one.scene).resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC) for one in described]
+        texts = self.preprocess.texts([one.statements[rng.integers(len(one.statements))].text for one in described])
+        is_content = torch.isin(texts.input_ids, self._content_ids)
+        is_masked = is_content & torch.from_numpy(rng.random(is_content.shape) < self.config.mask_share)
+        return PretrainingBatch(
+            self.preprocess.images(pictures),
+            texts,
+            texts.input_ids.masked_fill(is_masked, self.preprocess.tokenizer.mask_token_id),
+            is_masked,
+            torch.stack([_object_labels(one.scene) for one in described]),
+            _compared_texts(rng, count, self.config.other_negatives if is_matching else None),
+        )
+
+
+def _object_labels(scene: scenes.Scene) -> Tensor:
+    labels = torch.full((scenes.GRID**2, len(OBJECT_WORDS)), NOTHING)
+    for thing in scene.objects:
+        words = (thing.shape, thing.color, thing.size)
+        places = [known.index(word) for known, word in zip(OBJECT_WORDS, words, strict=True)]
+        labels[thing.row * scenes.GRID + thing.column] = torch.tensor(places)
+    return labels
+
+
+def _compared_texts(rng: np.random.Generator, num_families: int, other_negatives: int | None) -> Tensor:
+    """For each picture the captions of its family, its own first, and one of each of some other families.
+
+    Every column is a permutation, so that read the other way each caption is compared with as many pictures.
+    """
+    place_B = np.arange(num_families * scenes.FAMILY_SIZE)
+    if other_negatives is None:
+        return torch.empty((len(place_B), 0), dtype=torch.int64)
+    family_B, member_B = np.divmod(place_B, scenes.FAMILY_SIZE)
+    columns = [family_B * scenes.FAMILY_SIZE + (member_B + k) % scenes.FAMILY_SIZE for k in range(scenes.FAMILY_SIZE)]
+    for shift in rng.choice(np.arange(1, num_families), other_negatives, replace=False):
+        turn = rng.integers(scenes.FAMILY_SIZE)
+        columns.append((family_B + shift) % num_families * scenes.FAMILY_SIZE + (member_B + turn) % scenes.FAMILY_SIZE)
+    return torch.from_numpy(np.stack(columns, axis=1))
+
+
+class PretrainingModel(nn.Module):
+    """A ViLT with a head that names words, used for masked words and for objects; it reads the text's own word table."""
+
+    def __init__(self, scorer: Any) -> None:
+        super().__init__()
+        self.scorer = scorer
+        words = scorer.network.vilt.embeddings.text_embeddings.word_embeddings.weight
+        self.transform = nn.Linear(words.shape[1], words.shape[1])
+        self.bias = nn.Parameter(torch.zeros(words.shape[0]))
+        tokenizer = scorer.preprocess.tokenizer
+        self.object_ids = [torch.tensor(tokenizer.convert_tokens_to_ids(list(known))) for known in OBJECT_WORDS]
+
+    def name(self, tokens: Tensor) -> Tensor:
+        """Logits over the vocabulary for each token."""
+        words = self.scorer.network.vilt.embeddings.text_embeddings.word_embeddings.weight
+        return functional.linear(functional.gelu(self.transform(tokens)), words, self.bias)
+
+
+def objective(config: PretrainingConfig) -> training.Objective:
+    """The three tasks' losses, weighted."""
+
+    def parts(model: PretrainingModel, batch: PretrainingBatch) -> dict[str, Tensor]:
+        scorer = model.scorer
+        images = scorer.encode_images(batch.images)
+        own_B = torch.arange(len(batch.text_ix_BK), device=batch.text_ix_BK.device)
+        masked = scorer.encode_texts(TextBatch(batch.masked_ids_BL, batch.texts.attention_mask))
+        tokens = scorer.fuse(images, masked, own_B, own_B).tokens
+        length = batch.masked_ids_BL.shape[1]
+        words = functional.cross_entropy(model.name(tokens[:, :length][batch.is_masked_BL]), batch.texts.input_ids[batch.is_masked_BL])
+        named_BVW = model.name(tokens[:, length + 1 :])
+        objects = torch.stack(
+            [
+                functional.cross_entropy(named_BVW[..., ids].flatten(0, 1), batch.objects_BV3[..., k].flatten(), ignore_index=NOTHING)
+                for k, ids in enumerate(model.object_ids)
+            ]
+        ).mean()
+        losses = {"words": config.words_weight * words, "objects": config.objects_weight * objects}
+        if batch.text_ix_BK.shape[1]:
+            losses["matching"] = _matching(scorer, images, scorer.encode_texts(batch.texts), batch.text_ix_BK)
+        return losses
+
+    return parts
+
+
+def _matching(scorer: Any, images: Any, texts: Any, text_ix_BK: Tensor) -> Tensor:
+    """Cross-entropy of the true caption among a picture's candidates, and of the true picture among a caption's."""
+    num_images, num_candidates = text_ix_BK.shape
+    image_ix_P = torch.arange(num_images, device=text_ix_BK.device).repeat_interleave(num_candidates)
+    logits_BK = scorer.score_pairs(images, texts, image_ix_P, text_ix_BK.flatten()).view(num_images, num_candidates)
+    by_caption_BK = logits_BK.gather(0, text_ix_BK.argsort(dim=0))
+    target_B = torch.zeros(num_images, dtype=torch.int64, device=logits_BK.device)
+    return (functional.cross_entropy(logits_BK, target_B) + functional.cross_entropy(by_caption_BK, target_B)) / 2
+
+
+def pretrain(run: Run, config: PretrainingConfig, *, options: training.TrainingOptions, track: Track = silent) -> None:
+    """Train the built-in teacher and leave it, in half precision, in the run's model folder."""
+    if run.is_finished:
+        return
+    torch.manual_seed(config.seed)
+    captions = [line.text for one in islice(scenes.describe(config.seed, "train"), 2000) for line in one.statements]
+    scorer = models.new_fusion_from(config.model, captions)
+    model = PretrainingModel(scorer)
+    steps = config.optimizer.steps
+    assert steps is not None
+    training.train(
+        run,
+        model,
+        SceneSteps(scorer.preprocess, config),
+        objective(config),
+        config.optimizer,
+        num_steps=steps,
+        seed=config.seed,
+        options=options,
+        track=track,
+    )
+    runs.finish(run, scorer, half=True)

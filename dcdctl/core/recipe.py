@@ -1,0 +1,166 @@
+"""One experiment: everything that can change a number, in one TOML file.
+
+A recipe has the tables `[candidates]` (what the teacher scores), `[teacher]` or `[student]` (the model to train), `[loss]`,
+`[batch]` and `[optimizer]`. Every field has a default, every key can be set on the command line (`--set loss.alpha=0.5`), and the
+whole resolved recipe is kept in run.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from dcdctl.core.candidates import CandidateConfig
+from dcdctl.core.config import apply_sets, build, read_toml
+from dcdctl.core.errors import ConfigError
+
+LIST_LOSSES = ("dcd", "dcd-released", "ground-truth", "ranking")
+MATRIX_LOSSES = ("infonce", "kl", "dcd-kl")
+TEACHER_LOSSES = ("dcd", "dcd-released", "kl", "dcd-kl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The `[model]` table: what is trained."""
+
+    kind: Literal["fusion", "dual"] = "fusion"
+    start: str = "teacher"
+    """teacher: the cached teacher, shortened to `layers` (fusion students). new: random weights of the sizes below. Anything else is
+    a model reference to go on from."""
+    layers: tuple[int, ...] = ()
+    """fusion: layers of the model to start from that are kept, in order; empty for all."""
+    vision: str = ""
+    text: str = ""
+    """dual: model references of two pretrained backbones; empty for small new ones of the sizes below."""
+    projection_dim: int = 256
+    hidden_size: int = 128
+    num_layers: int = 6
+    """fusion: layers; dual: layers of the image encoder."""
+    num_text_layers: int = 2
+    num_heads: int = 4
+    image_size: int = 64
+    patch_size: int = 16
+    max_text_len: int = 40
+    vocab_size: int = 4000
+    """new models: at most this many word pieces, trained on the captions of the train split."""
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The `[loss]` table: the terms that are added, and what they are set to."""
+
+    terms: dict[str, float] = field(default_factory=lambda: {"dcd": 1.0})
+    """Loss name -> weight. dcd, dcd-released, ground-truth and ranking work on lists of candidates; infonce, kl and dcd-kl on all
+    pairs of a batch. The two kinds are not mixed."""
+    alpha: float = 0.2
+    """dcd: share of the distillation term, in [0, 1]; the ground truth gets the rest."""
+    temperature: float = 1.0
+    """Divides the teacher's logits in kl and dcd-kl, and both sides in dcd."""
+
+    def __post_init__(self) -> None:
+        known = LIST_LOSSES + MATRIX_LOSSES
+        unknown = [name for name in self.terms if name not in known]
+        if unknown or not self.terms:
+            raise ConfigError(f"loss.terms has {unknown or 'nothing'}", hint=f"known losses: {', '.join(known)}")
+        if {name in LIST_LOSSES for name in self.terms} == {True, False}:
+            raise ConfigError(
+                f"loss.terms mixes losses on candidate lists with losses on all pairs of a batch: {', '.join(self.terms)}",
+                hint=f"lists: {', '.join(LIST_LOSSES)}; all pairs: {', '.join(MATRIX_LOSSES)}",
+            )
+        if not 0 <= self.alpha <= 1:
+            raise ConfigError(f"loss.alpha must lie in [0, 1], got {self.alpha}")
+        if self.temperature <= 0:
+            raise ConfigError(f"loss.temperature must be above 0, got {self.temperature}")
+
+    @property
+    def on_lists(self) -> bool:
+        return next(iter(self.terms)) in LIST_LOSSES
+
+    @property
+    def needs_teacher(self) -> bool:
+        return any(name in TEACHER_LOSSES for name in self.terms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """The `[batch]` table: what one optimisation step sees."""
+
+    size: int = 32
+    """Queries (lists) or images, each with one caption (all pairs)."""
+    drawn_negatives: int = 15
+    """Lists: negatives drawn for a query before the hardest are kept."""
+    hard_negatives: int = 7
+    """Lists: negatives kept, the hardest by the teacher's score; at most drawn_negatives. Without a teacher all drawn ones are kept."""
+    directions: tuple[Literal["text", "image"], ...] = ("text", "image")
+    """text: an image with candidate captions (the paper's only one); image: a caption with candidate images."""
+
+    def __post_init__(self) -> None:
+        if self.size < 2:
+            raise ConfigError(f"batch.size must be at least 2, got {self.size}")
+        if self.hard_negatives < 1 or self.drawn_negatives < 1:
+            raise ConfigError("batch.hard_negatives and batch.drawn_negatives must be at least 1")
+        if not self.directions:
+            raise ConfigError("batch.directions must name text, image or both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The `[optimizer]` table."""
+
+    lr: float = 1e-4
+    weight_decay: float = 0.01
+    """Not applied to biases and LayerNorms."""
+    betas: tuple[float, ...] = (0.9, 0.98)
+    epochs: float = 10.0
+    """Passes over the captions (lists) or images (all pairs); ignored where `steps` is set."""
+    steps: int | None = None
+    warmup_share: float = 0.1
+    """Share of the steps over which the rate rises from 0; then it falls to 0."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    max_grad_norm: float | None = None
+    save_every: int = 500
+    """Steps between checkpoints; the two newest are kept."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ConfigError(f"optimizer.lr must be above 0, got {self.lr}")
+        if len(self.betas) != 2:
+            raise ConfigError(f"optimizer.betas must be two numbers, got {list(self.betas)}")
+        if self.save_every < 1 or (self.steps is not None and self.steps < 1):
+            raise ConfigError("optimizer.steps and optimizer.save_every must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole experiment."""
+
+    description: str = ""
+    seed: int = 0
+    candidates: CandidateConfig = CandidateConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = field(default_factory=LossConfig)
+    batch: BatchConfig = BatchConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    def __post_init__(self) -> None:
+        if self.model.kind == "dual" and self.model.layers:
+            raise ConfigError("model.layers chooses layers of a fusion model, and model.kind is dual")
+
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+def names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def load(ref: str, sets: Sequence[str] = ()) -> Recipe:
+    """A recipe by name or from a .toml file, with `key=value` overrides applied."""
+    path = Path(ref) if ref.endswith(".toml") else RECIPES / f"{ref}.toml"
+    if not path.is_file():
+        raise ConfigError(f"no recipe {ref}", hint=f"known recipes: {', '.join(names())}; or name a .toml file")
+    return build(Recipe, apply_sets(read_toml(path), sets))

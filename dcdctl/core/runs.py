@@ -1,0 +1,169 @@
+"""Run folders: what a training run was, how it went, and where it can go on.
+
+    RUN/run.json             the resolved recipe, fingerprints, versions, command line, seed; written once
+    RUN/metrics.jsonl        one line a logged step
+    RUN/tensorboard/         the same as TensorBoard events
+    RUN/checkpoints/step-N/  weights (safetensors), optimiser state; the two newest are kept
+    RUN/model/               the trained model, with tokenizer and image processor; the sign that the run is finished
+    RUN/result.json          from `dcdctl eval`;  RUN/bench.json  from `dcdctl bench`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from dcdctl.core import files, models
+from dcdctl.core.config import to_table
+from dcdctl.core.errors import MissingError, StaleError
+
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder."""
+
+    folder: Path
+
+    @property
+    def model_folder(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def is_finished(self) -> bool:
+        return self.model_folder.is_dir()
+
+    def facts(self) -> dict[str, Any]:
+        """run.json."""
+        facts: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        return facts
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The logged steps, oldest first."""
+        path = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps with a whole checkpoint, ascending."""
+        paths = (self.folder / "checkpoints").glob("step-*")
+        return sorted(int(path.name.removeprefix("step-")) for path in paths if path.name.removeprefix("step-").isdigit())
+
+
+def start(folder: Path, recipe: Any, what: str, inputs: dict[str, Any], *, resume: bool) -> Run:
+    """Make a run folder, or take up the one that is there.
+
+    `recipe` is a frozen config with a `seed`; `inputs` are the fingerprints of what goes in. StaleError if the folder is taken and `resume` is not set, or if it was started
+    with another recipe or other inputs.
+    """
+    run = Run(folder)
+    facts = {"what": what, "recipe": to_table(recipe), "inputs": inputs}
+    if (folder / "run.json").exists():
+        if not resume:
+            raise StaleError(f"{folder} already holds a run", hint="go on with --resume, or name another folder with --out")
+        found = run.facts()
+        changed = [key for key in facts if found.get(key) != facts[key]]
+        if changed:
+            raise StaleError(f"{folder} was started with another {_first_difference(found[changed[0]], facts[changed[0]], changed[0])}")
+        _remove_unfinished(folder)
+        return run
+    if folder.exists() and any(folder.iterdir()):
+        raise StaleError(f"{folder} holds something that is not a run", hint="name another folder with --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(folder / "run.json", {**facts, "seed": recipe.seed, "command": sys.argv, "versions": versions()})
+    return run
+
+
+def open_run(folder: Path) -> Run:
+    """A run that is there; MissingError if not."""
+    if not (folder / "run.json").exists():
+        raise MissingError(f"{folder} holds no run", hint="make one with `dcdctl distill`")
+    return Run(folder)
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a run depend on besides its inputs."""
+    packages = {name: version(name) for name in ("dcdctl", "torch", "transformers", "numpy", "pillow")}
+    return {"python": platform.python_version(), **packages, "machine": platform.machine()}
+
+
+class Log:
+    """metrics.jsonl and TensorBoard of a run, from a step on; what was logged after it by a run that was killed is dropped."""
+
+    def __init__(self, run: Run, first_step: int) -> None:
+        self._path = run.folder / "metrics.jsonl"
+        kept = [line for line in run.metrics() if line["step"] < first_step]
+        files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._events = SummaryWriter(str(run.folder / "tensorboard"), purge_step=first_step or None)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._events.close()
+
+
+def save_checkpoint(run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Keep all that the steps after `step` depend on; whole or absent."""
+    target = run.folder / "checkpoints" / f"step-{step}"
+    partial = target.with_name(f"{target.name}.{os.getpid()}{files.PARTIAL_SUFFIX}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(_unshared(model), partial / "weights.safetensors")
+    torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+    partial.replace(target)
+    for old in run.checkpoint_steps()[:-KEPT_CHECKPOINTS]:
+        shutil.rmtree(run.folder / "checkpoints" / f"step-{old}")
+
+
+def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Put model and optimiser in the state of the newest checkpoint; the step to go on with, 0 where there is none."""
+    steps = run.checkpoint_steps()
+    if not steps:
+        return 0
+    folder = run.folder / "checkpoints" / f"step-{steps[-1]}"
+    model.load_state_dict(load_file(folder / "weights.safetensors"), strict=False)
+    optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+    return steps[-1]
+
+
+def finish(run: Run, model: Any, *, half: bool = False) -> None:
+    """Leave the trained model in the run folder, whole or not at all: its being there says that the run is finished."""
+    partial = run.folder / f"model.{os.getpid()}{files.PARTIAL_SUFFIX}"
+    shutil.rmtree(partial, ignore_errors=True)
+    models.save(model.cpu(), partial, half=half)
+    partial.replace(run.model_folder)
+
+
+def _unshared(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers, each storage once (tied weights come back through the parameter that is kept)."""
+    seen: set[int] = set()
+    return {name: tensor for name, tensor in model.state_dict().items() if not (tensor.data_ptr() in seen or seen.add(tensor.data_ptr()))}
+
+
+def _remove_unfinished(folder: Path) -> None:
+    for path in [*folder.glob(f"*{files.PARTIAL_SUFFIX}"), *folder.glob(f"checkpoints/*{files.PARTIAL_SUFFIX}")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _first_difference(found: Any, wanted: Any, where: str) -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in {**found, **wanted}:
+            if found.get(key) != wanted.get(key):
+                return _first_difference(found.get(key), wanted.get(key), f"{where}.{key}")
+    return f"{where} ({found}, not {wanted})"

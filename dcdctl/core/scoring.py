@@ -1,0 +1,71 @@
+"""Scores of many image-caption pairs from a fusion model, each image and caption embedded once.
+
+Shape letters: P pairs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dcdctl.core.corpus import Corpus
+from dcdctl.core.models.protocols import FusionScorer, States
+from dcdctl.core.progress import Advance
+
+IMAGE_CHUNK = 64
+"""Images embedded at a time."""
+TEXT_CHUNK = 512
+"""Captions embedded at a time."""
+
+
+@torch.inference_mode()
+def encode_images(scorer: FusionScorer, corpus: Corpus, image_ix: NDArray[np.int64], device: torch.device) -> States:
+    """The states of some images of a corpus, in the order given."""
+    chunks = [image_ix[start : start + IMAGE_CHUNK] for start in range(0, len(image_ix), IMAGE_CHUNK)]
+    return States.join([scorer.encode_images(scorer.preprocess.images(corpus.images(chunk.tolist())).to(device)) for chunk in chunks])
+
+
+@torch.inference_mode()
+def encode_texts(scorer: FusionScorer, captions: list[str], device: torch.device) -> States:
+    """The states of some captions, in the order given."""
+    chunks = [captions[start : start + TEXT_CHUNK] for start in range(0, len(captions), TEXT_CHUNK)]
+    return States.join([scorer.encode_texts(scorer.preprocess.texts(chunk).to(device)) for chunk in chunks])
+
+
+@torch.inference_mode()
+def score_block(
+    scorer: FusionScorer, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor, batch_size: int, advance: Advance | None = None
+) -> Tensor:
+    """Logits of the pairs, float32 on the CPU, in the order given.
+
+    Captions of one length go together, so that no pair is computed with more padding than it needs.
+    """
+    length_T = texts.mask.sum(dim=1)
+    order_P = torch.argsort(length_T[text_ix_P.to(length_T.device)], stable=True).to(image_ix_P.device)
+    scores_P = torch.empty(len(order_P), dtype=torch.float32)
+    for chunk in order_P.split(batch_size):
+        scores_P[chunk] = scorer.score_pairs(images, texts, image_ix_P[chunk], text_ix_P[chunk]).float().cpu()
+        if advance is not None:
+            advance(len(chunk))
+    return scores_P
+
+
+def score_pairs(
+    scorer: FusionScorer,
+    corpus: Corpus,
+    image_ix: NDArray[np.int64],
+    text_ix: NDArray[np.int64],
+    *,
+    device: torch.device,
+    batch_size: int,
+    advance: Advance | None = None,
+) -> NDArray[np.float32]:
+    """Logits of pairs of a corpus, in the order given; memory grows with the number of different images and captions."""
+    images, image_at = np.unique(image_ix, return_inverse=True)
+    texts, text_at = np.unique(text_ix, return_inverse=True)
+    image_states = encode_images(scorer, corpus, images, device)
+    text_states = encode_texts(scorer, [corpus.captions[i] for i in texts], device)
+    scores = score_block(scorer, image_states, text_states, torch.from_numpy(image_at), torch.from_numpy(text_at), batch_size, advance)
+    return scores.numpy()

@@ -1,0 +1,200 @@
+"""The one training loop: for teachers and students, fusion and dual.
+
+`train` knows nothing of losses or models: it asks a data set for the batch of a step and an objective for the parts of its loss.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from dcdctl.core import losses, models, runs
+from dcdctl.core.batches import Batch, ListSteps, MatrixSteps
+from dcdctl.core.corpus import Corpus
+from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.models.protocols import DualEncoder
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.recipe import LossConfig, OptimizerConfig, Recipe
+from dcdctl.core.runs import Run
+from dcdctl.core.teacher_cache import TeacherCache
+
+LOG_EVERY = 10
+Objective = Callable[[Any, Any], dict[str, Tensor]]
+"""Model and batch to the weighted parts of the loss; their sum is minimised."""
+
+
+class OnDevice(Protocol):
+    """A batch that can be moved."""
+
+    def to(self, device: torch.device) -> OnDevice: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """Where and how to run; nothing here is meant to change a number beyond rounding."""
+
+    device: torch.device = torch.device("cpu")
+    precision: str = "float32"
+    workers: int = 0
+    """Processes that read and decode batches ahead; 0 does it in this one."""
+
+
+def train(
+    run: Run,
+    model: nn.Module,
+    steps: Dataset[Any],
+    objective: Objective,
+    config: OptimizerConfig,
+    *,
+    num_steps: int,
+    seed: int,
+    options: TrainingOptions = TrainingOptions(),
+    track: Track = silent,
+) -> None:
+    """Train a model in place for `num_steps`, from the run's newest checkpoint on, and log and keep checkpoints in its folder."""
+    model.to(options.device).train()
+    optimizer = make_optimizer(model, config)
+    first = runs.load_checkpoint(run, model, optimizer)
+    log = runs.Log(run, first)
+    loader = DataLoader(steps, batch_size=None, sampler=range(first, num_steps), num_workers=options.workers, pin_memory=options.device.type == "cuda")
+    scaler = torch.amp.GradScaler(options.device.type, enabled=options.precision == "float16")
+    with track("train", total=num_steps, unit="steps") as advance:
+        advance(first)
+        for step, batch in enumerate(loader, start=first):
+            started = time.perf_counter()
+            parts = _step(model, batch.to(options.device), objective, optimizer, scaler, config, options, _Place(step, num_steps, seed))
+            if step % LOG_EVERY == 0 or step == num_steps - 1:
+                rate = config.lr * learning_rate_factor(step, num_steps, config)
+                log.write(step, {**parts, "lr": rate, "seconds": time.perf_counter() - started})
+            if (step + 1) % config.save_every == 0 and step + 1 < num_steps:
+                runs.save_checkpoint(run, step + 1, model, optimizer)
+            advance(1)
+    log.close()
+    model.eval()
+
+
+@dataclass(frozen=True)
+class _Place:
+    step: int
+    num_steps: int
+    seed: int
+
+
+def _step(
+    model: nn.Module,
+    batch: Any,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    config: OptimizerConfig,
+    options: TrainingOptions,
+    place: _Place,
+) -> dict[str, float]:
+    """One optimisation step; the parts of the loss. Dropout depends on the seed and the step alone."""
+    torch.manual_seed(place.seed * 1_000_003 + place.step)
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr * learning_rate_factor(place.step, place.num_steps, config)
+    with torch.autocast(options.device.type, getattr(torch, options.precision), enabled=options.precision != "float32"):
+        parts = objective(model, batch)
+    loss = torch.stack(list(parts.values())).sum()
+    if not bool(torch.isfinite(loss)):
+        raise ConfigError(f"the loss of step {place.step} is {loss.item()}", hint="try a lower optimizer.lr or set optimizer.max_grad_norm")
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    if config.max_grad_norm is not None:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    return {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
+
+
+def learning_rate_factor(step: int, num_steps: int, config: OptimizerConfig) -> float:
+    """Share of the full rate at a step counted from 0: linear from 0, then linear or cosine to 0. (FACTS: s/W, then (N-s)/(N-W).)"""
+    warmup = int(config.warmup_share * num_steps)
+    if step < warmup:
+        return step / warmup
+    left = (num_steps - step) / max(1, num_steps - warmup)
+    return left if config.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; no weight decay on biases, LayerNorms and other vectors."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    beta_1, beta_2 = config.betas
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(beta_1, beta_2), fused=True)
+
+
+def make_objective(config: LossConfig) -> Objective:
+    """The loss terms of a recipe, for fusion and dual models alike."""
+
+    def objective(model: Any, batch: Batch) -> dict[str, Tensor]:
+        logits_RC = pair_logits(model, batch).float()
+        return {name: weight * TERMS[name](logits_RC, batch, config) for name, weight in config.terms.items()}
+
+    return objective
+
+
+def pair_logits(model: Any, batch: Batch) -> Tensor:
+    """The model's logits of a batch's pairs, R x C; every image and caption is encoded once."""
+    if isinstance(model, DualEncoder):
+        images_ID, texts_TD = model.embed_images(batch.images), model.embed_texts(batch.texts)
+        all_IT = model.logit_scale * images_ID @ texts_TD.T
+        return all_IT[batch.image_ix_RC, batch.text_ix_RC]
+    images, texts = model.encode_images(batch.images), model.encode_texts(batch.texts)
+    logits_P: Tensor = model.score_pairs(images, texts, batch.image_ix_RC.flatten(), batch.text_ix_RC.flatten())
+    return logits_P.view(batch.image_ix_RC.shape)
+
+
+Term = Callable[[Tensor, Batch, LossConfig], Tensor]
+TERMS: dict[str, Term] = {
+    "dcd": lambda logits, batch, config: losses.dcd(logits, batch.teacher_RC, alpha=config.alpha, temperature=config.temperature),
+    "dcd-released": lambda logits, batch, config: losses.dcd_released(logits, batch.released_teacher_RC, alpha=config.alpha),
+    "ground-truth": lambda logits, batch, config: losses.ground_truth(logits, "bce"),
+    "ranking": lambda logits, batch, config: losses.ground_truth(logits, "softmax"),
+    "infonce": lambda logits, batch, config: losses.infonce(logits, batch.same_RC),
+    "kl": lambda logits, batch, config: losses.kl(
+        logits, batch.teacher_RC.nan_to_num(), ~batch.teacher_RC.isnan(), temperature=config.temperature
+    ),
+    "dcd-kl": lambda logits, batch, config: losses.dcd_kl(
+        logits, batch.teacher_RC.nan_to_num(), ~batch.teacher_RC.isnan(), temperature=config.temperature
+    ),
+}
+
+
+def make_steps(corpus: Corpus, model: Any, recipe: Recipe, cache: TeacherCache | None) -> ListSteps | MatrixSteps:
+    """The batches a recipe asks for; ConfigError if its loss needs a teacher and there is none."""
+    if recipe.loss.needs_teacher and cache is None:
+        raise ConfigError(f"loss {', '.join(recipe.loss.terms)} needs the teacher's scores", hint="name a cache with --cache")
+    kind = ListSteps if recipe.loss.on_lists else MatrixSteps
+    return kind(corpus, model.preprocess, recipe.batch, recipe.seed, cache)
+
+
+def count_steps(recipe: Recipe, samples_per_epoch: int) -> int:
+    """Optimisation steps of a run."""
+    if recipe.optimizer.steps is not None:
+        return recipe.optimizer.steps
+    return max(1, int(recipe.optimizer.epochs * (samples_per_epoch // recipe.batch.size)))
+
+
+def make_model(recipe: Recipe, captions: Sequence[str], teacher: Any | None) -> Any:
+    """The model a recipe trains, with the weights it starts from."""
+    config = recipe.model
+    torch.manual_seed(recipe.seed)
+    if config.kind == "dual":
+        return models.new_dual_from(config, captions)
+    if config.start == "teacher" and teacher is None:
+        raise ModelError("this student starts from its teacher, and none was named", hint="name it with --teacher")
+    start = teacher if config.start == "teacher" else models.new_fusion_from(config, captions)
+    return models.fusion_student(start, config.layers) if config.layers else start
