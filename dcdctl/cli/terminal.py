@@ -38,10 +38,13 @@ class ErrorGroup(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """The panels of Typer's Rich help as plain sections: Rich alone would take longer than all the rest of `--help`."""
         panels: dict[str, list[tuple[str, str]]] = {}
-        width = formatter.width - 6 - max(map(len, self.commands), default=0)
+        longest = max(map(len, self.commands), default=0)
+        width = formatter.width - 6 - longest
         for name, command in self.commands.items():
             panel = getattr(command, "rich_help_panel", None)
-            panels.setdefault(panel if isinstance(panel, str) else "Commands", []).append((name, command.get_short_help_str(width)))
+            panels.setdefault(panel if isinstance(panel, str) else "Commands", []).append(
+                (name.ljust(longest), command.get_short_help_str(width))
+            )
         for panel, rows in panels.items():
             with formatter.section(panel):
                 formatter.write_dl(rows, col_max=20)

@@ -19,7 +19,7 @@ from dcdctl.core import losses
 from dcdctl.core.candidates import Index, text_classes
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import ConfigError, MissingError
-from dcdctl.core.models.protocols import ImageBatch, Preprocess, TextBatch
+from dcdctl.core.models.protocols import ImageBatch, Preprocessor, TextBatch
 from dcdctl.core.recipe import BatchConfig
 from dcdctl.core.teacher_cache import TeacherCache
 
@@ -48,7 +48,7 @@ class Batch:
 class _Steps(torch.utils.data.Dataset[Batch]):
     """A data set whose item number s is the batch of step s."""
 
-    def __init__(self, corpus: Corpus, preprocess: Preprocess, config: BatchConfig, seed: int) -> None:
+    def __init__(self, corpus: Corpus, preprocess: Preprocessor, config: BatchConfig, seed: int) -> None:
         self.corpus, self.preprocess, self.config, self.seed = corpus, preprocess, config, seed
         self._pixels: dict[int, ImageBatch] = {}
 
@@ -85,7 +85,7 @@ class ListSteps(_Steps):
     one they are drawn from the whole corpus and all are kept.
     """
 
-    def __init__(self, corpus: Corpus, preprocess: Preprocess, config: BatchConfig, seed: int, cache: TeacherCache | None) -> None:
+    def __init__(self, corpus: Corpus, preprocess: Preprocessor, config: BatchConfig, seed: int, cache: TeacherCache | None) -> None:
         super().__init__(corpus, preprocess, config, seed)
         self.cache = cache
         self.samples_per_epoch = corpus.num_captions
@@ -178,7 +178,7 @@ class MatrixSteps(_Steps):
 
     _marks_same = True
 
-    def __init__(self, corpus: Corpus, preprocess: Preprocess, config: BatchConfig, seed: int, cache: TeacherCache | None) -> None:
+    def __init__(self, corpus: Corpus, preprocess: Preprocessor, config: BatchConfig, seed: int, cache: TeacherCache | None) -> None:
         super().__init__(corpus, preprocess, config, seed)
         if corpus.num_images < config.size:
             raise ConfigError(f"batch.size is {config.size}, the split has only {corpus.num_images} images")

@@ -1,6 +1,6 @@
 """How long a student takes beside its teacher, on the same images and captions.
 
-What is timed starts from preprocessed pixels and tokens, after a warm-up, in inference mode, with the device synchronised:
+What is timed starts from preprocessed pixels and tokens, after a warm-up, in inference mode, with the device synchronized:
 
 - a pair: one image and one caption, both encoded, and their score;
 - throughput: batches of pairs, each with its own image and caption, everything encoded;

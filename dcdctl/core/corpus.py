@@ -48,9 +48,7 @@ _COLUMNS = [
     ("captions", pa.list_(pa.string())),
     ("caption_ids", pa.list_(pa.int64())),
 ]
-SCHEMA = pa.schema(
-    _COLUMNS, metadata={"huggingface": json.dumps({"info": {"features": {name: _FEATURES[name] for name, _ in _COLUMNS}}})}
-)
+SCHEMA = pa.schema(_COLUMNS, metadata={"huggingface": json.dumps({"info": {"features": {name: _FEATURES[name] for name, _ in _COLUMNS}}})})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +130,9 @@ def read_index(folder: Path) -> dict[str, Any]:
 class Corpus:
     """One split of a prepared corpus. Images are read when asked for; safe to pickle, to fork and to share between threads."""
 
-    def __init__(self, folder: Path, split: str, *, name: str, fingerprint: str, shards: Sequence[tuple[str, int]], num_images: int) -> None:
+    def __init__(
+        self, folder: Path, split: str, *, name: str, fingerprint: str, shards: Sequence[tuple[str, int]], num_images: int
+    ) -> None:
         self.folder, self.split, self.name, self.fingerprint = folder, split, name, fingerprint
         self.num_images = num_images
         self._shards = tuple(shards)
@@ -151,9 +151,7 @@ class Corpus:
             if not (folder / shard["file"]).is_file():
                 raise CorpusError(f"{folder / shard['file']} is missing", hint="remove the folder and run `dcdctl prepare` again")
         shards = [(shard["file"], shard["rows"]) for shard in entry["shards"]]
-        return Corpus(
-            folder, split, name=index["name"], fingerprint=entry["fingerprint"], shards=shards, num_images=entry["images"]
-        )
+        return Corpus(folder, split, name=index["name"], fingerprint=entry["fingerprint"], shards=shards, num_images=entry["images"])
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_open"}
@@ -218,9 +216,7 @@ class Corpus:
         if max_images >= self.num_images:
             return self
         fingerprint = files.digest_of({"parent": self.fingerprint, "first": max_images})
-        return Corpus(
-            self.folder, self.split, name=self.name, fingerprint=fingerprint, shards=self._shards, num_images=max_images
-        )
+        return Corpus(self.folder, self.split, name=self.name, fingerprint=fingerprint, shards=self._shards, num_images=max_images)
 
     @cached_property
     def _caption_starts(self) -> npt.NDArray[np.int64]:
@@ -247,11 +243,12 @@ class Corpus:
         self._file(shard)
         if self._open.group_key != (shard, group):
             path = self.folder / self._shards[shard][0]
+            self._open.group_key = self._open.group = None
             try:
                 table = self._file(shard)[0].read_row_group(group, columns=["image.bytes"])
             except (pa.ArrowException, OSError) as error:
                 raise CorpusError(f"{path} is damaged: {error}", hint="remove the folder and run `dcdctl prepare` again") from error
-            self._open.group_key, self._open.group = (shard, group), table.column("image").combine_chunks().field("bytes")
+            self._open.group_key, self._open.group = (shard, group), table.column("image").chunk(0).field("bytes")
         return self._open.group
 
     def _file(self, shard: int) -> tuple[Any, list[int]]:

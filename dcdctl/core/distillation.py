@@ -9,13 +9,15 @@ from typing import Any
 
 from dcdctl.core import devices, models, runs, teacher_cache
 from dcdctl.core import recipe as recipes
+from dcdctl.core.batches import ListSteps, MatrixSteps
 from dcdctl.core.corpus import Corpus
-from dcdctl.core.errors import ConfigError
+from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.objectives import make_objective
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.recipe import Recipe
+from dcdctl.core.recipe import ModelConfig, Recipe
 from dcdctl.core.runs import Run
 from dcdctl.core.teacher_cache import TeacherCache
-from dcdctl.core.training import TrainingOptions, count_steps, make_model, make_objective, make_steps, train
+from dcdctl.core.training import TrainingOptions, train
 
 
 @dataclass(frozen=True)
@@ -77,3 +79,62 @@ def _run(recipe: Recipe, what: str, inputs: Inputs, out: Path, *, resume: bool, 
     train(run, model, steps, objective, recipe.optimizer, num_steps=num_steps, seed=recipe.seed, options=options, track=track)
     runs.finish(run, model)
     return run
+
+
+def make_steps(corpus: Corpus, model: Any, recipe: Recipe, cache: TeacherCache | None) -> ListSteps | MatrixSteps:
+    """The batches a recipe asks for; ConfigError if its loss needs a teacher and there is none."""
+    if recipe.loss.needs_teacher and cache is None:
+        raise ConfigError(f"loss {', '.join(recipe.loss.terms)} needs the teacher's scores", hint="name a cache with --cache")
+    kind = ListSteps if recipe.loss.on_lists else MatrixSteps
+    return kind(corpus, model.preprocess, recipe.batch, recipe.seed, cache)
+
+
+def count_steps(recipe: Recipe, samples_per_epoch: int) -> int:
+    """Optimisation steps of a run."""
+    if recipe.optimizer.steps is not None:
+        return recipe.optimizer.steps
+    return max(1, int(recipe.optimizer.epochs * (samples_per_epoch // recipe.batch.size)))
+
+
+def make_model(recipe: Recipe, captions: Sequence[str], teacher: Any | None) -> Any:
+    """The model a recipe trains, with the weights it starts from."""
+    config = recipe.model
+    if config.kind == "dual":
+        return _make_dual(config, captions, recipe.seed)
+    if config.start == "teacher" and teacher is None:
+        raise ModelError("this model starts from its teacher, and none is named", hint="name it with --teacher")
+    if teacher is None:
+        teacher = _new_vilt(config, captions, recipe.seed) if config.start == "new" else models.load_fusion(config.start)
+    return models.fusion_student(teacher, config.layers) if config.layers else teacher
+
+
+def _new_vilt(config: ModelConfig, captions: Sequence[str], seed: int) -> Any:
+    size = models.ViltSize(
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        intermediate_size=4 * config.hidden_size,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        max_text_len=config.max_text_len,
+        hidden_dropout_prob=config.dropout,
+    )
+    return models.new_vilt(size, models.word_piece(captions, config.vocab_size), seed)
+
+
+def _make_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> Any:
+    if config.vision and config.text:
+        return models.dual_from_backbones(config.vision, config.text, config.projection_dim, seed=seed)
+    size = models.DualSize(
+        hidden_size=config.hidden_size,
+        num_vision_layers=config.num_layers,
+        num_text_layers=config.num_text_layers,
+        num_attention_heads=config.num_heads,
+        intermediate_size=4 * config.hidden_size,
+        projection_dim=config.projection_dim,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        max_text_len=config.max_text_len,
+        hidden_dropout_prob=config.dropout,
+    )
+    return models.dual_student(size, captions, vocab_size=config.vocab_size, seed=seed)

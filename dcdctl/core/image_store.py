@@ -16,7 +16,7 @@ MAX_FILE_BYTES = 256 << 20
 """A larger image file is refused unread."""
 
 
-class BadRow(ValueError):
+class RowError(ValueError):
     """A row that cannot be used; the message says why, the one who catches it knows where."""
 
 
@@ -40,13 +40,13 @@ class FilePicture:
     def read(self) -> bytes:
         path = self.root / self.name
         if not path.resolve().is_relative_to(self.root.resolve()):
-            raise BadRow(f"its image is a link that leads out of the folder {self.root}")
+            raise RowError(f"its image is a link that leads out of the folder {self.root}")
         try:
             if path.stat().st_size > MAX_FILE_BYTES:
-                raise BadRow(f"its image file is larger than {MAX_FILE_BYTES:,} bytes")
+                raise RowError(f"its image file is larger than {MAX_FILE_BYTES:,} bytes")
             return path.read_bytes()
         except OSError as error:
-            raise BadRow(f"its image cannot be read ({error.strerror})") from error
+            raise RowError(f"its image cannot be read ({error.strerror})") from error
 
     def stamp(self) -> str:
         return f"{self.name} {(self.root / self.name).stat().st_size}"
@@ -60,23 +60,35 @@ class ZipPicture:
     member: str
 
     def read(self) -> bytes:
-        archive = _open_zip(self.archive, os.getpid())
+        archive = _open_zip(self.archive)
         if archive.getinfo(self.member).file_size > MAX_FILE_BYTES:
-            raise BadRow(f"its image file is larger than {MAX_FILE_BYTES:,} bytes")
+            raise RowError(f"its image file is larger than {MAX_FILE_BYTES:,} bytes")
         try:
             return archive.read(self.member)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:  # RuntimeError: it wants a password
-            raise BadRow(f"its image cannot be read from {self.archive.name} ({error})") from error
+            raise RowError(f"its image cannot be read from {self.archive.name} ({error})") from error
 
     def stamp(self) -> str:
-        info = _open_zip(self.archive, os.getpid()).getinfo(self.member)
+        info = _open_zip(self.archive).getinfo(self.member)
         return f"{self.member} {info.file_size} {info.CRC:08x}"
 
 
-@lru_cache(maxsize=4)
-def _open_zip(path: Path, process: int) -> zipfile.ZipFile:
+def _open_zip(path: Path) -> zipfile.ZipFile:
     """The archive, opened once a process: a forked child must not share its parent's file position."""
+    return _open_zip_once(path, path.stat().st_mtime_ns, os.getpid())
+
+
+@lru_cache(maxsize=4)
+def _open_zip_once(path: Path, changed: int, process: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a name no file can have, such as one of 5,000 letters, is no error."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 class ImageStore:
@@ -88,18 +100,18 @@ class ImageStore:
             raise InputError(f"the images {path} do not exist", hint="--images takes a folder or a zip")
         if path.is_file():
             try:
-                _open_zip(path, os.getpid())
+                _open_zip(path)
             except (zipfile.BadZipFile, OSError) as error:
                 hint = "--images takes a folder or a zip; a download may have been cut off"
                 raise InputError(f"{path} is not a zip ({error})", hint=hint) from error
 
     def find(self, name: str) -> Picture:
-        """The picture of that name; BadRow if there is none, more than one, or if the name climbs out of the folder."""
+        """The picture of that name; RowError if there is none, more than one, or if the name climbs out of the folder."""
         windows = PureWindowsPath(name)
         if PurePosixPath(name).is_absolute() or windows.drive or windows.root or ".." in windows.parts:
-            raise BadRow("its image path climbs out of the folder of images")
+            raise RowError("its image path climbs out of the folder of images")
         if self.path.is_dir():
-            member = name if "\0" not in name and (self.path / name).is_file() else self._match(name)
+            member = name if _is_file(self.path / name) else self._match(name)
             return FilePicture(self.path, member)
         return ZipPicture(self.path, self._match(name))
 
@@ -110,9 +122,9 @@ class ImageStore:
             return name
         matches = [member for member in same_base if member.endswith(f"/{name}")] or same_base
         if not matches:
-            raise BadRow(f"there is no such image in {self.path}")
+            raise RowError(f"there is no such image in {self.path}")
         if len(matches) > 1:
-            raise BadRow(f"{len(matches)} images in {self.path} have that name ({matches[0]}, {matches[1]}): the full path is wanted")
+            raise RowError(f"{len(matches)} images in {self.path} have that name ({matches[0]}, {matches[1]}): the full path is wanted")
         return matches[0]
 
     @cached_property
@@ -120,7 +132,7 @@ class ImageStore:
         if self.path.is_dir():
             members = [path.relative_to(self.path).as_posix() for path in sorted(self.path.rglob("*")) if path.is_file()]
         else:
-            members = [info.filename for info in _open_zip(self.path, os.getpid()).infolist() if not info.is_dir()]
+            members = [info.filename for info in _open_zip(self.path).infolist() if not info.is_dir()]
         by_base: dict[str, list[str]] = {}
         for member in members:
             if not member.startswith("__MACOSX/"):

@@ -100,10 +100,15 @@ def known() -> list[Manifest]:
     return [_read(path, ()) for path in sorted(folder().glob("*.toml"))]
 
 
+def summaries() -> list[dict[str, str]]:
+    """Name, summary and licence of each manifest that comes with dcdctl."""
+    return [{"name": item.name, "summary": item.summary, "licence": item.licence} for item in known()]
+
+
 def find(name: str, sets: Sequence[str] = ()) -> Manifest:
     """The manifest of that name, or of that .toml file, with `key=value` overrides; InputError lists the known names."""
     path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
-    if not path.is_file() or "/" in name and not name.endswith(".toml"):
+    if not path.is_file() or ("/" in name and not name.endswith(".toml")):
         names = ", ".join(item.stem for item in sorted(folder().glob("*.toml")))
         raise InputError(
             f"no manifest {name!r}", hint=f"known: {names}; or a .toml file, or --karpathy FILE --images DIR, or --csv FILE --images DIR"
@@ -118,7 +123,9 @@ def choose(
     given = [what for what, value in (("a manifest", name), ("--karpathy", karpathy), ("--csv", csv)) if value is not None]
     if len(given) != 1:
         found = f"{' and '.join(given)} both" if given else "no data set given"
-        raise InputError(f"{found}: one of a manifest name, --karpathy or --csv is wanted", hint="dcdctl prepare --list shows the manifests")
+        raise InputError(
+            f"{found}: one of a manifest name, --karpathy or --csv is wanted", hint="dcdctl prepare --list shows the manifests"
+        )
     if name is not None:
         if images is not None:
             raise InputError("--images goes with --karpathy or --csv", hint="a manifest names its own images: --set images=PATH")

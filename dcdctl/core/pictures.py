@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What is decoded. Pillow knows more, and for some of it (EPS) would start another program."""
@@ -30,7 +30,7 @@ _UPRIGHT = {
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.error)
 
 
-class BadPicture(ValueError):
+class PictureError(ValueError):
     """An image file that cannot be used; the message says why."""
 
 
@@ -41,7 +41,7 @@ class CheckedPicture:
     data: bytes
     width: int
     height: int
-    format: str
+    became_png: bool = False
 
 
 def decode(data: bytes) -> Image.Image:
@@ -54,36 +54,35 @@ def decode(data: bytes) -> Image.Image:
 def check(data: bytes, max_side_px: int | None = None) -> CheckedPicture:
     """Decode a file to its end and measure it; with `max_side_px`, shrink a larger one so that its shorter side is that long."""
     if not data:
-        raise BadPicture("the image file is empty (0 bytes)")
+        raise PictureError("the image file is empty (0 bytes)")
     with _pillow_errors(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
-        kind = "JPEG" if image.format == "MPO" else str(image.format)
         if max_side_px is not None and min(width, height) > max_side_px:
             image.load()
-            return _shrink(_turn(_to_rgb(image), _orientation(image)), kind, max_side_px)
+            return _shrink(_turn(_to_rgb(image), _orientation(image)), max_side_px, keep_jpeg=image.format in ("JPEG", "MPO"))
         # A JPEG is read to its end at an eighth of its size too, in half the time.
         image.draft("L", (1, 1))
         image.load()
         turned = _orientation(image) >= 5
-    return CheckedPicture(data=data, width=height if turned else width, height=width if turned else height, format=kind)
+    return CheckedPicture(data=data, width=height if turned else width, height=width if turned else height)
 
 
 @contextmanager
 def _pillow_errors() -> Iterator[None]:
-    """Pillow's many errors as BadPicture; its warning about a decompression bomb is one, its warnings about odd metadata are none."""
+    """Pillow's many errors as PictureError; its warning about a decompression bomb is one, its warnings about odd metadata are none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             yield
-        except BadPicture:
+        except PictureError:
             raise
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise BadPicture(f"too many pixels, it may be a decompression bomb (the limit is {Image.MAX_IMAGE_PIXELS:,})") from error
-        except Image.UnidentifiedImageError as error:
-            raise BadPicture(f"not an image file that is read here ({', '.join(FORMATS)})") from error
+            raise PictureError(f"too many pixels, it may be a decompression bomb (the limit is {Image.MAX_IMAGE_PIXELS:,})") from error
+        except UnidentifiedImageError as error:
+            raise PictureError(f"not an image file that is read here ({', '.join(FORMATS)})") from error
         except _DECODE_ERRORS as error:
-            raise BadPicture(f"the image is truncated or damaged ({error})") from error
+            raise PictureError(f"the image is truncated or damaged ({error})") from error
 
 
 def _orientation(image: Image.Image) -> int:
@@ -108,14 +107,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _shrink(image: Image.Image, kind: str, side_px: int) -> CheckedPicture:
+def _shrink(image: Image.Image, side_px: int, *, keep_jpeg: bool) -> CheckedPicture:
     scale = side_px / min(image.size)
     width, height = (max(side_px, round(side * scale)) for side in image.size)
     buffer = io.BytesIO()
     smaller = image.resize((width, height), Image.Resampling.BICUBIC)
-    if kind == "JPEG":
+    if keep_jpeg:
         smaller.save(buffer, format="JPEG", quality=JPEG_QUALITY)
     else:
-        kind = "PNG"
         smaller.save(buffer, format="PNG")
-    return CheckedPicture(data=buffer.getvalue(), width=width, height=height, format=kind)
+    return CheckedPicture(data=buffer.getvalue(), width=width, height=height, became_png=not keep_jpeg)

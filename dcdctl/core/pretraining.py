@@ -10,25 +10,26 @@ Shape letters: B images of a batch, K candidates with the true one first, L text
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
 from dcdctl.core import models, runs, scenes, training
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.models.protocols import ImageBatch, Preprocess, TextBatch
+from dcdctl.core.models import ImageBatch, Preprocess, TextBatch
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.recipe import ModelConfig, OptimizerConfig
+from dcdctl.core.recipe import OptimizerConfig
 from dcdctl.core.runs import Run
 
-SIDE_PX = 64
+PIXEL_MEAN, PIXEL_STD = 0.92, 0.3
+PLACE_STD = 0.2
 CONTENT_WORDS = (
     *scenes.SHAPES,
     *scenes.COLORS,
@@ -50,15 +51,15 @@ class PretrainingConfig:
     """Families of four scenes in a batch, once matching has begun; before, four thirds of it."""
     other_negatives: int = 3
     """Captions of other families each picture is compared with, besides those of its three siblings."""
-    words_only_steps: int = 1000
+    words_only_steps: int = 800
     mask_share: float = 0.35
     """Share of the words that say something that are masked."""
     words_weight: float = 0.5
-    objects_weight: float = 0.2
-    model: ModelConfig = ModelConfig(start="new", dropout=0.0)
+    objects_weight: float = 0.5
+    model: models.ViltSize = models.ViltSize(hidden_dropout_prob=0.0)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
-            lr=8e-4, weight_decay=0.05, steps=9000, warmup_share=0.02, schedule="cosine", max_grad_norm=1.0, save_every=250
+            lr=8e-4, weight_decay=0.05, steps=3000, warmup_share=0.05, schedule="cosine", max_grad_norm=1.0, save_every=250
         )
     )
 
@@ -96,7 +97,7 @@ class SceneSteps(Dataset[PretrainingBatch]):
         count = self.config.families if is_matching else self.config.families * 4 // 3
         family = range(step * 2 * self.config.families, step * 2 * self.config.families + count)
         described = [one for index in family for one in scenes.describe_family(self.config.seed, "train", index)]
-        pictures = [scenes.draw(one.scene).resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC) for one in described]
+        pictures = [scenes.draw(one.scene) for one in described]
         texts = self.preprocess.texts([one.statements[rng.integers(len(one.statements))].text for one in described])
         is_content = torch.isin(texts.input_ids, self._content_ids)
         is_masked = is_content & torch.from_numpy(rng.random(is_content.shape) < self.config.mask_share)
@@ -161,7 +162,7 @@ def objective(config: PretrainingConfig) -> training.Objective:
         images = scorer.encode_images(batch.images)
         own_B = torch.arange(len(batch.text_ix_BK), device=batch.text_ix_BK.device)
         masked = scorer.encode_texts(TextBatch(batch.masked_ids_BL, batch.texts.attention_mask))
-        tokens = scorer.fuse(images, masked, own_B, own_B).tokens
+        tokens = scorer.fuse(images, masked, own_B, own_B)
         length = batch.masked_ids_BL.shape[1]
         words = functional.cross_entropy(model.name(tokens[:, :length][batch.is_masked_BL]), batch.texts.input_ids[batch.is_masked_BL])
         named_BVW = model.name(tokens[:, length + 1 :])
@@ -189,13 +190,24 @@ def _matching(scorer: Any, images: Any, texts: Any, text_ix_BK: Tensor) -> Tenso
     return (functional.cross_entropy(logits_BK, target_B) + functional.cross_entropy(by_caption_BK, target_B)) / 2
 
 
+def new_teacher(config: PretrainingConfig, captions: Sequence[str]) -> models.ViltScorer:
+    """The untrained teacher: pixels are normalized so that the pale backgrounds lie near 0 and patches tell themselves apart from the
+    first step on, and places start as loud as they do."""
+    scorer = models.new_vilt(config.model, models.word_piece(captions), config.seed)
+    processor = scorer.preprocess.image_processor
+    processor.image_mean, processor.image_std = [PIXEL_MEAN] * 3, [PIXEL_STD] * 3
+    torch.manual_seed(config.seed)
+    nn.init.normal_(scorer.network.vilt.embeddings.position_embeddings, std=PLACE_STD)
+    return scorer
+
+
 def pretrain(run: Run, config: PretrainingConfig, *, options: training.TrainingOptions, track: Track = silent) -> None:
     """Train the built-in teacher and leave it, in half precision, in the run's model folder."""
     if run.is_finished:
         return
     torch.manual_seed(config.seed)
     captions = [line.text for one in islice(scenes.describe(config.seed, "train"), 2000) for line in one.statements]
-    scorer = models.new_fusion_from(config.model, captions)
+    scorer = new_teacher(config, captions)
     model = PretrainingModel(scorer)
     steps = config.optimizer.steps
     assert steps is not None

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from dcdctl import __version__
 from dcdctl.core import files, models
 from dcdctl.core.config import to_table
 from dcdctl.core.errors import MissingError, StaleError
@@ -95,8 +96,8 @@ def open_run(folder: Path) -> Run:
 
 def versions() -> dict[str, str]:
     """What the numbers of a run depend on besides its inputs."""
-    packages = {name: version(name) for name in ("dcdctl", "torch", "transformers", "numpy", "pillow")}
-    return {"python": platform.python_version(), **packages, "machine": platform.machine()}
+    packages = {name: version(name) for name in ("torch", "transformers", "numpy", "pillow")}
+    return {"dcdctl": __version__, "python": platform.python_version(), **packages, "machine": platform.machine()}
 
 
 class Log:

@@ -24,14 +24,14 @@ TEXT_CHUNK = 512
 def encode_images(scorer: FusionScorer, corpus: Corpus, image_ix: NDArray[np.int64], device: torch.device) -> States:
     """The states of some images of a corpus, in the order given."""
     chunks = [image_ix[start : start + IMAGE_CHUNK] for start in range(0, len(image_ix), IMAGE_CHUNK)]
-    return States.join([scorer.encode_images(scorer.preprocess.images(corpus.images(chunk.tolist())).to(device)) for chunk in chunks])
+    return States.cat([scorer.encode_images(scorer.preprocess.images(corpus.images(chunk.tolist())).to(device)) for chunk in chunks])
 
 
 @torch.inference_mode()
 def encode_texts(scorer: FusionScorer, captions: list[str], device: torch.device) -> States:
     """The states of some captions, in the order given."""
     chunks = [captions[start : start + TEXT_CHUNK] for start in range(0, len(captions), TEXT_CHUNK)]
-    return States.join([scorer.encode_texts(scorer.preprocess.texts(chunk).to(device)) for chunk in chunks])
+    return States.cat([scorer.encode_texts(scorer.preprocess.texts(chunk).to(device)) for chunk in chunks])
 
 
 @torch.inference_mode()

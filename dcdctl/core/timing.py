@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -77,11 +77,11 @@ class FusionSide:
         self.encode_images, self.encode_texts = model.encode_images, model.encode_texts
 
     def score_own(self, images: States, texts: States) -> Tensor:
-        each = torch.arange(len(texts.mask), device=texts.mask.device)
+        each = torch.arange(len(texts), device=texts.mask.device)
         return self._model.score_pairs(images, texts, each, each)
 
     def gallery(self, images: States, count: int) -> tuple[States, Tensor]:
-        return images, torch.arange(count, device=images.mask.device) % len(images.mask)
+        return images, torch.arange(count, device=images.mask.device) % len(images)
 
     def rank(self, gallery: tuple[States, Tensor], text: States) -> Tensor:
         images, image_ix_N = gallery
@@ -89,7 +89,7 @@ class FusionSide:
         return torch.cat([self._model.score_pairs(images, text, chunk, torch.zeros_like(chunk)) for chunk in chunks])
 
     def block(self, gallery: tuple[States, Tensor], texts: States) -> Tensor:
-        each = torch.arange(len(texts.mask), device=texts.mask.device)
+        each = torch.arange(len(texts), device=texts.mask.device)
         return self._model.score_pairs(gallery[0], texts, torch.zeros_like(each), each)
 
 
@@ -133,7 +133,9 @@ class Inputs:
 
 def side_of(model: FusionScorer | DualEncoder, batch_size: int) -> Side:
     """The steps of a model; a cross-encoder scores `batch_size` pairs at a time."""
-    return DualSide(model) if hasattr(model, "embed_images") else FusionSide(model, batch_size)
+    if hasattr(model, "embed_images"):
+        return DualSide(cast(DualEncoder, model))
+    return FusionSide(model, batch_size)
 
 
 def device_of(model: FusionScorer | DualEncoder) -> torch.device:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,15 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from dcdctl.core import losses, models, runs
-from dcdctl.core.batches import Batch, ListSteps, MatrixSteps
-from dcdctl.core.corpus import Corpus
-from dcdctl.core.errors import ConfigError, ModelError
-from dcdctl.core.models.protocols import DualEncoder
+from dcdctl.core import runs
+from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.recipe import LossConfig, OptimizerConfig, Recipe
+from dcdctl.core.recipe import OptimizerConfig
 from dcdctl.core.runs import Run
-from dcdctl.core.teacher_cache import TeacherCache
 
 LOG_EVERY = 10
 Objective = Callable[[Any, Any], dict[str, Tensor]]
@@ -134,67 +130,3 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     ]
     beta_1, beta_2 = config.betas
     return torch.optim.AdamW(groups, lr=config.lr, betas=(beta_1, beta_2), fused=True)
-
-
-def make_objective(config: LossConfig) -> Objective:
-    """The loss terms of a recipe, for fusion and dual models alike."""
-
-    def objective(model: Any, batch: Batch) -> dict[str, Tensor]:
-        logits_RC = pair_logits(model, batch).float()
-        return {name: weight * TERMS[name](logits_RC, batch, config) for name, weight in config.terms.items()}
-
-    return objective
-
-
-def pair_logits(model: Any, batch: Batch) -> Tensor:
-    """The model's logits of a batch's pairs, R x C; every image and caption is encoded once."""
-    if isinstance(model, DualEncoder):
-        images_ID, texts_TD = model.embed_images(batch.images), model.embed_texts(batch.texts)
-        all_IT = model.logit_scale * images_ID @ texts_TD.T
-        return all_IT[batch.image_ix_RC, batch.text_ix_RC]
-    images, texts = model.encode_images(batch.images), model.encode_texts(batch.texts)
-    logits_P: Tensor = model.score_pairs(images, texts, batch.image_ix_RC.flatten(), batch.text_ix_RC.flatten())
-    return logits_P.view(batch.image_ix_RC.shape)
-
-
-Term = Callable[[Tensor, Batch, LossConfig], Tensor]
-TERMS: dict[str, Term] = {
-    "dcd": lambda logits, batch, config: losses.dcd(logits, batch.teacher_RC, alpha=config.alpha, temperature=config.temperature),
-    "dcd-released": lambda logits, batch, config: losses.dcd_released(logits, batch.released_teacher_RC, alpha=config.alpha),
-    "ground-truth": lambda logits, batch, config: losses.ground_truth(logits, "bce"),
-    "ranking": lambda logits, batch, config: losses.ground_truth(logits, "softmax"),
-    "infonce": lambda logits, batch, config: losses.infonce(logits, batch.same_RC),
-    "kl": lambda logits, batch, config: losses.kl(
-        logits, batch.teacher_RC.nan_to_num(), ~batch.teacher_RC.isnan(), temperature=config.temperature
-    ),
-    "dcd-kl": lambda logits, batch, config: losses.dcd_kl(
-        logits, batch.teacher_RC.nan_to_num(), ~batch.teacher_RC.isnan(), temperature=config.temperature
-    ),
-}
-
-
-def make_steps(corpus: Corpus, model: Any, recipe: Recipe, cache: TeacherCache | None) -> ListSteps | MatrixSteps:
-    """The batches a recipe asks for; ConfigError if its loss needs a teacher and there is none."""
-    if recipe.loss.needs_teacher and cache is None:
-        raise ConfigError(f"loss {', '.join(recipe.loss.terms)} needs the teacher's scores", hint="name a cache with --cache")
-    kind = ListSteps if recipe.loss.on_lists else MatrixSteps
-    return kind(corpus, model.preprocess, recipe.batch, recipe.seed, cache)
-
-
-def count_steps(recipe: Recipe, samples_per_epoch: int) -> int:
-    """Optimisation steps of a run."""
-    if recipe.optimizer.steps is not None:
-        return recipe.optimizer.steps
-    return max(1, int(recipe.optimizer.epochs * (samples_per_epoch // recipe.batch.size)))
-
-
-def make_model(recipe: Recipe, captions: Sequence[str], teacher: Any | None) -> Any:
-    """The model a recipe trains, with the weights it starts from."""
-    config = recipe.model
-    torch.manual_seed(recipe.seed)
-    if config.kind == "dual":
-        return models.new_dual_from(config, captions)
-    if config.start == "teacher" and teacher is None:
-        raise ModelError("this student starts from its teacher, and none was named", hint="name it with --teacher")
-    start = teacher if config.start == "teacher" else models.new_fusion_from(config, captions)
-    return models.fusion_student(start, config.layers) if config.layers else start

@@ -1,6 +1,7 @@
 """Teachers and students: loading, saving, scoring and embedding."""
 
 from dcdctl.core.models.dual import DualModel, DualSize, dual_from_backbones, new_dual
+from dcdctl.core.models.overrides import parse_overrides
 from dcdctl.core.models.preprocess import Preprocess
 from dcdctl.core.models.protocols import DualEncoder, FusionScorer, ImageBatch, Preprocessor, States, TextBatch
 from dcdctl.core.models.store import fingerprint, load, load_dual, load_fusion, save
@@ -30,6 +31,7 @@ __all__ = [
     "load_fusion",
     "new_dual",
     "new_vilt",
+    "parse_overrides",
     "save",
     "word_piece",
 ]

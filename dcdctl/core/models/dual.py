@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel, ViTConfig
+from transformers import AutoConfig, BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel, ViTConfig
 
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models.digests import digest_of_model
@@ -127,7 +127,10 @@ def dual_from_backbones(
     vision_ref: str, text_ref: str, projection_dim: int = 256, max_text_len: int = MAX_TEXT_LEN, seed: int = 0
 ) -> DualModel:
     """A dual encoder over two pretrained backbones (folders or Hub ids); only the two projections are new."""
-    with torch.random.fork_rng(devices=[]), reaching(f"{vision_ref} and {text_ref}", hint="name two local folders or Hub ids"):
+    for ref in (vision_ref, text_ref):
+        with reaching(ref, hint="name a local folder or a Hub id of a transformers model"):
+            AutoConfig.from_pretrained(ref)
+    with torch.random.fork_rng(devices=[]), reaching(vision_ref, hint=f"with {text_ref} as its text side"):
         torch.default_generator.manual_seed(seed)
         network = VisionTextDualEncoderModel.from_vision_text_pretrained(vision_ref, text_ref, projection_dim=projection_dim)
     network = network.float()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,3 +35,19 @@ class Overrides:
 def read_overrides(table: Mapping[str, Any]) -> Overrides:
     """The overrides of a table; an unknown name is a ConfigError that lists the known ones."""
     return config.build(Overrides, table, "model-set")
+
+
+def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
+    """The table of `NAME=VALUE` assignments, checked.
+
+    >>> parse_overrides(["image_size=384", "tokenizer=words/bert"])
+    {'image_size': 384, 'tokenizer': 'words/bert'}
+    """
+    table = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"--model-set wants NAME=VALUE, got {assignment!r}", hint="for example --model-set image_size=384")
+        table[name.strip()] = config.parse_value(value)
+    read_overrides(table)
+    return table

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, ViltImageProcessorPil, ViTImageProcessorPil
+from transformers.utils import logging
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.protocols import ImageBatch, TextBatch
@@ -179,12 +180,26 @@ def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
 @contextlib.contextmanager
 def reaching(ref: str, *, hint: str) -> Iterator[None]:
     """Turn what transformers raises for absent files and an unreachable Hub into a ModelError."""
+    is_local = Path(ref).exists()
     try:
-        yield
+        with without_progress_bars() if is_local else contextlib.nullcontext():
+            yield
     except (OSError, ValueError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        kind = "" if Path(ref).exists() else " (no such file or folder here, so it was looked up as a Hugging Face Hub id)"
+        kind = "" if is_local else " (no such file or folder here, so it was looked up as a Hugging Face Hub id)"
         raise ModelError(f"cannot load {ref}{kind}: {lines[0]}", hint=hint) from error
+
+
+@contextlib.contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """transformers shows a bar whenever it reads or writes weights; downloads keep theirs, local files need none."""
+    was_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            logging.enable_progress_bar()
 
 
 def _resize(picture: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:

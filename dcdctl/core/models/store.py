@@ -17,7 +17,7 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.models import dual, vilt
 from dcdctl.core.models.dual import DualModel
 from dcdctl.core.models.overrides import read_overrides
-from dcdctl.core.models.preprocess import reaching
+from dcdctl.core.models.preprocess import reaching, without_progress_bars
 from dcdctl.core.models.released import from_released
 from dcdctl.core.models.vilt import ViltScorer
 
@@ -27,10 +27,11 @@ SETTINGS_FILE = "dcdctl.json"
 FORMAT_VERSION = 1
 ACCEPTED = (
     "a model is a run folder, a transformers folder (ViLT or vision-text-dual-encoder), an official ViLT .ckpt, "
-    f"a Hugging Face Hub id, or built in: {', '.join(BUILT_IN)}"
+    f"a Hugging Face Hub id (owner/name), or built in: {', '.join(BUILT_IN)}"
 )
 _TEACHERS = Path(__file__).parents[2] / "teachers"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# The Hub knows a few models without an owner, none of them a scorer; a misspelt run should not wait for the network.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _KINDS = {ViltScorer: "a fusion scorer", DualModel: "a dual encoder"}
 
 
@@ -77,7 +78,8 @@ def save(model: Model, folder: Path, *, half: bool = False) -> None:
     partial.mkdir(parents=True)
     try:
         state = {name: tensor.half() for name, tensor in model.network.state_dict().items()} if half else None
-        model.network.save_pretrained(partial, state_dict=state)
+        with without_progress_bars():
+            model.network.save_pretrained(partial, state_dict=state)
         model.preprocess.save(partial)
         files.write_json(partial / SETTINGS_FILE, {"format": FORMAT_VERSION, **model.settings})
         if folder.exists():

@@ -9,7 +9,7 @@ Shape letters: I images, T texts, P pairs, B aligned pairs, L text tokens, V ima
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,15 +117,27 @@ class ViltScorer(nn.Module):
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`."""
+        *layers, last = self.layers
+        tokens_PND, mask = self._through(layers, images, texts, image_ix_P, text_ix_P)
+        class_P1D = _run_layer(last, tokens_PND, mask, num_queries=1)
+        vilt = self.network.vilt
+        return self.network.rank_output(vilt.pooler(vilt.layernorm(class_P1D))).squeeze(-1)
+
+    def fuse(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
+        """The tokens of P pairs after all layers and the final norm, P x N x D: text first, then image."""
+        tokens_PND, _ = self._through(self.layers, images, texts, image_ix_P, text_ix_P)
+        return self.network.vilt.layernorm(tokens_PND)
+
+    def _through(
+        self, layers: Iterable[nn.Module], images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         left, right = texts.take(text_ix_P), images.take(image_ix_P)
         mask_PN = torch.cat([left.mask, right.mask], dim=1)
         mask = None if bool(mask_PN.all()) else mask_PN[:, None, None, :]
         tokens_PND = torch.cat([left.tokens, right.tokens], dim=1)
-        for layer in self.layers[:-1]:
+        for layer in layers:
             tokens_PND = _run_layer(layer, tokens_PND, mask)
-        class_P1D = _run_layer(self.layers[-1], tokens_PND, mask, num_queries=1)
-        vilt = self.network.vilt
-        return self.network.rank_output(vilt.pooler(vilt.layernorm(class_P1D))).squeeze(-1)
+        return tokens_PND, mask
 
     def score(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
         """Logits of B aligned pairs through transformers' own forward pass; the oracle, for evaluation."""

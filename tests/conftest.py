@@ -1,0 +1,19 @@
+"""What many tests need: a tiny corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dcdctl.core import manifest
+from dcdctl.core.prepare import PrepareOptions, prepare
+
+
+@pytest.fixture(scope="session")
+def scenes_corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in corpus, small: train 32, val 8, test 16 images of 64 x 64 pixels, five captions each. Not to be written to."""
+    sets = ["counts.train=32", "counts.val=8", "counts.test=16", "side_px=64"]
+    folder = tmp_path_factory.mktemp("corpus") / "scenes"
+    prepare(manifest.find("scenes", sets), folder, options=PrepareOptions(workers=1))
+    return folder

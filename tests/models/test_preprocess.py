@@ -1,0 +1,96 @@
+"""Pixels equal the released transform and transformers' Pillow processors to the last bit."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
+
+from dcdctl.core.models import Preprocess
+from dcdctl.core.models.preprocess import square_image_processor, vilt_image_processor
+
+from conftest_paths import FIXTURES
+
+TOLD = json.loads((FIXTURES / "preprocess_a.json").read_text())
+
+
+def _with(image_processor, tokenizer=None):
+    return Preprocess(tokenizer=tokenizer, image_processor=image_processor, max_text_len=40)
+
+
+def _released_pictures():
+    tensors = load_file(FIXTURES / "preprocess_a.safetensors")
+    for i in range(len(TOLD["images"])):
+        pixels = tensors[f"in.{i}"].numpy()
+        yield Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), tensors[f"out.pixelbert96.{i}"]
+
+
+def test_pixels_equal_the_released_transform():
+    preprocess = _with(vilt_image_processor(96))
+    for image, expected in _released_pictures():
+        assert torch.equal(preprocess.images([image]).pixel_values[0], expected)
+
+
+@pytest.mark.parametrize("processor", [vilt_image_processor(96), vilt_image_processor(64, size_divisor=16), square_image_processor(64)])
+def test_a_batch_equals_that_of_transformers(processor):
+    images = [image.convert("RGB") for image, _ in _released_pictures()]
+    ours, theirs = _with(processor).images(images), processor(images=images, return_tensors="pt")
+    assert torch.equal(ours.pixel_values, theirs["pixel_values"])
+    if "pixel_mask" in theirs:
+        assert torch.equal(ours.pixel_mask.long(), theirs["pixel_mask"])
+        assert not ours.pixel_mask.all()
+
+
+@pytest.mark.parametrize(("given", "expected"), TOLD["pixelbert_384_output_hw_of_input_hxw"].items())
+def test_sizes_at_384_equal_the_released_ones(given, expected):
+    height, width = map(int, given.split("x"))
+    batch = _with(vilt_image_processor()).images([Image.new("RGB", (width, height))])
+    assert list(batch.pixel_values.shape[2:]) == expected
+
+
+def test_a_very_long_image_keeps_one_patch():
+    assert _with(vilt_image_processor(64)).images([Image.new("RGB", (4000, 20))]).pixel_values.shape[2:] == (32, 96)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA", "I;16"])
+def test_any_mode_becomes_rgb(mode, make_picture):
+    image = make_picture(40, 30, 0, "L" if mode == "I;16" else mode).convert(mode)
+    preprocess = _with(square_image_processor(32))
+    assert torch.equal(preprocess.images([image]).pixel_values, preprocess.images([image.convert("RGB")]).pixel_values)
+
+
+def test_other_processors_are_called_as_they_are(make_picture):
+    images = [make_picture(40, 30, 0), make_picture(30, 50, 1)]
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 24, "width": 24})
+    assert torch.equal(_with(processor).images(images).pixel_values, processor(images=images, return_tensors="pt")["pixel_values"])
+    no_scale = ViTImageProcessorPil(size={"height": 16, "width": 16}, do_normalize=False)
+    assert torch.equal(_with(no_scale).images(images).pixel_values, no_scale(images=images, return_tensors="pt")["pixel_values"])
+
+
+def test_captions_are_padded_to_the_longest_and_cut_with_specials_counted(tokenizer):
+    preprocess = Preprocess(tokenizer=tokenizer, image_processor=square_image_processor(32), max_text_len=6)
+    batch = preprocess.texts(["a cross", "a large red circle is left of a small blue square"])
+    begin, end, pad = tokenizer.cls_token_id, tokenizer.sep_token_id, 0
+    assert batch.input_ids.shape == (2, 6)
+    assert batch.input_ids[0].tolist()[-2:] == [pad, pad]
+    assert batch.attention_mask.sum(dim=1).tolist() == [4, 6]
+    assert batch.input_ids[1, 0] == begin
+    assert batch.input_ids[1, -1] == end
+
+
+def test_nothing_to_preprocess_is_a_wrong_call(vilt):
+    with pytest.raises(ValueError, match="no images"):
+        vilt.preprocess.images([])
+    with pytest.raises(ValueError, match="no texts"):
+        vilt.preprocess.texts([])
+
+
+def test_it_can_be_sent_to_a_worker(vilt, pictures, captions):
+    copy = pickle.loads(pickle.dumps(vilt.preprocess))
+    assert torch.equal(copy.images(pictures).pixel_values, vilt.preprocess.images(pictures).pixel_values)
+    assert torch.equal(copy.texts(captions).input_ids, vilt.preprocess.texts(captions).input_ids)

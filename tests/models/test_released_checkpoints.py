@@ -1,0 +1,149 @@
+"""Official checkpoints load whatever they carry besides weights, and say what they lack."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import types
+from collections import OrderedDict
+
+import pytest
+import torch
+from transformers import ViltConfig, ViltForImageAndTextRetrieval
+
+from dcdctl.core import models
+from dcdctl.core.errors import ModelError
+from dcdctl.core.models.checkpoint import read_checkpoint
+from dcdctl.core.models.released import to_transformers
+
+from conftest_paths import FIXTURES
+
+
+@pytest.fixture
+def tiny(released):
+    return torch.load(released.checkpoint, weights_only=True)
+
+
+def _reload(content, path, released, **overrides):
+    torch.save(content, path)
+    return models.load_fusion(path, {"tokenizer": released.tokenizer, **overrides})
+
+
+def _equal(one, other):
+    pairs = zip(one.named_parameters(), other.named_parameters(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+def test_the_full_size_keys_are_exactly_those_of_transformers():
+    told = json.loads((FIXTURES / "vilt_full_keys.json").read_text())
+    state = {name: torch.empty(shape, device="meta") for name, shape in told.items()}
+    weights, unused = to_transformers(state)
+    with torch.device("meta"):
+        network = ViltForImageAndTextRetrieval(ViltConfig())
+    expected = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == expected
+    assert len(told) == 163
+    assert unused == ["itm_score.fc.bias", "itm_score.fc.weight", "text_embeddings.position_ids"]
+
+
+def test_settings_come_from_the_file(released):
+    scorer = released.scorer()
+    assert scorer.preprocess.max_text_len == released.told["config"]["max_text_len"]
+    assert scorer.preprocess.image_size_px == 64
+    assert scorer.network.config.num_attention_heads == 4
+    assert scorer.network.config.hidden_dropout_prob == 0.1
+    assert scorer.unused_keys == ("itm_score.fc.bias", "itm_score.fc.weight", "text_embeddings.position_ids")
+
+
+def test_overrides_win_over_the_file(released):
+    scorer = released.scorer(image_size=128, max_text_len=8)
+    assert (scorer.preprocess.image_size_px, scorer.preprocess.max_text_len) == (128, 8)
+
+
+def test_bare_weights_load_when_told_the_heads(released, tiny, tmp_path):
+    scorer = _reload(tiny["state_dict"], tmp_path / "bare.ckpt", released, num_attention_heads=4)
+    assert _equal(scorer, released.scorer())
+    with pytest.raises(ModelError, match=r"attention heads unknown.*--model-set num_attention_heads=N"):
+        _reload(tiny["state_dict"], tmp_path / "bare.ckpt", released)
+    with pytest.raises(ModelError, match="not a multiple of 5"):
+        _reload(tiny["state_dict"], tmp_path / "bare.ckpt", released, num_attention_heads=5)
+
+
+def test_without_a_ranking_head_the_matching_row_is_used(released, tiny, tmp_path):
+    state = {name: tensor for name, tensor in tiny["state_dict"].items() if not name.startswith("rank_output")}
+    scorer = _reload({**tiny, "state_dict": state}, tmp_path / "pretrained.ckpt", released)
+    assert torch.equal(scorer.network.rank_output.weight, state["itm_score.fc.weight"][1:])
+    assert torch.equal(scorer.network.rank_output.bias, state["itm_score.fc.bias"][1:])
+
+
+def test_unknown_entries_are_reported(released, tiny, tmp_path):
+    tiny["state_dict"]["mlm_score.bias"] = torch.zeros(3)
+    tiny["state_dict"]["transformer.blocks.0.surprise.weight"] = torch.zeros(3)
+    scorer = _reload(tiny, tmp_path / "more.ckpt", released)
+    assert {"mlm_score.bias", "transformer.blocks.0.surprise.weight"} <= set(scorer.unused_keys)
+
+
+def test_missing_weights_are_named(released, tiny, tmp_path):
+    del tiny["state_dict"]["pooler.dense.bias"]
+    with pytest.raises(ModelError, match=r"lacks 1 parameters of a ViLT scorer: vilt\.pooler\.dense\.bias"):
+        _reload(tiny, tmp_path / "less.ckpt", released)
+    del tiny["state_dict"]["text_embeddings.word_embeddings.weight"]
+    with pytest.raises(ModelError, match=r"word_embeddings\.weight"):
+        _reload(tiny, tmp_path / "less.ckpt", released)
+
+
+def test_classes_of_absent_packages_do_not_hinder_and_nothing_of_the_file_runs(released, tiny, tmp_path, monkeypatch):
+    lightning = types.ModuleType("absent_lightning")
+    lightning.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": "absent_lightning"})
+    lightning.AttributeDict = type("AttributeDict", (dict,), {"__module__": "absent_lightning"})
+    monkeypatch.setitem(sys.modules, "absent_lightning", lightning)
+    victim = tmp_path / "made-by-the-checkpoint"
+    evil = type("Evil", (), {"__reduce__": lambda self: (os.mkdir, (str(victim),))})()
+    content = {**tiny, "callbacks": {lightning.ModelCheckpoint: {"best": OrderedDict(a=1)}}, "evil": evil}
+    content["hyper_parameters"] = lightning.AttributeDict(tiny["hyper_parameters"])
+    torch.save(content, tmp_path / "old.ckpt")
+    monkeypatch.delitem(sys.modules, "absent_lightning")
+    scorer = models.load_fusion(tmp_path / "old.ckpt", {"tokenizer": released.tokenizer})
+    assert _equal(scorer, released.scorer())
+    assert scorer.network.config.num_attention_heads == 4
+    assert not victim.exists()
+    assert [entry["best"] for entry in read_checkpoint(tmp_path / "old.ckpt")["callbacks"].values()] == [{"a": 1}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {}}, "holds no weights"),
+        ([1, 2], "holds no weights"),
+        ({"state_dict": {"vit_model.visual.proj": torch.zeros(2)}}, "is a METER checkpoint"),
+        ({"conv1.weight": torch.zeros(2)}, r"not an official ViLT checkpoint: it has conv1\.weight"),
+    ],
+)
+def test_other_checkpoints_are_named_as_what_they_are(content, message, tmp_path):
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(ModelError, match=message):
+        models.load(tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize("content", [b"", b"not found\n", b"PK\x03\x04 cut short"])
+def test_a_broken_download_is_said_to_be_one(content, tmp_path):
+    (tmp_path / "broken.ckpt").write_bytes(content)
+    with pytest.raises(ModelError, match=r"broken\.ckpt is not a PyTorch checkpoint.*download complete"):
+        models.load(tmp_path / "broken.ckpt")
+
+
+def test_a_tokenizer_of_another_model_is_refused(released, tmp_path):
+    models.word_piece(["".join(map(chr, range(33, 127)))], 200).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"the tokenizer has \d+ tokens, but the model's embedding table has (120|90) rows"):
+        models.load(released.checkpoint, {"tokenizer": str(tmp_path)})
+
+
+def test_more_text_than_positions_is_refused(released):
+    with pytest.raises(ModelError, match="max_text_len is 30, but the model has 1[26] text positions"):
+        released.scorer(max_text_len=30)
+
+
+def test_the_default_tokenizer_needs_the_hub_and_the_error_names_the_way_out(released):
+    with pytest.raises(ModelError, match=r"bert-base-uncased.*--model-set tokenizer=FOLDER"):
+        models.load(released.checkpoint)

@@ -1,0 +1,183 @@
+"""Scores equal those of the released code and of transformers, whatever the batch, and draw nothing from the random state."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from dcdctl.core import models
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.models import ImageBatch, States, TextBatch, ViltSize
+
+TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
+
+
+def _all_pairs(num_images, num_texts):
+    return torch.arange(num_images).repeat_interleave(num_texts), torch.arange(num_texts).repeat(num_images)
+
+
+@torch.no_grad()
+def test_score_of_padded_images_equals_the_released_score(released):
+    images, texts = released.inputs()
+    scores = released.scorer().score(images.pixel_values, texts.input_ids, texts.attention_mask, images.pixel_mask)
+    assert_close(scores, released.tensors["out.rank_score"], **TOLERANCE)
+
+
+@torch.no_grad()
+def test_score_pairs_equals_the_released_matrix(released):
+    images, texts = released.inputs()
+    scorer, expected = released.scorer(), released.tensors["out.score_matrix_images_by_texts"]
+    scores = scorer.score_pairs(scorer.encode_images(images), scorer.encode_texts(texts), *_all_pairs(*expected.shape))
+    assert_close(scores.view_as(expected), expected, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_each_image_alone_and_unpadded_equals_the_released_score(released):
+    images, texts = released.inputs()
+    scorer = released.scorer()
+    for i, (height, width) in enumerate(released.told["image_sizes_hw"]):
+        alone = images.pixel_values[i : i + 1, :, :height, :width]
+        length = int(texts.attention_mask[i].sum())
+        ids, mask = texts.input_ids[i : i + 1, :length], texts.attention_mask[i : i + 1, :length]
+        expected = released.tensors["out.rank_score_unpadded"][i : i + 1]
+        assert_close(scorer.score(alone, ids, mask), expected, **TOLERANCE)
+        states = scorer.encode_images(ImageBatch(alone)), scorer.encode_texts(TextBatch(ids, mask))
+        assert_close(scorer.score_pairs(*states, torch.tensor([0]), torch.tensor([0])), expected, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_without_a_pixel_mask_zero_pixels_count_as_padding(released):
+    images, texts = released.inputs()
+    scorer = released.scorer()
+    with_mask, without = scorer.encode_images(images), scorer.encode_images(ImageBatch(images.pixel_values))
+    assert torch.equal(with_mask.mask, without.mask)
+    assert torch.equal(with_mask.tokens, without.tokens)
+    scores = scorer.score(images.pixel_values, texts.input_ids, texts.attention_mask)
+    assert_close(scores, released.tensors["out.rank_score"], **TOLERANCE)
+
+
+@torch.no_grad()
+def test_a_hole_in_the_picture_is_masked_as_in_transformers(vilt, pictures, captions):
+    images, texts = vilt.preprocess.images(pictures[:1]), vilt.preprocess.texts(captions[:1])
+    images.pixel_values[0, :, 8:16, 16:24] = 0
+    scores = vilt(ImageBatch(images.pixel_values), texts, torch.tensor([0]), torch.tensor([0]))
+    assert vilt.encode_images(ImageBatch(images.pixel_values)).mask.sum() == 1 + 16 - 1
+    assert_close(scores, vilt.score(images.pixel_values, texts.input_ids, texts.attention_mask), **TOLERANCE)
+
+
+@torch.no_grad()
+def test_image_tokens_equal_those_of_transformers_up_to_order(vilt, pictures):
+    images = vilt.preprocess.images(pictures)
+    states = vilt.encode_images(images)
+    embeddings = vilt.network.vilt.embeddings
+    tokens, mask, (patch_index, (_, width)) = embeddings.visual_embed(images.pixel_values, images.pixel_mask, max_image_length=-1)
+    tokens = tokens + embeddings.token_type_embeddings.weight[1]
+    assert_close(states.tokens[:, 0], tokens[:, 0])
+    for i in range(len(images)):
+        real = mask[i, 1:].bool()
+        place = patch_index[i, real, 0] * width + patch_index[i, real, 1]
+        assert_close(states.tokens[i, 1:][states.mask[i, 1:]], tokens[i, 1:][real][place.argsort()])
+
+
+@torch.no_grad()
+def test_a_score_does_not_depend_on_what_else_is_in_the_batch(vilt, pictures, captions):
+    images, texts = vilt.preprocess.images(pictures), vilt.preprocess.texts(captions)
+    encoded = vilt.encode_images(images), vilt.encode_texts(texts)
+    image_ix, text_ix = _all_pairs(3, 4)
+    together = vilt.score_pairs(*encoded, image_ix, text_ix)
+    for pair in range(12):
+        one = vilt.preprocess.images([pictures[image_ix[pair]]]), vilt.preprocess.texts([captions[text_ix[pair]]])
+        assert_close(vilt(*one, torch.tensor([0]), torch.tensor([0])), together[pair : pair + 1], **TOLERANCE)
+    assert together.std() > 0.1
+
+
+@torch.no_grad()
+def test_scores_are_bit_identical_whatever_the_seed_and_leave_the_random_state_alone(vilt, pictures, captions):
+    images, texts = vilt.preprocess.images(pictures), vilt.preprocess.texts(captions[:3])
+    own = torch.arange(3)
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        before = torch.get_rng_state()
+        plain = vilt.score(images.pixel_values, texts.input_ids, texts.attention_mask, images.pixel_mask)
+        found.append(torch.stack([plain, vilt(images, texts, own, own)]))
+        assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(*found)
+
+
+@torch.no_grad()
+def test_fused_tokens_lead_to_the_same_score(vilt, pictures, captions):
+    images, texts = vilt.encode_images(vilt.preprocess.images(pictures)), vilt.encode_texts(vilt.preprocess.texts(captions))
+    image_ix, text_ix = _all_pairs(3, 4)
+    fused = vilt.fuse(images, texts, image_ix, text_ix)
+    scores = vilt.network.rank_output(vilt.network.vilt.pooler(fused)).squeeze(-1)
+    assert_close(scores, vilt.score_pairs(images, texts, image_ix, text_ix), **TOLERANCE)
+
+
+def test_gradients_equal_those_of_the_plain_way(vilt, pictures, captions):
+    images, texts = vilt.preprocess.images(pictures), vilt.preprocess.texts(captions[:3])
+    own = torch.arange(3)
+    vilt.score(images.pixel_values, texts.input_ids, texts.attention_mask, images.pixel_mask).square().sum().backward()
+    plain = {name: parameter.grad.clone() for name, parameter in vilt.named_parameters() if parameter.grad is not None}
+    vilt.zero_grad()
+    vilt(images, texts, own, own).square().sum().backward()
+    ours = {name: parameter.grad for name, parameter in vilt.named_parameters() if parameter.grad is not None}
+    assert plain.keys() == ours.keys()
+    for name, gradient in plain.items():
+        assert_close(ours[name], gradient, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_dropout_is_active_in_training_only(vilt, pictures, captions):
+    batch = vilt.preprocess.images(pictures[:1]), vilt.preprocess.texts(captions[:1]), torch.tensor([0]), torch.tensor([0])
+    assert torch.equal(vilt(*batch), vilt(*batch))
+    vilt.train()
+    assert not torch.equal(vilt(*batch), vilt(*batch))
+
+
+@torch.no_grad()
+def test_no_pairs_give_no_scores(vilt, pictures, captions):
+    images, texts = vilt.encode_images(vilt.preprocess.images(pictures)), vilt.encode_texts(vilt.preprocess.texts(captions))
+    none = torch.zeros(0, dtype=torch.long)
+    assert vilt.score_pairs(images, texts, none, none).shape == (0,)
+
+
+def test_take_trims_to_the_longest_and_repeats():
+    states = States(torch.arange(12.0).view(2, 3, 2), torch.tensor([[True, False, False], [True, True, False]]))
+    taken = states.take(torch.tensor([1, 0, 1]))
+    assert taken.tokens.tolist() == [[[6, 7], [8, 9]], [[0, 1], [2, 3]], [[6, 7], [8, 9]]]
+    assert taken.mask.tolist() == [[True, True], [True, False], [True, True]]
+
+
+def test_cat_pads_to_the_longest_part():
+    parts = [States(torch.ones(1, length, 2), torch.ones(1, length, dtype=torch.bool)) for length in (1, 3)]
+    whole = States.cat(parts)
+    assert whole.mask.tolist() == [[True, False, False], [True, True, True]]
+    assert whole.tokens.sum(dim=(1, 2)).tolist() == [2, 6]
+
+
+def test_a_new_model_is_the_same_for_the_same_seed_only_and_draws_nothing(tokenizer):
+    size = ViltSize(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    before = torch.get_rng_state()
+    digests = [models.new_vilt(size, tokenizer, seed).digest for seed in (1, 1, 2)]
+    assert torch.equal(before, torch.get_rng_state())
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_new_model_tells_patches_apart(tokenizer):
+    table = models.new_vilt(ViltSize(), tokenizer).network.vilt.embeddings.position_embeddings
+    assert table.std() == pytest.approx(0.02, rel=0.1)
+
+
+def test_too_long_a_caption_is_a_wrong_call(vilt):
+    with pytest.raises(ValueError, match="41 tokens, but the model has 40"):
+        vilt.encode_texts(TextBatch(torch.ones(1, 41, dtype=torch.long), torch.ones(1, 41, dtype=torch.long)))
+
+
+@pytest.mark.parametrize(("wrong", "message"), [({"hidden_size": 30}, "num_attention_heads 4"), ({"image_size": 50}, "patch_size 16")])
+def test_sizes_that_do_not_divide_are_refused(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        ViltSize(**wrong)

@@ -1,0 +1,99 @@
+"""The house: what may import what."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import dcdctl
+
+PACKAGE = Path(dcdctl.__file__).parent
+CORE, CLI = PACKAGE / "core", PACKAGE / "cli"
+
+ORDER = [
+    "errors",
+    "files",
+    "progress",
+    "config",
+    "devices",
+    "scenes",
+    "manifest",
+    "pictures",
+    "corpus",
+    "image_store",
+    "annotation_files",
+    "prepare_sources",
+    "picture_pool",
+    "prepare",
+    "models",
+    "candidates",
+    "scoring",
+    "teacher_cache",
+    "losses",
+    "recipe",
+    "batches",
+    "runs",
+    "training",
+    "objectives",
+    "pretraining",
+    "distillation",
+    "retrieval",
+    "evaluation",
+    "timing",
+    "benchmark",
+    "demo",
+]
+"""The modules and families of core; each imports only what stands before it."""
+
+
+def sources(name: str) -> list[Path]:
+    """The files of a module or of a family."""
+    return [CORE / f"{name}.py"] if (CORE / f"{name}.py").exists() else sorted((CORE / name).glob("*.py"))
+
+
+def imported(path: Path, *, top_only: bool = False) -> set[str]:
+    """Dotted names a file imports, wherever in it; `from a import b` is a.b."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names: set[str] = set()
+    for node in tree.body if top_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def core_modules(names: set[str]) -> set[str]:
+    return {name.split(".")[2] for name in names if name.startswith("dcdctl.core.")}
+
+
+def test_the_order_names_every_module_of_core():
+    there = {path.stem for path in CORE.glob("*.py")} | {path.parent.name for path in CORE.glob("*/__init__.py")}
+    assert sorted(ORDER) == sorted(there - {"__init__"})
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_point_one_way(name):
+    later = set(ORDER[ORDER.index(name) + 1 :])
+    for path in sources(name):
+        assert not core_modules(imported(path)) & later, path
+
+
+@pytest.mark.parametrize("path", sorted(CORE.rglob("*.py")), ids=lambda path: str(path.relative_to(CORE)))
+def test_core_neither_talks_nor_exits(path):
+    roots = {name.split(".")[0] for name in imported(path)}
+    assert not roots & {"typer", "click", "rich"}
+    assert not any(name.startswith("dcdctl.cli") for name in imported(path))
+    calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    assert not {"print", "exit", "sys.exit"} & set(calls)
+
+
+@pytest.mark.parametrize("path", sorted(CLI.glob("*.py")), ids=lambda path: path.name)
+def test_commands_import_core_in_their_bodies(path):
+    light = {"dcdctl.core.errors.DcdError", "dcdctl.core.progress.Advance"}
+    at_top = imported(path, top_only=True)
+    assert {name for name in at_top if name.startswith("dcdctl.core")} <= light
+    assert not {name.split(".")[0] for name in at_top} & {"torch", "transformers", "numpy", "pandas", "pyarrow", "PIL", "rich", "click"}
