@@ -23,17 +23,9 @@ from dcdctl.core.errors import CorpusError
 
 
 def make_row(i, num_captions=2, data=None):
-    captions = [f"caption {i}.{k}" for k in range(num_captions)]
+    captions, numbers = [f"caption {i}.{k}" for k in range(num_captions)], [10 * i + k for k in range(num_captions)]
     data = data if data is not None else image_file(i)
-    return CorpusRow(
-        image_id=f"id{i}",
-        path=f"{i}.png",
-        data=data,
-        width=6,
-        height=4,
-        captions=captions,
-        caption_ids=[10 * i + k for k in range(num_captions)],
-    )
+    return CorpusRow(image_id=f"id{i}", path=f"{i}.png", data=data, width=6, height=4, captions=captions, caption_ids=numbers)
 
 
 def image_file(i, image_format="PNG", **options):
@@ -235,14 +227,14 @@ def test_an_unknown_split_lists_the_known_ones(scenes_corpus_dir):
 
 def test_a_missing_shard_is_named(ragged):
     (ragged.folder / "train-00001-of-00003.parquet").unlink()
-    with pytest.raises(CorpusError, match="train-00001-of-00003.parquet is missing"):
+    with pytest.raises(CorpusError, match=r"train-00001-of-00003.parquet is missing"):
         Corpus.open(ragged.folder, "train")
 
 
 def test_a_damaged_shard_is_named(ragged):
     path = ragged.folder / "train-00001-of-00003.parquet"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CorpusError, match="train-00001-of-00003.parquet is damaged"):
+    with pytest.raises(CorpusError, match=r"train-00001-of-00003.parquet is damaged"):
         Corpus.open(ragged.folder, "train").image(50)
 
 

@@ -46,14 +46,14 @@ def test_the_wheel_carries_types_and_licence_and_no_tests(wheel):
 
 
 def test_the_installed_wheel_finds_its_manifests_from_another_folder(wheel, tmp_path):
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     venv.create(tmp_path / "clean")
     python = tmp_path / "clean" / "bin" / "python"
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", "--quiet", str(wheel)]
-    subprocess.run(install, check=True, capture_output=True)
+    subprocess.run(install, env=clean, check=True, capture_output=True)
     # The dependencies come from here; our own package does not, as a path file inside a path file is not followed.
     site = next((tmp_path / "clean" / "lib").glob("python*/site-packages"))
     (site / "dependencies.pth").write_text("\n".join({sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]}))
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
 
     def run(*arguments: str) -> str:
         command = [str(python.with_name("dcdctl")), *arguments]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -12,6 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +152,7 @@ def test_one_base_name_in_two_folders_is_told_apart_by_its_path(tmp_path, images
     assert train.image_ids == ["val2014/x.jpg", "train2014/x.jpg"]
     assert train.image_bytes(1) == (images / "a.jpg").read_bytes()
     (tmp_path / "again").mkdir()
-    with pytest.raises(InputError, match="2 images in .* have that name .* the full path is wanted"):
+    with pytest.raises(InputError, match=r"2 images in .* have that name .* the full path is wanted"):
         karpathy(tmp_path / "again", archive, [entry("x.jpg")])
 
 
@@ -243,7 +243,7 @@ BAD_ENTRIES = {
     "a caption that is a list": (entry("ü.png", raws=(["a", "b"],)), r'caption 0 is a list \(\["a", "b"\]\), text is wanted'),
     "an empty caption": (entry("ü.png", raws=("a", " \n")), "caption 1 is empty"),
     "half a character": (entry("ü.png", raws=("\ud83d",)), "caption 0 is not Unicode text"),
-    "an image twice": (entry("a.jpg", "val"), r"the same image as images\[0\]"),
+    "an image twice": (entry("a.jpg"), r"the same image as images\[0\]"),
 }
 
 
@@ -267,6 +267,7 @@ def bomb():
     """A PNG that says it is 60,000 pixels wide and high."""
     data = bytearray(picture(0, ".png"))
     data[16:24] = (60_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     return bytes(data)
 
 
@@ -283,11 +284,8 @@ BAD_FILES = {
 }
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("case", BAD_FILES)
+@pytest.mark.parametrize(("case", "workers"), [*((case, 1) for case in BAD_FILES), ("zero bytes", 2), ("a truncated jpeg", 2)])
 def test_a_bad_image_stops_with_its_row_or_is_listed(tmp_path, images, case, workers):
-    if workers > 1 and case not in ("zero bytes", "a truncated jpeg"):
-        pytest.skip("starting processes takes a second: two cases show that errors cross them")
     data, message = BAD_FILES[case]
     names = [f"{i:02}.jpg" for i in range(20)]
     for name in names:
@@ -402,7 +400,7 @@ def test_a_bad_csv_line_stops_with_its_number_or_is_listed(tmp_path, images, cas
         ("image\na.jpg\n", "has no column 'caption', its columns are image"),
         (
             "image,caption\na.jpg,x\na.jpg,a dog, running\n",
-            "Expected 2 fields in line 3, saw 3; a caption with a comma must stand in quotes",
+            "Expected 2 fields in line 3, saw 3; a caption with a comma must",
         ),
         ("image,caption\na.jpg,a dog, running\na.jpg,x\n", "a caption with a comma must stand in quotes"),
         ("image,caption\n", "the source has no image"),

@@ -27,14 +27,16 @@ def cache_teacher(
 ) -> None:
     """Score each query's candidates with the teacher once, so that training never runs it."""
     from dcdctl.cli.terminal import bar, show
-    from dcdctl.core import devices, models, recipe as recipes, teacher_cache
-    from dcdctl.core.corpus import Corpus
+    from dcdctl.core import devices, models, teacher_cache
+    from dcdctl.core import recipe as recipes
+    from dcdctl.core.config import apply_sets
+    from dcdctl.core.distillation import open_corpus
 
     config = recipes.load(recipe, sets or []).candidates
-    corpus = Corpus.open(data, split).subset(max_images)
+    corpus = open_corpus(data, split, max_images)
     options = teacher_cache.ScoringOptions(
         device=devices.choose(device), batch_size=batch_size, precision=devices.precision(precision)
     )
-    model = models.load_fusion(teacher, models.parse_overrides(model_set or []))
+    model = models.load_fusion(teacher, apply_sets({}, model_set or []))
     cache = teacher_cache.build(corpus, model, out, config, options=options, track=bar)
     show(f"{cache.num_pairs:,} scored pairs of {corpus.num_images:,} images and {corpus.num_captions:,} captions -> {out}")

@@ -132,10 +132,12 @@ def read_csv(path: Path) -> list[tuple[int, str, str, str | None]]:
         raise InputError(
             f"{path} has no column {missing[0]!r}, its columns are {found}", hint="the first line names: image,caption[,split]"
         )
-    # A quoted cell may run over several lines, so a row's number is not its line.
-    num_lines = table.apply(lambda column: column.str.count("\n")).sum(axis=1) + 1
-    lines = 2 + num_lines.cumsum().shift(1, fill_value=0)
-    splits = table["split"] if "split" in table.columns else [None] * len(table)
-    cells = zip(lines.astype(int), table["image"], table["caption"], splits, strict=True)
-    is_blank = (table == "").all(axis=1)
-    return [row for row, blank in zip(cells, is_blank, strict=True) if not blank]
+    columns = [table[name].tolist() for name in table.columns]
+    splits = table["split"].tolist() if "split" in table.columns else [None] * len(table)
+    rows, line = [], 2
+    for cells, image, caption, split in zip(zip(*columns, strict=True), table["image"], table["caption"], splits, strict=True):
+        if any(cells):
+            rows.append((line, image, caption, split))
+        # A quoted cell may run over several lines, so a row's number is not its line.
+        line += 1 + sum(cell.count("\n") for cell in cells)
+    return rows

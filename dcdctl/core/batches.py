@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from PIL import Image
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,6 +23,9 @@ from dcdctl.core.errors import ConfigError, MissingError
 from dcdctl.core.models.protocols import ImageBatch, Preprocessor, TextBatch
 from dcdctl.core.recipe import BatchConfig
 from dcdctl.core.teacher_cache import TeacherCache
+
+PICTURE_MEMORY = 512 * 2**20
+"""Bytes of decoded pictures that a data set keeps: a small corpus is decoded once."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class _Steps(torch.utils.data.Dataset[Batch]):
 
     def __init__(self, corpus: Corpus, preprocess: Preprocessor, config: BatchConfig, seed: int) -> None:
         self.corpus, self.preprocess, self.config, self.seed = corpus, preprocess, config, seed
-        self._pixels: dict[int, ImageBatch] = {}
+        self._pictures: dict[int, Image.Image] = {}
+        self._bytes_left = PICTURE_MEMORY
 
     def _assemble(self, image_RC: Index, text_RC: Index, teacher_RC: NDArray[np.float32], released_RC: NDArray[np.float32]) -> Batch:
         images, image_at = np.unique(image_RC, return_inverse=True)
@@ -59,7 +64,7 @@ class _Steps(torch.utils.data.Dataset[Batch]):
         num_classes = int(classes.max()) + 1
         same = np.isin(image_RC * num_classes + classes[text_RC], owner * num_classes + classes) if self._marks_same else np.zeros(image_RC.shape, bool)
         return Batch(
-            self.preprocess.images(self.corpus.images(images.tolist())),
+            self.preprocess.images(self._read(images)),
             self.preprocess.texts([self.corpus.captions[i] for i in texts]),
             torch.from_numpy(image_at.reshape(image_RC.shape)),
             torch.from_numpy(text_at.reshape(image_RC.shape)),
@@ -67,6 +72,17 @@ class _Steps(torch.utils.data.Dataset[Batch]):
             torch.from_numpy(released_RC.astype(np.float32)),
             torch.from_numpy(same),
         )
+
+    def _read(self, images: Index) -> list[Image.Image]:
+        """The pictures, decoded once while there is room for them."""
+        new = [int(image) for image in images if int(image) not in self._pictures]
+        read = dict(zip(new, self.corpus.images(new), strict=True))
+        for image, picture in read.items():
+            size = 3 * picture.width * picture.height
+            if size <= self._bytes_left:
+                self._bytes_left -= size
+                self._pictures[image] = picture
+        return [self._pictures[int(image)] if int(image) in self._pictures else read[int(image)] for image in images]
 
     _marks_same = False
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from dcdctl.core import devices, models, runs, teacher_cache
 from dcdctl.core import recipe as recipes
+from dcdctl.core.config import apply_sets
 from dcdctl.core.batches import ListSteps, MatrixSteps
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import ConfigError, ModelError
@@ -34,12 +35,18 @@ def options(device: str, precision: str, workers: int) -> TrainingOptions:
     return TrainingOptions(device=devices.choose(device), precision=devices.precision(precision), workers=workers)
 
 
+def open_corpus(data: Path, split: str, max_images: int | None = None) -> Corpus:
+    """A split of a corpus, or its first images."""
+    corpus = Corpus.open(data, split)
+    return corpus if max_images is None else corpus.subset(max_images)
+
+
 def open_inputs(
     data: Path, split: str, max_images: int | None, cache: Path | None, teacher: str | None, model_set: Sequence[str]
 ) -> Inputs:
     """Open what is named and check that it belongs together: the cache must be of this corpus and this teacher."""
-    corpus = Corpus.open(data, split).subset(max_images)
-    model = None if teacher is None else models.load_fusion(teacher, models.parse_overrides(model_set))
+    corpus = open_corpus(data, split, max_images)
+    model = None if teacher is None else models.load_fusion(teacher, apply_sets({}, model_set))
     expected = None if model is None else models.fingerprint(model)
     scores = None if cache is None else teacher_cache.read(cache, corpus=corpus, teacher=expected)
     return Inputs(corpus, scores, model)

@@ -28,7 +28,14 @@ CAPTIONS = [
 ]
 VILT_SIZE = ViltSize(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8)
 DUAL_SIZE = DualSize(
-    hidden_size=32, num_vision_layers=2, num_text_layers=1, num_attention_heads=4, intermediate_size=64, projection_dim=24, image_size=32, patch_size=8
+    hidden_size=32,
+    num_vision_layers=2,
+    num_text_layers=1,
+    num_attention_heads=4,
+    intermediate_size=64,
+    projection_dim=24,
+    image_size=32,
+    patch_size=8,
 )
 
 

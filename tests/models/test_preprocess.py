@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +15,7 @@ from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 from dcdctl.core.models import Preprocess
 from dcdctl.core.models.preprocess import square_image_processor, vilt_image_processor
 
-from conftest_paths import FIXTURES
-
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 TOLD = json.loads((FIXTURES / "preprocess_a.json").read_text())
 
 
@@ -74,11 +74,11 @@ def test_other_processors_are_called_as_they_are(make_picture):
 
 def test_captions_are_padded_to_the_longest_and_cut_with_specials_counted(tokenizer):
     preprocess = Preprocess(tokenizer=tokenizer, image_processor=square_image_processor(32), max_text_len=6)
-    batch = preprocess.texts(["a cross", "a large red circle is left of a small blue square"])
+    batch = preprocess.texts(["a", "a large red circle is left of a small blue square"])
     begin, end, pad = tokenizer.cls_token_id, tokenizer.sep_token_id, 0
     assert batch.input_ids.shape == (2, 6)
-    assert batch.input_ids[0].tolist()[-2:] == [pad, pad]
-    assert batch.attention_mask.sum(dim=1).tolist() == [4, 6]
+    assert batch.input_ids[0].tolist()[-3:] == [pad, pad, pad]
+    assert batch.attention_mask.sum(dim=1).tolist() == [3, 6]
     assert batch.input_ids[1, 0] == begin
     assert batch.input_ids[1, -1] == end
 

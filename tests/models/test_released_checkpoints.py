@@ -7,6 +7,7 @@ import os
 import sys
 import types
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.models.checkpoint import read_checkpoint
 from dcdctl.core.models.released import to_transformers
 
-from conftest_paths import FIXTURES
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def test_a_tokenizer_of_another_model_is_refused(released, tmp_path):
 
 
 def test_more_text_than_positions_is_refused(released):
-    with pytest.raises(ModelError, match="max_text_len is 30, but the model has 1[26] text positions"):
+    with pytest.raises(ModelError, match=r"max_text_len is 30, but the model has 1[26] text positions"):
         released.scorer(max_text_len=30)
 
 

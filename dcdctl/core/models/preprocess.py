@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoTokenizer, ViltImageProcessorPil, ViTImageProcessorPil
 from transformers.utils import logging
 
@@ -179,12 +180,12 @@ def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
 
 @contextlib.contextmanager
 def reaching(ref: str, *, hint: str) -> Iterator[None]:
-    """Turn what transformers raises for absent files and an unreachable Hub into a ModelError."""
+    """Turn what transformers raises for absent or broken files and an unreachable Hub into a ModelError."""
     is_local = Path(ref).exists()
     try:
         with without_progress_bars() if is_local else contextlib.nullcontext():
             yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         kind = "" if is_local else " (no such file or folder here, so it was looked up as a Hugging Face Hub id)"
         raise ModelError(f"cannot load {ref}{kind}: {lines[0]}", hint=hint) from error

@@ -68,7 +68,7 @@ class States:
         """The states at these positions (repeats are fine), trimmed to the longest of them; gradients flow back."""
         mask = self.mask[index]
         used = mask.any(dim=0).nonzero()
-        longest = int(used.max()) + 1 if len(used) else 0
+        longest = int(used.max()) + 1 if len(used) else 1
         return States(self.tokens[:, :longest][index], mask[:, :longest])
 
     def to(self, device: Device, *, non_blocking: bool = False) -> States:

@@ -1,0 +1,41 @@
+"""`dcdctl demo`: the whole way on the built-in corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dcdctl.cli.options import Device, Json
+from dcdctl.cli.terminal import bar, note, show_json, show_table
+
+if TYPE_CHECKING:
+    from dcdctl.core.demo import DemoResult
+
+OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; what is finished in it is not done again.", metavar="DIR")]
+TrainTeacher = Annotated[bool, typer.Option("--train-teacher", help="Train the built-in teacher anew first (hours on a CPU).")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Training steps of each student, for a shorter try.", min=1)]
+
+
+def demo(out: OutFolder = Path("demo"), train_teacher: TrainTeacher = False, steps: Steps = None, device: Device = "auto", json: Json = False) -> None:
+    """Prepare, cache, distill, evaluate and time, on drawn scenes: minutes on a CPU."""
+    from dcdctl.core import demo as core
+    from dcdctl.core import distillation
+
+    options = distillation.options(device, "fp32", 0)
+    config = core.DemoConfig(steps=steps)
+    result = core.run_demo(out, train_teacher=train_teacher, config=config, options=options, say=note, track=bar)
+    return show_json(result.to_json()) if json else _show(result, out)
+
+
+def _show(result: DemoResult, out: Path) -> None:
+    rows = []
+    for row in result.rows:
+        recalls = row.evaluation.recalls
+        both = [" ".join(f"{value:4.1f}" for value in them.values()) for them in (recalls.text_retrieval, recalls.image_retrieval)]
+        rows.append([row.model, *both, f"{recalls.rsum:.1f}", f"{row.query_ms:,.1f} ms", f"{row.speed_up:,.0f}x"])
+    machine = result.machine
+    title = f"{len(result.rows[0].evaluation.text_ranks)} new scenes, {machine['cpu']}, {machine['threads']} threads"
+    caption = f"R@1/5/10. Time: one caption against {result.gallery_size:,} encoded images. Everything is in {out}."
+    show_table(title, ("", "text retrieval", "image retrieval", "RSUM", "query", "speed-up"), rows, caption=caption)

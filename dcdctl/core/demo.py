@@ -1,0 +1,146 @@
+"""The whole of dynamic contrastive distillation on the built-in corpus, in minutes on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcdctl.core import benchmark, distillation, evaluation, files, manifest, models, pretraining, runs, teacher_cache
+from dcdctl.core import prepare as preparing
+from dcdctl.core import recipe as recipes
+from dcdctl.core.corpus import Corpus
+from dcdctl.core.distillation import Inputs
+from dcdctl.core.evaluation import Evaluation
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.teacher_cache import TeacherCache
+from dcdctl.core.training import TrainingOptions
+
+BUILT_IN_TEACHER = "scenes-vilt"
+FUSION, DUAL, DUAL_ALONE = "demo-fusion", "demo-dual", "demo-dual-alone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The size of the demo."""
+
+    train_images: int = 512
+    """As small beside the teacher's own training as a user's pictures are beside a pretrained model's."""
+    test_images: int = 100
+    depth: int = 20
+    """Candidates of each query that the cascade re-ranks."""
+    steps: int | None = None
+    """Training steps of each student, in place of the recipes'."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the final table."""
+
+    model: str
+    evaluation: Evaluation
+    query_ms: float
+    """One caption against the headline gallery's images, encoded before."""
+    speed_up: float
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    rows: list[Row]
+    gallery_size: int
+    machine: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The table as a JSON-able document."""
+        keep = ("images", "captions", "text_retrieval", "image_retrieval", "rsum")
+        rows = []
+        for row in self.rows:
+            document = evaluation.to_document(row.evaluation, row.model, "test")
+            rows.append({"model": row.model, **{key: document[key] for key in keep}, "query_ms": row.query_ms, "speed_up": row.speed_up})
+        return {"rows": rows, "gallery_size": self.gallery_size, "machine": self.machine}
+
+
+def run_demo(
+    out: Path,
+    *,
+    train_teacher: bool = False,
+    config: DemoConfig = DemoConfig(),
+    options: TrainingOptions = TrainingOptions(),
+    say: Callable[[str], None] = lambda text: None,
+    track: Track = silent,
+) -> DemoResult:
+    """Prepare, cache, distill two students, train one without the teacher, measure all; what is finished in `out` is not done again."""
+    say("1. prepare: draw the corpus")
+    data = _prepare(out, config, track)
+    teacher_ref = BUILT_IN_TEACHER
+    if train_teacher:
+        say("   train the teacher anew: this takes hours")
+        teacher_ref = str(_train_teacher(out, options, track))
+    teacher = models.load_fusion(teacher_ref)
+    say("2. cache-teacher: score candidates once")
+    cache = _cache(data, teacher, out, options, track)
+    say("3. distill: a fusion student, a dual student, and the same dual student without the teacher")
+    students = {name: _distill(name, data, out, teacher, cache, config, options, track) for name in (FUSION, DUAL, DUAL_ALONE)}
+    say("4. eval and bench: recall both ways, time of a query")
+    return _measure(teacher, students, Corpus.open(data, "test"), config, options, out, track)
+
+
+def _prepare(out: Path, config: DemoConfig, track: Track) -> Path:
+    counts = {"train": config.train_images, "val": 0, "test": config.test_images}
+    source = manifest.find("scenes", [f"counts.{split}={count}" for split, count in counts.items()])
+    preparing.prepare(source, out / "data", track=track)
+    return out / "data"
+
+
+def _train_teacher(out: Path, options: TrainingOptions, track: Track) -> Path:
+    config = pretraining.PretrainingConfig()
+    run = runs.start(out / "teacher", config, "pretrain-teacher", {}, resume=True)
+    pretraining.pretrain(run, config, options=options, track=track)
+    return run.folder
+
+
+def _cache(data: Path, teacher: Any, out: Path, options: TrainingOptions, track: Track) -> TeacherCache:
+    candidates = recipes.load(DUAL).candidates
+    scoring = teacher_cache.ScoringOptions(device=options.device, precision=options.precision)
+    return teacher_cache.build(Corpus.open(data, "train"), teacher.to(options.device), out / "cache", candidates, options=scoring, track=track)
+
+
+def _distill(
+    name: str, data: Path, out: Path, teacher: Any, cache: TeacherCache, config: DemoConfig, options: TrainingOptions, track: Track
+) -> Any:
+    sets = [] if config.steps is None else [f"optimizer.steps={config.steps}"]
+    start = teacher if recipes.load(name).model.kind == "fusion" else None
+    inputs = Inputs(Corpus.open(data, "train"), cache, start)
+    run = distillation.distill(name, sets, inputs, out / name.removeprefix("demo-"), resume=True, options=options, track=track)
+    return models.load(run.folder)
+
+
+def _measure(
+    teacher: Any, students: dict[str, Any], corpus: Corpus, config: DemoConfig, options: TrainingOptions, out: Path, track: Track
+) -> DemoResult:
+    everything = {"teacher (ViLT, 6 layers)": teacher, **students}
+    evaluations = {
+        name: evaluation.evaluate(model, corpus, device=options.device, track=track) for name, model in everything.items()
+    }
+    settings = benchmark.BenchConfig(budget_s=2.0, num_repeats=10)
+    benches = {name: benchmark.compare(teacher, model, corpus, settings, track=track) for name, model in students.items()}
+    fusion, dual = benches[FUSION], benches[DUAL]
+    teacher_s, fusion_s, dual_s = (
+        times.query(settings.headline_size, is_cached=True).seconds for times in (dual.teacher, fusion.student, dual.student)
+    )
+    cascade = evaluation.evaluate(
+        students[DUAL], corpus, rerank=students[FUSION], depth=config.depth, device=options.device, track=track
+    )
+    cascade_s = dual_s + config.depth / fusion.student.pairs_per_s
+    labels = [
+        ("teacher (ViLT, 6 layers)", evaluations["teacher (ViLT, 6 layers)"], teacher_s),
+        ("fusion student (3 layers), DCD", evaluations[FUSION], fusion_s),
+        ("dual student, with the teacher's scores", evaluations[DUAL], dual_s),
+        ("the same dual, without a teacher", evaluations[DUAL_ALONE], dual_s),
+        (f"cascade: dual, top {config.depth} by fusion student", cascade, cascade_s),
+    ]
+    rows = [Row(model=name, evaluation=found, query_ms=1000 * s, speed_up=teacher_s / s) for name, found, s in labels]
+    result = DemoResult(rows, settings.headline_size, dual.machine)
+    files.write_json(out / "demo.json", result.to_json())
+    return result

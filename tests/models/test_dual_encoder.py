@@ -1,0 +1,116 @@
+"""Dual encoders give unit vectors, and are plain transformers models on disk."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+from torch.testing import assert_close
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    VisionTextDualEncoderModel,
+    ViTConfig,
+    ViTImageProcessorPil,
+    ViTModel,
+)
+
+from dcdctl.core import models
+from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.models import DualSize
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+@pytest.fixture
+def backbones(tmp_path, tokenizer):
+    ViTModel(ViTConfig(image_size=16, patch_size=8, **SMALL)).save_pretrained(tmp_path / "vision")
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vision")
+    BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=20, **SMALL)).save_pretrained(tmp_path / "text")
+    tokenizer.save_pretrained(tmp_path / "text")
+    return str(tmp_path / "vision"), str(tmp_path / "text")
+
+
+@torch.no_grad()
+def test_embeddings_are_unit_vectors_that_differ(dual, pictures, captions):
+    images, texts = dual(dual.preprocess.images(pictures), dual.preprocess.texts(captions))
+    assert images.shape == (3, dual.embedding_dim)
+    assert texts.shape == (4, dual.embedding_dim)
+    for vectors in (images, texts):
+        assert_close(vectors.norm(dim=-1), torch.ones(len(vectors)))
+        assert (vectors @ vectors.T).triu(1).max() < 0.999
+
+
+@torch.no_grad()
+def test_padding_changes_no_embedding(dual, captions):
+    together = dual.embed_texts(dual.preprocess.texts(captions))
+    alone = torch.cat([dual.embed_texts(dual.preprocess.texts([caption])) for caption in captions])
+    assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_logit_scale_is_the_exponential_and_at_most_100(dual):
+    dual.network.logit_scale.fill_(1.5)
+    assert dual.logit_scale.item() == pytest.approx(4.4816890)
+    dual.network.logit_scale.fill_(9.0)
+    assert dual.logit_scale.item() == 100
+
+
+@torch.no_grad()
+def test_plain_transformers_loads_a_saved_model_with_equal_embeddings(dual, pictures, captions, tmp_path):
+    models.save(dual, tmp_path / "dual")
+    plain = VisionTextDualEncoderModel.from_pretrained(tmp_path / "dual").eval()
+    images, texts = dual.preprocess.images(pictures), dual.preprocess.texts(captions)
+    found = plain(input_ids=texts.input_ids, attention_mask=texts.attention_mask, pixel_values=images.pixel_values)
+    own_images, own_texts = dual(images, texts)
+    assert_close(found.image_embeds, own_images, rtol=0, atol=1e-6)
+    assert_close(found.text_embeds, own_texts, rtol=0, atol=1e-6)
+    assert_close(found.logits_per_image, dual.logit_scale * own_images @ own_texts.T, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_two_backbones_keep_their_weights(backbones, pictures, captions):
+    model = models.dual_from_backbones(*backbones, projection_dim=8)
+    assert model.preprocess.max_text_len == 20
+    texts = model.preprocess.texts(captions)
+    bert = BertModel.from_pretrained(backbones[1]).eval()
+    pooled = bert(input_ids=texts.input_ids, attention_mask=texts.attention_mask).pooler_output
+    expected = functional.normalize(model.network.text_projection(pooled), dim=-1)
+    assert_close(model.embed_texts(texts), expected)
+    assert model.embed_images(model.preprocess.images(pictures)).shape == (3, 8)
+
+
+def test_two_backbones_give_the_same_model_for_the_same_seed_only(backbones):
+    before = torch.get_rng_state()
+    digests = [models.dual_from_backbones(*backbones, seed=seed).digest for seed in (1, 1, 2)]
+    assert digests[0] == digests[1] != digests[2]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_backbone_that_is_not_there_is_named(backbones, tmp_path):
+    with pytest.raises(ModelError, match=r"absent.*no such file or folder here"):
+        models.dual_from_backbones(backbones[0], str(tmp_path / "absent"))
+
+
+def test_a_text_backbone_without_pooling_is_refused(backbones, tokenizer, tmp_path):
+    config = DistilBertConfig(vocab_size=len(tokenizer), dim=16, n_layers=1, n_heads=2, hidden_dim=16)
+    DistilBertModel(config).save_pretrained(tmp_path / "distil")
+    tokenizer.save_pretrained(tmp_path / "distil")
+    with pytest.raises(ModelError, match="distil gives no pooled output"):
+        models.dual_from_backbones(backbones[0], str(tmp_path / "distil"))
+
+
+def test_gradients_reach_both_sides_and_the_scale(dual, pictures, captions):
+    images, texts = dual(dual.preprocess.images(pictures), dual.preprocess.texts(captions))
+    (dual.logit_scale * images @ texts.T).square().sum().backward()
+    network = dual.network
+    for parameter in (network.visual_projection.weight, network.text_projection.weight, network.logit_scale):
+        assert parameter.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("wrong", "message"), [({"hidden_size": 30}, "num_attention_heads 4"), ({"image_size": 50}, "patch_size 16")])
+def test_sizes_that_do_not_divide_are_refused(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        DualSize(**wrong)
