@@ -17,9 +17,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import typer
 from PIL import Image
+from typer.testing import CliRunner
 
 import dcdctl
+from dcdctl.cli.prepare import prepare as prepare_command
+from dcdctl.cli.terminal import ErrorGroup
 from dcdctl.core import manifest
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import ConfigError, CorpusError, InputError
@@ -515,7 +519,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path,
         deadline = time.monotonic() + 60
         while len(list(out.glob("*.parquet"))) <= len(kept) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.06))
+        time.sleep(rng.uniform(0, 0.04))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         recorded = json.loads((out / "prepare.json").read_text())["shards"]
@@ -527,11 +531,9 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path,
     subprocess.run(command, env=environment, check=True)
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
     subprocess.run([sys.executable, str(script), str(tmp_path / "unkilled"), "1"], env=environment, check=True)
-    digests = [
-        {name: hashlib.sha256(data).hexdigest() for name, data in contents(folder).items()} for folder in (out, tmp_path / "unkilled")
-    ]
-    assert digests[0] == digests[1]
-    assert len(digests[0]) == 15 + 1 + 3 + 1
+    killed, unkilled = ({path.name: sha256_of(path) for path in folder.iterdir()} for folder in (out, tmp_path / "unkilled"))
+    assert killed == unkilled
+    assert len(killed) == 15 + 1 + 3 + 1
 
 
 def test_progress_counts_every_row_once(tmp_path, images):
@@ -549,3 +551,40 @@ def test_progress_counts_every_row_once(tmp_path, images):
     source = manifest.choose(None, karpathy=tmp_path / "dataset.json", images=images)
     prepare(source, tmp_path / "out", options=PrepareOptions(workers=1, on_error="skip"), track=track)
     assert seen == [("prepare", 3, "images"), 1, 1, 1]
+
+
+# The command
+
+
+@pytest.fixture
+def run_cli():
+    app = typer.Typer(cls=ErrorGroup, pretty_exceptions_enable=False)
+    app.command("prepare")(prepare_command)
+    app.callback()(lambda: None)
+    return lambda *arguments: CliRunner().invoke(app, ["prepare", *map(str, arguments)])
+
+
+def test_the_command_leaves_a_corpus_and_prints_one_json_document(run_cli, tmp_path, images):
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": [entry("a.jpg"), entry("gone.jpg"), entry("ü.png", "val")]}))
+    flags = ["--karpathy", tmp_path / "dataset.json", "--images", images, "--out", tmp_path / "out", "--splits", "train, val"]
+    stopped = run_cli(*flags)
+    assert (stopped.exit_code, stopped.stdout) == (1, "")
+    assert 'error: dataset.json images[1] "gone.jpg": there is no such image' in stopped.stderr
+    done = run_cli(*flags, "--on-error", "skip", "--workers", "1", "--json")
+    assert done.exit_code == 0
+    assert [row["row"] for row in json.loads(done.stdout)["skipped"]] == ["dataset.json images[1]"]
+    assert Corpus.open(tmp_path / "out", "val").image_ids == ["ü.png"]
+
+
+def test_the_command_prepares_the_built_in_corpus(run_cli, tmp_path):
+    done = run_cli(
+        "scenes", "--out", tmp_path / "out", "--max-images", "4", "--set", "side_px=32", "--set", "counts.val=3", "--workers", "1"
+    )
+    assert done.exit_code == 0
+    assert "train 4 images, 20 captions" in done.stdout
+    assert Corpus.open(tmp_path / "out", "val").num_images == 3
+
+
+def test_the_command_lists_the_manifests(run_cli):
+    assert run_cli("--list").stdout.startswith("scenes ")
+    assert json.loads(run_cli("--list", "--json").stdout)[0]["name"] == "scenes"

@@ -10,7 +10,7 @@ import typer
 from dcdctl.cli.options import Json
 from dcdctl.cli.terminal import bar, show, show_json
 
-Name = Annotated[str | None, typer.Argument(help="A manifest: its name (--list shows them) or a .toml file.", metavar="[MANIFEST]")]
+Name = Annotated[str | None, typer.Argument(help="A manifest: its name (--list shows them) or a .toml file.", metavar="MANIFEST")]
 Karpathy = Annotated[Path | None, typer.Option("--karpathy", help="Karpathy's JSON, such as dataset_flickr30k.json.", metavar="FILE")]
 Csv = Annotated[Path | None, typer.Option("--csv", help="A CSV with a row a caption: image,caption[,split].", metavar="FILE")]
 Images = Annotated[Path | None, typer.Option("--images", help="The folder or zip in which their images lie.", metavar="DIR|ZIP")]
