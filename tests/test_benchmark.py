@@ -137,12 +137,12 @@ def test_a_query_without_cached_images_encodes_exactly_its_gallery():
 
 def test_what_the_budget_does_not_cover_is_rate_times_count_and_says_so():
     result = bench(budget_s=1.5)
-    assert not result.teacher.query(1000, is_cached=True).is_extrapolated
+    assert not result.teacher.query(1000, is_cached=True).extrapolated
     beyond = result.teacher.query(10000, is_cached=True)
-    assert beyond.is_extrapolated
+    assert beyond.extrapolated
     assert beyond.seconds == pytest.approx((2 + 10000) / 1000)
-    assert [item.is_extrapolated for item in result.speed_ups] == [False, False, True]
-    assert [item.is_extrapolated for item in bench(budget_s=0.5).speed_ups] == [False, True, True]
+    assert [item.extrapolated for item in result.speed_ups] == [False, False, True]
+    assert [item.extrapolated for item in bench(budget_s=0.5).speed_ups] == [False, True, True]
 
 
 def test_the_latency_percentiles_are_over_single_pairs():
@@ -178,7 +178,7 @@ def test_the_bench_says_on_what_it_was_made_and_is_json():
     assert {"cpu", "device", "threads", "torch", "transformers"} <= set(table["machine"])
     assert table["machine"]["threads"] == 1
     assert table["settings"]["batch_size"] == 8
-    assert table["teacher"]["test_set"]["is_extrapolated"] is True
+    assert table["teacher"]["test_set"]["extrapolated"] is True
     assert torch.get_num_threads() == threads
 
 

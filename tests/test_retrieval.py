@@ -89,12 +89,13 @@ def test_ranks_and_top_k_do_not_depend_on_the_gallery_block(monkeypatch, gallery
 @pytest.mark.parametrize("num_images", [2, 33, 200])
 def test_a_constant_model_finds_nothing_first(num_images):
     owner = np.repeat(np.arange(num_images), 3)
-    vector_D = unit(0, 37)
-    for ranks in (
-        retrieval.ranks_from_matrix(torch.full((num_images, len(owner)), 0.25), owner),
-        # Equal vectors: products of a block differ in the last bit, and still are a tie.
-        retrieval.ranks_from_embeddings(vector_D.repeat(num_images, 1), vector_D.repeat(len(owner), 1), owner, block=30),
-    ):
+    tables = [retrieval.ranks_from_matrix(torch.full((num_images, len(owner)), 0.25), owner)]
+    for seed in range(8):
+        # Equal vectors: their products differ in the last bit, depending on how they are summed, and still are a tie.
+        vector_D = unit(seed, 256)
+        images_ID, texts_TD = vector_D.repeat(num_images, 1), vector_D.repeat(len(owner), 1)
+        tables.append(retrieval.ranks_from_embeddings(images_ID, texts_TD, owner, block=30))
+    for ranks in tables:
         assert set(ranks.text.tolist()) == {3 * num_images - 2}
         assert set(ranks.image.tolist()) == {num_images}
         found = retrieval.summarize(ranks)

@@ -39,10 +39,11 @@ def bench(
     config = benchmark.BenchConfig(num_images=images, batch_size=batch_size, num_threads=threads)
     corpus, place = Corpus.open(data, split), devices.choose(device)
     result = benchmark.compare(models.load_fusion(teacher).to(place), models.load(run).to(place), corpus, config, track=bar)
+    document = {"student_model": run, "teacher_model": teacher, **result.to_json()}
     if Path(run, "run.json").exists():
-        files.write_json(Path(run, "bench.json"), result.to_json())
+        files.write_json(Path(run, "bench.json"), document)
     if json:
-        return show_json(result.to_json())
+        return show_json(document)
     _show(result)
 
 
@@ -60,7 +61,7 @@ def _show(result: Bench) -> None:
         (f"test set, {result.num_images:,} x {result.num_captions:,}", *(_words(times.test_set) for times in both)),
     ]
     show_table(title, ("", "teacher", "student"), rows)
-    factors = [(item.label, f"{'~' if item.is_extrapolated else ''}{item.ratio:,.1f}x") for item in result.speed_ups]
+    factors = [(item.label, f"{'~' if item.extrapolated else ''}{item.ratio:,.1f}x") for item in result.speed_ups]
     show_table("Speed-up: teacher's time over student's", ("", "factor"), factors, caption=CAPTION)
 
 
@@ -74,7 +75,7 @@ def _query_rows(both: Sequence[ModelTimes], gallery_sizes: Sequence[int]) -> lis
 
 def _words(duration: Duration) -> str:
     """A time in the unit that fits it, with ~ before it where it was extrapolated."""
-    seconds, mark = duration.seconds, "~" if duration.is_extrapolated else ""
+    seconds, mark = duration.seconds, "~" if duration.extrapolated else ""
     if seconds < 1:
         return f"{mark}{1000 * seconds:,.2f} ms"
     return f"{mark}{seconds:,.1f} s" if seconds < 7200 else f"{mark}{seconds / 3600:,.1f} h"

@@ -77,14 +77,17 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     from rich.text import Text
 
     cells = [[str(cell) for cell in row] for row in rows]
-    table = Table(title=Text(title), caption=Text(caption) if caption else None, title_justify="left", caption_justify="left")
+    table = Table()
     for i, column in enumerate(columns):
         is_words = any(row[i][:1].isalpha() for row in cells)
         table.add_column(Text(column), justify="left" if i == 0 or is_words else "right", overflow="fold")
     for row in cells:
         table.add_row(*map(Text, row))
     # A file has no width: as wide as the table needs, so that a script never reads a folded cell.
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 400, highlight=False).print(table)
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 400, highlight=False)
+    for part in (Text(title), table, Text(caption)):
+        if part:
+            console.print(part)
 
 
 @contextmanager

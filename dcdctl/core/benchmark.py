@@ -7,7 +7,7 @@ What is timed starts from preprocessed pixels and tokens, after a warm-up, in in
 - a query: one caption encoded, scored against N images, the first ten found; the images encoded before (cached) or with it;
 - the test set: every image and every caption encoded once, every pair scored.
 
-A number that would take longer than the budget is the measured rate times the count, and says so (`is_extrapolated`).
+A number that would take longer than the budget is the measured rate times the count, and says so (`extrapolated`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class BenchConfig:
     num_warmup: int = 2
     num_repeats: int = 30
     """Most repeats of one measurement; fewer where the budget is reached."""
-    budget_s: float = 15.0
+    budget_s: float = 5.0
     """Seconds for the repeats of one measurement; a query that takes longer is extrapolated."""
     gallery_sizes: tuple[int, ...] = (100, 1000, 10000)
     headline_size: int = 1000
@@ -64,7 +64,7 @@ class BenchConfig:
 @dataclass(frozen=True)
 class Duration:
     seconds: float
-    is_extrapolated: bool
+    extrapolated: bool
     """Measured rate times count, not timed as a whole."""
 
 
@@ -118,7 +118,7 @@ class SpeedUp:
     label: str
     ratio: float
     """Teacher's time over student's."""
-    is_extrapolated: bool
+    extrapolated: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ class Bench:
     speed_ups: tuple[SpeedUp, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The plain form; `is_extrapolated` marks what was not timed as a whole."""
+        """The plain form; `extrapolated` marks what was not timed as a whole."""
         table: dict[str, Any] = to_table(self)
         return table
 
@@ -191,8 +191,8 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def _speed_up(label: str, teacher: Duration, student: Duration) -> SpeedUp:
-    is_extrapolated = teacher.is_extrapolated or student.is_extrapolated
-    return SpeedUp(label=label, ratio=teacher.seconds / student.seconds, is_extrapolated=is_extrapolated)
+    either = teacher.extrapolated or student.extrapolated
+    return SpeedUp(label=label, ratio=teacher.seconds / student.seconds, extrapolated=either)
 
 
 def _times(model: FusionScorer | DualEncoder, corpus: Corpus, config: BenchConfig, timer: Timer, advance: Advance) -> ModelTimes:
@@ -216,7 +216,7 @@ def _times(model: FusionScorer | DualEncoder, corpus: Corpus, config: BenchConfi
         queries=tuple(queries),
         test_set=Duration(
             corpus.num_images * rates.image_s + corpus.num_captions * (rates.text_s + corpus.num_images * rates.block_s),
-            is_extrapolated=True,
+            extrapolated=True,
         ),
     )
 
@@ -256,7 +256,7 @@ def _query(side: Side, inputs: Inputs, rates: Rates, count: int, is_cached: bool
     expected_s = rates.one_text_s + count * (rates.rank_s if is_cached else rates.rank_s + rates.image_s)
     advance(1)
     if expected_s > timer.budget_s:
-        return Duration(expected_s, is_extrapolated=True)
+        return Duration(expected_s, extrapolated=True)
     gallery = side.gallery(side.encode_images(inputs.chunks(count)[0]), count)
 
     def answer() -> Tensor:
@@ -266,7 +266,7 @@ def _query(side: Side, inputs: Inputs, rates: Rates, count: int, is_cached: bool
         scores_N = side.rank(gallery, side.encode_texts(inputs.singles[0][1]))
         return scores_N.topk(min(FIRST, count)).indices
 
-    return Duration(float(np.median(timer.repeats(answer))), is_extrapolated=False)
+    return Duration(float(np.median(timer.repeats(answer))), extrapolated=False)
 
 
 @contextmanager

@@ -200,5 +200,5 @@ def test_broken_weights_are_said_to_be_so(model, tmp_path):
     models.save(model, tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="cannot load .*model: "):
+    with pytest.raises(ModelError, match=r"cannot load .*model: "):
         models.load(tmp_path / "model")
