@@ -19,6 +19,7 @@ ORDER = [
     "config",
     "devices",
     "scenes",
+    "drawing",
     "manifest",
     "pictures",
     "corpus",

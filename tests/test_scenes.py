@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import dcdctl
-from dcdctl.core import scenes
+from dcdctl.core import drawing, scenes
 
 NUM_TEST = 500
 
@@ -27,7 +27,7 @@ def digest_of_scenes(count):
     total = hashlib.sha256()
     for split in ("train", "test"):
         for one in islice(scenes.describe(0, split), count):
-            total.update(scenes.to_png(scenes.draw(one.scene, 64)))
+            total.update(drawing.to_png(drawing.draw(one.scene, 64)))
             total.update("\n".join(statement.text for statement in one.statements).encode())
     return total.hexdigest()
 
@@ -161,7 +161,7 @@ def test_who_reads_only_words_does_not_find_the_image(test_scenes):
 @pytest.mark.parametrize("shape", scenes.SHAPES)
 def test_a_shape_is_drawn_in_its_color_inside_its_cell(shape):
     thing = scenes.SceneObject(shape, "red", "large", column=1, row=2, shift=(0.0, 0.0))
-    pixels = np.asarray(scenes.draw(scenes.Scene((thing,), scenes.BACKGROUNDS[0]), 128)).astype(int)
+    pixels = np.asarray(drawing.draw(scenes.Scene((thing,), scenes.BACKGROUNDS[0]), 128)).astype(int)
     is_drawn = (np.abs(pixels - scenes.BACKGROUNDS[0]) > 20).any(axis=2)
     rows, columns = np.nonzero(is_drawn)
     assert (rows.min() >= 64, rows.max() < 96, columns.min() >= 32, columns.max() < 64) == (True,) * 4
@@ -171,6 +171,6 @@ def test_a_shape_is_drawn_in_its_color_inside_its_cell(shape):
 def test_a_large_object_is_larger_than_a_small_one():
     def area(size):
         thing = scenes.SceneObject("circle", "blue", size, 0, 0, (0.0, 0.0))
-        return (np.asarray(scenes.draw(scenes.Scene((thing,), scenes.BACKGROUNDS[0]), 128))[..., 0] < 100).sum()
+        return (np.asarray(drawing.draw(scenes.Scene((thing,), scenes.BACKGROUNDS[0]), 128))[..., 0] < 100).sum()
 
     assert area("large") > 2 * area("small")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dcdctl.cli.options import Data, Device, MaxImages, ModelSet, Out, Precision, Sets, Teacher
+from dcdctl.cli.options import Data, Device, MaxImages, ModelSet, Out, Precision, Sets, Split, Teacher
 
 RecipeName = Annotated[str, typer.Option("--recipe", help="Recipe whose [candidates] say what to score.", metavar="NAME")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Pairs scored at a time.", min=1)]
@@ -18,7 +18,7 @@ def cache_teacher(
     out: Out,
     recipe: RecipeName = "vilt-flickr30k",
     sets: Sets = None,
-    split: Annotated[str, typer.Option("--split", help="Split to train on.")] = "train",
+    split: Split = "train",
     max_images: MaxImages = None,
     model_set: ModelSet = None,
     batch_size: BatchSize = 256,
@@ -29,14 +29,11 @@ def cache_teacher(
     from dcdctl.cli.terminal import bar, show
     from dcdctl.core import devices, models, teacher_cache
     from dcdctl.core import recipe as recipes
-    from dcdctl.core.config import apply_sets
     from dcdctl.core.distillation import open_corpus
 
     config = recipes.load(recipe, sets or []).candidates
     corpus = open_corpus(data, split, max_images)
-    options = teacher_cache.ScoringOptions(
-        device=devices.choose(device), batch_size=batch_size, precision=devices.precision(precision)
-    )
-    model = models.load_fusion(teacher, apply_sets({}, model_set or []))
+    options = teacher_cache.ScoringOptions(device=devices.choose(device), batch_size=batch_size, precision=devices.precision(precision))
+    model = models.load_fusion(teacher, models.parse_overrides(model_set or []))
     cache = teacher_cache.build(corpus, model, out, config, options=options, track=bar)
     show(f"{cache.num_pairs:,} scored pairs of {corpus.num_images:,} images and {corpus.num_captions:,} captions -> {out}")

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
-from dcdctl.cli.options import Data, Device, MaxImages, ModelSet, Out, Precision, Resume, Sets
+from dcdctl.cli.options import Data, Device, MaxImages, ModelSet, Out, Precision, Resume, Sets, Split
 
 RecipeName = Annotated[str, typer.Argument(help="Recipe name or .toml file.", metavar="RECIPE")]
 CacheFolder = Annotated[Path | None, typer.Option("--cache", help="Folder written by `dcdctl cache-teacher`.", metavar="DIR")]
-TeacherRef = Annotated[str | None, typer.Option("--teacher", help="Model a fusion student starts from; the cache's own if not given.", metavar="REF")]
+TeacherRef = Annotated[
+    str | None, typer.Option("--teacher", help="Model a fusion student starts from; the one whose scores are cached.", metavar="REF")
+]
 
 
 def distill(
@@ -21,7 +23,7 @@ def distill(
     cache: CacheFolder = None,
     teacher: TeacherRef = None,
     sets: Sets = None,
-    split: Annotated[str, typer.Option("--split", help="Split to train on.")] = "train",
+    split: Split = "train",
     max_images: MaxImages = None,
     model_set: ModelSet = None,
     device: Device = "auto",

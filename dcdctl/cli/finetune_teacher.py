@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from dcdctl.cli.distill import RecipeName
-from dcdctl.cli.options import Data, Device, MaxImages, ModelSet, Out, Precision, Resume, Sets
+from dcdctl.cli.options import Data, Device, MaxImages, ModelSet, Out, Precision, Resume, Sets, Split
 
-TeacherRef = Annotated[str | None, typer.Option("--teacher", help="Model to go on from, in place of the recipe's model.start.", metavar="REF")]
+TeacherRef = Annotated[
+    str | None, typer.Option("--teacher", help="Model to go on from, in place of the recipe's model.start.", metavar="REF")
+]
 
 
 def finetune_teacher(
@@ -18,7 +20,7 @@ def finetune_teacher(
     out: Out,
     teacher: TeacherRef = None,
     sets: Sets = None,
-    split: Annotated[str, typer.Option("--split", help="Split to train on.")] = "train",
+    split: Split = "train",
     max_images: MaxImages = None,
     model_set: ModelSet = None,
     device: Device = "auto",

@@ -7,17 +7,18 @@ diagonal; R rows and C columns stand for either.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
 import torch
-from PIL import Image
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from dcdctl.core import losses
-from dcdctl.core.candidates import Index, text_classes
+from dcdctl.core.candidates import Index, Lists, text_classes
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import ConfigError, MissingError
 from dcdctl.core.models.protocols import ImageBatch, Preprocessor, TextBatch
@@ -45,8 +46,8 @@ class Batch:
     """All pairs: True off the diagonal where the caption belongs to the image all the same."""
 
     def to(self, device: torch.device) -> Batch:
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__}
-        return replace(self, **moved)
+        """The same batch on another device."""
+        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
 class _Steps(torch.utils.data.Dataset[Batch]):
@@ -56,13 +57,11 @@ class _Steps(torch.utils.data.Dataset[Batch]):
         self.corpus, self.preprocess, self.config, self.seed = corpus, preprocess, config, seed
         self._pictures: dict[int, Image.Image] = {}
         self._bytes_left = PICTURE_MEMORY
+        self._epoch = -1
 
     def _assemble(self, image_RC: Index, text_RC: Index, teacher_RC: NDArray[np.float32], released_RC: NDArray[np.float32]) -> Batch:
         images, image_at = np.unique(image_RC, return_inverse=True)
         texts, text_at = np.unique(text_RC, return_inverse=True)
-        owner, classes = self.corpus.caption_image, self._text_class
-        num_classes = int(classes.max()) + 1
-        same = np.isin(image_RC * num_classes + classes[text_RC], owner * num_classes + classes) if self._marks_same else np.zeros(image_RC.shape, bool)
         return Batch(
             self.preprocess.images(self._read(images)),
             self.preprocess.texts([self.corpus.captions[i] for i in texts]),
@@ -70,7 +69,7 @@ class _Steps(torch.utils.data.Dataset[Batch]):
             torch.from_numpy(text_at.reshape(image_RC.shape)),
             torch.from_numpy(teacher_RC.astype(np.float32)),
             torch.from_numpy(released_RC.astype(np.float32)),
-            torch.from_numpy(same),
+            torch.zeros(image_RC.shape, dtype=torch.bool),
         )
 
     def _read(self, images: Index) -> list[Image.Image]:
@@ -83,8 +82,6 @@ class _Steps(torch.utils.data.Dataset[Batch]):
                 self._bytes_left -= size
                 self._pictures[image] = picture
         return [self._pictures[int(image)] if int(image) in self._pictures else read[int(image)] for image in images]
-
-    _marks_same = False
 
     @cached_property
     def _text_class(self) -> Index:
@@ -104,18 +101,22 @@ class ListSteps(_Steps):
     def __init__(self, corpus: Corpus, preprocess: Preprocessor, config: BatchConfig, seed: int, cache: TeacherCache | None) -> None:
         super().__init__(corpus, preprocess, config, seed)
         self.cache = cache
-        self.samples_per_epoch = corpus.num_captions
-        if cache is not None:
-            self._check_lengths(cache)
+        self._captions = np.arange(corpus.num_captions) if cache is None else self._with_enough_candidates(cache)
+        self.batches_per_epoch = len(self._captions) / config.size
 
-    def _check_lengths(self, cache: TeacherCache) -> None:
-        for lists, what in ((cache.candidates.texts_of_image, "image"), (cache.candidates.images_of_text, "caption")):
-            shortest = int(np.diff(lists.offsets).min())
-            if shortest < self.config.hard_negatives:
-                raise ConfigError(
-                    f"batch.hard_negatives is {self.config.hard_negatives}, the cache has only {shortest} candidates for some {what}",
-                    hint="set it lower, or cache more with --set candidates.per_query=N",
-                )
+    def _with_enough_candidates(self, cache: TeacherCache) -> Index:
+        """The captions that can be a query, and their image a query, in the directions of the recipe."""
+        num_texts_I = np.diff(cache.candidates.texts_of_image.offsets)
+        num_images_T = np.diff(cache.candidates.images_of_text.offsets)
+        counts = {"text": num_texts_I[self.corpus.caption_image], "image": num_images_T}
+        fewest = np.min([counts[direction] for direction in self.config.directions], axis=0)
+        enough: Index = np.flatnonzero(fewest >= self.config.drawn_negatives)
+        if not len(enough):
+            raise ConfigError(
+                f"batch.drawn_negatives is {self.config.drawn_negatives}, the cache has at most {fewest.max()} candidates for a query",
+                hint="set it lower, or cache more: --set candidates.per_query=N, or candidates.block_size=N for blocks",
+            )
+        return enough
 
     def __getitem__(self, step: int) -> Batch:
         rows = [self._row(sample) for sample in range(step * self.config.size, (step + 1) * self.config.size)]
@@ -136,7 +137,7 @@ class ListSteps(_Steps):
 
     def _row(self, sample: int) -> tuple[Index, Index]:
         """Images and captions of one list: the positive, then drawn negatives."""
-        epoch, place = divmod(sample, self.corpus.num_captions)
+        epoch, place = divmod(sample, len(self._captions))
         text = int(self._order(epoch)[place])
         image = int(self.corpus.caption_image[text])
         rng = self._rng(1, sample)
@@ -148,8 +149,8 @@ class ListSteps(_Steps):
         return images, np.full(len(images), text)
 
     def _order(self, epoch: int) -> Index:
-        if getattr(self, "_epoch", None) != epoch:
-            self._epoch, self._epoch_order = epoch, self._rng(0, epoch).permutation(self.corpus.num_captions)
+        if epoch != self._epoch:
+            self._epoch, self._epoch_order = epoch, self._rng(0, epoch).permutation(self._captions)
         return self._epoch_order
 
     def _negative_texts(self, rng: np.random.Generator, image: int) -> Index:
@@ -165,18 +166,10 @@ class ListSteps(_Steps):
         return self._draw(rng, self.corpus.num_images, lambda image: image in own)
 
     def _some(self, rng: np.random.Generator, candidates: Index) -> Index:
-        count = self._num_drawn
-        return candidates if len(candidates) == count else rng.choice(candidates, count, replace=False)
+        return rng.choice(candidates, self.config.drawn_negatives, replace=False)
 
-    @cached_property
-    def _num_drawn(self) -> int:
-        """Negatives of every list: as many as wanted, or as the shortest list of the cache has."""
-        assert self.cache is not None
-        lists = (self.cache.candidates.texts_of_image, self.cache.candidates.images_of_text)
-        return min(self.config.drawn_negatives, *(int(np.diff(them.offsets).min()) for them in lists))
-
-    def _draw(self, rng: np.random.Generator, population: int, is_own: object) -> Index:
-        assert callable(is_own)
+    def _draw(self, rng: np.random.Generator, population: int, is_own: Callable[[int], bool]) -> Index:
+        """Negatives from the whole corpus; with replacement, as in the paper's code, but never one of the query's own."""
         chosen: list[int] = []
         for _ in range(50):
             chosen += [int(i) for i in rng.integers(0, population, self.config.drawn_negatives) if not is_own(int(i))]
@@ -192,64 +185,76 @@ class MatrixSteps(_Steps):
     candidates of one query are the positives of others.
     """
 
-    _marks_same = True
-
     def __init__(self, corpus: Corpus, preprocess: Preprocessor, config: BatchConfig, seed: int, cache: TeacherCache | None) -> None:
         super().__init__(corpus, preprocess, config, seed)
         if corpus.num_images < config.size:
             raise ConfigError(f"batch.size is {config.size}, the split has only {corpus.num_images} images")
         self.cache = cache
-        self.samples_per_epoch = corpus.num_images
-        self._near = _neighbours(cache, corpus) if cache is not None else None
+        self.batches_per_epoch = float(corpus.num_images // config.size)
+        self._near = _neighbours(cache, corpus)
 
     def __getitem__(self, step: int) -> Batch:
-        per_epoch = self.corpus.num_images // self.config.size
-        epoch, place = divmod(step, per_epoch)
+        epoch, place = divmod(step, self.corpus.num_images // self.config.size)
         image_Q = np.sort(self._epoch_batches(epoch)[place])
         rng = self._rng(1, step)
         text_G = np.array([rng.choice(self.corpus.captions_of(int(image))) for image in image_Q])
         image_QG, text_QG = np.broadcast_arrays(image_Q[:, None], text_G[None, :])
-        teacher_QG = (
-            np.full(image_QG.shape, np.nan, dtype=np.float32) if self.cache is None else self.cache.lookup(image_QG, text_QG)
-        )
-        batch = self._assemble(image_QG, text_QG, teacher_QG, teacher_QG)
-        return replace(batch, same_RC=batch.same_RC & ~torch.eye(len(image_Q), dtype=torch.bool))
+        missing = np.full(image_QG.shape, np.nan, dtype=np.float32)
+        teacher_QG = missing if self.cache is None else self.cache.lookup(image_QG, text_QG)
+        same_QG = self._is_true(image_QG, text_QG) & ~np.eye(len(image_Q), dtype=bool)
+        return replace(self._assemble(image_QG, text_QG, teacher_QG, teacher_QG), same_RC=torch.from_numpy(same_QG))
+
+    def _is_true(self, image_QG: Index, text_QG: Index) -> NDArray[np.bool_]:
+        """Whether each caption is one of its image, or says the same as one."""
+        num_classes = int(self._text_class.max()) + 1
+        return np.isin(image_QG * num_classes + self._text_class[text_QG], self._true_keys)
+
+    @cached_property
+    def _true_keys(self) -> Index:
+        return np.unique(self.corpus.caption_image * (int(self._text_class.max()) + 1) + self._text_class)
 
     def _epoch_batches(self, epoch: int) -> list[Index]:
-        if getattr(self, "_epoch", None) != epoch:
-            rng = self._rng(0, epoch)
-            order = rng.permutation(self.corpus.num_images) if self._near is None else _walk(self._near, rng)
-            size = self.config.size
-            starts = rng.permutation(len(order) // size) * size
-            self._epoch, self._epoch_parts = epoch, [order[start : start + size] for start in starts]
+        if epoch != self._epoch:
+            self._epoch, self._epoch_parts = epoch, _gather(self._near, self.config.size, self._rng(0, epoch))
         return self._epoch_parts
 
 
-def _neighbours(cache: TeacherCache, corpus: Corpus) -> list[Index]:
-    """For each image, the images it shares scored pairs with, those with the most pairs first."""
+@dataclass(frozen=True)
+class _Neighbours:
+    """For each image, the images it shares scored pairs with, and with how many pairs."""
+
+    images: Lists
+    num_pairs: Index
+
+
+def _neighbours(cache: TeacherCache | None, corpus: Corpus) -> _Neighbours:
+    """Who shares scored pairs with whom; no one without a cache."""
+    num_images = corpus.num_images
+    if cache is None:
+        return _Neighbours(Lists(np.zeros(num_images + 1, np.int64), np.empty(0, np.int64)), np.empty(0, np.int64))
     owner = corpus.caption_image[cache.text_P]
     between = cache.image_P != owner
     one, other = cache.image_P[between], owner[between]
-    keys, counts = np.unique(np.concatenate([one * corpus.num_images + other, other * corpus.num_images + one]), return_counts=True)
-    image, near = keys // corpus.num_images, keys % corpus.num_images
-    order = np.lexsort((near, -counts, image))
-    bounds = np.searchsorted(image[order], np.arange(corpus.num_images + 1))
-    return [near[order][bounds[i] : bounds[i + 1]] for i in range(corpus.num_images)]
+    keys, counts = np.unique(np.concatenate([one * num_images + other, other * num_images + one]), return_counts=True)
+    return _Neighbours(Lists.from_pairs(keys // num_images, keys % num_images, num_images), counts)
 
 
-def _walk(near: list[Index], rng: np.random.Generator) -> Index:
-    """All images in an order that keeps neighbours together: breadth first from images taken at random."""
-    is_free = np.ones(len(near), dtype=bool)
-    order: list[int] = []
-    for seed in rng.permutation(len(near)).tolist():
-        if not is_free[seed]:
-            continue
-        is_free[seed] = False
-        start = len(order)
-        order.append(seed)
-        while start < len(order):
-            fresh = near[order[start]][is_free[near[order[start]]]]
-            is_free[fresh] = False
-            order.extend(fresh.tolist())
-            start += 1
-    return np.array(order, dtype=np.int64)
+def _gather(near: _Neighbours, size: int, rng: np.random.Generator) -> list[Index]:
+    """Batches of one size, each image in at most one: from an image taken at random, always the one that shares most scored pairs
+    with those already in the batch; of equal ones a random one. What is left at the end and fills no batch is left out."""
+    num_images = len(near.images)
+    is_free = np.ones(num_images, dtype=bool)
+    parts = []
+    for _ in range(num_images // size):
+        luck = rng.random(num_images)
+        claim = np.where(is_free, luck, -np.inf)
+        part: list[int] = []
+        while len(part) < size:
+            image = int(claim.argmax())
+            part.append(image)
+            here = slice(near.images.offsets[image], near.images.offsets[image + 1])
+            claim[near.images.values[here]] += near.num_pairs[here]
+            claim[image] = -np.inf
+        is_free[part] = False
+        parts.append(np.array(part, dtype=np.int64))
+    return [parts[i] for i in rng.permutation(len(parts))]

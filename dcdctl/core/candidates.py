@@ -6,6 +6,7 @@ of an image, the image of a caption) always belong to them and are not drawn. Ev
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +37,7 @@ class CandidateConfig:
     captions_per_image: int = 5
     """blocks: captions of each image that take part, in each round."""
     seed: int = 0
+    """At least 0."""
 
     def __post_init__(self) -> None:
         for name in ("per_query", "block_size", "rounds", "group_size", "captions_per_image"):
@@ -43,6 +45,8 @@ class CandidateConfig:
                 raise ConfigError(f"candidates.{name} must be at least 1, got {getattr(self, name)}")
         if self.block_size < 2:
             raise ConfigError("candidates.block_size must be at least 2, got 1")
+        if self.seed < 0:
+            raise ConfigError(f"candidates.seed must be at least 0, got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,7 @@ class Candidates:
     def pairs(self, caption_image: Index) -> tuple[Index, Index]:
         """All pairs to score, positives included, each once, ordered by image and then caption."""
         num_texts = len(caption_image)
-        image = np.concatenate(
-            [caption_image, _owners(self.texts_of_image), self.images_of_text.values],
-        )
+        image = np.concatenate([caption_image, _owners(self.texts_of_image), self.images_of_text.values])
         text = np.concatenate([np.arange(num_texts), self.texts_of_image.values, _owners(self.images_of_text)])
         keys = np.unique(image * num_texts + text)
         return keys // num_texts, keys % num_texts
@@ -102,27 +104,37 @@ def _draw_random(corpus: Corpus, text_class: Index, config: CandidateConfig) -> 
     owner = corpus.caption_image
     own_classes = [set(text_class[list(corpus.captions_of(i))].tolist()) for i in range(corpus.num_images)]
     classes_of = _images_of_classes(text_class, owner)
-    texts = [_draw_without(rng, corpus.num_captions, config.per_query, lambda t, i=i: int(text_class[t]) in own_classes[i]) for i in range(corpus.num_images)]
-    images = [
-        _draw_without(rng, corpus.num_images, config.per_query, lambda i, t=t: i in classes_of[int(text_class[t])])
-        for t in range(corpus.num_captions)
-    ]
-    return Candidates(_to_lists(texts), _to_lists(images))
+
+    def texts_for(image: int) -> Index:
+        return _draw_without(rng, corpus.num_captions, config.per_query, lambda text: int(text_class[text]) in own_classes[image])
+
+    def images_for(text: int) -> Index:
+        return _draw_without(rng, corpus.num_images, config.per_query, lambda image: image in classes_of[int(text_class[text])])
+
+    texts = [texts_for(image) for image in range(corpus.num_images)]
+    return Candidates(_to_lists(texts), _to_lists([images_for(text) for text in range(corpus.num_captions)]))
 
 
-def _draw_without(rng: np.random.Generator, population: int, count: int, is_excluded: object) -> Index:
-    """Up to `count` different members that are not excluded, in ascending order."""
-    assert callable(is_excluded)
+def _draw_without(rng: np.random.Generator, population: int, count: int, is_excluded: Callable[[int], bool]) -> Index:
+    """`count` different members that are not excluded, in ascending order; all of them where there are fewer."""
+    tries: list[int] = []
+    if 8 * count <= population:
+        tries = rng.integers(0, population, 4 * count).tolist()
+    chosen = _first_allowed(tries, count, is_excluded)
+    # Few to draw from, or most of them excluded: only a look at each finds all that there are.
+    if len(chosen) < count:
+        chosen = _first_allowed(rng.permutation(population).tolist(), count, is_excluded)
+    return np.array(sorted(chosen), dtype=np.int64)
+
+
+def _first_allowed(members: list[int], count: int, is_excluded: Callable[[int], bool]) -> set[int]:
     chosen: set[int] = set()
-    for _ in range(20):
-        for member in rng.integers(0, population, 2 * count).tolist():
-            if len(chosen) == count:
-                break
-            if member not in chosen and not is_excluded(member):
-                chosen.add(member)
+    for member in members:
         if len(chosen) == count:
             break
-    return np.array(sorted(chosen), dtype=np.int64)
+        if not is_excluded(member):
+            chosen.add(member)
+    return chosen
 
 
 def _draw_blocks(corpus: Corpus, text_class: Index, config: CandidateConfig) -> Candidates:
@@ -131,8 +143,7 @@ def _draw_blocks(corpus: Corpus, text_class: Index, config: CandidateConfig) -> 
     image_parts, text_parts = [], []
     for _ in range(config.rounds):
         order = np.concatenate([groups[i] for i in rng.permutation(len(groups))])
-        for start in range(0, len(order), config.block_size):
-            images = order[start : start + config.block_size]
+        for images in _blocks(order, config.block_size):
             texts = np.concatenate([_some_captions(rng, corpus, int(i), config.captions_per_image) for i in images])
             image_parts.append(np.repeat(images, len(texts)))
             text_parts.append(np.tile(texts, len(images)))
@@ -140,6 +151,13 @@ def _draw_blocks(corpus: Corpus, text_class: Index, config: CandidateConfig) -> 
     keep = ~_is_positive(image, text, text_class, corpus.caption_image)
     image, text = image[keep], text[keep]
     return Candidates(Lists.from_pairs(image, text, corpus.num_images), Lists.from_pairs(text, image, corpus.num_captions))
+
+
+def _blocks(order: Index, size: int) -> list[Index]:
+    """The images cut into blocks of one size; the last is filled up from the first images, so that no query is left with few others."""
+    size = min(size, len(order))
+    num_blocks = -(-len(order) // size)
+    return np.split(np.resize(order, num_blocks * size), num_blocks)
 
 
 def _some_captions(rng: np.random.Generator, corpus: Corpus, image: int, count: int) -> Index:
@@ -157,15 +175,17 @@ def near_groups(corpus: Corpus, group_size: int) -> list[Index]:
     vectors = _word_vectors(corpus)
     is_free = np.ones(corpus.num_images, dtype=bool)
     groups = []
-    for image in range(corpus.num_images):
-        if not is_free[image]:
-            continue
-        free = np.flatnonzero(is_free)
-        near = vectors[free] @ vectors[image]
-        near[np.searchsorted(free, image)] = np.inf
-        group = np.sort(free[np.argsort(-near, kind="stable")[:group_size]])
-        is_free[group] = False
-        groups.append(group)
+    while len(free := np.flatnonzero(is_free)):
+        seeds = free[:_SEEDS]
+        for seed, near in zip(seeds.tolist(), vectors[seeds] @ vectors[free].T, strict=True):
+            if not is_free[seed]:
+                continue
+            near[~is_free[free]] = -np.inf
+            near[np.searchsorted(free, seed)] = np.inf
+            best = np.argsort(-near, kind="stable")[:group_size]
+            group = np.sort(free[best[is_free[free[best]]]])
+            is_free[group] = False
+            groups.append(group)
     return groups
 
 
@@ -185,10 +205,12 @@ def _word_vectors(corpus: Corpus) -> NDArray[np.float32]:
     vectors = np.zeros((corpus.num_images, len(common)), dtype=np.float32)
     kept = place[used[1]] >= 0
     vectors[used[0][kept], place[used[1][kept]]] = np.log(1 + corpus.num_images / frequency[used[1][kept]])
-    norms: NDArray[np.float32] = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(norms, 1e-12)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float32)
+    return vectors / np.maximum(norms, np.float32(1e-12))
 
 
+_SEEDS = 256
+"""Images that are compared with all free ones at a time."""
 _MAX_WORDS = 2048
 """Words that take part in the grouping, the commonest first: bounds its memory, and rarer ones join few images."""
 

@@ -1,9 +1,13 @@
-"""Names of devices and precisions as the user types them."""
+"""Where things are computed: devices and precisions as the user types them, and the versions of what computes."""
 
 from __future__ import annotations
 
+import platform
+from importlib.metadata import version
+
 import torch
 
+from dcdctl import __version__
 from dcdctl.core.errors import ConfigError
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -17,7 +21,8 @@ def choose(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name} cannot be used here: {str(error).splitlines()[0]}", hint="try --device cpu or --device auto") from error
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name} cannot be used here: {reason}", hint="try --device cpu or --device auto") from error
     return device
 
 
@@ -26,3 +31,9 @@ def precision(name: str) -> str:
     if name not in PRECISIONS:
         raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, got {name}")
     return PRECISIONS[name]
+
+
+def versions() -> dict[str, str]:
+    """What numbers depend on besides their inputs."""
+    packages = {name: version(name) for name in ("torch", "transformers", "numpy", "pillow")}
+    return {"dcdctl": __version__, "python": platform.python_version(), **packages, "machine": platform.machine()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 from dcdctl.core import devices, models, runs, teacher_cache
 from dcdctl.core import recipe as recipes
-from dcdctl.core.config import apply_sets
 from dcdctl.core.batches import ListSteps, MatrixSteps
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import ConfigError, ModelError
@@ -46,7 +46,10 @@ def open_inputs(
 ) -> Inputs:
     """Open what is named and check that it belongs together: the cache must be of this corpus and this teacher."""
     corpus = open_corpus(data, split, max_images)
-    model = None if teacher is None else models.load_fusion(teacher, apply_sets({}, model_set))
+    overrides = models.parse_overrides(model_set)
+    if overrides and teacher is None:
+        raise ConfigError("--model-set says something of the model named by --teacher, and there is none", hint="name it with --teacher")
+    model = None if teacher is None else models.load_fusion(teacher, overrides)
     expected = None if model is None else models.fingerprint(model)
     scores = None if cache is None else teacher_cache.read(cache, corpus=corpus, teacher=expected)
     return Inputs(corpus, scores, model)
@@ -65,23 +68,24 @@ def finetune(
     """Train the teacher of a recipe; ConfigError if the recipe is not one for a cross-encoder without a teacher."""
     recipe = recipes.load(recipe_ref, sets)
     if recipe.model.kind != "fusion" or recipe.loss.needs_teacher:
-        raise ConfigError(f"recipe {recipe_ref} trains a student", hint="finetune-teacher wants a fusion model and a loss without a teacher, such as ranking")
+        hint = "finetune-teacher wants a fusion model and a loss without a teacher, such as ranking"
+        raise ConfigError(f"recipe {recipe_ref} trains a student", hint=hint)
     return _run(recipe, "finetune-teacher", inputs, out, resume=resume, options=options, track=track)
 
 
 def _run(recipe: Recipe, what: str, inputs: Inputs, out: Path, *, resume: bool, options: TrainingOptions, track: Track) -> Run:
+    model = make_model(recipe, inputs.corpus.captions, inputs.teacher)
     facts = {
         "corpus": inputs.corpus.fingerprint,
         "split": inputs.corpus.split,
         "cache": None if inputs.cache is None else inputs.cache.plan,
-        "start": None if inputs.teacher is None else models.fingerprint(inputs.teacher),
+        "start": models.fingerprint(model),
     }
+    steps = make_steps(inputs.corpus, model, recipe, inputs.cache)
     run = runs.start(out, recipe, what, facts, resume=resume)
     if run.is_finished:
         return run
-    model = make_model(recipe, inputs.corpus.captions, inputs.teacher)
-    steps = make_steps(inputs.corpus, model, recipe, inputs.cache)
-    num_steps = count_steps(recipe, steps.samples_per_epoch)
+    num_steps = count_steps(recipe, steps.batches_per_epoch)
     objective = make_objective(recipe.loss)
     train(run, model, steps, objective, recipe.optimizer, num_steps=num_steps, seed=recipe.seed, options=options, track=track)
     runs.finish(run, model)
@@ -96,15 +100,15 @@ def make_steps(corpus: Corpus, model: Any, recipe: Recipe, cache: TeacherCache |
     return kind(corpus, model.preprocess, recipe.batch, recipe.seed, cache)
 
 
-def count_steps(recipe: Recipe, samples_per_epoch: int) -> int:
+def count_steps(recipe: Recipe, batches_per_epoch: float) -> int:
     """Optimisation steps of a run."""
     if recipe.optimizer.steps is not None:
         return recipe.optimizer.steps
-    return max(1, int(recipe.optimizer.epochs * (samples_per_epoch // recipe.batch.size)))
+    return max(1, int(recipe.optimizer.epochs * batches_per_epoch))
 
 
 def make_model(recipe: Recipe, captions: Sequence[str], teacher: Any | None) -> Any:
-    """The model a recipe trains, with the weights it starts from."""
+    """The model a recipe trains, with the weights it starts from; the teacher stays as it is."""
     config = recipe.model
     if config.kind == "dual":
         return _make_dual(config, captions, recipe.seed)
@@ -112,7 +116,7 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: Any | None) -> 
         raise ModelError("this model starts from its teacher, and none is named", hint="name it with --teacher")
     if teacher is None:
         teacher = _new_vilt(config, captions, recipe.seed) if config.start == "new" else models.load_fusion(config.start)
-    return models.fusion_student(teacher, config.layers) if config.layers else teacher
+    return models.fusion_student(teacher, config.layers) if config.layers else copy.deepcopy(teacher).requires_grad_(True)
 
 
 def _new_vilt(config: ModelConfig, captions: Sequence[str], seed: int) -> Any:
@@ -130,6 +134,8 @@ def _new_vilt(config: ModelConfig, captions: Sequence[str], seed: int) -> Any:
 
 
 def _make_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> Any:
+    if config.start != "new":
+        return models.load_dual(config.start)
     if config.vision and config.text:
         return models.dual_from_backbones(config.vision, config.text, config.projection_dim, seed=seed)
     size = models.DualSize(

@@ -34,8 +34,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, indented and with sorted keys left as given, whole or not at all."""
+    """Write JSON, indented, keys in the order given, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def is_vacant(folder: Path) -> bool:
+    """Whether a folder is absent, or holds nothing but what killed writers left behind."""
+    return not folder.exists() or all(path.name.endswith(PARTIAL_SUFFIX) for path in folder.iterdir())
 
 
 def remove_partials(folder: Path) -> None:

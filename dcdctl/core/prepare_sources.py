@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dcdctl.core import annotation_files, files, scenes
+from dcdctl.core import annotation_files, drawing, files, scenes
 from dcdctl.core.errors import InputError
 from dcdctl.core.image_store import ImageStore, Picture, RowError
 from dcdctl.core.manifest import SPLITS, CsvSource, KarpathySource, ScenesSource, Source
@@ -29,7 +29,7 @@ class ScenePicture:
     side_px: int
 
     def read(self) -> bytes:
-        return scenes.to_png(scenes.draw(self.scene, self.side_px))
+        return drawing.to_png(drawing.draw(self.scene, self.side_px))
 
     def stamp(self) -> str:
         return repr(self.scene)

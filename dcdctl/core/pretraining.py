@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from dcdctl.core import models, runs, scenes, training
+from dcdctl.core import drawing, models, runs, scenes, training
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, Preprocess, TextBatch
 from dcdctl.core.progress import Track, silent
@@ -97,7 +97,7 @@ class SceneSteps(Dataset[PretrainingBatch]):
         count = self.config.families if is_matching else self.config.families * 4 // 3
         family = range(step * 2 * self.config.families, step * 2 * self.config.families + count)
         described = [one for index in family for one in scenes.describe_family(self.config.seed, "train", index)]
-        pictures = [scenes.draw(one.scene) for one in described]
+        pictures = [drawing.draw(one.scene) for one in described]
         texts = self.preprocess.texts([one.statements[rng.integers(len(one.statements))].text for one in described])
         is_content = torch.isin(texts.input_ids, self._content_ids)
         is_masked = is_content & torch.from_numpy(rng.random(is_content.shape) < self.config.mask_share)

@@ -1,7 +1,6 @@
 """One experiment: everything that can change a number, in one TOML file.
 
-A recipe has the tables `[candidates]` (what the teacher scores), `[teacher]` or `[student]` (the model to train), `[loss]`,
-`[batch]` and `[optimizer]`. Every field has a default, every key can be set on the command line (`--set loss.alpha=0.5`), and the
+A recipe has the tables `[candidates]` (what the teacher scores), `[model]` (what is trained), `[loss]`, `[batch]` and `[optimizer]`. Every field has a default, every key can be set on the command line (`--set loss.alpha=0.5`), and the
 whole resolved recipe is kept in run.json.
 """
 
@@ -27,13 +26,13 @@ class ModelConfig:
 
     kind: Literal["fusion", "dual"] = "fusion"
     start: str = "teacher"
-    """teacher: the cached teacher, shortened to `layers` (fusion students). new: random weights of the sizes below. Anything else is
-    a model reference to go on from."""
+    """teacher: the cached teacher, shortened to `layers` (fusion only). new: random weights of the sizes below, or `vision` and `text`.
+    Anything else is a model reference to go on from."""
     layers: tuple[int, ...] = ()
     """fusion: layers of the model to start from that are kept, in order; empty for all."""
     vision: str = ""
     text: str = ""
-    """dual: model references of two pretrained backbones; empty for small new ones of the sizes below."""
+    """dual: model references of two pretrained backbones, both or neither; empty for small new ones of the sizes below."""
     projection_dim: int = 256
     hidden_size: int = 128
     num_layers: int = 6
@@ -47,6 +46,22 @@ class ModelConfig:
     """new models: at most this many word pieces, trained on the captions of the train split."""
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        sizes = ("projection_dim", "hidden_size", "num_layers", "num_text_layers", "num_heads", "image_size", "patch_size", "vocab_size")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+        if bool(self.vision) != bool(self.text):
+            raise ConfigError("model.vision and model.text go together, and one of them is empty")
+        if self.kind == "dual" and self.layers:
+            raise ConfigError("model.layers chooses layers of a fusion model, and model.kind is dual")
+        if self.kind == "dual" and self.start == "teacher":
+            raise ConfigError("a dual encoder cannot start from a fusion teacher", hint="set model.start to new, or to a dual encoder")
+        if self.vision and (self.kind, self.start) != ("dual", "new"):
+            raise ConfigError("model.vision and model.text are for model.kind dual and model.start new")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
@@ -56,7 +71,7 @@ class LossConfig:
     """Loss name -> weight. dcd, dcd-released, ground-truth and ranking work on lists of candidates; infonce, kl and dcd-kl on all
     pairs of a batch. The two kinds are not mixed."""
     alpha: float = 0.2
-    """dcd: share of the distillation term, in [0, 1]; the ground truth gets the rest."""
+    """dcd, dcd-released: share of the distillation term, in [0, 1]; the ground truth gets the rest."""
     temperature: float = 1.0
     """Divides the teacher's logits in kl and dcd-kl, and both sides in dcd."""
 
@@ -64,7 +79,10 @@ class LossConfig:
         known = LIST_LOSSES + MATRIX_LOSSES
         unknown = [name for name in self.terms if name not in known]
         if unknown or not self.terms:
-            raise ConfigError(f"loss.terms has {unknown or 'nothing'}", hint=f"known losses: {', '.join(known)}")
+            raise ConfigError(f"loss.terms has {', '.join(unknown) or 'nothing'}", hint=f"known losses: {', '.join(known)}")
+        for name, weight in self.terms.items():
+            if not 0 < weight < float("inf"):
+                raise ConfigError(f"loss.terms.{name} must be above 0, got {weight}", hint="leave a loss out to do without it")
         if {name in LIST_LOSSES for name in self.terms} == {True, False}:
             raise ConfigError(
                 f"loss.terms mixes losses on candidate lists with losses on all pairs of a batch: {', '.join(self.terms)}",
@@ -72,7 +90,7 @@ class LossConfig:
             )
         if not 0 <= self.alpha <= 1:
             raise ConfigError(f"loss.alpha must lie in [0, 1], got {self.alpha}")
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ConfigError(f"loss.temperature must be above 0, got {self.temperature}")
 
     @property
@@ -91,9 +109,9 @@ class BatchConfig:
     size: int = 32
     """Queries (lists) or images, each with one caption (all pairs)."""
     drawn_negatives: int = 15
-    """Lists: negatives drawn for a query before the hardest are kept."""
+    """Lists: negatives drawn for a query before the hardest are kept; queries with fewer candidates in the cache take no part."""
     hard_negatives: int = 7
-    """Lists: negatives kept, the hardest by the teacher's score; at most drawn_negatives. Without a teacher all drawn ones are kept."""
+    """Lists: negatives kept, the hardest by the teacher's score, at most drawn_negatives; without a cache all drawn ones are kept."""
     directions: tuple[Literal["text", "image"], ...] = ("text", "image")
     """text: an image with candidate captions (the paper's only one); image: a caption with candidate images."""
 
@@ -102,8 +120,8 @@ class BatchConfig:
             raise ConfigError(f"batch.size must be at least 2, got {self.size}")
         if self.hard_negatives < 1 or self.drawn_negatives < 1:
             raise ConfigError("batch.hard_negatives and batch.drawn_negatives must be at least 1")
-        if not self.directions:
-            raise ConfigError("batch.directions must name text, image or both")
+        if not self.directions or len(set(self.directions)) < len(self.directions):
+            raise ConfigError(f"batch.directions must name text, image or both, got {list(self.directions)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +139,21 @@ class OptimizerConfig:
     """Share of the steps over which the rate rises from 0; then it falls to 0."""
     schedule: Literal["linear", "cosine"] = "linear"
     max_grad_norm: float | None = None
+    """Longer gradients are scaled down to this norm; not where it is not set."""
     save_every: int = 500
     """Steps between checkpoints; the two newest are kept."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ConfigError(f"optimizer.lr must be above 0, got {self.lr}")
-        if len(self.betas) != 2:
-            raise ConfigError(f"optimizer.betas must be two numbers, got {list(self.betas)}")
+        for name in ("lr", "epochs", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"optimizer.{name} must be above 0, got {value}")
+        if not self.weight_decay >= 0:
+            raise ConfigError(f"optimizer.weight_decay must be at least 0, got {self.weight_decay}")
+        if not 0 <= self.warmup_share <= 1:
+            raise ConfigError(f"optimizer.warmup_share must lie in [0, 1], got {self.warmup_share}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optimizer.betas must be two numbers in [0, 1), got {list(self.betas)}")
         if self.save_every < 1 or (self.steps is not None and self.steps < 1):
             raise ConfigError("optimizer.steps and optimizer.save_every must be at least 1")
 
@@ -139,15 +164,19 @@ class Recipe:
 
     description: str = ""
     seed: int = 0
-    candidates: CandidateConfig = CandidateConfig()
-    model: ModelConfig = ModelConfig()
+    """At least 0."""
+    candidates: CandidateConfig = field(default_factory=CandidateConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    batch: BatchConfig = BatchConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        if self.model.kind == "dual" and self.model.layers:
-            raise ConfigError("model.layers chooses layers of a fusion model, and model.kind is dual")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be at least 0, got {self.seed}")
+        if self.loss.on_lists and self.loss.needs_teacher and self.batch.hard_negatives > self.batch.drawn_negatives:
+            found = f"{self.batch.hard_negatives} of {self.batch.drawn_negatives}"
+            raise ConfigError(f"batch.hard_negatives must be at most batch.drawn_negatives, got {found}")
 
 
 RECIPES = Path(__file__).parent.parent / "recipes"

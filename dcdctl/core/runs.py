@@ -1,22 +1,20 @@
 """Run folders: what a training run was, how it went, and where it can go on.
 
-    RUN/run.json             the resolved recipe, fingerprints, versions, command line, seed; written once
-    RUN/metrics.jsonl        one line a logged step
-    RUN/tensorboard/         the same as TensorBoard events
-    RUN/checkpoints/step-N/  weights (safetensors), optimiser state; the two newest are kept
-    RUN/model/               the trained model, with tokenizer and image processor; the sign that the run is finished
-    RUN/result.json          from `dcdctl eval`;  RUN/bench.json  from `dcdctl bench`
+RUN/run.json             the resolved recipe, fingerprints, versions, command line, seed; written once
+RUN/metrics.jsonl        one line a logged step
+RUN/tensorboard/         the same as TensorBoard events
+RUN/checkpoints/step-N/  weights (safetensors), optimiser state, loss scale (float16 only); the two newest are kept
+RUN/model/               the trained model, with tokenizer and image processor; the sign that the run is finished
+RUN/result.json          from `dcdctl eval`;  RUN/bench.json  from `dcdctl bench`
 """
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import sys
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from dcdctl import __version__
 from dcdctl.core import files, models
 from dcdctl.core.config import to_table
+from dcdctl.core.devices import versions as versions
 from dcdctl.core.errors import MissingError, StaleError
 
 KEPT_CHECKPOINTS = 2
@@ -53,9 +51,10 @@ class Run:
         return facts
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The logged steps, oldest first."""
+        """The logged steps, oldest first; a last line that a killed run left half-written is not one of them."""
         path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        whole, _, _ = (path.read_text(encoding="utf-8") if path.exists() else "").rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
 
     def checkpoint_steps(self) -> list[int]:
         """Steps with a whole checkpoint, ascending."""
@@ -66,8 +65,8 @@ class Run:
 def start(folder: Path, recipe: Any, what: str, inputs: dict[str, Any], *, resume: bool) -> Run:
     """Make a run folder, or take up the one that is there.
 
-    `recipe` is a frozen config with a `seed`; `inputs` are the fingerprints of what goes in. StaleError if the folder is taken and `resume` is not set, or if it was started
-    with another recipe or other inputs.
+    `recipe` is a frozen config with a `seed`; `inputs` are the fingerprints of what goes in. StaleError if the folder is taken and
+    `resume` is not set, or if it was started with another recipe or other inputs.
     """
     run = Run(folder)
     facts = {"what": what, "recipe": to_table(recipe), "inputs": inputs}
@@ -77,12 +76,13 @@ def start(folder: Path, recipe: Any, what: str, inputs: dict[str, Any], *, resum
         found = run.facts()
         changed = [key for key in facts if found.get(key) != facts[key]]
         if changed:
-            raise StaleError(f"{folder} was started with another {_first_difference(found[changed[0]], facts[changed[0]], changed[0])}")
+            difference = _first_difference(found[changed[0]], facts[changed[0]], changed[0])
+            raise StaleError(f"{folder} was started with another {difference}", hint="name another folder with --out")
         _remove_unfinished(folder)
         return run
-    if folder.exists() and any(folder.iterdir()):
+    if not files.is_vacant(folder):
         raise StaleError(f"{folder} holds something that is not a run", hint="name another folder with --out")
-    folder.mkdir(parents=True, exist_ok=True)
+    files.remove_partials(folder)
     files.write_json(folder / "run.json", {**facts, "seed": recipe.seed, "command": sys.argv, "versions": versions()})
     return run
 
@@ -92,12 +92,6 @@ def open_run(folder: Path) -> Run:
     if not (folder / "run.json").exists():
         raise MissingError(f"{folder} holds no run", hint="make one with `dcdctl distill`")
     return Run(folder)
-
-
-def versions() -> dict[str, str]:
-    """What the numbers of a run depend on besides its inputs."""
-    packages = {name: version(name) for name in ("torch", "transformers", "numpy", "pillow")}
-    return {"dcdctl": __version__, "python": platform.python_version(), **packages, "machine": platform.machine()}
 
 
 class Log:
@@ -119,7 +113,9 @@ class Log:
         self._events.close()
 
 
-def save_checkpoint(run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save_checkpoint(
+    run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
+) -> None:
     """Keep all that the steps after `step` depend on; whole or absent."""
     target = run.folder / "checkpoints" / f"step-{step}"
     partial = target.with_name(f"{target.name}.{os.getpid()}{files.PARTIAL_SUFFIX}")
@@ -127,19 +123,27 @@ def save_checkpoint(run: Run, step: int, model: nn.Module, optimizer: torch.opti
     partial.mkdir(parents=True)
     save_file(_unshared(model), partial / "weights.safetensors")
     torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+    if scaler is not None and scaler.is_enabled():
+        files.write_json(partial / "scaler.json", scaler.state_dict())
     partial.replace(target)
     for old in run.checkpoint_steps()[:-KEPT_CHECKPOINTS]:
         shutil.rmtree(run.folder / "checkpoints" / f"step-{old}")
 
 
-def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put model and optimiser in the state of the newest checkpoint; the step to go on with, 0 where there is none."""
+def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None) -> int:
+    """Put model, optimiser and loss scale in the state of the newest checkpoint; the step to go on with, 0 where there is none."""
     steps = run.checkpoint_steps()
     if not steps:
         return 0
     folder = run.folder / "checkpoints" / f"step-{steps[-1]}"
-    model.load_state_dict(load_file(folder / "weights.safetensors"), strict=False)
+    weights = load_file(folder / "weights.safetensors")
+    if different := set(weights) ^ set(_unshared(model)):
+        raise StaleError(f"{folder} is of another model: it differs in {min(different)}", hint="name another folder with --out")
+    model.load_state_dict(weights, strict=False)
     optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+    scale = folder / "scaler.json"
+    if scaler is not None and scaler.is_enabled() and scale.exists():
+        scaler.load_state_dict(json.loads(scale.read_text(encoding="utf-8")))
     return steps[-1]
 
 
@@ -153,8 +157,9 @@ def finish(run: Run, model: Any, *, half: bool = False) -> None:
 
 def _unshared(model: nn.Module) -> dict[str, Tensor]:
     """The parameters and buffers, each storage once (tied weights come back through the parameter that is kept)."""
-    seen: set[int] = set()
-    return {name: tensor for name, tensor in model.state_dict().items() if not (tensor.data_ptr() in seen or seen.add(tensor.data_ptr()))}
+    first: dict[int, str] = {}
+    state = model.state_dict()
+    return {name: tensor for name, tensor in state.items() if first.setdefault(tensor.data_ptr(), name) == name}
 
 
 def _remove_unfinished(folder: Path) -> None:

@@ -36,7 +36,13 @@ def encode_texts(scorer: FusionScorer, captions: list[str], device: torch.device
 
 @torch.inference_mode()
 def score_block(
-    scorer: FusionScorer, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor, batch_size: int, advance: Advance | None = None
+    scorer: FusionScorer,
+    images: States,
+    texts: States,
+    image_ix_P: Tensor,
+    text_ix_P: Tensor,
+    batch_size: int,
+    advance: Advance | None = None,
 ) -> Tensor:
     """Logits of the pairs, float32 on the CPU, in the order given.
 
@@ -46,7 +52,7 @@ def score_block(
     order_P = torch.argsort(length_T[text_ix_P.to(length_T.device)], stable=True).to(image_ix_P.device)
     scores_P = torch.empty(len(order_P), dtype=torch.float32)
     for chunk in order_P.split(batch_size):
-        scores_P[chunk] = scorer.score_pairs(images, texts, image_ix_P[chunk], text_ix_P[chunk]).float().cpu()
+        scores_P[chunk.cpu()] = scorer.score_pairs(images, texts, image_ix_P[chunk], text_ix_P[chunk]).float().cpu()
         if advance is not None:
             advance(len(chunk))
     return scores_P
@@ -60,12 +66,27 @@ def score_pairs(
     *,
     device: torch.device,
     batch_size: int,
+    precision: str = "float32",
     advance: Advance | None = None,
 ) -> NDArray[np.float32]:
-    """Logits of pairs of a corpus, in the order given; memory grows with the number of different images and captions."""
+    """Logits of pairs of a corpus, in the order given, computed under autocast where `precision` is not float32.
+
+    Memory grows with the number of different images; captions, of which there may be many more, come a chunk at a time, sorted by
+    their number of characters so that captions of like length share a chunk.
+    """
     images, image_at = np.unique(image_ix, return_inverse=True)
     texts, text_at = np.unique(text_ix, return_inverse=True)
-    image_states = encode_images(scorer, corpus, images, device)
-    text_states = encode_texts(scorer, [corpus.captions[i] for i in texts], device)
-    scores = score_block(scorer, image_states, text_states, torch.from_numpy(image_at), torch.from_numpy(text_at), batch_size, advance)
-    return scores.numpy()
+    by_length = np.argsort([len(corpus.captions[text]) for text in texts.tolist()], kind="stable")
+    place = np.empty_like(by_length)
+    place[by_length] = np.arange(len(by_length))
+    chunk_P = place[text_at] // TEXT_CHUNK
+    scores = np.empty(len(image_ix), dtype=np.float32)
+    with torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32"):
+        image_states = encode_images(scorer, corpus, images, device)
+        for chunk in range(-(-len(texts) // TEXT_CHUNK)):
+            members = texts[by_length[chunk * TEXT_CHUNK : (chunk + 1) * TEXT_CHUNK]]
+            states = encode_texts(scorer, [corpus.captions[text] for text in members.tolist()], device)
+            here = np.flatnonzero(chunk_P == chunk)
+            pairs = torch.from_numpy(image_at[here]), torch.from_numpy(place[text_at[here]] - chunk * TEXT_CHUNK)
+            scores[here] = score_block(scorer, image_states, states, *pairs, batch_size, advance).numpy()
+    return scores

@@ -3,7 +3,7 @@
     CACHE/plan.json              what is to be scored, written first: fingerprints, candidates, shard boundaries
     CACHE/candidates.parquet     the negatives of every query, both directions
     CACHE/pairs-00000.parquet    scored pairs of a range of images: image int32, text int32, score float32, by image and text
-    CACHE/cache.json             the sign that all is there, written last
+    CACHE/cache.json             the sign that all is there, written last: number of pairs, versions, size and SHA-256 of each file
 
 A shard is whole or absent. A killed run goes on with the shards that are missing and ends with the same bytes. Scores are found
 by image and caption index, never by position; there is no fallback for a score that is missing.
@@ -12,7 +12,8 @@ by image and caption index, never by position; there is no fallback for a score 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from dcdctl.core import candidates, files, models, scoring
+from dcdctl.core import candidates, files, scoring
 from dcdctl.core.candidates import CandidateConfig, Candidates, Lists
 from dcdctl.core.config import to_table
 from dcdctl.core.corpus import Corpus
+from dcdctl.core.devices import versions
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.models.protocols import FusionScorer
 from dcdctl.core.progress import Track, silent
@@ -40,9 +42,10 @@ PAIRS_SCHEMA = pa.schema([("image", pa.int32()), ("text", pa.int32()), ("score",
 class ScoringOptions:
     """Where and how fast to score; `precision` is part of what a cache is made of, the rest is not."""
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     batch_size: int = 256
     precision: str = "float32"
+    """float32, or the torch name of what to compute in under autocast."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,17 @@ class TeacherCache:
 
     def lookup(self, image_ix: Index, text_ix: Index) -> NDArray[np.float32]:
         """The scores of these pairs, in their shape; NaN where the teacher has not scored a pair."""
-        if not self.num_pairs:
-            return np.full(np.shape(image_ix), np.nan, dtype=np.float32)
-        keys = self.image_P * self.num_texts + self.text_P
-        wanted = np.asarray(image_ix) * self.num_texts + np.asarray(text_ix)
-        place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        return np.where(keys[place] == wanted, self.score_P[place], np.float32(np.nan))
+        texts = np.asarray(text_ix)
+        if texts.size and not 0 <= texts.min() <= texts.max() < self.num_texts:
+            raise ValueError(f"caption indices must lie in [0, {self.num_texts}), got {texts.min()} to {texts.max()}")
+        wanted = np.asarray(image_ix) * self.num_texts + texts
+        place = np.minimum(np.searchsorted(self._keys, wanted), self.num_pairs - 1)
+        return np.where(self._keys[place] == wanted, self.score_P[place], np.float32(np.nan))
+
+    @cached_property
+    def _keys(self) -> Index:
+        """One number a pair, ascending."""
+        return self.image_P * self.num_texts + self.text_P
 
 
 def build(
@@ -81,10 +89,11 @@ def build(
 ) -> TeacherCache:
     """Score the candidates of every query and keep the scores; goes on where a killed run of the same plan stopped.
 
-    StaleError if the folder holds a cache of another corpus, teacher or plan.
+    The teacher is put in eval mode: one that drops out at random has no score to keep. StaleError if the folder holds a cache of another corpus, teacher or plan.
     """
     plan = make_plan(corpus, teacher, config, options)
     _claim(folder, plan)
+    teacher.to(options.device).eval()
     if not (folder / "cache.json").exists():
         drawn = candidates.draw(corpus, config)
         image_P, text_P = drawn.pairs(corpus.caption_image)
@@ -103,10 +112,13 @@ def build(
                     text_P[inside],
                     device=options.device,
                     batch_size=options.batch_size,
+                    precision=options.precision,
                     advance=advance,
                 )
                 _write_pairs(path, image_P[inside], text_P[inside], scores)
-        files.write_json(folder / "cache.json", {"format": FORMAT, "pairs": len(image_P), **_checksums(folder)})
+        files.write_json(
+            folder / "cache.json", {"format": FORMAT, "pairs": len(image_P), "versions": versions(), "files": _seals(folder, plan)}
+        )
     return read(folder, corpus=corpus)
 
 
@@ -118,7 +130,9 @@ def make_plan(corpus: Corpus, teacher: FusionScorer, config: CandidateConfig, op
         "split": corpus.split,
         "images": corpus.num_images,
         "captions": corpus.num_captions,
-        "teacher": models.fingerprint(teacher),
+        "teacher": teacher.digest,
+        "image_size_px": teacher.preprocess.image_size_px,
+        "max_text_len": teacher.preprocess.max_text_len,
         "candidates": to_table(config),
         "precision": options.precision,
         "images_per_shard": IMAGES_PER_SHARD,
@@ -128,8 +142,8 @@ def make_plan(corpus: Corpus, teacher: FusionScorer, config: CandidateConfig, op
 def read(folder: Path, *, corpus: Corpus | None = None, teacher: str | None = None) -> TeacherCache:
     """The cache in a folder.
 
-    `corpus` and `teacher` (a fingerprint) are what the reader expects: StaleError names both sides where they differ.
-    MissingError if there is no finished cache.
+    `corpus` and `teacher` (a fingerprint) are what the reader expects: StaleError names both sides where they differ, and a file
+    that is not as it was written. MissingError if there is no finished cache, or a file of it is gone.
     """
     if not (folder / "cache.json").exists():
         state = "an unfinished" if (folder / "plan.json").exists() else "no"
@@ -139,14 +153,12 @@ def read(folder: Path, *, corpus: Corpus | None = None, teacher: str | None = No
         _expect(folder, "corpus", plan["corpus"], corpus.fingerprint)
     if teacher is not None:
         _expect(folder, "teacher", plan["teacher"], teacher)
-    whole = json.loads((folder / "cache.json").read_text(encoding="utf-8"))
-    paths = [folder / _shard_name(shard) for shard in range(len(_shards(plan["images"], plan["images_per_shard"])))]
-    missing = [path.name for path in paths if not path.exists()]
-    if missing:
-        raise MissingError(f"{folder} lacks {missing[0]}", hint="delete cache.json and run `dcdctl cache-teacher` again")
-    table = pa.concat_tables([pq.read_table(path, schema=PAIRS_SCHEMA) for path in paths])
-    if table.num_rows != whole["pairs"]:
-        raise StaleError(f"{folder} holds {table.num_rows} pairs, its cache.json says {whole['pairs']}", hint="run `dcdctl cache-teacher` anew")
+    if plan["format"] != FORMAT:
+        raise StaleError(
+            f"{folder} is of format {plan['format']}, this dcdctl reads format {FORMAT}", hint="run `dcdctl cache-teacher` anew"
+        )
+    _check_seals(folder, json.loads((folder / "cache.json").read_text(encoding="utf-8"))["files"])
+    table = pa.concat_tables([pq.read_table(folder / name, schema=PAIRS_SCHEMA) for name in _shard_names(plan)])
     return TeacherCache(
         plan,
         table["image"].to_numpy().astype(np.int64),
@@ -166,9 +178,9 @@ def _claim(folder: Path, plan: dict[str, Any]) -> None:
             _expect(folder, key, found.get(key), plan[key])
         files.remove_partials(folder)
         return
-    if folder.exists() and any(folder.iterdir()):
+    if not files.is_vacant(folder):
         raise StaleError(f"{folder} holds something that is not a teacher cache", hint="name an empty or a new folder with --out")
-    folder.mkdir(parents=True, exist_ok=True)
+    files.remove_partials(folder)
     files.write_json(path, plan)
 
 
@@ -190,6 +202,10 @@ def _shards(num_images: int, size: int = IMAGES_PER_SHARD) -> list[tuple[int, in
 
 def _shard_name(shard: int) -> str:
     return f"pairs-{shard:05d}.parquet"
+
+
+def _shard_names(plan: dict[str, Any]) -> list[str]:
+    return [_shard_name(shard) for shard in range(len(_shards(plan["images"], plan["images_per_shard"])))]
 
 
 def _write_pairs(path: Path, image: Index, text: Index, score: NDArray[np.float32]) -> None:
@@ -228,5 +244,20 @@ def _to_lists(column: pa.ListArray) -> Lists:
     return Lists(np.concatenate([[0], np.cumsum(lengths)]), column.flatten().to_numpy().astype(np.int64))
 
 
-def _checksums(folder: Path) -> dict[str, Any]:
-    return {"files": {path.name: files.sha256_of(path) for path in sorted(folder.glob("*.parquet"))}}
+def _seals(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Size and SHA-256 of each file."""
+    paths = [folder / name for name in ("candidates.parquet", *_shard_names(plan))]
+    return {path.name: {"bytes": path.stat().st_size, "sha256": files.sha256_of(path)} for path in paths}
+
+
+def _check_seals(folder: Path, seals: dict[str, Any]) -> None:
+    """Raise for a file that is gone or is not as it was written; reading a gigabyte for it takes about a second."""
+    for name, seal in seals.items():
+        path = folder / name
+        hint = f"delete {name} and cache.json there and run `dcdctl cache-teacher` again with the same options"
+        if not path.is_file():
+            raise MissingError(f"{folder} lacks {name}", hint=hint)
+        if path.stat().st_size != seal["bytes"]:
+            raise StaleError(f"{path} is damaged: it has {path.stat().st_size} bytes, not {seal['bytes']}", hint=hint)
+        if (found := files.sha256_of(path)) != seal["sha256"]:
+            raise StaleError(f"{path} is damaged: its SHA-256 is {_short(found)}, not {_short(seal['sha256'])}", hint=hint)

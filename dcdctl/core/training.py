@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -36,7 +37,7 @@ class OnDevice(Protocol):
 class TrainingOptions:
     """Where and how to run; nothing here is meant to change a number beyond rounding."""
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "float32"
     workers: int = 0
     """Processes that read and decode batches ahead; 0 does it in this one."""
@@ -57,59 +58,53 @@ def train(
     """Train a model in place for `num_steps`, from the run's newest checkpoint on, and log and keep checkpoints in its folder."""
     model.to(options.device).train()
     optimizer = make_optimizer(model, config)
-    first = runs.load_checkpoint(run, model, optimizer)
-    log = runs.Log(run, first)
-    loader = DataLoader(steps, batch_size=None, sampler=range(first, num_steps), num_workers=options.workers, pin_memory=options.device.type == "cuda")
     scaler = torch.amp.GradScaler(options.device.type, enabled=options.precision == "float16")
-    with track("train", total=num_steps, unit="steps") as advance:
+    first = runs.load_checkpoint(run, model, optimizer, scaler)
+    loader = DataLoader(steps, batch_size=None, sampler=range(first, num_steps), num_workers=options.workers)
+    with closing(runs.Log(run, first)) as log, track("train", total=num_steps, unit="steps") as advance:
         advance(first)
         for step, batch in enumerate(loader, start=first):
             started = time.perf_counter()
-            parts = _step(model, batch.to(options.device), objective, optimizer, scaler, config, options, _Place(step, num_steps, seed))
+            # Dropout depends on the seed and the step alone.
+            torch.manual_seed(seed * 1_000_003 + step)
+            rate = config.lr * learning_rate_factor(step, num_steps, config)
+            with torch.autocast(options.device.type, getattr(torch, options.precision), enabled=options.precision != "float32"):
+                parts = objective(model, batch.to(options.device))
+            loss = _descend(model, parts, optimizer, scaler, rate, config.max_grad_norm, step)
             if step % LOG_EVERY == 0 or step == num_steps - 1:
-                rate = config.lr * learning_rate_factor(step, num_steps, config)
-                log.write(step, {**parts, "lr": rate, "seconds": time.perf_counter() - started})
+                values = {name: part.item() for name, part in parts.items()}
+                log.write(step, {"loss": loss, **values, "lr": rate, "seconds": time.perf_counter() - started})
             if (step + 1) % config.save_every == 0 and step + 1 < num_steps:
-                runs.save_checkpoint(run, step + 1, model, optimizer)
+                runs.save_checkpoint(run, step + 1, model, optimizer, scaler)
             advance(1)
-    log.close()
     model.eval()
 
 
-@dataclass(frozen=True)
-class _Place:
-    step: int
-    num_steps: int
-    seed: int
-
-
-def _step(
+def _descend(
     model: nn.Module,
-    batch: Any,
-    objective: Objective,
+    parts: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    config: OptimizerConfig,
-    options: TrainingOptions,
-    place: _Place,
-) -> dict[str, float]:
-    """One optimisation step; the parts of the loss. Dropout depends on the seed and the step alone."""
-    torch.manual_seed(place.seed * 1_000_003 + place.step)
+    rate: float,
+    max_grad_norm: float | None,
+    step: int,
+) -> float:
+    """Move the weights against the gradient of the loss; the loss. ConfigError if it is not finite, with the weights as they were."""
+    total = torch.stack(list(parts.values())).sum()
+    loss = total.item()
+    if not math.isfinite(loss):
+        bad = ", ".join(f"{name} {part.item()}" for name, part in parts.items())
+        raise ConfigError(f"the loss of step {step} is {loss} ({bad})", hint="try a lower optimizer.lr or set optimizer.max_grad_norm")
     for group in optimizer.param_groups:
-        group["lr"] = config.lr * learning_rate_factor(place.step, place.num_steps, config)
-    with torch.autocast(options.device.type, getattr(torch, options.precision), enabled=options.precision != "float32"):
-        parts = objective(model, batch)
-    loss = torch.stack(list(parts.values())).sum()
-    if not bool(torch.isfinite(loss)):
-        raise ConfigError(f"the loss of step {place.step} is {loss.item()}", hint="try a lower optimizer.lr or set optimizer.max_grad_norm")
+        group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-    if config.max_grad_norm is not None:
+    scaler.scale(total).backward()
+    if max_grad_norm is not None:
         scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     scaler.step(optimizer)
     scaler.update()
-    return {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
+    return loss
 
 
 def learning_rate_factor(step: int, num_steps: int, config: OptimizerConfig) -> float:
