@@ -80,6 +80,7 @@ def _run(recipe: Recipe, what: str, inputs: Inputs, out: Path, *, resume: bool, 
         "split": inputs.corpus.split,
         "cache": None if inputs.cache is None else inputs.cache.plan,
         "start": models.fingerprint(model),
+        "precision": options.precision,
     }
     steps = make_steps(inputs.corpus, model, recipe, inputs.cache)
     run = runs.start(out, recipe, what, facts, resume=resume)

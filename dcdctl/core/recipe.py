@@ -1,7 +1,8 @@
 """One experiment: everything that can change a number, in one TOML file.
 
-A recipe has the tables `[candidates]` (what the teacher scores), `[model]` (what is trained), `[loss]`, `[batch]` and `[optimizer]`. Every field has a default, every key can be set on the command line (`--set loss.alpha=0.5`), and the
-whole resolved recipe is kept in run.json.
+A recipe has the tables `[candidates]` (what the teacher scores), `[model]` (what is trained), `[loss]`, `[batch]` and
+`[optimizer]`. Every field has a default, every key can be set on the command line (`--set loss.alpha=0.5`), and the whole resolved
+recipe is kept in run.json.
 """
 
 from __future__ import annotations

@@ -89,7 +89,8 @@ def build(
 ) -> TeacherCache:
     """Score the candidates of every query and keep the scores; goes on where a killed run of the same plan stopped.
 
-    The teacher is put in eval mode: one that drops out at random has no score to keep. StaleError if the folder holds a cache of another corpus, teacher or plan.
+    The teacher is put in eval mode: one that drops out at random has no score to keep. StaleError if the folder holds a cache of
+    another corpus, teacher or plan.
     """
     plan = make_plan(corpus, teacher, config, options)
     _claim(folder, plan)
@@ -99,7 +100,7 @@ def build(
         image_P, text_P = drawn.pairs(corpus.caption_image)
         _write_candidates(folder / "candidates.parquet", drawn)
         with track("score", total=len(image_P), unit="pairs") as advance:
-            for shard, (first, last) in enumerate(_shards(corpus.num_images)):
+            for shard, (first, last) in enumerate(_shards(plan)):
                 inside = slice(*np.searchsorted(image_P, (first, last)).tolist())
                 path = folder / _shard_name(shard)
                 if path.exists():
@@ -116,9 +117,8 @@ def build(
                     advance=advance,
                 )
                 _write_pairs(path, image_P[inside], text_P[inside], scores)
-        files.write_json(
-            folder / "cache.json", {"format": FORMAT, "pairs": len(image_P), "versions": versions(), "files": _seals(folder, plan)}
-        )
+        whole = {"format": FORMAT, "pairs": len(image_P), "versions": versions(), "files": _seals(folder, plan)}
+        files.write_json(folder / "cache.json", whole)
     return read(folder, corpus=corpus)
 
 
@@ -196,7 +196,9 @@ def _short(value: Any) -> str:
     return value[:12] if isinstance(value, str) else json.dumps(value)
 
 
-def _shards(num_images: int, size: int = IMAGES_PER_SHARD) -> list[tuple[int, int]]:
+def _shards(plan: dict[str, Any]) -> list[tuple[int, int]]:
+    """First image and end of each shard."""
+    num_images, size = plan["images"], plan["images_per_shard"]
     return [(first, min(first + size, num_images)) for first in range(0, num_images, size)]
 
 
@@ -205,7 +207,7 @@ def _shard_name(shard: int) -> str:
 
 
 def _shard_names(plan: dict[str, Any]) -> list[str]:
-    return [_shard_name(shard) for shard in range(len(_shards(plan["images"], plan["images_per_shard"])))]
+    return [_shard_name(shard) for shard in range(len(_shards(plan)))]
 
 
 def _write_pairs(path: Path, image: Index, text: Index, score: NDArray[np.float32]) -> None:

@@ -106,6 +106,8 @@ def new_dual(size: DualSize, tokenizer: Any, seed: int = 0) -> DualModel:
         "intermediate_size": size.intermediate_size,
         "hidden_dropout_prob": size.hidden_dropout_prob,
         "attention_probs_dropout_prob": 0.0,
+        # The usual 0.02 is made for a width of 768; a narrow model would start with outputs that hardly depend on its input.
+        "initializer_range": size.hidden_size**-0.5,
     }
     vision = ViTConfig(num_hidden_layers=size.num_vision_layers, image_size=size.image_size, patch_size=size.patch_size, **shared)
     text = BertConfig(

@@ -1,0 +1,228 @@
+"""From names to a finished run; and that every loss teaches every kind of student."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tiny import contents, make_teacher
+
+from dcdctl.core import distillation, models, runs, teacher_cache
+from dcdctl.core import recipe as recipes
+from dcdctl.core.batches import ListSteps, MatrixSteps
+from dcdctl.core.candidates import CandidateConfig
+from dcdctl.core.corpus import Corpus
+from dcdctl.core.distillation import Inputs
+from dcdctl.core.errors import ConfigError, MissingError, ModelError, StaleError
+from dcdctl.core.objectives import make_objective, pair_logits
+from dcdctl.core.training import TrainingOptions
+
+OPTIONS = TrainingOptions()
+SMALL = ["model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1", "model.projection_dim=16", "model.vocab_size=200"]
+BATCH = ["batch.size=8", "batch.drawn_negatives=7", "batch.hard_negatives=3", "candidates.kind=blocks", "candidates.block_size=8"]
+FUSION = ["model.layers=[0, 2]", *BATCH]
+DUAL = ["model.kind=dual", "model.start=new", "model.layers=[]", *SMALL, *BATCH]
+
+
+@pytest.fixture(scope="module")
+def corpus(scenes_corpus_dir) -> Corpus:
+    return Corpus.open(scenes_corpus_dir, "train")
+
+
+@pytest.fixture(scope="module")
+def teacher(corpus):
+    return make_teacher(corpus.captions)
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(teacher, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher") / "teacher"
+    models.save(teacher, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache_folder(corpus, teacher, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache") / "cache"
+    teacher_cache.build(corpus, teacher, folder, CandidateConfig(kind="blocks", block_size=8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def inputs(corpus, teacher, cache_folder) -> Inputs:
+    return Inputs(corpus, teacher_cache.read(cache_folder, corpus=corpus, teacher=teacher.digest), teacher)
+
+
+def terms(*names: str) -> str:
+    return "loss.terms={ " + ", ".join(f"{name} = 1.0" for name in names) + " }"
+
+
+@pytest.mark.parametrize("kind", [FUSION, DUAL], ids=["fusion", "dual"])
+@pytest.mark.parametrize("loss", [*recipes.LIST_LOSSES, *recipes.MATRIX_LOSSES])
+def test_every_loss_falls_on_a_fixed_batch(inputs, loss, kind):
+    recipe = recipes.load("tiny-student", [*kind, terms(loss), "optimizer.lr=1e-3"])
+    model = distillation.make_model(recipe, inputs.corpus.captions, inputs.teacher).train()
+    batch = distillation.make_steps(inputs.corpus, model, recipe, inputs.cache)[0]
+    objective, optimizer = make_objective(recipe.loss), torch.optim.AdamW(model.parameters(), lr=1e-3)
+    values = []
+    torch.manual_seed(0)
+    for _ in range(12):
+        (value,) = objective(model, batch).values()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert values[0] > 0
+    assert sum(values[-3:]) < sum(values[:3])
+    assert values[-1] < values[0]
+
+
+def test_terms_are_weighted_and_named(inputs):
+    recipe = recipes.load("tiny-student", [*DUAL, "loss.terms={ infonce = 0.25, kl = 2.0 }"])
+    model = distillation.make_model(recipe, inputs.corpus.captions, None)
+    batch = distillation.make_steps(inputs.corpus, model, recipe, inputs.cache)[0]
+    both = make_objective(recipe.loss)(model, batch)
+    for name, weight in (("infonce", 0.25), ("kl", 2.0)):
+        alone = make_objective(recipes.load("tiny-student", [*DUAL, terms(name)]).loss)(model, batch)
+        assert float(both[name].detach()) == pytest.approx(weight * float(alone[name].detach()))
+
+
+@pytest.mark.parametrize("kind", [FUSION, DUAL], ids=["fusion", "dual"])
+@pytest.mark.parametrize("loss", ["dcd", "infonce"])
+@torch.no_grad()
+def test_logits_stand_in_the_columns_of_their_pairs(inputs, kind, loss):
+    recipe = recipes.load("tiny-student", [*kind, terms(loss)])
+    model = distillation.make_model(recipe, inputs.corpus.captions, inputs.teacher)
+    batch = distillation.make_steps(inputs.corpus, model, recipe, inputs.cache)[1]
+    logits_RC = pair_logits(model, batch)
+    for row, column in ((0, 0), (2, 3), (7, 1)):
+        i, t = int(batch.image_ix_RC[row, column]), int(batch.text_ix_RC[row, column])
+        images = models.ImageBatch(batch.images.pixel_values[i : i + 1], None)
+        texts = models.TextBatch(batch.texts.input_ids[t : t + 1], batch.texts.attention_mask[t : t + 1])
+        if isinstance(model, models.DualModel):
+            alone = model.logit_scale * (model.embed_images(images) * model.embed_texts(texts)).sum()
+        else:
+            alone = model.score(images.pixel_values, texts.input_ids, texts.attention_mask, batch.images.pixel_mask[i : i + 1])[0]
+        assert float(logits_RC[row, column]) == pytest.approx(float(alone), abs=2e-5)
+
+
+def test_a_distilled_student_is_a_run_that_loads_again(inputs, teacher, tmp_path):
+    before = teacher.digest
+    sets = [*FUSION, "optimizer.steps=3", "optimizer.save_every=2"]
+    run = distillation.distill("tiny-student", sets, inputs, tmp_path / "run", resume=False, options=OPTIONS)
+    assert teacher.digest == before
+    student = models.load_fusion(run.folder)
+    assert len(student.layers) == 2
+    assert student.digest != before
+    facts = run.facts()
+    assert facts["recipe"]["optimizer"]["steps"] == 3
+    assert facts["inputs"]["corpus"] == inputs.corpus.fingerprint
+    assert facts["inputs"]["cache"]["teacher"] == before
+    assert facts["inputs"]["start"] == models.fingerprint(models.fusion_student(teacher, [0, 2]))
+    assert {path.name for path in run.folder.iterdir()} == {"run.json", "metrics.jsonl", "tensorboard", "checkpoints", "model"}
+
+
+def test_a_finished_run_is_left_alone(inputs, tmp_path):
+    sets = [*DUAL, terms("infonce"), "optimizer.steps=2"]
+    distillation.distill("tiny-student", sets, inputs, tmp_path / "run", resume=False, options=OPTIONS)
+    before = contents(tmp_path / "run")
+    distillation.distill("tiny-student", sets, inputs, tmp_path / "run", resume=True, options=OPTIONS)
+    assert contents(tmp_path / "run") == before
+    with pytest.raises(StaleError, match=r"another recipe\.optimizer\.lr \(0\.0001, not 0\.5\)"):
+        distillation.distill("tiny-student", [*sets, "optimizer.lr=0.5"], inputs, tmp_path / "run", resume=True, options=OPTIONS)
+    half = TrainingOptions(precision="bfloat16")
+    with pytest.raises(StaleError, match=r"another inputs\.precision \(float32, not bfloat16\)"):
+        distillation.distill("tiny-student", sets, inputs, tmp_path / "run", resume=True, options=half)
+    assert contents(tmp_path / "run") == before
+
+
+def test_finetuning_lowers_the_ranking_loss_and_leaves_the_model_it_starts_from(corpus, teacher, tmp_path):
+    before = teacher.digest
+    sets = ["optimizer.steps=60", "optimizer.lr=1e-3", "batch.size=12", "batch.drawn_negatives=5"]
+    run = distillation.finetune("tiny-teacher", sets, Inputs(corpus, None, teacher), tmp_path / "run", resume=False, options=OPTIONS)
+    losses = [line["ranking"] for line in run.metrics()]
+    assert sum(losses[-2:]) < 0.95 * sum(losses[:2])
+    assert teacher.digest == before
+    assert len(models.load_fusion(run.folder).layers) == len(teacher.layers)
+
+
+def test_a_new_teacher_and_a_new_dual_are_made_of_the_recipes_sizes(corpus):
+    fusion = distillation.make_model(recipes.load("tiny-teacher", SMALL), corpus.captions, None)
+    assert len(fusion.layers) == 2
+    assert fusion.preprocess.image_size_px == 64
+    dual = distillation.make_model(recipes.load("tiny-student", DUAL), corpus.captions, None)
+    again = distillation.make_model(recipes.load("tiny-student", DUAL), corpus.captions, None)
+    assert models.fingerprint(dual) == models.fingerprint(again)
+    texts = dual.preprocess.texts(["a red circle"])
+    assert dual.embed_texts(texts).shape == (1, 16)
+
+
+def test_a_dual_goes_on_from_a_reference(corpus, tmp_path):
+    dual = distillation.make_model(recipes.load("tiny-student", [*DUAL, "seed=9"]), corpus.captions, None)
+    models.save(dual, tmp_path / "dual")
+    recipe = recipes.load("tiny-student", [*DUAL, f"model.start={tmp_path / 'dual'}"])
+    assert models.fingerprint(distillation.make_model(recipe, corpus.captions, None)) == models.fingerprint(dual)
+
+
+def test_steps_are_what_is_set_or_what_the_epochs_take(inputs):
+    recipe = recipes.load("tiny-student", [*DUAL, "optimizer.steps=100"])
+    assert distillation.count_steps(recipe, 7.5) == 100
+    assert distillation.count_steps(recipes.load("vilt-coco"), 7.5) == 75
+    assert distillation.count_steps(recipes.load("vilt-coco", ["optimizer.epochs=0.01"]), 7.5) == 1
+
+
+@pytest.mark.parametrize(("loss", "kind"), [("dcd", ListSteps), ("ranking", ListSteps), ("infonce", MatrixSteps), ("kl", MatrixSteps)])
+def test_a_loss_has_the_batches_it_works_on_and_needs_scores_or_not(inputs, teacher, loss, kind):
+    recipe = recipes.load("tiny-student", [*FUSION, terms(loss)])
+    assert isinstance(distillation.make_steps(inputs.corpus, teacher, recipe, inputs.cache), kind)
+    if loss in recipes.TEACHER_LOSSES:
+        with pytest.raises(ConfigError, match=f"loss {loss} needs the teacher's scores; name a cache with --cache"):
+            distillation.make_steps(inputs.corpus, teacher, recipe, None)
+    else:
+        assert distillation.make_steps(inputs.corpus, teacher, recipe, None)[0].teacher_RC.isnan().all()
+
+
+def test_a_wrong_recipe_leaves_no_run_folder(corpus, teacher, tmp_path):
+    with pytest.raises(ConfigError, match="needs the teacher's scores"):
+        distillation.distill("tiny-student", FUSION, Inputs(corpus, None, teacher), tmp_path / "run", resume=False, options=OPTIONS)
+    with pytest.raises(ConfigError, match="trains a student; finetune-teacher wants"):
+        distillation.finetune("tiny-student", [], Inputs(corpus, None, teacher), tmp_path / "run", resume=False, options=OPTIONS)
+    with pytest.raises(ModelError, match="starts from its teacher, and none is named; name it with --teacher"):
+        distillation.distill("tiny-student", FUSION, Inputs(corpus, None, None), tmp_path / "run", resume=False, options=OPTIONS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_inputs_that_do_not_belong_together_are_refused(scenes_corpus_dir, corpus, teacher_folder, cache_folder, tmp_path):
+    opened = distillation.open_inputs(scenes_corpus_dir, "train", None, cache_folder, str(teacher_folder), [])
+    assert opened.cache is not None
+    with pytest.raises(StaleError, match="another corpus"):
+        distillation.open_inputs(scenes_corpus_dir, "train", 10, cache_folder, str(teacher_folder), [])
+    with pytest.raises(StaleError, match="another corpus"):
+        distillation.open_inputs(scenes_corpus_dir, "val", None, cache_folder, None, [])
+    models.save(make_teacher(corpus.captions, seed=1), tmp_path / "other")
+    with pytest.raises(StaleError, match="another teacher"):
+        distillation.open_inputs(scenes_corpus_dir, "train", None, cache_folder, str(tmp_path / "other"), [])
+    with pytest.raises(StaleError, match="another teacher"):
+        distillation.open_inputs(scenes_corpus_dir, "train", None, cache_folder, str(teacher_folder), ["max_text_len=9"])
+    with pytest.raises(MissingError, match="holds no teacher cache"):
+        distillation.open_inputs(scenes_corpus_dir, "train", None, tmp_path / "absent", None, [])
+    with pytest.raises(ConfigError, match="--model-set says something of the model named by --teacher"):
+        distillation.open_inputs(scenes_corpus_dir, "train", None, None, None, ["max_text_len=9"])
+
+
+def test_options_are_read_from_words():
+    options = distillation.options("cpu", "bf16", 2)
+    assert (options.device, options.precision, options.workers) == (torch.device("cpu"), "bfloat16", 2)
+    with pytest.raises(ConfigError, match="precision must be one of fp32, bf16, fp16, got int8"):
+        distillation.options("cpu", "int8", 0)
+    with pytest.raises(ConfigError, match=r"device gpu cannot be used here: .*; try --device cpu"):
+        distillation.options("gpu", "fp32", 0)
+
+
+def test_run_json_is_read_back(inputs, tmp_path):
+    sets = [*DUAL, terms("kl"), "optimizer.steps=1"]
+    run = distillation.distill("tiny-student", sets, inputs, tmp_path / "run", resume=False, options=OPTIONS)
+    assert runs.open_run(run.folder).is_finished
+    (line,) = run.metrics()
+    assert json.loads((run.folder / "metrics.jsonl").read_text()) == line
