@@ -53,6 +53,30 @@ def test_only_words_that_say_something_are_masked_and_the_rest_is_as_it_was(step
     assert batch.masked_ids_BL[~batch.is_masked_BL].equal(batch.texts.input_ids[~batch.is_masked_BL])
 
 
+def test_in_half_of_the_captions_the_relation_is_masked_and_nothing_else(steps: SceneSteps) -> None:
+    tokenizer = steps.preprocess.tokenizer
+    batches = [steps[step] for step in range(4)]
+    relations = 0
+    for batch in batches:
+        for ids, masked in zip(batch.texts.input_ids, batch.is_masked_BL, strict=True):
+            words = tokenizer.convert_ids_to_tokens(ids[masked].tolist())
+            said = [word for word in tokenizer.convert_ids_to_tokens(ids.tolist()) if word in pretraining.RELATION_WORDS]
+            relations += words == said
+    captions = sum(len(batch.texts) for batch in batches)
+    assert 0.3 * captions < relations < 0.75 * captions
+
+
+def test_places_are_those_of_the_objects_that_the_caption_names(steps: SceneSteps) -> None:
+    described = [one for index in range(4) for one in scenes.describe_family(SMALL.seed, "train", index)]  # those of step 0
+    batch = steps[0]
+    tokenizer = steps.preprocess.tokenizer
+    for one, ids, places in zip(described, batch.texts.input_ids, batch.places_BL, strict=True):
+        found = {tokenizer.convert_ids_to_tokens(int(ids[k])): int(places[k]) for k in (places != NOTHING).nonzero().flatten()}
+        assert len(found) == 2
+        cells = {thing.shape: thing.row * scenes.GRID + thing.column for thing in one.scene.objects}
+        assert found == {shape: cells[shape] for shape in found}
+
+
 def test_every_content_word_is_one_token(captions: list[str]) -> None:
     tokenizer = models.word_piece(captions)
     assert not [word for word in pretraining.CONTENT_WORDS if tokenizer.tokenize(word) != [word]]
@@ -90,7 +114,7 @@ def test_pretraining_leaves_a_half_precision_model_that_scores(tmp_path: Path) -
     run = runs.start(tmp_path / "run", SMALL, "pretrain-teacher", {}, resume=True)
     pretraining.pretrain(run, SMALL, options=TrainingOptions())
     teacher = models.load_fusion(run.folder)
-    assert {"words", "objects", "matching"} <= set(run.metrics()[-1])
+    assert {"words", "objects", "places", "matching"} <= set(run.metrics()[-1])
     assert "matching" not in run.metrics()[0]
     images = teacher.preprocess.images([scenes_picture()])
     logit = teacher.score_pairs(teacher.encode_images(images), teacher.encode_texts(teacher.preprocess.texts(["a red star"])), *two_zeros())

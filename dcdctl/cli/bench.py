@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcdctl.cli.options import Data, Device, Json, Split, Teacher, Threads
+from dcdctl.cli.options import Data, Device, Json, ModelSet, Split, Teacher, Threads
 from dcdctl.cli.terminal import bar, show_json, show_table
 
 if TYPE_CHECKING:
@@ -30,15 +30,18 @@ def bench(
     batch_size: BatchSize = 32,
     device: Device = "auto",
     threads: Threads = None,
+    model_set: ModelSet = None,
     json: Json = False,
 ) -> None:
     """Time a student beside its teacher on the same pairs, and say how much faster it is."""
     from dcdctl.core import benchmark, devices, files, models
+    from dcdctl.core.config import apply_sets
     from dcdctl.core.corpus import Corpus
 
     config = benchmark.BenchConfig(num_images=images, batch_size=batch_size, num_threads=threads)
     corpus, place = Corpus.open(data, split), devices.choose(device)
-    result = benchmark.compare(models.load_fusion(teacher).to(place), models.load(run).to(place), corpus, config, track=bar)
+    scorer = models.load_fusion(teacher, apply_sets({}, model_set or [])).to(place)
+    result = benchmark.compare(scorer, models.load(run).to(place), corpus, config, track=bar)
     document = {"student_model": run, "teacher_model": teacher, **result.to_json()}
     if Path(run, "run.json").exists():
         files.write_json(Path(run, "bench.json"), document)

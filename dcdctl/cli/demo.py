@@ -18,7 +18,9 @@ TrainTeacher = Annotated[bool, typer.Option("--train-teacher", help="Train the b
 Steps = Annotated[int | None, typer.Option("--steps", help="Training steps of each student, for a shorter try.", min=1)]
 
 
-def demo(out: OutFolder = Path("demo"), train_teacher: TrainTeacher = False, steps: Steps = None, device: Device = "auto", json: Json = False) -> None:
+def demo(
+    out: OutFolder = Path("demo"), train_teacher: TrainTeacher = False, steps: Steps = None, device: Device = "auto", json: Json = False
+) -> None:
     """Prepare, cache, distill, evaluate and time, on drawn scenes: minutes on a CPU."""
     from dcdctl.core import demo as core
     from dcdctl.core import distillation

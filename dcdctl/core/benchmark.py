@@ -27,10 +27,10 @@ from torch import Tensor
 
 from dcdctl.core.config import to_table
 from dcdctl.core.corpus import Corpus
+from dcdctl.core.devices import versions
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models.protocols import DualEncoder, FusionScorer
 from dcdctl.core.progress import Advance, Track, silent
-from dcdctl.core.runs import versions
 from dcdctl.core.timing import Inputs, Side, Timer, device_of, inputs_for, side_of
 
 FIRST = 10

@@ -34,6 +34,10 @@ class DemoConfig:
     """Training steps of each student, in place of the recipes'."""
 
 
+DEFAULT = DemoConfig()
+ON_CPU = TrainingOptions()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One line of the final table."""
@@ -65,8 +69,8 @@ def run_demo(
     out: Path,
     *,
     train_teacher: bool = False,
-    config: DemoConfig = DemoConfig(),
-    options: TrainingOptions = TrainingOptions(),
+    config: DemoConfig = DEFAULT,
+    options: TrainingOptions = ON_CPU,
     say: Callable[[str], None] = lambda text: None,
     track: Track = silent,
 ) -> DemoResult:
@@ -103,7 +107,9 @@ def _train_teacher(out: Path, options: TrainingOptions, track: Track) -> Path:
 def _cache(data: Path, teacher: Any, out: Path, options: TrainingOptions, track: Track) -> TeacherCache:
     candidates = recipes.load(DUAL).candidates
     scoring = teacher_cache.ScoringOptions(device=options.device, precision=options.precision)
-    return teacher_cache.build(Corpus.open(data, "train"), teacher.to(options.device), out / "cache", candidates, options=scoring, track=track)
+    return teacher_cache.build(
+        Corpus.open(data, "train"), teacher.to(options.device), out / "cache", candidates, options=scoring, track=track
+    )
 
 
 def _distill(
@@ -120,21 +126,17 @@ def _measure(
     teacher: Any, students: dict[str, Any], corpus: Corpus, config: DemoConfig, options: TrainingOptions, out: Path, track: Track
 ) -> DemoResult:
     everything = {"teacher (ViLT, 6 layers)": teacher, **students}
-    evaluations = {
-        name: evaluation.evaluate(model, corpus, device=options.device, track=track) for name, model in everything.items()
-    }
+    evaluations = {name: evaluation.evaluate(model, corpus, device=options.device, track=track) for name, model in everything.items()}
     settings = benchmark.BenchConfig(budget_s=2.0, num_repeats=10)
     benches = {name: benchmark.compare(teacher, model, corpus, settings, track=track) for name, model in students.items()}
     fusion, dual = benches[FUSION], benches[DUAL]
     teacher_s, fusion_s, dual_s = (
         times.query(settings.headline_size, is_cached=True).seconds for times in (dual.teacher, fusion.student, dual.student)
     )
-    cascade = evaluation.evaluate(
-        students[DUAL], corpus, rerank=students[FUSION], depth=config.depth, device=options.device, track=track
-    )
+    cascade = evaluation.evaluate(students[DUAL], corpus, rerank=students[FUSION], depth=config.depth, device=options.device, track=track)
     cascade_s = dual_s + config.depth / fusion.student.pairs_per_s
     labels = [
-        ("teacher (ViLT, 6 layers)", evaluations["teacher (ViLT, 6 layers)"], teacher_s),
+        ("teacher (ViLT, 6 layers)", evaluations[BUILT_IN_TEACHER], teacher_s),
         ("fusion student (3 layers), DCD", evaluations[FUSION], fusion_s),
         ("dual student, with the teacher's scores", evaluations[DUAL], dual_s),
         ("the same dual, without a teacher", evaluations[DUAL_ALONE], dual_s),

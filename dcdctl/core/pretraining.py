@@ -61,7 +61,7 @@ class PretrainingConfig:
     words_weight: float = 0.5
     objects_weight: float = 0.25
     places_weight: float = 0.5
-    model: models.ViltSize = models.ViltSize(hidden_dropout_prob=0.0)
+    model: models.ViltSize = field(default_factory=lambda: models.ViltSize(hidden_dropout_prob=0.0))
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             lr=1e-3, weight_decay=0.05, steps=1900, warmup_share=0.05, schedule="cosine", max_grad_norm=1.0, save_every=250
@@ -118,7 +118,6 @@ class SceneSteps(Dataset[PretrainingBatch]):
             torch.stack([self._places(ids, one.scene) for ids, one in zip(texts.input_ids, described, strict=True)]),
             _compared_texts(rng, count, self.config.other_negatives if is_matching else None),
         )
-
 
     def _mask(self, ids_BL: Tensor, rng: np.random.Generator) -> Tensor:
         is_drawn_BL = torch.from_numpy(rng.random(tuple(ids_BL.shape)) < self.config.mask_share)

@@ -25,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dcdctl.core import files, models
 from dcdctl.core.config import to_table
-from dcdctl.core.devices import versions as versions
+from dcdctl.core.devices import versions
 from dcdctl.core.errors import MissingError, StaleError
 
 KEPT_CHECKPOINTS = 2
