@@ -54,8 +54,8 @@ class PretrainingConfig:
     """Families of four scenes in a batch, once matching has begun; before, four thirds of it."""
     other_negatives: int = 3
     """Captions of other families each picture is compared with, besides those of its three siblings."""
-    words_only_steps: int = 500
-    mask_share: float = 0.25
+    words_only_steps: int = 2500
+    mask_share: float = 0.35
     """Share of the words that say something that are masked, in half of the captions; in the others all words of relation are, and
     no others, so that both objects can be looked up."""
     words_weight: float = 0.5
@@ -64,7 +64,7 @@ class PretrainingConfig:
     model: models.ViltSize = field(default_factory=lambda: models.ViltSize(hidden_dropout_prob=0.0))
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
-            lr=1e-3, weight_decay=0.05, steps=1900, warmup_share=0.05, schedule="cosine", max_grad_norm=1.0, save_every=250
+            lr=1e-3, weight_decay=0.05, steps=5000, warmup_share=0.02, schedule="cosine", max_grad_norm=1.0, save_every=250
         )
     )
 
