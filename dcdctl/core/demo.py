@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dcdctl.core import benchmark, distillation, evaluation, files, manifest, models, pretraining, runs, teacher_cache
 from dcdctl.core import prepare as preparing
 from dcdctl.core import recipe as recipes
+from dcdctl.core.benchmark import BenchConfig
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.distillation import Inputs
 from dcdctl.core.evaluation import Evaluation
@@ -32,6 +33,7 @@ class DemoConfig:
     """Candidates of each query that the cascade re-ranks."""
     steps: int | None = None
     """Training steps of each student, in place of the recipes'."""
+    bench: BenchConfig = field(default_factory=lambda: BenchConfig(budget_s=1.0, num_repeats=10))
 
 
 DEFAULT = DemoConfig()
@@ -127,9 +129,8 @@ def _measure(
 ) -> DemoResult:
     everything = {"teacher (ViLT, 6 layers)": teacher, **students}
     evaluations = {name: evaluation.evaluate(model, corpus, device=options.device, track=track) for name, model in everything.items()}
-    settings = benchmark.BenchConfig(budget_s=2.0, num_repeats=10)
-    benches = {name: benchmark.compare(teacher, model, corpus, settings, track=track) for name, model in students.items()}
-    fusion, dual = benches[FUSION], benches[DUAL]
+    settings = config.bench
+    fusion, dual = (benchmark.compare(teacher, students[name], corpus, settings, track=track) for name in (FUSION, DUAL))
     teacher_s, fusion_s, dual_s = (
         times.query(settings.headline_size, is_cached=True).seconds for times in (dual.teacher, fusion.student, dual.student)
     )
