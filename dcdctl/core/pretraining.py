@@ -64,7 +64,7 @@ class PretrainingConfig:
     model: models.ViltSize = field(default_factory=lambda: models.ViltSize(hidden_dropout_prob=0.0))
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
-            lr=1e-3, weight_decay=0.05, steps=5000, warmup_share=0.02, schedule="cosine", max_grad_norm=1.0, save_every=250
+            lr=1e-3, weight_decay=0.05, steps=4000, warmup_share=0.02, schedule="cosine", max_grad_norm=1.0, save_every=250
         )
     )
 
