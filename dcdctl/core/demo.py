@@ -127,7 +127,7 @@ def _distill(
 def _measure(
     teacher: Any, students: dict[str, Any], corpus: Corpus, config: DemoConfig, options: TrainingOptions, out: Path, track: Track
 ) -> DemoResult:
-    everything = {"teacher (ViLT, 6 layers)": teacher, **students}
+    everything = {BUILT_IN_TEACHER: teacher, **students}
     evaluations = {name: evaluation.evaluate(model, corpus, device=options.device, track=track) for name, model in everything.items()}
     settings = config.bench
     fusion, dual = (benchmark.compare(teacher, students[name], corpus, settings, track=track) for name in (FUSION, DUAL))
