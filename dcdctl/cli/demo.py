@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dcdctl.core.demo import DemoResult
 
 OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; what is finished in it is not done again.", metavar="DIR")]
-TrainTeacher = Annotated[bool, typer.Option("--train-teacher", help="Train the built-in teacher anew first (hours on a CPU).")]
+TrainTeacher = Annotated[bool, typer.Option("--train-teacher", help="Train the built-in teacher anew first (long on a CPU).")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Training steps of each student, for a shorter try.", min=1)]
 
 

@@ -81,7 +81,7 @@ def run_demo(
     data = _prepare(out, config, track)
     teacher_ref = BUILT_IN_TEACHER
     if train_teacher:
-        say("   train the teacher anew: this takes hours")
+        say("   train the teacher anew: this takes long")
         teacher_ref = str(_train_teacher(out, options, track))
     teacher = models.load_fusion(teacher_ref)
     say("2. cache-teacher: score candidates once")
