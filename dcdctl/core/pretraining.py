@@ -3,7 +3,7 @@
 Four tasks, as in the pretraining of the large models, and without end of fresh pictures: name the words that are masked in a
 caption (the picture tells); name the shape, colour and size of the object in each patch (in place of an object detector's labels);
 say for each object a caption names in which patch it lies (in place of the boxes of phrase grounding); and tell the true caption from
-those of the scene's three siblings and of other scenes, both ways. Matching comes last: from the first step it is slow to start, and without
+those of the scene's three siblings and of other scenes, both ways. Matching comes last: from the first step it starts slowly, and without
 the places it learns which color is whose but not where things stand.
 
 Shape letters: B images of a batch, K candidates with the true one first, L text tokens, V patches.
