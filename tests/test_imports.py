@@ -39,6 +39,7 @@ ORDER = [
     "training",
     "objectives",
     "pretraining",
+    "grading",
     "distillation",
     "retrieval",
     "evaluation",

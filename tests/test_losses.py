@@ -287,6 +287,36 @@ def test_kl_of_nothing_scored_is_zero_with_a_zero_gradient():
     assert student_QG.grad.abs().sum() == 0
 
 
+def test_margin_mse_is_the_mean_squared_difference_of_all_margins():
+    """Against the sum over pairs of scored pairs, written out."""
+    student_QG, teacher_QG, scored_QG = draw(0, 4, 6), draw(1, 4, 6), draw(2, 4, 6) > -2
+    sides = []
+    for student, teacher, scored in ((student_QG, teacher_QG, scored_QG), (student_QG.T, teacher_QG.T, scored_QG.T)):
+        rows = []
+        for s, t, known in zip(student, teacher, scored, strict=True):
+            n = int(known.sum())
+            if n >= 2:
+                gaps = [
+                    ((s[j] - s[k]) - (t[j] - t[k]) / 2.0) ** 2
+                    for j in range(len(s))
+                    for k in range(len(s))
+                    if known[j] and known[k]
+                ]
+                rows.append(torch.stack(gaps).sum() / (2 * n * n))
+        sides.append(torch.stack(rows).mean())
+    assert_close(losses.margin_mse(student_QG, teacher_QG, scored_QG, temperature=2.0), torch.stack(sides).mean())
+
+
+def test_margin_mse_ignores_what_is_not_scored_and_is_zero_with_zero_gradient_where_nothing_is():
+    student_QG, scored_QG = draw(0, 3, 3).requires_grad_(), torch.zeros(3, 3, dtype=torch.bool)
+    scored_QG[0, :2] = True
+    odd_QG = torch.where(scored_QG, draw(1, 3, 3), torch.full((3, 3), 1e9))
+    losses.margin_mse(student_QG, odd_QG, scored_QG, temperature=1.0).backward()
+    assert (student_QG.grad[scored_QG] != 0).all()
+    assert (student_QG.grad[~scored_QG] == 0).all()
+    assert losses.margin_mse(student_QG, odd_QG, torch.zeros(3, 3, dtype=torch.bool), temperature=1.0).item() == 0
+
+
 def test_kl_of_peaked_scores_is_finite():
     student_QG, scored_QG = draw(0, 3, 3, scale=1e6).requires_grad_(), torch.ones(3, 3, dtype=torch.bool)
     value = losses.dcd_kl(student_QG, draw(1, 3, 3, scale=1e6), scored_QG, temperature=0.1)

@@ -90,7 +90,7 @@ def test_object_labels_name_what_lies_in_each_cell() -> None:
 
 
 def test_each_picture_is_compared_with_its_family_and_other_families_and_each_column_is_a_permutation() -> None:
-    text_ix_BK = pretraining._compared_texts(np.random.default_rng(0), 5, 3)
+    text_ix_BK = pretraining.compared_texts(np.random.default_rng(0), 5, 3)
     assert text_ix_BK.shape == (20, 4 + 3)
     assert text_ix_BK[:, 0].equal(torch.arange(20))
     for picture, row in enumerate(text_ix_BK.tolist()):
@@ -104,7 +104,10 @@ def test_matching_reads_each_column_from_the_caption_too() -> None:
     """Two pictures, two captions; the loss is the mean of the rows' and the columns' cross-entropy."""
     table_IT = torch.tensor([[2.0, 0.5], [1.0, 3.0]])
     scorer = SimpleNamespace(score_pairs=lambda images, texts, image_ix, text_ix: table_IT[image_ix, text_ix])
-    loss = pretraining._matching(scorer, None, None, torch.tensor([[0, 1], [1, 0]]))
+    text_ix_BK = torch.tensor([[0, 1], [1, 0]])
+    logits_BK = pretraining.compared_logits(scorer, None, None, text_ix_BK)
+    assert logits_BK.tolist() == [[2.0, 0.5], [3.0, 1.0]]
+    loss = pretraining.matching_loss(logits_BK, text_ix_BK)
     rows = [-(2.0 - np.logaddexp(2.0, 0.5)), -(3.0 - np.logaddexp(3.0, 1.0))]
     columns = [-(2.0 - np.logaddexp(2.0, 1.0)), -(3.0 - np.logaddexp(3.0, 0.5))]
     assert loss.item() == pytest.approx((np.mean(rows) + np.mean(columns)) / 2, abs=1e-6)

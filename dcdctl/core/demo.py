@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dcdctl.core import benchmark, distillation, evaluation, files, manifest, models, pretraining, runs, teacher_cache
+from dcdctl.core import benchmark, distillation, evaluation, files, grading, manifest, models, pretraining, runs, teacher_cache
 from dcdctl.core import prepare as preparing
 from dcdctl.core import recipe as recipes
 from dcdctl.core.benchmark import BenchConfig
@@ -29,6 +29,8 @@ class DemoConfig:
     train_images: int = 512
     """As small beside the teacher's own training as a user's pictures are beside a pretrained model's."""
     test_images: int = 100
+    image_size_px: int = 64
+    """What the models see; the pictures are made smaller once, not at every step."""
     depth: int = 20
     """Candidates of each query that the cascade re-ranks."""
     steps: int | None = None
@@ -95,14 +97,18 @@ def run_demo(
 def _prepare(out: Path, config: DemoConfig, track: Track) -> Path:
     counts = {"train": config.train_images, "val": 0, "test": config.test_images}
     source = manifest.find("scenes", [f"counts.{split}={count}" for split, count in counts.items()])
-    preparing.prepare(source, out / "data", track=track)
+    options = preparing.PrepareOptions(image_size_px=config.image_size_px)
+    preparing.prepare(source, out / "data", options=options, track=track)
     return out / "data"
 
 
 def _train_teacher(out: Path, options: TrainingOptions, track: Track) -> Path:
-    config = pretraining.PretrainingConfig()
-    run = runs.start(out / "teacher", config, "pretrain-teacher", {}, resume=True)
-    pretraining.pretrain(run, config, options=options, track=track)
+    first, last = pretraining.PretrainingConfig(), grading.GradingConfig()
+    run = runs.start(out / "teacher-pretrained", first, "pretrain-teacher", {}, resume=True)
+    pretraining.pretrain(run, first, options=options, track=track)
+    scorer = models.load_fusion(run.folder)
+    run = runs.start(out / "teacher", last, "grade-teacher", {"start": models.fingerprint(scorer)}, resume=True)
+    grading.grade(run, scorer, last, options=options, track=track)
     return run.folder
 
 

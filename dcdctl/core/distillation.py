@@ -128,6 +128,8 @@ def _new_vilt(config: ModelConfig, captions: Sequence[str], seed: int) -> Any:
         intermediate_size=4 * config.hidden_size,
         image_size=config.image_size,
         patch_size=config.patch_size,
+        image_mean=config.image_mean,
+        image_std=config.image_std,
         max_text_len=config.max_text_len,
         hidden_dropout_prob=config.dropout,
     )
@@ -148,6 +150,8 @@ def _make_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> Any:
         projection_dim=config.projection_dim,
         image_size=config.image_size,
         patch_size=config.patch_size,
+        image_mean=config.image_mean,
+        image_std=config.image_std,
         max_text_len=config.max_text_len,
         hidden_dropout_prob=config.dropout,
     )

@@ -48,4 +48,7 @@ TERMS: dict[str, Term] = {
     "dcd-kl": lambda logits, batch, config: losses.dcd_kl(
         logits, batch.teacher_RC.nan_to_num(), ~batch.teacher_RC.isnan(), temperature=config.temperature
     ),
+    "margin-mse": lambda logits, batch, config: losses.margin_mse(
+        logits, batch.teacher_RC.nan_to_num(), ~batch.teacher_RC.isnan(), temperature=config.temperature
+    ),
 }

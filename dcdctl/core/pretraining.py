@@ -61,7 +61,9 @@ class PretrainingConfig:
     words_weight: float = 0.5
     objects_weight: float = 0.25
     places_weight: float = 0.5
-    model: models.ViltSize = field(default_factory=lambda: models.ViltSize(hidden_dropout_prob=0.0))
+    model: models.ViltSize = field(
+        default_factory=lambda: models.ViltSize(hidden_dropout_prob=0.0, image_mean=PIXEL_MEAN, image_std=PIXEL_STD)
+    )
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             lr=1e-3, weight_decay=0.05, steps=4000, warmup_share=0.02, schedule="cosine", max_grad_norm=1.0, save_every=250
@@ -116,7 +118,7 @@ class SceneSteps(Dataset[PretrainingBatch]):
             is_masked,
             torch.stack([_object_labels(one.scene) for one in described]),
             torch.stack([self._places(ids, one.scene) for ids, one in zip(texts.input_ids, described, strict=True)]),
-            _compared_texts(rng, count, self.config.other_negatives if is_matching else None),
+            compared_texts(rng, count, self.config.other_negatives if is_matching else None),
         )
 
     def _mask(self, ids_BL: Tensor, rng: np.random.Generator) -> Tensor:
@@ -140,7 +142,7 @@ def _object_labels(scene: scenes.Scene) -> Tensor:
     return labels
 
 
-def _compared_texts(rng: np.random.Generator, num_families: int, other_negatives: int | None) -> Tensor:
+def compared_texts(rng: np.random.Generator, num_families: int, other_negatives: int | None) -> Tensor:
     """For each picture the captions of its family, its own first, and one of each of some other families.
 
     Every column is a permutation, so that read the other way each caption is compared with as many pictures.
@@ -201,19 +203,25 @@ def objective(config: PretrainingConfig) -> training.Objective:
             "places": config.places_weight * places,
         }
         if batch.text_ix_BK.shape[1]:
-            losses["matching"] = _matching(scorer, images, scorer.encode_texts(batch.texts), batch.text_ix_BK)
+            logits_BK = compared_logits(scorer, images, scorer.encode_texts(batch.texts), batch.text_ix_BK)
+            losses["matching"] = matching_loss(logits_BK, batch.text_ix_BK)
         return losses
 
     return parts
 
 
-def _matching(scorer: Any, images: Any, texts: Any, text_ix_BK: Tensor) -> Tensor:
-    """Cross-entropy of the true caption among a picture's candidates, and of the true picture among a caption's."""
+def compared_logits(scorer: Any, images: Any, texts: Any, text_ix_BK: Tensor) -> Tensor:
+    """The logits of each picture with its candidates, B x K."""
     num_images, num_candidates = text_ix_BK.shape
     image_ix_P = torch.arange(num_images, device=text_ix_BK.device).repeat_interleave(num_candidates)
-    logits_BK = scorer.score_pairs(images, texts, image_ix_P, text_ix_BK.flatten()).view(num_images, num_candidates)
+    logits_P: Tensor = scorer.score_pairs(images, texts, image_ix_P, text_ix_BK.flatten())
+    return logits_P.view(num_images, num_candidates)
+
+
+def matching_loss(logits_BK: Tensor, text_ix_BK: Tensor) -> Tensor:
+    """Cross-entropy of the true caption among a picture's candidates, and of the true picture among a caption's."""
     by_caption_BK = logits_BK.gather(0, text_ix_BK.argsort(dim=0))
-    target_B = torch.zeros(num_images, dtype=torch.int64, device=logits_BK.device)
+    target_B = torch.zeros(len(logits_BK), dtype=torch.int64, device=logits_BK.device)
     return (functional.cross_entropy(logits_BK, target_B) + functional.cross_entropy(by_caption_BK, target_B)) / 2
 
 
@@ -224,8 +232,6 @@ def new_teacher(config: PretrainingConfig, captions: Sequence[str]) -> models.Vi
     times the contrast and places less than half as loud, no place was learned in 1,700 steps. Weights are drawn for its width.
     """
     scorer = models.new_vilt(config.model, models.word_piece(captions), config.seed)
-    processor = scorer.preprocess.image_processor
-    processor.image_mean, processor.image_std = [PIXEL_MEAN] * 3, [PIXEL_STD] * 3
     torch.manual_seed(config.seed)
     nn.init.normal_(scorer.network.vilt.embeddings.position_embeddings, std=PLACE_STD)
     for module in scorer.modules():

@@ -17,8 +17,8 @@ from dcdctl.core.config import apply_sets, build, read_toml
 from dcdctl.core.errors import ConfigError
 
 LIST_LOSSES = ("dcd", "dcd-released", "ground-truth", "ranking")
-MATRIX_LOSSES = ("infonce", "kl", "dcd-kl")
-TEACHER_LOSSES = ("dcd", "dcd-released", "kl", "dcd-kl")
+MATRIX_LOSSES = ("infonce", "kl", "dcd-kl", "margin-mse")
+TEACHER_LOSSES = ("dcd", "dcd-released", "kl", "dcd-kl", "margin-mse")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,9 @@ class ModelConfig:
     num_heads: int = 4
     image_size: int = 64
     patch_size: int = 16
+    image_mean: float = 0.5
+    image_std: float = 0.5
+    """new models: pixels of every channel, white being 1, have this subtracted and are divided by this."""
     max_text_len: int = 40
     vocab_size: int = 4000
     """new models: at most this many word pieces, trained on the captions of the train split."""
@@ -52,6 +55,8 @@ class ModelConfig:
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        if not self.image_std > 0:
+            raise ConfigError(f"model.image_std must be above 0, got {self.image_std}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout must lie in [0, 1), got {self.dropout}")
         if bool(self.vision) != bool(self.text):
@@ -69,12 +74,12 @@ class LossConfig:
     """The `[loss]` table: the terms that are added, and what they are set to."""
 
     terms: dict[str, float] = field(default_factory=lambda: {"dcd": 1.0})
-    """Loss name -> weight. dcd, dcd-released, ground-truth and ranking work on lists of candidates; infonce, kl and dcd-kl on all
-    pairs of a batch. The two kinds are not mixed."""
+    """Loss name -> weight. dcd, dcd-released, ground-truth and ranking work on lists of candidates; infonce, kl, dcd-kl and
+    margin-mse on all pairs of a batch. The two kinds are not mixed."""
     alpha: float = 0.2
     """dcd, dcd-released: share of the distillation term, in [0, 1]; the ground truth gets the rest."""
     temperature: float = 1.0
-    """Divides the teacher's logits in kl and dcd-kl, and both sides in dcd."""
+    """Divides the teacher's logits in kl, dcd-kl and margin-mse, and both sides in dcd."""
 
     def __post_init__(self) -> None:
         known = LIST_LOSSES + MATRIX_LOSSES

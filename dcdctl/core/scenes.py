@@ -121,6 +121,10 @@ class Mention:
             and self.quarter in (None, thing.quarter)
         )
 
+    def agreement(self, scene: Scene) -> int:
+        """How nearly a scene shows it, from 0 to 3: one object's shape and colour count 1 each, and 1 more where it fits."""
+        return max((thing.shape == self.shape) + (thing.color == self.color) + self.fits(thing) for thing in scene.objects)
+
 
 @dataclass(frozen=True)
 class Statement:
@@ -139,6 +143,10 @@ class Statement:
             for one in scene.objects
             for other in scene.objects
         )
+
+    def agreement(self, scene: Scene) -> int:
+        """How nearly the statement is true of a scene, from 0 to 9: up to 3 for each object it names, 3 more where it holds."""
+        return self.subject.agreement(scene) + self.object.agreement(scene) + 3 * self.holds(scene)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel, ViTConfig
+from transformers import AutoConfig, BeitConfig, BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models.digests import digest_of_model
@@ -27,11 +27,13 @@ from dcdctl.core.models.protocols import ImageBatch, TextBatch
 
 MAX_LOGIT_SCALE = 100.0
 MAX_TEXT_LEN = 40
+PLACE_STD = 0.2
+"""Of a new image encoder's position embeddings: a narrow one whose places are quieter than its patches learns them late."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DualSize:
-    """The dimensions of a dual encoder made from nothing: a ViT and a BERT of one width."""
+    """The dimensions of a dual encoder made from nothing: a vision transformer and a BERT of one width."""
 
     hidden_size: int = 128
     num_vision_layers: int = 4
@@ -43,6 +45,9 @@ class DualSize:
     image_size: int = 64
     """Side of the square that images are resized to, in pixels."""
     patch_size: int = 16
+    image_mean: float = 0.5
+    image_std: float = 0.5
+    """Pixels of every channel, white being 1, have this subtracted and are divided by this."""
     max_text_len: int = MAX_TEXT_LEN
     hidden_dropout_prob: float = 0.1
 
@@ -109,7 +114,17 @@ def new_dual(size: DualSize, tokenizer: Any, seed: int = 0) -> DualModel:
         # The usual 0.02 is made for a width of 768; a narrow model would start with outputs that hardly depend on its input.
         "initializer_range": size.hidden_size**-0.5,
     }
-    vision = ViTConfig(num_hidden_layers=size.num_vision_layers, image_size=size.image_size, patch_size=size.patch_size, **shared)
+    # The image's vector is the mean over its patches: from little data this learns more than a class token that has to collect them.
+    vision = BeitConfig(
+        num_hidden_layers=size.num_vision_layers,
+        image_size=size.image_size,
+        patch_size=size.patch_size,
+        use_absolute_position_embeddings=True,
+        use_mean_pooling=True,
+        layer_scale_init_value=0.0,
+        drop_path_rate=0.0,
+        **shared,
+    )
     text = BertConfig(
         num_hidden_layers=size.num_text_layers,
         vocab_size=len(tokenizer),
@@ -121,7 +136,8 @@ def new_dual(size: DualSize, tokenizer: Any, seed: int = 0) -> DualModel:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network = VisionTextDualEncoderModel(config)
-    processor = square_image_processor(size.image_size)
+        nn.init.normal_(network.vision_model.embeddings.position_embeddings, std=PLACE_STD)
+    processor = square_image_processor(size.image_size, size.image_mean, size.image_std)
     return DualModel(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=size.max_text_len))
 
 

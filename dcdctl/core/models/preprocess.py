@@ -141,15 +141,15 @@ class Preprocess:
         return ImageBatch(torch.from_numpy(pixels), torch.from_numpy(mask))
 
 
-def vilt_image_processor(image_size: int = 384, size_divisor: int = VILT_SIZE_DIVISOR) -> Any:
-    """The released ViLT transform at this shorter side."""
-    half = [0.5, 0.5, 0.5]
-    return ViltImageProcessorPil(size={"shortest_edge": image_size}, size_divisor=size_divisor, image_mean=half, image_std=half)
+def vilt_image_processor(image_size: int = 384, size_divisor: int = VILT_SIZE_DIVISOR, mean: float = 0.5, std: float = 0.5) -> Any:
+    """The released ViLT transform at this shorter side; `mean` and `std` of a channel, white being 1."""
+    return ViltImageProcessorPil(size={"shortest_edge": image_size}, size_divisor=size_divisor, image_mean=[mean] * 3, image_std=[std] * 3)
 
 
-def square_image_processor(image_size: int) -> Any:
-    """Resize to a square whatever the shape, then to -1 to 1."""
-    return ViTImageProcessorPil(size={"height": image_size, "width": image_size}, resample=Image.Resampling.BICUBIC)
+def square_image_processor(image_size: int, mean: float = 0.5, std: float = 0.5) -> Any:
+    """Resize to a square whatever the shape, then normalize; `mean` and `std` of a channel, white being 1."""
+    size = {"height": image_size, "width": image_size}
+    return ViTImageProcessorPil(size=size, resample=Image.Resampling.BICUBIC, image_mean=[mean] * 3, image_std=[std] * 3)
 
 
 def load_tokenizer(ref: str) -> Any:

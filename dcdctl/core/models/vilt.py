@@ -51,6 +51,9 @@ class ViltSize:
     image_size: int = 64
     """Shorter side of the resized image, in pixels."""
     patch_size: int = 16
+    image_mean: float = 0.5
+    image_std: float = 0.5
+    """Pixels of every channel, white being 1, have this subtracted and are divided by this."""
     max_text_len: int = MAX_TEXT_LEN
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.0
@@ -224,7 +227,7 @@ def new_vilt(size: ViltSize, tokenizer: Any, seed: int = 0) -> ViltScorer:
         # transformers starts these two at zero, which leaves all patches alike; timm, and so ViLT, draws them.
         for parameter in (network.vilt.embeddings.cls_token, network.vilt.embeddings.position_embeddings):
             nn.init.trunc_normal_(parameter, std=config.initializer_range)
-    processor = vilt_image_processor(size.image_size, size_divisor=size.patch_size)
+    processor = vilt_image_processor(size.image_size, size.patch_size, size.image_mean, size.image_std)
     return ViltScorer(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=size.max_text_len))
 
 
