@@ -296,12 +296,7 @@ def test_margin_mse_is_the_mean_squared_difference_of_all_margins():
         for s, t, known in zip(student, teacher, scored, strict=True):
             n = int(known.sum())
             if n >= 2:
-                gaps = [
-                    ((s[j] - s[k]) - (t[j] - t[k]) / 2.0) ** 2
-                    for j in range(len(s))
-                    for k in range(len(s))
-                    if known[j] and known[k]
-                ]
+                gaps = [((s[j] - s[k]) - (t[j] - t[k]) / 2.0) ** 2 for j in range(len(s)) for k in range(len(s)) if known[j] and known[k]]
                 rows.append(torch.stack(gaps).sum() / (2 * n * n))
         sides.append(torch.stack(rows).mean())
     assert_close(losses.margin_mse(student_QG, teacher_QG, scored_QG, temperature=2.0), torch.stack(sides).mean())

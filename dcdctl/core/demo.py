@@ -28,7 +28,7 @@ class DemoConfig:
 
     train_images: int = 512
     """As small beside the teacher's own training as a user's pictures are beside a pretrained model's."""
-    test_images: int = 100
+    test_images: int = 80
     image_size_px: int = 64
     """What the models see; the pictures are made smaller once, not at every step."""
     depth: int = 20
@@ -124,8 +124,10 @@ def _distill(
     name: str, data: Path, out: Path, teacher: Any, cache: TeacherCache, config: DemoConfig, options: TrainingOptions, track: Track
 ) -> Any:
     sets = [] if config.steps is None else [f"optimizer.steps={config.steps}"]
-    start = teacher if recipes.load(name).model.kind == "fusion" else None
-    inputs = Inputs(Corpus.open(data, "train"), cache, start)
+    recipe = recipes.load(name)
+    start = teacher if recipe.model.kind == "fusion" else None
+    # Without the teacher's scores there are no neighbourhoods either: batches at random are what one has, and are better there.
+    inputs = Inputs(Corpus.open(data, "train"), cache if recipe.loss.needs_teacher else None, start)
     run = distillation.distill(name, sets, inputs, out / name.removeprefix("demo-"), resume=True, options=options, track=track)
     return models.load(run.folder)
 

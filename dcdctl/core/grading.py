@@ -73,9 +73,7 @@ class GradedSteps(Dataset[GradedBatch]):
         described = [one for index in family for one in scenes.describe_family(self.config.seed, "train", index)]
         said = [one.statements[rng.integers(len(one.statements))] for one in described]
         text_ix_BK = compared_texts(rng, count, self.config.other_negatives)
-        agreements = [
-            [said[text].agreement(one.scene) for text in row] for one, row in zip(described, text_ix_BK.tolist(), strict=True)
-        ]
+        agreements = [[said[text].agreement(one.scene) for text in row] for one, row in zip(described, text_ix_BK.tolist(), strict=True)]
         return GradedBatch(
             self.preprocess.images([drawing.draw(one.scene) for one in described]),
             self.preprocess.texts([statement.text for statement in said]),
