@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tiny import make_teacher
 
-from dcdctl.core import manifest
+from dcdctl.core import manifest, models
+from dcdctl.core.corpus import Corpus
 from dcdctl.core.prepare import PrepareOptions, prepare
 
 
@@ -17,3 +19,15 @@ def scenes_corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus") / "scenes"
     prepare(manifest.find("scenes", sets), folder, options=PrepareOptions(workers=1))
     return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(scenes_corpus_dir: Path) -> Corpus:
+    """Its train split."""
+    return Corpus.open(scenes_corpus_dir, "train")
+
+
+@pytest.fixture(scope="module")
+def teacher(corpus: Corpus) -> models.ViltScorer:
+    """A random ViLT for it."""
+    return make_teacher(corpus.captions)

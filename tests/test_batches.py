@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import make_corpus, make_teacher
+from tiny import make_corpus
 
 from dcdctl.core import teacher_cache
 from dcdctl.core.batches import Batch, ListSteps, MatrixSteps
@@ -18,16 +18,6 @@ from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import ConfigError, MissingError
 from dcdctl.core.recipe import BatchConfig
 from dcdctl.core.teacher_cache import TeacherCache
-
-
-@pytest.fixture(scope="module")
-def corpus(scenes_corpus_dir) -> Corpus:
-    return Corpus.open(scenes_corpus_dir, "train")
-
-
-@pytest.fixture(scope="module")
-def teacher(corpus):
-    return make_teacher(corpus.captions)
 
 
 @pytest.fixture(scope="module")

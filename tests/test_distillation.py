@@ -12,7 +12,6 @@ from dcdctl.core import distillation, models, runs, teacher_cache
 from dcdctl.core import recipe as recipes
 from dcdctl.core.batches import ListSteps, MatrixSteps
 from dcdctl.core.candidates import CandidateConfig
-from dcdctl.core.corpus import Corpus
 from dcdctl.core.distillation import Inputs
 from dcdctl.core.errors import ConfigError, MissingError, ModelError, StaleError
 from dcdctl.core.objectives import make_objective, pair_logits
@@ -23,16 +22,6 @@ SMALL = ["model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1"
 BATCH = ["batch.size=8", "batch.drawn_negatives=7", "batch.hard_negatives=3", "candidates.kind=blocks", "candidates.block_size=8"]
 FUSION = ["model.layers=[0, 2]", *BATCH]
 DUAL = ["model.kind=dual", "model.start=new", "model.layers=[]", *SMALL, *BATCH]
-
-
-@pytest.fixture(scope="module")
-def corpus(scenes_corpus_dir) -> Corpus:
-    return Corpus.open(scenes_corpus_dir, "train")
-
-
-@pytest.fixture(scope="module")
-def teacher(corpus):
-    return make_teacher(corpus.captions)
 
 
 @pytest.fixture(scope="module")

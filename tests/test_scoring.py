@@ -5,22 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny import make_teacher
 
 from dcdctl.core import scoring
-from dcdctl.core.corpus import Corpus
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def corpus(scenes_corpus_dir) -> Corpus:
-    return Corpus.open(scenes_corpus_dir, "train")
-
-
-@pytest.fixture(scope="module")
-def teacher(corpus):
-    return make_teacher(corpus.captions)
 
 
 @pytest.fixture(scope="module")

@@ -13,22 +13,11 @@ from tiny import contents, make_teacher, run_script
 
 from dcdctl.core import candidates, scoring, teacher_cache
 from dcdctl.core.candidates import CandidateConfig
-from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.teacher_cache import ScoringOptions
 
 CONFIG = CandidateConfig(per_query=4)
 OPTIONS = ScoringOptions(batch_size=64)
-
-
-@pytest.fixture(scope="module")
-def corpus(scenes_corpus_dir) -> Corpus:
-    return Corpus.open(scenes_corpus_dir, "train")
-
-
-@pytest.fixture(scope="module")
-def teacher(corpus):
-    return make_teacher(corpus.captions)
 
 
 @pytest.fixture(scope="module")

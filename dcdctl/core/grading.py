@@ -17,9 +17,8 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from dcdctl.core import drawing, runs, scenes, training
-from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, Preprocess, TextBatch
-from dcdctl.core.pretraining import compared_logits, compared_texts, matching_loss
+from dcdctl.core.pretraining import compared_logits, compared_texts, matching_loss, num_steps
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.recipe import OptimizerConfig
 from dcdctl.core.runs import Run
@@ -44,8 +43,7 @@ class GradingConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.optimizer.steps is None:
-            raise ConfigError("optimizer.steps must be set: fresh scenes have no epochs")
+        num_steps(self.optimizer)
 
 
 @dataclass(frozen=True)
@@ -100,15 +98,13 @@ def grade(run: Run, scorer: Any, config: GradingConfig, *, options: training.Tra
     """Train a pretrained teacher on, in place, and leave it, in half precision, in the run's model folder."""
     if run.is_finished:
         return
-    steps = config.optimizer.steps
-    assert steps is not None
     training.train(
         run,
         scorer.requires_grad_(True),
         GradedSteps(scorer.preprocess, config),
         objective(config),
         config.optimizer,
-        num_steps=steps,
+        num_steps=num_steps(config.optimizer),
         seed=config.seed,
         options=options,
         track=track,

@@ -44,6 +44,13 @@ NOTHING = -100
 """Label of a patch with no object, which cross-entropy leaves out."""
 
 
+def num_steps(optimizer: OptimizerConfig) -> int:
+    """Steps of a training on scenes that are drawn as it goes; ConfigError if they are not set."""
+    if optimizer.steps is None:
+        raise ConfigError("optimizer.steps must be set: fresh scenes have no epochs")
+    return optimizer.steps
+
+
 @dataclass(frozen=True, kw_only=True)
 class PretrainingConfig:
     """Everything that can change the built-in teacher."""
@@ -71,8 +78,7 @@ class PretrainingConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.optimizer.steps is None:
-            raise ConfigError("optimizer.steps must be set: fresh scenes have no epochs")
+        num_steps(self.optimizer)
 
 
 @dataclass(frozen=True)
@@ -248,15 +254,13 @@ def pretrain(run: Run, config: PretrainingConfig, *, options: training.TrainingO
     captions = [line.text for one in islice(scenes.describe(config.seed, "train"), 2000) for line in one.statements]
     scorer = new_teacher(config, captions)
     model = PretrainingModel(scorer)
-    steps = config.optimizer.steps
-    assert steps is not None
     training.train(
         run,
         model,
         SceneSteps(scorer.preprocess, config),
         objective(config),
         config.optimizer,
-        num_steps=steps,
+        num_steps=num_steps(config.optimizer),
         seed=config.seed,
         options=options,
         track=track,
