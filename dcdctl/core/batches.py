@@ -8,7 +8,7 @@ diagonal; R rows and C columns stand for either.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor
 from dcdctl.core import losses
 from dcdctl.core.candidates import Index, Lists, text_classes
 from dcdctl.core.corpus import Corpus
+from dcdctl.core.devices import moved
 from dcdctl.core.errors import ConfigError, MissingError
 from dcdctl.core.models.protocols import ImageBatch, Preprocessor, TextBatch
 from dcdctl.core.recipe import BatchConfig
@@ -47,7 +48,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        return moved(self, device)
 
 
 class _Steps(torch.utils.data.Dataset[Batch]):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from importlib.metadata import version
+from typing import Any, TypeVar
 
 import torch
 
 from dcdctl import __version__
 from dcdctl.core.errors import ConfigError
 
+T = TypeVar("T")
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -31,6 +34,12 @@ def precision(name: str) -> str:
     if name not in PRECISIONS:
         raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, got {name}")
     return PRECISIONS[name]
+
+
+def moved(batch: T, device: torch.device) -> T:
+    """A copy of a dataclass, every field of which has a `.to`, on another device."""
+    fields: Any = dataclasses.fields(batch)  # type: ignore[arg-type]
+    return dataclasses.replace(batch, **{field.name: getattr(batch, field.name).to(device) for field in fields})  # type: ignore[type-var]
 
 
 def versions() -> dict[str, str]:

@@ -7,7 +7,7 @@ true by degrees. Shape letters as in `pretraining`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from dcdctl.core import drawing, runs, scenes, training
+from dcdctl.core.devices import moved
 from dcdctl.core.models import ImageBatch, Preprocess, TextBatch
 from dcdctl.core.pretraining import compared_logits, compared_texts, matching_loss, num_steps
 from dcdctl.core.progress import Track, silent
@@ -55,7 +56,7 @@ class GradedBatch:
     """How much of each caption holds of its picture, from 0 to 9."""
 
     def to(self, device: torch.device) -> GradedBatch:
-        return replace(self, **{item.name: getattr(self, item.name).to(device) for item in fields(self)})
+        return moved(self, device)
 
 
 class GradedSteps(Dataset[GradedBatch]):

@@ -12,7 +12,7 @@ Shape letters: B images of a batch, K candidates with the true one first, L text
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from dcdctl.core import drawing, models, runs, scenes, training
+from dcdctl.core.devices import moved
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, Preprocess, TextBatch
 from dcdctl.core.progress import Track, silent
@@ -95,7 +96,7 @@ class PretrainingBatch:
     """Captions each picture is compared with, its own first; no columns while the words come alone."""
 
     def to(self, device: torch.device) -> PretrainingBatch:
-        return replace(self, **{item.name: getattr(self, item.name).to(device) for item in fields(self)})
+        return moved(self, device)
 
 
 class SceneSteps(Dataset[PretrainingBatch]):

@@ -82,6 +82,9 @@ def save(model: Model, folder: Path, *, half: bool = False) -> None:
             model.network.save_pretrained(partial, state_dict=state)
         model.preprocess.save(partial)
         files.write_json(partial / SETTINGS_FILE, {"format": FORMAT_VERSION, **model.settings})
+        # safetensors makes its files for the user alone; these are as readable as the others.
+        for weights in partial.glob("*.safetensors"):
+            weights.chmod((partial / SETTINGS_FILE).stat().st_mode)
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
