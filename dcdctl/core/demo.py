@@ -26,9 +26,9 @@ FUSION, DUAL, DUAL_ALONE = "demo-fusion", "demo-dual", "demo-dual-alone"
 class DemoConfig:
     """The size of the demo."""
 
-    train_images: int = 512
+    train_images: int = 1024
     """As small beside the teacher's own training as a user's pictures are beside a pretrained model's."""
-    test_images: int = 80
+    test_images: int = 64
     image_size_px: int = 64
     """What the models see; the pictures are made smaller once, not at every step."""
     depth: int = 20
