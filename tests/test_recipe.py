@@ -23,13 +23,22 @@ def test_a_recipe_parses_goes_through_json_and_opens_with_its_command(name):
     assert len(comments) >= 3
 
 
-def test_the_papers_setting_is_the_papers():
-    flickr, coco = recipe.load("vilt-flickr30k"), recipe.load("vilt-coco")
+@pytest.mark.parametrize("teacher", ["vilt", "meter"])
+def test_the_papers_setting_is_the_papers(teacher):
+    flickr, coco = recipe.load(f"{teacher}-flickr30k"), recipe.load(f"{teacher}-coco")
     assert (flickr.candidates.per_query, coco.candidates.per_query) == (63, 15)
     for loaded in (flickr, coco):
         assert (loaded.batch.hard_negatives, loaded.loss.alpha, loaded.loss.temperature) == (7, 0.2, 1.0)
         assert (loaded.optimizer.betas, loaded.optimizer.weight_decay, loaded.optimizer.warmup_share) == ((0.9, 0.98), 0.01, 0.1)
         assert (loaded.optimizer.epochs, loaded.batch.size, loaded.seed) == (10, 512, 12345)
+
+
+def test_meters_recipes_boost_the_fusion_part_and_know_one_direction():
+    for name in ("meter-flickr30k", "meter-coco"):
+        loaded = recipe.load(name)
+        assert (loaded.model.layers, loaded.loss.terms, loaded.batch.directions) == ((0, 3, 5), {"dcd-released": 1.0}, ("text",))
+        assert loaded.optimizer.lr == 5e-6
+        assert set(loaded.optimizer.lr_factors.values()) == {5.0}
 
 
 def test_a_set_reaches_every_table():

@@ -9,6 +9,7 @@ import typer
 from dcdctl import __version__
 from dcdctl.cli.bench import bench
 from dcdctl.cli.cache_teacher import cache_teacher
+from dcdctl.cli.convert import convert
 from dcdctl.cli.demo import demo
 from dcdctl.cli.distill import distill
 from dcdctl.cli.evaluate import evaluate
@@ -40,6 +41,7 @@ def dcdctl(
 
 app.command("demo", rich_help_panel="Start here")(demo)
 app.command("prepare", rich_help_panel="Data")(prepare)
+app.command("convert", rich_help_panel="Teacher")(convert)
 app.command("finetune-teacher", rich_help_panel="Teacher")(finetune_teacher)
 app.command("cache-teacher", rich_help_panel="Teacher")(cache_teacher)
 app.command("distill", rich_help_panel="Student")(distill)

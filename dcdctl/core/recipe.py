@@ -135,6 +135,8 @@ class OptimizerConfig:
     """The `[optimizer]` table."""
 
     lr: float = 1e-4
+    lr_factors: dict[str, float] = field(default_factory=dict)
+    """Part of the model (a name in its parameters' dotted names, such as text_layers) -> what its learning rate is multiplied by."""
     weight_decay: float = 0.01
     """Not applied to biases and LayerNorms."""
     betas: tuple[float, ...] = (0.9, 0.98)
@@ -154,6 +156,9 @@ class OptimizerConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"optimizer.{name} must be above 0, got {value}")
+        for name, factor in self.lr_factors.items():
+            if not 0 < factor < float("inf"):
+                raise ConfigError(f"optimizer.lr_factors.{name} must be above 0, got {factor}")
         if not self.weight_decay >= 0:
             raise ConfigError(f"optimizer.weight_decay must be at least 0, got {self.weight_decay}")
         if not 0 <= self.warmup_share <= 1:

@@ -96,7 +96,7 @@ def _descend(
         bad = ", ".join(f"{name} {part.item()}" for name, part in parts.items())
         raise ConfigError(f"the loss of step {step} is {loss} ({bad})", hint="try a lower optimizer.lr or set optimizer.max_grad_norm")
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["lr_factor"]
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(total).backward()
     if max_grad_norm is not None:
@@ -117,11 +117,22 @@ def learning_rate_factor(step: int, num_steps: int, config: OptimizerConfig) -> 
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; no weight decay on biases, LayerNorms and other vectors."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    """AdamW over the trainable parameters; no weight decay on biases, LayerNorms and other vectors.
+
+    Each group carries `lr_factor`, what the learning rate of a step is multiplied by. ConfigError for a part that no parameter is in.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    used = set()
+    for name, parameter in model.named_parameters():
+        parts = [part for part in config.lr_factors if part in name.split(".")]
+        used.update(parts)
+        if parameter.requires_grad:
+            factor = config.lr_factors[parts[0]] if parts else 1.0
+            groups.setdefault((factor, config.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    if unused := config.lr_factors.keys() - used:
+        raise ConfigError(
+            f"optimizer.lr_factors.{min(unused)} is no part of the model", hint="its parts are in the names of its parameters"
+        )
+    options = [{"params": found, "weight_decay": decay, "lr_factor": factor} for (factor, decay), found in groups.items()]
     beta_1, beta_2 = config.betas
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(beta_1, beta_2), fused=True)
+    return torch.optim.AdamW(options, lr=config.lr, betas=(beta_1, beta_2), fused=True)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 
 from dcdctl.core.models import Preprocess
-from dcdctl.core.models.preprocess import square_image_processor, vilt_image_processor
+from dcdctl.core.models.preprocess import meter_image_processor, square_image_processor, vilt_image_processor
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TOLD = json.loads((FIXTURES / "preprocess_a.json").read_text())
@@ -23,17 +23,27 @@ def _with(image_processor, tokenizer=None):
     return Preprocess(tokenizer=tokenizer, image_processor=image_processor, max_text_len=40)
 
 
-def _released_pictures():
+def _released_pictures(transform="pixelbert96"):
     tensors = load_file(FIXTURES / "preprocess_a.safetensors")
     for i in range(len(TOLD["images"])):
         pixels = tensors[f"in.{i}"].numpy()
-        yield Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), tensors[f"out.pixelbert96.{i}"]
+        yield Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), tensors[f"out.{transform}.{i}"]
 
 
 def test_pixels_equal_the_released_transform():
     preprocess = _with(vilt_image_processor(96))
     for image, expected in _released_pictures():
         assert torch.equal(preprocess.images([image]).pixel_values[0], expected)
+
+
+def test_pixels_equal_the_transform_of_meter():
+    preprocess = Preprocess(tokenizer=None, image_processor=meter_image_processor(64), max_text_len=40, image_transform="meter")
+    pictures = list(_released_pictures("clip64"))
+    for image, expected in pictures:
+        assert torch.equal(preprocess.images([image]).pixel_values[0], expected)
+    batch = preprocess.images([image for image, _ in pictures])
+    assert batch.pixel_mask is None
+    assert torch.equal(batch.pixel_values, torch.stack([expected for _, expected in pictures]))
 
 
 @pytest.mark.parametrize("processor", [vilt_image_processor(96), vilt_image_processor(64, size_divisor=16), square_image_processor(64)])

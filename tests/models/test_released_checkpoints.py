@@ -117,8 +117,8 @@ def test_classes_of_absent_packages_do_not_hinder_and_nothing_of_the_file_runs(r
     [
         ({"state_dict": {}}, "holds no weights"),
         ([1, 2], "holds no weights"),
-        ({"state_dict": {"vit_model.visual.proj": torch.zeros(2)}}, "is a METER checkpoint"),
-        ({"conv1.weight": torch.zeros(2)}, r"not an official ViLT checkpoint: it has conv1\.weight"),
+        ({"state_dict": {"cross_modal_text_pooler.dense.weight": torch.zeros(2)}}, "is not a METER with CLIP and RoBERTa"),
+        ({"conv1.weight": torch.zeros(2)}, r"no official checkpoint of ViLT or METER: it has conv1\.weight"),
     ],
 )
 def test_other_checkpoints_are_named_as_what_they_are(content, message, tmp_path):

@@ -1,6 +1,8 @@
 """Teachers and students: loading, saving, scoring and embedding."""
 
+from dcdctl.core.models.coattention import CoAttentionNetwork, FusionSize
 from dcdctl.core.models.dual import DualModel, DualSize, dual_from_backbones, new_dual
+from dcdctl.core.models.meter import CoAttentionScorer
 from dcdctl.core.models.overrides import parse_overrides
 from dcdctl.core.models.preprocess import Preprocess
 from dcdctl.core.models.protocols import DualEncoder, FusionScorer, ImageBatch, Preprocessor, States, TextBatch
@@ -10,10 +12,13 @@ from dcdctl.core.models.tokenizer import word_piece
 from dcdctl.core.models.vilt import ViltScorer, ViltSize, new_vilt
 
 __all__ = [
+    "CoAttentionNetwork",
+    "CoAttentionScorer",
     "DualEncoder",
     "DualModel",
     "DualSize",
     "FusionScorer",
+    "FusionSize",
     "ImageBatch",
     "Preprocess",
     "Preprocessor",

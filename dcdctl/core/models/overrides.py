@@ -11,6 +11,17 @@ from dcdctl.core.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextOverrides:
+    """Of a text encoder of its own, as METER has one."""
+
+    num_attention_heads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_attention_heads is not None and self.num_attention_heads < 1:
+            raise ConfigError(f"model setting text.num_attention_heads must be at least 1, got {self.num_attention_heads}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Overrides:
     """None leaves a setting as the model's files have it."""
 
@@ -21,7 +32,8 @@ class Overrides:
     tokenizer: str | None = None
     """Folder or Hub id of a tokenizer."""
     num_attention_heads: int | None = None
-    """Heads of each attention; stored nowhere in an official checkpoint without its configuration."""
+    """Heads of each attention (METER: of the fusion); stored nowhere in an official checkpoint without its configuration."""
+    text: TextOverrides = TextOverrides()
 
     def __post_init__(self) -> None:
         for name in ("image_size", "max_text_len", "num_attention_heads"):
@@ -33,8 +45,15 @@ class Overrides:
 
 
 def read_overrides(table: Mapping[str, Any]) -> Overrides:
-    """The overrides of a table; an unknown name is a ConfigError that lists the known ones."""
-    return config.build(Overrides, table, "model-set")
+    """The overrides of a table, whose names may be dotted; an unknown name is a ConfigError that lists the known ones."""
+    nested: dict[str, Any] = {}
+    for name, value in table.items():
+        outer, dot, inner = name.partition(".")
+        if dot:
+            nested.setdefault(outer, {})[inner] = value
+        else:
+            nested[name] = value
+    return config.build(Overrides, nested, "model-set")
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:

@@ -12,18 +12,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import AutoImageProcessor, AutoTokenizer, ViltImageProcessorPil, ViTImageProcessorPil
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessorPil, ViltImageProcessorPil, ViTImageProcessorPil
 from transformers.utils import logging
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.protocols import ImageBatch, TextBatch
 
+METER: Literal["meter"] = "meter"
 VILT_LONGER_PER_SHORTER = 1333 / 800
 VILT_SIZE_DIVISOR = 32
 """Sides are cut to multiples of this, as in the released transform."""
@@ -40,11 +41,16 @@ class Preprocess:
     tokenizer: Any
     image_processor: Any
     max_text_len: int
+    image_transform: Literal["", "meter"] = ""
+    """meter: pictures are resized and cropped as in METER's code, which no processor of transformers does to the pixel."""
 
     def images(self, images: Sequence[Image.Image]) -> ImageBatch:
         """Pictures of any size and mode as one batch: pixel values I x 3 x H x W, and the mask where sizes may differ."""
         if not images:
             raise ValueError("no images to preprocess")
+        if self.image_transform == METER:
+            cropped = [_meter_crop(image, self.image_size_px, self._resample) for image in images]
+            return ImageBatch(self._normalize_and_pad(cropped).pixel_values)
         pictures = [image if image.mode == "RGB" else image.convert("RGB") for image in images]
         if self._is_vilt:
             return self._normalize_and_pad([_resize(picture, self._vilt_size(picture.size), self._resample) for picture in pictures])
@@ -73,6 +79,8 @@ class Preprocess:
         """All that decides what the model sees of an image and a caption, as plain values."""
         told = self.image_processor.to_dict()
         image = {name: _plain(told[name]) for name in _SETTINGS if told.get(name) is not None}
+        if self.image_transform:
+            image["transform"] = self.image_transform
         return {"image": image, "max_text_len": self.max_text_len, "vocabulary": sorted(self.tokenizer.get_vocab().items())}
 
     def save(self, folder: Path) -> None:
@@ -146,6 +154,12 @@ def vilt_image_processor(image_size: int = 384, size_divisor: int = VILT_SIZE_DI
     return ViltImageProcessorPil(size={"shortest_edge": image_size}, size_divisor=size_divisor, image_mean=[mean] * 3, image_std=[std] * 3)
 
 
+def meter_image_processor(image_size: int = 384) -> Any:
+    """CLIP's processor at this size: the nearest that transformers has to METER's transform, which `Preprocess` completes."""
+    size, crop = {"shortest_edge": image_size}, {"height": image_size, "width": image_size}
+    return CLIPImageProcessorPil(size=size, crop_size=crop, resample=Image.Resampling.BICUBIC)
+
+
 def square_image_processor(image_size: int, mean: float = 0.5, std: float = 0.5) -> Any:
     """Resize to a square whatever the shape, then normalize; `mean` and `std` of a channel, white being 1."""
     size = {"height": image_size, "width": image_size}
@@ -205,6 +219,20 @@ def without_progress_bars() -> Iterator[None]:
 
 def _resize(picture: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
     return picture if picture.size == size else picture.resize(size, resample=resample)
+
+
+def _meter_crop(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
+    """The middle of a picture whose shorter side has been made `side` long.
+
+    As in METER's code the picture is resized with its transparency and loses it afterwards, the longer side is cut down to whole pixels
+    and a half pixel of crop origin goes to the even side.
+    """
+    width, height = image.size
+    shorter = min(width, height)
+    size = (side, int(side * height / width)) if width == shorter else (int(side * width / height), side)
+    resized = image.convert("RGBA").resize(size, resample=resample)
+    left, top = (round((length - side) / 2) for length in size)
+    return resized.crop((left, top, left + side, top + side)).convert("RGB")
 
 
 def _plain(value: Any) -> Any:

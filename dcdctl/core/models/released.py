@@ -12,8 +12,10 @@ from torch import Tensor
 from transformers import ViltConfig
 
 from dcdctl.core.errors import ModelError
+from dcdctl.core.models import released_meter
 from dcdctl.core.models.checkpoint import read_checkpoint
-from dcdctl.core.models.overrides import read_overrides
+from dcdctl.core.models.meter import CoAttentionScorer
+from dcdctl.core.models.overrides import Overrides, read_overrides
 from dcdctl.core.models.preprocess import Preprocess, check_text_length, check_vocabulary, load_tokenizer, vilt_image_processor
 from dcdctl.core.models.vilt import BLOCK_EPS, MAX_TEXT_LEN, ViltScorer, build_network, check_complete
 
@@ -41,10 +43,19 @@ MATCH_ROW = 1
 """The row of the two-way matching head that says "match"."""
 
 
-def from_released(path: Path, overrides: Mapping[str, Any]) -> ViltScorer:
-    """The scorer of an official checkpoint; ModelError says what it lacks."""
+def from_released(path: Path, overrides: Mapping[str, Any]) -> ViltScorer | CoAttentionScorer:
+    """The scorer of an official checkpoint of ViLT, METER or DCD; ModelError says what it lacks."""
     wanted = read_overrides(overrides)
     state, hyper = _unpack(read_checkpoint(path), path)
+    if released_meter.is_meter(state):
+        return released_meter.from_state(state, hyper, wanted, path)
+    if "transformer.pos_embed" not in state:
+        names = ", ".join(sorted(state)[:3])
+        raise ModelError(f"{path} is no official checkpoint of ViLT or METER: it has {names}, ...")
+    return _from_vilt(state, hyper, wanted, path)
+
+
+def _from_vilt(state: Mapping[str, Tensor], hyper: Mapping[str, Any], wanted: Overrides, path: Path) -> ViltScorer:
     weights, unused = to_transformers(state)
     config = _config_of(weights, hyper, wanted.num_attention_heads, path)
     network = build_network(config)
@@ -102,11 +113,6 @@ def _unpack(loaded: Any, path: Path) -> tuple[dict[str, Tensor], Mapping[str, An
     state = {key: value for key, value in found.items() if isinstance(value, Tensor)} if isinstance(found, Mapping) else {}
     if not state:
         raise ModelError(f"{path} holds no weights", hint="wanted a ViLT checkpoint: {'state_dict': ...} or the weights themselves")
-    if any(key.startswith(("vit_model.", "cross_modal_")) for key in state):
-        raise ModelError(f"{path} is a METER checkpoint", hint="only official ViLT checkpoints can be read")
-    if "transformer.pos_embed" not in state:
-        names = ", ".join(sorted(state)[:3])
-        raise ModelError(f"{path} is not an official ViLT checkpoint: it has {names}, ... and no transformer.pos_embed")
     hyper = loaded.get("hyper_parameters") or {}
     return state, hyper.get("config", hyper) if isinstance(hyper, Mapping) else {}
 

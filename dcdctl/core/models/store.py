@@ -14,25 +14,27 @@ from transformers import AutoConfig
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import dual, vilt
+from dcdctl.core.models import dual, meter, vilt
 from dcdctl.core.models.dual import DualModel
+from dcdctl.core.models.meter import CoAttentionScorer
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import reaching, without_progress_bars
 from dcdctl.core.models.released import from_released
 from dcdctl.core.models.vilt import ViltScorer
 
-Model = ViltScorer | DualModel
+FusionModel = ViltScorer | CoAttentionScorer
+Model = FusionModel | DualModel
 BUILT_IN = ("scenes-vilt",)
 SETTINGS_FILE = "dcdctl.json"
 FORMAT_VERSION = 1
 ACCEPTED = (
-    "a model is a run folder, a transformers folder (ViLT or vision-text-dual-encoder), an official ViLT .ckpt, "
+    "a model is a run folder, a transformers folder (ViLT or vision-text-dual-encoder), an official ViLT or METER .ckpt, "
     f"a Hugging Face Hub id (owner/name), or built in: {', '.join(BUILT_IN)}"
 )
 _TEACHERS = Path(__file__).parents[2] / "teachers"
 # The Hub knows a few models without an owner, none of them a scorer; a misspelt run should not wait for the network.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_KINDS = {ViltScorer: "a fusion scorer", DualModel: "a dual encoder"}
+_KINDS: dict[Any, str] = {FusionModel: "a fusion scorer", DualModel: "a dual encoder"}
 
 
 def load(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> Model:
@@ -56,9 +58,9 @@ def load(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> Model:
     return _load_transformers(str(ref), settings)
 
 
-def load_fusion(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> ViltScorer:
+def load_fusion(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> FusionModel:
     """The fusion scorer that a reference names; ModelError if it names another kind of model."""
-    return _expect(load(ref, overrides), ViltScorer, ref)
+    return _expect(load(ref, overrides), FusionModel, ref)
 
 
 def load_dual(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> DualModel:
@@ -77,9 +79,7 @@ def save(model: Model, folder: Path, *, half: bool = False) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        state = {name: tensor.half() for name, tensor in model.network.state_dict().items()} if half else None
-        with without_progress_bars():
-            model.network.save_pretrained(partial, state_dict=state)
+        _save_network(model, partial, half)
         model.preprocess.save(partial)
         files.write_json(partial / SETTINGS_FILE, {"format": FORMAT_VERSION, **model.settings})
         # safetensors makes its files for the user alone; these are as readable as the others.
@@ -90,6 +90,15 @@ def save(model: Model, folder: Path, *, half: bool = False) -> None:
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _save_network(model: Model, folder: Path, half: bool) -> None:
+    if isinstance(model, CoAttentionScorer):
+        model.save_network(folder, half=half)
+        return
+    state = {name: tensor.half() for name, tensor in model.network.state_dict().items()} if half else None
+    with without_progress_bars():
+        model.network.save_pretrained(folder, state_dict=state)
 
 
 def fingerprint(model: Model) -> str:
@@ -116,12 +125,14 @@ def _load_folder(path: Path, overrides: Mapping[str, Any]) -> Model:
 
 
 def _load_transformers(ref: str, overrides: Mapping[str, Any]) -> Model:
-    with reaching(ref, hint=ACCEPTED):
-        kind = AutoConfig.from_pretrained(ref).model_type
     told_path = Path(ref) / SETTINGS_FILE
     told = json.loads(told_path.read_text(encoding="utf-8")) if told_path.exists() else None
     if told is not None and told.get("format") != FORMAT_VERSION:
         raise ModelError(f"{told_path} has format {told.get('format')}, this dcdctl reads format {FORMAT_VERSION}", hint="update dcdctl")
+    if told is not None and _is_co_attention(Path(ref)):
+        return meter.from_folder(Path(ref), overrides, told)
+    with reaching(ref, hint=ACCEPTED):
+        kind = AutoConfig.from_pretrained(ref).model_type
     if kind == "vilt":
         return vilt.from_transformers(ref, overrides, told)
     if kind == "vision-text-dual-encoder":
@@ -129,7 +140,13 @@ def _load_transformers(ref: str, overrides: Mapping[str, Any]) -> Model:
     raise ModelError(f"{ref} is a {kind} model", hint=ACCEPTED)
 
 
-def _expect(model: Model, kind: type[Any], ref: str | Path) -> Any:
+def _is_co_attention(folder: Path) -> bool:
+    found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return bool(found.get("model_type") == meter.MODEL_TYPE)
+
+
+def _expect(model: Model, kind: Any, ref: str | Path) -> Any:
     if not isinstance(model, kind):
-        raise ModelError(f"{ref} is {_KINDS[type(model)]}, but {_KINDS[kind]} is wanted here")
+        found = _KINDS[DualModel if isinstance(model, DualModel) else FusionModel]
+        raise ModelError(f"{ref} is {found}, but {_KINDS[kind]} is wanted here")
     return model

@@ -1,0 +1,26 @@
+"""`dcdctl convert`: an official checkpoint as a folder that loads by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dcdctl.cli.options import ModelSet
+
+Checkpoint = Annotated[str, typer.Argument(help="Official ViLT, METER or DCD .ckpt, or another model reference.", metavar="CKPT")]
+OutFolder = Annotated[Path, typer.Argument(help="Folder to write.", metavar="OUT")]
+
+
+def convert(checkpoint: Checkpoint, out: OutFolder, model_set: ModelSet = None) -> None:
+    """Save a model with its tokenizer and settings as safetensors, so that it needs no override again."""
+    from dcdctl.cli.terminal import note, show
+    from dcdctl.core import models
+
+    model = models.load(checkpoint, models.parse_overrides(model_set or []))
+    models.save(model, out)
+    unused = getattr(model, "unused_keys", ())
+    if unused:
+        note(f"{len(unused)} entries of {checkpoint} are not used in scoring: {', '.join(unused[:4])}{', ...' if len(unused) > 4 else ''}")
+    show(f"{checkpoint} -> {out}")

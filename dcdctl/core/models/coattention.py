@@ -1,0 +1,198 @@
+"""Co-attention between two encoders: METER (Dou et al., CVPR 2022), and the same over any other pair of encoders.
+
+Two streams, text and image, go through fusion steps. A step updates both from what both were before it: self-attention on the own
+stream, cross-attention to the other, feed forward, each followed by a LayerNorm of the sum with its input. The score is one linear
+layer on the pooled first tokens of both streams, text first.
+
+Shape letters: B aligned pairs, P pairs, I images, T texts, L text tokens, V image tokens, N tokens of a stream, M of its source,
+D width, H heads, d width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel
+
+from dcdctl.core.errors import ConfigError
+
+FUSION_EPS = 1e-12
+"""LayerNorm epsilon of the fusion layers: that of a fresh RoBERTa configuration, and not roberta-base's 1e-5."""
+TEXT_ROW, IMAGE_ROW = 0, 1
+INITIALIZER_RANGE = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionSize:
+    """The dimensions of the fusion steps."""
+
+    hidden_size: int = 768
+    num_layers: int = 6
+    num_heads: int = 12
+    mlp_ratio: int = 4
+    """Width of the feed forward over the width of the stream."""
+    dropout: float = 0.1
+    """Of each sublayer's output and of attention probabilities, in training."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_layers", "num_heads", "mlp_ratio"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"fusion {name} must be at least 1, got {getattr(self, name)}")
+        if self.hidden_size % self.num_heads:
+            raise ConfigError(f"fusion hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"fusion dropout must lie in [0, 1), got {self.dropout}")
+
+
+class Attention(nn.Module):
+    """Multi-head attention of one stream to itself or to the other, and the LayerNorm after it."""
+
+    def __init__(self, size: FusionSize) -> None:
+        super().__init__()
+        width = size.hidden_size
+        self.num_heads = size.num_heads
+        self.query, self.key, self.value, self.dense = (nn.Linear(width, width) for _ in range(4))
+        self.norm = nn.LayerNorm(width, eps=FUSION_EPS)
+        self.dropout = nn.Dropout(size.dropout)
+
+    def forward(self, tokens_BND: Tensor, source_BMD: Tensor, mask_BM: Tensor | None) -> Tensor:
+        """The tokens after attending to the source; `mask_BM` is True where a source token is real, None where all are."""
+        context_BHNd = functional.scaled_dot_product_attention(
+            self.heads(self.query(tokens_BND)),
+            self.heads(self.key(source_BMD)),
+            self.heads(self.value(source_BMD)),
+            attn_mask=None if mask_BM is None else mask_BM[:, None, None, :],
+            dropout_p=self.dropout.p if self.training else 0.0,
+        )
+        return self.close(self.dense(context_BHNd.transpose(1, 2).flatten(2)), tokens_BND)
+
+    def heads(self, states_BND: Tensor) -> Tensor:
+        """B x N x D to B x H x N x d."""
+        return states_BND.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def close(self, output_BND: Tensor, tokens_BND: Tensor) -> Tensor:
+        """LayerNorm of the sublayer's output and its input."""
+        normed: Tensor = self.norm(self.dropout(output_BND) + tokens_BND)
+        return normed
+
+
+class FeedForward(nn.Module):
+    """Linear, exact GELU, linear, and the LayerNorm after them."""
+
+    def __init__(self, size: FusionSize) -> None:
+        super().__init__()
+        self.up = nn.Linear(size.hidden_size, size.mlp_ratio * size.hidden_size)
+        self.down = nn.Linear(size.mlp_ratio * size.hidden_size, size.hidden_size)
+        self.norm = nn.LayerNorm(size.hidden_size, eps=FUSION_EPS)
+        self.dropout = nn.Dropout(size.dropout)
+
+    def forward(self, tokens_BND: Tensor) -> Tensor:
+        normed: Tensor = self.norm(self.dropout(self.down(functional.gelu(self.up(tokens_BND)))) + tokens_BND)
+        return normed
+
+
+class FusionLayer(nn.Module):
+    """One stream's half of a fusion step."""
+
+    def __init__(self, size: FusionSize) -> None:
+        super().__init__()
+        self.self_attention = Attention(size)
+        self.cross_attention = Attention(size)
+        self.feed_forward = FeedForward(size)
+
+    def forward(self, own_BND: Tensor, own_mask_BN: Tensor | None, other_BMD: Tensor, other_mask_BM: Tensor | None) -> Tensor:
+        """The own stream after the step; both streams are given as they entered it."""
+        tokens_BND = self.self_attention(own_BND, own_BND, own_mask_BN)
+        tokens_BND = self.cross_attention(tokens_BND, other_BMD, other_mask_BM)
+        fused: Tensor = self.feed_forward(tokens_BND)
+        return fused
+
+
+class CoAttentionNetwork(nn.Module):
+    """Two encoders, the transforms to one width, the fusion steps, the poolers and the ranking head."""
+
+    def __init__(self, vision_config: Any, text_config: Any, size: FusionSize) -> None:
+        super().__init__()
+        self.vision_config, self.text_config, self.size = vision_config, text_config, size
+        self.vision = AutoModel.from_config(vision_config)
+        self.text = AutoModel.from_config(text_config)
+        # Only tokens are read; a pooler would be parameters without a gradient.
+        for encoder in (self.vision, self.text):
+            if getattr(encoder, "pooler", None) is not None:
+                encoder.pooler = None
+        width = size.hidden_size
+        self.image_transform = nn.Linear(image_width(vision_config), width)
+        self.text_transform = nn.Linear(text_config.hidden_size, width)
+        self.modality = nn.Embedding(2, width)
+        self.text_layers = nn.ModuleList([FusionLayer(size) for _ in range(size.num_layers)])
+        self.image_layers = nn.ModuleList([FusionLayer(size) for _ in range(size.num_layers)])
+        self.text_pooler, self.image_pooler = nn.Linear(width, width), nn.Linear(width, width)
+        self.rank_output = nn.Linear(2 * width, 1)
+        for name, module in self.named_modules():
+            if not name.startswith(("vision.", "text.")) and isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
+                if isinstance(module, nn.Linear):
+                    nn.init.zeros_(module.bias)
+
+    @property
+    def steps(self) -> list[tuple[FusionLayer, FusionLayer]]:
+        """The layers of each fusion step, text first."""
+        return cast(list[tuple[FusionLayer, FusionLayer]], list(zip(self.text_layers, self.image_layers, strict=True)))
+
+    @property
+    def shared_modules(self) -> list[nn.Module]:
+        """What a student has in common with its teacher: all that comes before the fusion."""
+        return [self.vision, self.text, self.image_transform, self.text_transform, self.modality]
+
+    def image_tokens(self, pixel_values: Tensor) -> Tensor:
+        """What the fusion sees of I images, I x V x D: the encoder's tokens, transformed, with the modality's vector."""
+        tokens = self.vision(pixel_values=pixel_values).last_hidden_state
+        if tokens.ndim == 4:
+            # A feature map has no class token: the mean over its places is one.
+            places = tokens.flatten(2).transpose(1, 2)
+            tokens = torch.cat([places.mean(dim=1, keepdim=True), places], dim=1)
+        if hasattr(self.vision, "post_layernorm"):
+            # CLIP's, which transformers applies to the class token alone and METER to all.
+            tokens = self.vision.post_layernorm(tokens)
+        transformed: Tensor = self.image_transform(tokens) + self.modality.weight[IMAGE_ROW]
+        return transformed
+
+    def text_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """What the fusion sees of T captions, T x L x D."""
+        tokens = self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        transformed: Tensor = self.text_transform(tokens) + self.modality.weight[TEXT_ROW]
+        return transformed
+
+    def rank(self, text_BND: Tensor, image_BND: Tensor) -> Tensor:
+        """Logits of B pairs from the first tokens of both streams."""
+        pooled = [self.text_pooler(text_BND[:, 0]).tanh(), self.image_pooler(image_BND[:, 0]).tanh()]
+        logits: Tensor = self.rank_output(torch.cat(pooled, dim=-1)).squeeze(-1)
+        return logits
+
+    def to_table(self) -> dict[str, Any]:
+        """What config.json holds."""
+        size = {name: getattr(self.size, name) for name in FusionSize.__dataclass_fields__}
+        return {"vision": self.vision_config.to_dict(), "text": self.text_config.to_dict(), "fusion": size}
+
+
+def network_from_table(table: Mapping[str, Any]) -> CoAttentionNetwork:
+    """The network, untrained, that `CoAttentionNetwork.to_table` describes."""
+    vision, text = (AutoConfig.for_model(**table[name]) for name in ("vision", "text"))
+    return CoAttentionNetwork(vision, text, FusionSize(**table["fusion"]))
+
+
+def image_width(config: Any) -> int:
+    """Width of a vision encoder's tokens, or number of channels of its feature map."""
+    for name in ("hidden_size", "num_features"):
+        width = getattr(config, name, None)
+        if width is not None:
+            return int(width)
+    sizes = getattr(config, "hidden_sizes", None)
+    if not sizes:
+        raise ConfigError(f"a {config.model_type} vision encoder does not say how wide its features are")
+    return int(sizes[-1])
