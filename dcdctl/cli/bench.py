@@ -63,7 +63,8 @@ def _show(result: Bench) -> None:
         *_query_rows(both, settings.gallery_sizes),
         (f"test set, {result.num_images:,} x {result.num_captions:,}", *(_words(times.test_set) for times in both)),
     ]
-    show_table(title, ("", "teacher", "student"), rows)
+    runs = f"warm-up {settings.num_warmup}, then up to {settings.num_repeats} repeats or {settings.budget_s:g} s; medians unless said"
+    show_table(title, ("", "teacher", "student"), rows, caption=runs)
     factors = [(item.label, f"{'~' if item.extrapolated else ''}{item.ratio:,.1f}x") for item in result.speed_ups]
     show_table("Speed-up: teacher's time over student's", ("", "factor"), factors, caption=CAPTION)
 
