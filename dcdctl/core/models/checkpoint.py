@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pickle
 import types
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dcdctl.core.errors import ModelError
 
+MATCH_ROW = 1
+"""The row of the two-way matching head that says "match"."""
 # Lightning before 1.5 keys its callbacks by class, so reading such a file as it was meant to needs that Lightning installed.
 _REBUILDERS = {
     ("torch._utils", "_rebuild_tensor_v2"),
@@ -59,3 +63,21 @@ def read_checkpoint(path: Path) -> Any:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{path} is not a PyTorch checkpoint: {lines[0]}", hint="is the download complete?") from error
+
+
+def ranking_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The head that ranks: `rank_output`, and in a pre-training checkpoint, which has none, the matching row of its matching head."""
+    head = {name: state[name] for name in ("rank_output.weight", "rank_output.bias") if name in state}
+    for part in ("weight", "bias"):
+        matching = state.get(f"itm_score.fc.{part}")
+        if matching is not None:
+            head.setdefault(f"rank_output.{part}", matching[MATCH_ROW : MATCH_ROW + 1].clone())
+    return head
+
+
+def check_complete(source: object, missing: Iterable[str], what: str) -> None:
+    """ModelError that lists the parameters of `what` that a checkpoint lacks, if there are any."""
+    names = sorted(missing)
+    if names:
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        raise ModelError(f"{source} lacks {len(names)} parameters of {what}: {', '.join(names[:8])}{more}")

@@ -20,6 +20,7 @@ from dcdctl.core.models.preprocess import (
     check_vocabulary,
     load_image_processor,
     load_tokenizer,
+    num_text_positions,
     reaching,
     square_image_processor,
 )
@@ -154,7 +155,7 @@ def dual_from_backbones(
     network = network.float()
     tokenizer = load_tokenizer(text_ref)
     check_vocabulary(tokenizer, network.config.text_config.vocab_size)
-    length = min(max_text_len, _num_positions(network))
+    length = min(max_text_len, num_text_positions(network.config.text_config))
     model = DualModel(network, Preprocess(tokenizer=tokenizer, image_processor=load_image_processor(vision_ref), max_text_len=length))
     _check_pooled(model, text_ref)
     return model
@@ -174,17 +175,10 @@ def from_transformers(ref: str, overrides: Mapping[str, Any], told: Mapping[str,
         raise ModelError(f"{ref} lacks {len(names)} parameters of a dual encoder: {', '.join(names[:8])}")
     tokenizer = load_tokenizer(wanted.tokenizer or ref)
     check_vocabulary(tokenizer, network.config.text_config.vocab_size)
-    most = _num_positions(network)
+    most = num_text_positions(network.config.text_config)
     length = wanted.max_text_len or (told["max_text_len"] if told else min(MAX_TEXT_LEN, most))
     preprocess = Preprocess(tokenizer=tokenizer, image_processor=load_image_processor(ref), max_text_len=check_text_length(length, most))
     return DualModel(network, preprocess)
-
-
-def _num_positions(network: VisionTextDualEncoderModel) -> int:
-    text = network.config.text_config
-    # RoBERTa's first two positions are for padding.
-    reserved = text.pad_token_id + 1 if text.model_type in ("roberta", "xlm-roberta") else 0
-    return int(text.max_position_embeddings) - reserved
 
 
 def _check_pooled(model: DualModel, text_ref: str) -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import coattention_pairs
+from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.coattention import CoAttentionNetwork, FusionLayer, network_from_table
 from dcdctl.core.models.digests import digest_of_model
 from dcdctl.core.models.overrides import read_overrides
@@ -26,6 +27,7 @@ from dcdctl.core.models.preprocess import (
     load_image_processor,
     load_tokenizer,
     meter_image_processor,
+    num_text_positions,
     reaching,
 )
 from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
@@ -134,20 +136,10 @@ def from_folder(folder: Path, overrides: Mapping[str, Any], told: Mapping[str, A
     return CoAttentionScorer(network, preprocess)
 
 
-def num_text_positions(config: Any) -> int:
-    """Tokens of a caption that a text encoder has positions for."""
-    # RoBERTa counts positions from behind the padding's.
-    reserved = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
-    return int(config.max_position_embeddings) - reserved
-
-
 def load_weights(network: CoAttentionNetwork, weights: Mapping[str, Tensor], source: object) -> list[str]:
     """Put the weights into the network; names it has no use for. ModelError names what is missing or of another shape."""
     own = dict(network.named_parameters())
-    missing = sorted(set(own) - set(weights))
-    if missing:
-        more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
-        raise ModelError(f"{source} lacks {len(missing)} parameters of a co-attention scorer: {', '.join(missing[:8])}{more}")
+    check_complete(source, set(own) - set(weights), "a co-attention scorer")
     for name, parameter in own.items():
         if weights[name].shape != parameter.shape:
             found, wanted = tuple(weights[name].shape), tuple(parameter.shape)

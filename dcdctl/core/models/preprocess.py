@@ -185,6 +185,13 @@ def check_text_length(wanted: int, most: int) -> int:
     return wanted
 
 
+def num_text_positions(config: Any) -> int:
+    """Tokens of a caption that a text encoder has positions for."""
+    # RoBERTa counts positions from behind the padding's.
+    reserved = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
+    return int(config.max_position_embeddings) - reserved
+
+
 def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
     """ModelError if the tokenizer can give ids that the model has no embedding for."""
     if len(tokenizer) > vocab_size:

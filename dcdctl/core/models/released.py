@@ -13,11 +13,11 @@ from transformers import ViltConfig
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import released_meter
-from dcdctl.core.models.checkpoint import read_checkpoint
+from dcdctl.core.models.checkpoint import check_complete, ranking_head, read_checkpoint
 from dcdctl.core.models.meter import CoAttentionScorer
 from dcdctl.core.models.overrides import Overrides, read_overrides
 from dcdctl.core.models.preprocess import Preprocess, check_text_length, check_vocabulary, load_tokenizer, vilt_image_processor
-from dcdctl.core.models.vilt import BLOCK_EPS, MAX_TEXT_LEN, ViltScorer, build_network, check_complete
+from dcdctl.core.models.vilt import BLOCK_EPS, MAX_TEXT_LEN, ViltScorer, build_network
 
 TOKENIZER = "bert-base-uncased"
 BASE_WIDTH, BASE_HEADS = 768, 12
@@ -39,8 +39,6 @@ _PREFIXES = {
     "pooler.": "vilt.pooler.",
     "rank_output.": "rank_output.",
 }
-MATCH_ROW = 1
-"""The row of the two-way matching head that says "match"."""
 
 
 def from_released(path: Path, overrides: Mapping[str, Any]) -> ViltScorer | CoAttentionScorer:
@@ -60,7 +58,7 @@ def _from_vilt(state: Mapping[str, Tensor], hyper: Mapping[str, Any], wanted: Ov
     config = _config_of(weights, hyper, wanted.num_attention_heads, path)
     network = build_network(config)
     missing, unexpected = network.load_state_dict(weights, strict=False)
-    check_complete(path, missing)
+    check_complete(path, missing, "a ViLT scorer")
     tokenizer = load_tokenizer(wanted.tokenizer or TOKENIZER)
     check_vocabulary(tokenizer, config.vocab_size)
     length = wanted.max_text_len or hyper.get("max_text_len") or min(MAX_TEXT_LEN, config.max_position_embeddings)
@@ -84,11 +82,7 @@ def to_transformers(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], lis
         weights.update(renamed)
         if not renamed:
             unused.append(key)
-    for part in ("weight", "bias"):
-        matching = state.get(f"itm_score.fc.{part}")
-        if f"rank_output.{part}" not in weights and matching is not None:
-            weights[f"rank_output.{part}"] = matching[MATCH_ROW : MATCH_ROW + 1].clone()
-    return weights, unused
+    return weights | ranking_head(state), unused
 
 
 def _rename(key: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -123,7 +117,8 @@ def _config_of(weights: Mapping[str, Tensor], hyper: Mapping[str, Any], num_head
     shapes = {name: tensor.shape for name, tensor in weights.items()}
     needed = ["vilt.embeddings.patch_embeddings.projection.weight", "vilt.encoder.layer.0.intermediate.dense.weight"]
     needed += [f"{text}.{name}_embeddings.weight" for name in ("word", "position", "token_type")]
-    check_complete(path, [name for name in [*needed, "vilt.embeddings.token_type_embeddings.weight"] if name not in shapes])
+    absent = [name for name in [*needed, "vilt.embeddings.token_type_embeddings.weight"] if name not in shapes]
+    check_complete(path, absent, "a ViLT scorer")
     num_positions, width = shapes["vilt.embeddings.position_embeddings"][1:]
     patch_size = shapes[needed[0]][-1]
     num_heads = num_heads or hyper.get("num_heads") or (BASE_HEADS if width == BASE_WIDTH else None)

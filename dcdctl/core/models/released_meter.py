@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, RobertaConfig
 
 from dcdctl.core.errors import ModelError
+from dcdctl.core.models.checkpoint import ranking_head
 from dcdctl.core.models.coattention import CoAttentionNetwork, FusionSize
 from dcdctl.core.models.meter import POSITIONS, CoAttentionScorer, check_image_size, load_weights, resize_positions
 from dcdctl.core.models.overrides import Overrides
@@ -25,7 +26,6 @@ IMAGE_SIZE, MAX_TEXT_LEN = 384, 40
 """Of retrieval, where a file does not say."""
 CLIP_HEAD_WIDTH = 64
 PAD_TOKEN, RESERVED_POSITIONS = 1, 2
-MATCH_ROW = 1
 STUDENT = "stu_"
 _FUSION = ("cross_modal_text_layers.", "cross_modal_image_layers.", "cross_modal_text_pooler.", "cross_modal_image_pooler.", "rank_output.")
 _PREFIXES = {
@@ -107,11 +107,7 @@ def to_network(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str
         weights.update(renamed)
         if not renamed:
             unused.append(name)
-    for part in ("weight", "bias"):
-        matching = state.get(f"itm_score.fc.{part}")
-        if f"rank_output.{part}" not in weights and matching is not None:
-            weights[f"rank_output.{part}"] = matching[MATCH_ROW : MATCH_ROW + 1].clone()
-    return weights, unused
+    return weights | ranking_head(state), unused
 
 
 def _rename(name: str, tensor: Tensor) -> dict[str, Tensor]:

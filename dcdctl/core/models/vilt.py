@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ViltConfig, ViltForImageAndTextRetrieval
 
-from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.digests import digest_of_model
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import (
@@ -249,7 +250,7 @@ def from_transformers(ref: str, overrides: Mapping[str, Any], told: Mapping[str,
         if wanted.num_attention_heads is not None:
             config.num_attention_heads = wanted.num_attention_heads
         network, report = ViltForImageAndTextRetrieval.from_pretrained(ref, config=config, dtype=torch.float32, output_loading_info=True)
-    check_complete(ref, report["missing_keys"])
+    check_complete(ref, report["missing_keys"], "a ViLT scorer")
     network.vilt.embeddings.text_embeddings.LayerNorm.eps = told["text_layer_norm_eps"] if told else TEXT_EPS
     tokenizer = load_tokenizer(wanted.tokenizer or ref)
     check_vocabulary(tokenizer, config.vocab_size)
@@ -260,11 +261,3 @@ def from_transformers(ref: str, overrides: Mapping[str, Any], told: Mapping[str,
     length = wanted.max_text_len or (told["max_text_len"] if told else min(MAX_TEXT_LEN, most))
     preprocess = Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=check_text_length(length, most))
     return ViltScorer(network, preprocess, tuple(sorted(report["unexpected_keys"])))
-
-
-def check_complete(ref: object, missing: Any) -> None:
-    """ModelError that lists the parameters a checkpoint lacks."""
-    if missing:
-        names = sorted(missing)
-        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-        raise ModelError(f"{ref} lacks {len(names)} parameters of a ViLT scorer: {', '.join(names[:8])}{more}")
