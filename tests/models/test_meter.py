@@ -282,6 +282,19 @@ def test_heads_that_nothing_tells_are_asked_for(tiny, words, tmp_path):
         _load(FIXTURES / "meter_tiny_a.ckpt", words, image_size=65)
 
 
+def test_a_weight_of_another_shape_is_named(tiny, words, tmp_path):
+    tiny["state_dict"]["cross_modal_text_pooler.dense.bias"] = torch.zeros(3)
+    with pytest.raises(ModelError, match=r"text_pooler\.bias is \(3,\), but \(64,\) is wanted"):
+        _reload(tiny, tmp_path / "other.ckpt", words)
+
+
+def test_a_model_without_a_text_encoder_refuses_its_settings(vilt, dual, tmp_path):
+    for model in (vilt, dual):
+        models.save(model, tmp_path / "saved")
+        with pytest.raises(ModelError, match=r"text\.num_attention_heads is for METER checkpoints"):
+            models.load(tmp_path / "saved", {"text.num_attention_heads": 4})
+
+
 @pytest.mark.parametrize("name", ["meter_tiny_a", "meter_eps_a"])
 @torch.no_grad()
 def test_a_saved_scorer_loads_the_same_and_at_another_size(name, words, tmp_path):

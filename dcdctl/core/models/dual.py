@@ -13,7 +13,7 @@ from transformers import AutoConfig, BeitConfig, BertConfig, VisionTextDualEncod
 
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models.digests import digest_of_model
-from dcdctl.core.models.overrides import read_overrides
+from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
 from dcdctl.core.models.preprocess import (
     Preprocess,
     check_text_length,
@@ -164,6 +164,7 @@ def dual_from_backbones(
 def from_transformers(ref: str, overrides: Mapping[str, Any], told: Mapping[str, Any] | None = None) -> DualModel:
     """The dual encoder of a transformers folder or Hub id; `told` is the folder's dcdctl.json, if we wrote it."""
     wanted = read_overrides(overrides)
+    check_no_text_encoder(wanted, ref)
     for name in ("image_size", "num_attention_heads"):
         if getattr(wanted, name) is not None:
             found = f"{ref} is a dual encoder, whose {name} is fixed by its weights"

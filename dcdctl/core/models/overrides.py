@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dcdctl.core import config
-from dcdctl.core.errors import ConfigError
+from dcdctl.core.errors import ConfigError, ModelError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,12 @@ def read_overrides(table: Mapping[str, Any]) -> Overrides:
         else:
             nested[name] = value
     return config.build(Overrides, nested, "model-set")
+
+
+def check_no_text_encoder(wanted: Overrides, ref: object) -> None:
+    """ModelError if something is set of a text encoder that the model does not have, or whose sizes its own files say."""
+    if wanted.text != TextOverrides():
+        raise ModelError(f"text.num_attention_heads is for METER checkpoints, and {ref} is none", hint="leave that setting out")
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.models import released_meter
 from dcdctl.core.models.checkpoint import check_complete, ranking_head, read_checkpoint
 from dcdctl.core.models.meter import CoAttentionScorer
-from dcdctl.core.models.overrides import Overrides, read_overrides
+from dcdctl.core.models.overrides import Overrides, check_no_text_encoder, read_overrides
 from dcdctl.core.models.preprocess import Preprocess, check_text_length, check_vocabulary, load_tokenizer, vilt_image_processor
 from dcdctl.core.models.vilt import BLOCK_EPS, MAX_TEXT_LEN, ViltScorer, build_network
 
@@ -50,6 +50,7 @@ def from_released(path: Path, overrides: Mapping[str, Any]) -> ViltScorer | CoAt
     if "transformer.pos_embed" not in state:
         names = ", ".join(sorted(state)[:3])
         raise ModelError(f"{path} is no official checkpoint of ViLT or METER: it has {names}, ...")
+    check_no_text_encoder(wanted, path)
     return _from_vilt(state, hyper, wanted, path)
 
 

@@ -21,7 +21,7 @@ from transformers import ViltConfig, ViltForImageAndTextRetrieval
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.digests import digest_of_model
-from dcdctl.core.models.overrides import read_overrides
+from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
 from dcdctl.core.models.preprocess import (
     Preprocess,
     check_text_length,
@@ -242,6 +242,7 @@ def build_network(config: ViltConfig) -> ViltForImageAndTextRetrieval:
 def from_transformers(ref: str, overrides: Mapping[str, Any], told: Mapping[str, Any] | None = None) -> ViltScorer:
     """The scorer of a transformers folder or Hub id; `told` is the folder's dcdctl.json, if we wrote it."""
     wanted = read_overrides(overrides)
+    check_no_text_encoder(wanted, ref)
     hint = "give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"
     with reaching(ref, hint=hint):
         config = ViltConfig.from_pretrained(ref)
