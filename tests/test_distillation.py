@@ -14,6 +14,7 @@ from dcdctl.core.batches import ListSteps, MatrixSteps
 from dcdctl.core.candidates import CandidateConfig
 from dcdctl.core.distillation import Inputs
 from dcdctl.core.errors import ConfigError, MissingError, ModelError, StaleError
+from dcdctl.core.features import CorpusSource
 from dcdctl.core.objectives import make_objective, pair_logits
 from dcdctl.core.training import TrainingOptions
 
@@ -52,7 +53,7 @@ def terms(*names: str) -> str:
 def test_every_loss_falls_on_a_fixed_batch(inputs, loss, kind):
     recipe = recipes.load("tiny-student", [*kind, terms(loss), "optimizer.lr=1e-3"])
     model = distillation.make_model(recipe, inputs.corpus.captions, inputs.teacher).train()
-    batch = distillation.make_steps(inputs.corpus, model, recipe, inputs.cache)[0]
+    batch = distillation.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.cache)[0]
     objective, optimizer = make_objective(recipe.loss), torch.optim.AdamW(model.parameters(), lr=1e-3)
     values = []
     torch.manual_seed(0)
@@ -70,7 +71,7 @@ def test_every_loss_falls_on_a_fixed_batch(inputs, loss, kind):
 def test_terms_are_weighted_and_named(inputs):
     recipe = recipes.load("tiny-student", [*DUAL, "loss.terms={ infonce = 0.25, kl = 2.0 }"])
     model = distillation.make_model(recipe, inputs.corpus.captions, None)
-    batch = distillation.make_steps(inputs.corpus, model, recipe, inputs.cache)[0]
+    batch = distillation.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.cache)[0]
     both = make_objective(recipe.loss)(model, batch)
     for name, weight in (("infonce", 0.25), ("kl", 2.0)):
         alone = make_objective(recipes.load("tiny-student", [*DUAL, terms(name)]).loss)(model, batch)
@@ -83,7 +84,7 @@ def test_terms_are_weighted_and_named(inputs):
 def test_logits_stand_in_the_columns_of_their_pairs(inputs, kind, loss):
     recipe = recipes.load("tiny-student", [*kind, terms(loss)])
     model = distillation.make_model(recipe, inputs.corpus.captions, inputs.teacher)
-    batch = distillation.make_steps(inputs.corpus, model, recipe, inputs.cache)[1]
+    batch = distillation.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.cache)[1]
     logits_RC = pair_logits(model, batch)
     for row, column in ((0, 0), (2, 3), (7, 1)):
         i, t = int(batch.image_ix_RC[row, column]), int(batch.text_ix_RC[row, column])
@@ -164,12 +165,12 @@ def test_steps_are_what_is_set_or_what_the_epochs_take(inputs):
 @pytest.mark.parametrize(("loss", "kind"), [("dcd", ListSteps), ("ranking", ListSteps), ("infonce", MatrixSteps), ("kl", MatrixSteps)])
 def test_a_loss_has_the_batches_it_works_on_and_needs_scores_or_not(inputs, teacher, loss, kind):
     recipe = recipes.load("tiny-student", [*FUSION, terms(loss)])
-    assert isinstance(distillation.make_steps(inputs.corpus, teacher, recipe, inputs.cache), kind)
+    assert isinstance(distillation.make_steps(CorpusSource(inputs.corpus, teacher.preprocess), recipe, inputs.cache), kind)
     if loss in recipes.TEACHER_LOSSES:
         with pytest.raises(ConfigError, match=f"loss {loss} needs the teacher's scores; name a cache with --cache"):
-            distillation.make_steps(inputs.corpus, teacher, recipe, None)
+            distillation.make_steps(CorpusSource(inputs.corpus, teacher.preprocess), recipe, None)
     else:
-        assert distillation.make_steps(inputs.corpus, teacher, recipe, None)[0].teacher_RC.isnan().all()
+        assert distillation.make_steps(CorpusSource(inputs.corpus, teacher.preprocess), recipe, None)[0].teacher_RC.isnan().all()
 
 
 def test_a_wrong_recipe_leaves_no_run_folder(corpus, teacher, tmp_path):

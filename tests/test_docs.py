@@ -65,3 +65,8 @@ def test_the_links_between_pages_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("fixture", sorted({path.stem for path in (ROOT / "tests" / "fixtures").iterdir()}))
+def test_the_page_on_fidelity_says_what_became_of_each_fixture(fixture):
+    assert f"`{fixture}`" in (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")

@@ -158,7 +158,7 @@ def test_a_cascade_as_deep_as_the_corpus_is_the_fusion_scorer(corpus, dual, fusi
 
 
 def test_max_images_narrows_queries_and_galleries(corpus, fusion):
-    result = evaluation.evaluate(fusion, corpus, max_images=4)
+    result = evaluation.evaluate(fusion, corpus.subset(4))
     assert ranks_of(result) == ranks_of_table(fusion.table_IT[:4, :7], OWNER[:7])
     assert result.fingerprint == "numbers 7"
 
@@ -188,7 +188,7 @@ def test_the_document_says_what_was_measured(corpus, fusion):
 
 
 def test_the_table_of_ranks_names_every_query(tmp_path, corpus, fusion):
-    result = evaluation.evaluate(fusion, corpus, max_images=4)
+    result = evaluation.evaluate(fusion, corpus.subset(4))
     evaluation.write_ranks(tmp_path / "ranks.parquet", result, corpus)
     table = pd.read_parquet(tmp_path / "ranks.parquet")
     text, image = table[table.direction == "text"], table[table.direction == "image"]
@@ -227,7 +227,7 @@ def test_a_tiny_vilt_is_ranked_as_by_its_plain_scores(tiny):
         margin=evaluation.FUSION_ROUNDING,
     )
     counter.add(torch.stack(rows))
-    result = evaluation.evaluate(fusion, corpus, max_images=6, batch_size=16)
+    result = evaluation.evaluate(fusion, corpus.subset(6), batch_size=16)
     assert ranks_of(result) == (counter.ranks().text.tolist(), counter.ranks().image.tolist())
 
 
@@ -252,7 +252,7 @@ def test_eval_prints_one_document_and_leaves_it_in_the_run(tiny, folders, scenes
     result = run_eval(folders / "run", "--data", scenes_corpus_dir, *options)
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    assert document["protocol"] == {"kind": "cascade", "depth": 4, "ties": "count against the positive"}
+    assert document["protocol"] == {"kind": "cascade", "depth": 4, "features": None, "ties": "count against the positive"}
     assert (document["images"], document["captions"], document["split"]) == (16, 80, "test")
     assert json.loads((folders / "run" / "result.json").read_text(encoding="utf-8")) == document
     assert len(pd.read_parquet(tmp_path / "ranks.parquet")) == 96

@@ -29,6 +29,7 @@ ORDER = [
     "picture_pool",
     "prepare",
     "models",
+    "features",
     "candidates",
     "scoring",
     "teacher_cache",

@@ -84,7 +84,7 @@ def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path):
         (["model.kind=dual"], r"model\.layers chooses layers of a fusion model"),
         (["model.kind=dual", "model.layers=[]"], r"cannot start from a fusion teacher; set model\.start to new"),
         (["model.vision=a/b"], r"model\.vision and model\.text go together"),
-        (["model.vision=a/b", "model.text=c/d"], r"are for model\.kind dual and model\.start new"),
+        (["model.vision=a/b", "model.text=c/d"], r"are for model\.start new, and it is teacher"),
     ],
 )
 def test_a_wrong_recipe_names_the_field_and_the_value(sets, message):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dcdctl.core import scoring
+from dcdctl.core.features import CorpusSource
 
 CPU = torch.device("cpu")
 
@@ -30,7 +31,7 @@ def one_by_one(teacher, corpus, image_ix, text_ix) -> np.ndarray:
 def test_scores_equal_the_plain_way_pair_by_pair(teacher, corpus, pairs, batch_size, chunk, monkeypatch):
     monkeypatch.setattr(scoring, "TEXT_CHUNK", chunk)
     monkeypatch.setattr(scoring, "IMAGE_CHUNK", chunk)
-    found = scoring.score_pairs(teacher, corpus, *pairs, device=CPU, batch_size=batch_size)
+    found = scoring.score_pairs(teacher, CorpusSource(corpus, teacher.preprocess), *pairs, device=CPU, batch_size=batch_size)
     assert found.dtype == np.float32
     assert found.std() > 0.05
     np.testing.assert_allclose(found, one_by_one(teacher, corpus, *pairs), atol=1e-5)
@@ -38,13 +39,13 @@ def test_scores_equal_the_plain_way_pair_by_pair(teacher, corpus, pairs, batch_s
 
 def test_every_pair_is_counted_once(teacher, corpus, pairs):
     done: list[int] = []
-    scoring.score_pairs(teacher, corpus, *pairs, device=CPU, batch_size=16, advance=done.append)
+    scoring.score_pairs(teacher, CorpusSource(corpus, teacher.preprocess), *pairs, device=CPU, batch_size=16, advance=done.append)
     assert sum(done) == 60
 
 
 def test_precision_is_what_scores_are_computed_in(teacher, corpus, pairs):
     full, half = (
-        scoring.score_pairs(teacher, corpus, *pairs, device=CPU, batch_size=16, precision=precision)
+        scoring.score_pairs(teacher, CorpusSource(corpus, teacher.preprocess), *pairs, device=CPU, batch_size=16, precision=precision)
         for precision in ("float32", "bfloat16")
     )
     difference = np.abs(full - half).max()

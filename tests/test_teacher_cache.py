@@ -14,6 +14,7 @@ from tiny import contents, make_teacher, run_script
 from dcdctl.core import candidates, scoring, teacher_cache
 from dcdctl.core.candidates import CandidateConfig
 from dcdctl.core.errors import MissingError, StaleError
+from dcdctl.core.features import CorpusSource
 from dcdctl.core.teacher_cache import ScoringOptions
 
 CONFIG = CandidateConfig(per_query=4)
@@ -45,7 +46,7 @@ def test_a_cache_holds_the_teachers_score_of_every_candidate(corpus, teacher, fo
     cache = teacher_cache.read(folder, corpus=corpus, teacher=teacher.digest)
     image, text = candidates.draw(corpus, CONFIG).pairs(corpus.caption_image)
     assert cache.num_pairs == len(image)
-    expected = scoring.score_pairs(teacher, corpus, image, text, device=torch.device("cpu"), batch_size=8)
+    expected = scoring.score_pairs(teacher, CorpusSource(corpus, teacher.preprocess), image, text, device=torch.device("cpu"), batch_size=8)
     np.testing.assert_allclose(cache.lookup(image, text), expected, atol=1e-5)
     assert (np.diff(cache.image_P * 1000 + cache.text_P) > 0).all()
     drawn = candidates.draw(corpus, CONFIG)

@@ -30,38 +30,11 @@ def test_the_schedule_is_the_released_one():
         assert 0.05 * factor == pytest.approx(released["lr"]["stu_cross_modal_image_pooler.dense.bias"], abs=1e-12)
 
 
-class Loose(nn.Module):
-    """Parameters by the names of the fixture that share a rate."""
-
-    def __init__(self, names: list[str]) -> None:
-        super().__init__()
-        self.values = nn.ParameterList([nn.Parameter(torch.tensor(RELEASED["initial"][name])) for name in names])
-
-
-@pytest.mark.parametrize("rate", [0.01, 0.05])
-def test_optimiser_steps_are_the_released_ones(rate):
-    first = RELEASED["steps"][2]["lr"]
-    names = [name for name in RELEASED["initial"] if first[name] == rate]
-    assert names
-    model = Loose(names)
-    config = OptimizerConfig(lr=rate, weight_decay=RELEASED["config"]["wd"], warmup_share=0.1)
-    optimizer = make_optimizer(model, config)
-    for step, released in enumerate(RELEASED["steps"]):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * learning_rate_factor(step, RELEASED["config"]["max_steps"], config)
-        for name, value in zip(names, model.values, strict=True):
-            value.grad = torch.tensor(released["grad"][name])
-        optimizer.step()
-        for name, value in zip(names, model.values, strict=True):
-            # The released AdamW decays after the update, torch's before: second order in the rate, which is large here.
-            torch.testing.assert_close(value.detach(), torch.tensor(released["after"][name]), atol=1e-4 if rate > 0.01 else 1e-5, rtol=0)
-
-
 def test_vectors_do_not_decay_and_frozen_parameters_are_left_out():
     model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2), nn.Linear(2, 2))
     model[2].requires_grad_(False)
     groups = make_optimizer(model, OptimizerConfig(weight_decay=0.3)).param_groups
-    assert [(group["weight_decay"], [tuple(p.shape) for p in group["params"]]) for group in groups] == [
+    assert [(group["decay"], [tuple(p.shape) for p in group["params"]]) for group in groups] == [
         (0.3, [(2, 3)]),
         (0.0, [(2,), (2,), (2,)]),
     ]

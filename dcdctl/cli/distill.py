@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dcdctl.cli.options import Data, Device, MaxImages, ModelSet, Out, Precision, Resume, Sets, Split
+from dcdctl.cli.options import Data, Device, Features, MaxImages, ModelSet, Out, Precision, Resume, Sets, Split
 
 RecipeName = Annotated[str, typer.Argument(help="Recipe name or .toml file.", metavar="RECIPE")]
 CacheFolder = Annotated[Path | None, typer.Option("--cache", help="Folder written by `dcdctl cache-teacher`.", metavar="DIR")]
@@ -26,6 +26,7 @@ def distill(
     split: Split = "train",
     max_images: MaxImages = None,
     model_set: ModelSet = None,
+    features: Features = None,
     device: Device = "auto",
     precision: Precision = "fp32",
     workers: Annotated[int, typer.Option("--workers", help="Processes that read batches ahead.", min=0)] = 0,
@@ -35,7 +36,7 @@ def distill(
     from dcdctl.cli.terminal import bar, show
     from dcdctl.core import distillation
 
-    inputs = distillation.open_inputs(data, split, max_images, cache, teacher, model_set or [])
+    inputs = distillation.open_inputs(data, split, max_images, cache, teacher, model_set or [], features)
     options = distillation.options(device, precision, workers)
     run = distillation.distill(recipe, sets or [], inputs, out, resume=resume, options=options, track=bar)
     show(f"student -> {run.model_folder}; next: dcdctl eval {out} --data {data}")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dcdctl.cli.options import Data, Device, Json, MaxImages, ModelSet, Split
+from dcdctl.cli.options import Data, Device, Features, Json, MaxImages, ModelSet, Split
 from dcdctl.cli.terminal import bar, show_json, show_table
 
 ModelRef = Annotated[str, typer.Argument(help="Run folder, or another model reference.", metavar="RUN")]
@@ -27,6 +27,7 @@ def evaluate(
     batch_size: BatchSize = 256,
     device: Device = "auto",
     model_set: ModelSet = None,
+    features: Features = None,
     ranks: RanksFile = None,
     json: Json = False,
 ) -> None:
@@ -34,10 +35,10 @@ def evaluate(
     from dcdctl.core import devices, evaluation
     from dcdctl.core.corpus import Corpus
 
-    corpus, place = Corpus.open(data, split), devices.choose(device)
+    corpus, place = Corpus.open(data, split, max_images), devices.choose(device)
     scorer, reranker = evaluation.load_models(model, rerank, model_set or [])
     result = evaluation.evaluate(
-        scorer, corpus, rerank=reranker, depth=depth, max_images=max_images, batch_size=batch_size, device=place, track=bar
+        scorer, corpus, rerank=reranker, depth=depth, batch_size=batch_size, device=place, features=features, track=bar
     )
     document = evaluation.to_document(result, model, split)
     evaluation.write_result(model, document)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dcdctl.cli.distill import RecipeName
-from dcdctl.cli.options import Data, Device, MaxImages, ModelSet, Out, Precision, Resume, Sets, Split
+from dcdctl.cli.options import Data, Device, Features, MaxImages, ModelSet, Out, Precision, Resume, Sets, Split
 
 TeacherRef = Annotated[
     str | None, typer.Option("--teacher", help="Model to go on from, in place of the recipe's model.start.", metavar="REF")
@@ -23,6 +23,7 @@ def finetune_teacher(
     split: Split = "train",
     max_images: MaxImages = None,
     model_set: ModelSet = None,
+    features: Features = None,
     device: Device = "auto",
     precision: Precision = "fp32",
     workers: Annotated[int, typer.Option("--workers", help="Processes that read batches ahead.", min=0)] = 0,
@@ -32,7 +33,7 @@ def finetune_teacher(
     from dcdctl.cli.terminal import bar, show
     from dcdctl.core import distillation
 
-    inputs = distillation.open_inputs(data, split, max_images, None, teacher, model_set or [])
+    inputs = distillation.open_inputs(data, split, max_images, None, teacher, model_set or [], features)
     options = distillation.options(device, precision, workers)
     run = distillation.finetune(recipe, sets or [], inputs, out, resume=resume, options=options, track=bar)
     show(f"teacher -> {run.model_folder}; next: dcdctl cache-teacher --teacher {out} --data {data} --out CACHE")

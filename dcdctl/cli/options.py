@@ -23,4 +23,8 @@ ModelSet = Annotated[
     list[str] | None,
     typer.Option("--model-set", help="Set what a model file does not say: image_size=384; repeatable.", metavar="KEY=VALUE"),
 ]
+Features = Annotated[
+    Path | None,
+    typer.Option("--features", help="Folder that keeps the outputs of encoders that are not trained; made where absent.", metavar="DIR"),
+]
 MaxImages = Annotated[int | None, typer.Option("--max-images", help="Only the first N images of the split.", min=1, metavar="N")]

@@ -14,7 +14,6 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from dcdctl.core import losses
@@ -22,20 +21,19 @@ from dcdctl.core.candidates import Index, Lists, text_classes
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.devices import moved
 from dcdctl.core.errors import ConfigError, MissingError
-from dcdctl.core.models.protocols import ImageBatch, Preprocessor, TextBatch
+from dcdctl.core.features import Source
+from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
 from dcdctl.core.recipe import BatchConfig
 from dcdctl.core.teacher_cache import TeacherCache
-
-PICTURE_MEMORY = 512 * 2**20
-"""Bytes of decoded pictures that a data set keeps: a small corpus is decoded once."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """What one step sees; each image and caption is in it once, however many pairs it is part of."""
 
-    images: ImageBatch
-    texts: TextBatch
+    images: ImageBatch | States
+    """Pixels, or the features of frozen encoders."""
+    texts: TextBatch | States
     image_ix_RC: Tensor
     """Which of `images` each pair has."""
     text_ix_RC: Tensor
@@ -54,35 +52,22 @@ class Batch:
 class _Steps(torch.utils.data.Dataset[Batch]):
     """A data set whose item number s is the batch of step s."""
 
-    def __init__(self, corpus: Corpus, preprocess: Preprocessor, config: BatchConfig, seed: int) -> None:
-        self.corpus, self.preprocess, self.config, self.seed = corpus, preprocess, config, seed
-        self._pictures: dict[int, Image.Image] = {}
-        self._bytes_left = PICTURE_MEMORY
+    def __init__(self, source: Source, config: BatchConfig, seed: int) -> None:
+        self.source, self.corpus, self.config, self.seed = source, source.corpus, config, seed
         self._epoch = -1
 
     def _assemble(self, image_RC: Index, text_RC: Index, teacher_RC: NDArray[np.float32], released_RC: NDArray[np.float32]) -> Batch:
         images, image_at = np.unique(image_RC, return_inverse=True)
         texts, text_at = np.unique(text_RC, return_inverse=True)
         return Batch(
-            self.preprocess.images(self._read(images)),
-            self.preprocess.texts([self.corpus.captions[i] for i in texts]),
+            self.source.images(images),
+            self.source.texts(texts),
             torch.from_numpy(image_at.reshape(image_RC.shape)),
             torch.from_numpy(text_at.reshape(image_RC.shape)),
             torch.from_numpy(teacher_RC.astype(np.float32)),
             torch.from_numpy(released_RC.astype(np.float32)),
             torch.zeros(image_RC.shape, dtype=torch.bool),
         )
-
-    def _read(self, images: Index) -> list[Image.Image]:
-        """The pictures, decoded once while there is room for them."""
-        new = [int(image) for image in images if int(image) not in self._pictures]
-        read = dict(zip(new, self.corpus.images(new), strict=True))
-        for image, picture in read.items():
-            size = 3 * picture.width * picture.height
-            if size <= self._bytes_left:
-                self._bytes_left -= size
-                self._pictures[image] = picture
-        return [self._pictures[int(image)] if int(image) in self._pictures else read[int(image)] for image in images]
 
     @cached_property
     def _text_class(self) -> Index:
@@ -99,8 +84,9 @@ class ListSteps(_Steps):
     one they are drawn from the whole corpus and all are kept.
     """
 
-    def __init__(self, corpus: Corpus, preprocess: Preprocessor, config: BatchConfig, seed: int, cache: TeacherCache | None) -> None:
-        super().__init__(corpus, preprocess, config, seed)
+    def __init__(self, source: Source, config: BatchConfig, seed: int, cache: TeacherCache | None) -> None:
+        super().__init__(source, config, seed)
+        corpus = source.corpus
         self.cache = cache
         self._captions = np.arange(corpus.num_captions) if cache is None else self._with_enough_candidates(cache)
         self.batches_per_epoch = len(self._captions) / config.size
@@ -186,8 +172,9 @@ class MatrixSteps(_Steps):
     candidates of one query are the positives of others.
     """
 
-    def __init__(self, corpus: Corpus, preprocess: Preprocessor, config: BatchConfig, seed: int, cache: TeacherCache | None) -> None:
-        super().__init__(corpus, preprocess, config, seed)
+    def __init__(self, source: Source, config: BatchConfig, seed: int, cache: TeacherCache | None) -> None:
+        super().__init__(source, config, seed)
+        corpus = source.corpus
         if corpus.num_images < config.size:
             raise ConfigError(f"batch.size is {config.size}, the split has only {corpus.num_images} images")
         self.cache = cache

@@ -140,8 +140,8 @@ class Corpus:
         self._open = threading.local()
 
     @staticmethod
-    def open(folder: Path, split: str) -> Corpus:
-        """A split of the corpus in a folder; CorpusError if it is absent, unfinished or without that split."""
+    def open(folder: Path, split: str, max_images: int | None = None) -> Corpus:
+        """A split of the corpus in a folder, or its first images; CorpusError if it is absent, unfinished or without that split."""
         folder = Path(folder)
         index = read_index(folder)
         entry = index["splits"].get(split)
@@ -151,7 +151,8 @@ class Corpus:
             if not (folder / shard["file"]).is_file():
                 raise CorpusError(f"{folder / shard['file']} is missing", hint="remove the folder and run `dcdctl prepare` again")
         shards = [(shard["file"], shard["rows"]) for shard in entry["shards"]]
-        return Corpus(folder, split, name=index["name"], fingerprint=entry["fingerprint"], shards=shards, num_images=entry["images"])
+        whole = Corpus(folder, split, name=index["name"], fingerprint=entry["fingerprint"], shards=shards, num_images=entry["images"])
+        return whole if max_images is None else whole.subset(max_images)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_open"}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import platform
+import sys
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -13,13 +15,20 @@ from dcdctl import __version__
 from dcdctl.core.errors import ConfigError
 
 T = TypeVar("T")
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+"""Of glibc's malloc.h."""
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def choose(name: str) -> torch.device:
-    """The device of a name; `auto` is the GPU where there is one. ConfigError if there is no such device here."""
+    """The device of a name; `auto` is the GPU where there is one. ConfigError if there is no such device here.
+
+    A process that computes on the CPU keeps the memory it frees from then on.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        _keep_freed_memory()
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -27,6 +36,16 @@ def choose(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {name} cannot be used here: {reason}", hint="try --device cpu or --device auto") from error
     return device
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep large blocks that are freed, where it is glibc.
+
+    It gives each back to the system, which hands it out again page by page: a third to a half of the time of a training step.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
+            mallopt(option, value)
 
 
 def precision(name: str) -> str:

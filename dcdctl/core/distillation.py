@@ -8,17 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcdctl.core import devices, models, runs, teacher_cache
+from dcdctl.core import devices, features, models, runs, teacher_cache
 from dcdctl.core import recipe as recipes
 from dcdctl.core.batches import ListSteps, MatrixSteps
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.features import CorpusSource, Source
 from dcdctl.core.objectives import make_objective
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.recipe import ModelConfig, Recipe
 from dcdctl.core.runs import Run
 from dcdctl.core.teacher_cache import TeacherCache
 from dcdctl.core.training import TrainingOptions, train
+
+PICTURE_MEMORY = 512 * 2**20
+"""Bytes of decoded pictures that a training keeps."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Inputs:
     corpus: Corpus
     cache: TeacherCache | None
     teacher: Any | None
+    features: Path | None = None
+    """Where the outputs of frozen encoders are kept."""
 
 
 def options(device: str, precision: str, workers: int) -> TrainingOptions:
@@ -35,24 +41,24 @@ def options(device: str, precision: str, workers: int) -> TrainingOptions:
     return TrainingOptions(device=devices.choose(device), precision=devices.precision(precision), workers=workers)
 
 
-def open_corpus(data: Path, split: str, max_images: int | None = None) -> Corpus:
-    """A split of a corpus, or its first images."""
-    corpus = Corpus.open(data, split)
-    return corpus if max_images is None else corpus.subset(max_images)
-
-
 def open_inputs(
-    data: Path, split: str, max_images: int | None, cache: Path | None, teacher: str | None, model_set: Sequence[str]
+    data: Path,
+    split: str,
+    max_images: int | None,
+    cache: Path | None,
+    teacher: str | None,
+    model_set: Sequence[str],
+    features: Path | None = None,
 ) -> Inputs:
     """Open what is named and check that it belongs together: the cache must be of this corpus and this teacher."""
-    corpus = open_corpus(data, split, max_images)
+    corpus = Corpus.open(data, split, max_images)
     overrides = models.parse_overrides(model_set)
     if overrides and teacher is None:
         raise ConfigError("--model-set says something of the model named by --teacher, and there is none", hint="name it with --teacher")
     model = None if teacher is None else models.load_fusion(teacher, overrides)
     expected = None if model is None else models.fingerprint(model)
     scores = None if cache is None else teacher_cache.read(cache, corpus=corpus, teacher=expected)
-    return Inputs(corpus, scores, model)
+    return Inputs(corpus, scores, model, features)
 
 
 def distill(
@@ -81,8 +87,10 @@ def _run(recipe: Recipe, what: str, inputs: Inputs, out: Path, *, resume: bool, 
         "cache": None if inputs.cache is None else inputs.cache.plan,
         "start": models.fingerprint(model),
         "precision": options.precision,
+        "features": None if inputs.features is None else "float16",
     }
-    steps = make_steps(inputs.corpus, model, recipe, inputs.cache)
+    source = make_source(model, inputs, options, track)
+    steps = make_steps(source, recipe, inputs.cache)
     run = runs.start(out, recipe, what, facts, resume=resume)
     if run.is_finished:
         return run
@@ -93,12 +101,22 @@ def _run(recipe: Recipe, what: str, inputs: Inputs, out: Path, *, resume: bool, 
     return run
 
 
-def make_steps(corpus: Corpus, model: Any, recipe: Recipe, cache: TeacherCache | None) -> ListSteps | MatrixSteps:
+def make_source(model: Any, inputs: Inputs, options: TrainingOptions, track: Track) -> Source:
+    """Where batches come from: the corpus, or what the model's encoders made of it; ConfigError where those are trained."""
+    if inputs.features is None:
+        return CorpusSource(inputs.corpus, model.preprocess, PICTURE_MEMORY)
+    if isinstance(model, models.CoAttentionScorer) and not model.is_frozen:
+        hint = "set model.frozen_encoders or model.layers, or leave --features out"
+        raise ConfigError("--features keeps what the encoders give, and here they are trained", hint=hint)
+    return features.open_or_build(inputs.features, inputs.corpus, model, device=options.device, track=track)
+
+
+def make_steps(source: Source, recipe: Recipe, cache: TeacherCache | None) -> ListSteps | MatrixSteps:
     """The batches a recipe asks for; ConfigError if its loss needs a teacher and there is none."""
     if recipe.loss.needs_teacher and cache is None:
         raise ConfigError(f"loss {', '.join(recipe.loss.terms)} needs the teacher's scores", hint="name a cache with --cache")
     kind = ListSteps if recipe.loss.on_lists else MatrixSteps
-    return kind(corpus, model.preprocess, recipe.batch, recipe.seed, cache)
+    return kind(source, recipe.batch, recipe.seed, cache)
 
 
 def count_steps(recipe: Recipe, batches_per_epoch: float) -> int:
@@ -116,11 +134,21 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: Any | None) -> 
     if config.start == "teacher" and teacher is None:
         raise ModelError("this model starts from its teacher, and none is named", hint="name it with --teacher")
     if teacher is None:
-        teacher = _new_vilt(config, captions, recipe.seed) if config.start == "new" else models.load_fusion(config.start)
-    return models.fusion_student(teacher, config.layers) if config.layers else copy.deepcopy(teacher).requires_grad_(True)
+        teacher = _new_fusion(config, captions, recipe.seed) if config.start == "new" else models.load_fusion(config.start)
+    model = models.fusion_student(teacher, config.layers) if config.layers else copy.deepcopy(teacher).requires_grad_(True)
+    if config.frozen_encoders:
+        if not isinstance(model, models.CoAttentionScorer):
+            raise ConfigError("model.frozen_encoders is set, and the model has no encoders of its own: a ViLT fuses pixels and words")
+        model.freeze_encoders()
+    return model
 
 
-def _new_vilt(config: ModelConfig, captions: Sequence[str], seed: int) -> Any:
+def _new_fusion(config: ModelConfig, captions: Sequence[str], seed: int) -> Any:
+    if config.vision:
+        fusion = models.FusionSize(
+            hidden_size=config.hidden_size, num_layers=config.num_layers, num_heads=config.num_heads, dropout=config.dropout
+        )
+        return models.scorer_over(config.vision, config.text, fusion, max_text_len=config.max_text_len, seed=seed)
     size = models.ViltSize(
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_layers,

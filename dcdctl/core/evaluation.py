@@ -28,6 +28,7 @@ from dcdctl.core import files, models, retrieval, scoring
 from dcdctl.core.config import apply_sets
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import ModelError
+from dcdctl.core.features import CorpusSource, Source, open_or_build
 from dcdctl.core.models.protocols import DualEncoder, FusionScorer, States
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.retrieval import Ranks, Recalls
@@ -53,6 +54,8 @@ class Evaluation:
     kind: Literal["dual", "fusion", "cascade"]
     depth: int | None
     """cascade: candidates re-ranked of each query."""
+    features: Literal["float16"] | None
+    """How the outputs of the fusion scorer's encoders were kept, where they were."""
     fingerprint: str
     """Of the corpus."""
 
@@ -63,6 +66,8 @@ class _Setting:
     batch_size: int
     device: torch.device
     track: Track
+    features: Path | None = None
+    """Where outputs of a fusion scorer's encoders are kept; None to encode anew."""
 
 
 def load_models(
@@ -88,9 +93,9 @@ def evaluate(
     *,
     rerank: FusionScorer | None = None,
     depth: int = 50,
-    max_images: int | None = None,
     batch_size: int = 256,
     device: torch.device = CPU,
+    features: Path | None = None,
     track: Track = silent,
 ) -> Evaluation:
     """Rank every caption for every image and every image for every caption; with `rerank`, the first `depth` of each anew.
@@ -98,9 +103,11 @@ def evaluate(
     `batch_size` counts images, captions or pairs in one forward pass.
     """
     started = time.perf_counter()
-    setting = _Setting(corpus if max_images is None else corpus.subset(max_images), batch_size, device, track)
+    setting = _Setting(corpus, batch_size, device, track, features)
     num_images, num_captions = setting.corpus.num_images, setting.corpus.num_captions
     kind: Literal["dual", "fusion", "cascade"]
+    if features is not None and is_dual(model) and rerank is None:
+        raise ModelError("a dual encoder's features are its vectors, which are computed once in any case", hint="leave --features out")
     if not is_dual(model):
         if rerank is not None:
             raise ModelError("only a dual encoder's results can be re-ranked, and the model is a fusion scorer")
@@ -117,6 +124,7 @@ def evaluate(
         pairs_scored=num_pairs,
         kind=kind,
         depth=depth if kind == "cascade" else None,
+        features=None if features is None else "float16",
         fingerprint=setting.corpus.fingerprint,
     )
 
@@ -138,7 +146,12 @@ def to_document(evaluation: Evaluation, model_name: str, split: str) -> dict[str
         "image_retrieval": recalls.image_retrieval,
         "rsum": recalls.rsum,
         "mean_recall": recalls.mean_recall,
-        "protocol": {"kind": evaluation.kind, "depth": evaluation.depth, "ties": "count against the positive"},
+        "protocol": {
+            "kind": evaluation.kind,
+            "depth": evaluation.depth,
+            "features": evaluation.features,
+            "ties": "count against the positive",
+        },
         "pairs_scored": evaluation.pairs_scored,
         "seconds": evaluation.seconds,
         "corpus_fingerprint": evaluation.fingerprint,
@@ -205,14 +218,14 @@ def _fusion_ranks(scorer: FusionScorer, setting: _Setting) -> Ranks:
     corpus, owner_T = setting.corpus, setting.corpus.caption_image
     text_T = np.arange(corpus.num_captions)
     with setting.track("score", total=corpus.num_images * corpus.num_captions, unit="pairs") as advance:
-        texts = _encode_texts(scorer, setting)
-        own_T = _score(scorer, texts, owner_T, text_T, setting, advance)
+        opened = _open(scorer, setting)
+        own_T = _score(opened, owner_T, text_T, setting, advance)
         counter = retrieval.RankCounter(own_T, owner_T, margin=FUSION_ROUNDING)
         for chunk in _chunks(corpus.num_images, scoring.IMAGE_CHUNK):
             is_own_IT = np.array(chunk)[:, None] == owner_T
             image_P, text_P = np.nonzero(~is_own_IT)
             scores_IT = own_T.expand(is_own_IT.shape).clone()
-            scores_IT[image_P, text_P] = _score(scorer, texts, image_P + chunk.start, text_P, setting, advance)
+            scores_IT[image_P, text_P] = _score(opened, image_P + chunk.start, text_P, setting, advance)
             counter.add(scores_IT, first_image=chunk.start)
     return counter.ranks()
 
@@ -228,8 +241,8 @@ def _cascade_ranks(model: DualEncoder, scorer: FusionScorer, depth: int, setting
     pair_TK = images_TK * corpus.num_captions + np.arange(corpus.num_captions)[:, None]
     pair_P = np.unique(np.concatenate([pair_IK.ravel(), pair_TK.ravel()]))
     with setting.track("re-rank", total=len(pair_P), unit="pairs") as advance:
-        texts = _encode_texts(scorer, setting)
-        scores_P = _score(scorer, texts, pair_P // corpus.num_captions, pair_P % corpus.num_captions, setting, advance)
+        opened = _open(scorer, setting)
+        scores_P = _score(opened, pair_P // corpus.num_captions, pair_P % corpus.num_captions, setting, advance)
     return Ranks(
         _reranked(first.text, scores_P, pair_P, pair_IK, owner_T[texts_IK] == np.arange(corpus.num_images)[:, None]),
         _reranked(first.image, scores_P, pair_P, pair_TK, images_TK == owner_T[:, None]),
@@ -243,14 +256,24 @@ def _reranked(
     return retrieval.reranked(first_Q, scores_QK, torch.from_numpy(is_own_QK), margin=FUSION_ROUNDING)
 
 
-def _encode_texts(scorer: FusionScorer, setting: _Setting) -> States:
+@dataclass(frozen=True)
+class _Opened:
+    """A fusion scorer, what it reads, and all captions encoded."""
+
+    scorer: FusionScorer
+    source: Source
+    texts: States
+
+
+def _open(scorer: FusionScorer, setting: _Setting) -> _Opened:
     scorer.to(setting.device).eval()
-    return scoring.encode_texts(scorer, setting.corpus.captions, setting.device)
+    source: Source = CorpusSource(setting.corpus, scorer.preprocess)
+    if setting.features is not None:
+        source = open_or_build(setting.features, setting.corpus, scorer, device=setting.device, track=setting.track)
+    return _Opened(scorer, source, scoring.encode_texts(scorer, source, np.arange(setting.corpus.num_captions), setting.device))
 
 
-def _score(
-    scorer: FusionScorer, texts: States, image_P: NDArray[np.int64], text_P: NDArray[np.int64], setting: _Setting, advance: Advance
-) -> Tensor:
+def _score(opened: _Opened, image_P: NDArray[np.int64], text_P: NDArray[np.int64], setting: _Setting, advance: Advance) -> Tensor:
     """Logits of pairs in the order given, images ascending; a chunk of images is in memory at a time."""
     parts = []
     for chunk in _chunks(setting.corpus.num_images, scoring.IMAGE_CHUNK):
@@ -258,9 +281,9 @@ def _score(
         if start == stop:
             continue
         chunk_images, image_at_P = np.unique(image_P[start:stop], return_inverse=True)
-        images = scoring.encode_images(scorer, setting.corpus, chunk_images, setting.device)
+        images = scoring.encode_images(opened.scorer, opened.source, chunk_images, setting.device)
         pairs = torch.from_numpy(image_at_P), torch.from_numpy(text_P[start:stop])
-        parts.append(scoring.score_block(scorer, images, texts, *pairs, setting.batch_size, advance))
+        parts.append(scoring.score_block(opened.scorer, images, opened.texts, *pairs, setting.batch_size, advance))
     return torch.cat(parts) if parts else torch.empty(0)
 
 

@@ -27,7 +27,7 @@ def make_objective(config: LossConfig) -> Objective:
 def pair_logits(model: Any, batch: Batch) -> Tensor:
     """The model's logits of a batch's pairs, R x C; every image and caption is encoded once."""
     if isinstance(model, DualModel):
-        images_ID, texts_TD = model.embed_images(batch.images), model.embed_texts(batch.texts)
+        images_ID, texts_TD = model(batch.images, batch.texts)
         all_IT = model.logit_scale * images_ID @ texts_TD.T
         return all_IT[batch.image_ix_RC, batch.text_ix_RC]
     images, texts = model.encode_images(batch.images), model.encode_texts(batch.texts)

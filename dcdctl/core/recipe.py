@@ -33,7 +33,10 @@ class ModelConfig:
     """fusion: layers of the model to start from that are kept, in order; empty for all."""
     vision: str = ""
     text: str = ""
-    """dual: model references of two pretrained backbones, both or neither; empty for small new ones of the sizes below."""
+    """start new: model references of two pretrained encoders, both or neither; empty for small new ones of the sizes below. fusion: the
+    co-attention layers between them have hidden_size, num_layers, num_heads and dropout."""
+    frozen_encoders: bool = False
+    """fusion over two encoders: both stay as they are, so that their features can be kept on disk (--features)."""
     projection_dim: int = 256
     hidden_size: int = 128
     num_layers: int = 6
@@ -65,8 +68,10 @@ class ModelConfig:
             raise ConfigError("model.layers chooses layers of a fusion model, and model.kind is dual")
         if self.kind == "dual" and self.start == "teacher":
             raise ConfigError("a dual encoder cannot start from a fusion teacher", hint="set model.start to new, or to a dual encoder")
-        if self.vision and (self.kind, self.start) != ("dual", "new"):
-            raise ConfigError("model.vision and model.text are for model.kind dual and model.start new")
+        if self.vision and self.start != "new":
+            raise ConfigError(f"model.vision and model.text are for model.start new, and it is {self.start}")
+        if self.frozen_encoders and (self.kind == "dual" or (self.start == "new" and not self.vision)):
+            raise ConfigError("model.frozen_encoders is for a fusion model over two encoders: a METER, or model.vision and model.text")
 
 
 @dataclass(frozen=True, kw_only=True)

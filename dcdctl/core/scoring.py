@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcdctl.core.corpus import Corpus
+from dcdctl.core.features import Source
 from dcdctl.core.models.protocols import FusionScorer, States
 from dcdctl.core.progress import Advance
 
@@ -21,17 +21,17 @@ TEXT_CHUNK = 512
 
 
 @torch.inference_mode()
-def encode_images(scorer: FusionScorer, corpus: Corpus, image_ix: NDArray[np.int64], device: torch.device) -> States:
+def encode_images(scorer: FusionScorer, source: Source, image_ix: NDArray[np.int64], device: torch.device) -> States:
     """The states of some images of a corpus, in the order given."""
     chunks = [image_ix[start : start + IMAGE_CHUNK] for start in range(0, len(image_ix), IMAGE_CHUNK)]
-    return States.cat([scorer.encode_images(scorer.preprocess.images(corpus.images(chunk.tolist())).to(device)) for chunk in chunks])
+    return States.cat([scorer.encode_images(source.images(chunk).to(device)) for chunk in chunks])
 
 
 @torch.inference_mode()
-def encode_texts(scorer: FusionScorer, captions: list[str], device: torch.device) -> States:
-    """The states of some captions, in the order given."""
-    chunks = [captions[start : start + TEXT_CHUNK] for start in range(0, len(captions), TEXT_CHUNK)]
-    return States.cat([scorer.encode_texts(scorer.preprocess.texts(chunk).to(device)) for chunk in chunks])
+def encode_texts(scorer: FusionScorer, source: Source, text_ix: NDArray[np.int64], device: torch.device) -> States:
+    """The states of some captions of a corpus, in the order given."""
+    chunks = [text_ix[start : start + TEXT_CHUNK] for start in range(0, len(text_ix), TEXT_CHUNK)]
+    return States.cat([scorer.encode_texts(source.texts(chunk).to(device)) for chunk in chunks])
 
 
 @torch.inference_mode()
@@ -60,7 +60,7 @@ def score_block(
 
 def score_pairs(
     scorer: FusionScorer,
-    corpus: Corpus,
+    source: Source,
     image_ix: NDArray[np.int64],
     text_ix: NDArray[np.int64],
     *,
@@ -76,16 +76,16 @@ def score_pairs(
     """
     images, image_at = np.unique(image_ix, return_inverse=True)
     texts, text_at = np.unique(text_ix, return_inverse=True)
-    by_length = np.argsort([len(corpus.captions[text]) for text in texts.tolist()], kind="stable")
+    by_length = np.argsort([len(source.corpus.captions[text]) for text in texts.tolist()], kind="stable")
     place = np.empty_like(by_length)
     place[by_length] = np.arange(len(by_length))
     chunk_P = place[text_at] // TEXT_CHUNK
     scores = np.empty(len(image_ix), dtype=np.float32)
     with torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32"):
-        image_states = encode_images(scorer, corpus, images, device)
+        image_states = encode_images(scorer, source, images, device)
         for chunk in range(-(-len(texts) // TEXT_CHUNK)):
             members = texts[by_length[chunk * TEXT_CHUNK : (chunk + 1) * TEXT_CHUNK]]
-            states = encode_texts(scorer, [corpus.captions[text] for text in members.tolist()], device)
+            states = encode_texts(scorer, source, members, device)
             here = np.flatnonzero(chunk_P == chunk)
             pairs = torch.from_numpy(image_at[here]), torch.from_numpy(place[text_at[here]] - chunk * TEXT_CHUNK)
             scores[here] = score_block(scorer, image_states, states, *pairs, batch_size, advance).numpy()

@@ -29,6 +29,7 @@ from dcdctl.core.config import to_table
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.devices import versions
 from dcdctl.core.errors import MissingError, StaleError
+from dcdctl.core.features import CorpusSource, Features
 from dcdctl.core.models.protocols import FusionScorer
 from dcdctl.core.progress import Track, silent
 
@@ -85,14 +86,16 @@ def build(
     config: CandidateConfig,
     *,
     options: ScoringOptions = ScoringOptions(),
+    features: Features | None = None,
     track: Track = silent,
 ) -> TeacherCache:
     """Score the candidates of every query and keep the scores; goes on where a killed run of the same plan stopped.
 
-    The teacher is put in eval mode: one that drops out at random has no score to keep. StaleError if the folder holds a cache of
-    another corpus, teacher or plan.
+    With `features` the teacher's encoders are not run. The teacher is put in eval mode: one that drops out at random has no score to keep.
+    StaleError if the folder holds a cache of another corpus, teacher or plan.
     """
-    plan = make_plan(corpus, teacher, config, options)
+    plan = make_plan(corpus, teacher, config, options, has_features=features is not None)
+    source = CorpusSource(corpus, teacher.preprocess) if features is None else features
     _claim(folder, plan)
     teacher.to(options.device).eval()
     if not (folder / "cache.json").exists():
@@ -108,7 +111,7 @@ def build(
                     continue
                 scores = scoring.score_pairs(
                     teacher,
-                    corpus,
+                    source,
                     image_P[inside],
                     text_P[inside],
                     device=options.device,
@@ -122,7 +125,9 @@ def build(
     return read(folder, corpus=corpus)
 
 
-def make_plan(corpus: Corpus, teacher: FusionScorer, config: CandidateConfig, options: ScoringOptions) -> dict[str, Any]:
+def make_plan(
+    corpus: Corpus, teacher: FusionScorer, config: CandidateConfig, options: ScoringOptions, *, has_features: bool = False
+) -> dict[str, Any]:
     """All that decides what a cache holds."""
     return {
         "format": FORMAT,
@@ -135,6 +140,7 @@ def make_plan(corpus: Corpus, teacher: FusionScorer, config: CandidateConfig, op
         "max_text_len": teacher.preprocess.max_text_len,
         "candidates": to_table(config),
         "precision": options.precision,
+        "features": "float16" if has_features else None,
         "images_per_shard": IMAGES_PER_SHARD,
     }
 

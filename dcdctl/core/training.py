@@ -95,8 +95,7 @@ def _descend(
     if not math.isfinite(loss):
         bad = ", ".join(f"{name} {part.item()}" for name, part in parts.items())
         raise ConfigError(f"the loss of step {step} is {loss} ({bad})", hint="try a lower optimizer.lr or set optimizer.max_grad_norm")
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_factor"]
+    set_rates(optimizer, rate)
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(total).backward()
     if max_grad_norm is not None:
@@ -119,7 +118,8 @@ def learning_rate_factor(step: int, num_steps: int, config: OptimizerConfig) -> 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; no weight decay on biases, LayerNorms and other vectors.
 
-    Each group carries `lr_factor`, what the learning rate of a step is multiplied by. ConfigError for a part that no parameter is in.
+    Each group carries `lr_factor`, what the learning rate of a step is multiplied by, and `decay`; `set_rates` makes them those of a step.
+    ConfigError for a part that no parameter is in.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     used = set()
@@ -133,6 +133,18 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         raise ConfigError(
             f"optimizer.lr_factors.{min(unused)} is no part of the model", hint="its parts are in the names of its parameters"
         )
-    options = [{"params": found, "weight_decay": decay, "lr_factor": factor} for (factor, decay), found in groups.items()]
+    options = [{"params": found, "decay": decay, "lr_factor": factor} for (factor, decay), found in groups.items()]
     beta_1, beta_2 = config.betas
-    return torch.optim.AdamW(options, lr=config.lr, betas=(beta_1, beta_2), fused=True)
+    return torch.optim.AdamW(options, lr=config.lr, betas=(beta_1, beta_2), weight_decay=0.0, fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give the groups of `make_optimizer` the learning rates and weight decays of a step.
+
+    The released AdamW decays a weight after the update, p <- (1 - a w) (p - a u), torch's before it, p <- (1 - a w) p - a u. With the rate
+    a (1 - a w) and the decay w / (1 - a w) torch's is the released one.
+    """
+    for group in optimizer.param_groups:
+        group_rate = rate * group["lr_factor"]
+        kept = 1 - group_rate * group["decay"]
+        group.update(lr=group_rate * kept, weight_decay=group["decay"] / kept)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import enum
+import functools
 import json
 import os
+import pickle
+import shlex
 import sys
 import types
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import ViltConfig, ViltForImageAndTextRetrieval
 
 from dcdctl.core import models
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.checkpoint import read_checkpoint
 from dcdctl.core.models.released import to_transformers
+from dcdctl.core.models.unpickling import read_checkpoint
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -36,14 +42,9 @@ def _equal(one, other):
     return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
 
 
-def test_the_full_size_keys_are_exactly_those_of_transformers():
+def test_scoring_has_a_use_for_all_of_a_full_size_checkpoint_but_for_known_leftovers():
     told = json.loads((FIXTURES / "vilt_full_keys.json").read_text())
-    state = {name: torch.empty(shape, device="meta") for name, shape in told.items()}
-    weights, unused = to_transformers(state)
-    with torch.device("meta"):
-        network = ViltForImageAndTextRetrieval(ViltConfig())
-    expected = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
-    assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == expected
+    _, unused = to_transformers({name: torch.empty(shape, device="meta") for name, shape in told.items()})
     assert len(told) == 163
     assert unused == ["itm_score.fc.bias", "itm_score.fc.weight", "text_embeddings.position_ids"]
 
@@ -94,22 +95,86 @@ def test_missing_weights_are_named(released, tiny, tmp_path):
         _reload(tiny, tmp_path / "less.ckpt", released)
 
 
-def test_classes_of_absent_packages_do_not_hinder_and_nothing_of_the_file_runs(released, tiny, tmp_path, monkeypatch):
+class Read(dict):
+    """Sacred's read-only dictionary: pickled as a call with all its entries."""
+
+    def __reduce__(self):
+        return type(self), (dict(self),)
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(("name", "overrides"), [("vilt_tiny_a", {}), ("meter_tiny_a", {"text.num_attention_heads": 3})])
+def test_what_lightning_keeps_beside_the_weights_does_not_hinder(name, overrides, is_zip, tokenizer_dir, tmp_path, monkeypatch):
     lightning = types.ModuleType("absent_lightning")
-    lightning.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": "absent_lightning"})
-    lightning.AttributeDict = type("AttributeDict", (dict,), {"__module__": "absent_lightning"})
+    for kind, base in {"ModelCheckpoint": object, "AttributeDict": dict, "ReadOnlyDict": Read}.items():
+        setattr(lightning, kind, type(kind, (base,), {"__module__": "absent_lightning"}))
+    lightning.Plugin = enum.Enum("Plugin", {"A": "a"}, type=str, module="absent_lightning")
     monkeypatch.setitem(sys.modules, "absent_lightning", lightning)
-    victim = tmp_path / "made-by-the-checkpoint"
-    evil = type("Evil", (), {"__reduce__": lambda self: (os.mkdir, (str(victim),))})()
-    content = {**tiny, "callbacks": {lightning.ModelCheckpoint: {"best": OrderedDict(a=1)}}, "evil": evil}
-    content["hyper_parameters"] = lightning.AttributeDict(tiny["hyper_parameters"])
-    torch.save(content, tmp_path / "old.ckpt")
+    content = torch.load(FIXTURES / f"{name}.ckpt", weights_only=True)
+    config = lightning.ReadOnlyDict(content["hyper_parameters"]["config"])
+    full = {
+        **content,
+        "callbacks": {lightning.ModelCheckpoint: {"best": OrderedDict(a=1)}},
+        "hyper_parameters": lightning.AttributeDict(config=config, extra=argparse.Namespace(rate=np.float64(0.5), scale=np.arange(3))),
+        "plugins": {lightning.Plugin.A: {torch.float16, Path("runs")}},
+        "optimizer_states": [{"state": defaultdict(list, {0: torch.zeros(2)}), "made_by": functools.partial(lightning.ModelCheckpoint)}],
+    }
+    torch.save(full, tmp_path / "full.ckpt", _use_new_zipfile_serialization=is_zip)
     monkeypatch.delitem(sys.modules, "absent_lightning")
-    scorer = models.load_fusion(tmp_path / "old.ckpt", {"tokenizer": released.tokenizer})
-    assert _equal(scorer, released.scorer())
-    assert scorer.network.config.num_attention_heads == 4
-    assert not victim.exists()
-    assert [entry["best"] for entry in read_checkpoint(tmp_path / "old.ckpt")["callbacks"].values()] == [{"a": 1}]
+    settings = {"tokenizer": str(tokenizer_dir), **overrides}
+    scorer = models.load_fusion(tmp_path / "full.ckpt", settings)
+    assert _equal(scorer, models.load_fusion(FIXTURES / f"{name}.ckpt", settings))
+    assert scorer.preprocess.max_text_len == config["max_text_len"]
+    assert [entry["best"] for entry in read_checkpoint(tmp_path / "full.ckpt")["callbacks"].values()] == [{"a": 1}]
+
+
+class Hostile:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+CALLS = {
+    r"(posix|nt)\.system": lambda marker: Hostile(os.system, f"mkdir {shlex.quote(str(marker))}"),
+    r"(builtins|__builtin__)\.exec": lambda marker: Hostile(exec, f"import os; os.mkdir({str(marker)!r})"),
+}
+FORMATS = {
+    "zip": torch.save,
+    "legacy": functools.partial(torch.save, _use_new_zipfile_serialization=False),
+    "pickle": lambda content, path: path.write_bytes(pickle.dumps(content)),
+}
+PLACES = {"alone": lambda hostile: hostile, "nested": lambda hostile: {"hyper_parameters": {"config": [{"tokenizer": hostile}]}}}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("save", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize(("name", "call"), CALLS.items(), ids=["system", "exec"])
+def test_a_checkpoint_that_would_run_something_is_refused_and_nothing_of_it_runs(name, call, save, place, tmp_path):
+    marker = tmp_path / "made-by-the-checkpoint"
+    save(place(call(marker)), tmp_path / "hostile.ckpt")
+    with pytest.raises(ModelError, match=rf"hostile\.ckpt is refused: it asks for {name},.*a source you trust"):
+        models.load(tmp_path / "hostile.ckpt")
+    assert not marker.exists()
+    with contextlib.suppress(RuntimeError):  # A plain pickle runs, and then is found to be no checkpoint.
+        torch.load(tmp_path / "hostile.ckpt", weights_only=False)
+    assert marker.exists()
+
+
+WAYS_AROUND = [
+    *(("subprocess", "Popen"), ("importlib.util", "module_from_spec"), ("__builtin__", "getattr"), ("io", "open")),
+    ("torch.serialization", "os.execv"),
+]
+
+
+@pytest.mark.parametrize(("module", "function"), WAYS_AROUND)
+def test_ways_around_are_refused_too(module, function, tmp_path):
+    (tmp_path / "hostile.ckpt").write_bytes(f"c{module}\n{function}\n(tR.".encode())
+    with pytest.raises(ModelError, match=rf"it asks for {module}\.{function}"):
+        read_checkpoint(tmp_path / "hostile.ckpt")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from dcdctl.core.models.coattention import CoAttentionNetwork, FusionSize
 from dcdctl.core.models.dual import DualModel, DualSize, dual_from_backbones, new_dual
+from dcdctl.core.models.encoder_pair import scorer_over
 from dcdctl.core.models.meter import CoAttentionScorer
 from dcdctl.core.models.overrides import parse_overrides
 from dcdctl.core.models.preprocess import Preprocess
@@ -38,5 +39,6 @@ __all__ = [
     "new_vilt",
     "parse_overrides",
     "save",
+    "scorer_over",
     "word_piece",
 ]

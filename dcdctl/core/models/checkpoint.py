@@ -1,68 +1,20 @@
-"""Reading PyTorch checkpoints without running what is in them."""
+"""What the readers of official checkpoints, ViLT's and METER's, have in common."""
 
 from __future__ import annotations
 
-import pickle
-import types
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from dcdctl.core.errors import ModelError
+from dcdctl.core.models.overrides import Overrides
+from dcdctl.core.models.preprocess import Preprocess, check_text_length, check_vocabulary, load_tokenizer, num_text_positions
 
 MATCH_ROW = 1
 """The row of the two-way matching head that says "match"."""
-# Lightning before 1.5 keys its callbacks by class, so reading such a file as it was meant to needs that Lightning installed.
-_REBUILDERS = {
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_parameter"),
-    ("collections", "OrderedDict"),
-}
-
-
-class _Inert(dict[Any, Any]):
-    """Stands for an object of an unknown class: holds the entries it is given, and does nothing."""
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__()
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.update(state)
-
-    def append(self, item: Any) -> None:
-        """Unpickling a list subclass adds its items so; they are dropped."""
-
-    def extend(self, items: Any) -> None:
-        """As `append`."""
-
-
-class _InertUnpickler(pickle.Unpickler):
-    """Knows tensors and plain containers; every other class becomes a placeholder, so nothing from the file is called."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _REBUILDERS:
-            return super().find_class(module, name)
-        return type(name, (_Inert,), {"__module__": __name__})
-
-
-_INERT_PICKLE = types.ModuleType("inert_pickle")
-_INERT_PICKLE.__dict__.update(Unpickler=_InertUnpickler, load=lambda file, **options: _InertUnpickler(file, **options).load())
-
-
-def read_checkpoint(path: Path) -> Any:
-    """The contents of a .ckpt on the CPU: tensors and plain containers; objects of other classes come as inert dictionaries."""
-    try:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_INERT_PICKLE)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"{path} is not a PyTorch checkpoint: {lines[0]}", hint="is the download complete?") from error
+MAX_TEXT_LEN = 40
+"""Of retrieval, where a file does not say."""
 
 
 def ranking_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -81,3 +33,28 @@ def check_complete(source: object, missing: Iterable[str], what: str) -> None:
     if names:
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         raise ModelError(f"{source} lacks {len(names)} parameters of {what}: {', '.join(names[:8])}{more}")
+
+
+def preprocess_as_told(
+    wanted: Overrides,
+    hyper: Mapping[str, Any],
+    text_config: Any,
+    image_processor: Any,
+    *,
+    tokenizer: str,
+    image_transform: Literal["", "meter"] = "",
+) -> Preprocess:
+    """What comes before a checkpoint's model: as the user sets it, or else as the run's configuration says, or else as released.
+
+    `tokenizer` is the released one; `text_config` tells how many words and positions the model knows.
+    """
+    words = load_tokenizer(wanted.tokenizer or tokenizer)
+    check_vocabulary(words, text_config.vocab_size)
+    most = num_text_positions(text_config)
+    length = wanted.max_text_len or int(hyper.get("max_text_len") or min(MAX_TEXT_LEN, most))
+    return Preprocess(
+        tokenizer=words,
+        image_processor=image_processor,
+        max_text_len=check_text_length(length, most),
+        image_transform=image_transform,
+    )

@@ -10,9 +10,10 @@ D width, H heads, d width of a head.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModel
 
 from dcdctl.core.errors import ConfigError
+from dcdctl.core.models import encoders
+from dcdctl.core.models.folding import Heads
 
 FUSION_EPS = 1e-12
 """LayerNorm epsilon of the fusion layers: that of a fresh RoBERTa configuration, and not roberta-base's 1e-5."""
@@ -60,20 +63,22 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(width, eps=FUSION_EPS)
         self.dropout = nn.Dropout(size.dropout)
 
+    @property
+    def parts(self) -> Heads:
+        """The projections, and what is dropped out of their shares now."""
+        return Heads(self.query, self.key, self.value, self.num_heads, self.dropout.p if self.training else 0.0)
+
     def forward(self, tokens_BND: Tensor, source_BMD: Tensor, mask_BM: Tensor | None) -> Tensor:
         """The tokens after attending to the source; `mask_BM` is True where a source token is real, None where all are."""
+        heads = self.parts
         context_BHNd = functional.scaled_dot_product_attention(
-            self.heads(self.query(tokens_BND)),
-            self.heads(self.key(source_BMD)),
-            self.heads(self.value(source_BMD)),
+            heads.split(self.query(tokens_BND)),
+            heads.split(self.key(source_BMD)),
+            heads.split(self.value(source_BMD)),
             attn_mask=None if mask_BM is None else mask_BM[:, None, None, :],
-            dropout_p=self.dropout.p if self.training else 0.0,
+            dropout_p=heads.dropout,
         )
         return self.close(self.dense(context_BHNd.transpose(1, 2).flatten(2)), tokens_BND)
-
-    def heads(self, states_BND: Tensor) -> Tensor:
-        """B x N x D to B x H x N x d."""
-        return states_BND.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def close(self, output_BND: Tensor, tokens_BND: Tensor) -> Tensor:
         """LayerNorm of the sublayer's output and its input."""
@@ -114,20 +119,17 @@ class FusionLayer(nn.Module):
 
 
 class CoAttentionNetwork(nn.Module):
-    """Two encoders, the transforms to one width, the fusion steps, the poolers and the ranking head."""
+    """Two encoders, the transforms to one width, the fusion steps, the poolers and the ranking head; all but the encoders untrained."""
 
-    def __init__(self, vision_config: Any, text_config: Any, size: FusionSize) -> None:
+    def __init__(self, vision: nn.Module, text: nn.Module, size: FusionSize) -> None:
         super().__init__()
-        self.vision_config, self.text_config, self.size = vision_config, text_config, size
-        self.vision = AutoModel.from_config(vision_config)
-        self.text = AutoModel.from_config(text_config)
-        # Only tokens are read; a pooler would be parameters without a gradient.
-        for encoder in (self.vision, self.text):
-            if getattr(encoder, "pooler", None) is not None:
-                encoder.pooler = None
+        self.vision, self.text, self.size = vision, text, size
+        for encoder in (vision, text):
+            encoders.drop_pooler(encoder)
         width = size.hidden_size
-        self.image_transform = nn.Linear(image_width(vision_config), width)
-        self.text_transform = nn.Linear(text_config.hidden_size, width)
+        self.image_width = encoders.image_width(vision)
+        self.image_transform = nn.Linear(self.image_width, width)
+        self.text_transform = nn.Linear(self.text_config.hidden_size, width)
         self.modality = nn.Embedding(2, width)
         self.text_layers = nn.ModuleList([FusionLayer(size) for _ in range(size.num_layers)])
         self.image_layers = nn.ModuleList([FusionLayer(size) for _ in range(size.num_layers)])
@@ -139,6 +141,21 @@ class CoAttentionNetwork(nn.Module):
                 if isinstance(module, nn.Linear):
                     nn.init.zeros_(module.bias)
 
+    @classmethod
+    def from_configs(cls, vision_config: Any, text_config: Any, size: FusionSize) -> Self:
+        """The network over untrained encoders of these configurations."""
+        with encoders.needing_timm(f"the vision encoder {getattr(vision_config, 'architecture', '')}"):
+            vision = AutoModel.from_config(vision_config)
+        return cls(vision, AutoModel.from_config(text_config), size)
+
+    @property
+    def vision_config(self) -> Any:
+        return self.vision.config
+
+    @property
+    def text_config(self) -> Any:
+        return self.text.config
+
     @property
     def steps(self) -> list[tuple[FusionLayer, FusionLayer]]:
         """The layers of each fusion step, text first."""
@@ -149,24 +166,32 @@ class CoAttentionNetwork(nn.Module):
         """What a student has in common with its teacher: all that comes before the fusion."""
         return [self.vision, self.text, self.image_transform, self.text_transform, self.modality]
 
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """What the vision encoder makes of I images, I x V x its width."""
+        return encoders.vision_tokens(self.vision, pixel_values, self.image_width)
+
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """What the text encoder makes of T captions, T x L x its width."""
+        features: Tensor = self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return features
+
+    def image_stream(self, features: Tensor) -> Tensor:
+        """Image features as they enter the fusion, I x V x D: transformed, with the modality's vector."""
+        tokens: Tensor = self.image_transform(features) + self.modality.weight[IMAGE_ROW]
+        return tokens
+
+    def text_stream(self, features: Tensor) -> Tensor:
+        """Text features as they enter the fusion, T x L x D."""
+        tokens: Tensor = self.text_transform(features) + self.modality.weight[TEXT_ROW]
+        return tokens
+
     def image_tokens(self, pixel_values: Tensor) -> Tensor:
-        """What the fusion sees of I images, I x V x D: the encoder's tokens, transformed, with the modality's vector."""
-        tokens = self.vision(pixel_values=pixel_values).last_hidden_state
-        if tokens.ndim == 4:
-            # A feature map has no class token: the mean over its places is one.
-            places = tokens.flatten(2).transpose(1, 2)
-            tokens = torch.cat([places.mean(dim=1, keepdim=True), places], dim=1)
-        if hasattr(self.vision, "post_layernorm"):
-            # CLIP's, which transformers applies to the class token alone and METER to all.
-            tokens = self.vision.post_layernorm(tokens)
-        transformed: Tensor = self.image_transform(tokens) + self.modality.weight[IMAGE_ROW]
-        return transformed
+        """I images as they enter the fusion, I x V x D."""
+        return self.image_stream(self.image_features(pixel_values))
 
     def text_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """What the fusion sees of T captions, T x L x D."""
-        tokens = self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        transformed: Tensor = self.text_transform(tokens) + self.modality.weight[TEXT_ROW]
-        return transformed
+        """T captions as they enter the fusion, T x L x D."""
+        return self.text_stream(self.text_features(input_ids, attention_mask))
 
     def rank(self, text_BND: Tensor, image_BND: Tensor) -> Tensor:
         """Logits of B pairs from the first tokens of both streams."""
@@ -176,23 +201,13 @@ class CoAttentionNetwork(nn.Module):
 
     def to_table(self) -> dict[str, Any]:
         """What config.json holds."""
-        size = {name: getattr(self.size, name) for name in FusionSize.__dataclass_fields__}
-        return {"vision": self.vision_config.to_dict(), "text": self.text_config.to_dict(), "fusion": size}
+        sides = {"vision": self.vision_config.to_dict(), "text": self.text_config.to_dict()}
+        for told in sides.values():
+            told.pop("_name_or_path", None)  # where the encoder once came from, perhaps a folder of this machine
+        return {**sides, "fusion": dataclasses.asdict(self.size)}
 
 
 def network_from_table(table: Mapping[str, Any]) -> CoAttentionNetwork:
     """The network, untrained, that `CoAttentionNetwork.to_table` describes."""
     vision, text = (AutoConfig.for_model(**table[name]) for name in ("vision", "text"))
-    return CoAttentionNetwork(vision, text, FusionSize(**table["fusion"]))
-
-
-def image_width(config: Any) -> int:
-    """Width of a vision encoder's tokens, or number of channels of its feature map."""
-    for name in ("hidden_size", "num_features"):
-        width = getattr(config, name, None)
-        if width is not None:
-            return int(width)
-    sizes = getattr(config, "hidden_sizes", None)
-    if not sizes:
-        raise ConfigError(f"a {config.model_type} vision encoder does not say how wide its features are")
-    return int(sizes[-1])
+    return CoAttentionNetwork.from_configs(vision, text, FusionSize(**table["fusion"]))

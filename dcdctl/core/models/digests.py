@@ -13,10 +13,10 @@ from dcdctl.core import files
 
 
 def digest_of_model(model: nn.Module, settings: Mapping[str, Any]) -> str:
-    """SHA-256, in hex, of every parameter's name, type, shape and bytes, and of JSON-able settings."""
+    """SHA-256, in hex, of the name, type, shape and bytes of all that a model saves, and of JSON-able settings."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        tensor = parameter.detach().cpu().contiguous()
+    for name, saved in sorted(model.state_dict().items()):
+        tensor = saved.cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     digest.update(files.digest_of(settings).encode())

@@ -15,16 +15,16 @@ from torch.nn import functional
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import coattention_pairs
+from dcdctl.core.models import coattention_pairs, encoders
 from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.coattention import CoAttentionNetwork, FusionLayer, network_from_table
 from dcdctl.core.models.digests import digest_of_model
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import (
+    METER,
     Preprocess,
     check_text_length,
     check_vocabulary,
-    load_image_processor,
     load_tokenizer,
     meter_image_processor,
     num_text_positions,
@@ -65,30 +65,65 @@ class CoAttentionScorer(nn.Module):
         return digest_of_model(self, {**self.settings, **self.preprocess.settings, "network": network})
 
     @property
+    def encoders_digest(self) -> str:
+        """The fingerprint of all that decides what the encoders make of a picture and a caption."""
+        heads = [getattr(config, "num_attention_heads", None) for config in (self.network.vision_config, self.network.text_config)]
+        sides = nn.ModuleDict({"vision": self.network.vision, "text": self.network.text})
+        return digest_of_model(sides, {**self.preprocess.settings, "transform": self.preprocess.image_transform, "heads": heads})
+
+    @property
     def is_frozen(self) -> bool:
-        """Whether the encoders, the transforms and the modality's vectors stay as they are in training: those of the paper's student."""
-        return not self.network.modality.weight.requires_grad
+        """Whether the encoders stay as they are in training, as those of the paper's student do."""
+        return not any(parameter.requires_grad for side in self._encoders for parameter in side.parameters())
+
+    def freeze_encoders(self) -> None:
+        """Leave the encoders as they are in training; what comes after them is trained."""
+        for side in self._encoders:
+            side.requires_grad_(False)
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """As always, except that frozen encoders drop nothing out, so that their output may be computed once."""
+        """As always, except that frozen encoders drop nothing out, so that their output may be computed once, and that BatchNorms keep
+        the statistics they were trained with: those of a batch would make an image's score depend on its neighbours."""
         super().train(mode)
-        if self.is_frozen:
-            self.network.vision.eval()
-            self.network.text.eval()
+        for side in self._encoders:
+            if self.is_frozen:
+                side.eval()
+            for module in side.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         return self
 
-    def forward(self, images: ImageBatch, texts: TextBatch, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
+    @property
+    def _encoders(self) -> tuple[nn.Module, nn.Module]:
+        return self.network.vision, self.network.text
+
+    def forward(self, images: ImageBatch | States, texts: TextBatch | States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs of a batch."""
         return self.score_pairs(self.encode_images(images), self.encode_texts(texts), image_ix_P, text_ix_P)
 
-    def encode_images(self, images: ImageBatch) -> States:
-        """The image stream as it enters the fusion, I x V x D."""
-        tokens = self.network.image_tokens(images.pixel_values)
-        return States(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
+    def image_features(self, images: ImageBatch) -> States:
+        """What the vision encoder makes of images, I x V x its width."""
+        features = self.network.image_features(images.pixel_values)
+        return States(features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device))
 
-    def encode_texts(self, texts: TextBatch) -> States:
-        """The text stream as it enters the fusion, T x L x D."""
-        return States(self.network.text_tokens(texts.input_ids, texts.attention_mask), texts.attention_mask.bool())
+    def text_features(self, texts: TextBatch) -> States:
+        """What the text encoder makes of captions, T x L x its width."""
+        return States(self.network.text_features(texts.input_ids, texts.attention_mask), texts.attention_mask.bool())
+
+    def encode_images(self, images: ImageBatch | States) -> States:
+        """The image stream as it enters the fusion, I x V x D, of images or of their features."""
+        features = self.image_features(images) if isinstance(images, ImageBatch) else images
+        return States(self.network.image_stream(self._in_own_type(features.tokens)), features.mask)
+
+    def encode_texts(self, texts: TextBatch | States) -> States:
+        """The text stream as it enters the fusion, T x L x D, of captions or of their features."""
+        features = self.text_features(texts) if isinstance(texts, TextBatch) else texts
+        return States(self.network.text_stream(self._in_own_type(features.tokens)), features.mask)
+
+    def _in_own_type(self, features: Tensor) -> Tensor:
+        """Features from disk are float16."""
+        return features.to(self.network.modality.weight.dtype)
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`."""
@@ -104,7 +139,7 @@ class CoAttentionScorer(nn.Module):
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write config.json and the weights."""
-        state = {name: tensor.half() if half else tensor for name, tensor in self.network.state_dict().items()}
+        state = _in_type(self.network.state_dict(), torch.float16 if half else torch.float32)
         files.write_json(folder / "config.json", {"model_type": MODEL_TYPE, **self.network.to_table()})
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
 
@@ -114,21 +149,22 @@ def from_folder(folder: Path, overrides: Mapping[str, Any], told: Mapping[str, A
     wanted = read_overrides(overrides)
     table: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     with reaching(str(folder), hint="save the model again"):
-        weights = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
-    processor = load_image_processor(str(folder))
+        weights = _in_type(load_file(folder / WEIGHTS_FILE), torch.float32)
     if wanted.image_size is not None:
-        if POSITIONS not in weights:
+        if told["image_transform"] != METER:
             raise ModelError(f"{folder} has a {table['vision']['model_type']} vision encoder, whose image size cannot be changed")
         check_image_size(wanted.image_size, table["vision"]["patch_size"])
         table["vision"]["image_size"] = wanted.image_size
         weights[POSITIONS] = resize_positions(weights[POSITIONS], wanted.image_size // table["vision"]["patch_size"])
-        processor = meter_image_processor(wanted.image_size)
     if wanted.num_attention_heads is not None:
         table["fusion"]["num_heads"] = wanted.num_attention_heads
     if wanted.text.num_attention_heads is not None:
         table["text"]["num_attention_heads"] = wanted.text.num_attention_heads
     network = network_from_table(table)
     load_weights(network, weights, folder)
+    processor = encoders.load_processor(str(folder), network.vision_config)
+    if wanted.image_size is not None:
+        processor = meter_image_processor(wanted.image_size)
     tokenizer = load_tokenizer(wanted.tokenizer or str(folder))
     check_vocabulary(tokenizer, network.text_config.vocab_size)
     length = check_text_length(wanted.max_text_len or told["max_text_len"], num_text_positions(network.text_config))
@@ -136,15 +172,19 @@ def from_folder(folder: Path, overrides: Mapping[str, Any], told: Mapping[str, A
     return CoAttentionScorer(network, preprocess)
 
 
+def _in_type(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
 def load_weights(network: CoAttentionNetwork, weights: Mapping[str, Tensor], source: object) -> list[str]:
     """Put the weights into the network; names it has no use for. ModelError names what is missing or of another shape."""
-    own = dict(network.named_parameters())
+    own = network.state_dict()
     check_complete(source, set(own) - set(weights), "a co-attention scorer")
-    for name, parameter in own.items():
-        if weights[name].shape != parameter.shape:
-            found, wanted = tuple(weights[name].shape), tuple(parameter.shape)
+    for name, tensor in own.items():
+        if weights[name].shape != tensor.shape:
+            found, wanted = tuple(weights[name].shape), tuple(tensor.shape)
             raise ModelError(f"{source}: {name} is {found}, but {wanted} is wanted")
-    network.load_state_dict({name: weights[name] for name in own}, strict=False)
+    network.load_state_dict({name: weights[name] for name in own})
     return sorted(set(weights) - set(own))
 
 

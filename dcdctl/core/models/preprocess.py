@@ -18,7 +18,14 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessorPil, ViltImageProcessorPil, ViTImageProcessorPil
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    TimmWrapperImageProcessor,
+    ViltImageProcessorPil,
+    ViTImageProcessorPil,
+)
 from transformers.utils import logging
 
 from dcdctl.core.errors import ModelError
@@ -30,7 +37,7 @@ VILT_SIZE_DIVISOR = 32
 """Sides are cut to multiples of this, as in the released transform."""
 _SETTINGS = (
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
-    *("do_normalize", "image_mean", "image_std", "do_pad", "size_divisor"),
+    *("do_normalize", "image_mean", "image_std", "do_pad", "size_divisor", "data_config"),
 )
 
 
@@ -71,6 +78,8 @@ class Preprocess:
     @property
     def image_size_px(self) -> int:
         """The shorter side of a resized image."""
+        if self._is_timm:
+            return int(self.image_processor.data_config["input_size"][-1])
         size = dict(self.image_processor.size)
         return int(size.get("shortest_edge") or size.get("height") or min(value for value in size.values() if value))
 
@@ -86,7 +95,12 @@ class Preprocess:
     def save(self, folder: Path) -> None:
         """Write the tokenizer's and the image processor's files."""
         self.tokenizer.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
+        if not self._is_timm:  # it follows from the vision encoder's configuration, and has no file
+            self.image_processor.save_pretrained(folder)
+
+    @property
+    def _is_timm(self) -> bool:
+        return isinstance(self.image_processor, TimmWrapperImageProcessor)
 
     @cached_property
     def _is_vilt(self) -> bool:
@@ -243,7 +257,7 @@ def _meter_crop(image: Image.Image, side: int, resample: Image.Resampling) -> Im
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, int | float | str | bool):
+    if isinstance(value, int | float | str | bool | None):
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]

@@ -138,12 +138,12 @@ class FusionScorer(_Module, Protocol):
     @property
     def digest(self) -> str: ...
 
-    def encode_images(self, images: ImageBatch) -> States:
-        """Everything about I images that no caption changes."""
+    def encode_images(self, images: ImageBatch | States) -> States:
+        """Everything about I images that no caption changes; of a scorer with encoders of its own, from their features as well."""
         ...
 
-    def encode_texts(self, texts: TextBatch) -> States:
-        """Everything about T captions that no image changes."""
+    def encode_texts(self, texts: TextBatch | States) -> States:
+        """Everything about T captions that no image changes, likewise."""
         ...
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:

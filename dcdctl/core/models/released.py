@@ -13,11 +13,12 @@ from transformers import ViltConfig
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import released_meter
-from dcdctl.core.models.checkpoint import check_complete, ranking_head, read_checkpoint
+from dcdctl.core.models.checkpoint import check_complete, preprocess_as_told, ranking_head
 from dcdctl.core.models.meter import CoAttentionScorer
 from dcdctl.core.models.overrides import Overrides, check_no_text_encoder, read_overrides
-from dcdctl.core.models.preprocess import Preprocess, check_text_length, check_vocabulary, load_tokenizer, vilt_image_processor
-from dcdctl.core.models.vilt import BLOCK_EPS, MAX_TEXT_LEN, ViltScorer, build_network
+from dcdctl.core.models.preprocess import vilt_image_processor
+from dcdctl.core.models.unpickling import read_checkpoint
+from dcdctl.core.models.vilt import BLOCK_EPS, ViltScorer, build_network
 
 TOKENIZER = "bert-base-uncased"
 BASE_WIDTH, BASE_HEADS = 768, 12
@@ -60,14 +61,8 @@ def _from_vilt(state: Mapping[str, Tensor], hyper: Mapping[str, Any], wanted: Ov
     network = build_network(config)
     missing, unexpected = network.load_state_dict(weights, strict=False)
     check_complete(path, missing, "a ViLT scorer")
-    tokenizer = load_tokenizer(wanted.tokenizer or TOKENIZER)
-    check_vocabulary(tokenizer, config.vocab_size)
-    length = wanted.max_text_len or hyper.get("max_text_len") or min(MAX_TEXT_LEN, config.max_position_embeddings)
-    preprocess = Preprocess(
-        tokenizer=tokenizer,
-        image_processor=vilt_image_processor(wanted.image_size or hyper.get("image_size") or config.image_size),
-        max_text_len=check_text_length(int(length), config.max_position_embeddings),
-    )
+    processor = vilt_image_processor(wanted.image_size or hyper.get("image_size") or config.image_size)
+    preprocess = preprocess_as_told(wanted, hyper, config, processor, tokenizer=TOKENIZER)
     return ViltScorer(network, preprocess, tuple(sorted([*unused, *unexpected])))
 
 

@@ -15,17 +15,17 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, RobertaConfig
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.checkpoint import ranking_head
+from dcdctl.core.models.checkpoint import preprocess_as_told, ranking_head
 from dcdctl.core.models.coattention import CoAttentionNetwork, FusionSize
 from dcdctl.core.models.meter import POSITIONS, CoAttentionScorer, check_image_size, load_weights, resize_positions
 from dcdctl.core.models.overrides import Overrides
-from dcdctl.core.models.preprocess import METER, Preprocess, check_text_length, check_vocabulary, load_tokenizer, meter_image_processor
+from dcdctl.core.models.preprocess import METER, meter_image_processor
 
 TOKENIZER = "roberta-base"
-IMAGE_SIZE, MAX_TEXT_LEN = 384, 40
+IMAGE_SIZE = 384
 """Of retrieval, where a file does not say."""
 CLIP_HEAD_WIDTH = 64
-PAD_TOKEN, RESERVED_POSITIONS = 1, 2
+PAD_TOKEN = 1
 STUDENT = "stu_"
 _FUSION = ("cross_modal_text_layers.", "cross_modal_image_layers.", "cross_modal_text_pooler.", "cross_modal_image_pooler.", "rank_output.")
 _PREFIXES = {
@@ -81,17 +81,10 @@ def from_state(state: Mapping[str, Tensor], hyper: Mapping[str, Any], wanted: Ov
     image_size = wanted.image_size or int(hyper.get("image_size") or IMAGE_SIZE)
     vision, text, size = _configs(weights, hyper, wanted, image_size, path)
     weights[POSITIONS] = resize_positions(weights[POSITIONS], image_size // vision.patch_size)
-    network = CoAttentionNetwork(vision, text, size)
+    network = CoAttentionNetwork.from_configs(vision, text, size)
     unknown = load_weights(network, weights, path)
-    tokenizer = load_tokenizer(wanted.tokenizer or TOKENIZER)
-    check_vocabulary(tokenizer, text.vocab_size)
-    length = wanted.max_text_len or int(hyper.get("max_text_len") or MAX_TEXT_LEN)
-    preprocess = Preprocess(
-        tokenizer=tokenizer,
-        image_processor=meter_image_processor(image_size),
-        max_text_len=check_text_length(length, text.max_position_embeddings - RESERVED_POSITIONS),
-        image_transform=METER,
-    )
+    processor = meter_image_processor(image_size)
+    preprocess = preprocess_as_told(wanted, hyper, text, processor, tokenizer=TOKENIZER, image_transform=METER)
     return CoAttentionScorer(network, preprocess, tuple(sorted([*unused, *unknown])))
 
 

@@ -1,15 +1,15 @@
 """ViLT as a fusion scorer: transformers' weights, our own forward pass.
 
 The forward pass differs from transformers' in what it does not do: it draws nothing from the random state (patches keep their
-order and masked ones stay masked), embeds each image and caption once however many pairs they are in, and in the last layer
-follows only the class token. The scores are equal; `score` is the plain way.
+order and masked ones stay masked), embeds each image and caption once however many pairs they are in, projects them once for the
+first layer's attention, and in the last layer follows only the class token. The scores are equal; `score` is the plain way.
 
 Shape letters: I images, T texts, P pairs, B aligned pairs, L text tokens, V image tokens (class token first), N = L + V, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.nn import functional
 from transformers import ViltConfig, ViltForImageAndTextRetrieval
 
 from dcdctl.core.errors import ConfigError
+from dcdctl.core.models import vilt_layers
 from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.digests import digest_of_model
 from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
@@ -98,8 +99,10 @@ class ViltScorer(nn.Module):
         """Logits of P pairs of a batch."""
         return self.score_pairs(self.encode_images(images), self.encode_texts(texts), image_ix_P, text_ix_P)
 
-    def encode_images(self, images: ImageBatch) -> States:
-        """Embedded images I x V x D: class token, then the patches that lie in the image, row by row."""
+    def encode_images(self, images: ImageBatch | States) -> States:
+        """Embedded images I x V x D: class token, then the patches that lie in the image, row by row. ValueError for features."""
+        if isinstance(images, States):
+            raise ValueError("a ViLT has no image encoder whose features it could take")
         embeddings = self.network.vilt.embeddings
         pixel_mask = _area(images.pixel_values) if images.pixel_mask is None else images.pixel_mask
         patches_IDhw = embeddings.patch_embeddings(images.pixel_values)
@@ -110,8 +113,10 @@ class ViltScorer(nn.Module):
         tokens = embeddings.dropout(torch.cat([first, tokens], dim=1)) + embeddings.token_type_embeddings.weight[IMAGE_ROW]
         return States(tokens, functional.pad(mask, (1, 0), value=True))
 
-    def encode_texts(self, texts: TextBatch) -> States:
-        """Embedded captions T x L x D."""
+    def encode_texts(self, texts: TextBatch | States) -> States:
+        """Embedded captions T x L x D. ValueError for features."""
+        if isinstance(texts, States):
+            raise ValueError("a ViLT has no text encoder whose features it could take")
         embeddings = self.network.vilt.embeddings
         length, most = texts.input_ids.shape[1], self.network.config.max_position_embeddings
         if length > most:
@@ -121,27 +126,32 @@ class ViltScorer(nn.Module):
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`."""
-        *layers, last = self.layers
-        tokens_PND, mask = self._through(layers, images, texts, image_ix_P, text_ix_P)
-        class_P1D = _run_layer(last, tokens_PND, mask, num_queries=1)
+        class_P1D = self._through(images, texts, image_ix_P, text_ix_P, num_queries=1)
         vilt = self.network.vilt
         return self.network.rank_output(vilt.pooler(vilt.layernorm(class_P1D))).squeeze(-1)
 
     def fuse(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """The tokens of P pairs after all layers and the final norm, P x N x D: text first, then image."""
-        tokens_PND, _ = self._through(self.layers, images, texts, image_ix_P, text_ix_P)
-        return self.network.vilt.layernorm(tokens_PND)
+        return self.network.vilt.layernorm(self._through(images, texts, image_ix_P, text_ix_P))
 
-    def _through(
-        self, layers: Iterable[nn.Module], images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        left, right = texts.take(text_ix_P), images.take(image_ix_P)
-        mask_PN = torch.cat([left.mask, right.mask], dim=1)
-        mask = None if bool(mask_PN.all()) else mask_PN[:, None, None, :]
-        tokens_PND = torch.cat([left.tokens, right.tokens], dim=1)
-        for layer in layers:
-            tokens_PND = _run_layer(layer, tokens_PND, mask)
-        return tokens_PND, mask
+    def _through(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor, num_queries: int | None = None) -> Tensor:
+        """The first `num_queries` tokens of P pairs after all layers."""
+        used_texts, text_at_P = text_ix_P.unique(return_inverse=True)
+        used_images, image_at_P = image_ix_P.unique(return_inverse=True)
+        left, right = texts.take(used_texts), images.take(used_images)
+        mask_PN = torch.cat([left.mask[text_at_P], right.mask[image_at_P]], dim=1)
+        mask = None if bool(mask_PN.all()) else mask_PN
+        tokens_PND = torch.cat([left.tokens[text_at_P], right.tokens[image_at_P]], dim=1)
+        for i, layer in enumerate(self.layers):
+            count = num_queries if i == len(self.layers) - 1 else None
+            if i == 0:
+                # Here no token has met the other side's: one projection an image and a caption, however many pairs they are in.
+                sides = zip(vilt_layers.project(layer, left.tokens), vilt_layers.project(layer, right.tokens), strict=True)
+                projected = [torch.cat([text[text_at_P], image[image_at_P]], dim=2) for text, image in sides]
+                tokens_PND = vilt_layers.finish(layer, tokens_PND, vilt_layers.attend(layer, projected, mask, count))
+            else:
+                tokens_PND = vilt_layers.run(layer, tokens_PND, mask, count)
+        return tokens_PND
 
     def score(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
         """Logits of B aligned pairs through transformers' own forward pass; the oracle, for evaluation."""
@@ -185,25 +195,6 @@ def _pack(tokens_IND: Tensor, valid_IN: Tensor) -> tuple[Tensor, Tensor]:
         return tokens_IND, valid_IN
     order = valid_IN.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(valid_IN.sum(dim=1).max())]
     return tokens_IND.gather(1, order[..., None].expand(-1, -1, tokens_IND.shape[2])), valid_IN.gather(1, order)
-
-
-def _run_layer(layer: Any, tokens_PND: Tensor, mask: Tensor | None, num_queries: int | None = None) -> Tensor:
-    """One pre-norm block; with `num_queries`, only for the first tokens, which still attend to all."""
-    attention = layer.attention.attention
-    normed = layer.layernorm_before(tokens_PND)
-
-    def heads(projection: nn.Module, states: Tensor) -> Tensor:
-        return projection(states).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
-
-    context = functional.scaled_dot_product_attention(
-        heads(attention.query, normed[:, :num_queries]),
-        heads(attention.key, normed),
-        heads(attention.value, normed),
-        attn_mask=mask,
-        dropout_p=attention.dropout.p if attention.training else 0.0,
-    )
-    tokens = tokens_PND[:, :num_queries] + layer.attention.output(context.transpose(1, 2).flatten(2), None)
-    return layer.output(layer.intermediate(layer.layernorm_after(tokens)), tokens)
 
 
 def new_vilt(size: ViltSize, tokenizer: Any, seed: int = 0) -> ViltScorer:

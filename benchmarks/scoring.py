@@ -1,0 +1,200 @@
+"""How much faster a fusion model's pairs are scored factorised than each from its pixels and tokens.
+
+    python benchmarks/scoring.py [--captions 64] [--repeats 3] [--threads 2] [--device cpu] [--models meter-6 meter-3 vilt-b32]
+
+Full-size models with random weights, one image against N captions. Plain: `score` encodes the image and the caption of every pair, captions
+padded to 40 tokens as released. Factorised: the image once, each caption once and unpadded, then `score_pairs`. Both ways take turns,
+each model in a process of its own; rates are medians. bfloat16 is timed, factorised, where the processor has it. Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPVisionConfig, RobertaConfig, ViltConfig
+from transformers.utils import logging
+
+from dcdctl.core import devices, models, scoring
+from dcdctl.core.models import CoAttentionNetwork, CoAttentionScorer, FusionSize, ImageBatch, TextBatch, ViltScorer
+from dcdctl.core.models.vilt import BLOCK_EPS, build_network
+
+RELEASED_TEXT_LEN = 40
+PLAIN_BATCH = 4
+"""Pairs that the plain way takes at a time; larger batches were not faster on a CPU."""
+MiB = 2**20
+
+
+def meter(num_layers: int) -> CoAttentionScorer:
+    """METER with 11 blocks of CLIP ViT-B/16 at 384 px and RoBERTa-base, random weights."""
+    vision = CLIPVisionConfig(
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=11,
+        num_attention_heads=12,
+        image_size=384,
+        patch_size=16,
+        hidden_act="quick_gelu",
+    )
+    text = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
+    return CoAttentionScorer(CoAttentionNetwork.from_configs(vision, text, FusionSize(num_layers=num_layers)), None)  # type: ignore[arg-type]
+
+
+def vilt() -> ViltScorer:
+    """ViLT-B/32, random weights."""
+    return ViltScorer(build_network(ViltConfig(max_position_embeddings=40, layer_norm_eps=BLOCK_EPS)), None)  # type: ignore[arg-type]
+
+
+MODELS: dict[str, tuple[Callable[[], Any], tuple[int, int]]] = {
+    "meter-6": (lambda: meter(6), (384, 384)),
+    "meter-3": (lambda: meter(3), (384, 384)),
+    # A photo of 4 to 3, its shorter side 384 px.
+    "vilt-b32": (vilt, (384, 512)),
+}
+
+
+def main() -> None:
+    """Run each model in its own process, or the one named by --only in this one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--captions", type=int, default=64)
+    parser.add_argument("--text-len", type=int, default=16, help="tokens of a caption, specials counted")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--plain-pairs", type=int, default=8, help="pairs that the plain way is timed on")
+    parser.add_argument("--batch-size", type=int, default=16, help="pairs at a time, factorised")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--only", choices=MODELS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only is not None:
+        sys.stdout.write(json.dumps(measure(options.only, options)) + "\n")
+        return
+    results = {}
+    for name in options.models:
+        command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
+        found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        results[name] = json.loads(found.stdout.splitlines()[-1])
+        sys.stdout.write(f"{describe(name, results[name])}\n")
+        sys.stdout.flush()
+    setting = {name: getattr(options, name) for name in ("captions", "text_len", "batch_size", "threads", "device")}
+    sys.stdout.write(json.dumps({"machine": processor(), "torch": torch.__version__, **setting, "models": results}) + "\n")
+
+
+def describe(name: str, found: dict[str, Any]) -> str:
+    lines = [f"{name}: {found['speed_up']:.2f}x, largest difference {found['largest_difference']:.1e}"]
+    lines += [
+        f"  {way['name']:<22} {way['pairs_per_s']:8.2f} pairs/s   peak memory {way['peak_mib']:,.0f} MiB" for way in found["ways"].values()
+    ]
+    return "\n".join(lines)
+
+
+@torch.inference_mode()
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Pairs per second of each way, and how far their scores differ."""
+    logging.set_verbosity_error()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    make, size = MODELS[name]
+    device = devices.choose(options.device)
+    scorer = make().to(device).eval()
+    image = torch.randn(1, 3, *size, device=device)
+    ids = torch.randint(5, 1000, (options.captions, options.text_len), device=device)
+    ways: dict[str, tuple[Callable[[], Tensor], int]] = {
+        "plain": (lambda: plain(scorer, image, ids[: options.plain_pairs]), options.plain_pairs),
+        "factorised": (lambda: factorised(scorer, image, ids, options.batch_size), options.captions),
+    }
+    if has_bfloat16(device):
+        ways["factorised bfloat16"] = lambda: in_bfloat16(scorer, image, ids, options.batch_size), options.captions
+    scores = {way: work().float().cpu() for way, (work, _) in ways.items()}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    peaks = dict.fromkeys(ways, 0.0)
+    for _ in range(options.repeats):
+        for way, (work, _) in ways.items():
+            reset_peak(device)
+            seconds[way].append(timed(work, device))
+            peaks[way] = max(peaks[way], peak_mib(device))
+    rates = {way: count / statistics.median(seconds[way]) for way, (_, count) in ways.items()}
+    difference = (scores["factorised"][: options.plain_pairs] - scores["plain"]).abs().max().item()
+    return {
+        "speed_up": rates["factorised"] / rates["plain"],
+        "speed_up_bfloat16": rates["factorised bfloat16"] / rates["plain"] if "factorised bfloat16" in rates else None,
+        "largest_difference": difference,
+        "ways": {way: {"name": way, "pairs_per_s": rate, "peak_mib": peaks[way]} for way, rate in rates.items()},
+    }
+
+
+def plain(scorer: models.FusionScorer, image: Tensor, ids: Tensor) -> Tensor:
+    """Each pair for itself, as released: pixels and 40 tokens in, a score out."""
+    padded = torch.nn.functional.pad(ids, (0, RELEASED_TEXT_LEN - ids.shape[1]), value=1)
+    mask = torch.zeros_like(padded)
+    mask[:, : ids.shape[1]] = 1
+    chunks = zip(padded.split(PLAIN_BATCH), mask.split(PLAIN_BATCH), strict=True)
+    return torch.cat([scorer.score(image.expand(len(some), -1, -1, -1).contiguous(), some, real) for some, real in chunks])
+
+
+def factorised(scorer: models.FusionScorer, image: Tensor, ids: Tensor, batch_size: int) -> Tensor:
+    """The image once, each caption once, then the pairs."""
+    images, texts = scorer.encode_images(ImageBatch(image)), scorer.encode_texts(TextBatch(ids, torch.ones_like(ids)))
+    text_ix = torch.arange(len(ids), device=ids.device)
+    return scoring.score_block(scorer, images, texts, torch.zeros_like(text_ix), text_ix, batch_size)
+
+
+def in_bfloat16(scorer: models.FusionScorer, image: Tensor, ids: Tensor, batch_size: int) -> Tensor:
+    with torch.autocast(image.device.type, torch.bfloat16):
+        return factorised(scorer, image, ids, batch_size)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the processor itself computes in bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let the peak be counted from here, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif (file := Path("/proc/self/clear_refs")).exists():
+        file.write_text("5", encoding="ascii")
+
+
+def peak_mib(device: torch.device) -> float:
+    """Most memory held since the last reset, the weights included; of the whole process where the peak cannot be reset."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MiB
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MiB if sys.platform == "darwin" else 1024)
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].partition(":")[2].strip() if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()
