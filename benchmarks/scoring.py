@@ -48,12 +48,12 @@ def meter(num_layers: int) -> CoAttentionScorer:
         hidden_act="quick_gelu",
     )
     text = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
-    return CoAttentionScorer(CoAttentionNetwork.from_configs(vision, text, FusionSize(num_layers=num_layers)), None)  # type: ignore[arg-type]
+    return CoAttentionScorer(CoAttentionNetwork.from_configs(vision, text, FusionSize(num_layers=num_layers)), None)
 
 
 def vilt() -> ViltScorer:
     """ViLT-B/32, random weights."""
-    return ViltScorer(build_network(ViltConfig(max_position_embeddings=40, layer_norm_eps=BLOCK_EPS)), None)  # type: ignore[arg-type]
+    return ViltScorer(build_network(ViltConfig(max_position_embeddings=40, layer_norm_eps=BLOCK_EPS)), None)
 
 
 MODELS: dict[str, tuple[Callable[[], Any], tuple[int, int]]] = {

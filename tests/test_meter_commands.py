@@ -78,3 +78,23 @@ def test_a_student_of_a_meter_is_distilled_from_its_cache(scenes_corpus_dir, con
     old, new = teacher.network.text_layers[1].feed_forward.up.weight, student.network.text_layers[0].feed_forward.up.weight
     assert not old.equal(new)
     assert teacher.network.vision.embeddings.class_embedding.equal(student.network.vision.embeddings.class_embedding)
+
+
+def test_features_on_disk_serve_eval_the_cache_and_the_student(scenes_corpus_dir, converted, tmp_path):
+    root = tmp_path / "features"
+    data = ["--data", scenes_corpus_dir, "--max-images", 8, "--features", root, *CPU]
+    evaluated = run_cli("eval", converted, "--json", *data)
+    assert evaluated.exit_code == 0, evaluated.stderr
+    assert json.loads(evaluated.stdout)["protocol"]["features"] == "float16"
+    cached = run_cli("cache-teacher", "--teacher", converted, "--out", tmp_path / "cache", "--set", "candidates.per_query=4", *data)
+    assert cached.exit_code == 0, cached.stderr
+    assert "encode 8 images, 40 captions to 0.00 GB" in cached.stderr
+    sets = ["model.layers=[1]", "batch.size=4", "batch.drawn_negatives=4", "batch.hard_negatives=2", "optimizer.steps=1"]
+    words = ["--teacher", converted, "--cache", tmp_path / "cache", *[word for one in sets for word in ("--set", one)]]
+    distilled = run_cli("distill", "meter-flickr30k", "--out", tmp_path / "run", *words, *data)
+    assert distilled.exit_code == 0, distilled.stderr
+    assert "encode" not in distilled.stderr
+    assert [path.name.partition("-")[0] for path in sorted(root.iterdir())] == ["test", "train"]
+    refused = run_cli("distill", "meter-flickr30k", "--out", tmp_path / "other", *words, "--set", "model.layers=[]", *data)
+    assert refused.exit_code == 1
+    assert "--features keeps what the encoders give, and here they are trained" in refused.stderr

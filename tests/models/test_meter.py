@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import official
 import pytest
 import torch
 from byte_level import byte_level_bpe
+from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import CLIPVisionConfig, RobertaConfig
@@ -16,8 +18,9 @@ from transformers import CLIPVisionConfig, RobertaConfig
 from dcdctl.core import models
 from dcdctl.core.config import to_table
 from dcdctl.core.errors import ConfigError, ModelError
-from dcdctl.core.models import CoAttentionNetwork, CoAttentionScorer, FusionSize, ImageBatch, TextBatch
+from dcdctl.core.models import CoAttentionNetwork, CoAttentionScorer, FusionSize, ImageBatch, TextBatch, released_meter
 from dcdctl.core.models.coattention import network_from_table
+from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.released_meter import to_network
 from dcdctl.core.recipe import OptimizerConfig
 from dcdctl.core.training import make_optimizer
@@ -157,7 +160,7 @@ def _ids(texts):
     return texts.input_ids, texts.attention_mask
 
 
-@pytest.mark.parametrize("num_layers", [1, 2, 3, 6])
+@pytest.mark.parametrize("num_layers", range(1, 7))
 @pytest.mark.parametrize(("width", "num_heads"), [(32, 1), (48, 4), (96, 12)])
 @pytest.mark.parametrize("image_size", [8, 48])
 @torch.no_grad()
@@ -200,3 +203,20 @@ def test_a_table_describes_a_network():
     network = official.load_meter("meter_tiny_a").network
     again = network_from_table(json.loads(json.dumps(network.to_table())))
     assert {name: p.shape for name, p in again.named_parameters()} == {name: p.shape for name, p in network.named_parameters()}
+
+
+@torch.no_grad()
+def test_a_full_size_checkpoint_at_384_px_scores_a_pair(words):
+    shapes = official.told("meter_full_384_keys")["keys"]
+    generator = torch.Generator().manual_seed(0)
+    state = {key: torch.empty(shape).normal_(std=0.03, generator=generator) for key, shape in shapes.items()}
+    scorer = released_meter.from_state(state, {}, read_overrides({"tokenizer": words}), Path("full.ckpt"))
+    del state
+    assert (len(scorer.layers), scorer.preprocess.image_size_px, scorer.preprocess.max_text_len) == (6, 384, 40)
+    images = scorer.preprocess.images([Image.effect_noise((500, 375), 90)])
+    texts = scorer.preprocess.texts(["a large red circle", "the star"])
+    assert images.pixel_values.shape == (1, 3, 384, 384)
+    first = torch.tensor([0])
+    pair = scorer(images, texts, first, first)
+    assert_close(pair, scorer.score(images.pixel_values, texts.input_ids[:1], texts.attention_mask[:1]), rtol=1e-5, atol=1e-5)
+    assert pair.isfinite().all()

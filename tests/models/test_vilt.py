@@ -93,6 +93,24 @@ def test_a_score_does_not_depend_on_what_else_is_in_the_batch(vilt, pictures, ca
     assert together.std() > 0.1
 
 
+@pytest.mark.parametrize("num_layers", range(1, 7))
+@pytest.mark.parametrize(("width", "num_heads"), [(8, 1), (24, 3), (48, 12)])
+@torch.no_grad()
+def test_pairs_of_any_shape_score_as_each_alone(num_layers, width, num_heads, tokenizer, pictures, captions):
+    size = ViltSize(
+        hidden_size=width, num_hidden_layers=num_layers, num_attention_heads=num_heads, intermediate_size=16, image_size=32, patch_size=8
+    )
+    vilt = models.new_vilt(size, tokenizer, seed=num_layers)
+    for parameter in vilt.parameters():
+        parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(num_layers))
+    images, texts = vilt.preprocess.images(pictures), vilt.preprocess.texts(captions)
+    image_ix, text_ix = torch.tensor([2, 0, 1, 2, 0, 2]), torch.tensor([3, 0, 3, 1, 2, 3])
+    whole = images.pixel_values[image_ix], texts.input_ids[text_ix], texts.attention_mask[text_ix], images.pixel_mask[image_ix]
+    expected = vilt.score(*whole)
+    assert_close(vilt(images, texts, image_ix, text_ix), expected, **TOLERANCE)
+    assert_close(vilt(images, texts, image_ix[:1], text_ix[:1]), expected[:1], **TOLERANCE)
+
+
 @torch.no_grad()
 def test_scores_are_bit_identical_whatever_the_seed_and_leave_the_random_state_alone(vilt, pictures, captions):
     images, texts = vilt.preprocess.images(pictures), vilt.preprocess.texts(captions[:3])
@@ -170,6 +188,13 @@ def test_a_new_model_is_the_same_for_the_same_seed_only_and_draws_nothing(tokeni
 def test_a_new_model_tells_patches_apart(tokenizer):
     table = models.new_vilt(ViltSize(), tokenizer).network.vilt.embeddings.position_embeddings
     assert table.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_features_are_a_wrong_call(vilt):
+    states = States(torch.ones(1, 2, 32), torch.ones(1, 2, dtype=torch.bool))
+    for encode in (vilt.encode_images, vilt.encode_texts):
+        with pytest.raises(ValueError, match="whose features it could take"):
+            encode(states)
 
 
 def test_too_long_a_caption_is_a_wrong_call(vilt):

@@ -21,7 +21,7 @@ def scorer_over(vision_ref: str, text_ref: str, size: FusionSize, *, max_text_le
     model the side is taken. The same weights for the same seed, the global random state untouched. ModelError if they do not go together.
     """
     vision, text = encoders.load_vision(vision_ref), encoders.load_text(text_ref)
-    tokenizer = load_tokenizer(text_ref)
+    tokenizer = load_tokenizer(text_ref, "model.text wants a text model with its tokenizer")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network = CoAttentionNetwork(vision, text, size)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, TimmWrapperImageProcessor
 
 from dcdctl.core.errors import ModelError
+from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.preprocess import load_image_processor, reaching
 
 TIMM = "timm_wrapper"
@@ -23,19 +24,27 @@ TIMM = "timm_wrapper"
 
 def load_vision(ref: str) -> nn.Module:
     """The pretrained vision encoder of a folder or Hub id: a backbone, or the vision side of a CLIP-like model."""
-    return _load(ref, "vision_config")
+    return _load(ref, "vision_config", "pixel_values")
 
 
 def load_text(ref: str) -> nn.Module:
     """The pretrained text encoder of a folder or Hub id, or the text side of a CLIP-like model."""
-    return _load(ref, "text_config")
+    return _load(ref, "text_config", "input_ids")
 
 
-def _load(ref: str, side: str) -> nn.Module:
+def _load(ref: str, side: str, wanted: str) -> nn.Module:
     with reaching(ref, hint="name a folder or Hub id of an encoder of transformers or timm"), needing_timm(ref):
         config = AutoConfig.from_pretrained(ref)
-        encoder: nn.Module = AutoModel.from_pretrained(ref, config=getattr(config, side, config), dtype=torch.float32)
-    return encoder
+        encoder, report = AutoModel.from_pretrained(
+            ref, config=getattr(config, side, config), dtype=torch.float32, output_loading_info=True
+        )
+    check_complete(ref, (name for name in report["missing_keys"] if not name.startswith("pooler.")), "its encoder")
+    if encoder.main_input_name != wanted:
+        raise ModelError(
+            f"{ref} is a {encoder.config.model_type} model and reads {encoder.main_input_name}, wanted one that reads {wanted}"
+        )
+    loaded: nn.Module = encoder
+    return loaded
 
 
 def load_processor(ref: str, config: Any) -> Any:

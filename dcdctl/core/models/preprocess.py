@@ -180,10 +180,14 @@ def square_image_processor(image_size: int, mean: float = 0.5, std: float = 0.5)
     return ViTImageProcessorPil(size=size, resample=Image.Resampling.BICUBIC, image_mean=[mean] * 3, image_std=[std] * 3)
 
 
-def load_tokenizer(ref: str) -> Any:
-    """The tokenizer of a folder or a Hub id; ModelError says how to name another."""
-    with reaching(ref, hint="name a tokenizer with `--model-set tokenizer=FOLDER`"):
-        return AutoTokenizer.from_pretrained(ref)
+def load_tokenizer(ref: str, hint: str = "name a tokenizer with `--model-set tokenizer=FOLDER`") -> Any:
+    """The tokenizer of a folder or a Hub id; ModelError where there is none."""
+    with reaching(ref, hint=hint):
+        tokenizer = AutoTokenizer.from_pretrained(ref)
+    # Of a folder without a vocabulary transformers makes a tokenizer that knows no word.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ModelError(f"{ref} holds no tokenizer's vocabulary", hint=hint)
+    return tokenizer
 
 
 def load_image_processor(ref: str) -> Any:
@@ -201,6 +205,10 @@ def check_text_length(wanted: int, most: int) -> int:
 
 def num_text_positions(config: Any) -> int:
     """Tokens of a caption that a text encoder has positions for."""
+    if not hasattr(config, "max_position_embeddings"):
+        raise ModelError(
+            f"a {config.model_type} text encoder does not say how many tokens it reads", hint="take one such as BERT or RoBERTa"
+        )
     # RoBERTa counts positions from behind the padding's.
     reserved = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
     return int(config.max_position_embeddings) - reserved
@@ -218,7 +226,7 @@ def reaching(ref: str, *, hint: str) -> Iterator[None]:
     """Turn what transformers raises for absent or broken files and an unreachable Hub into a ModelError."""
     is_local = Path(ref).exists()
     try:
-        with without_progress_bars() if is_local else contextlib.nullcontext():
+        with quietly() if is_local else contextlib.nullcontext():
             yield
     except (OSError, ValueError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -227,13 +235,16 @@ def reaching(ref: str, *, hint: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """transformers shows a bar whenever it reads or writes weights; downloads keep theirs, local files need none."""
-    was_shown = logging.is_progress_bar_enabled()
+def quietly() -> Iterator[None]:
+    """transformers shows a bar whenever it reads or writes weights, and says which entries it had no use for; downloads keep their bar,
+    local files need none, and what is missing we say ourselves."""
+    was_shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if was_shown:
             logging.enable_progress_bar()
 

@@ -18,7 +18,7 @@ from dcdctl.core.models import dual, meter, vilt
 from dcdctl.core.models.dual import DualModel
 from dcdctl.core.models.meter import CoAttentionScorer
 from dcdctl.core.models.overrides import read_overrides
-from dcdctl.core.models.preprocess import reaching, without_progress_bars
+from dcdctl.core.models.preprocess import quietly, reaching
 from dcdctl.core.models.released import from_released
 from dcdctl.core.models.vilt import ViltScorer
 
@@ -97,7 +97,7 @@ def _save_network(model: Model, folder: Path, half: bool) -> None:
         model.save_network(folder, half=half)
         return
     state = {name: tensor.half() for name, tensor in model.network.state_dict().items()} if half else None
-    with without_progress_bars():
+    with quietly():
         model.network.save_pretrained(folder, state_dict=state)
 
 
