@@ -180,19 +180,19 @@ def test_caches_and_losses_are_those_of_the_encoders(root, kept, corpus, pair, t
         teacher_cache.build(corpus, pair, tmp_path / "0", config, features=kept)
     runs = []
     for folder in (None, root):
-        inputs = Inputs(corpus, caches[0], pair, folder)
+        inputs, options = Inputs(corpus, caches[0], pair), TrainingOptions(features=folder)
         out = tmp_path / f"run {folder is None}"
-        run = distillation.distill("vilt-flickr30k", TRAIN, inputs, out, resume=False, options=TrainingOptions())
+        run = distillation.distill("vilt-flickr30k", TRAIN, inputs, out, resume=False, options=options)
         runs.append([json.loads(line)["loss"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()])
     assert runs[1] == pytest.approx(runs[0], abs=2e-3)
     assert len(runs[0]) == 2
 
 
 def test_encoders_that_are_trained_have_no_features(root, corpus, pair, tmp_path):
-    inputs = Inputs(corpus, None, pair, root)
+    inputs = Inputs(corpus, None, pair)
     sets = [*TRAIN, "model.layers=[]", "loss.terms={ranking = 1.0}"]
     with pytest.raises(ConfigError, match=r"--features keeps what the encoders give, and here they are trained; set"):
-        distillation.finetune("vilt-flickr30k", sets, inputs, tmp_path / "run", resume=False, options=TrainingOptions())
+        distillation.finetune("vilt-flickr30k", sets, inputs, tmp_path / "run", resume=False, options=TrainingOptions(features=root))
 
 
 def test_a_dual_encoder_is_evaluated_without(corpus, root):

@@ -32,23 +32,15 @@ class Inputs:
     corpus: Corpus
     cache: TeacherCache | None
     teacher: Any | None
-    features: Path | None = None
-    """Where the outputs of frozen encoders are kept."""
 
 
-def options(device: str, precision: str, workers: int) -> TrainingOptions:
+def options(device: str, precision: str, workers: int, features: Path | None = None) -> TrainingOptions:
     """Training options from the words of the command line."""
-    return TrainingOptions(device=devices.choose(device), precision=devices.precision(precision), workers=workers)
+    return TrainingOptions(device=devices.choose(device), precision=devices.precision(precision), workers=workers, features=features)
 
 
 def open_inputs(
-    data: Path,
-    split: str,
-    max_images: int | None,
-    cache: Path | None,
-    teacher: str | None,
-    model_set: Sequence[str],
-    features: Path | None = None,
+    data: Path, split: str, max_images: int | None, cache: Path | None, teacher: str | None, model_set: Sequence[str]
 ) -> Inputs:
     """Open what is named and check that it belongs together: the cache must be of this corpus and this teacher."""
     corpus = Corpus.open(data, split, max_images)
@@ -58,7 +50,7 @@ def open_inputs(
     model = None if teacher is None else models.load_fusion(teacher, overrides)
     expected = None if model is None else models.fingerprint(model)
     scores = None if cache is None else teacher_cache.read(cache, corpus=corpus, teacher=expected)
-    return Inputs(corpus, scores, model, features)
+    return Inputs(corpus, scores, model)
 
 
 def distill(
@@ -87,9 +79,9 @@ def _run(recipe: Recipe, what: str, inputs: Inputs, out: Path, *, resume: bool, 
         "cache": None if inputs.cache is None else inputs.cache.plan,
         "start": models.fingerprint(model),
         "precision": options.precision,
-        "features": None if inputs.features is None else "float16",
+        "features": None if options.features is None else "float16",
     }
-    source = make_source(model, inputs, options, track)
+    source = make_source(model, inputs.corpus, options, track)
     steps = make_steps(source, recipe, inputs.cache)
     run = runs.start(out, recipe, what, facts, resume=resume)
     if run.is_finished:
@@ -101,14 +93,14 @@ def _run(recipe: Recipe, what: str, inputs: Inputs, out: Path, *, resume: bool, 
     return run
 
 
-def make_source(model: Any, inputs: Inputs, options: TrainingOptions, track: Track) -> Source:
+def make_source(model: Any, corpus: Corpus, options: TrainingOptions, track: Track) -> Source:
     """Where batches come from: the corpus, or what the model's encoders made of it; ConfigError where those are trained."""
-    if inputs.features is None:
-        return CorpusSource(inputs.corpus, model.preprocess, PICTURE_MEMORY)
+    if options.features is None:
+        return CorpusSource(corpus, model.preprocess, PICTURE_MEMORY)
     if isinstance(model, models.CoAttentionScorer) and not model.is_frozen:
         hint = "set model.frozen_encoders or model.layers, or leave --features out"
         raise ConfigError("--features keeps what the encoders give, and here they are trained", hint=hint)
-    return features.open_or_build(inputs.features, inputs.corpus, model, device=options.device, track=track)
+    return features.open_or_build(options.features, corpus, model, device=options.device, track=track)
 
 
 def make_steps(source: Source, recipe: Recipe, cache: TeacherCache | None) -> ListSteps | MatrixSteps:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -41,6 +42,8 @@ class TrainingOptions:
     precision: str = "float32"
     workers: int = 0
     """Processes that read and decode batches ahead; 0 does it in this one."""
+    features: Path | None = None
+    """Where the outputs of frozen encoders are kept, and read from; they are encoded in every step where it is not set."""
 
 
 def train(
