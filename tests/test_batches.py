@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import make_corpus
 
-from dcdctl.core import teacher_cache
+from dcdctl.core import cache_building
 from dcdctl.core.batches import Batch, ListSteps, MatrixSteps
 from dcdctl.core.candidates import CandidateConfig
 from dcdctl.core.corpus import Corpus
@@ -23,13 +23,13 @@ from dcdctl.core.teacher_cache import TeacherCache
 
 @pytest.fixture(scope="module")
 def drawn(corpus, teacher, tmp_path_factory) -> TeacherCache:
-    return teacher_cache.build(corpus, teacher, tmp_path_factory.mktemp("random") / "cache", CandidateConfig(per_query=9))
+    return cache_building.build(corpus, teacher, tmp_path_factory.mktemp("random") / "cache", CandidateConfig(per_query=9))
 
 
 @pytest.fixture(scope="module")
 def blocks(corpus, teacher, tmp_path_factory) -> TeacherCache:
     config = CandidateConfig(kind="blocks", block_size=8)
-    return teacher_cache.build(corpus, teacher, tmp_path_factory.mktemp("blocks") / "cache", config)
+    return cache_building.build(corpus, teacher, tmp_path_factory.mktemp("blocks") / "cache", config)
 
 
 class Named:
@@ -174,7 +174,7 @@ def test_more_negatives_than_cached_are_an_error_and_not_fewer(corpus, drawn):
 
 def test_captions_that_are_in_no_block_are_no_query(corpus, teacher, known, tmp_path):
     config = CandidateConfig(kind="blocks", block_size=16, captions_per_image=2)
-    cache = teacher_cache.build(corpus, teacher, tmp_path / "cache", config)
+    cache = cache_building.build(corpus, teacher, tmp_path / "cache", config)
     steps = ListSteps(CorpusSource(corpus, Named()), BatchConfig(size=8, drawn_negatives=9, hard_negatives=4), 0, cache)
     assert steps.batches_per_epoch == 8
     assert not any(steps[step].teacher_RC.isnan().any() for step in range(8))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import make_corpus
 
-from dcdctl.core import candidates
+from dcdctl.core import candidates, near_groups
 from dcdctl.core.candidates import CandidateConfig, Lists
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import ConfigError
@@ -109,7 +109,7 @@ def test_more_rounds_give_more_neighbours(scenes):
 
 
 def test_near_groups_put_siblings_together(scenes):
-    groups = candidates.near_groups(scenes, 4)
+    groups = near_groups.near_groups(scenes, 4)
     assert sorted(np.concatenate(groups).tolist()) == list(range(32))
     assert [len(group) for group in groups] == [4] * 8
     # Scenes come in families of four that differ in one thing each.
@@ -119,9 +119,9 @@ def test_near_groups_put_siblings_together(scenes):
 
 
 def test_near_groups_equal_the_greedy_search_by_hand(twins, monkeypatch):
-    whole = [group.tolist() for group in candidates.near_groups(twins, 3)]
-    monkeypatch.setattr(candidates, "_SEEDS", 2)
-    assert [group.tolist() for group in candidates.near_groups(twins, 3)] == whole
+    whole = [group.tolist() for group in near_groups.near_groups(twins, 3)]
+    monkeypatch.setattr(near_groups, "_SEEDS", 2)
+    assert [group.tolist() for group in near_groups.near_groups(twins, 3)] == whole
     assert whole[0] == [0, 1, 2]
     assert [len(group) for group in whole] == [3, 3, 3, 3]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import contents, make_teacher
 
-from dcdctl.core import distillation, models, runs, teacher_cache
+from dcdctl.core import cache_building, distillation, models, runs, teacher_cache
 from dcdctl.core import recipe as recipes
 from dcdctl.core.batches import ListSteps, MatrixSteps
 from dcdctl.core.candidates import CandidateConfig
@@ -35,13 +35,13 @@ def teacher_folder(teacher, tmp_path_factory):
 @pytest.fixture(scope="module")
 def cache_folder(corpus, teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache") / "cache"
-    teacher_cache.build(corpus, teacher, folder, CandidateConfig(kind="blocks", block_size=8))
+    cache_building.build(corpus, teacher, folder, CandidateConfig(kind="blocks", block_size=8))
     return folder
 
 
 @pytest.fixture(scope="module")
 def inputs(corpus, teacher, cache_folder) -> Inputs:
-    return Inputs(corpus, teacher_cache.read(cache_folder, corpus=corpus, teacher=teacher.digest), teacher)
+    return Inputs(corpus, [teacher_cache.read(cache_folder, corpus=corpus, teacher=teacher.digest)], teacher)
 
 
 def terms(*names: str) -> str:
@@ -53,7 +53,7 @@ def terms(*names: str) -> str:
 def test_every_loss_falls_on_a_fixed_batch(inputs, loss, kind):
     recipe = recipes.load("tiny-student", [*kind, terms(loss), "optimizer.lr=1e-3"])
     model = distillation.make_model(recipe, inputs.corpus.captions, inputs.teacher).train()
-    batch = distillation.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.cache)[0]
+    batch = distillation.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[0]
     objective, optimizer = make_objective(recipe.loss), torch.optim.AdamW(model.parameters(), lr=1e-3)
     values = []
     torch.manual_seed(0)
@@ -71,7 +71,7 @@ def test_every_loss_falls_on_a_fixed_batch(inputs, loss, kind):
 def test_terms_are_weighted_and_named(inputs):
     recipe = recipes.load("tiny-student", [*DUAL, "loss.terms={ infonce = 0.25, kl = 2.0 }"])
     model = distillation.make_model(recipe, inputs.corpus.captions, None)
-    batch = distillation.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.cache)[0]
+    batch = distillation.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[0]
     both = make_objective(recipe.loss)(model, batch)
     for name, weight in (("infonce", 0.25), ("kl", 2.0)):
         alone = make_objective(recipes.load("tiny-student", [*DUAL, terms(name)]).loss)(model, batch)
@@ -84,7 +84,7 @@ def test_terms_are_weighted_and_named(inputs):
 def test_logits_stand_in_the_columns_of_their_pairs(inputs, kind, loss):
     recipe = recipes.load("tiny-student", [*kind, terms(loss)])
     model = distillation.make_model(recipe, inputs.corpus.captions, inputs.teacher)
-    batch = distillation.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.cache)[1]
+    batch = distillation.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[1]
     logits_RC = pair_logits(model, batch)
     for row, column in ((0, 0), (2, 3), (7, 1)):
         i, t = int(batch.image_ix_RC[row, column]), int(batch.text_ix_RC[row, column])
@@ -130,7 +130,7 @@ def test_a_finished_run_is_left_alone(inputs, tmp_path):
 def test_finetuning_lowers_the_ranking_loss_and_leaves_the_model_it_starts_from(corpus, teacher, tmp_path):
     before = teacher.digest
     sets = ["optimizer.steps=60", "optimizer.lr=1e-3", "batch.size=12", "batch.drawn_negatives=5"]
-    run = distillation.finetune("tiny-teacher", sets, Inputs(corpus, None, teacher), tmp_path / "run", resume=False, options=OPTIONS)
+    run = distillation.finetune("tiny-teacher", sets, Inputs(corpus, [], teacher), tmp_path / "run", resume=False, options=OPTIONS)
     losses = [line["ranking"] for line in run.metrics()]
     assert sum(losses[-2:]) < 0.95 * sum(losses[:2])
     assert teacher.digest == before
@@ -165,7 +165,7 @@ def test_steps_are_what_is_set_or_what_the_epochs_take(inputs):
 @pytest.mark.parametrize(("loss", "kind"), [("dcd", ListSteps), ("ranking", ListSteps), ("infonce", MatrixSteps), ("kl", MatrixSteps)])
 def test_a_loss_has_the_batches_it_works_on_and_needs_scores_or_not(inputs, teacher, loss, kind):
     recipe = recipes.load("tiny-student", [*FUSION, terms(loss)])
-    assert isinstance(distillation.make_steps(CorpusSource(inputs.corpus, teacher.preprocess), recipe, inputs.cache), kind)
+    assert isinstance(distillation.make_steps(CorpusSource(inputs.corpus, teacher.preprocess), recipe, inputs.caches[0]), kind)
     if loss in recipes.TEACHER_LOSSES:
         with pytest.raises(ConfigError, match=f"loss {loss} needs the teacher's scores; name a cache with --cache"):
             distillation.make_steps(CorpusSource(inputs.corpus, teacher.preprocess), recipe, None)
@@ -175,11 +175,11 @@ def test_a_loss_has_the_batches_it_works_on_and_needs_scores_or_not(inputs, teac
 
 def test_a_wrong_recipe_leaves_no_run_folder(corpus, teacher, tmp_path):
     with pytest.raises(ConfigError, match="needs the teacher's scores"):
-        distillation.distill("tiny-student", FUSION, Inputs(corpus, None, teacher), tmp_path / "run", resume=False, options=OPTIONS)
+        distillation.distill("tiny-student", FUSION, Inputs(corpus, [], teacher), tmp_path / "run", resume=False, options=OPTIONS)
     with pytest.raises(ConfigError, match="trains a student; finetune-teacher wants"):
-        distillation.finetune("tiny-student", [], Inputs(corpus, None, teacher), tmp_path / "run", resume=False, options=OPTIONS)
+        distillation.finetune("tiny-student", [], Inputs(corpus, [], teacher), tmp_path / "run", resume=False, options=OPTIONS)
     with pytest.raises(ModelError, match="starts from its teacher, and none is named; name it with --teacher"):
-        distillation.distill("tiny-student", FUSION, Inputs(corpus, None, None), tmp_path / "run", resume=False, options=OPTIONS)
+        distillation.distill("tiny-student", FUSION, Inputs(corpus, [], None), tmp_path / "run", resume=False, options=OPTIONS)
     assert not (tmp_path / "run").exists()
 
 

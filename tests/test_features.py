@@ -14,7 +14,8 @@ from encoders import make_pair
 from tiny import make_corpus
 from torch.testing import assert_close
 
-from dcdctl.core import distillation, evaluation, features, models, recipe, scoring, teacher_cache
+from dcdctl.core import cache_building, distillation, evaluation, features, models, recipe, scoring
+from dcdctl.core.cache_building import ScoringOptions
 from dcdctl.core.candidates import CandidateConfig
 from dcdctl.core.distillation import Inputs
 from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
@@ -174,13 +175,16 @@ def test_features_beyond_float16_are_refused(tmp_path, corpus):
 
 def test_caches_and_losses_are_those_of_the_encoders(root, kept, corpus, pair, tmp_path):
     config = CandidateConfig(kind="random", per_query=3)
-    caches = [teacher_cache.build(corpus, pair, tmp_path / str(i), config, features=source) for i, source in enumerate((None, kept))]
+    caches = [
+        cache_building.build(corpus, pair, tmp_path / str(i), config, options=ScoringOptions(features=source))
+        for i, source in enumerate((None, kept))
+    ]
     np.testing.assert_allclose(caches[1].score_P, caches[0].score_P, **LOGITS)
     with pytest.raises(StaleError, match=r"made with another features \(null, not float16\)"):
-        teacher_cache.build(corpus, pair, tmp_path / "0", config, features=kept)
+        cache_building.build(corpus, pair, tmp_path / "0", config, options=ScoringOptions(features=kept))
     runs = []
     for folder in (None, root):
-        inputs, options = Inputs(corpus, caches[0], pair), TrainingOptions(features=folder)
+        inputs, options = Inputs(corpus, [caches[0]], pair), TrainingOptions(features=folder)
         out = tmp_path / f"run {folder is None}"
         run = distillation.distill("vilt-flickr30k", TRAIN, inputs, out, resume=False, options=options)
         runs.append([json.loads(line)["loss"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()])
@@ -189,7 +193,7 @@ def test_caches_and_losses_are_those_of_the_encoders(root, kept, corpus, pair, t
 
 
 def test_encoders_that_are_trained_have_no_features(root, corpus, pair, tmp_path):
-    inputs = Inputs(corpus, None, pair)
+    inputs = Inputs(corpus, [], pair)
     sets = [*TRAIN, "model.layers=[]", "loss.terms={ranking = 1.0}"]
     with pytest.raises(ConfigError, match=r"--features keeps what the encoders give, and here they are trained; set"):
         distillation.finetune("vilt-flickr30k", sets, inputs, tmp_path / "run", resume=False, options=TrainingOptions(features=root))

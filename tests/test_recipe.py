@@ -77,7 +77,7 @@ def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path):
         (["optimizer.betas=[0.9]"], r"optimizer\.betas must be two numbers"),
         (["optimizer.weight_decay=-1"], r"optimizer\.weight_decay must be at least 0"),
         (["optimizer.steps=0"], r"optimizer\.steps and optimizer\.save_every must be at least 1"),
-        (["candidates.kind=near"], r"candidates\.kind must be one of random, blocks, got 'near'"),
+        (["candidates.kind=near"], r"candidates\.kind must be one of random, lexical, embedding, blocks, mixed, got 'near'"),
         (["seed=-1"], "seed must be at least 0, got -1"),
         (["model.hidden_size=0"], r"model\.hidden_size must be at least 1, got 0"),
         (["model.dropout=1"], r"model\.dropout must lie in \[0, 1\), got 1"),

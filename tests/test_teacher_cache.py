@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -11,11 +13,11 @@ import pytest
 import torch
 from tiny import contents, make_teacher, run_script
 
-from dcdctl.core import candidates, scoring, teacher_cache
+from dcdctl.core import cache_building, cache_files, candidates, scoring, teacher_cache
+from dcdctl.core.cache_building import ScoringOptions
 from dcdctl.core.candidates import CandidateConfig
-from dcdctl.core.errors import MissingError, StaleError
+from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.features import CorpusSource
-from dcdctl.core.teacher_cache import ScoringOptions
 
 CONFIG = CandidateConfig(per_query=4)
 OPTIONS = ScoringOptions(batch_size=64)
@@ -25,7 +27,7 @@ OPTIONS = ScoringOptions(batch_size=64)
 def sharded():
     """Small shards, so that a tiny corpus has several."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher_cache, "IMAGES_PER_SHARD", 5)
+        patch.setattr(cache_building, "IMAGES_PER_SHARD", 5)
         yield
 
 
@@ -33,7 +35,7 @@ def sharded():
 def folder(corpus, teacher, tmp_path_factory, sharded) -> Path:
     """A finished cache of seven shards. Not to be written to."""
     folder = tmp_path_factory.mktemp("cache") / "cache"
-    teacher_cache.build(corpus, teacher, folder, CONFIG, options=OPTIONS)
+    cache_building.build(corpus, teacher, folder, CONFIG, options=OPTIONS)
     return folder
 
 
@@ -73,10 +75,10 @@ def test_a_caption_beyond_the_last_is_no_pair_of_the_next_image(folder):
 
 
 def test_made_twice_the_bytes_are_the_same(corpus, teacher, folder, tmp_path, sharded):
-    teacher_cache.build(corpus, teacher, tmp_path / "again", CONFIG, options=OPTIONS)
+    cache_building.build(corpus, teacher, tmp_path / "again", CONFIG, options=OPTIONS)
     assert contents(tmp_path / "again") == contents(folder)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "again").iterdir()}
-    teacher_cache.build(corpus, teacher, tmp_path / "again", CONFIG, options=OPTIONS)
+    cache_building.build(corpus, teacher, tmp_path / "again", CONFIG, options=OPTIONS)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "again").iterdir()} == before
 
 
@@ -86,14 +88,14 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from tiny import kill_often, make_teacher
-from dcdctl.core import teacher_cache
+from dcdctl.core import cache_building
 from dcdctl.core.candidates import CandidateConfig
 from dcdctl.core.corpus import Corpus
-teacher_cache.IMAGES_PER_SHARD = 2
+cache_building.IMAGES_PER_SHARD = 2
 corpus = Corpus.open(Path(sys.argv[1]), "train")
 def work(folder):
-    options = teacher_cache.ScoringOptions(batch_size=64)
-    teacher_cache.build(corpus, make_teacher(corpus.captions), folder, CandidateConfig(per_query=12), options=options)
+    options = cache_building.ScoringOptions(batch_size=64)
+    cache_building.build(corpus, make_teacher(corpus.captions), folder, CandidateConfig(per_query=12), options=options)
 print(kill_often(work, Path(sys.argv[2]), Path(sys.argv[3]), num_kills=6))
 """
 
@@ -108,7 +110,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(scenes_corpus_dir, t
 def test_killed_before_the_plan_had_its_name_it_starts_all_the_same(corpus, teacher, folder, tmp_path, sharded):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "plan.json.77.partial").write_text("{")
-    teacher_cache.build(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
+    cache_building.build(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
     assert contents(tmp_path / "cache") == contents(folder)
 
 
@@ -143,14 +145,14 @@ def test_a_folder_of_another_plan_is_not_gone_on_with(corpus, teacher, copied, s
     other = corpus.subset(change["corpus"]) if "corpus" in change else corpus
     scorer = make_teacher(corpus.captions, seed=1) if "teacher" in change else teacher
     with pytest.raises(StaleError, match=message):
-        teacher_cache.build(other, scorer, copied, change.get("config", CONFIG), options=change.get("options", OPTIONS))
+        cache_building.build(other, scorer, copied, change.get("config", CONFIG), options=change.get("options", OPTIONS))
     assert contents(copied) == before
 
 
 def test_a_folder_with_other_things_is_left_alone(corpus, teacher, tmp_path):
     (tmp_path / "thesis.txt").write_text("dear")
     with pytest.raises(StaleError, match="not a teacher cache; name an empty or a new folder"):
-        teacher_cache.build(corpus, teacher, tmp_path, CONFIG)
+        cache_building.build(corpus, teacher, tmp_path, CONFIG)
     assert contents(tmp_path) == {"thesis.txt": b"dear"}
 
 
@@ -159,38 +161,40 @@ def test_a_missing_shard_is_named_and_comes_back_as_the_hint_says(corpus, teache
     with pytest.raises(MissingError, match=r"lacks pairs-00002\.parquet; delete pairs-00002\.parquet and cache\.json"):
         teacher_cache.read(copied)
     (copied / "cache.json").unlink()
-    teacher_cache.build(corpus, teacher, copied, CONFIG, options=OPTIONS)
+    cache_building.build(corpus, teacher, copied, CONFIG, options=OPTIONS)
     assert contents(copied) == contents(folder)
 
 
-@pytest.mark.parametrize("name", ["pairs-00001.parquet", "candidates.parquet"])
-def test_a_damaged_file_is_named(copied, name):
-    data = bytearray((copied / name).read_bytes())
+def test_a_damaged_shard_is_named_when_it_is_read_and_the_others_serve(copied):
+    path = copied / "pairs-00001.parquet"
+    data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
-    (copied / name).write_bytes(data)
-    with pytest.raises(StaleError, match=rf"{name} is damaged: its SHA-256 is"):
-        teacher_cache.read(copied)
-    (copied / name).write_bytes(data[:-1])
-    with pytest.raises(StaleError, match=rf"{name} is damaged: it has {len(data) - 1} bytes, not {len(data)}"):
+    path.write_bytes(data)
+    cache = teacher_cache.read(copied)
+    assert not np.isnan(cache.lookup(np.array([0, 10]), np.array([0, 50]))).any()
+    with pytest.raises(StaleError, match=r"pairs-00001\.parquet is damaged: its SHA-256 is"):
+        cache.lookup(np.array([5]), np.array([25]))
+    path.write_bytes(data[:-1])
+    with pytest.raises(StaleError, match=rf"pairs-00001\.parquet is damaged: it has {len(data) - 1} bytes, not {len(data)}"):
         teacher_cache.read(copied)
 
 
 def test_a_cache_of_another_format_is_refused(copied):
     plan = json.loads((copied / "plan.json").read_text())
-    (copied / "plan.json").write_text(json.dumps({**plan, "format": 2}))
-    with pytest.raises(StaleError, match="is of format 2, this dcdctl reads format 1"):
+    (copied / "plan.json").write_text(json.dumps({**plan, "format": 1}))
+    with pytest.raises(StaleError, match="is of format 1, this dcdctl reads format 2"):
         teacher_cache.read(copied)
 
 
 def test_a_teacher_in_train_mode_is_scored_without_dropout(corpus, teacher, folder, tmp_path, sharded):
     teacher.train()
-    teacher_cache.build(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
+    cache_building.build(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
     assert contents(tmp_path / "cache") == contents(folder)
 
 
 def test_half_precision_is_honoured_and_recorded(corpus, teacher, folder, tmp_path):
     options = ScoringOptions(batch_size=64, precision="bfloat16")
-    cache = teacher_cache.build(corpus, teacher, tmp_path / "cache", CONFIG, options=options)
+    cache = cache_building.build(corpus, teacher, tmp_path / "cache", CONFIG, options=options)
     assert cache.plan["precision"] == "bfloat16"
     assert 1e-5 < np.abs(cache.score_P - teacher_cache.read(folder).score_P).max() < 1
 
@@ -201,3 +205,167 @@ def test_the_metadata_says_what_scores_depend_on(folder, teacher):
     assert (plan["image_size_px"], plan["max_text_len"], plan["precision"]) == (64, 40, "float32")
     assert whole["versions"]["torch"] == torch.__version__
     assert set(whole["files"]) == {path.name for path in folder.glob("*.parquet")}
+
+
+def test_roles_say_what_a_pair_is_to_either_query(corpus, folder):
+    cache, drawn = teacher_cache.read(folder), candidates.draw(corpus, CONFIG)
+    for image, text, role in zip(cache.image_P.tolist(), cache.text_P.tolist(), cache.role_P.tolist(), strict=True):
+        assert bool(role & cache_files.POSITIVE) == (corpus.caption_image[text] == image)
+        assert bool(role & cache_files.TEXT_CANDIDATE) == (text in drawn.texts_of_image[image])
+        assert bool(role & cache_files.IMAGE_CANDIDATE) == (image in drawn.images_of_text[text])
+
+
+@pytest.mark.parametrize("margins", [{"absolute_margin": 0.5}, {"relative_margin": 0.1}])
+def test_negatives_too_near_to_the_positives_are_no_candidates(margins, corpus, teacher, folder, tmp_path, sharded):
+    config = dataclasses.replace(CONFIG, **margins)
+    cache = cache_building.build(corpus, teacher, tmp_path / "cache", config, options=OPTIONS)
+    everything = teacher_cache.read(folder).candidates
+    num_dropped = 0
+    for lists, kept, is_image_query in (
+        (everything.texts_of_image, cache.candidates.texts_of_image, True),
+        (everything.images_of_text, cache.candidates.images_of_text, False),
+    ):
+        for query in range(len(lists)):
+            own = corpus.captions_of(query) if is_image_query else [int(corpus.caption_image[query])]
+            found = lists[query]
+            pairs = [(np.full(len(some), query), np.array(some)) for some in (own, found)]
+            positive, negative = (cache.lookup(*(pair if is_image_query else pair[::-1])).astype(np.float64) for pair in pairs)
+            if "absolute_margin" in margins:
+                near = negative > positive.mean() - 0.5
+            else:
+                near = 1 / (1 + np.exp(-negative)) > 0.9 / (1 + np.exp(-positive.mean()))
+            assert kept[query].tolist() == found[~near].tolist()
+            num_dropped += int(near.sum())
+    whole = json.loads((tmp_path / "cache" / "cache.json").read_text())
+    assert whole["dropped"]["margins"] == num_dropped > 0
+
+
+class Counting:
+    """A teacher that counts the pairs it scores."""
+
+    def __init__(self, teacher, monkeypatch):
+        self.num_pairs, score = 0, teacher.score_pairs
+
+        def counted(images, texts, image_ix, text_ix):
+            self.num_pairs += len(image_ix)
+            return score(images, texts, image_ix, text_ix)
+
+        monkeypatch.setattr(teacher, "score_pairs", counted)
+
+
+def test_an_extended_cache_scores_only_the_new_pairs(corpus, teacher, folder, tmp_path, sharded, monkeypatch):
+    old = teacher_cache.read(folder)
+    more = CandidateConfig(per_query=9, seed=1)
+    counter = Counting(teacher, monkeypatch)
+    cache = cache_building.build(corpus, teacher, tmp_path / "cache", more, options=OPTIONS, extend=folder)
+    assert counter.num_pairs == cache.num_pairs - old.num_pairs > 0
+    assert np.array_equal(cache.lookup(old.image_P, old.text_P), old.score_P)
+    drawn = candidates.draw(corpus, more)
+    for query in range(corpus.num_images):
+        both = set(drawn.texts_of_image[query].tolist()) | set(old.candidates.texts_of_image[query].tolist())
+        assert set(cache.candidates.texts_of_image[query].tolist()) == both
+
+
+def test_a_grown_corpus_finds_its_pictures_and_captions_again(corpus, teacher, tmp_path, sharded, monkeypatch):
+    few, options = corpus.subset(20), ScoringOptions(batch_size=64)
+    cache_building.build(few, teacher, tmp_path / "few", CONFIG, options=options)
+    turned = Turned(corpus)
+    counter = Counting(teacher, monkeypatch)
+    cache = cache_building.build(turned, teacher, tmp_path / "grown", CONFIG, options=options, extend=tmp_path / "few")
+    old = teacher_cache.read(tmp_path / "few")
+    image, text = turned.image_of[old.image_P], turned.text_of[old.text_P]
+    assert np.array_equal(cache.lookup(image, text), old.score_P)
+    assert counter.num_pairs == cache.num_pairs - old.num_pairs
+
+
+class Turned:
+    """A corpus with its images in the opposite order."""
+
+    def __init__(self, corpus):
+        self.corpus, self.split = corpus, corpus.split
+        self.num_images, self.num_captions = corpus.num_images, corpus.num_captions
+        self.fingerprint = "turned" + corpus.fingerprint
+        self.order = list(reversed(range(corpus.num_images)))
+        texts = [list(corpus.captions_of(image)) for image in self.order]
+        self.captions = [corpus.captions[text] for own in texts for text in own]
+        self.caption_image = np.repeat(np.arange(self.num_images), [len(own) for own in texts])
+        self.image_of, self.text_of = np.argsort(self.order), np.argsort([text for own in texts for text in own])
+
+    def images(self, image_ix):
+        return self.corpus.images([self.order[int(image)] for image in image_ix])
+
+    def image_bytes(self, image):
+        return self.corpus.image_bytes(self.order[image])
+
+    def captions_of(self, image):
+        first, last = np.searchsorted(self.caption_image, [image, image + 1]).tolist()
+        return range(first, last)
+
+
+@pytest.mark.parametrize("change", ["teacher", "precision"])
+def test_scores_of_another_teacher_or_precision_are_not_taken_over(change, corpus, teacher, folder, tmp_path, sharded):
+    scorer = make_teacher(corpus.captions, seed=1) if change == "teacher" else teacher
+    options = ScoringOptions(batch_size=64, precision="bfloat16" if change == "precision" else "float32")
+    with pytest.raises(StaleError, match=f"was made with another {change}"):
+        cache_building.build(corpus, scorer, tmp_path / "cache", CONFIG, options=options, extend=folder)
+
+
+def test_a_plan_that_was_not_begun_may_be_replaced(corpus, teacher, folder, tmp_path, sharded):
+    job = cache_building.plan(corpus, teacher, tmp_path / "cache", CandidateConfig(per_query=7), options=OPTIONS)
+    estimate = cache_building.estimate(job)
+    assert estimate.num_pairs == estimate.num_to_score > 32 * 7
+    assert estimate.pairs_per_s > 0
+    assert estimate.seconds == pytest.approx(estimate.num_to_score / estimate.pairs_per_s)
+    assert not list((tmp_path / "cache").glob("pairs-*"))
+    cache_building.build(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
+    assert contents(tmp_path / "cache") == contents(folder)
+
+
+def test_verify_scores_anew_and_finds_a_wrong_score(corpus, teacher, folder, copied, sharded):
+    assert cache_building.verify(folder, corpus, teacher, 50, options=OPTIONS) < 1e-5
+    path, whole = copied / "pairs-00002.parquet", json.loads((copied / "cache.json").read_text())
+    pairs = cache_files.read_pairs(path)
+    wrong = cache_files.Pairs(pairs.image, pairs.text, pairs.score + np.float32(0.01), pairs.role)
+    path.unlink()
+    cache_files.write_pairs(path, wrong)
+    whole["files"][path.name] = cache_files.seal_of(path, pairs=len(wrong))
+    (copied / "cache.json").write_text(json.dumps(whole))
+    with pytest.raises(StaleError, match=r"image 1\d with caption \d+ scores -?\d+\.\d+, and the cache has"):
+        cache_building.verify(copied, corpus, teacher, 1000, options=OPTIONS)
+    with pytest.raises(StaleError, match="another precision"):
+        cache_building.verify(folder, corpus, teacher, 5, options=ScoringOptions(precision="bfloat16"))
+
+
+def test_two_runs_do_not_write_to_one_folder(corpus, teacher, tmp_path):
+    with cache_building.claimed(tmp_path / "cache"), pytest.raises(StaleError, match=r"another run is writing to .*cache; let it end"):
+        cache_building.build(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
+    cache_building.build(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+def test_a_full_disk_is_an_error_and_what_is_scored_stays(corpus, teacher, folder, tmp_path, sharded, monkeypatch):
+    write, calls = cache_files.pq.write_table, []
+
+    def full(*arguments, **named):
+        calls.append(1)
+        if len(calls) > 10:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(*arguments, **named)
+
+    monkeypatch.setattr(cache_files.pq, "write_table", full)
+    with pytest.raises(InputError, match=r"there is no room left for .*pairs-00002\.parquet; make room and run the same command again"):
+        cache_building.build(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
+    monkeypatch.undo()
+    assert len(list((tmp_path / "cache").glob("pairs-*"))) == 2
+    monkeypatch.setattr(cache_building, "IMAGES_PER_SHARD", 5)
+    cache_building.build(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
+    assert contents(tmp_path / "cache") == contents(folder)
+
+
+def test_a_pair_takes_at_most_twelve_bytes(tmp_path):
+    rng = np.random.default_rng(0)
+    image, text = np.divmod(np.unique(rng.integers(0, 256 * 500_000, 256 * 300)), 500_000)
+    role = rng.choice(np.array([2, 4, 6], dtype=np.uint8), len(image))
+    cache_files.write_pairs(tmp_path / "pairs", cache_files.Pairs(image, text, rng.normal(size=len(image)).astype(np.float32), role))
+    assert (tmp_path / "pairs").stat().st_size <= cache_building.BYTES_PER_PAIR * len(image)
+    assert np.array_equal(cache_files.read_pairs(tmp_path / "pairs").text, text)

@@ -147,7 +147,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from tiny import kill_often, make_teacher
-from dcdctl.core import distillation, runs, teacher_cache
+from dcdctl.core import cache_building, distillation, runs, teacher_cache
 from dcdctl.core.candidates import CandidateConfig
 from dcdctl.core.corpus import Corpus
 corpus = Corpus.open(Path(sys.argv[1]), "train")
@@ -155,8 +155,8 @@ sets = ["model.layers=[0, 2]", "batch.size=6", "batch.drawn_negatives=6", "batch
         "optimizer.steps=30", "optimizer.save_every=4", "optimizer.lr=1e-3"]
 def work(folder):
     teacher = make_teacher(corpus.captions)
-    cache = teacher_cache.build(corpus, teacher, folder.with_name(folder.name + "-cache"), CandidateConfig(per_query=6))
-    inputs = distillation.Inputs(corpus, cache, teacher)
+    cache = cache_building.build(corpus, teacher, folder.with_name(folder.name + "-cache"), CandidateConfig(per_query=6))
+    inputs = distillation.Inputs(corpus, [cache], teacher)
     distillation.distill("vilt-coco", sets, inputs, folder, resume=True, options=distillation.TrainingOptions())
 print(kill_often(work, Path(sys.argv[2]), Path(sys.argv[3]), num_kills=5))
 """

@@ -14,6 +14,7 @@ from dcdctl.cli.demo import demo
 from dcdctl.cli.distill import distill
 from dcdctl.cli.evaluate import evaluate
 from dcdctl.cli.finetune_teacher import finetune_teacher
+from dcdctl.cli.inspect import inspect
 from dcdctl.cli.prepare import prepare
 from dcdctl.cli.terminal import ErrorGroup, show
 
@@ -44,6 +45,7 @@ app.command("prepare", rich_help_panel="Data")(prepare)
 app.command("convert", rich_help_panel="Teacher")(convert)
 app.command("finetune-teacher", rich_help_panel="Teacher")(finetune_teacher)
 app.command("cache-teacher", rich_help_panel="Teacher")(cache_teacher)
+app.command("inspect", rich_help_panel="Teacher")(inspect)
 app.command("distill", rich_help_panel="Student")(distill)
 app.command("eval", rich_help_panel="Proof")(evaluate)
 app.command("bench", rich_help_panel="Proof")(bench)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -10,6 +11,9 @@ from dcdctl.cli.options import Data, Device, Features, MaxImages, ModelSet, Out,
 
 RecipeName = Annotated[str, typer.Option("--recipe", help="Recipe whose [candidates] say what to score.", metavar="NAME")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Pairs scored at a time.", min=1)]
+Extend = Annotated[Path | None, typer.Option("--extend", help="Finished cache whose scores are taken over.", metavar="CACHE")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many pairs, how long and how large, and stop.")]
+Verify = Annotated[int | None, typer.Option("--verify", help="Score N pairs of a finished cache anew and compare.", min=1, metavar="N")]
 
 
 def cache_teacher(
@@ -22,21 +26,35 @@ def cache_teacher(
     max_images: MaxImages = None,
     model_set: ModelSet = None,
     features: Features = None,
+    extend: Extend = None,
+    dry_run: DryRun = False,
+    verify: Verify = None,
     batch_size: BatchSize = 256,
     device: Device = "auto",
     precision: Precision = "fp32",
 ) -> None:
     """Score each query's candidates with the teacher once, so that training never runs it."""
     from dcdctl.cli.terminal import bar, show
-    from dcdctl.core import devices, models, teacher_cache
+    from dcdctl.core import cache_building, models
     from dcdctl.core import recipe as recipes
     from dcdctl.core.corpus import Corpus
-    from dcdctl.core.features import open_or_build
 
-    config = recipes.load(recipe, sets or []).candidates
-    corpus = Corpus.open(data, split, max_images)
-    options = teacher_cache.ScoringOptions(device=devices.choose(device), batch_size=batch_size, precision=devices.precision(precision))
+    config, corpus = recipes.load(recipe, sets or []).candidates, Corpus.open(data, split, max_images)
     model = models.load_fusion(teacher, models.parse_overrides(model_set or []))
-    kept = None if features is None else open_or_build(features, corpus, model, device=options.device, track=bar)
-    cache = teacher_cache.build(corpus, model, out, config, options=options, features=kept, track=bar)
-    show(f"{cache.num_pairs:,} scored pairs of {corpus.num_images:,} images and {corpus.num_captions:,} captions -> {out}")
+    options = cache_building.options_for(corpus, model, device, batch_size, precision, features, bar)
+    if verify is not None:
+        worst = cache_building.verify(out, corpus, model, verify, options=options)
+        return show(f"{out}: {verify:,} pairs scored anew, the largest difference is {worst:.1e}")
+    with cache_building.claimed(out):
+        job = cache_building.plan(corpus, model, out, config, options=options, extend=extend, track=bar)
+        _tell(cache_building.estimate(job))
+        if not dry_run:
+            cache = cache_building.score(job, track=bar)
+            show(f"{cache.num_pairs:,} scored pairs of {corpus.num_images:,} images and {corpus.num_captions:,} captions -> {out}")
+
+
+def _tell(estimate: Any) -> None:
+    from dcdctl.cli.terminal import clock, note
+
+    rate = f"{estimate.pairs_per_s:,.0f} pairs/s in a trial, about {clock(estimate.seconds)}" if estimate.num_to_score else "nothing to do"
+    note(f"{estimate.num_pairs:,} pairs, {estimate.num_to_score:,} to score: {rate}; at most {estimate.disk_bytes / 1e6:,.1f} MB on disk")

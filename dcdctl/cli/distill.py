@@ -10,7 +10,9 @@ import typer
 from dcdctl.cli.options import Data, Device, Features, MaxImages, ModelSet, Out, Precision, Resume, Sets, Split
 
 RecipeName = Annotated[str, typer.Argument(help="Recipe name or .toml file.", metavar="RECIPE")]
-CacheFolder = Annotated[Path | None, typer.Option("--cache", help="Folder written by `dcdctl cache-teacher`.", metavar="DIR")]
+CacheFolders = Annotated[
+    list[Path] | None, typer.Option("--cache", help="Folder written by `dcdctl cache-teacher`; repeat for several teachers.", metavar="DIR")
+]
 TeacherRef = Annotated[
     str | None, typer.Option("--teacher", help="Model a fusion student starts from; the one whose scores are cached.", metavar="REF")
 ]
@@ -20,7 +22,7 @@ def distill(
     recipe: RecipeName,
     data: Data,
     out: Out,
-    cache: CacheFolder = None,
+    cache: CacheFolders = None,
     teacher: TeacherRef = None,
     sets: Sets = None,
     split: Split = "train",
@@ -36,7 +38,7 @@ def distill(
     from dcdctl.cli.terminal import bar, show
     from dcdctl.core import distillation
 
-    inputs = distillation.open_inputs(data, split, max_images, cache, teacher, model_set or [])
+    inputs = distillation.open_inputs(data, split, max_images, cache or [], teacher, model_set or [])
     options = distillation.options(device, precision, workers, features)
     run = distillation.distill(recipe, sets or [], inputs, out, resume=resume, options=options, track=bar)
     show(f"student -> {run.model_folder}; next: dcdctl eval {out} --data {data}")

@@ -6,6 +6,7 @@ Rich is imported where it draws, so that `--help` does not wait for it, and neve
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -57,12 +58,19 @@ def show_error(error: DcdError) -> None:
 
 def show(text: str) -> None:
     """A line of the result, on stdout, as it is."""
-    typer.echo(text)
+    if is_main():
+        typer.echo(text)
 
 
 def note(text: str) -> None:
     """A line of talk, on stderr, as it is."""
-    typer.echo(text, err=True)
+    if is_main():
+        typer.echo(text, err=True)
+
+
+def is_main() -> bool:
+    """Of several processes at one job (`core/distributed.py`) the first speaks; errors are shown by whoever has them."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def show_json(value: Any) -> None:
@@ -93,7 +101,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
 @contextmanager
 def bar(label: str, *, total: int | None, unit: str) -> Iterator[Advance]:
     """A Track on stderr, with rate and time left: a moving bar on a terminal, else a line now and then and one at the end."""
-    with _moving_bar(label, total, unit) if sys.stderr.isatty() else _sparse_lines(label, total, unit) as advance:
+    with _moving_bar(label, total, unit) if is_main() and sys.stderr.isatty() else _sparse_lines(label, total, unit) as advance:
         yield advance
 
 

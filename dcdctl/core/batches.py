@@ -25,6 +25,9 @@ from dcdctl.core.features import Source
 from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
 from dcdctl.core.recipe import BatchConfig
 from dcdctl.core.teacher_cache import TeacherCache
+from dcdctl.core.teacher_ensemble import TeacherEnsemble
+
+Scores = TeacherCache | TeacherEnsemble
 
 
 @dataclass(frozen=True)
@@ -84,14 +87,14 @@ class ListSteps(_Steps):
     one they are drawn from the whole corpus and all are kept.
     """
 
-    def __init__(self, source: Source, config: BatchConfig, seed: int, cache: TeacherCache | None) -> None:
+    def __init__(self, source: Source, config: BatchConfig, seed: int, cache: Scores | None) -> None:
         super().__init__(source, config, seed)
         corpus = source.corpus
         self.cache = cache
         self._captions = np.arange(corpus.num_captions) if cache is None else self._with_enough_candidates(cache)
         self.batches_per_epoch = len(self._captions) / config.size
 
-    def _with_enough_candidates(self, cache: TeacherCache) -> Index:
+    def _with_enough_candidates(self, cache: Scores) -> Index:
         """The captions that can be a query, and their image a query, in the directions of the recipe."""
         num_texts_I = np.diff(cache.candidates.texts_of_image.offsets)
         num_images_T = np.diff(cache.candidates.images_of_text.offsets)
@@ -172,7 +175,7 @@ class MatrixSteps(_Steps):
     candidates of one query are the positives of others.
     """
 
-    def __init__(self, source: Source, config: BatchConfig, seed: int, cache: TeacherCache | None) -> None:
+    def __init__(self, source: Source, config: BatchConfig, seed: int, cache: Scores | None) -> None:
         super().__init__(source, config, seed)
         corpus = source.corpus
         if corpus.num_images < config.size:
@@ -215,7 +218,7 @@ class _Neighbours:
     num_pairs: Index
 
 
-def _neighbours(cache: TeacherCache | None, corpus: Corpus) -> _Neighbours:
+def _neighbours(cache: Scores | None, corpus: Corpus) -> _Neighbours:
     """Who shares scored pairs with whom; no one without a cache."""
     num_images = corpus.num_images
     if cache is None:

@@ -6,34 +6,57 @@ of an image, the image of a caption) always belong to them and are not drawn. Ev
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from dcdctl.core import miners, vectors
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import ConfigError
+from dcdctl.core.miners import Miner
+from dcdctl.core.near_groups import near_groups
+from dcdctl.core.pictures import difference_hash
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.vectors import Vectors
 
 Index = NDArray[np.int64]
+CPU = torch.device("cpu")
+SIMPLE_KINDS = ("random", "lexical", "embedding")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateConfig:
     """The `[candidates]` table of a recipe."""
 
-    kind: Literal["random", "blocks"] = "random"
-    """random: negatives drawn for each query alone, as in the paper. blocks: images are gathered in blocks and every caption of a
-    block is scored against every image of it, so that a batch made of one block has a teacher score for every pair."""
+    kind: Literal["random", "lexical", "embedding", "blocks", "mixed"] = "random"
+    """random: negatives drawn for each query alone, as in the paper. lexical: by BM25, an image standing for its captions. embedding: by
+    the vectors of `model`. mixed: `shares` of these. blocks: images are gathered in blocks and every caption of a block is scored against
+    every image of it, so that a batch made of one block has a teacher score for every pair."""
     per_query: int = 15
-    """random: negatives drawn for each query, in each direction. (The paper: 63 on Flickr30K, 15 on COCO.)"""
+    """All but blocks: negatives for each query, in each direction. (The paper: 63 on Flickr30K, 15 on COCO.)"""
+    directions: tuple[Literal["text", "image"], ...] = ("text", "image")
+    """text: captions are sought for each image (the paper's only ones); image: images for each caption."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """mixed: kind -> its share of per_query."""
+    model: str = ""
+    """embedding: a run of a dual encoder, a CLIP-like model or a text encoder. blocks: likewise, in place of the captions' words."""
+    duplicate_bits: int | None = None
+    """Pictures whose 64-bit difference hashes differ in at most this many bits are taken as one: neither is a negative for the other's
+    captions. Not looked for where it is not set."""
+    absolute_margin: float | None = None
+    """A negative whose score is above the mean score of its query's positives minus this is no candidate. Not asked where not set."""
+    relative_margin: float | None = None
+    """The same with sigmoids of the scores: above the positives' times 1 minus this, in [0, 1)."""
     block_size: int = 32
     """blocks: images in a block."""
     rounds: int = 1
     """blocks: how often the images are gathered anew."""
     group_size: int = 4
-    """blocks: images whose captions use the same words are put into a block together, this many at a time; 1 for none."""
+    """blocks: images that are near each other are put into a block together, this many at a time; 1 for none."""
     captions_per_image: int = 5
     """blocks: captions of each image that take part, in each round."""
     seed: int = 0
@@ -47,6 +70,24 @@ class CandidateConfig:
             raise ConfigError("candidates.block_size must be at least 2, got 1")
         if self.seed < 0:
             raise ConfigError(f"candidates.seed must be at least 0, got {self.seed}")
+        if not self.directions or len(set(self.directions)) < len(self.directions):
+            raise ConfigError(f"candidates.directions must name text, image or both, got {list(self.directions)}")
+        if (self.kind == "embedding" or "embedding" in self.shares) and not self.model:
+            raise ConfigError("candidates.kind embedding needs candidates.model", hint="name a dual encoder, a CLIP or a text encoder")
+        self._check_shares()
+        if self.duplicate_bits is not None and not 0 <= self.duplicate_bits < 64:
+            raise ConfigError(f"candidates.duplicate_bits must lie in [0, 64), got {self.duplicate_bits}")
+        if self.relative_margin is not None and not 0 <= self.relative_margin < 1:
+            raise ConfigError(f"candidates.relative_margin must lie in [0, 1), got {self.relative_margin}")
+
+    def _check_shares(self) -> None:
+        if bool(self.shares) != (self.kind == "mixed"):
+            raise ConfigError(
+                "candidates.shares is for candidates.kind mixed, which needs it", hint="shares = { random = 0.5, lexical = 0.5 }"
+            )
+        for name, share in self.shares.items():
+            if name not in SIMPLE_KINDS or not 0 < share < float("inf"):
+                raise ConfigError(f"candidates.shares has {name} = {share}", hint=f"known: {', '.join(SIMPLE_KINDS)}; shares above 0")
 
 
 @dataclass(frozen=True)
@@ -75,6 +116,8 @@ class Candidates:
 
     texts_of_image: Lists
     images_of_text: Lists
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Candidates that were left out, by the guard that did it."""
 
     def pairs(self, caption_image: Index) -> tuple[Index, Index]:
         """All pairs to score, positives included, each once, ordered by image and then caption."""
@@ -85,61 +128,109 @@ class Candidates:
         return keys // num_texts, keys % num_texts
 
 
-def draw(corpus: Corpus, config: CandidateConfig) -> Candidates:
+def draw(corpus: Corpus, config: CandidateConfig, *, device: torch.device = CPU, track: Track = silent) -> Candidates:
     """The negatives of every query of a corpus; never a caption of the query's own image nor one with the same text."""
     text_class = text_classes(corpus.captions)
-    if config.kind == "random":
-        return _draw_random(corpus, text_class, config)
-    return _draw_blocks(corpus, text_class, config)
+    found = vectors.embed(vectors.load(config.model, device), corpus, track) if config.model else None
+    drawn = _draw_blocks(corpus, text_class, config, found) if config.kind == "blocks" else _mine(corpus, text_class, config, found)
+    if "text" not in config.directions:
+        drawn = dataclasses.replace(drawn, texts_of_image=_no_lists(corpus.num_images))
+    if "image" not in config.directions:
+        drawn = dataclasses.replace(drawn, images_of_text=_no_lists(corpus.num_captions))
+    return drawn if config.duplicate_bits is None else _without_duplicates(drawn, corpus, config.duplicate_bits, track)
 
 
 def text_classes(captions: list[str]) -> Index:
-    """A number for each caption, the same for captions that differ in case and spacing only."""
+    """A number for each caption, the same for captions that differ in case, spacing and punctuation only."""
     seen: dict[str, int] = {}
-    return np.array([seen.setdefault(" ".join(text.lower().split()), len(seen)) for text in captions], dtype=np.int64)
+    bare = ("".join(letter if letter.isalnum() else " " for letter in text.lower()) for text in captions)
+    return np.array([seen.setdefault(" ".join(text.split()), len(seen)) for text in bare], dtype=np.int64)
 
 
-def _draw_random(corpus: Corpus, text_class: Index, config: CandidateConfig) -> Candidates:
-    rng = np.random.default_rng([config.seed, 1])
-    owner = corpus.caption_image
-    own_classes = [set(text_class[list(corpus.captions_of(i))].tolist()) for i in range(corpus.num_images)]
-    classes_of = _images_of_classes(text_class, owner)
-
-    def texts_for(image: int) -> Index:
-        return _draw_without(rng, corpus.num_captions, config.per_query, lambda text: int(text_class[text]) in own_classes[image])
-
-    def images_for(text: int) -> Index:
-        return _draw_without(rng, corpus.num_images, config.per_query, lambda image: image in classes_of[int(text_class[text])])
-
-    texts = [texts_for(image) for image in range(corpus.num_images)]
-    return Candidates(_to_lists(texts), _to_lists([images_for(text) for text in range(corpus.num_captions)]))
-
-
-def _draw_without(rng: np.random.Generator, population: int, count: int, is_excluded: Callable[[int], bool]) -> Index:
-    """`count` different members that are not excluded, in ascending order; all of them where there are fewer."""
-    tries: list[int] = []
-    if 8 * count <= population:
-        tries = rng.integers(0, population, 4 * count).tolist()
-    chosen = _first_allowed(tries, count, is_excluded)
-    # Few to draw from, or most of them excluded: only a look at each finds all that there are.
-    if len(chosen) < count:
-        chosen = _first_allowed(rng.permutation(population).tolist(), count, is_excluded)
-    return np.array(sorted(chosen), dtype=np.int64)
+def _mine(corpus: Corpus, text_class: Index, config: CandidateConfig, found: Vectors | None) -> Candidates:
+    num_images, num_texts = corpus.num_images, corpus.num_captions
+    lists = {"text": _no_lists(num_images), "image": _no_lists(num_texts)}
+    is_positive = Positives(text_class, corpus.caption_image)
+    for direction in config.directions:
+        miner = _miner(corpus, config, direction, found, is_positive)
+        if direction == "text":
+            queries, texts = miners.first_distinct(miner, num_images, num_texts, config.per_query, is_positive)
+            lists[direction] = Lists(_offsets(queries, num_images), texts)
+        else:
+            queries, images = miners.first_distinct(
+                miner, num_texts, num_images, config.per_query, lambda text, image: is_positive(image, text)
+            )
+            lists[direction] = Lists(_offsets(queries, num_texts), images)
+    return Candidates(lists["text"], lists["image"])
 
 
-def _first_allowed(members: list[int], count: int, is_excluded: Callable[[int], bool]) -> set[int]:
-    chosen: set[int] = set()
-    for member in members:
-        if len(chosen) == count:
-            break
-        if not is_excluded(member):
-            chosen.add(member)
-    return chosen
+def _miner(corpus: Corpus, config: CandidateConfig, direction: str, found: Vectors | None, is_positive: Positives) -> Miner:
+    """The miner of a recipe for one direction; it gives a few more than wanted, for a query's own are among them."""
+    seed = [config.seed, SIMPLE_KINDS.index("random") + (1 if direction == "text" else 2)]
+    sizes = (corpus.num_images, corpus.num_captions) if direction == "text" else (corpus.num_captions, corpus.num_images)
+    most_own = int(np.bincount(corpus.caption_image).max()) if direction == "text" else 1
+    wanted = min(sizes[1], config.per_query + 2 * most_own + 8)
+
+    def simple(kind: str) -> Miner:
+        if kind == "lexical":
+            of_image = [" ".join(corpus.captions[text] for text in corpus.captions_of(image)) for image in range(corpus.num_images)]
+            both = (of_image, corpus.captions) if direction == "text" else (corpus.captions, of_image)
+            return miners.lexical_miner(*both, wanted)
+        if kind == "embedding" and found is not None:
+            vectors_of_both = (found.images_ID, found.texts_TD) if direction == "text" else (found.texts_TD, found.images_ID)
+            return miners.embedding_miner(*vectors_of_both, wanted)
+        return miners.random_miner(seed, *sizes, config.per_query)
+
+    if config.kind != "mixed":
+        return simple(config.kind)
+    total, left = sum(config.shares.values()), config.per_query
+    parts = []
+    for kind, share in config.shares.items():
+        count = min(left, round(config.per_query * share / total))
+        parts.append((simple(kind), count))
+        left -= count
+    return miners.mixed_miner(parts, is_positive if direction == "text" else is_positive.turned)
 
 
-def _draw_blocks(corpus: Corpus, text_class: Index, config: CandidateConfig) -> Candidates:
+class Positives:
+    """Whether the text of each pair is a caption of its image, or equal to one."""
+
+    def __init__(self, text_class: Index, owner: Index) -> None:
+        self._class, self._num_classes = text_class, int(text_class.max()) + 1
+        self._true_keys = np.unique(owner * self._num_classes + text_class)
+
+    def __call__(self, image: Index, text: Index) -> NDArray[np.bool_]:
+        keys = image * self._num_classes + self._class[text]
+        place = np.minimum(np.searchsorted(self._true_keys, keys), len(self._true_keys) - 1)
+        return self._true_keys[place] == keys
+
+    def turned(self, text: Index, image: Index) -> NDArray[np.bool_]:
+        """The same, for a caption as the query."""
+        return self(image, text)
+
+
+def _without_duplicates(drawn: Candidates, corpus: Corpus, bits: int, track: Track) -> Candidates:
+    """The candidates without those whose picture is the query's but for its file."""
+    hashes = []
+    with track("compare pictures", total=corpus.num_images, unit="images") as advance:
+        for image in range(corpus.num_images):
+            hashes.append(difference_hash(corpus.images([image])[0]))
+            advance(1)
+    hash_I, owner = np.array(hashes, dtype=np.uint64), corpus.caption_image
+    query, shown = _owners(drawn.texts_of_image), owner[drawn.texts_of_image.values]
+    far_texts = np.bitwise_count(hash_I[query] ^ hash_I[shown]) > bits
+    text, other = _owners(drawn.images_of_text), drawn.images_of_text.values
+    far_images = np.bitwise_count(hash_I[owner[text]] ^ hash_I[other]) > bits
+    return Candidates(
+        Lists(_offsets(query[far_texts], len(drawn.texts_of_image)), drawn.texts_of_image.values[far_texts]),
+        Lists(_offsets(text[far_images], len(drawn.images_of_text)), other[far_images]),
+        {**drawn.dropped, "near-duplicate pictures": int((~far_texts).sum() + (~far_images).sum())},
+    )
+
+
+def _draw_blocks(corpus: Corpus, text_class: Index, config: CandidateConfig, found: Vectors | None) -> Candidates:
     rng = np.random.default_rng([config.seed, 2])
-    groups = near_groups(corpus, config.group_size)
+    groups = near_groups(corpus, config.group_size, None if found is None else found.images_ID.cpu().numpy())
     image_parts, text_parts = [], []
     for _ in range(config.rounds):
         order = np.concatenate([groups[i] for i in rng.permutation(len(groups))])
@@ -148,7 +239,7 @@ def _draw_blocks(corpus: Corpus, text_class: Index, config: CandidateConfig) -> 
             image_parts.append(np.repeat(images, len(texts)))
             text_parts.append(np.tile(texts, len(images)))
     image, text = np.concatenate(image_parts), np.concatenate(text_parts)
-    keep = ~_is_positive(image, text, text_class, corpus.caption_image)
+    keep = ~Positives(text_class, corpus.caption_image)(image, text)
     image, text = image[keep], text[keep]
     return Candidates(Lists.from_pairs(image, text, corpus.num_images), Lists.from_pairs(text, image, corpus.num_captions))
 
@@ -165,73 +256,13 @@ def _some_captions(rng: np.random.Generator, corpus: Corpus, image: int, count: 
     return own if len(own) <= count else np.sort(rng.choice(own, count, replace=False))
 
 
-def near_groups(corpus: Corpus, group_size: int) -> list[Index]:
-    """The images in groups whose captions share the most words, weighted by how rare each is; every image in one group.
-
-    Greedy, from the first image on: the nearest images not yet in a group join it.
-    """
-    if group_size == 1:
-        return [np.array([i], dtype=np.int64) for i in range(corpus.num_images)]
-    vectors = _word_vectors(corpus)
-    is_free = np.ones(corpus.num_images, dtype=bool)
-    groups = []
-    while len(free := np.flatnonzero(is_free)):
-        seeds = free[:_SEEDS]
-        for seed, near in zip(seeds.tolist(), vectors[seeds] @ vectors[free].T, strict=True):
-            if not is_free[seed]:
-                continue
-            near[~is_free[free]] = -np.inf
-            near[np.searchsorted(free, seed)] = np.inf
-            best = np.argsort(-near, kind="stable")[:group_size]
-            group = np.sort(free[best[is_free[free[best]]]])
-            is_free[group] = False
-            groups.append(group)
-    return groups
+def _no_lists(count: int) -> Lists:
+    return Lists(np.zeros(count + 1, dtype=np.int64), np.empty(0, dtype=np.int64))
 
 
-def _word_vectors(corpus: Corpus) -> NDArray[np.float32]:
-    """A unit vector an image: which words its captions use, weighted by inverse document frequency."""
-    words: dict[str, int] = {}
-    rows, columns = [], []
-    for text, image in zip(corpus.captions, corpus.caption_image.tolist(), strict=True):
-        for word in text.lower().split():
-            rows.append(image)
-            columns.append(words.setdefault(word, len(words)))
-    used = np.unique(np.array([rows, columns]), axis=1)
-    frequency = np.bincount(used[1], minlength=len(words))
-    common = np.argsort(-frequency, kind="stable")[:_MAX_WORDS]
-    place = np.full(len(words), -1)
-    place[common] = np.arange(len(common))
-    vectors = np.zeros((corpus.num_images, len(common)), dtype=np.float32)
-    kept = place[used[1]] >= 0
-    vectors[used[0][kept], place[used[1][kept]]] = np.log(1 + corpus.num_images / frequency[used[1][kept]])
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float32)
-    return vectors / np.maximum(norms, np.float32(1e-12))
-
-
-_SEEDS = 256
-"""Images that are compared with all free ones at a time."""
-_MAX_WORDS = 2048
-"""Words that take part in the grouping, the commonest first: bounds its memory, and rarer ones join few images."""
-
-
-def _is_positive(image: Index, text: Index, text_class: Index, owner: Index) -> NDArray[np.bool_]:
-    """Whether the text of each pair is a caption of its image, or equal to one."""
-    num_classes = int(text_class.max()) + 1
-    true_keys = np.unique(owner * num_classes + text_class)
-    return np.isin(image * num_classes + text_class[text], true_keys)
-
-
-def _images_of_classes(text_class: Index, owner: Index) -> list[set[int]]:
-    images: list[set[int]] = [set() for _ in range(int(text_class.max()) + 1)]
-    for kind, image in zip(text_class.tolist(), owner.tolist(), strict=True):
-        images[kind].add(image)
-    return images
-
-
-def _to_lists(parts: list[Index]) -> Lists:
-    lengths = np.array([0, *map(len, parts)], dtype=np.int64)
-    return Lists(np.cumsum(lengths), np.concatenate(parts).astype(np.int64))
+def _offsets(owner: Index, count: int) -> Index:
+    """Where each owner's entries begin, and their number, of owners in ascending order."""
+    return np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=count))]).astype(np.int64)
 
 
 def _owners(lists: Lists) -> Index:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dcdctl.core import benchmark, distillation, evaluation, files, grading, manifest, models, pretraining, runs, teacher_cache
+from dcdctl.core import benchmark, cache_building, distillation, evaluation, files, grading, manifest, models, pretraining, runs
 from dcdctl.core import prepare as preparing
 from dcdctl.core import recipe as recipes
 from dcdctl.core.benchmark import BenchConfig
@@ -114,8 +114,8 @@ def _train_teacher(out: Path, options: TrainingOptions, track: Track) -> Path:
 
 def _cache(data: Path, teacher: Any, out: Path, options: TrainingOptions, track: Track) -> TeacherCache:
     candidates = recipes.load(DUAL).candidates
-    scoring = teacher_cache.ScoringOptions(device=options.device, precision=options.precision)
-    return teacher_cache.build(
+    scoring = cache_building.ScoringOptions(device=options.device, precision=options.precision)
+    return cache_building.build(
         Corpus.open(data, "train"), teacher.to(options.device), out / "cache", candidates, options=scoring, track=track
     )
 
@@ -127,7 +127,7 @@ def _distill(
     recipe = recipes.load(name)
     start = teacher if recipe.model.kind == "fusion" else None
     # Without the teacher's scores there are no neighbourhoods either: batches at random are what one has, and are better there.
-    inputs = Inputs(Corpus.open(data, "train"), cache if recipe.loss.needs_teacher else None, start)
+    inputs = Inputs(Corpus.open(data, "train"), [cache] if recipe.loss.needs_teacher else [], start)
     run = distillation.distill(name, sets, inputs, out / name.removeprefix("demo-"), resume=True, options=options, track=track)
     return models.load(run.folder)
 

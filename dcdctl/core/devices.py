@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import os
 import platform
 import sys
 from importlib.metadata import version
@@ -27,6 +28,9 @@ def choose(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        # Of several processes each has its own.
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if name == "cpu":
         _keep_freed_memory()
     try:

@@ -12,13 +12,14 @@ from dcdctl.core import devices, features, models, runs, teacher_cache
 from dcdctl.core import recipe as recipes
 from dcdctl.core.batches import ListSteps, MatrixSteps
 from dcdctl.core.corpus import Corpus
-from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.features import CorpusSource, Source
 from dcdctl.core.objectives import make_objective
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.recipe import ModelConfig, Recipe
 from dcdctl.core.runs import Run
 from dcdctl.core.teacher_cache import TeacherCache
+from dcdctl.core.teacher_ensemble import TeacherEnsemble, read_as_one
 from dcdctl.core.training import TrainingOptions, train
 
 PICTURE_MEMORY = 512 * 2**20
@@ -27,10 +28,10 @@ PICTURE_MEMORY = 512 * 2**20
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a training reads: the corpus, the cache if there is one, and the model it starts from if one is named."""
+    """What a training reads: the corpus, the caches if there are any, and the model it starts from if one is named."""
 
     corpus: Corpus
-    cache: TeacherCache | None
+    caches: Sequence[TeacherCache]
     teacher: Any | None
 
 
@@ -40,16 +41,18 @@ def options(device: str, precision: str, workers: int, features: Path | None = N
 
 
 def open_inputs(
-    data: Path, split: str, max_images: int | None, cache: Path | None, teacher: str | None, model_set: Sequence[str]
+    data: Path, split: str, max_images: int | None, caches: Sequence[Path], teacher: str | None, model_set: Sequence[str]
 ) -> Inputs:
-    """Open what is named and check that it belongs together: the cache must be of this corpus and this teacher."""
+    """Open what is named and check that it belongs together: the caches must be of this corpus, and one of them of this teacher."""
     corpus = Corpus.open(data, split, max_images)
     overrides = models.parse_overrides(model_set)
     if overrides and teacher is None:
         raise ConfigError("--model-set says something of the model named by --teacher, and there is none", hint="name it with --teacher")
     model = None if teacher is None else models.load_fusion(teacher, overrides)
-    expected = None if model is None else models.fingerprint(model)
-    scores = None if cache is None else teacher_cache.read(cache, corpus=corpus, teacher=expected)
+    expected = None if model is None or len(caches) > 1 else models.fingerprint(model)
+    scores = [teacher_cache.read(cache, corpus=corpus, teacher=expected) for cache in caches]
+    if model is not None and len(scores) > 1 and models.fingerprint(model) not in {cache.plan["teacher"] for cache in scores}:
+        raise StaleError(f"none of the caches was made with the teacher {teacher}", hint="name the one whose scores are cached")
     return Inputs(corpus, scores, model)
 
 
@@ -73,16 +76,17 @@ def finetune(
 
 def _run(recipe: Recipe, what: str, inputs: Inputs, out: Path, *, resume: bool, options: TrainingOptions, track: Track) -> Run:
     model = make_model(recipe, inputs.corpus.captions, inputs.teacher)
+    cache = read_as_one(inputs.caches, recipe.teachers.weights)
     facts = {
         "corpus": inputs.corpus.fingerprint,
         "split": inputs.corpus.split,
-        "cache": None if inputs.cache is None else inputs.cache.plan,
+        "cache": None if cache is None else cache.plan,
         "start": models.fingerprint(model),
         "precision": options.precision,
         "features": None if options.features is None else "float16",
     }
     source = make_source(model, inputs.corpus, options, track)
-    steps = make_steps(source, recipe, inputs.cache)
+    steps = make_steps(source, recipe, cache)
     run = runs.start(out, recipe, what, facts, resume=resume)
     if run.is_finished:
         return run
@@ -103,7 +107,7 @@ def make_source(model: Any, corpus: Corpus, options: TrainingOptions, track: Tra
     return features.open_or_build(options.features, corpus, model, device=options.device, track=track)
 
 
-def make_steps(source: Source, recipe: Recipe, cache: TeacherCache | None) -> ListSteps | MatrixSteps:
+def make_steps(source: Source, recipe: Recipe, cache: TeacherCache | TeacherEnsemble | None) -> ListSteps | MatrixSteps:
     """The batches a recipe asks for; ConfigError if its loss needs a teacher and there is none."""
     if recipe.loss.needs_teacher and cache is None:
         raise ConfigError(f"loss {', '.join(recipe.loss.terms)} needs the teacher's scores", hint="name a cache with --cache")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,6 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from dcdctl.core.errors import InputError, StaleError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -23,8 +31,33 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        hint = "make room and run the same command again: what is written stays"
+        raise InputError(f"there is no room left for {path}", hint=hint) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def lock(folder: Path, part: int = 0) -> Iterator[None]:
+    """A folder, or a numbered part of the work on it, for this process alone; StaleError if another process has it.
+
+    A lock ends with its process, however that ends. Systems without POSIX locks have none.
+    """
+    path = folder.with_name(f".{folder.name}.lock-{part}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StaleError(f"another run is writing to {folder}", hint="let it end, or name another folder") from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,6 +1,6 @@
 """One experiment: everything that can change a number, in one TOML file.
 
-A recipe has the tables `[candidates]` (what the teacher scores), `[model]` (what is trained), `[loss]`, `[batch]` and
+A recipe has the tables `[candidates]` (what the teacher scores), `[teachers]`, `[model]` (what is trained), `[loss]`, `[batch]` and
 `[optimizer]`. Every field has a default, every key can be set on the command line (`--set loss.alpha=0.5`), and the whole resolved
 recipe is kept in run.json.
 """
@@ -114,6 +114,18 @@ class LossConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeachersConfig:
+    """The `[teachers]` table: how several caches become one."""
+
+    weights: tuple[float, ...] = ()
+    """Share of each cache, in the order of --cache; empty for equal ones. Scores of several teachers are standardised, then averaged."""
+
+    def __post_init__(self) -> None:
+        if not all(0 < weight < float("inf") for weight in self.weights):
+            raise ConfigError(f"teachers.weights must be above 0, got {list(self.weights)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class BatchConfig:
     """The `[batch]` table: what one optimisation step sees."""
 
@@ -182,6 +194,7 @@ class Recipe:
     seed: int = 0
     """At least 0."""
     candidates: CandidateConfig = field(default_factory=CandidateConfig)
+    teachers: TeachersConfig = field(default_factory=TeachersConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)

@@ -1,148 +1,143 @@
-"""The teacher's scores on disk: a folder written once, read by every distillation.
+"""The teacher's scores on disk, as a training reads them: a folder written once (`cache_building`), whose files `cache_files` describes.
 
-    CACHE/plan.json              what is to be scored, written first: fingerprints, candidates, shard boundaries
-    CACHE/candidates.parquet     the negatives of every query, both directions
-    CACHE/pairs-00000.parquet    scored pairs of a range of images: image int32, text int32, score float32, by image and text
-    CACHE/cache.json             the sign that all is there, written last: number of pairs, versions, size and SHA-256 of each file
+Opening reads two small files. A shard is read, and checked, when a pair of its images is first asked for. Scores are found by image and
+caption index, never by position; there is no fallback for a score that is missing.
 
-A shard is whole or absent. A killed run goes on with the shards that are missing and ends with the same bytes. Scores are found
-by image and caption index, never by position; there is no fallback for a score that is missing.
+Shape letters: P pairs of the whole cache, I images.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from dcdctl.core import candidates, files, scoring
-from dcdctl.core.candidates import CandidateConfig, Candidates, Lists
-from dcdctl.core.config import to_table
+from dcdctl.core.cache_files import (
+    FORMAT,
+    IMAGE_CANDIDATE,
+    POSITIVE,
+    TEXT_CANDIDATE,
+    Index,
+    check_content,
+    check_size,
+    expect,
+    pairs_name,
+    read_json,
+    read_pairs,
+    shards_of,
+)
+from dcdctl.core.candidates import Candidates, Lists
 from dcdctl.core.corpus import Corpus
-from dcdctl.core.devices import versions
 from dcdctl.core.errors import MissingError, StaleError
-from dcdctl.core.features import CorpusSource, Features
-from dcdctl.core.models.protocols import FusionScorer
-from dcdctl.core.progress import Track, silent
-
-FORMAT = 1
-IMAGES_PER_SHARD = 256
-Index = NDArray[np.int64]
-PAIRS_SCHEMA = pa.schema([("image", pa.int32()), ("text", pa.int32()), ("score", pa.float32())])
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoringOptions:
-    """Where and how fast to score; `precision` is part of what a cache is made of, the rest is not."""
-
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    batch_size: int = 256
-    precision: str = "float32"
-    """float32, or the torch name of what to compute in under autocast."""
-
-
-@dataclass(frozen=True)
 class TeacherCache:
-    """Scored pairs in memory, sorted by (image, text), and the candidate lists that point at them."""
+    """Scored pairs, sorted by image and text, and the candidate lists made of them."""
 
-    plan: dict[str, Any]
-    image_P: Index
-    text_P: Index
-    score_P: NDArray[np.float32]
-    candidates: Candidates
-    num_texts: int
+    def __init__(self, folder: Path, plan: dict[str, Any], whole: dict[str, Any]) -> None:
+        self.folder, self.plan, self.whole = folder, plan, whole
+        self.num_images, self.num_texts = int(plan["images"]), int(plan["captions"])
+        self._shards = shards_of(plan)
+        counts = [whole["files"][pairs_name(shard)]["pairs"] for shard in range(len(self._shards))]
+        self._first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self.num_pairs = int(self._first[-1])
+        self._is_read = np.zeros(len(self._shards), dtype=bool)
+        self._starts_I = np.zeros(self.num_images + 1, dtype=np.int64)
+        self._text_P = np.empty(self.num_pairs, dtype=np.int32)
+        self._score_P = np.empty(self.num_pairs, dtype=np.float32)
+        self._role_P = np.empty(self.num_pairs, dtype=np.uint8)
 
     @property
-    def num_pairs(self) -> int:
-        return len(self.score_P)
+    def image_P(self) -> Index:
+        return np.repeat(np.arange(self.num_images), np.diff(self._all().starts_I))
 
-    def lookup(self, image_ix: Index, text_ix: Index) -> NDArray[np.float32]:
+    @property
+    def text_P(self) -> NDArray[np.int32]:
+        return self._all()._text_P
+
+    @property
+    def score_P(self) -> NDArray[np.float32]:
+        return self._all()._score_P
+
+    @property
+    def role_P(self) -> NDArray[np.uint8]:
+        return self._all()._role_P
+
+    @property
+    def starts_I(self) -> Index:
+        """Where the pairs of each image begin, and, last, their number; of images whose shard has been read."""
+        return self._starts_I
+
+    def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> NDArray[np.float32]:
         """The scores of these pairs, in their shape; NaN where the teacher has not scored a pair."""
-        texts = np.asarray(text_ix)
-        if texts.size and not 0 <= texts.min() <= texts.max() < self.num_texts:
-            raise ValueError(f"caption indices must lie in [0, {self.num_texts}), got {texts.min()} to {texts.max()}")
-        wanted = np.asarray(image_ix) * self.num_texts + texts
-        place = np.minimum(np.searchsorted(self._keys, wanted), self.num_pairs - 1)
-        return np.where(self._keys[place] == wanted, self.score_P[place], np.float32(np.nan))
+        images, texts = np.broadcast_arrays(np.asarray(image_ix, dtype=np.int64), np.asarray(text_ix, dtype=np.int64))
+        for what, index, count in (("image", images, self.num_images), ("caption", texts, self.num_texts)):
+            if index.size and not 0 <= index.min() <= index.max() < count:
+                raise ValueError(f"{what} indices must lie in [0, {count}), got {index.min()} to {index.max()}")
+        if not images.size or not self.num_pairs:
+            return np.full(images.shape, np.nan, dtype=np.float32)
+        self._read(np.unique(images // self.plan["images_per_shard"]))
+        low, end = self._starts_I[images], self._starts_I[images + 1]
+        high = end.copy()
+        while (open_ones := low < high).any():
+            middle = (low + high) // 2
+            is_less = self._text_P[np.minimum(middle, self.num_pairs - 1)] < texts
+            low = np.where(open_ones & is_less, middle + 1, low)
+            high = np.where(open_ones & ~is_less, middle, high)
+        place = np.minimum(low, self.num_pairs - 1)
+        return np.where((low < end) & (self._text_P[place] == texts), self._score_P[place], np.float32(np.nan))
 
     @cached_property
-    def _keys(self) -> Index:
-        """One number a pair, ascending."""
-        return self.image_P * self.num_texts + self.text_P
+    def candidates(self) -> Candidates:
+        """The negatives of every query, without those whose score comes too near to that of the query's positives (the plan's margins)."""
+        image_P, text_P, role_P = self.image_P, self.text_P, self.role_P
+        is_text, is_image = (role_P & TEXT_CANDIDATE) > 0, (role_P & IMAGE_CANDIDATE) > 0
+        dropped = {}
+        if self._has_margins:
+            near_text, near_image = (is_text & self._is_near(image_P, self.num_images)), (is_image & self._is_near(text_P, self.num_texts))
+            dropped["margins"] = int(near_text.sum() + near_image.sum())
+            is_text, is_image = is_text & ~near_text, is_image & ~near_image
+        texts_of_image = Lists(_offsets(image_P[is_text], self.num_images), text_P[is_text].astype(np.int64))
+        by_text = np.argsort(text_P[is_image], kind="stable")
+        images_of_text = Lists(_offsets(text_P[is_image][by_text], self.num_texts), image_P[is_image][by_text])
+        return Candidates(texts_of_image, images_of_text, dropped)
 
+    @property
+    def _has_margins(self) -> bool:
+        config = self.plan["candidates"]
+        return config["absolute_margin"] is not None or config["relative_margin"] is not None
 
-def build(
-    corpus: Corpus,
-    teacher: FusionScorer,
-    folder: Path,
-    config: CandidateConfig,
-    *,
-    options: ScoringOptions = ScoringOptions(),
-    features: Features | None = None,
-    track: Track = silent,
-) -> TeacherCache:
-    """Score the candidates of every query and keep the scores; goes on where a killed run of the same plan stopped.
+    def _is_near(self, query_P: NDArray[Any], num_queries: int) -> NDArray[np.bool_]:
+        """Whether a pair's score is within the plan's margins of the mean score of its query's positives."""
+        own = (self.role_P & POSITIVE) > 0
+        sums = np.bincount(query_P[own], self.score_P[own], num_queries)
+        mean_P = (sums / np.maximum(np.bincount(query_P[own], minlength=num_queries), 1))[query_P]
+        absolute, relative = self.plan["candidates"]["absolute_margin"], self.plan["candidates"]["relative_margin"]
+        is_near = np.zeros(self.num_pairs, dtype=bool)
+        if absolute is not None:
+            is_near |= self.score_P > mean_P - absolute
+        if relative is not None:
+            is_near |= _sigmoid(self.score_P) > _sigmoid(mean_P) * (1 - relative)
+        return is_near
 
-    With `features` the teacher's encoders are not run. The teacher is put in eval mode: one that drops out at random has no score to keep.
-    StaleError if the folder holds a cache of another corpus, teacher or plan.
-    """
-    plan = make_plan(corpus, teacher, config, options, has_features=features is not None)
-    source = CorpusSource(corpus, teacher.preprocess) if features is None else features
-    _claim(folder, plan)
-    teacher.to(options.device).eval()
-    if not (folder / "cache.json").exists():
-        drawn = candidates.draw(corpus, config)
-        image_P, text_P = drawn.pairs(corpus.caption_image)
-        _write_candidates(folder / "candidates.parquet", drawn)
-        with track("score", total=len(image_P), unit="pairs") as advance:
-            for shard, (first, last) in enumerate(_shards(plan)):
-                inside = slice(*np.searchsorted(image_P, (first, last)).tolist())
-                path = folder / _shard_name(shard)
-                if path.exists():
-                    advance(inside.stop - inside.start)
-                    continue
-                scores = scoring.score_pairs(
-                    teacher,
-                    source,
-                    image_P[inside],
-                    text_P[inside],
-                    device=options.device,
-                    batch_size=options.batch_size,
-                    precision=options.precision,
-                    advance=advance,
-                )
-                _write_pairs(path, image_P[inside], text_P[inside], scores)
-        whole = {"format": FORMAT, "pairs": len(image_P), "versions": versions(), "files": _seals(folder, plan)}
-        files.write_json(folder / "cache.json", whole)
-    return read(folder, corpus=corpus)
+    def _all(self) -> TeacherCache:
+        self._read(np.arange(len(self._shards)))
+        return self
 
-
-def make_plan(
-    corpus: Corpus, teacher: FusionScorer, config: CandidateConfig, options: ScoringOptions, *, has_features: bool = False
-) -> dict[str, Any]:
-    """All that decides what a cache holds."""
-    return {
-        "format": FORMAT,
-        "corpus": corpus.fingerprint,
-        "split": corpus.split,
-        "images": corpus.num_images,
-        "captions": corpus.num_captions,
-        "teacher": teacher.digest,
-        "image_size_px": teacher.preprocess.image_size_px,
-        "max_text_len": teacher.preprocess.max_text_len,
-        "candidates": to_table(config),
-        "precision": options.precision,
-        "features": "float16" if has_features else None,
-        "images_per_shard": IMAGES_PER_SHARD,
-    }
+    def _read(self, shards: Index) -> None:
+        for shard in shards[~self._is_read[shards]].tolist():
+            name = pairs_name(shard)
+            check_content(self.folder, name, self.whole["files"][name])
+            pairs, images = read_pairs(self.folder / name), self._shards[shard]
+            here = slice(self._first[shard], self._first[shard + 1])
+            self._text_P[here], self._score_P[here], self._role_P[here] = pairs.text, pairs.score, pairs.role
+            starts = self._first[shard] + np.searchsorted(pairs.image, np.arange(images.start, images.stop + 1))
+            self._starts_I[images.start : images.stop + 1] = starts
+            self._is_read[shard] = True
 
 
 def read(folder: Path, *, corpus: Corpus | None = None, teacher: str | None = None) -> TeacherCache:
@@ -154,118 +149,24 @@ def read(folder: Path, *, corpus: Corpus | None = None, teacher: str | None = No
     if not (folder / "cache.json").exists():
         state = "an unfinished" if (folder / "plan.json").exists() else "no"
         raise MissingError(f"{folder} holds {state} teacher cache", hint="run `dcdctl cache-teacher` with the same options")
-    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    if corpus is not None:
-        _expect(folder, "corpus", plan["corpus"], corpus.fingerprint)
-    if teacher is not None:
-        _expect(folder, "teacher", plan["teacher"], teacher)
+    plan, whole = read_json(folder / "plan.json"), read_json(folder / "cache.json")
     if plan["format"] != FORMAT:
         raise StaleError(
             f"{folder} is of format {plan['format']}, this dcdctl reads format {FORMAT}", hint="run `dcdctl cache-teacher` anew"
         )
-    _check_seals(folder, json.loads((folder / "cache.json").read_text(encoding="utf-8"))["files"])
-    table = pa.concat_tables([pq.read_table(folder / name, schema=PAIRS_SCHEMA) for name in _shard_names(plan)])
-    return TeacherCache(
-        plan,
-        table["image"].to_numpy().astype(np.int64),
-        table["text"].to_numpy().astype(np.int64),
-        table["score"].to_numpy(),
-        _read_candidates(folder / "candidates.parquet"),
-        plan["captions"],
-    )
+    if corpus is not None:
+        expect(folder, "corpus", plan["corpus"], corpus.fingerprint)
+    if teacher is not None:
+        expect(folder, "teacher", plan["teacher"], teacher)
+    for name, seal in whole["files"].items():
+        check_size(folder, name, seal)
+    return TeacherCache(folder, plan, whole)
 
 
-def _claim(folder: Path, plan: dict[str, Any]) -> None:
-    """Make the folder this plan's, or say why it cannot be."""
-    path = folder / "plan.json"
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        for key in plan:
-            _expect(folder, key, found.get(key), plan[key])
-        files.remove_partials(folder)
-        return
-    if not files.is_vacant(folder):
-        raise StaleError(f"{folder} holds something that is not a teacher cache", hint="name an empty or a new folder with --out")
-    files.remove_partials(folder)
-    files.write_json(path, plan)
+def _offsets(owner: NDArray[Any], count: int) -> Index:
+    """Where each owner's entries begin, and their number, of owners in ascending order."""
+    return np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=count))]).astype(np.int64)
 
 
-def _expect(folder: Path, what: str, found: Any, wanted: Any) -> None:
-    if found != wanted:
-        raise StaleError(
-            f"{folder} was made with another {what} ({_short(found)}, not {_short(wanted)})",
-            hint="run `dcdctl cache-teacher` into another folder, or delete this one",
-        )
-
-
-def _short(value: Any) -> str:
-    return value[:12] if isinstance(value, str) else json.dumps(value)
-
-
-def _shards(plan: dict[str, Any]) -> list[tuple[int, int]]:
-    """First image and end of each shard."""
-    num_images, size = plan["images"], plan["images_per_shard"]
-    return [(first, min(first + size, num_images)) for first in range(0, num_images, size)]
-
-
-def _shard_name(shard: int) -> str:
-    return f"pairs-{shard:05d}.parquet"
-
-
-def _shard_names(plan: dict[str, Any]) -> list[str]:
-    return [_shard_name(shard) for shard in range(len(_shards(plan)))]
-
-
-def _write_pairs(path: Path, image: Index, text: Index, score: NDArray[np.float32]) -> None:
-    table = pa.table({"image": image.astype(np.int32), "text": text.astype(np.int32), "score": score}, schema=PAIRS_SCHEMA)
-    _write_table(path, table)
-
-
-def _write_candidates(path: Path, drawn: Candidates) -> None:
-    lists = [("image", drawn.texts_of_image), ("text", drawn.images_of_text)]
-    table = pa.concat_tables(
-        pa.table(
-            {
-                "query": pa.array([query] * len(them), pa.string()),
-                "candidates": pa.ListArray.from_arrays(them.offsets.astype(np.int32), them.values.astype(np.int32)),
-            }
-        )
-        for query, them in lists
-    )
-    _write_table(path, table)
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    if not path.exists():
-        with files.atomic_path(path) as partial:
-            pq.write_table(table, partial, compression="zstd")
-
-
-def _read_candidates(path: Path) -> Candidates:
-    table = pq.read_table(path)
-    queries = np.array(table["query"].to_pylist())
-    return Candidates(*(_to_lists(table.filter(pa.array(queries == query))["candidates"].combine_chunks()) for query in ("image", "text")))
-
-
-def _to_lists(column: pa.ListArray) -> Lists:
-    lengths = column.value_lengths().to_numpy().astype(np.int64)
-    return Lists(np.concatenate([[0], np.cumsum(lengths)]), column.flatten().to_numpy().astype(np.int64))
-
-
-def _seals(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """Size and SHA-256 of each file."""
-    paths = [folder / name for name in ("candidates.parquet", *_shard_names(plan))]
-    return {path.name: {"bytes": path.stat().st_size, "sha256": files.sha256_of(path)} for path in paths}
-
-
-def _check_seals(folder: Path, seals: dict[str, Any]) -> None:
-    """Raise for a file that is gone or is not as it was written; reading a gigabyte for it takes about a second."""
-    for name, seal in seals.items():
-        path = folder / name
-        hint = f"delete {name} and cache.json there and run `dcdctl cache-teacher` again with the same options"
-        if not path.is_file():
-            raise MissingError(f"{folder} lacks {name}", hint=hint)
-        if path.stat().st_size != seal["bytes"]:
-            raise StaleError(f"{path} is damaged: it has {path.stat().st_size} bytes, not {seal['bytes']}", hint=hint)
-        if (found := files.sha256_of(path)) != seal["sha256"]:
-            raise StaleError(f"{path} is damaged: its SHA-256 is {_short(found)}, not {_short(seal['sha256'])}", hint=hint)
+def _sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
+    return torch.from_numpy(np.asarray(logits, dtype=np.float64)).sigmoid().numpy()

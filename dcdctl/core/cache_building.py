@@ -1,0 +1,350 @@
+"""Making a teacher cache: plan the pairs, score those that have no score yet, seal the folder.
+
+Several processes (`distributed`) share a folder: the first plans, each scores every so-manieth shard, the first seals. A shard is whole or
+absent; a killed run goes on with the shards that are missing, whatever their number of processes, and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dcdctl.core import cache_extension, candidates, devices, distributed, files, scoring, teacher_cache
+from dcdctl.core.cache_files import (
+    FORMAT,
+    IMAGE_CANDIDATE,
+    IMAGES_PER_SHARD,
+    POSITIVE,
+    TEXT_CANDIDATE,
+    Index,
+    Pairs,
+    expect,
+    pairs_name,
+    planned_name,
+    read_json,
+    read_pairs,
+    seal_of,
+    shards_of,
+    write_pairs,
+)
+from dcdctl.core.candidates import CandidateConfig, Candidates
+from dcdctl.core.config import to_table
+from dcdctl.core.corpus import Corpus
+from dcdctl.core.devices import versions
+from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.features import CorpusSource, Features, Source, open_or_build
+from dcdctl.core.models.protocols import FusionScorer
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.teacher_cache import TeacherCache
+
+BYTES_PER_PAIR = 12
+"""At most, on disk."""
+TRIAL_S = 2.0
+"""Seconds of scoring that a rate is told from."""
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
+"""How far a score computed anew may lie from the cached one, relative to the larger of 1 and its size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringOptions:
+    """Where and how fast to score; `precision` and `features` are part of what a cache is made of, the rest is not."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    batch_size: int = 256
+    precision: str = "float32"
+    """float32, or the torch name of what to compute in under autocast."""
+    features: Features | None = None
+    """Outputs of the teacher's encoders, so that these are not run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What scoring a plan takes."""
+
+    num_pairs: int
+    num_to_score: int
+    """Pairs without a score: the others are those of the cache that is extended, or of an earlier run."""
+    pairs_per_s: float
+    """Of a short trial on this device, by this process."""
+    seconds: float
+    """Time left, for all processes together."""
+    disk_bytes: int
+    """At most."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A planned cache: what `plan` gives, and `score` works off."""
+
+    folder: Path
+    plan: dict[str, Any]
+    corpus: Corpus
+    teacher: FusionScorer
+    options: ScoringOptions
+
+    @property
+    def source(self) -> Source:
+        return CorpusSource(self.corpus, self.teacher.preprocess) if self.options.features is None else self.options.features
+
+    @property
+    def missing(self) -> list[int]:
+        """The shards that are not scored yet."""
+        return [shard for shard in range(len(shards_of(self.plan))) if not (self.folder / pairs_name(shard)).exists()]
+
+
+def build(
+    corpus: Corpus,
+    teacher: FusionScorer,
+    folder: Path,
+    config: CandidateConfig,
+    *,
+    options: ScoringOptions = ScoringOptions(),
+    extend: Path | None = None,
+    track: Track = silent,
+) -> TeacherCache:
+    """Score the candidates of every query and keep the scores; goes on where a killed run of the same plan stopped.
+
+    The teacher is put in eval mode: one that drops out at random has no score to keep. `extend` is a finished cache of the same teacher:
+    its pairs of pictures and captions that are in this corpus too are taken over, with their scores. StaleError if the folder holds a
+    cache of another corpus, teacher or plan.
+    """
+    with claimed(folder):
+        return score(plan(corpus, teacher, folder, config, options=options, extend=extend, track=track), track=track)
+
+
+def claimed(folder: Path) -> AbstractContextManager[None]:
+    """The folder, as far as this process works on it, for this run alone; StaleError if another one is writing to it."""
+    return files.lock(folder, distributed.rank())
+
+
+def plan(
+    corpus: Corpus,
+    teacher: FusionScorer,
+    folder: Path,
+    config: CandidateConfig,
+    *,
+    options: ScoringOptions = ScoringOptions(),
+    extend: Path | None = None,
+    track: Track = silent,
+) -> Job:
+    """Decide which pairs are scored, and write it into the folder; nothing is scored."""
+    wanted = make_plan(corpus, teacher, config, options, extend)
+    with distributed.main_first():
+        if distributed.is_main():
+            _begin(folder, wanted, corpus, config, extend, options.device, track)
+    teacher.to(options.device).eval()
+    return Job(folder, wanted, corpus, teacher, options)
+
+
+def make_plan(
+    corpus: Corpus, teacher: FusionScorer, config: CandidateConfig, options: ScoringOptions, extend: Path | None = None
+) -> dict[str, Any]:
+    """All that decides what a cache holds."""
+    return {
+        "format": FORMAT,
+        "corpus": corpus.fingerprint,
+        "split": corpus.split,
+        "images": corpus.num_images,
+        "captions": corpus.num_captions,
+        "teacher": teacher.digest,
+        "image_size_px": teacher.preprocess.image_size_px,
+        "max_text_len": teacher.preprocess.max_text_len,
+        "candidates": to_table(config),
+        "precision": options.precision,
+        "features": _kind_of(options.features),
+        "extends": None if extend is None else files.sha256_of(extend / "cache.json"),
+        "images_per_shard": IMAGES_PER_SHARD,
+    }
+
+
+def options_for(
+    corpus: Corpus, teacher: FusionScorer, device: str, batch_size: int, precision: str, features: Path | None, track: Track
+) -> ScoringOptions:
+    """Scoring options from the words of the command line; features that are wanted and not there are made."""
+    place, kept = devices.choose(device), None
+    if features is not None:
+        with distributed.main_first():
+            kept = open_or_build(features, corpus, teacher, device=place, track=track)
+    return ScoringOptions(device=place, batch_size=batch_size, precision=devices.precision(precision), features=kept)
+
+
+def estimate(job: Job) -> Estimate:
+    """How many pairs there are, how fast some of them are scored, and what that makes of the rest."""
+    planned = [read_pairs(job.folder / planned_name(shard)) for shard in job.missing]
+    num_to_score = sum(int(np.isnan(pairs.score).sum()) for pairs in planned)
+    whole = [shard for shard in range(len(shards_of(job.plan))) if shard not in set(job.missing)]
+    num_pairs = sum(map(len, planned)) + sum(len(read_pairs(job.folder / pairs_name(shard))) for shard in whole)
+    rate = _trial(job, next((pairs for pairs in planned if np.isnan(pairs.score).any()), None))
+    seconds = num_to_score / rate / distributed.world_size() if num_to_score else 0.0
+    return Estimate(
+        num_pairs=num_pairs, num_to_score=num_to_score, pairs_per_s=rate, seconds=seconds, disk_bytes=BYTES_PER_PAIR * num_pairs
+    )
+
+
+def _trial(job: Job, pairs: Pairs | None) -> float:
+    """Pairs a second of the first images of a shard; images and captions are encoded in that time, as in the whole."""
+    if pairs is None:
+        return 0.0
+    todo = np.flatnonzero(np.isnan(pairs.score))
+    first = np.unique(pairs.image[todo])
+    count, elapsed, num_images = 0, 0.0, 1
+    while elapsed < TRIAL_S and count < len(todo):
+        some = todo[np.isin(pairs.image[todo], first[:num_images])]
+        started = time.perf_counter()
+        _score(job, pairs.image[some], pairs.text[some])
+        elapsed, count, num_images = time.perf_counter() - started, len(some), 4 * num_images
+    return count / elapsed
+
+
+def score(job: Job, *, track: Track = silent) -> TeacherCache:
+    """Score what is missing, this process's share of it, and seal the cache."""
+    if not (job.folder / "cache.json").exists():
+        mine = [shard for shard in distributed.dealt(len(shards_of(job.plan))) if shard in set(job.missing)]
+        total = sum(_count_unscored(job.folder / planned_name(shard)) for shard in mine)
+        with track("score", total=total, unit="pairs") as advance:
+            for shard in mine:
+                pairs = read_pairs(job.folder / planned_name(shard))
+                todo = np.isnan(pairs.score)
+                scores = pairs.score.copy()
+                if todo.any():
+                    scores[todo] = _score(job, pairs.image[todo], pairs.text[todo], advance)
+                write_pairs(job.folder / pairs_name(shard), Pairs(pairs.image, pairs.text, scores, pairs.role))
+        distributed.wait()
+    with distributed.main_first():
+        if distributed.is_main():
+            _seal(job)
+    return teacher_cache.read(job.folder, corpus=job.corpus, teacher=job.teacher.digest)
+
+
+def _count_unscored(path: Path) -> int:
+    return int(np.isnan(read_pairs(path).score).sum())
+
+
+def _score(job: Job, image_P: Index, text_P: Index, advance: Any = None) -> NDArray[np.float32]:
+    options = job.options
+    found = scoring.score_pairs(
+        job.teacher,
+        job.source,
+        image_P,
+        text_P,
+        device=options.device,
+        batch_size=options.batch_size,
+        precision=options.precision,
+        advance=advance,
+    )
+    if not np.isfinite(found).all():
+        raise StaleError(f"the teacher gave {int((~np.isfinite(found)).sum())} scores that are not finite", hint="try --precision fp32")
+    return found
+
+
+def _begin(
+    folder: Path, wanted: dict[str, Any], corpus: Corpus, config: CandidateConfig, extend: Path | None, device: torch.device, track: Track
+) -> None:
+    """Make the folder this plan's, with the pairs of every shard that is not scored."""
+    path = folder / "plan.json"
+    if path.exists() and any(folder.glob("pairs-*.parquet")):
+        found = read_json(path)
+        for key in wanted:
+            expect(folder, key, found.get(key), wanted[key])
+        files.remove_partials(folder)
+        if (folder / "cache.json").exists() or not _unplanned(folder, wanted):
+            return
+    elif not path.exists() and not files.is_vacant(folder):
+        raise StaleError(f"{folder} holds something that is not a teacher cache", hint="name an empty or a new folder with --out")
+    files.remove_partials(folder)
+    if path.exists() and read_json(path) != wanted:
+        # Planned and not begun: nothing is lost by another plan.
+        for old in folder.glob("planned-*.parquet"):
+            old.unlink()
+    files.write_json(path, wanted)
+    if _unplanned(folder, wanted):
+        _check_room(folder, corpus)
+        drawn = candidates.draw(corpus, config, device=device, track=track)
+        pairs = _join(drawn, corpus)
+        if extend is not None:
+            pairs = cache_extension.merged(pairs, cache_extension.taken_over(extend, corpus, wanted), corpus.num_captions)
+        _write_planned(folder, wanted, pairs)
+        files.write_json(folder / "dropped.json", drawn.dropped)
+    if not (folder / "items.parquet").exists():
+        cache_extension.write_items(folder / "items.parquet", corpus, track)
+
+
+def _unplanned(folder: Path, plan: dict[str, Any]) -> list[int]:
+    shards = range(len(shards_of(plan)))
+    return [shard for shard in shards if not any((folder / name(shard)).exists() for name in (planned_name, pairs_name))]
+
+
+def _check_room(folder: Path, corpus: Corpus) -> None:
+    if (free := shutil.disk_usage(folder).free) < BYTES_PER_PAIR * corpus.num_captions:
+        raise InputError(f"{folder} has {free / 1e6:,.0f} MB free, not enough for the scores of the positives alone")
+
+
+def _join(drawn: Candidates, corpus: Corpus) -> Pairs:
+    """Every pair once, with what it is to its image and to its caption."""
+    image, text = drawn.pairs(corpus.caption_image)
+    keys, num_texts = image * corpus.num_captions + text, corpus.num_captions
+    role = np.where(corpus.caption_image[text] == image, POSITIVE, 0).astype(np.uint8)
+    for lists, bit, is_image_query in ((drawn.texts_of_image, TEXT_CANDIDATE, True), (drawn.images_of_text, IMAGE_CANDIDATE, False)):
+        owner = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
+        wanted = owner * num_texts + lists.values if is_image_query else lists.values * num_texts + owner
+        role[np.searchsorted(keys, wanted)] |= bit
+    return Pairs(image, text, np.full(len(image), np.nan, dtype=np.float32), role)
+
+
+def _write_planned(folder: Path, plan: dict[str, Any], pairs: Pairs) -> None:
+    for shard, images in enumerate(shards_of(plan)):
+        inside = slice(*np.searchsorted(pairs.image, (images.start, images.stop)).tolist())
+        if not (folder / pairs_name(shard)).exists():
+            part = Pairs(pairs.image[inside], pairs.text[inside], pairs.score[inside], pairs.role[inside])
+            write_pairs(folder / planned_name(shard), part)
+
+
+def _seal(job: Job) -> None:
+    """Write cache.json, and take away what is no longer needed."""
+    folder, names = job.folder, [pairs_name(shard) for shard in range(len(shards_of(job.plan)))]
+    if not (folder / "cache.json").exists():
+        seals = {name: seal_of(folder / name, pairs=len(read_pairs(folder / name))) for name in names}
+        dropped = read_json(folder / "dropped.json")
+        whole = {"format": FORMAT, "pairs": sum(seal["pairs"] for seal in seals.values()), "dropped": dropped, "versions": versions()}
+        whole["files"] = {"items.parquet": seal_of(folder / "items.parquet"), **seals}
+        cache = TeacherCache(folder, job.plan, whole)
+        whole["dropped"] = {**dropped, **cache.candidates.dropped}
+        files.write_json(folder / "cache.json", whole)
+    for left in [*folder.glob("planned-*.parquet"), folder / "dropped.json"]:
+        left.unlink(missing_ok=True)
+
+
+def verify(folder: Path, corpus: Corpus, teacher: FusionScorer, count: int, *, options: ScoringOptions = ScoringOptions()) -> float:
+    """Compute some scores of a finished cache anew; the largest difference, relative to the larger of 1 and the score's size.
+
+    StaleError if it is larger than rounding at the cache's precision allows, or if the cache is of another corpus or teacher, or was
+    scored in another way.
+    """
+    cache = teacher_cache.read(folder, corpus=corpus, teacher=teacher.digest)
+    for key, value in (("precision", options.precision), ("features", _kind_of(options.features))):
+        expect(folder, key, cache.plan[key], value)
+    chosen = np.sort(np.random.default_rng(0).permutation(cache.num_pairs)[:count])
+    image, text, cached = cache.image_P[chosen], cache.text_P[chosen].astype(np.int64), cache.score_P[chosen]
+    teacher.to(options.device).eval()
+    anew = _score(Job(folder, cache.plan, corpus, teacher, options), image, text)
+    difference = np.abs(cached - anew) / np.maximum(1, np.abs(cached))
+    worst = int(difference.argmax())
+    if difference[worst] > TOLERANCES[options.precision]:
+        pair = f"image {image[worst]} with caption {text[worst]}"
+        raise StaleError(
+            f"{folder}: {pair} scores {anew[worst]:.5f}, and the cache has {cached[worst]:.5f}",
+            hint="delete the cache and run `dcdctl cache-teacher` again",
+        )
+    return float(difference[worst])
+
+
+def _kind_of(features: Features | None) -> str | None:
+    return None if features is None else "float16"
