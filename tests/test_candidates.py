@@ -128,7 +128,7 @@ def test_near_groups_equal_the_greedy_search_by_hand(twins, monkeypatch):
 
 def test_pairs_are_unique_sorted_and_hold_every_positive(twins):
     drawn = candidates.draw(twins, CandidateConfig(per_query=6))
-    image, text = drawn.pairs(twins.caption_image)
+    image, text, _ = drawn.pairs(twins.caption_image)
     pairs = list(zip(image.tolist(), text.tolist(), strict=True))
     assert pairs == sorted(set(pairs))
     assert {(int(twins.caption_image[t]), t) for t in range(twins.num_captions)} <= set(pairs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -52,7 +53,7 @@ def test_cache_teacher_leaves_a_cache_of_what_was_asked(scenes_corpus_dir, cache
     read = teacher_cache.read(cache, corpus=Corpus.open(scenes_corpus_dir, "train"))
     assert read.plan["candidates"]["per_query"] == 4
     assert read.plan["precision"] == "float32"
-    assert {path.name for path in cache.iterdir()} == {"plan.json", "candidates.parquet", "pairs-00000.parquet", "cache.json"}
+    assert {path.name for path in cache.iterdir()} == {"plan.json", "items.parquet", "pairs-00000.parquet", "cache.json"}
 
 
 def test_cache_teacher_with_other_settings_into_the_same_folder_says_both(run_cli, scenes_corpus_dir, teacher, cache):
@@ -131,3 +132,26 @@ def test_a_misspelt_field_lists_the_known_ones(run_cli, scenes_corpus_dir, tmp_p
     result = run_cli(command, "tiny-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "run", "--set", "batch.sise=8", *CPU)
     assert result.exit_code == 1
     assert "unknown key batch.sise; known keys here: size, drawn_negatives" in result.stderr
+
+
+def test_a_dry_run_says_what_it_would_take_and_scores_nothing(scenes_corpus_dir, teacher, tmp_path):
+    words = ["cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", tmp_path / "cache", "--device", "cpu"]
+    result = run_cli(*words, "--set", "candidates.per_query=4", "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"\d+ pairs, \d+ to score: [\d,]+ pairs/s in a trial, about 0:0\d; at most 0\.0 MB on disk", result.stderr)
+    assert result.stdout == ""
+    assert not list((tmp_path / "cache").glob("pairs-*"))
+
+
+def test_a_cache_is_extended_and_verified_from_the_command_line(scenes_corpus_dir, teacher, cache, tmp_path):
+    words = ["cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--device", "cpu"]
+    extended = run_cli(*words, "--out", tmp_path / "more", "--set", "candidates.per_query=6", "--extend", cache)
+    assert extended.exit_code == 0, extended.stderr
+    old, new = teacher_cache.read(cache), teacher_cache.read(tmp_path / "more")
+    assert f"{new.num_pairs:,} pairs, {new.num_pairs - old.num_pairs:,} to score" in extended.stderr
+    verified = run_cli(*words, "--out", tmp_path / "more", "--verify", 50)
+    assert verified.exit_code == 0, verified.stderr
+    assert re.fullmatch(r".*more: 50 pairs scored anew, the largest difference is \d\.\de-\d+\n", verified.stdout)
+    refused = run_cli(*words, "--out", tmp_path / "more", "--verify", 50, "--precision", "bf16")
+    assert refused.exit_code == 1
+    assert "was made with another precision" in refused.stderr

@@ -184,21 +184,21 @@ def test_a_wrong_recipe_leaves_no_run_folder(corpus, teacher, tmp_path):
 
 
 def test_inputs_that_do_not_belong_together_are_refused(scenes_corpus_dir, corpus, teacher_folder, cache_folder, tmp_path):
-    opened = distillation.open_inputs(scenes_corpus_dir, "train", None, cache_folder, str(teacher_folder), [])
-    assert opened.cache is not None
+    opened = distillation.open_inputs(scenes_corpus_dir, "train", None, [cache_folder], str(teacher_folder), [])
+    assert opened.caches[0] is not None
     with pytest.raises(StaleError, match="another corpus"):
-        distillation.open_inputs(scenes_corpus_dir, "train", 10, cache_folder, str(teacher_folder), [])
+        distillation.open_inputs(scenes_corpus_dir, "train", 10, [cache_folder], str(teacher_folder), [])
     with pytest.raises(StaleError, match="another corpus"):
-        distillation.open_inputs(scenes_corpus_dir, "val", None, cache_folder, None, [])
+        distillation.open_inputs(scenes_corpus_dir, "val", None, [cache_folder], None, [])
     models.save(make_teacher(corpus.captions, seed=1), tmp_path / "other")
     with pytest.raises(StaleError, match="another teacher"):
-        distillation.open_inputs(scenes_corpus_dir, "train", None, cache_folder, str(tmp_path / "other"), [])
+        distillation.open_inputs(scenes_corpus_dir, "train", None, [cache_folder], str(tmp_path / "other"), [])
     with pytest.raises(StaleError, match="another teacher"):
-        distillation.open_inputs(scenes_corpus_dir, "train", None, cache_folder, str(teacher_folder), ["max_text_len=9"])
+        distillation.open_inputs(scenes_corpus_dir, "train", None, [cache_folder], str(teacher_folder), ["max_text_len=9"])
     with pytest.raises(MissingError, match="holds no teacher cache"):
-        distillation.open_inputs(scenes_corpus_dir, "train", None, tmp_path / "absent", None, [])
+        distillation.open_inputs(scenes_corpus_dir, "train", None, [tmp_path / "absent"], None, [])
     with pytest.raises(ConfigError, match="--model-set says something of the model named by --teacher"):
-        distillation.open_inputs(scenes_corpus_dir, "train", None, None, None, ["max_text_len=9"])
+        distillation.open_inputs(scenes_corpus_dir, "train", None, [], None, ["max_text_len=9"])
 
 
 def test_options_are_read_from_words():

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core import cache_files, files, inspection, teacher_cache
-from dcdctl.core.cache_files import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE, Pairs
+from dcdctl.core.cache_files import Pairs
+from dcdctl.core.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE
 
 BOTH = TEXT_CANDIDATE | IMAGE_CANDIDATE
 PAIRS = [

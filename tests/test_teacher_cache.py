@@ -46,7 +46,7 @@ def copied(folder, tmp_path) -> Path:
 
 def test_a_cache_holds_the_teachers_score_of_every_candidate(corpus, teacher, folder):
     cache = teacher_cache.read(folder, corpus=corpus, teacher=teacher.digest)
-    image, text = candidates.draw(corpus, CONFIG).pairs(corpus.caption_image)
+    image, text, _ = candidates.draw(corpus, CONFIG).pairs(corpus.caption_image)
     assert cache.num_pairs == len(image)
     expected = scoring.score_pairs(teacher, CorpusSource(corpus, teacher.preprocess), image, text, device=torch.device("cpu"), batch_size=8)
     np.testing.assert_allclose(cache.lookup(image, text), expected, atol=1e-5)
@@ -210,9 +210,9 @@ def test_the_metadata_says_what_scores_depend_on(folder, teacher):
 def test_roles_say_what_a_pair_is_to_either_query(corpus, folder):
     cache, drawn = teacher_cache.read(folder), candidates.draw(corpus, CONFIG)
     for image, text, role in zip(cache.image_P.tolist(), cache.text_P.tolist(), cache.role_P.tolist(), strict=True):
-        assert bool(role & cache_files.POSITIVE) == (corpus.caption_image[text] == image)
-        assert bool(role & cache_files.TEXT_CANDIDATE) == (text in drawn.texts_of_image[image])
-        assert bool(role & cache_files.IMAGE_CANDIDATE) == (image in drawn.images_of_text[text])
+        assert bool(role & candidates.POSITIVE) == (corpus.caption_image[text] == image)
+        assert bool(role & candidates.TEXT_CANDIDATE) == (text in drawn.texts_of_image[image])
+        assert bool(role & candidates.IMAGE_CANDIDATE) == (image in drawn.images_of_text[text])
 
 
 @pytest.mark.parametrize("margins", [{"absolute_margin": 0.5}, {"relative_margin": 0.1}])

@@ -20,10 +20,7 @@ from numpy.typing import NDArray
 from dcdctl.core import cache_extension, candidates, devices, distributed, files, scoring, teacher_cache
 from dcdctl.core.cache_files import (
     FORMAT,
-    IMAGE_CANDIDATE,
     IMAGES_PER_SHARD,
-    POSITIVE,
-    TEXT_CANDIDATE,
     Index,
     Pairs,
     expect,
@@ -35,7 +32,7 @@ from dcdctl.core.cache_files import (
     shards_of,
     write_pairs,
 )
-from dcdctl.core.candidates import CandidateConfig, Candidates
+from dcdctl.core.candidates import CandidateConfig
 from dcdctl.core.config import to_table
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.devices import versions
@@ -268,7 +265,8 @@ def _begin(
     if _unplanned(folder, wanted):
         _check_room(folder, corpus)
         drawn = candidates.draw(corpus, config, device=device, track=track)
-        pairs = _join(drawn, corpus)
+        image, text, role = drawn.pairs(corpus.caption_image)
+        pairs = Pairs(image, text, np.full(len(image), np.nan, dtype=np.float32), role)
         if extend is not None:
             pairs = cache_extension.merged(pairs, cache_extension.taken_over(extend, corpus, wanted), corpus.num_captions)
         _write_planned(folder, wanted, pairs)
@@ -285,18 +283,6 @@ def _unplanned(folder: Path, plan: dict[str, Any]) -> list[int]:
 def _check_room(folder: Path, corpus: Corpus) -> None:
     if (free := shutil.disk_usage(folder).free) < BYTES_PER_PAIR * corpus.num_captions:
         raise InputError(f"{folder} has {free / 1e6:,.0f} MB free, not enough for the scores of the positives alone")
-
-
-def _join(drawn: Candidates, corpus: Corpus) -> Pairs:
-    """Every pair once, with what it is to its image and to its caption."""
-    image, text = drawn.pairs(corpus.caption_image)
-    keys, num_texts = image * corpus.num_captions + text, corpus.num_captions
-    role = np.where(corpus.caption_image[text] == image, POSITIVE, 0).astype(np.uint8)
-    for lists, bit, is_image_query in ((drawn.texts_of_image, TEXT_CANDIDATE, True), (drawn.images_of_text, IMAGE_CANDIDATE, False)):
-        owner = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
-        wanted = owner * num_texts + lists.values if is_image_query else lists.values * num_texts + owner
-        role[np.searchsorted(keys, wanted)] |= bit
-    return Pairs(image, text, np.full(len(image), np.nan, dtype=np.float32), role)
 
 
 def _write_planned(folder: Path, plan: dict[str, Any], pairs: Pairs) -> None:

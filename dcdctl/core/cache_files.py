@@ -7,7 +7,7 @@
     CACHE/cache.json              the sign that all is there, written last: counts, versions, size and SHA-256 of each file
 
 A pair has image and text (int32, positions in the corpus; a shard is sorted by them), score (float32, the teacher's raw logit) and role
-(uint8, a sum of POSITIVE, TEXT_CANDIDATE and IMAGE_CANDIDATE).
+(uint8, a sum of `candidates`' POSITIVE, TEXT_CANDIDATE and IMAGE_CANDIDATE).
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from dcdctl.core.errors import MissingError, StaleError
 
 FORMAT = 2
 IMAGES_PER_SHARD = 256
-POSITIVE, TEXT_CANDIDATE, IMAGE_CANDIDATE = 1, 2, 4
-"""The caption is one of the image's; it is a candidate of the image's query; the image is one of the caption's query."""
 SCHEMA = pa.schema([("image", pa.int32()), ("text", pa.int32()), ("score", pa.float32()), ("role", pa.uint8())])
 _ENCODINGS = {"image": "DELTA_BINARY_PACKED", "text": "DELTA_BINARY_PACKED", "score": "BYTE_STREAM_SPLIT", "role": "PLAIN"}
 Index = NDArray[np.int64]

@@ -7,6 +7,7 @@ of an image, the image of a caption) always belong to them and are not drawn. Ev
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,6 +26,9 @@ from dcdctl.core.vectors import Vectors
 
 Index = NDArray[np.int64]
 CPU = torch.device("cpu")
+POSITIVE, TEXT_CANDIDATE, IMAGE_CANDIDATE = 1, 2, 4
+"""Roles of a pair: the caption is one of the image's; it is a candidate of the image's query; the image is one of the caption's query."""
+_WORD = re.compile(r"[^\W_]+")
 SIMPLE_KINDS = ("random", "lexical", "embedding")
 
 
@@ -119,13 +123,22 @@ class Candidates:
     dropped: dict[str, int] = field(default_factory=dict)
     """Candidates that were left out, by the guard that did it."""
 
-    def pairs(self, caption_image: Index) -> tuple[Index, Index]:
-        """All pairs to score, positives included, each once, ordered by image and then caption."""
+    def pairs(self, caption_image: Index) -> tuple[Index, Index, NDArray[np.uint8]]:
+        """All pairs to score, positives included, each once, by image and then caption: image, caption and the sum of its roles."""
         num_texts = len(caption_image)
-        image = np.concatenate([caption_image, _owners(self.texts_of_image), self.images_of_text.values])
-        text = np.concatenate([np.arange(num_texts), self.texts_of_image.values, _owners(self.images_of_text)])
-        keys = np.unique(image * num_texts + text)
-        return keys // num_texts, keys % num_texts
+        # One number a pair and role, so that one sort in place does it all: there may be 40 million.
+        coded = np.concatenate(
+            [
+                (caption_image * num_texts + np.arange(num_texts)) * 8 + POSITIVE,
+                (_owners(self.texts_of_image) * num_texts + self.texts_of_image.values) * 8 + TEXT_CANDIDATE,
+                (self.images_of_text.values * num_texts + _owners(self.images_of_text)) * 8 + IMAGE_CANDIDATE,
+            ]
+        )
+        coded.sort()
+        starts = np.flatnonzero(np.concatenate([[True], coded[1:] >> 3 != coded[:-1] >> 3]))
+        role = np.bitwise_or.reduceat((coded & 7).astype(np.uint8), starts)
+        keys = coded[starts] >> 3
+        return keys // num_texts, keys % num_texts, role
 
 
 def draw(corpus: Corpus, config: CandidateConfig, *, device: torch.device = CPU, track: Track = silent) -> Candidates:
@@ -143,8 +156,7 @@ def draw(corpus: Corpus, config: CandidateConfig, *, device: torch.device = CPU,
 def text_classes(captions: list[str]) -> Index:
     """A number for each caption, the same for captions that differ in case, spacing and punctuation only."""
     seen: dict[str, int] = {}
-    bare = ("".join(letter if letter.isalnum() else " " for letter in text.lower()) for text in captions)
-    return np.array([seen.setdefault(" ".join(text.split()), len(seen)) for text in bare], dtype=np.int64)
+    return np.array([seen.setdefault(" ".join(_WORD.findall(text.lower())), len(seen)) for text in captions], dtype=np.int64)
 
 
 def _mine(corpus: Corpus, text_class: Index, config: CandidateConfig, found: Vectors | None) -> Candidates:

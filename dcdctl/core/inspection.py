@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core import files
-from dcdctl.core.cache_files import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE
-from dcdctl.core.candidates import Lists
+from dcdctl.core.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE, Lists
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.teacher_cache import TeacherCache
 

@@ -18,9 +18,6 @@ from numpy.typing import NDArray
 
 from dcdctl.core.cache_files import (
     FORMAT,
-    IMAGE_CANDIDATE,
-    POSITIVE,
-    TEXT_CANDIDATE,
     Index,
     check_content,
     check_size,
@@ -30,7 +27,7 @@ from dcdctl.core.cache_files import (
     read_pairs,
     shards_of,
 )
-from dcdctl.core.candidates import Candidates, Lists
+from dcdctl.core.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE, Candidates, Lists
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import MissingError, StaleError
 
