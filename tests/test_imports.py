@@ -49,6 +49,7 @@ ORDER = [
     "runs",
     "training",
     "objectives",
+    "refresh",
     "pretraining",
     "grading",
     "distillation",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ from dcdctl.core.cache_files import (
     shards_of,
     write_pairs,
 )
-from dcdctl.core.candidates import CandidateConfig
+from dcdctl.core.candidates import CandidateConfig, Candidates
 from dcdctl.core.config import to_table
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.devices import versions
@@ -105,6 +106,7 @@ def build(
     *,
     options: ScoringOptions = ScoringOptions(),
     extend: Path | None = None,
+    drawn: Candidates | None = None,
     track: Track = silent,
 ) -> TeacherCache:
     """Score the candidates of every query and keep the scores; goes on where a killed run of the same plan stopped.
@@ -114,7 +116,7 @@ def build(
     cache of another corpus, teacher or plan.
     """
     with claimed(folder):
-        return score(plan(corpus, teacher, folder, config, options=options, extend=extend, track=track), track=track)
+        return score(plan(corpus, teacher, folder, config, options=options, extend=extend, drawn=drawn, track=track), track=track)
 
 
 def claimed(folder: Path) -> AbstractContextManager[None]:
@@ -130,13 +132,20 @@ def plan(
     *,
     options: ScoringOptions = ScoringOptions(),
     extend: Path | None = None,
+    drawn: Candidates | None = None,
     track: Track = silent,
 ) -> Job:
-    """Decide which pairs are scored, and write it into the folder; nothing is scored."""
+    """Decide which pairs are scored, and write it into the folder; nothing is scored. `drawn` are candidates in place of the recipe's."""
     wanted = make_plan(corpus, teacher, config, options, extend)
+
+    def draw() -> Candidates:
+        return candidates.draw(corpus, config, device=options.device, track=track) if drawn is None else drawn
+
     with distributed.main_first():
         if distributed.is_main():
-            _begin(folder, wanted, corpus, config, extend, options.device, track)
+            _begin(
+                folder, wanted, corpus, lambda: drawn or candidates.draw(corpus, config, device=options.device, track=track), extend, track
+            )
     teacher.to(options.device).eval()
     return Job(folder, wanted, corpus, teacher, options)
 
@@ -242,9 +251,7 @@ def _score(job: Job, image_P: Index, text_P: Index, advance: Any = None) -> NDAr
     return found
 
 
-def _begin(
-    folder: Path, wanted: dict[str, Any], corpus: Corpus, config: CandidateConfig, extend: Path | None, device: torch.device, track: Track
-) -> None:
+def _begin(folder: Path, wanted: dict[str, Any], corpus: Corpus, draw: Callable[[], Candidates], extend: Path | None, track: Track) -> None:
     """Make the folder this plan's, with the pairs of every shard that is not scored."""
     path = folder / "plan.json"
     if path.exists() and any(folder.glob("pairs-*.parquet")):
@@ -259,18 +266,18 @@ def _begin(
     files.remove_partials(folder)
     if path.exists() and read_json(path) != wanted:
         # Planned and not begun: nothing is lost by another plan.
-        for old in folder.glob("planned-*.parquet"):
-            old.unlink()
+        for old in [*folder.glob("planned-*.parquet"), folder / "items.parquet", folder / "dropped.json"]:
+            old.unlink(missing_ok=True)
     files.write_json(path, wanted)
     if _unplanned(folder, wanted):
         _check_room(folder, corpus)
-        drawn = candidates.draw(corpus, config, device=device, track=track)
+        drawn = draw()
         image, text, role = drawn.pairs(corpus.caption_image)
         pairs = Pairs(image, text, np.full(len(image), np.nan, dtype=np.float32), role)
         if extend is not None:
             pairs = cache_extension.merged(pairs, cache_extension.taken_over(extend, corpus, wanted), corpus.num_captions)
-        _write_planned(folder, wanted, pairs)
         files.write_json(folder / "dropped.json", drawn.dropped)
+        _write_planned(folder, wanted, pairs)
     if not (folder / "items.parquet").exists():
         cache_extension.write_items(folder / "items.parquet", corpus, track)
 

@@ -143,9 +143,8 @@ class Candidates:
 
 def draw(corpus: Corpus, config: CandidateConfig, *, device: torch.device = CPU, track: Track = silent) -> Candidates:
     """The negatives of every query of a corpus; never a caption of the query's own image nor one with the same text."""
-    text_class = text_classes(corpus.captions)
     found = vectors.embed(vectors.load(config.model, device), corpus, track) if config.model else None
-    drawn = _draw_blocks(corpus, text_class, config, found) if config.kind == "blocks" else _mine(corpus, text_class, config, found)
+    drawn = _draw_blocks(corpus, config, found) if config.kind == "blocks" else mine(corpus, config, found)
     if "text" not in config.directions:
         drawn = dataclasses.replace(drawn, texts_of_image=_no_lists(corpus.num_images))
     if "image" not in config.directions:
@@ -159,10 +158,11 @@ def text_classes(captions: list[str]) -> Index:
     return np.array([seen.setdefault(" ".join(_WORD.findall(text.lower())), len(seen)) for text in captions], dtype=np.int64)
 
 
-def _mine(corpus: Corpus, text_class: Index, config: CandidateConfig, found: Vectors | None) -> Candidates:
+def mine(corpus: Corpus, config: CandidateConfig, found: Vectors | None = None) -> Candidates:
+    """The candidates of each query by itself, of every kind but blocks; `found` are the vectors that embedding goes by."""
     num_images, num_texts = corpus.num_images, corpus.num_captions
     lists = {"text": _no_lists(num_images), "image": _no_lists(num_texts)}
-    is_positive = Positives(text_class, corpus.caption_image)
+    is_positive = Positives(text_classes(corpus.captions), corpus.caption_image)
     for direction in config.directions:
         miner = _miner(corpus, config, direction, found, is_positive)
         if direction == "text":
@@ -240,7 +240,7 @@ def _without_duplicates(drawn: Candidates, corpus: Corpus, bits: int, track: Tra
     )
 
 
-def _draw_blocks(corpus: Corpus, text_class: Index, config: CandidateConfig, found: Vectors | None) -> Candidates:
+def _draw_blocks(corpus: Corpus, config: CandidateConfig, found: Vectors | None) -> Candidates:
     rng = np.random.default_rng([config.seed, 2])
     groups = near_groups(corpus, config.group_size, None if found is None else found.images_ID.cpu().numpy())
     image_parts, text_parts = [], []
@@ -251,7 +251,7 @@ def _draw_blocks(corpus: Corpus, text_class: Index, config: CandidateConfig, fou
             image_parts.append(np.repeat(images, len(texts)))
             text_parts.append(np.tile(texts, len(images)))
     image, text = np.concatenate(image_parts), np.concatenate(text_parts)
-    keep = ~Positives(text_class, corpus.caption_image)(image, text)
+    keep = ~Positives(text_classes(corpus.captions), corpus.caption_image)(image, text)
     image, text = image[keep], text[keep]
     return Candidates(Lists.from_pairs(image, text, corpus.num_images), Lists.from_pairs(text, image, corpus.num_captions))
 

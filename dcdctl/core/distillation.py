@@ -17,6 +17,7 @@ from dcdctl.core.features import CorpusSource, Source
 from dcdctl.core.objectives import make_objective
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.recipe import ModelConfig, Recipe
+from dcdctl.core.refresh import refreshed
 from dcdctl.core.runs import Run
 from dcdctl.core.teacher_cache import TeacherCache
 from dcdctl.core.teacher_ensemble import TeacherEnsemble, read_as_one
@@ -87,12 +88,21 @@ def _run(recipe: Recipe, what: str, inputs: Inputs, out: Path, *, resume: bool, 
     }
     source = make_source(model, inputs.corpus, options, track)
     steps = make_steps(source, recipe, cache)
+    num_steps = count_steps(recipe, steps.batches_per_epoch)
+    refreshes = [step for step in recipe.batch.refresh_steps if step < num_steps]
+    if refreshes and (inputs.teacher is None or not isinstance(cache, TeacherCache)):
+        raise ConfigError("batch.refresh_steps needs one cache and its teacher", hint="name them with --cache and --teacher")
     run = runs.start(out, recipe, what, facts, resume=resume)
     if run.is_finished:
         return run
-    num_steps = count_steps(recipe, steps.batches_per_epoch)
-    objective = make_objective(recipe.loss)
-    train(run, model, steps, objective, recipe.optimizer, num_steps=num_steps, seed=recipe.seed, options=options, track=track)
+    objective, seed = make_objective(recipe.loss), recipe.seed
+    for stop in [*refreshes, None]:
+        train(run, model, steps, objective, recipe.optimizer, num_steps=num_steps, seed=seed, until=stop, options=options, track=track)
+        if stop is not None:
+            assert isinstance(cache, TeacherCache)
+            folder = run.folder / "caches" / f"step-{stop}"
+            cache = refreshed(cache, folder, model, inputs.teacher, source, device=options.device, step=stop, track=track)
+            steps = make_steps(source, recipe, cache)
     runs.finish(run, model)
     return run
 

@@ -137,8 +137,13 @@ class BatchConfig:
     """Lists: negatives kept, the hardest by the teacher's score, at most drawn_negatives; without a cache all drawn ones are kept."""
     directions: tuple[Literal["text", "image"], ...] = ("text", "image")
     """text: an image with candidate captions (the paper's only one); image: a caption with candidate images."""
+    refresh_steps: tuple[int, ...] = ()
+    """Before these steps the student looks for new hard candidates of its own, and the teacher (--teacher) scores those that have no score
+    yet; none for the candidates of the cache alone."""
 
     def __post_init__(self) -> None:
+        if list(self.refresh_steps) != sorted(set(self.refresh_steps)) or min(self.refresh_steps, default=1) < 1:
+            raise ConfigError(f"batch.refresh_steps must ascend from 1 on, got {list(self.refresh_steps)}")
         if self.size < 2:
             raise ConfigError(f"batch.size must be at least 2, got {self.size}")
         if self.hard_negatives < 1 or self.drawn_negatives < 1:

@@ -55,15 +55,20 @@ def train(
     *,
     num_steps: int,
     seed: int,
+    until: int | None = None,
     options: TrainingOptions = TrainingOptions(),
     track: Track = silent,
 ) -> None:
-    """Train a model in place for `num_steps`, from the run's newest checkpoint on, and log and keep checkpoints in its folder."""
+    """Train a model in place for `num_steps`, from the run's newest checkpoint on, and log and keep checkpoints in its folder.
+
+    With `until` it stops before that step, with a checkpoint, to be gone on with: by other batches, for instance.
+    """
     model.to(options.device).train()
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(options.device.type, enabled=options.precision == "float16")
     first = runs.load_checkpoint(run, model, optimizer, scaler)
-    loader = DataLoader(steps, batch_size=None, sampler=range(first, num_steps), num_workers=options.workers)
+    stop = num_steps if until is None else until
+    loader = DataLoader(steps, batch_size=None, sampler=range(first, stop), num_workers=options.workers)
     with closing(runs.Log(run, first)) as log, track("train", total=num_steps, unit="steps") as advance:
         advance(first)
         for step, batch in enumerate(loader, start=first):
@@ -77,7 +82,7 @@ def train(
             if step % LOG_EVERY == 0 or step == num_steps - 1:
                 values = {name: part.item() for name, part in parts.items()}
                 log.write(step, {"loss": loss, **values, "lr": rate, "seconds": time.perf_counter() - started})
-            if (step + 1) % config.save_every == 0 and step + 1 < num_steps:
+            if ((step + 1) % config.save_every == 0 or step + 1 == until) and step + 1 < num_steps:
                 runs.save_checkpoint(run, step + 1, model, optimizer, scaler)
             advance(1)
     model.eval()
