@@ -87,7 +87,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     cells = [[str(cell) for cell in row] for row in rows]
     table = Table()
     for i, column in enumerate(columns):
-        is_words = any(row[i][:1].isalpha() for row in cells)
+        is_words = any(row[i][:1].isalpha() or row[i].startswith("#") for row in cells)
         table.add_column(Text(column), justify="left" if i == 0 or is_words else "right", overflow="fold")
     for row in cells:
         table.add_row(*map(Text, row))

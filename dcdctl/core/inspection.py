@@ -180,7 +180,8 @@ def _bars(inspection: Inspection) -> str:
             for kind, count in (("true", positive), ("drawn", negative))
         )
         rows.append(f"<tr><th>{low:.2f}</th><td class=bars>{bars}</td><td>{positive:,}</td><td>{negative:,}</td></tr>")
-    return f"<table class=histogram><tr><th>from</th><td></td><td>true</td><td>negative</td></tr>{''.join(rows)}</table>"
+    head = "<tr><th>from</th><td></td><td class=true-text>true</td><td class=drawn-text>negative</td></tr>"
+    return f"<table class=histogram>{head}{''.join(rows)}</table>"
 
 
 def _card(negative: Negative, corpus: Corpus) -> str:
@@ -202,6 +203,7 @@ _STYLE = """<style>
 body { font: 15px/1.4 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 th { text-align: left; font-weight: 600; padding-right: 1rem; vertical-align: top } td { padding-right: 1rem }
 .histogram { width: 100% } .bars { width: 70% } .bar { height: .5rem; margin: 1px 0 } .true { background: #2a7 } .drawn { background: #c63 }
+.true-text { color: #184 } .drawn-text { color: #b42 }
 figure { display: inline-block; vertical-align: top; width: 20rem; margin: 0 1rem 1.5rem 0 } img { max-width: 100%; border-radius: 4px }
 figcaption p { margin: .3rem 0 } i, small { color: #777 }
 </style>"""
