@@ -153,7 +153,9 @@ def plan(
 def make_plan(
     corpus: Corpus, teacher: FusionScorer, config: CandidateConfig, options: ScoringOptions, extend: Path | None = None
 ) -> dict[str, Any]:
-    """All that decides what a cache holds."""
+    """All that decides what a cache holds; MissingError if there is no cache to extend."""
+    if extend is not None:
+        teacher_cache.read(extend)
     return {
         "format": FORMAT,
         "corpus": corpus.fingerprint,
