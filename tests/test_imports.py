@@ -33,6 +33,7 @@ ORDER = [
     "features",
     "retrieval",
     "vectors",
+    "guards",
     "miners",
     "near_groups",
     "candidates",

@@ -143,9 +143,7 @@ def plan(
 
     with distributed.main_first():
         if distributed.is_main():
-            _begin(
-                folder, wanted, corpus, lambda: drawn or candidates.draw(corpus, config, device=options.device, track=track), extend, track
-            )
+            _begin(folder, wanted, corpus, draw, extend, track)
     teacher.to(options.device).eval()
     return Job(folder, wanted, corpus, teacher, options)
 

@@ -6,7 +6,6 @@ of an image, the image of a caption) always belong to them and are not drawn. Ev
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,9 +17,9 @@ from numpy.typing import NDArray
 from dcdctl.core import miners, vectors
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.miners import Miner
+from dcdctl.core.guards import Guards, picture_hashes
+from dcdctl.core.miners import Guard, Miner
 from dcdctl.core.near_groups import near_groups
-from dcdctl.core.pictures import difference_hash
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.vectors import Vectors
 
@@ -121,7 +120,7 @@ class Candidates:
     texts_of_image: Lists
     images_of_text: Lists
     dropped: dict[str, int] = field(default_factory=dict)
-    """Candidates that were left out, by the guard that did it."""
+    """Guard -> pairs that would be candidates but for it, of both directions."""
 
     def pairs(self, caption_image: Index) -> tuple[Index, Index, NDArray[np.uint8]]:
         """All pairs to score, positives included, each once, by image and then caption: image, caption and the sum of its roles."""
@@ -144,12 +143,7 @@ class Candidates:
 def draw(corpus: Corpus, config: CandidateConfig, *, device: torch.device = CPU, track: Track = silent) -> Candidates:
     """The negatives of every query of a corpus; never a caption of the query's own image nor one with the same text."""
     found = vectors.embed(vectors.load(config.model, device), corpus, track) if config.model else None
-    drawn = _draw_blocks(corpus, config, found) if config.kind == "blocks" else mine(corpus, config, found)
-    if "text" not in config.directions:
-        drawn = dataclasses.replace(drawn, texts_of_image=_no_lists(corpus.num_images))
-    if "image" not in config.directions:
-        drawn = dataclasses.replace(drawn, images_of_text=_no_lists(corpus.num_captions))
-    return drawn if config.duplicate_bits is None else _without_duplicates(drawn, corpus, config.duplicate_bits, track)
+    return _draw_blocks(corpus, config, found, track) if config.kind == "blocks" else mine(corpus, config, found, track)
 
 
 def text_classes(captions: list[str]) -> Index:
@@ -158,89 +152,50 @@ def text_classes(captions: list[str]) -> Index:
     return np.array([seen.setdefault(" ".join(_WORD.findall(text.lower())), len(seen)) for text in captions], dtype=np.int64)
 
 
-def mine(corpus: Corpus, config: CandidateConfig, found: Vectors | None = None) -> Candidates:
+def mine(corpus: Corpus, config: CandidateConfig, found: Vectors | None = None, track: Track = silent) -> Candidates:
     """The candidates of each query by itself, of every kind but blocks; `found` are the vectors that embedding goes by."""
     num_images, num_texts = corpus.num_images, corpus.num_captions
-    lists = {"text": _no_lists(num_images), "image": _no_lists(num_texts)}
-    is_positive = Positives(text_classes(corpus.captions), corpus.caption_image)
+    guards = _guards(corpus, config, track)
+    lists, num_dropped = {"text": _no_lists(num_images), "image": _no_lists(num_texts)}, np.zeros(256, dtype=np.int64)
     for direction in config.directions:
-        miner = _miner(corpus, config, direction, found, is_positive)
-        if direction == "text":
-            queries, texts = miners.first_distinct(miner, num_images, num_texts, config.per_query, is_positive)
-            lists[direction] = Lists(_offsets(queries, num_images), texts)
-        else:
-            queries, images = miners.first_distinct(
-                miner, num_texts, num_images, config.per_query, lambda text, image: is_positive(image, text)
-            )
-            lists[direction] = Lists(_offsets(queries, num_texts), images)
-    return Candidates(lists["text"], lists["image"])
+        sizes = (num_images, num_texts) if direction == "text" else (num_texts, num_images)
+        guard = guards if direction == "text" else guards.turned
+        result = miners.mined(_miner(corpus, config, direction, found, guard), *sizes, config.per_query, guard)
+        lists[direction] = Lists(_offsets(result.queries, sizes[0]), result.candidates)
+        num_dropped += result.num_dropped
+    return Candidates(lists["text"], lists["image"], _told(guards, num_dropped))
 
 
-def _miner(corpus: Corpus, config: CandidateConfig, direction: str, found: Vectors | None, is_positive: Positives) -> Miner:
-    """The miner of a recipe for one direction; it gives a few more than wanted, for a query's own are among them."""
+def _guards(corpus: Corpus, config: CandidateConfig, track: Track) -> Guards:
+    hash_I = None if config.duplicate_bits is None else picture_hashes(corpus, track)
+    return Guards(corpus.caption_image, text_classes(corpus.captions), hash_I, config.duplicate_bits or 0)
+
+
+def _told(guards: Guards, num_dropped: Index) -> dict[str, int]:
+    return {name: int(num_dropped[reason]) for reason, name in enumerate(guards.names, start=1)}
+
+
+def _miner(corpus: Corpus, config: CandidateConfig, direction: str, found: Vectors | None, guard: Guard) -> Miner:
+    """The miner of a recipe for one direction."""
     seed = [config.seed, SIMPLE_KINDS.index("random") + (1 if direction == "text" else 2)]
     sizes = (corpus.num_images, corpus.num_captions) if direction == "text" else (corpus.num_captions, corpus.num_images)
-    most_own = int(np.bincount(corpus.caption_image).max()) if direction == "text" else 1
-    wanted = min(sizes[1], config.per_query + 2 * most_own + 8)
 
     def simple(kind: str) -> Miner:
         if kind == "lexical":
             of_image = [" ".join(corpus.captions[text] for text in corpus.captions_of(image)) for image in range(corpus.num_images)]
-            both = (of_image, corpus.captions) if direction == "text" else (corpus.captions, of_image)
-            return miners.lexical_miner(*both, wanted)
+            return miners.lexical_miner(*((of_image, corpus.captions) if direction == "text" else (corpus.captions, of_image)))
         if kind == "embedding" and found is not None:
-            vectors_of_both = (found.images_ID, found.texts_TD) if direction == "text" else (found.texts_TD, found.images_ID)
-            return miners.embedding_miner(*vectors_of_both, wanted)
-        return miners.random_miner(seed, *sizes, config.per_query)
+            both = (found.images_ID, found.texts_TD) if direction == "text" else (found.texts_TD, found.images_ID)
+            return miners.embedding_miner(*both)
+        return miners.random_miner(seed, *sizes)
 
     if config.kind != "mixed":
         return simple(config.kind)
-    total, left = sum(config.shares.values()), config.per_query
-    parts = []
-    for kind, share in config.shares.items():
-        count = min(left, round(config.per_query * share / total))
-        parts.append((simple(kind), count))
-        left -= count
-    return miners.mixed_miner(parts, is_positive if direction == "text" else is_positive.turned)
+    counts = miners.shared_out(config.per_query, list(config.shares.values()))
+    return miners.mixed_miner([(simple(kind), count) for kind, count in zip(config.shares, counts, strict=True)], guard)
 
 
-class Positives:
-    """Whether the text of each pair is a caption of its image, or equal to one."""
-
-    def __init__(self, text_class: Index, owner: Index) -> None:
-        self._class, self._num_classes = text_class, int(text_class.max()) + 1
-        self._true_keys = np.unique(owner * self._num_classes + text_class)
-
-    def __call__(self, image: Index, text: Index) -> NDArray[np.bool_]:
-        keys = image * self._num_classes + self._class[text]
-        place = np.minimum(np.searchsorted(self._true_keys, keys), len(self._true_keys) - 1)
-        return self._true_keys[place] == keys
-
-    def turned(self, text: Index, image: Index) -> NDArray[np.bool_]:
-        """The same, for a caption as the query."""
-        return self(image, text)
-
-
-def _without_duplicates(drawn: Candidates, corpus: Corpus, bits: int, track: Track) -> Candidates:
-    """The candidates without those whose picture is the query's but for its file."""
-    hashes = []
-    with track("compare pictures", total=corpus.num_images, unit="images") as advance:
-        for image in range(corpus.num_images):
-            hashes.append(difference_hash(corpus.images([image])[0]))
-            advance(1)
-    hash_I, owner = np.array(hashes, dtype=np.uint64), corpus.caption_image
-    query, shown = _owners(drawn.texts_of_image), owner[drawn.texts_of_image.values]
-    far_texts = np.bitwise_count(hash_I[query] ^ hash_I[shown]) > bits
-    text, other = _owners(drawn.images_of_text), drawn.images_of_text.values
-    far_images = np.bitwise_count(hash_I[owner[text]] ^ hash_I[other]) > bits
-    return Candidates(
-        Lists(_offsets(query[far_texts], len(drawn.texts_of_image)), drawn.texts_of_image.values[far_texts]),
-        Lists(_offsets(text[far_images], len(drawn.images_of_text)), other[far_images]),
-        {**drawn.dropped, "near-duplicate pictures": int((~far_texts).sum() + (~far_images).sum())},
-    )
-
-
-def _draw_blocks(corpus: Corpus, config: CandidateConfig, found: Vectors | None) -> Candidates:
+def _draw_blocks(corpus: Corpus, config: CandidateConfig, found: Vectors | None, track: Track) -> Candidates:
     rng = np.random.default_rng([config.seed, 2])
     groups = near_groups(corpus, config.group_size, None if found is None else found.images_ID.cpu().numpy())
     image_parts, text_parts = [], []
@@ -250,10 +205,16 @@ def _draw_blocks(corpus: Corpus, config: CandidateConfig, found: Vectors | None)
             texts = np.concatenate([_some_captions(rng, corpus, int(i), config.captions_per_image) for i in images])
             image_parts.append(np.repeat(images, len(texts)))
             text_parts.append(np.tile(texts, len(images)))
-    image, text = np.concatenate(image_parts), np.concatenate(text_parts)
-    keep = ~Positives(text_classes(corpus.captions), corpus.caption_image)(image, text)
-    image, text = image[keep], text[keep]
-    return Candidates(Lists.from_pairs(image, text, corpus.num_images), Lists.from_pairs(text, image, corpus.num_captions))
+    keys = np.unique(np.concatenate(image_parts) * corpus.num_captions + np.concatenate(text_parts))
+    image, text = keys // corpus.num_captions, keys % corpus.num_captions
+    guards = _guards(corpus, config, track)
+    reason = guards(image, text)
+    image, text = image[reason == 0], text[reason == 0]
+    return Candidates(
+        Lists.from_pairs(image, text, corpus.num_images) if "text" in config.directions else _no_lists(corpus.num_images),
+        Lists.from_pairs(text, image, corpus.num_captions) if "image" in config.directions else _no_lists(corpus.num_captions),
+        _told(guards, np.bincount(reason, minlength=256) * len(config.directions)),
+    )
 
 
 def _blocks(order: Index, size: int) -> list[Index]:

@@ -53,14 +53,18 @@ def load(ref: str, device: torch.device) -> Embedder:
         if config.model_type in OURS:
             return of_dual(models.load_dual(ref), device)
         model = AutoModel.from_pretrained(ref, dtype=torch.float32).to(device).eval()
-    if hasattr(model, "get_image_features"):
+    # SigLIP 2 of variable resolution wants more of a picture than its pixels.
+    is_pair = hasattr(model, "get_image_features") and hasattr(model, "get_text_features") and config.model_type != "siglip2"
+    if is_pair:
         preprocess = _preprocess(ref, load_image_processor(ref), config.text_config)
+        read = _full_length if config.model_type == "siglip" else _inputs
         return Embedder(
-            lambda texts: _pooled(model.get_text_features(**_inputs(preprocess, texts, device))),
+            lambda texts: _pooled(model.get_text_features(**read(preprocess, texts, device))),
             lambda pictures: _pooled(model.get_image_features(pixel_values=preprocess.images(pictures).pixel_values.to(device))),
         )
-    if model.main_input_name != "input_ids":
-        raise ModelError(f"{ref} is a {config.model_type} model, which gives captions no vectors", hint="name a CLIP-like or a text model")
+    if hasattr(model, "get_image_features") or model.main_input_name != "input_ids" or config.is_encoder_decoder:
+        found = f"{ref} is a {config.model_type} model, whose vectors are not known here"
+        raise ModelError(found, hint="name a run of a dual encoder, a CLIP-like or a text model")
     preprocess = _preprocess(ref, None, config)
     return Embedder(lambda texts: _mean(model, _inputs(preprocess, texts, device)), None)
 
@@ -109,6 +113,13 @@ def _preprocess(ref: str, image_processor: Any, text_config: Any) -> Preprocess:
 def _inputs(preprocess: Preprocess, texts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
     batch = preprocess.texts(texts).to(device)
     return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+
+
+def _full_length(preprocess: Preprocess, texts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+    """All captions padded to the full length, without a mask: SigLIP's vector is that of the last place, whatever stands there."""
+    length = preprocess.max_text_len
+    found = preprocess.tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    return {"input_ids": found["input_ids"].to(device)}
 
 
 def _pooled(found: Any) -> Tensor:
