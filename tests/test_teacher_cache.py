@@ -13,11 +13,12 @@ import pytest
 import torch
 from tiny import contents, make_teacher, run_script
 
-from dcdctl.core import cache_building, cache_files, candidates, scoring, teacher_cache
+from dcdctl.core import cache_building, cache_files, candidates, models, scoring, teacher_cache
 from dcdctl.core.cache_building import ScoringOptions
 from dcdctl.core.candidates import CandidateConfig
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.features import CorpusSource
+from dcdctl.core.models.preprocess import vilt_image_processor
 
 CONFIG = CandidateConfig(per_query=4)
 OPTIONS = ScoringOptions(batch_size=64)
@@ -37,6 +38,13 @@ def folder(corpus, teacher, tmp_path_factory, sharded) -> Path:
     folder = tmp_path_factory.mktemp("cache") / "cache"
     cache_building.build(corpus, teacher, folder, CONFIG, options=OPTIONS)
     return folder
+
+
+def at_size(corpus, image_size_px: int) -> models.ViltScorer:
+    """The teacher, with pictures of another size."""
+    teacher = make_teacher(corpus.captions)
+    teacher.preprocess = dataclasses.replace(teacher.preprocess, image_processor=vilt_image_processor(image_size_px))
+    return teacher
 
 
 @pytest.fixture
@@ -136,6 +144,7 @@ def test_a_cache_of_another_corpus_or_teacher_is_refused_with_both_named(corpus,
     [
         ({"corpus": 10}, "another corpus"),
         ({"teacher": 1}, "another teacher"),
+        ({"image_size": 96}, r"another image_size_px \(64, not 96\)"),
         ({"config": CandidateConfig(per_query=5)}, r"another candidates .*\"per_query\": 4.*not .*\"per_query\": 5"),
         ({"options": ScoringOptions(precision="bfloat16")}, r"another precision \(float32, not bfloat16\)"),
     ],
@@ -143,7 +152,8 @@ def test_a_cache_of_another_corpus_or_teacher_is_refused_with_both_named(corpus,
 def test_a_folder_of_another_plan_is_not_gone_on_with(corpus, teacher, copied, sharded, change, message):
     before = contents(copied)
     other = corpus.subset(change["corpus"]) if "corpus" in change else corpus
-    scorer = make_teacher(corpus.captions, seed=1) if "teacher" in change else teacher
+    scorer = at_size(corpus, change["image_size"]) if "image_size" in change else teacher
+    scorer = make_teacher(corpus.captions, seed=1) if "teacher" in change else scorer
     with pytest.raises(StaleError, match=message):
         cache_building.build(other, scorer, copied, change.get("config", CONFIG), options=change.get("options", OPTIONS))
     assert contents(copied) == before
@@ -308,9 +318,9 @@ class Turned:
         return range(first, last)
 
 
-@pytest.mark.parametrize("change", ["teacher", "precision"])
-def test_scores_of_another_teacher_or_precision_are_not_taken_over(change, corpus, teacher, folder, tmp_path, sharded):
-    scorer = make_teacher(corpus.captions, seed=1) if change == "teacher" else teacher
+@pytest.mark.parametrize("change", ["teacher", "precision", "image_size_px"])
+def test_scores_made_in_another_way_are_not_taken_over(change, corpus, teacher, folder, tmp_path, sharded):
+    scorer = {"teacher": make_teacher(corpus.captions, seed=1), "image_size_px": at_size(corpus, 96)}.get(change, teacher)
     options = ScoringOptions(batch_size=64, precision="bfloat16" if change == "precision" else "float32")
     with pytest.raises(StaleError, match=f"was made with another {change}"):
         cache_building.build(corpus, scorer, tmp_path / "cache", CONFIG, options=options, extend=folder)

@@ -160,9 +160,10 @@ def make_plan(
         "split": corpus.split,
         "images": corpus.num_images,
         "captions": corpus.num_captions,
-        "teacher": teacher.digest,
+        # Before the teacher, whose digest changes with them: of two differences the plainer is told.
         "image_size_px": teacher.preprocess.image_size_px,
         "max_text_len": teacher.preprocess.max_text_len,
+        "teacher": teacher.digest,
         "candidates": to_table(config),
         "precision": options.precision,
         "features": _kind_of(options.features),

@@ -19,7 +19,7 @@ from dcdctl.core.corpus import Corpus
 from dcdctl.core.progress import Track, silent
 
 _SCHEMA = pa.schema([("image", pa.binary(16)), ("captions", pa.list_(pa.binary(8)))])
-SAME = ("teacher", "image_size_px", "max_text_len", "precision", "features")
+SAME = ("image_size_px", "max_text_len", "teacher", "precision", "features")
 """What two caches must have in common for a score of one to be a score of the other."""
 
 
