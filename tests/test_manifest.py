@@ -8,7 +8,7 @@ import pytest
 
 from dcdctl.core import manifest
 from dcdctl.core.errors import ConfigError, InputError
-from dcdctl.core.manifest import CsvSource, KarpathySource, ScenesSource
+from dcdctl.core.formats import KarpathySource, ScenesSource, TableSource
 
 
 def test_every_manifest_that_comes_along_parses_and_says_what_it_is():
@@ -20,11 +20,11 @@ def test_every_manifest_that_comes_along_parses_and_says_what_it_is():
 
 def test_scenes_has_the_promised_defaults():
     counts = {"train": 1000, "val": 200, "test": 500}
-    assert manifest.find("scenes").source == ScenesSource(counts=counts, side_px=128, seed=0, captions=5)
+    assert manifest.find("scenes").sources == {"scenes": ScenesSource(counts=counts, side_px=128, seed=0, captions=5)}
 
 
 def test_a_set_changes_one_field_and_leaves_the_others():
-    source = manifest.find("scenes", ["counts.train=7", "seed=3"]).source
+    [source] = manifest.find("scenes", ["counts.train=7", "seed=3"]).sources.values()
     assert source == ScenesSource(counts={"train": 7, "val": 200, "test": 500}, seed=3)
 
 
@@ -36,7 +36,7 @@ def test_a_set_changes_one_field_and_leaves_the_others():
         ("counts.train=-1", "counts.train must be 0 or more, got -1"),
         ("side_px=big", "side_px must be int, got 'big'"),
         ("captions=0", r"captions must lie in \[1, 20\], got 0"),
-        ("format=parquet", "format must be one of scenes, karpathy, csv, got 'parquet'"),
+        ("format=coco", "format must be one of scenes, karpathy, lavis, csv, jsonl, parquet, webdataset, got 'coco'"),
         ("licence=3", "licence must be text, got 3"),
     ],
 )
@@ -54,12 +54,14 @@ def test_paths_in_a_toml_file_are_seen_from_its_folder(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('format = "csv"\npairs = "pairs.csv"\nimages = "jpg"\nsplit = "test"\n')
     found = manifest.find(str(path))
-    assert (found.name, found.source) == ("mine", CsvSource(pairs=tmp_path / "pairs.csv", images=tmp_path / "jpg", split="test"))
+    source = TableSource(pairs=tmp_path / "pairs.csv", images=(tmp_path / "jpg",), split="test")
+    assert (found.name, list(found.sources.values())) == ("mine", [source])
 
 
 def test_karpathy_flags_make_a_manifest_named_after_the_file():
-    found = manifest.choose(None, karpathy=Path("a/dataset_coco.json"), images=Path("b.zip"))
-    assert (found.name, found.source) == ("coco", KarpathySource(annotations=Path("a/dataset_coco.json"), images=Path("b.zip")))
+    found = manifest.choose(None, karpathy=Path("a/dataset_coco.json"), images=[Path("b.zip")])
+    source = KarpathySource(annotations=Path("a/dataset_coco.json"), images=(Path("b.zip"),))
+    assert (found.name, list(found.sources.values())) == ("coco", [source])
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,7 @@ def test_karpathy_flags_make_a_manifest_named_after_the_file():
         ({"name": "scenes", "csv": Path("x.csv")}, "a manifest and --csv both"),
         ({"name": None, "karpathy": Path("x.json"), "csv": Path("x.csv")}, "--karpathy and --csv both"),
         ({"name": None, "csv": Path("x.csv")}, "--csv wants its pictures too; add --images"),
-        ({"name": "scenes", "images": Path("x")}, "--images goes with --karpathy or --csv"),
+        ({"name": "scenes", "images": [Path("x")]}, "--images goes with --karpathy, --csv or --jsonl"),
     ],
 )
 def test_flags_that_do_not_name_one_data_set_are_refused(flags, message):

@@ -56,14 +56,14 @@ def entry(name, split="train", raws=("a dog", "a brown dog"), **more):
 def karpathy(tmp_path, images, entries, **options):
     path = tmp_path / "dataset.json"
     path.write_text(json.dumps({"images": entries}))
-    source = manifest.choose(None, karpathy=path, images=images)
+    source = manifest.choose(None, karpathy=path, images=[images])
     return prepare(source, tmp_path / "out", options=PrepareOptions(**({"workers": 1} | options)))
 
 
 def pairs(tmp_path, images, text, sets=(), **options):
     path = tmp_path / "pairs.csv"
     path.write_text(text, encoding="utf-8")
-    source = manifest.choose(None, csv=path, images=images, sets=sets)
+    source = manifest.choose(None, csv=path, images=[images], sets=sets)
     return prepare(source, tmp_path / "out", options=PrepareOptions(**({"workers": 1} | options)))
 
 
@@ -232,7 +232,7 @@ BAD_ENTRIES = {
     "a backslash path with dots": (entry("..\\x.jpg"), "climbs out of the folder"),
     "dots in the folder": (entry("secret.jpg", filepath="a/../.."), "climbs out of the folder"),
     "a folder that is a list": (entry("ü.png", filepath=["x"]), r'"filepath" is a list'),
-    "an unknown split": (entry("ü.png", "dev"), r"\"ü.png\": unknown split 'dev' \(known: train, val, test, restval\)"),
+    "an unknown split": (entry("ü.png", "holdout"), r"\"ü.png\": unknown split 'holdout' \(known: train, val, test, restval, "),
     "a split that is null": (entry("ü.png", None), '"split" is missing or null'),
     "a split that is a list": (entry("ü.png", ["train"]), '"split" is a list'),
     "no captions": (entry("ü.png", raws=()), "the image has no caption"),
@@ -247,7 +247,7 @@ BAD_ENTRIES = {
     "a caption that is a list": (entry("ü.png", raws=(["a", "b"],)), r'caption 0 is a list \(\["a", "b"\]\), text is wanted'),
     "an empty caption": (entry("ü.png", raws=("a", " \n")), "caption 1 is empty"),
     "half a character": (entry("ü.png", raws=("\ud83d",)), "caption 0 is not Unicode text"),
-    "an image twice": (entry("a.jpg"), r"the same image as images\[0\]"),
+    "an image twice": (entry("a.jpg"), r"the same image as dataset.json images\[0\]"),
 }
 
 
@@ -352,14 +352,14 @@ def test_a_damaged_zip_member_is_named(tmp_path, images):
 def test_json_without_images_is_refused(tmp_path, images, content, message):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(InputError, match=message):
-        prepare(manifest.choose(None, karpathy=tmp_path / "x.json", images=images), tmp_path / "out")
+        prepare(manifest.choose(None, karpathy=tmp_path / "x.json", images=[images]), tmp_path / "out")
 
 
 def test_files_that_are_not_there_are_named(tmp_path, images):
     with pytest.raises(InputError, match=r"absent.json cannot be read \(No such file"):
-        prepare(manifest.choose(None, karpathy=tmp_path / "absent.json", images=images), tmp_path / "out")
+        prepare(manifest.choose(None, karpathy=tmp_path / "absent.json", images=[images]), tmp_path / "out")
     with pytest.raises(InputError, match=r"absent.csv cannot be read \(No such file"):
-        prepare(manifest.choose(None, csv=tmp_path / "absent.csv", images=images), tmp_path / "out")
+        prepare(manifest.choose(None, csv=tmp_path / "absent.csv", images=[images]), tmp_path / "out")
     with pytest.raises(InputError, match=r"absent.zip do not exist; --images takes a folder or a zip"):
         karpathy(tmp_path, tmp_path / "absent.zip", [entry("a.jpg")])
 
@@ -408,7 +408,7 @@ def test_a_bad_csv_line_stops_with_its_number_or_is_listed(tmp_path, images, cas
         ),
         ("image,caption\na.jpg,a dog, running\na.jpg,x\n", "a caption with a comma must stand in quotes"),
         ("image,caption\n", "the source has no image"),
-        ("image,caption,split\na.jpg,x,dev\n", "line 2 \"a.jpg\": unknown split 'dev'"),
+        ("image,caption,split\na.jpg,x,holdout\n", "line 2 \"a.jpg\": unknown split 'holdout'"),
         ("image,caption,split\na.jpg,x,val\na.jpg,y,train\n", 'line 3 "a.jpg": its split is train, but val in pairs.csv line 2'),
     ],
 )
@@ -552,7 +552,7 @@ def test_progress_counts_every_row_once(tmp_path, images):
 
     (images / "zero.jpg").touch()
     (tmp_path / "dataset.json").write_text(json.dumps({"images": [entry("a.jpg"), entry("zero.jpg"), entry("ü.png", "val")]}))
-    source = manifest.choose(None, karpathy=tmp_path / "dataset.json", images=images)
+    source = manifest.choose(None, karpathy=tmp_path / "dataset.json", images=[images])
     prepare(source, tmp_path / "out", options=PrepareOptions(workers=1, on_error="skip"), track=track)
     assert seen == [("prepare", 3, "images"), 1, 1, 1]
 
@@ -590,5 +590,8 @@ def test_the_command_prepares_the_built_in_corpus(run_cli, tmp_path):
 
 
 def test_the_command_lists_the_manifests(run_cli):
-    assert run_cli("--list").stdout.startswith("scenes ")
-    assert json.loads(run_cli("--list", "--json").stdout)[0]["name"] == "scenes"
+    shown = run_cli("--list").stdout
+    assert all(name in shown for name in ("scenes", "flickr8k", "flickr30k", "coco", "train 113,287", "meter-coco", "94.3/99.6/99.9"))
+    document = json.loads(run_cli("--list", "--json").stdout)
+    assert [one["name"] for one in document["data_sets"]] == ["coco", "flickr30k", "flickr8k", "scenes"]
+    assert [one["name"] for one in document["teachers"]] == ["meter-coco", "meter-flickr30k", "vilt-coco", "vilt-flickr30k"]

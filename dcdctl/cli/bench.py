@@ -40,7 +40,7 @@ def bench(
 
     config = benchmark.BenchConfig(num_images=images, batch_size=batch_size, num_threads=threads)
     corpus, place = Corpus.open(data, split), devices.choose(device)
-    scorer = models.load_fusion(teacher, apply_sets({}, model_set or [])).to(place)
+    scorer = models.load_fusion(teacher, apply_sets({}, model_set or []), bar).to(place)
     result = benchmark.compare(scorer, models.load(run).to(place), corpus, config, track=bar)
     document = {"student_model": run, "teacher_model": teacher, **result.to_json()}
     if Path(run, "run.json").exists():

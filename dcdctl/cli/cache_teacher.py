@@ -40,7 +40,7 @@ def cache_teacher(
     from dcdctl.core.corpus import Corpus
 
     config, corpus = recipes.load(recipe, sets or []).candidates, Corpus.open(data, split, max_images)
-    model = models.load_fusion(teacher, models.parse_overrides(model_set or []))
+    model = models.load_fusion(teacher, models.parse_overrides(model_set or []), bar)
     options = cache_building.options_for(corpus, model, device, batch_size, precision, features, bar)
     if verify is not None:
         worst = cache_building.verify(out, corpus, model, verify, options=options)

@@ -38,7 +38,7 @@ def distill(
     from dcdctl.cli.terminal import bar, show
     from dcdctl.core import distillation
 
-    inputs = distillation.open_inputs(data, split, max_images, cache or [], teacher, model_set or [])
+    inputs = distillation.open_inputs(data, split, max_images, cache or [], teacher, model_set or [], bar)
     options = distillation.options(device, precision, workers, features)
     run = distillation.distill(recipe, sets or [], inputs, out, resume=resume, options=options, track=bar)
     show(f"student -> {run.model_folder}; next: dcdctl eval {out} --data {data}")

@@ -36,7 +36,7 @@ def evaluate(
     from dcdctl.core.corpus import Corpus
 
     corpus, place = Corpus.open(data, split, max_images), devices.choose(device)
-    scorer, reranker = evaluation.load_models(model, rerank, model_set or [])
+    scorer, reranker = evaluation.load_models(model, rerank, model_set or [], bar)
     result = evaluation.evaluate(
         scorer, corpus, rerank=reranker, depth=depth, batch_size=batch_size, device=place, features=features, track=bar
     )

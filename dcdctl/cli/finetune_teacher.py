@@ -33,7 +33,7 @@ def finetune_teacher(
     from dcdctl.cli.terminal import bar, show
     from dcdctl.core import distillation
 
-    inputs = distillation.open_inputs(data, split, max_images, [], teacher, model_set or [])
+    inputs = distillation.open_inputs(data, split, max_images, [], teacher, model_set or [], bar)
     options = distillation.options(device, precision, workers, features)
     run = distillation.finetune(recipe, sets or [], inputs, out, resume=resume, options=options, track=bar)
     show(f"teacher -> {run.model_folder}; next: dcdctl cache-teacher --teacher {out} --data {data} --out CACHE")

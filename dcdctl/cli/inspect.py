@@ -1,4 +1,4 @@
-"""`dcdctl inspect`: what a teacher cache holds."""
+"""`dcdctl inspect`: what a corpus or a teacher cache holds."""
 
 from __future__ import annotations
 
@@ -7,30 +7,77 @@ from typing import Annotated, Any
 
 import typer
 
-from dcdctl.cli.options import Json, MaxImages, Split
-from dcdctl.cli.terminal import note, show, show_json, show_table
+from dcdctl.cli.options import Json, MaxImages
+from dcdctl.cli.terminal import bar, note, show, show_json, show_table
 
-CacheFolder = Annotated[Path, typer.Argument(help="Folder written by `dcdctl cache-teacher`.", metavar="CACHE")]
-CorpusFolder = Annotated[Path | None, typer.Option("--data", help="Its corpus: captions and pictures are shown then.", metavar="DIR")]
-Hardest = Annotated[int, typer.Option("--hardest", help="Hardest negatives to show.", min=0, metavar="N")]
-Page = Annotated[Path | None, typer.Option("--html", help="Write a page with the pictures; wants --data.", metavar="FILE")]
+Folder = Annotated[Path, typer.Argument(help="Folder written by `dcdctl prepare` or `dcdctl cache-teacher`.", metavar="DIR|CACHE")]
+CorpusFolder = Annotated[Path | None, typer.Option("--data", help="A cache's corpus: captions and pictures are shown then.", metavar="DIR")]
+Split = Annotated[
+    str | None,
+    typer.Option("--split", help="Split of the corpus; if not given, all of a corpus, train of a cache's.", metavar="NAME"),
+]
+Hardest = Annotated[
+    int | None, typer.Option("--hardest", help="Hardest negatives of a cache to show; 10 if not given.", min=0, metavar="N")
+]
+Page = Annotated[Path | None, typer.Option("--html", help="Write a page with pictures; of a cache, wants --data.", metavar="FILE")]
+Pictures = Annotated[
+    int | None,
+    typer.Option(
+        "--pictures", help="Pictures on the page of a corpus, spread over --split or its first split; 60 if not given.", min=0, metavar="N"
+    ),
+]
 
 
 def inspect(
-    cache: CacheFolder,
+    folder: Folder,
     data: CorpusFolder = None,
-    split: Split = "train",
+    split: Split = None,
     max_images: MaxImages = None,
-    hardest: Hardest = 10,
+    hardest: Hardest = None,
     html: Page = None,
+    pictures: Pictures = None,
     json: Json = False,
 ) -> None:
-    """Show a teacher cache: counts, scores, how often the positive comes first, the hardest negatives."""
+    """Show a corpus: counts, captions, sizes, some pictures; or a teacher cache: scores, hardest negatives."""
+    from dcdctl.core.corpus_inspection import kind_of
+
+    if kind_of(folder) == "corpus":
+        _refuse({"--data": data, "--hardest": hardest}, f"is for a teacher cache, {folder} is a corpus")
+        _refuse({"--pictures": pictures if html is None else None}, "is for the page: name a file with --html")
+        return _inspect_corpus(folder, split, max_images, html, pictures, json)
+    _refuse({"--pictures": pictures}, f"is for a corpus, {folder} is a teacher cache")
+    _refuse({"--html": html if data is None else None}, "shows pictures: name their corpus with --data")
+    _inspect_cache(folder, data, split or "train", max_images, 10 if hardest is None else hardest, html, json)
+
+
+def _refuse(options: dict[str, object], why: str) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise typer.BadParameter(why, param_hint=name)
+
+
+def _inspect_corpus(folder: Path, split: str | None, max_images: int | None, html: Path | None, pictures: int | None, json: bool) -> None:
+    from dcdctl.core import contact_sheet, corpus_inspection
+    from dcdctl.core.corpus import Corpus
+
+    found = corpus_inspection.inspect(folder, split, max_images=max_images, track=bar)
+    if html is not None:
+        corpus = Corpus.open(folder, next(iter(found.splits)), max_images)
+        num_pictures = contact_sheet.NUM_PICTURES if pictures is None else pictures
+        contact_sheet.write_page(html, found, corpus, f"Corpus {found.name}, {folder}", num_pictures)
+        note(f"page -> {html}")
+    if json:
+        return show_json(corpus_inspection.to_document(found))
+    show(f"{found.name}, {folder}")
+    for name, value in corpus_inspection.facts_of(found):
+        show(f"  {name}: {value}")
+    show_table("", *corpus_inspection.table_of(found))
+
+
+def _inspect_cache(cache: Path, data: Path | None, split: str, max_images: int | None, hardest: int, html: Path | None, json: bool) -> None:
     from dcdctl.core import inspection, teacher_cache
     from dcdctl.core.corpus import Corpus
 
-    if html is not None and data is None:
-        raise typer.BadParameter("a page shows pictures: name their corpus with --data", param_hint="--html")
     corpus = None if data is None else Corpus.open(data, split, max_images)
     found = inspection.inspect(teacher_cache.read(cache, corpus=corpus), hardest)
     if html is not None and corpus is not None:
@@ -39,10 +86,10 @@ def inspect(
     document = inspection.to_document(found, corpus)
     if json:
         return show_json(document)
-    _show(str(cache), inspection.facts_of(found), document)
+    _show_cache(str(cache), inspection.facts_of(found), document)
 
 
-def _show(title: str, facts: list[tuple[str, str]], document: dict[str, Any]) -> None:
+def _show_cache(title: str, facts: list[tuple[str, str]], document: dict[str, Any]) -> None:
     show(title)
     for name, value in facts:
         show(f"  {name}: {value}")

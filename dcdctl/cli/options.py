@@ -11,7 +11,7 @@ Data = Annotated[Path, typer.Option("--data", help="Folder written by `dcdctl pr
 Split = Annotated[str, typer.Option("--split", help="Split of the corpus.", metavar="NAME")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", metavar="DIR")]
 Teacher = Annotated[
-    str, typer.Option("--teacher", help="Built-in name, Hub id, transformers folder, released .ckpt or run folder.", metavar="REF")
+    str, typer.Option("--teacher", help="Name (prepare --list), Hub id, transformers folder, released .ckpt or run folder.", metavar="REF")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Device = Annotated[str, typer.Option("--device", help="auto (the GPU where there is one), cpu, cuda, cuda:1, mps.", metavar="NAME")]

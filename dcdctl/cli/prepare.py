@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dcdctl.cli.options import Json
-from dcdctl.cli.terminal import bar, show, show_json
+from dcdctl.cli.terminal import bar, show, show_json, show_table
 
 Name = Annotated[str | None, typer.Argument(help="A manifest: its name (--list shows them) or a .toml file.", metavar="MANIFEST")]
 Karpathy = Annotated[Path | None, typer.Option("--karpathy", help="Karpathy's JSON, such as dataset_flickr30k.json.", metavar="FILE")]
 Csv = Annotated[Path | None, typer.Option("--csv", help="A CSV with a row a caption: image,caption[,split].", metavar="FILE")]
-Images = Annotated[Path | None, typer.Option("--images", help="The folder or zip in which their images lie.", metavar="DIR|ZIP")]
+Jsonl = Annotated[Path | None, typer.Option("--jsonl", help="Objects with image, caption or captions, and perhaps split.", metavar="FILE")]
+Images = Annotated[
+    list[Path] | None, typer.Option("--images", help="The folder, zip or tar in which their images lie; repeatable.", metavar="PATH")
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; data/NAME if not given.", metavar="DIR")]
+Placed = Annotated[Path | None, typer.Option("--from", help="Folder with the manifest's files, placed there by hand.", metavar="DIR")]
+SourceName = Annotated[str, typer.Option("--source", help="The manifest's source to take; else the first that can be had.", metavar="NAME")]
+Offline = Annotated[bool, typer.Option("--offline", help="Download nothing: only what was downloaded before, or is in --from.")]
 Splits = Annotated[str, typer.Option("--splits", help="Only these splits: train,val.", metavar="NAMES", show_default=False)]
 MaxImages = Annotated[int | None, typer.Option("--max-images", help="Only the first N images of each split.", min=1, metavar="N")]
 ImageSize = Annotated[
@@ -24,15 +30,19 @@ ImageSize = Annotated[
 Workers = Annotated[int | None, typer.Option("--workers", help="Processes that read images; one a core if not given.", min=1, metavar="N")]
 OnError = Annotated[str, typer.Option("--on-error", help="At a row that cannot be used: stop, or skip it.", metavar="stop|skip")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a manifest field: counts.train=500.", metavar="KEY=VALUE")]
-List = Annotated[bool, typer.Option("--list", help="Show the manifests and stop.")]
+List = Annotated[bool, typer.Option("--list", help="Show the data sets and the published teachers, and stop.")]
 
 
 def prepare(
     name: Name = None,
     karpathy: Karpathy = None,
     csv: Csv = None,
+    jsonl: Jsonl = None,
     images: Images = None,
     out: Out = None,
+    placed: Placed = None,
+    source: SourceName = "",
+    offline: Offline = False,
     splits: Splits = "",
     max_images: MaxImages = None,
     image_size: ImageSize = None,
@@ -42,17 +52,35 @@ def prepare(
     json: Json = False,
     show_list: List = False,
 ) -> None:
-    """Turn captioned images into a corpus: checked, sharded, fingerprinted."""
-    from dcdctl.core import manifest
+    """Turn captioned images into a corpus: fetched, checked, sharded, fingerprinted."""
+    from dcdctl.core import catalogue, manifest
     from dcdctl.core import prepare as core
     from dcdctl.core.config import build, to_table
+    from dcdctl.core.data_files import Whence
 
     if show_list:
-        known = manifest.summaries()
-        return show_json(known) if json else show("\n".join(f"{item['name']:<12} {item['summary']}" for item in known))
-    source = manifest.choose(name, karpathy=karpathy, csv=csv, images=images, sets=sets or ())
+        return _show_catalogue(catalogue.document(), json)
+    chosen = manifest.choose(name, karpathy=karpathy, csv=csv, jsonl=jsonl, images=images or (), sets=sets or ())
     wanted = {"splits": [split.strip() for split in splits.split(",") if split.strip()], "on_error": on_error}
     limits = {"max_images": max_images, "image_size_px": image_size, "workers": workers or core.num_cores()}
     options = build(core.PrepareOptions, wanted | limits)
-    summary = core.prepare(source, out or Path("data") / source.name, options=options, track=bar)
+    whence = Whence(source=source, placed=placed, offline=offline)
+    summary = core.prepare(chosen, out or Path("data") / chosen.name, options=options, whence=whence, track=bar)
     return show_json(to_table(summary)) if json else show(str(summary))
+
+
+def _show_catalogue(document: dict[str, Any], json: bool) -> None:
+    if json:
+        return show_json(document)
+    rows = [
+        [one["name"], ", ".join(one["images"]) or "-", ", ".join(source["name"] for source in one["sources"]), one["licence"]]
+        for one in document["data_sets"]
+    ]
+    show_table("data sets: dcdctl prepare NAME", ["name", "images", "sources", "licence"], rows)
+    columns = ["name", "published on", "text R@1/5/10", "image R@1/5/10", "source"]
+    lines = [
+        [one["name"], protocol, *("/".join(map(str, recalls[key])) for key in ("text_retrieval", "image_retrieval")), one["source"]]
+        for one in document["teachers"]
+        for protocol, recalls in one["published"].items()
+    ]
+    return show_table("teachers: --teacher NAME", columns, lines)

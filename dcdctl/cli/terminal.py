@@ -139,7 +139,7 @@ def _sparse_lines(label: str, total: int | None, unit: str) -> Iterator[Advance]
 
     yield advance
     seconds = time.monotonic() - started
-    note(f"{label}: {done:,} {unit} in {clock(seconds)}{rate(done, unit, seconds)}")
+    note(f"{label}: {amount(done, unit)} in {clock(seconds)}{rate(done, unit, seconds)}")
 
 
 def so_far(done: int, total: int | None, unit: str, seconds: float) -> str:
@@ -148,9 +148,20 @@ def so_far(done: int, total: int | None, unit: str, seconds: float) -> str:
     >>> so_far(250, 1000, "pairs", 5.0)
     '250/1,000 pairs, 50 pairs/s, 0:15 left'
     """
-    count = f"{done:,} {unit}" if total is None else f"{done:,}/{total:,} {unit}"
+    count = amount(done, unit) if total is None else f"{amount(done, unit).removesuffix(f' {unit}')}/{amount(total, unit)}"
     left = "" if total is None or not done or done >= total else f", {clock((total - done) * seconds / done)} left"
     return count + rate(done, unit, seconds) + left
+
+
+def amount(count: int, unit: str) -> str:
+    """A count with its unit; bytes as MB or GB.
+
+    >>> amount(1234, "pairs"), amount(56_700_000, "bytes"), amount(13_500_000_000, "bytes")
+    ('1,234 pairs', '56.7 MB', '13.50 GB')
+    """
+    if unit != "bytes":
+        return f"{count:,} {unit}"
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def rate(done: int, unit: str, seconds: float) -> str:
@@ -158,6 +169,8 @@ def rate(done: int, unit: str, seconds: float) -> str:
     if seconds <= 0:
         return ""
     per_second = done / seconds
+    if unit == "bytes":
+        return f", {amount(round(per_second), unit)}/s"
     return f", {per_second:,.0f} {unit}/s" if per_second >= 10 else f", {per_second:.2g} {unit}/s"
 
 

@@ -42,14 +42,20 @@ def options(device: str, precision: str, workers: int, features: Path | None = N
 
 
 def open_inputs(
-    data: Path, split: str, max_images: int | None, caches: Sequence[Path], teacher: str | None, model_set: Sequence[str]
+    data: Path,
+    split: str,
+    max_images: int | None,
+    caches: Sequence[Path],
+    teacher: str | None,
+    model_set: Sequence[str],
+    track: Track = silent,
 ) -> Inputs:
     """Open what is named and check that it belongs together: the caches must be of this corpus, and one of them of this teacher."""
     corpus = Corpus.open(data, split, max_images)
     overrides = models.parse_overrides(model_set)
     if overrides and teacher is None:
         raise ConfigError("--model-set says something of the model named by --teacher, and there is none", hint="name it with --teacher")
-    model = None if teacher is None else models.load_fusion(teacher, overrides)
+    model = None if teacher is None else models.load_fusion(teacher, overrides, track)
     expected = None if model is None or len(caches) > 1 else models.fingerprint(model)
     scores = [teacher_cache.read(cache, corpus=corpus, teacher=expected) for cache in caches]
     if model is not None and len(scores) > 1 and models.fingerprint(model) not in {cache.plan["teacher"] for cache in scores}:

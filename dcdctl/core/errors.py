@@ -2,6 +2,7 @@
 
 DcdError
 ├── InputError    a file or row the user gave: a missing image, a caption that is not text
+├── SourceError   a download: refused, cut off, or another file than expected
 ├── ConfigError   a recipe or a `--set`: an unknown key, a value out of range
 ├── CorpusError   a prepared corpus: absent, unfinished, without the split asked for
 ├── ModelError    a model reference: not found, of another kind, a checkpoint with missing keys
@@ -28,6 +29,10 @@ class DcdError(Exception):
 
 class InputError(DcdError):
     """A file or a row the user gave cannot be used."""
+
+
+class SourceError(DcdError):
+    """A file from elsewhere cannot be had, or is not the one that was expected."""
 
 
 class ConfigError(DcdError):

@@ -71,16 +71,17 @@ class _Setting:
 
 
 def load_models(
-    ref: str, rerank: str | None = None, model_sets: Sequence[str] = ()
+    ref: str, rerank: str | None = None, model_sets: Sequence[str] = (), track: Track = silent
 ) -> tuple[FusionScorer | DualEncoder, FusionScorer | None]:
     """The model to evaluate, with settings such as "image_size=384", and the fusion scorer that re-ranks, if there is one."""
-    return _load(models.load, ref, apply_sets({}, model_sets)), None if rerank is None else _load(models.load_fusion, rerank, {})
+    scorer = _load(models.load, ref, apply_sets({}, model_sets), track)
+    return scorer, None if rerank is None else _load(models.load_fusion, rerank, {}, track)
 
 
-def _load(load: Callable[[str, dict[str, Any]], Any], ref: str, overrides: dict[str, Any]) -> Any:
+def _load(load: Callable[[str, dict[str, Any], Track], Any], ref: str, overrides: dict[str, Any], track: Track) -> Any:
     """A model; where there is none, the ModelError says how a run is made."""
     try:
-        return load(ref, overrides)
+        return load(ref, overrides, track)
     except ModelError as error:
         if Path(ref).exists():
             raise

@@ -6,9 +6,7 @@ Shape letters: P pairs, Q queries.
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core import files
+from dcdctl.core import pages
 from dcdctl.core.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE, Lists
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.teacher_cache import TeacherCache
@@ -148,12 +146,11 @@ def to_document(inspection: Inspection, corpus: Corpus | None = None) -> dict[st
 
 def write_page(path: Path, inspection: Inspection, corpus: Corpus, title: str) -> None:
     """Write one HTML file that shows it all, pictures included."""
-    cards = "".join(_card(negative, corpus) for negative in inspection.hardest)
-    facts = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in facts_of(inspection))
-    body = f"<h1>{html.escape(title)}</h1><table>{facts}</table><h2>Scores</h2>{_bars(inspection)}<h2>Hardest negatives</h2>{cards}"
-    files.write_text(
-        path, f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>{_STYLE}<body>{body}</body></html>'
-    )
+    edges = [f"{low:.2f}" for low in inspection.edges[:-1]]
+    scores = pages.histogram("from", edges, {"true": inspection.positives, "negative": inspection.negatives})
+    hardest = pages.cards([_card(negative, corpus) for negative in inspection.hardest])
+    facts = pages.facts(facts_of(inspection))
+    pages.write(path, title, facts, pages.heading("Scores"), scores, pages.heading("Hardest negatives"), hardest)
 
 
 def facts_of(inspection: Inspection) -> list[tuple[str, str]]:
@@ -171,39 +168,12 @@ def facts_of(inspection: Inspection) -> list[tuple[str, str]]:
     return facts
 
 
-def _bars(inspection: Inspection) -> str:
-    most = max(1, *inspection.positives, *inspection.negatives)
-    rows = []
-    for low, positive, negative in zip(inspection.edges, inspection.positives, inspection.negatives, strict=False):
-        bars = "".join(
-            f'<div class="bar {kind}" style="width:{100 * count / most:.2f}%" title="{count:,} {kind}"></div>'
-            for kind, count in (("true", positive), ("drawn", negative))
-        )
-        rows.append(f"<tr><th>{low:.2f}</th><td class=bars>{bars}</td><td>{positive:,}</td><td>{negative:,}</td></tr>")
-    head = "<tr><th>from</th><td></td><td class=true-text>true</td><td class=drawn-text>negative</td></tr>"
-    return f"<table class=histogram>{head}{''.join(rows)}</table>"
-
-
 def _card(negative: Negative, corpus: Corpus) -> str:
-    picture = corpus.images([negative.image])[0].convert("RGB")
-    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=80)
-    data = base64.b64encode(stream.getvalue()).decode()
-    name = html.escape(corpus.image_ids[negative.image])
+    name = corpus.image_ids[negative.image]
     lines = [
         (negative.score, corpus.captions[negative.text], "negative"),
         (negative.own_score, corpus.captions[negative.own_text], "its own"),
     ]
     text = "".join(f"<p><b>{score:.2f}</b> {html.escape(caption)} <i>{what}</i></p>" for score, caption, what in lines)
-    return f'<figure><img alt="{name}" src="data:image/jpeg;base64,{data}"><figcaption>{text}<small>{name}</small></figcaption></figure>'
-
-
-_STYLE = """<style>
-body { font: 15px/1.4 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-th { text-align: left; font-weight: 600; padding-right: 1rem; vertical-align: top } td { padding-right: 1rem }
-.histogram { width: 100% } .bars { width: 70% } .bar { height: .5rem; margin: 1px 0 } .true { background: #2a7 } .drawn { background: #c63 }
-.true-text { color: #184 } .drawn-text { color: #b42 }
-figure { display: inline-block; vertical-align: top; width: 20rem; margin: 0 1rem 1.5rem 0 } img { max-width: 100%; border-radius: 4px }
-figcaption p { margin: .3rem 0 } i, small { color: #777 }
-</style>"""
+    picture = corpus.images([negative.image])[0]
+    return pages.card(picture, name, f"{text}<small>{html.escape(name)}</small>", THUMBNAIL_PX)

@@ -1,80 +1,63 @@
-"""What a data set is: a TOML file that names its format, its files, its licence. Also for data the user points at with flags.
+"""What a data set is: a TOML file that names its sources, its files, its licence and the counts the papers report on.
 
-    name = "mine"                      # default: the stem of the file
-    format = "karpathy"                # karpathy | csv | scenes
+    name = "mine"                       # default: the stem of the file
     licence = "CC BY 4.0"
-    annotations = "dataset_mine.json"  # relative to this file
-    images = "mine.zip"                # a folder or a zip
+    protocol = "1,000 photos of May"    # what the test split serves; only with [expected.test]
 
-Beside `name`, `format`, `summary`, `licence` and `citation` a manifest holds the fields of its format's class below.
+    [expected.test]
+    images = 1000
+    captions = 5000
+
+    [files."mine.zip"]                  # a file to be fetched; any other name is a path seen from this file's folder
+    url = "hf://datasets/me/mine@main/mine.zip"
+    checksum = "sha256:..."
+
+    [[sources]]                         # in order of preference
+    name = "hub"
+    format = "karpathy"                 # one of formats.FORMATS, with the fields of its class
+    annotations = "dataset_mine.json"
+    images = "mine.zip"
+
+Where there is one source only, its fields may stand at the top, without `[[sources]]`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dcdctl
 from dcdctl.core import config
 from dcdctl.core.errors import ConfigError, InputError
+from dcdctl.core.formats import FORMATS, Source, check_splits
 
-SPLITS = ("train", "val", "test")
-SPLIT_ALIASES = {"restval": "train"}
-"""COCO's `restval` images belong to train: 82,783 + 30,504."""
-PATH_FIELDS = ("annotations", "pairs", "images")
+HEAD = ("name", "summary", "licence", "citation", "homepage", "protocol")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScenesSource:
-    """The built-in corpus, see `dcdctl.core.scenes`."""
+class SourceFile:
+    """A file that a source needs: where it is fetched from, or what to ask for where it can only be placed by hand."""
 
-    counts: dict[str, int]
-    """Images a split; 0 leaves a split out."""
-    side_px: int = 128
-    seed: int = 0
-    captions: int = 5
-    """Captions an image, 1 to 20."""
-
-    def __post_init__(self) -> None:
-        for split, count in self.counts.items():
-            if split not in SPLITS:
-                raise ConfigError(f"counts.{split} is no split", hint=f"known splits: {', '.join(SPLITS)}")
-            if count < 0:
-                raise ConfigError(f"counts.{split} must be 0 or more, got {count}")
-        if not 16 <= self.side_px <= 4096:
-            raise ConfigError(f"side_px must lie in [16, 4096], got {self.side_px}")
-        if not 1 <= self.captions <= 20:
-            raise ConfigError(f"captions must lie in [1, 20], got {self.captions}")
+    url: str = ""
+    """https://..., or hf://datasets/OWNER/NAME@REVISION/PATH, in which PATH may hold a *."""
+    checksum: str = ""
+    """sha256:HEX or md5:HEX."""
+    size: int | None = None
+    """Bytes."""
+    also: tuple[str, ...] = ()
+    """Other names under which it may have been placed, folders of the same content among them."""
+    by_hand: str = ""
+    """Where a person can ask for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class KarpathySource:
-    """A JSON file in the form of Karpathy's splits."""
+class Expected:
+    """What a split has in the papers."""
 
-    annotations: Path
-    images: Path
-    """A folder or a zip."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CsvSource:
-    """A CSV file with a row a caption: columns image, caption and, if there is one, split."""
-
-    pairs: Path
-    images: Path
-    """A folder or a zip."""
-    split: str = "train"
-    """The split of all rows where the file has no split column."""
-
-    def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
-
-
-Source = ScenesSource | KarpathySource | CsvSource
-FORMATS: dict[str, type[Source]] = {"scenes": ScenesSource, "karpathy": KarpathySource, "csv": CsvSource}
+    images: int
+    captions: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +65,19 @@ class Manifest:
     """A data set that can be prepared."""
 
     name: str
-    source: Source
+    sources: dict[str, Source]
+    """By name, the best first."""
+    files: dict[str, SourceFile] = field(default_factory=dict)
+    expected: dict[str, Expected] = field(default_factory=dict)
+    protocol: str = ""
+    """What results on the test split can be compared with; empty: nothing is checked."""
     summary: str = ""
     licence: str = ""
     citation: str = ""
+    homepage: str = ""
+
+    def __post_init__(self) -> None:
+        check_splits("expected", self.expected)
 
 
 def folder() -> Path:
@@ -100,11 +92,6 @@ def known() -> list[Manifest]:
     return [_read(path, ()) for path in sorted(folder().glob("*.toml"))]
 
 
-def summaries() -> list[dict[str, str]]:
-    """Name, summary and licence of each manifest that comes with dcdctl."""
-    return [{"name": item.name, "summary": item.summary, "licence": item.licence} for item in known()]
-
-
 def find(name: str, sets: Sequence[str] = ()) -> Manifest:
     """The manifest of that name, or of that .toml file, with `key=value` overrides; InputError lists the known names."""
     path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
@@ -117,26 +104,37 @@ def find(name: str, sets: Sequence[str] = ()) -> Manifest:
 
 
 def choose(
-    name: str | None, *, karpathy: Path | None = None, csv: Path | None = None, images: Path | None = None, sets: Sequence[str] = ()
+    name: str | None,
+    *,
+    karpathy: Path | None = None,
+    csv: Path | None = None,
+    jsonl: Path | None = None,
+    images: Sequence[Path] = (),
+    sets: Sequence[str] = (),
 ) -> Manifest:
     """The one data set that the flags of `dcdctl prepare` name."""
-    given = [what for what, value in (("a manifest", name), ("--karpathy", karpathy), ("--csv", csv)) if value is not None]
+    flags = {"--karpathy": karpathy, "--csv": csv, "--jsonl": jsonl}
+    given = [*(["a manifest"] if name is not None else []), *(flag for flag, value in flags.items() if value is not None)]
     if len(given) != 1:
         found = f"{' and '.join(given)} both" if given else "no data set given"
-        raise InputError(
-            f"{found}: one of a manifest name, --karpathy or --csv is wanted", hint="dcdctl prepare --list shows the manifests"
-        )
+        message = f"{found}: one of a manifest name, --karpathy, --csv or --jsonl is wanted"
+        raise InputError(message, hint="dcdctl prepare --list shows the manifests")
     if name is not None:
-        if images is not None:
-            raise InputError("--images goes with --karpathy or --csv", hint="a manifest names its own images: --set images=PATH")
+        if images:
+            raise InputError(
+                "--images goes with --karpathy, --csv or --jsonl", hint="a manifest names its own images; --from DIR says where they are"
+            )
         return find(name, sets)
-    if images is None:
+    if not images:
         raise InputError(f"{given[0]} wants its pictures too", hint="add --images FOLDER or --images FILE.zip")
-    if karpathy is not None:
-        table = {"format": "karpathy", "annotations": str(karpathy), "images": str(images)}
-        return _parse(config.apply_sets(table, sets), karpathy.stem.removeprefix("dataset_"), Path())
-    assert csv is not None
-    return _parse(config.apply_sets({"format": "csv", "pairs": str(csv), "images": str(images)}, sets), csv.stem, Path())
+    flag, path = given[0], flags[given[0]]
+    assert path is not None
+    table = {
+        "format": flag.removeprefix("--"),
+        "annotations" if flag == "--karpathy" else "pairs": str(path),
+        "images": [str(one) for one in images],
+    }
+    return _parse(config.apply_sets(table, sets), path.stem.removeprefix("dataset_"), Path())
 
 
 def _read(path: Path, sets: Sequence[str]) -> Manifest:
@@ -144,13 +142,56 @@ def _read(path: Path, sets: Sequence[str]) -> Manifest:
 
 
 def _parse(table: Mapping[str, Any], default_name: str, base: Path) -> Manifest:
-    head = {"name": default_name} | {key: table[key] for key in ("name", "summary", "licence", "citation") if key in table}
+    head = {"name": default_name} | {key: table[key] for key in HEAD if key in table}
     for key, value in head.items():
         if not isinstance(value, str):
             raise ConfigError(f"{key} must be text, got {value!r}")
-    format_name = table.get("format")
-    if format_name not in FORMATS:
-        raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {format_name!r}")
-    fields = {key: value for key, value in table.items() if key not in head and key != "format"}
-    fields |= {key: base / fields[key] for key in PATH_FIELDS if isinstance(fields.get(key), str)}
-    return Manifest(**head, source=config.build(FORMATS[format_name], fields))
+    parts = {key: table[key] for key in ("files", "expected") if key in table}
+    rest = {key: value for key, value in table.items() if key not in head and key not in parts}
+    listed = rest.pop("sources", None)
+    if listed is not None and rest:
+        raise ConfigError(f"{next(iter(rest))} stands beside [[sources]]", hint="the fields of a source stand in its own table")
+    tables = [rest] if listed is None else listed
+    if not isinstance(tables, list) or not tables or not all(isinstance(one, Mapping) for one in tables):
+        raise ConfigError("sources must be a list of tables", hint="write [[sources]] before each")
+    files = config.build(_Files, {"files": parts.get("files", {})}).files
+    sources: dict[str, Source] = {}
+    for number, one in enumerate(tables, start=1):
+        name = str(one.get("name", number if listed else one.get("format", number)))
+        if name in sources:
+            raise ConfigError(f"two sources have the name {name!r}")
+        sources[name] = _source({key: value for key, value in one.items() if key != "name" or listed is None}, files, base)
+    expected = config.build(_Counts, {"expected": parts.get("expected", {})}).expected
+    return Manifest(**head, sources=sources, files=files, expected=expected)
+
+
+@dataclass(frozen=True)
+class _Files:
+    files: dict[str, SourceFile]
+
+
+@dataclass(frozen=True)
+class _Counts:
+    expected: dict[str, Expected]
+
+
+def _source(table: Mapping[str, Any], files: Mapping[str, SourceFile], base: Path) -> Source:
+    if table.get("format") not in FORMATS:
+        raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {table.get('format')!r}")
+    fields = {key: value for key, value in table.items() if key != "format"}
+    for key in ("annotations", "pairs", "images", "splits", "rows", "shards"):
+        if key in fields:
+            fields[key] = _paths(fields[key], files, base, is_list=key in ("images", "rows", "shards"))
+    return config.build(FORMATS[table["format"]], fields)
+
+
+def _paths(value: Any, files: Mapping[str, SourceFile], base: Path, *, is_list: bool) -> Any:
+    """The same value with paths in place of texts: names of files to fetch as they are, others seen from the manifest's folder."""
+    if isinstance(value, str):
+        path = Path(value) if value in files else base / value
+        return [path] if is_list else path
+    if isinstance(value, Mapping):
+        return {key: _paths(one, files, base, is_list=is_list) for key, one in value.items()}
+    if isinstance(value, list) and is_list:
+        return [path for one in value for path in _paths(one, files, base, is_list=True)]
+    return value

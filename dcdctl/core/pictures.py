@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -16,6 +17,10 @@ from PIL import Image, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What is decoded. Pillow knows more, and for some of it (EPS) would start another program."""
 JPEG_QUALITY = 95
+HASH_GAP = 4
+"""Pixels a cell of the hash that are left where a picture is made smaller the fast way first."""
+SHRINK_GAP = 2
+"""How much larger than wanted a picture is left where it is made smaller the fast way first, before the slow and smooth way."""
 EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -30,6 +35,17 @@ _UPRIGHT = {
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.error)
 
 
+_HEAD_BYTES = 512
+_OTHER_FILES = {
+    (b"<svg",): "an SVG drawing: save it as PNG",
+    (b"<!doctype html", b"<html"): "a web page: the download may have failed",
+    (b"%!ps",): "PostScript: save it as PNG",
+    (b"%pdf-",): "a PDF: save its page as PNG",
+    (b"ftypheic", b"ftypheix", b"ftypmif1"): "HEIC: save it as JPEG",
+    (b"ftypavif", b"ftypavis"): "AVIF: save it as JPEG",
+}
+
+
 class PictureError(ValueError):
     """An image file that cannot be used; the message says why."""
 
@@ -41,48 +57,72 @@ class CheckedPicture:
     data: bytes
     width: int
     height: int
+    hash: int
+    """The `difference_hash` of the upright picture, 64 bits: equal or a bit or two apart in copies saved again or made smaller."""
     became_png: bool = False
 
 
 def decode(data: bytes) -> Image.Image:
-    """The picture of an image file, upright and RGB; transparency is dropped, 16 bits a channel become 8."""
-    with _pillow_errors(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    """The picture of an image file, upright and RGB; of a moving one the first frame.
+
+    Transparency and colour profiles are left out of account, as image processors of models do; 16 bits a channel become 8.
+    """
+    with _opened(data) as image:
         image.load()
         return _turn(_to_rgb(image), _orientation(image))
 
 
 def check(data: bytes, max_side_px: int | None = None) -> CheckedPicture:
     """Decode a file to its end and measure it; with `max_side_px`, shrink a larger one so that its shorter side is that long."""
-    if not data:
-        raise PictureError("the image file is empty (0 bytes)")
-    with _pillow_errors(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with _opened(data) as image:
         width, height = image.size
         if max_side_px is not None and min(width, height) > max_side_px:
-            image.load()
-            return _shrink(_turn(_to_rgb(image), _orientation(image)), max_side_px, keep_jpeg=image.format in ("JPEG", "MPO"))
-        # A JPEG is read to its end at an eighth of its size too, in half the time.
-        image.draft("L", (1, 1))
+            return _shrink(image, max_side_px)
+        # A JPEG is read to its end at an eighth of its size too, in half the time, and is gray enough for the hash.
+        image.draft("L", (9 * HASH_GAP, 8 * HASH_GAP))
         image.load()
-        turned = _orientation(image) >= 5
-    return CheckedPicture(data=data, width=height if turned else width, height=width if turned else height)
+        orientation = _orientation(image)
+        hash_bits = difference_hash(_turn(_to_rgb(image), orientation))
+    turned = orientation >= 5
+    return CheckedPicture(data=data, width=height if turned else width, height=width if turned else height, hash=hash_bits)
 
 
 @contextmanager
-def _pillow_errors() -> Iterator[None]:
-    """Pillow's many errors as PictureError; its warning about a decompression bomb is one, its warnings about odd metadata are none."""
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """The image of a file, not yet decoded; in the block, Pillow's many errors become PictureError.
+
+    Its warning about a decompression bomb is an error, its warnings about odd metadata are none.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            yield
+            if not data:
+                raise PictureError("the image file is empty (0 bytes)")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                yield image
         except PictureError:
             raise
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise PictureError(f"too many pixels, it may be a decompression bomb (the limit is {Image.MAX_IMAGE_PIXELS:,})") from error
+            found = re.search(r"\d+", str(error))
+            size = f"{int(found[0]):,}, " if found else ""
+            message = f"too many pixels, it may be a decompression bomb ({size}the limit is {Image.MAX_IMAGE_PIXELS:,})"
+            raise PictureError(message) from error
         except UnidentifiedImageError as error:
-            raise PictureError(f"not an image file that is read here ({', '.join(FORMATS)})") from error
+            raise PictureError(f"not an image file that is read here ({', '.join(FORMATS)}){_what_it_is(data)}") from error
         except _DECODE_ERRORS as error:
+            if "MAX_TEXT" in str(error):
+                raise PictureError("a text or a colour profile in it unpacks to too much, it may be a decompression bomb") from error
             raise PictureError(f"the image is truncated or damaged ({error})") from error
+
+
+def _what_it_is(data: bytes) -> str:
+    """What is often found under the name of an image, as the end of a message."""
+    head = data[:_HEAD_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for signs, what in _OTHER_FILES.items():
+        if any(sign in head for sign in signs):
+            return f"; it looks like {what}"
+    return ""
 
 
 def _orientation(image: Image.Image) -> int:
@@ -99,24 +139,34 @@ def _turn(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # Pillow would clip 16-bit gray at 255, that is to white.
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    # Pillow would clip these at 255: 16-bit gray to white, floats in [0, 1] to black.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        kind = "floating-point" if image.mode == "F" else "32-bit"
+        raise PictureError(f"its pixels are {kind} numbers of which white is not known; save it with 8 bits a channel")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
-def _shrink(image: Image.Image, side_px: int, *, keep_jpeg: bool) -> CheckedPicture:
+def _shrink(image: Image.Image, side_px: int) -> CheckedPicture:
+    """An image that is not decoded yet, made smaller: a JPEG as JPEG, anything else as PNG."""
     scale = side_px / min(image.size)
     width, height = (max(side_px, round(side * scale)) for side in image.size)
+    is_jpeg = image.format in ("JPEG", "MPO")
+    # Only a JPEG can be decoded at a fraction of its size.
+    image.draft(None, (SHRINK_GAP * width, SHRINK_GAP * height))
+    image.load()
+    smaller = _to_rgb(image).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=SHRINK_GAP)
+    smaller = _turn(smaller, _orientation(image))
     buffer = io.BytesIO()
-    smaller = image.resize((width, height), Image.Resampling.BICUBIC)
-    if keep_jpeg:
+    if is_jpeg:
         smaller.save(buffer, format="JPEG", quality=JPEG_QUALITY)
     else:
         smaller.save(buffer, format="PNG")
-    return CheckedPicture(data=buffer.getvalue(), width=width, height=height, became_png=not keep_jpeg)
+    hash_bits = difference_hash(smaller)
+    return CheckedPicture(data=buffer.getvalue(), width=smaller.width, height=smaller.height, hash=hash_bits, became_png=not is_jpeg)
 
 
 def difference_hash(picture: Image.Image) -> int:
@@ -125,6 +175,8 @@ def difference_hash(picture: Image.Image) -> int:
     >>> difference_hash(Image.new("RGB", (40, 30), "red"))
     0
     """
-    small = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
-    bits = np.packbits(small[:, 1:] > small[:, :-1])
+    # First by whole pixels to what a JPEG is decoded at for this, then smoothly: with boxes alone copies are three times as far apart.
+    small = picture.convert("L").resize((9, 8), Image.Resampling.LANCZOS, reducing_gap=HASH_GAP)
+    gray = np.asarray(small, dtype=np.int16)
+    bits = np.packbits(gray[:, 1:] > gray[:, :-1])
     return int.from_bytes(bits.tobytes(), "big")

@@ -7,27 +7,22 @@ shards are finished, so that a run that was killed goes on where it stopped; `co
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
-import PIL
-import pyarrow as pa
-
-from dcdctl.core import config, corpus, files, pictures
+from dcdctl.core import config, corpus, data_files, files, protocol
+from dcdctl.core.data_files import Located, Whence
 from dcdctl.core.errors import ConfigError, CorpusError, InputError
-from dcdctl.core.manifest import SPLITS, Manifest
-from dcdctl.core.picture_pool import CHUNK_PICTURES, ReadAll, picture_pool
-from dcdctl.core.prepare_sources import SKIP_HINT, Listing, RowCheck, Skipped, SourceRow, list_source, why_empty
-from dcdctl.core.progress import Advance, Track, silent
-
-PLAN_FILE = "prepare.json"
-SHARD_FILE = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.parquet")
+from dcdctl.core.formats import SPLITS
+from dcdctl.core.manifest import Expected, Manifest
+from dcdctl.core.picture_pool import CHUNK_PICTURES, picture_pool
+from dcdctl.core.prepare_shards import PLAN_FILE, Shard, ShardProgress, leakage_of, write_shard
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.sources import Listing, RowCheck, list_source, why_empty
 
 
 def num_cores() -> int:
@@ -74,101 +69,70 @@ class CorpusSummary:
     folder: str
     splits: dict[str, dict[str, Any]]
     """By split: images, captions, fingerprint, shards."""
+    protocol: str
+    """What results on it can be compared with, or "none:" and why."""
+    leakage: dict[str, Any]
+    """Pictures that splits share, see `leakage.Leakage`."""
     skipped: list[dict[str, str]]
+    notes: list[str]
+    """How files were come by and checked."""
     already_there: bool
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {'already there, in' if self.already_there else 'prepared in'} {self.folder}"]
         for split, entry in self.splits.items():
             lines.append(f"  {split:<5} {entry['images']:,} images, {entry['captions']:,} captions, fingerprint {entry['fingerprint'][:8]}")
+        lines.append(f"  protocol: {self.protocol}")
+        for where, overlap in self.leakage["overlaps"].items():
+            if overlap["same_file"] or overlap["near"]:
+                first = overlap["examples"][0]
+                counts = f"{overlap['same_file']:,} the same file, {overlap['near']:,} look the same"
+                lines.append(f"  pictures of {where}: {counts}; the first: {first['image']} and {first['like']}")
+        lines += [f"  {note}" for note in self.notes]
         if self.skipped:
             lines.append(f"  {len(self.skipped):,} rows left out, listed in {corpus.INDEX_FILE}; the first: {self.skipped[0]['reason']}")
         return "\n".join(lines)
 
 
-@dataclass(kw_only=True)
-class Shard:
-    """A finished shard: its entry in corpus.json, and what the split as a whole is counted from."""
+def prepare(
+    manifest: Manifest, out: Path, *, options: PrepareOptions | None = None, whence: Whence | None = None, track: Track = silent
+) -> CorpusSummary:
+    """Write a corpus, or go on with one that was interrupted; one that is there already is left as it is.
 
-    entry: dict[str, Any]
-    captions: int
-    row_digests: list[bytes]
-    skipped: list[Skipped]
-
-
-def prepare(source: Manifest, out: Path, *, options: PrepareOptions | None = None, track: Track = silent) -> CorpusSummary:
-    """Write a corpus, or go on with one that was interrupted; one that is there already is left as it is."""
+    InputError if a row cannot be used, or if the test split is not the one that the manifest's protocol is about.
+    """
     options = options or PrepareOptions()
     _refuse_foreign_folder(out)
+    located = data_files.locate(manifest, whence or Whence(), track)
     check = RowCheck(splits=options.splits, max_images=options.max_images, skip_bad=options.on_error == "skip")
-    listing = list_source(source.source, check)
-    plan: dict[str, Any] = {"format": corpus.FORMAT_VERSION, "name": source.name, "licence": source.licence, "citation": source.citation}
-    plan |= {"source": dict(listing.provenance), "counts": dict(listing.counts), "options": options.to_plan()}
+    listing = list_source(located.source, check)
+    listed = {split: Expected(images=count, captions=listing.captions[split]) for split, count in listing.counts.items()}
+    protocol.serves(manifest, listed, options.splits, options.max_images)
+    plan: dict[str, Any] = {"format": corpus.FORMAT_VERSION, "name": manifest.name, "licence": manifest.licence}
+    plan |= {"citation": manifest.citation, "source": dict(listing.provenance), "counts": dict(listing.counts)}
+    plan |= {"options": options.to_plan()}
     digest = files.digest_of(plan)
     if (out / corpus.INDEX_FILE).is_file():
         return _already_there(out, digest)
-    progress = _Progress.load(out, digest)
-    splits = _write_splits(listing, out, options, progress, track)
+    splits = _write_splits(listing, out, options, ShardProgress.load(out, digest), track)
     skipped = [*listing.skipped, *(skip for shards in splits.values() for shard in shards for skip in shard.skipped)]
     for split, shards in splits.items():
         if not any(shard.entry["rows"] for shard in shards):
             raise InputError(f"split {split!r} is empty", hint=why_empty(skipped))
-    index: dict[str, Any] = {"format": corpus.FORMAT_VERSION, "name": source.name}
-    index |= {"splits": {split: _entry(shards) for split, shards in splits.items()}}
-    index |= {"source": plan["source"] | {"options": plan["options"]}, "licence": source.licence, "citation": source.citation}
+    entries = {split: _entry(shards) for split, shards in splits.items()}
+    written = {split: Expected(images=entry["images"], captions=entry["captions"]) for split, entry in entries.items()}
+    index: dict[str, Any] = {"format": corpus.FORMAT_VERSION, "name": manifest.name, "splits": entries}
+    index |= {"protocol": protocol.serves(manifest, written, options.splits, options.max_images)}
+    index |= {"leakage": config.to_table(leakage_of(splits))}
+    index |= {"source": plan["source"] | _origin(manifest, located) | {"options": plan["options"]}}
+    index |= {key: getattr(manifest, key) for key in ("licence", "citation", "homepage")}
     index |= {"skipped": config.to_table(skipped), "plan": digest}
     files.write_json(out / corpus.INDEX_FILE, index)
     (out / PLAN_FILE).unlink(missing_ok=True)
-    return _summary(out, index, already_there=False)
+    return _summary(out, index, located.notes, already_there=False)
 
 
-@dataclass(kw_only=True)
-class _Progress:
-    """prepare.json: which plan the folder is being filled by, and the shards that are finished."""
-
-    folder: Path
-    plan: dict[str, Any]
-    shards: dict[str, dict[str, Any]]
-
-    @staticmethod
-    def load(folder: Path, digest: str) -> _Progress:
-        """The progress of the same plan by the same library versions; of another one nothing is kept."""
-        plan = {"plan": digest, "pillow": PIL.__version__, "pyarrow": pa.__version__}
-        folder.mkdir(parents=True, exist_ok=True)
-        files.remove_partials(folder)
-        try:
-            found = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
-            shards = found.pop("shards")
-        except (OSError, ValueError, KeyError, AttributeError):
-            found, shards = None, {}
-        progress = _Progress(folder=folder, plan=plan, shards=shards if found == plan else {})
-        for path in sorted(folder.iterdir()):
-            if SHARD_FILE.fullmatch(path.name) and path.name not in progress.shards:
-                path.unlink()
-        progress.save()
-        return progress
-
-    def save(self) -> None:
-        files.write_json(self.folder / PLAN_FILE, self.plan | {"shards": self.shards})
-
-    def add(self, shard: Shard) -> None:
-        self.shards[shard.entry["file"]] = {"entry": shard.entry, "skipped": config.to_table(shard.skipped)}
-        self.save()
-
-    def finished(self, name: str) -> Shard | None:
-        """A shard that an earlier run finished, if its file is still what that run wrote."""
-        path = self.folder / name
-        if name not in self.shards or not path.is_file() or files.sha256_of(path) != self.shards[name]["entry"]["sha256"]:
-            return None
-        captions, digests = 0, []
-        for row in corpus.read_shard(path):
-            captions += len(row.captions)
-            digests.append(row.digest())
-        skipped = [Skipped(**skip) for skip in self.shards[name]["skipped"]]
-        return Shard(entry=self.shards[name]["entry"], captions=captions, row_digests=digests, skipped=skipped)
-
-
-def _write_splits(listing: Listing, out: Path, options: PrepareOptions, progress: _Progress, track: Track) -> dict[str, list[Shard]]:
+def _write_splits(listing: Listing, out: Path, options: PrepareOptions, progress: ShardProgress, track: Track) -> dict[str, list[Shard]]:
     num_images = sum(listing.counts.values())
     splits: dict[str, list[Shard]] = {}
     with (
@@ -184,7 +148,7 @@ def _write_splits(listing: Listing, out: Path, options: PrepareOptions, progress
                 part = list(itertools.islice(rows, options.shard_size))
                 shard = progress.finished(name)
                 if shard is None:
-                    shard = _write_shard(out / name, part, read, skip_bad=options.on_error == "skip", advance=advance)
+                    shard = write_shard(out / name, part, read, skip_bad=options.on_error == "skip", advance=advance)
                     progress.add(shard)
                 else:
                     advance(len(part))
@@ -192,39 +156,9 @@ def _write_splits(listing: Listing, out: Path, options: PrepareOptions, progress
     return splits
 
 
-def _write_shard(path: Path, rows: Sequence[SourceRow], read: ReadAll, *, skip_bad: bool, advance: Advance) -> Shard:
-    skipped: list[Skipped] = []
-
-    def good_rows() -> Iterator[corpus.CorpusRow]:
-        for row, result in zip(rows, read(row.picture for row in rows), strict=True):
-            advance(1)
-            if isinstance(result, pictures.CheckedPicture):
-                yield _corpus_row(row, result)
-            elif skip_bad:
-                skipped.append(Skipped(row=row.where, image=row.path, reason=result.reason))
-            else:
-                raise InputError(f"{row.where} {json.dumps(row.path, ensure_ascii=False)}: {result.reason}", hint=SKIP_HINT)
-
-    captions, digests = 0, []
-    for written in corpus.write_shard(path, good_rows()):
-        captions += len(written.captions)
-        digests.append(written.digest())
-    entry = {"file": path.name, "sha256": files.sha256_of(path), "rows": len(digests)}
-    return Shard(entry=entry, captions=captions, row_digests=digests, skipped=skipped)
-
-
-def _corpus_row(row: SourceRow, picture: pictures.CheckedPicture) -> corpus.CorpusRow:
-    # A picture that was made smaller may have become a PNG.
-    path = str(PurePosixPath(row.path).with_suffix(".png")) if picture.became_png else row.path
-    return corpus.CorpusRow(
-        image_id=row.image_id,
-        path=path,
-        data=picture.data,
-        width=picture.width,
-        height=picture.height,
-        captions=row.captions,
-        caption_ids=row.caption_ids,
-    )
+def _origin(manifest: Manifest, located: Located) -> dict[str, Any]:
+    """Which source of several it was, and where its files were fetched from."""
+    return {"name": located.name, "urls": located.urls} if manifest.files else {}
 
 
 def _entry(shards: Sequence[Shard]) -> dict[str, Any]:
@@ -236,9 +170,10 @@ def _entry(shards: Sequence[Shard]) -> dict[str, Any]:
     }
 
 
-def _summary(out: Path, index: dict[str, Any], *, already_there: bool) -> CorpusSummary:
+def _summary(out: Path, index: dict[str, Any], notes: Sequence[str] = (), *, already_there: bool) -> CorpusSummary:
     splits = {split: entry | {"shards": len(entry["shards"])} for split, entry in index["splits"].items()}
-    return CorpusSummary(name=index["name"], folder=str(out), splits=splits, skipped=index["skipped"], already_there=already_there)
+    told = {key: index[key] for key in ("name", "protocol", "leakage", "skipped")}
+    return CorpusSummary(folder=str(out), splits=splits, notes=list(notes), already_there=already_there, **told)
 
 
 def _already_there(out: Path, digest: str) -> CorpusSummary:

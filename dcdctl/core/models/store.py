@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from dcdctl.core import files
+from dcdctl.core import files, named_teachers
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import dual, meter, vilt
 from dcdctl.core.models.dual import DualModel
@@ -21,6 +21,7 @@ from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import quietly, reaching
 from dcdctl.core.models.released import from_released
 from dcdctl.core.models.vilt import ViltScorer
+from dcdctl.core.progress import Track, silent
 
 FusionModel = ViltScorer | CoAttentionScorer
 Model = FusionModel | DualModel
@@ -29,7 +30,7 @@ SETTINGS_FILE = "dcdctl.json"
 FORMAT_VERSION = 1
 ACCEPTED = (
     "a model is a run folder, a transformers folder (ViLT or vision-text-dual-encoder), an official ViLT or METER .ckpt, "
-    f"a Hugging Face Hub id (owner/name), or built in: {', '.join(BUILT_IN)}"
+    f"a Hugging Face Hub id (owner/name), built in ({', '.join(BUILT_IN)}), or a name that `dcdctl prepare --list` shows"
 )
 _TEACHERS = Path(__file__).parents[2] / "teachers"
 # The Hub knows a few models without an owner, none of them a scorer; a misspelt run should not wait for the network.
@@ -37,10 +38,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _KINDS: dict[Any, str] = {FusionModel: "a fusion scorer", DualModel: "a dual encoder"}
 
 
-def load(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> Model:
+def load(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> Model:
     """The model that a reference names, in eval mode, in float32 on the CPU.
 
-    A reference is tried as: a built-in name, a .ckpt file, a folder with config.json, a run folder (with `model/`), a Hub id.
+    A reference is tried as: a built-in name, a .ckpt file, a folder with config.json, a run folder (with `model/`), the name of a
+    published teacher (`named_teachers`, whose file is fetched once), a Hub id.
     """
     settings = dict(overrides or {})
     read_overrides(settings)
@@ -53,14 +55,17 @@ def load(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> Model:
         return from_released(path, settings)
     if path.is_dir():
         return _load_folder(path, settings)
+    if (teacher := named_teachers.find(str(ref))) is not None:
+        source, settings = named_teachers.located(teacher, settings, track)
+        return _load_transformers(source, settings) if teacher.hub else from_released(Path(source), settings)
     if not _HUB_ID.fullmatch(str(ref)) or path.suffix == ".ckpt":
         raise ModelError(f"{ref} does not exist", hint=ACCEPTED)
     return _load_transformers(str(ref), settings)
 
 
-def load_fusion(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> FusionModel:
+def load_fusion(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> FusionModel:
     """The fusion scorer that a reference names; ModelError if it names another kind of model."""
-    return _expect(load(ref, overrides), FusionModel, ref)
+    return _expect(load(ref, overrides, track), FusionModel, ref)
 
 
 def load_dual(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> DualModel:

@@ -1,0 +1,100 @@
+"""Pages of HTML in one file: no network, light and dark, readable on a phone. All text that is handed in is escaped here."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from dcdctl.core import files
+
+JPEG_QUALITY = 75
+
+
+def write(path: Path, title: str, *parts: str) -> None:
+    """Write a page whole or not at all: the title as its heading, then the parts, which are HTML."""
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
+    body = f"<h1>{escape(title)}</h1>\n" + "\n".join(parts)
+    files.write_text(path, f'<!doctype html>\n<html lang="en"><head>{head}{_STYLE}</head>\n<body>{body}</body></html>\n')
+
+
+def heading(text: str) -> str:
+    """The heading of a section.
+
+    >>> heading("a < b")
+    '<h2>a &lt; b</h2>'
+    """
+    return f"<h2>{escape(text)}</h2>"
+
+
+def facts(rows: Sequence[tuple[str, str]]) -> str:
+    """A table of names and values."""
+    return table((), rows)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column names the rows; without a head where there are no names of columns."""
+    head = "<tr>" + "".join(f'<th scope="col">{escape(column)}</th>' for column in columns) + "</tr>" if columns else ""
+    lines = [
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>' for name, *cells in rows
+    ]
+    return f'<div class="wide"><table>{head}{"".join(lines)}</table></div>'
+
+
+def histogram(label: str, bins: Sequence[str], counts: Mapping[str, Sequence[int]]) -> str:
+    """Bars to the right, one bin a row, and the counts beside them; at most two kinds of things are counted, each of its own colour."""
+    most = max(1, *(count for series in counts.values() for count in series))
+    rows = []
+    for name, *row in zip(bins, *counts.values(), strict=True):
+        bars = "".join(
+            f'<div class="bar s{i}" style="width:{100 * count / most:.2f}%" title="{count:,} {escape(kind)}"></div>'
+            for i, (kind, count) in enumerate(zip(counts, row, strict=True))
+        )
+        rows.append(
+            f'<tr><th scope="row">{escape(name)}</th><td class="bars">{bars}</td>{"".join(f"<td>{count:,}</td>" for count in row)}</tr>'
+        )
+    kinds = "".join(f'<th scope="col" class="t{i}">{escape(kind)}</th>' for i, kind in enumerate(counts))
+    return f'<table class="histogram"><tr><th scope="col">{escape(label)}</th><td></td>{kinds}</tr>{"".join(rows)}</table>'
+
+
+def card(picture: Image.Image, alt: str, text: str, side_px: int) -> str:
+    """A picture, its longer side at most `side_px`, with HTML below it; `alt` is what is read out in its place."""
+    small = picture.convert("RGB")
+    small.thumbnail((side_px, side_px))
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=JPEG_QUALITY)
+    data = base64.b64encode(stream.getvalue()).decode()
+    size = f'width="{small.width}" height="{small.height}"'
+    return f'<figure><img alt="{escape(alt)}" {size} src="data:image/jpeg;base64,{data}"><figcaption>{text}</figcaption></figure>'
+
+
+def cards(figures: Sequence[str]) -> str:
+    """Cards side by side, as many as the screen is wide."""
+    return '<div class="cards">' + "\n".join(figures) + "</div>"
+
+
+_STYLE = """<style>
+:root { color-scheme: light dark; --text: #222; --page: #fff; --quiet: #666; --line: #ddd; --s0: #2a7; --s1: #c63; --t0: #184; --t1: #a31 }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #ddd; --page: #16181b; --quiet: #999; --line: #3a3d42; --s0: #2a7; --s1: #d74; --t0: #5c9; --t1: #f96 }
+}
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem; color: var(--text); background: var(--page) }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin-top: 2rem }
+.wide { overflow-x: auto } table { border-collapse: collapse }
+th, td { text-align: left; vertical-align: top; padding: .2rem 1.2rem .2rem 0 } th { font-weight: 600 }
+.wide tr + tr { border-top: 1px solid var(--line) } .wide td { overflow-wrap: anywhere; min-width: 6rem }
+.histogram { width: 100%; max-width: 48rem; font-variant-numeric: tabular-nums }
+.histogram th, .histogram td { padding-top: 0; padding-bottom: 0; line-height: 1.3 }
+.histogram td + td, .histogram td + th { text-align: right; width: 1%; padding-right: .8rem }
+.histogram th:first-child { text-align: right; white-space: nowrap; width: 1%; padding-right: .6rem }
+.bars { vertical-align: middle } .bar { height: .5rem; margin: 1px 0; border-radius: 0 2px 2px 0 }
+.s0 { background: var(--s0) } .s1 { background: var(--s1) } .t0 { color: var(--t0) } .t1 { color: var(--t1) }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 13.5rem), 1fr)); gap: 1.5rem 1.2rem }
+figure { margin: 0; break-inside: avoid } img { max-width: 100%; height: auto; border-radius: 4px; display: block }
+figcaption { overflow-wrap: anywhere }
+figcaption p { margin: .3rem 0 } figcaption ul { margin: .3rem 0; padding-left: 1.1rem } i, small { color: var(--quiet) }
+</style>"""

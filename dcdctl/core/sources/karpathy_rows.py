@@ -1,0 +1,107 @@
+"""Karpathy's JSON: `images`, each with filename, perhaps filepath, split and sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dcdctl.core.errors import InputError
+from dcdctl.core.formats import KarpathySource
+from dcdctl.core.image_store import ImageStore, Picture, RowError
+from dcdctl.core.sources.rows import Listing, RowCheck, checksum_of, gather, listing_of
+from dcdctl.core.sources.values import caption_text, kind_of, read_json, split_of
+
+
+@dataclass(frozen=True, slots=True)
+class KarpathyEntry:
+    """One of `images`, unchecked."""
+
+    where: str
+    value: Any
+    sentids: list[int]
+    store: ImageStore
+
+    @property
+    def shown(self) -> str:
+        value = self.value.get("filename") if isinstance(self.value, dict) else None
+        return value if isinstance(value, str) else ""
+
+    def split(self) -> str:
+        if not isinstance(self.value, dict):
+            raise RowError(f"{kind_of(self.value)}, an object is wanted")
+        return split_of(self.value.get("split"))
+
+    def path(self) -> str:
+        filename, folder = self.value.get("filename"), self.value.get("filepath", "")
+        if not isinstance(filename, str) or not filename.strip():
+            raise RowError(f'"filename" is {kind_of(filename)}, the name of an image is wanted')
+        if not isinstance(folder, str):
+            raise RowError(f'"filepath" is {kind_of(folder)}, a folder is wanted')
+        return str(PurePosixPath(f"{folder}/{filename}" if folder else filename))
+
+    def captions(self) -> list[str]:
+        sentences = self.value.get("sentences")
+        if not isinstance(sentences, list):
+            raise RowError(f'"sentences" is {kind_of(sentences)}, a list is wanted')
+        if not sentences:
+            raise RowError("the image has no caption")
+        for i, sentence in enumerate(sentences):
+            if not isinstance(sentence, dict):
+                raise RowError(f'sentences[{i}] is {kind_of(sentence)}, an object with "raw" is wanted')
+        return [caption_text(sentence.get("raw"), f"caption {i}") for i, sentence in enumerate(sentences)]
+
+    def numbers(self) -> list[int]:
+        return self.sentids
+
+    def picture(self, path: str) -> Picture:
+        return self.store.find(path)
+
+
+def list_karpathy(source: KarpathySource, check: RowCheck) -> Listing:
+    """The rows of a Karpathy JSON; `restval` is train. A caption's number is its `sentid` if all have one, else its place."""
+    values = read_images(source.annotations)
+    store = ImageStore(source.images)
+    entries = [
+        KarpathyEntry(f"{source.annotations.name} images[{i}]", value, numbers, store)
+        for i, (value, numbers) in enumerate(zip(values, _sentence_numbers(values), strict=True))
+    ]
+    provenance = {"kind": "karpathy", "annotations": checksum_of(source.annotations)}
+    return listing_of(gather(entries, check, joins=False), check, provenance, source.images)
+
+
+def read_images(path: Path) -> list[Any]:
+    """The entries of `images`, unchecked; InputError where there is no such list."""
+    content = read_json(path, "--karpathy takes a JSON file")
+    values = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(values, list) or not values:
+        found = f'"images" is {kind_of(values)}' if isinstance(content, dict) and "images" in content else 'no "images"'
+        raise InputError(f"{path}: {found}, a list of images is wanted", hint="Karpathy's files look like dataset_flickr30k.json")
+    return values
+
+
+def splits_by_name(path: Path) -> Mapping[str, str]:
+    """The split of each file name of a Karpathy JSON; InputError where an entry has none."""
+    splits = {}
+    for i, value in enumerate(read_images(path)):
+        entry = KarpathyEntry(f"{path.name} images[{i}]", value, [], ImageStore(()))
+        try:
+            splits[PurePosixPath(entry.path()).name] = entry.split()
+        except RowError as error:
+            raise InputError(f"{entry.where}: {error}", hint="Karpathy's files look like dataset_flickr30k.json") from error
+    return splits
+
+
+def _sentence_numbers(values: Sequence[Any]) -> list[list[int]]:
+    """The numbers of each image's captions; an entry that is not as it should be has none, and is refused elsewhere."""
+    sentences = [value.get("sentences") if isinstance(value, dict) else None for value in values]
+    lists: list[list[Any]] = [value if isinstance(value, list) else [] for value in sentences]
+    sentids: list[list[Any]] = [[one.get("sentid") if isinstance(one, dict) else None for one in value] for value in lists]
+    if all(type(number) is int and abs(number) < 2**63 for numbers in sentids for number in numbers):
+        return sentids
+    start, numbered = 0, []
+    for value in lists:
+        numbered.append(list(range(start, start + len(value))))
+        start += len(value)
+    return numbered

@@ -1,0 +1,72 @@
+"""A prepared corpus opens with other programs, with nothing of ours."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+
+import duckdb
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tiny import run_script
+
+LOAD_WITH_DATASETS = """
+import hashlib, json, socket, sys
+import numpy as np
+
+def refuse(*_):
+    raise AssertionError("the network was asked")
+
+socket.socket.connect = socket.getaddrinfo = refuse
+import datasets
+
+cache, *shards = sys.argv[1:]
+loaded = datasets.load_dataset("parquet", data_files={"train": shards}, split="train", cache_dir=cache)
+assert isinstance(loaded.features["image"], datasets.Image)
+rows = []
+for row in loaded:
+    image = row.pop("image").convert("RGB")
+    rows.append(row | {"pixels": hashlib.sha256(np.asarray(image).tobytes()).hexdigest()})
+print(json.dumps(rows))
+"""
+
+
+def pixels_of(image: Image.Image) -> str:
+    return hashlib.sha256(np.asarray(image).tobytes()).hexdigest()
+
+
+def test_datasets_gives_pictures_and_lists_of_captions_without_network(corpus, tmp_path, monkeypatch):
+    for name, value in {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}.items():
+        monkeypatch.setenv(name, value)
+    rows = json.loads(run_script(LOAD_WITH_DATASETS, tmp_path / "cache", *sorted(corpus.folder.glob("train-*.parquet"))))
+    assert rows == [
+        {
+            "image_id": corpus.image_ids[image],
+            "width": 64,
+            "height": 64,
+            "captions": [corpus.captions[text] for text in corpus.captions_of(image)],
+            "caption_ids": corpus.caption_ids[list(corpus.captions_of(image))].tolist(),
+            "pixels": pixels_of(corpus.image(image)),
+        }
+        for image in range(32)
+    ]
+    assert len({row["pixels"] for row in rows}) > 16
+
+
+def test_pandas_reads_the_image_files(corpus):
+    frame = pd.concat(pd.read_parquet(path) for path in sorted(corpus.folder.glob("train-*.parquet")))
+    assert frame["image_id"].tolist() == corpus.image_ids
+    assert [caption for captions in frame["captions"] for caption in captions] == corpus.captions
+    pictures = [Image.open(io.BytesIO(image["bytes"])).convert("RGB") for image in frame["image"]]
+    assert [pixels_of(picture) for picture in pictures] == [pixels_of(corpus.image(image)) for image in range(32)]
+
+
+def test_duckdb_counts_images_and_captions(corpus):
+    shards = corpus.folder / "train-*.parquet"
+    assert duckdb.sql(f"select count(*), sum(len(captions)) from '{shards}'").fetchall() == [(32, 160)]
+    (found,) = duckdb.sql(
+        f"select octet_length(image.bytes), captions[1] from '{shards}' where image_id = '{corpus.image_ids[9]}'"
+    ).fetchall()
+    assert found == (len(corpus.image_bytes(9)), corpus.captions[45])
