@@ -74,6 +74,8 @@ class Loopback:
         """Path to path or URL."""
         self.faults: dict[str, Fault] = {}
         """By path, without the query."""
+        self.commit = ""
+        """Of every repository, in place of the one that its files make."""
         self.etags = self.ranges = True
         """Whether files have an ETag and a date; whether parts of them can be asked for."""
         self.requests, self.held = list[Request](), list[threading.Event]()
@@ -216,9 +218,12 @@ class _Handler(BaseHTTPRequestHandler):
         token = self.loopback.gated.get(repo)
         if token is not None and self.headers.get("Authorization") != f"Bearer {token}":
             return _Answer(status=403 if "Authorization" in self.headers else 401, headers={"X-Error-Code": "GatedRepo"})
-        if revision not in ("main", commit_of(files)):
+        if revision not in ("main", self._commit(files)):
             return _Answer(status=404, headers={"X-Error-Code": "RevisionNotFound"})
         return answer(files)
+
+    def _commit(self, files: Mapping[str, bytes]) -> str:
+        return self.loopback.commit or commit_of(files)
 
     def _hub_file(self, files: Mapping[str, bytes], path: str) -> _Answer:
         if path not in files:
@@ -229,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
             name = hashlib.sha256(body).hexdigest()
             linked = {"X-Linked-Etag": f'"{name}"', "X-Linked-Size": str(len(body))}
             answer = _Answer(status=302, headers=linked | {"Location": f"{self.loopback.cdn_url}/cdn/{name}"})
-        answer.headers["X-Repo-Commit"] = commit_of(files)
+        answer.headers["X-Repo-Commit"] = self._commit(files)
         return answer
 
     def _from_cdn(self, name: str) -> _Answer:
@@ -246,5 +251,5 @@ class _Handler(BaseHTTPRequestHandler):
                 if len(body) >= LFS_BYTES:
                     entries[-1]["lfs"] = {"oid": hashlib.sha256(body).hexdigest(), "size": len(body), "pointerSize": 134}
         siblings = [{"rfilename": entry["path"], "size": entry["size"]} for entry in entries]
-        document = {"id": repo, "sha": commit_of(files), "private": False, "gated": False, "tags": [], "siblings": siblings}
+        document = {"id": repo, "sha": self._commit(files), "private": False, "gated": False, "tags": [], "siblings": siblings}
         return _Answer(headers={"Content-Type": "application/json"}, body=json.dumps(entries if is_tree else document).encode())

@@ -366,3 +366,30 @@ def test_a_tiny_vilt_is_loaded_by_its_name_on_the_hub(tmp_path, scenes_corpus_di
         done = run_through(server, tmp_path, *words)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["images"] == 4
+
+
+def test_flickr30k_from_the_hub_is_refused_if_its_test_split_is_not_the_papers(tmp_path):
+    rows = [
+        f'"{json.dumps(texts).replace(chr(34), chr(34) * 2)}","[0]",{split},{name},0'
+        for name, split, texts in zip(NAMES, SPLITS, CAPTIONS, strict=True)
+    ]
+    table = "\n".join(["raw,sentids,split,filename,img_id", *rows]).encode()
+    hub = {"nlphuji/flickr30k": {"flickr_annotations_30k.csv": table, "flickr30k-images.zip": archive()}}
+    with loopback.serve(datasets=hub) as server:
+        server.commit = "2b239befc81b6e3f035ce6bd52f5f4d60f5625f7"
+        refused = run_through(server, tmp_path, "prepare", "flickr30k", "--out", tmp_path / "out")
+        assert refused.returncode == 1
+        assert "error: flickr30k: split 'test' has 1 images and 2 captions, the papers' has 1,000 and 5,000" in refused.stderr
+        assert "Traceback" not in refused.stderr
+        done = run_through(server, tmp_path, "prepare", "flickr30k", "--out", tmp_path / "out", "--max-images", 1, "--json")
+        assert done.returncode == 0, done.stderr
+        summary = json.loads(done.stdout)
+        assert summary["protocol"] == "none: only the first 1 images of each split"
+        assert summary["notes"] == [f"{name}: as the Hub names it" for name in ("flickr_annotations_30k.csv", "flickr30k-images.zip")]
+    with loopback.serve(datasets={}, gated={}) as server:
+        dead = run_through(server, tmp_path / "other", "prepare", "flickr30k", "--out", tmp_path / "dead")
+        assert dead.returncode == 1
+        assert "no source of flickr30k can be had. hub-zip: " in dead.stderr
+        assert "hub-parquet: " in dead.stderr
+        assert "by-hand: flickr30k-images.tar cannot be fetched; ask for it at https://forms.illinois.edu/sec/229675" in dead.stderr
+        assert dead.stderr.rstrip().endswith("place flickr_annotations_30k.csv and flickr30k-images.zip in a folder and add --from FOLDER")
