@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -124,15 +125,16 @@ def prepare(images: Path, pairs: Path, out: Path, side_px: int, workers: int) ->
     command = [sys.executable, "-c", "from dcdctl.cli.app import main; main()", "prepare", "--csv", pairs, "--images", images, "--out", out]
     command += ["--workers", str(workers)] + (["--image-size", str(side_px)] if side_px else [])
     started, peak_mib, processor_seconds = time.perf_counter(), 0.0, {}
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with tempfile.TemporaryFile() as talk, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=talk) as process:
         while process.poll() is None:
             tree = processes_below(process.pid)
             peak_mib = max(peak_mib, sum(mib for mib, _ in tree.values()))
             processor_seconds |= {one: seconds for one, (_, seconds) in tree.items()}
             time.sleep(0.05)
         seconds = time.perf_counter() - started
-    if process.returncode:
-        raise SystemExit(f"prepare ended with {process.returncode}")
+        if process.returncode:
+            talk.seek(0)
+            raise SystemExit(f"prepare ended with {process.returncode}: {talk.read().decode()[-1000:]}")
     return Run(seconds, peak_mib, sum(processor_seconds.values()))
 
 

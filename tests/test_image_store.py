@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -292,6 +293,34 @@ def test_a_damaged_parquet_is_named(parquet):
         picture.read()
     with pytest.raises(RowError, match=r"cannot be read from gone.parquet \("):
         ParquetPicture(parquet.with_name("gone.parquet"), 0, 0).read()
+
+
+def test_a_damaged_page_spoils_the_rows_of_its_own_and_later_ones_only(tmp_path):
+    rng = np.random.default_rng(0)
+    images = [{"bytes": rng.bytes(2000), "path": None} for _ in range(64)]
+    path = tmp_path / "one.parquet"
+    options = {"compression": "gzip", "use_dictionary": False, "write_batch_size": 4, "data_page_size": 1 << 13}
+    pq.write_table(pa.table({"image": images}), path, **options)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 4000] = bytes(4000)
+    path.write_bytes(data)
+    found = [read_or_refusal(ParquetPicture(path, 0, i)) for i in range(64)]
+    num_whole = next(i for i in range(64) if isinstance(found[i], str))
+    assert 10 < num_whole < 50
+    assert found[:num_whole] == [image["bytes"] for image in images[:num_whole]]
+    assert all("its image cannot be read from one.parquet (" in reason for reason in found[num_whole:])
+
+
+def read_or_refusal(picture):
+    try:
+        return picture.read()
+    except RowError as error:
+        return str(error)
+
+
+def test_a_row_that_is_not_there_is_named(parquet):
+    with pytest.raises(RowError, match=r"cannot be read from train.parquet \(row group 2 ends before row 3\)"):
+        ParquetPicture(parquet, 2, 3).read()
 
 
 def test_a_column_that_is_not_there_or_holds_no_bytes_is_named(parquet):

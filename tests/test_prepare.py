@@ -399,7 +399,9 @@ def test_a_bad_csv_line_stops_with_its_number_or_is_listed(tmp_path, images, cas
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is not a CSV of image and caption: No columns to parse"),
+        ("", "is not a CSV of image and caption: it is empty"),
+        ("a," * 70_000 + "\na.jpg,x\n", "has no column 'image', its columns are a, a, a, a, a, a, a, a and 69,993 more"),
+        ('"' + "a" * 200_000, "is not a CSV of image and caption: field larger than field limit"),
         ("file,text\na.jpg,x\n", "has no column 'image', its columns are file, text"),
         ("image\na.jpg\n", "has no column 'caption', its columns are image"),
         (

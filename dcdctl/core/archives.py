@@ -119,16 +119,23 @@ class _ImageColumn:
         if not (self._is_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
             raise pa.ArrowTypeError(f"column {column!r} holds {kind}, struct<bytes, path> or binary is wanted")
         self._row_group, self._column = row_group, f"{column}.bytes" if self._is_struct else column
-        self._start, self._rows, self._batches = 0, _NO_ROWS, self._from_the_start()
+        # The batch in memory, the row it starts at, and the batches to come; without a batch all are read from the start.
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._start, self._rows = 0, _NO_ROWS
 
     def at(self, row: int) -> pa.Scalar:
-        if row < self._start:
-            self._start, self._rows, self._batches = 0, _NO_ROWS, self._from_the_start()
-        while row >= self._start + len(self._rows):
-            self._start += len(self._rows)
-            rows = next(self._batches).column(0)
-            self._rows = rows.field("bytes") if self._is_struct else rows
-        return self._rows[row - self._start]
+        batches, start, rows = self._batches, self._start, self._rows
+        self._batches, self._start, self._rows = iter(()), 0, _NO_ROWS  # should a batch be damaged
+        if row < start or not len(rows):
+            batches, start, rows = self._from_the_start(), 0, _NO_ROWS
+        while row >= start + len(rows):
+            start += len(rows)
+            batch = next(batches, None)
+            if batch is None:
+                raise pa.ArrowIndexError(f"row group {self._row_group} ends before row {row}")
+            rows = batch.column(0).field("bytes") if self._is_struct else batch.column(0)
+        self._batches, self._start, self._rows = batches, start, rows
+        return rows[row - start]
 
     def _from_the_start(self) -> Iterator[pa.RecordBatch]:
         return self._file.iter_batches(PARQUET_ROWS, row_groups=[self._row_group], columns=[self._column], use_threads=False)

@@ -17,12 +17,12 @@ def document() -> dict[str, Any]:
 
 
 def _data_set(one: Manifest) -> dict[str, Any]:
-    names = {kind: name for name, kind in reversed(formats.FORMATS.items())}
+    names = {kind: name for name, kind in formats.FORMATS.items()}
     head = {key: getattr(one, key) for key in manifest.HEAD}
     return {
         **head,
         "images": [f"{split} {expected.images:,}" for split, expected in one.expected.items()],
         "expected": config.to_table(one.expected),
-        "sources": [{"name": name, "format": names[type(source)]} for name, source in one.sources.items()],
+        "sources": [{"name": name, "format": getattr(source, "form", names[type(source)])} for name, source in one.sources.items()],
         "files": config.to_table(one.files),
     }

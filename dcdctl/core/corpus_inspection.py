@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dcdctl.core import leakage
 from dcdctl.core.corpus import INDEX_FILE, ROW_GROUP_ROWS, Corpus, read_index
 from dcdctl.core.errors import CorpusError, InputError
 from dcdctl.core.progress import Advance, Track, silent
@@ -218,25 +219,7 @@ def facts_of(inspection: CorpusInspection) -> list[tuple[str, str]]:
     ]
     if inspection.protocol:
         facts.append(("protocol", inspection.protocol))
-    return facts + [(f"leakage, {name}", value) for name, value in _flat(inspection.leakage)]
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names and values of nested tables."""
-    for name, value in table.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, _said(value)
-
-
-def _said(value: Any) -> str:
-    """A JSON value on one line."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_said(inner)}" for name, inner in value.items())
-    if isinstance(value, list):
-        return "; ".join(map(_said, value)) or "none"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return facts + leakage.facts_of(inspection.leakage)
 
 
 def table_of(inspection: CorpusInspection) -> tuple[list[str], list[list[str]]]:

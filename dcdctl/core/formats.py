@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dcdctl.core.errors import ConfigError
 
@@ -67,6 +67,7 @@ class TableSource:
 
     pairs: Path
     images: Paths
+    form: Literal["csv", "jsonl"] = "csv"
     split: str = "train"
     """The split of all rows where the file has no split column."""
 

@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -45,7 +45,7 @@ class FilePicture:
 
     def read(self) -> bytes:
         path = self.root / self.name
-        if not path.resolve().is_relative_to(self.root.resolve()):
+        if not path.resolve().is_relative_to(_resolved(self.root)):
             raise RowError(f"its image is a link that leads out of the folder {self.root}")
         try:
             _refuse_large(path.stat().st_size)
@@ -55,6 +55,11 @@ class FilePicture:
 
     def stamp(self) -> str:
         return f"{self.name} {(self.root / self.name).stat().st_size}"
+
+
+@lru_cache(maxsize=4)
+def _resolved(folder: Path) -> Path:
+    return folder.resolve()
 
 
 @dataclass(frozen=True, slots=True)

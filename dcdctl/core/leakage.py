@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +83,24 @@ def find(splits: Mapping[str, SplitPictures], near_bits: int = NEAR_BITS) -> Lea
     }
     repeats = {split: len(part.digests) - len(set(part.digests)) for split, part in splits.items()}
     return Leakage(near_bits=near_bits, overlaps=overlaps, repeats=repeats)
+
+
+def facts_of(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values, in words, of a `Leakage` as `corpus.json` has it; empty where no split shares a picture with another.
+
+    >>> facts_of({"overlaps": {"test in train": {"same_file": 1, "near": 0, "examples": [{"image": "a", "like": "b", "bits": None}]}}})
+    [('pictures of test in train', '1 the same file, 0 look the same; the first: a and b')]
+    """
+    facts = []
+    for where, overlap in found.get("overlaps", {}).items():
+        if overlap["same_file"] or overlap["near"]:
+            first = overlap["examples"][0]
+            counts = f"{overlap['same_file']:,} the same file, {overlap['near']:,} look the same"
+            facts.append((f"pictures of {where}", f"{counts}; the first: {first['image']} and {first['like']}"))
+    for split, count in found.get("repeats", {}).items():
+        if count:
+            facts.append((f"pictures that {split} has twice", f"{count:,}, by their files"))
+    return facts
 
 
 def nearest(hashes_A: NDArray[np.uint64], hashes_B: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -31,7 +31,7 @@ from typing import Any
 import dcdctl
 from dcdctl.core import config
 from dcdctl.core.errors import ConfigError, InputError
-from dcdctl.core.formats import FORMATS, Source, check_splits
+from dcdctl.core.formats import FORMATS, Source, TableSource, check_splits
 
 HEAD = ("name", "summary", "licence", "citation", "homepage", "protocol")
 
@@ -179,6 +179,8 @@ def _source(table: Mapping[str, Any], files: Mapping[str, SourceFile], base: Pat
     if table.get("format") not in FORMATS:
         raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {table.get('format')!r}")
     fields = {key: value for key, value in table.items() if key != "format"}
+    if FORMATS[table["format"]] is TableSource:
+        fields["form"] = table["format"]
     for key in ("annotations", "pairs", "images", "splits", "rows", "shards"):
         if key in fields:
             fields[key] = _paths(fields[key], files, base, is_list=key in ("images", "rows", "shards"))

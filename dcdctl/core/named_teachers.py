@@ -12,7 +12,7 @@ from typing import Any
 
 from dcdctl.core import config, download, manifest
 from dcdctl.core.download import RemoteFile
-from dcdctl.core.errors import ConfigError
+from dcdctl.core.errors import ConfigError, SourceError
 from dcdctl.core.progress import Track, silent
 
 
@@ -69,8 +69,13 @@ def located(teacher: NamedTeacher, overrides: Mapping[str, Any], track: Track = 
     settings = {**teacher.overrides, **overrides}
     if teacher.hub:
         return teacher.hub, settings
-    fetched = download.fetch(RemoteFile(url=teacher.url, size=teacher.size, checksum=teacher.checksum), track=track)
-    return str(Path(fetched.path)), settings
+    try:
+        fetched = download.fetch(RemoteFile(url=teacher.url, size=teacher.size, checksum=teacher.checksum), track=track)
+    except SourceError as error:
+        given = " ".join(f"--model-set {key}={value}" for key, value in settings.items())
+        hint = f"fetch it where there is a network, and name the file in place of the teacher, with {given}"
+        raise SourceError(error.args[0], hint=hint) from error
+    return str(fetched.path), settings
 
 
 def _folder() -> Path:

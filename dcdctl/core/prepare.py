@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dcdctl.core import config, corpus, data_files, files, protocol
+from dcdctl.core import config, corpus, data_files, files, leakage, protocol
 from dcdctl.core.data_files import Located, Whence
 from dcdctl.core.errors import ConfigError, CorpusError, InputError
 from dcdctl.core.formats import SPLITS
@@ -83,11 +83,7 @@ class CorpusSummary:
         for split, entry in self.splits.items():
             lines.append(f"  {split:<5} {entry['images']:,} images, {entry['captions']:,} captions, fingerprint {entry['fingerprint'][:8]}")
         lines.append(f"  protocol: {self.protocol}")
-        for where, overlap in self.leakage["overlaps"].items():
-            if overlap["same_file"] or overlap["near"]:
-                first = overlap["examples"][0]
-                counts = f"{overlap['same_file']:,} the same file, {overlap['near']:,} look the same"
-                lines.append(f"  pictures of {where}: {counts}; the first: {first['image']} and {first['like']}")
+        lines += [f"  {name}: {value}" for name, value in leakage.facts_of(self.leakage)]
         lines += [f"  {note}" for note in self.notes]
         if self.skipped:
             lines.append(f"  {len(self.skipped):,} rows left out, listed in {corpus.INDEX_FILE}; the first: {self.skipped[0]['reason']}")

@@ -7,6 +7,7 @@ filename,raw,sentids,split          nlphuji/flickr30k: raw and sentids hold JSON
 
 from __future__ import annotations
 
+import csv
 import json
 import warnings
 from collections.abc import Mapping
@@ -66,11 +67,10 @@ class TableEntry:
 def list_table(source: TableSource, check: RowCheck) -> Listing:
     """The rows of a table, an image where it first stands."""
     store = ImageStore(source.images)
-    is_csv = source.pairs.suffix.lower() not in (".jsonl", ".ndjson")
-    rows = read_csv(source.pairs) if is_csv else _read_jsonl(source.pairs)
+    rows = read_csv(source.pairs) if source.form == "csv" else _read_jsonl(source.pairs)
 
     entries = (TableEntry(f"{source.pairs.name} line {line}", cells, source.split, store) for line, cells in rows)
-    provenance = {"kind": "csv" if is_csv else "jsonl", "pairs": checksum_of(source.pairs)}
+    provenance = {"kind": source.form, "pairs": checksum_of(source.pairs)}
     return listing_of(gather(entries, check, joins=True), check, provenance, source.images)
 
 
@@ -78,6 +78,8 @@ def read_csv(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """Line and cells of each row that is not blank; InputError for a file without the columns of an image and a caption."""
     import pandas as pd  # only here: every worker process imports this module, and pandas takes half a second
 
+    # Before pandas: a JSON that was taken for a CSV would be a head of a million columns.
+    wanted = _columns(path, _head(path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -89,7 +91,6 @@ def read_csv(path: Path) -> list[tuple[int, dict[str, Any]]]:
     except (ValueError, pd.errors.ParserWarning) as error:
         raise InputError(f"{path} is not a CSV of image and caption: {' '.join(str(error).split())}", hint=_CSV_HINT) from error
     table.columns = table.columns.str.strip()
-    wanted = _columns(path, list(table.columns))
     columns = [table[name].tolist() for name in table.columns]
     named = [table[name].tolist() for name in wanted.values()]
     rows, line = [], 2
@@ -101,13 +102,27 @@ def read_csv(path: Path) -> list[tuple[int, dict[str, Any]]]:
     return rows
 
 
+def _head(path: Path) -> list[str]:
+    """The names of the columns."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return [name.strip() for name in next(csv.reader(file), [])]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})", hint="--csv takes a CSV file") from error
+    except (ValueError, csv.Error) as error:
+        raise InputError(f"{path} is not a CSV of image and caption: {error}", hint=_CSV_HINT) from error
+
+
 def _columns(path: Path, names: list[str]) -> dict[str, str]:
     """What a cell is -> the name of its column."""
     choices = {"image": IMAGE_COLUMNS, "captions": LIST_COLUMNS, "caption": CAPTION_COLUMNS, "split": ("split",), "sentids": ("sentids",)}
     found = {what: name for what, known in choices.items() for name in known[::-1] if name in names}
     missing = ["image"] if "image" not in found else [] if {"caption", "captions"} & set(found) else ["caption"]
     if missing:
-        message = f"{path} has no column {missing[0]!r}, its columns are {', '.join(names)}"
+        if not names:
+            raise InputError(f"{path} is not a CSV of image and caption: it is empty", hint=_CSV_HINT)
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8:,} more" if len(names) > 8 else "")
+        message = f"{path} has no column {missing[0]!r}, its columns are {shown:.300}"
         raise InputError(message, hint="the first line names: image,caption[,split]")
     if "caption" in found:
         found.pop("captions", None)
