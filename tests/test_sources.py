@@ -298,7 +298,7 @@ def test_a_manifest_that_is_wrong_says_where(folder, toml, message):
         ('format = "jsonl"\npairs = "none.jsonl"\nimages = "jpg"\n', "none.jsonl cannot be read"),
         ('format = "jsonl"\npairs = "broken.jsonl"\nimages = "jpg"\n', "broken.jsonl line 2 is not JSON"),
         ('format = "jsonl"\npairs = "list.jsonl"\nimages = "jpg"\n', r"list.jsonl line 1 is a list \(\[1\]\), an object is wanted"),
-        ('format = "lavis"\nimages = "jpg"\nannotations = { train = "object.json" }\n', "is an object .*, a list is wanted"),
+        ('format = "lavis"\nimages = "jpg"\nannotations = { train = "object.json" }\n', "is an object .*, a list of rows is wanted"),
     ],
 )
 def test_a_file_that_is_wrong_is_named(folder, toml, message):

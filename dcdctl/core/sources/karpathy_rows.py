@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,8 +10,11 @@ from typing import Any
 from dcdctl.core.errors import InputError
 from dcdctl.core.formats import KarpathySource
 from dcdctl.core.image_store import ImageStore, Picture, RowError
+from dcdctl.core.sources import json_items
 from dcdctl.core.sources.rows import Listing, RowCheck, checksum_of, gather, listing_of
-from dcdctl.core.sources.values import caption_text, kind_of, read_json, split_of
+from dcdctl.core.sources.values import caption_text, kind_of, numbers_of, split_of
+
+HINT = "Karpathy's files look like dataset_flickr30k.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,24 +64,28 @@ class KarpathyEntry:
 
 def list_karpathy(source: KarpathySource, check: RowCheck) -> Listing:
     """The rows of a Karpathy JSON; `restval` is train. A caption's number is its `sentid` if all have one, else its place."""
-    values = read_images(source.annotations)
     store = ImageStore(source.images)
-    entries = [
-        KarpathyEntry(f"{source.annotations.name} images[{i}]", value, numbers, store)
-        for i, (value, numbers) in enumerate(zip(values, _sentence_numbers(values), strict=True))
-    ]
+    all_numbered = all(_sentids(value) is not None for value in read_images(source.annotations))
+
+    def entries() -> Iterator[KarpathyEntry]:
+        place = 0
+        for i, value in enumerate(read_images(source.annotations)):
+            count = len(_sentences(value))
+            numbers = (_sentids(value) or []) if all_numbered else list(range(place, place + count))
+            yield KarpathyEntry(f"{source.annotations.name} images[{i}]", value, numbers, store)
+            place += count
+
     provenance = {"kind": "karpathy", "annotations": checksum_of(source.annotations)}
-    return listing_of(gather(entries, check, joins=False), check, provenance, source.images)
+    return listing_of(gather(entries(), check, joins=False), check, provenance, source.images)
 
 
-def read_images(path: Path) -> list[Any]:
+def read_images(path: Path) -> Iterator[Any]:
     """The entries of `images`, unchecked; InputError where there is no such list."""
-    content = read_json(path, "--karpathy takes a JSON file")
-    values = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(values, list) or not values:
-        found = f'"images" is {kind_of(values)}' if isinstance(content, dict) and "images" in content else 'no "images"'
-        raise InputError(f"{path}: {found}, a list of images is wanted", hint="Karpathy's files look like dataset_flickr30k.json")
-    return values
+    try:
+        yield from json_items.items(path, "images", "--karpathy takes a JSON file")
+    except json_items.ArrayError as error:
+        found = f'"images" is {error.found}' if error.found else 'no "images"'
+        raise InputError(f"{path}: {found}, a list of images is wanted", hint=HINT) from error
 
 
 def splits_by_name(path: Path) -> Mapping[str, str]:
@@ -89,19 +96,17 @@ def splits_by_name(path: Path) -> Mapping[str, str]:
         try:
             splits[PurePosixPath(entry.path()).name] = entry.split()
         except RowError as error:
-            raise InputError(f"{entry.where}: {error}", hint="Karpathy's files look like dataset_flickr30k.json") from error
+            raise InputError(f"{entry.where}: {error}", hint=HINT) from error
     return splits
 
 
-def _sentence_numbers(values: Sequence[Any]) -> list[list[int]]:
-    """The numbers of each image's captions; an entry that is not as it should be has none, and is refused elsewhere."""
-    sentences = [value.get("sentences") if isinstance(value, dict) else None for value in values]
-    lists: list[list[Any]] = [value if isinstance(value, list) else [] for value in sentences]
-    sentids: list[list[Any]] = [[one.get("sentid") if isinstance(one, dict) else None for one in value] for value in lists]
-    if all(type(number) is int and abs(number) < 2**63 for numbers in sentids for number in numbers):
-        return sentids
-    start, numbered = 0, []
-    for value in lists:
-        numbered.append(list(range(start, start + len(value))))
-        start += len(value)
-    return numbered
+def _sentences(value: Any) -> list[Any]:
+    """An entry's sentences; none where it is not as it should be, which is refused elsewhere."""
+    found = value.get("sentences") if isinstance(value, dict) else None
+    return found if isinstance(found, list) else []
+
+
+def _sentids(value: Any) -> list[int] | None:
+    """The numbers of an entry's captions, if each has one."""
+    numbers = [one.get("sentid") if isinstance(one, dict) else None for one in _sentences(value)]
+    return numbers_of(numbers, len(numbers))

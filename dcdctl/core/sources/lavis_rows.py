@@ -10,8 +10,11 @@ from typing import Any
 from dcdctl.core.errors import InputError
 from dcdctl.core.formats import SPLITS, LavisSource
 from dcdctl.core.image_store import ImageStore, Picture, RowError
+from dcdctl.core.sources import json_items
 from dcdctl.core.sources.rows import Listing, RowCheck, checksum_of, gather, listing_of
-from dcdctl.core.sources.values import caption_text, caption_texts, kind_of, read_json
+from dcdctl.core.sources.values import caption_text, caption_texts, kind_of
+
+HINT = "LAVIS's files look like coco_karpathy_val.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +62,11 @@ def list_lavis(source: LavisSource, check: RowCheck) -> Listing:
             if split not in source.annotations or (check.splits and split not in check.splits):
                 continue
             path = source.annotations[split]
-            values = read_json(path, "LAVIS's files look like coco_karpathy_val.json")
-            if not isinstance(values, list):
-                raise InputError(f"{path} is {kind_of(values)}, a list is wanted", hint="LAVIS's files look like coco_karpathy_val.json")
-            for i, value in enumerate(values):
-                yield LavisEntry(f"{path.name} [{i}]", value, split, store)
+            try:
+                for i, value in enumerate(json_items.items(path, "", HINT)):
+                    yield LavisEntry(f"{path.name} [{i}]", value, split, store)
+            except json_items.ArrayError as error:
+                raise InputError(f"{path} is {error.found}, a list of rows is wanted", hint=HINT) from error
 
     rows = gather(entries(), check, joins=True)
     annotations = {split: checksum_of(path) for split, path in source.annotations.items() if not check.splits or split in check.splits}

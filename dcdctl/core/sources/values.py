@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-from dcdctl.core.errors import InputError
 from dcdctl.core.formats import SPLIT_ALIASES, SPLITS
 from dcdctl.core.image_store import RowError
-
-
-def read_json(path: Path, hint: str) -> Any:
-    """The content of a JSON file; InputError, with that hint, if it cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})", hint=hint) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}", hint="a download may have been cut off") from error
 
 
 def caption_text(value: Any, which: str) -> str:
