@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from official import FIXTURES, Comparison, load, load_meter, numbers, told
@@ -105,17 +106,8 @@ def golden_losses(name: str = "dcd_golden_a") -> Iterator[Comparison]:
     """Values and gradients of the loss, NaN included, and which negatives it sees."""
     known = told(name)
     for case in known["loss_cases"]:
-        official, student_BN = case["distillation_loss"], numbers(case["student_scores"]).requires_grad_()
-        parts = losses.dcd_released_parts(student_BN, numbers(case["teacher_scores"]), alpha=case["alpha"], temperature=case["T"])
-        yield from _losses(name, parts, official)
-        for ours, part in zip(parts, PARTS, strict=True):
-            (gradient_BN,) = torch.autograd.grad(ours, student_BN, retain_graph=True)
-            yield Comparison(name, "gradients", gradient_BN, numbers(official[f"grad_{part}"]))
-        precise = [numbers(case[f"{who}_scores"], torch.float64) for who in ("student", "teacher")]
-        parts = losses.dcd_released_parts(*precise, alpha=case["alpha"], temperature=case["T"])
-        for ours, part in zip(parts, PARTS, strict=True):
-            # The official code rounds the terms of the NLL to float32 on their way.
-            yield Comparison(name, "losses in float64", ours, numbers(official["float64"][part], torch.float64), bound=1e-7)
+        yield from _golden_case(name, "", losses.dcd_released_parts, case, case["distillation_loss"])
+        yield from _golden_case(name, "the other loss's ", losses.wsl_released_parts, case, case["WSLDistiller"])
     for case in known["selection_cases"]:
         columns_BN, teacher_BN = losses.select_as_released(numbers(case["teacher_scores"]), 7)
         student_BN = numbers(case["student_scores_all"]).gather(1, columns_BN)
@@ -125,6 +117,21 @@ def golden_losses(name: str = "dcd_golden_a") -> Iterator[Comparison]:
         yield from _losses(name, losses.dcd_released_parts(student_BN, teacher_BN, alpha=0.2), case)
     case = known["without_teacher"]
     yield from _losses(name, losses.dcd_released_parts(numbers(case["student_scores"]), None, alpha=case["alpha"]), case)
+
+
+def _golden_case(
+    name: str, whose: str, loss: Callable[..., losses.Parts], case: dict[str, Any], official: dict[str, Any]
+) -> Iterator[Comparison]:
+    student_BN = numbers(case["student_scores"]).requires_grad_()
+    parts = loss(student_BN, numbers(case["teacher_scores"]), alpha=case["alpha"], temperature=case["T"])
+    precise = [numbers(case[f"{who}_scores"], torch.float64) for who in ("student", "teacher")]
+    in_float64 = loss(*precise, alpha=case["alpha"], temperature=case["T"])
+    for ours, exact, part in zip(parts, in_float64, PARTS, strict=True):
+        yield Comparison(name, f"{whose}losses", ours, numbers(official[part]))
+        (gradient_BN,) = torch.autograd.grad(ours, student_BN, retain_graph=True)
+        yield Comparison(name, f"{whose}gradients", gradient_BN, numbers(official[f"grad_{part}"]))
+        # The official code rounds the terms of the NLL to float32 on their way.
+        yield Comparison(name, f"{whose}losses in float64", exact, numbers(official["float64"][part], torch.float64), bound=1e-7)
 
 
 OPTIMISER = told("optim_a")

@@ -80,7 +80,7 @@ def test_distill_leaves_a_student_and_says_what_is_next(run_cli, scenes_corpus_d
     result = run_cli("distill", *words, "--set", "model.layers=[0, 2]", *LISTS, *CPU)
     assert result.exit_code == 0, result.stderr
     assert result.stdout == f"student -> {out / 'model'}; next: dcdctl eval {out} --data {scenes_corpus_dir}\n"
-    assert "train: 3 steps" in result.stderr
+    assert "train: 3/3 steps, loss " in result.stderr
     assert len(models.load_fusion(out).layers) == 2
     assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [0, 2]
     assert list((out / "tensorboard").iterdir())

@@ -15,7 +15,7 @@ from dcdctl.core.candidates import CandidateConfig
 from dcdctl.core.distillation import Inputs
 from dcdctl.core.errors import ConfigError, MissingError, ModelError, StaleError
 from dcdctl.core.features import CorpusSource
-from dcdctl.core.objectives import make_objective, pair_logits
+from dcdctl.core.objectives import make_objective
 from dcdctl.core.training import TrainingOptions
 
 OPTIONS = TrainingOptions()
@@ -52,11 +52,11 @@ def terms(*names: str) -> str:
 @pytest.mark.parametrize("loss", [*recipes.LIST_LOSSES, *recipes.MATRIX_LOSSES])
 def test_every_loss_falls_on_a_fixed_batch(inputs, loss, kind):
     recipe = recipes.load("tiny-student", [*kind, terms(loss), "optimizer.lr=1e-3"])
-    model = distillation.make_model(recipe, inputs.corpus.captions, inputs.teacher).train()
+    # In eval mode: what dropout does to scores as large as these teachers' is more than a step.
+    model = distillation.make_model(recipe, inputs.corpus.captions, inputs.teacher).eval()
     batch = distillation.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[0]
-    objective, optimizer = make_objective(recipe.loss), torch.optim.AdamW(model.parameters(), lr=1e-3)
+    objective, optimizer = make_objective(recipe.loss), torch.optim.AdamW(model.parameters(), lr=1e-4 if kind is FUSION else 1e-3)
     values = []
-    torch.manual_seed(0)
     for _ in range(12):
         (value,) = objective(model, batch).values()
         optimizer.zero_grad()
@@ -85,7 +85,8 @@ def test_logits_stand_in_the_columns_of_their_pairs(inputs, kind, loss):
     recipe = recipes.load("tiny-student", [*kind, terms(loss)])
     model = distillation.make_model(recipe, inputs.corpus.captions, inputs.teacher)
     batch = distillation.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[1]
-    logits_RC = pair_logits(model, batch)
+    objective = make_objective(recipe.loss)
+    logits_RC, _ = objective.logits(model, objective.outputs(model, batch), batch)
     for row, column in ((0, 0), (2, 3), (7, 1)):
         i, t = int(batch.image_ix_RC[row, column]), int(batch.text_ix_RC[row, column])
         images = models.ImageBatch(batch.images.pixel_values[i : i + 1], None)

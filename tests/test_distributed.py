@@ -74,7 +74,7 @@ def test_a_process_that_dies_is_made_up_for_by_running_again(alone, inputs, tmp_
     assert died.returncode != 0
     assert str(signal.SIGKILL.value) in died.stderr
     assert not (tmp_path / "cache" / "cache.json").exists()
-    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("pairs-*")}
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("pairs-*.parquet")}
     assert "pairs-00003.parquet" in kept
     done = run(1, tmp_path / "cache", *inputs)
     assert done.returncode == 0, done.stderr

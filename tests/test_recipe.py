@@ -46,6 +46,15 @@ def test_a_set_reaches_every_table():
     assert (loaded.loss.alpha, loaded.optimizer.steps, loaded.batch.directions, loaded.model.layers) == (0.5, 7, ("text",), (0, 1))
 
 
+def test_schedules_are_read_from_the_recipe_and_go_through_json():
+    terms = "loss.terms={ infonce = 1, margin-mse = 0.5, kl = 2 }"
+    loaded = recipe.load("vilt-coco", [terms, 'loss.schedules={ infonce = "linear-down", kl = "confidence" }'])
+    assert loaded.loss.schedules == {"infonce": "linear-down", "kl": "confidence"}
+    assert loaded.loss.is_calibrated
+    assert not recipe.load("vilt-coco", ["loss.terms={ kl = 1 }"]).loss.is_calibrated
+    assert build(Recipe, json.loads(json.dumps(to_table(loaded)))) == loaded
+
+
 def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path):
     with pytest.raises(ConfigError, match=r"no recipe vilt-flicker; known recipes: .*vilt-flickr30k"):
         recipe.load("vilt-flicker")
@@ -64,6 +73,16 @@ def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path):
         (["loss.terms={}"], r"loss\.terms has nothing"),
         (["loss.terms.dcd=-1"], r"loss\.terms\.dcd must be above 0, got -1"),
         (["loss.terms.kl=1"], "mixes losses on candidate lists with losses on all pairs"),
+        (
+            ["loss.schedules.dcd=sideways"],
+            r"loss\.schedules\.dcd must be one of constant, linear-up, linear-down, confidence, got 'sideways'",
+        ),
+        (["loss.schedules.kl=linear-up"], r"loss\.schedules\.kl has no loss: loss\.terms has dcd"),
+        (["loss.terms={ wsl = 1 }", "loss.schedules.wsl=confidence"], r"schedules\.wsl cannot be confidence; confidence is for dcd, mse, "),
+        (["loss.terms={ infonce = 1 }", "loss.schedules.infonce=confidence"], r"loss\.schedules\.infonce cannot be confidence"),
+        (["loss.plausible_margin=-1"], r"loss\.plausible_margin must be at least 0, got -1"),
+        (["loss.plausible_margin=nan"], r"loss\.plausible_margin must be at least 0, got nan"),
+        (["loss.affinity_temperature=0"], r"loss\.affinity_temperature must be above 0, got 0"),
         (["batch.size=1"], r"batch\.size must be at least 2, got 1"),
         (["batch.hard_negatives=64"], r"hard_negatives must be at most batch\.drawn_negatives, got 64 of 63"),
         (["batch.directions=[]"], r"batch\.directions must name text, image or both"),

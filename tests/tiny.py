@@ -25,9 +25,9 @@ SIZE = models.ViltSize(hidden_size=32, num_hidden_layers=3, num_attention_heads=
 TEACHER_SETS = ["model.hidden_size=32", "model.num_layers=3", "model.vocab_size=200"]
 
 
-def make_teacher(captions: Sequence[str], seed: int = 0) -> models.ViltScorer:
+def make_teacher(captions: Sequence[str], seed: int = 0, size: models.ViltSize = SIZE) -> models.ViltScorer:
     """A random ViLT whose scores spread over some units, so that an order of them means something."""
-    teacher = models.new_vilt(SIZE, models.word_piece(captions, 200), seed)
+    teacher = models.new_vilt(size, models.word_piece(captions, 200), seed)
     with torch.no_grad():
         for parameter in teacher.parameters():
             if parameter.ndim > 1:

@@ -7,7 +7,22 @@ from typing import Annotated
 
 import typer
 
-from dcdctl.cli.options import Data, Device, Features, MaxImages, ModelSet, Out, Precision, Resume, Sets, Split
+from dcdctl.cli.options import (
+    Accumulate,
+    CheckpointActivations,
+    Data,
+    Device,
+    Features,
+    MaxImages,
+    ModelSet,
+    Out,
+    Precision,
+    Resume,
+    Sets,
+    Split,
+    Wandb,
+    Workers,
+)
 
 RecipeName = Annotated[str, typer.Argument(help="Recipe name or .toml file.", metavar="RECIPE")]
 CacheFolders = Annotated[
@@ -31,14 +46,20 @@ def distill(
     features: Features = None,
     device: Device = "auto",
     precision: Precision = "fp32",
-    workers: Annotated[int, typer.Option("--workers", help="Processes that read batches ahead.", min=0)] = 0,
+    workers: Workers = 0,
+    accumulate: Accumulate = 1,
+    checkpoint_activations: CheckpointActivations = False,
+    wandb: Wandb = None,
     resume: Resume = False,
 ) -> None:
     """Train a student on the teacher's cached scores."""
     from dcdctl.cli.terminal import bar, show
+    from dcdctl.cli.training_view import view
     from dcdctl.core import distillation
 
     inputs = distillation.open_inputs(data, split, max_images, cache or [], teacher, model_set or [], bar)
-    options = distillation.options(device, precision, workers, features)
-    run = distillation.distill(recipe, sets or [], inputs, out, resume=resume, options=options, track=bar)
+    options = distillation.options(
+        device, precision, workers, features, slices=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb
+    )
+    run = distillation.distill(recipe, sets or [], inputs, out, resume=resume, options=options, track=bar, watch=view)
     show(f"student -> {run.model_folder}; next: dcdctl eval {out} --data {data}")

@@ -28,3 +28,15 @@ Features = Annotated[
     typer.Option("--features", help="Folder that keeps the outputs of encoders that are not trained; made where absent.", metavar="DIR"),
 ]
 MaxImages = Annotated[int | None, typer.Option("--max-images", help="Only the first N images of the split.", min=1, metavar="N")]
+Workers = Annotated[int, typer.Option("--workers", help="Processes that read batches ahead.", min=0)]
+Accumulate = Annotated[
+    int,
+    typer.Option("--accumulate", help="Compute a batch in N parts, for less memory; its loss is of the whole.", min=1, metavar="N"),
+]
+CheckpointActivations = Annotated[
+    bool,
+    typer.Option("--checkpoint-activations", help="Compute activations twice instead of keeping them: less memory, more time."),
+]
+Wandb = Annotated[
+    str | None, typer.Option("--wandb", help="Project at Weights & Biases that is told the numbers too (extra wandb).", metavar="PROJECT")
+]

@@ -7,7 +7,7 @@ diagonal; R rows and C columns stand for either.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,64 +17,85 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcdctl.core import losses
-from dcdctl.core.candidates import Index, Lists, text_classes
-from dcdctl.core.corpus import Corpus
-from dcdctl.core.devices import moved
+from dcdctl.core.candidates import Index, text_classes
+from dcdctl.core.devices import moved, pinned
 from dcdctl.core.errors import ConfigError, MissingError
 from dcdctl.core.features import Source
 from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
+from dcdctl.core.neighbourhoods import Scores, gather, neighbours
 from dcdctl.core.recipe import BatchConfig
-from dcdctl.core.teacher_cache import TeacherCache
-from dcdctl.core.teacher_ensemble import TeacherEnsemble
-
-Scores = TeacherCache | TeacherEnsemble
+from dcdctl.core.slices import NO_IMAGES, NO_PAIRS, NO_TEXTS, WHOLE, Pairs, Slice, Slicing
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What one step sees; each image and caption is in it once, however many pairs it is part of."""
+class Batch(Pairs):
+    """What one step sees."""
 
-    images: ImageBatch | States
-    """Pixels, or the features of frozen encoders."""
-    texts: TextBatch | States
-    image_ix_RC: Tensor
-    """Which of `images` each pair has."""
-    text_ix_RC: Tensor
     teacher_RC: Tensor
     """The teacher's logits, in the columns of the pairs; NaN where it has not scored a pair."""
     released_teacher_RC: Tensor
     """Lists: the teacher's logits in the order the released code hands them to its loss; elsewhere the same as `teacher_RC`."""
     same_RC: Tensor
     """All pairs: True off the diagonal where the caption belongs to the image all the same."""
+    slices: tuple[Slice, ...] = ()
+    """The parts that this process computes, where the batch comes in parts: then `images` and `texts` are empty."""
+    true_IT: Tensor | None = None
+    """Lists: which of the batch's images and captions belong together, in the order of the indices of the pairs."""
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
+        """The same batch on another device; its slices stay, for each is moved when it is computed."""
         return moved(self, device)
+
+    def pin_memory(self) -> Batch:
+        """The same batch in memory that a GPU reads by itself."""
+        return replace(pinned(self), slices=tuple(part.pin_memory() for part in self.slices))
 
 
 class _Steps(torch.utils.data.Dataset[Batch]):
     """A data set whose item number s is the batch of step s."""
 
-    def __init__(self, source: Source, config: BatchConfig, seed: int) -> None:
-        self.source, self.corpus, self.config, self.seed = source, source.corpus, config, seed
+    def __init__(self, source: Source, config: BatchConfig, seed: int, slicing: Slicing) -> None:
+        self.source, self.corpus, self.config, self.seed, self.slicing = source, source.corpus, config, seed, slicing
         self._epoch = -1
+        if config.size < slicing.count:
+            hint = "set a smaller --accumulate, or start fewer processes"
+            raise ConfigError(f"batch.size is {config.size}, too few for {slicing.count} slices in all processes together", hint=hint)
 
     def _assemble(self, image_RC: Index, text_RC: Index, teacher_RC: NDArray[np.float32], released_RC: NDArray[np.float32]) -> Batch:
-        images, image_at = np.unique(image_RC, return_inverse=True)
-        texts, text_at = np.unique(text_RC, return_inverse=True)
-        return Batch(
-            self.source.images(images),
-            self.source.texts(texts),
-            torch.from_numpy(image_at.reshape(image_RC.shape)),
-            torch.from_numpy(text_at.reshape(image_RC.shape)),
-            torch.from_numpy(teacher_RC.astype(np.float32)),
-            torch.from_numpy(released_RC.astype(np.float32)),
-            torch.zeros(image_RC.shape, dtype=torch.bool),
-        )
+        scores = (torch.from_numpy(teacher_RC.astype(np.float32)), torch.from_numpy(released_RC.astype(np.float32)))
+        nothing_RC = torch.zeros(image_RC.shape, dtype=torch.bool)
+        if self.slicing.count == 1:
+            return Batch(*self._read(image_RC, text_RC), *scores, nothing_RC)
+        slices = tuple(self._slices_of_sides(image_RC, text_RC) if self.slicing.of_sides else self._slices_of_rows(image_RC, text_RC))
+        return Batch(NO_IMAGES, NO_TEXTS, _places(image_RC), _places(text_RC), *scores, nothing_RC, slices)
+
+    def _slices_of_rows(self, image_RC: Index, text_RC: Index) -> Iterator[Slice]:
+        for rows in self.slicing.places(len(image_RC)):
+            yield Slice(*self._read(image_RC[rows.read], text_RC[rows.read]), (rows,))
+
+    def _slices_of_sides(self, image_RC: Index, text_RC: Index) -> Iterator[Slice]:
+        images, texts = np.unique(image_RC), np.unique(text_RC)
+        for sides in zip(self.slicing.places(len(images)), self.slicing.places(len(texts)), strict=True):
+            some = self.source.images(images[sides[0].read]), self.source.texts(texts[sides[1].read])
+            yield Slice(*some, NO_PAIRS, NO_PAIRS, sides)
+
+    def _read(self, image_RC: Index, text_RC: Index) -> tuple[ImageBatch | States, TextBatch | States, Tensor, Tensor]:
+        """The images and captions of pairs, and which of them each pair has."""
+        images, texts = self.source.images(np.unique(image_RC)), self.source.texts(np.unique(text_RC))
+        return images, texts, _places(image_RC), _places(text_RC)
 
     @cached_property
     def _text_class(self) -> Index:
         return text_classes(self.corpus.captions)
+
+    def _is_true(self, image_QG: Index, text_QG: Index) -> NDArray[np.bool_]:
+        """Whether each caption is one of its image, or says the same as one."""
+        num_classes = int(self._text_class.max()) + 1
+        return np.isin(image_QG * num_classes + self._text_class[text_QG], self._true_keys)
+
+    @cached_property
+    def _true_keys(self) -> Index:
+        return np.unique(self.corpus.caption_image * (int(self._text_class.max()) + 1) + self._text_class)
 
     def _rng(self, *what: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *what])
@@ -87,8 +108,8 @@ class ListSteps(_Steps):
     one they are drawn from the whole corpus and all are kept.
     """
 
-    def __init__(self, source: Source, config: BatchConfig, seed: int, cache: Scores | None) -> None:
-        super().__init__(source, config, seed)
+    def __init__(self, source: Source, config: BatchConfig, seed: int, cache: Scores | None, slicing: Slicing = WHOLE) -> None:
+        super().__init__(source, config, seed, slicing)
         corpus = source.corpus
         self.cache = cache
         self._captions = np.arange(corpus.num_captions) if cache is None else self._with_enough_candidates(cache)
@@ -113,17 +134,21 @@ class ListSteps(_Steps):
         image_BN, text_BN = np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
         if self.cache is None:
             missing = np.full(image_BN.shape, np.nan, dtype=np.float32)
-            return self._assemble(image_BN, text_BN, missing, missing)
+            return self._with_truth(image_BN, text_BN, missing, missing)
         teacher_BK = torch.from_numpy(self.cache.lookup(image_BN, text_BN))
         chosen_BN = losses.select_hardest(teacher_BK, self.config.hard_negatives)
         _, released_BN = losses.select_as_released(teacher_BK, self.config.hard_negatives)
         chosen = chosen_BN.numpy()
-        return self._assemble(
+        return self._with_truth(
             np.take_along_axis(image_BN, chosen, axis=1),
             np.take_along_axis(text_BN, chosen, axis=1),
             teacher_BK.gather(1, chosen_BN).numpy(),
             released_BN.numpy(),
         )
+
+    def _with_truth(self, image_BN: Index, text_BN: Index, teacher_BN: NDArray[np.float32], released_BN: NDArray[np.float32]) -> Batch:
+        true_IT = self._is_true(*np.broadcast_arrays(np.unique(image_BN)[:, None], np.unique(text_BN)))
+        return replace(self._assemble(image_BN, text_BN, teacher_BN, released_BN), true_IT=torch.from_numpy(true_IT))
 
     def _row(self, sample: int) -> tuple[Index, Index]:
         """Images and captions of one list: the positive, then drawn negatives."""
@@ -175,14 +200,14 @@ class MatrixSteps(_Steps):
     candidates of one query are the positives of others.
     """
 
-    def __init__(self, source: Source, config: BatchConfig, seed: int, cache: Scores | None) -> None:
-        super().__init__(source, config, seed)
+    def __init__(self, source: Source, config: BatchConfig, seed: int, cache: Scores | None, slicing: Slicing = WHOLE) -> None:
+        super().__init__(source, config, seed, slicing)
         corpus = source.corpus
         if corpus.num_images < config.size:
             raise ConfigError(f"batch.size is {config.size}, the split has only {corpus.num_images} images")
         self.cache = cache
         self.batches_per_epoch = float(corpus.num_images // config.size)
-        self._near = _neighbours(cache, corpus)
+        self._near = neighbours(cache, corpus)
 
     def __getitem__(self, step: int) -> Batch:
         epoch, place = divmod(step, self.corpus.num_images // self.config.size)
@@ -195,57 +220,12 @@ class MatrixSteps(_Steps):
         same_QG = self._is_true(image_QG, text_QG) & ~np.eye(len(image_Q), dtype=bool)
         return replace(self._assemble(image_QG, text_QG, teacher_QG, teacher_QG), same_RC=torch.from_numpy(same_QG))
 
-    def _is_true(self, image_QG: Index, text_QG: Index) -> NDArray[np.bool_]:
-        """Whether each caption is one of its image, or says the same as one."""
-        num_classes = int(self._text_class.max()) + 1
-        return np.isin(image_QG * num_classes + self._text_class[text_QG], self._true_keys)
-
-    @cached_property
-    def _true_keys(self) -> Index:
-        return np.unique(self.corpus.caption_image * (int(self._text_class.max()) + 1) + self._text_class)
-
     def _epoch_batches(self, epoch: int) -> list[Index]:
         if epoch != self._epoch:
-            self._epoch, self._epoch_parts = epoch, _gather(self._near, self.config.size, self._rng(0, epoch))
+            self._epoch, self._epoch_parts = epoch, gather(self._near, self.config.size, self._rng(0, epoch))
         return self._epoch_parts
 
 
-@dataclass(frozen=True)
-class _Neighbours:
-    """For each image, the images it shares scored pairs with, and with how many pairs."""
-
-    images: Lists
-    num_pairs: Index
-
-
-def _neighbours(cache: Scores | None, corpus: Corpus) -> _Neighbours:
-    """Who shares scored pairs with whom; no one without a cache."""
-    num_images = corpus.num_images
-    if cache is None:
-        return _Neighbours(Lists(np.zeros(num_images + 1, np.int64), np.empty(0, np.int64)), np.empty(0, np.int64))
-    owner = corpus.caption_image[cache.text_P]
-    between = cache.image_P != owner
-    one, other = cache.image_P[between], owner[between]
-    keys, counts = np.unique(np.concatenate([one * num_images + other, other * num_images + one]), return_counts=True)
-    return _Neighbours(Lists.from_pairs(keys // num_images, keys % num_images, num_images), counts)
-
-
-def _gather(near: _Neighbours, size: int, rng: np.random.Generator) -> list[Index]:
-    """Batches of one size, each image in at most one: from an image taken at random, always the one that shares most scored pairs
-    with those already in the batch; of equal ones a random one. What is left at the end and fills no batch is left out."""
-    num_images = len(near.images)
-    is_free = np.ones(num_images, dtype=bool)
-    parts = []
-    for _ in range(num_images // size):
-        luck = rng.random(num_images)
-        claim = np.where(is_free, luck, -np.inf)
-        part: list[int] = []
-        while len(part) < size:
-            image = int(claim.argmax())
-            part.append(image)
-            here = slice(near.images.offsets[image], near.images.offsets[image + 1])
-            claim[near.images.values[here]] += near.num_pairs[here]
-            claim[image] = -np.inf
-        is_free[part] = False
-        parts.append(np.array(part, dtype=np.int64))
-    return [parts[i] for i in rng.permutation(len(parts))]
+def _places(ix_RC: Index) -> Tensor:
+    """Where each pair's image or caption stands among the different ones, in ascending order."""
+    return torch.from_numpy(np.unique(ix_RC, return_inverse=True)[1].reshape(ix_RC.shape))

@@ -206,7 +206,8 @@ def _times(model: FusionScorer | DualEncoder, corpus: Corpus, config: BenchConfi
     ]
     return ModelTimes(
         kind=side.kind,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        # A dual model's calibration serves training alone, and no saved model has one.
+        num_parameters=sum(one.numel() for name, one in model.named_parameters() if not name.startswith("calibration.")),
         dtype=str(next(iter(model.parameters())).dtype).removeprefix("torch."),
         pair_p50_ms=1000 * float(np.percentile(rates.pair_s, 50)),
         pair_p95_ms=1000 * float(np.percentile(rates.pair_s, 95)),

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dcdctl.core import devices, features, models, runs, teacher_cache
+from dcdctl.core import devices, distributed, features, models, runs, teacher_cache, validation, wandb_log
 from dcdctl.core import recipe as recipes
 from dcdctl.core.batches import ListSteps, MatrixSteps
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.features import CorpusSource, Source
 from dcdctl.core.objectives import make_objective
-from dcdctl.core.progress import Track, silent
+from dcdctl.core.progress import Track, Watch, silent, watched_by
 from dcdctl.core.recipe import ModelConfig, Recipe
 from dcdctl.core.refresh import refreshed
 from dcdctl.core.runs import Run
+from dcdctl.core.slices import WHOLE, Slicing
 from dcdctl.core.teacher_cache import TeacherCache
 from dcdctl.core.teacher_ensemble import TeacherEnsemble, read_as_one
 from dcdctl.core.training import TrainingOptions, train
+from dcdctl.core.validation import Validation
 
 PICTURE_MEMORY = 512 * 2**20
 """Bytes of decoded pictures that a training keeps."""
@@ -36,9 +39,28 @@ class Inputs:
     teacher: Any | None
 
 
-def options(device: str, precision: str, workers: int, features: Path | None = None) -> TrainingOptions:
-    """Training options from the words of the command line."""
-    return TrainingOptions(device=devices.choose(device), precision=devices.precision(precision), workers=workers, features=features)
+def options(
+    device: str,
+    precision: str,
+    workers: int,
+    features: Path | None = None,
+    *,
+    slices: int = 1,
+    checkpoint_activations: bool = False,
+    wandb: str | None = None,
+) -> TrainingOptions:
+    """Training options from the words of the command line; MissingError if Weights & Biases is wanted and not installed."""
+    if wandb is not None:
+        wandb_log.require()
+    return TrainingOptions(
+        device=devices.choose(device),
+        precision=devices.precision(precision),
+        workers=workers,
+        features=features,
+        slices=slices,
+        checkpoint_activations=checkpoint_activations,
+        wandb=wandb,
+    )
 
 
 def open_inputs(
@@ -64,26 +86,47 @@ def open_inputs(
 
 
 def distill(
-    recipe_ref: str, sets: Sequence[str], inputs: Inputs, out: Path, *, resume: bool, options: TrainingOptions, track: Track = silent
+    recipe_ref: str,
+    sets: Sequence[str],
+    inputs: Inputs,
+    out: Path,
+    *,
+    resume: bool,
+    options: TrainingOptions,
+    track: Track = silent,
+    watch: Watch | None = None,
 ) -> Run:
-    """Train the student of a recipe."""
-    return _run(recipes.load(recipe_ref, sets), "distill", inputs, out, resume=resume, options=options, track=track)
+    """Train the student of a recipe; `watch` sees each step, `track` everything else, and the steps where there is no `watch`."""
+    view = watch or watched_by(track)
+    return _run(recipes.load(recipe_ref, sets), "distill", inputs, out, resume=resume, options=options, track=track, watch=view)
 
 
 def finetune(
-    recipe_ref: str, sets: Sequence[str], inputs: Inputs, out: Path, *, resume: bool, options: TrainingOptions, track: Track = silent
+    recipe_ref: str,
+    sets: Sequence[str],
+    inputs: Inputs,
+    out: Path,
+    *,
+    resume: bool,
+    options: TrainingOptions,
+    track: Track = silent,
+    watch: Watch | None = None,
 ) -> Run:
     """Train the teacher of a recipe; ConfigError if the recipe is not one for a cross-encoder without a teacher."""
     recipe = recipes.load(recipe_ref, sets)
     if recipe.model.kind != "fusion" or recipe.loss.needs_teacher:
         hint = "finetune-teacher wants a fusion model and a loss without a teacher, such as ranking"
         raise ConfigError(f"recipe {recipe_ref} trains a student", hint=hint)
-    return _run(recipe, "finetune-teacher", inputs, out, resume=resume, options=options, track=track)
+    view = watch or watched_by(track)
+    return _run(recipe, "finetune-teacher", inputs, out, resume=resume, options=options, track=track, watch=view)
 
 
-def _run(recipe: Recipe, what: str, inputs: Inputs, out: Path, *, resume: bool, options: TrainingOptions, track: Track) -> Run:
+def _run(
+    recipe: Recipe, what: str, inputs: Inputs, out: Path, *, resume: bool, options: TrainingOptions, track: Track, watch: Watch
+) -> Run:
     model = make_model(recipe, inputs.corpus.captions, inputs.teacher)
     cache = read_as_one(inputs.caches, recipe.teachers.weights)
+    measured_on = validation.open_corpus(inputs.corpus, recipe.validation) if recipe.validation.every else None
     facts = {
         "corpus": inputs.corpus.fingerprint,
         "split": inputs.corpus.split,
@@ -91,26 +134,66 @@ def _run(recipe: Recipe, what: str, inputs: Inputs, out: Path, *, resume: bool, 
         "start": models.fingerprint(model),
         "precision": options.precision,
         "features": None if options.features is None else "float16",
+        "validation": None if measured_on is None else measured_on.fingerprint,
     }
-    source = make_source(model, inputs.corpus, options, track)
-    steps = make_steps(source, recipe, cache)
+    with distributed.main_first():
+        source = make_source(model, inputs.corpus, options, track)
+    steps = make_steps(source, recipe, cache, options.slicing)
     num_steps = count_steps(recipe, steps.batches_per_epoch)
-    refreshes = [step for step in recipe.batch.refresh_steps if step < num_steps]
-    if refreshes and (inputs.teacher is None or not isinstance(cache, TeacherCache)):
-        raise ConfigError("batch.refresh_steps needs one cache and its teacher", hint="name them with --cache and --teacher")
-    run = runs.start(out, recipe, what, facts, resume=resume)
+    stops = _refresh_steps(recipe, num_steps, inputs, cache)
+    run = _start(out, recipe, what, facts, resume=resume)
     if run.is_finished:
         return run
-    objective, seed = make_objective(recipe.loss), recipe.seed
-    for stop in [*refreshes, None]:
-        train(run, model, steps, objective, recipe.optimizer, num_steps=num_steps, seed=seed, until=stop, options=options, track=track)
+    if options.checkpoint_activations:
+        models.checkpoint_activations(model)
+    measure = None if measured_on is None else Validation(run, measured_on, recipe.validation, options.device, options.features)
+    go_on = functools.partial(
+        train, run, model, objective=make_objective(recipe.loss), config=recipe.optimizer, num_steps=num_steps, seed=recipe.seed
+    )
+    for stop in [*stops, None]:
+        go_on(steps=steps, until=stop, options=options, validation=measure, watch=functools.partial(watch, **work(recipe, cache)))
         if stop is not None:
             assert isinstance(cache, TeacherCache)
             folder = run.folder / "caches" / f"step-{stop}"
             cache = refreshed(cache, folder, model, inputs.teacher, source, device=options.device, step=stop, track=track)
-            steps = make_steps(source, recipe, cache)
-    runs.finish(run, model)
+            steps = make_steps(source, recipe, cache, options.slicing)
+    return _finish(run, model, measure)
+
+
+def _refresh_steps(recipe: Recipe, num_steps: int, inputs: Inputs, cache: TeacherCache | TeacherEnsemble | None) -> list[int]:
+    """The steps before which new candidates are looked for; ConfigError where they cannot be had."""
+    steps = [step for step in recipe.batch.refresh_steps if step < num_steps]
+    if steps and (inputs.teacher is None or not isinstance(cache, TeacherCache)):
+        raise ConfigError("batch.refresh_steps needs one cache and its teacher", hint="name them with --cache and --teacher")
+    if steps and distributed.world_size() > 1:
+        found = f"batch.refresh_steps is for one process, and there are {distributed.world_size()}"
+        raise ConfigError(found, hint="start it without torchrun; --accumulate needs less memory")
+    return steps
+
+
+def _start(out: Path, recipe: Recipe, what: str, facts: dict[str, Any], *, resume: bool) -> Run:
+    """The run, made or taken up by the main one of several processes."""
+    with distributed.main_first():
+        return runs.start(out, recipe, what, facts, resume=resume) if distributed.is_main() else Run(out)
+
+
+def _finish(run: Run, model: Any, measure: Validation | None) -> Run:
+    """Leave the trained model in the run folder."""
+    with distributed.main_first():
+        if distributed.is_main():
+            if measure is not None:
+                measure.choose(model)
+            runs.finish(run, model)
     return run
+
+
+def work(recipe: Recipe, cache: TeacherCache | TeacherEnsemble | None) -> dict[str, Any]:
+    """What a step does, for `progress.Watch`: so many images of a dual model, pairs of a fusion model."""
+    size = recipe.batch.size
+    if recipe.model.kind == "dual":
+        return {"unit": "images", "per_step": size}
+    num_negatives = recipe.batch.drawn_negatives if cache is None else recipe.batch.hard_negatives
+    return {"unit": "pairs", "per_step": size * (1 + num_negatives if recipe.loss.on_lists else size)}
 
 
 def make_source(model: Any, corpus: Corpus, options: TrainingOptions, track: Track) -> Source:
@@ -123,12 +206,14 @@ def make_source(model: Any, corpus: Corpus, options: TrainingOptions, track: Tra
     return features.open_or_build(options.features, corpus, model, device=options.device, track=track)
 
 
-def make_steps(source: Source, recipe: Recipe, cache: TeacherCache | TeacherEnsemble | None) -> ListSteps | MatrixSteps:
+def make_steps(
+    source: Source, recipe: Recipe, cache: TeacherCache | TeacherEnsemble | None, slicing: Slicing = WHOLE
+) -> ListSteps | MatrixSteps:
     """The batches a recipe asks for; ConfigError if its loss needs a teacher and there is none."""
     if recipe.loss.needs_teacher and cache is None:
         raise ConfigError(f"loss {', '.join(recipe.loss.terms)} needs the teacher's scores", hint="name a cache with --cache")
     kind = ListSteps if recipe.loss.on_lists else MatrixSteps
-    return kind(source, recipe.batch, recipe.seed, cache)
+    return kind(source, recipe.batch, recipe.seed, cache, replace(slicing, of_sides=recipe.model.kind == "dual"))
 
 
 def count_steps(recipe: Recipe, batches_per_epoch: float) -> int:
@@ -179,6 +264,9 @@ def _new_fusion(config: ModelConfig, captions: Sequence[str], seed: int) -> Any:
 def _make_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> Any:
     if config.start != "new":
         return models.load_dual(config.start)
+    if config.vision and config.frozen_encoders:
+        after = models.ProjectionSize(projection_dim=config.projection_dim, dropout=config.dropout)
+        return models.dual_over(config.vision, config.text, after, max_text_len=config.max_text_len, seed=seed)
     if config.vision and config.text:
         return models.dual_from_backbones(config.vision, config.text, config.projection_dim, seed=seed)
     size = models.DualSize(

@@ -107,7 +107,7 @@ def evaluate(
     setting = _Setting(corpus, batch_size, device, track, features)
     num_images, num_captions = setting.corpus.num_images, setting.corpus.num_captions
     kind: Literal["dual", "fusion", "cascade"]
-    if features is not None and is_dual(model) and rerank is None:
+    if features is not None and is_dual(model) and not isinstance(model, models.EncoderDual) and rerank is None:
         raise ModelError("a dual encoder's features are its vectors, which are computed once in any case", hint="leave --features out")
     if not is_dual(model):
         if rerank is not None:
@@ -192,19 +192,21 @@ def write_ranks(path: Path, evaluation: Evaluation, corpus: Corpus) -> None:
 
 
 @torch.inference_mode()
-def _embed(model: DualEncoder, setting: _Setting) -> tuple[Tensor, Tensor]:
+def _embed(model: Any, setting: _Setting) -> tuple[Tensor, Tensor]:
     """The vectors of all images and all captions. Captions of similar length go together."""
     corpus, device = setting.corpus, setting.device
     model.to(device).eval()
+    source: Source = CorpusSource(corpus, model.preprocess)
+    if setting.features is not None and isinstance(model, models.EncoderDual):
+        source = open_or_build(setting.features, corpus, model, device=device, track=setting.track)
     with setting.track("embed images", total=corpus.num_images, unit="images") as advance:
         images = [
-            model.embed_images(model.preprocess.images(corpus.images(chunk)).to(device)).float()
-            for chunk in _chunks(corpus.num_images, setting.batch_size, advance)
+            model.embed_images(source.images(chunk).to(device)).float() for chunk in _chunks(corpus.num_images, setting.batch_size, advance)
         ]
     order = sorted(range(corpus.num_captions), key=lambda text: len(corpus.captions[text]))
     with setting.track("embed captions", total=corpus.num_captions, unit="captions") as advance:
         texts = [
-            model.embed_texts(model.preprocess.texts([corpus.captions[order[i]] for i in chunk]).to(device)).float()
+            model.embed_texts(source.texts([order[i] for i in chunk]).to(device)).float()
             for chunk in _chunks(corpus.num_captions, setting.batch_size, advance)
         ]
     text_TD = torch.cat(texts)

@@ -30,6 +30,7 @@ from PIL import Image
 from dcdctl.core import files
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import InputError, ModelError, StaleError
+from dcdctl.core.models.encoder_dual import EncoderDual
 from dcdctl.core.models.meter import CoAttentionScorer
 from dcdctl.core.models.protocols import ImageBatch, Preprocessor, States, TextBatch
 from dcdctl.core.progress import Advance, Track, silent
@@ -129,7 +130,7 @@ def open_or_build(root: Path, corpus: Corpus, scorer: Any, *, device: torch.devi
 
     The label of the progress says how large they become, before the first is written; InputError if the disk has no room for them.
     """
-    if not isinstance(scorer, CoAttentionScorer):
+    if not isinstance(scorer, CoAttentionScorer | EncoderDual):
         raise ModelError("this model has no encoders of its own whose features could be kept", hint="leave --features out")
     folder = root / f"{corpus.split}-{corpus.fingerprint[:12]}-{scorer.encoders_digest[:12]}"
     if not (folder / "features.json").exists():
@@ -144,7 +145,7 @@ def open_or_build(root: Path, corpus: Corpus, scorer: Any, *, device: torch.devi
 
 
 @torch.inference_mode()
-def _build(folder: Path, corpus: Corpus, scorer: CoAttentionScorer, device: torch.device, track: Track) -> None:
+def _build(folder: Path, corpus: Corpus, scorer: CoAttentionScorer | EncoderDual, device: torch.device, track: Track) -> None:
     source = CorpusSource(corpus, scorer.preprocess)
     lengths = _token_counts(source)
     first_image = scorer.image_features(source.images([0]).to(device)).tokens
@@ -178,7 +179,13 @@ def _build(folder: Path, corpus: Corpus, scorer: CoAttentionScorer, device: torc
 
 
 def _build_part(
-    folder: Path, part: int, source: CorpusSource, scorer: CoAttentionScorer, device: torch.device, lengths: Index, advance: Advance
+    folder: Path,
+    part: int,
+    source: CorpusSource,
+    scorer: CoAttentionScorer | EncoderDual,
+    device: torch.device,
+    lengths: Index,
+    advance: Advance,
 ) -> None:
     """Encode the images of a range, and their captions, where they are not yet on disk."""
     corpus = source.corpus

@@ -18,9 +18,10 @@ from torch.utils.data import Dataset
 
 from dcdctl.core import drawing, runs, scenes, training
 from dcdctl.core.devices import moved
+from dcdctl.core.gradients import Objective
 from dcdctl.core.models import ImageBatch, Preprocess, TextBatch
 from dcdctl.core.pretraining import compared_logits, compared_texts, matching_loss, num_steps
-from dcdctl.core.progress import Track, silent
+from dcdctl.core.progress import Track, silent, watched_by
 from dcdctl.core.recipe import OptimizerConfig
 from dcdctl.core.runs import Run
 
@@ -81,7 +82,7 @@ class GradedSteps(Dataset[GradedBatch]):
         )
 
 
-def objective(config: GradingConfig) -> training.Objective:
+def objective(config: GradingConfig) -> Objective:
     """Matching, and the agreement of logits with what holds."""
 
     def parts(scorer: Any, batch: GradedBatch) -> dict[str, Tensor]:
@@ -108,6 +109,6 @@ def grade(run: Run, scorer: Any, config: GradingConfig, *, options: training.Tra
         num_steps=num_steps(config.optimizer),
         seed=config.seed,
         options=options,
-        track=track,
+        watch=watched_by(track),
     )
     runs.finish(run, scorer, half=True)

@@ -25,8 +25,9 @@ from torch.utils.data import Dataset
 from dcdctl.core import drawing, models, runs, scenes, training
 from dcdctl.core.devices import moved
 from dcdctl.core.errors import ConfigError
+from dcdctl.core.gradients import Objective
 from dcdctl.core.models import ImageBatch, Preprocess, TextBatch
-from dcdctl.core.progress import Track, silent
+from dcdctl.core.progress import Track, silent, watched_by
 from dcdctl.core.recipe import OptimizerConfig
 from dcdctl.core.runs import Run
 
@@ -185,7 +186,7 @@ class PretrainingModel(nn.Module):
         return functional.linear(functional.gelu(self.transform(tokens)), words, self.bias)
 
 
-def objective(config: PretrainingConfig) -> training.Objective:
+def objective(config: PretrainingConfig) -> Objective:
     """The tasks' losses, weighted."""
 
     def parts(model: PretrainingModel, batch: PretrainingBatch) -> dict[str, Tensor]:
@@ -264,6 +265,6 @@ def pretrain(run: Run, config: PretrainingConfig, *, options: training.TrainingO
         num_steps=num_steps(config.optimizer),
         seed=config.seed,
         options=options,
-        track=track,
+        watch=watched_by(track),
     )
     runs.finish(run, scorer, half=True)

@@ -1,8 +1,8 @@
 """One experiment: everything that can change a number, in one TOML file.
 
-A recipe has the tables `[candidates]` (what the teacher scores), `[teachers]`, `[model]` (what is trained), `[loss]`, `[batch]` and
-`[optimizer]`. Every field has a default, every key can be set on the command line (`--set loss.alpha=0.5`), and the whole resolved
-recipe is kept in run.json.
+A recipe has the tables `[candidates]` (what the teacher scores), `[teachers]`, `[model]` (what is trained), `[loss]`, `[batch]`,
+`[optimizer]` and `[validation]`. Every field has a default, every key can be set on the command line (`--set loss.alpha=0.5`), and
+the whole resolved recipe is kept in run.json.
 """
 
 from __future__ import annotations
@@ -16,9 +16,14 @@ from dcdctl.core.candidates import CandidateConfig
 from dcdctl.core.config import apply_sets, build, read_toml
 from dcdctl.core.errors import ConfigError
 
-LIST_LOSSES = ("dcd", "dcd-released", "ground-truth", "ranking")
-MATRIX_LOSSES = ("infonce", "kl", "dcd-kl", "margin-mse")
-TEACHER_LOSSES = ("dcd", "dcd-released", "kl", "dcd-kl", "margin-mse")
+LIST_LOSSES = ("dcd", "dcd-released", "mse", "wsl", "wsl-released", "ground-truth", "ranking", "infonce-hard")
+MATRIX_LOSSES = ("infonce", "kl", "dcd-kl", "wsl-pairs", "mse-pairs", "margin-mse", "cprd", "affinity")
+CONFIDENCE_LOSSES = ("dcd", "mse", "kl", "dcd-kl", "mse-pairs", "margin-mse", "cprd", "affinity")
+"""Those that the schedule `confidence` can weigh query by query; `wsl` and `wsl-pairs` do so by themselves."""
+TEACHER_LOSSES = (*CONFIDENCE_LOSSES, "dcd-released", "wsl", "wsl-released", "wsl-pairs")
+CALIBRATED_LOSSES = ("dcd", "mse", "mse-pairs", "margin-mse")
+"""Those that compare logits with logits: they see a dual model's on the teacher's scale (`DualModel.calibration`)."""
+Schedule = Literal["constant", "linear-up", "linear-down", "confidence"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +41,8 @@ class ModelConfig:
     """start new: model references of two pretrained encoders, both or neither; empty for small new ones of the sizes below. fusion: the
     co-attention layers between them have hidden_size, num_layers, num_heads and dropout."""
     frozen_encoders: bool = False
-    """fusion over two encoders: both stay as they are, so that their features can be kept on disk (--features)."""
+    """vision and text stay as they are, so that their features can be kept on disk (--features). fusion: what is between them is trained;
+    dual: one linear layer a side."""
     projection_dim: int = 256
     hidden_size: int = 128
     num_layers: int = 6
@@ -70,8 +76,8 @@ class ModelConfig:
             raise ConfigError("a dual encoder cannot start from a fusion teacher", hint="set model.start to new, or to a dual encoder")
         if self.vision and self.start != "new":
             raise ConfigError(f"model.vision and model.text are for model.start new, and it is {self.start}")
-        if self.frozen_encoders and (self.kind == "dual" or (self.start == "new" and not self.vision)):
-            raise ConfigError("model.frozen_encoders is for a fusion model over two encoders: a METER, or model.vision and model.text")
+        if self.frozen_encoders and self.start == "new" and not self.vision:
+            raise ConfigError("model.frozen_encoders is for a model over two encoders: a METER, or model.vision and model.text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +85,19 @@ class LossConfig:
     """The `[loss]` table: the terms that are added, and what they are set to."""
 
     terms: dict[str, float] = field(default_factory=lambda: {"dcd": 1.0})
-    """Loss name -> weight. dcd, dcd-released, ground-truth and ranking work on lists of candidates; infonce, kl, dcd-kl and
-    margin-mse on all pairs of a batch. The two kinds are not mixed."""
+    """Loss name -> weight. dcd, dcd-released, mse, wsl, wsl-released, ground-truth, ranking and infonce-hard work on lists of candidates;
+    infonce, kl, dcd-kl, wsl-pairs, mse-pairs, margin-mse, cprd and affinity on all pairs of a batch. The two kinds are not mixed."""
     alpha: float = 0.2
-    """dcd, dcd-released: share of the distillation term, in [0, 1]; the ground truth gets the rest."""
+    """dcd, dcd-released: share of the distillation term, in [0, 1]; the ground truth gets the rest. wsl-released: its factor."""
     temperature: float = 1.0
-    """Divides the teacher's logits in kl, dcd-kl and margin-mse, and both sides in dcd."""
+    """Divides the teacher's logits in kl, dcd-kl, mse, mse-pairs, margin-mse and cprd, and both sides in dcd, wsl and wsl-pairs."""
+    schedules: dict[str, Schedule] = field(default_factory=dict)
+    """Loss name -> how its weight goes over the training: constant (the default), linear-up from 0 to its weight, linear-down from its
+    weight to 0, or confidence: each query's distillation term counts by what the student has still to learn of it, as in wsl."""
+    plausible_margin: float = 5.0
+    """cprd: the order of those negatives is taught whose logit, divided by the temperature, is at most this far below the positive's."""
+    affinity_temperature: float = 0.1
+    """affinity: divides the correlations, teacher's and student's, which lie between -1 and 1."""
 
     def __post_init__(self) -> None:
         known = LIST_LOSSES + MATRIX_LOSSES
@@ -101,8 +114,20 @@ class LossConfig:
             )
         if not 0 <= self.alpha <= 1:
             raise ConfigError(f"loss.alpha must lie in [0, 1], got {self.alpha}")
-        if not self.temperature > 0:
-            raise ConfigError(f"loss.temperature must be above 0, got {self.temperature}")
+        for name in ("temperature", "affinity_temperature"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"loss.{name} must be above 0, got {getattr(self, name)}")
+        if not self.plausible_margin >= 0:
+            raise ConfigError(f"loss.plausible_margin must be at least 0, got {self.plausible_margin}")
+        self._check_schedules()
+
+    def _check_schedules(self) -> None:
+        for name, schedule in self.schedules.items():
+            if name not in self.terms:
+                raise ConfigError(f"loss.schedules.{name} has no loss: loss.terms has {', '.join(self.terms)}")
+            if schedule == "confidence" and name not in CONFIDENCE_LOSSES:
+                hint = f"confidence is for {', '.join(CONFIDENCE_LOSSES)}"
+                raise ConfigError(f"loss.schedules.{name} cannot be confidence", hint=hint)
 
     @property
     def on_lists(self) -> bool:
@@ -111,6 +136,11 @@ class LossConfig:
     @property
     def needs_teacher(self) -> bool:
         return any(name in TEACHER_LOSSES for name in self.terms)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a dual model's calibration is trained."""
+        return any(name in CALIBRATED_LOSSES for name in self.terms)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +222,27 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """The `[validation]` table: how a model is measured while it is trained."""
+
+    every: int = 0
+    """Steps between measurements, one of which is always at the end; 0 for none at all."""
+    split: str = "val"
+    """Of the corpus that is trained on."""
+    max_images: int | None = None
+    """Only the first images of the split, and their captions. A fusion model scores every image with every caption: some hundred images
+    are what there is time for."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights become the model: those with the highest sum of recalls, or the last."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ConfigError(f"validation.every must be at least 0, got {self.every}")
+        if self.max_images is not None and self.max_images < 1:
+            raise ConfigError(f"validation.max_images must be at least 1, got {self.max_images}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A whole experiment."""
 
@@ -204,6 +255,7 @@ class Recipe:
     loss: LossConfig = field(default_factory=LossConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
         if self.seed < 0:

@@ -4,6 +4,8 @@ RUN/run.json             the resolved recipe, fingerprints, versions, command li
 RUN/metrics.jsonl        one line a logged step
 RUN/tensorboard/         the same as TensorBoard events
 RUN/checkpoints/step-N/  weights (safetensors), optimiser state, loss scale (float16 only); the two newest are kept
+RUN/checkpoints/best/    weights with the highest recall measured so far, and in their header `step` and `rsum`
+RUN/wandb.json           the run's name at Weights & Biases, if it is told there
 RUN/model/               the trained model, with tokenizer and image processor; the sign that the run is finished
 RUN/result.json          from `dcdctl eval`;  RUN/bench.json  from `dcdctl bench`
 """
@@ -14,11 +16,13 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -29,6 +33,9 @@ from dcdctl.core.devices import versions
 from dcdctl.core.errors import MissingError, StaleError
 
 KEPT_CHECKPOINTS = 2
+Write = Callable[[int, Mapping[str, float]], None]
+"""Keeps the numbers of a step."""
+BEST_WEIGHTS = Path("checkpoints", "best", "weights.safetensors")
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ class Log:
         files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._events = SummaryWriter(str(run.folder / "tensorboard"), purge_step=first_step or None)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
@@ -136,15 +143,39 @@ def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
     if not steps:
         return 0
     folder = run.folder / "checkpoints" / f"step-{steps[-1]}"
-    weights = load_file(folder / "weights.safetensors")
-    if different := set(weights) ^ set(_unshared(model)):
-        raise StaleError(f"{folder} is of another model: it differs in {min(different)}", hint="name another folder with --out")
-    model.load_state_dict(weights, strict=False)
+    _load_weights(folder / "weights.safetensors", model)
     optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
     scale = folder / "scaler.json"
     if scaler is not None and scaler.is_enabled() and scale.exists():
         scaler.load_state_dict(json.loads(scale.read_text(encoding="utf-8")))
     return steps[-1]
+
+
+def _load_weights(path: Path, model: nn.Module) -> None:
+    weights = load_file(path)
+    if different := set(weights) ^ set(_unshared(model)):
+        raise StaleError(f"{path.parent} is of another model: it differs in {min(different)}", hint="name another folder with --out")
+    model.load_state_dict(weights, strict=False)
+
+
+def best_rsum(run: Run) -> float:
+    """The sum of recalls of the best weights kept so far; -1 where none are."""
+    path = run.folder / BEST_WEIGHTS
+    if not path.exists():
+        return -1.0
+    with safe_open(path, framework="pt") as file:
+        return float(file.metadata()["rsum"])
+
+
+def keep_best(run: Run, step: int, rsum: float, model: nn.Module) -> None:
+    """Keep the weights after `step` steps as the best so far, whole or not at all."""
+    with files.atomic_path(run.folder / BEST_WEIGHTS) as partial:
+        save_file(_unshared(model), partial, metadata={"step": str(step), "rsum": repr(rsum)})
+
+
+def load_best(run: Run, model: nn.Module) -> None:
+    """Put the best weights into the model."""
+    _load_weights(run.folder / BEST_WEIGHTS, model)
 
 
 def finish(run: Run, model: Any, *, half: bool = False) -> None:
@@ -163,7 +194,7 @@ def _unshared(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    for path in [*folder.glob(f"*{files.PARTIAL_SUFFIX}"), *folder.glob(f"checkpoints/*{files.PARTIAL_SUFFIX}")]:
+    for path in [path for where in ("", "checkpoints/", "checkpoints/best/") for path in folder.glob(f"{where}*{files.PARTIAL_SUFFIX}")]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

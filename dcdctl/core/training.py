@@ -1,37 +1,34 @@
 """The one training loop: for teachers and students, fusion and dual.
 
-`train` knows nothing of losses or models: it asks a data set for the batch of a step and an objective for the parts of its loss.
+`train` knows nothing of losses or models: it asks a data set for the batch of a step, `gradients` for the gradient of an objective, and
+whoever is interested is told what came of it.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from dcdctl.core import runs
+from dcdctl.core import distributed, gradients, runs
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.progress import Track, silent
+from dcdctl.core.gradients import Computing, Moment, Objective, SlicedObjective
+from dcdctl.core.progress import Watch, silent, watched_by
 from dcdctl.core.recipe import OptimizerConfig
 from dcdctl.core.runs import Run
+from dcdctl.core.slices import Slicing
+from dcdctl.core.validation import Validation
+from dcdctl.core.wandb_log import WandbLog
 
 LOG_EVERY = 10
-Objective = Callable[[Any, Any], dict[str, Tensor]]
-"""Model and batch to the weighted parts of the loss; their sum is minimised."""
-
-
-class OnDevice(Protocol):
-    """A batch that can be moved."""
-
-    def to(self, device: torch.device) -> OnDevice: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,74 +41,113 @@ class TrainingOptions:
     """Processes that read and decode batches ahead; 0 does it in this one."""
     features: Path | None = None
     """Where the outputs of frozen encoders are kept, and read from; they are encoded in every step where it is not set."""
+    slices: int = 1
+    """Parts in which a process computes its share of a batch, one after the other, for less memory. Dropout is drawn for each of them."""
+    checkpoint_activations: bool = False
+    """Keep what goes into a layer, and compute the rest again for the gradient: less memory, more time."""
+    wandb: str | None = None
+    """Project at Weights & Biases that is told what is logged."""
+
+    @property
+    def slicing(self) -> Slicing:
+        """All slices of a batch, and those of this process."""
+        first = distributed.rank() * self.slices
+        return Slicing(distributed.world_size() * self.slices, range(first, first + self.slices))
+
+
+UNWATCHED = watched_by(silent)
 
 
 def train(
     run: Run,
     model: nn.Module,
     steps: Dataset[Any],
-    objective: Objective,
+    objective: Objective | SlicedObjective,
     config: OptimizerConfig,
     *,
     num_steps: int,
     seed: int,
     until: int | None = None,
     options: TrainingOptions = TrainingOptions(),
-    track: Track = silent,
+    validation: Validation | None = None,
+    watch: Watch = UNWATCHED,
 ) -> None:
     """Train a model in place for `num_steps`, from the run's newest checkpoint on, and log and keep checkpoints in its folder.
 
-    With `until` it stops before that step, with a checkpoint, to be gone on with: by other batches, for instance.
+    With `until` it stops before that step, with a checkpoint, to be gone on with: by other batches, for instance. Of several processes
+    one logs and keeps; all have the trained model.
     """
     model.to(options.device).train()
+    _check_slices(model, objective, options)
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(options.device.type, enabled=options.precision == "float16")
+    how = Computing(device=options.device, precision=options.precision, scaler=scaler, slicing=options.slicing)
     first = runs.load_checkpoint(run, model, optimizer, scaler)
-    stop = num_steps if until is None else until
-    loader = DataLoader(steps, batch_size=None, sampler=range(first, stop), num_workers=options.workers)
-    with closing(runs.Log(run, first)) as log, track("train", total=num_steps, unit="steps") as advance:
-        advance(first)
+    distributed.check_equal(first, "the step they go on from")
+    distributed.send_weights(model)
+    sampler = range(first, num_steps if until is None else until)
+    is_cuda = options.device.type == "cuda"
+    loader = DataLoader(steps, batch_size=None, sampler=sampler, num_workers=options.workers, pin_memory=is_cuda)
+    with _logs(run, first, options) as log, watch(total=num_steps, done=first) as tell:
         for step, batch in enumerate(loader, start=first):
             started = time.perf_counter()
-            # Dropout depends on the seed and the step alone.
-            torch.manual_seed(seed * 1_000_003 + step)
             rate = config.lr * learning_rate_factor(step, num_steps, config)
-            with torch.autocast(options.device.type, getattr(torch, options.precision), enabled=options.precision != "float32"):
-                parts = objective(model, batch.to(options.device))
-            loss = _descend(model, parts, optimizer, scaler, rate, config.max_grad_norm, step)
-            if step % LOG_EVERY == 0 or step == num_steps - 1:
-                values = {name: part.item() for name, part in parts.items()}
-                log.write(step, {"loss": loss, **values, "lr": rate, "seconds": time.perf_counter() - started})
-            if ((step + 1) % config.save_every == 0 or step + 1 == until) and step + 1 < num_steps:
-                runs.save_checkpoint(run, step + 1, model, optimizer, scaler)
-            advance(1)
+            optimizer.zero_grad(set_to_none=True)
+            moment = Moment(step=step, num_steps=num_steps, seed=seed)
+            values = {**gradients.backward(model, objective, batch, moment, how), "lr": rate}
+            _descend(model, optimizer, scaler, rate, config.max_grad_norm)
+            values["seconds"] = time.perf_counter() - started
+            done = step + 1
+            if validation is not None and validation.is_due(done, num_steps):
+                values |= validation.measure(model, done)
+                model.train()
+            if step % LOG_EVERY == 0 or done == num_steps or "val_rsum" in values:
+                log(step, values)
+            if (done % config.save_every == 0 or done == until) and done < num_steps and distributed.is_main():
+                runs.save_checkpoint(run, done, model, optimizer, scaler)
+            tell(done, values)
     model.eval()
 
 
+def _check_slices(model: nn.Module, objective: Objective | SlicedObjective, options: TrainingOptions) -> None:
+    """ConfigError where slices would not be equal to the whole."""
+    if options.slicing.count == 1:
+        return
+    hint = "leave --accumulate out and start one process"
+    if not isinstance(objective, SlicedObjective):
+        raise ConfigError("this training computes a batch as a whole", hint=hint)
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training]
+    if norms:
+        raise ConfigError(f"{norms[0]} is a BatchNorm: its output would depend on how a batch is sliced", hint=hint)
+
+
+@contextmanager
+def _logs(run: Run, first_step: int, options: TrainingOptions) -> Iterator[runs.Write]:
+    """Writes what is logged to all who keep it; in one of several processes."""
+    with ExitStack() as stack:
+        kept: list[runs.Log | WandbLog] = []
+        if distributed.is_main():
+            kept.append(stack.enter_context(closing(runs.Log(run, first_step))))
+            if options.wandb is not None:
+                kept.append(stack.enter_context(closing(WandbLog(run, options.wandb))))
+
+        def write(step: int, values: Mapping[str, float]) -> None:
+            for log in kept:
+                log.write(step, values)
+
+        yield write
+
+
 def _descend(
-    model: nn.Module,
-    parts: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    rate: float,
-    max_grad_norm: float | None,
-    step: int,
-) -> float:
-    """Move the weights against the gradient of the loss; the loss. ConfigError if it is not finite, with the weights as they were."""
-    total = torch.stack(list(parts.values())).sum()
-    loss = total.item()
-    if not math.isfinite(loss):
-        bad = ", ".join(f"{name} {part.item()}" for name, part in parts.items())
-        raise ConfigError(f"the loss of step {step} is {loss} ({bad})", hint="try a lower optimizer.lr or set optimizer.max_grad_norm")
+    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, rate: float, max_grad_norm: float | None
+) -> None:
+    """Move the weights against their gradient, cut to a norm where one is set."""
     set_rates(optimizer, rate)
-    optimizer.zero_grad(set_to_none=True)
-    scaler.scale(total).backward()
     if max_grad_norm is not None:
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     scaler.step(optimizer)
     scaler.update()
-    return loss
 
 
 def learning_rate_factor(step: int, num_steps: int, config: OptimizerConfig) -> float:

@@ -31,7 +31,7 @@ def model(request):
 def test_a_saved_model_loads_bit_for_bit(model, pictures, captions, tmp_path, capfd):
     models.save(model, tmp_path / "model")
     again = models.load(tmp_path / "model")
-    for (name, own), (_, loaded) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+    for (name, own), (_, loaded) in zip(model.network.named_parameters(), again.network.named_parameters(), strict=True):
         assert torch.equal(own, loaded), name
     # Where in memory the weights lie decides which kernel multiplies them, and so the last bit.
     assert_close(_outputs(again, pictures, captions), _outputs(model, pictures, captions), rtol=1e-6, atol=1e-6)
@@ -51,7 +51,7 @@ def test_half_saves_half_the_bytes_and_loads_as_float32(model, tmp_path):
     models.save(model, tmp_path / "half", half=True)
     again = models.load(tmp_path / "half")
     assert {tensor.dtype for tensor in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.float16}
-    for (name, own), (_, loaded) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+    for (name, own), (_, loaded) in zip(model.network.named_parameters(), again.network.named_parameters(), strict=True):
         assert loaded.dtype == torch.float32, name
         assert torch.equal(loaded, own.half().float()), name
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}

@@ -1,7 +1,9 @@
 """Teachers and students: loading, saving, scoring and embedding."""
 
+from dcdctl.core.models.activations import checkpoint_activations
 from dcdctl.core.models.coattention import CoAttentionNetwork, FusionSize
 from dcdctl.core.models.dual import DualModel, DualSize, dual_from_backbones, new_dual
+from dcdctl.core.models.encoder_dual import EncoderDual, ProjectionSize, dual_over
 from dcdctl.core.models.encoder_pair import scorer_over
 from dcdctl.core.models.meter import CoAttentionScorer
 from dcdctl.core.models.overrides import parse_overrides
@@ -18,16 +20,20 @@ __all__ = [
     "DualEncoder",
     "DualModel",
     "DualSize",
+    "EncoderDual",
     "FusionScorer",
     "FusionSize",
     "ImageBatch",
     "Preprocess",
     "Preprocessor",
+    "ProjectionSize",
     "States",
     "TextBatch",
     "ViltScorer",
     "ViltSize",
+    "checkpoint_activations",
     "dual_from_backbones",
+    "dual_over",
     "dual_student",
     "every_other",
     "fingerprint",

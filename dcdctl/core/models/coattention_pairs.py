@@ -14,8 +14,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from dcdctl.core.models import folding
+from dcdctl.core.models.activations import recomputed
 from dcdctl.core.models.coattention import Attention, CoAttentionNetwork, FusionLayer
 from dcdctl.core.models.protocols import States
+
+Layers = tuple[FusionLayer, FusionLayer]
+Streams = tuple[Tensor, Tensor]
+"""Text and image."""
 
 
 def score_pairs(network: CoAttentionNetwork, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
@@ -25,22 +30,38 @@ def score_pairs(network: CoAttentionNetwork, images: States, texts: States, imag
     texts = texts.take(used_texts)
     image_IVD, text_TLD, mask_TL = images.tokens[used_images], texts.tokens, texts.mask
     mask_PL = None if bool(mask_TL.all()) else mask_TL[text_at_P]
-    image_PVD, text_PLD = image_IVD[image_at_P], text_TLD[text_at_P]
-    for step, (text_layer, image_layer) in enumerate(network.steps):
+    streams = text_TLD[text_at_P], image_IVD[image_at_P]
+    for step, layers in enumerate(network.steps):
         count = 1 if step == len(network.steps) - 1 else None
         if step == 0:
             own_mask = None if mask_PL is None else mask_TL
-            text_own = attend(text_layer.self_attention, text_TLD, text_TLD, own_mask, count)[text_at_P]
-            image_own = attend(image_layer.self_attention, image_IVD, image_IVD, None, count)[image_at_P]
+            text, image = recomputed(network, _look_around, layers, (text_TLD, image_IVD), own_mask, count)
+            streams = recomputed(network, _meet, layers, (text[text_at_P], image[image_at_P]), streams, mask_PL)
         else:
-            text_own = attend(text_layer.self_attention, text_PLD, text_PLD, mask_PL, count)
-            image_own = attend(image_layer.self_attention, image_PVD, image_PVD, None, count)
-        # Both streams see the other as it entered the step.
-        text_PLD, image_PVD = _meet(text_layer, text_own, image_PVD, None), _meet(image_layer, image_own, text_PLD, mask_PL)
-    return network.rank(text_PLD, image_PVD)
+            streams = recomputed(network, _step, layers, streams, mask_PL, count)
+    return network.rank(*streams)
 
 
-def _meet(layer: FusionLayer, own_PND: Tensor, other_PMD: Tensor, other_mask_PM: Tensor | None) -> Tensor:
+def _step(layers: Layers, streams: Streams, mask_PL: Tensor | None, num_queries: int | None) -> Streams:
+    return _meet(layers, _look_around(layers, streams, mask_PL, num_queries), streams, mask_PL)
+
+
+def _look_around(layers: Layers, streams: Streams, text_mask: Tensor | None, num_queries: int | None) -> Streams:
+    """Both streams after attending to themselves."""
+    (text_layer, image_layer), (text, image) = layers, streams
+    return (
+        attend(text_layer.self_attention, text, text, text_mask, num_queries),
+        attend(image_layer.self_attention, image, image, None, num_queries),
+    )
+
+
+def _meet(layers: Layers, own: Streams, entered: Streams, text_mask: Tensor | None) -> Streams:
+    """Both streams after attending to the other as it entered the step."""
+    (text_layer, image_layer), (text, image) = layers, entered
+    return _fuse(text_layer, own[0], image, None), _fuse(image_layer, own[1], text, text_mask)
+
+
+def _fuse(layer: FusionLayer, own_PND: Tensor, other_PMD: Tensor, other_mask_PM: Tensor | None) -> Tensor:
     fused: Tensor = layer.feed_forward(attend(layer.cross_attention, own_PND, other_PMD, other_mask_PM))
     return fused
 

@@ -59,6 +59,22 @@ class DualSize:
             raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
 
 
+class Calibration(nn.Module):
+    """A factor above 0 and an offset, both learned, that bring a dual model's logits to a teacher's scale; at first they change nothing.
+
+    They serve losses that compare logits with logits, and change no order: they are no part of the model's fingerprint or of what is saved.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.offset = nn.Parameter(torch.zeros(()))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """The logits on the teacher's scale, in float32."""
+        return self.log_scale.exp() * logits.float() + self.offset
+
+
 class DualModel(nn.Module):
     """Embeds images and captions into one space; made in eval mode."""
 
@@ -66,6 +82,7 @@ class DualModel(nn.Module):
         super().__init__()
         self.network = network
         self.preprocess = preprocess
+        self.calibration = Calibration()
         self.eval()
 
     @property
@@ -78,7 +95,7 @@ class DualModel(nn.Module):
         """The fingerprint of all weights and all settings that change a score."""
         configs = (self.network.config.vision_config, self.network.config.text_config)
         heads = [getattr(config, "num_attention_heads", None) for config in configs]
-        return digest_of_model(self, {**self.settings, **self.preprocess.settings, "heads": heads})
+        return digest_of_model(self, {**self.settings, **self.preprocess.settings, "heads": heads}, without="calibration")
 
     @property
     def embedding_dim(self) -> int:

@@ -34,6 +34,10 @@ class ImageBatch:
         mask = None if self.pixel_mask is None else self.pixel_mask.to(device, non_blocking=non_blocking)
         return ImageBatch(self.pixel_values.to(device, non_blocking=non_blocking), mask)
 
+    def pin_memory(self) -> ImageBatch:
+        """The same batch in memory that a GPU reads by itself."""
+        return ImageBatch(self.pixel_values.pin_memory(), None if self.pixel_mask is None else self.pixel_mask.pin_memory())
+
 
 @dataclass(frozen=True)
 class TextBatch:
@@ -50,6 +54,10 @@ class TextBatch:
     def to(self, device: Device, *, non_blocking: bool = False) -> TextBatch:
         """The same batch on another device."""
         return TextBatch(self.input_ids.to(device, non_blocking=non_blocking), self.attention_mask.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> TextBatch:
+        """The same batch in memory that a GPU reads by itself."""
+        return TextBatch(self.input_ids.pin_memory(), self.attention_mask.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,10 @@ class States:
     def to(self, device: Device, *, non_blocking: bool = False) -> States:
         """The same states on another device."""
         return States(self.tokens.to(device, non_blocking=non_blocking), self.mask.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> States:
+        """The same states in memory that a GPU reads by itself."""
+        return States(self.tokens.pin_memory(), self.mask.pin_memory())
 
     def detach(self) -> States:
         """The same states, cut from the graph."""

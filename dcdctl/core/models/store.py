@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from transformers import AutoConfig
 
 from dcdctl.core import files, named_teachers
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import dual, meter, vilt
+from dcdctl.core.models import dual, encoder_dual, meter, vilt
 from dcdctl.core.models.dual import DualModel
+from dcdctl.core.models.encoder_dual import EncoderDual
 from dcdctl.core.models.meter import CoAttentionScorer
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import quietly, reaching
@@ -98,7 +99,7 @@ def save(model: Model, folder: Path, *, half: bool = False) -> None:
 
 
 def _save_network(model: Model, folder: Path, half: bool) -> None:
-    if isinstance(model, CoAttentionScorer):
+    if isinstance(model, CoAttentionScorer | EncoderDual):
         model.save_network(folder, half=half)
         return
     state = {name: tensor.half() for name, tensor in model.network.state_dict().items()} if half else None
@@ -134,8 +135,8 @@ def _load_transformers(ref: str, overrides: Mapping[str, Any]) -> Model:
     told = json.loads(told_path.read_text(encoding="utf-8")) if told_path.exists() else None
     if told is not None and told.get("format") != FORMAT_VERSION:
         raise ModelError(f"{told_path} has format {told.get('format')}, this dcdctl reads format {FORMAT_VERSION}", hint="update dcdctl")
-    if told is not None and _is_co_attention(Path(ref)):
-        return meter.from_folder(Path(ref), overrides, told)
+    if told is not None and (read := _OWN.get(_model_type(Path(ref)))) is not None:
+        return read(Path(ref), overrides, told)
     with reaching(ref, hint=ACCEPTED):
         kind = AutoConfig.from_pretrained(ref).model_type
     if kind == "vilt":
@@ -145,9 +146,15 @@ def _load_transformers(ref: str, overrides: Mapping[str, Any]) -> Model:
     raise ModelError(f"{ref} is a {kind} model", hint=ACCEPTED)
 
 
-def _is_co_attention(folder: Path) -> bool:
-    found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return bool(found.get("model_type") == meter.MODEL_TYPE)
+_OWN: dict[Any, Callable[[Path, Mapping[str, Any], Mapping[str, Any]], Model]] = {
+    meter.MODEL_TYPE: meter.from_folder,
+    encoder_dual.MODEL_TYPE: encoder_dual.from_folder,
+}
+"""How folders are read that are not transformers' own."""
+
+
+def _model_type(folder: Path) -> Any:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
 
 
 def _expect(model: Model, kind: Any, ref: str | Path) -> Any:

@@ -20,6 +20,7 @@ from transformers import ViltConfig, ViltForImageAndTextRetrieval
 
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import vilt_layers
+from dcdctl.core.models.activations import recomputed
 from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.digests import digest_of_model
 from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
@@ -142,15 +143,19 @@ class ViltScorer(nn.Module):
         mask_PN = torch.cat([left.mask[text_at_P], right.mask[image_at_P]], dim=1)
         mask = None if bool(mask_PN.all()) else mask_PN
         tokens_PND = torch.cat([left.tokens[text_at_P], right.tokens[image_at_P]], dim=1)
+
+        def first(layer: Any, tokens_PND: Tensor, text_TLD: Tensor, image_IVD: Tensor, count: int | None) -> Tensor:
+            # Here no token has met the other side's: one projection an image and a caption, however many pairs they are in.
+            sides = zip(vilt_layers.project(layer, text_TLD), vilt_layers.project(layer, image_IVD), strict=True)
+            projected = [torch.cat([text[text_at_P], image[image_at_P]], dim=2) for text, image in sides]
+            return vilt_layers.finish(layer, tokens_PND, vilt_layers.attend(layer, projected, mask, count))
+
         for i, layer in enumerate(self.layers):
             count = num_queries if i == len(self.layers) - 1 else None
             if i == 0:
-                # Here no token has met the other side's: one projection an image and a caption, however many pairs they are in.
-                sides = zip(vilt_layers.project(layer, left.tokens), vilt_layers.project(layer, right.tokens), strict=True)
-                projected = [torch.cat([text[text_at_P], image[image_at_P]], dim=2) for text, image in sides]
-                tokens_PND = vilt_layers.finish(layer, tokens_PND, vilt_layers.attend(layer, projected, mask, count))
+                tokens_PND = recomputed(self.network, first, layer, tokens_PND, left.tokens, right.tokens, count)
             else:
-                tokens_PND = vilt_layers.run(layer, tokens_PND, mask, count)
+                tokens_PND = recomputed(self.network, vilt_layers.run, layer, tokens_PND, mask, count)
         return tokens_PND
 
     def score(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None) -> Tensor:

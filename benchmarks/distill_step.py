@@ -1,0 +1,143 @@
+"""What one optimisation step of DCD costs with the teacher's scores cached, against the way the released code takes it.
+
+    python benchmarks/distill_step.py [--captions 64] [--hard 7] [--repeats 1] [--threads 2] [--device cpu]
+
+METER at full size with random weights, 384 px, float32, its 3-layer student, one image a step. As released: the teacher scores 64 captions
+online, each pair from its pixels and 40 padded tokens; the student then scores the positive and the hardest, its frozen image encoder run
+for each pair anew. Cached: the scores are there, the image is encoded once, or its features are read. The same image, hard negatives, loss
+and optimiser; what remains of the teacher is the cache, whose seconds an image are given beside. Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+from scoring import PLAIN_BATCH, RELEASED_TEXT_LEN, factorised, meter, plain, processor
+
+from dcdctl.core import losses, models
+from dcdctl.core.models import CoAttentionScorer, ImageBatch, States, TextBatch
+from dcdctl.core.recipe import OptimizerConfig
+from dcdctl.core.training import make_optimizer, set_rates
+
+LAYERS = [0, 3, 5]
+
+
+class Step:
+    """One image with its captions, and the three ways to take a step on them."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        torch.manual_seed(0)
+        self.teacher = meter(6).to(options.device).eval()
+        self.image = torch.randn(1, 3, 384, 384, device=options.device)
+        self.ids = torch.randint(5, 1000, (options.captions, options.text_len), device=options.device)
+        self.num_hard = options.hard
+        self.optimizers: dict[CoAttentionScorer, torch.optim.Optimizer] = {}
+        self.scores = self.cache()
+        self.features = self.encode()
+
+    def student(self) -> CoAttentionScorer:
+        """A student at its start, without dropout: the ways are compared."""
+        student = models.fusion_student(self.teacher, LAYERS).eval()
+        self.optimizers[student] = make_optimizer(student, OptimizerConfig())
+        set_rates(self.optimizers[student], 1e-4)
+        return student
+
+    @torch.inference_mode()
+    def cache(self) -> Tensor:
+        """The teacher's scores of all captions, factorised: what `cache-teacher` does, once for all epochs."""
+        return factorised(self.teacher, self.image, self.ids, 16).clone()
+
+    @torch.inference_mode()
+    def encode(self) -> tuple[States, States]:
+        """What the frozen encoders make of the image and the captions: what --features keeps."""
+        texts = self.teacher.text_features(TextBatch(self.ids, torch.ones_like(self.ids)))
+        images = self.teacher.image_features(ImageBatch(self.image))
+        return States(images.tokens.clone(), images.mask.clone()), States(texts.tokens.clone(), texts.mask.clone())
+
+    def as_released(self, student: CoAttentionScorer) -> float:
+        with torch.inference_mode():
+            scores = plain(self.teacher, self.image, self.ids)
+        columns = losses.select_hardest(scores.clone()[None], self.num_hard)
+        ids = torch.nn.functional.pad(self.ids[columns[0]], (0, RELEASED_TEXT_LEN - self.ids.shape[1]), value=1)
+        mask = torch.zeros_like(ids)
+        mask[:, : self.ids.shape[1]] = 1
+        logits = [
+            student.score(self.image.expand(len(part), -1, -1, -1), part, mask[start : start + len(part)])
+            for start, part in ((start, ids[start : start + PLAIN_BATCH]) for start in range(0, len(ids), PLAIN_BATCH))
+        ]
+        return self._descend(student, torch.cat(logits), scores.clone(), columns)
+
+    def cached(self, student: CoAttentionScorer, *, from_features: bool) -> float:
+        columns = losses.select_hardest(self.scores[None], self.num_hard)
+        chosen = self.ids[columns[0]]
+        images: ImageBatch | States = ImageBatch(self.image)
+        texts: TextBatch | States = TextBatch(chosen, torch.ones_like(chosen))
+        if from_features:
+            kept_images, kept_texts = self.features
+            images, texts = kept_images, States(kept_texts.tokens[columns[0]], kept_texts.mask[columns[0]])
+        places = torch.arange(len(chosen), device=self.ids.device)
+        logits = student(images, texts, torch.zeros_like(places), places)
+        return self._descend(student, logits, self.scores, columns)
+
+    def _descend(self, student: CoAttentionScorer, logits: Tensor, scores: Tensor, columns: Tensor) -> float:
+        loss = losses.dcd(logits[None], scores[None].gather(1, columns), alpha=0.2, temperature=1.0)
+        loss.backward()
+        self.optimizers[student].step()
+        return loss.item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--captions", type=int, default=64)
+    parser.add_argument("--text-len", type=int, default=16, help="tokens of a caption, specials counted")
+    parser.add_argument("--hard", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    step = Step(options)
+    students = [step.student() for _ in range(3)]
+    ways: dict[str, Callable[[], float]] = {
+        "cached scores and features": lambda: step.cached(students[0], from_features=True),
+        "cached scores": lambda: step.cached(students[1], from_features=False),
+        "as released": lambda: step.as_released(students[2]),
+        "the cache itself, once": lambda: float(step.cache()[0]),
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    found: dict[str, float] = {}
+    for _ in range(options.repeats):
+        for way, work in ways.items():
+            started = time.perf_counter()
+            found[way] = work()
+            if options.device != "cpu":
+                torch.cuda.synchronize()
+            seconds[way].append(time.perf_counter() - started)
+            sys.stdout.write(f"{way}: {seconds[way][-1]:.2f} s\n")
+            sys.stdout.flush()
+    medians = {way: statistics.median(values) for way, values in seconds.items()}
+    cached = medians["cached scores"]
+    report = {
+        "machine": processor(),
+        "torch": torch.__version__,
+        **vars(options),
+        "seconds_per_image": medians,
+        "speed_up": medians["as released"] / cached,
+        "speed_up_with_features": medians["as released"] / medians["cached scores and features"],
+        "loss": {way: value for way, value in found.items() if way != "the cache itself, once"},
+    }
+    sys.stdout.write(json.dumps(report) + "\n")
+
+
+if __name__ == "__main__":
+    main()

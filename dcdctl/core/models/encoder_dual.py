@@ -1,0 +1,209 @@
+"""A dual encoder over two encoders that stay as they are: one linear layer a side, trained in seconds from features on disk.
+
+Shape letters: I images, T texts, V image tokens, L text tokens, D length of the vectors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel
+
+from dcdctl.core import files
+from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.models import encoders
+from dcdctl.core.models.checkpoint import check_complete
+from dcdctl.core.models.digests import digest_of_model
+from dcdctl.core.models.dual import DualModel
+from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
+from dcdctl.core.models.preprocess import Preprocess, check_text_length, check_vocabulary, load_tokenizer, num_text_positions, reaching
+from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
+
+MODEL_TYPE = "dcdctl-encoder-dual"
+WEIGHTS_FILE = "model.safetensors"
+FIRST_LOGIT_SCALE = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectionSize:
+    """What comes after the encoders."""
+
+    projection_dim: int = 512
+    """Length of the vectors."""
+    dropout: float = 0.5
+    """Of the features, in training: the one thing that keeps a linear layer from learning a few thousand captions by heart."""
+
+    def __post_init__(self) -> None:
+        if self.projection_dim < 1:
+            raise ConfigError(f"projection_dim must be at least 1, got {self.projection_dim}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
+
+
+class EncoderDualNetwork(nn.Module):
+    """Two encoders and two projections; the projections are untrained."""
+
+    def __init__(self, vision: nn.Module, text: nn.Module, size: ProjectionSize) -> None:
+        super().__init__()
+        self.vision, self.text, self.size = vision, text, size
+        for encoder in (vision, text):
+            encoders.drop_pooler(encoder)
+        self.image_width = encoders.image_width(vision)
+        self.dropout = nn.Dropout(size.dropout)
+        self.image_projection = nn.Linear(self.image_width, size.projection_dim)
+        self.text_projection = nn.Linear(self.text_config.hidden_size, size.projection_dim)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(FIRST_LOGIT_SCALE)))
+
+    @property
+    def vision_config(self) -> Any:
+        return self.vision.config
+
+    @property
+    def text_config(self) -> Any:
+        return self.text.config
+
+    def project_images(self, tokens_IVW: Tensor) -> Tensor:
+        """Unit vectors I x D of image features, of which the first stands for the whole (its class token, or the mean of its places)."""
+        return self._project(self.image_projection, tokens_IVW[:, 0])
+
+    def project_texts(self, tokens_TLW: Tensor, mask_TL: Tensor) -> Tensor:
+        """Unit vectors T x D of text features: of the mean of their tokens."""
+        real_TL1 = mask_TL[:, :, None].to(tokens_TLW.dtype)
+        return self._project(self.text_projection, (tokens_TLW * real_TL1).sum(dim=1) / real_TL1.sum(dim=1).clamp(min=1))
+
+    def _project(self, projection: nn.Linear, features: Tensor) -> Tensor:
+        normed = functional.layer_norm(features, features.shape[-1:])
+        return functional.normalize(projection(self.dropout(normed)), dim=-1)
+
+    def to_table(self) -> dict[str, Any]:
+        """What config.json holds."""
+        sides = {"vision": self.vision_config.to_dict(), "text": self.text_config.to_dict()}
+        for told in sides.values():
+            told.pop("_name_or_path", None)  # where the encoder once came from, perhaps a folder of this machine
+        return {**sides, "projection": {"projection_dim": self.size.projection_dim, "dropout": self.size.dropout}}
+
+
+class EncoderDual(DualModel):
+    """Embeds images and captions, or what its encoders made of them, into one space; made in eval mode, its encoders frozen."""
+
+    def __init__(self, network: EncoderDualNetwork, preprocess: Preprocess) -> None:
+        super().__init__(network, preprocess)
+        for side in (network.vision, network.text):
+            side.requires_grad_(False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the files of a saved model do not say without us."""
+        return {"kind": "dual", "max_text_len": self.preprocess.max_text_len}
+
+    @property
+    def digest(self) -> str:
+        """The fingerprint of all weights and all settings that change a score."""
+        return digest_of_model(self, {**self.settings, **self.preprocess.settings, "heads": self._heads}, without="calibration")
+
+    @property
+    def encoders_digest(self) -> str:
+        """The fingerprint of all that decides what the encoders make of a picture and a caption: that of a co-attention model over both."""
+        sides = nn.ModuleDict({"vision": self.network.vision, "text": self.network.text})
+        return digest_of_model(sides, {**self.preprocess.settings, "transform": self.preprocess.image_transform, "heads": self._heads})
+
+    @property
+    def _heads(self) -> list[Any]:
+        return [getattr(config, "num_attention_heads", None) for config in (self.network.vision_config, self.network.text_config)]
+
+    @property
+    def is_frozen(self) -> bool:
+        """Always: its encoders are not trained."""
+        return True
+
+    @property
+    def embedding_dim(self) -> int:
+        return int(self.network.size.projection_dim)
+
+    def train(self, mode: bool = True) -> Self:
+        """As always, except for the encoders, which stay in eval mode."""
+        super().train(mode)
+        self.network.vision.eval()
+        self.network.text.eval()
+        return self
+
+    def image_features(self, images: ImageBatch) -> States:
+        """What the vision encoder makes of images, I x V x its width."""
+        with torch.no_grad():
+            tokens = encoders.vision_tokens(self.network.vision, images.pixel_values, self.network.image_width)
+        return States(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
+
+    def text_features(self, texts: TextBatch) -> States:
+        """What the text encoder makes of captions, T x L x its width."""
+        with torch.no_grad():
+            found = self.network.text(input_ids=texts.input_ids, attention_mask=texts.attention_mask)
+        return States(found.last_hidden_state, texts.attention_mask.bool())
+
+    def embed_images(self, images: ImageBatch | States) -> Tensor:
+        """Unit vectors, I x D, of images or of their features."""
+        features = self.image_features(images) if isinstance(images, ImageBatch) else images
+        return self.network.project_images(self._in_own_type(features.tokens))
+
+    def embed_texts(self, texts: TextBatch | States) -> Tensor:
+        """Unit vectors, T x D, of captions or of their features."""
+        features = self.text_features(texts) if isinstance(texts, TextBatch) else texts
+        return self.network.project_texts(self._in_own_type(features.tokens), features.mask)
+
+    def _in_own_type(self, features: Tensor) -> Tensor:
+        """Features from disk are float16."""
+        return features.to(self.network.image_projection.weight.dtype)
+
+    def save_network(self, folder: Path, *, half: bool = False) -> None:
+        """Write config.json and the weights."""
+        dtype = torch.float16 if half else torch.float32
+        state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in self.network.state_dict().items()}
+        files.write_json(folder / "config.json", {"model_type": MODEL_TYPE, **self.network.to_table()})
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
+
+
+def dual_over(vision_ref: str, text_ref: str, size: ProjectionSize, *, max_text_len: int, seed: int = 0) -> EncoderDual:
+    """A dual encoder over two pretrained encoders (folders or Hub ids) that are not trained; only the two projections are new.
+
+    `vision` and `text` are what `encoder_pair.scorer_over` takes. The same weights for the same seed, the global random state untouched.
+    """
+    vision, text = encoders.load_vision(vision_ref), encoders.load_text(text_ref)
+    tokenizer = load_tokenizer(text_ref, "model.text wants a text model with its tokenizer")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        network = EncoderDualNetwork(vision, text, size)
+    check_vocabulary(tokenizer, network.text_config.vocab_size)
+    processor = encoders.load_processor(vision_ref, network.vision_config)
+    length = min(max_text_len, num_text_positions(network.text_config))
+    return EncoderDual(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=length))
+
+
+def from_folder(folder: Path, overrides: Mapping[str, Any], told: Mapping[str, Any]) -> EncoderDual:
+    """The dual encoder of a folder that `save_network` and `Preprocess.save` wrote; `told` is its dcdctl.json."""
+    wanted = read_overrides(overrides)
+    check_no_text_encoder(wanted, folder)
+    for name in ("image_size", "num_attention_heads"):
+        if getattr(wanted, name) is not None:
+            raise ModelError(f"{folder} is a dual encoder, whose {name} is fixed by its weights")
+    table: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    with reaching(str(folder), hint="save the model again"):
+        weights = load_file(folder / WEIGHTS_FILE)
+    with encoders.needing_timm(folder):
+        vision, text = (AutoModel.from_config(AutoConfig.for_model(**table[name])) for name in ("vision", "text"))
+    network = EncoderDualNetwork(vision, text, ProjectionSize(**table["projection"]))
+    own = network.state_dict()
+    check_complete(folder, set(own) - set(weights), "a dual encoder")
+    network.load_state_dict({name: weights[name].to(own[name].dtype) for name in own})
+    tokenizer = load_tokenizer(wanted.tokenizer or str(folder))
+    check_vocabulary(tokenizer, network.text_config.vocab_size)
+    processor = encoders.load_processor(str(folder), network.vision_config)
+    length = check_text_length(wanted.max_text_len or told["max_text_len"], num_text_positions(network.text_config))
+    return EncoderDual(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=length))
