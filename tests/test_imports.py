@@ -62,6 +62,7 @@ ORDER = [
     "recipe",
     "neighbourhoods",
     "slices",
+    "negatives",
     "batches",
     "runs",
     "wandb_log",

@@ -199,6 +199,18 @@ def test_activations_that_are_computed_again_change_no_number(inputs, kind, tmp_
     assert (kept.model_folder / "config.json").read_bytes() == (again.model_folder / "config.json").read_bytes()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_on_several_threads_repeats_to_the_bit(inputs, kind, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        runs = [trained(inputs, kind, tmp_path / str(number), "model.dropout=0.1") for number in range(3)]
+    finally:
+        torch.set_num_threads(before)
+    losses = [[line["loss"] for line in run.metrics()] for run in runs]
+    assert losses[0] == losses[1] == losses[2]
+
+
 class Saved:
     """A tensor kept for the gradient; `size` counts the numbers of all."""
 

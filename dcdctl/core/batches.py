@@ -7,6 +7,7 @@ diagonal; R rows and C columns stand for either.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcdctl.core import losses
+from dcdctl.core import losses, negatives
 from dcdctl.core.candidates import Index, text_classes
 from dcdctl.core.devices import moved, pinned
-from dcdctl.core.errors import ConfigError, MissingError
+from dcdctl.core.errors import ConfigError
 from dcdctl.core.features import Source
 from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
+from dcdctl.core.negatives import MinedNegatives
 from dcdctl.core.neighbourhoods import Scores, gather, neighbours
 from dcdctl.core.recipe import BatchConfig
 from dcdctl.core.slices import NO_IMAGES, NO_PAIRS, NO_TEXTS, WHOLE, Pairs, Slice, Slicing
@@ -105,8 +107,10 @@ class ListSteps(_Steps):
     """Batches of candidate lists: a query, its positive and its hardest negatives.
 
     With a cache the negatives are drawn from the query's cached candidates and the hardest by the teacher's score are kept; without
-    one they are drawn from the whole corpus and all are kept.
+    one they are drawn from the whole corpus, or from what was mined (`with_mined`), and all are kept.
     """
+
+    mined: MinedNegatives | None = None
 
     def __init__(self, source: Source, config: BatchConfig, seed: int, cache: Scores | None, slicing: Slicing = WHOLE) -> None:
         super().__init__(source, config, seed, slicing)
@@ -114,6 +118,12 @@ class ListSteps(_Steps):
         self.cache = cache
         self._captions = np.arange(corpus.num_captions) if cache is None else self._with_enough_candidates(cache)
         self.batches_per_epoch = len(self._captions) / config.size
+
+    def with_mined(self, mined: MinedNegatives) -> ListSteps:
+        """The same queries with mined negatives: from a share of the steps on, whose number must be known first."""
+        steps = copy.copy(self)
+        steps.mined = mined
+        return steps
 
     def _with_enough_candidates(self, cache: Scores) -> Index:
         """The captions that can be a query, and their image a query, in the directions of the recipe."""
@@ -157,10 +167,11 @@ class ListSteps(_Steps):
         image = int(self.corpus.caption_image[text])
         rng = self._rng(1, sample)
         direction = self.config.directions[sample % len(self.config.directions)]
+        step = sample // self.config.size
         if direction == "text":
-            texts = np.concatenate([[text], self._negative_texts(rng, image)])
+            texts = np.concatenate([[text], self._negative_texts(rng, image, step)])
             return np.full(len(texts), image), texts
-        images = np.concatenate([[image], self._negative_images(rng, text)])
+        images = np.concatenate([[image], self._negative_images(rng, text, step)])
         return images, np.full(len(images), text)
 
     def _order(self, epoch: int) -> Index:
@@ -168,29 +179,34 @@ class ListSteps(_Steps):
             self._epoch, self._epoch_order = epoch, self._rng(0, epoch).permutation(self._captions)
         return self._epoch_order
 
-    def _negative_texts(self, rng: np.random.Generator, image: int) -> Index:
+    def _negative_texts(self, rng: np.random.Generator, image: int, step: int) -> Index:
         if self.cache is not None:
             return self._some(rng, self.cache.candidates.texts_of_image[image])
         own = set(self._text_class[list(self.corpus.captions_of(image))].tolist())
-        return self._draw(rng, self.corpus.num_captions, lambda text: int(self._text_class[text]) in own)
+        mined = self._mined_of(rng, "text", image, step)
+        return self._draw(rng, mined, self.corpus.num_captions, own, lambda text: int(self._text_class[text]))
 
-    def _negative_images(self, rng: np.random.Generator, text: int) -> Index:
+    def _negative_images(self, rng: np.random.Generator, text: int, step: int) -> Index:
         if self.cache is not None:
             return self._some(rng, self.cache.candidates.images_of_text[text])
         own = set(self.corpus.caption_image[self._text_class == self._text_class[text]].tolist())
-        return self._draw(rng, self.corpus.num_images, lambda image: image in own)
+        return self._draw(rng, self._mined_of(rng, "image", text, step), self.corpus.num_images, own, int)
 
     def _some(self, rng: np.random.Generator, candidates: Index) -> Index:
         return rng.choice(candidates, self.config.drawn_negatives, replace=False)
 
-    def _draw(self, rng: np.random.Generator, population: int, is_own: Callable[[int], bool]) -> Index:
-        """Negatives from the whole corpus; with replacement, as in the paper's code, but never one of the query's own."""
-        chosen: list[int] = []
-        for _ in range(50):
-            chosen += [int(i) for i in rng.integers(0, population, self.config.drawn_negatives) if not is_own(int(i))]
-            if len(chosen) >= self.config.drawn_negatives:
-                return np.array(chosen[: self.config.drawn_negatives], dtype=np.int64)
-        raise MissingError(f"no negatives to draw among {population} images or captions", hint="the corpus needs more than one picture")
+    def _mined_of(self, rng: np.random.Generator, direction: str, query: int, step: int) -> Index | None:
+        """A query's mined negatives; None in a step whose negatives are all random."""
+        if self.config.negatives == "random":
+            return None
+        assert self.mined is not None
+        return None if step < self.mined.first_step else self.mined.some_of(rng, direction, query)
+
+    def _draw(self, rng: np.random.Generator, mined: Index | None, population: int, own: set[int], class_of: Callable[[int], int]) -> Index:
+        count = self.config.drawn_negatives
+        if mined is None:
+            return negatives.draw(rng, population, count, lambda i: class_of(i) in own)
+        return negatives.filled_up(rng, mined, count, population, own, class_of)
 
 
 class MatrixSteps(_Steps):

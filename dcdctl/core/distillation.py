@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dcdctl.core import devices, distributed, features, models, runs, teacher_cache, validation, wandb_log
+from dcdctl.core import devices, distributed, features, models, negatives, runs, teacher_cache, validation, wandb_log
 from dcdctl.core import recipe as recipes
 from dcdctl.core.batches import ListSteps, MatrixSteps
 from dcdctl.core.corpus import Corpus
@@ -126,6 +126,7 @@ def _run(
 ) -> Run:
     model = make_model(recipe, inputs.corpus.captions, inputs.teacher)
     cache = read_as_one(inputs.caches, recipe.teachers.weights)
+    negatives.check(recipe, has_cache=cache is not None)
     measured_on = validation.open_corpus(inputs.corpus, recipe.validation) if recipe.validation.every else None
     facts = {
         "corpus": inputs.corpus.fingerprint,
@@ -141,6 +142,9 @@ def _run(
     steps = make_steps(source, recipe, cache, options.slicing)
     num_steps = count_steps(recipe, steps.batches_per_epoch)
     stops = _refresh_steps(recipe, num_steps, inputs, cache)
+    if recipe.batch.negatives == "mined":
+        assert isinstance(steps, ListSteps)
+        steps = steps.with_mined(negatives.mine(source, recipe, num_steps, device=options.device, track=track))
     run = _start(out, recipe, what, facts, resume=resume)
     if run.is_finished:
         return run
@@ -245,7 +249,8 @@ def _new_fusion(config: ModelConfig, captions: Sequence[str], seed: int) -> Any:
         fusion = models.FusionSize(
             hidden_size=config.hidden_size, num_layers=config.num_layers, num_heads=config.num_heads, dropout=config.dropout
         )
-        return models.scorer_over(config.vision, config.text, fusion, max_text_len=config.max_text_len, seed=seed)
+        sides = config.vision, config.text
+        return models.scorer_over(*sides, fusion, max_text_len=config.max_text_len, seed=seed, cosine=config.cosine or None)
     size = models.ViltSize(
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_layers,

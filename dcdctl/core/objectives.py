@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dcdctl.core import losses
 from dcdctl.core.batches import Batch
 from dcdctl.core.models import DualModel
+from dcdctl.core.models.protocols import rows
 from dcdctl.core.recipe import LossConfig
 from dcdctl.core.slices import Pairs
 
@@ -40,7 +41,8 @@ class PairObjective:
             return outputs[0], None
         images_ID, texts_TD = outputs
         all_IT = model.logit_scale * images_ID @ texts_TD.T
-        return all_IT[pairs.image_ix_RC, pairs.text_ix_RC], all_IT
+        place_RC = pairs.image_ix_RC * all_IT.shape[1] + pairs.text_ix_RC
+        return rows(all_IT.flatten(), place_RC.flatten()).view(place_RC.shape), all_IT
 
     def loss(self, model: Any, outputs: Sequence[Tensor], batch: Batch, progress: float) -> dict[str, Tensor]:
         """The weighted loss terms at a share of the training."""

@@ -43,6 +43,8 @@ class ModelConfig:
     frozen_encoders: bool = False
     """vision and text stay as they are, so that their features can be kept on disk (--features). fusion: what is between them is trained;
     dual: one linear layer a side."""
+    cosine: str = ""
+    """fusion over frozen vision and text: a dual encoder over the same two, whose scaled cosine is added to the logit; empty for none."""
     projection_dim: int = 256
     hidden_size: int = 128
     num_layers: int = 6
@@ -78,6 +80,8 @@ class ModelConfig:
             raise ConfigError(f"model.vision and model.text are for model.start new, and it is {self.start}")
         if self.frozen_encoders and self.start == "new" and not self.vision:
             raise ConfigError("model.frozen_encoders is for a model over two encoders: a METER, or model.vision and model.text")
+        if self.cosine and not (self.kind == "fusion" and self.vision and self.frozen_encoders):
+            raise ConfigError("model.cosine is for a new fusion model over model.vision and model.text, with model.frozen_encoders")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +174,12 @@ class BatchConfig:
     refresh_steps: tuple[int, ...] = ()
     """Before these steps the student looks for new hard candidates of its own, and the teacher (--teacher) scores those that have no score
     yet; none for the candidates of the cache alone."""
+    negatives: Literal["random", "mined"] = "random"
+    """Lists without a cache: drawn from the whole corpus, or what `[candidates]` finds for a query, mined once before the first step."""
+    mined_share: float = 1.0
+    """mined: share of drawn_negatives, rounded, at least one; the others, and what a query with fewer lacks, are random, no two alike."""
+    mined_from: float = 0.0
+    """mined: share of the steps, in [0, 1), before which all are random; with hard ones alone a new fusion may not begin to learn."""
 
     def __post_init__(self) -> None:
         if list(self.refresh_steps) != sorted(set(self.refresh_steps)) or min(self.refresh_steps, default=1) < 1:
@@ -180,6 +190,10 @@ class BatchConfig:
             raise ConfigError("batch.hard_negatives and batch.drawn_negatives must be at least 1")
         if not self.directions or len(set(self.directions)) < len(self.directions):
             raise ConfigError(f"batch.directions must name text, image or both, got {list(self.directions)}")
+        if not 0 < self.mined_share <= 1:
+            raise ConfigError(f"batch.mined_share must lie in (0, 1], got {self.mined_share}")
+        if not 0 <= self.mined_from < 1:
+            raise ConfigError(f"batch.mined_from must lie in [0, 1), got {self.mined_from}")
 
 
 @dataclass(frozen=True, kw_only=True)

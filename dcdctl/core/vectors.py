@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModel
 from dcdctl.core import models
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import ModelError
+from dcdctl.core.features import Features, Source
 from dcdctl.core.models.preprocess import Preprocess, load_image_processor, load_tokenizer, num_text_positions, reaching
 from dcdctl.core.progress import Track, silent
 
@@ -101,6 +102,34 @@ def embed(embedder: Embedder, corpus: Corpus, track: Track = silent) -> Vectors:
             parts.append(functional.normalize(embedder.images(corpus.images(images)).float(), dim=-1))
             advance(len(images))
     return Vectors(torch.cat(parts), texts_TD)
+
+
+def of_source(ref: str, source: Source, device: torch.device, track: Track = silent) -> Vectors:
+    """The vectors of a source's corpus from what a reference names: without a look at the pictures where the source holds the features
+    that the model, a run of a dual encoder over frozen encoders, makes its vectors of."""
+    if isinstance(source, Features) and (Path(ref) / "run.json").exists():
+        model = models.load_dual(ref)
+        if isinstance(model, models.EncoderDual) and model.encoders_digest == source.plan["encoders"]:
+            return _of_features(model, source, device, track)
+    return embed(load(ref, device), source.corpus, track)
+
+
+@torch.inference_mode()
+def _of_features(model: models.EncoderDual, kept: Features, device: torch.device, track: Track) -> Vectors:
+    model.to(device).eval()
+    num_images, num_texts = kept.corpus.num_images, kept.corpus.num_captions
+    with track("embed features", total=num_images + num_texts, unit="items") as advance:
+
+        def all_of(count: int, vectors_of: Callable[[range], Tensor]) -> Tensor:
+            parts = []
+            for start in range(0, count, BATCH):
+                chunk = range(count)[start : start + BATCH]
+                parts.append(functional.normalize(vectors_of(chunk).float(), dim=-1))
+                advance(len(chunk))
+            return torch.cat(parts)
+
+        images_ID = all_of(num_images, lambda chunk: model.embed_images(kept.images(chunk).to(device)))
+        return Vectors(images_ID, all_of(num_texts, lambda chunk: model.embed_texts(kept.texts(chunk).to(device))))
 
 
 def _preprocess(ref: str, image_processor: Any, text_config: Any) -> Preprocess:

@@ -47,7 +47,7 @@ def test_a_captions_vector_is_of_the_mean_of_its_tokens_and_not_of_padding(capti
     tokens_LW = dual.network.text(input_ids=text.input_ids, attention_mask=text.attention_mask).last_hidden_state[0]
     mean = tokens_LW.mean(dim=0)
     normed = (mean - mean.mean()) / (mean.var(unbiased=False) + 1e-5).sqrt()
-    wanted = dual.network.text_projection(normed)
+    wanted = dual.network.projections.text_projection(normed)
     assert_close(dual.embed_texts(text)[0], wanted / wanted.norm(), rtol=1e-5, atol=1e-6)
     assert_close(dual.embed_texts(dual.preprocess.texts(captions))[0], wanted / wanted.norm(), rtol=1e-4, atol=1e-5)
 
@@ -69,9 +69,10 @@ def test_only_projections_are_trained_and_encoders_drop_nothing_out(dual, pictur
     images_ID, texts_TD = dual(dual.preprocess.images(pictures), dual.preprocess.texts(captions))
     (images_ID.sum() + texts_TD.sum()).backward()
     trained = {name for name, parameter in dual.network.named_parameters() if parameter.grad is not None}
-    assert trained == {"image_projection.weight", "image_projection.bias", "text_projection.weight", "text_projection.bias"}
+    sides = {"projections.image_projection", "projections.text_projection"}
+    assert trained == {f"{side}.{part}" for side in sides for part in ("weight", "bias")}
     assert not dual.network.vision.training
-    assert dual.network.dropout.training
+    assert dual.network.projections.dropout.training
 
 
 def test_a_co_attention_scorer_over_the_same_encoders_shares_the_features(captions, tmp_path):

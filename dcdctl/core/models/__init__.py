@@ -3,11 +3,12 @@
 from dcdctl.core.models.activations import checkpoint_activations
 from dcdctl.core.models.coattention import CoAttentionNetwork, FusionSize
 from dcdctl.core.models.dual import DualModel, DualSize, dual_from_backbones, new_dual
-from dcdctl.core.models.encoder_dual import EncoderDual, ProjectionSize, dual_over
+from dcdctl.core.models.encoder_dual import EncoderDual, dual_over
 from dcdctl.core.models.encoder_pair import scorer_over
 from dcdctl.core.models.meter import CoAttentionScorer
 from dcdctl.core.models.overrides import parse_overrides
 from dcdctl.core.models.preprocess import Preprocess
+from dcdctl.core.models.projections import ProjectionSize
 from dcdctl.core.models.protocols import DualEncoder, FusionScorer, ImageBatch, Preprocessor, States, TextBatch
 from dcdctl.core.models.store import fingerprint, load, load_dual, load_fusion, save
 from dcdctl.core.models.students import dual_student, every_other, fusion_student

@@ -2,7 +2,7 @@
 
 Two streams, text and image, go through fusion steps. A step updates both from what both were before it: self-attention on the own
 stream, cross-attention to the other, feed forward, each followed by a LayerNorm of the sum with its input. The score is one linear
-layer on the pooled first tokens of both streams, text first.
+layer on the pooled first tokens of both streams, text first; to it the scaled cosine of a dual encoder over the same encoders may be added.
 
 Shape letters: B aligned pairs, P pairs, I images, T texts, L text tokens, V image tokens, N tokens of a stream, M of its source,
 D width, H heads, d width of a head.
@@ -10,6 +10,7 @@ D width, H heads, d width of a head.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from transformers import AutoConfig, AutoModel
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import encoders
 from dcdctl.core.models.folding import Heads
+from dcdctl.core.models.projections import Projections, ProjectionSize
 
 FUSION_EPS = 1e-12
 """LayerNorm epsilon of the fusion layers: that of a fresh RoBERTa configuration, and not roberta-base's 1e-5."""
@@ -119,9 +121,12 @@ class FusionLayer(nn.Module):
 
 
 class CoAttentionNetwork(nn.Module):
-    """Two encoders, the transforms to one width, the fusion steps, the poolers and the ranking head; all but the encoders untrained."""
+    """Two encoders, the transforms to one width, the fusion steps, the poolers and the ranking head; all but the encoders untrained.
 
-    def __init__(self, vision: nn.Module, text: nn.Module, size: FusionSize) -> None:
+    `cosine` is what a dual encoder over the same encoders has after them; its logit is added to the fusion's.
+    """
+
+    def __init__(self, vision: nn.Module, text: nn.Module, size: FusionSize, cosine: Projections | None = None) -> None:
         super().__init__()
         self.vision, self.text, self.size = vision, text, size
         for encoder in (vision, text):
@@ -140,13 +145,23 @@ class CoAttentionNetwork(nn.Module):
                 nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
                 if isinstance(module, nn.Linear):
                     nn.init.zeros_(module.bias)
+        self.cosine = cosine
 
     @classmethod
-    def from_configs(cls, vision_config: Any, text_config: Any, size: FusionSize) -> Self:
+    def from_configs(cls, vision_config: Any, text_config: Any, size: FusionSize, cosine: ProjectionSize | None = None) -> Self:
         """The network over untrained encoders of these configurations."""
         with encoders.needing_timm(f"the vision encoder {getattr(vision_config, 'architecture', '')}"):
             vision = AutoModel.from_config(vision_config)
-        return cls(vision, AutoModel.from_config(text_config), size)
+        text = AutoModel.from_config(text_config)
+        if cosine is None:
+            return cls(vision, text, size)
+        return cls(vision, text, size, Projections(encoders.image_width(vision), text.config.hidden_size, cosine))
+
+    def start_from(self, cosine: Projections) -> None:
+        """Add a copy of these projections' logit, which at first is the whole logit: the head starts at zero."""
+        self.cosine = copy.deepcopy(cosine).requires_grad_(True)
+        nn.init.zeros_(self.rank_output.weight)
+        nn.init.zeros_(self.rank_output.bias)
 
     @property
     def vision_config(self) -> Any:
@@ -185,29 +200,32 @@ class CoAttentionNetwork(nn.Module):
         tokens: Tensor = self.text_transform(features) + self.modality.weight[TEXT_ROW]
         return tokens
 
-    def image_tokens(self, pixel_values: Tensor) -> Tensor:
-        """I images as they enter the fusion, I x V x D."""
-        return self.image_stream(self.image_features(pixel_values))
-
-    def text_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """T captions as they enter the fusion, T x L x D."""
-        return self.text_stream(self.text_features(input_ids, attention_mask))
-
     def rank(self, text_BND: Tensor, image_BND: Tensor) -> Tensor:
         """Logits of B pairs from the first tokens of both streams."""
         pooled = [self.text_pooler(text_BND[:, 0]).tanh(), self.image_pooler(image_BND[:, 0]).tanh()]
         logits: Tensor = self.rank_output(torch.cat(pooled, dim=-1)).squeeze(-1)
         return logits
 
+    def add_cosine(self, logits_P: Tensor, image_PD: Tensor | None, text_PD: Tensor | None) -> Tensor:
+        """The logits of P pairs with those of their vectors added; as they are in a network without a cosine."""
+        if self.cosine is None:
+            return logits_P
+        assert image_PD is not None
+        assert text_PD is not None
+        return logits_P + self.cosine.logits(image_PD, text_PD)
+
     def to_table(self) -> dict[str, Any]:
         """What config.json holds."""
         sides = {"vision": self.vision_config.to_dict(), "text": self.text_config.to_dict()}
         for told in sides.values():
             told.pop("_name_or_path", None)  # where the encoder once came from, perhaps a folder of this machine
-        return {**sides, "fusion": dataclasses.asdict(self.size)}
+        cosine = None if self.cosine is None else dataclasses.asdict(self.cosine.size)
+        return {**sides, "fusion": dataclasses.asdict(self.size), "cosine": cosine}
 
 
 def network_from_table(table: Mapping[str, Any]) -> CoAttentionNetwork:
     """The network, untrained, that `CoAttentionNetwork.to_table` describes."""
     vision, text = (AutoConfig.for_model(**table[name]) for name in ("vision", "text"))
-    return CoAttentionNetwork.from_configs(vision, text, FusionSize(**table["fusion"]))
+    told = table.get("cosine")  # not in older files
+    cosine = None if told is None else ProjectionSize(**told)
+    return CoAttentionNetwork.from_configs(vision, text, FusionSize(**table["fusion"]), cosine)

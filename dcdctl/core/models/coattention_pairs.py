@@ -16,7 +16,7 @@ from torch import Tensor
 from dcdctl.core.models import folding
 from dcdctl.core.models.activations import recomputed
 from dcdctl.core.models.coattention import Attention, CoAttentionNetwork, FusionLayer
-from dcdctl.core.models.protocols import States
+from dcdctl.core.models.protocols import States, rows
 
 Layers = tuple[FusionLayer, FusionLayer]
 Streams = tuple[Tensor, Tensor]
@@ -28,18 +28,20 @@ def score_pairs(network: CoAttentionNetwork, images: States, texts: States, imag
     used_images, image_at_P = image_ix_P.unique(return_inverse=True)
     used_texts, text_at_P = text_ix_P.unique(return_inverse=True)
     texts = texts.take(used_texts)
-    image_IVD, text_TLD, mask_TL = images.tokens[used_images], texts.tokens, texts.mask
+    image_IVD, text_TLD, mask_TL = rows(images.tokens, used_images), texts.tokens, texts.mask
     mask_PL = None if bool(mask_TL.all()) else mask_TL[text_at_P]
-    streams = text_TLD[text_at_P], image_IVD[image_at_P]
+    streams = rows(text_TLD, text_at_P), rows(image_IVD, image_at_P)
     for step, layers in enumerate(network.steps):
         count = 1 if step == len(network.steps) - 1 else None
         if step == 0:
             own_mask = None if mask_PL is None else mask_TL
             text, image = recomputed(network, _look_around, layers, (text_TLD, image_IVD), own_mask, count)
-            streams = recomputed(network, _meet, layers, (text[text_at_P], image[image_at_P]), streams, mask_PL)
+            streams = recomputed(network, _meet, layers, (rows(text, text_at_P), rows(image, image_at_P)), streams, mask_PL)
         else:
             streams = recomputed(network, _step, layers, streams, mask_PL, count)
-    return network.rank(*streams)
+    image_PD = None if images.vectors is None else rows(images.vectors, image_ix_P)
+    text_PD = None if texts.vectors is None else rows(texts.vectors, text_at_P)
+    return network.add_cosine(network.rank(*streams), image_PD, text_PD)
 
 
 def _step(layers: Layers, streams: Streams, mask_PL: Tensor | None, num_queries: int | None) -> Streams:

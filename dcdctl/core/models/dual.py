@@ -24,9 +24,9 @@ from dcdctl.core.models.preprocess import (
     reaching,
     square_image_processor,
 )
+from dcdctl.core.models.projections import MAX_LOGIT_SCALE
 from dcdctl.core.models.protocols import ImageBatch, TextBatch
 
-MAX_LOGIT_SCALE = 100.0
 MAX_TEXT_LEN = 40
 PLACE_STD = 0.2
 """Of a new image encoder's position embeddings: a narrow one whose places are quieter than its patches learns them late."""

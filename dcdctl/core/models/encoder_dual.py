@@ -5,48 +5,30 @@ Shape letters: I images, T texts, V image tokens, L text tokens, D length of the
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AutoConfig, AutoModel
 
 from dcdctl.core import files
-from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.errors import ModelError
 from dcdctl.core.models import encoders
 from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.digests import digest_of_model
 from dcdctl.core.models.dual import DualModel
 from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
 from dcdctl.core.models.preprocess import Preprocess, check_text_length, check_vocabulary, load_tokenizer, num_text_positions, reaching
+from dcdctl.core.models.projections import Projections, ProjectionSize
 from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
 
 MODEL_TYPE = "dcdctl-encoder-dual"
 WEIGHTS_FILE = "model.safetensors"
-FIRST_LOGIT_SCALE = 20.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProjectionSize:
-    """What comes after the encoders."""
-
-    projection_dim: int = 512
-    """Length of the vectors."""
-    dropout: float = 0.5
-    """Of the features, in training: the one thing that keeps a linear layer from learning a few thousand captions by heart."""
-
-    def __post_init__(self) -> None:
-        if self.projection_dim < 1:
-            raise ConfigError(f"projection_dim must be at least 1, got {self.projection_dim}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
 
 
 class EncoderDualNetwork(nn.Module):
@@ -54,14 +36,11 @@ class EncoderDualNetwork(nn.Module):
 
     def __init__(self, vision: nn.Module, text: nn.Module, size: ProjectionSize) -> None:
         super().__init__()
-        self.vision, self.text, self.size = vision, text, size
+        self.vision, self.text = vision, text
         for encoder in (vision, text):
             encoders.drop_pooler(encoder)
         self.image_width = encoders.image_width(vision)
-        self.dropout = nn.Dropout(size.dropout)
-        self.image_projection = nn.Linear(self.image_width, size.projection_dim)
-        self.text_projection = nn.Linear(self.text_config.hidden_size, size.projection_dim)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(FIRST_LOGIT_SCALE)))
+        self.projections = Projections(self.image_width, self.text_config.hidden_size, size)
 
     @property
     def vision_config(self) -> Any:
@@ -71,25 +50,12 @@ class EncoderDualNetwork(nn.Module):
     def text_config(self) -> Any:
         return self.text.config
 
-    def project_images(self, tokens_IVW: Tensor) -> Tensor:
-        """Unit vectors I x D of image features, of which the first stands for the whole (its class token, or the mean of its places)."""
-        return self._project(self.image_projection, tokens_IVW[:, 0])
-
-    def project_texts(self, tokens_TLW: Tensor, mask_TL: Tensor) -> Tensor:
-        """Unit vectors T x D of text features: of the mean of their tokens."""
-        real_TL1 = mask_TL[:, :, None].to(tokens_TLW.dtype)
-        return self._project(self.text_projection, (tokens_TLW * real_TL1).sum(dim=1) / real_TL1.sum(dim=1).clamp(min=1))
-
-    def _project(self, projection: nn.Linear, features: Tensor) -> Tensor:
-        normed = functional.layer_norm(features, features.shape[-1:])
-        return functional.normalize(projection(self.dropout(normed)), dim=-1)
-
     def to_table(self) -> dict[str, Any]:
         """What config.json holds."""
         sides = {"vision": self.vision_config.to_dict(), "text": self.text_config.to_dict()}
         for told in sides.values():
             told.pop("_name_or_path", None)  # where the encoder once came from, perhaps a folder of this machine
-        return {**sides, "projection": {"projection_dim": self.size.projection_dim, "dropout": self.size.dropout}}
+        return {**sides, "projection": dataclasses.asdict(self.projections.size)}
 
 
 class EncoderDual(DualModel):
@@ -127,7 +93,12 @@ class EncoderDual(DualModel):
 
     @property
     def embedding_dim(self) -> int:
-        return int(self.network.size.projection_dim)
+        return int(self.network.projections.size.projection_dim)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """What cosines are multiplied by to be logits."""
+        return self.network.projections.scale
 
     def train(self, mode: bool = True) -> Self:
         """As always, except for the encoders, which stay in eval mode."""
@@ -151,16 +122,12 @@ class EncoderDual(DualModel):
     def embed_images(self, images: ImageBatch | States) -> Tensor:
         """Unit vectors, I x D, of images or of their features."""
         features = self.image_features(images) if isinstance(images, ImageBatch) else images
-        return self.network.project_images(self._in_own_type(features.tokens))
+        return self.network.projections.project_images(features.tokens)
 
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
         """Unit vectors, T x D, of captions or of their features."""
         features = self.text_features(texts) if isinstance(texts, TextBatch) else texts
-        return self.network.project_texts(self._in_own_type(features.tokens), features.mask)
-
-    def _in_own_type(self, features: Tensor) -> Tensor:
-        """Features from disk are float16."""
-        return features.to(self.network.image_projection.weight.dtype)
+        return self.network.projections.project_texts(features.tokens, features.mask)
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write config.json and the weights."""

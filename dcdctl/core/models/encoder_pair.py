@@ -8,17 +8,22 @@ from PIL import Image
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import encoders
 from dcdctl.core.models.coattention import CoAttentionNetwork, FusionSize
+from dcdctl.core.models.encoder_dual import EncoderDual
 from dcdctl.core.models.meter import CoAttentionScorer
 from dcdctl.core.models.preprocess import Preprocess, check_vocabulary, load_tokenizer, num_text_positions
+from dcdctl.core.models.store import load_dual
 
 MAX_TEXT_LEN = 40
 
 
-def scorer_over(vision_ref: str, text_ref: str, size: FusionSize, *, max_text_len: int = MAX_TEXT_LEN, seed: int = 0) -> CoAttentionScorer:
+def scorer_over(
+    vision_ref: str, text_ref: str, size: FusionSize, *, max_text_len: int = MAX_TEXT_LEN, seed: int = 0, cosine: str | None = None
+) -> CoAttentionScorer:
     """A scorer whose encoders are pretrained (folders or Hub ids) and whose fusion is new.
 
     `vision` is any backbone of transformers or timm that gives tokens or a feature map, `text` any text model of AutoModel; of a CLIP-like
-    model the side is taken. The same weights for the same seed, the global random state untouched. ModelError if they do not go together.
+    model the side is taken. `cosine` names a dual encoder over the same encoders, whose logit is added and is all there is at first. The
+    same weights for the same seed, the global random state untouched. ModelError if they do not go together.
     """
     vision, text = encoders.load_vision(vision_ref), encoders.load_text(text_ref)
     tokenizer = load_tokenizer(text_ref, "model.text wants a text model with its tokenizer")
@@ -32,8 +37,23 @@ def scorer_over(vision_ref: str, text_ref: str, size: FusionSize, *, max_text_le
         max_text_len=min(max_text_len, num_text_positions(network.text_config)),
     )
     scorer = CoAttentionScorer(network, preprocess)
+    if cosine is not None:
+        _start_from_dual(scorer, cosine, f"{vision_ref} and {text_ref}")
     _try_out(scorer, vision_ref, text_ref)
     return scorer
+
+
+def _start_from_dual(scorer: CoAttentionScorer, ref: str, own: str) -> None:
+    """Let a scorer add a dual encoder's logit; ModelError if their encoders, or what they make of pictures and captions, differ."""
+    dual = load_dual(ref)
+    if not isinstance(dual, EncoderDual):
+        hint = "train one with model.kind dual, model.start new, model.vision, model.text and model.frozen_encoders"
+        raise ModelError(f"{ref} is a dual encoder whose own encoders were trained, wanted one over {own} as they are", hint=hint)
+    if dual.encoders_digest != scorer.encoders_digest:
+        found, wanted = dual.encoders_digest[:8], scorer.encoders_digest[:8]
+        hint = "give both the same model.vision, model.text and model.max_text_len"
+        raise ModelError(f"{ref} is a dual encoder over other encoders ({found}) than {own} ({wanted})", hint=hint)
+    scorer.network.start_from(dual.network.projections)
 
 
 @torch.no_grad()

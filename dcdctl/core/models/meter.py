@@ -114,12 +114,16 @@ class CoAttentionScorer(nn.Module):
     def encode_images(self, images: ImageBatch | States) -> States:
         """The image stream as it enters the fusion, I x V x D, of images or of their features."""
         features = self.image_features(images) if isinstance(images, ImageBatch) else images
-        return States(self.network.image_stream(self._in_own_type(features.tokens)), features.mask)
+        cosine = self.network.cosine
+        vectors = None if cosine is None else cosine.project_images(features.tokens)
+        return States(self.network.image_stream(self._in_own_type(features.tokens)), features.mask, vectors)
 
     def encode_texts(self, texts: TextBatch | States) -> States:
         """The text stream as it enters the fusion, T x L x D, of captions or of their features."""
         features = self.text_features(texts) if isinstance(texts, TextBatch) else texts
-        return States(self.network.text_stream(self._in_own_type(features.tokens)), features.mask)
+        cosine = self.network.cosine
+        vectors = None if cosine is None else cosine.project_texts(features.tokens, features.mask)
+        return States(self.network.text_stream(self._in_own_type(features.tokens)), features.mask, vectors)
 
     def _in_own_type(self, features: Tensor) -> Tensor:
         """Features from disk are float16."""
@@ -131,11 +135,13 @@ class CoAttentionScorer(nn.Module):
 
     def score(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
         """Logits of B aligned pairs, each encoded for itself and run through every layer as a whole; the oracle."""
-        image, text = self.network.image_tokens(pixel_values), self.network.text_tokens(input_ids, attention_mask)
         mask = attention_mask.bool()
+        images = self.encode_images(ImageBatch(pixel_values))
+        texts = self.encode_texts(TextBatch(input_ids, attention_mask))
+        image, text = images.tokens, texts.tokens
         for text_layer, image_layer in self.layers:
             text, image = text_layer(text, mask, image, None), image_layer(image, None, text, mask)
-        return self.network.rank(text, image)
+        return self.network.add_cosine(self.network.rank(text, image), images.vectors, texts.vectors)
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write config.json and the weights."""

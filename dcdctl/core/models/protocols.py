@@ -5,7 +5,7 @@ Shape letters: I images, T texts, P pairs, C channels, H and W pixels, L text to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -60,6 +60,14 @@ class TextBatch:
         return TextBatch(self.input_ids.pin_memory(), self.attention_mask.pin_memory())
 
 
+def rows(tensor: Tensor, index: Tensor) -> Tensor:
+    """The rows at these positions; repeats are fine.
+
+    The gradient of `tensor[index]` depends on the order in which a CPU's threads add it up; this one's does not, and a run is repeatable.
+    """
+    return tensor.index_select(0, index)
+
+
 @dataclass(frozen=True)
 class States:
     """Images or texts encoded once, ready to be scored in any number of pairs."""
@@ -68,6 +76,8 @@ class States:
     """count x N x D."""
     mask: Tensor
     """count x N, True where the token is real."""
+    vectors: Tensor | None = None
+    """count x D', unit vectors whose scaled cosine is added to a pair's logit; of a model that adds one."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -77,19 +87,23 @@ class States:
         mask = self.mask[index]
         used = mask.any(dim=0).nonzero()
         longest = int(used.max()) + 1 if len(used) else 1
-        return States(self.tokens[:, :longest][index], mask[:, :longest])
+        vectors = None if self.vectors is None else rows(self.vectors, index)
+        return States(rows(self.tokens[:, :longest], index), mask[:, :longest], vectors)
 
     def to(self, device: Device, *, non_blocking: bool = False) -> States:
         """The same states on another device."""
-        return States(self.tokens.to(device, non_blocking=non_blocking), self.mask.to(device, non_blocking=non_blocking))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> States:
         """The same states in memory that a GPU reads by itself."""
-        return States(self.tokens.pin_memory(), self.mask.pin_memory())
+        return self._each(lambda tensor: tensor.pin_memory())
 
     def detach(self) -> States:
         """The same states, cut from the graph."""
-        return States(self.tokens.detach(), self.mask)
+        return self._each(lambda tensor: tensor.detach())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> States:
+        return States(change(self.tokens), change(self.mask), None if self.vectors is None else change(self.vectors))
 
     @staticmethod
     def cat(parts: Sequence[States]) -> States:
@@ -98,7 +112,10 @@ class States:
         missing = [longest - part.tokens.shape[1] for part in parts]
         tokens = [functional.pad(part.tokens, (0, 0, 0, count)) for part, count in zip(parts, missing, strict=True)]
         masks = [functional.pad(part.mask, (0, count)) for part, count in zip(parts, missing, strict=True)]
-        return States(torch.cat(tokens), torch.cat(masks))
+        vectors = [part.vectors for part in parts if part.vectors is not None]
+        if len(vectors) not in (0, len(parts)):
+            raise ValueError("some parts have vectors and some have none")
+        return States(torch.cat(tokens), torch.cat(masks), torch.cat(vectors) if vectors else None)
 
 
 class Preprocessor(Protocol):

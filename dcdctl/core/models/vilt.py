@@ -33,7 +33,7 @@ from dcdctl.core.models.preprocess import (
     reaching,
     vilt_image_processor,
 )
-from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
+from dcdctl.core.models.protocols import ImageBatch, States, TextBatch, rows
 
 TEXT_EPS = 1e-12
 """LayerNorm epsilon of the text embeddings."""
@@ -142,12 +142,12 @@ class ViltScorer(nn.Module):
         left, right = texts.take(used_texts), images.take(used_images)
         mask_PN = torch.cat([left.mask[text_at_P], right.mask[image_at_P]], dim=1)
         mask = None if bool(mask_PN.all()) else mask_PN
-        tokens_PND = torch.cat([left.tokens[text_at_P], right.tokens[image_at_P]], dim=1)
+        tokens_PND = torch.cat([rows(left.tokens, text_at_P), rows(right.tokens, image_at_P)], dim=1)
 
         def first(layer: Any, tokens_PND: Tensor, text_TLD: Tensor, image_IVD: Tensor, count: int | None) -> Tensor:
             # Here no token has met the other side's: one projection an image and a caption, however many pairs they are in.
             sides = zip(vilt_layers.project(layer, text_TLD), vilt_layers.project(layer, image_IVD), strict=True)
-            projected = [torch.cat([text[text_at_P], image[image_at_P]], dim=2) for text, image in sides]
+            projected = [torch.cat([rows(text, text_at_P), rows(image, image_at_P)], dim=2) for text, image in sides]
             return vilt_layers.finish(layer, tokens_PND, vilt_layers.attend(layer, projected, mask, count))
 
         for i, layer in enumerate(self.layers):

@@ -1,0 +1,98 @@
+"""Negatives of lists without a teacher cache: drawn from the whole corpus, or from what was mined for the query.
+
+What is mined is a function of the corpus and the recipe, so every process mines the same; what is drawn is one of the generator handed in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dcdctl.core import candidates, distributed, vectors
+from dcdctl.core.candidates import Candidates, Index
+from dcdctl.core.errors import ConfigError, MissingError
+from dcdctl.core.features import Source
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.recipe import Recipe
+
+TRIES = 50
+"""How often as many as are wanted are drawn, before there are taken to be no others."""
+
+
+@dataclass(frozen=True)
+class MinedNegatives:
+    """What lists draw their negatives from, and from which step on."""
+
+    candidates: Candidates
+    per_list: int
+    """Of the drawn ones of a list, so many are mined."""
+    first_step: int = 0
+    """Before it all negatives are random."""
+
+    def some_of(self, rng: np.random.Generator, direction: str, query: int) -> Index:
+        """Some mined captions of an image (text) or images of a caption (image): as many as a list has, or all there are."""
+        found = (self.candidates.texts_of_image if direction == "text" else self.candidates.images_of_text)[query]
+        return rng.choice(found, min(self.per_list, len(found)), replace=False)
+
+
+def check(recipe: Recipe, *, has_cache: bool) -> None:
+    """ConfigError if a recipe asks for mined negatives and cannot have them."""
+    if recipe.batch.negatives != "mined":
+        if (recipe.batch.mined_share, recipe.batch.mined_from) != (1.0, 0.0):
+            raise ConfigError("batch.mined_share and batch.mined_from are for batch.negatives mined, and it is random")
+        return
+    if has_cache:
+        hint = "set it to random and mine for the cache: --set candidates.kind=KIND of cache-teacher"
+        raise ConfigError("batch.negatives is mined, and with a cache the negatives are those of the cache", hint=hint)
+    if not recipe.loss.on_lists:
+        hint = "take a loss on lists, such as ranking"
+        raise ConfigError(f"batch.negatives is mined, and loss {', '.join(recipe.loss.terms)} is on all pairs of a batch", hint=hint)
+    if recipe.candidates.kind == "blocks":
+        hint = "set it to random, lexical, embedding or mixed"
+        raise ConfigError("batch.negatives is mined, and candidates.kind blocks makes batches, not candidates of a query", hint=hint)
+    if missing := [direction for direction in recipe.batch.directions if direction not in recipe.candidates.directions]:
+        hint = "set candidates.directions to those of the batch"
+        raise ConfigError(f"batch.negatives is mined, and candidates.directions lacks {', '.join(missing)}", hint=hint)
+    for name in ("absolute_margin", "relative_margin"):
+        if getattr(recipe.candidates, name) is not None:
+            raise ConfigError(f"candidates.{name} needs the teacher's scores, and batch.negatives mined has none", hint="leave it out")
+
+
+def mine(source: Source, recipe: Recipe, num_steps: int, *, device: torch.device = candidates.CPU, track: Track = silent) -> MinedNegatives:
+    """Mine what a recipe's `[candidates]` says, in the directions of its batches, for a training of so many steps."""
+    config = dataclasses.replace(recipe.candidates, directions=recipe.batch.directions)
+    found = vectors.of_source(config.model, source, device, track) if config.model else None
+    mined = candidates.mine(source.corpus, config, found, track)
+    arrays = (mined.texts_of_image.offsets, mined.texts_of_image.values, mined.images_of_text.offsets, mined.images_of_text.values)
+    distributed.check_equal(zlib.crc32(b"".join(array.tobytes() for array in arrays)), "the negatives they mined")
+    per_list = max(1, int(recipe.batch.mined_share * recipe.batch.drawn_negatives + 0.5))
+    return MinedNegatives(mined, per_list, int(recipe.batch.mined_from * num_steps + 0.5))
+
+
+def draw(rng: np.random.Generator, population: int, count: int, is_own: Callable[[int], bool]) -> Index:
+    """Negatives from the whole corpus; with replacement, as in the paper's code, but never one of the query's own."""
+    chosen: list[int] = []
+    for _ in range(TRIES):
+        chosen += [int(i) for i in rng.integers(0, population, count) if not is_own(int(i))]
+        if len(chosen) >= count:
+            return np.array(chosen[:count], dtype=np.int64)
+    raise MissingError(f"no negatives to draw among {population} images or captions", hint="the corpus needs more than one picture")
+
+
+def filled_up(rng: np.random.Generator, mined: Index, count: int, population: int, own: set[int], class_of: Callable[[int], int]) -> Index:
+    """The mined ones, then random ones up to `count`: neither own nor, while there are others, the same as another. Two are the same that
+    are of one class; `own` are classes."""
+    chosen = mined.tolist()
+    seen = own | {class_of(i) for i in chosen}
+    for _ in range(TRIES if len(chosen) < count else 0):
+        for i in rng.integers(0, population, count).tolist():
+            if len(chosen) < count and class_of(i) not in seen:
+                chosen.append(i)
+                seen.add(class_of(i))
+    # A corpus of a few pictures has no others: then some come again.
+    return np.concatenate([chosen, draw(rng, population, count - len(chosen), lambda i: class_of(i) in own)]).astype(np.int64)
