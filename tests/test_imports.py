@@ -58,6 +58,7 @@ ORDER = [
     "inspection",
     "cache_extension",
     "cache_building",
+    "cache_trials",
     "losses",
     "recipe",
     "neighbourhoods",

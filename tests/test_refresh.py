@@ -36,8 +36,8 @@ def test_each_refresh_adds_the_students_hardest_and_scores_only_what_is_missing(
     scored = []
     monkeypatch.setattr(
         cache_building,
-        "_score",
-        lambda job, image, text, advance=None, real=cache_building._score: scored.append(len(image)) or real(job, image, text, advance),
+        "score_pairs",
+        lambda job, image, text, advance=None, real=cache_building.score_pairs: scored.append(len(image)) or real(job, image, text),
     )
     run([*student, "batch.refresh_steps=[2, 4]"], inputs, tmp_path / "run")
     sizes = [cache.num_pairs for cache in inputs.caches]

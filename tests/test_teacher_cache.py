@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import contents, make_teacher, run_script
 
-from dcdctl.core import cache_building, cache_files, candidates, models, scoring, teacher_cache
+from dcdctl.core import cache_building, cache_files, cache_trials, candidates, models, scoring, teacher_cache
 from dcdctl.core.cache_building import ScoringOptions
 from dcdctl.core.candidates import CandidateConfig
 from dcdctl.core.errors import InputError, MissingError, StaleError
@@ -328,7 +328,7 @@ def test_scores_made_in_another_way_are_not_taken_over(change, corpus, teacher, 
 
 def test_a_plan_that_was_not_begun_may_be_replaced(corpus, teacher, folder, tmp_path, sharded):
     job = cache_building.plan(corpus, teacher, tmp_path / "cache", CandidateConfig(per_query=7), options=OPTIONS)
-    estimate = cache_building.estimate(job)
+    estimate = cache_trials.estimate(job)
     assert estimate.num_pairs == estimate.num_to_score > 32 * 7
     assert estimate.pairs_per_s > 0
     assert estimate.seconds == pytest.approx(estimate.num_to_score / estimate.pairs_per_s)
@@ -338,7 +338,7 @@ def test_a_plan_that_was_not_begun_may_be_replaced(corpus, teacher, folder, tmp_
 
 
 def test_verify_scores_anew_and_finds_a_wrong_score(corpus, teacher, folder, copied, sharded):
-    assert cache_building.verify(folder, corpus, teacher, 50, options=OPTIONS) < 1e-5
+    assert cache_trials.verify(folder, corpus, teacher, 50, options=OPTIONS) < 1e-5
     path, whole = copied / "pairs-00002.parquet", json.loads((copied / "cache.json").read_text())
     pairs = cache_files.read_pairs(path)
     wrong = cache_files.Pairs(pairs.image, pairs.text, pairs.score + np.float32(0.01), pairs.role)
@@ -347,9 +347,9 @@ def test_verify_scores_anew_and_finds_a_wrong_score(corpus, teacher, folder, cop
     whole["files"][path.name] = cache_files.seal_of(path, pairs=len(wrong))
     (copied / "cache.json").write_text(json.dumps(whole))
     with pytest.raises(StaleError, match=r"image 1\d with caption \d+ scores -?\d+\.\d+, and the cache has"):
-        cache_building.verify(copied, corpus, teacher, 1000, options=OPTIONS)
+        cache_trials.verify(copied, corpus, teacher, 1000, options=OPTIONS)
     with pytest.raises(StaleError, match="another precision"):
-        cache_building.verify(folder, corpus, teacher, 5, options=ScoringOptions(precision="bfloat16"))
+        cache_trials.verify(folder, corpus, teacher, 5, options=ScoringOptions(precision="bfloat16"))
 
 
 def test_two_runs_do_not_write_to_one_folder(corpus, teacher, tmp_path):

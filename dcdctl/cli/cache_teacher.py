@@ -35,7 +35,7 @@ def cache_teacher(
 ) -> None:
     """Score each query's candidates with the teacher once, so that training never runs it."""
     from dcdctl.cli.terminal import bar, show
-    from dcdctl.core import cache_building, models
+    from dcdctl.core import cache_building, cache_trials, models
     from dcdctl.core import recipe as recipes
     from dcdctl.core.corpus import Corpus
 
@@ -43,11 +43,11 @@ def cache_teacher(
     model = models.load_fusion(teacher, models.parse_overrides(model_set or []), bar)
     options = cache_building.options_for(corpus, model, device, batch_size, precision, features, bar)
     if verify is not None:
-        worst = cache_building.verify(out, corpus, model, verify, options=options)
+        worst = cache_trials.verify(out, corpus, model, verify, options=options)
         return show(f"{out}: {verify:,} pairs scored anew, the largest difference is {worst:.1e}")
     with cache_building.claimed(out):
         job = cache_building.plan(corpus, model, out, config, options=options, extend=extend, track=bar)
-        _tell(cache_building.estimate(job))
+        _tell(cache_trials.estimate(job))
         if not dry_run:
             cache = cache_building.score(job, track=bar)
             show(f"{cache.num_pairs:,} scored pairs of {corpus.num_images:,} images and {corpus.num_captions:,} captions -> {out}")

@@ -7,7 +7,6 @@ absent; a killed run goes on with the shards that are missing, whatever their nu
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -45,10 +44,6 @@ from dcdctl.core.teacher_cache import TeacherCache
 
 BYTES_PER_PAIR = 12
 """At most, on disk."""
-TRIAL_S = 2.0
-"""Seconds of scoring that a rate is told from."""
-TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
-"""How far a score computed anew may lie from the cached one, relative to the larger of 1 and its size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,21 +56,6 @@ class ScoringOptions:
     """float32, or the torch name of what to compute in under autocast."""
     features: Features | None = None
     """Outputs of the teacher's encoders, so that these are not run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """What scoring a plan takes."""
-
-    num_pairs: int
-    num_to_score: int
-    """Pairs without a score: the others are those of the cache that is extended, or of an earlier run."""
-    pairs_per_s: float
-    """Of a short trial on this device, by this process."""
-    seconds: float
-    """Time left, for all processes together."""
-    disk_bytes: int
-    """At most."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +146,7 @@ def make_plan(
         "teacher": teacher.digest,
         "candidates": to_table(config),
         "precision": options.precision,
-        "features": _kind_of(options.features),
+        "features": kind_of(options.features),
         "extends": None if extend is None else files.sha256_of(extend / "cache.json"),
         "images_per_shard": IMAGES_PER_SHARD,
     }
@@ -183,34 +163,6 @@ def options_for(
     return ScoringOptions(device=place, batch_size=batch_size, precision=devices.precision(precision), features=kept)
 
 
-def estimate(job: Job) -> Estimate:
-    """How many pairs there are, how fast some of them are scored, and what that makes of the rest."""
-    planned = [read_pairs(job.folder / planned_name(shard)) for shard in job.missing]
-    num_to_score = sum(int(np.isnan(pairs.score).sum()) for pairs in planned)
-    whole = [shard for shard in range(len(shards_of(job.plan))) if shard not in set(job.missing)]
-    num_pairs = sum(map(len, planned)) + sum(len(read_pairs(job.folder / pairs_name(shard))) for shard in whole)
-    rate = _trial(job, next((pairs for pairs in planned if np.isnan(pairs.score).any()), None))
-    seconds = num_to_score / rate / distributed.world_size() if num_to_score else 0.0
-    return Estimate(
-        num_pairs=num_pairs, num_to_score=num_to_score, pairs_per_s=rate, seconds=seconds, disk_bytes=BYTES_PER_PAIR * num_pairs
-    )
-
-
-def _trial(job: Job, pairs: Pairs | None) -> float:
-    """Pairs a second of the first images of a shard; images and captions are encoded in that time, as in the whole."""
-    if pairs is None:
-        return 0.0
-    todo = np.flatnonzero(np.isnan(pairs.score))
-    first = np.unique(pairs.image[todo])
-    count, elapsed, num_images = 0, 0.0, 1
-    while elapsed < TRIAL_S and count < len(todo):
-        some = todo[np.isin(pairs.image[todo], first[:num_images])]
-        started = time.perf_counter()
-        _score(job, pairs.image[some], pairs.text[some])
-        elapsed, count, num_images = time.perf_counter() - started, len(some), 4 * num_images
-    return count / elapsed
-
-
 def score(job: Job, *, track: Track = silent) -> TeacherCache:
     """Score what is missing, this process's share of it, and seal the cache."""
     if not (job.folder / "cache.json").exists():
@@ -222,7 +174,7 @@ def score(job: Job, *, track: Track = silent) -> TeacherCache:
                 todo = np.isnan(pairs.score)
                 scores = pairs.score.copy()
                 if todo.any():
-                    scores[todo] = _score(job, pairs.image[todo], pairs.text[todo], advance)
+                    scores[todo] = score_pairs(job, pairs.image[todo], pairs.text[todo], advance)
                 write_pairs(job.folder / pairs_name(shard), Pairs(pairs.image, pairs.text, scores, pairs.role))
         distributed.wait()
     with distributed.main_first():
@@ -235,7 +187,8 @@ def _count_unscored(path: Path) -> int:
     return int(np.isnan(read_pairs(path).score).sum())
 
 
-def _score(job: Job, image_P: Index, text_P: Index, advance: Any = None) -> NDArray[np.float32]:
+def score_pairs(job: Job, image_P: Index, text_P: Index, advance: Any = None) -> NDArray[np.float32]:
+    """The teacher's scores of pairs, as a job has them computed; StaleError if one is not finite."""
     options = job.options
     found = scoring.score_pairs(
         job.teacher,
@@ -316,29 +269,6 @@ def _seal(job: Job) -> None:
         left.unlink(missing_ok=True)
 
 
-def verify(folder: Path, corpus: Corpus, teacher: FusionScorer, count: int, *, options: ScoringOptions = ScoringOptions()) -> float:
-    """Compute some scores of a finished cache anew; the largest difference, relative to the larger of 1 and the score's size.
-
-    StaleError if it is larger than rounding at the cache's precision allows, or if the cache is of another corpus or teacher, or was
-    scored in another way.
-    """
-    cache = teacher_cache.read(folder, corpus=corpus, teacher=teacher.digest)
-    for key, value in (("precision", options.precision), ("features", _kind_of(options.features))):
-        expect(folder, key, cache.plan[key], value)
-    chosen = np.sort(np.random.default_rng(0).permutation(cache.num_pairs)[:count])
-    image, text, cached = cache.image_P[chosen], cache.text_P[chosen].astype(np.int64), cache.score_P[chosen]
-    teacher.to(options.device).eval()
-    anew = _score(Job(folder, cache.plan, corpus, teacher, options), image, text)
-    difference = np.abs(cached - anew) / np.maximum(1, np.abs(cached))
-    worst = int(difference.argmax())
-    if difference[worst] > TOLERANCES[options.precision]:
-        pair = f"image {image[worst]} with caption {text[worst]}"
-        raise StaleError(
-            f"{folder}: {pair} scores {anew[worst]:.5f}, and the cache has {cached[worst]:.5f}",
-            hint="delete the cache and run `dcdctl cache-teacher` again",
-        )
-    return float(difference[worst])
-
-
-def _kind_of(features: Features | None) -> str | None:
+def kind_of(features: Features | None) -> str | None:
+    """How features are kept, as a plan says it."""
     return None if features is None else "float16"
