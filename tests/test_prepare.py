@@ -494,6 +494,17 @@ def test_a_shard_that_was_changed_behind_its_back_is_made_again(tmp_path, images
     assert shard.read_bytes() == whole
 
 
+def test_a_corpus_made_before_protocols_were_looked_at_is_still_there(tmp_path):
+    source = manifest.find("scenes", ["counts.train=3", "counts.val=0", "counts.test=2", "side_px=16"])
+    prepare(source, tmp_path / "out", options=PrepareOptions(workers=1))
+    path = tmp_path / "out" / "corpus.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in index.items() if key not in ("protocol", "leakage")}))
+    again = prepare(source, tmp_path / "out", options=PrepareOptions(workers=1))
+    assert (again.already_there, again.protocol) == (True, "none: not looked at when it was made")
+    assert "protocol: none" in str(again)
+
+
 SCRIPT = """
 import sys
 from pathlib import Path

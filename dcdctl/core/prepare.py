@@ -168,7 +168,9 @@ def _entry(shards: Sequence[Shard]) -> dict[str, Any]:
 
 def _summary(out: Path, index: dict[str, Any], notes: Sequence[str] = (), *, already_there: bool) -> CorpusSummary:
     splits = {split: entry | {"shards": len(entry["shards"])} for split, entry in index["splits"].items()}
-    told = {key: index[key] for key in ("name", "protocol", "leakage", "skipped")}
+    # Corpora that were made before these two were looked at have neither.
+    told: dict[str, Any] = {"protocol": "none: not looked at when it was made", "leakage": {}}
+    told |= {key: index[key] for key in ("name", "protocol", "leakage", "skipped") if key in index}
     return CorpusSummary(folder=str(out), splits=splits, notes=list(notes), already_there=already_there, **told)
 
 

@@ -84,7 +84,7 @@ class ShardProgress:
     def finished(self, name: str) -> Shard | None:
         """A shard that an earlier run finished, if its file is still what that run wrote."""
         path = self.folder / name
-        if name not in self.shards or not path.is_file() or files.sha256_of(path) != self.shards[name]["entry"]["sha256"]:
+        if "hashes" not in self.shards.get(name, {}) or not path.is_file() or files.sha256_of(path) != self.shards[name]["entry"]["sha256"]:
             return None
         known = self.shards[name]
         shard = _empty_shard([Skipped(**skip) for skip in known["skipped"]], [int(value, 16) for value in known["hashes"]])
