@@ -134,6 +134,37 @@ def test_a_misspelt_field_lists_the_known_ones(run_cli, scenes_corpus_dir, tmp_p
     assert "unknown key batch.sise; known keys here: size, drawn_negatives" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["distill", "finetune-teacher"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--device", "cpu", "--precision", "int8"], "precision must be one of fp32, bf16, fp16, got int8"),
+        (["--device", "gpu"], "device gpu cannot be used here: "),
+        (["--model-set", "max_text_len=9"], "--model-set says something of the model named by --teacher, and there is none"),
+    ],
+)
+def test_a_wrong_word_is_one_line_and_no_run(run_cli, scenes_corpus_dir, tmp_path, command, words, message):
+    result = run_cli(command, "tiny-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "run", *words)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {message}")
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_option_of_a_training_reaches_it(run_cli, scenes_corpus_dir, tmp_path):
+    out = tmp_path / "run"
+    sets = [word for assignment in [*NEW, "batch.size=4", "batch.negatives=mined", "optimizer.steps=2"] for word in ("--set", assignment)]
+    words = ["--data", scenes_corpus_dir, "--out", out, "--split", "test", "--max-images", 8, *sets, *CPU, "--precision", "bf16"]
+    result = run_cli("finetune-teacher", "tiny-teacher", *words, "--workers", 1, "--accumulate", 2, "--checkpoint-activations")
+    assert result.exit_code == 0, result.stderr
+    facts = json.loads((out / "run.json").read_text())
+    assert (facts["inputs"]["split"], facts["inputs"]["precision"]) == ("test", "bfloat16")
+    assert facts["inputs"]["corpus"] == Corpus.open(scenes_corpus_dir, "test", 8).fingerprint
+    assert (out / "mined.safetensors").is_file()
+    refused = run_cli("finetune-teacher", "tiny-teacher", *words, "--accumulate", 5, "--resume", "--set", "batch.mined_from=0.5")
+    assert "batch.size is 4, too few for 5 slices" in refused.stderr
+
+
 def test_a_dry_run_says_what_it_would_take_and_scores_nothing(run_cli, scenes_corpus_dir, teacher, tmp_path):
     words = ["cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", tmp_path / "cache", "--device", "cpu"]
     result = run_cli(*words, "--set", "candidates.per_query=4", "--dry-run")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny import contents, make_teacher
 
-from dcdctl.core import cache_building, distillation, models, runs, teacher_cache
+from dcdctl.core import cache_building, distillation, models, runs, starts, teacher_cache
 from dcdctl.core import recipe as recipes
 from dcdctl.core.batches import ListSteps, MatrixSteps
 from dcdctl.core.candidates import CandidateConfig
-from dcdctl.core.distillation import Inputs
+from dcdctl.core.distillation import InputRefs, Inputs, Job
 from dcdctl.core.errors import ConfigError, MissingError, ModelError, StaleError
 from dcdctl.core.features import CorpusSource
 from dcdctl.core.objectives import make_objective
@@ -53,7 +53,7 @@ def terms(*names: str) -> str:
 def test_every_loss_falls_on_a_fixed_batch(inputs, loss, kind):
     recipe = recipes.load("tiny-student", [*kind, terms(loss), "optimizer.lr=1e-3"])
     # In eval mode: what dropout does to scores as large as these teachers' is more than a step.
-    model = distillation.make_model(recipe, inputs.corpus.captions, inputs.teacher).eval()
+    model = starts.make_model(recipe, inputs.corpus.captions, inputs.teacher).eval()
     batch = distillation.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[0]
     objective, optimizer = make_objective(recipe.loss), torch.optim.AdamW(model.parameters(), lr=1e-4 if kind is FUSION else 1e-3)
     values = []
@@ -70,7 +70,7 @@ def test_every_loss_falls_on_a_fixed_batch(inputs, loss, kind):
 
 def test_terms_are_weighted_and_named(inputs):
     recipe = recipes.load("tiny-student", [*DUAL, "loss.terms={ infonce = 0.25, kl = 2.0 }"])
-    model = distillation.make_model(recipe, inputs.corpus.captions, None)
+    model = starts.make_model(recipe, inputs.corpus.captions, None)
     batch = distillation.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[0]
     both = make_objective(recipe.loss)(model, batch)
     for name, weight in (("infonce", 0.25), ("kl", 2.0)):
@@ -83,7 +83,7 @@ def test_terms_are_weighted_and_named(inputs):
 @torch.no_grad()
 def test_logits_stand_in_the_columns_of_their_pairs(inputs, kind, loss):
     recipe = recipes.load("tiny-student", [*kind, terms(loss)])
-    model = distillation.make_model(recipe, inputs.corpus.captions, inputs.teacher)
+    model = starts.make_model(recipe, inputs.corpus.captions, inputs.teacher)
     batch = distillation.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[1]
     objective = make_objective(recipe.loss)
     logits_RC, _ = objective.logits(model, objective.outputs(model, batch), batch)
@@ -101,7 +101,7 @@ def test_logits_stand_in_the_columns_of_their_pairs(inputs, kind, loss):
 def test_a_distilled_student_is_a_run_that_loads_again(inputs, teacher, tmp_path):
     before = teacher.digest
     sets = [*FUSION, "optimizer.steps=3", "optimizer.save_every=2"]
-    run = distillation.distill("tiny-student", sets, inputs, tmp_path / "run", resume=False, options=OPTIONS)
+    run = distillation.train(Job("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
     assert teacher.digest == before
     student = models.load_fusion(run.folder)
     assert len(student.layers) == 2
@@ -116,22 +116,24 @@ def test_a_distilled_student_is_a_run_that_loads_again(inputs, teacher, tmp_path
 
 def test_a_finished_run_is_left_alone(inputs, tmp_path):
     sets = [*DUAL, terms("infonce"), "optimizer.steps=2"]
-    distillation.distill("tiny-student", sets, inputs, tmp_path / "run", resume=False, options=OPTIONS)
+    distillation.train(Job("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
     before = contents(tmp_path / "run")
-    distillation.distill("tiny-student", sets, inputs, tmp_path / "run", resume=True, options=OPTIONS)
+    distillation.train(Job("distill", "tiny-student", sets, tmp_path / "run", resume=True), inputs, options=OPTIONS)
     assert contents(tmp_path / "run") == before
     with pytest.raises(StaleError, match=r"another recipe\.optimizer\.lr \(0\.0001, not 0\.5\)"):
-        distillation.distill("tiny-student", [*sets, "optimizer.lr=0.5"], inputs, tmp_path / "run", resume=True, options=OPTIONS)
+        distillation.train(
+            Job("distill", "tiny-student", [*sets, "optimizer.lr=0.5"], tmp_path / "run", resume=True), inputs, options=OPTIONS
+        )
     half = TrainingOptions(precision="bfloat16")
     with pytest.raises(StaleError, match=r"another inputs\.precision \(float32, not bfloat16\)"):
-        distillation.distill("tiny-student", sets, inputs, tmp_path / "run", resume=True, options=half)
+        distillation.train(Job("distill", "tiny-student", sets, tmp_path / "run", resume=True), inputs, options=half)
     assert contents(tmp_path / "run") == before
 
 
 def test_finetuning_lowers_the_ranking_loss_and_leaves_the_model_it_starts_from(corpus, teacher, tmp_path):
     before = teacher.digest
     sets = ["optimizer.steps=60", "optimizer.lr=1e-3", "batch.size=12", "batch.drawn_negatives=5"]
-    run = distillation.finetune("tiny-teacher", sets, Inputs(corpus, [], teacher), tmp_path / "run", resume=False, options=OPTIONS)
+    run = distillation.train(Job("finetune-teacher", "tiny-teacher", sets, tmp_path / "run"), Inputs(corpus, [], teacher), options=OPTIONS)
     losses = [line["ranking"] for line in run.metrics()]
     assert sum(losses[-2:]) < 0.95 * sum(losses[:2])
     assert teacher.digest == before
@@ -139,21 +141,21 @@ def test_finetuning_lowers_the_ranking_loss_and_leaves_the_model_it_starts_from(
 
 
 def test_a_new_teacher_and_a_new_dual_are_made_of_the_recipes_sizes(corpus):
-    fusion = distillation.make_model(recipes.load("tiny-teacher", SMALL), corpus.captions, None)
+    fusion = starts.make_model(recipes.load("tiny-teacher", SMALL), corpus.captions, None)
     assert len(fusion.layers) == 2
     assert fusion.preprocess.image_size_px == 64
-    dual = distillation.make_model(recipes.load("tiny-student", DUAL), corpus.captions, None)
-    again = distillation.make_model(recipes.load("tiny-student", DUAL), corpus.captions, None)
+    dual = starts.make_model(recipes.load("tiny-student", DUAL), corpus.captions, None)
+    again = starts.make_model(recipes.load("tiny-student", DUAL), corpus.captions, None)
     assert models.fingerprint(dual) == models.fingerprint(again)
     texts = dual.preprocess.texts(["a red circle"])
     assert dual.embed_texts(texts).shape == (1, 16)
 
 
 def test_a_dual_goes_on_from_a_reference(corpus, tmp_path):
-    dual = distillation.make_model(recipes.load("tiny-student", [*DUAL, "seed=9"]), corpus.captions, None)
+    dual = starts.make_model(recipes.load("tiny-student", [*DUAL, "seed=9"]), corpus.captions, None)
     models.save(dual, tmp_path / "dual")
     recipe = recipes.load("tiny-student", [*DUAL, f"model.start={tmp_path / 'dual'}"])
-    assert models.fingerprint(distillation.make_model(recipe, corpus.captions, None)) == models.fingerprint(dual)
+    assert models.fingerprint(starts.make_model(recipe, corpus.captions, None)) == models.fingerprint(dual)
 
 
 def test_steps_are_what_is_set_or_what_the_epochs_take(inputs):
@@ -176,44 +178,37 @@ def test_a_loss_has_the_batches_it_works_on_and_needs_scores_or_not(inputs, teac
 
 def test_a_wrong_recipe_leaves_no_run_folder(corpus, teacher, tmp_path):
     with pytest.raises(ConfigError, match="needs the teacher's scores"):
-        distillation.distill("tiny-student", FUSION, Inputs(corpus, [], teacher), tmp_path / "run", resume=False, options=OPTIONS)
+        distillation.train(Job("distill", "tiny-student", FUSION, tmp_path / "run"), Inputs(corpus, [], teacher), options=OPTIONS)
     with pytest.raises(ConfigError, match="trains a student; finetune-teacher wants"):
-        distillation.finetune("tiny-student", [], Inputs(corpus, [], teacher), tmp_path / "run", resume=False, options=OPTIONS)
+        distillation.train(Job("finetune-teacher", "tiny-student", [], tmp_path / "run"), Inputs(corpus, [], teacher), options=OPTIONS)
     with pytest.raises(ModelError, match="starts from its teacher, and none is named; name it with --teacher"):
-        distillation.distill("tiny-student", FUSION, Inputs(corpus, [], None), tmp_path / "run", resume=False, options=OPTIONS)
+        distillation.train(Job("distill", "tiny-student", FUSION, tmp_path / "run"), Inputs(corpus, [], None), options=OPTIONS)
     assert not (tmp_path / "run").exists()
 
 
 def test_inputs_that_do_not_belong_together_are_refused(scenes_corpus_dir, corpus, teacher_folder, cache_folder, tmp_path):
-    opened = distillation.open_inputs(scenes_corpus_dir, "train", None, [cache_folder], str(teacher_folder), [])
+    opened = distillation.open_inputs(InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teacher=str(teacher_folder)))
     assert opened.caches[0] is not None
     with pytest.raises(StaleError, match="another corpus"):
-        distillation.open_inputs(scenes_corpus_dir, "train", 10, [cache_folder], str(teacher_folder), [])
+        distillation.open_inputs(InputRefs(data=scenes_corpus_dir, max_images=10, caches=[cache_folder], teacher=str(teacher_folder)))
     with pytest.raises(StaleError, match="another corpus"):
-        distillation.open_inputs(scenes_corpus_dir, "val", None, [cache_folder], None, [])
+        distillation.open_inputs(InputRefs(data=scenes_corpus_dir, split="val", caches=[cache_folder]))
     models.save(make_teacher(corpus.captions, seed=1), tmp_path / "other")
     with pytest.raises(StaleError, match="another teacher"):
-        distillation.open_inputs(scenes_corpus_dir, "train", None, [cache_folder], str(tmp_path / "other"), [])
+        distillation.open_inputs(InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teacher=str(tmp_path / "other")))
     with pytest.raises(StaleError, match="another teacher"):
-        distillation.open_inputs(scenes_corpus_dir, "train", None, [cache_folder], str(teacher_folder), ["max_text_len=9"])
+        distillation.open_inputs(
+            InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teacher=str(teacher_folder), model_set=["max_text_len=9"])
+        )
     with pytest.raises(MissingError, match="holds no teacher cache"):
-        distillation.open_inputs(scenes_corpus_dir, "train", None, [tmp_path / "absent"], None, [])
+        distillation.open_inputs(InputRefs(data=scenes_corpus_dir, caches=[tmp_path / "absent"]))
     with pytest.raises(ConfigError, match="--model-set says something of the model named by --teacher"):
-        distillation.open_inputs(scenes_corpus_dir, "train", None, [], None, ["max_text_len=9"])
-
-
-def test_options_are_read_from_words():
-    options = distillation.options("cpu", "bf16", 2)
-    assert (options.device, options.precision, options.workers) == (torch.device("cpu"), "bfloat16", 2)
-    with pytest.raises(ConfigError, match="precision must be one of fp32, bf16, fp16, got int8"):
-        distillation.options("cpu", "int8", 0)
-    with pytest.raises(ConfigError, match=r"device gpu cannot be used here: .*; try --device cpu"):
-        distillation.options("gpu", "fp32", 0)
+        distillation.open_inputs(InputRefs(data=scenes_corpus_dir, model_set=["max_text_len=9"]))
 
 
 def test_run_json_is_read_back(inputs, tmp_path):
     sets = [*DUAL, terms("kl"), "optimizer.steps=1"]
-    run = distillation.distill("tiny-student", sets, inputs, tmp_path / "run", resume=False, options=OPTIONS)
+    run = distillation.train(Job("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
     assert runs.open_run(run.folder).is_finished
     (line,) = run.metrics()
     assert json.loads((run.folder / "metrics.jsonl").read_text()) == line

@@ -14,10 +14,10 @@ from encoders import make_pair
 from tiny import make_corpus
 from torch.testing import assert_close
 
-from dcdctl.core import cache_building, distillation, evaluation, features, models, recipe, scoring
+from dcdctl.core import cache_building, distillation, evaluation, features, models, recipe, scoring, starts
 from dcdctl.core.cache_building import ScoringOptions
 from dcdctl.core.candidates import CandidateConfig
-from dcdctl.core.distillation import Inputs
+from dcdctl.core.distillation import Inputs, Job
 from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.features import CorpusSource, open_or_build
 from dcdctl.core.training import TrainingOptions
@@ -186,7 +186,7 @@ def test_caches_and_losses_are_those_of_the_encoders(root, kept, corpus, pair, t
     for folder in (None, root):
         inputs, options = Inputs(corpus, [caches[0]], pair), TrainingOptions(features=folder)
         out = tmp_path / f"run {folder is None}"
-        run = distillation.distill("vilt-flickr30k", TRAIN, inputs, out, resume=False, options=options)
+        run = distillation.train(Job("distill", "vilt-flickr30k", TRAIN, out), inputs, options=options)
         runs.append([json.loads(line)["loss"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()])
     assert runs[1] == pytest.approx(runs[0], abs=2e-3)
     assert len(runs[0]) == 2
@@ -196,7 +196,9 @@ def test_encoders_that_are_trained_have_no_features(root, corpus, pair, tmp_path
     inputs = Inputs(corpus, [], pair)
     sets = [*TRAIN, "model.layers=[]", "loss.terms={ranking = 1.0}"]
     with pytest.raises(ConfigError, match=r"--features keeps what the encoders give, and here they are trained; set"):
-        distillation.finetune("vilt-flickr30k", sets, inputs, tmp_path / "run", resume=False, options=TrainingOptions(features=root))
+        distillation.train(
+            Job("finetune-teacher", "vilt-flickr30k", sets, tmp_path / "run"), inputs, options=TrainingOptions(features=root)
+        )
 
 
 def test_a_dual_encoder_is_evaluated_without(corpus, root):
@@ -208,14 +210,14 @@ def test_a_dual_encoder_is_evaluated_without(corpus, root):
 def test_frozen_encoders_are_for_models_that_have_them(corpus, teacher):
     config = recipe.load("vilt-flickr30k", ["model.frozen_encoders=true", "model.layers=[]"])
     with pytest.raises(ConfigError, match=r"model\.frozen_encoders is set, and the model has no encoders of its own"):
-        distillation.make_model(config, corpus.captions, teacher)
+        starts.make_model(config, corpus.captions, teacher)
 
 
 def test_a_new_pair_is_made_from_a_recipe(corpus, tmp_path):
     make_pair(corpus.captions, tmp_path)
     sets = [f"model.vision={tmp_path / 'vision'}", f"model.text={tmp_path / 'text'}", "model.frozen_encoders=true", "model.start=new"]
     sizes = ["model.layers=[]", "model.hidden_size=16", "model.num_layers=2", "model.num_heads=2", "model.max_text_len=9"]
-    model = distillation.make_model(recipe.load("vilt-flickr30k", [*sets, *sizes]), corpus.captions, None)
+    model = starts.make_model(recipe.load("vilt-flickr30k", [*sets, *sizes]), corpus.captions, None)
     assert isinstance(model, models.CoAttentionScorer)
     assert model.is_frozen
     assert (model.network.size.hidden_size, len(model.layers), model.preprocess.max_text_len) == (16, 2, 9)

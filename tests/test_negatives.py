@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +27,8 @@ from dcdctl.core import candidates, distillation, features, models, negatives, r
 from dcdctl.core import recipe as recipes
 from dcdctl.core.batches import ListSteps
 from dcdctl.core.candidates import CandidateConfig, Candidates, Lists
-from dcdctl.core.distillation import Inputs
-from dcdctl.core.errors import ConfigError
+from dcdctl.core.distillation import Inputs, Job
+from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.features import CorpusSource
 from dcdctl.core.negatives import MinedNegatives
 from dcdctl.core.progress import silent
@@ -68,6 +74,10 @@ def hand_made():
     )
 
 
+def mined_for(source: Any, recipe: Recipe, num_steps: int) -> MinedNegatives:
+    return negatives.for_lists(negatives.mine(source, recipe), recipe, num_steps)
+
+
 def lists_of(steps: ListSteps, step: int) -> tuple[np.ndarray, np.ndarray]:
     batch = steps[step]
     images: Any = batch.images
@@ -111,7 +121,7 @@ def test_of_each_list_the_share_is_mined_and_the_rest_comes_from_the_whole_corpu
 @pytest.mark.parametrize("per_list", [1, 4])
 def test_no_negative_is_the_querys_own_or_says_the_same_or_comes_twice(pairs_corpus, per_list):
     # Hand-made ones are taken as they are; the guards of mining are what leaves out twins.
-    guarded = negatives.mine(Indices(pairs_corpus), Recipe(batch=MINED, candidates=CandidateConfig(per_query=6)), 10).candidates
+    guarded = negatives.mine(Indices(pairs_corpus), Recipe(batch=MINED, candidates=CandidateConfig(per_query=6)))
     steps = ListSteps(Indices(pairs_corpus), replace(MINED, drawn_negatives=8), 0, None).with_mined(MinedNegatives(guarded, per_list))
     told = [" ".join(caption.split()) for caption in pairs_corpus.captions]
     for step in range(6):
@@ -128,7 +138,7 @@ def test_no_negative_is_the_querys_own_or_says_the_same_or_comes_twice(pairs_cor
 
 def test_where_there_are_no_others_random_ones_come_again(tmp_path):
     few = make_corpus(tmp_path / "corpus", [["a"], ["b"], ["c"]])
-    found = negatives.mine(Indices(few), Recipe(batch=MINED, candidates=CandidateConfig(per_query=1)), 1)
+    found = mined_for(Indices(few), Recipe(batch=MINED, candidates=CandidateConfig(per_query=1)), 1)
     images, _ = lists_of(ListSteps(Indices(few), replace(MINED, directions=("image",)), 0, None).with_mined(found), 0)
     assert all(set(row[1:]) == {0, 1, 2} - {row[0]} for row in images.tolist())
 
@@ -142,16 +152,16 @@ def test_before_the_first_mined_step_batches_are_those_of_random_negatives(pairs
 
 def test_a_recipes_shares_become_numbers(pairs_corpus):
     batch = BatchConfig(drawn_negatives=5, hard_negatives=1, negatives="mined", mined_share=0.5, mined_from=0.29)
-    found = negatives.mine(Indices(pairs_corpus), Recipe(batch=batch), 100)
+    found = mined_for(Indices(pairs_corpus), Recipe(batch=batch), 100)
     assert (found.per_list, found.first_step) == (3, 29)
-    least = negatives.mine(Indices(pairs_corpus), Recipe(batch=replace(batch, mined_share=0.01, mined_from=0.0)), 100)
+    least = mined_for(Indices(pairs_corpus), Recipe(batch=replace(batch, mined_share=0.01, mined_from=0.0)), 100)
     assert (least.per_list, least.first_step) == (1, 0)
 
 
 def test_what_is_mined_is_what_a_cache_would_hold_in_the_directions_of_the_batch(pairs_corpus):
     config = CandidateConfig(kind="lexical", per_query=3)
     recipe = Recipe(batch=replace(MINED, directions=("image",)), candidates=config)
-    mined, cached = negatives.mine(Indices(pairs_corpus), recipe, 10).candidates, candidates.draw(pairs_corpus, config)
+    mined, cached = negatives.mine(Indices(pairs_corpus), recipe), candidates.draw(pairs_corpus, config)
     assert np.array_equal(mined.images_of_text.values, cached.images_of_text.values)
     assert len(mined.images_of_text.values) == 24 * 3
     assert not len(mined.texts_of_image.values)
@@ -162,7 +172,7 @@ def test_a_batch_is_a_function_of_seed_and_step_however_it_is_sliced(corpus, tea
     source = CorpusSource(corpus, teacher.preprocess)
 
     def batch_of(step: int, slicing: Slicing, seed: int = 5) -> Any:
-        steps = ListSteps(source, recipe.batch, seed, None, slicing).with_mined(negatives.mine(source, recipe, 40))
+        steps = ListSteps(source, recipe.batch, seed, None, slicing).with_mined(mined_for(source, recipe, 40))
         _ = steps[0]
         return pickle.loads(pickle.dumps(steps))[step]
 
@@ -190,15 +200,114 @@ def test_a_batch_is_a_function_of_seed_and_step_however_it_is_sliced(corpus, tea
 def test_a_recipe_that_cannot_be_mined_for_leaves_no_run_folder(corpus, tmp_path, sets, message):
     small = ["model.hidden_size=16", "model.vocab_size=100"]
     with pytest.raises(ConfigError, match=message):
-        distillation.finetune(
-            "tiny-teacher",
-            [*small, *SETS, *MINE, *sets],
+        distillation.train(
+            Job("finetune-teacher", "tiny-teacher", [*small, *SETS, *MINE, *sets], tmp_path / "run"),
             Inputs(corpus, [], None),
-            tmp_path / "run",
-            resume=False,
             options=TrainingOptions(),
         )
     assert not (tmp_path / "run").exists()
+
+
+SMALL = ["model.hidden_size=16", "model.vocab_size=100", *SETS, *MINE, "candidates.kind=lexical"]
+
+
+def trained(corpus: Any, out: Path, *sets: str, resume: bool = False, watch: Any = None) -> list[dict[str, float]]:
+    """What a training with mined negatives logged, but for the time it took."""
+    job = Job("finetune-teacher", "tiny-teacher", [*SMALL, "optimizer.steps=25", "optimizer.save_every=8", *sets], out, resume)
+    run = distillation.train(job, Inputs(corpus, [], None), options=TrainingOptions(), watch=watch)
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in run.metrics()]
+
+
+@contextmanager
+def killed_after_18(**_: Any) -> Iterator[Any]:
+    def tell(steps: int, values: Any) -> None:
+        if steps == 18:
+            raise KeyboardInterrupt
+
+    yield tell
+
+
+def test_a_run_that_was_killed_goes_on_with_what_it_mined(corpus, tmp_path, monkeypatch):
+    whole = trained(corpus, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(corpus, tmp_path / "killed", watch=killed_after_18)
+    kept = (tmp_path / "killed" / "mined.safetensors").read_bytes()
+    monkeypatch.setattr(candidates, "mine", lambda *_: pytest.fail("mined again"))
+    assert trained(corpus, tmp_path / "killed", resume=True) == whole
+    assert [line["step"] for line in whole] == [0, 10, 20, 24]
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert weights[0] == weights[1]
+    assert kept == (tmp_path / "killed" / "mined.safetensors").read_bytes() == (tmp_path / "whole" / "mined.safetensors").read_bytes()
+
+
+def test_what_is_kept_is_what_was_mined(pairs_corpus, tmp_path):
+    recipe = Recipe(batch=replace(MINED, directions=("image",)), candidates=CandidateConfig(per_query=40))
+    mined = negatives.mine(Indices(pairs_corpus), recipe)
+    negatives.keep(tmp_path, mined, pairs_corpus, recipe)
+    read = negatives.read_or_mine(tmp_path, Indices(pairs_corpus), recipe)
+    assert mined.dropped["equal text"] > 0
+    assert read.dropped == mined.dropped
+    for name in ("texts_of_image", "images_of_text"):
+        for part in ("offsets", "values"):
+            both = [getattr(getattr(one, name), part) for one in (mined, read)]
+            assert np.array_equal(*both)
+            assert both[0].dtype == both[1].dtype == np.int64
+
+
+def test_negatives_of_another_run_and_damaged_ones_are_refused(corpus, tmp_path):
+    trained(corpus, tmp_path / "run", "optimizer.steps=1")
+    for other, sets, message in (
+        (corpus.subset(8), [], f"another corpus ({corpus.fingerprint}, not {corpus.subset(8).fingerprint})"),
+        (corpus, ["candidates.seed=3"], "another candidates.seed (0, not 3)"),
+        (corpus, ['batch.directions=["text"]'], "another candidates.directions (['text', 'image'], not ['text'])"),
+    ):
+        with pytest.raises(StaleError, match=re.escape(f"mined.safetensors was mined with {message}; name another folder with --out")):
+            trained(other, tmp_path / "run", "optimizer.steps=1", *sets, resume=True)
+    path = tmp_path / "run" / "mined.safetensors"
+    whole = path.read_bytes()
+    for damaged in (whole[:-4], whole[:-1] + bytes([whole[-1] ^ 1])):
+        path.write_bytes(damaged)
+        with pytest.raises(StaleError, match=r"mined.safetensors is damaged: .*; delete it and go on with --resume"):
+            trained(corpus, tmp_path / "run", "optimizer.steps=1", resume=True)
+    path.unlink()
+    trained(corpus, tmp_path / "run", "optimizer.steps=1", resume=True)
+    assert path.read_bytes() == whole
+
+
+def test_candidates_that_cannot_be_had_leave_no_run_folder(corpus, tmp_path):
+    with pytest.raises(ModelError, match=r"candidates\.model wants a run of a dual encoder"):
+        trained(corpus, tmp_path / "run", "candidates.kind=embedding", f"candidates.model={tmp_path / 'absent'}")
+    assert not (tmp_path / "run").exists()
+
+
+TOGETHER = """
+import os, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from dcdctl.cli.app import app
+from dcdctl.core import candidates
+mine = candidates.mine
+def told(*arguments):
+    with (Path(sys.argv[1]) / "miners").open("a") as file:
+        file.write(os.environ["RANK"])
+    return mine(*arguments)
+candidates.mine = told
+app(sys.argv[2:], prog_name="dcdctl")
+"""
+
+
+def test_of_two_processes_one_mines_and_both_draw_from_it(corpus, scenes_corpus_dir, tmp_path):
+    (tmp_path / "script.py").write_text(TOGETHER)
+    sets = [word for one in [*SMALL, "optimizer.steps=25", "optimizer.save_every=8"] for word in ("--set", one)]
+    words = ["finetune-teacher", "tiny-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "run", "--device", "cpu", *sets]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tmp_path / "script.py", tmp_path]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([str(word) for word in [*launch, *words]], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "miners").read_text() == "0"
+    losses = [line["loss"] for line in runs.open_run(tmp_path / "run").metrics()]
+    assert losses == pytest.approx([line["loss"] for line in trained(corpus, tmp_path / "alone")], rel=1e-4)
 
 
 def test_with_a_cache_the_negatives_are_its_own():

@@ -10,7 +10,7 @@ import torch
 
 from dcdctl.core import cache_building, candidates, distillation, models, refresh, scoring, teacher_cache, vectors
 from dcdctl.core.candidates import CandidateConfig
-from dcdctl.core.distillation import Inputs
+from dcdctl.core.distillation import Inputs, Job
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.features import CorpusSource
 from dcdctl.core.training import TrainingOptions
@@ -27,7 +27,7 @@ def inputs(corpus, teacher, tmp_path):
 
 
 def run(sets, inputs, folder, *, resume=False):
-    done = distillation.distill("tiny-student", sets, inputs, folder, resume=resume, options=TrainingOptions())
+    done = distillation.train(Job("distill", "tiny-student", sets, folder, resume=resume), inputs, options=TrainingOptions())
     return [json.loads(line)["loss"] for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
 
 

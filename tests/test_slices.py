@@ -17,10 +17,10 @@ from tiny import make_teacher
 from torch import nn
 from torch.testing import assert_close
 
-from dcdctl.core import cache_building, distillation, models, runs, teacher_cache
+from dcdctl.core import cache_building, distillation, models, runs, starts, teacher_cache
 from dcdctl.core import recipe as recipes
 from dcdctl.core.candidates import CandidateConfig
-from dcdctl.core.distillation import Inputs
+from dcdctl.core.distillation import Inputs, Job
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.features import CorpusSource
 from dcdctl.core.gradients import Computing, Moment, backward
@@ -69,7 +69,7 @@ def inputs(corpus, calm, cache_folder) -> Inputs:
 def gradients_of(inputs: Inputs, kind: str, count: int, *, dropout: str = "0.0", step: int = 1) -> tuple[dict, dict[str, torch.Tensor]]:
     """The loss and the gradients of one step from the start."""
     recipe = recipes.load("tiny-student", [*KINDS[kind], f"model.dropout={dropout}"])
-    model = distillation.make_model(recipe, inputs.corpus.captions, inputs.teacher).train()
+    model = starts.make_model(recipe, inputs.corpus.captions, inputs.teacher).train()
     slicing = Slicing(count, range(count))
     batch = distillation.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], slicing)[step]
     how = Computing(device=torch.device("cpu"), precision="float32", scaler=torch.amp.GradScaler("cpu", enabled=False), slicing=slicing)
@@ -92,7 +92,7 @@ def test_the_gradient_of_slices_is_that_of_the_whole(inputs, kind, count):
 def test_a_slice_holds_only_its_own_pictures(inputs):
     for kind in KINDS:
         recipe = recipes.load("tiny-student", KINDS[kind])
-        model = distillation.make_model(recipe, inputs.corpus.captions, inputs.teacher)
+        model = starts.make_model(recipe, inputs.corpus.captions, inputs.teacher)
         source = CorpusSource(inputs.corpus, model.preprocess)
         whole = distillation.make_steps(source, recipe, inputs.caches[0])[0]
         own = distillation.make_steps(source, recipe, inputs.caches[0], Slicing(4, range(2, 4)))[0]
@@ -105,7 +105,7 @@ def test_a_slice_holds_only_its_own_pictures(inputs):
 
 def trained(inputs: Inputs, kind: str, folder: Path, *sets: str, **options: object) -> runs.Run:
     chosen = [*KINDS[kind], *SHORT, *sets]
-    return distillation.distill("tiny-student", chosen, inputs, folder, resume=False, options=TrainingOptions(**options))
+    return distillation.train(Job("distill", "tiny-student", chosen, folder), inputs, options=TrainingOptions(**options))
 
 
 def weights(run: runs.Run) -> dict[str, torch.Tensor]:
@@ -123,12 +123,9 @@ def test_features_of_frozen_encoders_come_in_slices_too(corpus, tmp_path):
     inputs = Inputs(corpus, [], make_pair(corpus.captions, tmp_path / "pair", dropout=0.0))
     sets = ["model.layers=[0, 2]", "batch.size=6", "batch.drawn_negatives=3", "loss.terms={ ranking = 1.0 }", *SHORT]
     both = [
-        distillation.distill(
-            "tiny-student",
-            sets,
+        distillation.train(
+            Job("distill", "tiny-student", sets, tmp_path / f"run-{slices}"),
             inputs,
-            tmp_path / f"run-{slices}",
-            resume=False,
             options=TrainingOptions(features=tmp_path / "f", slices=slices),
         )
         for slices in (1, 3)
@@ -152,7 +149,7 @@ def test_dropout_is_the_same_in_both_passes_and_another_in_each_slice(inputs):
     recipe = recipes.load("tiny-student", [*KINDS["dual all pairs"], "model.dropout=0.3"])
     slicing = Slicing(2, range(2))
     how = Computing(device=torch.device("cpu"), precision="float32", scaler=torch.amp.GradScaler("cpu", enabled=False), slicing=slicing)
-    model = distillation.make_model(recipe, inputs.corpus.captions, None).train()
+    model = starts.make_model(recipe, inputs.corpus.captions, None).train()
     batch = distillation.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], slicing)[0]
     moment = Moment(step=0, num_steps=4, seed=0)
     before = backward(model, make_objective(recipe.loss), batch, moment, how)["loss"]
@@ -182,7 +179,7 @@ def test_half_precision_and_its_scale_go_with_slices(inputs, tmp_path):
 def test_what_cannot_be_sliced_is_refused(inputs, tmp_path):
     with pytest.raises(ConfigError, match=r"batch\.size is 8, too few for 9 slices in all processes together; set a smaller --accumulate"):
         trained(inputs, "fusion lists", tmp_path / "small", slices=9)
-    model = distillation.make_model(recipes.load("tiny-student", KINDS["dual all pairs"]), inputs.corpus.captions, None)
+    model = starts.make_model(recipes.load("tiny-student", KINDS["dual all pairs"]), inputs.corpus.captions, None)
     model.network.extra = nn.BatchNorm1d(3)
     with pytest.raises(ConfigError, match=r"network\.extra is a BatchNorm: its output would depend on how a batch is sliced"):
         _check_slices(model.train(), make_objective(recipes.LossConfig()), TrainingOptions(slices=2))

@@ -1,4 +1,4 @@
-"""Several teachers as one: standardised, weighted, and only where all have a score."""
+"""Several teachers as one: on one scale, weighted, and only where all have a score."""
 
 from __future__ import annotations
 
@@ -27,16 +27,24 @@ def caches(folders):
     return [teacher_cache.read(folder) for folder in folders]
 
 
-def test_scores_are_the_weighted_means_of_standardised_ones_where_all_have_them(caches):
+def test_scores_are_standardised_averaged_and_brought_to_the_teachers_mean_scale_where_all_have_them(caches):
     ensemble = TeacherEnsemble(caches, [3, 1])
     everything = np.indices((32, 160)).reshape(2, -1)
     one, other = (cache.lookup(*everything).astype(np.float64) for cache in caches)
     shared = ~np.isnan(one) & ~np.isnan(other)
     assert 160 < shared.sum() < min(cache.num_pairs for cache in caches)
     expected = sum(weight * (scores - scores[shared].mean()) / scores[shared].std() for weight, scores in ((0.75, one), (0.25, other)))
-    np.testing.assert_allclose(ensemble.lookup(*everything), np.where(shared, expected, np.nan), rtol=1e-5, atol=1e-6)
+    mean, spread = (0.75 * of(one[shared]) + 0.25 * of(other[shared]) for of in (np.mean, np.std))
+    np.testing.assert_allclose(ensemble.lookup(*everything), np.where(shared, expected * spread + mean, np.nan), rtol=1e-5, atol=1e-6)
     assert set(zip(ensemble.image_P.tolist(), ensemble.text_P.tolist(), strict=True)) == set(
         zip(*everything[:, shared].tolist(), strict=True)
+    )
+
+
+def test_the_same_teacher_twice_is_that_teacher(caches):
+    one = caches[0]
+    np.testing.assert_allclose(
+        TeacherEnsemble([one, one]).lookup(one.image_P, one.text_P), one.lookup(one.image_P, one.text_P), rtol=1e-4, atol=1e-5
     )
 
 
@@ -71,6 +79,6 @@ def test_a_student_learns_from_two_teachers(scenes_corpus_dir, corpus, teacher, 
         recipe.load("tiny-student", ["teachers.weights=[1, 0]"])
     inputs = distillation.Inputs(corpus, [teacher_cache.read(folder) for folder in folders], teacher)
     sets = ["model.layers=[0, 2]", "batch.size=4", "batch.drawn_negatives=2", "batch.hard_negatives=1", "optimizer.steps=2"]
-    run = distillation.distill("tiny-student", sets, inputs, tmp_path / "run", resume=False, options=TrainingOptions())
+    run = distillation.train(distillation.Job("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=TrainingOptions())
     assert run.is_finished
     assert [plan["teacher"] for plan in run.facts()["inputs"]["cache"]] == [cache.plan["teacher"] for cache in inputs.caches]

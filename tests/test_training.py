@@ -157,7 +157,8 @@ def work(folder):
     teacher = make_teacher(corpus.captions)
     cache = cache_building.build(corpus, teacher, folder.with_name(folder.name + "-cache"), CandidateConfig(per_query=6))
     inputs = distillation.Inputs(corpus, [cache], teacher)
-    distillation.distill("vilt-coco", sets, inputs, folder, resume=True, options=distillation.TrainingOptions())
+    job = distillation.Job("distill", "vilt-coco", sets, folder, resume=True)
+    distillation.train(job, inputs, options=distillation.TrainingOptions())
 print(kill_often(work, Path(sys.argv[2]), Path(sys.argv[3]), num_kills=5))
 """
 

@@ -9,7 +9,7 @@ from tiny import contents
 from dcdctl.core import distillation, evaluation, models, runs
 from dcdctl.core import recipe as recipes
 from dcdctl.core.corpus import Corpus
-from dcdctl.core.distillation import Inputs
+from dcdctl.core.distillation import Inputs, Job
 from dcdctl.core.errors import ConfigError, CorpusError
 from dcdctl.core.training import TrainingOptions
 
@@ -22,7 +22,9 @@ DUAL = [
 
 def train(corpus: Corpus, folder, *sets: str) -> runs.Run:
     options = TrainingOptions()
-    return distillation.distill("tiny-student", [*DUAL, *sets], Inputs(corpus, [], None), folder, resume=True, options=options)
+    return distillation.train(
+        Job("distill", "tiny-student", [*DUAL, *sets], folder, resume=True), Inputs(corpus, [], None), options=options
+    )
 
 
 def rsum(run: runs.Run, corpus: Corpus) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dcdctl.core import distillation, runs
-from dcdctl.core.distillation import Inputs
+from dcdctl.core.distillation import Inputs, Job
 from dcdctl.core.errors import MissingError
 from dcdctl.core.training import TrainingOptions
 
@@ -59,7 +59,9 @@ def server(monkeypatch) -> list[tuple[dict[str, Any], Told]]:
 def test_it_is_told_what_the_run_folder_holds_and_a_run_that_goes_on_is_the_same(server, corpus, tmp_path):
     def go() -> runs.Run:
         options = TrainingOptions(wandb="search")
-        return distillation.distill("tiny-student", SETS, Inputs(corpus, [], None), tmp_path / "run", resume=True, options=options)
+        return distillation.train(
+            Job("distill", "tiny-student", SETS, tmp_path / "run", resume=True), Inputs(corpus, [], None), options=options
+        )
 
     run = go()
     ((options, told),) = server
@@ -78,7 +80,9 @@ def test_it_is_told_what_the_run_folder_holds_and_a_run_that_goes_on_is_the_same
     assert [line["step"] for line in told.lines] == [10, 11]
 
 
-def test_a_package_that_is_not_there_is_named_before_the_training(monkeypatch):
+def test_a_package_that_is_not_there_is_named_before_the_training(corpus, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
+    job = Job("distill", "tiny-student", SETS, tmp_path / "run")
     with pytest.raises(MissingError, match=r"--wandb needs wandb, which is not installed; pip install 'dcdctl\[wandb\]'"):
-        distillation.options("cpu", "fp32", 0, wandb="search")
+        distillation.train(job, Inputs(corpus, [], None), options=TrainingOptions(wandb="search"))
+    assert not (tmp_path / "run").exists()

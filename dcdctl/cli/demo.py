@@ -23,9 +23,10 @@ def demo(
 ) -> None:
     """Prepare, cache, distill, evaluate and time, on drawn scenes: minutes on a CPU."""
     from dcdctl.core import demo as core
-    from dcdctl.core import distillation
+    from dcdctl.core import devices
+    from dcdctl.core.training import TrainingOptions
 
-    options = distillation.options(device, "fp32", 0)
+    options = TrainingOptions(device=devices.choose(device))
     config = core.DemoConfig(steps=steps)
     result = core.run_demo(out, train_teacher=train_teacher, config=config, options=options, say=note, track=bar)
     return show_json(result.to_json()) if json else _show(result, out)

@@ -7,22 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dcdctl.cli.options import (
-    Accumulate,
-    CheckpointActivations,
-    Data,
-    Device,
-    Features,
-    MaxImages,
-    ModelSet,
-    Out,
-    Precision,
-    Resume,
-    Sets,
-    Split,
-    Wandb,
-    Workers,
-)
+from dcdctl.cli import options
 
 RecipeName = Annotated[str, typer.Argument(help="Recipe name or .toml file.", metavar="RECIPE")]
 CacheFolders = Annotated[
@@ -35,31 +20,31 @@ TeacherRef = Annotated[
 
 def distill(
     recipe: RecipeName,
-    data: Data,
-    out: Out,
+    data: options.Data,
+    out: options.Out,
     cache: CacheFolders = None,
     teacher: TeacherRef = None,
-    sets: Sets = None,
-    split: Split = "train",
-    max_images: MaxImages = None,
-    model_set: ModelSet = None,
-    features: Features = None,
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    workers: Workers = 0,
-    accumulate: Accumulate = 1,
-    checkpoint_activations: CheckpointActivations = False,
-    wandb: Wandb = None,
-    resume: Resume = False,
+    sets: options.Sets = None,
+    split: options.Split = "train",
+    max_images: options.MaxImages = None,
+    model_set: options.ModelSet = None,
+    features: options.Features = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+    workers: options.Workers = 0,
+    accumulate: options.Accumulate = 1,
+    checkpoint_activations: options.CheckpointActivations = False,
+    wandb: options.Wandb = None,
+    resume: options.Resume = False,
 ) -> None:
     """Train a student on the teacher's cached scores."""
-    from dcdctl.cli.terminal import bar, show
-    from dcdctl.cli.training_view import view
-    from dcdctl.core import distillation
+    from dcdctl.cli.terminal import show
+    from dcdctl.cli.training_view import train
+    from dcdctl.core.distillation import InputRefs, Job
+    from dcdctl.core.training import TrainingOptions
 
-    inputs = distillation.open_inputs(data, split, max_images, cache or [], teacher, model_set or [], bar)
-    options = distillation.options(
-        device, precision, workers, features, slices=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb
-    )
-    run = distillation.distill(recipe, sets or [], inputs, out, resume=resume, options=options, track=bar, watch=view)
+    job = Job("distill", recipe, sets or [], out, resume)
+    refs = InputRefs(data=data, split=split, max_images=max_images, caches=cache or [], teacher=teacher, model_set=model_set or [])
+    how = TrainingOptions(workers=workers, features=features, slices=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
+    run = train(job, refs, how, device, precision)
     show(f"student -> {run.model_folder}; next: dcdctl eval {out} --data {data}")

@@ -6,23 +6,8 @@ from typing import Annotated
 
 import typer
 
+from dcdctl.cli import options
 from dcdctl.cli.distill import RecipeName
-from dcdctl.cli.options import (
-    Accumulate,
-    CheckpointActivations,
-    Data,
-    Device,
-    Features,
-    MaxImages,
-    ModelSet,
-    Out,
-    Precision,
-    Resume,
-    Sets,
-    Split,
-    Wandb,
-    Workers,
-)
 
 TeacherRef = Annotated[
     str | None, typer.Option("--teacher", help="Model to go on from, in place of the recipe's model.start.", metavar="REF")
@@ -31,30 +16,30 @@ TeacherRef = Annotated[
 
 def finetune_teacher(
     recipe: RecipeName,
-    data: Data,
-    out: Out,
+    data: options.Data,
+    out: options.Out,
     teacher: TeacherRef = None,
-    sets: Sets = None,
-    split: Split = "train",
-    max_images: MaxImages = None,
-    model_set: ModelSet = None,
-    features: Features = None,
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    workers: Workers = 0,
-    accumulate: Accumulate = 1,
-    checkpoint_activations: CheckpointActivations = False,
-    wandb: Wandb = None,
-    resume: Resume = False,
+    sets: options.Sets = None,
+    split: options.Split = "train",
+    max_images: options.MaxImages = None,
+    model_set: options.ModelSet = None,
+    features: options.Features = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+    workers: options.Workers = 0,
+    accumulate: options.Accumulate = 1,
+    checkpoint_activations: options.CheckpointActivations = False,
+    wandb: options.Wandb = None,
+    resume: options.Resume = False,
 ) -> None:
     """Train a cross-encoder to rank the true caption first among drawn ones, and the true image."""
-    from dcdctl.cli.terminal import bar, show
-    from dcdctl.cli.training_view import view
-    from dcdctl.core import distillation
+    from dcdctl.cli.terminal import show
+    from dcdctl.cli.training_view import train
+    from dcdctl.core.distillation import InputRefs, Job
+    from dcdctl.core.training import TrainingOptions
 
-    inputs = distillation.open_inputs(data, split, max_images, [], teacher, model_set or [], bar)
-    options = distillation.options(
-        device, precision, workers, features, slices=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb
-    )
-    run = distillation.finetune(recipe, sets or [], inputs, out, resume=resume, options=options, track=bar, watch=view)
+    job = Job("finetune-teacher", recipe, sets or [], out, resume)
+    refs = InputRefs(data=data, split=split, max_images=max_images, teacher=teacher, model_set=model_set or [])
+    how = TrainingOptions(workers=workers, features=features, slices=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
+    run = train(job, refs, how, device, precision)
     show(f"teacher -> {run.model_folder}; next: dcdctl cache-teacher --teacher {out} --data {data} --out CACHE")

@@ -1,4 +1,7 @@
-"""Options that several commands share: a name, a sentence and a check, written once."""
+"""Options that several commands share: a name, a sentence and a check, written once.
+
+Typer reads the options of a command off its signature, so each command lists those it has.
+"""
 
 from __future__ import annotations
 

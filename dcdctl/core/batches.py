@@ -21,7 +21,8 @@ from dcdctl.core import losses, negatives
 from dcdctl.core.candidates import Index, text_classes
 from dcdctl.core.devices import moved, pinned
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.features import Source
+from dcdctl.core.features import Features, Source
+from dcdctl.core.guards import Guards
 from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
 from dcdctl.core.negatives import MinedNegatives
 from dcdctl.core.neighbourhoods import Scores, gather, neighbours
@@ -57,21 +58,24 @@ class _Steps(torch.utils.data.Dataset[Batch]):
     """A data set whose item number s is the batch of step s."""
 
     def __init__(self, source: Source, config: BatchConfig, seed: int, slicing: Slicing) -> None:
-        self.source, self.corpus, self.config, self.seed, self.slicing = source, source.corpus, config, seed, slicing
+        self.corpus, self.config, self.seed, self.slicing = source.corpus, config, seed, slicing
+        self.source = replace(source, only_first=True) if slicing.of_sides and isinstance(source, Features) else source
         self._epoch = -1
         if config.size < slicing.count:
             hint = "set a smaller --accumulate, or start fewer processes"
             raise ConfigError(f"batch.size is {config.size}, too few for {slicing.count} slices in all processes together", hint=hint)
 
     def _assemble(self, image_RC: Index, text_RC: Index, teacher_RC: NDArray[np.float32], released_RC: NDArray[np.float32]) -> Batch:
+        """The batch of these pairs; of all pairs `image_RC` may be a column and `text_RC` a row."""
         scores = (torch.from_numpy(teacher_RC.astype(np.float32)), torch.from_numpy(released_RC.astype(np.float32)))
-        nothing_RC = torch.zeros(image_RC.shape, dtype=torch.bool)
+        nothing_RC = torch.zeros(teacher_RC.shape, dtype=torch.bool)
         if self.slicing.count == 1:
             return Batch(*self._read(image_RC, text_RC), *scores, nothing_RC)
         slices = tuple(self._slices_of_sides(image_RC, text_RC) if self.slicing.of_sides else self._slices_of_rows(image_RC, text_RC))
-        return Batch(NO_IMAGES, NO_TEXTS, _places(image_RC), _places(text_RC), *scores, nothing_RC, slices)
+        return Batch(NO_IMAGES, NO_TEXTS, *_places(image_RC, text_RC), *scores, nothing_RC, slices)
 
     def _slices_of_rows(self, image_RC: Index, text_RC: Index) -> Iterator[Slice]:
+        image_RC, text_RC = np.broadcast_arrays(image_RC, text_RC)
         for rows in self.slicing.places(len(image_RC)):
             yield Slice(*self._read(image_RC[rows.read], text_RC[rows.read]), (rows,))
 
@@ -84,7 +88,7 @@ class _Steps(torch.utils.data.Dataset[Batch]):
     def _read(self, image_RC: Index, text_RC: Index) -> tuple[ImageBatch | States, TextBatch | States, Tensor, Tensor]:
         """The images and captions of pairs, and which of them each pair has."""
         images, texts = self.source.images(np.unique(image_RC)), self.source.texts(np.unique(text_RC))
-        return images, texts, _places(image_RC), _places(text_RC)
+        return images, texts, *_places(image_RC, text_RC)
 
     @cached_property
     def _text_class(self) -> Index:
@@ -92,12 +96,11 @@ class _Steps(torch.utils.data.Dataset[Batch]):
 
     def _is_true(self, image_QG: Index, text_QG: Index) -> NDArray[np.bool_]:
         """Whether each caption is one of its image, or says the same as one."""
-        num_classes = int(self._text_class.max()) + 1
-        return np.isin(image_QG * num_classes + self._text_class[text_QG], self._true_keys)
+        return self._guards(image_QG, text_QG) > 0
 
     @cached_property
-    def _true_keys(self) -> Index:
-        return np.unique(self.corpus.caption_image * (int(self._text_class.max()) + 1) + self._text_class)
+    def _guards(self) -> Guards:
+        return Guards(self.corpus.caption_image, self._text_class)
 
     def _rng(self, *what: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *what])
@@ -228,13 +231,26 @@ class MatrixSteps(_Steps):
     def __getitem__(self, step: int) -> Batch:
         epoch, place = divmod(step, self.corpus.num_images // self.config.size)
         image_Q = np.sort(self._epoch_batches(epoch)[place])
-        rng = self._rng(1, step)
-        text_G = np.array([rng.choice(self.corpus.captions_of(int(image))) for image in image_Q])
+        first_Q, end_Q = (np.searchsorted(self.corpus.caption_image, image_Q, side) for side in ("left", "right"))
+        text_G = first_Q + self._rng(1, step).integers(end_Q - first_Q)
         image_QG, text_QG = np.broadcast_arrays(image_Q[:, None], text_G[None, :])
         missing = np.full(image_QG.shape, np.nan, dtype=np.float32)
         teacher_QG = missing if self.cache is None else self.cache.lookup(image_QG, text_QG)
-        same_QG = self._is_true(image_QG, text_QG) & ~np.eye(len(image_Q), dtype=bool)
-        return replace(self._assemble(image_QG, text_QG, teacher_QG, teacher_QG), same_RC=torch.from_numpy(same_QG))
+        batch = self._assemble(image_Q[:, None], text_G[None, :], teacher_QG, teacher_QG)
+        return replace(batch, same_RC=torch.from_numpy(self._is_same(image_QG, text_QG)))
+
+    def _is_same(self, image_QG: Index, text_QG: Index) -> NDArray[np.bool_]:
+        """Off the diagonal: whether a caption that stands for another image is true of this one too."""
+        same_QG = np.zeros(image_QG.shape, dtype=bool)
+        # What is said once is true of one image alone.
+        columns = np.flatnonzero(self._is_said_again[text_QG[0]])
+        same_QG[:, columns] = self._is_true(image_QG[:, columns], text_QG[:, columns])
+        np.fill_diagonal(same_QG, False)
+        return same_QG
+
+    @cached_property
+    def _is_said_again(self) -> NDArray[np.bool_]:
+        return np.bincount(self._text_class)[self._text_class] > 1
 
     def _epoch_batches(self, epoch: int) -> list[Index]:
         if epoch != self._epoch:
@@ -242,6 +258,8 @@ class MatrixSteps(_Steps):
         return self._epoch_parts
 
 
-def _places(ix_RC: Index) -> Tensor:
-    """Where each pair's image or caption stands among the different ones, in ascending order."""
-    return torch.from_numpy(np.unique(ix_RC, return_inverse=True)[1].reshape(ix_RC.shape))
+def _places(image_RC: Index, text_RC: Index) -> tuple[Tensor, Tensor]:
+    """Where each pair's image and caption stand among the different ones, in ascending order."""
+    sides = [torch.from_numpy(np.unique(ix, return_inverse=True)[1].reshape(ix.shape)) for ix in (image_RC, text_RC)]
+    image_places_RC, text_places_RC = torch.broadcast_tensors(*sides)
+    return image_places_RC.contiguous(), text_places_RC.contiguous()

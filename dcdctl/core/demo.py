@@ -12,7 +12,7 @@ from dcdctl.core import prepare as preparing
 from dcdctl.core import recipe as recipes
 from dcdctl.core.benchmark import BenchConfig
 from dcdctl.core.corpus import Corpus
-from dcdctl.core.distillation import Inputs
+from dcdctl.core.distillation import Inputs, Job
 from dcdctl.core.evaluation import Evaluation
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher_cache import TeacherCache
@@ -128,7 +128,8 @@ def _distill(
     start = teacher if recipe.model.kind == "fusion" else None
     # Without the teacher's scores there are no neighbourhoods either: batches at random are what one has, and are better there.
     inputs = Inputs(Corpus.open(data, "train"), [cache] if recipe.loss.needs_teacher else [], start)
-    run = distillation.distill(name, sets, inputs, out / name.removeprefix("demo-"), resume=True, options=options, track=track)
+    job = Job("distill", name, sets, out / name.removeprefix("demo-"), resume=True)
+    run = distillation.train(job, inputs, options=options, track=track)
     return models.load(run.folder)
 
 

@@ -2,32 +2,59 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from dcdctl.core import devices, distributed, features, models, negatives, runs, teacher_cache, validation, wandb_log
+from dcdctl.core import distributed, features, models, negatives, runs, starts, teacher_cache, training, validation, wandb_log
 from dcdctl.core import recipe as recipes
 from dcdctl.core.batches import ListSteps, MatrixSteps
+from dcdctl.core.candidates import Candidates
 from dcdctl.core.corpus import Corpus
-from dcdctl.core.errors import ConfigError, ModelError, StaleError
+from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.features import CorpusSource, Source
 from dcdctl.core.objectives import make_objective
 from dcdctl.core.progress import Track, Watch, silent, watched_by
-from dcdctl.core.recipe import ModelConfig, Recipe
+from dcdctl.core.recipe import Recipe
 from dcdctl.core.refresh import refreshed
 from dcdctl.core.runs import Run
 from dcdctl.core.slices import WHOLE, Slicing
 from dcdctl.core.teacher_cache import TeacherCache
 from dcdctl.core.teacher_ensemble import TeacherEnsemble, read_as_one
-from dcdctl.core.training import TrainingOptions, train
+from dcdctl.core.training import TrainingOptions
 from dcdctl.core.validation import Validation
 
 PICTURE_MEMORY = 512 * 2**20
 """Bytes of decoded pictures that a training keeps."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training as it is asked for: of which kind, by what recipe, into which folder."""
+
+    what: Literal["distill", "finetune-teacher"]
+    recipe: str
+    """A name or a .toml file."""
+    sets: Sequence[str]
+    """Fields of the recipe that are to be others: loss.alpha=0.5."""
+    out: Path
+    resume: bool = False
+    """Go on with the run in `out`, if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputRefs:
+    """What a training reads, by name."""
+
+    data: Path
+    split: str = "train"
+    max_images: int | None = None
+    caches: Sequence[Path] = ()
+    teacher: str | None = None
+    model_set: Sequence[str] = ()
+    """What the teacher's files do not say: image_size=384."""
 
 
 @dataclass(frozen=True)
@@ -39,92 +66,29 @@ class Inputs:
     teacher: Any | None
 
 
-def options(
-    device: str,
-    precision: str,
-    workers: int,
-    features: Path | None = None,
-    *,
-    slices: int = 1,
-    checkpoint_activations: bool = False,
-    wandb: str | None = None,
-) -> TrainingOptions:
-    """Training options from the words of the command line; MissingError if Weights & Biases is wanted and not installed."""
-    if wandb is not None:
-        wandb_log.require()
-    return TrainingOptions(
-        device=devices.choose(device),
-        precision=devices.precision(precision),
-        workers=workers,
-        features=features,
-        slices=slices,
-        checkpoint_activations=checkpoint_activations,
-        wandb=wandb,
-    )
-
-
-def open_inputs(
-    data: Path,
-    split: str,
-    max_images: int | None,
-    caches: Sequence[Path],
-    teacher: str | None,
-    model_set: Sequence[str],
-    track: Track = silent,
-) -> Inputs:
+def open_inputs(refs: InputRefs, track: Track = silent) -> Inputs:
     """Open what is named and check that it belongs together: the caches must be of this corpus, and one of them of this teacher."""
-    corpus = Corpus.open(data, split, max_images)
-    overrides = models.parse_overrides(model_set)
-    if overrides and teacher is None:
+    corpus = Corpus.open(refs.data, refs.split, refs.max_images)
+    overrides = models.parse_overrides(refs.model_set)
+    if overrides and refs.teacher is None:
         raise ConfigError("--model-set says something of the model named by --teacher, and there is none", hint="name it with --teacher")
-    model = None if teacher is None else models.load_fusion(teacher, overrides, track)
-    expected = None if model is None or len(caches) > 1 else models.fingerprint(model)
-    scores = [teacher_cache.read(cache, corpus=corpus, teacher=expected) for cache in caches]
+    model = None if refs.teacher is None else models.load_fusion(refs.teacher, overrides, track)
+    expected = None if model is None or len(refs.caches) > 1 else models.fingerprint(model)
+    scores = [teacher_cache.read(cache, corpus=corpus, teacher=expected) for cache in refs.caches]
     if model is not None and len(scores) > 1 and models.fingerprint(model) not in {cache.plan["teacher"] for cache in scores}:
-        raise StaleError(f"none of the caches was made with the teacher {teacher}", hint="name the one whose scores are cached")
+        raise StaleError(f"none of the caches was made with the teacher {refs.teacher}", hint="name the one whose scores are cached")
     return Inputs(corpus, scores, model)
 
 
-def distill(
-    recipe_ref: str,
-    sets: Sequence[str],
-    inputs: Inputs,
-    out: Path,
-    *,
-    resume: bool,
-    options: TrainingOptions,
-    track: Track = silent,
-    watch: Watch | None = None,
-) -> Run:
-    """Train the student of a recipe; `watch` sees each step, `track` everything else, and the steps where there is no `watch`."""
-    view = watch or watched_by(track)
-    return _run(recipes.load(recipe_ref, sets), "distill", inputs, out, resume=resume, options=options, track=track, watch=view)
+def train(job: Job, inputs: Inputs, *, options: TrainingOptions, track: Track = silent, watch: Watch | None = None) -> Run:
+    """Do a training; `watch` sees each step, `track` everything else, and the steps where there is no `watch`.
 
-
-def finetune(
-    recipe_ref: str,
-    sets: Sequence[str],
-    inputs: Inputs,
-    out: Path,
-    *,
-    resume: bool,
-    options: TrainingOptions,
-    track: Track = silent,
-    watch: Watch | None = None,
-) -> Run:
-    """Train the teacher of a recipe; ConfigError if the recipe is not one for a cross-encoder without a teacher."""
-    recipe = recipes.load(recipe_ref, sets)
-    if recipe.model.kind != "fusion" or recipe.loss.needs_teacher:
-        hint = "finetune-teacher wants a fusion model and a loss without a teacher, such as ranking"
-        raise ConfigError(f"recipe {recipe_ref} trains a student", hint=hint)
-    view = watch or watched_by(track)
-    return _run(recipe, "finetune-teacher", inputs, out, resume=resume, options=options, track=track, watch=view)
-
-
-def _run(
-    recipe: Recipe, what: str, inputs: Inputs, out: Path, *, resume: bool, options: TrainingOptions, track: Track, watch: Watch
-) -> Run:
-    model = make_model(recipe, inputs.corpus.captions, inputs.teacher)
+    MissingError if Weights & Biases is wanted and not installed; ConfigError if the recipe is not one of the kind that is asked for.
+    """
+    if options.wandb is not None:
+        wandb_log.require()
+    recipe = _recipe_of(job)
+    model = starts.make_model(recipe, inputs.corpus.captions, inputs.teacher)
     cache = read_as_one(inputs.caches, recipe.teachers.weights)
     negatives.check(recipe, has_cache=cache is not None)
     measured_on = validation.open_corpus(inputs.corpus, recipe.validation) if recipe.validation.every else None
@@ -142,26 +106,36 @@ def _run(
     steps = make_steps(source, recipe, cache, options.slicing)
     num_steps = count_steps(recipe, steps.batches_per_epoch)
     stops = _refresh_steps(recipe, num_steps, inputs, cache)
-    if recipe.batch.negatives == "mined":
+    run, mined = _start(job, recipe, facts, source, options, track)
+    if mined is not None:
         assert isinstance(steps, ListSteps)
-        steps = steps.with_mined(negatives.mine(source, recipe, num_steps, device=options.device, track=track))
-    run = _start(out, recipe, what, facts, resume=resume)
+        steps = steps.with_mined(negatives.for_lists(mined, recipe, num_steps))
     if run.is_finished:
         return run
     if options.checkpoint_activations:
         models.checkpoint_activations(model)
     measure = None if measured_on is None else Validation(run, measured_on, recipe.validation, options.device, options.features)
+    objective, view = make_objective(recipe.loss), watch or watched_by(track)
     go_on = functools.partial(
-        train, run, model, objective=make_objective(recipe.loss), config=recipe.optimizer, num_steps=num_steps, seed=recipe.seed
+        training.train, run, model, objective=objective, config=recipe.optimizer, num_steps=num_steps, seed=recipe.seed, options=options
     )
     for stop in [*stops, None]:
-        go_on(steps=steps, until=stop, options=options, validation=measure, watch=functools.partial(watch, **work(recipe, cache)))
+        go_on(steps=steps, until=stop, validation=measure, watch=functools.partial(view, **work(recipe, cache)))
         if stop is not None:
             assert isinstance(cache, TeacherCache)
             folder = run.folder / "caches" / f"step-{stop}"
             cache = refreshed(cache, folder, model, inputs.teacher, source, device=options.device, step=stop, track=track)
             steps = make_steps(source, recipe, cache, options.slicing)
     return _finish(run, model, measure)
+
+
+def _recipe_of(job: Job) -> Recipe:
+    """The recipe of a job; ConfigError if it is not one for the kind of training."""
+    recipe = recipes.load(job.recipe, job.sets)
+    if job.what == "finetune-teacher" and (recipe.model.kind != "fusion" or recipe.loss.needs_teacher):
+        hint = "finetune-teacher wants a fusion model and a loss without a teacher, such as ranking"
+        raise ConfigError(f"recipe {job.recipe} trains a student", hint=hint)
+    return recipe
 
 
 def _refresh_steps(recipe: Recipe, num_steps: int, inputs: Inputs, cache: TeacherCache | TeacherEnsemble | None) -> list[int]:
@@ -175,10 +149,21 @@ def _refresh_steps(recipe: Recipe, num_steps: int, inputs: Inputs, cache: Teache
     return steps
 
 
-def _start(out: Path, recipe: Recipe, what: str, facts: dict[str, Any], *, resume: bool) -> Run:
-    """The run, made or taken up by the main one of several processes."""
+def _start(
+    job: Job, recipe: Recipe, facts: dict[str, Any], source: Source, options: TrainingOptions, track: Track
+) -> tuple[Run, Candidates | None]:
+    """The run, made or taken up by the main one of several processes, and what is mined for it, if anything is.
+
+    Mining comes before there is a folder: candidates that cannot be had leave none. The other processes read what the main one kept.
+    """
     with distributed.main_first():
-        return runs.start(out, recipe, what, facts, resume=resume) if distributed.is_main() else Run(out)
+        mined = negatives.read_or_mine(job.out, source, recipe, options.device, track) if recipe.batch.negatives == "mined" else None
+        if not distributed.is_main():
+            return Run(job.out), mined
+        run = runs.start(job.out, recipe, job.what, facts, resume=job.resume)
+        if mined is not None:
+            negatives.keep(run.folder, mined, source.corpus, recipe)
+        return run, mined
 
 
 def _finish(run: Run, model: Any, measure: Validation | None) -> Run:
@@ -225,67 +210,3 @@ def count_steps(recipe: Recipe, batches_per_epoch: float) -> int:
     if recipe.optimizer.steps is not None:
         return recipe.optimizer.steps
     return max(1, int(recipe.optimizer.epochs * batches_per_epoch))
-
-
-def make_model(recipe: Recipe, captions: Sequence[str], teacher: Any | None) -> Any:
-    """The model a recipe trains, with the weights it starts from; the teacher stays as it is."""
-    config = recipe.model
-    if config.kind == "dual":
-        return _make_dual(config, captions, recipe.seed)
-    if config.start == "teacher" and teacher is None:
-        raise ModelError("this model starts from its teacher, and none is named", hint="name it with --teacher")
-    if teacher is None:
-        teacher = _new_fusion(config, captions, recipe.seed) if config.start == "new" else models.load_fusion(config.start)
-    model = models.fusion_student(teacher, config.layers) if config.layers else copy.deepcopy(teacher).requires_grad_(True)
-    if config.frozen_encoders:
-        if not isinstance(model, models.CoAttentionScorer):
-            raise ConfigError("model.frozen_encoders is set, and the model has no encoders of its own: a ViLT fuses pixels and words")
-        model.freeze_encoders()
-    return model
-
-
-def _new_fusion(config: ModelConfig, captions: Sequence[str], seed: int) -> Any:
-    if config.vision:
-        fusion = models.FusionSize(
-            hidden_size=config.hidden_size, num_layers=config.num_layers, num_heads=config.num_heads, dropout=config.dropout
-        )
-        sides = config.vision, config.text
-        return models.scorer_over(*sides, fusion, max_text_len=config.max_text_len, seed=seed, cosine=config.cosine or None)
-    size = models.ViltSize(
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        intermediate_size=4 * config.hidden_size,
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        image_mean=config.image_mean,
-        image_std=config.image_std,
-        max_text_len=config.max_text_len,
-        hidden_dropout_prob=config.dropout,
-    )
-    return models.new_vilt(size, models.word_piece(captions, config.vocab_size), seed)
-
-
-def _make_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> Any:
-    if config.start != "new":
-        return models.load_dual(config.start)
-    if config.vision and config.frozen_encoders:
-        after = models.ProjectionSize(projection_dim=config.projection_dim, dropout=config.dropout)
-        return models.dual_over(config.vision, config.text, after, max_text_len=config.max_text_len, seed=seed)
-    if config.vision and config.text:
-        return models.dual_from_backbones(config.vision, config.text, config.projection_dim, seed=seed)
-    size = models.DualSize(
-        hidden_size=config.hidden_size,
-        num_vision_layers=config.num_layers,
-        num_text_layers=config.num_text_layers,
-        num_attention_heads=config.num_heads,
-        intermediate_size=4 * config.hidden_size,
-        projection_dim=config.projection_dim,
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        image_mean=config.image_mean,
-        image_std=config.image_std,
-        max_text_len=config.max_text_len,
-        hidden_dropout_prob=config.dropout,
-    )
-    return models.dual_student(size, captions, vocab_size=config.vocab_size, seed=seed)

@@ -95,24 +95,26 @@ class Features:
     corpus: Corpus
     folder: Path
     plan: dict[str, Any]
+    only_first: bool = False
+    """Of an image only the token that stands for the whole is read, all that a dual encoder takes: V is 1."""
 
     def images(self, image_ix: Sequence[int] | Index) -> States:
         """Image features in the order given, I x V x D."""
-        wanted = np.asarray(image_ix, dtype=np.int64)
-        tokens = np.empty((len(wanted), self.plan["image_tokens"], self.plan["image_width"]), dtype=np.float16)
-        for place, image in enumerate(wanted.tolist()):
-            tokens[place] = _mapped(self.folder / _name("images", image // IMAGES_PER_FILE))[image % IMAGES_PER_FILE]
+        parts, places = np.divmod(np.asarray(image_ix, dtype=np.int64), IMAGES_PER_FILE)
+        num_tokens = 1 if self.only_first else self.plan["image_tokens"]
+        tokens = np.empty((len(places), num_tokens, self.plan["image_width"]), dtype=np.float16)
+        for row, part, place in zip(tokens, parts.tolist(), places.tolist(), strict=True):
+            row[:] = _mapped(self.folder, "images", part)[place, :num_tokens]
         return States(torch.from_numpy(tokens), torch.ones(tokens.shape[:2], dtype=torch.bool))
 
     def texts(self, text_ix: Sequence[int] | Index) -> States:
         """Text features in the order given, T x L x D, padded with zeros to the longest."""
         wanted = np.asarray(text_ix, dtype=np.int64)
-        lengths = self._lengths[wanted]
+        lengths, starts = self._lengths[wanted], self._starts[wanted]
+        parts = self.corpus.caption_image[wanted] // IMAGES_PER_FILE
         tokens = np.zeros((len(wanted), int(lengths.max(initial=1)), self.plan["text_width"]), dtype=np.float16)
-        for place, text in enumerate(wanted.tolist()):
-            part = int(self.corpus.caption_image[text]) // IMAGES_PER_FILE
-            start = int(self._starts[text] - self._starts[_first_text(self.corpus, part)])
-            tokens[place, : lengths[place]] = _mapped(self.folder / _name("texts", part))[start : start + int(lengths[place])]
+        for row, part, start, length in zip(tokens, parts.tolist(), starts.tolist(), lengths.tolist(), strict=True):
+            row[:length] = _mapped(self.folder, "texts", part)[start : start + length]
         return States(torch.from_numpy(tokens), torch.from_numpy(np.arange(tokens.shape[1]) < lengths[:, None]))
 
     @cached_property
@@ -121,8 +123,10 @@ class Features:
 
     @cached_property
     def _starts(self) -> Index:
-        """Where each caption's tokens begin, counted over the whole corpus."""
-        return np.cumsum(self._lengths) - self._lengths
+        """Where each caption's tokens begin in its file."""
+        starts = np.cumsum(self._lengths) - self._lengths
+        parts = self.corpus.caption_image // IMAGES_PER_FILE
+        return starts - starts[np.searchsorted(parts, parts)]
 
 
 def open_or_build(root: Path, corpus: Corpus, scorer: Any, *, device: torch.device = CPU, track: Track = silent) -> Features:
@@ -251,9 +255,10 @@ def _save(path: Path, array: NDArray[Any]) -> None:
 
 
 @lru_cache(maxsize=256)
-def _mapped(path: Path) -> Half:
+def _mapped(folder: Path, kind: str, part: int) -> Half:
     """A file of features, memory-mapped; it stays open while it is among those read last."""
-    return np.load(path, mmap_mode="r")
+    # As a plain array: np.memmap's own indexing takes longer than what is read here at a time.
+    return np.asarray(np.load(folder / _name(kind, part), mmap_mode="r"))
 
 
 def _gigabytes(count: int) -> str:

@@ -1,25 +1,38 @@
 """Negatives of lists without a teacher cache: drawn from the whole corpus, or from what was mined for the query.
 
-What is mined is a function of the corpus and the recipe, so every process mines the same; what is drawn is one of the generator handed in.
+What is mined is a function of the corpus and the recipe, and lies in the run's folder, RUN/mined.safetensors: the main one of several
+processes mines, once, and all of them and a run that goes on read it. What is drawn is a function of the generator handed in.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from dcdctl.core import candidates, distributed, vectors
-from dcdctl.core.candidates import Candidates, Index
-from dcdctl.core.errors import ConfigError, MissingError
+from dcdctl.core import candidates, distributed, files, vectors
+from dcdctl.core.candidates import CandidateConfig, Candidates, Index, Lists
+from dcdctl.core.config import to_table
+from dcdctl.core.corpus import Corpus
+from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.features import Source
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.recipe import Recipe
 
+FORMAT = 1
+FILE = "mined.safetensors"
+"""In a run's folder. Of each of LISTS `offsets` (int64) and `values` (int32); in the header what they depend on, and a checksum."""
+LISTS = ("texts_of_image", "images_of_text")
+MINE_AGAIN = "delete it and go on with --resume: it is mined again"
 TRIES = 50
 """How often as many as are wanted are drawn, before there are taken to be no others."""
 
@@ -63,15 +76,69 @@ def check(recipe: Recipe, *, has_cache: bool) -> None:
             raise ConfigError(f"candidates.{name} needs the teacher's scores, and batch.negatives mined has none", hint="leave it out")
 
 
-def mine(source: Source, recipe: Recipe, num_steps: int, *, device: torch.device = candidates.CPU, track: Track = silent) -> MinedNegatives:
-    """Mine what a recipe's `[candidates]` says, in the directions of its batches, for a training of so many steps."""
-    config = dataclasses.replace(recipe.candidates, directions=recipe.batch.directions)
+def mine(source: Source, recipe: Recipe, device: torch.device = candidates.CPU, track: Track = silent) -> Candidates:
+    """Mine what a recipe's `[candidates]` says, in the directions of its batches."""
+    config = _config(recipe)
     found = vectors.of_source(config.model, source, device, track) if config.model else None
-    mined = candidates.mine(source.corpus, config, found, track)
-    arrays = (mined.texts_of_image.offsets, mined.texts_of_image.values, mined.images_of_text.offsets, mined.images_of_text.values)
-    distributed.check_equal(zlib.crc32(b"".join(array.tobytes() for array in arrays)), "the negatives they mined")
+    return candidates.mine(source.corpus, config, found, track)
+
+
+def for_lists(mined: Candidates, recipe: Recipe, num_steps: int) -> MinedNegatives:
+    """What lists draw from in a training of so many steps; ConfigError where the processes have not mined the same."""
+    distributed.check_equal(_checksum(mined), "the negatives they mined")
     per_list = max(1, int(recipe.batch.mined_share * recipe.batch.drawn_negatives + 0.5))
     return MinedNegatives(mined, per_list, int(recipe.batch.mined_from * num_steps + 0.5))
+
+
+def read_or_mine(folder: Path, source: Source, recipe: Recipe, device: torch.device = candidates.CPU, track: Track = silent) -> Candidates:
+    """What a run's folder keeps, or else mined now.
+
+    StaleError if that was mined of another corpus or by other settings: a run goes on with what it began with, so the folder is another
+    run's, as when run.json differs. For the same reason a candidates.model that has changed under its name is not asked again. StaleError
+    if the file is damaged.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return mine(source, recipe, device, track)
+    try:
+        with safe_open(path, framework="np") as file:
+            told = json.loads((file.metadata() or {}).get("mined", "{}"))
+            for key, wanted in _plan(source.corpus, recipe).items():
+                if (found := told.get(key)) != wanted:
+                    raise StaleError(f"{path} was mined with another {key} ({found}, not {wanted})", hint="name another folder with --out")
+            parts = {name: [file.get_tensor(f"{name}.{part}").astype(np.int64) for part in ("offsets", "values")] for name in LISTS}
+    except SafetensorError as error:
+        raise StaleError(f"{path} is damaged: {error}", hint=MINE_AGAIN) from error
+    mined = Candidates(**{name: Lists(*part) for name, part in parts.items()}, dropped=told["dropped"])
+    if _checksum(mined) != told["checksum"]:
+        raise StaleError(f"{path} is damaged: its checksum is another", hint=MINE_AGAIN)
+    return mined
+
+
+def keep(folder: Path, mined: Candidates, corpus: Corpus, recipe: Recipe) -> None:
+    """Leave what was mined in a run's folder, whole or not at all, where it is not there yet."""
+    if not (folder / FILE).exists():
+        told = {**_plan(corpus, recipe), "dropped": mined.dropped, "checksum": _checksum(mined)}
+        both = list(zip(LISTS, (mined.texts_of_image, mined.images_of_text), strict=True))
+        arrays = {f"{name}.offsets": lists.offsets for name, lists in both}
+        arrays |= {f"{name}.values": lists.values.astype(np.int32) for name, lists in both}
+        with files.atomic_path(folder / FILE) as partial:
+            partial.write_bytes(save(arrays, metadata={"mined": json.dumps(told)}))
+
+
+def _config(recipe: Recipe) -> CandidateConfig:
+    return dataclasses.replace(recipe.candidates, directions=recipe.batch.directions)
+
+
+def _plan(corpus: Corpus, recipe: Recipe) -> dict[str, Any]:
+    """All that what is mined depends on, in JSON's types."""
+    settings = {f"candidates.{name}": value for name, value in to_table(_config(recipe)).items()}
+    return {"format": FORMAT, "corpus": corpus.fingerprint, **settings}
+
+
+def _checksum(mined: Candidates) -> int:
+    lists = (mined.texts_of_image, mined.images_of_text)
+    return zlib.crc32(b"".join(array.tobytes() for one in lists for array in (one.offsets, one.values)))
 
 
 def draw(rng: np.random.Generator, population: int, count: int, is_own: Callable[[int], bool]) -> Index:

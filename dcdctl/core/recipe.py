@@ -40,6 +40,12 @@ class ModelConfig:
     text: str = ""
     """start new: model references of two pretrained encoders, both or neither; empty for small new ones of the sizes below. fusion: the
     co-attention layers between them have hidden_size, num_layers, num_heads and dropout."""
+    vision_levels: tuple[int, ...] = ()
+    """with frozen_encoders: stages of `vision` that are read beside its output (of a timm model: entries of its feature_info)."""
+    vision_grid: int | None = None
+    """with frozen_encoders: side of the square of places that a feature map of `vision` is averaged to; all its places where not set."""
+    vision_size: int | None = None
+    """with frozen_encoders: side in pixels of what `vision` sees (a timm model with feature maps); its own where not set."""
     frozen_encoders: bool = False
     """vision and text stay as they are, so that their features can be kept on disk (--features). fusion: what is between them is trained;
     dual: one linear layer a side."""
@@ -80,6 +86,9 @@ class ModelConfig:
             raise ConfigError(f"model.vision and model.text are for model.start new, and it is {self.start}")
         if self.frozen_encoders and self.start == "new" and not self.vision:
             raise ConfigError("model.frozen_encoders is for a model over two encoders: a METER, or model.vision and model.text")
+        if (self.vision_levels or self.vision_grid or self.vision_size) and not (self.vision and self.frozen_encoders):
+            found = "model.vision_levels, vision_grid and vision_size are for new models over model.vision and model.text"
+            raise ConfigError(found, hint="set model.frozen_encoders, and name both encoders")
         if self.cosine and not (self.kind == "fusion" and self.vision and self.frozen_encoders):
             raise ConfigError("model.cosine is for a new fusion model over model.vision and model.text, with model.frozen_encoders")
 
@@ -152,7 +161,7 @@ class TeachersConfig:
     """The `[teachers]` table: how several caches become one."""
 
     weights: tuple[float, ...] = ()
-    """Share of each cache, in the order of --cache; empty for equal ones. Scores of several teachers are standardised, then averaged."""
+    """Share of each cache, in the order of --cache; empty for equal ones. Scores are brought to one scale, then averaged."""
 
     def __post_init__(self) -> None:
         if not all(0 < weight < float("inf") for weight in self.weights):

@@ -5,6 +5,7 @@ RUN/metrics.jsonl        one line a logged step
 RUN/tensorboard/         the same as TensorBoard events
 RUN/checkpoints/step-N/  weights (safetensors), optimiser state, loss scale (float16 only); the two newest are kept
 RUN/checkpoints/best/    weights with the highest recall measured so far, and in their header `step` and `rsum`
+RUN/mined.safetensors    the negatives mined for it, if there are any (`negatives.py`)
 RUN/wandb.json           the run's name at Weights & Biases, if it is told there
 RUN/model/               the trained model, with tokenizer and image processor; the sign that the run is finished
 RUN/result.json          from `dcdctl eval`;  RUN/bench.json  from `dcdctl bench`

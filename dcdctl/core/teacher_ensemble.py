@@ -1,8 +1,8 @@
-"""Several teachers as one: caches of one corpus, whose scores are standardised and averaged.
+"""Several teachers as one: caches of one corpus, whose scores are brought to one scale and averaged.
 
-Logits of two teachers have scales of their own; each teacher's scores are brought to mean 0 and standard deviation 1 over the pairs
-that all teachers have scored, then averaged with weights. Only those pairs count: an average over fewer teachers would be a score of
-another kind.
+Logits of two teachers have scales of their own; each teacher's scores are brought to one mean and standard deviation over the pairs that
+all teachers have scored, the weighted means of theirs, then averaged with weights. So the average is a logit like theirs, and a temperature
+means what it means for one of them. Only those pairs count: an average over fewer teachers would be a score of another kind.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ class TeacherEnsemble:
         return self.caches[0].text_P[self._is_shared]
 
     def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> NDArray[np.float32]:
-        """The average standardised scores of these pairs, in their shape; NaN where a teacher has not scored a pair."""
+        """The average scores of these pairs, in their shape; NaN where a teacher has not scored a pair."""
         parts = zip(self.caches, self.weights, self._moments, strict=True)
         total = sum(weight * (cache.lookup(image_ix, text_ix) - mean) / spread for cache, weight, (mean, spread) in parts)
-        return np.asarray(total, dtype=np.float32)
+        mean, spread = np.average(self._moments, axis=0, weights=self.weights)
+        return np.asarray(total * spread + mean, dtype=np.float32)
 
     @cached_property
     def candidates(self) -> Candidates:

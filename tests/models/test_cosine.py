@@ -12,7 +12,7 @@ from encoders import make_pair, save_text, save_vision
 from tiny import make_teacher
 from torch.testing import assert_close
 
-from dcdctl.core import devices, distillation, models, recipe, scoring
+from dcdctl.core import devices, distillation, models, recipe, scoring, starts
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.features import CorpusSource, open_or_build
 from dcdctl.core.models import FusionSize, ProjectionSize, States
@@ -197,12 +197,12 @@ def test_a_recipe_starts_from_a_dual_encoder_and_trains_both(corpus, tmp_path):
         f'cosine = "{tmp_path / "dual"}"\nhidden_size = 16\nnum_layers = 1\nnum_heads = 2\nmax_text_len = 12\n'
         "[loss]\nterms = { ranking = 1.0 }\n[batch]\nsize = 8\ndrawn_negatives = 3\n[optimizer]\nlr = 1e-2\nsteps = 4\n"
     )
-    start = distillation.make_model(recipe.load(str(path)), corpus.captions, None)
+    start = starts.make_model(recipe.load(str(path)), corpus.captions, None)
     assert torch.equal(start.network.cosine.image_projection.weight, dual.network.projections.image_projection.weight)
     assert start.network.cosine.logit_scale.item() == 2
     options = TrainingOptions(features=tmp_path / "features")
     inputs = distillation.Inputs(corpus, [], None)
-    run = distillation.finetune(str(path), [], inputs, tmp_path / "run", resume=False, options=options)
+    run = distillation.train(distillation.Job("finetune-teacher", str(path), [], tmp_path / "run"), inputs, options=options)
     after = dict(models.load_fusion(run.folder).network.named_parameters())
     moved = {name for name, parameter in start.network.named_parameters() if not torch.equal(after[name], parameter)}
     assert {*COSINE, "cosine.logit_scale", "rank_output.weight", "text_layers.0.feed_forward.up.weight"} <= moved

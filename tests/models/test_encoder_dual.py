@@ -10,9 +10,10 @@ from encoders import VISION, save_text, save_vision
 from torch.testing import assert_close
 
 from dcdctl.core import evaluation, models
-from dcdctl.core.distillation import Inputs, distill
+from dcdctl.core.distillation import Inputs, Job, train
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models import EncoderDual, ProjectionSize
+from dcdctl.core.models.encoders import Reading
 from dcdctl.core.recipe import ModelConfig
 from dcdctl.core.training import TrainingOptions
 
@@ -90,7 +91,7 @@ def test_it_is_trained_and_evaluated_from_features_on_disk(corpus, tmp_path):
         "max_text_len = 12\n[loss]\nterms = { infonce = 1.0 }\n[batch]\nsize = 8\n[optimizer]\nlr = 1e-2\nsteps = 30\n"
     )
     options = TrainingOptions(features=tmp_path / "features")
-    run = distill(str(recipe), [], Inputs(corpus, [], None), tmp_path / "run", resume=False, options=options)
+    run = train(Job("distill", str(recipe), [], tmp_path / "run"), Inputs(corpus, [], None), options=options)
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"]
     student = models.load_dual(run.folder)
@@ -106,3 +107,61 @@ def test_frozen_encoders_of_a_dual_have_to_be_named(corpus):
         ModelConfig(kind="dual", start="new", frozen_encoders=True)
     with pytest.raises(ConfigError, match=r"dropout must lie in \[0, 1\), got 1"):
         ProjectionSize(dropout=1.0)
+
+
+@pytest.mark.parametrize(("vision", "levels"), [("timm map", (1, 3)), ("tokens", (0,)), ("clip", (1, 0))])
+@torch.no_grad()
+def test_earlier_stages_are_read_beside_the_output_and_kept_with_the_model(vision, levels, pictures, captions, tmp_path):
+    plain = make_dual(captions, tmp_path, vision)
+    refs = str(tmp_path / "vision"), str(tmp_path / "text")
+    dual = models.dual_over(*refs, SIZE, max_text_len=12, reading=Reading(levels=levels, grid=2))
+    images = dual.preprocess.images(pictures)
+    tokens_IVW, plain_IVW = dual.image_features(images).tokens, plain.image_features(images).tokens
+    assert_close(tokens_IVW[:, 0, : plain_IVW.shape[2]], plain_IVW[:, 0])
+    assert tokens_IVW.shape[1] == (5 if vision == "timm map" else plain_IVW.shape[1])
+    assert tokens_IVW.shape[2] > plain_IVW.shape[2]
+    assert dual.encoders_digest != plain.encoders_digest
+    if vision == "timm map":
+        _, maps = dual.network.vision.timm_model.forward_intermediates(images.pixel_values, indices=list(levels))
+        means_IW = torch.cat([each.mean(dim=(2, 3)) for each in maps], dim=1)
+        assert_close(tokens_IVW[:, 0, plain_IVW.shape[2] :], means_IW, rtol=1e-5, atol=1e-5)
+    models.save(dual, tmp_path / "saved")
+    again = models.load_dual(tmp_path / "saved")
+    assert again.digest == dual.digest
+    assert_close(again.embed_images(images), dual.embed_images(images), rtol=1e-6, atol=1e-6)
+    pair = models.scorer_over(
+        *refs, models.FusionSize(hidden_size=12, num_layers=1, num_heads=2), max_text_len=12, reading=Reading(levels=levels, grid=2)
+    )
+    assert pair.encoders_digest == dual.encoders_digest
+
+
+@pytest.mark.parametrize(("vision", "levels"), [("timm map", (9,)), ("map", (0,)), ("timm tokens", (0,)), ("tokens", (1, 1))])
+def test_stages_an_encoder_does_not_have_are_refused(vision, levels, captions, tmp_path):
+    refs = save_vision(vision, tmp_path / "vision"), save_text("bert", captions, tmp_path / "text")
+    with pytest.raises(ModelError, match=r"model.vision_levels is \[.*\], not stages of"):
+        models.dual_over(*refs, SIZE, max_text_len=12, reading=Reading(levels=levels))
+
+
+def test_levels_are_for_frozen_encoders():
+    with pytest.raises(ConfigError, match=r"model\.vision_levels, vision_grid and vision_size are for new models over"):
+        ModelConfig(kind="dual", start="new", vision="a", text="b", vision_levels=(1,))
+
+
+@torch.no_grad()
+def test_a_convolutional_encoder_sees_larger_pictures_and_remembers_it(pictures, captions, tmp_path):
+    plain = make_dual(captions, tmp_path, "timm map")
+    refs = str(tmp_path / "vision"), str(tmp_path / "text")
+    dual = models.dual_over(*refs, SIZE, max_text_len=12, reading=Reading(size=96))
+    assert dual.preprocess.images(pictures).pixel_values.shape[-2:] == (96, 96)
+    assert dual.encoders_digest != plain.encoders_digest
+    models.save(dual, tmp_path / "saved")
+    again = models.load_dual(tmp_path / "saved")
+    assert again.digest == dual.digest
+    assert again.preprocess.images(pictures).pixel_values.shape[-2:] == (96, 96)
+
+
+@pytest.mark.parametrize("vision", ["map", "timm tokens", "tokens"])
+def test_other_encoders_see_the_size_they_were_made_for(vision, captions, tmp_path):
+    refs = save_vision(vision, tmp_path / "vision"), save_text("bert", captions, tmp_path / "text")
+    with pytest.raises(ModelError, match=r"model\.vision_size is for timm's models with feature maps"):
+        models.dual_over(*refs, SIZE, max_text_len=12, reading=Reading(size=96))

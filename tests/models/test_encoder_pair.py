@@ -103,6 +103,15 @@ def test_maps_and_squares_of_tokens_get_their_mean_as_first_token():
     assert encoders.to_tokens(tokens, width=3) is tokens
 
 
+def test_a_map_is_averaged_to_a_grid_and_its_mean_stays_that_of_all_places():
+    map_ICHW = torch.arange(48.0).view(1, 3, 4, 4)
+    tokens = encoders.to_tokens(map_ICHW, width=3, grid=2)
+    assert tokens[0, :, 0].tolist() == [7.5, 2.5, 4.5, 10.5, 12.5]
+    assert torch.equal(encoders.to_tokens(map_ICHW.permute(0, 2, 3, 1), width=3, grid=2), tokens)
+    assert torch.equal(encoders.to_tokens(map_ICHW.flatten(2).transpose(1, 2), width=3, grid=2), tokens)
+    assert encoders.to_tokens(torch.rand(1, 3, 5, 5), width=3, grid=2).shape == (1, 5, 3)
+
+
 def test_positions_of_other_encoders_are_not_resized(captions, tmp_path):
     models.save(make_pair(captions, tmp_path, "clip"), tmp_path / "saved")
     with pytest.raises(ModelError, match="clip_vision_model vision encoder, whose image size cannot be changed"):

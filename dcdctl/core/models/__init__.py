@@ -5,6 +5,7 @@ from dcdctl.core.models.coattention import CoAttentionNetwork, FusionSize
 from dcdctl.core.models.dual import DualModel, DualSize, dual_from_backbones, new_dual
 from dcdctl.core.models.encoder_dual import EncoderDual, dual_over
 from dcdctl.core.models.encoder_pair import scorer_over
+from dcdctl.core.models.encoders import Reading
 from dcdctl.core.models.meter import CoAttentionScorer
 from dcdctl.core.models.overrides import parse_overrides
 from dcdctl.core.models.preprocess import Preprocess
@@ -28,6 +29,7 @@ __all__ = [
     "Preprocess",
     "Preprocessor",
     "ProjectionSize",
+    "Reading",
     "States",
     "TextBatch",
     "ViltScorer",

@@ -22,6 +22,7 @@ from dcdctl.core.models import encoders
 from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.digests import digest_of_model
 from dcdctl.core.models.dual import DualModel
+from dcdctl.core.models.encoders import AS_IT_IS, Reading
 from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
 from dcdctl.core.models.preprocess import Preprocess, check_text_length, check_vocabulary, load_tokenizer, num_text_positions, reaching
 from dcdctl.core.models.projections import Projections, ProjectionSize
@@ -84,7 +85,9 @@ class EncoderDual(DualModel):
 
     @property
     def _heads(self) -> list[Any]:
-        return [getattr(config, "num_attention_heads", None) for config in (self.network.vision_config, self.network.text_config)]
+        """What the shapes of the weights do not show."""
+        configs = (self.network.vision_config, self.network.text_config)
+        return [*(getattr(config, "num_attention_heads", None) for config in configs), *encoders.reading_of(configs[0])]
 
     @property
     def is_frozen(self) -> bool:
@@ -137,12 +140,15 @@ class EncoderDual(DualModel):
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
 
 
-def dual_over(vision_ref: str, text_ref: str, size: ProjectionSize, *, max_text_len: int, seed: int = 0) -> EncoderDual:
+def dual_over(
+    vision_ref: str, text_ref: str, size: ProjectionSize, *, max_text_len: int, reading: Reading = AS_IT_IS, seed: int = 0
+) -> EncoderDual:
     """A dual encoder over two pretrained encoders (folders or Hub ids) that are not trained; only the two projections are new.
 
-    `vision` and `text` are what `encoder_pair.scorer_over` takes. The same weights for the same seed, the global random state untouched.
+    `vision`, `text` and `reading` are what `encoder_pair.scorer_over` takes. The same weights for the same seed, the global random state
+    untouched.
     """
-    vision, text = encoders.load_vision(vision_ref), encoders.load_text(text_ref)
+    vision, text = encoders.load_vision(vision_ref, reading), encoders.load_text(text_ref)
     tokenizer = load_tokenizer(text_ref, "model.text wants a text model with its tokenizer")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

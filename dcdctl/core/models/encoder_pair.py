@@ -9,6 +9,7 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.models import encoders
 from dcdctl.core.models.coattention import CoAttentionNetwork, FusionSize
 from dcdctl.core.models.encoder_dual import EncoderDual
+from dcdctl.core.models.encoders import AS_IT_IS, Reading
 from dcdctl.core.models.meter import CoAttentionScorer
 from dcdctl.core.models.preprocess import Preprocess, check_vocabulary, load_tokenizer, num_text_positions
 from dcdctl.core.models.store import load_dual
@@ -17,15 +18,23 @@ MAX_TEXT_LEN = 40
 
 
 def scorer_over(
-    vision_ref: str, text_ref: str, size: FusionSize, *, max_text_len: int = MAX_TEXT_LEN, seed: int = 0, cosine: str | None = None
+    vision_ref: str,
+    text_ref: str,
+    size: FusionSize,
+    *,
+    max_text_len: int = MAX_TEXT_LEN,
+    reading: Reading = AS_IT_IS,
+    seed: int = 0,
+    cosine: str | None = None,
 ) -> CoAttentionScorer:
     """A scorer whose encoders are pretrained (folders or Hub ids) and whose fusion is new.
 
     `vision` is any backbone of transformers or timm that gives tokens or a feature map, `text` any text model of AutoModel; of a CLIP-like
-    model the side is taken. `cosine` names a dual encoder over the same encoders, whose logit is added and is all there is at first. The
-    same weights for the same seed, the global random state untouched. ModelError if they do not go together.
+    model the side is taken. `reading` is how the vision encoder is read. `cosine` names a dual encoder over the same encoders, whose logit
+    is added and is all there is at first. The same weights for the same seed, the global random state untouched. ModelError if they do not
+    go together.
     """
-    vision, text = encoders.load_vision(vision_ref), encoders.load_text(text_ref)
+    vision, text = encoders.load_vision(vision_ref, reading), encoders.load_text(text_ref)
     tokenizer = load_tokenizer(text_ref, "model.text wants a text model with its tokenizer")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -51,7 +60,7 @@ def _start_from_dual(scorer: CoAttentionScorer, ref: str, own: str) -> None:
         raise ModelError(f"{ref} is a dual encoder whose own encoders were trained, wanted one over {own} as they are", hint=hint)
     if dual.encoders_digest != scorer.encoders_digest:
         found, wanted = dual.encoders_digest[:8], scorer.encoders_digest[:8]
-        hint = "give both the same model.vision, model.text and model.max_text_len"
+        hint = "give both the same model.vision, vision_levels, vision_size, text and max_text_len"
         raise ModelError(f"{ref} is a dual encoder over other encoders ({found}) than {own} ({wanted})", hint=hint)
     scorer.network.start_from(dual.network.projections)
 

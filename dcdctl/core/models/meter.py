@@ -60,16 +60,20 @@ class CoAttentionScorer(nn.Module):
     @property
     def digest(self) -> str:
         """The fingerprint of all weights and all settings that change a score."""
-        heads = [getattr(config, "num_attention_heads", None) for config in (self.network.vision_config, self.network.text_config)]
-        network = {"heads": [*heads, self.network.size.num_heads]}
+        network = {"heads": [*self._heads, self.network.size.num_heads]}
         return digest_of_model(self, {**self.settings, **self.preprocess.settings, "network": network})
 
     @property
     def encoders_digest(self) -> str:
         """The fingerprint of all that decides what the encoders make of a picture and a caption."""
-        heads = [getattr(config, "num_attention_heads", None) for config in (self.network.vision_config, self.network.text_config)]
         sides = nn.ModuleDict({"vision": self.network.vision, "text": self.network.text})
-        return digest_of_model(sides, {**self.preprocess.settings, "transform": self.preprocess.image_transform, "heads": heads})
+        return digest_of_model(sides, {**self.preprocess.settings, "transform": self.preprocess.image_transform, "heads": self._heads})
+
+    @property
+    def _heads(self) -> list[Any]:
+        """What the shapes of the encoders' weights do not show."""
+        configs = (self.network.vision_config, self.network.text_config)
+        return [*(getattr(config, "num_attention_heads", None) for config in configs), *encoders.reading_of(configs[0])]
 
     @property
     def is_frozen(self) -> bool:

@@ -1,0 +1,300 @@
+"""How many images a second a dual student is trained on, by our loop and by a bare PyTorch loop over the same encoders.
+
+    OMP_NUM_THREADS=1 python benchmarks/dual_step.py [--cases trained frozen] [--steps 3] [--frozen-steps 920] [--repeats 5] [--threads 1]
+
+InfoNCE, float32, on the CPU, random weights. Trained: ViT-S/16 at 224 px and a BERT of 6 layers, 384 wide, 32 JPEGs of 640 x 480 a step,
+none of them twice in a round; the bare loop reads them from a folder. Frozen: linear layers over features on disk, in the sizes of the
+recipe dual-flickr8k, 6,000 images, 256 a step; the bare loop maps the same files, and reads only what is used. Ours is all of `train`:
+drawing, reading, the log, TensorBoard, the command's view and checkpoints. The bare loop is told its batches; it preprocesses, tokenises
+and projects by the same calls, and has the same dropout, AdamW and allocator (`devices.choose`), so the losses agree. The ways take turns,
+now one first and now the other, after a step each that is not counted; rates are medians, ratios medians of the turns', of seconds and of
+processor seconds, which other work on the machine disturbs less. Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModel, BertConfig, TimmWrapperConfig, ViTConfig
+from transformers.utils import logging
+
+sys.path.insert(0, str(Path(__file__).parent))
+from cache_scale import MadeUp
+from prepare import made_up, prepare, to_jpeg
+from scoring import processor
+
+from dcdctl.cli.training_view import view
+from dcdctl.core import devices, distillation, models, recipe, runs
+from dcdctl.core.batches import MatrixSteps
+from dcdctl.core.corpus import Corpus
+from dcdctl.core.features import IMAGES_PER_FILE, CorpusSource, Features, Source
+from dcdctl.core.models.encoder_dual import EncoderDualNetwork
+from dcdctl.core.models.preprocess import square_image_processor
+from dcdctl.core.objectives import make_objective
+from dcdctl.core.recipe import Recipe
+from dcdctl.core.training import learning_rate_factor, train
+
+Index = NDArray[np.int64]
+Batches = list[tuple[list[int], list[int]]]
+"""The images and captions of each step."""
+TRAINED = ["batch.size=32", "optimizer.lr=1e-4"]
+"""What is other than in the recipe where encoders are trained."""
+CAPTIONS_PER_IMAGE = 5
+IMAGE_TOKENS, IMAGE_WIDTH, MAX_TEXT_TOKENS = 50, 1280, 24
+"""Of the features of dual-flickr8k."""
+VIT = ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536, image_size=224, patch_size=16)
+BERT = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, what it is trained on, and the bare loop over it."""
+
+    model: models.DualModel
+    source: Callable[[], Source]
+    recipe: Recipe
+    bare: Callable[[Any, Batches, Recipe], float]
+
+    def batches(self, num_steps: int) -> Batches:
+        """What our loop draws."""
+        indices: Any = Indices(self.source().corpus)
+        steps: Any = MatrixSteps(indices, self.recipe.batch, self.recipe.seed, None)
+        drawn = [steps[step] for step in range(num_steps)]
+        return [(batch.images.tolist(), batch.texts[batch.text_ix_RC[0].numpy()].tolist()) for batch in drawn]
+
+
+class Indices:
+    """A source that gives the indices it is asked for."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+
+    def images(self, image_ix: Index) -> Index:
+        return image_ix
+
+    def texts(self, text_ix: Index) -> Index:
+        return text_ix
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a way took, and the loss of its last step."""
+
+    seconds: float
+    processor_seconds: float
+    loss: float
+
+
+def timed(work: Callable[[], float]) -> Round:
+    started, started_processor = time.perf_counter(), time.process_time()
+    loss = work()
+    return Round(time.perf_counter() - started, time.process_time() - started_processor, loss)
+
+
+def ours(case: Case, num_steps: int, folder: Path) -> Round:
+    """Train as the command does."""
+    model, steps = copy.deepcopy(case.model), distillation.make_steps(case.source(), case.recipe, None)
+    run = runs.start(folder, case.recipe, "benchmark", {}, resume=False)
+    objective, config = make_objective(case.recipe.loss), case.recipe.optimizer
+    watch = functools.partial(view, **distillation.work(case.recipe, None))
+
+    def work() -> float:
+        train(run, model, steps, objective, config, num_steps=num_steps, seed=case.recipe.seed, watch=watch)
+        return run.metrics()[-1]["loss"]
+
+    return timed(work)
+
+
+def bare(case: Case, num_steps: int, folder: Path) -> Round:
+    """Train by the bare loop, on the same batches."""
+    model, batches = copy.deepcopy(case.model).train(), case.batches(num_steps)
+    return timed(lambda: case.bare(model, batches, case.recipe))
+
+
+WAYS = {"bare": bare, "ours": ours}
+
+
+def bare_steps(trained: nn.Module, batches: Batches, recipe: Recipe) -> Iterator[tuple[list[int], list[int], Callable[[Tensor], None]]]:
+    """The images and captions of each step, and what to do with its loss."""
+    config = recipe.optimizer
+    parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+    def descend(loss: Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    for step, (image_ix, text_ix) in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * learning_rate_factor(step, len(batches), config)
+        torch.default_generator.manual_seed(step)  # as our loop does where the recipe's seed is 0
+        yield image_ix, text_ix, descend
+
+
+def bare_trained(pictures: Path, captions: list[str], model: models.DualModel, batches: Batches, recipe: Recipe) -> float:
+    """All of both encoders trained on the JPEGs of a folder; the loss of the last step."""
+    network, preprocess = model.network, model.preprocess
+    for image_ix, text_ix, descend in bare_steps(network, batches, recipe):
+        images = preprocess.images([opened(pictures / file_name(image)) for image in image_ix]).pixel_values
+        texts = preprocess.texts([captions[text] for text in text_ix])
+        found = network(pixel_values=images, input_ids=texts.input_ids, attention_mask=texts.attention_mask, return_loss=True)
+        descend(found.loss)
+    return found.loss.item()
+
+
+def bare_frozen(folder: Path, corpus: MadeUp, model: models.EncoderDual, batches: Batches, recipe: Recipe) -> float:
+    """Two linear layers trained on features on disk; the loss of the last step."""
+    images, texts = (
+        [np.asarray(np.load(path, mmap_mode="r")) for path in sorted(folder.glob(f"{kind}-*.npy"))] for kind in ("images", "texts")
+    )
+    lengths = np.load(folder / "lengths.npy").astype(np.int64)
+    file_of = corpus.caption_image // IMAGES_PER_FILE
+    starts = np.cumsum(lengths) - lengths
+    starts -= starts[np.searchsorted(file_of, file_of)]
+    projections, target = model.network.projections, torch.arange(recipe.batch.size)
+    for image_ix, text_ix, descend in bare_steps(projections, batches, recipe):
+        first = torch.from_numpy(np.stack([images[i // IMAGES_PER_FILE][i % IMAGES_PER_FILE, :1] for i in image_ix]))
+        tokens = torch.zeros(len(text_ix), int(lengths[text_ix].max()), BERT.hidden_size, dtype=torch.float16)
+        for row, i in zip(tokens.numpy(), text_ix, strict=True):
+            row[: lengths[i]] = texts[file_of[i]][starts[i] : starts[i] + lengths[i]]
+        mask = torch.arange(tokens.shape[1]) < torch.from_numpy(lengths[text_ix])[:, None]
+        logits = projections.scale * projections.project_images(first) @ projections.project_texts(tokens, mask).T
+        loss = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
+        descend(loss)
+    return loss.item()
+
+
+def opened(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def file_name(image: int) -> str:
+    return f"{image:06}.jpg"
+
+
+def make_trained(folder: Path, num_images: int) -> Case:
+    """Two encoders that are trained, and a corpus of JPEGs that the command has prepared."""
+    captions = MadeUp(num_images, num_images * CAPTIONS_PER_IMAGE).captions
+    pictures, vision, text = folder / "pictures", folder / "vision", folder / "text"
+    pictures.mkdir(parents=True)
+    for image in range(num_images):
+        (pictures / file_name(image)).write_bytes(to_jpeg(made_up(image)))
+    lines = [f"{file_name(i // CAPTIONS_PER_IMAGE)},{caption}\n" for i, caption in enumerate(captions)]
+    (folder / "pairs.csv").write_text("image,caption\n" + "".join(lines), encoding="utf-8")
+    prepare(pictures, folder / "pairs.csv", folder / "corpus", 0, 1)
+    corpus = Corpus.open(folder / "corpus", "train")
+    square_image_processor(VIT.image_size).save_pretrained(vision)
+    models.word_piece(captions, 2000).save_pretrained(text)
+    for config, path in ((VIT, vision), (BERT, text)):
+        AutoModel.from_config(config).save_pretrained(path)
+    model = models.dual_from_backbones(str(vision), str(text))
+    source = functools.partial(CorpusSource, corpus, model.preprocess, distillation.PICTURE_MEMORY)
+    return Case(model, source, recipe.load("dual-flickr8k", TRAINED), functools.partial(bare_trained, pictures, captions))
+
+
+def make_frozen(folder: Path, num_images: int) -> Case:
+    """Linear layers over two encoders that are not run: the features are noise."""
+    corpus: Any = MadeUp(num_images, num_images * CAPTIONS_PER_IMAGE)
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    lengths = rng.integers(MAX_TEXT_TOKENS // 2, MAX_TEXT_TOKENS + 1, corpus.num_captions)
+    np.save(folder / "lengths.npy", lengths.astype(np.uint16))
+    for part, start in enumerate(range(0, num_images, IMAGES_PER_FILE)):
+        count = min(IMAGES_PER_FILE, num_images - start)
+        num_tokens = int(lengths[start * CAPTIONS_PER_IMAGE : (start + count) * CAPTIONS_PER_IMAGE].sum())
+        for kind, shape in (("images", (count, IMAGE_TOKENS, IMAGE_WIDTH)), ("texts", (num_tokens, BERT.hidden_size))):
+            np.save(folder / f"{kind}-{part:05d}.npy", rng.standard_normal(shape, dtype=np.float32).astype(np.float16))
+    plan = {"image_tokens": IMAGE_TOKENS, "image_width": IMAGE_WIDTH, "text_width": BERT.hidden_size}
+    chosen = recipe.load("dual-flickr8k")
+    vision = AutoModel.from_config(TimmWrapperConfig(architecture="tf_efficientnet_lite0", num_labels=0))
+    size = models.ProjectionSize(projection_dim=chosen.model.projection_dim, dropout=chosen.model.dropout)
+    model = models.EncoderDual(EncoderDualNetwork(vision, AutoModel.from_config(BERT), size), None)
+    return Case(model, functools.partial(Features, corpus, folder, plan), chosen, functools.partial(bare_frozen, folder, corpus))
+
+
+def measure(name: str, case: Case, num_steps: int, repeats: int, folder: Path) -> dict[str, Any]:
+    """The figures of a case."""
+    for way, work in WAYS.items():
+        work(case, 1, folder / f"{way}-first")
+    rounds: dict[str, list[Round]] = {way: [] for way in WAYS}
+    for turn in range(repeats):
+        for way in sorted(WAYS, reverse=turn % 2 == 1):
+            rounds[way].append(WAYS[way](case, num_steps, folder / f"{way}-{turn}"))
+            sys.stdout.write(f"{name}, {way}: {rounds[way][-1].seconds:.2f} s\n")
+            sys.stdout.flush()
+    num_images = num_steps * case.recipe.batch.size
+    turns = list(zip(rounds["ours"], rounds["bare"], strict=True))
+    return {
+        "steps": num_steps,
+        "images_per_step": case.recipe.batch.size,
+        "images_per_s": {way: num_images / statistics.median(one.seconds for one in found) for way, found in rounds.items()},
+        "ratio": statistics.median(bare.seconds / ours.seconds for ours, bare in turns),
+        "processor_ratio": statistics.median(bare.processor_seconds / ours.processor_seconds for ours, bare in turns),
+        "loss": {way: found[-1].loss for way, found in rounds.items()},
+    }
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "| encoders | ours, images/s | bare loop, images/s | ours / bare | by processor seconds | last loss, ours | bare loop |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, found in results.items():
+        rates, loss = found["images_per_s"], found["loss"]
+        ratios = f"{found['ratio']:.3f} | {found['processor_ratio']:.3f}"
+        lines.append(f"| {name} | {rates['ours']:,.1f} | {rates['bare']:,.1f} | {ratios} | {loss['ours']:.4f} | {loss['bare']:.4f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=("trained", "frozen"), default=["trained", "frozen"])
+    parser.add_argument("--steps", type=int, default=3, help="of a round with encoders that are trained")
+    parser.add_argument("--frozen-steps", type=int, default=920, help="of one with frozen encoders")
+    parser.add_argument("--frozen-images", type=int, default=6000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    logging.disable_progress_bar()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    devices.choose("cpu")
+    results = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in options.cases:
+            made = Path(scratch, name, "made")
+            if name == "trained":
+                num_steps, case = options.steps, make_trained(made, 32 * options.steps)
+            else:
+                num_steps, case = options.frozen_steps, make_frozen(made, options.frozen_images)
+            results[name] = measure(name, case, num_steps, options.repeats, made.parent)
+    setting = {"machine": processor(), "torch": torch.__version__, "threads": options.threads, "repeats": options.repeats}
+    sys.stdout.write(table(results) + "\n")
+    sys.stdout.write(json.dumps({**setting, "cases": results}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Does a teacher pay? Trains, measures and compares the students of a plan; `evidence_plans.py` says what there is.
+
+    python benchmarks/evidence.py flickr8k --work work/flickr8k --vision EFFICIENTNET --text MINILM --karpathy JSON --images ZIP
+    python benchmarks/evidence.py scenes --work work/scenes
+    python benchmarks/evidence.py small --work work/small            (make results-small)
+    python benchmarks/evidence.py flickr8k --work work/flickr8k --tables-only
+
+Every step is a `dcdctl` command that could be typed in the work folder. What is done is not done again, so a killed plan goes on: whole
+steps are skipped, a half-made one is resumed. Steps run --jobs at a time, one thread each. Into docs/results/PLAN go run.json and
+result.json of every run, what it cost, the comparisons, the tables and the plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import evidence_plans
+import evidence_tables
+from evidence_plans import Step
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a plan runs."""
+
+    plan: str
+    work: Path
+
+    @property
+    def results(self) -> Path:
+        return RESULTS / self.plan
+
+    def folder(self, step: Step) -> Path:
+        return self.work / step.out
+
+    def is_done(self, step: Step) -> bool:
+        sign = "cost.json" if step.is_run else "cache.json" if step.command == "cache-teacher" else "corpus.json"
+        return (self.folder(step) / sign).exists()
+
+    def run(self, step: Step) -> None:
+        """One step with its measurement; RuntimeError with the end of its log if a command fails."""
+        folder = self.folder(step)
+        resume = ["--resume"] if step.is_run and (folder / "run.json").exists() else []
+        cost = {"train_seconds": self._dcdctl(step, [step.command, *step.words, "--out", step.out, *resume])}
+        if step.is_run:
+            cost["eval_seconds"] = self._measure(step)
+            if resume:
+                del cost["train_seconds"]  # those of a part
+            (folder / "cost.json").write_text(json.dumps(cost) + "\n")
+        self.keep(step)
+
+    def _measure(self, step: Step) -> float:
+        """Evaluate a run into its own folder, alone or as what re-ranks another's results."""
+        who = [step.out] if not step.measured else [step.measured, "--rerank", step.out]
+        result = self.folder(step) / "measured.json"
+        seconds = self._dcdctl(step, ["eval", *who, *step.measure, "--ranks", f"{step.out}/ranks.parquet", "--json"], result)
+        result.replace(self.folder(step) / "result.json")
+        return seconds
+
+    def keep(self, step: Step) -> None:
+        """Copy what is small into docs/results."""
+        names = ("run.json", "result.json", "cost.json") if step.is_run else ("cache.json",)
+        for name in names:
+            if (self.folder(step) / name).exists():
+                target = self.results / step.out.split("/", 1)[-1] / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.folder(step) / name, target)
+
+    def _dcdctl(self, step: Step, words: list[str], stdout: Path | None = None) -> float:
+        log = self.work / "logs" / f"{step.name}.log"
+        log.parent.mkdir(exist_ok=True)
+        started = time.perf_counter()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        with log.open("a") as talk, (stdout or log).open("a") as result:
+            talk.write("dcdctl " + " ".join(words) + "\n")
+            talk.flush()
+            command = [sys.executable, "-m", "dcdctl", *words]
+            code = subprocess.run(command, cwd=self.work, env=environment, stdout=result, stderr=talk, check=False).returncode
+        if code:
+            raise RuntimeError(f"{step.name} ended with {code}; the end of {log}:\n" + log.read_text()[-1500:])
+        return time.perf_counter() - started
+
+
+def run_all(place: Place, steps: list[Step], jobs: int) -> list[str]:
+    """Run what is not done yet, each step after those it needs; the names of those that failed or could not be tried."""
+    done = {step.out for step in steps if place.is_done(step)}
+    waiting = [step for step in steps if step.out not in done]
+    running: dict[Future[None], Step] = {}
+    failed: list[str] = []
+    with ThreadPoolExecutor(jobs) as pool:
+        while waiting or running:
+            ready = [step for step in waiting if done.issuperset(step.after)][: jobs - len(running)]
+            for step in ready:
+                waiting.remove(step)
+                say(f"{time.strftime('%H:%M:%S')} start {step.name} ({len(waiting)} wait)")
+                running[pool.submit(place.run, step)] = step
+            if not running:
+                failed.extend(f"{step.name} (needs {', '.join(set(step.after) - done)})" for step in waiting)
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                step = running.pop(future)
+                error = future.exception()
+                if error is None:
+                    done.add(step.out)
+                else:
+                    say(str(error))
+                    failed.append(step.name)
+    return failed
+
+
+def say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def machine() -> dict[str, str]:
+    """What the numbers were measured with."""
+    import torch
+    import transformers
+
+    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()}
+    return {
+        "cpu": cpu or platform.processor(),
+        "cores": str(os.cpu_count()),
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%d"),
+        **versions,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", choices=sorted(evidence_plans.PLANS))
+    parser.add_argument("--work", type=Path, required=True, help="folder for the corpus, features, caches and runs")
+    parser.add_argument("--vision", type=Path, help="flickr8k: folder of EfficientNet-Lite0, as transformers saves it")
+    parser.add_argument("--text", type=Path, help="flickr8k: folder of all-MiniLM-L6-v2")
+    parser.add_argument("--karpathy", type=Path, help="flickr8k: dataset_flickr8k.json")
+    parser.add_argument("--images", type=Path, help="flickr8k: folder or zip of the photos")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--tables-only", action="store_true", help="compare and write the tables of the runs that are there")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    for name in ("vision", "text", "karpathy", "images"):
+        # Under names of the work folder, so that no run.json holds a path of this machine.
+        path = getattr(args, name)
+        link = args.work / (f"{name}.json" if name == "karpathy" else name)
+        if path is not None and not link.is_symlink():
+            link.symlink_to(path.resolve())
+    place, steps = Place(args.plan, args.work.resolve()), evidence_plans.PLANS[args.plan]()
+    started = time.perf_counter()
+    failed = [] if args.tables_only else run_all(place, steps, args.jobs)
+    if not args.tables_only:
+        place.results.mkdir(parents=True, exist_ok=True)
+        (place.results / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
+    sys.stdout.write(evidence_tables.write(steps, place.work, place.results))
+    say(f"{(time.perf_counter() - started) / 60:.1f} minutes")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

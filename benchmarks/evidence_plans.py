@@ -1,0 +1,166 @@
+"""What `evidence.py` runs: the steps of each plan, as words of `dcdctl` commands typed in the work folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+SEEDS = (0, 1, 2)
+FEATURES = ("--features", "features")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command, and the row of a table its result belongs to."""
+
+    out: str
+    """Folder it writes, in the work folder: data, caches/NAME or runs/NAME."""
+    command: str
+    words: tuple[str, ...]
+    after: tuple[str, ...] = ()
+    """`out` of the steps it needs."""
+    table: str = ""
+    label: str = ""
+    base: str = ""
+    """Label of the row it is compared with."""
+    measure: tuple[str, ...] = ()
+    """Words of `dcdctl eval` beside the run."""
+    measured: str = ""
+    """What is evaluated where it is not the run alone: a dual encoder whose results the run re-ranks."""
+
+    @property
+    def name(self) -> str:
+        return self.out.replace("/", "-")
+
+    @property
+    def is_run(self) -> bool:
+        return self.out.startswith("runs/")
+
+
+def sets(**values: object) -> tuple[str, ...]:
+    """`--set` words; two underscores stand for a dot."""
+    return tuple(word for key, value in values.items() for word in ("--set", f"{key.replace('__', '.')}={value}"))
+
+
+FLICKR8K = ("--data", "data", *FEATURES, *sets(model__vision="vision", model__text="text"))
+VAL = ("--data", "data", *FEATURES, "--split", "val")
+PAIRS = tuple(f"caches/pair-{seed}" for seed in SEEDS)
+THREE_TEACHERS = tuple(word for cache in PAIRS for word in ("--cache", cache))
+LISTS = sets(batch__size=64, optimizer__steps=1500)
+DUAL_LOSSES: dict[str, tuple[str, ...]] = {
+    "KL": sets(),
+    "DCD-KL": sets(loss__terms="{dcd-kl=4.0}"),
+    "margin-MSE": sets(loss__terms="{margin-mse=1.0}", optimizer__lr_factors="{calibration=100}"),
+    "WSL, all pairs": sets(loss__terms="{wsl-pairs=1.0}"),
+    "CPRD": sets(loss__terms="{cprd=1.0,infonce=1.0}"),
+    "affinity mimicking": sets(loss__terms="{affinity=1.0,infonce=1.0}"),
+    "InfoNCE + KL": sets(loss__terms="{infonce=1.0,kl=4.0}"),
+    "WSL, lists": sets(loss__terms="{wsl=1.0}") + LISTS,
+    "DCD as released, lists": sets(loss__terms="{dcd-released=1.0}", loss__alpha=0.5) + LISTS,
+    "DCD, lists": sets(loss__terms="{dcd=1.0}", loss__alpha=0.5, optimizer__lr_factors="{calibration=100}") + LISTS,
+}
+"""How each differs from recipe dual-flickr8k-kl."""
+FUSION_LOSSES: dict[str, tuple[str, ...]] = {
+    "ground truth (BCE)": sets(loss__terms="{ground-truth=1.0}"),
+    "InfoNCE": sets(loss__terms="{infonce=1.0}", batch__size=20),
+    "KL": sets(loss__terms="{kl=1.0}", batch__size=20),
+    "DCD-KL": sets(loss__terms="{dcd-kl=1.0}", batch__size=20),
+    "margin-MSE": sets(loss__terms="{margin-mse=0.1}", batch__size=20),
+    "WSL": sets(loss__terms="{wsl=1.0}"),
+    "CPRD": sets(loss__terms="{cprd=1.0,infonce=1.0}", batch__size=20),
+    "DCD as released": sets(loss__terms="{dcd-released=1.0}", loss__alpha=0.5),
+    "DCD": sets(),
+}
+"""How each differs from recipe fusion-flickr8k."""
+WHOLE, FUSION, FEW = "Dual students, 6,000 photos", "Fusion students, 2 layers to 1", "Dual students, {} photos"
+ALONE, TRUTH = "InfoNCE, no teacher", "ground truth (BCE), no teacher"
+
+
+def flickr8k() -> list[Step]:
+    """6,000 photos of Flickr8k to train on, the 1,000 of val to report on."""
+    steps = [Step("data", "prepare", ("--karpathy", "karpathy.json", "--images", "images"))]
+    for seed in SEEDS:
+        steps += _teacher(seed)
+    for seed in SEEDS:
+        steps += [*_duals(seed), *_few(seed)]
+    for seed in SEEDS:
+        steps += _fusions(seed)
+    return [*steps, *_ablations()]
+
+
+def _teacher(seed: int) -> list[Step]:
+    """The cosine at 288 px, the co-attention beside it, and its scores."""
+    own = (*FLICKR8K, *sets(seed=seed))
+    table = "Teachers, 288 px"
+    large = Step(f"runs/large-{seed}", "distill", ("dual-flickr8k-large", *own), ("data",), table, "its cosine alone", "", VAL)
+    words = ("pair-flickr8k", *own, *sets(model__cosine=large.out))
+    pair = Step(f"runs/pair-{seed}", "finetune-teacher", words, (large.out,), table, "co-attention beside a cosine", large.label, VAL)
+    scoring = ("--data", "data", *FEATURES, "--teacher", pair.out, "--recipe", "dual-flickr8k-kl")
+    return [large, pair, Step(f"caches/pair-{seed}", "cache-teacher", scoring, (pair.out,))]
+
+
+def _dual(name: str, seed: int, table: str, label: str, words: Iterable[str], *, taught: bool = True, base: str = ALONE) -> Step:
+    recipe = ("dual-flickr8k-kl", *THREE_TEACHERS) if taught else ("dual-flickr8k",)
+    whole = (*recipe, *FLICKR8K, *sets(seed=seed), *words)
+    return Step(f"runs/{name}-{seed}", "distill", whole, PAIRS if taught else ("data",), table, label, base, VAL)
+
+
+def _duals(seed: int) -> list[Step]:
+    """The students of the whole corpus: what they learn from, everything else alike."""
+    plain = {
+        ALONE: sets(),
+        "InfoNCE, no teacher, as long as KL": sets(optimizer__epochs=100),
+        "InfoNCE, no teacher, dropout as KL": sets(model__dropout=0.1),
+        TRUTH: sets(loss__terms="{ground-truth=1.0}") + LISTS,
+        "ground truth (softmax), no teacher": sets(loss__terms="{ranking=1.0}") + LISTS,
+    }
+    steps = [_dual(f"plain{place}", seed, WHOLE, label, words, taught=False) for place, (label, words) in enumerate(plain.items())]
+    taught = enumerate(DUAL_LOSSES.items())
+    return [*steps, *(_dual(f"dual{place}", seed, WHOLE, label, words) for place, (label, words) in taught)]
+
+
+def _few(seed: int) -> list[Step]:
+    """Students whose corpus is small, as many steps as for the whole one; the teacher has seen more."""
+    steps = []
+    for count in (500, 1500):
+        some, epochs = ("--max-images", str(count)), 40 * 6000 // count
+        table = FEW.format(f"{count:,}")
+        for name, label, words in [
+            ("alone", ALONE, sets(optimizer__epochs=epochs // 4)),
+            ("alone-long", "InfoNCE, no teacher, as long as KL", sets(optimizer__epochs=epochs)),
+        ]:
+            steps.append(_dual(f"{name}{count}", seed, table, label, (*some, *words), taught=False))
+        for name, label, words in [("kl", "KL", sets()), ("dcd-kl", "DCD-KL", sets(loss__terms="{dcd-kl=4.0}"))]:
+            steps.append(_dual(f"{name}{count}", seed, table, label, (*some, *words, *sets(optimizer__epochs=epochs))))
+    return steps
+
+
+def _fusions(seed: int) -> list[Step]:
+    """Half-depth students of one teacher; they re-rank what one dual student without a teacher finds."""
+    steps = []
+    first = "runs/plain0-0"
+    for place, (label, words) in enumerate(FUSION_LOSSES.items()):
+        whole = ("fusion-flickr8k", "--teacher", "runs/pair-0", "--cache", PAIRS[0], "--data", "data", *FEATURES, *sets(seed=seed), *words)
+        measure = (*VAL, "--depth", "20")
+        base = next(iter(FUSION_LOSSES))
+        steps.append(Step(f"runs/fusion{place}-{seed}", "distill", whole, (PAIRS[0], first), FUSION, label, base, measure, measured=first))
+    return steps
+
+
+def _ablations() -> list[Step]:
+    """One change at a time, one seed."""
+    changes = {
+        "KL at T = 0.5": sets(loss__temperature=0.5),
+        "KL at T = 2": sets(loss__temperature=2.0),
+        "KL, dropout 0.4": sets(model__dropout=0.4),
+        "DCD-KL at T = 2": sets(loss__terms="{dcd-kl=4.0}", loss__temperature=2.0),
+        "DCD, alpha 0.2": DUAL_LOSSES["DCD, lists"] + sets(loss__alpha=0.2),
+        "DCD, alpha 0.8": DUAL_LOSSES["DCD, lists"] + sets(loss__alpha=0.8),
+        "DCD, 3 negatives": DUAL_LOSSES["DCD, lists"] + sets(batch__hard_negatives=3),
+        "DCD, 15 negatives": DUAL_LOSSES["DCD, lists"] + sets(batch__hard_negatives=15),
+        "MSE in place of DCD's weighted one": DUAL_LOSSES["DCD, lists"] + sets(loss__terms="{mse=0.5,ground-truth=0.5}"),
+    }
+    return [_dual(f"ablation{place}", 0, "Ablations, seed 0", label, words) for place, (label, words) in enumerate(changes.items())]
+
+
+PLANS: dict[str, Callable[[], list[Step]]] = {"flickr8k": flickr8k}

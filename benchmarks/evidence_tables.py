@@ -1,0 +1,122 @@
+"""Tables and plots of the runs of a plan: means over seeds, spreads, paired bootstraps; from the small files under docs/results alone.
+
+Ranks of every query are too large to keep there: what is made from them is written to comparisons.json while they are in the work folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import matplotlib as mpl
+from evidence_plans import Step
+
+from dcdctl.core import comparison
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+HEADS = ("", "text R@1/5/10", "image R@1/5/10", "RSUM of each seed", "mean", "against the base, 95 % interval", "p", "training")
+
+
+def write(steps: Iterable[Step], work: Path, results: Path) -> str:
+    """Write comparisons.json, tables.md and cost.png, and give the tables."""
+    groups = _groups([step for step in steps if step.is_run and (results / _short(step) / "result.json").exists()])
+    compared = _compared(groups, work, results)
+    parts = []
+    for table in dict.fromkeys(table for table, _ in groups):
+        rows = [_row(members, compared.get(f"{table} / {label}"), results) for (of, label), members in groups.items() if of == table]
+        rule = ["---" for _ in HEADS]
+        lines = ["| " + " | ".join(cells) + " |" for cells in (HEADS, rule, *rows)]
+        parts.append(f"### {table}\n\n" + "\n".join(lines) + "\n")
+    document = "\n".join(parts)
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "tables.md").write_text(document)
+    _plot(groups, results)
+    return document
+
+
+def _groups(steps: list[Step]) -> dict[tuple[str, str], list[Step]]:
+    """The runs of each row of each table, one a seed."""
+    groups: dict[tuple[str, str], list[Step]] = {}
+    for step in steps:
+        groups.setdefault((step.table, step.label), []).append(step)
+    return groups
+
+
+def _compared(groups: dict[tuple[str, str], list[Step]], work: Path, results: Path) -> dict[str, Any]:
+    """Each row against the base of its table, by the ranks that are there; what was compared before is kept."""
+    path = results / "comparisons.json"
+    compared: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for (table, label), members in groups.items():
+        base = groups.get((table, members[0].base), [])
+        files = [[work / step.out / "ranks.parquet" for step in side] for side in (members, base)]
+        if not base or members[0].base == label or not all(file.exists() for side in files for file in side):
+            continue
+        found = comparison.compare(*([comparison.read_ranks(file) for file in side] for side in files))
+        compared[f"{table} / {label}"] = {"base": members[0].base, **asdict(found)}
+    results.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(compared, indent=1) + "\n")
+    return compared
+
+
+def _row(members: list[Step], compared: dict[str, Any] | None, results: Path) -> list[str]:
+    found = [_read(results / _short(step) / "result.json") for step in members]
+    recalls = ["/".join(f"{mean(each[way][k] for each in found):.1f}" for k in ("R@1", "R@5", "R@10")) for way in WAYS]
+    sums = [each["rsum"] for each in found]
+    spread = f" ± {stdev(sums):.1f}" if len(sums) > 1 else ""
+    against, chance = "", ""
+    if compared is not None:
+        rsum = compared["difference"]["rsum"]
+        against = f"{rsum['value']:+.1f} ({rsum['interval']['low']:+.1f} to {rsum['interval']['high']:+.1f})"
+        chance = f"{compared['p_value']:.4f}"
+    seconds = training_seconds(members, results)
+    cost = "" if seconds is None else f"{seconds:,.0f} s"
+    return [members[0].label, *recalls, ", ".join(f"{each:.1f}" for each in sums), f"{mean(sums):.1f}{spread}", against, chance, cost]
+
+
+WAYS = ("text_retrieval", "image_retrieval")
+
+
+def training_seconds(members: list[Step], results: Path) -> float | None:
+    """Mean wall clock of the trainings, start of the program included; None where all were cut and resumed."""
+    costs = [_read(results / _short(step) / "cost.json").get("train_seconds") for step in members]
+    known = [cost for cost in costs if cost is not None]
+    return mean(known) if known else None
+
+
+def _plot(groups: dict[tuple[str, str], list[Step]], results: Path) -> None:
+    """RSUM against what training took, one panel a table, a point a seed."""
+    tables = list(dict.fromkeys(table for table, _ in groups))
+    if not tables:
+        return
+    figure, panels = plt.subplots(1, len(tables), figsize=(1 + 5.2 * len(tables), 4.6), squeeze=False)
+    for panel, table in zip(panels[0], tables, strict=True):
+        for index, ((of, label), members) in enumerate(groups.items()):
+            if of != table:
+                continue
+            points = [(training_seconds([step], results), _read(results / _short(step) / "result.json")["rsum"]) for step in members]
+            known = [(seconds, rsum) for seconds, rsum in points if seconds is not None]
+            if known:
+                panel.scatter(*zip(*known, strict=True), label=label, s=26, marker="osD^vPX*<>"[index % 10])
+        panel.set_title(table, fontsize=10)
+        panel.set_xlabel("training, seconds on one core")
+        panel.set_ylabel("RSUM")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(results / "cost.png", dpi=110)
+    plt.close(figure)
+
+
+def _short(step: Step) -> str:
+    return step.out.split("/", 1)[-1]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found

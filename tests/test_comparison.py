@@ -1,0 +1,245 @@
+"""The bootstrap over images: by hand, against a plain loop over the same draws, and from files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import make_corpus
+
+from dcdctl.core import comparison, evaluation, retrieval
+from dcdctl.core.comparison import Estimate, Estimates, Interval, RankTable, bootstrap, compare, read_ranks
+from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.retrieval import Ranks
+
+
+def table(owner: Sequence[int], text_ranks: Sequence[int], image_ranks: Sequence[int]) -> RankTable:
+    ids = tuple(f"i{image}" for image in range(len(text_ranks)))
+    return RankTable(ids, np.arange(len(owner)) + 7, np.array(owner), np.array(text_ranks), np.array(image_ranks))
+
+
+def random_table(seed: int, owner: Sequence[int], hardest: int = 14) -> RankTable:
+    rng = np.random.default_rng(seed)
+    return table(owner, rng.integers(1, hardest, max(owner) + 1).tolist(), rng.integers(1, hardest, len(owner)).tolist())
+
+
+@st.composite
+def sides(draw: st.DrawFn) -> tuple[list[RankTable], list[RankTable]]:
+    """One to three runs a side on images with any numbers of captions, in any order."""
+    counts = draw(st.lists(st.integers(1, 4), min_size=1, max_size=8))
+    owner = draw(st.permutations([image for image, count in enumerate(counts) for _ in range(count)]))
+    seeds = st.lists(st.integers(0, 10_000), min_size=1, max_size=3)
+    ours, base = draw(seeds), draw(seeds)
+    return [random_table(seed, owner) for seed in ours], [random_table(seed, owner) for seed in base]
+
+
+def figures(estimates: Estimates) -> list[Estimate]:
+    """Recalls of text retrieval, those of image retrieval, RSUM."""
+    return [*estimates.text_retrieval.values(), *estimates.image_retrieval.values(), estimates.rsum]
+
+
+def figures_of(tables: Sequence[RankTable], images: Sequence[int]) -> list[float]:
+    """The definition: each run's recalls of these images and their captions, as often as they are drawn; then the mean over runs."""
+    runs = []
+    for one in tables:
+        captions = [text for image in images for text in np.flatnonzero(one.caption_image == image)]
+        found = retrieval.summarize(Ranks(one.text_ranks[list(images)], one.image_ranks[captions]))
+        runs.append([*found.text_retrieval.values(), *found.image_retrieval.values(), found.rsum])
+    return np.mean(runs, axis=0).tolist()
+
+
+def drawn(num_images: int, resamples: int, seed: int) -> list[list[int]]:
+    return np.random.default_rng(seed).integers(num_images, size=(resamples, num_images)).tolist()
+
+
+def test_the_observed_difference_by_hand():
+    # Three images with 1, 2 and 1 captions. Ours: both runs' hits, averaged; base: one run.
+    ours = [table([0, 1, 1, 2], [1, 2, 6], [1, 1, 3, 20]), table([0, 1, 1, 2], [1, 1, 12], [1, 2, 1, 9])]
+    base = [table([0, 1, 1, 2], [2, 2, 30], [4, 1, 1, 11])]
+    found = compare(ours, base, resamples=10)
+    # R@1 of text retrieval: 1 and 2 hits of 3, 50 % on average, less none. R@5: 2 of 3 for all. R@10: 3 and 2 of 3, less 2.
+    values = [one.value for one in found.difference.text_retrieval.values()]
+    assert values == pytest.approx([50, 0, 100 / 6])
+    # Image retrieval, of 4 captions: 2 and 2 less 2; 3 and 3 less 3; 3 and 4 less 3.
+    assert [one.value for one in found.difference.image_retrieval.values()] == pytest.approx([0, 0, 12.5])
+    assert found.difference.rsum.value == pytest.approx(50 + 100 / 6 + 12.5)
+    assert list(found.difference.text_retrieval) == list(found.difference.image_retrieval) == ["R@1", "R@5", "R@10"]
+    assert (found.num_images, found.num_resamples, found.num_our_runs, found.num_base_runs) == (3, 10, 2, 1)
+
+
+@given(sides=sides(), seed=st.integers(0, 100), block_images=st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_counts_and_products_equal_a_loop_over_the_same_draws(sides, seed, block_images):
+    ours, base = sides
+    num_images, resamples = len(ours[0].image_ids), 23
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "BLOCK_IMAGES", block_images)
+        found, alone = compare(ours, base, resamples=resamples, seed=seed), bootstrap(ours, resamples=resamples, seed=seed)
+    draws = drawn(num_images, resamples, seed)
+    ours_R7, base_R7 = (np.array([figures_of(tables, images) for images in draws]) for tables in (ours, base))
+    for estimates, draws_R7, observed_7 in (
+        (found.difference, ours_R7 - base_R7, np.subtract(*(figures_of(tables, range(num_images)) for tables in (ours, base)))),
+        (alone, ours_R7, figures_of(ours, range(num_images))),
+    ):
+        assert [one.value for one in figures(estimates)] == pytest.approx(list(observed_7), abs=1e-9)
+        low_7, high_7 = np.percentile(draws_R7, [2.5, 97.5], axis=0)
+        assert [one.interval.low for one in figures(estimates)] == pytest.approx(low_7.tolist(), abs=1e-9)
+        assert [one.interval.high for one in figures(estimates)] == pytest.approx(high_7.tolist(), abs=1e-9)
+    rsum_R = (ours_R7 - base_R7)[:, -1].round(9)
+    rarer = min(sum(rsum_R <= 0), sum(rsum_R >= 0))
+    assert found.p_value == pytest.approx(min(1, 2 * (rarer + 1) / (resamples + 1)))
+
+
+@given(sides=sides(), seed=st.integers(0, 100))
+@settings(max_examples=40, deadline=None)
+def test_swapped_sides_negate_everything_but_the_p_value(sides, seed):
+    ours, base = sides
+    one, other = compare(ours, base, resamples=50, seed=seed), compare(base, ours, resamples=50, seed=seed)
+    assert one.p_value == other.p_value
+    for mine, theirs in zip(figures(one.difference), figures(other.difference), strict=True):
+        assert mine.value == -theirs.value
+        assert [mine.interval.low, mine.interval.high] == pytest.approx([-theirs.interval.high, -theirs.interval.low], abs=1e-9)
+
+
+@pytest.mark.parametrize("num_runs", [1, 3])
+def test_a_side_against_itself_is_zero_to_the_bit(num_runs):
+    runs = [random_table(seed, [0, 0, 1, 2, 2, 2, 3]) for seed in range(num_runs)]
+    # The base has each run twice: the same averages from other sums.
+    found = compare(runs, [*runs, *runs], resamples=200)
+    assert all(one == Estimate(0.0, Interval(0.0, 0.0)) for one in figures(found.difference))
+    assert found.p_value == 1
+
+
+def test_an_image_brings_all_its_captions():
+    # One image with a caption that is found and one with three that are not: a draw of both has 1 of 4.
+    found = bootstrap([table([0, 1, 1, 1], [1, 1], [1, 50, 50, 50])], resamples=1000)
+    assert found.image_retrieval["R@1"] == Estimate(25.0, Interval(0.0, 100.0))
+    assert found.text_retrieval["R@1"] == Estimate(100.0, Interval(100.0, 100.0))
+
+
+def test_pairing_takes_out_what_is_hard_for_both():
+    base = random_table(0, np.repeat(np.arange(200), 5).tolist(), hardest=12)
+    better = base.text_ranks.copy()
+    better[base.text_ranks == 6] = 5
+    found = compare([dataclasses.replace(base, text_ranks=better)], [base], resamples=2000)
+    width_of_difference, width_of_a_side = (
+        one.rsum.interval.high - one.rsum.interval.low for one in (found.difference, bootstrap([base], resamples=2000))
+    )
+    assert width_of_difference < width_of_a_side / 3
+    assert found.difference.rsum.interval.low > 0
+    assert found.p_value == 2 / 2001
+
+
+def test_the_seed_alone_decides():
+    ours, base = (random_table(seed, np.repeat(np.arange(50), 2).tolist()) for seed in (1, 2))
+    one, again, other = (compare([ours], [base], resamples=500, seed=seed) for seed in (3, 3, 4))
+    assert one == again
+    assert one.difference.rsum.value == other.difference.rsum.value
+    assert one.difference.rsum.interval != other.difference.rsum.interval
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    # Images that are easy or hard for all their captions and for both models; ours finds three in a hundred more.
+    rng, num_images, num_trials, hits = np.random.default_rng(0), 120, 200, 0
+    owner = np.repeat(np.arange(num_images), rng.integers(1, 6, num_images))
+    for _ in range(num_trials):
+        easy_I = rng.uniform(0.2, 0.8, num_images)
+        tables = [
+            table(
+                owner,
+                np.where(rng.random(num_images) < easy_I + gain, 1, 99),
+                np.where(rng.random(len(owner)) < easy_I[owner] + gain, 1, 99),
+            )
+            for gain in (0.03, 0.0)
+        ]
+        interval = compare(tables[:1], tables[1:], resamples=300).difference.rsum.interval
+        hits += interval.low <= 6 * 3 <= interval.high  # a hit at rank 1 is one for each K of both directions
+    assert 0.89 < hits / num_trials < 0.99
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Ranks on a corpus whose images have 2, 1 and 3 captions, as `dcdctl eval --ranks` writes them."""
+    corpus = make_corpus(tmp_path / "corpus", [["a", "b"], ["c"], ["d", "e", "f"]])
+    ranks = Ranks(np.array([1, 3, 12]), np.array([1, 2, 7, 1, 30, 5]))
+    shared = {"seconds": 0.1, "pairs_scored": 0, "kind": "dual", "depth": None, "features": None, "fingerprint": corpus.fingerprint}
+    result = evaluation.Evaluation(recalls=retrieval.summarize(ranks), text_ranks=ranks.text, image_ranks=ranks.image, **shared)
+    evaluation.write_ranks(tmp_path / "ranks.parquet", result, corpus)
+    return tmp_path / "ranks.parquet", result, corpus
+
+
+def test_ranks_come_back_from_their_file(written):
+    path, result, corpus = written
+    found = read_ranks(path)
+    assert found.image_ids == tuple(corpus.image_ids) == ("i0", "i1", "i2")
+    assert found.caption_ids.tolist() == corpus.caption_ids.tolist() == [0, 1, 10, 20, 21, 22]
+    assert found.caption_image.tolist() == [0, 0, 1, 2, 2, 2]
+    assert found.text_ranks.tolist() == [1, 3, 12]
+    assert found.image_ranks.tolist() == [1, 2, 7, 1, 30, 5]
+    values = bootstrap([found], resamples=10)
+    assert {name: one.value for name, one in values.image_retrieval.items()} == pytest.approx(result.recalls.image_retrieval)
+    assert {name: one.value for name, one in values.text_retrieval.items()} == pytest.approx(result.recalls.text_retrieval)
+    assert values.rsum.value == pytest.approx(result.recalls.rsum)
+
+
+def test_a_file_that_is_not_there_or_not_parquet_is_the_users_error(tmp_path):
+    with pytest.raises(InputError, match=r"no file .*absent.*eval .*--ranks"):
+        read_ranks(tmp_path / "absent.parquet")
+    (tmp_path / "text.parquet").write_text("image,rank\n")
+    with pytest.raises(InputError, match=r"text.parquet is not a table of ranks .*eval .*--ranks"):
+        read_ranks(tmp_path / "text.parquet")
+
+
+SPOILED = {
+    "no column 'rank'": lambda ranks: ranks.drop(columns="rank"),
+    "directions are .'text'., text and image are wanted": lambda ranks: ranks[:3],
+    "directions are .'text', 'sound'.": lambda ranks: ranks.replace({"direction": {"image": "sound"}}),
+    "'caption_id' has empty fields": lambda ranks: ranks.assign(caption_id=ranks.caption_id.where(ranks.caption_id != 10)),
+    "'rank' has empty fields": lambda ranks: ranks.assign(rank=ranks["rank"].astype("Int64").where(ranks["rank"] != 12)),
+    "text queries are not numbered from 0 to 2": lambda ranks: ranks.iloc[[1, 0, *range(2, 9)]],
+    "image queries are not numbered from 0 to 4": lambda ranks: ranks.drop(index=4),
+    "the rank 0, ranks start at 1": lambda ranks: ranks.assign(rank=ranks["rank"] - 1),
+    "3 images have 2 different ids": lambda ranks: ranks.replace({"image_id": {"i1": "i0"}}),
+    "image 'i1' is in one direction only": lambda ranks: ranks.assign(image_id=ranks.image_id.where(ranks["query"] != 2, "i2")),
+    "is not a table of ranks .*one": lambda ranks: ranks.assign(rank="one"),
+}
+
+
+@pytest.mark.parametrize("message", SPOILED)
+def test_a_table_that_is_not_one_of_ranks_is_refused(written, message):
+    path = written[0]
+    SPOILED[message](pd.read_parquet(path)).to_parquet(path, index=False)
+    with pytest.raises(InputError, match=message):
+        read_ranks(path)
+
+
+def test_runs_of_other_queries_are_not_compared():
+    one = table([0, 1, 1], [1, 2], [1, 1, 1])
+    odd = {
+        "2 images and 2 captions, not 2 images and 3 captions": table([0, 1], [1, 2], [1, 1]),
+        "image 'other', not image 'i1'": dataclasses.replace(one, image_ids=("i0", "other")),
+        "caption 10 of 'i1', not caption 9 of 'i1'": dataclasses.replace(one, caption_ids=np.array([7, 8, 10])),
+        "caption 8 of 'i0', not caption 8 of 'i1'": table([0, 0, 1], [1, 2], [1, 1, 1]),
+    }
+    for message, other in odd.items():
+        with pytest.raises(StaleError, match=f"run 2 of the base has other queries than run 1 of ours: {message}"):
+            compare([one], [one, other])
+        with pytest.raises(StaleError, match=f"run 2 of this side .*: {message}"):
+            bootstrap([one, other])
+
+
+def test_a_side_without_runs_and_a_bootstrap_without_draws_are_errors():
+    one = table([0], [1], [1])
+    with pytest.raises(InputError, match="no table of ranks for ours"):
+        compare([], [one])
+    with pytest.raises(InputError, match="no table of ranks for the base"):
+        compare([one], [])
+    with pytest.raises(InputError, match="no table of ranks for this side"):
+        bootstrap([])
+    with pytest.raises(ValueError, match="0 draws"):
+        compare([one], [one], resamples=0)
