@@ -1,5 +1,6 @@
 # make demo    the whole toolkit on the built-in corpus, on a CPU
 # make test    all tests
+# make results-small   a reduced table of what teachers bring students, on the built-in corpus, in less than half an hour (docs/results.md)
 # make check   format, lint and types
 # make clean   remove what these made, the environment too
 
@@ -7,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test results-small check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dcdctl demo
@@ -15,13 +16,16 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q
 
+results-small: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/evidence.py small --work work/small
+
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist demo work/small .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # Installed in place, so that a change of the code needs no new install; a change of pyproject.toml does.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import contents, make_teacher
 
-from dcdctl.core import cache_building, distillation, models, runs, starts, teacher_cache
+from dcdctl.core import cache_building, distillation, loss_config, models, runs, starts, teacher_cache
 from dcdctl.core import recipe as recipes
 from dcdctl.core.batches import ListSteps, MatrixSteps
 from dcdctl.core.candidates import CandidateConfig
@@ -49,7 +49,7 @@ def terms(*names: str) -> str:
 
 
 @pytest.mark.parametrize("kind", [FUSION, DUAL], ids=["fusion", "dual"])
-@pytest.mark.parametrize("loss", [*recipes.LIST_LOSSES, *recipes.MATRIX_LOSSES])
+@pytest.mark.parametrize("loss", [*loss_config.LIST_LOSSES, *loss_config.MATRIX_LOSSES])
 def test_every_loss_falls_on_a_fixed_batch(inputs, loss, kind):
     recipe = recipes.load("tiny-student", [*kind, terms(loss), "optimizer.lr=1e-3"])
     # In eval mode: what dropout does to scores as large as these teachers' is more than a step.
@@ -169,7 +169,7 @@ def test_steps_are_what_is_set_or_what_the_epochs_take(inputs):
 def test_a_loss_has_the_batches_it_works_on_and_needs_scores_or_not(inputs, teacher, loss, kind):
     recipe = recipes.load("tiny-student", [*FUSION, terms(loss)])
     assert isinstance(distillation.make_steps(CorpusSource(inputs.corpus, teacher.preprocess), recipe, inputs.caches[0]), kind)
-    if loss in recipes.TEACHER_LOSSES:
+    if loss in loss_config.TEACHER_LOSSES:
         with pytest.raises(ConfigError, match=f"loss {loss} needs the teacher's scores; name a cache with --cache"):
             distillation.make_steps(CorpusSource(inputs.corpus, teacher.preprocess), recipe, None)
     else:

@@ -254,7 +254,11 @@ def test_eval_prints_one_document_and_leaves_it_in_the_run(tiny, folders, scenes
     document = json.loads(result.stdout)
     assert document["protocol"] == {"kind": "cascade", "depth": 4, "features": None, "ties": "count against the positive"}
     assert (document["images"], document["captions"], document["split"]) == (16, 80, "test")
-    assert json.loads((folders / "run" / "result.json").read_text(encoding="utf-8")) == document
+    assert json.loads((folders / "run" / "cascade.json").read_text(encoding="utf-8")) == document
+    assert not (folders / "run" / "result.json").exists()
+    alone = run_eval(folders / "run", "--data", scenes_corpus_dir, "--device", "cpu", "--json")
+    assert json.loads((folders / "run" / "result.json").read_text(encoding="utf-8")) == json.loads(alone.stdout)
+    assert json.loads((folders / "run" / "cascade.json").read_text(encoding="utf-8")) == document
     assert len(pd.read_parquet(tmp_path / "ranks.parquet")) == 96
 
 

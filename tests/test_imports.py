@@ -61,6 +61,7 @@ ORDER = [
     "cache_building",
     "cache_trials",
     "losses",
+    "loss_config",
     "recipe",
     "neighbourhoods",
     "slices",

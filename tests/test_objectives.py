@@ -14,13 +14,13 @@ from test_losses import draw
 from torch import Tensor
 from torch.testing import assert_close
 
-from dcdctl.core import losses, models, runs
-from dcdctl.core import recipe as recipes
+from dcdctl.core import loss_config, losses, models, runs
 from dcdctl.core.batches import Batch, ListSteps
 from dcdctl.core.features import CorpusSource
+from dcdctl.core.loss_config import LossConfig
 from dcdctl.core.models.dual import Calibration
 from dcdctl.core.objectives import TERMS, loss_parts, make_objective, terms_at
-from dcdctl.core.recipe import BatchConfig, LossConfig
+from dcdctl.core.recipe import BatchConfig
 
 SIZE = models.DualSize(
     hidden_size=16, num_vision_layers=1, num_text_layers=1, num_attention_heads=2, intermediate_size=16, projection_dim=8
@@ -39,16 +39,16 @@ def made_batch(teacher_RC: Tensor) -> Batch:
 
 
 def test_every_loss_of_a_recipe_has_its_term():
-    assert sorted(TERMS) == sorted(recipes.LIST_LOSSES + recipes.MATRIX_LOSSES)
-    assert set(recipes.TEACHER_LOSSES) | {"ground-truth", "ranking", "infonce-hard", "infonce"} == set(TERMS)
-    assert set(recipes.CALIBRATED_LOSSES) <= set(recipes.TEACHER_LOSSES)
+    assert sorted(TERMS) == sorted(loss_config.LIST_LOSSES + loss_config.MATRIX_LOSSES)
+    assert set(loss_config.TEACHER_LOSSES) | {"ground-truth", "ranking", "infonce-hard", "infonce"} == set(TERMS)
+    assert set(loss_config.CALIBRATED_LOSSES) <= set(loss_config.TEACHER_LOSSES)
 
 
 def test_the_page_on_losses_has_a_row_for_each_with_its_shape_and_whether_it_needs_a_teacher():
     page = (Path(__file__).parents[1] / "docs" / "losses.md").read_text(encoding="utf-8")
     rows = {name: (shape, needs) for name, shape, needs in re.findall(r"^\| `([a-z-]+)` \| ([a-z ]+) \| (yes|no) \|", page, re.MULTILINE)}
-    shapes = {name: "lists" if name in recipes.LIST_LOSSES else "all pairs" for name in TERMS}
-    assert rows == {name: (shape, "yes" if name in recipes.TEACHER_LOSSES else "no") for name, shape in shapes.items()}
+    shapes = {name: "lists" if name in loss_config.LIST_LOSSES else "all pairs" for name in TERMS}
+    assert rows == {name: (shape, "yes" if name in loss_config.TEACHER_LOSSES else "no") for name, shape in shapes.items()}
 
 
 def test_weights_go_with_the_training():
@@ -66,9 +66,9 @@ def test_weights_go_with_the_training():
     assert list(early) == list(config.terms)
 
 
-@pytest.mark.parametrize("name", recipes.CONFIDENCE_LOSSES)
+@pytest.mark.parametrize("name", loss_config.CONFIDENCE_LOSSES)
 def test_confidence_weighs_the_term_of_each_query(name):
-    size = (4, 8) if name in recipes.LIST_LOSSES else (6, 6)
+    size = (4, 8) if name in loss_config.LIST_LOSSES else (6, 6)
     teacher, student = draw(1, *size), draw(0, *size)
     teacher[0, 3] = math.nan
     plain, weighted = (
@@ -112,7 +112,7 @@ def test_calibration_reaches_those_terms_that_compare_logits_and_no_other(name, 
     value = loss_parts(student, made_batch(teacher), config, 1.0, calibration=calibration)[name]
     assert torch.equal(value, plain)  # at first it changes nothing
     value.backward()
-    assert (calibration.log_scale.grad is not None) == config.is_calibrated == (name in recipes.CALIBRATED_LOSSES)
+    assert (calibration.log_scale.grad is not None) == config.is_calibrated == (name in loss_config.CALIBRATED_LOSSES)
     with torch.no_grad():
         calibration.log_scale.fill_(math.log(2))
         calibration.offset.fill_(-3.0)

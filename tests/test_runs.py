@@ -13,7 +13,8 @@ from torch import nn
 from dcdctl.core import runs
 from dcdctl.core.config import to_table
 from dcdctl.core.errors import MissingError, StaleError
-from dcdctl.core.recipe import LossConfig, Recipe
+from dcdctl.core.loss_config import LossConfig
+from dcdctl.core.recipe import Recipe
 
 RECIPE = Recipe(seed=3)
 

@@ -17,7 +17,7 @@ from tiny import make_teacher
 from torch import nn
 from torch.testing import assert_close
 
-from dcdctl.core import cache_building, distillation, models, runs, starts, teacher_cache
+from dcdctl.core import cache_building, distillation, loss_config, models, runs, starts, teacher_cache
 from dcdctl.core import recipe as recipes
 from dcdctl.core.candidates import CandidateConfig
 from dcdctl.core.distillation import Inputs, Job
@@ -182,7 +182,7 @@ def test_what_cannot_be_sliced_is_refused(inputs, tmp_path):
     model = starts.make_model(recipes.load("tiny-student", KINDS["dual all pairs"]), inputs.corpus.captions, None)
     model.network.extra = nn.BatchNorm1d(3)
     with pytest.raises(ConfigError, match=r"network\.extra is a BatchNorm: its output would depend on how a batch is sliced"):
-        _check_slices(model.train(), make_objective(recipes.LossConfig()), TrainingOptions(slices=2))
+        _check_slices(model.train(), make_objective(loss_config.LossConfig()), TrainingOptions(slices=2))
     with pytest.raises(ConfigError, match="computes a batch as a whole; leave --accumulate out"):
         _check_slices(model, lambda model, batch: {}, TrainingOptions(slices=2))
 

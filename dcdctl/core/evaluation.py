@@ -160,10 +160,10 @@ def to_document(evaluation: Evaluation, model_name: str, split: str) -> dict[str
 
 
 def write_result(ref: str, document: dict[str, Any]) -> Path | None:
-    """Write the document to result.json in a run folder, and give its path; None where the model is not a run."""
+    """Write the document to result.json in a run folder, a cascade's to cascade.json; its path, or None where the model is not a run."""
     if not Path(ref, "run.json").exists():
         return None
-    path = Path(ref, "result.json")
+    path = Path(ref, "cascade.json" if document["protocol"]["kind"] == "cascade" else "result.json")
     files.write_json(path, document)
     return path
 

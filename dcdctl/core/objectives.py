@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from dcdctl.core import losses
 from dcdctl.core.batches import Batch
+from dcdctl.core.loss_config import LossConfig
 from dcdctl.core.models import DualModel
 from dcdctl.core.models.protocols import rows
-from dcdctl.core.recipe import LossConfig
 from dcdctl.core.slices import Pairs
 
 
@@ -74,7 +74,7 @@ def loss_parts(
     """The weighted loss terms of a batch, whose sum is minimised: all that comes after the logits.
 
     `calibration` and `all_IT`, the logits of all images of the batch with all its captions, are those of a dual model; a fusion model has
-    neither. Only those terms see calibrated logits that compare logits with logits (`recipe.CALIBRATED_LOSSES`).
+    neither. Only those terms see calibrated logits that compare logits with logits (`loss_config.CALIBRATED_LOSSES`).
     """
     logits_RC = logits_RC.float()
     seen = Seen(logits_RC, logits_RC if calibration is None else calibration(logits_RC), batch, config, all_IT)

@@ -8,7 +8,7 @@ RUN/checkpoints/best/    weights with the highest recall measured so far, and in
 RUN/mined.safetensors    the negatives mined for it, if there are any (`negatives.py`)
 RUN/wandb.json           the run's name at Weights & Biases, if it is told there
 RUN/model/               the trained model, with tokenizer and image processor; the sign that the run is finished
-RUN/result.json          from `dcdctl eval`;  RUN/bench.json  from `dcdctl bench`
+RUN/result.json          from `dcdctl eval`;  RUN/cascade.json  with --rerank;  RUN/bench.json  from `dcdctl bench`
 """
 
 from __future__ import annotations
