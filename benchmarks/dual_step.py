@@ -2,13 +2,14 @@
 
     OMP_NUM_THREADS=1 python benchmarks/dual_step.py [--cases trained frozen] [--steps 3] [--frozen-steps 920] [--repeats 5] [--threads 1]
 
-InfoNCE, float32, on the CPU, random weights. Trained: ViT-S/16 at 224 px and a BERT of 6 layers, 384 wide, 32 JPEGs of 640 x 480 a step,
-none of them twice in a round; the bare loop reads them from a folder. Frozen: linear layers over features on disk, in the sizes of the
-recipe dual-flickr8k, 6,000 images, 256 a step; the bare loop maps the same files, and reads only what is used. Ours is all of `train`:
-drawing, reading, the log, TensorBoard, the command's view and checkpoints. The bare loop is told its batches; it preprocesses, tokenises
-and projects by the same calls, and has the same dropout, AdamW and allocator (`devices.choose`), so the losses agree. The ways take turns,
-now one first and now the other, after a step each that is not counted; rates are medians, ratios medians of the turns', of seconds and of
-processor seconds, which other work on the machine disturbs less. Ends with one JSON line.
+InfoNCE, float32, on the CPU, random weights, optimiser as in the recipe dual-flickr8k. Trained: ViT-S/16 at 224 px and a BERT of 6 layers,
+384 wide, 32 JPEGs of 640 x 480 a step, none of them twice in a round; the bare loop reads them from a folder. Frozen: that recipe's linear
+layers over features on disk, 50 x 1280 an image, 12 to 24 x 384 a caption, 6,000 images, 256 a step; the bare loop maps the same files, and
+reads only what is used. Ours is all of `train`: drawing, reading, the log, TensorBoard, the view and checkpoints. The bare loop is
+told its batches; it preprocesses, tokenises and projects by the same calls, and has the same dropout, AdamW and allocator
+(`devices.choose`), so the losses agree. The ways take turns, now one first and now the other, after a step each that is not counted; rates
+are medians, ratios medians of the turns', of seconds and of processor seconds, which other work on the machine disturbs less. Ends with one
+JSON line.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ TRAINED = ["batch.size=32", "optimizer.lr=1e-4"]
 """What is other than in the recipe where encoders are trained."""
 CAPTIONS_PER_IMAGE = 5
 IMAGE_TOKENS, IMAGE_WIDTH, MAX_TEXT_TOKENS = 50, 1280, 24
-"""Of the features of dual-flickr8k."""
+"""Of the features: EfficientNet-Lite0's map at 224 px, its mean before it, and MiniLM's tokens."""
 VIT = ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536, image_size=224, patch_size=16)
 BERT = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
 

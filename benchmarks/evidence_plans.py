@@ -46,7 +46,8 @@ FLICKR8K = ("--data", "data", *FEATURES, *sets(model__vision="vision", model__te
 VAL = ("--data", "data", *FEATURES, "--split", "val")
 PAIRS = tuple(f"caches/pair-{seed}" for seed in SEEDS)
 THREE_TEACHERS = tuple(word for cache in PAIRS for word in ("--cache", cache))
-LISTS = sets(batch__size=64, optimizer__steps=1500)
+LISTS = sets(batch__size=64, optimizer__steps=1000)
+EQUAL = sets(optimizer__epochs=60)
 DUAL_LOSSES: dict[str, tuple[str, ...]] = {
     "KL": sets(),
     "DCD-KL": sets(loss__terms="{dcd-kl=4.0}"),
@@ -110,14 +111,14 @@ def _duals(seed: int) -> list[Step]:
     """The students of the whole corpus: what they learn from, everything else alike."""
     plain = {
         ALONE: sets(),
-        "InfoNCE, no teacher, as long as KL": sets(optimizer__epochs=100),
-        "InfoNCE, no teacher, dropout as KL": sets(model__dropout=0.1),
+        "InfoNCE, no teacher, 100 epochs": sets(optimizer__epochs=100),
+        "InfoNCE, no teacher, dropout 0.1": sets(model__dropout=0.1),
         TRUTH: sets(loss__terms="{ground-truth=1.0}") + LISTS,
         "ground truth (softmax), no teacher": sets(loss__terms="{ranking=1.0}") + LISTS,
     }
     steps = [_dual(f"plain{place}", seed, WHOLE, label, words, taught=False) for place, (label, words) in enumerate(plain.items())]
-    taught = enumerate(DUAL_LOSSES.items())
-    return [*steps, *(_dual(f"dual{place}", seed, WHOLE, label, words) for place, (label, words) in taught)]
+    steps += [_dual(f"dual{place}", seed, WHOLE, label, EQUAL + words) for place, (label, words) in enumerate(DUAL_LOSSES.items())]
+    return [*steps, _dual("recipe", seed, WHOLE, "KL, 200 epochs (dual-flickr8k-kl)", ())]
 
 
 def _few(seed: int) -> list[Step]:
@@ -128,7 +129,7 @@ def _few(seed: int) -> list[Step]:
         table = FEW.format(f"{count:,}")
         for name, label, words in [
             ("alone", ALONE, sets(optimizer__epochs=epochs // 4)),
-            ("alone-long", "InfoNCE, no teacher, as long as KL", sets(optimizer__epochs=epochs)),
+            ("alone-long", "InfoNCE, no teacher, as many steps as KL", sets(optimizer__epochs=epochs)),
         ]:
             steps.append(_dual(f"{name}{count}", seed, table, label, (*some, *words), taught=False))
         for name, label, words in [("kl", "KL", sets()), ("dcd-kl", "DCD-KL", sets(loss__terms="{dcd-kl=4.0}"))]:
@@ -161,7 +162,7 @@ def _ablations() -> list[Step]:
         "DCD, 15 negatives": DUAL_LOSSES["DCD, lists"] + sets(batch__hard_negatives=15),
         "MSE in place of DCD's weighted one": DUAL_LOSSES["DCD, lists"] + sets(loss__terms="{mse=0.5,ground-truth=0.5}"),
     }
-    return [_dual(f"ablation{place}", 0, "Ablations, seed 0", label, words) for place, (label, words) in enumerate(changes.items())]
+    return [_dual(f"ablation{place}", 0, "Ablations, seed 0", label, EQUAL + words) for place, (label, words) in enumerate(changes.items())]
 
 
 SCENES = ("--data", "data")

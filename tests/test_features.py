@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections import namedtuple
@@ -63,6 +64,13 @@ def test_features_are_those_of_the_encoders(kept, corpus, pair):
         assert found.tokens.dtype == torch.float16
         assert torch.equal(found.mask, expected.mask)
         assert_close(found.tokens.float(), expected.tokens * expected.mask[..., None], **HALF)
+
+
+def test_a_dual_encoder_may_read_the_first_token_alone(kept):
+    image_ix = [5, 0, 31]
+    whole, first = kept.images(image_ix), dataclasses.replace(kept, only_first=True).images(image_ix)
+    assert torch.equal(first.tokens, whole.tokens[:, :1])
+    assert first.mask.shape == (3, 1)
 
 
 def test_scores_are_those_of_the_encoders(kept, corpus, pair):

@@ -25,7 +25,7 @@ from dcdctl.core.features import Features, Source
 from dcdctl.core.guards import Guards
 from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
 from dcdctl.core.negatives import MinedNegatives
-from dcdctl.core.neighbourhoods import Scores, gather, neighbours
+from dcdctl.core.neighbourhoods import Scores, gather, neighbours, scatter
 from dcdctl.core.recipe import BatchConfig
 from dcdctl.core.slices import NO_IMAGES, NO_PAIRS, NO_TEXTS, WHOLE, Pairs, Slice, Slicing
 
@@ -72,7 +72,8 @@ class _Steps(torch.utils.data.Dataset[Batch]):
         if self.slicing.count == 1:
             return Batch(*self._read(image_RC, text_RC), *scores, nothing_RC)
         slices = tuple(self._slices_of_sides(image_RC, text_RC) if self.slicing.of_sides else self._slices_of_rows(image_RC, text_RC))
-        return Batch(NO_IMAGES, NO_TEXTS, *_places(image_RC, text_RC), *scores, nothing_RC, slices)
+        places = _broadcast(_distinct(image_RC)[1], _distinct(text_RC)[1])
+        return Batch(NO_IMAGES, NO_TEXTS, *places, *scores, nothing_RC, slices)
 
     def _slices_of_rows(self, image_RC: Index, text_RC: Index) -> Iterator[Slice]:
         image_RC, text_RC = np.broadcast_arrays(image_RC, text_RC)
@@ -87,8 +88,8 @@ class _Steps(torch.utils.data.Dataset[Batch]):
 
     def _read(self, image_RC: Index, text_RC: Index) -> tuple[ImageBatch | States, TextBatch | States, Tensor, Tensor]:
         """The images and captions of pairs, and which of them each pair has."""
-        images, texts = self.source.images(np.unique(image_RC)), self.source.texts(np.unique(text_RC))
-        return images, texts, *_places(image_RC, text_RC)
+        (images, image_places_RC), (texts, text_places_RC) = _distinct(image_RC), _distinct(text_RC)
+        return self.source.images(images), self.source.texts(texts), *_broadcast(image_places_RC, text_places_RC)
 
     @cached_property
     def _text_class(self) -> Index:
@@ -226,7 +227,7 @@ class MatrixSteps(_Steps):
             raise ConfigError(f"batch.size is {config.size}, the split has only {corpus.num_images} images")
         self.cache = cache
         self.batches_per_epoch = float(corpus.num_images // config.size)
-        self._near = neighbours(cache, corpus)
+        self._near = None if cache is None else neighbours(cache, corpus)
 
     def __getitem__(self, step: int) -> Batch:
         epoch, place = divmod(step, self.corpus.num_images // self.config.size)
@@ -254,12 +255,19 @@ class MatrixSteps(_Steps):
 
     def _epoch_batches(self, epoch: int) -> list[Index]:
         if epoch != self._epoch:
-            self._epoch, self._epoch_parts = epoch, gather(self._near, self.config.size, self._rng(0, epoch))
+            rng, size = self._rng(0, epoch), self.config.size
+            parts = scatter(self.corpus.num_images, size, rng) if self._near is None else gather(self._near, size, rng)
+            self._epoch, self._epoch_parts = epoch, parts
         return self._epoch_parts
 
 
-def _places(image_RC: Index, text_RC: Index) -> tuple[Tensor, Tensor]:
-    """Where each pair's image and caption stand among the different ones, in ascending order."""
-    sides = [torch.from_numpy(np.unique(ix, return_inverse=True)[1].reshape(ix.shape)) for ix in (image_RC, text_RC)]
-    image_places_RC, text_places_RC = torch.broadcast_tensors(*sides)
-    return image_places_RC.contiguous(), text_places_RC.contiguous()
+def _distinct(ix_RC: Index) -> tuple[Index, Tensor]:
+    """The different images or captions of pairs, ascending, and where each pair's stands among them."""
+    values, places = np.unique(ix_RC, return_inverse=True)
+    return values, torch.from_numpy(places.reshape(ix_RC.shape))
+
+
+def _broadcast(image_RC: Tensor, text_RC: Tensor) -> tuple[Tensor, Tensor]:
+    """An image and a caption for each pair, of the column and the row of all pairs too."""
+    image_RC, text_RC = torch.broadcast_tensors(image_RC, text_RC)
+    return image_RC.contiguous(), text_RC.contiguous()

@@ -22,11 +22,9 @@ class Neighbours:
     num_pairs: Index
 
 
-def neighbours(cache: Scores | None, corpus: Corpus) -> Neighbours:
-    """Who shares scored pairs with whom; no one without a cache."""
+def neighbours(cache: Scores, corpus: Corpus) -> Neighbours:
+    """Who shares scored pairs with whom."""
     num_images = corpus.num_images
-    if cache is None:
-        return Neighbours(Lists(np.zeros(num_images + 1, np.int64), np.empty(0, np.int64)), np.empty(0, np.int64))
     owner = corpus.caption_image[cache.text_P]
     between = cache.image_P != owner
     one, other = cache.image_P[between], owner[between]
@@ -52,4 +50,16 @@ def gather(near: Neighbours, size: int, rng: np.random.Generator) -> list[Index]
             claim[image] = -np.inf
         is_free[part] = False
         parts.append(np.array(part, dtype=np.int64))
+    return [parts[i] for i in rng.permutation(len(parts))]
+
+
+def scatter(num_images: int, size: int, rng: np.random.Generator) -> list[Index]:
+    """Batches as `gather` makes them where no images share scored pairs, up to the order in a batch, without a search for each image."""
+    is_free = np.ones(num_images, dtype=bool)
+    parts = []
+    for _ in range(num_images // size):
+        claim = np.where(is_free, rng.random(num_images), -np.inf)
+        part = np.argpartition(claim, -size)[-size:]
+        is_free[part] = False
+        parts.append(part)
     return [parts[i] for i in rng.permutation(len(parts))]
