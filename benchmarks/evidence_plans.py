@@ -45,22 +45,21 @@ def sets(**values: object) -> tuple[str, ...]:
 FLICKR8K = ("--data", "data", *FEATURES, *sets(model__vision="vision", model__text="text"))
 VAL = ("--data", "data", *FEATURES, "--split", "val")
 PAIRS = tuple(f"caches/pair-{seed}" for seed in SEEDS)
-THREE_TEACHERS = tuple(word for cache in PAIRS for word in ("--cache", cache))
 LISTS = sets(batch__size=64, optimizer__steps=1000)
 EQUAL = sets(optimizer__epochs=60)
 DUAL_LOSSES: dict[str, tuple[str, ...]] = {
-    "KL": sets(),
-    "DCD-KL": sets(loss__terms="{dcd-kl=4.0}"),
-    "margin-MSE": sets(loss__terms="{margin-mse=1.0}", optimizer__lr_factors="{calibration=100}"),
-    "WSL, all pairs": sets(loss__terms="{wsl-pairs=1.0}"),
-    "CPRD": sets(loss__terms="{cprd=1.0,infonce=1.0}"),
-    "affinity mimicking": sets(loss__terms="{affinity=1.0,infonce=1.0}"),
-    "InfoNCE + KL": sets(loss__terms="{infonce=1.0,kl=4.0}"),
-    "WSL, lists": sets(loss__terms="{wsl=1.0}") + LISTS,
+    "InfoNCE + KL": sets(),
+    "InfoNCE + DCD-KL": sets(loss__terms="{infonce=1.0,dcd-kl=4.0}"),
+    "InfoNCE + margin-MSE": sets(loss__terms="{infonce=1.0,margin-mse=0.1}", optimizer__lr_factors="{calibration=100}"),
+    "InfoNCE + WSL, all pairs": sets(loss__terms="{infonce=1.0,wsl-pairs=4.0}"),
+    "InfoNCE + CPRD": sets(loss__terms="{infonce=1.0,cprd=1.0}"),
+    "InfoNCE + affinity mimicking": sets(loss__terms="{infonce=1.0,affinity=1.0}"),
+    "KL alone, dropout 0.1": sets(loss__terms="{kl=4.0}", model__dropout=0.1),
+    "WSL, lists": sets(loss__terms="{ranking=1.0,wsl=2.5}", loss__temperature=2.0) + LISTS,
     "DCD as released, lists": sets(loss__terms="{dcd-released=1.0}", loss__alpha=0.5) + LISTS,
     "DCD, lists": sets(loss__terms="{dcd=1.0}", loss__alpha=0.5, optimizer__lr_factors="{calibration=100}") + LISTS,
 }
-"""How each differs from recipe dual-flickr8k-kl."""
+"""How each differs from recipe dual-flickr8k-distilled."""
 FUSION_LOSSES: dict[str, tuple[str, ...]] = {
     "ground truth (BCE)": sets(loss__terms="{ground-truth=1.0}"),
     "InfoNCE": sets(loss__terms="{infonce=1.0}", batch__size=16),
@@ -80,12 +79,8 @@ ALONE, TRUTH = "InfoNCE, no teacher", "ground truth (BCE), no teacher"
 def flickr8k() -> list[Step]:
     """6,000 photos of Flickr8k to train on, the 1,000 of val to report on."""
     steps = [Step("data", "prepare", ("--karpathy", "karpathy.json", "--images", "images"))]
-    for seed in SEEDS:
-        steps += _teacher(seed)
-    for seed in SEEDS:
-        steps += [*_duals(seed), *_few(seed)]
-    for seed in SEEDS:
-        steps += _fusions(seed)
+    for parts in (_teacher, _duals, _few, _losses, _fusions):
+        steps += [step for seed in SEEDS for step in parts(seed)]
     return [*steps, *_ablations()]
 
 
@@ -97,43 +92,57 @@ def _teacher(seed: int) -> list[Step]:
     words = ("pair-flickr8k", *own, *sets(model__cosine=large.out))
     label, measure = "co-attention beside it, re-ranking its first 50", (*VAL, "--depth", "50")
     pair = Step(f"runs/pair-{seed}", "finetune-teacher", words, (large.out,), table, label, large.label, measure, measured=large.out)
-    scoring = ("--data", "data", *FEATURES, "--teacher", pair.out, "--recipe", "dual-flickr8k-kl")
+    scoring = ("--data", "data", *FEATURES, "--teacher", pair.out, "--recipe", "dual-flickr8k-distilled")
     return [large, pair, Step(f"caches/pair-{seed}", "cache-teacher", scoring, (pair.out,))]
 
 
-def _dual(name: str, seed: int, table: str, label: str, words: Iterable[str], *, taught: bool = True, base: str = ALONE) -> Step:
-    recipe = ("dual-flickr8k-kl", *THREE_TEACHERS) if taught else ("dual-flickr8k",)
+def _dual(name: str, seed: int, table: str, label: str, words: Iterable[str], *, caches: tuple[str, ...] = (), base: str = ALONE) -> Step:
+    """A dual student, of the recipe without a teacher where it has no caches."""
+    recipe = ("dual-flickr8k-distilled", *(word for cache in caches for word in ("--cache", cache))) if caches else ("dual-flickr8k",)
     whole = (*recipe, *FLICKR8K, *sets(seed=seed), *words)
-    return Step(f"runs/{name}-{seed}", "distill", whole, PAIRS if taught else ("data",), table, label, base, VAL)
+    return Step(f"runs/{name}-{seed}", "distill", whole, caches or ("data",), table, label, base, VAL)
 
 
 def _duals(seed: int) -> list[Step]:
-    """The students of the whole corpus: what they learn from, everything else alike."""
+    """The best students of the whole corpus with and without a teacher."""
+    long = _dual("plain1", seed, WHOLE, "InfoNCE, no teacher, 100 epochs", sets(optimizer__epochs=100))
+    taught = _dual("distilled", seed, WHOLE, "InfoNCE + KL, 100 epochs (dual-flickr8k-distilled)", (), caches=PAIRS)
+    return [_dual("plain0", seed, WHOLE, ALONE, ()), long, taught]
+
+
+def _losses(seed: int) -> list[Step]:
+    """What students of the whole corpus learn from, everything else alike."""
     plain = {
-        ALONE: sets(),
-        "InfoNCE, no teacher, 100 epochs": sets(optimizer__epochs=100),
-        "InfoNCE, no teacher, dropout 0.1": sets(model__dropout=0.1),
         TRUTH: sets(loss__terms="{ground-truth=1.0}") + LISTS,
         "ground truth (softmax), no teacher": sets(loss__terms="{ranking=1.0}") + LISTS,
     }
-    steps = [_dual(f"plain{place}", seed, WHOLE, label, words, taught=False) for place, (label, words) in enumerate(plain.items())]
-    steps += [_dual(f"dual{place}", seed, WHOLE, label, EQUAL + words) for place, (label, words) in enumerate(DUAL_LOSSES.items())]
-    return [*steps, _dual("recipe", seed, WHOLE, "KL, 200 epochs (dual-flickr8k-kl)", ())]
+    steps = [_dual(f"truth{place}", seed, WHOLE, label, words) for place, (label, words) in enumerate(plain.items())]
+    taught = enumerate(DUAL_LOSSES.items())
+    return [*steps, *(_dual(f"dual{place}", seed, WHOLE, label, EQUAL + words, caches=PAIRS) for place, (label, words) in taught)]
 
 
 def _few(seed: int) -> list[Step]:
-    """Students whose corpus is small, as many steps as for the whole one; the teacher has seen more."""
+    """Students whose corpus is small, as many steps as for the whole one; the teachers have seen 6,000 photos."""
     steps = []
     for count in (500, 1500):
-        some, epochs = ("--max-images", str(count)), 40 * 6000 // count
-        table = FEW.format(f"{count:,}")
-        for name, label, words in [
-            ("alone", ALONE, sets(optimizer__epochs=epochs // 4)),
-            ("alone-long", "InfoNCE, no teacher, as many steps as KL", sets(optimizer__epochs=epochs)),
-        ]:
-            steps.append(_dual(f"{name}{count}", seed, table, label, (*some, *words), taught=False))
-        for name, label, words in [("kl", "KL", sets()), ("dcd-kl", "DCD-KL", sets(loss__terms="{dcd-kl=4.0}"))]:
-            steps.append(_dual(f"{name}{count}", seed, table, label, (*some, *words, *sets(optimizer__epochs=epochs))))
+        some, epochs, table = ("--max-images", str(count)), 40 * 6000 // count, FEW.format(f"{count:,}")
+        words = ("--data", "data", *FEATURES, *some, "--recipe", "dual-flickr8k-distilled", *sets(candidates__block_size=250))
+        cache = Step(f"caches/few{count}-{seed}", "cache-teacher", (*words, "--teacher", f"runs/pair-{seed}"), (f"runs/pair-{seed}",))
+        caches = tuple(f"caches/few{count}-{each}" for each in SEEDS)
+        alone = {
+            ALONE: sets(optimizer__epochs=epochs // 4),
+            "InfoNCE, no teacher, as many steps as with one": sets(optimizer__epochs=epochs),
+        }
+        taught = {
+            "InfoNCE + KL": sets(optimizer__epochs=epochs),
+            "KL alone, dropout 0.1": sets(optimizer__epochs=epochs, loss__terms="{kl=4.0}", model__dropout=0.1),
+        }
+        steps.append(cache)
+        steps += [_dual(f"alone{count}-{place}", seed, table, label, (*some, *more)) for place, (label, more) in enumerate(alone.items())]
+        steps += [
+            _dual(f"taught{count}-{place}", seed, table, label, (*some, *more), caches=caches)
+            for place, (label, more) in enumerate(taught.items())
+        ]
     return steps
 
 
@@ -154,15 +163,18 @@ def _ablations() -> list[Step]:
     changes = {
         "KL at T = 0.5": sets(loss__temperature=0.5),
         "KL at T = 2": sets(loss__temperature=2.0),
-        "KL, dropout 0.4": sets(model__dropout=0.4),
-        "DCD-KL at T = 2": sets(loss__terms="{dcd-kl=4.0}", loss__temperature=2.0),
+        "KL of weight 1": sets(loss__terms="{infonce=1.0,kl=1.0}"),
+        "dropout 0.1": sets(model__dropout=0.1),
         "DCD, alpha 0.2": DUAL_LOSSES["DCD, lists"] + sets(loss__alpha=0.2),
         "DCD, alpha 0.8": DUAL_LOSSES["DCD, lists"] + sets(loss__alpha=0.8),
         "DCD, 3 negatives": DUAL_LOSSES["DCD, lists"] + sets(batch__hard_negatives=3),
         "DCD, 15 negatives": DUAL_LOSSES["DCD, lists"] + sets(batch__hard_negatives=15),
         "MSE in place of DCD's weighted one": DUAL_LOSSES["DCD, lists"] + sets(loss__terms="{mse=0.5,ground-truth=0.5}"),
     }
-    return [_dual(f"ablation{place}", 0, "Ablations, seed 0", label, EQUAL + words) for place, (label, words) in enumerate(changes.items())]
+    return [
+        _dual(f"ablation{place}", 0, "Ablations, seed 0", label, EQUAL + words, caches=PAIRS)
+        for place, (label, words) in enumerate(changes.items())
+    ]
 
 
 SCENES = ("--data", "data")

@@ -23,12 +23,13 @@ def start(folder, recipe=RECIPE, inputs=None, *, resume=False):
     return runs.start(folder, recipe, "distill", inputs or {"corpus": "c" * 64}, resume=resume)
 
 
-def test_a_new_run_says_what_it_is(tmp_path):
+def test_a_new_run_says_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/home/someone/dcdctl/__main__.py", "distill", "r"])
     facts = start(tmp_path / "run").facts()
     assert facts["recipe"] == to_table(RECIPE)
     assert (facts["what"], facts["seed"], facts["inputs"]) == ("distill", 3, {"corpus": "c" * 64})
     assert facts["versions"]["torch"] == torch.__version__
-    assert facts["command"]
+    assert facts["command"] == ["dcdctl", "distill", "r"]
     assert not runs.open_run(tmp_path / "run").is_finished
 
 

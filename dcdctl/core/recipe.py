@@ -64,6 +64,10 @@ class ModelConfig:
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("vision_grid", "vision_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"model.{name} must be at least 1, got {value}")
         if not self.image_std > 0:
             raise ConfigError(f"model.image_std must be above 0, got {self.image_std}")
         if not 0 <= self.dropout < 1:

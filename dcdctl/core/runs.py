@@ -91,8 +91,14 @@ def start(folder: Path, recipe: Any, what: str, inputs: dict[str, Any], *, resum
     if not files.is_vacant(folder):
         raise StaleError(f"{folder} holds something that is not a run", hint="name another folder with --out")
     files.remove_partials(folder)
-    files.write_json(folder / "run.json", {**facts, "seed": recipe.seed, "command": sys.argv, "versions": versions()})
+    files.write_json(folder / "run.json", {**facts, "seed": recipe.seed, "command": _command(), "versions": versions()})
     return run
+
+
+def _command() -> list[str]:
+    """What was typed, the program without its folder, which says nothing to whom the file is passed on."""
+    name = Path(sys.argv[0]).name
+    return ["dcdctl" if name == "__main__.py" else name, *sys.argv[1:]]
 
 
 def open_run(folder: Path) -> Run:

@@ -114,7 +114,8 @@ def test_frozen_encoders_of_a_dual_have_to_be_named(corpus):
 def test_earlier_stages_are_read_beside_the_output_and_kept_with_the_model(vision, levels, pictures, captions, tmp_path):
     plain = make_dual(captions, tmp_path, vision)
     refs = str(tmp_path / "vision"), str(tmp_path / "text")
-    dual = models.dual_over(*refs, SIZE, max_text_len=12, reading=Reading(levels=levels, grid=2))
+    reading = Reading(levels=levels, grid=2 if vision == "timm map" else None)
+    dual = models.dual_over(*refs, SIZE, max_text_len=12, reading=reading)
     images = dual.preprocess.images(pictures)
     tokens_IVW, plain_IVW = dual.image_features(images).tokens, plain.image_features(images).tokens
     assert_close(tokens_IVW[:, 0, : plain_IVW.shape[2]], plain_IVW[:, 0])
@@ -129,9 +130,7 @@ def test_earlier_stages_are_read_beside_the_output_and_kept_with_the_model(visio
     again = models.load_dual(tmp_path / "saved")
     assert again.digest == dual.digest
     assert_close(again.embed_images(images), dual.embed_images(images), rtol=1e-6, atol=1e-6)
-    pair = models.scorer_over(
-        *refs, models.FusionSize(hidden_size=12, num_layers=1, num_heads=2), max_text_len=12, reading=Reading(levels=levels, grid=2)
-    )
+    pair = models.scorer_over(*refs, models.FusionSize(hidden_size=12, num_layers=1, num_heads=2), max_text_len=12, reading=reading)
     assert pair.encoders_digest == dual.encoders_digest
 
 
@@ -140,6 +139,19 @@ def test_stages_an_encoder_does_not_have_are_refused(vision, levels, captions, t
     refs = save_vision(vision, tmp_path / "vision"), save_text("bert", captions, tmp_path / "text")
     with pytest.raises(ModelError, match=r"model.vision_levels is \[.*\], not stages of"):
         models.dual_over(*refs, SIZE, max_text_len=12, reading=Reading(levels=levels))
+
+
+def test_a_grid_is_for_encoders_with_maps(pictures, captions, tmp_path):
+    refs = save_vision("clip", tmp_path / "vision"), save_text("bert", captions, tmp_path / "text")
+    dual = models.dual_over(*refs, SIZE, max_text_len=12, reading=Reading(grid=2))
+    with pytest.raises(ModelError, match=r"model\.vision_grid is for encoders with feature maps, and this one gives 17 tokens"):
+        dual.image_features(dual.preprocess.images(pictures))
+
+
+@pytest.mark.parametrize("name", ["vision_grid", "vision_size"])
+def test_sides_are_at_least_one(name):
+    with pytest.raises(ConfigError, match=rf"model\.{name} must be at least 1, got 0"):
+        ModelConfig(kind="dual", start="new", vision="a", text="b", frozen_encoders=True, **{name: 0})
 
 
 def test_levels_are_for_frozen_encoders():

@@ -149,11 +149,13 @@ def to_tokens(states: Tensor, width: int, grid: int | None = None) -> Tensor:
     """Tokens as they are; of a feature map, I x C x h x w or I x h x w x C, its places, and before them their mean.
 
     A square number of tokens is a map as well: encoders with a class token have one more. With `grid` the places of a map are averaged to
-    grid x grid; the mean before them is that of all.
+    grid x grid, and the mean before them is that of all; ModelError where there is no map.
     """
     if states.ndim == 3:
         side = math.isqrt(states.shape[1])
         if side**2 != states.shape[1]:
+            if grid is not None:
+                raise ModelError(f"model.vision_grid is for encoders with feature maps, and this one gives {states.shape[1]} tokens")
             return states
         states = states.unflatten(1, (side, side)).movedim(3, 1)
     elif states.shape[1] != width:
