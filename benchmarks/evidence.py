@@ -1,4 +1,4 @@
-"""Does a teacher pay? Trains, measures and compares the students of a plan; `evidence_plans.py` says what there is.
+"""Does a teacher pay? Trains, measures and compares the students of a plan: `evidence_flickr8k.py` and `evidence_scenes.py`.
 
     python benchmarks/evidence.py flickr8k --work work/flickr8k --vision EFFICIENTNET --text MINILM --karpathy JSON --images ZIP
     python benchmarks/evidence.py scenes --work work/scenes
@@ -24,12 +24,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-import evidence_plans
+import evidence_flickr8k
+import evidence_scenes
 import evidence_tables
-from evidence_plans import Step
+from evidence_steps import Step
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
+PLANS = {"flickr8k": evidence_flickr8k.flickr8k, "scenes": evidence_scenes.scenes, "small": evidence_scenes.small}
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def machine() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("plan", choices=sorted(evidence_plans.PLANS))
+    parser.add_argument("plan", choices=sorted(PLANS))
     parser.add_argument("--work", type=Path, required=True, help="folder for the corpus, features, caches and runs")
     parser.add_argument("--vision", type=Path, help="flickr8k: folder of EfficientNet-Lite0, as transformers saves it")
     parser.add_argument("--text", type=Path, help="flickr8k: folder of all-MiniLM-L6-v2")
@@ -161,7 +163,7 @@ def main() -> None:
         link = args.work / (f"{name}.json" if name == "karpathy" else name)
         if path is not None and not link.is_symlink():
             link.symlink_to(path.resolve())
-    place, steps = Place(args.plan, args.work.resolve()), evidence_plans.PLANS[args.plan]()
+    place, steps = Place(args.plan, args.work.resolve()), PLANS[args.plan]()
     started = time.perf_counter()
     failed = [] if args.tables_only else run_all(place, steps, args.jobs)
     if not args.tables_only:

@@ -13,7 +13,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import matplotlib as mpl
-from evidence_plans import Step
+from evidence_steps import Step
 
 from dcdctl.core import comparison
 
@@ -94,20 +94,23 @@ def _plot(groups: dict[tuple[str, str], list[Step]], results: Path) -> None:
     tables = list(dict.fromkeys(table for table, _ in groups))
     if not tables:
         return
-    figure, panels = plt.subplots(1, len(tables), figsize=(1 + 5.2 * len(tables), 4.6), squeeze=False)
-    for panel, table in zip(panels[0], tables, strict=True):
-        for index, ((of, label), members) in enumerate(groups.items()):
-            if of != table:
-                continue
+    count = -(-len(tables) // 2)
+    figure, panels = plt.subplots(count, 2, figsize=(13, 1 + 5 * count), squeeze=False)
+    for panel in panels.flat[len(tables) :]:
+        panel.set_axis_off()
+    for panel, table in zip(panels.flat, tables, strict=False):
+        rows = [(label, members) for (of, label), members in groups.items() if of == table]
+        for index, (label, members) in enumerate(rows):
             points = [(training_seconds([step], results), _read(results / _short(step) / "result.json")["rsum"]) for step in members]
             known = [(seconds, rsum) for seconds, rsum in points if seconds is not None]
             if known:
-                panel.scatter(*zip(*known, strict=True), label=label, s=26, marker="osD^vPX*<>"[index % 10])
+                look = {"color": plt.get_cmap("tab20")(index % 20), "marker": "osD^vPX*<>"[index % 10]}
+                panel.scatter(*zip(*known, strict=True), label=label, s=36, **look)
         panel.set_title(table, fontsize=10)
         panel.set_xlabel("training, seconds on one core")
         panel.set_ylabel("RSUM")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=7)
+        panel.legend(fontsize=7, framealpha=0.5)
     figure.tight_layout()
     figure.savefig(results / "cost.png", dpi=110)
     plt.close(figure)

@@ -1,47 +1,12 @@
-"""What `evidence.py` runs: the steps of each plan, as words of `dcdctl` commands typed in the work folder."""
+"""The plan `flickr8k`: what teachers bring students of real photos, with ablations; words typed in the work folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 
-SEEDS = (0, 1, 2)
+from evidence_steps import ALONE, SEEDS, Step, sets
+
 FEATURES = ("--features", "features")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command, and the row of a table its result belongs to."""
-
-    out: str
-    """Folder it writes, in the work folder: data, caches/NAME or runs/NAME."""
-    command: str
-    words: tuple[str, ...]
-    after: tuple[str, ...] = ()
-    """`out` of the steps it needs."""
-    table: str = ""
-    label: str = ""
-    base: str = ""
-    """Label of the row it is compared with."""
-    measure: tuple[str, ...] = ()
-    """Words of `dcdctl eval` beside the run."""
-    measured: str = ""
-    """What is evaluated where it is not the run alone: a dual encoder whose results the run re-ranks."""
-
-    @property
-    def name(self) -> str:
-        return self.out.replace("/", "-")
-
-    @property
-    def is_run(self) -> bool:
-        return self.out.startswith("runs/")
-
-
-def sets(**values: object) -> tuple[str, ...]:
-    """`--set` words; two underscores stand for a dot."""
-    return tuple(word for key, value in values.items() for word in ("--set", f"{key.replace('__', '.')}={value}"))
-
-
 FLICKR8K = ("--data", "data", *FEATURES, *sets(model__vision="vision", model__text="text"))
 VAL = ("--data", "data", *FEATURES, "--split", "val")
 PAIRS = tuple(f"caches/pair-{seed}" for seed in SEEDS)
@@ -73,13 +38,15 @@ FUSION_LOSSES: dict[str, tuple[str, ...]] = {
 }
 """How each differs from recipe fusion-flickr8k."""
 WHOLE, FUSION, FEW = "Dual students, 6,000 photos", "Fusion students, 2 layers to 1", "Dual students, {} photos"
-ALONE, TRUTH = "InfoNCE, no teacher", "ground truth (BCE), no teacher"
+TRUTH, COSINE = "ground truth (BCE), no teacher", "its cosine alone"
+PLAIN = "runs/plain0-0"
+"""A dual student without a teacher, where one is enough."""
 
 
 def flickr8k() -> list[Step]:
     """6,000 photos of Flickr8k to train on, the 1,000 of val to report on."""
     steps = [Step("data", "prepare", ("--karpathy", "karpathy.json", "--images", "images"))]
-    for parts in (_teacher, _duals, _few, _losses, _fusions):
+    for parts in (_teacher, _duals, _losses, _fusions, _few):
         steps += [step for seed in SEEDS for step in parts(seed)]
     return [*steps, *_ablations()]
 
@@ -88,7 +55,7 @@ def _teacher(seed: int) -> list[Step]:
     """The cosine at 288 px, the co-attention beside it, and its scores."""
     own = (*FLICKR8K, *sets(seed=seed))
     table = "Teachers, 288 px"
-    large = Step(f"runs/large-{seed}", "distill", ("dual-flickr8k-large", *own), ("data",), table, "its cosine alone", "", VAL)
+    large = Step(f"runs/large-{seed}", "distill", ("dual-flickr8k-large", *own), ("data",), table, COSINE, "", VAL)
     words = ("pair-flickr8k", *own, *sets(model__cosine=large.out))
     label, measure = "co-attention beside it, re-ranking its first 50", (*VAL, "--depth", "50")
     pair = Step(f"runs/pair-{seed}", "finetune-teacher", words, (large.out,), table, label, large.label, measure, measured=large.out)
@@ -149,97 +116,92 @@ def _few(seed: int) -> list[Step]:
 def _fusions(seed: int) -> list[Step]:
     """Half-depth students of one teacher; they re-rank what one dual student without a teacher finds."""
     steps = []
-    first = "runs/plain0-0"
     for place, (label, words) in enumerate(FUSION_LOSSES.items()):
         whole = ("fusion-flickr8k", "--teacher", "runs/pair-0", "--cache", PAIRS[0], "--data", "data", *FEATURES, *sets(seed=seed), *words)
         measure = (*VAL, "--depth", "20")
         base = next(iter(FUSION_LOSSES))
-        steps.append(Step(f"runs/fusion{place}-{seed}", "distill", whole, (PAIRS[0], first), FUSION, label, base, measure, measured=first))
+        steps.append(Step(f"runs/fusion{place}-{seed}", "distill", whole, (PAIRS[0], PLAIN), FUSION, label, base, measure, measured=PLAIN))
     return steps
 
 
 def _ablations() -> list[Step]:
-    """One change at a time, one seed."""
-    changes = {
-        "KL at T = 0.5": sets(loss__temperature=0.5),
-        "KL at T = 2": sets(loss__temperature=2.0),
-        "KL of weight 1": sets(loss__terms="{infonce=1.0,kl=1.0}"),
-        "dropout 0.1": sets(model__dropout=0.1),
-        "DCD, alpha 0.2": DUAL_LOSSES["DCD, lists"] + sets(loss__alpha=0.2),
-        "DCD, alpha 0.8": DUAL_LOSSES["DCD, lists"] + sets(loss__alpha=0.8),
-        "DCD, 3 negatives": DUAL_LOSSES["DCD, lists"] + sets(batch__hard_negatives=3),
-        "DCD, 15 negatives": DUAL_LOSSES["DCD, lists"] + sets(batch__hard_negatives=15),
-        "MSE in place of DCD's weighted one": DUAL_LOSSES["DCD, lists"] + sets(loss__terms="{mse=0.5,ground-truth=0.5}"),
+    """One change at a time, seed 0."""
+    return [*_ablation_teachers(), *_pair_ablations(), *_list_ablations()]
+
+
+MINED = {
+    "random": sets(),
+    "lexical": sets(candidates__kind="lexical"),
+    "embedding": sets(candidates__kind="embedding", candidates__model=PLAIN),
+}
+"""How caches of 15 candidates a query differ."""
+
+
+def _ablation_teachers() -> list[Step]:
+    """A co-attention of one layer, and caches of other shapes than the recipe's."""
+    words = ("pair-flickr8k", *FLICKR8K, *sets(seed=0, model__cosine="runs/large-0", model__num_layers=1))
+    table, label, measure = "Teachers, 288 px", "co-attention of 1 layer, seed 0", (*VAL, "--depth", "50")
+    shallow = Step("runs/shallow-0", "finetune-teacher", words, ("runs/large-0",), table, label, COSINE, measure, measured="runs/large-0")
+
+    def cache(name: str, teacher: str, more: tuple[str, ...], after: tuple[str, ...] = ()) -> Step:
+        scoring = ("--data", "data", *FEATURES, "--teacher", teacher, "--recipe", "dual-flickr8k-distilled", *more)
+        return Step(f"caches/{name}", "cache-teacher", scoring, (teacher, *after))
+
+    lists = sets(candidates__kind="random", candidates__per_query=15)
+    return [
+        shallow,
+        cache("shallow-0", shallow.out, ()),
+        cache("blocks64-0", "runs/pair-0", sets(candidates__block_size=64)),
+        cache("near-0", "runs/pair-0", sets(candidates__group_size=4)),
+        *(cache(f"{kind}-0", "runs/pair-0", lists + more, (PLAIN,)) for kind, more in MINED.items()),
+        cache("shallow-random-0", shallow.out, lists),
+    ]
+
+
+def _ablation(name: str, table: str, label: str, words: tuple[str, ...], caches: Iterable[str], base: str) -> Step:
+    return _dual(name, 0, table, label, EQUAL + words, caches=tuple(caches), base=base)
+
+
+def _pair_ablations() -> list[Step]:
+    """Of InfoNCE and KL over all scored pairs of a batch."""
+    table, base = "Ablations of InfoNCE + KL, 60 epochs, seed 0", "three teachers, as above"
+    one = PAIRS[:1]
+    changes: dict[str, tuple[tuple[str, ...], Iterable[str]]] = {
+        base: (sets(), PAIRS),
+        "one teacher": (sets(), one),
+        "one teacher, of 1 layer": (sets(), ("caches/shallow-0",)),
+        "one teacher, blocks of 64": (sets(), ("caches/blocks64-0",)),
+        "one teacher, blocks of photos near each other": (sets(), ("caches/near-0",)),
+        "one teacher, 15 random candidates a query": (sets(), ("caches/random-0",)),
+        "T = 0.5": (sets(loss__temperature=0.5), PAIRS),
+        "T = 2": (sets(loss__temperature=2.0), PAIRS),
+        "KL of weight 1": (sets(loss__terms="{infonce=1.0,kl=1.0}"), PAIRS),
+        "weighted by the teacher's entropy (DCD-KL)": (sets(loss__terms="{infonce=1.0,dcd-kl=4.0}"), PAIRS),
+        "dropout 0.1": (sets(model__dropout=0.1), PAIRS),
     }
-    return [
-        _dual(f"ablation{place}", 0, "Ablations, seed 0", label, EQUAL + words, caches=PAIRS)
-        for place, (label, words) in enumerate(changes.items())
-    ]
+    return [_ablation(f"pairs{place}", table, label, *what, base) for place, (label, what) in enumerate(changes.items())]
 
 
-SCENES = ("--data", "data")
-SCENES_CACHE = "caches/scenes"
-SCENES_LISTS = sets(batch__size=24, batch__drawn_negatives=15, batch__hard_negatives=7, loss__temperature=1.0)
-SCENES_DUAL_LOSSES: dict[str, tuple[str, ...]] = {
-    "InfoNCE + margin-MSE": sets(),
-    "KL": sets(loss__terms="{kl=1.0}", loss__temperature=1.0),
-    "DCD-KL": sets(loss__terms="{dcd-kl=1.0}", loss__temperature=1.0),
-    "margin-MSE": sets(loss__terms="{margin-mse=1.0}"),
-    "WSL, all pairs": sets(loss__terms="{wsl-pairs=1.0}", loss__temperature=1.0),
-    "CPRD": sets(loss__terms="{cprd=1.0,infonce=1.0}", loss__temperature=1.0),
-    "affinity mimicking": sets(loss__terms="{affinity=1.0,infonce=1.0}"),
-    "WSL, lists": sets(loss__terms="{wsl=1.0}") + SCENES_LISTS,
-    "DCD as released, lists": sets(loss__terms="{dcd-released=1.0}", loss__alpha=0.5) + SCENES_LISTS,
-    "DCD, lists": sets(loss__terms="{dcd=1.0}", loss__alpha=0.5, optimizer__lr_factors="{calibration=100}") + SCENES_LISTS,
-}
-"""How each differs from recipe demo-dual."""
-SCENES_FUSION_LOSSES: dict[str, tuple[str, ...]] = {
-    "ground truth (BCE)": sets(loss__terms="{ground-truth=1.0}"),
-    "InfoNCE": sets(loss__terms="{infonce=1.0}", batch__size=12),
-    "KL": sets(loss__terms="{kl=1.0}", batch__size=12),
-    "margin-MSE": sets(loss__terms="{margin-mse=0.1}", batch__size=12),
-    "WSL": sets(loss__terms="{wsl=1.0}"),
-    "CPRD": sets(loss__terms="{cprd=1.0,infonce=1.0}", batch__size=12),
-    "DCD as released": sets(loss__terms="{dcd-released=1.0}", loss__alpha=0.5),
-    "DCD": sets(),
-}
-"""How each differs from recipe demo-fusion."""
-SMALL_DUAL, SMALL_FUSION = ("InfoNCE + margin-MSE", "KL", "DCD, lists"), ("ground truth (BCE)", "KL", "DCD")
-
-
-def scenes() -> list[Step]:
-    """Drawn scenes and the built-in teacher: 1,024 scenes to train on, 500 new ones (100 for fusion students) to report on."""
-    return [*_scenes_teacher(), *(step for seed in SEEDS for step in _scenes_students(seed, SCENES_DUAL_LOSSES, SCENES_FUSION_LOSSES))]
-
-
-def small() -> list[Step]:
-    """Of `scenes` some rows and two seeds."""
-    return [*_scenes_teacher(), *(step for seed in SEEDS[:2] for step in _scenes_students(seed, SMALL_DUAL, SMALL_FUSION))]
-
-
-def _scenes_teacher() -> list[Step]:
-    size = sets(counts__train=1024, counts__val=0)
-    return [
-        Step("data", "prepare", ("scenes", "--image-size", "64", *size)),
-        Step(SCENES_CACHE, "cache-teacher", (*SCENES, "--teacher", "scenes-vilt", "--recipe", "demo-dual"), ("data",)),
-    ]
-
-
-def _scenes_students(seed: int, dual_losses: Iterable[str], fusion_losses: Iterable[str]) -> list[Step]:
-    """Students of one seed; a dual student without a teacher has the words of demo-dual-alone."""
-    own = (*SCENES, *sets(seed=seed))
-    table = "Dual students, 1,024 scenes"
-    alone = Step(f"runs/alone-{seed}", "distill", ("demo-dual-alone", *own), ("data",), table, ALONE, "", SCENES)
-    steps = [alone]
-    for place, label in enumerate(dual_losses):
-        words = ("demo-dual", "--cache", SCENES_CACHE, *own, *SCENES_DUAL_LOSSES[label])
-        steps.append(Step(f"runs/dual{place}-{seed}", "distill", words, (SCENES_CACHE,), table, label, ALONE, SCENES))
-    table, base = "Fusion students, 6 layers to 3, 1,024 scenes", next(iter(SCENES_FUSION_LOSSES))
-    for place, label in enumerate(fusion_losses):
-        words = ("demo-fusion", "--teacher", "scenes-vilt", "--cache", SCENES_CACHE, *own, *SCENES_FUSION_LOSSES[label])
-        measure = (*SCENES, "--max-images", "100")
-        steps.append(Step(f"runs/fusion{place}-{seed}", "distill", words, (SCENES_CACHE,), table, label, base, measure))
-    return steps
-
-
-PLANS: dict[str, Callable[[], list[Step]]] = {"flickr8k": flickr8k, "scenes": scenes, "small": small}
+def _list_ablations() -> list[Step]:
+    """Of DCD, the positive and the 7 hardest of 15 drawn candidates."""
+    table, base = "Ablations of DCD on lists, one teacher, seed 0", "alpha 0.5, 7 negatives of 15 drawn, random"
+    dcd = DUAL_LOSSES["DCD, lists"]
+    refresh = ("--teacher", "runs/pair-0", *sets(batch__refresh_steps="[400,700]"))
+    changes: dict[str, tuple[tuple[str, ...], str]] = {
+        base: (sets(), "random-0"),
+        "alpha 0.2": (sets(loss__alpha=0.2), "random-0"),
+        "alpha 0.8": (sets(loss__alpha=0.8), "random-0"),
+        "T = 0.5": (sets(loss__temperature=0.5), "random-0"),
+        "T = 2": (sets(loss__temperature=2.0), "random-0"),
+        "3 negatives of 15": (sets(batch__hard_negatives=3), "random-0"),
+        "15 negatives of 15": (sets(batch__hard_negatives=15), "random-0"),
+        "7 negatives of 63": (sets(batch__drawn_negatives=63), "pair-0"),
+        "15 negatives of 127": (sets(batch__drawn_negatives=127, batch__hard_negatives=15), "pair-0"),
+        "unweighted": (sets(loss__terms="{mse=0.5,ground-truth=0.5}"), "random-0"),
+        "candidates by words (BM25)": (sets(), "lexical-0"),
+        "candidates by a dual student": (sets(), "embedding-0"),
+        "candidates refreshed at steps 400 and 700": (refresh, "random-0"),
+        "a teacher of 1 layer": (sets(), "shallow-random-0"),
+    }
+    rows = enumerate(changes.items())
+    return [_ablation(f"lists{place}", table, label, dcd + words, (f"caches/{cache}",), base) for place, (label, (words, cache)) in rows]

@@ -1,0 +1,71 @@
+"""The plans `scenes` and `small`: the same table on drawn scenes and the built-in teacher; words typed in the work folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from evidence_steps import ALONE, SEEDS, Step, sets
+
+SCENES = ("--data", "data")
+SCENES_CACHE = "caches/scenes"
+SCENES_LISTS = sets(batch__size=24, batch__drawn_negatives=15, batch__hard_negatives=7, loss__temperature=1.0)
+SCENES_DUAL_LOSSES: dict[str, tuple[str, ...]] = {
+    "InfoNCE + margin-MSE": sets(),
+    "KL": sets(loss__terms="{kl=1.0}", loss__temperature=1.0),
+    "DCD-KL": sets(loss__terms="{dcd-kl=1.0}", loss__temperature=1.0),
+    "margin-MSE": sets(loss__terms="{margin-mse=1.0}"),
+    "WSL, all pairs": sets(loss__terms="{wsl-pairs=1.0}", loss__temperature=1.0),
+    "CPRD": sets(loss__terms="{cprd=1.0,infonce=1.0}", loss__temperature=1.0),
+    "affinity mimicking": sets(loss__terms="{affinity=1.0,infonce=1.0}"),
+    "WSL, lists": sets(loss__terms="{wsl=1.0}") + SCENES_LISTS,
+    "DCD as released, lists": sets(loss__terms="{dcd-released=1.0}", loss__alpha=0.5) + SCENES_LISTS,
+    "DCD, lists": sets(loss__terms="{dcd=1.0}", loss__alpha=0.5, optimizer__lr_factors="{calibration=100}") + SCENES_LISTS,
+}
+"""How each differs from recipe demo-dual."""
+SCENES_FUSION_LOSSES: dict[str, tuple[str, ...]] = {
+    "ground truth (BCE)": sets(loss__terms="{ground-truth=1.0}"),
+    "InfoNCE": sets(loss__terms="{infonce=1.0}", batch__size=12),
+    "KL": sets(loss__terms="{kl=1.0}", batch__size=12),
+    "margin-MSE": sets(loss__terms="{margin-mse=0.1}", batch__size=12),
+    "WSL": sets(loss__terms="{wsl=1.0}"),
+    "CPRD": sets(loss__terms="{cprd=1.0,infonce=1.0}", batch__size=12),
+    "DCD as released": sets(loss__terms="{dcd-released=1.0}", loss__alpha=0.5),
+    "DCD": sets(),
+}
+"""How each differs from recipe demo-fusion."""
+SMALL_DUAL, SMALL_FUSION = ("InfoNCE + margin-MSE", "KL", "DCD, lists"), ("ground truth (BCE)", "KL", "DCD")
+
+
+def scenes() -> list[Step]:
+    """Drawn scenes and the built-in teacher: 1,024 scenes to train on, 500 new ones (100 for fusion students) to report on."""
+    return [*_scenes_teacher(), *(step for seed in SEEDS for step in _scenes_students(seed, SCENES_DUAL_LOSSES, SCENES_FUSION_LOSSES))]
+
+
+def small() -> list[Step]:
+    """Of `scenes` some rows and two seeds."""
+    return [*_scenes_teacher(), *(step for seed in SEEDS[:2] for step in _scenes_students(seed, SMALL_DUAL, SMALL_FUSION))]
+
+
+def _scenes_teacher() -> list[Step]:
+    size = sets(counts__train=1024, counts__val=0)
+    return [
+        Step("data", "prepare", ("scenes", "--image-size", "64", *size)),
+        Step(SCENES_CACHE, "cache-teacher", (*SCENES, "--teacher", "scenes-vilt", "--recipe", "demo-dual"), ("data",)),
+    ]
+
+
+def _scenes_students(seed: int, dual_losses: Iterable[str], fusion_losses: Iterable[str]) -> list[Step]:
+    """Students of one seed; a dual student without a teacher has the words of demo-dual-alone."""
+    own = (*SCENES, *sets(seed=seed))
+    table = "Dual students, 1,024 scenes"
+    alone = Step(f"runs/alone-{seed}", "distill", ("demo-dual-alone", *own), ("data",), table, ALONE, "", SCENES)
+    steps = [alone]
+    for place, label in enumerate(dual_losses):
+        words = ("demo-dual", "--cache", SCENES_CACHE, *own, *SCENES_DUAL_LOSSES[label])
+        steps.append(Step(f"runs/dual{place}-{seed}", "distill", words, (SCENES_CACHE,), table, label, ALONE, SCENES))
+    table, base = "Fusion students, 6 layers to 3, 1,024 scenes", next(iter(SCENES_FUSION_LOSSES))
+    for place, label in enumerate(fusion_losses):
+        words = ("demo-fusion", "--teacher", "scenes-vilt", "--cache", SCENES_CACHE, *own, *SCENES_FUSION_LOSSES[label])
+        measure = (*SCENES, "--max-images", "100")
+        steps.append(Step(f"runs/fusion{place}-{seed}", "distill", words, (SCENES_CACHE,), table, label, base, measure))
+    return steps
