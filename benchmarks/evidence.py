@@ -6,8 +6,8 @@
     python benchmarks/evidence.py flickr8k --work work/flickr8k --tables-only
 
 Every step is a `dcdctl` command that could be typed in the work folder. What is done is not done again, so a killed plan goes on: whole
-steps are skipped, a half-made one is resumed. Steps run --jobs at a time, one thread each. Into docs/results/PLAN go run.json and
-result.json of every run, what it cost, the comparisons, the tables and the plot.
+steps are skipped, a half-made one is resumed. Steps run --jobs at a time, one thread each, and their cost is in processor seconds. Into
+docs/results/PLAN go run.json and result.json of every run, what it cost, the comparisons, the tables and the plot.
 """
 
 from __future__ import annotations
@@ -82,18 +82,20 @@ class Place:
                 shutil.copyfile(self.folder(step) / name, target)
 
     def _dcdctl(self, step: Step, words: list[str], stdout: Path | None = None) -> float:
+        """Processor seconds of a command: what it would take on a core of its own, whatever else runs."""
         log = self.work / "logs" / f"{step.name}.log"
         log.parent.mkdir(exist_ok=True)
-        started = time.perf_counter()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         with log.open("a") as talk, (stdout or log).open("a") as result:
             talk.write("dcdctl " + " ".join(words) + "\n")
             talk.flush()
             command = [sys.executable, "-m", "dcdctl", *words]
-            code = subprocess.run(command, cwd=self.work, env=environment, stdout=result, stderr=talk, check=False).returncode
-        if code:
-            raise RuntimeError(f"{step.name} ended with {code}; the end of {log}:\n" + log.read_text()[-1500:])
-        return time.perf_counter() - started
+            with subprocess.Popen(command, cwd=self.work, env=environment, stdout=result, stderr=talk) as process:
+                _, status, usage = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise RuntimeError(f"{step.name} ended with {process.returncode}; the end of {log}:\n" + log.read_text()[-1500:])
+        return usage.ru_utime + usage.ru_stime
 
 
 def run_all(place: Place, steps: list[Step], jobs: int) -> list[str]:

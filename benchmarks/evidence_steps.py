@@ -19,6 +19,7 @@ class Step:
     after: tuple[str, ...] = ()
     """`out` of the steps it needs."""
     table: str = ""
+    """None where it only makes what others need."""
     label: str = ""
     base: str = ""
     """Label of the row it is compared with."""

@@ -25,7 +25,7 @@ HEADS = ("", "text R@1/5/10", "image R@1/5/10", "RSUM of each seed", "mean", "ag
 
 def write(steps: Iterable[Step], work: Path, results: Path) -> str:
     """Write comparisons.json, tables.md and cost.png, and give the tables."""
-    groups = _groups([step for step in steps if step.is_run and (results / _short(step) / "result.json").exists()])
+    groups = _groups([step for step in steps if step.table and (results / _short(step) / "result.json").exists()])
     compared = _compared(groups, work, results)
     parts = []
     for table in dict.fromkeys(table for table, _ in groups):
@@ -83,7 +83,7 @@ WAYS = ("text_retrieval", "image_retrieval")
 
 
 def training_seconds(members: list[Step], results: Path) -> float | None:
-    """Mean wall clock of the trainings, start of the program included; None where all were cut and resumed."""
+    """Mean processor seconds of the trainings, start of the program included; None where all were cut and resumed."""
     costs = [_read(results / _short(step) / "cost.json").get("train_seconds") for step in members]
     known = [cost for cost in costs if cost is not None]
     return mean(known) if known else None
@@ -107,7 +107,7 @@ def _plot(groups: dict[tuple[str, str], list[Step]], results: Path) -> None:
                 look = {"color": plt.get_cmap("tab20")(index % 20), "marker": "osD^vPX*<>"[index % 10]}
                 panel.scatter(*zip(*known, strict=True), label=label, s=36, **look)
         panel.set_title(table, fontsize=10)
-        panel.set_xlabel("training, seconds on one core")
+        panel.set_xlabel("training, processor seconds")
         panel.set_ylabel("RSUM")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=7, framealpha=0.5)
