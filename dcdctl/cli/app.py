@@ -16,6 +16,7 @@ from dcdctl.cli.evaluate import evaluate
 from dcdctl.cli.finetune_teacher import finetune_teacher
 from dcdctl.cli.inspect import inspect
 from dcdctl.cli.prepare import prepare
+from dcdctl.cli.report import report
 from dcdctl.cli.terminal import ErrorGroup, show
 
 app = typer.Typer(
@@ -49,6 +50,7 @@ app.command("inspect", rich_help_panel="Teacher")(inspect)
 app.command("distill", rich_help_panel="Student")(distill)
 app.command("eval", rich_help_panel="Proof")(evaluate)
 app.command("bench", rich_help_panel="Proof")(bench)
+app.command("report", rich_help_panel="Proof")(report)
 
 
 def main() -> None:

@@ -15,11 +15,12 @@ from dcdctl.core import files
 JPEG_QUALITY = 75
 
 
-def write(path: Path, title: str, *parts: str) -> None:
-    """Write a page whole or not at all: the title as its heading, then the parts, which are HTML."""
+def write(path: Path, title: str, *parts: str, style: str = "", script: str = "") -> None:
+    """Write a page whole or not at all: the title as its heading, then the parts, which are HTML; with CSS and JavaScript of its own."""
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-    body = f"<h1>{escape(title)}</h1>\n" + "\n".join(parts)
-    files.write_text(path, f'<!doctype html>\n<html lang="en"><head>{head}{_STYLE}</head>\n<body>{body}</body></html>\n')
+    styles = _STYLE + (f"<style>\n{style}</style>" if style else "")
+    body = f"<h1>{escape(title)}</h1>\n" + "\n".join(parts) + (f"\n<script>\n{script}</script>" if script else "")
+    files.write_text(path, f'<!doctype html>\n<html lang="en"><head>{head}{styles}</head>\n<body>{body}</body></html>\n')
 
 
 def heading(text: str) -> str:
@@ -36,13 +37,22 @@ def facts(rows: Sequence[tuple[str, str]]) -> str:
     return table((), rows)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column names the rows; without a head where there are no names of columns."""
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
+    """A table whose first column names the rows; without a head where there are no names of columns. What follows a line break is small."""
     head = "<tr>" + "".join(f'<th scope="col">{escape(column)}</th>' for column in columns) + "</tr>" if columns else ""
-    lines = [
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>' for name, *cells in rows
-    ]
-    return f'<div class="wide"><table>{head}{"".join(lines)}</table></div>'
+    lines = [f'<tr><th scope="row">{_cell(name)}</th>{"".join(f"<td>{_cell(cell)}</td>" for cell in cells)}</tr>' for name, *cells in rows]
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f'<div class="wide"><table>{title}{head}{"".join(lines)}</table></div>'
+
+
+def _cell(text: str) -> str:
+    """The HTML of a cell.
+
+    >>> _cell("a < b\\nsurely")
+    'a &lt; b<br><small>surely</small>'
+    """
+    first, line_break, rest = text.partition("\n")
+    return escape(first) + (f"<br><small>{escape(rest)}</small>" if line_break else "")
 
 
 def histogram(label: str, bins: Sequence[str], counts: Mapping[str, Sequence[int]]) -> str:

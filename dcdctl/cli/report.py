@@ -1,0 +1,50 @@
+"""`dcdctl report`: runs as one page, with tables, curves and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dcdctl.cli.terminal import note, show
+
+Runs = Annotated[list[Path], typer.Argument(help="Run folders, or folders that `dcdctl eval --out` has written.", metavar="RUN...")]
+CorpusFolder = Annotated[
+    Path | None,
+    typer.Option("--data", help="Where the pictures are; if not given, where they were when the models were evaluated.", metavar="DIR"),
+]
+TeacherFolder = Annotated[Path | None, typer.Option("--teacher", help="The folder of the teacher's evaluation.", metavar="FOLDER")]
+Baseline = Annotated[
+    Path | None,
+    typer.Option("--baseline", help="The folder that the others are compared with; if not given, the first RUN.", metavar="FOLDER"),
+]
+Page = Annotated[Path, typer.Option("--out", "-o", help="The page to write.", metavar="FILE")]
+Markdown = Annotated[Path | None, typer.Option("--markdown", help="Write the tables as Markdown too.", metavar="FILE")]
+Csv = Annotated[Path | None, typer.Option("--csv", help="Write the numbers too, one model a row.", metavar="FILE")]
+Queries = Annotated[int, typer.Option("--queries", help="Queries with pictures, of each direction.", min=0, metavar="N")]
+
+
+def report(
+    runs: Runs,
+    data: CorpusFolder = None,
+    teacher: TeacherFolder = None,
+    baseline: Baseline = None,
+    out: Page = Path("report.html"),
+    markdown: Markdown = None,
+    csv: Csv = None,
+    queries: Queries = 60,
+) -> None:
+    """Show runs on one page: what was run, recalls, speed, curves, scores, and queries with what each model finds."""
+    from dcdctl.core import report as core
+    from dcdctl.core import report_page, report_text
+
+    found = core.read(runs, teacher=teacher, baseline=baseline, data=data)
+    report_page.write(out, found, num_queries=queries)
+    if markdown is not None:
+        report_text.write_markdown(markdown, found)
+    if csv is not None:
+        report_text.write_csv(csv, found)
+    for gap in found.gaps:
+        note(f"left out: {gap}")
+    show(f"report -> {out}")

@@ -1,0 +1,186 @@
+"""The queries that a report shows: each with the first answers of every model beside each other, and filters.
+
+All that can be seen is HTML; `assets/report.js` hides and sorts. A picture is in the page once, as an SVG symbol.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from html import escape
+
+from PIL import Image
+
+from dcdctl.core import showcase
+from dcdctl.core.answers import DIRECTIONS, Answers, Direction
+from dcdctl.core.corpus import Corpus
+from dcdctl.core.report import Report, System
+
+NUM_QUERIES = 60
+"""Shown of each direction."""
+NUM_PLACES = 5
+"""First answers shown of each model."""
+THUMBNAIL_PX = 96
+WEBP_QUALITY = 70
+PICTURES_AT_A_TIME = 256
+WAYS: tuple[tuple[Direction, str], ...] = (("image", "images of a caption"), ("text", "captions of an image"))
+SHOWS = {"all": "all", "wins": "{ours} wins", "losses": "{ours} loses", "both-hit": "both hit", "both-miss": "both miss"}
+SHOWS_OF_ONE = {"all": "all", "both-hit": "hit", "both-miss": "miss"}
+
+
+def gallery(report: Report, colours: dict[str, str], num_queries: int = NUM_QUERIES) -> str:
+    """The section, HTML; empty where no model's first answers are known or no query is wanted."""
+    systems = report.answering
+    if not systems or not num_queries:
+        return ""
+    ranks = {way: [_answers(one).ranks(way) for one in systems] for way in DIRECTIONS}
+    chosen = {way: showcase.choose(ranks[way], _pairs(systems) or [(0, 0)], num_queries) for way in DIRECTIONS}
+    cards = [_card(report, systems, colours, way, query) for way, _ in WAYS for query in chosen[way]]
+    counts = [f"{len(chosen[way]):,} of {len(ranks[way][0]):,} queries for {what}" for way, what in WAYS]
+    told = (
+        f"{' and '.join(counts)} are here: the largest wins and losses of each model against the baseline and the teacher in turns, "
+        f"and a third drawn at random (seed 0). Of each model the first {NUM_PLACES} answers; \N{CHECK MARK} is the query's own."
+    )
+    return "\n".join(
+        [
+            f"<p>{escape(told)}</p>",
+            _store(report.corpus, _images(systems, chosen)),
+            _filters(systems),
+            f'<ol id="query-list">{"".join(cards)}</ol>',
+            '<p><button type="button" id="more" hidden></button></p>',
+            _outcomes(systems),
+        ]
+    )
+
+
+def _answers(system: System) -> Answers:
+    assert system.answers is not None
+    return system.answers
+
+
+def _pairs(systems: Sequence[System]) -> list[tuple[int, int]]:
+    """Who is compared with whom: all others with the baseline, then students with the teacher."""
+    place = {one.role: number for number, one in reversed(list(enumerate(systems)))}
+    students = [number for number, one in enumerate(systems) if one.role == "student"]
+    bases = [place[role] for role in ("baseline", "teacher") if role in place]
+    others = students if students or len(bases) < 2 else [place["teacher"]]
+    return [(ours, base) for base in bases for ours in others if ours != base]
+
+
+def _images(systems: Sequence[System], chosen: dict[Direction, list[int]]) -> list[int]:
+    """The pictures that are seen, ascending."""
+    owner = _answers(systems[0]).table.caption_image
+    found = {*chosen["text"], *(int(owner[query]) for query in chosen["image"])}
+    for one in systems:
+        found.update(_answers(one).top["image"].candidate_QK[chosen["image"], :NUM_PLACES].ravel().tolist())
+    return sorted(found)
+
+
+def _store(corpus: Corpus | None, images: Sequence[int]) -> str:
+    """The pictures, each once."""
+    if corpus is None:
+        return ""
+    symbols = []
+    for start in range(0, len(images), PICTURES_AT_A_TIME):
+        some = images[start : start + PICTURES_AT_A_TIME]
+        for image, picture in zip(some, corpus.images(some), strict=True):
+            symbols.append(_symbol(image, picture))
+    return f'<svg class="store" width="0" height="0" aria-hidden="true">{"".join(symbols)}</svg>'
+
+
+def _symbol(number: int, picture: Image.Image) -> str:
+    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    stream = io.BytesIO()
+    picture.save(stream, "WEBP", quality=WEBP_QUALITY)
+    source = f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    width, height = picture.size
+    return f'<symbol id="p{number}" viewBox="0 0 {width} {height}"><image width="{width}" height="{height}" href="{source}"/></symbol>'
+
+
+def _filters(systems: Sequence[System]) -> str:
+    labels = [one.label for one in systems]
+    ours, base = next(iter(_pairs(systems)), (0, 0))
+    shows = SHOWS if len(systems) > 1 else SHOWS_OF_ONE
+    parts = [
+        _radios(
+            "Show", "show", [(name, text.format(ours=f'<span class="ours">{escape(labels[ours])}</span>')) for name, text in shows.items()]
+        ),
+        _radios("Find", "way", [*((way, what) for way, what in WAYS), ("both", "both")]),
+    ]
+    if len(systems) > 1:
+        selects = [
+            f'<label>{said} <select name="{name}">{_options(labels, chosen)}</select></label>'
+            for said, name, chosen in (("Compare", "ours", ours), ("with", "base", base))
+        ]
+        parts.append(f"<p>{' '.join(selects)}</p>")
+    parts.append('<p><label>Words of the query <input type="search" name="words" autocomplete="off"></label></p>')
+    return f'<form id="filters" hidden>{"".join(parts)}</form><p id="told" role="status"></p>'
+
+
+def _radios(legend: str, name: str, choices: Iterable[tuple[str, str]]) -> str:
+    """One of several, as a row of buttons; the first is chosen."""
+    labels = "".join(
+        f'<label><input type="radio" name="{name}" value="{value}"{"" if number else " checked"}><span>{text}</span></label>'
+        for number, (value, text) in enumerate(choices)
+    )
+    return f"<fieldset><legend>{legend}</legend>{labels}</fieldset>"
+
+
+def _options(labels: Sequence[str], chosen: int) -> str:
+    return "".join(f"<option{' selected' if number == chosen else ''}>{escape(label)}</option>" for number, label in enumerate(labels))
+
+
+def _outcomes(systems: Sequence[System]) -> str:
+    """For the script: who wins how often on the whole split, for every pair of models; and their names."""
+    table = {
+        way: [[asdict(showcase.outcome(_answers(ours).ranks(way), _answers(base).ranks(way))) for base in systems] for ours in systems]
+        for way in DIRECTIONS
+    }
+    sizes = {way: len(_answers(systems[0]).ranks(way)) for way in DIRECTIONS}
+    document = json.dumps({"models": [one.label for one in systems], "sizes": sizes, "outcomes": table}, separators=(",", ":"))
+    # Nothing that ends a script may stand in one.
+    harmless = document.replace("<", "\\u003c")
+    return f'<script type="application/json" id="outcomes">{harmless}</script>'
+
+
+def _card(report: Report, systems: Sequence[System], colours: dict[str, str], way: Direction, query: int) -> str:
+    answers = _answers(systems[0])
+    image = query if way == "text" else int(answers.table.caption_image[query])
+    captions = [text for text, owner in zip(answers.captions, answers.table.caption_image, strict=True) if owner == image]
+    words = captions if way == "text" else [answers.captions[query]]
+    lines = "".join(f'<p dir="auto">{escape(text)}</p>' for text in words)
+    about = f"<small>{escape(answers.table.image_ids[image])}</small>"
+    asked = f'<div class="asked">{_picture(report, answers, image, is_own=False)}<div class="words">{lines}{about}</div></div>'
+    ranks = " ".join(str(_answers(one).ranks(way)[query]) for one in systems)
+    parts = "".join(_answer(report, one, colours[one.label], way, query) for one in systems)
+    return f'<li class="query" data-way="{way}" data-ranks="{ranks}">{asked}<div class="answers">{parts}</div></li>\n'
+
+
+def _answer(report: Report, system: System, colour: str, way: Direction, query: int) -> str:
+    """The first answers of a model to a query."""
+    answers, top = _answers(system), _answers(system).top[way]
+    items = []
+    rows = (top.candidate_QK, top.score_QK, top.is_own_QK)
+    for candidate, score, is_own in zip(*(row[query, :NUM_PLACES].tolist() for row in rows), strict=True):
+        if way == "text":
+            mark = "<b>\N{CHECK MARK}</b> " if is_own else ""
+            inside = f'<span dir="auto">{mark}{escape(answers.captions[candidate])}</span>'
+        else:
+            inside = _picture(report, answers, candidate, is_own=is_own)
+        items.append(f'<li{" class=own" if is_own else ""} title="score {score:.4g}">{inside}</li>')
+    kind = "texts" if way == "text" else "pictures"
+    head = f'<h4 style="--mark:var(--{colour})"><span>{escape(system.label)}</span> <small>rank {answers.ranks(way)[query]:,}</small></h4>'
+    return f'<section>{head}<ol class="{kind}">{"".join(items)}</ol></section>'
+
+
+def _picture(report: Report, answers: Answers, image: int, *, is_own: bool) -> str:
+    """A picture, or its name where pictures are not to be had."""
+    name = escape(answers.table.image_ids[image])
+    said = f"{name}, the query's own" if is_own else name
+    mark = '<b aria-hidden="true">\N{CHECK MARK}</b>' if is_own else ""
+    if report.corpus is None:
+        return f"{mark}<span>{name}</span>"
+    return f'<svg class="picture" role="img" aria-label="{said}"><use href="#p{image}"/></svg>{mark}'
