@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from evaluations import own_pairs, scores_of, write_evaluation
+from made_runs import own_pairs, scores_of, write_evaluation
 
 from dcdctl.core import answers
 from dcdctl.core.answers import Top

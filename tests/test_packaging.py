@@ -30,7 +30,7 @@ def names_in(wheel: Path) -> set[str]:
         return set(archive.namelist())
 
 
-@pytest.mark.parametrize("folder", ["data_manifests", "dcdctl/recipes", "dcdctl/teachers"])
+@pytest.mark.parametrize("folder", ["data_manifests", "dcdctl/recipes", "dcdctl/teachers", "dcdctl/assets"])
 def test_the_wheel_carries_the_data_of_a_folder(wheel, folder):
     files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     inside = Path("dcdctl") / Path(folder).name

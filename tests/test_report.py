@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluations import scores_of, write_bench, write_demo, write_evaluation, write_run
+from made_runs import scores_of, write_bench, write_demo, write_evaluation, write_run
 from test_docs import parse
 
 from dcdctl.core import comparison, report
@@ -130,8 +130,10 @@ def test_what_is_missing_is_told_with_commands_that_parse(folders, tmp_path):
         f"dcdctl eval '{run}' --data {data} --split test",
         f"dcdctl bench '{run}' --teacher scenes-vilt --data {data}",
         f"dcdctl distill demo-dual --data 'data/my scenes' --out {folders[1]}",
-        *(f"dcdctl distill {name} --data 'data/my scenes' --out {folder} --set validation.every=100" for name, folder in
-          (("demo-fusion", folders[2]), ("demo-dual-alone", folders[3]))),
+        *(
+            f"dcdctl distill {name} --data 'data/my scenes' --out {folder} --set validation.every=100"
+            for name, folder in (("demo-fusion", folders[2]), ("demo-dual-alone", folders[3]))
+        ),
     ]
     for command in commands(found):
         parse(command)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from evaluations import cascade_changes, scores_of, write_bench, write_evaluation
+from made_runs import cascade_changes, scores_of, write_bench, write_evaluation
 
 from dcdctl.core import results
 from dcdctl.core.comparison import Interval
@@ -43,8 +43,8 @@ def test_a_document_of_before_has_neither_intervals_nor_map(folder):
     assert (found.rsum.interval, found.protocol, found.data, found.retrieval["text"].map_at_r) == (None,) * 4
 
 
-def test_depths_of_a_cascade_come_in_their_order(corpus, tmp_path):
-    changes = cascade_changes("runs/fusion", {20: (400.0, 30.0), 5: (300.0, 9.0)})
+def test_depths_of_a_cascade_come_in_their_order_and_without_that_of_no_cascade(corpus, tmp_path):
+    changes = cascade_changes("runs/fusion", {20: (400.0, 30.0), 0: (250.0, 1.0), 5: (300.0, 9.0)})
     write_evaluation(tmp_path, corpus, scores_of(corpus, 2), prefix="cascade-", **changes)
     found = results.read_result(tmp_path / "cascade.json")
     assert [(one.depth, one.rsum, one.query_ms) for one in found.depths] == [(5, 300.0, 9.0), (20, 400.0, 30.0)]

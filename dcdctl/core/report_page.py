@@ -69,7 +69,7 @@ def _charts(charts: list[str]) -> str:
 def _speed(report: Report) -> str:
     chart = report_charts.speed_against_recall(report)
     galleries = [one.times.num_images for one in report.systems if one.times is not None]
-    galleries += [one.result.num_images for one in report.systems if one.result is not None and one.result.depths]
+    galleries += [one.result.gallery_size for one in report.systems if one.result is not None and one.result.depths]
     told = f"<p>Not all are timed among as many images: {', '.join(f'{size:,}' for size in sorted(set(galleries)))}; see the table.</p>"
     return chart + (told if chart and len(set(galleries)) > 1 else "")
 

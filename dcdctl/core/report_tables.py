@@ -78,7 +78,7 @@ def _speed(report: Report) -> Table:
             took = f"{mark}{times.query_ms:,.2f}\namong {times.num_images:,} images"
             rows.append((_name(system), f"{times.num_parameters / 1e6:,.2f} M", took, speed_up))
         elif result is not None and result.depths:
-            took = f"{result.depths[-1].query_ms:,.2f}\namong {result.num_images:,} images"
+            took = f"{result.depths[-1].query_ms:,.2f}\namong {result.gallery_size:,} images"
             rows.append((_name(system), NOTHING, took, NOTHING))
     machines = dict.fromkeys(one.times.machine for one in report.systems if one.times is not None)
     caption = "; ".join(["Size and speed: one caption, images encoded before; ~: measured rate times count", *machines])

@@ -69,6 +69,11 @@ class Result:
     depths: tuple[Depth, ...]
 
     @property
+    def gallery_size(self) -> int:
+        """Images that a caption is compared with."""
+        return self.num_images // self.num_folds
+
+    @property
     def basis(self) -> tuple[object, ...]:
         """What must be equal for two results to be compared."""
         return self.fingerprint, self.split, self.protocol, self.num_folds
@@ -133,6 +138,8 @@ def _result(document: dict[str, Any]) -> Result:
     depths = [
         Depth(depth=one["depth"], rsum=one["rsum"], query_ms=one["ms_per_query"], is_on_front=one["on_front"])
         for one in document.get("depths") or ()
+        # At 0 nothing is re-ranked: that is the dual encoder, which has a row of its own.
+        if one["depth"]
     ]
     return Result(
         model=document["model"],

@@ -107,7 +107,14 @@ def cascade_changes(reranker: str, depths: dict[int, tuple[float, float]]) -> di
         {"depth": depth, "text_retrieval": {}, "image_retrieval": {}, "rsum": rsum, "ms_per_query": ms, "pairs": 9, "on_front": True}
         for depth, (rsum, ms) in depths.items()
     ]
-    protocol = {"name": "whole", "folds": 1, "kind": "cascade", "depth": max(depths), "features": None, "ties": "count against the positive"}
+    protocol = {
+        "name": "whole",
+        "folds": 1,
+        "kind": "cascade",
+        "depth": max(depths),
+        "features": None,
+        "ties": "count against the positive",
+    }
     return {"reranker": reranker, "depths": found, "protocol": protocol}
 
 
