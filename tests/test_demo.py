@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from dcdctl.core import demo, models
+from dcdctl.core import demo, models, report
 from dcdctl.core.benchmark import BenchConfig
 from dcdctl.core.demo import DemoConfig
 
 QUICK = BenchConfig(num_images=4, batch_size=4, num_warmup=1, num_repeats=2, budget_s=0.05, gallery_sizes=(20,), headline_size=20)
-SMALL = DemoConfig(train_images=64, test_images=6, depth=3, steps=2, bench=QUICK)
+SMALL = DemoConfig(train_images=64, val_images=4, test_images=6, depth=3, steps=2, bench=QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,26 @@ def test_what_it_leaves_behind_is_what_the_commands_leave(finished: tuple[Path, 
     assert (out / "data" / "corpus.json").exists()
     assert (out / "cache" / "cache.json").exists()
     assert {path.name for path in out.iterdir() if (path / "run.json").exists()} == {"fusion", "dual", "dual-alone"}
+
+
+def test_it_ends_with_a_page_on_all_five(finished: tuple[Path, demo.DemoResult]) -> None:
+    out, result = finished
+    page = result.page.read_text(encoding="utf-8")
+    assert result.page == out / "report.html"
+    found = report.read([out / "dual", out / "fusion"], teacher=out / "teacher", baseline=out / "dual-alone")
+    assert [one.role for one in found.systems] == ["teacher", "student", "student", "student", "baseline"]
+    for system in found.systems:
+        assert f'<th scope="row">{system.label}' in page
+    assert [one.result.rsum.value for one in found.systems if one.result] == [
+        result.rows[place].evaluation.recalls.rsum for place in (0, 2, 4, 1, 3)
+    ]
+
+
+def test_its_page_has_a_time_for_every_model_and_a_measured_training(finished: tuple[Path, demo.DemoResult]) -> None:
+    out, _ = finished
+    found = report.read([out / "dual", out / "fusion"], teacher=out / "teacher", baseline=out / "dual-alone")
+    assert [one.label for one in found.systems if one.times is None] == ["dual + fusion, top 3"]
+    assert all("val_rsum" in one.metrics[-1] for one in found.trainings)
 
 
 def test_a_second_demo_trains_nothing_again(finished: tuple[Path, demo.DemoResult]) -> None:

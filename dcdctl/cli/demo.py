@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dcdctl.cli.options import Device, Json
-from dcdctl.cli.terminal import bar, note, show_json, show_table
+from dcdctl.cli.terminal import bar, note, show, show_json, show_table
 
 if TYPE_CHECKING:
     from dcdctl.core.demo import DemoResult
@@ -21,7 +21,7 @@ Steps = Annotated[int | None, typer.Option("--steps", help="Training steps of ea
 def demo(
     out: OutFolder = Path("demo"), train_teacher: TrainTeacher = False, steps: Steps = None, device: Device = "auto", json: Json = False
 ) -> None:
-    """Prepare, cache, distill, evaluate and time, on drawn scenes: minutes on a CPU."""
+    """Prepare, cache, distill, evaluate, time and report, on drawn scenes: minutes on a CPU."""
     from dcdctl.core import demo as core
     from dcdctl.core import devices
     from dcdctl.core.training import TrainingOptions
@@ -29,7 +29,8 @@ def demo(
     options = TrainingOptions(device=devices.choose(device))
     config = core.DemoConfig(steps=steps)
     result = core.run_demo(out, train_teacher=train_teacher, config=config, options=options, say=note, track=bar)
-    return show_json(result.to_json()) if json else _show(result, out)
+    show_json(result.to_json()) if json else _show(result, out)
+    (note if json else show)(f"report -> {result.page}")
 
 
 def _show(result: DemoResult, out: Path) -> None:

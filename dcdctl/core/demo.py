@@ -7,9 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dcdctl.core import benchmark, cache_building, distillation, evaluation, files, grading, manifest, models, pretraining, runs
+from dcdctl.core import (
+    benchmark,
+    cache_building,
+    distillation,
+    evaluation,
+    files,
+    grading,
+    manifest,
+    models,
+    pretraining,
+    report_page,
+    runs,
+)
 from dcdctl.core import prepare as preparing
 from dcdctl.core import recipe as recipes
+from dcdctl.core import report as reports
 from dcdctl.core.benchmark import BenchConfig
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.distillation import Inputs, Job
@@ -20,6 +33,7 @@ from dcdctl.core.training import TrainingOptions
 
 BUILT_IN_TEACHER = "scenes-vilt"
 FUSION, DUAL, DUAL_ALONE = "demo-fusion", "demo-dual", "demo-dual-alone"
+TEACHER_FOLDER = "teacher"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +42,7 @@ class DemoConfig:
 
     train_images: int = 1024
     """As small beside the teacher's own training as a user's pictures are beside a pretrained model's."""
+    val_images: int = 32
     test_images: int = 64
     image_size_px: int = 64
     """What the models see; the pictures are made smaller once, not at every step."""
@@ -35,6 +50,8 @@ class DemoConfig:
     """Candidates of each query that the cascade re-ranks."""
     steps: int | None = None
     """Training steps of each student, in place of the recipes'."""
+    measure_every: int = 50
+    """Training steps between measurements on the validation split, which change nothing."""
     bench: BenchConfig = field(default_factory=lambda: BenchConfig(budget_s=1.0, num_repeats=10))
 
 
@@ -58,6 +75,8 @@ class DemoResult:
     rows: list[Row]
     gallery_size: int
     machine: dict[str, Any]
+    page: Path
+    """The report."""
 
     def to_json(self) -> dict[str, Any]:
         """The table as a JSON-able document."""
@@ -69,6 +88,15 @@ class DemoResult:
         return {"rows": rows, "gallery_size": self.gallery_size, "machine": self.machine}
 
 
+@dataclass(frozen=True)
+class Models:
+    """What is measured; the students by their recipes."""
+
+    teacher_ref: str
+    teacher: Any
+    students: dict[str, Any]
+
+
 def run_demo(
     out: Path,
     *,
@@ -78,7 +106,7 @@ def run_demo(
     say: Callable[[str], None] = lambda text: None,
     track: Track = silent,
 ) -> DemoResult:
-    """Prepare, cache, distill two students, train one without the teacher, measure all; what is finished in `out` is not done again."""
+    """Prepare, cache, distill two students, train one without the teacher, measure all and report; what is finished is not done again."""
     say("1. prepare: draw the corpus")
     data = _prepare(out, config, track)
     teacher_ref = BUILT_IN_TEACHER
@@ -91,11 +119,15 @@ def run_demo(
     say("3. distill: a fusion student, a dual student, and the same dual student without the teacher")
     students = {name: _distill(name, data, out, teacher, cache, config, options, track) for name in (FUSION, DUAL, DUAL_ALONE)}
     say("4. eval and bench: recall both ways, time of a query")
-    return _measure(teacher, students, Corpus.open(data, "test"), config, options, out, track)
+    measured = _measure(Models(teacher_ref, teacher, students), Corpus.open(data, "test"), config, options, out, track)
+    say("5. report: all of it on one page")
+    folders = [_folder(out, name) for name in (DUAL, FUSION)]
+    report_page.write(measured.page, reports.read(folders, teacher=out / TEACHER_FOLDER, baseline=_folder(out, DUAL_ALONE)))
+    return measured
 
 
 def _prepare(out: Path, config: DemoConfig, track: Track) -> Path:
-    counts = {"train": config.train_images, "val": 0, "test": config.test_images}
+    counts = {"train": config.train_images, "val": config.val_images, "test": config.test_images}
     source = manifest.find("scenes", [f"counts.{split}={count}" for split, count in counts.items()])
     options = preparing.PrepareOptions(image_size_px=config.image_size_px)
     preparing.prepare(source, out / "data", options=options, track=track)
@@ -107,7 +139,7 @@ def _train_teacher(out: Path, options: TrainingOptions, track: Track) -> Path:
     run = runs.start(out / "teacher-pretrained", first, "pretrain-teacher", {}, resume=True)
     pretraining.pretrain(run, first, options=options, track=track)
     scorer = models.load_fusion(run.folder)
-    run = runs.start(out / "teacher", last, "grade-teacher", {"start": models.fingerprint(scorer)}, resume=True)
+    run = runs.start(out / TEACHER_FOLDER, last, "grade-teacher", {"start": models.fingerprint(scorer)}, resume=True)
     grading.grade(run, scorer, last, options=options, track=track)
     return run.folder
 
@@ -123,36 +155,57 @@ def _cache(data: Path, teacher: Any, out: Path, options: TrainingOptions, track:
 def _distill(
     name: str, data: Path, out: Path, teacher: Any, cache: TeacherCache, config: DemoConfig, options: TrainingOptions, track: Track
 ) -> Any:
-    sets = [] if config.steps is None else [f"optimizer.steps={config.steps}"]
+    sets = [f"validation.every={config.measure_every}", "validation.keep=last"]
+    sets += [] if config.steps is None else [f"optimizer.steps={config.steps}"]
     recipe = recipes.load(name)
     start = teacher if recipe.model.kind == "fusion" else None
     # Without the teacher's scores there are no neighbourhoods either: batches at random are what one has, and are better there.
     inputs = Inputs(Corpus.open(data, "train"), [cache] if recipe.loss.needs_teacher else [], start)
-    job = Job("distill", name, sets, out / name.removeprefix("demo-"), resume=True)
+    job = Job("distill", name, sets, _folder(out, name), resume=True)
     run = distillation.train(job, inputs, options=options, track=track)
     return models.load(run.folder)
 
 
-def _measure(
-    teacher: Any, students: dict[str, Any], corpus: Corpus, config: DemoConfig, options: TrainingOptions, out: Path, track: Track
-) -> DemoResult:
-    everything = {BUILT_IN_TEACHER: teacher, **students}
-    evaluations = {name: evaluation.evaluate(model, corpus, device=options.device, track=track) for name, model in everything.items()}
-    settings = config.bench
-    fusion, dual = (benchmark.compare(teacher, students[name], corpus, settings, track=track) for name in (FUSION, DUAL))
-    teacher_s, fusion_s, dual_s = (
-        times.query(settings.headline_size, is_cached=True).seconds for times in (dual.teacher, fusion.student, dual.student)
-    )
+def _measure(trained: Models, corpus: Corpus, config: DemoConfig, options: TrainingOptions, out: Path, track: Track) -> DemoResult:
+    """Evaluate all five and time four, each in its folder; the cascade's time follows from those of its parts."""
+    settings, students = config.bench, trained.students
+    folders = {name: _folder(out, name) for name in students}
+    teacher = evaluation.evaluate(trained.teacher, corpus, device=options.device, track=track)
+    _keep(out / TEACHER_FOLDER, trained.teacher_ref, teacher, corpus)
+    found, benches = {}, {}
+    for name, student in students.items():
+        found[name] = evaluation.evaluate(student, corpus, device=options.device, track=track)
+        _keep(folders[name], str(folders[name]), found[name], corpus)
+        benches[name] = benchmark.compare(trained.teacher, student, corpus, settings, track=track)
+        refs = {"student_model": str(folders[name]), "teacher_model": trained.teacher_ref}
+        files.write_json(folders[name] / "bench.json", {**refs, **benches[name].to_json()})
     cascade = evaluation.evaluate(students[DUAL], corpus, rerank=students[FUSION], depth=config.depth, device=options.device, track=track)
-    cascade_s = dual_s + config.depth / fusion.student.pairs_per_s
+    seconds = {name: bench.student.query(settings.headline_size, is_cached=True).seconds for name, bench in benches.items()}
+    teacher_s = benches[DUAL].teacher.query(settings.headline_size, is_cached=True).seconds
+    cascade_s = seconds[DUAL] + config.depth / benches[FUSION].student.pairs_per_s
+    _keep(folders[DUAL], str(folders[DUAL]), cascade, corpus, reranker=str(folders[FUSION]))
     labels = [
-        ("teacher (ViLT, 6 layers)", evaluations[BUILT_IN_TEACHER], teacher_s),
-        ("fusion student (3 layers), DCD", evaluations[FUSION], fusion_s),
-        ("dual student, with the teacher's scores", evaluations[DUAL], dual_s),
-        ("the same dual, without a teacher", evaluations[DUAL_ALONE], dual_s),
+        ("teacher (ViLT, 6 layers)", teacher, teacher_s),
+        ("fusion student (3 layers), DCD", found[FUSION], seconds[FUSION]),
+        ("dual student, with the teacher's scores", found[DUAL], seconds[DUAL]),
+        ("the same dual, without a teacher", found[DUAL_ALONE], seconds[DUAL_ALONE]),
         (f"cascade: dual, top {config.depth} by fusion student", cascade, cascade_s),
     ]
-    rows = [Row(model=name, evaluation=found, query_ms=1000 * s, speed_up=teacher_s / s) for name, found, s in labels]
-    result = DemoResult(rows, settings.headline_size, dual.machine)
+    rows = [Row(model=name, evaluation=one, query_ms=1000 * s, speed_up=teacher_s / s) for name, one, s in labels]
+    result = DemoResult(rows, settings.headline_size, benches[DUAL].machine, out / "report.html")
     files.write_json(out / "demo.json", result.to_json())
     return result
+
+
+def _folder(out: Path, name: str) -> Path:
+    """The run of a student."""
+    return out / name.removeprefix("demo-")
+
+
+# ADAPTER until `dcdctl eval --out` is here: `evaluation_files.write(folder, document, found, corpus)` then writes the three files.
+def _keep(folder: Path, model: str, found: Evaluation, corpus: Corpus, **more: Any) -> None:
+    """Leave an evaluation in a folder, as `dcdctl eval` does."""
+    document = {**evaluation.to_document(found, model, corpus.split), "data": str(corpus.folder), **more}
+    is_cascade = found.kind == "cascade"
+    evaluation.write_ranks(folder / ("cascade-ranks.parquet" if is_cascade else "ranks.parquet"), found, corpus)
+    files.write_json(folder / ("cascade.json" if is_cascade else "result.json"), document)
