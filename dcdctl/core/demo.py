@@ -15,6 +15,7 @@ from dcdctl.core.corpus import Corpus
 from dcdctl.core.distillation import Inputs, Job
 from dcdctl.core.evaluation import Evaluation
 from dcdctl.core.progress import Track, silent
+from dcdctl.core.ranking import EvalOptions
 from dcdctl.core.teacher_cache import TeacherCache
 from dcdctl.core.training import TrainingOptions
 
@@ -137,13 +138,14 @@ def _measure(
     teacher: Any, students: dict[str, Any], corpus: Corpus, config: DemoConfig, options: TrainingOptions, out: Path, track: Track
 ) -> DemoResult:
     everything = {BUILT_IN_TEACHER: teacher, **students}
-    evaluations = {name: evaluation.evaluate(model, corpus, device=options.device, track=track) for name, model in everything.items()}
+    how = EvalOptions(device=options.device, depths=(config.depth,))
+    evaluations = {name: evaluation.evaluate(model, corpus, options=how, track=track) for name, model in everything.items()}
     settings = config.bench
     fusion, dual = (benchmark.compare(teacher, students[name], corpus, settings, track=track) for name in (FUSION, DUAL))
     teacher_s, fusion_s, dual_s = (
         times.query(settings.headline_size, is_cached=True).seconds for times in (dual.teacher, fusion.student, dual.student)
     )
-    cascade = evaluation.evaluate(students[DUAL], corpus, rerank=students[FUSION], depth=config.depth, device=options.device, track=track)
+    cascade = evaluation.evaluate(students[DUAL], corpus, rerank=students[FUSION], options=how, track=track)
     cascade_s = dual_s + config.depth / fusion.student.pairs_per_s
     labels = [
         ("teacher (ViLT, 6 layers)", evaluations[BUILT_IN_TEACHER], teacher_s),
