@@ -12,7 +12,7 @@ from dcdctl.core.benchmark import BenchConfig
 from dcdctl.core.demo import DemoConfig
 
 QUICK = BenchConfig(num_images=4, batch_size=4, num_warmup=1, num_repeats=2, budget_s=0.05, gallery_sizes=(20,), headline_size=20)
-SMALL = DemoConfig(train_images=64, val_images=4, test_images=6, depth=3, steps=2, bench=QUICK)
+SMALL = DemoConfig(train_images=64, val_images=4, test_images=6, depths=(2, 3), steps=2, bench=QUICK)
 
 
 @pytest.fixture(scope="module")

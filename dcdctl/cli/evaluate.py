@@ -1,4 +1,4 @@
-"""`dcdctl eval`: Recall@1, 5 and 10 of a model, alone or in a cascade."""
+"""`dcdctl eval`: how well a model retrieves, alone or in a cascade."""
 
 from __future__ import annotations
 
@@ -8,53 +8,114 @@ from typing import Annotated, Any
 import typer
 
 from dcdctl.cli.options import Data, Device, Features, Json, MaxImages, ModelSet, Split
-from dcdctl.cli.terminal import bar, show_json, show_table
+from dcdctl.cli.terminal import bar, clock, note, show_json, show_table
 
 ModelRef = Annotated[str, typer.Argument(help="Run folder, or another model reference.", metavar="RUN")]
+ProtocolName = Annotated[
+    str,
+    typer.Option("--protocol", help="flickr30k-1k, coco-5k, coco-1k (five folds), whole, first-N; auto asks the corpus.", metavar="NAME"),
+]
 Rerank = Annotated[str | None, typer.Option("--rerank", help="Fusion model that re-ranks what a dual model finds.", metavar="REF")]
-Depth = Annotated[int, typer.Option("--depth", help="With --rerank: candidates re-ranked of each query.", min=1)]
+Depth = Annotated[
+    str | None,
+    typer.Option("--depth", help="With --rerank: candidates re-ranked of each query (50), or several: 0,5,10,20.", metavar="N,..."),
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Images, captions or pairs in one forward pass.", min=1)]
-RanksFile = Annotated[Path | None, typer.Option("--ranks", help="Write the rank of every query to this Parquet file.", metavar="FILE")]
+Eccv = Annotated[bool, typer.Option("--eccv", help="Of coco-5k also ECCV Caption and CrissCrossed Captions (extra eccv).")]
+OutFolder = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Folder of the results; the run itself where none is named.", metavar="DIR")
+]
+RanksFile = Annotated[Path | None, typer.Option("--ranks", help="File of one more copy of the ranks.", metavar="FILE")]
+
+DIRECTIONS = {"text retrieval": "text_retrieval", "image retrieval": "image_retrieval"}
+RECALLS = ("R@1", "R@5", "R@10")
 
 
 def evaluate(
     model: ModelRef,
     data: Data,
     split: Split = "test",
+    protocol: ProtocolName = "auto",
     rerank: Rerank = None,
-    depth: Depth = 50,
+    depth: Depth = None,
     max_images: MaxImages = None,
     batch_size: BatchSize = 256,
     device: Device = "auto",
     model_set: ModelSet = None,
     features: Features = None,
+    eccv: Eccv = False,
+    out: OutFolder = None,
     ranks: RanksFile = None,
     json: Json = False,
 ) -> None:
-    """Measure Recall@1, 5 and 10 of text and image retrieval."""
-    from dcdctl.core import devices, evaluation
-    from dcdctl.core.corpus import Corpus
+    """Measure text and image retrieval: recall with intervals, mAP@R, median rank; of a cascade, what each depth brings and costs."""
+    from dcdctl.core import devices
+    from dcdctl.core.evaluation_job import EvalJob, run
+    from dcdctl.core.protocol import SplitChoice
+    from dcdctl.core.ranking import EvalOptions
 
-    corpus, place = Corpus.open(data, split, max_images), devices.choose(device)
-    scorer, reranker = evaluation.load_models(model, rerank, model_set or [], bar)
-    result = evaluation.evaluate(
-        scorer, corpus, rerank=reranker, depth=depth, batch_size=batch_size, device=place, features=features, track=bar
-    )
-    document = evaluation.to_document(result, model, split)
-    evaluation.write_result(model, document)
-    if ranks is not None:
-        evaluation.write_ranks(ranks, result, corpus)
+    choice = SplitChoice(data, split, protocol, max_images)
+    job = EvalJob(model=model, choice=choice, rerank=rerank, depth=depth, model_sets=tuple(model_set or ()), with_eccv=eccv)
+    options = EvalOptions(batch_size=batch_size, device=devices.choose(device), features=features)
+    outcome = run(job, options, out=out, ranks=ranks, track=bar, tell=_tell)
     if json:
-        return show_json(document)
-    _show(document)
+        return show_json(outcome.document)
+    _show(outcome.document)
+    if outcome.folder is not None:
+        note(f"results -> {outcome.folder}")
+
+
+def _tell(workload: Any) -> None:
+    rate = f"{workload.pairs_per_s:,.0f}" if workload.pairs_per_s >= 10 else f"{workload.pairs_per_s:.2g}"
+    note(f"{workload.num_pairs:,} pairs to score: {rate} pairs/s in a trial, about {clock(workload.seconds)}")
 
 
 def _show(document: dict[str, Any]) -> None:
+    protocol, intervals = document["protocol"], document["intervals"]
+    kind = f"{protocol['kind']} of depth {protocol['depth']}" if protocol["depth"] else protocol["kind"]
+    folds = f" ({protocol['folds']} folds)" if protocol["folds"] > 1 else ""
+    title = f"{document['model']} ({kind}) on {document['split']}, protocol {protocol['name']}{folds}: "
+    rows = []
+    for name, key in DIRECTIONS.items():
+        found = document[key]
+        ranks = [f"{found['median_rank']:,.1f}".removesuffix(".0"), f"{found['mean_rank']:,.1f}"]
+        rows.append([name, *(f"{found[one]:.2f}" for one in (*RECALLS, "mAP@R")), *ranks])
+        rows.append([f"  {intervals['level']:.0%} interval", *(_between(intervals[key][one]) for one in RECALLS), "", "", ""])
+    rsum = f"rsum {document['rsum']:.2f} ({_between(intervals['rsum'])}), mean recall {document['mean_recall']:.2f}"
     counts = f"{document['images']:,} images, {document['captions']:,} captions"
-    kind, depth = document["protocol"]["kind"], document["protocol"]["depth"]
-    title = f"{document['model']} ({kind}{f' of depth {depth}' if depth else ''}) on {document['split']}: {counts}"
-    directions = {"text retrieval": document["text_retrieval"], "image retrieval": document["image_retrieval"]}
-    columns = ["", *document["text_retrieval"]]
-    rows = [[name, *(f"{value:.2f}" for value in recalls.values())] for name, recalls in directions.items()]
-    sums = f"rsum {document['rsum']:.2f}, mean recall {document['mean_recall']:.2f}, {document['seconds']:,.1f} s"
-    show_table(title, columns, rows, caption=sums)
+    show_table(title + counts, ["", *RECALLS, "mAP@R", "median rank", "mean rank"], rows, caption=f"{rsum}, {document['seconds']:,.1f} s")
+    if "depths" in document:
+        _show_depths(document)
+    if "eccv_caption" in document:
+        _show_eccv(document)
+
+
+def _show_depths(document: dict[str, Any]) -> None:
+    columns = ["depth", "text R@1/5/10", "image R@1/5/10", "rsum", "a query", "pairs", "front"]
+    rows = [
+        [
+            str(one["depth"]) if one["depth"] else "0 (dual alone)",
+            *(" / ".join(f"{one[key][name]:.2f}" for name in RECALLS) for key in DIRECTIONS.values()),
+            f"{one['rsum']:.2f}",
+            f"{one['ms_per_query']:,.2f} ms",
+            f"{one['pairs']:,}",
+            "*" if one["on_front"] else "",
+        ]
+        for one in document["depths"]
+    ]
+    caption = "A query: one caption against the images, encoded before. *: the Pareto front, no other depth is as good and as fast."
+    show_table(f"re-ranked by {document['reranker']}", columns, rows, caption=caption)
+
+
+def _show_eccv(document: dict[str, Any]) -> None:
+    rows = [
+        [f"{title}, {name}", *(f"{document[judge][key].get(one, ''):.2f}" if one in document[judge][key] else "" for one in columns)]
+        for judge, title in (("eccv_caption", "ECCV Caption"), ("cxc", "CrissCrossed Captions"))
+        for name, key in DIRECTIONS.items()
+        for columns in [(*RECALLS, "mAP@R", "R-Precision")]
+    ]
+    show_table("with the positives that COCO's own pairs leave out", ["", *RECALLS, "mAP@R", "R-Precision"], rows)
+
+
+def _between(bounds: list[float]) -> str:
+    return f"{bounds[0]:.1f} to {bounds[1]:.1f}"

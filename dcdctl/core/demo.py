@@ -12,6 +12,7 @@ from dcdctl.core import (
     cache_building,
     distillation,
     evaluation,
+    evaluation_files,
     files,
     grading,
     manifest,
@@ -28,6 +29,7 @@ from dcdctl.core.corpus import Corpus
 from dcdctl.core.distillation import Inputs, Job
 from dcdctl.core.evaluation import Evaluation
 from dcdctl.core.progress import Track, silent
+from dcdctl.core.ranking import EvalOptions
 from dcdctl.core.teacher_cache import TeacherCache
 from dcdctl.core.training import TrainingOptions
 
@@ -46,8 +48,8 @@ class DemoConfig:
     test_images: int = 64
     image_size_px: int = 64
     """What the models see; the pictures are made smaller once, not at every step."""
-    depth: int = 20
-    """Candidates of each query that the cascade re-ranks."""
+    depths: tuple[int, ...] = (5, 10, 20)
+    """Candidates of each query that the cascade re-ranks, ascending; the last is the table's."""
     steps: int | None = None
     """Training steps of each student, in place of the recipes'."""
     measure_every: int = 50
@@ -167,29 +169,31 @@ def _distill(
 
 
 def _measure(trained: Models, corpus: Corpus, config: DemoConfig, options: TrainingOptions, out: Path, track: Track) -> DemoResult:
-    """Evaluate all five and time four, each in its folder; the cascade's time follows from those of its parts."""
+    """Evaluate all five and time four, each in its folder; a cascade takes what its dual encoder does, and what it takes to re-rank."""
     settings, students = config.bench, trained.students
     folders = {name: _folder(out, name) for name in students}
-    teacher = evaluation.evaluate(trained.teacher, corpus, device=options.device, track=track)
+    # At 0 nothing is re-ranked: what a depth takes is what it takes more.
+    how = EvalOptions(device=options.device, depths=(0, *config.depths))
+    teacher = evaluation.evaluate(trained.teacher, corpus, options=how, track=track)
     _keep(out / TEACHER_FOLDER, trained.teacher_ref, teacher, corpus)
     found, benches = {}, {}
     for name, student in students.items():
-        found[name] = evaluation.evaluate(student, corpus, device=options.device, track=track)
+        found[name] = evaluation.evaluate(student, corpus, options=how, track=track)
         _keep(folders[name], str(folders[name]), found[name], corpus)
         benches[name] = benchmark.compare(trained.teacher, student, corpus, settings, track=track)
         refs = {"student_model": str(folders[name]), "teacher_model": trained.teacher_ref}
         files.write_json(folders[name] / "bench.json", {**refs, **benches[name].to_json()})
-    cascade = evaluation.evaluate(students[DUAL], corpus, rerank=students[FUSION], depth=config.depth, device=options.device, track=track)
+    cascade = evaluation.evaluate(students[DUAL], corpus, rerank=students[FUSION], options=how, track=track)
+    _keep(folders[DUAL], str(folders[DUAL]), cascade, corpus, reranker=str(folders[FUSION]))
     seconds = {name: bench.student.query(settings.headline_size, is_cached=True).seconds for name, bench in benches.items()}
     teacher_s = benches[DUAL].teacher.query(settings.headline_size, is_cached=True).seconds
-    cascade_s = seconds[DUAL] + config.depth / benches[FUSION].student.pairs_per_s
-    _keep(folders[DUAL], str(folders[DUAL]), cascade, corpus, reranker=str(folders[FUSION]))
+    cascade_s = seconds[DUAL] + (cascade.depths[-1].ms_per_query - cascade.depths[0].ms_per_query) / 1000
     labels = [
         ("teacher (ViLT, 6 layers)", teacher, teacher_s),
         ("fusion student (3 layers), DCD", found[FUSION], seconds[FUSION]),
         ("dual student, with the teacher's scores", found[DUAL], seconds[DUAL]),
         ("the same dual, without a teacher", found[DUAL_ALONE], seconds[DUAL_ALONE]),
-        (f"cascade: dual, top {config.depth} by fusion student", cascade, cascade_s),
+        (f"cascade: dual, top {config.depths[-1]} by fusion student", cascade, cascade_s),
     ]
     rows = [Row(model=name, evaluation=one, query_ms=1000 * s, speed_up=teacher_s / s) for name, one, s in labels]
     result = DemoResult(rows, settings.headline_size, benches[DUAL].machine, out / "report.html")
@@ -202,10 +206,6 @@ def _folder(out: Path, name: str) -> Path:
     return out / name.removeprefix("demo-")
 
 
-# ADAPTER until `dcdctl eval --out` is here: `evaluation_files.write(folder, document, found, corpus)` then writes the three files.
 def _keep(folder: Path, model: str, found: Evaluation, corpus: Corpus, **more: Any) -> None:
     """Leave an evaluation in a folder, as `dcdctl eval` does."""
-    document = {**evaluation.to_document(found, model, corpus.split), "data": str(corpus.folder), **more}
-    is_cascade = found.kind == "cascade"
-    evaluation.write_ranks(folder / ("cascade-ranks.parquet" if is_cascade else "ranks.parquet"), found, corpus)
-    files.write_json(folder / ("cascade.json" if is_cascade else "result.json"), document)
+    evaluation_files.write(folder, {**evaluation.to_document(found, model, corpus.split), **more}, found, corpus)

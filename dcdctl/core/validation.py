@@ -10,6 +10,7 @@ import torch
 
 from dcdctl.core import distributed, evaluation, runs
 from dcdctl.core.corpus import Corpus
+from dcdctl.core.ranking import EvalOptions
 from dcdctl.core.recipe import ValidationConfig
 from dcdctl.core.runs import Run
 
@@ -35,7 +36,8 @@ class Validation:
         """
         values: dict[str, float] = {}
         if distributed.is_main():
-            recalls = evaluation.evaluate(model, self.corpus, device=self.device, features=self.features).recalls
+            options = EvalOptions(device=self.device, features=self.features)
+            recalls = evaluation.evaluate(model, self.corpus, options=options).recalls
             for way, found in (("text", recalls.text_retrieval), ("image", recalls.image_retrieval)):
                 values |= {f"val_{way}_r{k.removeprefix('R@')}": value for k, value in found.items()}
             best = runs.best_rsum(self.run)
