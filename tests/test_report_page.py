@@ -84,6 +84,7 @@ def test_the_page_needs_nothing_else(text):
     assert "url(" not in styles
     assert page.all("link") == []
     assert [one for one in page.all("script") if "src" in one] == []
+    assert "default-src 'none'" in page.all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["content"]
     assert not re.search(r"\bfetch\(|XMLHttpRequest|import\(", text)
 
 
@@ -131,7 +132,7 @@ def test_a_query_shows_the_first_five_of_every_model_and_marks_its_own(text, fou
     cards = re.findall(r'<li class="query" data-way="image".*?</div></li>\n', text, re.DOTALL)
     assert len(cards) == 20
     query = next(one for one in range(80) if f'<p dir="auto">{found.systems[0].answers.captions[one]}</p>' in cards[0])
-    for system, section in zip(found.answering, re.findall("<section>.*?</section>", cards[0]), strict=True):
+    for system, section in zip(found.answering, re.findall('<div class="answer".*?</div>', cards[0]), strict=True):
         top = system.answers.top["image"]
         assert [int(number) for number in re.findall(r'href="#p(\d+)"', section)] == top.candidate_QK[query, :5].tolist()
         assert ["class=own" in item for item in re.findall("<li.*?</li>", section)] == top.is_own_QK[query, :5].tolist()

@@ -59,7 +59,7 @@
     for (const { node } of cards) node.hidden = true;
     found.slice(0, numShown).forEach(({ node }) => {
       node.hidden = false;
-      Array.from(node.querySelectorAll(".answers section"), (part, place) =>
+      Array.from(node.querySelectorAll(".answer"), (part, place) =>
         part.classList.toggle("is-compared", models.length > 2 && (place === state.ours || place === state.base)),
       );
     });

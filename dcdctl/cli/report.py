@@ -19,9 +19,9 @@ Baseline = Annotated[
     Path | None,
     typer.Option("--baseline", help="The folder that the others are compared with; if not given, the first RUN.", metavar="FOLDER"),
 ]
-Page = Annotated[Path, typer.Option("--out", "-o", help="The page to write.", metavar="FILE")]
-Markdown = Annotated[Path | None, typer.Option("--markdown", help="Write the tables as Markdown too.", metavar="FILE")]
-Csv = Annotated[Path | None, typer.Option("--csv", help="Write the numbers too, one model a row.", metavar="FILE")]
+Page = Annotated[Path, typer.Option("--out", "-o", help="The page to write.", metavar="FILE", dir_okay=False)]
+Markdown = Annotated[Path | None, typer.Option("--markdown", help="Write the tables as Markdown too.", metavar="FILE", dir_okay=False)]
+Csv = Annotated[Path | None, typer.Option("--csv", help="Write the numbers too, one model a row.", metavar="FILE", dir_okay=False)]
 Queries = Annotated[int, typer.Option("--queries", help="Queries with pictures, of each direction.", min=0, metavar="N")]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from html import escape
 
+import numpy as np
 from PIL import Image
 
 from dcdctl.core import showcase
@@ -62,12 +63,13 @@ def _answers(system: System) -> Answers:
 
 
 def _pairs(systems: Sequence[System]) -> list[tuple[int, int]]:
-    """Who is compared with whom: all others with the baseline, then students with the teacher."""
-    place = {one.role: number for number, one in reversed(list(enumerate(systems)))}
-    students = [number for number, one in enumerate(systems) if one.role == "student"]
-    bases = [place[role] for role in ("baseline", "teacher") if role in place]
-    others = students if students or len(bases) < 2 else [place["teacher"]]
-    return [(ours, base) for base in bases for ours in others if ours != base]
+    """Who is compared with whom: students with the baseline, then with the teacher; where that is nobody, all with the last."""
+    places: dict[str, list[int]] = {}
+    for place, one in enumerate(systems):
+        places.setdefault(one.role, []).append(place)
+    bases = [*places.get("baseline", []), *places.get("teacher", [])]
+    found = [(ours, base) for base in bases for ours in places.get("student", [])]
+    return found or [(ours, len(systems) - 1) for ours in range(len(systems) - 1)]
 
 
 def _images(systems: Sequence[System], chosen: dict[Direction, list[int]]) -> list[int]:
@@ -149,9 +151,8 @@ def _outcomes(systems: Sequence[System]) -> str:
 def _card(report: Report, systems: Sequence[System], colours: dict[str, str], way: Direction, query: int) -> str:
     answers = _answers(systems[0])
     image = query if way == "text" else int(answers.table.caption_image[query])
-    captions = [text for text, owner in zip(answers.captions, answers.table.caption_image, strict=True) if owner == image]
-    words = captions if way == "text" else [answers.captions[query]]
-    lines = "".join(f'<p dir="auto">{escape(text)}</p>' for text in words)
+    texts = np.flatnonzero(answers.table.caption_image == image).tolist() if way == "text" else [query]
+    lines = "".join(f'<p dir="auto">{escape(answers.captions[text])}</p>' for text in texts)
     about = f"<small>{escape(answers.table.image_ids[image])}</small>"
     asked = f'<div class="asked">{_picture(report, answers, image, is_own=False)}<div class="words">{lines}{about}</div></div>'
     ranks = " ".join(str(_answers(one).ranks(way)[query]) for one in systems)
@@ -172,8 +173,8 @@ def _answer(report: Report, system: System, colour: str, way: Direction, query: 
             inside = _picture(report, answers, candidate, is_own=is_own)
         items.append(f'<li{" class=own" if is_own else ""} title="score {score:.4g}">{inside}</li>')
     kind = "texts" if way == "text" else "pictures"
-    head = f'<h4 style="--mark:var(--{colour})"><span>{escape(system.label)}</span> <small>rank {answers.ranks(way)[query]:,}</small></h4>'
-    return f'<section>{head}<ol class="{kind}">{"".join(items)}</ol></section>'
+    name = f"<span>{escape(system.label)}</span> <small>rank {answers.ranks(way)[query]:,}</small>"
+    return f'<div class="answer" style="--mark:var(--{colour})"><p>{name}</p><ol class="{kind}">{"".join(items)}</ol></div>'
 
 
 def _picture(report: Report, answers: Answers, image: int, *, is_own: bool) -> str:

@@ -96,7 +96,10 @@ def _runs(report: Report) -> Table:
     }
     rows = tuple((name, *values) for name, values in facts.items() if any(value != NOTHING for value in values))
     return Table(
-        "Runs; fingerprints by their first digits", ("", *(one.label for one in trainings)), rows if trainings else (), is_about_runs=True
+        "Runs; fingerprints by their first digits",
+        ("fact", *(one.label for one in trainings)),
+        rows if trainings else (),
+        is_about_runs=True,
     )
 
 
@@ -115,7 +118,7 @@ def _recipes(report: Report) -> Table:
     same = len(table) - len(rows)
     return Table(
         f"Recipes: the fields that differ; {same} are the same in all",
-        ("", *(one.label for one in report.trainings)),
+        ("field", *(one.label for one in report.trainings)),
         rows,
         is_about_runs=True,
     )
