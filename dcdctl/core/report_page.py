@@ -89,7 +89,7 @@ def _gaps(gaps: tuple[Gap, ...]) -> str:
     if not gaps:
         return ""
     lines = "".join(f"<li>{escape(gap.what)}: <code>{escape(gap.command)}</code></li>" for gap in gaps)
-    return f'<details class="gaps"><summary>Left out, and how to have it: {len(gaps)}</summary><ul>{lines}</ul></details>'
+    return f'<details class="gaps"><summary>Left out, and the command that brings it: {len(gaps)}</summary><ul>{lines}</ul></details>'
 
 
 def _commands(report: Report) -> str:
