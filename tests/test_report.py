@@ -48,7 +48,7 @@ def test_a_whole_demo_has_five_systems_with_their_roles_and_no_gap(folders):
         ("dual-alone", "baseline"),
     ]
     # That the trainings were not measured in between is their recipe's choice, and told.
-    assert [gap.what for gap in found.gaps if "not measured while" not in gap.what] == []
+    assert [gap.what for gap in found.gaps if not gap.what.startswith("recall in the course of")] == []
 
 
 def test_without_a_baseline_it_is_the_first_run_that_is_not_the_teacher(folders):
@@ -127,7 +127,6 @@ def test_what_is_missing_is_told_with_commands_that_parse(folders, tmp_path):
         f"dcdctl eval {folders[2]} --data {data} --split test",
         f"dcdctl bench {folders[2]} --teacher scenes-vilt --data {data}",
         f"dcdctl eval '{run}' --data {data} --split test",
-        f"dcdctl eval '{run}' --data {data} --split test",
         f"dcdctl bench '{run}' --teacher scenes-vilt --data {data}",
         f"dcdctl distill demo-dual --data 'data/my scenes' --out {folders[1]}",
         *(
@@ -160,7 +159,7 @@ def test_a_corpus_that_has_moved_is_a_gap_and_can_be_named(folders, split):
         change(folder / "result.json", data="/nowhere")
     found = read_demo(folders)
     assert found.corpus is None
-    assert any(gap.what == "the pictures are left out" and gap.command.endswith("--data DIR") for gap in found.gaps)
+    assert any(gap.what == "pictures" and gap.command.endswith("--data DIR") for gap in found.gaps)
     again = report.read(folders, data=split.folder)
     assert again.corpus.fingerprint == split.fingerprint
 

@@ -35,7 +35,7 @@ def test_what_is_left_out_is_told_with_its_command(tmp_path):
     run = write_run(tmp_path / "run")
     result = run_cli("report", run, "--out", tmp_path / "r.html")
     assert result.exit_code == 0
-    assert f"left out: run has no times: `dcdctl bench {run} --teacher REF --data DIR`\n" in result.stderr
+    assert f"left out: times of run: `dcdctl bench {run} --teacher REF --data DIR`\n" in result.stderr
 
 
 def test_a_folder_that_holds_nothing_ends_with_1_and_leaves_no_page(tmp_path):

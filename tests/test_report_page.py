@@ -179,6 +179,15 @@ def test_captions_ids_and_paths_cannot_become_markup(tmp_path):
     assert any(HOSTILE in one for one in page.texts)
 
 
+def test_a_single_model_is_shown_without_comparisons(split, tmp_path):
+    folder = write_evaluation(tmp_path / "run", split, scores_of(split, 1))
+    text = page_of([folder], tmp_path)
+    page = Page(text)
+    assert page.all("select") == []
+    assert {one["value"] for one in page.all("input", name="show")} == {"all", "both-hit", "both-miss"}
+    assert "queries for captions of an image are here: drawn at random (seed 0)." in "".join(page.texts)
+
+
 def test_without_the_corpus_pictures_have_their_names(split, tmp_path):
     folder = write_evaluation(tmp_path / "run", split, scores_of(split, 1), data="/nowhere")
     text = page_of([folder], tmp_path)

@@ -87,6 +87,16 @@ def test_runs_show_seeds_fingerprints_and_versions(found):
     assert cells(table, "version: torch", "dual") == "2.6"
 
 
+@pytest.mark.parametrize(("cache", "shown"), [("d", 12 * "d"), ("de", f"{12 * 'd'}, {12 * 'e'}")])
+def test_runs_show_whose_scores_they_learnt_from(tmp_path, cache, shown):
+    plans = [{"format": 2, "teacher": 64 * letter, "candidates": {"kind": "blocks"}} for letter in cache]
+    run = write_run(tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())
+    facts["inputs"]["cache"] = plans if len(plans) > 1 else plans[0]
+    (run / "run.json").write_text(json.dumps(facts))
+    assert cells(table_named(report.read([run]), "Runs"), "input: scores of teacher", "run") == shown
+
+
 def test_markdown_has_every_table_with_rows_of_equal_length(found, tmp_path):
     report_text.write_markdown(tmp_path / "report.md", found)
     blocks = (tmp_path / "report.md").read_text().split("\n\n")

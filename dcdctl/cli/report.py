@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dcdctl.cli.terminal import note, show
+from dcdctl.cli.terminal import bar, note, show
 
 Runs = Annotated[list[Path], typer.Argument(help="Run folders, or folders that `dcdctl eval --out` has written.", metavar="RUN...")]
 CorpusFolder = Annotated[
@@ -40,7 +40,7 @@ def report(
     from dcdctl.core import report_page, report_text
 
     found = core.read(runs, teacher=teacher, baseline=baseline, data=data)
-    report_page.write(out, found, num_queries=queries)
+    report_page.write(out, found, num_queries=queries, track=bar)
     if markdown is not None:
         report_text.write_markdown(markdown, found)
     if csv is not None:

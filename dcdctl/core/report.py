@@ -129,7 +129,7 @@ def read(runs: Sequence[Path], *, teacher: Path | None = None, baseline: Path | 
     systems = _timed(systems)
     corpus, gap = _corpus(next((one.result for one in systems if one.result), None), data, runs)
     gaps = [*(gap for one in systems for gap in _gaps(one, systems)), *(gap for one in trainings for gap in _training_gaps(one)), *gap]
-    return Report(systems=_compared(systems), trainings=trainings, gaps=tuple(dict.fromkeys(gaps)), corpus=corpus)
+    return Report(systems=_compared(systems), trainings=trainings, gaps=_joined(gaps), corpus=corpus)
 
 
 def _labels(folders: Sequence[Path]) -> dict[Path, str]:
@@ -205,7 +205,7 @@ def _corpus(result: Result | None, data: Path | None, runs: Sequence[Path]) -> t
     if result is None:
         return None, []
     folder = data if data is not None else None if result.data is None else Path(result.data)
-    gap = Gap("the pictures are left out", _command("report", *map(str, runs), "--data", "DIR"))
+    gap = Gap("pictures", _command("report", *map(str, runs), "--data", "DIR"))
     if folder is None or (data is None and not (folder / INDEX_FILE).exists()):
         return None, [gap]
     corpus = Corpus.open(folder, result.split, result.num_images)
@@ -233,19 +233,27 @@ def _gaps(system: System, systems: Sequence[System]) -> list[Gap]:
     evaluate = _command("eval", ref, *rest)
     gaps = []
     if result is None:
-        gaps.append(Gap(f"{system.label} has no result", evaluate))
+        gaps.append(Gap(f"results of {system.label}", evaluate))
     elif result.rsum.interval is None or any(result.retrieval[way].map_at_r is None for way in DIRECTIONS):
-        gaps.append(Gap(f"{system.label} has no intervals or no mAP@R", evaluate))
+        gaps.append(Gap(f"intervals and mAP@R of {system.label}", evaluate))
     if found is None:
-        gaps.append(Gap(f"{system.label} has no ranks of single queries", evaluate))
+        gaps.append(Gap(f"ranks of each query of {system.label}", evaluate))
     elif not found.top or not found.own_scores:
-        gaps.append(Gap(f"{system.label} has no scores or no first answers of single queries", evaluate))
+        gaps.append(Gap(f"scores and first answers of {system.label}", evaluate))
     if system.times is None and not system.is_cascade:
         # The teacher is timed beside a student.
         student = next((one.folder for one in systems if one.role != "teacher"), Path("RUN"))
         timed = [str(student if system is teacher else system.folder), "--teacher", _ref(teacher), "--data", data]
-        gaps.append(Gap(f"{system.label} has no times", _command("bench", *timed)))
+        gaps.append(Gap(f"times of {system.label}", _command("bench", *timed)))
     return gaps
+
+
+def _joined(gaps: Sequence[Gap]) -> tuple[Gap, ...]:
+    """One gap for each command."""
+    by_command: dict[str, list[str]] = {}
+    for gap in gaps:
+        by_command.setdefault(gap.command, []).append(gap.what)
+    return tuple(Gap(", ".join(what), command) for command, what in by_command.items())
 
 
 def _ref(teacher: System | None) -> str:
@@ -258,16 +266,12 @@ def _training_gaps(training: Training) -> list[Gap]:
     """What a training has not written."""
     command = list(training.facts["command"])
     if not training.metrics:
-        return [Gap(f"{training.label} has no training curves", shlex.join(command))]
+        return [Gap(f"training curves of {training.label}", shlex.join(command))]
     is_measured = any("val_rsum" in one for one in training.metrics)
     if is_measured or not {"distill", "finetune-teacher"} & set(command[:2]):
         return []
-    return [
-        Gap(
-            f"{training.label} was not measured while it was trained; a new run is, by",
-            shlex.join([*command, "--set", "validation.every=100"]),
-        )
-    ]
+    again = shlex.join([*command, "--set", "validation.every=100"])
+    return [Gap(f"recall in the course of {training.label}, by a new run", again)]
 
 
 def _command(name: str, *words: str) -> str:

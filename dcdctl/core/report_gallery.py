@@ -18,6 +18,7 @@ from PIL import Image
 from dcdctl.core import showcase
 from dcdctl.core.answers import DIRECTIONS, Answers, Direction
 from dcdctl.core.corpus import Corpus
+from dcdctl.core.progress import Track, silent
 from dcdctl.core.report import Report, System
 
 NUM_QUERIES = 60
@@ -26,13 +27,13 @@ NUM_PLACES = 5
 """First answers shown of each model."""
 THUMBNAIL_PX = 96
 WEBP_QUALITY = 70
-PICTURES_AT_A_TIME = 256
+PICTURES_AT_A_TIME = 64
 WAYS: tuple[tuple[Direction, str], ...] = (("image", "images of a caption"), ("text", "captions of an image"))
 SHOWS = {"all": "all", "wins": "{ours} wins", "losses": "{ours} loses", "both-hit": "both hit", "both-miss": "both miss"}
 SHOWS_OF_ONE = {"all": "all", "both-hit": "hit", "both-miss": "miss"}
 
 
-def gallery(report: Report, colours: dict[str, str], num_queries: int = NUM_QUERIES) -> str:
+def gallery(report: Report, colours: dict[str, str], num_queries: int = NUM_QUERIES, track: Track = silent) -> str:
     """The section, HTML; empty where no model's first answers are known or no query is wanted."""
     systems = report.answering
     if not systems or not num_queries:
@@ -41,14 +42,15 @@ def gallery(report: Report, colours: dict[str, str], num_queries: int = NUM_QUER
     chosen = {way: showcase.choose(ranks[way], _pairs(systems) or [(0, 0)], num_queries) for way in DIRECTIONS}
     cards = [_card(report, systems, colours, way, query) for way, _ in WAYS for query in chosen[way]]
     counts = [f"{len(chosen[way]):,} of {len(ranks[way][0]):,} queries for {what}" for way, what in WAYS]
+    wins = "the largest wins and losses of each model against the baseline and the teacher in turns, and a third "
     told = (
-        f"{' and '.join(counts)} are here: the largest wins and losses of each model against the baseline and the teacher in turns, "
-        f"and a third drawn at random (seed 0). Of each model the first {NUM_PLACES} answers; \N{CHECK MARK} is the query's own."
+        f"{' and '.join(counts)} are here: {wins if len(systems) > 1 else ''}drawn at random (seed {showcase.SEED}). "
+        f"Of each model the first {NUM_PLACES} answers; \N{CHECK MARK} is the query's own."
     )
     return "\n".join(
         [
             f"<p>{escape(told)}</p>",
-            _store(report.corpus, _images(systems, chosen)),
+            _store(report.corpus, _images(systems, chosen), track),
             _filters(systems),
             f'<ol id="query-list">{"".join(cards)}</ol>',
             '<p><button type="button" id="more" hidden></button></p>',
@@ -81,15 +83,16 @@ def _images(systems: Sequence[System], chosen: dict[Direction, list[int]]) -> li
     return sorted(found)
 
 
-def _store(corpus: Corpus | None, images: Sequence[int]) -> str:
+def _store(corpus: Corpus | None, images: Sequence[int], track: Track) -> str:
     """The pictures, each once."""
     if corpus is None:
         return ""
     symbols = []
-    for start in range(0, len(images), PICTURES_AT_A_TIME):
-        some = images[start : start + PICTURES_AT_A_TIME]
-        for image, picture in zip(some, corpus.images(some), strict=True):
-            symbols.append(_symbol(image, picture))
+    with track("read pictures", total=len(images), unit="images") as advance:
+        for start in range(0, len(images), PICTURES_AT_A_TIME):
+            some = images[start : start + PICTURES_AT_A_TIME]
+            symbols += [_symbol(image, picture) for image, picture in zip(some, corpus.images(some), strict=True)]
+            advance(len(some))
     return f'<svg class="store" width="0" height="0" aria-hidden="true">{"".join(symbols)}</svg>'
 
 

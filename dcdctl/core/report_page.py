@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from dcdctl.core import pages, report_charts, report_gallery, report_tables
+from dcdctl.core.progress import Track, silent
 from dcdctl.core.report import Gap, Report
 from dcdctl.core.report_gallery import NUM_QUERIES, WAYS
 from dcdctl.core.report_tables import Table
@@ -14,7 +15,7 @@ from dcdctl.core.report_tables import Table
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
-def write(path: Path, report: Report, *, num_queries: int = NUM_QUERIES) -> None:
+def write(path: Path, report: Report, *, num_queries: int = NUM_QUERIES, track: Track = silent) -> None:
     """Write the page, with at most so many queries of each direction."""
     tables = report_tables.tables(report)
     scores = report_charts.scores(report)
@@ -24,7 +25,7 @@ def write(path: Path, report: Report, *, num_queries: int = NUM_QUERIES) -> None
         ("Scores", _scores({what: scores[way] for way, what in WAYS})),
         ("Training", _charts(report_charts.training_curves(report))),
         ("What was run", _commands(report) + "".join(_table(table) for table in tables if table.is_about_runs)),
-        ("Queries", report_gallery.gallery(report, report_charts.colours(report), num_queries)),
+        ("Queries", report_gallery.gallery(report, report_charts.colours(report), num_queries, track)),
     ]
     there = [(name, html) for name, html in sections if html]
     links = "".join(f'<li><a href="#{_anchor(name)}">{name}</a></li>' for name, _ in there)
@@ -88,7 +89,7 @@ def _gaps(gaps: tuple[Gap, ...]) -> str:
     if not gaps:
         return ""
     lines = "".join(f"<li>{escape(gap.what)}: <code>{escape(gap.command)}</code></li>" for gap in gaps)
-    return f'<details class="gaps"><summary>Left out, and how to have it: {len(gaps)}</summary><ul>{lines}</ul></details>'
+    return f'<details class="gaps"><summary>Left out, and the command that brings it: {len(gaps)}</summary><ul>{lines}</ul></details>'
 
 
 def _commands(report: Report) -> str:

@@ -104,11 +104,12 @@ def _runs(report: Report) -> Table:
 
 
 def _inputs(training: Training) -> dict[str, str]:
-    """What went in. Of a teacher cache's plan the candidates are left out: they are a part of the recipe."""
-    inputs = {**training.facts["inputs"]}
-    if isinstance(inputs.get("cache"), dict):
-        inputs["cache"] = {key: value for key, value in inputs["cache"].items() if key not in ("format", "candidates")}
-    return {f"input: {name}": _value(value) for name, value in flat(inputs).items()}
+    """What went in. Of teacher caches it is whose they are: their corpus is the training's, their candidates stand in the recipe."""
+    inputs = training.facts["inputs"]
+    caches = inputs.get("cache") or []
+    teachers = [_value(cache["teacher"]) for cache in (caches if isinstance(caches, list) else [caches])]
+    found = {f"input: {name}": _value(value) for name, value in flat(inputs).items() if not name.startswith("cache")}
+    return {**found, "input: scores of teacher": ", ".join(teachers) or NOTHING}
 
 
 def _recipes(report: Report) -> Table:

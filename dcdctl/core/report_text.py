@@ -16,7 +16,7 @@ from dcdctl.core.results import Figure
 def write_markdown(path: Path, report: Report) -> None:
     """What was measured, the tables, what is left out."""
     facts = [f"- {name}: {_plain(value)}" for name, value in report_page.facts_of(report)]
-    gaps = ["## Left out", *(f"- {_plain(gap.what)}: {_code(gap.command)}" for gap in report.gaps)] if report.gaps else []
+    gaps = ["## Left out", "", *(f"- {_plain(gap.what)}: {_code(gap.command)}" for gap in report.gaps)] if report.gaps else []
     tables = [_table(table) for table in report_tables.tables(report)]
     files.write_text(path, "\n".join(["# Report", "", *facts, "", *tables, *gaps]).rstrip("\n") + "\n")
 

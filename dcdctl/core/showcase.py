@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RANDOM_SHARE = 1 / 3
+SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ def outcome(ours_Q: NDArray[np.int64], base_Q: NDArray[np.int64]) -> Outcome:
     )
 
 
-def choose(ranks: Sequence[NDArray[np.int64]], pairs: Sequence[tuple[int, int]], count: int, seed: int = 0) -> list[int]:
+def choose(ranks: Sequence[NDArray[np.int64]], pairs: Sequence[tuple[int, int]], count: int, seed: int = SEED) -> list[int]:
     """Queries worth a look, most telling first: the largest wins and losses of each pair in turns, then a third drawn at random.
 
     `ranks` has an array (Q,) for each model, and a pair is two places in it. A win is as large as the ratio of the ranks: from the tenth
