@@ -215,8 +215,8 @@ def pixels(name: str = "preprocess_a") -> Iterator[Comparison]:
 def recalls(name: str = "recall_a") -> Iterator[Comparison]:
     """Recall@1, 5 and 10 both ways, as shares."""
     for case in told(name)["cases"]:
-        ranks = retrieval.ranks_from_matrix(torch.tensor(case["scores_images_by_texts"]), np.array(case["text_owner"]))
-        found = retrieval.summarize(ranks)
+        rankings = retrieval.rank_matrix(torch.tensor(case["scores_images_by_texts"]), np.array(case["text_owner"]))
+        found = retrieval.summarize(rankings.ranks)
         for kind, ours in (("tr", found.text_retrieval), ("ir", found.image_retrieval)):
             official = torch.tensor([case[f"{kind}_r{k}"] for k in retrieval.KS])
             yield Comparison(name, "recalls", torch.tensor([ours[f"R@{k}"] / 100 for k in retrieval.KS]), official, bound=1e-7)

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import make_corpus
 
-from dcdctl.core import comparison, evaluation, retrieval
+from dcdctl.core import comparison, evaluation, evaluation_files, retrieval
 from dcdctl.core.comparison import Estimate, Estimates, Interval, RankTable, bootstrap, compare, read_ranks
 from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.protocol import WHOLE
 from dcdctl.core.retrieval import Ranks
+from dcdctl.core.tally import Ranking
 
 
 def table(owner: Sequence[int], text_ranks: Sequence[int], image_ranks: Sequence[int]) -> RankTable:
@@ -166,10 +168,21 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
 def written(tmp_path):
     """Ranks on a corpus whose images have 2, 1 and 3 captions, as `dcdctl eval --ranks` writes them."""
     corpus = make_corpus(tmp_path / "corpus", [["a", "b"], ["c"], ["d", "e", "f"]])
-    ranks = Ranks(np.array([1, 3, 12]), np.array([1, 2, 7, 1, 30, 5]))
-    shared = {"seconds": 0.1, "pairs_scored": 0, "kind": "dual", "depth": None, "features": None, "fingerprint": corpus.fingerprint}
-    result = evaluation.Evaluation(recalls=retrieval.summarize(ranks), text_ranks=ranks.text, image_ranks=ranks.image, **shared)
-    evaluation.write_ranks(tmp_path / "ranks.parquet", result, corpus)
+    text, image = (
+        Ranking(places_QR=np.array(ranks)[:, None], best_Q=np.ones(len(ranks)), top_QK=np.zeros((len(ranks), 1), int), top_score_QK=one)
+        for ranks, one in (([1, 3, 12], np.ones((3, 1))), ([1, 2, 7, 1, 30, 5], np.ones((6, 1))))
+    )
+    shared = {"seconds": 0.1, "pairs_scored": 0, "kind": "dual", "depth": None, "depths": (), "features": None, "protocol": WHOLE}
+    result = evaluation.Evaluation(
+        text_retrieval=retrieval.measures(text),
+        image_retrieval=retrieval.measures(image),
+        rankings=retrieval.Rankings(text, image),
+        table=RankTable(tuple(corpus.image_ids), corpus.caption_ids, corpus.caption_image, text.ranks, image.ranks),
+        fingerprint=corpus.fingerprint,
+        data="corpus",
+        **shared,
+    )
+    evaluation_files.write_ranks(tmp_path / "ranks.parquet", result, corpus)
     return tmp_path / "ranks.parquet", result, corpus
 
 

@@ -21,6 +21,7 @@ from dcdctl.core.candidates import CandidateConfig
 from dcdctl.core.distillation import Inputs, Job
 from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.features import CorpusSource, open_or_build
+from dcdctl.core.ranking import EvalOptions
 from dcdctl.core.training import TrainingOptions
 
 CPU = torch.device("cpu")
@@ -89,7 +90,7 @@ def test_an_encoder_is_run_once(root, kept, corpus, pair, monkeypatch):
     monkeypatch.setattr(pair.network, "image_features", run)
     monkeypatch.setattr(pair.network, "text_features", run)
     assert open_or_build(root, corpus, pair).plan == kept.plan
-    result = evaluation.evaluate(pair, corpus, features=root)
+    result = evaluation.evaluate(pair, corpus, options=EvalOptions(features=root))
     assert evaluation.to_document(result, "pair", "train")["protocol"]["features"] == "float16"
 
 
@@ -212,7 +213,7 @@ def test_encoders_that_are_trained_have_no_features(root, corpus, pair, tmp_path
 def test_a_dual_encoder_is_evaluated_without(corpus, root):
     dual = models.dual_student(models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16), corpus.captions)
     with pytest.raises(ModelError, match="leave --features out"):
-        evaluation.evaluate(dual, corpus, features=root)
+        evaluation.evaluate(dual, corpus, options=EvalOptions(features=root))
 
 
 def test_frozen_encoders_are_for_models_that_have_them(corpus, teacher):

@@ -1,4 +1,4 @@
-"""Ranks and recalls against the released evaluation, and against a plain count over the full matrix."""
+"""Ranks and measures against the released evaluation, other libraries, and by hand; retrieval by vectors against the full matrix."""
 
 from __future__ import annotations
 
@@ -11,132 +11,76 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import run_script
 from torch.testing import assert_close
 
 from dcdctl.core import retrieval
 from dcdctl.core.errors import ModelError
-from dcdctl.core.retrieval import RankCounter, Ranks, Recalls
+from dcdctl.core.retrieval import Rankings, Ranks, Recalls, average_precisions
+from dcdctl.core.tally import NOWHERE
 
 # From the released evaluation (METER's compute_irtr_recall); fractions in float32.
 GOLDEN = json.loads((Path(__file__).parent / "fixtures" / "recall_a.json").read_text(encoding="utf-8"))["cases"]
-
-
-def plain_ranks(scores: list[list[float]], owner: list[int]) -> tuple[list[int], list[int]]:
-    """The definition, pair by pair."""
-    texts = range(len(owner))
-    text_ranks, image_ranks = [], []
-    for image, row in enumerate(scores):
-        best = max(row[text] for text in texts if owner[text] == image)
-        text_ranks.append(1 + sum(row[text] >= best for text in texts if owner[text] != image))
-    for text in texts:
-        own = scores[owner[text]][text]
-        image_ranks.append(1 + sum(row[text] >= own for image, row in enumerate(scores) if image != owner[text]))
-    return text_ranks, image_ranks
-
-
-@st.composite
-def problems(draw: st.DrawFn) -> tuple[list[list[float]], list[int]]:
-    """A score matrix full of ties, and the owners of its captions: any number each, in any order."""
-    counts = draw(st.lists(st.integers(1, 4), min_size=1, max_size=7))
-    owner = draw(st.permutations([image for image, count in enumerate(counts) for _ in range(count)]))
-    row = st.lists(st.integers(-2, 2).map(float), min_size=len(owner), max_size=len(owner))
-    return draw(st.lists(row, min_size=len(counts), max_size=len(counts))), list(owner)
 
 
 def unit(seed: int, *shape: int) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
+def all_of(rankings: Rankings) -> list[list[list[int]]]:
+    return [one.tolist() for way in (rankings.text, rankings.image) for one in (way.places_QR, way.top_QK)]
+
+
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"{case['images']}x{case['captions_per_image']}")
 def test_recalls_are_those_of_the_released_evaluation(case):
-    found = retrieval.summarize(retrieval.ranks_from_matrix(torch.tensor(case["scores_images_by_texts"]), np.array(case["text_owner"])))
+    found = retrieval.rank_matrix(torch.tensor(case["scores_images_by_texts"]), np.array(case["text_owner"]))
+    text, image = retrieval.measures(found.text), retrieval.measures(found.image)
     for k in (1, 5, 10):
-        assert found.text_retrieval[f"R@{k}"] == pytest.approx(100 * case[f"tr_r{k}"], rel=1e-7)
-        assert found.image_retrieval[f"R@{k}"] == pytest.approx(100 * case[f"ir_r{k}"], rel=1e-7)
+        assert text[f"R@{k}"] == pytest.approx(100 * case[f"tr_r{k}"], rel=1e-7)
+        assert image[f"R@{k}"] == pytest.approx(100 * case[f"ir_r{k}"], rel=1e-7)
 
 
-@given(problem=problems(), image_block=st.integers(1, 4), text_block=st.integers(1, 9))
-@settings(max_examples=100, deadline=None)
-def test_counting_by_blocks_equals_the_definition(problem, image_block, text_block):
-    scores, owner = problem
-    scores_IT = torch.tensor(scores)
-    counter = RankCounter(scores_IT[owner, range(len(owner))], np.array(owner))
-    for image in range(0, len(scores), image_block):
-        for text in range(0, len(owner), text_block):
-            counter.add(scores_IT[image : image + image_block, text : text + text_block], image, text)
-    ranks = counter.ranks()
-    assert (ranks.text.tolist(), ranks.image.tolist()) == plain_ranks(scores, owner)
-
-
-@given(problem=problems(), seed=st.integers(0, 1000), block=st.integers(1, 8))
+@given(counts=st.lists(st.integers(1, 4), min_size=1, max_size=9), seed=st.integers(0, 1000), block=st.integers(1, 8))
 @settings(max_examples=60, deadline=None, derandomize=True)  # drawn anew, two scores are a tie for us alone once in a long while
-def test_ranks_from_embeddings_equal_the_definition(problem, seed, block):
-    owner = problem[1]
-    image_ID, text_TD = unit(seed, len(problem[0]), 8), unit(seed + 1, len(owner), 8)
-    ranks = retrieval.ranks_from_embeddings(image_ID, text_TD, np.array(owner), block=block)
-    assert (ranks.text.tolist(), ranks.image.tolist()) == plain_ranks((image_ID @ text_TD.T).tolist(), owner)
+def test_rankings_by_vectors_are_those_of_the_matrix(counts, seed, block):
+    owner = np.repeat(np.arange(len(counts)), counts)
+    image_ID, text_TD = unit(seed, len(counts), 8), unit(seed + 1, len(owner), 8)
+    found = retrieval.rank_embeddings(image_ID, text_TD, owner, block=block)
+    assert all_of(found) == all_of(retrieval.rank_matrix(image_ID @ text_TD.T, owner))
 
 
 @pytest.mark.parametrize("gallery_block", [4, 64])
-def test_ranks_and_top_k_do_not_depend_on_the_gallery_block(monkeypatch, gallery_block):
+def test_rankings_do_not_depend_on_the_gallery_block(monkeypatch, gallery_block):
     owner, image_ID, text_TD = np.arange(40) // 2, unit(0, 20, 6), unit(1, 40, 6)
     monkeypatch.setattr(retrieval, "GALLERY_BLOCK", gallery_block)
-    ranks = retrieval.ranks_from_embeddings(image_ID, text_TD, owner, block=7)
-    whole = retrieval.ranks_from_matrix(image_ID @ text_TD.T, owner)
-    assert (ranks.text.tolist(), ranks.image.tolist()) == (whole.text.tolist(), whole.image.tolist())
+    found = retrieval.rank_embeddings(image_ID, text_TD, owner, block=7)
+    assert all_of(found) == all_of(retrieval.rank_matrix(image_ID @ text_TD.T, owner))
 
 
 @pytest.mark.parametrize("num_images", [2, 33, 200])
-def test_a_constant_model_finds_nothing_first(num_images):
+def test_equal_vectors_are_a_tie_whatever_their_products_last_bits_are(num_images):
     owner = np.repeat(np.arange(num_images), 3)
-    tables = [retrieval.ranks_from_matrix(torch.full((num_images, len(owner)), 0.25), owner)]
     for seed in range(8):
-        # Equal vectors: their products differ in the last bit, depending on how they are summed, and still are a tie.
         vector_D = unit(seed, 256)
-        images_ID, texts_TD = vector_D.repeat(num_images, 1), vector_D.repeat(len(owner), 1)
-        tables.append(retrieval.ranks_from_embeddings(images_ID, texts_TD, owner, block=30))
-    for ranks in tables:
-        assert set(ranks.text.tolist()) == {3 * num_images - 2}
-        assert set(ranks.image.tolist()) == {num_images}
-        found = retrieval.summarize(ranks)
-        assert found.text_retrieval["R@1"] == found.image_retrieval["R@1"] == 0
-
-
-def test_a_margin_makes_near_scores_a_tie():
-    scores_IT = torch.tensor([[10.0, 9.995], [0.0, 10.0]])
-    own_T, owner = torch.tensor([10.0, 10.0]), np.array([0, 1])
-    found = {}
-    for margin in (0.0, 1e-3):
-        counter = RankCounter(own_T, owner, margin=margin)
-        counter.add(scores_IT)
-        found[margin] = counter.ranks().text.tolist(), counter.ranks().image.tolist()
-    assert found == {0.0: ([1, 1], [1, 1]), 1e-3: ([2, 1], [1, 2])}
+        found = retrieval.rank_embeddings(vector_D.repeat(num_images, 1), vector_D.repeat(len(owner), 1), owner, block=30)
+        assert set(found.text.ranks.tolist()) == {3 * num_images - 2}
+        assert set(found.image.ranks.tolist()) == {num_images}
+        assert retrieval.measures(found.text)["R@1"] == retrieval.measures(found.image)["R@1"] == 0
 
 
 def test_other_own_captions_never_count_against_the_best():
-    ranks = retrieval.ranks_from_matrix(torch.tensor([[5.0, 5.0, 5.0, 4.0], [0.0, 0.0, 0.0, 1.0]]), np.array([0, 0, 0, 1]))
+    ranks = retrieval.rank_matrix(torch.tensor([[5.0, 5.0, 5.0, 4.0], [0.0, 0.0, 0.0, 1.0]]), np.array([0, 0, 0, 1])).ranks
     assert ranks.text.tolist() == [1, 1]
     assert ranks.image.tolist() == [1, 1, 1, 2]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_scores_without_an_order_are_an_error(bad):
-    scores_IT = torch.tensor([[1.0, bad], [0.0, 1.0]])
+def test_vectors_without_an_order_are_an_error(bad):
+    vectors = torch.tensor([[1.0, bad], [0.0, 1.0]])
     with pytest.raises(ModelError, match="NaN"):
-        retrieval.ranks_from_matrix(scores_IT, np.array([0, 1]))
+        retrieval.rank_embeddings(vectors, vectors, np.array([0, 1]))
     with pytest.raises(ModelError, match="NaN"):
-        retrieval.ranks_from_embeddings(scores_IT, scores_IT, np.array([0, 1]))
-    with pytest.raises(ModelError, match="NaN"):
-        retrieval.top_k(scores_IT, scores_IT, 1)
-
-
-def test_a_block_left_out_or_an_image_without_caption_is_a_wrong_call():
-    counter = RankCounter(torch.ones(3), np.array([0, 0, 1]))
-    counter.add(torch.ones(1, 3))
-    with pytest.raises(ValueError, match="3 pairs counted of 2 x 3"):
-        counter.ranks()
-    with pytest.raises(ValueError, match="at least one caption"):
-        RankCounter(torch.ones(2), np.array([0, 2]))
+        retrieval.top_k(vectors, vectors, 1)
 
 
 @given(
@@ -156,21 +100,101 @@ def test_streaming_top_k_equals_the_full_matrix(num_queries, gallery, k, block, 
     assert all(len(set(row)) == len(row) for row in index_QK.tolist())
 
 
-def test_reranking_by_hand():
-    first_Q = np.array([3, 1, 7, 4])
-    scores_QK = torch.tensor([[0.1, 0.2, 0.9], [0.5, 0.5, 0.1], [0.3, 0.2, 0.1], [0.0, 0.0, 9.0]])
-    is_own_QK = torch.tensor([[0, 0, 1], [1, 0, 0], [0, 0, 0], [0, 0, 1]]).bool()
-    # Third becomes first; a tie costs a place; not found stays where it was; found by a tie at the end of the first K: stays too.
-    assert retrieval.reranked(first_Q, scores_QK, is_own_QK).tolist() == [1, 2, 7, 4]
-
-
-def test_reranking_counts_the_best_own_candidate():
-    is_own_QK = torch.tensor([[True, False, True, False]])
-    assert retrieval.reranked(np.array([1]), torch.tensor([[0.1, 0.5, 0.7, 0.6]]), is_own_QK).tolist() == [1]
-
-
 def test_recalls_add_up():
     found = retrieval.summarize(Ranks(np.array([1, 6]), np.array([1, 2, 11, 12])))
     assert found == Recalls({"R@1": 50.0, "R@5": 50.0, "R@10": 100.0}, {"R@1": 25.0, "R@5": 50.0, "R@10": 50.0})
     assert found.rsum == 325
     assert found.mean_recall == pytest.approx(325 / 6)
+
+
+def test_average_precision_counts_positives_among_the_first_r_only():
+    # Five positives at 1, 2, 4, 7, 9: the first three count, with 1/1, 2/2 and 3/4. Two at 3 and 4: none among the first two.
+    places_QR = np.array([[1, 2, 4, 7, 9], [3, 4, *[NOWHERE] * 3], [1, *[NOWHERE] * 4]])
+    assert average_precisions(places_QR).tolist() == pytest.approx([(1 + 1 + 0.75) / 5, 0, 1])
+
+
+def test_measures_of_folds_are_averaged():
+    matrices = [torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([[1.0, 2.0], [2.0, 1.0]])]
+    text, image = retrieval.mean_measures([retrieval.rank_matrix(one, np.array([0, 1])) for one in matrices])
+    assert text == image == {"R@1": 50.0, "R@5": 100.0, "R@10": 100.0, "mAP@R": 50.0, "median_rank": 1.5, "mean_rank": 1.5}
+
+
+OWNER = np.repeat(np.arange(30), np.random.default_rng(0).integers(1, 6, 30))
+
+
+@pytest.fixture(scope="module")
+def asked() -> tuple[torch.Tensor, torch.Tensor, Rankings]:
+    """Vectors of 30 images with one to five captions each, some of them near, and how we rank them."""
+    image_ID, noise_TD = unit(0, 30, 12), unit(1, len(OWNER), 12)
+    text_TD = torch.nn.functional.normalize(image_ID[OWNER] + 1.3 * noise_TD, dim=1)
+    return image_ID, text_TD, retrieval.rank_embeddings(image_ID, text_TD, OWNER)
+
+
+RANX = """
+import json, os, sys
+os.environ["NUMBA_DISABLE_JIT"] = "1"  # compiling takes longer than all else
+from ranx import Qrels, Run, evaluate
+found = []
+for way in json.load(open(sys.argv[1])):
+    run, qrels = Run(way["run"]), Qrels(way["qrels"])
+    wanted = ["hit_rate@1", "hit_rate@5", "hit_rate@10", "mrr", *(f"map@{r}" for r in range(1, 6))]
+    evaluate(qrels, run, wanted)
+    found.append(run.scores)
+json.dump(found, sys.stdout)
+"""
+
+
+def test_every_query_is_measured_as_by_ranx(tmp_path, asked):
+    image_ID, text_TD, found = asked
+    ways = []
+    for scores_QG, own in (
+        (image_ID @ text_TD.T, [np.flatnonzero(image == OWNER).tolist() for image in range(30)]),
+        (text_TD @ image_ID.T, [[image] for image in OWNER.tolist()]),
+    ):
+        qrels = {f"q{query}": {f"c{one}": 1 for one in mine} for query, mine in enumerate(own)}
+        run = {f"q{query}": {f"c{one}": score for one, score in enumerate(row)} for query, row in enumerate(scores_QG.tolist())}
+        ways.append({"qrels": qrels, "run": run})
+    (tmp_path / "ways.json").write_text(json.dumps(ways))
+    for theirs, ours in zip(json.loads(run_script(RANX, tmp_path / "ways.json")), (found.text, found.image), strict=True):
+        num_own = np.count_nonzero(ours.places_QR != NOWHERE, axis=1).tolist()
+        expected = [theirs[f"map@{count}"][f"q{query}"] for query, count in enumerate(num_own)]
+        assert average_precisions(ours.places_QR).tolist() == pytest.approx(expected)
+        assert 0.1 < np.mean(expected) < 0.9
+        assert (1 / ours.ranks).tolist() == pytest.approx([theirs["mrr"][f"q{query}"] for query in range(len(num_own))])
+        for k in (1, 5, 10):
+            assert (ours.ranks <= k).tolist() == [bool(theirs[f"hit_rate@{k}"][f"q{query}"]) for query in range(len(num_own))]
+
+
+SENTENCE_TRANSFORMERS = """
+import json, sys
+import torch
+from safetensors.torch import load_file
+from sentence_transformers.evaluation import InformationRetrievalEvaluator
+
+class Given:
+    def encode_query(self, index, **options): return vectors[way[0]][[int(one) for one in index]]
+    def encode_document(self, index, **options): return vectors[way[1]][[int(one) for one in index]]
+
+vectors, owner = load_file(sys.argv[1]), json.loads(sys.argv[2])
+found = []
+for way in (("images", "texts"), ("texts", "images")):
+    queries, documents = ({str(i): str(i) for i in range(len(vectors[side]))} for side in way)
+    own = [{str(text) for text, one in enumerate(owner) if one == image} for image in range(len(vectors["images"]))]
+    relevant = {q: own[int(q)] if way[0] == "images" else {str(owner[int(q)])} for q in queries}
+    cosine = {"cosine": lambda queries, documents: queries @ documents.T}
+    measure = InformationRetrievalEvaluator(queries, documents, relevant, accuracy_at_k=[1, 5, 10], score_functions=cosine)
+    found.append(measure.compute_all_metrics(Given())["cosine"]["accuracy@k"])
+json.dump(found, sys.stdout)
+"""
+
+
+def test_recalls_are_the_accuracies_of_sentence_transformers(tmp_path, asked):
+    from safetensors.torch import save_file
+
+    image_ID, text_TD, found = asked
+    save_file({"images": image_ID, "texts": text_TD}, tmp_path / "vectors.safetensors")
+    theirs = json.loads(run_script(SENTENCE_TRANSFORMERS, tmp_path / "vectors.safetensors", json.dumps(OWNER.tolist())))
+    for accuracies, ours in zip(theirs, (found.text, found.image), strict=True):
+        measured = retrieval.measures(ours)
+        assert [measured[f"R@{k}"] for k in (1, 5, 10)] == pytest.approx([100 * accuracies[str(k)] for k in (1, 5, 10)])
+        assert 10 < measured["R@1"] < 90

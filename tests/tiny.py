@@ -36,6 +36,14 @@ def make_teacher(captions: Sequence[str], seed: int = 0, size: models.ViltSize =
     return teacher
 
 
+def make_models(captions: Sequence[str]) -> tuple[models.ViltScorer, models.DualModel]:
+    """A random ViLT and a random dual encoder, as small as they get."""
+    tokenizer = models.word_piece(captions, 200)
+    shared = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32, "patch_size": 16, "max_text_len": 24}
+    dual = models.DualSize(num_vision_layers=1, num_text_layers=1, projection_dim=8, **shared)
+    return models.new_vilt(models.ViltSize(num_hidden_layers=2, **shared), tokenizer), models.new_dual(dual, tokenizer)
+
+
 def make_corpus(folder: Path, captions: Sequence[Sequence[str]]) -> Corpus:
     """A corpus of noise pictures with these captions."""
     rng = np.random.default_rng(0)

@@ -118,7 +118,7 @@ def query_ms(dual: DualEncoder, image_ID: Tensor, fusion: PairScorer, corpus: Co
         parts = (torch.arange(depth, device=fusion.device) % len(states)).split(fusion.batch_size)
         return torch.cat([fusion.scorer.score_pairs(states, texts, part, torch.zeros_like(part)) for part in parts]).argsort()
 
-    works = [find, *(partial(rerank, depth=min(depth, deepest)) for depth in depths if depth)]
+    works: list[Callable[[Any], object]] = [find, *(partial(rerank, depth=min(depth, deepest)) for depth in depths if depth)]
     first_ms, *rest_ms = _median_ms(works, queries, fusion.device)
     rest = iter(rest_ms)
     return [first_ms + (next(rest) if depth else 0.0) for depth in depths]

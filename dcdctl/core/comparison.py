@@ -83,7 +83,7 @@ class Comparison:
 
 
 def read_ranks(path: Path) -> RankTable:
-    """The table that `evaluation.write_ranks` has written; InputError where there is none."""
+    """The table that `evaluation_files.write_ranks` has written; InputError where there is none."""
     if not path.is_file():
         raise InputError(f"there is no file {path}, a table of ranks is wanted", hint=HINT)
     try:

@@ -13,7 +13,7 @@ import contextlib
 import io
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -29,8 +29,11 @@ PROTOCOL = "coco-5k"
 """The gallery that the package's measures are of."""
 WAYS = {"text_retrieval": "i2t", "image_retrieval": "t2i"}
 ECCV = {"R@1": "eccv_r1", "R-Precision": "eccv_rprecision", "mAP@R": "eccv_map_at_r"}
-"""What the package calls these measures; it calculates R-Precision and mAP@R together, and R@1 with them."""
+"""What the package calls these measures; it has the other two only where it is asked for mAP@R as well."""
 CXC = {f"R@{k}": f"cxc_r{k}" for k in KS}
+Numbers = NDArray[np.int64]
+Truth = Mapping[str, Mapping[int, list[int]]]
+"""Positives of each query, by direction."""
 
 
 class Judge:
@@ -59,62 +62,60 @@ class Judge:
 
     def measure(self, rankings: Rankings) -> dict[str, Any]:
         """Measures of both directions in percent, by ECCV Caption and by CrissCrossed Captions."""
+        return {
+            "eccv_caption": self._measure(rankings, self._metrics.eccv_gts, ECCV, list(ECCV.values())),
+            "cxc": self._measure(rankings, self._metrics.cxc_gts, CXC, ["cxc_recalls"]),
+        }
+
+    def _measure(self, rankings: Rankings, truth: Truth, measures: Mapping[str, str], wanted: Sequence[str]) -> dict[str, dict[str, float]]:
         is_known_T = np.isin(self._texts, list(self._known))
-        i2t = _lists(rankings.text, self._images, self._texts, len(self._texts), self._positives("i2t"), is_known_T)
-        t2i = _lists(rankings.image, self._texts, self._images, len(self._images), self._positives("t2i"))
-        wanted = (*ECCV.values(), "cxc_recalls")
+        i2t = _lists(rankings.text, truth["i2t"], self._images, self._texts, is_known_T)
+        t2i = _lists(rankings.image, truth["t2i"], self._texts, self._images, np.ones(len(self._images), dtype=bool))
         # The package shows progress of its own, whatever it is told.
         with contextlib.redirect_stderr(io.StringIO()):
             found = self._metrics.compute_all_metrics(i2t, t2i, target_metrics=wanted, Ks=KS)
-        return {name: _named(found, names) for name, names in (("eccv_caption", ECCV), ("cxc", CXC))}
-
-    def _positives(self, way: str) -> dict[int, set[int]]:
-        """What is true of each query by either judgement."""
-        eccv, cxc = self._metrics.eccv_gts[way], self._metrics.cxc_gts[way]
-        return {query: {*eccv.get(query, ()), *cxc.get(query, ())} for query in {*eccv, *cxc}}
+        return {way: {ours: 100 * float(found[theirs][key]) for ours, theirs in measures.items()} for way, key in WAYS.items()}
 
 
 def open_judge(corpus: Corpus) -> Judge:
     """The judgements on a corpus; MissingError without the package, CorpusError for a corpus that they are not about."""
+    return Judge(load_package()(), corpus)
+
+
+def load_package() -> Any:
+    """The package's class of judgements and measures; MissingError where it is not installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a faster JSON reader is not installed
             from eccv_caption import Metrics
-
-            return Judge(Metrics(), corpus)
     except ImportError as error:
         raise MissingError("ECCV Caption needs the package eccv_caption", hint="pip install 'dcdctl[eccv]'") from error
+    return Metrics
 
 
 def _lists(
-    ranking: Ranking,
-    query_ids: NDArray[np.int64],
-    candidate_ids: NDArray[np.int64],
-    num_candidates: int,
-    positives: Mapping[int, set[int]],
-    is_known: NDArray[np.bool_] | None = None,
+    ranking: Ranking, positives: Mapping[int, list[int]], query_ids: Numbers, candidate_ids: Numbers, is_known: NDArray[np.bool_]
 ) -> dict[int, list[int]]:
-    """The candidates of each query in order, by number. A tie counts against positives: they stand last among candidates of one score,
-    and those that tie with the last candidate of a list that is cut there are left out, as others may stand before them."""
-    lists = {}
-    is_cut = ranking.top_QK.shape[1] < num_candidates
+    """The known candidates in order, by number, of each query that has positives.
+
+    A tie counts against positives: they stand last among candidates of one score, and those that tie with the last candidate of a list
+    that is cut there are left out, as others may stand before them.
+    """
+    lists, is_cut = {}, ranking.top_QK.shape[1] < len(candidate_ids)
     for query, candidates, scores in zip(query_ids.tolist(), ranking.top_QK, ranking.top_score_QK, strict=True):
-        own = positives.get(query, set())
-        names, is_own = candidate_ids[candidates], np.array([name in own for name in candidate_ids[candidates].tolist()])
-        order = np.lexsort((is_own, -scores))
-        is_lost = is_own & (scores == scores[-1]) & is_cut
-        # Places that are left out stay taken, each by a number that is no caption's and no picture's.
-        names = np.where(is_lost, -1 - np.arange(len(names)), names)[order]
-        kept = names if is_known is None else names[is_known[candidates[order]]]
-        lists[query] = kept.tolist()
+        if query in positives:
+            names = candidate_ids[candidates]
+            is_own = np.isin(names, positives[query])
+            # Not by score: a cascade's are on two scales.
+            tied_with = np.cumsum(np.diff(scores, prepend=scores[0]) != 0)
+            order = np.lexsort((is_own, tied_with))
+            # Places that are left out stay taken, each by a number that is no caption's and no picture's.
+            names = np.where(is_own & (tied_with == tied_with[-1]) & is_cut, -1 - np.arange(len(names)), names)
+            lists[query] = names[order][is_known[candidates[order]]].tolist()
     return lists
 
 
-def _image_numbers(corpus: Corpus) -> NDArray[np.int64]:
+def _image_numbers(corpus: Corpus) -> Numbers:
     """COCO's number of each picture: the digits that its name ends with."""
     found = [re.search(r"\d+$", PurePosixPath(image_id).stem) for image_id in corpus.image_ids]
     return np.array([-1 if digits is None else int(digits[0]) for digits in found])
-
-
-def _named(found: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    return {way: {ours: 100 * float(found[theirs][key]) for ours, theirs in names.items()} for way, key in WAYS.items()}

@@ -49,7 +49,8 @@ def score_block(
     Captions of one length go together, so that no pair is computed with more padding than it needs.
     """
     length_T = texts.mask.sum(dim=1)
-    order_P = torch.argsort(length_T[text_ix_P.to(length_T.device)], stable=True).to(image_ix_P.device)
+    image_ix_P, text_ix_P = image_ix_P.to(length_T.device), text_ix_P.to(length_T.device)
+    order_P = torch.argsort(length_T[text_ix_P], stable=True)
     scores_P = torch.empty(len(order_P), dtype=torch.float32)
     for chunk in order_P.split(batch_size):
         scores_P[chunk.cpu()] = scorer.score_pairs(images, texts, image_ix_P[chunk], text_ix_P[chunk]).float().cpu()

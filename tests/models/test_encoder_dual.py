@@ -14,6 +14,7 @@ from dcdctl.core.distillation import Inputs, Job, train
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models import EncoderDual, ProjectionSize
 from dcdctl.core.models.encoders import Reading
+from dcdctl.core.ranking import EvalOptions
 from dcdctl.core.recipe import ModelConfig
 from dcdctl.core.training import TrainingOptions
 
@@ -95,7 +96,7 @@ def test_it_is_trained_and_evaluated_from_features_on_disk(corpus, tmp_path):
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"]
     student = models.load_dual(run.folder)
-    kept = evaluation.evaluate(student, corpus, features=tmp_path / "features")
+    kept = evaluation.evaluate(student, corpus, options=EvalOptions(features=tmp_path / "features"))
     anew = evaluation.evaluate(student, corpus)
     assert kept.features == "float16"
     assert abs(kept.recalls.rsum - anew.recalls.rsum) < 15  # 32 images: a hit is 3 points
