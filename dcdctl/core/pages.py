@@ -13,7 +13,7 @@ from PIL import Image
 from dcdctl.core import files
 
 JPEG_QUALITY = 75
-# A browser fetches nothing, whatever is in the page.
+# Where there is a script, the browser fetches nothing, whatever is in the page.
 _POLICY = (
     '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
     "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
@@ -22,9 +22,8 @@ _POLICY = (
 
 def write(path: Path, title: str, *parts: str, style: str = "", script: str = "") -> None:
     """Write a page whole or not at all: the title as its heading, then the parts, which are HTML; with CSS and JavaScript of its own."""
-    head = (
-        f'<meta charset="utf-8">{_POLICY}<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-    )
+    named = f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
+    head = f'<meta charset="utf-8">{_POLICY if script else ""}{named}'
     styles = _STYLE + (f"<style>\n{style}</style>" if style else "")
     body = f"<h1>{escape(title)}</h1>\n" + "\n".join(parts) + (f"\n<script>\n{script}</script>" if script else "")
     files.write_text(path, f'<!doctype html>\n<html lang="en"><head>{head}{styles}</head>\n<body>{body}</body></html>\n')
