@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import make_corpus
 
-from dcdctl.core import comparison, evaluation, retrieval
+from dcdctl.core import evaluation, resampling, retrieval
 from dcdctl.core.comparison import Estimate, Estimates, Interval, RankTable, bootstrap, compare, read_ranks
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.retrieval import Ranks
@@ -78,7 +78,7 @@ def test_counts_and_products_equal_a_loop_over_the_same_draws(sides, seed, block
     ours, base = sides
     num_images, resamples = len(ours[0].image_ids), 23
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "BLOCK_IMAGES", block_images)
+        patch.setattr(resampling, "BLOCK_IMAGES", block_images)
         found, alone = compare(ours, base, resamples=resamples, seed=seed), bootstrap(ours, resamples=resamples, seed=seed)
     draws = drawn(num_images, resamples, seed)
     ours_R7, base_R7 = (np.array([figures_of(tables, images) for images in draws]) for tables in (ours, base))
