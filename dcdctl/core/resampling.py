@@ -1,12 +1,13 @@
 """Chance, made by computer: bootstrap draws of images, random signs, and p-values of several tests at once.
 
-Shape letters: I images; R draws, B those of a block; C columns.
+Shape letters: I images; R draws, B those of a block; C columns; P patterns of signs; W words of 64 bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,13 +53,13 @@ def sign_flip_test(difference_I: NDArray[np.float64], flips: int, seed: int) -> 
     odd_I = difference_I[difference_I != 0]  # the sign of a zero changes nothing
     bar = abs(odd_I.sum())
     if len(odd_I) <= MAX_EXACT_IMAGES:
-        is_plus = np.arange(1 << len(odd_I))[:, None] >> np.arange(len(odd_I)) & 1
-        return SignFlip(float(np.mean(np.abs(_signed_sums(is_plus, odd_I)) >= bar)), is_exact=True)
+        patterns_PI = np.arange(1 << len(odd_I))[:, None] >> np.arange(len(odd_I)) & 1
+        return SignFlip(float(np.mean(np.abs(_signed_sums(patterns_PI, odd_I)) >= bar)), is_exact=True)
     rng, num_as_far = np.random.default_rng((seed, _SIGN_STREAM)), 1
     for size in _blocks(flips, len(odd_I)):
-        bits = np.frombuffer(rng.bytes(size * -(-len(odd_I) // 8)), dtype=np.uint8).reshape(size, -1)
-        is_plus = np.unpackbits(bits, axis=1, count=len(odd_I))
-        num_as_far += int(np.count_nonzero(np.abs(_signed_sums(is_plus, odd_I)) >= bar))
+        words_BW = rng.integers(1 << 64, size=(size, -(-len(odd_I) // 64)), dtype=np.uint64)
+        bits_BI = np.unpackbits(words_BW.view(np.uint8), axis=1, count=len(odd_I))
+        num_as_far += int(np.count_nonzero(np.abs(_signed_sums(bits_BI, odd_I)) >= bar))
     return SignFlip(num_as_far / (flips + 1), is_exact=False)
 
 
@@ -77,7 +78,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _signed_sums(is_plus_BI: NDArray[np.integer], difference_I: NDArray[np.float64]) -> NDArray[np.float64]:
+def _signed_sums(is_plus_BI: NDArray[Any], difference_I: NDArray[np.float64]) -> NDArray[np.float64]:
     """(B,): the sums with a plus where it is set, else a minus."""
     return 2 * (is_plus_BI.astype(np.float64) @ difference_I) - difference_I.sum()
 
