@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +34,8 @@ def main() -> None:
         files = [write(Path(folder, f"{side}.parquet"), sizes.images, sizes.captions, seed=side) for side in range(sizes.sides)]
         read_s = [timed(lambda: [read_ranks(path) for path in files]) for _ in range(sizes.repeats)]
         all_s = [timed(lambda: compare(files, sizes.resamples)) for _ in range(sizes.repeats)]
-    print(json.dumps({**vars(sizes), "read_s": round(statistics.median(read_s), 2), "all_s": round(statistics.median(all_s), 2)}))
+    medians = {"read_s": round(statistics.median(read_s), 2), "all_s": round(statistics.median(all_s), 2)}
+    sys.stdout.write(json.dumps({**vars(sizes), **medians}) + "\n")
 
 
 def compare(files: list[Path], resamples: int) -> None:
@@ -42,7 +45,7 @@ def compare(files: list[Path], resamples: int) -> None:
         contest_tables.details_of(found, duel)
 
 
-def timed(work) -> float:
+def timed(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

@@ -99,7 +99,7 @@ def read_ranks(path: Path) -> RankTable:
     if not path.is_file():
         raise InputError(f"there is no file {path}, a table of ranks is wanted", hint=HINT)
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path.absolute()) as file:  # a relative one with a colon would be an address
             if missing := set(_SCHEMA.names) - set(file.schema_arrow.names):
                 raise InputError(f"{path} is not a table of ranks: it has no column {min(missing)!r}", hint=HINT)
             table = file.read(_SCHEMA.names).select(_SCHEMA.names).cast(_SCHEMA)

@@ -140,7 +140,9 @@ def _read_places(side: Side, direction: Direction, queries: list[int]) -> dict[i
     if path is None or not queries:
         return {}
     try:
-        table = pq.read_table(path, columns=list(_TOP_COLUMNS), filters=[("direction", "==", direction), ("query", "in", queries)])
+        table = pq.read_table(
+            path.absolute(), columns=list(_TOP_COLUMNS), filters=[("direction", "==", direction), ("query", "in", queries)]
+        )
     except (pa.ArrowException, OSError) as error:
         hint = "remove it, or run `dcdctl eval` again"
         raise InputError(f"{path} is not a table of the first places ({error})", hint=hint) from error
@@ -174,6 +176,8 @@ def _shown(query: _Query, corpus: Corpus, large: dict[int, str], small: dict[int
 
 
 def _placed(direction: Direction, places: list[_Place], corpus: Corpus, small: dict[int, str]) -> str:
+    if not places:
+        return ""
     marks = ["\N{CHECK MARK} " if place.is_own else "" for place in places]
     if direction == "text":
         items = [

@@ -102,8 +102,7 @@ def _about(side: Side, *, is_base: bool) -> str:
 
 def summary_of(contest: Contest) -> Table:
     """RSUM of each side, how far it is from the base's, and how likely that is by chance alone."""
-    adjusted = " (Holm)" if len(contest.duels) > 1 else ""
-    columns = ["", "RSUM", f"difference from {contest.base}", f"sign-flip p{adjusted}", f"bootstrap p{adjusted}"]
+    columns = ["", "RSUM", f"difference from {contest.base}", "sign-flip p", "bootstrap p"]
     rows = []
     duels = {duel.letter: duel for duel in contest.duels}
     for letter, estimates in contest.alone.items():
@@ -113,7 +112,7 @@ def summary_of(contest: Contest) -> Table:
             chances = [(found.sign_flip_p_value, duel.holm_sign_flip_p_value), (found.p_value, duel.holm_p_value)]
             rsum = found.difference.rsum
             cells += [f"{signed(rsum.value)} {_interval(rsum, is_signed=True)}"]
-            cells += [_p(raw) + (f" ({_p(holm)})" if adjusted else "") for raw, holm in chances]
+            cells += [_p(raw) + (f" ({_p(holm)})" if len(duels) > 1 else "") for raw, holm in chances]
         rows.append([*cells, *[""] * (len(columns) - len(cells))])
     return columns, rows
 
@@ -140,13 +139,12 @@ def _moved(shifts: Shifts) -> str:
 
 def how_to_read(contest: Contest) -> list[str]:
     """What the brackets and p-values of the tables are, a line each."""
-    brackets = f"[low, high]: the middle {100 * LEVEL:g} % of the draws of images. {RECIPROCAL_RANK}: mean of 100 / rank."
-    chance = "p: two-sided, of no difference in RSUM"
-    if all(duel.comparison.sign_flip_is_exact for duel in contest.duels):
-        chance += ", all patterns of signs counted"
-    if len(contest.duels) > 1:
-        chance += f"; in brackets adjusted for {len(contest.duels)} comparisons"
-    return [brackets, f"{chance}."]
+    is_exact = all(duel.comparison.sign_flip_is_exact for duel in contest.duels)
+    lines = [
+        f"[low, high]: the middle {100 * LEVEL:g} % of the draws of images. {RECIPROCAL_RANK}: mean of 100 / rank.",
+        f"p: two-sided, of no difference in RSUM{', all patterns of signs counted' if is_exact else ''}.",
+    ]
+    return [*lines, f"In brackets behind p: adjusted for {len(contest.duels)} comparisons (Holm)."] if len(contest.duels) > 1 else lines
 
 
 def signed(value: float) -> str:

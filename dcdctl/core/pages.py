@@ -116,7 +116,8 @@ th, td { text-align: left; vertical-align: top; padding: .2rem 1.2rem .2rem 0 } 
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 13.5rem), 1fr)); gap: 1.5rem 1.2rem }
 .beside { display: grid; grid-template-columns: 15rem 1fr 1fr; gap: .3rem 1.5rem; padding: .8rem 0; border-top: 1px solid var(--line) }
 @media (max-width: 44rem) { .beside { grid-template-columns: 1fr } }
-.beside div { min-width: 0 } .beside p { margin-top: 0 } .beside ol { margin: .3rem 0; padding-left: 1.4rem } .beside ul { font-size: smaller; color: var(--quiet) }
+.beside div { min-width: 0 } .beside p { margin-top: 0 } .beside ol { margin: .3rem 0; padding-left: 1.4rem }
+.beside ul { font-size: smaller; color: var(--quiet) }
 .strip { display: flex; flex-wrap: wrap; gap: .4rem; margin: .3rem 0 }
 figure { margin: 0; break-inside: avoid } img { max-width: 100%; height: auto; border-radius: 4px; display: block }
 figcaption { overflow-wrap: anywhere }
