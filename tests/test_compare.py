@@ -61,6 +61,7 @@ def test_the_document_has_the_numbers_of_both_and_of_the_difference_by_hand(here
     }
     base, gain = found["sides"]
     assert (found["base"], base["side"], base["name"], gain["side"], gain["runs"]) == ("A", "A", "base", "B", ["gain"])
+    assert (base["kind"], base["depth"]) == ("dual", None)
     assert base["text_retrieval"]["R@1"]["value"] == pytest.approx(100 / 5)
     assert gain["image_retrieval"]["R@5"]["value"] == pytest.approx(100 * 4 / 7)
     (duel,) = found["comparisons"]
@@ -115,7 +116,7 @@ def test_the_seed_decides_the_draws(here):
     assert one["comparisons"][0]["difference"] != other["comparisons"][0]["difference"]
 
 
-def test_the_tables_say_who_how_far_and_how_sure_within_100_columns(here):
+def test_the_tables_say_who_how_far_and_how_sure_within_80_columns(here):
     result = run_cli("base", "gain", "mixed", "--resamples", 200)
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
@@ -126,16 +127,24 @@ def test_the_tables_say_who_how_far_and_how_sure_within_100_columns(here):
         "  measured on: 5 images, 7 captions; split train; protocol whole",
         "  draws: 200, seed 0",
     ]
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 80
     (row,) = [line for line in lines if line.startswith("│ B │")]
     assert "+177.14 [" in row
     assert "0.0625 (0.1250)" in row
     assert any(line.startswith("│ text R@1") and "+40.00" in line for line in lines)
-    assert "ranks with B beside A: images 3 better, 2 equal, 0 worse; captions 3 better, 3 equal, 1 worse" in lines
+    assert "ranks of images: 3 better with B than with A, 2 equal, 0 worse" in lines
+    assert "ranks of captions: 3 better with B than with A, 3 equal, 1 worse" in lines
     assert lines[-2:] == [
         "p: two-sided, of no difference in RSUM, all patterns of signs counted.",
         "In brackets behind p: adjusted for 2 comparisons (Holm).",
     ]
+
+
+def test_a_cascade_is_named_with_its_depth(here, made):
+    write_evaluation(here / "base", made, *GAIN, cascade=True)
+    assert "B: base:cascade (cascade of depth 50)" in run_cli("base", "base:cascade", "--resamples", 100).stdout
+    side = document_of("base", "base:cascade")["sides"][1]
+    assert (side["runs"], side["kind"], side["depth"]) == (["base:cascade"], "cascade", 50)
 
 
 def test_tables_of_ranks_alone_are_compared_and_nothing_more_is_claimed(here, made):

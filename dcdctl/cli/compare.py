@@ -65,6 +65,6 @@ def _show(contest: Contest) -> None:
         show(f"  {name}: {value}")
     show_table("", *contest_tables.summary_of(contest))
     for duel in contest.duels:
-        show_table("", *contest_tables.details_of(contest, duel), caption=contest_tables.movements_of(contest, duel))
+        show_table("", *contest_tables.details_of(contest, duel), caption="\n".join(contest_tables.movements_of(contest, duel)))
     for line in contest_tables.how_to_read(contest):
         show(line)

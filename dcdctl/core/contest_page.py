@@ -86,7 +86,7 @@ def write(path: Path, contest: Contest, corpus: Corpus) -> None:
     parts = [pages.facts(contest_tables.facts_of(contest)), pages.heading("RSUM"), pages.table(*contest_tables.summary_of(contest))]
     for duel in contest.duels:
         parts += [pages.heading(f"{duel.letter} beside {contest.base}"), pages.table(*contest_tables.details_of(contest, duel))]
-        parts += [pages.paragraph(contest_tables.movements_of(contest, duel))]
+        parts += map(pages.paragraph, contest_tables.movements_of(contest, duel))
     parts += map(pages.paragraph, [*contest_tables.how_to_read(contest), _HOW_TO_READ])
     for title, some in queries.items():
         parts += [pages.heading(title), *(_shown(query, corpus, large, small) for query in some)]

@@ -6,7 +6,7 @@ from typing import Any
 
 from dcdctl.core.comparison import LEVEL, Estimate, Estimates, RankTable
 from dcdctl.core.contest import Contest, Duel
-from dcdctl.core.rank_shifts import DIRECTIONS, Direction, Shift, Shifts
+from dcdctl.core.rank_shifts import Direction, Shift
 from dcdctl.core.sides import Side
 
 Table = tuple[list[str], list[list[str]]]
@@ -27,12 +27,15 @@ def to_document(contest: Contest) -> dict[str, Any]:
         "resamples": contest.num_resamples,
         "seed": contest.seed,
         "base": contest.base,
-        "sides": [
-            {"side": letter, "name": side.name, "runs": [member.ref for member in side.members], **_estimates(contest.alone[letter])}
-            for letter, side in contest.sides.items()
-        ],
+        "sides": [{"side": letter, **_side(side), **_estimates(contest.alone[letter])} for letter, side in contest.sides.items()],
         "comparisons": [_duel(contest, duel) for duel in contest.duels],
     }
+
+
+def _side(side: Side) -> dict[str, Any]:
+    protocol = {} if side.document is None else side.document["protocol"]
+    runs = [member.ref for member in side.members]
+    return {"name": side.name, "runs": runs, "kind": protocol.get("kind"), "depth": protocol.get("depth")}
 
 
 def _duel(contest: Contest, duel: Duel) -> dict[str, Any]:
@@ -94,7 +97,8 @@ def facts_of(contest: Contest) -> list[tuple[str, str]]:
 
 
 def _about(side: Side, *, is_base: bool) -> str:
-    kind = "" if side.document is None else side.document["protocol"]["kind"]
+    protocol = {} if side.document is None else side.document["protocol"]
+    kind = " of depth ".join(str(protocol[key]) for key in ("kind", "depth") if protocol.get(key))
     words = [kind, f"mean of {len(side.members)} runs" if len(side.members) > 1 else "", "the base" if is_base else ""]
     about = ", ".join(filter(None, words))
     return ", ".join(member.ref for member in side.members) + (f" ({about})" if about else "")
@@ -106,12 +110,12 @@ def summary_of(contest: Contest) -> Table:
     rows = []
     duels = {duel.letter: duel for duel in contest.duels}
     for letter, estimates in contest.alone.items():
-        cells = [letter, f"{estimates.rsum.value:.2f} {_interval(estimates.rsum)}"]
+        cells = [letter, f"{estimates.rsum.value:.2f}"]
         if duel := duels.get(letter):
             found = duel.comparison
             chances = [(found.sign_flip_p_value, duel.holm_sign_flip_p_value), (found.p_value, duel.holm_p_value)]
             rsum = found.difference.rsum
-            cells += [f"{signed(rsum.value)} {_interval(rsum, is_signed=True)}"]
+            cells += [f"{signed(rsum.value)} {_interval(rsum)}"]
             cells += [_p(raw) + (f" ({_p(holm)})" if len(duels) > 1 else "") for raw, holm in chances]
         rows.append([*cells, *[""] * (len(columns) - len(cells))])
     return columns, rows
@@ -121,20 +125,20 @@ def details_of(contest: Contest, duel: Duel) -> Table:
     """Every recall and mean reciprocal rank of both, and the difference with its interval."""
     parts = [_flat(estimates) for estimates in (duel.comparison.base, duel.comparison.ours, duel.comparison.difference)]
     rows = [
-        [name, f"{base.value:.2f}", f"{ours.value:.2f}", signed(difference.value), _interval(difference, is_signed=True)]
+        [name, f"{base.value:.2f}", f"{ours.value:.2f}", signed(difference.value), _interval(difference)]
         for name, base, ours, difference in zip(parts[0], *(part.values() for part in parts), strict=True)
     ]
     return ["", contest.base, duel.letter, f"{duel.letter} - {contest.base}", f"{100 * LEVEL:g} % interval"], rows
 
 
-def movements_of(contest: Contest, duel: Duel) -> str:
-    """How many queries rank better and worse."""
-    text, image = (_moved(duel.shifts[direction]) for direction in DIRECTIONS)
-    return f"ranks with {duel.letter} beside {contest.base}: images {text}; captions {image}"
-
-
-def _moved(shifts: Shifts) -> str:
-    return f"{shifts.num_better:,} better, {shifts.num_equal:,} equal, {shifts.num_worse:,} worse"
+def movements_of(contest: Contest, duel: Duel) -> list[str]:
+    """How many queries rank better and worse, a line a direction."""
+    queries = {"images": duel.shifts["text"], "captions": duel.shifts["image"]}
+    return [
+        f"ranks of {name}: {shifts.num_better:,} better with {duel.letter} than with {contest.base}, "
+        f"{shifts.num_equal:,} equal, {shifts.num_worse:,} worse"
+        for name, shifts in queries.items()
+    ]
 
 
 def how_to_read(contest: Contest) -> list[str]:
@@ -156,9 +160,8 @@ def signed(value: float) -> str:
     return f"{round(value, 2) + 0.0:+.2f}"
 
 
-def _interval(estimate: Estimate, *, is_signed: bool = False) -> str:
-    low, high = (signed(bound) if is_signed else f"{bound:.2f}" for bound in (estimate.interval.low, estimate.interval.high))
-    return f"[{low}, {high}]"
+def _interval(difference: Estimate) -> str:
+    return f"[{signed(difference.interval.low)}, {signed(difference.interval.high)}]"
 
 
 def _p(p_value: float) -> str:
