@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from evaluations import write_evaluation, write_ranks, write_top
 from html_page import Page
@@ -265,6 +266,16 @@ def test_first_places_that_are_none_are_refused(here):
     assert result.exit_code == 1
     assert "gain/top.parquet is not a table of the first places" in result.stderr
     assert not (here / "page.html").exists()
+
+
+def test_first_places_of_other_images_are_refused(here, made):
+    write_top(here / "gain" / "top.parquet", made, [[0]] * 5, [[0]] * 7)
+    path = here / "gain" / "top.parquet"
+    top = pd.read_parquet(path)
+    top.assign(candidate=top.candidate.where(top.direction == "text", 5)).to_parquet(path)
+    result = run_cli("base", "gain", "--resamples", 100, "--html", here / "page.html")
+    assert result.exit_code == 1
+    assert "gain/top.parquet has the candidate 5 of 5; remove it, or run `dcdctl eval` again" in result.stderr
 
 
 def test_a_page_of_many_sides_shows_fewer_queries_of_each(here, made, monkeypatch):

@@ -31,6 +31,7 @@ _HOW_TO_READ = (
     "Below: queries whose ranks differ most, by their ratio. A \N{CHECK MARK} marks what is right. "
     "Where a side has several runs, the ranks are theirs in turn, and what it puts first is what its first run does."
 )
+_EVAL_AGAIN = "remove it, or run `dcdctl eval` again"
 _TOP_COLUMNS = ("direction", "query", "place", "candidate", "score", "is_own")
 
 
@@ -121,7 +122,9 @@ def _queries(contest: Contest, duel: Duel) -> Iterator[tuple[str, list[_Query]]]
 
 def _with_places(contest: Contest, duel: Duel, direction: Direction, shifts: Iterable[Shift]) -> list[_Query]:
     shifts = list(shifts)
-    both = [_read_places(side, direction, [shift.query for shift in shifts]) for side in (contest.sides[contest.base], duel.side)]
+    num_candidates = len(contest.queries.caption_ids) if direction == "text" else len(contest.queries.image_ids)
+    queries = [shift.query for shift in shifts]
+    both = [_read_places(side, direction, queries, num_candidates) for side in (contest.sides[contest.base], duel.side)]
     return [
         _Query(
             direction=direction,
@@ -134,7 +137,7 @@ def _with_places(contest: Contest, duel: Duel, direction: Direction, shifts: Ite
     ]
 
 
-def _read_places(side: Side, direction: Direction, queries: list[int]) -> dict[int, list[_Place]]:
+def _read_places(side: Side, direction: Direction, queries: list[int], num_candidates: int) -> dict[int, list[_Place]]:
     """The first places of each query, by the side's first run."""
     path = side.members[0].top
     if path is None or not queries:
@@ -144,10 +147,11 @@ def _read_places(side: Side, direction: Direction, queries: list[int]) -> dict[i
             path.absolute(), columns=list(_TOP_COLUMNS), filters=[("direction", "==", direction), ("query", "in", queries)]
         )
     except (pa.ArrowException, OSError) as error:
-        hint = "remove it, or run `dcdctl eval` again"
-        raise InputError(f"{path} is not a table of the first places ({error})", hint=hint) from error
+        raise InputError(f"{path} is not a table of the first places ({error})", hint=_EVAL_AGAIN) from error
     found: dict[int, list[_Place]] = {}
     for row in table.sort_by([("query", "ascending"), ("place", "ascending")]).to_pylist():
+        if not 0 <= row["candidate"] < num_candidates:
+            raise StaleError(f"{path} has the candidate {row['candidate']} of {num_candidates:,}", hint=_EVAL_AGAIN)
         found.setdefault(row["query"], []).append(_Place(row["candidate"], row["score"], row["is_own"]))
     return {query: places[:NUM_PLACES] for query, places in found.items()}
 
