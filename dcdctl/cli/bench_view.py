@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from dcdctl.core.bench_results import Bench, Duration, Latency, ModelTimes, Percentile, SpeedUp
 
 NOT_TIMED = "-"
-INTERVALS = "(low to high): 95 % of bootstrap draws of the repeats"
+BRACKETS = "(low-high): 95 % of bootstrap draws of the repeats"
+EXTRAPOLATED = "~ extrapolated: measured rate x count"
+Row = Sequence[str]
 
 
 def show_bench(result: Bench) -> None:
@@ -20,21 +22,21 @@ def show_bench(result: Bench) -> None:
     times = [result.teacher, result.student]
     if result.onnx.times is not None:
         names, times = [*names, "student, ONNX"], [*times, result.onnx.times]
-    _show_footprints(result, names[:3])
-    show_table("Latency", names, _latency_rows(times, result.settings.headline_size), caption=_latency_caption(result))
-    show_table("Throughput a second", names, _throughput_rows(times))
-    show_table("One query over N images", [*names, "speed-up"], _query_rows(result, times), caption=f"~ extrapolated; {INTERVALS}")
-    _show_speed_ups(result)
+    _show_footprints(result)
+    show_table("Latency, ms", names, _latency_rows(times, result.settings.headline_size), caption=_latency_caption(result))
+    show_table("Throughput, a second", names, _throughput_rows(times))
+    show_table("One query over N images", [*names, "student's speed-up"], _query_rows(result, times), caption=f"{EXTRAPOLATED}; {BRACKETS}")
+    show_table("Speed-up: teacher's time over student's", *_speed_ups(result), caption=_speed_up_caption(result))
 
 
-def _show_footprints(result: Bench, names: Sequence[str]) -> None:
+def _show_footprints(result: Bench) -> None:
     machine, settings = result.machine, result.settings
     where = machine["cpu"] if machine["device"] == "cpu" else f"{machine['device']} ({machine['cpu']})"
-    title = f"{where}, {machine['threads']} threads, {settings.precision}, torch {machine['torch']}, transformers {machine['transformers']}"
-    both = [result.teacher, result.student]
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] != 1 else ''}"
+    title = f"{where}, {threads}, {settings.precision}, torch {machine['torch']}, transformers {machine['transformers']}{_busy(result)}"
     rows: list[tuple[str, Callable[[ModelTimes], str]]] = [
         ("model", lambda one: f"{one.kind}, {one.dtype}"),
-        ("parameters", lambda one: f"{one.num_parameters / 1e6:,.2f} M"),
+        ("parameters", lambda one: operations(one.num_parameters)),
         ("weights", lambda one: size(one.footprint.weight_bytes)),
         ("operations: an image", lambda one: operations(one.footprint.flops.per_image)),
         ("operations: a caption", lambda one: operations(one.footprint.flops.per_caption)),
@@ -45,15 +47,25 @@ def _show_footprints(result: Bench, names: Sequence[str]) -> None:
     ]
     if result.teacher.first_query is not None:
         rows += [
-            ("first query, fresh process", lambda one: _first(one, "total_s")),
+            ("first query of a fresh process", lambda one: _first(one, "total_s")),
             ("- interpreter and imports", lambda one: _first(one, "start_s", "import_s")),
             ("- loading the model", lambda one: _first(one, "load_s")),
             ("- first answer", lambda one: _first(one, "first_answer_s")),
-            ("second answer", lambda one: _first(one, "second_answer_s")),
-            ("peak memory of that process", _peak),
+            ("its second answer", lambda one: _first(one, "second_answer_s")),
+            ("its peak memory", _peak),
         ]
-    caption = "operations: floating-point, two a multiply-add, of products, convolutions and attention"
-    show_table(title, names, [(label, *map(cell, both)) for label, cell in rows], caption=caption)
+    caption = "operations: floating-point, two a multiply-add, of matrix products, convolutions and attention"
+    cells = [[label, cell(result.teacher), cell(result.student)] for label, cell in rows]
+    show_table(title, ["", "teacher", "student"], cells, caption=caption)
+
+
+def _busy(result: Bench) -> str:
+    """A line for those who read times of a machine that does other things as well."""
+    loads = [load for load in result.machine["load_average"] if load is not None]
+    cores = result.machine["cores"]
+    if not loads or max(loads) <= cores:
+        return ""
+    return f"\nbusy: {max(loads):.1f} processes wanted {cores} cores; times are upper bounds, and percentiles of short work jump"
 
 
 def _first(one: ModelTimes, *parts: str) -> str:
@@ -70,47 +82,40 @@ def _peak(one: ModelTimes) -> str:
     return f"{median.rss_peak_mib:,.0f} MiB{gpu}"
 
 
-def _latency_rows(times: Sequence[ModelTimes], headline: int) -> list[Sequence[str]]:
-    labels = {
-        "pair": "a pair, everything encoded",
-        "image": "an image encoded",
-        "caption": "a caption encoded",
-        "query": f"a query, {headline:,} images encoded before",
-    }
-    rows: list[Sequence[str]] = []
-    for name, label in labels.items():
-        found = [one.latencies.get(name) for one in times]
-        rows += [
-            (f"{label}: p{percent}", *(_percentile(one, percent) for one in found))
-            for percent in (50, 95, 99)
-            if any(one is not None for one in found)
-        ]
-    return rows
+def _latency_rows(times: Sequence[ModelTimes], headline: int) -> list[Row]:
+    labels = {"pair": "a pair", "image": "an image", "caption": "a caption", "query": f"a query, N = {headline:,}"}
+    return [
+        (f"{label}: p{percent}", *(_percentile(one.latencies.get(name), percent) for one in times))
+        for name, label in labels.items()
+        for percent in (50, 95, 99)
+        if any(name in one.latencies for one in times)
+    ]
 
 
 def _percentile(latency: Latency | None, percent: int) -> str:
     if latency is None:
         return NOT_TIMED
     found: Percentile = getattr(latency, f"p{percent}")
-    cell = f"{milliseconds(found.ms)} ({milliseconds(found.interval_ms[0])} to {milliseconds(found.interval_ms[1])}) ms"
-    return cell if found.is_resolved else f"{cell} *"
+    low, high = map(digits, found.interval_ms)
+    return f"{digits(found.ms)} ({low}-{high}){'' if found.is_resolved else ' *'}"
 
 
 def _latency_caption(result: Bench) -> str:
     settings = result.settings
+    what = "a pair: both encoded and scored; an image, a caption: encoded; a query: its images encoded before"
     repeats = f"warm-up {settings.num_warmup}, then up to {settings.num_repeats} repeats or {settings.budget_s:g} s, in turns"
-    return f"{repeats}; {INTERVALS}; * too few repeats for this percentile: near their maximum"
+    return f"{what}\n{repeats}\n{BRACKETS}; * fewer repeats than this percentile needs: near their maximum"
 
 
-def _throughput_rows(times: Sequence[ModelTimes]) -> list[Sequence[str]]:
+def _throughput_rows(times: Sequence[ModelTimes]) -> list[Row]:
     return [
-        (f"{what}, batches of {batch.batch_size}", *(f"{getattr(one.throughput[i], key):,.1f}" for one in times))
-        for what, key in (("pairs, everything encoded", "pairs_per_s"), ("images", "images_per_s"), ("captions", "captions_per_s"))
+        (f"{what}, batches of {batch.batch_size}", *(digits(getattr(one.throughput[i], key)) for one in times))
+        for what, key in (("pairs", "pairs_per_s"), ("images", "images_per_s"), ("captions", "captions_per_s"))
         for i, batch in enumerate(times[0].throughput)
     ]
 
 
-def _query_rows(result: Bench, times: Sequence[ModelTimes]) -> list[Sequence[str]]:
+def _query_rows(result: Bench, times: Sequence[ModelTimes]) -> list[Row]:
     return [
         (
             f"{point.num_images:,} encoded {'before' if point.is_cached else 'with it'}",
@@ -121,30 +126,24 @@ def _query_rows(result: Bench, times: Sequence[ModelTimes]) -> list[Sequence[str
     ]
 
 
-def _show_speed_ups(result: Bench) -> None:
+def _speed_ups(result: Bench) -> tuple[list[str], list[list[str]]]:
     columns, rows = ["", "student"], [[item.label, _factor(item)] for item in result.speed_ups]
     if result.onnx.speed_ups:
         columns.append("student, ONNX")
         rows = [[*row, _factor(item)] for row, item in zip(rows, result.onnx.speed_ups, strict=True)]
-    rows.append(["the paper's", f"at least {result.paper_speed_up}x", *[""] * (len(columns) - 2)])
-    protocol = f"whole test set: {result.num_images:,} images x {result.num_captions:,} captions, preprocessed"
-    paper = 'paper: "compared to the existing ITR models"; on what, and timed how, its abstract does not say'
+    return columns, [*rows, ["the paper's", f">= {result.paper_speed_up}x", *[""] * (len(columns) - 2)]]
+
+
+def _speed_up_caption(result: Bench) -> str:
+    protocol = f"whole test set: {result.num_images:,} images, {result.num_captions:,} captions, preprocessed; {EXTRAPOLATED}"
+    paper = 'the paper\'s: "compared to the existing ITR models"; which, on what and timed how, its abstract does not say'
     onnx = f"\nONNX Runtime: {result.onnx.note}" if result.onnx.note else ""
-    show_table(
-        "Speed-up: teacher's time over student's",
-        columns,
-        rows,
-        caption=f"{protocol}\n~ extrapolated: measured rate x count\n{paper}{onnx}",
-    )
+    return f"{protocol}\n{paper}{onnx}"
 
 
 def _factor(item: SpeedUp) -> str:
-    low, high = (_ratio(bound) for bound in item.interval)
-    return f"{'~' if item.extrapolated else ''}{_ratio(item.ratio)}x ({low} to {high})"
-
-
-def _ratio(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    low, high = map(digits, item.interval)
+    return f"{'~' if item.extrapolated else ''}{digits(item.ratio)}x ({low}-{high})"
 
 
 def _words(duration: Duration) -> str:
@@ -152,47 +151,46 @@ def _words(duration: Duration) -> str:
     return f"{'~' if duration.extrapolated else ''}{seconds(duration.seconds)}"
 
 
+def digits(value: float) -> str:
+    """Three digits, or all before the point.
+
+    >>> digits(0.01234), digits(1.5), digits(99.96), digits(12345.6), digits(0)
+    ('0.0123', '1.50', '100', '12,346', '0')
+    """
+    for decimals, limit in ((0, 99.95), (1, 9.995), (2, 0.9995), (3, 0.09995), (4, 0.0)):
+        if value > limit:
+            return f"{value:,.{decimals}f}"
+    return "0"
+
+
 def seconds(value: float) -> str:
     """A time in the unit that fits it.
 
-    >>> seconds(0.00213), seconds(3.14), seconds(7300), seconds(200_000)
-    ('2.13 ms', '3.1 s', '2.0 h', '2.3 days')
+    >>> seconds(0.00213), seconds(3.14), seconds(300), seconds(7300), seconds(200_000)
+    ('2.13 ms', '3.14 s', '5.00 min', '2.03 h', '2.31 days')
     """
-    if value < 1:
-        return f"{milliseconds(1000 * value)} ms"
-    if value < 7200:
-        return f"{value:,.1f} s"
-    return f"{value / 3600:,.1f} h" if value < 48 * 3600 else f"{value / 86400:,.1f} days"
-
-
-def milliseconds(value: float) -> str:
-    """Milliseconds to three digits, whole ones from a hundred on.
-
-    >>> milliseconds(0.01234), milliseconds(1.5), milliseconds(12345)
-    ('0.0123', '1.50', '12,345')
-    """
-    if value >= 100:
-        return f"{value:,.0f}"
-    digits = 2 if value >= 1 else 4
-    return f"{value:.1f}" if value >= 10 else f"{value:.{digits}f}"
+    for limit, factor, unit in ((1, 1000, "ms"), (120, 1, "s"), (7200, 1 / 60, "min"), (48 * 3600, 1 / 3600, "h")):
+        if value < limit:
+            return f"{digits(value * factor)} {unit}"
+    return f"{digits(value / 86400)} days"
 
 
 def operations(value: float) -> str:
-    """Operations with a unit.
+    """A large number with a unit.
 
     >>> operations(184e9), operations(2.5e6), operations(512)
-    ('184.00 G', '2.50 M', '512')
+    ('184 G', '2.50 M', '512')
     """
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= unit:
-            return f"{value / unit:,.2f} {name}"
-    return f"{value:.0f}"
+            return f"{digits(value / unit)} {name}"
+    return digits(value)
 
 
 def size(num_bytes: float) -> str:
     """Bytes with a unit.
 
     >>> size(1_024_000_000), size(5_200_000)
-    ('1.02 GB', '5.2 MB')
+    ('1.02 GB', '5.20 MB')
     """
-    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
+    return f"{digits(num_bytes / 1e9)} GB" if num_bytes >= 1e9 else f"{digits(num_bytes / 1e6)} MB"
