@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from bench_fakes import FakeCorpus, FakeFusion, bench
+from bench_fakes import Clock, FakeCorpus, FakeFusion, bench
 
+from dcdctl.core import benchmark
 from dcdctl.core.bench_config import BenchConfig
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.rates import Curve, Query
@@ -178,6 +179,15 @@ def test_both_models_work_in_the_precision_asked_for(precision, wanted):
 
     bench(student=student, precision=precision)
     assert seen[0].types == {wanted}
+
+
+def test_on_a_gpu_every_time_is_taken_when_its_work_is_done(monkeypatch):
+    """No GPU here: what would be waited for is recorded."""
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    device, clock = torch.device("cuda:1"), Clock()
+    benchmark._timer(BenchConfig(), device, clock).once(lambda number: clock.spend(7), 0)
+    assert waited == [device, device]
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dcdctl.core import bench_results, files, first_query, footprint, machine, models, onnx_export, rates
+from dcdctl.core import bench_results, devices, files, first_query, footprint, machine, models, onnx_export, rates
 from dcdctl.core.bench_config import BenchConfig
 from dcdctl.core.bench_onnx import OnnxStudent, onnx_student
 from dcdctl.core.bench_results import Bench, CurvePoint, Duration, ModelTimes, OnnxTimes, SpeedUp, Throughput, speed_up
@@ -155,7 +156,7 @@ def _timer(config: BenchConfig, device: torch.device, clock: Callable[[], float]
         budget_s=config.budget_s,
         min_rounds=min(config.min_rounds, config.num_repeats),
         clock=clock,
-        synchronize=(lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None),
+        synchronize=partial(devices.synchronize, device),
     )
 
 

@@ -25,16 +25,13 @@ from dcdctl.core.config import build
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import ModelError
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.sides import side_of
+from dcdctl.core.sides import FIRST, MiB, side_of
 
 try:
     import resource
 except ImportError:  # not a POSIX system
     resource = None  # type: ignore[assignment]
 
-MiB = 2**20
-FIRST = 10
-"""A query is answered when its first ten images are known."""
 # The clock is read before anything is imported but itself.
 _SCRIPT = "import sys, time; begun = time.time(); from dcdctl.core import first_query; first_query.answer(sys.argv[1], begun)"
 
@@ -135,7 +132,7 @@ def answer(request_json: str, begun: float) -> None:
     if request.num_threads is not None:
         torch.set_num_threads(request.num_threads)
     model = models.load(request.ref, request.overrides).to(device).eval()
-    _wait(device)
+    devices.synchronize(device)
     loaded, rss_loaded = time.time(), peak_rss_mib()
     corpus = Corpus.open(Path(request.data), request.split)
     with torch.inference_mode(), torch.autocast(device.type, getattr(torch, request.precision), enabled=request.precision != "float32"):
@@ -163,7 +160,7 @@ def _answer_twice(model: Any, corpus: Corpus, request: Request, device: torch.de
     pictures = corpus.images(range(min(request.batch_size, request.num_images, corpus.num_images)))
     images = side.encode_images(model.preprocess.images(pictures).to(device))
     gallery = side.gallery(images, request.num_images)
-    _wait(device)
+    devices.synchronize(device)
     encoded = time.perf_counter()
 
     def search() -> Tensor:
@@ -174,11 +171,6 @@ def _answer_twice(model: Any, corpus: Corpus, request: Request, device: torch.de
     answered = time.perf_counter()
     search()
     return encoded - started, answered - encoded, time.perf_counter() - answered
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def peak_rss_mib() -> float:

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from dcdctl.core.bench_config import BenchConfig
-from dcdctl.core.first_query import FIRST, MiB
 from dcdctl.core.progress import Advance
-from dcdctl.core.sides import Contestant
+from dcdctl.core.sides import FIRST, Contestant, MiB
 from dcdctl.core.timing import Quantity, Sample, Timer, Work
 
 BLOCK_IMAGES = 1000

@@ -13,7 +13,10 @@ from torch import Tensor
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.models.protocols import DualEncoder, FusionScorer, Preprocessor, States
 
+FIRST = 10
+"""A query is answered when its first ten images are known."""
 FLOAT32_BYTES = 4
+MiB = 2**20
 
 
 class Side(Protocol):
