@@ -99,7 +99,13 @@ class FakeCorpus:
 
 
 def bench(
-    *, budget_s: float = 1e6, corpus: FakeCorpus | None = None, student: type[nn.Module] = FakeDual, clock: Clock | None = None, **settings
+    *,
+    budget_s: float = 1e6,
+    clock_name: str = "wall",
+    corpus: FakeCorpus | None = None,
+    student: type[nn.Module] = FakeDual,
+    clock: Clock | None = None,
+    **settings,
 ) -> Bench:
     """A benchmark of a fake teacher and a fake student that costs half of it."""
     clock = Clock() if clock is None else clock
@@ -112,6 +118,7 @@ def bench(
         "headline_size": 100,
         "is_onnx_timed": False,
         "budget_s": budget_s,
+        "clock": clock_name,
         **settings,
     }
     teacher = FakeFusion(clock, Costs(image=10, text=2, pair=1))

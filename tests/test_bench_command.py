@@ -79,6 +79,7 @@ def test_bench_shows_tables_that_mark_what_is_extrapolated(scenes_corpus_dir, fo
         (["--batch-sizes", "1;8"], 2, "is not a list of whole numbers, such as 1,8,32"),
         (["--budget", "0"], 1, "budget_s must be more than 0 seconds"),
         (["--precision", "int3"], 1, "precision must be one of"),
+        (["--clock", "moon"], 1, "clock must be one of wall, processor, got moon"),
     ],
 )
 def test_a_setting_that_cannot_be_ends_before_anything_is_timed(scenes_corpus_dir, folders, words, status, message):
@@ -93,7 +94,7 @@ def test_the_flags_have_the_defaults_of_the_config():
     config = BenchConfig()
     names = {
         "images": "num_images", "batch_size": "batch_size", "headline": "headline_size", "budget": "budget_s", "repeats": "num_repeats",
-        "fresh_processes": "num_fresh_processes", "onnx": "is_onnx_timed", "threads": "num_threads",
+        "fresh_processes": "num_fresh_processes", "clock": "clock", "onnx": "is_onnx_timed", "threads": "num_threads",
     }  # fmt: skip
     assert {flag: flags[flag] for flag in names} == {flag: getattr(config, name) for flag, name in names.items()}
     assert sizes(flags["batch_sizes"]) == config.batch_sizes
@@ -109,11 +110,21 @@ def test_a_percentile_of_too_few_repeats_has_a_star(capsys):
     assert "~" in rows["whole test set, all pairs"]
 
 
-@pytest.mark.parametrize(("load", "is_told"), [(1.5, False), (7.9, True)])
-def test_a_busy_machine_is_told(load, is_told, capsys):
-    result = fake_bench(student=FakeFusion)
+@pytest.mark.parametrize(
+    ("load", "clock", "told"),
+    [
+        (1.5, "wall", ""),
+        (7.9, "wall", "busy: 7.9 processes wanted 2 cores; all times are upper bounds"),
+        (7.9, "processor", "busy: 7.9 processes wanted 2 cores; times of fresh processes are upper bounds\n"),
+    ],
+)
+def test_a_busy_machine_is_told(load, clock, told, capsys):
+    result = fake_bench(student=FakeFusion, clock_name=clock)
     bench_view.show_bench(dataclasses.replace(result, machine={**result.machine, "cores": 2, "load_average": [0.0, load]}))
-    assert ("busy: 7.9 processes wanted 2 cores" in capsys.readouterr().out) == is_told
+    printed = capsys.readouterr().out
+    assert told in printed
+    assert ("busy" in printed) == bool(told)
+    assert ("seconds of the processor" in printed) == (clock == "processor")
 
 
 def test_numbers_have_three_digits():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -179,6 +181,19 @@ def test_both_models_work_in_the_precision_asked_for(precision, wanted):
 
     bench(student=student, precision=precision)
     assert seen[0].types == {wanted}
+
+
+def test_the_processors_clock_stands_still_while_the_process_sleeps():
+    clock = benchmark._clock(BenchConfig(clock="processor"), torch.device("cpu"))
+    started = clock()
+    threading.Event().wait(0.2)
+    assert clock() - started < 0.1
+    assert benchmark._clock(BenchConfig(), torch.device("cpu")) is time.perf_counter
+
+
+def test_the_processors_clock_is_refused_for_a_gpu():
+    with pytest.raises(ConfigError, match=r"say nothing of work on cuda; use --clock wall"):
+        benchmark._clock(BenchConfig(clock="processor"), torch.device("cuda"))
 
 
 def test_on_a_gpu_every_time_is_taken_when_its_work_is_done(monkeypatch):

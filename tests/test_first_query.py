@@ -31,6 +31,7 @@ def test_the_total_is_start_import_load_and_first_answer(found):
     for one in found.processes:
         parts = (one.start_s, one.import_s, one.load_s, one.first_answer_s)
         assert one.total_s == pytest.approx(sum(parts), abs=0.01)
+        assert 0 < one.processor_s < 2 * one.total_s  # two threads at times
         assert min(*parts, one.encode_s, one.second_answer_s) > 0
 
 

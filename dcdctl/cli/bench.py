@@ -33,6 +33,9 @@ GallerySizes = Annotated[
 Headline = Annotated[int, typer.Option("--headline", help="Of these, the one of the speed-up per query.", min=1, metavar="N")]
 Budget = Annotated[float, typer.Option("--budget", help="Seconds for one measurement of one model.", metavar="SECONDS")]
 Repeats = Annotated[int, typer.Option("--repeats", help="Most repeats of one measurement.", min=1)]
+ClockName = Annotated[
+    str, typer.Option("--clock", help="wall, or processor: its seconds alone, for a busy machine without a GPU.", metavar="NAME")
+]
 FreshProcesses = Annotated[
     int, typer.Option("--fresh-processes", help="Processes a model for first-query time and peak memory; 0 for neither.", min=0)
 ]
@@ -51,6 +54,7 @@ def bench(
     headline: Headline = 1000,
     budget: Budget = 5.0,
     repeats: Repeats = 100,
+    clock: ClockName = "wall",
     fresh_processes: FreshProcesses = 3,
     onnx: Onnx = True,
     device: Device = "auto",
@@ -66,7 +70,7 @@ def bench(
     config = bench_config.BenchConfig(
         num_images=images, batch_size=batch_size, batch_sizes=batch_sizes, gallery_sizes=gallery_sizes, headline_size=headline,
         budget_s=budget, num_repeats=repeats, num_fresh_processes=fresh_processes, is_onnx_timed=onnx, num_threads=threads,
-        precision=devices.precision(precision),
+        clock=clock, precision=devices.precision(precision),
     )  # fmt: skip
     place = devices.choose(device)
     pair = benchmark.Pair(teacher=teacher, student=run, overrides=apply_sets({}, model_set or []), data=data, split=split)

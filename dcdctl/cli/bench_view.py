@@ -51,6 +51,7 @@ def _show_footprints(result: Bench) -> None:
             ("- interpreter and imports", lambda one: _first(one, "start_s", "import_s")),
             ("- loading the model", lambda one: _first(one, "load_s")),
             ("- first answer", lambda one: _first(one, "first_answer_s")),
+            ("- of all that, the processor's work", lambda one: _first(one, "processor_s")),
             ("its second answer", lambda one: _first(one, "second_answer_s")),
             ("its peak memory", _peak),
         ]
@@ -65,7 +66,9 @@ def _busy(result: Bench) -> str:
     cores = result.machine["cores"]
     if not loads or max(loads) <= cores:
         return ""
-    return f"\nbusy: {max(loads):.1f} processes wanted {cores} cores; times are upper bounds, and percentiles of short work jump"
+    what = "all times" if result.settings.clock == "wall" else "times of fresh processes"
+    advice = ", those of short work jump; --clock processor does not mind" if result.settings.clock == "wall" else ""
+    return f"\nbusy: {max(loads):.1f} processes wanted {cores} cores; {what} are upper bounds{advice}"
 
 
 def _first(one: ModelTimes, *parts: str) -> str:
@@ -102,7 +105,8 @@ def _percentile(latency: Latency | None, percent: int) -> str:
 
 def _latency_caption(result: Bench) -> str:
     settings = result.settings
-    what = "a pair: both encoded and scored; an image, a caption: encoded; a query: its images encoded before"
+    clock = "" if settings.clock == "wall" else "seconds of the processor, not of the clock on the wall; "
+    what = f"{clock}a pair: both encoded and scored; an image, a caption: encoded; a query: its images encoded before"
     repeats = f"warm-up {settings.num_warmup}, then up to {settings.num_repeats} repeats or {settings.budget_s:g} s, in turns"
     return f"{what}\n{repeats}\n{BRACKETS}; * fewer repeats than this percentile needs: near their maximum"
 

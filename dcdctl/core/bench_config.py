@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dcdctl.core.errors import ConfigError
 
+CLOCKS = ("wall", "processor")
 DEFAULT_SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
 
 
@@ -30,6 +31,8 @@ class BenchConfig:
     """The gallery of the speed-up per query."""
     max_gallery_mib: int = 1024
     """A dual model's gallery that is larger is not made, and its query extrapolated."""
+    clock: str = "wall"
+    """wall, or processor: seconds that the processor worked for this process alone, all its threads together; on a CPU."""
     num_fresh_processes: int = 3
     """Processes a model that load and answer, for the time of a first query and the peak memory; 0 for neither."""
     is_onnx_timed: bool = True
@@ -47,6 +50,8 @@ class BenchConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.budget_s <= 0:
             raise ConfigError(f"budget_s must be more than 0 seconds, got {self.budget_s:g}")
+        if self.clock not in CLOCKS:
+            raise ConfigError(f"clock must be one of {', '.join(CLOCKS)}, got {self.clock}")
         if self.num_fresh_processes < 0:
             raise ConfigError(f"num_fresh_processes must not be negative, got {self.num_fresh_processes}")
         if self.headline_size not in self.gallery_sizes:

@@ -29,6 +29,7 @@ from dcdctl.core.bench_config import BenchConfig
 from dcdctl.core.bench_onnx import OnnxStudent, onnx_student
 from dcdctl.core.bench_results import Bench, CurvePoint, Duration, ModelTimes, OnnxTimes, SpeedUp, Throughput, speed_up
 from dcdctl.core.corpus import Corpus
+from dcdctl.core.errors import ConfigError
 from dcdctl.core.first_query import FirstQuery, Request
 from dcdctl.core.footprint import Footprint
 from dcdctl.core.models.protocols import DualEncoder, FusionScorer
@@ -109,10 +110,13 @@ def compare(
     config: BenchConfig,
     *,
     fresh: Mapping[str, FirstQuery] | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
     track: Track = silent,
 ) -> Bench:
-    """Times of teacher and student, on the device they are on, and three speed-ups; `fresh` is what fresh processes told of each."""
+    """Times of teacher and student, on the device they are on, and three speed-ups.
+
+    `fresh` is what fresh processes told of each; `clock` takes the place of the setting's.
+    """
     device = device_of(student)
     load_before = machine.load_average()
     with _setting(config, device):
@@ -120,7 +124,7 @@ def compare(
         abouts = {name: _about(model, both[name], (fresh or {}).get(name)) for name, model in ((TEACHER, teacher), (STUDENT, student))}
         with onnx_student(student, both[STUDENT].inputs, is_wanted=config.is_onnx_timed) as onnx:
             everyone = both if onnx.contestant is None else {**both, ONNX: onnx.contestant}
-            timed = _timed(everyone, corpus, config, _timer(config, device, clock), track)
+            timed = _timed(everyone, corpus, config, _timer(config, device, clock or _clock(config, device)), track)
         where = {**machine.describe(device), "load_average": [load_before, machine.load_average()]}
     return Bench(
         split=corpus.split,
@@ -158,6 +162,14 @@ def _timer(config: BenchConfig, device: torch.device, clock: Callable[[], float]
         clock=clock,
         synchronize=partial(devices.synchronize, device),
     )
+
+
+def _clock(config: BenchConfig, device: torch.device) -> Callable[[], float]:
+    if config.clock == "wall":
+        return time.perf_counter
+    if device.type != "cpu":
+        raise ConfigError(f"a processor's seconds say nothing of work on {device.type}", hint="use --clock wall or --device cpu")
+    return time.process_time
 
 
 def _contestant(model: FusionScorer | DualEncoder, corpus: Corpus, config: BenchConfig) -> Contestant:

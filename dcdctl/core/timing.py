@@ -1,7 +1,8 @@
 """A clock that waits for the device, contestants that take turns at it, and how sure what their repeats say is.
 
 A measurement goes in rounds. In a round every contestant does the same work, one after the other, the fast ones several times; so a
-machine that is busy for a while slows all of them. Intervals are percentile bootstraps over rounds (as in `comparison`): rounds are drawn
+machine that is busy for a while slows all of them. Who begins is drawn, as a short piece of work fares otherwise after a long one than
+before it. Intervals are percentile bootstraps over rounds (as in `comparison`): rounds are drawn
 with replacement, the same for all contestants, and what follows from their times is worked out anew. They say how much hangs on which
 moments were timed, in this process, on this machine.
 
@@ -93,7 +94,7 @@ class Timer:
     synchronize: Callable[[], None] = lambda: None
     """Waits until the device has nothing left to do."""
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
-    """Draws the rounds of bootstraps."""
+    """Draws the order of each round, and the rounds of bootstraps."""
 
     def once(self, work: Work, number: int) -> float:
         """Seconds for the work of one round."""
@@ -111,8 +112,8 @@ class Timer:
         per_round = {name: max(1, count // num_rounds) for name, count in affordable.items()}
         seconds: dict[str, list[list[float]]] = {name: [] for name in works}
         for number in range(num_rounds):
-            for name, work in works.items():
-                seconds[name].append([self.once(work, number) for _ in range(per_round[name])])
+            for name in self.rng.permutation(sorted(works)).tolist():
+                seconds[name].append([self.once(works[name], number) for _ in range(per_round[name])])
         draws_RN = self.rng.integers(num_rounds, size=(NUM_DRAWS, num_rounds))
         return {name: Sample(np.array(times), draws_RN) for name, times in seconds.items()}
 
