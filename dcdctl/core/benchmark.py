@@ -91,12 +91,12 @@ class Pair:
 
 def compare_saved(pair: Pair, config: BenchConfig, *, device: torch.device, track: Track = silent) -> Bench:
     """The benchmark of two saved models; kept as bench.json where the student is a run folder."""
-    corpus = Corpus.open(pair.data, pair.split)
+    corpus, clock = Corpus.open(pair.data, pair.split), _clock(config, device)
     teacher, student = models.load_fusion(pair.teacher, pair.overrides, track), models.load(pair.student)
     # Before the models are moved: on a GPU the processes have its memory for themselves.
     requests = pair.requests(config, device) if config.num_fresh_processes else {}
     fresh = first_query.measure(requests, config.num_fresh_processes, track) if requests else {}
-    found = compare(teacher.to(device), student.to(device), corpus, config, fresh=fresh, track=track)
+    found = compare(teacher.to(device), student.to(device), corpus, config, fresh=fresh, clock=clock, track=track)
     result = dataclasses.replace(found, student_model=pair.student, teacher_model=pair.teacher)
     if Path(pair.student, "run.json").exists():
         files.write_json(Path(pair.student, "bench.json"), result.to_json())
