@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from dcdctl.core import footprint, models
 from dcdctl.core.footprint import count_flops
-from dcdctl.core.sides import Contestant, inputs_for, side_of
+from dcdctl.core.timed_models import Contestant, inputs_for, side_of
 
 
 def test_a_linear_layer_costs_two_operations_a_weight_and_row():

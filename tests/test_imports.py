@@ -81,7 +81,7 @@ ORDER = [
     "distillation",
     "bench_config",
     "timing",
-    "sides",
+    "timed_models",
     "footprint",
     "first_query",
     "onnx_export",

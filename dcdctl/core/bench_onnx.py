@@ -15,7 +15,7 @@ from dcdctl.core import onnx_export
 from dcdctl.core.errors import DcdError
 from dcdctl.core.models.dual import DualModel
 from dcdctl.core.models.protocols import DualEncoder, FusionScorer
-from dcdctl.core.sides import Contestant, DualSide, Inputs, device_of
+from dcdctl.core.timed_models import Contestant, DualSide, Inputs, device_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ from dcdctl.core.footprint import Footprint
 from dcdctl.core.models.protocols import DualEncoder, FusionScorer
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.rates import BatchTimes, Course, Query, Rates
-from dcdctl.core.sides import Contestant, Inputs, device_of, inputs_for, side_of
+from dcdctl.core.timed_models import Contestant, Inputs, device_of, inputs_for, side_of
 from dcdctl.core.timing import Quantity, Timer
 
 TEACHER, STUDENT, ONNX = "teacher", "student", "onnx"

@@ -25,7 +25,7 @@ from dcdctl.core.config import build
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import ModelError
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.sides import FIRST, MiB, side_of
+from dcdctl.core.timed_models import FIRST, MiB, side_of
 
 try:
     import resource

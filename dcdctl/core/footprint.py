@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from dcdctl.core.models.protocols import DualEncoder, FusionScorer
-from dcdctl.core.sides import FLOAT32_BYTES, Contestant
+from dcdctl.core.timed_models import FLOAT32_BYTES, Contestant
 
 NUM_COUNTED = 4
 """Pairs that operations are counted on; captions differ in length."""

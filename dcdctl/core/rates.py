@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dcdctl.core.bench_config import BenchConfig
 from dcdctl.core.progress import Advance
-from dcdctl.core.sides import FIRST, Contestant, MiB
+from dcdctl.core.timed_models import FIRST, Contestant, MiB
 from dcdctl.core.timing import Quantity, Sample, Timer, Work
 
 BLOCK_IMAGES = 1000
