@@ -183,6 +183,7 @@ def test_no_command_module_is_left_out_of_the_app():
         "app",
         "terminal",
         "training_view",
+        "bench_view",
         "options",
     }
     named = {command.callback.__module__.rpartition(".")[2] for command in typer.main.get_command(app).commands.values()}

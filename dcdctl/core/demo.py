@@ -10,7 +10,7 @@ from typing import Any
 from dcdctl.core import benchmark, cache_building, distillation, evaluation, files, grading, manifest, models, pretraining, runs
 from dcdctl.core import prepare as preparing
 from dcdctl.core import recipe as recipes
-from dcdctl.core.benchmark import BenchConfig
+from dcdctl.core.bench_config import BenchConfig
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.distillation import Inputs, Job
 from dcdctl.core.evaluation import Evaluation
@@ -35,7 +35,11 @@ class DemoConfig:
     """Candidates of each query that the cascade re-ranks."""
     steps: int | None = None
     """Training steps of each student, in place of the recipes'."""
-    bench: BenchConfig = field(default_factory=lambda: BenchConfig(budget_s=1.0, num_repeats=10))
+    bench: BenchConfig = field(
+        default_factory=lambda: BenchConfig(
+            budget_s=1.0, num_repeats=10, batch_sizes=(32,), gallery_sizes=(100, 1000, 10000), num_fresh_processes=0, is_onnx_timed=False
+        )
+    )
 
 
 DEFAULT = DemoConfig()
