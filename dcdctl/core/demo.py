@@ -23,7 +23,7 @@ from dcdctl.core import (
 from dcdctl.core import prepare as preparing
 from dcdctl.core import recipe as recipes
 from dcdctl.core import report as reports
-from dcdctl.core.benchmark import BenchConfig
+from dcdctl.core.bench_config import BenchConfig
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.distillation import Inputs, Job
 from dcdctl.core.evaluation import Evaluation
@@ -52,7 +52,11 @@ class DemoConfig:
     """Training steps of each student, in place of the recipes'."""
     measure_every: int = 50
     """Training steps between measurements on the validation split, which change nothing."""
-    bench: BenchConfig = field(default_factory=lambda: BenchConfig(budget_s=1.0, num_repeats=10))
+    bench: BenchConfig = field(
+        default_factory=lambda: BenchConfig(
+            budget_s=1.0, num_repeats=10, batch_sizes=(32,), gallery_sizes=(100, 1000, 10000), num_fresh_processes=0, is_onnx_timed=False
+        )
+    )
 
 
 DEFAULT = DemoConfig()
