@@ -24,6 +24,7 @@ from dcdctl.core import prepare as preparing
 from dcdctl.core import recipe as recipes
 from dcdctl.core import report as reports
 from dcdctl.core.bench_config import BenchConfig
+from dcdctl.core.benchmark import Pair
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.distillation import Inputs, Job
 from dcdctl.core.evaluation import Evaluation
@@ -180,9 +181,8 @@ def _measure(trained: Models, corpus: Corpus, config: DemoConfig, options: Train
     for name, student in students.items():
         found[name] = evaluation.evaluate(student, corpus, device=options.device, track=track)
         _keep(folders[name], str(folders[name]), found[name], corpus)
-        benches[name] = benchmark.compare(trained.teacher, student, corpus, settings, track=track)
-        refs = {"student_model": str(folders[name]), "teacher_model": trained.teacher_ref}
-        files.write_json(folders[name] / "bench.json", {**refs, **benches[name].to_json()})
+        pair = Pair(teacher=trained.teacher_ref, student=str(folders[name]), overrides={}, data=corpus.folder, split=corpus.split)
+        benches[name] = benchmark.compare_saved(pair, settings, device=options.device, track=track)
     cascade = evaluation.evaluate(students[DUAL], corpus, rerank=students[FUSION], depth=config.depth, device=options.device, track=track)
     seconds = {name: bench.student.query(settings.headline_size, is_cached=True).seconds for name, bench in benches.items()}
     teacher_s = benches[DUAL].teacher.query(settings.headline_size, is_cached=True).seconds
