@@ -17,7 +17,7 @@ from dcdctl.cli import terminal
 from dcdctl.cli.app import app
 from dcdctl.core.errors import StaleError
 
-COMMANDS = ["demo", "prepare", "convert", "finetune-teacher", "cache-teacher", "inspect", "distill", "eval", "bench", "report"]
+COMMANDS = ["demo", "prepare", "convert", "finetune-teacher", "cache-teacher", "inspect", "distill", "eval", "bench", "compare", "report"]
 
 
 def small_app() -> typer.Typer:
@@ -183,6 +183,7 @@ def test_no_command_module_is_left_out_of_the_app():
         "app",
         "terminal",
         "training_view",
+        "bench_view",
         "options",
     }
     named = {command.callback.__module__.rpartition(".")[2] for command in typer.main.get_command(app).commands.values()}

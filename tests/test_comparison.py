@@ -1,8 +1,9 @@
-"""The bootstrap over images: by hand, against a plain loop over the same draws, and from files."""
+"""Bootstrap and sign flips over images: by hand, against plain loops, and from files."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import make_corpus
 
-from dcdctl.core import comparison, evaluation, evaluation_files, retrieval
-from dcdctl.core.comparison import Estimate, Estimates, Interval, RankTable, bootstrap, compare, read_ranks
+from dcdctl.core import evaluation, evaluation_files, resampling, retrieval
+from dcdctl.core.comparison import Estimate, Estimates, Interval, RankTable, bootstrap, compare, compare_all, read_ranks
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.protocol import WHOLE
 from dcdctl.core.retrieval import Ranks
@@ -30,6 +31,10 @@ def random_table(seed: int, owner: Sequence[int], hardest: int = 14) -> RankTabl
     return table(owner, rng.integers(1, hardest, max(owner) + 1).tolist(), rng.integers(1, hardest, len(owner)).tolist())
 
 
+RSUM = 6
+"""Its place among the figures."""
+
+
 @st.composite
 def sides(draw: st.DrawFn) -> tuple[list[RankTable], list[RankTable]]:
     """One to three runs a side on images with any numbers of captions, in any order."""
@@ -41,8 +46,9 @@ def sides(draw: st.DrawFn) -> tuple[list[RankTable], list[RankTable]]:
 
 
 def figures(estimates: Estimates) -> list[Estimate]:
-    """Recalls of text retrieval, those of image retrieval, RSUM."""
-    return [*estimates.text_retrieval.values(), *estimates.image_retrieval.values(), estimates.rsum]
+    """Recalls of text retrieval, those of image retrieval, RSUM, mean reciprocal ranks."""
+    recalls = [*estimates.text_retrieval.values(), *estimates.image_retrieval.values(), estimates.rsum]
+    return [*recalls, estimates.text_reciprocal_rank, estimates.image_reciprocal_rank]
 
 
 def figures_of(tables: Sequence[RankTable], images: Sequence[int]) -> list[float]:
@@ -50,8 +56,10 @@ def figures_of(tables: Sequence[RankTable], images: Sequence[int]) -> list[float
     runs = []
     for one in tables:
         captions = [text for image in images for text in np.flatnonzero(one.caption_image == image)]
-        found = retrieval.summarize(Ranks(one.text_ranks[list(images)], one.image_ranks[captions]))
-        runs.append([*found.text_retrieval.values(), *found.image_retrieval.values(), found.rsum])
+        ranks = Ranks(one.text_ranks[list(images)], one.image_ranks[captions])
+        found = retrieval.summarize(ranks)
+        reciprocal = [np.mean([100 / rank for rank in some]) for some in (ranks.text, ranks.image)]
+        runs.append([*found.text_retrieval.values(), *found.image_retrieval.values(), found.rsum, *reciprocal])
     return np.mean(runs, axis=0).tolist()
 
 
@@ -80,19 +88,19 @@ def test_counts_and_products_equal_a_loop_over_the_same_draws(sides, seed, block
     ours, base = sides
     num_images, resamples = len(ours[0].image_ids), 23
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "BLOCK_IMAGES", block_images)
+        patch.setattr(resampling, "BLOCK_IMAGES", block_images)
         found, alone = compare(ours, base, resamples=resamples, seed=seed), bootstrap(ours, resamples=resamples, seed=seed)
     draws = drawn(num_images, resamples, seed)
-    ours_R7, base_R7 = (np.array([figures_of(tables, images) for images in draws]) for tables in (ours, base))
-    for estimates, draws_R7, observed_7 in (
-        (found.difference, ours_R7 - base_R7, np.subtract(*(figures_of(tables, range(num_images)) for tables in (ours, base)))),
-        (alone, ours_R7, figures_of(ours, range(num_images))),
+    ours_R9, base_R9 = (np.array([figures_of(tables, images) for images in draws]) for tables in (ours, base))
+    for estimates, draws_R9, observed_9 in (
+        (found.difference, ours_R9 - base_R9, np.subtract(*(figures_of(tables, range(num_images)) for tables in (ours, base)))),
+        (alone, ours_R9, figures_of(ours, range(num_images))),
     ):
-        assert [one.value for one in figures(estimates)] == pytest.approx(list(observed_7), abs=1e-9)
-        low_7, high_7 = np.percentile(draws_R7, [2.5, 97.5], axis=0)
-        assert [one.interval.low for one in figures(estimates)] == pytest.approx(low_7.tolist(), abs=1e-9)
-        assert [one.interval.high for one in figures(estimates)] == pytest.approx(high_7.tolist(), abs=1e-9)
-    rsum_R = (ours_R7 - base_R7)[:, -1].round(9)
+        assert [one.value for one in figures(estimates)] == pytest.approx(list(observed_9), abs=1e-9)
+        low_9, high_9 = np.percentile(draws_R9, [2.5, 97.5], axis=0)
+        assert [one.interval.low for one in figures(estimates)] == pytest.approx(low_9.tolist(), abs=1e-9)
+        assert [one.interval.high for one in figures(estimates)] == pytest.approx(high_9.tolist(), abs=1e-9)
+    rsum_R = (ours_R9 - base_R9)[:, RSUM].round(9)
     rarer = min(sum(rsum_R <= 0), sum(rsum_R >= 0))
     assert found.p_value == pytest.approx(min(1, 2 * (rarer + 1) / (resamples + 1)))
 
@@ -102,7 +110,8 @@ def test_counts_and_products_equal_a_loop_over_the_same_draws(sides, seed, block
 def test_swapped_sides_negate_everything_but_the_p_value(sides, seed):
     ours, base = sides
     one, other = compare(ours, base, resamples=50, seed=seed), compare(base, ours, resamples=50, seed=seed)
-    assert one.p_value == other.p_value
+    assert (one.p_value, one.sign_flip_p_value) == (other.p_value, other.sign_flip_p_value)
+    assert_alike(one.ours, other.base)
     for mine, theirs in zip(figures(one.difference), figures(other.difference), strict=True):
         assert mine.value == -theirs.value
         assert [mine.interval.low, mine.interval.high] == pytest.approx([-theirs.interval.high, -theirs.interval.low], abs=1e-9)
@@ -113,8 +122,97 @@ def test_a_side_against_itself_is_zero_to_the_bit(num_runs):
     runs = [random_table(seed, [0, 0, 1, 2, 2, 2, 3]) for seed in range(num_runs)]
     # The base has each run twice: the same averages from other sums.
     found = compare(runs, [*runs, *runs], resamples=200)
-    assert all(one == Estimate(0.0, Interval(0.0, 0.0)) for one in figures(found.difference))
-    assert found.p_value == 1
+    assert all(one == Estimate(0.0, Interval(0.0, 0.0)) for one in figures(found.difference)[: RSUM + 1])
+    assert found.p_value == found.sign_flip_p_value == 1
+
+
+def test_signs_of_three_images_by_hand():
+    # Hits of ours less those of the base: the first image all three of text retrieval, 3 of 3 images; the second all three for one of its
+    # two captions, 3 of 4 captions; the third one hit at 10 of text retrieval too little, 1 of 3. So 1 + 3/4 - 1/3 is as far from 0 as
+    # 1 + 3/4 + 1/3, and further than 1 - 3/4 + 1/3 and 1 - 3/4 - 1/3: half of the patterns of signs.
+    ours, base = table([0, 1, 1, 2], [1, 20, 20], [20, 1, 20, 20]), table([0, 1, 1, 2], [20, 20, 6], [20, 20, 20, 20])
+    found = compare([ours], [base], resamples=100)
+    assert found.difference.rsum.value == pytest.approx(100 * (1 + 3 / 4 - 1 / 3))
+    assert (found.sign_flip_p_value, found.sign_flip_is_exact) == (0.5, True)
+
+
+def test_captions_share_the_sign_of_their_image():
+    # Eight captions that all gained would be 2 / 2^8 if each had a sign of its own; of one image there are two patterns, both as far.
+    ours, base = (table([0] * 8, [50], [rank] * 8) for rank in (1, 50))
+    assert compare([ours], [base], resamples=100).sign_flip_p_value == 1
+
+
+@given(sides=sides())
+@settings(max_examples=40, deadline=None)
+def test_exact_signs_equal_a_loop_that_swaps_the_models_image_by_image(sides):
+    ours, base = sides
+    num_images, rsums = len(ours[0].image_ids), []
+    for is_swapped in itertools.product([False, True], repeat=num_images):
+        one, other = (swapped(*pair, is_swapped) for pair in ((ours, base), (base, ours)))
+        rsums.append(abs(np.subtract(*(figures_of(tables, range(num_images))[RSUM] for tables in (one, other)))))
+    found = compare(ours, base, resamples=100)
+    assert found.sign_flip_is_exact
+    assert found.sign_flip_p_value == pytest.approx(np.mean([rsum >= rsums[0] - 1e-9 for rsum in rsums]))
+
+
+def swapped(ours: Sequence[RankTable], base: Sequence[RankTable], is_swapped: Sequence[bool]) -> list[RankTable]:
+    """Ours with the base's ranks where an image is swapped; each run of one with each of the other, so that both count equally."""
+    swap_I = np.array(is_swapped)
+    swap_T = swap_I[ours[0].caption_image]
+    return [
+        dataclasses.replace(
+            one,
+            text_ranks=np.where(swap_I, other.text_ranks, one.text_ranks),
+            image_ranks=np.where(swap_T, other.image_ranks, one.image_ranks),
+        )
+        for one in ours
+        for other in base
+    ]
+
+
+def test_models_that_are_alike_differ_by_sign_flips_as_often_as_the_level_says():
+    rng, num_images, num_trials = np.random.default_rng(0), 40, 300
+    owner = np.repeat(np.arange(num_images), rng.integers(1, 6, num_images))
+    p_values = []
+    for _ in range(num_trials):
+        hard_I = rng.integers(1, 20, num_images)  # as hard for both, so that the captions of an image are alike
+        one, other = (table(owner, hard_I + rng.integers(0, 9, num_images), hard_I[owner] + rng.integers(0, 9, len(owner))) for _ in "ab")
+        p_values.append(compare([one], [other], resamples=199).sign_flip_p_value)
+    assert 0.06 < np.mean(np.array(p_values) <= 0.1) < 0.14
+    assert 0.44 < np.mean(np.array(p_values) <= 0.5) < 0.56
+
+
+def test_reciprocal_ranks_see_what_no_recall_does():
+    base = table(np.repeat(np.arange(30), 2), [40] * 30, [40] * 60)
+    better = dataclasses.replace(base, image_ranks=base.image_ranks // 2)
+    found = compare([better], [base], resamples=100)
+    assert found.difference.rsum == Estimate(0.0, Interval(0.0, 0.0))
+    assert found.difference.image_reciprocal_rank.value == pytest.approx(100 / 20 - 100 / 40)
+    assert found.difference.image_reciprocal_rank.interval.low > 0
+    assert found.difference.text_reciprocal_rank.value == 0
+
+
+def test_sides_compared_together_are_compared_as_each_alone():
+    owner = [0, 0, 1, 2, 2, 2, 3]
+    base, *others = ([random_table(seed, owner) for seed in seeds] for seeds in ([0], [1], [2, 3], [4]))
+    together = compare_all({str(i): side for i, side in enumerate(others)}, base, resamples=300, seed=5)
+    for found, alone in zip(together, [compare(side, base, resamples=300, seed=5) for side in others], strict=True):
+        assert (found.p_value, found.sign_flip_p_value) == (alone.p_value, alone.sign_flip_p_value)
+        assert_alike(found.difference, alone.difference)
+
+
+def test_each_side_of_a_comparison_is_estimated_as_alone():
+    ours, base = ([random_table(seed, [0, 1, 1, 2, 3, 3]) for seed in seeds] for seeds in ([1, 2], [3]))
+    found = compare(ours, base, resamples=300)
+    assert_alike(found.ours, bootstrap(ours, resamples=300))
+    assert_alike(found.base, bootstrap(base, resamples=300))
+
+
+def assert_alike(one: Estimates, other: Estimates) -> None:
+    """Equal but for the rounding of sums of reciprocal ranks, which is the processor's."""
+    for mine, theirs in zip(figures(one), figures(other), strict=True):
+        assert mine.value == pytest.approx(theirs.value, abs=1e-9)
+        assert [mine.interval.low, mine.interval.high] == pytest.approx([theirs.interval.low, theirs.interval.high], abs=1e-9)
 
 
 def test_an_image_brings_all_its_captions():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from html_page import Page
 from PIL import Image
 from tiny import make_corpus
 from typer.testing import CliRunner
@@ -168,21 +168,6 @@ def test_inspect_prints_one_document(folder):
     assert document["left_out"] == {"no such image": 2, "the image is truncated": 1}
     assert document["splits"]["val"]["shorter_side_px"] == {"min": 16, "mean": 16.0, "median": 16.0, "max": 16}
     assert document["splits"]["train"]["captions_by_words"] == [2, 0, 3, 0, 2]
-
-
-class Page(HTMLParser):
-    """Which tags a page has, with their attributes."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def test_a_page_keeps_the_text_of_a_corpus_as_text_and_loads_nothing(folder, tmp_path):

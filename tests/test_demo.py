@@ -8,10 +8,21 @@ from pathlib import Path
 import pytest
 
 from dcdctl.core import demo, models, report
-from dcdctl.core.benchmark import BenchConfig
+from dcdctl.core.bench_config import BenchConfig
 from dcdctl.core.demo import DemoConfig
 
-QUICK = BenchConfig(num_images=4, batch_size=4, num_warmup=1, num_repeats=2, budget_s=0.05, gallery_sizes=(20,), headline_size=20)
+QUICK = BenchConfig(
+    num_images=4,
+    batch_size=4,
+    batch_sizes=(4,),
+    num_warmup=1,
+    num_repeats=2,
+    budget_s=0.05,
+    gallery_sizes=(20,),
+    headline_size=20,
+    num_fresh_processes=0,
+    is_onnx_timed=False,
+)
 SMALL = DemoConfig(train_images=64, val_images=4, test_images=6, depths=(2, 3), steps=2, bench=QUICK)
 
 

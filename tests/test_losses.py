@@ -227,15 +227,23 @@ def test_kl_by_hand():
     assert value.item() == pytest.approx(9 * row_0 / 2)
 
 
-def test_dcd_kl_weights_rows_by_the_teachers_sureness():
-    # Rows: entropies log 2 and 0, w = 1 and 0, weights 2 * softmax(0, 1); the student is flat: KL 0 and log 2.
+def test_dcd_kl_weights_rows_by_how_many_columns_the_teacher_rules_out():
+    # Rows: perplexities 2 and 1 of 2 columns, weights 2/3 and 4/3; the student is flat: KL 0 and log 2.
     teacher_QG, student_QG = torch.tensor([[0.0, 0.0], [1e3, 0.0]]), torch.zeros(2, 2)
     scored_QG = torch.ones(2, 2, dtype=torch.bool)
-    strong = math.e / (1 + math.e)
-    # Columns: entropies 0 and log 2, KL log 2 and 0: the same again.
+    # Columns: perplexities 1 and 2, KL log 2 and 0: the same again.
     value = losses.dcd_kl(student_QG, teacher_QG, scored_QG, temperature=1.0)
-    assert value.item() == pytest.approx(strong * math.log(2))
+    assert value.item() == pytest.approx(4 / 3 * math.log(2) / 2)
     assert losses.kl(student_QG, teacher_QG, scored_QG, temperature=1.0).item() == pytest.approx(math.log(2) / 2)
+
+
+def test_the_weights_of_dcd_kl_do_not_fade_as_the_batch_grows():
+    teacher_QG, student_QG, scored_QG = draw(0, 4, 4, scale=3.0), draw(1, 4, 4), torch.ones(4, 4, dtype=torch.bool)
+    # Blocks without scores between them: every row and column says what it said before.
+    teacher, student, scored = (torch.block_diag(*[one.float()] * 32) for one in (teacher_QG, student_QG, scored_QG))
+    value = losses.dcd_kl(student, teacher, scored > 0, temperature=1.0)
+    assert_close(value, losses.dcd_kl(student_QG, teacher_QG, scored_QG, temperature=1.0))
+    assert not torch.isclose(value, losses.kl(student_QG, teacher_QG, scored_QG, temperature=1.0), rtol=0.01)
 
 
 def test_dcd_kl_is_kl_where_the_teacher_is_equally_sure_of_all():

@@ -9,6 +9,7 @@ import typer
 from dcdctl import __version__
 from dcdctl.cli.bench import bench
 from dcdctl.cli.cache_teacher import cache_teacher
+from dcdctl.cli.compare import compare
 from dcdctl.cli.convert import convert
 from dcdctl.cli.demo import demo
 from dcdctl.cli.distill import distill
@@ -50,6 +51,7 @@ app.command("inspect", rich_help_panel="Teacher")(inspect)
 app.command("distill", rich_help_panel="Student")(distill)
 app.command("eval", rich_help_panel="Proof")(evaluate)
 app.command("bench", rich_help_panel="Proof")(bench)
+app.command("compare", rich_help_panel="Proof")(compare)
 app.command("report", rich_help_panel="Proof")(report)
 
 

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
-from dcdctl.cli.options import Data, Device, Json, ModelSet, Split, Teacher, Threads
-from dcdctl.cli.terminal import bar, show_json, show_table
+from dcdctl.cli.bench_view import show_bench
+from dcdctl.cli.options import Data, Device, Json, ModelSet, Precision, Split, Teacher, Threads
+from dcdctl.cli.terminal import bar, show_json
 
-if TYPE_CHECKING:
-    from dcdctl.core.benchmark import Bench, Duration, ModelTimes
+
+def sizes(text: str) -> tuple[int, ...]:
+    """Whole numbers between commas.
+
+    >>> sizes("1, 8,32")
+    (1, 8, 32)
+    """
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a list of whole numbers, such as 1,8,32") from error
+
 
 Student = Annotated[str, typer.Argument(help="Run folder of the student, or another model reference.", metavar="RUN")]
 Images = Annotated[int, typer.Option("--images", help="Images of the corpus that the timed pairs are made of.", min=1)]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Pairs, images or captions in one forward pass.", min=1)]
-
-CAPTION = "~ extrapolated: measured rate x count.  paper: at least 129x (their student and hardware, not this measurement)."
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Images, captions or pairs in one forward pass, over galleries.", min=1)]
+BatchSizes = Annotated[Any, typer.Option("--batch-sizes", help="Batches whose throughput is timed.", parser=sizes, metavar="B,B,...")]
+GallerySizes = Annotated[
+    Any, typer.Option("--gallery-sizes", help="Numbers of images that a query is timed against.", parser=sizes, metavar="N,N,...")
+]
+Headline = Annotated[int, typer.Option("--headline", help="Of these, the one of the speed-up per query.", min=1, metavar="N")]
+Budget = Annotated[float, typer.Option("--budget", help="Seconds for one measurement of one model.", metavar="SECONDS")]
+Repeats = Annotated[int, typer.Option("--repeats", help="Most repeats of one measurement.", min=1)]
+ClockName = Annotated[
+    str, typer.Option("--clock", help="wall, or processor: its seconds alone, for a busy machine without a GPU.", metavar="NAME")
+]
+FreshProcesses = Annotated[
+    int, typer.Option("--fresh-processes", help="Processes a model for first-query time and peak memory; 0 for neither.", min=0)
+]
+Onnx = Annotated[bool, typer.Option("--onnx/--no-onnx", help="Time the student by ONNX Runtime too (extra onnx).")]
 
 
 def bench(
@@ -28,58 +49,32 @@ def bench(
     split: Split = "test",
     images: Images = 32,
     batch_size: BatchSize = 32,
+    batch_sizes: BatchSizes = "1,8,32",
+    gallery_sizes: GallerySizes = "100,1000,10000,100000,1000000",
+    headline: Headline = 1000,
+    budget: Budget = 5.0,
+    repeats: Repeats = 100,
+    clock: ClockName = "wall",
+    fresh_processes: FreshProcesses = 3,
+    onnx: Onnx = True,
     device: Device = "auto",
     threads: Threads = None,
+    precision: Precision = "fp32",
     model_set: ModelSet = None,
     json: Json = False,
 ) -> None:
     """Time a student beside its teacher on the same pairs, and say how much faster it is."""
-    from dcdctl.core import benchmark, devices, files, models
+    from dcdctl.core import bench_config, benchmark, devices
     from dcdctl.core.config import apply_sets
-    from dcdctl.core.corpus import Corpus
 
-    config = benchmark.BenchConfig(num_images=images, batch_size=batch_size, num_threads=threads)
-    corpus, place = Corpus.open(data, split), devices.choose(device)
-    scorer = models.load_fusion(teacher, apply_sets({}, model_set or []), bar).to(place)
-    result = benchmark.compare(scorer, models.load(run).to(place), corpus, config, track=bar)
-    document = {"student_model": run, "teacher_model": teacher, **result.to_json()}
-    if Path(run, "run.json").exists():
-        files.write_json(Path(run, "bench.json"), document)
+    config = bench_config.BenchConfig(
+        num_images=images, batch_size=batch_size, batch_sizes=batch_sizes, gallery_sizes=gallery_sizes, headline_size=headline,
+        budget_s=budget, num_repeats=repeats, num_fresh_processes=fresh_processes, is_onnx_timed=onnx, num_threads=threads,
+        clock=clock, precision=devices.precision(precision),
+    )  # fmt: skip
+    place = devices.choose(device)
+    pair = benchmark.Pair(teacher=teacher, student=run, overrides=apply_sets({}, model_set or []), data=data, split=split)
+    result = benchmark.compare_saved(pair, config, device=place, track=bar)
     if json:
-        return show_json(document)
-    _show(result)
-
-
-def _show(result: Bench) -> None:
-    machine, settings = result.machine, result.settings
-    where = machine["cpu"] if machine["device"] == "cpu" else f"{machine['device']} ({machine['cpu']})"
-    title = f"{where}, {machine['threads']} threads, torch {machine['torch']}, transformers {machine['transformers']}"
-    both = (result.teacher, result.student)
-    rows: list[Sequence[str]] = [
-        ("model", *(f"{times.kind}, {times.num_parameters / 1e6:,.1f} M parameters, {times.dtype}" for times in both)),
-        ("one pair, everything encoded: p50", *(f"{times.pair_p50_ms:,.2f} ms" for times in both)),
-        ("one pair, everything encoded: p95", *(f"{times.pair_p95_ms:,.2f} ms" for times in both)),
-        (f"pairs, everything encoded, batches of {settings.batch_size}", *(f"{times.pairs_per_s:,.1f}/s" for times in both)),
-        *_query_rows(both, settings.gallery_sizes),
-        (f"test set, {result.num_images:,} x {result.num_captions:,}", *(_words(times.test_set) for times in both)),
-    ]
-    runs = f"warm-up {settings.num_warmup}, then up to {settings.num_repeats} repeats or {settings.budget_s:g} s; medians unless said"
-    show_table(title, ("", "teacher", "student"), rows, caption=runs)
-    factors = [(item.label, f"{'~' if item.extrapolated else ''}{item.ratio:,.1f}x") for item in result.speed_ups]
-    show_table("Speed-up: teacher's time over student's", ("", "factor"), factors, caption=CAPTION)
-
-
-def _query_rows(both: Sequence[ModelTimes], gallery_sizes: Sequence[int]) -> list[Sequence[str]]:
-    return [
-        (f"one query, {count:,} images encoded {when}", *(_words(times.query(count, is_cached=is_cached)) for times in both))
-        for is_cached, when in ((True, "before"), (False, "with it"))
-        for count in gallery_sizes
-    ]
-
-
-def _words(duration: Duration) -> str:
-    """A time in the unit that fits it, with ~ before it where it was extrapolated."""
-    seconds, mark = duration.seconds, "~" if duration.extrapolated else ""
-    if seconds < 1:
-        return f"{mark}{1000 * seconds:,.2f} ms"
-    return f"{mark}{seconds:,.1f} s" if seconds < 7200 else f"{mark}{seconds / 3600:,.1f} h"
+        return show_json(result.to_json())
+    show_bench(result)

@@ -22,7 +22,9 @@ Baseline = Annotated[
 Page = Annotated[Path, typer.Option("--out", "-o", help="The page to write.", metavar="FILE", dir_okay=False)]
 Markdown = Annotated[Path | None, typer.Option("--markdown", help="Write the tables as Markdown too.", metavar="FILE", dir_okay=False)]
 Csv = Annotated[Path | None, typer.Option("--csv", help="Write the numbers too, one model a row.", metavar="FILE", dir_okay=False)]
-Queries = Annotated[int, typer.Option("--queries", help="Queries with pictures, of each direction.", min=0, metavar="N")]
+Queries = Annotated[
+    int | None, typer.Option("--queries", help="Queries with pictures, of each direction; 60 if not given.", min=0, metavar="N")
+]
 
 
 def report(
@@ -33,14 +35,15 @@ def report(
     out: Page = Path("report.html"),
     markdown: Markdown = None,
     csv: Csv = None,
-    queries: Queries = 60,
+    queries: Queries = None,
 ) -> None:
     """Show runs on one page: what was run, recalls, speed, curves, scores, and queries with what each model finds."""
     from dcdctl.core import report as core
-    from dcdctl.core import report_page, report_text
+    from dcdctl.core import report_gallery, report_page, report_text
 
     found = core.read(runs, teacher=teacher, baseline=baseline, data=data)
-    report_page.write(out, found, num_queries=queries, track=bar)
+    num_queries = report_gallery.NUM_QUERIES if queries is None else queries
+    report_page.write(out, found, num_queries=num_queries, track=bar)
     if markdown is not None:
         report_text.write_markdown(markdown, found)
     if csv is not None:

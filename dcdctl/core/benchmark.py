@@ -1,9 +1,10 @@
 """How long a student takes beside its teacher, on the same images and captions.
 
-What is timed starts from preprocessed pixels and tokens, after a warm-up, in inference mode, with the device synchronized:
+What is timed starts from preprocessed pixels and tokens, after a warm-up, in inference mode, with the device synchronized; teacher and
+student take turns (`timing`):
 
 - a pair: one image and one caption, both encoded, and their score;
-- throughput: batches of pairs, each with its own image and caption, everything encoded;
+- throughput: batches of several sizes, each pair with its own image and caption, everything encoded;
 - a query: one caption encoded, scored against N images, the first ten found; the images encoded before (cached) or with it;
 - the test set: every image and every caption encoded once, every pair scored.
 
@@ -12,130 +13,94 @@ A number that would take longer than the budget is the measured rate times the c
 
 from __future__ import annotations
 
-import itertools
-import platform
+import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from dcdctl.core.config import to_table
+from dcdctl.core import bench_results, devices, files, first_query, footprint, machine, models, onnx_export, rates
+from dcdctl.core.bench_config import BenchConfig
+from dcdctl.core.bench_onnx import OnnxStudent, onnx_student
+from dcdctl.core.bench_results import Bench, CurvePoint, Duration, ModelTimes, OnnxTimes, SpeedUp, Throughput, speed_up
 from dcdctl.core.corpus import Corpus
-from dcdctl.core.devices import versions
 from dcdctl.core.errors import ConfigError
+from dcdctl.core.first_query import FirstQuery, Request
+from dcdctl.core.footprint import Footprint
 from dcdctl.core.models.protocols import DualEncoder, FusionScorer
-from dcdctl.core.progress import Advance, Track, silent
-from dcdctl.core.timing import Inputs, Side, Timer, device_of, inputs_for, side_of
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.rates import BatchTimes, Course, Query, Rates
+from dcdctl.core.timed_models import Contestant, Inputs, device_of, inputs_for, side_of
+from dcdctl.core.timing import Quantity, Timer
 
-FIRST = 10
-"""A query is answered when its first ten images are known."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchConfig:
-    num_images: int = 32
-    """Images of the corpus that the timed pairs are made of; used again where a measurement needs more."""
-    batch_size: int = 32
-    """Pairs, images or captions in one forward pass."""
-    num_warmup: int = 2
-    num_repeats: int = 30
-    """Most repeats of one measurement; fewer where the budget is reached."""
-    budget_s: float = 5.0
-    """Seconds for the repeats of one measurement; a query that takes longer is extrapolated."""
-    gallery_sizes: tuple[int, ...] = (100, 1000, 10000)
-    headline_size: int = 1000
-    """The gallery of the speed-up per query."""
-    num_threads: int | None = None
-    """CPU threads of torch; what torch finds where not given."""
-
-    def __post_init__(self) -> None:
-        if min(self.num_images, self.batch_size, self.num_warmup, self.num_repeats, *self.gallery_sizes) < 1:
-            raise ConfigError("images, batch size, warm-up, repeats and gallery sizes must be at least 1")
-        if self.headline_size not in self.gallery_sizes:
-            raise ConfigError(f"headline_size must be one of the gallery sizes, got {self.headline_size}")
-
-
-@dataclass(frozen=True)
-class Duration:
-    seconds: float
-    extrapolated: bool
-    """Measured rate times count, not timed as a whole."""
+TEACHER, STUDENT, ONNX = "teacher", "student", "onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueryTime:
-    num_images: int
-    is_cached: bool
-    """The images were encoded before."""
-    duration: Duration
+class Timed:
+    """All that the clock told of one contestant."""
+
+    rates: Rates
+    cached: dict[int, Query]
+    """Queries by size of the gallery, images encoded before."""
+    uncached: dict[int, Query]
+    test_set_s: Quantity
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelTimes:
+class About:
+    """What the clock does not tell of a contestant."""
+
     kind: str
-    num_parameters: int
+    runtime: str
     dtype: str
-    pair_p50_ms: float
-    pair_p95_ms: float
-    pairs_per_s: float
-    image_encode_ms: float
-    """One image, in a batch."""
-    text_encode_ms: float
-    """One caption, in a batch."""
-    queries: tuple[QueryTime, ...]
-    test_set: Duration
-
-    def query(self, num_images: int, *, is_cached: bool) -> Duration:
-        return next(item.duration for item in self.queries if (item.num_images, item.is_cached) == (num_images, is_cached))
+    footprint: Footprint
+    first_query: FirstQuery | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rates:
-    """Seconds of the single steps."""
+class Pair:
+    """Two saved models and what they are timed on."""
 
-    pair_s: list[float]
-    """One pair, everything encoded; each repeat."""
-    batch_s: float
-    """A batch of pairs, everything encoded."""
-    image_s: float
-    text_s: float
-    one_text_s: float
-    """One caption alone, as a query comes."""
-    rank_s: float
-    """One encoded image more for an encoded caption."""
-    block_s: float
-    """One pair more of a test set, both encoded."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpeedUp:
-    label: str
-    ratio: float
-    """Teacher's time over student's."""
-    extrapolated: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench:
+    teacher: str
+    student: str
+    overrides: Mapping[str, Any]
+    """What the teacher's files do not say."""
+    data: Path
     split: str
-    num_images: int
-    num_captions: int
-    settings: BenchConfig
-    machine: dict[str, Any]
-    teacher: ModelTimes
-    student: ModelTimes
-    speed_ups: tuple[SpeedUp, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """The plain form; `extrapolated` marks what was not timed as a whole."""
-        table: dict[str, Any] = to_table(self)
-        return table
+    def requests(self, config: BenchConfig, device: torch.device) -> dict[str, Request]:
+        """What fresh processes are asked."""
+        shared = {
+            "data": str(self.data),
+            "split": self.split,
+            "num_images": config.num_images,
+            "batch_size": config.batch_size,
+            "device": str(device),
+            "precision": config.precision,
+            "num_threads": config.num_threads,
+        }
+        teacher = Request(ref=self.teacher, overrides=self.overrides, **shared)  # type: ignore[arg-type]
+        return {TEACHER: teacher, STUDENT: Request(ref=self.student, **shared)}  # type: ignore[arg-type]
+
+
+def compare_saved(pair: Pair, config: BenchConfig, *, device: torch.device, track: Track = silent) -> Bench:
+    """The benchmark of two saved models; kept as bench.json where the student is a run folder."""
+    corpus, clock = Corpus.open(pair.data, pair.split), _clock(config, device)
+    teacher, student = models.load_fusion(pair.teacher, pair.overrides, track), models.load(pair.student)
+    # Before the models are moved: on a GPU the processes have its memory for themselves.
+    requests = pair.requests(config, device) if config.num_fresh_processes else {}
+    fresh = first_query.measure(requests, config.num_fresh_processes, track) if requests else {}
+    found = compare(teacher.to(device), student.to(device), corpus, config, fresh=fresh, clock=clock, track=track)
+    result = dataclasses.replace(found, student_model=pair.student, teacher_model=pair.teacher)
+    if Path(pair.student, "run.json").exists():
+        files.write_json(Path(pair.student, "bench.json"), result.to_json())
+    return result
 
 
 def compare(
@@ -144,145 +109,180 @@ def compare(
     corpus: Corpus,
     config: BenchConfig,
     *,
-    clock: Callable[[], float] = time.perf_counter,
+    fresh: Mapping[str, FirstQuery] | None = None,
+    clock: Callable[[], float] | None = None,
     track: Track = silent,
 ) -> Bench:
-    """Times of teacher and student, on the device they are on, and three speed-ups."""
+    """Times of teacher and student, on the device they are on, and three speed-ups.
+
+    `fresh` is what fresh processes told of each; `clock` takes the place of the setting's.
+    """
     device = device_of(student)
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    timer = Timer(
-        num_warmup=config.num_warmup, num_repeats=config.num_repeats, budget_s=config.budget_s, clock=clock, synchronize=synchronize
-    )
-    num_measurements = 2 * (len(fields(Rates)) + 2 * len(config.gallery_sizes))
-    with _threads(config.num_threads), torch.inference_mode(), track("bench", total=num_measurements, unit="timings") as advance:
-        times = [_times(model.eval(), corpus, config, timer, advance) for model in (teacher, student)]
-        about = machine(device)
+    load_before = machine.load_average()
+    with _setting(config, device):
+        both = {name: _contestant(model, corpus, config) for name, model in ((TEACHER, teacher), (STUDENT, student))}
+        abouts = {name: _about(model, both[name], (fresh or {}).get(name)) for name, model in ((TEACHER, teacher), (STUDENT, student))}
+        with onnx_student(student, both[STUDENT].inputs, is_wanted=config.is_onnx_timed) as onnx:
+            everyone = both if onnx.contestant is None else {**both, ONNX: onnx.contestant}
+            timed = _timed(everyone, corpus, config, _timer(config, device, clock or _clock(config, device)), track)
+        where = {**machine.describe(device), "load_average": [load_before, machine.load_average()]}
     return Bench(
         split=corpus.split,
         num_images=corpus.num_images,
         num_captions=corpus.num_captions,
         settings=config,
-        machine=about,
-        teacher=times[0],
-        student=times[1],
-        speed_ups=speed_ups(times[0], times[1], config.headline_size),
+        machine=where,
+        teacher=_model_times(abouts[TEACHER], timed[TEACHER], config),
+        student=_model_times(abouts[STUDENT], timed[STUDENT], config),
+        onnx=_onnx_times(onnx, abouts[STUDENT], timed, config),
+        speed_ups=_speed_ups(timed[TEACHER], timed[STUDENT], config.headline_size),
+        curve=_curve(timed[TEACHER], timed[STUDENT]),
     )
-
-
-def speed_ups(teacher: ModelTimes, student: ModelTimes, num_images: int) -> tuple[SpeedUp, ...]:
-    """The three ways to say how much faster the student is."""
-    pair_s = [Duration(times.pair_p50_ms / 1000, False) for times in (teacher, student)]
-    query_s = [times.query(num_images, is_cached=True) for times in (teacher, student)]
-    return (
-        _speed_up("one pair, everything encoded", *pair_s),
-        _speed_up(f"one query over {num_images:,} images, encoded before", *query_s),
-        _speed_up("whole test set, all pairs", teacher.test_set, student.test_set),
-    )
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the times depend on besides the models."""
-    return {
-        "cpu": _cpu_name(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
-        **versions(),
-    }
-
-
-def _speed_up(label: str, teacher: Duration, student: Duration) -> SpeedUp:
-    either = teacher.extrapolated or student.extrapolated
-    return SpeedUp(label=label, ratio=teacher.seconds / student.seconds, extrapolated=either)
-
-
-def _times(model: FusionScorer | DualEncoder, corpus: Corpus, config: BenchConfig, timer: Timer, advance: Advance) -> ModelTimes:
-    side = side_of(model, config.batch_size)
-    inputs = inputs_for(model, corpus, config.num_images, config.batch_size, config.gallery_sizes)
-    rates = _rates(side, inputs, config, timer, advance)
-    queries = [
-        QueryTime(num_images=count, is_cached=is_cached, duration=_query(side, inputs, rates, count, is_cached, timer, advance))
-        for count in config.gallery_sizes
-        for is_cached in (True, False)
-    ]
-    return ModelTimes(
-        kind=side.kind,
-        # A dual model's calibration serves training alone, and no saved model has one.
-        num_parameters=sum(one.numel() for name, one in model.named_parameters() if not name.startswith("calibration.")),
-        dtype=str(next(iter(model.parameters())).dtype).removeprefix("torch."),
-        pair_p50_ms=1000 * float(np.percentile(rates.pair_s, 50)),
-        pair_p95_ms=1000 * float(np.percentile(rates.pair_s, 95)),
-        pairs_per_s=config.batch_size / rates.batch_s,
-        image_encode_ms=1000 * rates.image_s,
-        text_encode_ms=1000 * rates.text_s,
-        queries=tuple(queries),
-        test_set=Duration(
-            corpus.num_images * rates.image_s + corpus.num_captions * (rates.text_s + corpus.num_images * rates.block_s),
-            extrapolated=True,
-        ),
-    )
-
-
-def _rates(side: Side, inputs: Inputs, config: BenchConfig, timer: Timer, advance: Advance) -> Rates:
-    size, batch = config.batch_size, inputs.images[config.batch_size]
-    images, texts, one_text = side.encode_images(batch), side.encode_texts(inputs.texts), side.encode_texts(inputs.singles[0][1])
-    some, many = side.gallery(images, size), side.gallery(images, max(config.gallery_sizes))
-    num_block_pairs = side.block(many, texts).numel()
-    turns = itertools.cycle(inputs.singles)
-
-    def pair() -> Tensor:
-        image, text = next(turns)
-        return side.score_own(side.encode_images(image), side.encode_texts(text))
-
-    def timed(work: Callable[[], object]) -> list[float]:
-        seconds = timer.repeats(work)
-        advance(1)
-        return seconds
-
-    def median(work: Callable[[], object]) -> float:
-        return float(np.median(timed(work)))
-
-    return Rates(
-        pair_s=timed(pair),
-        batch_s=median(lambda: side.score_own(side.encode_images(batch), side.encode_texts(inputs.texts))),
-        image_s=median(lambda: side.encode_images(batch)) / size,
-        text_s=median(lambda: side.encode_texts(inputs.texts)) / size,
-        one_text_s=median(lambda: side.encode_texts(inputs.singles[0][1])),
-        rank_s=median(lambda: side.rank(some, one_text)) / size,
-        block_s=median(lambda: side.block(many, texts)) / num_block_pairs,
-    )
-
-
-def _query(side: Side, inputs: Inputs, rates: Rates, count: int, is_cached: bool, timer: Timer, advance: Advance) -> Duration:
-    """Time to find the first images of a gallery for one caption: timed, or the rates times the count where that would take too long."""
-    expected_s = rates.one_text_s + count * (rates.rank_s if is_cached else rates.rank_s + rates.image_s)
-    advance(1)
-    if expected_s > timer.budget_s:
-        return Duration(expected_s, extrapolated=True)
-    gallery = side.gallery(side.encode_images(inputs.chunks(count)[0]), count)
-
-    def answer() -> Tensor:
-        if not is_cached:
-            for chunk in inputs.chunks(count):
-                side.encode_images(chunk)
-        scores_N = side.rank(gallery, side.encode_texts(inputs.singles[0][1]))
-        return scores_N.topk(min(FIRST, count)).indices
-
-    return Duration(float(np.median(timer.repeats(answer))), extrapolated=False)
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def _setting(config: BenchConfig, device: torch.device) -> Iterator[None]:
+    """Inference mode, autocast and the number of threads, for both models."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(config.num_threads or before)
+    is_autocast = config.precision != "float32"
     try:
-        yield
+        with torch.inference_mode(), torch.autocast(device.type, getattr(torch, config.precision), enabled=is_autocast):
+            yield
     finally:
         torch.set_num_threads(before)
 
 
-def _cpu_name() -> str:
-    """The model name where Linux tells it, else what Python knows."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def _timer(config: BenchConfig, device: torch.device, clock: Callable[[], float]) -> Timer:
+    return Timer(
+        num_warmup=config.num_warmup,
+        num_repeats=config.num_repeats,
+        budget_s=config.budget_s,
+        min_rounds=min(config.min_rounds, config.num_repeats),
+        clock=clock,
+        synchronize=partial(devices.synchronize, device),
+    )
+
+
+def _clock(config: BenchConfig, device: torch.device) -> Callable[[], float]:
+    if config.clock == "wall":
+        return time.perf_counter
+    if device.type != "cpu":
+        raise ConfigError(f"a processor's seconds say nothing of work on {device.type}", hint="use --clock wall or --device cpu")
+    return time.process_time
+
+
+def _contestant(model: FusionScorer | DualEncoder, corpus: Corpus, config: BenchConfig) -> Contestant:
+    model.eval()
+    inputs: Inputs = inputs_for(
+        model.preprocess,
+        corpus,
+        device_of(model),
+        num_images=config.num_images,
+        batch_size=config.batch_size,
+        batch_sizes=config.batch_sizes,
+        counts=config.gallery_sizes,
+    )
+    return Contestant(side_of(model, config.batch_size), inputs)
+
+
+def _about(model: FusionScorer | DualEncoder, contestant: Contestant, fresh: FirstQuery | None) -> About:
+    return About(
+        kind=contestant.side.kind,
+        runtime=f"torch {torch.__version__}",
+        dtype=str(next(iter(model.parameters())).dtype).removeprefix("torch."),
+        footprint=footprint.of_model(model, contestant),
+        first_query=fresh,
+    )
+
+
+def _timed(contestants: Mapping[str, Contestant], corpus: Corpus, config: BenchConfig, timer: Timer, track: Track) -> dict[str, Timed]:
+    with track("bench", total=rates.num_measurements(config), unit="measurements") as advance:
+        course = Course(contestants, config, timer, advance)
+        found = rates.rates(course)
+        cached, uncached = (rates.queries(course, found, is_cached=is_cached) for is_cached in (True, False))
+    return {
+        name: Timed(
+            rates=one,
+            cached=cached[name],
+            uncached=uncached[name],
+            test_set_s=one.image_s * corpus.num_images + (one.text_s + one.block_s * corpus.num_images) * corpus.num_captions,
+        )
+        for name, one in found.items()
+    }
+
+
+def _model_times(about: About, timed: Timed, config: BenchConfig) -> ModelTimes:
+    one, size = timed.rates, config.batch_size
+    pair = bench_results.latency(one.pair)
+    headline = timed.cached[config.headline_size].sample
+    latencies = {"pair": one.pair, "image": one.image, "caption": one.text, **({} if headline is None else {"query": headline})}
+    queries = [
+        bench_results.query_time(count, by_size[count], is_cached=is_cached)
+        for count in sorted(timed.cached)
+        for is_cached, by_size in ((True, timed.cached), (False, timed.uncached))
+    ]
+    return ModelTimes(
+        **{field.name: getattr(about, field.name) for field in dataclasses.fields(about)},
+        num_parameters=about.footprint.num_parameters,
+        pair_p50_ms=pair.p50.ms,
+        pair_p95_ms=pair.p95.ms,
+        pair_p99_ms=pair.p99.ms,
+        latencies={name: bench_results.latency(sample) for name, sample in latencies.items()},
+        pairs_per_s=one.batches[size].pairs.median.inverse(size).value,
+        image_encode_ms=1000 * one.image_s.value,
+        text_encode_ms=1000 * one.text_s.value,
+        throughput=tuple(_throughput(count, times) for count, times in one.batches.items()),
+        queries=tuple(queries),
+        test_set=Duration(seconds=timed.test_set_s.value, extrapolated=True, interval=timed.test_set_s.interval, num_repeats=0),
+    )
+
+
+def _throughput(size: int, times: BatchTimes) -> Throughput:
+    pairs, images, captions = (sample.median.inverse(size) for sample in (times.pairs, times.images, times.texts))
+    return Throughput(
+        batch_size=size,
+        pairs_per_s=pairs.value,
+        pairs_interval=pairs.interval,
+        images_per_s=images.value,
+        images_interval=images.interval,
+        captions_per_s=captions.value,
+        captions_interval=captions.interval,
+    )
+
+
+def _onnx_times(onnx: OnnxStudent, student: About, timed: Mapping[str, Timed], config: BenchConfig) -> OnnxTimes:
+    if onnx.contestant is None:
+        return OnnxTimes(note=onnx.note, times=None, largest_difference=None, file_bytes=None, speed_ups=())
+    about = dataclasses.replace(student, runtime=onnx_export.runtime_version(), dtype="float32", first_query=None)
+    return OnnxTimes(
+        note="",
+        times=_model_times(about, timed[ONNX], config),
+        largest_difference=onnx.largest_difference,
+        file_bytes=onnx.file_bytes,
+        speed_ups=_speed_ups(timed[TEACHER], timed[ONNX], config.headline_size),
+    )
+
+
+def _speed_ups(teacher: Timed, other: Timed, num_images: int) -> tuple[SpeedUp, ...]:
+    """The three ways to say how much faster the student is."""
+    return (
+        speed_up("one pair, everything encoded", teacher.rates.pair.median, other.rates.pair.median, extrapolated=False),
+        _query_speed_up(teacher.cached, other.cached, num_images, "encoded before"),
+        speed_up("whole test set, all pairs", teacher.test_set_s, other.test_set_s, extrapolated=True),
+    )
+
+
+def _curve(teacher: Timed, student: Timed) -> tuple[CurvePoint, ...]:
+    ways = ((True, teacher.cached, student.cached, "encoded before"), (False, teacher.uncached, student.uncached, "encoded with it"))
+    return tuple(
+        CurvePoint(num_images=count, is_cached=is_cached, speed_up=_query_speed_up(ours, theirs, count, when))
+        for is_cached, ours, theirs, when in ways
+        for count in sorted(ours)
+    )
+
+
+def _query_speed_up(teacher: Mapping[int, Query], other: Mapping[int, Query], num_images: int, when: str) -> SpeedUp:
+    slow, fast = teacher[num_images], other[num_images]
+    label = f"one query over {num_images:,} images, {when}"
+    return speed_up(label, slow.seconds, fast.seconds, extrapolated=slow.sample is None or fast.sample is None)

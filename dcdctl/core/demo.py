@@ -24,7 +24,8 @@ from dcdctl.core import (
 from dcdctl.core import prepare as preparing
 from dcdctl.core import recipe as recipes
 from dcdctl.core import report as reports
-from dcdctl.core.benchmark import BenchConfig
+from dcdctl.core.bench_config import BenchConfig
+from dcdctl.core.benchmark import Pair
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.distillation import Inputs, Job
 from dcdctl.core.evaluation import Evaluation
@@ -54,7 +55,11 @@ class DemoConfig:
     """Training steps of each student, in place of the recipes'."""
     measure_every: int = 50
     """Training steps between measurements on the validation split, which change nothing."""
-    bench: BenchConfig = field(default_factory=lambda: BenchConfig(budget_s=1.0, num_repeats=10))
+    bench: BenchConfig = field(
+        default_factory=lambda: BenchConfig(
+            budget_s=1.0, num_repeats=10, batch_sizes=(32,), gallery_sizes=(100, 1000, 10000), num_fresh_processes=0, is_onnx_timed=False
+        )
+    )
 
 
 DEFAULT = DemoConfig()
@@ -180,9 +185,8 @@ def _measure(trained: Models, corpus: Corpus, config: DemoConfig, options: Train
     for name, student in students.items():
         found[name] = evaluation.evaluate(student, corpus, options=how, track=track)
         _keep(folders[name], str(folders[name]), found[name], corpus)
-        benches[name] = benchmark.compare(trained.teacher, student, corpus, settings, track=track)
-        refs = {"student_model": str(folders[name]), "teacher_model": trained.teacher_ref}
-        files.write_json(folders[name] / "bench.json", {**refs, **benches[name].to_json()})
+        pair = Pair(teacher=trained.teacher_ref, student=str(folders[name]), overrides={}, data=corpus.folder, split=corpus.split)
+        benches[name] = benchmark.compare_saved(pair, settings, device=options.device, track=track)
     cascade = evaluation.evaluate(students[DUAL], corpus, rerank=students[FUSION], options=how, track=track)
     _keep(folders[DUAL], str(folders[DUAL]), cascade, corpus, reranker=str(folders[FUSION]))
     seconds = {name: bench.student.query(settings.headline_size, is_cached=True).seconds for name, bench in benches.items()}

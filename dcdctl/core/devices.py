@@ -59,6 +59,14 @@ def precision(name: str) -> str:
     return PRECISIONS[name]
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has nothing left to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def moved(batch: T, device: torch.device) -> T:
     """A copy of a dataclass with all that has a `.to` on another device; from pinned memory to a GPU while other work goes on."""
     return _changed(batch, "to", device, non_blocking=device.type == "cuda")

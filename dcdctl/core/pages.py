@@ -13,7 +13,7 @@ from PIL import Image
 from dcdctl.core import files
 
 JPEG_QUALITY = 75
-# A browser fetches nothing, whatever is in the page.
+# Where there is a script, the browser fetches nothing, whatever is in the page.
 _POLICY = (
     '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
     "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
@@ -22,9 +22,8 @@ _POLICY = (
 
 def write(path: Path, title: str, *parts: str, style: str = "", script: str = "") -> None:
     """Write a page whole or not at all: the title as its heading, then the parts, which are HTML; with CSS and JavaScript of its own."""
-    head = (
-        f'<meta charset="utf-8">{_POLICY}<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-    )
+    named = f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
+    head = f'<meta charset="utf-8">{_POLICY if script else ""}{named}'
     styles = _STYLE + (f"<style>\n{style}</style>" if style else "")
     body = f"<h1>{escape(title)}</h1>\n" + "\n".join(parts) + (f"\n<script>\n{script}</script>" if script else "")
     files.write_text(path, f'<!doctype html>\n<html lang="en"><head>{head}{styles}</head>\n<body>{body}</body></html>\n')
@@ -78,20 +77,40 @@ def histogram(label: str, bins: Sequence[str], counts: Mapping[str, Sequence[int
     return f'<table class="histogram"><tr><th scope="col">{escape(label)}</th><td></td>{kinds}</tr>{"".join(rows)}</table>'
 
 
-def card(picture: Image.Image, alt: str, text: str, side_px: int) -> str:
-    """A picture, its longer side at most `side_px`, with HTML below it; `alt` is what is read out in its place."""
-    small = picture.convert("RGB")
+def paragraph(text: str) -> str:
+    """Text as it is."""
+    return f"<p>{escape(text)}</p>"
+
+
+def picture(image: Image.Image, alt: str, side_px: int) -> str:
+    """A picture, its longer side at most `side_px`; `alt` is what is read out in its place."""
+    small = image.convert("RGB")
     small.thumbnail((side_px, side_px))
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=JPEG_QUALITY)
     data = base64.b64encode(stream.getvalue()).decode()
     size = f'width="{small.width}" height="{small.height}"'
-    return f'<figure><img alt="{escape(alt)}" {size} src="data:image/jpeg;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    return f'<img alt="{escape(alt)}" {size} src="data:image/jpeg;base64,{data}">'
+
+
+def captioned(picture: str, text: str) -> str:
+    """A picture with HTML below it."""
+    return f"<figure>{picture}<figcaption>{text}</figcaption></figure>"
+
+
+def card(image: Image.Image, alt: str, text: str, side_px: int) -> str:
+    """A picture as `picture` makes it, with HTML below it."""
+    return captioned(picture(image, alt, side_px), text)
 
 
 def cards(figures: Sequence[str]) -> str:
     """Cards side by side, as many as the screen is wide."""
     return '<div class="cards">' + "\n".join(figures) + "</div>"
+
+
+def beside(lead: str, *columns: str) -> str:
+    """HTML with columns of equal width to its right; one below the other where the screen is narrow."""
+    return f'<section class="beside"><div>{lead}</div>{"".join(f"<div>{column}</div>" for column in columns)}</section>'
 
 
 _STYLE = """<style>
@@ -111,6 +130,11 @@ th, td { text-align: left; vertical-align: top; padding: .2rem 1.2rem .2rem 0 } 
 .bars { vertical-align: middle } .bar { height: .5rem; margin: 1px 0; border-radius: 0 2px 2px 0 }
 .s0 { background: var(--s0) } .s1 { background: var(--s1) } .t0 { color: var(--t0) } .t1 { color: var(--t1) }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 13.5rem), 1fr)); gap: 1.5rem 1.2rem }
+.beside { display: grid; grid-template-columns: 15rem 1fr 1fr; gap: .3rem 1.5rem; padding: .8rem 0; border-top: 1px solid var(--line) }
+@media (max-width: 44rem) { .beside { grid-template-columns: 1fr } }
+.beside div { min-width: 0 } .beside p { margin-top: 0 } .beside ol { margin: .3rem 0; padding-left: 1.4rem }
+.beside ul { font-size: smaller; color: var(--quiet) }
+.strip { display: flex; flex-wrap: wrap; gap: .4rem; margin: .3rem 0 }
 figure { margin: 0; break-inside: avoid } img { max-width: 100%; height: auto; border-radius: 4px; display: block }
 figcaption { overflow-wrap: anywhere }
 figcaption p { margin: .3rem 0 } figcaption ul { margin: .3rem 0; padding-left: 1.1rem } i, small { color: var(--quiet) }

@@ -1,17 +1,83 @@
-"""What is timed and how: a clock that waits for the device, and the steps of both kinds of model."""
+"""A clock that waits for the device, contestants that take turns at it, and how sure what their repeats say is.
+
+A measurement goes in rounds. In a round every contestant does the same work, one after the other, the fast ones several times; so a
+machine that is busy for a while slows all of them. Who begins is drawn, as a short piece of work fares otherwise after a long one than
+before it. Intervals are percentile bootstraps over rounds (as in `comparison`): rounds are drawn
+with replacement, the same for all contestants, and what follows from their times is worked out anew. They say how much hangs on which
+moments were timed, in this process, on this machine.
+
+Shape letters: N rounds, K repeats of a round, R draws.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from dcdctl.core.corpus import Corpus
-from dcdctl.core.models.protocols import DualEncoder, FusionScorer, States
+LEVEL = 0.95
+"""Share of the draws that an interval holds."""
+NUM_DRAWS = 1000
+Work = Callable[[int], object]
+"""Does the work of a round, given its number."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number that follows from timings, and the same number from each draw of their rounds."""
+
+    value: float
+    draws_R: NDArray[np.float64]
+
+    def __add__(self, other: Quantity) -> Quantity:
+        return Quantity(self.value + other.value, self.draws_R + other.draws_R)
+
+    def __mul__(self, factor: float) -> Quantity:
+        return Quantity(self.value * factor, self.draws_R * factor)
+
+    def __truediv__(self, other: Quantity | float) -> Quantity:
+        if isinstance(other, Quantity):
+            return Quantity(self.value / other.value, self.draws_R / other.draws_R)
+        return self * (1 / other)
+
+    def above(self, other: Quantity) -> Quantity:
+        """What this is more than the other; 0 where it is not."""
+        return Quantity(max(0.0, self.value - other.value), np.maximum(0.0, self.draws_R - other.draws_R))
+
+    def inverse(self, count: float = 1.0) -> Quantity:
+        """`count` over this: a rate."""
+        return Quantity(count / self.value, count / self.draws_R)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The middle of the draws."""
+        low, high = np.quantile(self.draws_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+        return low, high
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The repeats of one contestant's work."""
+
+    seconds_NK: NDArray[np.float64]
+    draws_RN: NDArray[np.int64]
+    """Rounds that each draw is made of; those of all contestants of the measurement."""
+
+    @property
+    def num_repeats(self) -> int:
+        return self.seconds_NK.size
+
+    @property
+    def median(self) -> Quantity:
+        return self.percentile(50)
+
+    def percentile(self, percent: float) -> Quantity:
+        """Seconds that this share of the repeats takes at most, between two repeats on the line through them."""
+        drawn_RX = self.seconds_NK[self.draws_RN].reshape(len(self.draws_RN), -1)
+        return Quantity(float(np.percentile(self.seconds_NK, percent)), np.percentile(drawn_RX, percent, axis=1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,146 +87,39 @@ class Timer:
     num_warmup: int
     num_repeats: int
     budget_s: float
+    """Seconds for the repeats of one contestant."""
+    min_rounds: int = 1
+    """Rounds there are at least, whatever the budget."""
     clock: Callable[[], float] = time.perf_counter
     synchronize: Callable[[], None] = lambda: None
     """Waits until the device has nothing left to do."""
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    """Draws the order of each round, and the rounds of bootstraps."""
 
-    def once(self, work: Callable[[], object]) -> float:
+    def once(self, work: Work, number: int) -> float:
+        """Seconds for the work of one round."""
         self.synchronize()
         started = self.clock()
-        work()
+        work(number)
         self.synchronize()
         return self.clock() - started
 
-    def repeats(self, work: Callable[[], object]) -> list[float]:
-        """The times after the warm-up: as many as the budget allows, at least one."""
-        warm = self.once(work)
+    def turns(self, works: Mapping[str, Work]) -> dict[str, Sample]:
+        """The times of each contestant after its warm-up, in rounds; as many as the budget of the slowest allows."""
+        affordable = {name: self._affordable(work) for name, work in works.items()}
+        num_rounds = max(min(affordable.values()), self.min_rounds)
+        # A fast contestant fills the rounds of a slow one with repeats of its own, within its budget.
+        per_round = {name: max(1, count // num_rounds) for name, count in affordable.items()}
+        seconds: dict[str, list[list[float]]] = {name: [] for name in works}
+        for number in range(num_rounds):
+            for name in self.rng.permutation(sorted(works)).tolist():
+                seconds[name].append([self.once(works[name], number) for _ in range(per_round[name])])
+        draws_RN = self.rng.integers(num_rounds, size=(NUM_DRAWS, num_rounds))
+        return {name: Sample(np.array(times), draws_RN) for name, times in seconds.items()}
+
+    def _affordable(self, work: Work) -> int:
+        """Repeats that the budget allows, by the warm-up."""
+        warm = self.once(work, 0)
         if warm < self.budget_s / 10:  # slow work is warm after one run
-            warm = min([warm, *(self.once(work) for _ in range(self.num_warmup - 1))])
-        affordable = self.num_repeats if warm <= 0 else int(self.budget_s / warm)
-        return [self.once(work) for _ in range(max(1, min(self.num_repeats, affordable)))]
-
-
-class Side(Protocol):
-    """One of the two kinds of model, as far as it is timed; a gallery is what it keeps of many encoded images."""
-
-    kind: str
-
-    def encode_images(self, batch: Any) -> Any: ...
-
-    def encode_texts(self, batch: Any) -> Any: ...
-
-    def score_own(self, images: Any, texts: Any) -> Tensor:
-        """Image k with caption k."""
-        ...
-
-    def gallery(self, images: Any, count: int) -> Any:
-        """This many encoded images, made of the ones given, over and over."""
-        ...
-
-    def rank(self, gallery: Any, text: Any) -> Tensor:
-        """Scores of one encoded caption with each image of a gallery."""
-        ...
-
-    def block(self, gallery: Any, texts: Any) -> Tensor:
-        """Scores of some pairs as a whole test set is scored, grouped by image."""
-        ...
-
-
-class FusionSide:
-    """A cross-encoder: every pair goes through the fusion layers, a batch at a time."""
-
-    kind = "fusion"
-
-    def __init__(self, model: FusionScorer, batch_size: int) -> None:
-        self._model, self._size = model, batch_size
-        self.encode_images, self.encode_texts = model.encode_images, model.encode_texts
-
-    def score_own(self, images: States, texts: States) -> Tensor:
-        each = torch.arange(len(texts), device=texts.mask.device)
-        return self._model.score_pairs(images, texts, each, each)
-
-    def gallery(self, images: States, count: int) -> tuple[States, Tensor]:
-        return images, torch.arange(count, device=images.mask.device) % len(images)
-
-    def rank(self, gallery: tuple[States, Tensor], text: States) -> Tensor:
-        images, image_ix_N = gallery
-        chunks = image_ix_N.split(self._size)
-        return torch.cat([self._model.score_pairs(images, text, chunk, torch.zeros_like(chunk)) for chunk in chunks])
-
-    def block(self, gallery: tuple[States, Tensor], texts: States) -> Tensor:
-        each = torch.arange(len(texts), device=texts.mask.device)
-        return self._model.score_pairs(gallery[0], texts, torch.zeros_like(each), each)
-
-
-class DualSide:
-    """A dual encoder: one vector an image, one a caption, and a matrix product."""
-
-    kind = "dual"
-
-    def __init__(self, model: DualEncoder) -> None:
-        self.encode_images, self.encode_texts = model.embed_images, model.embed_texts
-
-    def score_own(self, images: Tensor, texts: Tensor) -> Tensor:
-        return (images * texts).sum(dim=-1)
-
-    def gallery(self, images: Tensor, count: int) -> Tensor:
-        return images[torch.arange(count, device=images.device) % len(images)]
-
-    def rank(self, gallery: Tensor, text: Tensor) -> Tensor:
-        return gallery @ text[0]
-
-    def block(self, gallery: Tensor, texts: Tensor) -> Tensor:
-        return gallery @ texts.T
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """The same images and captions for every model, through its own preprocessing, on its device."""
-
-    singles: list[tuple[Any, Any]]
-    """One image and one caption each."""
-    images: dict[int, Any]
-    """Batches of images by size: full ones, and what is left of a gallery."""
-    texts: Any
-    """A batch of captions; number k belongs to image k of the full batch."""
-
-    def chunks(self, count: int) -> list[Any]:
-        """The image batches that `count` images take."""
-        full = max(self.images)
-        return [self.images[full]] * (count // full) + ([self.images[count % full]] if count % full else [])
-
-
-def side_of(model: FusionScorer | DualEncoder, batch_size: int) -> Side:
-    """The steps of a model; a cross-encoder scores `batch_size` pairs at a time."""
-    if hasattr(model, "embed_images"):
-        return DualSide(cast(DualEncoder, model))
-    return FusionSide(model, batch_size)
-
-
-def device_of(model: FusionScorer | DualEncoder) -> torch.device:
-    """Where the first parameter is."""
-    return next(iter(model.parameters())).device
-
-
-def inputs_for(model: FusionScorer | DualEncoder, corpus: Corpus, num_images: int, batch_size: int, counts: Collection[int]) -> Inputs:
-    """The first images of a corpus with their captions, preprocessed: one by one, in batches, and what is left of `counts` images."""
-    device, preprocess = device_of(model), model.preprocess
-    pictures = corpus.images(range(min(num_images, corpus.num_images)))
-
-    def caption(k: int) -> str:
-        turn, image = divmod(k, len(pictures))
-        own = corpus.captions_of(image)
-        return corpus.captions[own[turn % len(own)]]
-
-    def image_batch(count: int) -> Any:
-        return preprocess.images([pictures[k % len(pictures)] for k in range(count)]).to(device)
-
-    remainders = {count % batch_size for count in counts} - {0}
-    return Inputs(
-        singles=[
-            (preprocess.images([picture]).to(device), preprocess.texts([caption(k)]).to(device)) for k, picture in enumerate(pictures)
-        ],
-        images={count: image_batch(count) for count in {batch_size, *remainders}},
-        texts=preprocess.texts([caption(k) for k in range(batch_size)]).to(device),
-    )
+            warm = min([warm, *(self.once(work, 0) for _ in range(self.num_warmup - 1))])
+        return self.num_repeats if warm <= 0 else min(self.num_repeats, int(self.budget_s / warm))

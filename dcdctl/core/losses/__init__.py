@@ -13,7 +13,7 @@ from dcdctl.core.losses.lists import Parts, dcd, dcd_parts, ground_truth, infonc
 from dcdctl.core.losses.relations import affinity, cprd
 from dcdctl.core.losses.released import dcd_released, dcd_released_parts, wsl_released, wsl_released_parts
 from dcdctl.core.losses.selection import select_as_released, select_hardest
-from dcdctl.core.losses.weights import Weights, confidence, confidence_pairs, entropy, entropy_share, sureness
+from dcdctl.core.losses.weights import Weights, confidence, confidence_pairs, decisiveness, entropy, entropy_share, sureness
 
 __all__ = [
     "Parts",
@@ -27,6 +27,7 @@ __all__ = [
     "dcd_parts",
     "dcd_released",
     "dcd_released_parts",
+    "decisiveness",
     "entropy",
     "entropy_share",
     "ground_truth",

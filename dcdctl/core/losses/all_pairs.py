@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dcdctl.core.losses.masked import full, kl_of_rows, mean_of_known, weighted
-from dcdctl.core.losses.weights import Weights, confidence_pairs, entropy_share, sureness
+from dcdctl.core.losses.weights import Weights, confidence_pairs, decisiveness
 
 
 def infonce(logits_QG: Tensor, same_mask: Tensor | None = None) -> Tensor:
@@ -67,8 +67,10 @@ def dcd_kl(
     """`kl` with each row and column weighted by how sure the teacher is of it. Ours: it is in neither the paper nor its code.
 
     It carries the idea of dynamic distillation over to students that see all pairs of a batch, such as dual encoders. The weight of
-    a row is B * r_i over the B rows that count, r as in `sureness`, so that the mean weight is 1; columns likewise. In a large
-    batch every share w_i is small and the weights lie close to 1.
+    a row is its `decisiveness` at temperature T over the mean of the B rows that count, so that the mean weight is 1; columns likewise.
+
+    The paper's own weights (`sureness`) would say nothing here: a share w_i of a batch's entropy is about 1 / B, and softmax over
+    (1 - w_i)^2 then differs from 1 / B by a few percent at B = 64 and by less than one at B = 256.
     """
     by_row, by_column = (None, None) if weights is None else weights
     rows = _listwise(student_QG, teacher_QG, scored_QG, temperature, student_temperature, by_row, is_dynamic=True)
@@ -146,6 +148,6 @@ def _listwise(
     num_rows = counts_Q.sum().clamp(min=1)
     if not is_dynamic:
         return student_temperature**2 * kl_Q.sum() / num_rows
-    share_Q = entropy_share(full(teacher_QG.detach()), scored_QG & counts_Q[:, None])
-    sure_Q = num_rows * sureness(share_Q, counts_Q)
+    sure_Q = decisiveness(full(teacher_QG.detach()) / temperature, scored_QG & counts_Q[:, None])
+    sure_Q = sure_Q * num_rows / sure_Q.sum().clamp(min=1)
     return student_temperature**2 * (sure_Q * kl_Q).sum() / num_rows

@@ -60,6 +60,18 @@ def sureness(share_B: Tensor, counts_B: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def decisiveness(teacher_BK: Tensor, known_BK: Tensor | None = None) -> Tensor:
+    """Known columns of a row over those that the teacher hesitates between, K_i / exp(H_i): 1 where it is of no opinion, K where it is
+    sure of one; 0 for rows without a known column. exp(H_i) is the perplexity of its softmax.
+
+    >>> decisiveness(torch.tensor([[0.0, 0.0, 0.0, 0.0], [9.0, 9.0, -9.0, -9.0]]))
+    tensor([1.0000, 2.0000])
+    """
+    known_BK = known_columns(teacher_BK, known_BK)
+    return known_BK.sum(dim=1) * (-entropy(teacher_BK, known_BK)).exp()
+
+
+@torch.no_grad()
 def confidence(student_BK: Tensor, teacher_BK: Tensor, known_BK: Tensor | None = None, target_B: Tensor | None = None) -> Tensor:
     """How much of each query the student has still to learn, beside what its teacher leaves open, in [0, 1].
 
