@@ -11,9 +11,10 @@ import pytest
 from tables import OWNER, Numbers, make_dual, make_fusion
 
 from dcdctl.core import comparison, evaluation, evaluation_files, files
+from dcdctl.core.comparison import ALONE, CASCADE
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import Evaluation
-from dcdctl.core.evaluation_files import ALONE, CASCADE, check_copy
+from dcdctl.core.evaluation_files import check_copy
 from dcdctl.core.ranking import EvalOptions
 
 CORPUS = Numbers(OWNER)

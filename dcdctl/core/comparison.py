@@ -36,6 +36,19 @@ _SCHEMA = pa.schema({"direction": pa.string(), "query": pa.int64(), "image_id": 
 
 
 @dataclass(frozen=True)
+class Names:
+    """What the files of an evaluation are called."""
+
+    ranks: str
+    top: str
+    result: str
+
+
+ALONE = Names("ranks.parquet", "top.parquet", "result.json")
+CASCADE = Names("cascade-ranks.parquet", "cascade-top.parquet", "cascade.json")
+
+
+@dataclass(frozen=True)
 class RankTable:
     """The rank of every query of a run, from 1; every image has a caption."""
 

@@ -10,7 +10,6 @@ columns. The numbers of before are removed first: an evaluation that is killed i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +18,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dcdctl.core import files
+from dcdctl.core.comparison import ALONE, CASCADE, Names
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import Evaluation
 from dcdctl.core.tally import NUM_TOP, Ranking
-
-
-@dataclass(frozen=True)
-class Names:
-    """What the files of an evaluation are called."""
-
-    ranks: str
-    top: str
-    result: str
-
-
-ALONE = Names("ranks.parquet", "top.parquet", "result.json")
-CASCADE = Names("cascade-ranks.parquet", "cascade-top.parquet", "cascade.json")
 
 
 def names_of(*, is_cascade: bool) -> Names:

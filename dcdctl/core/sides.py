@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dcdctl.core import retrieval
-from dcdctl.core.comparison import RankTable, check_queries, read_ranks
+from dcdctl.core.comparison import ALONE, CASCADE, Names, RankTable, check_queries, read_ranks
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.retrieval import Ranks
 
@@ -23,19 +23,6 @@ CASCADE_SUFFIX = ":cascade"
 MAX_ROUNDING = 1e-6
 """RSUM by the ranks and RSUM as written may differ by so much."""
 _KEYS = ("model", "split", "rsum", "protocol", "corpus_fingerprint")
-
-
-@dataclass(frozen=True)
-class _Names:
-    """What the files of an evaluation are called."""
-
-    ranks: str
-    document: str
-    top: str
-
-
-_ALONE = _Names("ranks.parquet", "result.json", "top.parquet")
-_CASCADE = _Names("cascade-ranks.parquet", "cascade.json", "cascade-top.parquet")
 
 
 @dataclass(frozen=True)
@@ -98,28 +85,28 @@ def _read(ref: str) -> Measured:
     table = read_ranks(ranks_file)
     if names is None:
         return Measured(ref, table, None, None)
-    document_file, top_file = ranks_file.with_name(names.document), ranks_file.with_name(names.top)
+    document_file, top_file = ranks_file.with_name(names.result), ranks_file.with_name(names.top)
     document = _read_document(document_file) if document_file.is_file() else None
     if document is not None:
         _check_rsum(document, document_file, table, ranks_file)
     return Measured(ref, table, document, top_file if top_file.is_file() else None)
 
 
-def _find(ref: str) -> tuple[Path, _Names | None]:
+def _find(ref: str) -> tuple[Path, Names | None]:
     """The table of ranks, and what the files beside it are called."""
     path, is_cascade = Path(ref), False
     if not path.exists() and ref.endswith(CASCADE_SUFFIX):
         path, is_cascade = Path(ref.removesuffix(CASCADE_SUFFIX)), True
     if path.suffix == ".parquet" and not path.is_dir():
-        return path, next((names for names in (_ALONE, _CASCADE) if names.ranks == path.name), None)
+        return path, next((names for names in (ALONE, CASCADE) if names.ranks == path.name), None)
     if not path.is_dir():
         raise InputError(f"there is no folder {path}, an evaluation is wanted", hint=_how_to_make("RUN"))
-    for names in (_CASCADE,) if is_cascade else (_ALONE, _CASCADE):
+    for names in (CASCADE,) if is_cascade else (ALONE, CASCADE):
         if (path / names.ranks).is_file():
-            if not (path / names.document).is_file():
-                raise InputError(f"{path} has {names.ranks} and no {names.document}: its evaluation was cut off", hint=_how_to_make(path))
+            if not (path / names.result).is_file():
+                raise InputError(f"{path} has {names.ranks} and no {names.result}: its evaluation was cut off", hint=_how_to_make(path))
             return path / names.ranks, names
-    wanted = _CASCADE if is_cascade else _ALONE
+    wanted = CASCADE if is_cascade else ALONE
     raise InputError(f"{path} has no {wanted.ranks}, it is no evaluation", hint=_how_to_make(path, " --rerank REF" if is_cascade else ""))
 
 
