@@ -65,11 +65,18 @@ class Place:
         self.keep(step)
 
     def _measure(self, step: Step) -> float:
-        """Evaluate a run into its own folder, alone or as what re-ranks another's results."""
+        """Evaluate a run into its own folder, alone or as what re-ranks another's results: the files have the same names either way."""
         who = [step.out] if not step.measured else [step.measured, "--rerank", step.out]
-        result = self.folder(step) / "measured.json"
-        seconds = self._dcdctl(step, ["eval", *who, *step.measure, "--ranks", f"{step.out}/ranks.parquet", "--json"], result)
-        result.replace(self.folder(step) / "result.json")
+        seconds = self._dcdctl(step, ["eval", *who, *step.measure, "--out", step.out])
+        if step.measured:
+            folder = self.folder(step)
+            (folder / "result.json").unlink(missing_ok=True)
+            for made, name in (
+                ("cascade-ranks.parquet", "ranks.parquet"),
+                ("cascade-top.parquet", "top.parquet"),
+                ("cascade.json", "result.json"),
+            ):
+                (folder / made).replace(folder / name)
         return seconds
 
     def keep(self, step: Step) -> None:
@@ -81,16 +88,16 @@ class Place:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self.folder(step) / name, target)
 
-    def _dcdctl(self, step: Step, words: list[str], stdout: Path | None = None) -> float:
+    def _dcdctl(self, step: Step, words: list[str]) -> float:
         """Processor seconds of a command: what it would take on a core of its own, whatever else runs."""
         log = self.work / "logs" / f"{step.name}.log"
         log.parent.mkdir(exist_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        with log.open("a") as talk, (stdout or log).open("a") as result:
+        with log.open("a") as talk:
             talk.write("dcdctl " + " ".join(words) + "\n")
             talk.flush()
             command = [sys.executable, "-m", "dcdctl", *words]
-            with subprocess.Popen(command, cwd=self.work, env=environment, stdout=result, stderr=talk) as process:
+            with subprocess.Popen(command, cwd=self.work, env=environment, stdout=talk, stderr=talk) as process:
                 _, status, usage = os.wait4(process.pid, 0)
                 process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:

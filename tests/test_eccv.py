@@ -14,6 +14,7 @@ import torch
 from dcdctl.core import eccv, retrieval
 from dcdctl.core.eccv import Judge
 from dcdctl.core.errors import CorpusError, MissingError
+from dcdctl.core.tally import Ranking
 
 NUM_IMAGES = 40
 
@@ -121,6 +122,24 @@ def test_a_constant_model_finds_nothing(metrics, small):
     found = measured(Judge(metrics, corpus), np.full((NUM_IMAGES, len(corpus.caption_ids)), 0.5, np.float32), corpus.caption_image)
     assert found["eccv_caption"]["text_retrieval"] == {"R@1": 0, "R-Precision": 0, "mAP@R": 0}
     assert found["cxc"]["text_retrieval"] == {"R@1": 0, "R@5": 0, "R@10": 0}
+
+
+def test_positives_that_tie_with_the_end_of_a_list_may_stand_behind_it(metrics, small):
+    corpus, truths, _ = small
+    judge, images = Judge(metrics, corpus), 1000 + np.arange(NUM_IMAGES)
+
+    def lists(query_ids: np.ndarray, candidate_ids: np.ndarray, key: str) -> Ranking:
+        """Positives first by luck, all scores equal."""
+        top = []
+        for query in query_ids.tolist():
+            true = np.isin(candidate_ids, [*truths["eccv_gts"][key].get(query, ()), *truths["cxc_gts"][key].get(query, ())])
+            top.append(np.argsort(~true, kind="stable")[: judge.num_top])
+        equal = np.ones((len(top), judge.num_top), np.float32)
+        return Ranking(places_QR=np.ones((len(top), 1), int), best_Q=equal[:, 0], top_QK=np.array(top), top_score_QK=equal)
+
+    found = judge.measure(retrieval.Rankings(lists(images, corpus.caption_ids, "i2t"), lists(corpus.caption_ids, images, "t2i")))
+    assert found["eccv_caption"]["text_retrieval"]["mAP@R"] == found["eccv_caption"]["image_retrieval"]["mAP@R"] == 0
+    assert found["cxc"]["image_retrieval"]["R@10"] == 0
 
 
 def coco(metrics) -> SimpleNamespace:

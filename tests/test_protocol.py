@@ -17,12 +17,12 @@ TITLES = {"flickr30k-1k": "Flickr30K 1K", "coco-5k": "COCO 5K", "coco-1k": "COCO
 
 
 @pytest.fixture
-def papers(tmp_path, monkeypatch) -> list[Protocol]:
-    """The papers' protocols, about test splits of 16 images and 80 captions."""
-    tiny = []
+def papers(tmp_path, monkeypatch, request) -> list[Protocol]:
+    """The papers' protocols, about test splits of 16 images, or so many, and five captions each."""
+    tiny, num_images = [], getattr(request, "param", 16)
     for one in OF_PAPERS:
         path = tmp_path / f"{one.name}.toml"
-        counts = "[expected.test]\nimages = 16\ncaptions = 80\n"
+        counts = f"[expected.test]\nimages = {num_images}\ncaptions = {5 * num_images}\n"
         path.write_text(f'format = "scenes"\nprotocol = "{TITLES[one.name]}: tiny"\ncounts = {{ test = 16 }}\n{counts}')
         tiny.append(Protocol(name=one.name, num_folds=4 if one.num_folds > 1 else 1, data_set=str(path)))
     monkeypatch.setattr(protocol, "OF_PAPERS", tuple(tiny))
@@ -92,10 +92,15 @@ def test_counts_that_differ_are_an_error_that_tells_both(scenes_corpus_dir):
     assert "dcdctl prepare coco" in error.value.hint
 
 
-def test_another_split_or_another_data_set_does_not_serve_a_protocol(scenes_corpus_dir, tmp_path, papers):
+@pytest.mark.parametrize("papers", [8], indirect=True)
+def test_another_split_of_the_same_size_does_not_serve_a_protocol(scenes_corpus_dir, tmp_path, papers):
     folder = serving(scenes_corpus_dir, tmp_path / "corpus", "Flickr30K 1K: Karpathy's test split")
-    with pytest.raises(CorpusError, match=r"split 'val' of .* has 8 and 40"):
+    with pytest.raises(CorpusError, match=r"wants a test split of 8 images and 40 captions; split 'val' of .* has 8 and 40"):
         open_split(SplitChoice(folder, "val", "flickr30k-1k"))
+
+
+def test_another_data_set_of_the_same_size_does_not_serve_a_protocol(scenes_corpus_dir, tmp_path, papers):
+    folder = serving(scenes_corpus_dir, tmp_path / "corpus", "Flickr30K 1K: Karpathy's test split")
     with pytest.raises(CorpusError, match=r"protocol coco-5k is one of COCO 5K, and .* serves Flickr30K 1K"):
         open_split(SplitChoice(folder, "test", "coco-5k"))
 

@@ -98,10 +98,10 @@ def test_the_best_positives_score_goes_along():
     assert text.ranks.tolist() == [2, 1]
 
 
-@pytest.mark.parametrize("num_images", [2, 33, 200])
-def test_a_constant_model_finds_everything_last(num_images):
+@pytest.mark.parametrize(("num_images", "image_block"), [(2, 40), (33, 40), (200, 40), (600, 600)])
+def test_a_constant_model_finds_everything_last(num_images, image_block):
     owner = np.repeat(np.arange(num_images), 3).tolist()
-    text, image = counted(np.full((num_images, len(owner)), 0.25, dtype=np.float32), owner, 40, 90)
+    text, image = counted(np.full((num_images, len(owner)), 0.25, dtype=np.float32), owner, image_block, 90)
     assert text.places_QR.tolist() == [[3 * num_images - 2, 3 * num_images - 1, 3 * num_images]] * num_images
     assert image.places_QR.tolist() == [[num_images]] * len(owner)
 

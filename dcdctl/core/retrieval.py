@@ -21,8 +21,10 @@ from dcdctl.core.tally import NOWHERE, NUM_TOP, Ranking, Tally, first_k
 
 KS = (1, 5, 10)
 MAP, MEDIAN, MEAN = "mAP@R", "median_rank", "mean_rank"
-GALLERY_BLOCK = 32768
-"""Gallery entries scored at a time."""
+BLOCK, GALLERY_BLOCK = 256, 16384
+"""Queries and gallery entries scored at a time: enough for fast products, and a processor's cache holds them (benchmarks/retrieval.py)."""
+CHECKED = 4096
+"""Vectors that are looked at for NaN at a time: of all at once there would be copies."""
 ROUNDING = 1e-6
 """Scores of unit vectors this close are a tie: a matrix product rounds equal pairs differently by where in a block they stand."""
 
@@ -127,7 +129,7 @@ def rank_matrix(scores_IT: Tensor, caption_image: NDArray[np.int64], *, num_top:
 
 
 def rank_embeddings(
-    image_ID: Tensor, text_TD: Tensor, caption_image: NDArray[np.int64], *, num_top: int = NUM_TOP, block: int = 128
+    image_ID: Tensor, text_TD: Tensor, caption_image: NDArray[np.int64], *, num_top: int = NUM_TOP, block: int = BLOCK
 ) -> Rankings:
     """Rankings by inner product of unit vectors, `block` images at a time."""
     image_ID, text_TD = _checked(image_ID), _checked(text_TD)
@@ -142,23 +144,31 @@ def rank_embeddings(
 
 
 def _blocks(image_ID: Tensor, text_TD: Tensor, block: int) -> Iterator[tuple[Tensor, int, int]]:
-    """The score matrix in blocks, each with the indices of its corner; the next is computed while one is looked at."""
-    corners = [(image, text) for text in range(0, len(text_TD), GALLERY_BLOCK) for image in range(0, len(image_ID), block)]
+    """The score matrix in blocks, each with the indices of its corner; while one is looked at the next is computed, into the memory of the
+    one before."""
+    texts_BD, corners = text_TD.split(GALLERY_BLOCK), []
+    for number, texts in enumerate(texts_BD):
+        corners += [(image, number, len(texts)) for image in range(0, len(image_ID), block)]
+    memory = [image_ID.new_empty(min(block, len(image_ID)) * len(texts_BD[0])) for _ in range(2)]
 
-    def product(corner: tuple[int, int]) -> Tensor:
-        image, text = corner
-        return image_ID[image : image + block] @ text_TD[text : text + GALLERY_BLOCK].T
+    def product(place: int) -> Tensor:
+        image, number, num_texts = corners[place]
+        images = image_ID[image : image + block]
+        scores = memory[place % 2][: len(images) * num_texts].view(len(images), num_texts)
+        return torch.mm(images, texts_BD[number].T, out=scores)
 
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(product, corners[0])
-        for corner, following in zip(corners, [*corners[1:], None], strict=True):
+        coming = pool.submit(product, 0)
+        for place, (image, number, _) in enumerate(corners):
             scores_IT = coming.result()
-            if following is not None:
-                coming = pool.submit(product, following)
-            yield scores_IT, *corner
+            if place + 1 < len(corners):
+                coming = pool.submit(product, place + 1)
+            yield scores_IT, image, number * GALLERY_BLOCK
 
 
-def top_k(queries_QD: Tensor, gallery_GD: Tensor, k: int, *, block: int = 128, gallery_block: int = GALLERY_BLOCK) -> tuple[Tensor, Tensor]:
+def top_k(
+    queries_QD: Tensor, gallery_GD: Tensor, k: int, *, block: int = BLOCK, gallery_block: int = GALLERY_BLOCK
+) -> tuple[Tensor, Tensor]:
     """Scores and gallery indices of each query's k best by inner product, best first; all of the gallery where it has fewer than k."""
     queries_QD, gallery_GD = _checked(queries_QD), _checked(gallery_GD)
     best = [_top_k_of_block(query_BD, gallery_GD, min(k, len(gallery_GD)), gallery_block) for query_BD in queries_QD.split(block)]
@@ -179,6 +189,6 @@ def _top_k_of_block(query_BD: Tensor, gallery_GD: Tensor, k: int, gallery_block:
 def _checked(vectors: Tensor) -> Tensor:
     """The vectors in float32; ModelError if any number is NaN or infinite."""
     vectors = vectors.detach().float()
-    if not bool(vectors.isfinite().all()):
+    if not all(bool(part.isfinite().all()) for part in vectors.split(CHECKED)):
         raise ModelError("the model gives vectors that are NaN or infinite", hint="its training diverged: try a lower optimizer.lr")
     return vectors

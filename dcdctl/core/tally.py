@@ -63,7 +63,7 @@ class Tally:
         own_T, self._owner_T = _checked(own_T), np.asarray(caption_image)
         if len(own_T) != len(self._owner_T) or not len(own_T):
             raise ValueError(f"{len(own_T)} positive scores for {len(self._owner_T)} captions")
-        counts_I = np.bincount(self._owner_T)
+        self._num_own_I = counts_I = np.bincount(self._owner_T)
         if not counts_I.all():
             raise ValueError("every image needs at least one caption")
         order_T = np.lexsort((-own_T, self._owner_T))
@@ -82,8 +82,10 @@ class Tally:
         """Count a block, whose corner is at this image and caption; ModelError if a score is NaN or infinite."""
         scores_IT = _checked(scores_IT)
         images, texts = (slice(first, first + size) for first, size in zip((first_image, first_text), scores_IT.shape, strict=True))
-        for row_T, bars_R, above_R in zip(scores_IT, self._bars_IR[images], self._above_IR[images], strict=True):
-            for nth in range(int(np.isfinite(bars_R).sum())):
+        for row_T, bars_R, above_R, num_own in zip(
+            scores_IT, self._bars_IR[images], self._above_IR[images], self._num_own_I[images].tolist(), strict=True
+        ):
+            for nth in range(num_own):
                 above_R[nth] += np.count_nonzero(row_T >= bars_R[nth])
         self._above_T[texts] += _true_in_columns(scores_IT >= self._bar_T[texts])
         self._forget_own(scores_IT, first_image, texts)
@@ -97,7 +99,7 @@ class Tally:
         if self._num_counted != num_images * num_texts:
             raise ValueError(f"{self._num_counted} pairs counted of {num_images} x {num_texts}")
         places_IR = self._above_IR + 1 + np.arange(self._above_IR.shape[1])
-        places_IR[np.isinf(self._bars_IR)] = NOWHERE
+        places_IR[self._num_own_I[:, None] <= np.arange(places_IR.shape[1])] = NOWHERE
         texts_IK, text_scores_IK = self._texts_of_I.found()
         images_TK, image_scores_TK = self._images_of_T.found()
         return (
