@@ -80,7 +80,9 @@ class Place:
         return seconds
 
     def keep(self, step: Step) -> None:
-        """Copy what is small into docs/results."""
+        """Copy what is small into docs/results, but for runs that only make what others need."""
+        if step.is_run and not step.table:
+            return
         names = ("run.json", "result.json", "cost.json") if step.is_run else ("cache.json",)
         for name in names:
             if (self.folder(step) / name).exists():
