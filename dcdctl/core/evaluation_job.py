@@ -90,4 +90,4 @@ def _with_depths(options: EvalOptions, job: EvalJob) -> EvalOptions:
 
 
 def _claimed(folder: Path | None) -> AbstractContextManager[None]:
-    return nullcontext() if folder is None else files.lock(folder)
+    return nullcontext() if folder is None else files.lock(folder.resolve())
