@@ -1,0 +1,47 @@
+"""An answer as a page: the pictures that were found, best first, in one file."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from dcdctl.core import pages
+from dcdctl.core.index import Index
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.search import read_picture
+from dcdctl.core.search_answers import Answer, Hit, picture_of
+
+THUMBNAIL_PX = 240
+_STYLE = """.gone { display: grid; place-content: center; height: 9rem; border: 1px dashed var(--line); color: var(--quiet) }
+h1 { font-weight: 600 } .asked { max-width: 15rem }
+"""
+
+
+def write_page(path: Path, index: Index, question: str | Path, answer: Answer, track: Track = silent) -> None:
+    """Write one HTML file of what an index answers to a text, or to the picture in a file; pictures are small, and in it."""
+    asked = ""
+    if isinstance(question, Path):
+        asked = f'<div class="asked">{pages.picture(read_picture(question), "the picture that was asked for", THUMBNAIL_PX)}</div>'
+    found = []
+    with track("read pictures", total=len(answer.hits), unit="images") as advance:
+        for place, hit in enumerate(answer.hits, start=1):
+            found.append(_card(index, place, hit))
+            advance(1)
+    counts = f"{len(answer.hits):,} of {index.num_images:,} images, model {index.fingerprint[:8]}"
+    title = f"Like {question.name}" if isinstance(question, Path) else question
+    notes = [pages.paragraph(note) for note in answer.notes]
+    pages.write(path, _as_text(title), asked, pages.paragraph(counts), *notes, pages.cards(found), style=_STYLE)
+
+
+def _card(index: Index, place: int, hit: Hit) -> str:
+    picture = picture_of(index, hit.row)
+    scores = f"cosine {hit.score:.4f}" if hit.reranked is None else f"logit {hit.reranked:.3f} \N{MIDDLE DOT} cosine {hit.score:.4f}"
+    below = f'<b>{place}</b> <span dir="auto">{escape(_as_text(hit.name))}</span><br><small>{scores}</small>'
+    if picture is None:
+        return pages.captioned('<div class="gone">the picture is gone</div>', below)
+    return pages.card(picture, _as_text(hit.name), below, THUMBNAIL_PX)
+
+
+def _as_text(name: str) -> str:
+    """A name without the bytes in it that are no text."""
+    return name.encode("utf-8", "replace").decode()
