@@ -18,6 +18,7 @@ from dcdctl.cli.finetune_teacher import finetune_teacher
 from dcdctl.cli.inspect import inspect
 from dcdctl.cli.prepare import prepare
 from dcdctl.cli.report import report
+from dcdctl.cli.search import search
 from dcdctl.cli.terminal import ErrorGroup, show
 
 app = typer.Typer(
@@ -53,6 +54,7 @@ app.command("eval", rich_help_panel="Proof")(evaluate)
 app.command("bench", rich_help_panel="Proof")(bench)
 app.command("compare", rich_help_panel="Proof")(compare)
 app.command("report", rich_help_panel="Proof")(report)
+app.command("search", rich_help_panel="Search")(search)
 
 
 def main() -> None:
