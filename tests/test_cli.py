@@ -18,18 +18,8 @@ from dcdctl.cli.app import app
 from dcdctl.core.errors import StaleError
 
 COMMANDS = [
-    "demo",
-    "prepare",
-    "convert",
-    "finetune-teacher",
-    "cache-teacher",
-    "inspect",
-    "distill",
-    "eval",
-    "bench",
-    "compare",
-    "report",
-    "index",
+    *("demo", "prepare", "convert", "finetune-teacher", "cache-teacher", "inspect"),
+    *("distill", "eval", "bench", "compare", "report", "index", "search", "serve"),
 ]
 
 
@@ -198,6 +188,9 @@ def test_no_command_module_is_left_out_of_the_app():
         "training_view",
         "bench_view",
         "options",
+        "search_session",
+        "search_view",
+        "terminal_pictures",
     }
     named = {command.callback.__module__.rpartition(".")[2] for command in typer.main.get_command(app).commands.values()}
     assert named == modules

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 
 from dcdctl.core import pages
+from dcdctl.core.errors import InputError
 from dcdctl.core.index import Index
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import read_picture
@@ -18,7 +19,10 @@ h1 { font-weight: 600 } .asked { max-width: 15rem }
 
 
 def write_page(path: Path, index: Index, question: str | Path, answer: Answer, track: Track = silent) -> None:
-    """Write one HTML file of what an index answers to a text, or to the picture in a file; pictures are small, and in it."""
+    """Write one HTML file of what an index answers to a text, or to the picture in a file; pictures are small, and in it.
+
+    InputError where the file cannot be written.
+    """
     asked = ""
     if isinstance(question, Path):
         asked = f'<div class="asked">{pages.picture(read_picture(question), "the picture that was asked for", THUMBNAIL_PX)}</div>'
@@ -30,7 +34,10 @@ def write_page(path: Path, index: Index, question: str | Path, answer: Answer, t
     counts = f"{len(answer.hits):,} of {index.num_images:,} images, model {index.fingerprint[:8]}"
     title = f"Like {question.name}" if isinstance(question, Path) else question
     notes = [pages.paragraph(note) for note in answer.notes]
-    pages.write(path, _as_text(title), asked, pages.paragraph(counts), *notes, pages.cards(found), style=_STYLE)
+    try:
+        pages.write(path, _as_text(title), asked, pages.paragraph(counts), *notes, pages.cards(found), style=_STYLE)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}", hint="name another file") from error
 
 
 def _card(index: Index, place: int, hit: Hit) -> str:
