@@ -48,12 +48,11 @@
     const { signal } = (running = new AbortController());
     results.classList.add("stale");
     say("Searching\u2026");
-    const started = performance.now();
     try {
       const answer = await request(asked, signal);
       const found = await answer.json();
       if (!answer.ok) throw new Error(found.error);
-      showFound(found, performance.now() - started);
+      showFound(found);
     } catch (error) {
       if (signal.aborted) return;
       results.replaceChildren();
@@ -68,17 +67,17 @@
     if (picture.src.startsWith("blob:")) URL.revokeObjectURL(picture.src);
     if (document.activeElement !== words || text !== undefined) words.value = text ?? "";
     element("asked").hidden = text !== undefined || (row === undefined && !upload);
-    document.title = text ? `${text} \u2013 Image search` : "Image search";
+    document.title = text ? `${text} | Image search` : "Image search";
     if (upload) picture.src = URL.createObjectURL(upload);
     else if (row !== undefined) picture.src = `image/${encodeURIComponent(row)}`;
     element("asked-name").textContent = upload ? `Pictures like ${upload.name || "the pasted one"}` : `Pictures like number ${row}`;
   }
 
-  function showFound({ results: hits, encode_ms, find_ms, rerank_ms, notes }, elapsed) {
+  function showFound({ results: hits, encode_ms, find_ms, rerank_ms, notes }) {
     const ms = (value) => (value < 10 ? value.toFixed(1) : value.toFixed(0));
     const parts = [`encoding ${ms(encode_ms)}`, `finding ${ms(find_ms)}`, ...(rerank_ms ? [`re-ranking ${ms(rerank_ms)}`] : [])];
     const count = hits.length === 1 ? "1 picture" : `${hits.length} pictures`;
-    const summary = hits.length ? `${count} in ${ms(elapsed)} ms (${parts.join(", ")})` : "No picture is left in this index.";
+    const summary = hits.length ? `${count} in ${ms(encode_ms + find_ms + rerank_ms)} ms (${parts.join(", ")})` : "No picture is left in this index.";
     say([summary, ...notes].join("; "));
     const best = Math.max(...hits.map((hit) => hit.score), 1e-9);
     results.replaceChildren(...hits.map((hit) => card(hit, Math.max(0, hit.score / best))));
@@ -114,8 +113,8 @@
     if (!picture) return;
     if (picture.type && !picture.type.startsWith("image/")) return say(`${picture.name} is not a picture.`, true);
     if (picture.size > facts.maxUploadBytes) {
-      const limit = (facts.maxUploadBytes / 2 ** 20).toFixed(0);
-      return say(`${picture.name} has ${(picture.size / 2 ** 20).toFixed(1)} MB; at most ${limit} MB can be sent.`, true);
+      const [size, limit] = [picture.size, facts.maxUploadBytes].map((bytes) => (bytes / 2 ** 20).toFixed(1));
+      return say(`${picture.name} has ${size} MiB; at most ${limit} MiB can be sent.`, true);
     }
     go(location.pathname, { upload: uploads.push(picture) - 1 });
   }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import ipaddress
+import logging
 import math
 import signal
 import socket
@@ -60,6 +61,8 @@ def serve(
 
     from dcdctl.core import service_app
 
+    # What a client sends in a wrong form is told to the client.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     with bound(config.host, config.port) as listener:
         searcher = Searcher.open(folder, device=device, rerank=rerank, depth=depth)
         is_loopback = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback

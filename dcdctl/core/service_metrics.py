@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 
 from dcdctl.core.search import Answer
@@ -22,6 +22,7 @@ class Metrics:
     """Counters of one service; methods may be called from any thread."""
 
     def __init__(self, *, num_images: int, model: str, kind: str) -> None:
+        disable_created_metrics()  # a second number for each, that nobody asks for
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         names: dict[str, Any] = {"registry": registry, "namespace": "dcdctl"}
