@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from tiny import make_models
 
 from dcdctl.core import index_building, models, service
+from dcdctl.core.index import Index
 from dcdctl.core.index_config import IndexConfig
 from dcdctl.core.search import Answer, Searcher
 
@@ -40,7 +41,7 @@ class Made:
         return Searcher.open(self.index, device=CPU)
 
     def row(self, name: str) -> int:
-        index = self.searcher.index
+        index = Index.open(self.index)
         return [index.name(row) for row in range(index.num_rows)].index(name)
 
 

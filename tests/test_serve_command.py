@@ -65,10 +65,8 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         message = error_of(tmp_path / "absent", "--port", port)
-    assert (
-        message
-        == f"error: port {port} of 127.0.0.1 is taken by another program; name another with --port {port + 1}, or --port 0 takes any that is free\n"
-    )
+    hint = f"name another with --port {port + 1}, or --port 0 takes any that is free"
+    assert message == f"error: port {port} of 127.0.0.1 is taken by another program; {hint}\n"
 
 
 def test_a_host_that_is_none_is_told(tmp_path):

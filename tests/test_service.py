@@ -37,6 +37,17 @@ def searcher(made) -> Searcher:
     return made.searcher
 
 
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> served.Made:
+    """Another, whose pictures are spoiled, each by one test."""
+    return served.make(tmp_path_factory.mktemp("served") / "own")
+
+
+@pytest.fixture(scope="module")
+def own_client(own) -> TestClient:
+    return client_of(own.searcher)
+
+
 def client_of(searcher: Searcher, config: ServiceConfig = CONFIG, **options: object) -> TestClient:
     return TestClient(service_app.build(searcher, config, **options), base_url="http://localhost", raise_server_exceptions=False)
 
@@ -156,25 +167,23 @@ def test_a_thumbnail_is_small_upright_and_without_metadata(client, made):
     assert b"secret" not in answer.content
 
 
-def test_an_original_is_the_file_with_the_type_of_its_contents(made, tmp_path):
-    own = served.make(tmp_path / "own")
-    answer = client_of(own.searcher).get(f"/image/{own.row(served.LARGE)}?size=original")
+def test_an_original_is_the_file_with_the_type_of_its_contents(own, own_client):
+    answer = own_client.get(f"/image/{own.row(served.LARGE)}?size=original")
     assert answer.content == (own.photos / served.LARGE).read_bytes()
     assert (answer.headers["content-type"], answer.headers["x-content-type-options"]) == ("image/jpeg", "nosniff")
     assert "sandbox" in answer.headers["content-security-policy"]
-    (own.photos / served.LARGE).write_bytes((own.photos / "00.png").read_bytes())
-    assert client_of(own.searcher).get(f"/image/{own.row(served.LARGE)}?size=original").headers["content-type"] == "image/png"
+    (own.photos / served.LARGE).write_bytes((own.photos / "06.png").read_bytes())
+    assert own_client.get(f"/image/{own.row(served.LARGE)}?size=original").headers["content-type"] == "image/png"
 
 
-def test_a_browser_that_has_a_picture_is_told_so_until_it_changes(tmp_path):
-    own = served.make(tmp_path / "own")
-    client, address = client_of(own.searcher), f"/image/{own.row('00.png')}"
+def test_a_browser_that_has_a_picture_is_told_so_until_it_changes(own, own_client):
+    client, address = own_client, f"/image/{own.row('07.png')}"
     first = client.get(address)
     known = {"If-None-Match": f'"other", W/{first.headers["etag"]}'}
     again = client.get(address, headers=known)
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
     assert client.get(f"{address}?size=original", headers=known).status_code == 200
-    (own.photos / "00.png").write_bytes(png())
+    (own.photos / "07.png").write_bytes(png())
     assert client.get(address, headers=known).status_code == 200
 
 
@@ -194,10 +203,11 @@ SPOILED: dict[str, Callable[[Path, Path], object]] = {
 
 
 @pytest.mark.parametrize("what", SPOILED)
-def test_a_picture_that_is_not_what_was_indexed_is_not_served(tmp_path, what):
-    own = served.make(tmp_path / "own")
-    client, row = client_of(own.searcher), own.row("00.png")
-    SPOILED[what](own.photos / "00.png", tmp_path / "secret.png")
+def test_a_picture_that_is_not_what_was_indexed_is_not_served(own, own_client, tmp_path, what):
+    name = f"{list(SPOILED).index(what):02}.png"
+    client, row = own_client, own.row(name)
+    assert client.get(f"/image/{row}").status_code == 200
+    SPOILED[what](own.photos / name, tmp_path / "secret.png")
     for address in (f"/image/{row}", f"/search?row={row}", *([f"/image/{row}?size=original"] if what != "a picture cut short" else [])):
         answer = client.get(address)
         assert answer.status_code == 404
