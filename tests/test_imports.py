@@ -116,9 +116,14 @@ ORDER = [
     "nearest",
     "index_config",
     "index_files",
+    "index_segments",
     "index",
     "index_images",
+    "index_embedding",
+    "index_removal",
+    "index_sealing",
     "index_building",
+    "index_job",
     "demo",
 ]
 """The modules and families of core; each imports only what stands before it."""
