@@ -21,19 +21,6 @@ COMMANDS = [
     *("demo", "prepare", "convert", "finetune-teacher", "cache-teacher", "inspect"),
     *("distill", "eval", "bench", "compare", "report", "search"),
 ]
-    "demo",
-    "prepare",
-    "convert",
-    "finetune-teacher",
-    "cache-teacher",
-    "inspect",
-    "distill",
-    "eval",
-    "bench",
-    "compare",
-    "report",
-    "search",
-]
 
 
 def small_app() -> typer.Typer:

@@ -106,6 +106,7 @@ ORDER = [
     "bench_results",
     "bench_onnx",
     "benchmark",
+    "search_query",
     "search_answers",
     "search_reranking",
     "search",
