@@ -118,6 +118,12 @@ ORDER = [
     "report_gallery",
     "report_page",
     "report_text",
+    "nearest",
+    "index_config",
+    "index_files",
+    "index",
+    "index_images",
+    "index_building",
     "demo",
 ]
 """The modules and families of core; each imports only what stands before it."""
