@@ -106,11 +106,6 @@ ORDER = [
     "bench_results",
     "bench_onnx",
     "benchmark",
-    "search_query",
-    "search_answers",
-    "search_reranking",
-    "search",
-    "search_sheet",
     "report",
     "report_tables",
     "report_charts",
@@ -124,6 +119,11 @@ ORDER = [
     "index",
     "index_images",
     "index_building",
+    "search_query",
+    "search_answers",
+    "search_reranking",
+    "search",
+    "search_sheet",
     "demo",
 ]
 """The modules and families of core; each imports only what stands before it."""
