@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from dcdctl.cli.options import Device, Json, Threads
-from dcdctl.cli.terminal import bar, note
+from dcdctl.cli.terminal import bar, note, printable
 
 IndexFolder = Annotated[Path, typer.Argument(help="Folder written by `dcdctl index`.", metavar="INDEX")]
 Words = Annotated[
@@ -64,10 +64,8 @@ def _question(text: list[str] | None, image: Path | None) -> str | Path | None:
     from dcdctl.core import search_query
 
     question = image or " ".join(text or [])
-    if isinstance(question, str) and (Path(question) / "index.json").is_file():
-        note(f"{question} is an index, and taken for a text: INDEX comes first")
-    elif isinstance(question, str) and Path(question).suffix and Path(question).is_file():
-        note(f"{question} is a file, and taken for a text: --image {question} finds what looks like it")
+    if isinstance(question, str) and (told := search_query.told_of(question)):
+        note(printable(told))
     search_query.check(question)
     return question
 

@@ -41,11 +41,11 @@ def show_line(view: View, index: Any, question: str, answer: Any) -> None:
 
 def show_failure(view: View, question: str, error: Exception) -> None:
     """The line of a query that could not be answered."""
-    if view.is_json:
-        from dcdctl.core.search_query import as_text
+    from dcdctl.core.search_query import as_text
 
-        return show_json({"query": {"text": as_text(question)}, "error": str(error)}, indent=None)
-    show(printable(question))
+    if view.is_json:
+        return show_json({"query": {"text": as_text(question)}, "error": as_text(str(error))}, indent=None)
+    show(printable(as_text(question)))
 
 
 def _show_notes(answer: Any) -> None:

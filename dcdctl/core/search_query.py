@@ -8,6 +8,7 @@ from PIL import Image
 
 from dcdctl.core import pictures
 from dcdctl.core.errors import InputError
+from dcdctl.core.index import INDEX_FILE
 
 MAX_CHARACTERS = 10_000
 """Of a text. A model reads some dozen words; more than this is a file by mistake."""
@@ -39,17 +40,29 @@ def checked_text(text: str) -> str:
 
 def read_picture(path: Path) -> Image.Image:
     """The picture of a file, upright and RGB; InputError where there is none."""
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
-        raise InputError(f"{path} {found}, the file of a picture is wanted")
     try:
+        if not path.is_file():
+            found = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
+            raise InputError(f"{path} {found}, the file of a picture is wanted")
         if (num_bytes := path.stat().st_size) > MAX_FILE_BYTES:
             raise InputError(f"{path} has {num_bytes:,} bytes, at most {MAX_FILE_BYTES:,} are read")
         return pictures.decode(path.read_bytes())
     except pictures.PictureError as error:
-        raise InputError(f"{path} cannot be used: {error}", hint="save it as JPEG or PNG") from error
+        raise InputError(f"{path} cannot be used: {error}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def told_of(text: str) -> str:
+    """What to tell of a text that was perhaps meant as something else; empty where there is nothing to tell."""
+    try:
+        if (Path(text) / INDEX_FILE).is_file():
+            return f"{text} is an index, and taken for a text: INDEX comes first"
+        if Path(text).suffix and Path(text).is_file():
+            return f"{text} is a file, and taken for a text: --image {text} finds what looks like it"
+    except OSError:  # too long for a name
+        pass
+    return ""
 
 
 def as_text(name: str) -> str:
