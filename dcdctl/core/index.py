@@ -18,11 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dcdctl.core import archives, index_files, nearest
+from dcdctl.core import archives, config, index_files, index_segments, nearest
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import CorpusError, MissingError, StaleError
 from dcdctl.core.image_store import FilePicture, RowError
-from dcdctl.core.index_files import INDEX_FILE, ROWS_PER_GROUP, Part
+from dcdctl.core.index_config import IndexConfig
+from dcdctl.core.index_files import ROWS_PER_GROUP
+from dcdctl.core.index_segments import Opened, Segment
 from dcdctl.core.nearest import Floats, Half, Nearest, Rows
 
 QUERY_BLOCK = 64
@@ -43,8 +45,11 @@ class Index:
         self.parts = index_files.parts_of(document)
         self._ends = list(itertools.accumulate(part.rows for part in self.parts))
         self.num_rows = self._ends[-1] if self._ends else 0
-        self.is_removed: NDArray[np.bool_] | None = _removed(folder, document, self.num_rows)
-        self._blocks: dict[int, Floats] = {}
+        self.is_removed = _removed(folder, document, self.num_rows)
+        self.config = config.build(IndexConfig, document["settings"])
+        self.segments = [Segment(**one) for one in document["segments"]]
+        self._opened = [index_segments.open_segment(folder / "ann", one, self.config) for one in self.segments]
+        self._unit: dict[int, Floats] = {}
         self._strings = lru_cache(maxsize=1024)(self._read_strings)
 
     @staticmethod
@@ -82,8 +87,21 @@ class Index:
         return Nearest(np.concatenate([one.scores_QK for one in blocks]), np.concatenate([one.rows_QK for one in blocks]))
 
     def _nearest(self, queries_QD: Floats, k: int) -> Nearest:
-        candidates = nearest.rough(queries_QD, self._unit_blocks(), k, self.is_removed)
-        return nearest.exact(queries_QD, candidates, self.vectors, k)
+        proposals = [self._proposed(*one, queries_QD, k) for one in zip(self.segments, self._opened, strict=True)]
+        proposals.append(nearest.rough(queries_QD, self._unit_blocks(), k, self.is_removed))
+        return nearest.exact(queries_QD, [np.concatenate(rows) for rows in zip(*proposals, strict=True)], self.vectors, k)
+
+    def _proposed(self, segment: Segment, opened: Opened, queries_QD: Floats, k: int) -> list[Rows]:
+        """Rows of a segment that were not removed, k of them at least where it has as many."""
+        count = min(max(self.config.candidates, 2 * k), segment.rows)
+        gone = None if self.is_removed is None else self.is_removed[segment.first_row : segment.stop]
+        enough = min(k, segment.rows - (0 if gone is None else int(gone.sum())))
+        while True:
+            found = [rows_C[rows_C >= 0] for rows_C in opened.candidates(queries_QD, count)]
+            live = [rows + segment.first_row if gone is None else rows[~gone[rows]] + segment.first_row for rows in found]
+            if count == segment.rows or all(len(rows) >= enough for rows in live):
+                return live
+            count = min(4 * count, segment.rows)
 
     def vectors(self, rows: Rows) -> Half:
         """The stored vectors of rows, in the order given."""
@@ -111,12 +129,12 @@ class Index:
                 ids = pq.read_table(path, columns=["image_id"]).column("image_id")
                 places = pc.indices_nonzero(pc.equal(ids, image_id)).to_pylist()
                 found += [self._ends[number] - part.rows + place for place in places]
-        return [row for row in found if not self._is_gone(row)]
+        return [row for row in found if not self.is_gone(row)]
 
     def picture(self, row: int) -> bytes:
         """The bytes of a row's image file, read from where the pictures are; MissingError if it is removed or gone, or is a link out of
         its folder; StaleError if the corpus is another one by now."""
-        if not 0 <= row < self.num_rows or self._is_gone(row):
+        if not 0 <= row < self.num_rows or self.is_gone(row):
             raise MissingError(f"the index {self.folder} has no image {row}")
         part, group, within = self._place(row)
         source = self.document["sources"][self.parts[part].source]
@@ -132,7 +150,8 @@ class Index:
         except RowError as error:
             raise MissingError(f"{Path(source['path']) / path} of the index {self.folder}: {error}") from error
 
-    def _is_gone(self, row: int) -> bool:
+    def is_gone(self, row: int) -> bool:
+        """Whether a row was removed."""
         return self.is_removed is not None and bool(self.is_removed[row])
 
     def _place(self, row: int) -> tuple[int, int, int]:
@@ -154,25 +173,27 @@ class Index:
         return index_files.mapped(self.folder / "vectors" / self.parts[part].file, self.parts[part], self.dim)
 
     def _unit_blocks(self) -> Iterator[tuple[int, Floats]]:
-        """All vectors as unit vectors in float32, a part at a time, with its first row."""
-        fits = 4 * self.dim * self.num_rows <= FLOAT_BYTES
-        for number, part in enumerate(self.parts):
-            if not part.rows:
-                continue
-            block = self._blocks.get(number)
-            if block is None:
-                block = nearest.unit_rows(np.concatenate(self._mapped(number)))
-                if fits:
-                    self._blocks[number] = block
-            yield self._ends[number] - part.rows, block
+        """The vectors that no segment has, as unit vectors in float32, with the row of each block's first."""
+        rows = range(self.segments[-1].stop if self.segments else 0, self.num_rows)
+        if 4 * self.dim * len(rows) > FLOAT_BYTES:
+            yield from self._read_unit(rows)
+            return
+        if not self._unit:
+            self._unit = dict(self._read_unit(rows))
+        yield from self._unit.items()
+
+    def _read_unit(self, rows: range) -> Iterator[tuple[int, Floats]]:
+        for first, block_RD in index_files.read_blocks(self.folder, self.parts, self.dim, rows):
+            yield first, nearest.unit_rows(block_RD)
 
 
 def _removed(folder: Path, document: dict[str, Any], num_rows: int) -> NDArray[np.bool_] | None:
     """Which rows were removed; None where none was."""
-    if document["removed"] is None:
+    name = document["removed"]["file"]
+    if name is None:
         return None
     is_removed = np.zeros(num_rows, dtype=np.bool_)
-    is_removed[np.load(folder / document["removed"])] = True
+    is_removed[np.load(folder / name)] = True
     return is_removed
 
 
@@ -194,6 +215,3 @@ def _corpus_of(path: str, split: str, fingerprint: str) -> Corpus:
     if corpus.fingerprint != fingerprint:
         raise StaleError(f"{path} holds another corpus now ({corpus.fingerprint[:8]}, not {fingerprint[:8]})", hint="index it again")
     return corpus
-
-
-__all__ = ["INDEX_FILE", "Index", "Nearest", "Part"]

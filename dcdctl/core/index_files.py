@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +30,7 @@ from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.nearest import Half
 
 FORMAT = 1
-INDEX_FILE, PLAN_FILE = "index.json", "plan.json"
+INDEX_FILE, PLAN_FILE, PLANNED = "index.json", "plan.json", "planned"
 ROWS_PER_PART = 8192
 """Images of a file of vectors: as much work as a killed run loses at most."""
 ROWS_PER_GROUP = 1024
@@ -66,7 +67,6 @@ class Part:
     """Which of the index's sources the pictures are in."""
     rows: int
     bytes: int
-    sha256: str
     vectors_at: tuple[int, ...]
     """Where in the file the numbers of each row group begin."""
 
@@ -120,10 +120,8 @@ def describe_part(path: Path, source: int, dim: int) -> tuple[Part, list[Skipped
     file = pq.ParquetFile(path)
     offsets = tuple(_offset(file.metadata.row_group(group), dim) for group in range(file.num_row_groups))
     skipped = [Skipped(**one) for one in json.loads(file.schema_arrow.metadata[_SKIPPED])]
-    size = path.stat().st_size
-    return Part(
-        file=path.name, source=source, rows=file.metadata.num_rows, bytes=size, sha256=files.sha256_of(path), vectors_at=offsets
-    ), skipped
+    rows, size = file.metadata.num_rows, path.stat().st_size
+    return Part(file=path.name, source=source, rows=rows, bytes=size, vectors_at=offsets), skipped
 
 
 def _offset(group: Any, dim: int) -> int:
@@ -169,6 +167,16 @@ def mapped(path: Path, part: Part, dim: int) -> tuple[Half, ...]:
     )
 
 
+def read_blocks(folder: Path, parts: Sequence[Part], dim: int, rows: range) -> Iterator[tuple[int, Half]]:
+    """The stored vectors of a range of rows, at most a part at a time, with the row of the first."""
+    first = 0
+    for part in parts:
+        start, stop = max(rows.start, first), min(rows.stop, first + part.rows)
+        if start < stop:
+            yield start, np.concatenate(mapped(folder / "vectors" / part.file, part, dim))[start - first : stop - first]
+        first += part.rows
+
+
 def read_document(folder: Path) -> dict[str, Any]:
     """What index.json says; MissingError where there is no index, or an unfinished one, StaleError where it is of another format."""
     path = folder / INDEX_FILE
@@ -190,3 +198,16 @@ def read_document(folder: Path) -> dict[str, Any]:
 def parts_of(document: dict[str, Any]) -> list[Part]:
     """The files of vectors that an index names."""
     return [Part(**{**one, "vectors_at": tuple(one["vectors_at"])}) for one in document["parts"]]
+
+
+def tidy(folder: Path, document: dict[str, Any]) -> None:
+    """Take away what an index does not name: what a change has replaced, and what one that was not finished has left."""
+    named = {folder / "vectors" / part["file"] for part in document["parts"]}
+    named |= {folder / "ann" / one["file"] for one in document["segments"]}
+    named |= {folder / name for name in (document["removed"]["file"], document["skipped"]["file"]) if name is not None}
+    for path in itertools.chain(*map(folder.glob, ("vectors/*", "ann/*", "removed-*.npy", "skipped-*.json"))):
+        if path not in named:
+            path.unlink(missing_ok=True)
+    (folder / PLAN_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder / PLANNED, ignore_errors=True)
+    files.remove_partials(folder)

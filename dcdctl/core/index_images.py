@@ -133,17 +133,16 @@ class ReadPictures:
 
 
 class Pictures(Dataset[ReadPictures]):
-    """Planned parts of sources, read by stretches; small, so that every worker process may have it."""
+    """Planned parts of a source, read by stretches; small, so that every worker process may have it."""
 
-    def __init__(self, planned: Path, sources: Sequence[tuple[Source, int]], preprocess: Preprocessor) -> None:
-        """`sources` are the source of each part, with the part's number."""
-        self.planned, self.sources, self.preprocess = planned, {part: source for source, part in sources}, preprocess
+    def __init__(self, planned: Path, source: Source, preprocess: Preprocessor) -> None:
+        self.planned, self.source, self.preprocess = planned, source, preprocess
 
     def __getitem__(self, stretch: Stretch) -> ReadPictures:
-        source, images, kept, skipped = self.sources[stretch.part], [], [], []
+        images, kept, skipped = [], [], []
         for place in _planned(self.planned / index_files.part_name(stretch.part))[stretch.start : stretch.stop]:
             try:
-                picture = pictures.decode(_bytes_of(source, place))
+                picture = pictures.decode(_bytes_of(self.source, place))
                 _refuse_strip(picture)
                 # One at a time: photos are large until they are made small.
                 images.append(self.preprocess.images([picture]).pixel_values)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from dcdctl.core import models
-from dcdctl.core.errors import ConfigError, InputError
+from dcdctl.core.errors import ConfigError, InputError, MissingError
 from dcdctl.core.index import Index
 from dcdctl.core.search_answers import Answer, Hit, to_document
 from dcdctl.core.search_query import checked_text, read_picture
@@ -27,6 +27,7 @@ from dcdctl.core.search_reranking import DEPTH, Reranker
 
 __all__ = ["DEPTH", "NUM_ANSWERS", "Answer", "Hit", "Searcher", "read_picture", "to_document"]
 
+MODEL_FOLDER = "model"
 NUM_ANSWERS = 10
 TEXTS_AT_A_TIME = 64
 """Texts encoded together."""
@@ -47,11 +48,14 @@ class Searcher:
     def open(folder: Path, *, device: torch.device, rerank: str | None = None, depth: int = DEPTH) -> Searcher:
         """The searcher of an index, with the dual encoder that is in it; `rerank` is a fusion scorer, named as for `models.load`.
 
-        MissingError and StaleError of `Index.open`; StaleError where the model in it is not the one that made its vectors; ModelError
-        where a model cannot be loaded or is of another kind.
+        MissingError and StaleError of `Index.open`; MissingError where the index has no model, StaleError where its model is not the
+        one that made its vectors; ModelError where a model cannot be loaded or is of another kind.
         """
         index = Index.open(folder)
-        model = models.load_dual(folder / "model").to(device).eval()
+        # What is not there would be looked up at the Hub.
+        if not (folder / MODEL_FOLDER / "config.json").is_file():
+            raise MissingError(f"the index {folder} lacks its model, {folder / MODEL_FOLDER}", hint="copy the whole folder, or index again")
+        model = models.load_dual(folder / MODEL_FOLDER).to(device).eval()
         index.expect(models.fingerprint(model))
         return Searcher(index, model, device, None if rerank is None else Reranker.open(rerank, depth=depth, device=device))
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from dcdctl.core import pictures
 from dcdctl.core.errors import InputError
-from dcdctl.core.index import INDEX_FILE
+from dcdctl.core.index_files import INDEX_FILE
 
 MAX_CHARACTERS = 10_000
 """Of a text. A model reads some dozen words; more than this is a file by mistake."""
