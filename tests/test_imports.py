@@ -124,6 +124,7 @@ ORDER = [
     "index_sealing",
     "index_building",
     "index_job",
+    "search_query",
     "search_answers",
     "search_reranking",
     "search",

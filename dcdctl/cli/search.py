@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from dcdctl.cli.options import Device, Json, Threads
-from dcdctl.cli.terminal import bar, note
+from dcdctl.cli.terminal import bar, note, printable
 
 IndexFolder = Annotated[Path, typer.Argument(help="Folder written by `dcdctl index`.", metavar="INDEX")]
 Words = Annotated[
@@ -56,13 +56,18 @@ def search(
 
 
 def _question(text: list[str] | None, image: Path | None) -> str | Path | None:
-    """What is asked: a text, of one word or several, or the file of a picture; None where lines are to come."""
+    """What is asked: a text, of one argument or several, or the file of a picture; None where lines are to come."""
     if text and image is not None:
         raise typer.BadParameter("is asked for besides a text: one of them is wanted", param_hint="--image")
-    words = " ".join(text or [])
-    if text and Path(words).suffix and Path(words).is_file():
-        note(f"{words} is a file, and taken for a text: --image {words} finds what looks like it")
-    return image if image is not None else words if text else None
+    if image is None and not text:
+        return None
+    from dcdctl.core import search_query
+
+    question = image or " ".join(text or [])
+    if isinstance(question, str) and (told := search_query.told_of(question)):
+        note(printable(told))
+    search_query.check(question)
+    return question
 
 
 def _refuse(question: str | Path | None, rerank: str | None, depth: int | None, html: Path | None) -> None:

@@ -21,7 +21,7 @@ class View:
 def show_answer(view: View, index: Any, question: str | Path, answer: Any) -> None:
     """An answer: a hit a line, or a JSON document."""
     if view.is_json:
-        from dcdctl.core.search import to_document
+        from dcdctl.core.search_answers import to_document
 
         return show_json(to_document(question, answer, index))
     _show_hits(view, index, answer)
@@ -32,7 +32,7 @@ def show_answer(view: View, index: Any, question: str | Path, answer: Any) -> No
 def show_line(view: View, index: Any, question: str, answer: Any) -> None:
     """An answer on one line: the query and the names of what was found, with tabs between them, or a JSON document."""
     if view.is_json:
-        from dcdctl.core.search import to_document
+        from dcdctl.core.search_answers import to_document
 
         return show_json(to_document(question, answer, index), indent=None)
     show("\t".join(printable(text) for text in (question, *(hit.name for hit in answer.hits))))
@@ -41,9 +41,11 @@ def show_line(view: View, index: Any, question: str, answer: Any) -> None:
 
 def show_failure(view: View, question: str, error: Exception) -> None:
     """The line of a query that could not be answered."""
+    from dcdctl.core.search_query import as_text
+
     if view.is_json:
-        return show_json({"query": {"text": question}, "error": str(error)}, indent=None)
-    show(printable(question))
+        return show_json({"query": {"text": as_text(question)}, "error": as_text(str(error))}, indent=None)
+    show(printable(as_text(question)))
 
 
 def _show_notes(answer: Any) -> None:

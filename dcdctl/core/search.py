@@ -18,19 +18,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from dcdctl.core import models, pictures
-from dcdctl.core.errors import ConfigError, InputError
+from dcdctl.core import models
+from dcdctl.core.errors import ConfigError, InputError, MissingError
 from dcdctl.core.index import Index
 from dcdctl.core.search_answers import Answer, Hit, to_document
+from dcdctl.core.search_query import checked_text, read_picture
 from dcdctl.core.search_reranking import DEPTH, Reranker
 
 __all__ = ["DEPTH", "NUM_ANSWERS", "Answer", "Hit", "Searcher", "read_picture", "to_document"]
 
+MODEL_FOLDER = "model"
 NUM_ANSWERS = 10
-MAX_CHARACTERS = 10_000
-"""Of a text that is asked. A model reads some dozen words; more than this is a file by mistake."""
-MAX_FILE_BYTES = 512 * 2**20
-"""Of a picture that is asked for."""
 TEXTS_AT_A_TIME = 64
 """Texts encoded together."""
 
@@ -50,11 +48,14 @@ class Searcher:
     def open(folder: Path, *, device: torch.device, rerank: str | None = None, depth: int = DEPTH) -> Searcher:
         """The searcher of an index, with the dual encoder that is in it; `rerank` is a fusion scorer, named as for `models.load`.
 
-        MissingError and StaleError of `Index.open`; StaleError where the model in it is not the one that made its vectors; ModelError
-        where a model cannot be loaded or is of another kind.
+        MissingError and StaleError of `Index.open`; MissingError where the index has no model, StaleError where its model is not the
+        one that made its vectors; ModelError where a model cannot be loaded or is of another kind.
         """
         index = Index.open(folder)
-        model = models.load_dual(folder / "model").to(device).eval()
+        # What is not there would be looked up at the Hub.
+        if not (folder / MODEL_FOLDER / "config.json").is_file():
+            raise MissingError(f"the index {folder} lacks its model, {folder / MODEL_FOLDER}", hint="copy the whole folder, or index again")
+        model = models.load_dual(folder / MODEL_FOLDER).to(device).eval()
         index.expect(models.fingerprint(model))
         return Searcher(index, model, device, None if rerank is None else Reranker.open(rerank, depth=depth, device=device))
 
@@ -127,34 +128,6 @@ class Searcher:
         if len(ids) == most and (length := len(tokenizer(text, verbose=False)["input_ids"])) > most:
             told.append(f"the text has {length:,} tokens, and the model reads the first {most}")
         return tuple(told)
-
-
-def checked_text(text: str) -> str:
-    """A text without the space around it; InputError where nothing is left, or what is left is no text or a whole file."""
-    words = text.strip()
-    if not words:
-        raise InputError("the query is empty, a text is wanted", hint='for example "a dog in the snow"')
-    if len(words) > MAX_CHARACTERS:
-        raise InputError(f"the query has {len(words):,} characters, at most {MAX_CHARACTERS:,} are read", hint="a sentence is enough")
-    try:
-        words.encode()
-    except UnicodeEncodeError as error:
-        raise InputError("the query holds bytes that are no UTF-8 text", hint="use a UTF-8 terminal or file") from error
-    return words
-
-
-def read_picture(path: Path) -> Image.Image:
-    """The picture of a file, upright and RGB; InputError where there is none."""
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "is no file" if path.exists() else "does not exist"
-        raise InputError(f"{path} {found}, the file of a picture is wanted")
-    try:
-        if (num_bytes := path.stat().st_size) > MAX_FILE_BYTES:
-            raise InputError(f"{path} has {num_bytes:,} bytes, at most {MAX_FILE_BYTES:,} are read")
-        return pictures.decode(path.read_bytes())
-    except (OSError, pictures.PictureError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{path} cannot be used: {reason}", hint=f"a picture is one of {', '.join(pictures.FORMATS)}") from error
 
 
 def _on_cpu(vectors_QD: Tensor) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ from PIL import Image
 from dcdctl.core import pictures
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.index import Index
+from dcdctl.core.search_query import as_text
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,8 @@ def to_document(question: str | Path, answer: Answer, index: Index) -> dict[str,
     """An answer as plain values, for JSON."""
     kind = "image" if isinstance(question, Path) else "text"
     return {
-        # A file's name may hold bytes that are no text, and JSON is text.
-        "query": {kind: str(question).encode("utf-8", "replace").decode()},
-        "index": {"folder": str(index.folder), "images": index.num_images, "model": index.fingerprint},
+        "query": {kind: as_text(str(question))},
+        "index": {"folder": as_text(str(index.folder)), "images": index.num_images, "model": index.fingerprint},
         "hits": [_to_table(place, hit, index) for place, hit in enumerate(answer.hits, start=1)],
         "seconds": {"encode": answer.encode_seconds, "find": answer.find_seconds, "rerank": answer.rerank_seconds},
         "notes": list(answer.notes),

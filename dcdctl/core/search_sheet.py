@@ -9,8 +9,8 @@ from dcdctl.core import pages
 from dcdctl.core.errors import InputError
 from dcdctl.core.index import Index
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import read_picture
 from dcdctl.core.search_answers import Answer, Hit, picture_of
+from dcdctl.core.search_query import as_text, read_picture
 
 THUMBNAIL_PX = 240
 _STYLE = """.gone { display: grid; place-content: center; height: 9rem; border: 1px dashed var(--line); color: var(--quiet) }
@@ -35,7 +35,7 @@ def write_page(path: Path, index: Index, question: str | Path, answer: Answer, t
     title = f"Like {question.name}" if isinstance(question, Path) else question
     notes = [pages.paragraph(note) for note in answer.notes]
     try:
-        pages.write(path, _as_text(title), asked, pages.paragraph(counts), *notes, pages.cards(found), style=_STYLE)
+        pages.write(path, as_text(title), asked, pages.paragraph(counts), *notes, pages.cards(found), style=_STYLE)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}", hint="name another file") from error
 
@@ -43,12 +43,7 @@ def write_page(path: Path, index: Index, question: str | Path, answer: Answer, t
 def _card(index: Index, place: int, hit: Hit) -> str:
     picture = picture_of(index, hit.row)
     scores = f"cosine {hit.score:.4f}" if hit.reranked is None else f"logit {hit.reranked:.3f} \N{MIDDLE DOT} cosine {hit.score:.4f}"
-    below = f'<b>{place}</b> <span dir="auto">{escape(_as_text(hit.name))}</span><br><small>{scores}</small>'
+    below = f'<b>{place}</b> <span dir="auto">{escape(as_text(hit.name))}</span><br><small>{scores}</small>'
     if picture is None:
         return pages.captioned('<div class="gone">the picture is gone</div>', below)
-    return pages.card(picture, _as_text(hit.name), below, THUMBNAIL_PX)
-
-
-def _as_text(name: str) -> str:
-    """A name without the bytes in it that are no text."""
-    return name.encode("utf-8", "replace").decode()
+    return pages.card(picture, as_text(hit.name), below, THUMBNAIL_PX)
