@@ -114,7 +114,7 @@ def test_the_commands_of_the_page_lead_from_a_run_to_a_page(made, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     Path("RUN").symlink_to(made.run)
     Path("photos").symlink_to(made.photos)
-    for command in (index, search):
+    for command in (f"{index} --workers 0", search):
         result = CliRunner().invoke(app, shlex.split(command)[1:])
         assert result.exit_code == 0, result.output
     assert any(name in result.stdout for name in served.NAMES)
