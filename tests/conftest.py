@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import make_teacher
 
 from dcdctl.core import manifest, models
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.prepare import PrepareOptions, prepare
+
+
+def pytest_configure() -> None:
+    """One thread for each of several test processes, and for what they start."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
