@@ -166,8 +166,10 @@ class Index:
         return self._strings(column, part, group)[within].as_py()
 
     def _read_strings(self, column: str, part: int, group: int) -> pa.Array:
-        table = pq.ParquetFile(self.folder / "vectors" / self.parts[part].file).read_row_group(group, columns=[column])
-        return table.column(column).combine_chunks()
+        path = self.folder / "vectors" / self.parts[part].file
+        # Ten names may be in ten files: opening one takes longer than reading from it.
+        file = pq.ParquetFile(path, metadata=index_files.metadata_of(path), memory_map=True, pre_buffer=False)
+        return file.read_row_group(group, columns=[column], use_threads=False).column(column).combine_chunks()
 
     def _mapped(self, part: int) -> tuple[Half, ...]:
         return index_files.mapped(self.folder / "vectors" / self.parts[part].file, self.parts[part], self.dim)

@@ -167,6 +167,12 @@ def mapped(path: Path, part: Part, dim: int) -> tuple[Half, ...]:
     )
 
 
+@lru_cache(maxsize=OPEN_FILES)
+def metadata_of(path: Path) -> pq.FileMetaData:
+    """The footer of a file of vectors, which never changes once it is there."""
+    return pq.read_metadata(path)
+
+
 def read_blocks(folder: Path, parts: Sequence[Part], dim: int, rows: range) -> Iterator[tuple[int, Half]]:
     """The stored vectors of a range of rows, at most a part at a time, with the row of the first."""
     first = 0
