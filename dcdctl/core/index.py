@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 
 from dcdctl.core import archives, config, index_files, index_segments, nearest
 from dcdctl.core.corpus import Corpus
-from dcdctl.core.errors import CorpusError, MissingError, StaleError
+from dcdctl.core.errors import ConfigError, CorpusError, MissingError, StaleError
 from dcdctl.core.image_store import FilePicture, RowError
 from dcdctl.core.index_config import IndexConfig
-from dcdctl.core.index_files import ROWS_PER_GROUP
 from dcdctl.core.index_segments import Opened, Segment
 from dcdctl.core.nearest import Floats, Half, Nearest, Rows
 
@@ -48,7 +47,7 @@ class Index:
         self._ends = list(itertools.accumulate(part.rows for part in self.parts))
         self.num_rows = self._ends[-1] if self._ends else 0
         self.is_removed = _removed(folder, document, self.num_rows)
-        self.config = config.build(IndexConfig, document["settings"])
+        self.config = _settings(folder, document)
         self.segments = [Segment(**one) for one in document["segments"]]
         self._opened = [index_segments.open_segment(folder / "ann", one, self.config) for one in self.segments]
         self._unit: dict[int, Floats] = {}
@@ -164,7 +163,7 @@ class Index:
         if not 0 <= row < self.num_rows:
             raise IndexError(f"row {row} of {self.num_rows}")
         part = bisect.bisect_right(self._ends, row)
-        return part, *divmod(row - (self._ends[part] - self.parts[part].rows), ROWS_PER_GROUP)
+        return part, *divmod(row - (self._ends[part] - self.parts[part].rows), index_files.ROWS_PER_GROUP)
 
     def _string(self, row: int, column: str) -> Any:
         part, group, within = self._place(row)
@@ -192,6 +191,13 @@ class Index:
     def _read_unit(self, rows: range) -> Iterator[tuple[int, Floats]]:
         for first, block_RD in index_files.read_blocks(self.folder, self.parts, self.dim, rows):
             yield first, nearest.unit_rows(block_RD)
+
+
+def _settings(folder: Path, document: dict[str, Any]) -> IndexConfig:
+    try:
+        return config.build(IndexConfig, document["settings"])
+    except ConfigError as error:
+        raise StaleError(f"the settings of the index {folder} are not known here: {error}", hint="update dcdctl") from error
 
 
 def _removed(folder: Path, document: dict[str, Any], num_rows: int) -> NDArray[np.bool_] | None:

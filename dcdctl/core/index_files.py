@@ -115,7 +115,8 @@ def _columns(places: Sequence[Place]) -> list[pa.Array]:
 def describe_part(path: Path, source: int, dim: int) -> tuple[Part, list[Skipped]]:
     """What index.json says of a part that was written, and what was skipped when it was."""
     file = pq.ParquetFile(path)
-    offsets = tuple(_offset(file.metadata.row_group(group), dim) for group in range(file.num_row_groups))
+    groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+    offsets = tuple(_offset(group, dim) for group in groups if group.num_rows)
     skipped = [Skipped(**one) for one in json.loads(file.schema_arrow.metadata[_SKIPPED])]
     rows, size = file.metadata.num_rows, path.stat().st_size
     return Part(file=path.name, source=source, rows=rows, bytes=size, vectors_at=offsets), skipped

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from dcdctl.core import corpus as corpora
 from dcdctl.core import index_files, pictures
 from dcdctl.core.corpus import Corpus
-from dcdctl.core.errors import InputError
+from dcdctl.core.errors import DcdError, InputError
 from dcdctl.core.image_store import FilePicture, RowError
 from dcdctl.core.index_files import Place, Skipped
 from dcdctl.core.models.protocols import ImageBatch, Preprocessor
@@ -28,6 +28,9 @@ from dcdctl.core.pictures import PictureError
 
 MAX_ASPECT = 200
 """A longer strip, whose shorter side is made as long as a model wants it, would take gigabytes."""
+
+STRETCHES_OF_A_WORKER = 8
+"""Fewer are read sooner than a process has started."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +134,7 @@ class ReadPictures:
     skipped: list[Skipped]
 
 
-class Pictures(Dataset[ReadPictures]):
+class Pictures(Dataset[ReadPictures | DcdError]):
     """Planned parts of a source, read by stretches; small, so that every worker process may have it."""
 
     def __init__(self, planned: Path, source: Source, preprocess: Preprocessor) -> None:
@@ -139,7 +142,14 @@ class Pictures(Dataset[ReadPictures]):
         self._part: tuple[int, list[Place]] = (-1, [])
         self._corpus: Corpus | None = None
 
-    def __getitem__(self, stretch: Stretch) -> ReadPictures:
+    def __getitem__(self, stretch: Stretch) -> ReadPictures | DcdError:
+        """What was read, or why no more can be: a worker process would wrap an error that it raises into another's words."""
+        try:
+            return self._read(stretch)
+        except DcdError as error:
+            return error
+
+    def _read(self, stretch: Stretch) -> ReadPictures:
         images, kept, skipped = [], [], []
         for place in self._places(stretch.part)[stretch.start : stretch.stop]:
             try:
@@ -166,12 +176,18 @@ class Pictures(Dataset[ReadPictures]):
 
 
 def read_ahead(data: Pictures, stretches: Sequence[Stretch], workers: int) -> Iterator[ReadPictures]:
-    """The stretches in order, read by worker processes, two of each worker's ahead; by this process where there are none."""
+    """The stretches in order, read by worker processes, two of each worker's ahead; by this process where there are few, or no workers."""
+    if not stretches:
+        return
+    workers = min(workers, len(stretches) // STRETCHES_OF_A_WORKER)
     # Not fork: a copy of a process with threads in it may hang.
     context = "forkserver" if workers else None
     loader: Any = DataLoader(data, batch_size=None, sampler=stretches, num_workers=workers, multiprocessing_context=context)
     try:
-        yield from loader
+        for found in loader:
+            if isinstance(found, DcdError):
+                raise found
+            yield found
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
