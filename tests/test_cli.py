@@ -17,7 +17,20 @@ from dcdctl.cli import terminal
 from dcdctl.cli.app import app
 from dcdctl.core.errors import StaleError
 
-COMMANDS = ["demo", "prepare", "convert", "finetune-teacher", "cache-teacher", "inspect", "distill", "eval", "bench", "compare", "report"]
+COMMANDS = [
+    "demo",
+    "prepare",
+    "convert",
+    "finetune-teacher",
+    "cache-teacher",
+    "inspect",
+    "distill",
+    "eval",
+    "bench",
+    "compare",
+    "report",
+    "index",
+]
 
 
 def small_app() -> typer.Typer:

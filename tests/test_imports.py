@@ -113,6 +113,17 @@ ORDER = [
     "report_gallery",
     "report_page",
     "report_text",
+    "nearest",
+    "index_config",
+    "index_files",
+    "index_segments",
+    "index",
+    "index_images",
+    "index_embedding",
+    "index_removal",
+    "index_sealing",
+    "index_building",
+    "index_job",
     "demo",
 ]
 """The modules and families of core; each imports only what stands before it."""

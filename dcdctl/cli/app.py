@@ -15,6 +15,7 @@ from dcdctl.cli.demo import demo
 from dcdctl.cli.distill import distill
 from dcdctl.cli.evaluate import evaluate
 from dcdctl.cli.finetune_teacher import finetune_teacher
+from dcdctl.cli.index import index
 from dcdctl.cli.inspect import inspect
 from dcdctl.cli.prepare import prepare
 from dcdctl.cli.report import report
@@ -53,6 +54,7 @@ app.command("eval", rich_help_panel="Proof")(evaluate)
 app.command("bench", rich_help_panel="Proof")(bench)
 app.command("compare", rich_help_panel="Proof")(compare)
 app.command("report", rich_help_panel="Proof")(report)
+app.command("index", rich_help_panel="Search")(index)
 
 
 def main() -> None:

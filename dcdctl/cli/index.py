@@ -1,0 +1,68 @@
+"""`dcdctl index`: embed images once and make them searchable; change what an index has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dcdctl.cli.options import Device, Split, Workers
+from dcdctl.cli.terminal import bar, note, show
+
+Target = Annotated[
+    str, typer.Argument(help="Dual encoder (run folder or another reference); to change an index, its folder.", metavar="RUN|INDEX")
+]
+Images = Annotated[Path | None, typer.Option("--images", help="Folder of pictures, or one written by `dcdctl prepare`.", metavar="DIR")]
+OutFolder = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the new index.", metavar="INDEX")]
+Add = Annotated[Path | None, typer.Option("--add", help="Add what is new in a folder of pictures or a corpus.", metavar="DIR")]
+Remove = Annotated[
+    list[str] | None, typer.Option("--remove", help="Remove an image by its name, or several by a pattern; repeatable.", metavar="NAME")
+]
+RemoveGone = Annotated[bool, typer.Option("--remove-gone", help="Remove the images whose files are no longer there.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting of the search: kind=flat, hnsw or ivf-pq; repeatable.", metavar="KEY=VALUE")
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Images embedded at a time.", min=1)]
+Precision = Annotated[
+    str | None, typer.Option("--precision", help="Of a new index: fp32, or bf16 where the hardware has it.", metavar="NAME")
+]
+
+SHOWN = 5
+"""Files that are no pictures and are named on the screen."""
+
+
+def index(
+    target: Target,
+    images: Images = None,
+    out: OutFolder = None,
+    add: Add = None,
+    remove: Remove = None,
+    remove_gone: RemoveGone = False,
+    split: Split = "test",
+    sets: Settings = None,
+    workers: Workers = 2,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    precision: Precision = None,
+) -> None:
+    """Embed the images of a folder or a corpus with a dual encoder, once, so that they can be searched; or change an index."""
+    from dcdctl.core import devices, index_job
+    from dcdctl.core.index_building import Changes
+    from dcdctl.core.index_embedding import EmbeddingOptions
+
+    precision = None if precision is None else devices.precision(precision)
+    options = EmbeddingOptions(device=devices.choose(device), batch_size=batch_size, workers=workers, precision=precision)
+    changes = Changes(sets=tuple(sets or ()), remove=tuple(remove or ()), remove_gone=remove_gone, add=add, split=split)
+    _show(index_job.run(target, changes, images=images, out=out, options=options, track=bar))
+
+
+def _show(outcome: Any) -> None:
+    index = outcome.index
+    skipped = outcome.skipped
+    for one in skipped[:SHOWN]:
+        note(f"left out: {one['path']!r}: {one['reason']}")
+    if len(skipped) > SHOWN:
+        note(f"left out: {len(skipped) - SHOWN:,} more, all of them in {index.folder / index.document['skipped']['file']}")
+    counts = "".join(f", {count:,} {what}" for what, count in (("added", outcome.added), ("removed", outcome.removed)) if count)
+    show(f"{index.num_images:,} images{counts}, {index.dim} numbers each, search by {index.kind} -> {index.folder}")

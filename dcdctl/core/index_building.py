@@ -1,0 +1,221 @@
+"""Making an index of images and changing it: what to embed is planned, embedded, made searchable, and becomes the index in one move.
+
+index.json is replaced when all it names is there, so an index works at any moment of a change, and after one that was killed. A plan that
+was begun is gone on with, whatever the number of processes, and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dcdctl.core import config as configs
+from dcdctl.core import distributed, files, index_embedding, index_files, index_images, index_removal, index_sealing, index_segments, models
+from dcdctl.core.errors import ConfigError, InputError, StaleError
+from dcdctl.core.index import Index
+from dcdctl.core.index_config import IndexConfig
+from dcdctl.core.index_embedding import ON_CPU, EmbeddingOptions, Job
+from dcdctl.core.index_files import INDEX_FILE, PLAN_FILE, PLANNED, Place, Skipped
+from dcdctl.core.index_images import Source
+from dcdctl.core.progress import Track, silent
+
+Document = dict[str, Any]
+"""What index.json holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What is done to an index, in this order."""
+
+    sets: tuple[str, ...] = ()
+    """Settings of the search, such as "kind=flat"."""
+    remove: tuple[str, ...] = ()
+    """Image ids, or patterns of them such as "2019/*"."""
+    remove_gone: bool = False
+    """Remove the images whose files are no longer where they were."""
+    add: Path | None = None
+    """A folder of pictures or a corpus; of one that is indexed already, what is new."""
+    split: str = "test"
+
+
+def build(
+    ref: str,
+    images: Path,
+    folder: Path,
+    config: IndexConfig,
+    *,
+    split: str = "test",
+    options: EmbeddingOptions = ON_CPU,
+    track: Track = silent,
+) -> Index:
+    """Embed the pictures of a folder or a corpus with a dual encoder, and make them searchable; goes on where a killed run stopped.
+
+    StaleError if the folder holds an index of other pictures, another model or other settings; InputError if there is no picture.
+    """
+    folder, source = Path(folder), index_images.find(Path(images), split)
+    _refuse_inside(folder, source)
+    index_segments.packages(config.kind)
+    model = models.load_dual(ref)
+    wanted = {
+        "format": index_files.FORMAT,
+        "generation": 1,
+        "model": {"kind": "dual", "dim": model.embedding_dim, "fingerprint": model.digest},
+        "sources": [asdict(source)],
+        "precision": options.precision or "float32",
+        "settings": configs.to_table(config),
+    }
+    with claimed(folder):
+        with distributed.main_first():
+            if distributed.is_main():
+                _begin(folder, wanted, model)
+        if not (folder / INDEX_FILE).exists():
+            nothing = {"count": 0, "file": None}
+            empty = {**wanted, "removed": nothing, "skipped": nothing, "parts": [], "segments": []}
+            _work_off(folder, empty, model, options, track)
+    return Index.open(folder)
+
+
+def update(folder: Path, changes: Changes, *, options: EmbeddingOptions = ON_CPU, track: Track = silent) -> Index:
+    """Change an index: its settings, what it has. Rows stay what they are. InputError if nothing has a name that shall be removed."""
+    document = index_files.read_document(folder)
+    if options.precision not in (None, document["precision"]):
+        raise ConfigError(
+            f"the index {folder} is of precision {document['precision']}, not {options.precision}", hint="leave --precision out"
+        )
+    with claimed(folder):
+        if changes.sets or changes.remove or changes.remove_gone:
+            document = _changed(folder, document, changes, track)
+        if changes.add is not None:
+            source = index_images.find(changes.add, changes.split)
+            _refuse_inside(folder, source)
+            with distributed.main_first():
+                if distributed.is_main():
+                    _begin_adding(folder, document, source)
+            model = models.load_dual(folder / "model")
+            Index(folder, document).expect(model.digest)
+            _work_off(folder, document, model, options, track)
+    return Index.open(folder)
+
+
+def claimed(folder: Path) -> AbstractContextManager[None]:
+    """The folder, as far as this process works on it, for this run alone; StaleError if another one is writing to it."""
+    return files.lock(folder.absolute(), distributed.rank())
+
+
+def _refuse_inside(folder: Path, source: Source) -> None:
+    out, images = folder.resolve(), Path(source.path)
+    if images.is_relative_to(out):
+        raise InputError(f"the pictures {images} are inside the index {folder}", hint="keep the two apart")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, a folder to write is wanted", hint="name another with --out")
+
+
+def _begin(folder: Path, wanted: Document, model: models.DualModel) -> None:
+    """Make the folder this plan's: the model, and which pictures each part has."""
+    if (folder / INDEX_FILE).exists():
+        return _expect(folder, index_files.read_document(folder), wanted)
+    if (folder / PLAN_FILE).exists():
+        return _expect(folder, _read_plan(folder), wanted)
+    if not (folder / PLANNED).exists() and not files.is_vacant(folder):
+        raise StaleError(f"{folder} holds something that is not an index", hint="name an empty or a new folder with --out")
+    _write_plan(folder, {**wanted, "source": 0, "first_part": 0}, known=set())
+    if not _read_plan(folder)["rows"]:
+        shutil.rmtree(folder)
+        raise InputError(f"there is no picture in {wanted['sources'][0]['path']}", hint="--images takes a folder of pictures or a corpus")
+    models.save(model, folder / "model")
+
+
+def _begin_adding(folder: Path, document: Document, source: Source) -> None:
+    """Plan what of a source is new, unless a killed run has."""
+    sources = list(document["sources"])
+    number = next((number for number, one in enumerate(sources) if Source(**one).place == source.place), len(sources))
+    if number == len(sources):
+        sources.append(asdict(source))
+    elif sources[number] != asdict(source):
+        raise StaleError(f"{source.path} holds another corpus than the one that was indexed", hint="make a new index")
+    wanted = {key: document[key] for key in ("format", "model", "precision", "settings")}
+    wanted |= {"generation": document["generation"] + 1, "sources": sources, "source": number}
+    if (folder / PLAN_FILE).exists() and wanted.items() <= _read_plan(folder).items():
+        return
+    index_files.tidy(folder, document)
+    first = 1 + max((int(part["file"][5:-8]) for part in document["parts"]), default=-1)
+    _write_plan(folder, {**wanted, "first_part": first}, known=index_removal.ids_of(Index(folder, document), number))
+
+
+def _write_plan(folder: Path, plan: Document, *, known: set[str]) -> None:
+    shutil.rmtree(folder / PLANNED, ignore_errors=True)
+    (folder / PLANNED).mkdir(parents=True)
+    skipped: list[Skipped] = []
+
+    def new() -> Iterator[Place]:
+        for found in index_images.places(Source(**plan["sources"][plan["source"]]), folder):
+            if isinstance(found, Skipped):
+                skipped.append(found)
+            elif found.image_id not in known:
+                yield found
+
+    rows: list[int] = []
+    for places in index_images.in_parts(new(), index_files.ROWS_PER_PART):
+        index_files.write_places(folder / PLANNED / index_files.part_name(plan["first_part"] + len(rows)), places)
+        rows.append(len(places))
+    files.write_json(folder / PLAN_FILE, {**plan, "rows": rows, "skipped": [asdict(one) for one in skipped]})
+
+
+def _read_plan(folder: Path) -> Document:
+    return dict(json.loads((folder / PLAN_FILE).read_text(encoding="utf-8")))
+
+
+def _expect(folder: Path, found: Document, wanted: Document) -> None:
+    """StaleError if what is in the folder is not what is wanted; pictures that were added later are no difference."""
+    told = {
+        "model": "it was made with the model {}, and this is {}",
+        "sources": "it is of the pictures {}, not of {}",
+        "precision": "its precision is {}, not {}",
+        "settings": "its settings are {}, not {}",
+    }
+    for key, text in told.items():
+        there, here = found[key], wanted[key]
+        if key == "sources":
+            there = there[:1]
+        if there != here:
+            hint = f"change them with `dcdctl index {folder} --set ...`" if key == "settings" else "name another folder with --out"
+            raise StaleError(f"{folder} holds another index: {text.format(_named(there), _named(here))}", hint=hint)
+
+
+def _named(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(str(one) for one in (value[0]["path"], value[0]["split"], (value[0]["fingerprint"] or "")[:8]) if one)
+    return value["fingerprint"][:8] if isinstance(value, dict) and "fingerprint" in value else json.dumps(value)
+
+
+def _work_off(folder: Path, document: Document, model: models.DualModel, options: EmbeddingOptions, track: Track) -> None:
+    """Embed what is planned, and make the index what it is then."""
+    plan = _read_plan(folder)
+    job = Job(folder, plan, model, options)
+    index_embedding.embed(job, track)
+    described = [index_files.describe_part(job.path(part), plan["source"], model.embedding_dim) for part in job.parts]
+    parts = [asdict(part) for part, _ in described if part.rows]
+    lost = [*plan["skipped"], *(asdict(one) for _, found in described for one in found)]
+    if not (parts or document["parts"]):
+        first = "; ".join(f"{one['path']}: {one['reason']}" for one in lost[:2])
+        raise InputError(f"none of {len(lost):,} files in {job.source.path} is a picture that can be read: {first}")
+    same = {key: plan[key] for key in ("generation", "sources", "model", "precision", "settings")}
+    skipped = [*index_removal.skipped_elsewhere(folder, document, plan["source"]), *({**one, "source": plan["source"]} for one in lost)]
+    index_sealing.become(folder, {**document, **same, "parts": [*document["parts"], *parts]}, skipped=skipped, track=track)
+
+
+def _changed(folder: Path, document: Document, changes: Changes, track: Track) -> Document:
+    """The index after its settings were changed and images were removed."""
+    table = configs.apply_sets(document["settings"], changes.sets)
+    config = configs.build(IndexConfig, table)
+    index_segments.packages(config.kind)
+    gone = index_removal.rows_to_remove(Index(folder, document), changes.remove, gone=changes.remove_gone)
+    following = {**document, "generation": document["generation"] + 1, "settings": configs.to_table(config)}
+    if not config.builds_as(configs.build(IndexConfig, document["settings"])):
+        following["segments"] = []
+    return index_sealing.become(folder, following, removed=gone, track=track)
