@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from made_index import make_index
 from tiny import make_teacher
 
 from dcdctl.core import manifest, models
@@ -31,3 +32,9 @@ def corpus(scenes_corpus_dir: Path) -> Corpus:
 def teacher(corpus: Corpus) -> models.ViltScorer:
     """A random ViLT for it."""
     return make_teacher(corpus.captions)
+
+
+@pytest.fixture(scope="session")
+def noise_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of twelve pictures, as `made_index` makes it. Not to be written to."""
+    return make_index(tmp_path_factory.mktemp("index"))
