@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from made_index import make_index
+from noise_index import make_index
 from tiny import make_teacher
 
 from dcdctl.core import manifest, models
@@ -36,5 +36,5 @@ def teacher(corpus: Corpus) -> models.ViltScorer:
 
 @pytest.fixture(scope="session")
 def noise_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of twelve pictures, as `made_index` makes it. Not to be written to."""
+    """An index of twelve pictures, as `noise_index.make_index` makes it. Not to be written to."""
     return make_index(tmp_path_factory.mktemp("index"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from html_page import Page
-from made_index import CAPTIONS, NAMES, make_index
+from noise_index import CAPTIONS, NAMES, make_index
 from PIL import Image
 
 from dcdctl.core import models, pictures, search_sheet

@@ -13,7 +13,7 @@ import webbrowser
 import pytest
 import torch
 from html_page import Page
-from made_index import CAPTIONS, NAMES, make_index
+from noise_index import CAPTIONS, NAMES, make_index
 from PIL import Image
 from tiny import run_script
 from typer.testing import CliRunner
