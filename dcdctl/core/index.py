@@ -29,6 +29,8 @@ from dcdctl.core.nearest import Floats, Half, Nearest, Rows
 
 QUERY_BLOCK = 64
 """Queries that are searched at a time."""
+OPEN_FILES = 256
+"""Files that are kept open, those read last."""
 FLOAT_BYTES = 2 << 30
 """Vectors that are searched one by one are kept as float32 up to this size, and are turned into it at each query beyond."""
 
@@ -51,6 +53,9 @@ class Index:
         self._opened = [index_segments.open_segment(folder / "ann", one, self.config) for one in self.segments]
         self._unit: dict[int, Floats] = {}
         self._strings = lru_cache(maxsize=1024)(self._read_strings)
+        self._footer = lru_cache(maxsize=OPEN_FILES)(pq.read_metadata)
+        self._mapped = lru_cache(maxsize=OPEN_FILES)(self._map)
+        self._corpus = lru_cache(maxsize=OPEN_FILES)(_open_corpus)
 
     @staticmethod
     def open(folder: Path) -> Index:
@@ -139,7 +144,7 @@ class Index:
         part, group, within = self._place(row)
         source = self.document["sources"][self.parts[part].source]
         if source["kind"] == "corpus":
-            return _corpus_of(source["path"], source["split"], source["fingerprint"]).image_bytes(
+            return self._corpus(source["path"], source["split"], source["fingerprint"]).image_bytes(
                 self._strings("corpus_row", part, group)[within].as_py()
             )
         path = self._string(row, "path")
@@ -166,10 +171,12 @@ class Index:
         return self._strings(column, part, group)[within].as_py()
 
     def _read_strings(self, column: str, part: int, group: int) -> pa.Array:
-        table = pq.ParquetFile(self.folder / "vectors" / self.parts[part].file).read_row_group(group, columns=[column])
-        return table.column(column).combine_chunks()
+        path = self.folder / "vectors" / self.parts[part].file
+        # Ten names may be in ten files: opening one takes longer than reading from it.
+        file = pq.ParquetFile(path, metadata=self._footer(path), memory_map=True, pre_buffer=False)
+        return file.read_row_group(group, columns=[column], use_threads=False).column(column).combine_chunks()
 
-    def _mapped(self, part: int) -> tuple[Half, ...]:
+    def _map(self, part: int) -> tuple[Half, ...]:
         return index_files.mapped(self.folder / "vectors" / self.parts[part].file, self.parts[part], self.dim)
 
     def _unit_blocks(self) -> Iterator[tuple[int, Floats]]:
@@ -206,8 +213,7 @@ def _check_size(path: Path, wanted: int) -> None:
         raise StaleError(f"{path} is damaged: it has {found:,} bytes, not {wanted:,}", hint="build the index again")
 
 
-@lru_cache(maxsize=8)
-def _corpus_of(path: str, split: str, fingerprint: str) -> Corpus:
+def _open_corpus(path: str, split: str, fingerprint: str) -> Corpus:
     try:
         corpus = Corpus.open(Path(path), split)
     except CorpusError as error:

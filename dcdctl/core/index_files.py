@@ -17,7 +17,6 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,6 @@ INDEX_FILE, PLAN_FILE, PLANNED = "index.json", "plan.json", "planned"
 ROWS_PER_PART = 8192
 """Images of a file of vectors: as much work as a killed run loses at most."""
 ROWS_PER_GROUP = 1024
-OPEN_FILES = 256
-"""Files that are kept mapped."""
 _SKIPPED = b"dcdctl.skipped"
 
 
@@ -152,9 +149,8 @@ def read_places(path: Path) -> list[Place]:
     return [Place(**row) for row in pq.read_table(path, columns=PLACES.names).to_pylist()]
 
 
-@lru_cache(maxsize=OPEN_FILES)
 def mapped(path: Path, part: Part, dim: int) -> tuple[Half, ...]:
-    """The vectors of each row group of a part, memory-mapped; the file stays open while it is among those read last."""
+    """The vectors of each row group of a part, memory-mapped."""
     try:
         raw = np.memmap(path, dtype=np.uint8, mode="r")
     except OSError as error:

@@ -10,7 +10,6 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +136,14 @@ class Pictures(Dataset[ReadPictures]):
 
     def __init__(self, planned: Path, source: Source, preprocess: Preprocessor) -> None:
         self.planned, self.source, self.preprocess = planned, source, preprocess
+        self._part: tuple[int, list[Place]] = (-1, [])
+        self._corpus: Corpus | None = None
 
     def __getitem__(self, stretch: Stretch) -> ReadPictures:
         images, kept, skipped = [], [], []
-        for place in _planned(self.planned / index_files.part_name(stretch.part))[stretch.start : stretch.stop]:
+        for place in self._places(stretch.part)[stretch.start : stretch.stop]:
             try:
-                picture = pictures.decode(_bytes_of(self.source, place))
+                picture = pictures.decode(self._bytes_of(place))
                 _refuse_strip(picture)
                 # One at a time: photos are large until they are made small.
                 images.append(self.preprocess.images([picture]).pixel_values)
@@ -150,6 +151,18 @@ class Pictures(Dataset[ReadPictures]):
             except (RowError, PictureError) as error:
                 skipped.append(Skipped(path=place.path or place.image_id, reason=str(error)))
         return ReadPictures(stretch, ImageBatch(torch.cat(images)) if images else None, kept, skipped)
+
+    def _places(self, part: int) -> list[Place]:
+        if self._part[0] != part:
+            self._part = part, index_files.read_places(self.planned / index_files.part_name(part))
+        return self._part[1]
+
+    def _bytes_of(self, place: Place) -> bytes:
+        if place.corpus_row is None:
+            return FilePicture(Path(self.source.path), str(place.path)).read()
+        if self._corpus is None:
+            self._corpus = Corpus.open(Path(self.source.path), str(self.source.split))
+        return self._corpus.image_bytes(place.corpus_row)
 
 
 def read_ahead(data: Pictures, stretches: Sequence[Stretch], workers: int) -> Iterator[ReadPictures]:
@@ -165,25 +178,9 @@ def read_ahead(data: Pictures, stretches: Sequence[Stretch], workers: int) -> It
         raise InputError("a worker process died, perhaps for want of memory", hint="try again with --workers 0") from error
 
 
-def _bytes_of(source: Source, place: Place) -> bytes:
-    if source.kind == "corpus":
-        return _corpus(source).image_bytes(int(place.corpus_row or 0))
-    return FilePicture(Path(source.path), str(place.path)).read()
-
-
 def _refuse_strip(picture: Image.Image) -> None:
     if max(picture.size) > MAX_ASPECT * min(picture.size):
         raise PictureError(f"a strip of {picture.width} x {picture.height} pixels, more than {MAX_ASPECT} times as long as wide")
-
-
-@lru_cache(maxsize=2)
-def _planned(path: Path) -> list[Place]:
-    return index_files.read_places(path)
-
-
-@lru_cache(maxsize=2)
-def _corpus(source: Source) -> Corpus:
-    return Corpus.open(Path(source.path), str(source.split))
 
 
 def in_parts(found: Iterator[Place], rows: int) -> Iterator[list[Place]]:
