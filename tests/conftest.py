@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from noise_index import make_index
 from tiny import make_teacher
 
 from dcdctl.core import manifest, models
@@ -40,3 +41,9 @@ def corpus(scenes_corpus_dir: Path) -> Corpus:
 def teacher(corpus: Corpus) -> models.ViltScorer:
     """A random ViLT for it."""
     return make_teacher(corpus.captions)
+
+
+@pytest.fixture(scope="session")
+def noise_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of twelve pictures, as `noise_index.make_index` makes it. Not to be written to."""
+    return make_index(tmp_path_factory.mktemp("index"))

@@ -30,6 +30,7 @@ COMMANDS = [
     "compare",
     "report",
     "index",
+    "search",
 ]
 
 
@@ -198,6 +199,9 @@ def test_no_command_module_is_left_out_of_the_app():
         "training_view",
         "bench_view",
         "options",
+        "search_session",
+        "search_view",
+        "terminal_pictures",
     }
     named = {command.callback.__module__.rpartition(".")[2] for command in typer.main.get_command(app).commands.values()}
     assert named == modules

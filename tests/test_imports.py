@@ -124,6 +124,11 @@ ORDER = [
     "index_sealing",
     "index_building",
     "index_job",
+    "search_query",
+    "search_answers",
+    "search_reranking",
+    "search",
+    "search_sheet",
     "demo",
 ]
 """The modules and families of core; each imports only what stands before it."""

@@ -19,6 +19,7 @@ from dcdctl.cli.index import index
 from dcdctl.cli.inspect import inspect
 from dcdctl.cli.prepare import prepare
 from dcdctl.cli.report import report
+from dcdctl.cli.search import search
 from dcdctl.cli.terminal import ErrorGroup, show
 
 app = typer.Typer(
@@ -55,6 +56,7 @@ app.command("bench", rich_help_panel="Proof")(bench)
 app.command("compare", rich_help_panel="Proof")(compare)
 app.command("report", rich_help_panel="Proof")(report)
 app.command("index", rich_help_panel="Search")(index)
+app.command("search", rich_help_panel="Search")(search)
 
 
 def main() -> None:

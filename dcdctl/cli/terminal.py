@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unicodedata import category
 
 import typer
 from typer.core import TyperGroup
@@ -19,6 +20,7 @@ from typer.core import TyperGroup
 from dcdctl.core.errors import DcdError
 from dcdctl.core.progress import Advance
 
+JOINERS = "\u200c\u200d"
 SECONDS_BETWEEN_LINES = 10.0
 """How often a bar tells where it is when stderr is a file or a pipe."""
 
@@ -53,7 +55,24 @@ class ErrorGroup(TyperGroup):
 
 def show_error(error: DcdError) -> None:
     """One line on stderr: what is wrong and what to do next."""
-    typer.secho(f"error: {' '.join(str(error).splitlines())}", fg="red", err=True)
+    typer.secho(f"error: {printable(' '.join(str(error).splitlines()))}", fg="red", err=True)
+
+
+def printable(text: str) -> str:
+    """Text with control characters, and all else that does not print, escaped as JSON has it: a file's name cannot steer the terminal.
+
+    >>> print(printable("caf\\u00e9 \\x1b[31m \\u202e"))
+    café \\u001b[31m \\u202e
+    """
+    if text.isprintable():
+        return text
+    # Joiners are a part of some scripts and of emoji; other spaces than the usual one are harmless.
+    return "".join(one if one.isprintable() or one in JOINERS or category(one) == "Zs" else _escaped(one) for one in text)
+
+
+def _escaped(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
 
 
 def show(text: str) -> None:
@@ -73,9 +92,11 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def show_json(value: Any) -> None:
-    """One JSON document on stdout; a value JSON has no word for (nan, infinity) is a ValueError."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+def show_json(value: Any, *, indent: int | None = 2) -> None:
+    """One JSON document on stdout, on one line without an indent; a value JSON has no word for (nan, infinity) is a ValueError."""
+    document = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    # What does not print stands inside strings only, where JSON has the same escapes.
+    typer.echo("\n".join(map(printable, document.split("\n"))))
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> None:

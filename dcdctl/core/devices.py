@@ -42,6 +42,12 @@ def choose(name: str) -> torch.device:
     return device
 
 
+def use_threads(count: int | None) -> None:
+    """Let torch compute with this many threads on the CPU; with as many as it likes for None."""
+    if count is not None:
+        torch.set_num_threads(count)
+
+
 def _keep_freed_memory() -> None:
     """Let the C library keep large blocks that are freed, where it is glibc.
 
