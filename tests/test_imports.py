@@ -113,6 +113,14 @@ ORDER = [
     "report_gallery",
     "report_page",
     "report_text",
+    "export_check",
+    "export_transformers",
+    "export_sentence_transformers",
+    "export_onnx",
+    "export_usage",
+    "export_hub",
+    "model_card",
+    "export",
     "demo",
 ]
 """The modules and families of core; each imports only what stands before it."""

@@ -1,4 +1,4 @@
-"""Whether what an exported folder gives is what the model gave: compared on pictures and captions, before anyone is told that it is there."""
+"""Whether an exported folder gives what the model gives: compared on pictures and captions, before anyone is told that it is there."""
 
 from __future__ import annotations
 
@@ -55,18 +55,19 @@ class Check:
 
 
 def samples_of(data: Path | None, split: str | None = None, num: int = NUM_SAMPLES) -> Samples:
-    """The first images of a split of a corpus with their first captions; of its last split where none is named; without `data`, scenes."""
+    """The first images of a split (the last where there is none of that name) with their first captions; without `data`, scenes."""
     if data is None:
         described = list(islice(scenes.describe(0, "test", 1), num))
         pictures = [drawing.draw(one.scene) for one in described]
         return Samples(pictures, [one.statements[0].text for one in described], f"{num} pictures of the built-in corpus")
-    names = list(read_index(data)["splits"])
-    corpus = Corpus.open(data, split or names[-1])
+    index = read_index(data)
+    names = list(index["splits"])
+    corpus = Corpus.open(data, split if split is not None and split in names else names[-1])
     count = min(num, corpus.num_images)
     if not count:
         raise CorpusError(f"{data} has no image in {corpus.split}", hint="name another corpus with --data")
     captions = [corpus.captions[corpus.captions_of(image)[0]] for image in range(count)]
-    return Samples(corpus.images(range(count)), captions, f"{count} images of {corpus.split} of {data}")
+    return Samples(corpus.images(range(count)), captions, f"{count} images of {index['name']}, split {corpus.split}")
 
 
 def vectors_of(model: Any, samples: Samples) -> Vectors:

@@ -1,6 +1,6 @@
 """A dual encoder as a folder that `SentenceTransformer(FOLDER)` reads: it encodes captions, and pictures in a call of their own.
 
-It is the folder for transformers with four small files more, in the layout that sentence-transformers reads from 5.4 on, when its Transformer
+It is the folder for transformers with four small files more, in the layout of sentence-transformers from 5.4 on, when its Transformer
 module learned to call a model's get_text_features and get_image_features. So no module of ours is needed, neither in the folder nor
 installed; only the network of an `EncoderDual` is code in the folder, for which `trust_remote_code=True` is asked.
 """

@@ -1,9 +1,9 @@
 """A model as a folder that transformers reads by itself, without dcdctl.
 
-A dual encoder of one network is a VisionTextDualEncoderModel with its processor. One over two pretrained encoders (stages, mean of tokens,
-normalized features) is none: its folder holds a file of code that transformers runs where `trust_remote_code=True` allows it, dcdctl need not
-be there. A ViLT scorer is a ViltForImageAndTextRetrieval with its processor. A co-attention scorer has no class in transformers:
-its folder is read by `models.load_fusion`.
+A dual encoder of one network is a VisionTextDualEncoderModel with its processor. One over two encoders (stages, mean of tokens,
+normalized features) is none: its folder holds a file of code that transformers runs where `trust_remote_code=True` allows it.
+A ViLT scorer is a ViltForImageAndTextRetrieval with its processor. A co-attention scorer has no class in transformers: its folder is
+read by `models.load_fusion`.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _add_code(folder: Path) -> None:
     files.write_json(path, {**table, "architectures": ["EncoderDualModel"], "auto_map": classes, "dtype": "float32"})
 
 
-def write_timm_processor(model: EncoderDual, folder: Path) -> None:
+def write_timm_processor(model: Any, folder: Path) -> None:
     shutil.copyfile(_ASSETS / f"{PROCESSOR_CODE}.py", folder / f"{PROCESSOR_CODE}.py")
     config = model.network.vision_config
     table = {

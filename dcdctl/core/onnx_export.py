@@ -182,9 +182,9 @@ def quantize_dynamic(towers: Towers, folder: Path) -> Towers:
     small = Towers.of(folder)
     for source, target in ((towers.image, small.image), (towers.text, small.text)):
         with files.atomic_path(target) as partial, _quietly():
-            # Unsigned weights: a product of unsigned with signed bytes overflows 16 bits on x86 without VNNI (cosines of 0.91 where these have
-            # 0.99). A scale a column: columns of one matrix differ. Patches come from one convolution, whose int8 form ONNX Runtime does
-            # not have on every processor.
+            # Unsigned weights: sums of two products of unsigned and signed bytes overflow 16 bits on x86 without VNNI, and cosines fall to
+            # 0.91 where these have 0.99. A scale a column: columns of one matrix differ. Patches come from one convolution, whose int8
+            # form ONNX Runtime does not have on every processor.
             quantize(source, partial, weight_type=QuantType.QUInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"])
     return small
 
