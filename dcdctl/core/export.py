@@ -103,7 +103,7 @@ def run(job: ExportJob, track: Track = silent) -> Exported:
             model_card.write(folder, _sheet(model, to, job, checks, samples), past)
             advance(1)
         num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    page = None if job.push is None else export_hub.push_folder(job.out, job.push)
+    page = None if job.push is None else export_hub.push_folder(job.out, job.push, track)
     kind, gaps = "dual" if isinstance(model, DualModel) else "fusion", tuple(model_card.gaps_of(past, job.licence))
     return Exported(job.out, to, kind, num_bytes, checks, samples.source, gaps, page)
 

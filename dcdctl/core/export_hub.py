@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dcdctl.core import hub_files
 from dcdctl.core.errors import ConfigError, MissingError, SourceError
+from dcdctl.core.progress import Track, silent
 
 COMMIT_MESSAGE = "Export by dcdctl"
 
@@ -46,21 +49,40 @@ def check(push: Push) -> None:
         raise MissingError(f"pushing to {push.repo} needs a token of the Hub, and there is none", hint=hint)
 
 
-def push_folder(folder: Path, push: Push) -> str:
+def push_folder(folder: Path, push: Push, track: Track = silent) -> str:
     """The address of the commit that holds the folder; the repository is made where there is none.
 
     SourceError for what the Hub refuses, and for a public repository where a private one is wanted: its visibility is not changed.
     """
     from huggingface_hub import HfApi
 
+    num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     again = f"the export is in {folder}: `hf upload {push.repo} {folder} .` pushes it"
     with hub_files.asking_hub(lambda error: _explain(push, error, again)) as endpoint:
         api = HfApi(endpoint=endpoint)
         api.create_repo(push.repo, private=push.is_private, exist_ok=True)
         if push.is_private and not api.repo_info(push.repo).private:
-            raise SourceError(f"{push.repo} is there and public, a private one is wanted", hint=f"name another repository; {again}")
-        commit: Any = api.upload_folder(repo_id=push.repo, folder_path=folder, commit_message=COMMIT_MESSAGE)
+            raise SourceError(
+                f"{push.repo} is there and public, a private one is wanted", hint=f"name another repository; the export is in {folder}"
+            )
+        with track(f"push to {push.repo}", total=num_bytes, unit="bytes") as advance, _without_bars():
+            commit: Any = api.upload_folder(repo_id=push.repo, folder_path=folder, commit_message=COMMIT_MESSAGE)
+            advance(num_bytes)
     return str(commit.commit_url)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """The Hub's own bars, one a file, stay away."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    were_disabled = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_disabled:
+            enable_progress_bars()
 
 
 def _explain(push: Push, error: Exception, again: str) -> SourceError:

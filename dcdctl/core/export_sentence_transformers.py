@@ -20,6 +20,7 @@ from dcdctl.core.export_check import Samples, Vectors
 from dcdctl.core.models.dual import DualModel
 from dcdctl.core.models.preprocess import quietly
 
+PACKAGE = "sentence_transformers"
 NORMALIZE = "1_Normalize"
 # The names of before 5.4, which every version knows; the first folder is the root.
 MODULES = [
@@ -33,9 +34,9 @@ SIDES = {
 
 def require() -> None:
     """MissingError where sentence-transformers is not installed, or too old to read what is written."""
-    if importlib.util.find_spec("sentence_transformers") is None:
+    if importlib.util.find_spec(PACKAGE) is None:
         raise MissingError("sentence-transformers is not installed here", hint="pip install 'dcdctl[sentence-transformers]'")
-    if importlib.util.find_spec("sentence_transformers.base") is None:
+    if importlib.util.find_spec(f"{PACKAGE}.base") is None:
         raise MissingError("this sentence-transformers is older than 5.4", hint="pip install 'dcdctl[sentence-transformers]'")
 
 

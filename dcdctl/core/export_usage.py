@@ -22,7 +22,7 @@ processor = {processor_class}.from_pretrained("{name}", backend="pil"{trust})
 
 def embed_images(pictures):
     """Unit vectors, one a picture."""
-    pixels = processor(images=pictures, return_tensors="pt")
+    pixels = processor(images=[picture.convert("RGB") for picture in pictures], return_tensors="pt")
     with torch.no_grad():
         return normalize(model.get_image_features(pixel_values=pixels["pixel_values"]).pooler_output, dim=-1)
 
@@ -43,7 +43,7 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("{name}"{trust})
-images = model.encode([Image.open("photo.png")])
+images = model.encode([Image.open("photo.png").convert("RGB")])
 texts = model.encode(["a dog in the snow"])
 scores = model.similarity(texts, images)
 """
@@ -69,7 +69,7 @@ def run(tower, inputs):
 
 def embed_images(pictures):
     """Unit vectors, one a picture."""
-    return run(image_tower, processor(images=pictures, return_tensors="{tensors}"))
+    return run(image_tower, processor(images=[picture.convert("RGB") for picture in pictures], return_tensors="{tensors}"))
 
 
 def embed_texts(captions):
@@ -91,6 +91,7 @@ processor = ViltProcessor.from_pretrained("{name}", backend="pil")
 
 def score(pictures, captions):
     """The logit of each picture with the caption in the same place, higher is better."""
+    pictures = [picture.convert("RGB") for picture in pictures]
     batch = processor(images=pictures, text=captions, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
         return model(**batch).logits.squeeze(-1)
