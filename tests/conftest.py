@@ -1,4 +1,4 @@
-"""What many tests need: a tiny corpus."""
+"""What many tests need: a tiny corpus, a tiny dual student, and its ONNX files, which take seconds to make."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_runs import write_run
 from noise_index import make_index
-from tiny import make_teacher
+from tiny import make_teacher, make_wide_dual
 
-from dcdctl.core import manifest, models
+from dcdctl.core import evaluation_job, export, manifest, models
 from dcdctl.core.corpus import Corpus
+from dcdctl.core.evaluation_job import EvalJob
+from dcdctl.core.export import Exported, ExportJob
 from dcdctl.core.prepare import PrepareOptions, prepare
+from dcdctl.core.protocol import SplitChoice
+from dcdctl.core.ranking import EvalOptions
 
 
 def pytest_configure() -> None:
@@ -35,6 +40,22 @@ def scenes_corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def corpus(scenes_corpus_dir: Path) -> Corpus:
     """Its train split."""
     return Corpus.open(scenes_corpus_dir, "train")
+
+
+@pytest.fixture(scope="session")
+def dual_run(scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a random dual student, evaluated on the test split; pictures are resized for it, most captions cut."""
+    gallery = Corpus.open(scenes_corpus_dir, "test")
+    run = write_run(tmp_path_factory.mktemp("runs") / "dual", "demo-dual-alone")
+    models.save(make_wide_dual(gallery.captions), run / "model")
+    evaluation_job.run(EvalJob(model=str(run), choice=SplitChoice(scenes_corpus_dir, "test", "auto", None)), EvalOptions(batch_size=64))
+    return run
+
+
+@pytest.fixture(scope="session")
+def onnx_student(dual_run: Path, scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """That student, exported to ONNX. Not to be written to."""
+    return export.run(ExportJob(ref=str(dual_run), out=tmp_path_factory.mktemp("exports") / "dual-onnx", to="onnx", data=scenes_corpus_dir))
 
 
 @pytest.fixture(scope="module")
