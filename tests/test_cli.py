@@ -18,19 +18,8 @@ from dcdctl.cli.app import app
 from dcdctl.core.errors import StaleError
 
 COMMANDS = [
-    "demo",
-    "prepare",
-    "convert",
-    "finetune-teacher",
-    "cache-teacher",
-    "inspect",
-    "distill",
-    "eval",
-    "bench",
-    "compare",
-    "report",
-    "index",
-    "search",
+    *("demo", "prepare", "convert", "finetune-teacher", "cache-teacher", "inspect"),
+    *("distill", "eval", "bench", "compare", "report", "index", "search", "serve"),
 ]
 
 

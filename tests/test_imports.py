@@ -137,6 +137,14 @@ ORDER = [
     "search_reranking",
     "search",
     "search_sheet",
+    "service_config",
+    "service_metrics",
+    "service_work",
+    "service_limits",
+    "service_pictures",
+    "service_pages",
+    "service_app",
+    "service",
     "demo",
 ]
 """The modules and families of core; each imports only what stands before it."""

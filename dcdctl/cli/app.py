@@ -21,6 +21,7 @@ from dcdctl.cli.inspect import inspect
 from dcdctl.cli.prepare import prepare
 from dcdctl.cli.report import report
 from dcdctl.cli.search import search
+from dcdctl.cli.serve import serve
 from dcdctl.cli.terminal import ErrorGroup, show
 
 app = typer.Typer(
@@ -59,6 +60,7 @@ app.command("report", rich_help_panel="Proof")(report)
 app.command("export", rich_help_panel="Search")(export)
 app.command("index", rich_help_panel="Search")(index)
 app.command("search", rich_help_panel="Search")(search)
+app.command("serve", rich_help_panel="Search")(serve)
 
 
 def main() -> None:

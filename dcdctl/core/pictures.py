@@ -16,7 +16,10 @@ from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What is decoded. Pillow knows more, and for some of it (EPS) would start another program."""
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26
+"""A picture of more is taken for a decompression bomb."""
 JPEG_QUALITY = 95
+THUMBNAIL_QUALITY = 80
 HASH_GAP = 4
 """Pixels a cell of the hash that are left where a picture is made smaller the fast way first."""
 SHRINK_GAP = 2
@@ -62,14 +65,35 @@ class CheckedPicture:
     became_png: bool = False
 
 
-def decode(data: bytes) -> Image.Image:
-    """The picture of an image file, upright and RGB; of a moving one the first frame.
+def decode(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
+    """The picture of an image file, upright and RGB; of a moving one the first frame. One of more than `max_pixels` is not decoded.
 
     Transparency and colour profiles are left out of account, as image processors of models do; 16 bits a channel become 8.
     """
-    with _opened(data) as image:
+    with _opened(data, max_pixels) as image:
         image.load()
         return _turn(_to_rgb(image), _orientation(image))
+
+
+def thumbnail(data: bytes, side_px: int) -> bytes:
+    """A JPEG of the upright picture, its longer side at most that long, without any metadata."""
+    with _opened(data) as image:
+        # A large JPEG is decoded at a fraction of its size.
+        scale = SHRINK_GAP * side_px / max(image.size)
+        image.draft(None, (round(scale * image.width), round(scale * image.height)))
+        image.load()
+        small = _turn(_to_rgb(image), _orientation(image))
+    small.thumbnail((side_px, side_px), Image.Resampling.BICUBIC, reducing_gap=SHRINK_GAP)
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=THUMBNAIL_QUALITY)
+    return stream.getvalue()
+
+
+def media_type(data: bytes) -> str:
+    """What the contents of an image file are, as browsers name it, whatever its name says; PictureError where it is none."""
+    with _opened(data) as image:
+        # Cameras put several JPEGs into one file, which browsers show as the first.
+        return "image/jpeg" if image.format == "MPO" else Image.MIME[image.format or ""]
 
 
 def check(data: bytes, max_side_px: int | None = None) -> CheckedPicture:
@@ -88,11 +112,12 @@ def check(data: bytes, max_side_px: int | None = None) -> CheckedPicture:
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def _opened(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Image]:
     """The image of a file, not yet decoded; in the block, Pillow's many errors become PictureError.
 
     Its warning about a decompression bomb is an error, its warnings about odd metadata are none.
     """
+    limit = min(max_pixels or MAX_PIXELS, MAX_PIXELS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -100,20 +125,25 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
             if not data:
                 raise PictureError("the image file is empty (0 bytes)")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                # Asked here too: which warnings are errors is decided for all threads at once.
+                if image.width * image.height > limit:
+                    raise _too_many_pixels(f"{image.width * image.height:,}, ", limit)
                 yield image
         except PictureError:
             raise
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             found = re.search(r"\d+", str(error))
-            size = f"{int(found[0]):,}, " if found else ""
-            message = f"too many pixels, it may be a decompression bomb ({size}the limit is {Image.MAX_IMAGE_PIXELS:,})"
-            raise PictureError(message) from error
+            raise _too_many_pixels(f"{int(found[0]):,}, " if found else "", limit) from error
         except UnidentifiedImageError as error:
             raise PictureError(f"not an image file that is read here ({', '.join(FORMATS)}){_what_it_is(data)}") from error
         except _DECODE_ERRORS as error:
             if "MAX_TEXT" in str(error):
                 raise PictureError("a text or a colour profile in it unpacks to too much, it may be a decompression bomb") from error
             raise PictureError(f"the image is truncated or damaged ({error})") from error
+
+
+def _too_many_pixels(size: str, limit: int) -> PictureError:
+    return PictureError(f"too many pixels, it may be a decompression bomb ({size}the limit is {limit:,})")
 
 
 def _what_it_is(data: bytes) -> str:
