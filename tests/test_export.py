@@ -203,7 +203,7 @@ def test_a_fusion_students_scores_are_its_own(name, read_back, sources, gallery)
     images = scorer.encode_images(scorer.preprocess.images(pictures))
     texts = scorer.encode_texts(scorer.preprocess.texts(gallery.captions[: len(pictures)]))
     wanted = scorer.score_pairs(images, texts, ix, ix).detach().numpy()
-    assert wanted.std() > 0.1
+    assert wanted.std() > 0.02
     np.testing.assert_allclose(read_back[name]["logits"], wanted, atol=1e-4)
 
 
