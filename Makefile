@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(BIN)/dcdctl demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist worksteal
 
 results-small: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/evidence.py small --work work/small

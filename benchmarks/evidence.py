@@ -3,11 +3,13 @@
     python benchmarks/evidence.py flickr8k --work work/flickr8k --vision EFFICIENTNET --text MINILM --karpathy JSON --images ZIP
     python benchmarks/evidence.py scenes --work work/scenes
     python benchmarks/evidence.py small --work work/small            (make results-small)
+    python benchmarks/evidence.py flickr8k --work work/flickr8k --table "Dual students, 6,000 photos"
     python benchmarks/evidence.py flickr8k --work work/flickr8k --tables-only
 
 Every step is a `dcdctl` command that could be typed in the work folder. What is done is not done again, so a killed plan goes on: whole
-steps are skipped, a half-made one is resumed. Steps run --jobs at a time, one thread each, and their cost is in processor seconds. Into
-docs/results/PLAN go run.json and result.json of every run, what it cost, the comparisons, the tables and the plot.
+steps are skipped, a half-made one is resumed. Runs of which no result is kept go first. Steps run --jobs at a time, one thread each, and
+their cost is in processor seconds. Into docs/results/PLAN go run.json and result.json of every run, what it cost, the comparisons, the
+tables and the plot.
 """
 
 from __future__ import annotations
@@ -51,6 +53,9 @@ class Place:
     def is_done(self, step: Step) -> bool:
         sign = "cost.json" if step.is_run else "cache.json" if step.command == "cache-teacher" else "corpus.json"
         return (self.folder(step) / sign).exists()
+
+    def is_kept(self, step: Step) -> bool:
+        return (self.results / step.out.split("/", 1)[-1] / "result.json").exists()
 
     def run(self, step: Step) -> None:
         """One step with its measurement; RuntimeError with the end of its log if a command fails."""
@@ -134,6 +139,22 @@ def run_all(place: Place, steps: list[Step], jobs: int) -> list[str]:
     return failed
 
 
+def of_tables(place: Place, steps: list[Step], tables: list[str]) -> list[Step]:
+    """The runs of these tables, of all where none is named, with all that they need; those whose result is not kept yet first."""
+    by_out = {step.out: step for step in steps}
+    chosen: dict[str, Step] = {}
+
+    def take(step: Step) -> None:
+        for before in step.after:
+            take(by_out[before])
+        chosen.setdefault(step.out, step)
+
+    wanted = [step for step in steps if not tables or step.table in tables]
+    for step in sorted(wanted, key=place.is_kept):
+        take(step)
+    return list(chosen.values())
+
+
 def say(line: str) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
@@ -165,6 +186,7 @@ def main() -> None:
     parser.add_argument("--karpathy", type=Path, help="flickr8k: dataset_flickr8k.json")
     parser.add_argument("--images", type=Path, help="flickr8k: folder or zip of the photos")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--table", action="append", default=[], help="only the runs of this table and what they need; repeatable")
     parser.add_argument("--tables-only", action="store_true", help="compare and write the tables of the runs that are there")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -176,7 +198,9 @@ def main() -> None:
             link.symlink_to(path.resolve())
     place, steps = Place(args.plan, args.work.resolve()), PLANS[args.plan]()
     started = time.perf_counter()
-    failed = [] if args.tables_only else run_all(place, steps, args.jobs)
+    if unknown := set(args.table) - {step.table for step in steps}:
+        parser.error(f"no table {', '.join(unknown)}; there are {', '.join(dict.fromkeys(step.table for step in steps if step.table))}")
+    failed = [] if args.tables_only else run_all(place, of_tables(place, steps, args.table), args.jobs)
     if not args.tables_only:
         place.results.mkdir(parents=True, exist_ok=True)
         (place.results / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n")

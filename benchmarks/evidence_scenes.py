@@ -59,7 +59,8 @@ def _scenes_students(seed: int, dual_losses: Iterable[str], fusion_losses: Itera
     own = (*SCENES, *sets(seed=seed))
     table = "Dual students, 1,024 scenes"
     alone = Step(f"runs/alone-{seed}", "distill", ("demo-dual-alone", *own), ("data",), table, ALONE, "", SCENES)
-    steps = [alone]
+    truth = ("demo-dual-alone", *own, *sets(loss__terms="{ground-truth=1.0}", batch__size=24, batch__drawn_negatives=7))
+    steps = [alone, Step(f"runs/truth-{seed}", "distill", truth, ("data",), table, "ground truth (BCE), no teacher, lists", ALONE, SCENES)]
     for place, label in enumerate(dual_losses):
         words = ("demo-dual", "--cache", SCENES_CACHE, *own, *SCENES_DUAL_LOSSES[label])
         steps.append(Step(f"runs/dual{place}-{seed}", "distill", words, (SCENES_CACHE,), table, label, ALONE, SCENES))

@@ -7,9 +7,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from encoders import make_pair, save_text, save_vision
+from torch.testing import assert_close
 
-from dcdctl.core import cache_building, candidates, distillation, models, refresh, scoring, teacher_cache, vectors
+from dcdctl.core import cache_building, candidates, distillation, features, models, recipe, refresh, scoring, starts, teacher_cache, vectors
 from dcdctl.core.candidates import CandidateConfig
+from dcdctl.core.corpus import Corpus
 from dcdctl.core.distillation import Inputs, Job
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.features import CorpusSource
@@ -73,7 +76,7 @@ def test_a_run_killed_between_refreshes_ends_with_the_same_losses_and_caches(inp
 def test_a_dual_student_finds_what_is_nearest_by_its_vectors(corpus, teacher, inputs, tmp_path):
     dual = models.dual_student(models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16), corpus.captions)
     source = CorpusSource(corpus, dual.preprocess)
-    found = refresh.refreshed(inputs.caches[0], tmp_path / "new", dual, teacher, source, device=CPU, step=3)
+    found = refresh.refreshed(inputs.caches[0], tmp_path / "new", dual, teacher, source, options=cache_building.ScoringOptions(), step=3)
     embedded = vectors.embed(vectors.of_dual(dual, CPU), corpus)
     nearest = candidates.mine(corpus, CandidateConfig(kind="embedding", model="it", per_query=4), embedded)
     for image in range(corpus.num_images):
@@ -98,3 +101,31 @@ def test_what_a_refresh_needs_is_said_before_the_run_begins(inputs, corpus, tmp_
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match=r"batch\.refresh_steps must ascend from 1 on, got \[4, 2\]"):
         run([*DUAL, "batch.refresh_steps=[4, 2]"], inputs, tmp_path / "run")
+
+
+def test_student_and_teacher_read_the_features_of_their_own_encoders(corpus, tmp_path, monkeypatch):
+    pair, root = make_pair(corpus.captions, tmp_path / "pair"), tmp_path / "features"
+    kept = features.open_or_build(root, corpus, pair)
+    config = CandidateConfig(per_query=4)
+    cache = cache_building.build(corpus, pair, tmp_path / "cache", config, options=cache_building.ScoringOptions(features=kept))
+    own = {"vision": save_vision("map", tmp_path / "vision"), "text": save_text("distilbert", corpus.captions, tmp_path / "text")}
+    over = [*(f"model.{side}={ref}" for side, ref in own.items()), "model.frozen_encoders=true", "model.hidden_size=8"]
+    sets = ["model.kind=dual", "model.start=new", "model.layers=[]", *over, *DUAL[6:], "batch.refresh_steps=[2]", "optimizer.steps=3"]
+    student = starts.make_model(recipe.load("tiny-student", sets), corpus.captions, None)
+    features.open_or_build(root, corpus, student)
+    monkeypatch.setattr(Corpus, "images", lambda *_: pytest.fail("a picture was read"))
+    job = Job("distill", "tiny-student", sets, tmp_path / "run")
+    done = distillation.train(job, Inputs(corpus, [cache], pair), options=TrainingOptions(features=root))
+    new = teacher_cache.read(done.folder / "caches" / "step-2")
+    assert new.num_pairs > cache.num_pairs
+    expected = scoring.score_pairs(pair, kept, new.image_P, new.text_P, device=CPU, batch_size=256)
+    assert_close(torch.from_numpy(new.score_P), torch.as_tensor(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_a_refresh_without_the_features_of_its_cache_says_so(corpus, tmp_path):
+    pair = make_pair(corpus.captions, tmp_path / "pair")
+    kept = features.open_or_build(tmp_path / "features", corpus, pair)
+    config = CandidateConfig(per_query=4)
+    cache = cache_building.build(corpus, pair, tmp_path / "cache", config, options=cache_building.ScoringOptions(features=kept))
+    with pytest.raises(ConfigError, match=r"made with --features, and the run has none; name the folder with --features"):
+        refresh.scoring_options(cache, pair, corpus, None, CPU)

@@ -44,6 +44,19 @@ def make_models(captions: Sequence[str]) -> tuple[models.ViltScorer, models.Dual
     return models.new_vilt(models.ViltSize(num_hidden_layers=2, **shared), tokenizer), models.new_dual(dual, tokenizer)
 
 
+def make_wide_dual(captions: Sequence[str]) -> models.DualModel:
+    """A random dual encoder whose weights are wide enough to tell pictures apart; it reads pictures of 48 px and 12 tokens."""
+    size = models.DualSize(
+        hidden_size=16, num_attention_heads=2, intermediate_size=32, image_size=48, patch_size=16, max_text_len=12,
+        num_vision_layers=1, num_text_layers=1, projection_dim=8,
+    )  # fmt: skip
+    dual = models.new_dual(size, models.word_piece(captions, 200))
+    with torch.no_grad():
+        for parameter in dual.parameters():
+            parameter.mul_(2 if parameter.ndim > 1 else 1)
+    return dual
+
+
 def make_corpus(folder: Path, captions: Sequence[Sequence[str]]) -> Corpus:
     """A corpus of noise pictures with these captions."""
     rng = np.random.default_rng(0)

@@ -14,6 +14,7 @@ from dcdctl.cli.convert import convert
 from dcdctl.cli.demo import demo
 from dcdctl.cli.distill import distill
 from dcdctl.cli.evaluate import evaluate
+from dcdctl.cli.export import export
 from dcdctl.cli.finetune_teacher import finetune_teacher
 from dcdctl.cli.index import index
 from dcdctl.cli.inspect import inspect
@@ -56,6 +57,7 @@ app.command("eval", rich_help_panel="Proof")(evaluate)
 app.command("bench", rich_help_panel="Proof")(bench)
 app.command("compare", rich_help_panel="Proof")(compare)
 app.command("report", rich_help_panel="Proof")(report)
+app.command("export", rich_help_panel="Search")(export)
 app.command("index", rich_help_panel="Search")(index)
 app.command("search", rich_help_panel="Search")(search)
 app.command("serve", rich_help_panel="Search")(serve)

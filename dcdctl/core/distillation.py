@@ -18,7 +18,7 @@ from dcdctl.core.features import CorpusSource, Source
 from dcdctl.core.objectives import make_objective
 from dcdctl.core.progress import Track, Watch, silent, watched_by
 from dcdctl.core.recipe import Recipe
-from dcdctl.core.refresh import refreshed
+from dcdctl.core.refresh import refreshed, scoring_options
 from dcdctl.core.runs import Run
 from dcdctl.core.slices import WHOLE, Slicing
 from dcdctl.core.teacher_cache import TeacherCache
@@ -124,7 +124,8 @@ def train(job: Job, inputs: Inputs, *, options: TrainingOptions, track: Track = 
         if stop is not None:
             assert isinstance(cache, TeacherCache)
             folder = run.folder / "caches" / f"step-{stop}"
-            cache = refreshed(cache, folder, model, inputs.teacher, source, device=options.device, step=stop, track=track)
+            how = scoring_options(cache, inputs.teacher, inputs.corpus, options.features, options.device, track)
+            cache = refreshed(cache, folder, model, inputs.teacher, source, options=how, step=stop, track=track)
             steps = make_steps(source, recipe, cache, options.slicing)
     return _finish(run, model, measure)
 

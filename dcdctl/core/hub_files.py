@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,9 +98,13 @@ def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
 
 
+def _connection(file: HubPath) -> AbstractContextManager[str | None]:
+    return asking_hub(lambda error: _explain(file, error))
+
+
 @contextmanager
-def _connection(file: HubPath) -> Iterator[str | None]:
-    """The endpoint to talk to; whatever goes wrong on the way leaves as a SourceError, and nothing else is written to stderr."""
+def asking_hub(explain: Callable[[Exception], SourceError]) -> Iterator[str | None]:
+    """The endpoint to talk to; whatever goes wrong on the way leaves as `explain` has it, and nothing else is written to stderr."""
     import httpx2
     from huggingface_hub import constants
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
@@ -116,7 +120,7 @@ def _connection(file: HubPath) -> Iterator[str | None]:
     except (OSError, httpx2.HTTPError, httpx2.InvalidURL, EntryNotFoundError, HFValidationError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the Hub
-        raise _explain(file, error) from error
+        raise explain(error) from error
     finally:
         constants.HF_HUB_DISABLE_XET = is_xet_off
         logging.set_verbosity(verbosity)

@@ -20,15 +20,16 @@ from numpy.typing import NDArray
 
 from dcdctl.core import archives, config, index_files, index_segments, nearest
 from dcdctl.core.corpus import Corpus
-from dcdctl.core.errors import CorpusError, MissingError, StaleError
+from dcdctl.core.errors import ConfigError, CorpusError, MissingError, StaleError
 from dcdctl.core.image_store import FilePicture, RowError
 from dcdctl.core.index_config import IndexConfig
-from dcdctl.core.index_files import ROWS_PER_GROUP
 from dcdctl.core.index_segments import Opened, Segment
 from dcdctl.core.nearest import Floats, Half, Nearest, Rows
 
 QUERY_BLOCK = 64
 """Queries that are searched at a time."""
+OPEN_FILES = 256
+"""Files that are kept open, those read last."""
 FLOAT_BYTES = 2 << 30
 """Vectors that are searched one by one are kept as float32 up to this size, and are turned into it at each query beyond."""
 
@@ -46,11 +47,14 @@ class Index:
         self._ends = list(itertools.accumulate(part.rows for part in self.parts))
         self.num_rows = self._ends[-1] if self._ends else 0
         self.is_removed = _removed(folder, document, self.num_rows)
-        self.config = config.build(IndexConfig, document["settings"])
+        self.config = _settings(folder, document)
         self.segments = [Segment(**one) for one in document["segments"]]
         self._opened = [index_segments.open_segment(folder / "ann", one, self.config) for one in self.segments]
         self._unit: dict[int, Floats] = {}
         self._strings = lru_cache(maxsize=1024)(self._read_strings)
+        self._footer = lru_cache(maxsize=OPEN_FILES)(pq.read_metadata)
+        self._mapped = lru_cache(maxsize=OPEN_FILES)(self._map)
+        self._corpus = lru_cache(maxsize=OPEN_FILES)(_open_corpus)
 
     @staticmethod
     def open(folder: Path) -> Index:
@@ -139,7 +143,7 @@ class Index:
         part, group, within = self._place(row)
         source = self.document["sources"][self.parts[part].source]
         if source["kind"] == "corpus":
-            return _corpus_of(source["path"], source["split"], source["fingerprint"]).image_bytes(
+            return self._corpus(source["path"], source["split"], source["fingerprint"]).image_bytes(
                 self._strings("corpus_row", part, group)[within].as_py()
             )
         path = self._string(row, "path")
@@ -159,17 +163,19 @@ class Index:
         if not 0 <= row < self.num_rows:
             raise IndexError(f"row {row} of {self.num_rows}")
         part = bisect.bisect_right(self._ends, row)
-        return part, *divmod(row - (self._ends[part] - self.parts[part].rows), ROWS_PER_GROUP)
+        return part, *divmod(row - (self._ends[part] - self.parts[part].rows), index_files.ROWS_PER_GROUP)
 
     def _string(self, row: int, column: str) -> Any:
         part, group, within = self._place(row)
         return self._strings(column, part, group)[within].as_py()
 
     def _read_strings(self, column: str, part: int, group: int) -> pa.Array:
-        table = pq.ParquetFile(self.folder / "vectors" / self.parts[part].file).read_row_group(group, columns=[column])
-        return table.column(column).combine_chunks()
+        path = self.folder / "vectors" / self.parts[part].file
+        # Ten names may be in ten files: opening one takes longer than reading from it.
+        file = pq.ParquetFile(path, metadata=self._footer(path), memory_map=True, pre_buffer=False)
+        return file.read_row_group(group, columns=[column], use_threads=False).column(column).combine_chunks()
 
-    def _mapped(self, part: int) -> tuple[Half, ...]:
+    def _map(self, part: int) -> tuple[Half, ...]:
         return index_files.mapped(self.folder / "vectors" / self.parts[part].file, self.parts[part], self.dim)
 
     def _unit_blocks(self) -> Iterator[tuple[int, Floats]]:
@@ -185,6 +191,13 @@ class Index:
     def _read_unit(self, rows: range) -> Iterator[tuple[int, Floats]]:
         for first, block_RD in index_files.read_blocks(self.folder, self.parts, self.dim, rows):
             yield first, nearest.unit_rows(block_RD)
+
+
+def _settings(folder: Path, document: dict[str, Any]) -> IndexConfig:
+    try:
+        return config.build(IndexConfig, document["settings"])
+    except ConfigError as error:
+        raise StaleError(f"the settings of the index {folder} are not known here: {error}", hint="update dcdctl") from error
 
 
 def _removed(folder: Path, document: dict[str, Any], num_rows: int) -> NDArray[np.bool_] | None:
@@ -206,8 +219,7 @@ def _check_size(path: Path, wanted: int) -> None:
         raise StaleError(f"{path} is damaged: it has {found:,} bytes, not {wanted:,}", hint="build the index again")
 
 
-@lru_cache(maxsize=8)
-def _corpus_of(path: str, split: str, fingerprint: str) -> Corpus:
+def _open_corpus(path: str, split: str, fingerprint: str) -> Corpus:
     try:
         corpus = Corpus.open(Path(path), split)
     except CorpusError as error:

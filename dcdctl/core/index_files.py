@@ -17,7 +17,6 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,6 @@ INDEX_FILE, PLAN_FILE, PLANNED = "index.json", "plan.json", "planned"
 ROWS_PER_PART = 8192
 """Images of a file of vectors: as much work as a killed run loses at most."""
 ROWS_PER_GROUP = 1024
-OPEN_FILES = 256
-"""Files that are kept mapped."""
 _SKIPPED = b"dcdctl.skipped"
 
 
@@ -118,7 +115,8 @@ def _columns(places: Sequence[Place]) -> list[pa.Array]:
 def describe_part(path: Path, source: int, dim: int) -> tuple[Part, list[Skipped]]:
     """What index.json says of a part that was written, and what was skipped when it was."""
     file = pq.ParquetFile(path)
-    offsets = tuple(_offset(file.metadata.row_group(group), dim) for group in range(file.num_row_groups))
+    groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+    offsets = tuple(_offset(group, dim) for group in groups if group.num_rows)
     skipped = [Skipped(**one) for one in json.loads(file.schema_arrow.metadata[_SKIPPED])]
     rows, size = file.metadata.num_rows, path.stat().st_size
     return Part(file=path.name, source=source, rows=rows, bytes=size, vectors_at=offsets), skipped
@@ -152,9 +150,8 @@ def read_places(path: Path) -> list[Place]:
     return [Place(**row) for row in pq.read_table(path, columns=PLACES.names).to_pylist()]
 
 
-@lru_cache(maxsize=OPEN_FILES)
 def mapped(path: Path, part: Part, dim: int) -> tuple[Half, ...]:
-    """The vectors of each row group of a part, memory-mapped; the file stays open while it is among those read last."""
+    """The vectors of each row group of a part, memory-mapped."""
     try:
         raw = np.memmap(path, dtype=np.uint8, mode="r")
     except OSError as error:

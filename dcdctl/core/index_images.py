@@ -10,7 +10,6 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from dcdctl.core import corpus as corpora
 from dcdctl.core import index_files, pictures
 from dcdctl.core.corpus import Corpus
-from dcdctl.core.errors import InputError
+from dcdctl.core.errors import DcdError, InputError
 from dcdctl.core.image_store import FilePicture, RowError
 from dcdctl.core.index_files import Place, Skipped
 from dcdctl.core.models.protocols import ImageBatch, Preprocessor
@@ -29,6 +28,9 @@ from dcdctl.core.pictures import PictureError
 
 MAX_ASPECT = 200
 """A longer strip, whose shorter side is made as long as a model wants it, would take gigabytes."""
+
+STRETCHES_OF_A_WORKER = 8
+"""Fewer are read sooner than a process has started."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,17 +134,26 @@ class ReadPictures:
     skipped: list[Skipped]
 
 
-class Pictures(Dataset[ReadPictures]):
+class Pictures(Dataset[ReadPictures | DcdError]):
     """Planned parts of a source, read by stretches; small, so that every worker process may have it."""
 
     def __init__(self, planned: Path, source: Source, preprocess: Preprocessor) -> None:
         self.planned, self.source, self.preprocess = planned, source, preprocess
+        self._part: tuple[int, list[Place]] = (-1, [])
+        self._corpus: Corpus | None = None
 
-    def __getitem__(self, stretch: Stretch) -> ReadPictures:
+    def __getitem__(self, stretch: Stretch) -> ReadPictures | DcdError:
+        """What was read, or why no more can be: a worker process would wrap an error that it raises into another's words."""
+        try:
+            return self._read(stretch)
+        except DcdError as error:
+            return error
+
+    def _read(self, stretch: Stretch) -> ReadPictures:
         images, kept, skipped = [], [], []
-        for place in _planned(self.planned / index_files.part_name(stretch.part))[stretch.start : stretch.stop]:
+        for place in self._places(stretch.part)[stretch.start : stretch.stop]:
             try:
-                picture = pictures.decode(_bytes_of(self.source, place))
+                picture = pictures.decode(self._bytes_of(place))
                 _refuse_strip(picture)
                 # One at a time: photos are large until they are made small.
                 images.append(self.preprocess.images([picture]).pixel_values)
@@ -151,39 +162,41 @@ class Pictures(Dataset[ReadPictures]):
                 skipped.append(Skipped(path=place.path or place.image_id, reason=str(error)))
         return ReadPictures(stretch, ImageBatch(torch.cat(images)) if images else None, kept, skipped)
 
+    def _places(self, part: int) -> list[Place]:
+        if self._part[0] != part:
+            self._part = part, index_files.read_places(self.planned / index_files.part_name(part))
+        return self._part[1]
+
+    def _bytes_of(self, place: Place) -> bytes:
+        if place.corpus_row is None:
+            return FilePicture(Path(self.source.path), str(place.path)).read()
+        if self._corpus is None:
+            self._corpus = Corpus.open(Path(self.source.path), str(self.source.split))
+        return self._corpus.image_bytes(place.corpus_row)
+
 
 def read_ahead(data: Pictures, stretches: Sequence[Stretch], workers: int) -> Iterator[ReadPictures]:
-    """The stretches in order, read by worker processes, two of each worker's ahead; by this process where there are none."""
+    """The stretches in order, read by worker processes, two of each worker's ahead; by this process where there are few, or no workers."""
+    if not stretches:
+        return
+    workers = min(workers, len(stretches) // STRETCHES_OF_A_WORKER)
     # Not fork: a copy of a process with threads in it may hang.
     context = "forkserver" if workers else None
     loader: Any = DataLoader(data, batch_size=None, sampler=stretches, num_workers=workers, multiprocessing_context=context)
     try:
-        yield from loader
+        for found in loader:
+            if isinstance(found, DcdError):
+                raise found
+            yield found
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise InputError("a worker process died, perhaps for want of memory", hint="try again with --workers 0") from error
 
 
-def _bytes_of(source: Source, place: Place) -> bytes:
-    if source.kind == "corpus":
-        return _corpus(source).image_bytes(int(place.corpus_row or 0))
-    return FilePicture(Path(source.path), str(place.path)).read()
-
-
 def _refuse_strip(picture: Image.Image) -> None:
     if max(picture.size) > MAX_ASPECT * min(picture.size):
         raise PictureError(f"a strip of {picture.width} x {picture.height} pixels, more than {MAX_ASPECT} times as long as wide")
-
-
-@lru_cache(maxsize=2)
-def _planned(path: Path) -> list[Place]:
-    return index_files.read_places(path)
-
-
-@lru_cache(maxsize=2)
-def _corpus(source: Source) -> Corpus:
-    return Corpus.open(Path(source.path), str(source.split))
 
 
 def in_parts(found: Iterator[Place], rows: int) -> Iterator[list[Place]]:

@@ -209,7 +209,7 @@ class Lists:
     def __init__(self, path: Path, config: IvfPqConfig) -> None:
         faiss = _faiss()
         try:
-            self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+            self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
             raise StaleError(f"{path} is damaged: {str(error).splitlines()[0]}", hint="build the index again") from error
         self._parameters = faiss.SearchParametersIVF(nprobe=config.probes)
@@ -229,6 +229,7 @@ def _build_lists(path: Path, rows: range, blocks_of: Callable[[range], Blocks], 
         num_bytes += 1
     lists = faiss.index_factory(dim, f"IVF{num_lists},PQ{num_bytes}", faiss.METRIC_INNER_PRODUCT)
     lists.cp.seed = lists.pq.cp.seed = SEED
+    lists.do_polysemous_training = False  # minutes of simulated annealing, for a filter that nothing here uses
     count = min(len(rows), max(settings.train_per_list * num_lists, 64 * 256))
     lists.train(_sample(blocks_of(rows), len(rows), count))
     for block_RD in blocks_of(rows):

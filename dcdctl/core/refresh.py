@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcdctl.core import cache_building, candidates, models, scoring, teacher_cache, vectors
+from dcdctl.core import cache_building, candidates, features, models, scoring, teacher_cache, vectors
 from dcdctl.core.cache_building import ScoringOptions
 from dcdctl.core.candidates import CandidateConfig, Candidates, Lists
 from dcdctl.core.config import build
+from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.features import Features, Source
+from dcdctl.core.features import Source
 from dcdctl.core.models import DualModel
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher_cache import TeacherCache
@@ -28,26 +29,45 @@ POOL = 4
 
 
 def refreshed(
-    cache: TeacherCache, folder: Path, student: Any, teacher: Any, source: Source, *, device: torch.device, step: int, track: Track = silent
+    cache: TeacherCache,
+    folder: Path,
+    student: Any,
+    teacher: Any,
+    source: Source,
+    *,
+    options: ScoringOptions,
+    step: int,
+    track: Track = silent,
 ) -> TeacherCache:
-    """The cache with the student's own hardest candidates, as many for each query as the plan has, their missing scores computed."""
+    """The cache with the student's own hardest candidates, as many for each query as the plan has, their missing scores computed.
+
+    `source` is what the student reads, `options` how the teacher scores (`scoring_options`): their features may be of other encoders.
+    """
     if (folder / "cache.json").exists():
         return teacher_cache.read(folder, corpus=source.corpus, teacher=teacher.digest)
-    kept = source if isinstance(source, Features) else None
-    if (cache.plan["features"] is None) != (kept is None):
-        raise ConfigError("of the cache and the run only one was made with --features", hint="use it for both or neither")
-    options = ScoringOptions(device=device, precision=cache.plan["precision"], features=kept)
     planned = build(CandidateConfig, cache.plan["candidates"], "candidates")
     config = dataclasses.replace(planned, seed=planned.seed + step)
     student.eval()
-    is_dual = isinstance(student, DualModel)
+    is_dual, device = isinstance(student, DualModel), options.device
     drawn = _of_dual(student, source, config, device, track) if is_dual else _of_fusion(student, source, config, device)
     return cache_building.build(source.corpus, teacher, folder, config, options=options, extend=cache.folder, drawn=drawn, track=track)
 
 
+def scoring_options(
+    cache: TeacherCache, teacher: Any, corpus: Corpus, kept_in: Path | None, device: torch.device, track: Track = silent
+) -> ScoringOptions:
+    """How the teacher scored what the cache holds: from its features in `kept_in`, if it did; ConfigError if there is no such folder."""
+    kept = None
+    if cache.plan["features"] is not None:
+        if kept_in is None:
+            raise ConfigError("the cache was made with --features, and the run has none", hint="name the folder with --features")
+        kept = features.open_or_build(kept_in, corpus, teacher, device=device, track=track)
+    return ScoringOptions(device=device, precision=cache.plan["precision"], features=kept)
+
+
 def _of_dual(student: DualModel, source: Source, config: CandidateConfig, device: torch.device, track: Track) -> Candidates:
     """Nearest by the student's vectors."""
-    found = vectors.embed(vectors.of_dual(student, device), source.corpus, track)
+    found = vectors.of_model(student, source, device, track)
     nearest = dataclasses.replace(config, kind="embedding", shares={}, model="the student")
     return candidates.mine(source.corpus, nearest, found)
 

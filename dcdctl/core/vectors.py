@@ -105,13 +105,18 @@ def embed(embedder: Embedder, corpus: Corpus, track: Track = silent) -> Vectors:
 
 
 def of_source(ref: str, source: Source, device: torch.device, track: Track = silent) -> Vectors:
-    """The vectors of a source's corpus from what a reference names: without a look at the pictures where the source holds the features
-    that the model, a run of a dual encoder over frozen encoders, makes its vectors of."""
-    if isinstance(source, Features) and (Path(ref) / "run.json").exists():
-        model = models.load_dual(ref)
-        if isinstance(model, models.EncoderDual) and model.encoders_digest == source.plan["encoders"]:
-            return _of_features(model, source, device, track)
+    """The vectors of a source's corpus from what a reference names; as `of_model` where that is a run."""
+    if (Path(ref) / "run.json").exists():
+        return of_model(models.load_dual(ref), source, device, track)
     return embed(load(ref, device), source.corpus, track)
+
+
+def of_model(model: Any, source: Source, device: torch.device, track: Track = silent) -> Vectors:
+    """The vectors of a source's corpus from a dual encoder at hand: without a look at the pictures where the source holds the outputs
+    of its encoders."""
+    if isinstance(source, Features) and isinstance(model, models.EncoderDual) and model.encoders_digest == source.plan["encoders"]:
+        return _of_features(model, source, device, track)
+    return embed(of_dual(model, device), source.corpus, track)
 
 
 @torch.inference_mode()

@@ -183,7 +183,8 @@ def square_image_processor(image_size: int, mean: float = 0.5, std: float = 0.5)
 def load_tokenizer(ref: str, hint: str = "name a tokenizer with `--model-set tokenizer=FOLDER`") -> Any:
     """The tokenizer of a folder or a Hub id; ModelError where there is none."""
     with reaching(ref, hint=hint):
-        tokenizer = AutoTokenizer.from_pretrained(ref)
+        # A folder may hold code for transformers (`dcdctl export`): nothing is run, and nobody is asked whether it may be.
+        tokenizer = AutoTokenizer.from_pretrained(ref, trust_remote_code=False)
     # Of a folder without a vocabulary transformers makes a tokenizer that knows no word.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError(f"{ref} holds no tokenizer's vocabulary", hint=hint)
@@ -193,7 +194,7 @@ def load_tokenizer(ref: str, hint: str = "name a tokenizer with `--model-set tok
 def load_image_processor(ref: str) -> Any:
     """The image processor of a folder or a Hub id, the Pillow one where there is one."""
     with reaching(ref, hint="a model needs its preprocessor_config.json"):
-        return AutoImageProcessor.from_pretrained(ref, backend="pil")
+        return AutoImageProcessor.from_pretrained(ref, backend="pil", trust_remote_code=False)
 
 
 def check_text_length(wanted: int, most: int) -> int:

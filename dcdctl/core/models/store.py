@@ -138,7 +138,7 @@ def _load_transformers(ref: str, overrides: Mapping[str, Any]) -> Model:
     if told is not None and (read := _OWN.get(_model_type(Path(ref)))) is not None:
         return read(Path(ref), overrides, told)
     with reaching(ref, hint=ACCEPTED):
-        kind = AutoConfig.from_pretrained(ref).model_type
+        kind = AutoConfig.from_pretrained(ref, trust_remote_code=False).model_type
     if kind == "vilt":
         return vilt.from_transformers(ref, overrides, told)
     if kind == "vision-text-dual-encoder":

@@ -1,0 +1,58 @@
+"""`dcdctl export`: a model for other libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dcdctl.cli.options import Json, ModelSet
+from dcdctl.cli.terminal import amount, bar, note, show, show_json
+
+ModelRef = Annotated[str, typer.Argument(help="Run folder, or another model reference.", metavar="RUN")]
+OutFolder = Annotated[Path, typer.Argument(help="New folder to write.", metavar="OUT")]
+To = Annotated[str, typer.Option("--to", help="transformers, sentence-transformers or onnx (docs/export.md).", metavar="FORMAT")]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Corpus that the export is checked on; that of the evaluation, or scenes, if not given.", metavar="DIR"),
+]
+Int8 = Annotated[bool, typer.Option("--int8/--no-int8", help="Of onnx: towers with int8 weights too.")]
+Licence = Annotated[str | None, typer.Option("--license", help="Of the weights, as the Hub names it: apache-2.0.", metavar="ID")]
+PushToHub = Annotated[str | None, typer.Option("--push-to-hub", help="Repository to push the folder to.", metavar="OWNER/NAME")]
+Private = Annotated[bool, typer.Option("--private", help="With --push-to-hub: only for its owner's eyes.")]
+
+
+def export(
+    model: ModelRef,
+    out: OutFolder,
+    to: To,
+    data: Data = None,
+    int8: Int8 = True,
+    license_id: Licence = None,
+    push_to_hub: PushToHub = None,
+    private: Private = False,
+    model_set: ModelSet = None,
+    json: Json = False,
+) -> None:
+    """Write a model for transformers, sentence-transformers or ONNX Runtime, checked against itself, with a model card."""
+    from dcdctl.core.export import ExportJob, run
+    from dcdctl.core.export_hub import push_of
+
+    push = push_of(push_to_hub, is_private=private)
+    job = ExportJob(ref=model, out=out, to=to, data=data, with_int8=int8, licence=license_id, push=push, model_sets=tuple(model_set or ()))
+    outcome = run(job, bar)
+    if json:
+        return show_json(outcome.to_json())
+    _show(outcome)
+
+
+def _show(outcome: Any) -> None:
+    from dcdctl.core.export_check import words
+
+    show(f"{outcome.kind} model for {outcome.to} -> {outcome.folder} ({amount(outcome.num_bytes, 'bytes')})")
+    show(f"checked on {outcome.checked_on}: {words(outcome.checks)}")
+    for gap in outcome.gaps:
+        note(f"its card does not say the {gap.what}: `{gap.command}`")
+    if outcome.page is not None:
+        show(f"pushed: {outcome.page}")
