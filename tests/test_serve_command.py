@@ -144,13 +144,13 @@ def test_the_commands_of_the_page_lead_from_a_run_to_a_page(made, tmp_path, monk
             told = process.stdout.readline()
             assert told.startswith(f"{len(served.NAMES)} images at http://127.0.0.1:")
             url = told.split()[-1]
-            assert "<form" in httpx2.get(url).text
-            found = httpx2.get(f"{url}search", params={"text": "a red bus", "k": 3}).json()["results"]
+            assert "<form" in httpx2.get(url, timeout=60).text
+            found = httpx2.get(f"{url}search", params={"text": "a red bus", "k": 3}, timeout=60).json()["results"]
             assert len(found) == 3
-            assert httpx2.get(f"{url}image/{found[0]['row']}").headers["content-type"] == "image/jpeg"
+            assert httpx2.get(f"{url}image/{found[0]['row']}", timeout=60).headers["content-type"] == "image/jpeg"
         finally:
             process.send_signal(signal.SIGTERM)
-        rest = process.communicate(timeout=60)
+        rest = process.communicate(timeout=120)
     assert (process.returncode, rest) == (0, ("", "Ctrl-C ends it\n"))
 
 
