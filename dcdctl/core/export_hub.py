@@ -74,7 +74,7 @@ def push_folder(folder: Path, push: Push, track: Track = silent) -> str:
 @contextmanager
 def _without_bars() -> Iterator[None]:
     """The Hub's own bars, one a file, stay away."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     were_disabled = are_progress_bars_disabled()
     disable_progress_bars()
