@@ -118,16 +118,21 @@ def _refuse_inside(folder: Path, source: Source) -> None:
 def _begin(folder: Path, wanted: Document, model: models.DualModel) -> None:
     """Make the folder this plan's: the model, and which pictures each part has."""
     if (folder / INDEX_FILE).exists():
-        return _expect(folder, index_files.read_document(folder), wanted)
+        document = index_files.read_document(folder)
+        _expect(folder, document, wanted)
+        if (folder / PLAN_FILE).exists() and _read_plan(folder)["generation"] <= document["generation"]:
+            index_files.tidy(folder, document)  # killed when all was done but this
+        return
     if (folder / PLAN_FILE).exists():
         return _expect(folder, _read_plan(folder), wanted)
     if not (folder / PLANNED).exists() and not files.is_vacant(folder):
         raise StaleError(f"{folder} holds something that is not an index", hint="name an empty or a new folder with --out")
-    _write_plan(folder, {**wanted, "source": 0, "first_part": 0}, known=set())
-    if not _read_plan(folder)["rows"]:
+    plan = _planned(folder, {**wanted, "source": 0, "first_part": 0}, known=set())
+    if not plan["rows"]:
         shutil.rmtree(folder)
         raise InputError(f"there is no picture in {wanted['sources'][0]['path']}", hint="--images takes a folder of pictures or a corpus")
     models.save(model, folder / "model")
+    files.write_json(folder / PLAN_FILE, plan)
 
 
 def _begin_adding(folder: Path, document: Document, source: Source) -> None:
@@ -144,10 +149,12 @@ def _begin_adding(folder: Path, document: Document, source: Source) -> None:
         return
     index_files.tidy(folder, document)
     first = 1 + max((int(part["file"][5:-8]) for part in document["parts"]), default=-1)
-    _write_plan(folder, {**wanted, "first_part": first}, known=index_removal.ids_of(Index(folder, document), number))
+    known = index_removal.ids_of(Index(folder, document), number)
+    files.write_json(folder / PLAN_FILE, _planned(folder, {**wanted, "first_part": first}, known=known))
 
 
-def _write_plan(folder: Path, plan: Document, *, known: set[str]) -> None:
+def _planned(folder: Path, plan: Document, *, known: set[str]) -> Document:
+    """The plan with the pictures of each part, which are written into the folder; those that are known are left out."""
     shutil.rmtree(folder / PLANNED, ignore_errors=True)
     (folder / PLANNED).mkdir(parents=True)
     skipped: list[Skipped] = []
@@ -163,7 +170,7 @@ def _write_plan(folder: Path, plan: Document, *, known: set[str]) -> None:
     for places in index_images.in_parts(new(), index_files.ROWS_PER_PART):
         index_files.write_places(folder / PLANNED / index_files.part_name(plan["first_part"] + len(rows)), places)
         rows.append(len(places))
-    files.write_json(folder / PLAN_FILE, {**plan, "rows": rows, "skipped": [asdict(one) for one in skipped]})
+    return {**plan, "rows": rows, "skipped": [asdict(one) for one in skipped]}
 
 
 def _read_plan(folder: Path) -> Document:
@@ -204,8 +211,11 @@ def _work_off(folder: Path, document: Document, model: models.DualModel, options
     if not (parts or document["parts"]):
         first = "; ".join(f"{one['path']}: {one['reason']}" for one in lost[:2])
         raise InputError(f"none of {len(lost):,} files in {job.source.path} is a picture that can be read: {first}")
+    before = index_removal.skipped_of(folder, document)
+    skipped = [one for one in before if one["source"] != plan["source"]] + [{**one, "source": plan["source"]} for one in lost]
     same = {key: plan[key] for key in ("generation", "sources", "model", "precision", "settings")}
-    skipped = [*index_removal.skipped_elsewhere(folder, document, plan["source"]), *({**one, "source": plan["source"]} for one in lost)]
+    if not parts and skipped == before:
+        same = {}
     index_sealing.become(folder, {**document, **same, "parts": [*document["parts"], *parts]}, skipped=skipped, track=track)
 
 
