@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx2
 import pytest
 import served
+from tiny import run_script
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -45,6 +46,23 @@ def error_of(*arguments: object) -> str:
 
 def test_where_no_index_is_the_command_that_makes_one_is_named(tmp_path):
     assert "dcdctl index" in error_of(tmp_path / "absent", "--port", 0)
+
+
+def test_a_wrong_index_is_told_before_torch_is_imported(tmp_path):
+    script = """
+import sys
+from typer.testing import CliRunner
+from dcdctl.cli.app import app
+result = CliRunner().invoke(app, ["serve", sys.argv[1], "--port", "0"])
+print(result.exit_code, sorted({"torch", "transformers", "fastapi"} & set(sys.modules)))
+"""
+    assert run_script(script, tmp_path / "absent") == "1 []\n"
+
+
+def test_a_depth_of_nothing_is_a_usage_error(made):
+    result = serve(made.index, "--depth", 5)
+    assert result.exit_code == 2
+    assert "add --rerank REF" in result.stderr
 
 
 def test_a_half_built_index_is_not_served(made, tmp_path):
@@ -114,7 +132,7 @@ def test_the_commands_of_the_page_lead_from_a_run_to_a_page(made, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     Path("RUN").symlink_to(made.run)
     Path("photos").symlink_to(made.photos)
-    for command in (index, search):
+    for command in (f"{index} --workers 0", search):
         result = CliRunner().invoke(app, shlex.split(command)[1:])
         assert result.exit_code == 0, result.output
     assert any(name in result.stdout for name in served.NAMES)

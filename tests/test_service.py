@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import served
 from html_page import Page
@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 from tiny import make_models
 
-from dcdctl.core import pictures, service_app
+from dcdctl.core import index_building, pictures, service_app
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.search import Searcher
 from dcdctl.core.search_reranking import Reranker
@@ -214,12 +214,15 @@ def test_a_picture_that_is_not_what_was_indexed_is_not_served(own, own_client, t
         assert answer.json() == {"error": f"picture {row} is not in this index, or not where it was"}
 
 
-def test_a_removed_row_is_neither_found_nor_served(made):
-    searcher = made.searcher
-    searcher.index.is_removed = np.arange(len(served.NAMES)) == 3
-    client = client_of(searcher)
-    assert 3 not in [one["row"] for one in client.get("/search?text=a+bus&k=50").json()["results"]]
-    assert [client.get(f"/{address}").status_code for address in ("image/3", "image/3?size=original", "search?row=3")] == [404] * 3
+def test_a_removed_row_is_neither_found_nor_served(made, tmp_path):
+    folder = shutil.copytree(made.index, tmp_path / "index")
+    index_building.update(folder, index_building.Changes(remove=("03.png",)))
+    row, client = made.row("03.png"), client_of(Searcher.open(folder, device=served.CPU))
+    found = [one["row"] for one in client.get("/search?text=a+bus&k=50").json()["results"]]
+    assert len(found) == len(served.NAMES) - 1
+    assert row not in found
+    for address in (f"/image/{row}", f"/image/{row}?size=original", f"/search?row={row}"):
+        assert client.get(address).status_code == 404
 
 
 def test_only_loopbacks_names_are_answered_to_on_loopback(searcher):

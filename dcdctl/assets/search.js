@@ -9,6 +9,7 @@
   const atFirst = told.textContent;
   let running = new AbortController();
   let k = facts.k;
+  let isFocusWanted = false;
 
   function current() {
     const address = new URLSearchParams(location.search);
@@ -52,7 +53,7 @@
       const answer = await request(asked, signal);
       const found = await answer.json();
       if (!answer.ok) throw new Error(found.error);
-      showFound(found);
+      showFound(found, asked);
     } catch (error) {
       if (signal.aborted) return;
       results.replaceChildren();
@@ -73,7 +74,7 @@
     element("asked-name").textContent = upload ? `Pictures like ${upload.name || "the pasted one"}` : `Pictures like number ${row}`;
   }
 
-  function showFound({ results: hits, encode_ms, find_ms, rerank_ms, notes }) {
+  function showFound({ results: hits, encode_ms, find_ms, rerank_ms, notes }, asked) {
     const ms = (value) => (value < 10 ? value.toFixed(1) : value.toFixed(0));
     const parts = [`encoding ${ms(encode_ms)}`, `finding ${ms(find_ms)}`, ...(rerank_ms ? [`re-ranking ${ms(rerank_ms)}`] : [])];
     const count = hits.length === 1 ? "1 picture" : `${hits.length} pictures`;
@@ -82,6 +83,11 @@
     const best = Math.max(...hits.map((hit) => hit.score), 1e-9);
     results.replaceChildren(...hits.map((hit) => card(hit, Math.max(0, hit.score / best))));
     more.hidden = hits.length < k || k >= facts.maxK;
+    const itself = hits.find(({ row }) => String(row) === asked.row);
+    if (itself) element("asked-name").textContent = `Pictures like ${itself.name}`;
+    // What was clicked is gone: the keyboard goes on from the first picture, not from the top of the page.
+    if (isFocusWanted) results.querySelector("a.picture")?.focus({ preventScroll: true });
+    isFocusWanted = false;
   }
 
   function card({ row, name, score, reranked }, share) {
@@ -127,11 +133,13 @@
     searchByPicture(file.files[0]);
     file.value = "";
   });
+  element("asked-picture").addEventListener("error", () => (element("asked").hidden = true));
   results.addEventListener("click", (event) => {
     const link = event.target.closest("a.picture");
     if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
     scrollTo(0, 0);
+    isFocusWanted = true;
     go(link.getAttribute("href"));
   });
   more.addEventListener("click", () => {
@@ -177,4 +185,5 @@
     search();
   });
   search();
+  if (!Object.keys(current()).length) words.focus();
 })();

@@ -18,7 +18,7 @@ AllowHost = Annotated[
     typer.Option("--allow-host", help="Name by which a proxy asks for the service: search.example.org; repeatable.", metavar="NAME"),
 ]
 Rerank = Annotated[str | None, typer.Option("--rerank", help="Fusion model that re-ranks what a text finds.", metavar="REF")]
-Depth = Annotated[int, typer.Option("--depth", help="With --rerank: candidates re-ranked of each text.", min=1, metavar="N")]
+Depth = Annotated[int | None, typer.Option("--depth", help="With --rerank: candidates re-ranked of each text (50).", min=1, metavar="N")]
 Limits = Annotated[
     list[str] | None,
     typer.Option("--set", help="Another limit: max_k=500; repeatable. docs/deploy.md lists them.", metavar="KEY=VALUE"),
@@ -31,18 +31,20 @@ def serve(
     port: Port = 8000,
     allow_host: AllowHost = None,
     rerank: Rerank = None,
-    depth: Depth = 50,
+    depth: Depth = None,
     device: Device = "auto",
     limits: Limits = None,
 ) -> None:
     """Answer searches of an index over HTTP, with a page to search on, until Ctrl-C."""
-    from dcdctl.core import devices, service
+    from dcdctl.core import service
     from dcdctl.core.config import apply_sets, build
     from dcdctl.core.service_config import ServiceConfig
 
+    if depth is not None and rerank is None:
+        raise typer.BadParameter("says how many are re-ranked, and nothing is: add --rerank REF", param_hint="--depth")
     binding = {"host": host, "port": port, "allowed_hosts": allow_host or []}
     config = build(ServiceConfig, apply_sets({}, limits or []) | binding)
-    service.serve(index, config, device=devices.choose(device), rerank=rerank, depth=depth, tell=_tell)
+    service.serve(index, config, device=device, rerank=rerank, depth=depth, tell=_tell)
 
 
 def _tell(started: Any) -> None:

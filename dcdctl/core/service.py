@@ -1,4 +1,7 @@
-"""One `dcdctl serve`: an index that is opened, a port that is bound, and a server until it is told to end."""
+"""One `dcdctl serve`: an index that is opened, a port that is bound, and a server until it is told to end.
+
+What is wrong with either is said before torch is imported, which takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from dcdctl.core.errors import InputError, MissingError
-from dcdctl.core.search import DEPTH, Searcher
+from dcdctl.core.index import Index
 from dcdctl.core.service_config import ServiceConfig
 
 BACKLOG = 2048
@@ -45,26 +46,28 @@ def serve(
     folder: Path,
     config: ServiceConfig,
     *,
-    device: torch.device,
+    device: str,
     rerank: str | None = None,
-    depth: int = DEPTH,
+    depth: int | None = None,
     tell: Callable[[Started], None],
 ) -> None:
     """Answer searches of an index until SIGINT or SIGTERM; requests under way are answered first.
 
     `tell` is called once the service can be asked. InputError if the port cannot be had, MissingError without the packages of the extra,
-    and what `Searcher.open` raises.
+    and
+    what `devices.choose` and `Searcher.open` raise.
     """
     require()
-    # Known to be there only now.
-    import uvicorn
-
-    from dcdctl.core import service_app
-
     # What a client sends in a wrong form is told to the client.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     with bound(config.host, config.port) as listener:
-        searcher = Searcher.open(folder, device=device, rerank=rerank, depth=depth)
+        Index.open(folder)
+        import uvicorn
+
+        from dcdctl.core import devices, service_app
+        from dcdctl.core.search import DEPTH, Searcher
+
+        searcher = Searcher.open(folder, device=devices.choose(device), rerank=rerank, depth=DEPTH if depth is None else depth)
         is_loopback = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
         app = service_app.build(searcher, config, is_loopback=is_loopback)
         settings = uvicorn.Config(

@@ -31,7 +31,7 @@ class ServiceConfig:
     max_upload_s: float = 30.0
     """How long a body may take to arrive."""
     max_pixels: int = 50_000_000
-    """Largest uploaded picture, compared before it is decoded; decoding takes about 10 bytes a pixel."""
+    """Largest uploaded picture, compared before it is decoded; decoding takes up to 12 bytes a pixel."""
     max_scans: int = 100
     """Most passes of an uploaded progressive JPEG; cameras and programs make about 10, and each costs as much as a whole picture."""
     search_workers: int = 1

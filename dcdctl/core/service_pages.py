@@ -72,7 +72,7 @@ def _limits(schema: dict[str, Any]) -> Iterator[str]:
     """What a value may be, in words."""
     for one in schema.get("anyOf", [schema]):
         if (kind := one.get("type")) not in (None, "null"):
-            yield f"one of {', '.join(map(str, one['enum']))}" if "enum" in one else str(kind)
+            yield " or ".join(map(str, one["enum"])) if "enum" in one else str(kind)
         if "maximum" in one and one["maximum"] < 2**32:
             yield f"{one.get('minimum', 0)} to {one['maximum']}"
         if "maxLength" in one:
