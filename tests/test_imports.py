@@ -138,6 +138,7 @@ ORDER = [
     "search",
     "search_sheet",
     "service_config",
+    "service_index",
     "service_metrics",
     "service_work",
     "service_limits",

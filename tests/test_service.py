@@ -214,15 +214,31 @@ def test_a_picture_that_is_not_what_was_indexed_is_not_served(own, own_client, t
         assert answer.json() == {"error": f"picture {row} is not in this index, or not where it was"}
 
 
-def test_a_removed_row_is_neither_found_nor_served(made, tmp_path):
+def test_what_is_removed_while_it_is_served_is_neither_found_nor_shown_any_more(made, tmp_path):
     folder = shutil.copytree(made.index, tmp_path / "index")
-    index_building.update(folder, index_building.Changes(remove=("03.png",)))
     row, client = made.row("03.png"), client_of(Searcher.open(folder, device=served.CPU))
+    addresses = (f"/image/{row}", f"/image/{row}?size=original", f"/search?row={row}")
+    assert [client.get(address).status_code for address in addresses] == [200] * 3
+    index_building.update(folder, index_building.Changes(remove=("03.png",)))
+    assert [client.get(address).status_code for address in addresses] == [404] * 3
     found = [one["row"] for one in client.get("/search?text=a+bus&k=50").json()["results"]]
     assert len(found) == len(served.NAMES) - 1
     assert row not in found
-    for address in (f"/image/{row}", f"/image/{row}?size=original", f"/search?row={row}"):
-        assert client.get(address).status_code == 404
+    assert client.get("/healthz").json()["images"] == samples(client, "dcdctl_index_images")[()] == len(found)
+    assert f"{len(found)} images." in client.get("/").text
+
+
+@pytest.mark.parametrize("what", ["is being changed", "is of another model"])
+def test_while_an_index_cannot_be_opened_the_service_answers_from_what_it_was(made, tmp_path, caplog, what):
+    folder = shutil.copytree(made.index, tmp_path / "index")
+    client = client_of(Searcher.open(folder, device=served.CPU))
+    before = client.get("/search?text=a+bus").json()["results"]
+    document = (folder / "index.json").read_text(encoding="utf-8")
+    (folder / "index.json").unlink()
+    if what == "is of another model":
+        (folder / "index.json").write_text(document.replace(made.searcher.index.fingerprint, 64 * "a"), encoding="utf-8")
+    assert client.get("/search?text=a+bus").json()["results"] == before
+    assert ("answers from what it was" in caplog.text) == (what == "is of another model")
 
 
 def test_only_loopbacks_names_are_answered_to_on_loopback(searcher):

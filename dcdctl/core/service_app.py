@@ -6,11 +6,11 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Header, Path, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
+from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse
@@ -22,6 +22,7 @@ from dcdctl.core.errors import ConfigError, DcdError, InputError
 from dcdctl.core.pictures import PictureError
 from dcdctl.core.search import Answer, Hit, Searcher
 from dcdctl.core.service_config import ServiceConfig
+from dcdctl.core.service_index import LiveSearcher
 from dcdctl.core.service_limits import Front, refusal
 from dcdctl.core.service_metrics import CONTENT_TYPE, Metrics
 from dcdctl.core.service_work import BusyError, Texts, Workers
@@ -71,7 +72,7 @@ class Problem:
 class Service:
     """What the routes share."""
 
-    searcher: Searcher
+    searcher: LiveSearcher
     config: ServiceConfig
     metrics: Metrics
     searching: Workers
@@ -80,11 +81,11 @@ class Service:
 
     @staticmethod
     def of(searcher: Searcher, config: ServiceConfig) -> Service:
-        index = searcher.index
-        metrics = Metrics(num_images=index.num_images, model=index.fingerprint[:12], kind=index.kind)
+        live = LiveSearcher(searcher)
+        metrics = Metrics(lambda: live.now().index)
         searching = Workers("search", config.search_workers, config.max_waiting, config.max_wait_s, metrics)
         reading = Workers("picture", config.picture_workers, config.max_waiting_pictures, config.max_wait_s, metrics)
-        return Service(searcher, config, metrics, searching, reading, Texts(searcher, searching, config, metrics))
+        return Service(live, config, metrics, searching, reading, Texts(live, searching, config, metrics))
 
 
 def build(searcher: Searcher, config: ServiceConfig, *, is_loopback: bool = True) -> ASGIApp:
@@ -113,7 +114,7 @@ def build(searcher: Searcher, config: ServiceConfig, *, is_loopback: bool = True
     )
     for router in (_search_routes(service), _other_routes(service)):
         app.include_router(router)
-    service_pages.add_pages(app, searcher.index, config)
+    service_pages.add_pages(app, lambda: service.searcher.now().index, config)
     _tell_problems(app, service)
     if hosts := _hosts(config, is_loopback):
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
@@ -139,28 +140,30 @@ def _search_routes(service: Service) -> APIRouter:
             return Found.of(await service.texts.answer(text, k))
         if row is None or text is not None:
             raise InputError("a text or a row is wanted, and not both", hint="for example /search?text=a+red+bus")
-        return Found.of(await _by_picture(service, partial(service_pictures.picture_of, service.searcher.index, row), k))
+        return Found.of(await _by_picture(service, lambda searcher: service_pictures.picture_of(searcher.index, row), k))
 
     @router.post("/search", summary="Find pictures by an uploaded picture.", responses={408: {"model": Problem}, 413: {"model": Problem}})
     async def by_picture(image: UploadFile, k: int = number) -> Found:
         data = await image.read()
-        return Found.of(await _by_picture(service, partial(service_pictures.uploaded, data, config), k))
+        return Found.of(await _by_picture(service, lambda _: service_pictures.uploaded(data, config), k))
 
     return router
 
 
-async def _by_picture(service: Service, read: Callable[[], Any], k: int) -> Answer:
-    # A second model compares pictures with texts alone.
-    searcher = replace(service.searcher, reranker=None)
-    answer = await service.searching.run(lambda: searcher.by_picture(read(), k))
+async def _by_picture(service: Service, read: Callable[[Searcher], Image.Image], k: int) -> Answer:
+    def work() -> Answer:
+        searcher = service.searcher.now()
+        # A second model compares pictures with texts alone.
+        answer = replace(searcher, reranker=None).by_picture(read(searcher), k)
+        return answer if searcher.reranker is None else replace(answer, notes=(*answer.notes, NOT_RERANKED))
+
+    answer = await service.searching.run(work)
     service.metrics.searched(answer)
-    return answer if service.searcher.reranker is None else replace(answer, notes=(*answer.notes, NOT_RERANKED))
+    return answer
 
 
 def _other_routes(service: Service) -> APIRouter:
-    router, index = APIRouter(), service.searcher.index
-    reranker = service.searcher.reranker
-    health = Health("ok", index.num_images, index.kind, index.fingerprint[:12], reranker.ref if reranker else None, __version__)
+    router = APIRouter()
 
     @router.get(
         "/image/{row}",
@@ -173,11 +176,16 @@ def _other_routes(service: Service) -> APIRouter:
         size: service_pictures.Size = "thumbnail",
         if_none_match: str = Header("", include_in_schema=False),
     ) -> Response:
-        return await service.reading.run(partial(service_pictures.answer, index, row, size, if_none_match, service.config))
+        def work() -> Response:
+            return service_pictures.answer(service.searcher.now().index, row, size, if_none_match, service.config)
+
+        return await service.reading.run(work)
 
     @router.get("/healthz", summary="Whether the service answers.")
     async def healthz() -> Health:
-        return health
+        searcher = service.searcher.now()
+        index, reranker = searcher.index, searcher.reranker
+        return Health("ok", index.num_images, index.kind, index.fingerprint[:12], reranker.ref if reranker else None, __version__)
 
     @router.get("/metrics", summary="Counters for Prometheus.", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:

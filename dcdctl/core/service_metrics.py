@@ -6,11 +6,13 @@ registry of its own, so that several may live in one process.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 
+from dcdctl.core.index import Index
 from dcdctl.core.search import Answer
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
@@ -21,7 +23,8 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 class Metrics:
     """Counters of one service; methods may be called from any thread."""
 
-    def __init__(self, *, num_images: int, model: str, kind: str) -> None:
+    def __init__(self, index: Callable[[], Index]) -> None:
+        """`index` gives what is searched now."""
         disable_created_metrics()  # a second number for each, that nobody asks for
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -33,8 +36,11 @@ class Metrics:
         self.in_flight = Gauge("requests_in_flight", "Requests under way.", **names)
         self.waiting = Gauge("waiting", "Work that waits for a thread.", ["work"], **names)
         self._rejected = Counter("rejected", "Requests refused because of a limit.", ["reason"], **names)
-        Gauge("index_images", "Images that are searched.", **names).set(num_images)
-        Gauge("index_info", "The model and the kind of search.", ["model", "kind"], **names).labels(model, kind).set(1)
+        Gauge("index_images", "Images that are searched.", **names).set_function(lambda: index().num_images)
+        first = index()
+        Gauge("index_info", "The model and the kind of search.", ["model", "kind"], **names).labels(first.fingerprint[:12], first.kind).set(
+            1
+        )
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count a request."""

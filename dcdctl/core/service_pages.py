@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from html import escape
 from pathlib import Path
 from string import Template
@@ -23,17 +24,18 @@ POLICY = (
 MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
-def add_pages(app: FastAPI, index: Index, config: ServiceConfig) -> None:
-    """Add the pages to an app that has all its other routes."""
-    _add(app, "/", search_page(index, config).encode(), "text/html")
+def add_pages(app: FastAPI, index: Callable[[], Index], config: ServiceConfig) -> None:
+    """Add the pages to an app that has all its other routes; `index` gives what is searched now."""
+    template = Template((ASSETS / "search.html").read_text(encoding="utf-8"))
+    _add(app, "/", lambda: search_page(template, index(), config).encode(), "text/html")
     for suffix, media_type in MEDIA_TYPES.items():
-        _add(app, f"/search{suffix}", (ASSETS / f"search{suffix}").read_bytes(), media_type)
-    _add(app, "/docs", docs_page(app.openapi(), config).encode(), "text/html")
+        _add(app, f"/search{suffix}", partial(bytes, (ASSETS / f"search{suffix}").read_bytes()), media_type)
+    _add(app, "/docs", partial(bytes, docs_page(app.openapi(), config).encode()), "text/html")
 
 
-def search_page(index: Index, config: ServiceConfig) -> str:
+def search_page(template: Template, index: Index, config: ServiceConfig) -> str:
     """The HTML of the search page."""
-    return Template((ASSETS / "search.html").read_text(encoding="utf-8")).substitute(
+    return template.substitute(
         k=config.default_k,
         max_k=config.max_k,
         max_upload_bytes=config.max_upload_bytes,
@@ -81,11 +83,11 @@ def _limits(schema: dict[str, Any]) -> Iterator[str]:
         yield f"{schema['default']} if not given"
 
 
-def _add(app: FastAPI, path: str, body: bytes, media_type: str) -> None:
-    tag = service_pictures.tag_of(body)
-    headers = service_pictures.caching(tag) | {"Content-Security-Policy": POLICY}
-
+def _add(app: FastAPI, path: str, content: Callable[[], bytes], media_type: str) -> None:
     async def page(request: Request) -> Response:
+        body = content()
+        tag = service_pictures.tag_of(body)
+        headers = service_pictures.caching(tag) | {"Content-Security-Policy": POLICY}
         if service_pictures.is_known(tag, request.headers.get("if-none-match", "")):
             return Response(status_code=304, headers=headers)
         return Response(body, media_type=media_type, headers=headers)

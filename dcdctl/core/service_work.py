@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
-from dcdctl.core.search import Answer, Searcher
+from dcdctl.core.search import Answer
 from dcdctl.core.service_config import ServiceConfig
+from dcdctl.core.service_index import LiveSearcher
 from dcdctl.core.service_metrics import Metrics
 
 T = TypeVar("T")
@@ -78,11 +79,11 @@ class _Query:
 class Texts:
     """Texts that have come while the model was busy are answered together once a thread is free; none waits for others to come."""
 
-    def __init__(self, searcher: Searcher, workers: Workers, config: ServiceConfig, metrics: Metrics) -> None:
+    def __init__(self, searcher: LiveSearcher, workers: Workers, config: ServiceConfig, metrics: Metrics) -> None:
         self._searcher, self._workers, self._metrics = searcher, workers, metrics
         self._queries: deque[_Query] = deque()
         # A second model takes each text by itself, and the first would wait for the last.
-        self._most = 1 if searcher.reranker is not None else config.max_batch
+        self._most = 1 if searcher.now().reranker is not None else config.max_batch
 
     async def answer(self, text: str, k: int) -> Answer:
         """The k pictures nearest to a text. BusyError as `Workers` raises it; what the searcher raises."""
@@ -112,7 +113,7 @@ class Texts:
         if not queries:
             return
         try:
-            answers = self._searcher.by_texts([query.text for query in queries], max(query.k for query in queries))
+            answers = self._searcher.now().by_texts([query.text for query in queries], max(query.k for query in queries))
         except Exception as error:  # whatever it is, it is raised where the text was asked for
             if len(queries) == 1:
                 queries[0].answer.set_exception(error)
