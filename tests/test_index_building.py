@@ -482,3 +482,6 @@ def test_an_index_with_another_model_in_it_takes_no_images(dual, pictures, tmp_p
     put(pictures, {"new.png": png(9)})
     with pytest.raises(StaleError, match="made with the model"):
         update(index.folder, Changes(add=pictures))
+    shutil.rmtree(index.folder / "model")
+    with pytest.raises(MissingError, match="has lost its model; copy the model"):
+        update(index.folder, Changes(add=pictures))

@@ -96,8 +96,9 @@ def update(folder: Path, changes: Changes, *, options: EmbeddingOptions = ON_CPU
             with distributed.main_first():
                 if distributed.is_main():
                     _begin_adding(folder, document, source)
-            model = models.load_dual(folder / "model")
-            Index(folder, document).expect(model.digest)
+            index = Index(folder, document)
+            model = models.load_dual(index.model)
+            index.expect(model.digest)
             _work_off(folder, document, model, options, track)
     return Index.open(folder)
 
