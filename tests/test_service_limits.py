@@ -88,7 +88,7 @@ def test_a_full_queue_is_told_at_once_and_health_still_answers(searcher):
         assert (await client.get("/healthz")).status_code == 200
         metrics = (await client.get("/metrics")).text
         assert 'dcdctl_rejected_total{reason="queue full"} 1.0' in metrics
-        assert 'dcdctl_waiting{work="search"} 1.0' in metrics
+        assert 'dcdctl_under_way{work="search"} 2.0' in metrics
         assert (await client.get("/image/0")).status_code == 200
         held.may_end.set()
         return [(await one).status_code for one in waiting]
@@ -98,20 +98,24 @@ def test_a_full_queue_is_told_at_once_and_health_still_answers(searcher):
 
 def test_texts_that_waited_are_answered_together_and_each_as_if_alone(searcher):
     held, texts = served.HeldSearcher.of(searcher), ["a red bus", "two dogs", " ", "a man", "a horse"]
-    config = replace(CONFIG, max_waiting=10, max_batch=3)
+    config = replace(CONFIG, max_waiting=10, max_batch=2)
 
     async def work(client: httpx2.AsyncClient) -> list[httpx2.Response]:
-        asked = [asyncio.create_task(client.get("/search", params={"text": text, "k": k})) for k, text in enumerate(texts, start=1)]
+        def ask(k: int) -> asyncio.Task[httpx2.Response]:
+            return asyncio.create_task(client.get("/search", params={"text": texts[k - 1], "k": k}))
+
+        asked = [ask(1)]
         await asyncio.to_thread(held.begun.wait)
+        asked += [ask(k) for k in range(2, 6)]
         # All are asked before the first may end: a request gets its place in the queue without waiting for anything.
-        while 'dcdctl_waiting{work="search"} 4.0' not in (await client.get("/metrics")).text:
+        while 'dcdctl_under_way{work="search"} 5.0' not in (await client.get("/metrics")).text:
             await asyncio.sleep(0)
         held.may_end.set()
         return await asyncio.gather(*asked)
 
     answers = asking(service_app.build(held, config), work)
-    assert held.batches[0] == ["a red bus"]
-    assert held.batches[1] == ["two dogs", " ", "a man"]
+    # A batch with a text that cannot be answered is asked again one by one.
+    assert held.batches == [["a red bus"], ["two dogs", " "], ["two dogs"], [" "], ["a man", "a horse"]]
     assert [one.status_code for one in answers] == [200, 200, 422, 200, 200]
     for k, (text, answer) in enumerate(zip(texts, answers, strict=True), start=1):
         if text != " ":
@@ -140,3 +144,13 @@ def test_beyond_so_many_requests_only_health_and_metrics_answer(searcher):
         return [*statuses, (await first).status_code]
 
     assert asking(service_app.build(held, replace(CONFIG, max_requests=1)), work) == [503, 503, 503, 200, 200, 200]
+
+
+def test_as_many_clients_as_there_are_places_are_never_refused(searcher):
+    async def ask_on(client: httpx2.AsyncClient) -> set[int]:
+        return {(await client.get(f"/search?text=a+bus&k={k}")).status_code for k in range(1, 13)}
+
+    async def work(client: httpx2.AsyncClient) -> list[set[int]]:
+        return await asyncio.gather(*(ask_on(client) for _ in range(8)))
+
+    assert asking(service_app.build(searcher, replace(CONFIG, max_waiting=7)), work) == [{200}] * 8

@@ -39,7 +39,7 @@ class ServiceConfig:
     max_batch: int = 32
     """Most texts that waited for a thread and are encoded together."""
     max_waiting: int = 64
-    """Most searches that wait for a thread; one more is answered 503."""
+    """Most searches that wait for a thread, or share one with another; one more is answered 503."""
     max_wait_s: float = 10.0
     """A search or a picture that has waited so long is answered 503, not begun."""
     picture_workers: int = 2

@@ -34,7 +34,7 @@ class Metrics:
         self._stages = Histogram("search_seconds", "Time of the stages of a search.", ["stage"], buckets=SECONDS, **names)
         self._batches = Histogram("text_batch_size", "Texts encoded together.", buckets=(1, 2, 4, 8, 16, 32, 64), **names)
         self.in_flight = Gauge("requests_in_flight", "Requests under way.", **names)
-        self.waiting = Gauge("waiting", "Work that waits for a thread.", ["work"], **names)
+        self.under_way = Gauge("under_way", "Searches and pictures that have a thread or wait for one.", ["work"], **names)
         self._rejected = Counter("rejected", "Requests refused because of a limit.", ["reason"], **names)
         Gauge("index_images", "Images that are searched.", **names).set_function(lambda: index().num_images)
         first = index()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -20,52 +20,60 @@ from dcdctl.core.service_metrics import Metrics
 T = TypeVar("T")
 
 
+LATE = "waited too long"
+
+
 class BusyError(Exception):
     """There is more work than can wait; the argument is why, as the metrics count it."""
 
 
 class Workers:
-    """Threads, and the calls that wait for them. Called from one event loop."""
+    """Threads, and a bounded number of calls that they work for or that wait for them. Called from one event loop."""
 
     def __init__(self, name: str, threads: int, max_waiting: int, max_wait_s: float, metrics: Metrics) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
-        self._threads, self._max_under_way, self._max_wait_s = threads, threads + max_waiting, max_wait_s
-        self._under_way = 0
-        self._waiting = metrics.waiting.labels(name)
-
-    def submit(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        """Have it done in its turn; BusyError where too many calls wait already."""
-        self.check_room()
-        self._count(1)
-        future = asyncio.get_running_loop().run_in_executor(self._pool, work)
-        future.add_done_callback(lambda _: self._count(-1))
-        return future
-
-    def check_room(self) -> None:
-        """BusyError where too many calls wait."""
-        if self._under_way >= self._max_under_way:
-            raise BusyError("queue full")
+        self._max_under_way, self._max_wait_s = threads + max_waiting, max_wait_s
+        self._num_under_way = 0
+        self._gauge = metrics.under_way.labels(name)
 
     async def run(self, work: Callable[[], T]) -> T:
         """What it returns or raises; BusyError where too many calls wait already, or where its turn comes too late."""
-        return await self.submit(partial(self._in_time, work, time.monotonic()))
+        asked = time.monotonic()
+
+        def in_time() -> T:
+            if self.is_late(asked):
+                raise BusyError(LATE)
+            return work()
+
+        with self.place():
+            return await self.start(in_time)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """One of the places of those who wait or are worked for; BusyError where none is free."""
+        if self._num_under_way >= self._max_under_way:
+            raise BusyError("queue full")
+        self._count(1)
+        try:
+            yield
+        finally:
+            self._count(-1)
+
+    def start(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Have it done in its turn."""
+        return asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def is_late(self, asked: float) -> bool:
-        """Whether something asked for at that time of the monotonic clock has waited too long to be begun."""
+        """Whether what was asked for at that time of the monotonic clock has waited too long to be begun."""
         return time.monotonic() - asked > self._max_wait_s
 
     def close(self) -> None:
         """Begin nothing more, and wait for what has begun."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _in_time(self, work: Callable[[], T], asked: float) -> T:
-        if self.is_late(asked):
-            raise BusyError("waited too long")
-        return work()
-
     def _count(self, change: int) -> None:
-        self._under_way += change
-        self._waiting.set(max(0, self._under_way - self._threads))
+        self._num_under_way += change
+        self._gauge.set(self._num_under_way)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,38 +84,54 @@ class _Query:
     asked: float = field(default_factory=time.monotonic)
 
 
+class _Batch:
+    """Texts that will be answered in one turn; others join until it begins, or is full."""
+
+    def __init__(self, most: int) -> None:
+        self._queries: list[_Query] = []
+        self._most, self._has_begun = most, False
+        self._lock = threading.Lock()
+
+    def joined_by(self, query: _Query) -> bool:
+        """Whether there was still room."""
+        with self._lock:
+            if self._has_begun or len(self._queries) >= self._most:
+                return False
+            self._queries.append(query)
+            return True
+
+    def begin(self) -> list[_Query]:
+        """All that have joined; nobody does from now on."""
+        with self._lock:
+            self._has_begun = True
+            return self._queries
+
+
 class Texts:
-    """Texts that have come while the model was busy are answered together once a thread is free; none waits for others to come."""
+    """Texts that come while the model is busy are answered together once a thread is free; none waits for others to come."""
 
     def __init__(self, searcher: LiveSearcher, workers: Workers, config: ServiceConfig, metrics: Metrics) -> None:
         self._searcher, self._workers, self._metrics = searcher, workers, metrics
-        self._queries: deque[_Query] = deque()
         # A second model takes each text by itself, and the first would wait for the last.
         self._most = 1 if searcher.now().reranker is not None else config.max_batch
+        self._open = _Batch(0)
 
     async def answer(self, text: str, k: int) -> Answer:
-        """The k pictures nearest to a text. BusyError as `Workers` raises it; what the searcher raises."""
-        self._workers.check_room()
-        query = _Query(text, k)
-        self._queries.append(query)
-        # Every text has a turn, in which all that wait then are answered; a turn that finds none left costs nothing.
-        self._workers.submit(self._answer_waiting)
-        return await asyncio.wrap_future(query.answer)
+        """The k pictures nearest to a text. BusyError as `Workers.run` raises it, and what the searcher raises."""
+        with self._workers.place():
+            query = _Query(text, k)
+            if not self._open.joined_by(query):
+                self._open = _Batch(self._most)
+                self._open.joined_by(query)
+                self._workers.start(partial(self._answer_batch, self._open))
+            return await asyncio.wrap_future(query.answer)
 
-    def _answer_waiting(self) -> None:
-        queries = self._take()
+    def _answer_batch(self, batch: _Batch) -> None:
+        queries = batch.begin()
         late = [query for query in queries if self._workers.is_late(query.asked)]
         for query in late:
-            query.answer.set_exception(BusyError("waited too long"))
+            query.answer.set_exception(BusyError(LATE))
         self._answer([query for query in queries if query not in late])
-
-    def _take(self) -> list[_Query]:
-        """The first of those that wait."""
-        queries: list[_Query] = []
-        with contextlib.suppress(IndexError):
-            while len(queries) < self._most:
-                queries.append(self._queries.popleft())
-        return queries
 
     def _answer(self, queries: Sequence[_Query]) -> None:
         if not queries:
