@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,6 +42,13 @@ def dual(corpus, tmp_path_factory):
 def _small_parts(monkeypatch):
     monkeypatch.setattr(index_files, "ROWS_PER_PART", 3)
     monkeypatch.setattr(index_files, "ROWS_PER_GROUP", 2)
+
+
+@pytest.fixture
+def loaded_once(dual, monkeypatch):
+    """The model is read from its file once: what is tested beside it is done many times."""
+    model = models.load_dual(dual)
+    monkeypatch.setattr(models, "load_dual", lambda ref: model)
 
 
 def png(seed=0, size=(40, 30), kind="PNG"):
@@ -192,6 +200,17 @@ def test_where_there_is_no_picture_nothing_is_left_but_an_error(dual, tmp_path, 
     assert not (tmp_path / "new" / "index.json").exists()
 
 
+def test_no_room_and_no_permission_are_said_before_anything_is_embedded(dual, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=7 * (200 + 3 * 8) - 1))
+    with pytest.raises(InputError, match=r"7 images need 0\.00 GB in .*, and 0\.00 GB are free"):
+        build(str(dual), pictures, tmp_path / "index", FLAT)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK | os.X_OK)
+    with pytest.raises(InputError, match=f"{tmp_path} may not be written to"):
+        build(str(dual), pictures, tmp_path / "new" / "index", FLAT)
+    monkeypatch.undo()
+    assert build(str(dual), pictures, tmp_path / "index", FLAT).num_images == 7
+
+
 def test_what_is_there_already_is_not_written_over(dual, pictures, tmp_path, corpus):
     index = build(str(dual), pictures, tmp_path / "index", FLAT)
     before = contents(index.folder)
@@ -308,6 +327,7 @@ def test_a_build_that_was_killed_goes_on_and_ends_with_the_same_bytes(dual, pict
     assert len(kept) == after
 
 
+@pytest.mark.usefixtures("loaded_once")
 def test_a_build_killed_before_any_file_takes_its_place_goes_on(dual, tmp_path, monkeypatch):
     pictures = put(tmp_path / "pictures", {f"{seed}.png": png(seed) for seed in range(4)} | {"bad.png": b""})
     whole = build(str(dual), pictures, tmp_path / "whole", GRAPHS)
@@ -398,6 +418,7 @@ def test_settings_are_changed_later(dual, pictures, tmp_path):
     assert Index.open(index.folder).document["generation"] == 3
 
 
+@pytest.mark.usefixtures("loaded_once")
 @pytest.mark.parametrize("changes", [{"add": True}, {"remove": ("0.png",), "sets": ("segment_rows=3",)}], ids=["add", "remove"])
 def test_a_change_that_was_killed_leaves_the_old_index_or_the_new_one(dual, pictures, tmp_path, monkeypatch, changes):
     build(str(dual), pictures, tmp_path / "old", GRAPHS)

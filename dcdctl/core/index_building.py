@@ -7,6 +7,7 @@ was begun is gone on with, whatever the number of processes, and ends with the s
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -24,6 +25,8 @@ from dcdctl.core.index_files import INDEX_FILE, PLAN_FILE, PLANNED, Place, Skipp
 from dcdctl.core.index_images import Source
 from dcdctl.core.progress import Track, silent
 
+BYTES_PER_IMAGE = 200
+"""On disk, besides three for each number of a vector: two in the file of vectors, one in a graph."""
 Document = dict[str, Any]
 """What index.json holds."""
 
@@ -114,6 +117,9 @@ def _refuse_inside(folder: Path, source: Source) -> None:
         raise InputError(f"the pictures {images} are inside the index {folder}", hint="keep the two apart")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, a folder to write is wanted", hint="name another with --out")
+    there = next(path for path in (out, *out.parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{there} may not be written to", hint="change its permissions, or name another folder")
 
 
 def _begin(folder: Path, wanted: Document, model: models.DualModel) -> None:
@@ -171,6 +177,9 @@ def _planned(folder: Path, plan: Document, *, known: set[str]) -> Document:
     for places in index_images.in_parts(new(), index_files.ROWS_PER_PART):
         index_files.write_places(folder / PLANNED / index_files.part_name(plan["first_part"] + len(rows)), places)
         rows.append(len(places))
+    needed = sum(rows) * (BYTES_PER_IMAGE + 3 * plan["model"]["dim"])
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise InputError(f"{sum(rows):,} images need {needed / 1e9:,.2f} GB in {folder}, and {free / 1e9:,.2f} GB are free")
     return {**plan, "rows": rows, "skipped": [asdict(one) for one in skipped]}
 
 

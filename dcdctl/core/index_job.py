@@ -57,6 +57,8 @@ def _changed(folder: Path, changes: Changes, options: EmbeddingOptions, track: T
     if not (folder / INDEX_FILE).exists() and (folder / "run.json").exists():
         raise ConfigError(f"{folder} is a run, not an index", hint=f"make one: dcdctl index {folder} --images DIR --out INDEX")
     before = Index.open(folder)
+    if changes == Changes(split=changes.split):
+        return Outcome(before, [])
     after = index_building.update(folder, changes, options=options, track=track)
     gone_before, gone = (0 if one.is_removed is None else int(one.is_removed.sum()) for one in (before, after))
     added = after.num_rows - before.num_rows
