@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +23,10 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 from dcdctl.core import export, export_sentence_transformers, export_transformers, model_card, models, onnx_export
 from dcdctl.core.corpus import Corpus
-from dcdctl.core.errors import ConfigError, MissingError, ModelError, StaleError
+from dcdctl.core.errors import ConfigError, CorpusError, MissingError, ModelError, StaleError
 from dcdctl.core.export import ExportJob
 from dcdctl.core.files import lock
+from dcdctl.core.onnx_export import Towers
 
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 BLOCKS = {
@@ -240,6 +242,7 @@ def job_of(sources, tmp_path, **changes) -> ExportJob:
         ({"to": "gguf"}, ConfigError, "--to gguf is no format; known: transformers, sentence-transformers, onnx"),
         ({"licence": "Apache License 2"}, ConfigError, "--license Apache License 2 is no name of the Hub's; for example apache-2.0"),
         ({"ref": "nowhere"}, ModelError, "nowhere does not exist"),
+        ({"data": Path("nowhere")}, CorpusError, "nowhere"),
         ({"ref": "vilt", "to": "onnx"}, ModelError, "is a fusion model, which does not export to ONNX: its shapes depend on the data"),
         ({"ref": "pair-scorer", "to": "sentence-transformers"}, ModelError, "is a fusion model, which has no vectors"),
     ],
@@ -259,6 +262,8 @@ def test_a_folder_that_holds_something_is_not_touched(sources, tmp_path):
         export.run(job_of(sources, tmp_path))
     with pytest.raises(ConfigError, match=r"letter.txt is a file, a new folder is wanted"):
         export.run(job_of(sources, tmp_path, out=tmp_path / "out" / "letter.txt"))
+    with pytest.raises(ConfigError, match=r"letter.txt cannot be written to: (File exists|Not a directory); name another folder"):
+        export.run(job_of(sources, tmp_path, out=tmp_path / "out" / "letter.txt" / "out"))
     with lock(tmp_path / "busy"), pytest.raises(StaleError, match="another run is writing to"):
         export.run(job_of(sources, tmp_path, out=tmp_path / "busy"))
     assert contents(tmp_path) == {"out/letter.txt": b"dear"}
@@ -275,6 +280,19 @@ def test_an_export_that_gives_other_vectors_is_none(sources, tmp_path, monkeypat
     with pytest.raises(ModelError, match=r"the exported fp32 model's vectors have a cosine of .* with the model's own, at least 0.9999"):
         export.run(job_of(sources, tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_int8_can_be_left_out(sources, onnx_student, tmp_path, monkeypatch):
+    def copied(model, folder):
+        """The towers of the same model, which take seconds to make."""
+        shutil.copytree(onnx_student.folder, folder, ignore=shutil.ignore_patterns("int8", "*.json", "*.md"))
+        return Towers.of(folder)
+
+    monkeypatch.setattr(onnx_export, "export", copied)
+    found = export.run(job_of(sources, tmp_path, to="onnx", with_int8=False))
+    assert [one.what for one in found.checks] == ["fp32"]
+    wanted = {name for name in contents(onnx_student.folder) if not name.startswith("int8")}
+    assert set(contents(found.folder)) == wanted
 
 
 def test_a_killed_export_leaves_no_folder_and_the_next_one_cleans_up(sources, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import glob
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,7 +93,8 @@ def run(job: ExportJob, track: Track = silent) -> Exported:
     to = _checked(job)
     with _new_folder(job.out) as folder:
         past = model_card.read_past(job.ref, job.data)
-        samples = export_check.samples_of(past.data[0] if past.data else None, None if past.result is None else past.result.split)
+        data = job.data or next(iter(past.data), None)
+        samples = export_check.samples_of(data, None if past.result is None else past.result.split)
         model = models.load(job.ref, models.parse_overrides(job.model_sets), track)
         _check_kind(model, to, job.ref)
         with track(f"export to {to}", total=3, unit="steps") as advance:
@@ -192,11 +194,12 @@ def _title(model: Any) -> str:
 def _new_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` to be made and filled; it takes the name `out` when the block ends well and is removed when it does not.
 
-    ConfigError where something is there, StaleError while another export writes to `out`. What killed ones left is removed.
+    ConfigError where something is there or nothing can be, StaleError while another export writes there. What killed ones left is removed.
     """
     out = out.resolve()
     if out.is_file() or not files.is_vacant(out):
         raise ConfigError(f"{out} is {'a file' if out.is_file() else 'not empty'}, a new folder is wanted", hint="name another folder")
+    _check_writable(out.parent)
     with files.lock(out):
         for left in sorted(out.parent.glob(f"{glob.escape(out.name)}.*{files.PARTIAL_SUFFIX}")):
             shutil.rmtree(left)
@@ -208,3 +211,12 @@ def _new_folder(out: Path) -> Iterator[Path]:
             partial.rename(out)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written to: {error.strerror}", hint="name another folder") from error

@@ -79,6 +79,14 @@ class Index:
             found = f"the index {self.folder} was made with the model {self.fingerprint[:8]}, and this is the model {fingerprint[:8]}"
             raise StaleError(found, hint=f"search with {self.folder / 'model'}, or index the images with this model")
 
+    @property
+    def model(self) -> Path:
+        """The folder of the dual encoder that made the vectors; MissingError if it is not there any more."""
+        folder = self.folder / "model"
+        if not (folder / "config.json").is_file():
+            raise MissingError(f"the index {self.folder} has lost its model", hint=f"copy the model {self.fingerprint[:8]} to {folder}")
+        return folder
+
     def nearest(self, vectors_QD: NDArray[np.floating], k: int) -> Nearest:
         """The k images of the largest cosine for each query, exact over the float16 vectors; ties by row. Safe to call from threads.
 

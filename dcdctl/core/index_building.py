@@ -7,6 +7,7 @@ was begun is gone on with, whatever the number of processes, and ends with the s
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -24,6 +25,8 @@ from dcdctl.core.index_files import INDEX_FILE, PLAN_FILE, PLANNED, Place, Skipp
 from dcdctl.core.index_images import Source
 from dcdctl.core.progress import Track, silent
 
+BYTES_PER_IMAGE = 200
+"""On disk, besides three for each number of a vector: two in the file of vectors, one in a graph."""
 Document = dict[str, Any]
 """What index.json holds."""
 
@@ -96,8 +99,9 @@ def update(folder: Path, changes: Changes, *, options: EmbeddingOptions = ON_CPU
             with distributed.main_first():
                 if distributed.is_main():
                     _begin_adding(folder, document, source)
-            model = models.load_dual(folder / "model")
-            Index(folder, document).expect(model.digest)
+            index = Index(folder, document)
+            model = models.load_dual(index.model)
+            index.expect(model.digest)
             _work_off(folder, document, model, options, track)
     return Index.open(folder)
 
@@ -113,21 +117,29 @@ def _refuse_inside(folder: Path, source: Source) -> None:
         raise InputError(f"the pictures {images} are inside the index {folder}", hint="keep the two apart")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, a folder to write is wanted", hint="name another with --out")
+    there = next(path for path in (out, *out.parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{there} may not be written to", hint="change its permissions, or name another folder")
 
 
 def _begin(folder: Path, wanted: Document, model: models.DualModel) -> None:
     """Make the folder this plan's: the model, and which pictures each part has."""
     if (folder / INDEX_FILE).exists():
-        return _expect(folder, index_files.read_document(folder), wanted)
+        document = index_files.read_document(folder)
+        _expect(folder, document, wanted)
+        if (folder / PLAN_FILE).exists() and _read_plan(folder)["generation"] <= document["generation"]:
+            index_files.tidy(folder, document)  # killed when all was done but this
+        return
     if (folder / PLAN_FILE).exists():
         return _expect(folder, _read_plan(folder), wanted)
     if not (folder / PLANNED).exists() and not files.is_vacant(folder):
         raise StaleError(f"{folder} holds something that is not an index", hint="name an empty or a new folder with --out")
-    _write_plan(folder, {**wanted, "source": 0, "first_part": 0}, known=set())
-    if not _read_plan(folder)["rows"]:
+    plan = _planned(folder, {**wanted, "source": 0, "first_part": 0}, known=set())
+    if not plan["rows"]:
         shutil.rmtree(folder)
         raise InputError(f"there is no picture in {wanted['sources'][0]['path']}", hint="--images takes a folder of pictures or a corpus")
     models.save(model, folder / "model")
+    files.write_json(folder / PLAN_FILE, plan)
 
 
 def _begin_adding(folder: Path, document: Document, source: Source) -> None:
@@ -144,10 +156,12 @@ def _begin_adding(folder: Path, document: Document, source: Source) -> None:
         return
     index_files.tidy(folder, document)
     first = 1 + max((int(part["file"][5:-8]) for part in document["parts"]), default=-1)
-    _write_plan(folder, {**wanted, "first_part": first}, known=index_removal.ids_of(Index(folder, document), number))
+    known = index_removal.ids_of(Index(folder, document), number)
+    files.write_json(folder / PLAN_FILE, _planned(folder, {**wanted, "first_part": first}, known=known))
 
 
-def _write_plan(folder: Path, plan: Document, *, known: set[str]) -> None:
+def _planned(folder: Path, plan: Document, *, known: set[str]) -> Document:
+    """The plan with the pictures of each part, which are written into the folder; those that are known are left out."""
     shutil.rmtree(folder / PLANNED, ignore_errors=True)
     (folder / PLANNED).mkdir(parents=True)
     skipped: list[Skipped] = []
@@ -163,7 +177,10 @@ def _write_plan(folder: Path, plan: Document, *, known: set[str]) -> None:
     for places in index_images.in_parts(new(), index_files.ROWS_PER_PART):
         index_files.write_places(folder / PLANNED / index_files.part_name(plan["first_part"] + len(rows)), places)
         rows.append(len(places))
-    files.write_json(folder / PLAN_FILE, {**plan, "rows": rows, "skipped": [asdict(one) for one in skipped]})
+    needed = sum(rows) * (BYTES_PER_IMAGE + 3 * plan["model"]["dim"])
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise InputError(f"{sum(rows):,} images need {needed / 1e9:,.2f} GB in {folder}, and {free / 1e9:,.2f} GB are free")
+    return {**plan, "rows": rows, "skipped": [asdict(one) for one in skipped]}
 
 
 def _read_plan(folder: Path) -> Document:
@@ -204,8 +221,11 @@ def _work_off(folder: Path, document: Document, model: models.DualModel, options
     if not (parts or document["parts"]):
         first = "; ".join(f"{one['path']}: {one['reason']}" for one in lost[:2])
         raise InputError(f"none of {len(lost):,} files in {job.source.path} is a picture that can be read: {first}")
+    before = index_removal.skipped_of(folder, document)
+    skipped = [one for one in before if one["source"] != plan["source"]] + [{**one, "source": plan["source"]} for one in lost]
     same = {key: plan[key] for key in ("generation", "sources", "model", "precision", "settings")}
-    skipped = [*index_removal.skipped_elsewhere(folder, document, plan["source"]), *({**one, "source": plan["source"]} for one in lost)]
+    if not parts and skipped == before:
+        same = {}
     index_sealing.become(folder, {**document, **same, "parts": [*document["parts"], *parts]}, skipped=skipped, track=track)
 
 

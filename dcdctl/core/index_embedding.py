@@ -73,6 +73,8 @@ def embed(job: Job, track: Track = silent) -> None:
     mine = [job.parts[number] for number in distributed.dealt(len(job.parts)) if not job.path(job.parts[number]).exists()]
     counts = {part: job.num_planned(part) for part in mine}
     stretches = [Stretch(part, at, min(at + size, count)) for part, count in counts.items() for at in range(0, count, size)]
+    if not mine:
+        return distributed.wait()
     reading = index_images.read_ahead(Pictures(job.folder / PLANNED, job.source, job.model.preprocess), stretches, job.options.workers)
     with track("embed", total=sum(counts.values()), unit="images") as advance:
         for part in mine:

@@ -6,6 +6,7 @@ Shape letters: I images.
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ from dcdctl.core.pictures import PictureError
 MAX_ASPECT = 200
 """A longer strip, whose shorter side is made as long as a model wants it, would take gigabytes."""
 
+START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+"""Of worker processes. Not fork: a copy of a process with threads in it may hang."""
 STRETCHES_OF_A_WORKER = 8
 """Fewer are read sooner than a process has started."""
 
@@ -180,8 +183,7 @@ def read_ahead(data: Pictures, stretches: Sequence[Stretch], workers: int) -> It
     if not stretches:
         return
     workers = min(workers, len(stretches) // STRETCHES_OF_A_WORKER)
-    # Not fork: a copy of a process with threads in it may hang.
-    context = "forkserver" if workers else None
+    context = START_METHOD if workers else None
     loader: Any = DataLoader(data, batch_size=None, sampler=stretches, num_workers=workers, multiprocessing_context=context)
     try:
         for found in loader:

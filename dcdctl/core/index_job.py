@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from dcdctl.core.index_building import Changes
 from dcdctl.core.index_config import IndexConfig
 from dcdctl.core.index_embedding import ON_CPU, EmbeddingOptions
 from dcdctl.core.index_files import INDEX_FILE
+from dcdctl.core.index_removal import skipped_of
 from dcdctl.core.progress import Track, silent
 
 
@@ -50,19 +50,16 @@ def run(
         raise ConfigError("--images and --out belong together, and to a new index alone", hint=hint)
     config = configs.build(IndexConfig, configs.apply_sets({}, changes.sets))
     built = index_building.build(target, images, out.expanduser(), config, split=changes.split, options=options, track=track)
-    return Outcome(built, _skipped(built))
+    return Outcome(built, skipped_of(built.folder, built.document))
 
 
 def _changed(folder: Path, changes: Changes, options: EmbeddingOptions, track: Track) -> Outcome:
     if not (folder / INDEX_FILE).exists() and (folder / "run.json").exists():
         raise ConfigError(f"{folder} is a run, not an index", hint=f"make one: dcdctl index {folder} --images DIR --out INDEX")
     before = Index.open(folder)
+    if changes == Changes(split=changes.split):
+        return Outcome(before, [])
     after = index_building.update(folder, changes, options=options, track=track)
     gone_before, gone = (0 if one.is_removed is None else int(one.is_removed.sum()) for one in (before, after))
     added = after.num_rows - before.num_rows
-    return Outcome(after, _skipped(after) if changes.add else [], added=added, removed=gone - gone_before)
-
-
-def _skipped(index: Index) -> list[dict[str, Any]]:
-    name = index.document["skipped"]["file"]
-    return [] if name is None else list(json.loads((index.folder / name).read_text(encoding="utf-8")))
+    return Outcome(after, skipped_of(folder, after.document) if changes.add else [], added=added, removed=gone - gone_before)

@@ -40,7 +40,7 @@ def rows_to_remove(index: Index, names: Sequence[str], *, gone: bool) -> Rows | 
         return None
     if gone:
         _check_folders(index)
-    patterns = {name: re.compile(fnmatch.translate(name)) for name in names}
+    patterns = {name: re.compile(re.escape(name) + r"\Z" if index.rows_of(name) else fnmatch.translate(name)) for name in names}
     unused, rows = set(names), []
     for first, part, ids in _parts(index):
         source = index.document["sources"][part.source]
@@ -49,7 +49,7 @@ def rows_to_remove(index: Index, names: Sequence[str], *, gone: bool) -> Rows | 
             if index.is_gone(row):
                 rows.append(row)
                 continue
-            found = {name for name, pattern in patterns.items() if name == image_id or pattern.match(image_id)}
+            found = {name for name, pattern in patterns.items() if pattern.match(image_id)}
             unused -= found
             if found or (root is not None and not (root / image_id).is_file()):
                 rows.append(row)
@@ -76,8 +76,7 @@ def _parts(index: Index) -> Any:
         first += part.rows
 
 
-def skipped_elsewhere(folder: Path, document: dict[str, Any], source: int) -> list[dict[str, Any]]:
-    """The files that are no pictures in other sources than this one."""
+def skipped_of(folder: Path, document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The files among the pictures that are none, with their sources and the reasons."""
     name = document["skipped"]["file"]
-    found = [] if name is None else json.loads((folder / name).read_text(encoding="utf-8"))
-    return [one for one in found if one["source"] != source]
+    return [] if name is None else list(json.loads((folder / name).read_text(encoding="utf-8")))
