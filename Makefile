@@ -1,5 +1,6 @@
 # make demo    the whole toolkit on the built-in corpus, on a CPU
-# make test    all tests
+# make test    all tests but those that take a while
+# make test-slow   those: several processes, models of full size
 # make results-small   a reduced table of what teachers bring students, on the built-in corpus, in less than half an hour (docs/results.md)
 # make check   format, lint and types
 # make clean   remove what these made, the environment too
@@ -8,13 +9,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test results-small check clean
+.PHONY: demo test test-slow results-small check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dcdctl demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist worksteal
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -m slow
 
 results-small: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/evidence.py small --work work/small

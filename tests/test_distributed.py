@@ -60,7 +60,7 @@ def alone(inputs, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("num_processes", [2, 3])
+@pytest.mark.parametrize("num_processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_number_of_processes_makes_the_same_bytes_and_one_of_them_speaks(num_processes, alone, inputs, tmp_path):
     done = run(num_processes, tmp_path / "cache", *inputs)
     assert done.returncode == 0, done.stderr

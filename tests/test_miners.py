@@ -119,6 +119,7 @@ def test_captions_without_a_word_are_mined_all_the_same(tmp_path):
     assert miners.lexical_miner(["?"], ["!", "..."])(np.array([0]), 2).tolist() == [[0, 1]]
 
 
+@pytest.mark.slow
 def test_lexical_candidates_are_the_same_in_every_process(repeated, monkeypatch):
     script = """
 import sys

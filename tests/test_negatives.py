@@ -297,6 +297,7 @@ app(sys.argv[2:], prog_name="dcdctl")
 """
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_mines_and_both_draw_from_it(corpus, scenes_corpus_dir, tmp_path):
     (tmp_path / "script.py").write_text(TOGETHER)
     sets = [word for one in [*SMALL, "optimizer.steps=25", "optimizer.save_every=8"] for word in ("--set", one)]

@@ -313,6 +313,7 @@ def test_two_processes_draw_the_dropout_of_two_slices(together, inputs, tmp_path
     assert abs(whole.metrics()[-1]["loss"] - alone.metrics()[-1]["loss"]) > 1e-4
 
 
+@pytest.mark.slow
 def test_what_the_first_process_refuses_ends_the_others_without_a_traceback(inputs, tmp_path):
     trained(inputs, "dual all pairs", tmp_path / "run")
     commands = [["distill", "tiny-student", "--data", str(inputs.corpus.folder), "--out", str(tmp_path / "run"), "--device", "cpu"]]

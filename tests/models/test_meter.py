@@ -205,6 +205,7 @@ def test_a_table_describes_a_network():
     assert {name: p.shape for name, p in again.named_parameters()} == {name: p.shape for name, p in network.named_parameters()}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_full_size_checkpoint_at_384_px_scores_a_pair(words):
     shapes = official.told("meter_full_384_keys")["keys"]
