@@ -284,7 +284,7 @@ def test_processes_share_the_parts_and_the_segments(dual, pictures, tmp_path, mo
     for step in ("vectors", "ann"):
         for rank in ("0", "1"):
             monkeypatch.setenv("RANK", rank)
-            before, waits = set(folder.glob(f"{step}/*")), 1 if step == "vectors" else 2
+            before, waits = set(folder.glob(f"{step}/*")), 1 if step == "vectors" else 2  # after embedding; after building
             with pytest.raises(Killed):
                 build(str(dual), pictures, folder, GRAPHS)
             written[step, rank] = sorted(path.name for path in set(folder.glob(f"{step}/*")) - before)

@@ -85,12 +85,12 @@ def build(
 
 def update(folder: Path, changes: Changes, *, options: EmbeddingOptions = ON_CPU, track: Track = silent) -> Index:
     """Change an index: its settings, what it has. Rows stay what they are. InputError if nothing has a name that shall be removed."""
-    document = index_files.read_document(folder)
-    if options.precision not in (None, document["precision"]):
-        raise ConfigError(
-            f"the index {folder} is of precision {document['precision']}, not {options.precision}", hint="leave --precision out"
-        )
+    index_files.read_document(folder)  # before a lock is left beside what is no index
     with claimed(folder):
+        document = index_files.read_document(folder)
+        if options.precision not in (None, document["precision"]):
+            found = f"the index {folder} is of precision {document['precision']}, not {options.precision}"
+            raise ConfigError(found, hint="leave --precision out")
         if changes.sets or changes.remove or changes.remove_gone:
             document = _changed(folder, document, changes, track)
         if changes.add is not None:

@@ -35,6 +35,7 @@ def become(
     `removed` are all rows without an image, `skipped` all files that are none; None leaves them as they are.
     """
     segments = _segments(folder, document, track)
+    distributed.wait()  # until all have read what is about to be replaced
     with distributed.main_first():
         if distributed.is_main():
             generation = document["generation"]
