@@ -69,6 +69,7 @@ def test_any_number_of_processes_makes_the_same_bytes_and_one_of_them_speaks(num
     assert contents(tmp_path / "cache") == contents(alone)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_made_up_for_by_running_again(alone, inputs, tmp_path):
     died = run(2, tmp_path / "cache", *inputs, DIE_AFTER="pairs-00003.parquet")
     assert died.returncode != 0
