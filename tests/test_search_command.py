@@ -8,6 +8,7 @@ import io
 import json
 import re
 import sys
+import tempfile
 import webbrowser
 
 import pytest
@@ -198,17 +199,20 @@ def test_the_prompt_answers_and_commands_change_what_comes(prompt, index, tmp_pa
     assert "error" not in err
 
 
-def test_an_error_at_the_prompt_does_not_end_it(prompt):
+def test_an_error_at_the_prompt_does_not_end_it(prompt, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     wrong = [":k x", ":k 0", ":image", ":image absent.png", ":html", ":html a.html", ":open", ":nope", "\u200b"]
     code, out, err = prompt("", "  ", *wrong, KeyboardInterrupt(), "red")
     assert code == 0
     assert err.count("error: ") == len(wrong)
     assert "interrupted" in err
+    assert not list(tmp_path.glob("dcdctl-search-*"))
     assert out.splitlines()[1].split()[0] == "1"
 
 
-def test_the_prompt_opens_the_page_of_the_last_answer(prompt, monkeypatch):
+def test_the_prompt_opens_the_page_of_the_last_answer(prompt, monkeypatch, tmp_path):
     opened = []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(webbrowser, "open", lambda uri: bool(opened.append(uri)))
     _, out, err = prompt("red", ":open", ":open", ":help", is_json=True)
     assert json.loads(out)["query"] == {"text": "red"}

@@ -122,6 +122,23 @@ def test_texts_that_waited_are_answered_together_and_each_as_if_alone(searcher):
             assert [one["row"] for one in answer.json()["results"]] == [hit.row for hit in searcher.by_text(text, k).hits]
 
 
+def test_who_gives_up_takes_no_answer_from_those_that_waited_with_them(searcher):
+    held = served.HeldSearcher.of(searcher)
+
+    async def work(client: httpx2.AsyncClient) -> list[int]:
+        first, left, stays = (asyncio.create_task(client.get(f"/search?text={text}")) for text in ("a", "b", "c"))
+        await asyncio.to_thread(held.begun.wait)
+        while 'dcdctl_under_way{work="search"} 3.0' not in (await client.get("/metrics")).text:
+            await asyncio.sleep(0)
+        left.cancel()
+        await asyncio.wait([left])
+        held.may_end.set()
+        return [(await one).status_code for one in (first, stays)]
+
+    assert asking(service_app.build(held, replace(CONFIG, max_waiting=10)), work) == [200, 200]
+    assert held.batches == [["a"], ["c"]]
+
+
 def test_what_waited_too_long_is_not_begun(searcher):
     app = service_app.build(searcher, replace(CONFIG, max_wait_s=1e-9))
 

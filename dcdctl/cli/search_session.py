@@ -77,22 +77,25 @@ class Session:
         self._write_page(Path(rest).expanduser())
 
     def _open(self, _: str) -> None:
-        if self.last is None or self.last.page is None:
-            folder = Path(tempfile.mkdtemp(prefix="dcdctl-search-"))
-            self._write_page(folder / "search.html")
-        assert self.last is not None
-        assert self.last.page is not None
-        if not webbrowser.open(self.last.page.resolve().as_uri()):
+        page = self._last().page
+        if page is None:
+            page = Path(tempfile.mkdtemp(prefix="dcdctl-search-")) / "search.html"
+            self._write_page(page)
+        if not webbrowser.open(page.resolve().as_uri()):
             note("there is no browser here")
 
     def _write_page(self, path: Path) -> None:
         from dcdctl.core import search_sheet
 
+        last = self._last()
+        search_sheet.write_page(path, self.searcher.index, last.question, last.answer)
+        self.last = replace(last, page=path)
+        note(f"page -> {path}")
+
+    def _last(self) -> Asked:
         if self.last is None:
             raise DcdError("nothing was asked yet", hint="ask first")
-        search_sheet.write_page(path, self.searcher.index, self.last.question, self.last.answer)
-        self.last = replace(self.last, page=path)
-        note(f"page -> {path}")
+        return self.last
 
     def _help(self, _: str) -> None:
         note(HELP)

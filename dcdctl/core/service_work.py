@@ -127,7 +127,8 @@ class Texts:
             return await asyncio.wrap_future(query.answer)
 
     def _answer_batch(self, batch: _Batch) -> None:
-        queries = batch.begin()
+        # Who gave up meanwhile is left out; from here on a future cannot be cancelled, and takes its answer.
+        queries = [query for query in batch.begin() if query.answer.set_running_or_notify_cancel()]
         late = [query for query in queries if self._workers.is_late(query.asked)]
         for query in late:
             query.answer.set_exception(BusyError(LATE))
