@@ -149,6 +149,26 @@ def test_a_file_that_is_missing_or_cut_off_is_named(tmp_path, harm, error, messa
         Index.open(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda document: document.update(shards=3), "unknown key shards"),
+        (lambda document: document.pop("model"), "model is missing"),
+        (lambda document: document["model"].pop("dim"), r"model\.dim is missing"),
+        (lambda document: document["parts"][1].update(codes="pq"), r"unknown key parts\[1\]\.codes"),
+        (lambda document: document.update(parts={}), "parts must be a list"),
+        (lambda document: document["sources"][0].update(path=None), r"sources\[0\]\.path must be str"),
+    ],
+)
+def test_a_document_that_was_tampered_with_is_refused_by_name(tmp_path, change, message):
+    write_index(tmp_path, PARTS)
+    document = json.loads((tmp_path / "index.json").read_text())
+    change(document)
+    (tmp_path / "index.json").write_text(json.dumps(document))
+    with pytest.raises(StaleError, match=rf"index\.json is not as this dcdctl writes it: {message}"):
+        Index.open(tmp_path)
+
+
 def test_settings_of_a_later_version_are_refused(tmp_path):
     write_index(tmp_path, PARTS)
     document = json.loads((tmp_path / "index.json").read_text())

@@ -14,7 +14,8 @@ from dcdctl.core import index_segments
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.index import Index
 from dcdctl.core.index_config import IndexConfig
-from dcdctl.core.index_segments import Segment, wanted
+from dcdctl.core.index_files import Segment
+from dcdctl.core.index_segments import wanted
 
 VECTORS = unit_vectors(900)
 PARTS = [VECTORS[:500], VECTORS[500:]]

@@ -23,7 +23,8 @@ from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import ConfigError, CorpusError, MissingError, StaleError
 from dcdctl.core.image_store import FilePicture, RowError
 from dcdctl.core.index_config import IndexConfig
-from dcdctl.core.index_segments import Opened, Segment
+from dcdctl.core.index_files import Segment
+from dcdctl.core.index_segments import Opened
 from dcdctl.core.nearest import Floats, Half, Nearest, Rows
 
 QUERY_BLOCK = 64

@@ -21,8 +21,7 @@ from dcdctl.core.errors import ConfigError, InputError, StaleError
 from dcdctl.core.index import Index
 from dcdctl.core.index_config import IndexConfig
 from dcdctl.core.index_embedding import ON_CPU, EmbeddingOptions, Job
-from dcdctl.core.index_files import INDEX_FILE, PLAN_FILE, PLANNED, Place, Skipped
-from dcdctl.core.index_images import Source
+from dcdctl.core.index_files import INDEX_FILE, PLAN_FILE, PLANNED, Place, Skipped, Source
 from dcdctl.core.progress import Track, silent
 
 BYTES_PER_IMAGE = 200

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from dcdctl.core import distributed, index_files, index_images
 from dcdctl.core.errors import ModelError
-from dcdctl.core.index_files import PLANNED, Place, Skipped, part_name
-from dcdctl.core.index_images import Pictures, ReadPictures, Source, Stretch
+from dcdctl.core.index_files import PLANNED, Place, Skipped, Source, part_name
+from dcdctl.core.index_images import Pictures, ReadPictures, Stretch
 from dcdctl.core.models.dual import DualModel
 from dcdctl.core.models.protocols import ImageBatch
 from dcdctl.core.nearest import Half

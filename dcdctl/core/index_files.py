@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dcdctl.core import config as configs
 from dcdctl.core import files
-from dcdctl.core.errors import MissingError, StaleError
+from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.nearest import Half
 
 FORMAT = 1
@@ -66,6 +67,69 @@ class Part:
     bytes: int
     vectors_at: tuple[int, ...]
     """Where in the file the numbers of each row group begin."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A file of approximate search, as index.json names it."""
+
+    file: str
+    kind: str
+    first_row: int
+    rows: int
+    bytes: int
+
+    @property
+    def stop(self) -> int:
+        return self.first_row + self.rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where pictures are, as index.json says: a folder of image files, or a split of a prepared corpus."""
+
+    kind: str
+    path: str
+    """Absolute, links resolved."""
+    split: str | None = None
+    fingerprint: str | None = None
+
+    @property
+    def place(self) -> tuple[str, str | None]:
+        """What makes two sources the same."""
+        return self.path, self.split
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    kind: str
+    dim: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Listed:
+    count: int
+    file: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Contents:
+    """All of index.json."""
+
+    format: int
+    generation: int
+    images: int
+    kind: str
+    model: _Model
+    precision: str
+    settings: Mapping[str, Any]
+    sources: tuple[Source, ...]
+    skipped: _Listed
+    removed: _Listed
+    versions: Mapping[str, str]
+    parts: tuple[Part, ...]
+    segments: tuple[Segment, ...]
 
 
 def schema(dim: int) -> pa.Schema:
@@ -175,7 +239,7 @@ def read_blocks(folder: Path, parts: Sequence[Part], dim: int, rows: range) -> I
 
 
 def read_document(folder: Path) -> dict[str, Any]:
-    """What index.json says; MissingError where there is no index, or an unfinished one, StaleError where it is of another format."""
+    """What index.json says; MissingError where there is no index, or an unfinished one, StaleError where it is not as written here."""
     path = folder / INDEX_FILE
     if not path.is_file():
         if (folder / PLAN_FILE).is_file():
@@ -189,6 +253,10 @@ def read_document(folder: Path) -> dict[str, Any]:
     version = document.get("format") if isinstance(document, dict) else None
     if version != FORMAT:
         raise StaleError(f"{path} is of format {version!r}, this dcdctl reads format {FORMAT}", hint="build the index again")
+    try:
+        configs.build(_Contents, document)
+    except ConfigError as error:
+        raise StaleError(f"{path} is not as this dcdctl writes it: {error}", hint="update dcdctl, or build the index again") from error
     return dict(document)
 
 

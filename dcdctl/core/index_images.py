@@ -23,7 +23,7 @@ from dcdctl.core import index_files, pictures
 from dcdctl.core.corpus import Corpus
 from dcdctl.core.errors import DcdError, InputError
 from dcdctl.core.image_store import FilePicture, RowError
-from dcdctl.core.index_files import Place, Skipped
+from dcdctl.core.index_files import Place, Skipped, Source
 from dcdctl.core.models.protocols import ImageBatch, Preprocessor
 from dcdctl.core.pictures import PictureError
 
@@ -34,22 +34,6 @@ START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_met
 """Of worker processes. Not fork: a copy of a process with threads in it may hang."""
 STRETCHES_OF_A_WORKER = 8
 """Fewer are read sooner than a process has started."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where pictures are: a folder of image files, or a split of a prepared corpus."""
-
-    kind: str
-    path: str
-    """Absolute, links resolved."""
-    split: str | None = None
-    fingerprint: str | None = None
-
-    @property
-    def place(self) -> tuple[str, str | None]:
-        """What makes two sources the same."""
-        return self.path, self.split
 
 
 def find(images: Path, split: str) -> Source:

@@ -13,8 +13,7 @@ import torch
 from dcdctl.core import config as configs
 from dcdctl.core import devices, distributed, files, index_files, index_segments, nearest
 from dcdctl.core.index_config import IndexConfig
-from dcdctl.core.index_files import INDEX_FILE
-from dcdctl.core.index_segments import Segment
+from dcdctl.core.index_files import INDEX_FILE, Segment
 from dcdctl.core.nearest import Floats, Rows
 from dcdctl.core.progress import Track, silent
 

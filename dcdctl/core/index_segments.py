@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from dcdctl.core import files
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.index_config import HnswConfig, IndexConfig, IvfPqConfig
+from dcdctl.core.index_files import Segment
 from dcdctl.core.nearest import Floats, Rows
 from dcdctl.core.progress import Advance
 
@@ -29,21 +29,6 @@ Blocks = Iterable[Floats]
 HIGHEST = 127
 """The largest number of a signed byte that has its negative."""
 SEED = 1234
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """A file of approximate search, as index.json names it."""
-
-    file: str
-    kind: str
-    first_row: int
-    rows: int
-    bytes: int
-
-    @property
-    def stop(self) -> int:
-        return self.first_row + self.rows
 
 
 class Opened(Protocol):
