@@ -281,8 +281,9 @@ def test_a_named_teacher_is_fetched_once_and_loaded_with_its_settings(tmp_path, 
 def test_the_published_teachers_say_their_recalls():
     known = named_teachers.known()
     recalls = {name: (one.published, one.overrides["image_size"]) for name, one in known.items()}
-    assert set(recalls) == {"meter-flickr30k", "meter-coco", "vilt-flickr30k", "vilt-coco"}
+    assert set(recalls) == {"meter-flickr30k", "meter-coco", "meter-pretrained", "vilt-flickr30k", "vilt-coco"}
     assert recalls["meter-flickr30k"][0]["Flickr30K 1K"].image_retrieval == (82.2, 96.3, 98.4)
+    assert recalls["meter-pretrained"][0] == {}
     assert all(size == 384 for _, size in recalls.values())
     assert named_teachers.find("meter") is None
     assert named_teachers.find("teachers/meter-coco") is None

@@ -98,3 +98,17 @@ def test_features_on_disk_serve_eval_the_cache_and_the_student(scenes_corpus_dir
     refused = run_cli("distill", "meter-flickr30k", "--out", tmp_path / "other", *words, "--set", "model.layers=[]", *data)
     assert refused.exit_code == 1
     assert "--features keeps what the encoders give, and here they are trained" in refused.stderr
+
+
+def test_a_meter_is_fine_tuned_in_both_directions_and_caches(scenes_corpus_dir, converted, tmp_path):
+    data = ["--data", scenes_corpus_dir, *CPU]
+    sets = ["batch.size=4", "batch.drawn_negatives=3", "optimizer.steps=2", "optimizer.lr=1e-3", "optimizer.warmup_share=0"]
+    tuning = ["finetune-teacher", "meter-flickr30k-teacher", "--teacher", converted, "--out", tmp_path / "run"]
+    tuned = run_cli(*tuning, *[word for one in sets for word in ("--set", one)], *data)
+    assert tuned.exit_code == 0, tuned.stderr
+    before, after = models.load(converted).network.state_dict(), models.load(tmp_path / "run").network.state_dict()
+    changed = {name for name, weight in after.items() if not weight.equal(before[name])}
+    parts = ("vision.", "text.", "text_transform.", "image_transform.", "text_layers.", "image_pooler.", "rank_output.")
+    assert all(any(name.startswith(part) for name in changed) for part in parts)
+    cached = run_cli("cache-teacher", "--teacher", tmp_path / "run", "--out", tmp_path / "cache", "--set", "candidates.per_query=2", *data)
+    assert cached.exit_code == 0, cached.stderr

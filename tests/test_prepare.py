@@ -607,4 +607,10 @@ def test_the_command_lists_the_manifests(run_cli):
     assert all(name in shown for name in ("scenes", "flickr8k", "flickr30k", "coco", "train 113,287", "meter-coco", "94.3/99.6/99.9"))
     document = json.loads(run_cli("--list", "--json").stdout)
     assert [one["name"] for one in document["data_sets"]] == ["coco", "flickr30k", "flickr8k", "scenes"]
-    assert [one["name"] for one in document["teachers"]] == ["meter-coco", "meter-flickr30k", "vilt-coco", "vilt-flickr30k"]
+    assert [one["name"] for one in document["teachers"]] == [
+        "meter-coco",
+        "meter-flickr30k",
+        "meter-pretrained",
+        "vilt-coco",
+        "vilt-flickr30k",
+    ]

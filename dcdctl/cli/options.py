@@ -19,7 +19,7 @@ Teacher = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Device = Annotated[str, typer.Option("--device", help="auto (the GPU where there is one), cpu, cuda, cuda:1, mps.", metavar="NAME")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads for torch; as many as torch finds if not given.", min=1)]
-Precision = Annotated[str, typer.Option("--precision", help="fp32, or bf16 where the hardware has it.", metavar="NAME")]
+Precision = Annotated[str, typer.Option("--precision", help="fp32; bf16 or fp16 where the hardware has it.", metavar="NAME")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from where a stopped run left off.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe field: loss.alpha=0.5; repeatable.", metavar="KEY=VALUE")]
 ModelSet = Annotated[

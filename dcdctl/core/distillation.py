@@ -88,7 +88,7 @@ def train(job: Job, inputs: Inputs, *, options: TrainingOptions, track: Track = 
     if options.wandb is not None:
         wandb_log.require()
     recipe = _recipe_of(job)
-    model = starts.make_model(recipe, inputs.corpus.captions, inputs.teacher)
+    model = starts.make_model(recipe, inputs.corpus.captions, inputs.teacher, track)
     cache = read_as_one(inputs.caches, recipe.teachers.weights)
     negatives.check(recipe, has_cache=cache is not None)
     measured_on = validation.open_corpus(inputs.corpus, recipe.validation) if recipe.validation.every else None

@@ -8,18 +8,19 @@ from typing import Any
 
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.progress import Track, silent
 from dcdctl.core.recipe import ModelConfig, Recipe
 
 
-def make_model(recipe: Recipe, captions: Sequence[str], teacher: Any | None) -> Any:
-    """The model a recipe trains, with the weights it starts from; the teacher stays as it is."""
+def make_model(recipe: Recipe, captions: Sequence[str], teacher: Any | None, track: Track = silent) -> Any:
+    """The model a recipe trains, with the weights it starts from, which are fetched where they have to be; the teacher stays as it is."""
     config = recipe.model
     if config.kind == "dual":
         return _make_dual(config, captions, recipe.seed)
     if config.start == "teacher" and teacher is None:
         raise ModelError("this model starts from its teacher, and none is named", hint="name it with --teacher")
     if teacher is None:
-        teacher = _new_fusion(config, captions, recipe.seed) if config.start == "new" else models.load_fusion(config.start)
+        teacher = _new_fusion(config, captions, recipe.seed) if config.start == "new" else models.load_fusion(config.start, track=track)
     model = models.fusion_student(teacher, config.layers) if config.layers else copy.deepcopy(teacher).requires_grad_(True)
     if config.frozen_encoders:
         if not isinstance(model, models.CoAttentionScorer):
