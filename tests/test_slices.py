@@ -13,10 +13,12 @@ import pytest
 import torch
 from encoders import VISION, make_pair
 from safetensors.torch import load_file
-from tiny import make_teacher
+from tiny import contents, make_teacher
 from torch import nn
 from torch.testing import assert_close
+from typer.testing import CliRunner
 
+from dcdctl.cli.app import app
 from dcdctl.core import cache_building, distillation, loss_config, models, runs, starts, teacher_cache
 from dcdctl.core import recipe as recipes
 from dcdctl.core.candidates import CandidateConfig
@@ -246,6 +248,8 @@ import json, sys
 import torch
 torch.set_num_threads(1)
 from dcdctl.cli.app import app
+from dcdctl.core import cache_building
+cache_building.IMAGES_PER_SHARD = 3
 for words in json.loads(sys.argv[1]):
     try:
         app(words, prog_name="dcdctl")
@@ -270,14 +274,20 @@ def launch(folder: Path, commands: list[list[str]]) -> subprocess.CompletedProce
     return subprocess.run([*start, json.dumps(commands)], env=environment, capture_output=True, text=True, check=False)
 
 
+def scoring(data: Path, teacher: Path, out: Path) -> list[str]:
+    """The command that makes a cache."""
+    places = ["--data", data, "--teacher", teacher, "--out", out]
+    return ["cache-teacher", *map(str, places), "--device", "cpu", "--batch-size", "64", "--set", "candidates.per_query=4"]
+
+
 @pytest.fixture(scope="module")
 def together(inputs, calm, cache_folder, scenes_corpus_dir, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The folder of the runs that two processes trained one after the other, and what they said."""
+    """The folder of what two processes made, a cache and runs one after the other, and what they said."""
     folder = tmp_path_factory.mktemp("together")
     models.save(calm, folder / "teacher")
     trained(inputs, "dual all pairs", folder / "stopped", *MEASURED)
     shutil.rmtree(folder / "stopped" / "model")
-    commands = []
+    commands = [scoring(scenes_corpus_dir, folder / "teacher", folder / "cache")]
     for name, (kind, more, options) in TOGETHER.items():
         places = ["--data", scenes_corpus_dir, "--cache", cache_folder, "--out", folder / name, "--device", "cpu"]
         places += ["--teacher", folder / "teacher"] if kind.startswith("fusion") else []
@@ -288,8 +298,18 @@ def together(inputs, calm, cache_folder, scenes_corpus_dir, tmp_path_factory) ->
     return folder, done
 
 
+def test_two_processes_write_the_cache_of_one(together, scenes_corpus_dir, monkeypatch, tmp_path):
+    monkeypatch.setattr(cache_building, "IMAGES_PER_SHARD", 3)
+    result = CliRunner().invoke(app, scoring(scenes_corpus_dir, together[0] / "teacher", tmp_path / "alone"), catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    assert len(list((tmp_path / "alone").glob("pairs-*"))) == 11
+    assert contents(together[0] / "cache") == contents(tmp_path / "alone")
+
+
 def test_of_two_processes_one_speaks(together):
     _, done = together
+    assert done.stdout.count("scored pairs of 32 images and 160 captions") == 1
+    assert done.stderr.count("pairs/s in a trial") == 1
     assert done.stdout.count("student -> ") == len(TOGETHER)
     assert done.stderr.count("train: 4/4 steps, loss ") == len(TOGETHER)
 
