@@ -360,6 +360,7 @@ images = "images.zip"
     assert all(one == prints["zip"] for one in prints.values())
 
 
+@pytest.mark.slow
 def test_a_tiny_vilt_is_loaded_by_its_name_on_the_hub(tmp_path, scenes_corpus_dir, corpus):
     models.save(make_teacher(corpus.captions), tmp_path / "vilt")
     with loopback.serve(models={"me/vilt": tmp_path / "vilt"}) as server:

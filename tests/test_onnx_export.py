@@ -56,6 +56,7 @@ def test_the_files_have_the_inputs_and_the_output_that_are_documented(towers):
     assert towers.num_bytes == sum(path.stat().st_size for path in towers.image.parent.glob("*.onnx"))
 
 
+@pytest.mark.slow
 def test_a_dual_over_two_encoders_exports_too(corpus, tmp_path):
     refs = save_vision("map", tmp_path / "vision"), save_text("bert", corpus.captions, tmp_path / "text")
     pair = models.dual_over(*refs, models.ProjectionSize(projection_dim=16), max_text_len=30)

@@ -523,7 +523,7 @@ def recorded_shards(out: Path) -> list[str]:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path, workers):
     script, out = tmp_path / "script.py", tmp_path / "out"
     script.write_text(SCRIPT)
