@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tomllib
 import types
 import typing
@@ -50,7 +51,7 @@ def parse_value(text: str) -> Any:
 
 def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
     """An instance of a frozen dataclass; unknown keys, missing keys and values of another type are ConfigErrors that name them."""
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = [key for key in table if key not in fields]
     if unknown:
@@ -70,6 +71,11 @@ def to_table(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [to_table(item) for item in value]
     return value
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
