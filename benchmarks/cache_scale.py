@@ -21,10 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dcdctl.core import cache_building, teacher_cache
-from dcdctl.core.cache_building import ScoringOptions
-from dcdctl.core.candidates import CandidateConfig
-from dcdctl.core.models.protocols import States
+from dcdctl.core.models import States
+from dcdctl.core.teacher import CandidateConfig, ScoringOptions, build
+from dcdctl.core.teacher import cache as teacher_cache
 
 WORDS = [f"{first}{second}{third}" for first in "bdfgklmnprst" for second in "aeiou" for third in "bdgklmnprst"]
 
@@ -103,11 +102,11 @@ def main() -> None:
         sys.stdout.write(f"{name}: {seconds[name]:.2f} s, peak memory so far {peak_mib():,.0f} MiB\n")
         started = time.perf_counter()
 
-    job = cache_building.plan(corpus, scorer, options.out, CandidateConfig(per_query=options.per_query), options=scoring)
+    job = build.plan_cache(corpus, scorer, options.out, CandidateConfig(per_query=options.per_query), options=scoring)
     lap("plan")
-    cache_building.score(job)
+    build.score_planned(job)
     lap("score and seal")
-    cache = teacher_cache.read(options.out)
+    cache = teacher_cache.read_cache(options.out)
     lap("reopen")
     cache.lookup(np.array([options.images // 2]), np.array([0]))
     lap("first lookup")

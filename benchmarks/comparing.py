@@ -21,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dcdctl.core import contest, contest_tables
+from dcdctl.core.evaluation import compare as evaluation_compare
+from dcdctl.core.report import compare_tables
 
 
 def main() -> None:
@@ -37,10 +38,10 @@ def main() -> None:
 
 
 def compare(files: list[Path], resamples: int) -> None:
-    found = contest.hold([str(path) for path in files], resamples=resamples)
-    contest_tables.to_document(found)
+    found = evaluation_compare.hold([str(path) for path in files], resamples=resamples)
+    compare_tables.comparison_document(found)
     for duel in found.duels:
-        contest_tables.details_of(found, duel)
+        compare_tables.comparison_details(found, duel)
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:

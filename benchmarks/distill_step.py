@@ -24,10 +24,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 from scoring import PLAIN_BATCH, RELEASED_TEXT_LEN, factorised, meter, plain, processor
 
-from dcdctl.core import losses, models
+from dcdctl.core import models
 from dcdctl.core.models import CoAttentionScorer, ImageBatch, States, TextBatch
-from dcdctl.core.recipe import OptimizerConfig
-from dcdctl.core.training import make_optimizer, set_rates
+from dcdctl.core.training import losses
+from dcdctl.core.training.loop import make_optimizer, set_rates
+from dcdctl.core.training.recipe import OptimizerConfig
 
 LAYERS = [0, 3, 5]
 

@@ -41,16 +41,19 @@ from cache_scale import MadeUp
 from prepare import made_up, prepare, to_jpeg
 from scoring import processor
 
-from dcdctl.cli.training_view import view
-from dcdctl.core import devices, distillation, models, recipe, runs
-from dcdctl.core.batches import MatrixSteps
-from dcdctl.core.corpus import Corpus
-from dcdctl.core.features import IMAGES_PER_FILE, CorpusSource, Features, Source
-from dcdctl.core.models.encoder_dual import EncoderDualNetwork
+from dcdctl.cli.views.training import view
+from dcdctl.core import devices, models
+from dcdctl.core.data import Corpus
+from dcdctl.core.models.frozen_dual import EncoderDualNetwork
 from dcdctl.core.models.preprocess import square_image_processor
-from dcdctl.core.objectives import make_objective
-from dcdctl.core.recipe import Recipe
-from dcdctl.core.training import learning_rate_factor, train
+from dcdctl.core.scoring import CorpusSource, Features, Source
+from dcdctl.core.scoring.features import IMAGES_PER_FILE
+from dcdctl.core.training import distill, runs
+from dcdctl.core.training import recipe as training_recipe
+from dcdctl.core.training.batch_sampler import MatrixSteps
+from dcdctl.core.training.loop import learning_rate_factor, train
+from dcdctl.core.training.objective import make_objective
+from dcdctl.core.training.recipe import Recipe
 
 Index = NDArray[np.int64]
 Batches = list[tuple[list[int], list[int]]]
@@ -111,10 +114,10 @@ def timed(work: Callable[[], float]) -> Round:
 
 def ours(case: Case, num_steps: int, folder: Path) -> Round:
     """Train as the command does."""
-    model, steps = copy.deepcopy(case.model), distillation.make_steps(case.source(), case.recipe, None)
-    run = runs.start(folder, case.recipe, "benchmark", {}, resume=False)
+    model, steps = copy.deepcopy(case.model), distill.make_steps(case.source(), case.recipe, None)
+    run = runs.start_run(folder, case.recipe, "benchmark", {}, resume=False)
     objective, config = make_objective(case.recipe.loss), case.recipe.optimizer
-    watch = functools.partial(view, **distillation.work(case.recipe, None))
+    watch = functools.partial(view, **distill.work(case.recipe, None))
 
     def work() -> float:
         train(run, model, steps, objective, config, num_steps=num_steps, seed=case.recipe.seed, watch=watch)
@@ -212,8 +215,8 @@ def make_trained(folder: Path, num_images: int) -> Case:
     for config, path in ((VIT, vision), (BERT, text)):
         AutoModel.from_config(config).save_pretrained(path)
     model = models.dual_from_backbones(str(vision), str(text))
-    source = functools.partial(CorpusSource, corpus, model.preprocess, distillation.PICTURE_MEMORY)
-    return Case(model, source, recipe.load("dual-flickr8k", TRAINED), functools.partial(bare_trained, pictures, captions))
+    source = functools.partial(CorpusSource, corpus, model.preprocess, distill.PICTURE_MEMORY)
+    return Case(model, source, training_recipe.load_recipe("dual-flickr8k", TRAINED), functools.partial(bare_trained, pictures, captions))
 
 
 def make_frozen(folder: Path, num_images: int) -> Case:
@@ -229,7 +232,7 @@ def make_frozen(folder: Path, num_images: int) -> Case:
         for kind, shape in (("images", (count, IMAGE_TOKENS, IMAGE_WIDTH)), ("texts", (num_tokens, BERT.hidden_size))):
             np.save(folder / f"{kind}-{part:05d}.npy", rng.standard_normal(shape, dtype=np.float32).astype(np.float16))
     plan = {"image_tokens": IMAGE_TOKENS, "image_width": IMAGE_WIDTH, "text_width": BERT.hidden_size}
-    chosen = recipe.load("dual-flickr8k")
+    chosen = training_recipe.load_recipe("dual-flickr8k")
     vision = AutoModel.from_config(TimmWrapperConfig(architecture="tf_efficientnet_lite0", num_labels=0))
     size = models.ProjectionSize(projection_dim=chosen.model.projection_dim, dropout=chosen.model.dropout)
     model = models.EncoderDual(EncoderDualNetwork(vision, AutoModel.from_config(BERT), size), None)

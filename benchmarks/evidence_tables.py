@@ -15,7 +15,8 @@ from typing import Any
 import matplotlib as mpl
 from evidence_steps import Step
 
-from dcdctl.core import comparison
+from dcdctl.core.evaluation import files as evaluation_files
+from dcdctl.core.evaluation import significance
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -57,7 +58,7 @@ def _compared(groups: dict[tuple[str, str], list[Step]], work: Path, results: Pa
         files = [[work / step.out / "ranks.parquet" for step in side] for side in (members, base)]
         if not base or members[0].base == label or not all(file.exists() for side in files for file in side):
             continue
-        found = comparison.compare(*([comparison.read_ranks(file) for file in side] for side in files))
+        found = significance.compare_ranks(*([evaluation_files.read_ranks(file) for file in side] for side in files))
         compared[f"{table} / {label}"] = {"base": members[0].base, **asdict(found)}
     results.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(compared, indent=1) + "\n")

@@ -69,8 +69,7 @@ def _answer(index: str, text: str, ordered: float) -> None:
     with part("commands"):
         import dcdctl.cli.app  # noqa: F401
     with part("index_modules"):
-        from dcdctl.core import search_answers
-        from dcdctl.core.index import Index
+        from dcdctl.core.search import Index, query
     with part("open"):
         opened = Index.open(Path(index))
     with part("torch"):
@@ -87,7 +86,7 @@ def _answer(index: str, text: str, ordered: float) -> None:
     searcher = Searcher(opened, model, torch.device("cpu"))
     for suffix, words in (("", text), ("_again", f"{text} again")):
         processor = time.process_time()
-        answer: search_answers.Answer = searcher.by_text(words, 10)
+        answer: query.Answer = searcher.by_text(words, 10)
         processor, whole = time.process_time() - processor, answer.encode_seconds + answer.find_seconds
         for name, seconds in (("encode", answer.encode_seconds), ("find", answer.find_seconds)):
             parts[name + suffix] = {"wall_ms": 1000 * seconds, "processor_ms": 1000 * processor * seconds / whole}

@@ -16,7 +16,7 @@ import torch
 from scoring import MODELS, factorised, plain
 from transformers.utils import logging
 
-from dcdctl.core.footprint import count_flops
+from dcdctl.core.bench.footprint import count_flops
 from dcdctl.core.models import ImageBatch, TextBatch
 
 BATCH_SIZE = 16

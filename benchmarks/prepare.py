@@ -33,7 +33,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from dcdctl.core.corpus import Corpus
+from dcdctl.core.data import Corpus
 
 PICTURE_SIZE = (640, 480)
 JPEG_QUALITY = 90

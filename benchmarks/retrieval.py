@@ -22,7 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcdctl.core import devices, retrieval
+from dcdctl.core import devices
+from dcdctl.core.evaluation import ranks, recall
+from dcdctl.core.scoring import topk
 
 
 def vectors(num_images: int, num_captions: int, dim: int) -> tuple[Tensor, Tensor, np.ndarray]:
@@ -39,8 +41,8 @@ def vectors(num_images: int, num_captions: int, dim: int) -> tuple[Tensor, Tenso
 
 def product(image_ID: Tensor, text_TD: Tensor) -> None:
     """All scores, a block at a time, as `retrieval` cuts them."""
-    for texts_BD in text_TD.split(retrieval.GALLERY_BLOCK):
-        for images_BD in image_ID.split(retrieval.BLOCK):
+    for texts_BD in text_TD.split(topk.GALLERY_BLOCK):
+        for images_BD in image_ID.split(topk.BLOCK):
             images_BD @ texts_BD.T
 
 
@@ -71,7 +73,7 @@ def main() -> None:
     bare, ranked, found = [], [], {}
     for _ in range(args.repeats):
         bare.append(timed(lambda: product(image_ID, text_TD)))
-        ranked.append(timed(lambda: found.update(rankings=retrieval.rank_embeddings(image_ID, text_TD, owner))))
+        ranked.append(timed(lambda: found.update(rankings=ranks.rank_embeddings(image_ID, text_TD, owner))))
         say(f"product {bare[-1][0]:.2f} s, rankings {ranked[-1][0]:.2f} s")
     numbers = {
         "images": args.images,
@@ -85,7 +87,7 @@ def main() -> None:
         "peak_mib": peak_mib(),
         "before_mib": before_mib,
         "vectors_mib": vectors_mib,
-        "text_r1": retrieval.measures(found["rankings"].text)["R@1"],
+        "text_r1": recall.measures(found["rankings"].text)["R@1"],
     }
     say(f"{numbers['seconds']:.2f} s, {numbers['ratio']:.2f} times the product")
     say(f"peak {numbers['peak_mib']:,.0f} MiB: {before_mib:,.0f} before, {vectors_mib:,.0f} of vectors")

@@ -26,9 +26,11 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, RobertaConfig, ViltConfig
 from transformers.utils import logging
 
-from dcdctl.core import devices, models, scoring
-from dcdctl.core.models import CoAttentionNetwork, CoAttentionScorer, FusionSize, ImageBatch, TextBatch, ViltScorer
+from dcdctl.core import devices, models
+from dcdctl.core.models import CoAttentionScorer, FusionSize, ImageBatch, TextBatch, ViltScorer
+from dcdctl.core.models.coattention import CoAttentionNetwork
 from dcdctl.core.models.vilt import BLOCK_EPS, build_network
+from dcdctl.core.scoring import pairs
 
 RELEASED_TEXT_LEN = 40
 PLAIN_BATCH = 4
@@ -147,7 +149,7 @@ def factorised(scorer: models.FusionScorer, image: Tensor, ids: Tensor, batch_si
     """The image once, each caption once, then the pairs."""
     images, texts = scorer.encode_images(ImageBatch(image)), scorer.encode_texts(TextBatch(ids, torch.ones_like(ids)))
     text_ix = torch.arange(len(ids), device=ids.device)
-    return scoring.score_block(scorer, images, texts, torch.zeros_like(text_ix), text_ix, batch_size)
+    return pairs.score_block(scorer, images, texts, torch.zeros_like(text_ix), text_ix, batch_size)
 
 
 def in_bfloat16(scorer: models.FusionScorer, image: Tensor, ids: Tensor, batch_size: int) -> Tensor:

@@ -34,11 +34,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dcdctl.core import config as configs
-from dcdctl.core import index_files, index_sealing, machine
-from dcdctl.core.index import Index
-from dcdctl.core.index_config import IndexConfig
-from dcdctl.core.index_files import ROWS_PER_PART, Place
+from dcdctl.core import config as config_module
+from dcdctl.core import devices
+from dcdctl.core.search import Index, storage
+from dcdctl.core.search import commit as search_commit
+from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.storage import ROWS_PER_PART, Place
 
 K = 10
 NUM_CENTRES = 2000
@@ -75,9 +76,9 @@ def write_vectors(folder: Path, num_images: int, mixture: Mixture) -> list[dict[
     for number, first in enumerate(range(0, num_images, ROWS_PER_PART)):
         vectors = mixture.images(min(ROWS_PER_PART, num_images - first), number).astype(np.float16)
         paths = [f"{row // 1000:05d}/{row:09d}.jpg" for row in range(first, first + len(vectors))]
-        path = folder / "vectors" / index_files.part_name(number)
-        index_files.write_part(path, [Place(image_id=name, path=name) for name in paths], vectors)
-        parts.append(asdict(index_files.describe_part(path, 0, mixture.dim)[0]))
+        path = folder / "vectors" / storage.part_name(number)
+        storage.write_part(path, [Place(image_id=name, path=name) for name in paths], vectors)
+        parts.append(asdict(storage.describe_part(path, 0, mixture.dim)[0]))
     return parts
 
 
@@ -85,18 +86,18 @@ def seal(folder: Path, parts: list[dict[str, Any]], dim: int, config: IndexConfi
     """An index of these vectors, without a model and without pictures."""
     nothing = {"count": 0, "file": None}
     document = {
-        "format": index_files.FORMAT,
+        "format": storage.FORMAT,
         "generation": 1,
         "model": {"kind": "dual", "dim": dim, "fingerprint": "0" * 64},
         "precision": "float32",
-        "settings": configs.to_table(config),
+        "settings": config_module.to_table(config),
         "sources": [{"kind": "folder", "path": str(folder), "split": None, "fingerprint": None}],
         "skipped": nothing,
         "removed": nothing,
         "parts": parts,
         "segments": [],
     }
-    index_sealing.become(folder, document)
+    search_commit.become(folder, document)
 
 
 def linked(folder: Path, vectors: Path) -> Path:
@@ -162,7 +163,7 @@ def run(root: Path, num_images: int, args: argparse.Namespace) -> list[dict[str,
     ]
     for kind in args.kinds:
         folder = linked(root / f"{num_images}-{kind}", flat / "vectors")
-        config = configs.build(IndexConfig, configs.apply_sets({"kind": kind}, args.sets))
+        config = config_module.build(IndexConfig, config_module.apply_sets({"kind": kind}, args.sets))
         wall, processor = time.perf_counter(), time.process_time()
         seal(folder, parts, args.dim, config)
         built = {"build_seconds": time.perf_counter() - wall, "build_processor_seconds": time.process_time() - processor}
@@ -220,8 +221,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             results += run(Path(folder) / "indices", num_images, args)
     show(results)
-    facts = {"commit": commit(), "load": machine.load_average(), "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-    sys.stdout.write(json.dumps({"machine": machine.describe(torch.device("cpu")), **facts, "results": results}) + "\n")
+    facts = {"commit": commit(), "load": devices.load_average(), "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    sys.stdout.write(json.dumps({"machine": devices.describe(torch.device("cpu")), **facts, "results": results}) + "\n")
 
 
 def say(line: str) -> None:

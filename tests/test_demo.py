@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dcdctl.core import demo, models, report
-from dcdctl.core.bench_config import BenchConfig
+from dcdctl.core import demo, files
+from dcdctl.core.bench import BenchConfig
 from dcdctl.core.demo import DemoConfig
+from dcdctl.core.report import report
 
 QUICK = BenchConfig(
     num_images=4,
@@ -60,7 +61,7 @@ def test_it_ends_with_a_page_on_all_five(finished: tuple[Path, demo.DemoResult])
     out, result = finished
     page = result.page.read_text(encoding="utf-8")
     assert result.page == out / "report.html"
-    found = report.read([out / "dual", out / "fusion"], teacher=out / "teacher", baseline=out / "dual-alone")
+    found = report.read_report([out / "dual", out / "fusion"], teacher=out / "teacher", baseline=out / "dual-alone")
     assert [one.role for one in found.systems] == ["teacher", "student", "student", "student", "baseline"]
     for system in found.systems:
         assert f'<th scope="row">{system.label}' in page
@@ -71,7 +72,7 @@ def test_it_ends_with_a_page_on_all_five(finished: tuple[Path, demo.DemoResult])
 
 def test_its_page_has_a_time_for_every_model_and_a_measured_training(finished: tuple[Path, demo.DemoResult]) -> None:
     out, _ = finished
-    found = report.read([out / "dual", out / "fusion"], teacher=out / "teacher", baseline=out / "dual-alone")
+    found = report.read_report([out / "dual", out / "fusion"], teacher=out / "teacher", baseline=out / "dual-alone")
     assert [one.label for one in found.systems if one.times is None] == ["dual + fusion, top 3"]
     assert all("val_rsum" in one.metrics[-1] for one in found.trainings)
 
@@ -86,5 +87,5 @@ def test_a_second_demo_trains_nothing_again(finished: tuple[Path, demo.DemoResul
 
 
 def test_the_built_in_teacher_is_small_enough_to_ship() -> None:
-    folder = Path(models.__file__).parents[2] / "teachers" / demo.BUILT_IN_TEACHER
+    folder = files.packaged("teachers") / demo.BUILT_IN_TEACHER
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 4 * 2**20

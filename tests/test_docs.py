@@ -3,40 +3,11 @@
 from __future__ import annotations
 
 import re
-import shlex
-from pathlib import Path
 
 import pytest
 import typer
-
-from dcdctl.cli.app import app
-
-ROOT = Path(__file__).parents[1]
-PAGES = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))] if path.exists()]
-BLOCK = re.compile(r"^[ \t]*```[^\n]*\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
-
-
-def typed_lines(page: Path) -> list[str]:
-    """The lines of a page's code blocks, continued lines joined, prompts removed."""
-    text = "\n".join(BLOCK.findall(page.read_text(encoding="utf-8"))).replace("\\\n", " ")
-    return [line.strip().removeprefix("$ ") for line in text.splitlines()]
-
-
-def commands() -> list[str]:
-    return [line for page in PAGES for line in typed_lines(page) if line.startswith("dcdctl ")]
-
-
-def parse(line: str) -> None:
-    """Let the real command tree read a line without running it; a usage error is raised."""
-    shell_words = shlex.split(line, comments=True)
-    end = next((i for i, word in enumerate(shell_words) if word in ("|", ">", "&&", ";")), len(shell_words))
-    tree = typer.main.get_command(app)
-    try:
-        with tree.make_context("dcdctl", shell_words[1:end]) as context:
-            name, command, rest = tree.resolve_command(context, [*context._protected_args, *context.args])
-            command.make_context(name, rest, parent=context)
-    except typer.Exit:  # --help and --version
-        pass
+from paths import ROOT
+from typed_commands import PAGES, commands, parse, typed_lines
 
 
 @pytest.mark.parametrize("line", commands())

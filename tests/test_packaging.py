@@ -11,10 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from dcdctl import __version__
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from dcdctl.cli.prepare import prepare
 from dcdctl.cli.report import report
 from dcdctl.cli.search import search
 from dcdctl.cli.serve import serve
-from dcdctl.cli.terminal import ErrorGroup, show
+from dcdctl.cli.views.terminal import ErrorGroup, show
 
 app = typer.Typer(
     cls=ErrorGroup,

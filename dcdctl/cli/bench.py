@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from dcdctl.cli.bench_view import show_bench
 from dcdctl.cli.options import Data, Device, Json, ModelSet, Precision, Split, Teacher, Threads
-from dcdctl.cli.terminal import bar, show_json
+from dcdctl.cli.views.bench import show_bench
+from dcdctl.cli.views.terminal import bar, show_json
 
 
 def sizes(text: str) -> tuple[int, ...]:
@@ -64,17 +64,18 @@ def bench(
     json: Json = False,
 ) -> None:
     """Time a student beside its teacher on the same pairs, and say how much faster it is."""
-    from dcdctl.core import bench_config, benchmark, devices
+    from dcdctl.core import devices
+    from dcdctl.core.bench import BenchConfig, Pair, compare_saved
     from dcdctl.core.config import apply_sets
 
-    config = bench_config.BenchConfig(
+    config = BenchConfig(
         num_images=images, batch_size=batch_size, batch_sizes=batch_sizes, gallery_sizes=gallery_sizes, headline_size=headline,
         budget_s=budget, num_repeats=repeats, num_fresh_processes=fresh_processes, is_onnx_timed=onnx, num_threads=threads,
         clock=clock, precision=devices.precision(precision),
     )  # fmt: skip
     place = devices.choose(device)
-    pair = benchmark.Pair(teacher=teacher, student=run, overrides=apply_sets({}, model_set or []), data=data, split=split)
-    result = benchmark.compare_saved(pair, config, device=place, track=bar)
+    pair = Pair(teacher=teacher, student=run, overrides=apply_sets({}, model_set or []), data=data, split=split)
+    result = compare_saved(pair, config, device=place, track=bar)
     if json:
         return show_json(result.to_json())
     show_bench(result)

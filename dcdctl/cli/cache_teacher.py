@@ -34,27 +34,27 @@ def cache_teacher(
     precision: Precision = "fp32",
 ) -> None:
     """Score each query's candidates with the teacher once, so that training never runs it."""
-    from dcdctl.cli.terminal import bar, show
-    from dcdctl.core import cache_building, cache_trials, models
-    from dcdctl.core import recipe as recipes
-    from dcdctl.core.corpus import Corpus
+    from dcdctl.cli.views.terminal import bar, show
+    from dcdctl.core import models, training
+    from dcdctl.core.data import Corpus
+    from dcdctl.core.teacher import claimed, estimate_cost, plan_cache, score_planned, scoring_options, verify_scores
 
-    config, corpus = recipes.load(recipe, sets or []).candidates, Corpus.open(data, split, max_images)
+    config, corpus = training.load_recipe(recipe, sets or []).candidates, Corpus.open(data, split, max_images)
     model = models.load_fusion(teacher, models.parse_overrides(model_set or []), bar)
-    options = cache_building.options_for(corpus, model, device, batch_size, precision, features, bar)
+    options = scoring_options(corpus, model, device, batch_size, precision, features, bar)
     if verify is not None:
-        worst = cache_trials.verify(out, corpus, model, verify, options=options)
+        worst = verify_scores(out, corpus, model, verify, options=options)
         return show(f"{out}: {verify:,} pairs scored anew, the largest difference is {worst:.1e}")
-    with cache_building.claimed(out):
-        job = cache_building.plan(corpus, model, out, config, options=options, extend=extend, track=bar)
-        _tell(cache_trials.estimate(job))
+    with claimed(out):
+        job = plan_cache(corpus, model, out, config, options=options, extend=extend, track=bar)
+        _tell(estimate_cost(job))
         if not dry_run:
-            cache = cache_building.score(job, track=bar)
+            cache = score_planned(job, track=bar)
             show(f"{cache.num_pairs:,} scored pairs of {corpus.num_images:,} images and {corpus.num_captions:,} captions -> {out}")
 
 
 def _tell(estimate: Any) -> None:
-    from dcdctl.cli.terminal import clock, note
+    from dcdctl.cli.views.terminal import clock, note
 
     rate = f"{estimate.pairs_per_s:,.0f} pairs/s in a trial, about {clock(estimate.seconds)}" if estimate.num_to_score else "nothing to do"
     note(f"{estimate.num_pairs:,} pairs, {estimate.num_to_score:,} to score: {rate}; at most {estimate.disk_bytes / 1e6:,.1f} MB on disk")

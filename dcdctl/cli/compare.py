@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dcdctl.cli.options import Json
-from dcdctl.cli.terminal import note, show, show_json, show_table
+from dcdctl.cli.views.terminal import note, show, show_json, show_table
 
 if TYPE_CHECKING:
-    from dcdctl.core.contest import Contest
+    from dcdctl.core.evaluation import Contest
 
 Sides = Annotated[
     list[str],
@@ -45,26 +45,26 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare evaluations query by query: differences with intervals, p-values, and the queries that differ most."""
-    from dcdctl.core import contest, contest_page, contest_tables
+    from dcdctl.core import evaluation, report
 
     if data is not None and html is None:
         raise typer.BadParameter("is for the page: name a file with --html", param_hint="--data")
-    found = contest.hold(sides, base, resamples=resamples, seed=seed, num_queries=queries)
+    found = evaluation.hold(sides, base, resamples=resamples, seed=seed, num_queries=queries)
     if html is not None:
-        contest_page.write(html, found, contest_page.open_corpus(found, data))
+        report.write_comparison_page(html, found, report.open_corpus(found, data))
         note(f"page -> {html}")
     if json:
-        return show_json(contest_tables.to_document(found))
+        return show_json(report.comparison_document(found))
     _show(found)
 
 
 def _show(contest: Contest) -> None:
-    from dcdctl.core import contest_tables
+    from dcdctl.core import report
 
-    for name, value in contest_tables.facts_of(contest):
+    for name, value in report.comparison_facts(contest):
         show(f"  {name}: {value}")
-    show_table("", *contest_tables.summary_of(contest))
+    show_table("", *report.comparison_summary(contest))
     for duel in contest.duels:
-        show_table("", *contest_tables.details_of(contest, duel), caption="\n".join(contest_tables.movements_of(contest, duel)))
-    for line in contest_tables.how_to_read(contest):
+        show_table("", *report.comparison_details(contest, duel), caption="\n".join(report.rank_changes(contest, duel)))
+    for line in report.how_to_read(contest):
         show(line)

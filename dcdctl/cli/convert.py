@@ -15,7 +15,7 @@ OutFolder = Annotated[Path, typer.Argument(help="Folder to write.", metavar="OUT
 
 def convert(checkpoint: Checkpoint, out: OutFolder, model_set: ModelSet = None) -> None:
     """Save a model with its tokenizer and settings as safetensors, so that it needs no override again."""
-    from dcdctl.cli.terminal import bar, note, show
+    from dcdctl.cli.views.terminal import bar, note, show
     from dcdctl.core import models
 
     model = models.load(checkpoint, models.parse_overrides(model_set or []), bar)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dcdctl.cli.options import Device, Json
-from dcdctl.cli.terminal import bar, note, show, show_json, show_table
+from dcdctl.cli.views.terminal import bar, note, show, show_json, show_table
 
 if TYPE_CHECKING:
     from dcdctl.core.demo import DemoResult

@@ -38,12 +38,11 @@ def distill(
     resume: options.Resume = False,
 ) -> None:
     """Train a student on the teacher's cached scores."""
-    from dcdctl.cli.terminal import show
-    from dcdctl.cli.training_view import train
-    from dcdctl.core.distillation import InputRefs, Job
-    from dcdctl.core.training import TrainingOptions
+    from dcdctl.cli.views.terminal import show
+    from dcdctl.cli.views.training import train
+    from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions
 
-    job = Job("distill", recipe, sets or [], out, resume)
+    job = TrainingJob("distill", recipe, sets or [], out, resume)
     refs = InputRefs(data=data, split=split, max_images=max_images, caches=cache or [], teacher=teacher, model_set=model_set or [])
     how = TrainingOptions(workers=workers, features=features, slices=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
     run = train(job, refs, how, device, precision)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dcdctl.cli.options import Data, Device, Features, Json, MaxImages, ModelSet, Split
-from dcdctl.cli.terminal import bar, clock, note, show_json, show_table
+from dcdctl.cli.views.terminal import bar, clock, note, show_json, show_table
 
 ModelRef = Annotated[str, typer.Argument(help="Run folder, or another model reference.", metavar="RUN")]
 ProtocolName = Annotated[
@@ -50,14 +50,12 @@ def evaluate(
 ) -> None:
     """Measure text and image retrieval: recall with intervals, mAP@R, median rank; of a cascade, what each depth brings and costs."""
     from dcdctl.core import devices
-    from dcdctl.core.evaluation_job import EvalJob, run
-    from dcdctl.core.protocol import SplitChoice
-    from dcdctl.core.ranking import EvalOptions
+    from dcdctl.core.evaluation import EvalJob, EvalOptions, SplitChoice, run_evaluation
 
     choice = SplitChoice(data, split, protocol, max_images)
     job = EvalJob(model=model, choice=choice, rerank=rerank, depth=depth, model_sets=tuple(model_set or ()), with_eccv=eccv)
     options = EvalOptions(batch_size=batch_size, device=devices.choose(device), features=features)
-    outcome = run(job, options, out=out, ranks=ranks, track=bar, tell=_tell)
+    outcome = run_evaluation(job, options, out=out, ranks=ranks, track=bar, tell=_tell)
     if json:
         return show_json(outcome.document)
     _show(outcome.document)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dcdctl.cli.options import Json, ModelSet
-from dcdctl.cli.terminal import amount, bar, note, show, show_json
+from dcdctl.cli.views.terminal import amount, bar, note, show, show_json
 
 ModelRef = Annotated[str, typer.Argument(help="Run folder, or another model reference.", metavar="RUN")]
 OutFolder = Annotated[Path, typer.Argument(help="New folder to write.", metavar="OUT")]
@@ -36,22 +36,21 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a model for transformers, sentence-transformers or ONNX Runtime, checked against itself, with a model card."""
-    from dcdctl.core.export import ExportJob, run
-    from dcdctl.core.export_hub import push_of
+    from dcdctl.core.export import ExportJob, export_model, push_options
 
-    push = push_of(push_to_hub, is_private=private)
+    push = push_options(push_to_hub, is_private=private)
     job = ExportJob(ref=model, out=out, to=to, data=data, with_int8=int8, licence=license_id, push=push, model_sets=tuple(model_set or ()))
-    outcome = run(job, bar)
+    outcome = export_model(job, bar)
     if json:
         return show_json(outcome.to_json())
     _show(outcome)
 
 
 def _show(outcome: Any) -> None:
-    from dcdctl.core.export_check import words
+    from dcdctl.core.export import checks_in_words
 
     show(f"{outcome.kind} model for {outcome.to} -> {outcome.folder} ({amount(outcome.num_bytes, 'bytes')})")
-    show(f"checked on {outcome.checked_on}: {words(outcome.checks)}")
+    show(f"checked on {outcome.checked_on}: {checks_in_words(outcome.checks)}")
     for gap in outcome.gaps:
         note(f"its card does not say the {gap.what}: `{gap.command}`")
     if outcome.page is not None:

@@ -33,12 +33,11 @@ def finetune_teacher(
     resume: options.Resume = False,
 ) -> None:
     """Train a cross-encoder to rank the true caption first among drawn ones, and the true image."""
-    from dcdctl.cli.terminal import show
-    from dcdctl.cli.training_view import train
-    from dcdctl.core.distillation import InputRefs, Job
-    from dcdctl.core.training import TrainingOptions
+    from dcdctl.cli.views.terminal import show
+    from dcdctl.cli.views.training import train
+    from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions
 
-    job = Job("finetune-teacher", recipe, sets or [], out, resume)
+    job = TrainingJob("finetune-teacher", recipe, sets or [], out, resume)
     refs = InputRefs(data=data, split=split, max_images=max_images, teacher=teacher, model_set=model_set or [])
     how = TrainingOptions(workers=workers, features=features, slices=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
     run = train(job, refs, how, device, precision)

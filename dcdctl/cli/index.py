@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dcdctl.cli.options import Device, Split, Workers
-from dcdctl.cli.terminal import bar, note, show
+from dcdctl.cli.views.terminal import bar, note, show
 
 Target = Annotated[
     str, typer.Argument(help="Dual encoder (run folder or another reference); to change an index, its folder.", metavar="RUN|INDEX")
@@ -47,14 +47,13 @@ def index(
     precision: Precision = None,
 ) -> None:
     """Embed the images of a folder or a corpus with a dual encoder, once, so that they can be searched; or change an index."""
-    from dcdctl.core import devices, index_job
-    from dcdctl.core.index_building import Changes
-    from dcdctl.core.index_embedding import EmbeddingOptions
+    from dcdctl.core import devices, search
+    from dcdctl.core.search import Changes, EmbeddingOptions
 
     precision = None if precision is None else devices.precision(precision)
     options = EmbeddingOptions(device=devices.choose(device), batch_size=batch_size, workers=workers, precision=precision)
     changes = Changes(sets=tuple(sets or ()), remove=tuple(remove or ()), remove_gone=remove_gone, add=add, split=split)
-    _show(index_job.run(target, changes, images=images, out=out, options=options, track=bar))
+    _show(search.run_index_job(target, changes, images=images, out=out, options=options, track=bar))
 
 
 def _show(outcome: Any) -> None:

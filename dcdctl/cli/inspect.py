@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dcdctl.cli.options import Json, MaxImages
-from dcdctl.cli.terminal import bar, note, show, show_json, show_table
+from dcdctl.cli.views.terminal import bar, note, show, show_json, show_table
 
 Folder = Annotated[Path, typer.Argument(help="Folder written by `dcdctl prepare` or `dcdctl cache-teacher`.", metavar="DIR|CACHE")]
 CorpusFolder = Annotated[Path | None, typer.Option("--data", help="A cache's corpus: captions and pictures are shown then.", metavar="DIR")]
@@ -39,9 +39,9 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show a corpus: counts, captions, sizes, some pictures; or a teacher cache: scores, hardest negatives."""
-    from dcdctl.core.corpus_inspection import kind_of
+    from dcdctl.core.data import artifact_kind
 
-    if kind_of(folder) == "corpus":
+    if artifact_kind(folder) == "corpus":
         _refuse({"--data": data, "--hardest": hardest}, f"is for a teacher cache, {folder} is a corpus")
         _refuse({"--pictures": pictures if html is None else None}, "is for the page: name a file with --html")
         return _inspect_corpus(folder, split, max_images, html, pictures, json)
@@ -57,36 +57,36 @@ def _refuse(options: dict[str, object], why: str) -> None:
 
 
 def _inspect_corpus(folder: Path, split: str | None, max_images: int | None, html: Path | None, pictures: int | None, json: bool) -> None:
-    from dcdctl.core import contact_sheet, corpus_inspection
-    from dcdctl.core.corpus import Corpus
+    from dcdctl.core import data, report
+    from dcdctl.core.data import Corpus
 
-    found = corpus_inspection.inspect(folder, split, max_images=max_images, track=bar)
+    found = data.summarize_corpus(folder, split, max_images=max_images, track=bar)
     if html is not None:
         corpus = Corpus.open(folder, next(iter(found.splits)), max_images)
-        num_pictures = contact_sheet.NUM_PICTURES if pictures is None else pictures
-        contact_sheet.write_page(html, found, corpus, f"Corpus {found.name}, {folder}", num_pictures)
+        num_pictures = report.NUM_IMAGES if pictures is None else pictures
+        report.write_corpus_page(html, found, corpus, f"Corpus {found.name}, {folder}", num_pictures)
         note(f"page -> {html}")
     if json:
-        return show_json(corpus_inspection.to_document(found))
+        return show_json(data.corpus_document(found))
     show(f"{found.name}, {folder}")
-    for name, value in corpus_inspection.facts_of(found):
+    for name, value in data.corpus_facts(found):
         show(f"  {name}: {value}")
-    show_table("", *corpus_inspection.table_of(found))
+    show_table("", *data.corpus_table(found))
 
 
 def _inspect_cache(cache: Path, data: Path | None, split: str, max_images: int | None, hardest: int, html: Path | None, json: bool) -> None:
-    from dcdctl.core import inspection, teacher_cache
-    from dcdctl.core.corpus import Corpus
+    from dcdctl.core import report, teacher
+    from dcdctl.core.data import Corpus
 
     corpus = None if data is None else Corpus.open(data, split, max_images)
-    found = inspection.inspect(teacher_cache.read(cache, corpus=corpus), hardest)
+    found = teacher.summarize_cache(teacher.read_cache(cache, corpus=corpus), hardest)
     if html is not None and corpus is not None:
-        inspection.write_page(html, found, corpus, f"Teacher cache {cache}")
+        report.write_cache_page(html, found, corpus, f"Teacher cache {cache}")
         note(f"page -> {html}")
-    document = inspection.to_document(found, corpus)
+    document = teacher.cache_document(found, corpus)
     if json:
         return show_json(document)
-    _show_cache(str(cache), inspection.facts_of(found), document)
+    _show_cache(str(cache), teacher.cache_facts(found), document)
 
 
 def _show_cache(title: str, facts: list[tuple[str, str]], document: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dcdctl.cli.options import Json
-from dcdctl.cli.terminal import bar, show, show_json, show_table
+from dcdctl.cli.views.terminal import bar, show, show_json, show_table
 
 Name = Annotated[str | None, typer.Argument(help="A manifest: its name (--list shows them) or a .toml file.", metavar="MANIFEST")]
 Karpathy = Annotated[Path | None, typer.Option("--karpathy", help="Karpathy's JSON, such as dataset_flickr30k.json.", metavar="FILE")]
@@ -55,19 +55,18 @@ def prepare(
     show_list: List = False,
 ) -> None:
     """Turn captioned images into a corpus: fetched, checked, sharded, fingerprinted."""
-    from dcdctl.core import catalogue, manifest
-    from dcdctl.core import prepare as core
+    from dcdctl.core import data, devices, models
     from dcdctl.core.config import build, to_table
-    from dcdctl.core.data_files import Whence
+    from dcdctl.core.data import Whence
 
     if show_list:
-        return _show_catalogue(catalogue.document(), json)
-    chosen = manifest.choose(name, karpathy=karpathy, csv=csv, jsonl=jsonl, images=images or (), sets=sets or ())
+        return _show_catalogue(models.list_published(), json)
+    chosen = data.choose_manifest(name, karpathy=karpathy, csv=csv, jsonl=jsonl, images=images or (), sets=sets or ())
     wanted = {"splits": [split.strip() for split in splits.split(",") if split.strip()], "on_error": on_error}
-    limits = {"max_images": max_images, "image_size_px": image_size, "workers": workers or core.num_cores()}
-    options = build(core.PrepareOptions, wanted | limits)
+    limits = {"max_images": max_images, "image_size_px": image_size, "workers": workers or devices.num_cores()}
+    options = build(data.PrepareOptions, wanted | limits)
     whence = Whence(source=source, placed=placed, offline=offline)
-    summary = core.prepare(chosen, out or Path("data") / chosen.name, options=options, whence=whence, track=bar)
+    summary = data.prepare_corpus(chosen, out or Path("data") / chosen.name, options=options, whence=whence, track=bar)
     return show_json(to_table(summary)) if json else show(str(summary))
 
 

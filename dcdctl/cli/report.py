@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dcdctl.cli.terminal import bar, note, show
+from dcdctl.cli.views.terminal import bar, note, show
 
 Runs = Annotated[list[Path], typer.Argument(help="Run folders, or folders that `dcdctl eval --out` has written.", metavar="RUN...")]
 CorpusFolder = Annotated[
@@ -38,16 +38,15 @@ def report(
     queries: Queries = None,
 ) -> None:
     """Show runs on one page: what was run, recalls, speed, curves, scores, and queries with what each model finds."""
-    from dcdctl.core import report as core
-    from dcdctl.core import report_gallery, report_page, report_text
+    from dcdctl.core.report import NUM_QUERIES, read_report, write_csv, write_markdown, write_report_page
 
-    found = core.read(runs, teacher=teacher, baseline=baseline, data=data)
-    num_queries = report_gallery.NUM_QUERIES if queries is None else queries
-    report_page.write(out, found, num_queries=num_queries, track=bar)
+    found = read_report(runs, teacher=teacher, baseline=baseline, data=data)
+    num_queries = NUM_QUERIES if queries is None else queries
+    write_report_page(out, found, num_queries=num_queries, track=bar)
     if markdown is not None:
-        report_text.write_markdown(markdown, found)
+        write_markdown(markdown, found)
     if csv is not None:
-        report_text.write_csv(csv, found)
+        write_csv(csv, found)
     for gap in found.gaps:
         note(f"left out: {gap}")
     show(f"report -> {out}")

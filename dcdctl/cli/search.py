@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from dcdctl.cli.options import Device, Json, Threads
-from dcdctl.cli.terminal import bar, note, printable
+from dcdctl.cli.views.terminal import bar, note, printable
 
 IndexFolder = Annotated[Path, typer.Argument(help="Folder written by `dcdctl index`.", metavar="INDEX")]
 Words = Annotated[
@@ -41,16 +41,17 @@ def search(
     threads: Threads = None,
 ) -> None:
     """Find pictures by a text or by a picture."""
-    from dcdctl.cli import search_session, search_view, terminal_pictures
+    from dcdctl.cli.views import images, search_session
+    from dcdctl.cli.views.search import View, show_answer
 
     question = _question(text, image)
     _refuse(question, rerank, depth, html)
-    view = search_view.View(json, terminal_pictures.protocol(pictures, os.environ))
+    view = View(json, images.protocol(pictures, os.environ))
     searcher = _open(index, rerank, depth, device, threads)
     if question is None:
         raise typer.Exit(search_session.run(searcher, view, k))
     answer = searcher.ask(question, k)
-    search_view.show_answer(view, searcher.index, question, answer)
+    show_answer(view, searcher.index, question, answer)
     if html is not None:
         _write_page(html, searcher.index, question, answer)
 
@@ -61,12 +62,12 @@ def _question(text: list[str] | None, image: Path | None) -> str | Path | None:
         raise typer.BadParameter("is asked for besides a text: one of them is wanted", param_hint="--image")
     if image is None and not text:
         return None
-    from dcdctl.core import search_query
+    from dcdctl.core.search import check_query, looks_like_a_path
 
     question = image or " ".join(text or [])
-    if isinstance(question, str) and (told := search_query.told_of(question)):
+    if isinstance(question, str) and (told := looks_like_a_path(question)):
         note(printable(told))
-    search_query.check(question)
+    check_query(question)
     return question
 
 
@@ -84,7 +85,7 @@ def _open(folder: Path, rerank: str | None, depth: int | None, device: str, thre
     """The searcher; what is wrong with the index is said before torch is imported, which takes seconds."""
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read by NumPy's and torch's libraries when they are imported
-    from dcdctl.core.index import Index
+    from dcdctl.core.search import Index
 
     Index.open(folder)
     from dcdctl.core import devices
@@ -95,7 +96,7 @@ def _open(folder: Path, rerank: str | None, depth: int | None, device: str, thre
 
 
 def _write_page(path: Path, index: Any, question: str | Path, answer: Any) -> None:
-    from dcdctl.core import search_sheet
+    from dcdctl.core import report
 
-    search_sheet.write_page(path, index, question, answer, track=bar)
+    report.write_search_page(path, index, question, answer, track=bar)
     note(f"page -> {path}")

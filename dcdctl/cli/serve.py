@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dcdctl.cli.options import Device
-from dcdctl.cli.terminal import note, show
+from dcdctl.cli.views.terminal import note, show
 
 IndexFolder = Annotated[Path, typer.Argument(help="Folder written by `dcdctl index`.", metavar="INDEX")]
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; this machine alone if not given.", metavar="ADDRESS")]
@@ -36,15 +36,14 @@ def serve(
     limits: Limits = None,
 ) -> None:
     """Answer searches of an index over HTTP, with a page to search on, until Ctrl-C."""
-    from dcdctl.core import service
     from dcdctl.core.config import apply_sets, build
-    from dcdctl.core.service_config import ServiceConfig
+    from dcdctl.core.serve import ServiceConfig, serve
 
     if depth is not None and rerank is None:
         raise typer.BadParameter("says how many are re-ranked, and nothing is: add --rerank REF", param_hint="--depth")
     binding = {"host": host, "port": port, "allowed_hosts": allow_host or []}
     config = build(ServiceConfig, apply_sets({}, limits or []) | binding)
-    service.serve(index, config, device=device, rerank=rerank, depth=depth, tell=_tell)
+    serve(index, config, device=device, rerank=rerank, depth=depth, tell=_tell)
 
 
 def _tell(started: Any) -> None:

@@ -7,32 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dcdctl.core import (
-    benchmark,
-    cache_building,
-    distillation,
-    evaluation,
-    evaluation_files,
-    files,
-    grading,
-    manifest,
-    models,
-    pretraining,
-    report_page,
-    runs,
-)
-from dcdctl.core import prepare as preparing
-from dcdctl.core import recipe as recipes
-from dcdctl.core import report as reports
-from dcdctl.core.bench_config import BenchConfig
-from dcdctl.core.benchmark import Pair
-from dcdctl.core.corpus import Corpus
-from dcdctl.core.distillation import Inputs, Job
-from dcdctl.core.evaluation import Evaluation
+from dcdctl.core import data, evaluation, files, models, report, training
+from dcdctl.core.bench import BenchConfig, Pair, compare_saved
+from dcdctl.core.data import Corpus
+from dcdctl.core.evaluation import EvalOptions, Evaluation
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.ranking import EvalOptions
-from dcdctl.core.teacher_cache import TeacherCache
-from dcdctl.core.training import TrainingOptions
+from dcdctl.core.teacher import ScoringOptions, TeacherCache, build_cache
+from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions
 
 BUILT_IN_TEACHER = "scenes-vilt"
 FUSION, DUAL, DUAL_ALONE = "demo-fusion", "demo-dual", "demo-dual-alone"
@@ -90,7 +71,7 @@ class DemoResult:
         keep = ("images", "captions", "text_retrieval", "image_retrieval", "rsum")
         rows = []
         for row in self.rows:
-            document = evaluation.to_document(row.evaluation, row.model, "test")
+            document = evaluation.evaluation_document(row.evaluation, row.model, "test")
             rows.append({"model": row.model, **{key: document[key] for key in keep}, "query_ms": row.query_ms, "speed_up": row.speed_up})
         return {"rows": rows, "gallery_size": self.gallery_size, "machine": self.machine}
 
@@ -129,34 +110,32 @@ def run_demo(
     measured = _measure(Models(teacher_ref, teacher, students), Corpus.open(data, "test"), config, options, out, track)
     say("5. report: all of it on one page")
     folders = [_folder(out, name) for name in (DUAL, FUSION)]
-    report_page.write(measured.page, reports.read(folders, teacher=out / TEACHER_FOLDER, baseline=_folder(out, DUAL_ALONE)))
+    report.write_report_page(measured.page, report.read_report(folders, teacher=out / TEACHER_FOLDER, baseline=_folder(out, DUAL_ALONE)))
     return measured
 
 
 def _prepare(out: Path, config: DemoConfig, track: Track) -> Path:
     counts = {"train": config.train_images, "val": config.val_images, "test": config.test_images}
-    source = manifest.find("scenes", [f"counts.{split}={count}" for split, count in counts.items()])
-    options = preparing.PrepareOptions(image_size_px=config.image_size_px)
-    preparing.prepare(source, out / "data", options=options, track=track)
+    source = data.find_manifest("scenes", [f"counts.{split}={count}" for split, count in counts.items()])
+    options = data.PrepareOptions(image_size_px=config.image_size_px)
+    data.prepare_corpus(source, out / "data", options=options, track=track)
     return out / "data"
 
 
 def _train_teacher(out: Path, options: TrainingOptions, track: Track) -> Path:
-    first, last = pretraining.PretrainingConfig(), grading.GradingConfig()
-    run = runs.start(out / "teacher-pretrained", first, "pretrain-teacher", {}, resume=True)
-    pretraining.pretrain(run, first, options=options, track=track)
+    first, last = training.PretrainingConfig(), training.GradingConfig()
+    run = training.start_run(out / "teacher-pretrained", first, "pretrain-teacher", {}, resume=True)
+    training.pretrain(run, first, options=options, track=track)
     scorer = models.load_fusion(run.folder)
-    run = runs.start(out / TEACHER_FOLDER, last, "grade-teacher", {"start": models.fingerprint(scorer)}, resume=True)
-    grading.grade(run, scorer, last, options=options, track=track)
+    run = training.start_run(out / TEACHER_FOLDER, last, "grade-teacher", {"start": models.fingerprint(scorer)}, resume=True)
+    training.grade(run, scorer, last, options=options, track=track)
     return run.folder
 
 
 def _cache(data: Path, teacher: Any, out: Path, options: TrainingOptions, track: Track) -> TeacherCache:
-    candidates = recipes.load(DUAL).candidates
-    scoring = cache_building.ScoringOptions(device=options.device, precision=options.precision)
-    return cache_building.build(
-        Corpus.open(data, "train"), teacher.to(options.device), out / "cache", candidates, options=scoring, track=track
-    )
+    candidates = training.load_recipe(DUAL).candidates
+    scoring = ScoringOptions(device=options.device, precision=options.precision)
+    return build_cache(Corpus.open(data, "train"), teacher.to(options.device), out / "cache", candidates, options=scoring, track=track)
 
 
 def _distill(
@@ -164,12 +143,12 @@ def _distill(
 ) -> Any:
     sets = [f"validation.every={config.measure_every}", "validation.keep=last"]
     sets += [] if config.steps is None else [f"optimizer.steps={config.steps}"]
-    recipe = recipes.load(name)
+    recipe = training.load_recipe(name)
     start = teacher if recipe.model.kind == "fusion" else None
     # Without the teacher's scores there are no neighbourhoods either: batches at random are what one has, and are better there.
     inputs = Inputs(Corpus.open(data, "train"), [cache] if recipe.loss.needs_teacher else [], start)
-    job = Job("distill", name, sets, _folder(out, name), resume=True)
-    run = distillation.train(job, inputs, options=options, track=track)
+    job = TrainingJob("distill", name, sets, _folder(out, name), resume=True)
+    run = training.train(job, inputs, options=options, track=track)
     return models.load(run.folder)
 
 
@@ -179,15 +158,15 @@ def _measure(trained: Models, corpus: Corpus, config: DemoConfig, options: Train
     folders = {name: _folder(out, name) for name in students}
     # At 0 nothing is re-ranked: what a depth takes is what it takes more.
     how = EvalOptions(device=options.device, depths=(0, *config.depths))
-    teacher = evaluation.evaluate(trained.teacher, corpus, options=how, track=track)
+    teacher = evaluation.evaluate_model(trained.teacher, corpus, options=how, track=track)
     _keep(out / TEACHER_FOLDER, trained.teacher_ref, teacher, corpus)
     found, benches = {}, {}
     for name, student in students.items():
-        found[name] = evaluation.evaluate(student, corpus, options=how, track=track)
+        found[name] = evaluation.evaluate_model(student, corpus, options=how, track=track)
         _keep(folders[name], str(folders[name]), found[name], corpus)
         pair = Pair(teacher=trained.teacher_ref, student=str(folders[name]), overrides={}, data=corpus.folder, split=corpus.split)
-        benches[name] = benchmark.compare_saved(pair, settings, device=options.device, track=track)
-    cascade = evaluation.evaluate(students[DUAL], corpus, rerank=students[FUSION], options=how, track=track)
+        benches[name] = compare_saved(pair, settings, device=options.device, track=track)
+    cascade = evaluation.evaluate_model(students[DUAL], corpus, rerank=students[FUSION], options=how, track=track)
     _keep(folders[DUAL], str(folders[DUAL]), cascade, corpus, reranker=str(folders[FUSION]))
     seconds = {name: bench.student.query(settings.headline_size, is_cached=True).seconds for name, bench in benches.items()}
     teacher_s = benches[DUAL].teacher.query(settings.headline_size, is_cached=True).seconds
@@ -212,4 +191,4 @@ def _folder(out: Path, name: str) -> Path:
 
 def _keep(folder: Path, model: str, found: Evaluation, corpus: Corpus, **more: Any) -> None:
     """Leave an evaluation in a folder, as `dcdctl eval` does."""
-    evaluation_files.write(folder, {**evaluation.to_document(found, model, corpus.split), **more}, found, corpus)
+    evaluation.write_evaluation(folder, {**evaluation.evaluation_document(found, model, corpus.split), **more}, found, corpus)

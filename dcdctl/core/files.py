@@ -11,14 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import dcdctl
 from dcdctl.core.errors import InputError, StaleError
 
 try:
     import fcntl
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
-
 PARTIAL_SUFFIX = ".partial"
+PACKAGE = Path(dcdctl.__file__).parent
+
+
+def packaged(name: str) -> Path:
+    """A folder that ships with dcdctl: inside an installed package, or beside the package in a checkout."""
+    installed = PACKAGE / name
+    return installed if installed.is_dir() else PACKAGE.parent / name
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
+from paths import FIXTURES
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,7 +20,6 @@ from torch import Tensor
 from dcdctl.core import models
 from dcdctl.core.models import DualSize, ViltSize
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 CAPTIONS = [
     "a large red circle is left of a small blue square",
     "the tiny green star sits above the big pink heart",

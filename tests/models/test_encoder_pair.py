@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from dcdctl.core import models
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import CoAttentionScorer, FusionSize, encoders
+from dcdctl.core.models import CoAttentionScorer, FusionSize, backbones
 from dcdctl.core.models.preprocess import square_image_processor
 
 IMAGES_P, TEXTS_P = torch.tensor([2, 0, 1, 0, 2, 1]), torch.tensor([0, 3, 1, 2, 3, 0])
@@ -96,20 +96,20 @@ def test_pictures_of_a_timm_encoder_are_prepared_by_timm(captions, pictures, tmp
 
 def test_maps_and_squares_of_tokens_get_their_mean_as_first_token():
     map_ICHW = torch.arange(12.0).view(1, 3, 2, 2)
-    tokens = encoders.to_tokens(map_ICHW, width=3)
+    tokens = backbones.to_tokens(map_ICHW, width=3)
     assert tokens[0].tolist() == [[1.5, 5.5, 9.5], [0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]]
-    assert torch.equal(encoders.to_tokens(map_ICHW.permute(0, 2, 3, 1), width=3), tokens)
-    assert torch.equal(encoders.to_tokens(tokens[:, 1:], width=3), tokens)
-    assert encoders.to_tokens(tokens, width=3) is tokens
+    assert torch.equal(backbones.to_tokens(map_ICHW.permute(0, 2, 3, 1), width=3), tokens)
+    assert torch.equal(backbones.to_tokens(tokens[:, 1:], width=3), tokens)
+    assert backbones.to_tokens(tokens, width=3) is tokens
 
 
 def test_a_map_is_averaged_to_a_grid_and_its_mean_stays_that_of_all_places():
     map_ICHW = torch.arange(48.0).view(1, 3, 4, 4)
-    tokens = encoders.to_tokens(map_ICHW, width=3, grid=2)
+    tokens = backbones.to_tokens(map_ICHW, width=3, grid=2)
     assert tokens[0, :, 0].tolist() == [7.5, 2.5, 4.5, 10.5, 12.5]
-    assert torch.equal(encoders.to_tokens(map_ICHW.permute(0, 2, 3, 1), width=3, grid=2), tokens)
-    assert torch.equal(encoders.to_tokens(map_ICHW.flatten(2).transpose(1, 2), width=3, grid=2), tokens)
-    assert encoders.to_tokens(torch.rand(1, 3, 5, 5), width=3, grid=2).shape == (1, 5, 3)
+    assert torch.equal(backbones.to_tokens(map_ICHW.permute(0, 2, 3, 1), width=3, grid=2), tokens)
+    assert torch.equal(backbones.to_tokens(map_ICHW.flatten(2).transpose(1, 2), width=3, grid=2), tokens)
+    assert backbones.to_tokens(torch.rand(1, 3, 5, 5), width=3, grid=2).shape == (1, 5, 3)
 
 
 def test_positions_of_other_encoders_are_not_resized(captions, tmp_path):
@@ -140,7 +140,7 @@ def test_without_timm_the_error_says_how_to_install_it(captions, tmp_path, monke
     def missing(*arguments, **named):
         raise ImportError("TimmWrapperModel requires the timm library")
 
-    monkeypatch.setattr(encoders.AutoModel, "from_pretrained", missing)
+    monkeypatch.setattr(backbones.AutoModel, "from_pretrained", missing)
     with pytest.raises(ModelError, match=r"is a timm model, and timm is not installed; pip install 'dcdctl\[timm\]'"):
         models.scorer_over(vision, text, SMALL)
 

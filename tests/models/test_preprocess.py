@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
+from paths import FIXTURES
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
@@ -15,7 +15,6 @@ from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 from dcdctl.core.models import Preprocess
 from dcdctl.core.models.preprocess import meter_image_processor, square_image_processor, vilt_image_processor
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 TOLD = json.loads((FIXTURES / "preprocess_a.json").read_text())
 
 

@@ -22,9 +22,10 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModel
 
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.models import encoders
-from dcdctl.core.models.folding import Heads
-from dcdctl.core.models.projections import Projections, ProjectionSize
+from dcdctl.core.models import backbones
+from dcdctl.core.models.attention import Heads, into_queries, into_source, recomputed
+from dcdctl.core.models.backbones import Projections, ProjectionSize
+from dcdctl.core.models.protocols import States, select_rows
 
 FUSION_EPS = 1e-12
 """LayerNorm epsilon of the fusion layers: that of a fresh RoBERTa configuration, and not roberta-base's 1e-5."""
@@ -130,9 +131,9 @@ class CoAttentionNetwork(nn.Module):
         super().__init__()
         self.vision, self.text, self.size = vision, text, size
         for encoder in (vision, text):
-            encoders.drop_pooler(encoder)
+            backbones.drop_pooler(encoder)
         width = size.hidden_size
-        self.image_width = encoders.image_width(vision)
+        self.image_width = backbones.image_width(vision)
         self.image_transform = nn.Linear(self.image_width, width)
         self.text_transform = nn.Linear(self.text_config.hidden_size, width)
         self.modality = nn.Embedding(2, width)
@@ -150,12 +151,12 @@ class CoAttentionNetwork(nn.Module):
     @classmethod
     def from_configs(cls, vision_config: Any, text_config: Any, size: FusionSize, cosine: ProjectionSize | None = None) -> Self:
         """The network over untrained encoders of these configurations."""
-        with encoders.needing_timm(f"the vision encoder {getattr(vision_config, 'architecture', '')}"):
+        with backbones.needing_timm(f"the vision encoder {getattr(vision_config, 'architecture', '')}"):
             vision = AutoModel.from_config(vision_config)
         text = AutoModel.from_config(text_config)
         if cosine is None:
             return cls(vision, text, size)
-        return cls(vision, text, size, Projections(encoders.image_width(vision), text.config.hidden_size, cosine))
+        return cls(vision, text, size, Projections(backbones.image_width(vision), text.config.hidden_size, cosine))
 
     def start_from(self, cosine: Projections) -> None:
         """Add a copy of these projections' logit, which at first is the whole logit: the head starts at zero."""
@@ -183,7 +184,7 @@ class CoAttentionNetwork(nn.Module):
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
         """What the vision encoder makes of I images, I x V x its width."""
-        return encoders.vision_tokens(self.vision, pixel_values, self.image_width)
+        return backbones.vision_tokens(self.vision, pixel_values, self.image_width)
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """What the text encoder makes of T captions, T x L x its width."""
@@ -229,3 +230,67 @@ def network_from_table(table: Mapping[str, Any]) -> CoAttentionNetwork:
     told = table.get("cosine")  # not in older files
     cosine = None if told is None else ProjectionSize(**told)
     return CoAttentionNetwork.from_configs(vision, text, FusionSize(**table["fusion"]), cosine)
+
+
+Layers = tuple[FusionLayer, FusionLayer]
+Streams = tuple[Tensor, Tensor]
+"""Text and image."""
+
+
+def score_pairs(network: CoAttentionNetwork, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
+    """Logits of P pairs, given as positions in `images` and `texts`; image tokens are all real."""
+    used_images, image_at_P = image_ix_P.unique(return_inverse=True)
+    used_texts, text_at_P = text_ix_P.unique(return_inverse=True)
+    texts = texts.take(used_texts)
+    image_IVD, text_TLD, mask_TL = select_rows(images.tokens, used_images), texts.tokens, texts.mask
+    mask_PL = None if bool(mask_TL.all()) else mask_TL[text_at_P]
+    streams = select_rows(text_TLD, text_at_P), select_rows(image_IVD, image_at_P)
+    for step, layers in enumerate(network.steps):
+        count = 1 if step == len(network.steps) - 1 else None
+        if step == 0:
+            own_mask = None if mask_PL is None else mask_TL
+            text, image = recomputed(network, _look_around, layers, (text_TLD, image_IVD), own_mask, count)
+            streams = recomputed(network, _meet, layers, (select_rows(text, text_at_P), select_rows(image, image_at_P)), streams, mask_PL)
+        else:
+            streams = recomputed(network, _step, layers, streams, mask_PL, count)
+    image_PD = None if images.vectors is None else select_rows(images.vectors, image_ix_P)
+    text_PD = None if texts.vectors is None else select_rows(texts.vectors, text_at_P)
+    return network.add_cosine(network.rank(*streams), image_PD, text_PD)
+
+
+def _step(layers: Layers, streams: Streams, mask_PL: Tensor | None, num_queries: int | None) -> Streams:
+    return _meet(layers, _look_around(layers, streams, mask_PL, num_queries), streams, mask_PL)
+
+
+def _look_around(layers: Layers, streams: Streams, text_mask: Tensor | None, num_queries: int | None) -> Streams:
+    """Both streams after attending to themselves."""
+    (text_layer, image_layer), (text, image) = layers, streams
+    return (
+        attend(text_layer.self_attention, text, text, text_mask, num_queries),
+        attend(image_layer.self_attention, image, image, None, num_queries),
+    )
+
+
+def _meet(layers: Layers, own: Streams, entered: Streams, text_mask: Tensor | None) -> Streams:
+    """Both streams after attending to the other as it entered the step."""
+    (text_layer, image_layer), (text, image) = layers, entered
+    return _fuse(text_layer, own[0], image, None), _fuse(image_layer, own[1], text, text_mask)
+
+
+def _fuse(layer: FusionLayer, own_PND: Tensor, other_PMD: Tensor, other_mask_PM: Tensor | None) -> Tensor:
+    fused: Tensor = layer.feed_forward(attend(layer.cross_attention, own_PND, other_PMD, other_mask_PM))
+    return fused
+
+
+def attend(attention: Attention, tokens_PND: Tensor, source_PMD: Tensor, mask_PM: Tensor | None, num_queries: int | None = None) -> Tensor:
+    """`Attention.forward` for the first `num_queries` tokens, the way that is least work."""
+    queries_PND, heads = tokens_PND[:, :num_queries], attention.parts
+    num_queries, num_sources = queries_PND.shape[1], source_PMD.shape[1]
+    if heads.is_worth_folding(num_queries, num_sources):
+        output_PND = attention.dense(into_queries(heads, queries_PND, source_PMD, mask_PM))
+    elif heads.is_worth_folding(num_sources, num_queries):
+        output_PND = into_source(heads, attention.dense, queries_PND, source_PMD, mask_PM)
+    else:
+        plain: Tensor = attention(queries_PND, source_PMD, mask_PM)
+        return plain
+    return attention.close(output_PND, queries_PND)

@@ -12,19 +12,19 @@ from torch.nn import functional
 from transformers import AutoConfig, BeitConfig, BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
 from dcdctl.core.errors import ConfigError, ModelError
-from dcdctl.core.models.digests import digest_of_model
+from dcdctl.core.models.backbones import MAX_LOGIT_SCALE
+from dcdctl.core.models.checkpoint import digest_of_model
 from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
 from dcdctl.core.models.preprocess import (
     Preprocess,
     check_text_length,
     check_vocabulary,
+    hub_errors,
     load_image_processor,
     load_tokenizer,
     num_text_positions,
-    reaching,
     square_image_processor,
 )
-from dcdctl.core.models.projections import MAX_LOGIT_SCALE
 from dcdctl.core.models.protocols import ImageBatch, TextBatch
 
 MAX_TEXT_LEN = 40
@@ -164,9 +164,9 @@ def dual_from_backbones(
 ) -> DualModel:
     """A dual encoder over two pretrained backbones (folders or Hub ids); only the two projections are new."""
     for ref in (vision_ref, text_ref):
-        with reaching(ref, hint="name a local folder or a Hub id of a transformers model"):
+        with hub_errors(ref, hint="name a local folder or a Hub id of a transformers model"):
             AutoConfig.from_pretrained(ref)
-    with torch.random.fork_rng(devices=[]), reaching(vision_ref, hint=f"with {text_ref} as its text side"):
+    with torch.random.fork_rng(devices=[]), hub_errors(vision_ref, hint=f"with {text_ref} as its text side"):
         torch.default_generator.manual_seed(seed)
         network = VisionTextDualEncoderModel.from_vision_text_pretrained(vision_ref, text_ref, projection_dim=projection_dim)
     network = network.float()
@@ -186,7 +186,7 @@ def from_transformers(ref: str, overrides: Mapping[str, Any], told: Mapping[str,
         if getattr(wanted, name) is not None:
             found = f"{ref} is a dual encoder, whose {name} is fixed by its weights"
             raise ModelError(found, hint="a dual encoder takes max_text_len and tokenizer")
-    with reaching(ref, hint="give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"):
+    with hub_errors(ref, hint="give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"):
         network, report = VisionTextDualEncoderModel.from_pretrained(ref, dtype=torch.float32, output_loading_info=True)
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])

@@ -8,7 +8,7 @@ they are.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +18,12 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, trainers
+from tokenizers.models import WordPiece
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
+    BertTokenizer,
     CLIPImageProcessorPil,
     TimmWrapperImageProcessor,
     ViltImageProcessorPil,
@@ -182,7 +185,7 @@ def square_image_processor(image_size: int, mean: float = 0.5, std: float = 0.5)
 
 def load_tokenizer(ref: str, hint: str = "name a tokenizer with `--model-set tokenizer=FOLDER`") -> Any:
     """The tokenizer of a folder or a Hub id; ModelError where there is none."""
-    with reaching(ref, hint=hint):
+    with hub_errors(ref, hint=hint):
         # A folder may hold code for transformers (`dcdctl export`): nothing is run, and nobody is asked whether it may be.
         tokenizer = AutoTokenizer.from_pretrained(ref, trust_remote_code=False)
     # Of a folder without a vocabulary transformers makes a tokenizer that knows no word.
@@ -193,7 +196,7 @@ def load_tokenizer(ref: str, hint: str = "name a tokenizer with `--model-set tok
 
 def load_image_processor(ref: str) -> Any:
     """The image processor of a folder or a Hub id, the Pillow one where there is one."""
-    with reaching(ref, hint="a model needs its preprocessor_config.json"):
+    with hub_errors(ref, hint="a model needs its preprocessor_config.json"):
         return AutoImageProcessor.from_pretrained(ref, backend="pil", trust_remote_code=False)
 
 
@@ -223,11 +226,11 @@ def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
 
 
 @contextlib.contextmanager
-def reaching(ref: str, *, hint: str) -> Iterator[None]:
+def hub_errors(ref: str, *, hint: str) -> Iterator[None]:
     """Turn what transformers raises for absent or broken files and an unreachable Hub into a ModelError."""
     is_local = Path(ref).exists()
     try:
-        with quietly() if is_local else contextlib.nullcontext():
+        with silence_transformers() if is_local else contextlib.nullcontext():
             yield
     except (OSError, ValueError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -236,7 +239,7 @@ def reaching(ref: str, *, hint: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """transformers shows a bar whenever it reads or writes weights, and says which entries it had no use for; downloads keep their bar,
     local files need none, and what is missing we say ourselves."""
     was_shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -274,3 +277,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return {key: _plain(item) for key, item in sorted(dict(value).items()) if item is not None}
+
+
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def word_piece(captions: Iterable[str], vocab_size: int = 2000) -> BertTokenizer:
+    """A lower-casing WordPiece tokenizer of at most `vocab_size` tokens ([PAD] is 0); the same for the same captions."""
+    texts = list(captions)
+    trained = Tokenizer(WordPiece(unk_token="[UNK]"))
+    trained.normalizer = normalizers.BertNormalizer(lowercase=True)
+    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    letters = sorted({letter for text in texts for letter in trained.normalizer.normalize_str(text) if not letter.isspace()})
+    # The trainer numbers "##x" pieces in the order of a randomly seeded hash map, and equal counts are decided by number;
+    # naming these pieces beforehand is what makes the vocabulary reproducible.
+    pieces = [*SPECIALS, *(f"##{letter}" for letter in letters)]
+    trainer = trainers.WordPieceTrainer(vocab_size=max(vocab_size, len(pieces)), special_tokens=pieces, show_progress=False)
+    trained.train_from_iterator(texts, trainer)
+    return BertTokenizer(vocab=trained.get_vocab(), do_lower_case=True)

@@ -60,7 +60,7 @@ class TextBatch:
         return TextBatch(self.input_ids.pin_memory(), self.attention_mask.pin_memory())
 
 
-def rows(tensor: Tensor, index: Tensor) -> Tensor:
+def select_rows(tensor: Tensor, index: Tensor) -> Tensor:
     """The rows at these positions; repeats are fine.
 
     The gradient of `tensor[index]` depends on the order in which a CPU's threads add it up; this one's does not, and a run is repeatable.
@@ -87,8 +87,8 @@ class States:
         mask = self.mask[index]
         used = mask.any(dim=0).nonzero()
         longest = int(used.max()) + 1 if len(used) else 1
-        vectors = None if self.vectors is None else rows(self.vectors, index)
-        return States(rows(self.tokens[:, :longest], index), mask[:, :longest], vectors)
+        vectors = None if self.vectors is None else select_rows(self.vectors, index)
+        return States(select_rows(self.tokens[:, :longest], index), mask[:, :longest], vectors)
 
     def to(self, device: Device, *, non_blocking: bool = False) -> States:
         """The same states on another device."""

@@ -9,7 +9,7 @@ Shape letters: I images, T texts, P pairs, B aligned pairs, L text tokens, V ima
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,21 +19,62 @@ from torch.nn import functional
 from transformers import ViltConfig, ViltForImageAndTextRetrieval
 
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.models import vilt_layers
-from dcdctl.core.models.activations import recomputed
-from dcdctl.core.models.checkpoint import check_complete
-from dcdctl.core.models.digests import digest_of_model
+from dcdctl.core.models import attention
+from dcdctl.core.models.attention import Heads, recomputed
+from dcdctl.core.models.checkpoint import check_complete, digest_of_model
 from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
 from dcdctl.core.models.preprocess import (
     Preprocess,
     check_text_length,
     check_vocabulary,
+    hub_errors,
     load_image_processor,
     load_tokenizer,
-    reaching,
     vilt_image_processor,
 )
-from dcdctl.core.models.protocols import ImageBatch, States, TextBatch, rows
+from dcdctl.core.models.protocols import ImageBatch, States, TextBatch, select_rows
+
+
+def run(layer: Any, tokens_PND: Tensor, mask_PN: Tensor | None, num_queries: int | None = None) -> Tensor:
+    """The first `num_queries` tokens after the block; they attend to all, or to those where the mask is True."""
+    normed, heads = layer.layernorm_before(tokens_PND), _heads(layer)
+    queries_PND = normed[:, :num_queries]
+    if heads.is_worth_folding(queries_PND.shape[1], normed.shape[1]):
+        return finish(layer, tokens_PND, attention.into_queries(heads, queries_PND, normed, mask_PN))
+    linears = ((heads.query, queries_PND), (heads.key, normed), (heads.value, normed))
+    return finish(layer, tokens_PND, attend(layer, [heads.split(linear(states)) for linear, states in linears], mask_PN))
+
+
+def project(layer: Any, tokens_PND: Tensor) -> list[Tensor]:
+    """Queries, keys and values, P x H x N x d each."""
+    normed, heads = layer.layernorm_before(tokens_PND), _heads(layer)
+    return [heads.split(linear(normed)) for linear in (heads.query, heads.key, heads.value)]
+
+
+def attend(layer: Any, projected: Sequence[Tensor], mask_PN: Tensor | None, num_queries: int | None = None) -> Tensor:
+    """What the first `num_queries` tokens take from all, P x N x D, of `project`'s queries, keys and values."""
+    query_PHNd, key_PHNd, value_PHNd = projected
+    context_PHNd = functional.scaled_dot_product_attention(
+        query_PHNd[:, :, :num_queries],
+        key_PHNd,
+        value_PHNd,
+        attn_mask=None if mask_PN is None else mask_PN[:, None, None, :],
+        dropout_p=_heads(layer).dropout,
+    )
+    return context_PHNd.transpose(1, 2).flatten(2)
+
+
+def finish(layer: Any, tokens_PND: Tensor, context_PND: Tensor) -> Tensor:
+    """The block after its attention, for as many of the first tokens as `context_PND` has."""
+    tokens = tokens_PND[:, : context_PND.shape[1]] + layer.attention.output(context_PND, None)
+    return layer.output(layer.intermediate(layer.layernorm_after(tokens)), tokens)
+
+
+def _heads(layer: Any) -> Heads:
+    attention = layer.attention.attention
+    dropout = attention.dropout.p if attention.training else 0.0
+    return Heads(attention.query, attention.key, attention.value, attention.num_attention_heads, dropout)
+
 
 TEXT_EPS = 1e-12
 """LayerNorm epsilon of the text embeddings."""
@@ -142,20 +183,20 @@ class ViltScorer(nn.Module):
         left, right = texts.take(used_texts), images.take(used_images)
         mask_PN = torch.cat([left.mask[text_at_P], right.mask[image_at_P]], dim=1)
         mask = None if bool(mask_PN.all()) else mask_PN
-        tokens_PND = torch.cat([rows(left.tokens, text_at_P), rows(right.tokens, image_at_P)], dim=1)
+        tokens_PND = torch.cat([select_rows(left.tokens, text_at_P), select_rows(right.tokens, image_at_P)], dim=1)
 
         def first(layer: Any, tokens_PND: Tensor, text_TLD: Tensor, image_IVD: Tensor, count: int | None) -> Tensor:
             # Here no token has met the other side's: one projection an image and a caption, however many pairs they are in.
-            sides = zip(vilt_layers.project(layer, text_TLD), vilt_layers.project(layer, image_IVD), strict=True)
-            projected = [torch.cat([rows(text, text_at_P), rows(image, image_at_P)], dim=2) for text, image in sides]
-            return vilt_layers.finish(layer, tokens_PND, vilt_layers.attend(layer, projected, mask, count))
+            sides = zip(project(layer, text_TLD), project(layer, image_IVD), strict=True)
+            projected = [torch.cat([select_rows(text, text_at_P), select_rows(image, image_at_P)], dim=2) for text, image in sides]
+            return finish(layer, tokens_PND, attend(layer, projected, mask, count))
 
         for i, layer in enumerate(self.layers):
             count = num_queries if i == len(self.layers) - 1 else None
             if i == 0:
                 tokens_PND = recomputed(self.network, first, layer, tokens_PND, left.tokens, right.tokens, count)
             else:
-                tokens_PND = recomputed(self.network, vilt_layers.run, layer, tokens_PND, mask, count)
+                tokens_PND = recomputed(self.network, run, layer, tokens_PND, mask, count)
         return tokens_PND
 
     def score(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
@@ -240,7 +281,7 @@ def from_transformers(ref: str, overrides: Mapping[str, Any], told: Mapping[str,
     wanted = read_overrides(overrides)
     check_no_text_encoder(wanted, ref)
     hint = "give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"
-    with reaching(ref, hint=hint):
+    with hub_errors(ref, hint=hint):
         config = ViltConfig.from_pretrained(ref)
         if told is None and config.layer_norm_eps == TEXT_EPS:
             config.layer_norm_eps = BLOCK_EPS

@@ -1,0 +1,72 @@
+"""How `dcdctl search` shows what was found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcdctl.cli.views import images
+from dcdctl.cli.views.terminal import note, printable, show, show_json
+
+
+@dataclass(frozen=True)
+class View:
+    """Lines of text or JSON; with pictures between the lines where there is a protocol for them."""
+
+    is_json: bool
+    protocol: str | None
+
+
+def show_answer(view: View, index: Any, question: str | Path, answer: Any) -> None:
+    """An answer: a hit a line, or a JSON document."""
+    if view.is_json:
+        from dcdctl.core.search import answer_document
+
+        return show_json(answer_document(question, answer, index))
+    _show_hits(view, index, answer)
+    _show_notes(answer)
+    note(f"{len(answer.hits):,} of {index.num_images:,} images in {_times(answer)}")
+
+
+def show_line(view: View, index: Any, question: str, answer: Any) -> None:
+    """An answer on one line: the query and the names of what was found, with tabs between them, or a JSON document."""
+    if view.is_json:
+        from dcdctl.core.search import answer_document
+
+        return show_json(answer_document(question, answer, index), indent=None)
+    show("\t".join(printable(text) for text in (question, *(hit.name for hit in answer.hits))))
+    _show_notes(answer)
+
+
+def show_failure(view: View, question: str, error: Exception) -> None:
+    """The line of a query that could not be answered."""
+    from dcdctl.core.search import as_text
+
+    if view.is_json:
+        return show_json({"query": {"text": as_text(question)}, "error": as_text(str(error))}, indent=None)
+    show(printable(as_text(question)))
+
+
+def _show_notes(answer: Any) -> None:
+    for text in answer.notes:
+        note(f"note: {printable(text)}")
+
+
+def _show_hits(view: View, index: Any, answer: Any) -> None:
+    from dcdctl.core.search import image_exists, image_of
+
+    is_reranked = any(hit.reranked is not None for hit in answer.hits)
+    show(f"{'#':>4}  {'logit':>8}  cosine  picture" if is_reranked else f"{'#':>4}  cosine  picture")
+    for place, hit in enumerate(answer.hits, start=1):
+        logit = f"{'-' if hit.reranked is None else f'{hit.reranked:.3f}':>8}  " if is_reranked else ""
+        gone = "" if image_exists(index, hit.row) else "  (gone)"
+        show(f"{place:>4}  {logit}{hit.score:>6.4f}  {printable(hit.name)}{gone}")
+        if view.protocol is not None and (picture := image_of(index, hit.row)) is not None:
+            show(images.drawn(picture, view.protocol).removesuffix("\n"))
+
+
+def _times(answer: Any) -> str:
+    parts = {"encoding": answer.encode_seconds, "search": answer.find_seconds, "re-ranking": answer.rerank_seconds}
+    told = ", ".join(f"{name} {1000 * seconds:.1f}" for name, seconds in parts.items() if seconds)
+    return f"{1000 * sum(parts.values()):.1f} ms ({told})"

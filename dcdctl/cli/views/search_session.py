@@ -1,0 +1,181 @@
+"""`dcdctl search` without a query: a prompt on a terminal, else one answer for each line of stdin."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import webbrowser
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dcdctl.cli.views.search import View, show_answer, show_failure, show_line
+from dcdctl.cli.views.terminal import note, show_error
+from dcdctl.core.errors import DcdError
+
+PROMPT = "search> "
+HISTORY_LENGTH = 1000
+HELP = """a text finds pictures; a line that begins with a colon is a command:
+  :k N           show N pictures from now on
+  :image FILE    find pictures that look like the one in a file
+  :html FILE     write the last answer as a page
+  :open          show that page, or one of the last answer, in a browser
+  :help          this
+  :quit          leave; so does Ctrl-D"""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The last answer."""
+
+    question: str | Path
+    answer: Any
+    page: Path | None = None
+
+
+class Session:
+    """A user at the prompt."""
+
+    def __init__(self, searcher: Any, view: View, k: int) -> None:
+        self.searcher, self.view, self.k = searcher, view, k
+        self.last: Asked | None = None
+        self.is_over = False
+
+    def do(self, line: str) -> None:
+        """One line: a command or a text."""
+        words = line.strip()
+        if words.startswith(":"):
+            name, _, rest = words[1:].partition(" ")
+            command = self._commands.get(name)
+            if command is None:
+                raise DcdError(f":{name} is no command", hint=":help lists them")
+            command(self, rest.strip())
+        elif words:
+            self._ask(words)
+
+    def _ask(self, question: str | Path) -> None:
+        answer = self.searcher.ask(question, self.k)
+        self.last = Asked(question, answer)
+        show_answer(self.view, self.searcher.index, question, answer)
+
+    def _set_k(self, rest: str) -> None:
+        if not rest.isdecimal() or int(rest) < 1:
+            raise DcdError(f":k wants a number from 1, got {rest!r}", hint="for example :k 20")
+        self.k = int(rest)
+
+    def _ask_picture(self, rest: str) -> None:
+        if not rest:
+            raise DcdError(":image wants a file", hint="for example :image dog.jpg")
+        self._ask(Path(rest).expanduser())
+
+    def _write(self, rest: str) -> None:
+        if not rest:
+            raise DcdError(":html wants a file", hint="for example :html found.html")
+        self._write_page(Path(rest).expanduser())
+
+    def _open(self, _: str) -> None:
+        page = self._last().page
+        if page is None:
+            page = Path(tempfile.mkdtemp(prefix="dcdctl-search-")) / "search.html"
+            self._write_page(page)
+        if not webbrowser.open(page.resolve().as_uri()):
+            note("there is no browser here")
+
+    def _write_page(self, path: Path) -> None:
+        from dcdctl.core import report
+
+        last = self._last()
+        report.write_search_page(path, self.searcher.index, last.question, last.answer)
+        self.last = replace(last, page=path)
+        note(f"page -> {path}")
+
+    def _last(self) -> Asked:
+        if self.last is None:
+            raise DcdError("nothing was asked yet", hint="ask first")
+        return self.last
+
+    def _help(self, _: str) -> None:
+        note(HELP)
+
+    def _quit(self, _: str) -> None:
+        self.is_over = True
+
+    _commands: ClassVar[dict[str, Callable[[Session, str], None]]] = {
+        "k": _set_k,
+        "image": _ask_picture,
+        "html": _write,
+        "open": _open,
+        "help": _help,
+        "h": _help,
+        "quit": _quit,
+        "q": _quit,
+    }
+
+
+def run(searcher: Any, view: View, k: int) -> int:
+    """Answer what is typed, or what comes through a pipe; the exit code."""
+    return _prompt(Session(searcher, view, k)) if sys.stdin.isatty() else _read_lines(searcher, view, k)
+
+
+def _read_lines(searcher: Any, view: View, k: int) -> int:
+    """One answer for each line, as it comes; 1 where one of them could not be answered, 0 otherwise."""
+    num_failed = 0
+    for number, raw in enumerate(sys.stdin.buffer, start=1):
+        text = raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff").strip()
+        if not text:
+            continue
+        try:
+            show_line(view, searcher.index, text, searcher.by_text(text, k))
+        except DcdError as error:
+            num_failed += 1
+            show_failure(view, text, error)
+            show_error(DcdError(f"line {number:,}: {error}"))
+    return int(num_failed > 0)
+
+
+def _prompt(session: Session) -> int:
+    note(f"{session.searcher.index.num_images:,} images; type what you look for, :help for more")
+    with _history():
+        while not session.is_over:
+            try:
+                session.do(_typed())
+            except EOFError:
+                note("")
+                break
+            except KeyboardInterrupt:
+                note("\ninterrupted; Ctrl-D leaves")
+            except DcdError as error:
+                show_error(error)
+    return 0
+
+
+def _typed() -> str:
+    """What is typed after the prompt; this stands on stderr where stdout goes elsewhere."""
+    if sys.stdout.isatty():
+        return input(PROMPT)
+    sys.stderr.write(PROMPT)
+    sys.stderr.flush()
+    return input()
+
+
+@contextlib.contextmanager
+def _history() -> Iterator[None]:
+    """What was typed before, by the arrow keys, here and at the next start; without readline, or where no file can be, not."""
+    try:
+        import readline
+    except ImportError:  # Windows
+        yield
+        return
+    path = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "dcdctl" / "search-history"
+    with contextlib.suppress(OSError):
+        readline.read_history_file(path)
+    readline.set_history_length(HISTORY_LENGTH)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            readline.write_history_file(path)

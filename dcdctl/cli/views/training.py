@@ -1,0 +1,139 @@
+"""What the user sees of a training: a live table on a terminal, else a line now and then; all of it on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from dcdctl.cli.views.terminal import SECONDS_BETWEEN_LINES, bar, clock, is_main, note, rate
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dcdctl.core.progress import Tell
+    from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions
+
+SECONDS_BETWEEN_PICTURES = 0.2
+"""How often the table is drawn anew."""
+
+
+@dataclass
+class Standing:
+    """How far a training is."""
+
+    total: int
+    first: int
+    """Steps that were done before, by a run that was stopped."""
+    unit: str
+    per_step: int
+    done: int = 0
+    seconds: float = 0.0
+    values: dict[str, float] = field(default_factory=dict)
+    """The newest of each."""
+
+    def speed(self) -> str:
+        """Units a second, or nothing yet."""
+        return rate((self.done - self.first) * self.per_step, self.unit, self.seconds).removeprefix(", ") if self.done > self.first else ""
+
+    def left(self) -> str:
+        """The time that is left, or nothing where none is known or none is left."""
+        steps = self.done - self.first
+        return f"{clock((self.total - self.done) * self.seconds / steps)} left" if steps > 0 and self.done < self.total else ""
+
+    def line(self) -> str:
+        """All of it in a line.
+
+        >>> Standing(100, 0, "pairs", 8, done=25, seconds=10.0, values={"loss": 0.5, "dcd": 0.5, "lr": 1e-4}).line()
+        'train: 25/100 steps, loss 0.5000, 20 pairs/s, 0:30 left'
+        """
+        loss = f"loss {self.values['loss']:.4f}" if "loss" in self.values else ""
+        parts = (f"{self.done:,}/{self.total:,} steps", loss, self.measured(), self.speed(), self.left())
+        return f"train: {', '.join(part for part in parts if part)}"
+
+    def measured(self) -> str:
+        """The last measurement and the best, or nothing where there was none."""
+        if "val_rsum" not in self.values:
+            return ""
+        return f"val RSUM {self.values['val_rsum']:.1f}, best {self.values['val_best_rsum']:.1f}"
+
+    def table(self) -> Table:
+        """All of it as a table, a loss a row."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(show_header=False)
+        table.add_column(justify="left")
+        table.add_column(justify="right")
+        rows = {"step": f"{self.done:,} of {self.total:,}"}
+        hidden = ("lr", "seconds")
+        rows |= {name: f"{value:.4f}" for name, value in self.values.items() if name not in hidden and not name.startswith("val_")}
+        rows |= {"learning rate": f"{self.values['lr']:.3g}"} if "lr" in self.values else {}
+        rows |= {"speed": self.speed(), "time": self.left(), "validation": self.measured()}
+        for name, value in rows.items():
+            if value:
+                table.add_row(Text(name), Text(value))
+        return table
+
+
+def train(job: TrainingJob, refs: InputRefs, how: TrainingOptions, device: str, precision: str) -> Run:
+    """Train on a device and in a precision, both as the user types them, and let the user see it."""
+    from dcdctl.core import devices, training
+
+    inputs = training.open_inputs(refs, bar)
+    options = replace(how, device=devices.choose(device), precision=devices.precision(precision))
+    return training.train(job, inputs, options=options, track=bar, watch=view)
+
+
+@contextmanager
+def view(*, total: int, done: int, unit: str = "steps", per_step: int = 1) -> Iterator[Tell]:
+    """A Watch (`core/progress.py`) on stderr: of several processes the first is seen."""
+    standing = Standing(total, done, unit, per_step, done)
+    with _live_table(standing) if is_main() and sys.stderr.isatty() else _sparse_lines(standing) as show:
+        started = time.monotonic()
+
+        def tell(steps: int, values: Mapping[str, float]) -> None:
+            standing.done, standing.seconds = steps, time.monotonic() - started
+            standing.values.update(values)
+            show()
+
+        yield tell
+
+
+@contextmanager
+def _live_table(standing: Standing) -> Iterator[Callable[[], None]]:
+    from rich.console import Console
+    from rich.live import Live
+
+    drawn = 0.0
+    # Rich would send prints on stdout to this console too, that is to stderr: only right where both are the same screen.
+    with Live(
+        standing.table(), console=Console(file=sys.stderr, highlight=False), auto_refresh=False, redirect_stdout=sys.stdout.isatty()
+    ) as live:
+
+        def show() -> None:
+            nonlocal drawn
+            now = time.monotonic()
+            if now - drawn >= SECONDS_BETWEEN_PICTURES or standing.done == standing.total:
+                drawn = now
+                live.update(standing.table(), refresh=True)
+
+        yield show
+        live.update(standing.table(), refresh=True)
+
+
+@contextmanager
+def _sparse_lines(standing: Standing) -> Iterator[Callable[[], None]]:
+    last_line = time.monotonic()
+
+    def show() -> None:
+        nonlocal last_line
+        if time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
+            last_line = time.monotonic()
+            note(standing.line())
+
+    yield show
+    note(f"{standing.line()}, {clock(standing.seconds)} in all")

@@ -1,0 +1,5 @@
+"""How long and how much memory a query takes, student against teacher."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

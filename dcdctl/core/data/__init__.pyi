@@ -1,0 +1,62 @@
+from .corpus import CORPUS_FILE, Corpus, read_corpus_json
+from .corpus_summary import (
+    MAX_WORDS_COUNTED,
+    CorpusInspection,
+    artifact_kind,
+    corpus_document,
+    corpus_facts,
+    corpus_table,
+    summarize_corpus,
+)
+from .download.cache import RemoteFile, fetch_file
+from .download.hub import hub_connection
+from .image_archives import FileImage, RowError, escapes_root
+from .images import MAX_PIXELS, ImageError, decode_image, difference_hash, media_type, thumbnail
+from .manifest import FORMATS, HEAD, Manifest, choose_manifest, find_manifest, known_manifests, manifests_folder
+from .prepare import PrepareOptions, prepare_corpus
+from .scenes import COLORS, FAMILY_SIZE, GRID, SHAPES, SIZES, Scene, describe_family, describe_scenes, draw_scene
+from .source_files import Whence
+
+__all__ = [
+    "COLORS",
+    "CORPUS_FILE",
+    "FAMILY_SIZE",
+    "FORMATS",
+    "GRID",
+    "HEAD",
+    "MAX_PIXELS",
+    "MAX_WORDS_COUNTED",
+    "SHAPES",
+    "SIZES",
+    "Corpus",
+    "CorpusInspection",
+    "FileImage",
+    "ImageError",
+    "Manifest",
+    "PrepareOptions",
+    "RemoteFile",
+    "RowError",
+    "Scene",
+    "Whence",
+    "artifact_kind",
+    "choose_manifest",
+    "corpus_document",
+    "corpus_facts",
+    "corpus_table",
+    "decode_image",
+    "describe_family",
+    "describe_scenes",
+    "difference_hash",
+    "draw_scene",
+    "escapes_root",
+    "fetch_file",
+    "find_manifest",
+    "hub_connection",
+    "known_manifests",
+    "manifests_folder",
+    "media_type",
+    "prepare_corpus",
+    "read_corpus_json",
+    "summarize_corpus",
+    "thumbnail",
+]

@@ -1,0 +1,290 @@
+"""A prepared corpus: a folder of Parquet shards `SPLIT-00000-of-00003.parquet`, and `corpus.json`, written last.
+
+One row an image, in the order of the source. An image index is a row of its split; a caption index counts captions in row
+order. The fingerprint of a split covers ids, captions and image bytes, and not how they are cut into shards.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import json
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from dcdctl.core import files
+from dcdctl.core.data import images
+from dcdctl.core.errors import CorpusError
+
+FORMAT_VERSION = 1
+CORPUS_FILE = "corpus.json"
+ROW_GROUP_ROWS = 32
+ROW_GROUP_BYTES = 2 << 20
+_VALUES = {"image_id": "string", "width": "int32", "height": "int32"}
+# "Sequence" and not its newer name "List": every version of `datasets` reads it.
+_FEATURES: dict[str, Any] = {
+    **{name: {"dtype": dtype, "_type": "Value"} for name, dtype in _VALUES.items()},
+    "image": {"_type": "Image"},
+    "captions": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "Sequence"},
+    "caption_ids": {"feature": {"dtype": "int64", "_type": "Value"}, "_type": "Sequence"},
+}
+_COLUMNS = [
+    ("image_id", pa.string()),
+    ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("captions", pa.list_(pa.string())),
+    ("caption_ids", pa.list_(pa.int64())),
+]
+SCHEMA = pa.schema(_COLUMNS, metadata={"huggingface": json.dumps({"info": {"features": {name: _FEATURES[name] for name, _ in _COLUMNS}}})})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CorpusRow:
+    """An image with its captions; `width` and `height` are those of the upright picture."""
+
+    image_id: str
+    path: str
+    data: bytes
+    width: int
+    height: int
+    captions: Sequence[str]
+    caption_ids: Sequence[int]
+
+    def image_digest(self) -> bytes:
+        """The SHA-256 of the image bytes."""
+        return hashlib.sha256(self.data).digest()
+
+    def digest(self, image_digest: bytes | None = None) -> bytes:
+        """The SHA-256 of id, captions and image bytes; the latter's own, where it is known, spares the time."""
+        words = json.dumps([self.image_id, list(self.captions)]).encode()
+        return hashlib.sha256(hashlib.sha256(words).digest() + (image_digest or self.image_digest())).digest()
+
+
+def shard_name(split: str, shard: int, num_shards: int) -> str:
+    """The file name of a shard.
+
+    >>> shard_name("val", 0, 3)
+    'val-00000-of-00003.parquet'
+    """
+    return f"{split}-{shard:05}-of-{num_shards:05}.parquet"
+
+
+def write_shard(path: Path, rows: Iterable[CorpusRow]) -> Iterator[CorpusRow]:
+    """Write rows to a shard, whole or not at all, and yield each as it is written; row groups are small."""
+    # Image bytes are compressed already; what is gained on the other columns is worth it.
+    compression = {"image_id": "zstd", "image.path": "zstd", "captions.list.element": "zstd", "caption_ids.list.element": "zstd"}
+    with (
+        files.atomic_path(path) as partial,
+        pq.ParquetWriter(partial, SCHEMA, compression=compression, use_dictionary=False, write_statistics=["image_id"]) as writer,
+    ):
+        for group in _row_groups(rows):
+            writer.write_table(_to_table(group), row_group_size=len(group))
+            yield from group
+
+
+def read_shard(path: Path) -> Iterator[CorpusRow]:
+    """The rows of a shard, one row group in memory at a time."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            for row in file.read_row_group(group).to_pylist():
+                image = row.pop("image")
+                yield CorpusRow(path=image["path"], data=image["bytes"], **row)
+
+
+def fingerprint_of(row_digests: Iterable[bytes]) -> str:
+    """The fingerprint of a split from the digests of its rows, in order."""
+    total = hashlib.sha256(b"dcdctl corpus 1")
+    for digest in row_digests:
+        total.update(digest)
+    return total.hexdigest()
+
+
+def read_corpus_json(folder: Path) -> dict[str, Any]:
+    """What corpus.json says; CorpusError where there is no corpus, or an unfinished one, or one of another format."""
+    path = folder / CORPUS_FILE
+    if not path.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            message = f"{folder} holds no finished corpus (no {CORPUS_FILE})"
+            raise CorpusError(message, hint="run the same `dcdctl prepare` again: finished shards are kept")
+        raise CorpusError(f"there is no corpus in {folder}", hint=f"run `dcdctl prepare ... --out {folder}`")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorpusError(f"{path} is not JSON: {error}", hint="remove the folder and run `dcdctl prepare` again") from error
+    version = index.get("format") if isinstance(index, dict) else None
+    if version != FORMAT_VERSION:
+        message = f"{path} is of format {version!r}, this dcdctl reads format {FORMAT_VERSION}"
+        raise CorpusError(message, hint="remove the folder and run `dcdctl prepare` again")
+    return dict(index)
+
+
+class Corpus:
+    """One split of a prepared corpus. Images are read when asked for; safe to pickle, to fork and to share between threads."""
+
+    def __init__(
+        self, folder: Path, split: str, *, name: str, fingerprint: str, shards: Sequence[tuple[str, int]], num_images: int
+    ) -> None:
+        self.folder, self.split, self.name, self.fingerprint = folder, split, name, fingerprint
+        self.num_images = num_images
+        self._shards = tuple(shards)
+        self._shard_ends = list(itertools.accumulate(rows for _, rows in shards))
+        self._open = threading.local()
+
+    @staticmethod
+    def open(folder: Path, split: str, max_images: int | None = None) -> Corpus:
+        """A split of the corpus in a folder, or its first images; CorpusError if it is absent, unfinished or without that split."""
+        folder = Path(folder)
+        index = read_corpus_json(folder)
+        entry = index["splits"].get(split)
+        if entry is None:
+            raise CorpusError(f"{folder} has no split {split!r}", hint=f"it has {', '.join(index['splits'])}")
+        for shard in entry["shards"]:
+            if not (folder / shard["file"]).is_file():
+                raise CorpusError(f"{folder / shard['file']} is missing", hint="remove the folder and run `dcdctl prepare` again")
+        shards = [(shard["file"], shard["rows"]) for shard in entry["shards"]]
+        whole = Corpus(folder, split, name=index["name"], fingerprint=entry["fingerprint"], shards=shards, num_images=entry["images"])
+        return whole if max_images is None else whole.subset(max_images)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_open"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _open=threading.local())
+
+    def __repr__(self) -> str:
+        return f"Corpus({str(self.folder)!r}, {self.split!r}: {self.num_images} images, {self.fingerprint[:8]})"
+
+    @cached_property
+    def image_ids(self) -> list[str]:
+        """The id of each image."""
+        return [image_id for column in self._column("image_id") for image_id in column.to_pylist()][: self.num_images]
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """The text of each caption."""
+        return [text for column in self._column("captions") for text in column.flatten().to_pylist()][: self.num_captions]
+
+    @cached_property
+    def caption_ids(self) -> npt.NDArray[np.int64]:
+        """The source's number of each caption."""
+        numbers = [column.flatten().to_numpy() for column in self._column("caption_ids")]
+        return np.concatenate([*numbers, np.empty(0, np.int64)])[: self.num_captions]
+
+    @cached_property
+    def caption_image(self) -> npt.NDArray[np.int64]:
+        """The image index of each caption, ascending."""
+        return np.repeat(np.arange(self.num_images), np.diff(self._caption_starts))
+
+    @property
+    def num_captions(self) -> int:
+        return int(self._caption_starts[-1])
+
+    def captions_of(self, image_ix: int) -> range:
+        """The caption indices of an image."""
+        return range(int(self._caption_starts[image_ix]), int(self._caption_starts[image_ix + 1]))
+
+    def image_bytes(self, image_ix: int) -> bytes:
+        """The image file of an image, as it was prepared."""
+        shard, group, row = self._place(image_ix)
+        return self._group_bytes(shard, group)[row].as_py()
+
+    def image(self, image_ix: int) -> Image.Image:
+        """An image, upright and RGB."""
+        return images.decode_image(self.image_bytes(image_ix))
+
+    def images(self, image_ix: Sequence[int]) -> list[Image.Image]:
+        """Images in the order asked for; each row group is read once."""
+        found: dict[int, Image.Image] = {}
+        by_group = itertools.groupby(sorted({int(ix) for ix in image_ix}), key=lambda ix: self._place(ix)[:2])
+        for (shard, group), members in by_group:
+            column = self._group_bytes(shard, group)
+            found.update({ix: images.decode_image(column[self._place(ix)[2]].as_py()) for ix in members})
+        return [found[int(ix)] for ix in image_ix]
+
+    def subset(self, max_images: int) -> Corpus:
+        """The first images as a corpus of its own, with its own fingerprint; the corpus itself if it has no more than that."""
+        if max_images < 1:
+            raise ValueError(f"max_images must be at least 1, got {max_images}")
+        if max_images >= self.num_images:
+            return self
+        fingerprint = files.digest_of({"parent": self.fingerprint, "first": max_images})
+        return Corpus(self.folder, self.split, name=self.name, fingerprint=fingerprint, shards=self._shards, num_images=max_images)
+
+    @cached_property
+    def _caption_starts(self) -> npt.NDArray[np.int64]:
+        """Where each image's captions begin, and the end: num_images + 1 entries."""
+        counts = [column.value_lengths().to_numpy() for column in self._column("captions")]
+        return np.concatenate([[0], np.cumsum(np.concatenate([*counts, np.empty(0, np.int64)])[: self.num_images])]).astype(np.int64)
+
+    def _column(self, name: str) -> Iterator[pa.Array]:
+        for shard in range(len(self._shards)):
+            yield from self._file(shard)[0].read(columns=[name]).column(name).chunks
+
+    def _place(self, image_ix: int) -> tuple[int, int, int]:
+        """The shard, row group and row of an image."""
+        if not 0 <= image_ix < self.num_images:
+            raise IndexError(f"image {image_ix} of {self.num_images}")
+        shard = bisect.bisect_right(self._shard_ends, image_ix)
+        row = image_ix - (self._shard_ends[shard - 1] if shard else 0)
+        group_ends = self._file(shard)[1]
+        group = bisect.bisect_right(group_ends, row)
+        return shard, group, row - (group_ends[group - 1] if group else 0)
+
+    def _group_bytes(self, shard: int, group: int) -> pa.Array:
+        """The image bytes of a row group; the last one read is kept, so that reading in order reads each once."""
+        self._file(shard)
+        if self._open.group_key != (shard, group):
+            path = self.folder / self._shards[shard][0]
+            self._open.group_key = self._open.group = None
+            try:
+                table = self._file(shard)[0].read_row_group(group, columns=["image.bytes"])
+            except (pa.ArrowException, OSError) as error:
+                raise CorpusError(f"{path} is damaged: {error}", hint="remove the folder and run `dcdctl prepare` again") from error
+            self._open.group_key, self._open.group = (shard, group), table.column("image").chunk(0).field("bytes")
+        return self._open.group
+
+    def _file(self, shard: int) -> tuple[Any, list[int]]:
+        """The open shard and where its row groups end, opened once a process and thread: a file position is not shared well."""
+        if getattr(self._open, "process", None) != os.getpid():
+            self._open.process, self._open.files, self._open.group_key = os.getpid(), {}, None
+        if shard not in self._open.files:
+            path = self.folder / self._shards[shard][0]
+            try:
+                file = pq.ParquetFile(path)
+            except (pa.ArrowException, OSError) as error:
+                raise CorpusError(f"{path} is damaged: {error}", hint="remove the folder and run `dcdctl prepare` again") from error
+            sizes = (file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
+            self._open.files[shard] = file, list(itertools.accumulate(sizes))
+        return self._open.files[shard]
+
+
+def _row_groups(rows: Iterable[CorpusRow]) -> Iterator[list[CorpusRow]]:
+    group: list[CorpusRow] = []
+    size = 0
+    for row in rows:
+        if group and (len(group) == ROW_GROUP_ROWS or size + len(row.data) > ROW_GROUP_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += len(row.data)
+    if group:
+        yield group
+
+
+def _to_table(rows: Sequence[CorpusRow]) -> pa.Table:
+    columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names if name != "image"}
+    columns["image"] = [{"bytes": row.data, "path": row.path} for row in rows]
+    return pa.Table.from_pydict(columns, schema=SCHEMA)

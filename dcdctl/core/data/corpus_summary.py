@@ -1,0 +1,251 @@
+"""What a prepared corpus holds: counts, captions, sizes and formats of pictures, and what corpus.json says of where it comes from.
+
+A few rows are in memory at a time, and no picture is decoded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dcdctl.core.data import near_duplicates
+from dcdctl.core.data.corpus import CORPUS_FILE, ROW_GROUP_ROWS, Corpus, read_corpus_json
+from dcdctl.core.errors import CorpusError, InputError
+from dcdctl.core.progress import Advance, Track, silent
+
+Kind = Literal["cache", "corpus"]
+MAX_WORDS_COUNTED = 40
+"""The last bin of the histogram of caption lengths: that many words or more."""
+MAX_REASONS = 5
+_SIGNS: dict[Kind, tuple[str, ...]] = {"cache": ("cache.json", "plan.json"), "corpus": (CORPUS_FILE, "prepare.json")}
+"""By what a folder is known: the file that is written last, and that of work that goes on."""
+_COLUMNS = ["width", "height", "captions", "image.bytes"]
+_WORD = re.compile(r"[^\W_]+")
+_SIGNATURES = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "GIF": rb"GIF8[79]a",
+    "WEBP": rb"RIFF....WEBP",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "BMP": rb"BM",
+    "PPM": rb"P[1-7fF]\s",
+}
+_SIGNATURE = re.compile(b"|".join(b"(?P<%s>%s)" % (name.encode(), head) for name, head in _SIGNATURES.items()), re.DOTALL)
+_SIGNATURE_BYTES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How a number is spread over images or captions."""
+
+    min: int
+    mean: float
+    median: float
+    max: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitInspection:
+    """What a split holds, or its first images."""
+
+    images: int
+    captions: int
+    fingerprint: str
+    image_bytes: int
+    """Of all image files together."""
+    formats: dict[str, int]
+    """Images of each format, by the first bytes of their files; "other" where these are not known."""
+    width_px: Spread
+    height_px: Spread
+    shorter_side_px: Spread
+    captions_per_image: Spread
+    words_per_caption: Spread
+    captions_by_words: list[int]
+    """How many captions have 0, 1, 2... words; the last bin of `MAX_WORDS_COUNTED` also has those with more."""
+    different_words: int
+    """A word is a run of letters and digits, in lower case."""
+    repeated: float
+    """Share of the captions that say the same as another caption of the split: equal but for case, spacing and punctuation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusInspection:
+    name: str
+    licence: str
+    source: str
+    """The kind of it, such as karpathy or csv."""
+    num_left_out: int
+    """Rows of the source that `prepare --on-error skip` left out."""
+    left_out: dict[str, int]
+    """The same by reason, the most frequent first."""
+    protocol: str
+    leakage: dict[str, Any]
+    splits: dict[str, SplitInspection]
+
+
+def artifact_kind(folder: Path) -> Kind:
+    """Whether a folder is, or is becoming, a teacher cache or a corpus; InputError where it is neither."""
+    for kind, names in _SIGNS.items():
+        if any((folder / name).is_file() for name in names):
+            return kind
+    if not folder.exists():
+        found = f"there is no folder {folder}"
+    elif not folder.is_dir():
+        found = f"{folder} is a file"
+    else:
+        inside = sorted(path.name for path in folder.iterdir())
+        holds = ", ".join(inside[:3]) + (f" and {len(inside) - 3:,} more" if len(inside) > 3 else "")
+        found = f"{folder} holds {holds or 'nothing'}"
+    wanted = f"a corpus ({CORPUS_FILE}) or a teacher cache (cache.json) is wanted"
+    raise InputError(f"{found}; {wanted}", hint="name a folder written by `dcdctl prepare` or `dcdctl cache-teacher`")
+
+
+def summarize_corpus(folder: Path, split: str | None = None, *, max_images: int | None = None, track: Track = silent) -> CorpusInspection:
+    """Read a split of a corpus, or all of them, and sum it up; CorpusError where there is none, or a damaged one."""
+    index = read_corpus_json(folder)
+    opened = {name: Corpus.open(folder, name, max_images) for name in ([split] if split else index["splits"])}
+    reasons = Counter(str(row["reason"]) for row in index.get("skipped") or ())
+    with track("inspect", total=sum(corpus.num_images for corpus in opened.values()), unit="images") as advance:
+        splits = {name: _inspect_split(corpus, index["splits"][name]["shards"], advance) for name, corpus in opened.items()}
+    return CorpusInspection(
+        name=index["name"],
+        licence=index.get("licence") or "",
+        source=(index.get("source") or {}).get("kind", ""),
+        num_left_out=reasons.total(),
+        left_out=dict(reasons.most_common()),
+        protocol=index.get("protocol") or "",
+        leakage=index.get("leakage") or {},
+        splits=splits,
+    )
+
+
+def _inspect_split(corpus: Corpus, shards: Sequence[dict[str, Any]], advance: Advance) -> SplitInspection:
+    formats: Counter[str] = Counter()
+    texts: Counter[str] = Counter()
+    words: set[str] = set()
+    widths, heights, captions, lengths = [], [], [], []
+    num_bytes = 0
+    for rows in _rows([corpus.folder / shard["file"] for shard in shards], corpus.num_images):
+        data = rows.column("image").field("bytes")
+        num_bytes += pc.sum(pc.binary_length(data).cast(pa.int64())).as_py()
+        formats.update(format_of(head) for head in pc.binary_slice(data, 0, _SIGNATURE_BYTES).to_pylist())
+        widths.append(rows.column("width").to_numpy())
+        heights.append(rows.column("height").to_numpy())
+        captions.append(rows.column("captions").value_lengths().to_numpy())
+        for text in rows.column("captions").flatten().to_pylist():
+            said = words_of(text)
+            lengths.append(len(said))
+            words.update(said)
+            texts[" ".join(said)] += 1
+        advance(rows.num_rows)
+    width, height = np.concatenate(widths), np.concatenate(heights)
+    return SplitInspection(
+        images=corpus.num_images,
+        captions=len(lengths),
+        fingerprint=corpus.fingerprint,
+        image_bytes=num_bytes,
+        formats=dict(formats.most_common()),
+        width_px=_spread(width),
+        height_px=_spread(height),
+        shorter_side_px=_spread(np.minimum(width, height)),
+        captions_per_image=_spread(np.concatenate(captions)),
+        words_per_caption=_spread(np.array(lengths)),
+        captions_by_words=np.bincount(np.minimum(lengths, MAX_WORDS_COUNTED)).tolist(),
+        different_words=len(words),
+        repeated=sum(count for count in texts.values() if count > 1) / len(lengths),
+    )
+
+
+def _rows(paths: Sequence[Path], num_images: int) -> Iterator[pa.RecordBatch]:
+    """The first rows of a split, a few at a time."""
+    for path in paths:
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=_COLUMNS):
+                    yield batch.slice(0, num_images)
+                    num_images -= batch.num_rows
+                    if num_images <= 0:
+                        return
+        except (pa.ArrowException, OSError) as error:
+            raise CorpusError(f"{path} is damaged: {error}", hint="remove the folder and run `dcdctl prepare` again") from error
+
+
+def _spread(values: NDArray[Any]) -> Spread:
+    return Spread(min=int(values.min()), mean=float(values.mean()), median=float(np.median(values)), max=int(values.max()))
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a caption; captions with the same ones are equal, as `candidates.text_classes` sees it.
+
+    >>> words_of("A dog's tail_wags!")
+    ['a', 'dog', 's', 'tail', 'wags']
+    """
+    return _WORD.findall(text.lower())
+
+
+def format_of(head: bytes) -> str:
+    """The format of an image file by its first 12 bytes; "other" where they are those of none that is read here.
+
+    >>> format_of(bytes.fromhex("ffd8ffe0")), format_of(b"%PDF-1.7")
+    ('JPEG', 'other')
+    """
+    found = _SIGNATURE.match(head)
+    return "other" if found is None else str(found.lastgroup)
+
+
+def corpus_document(inspection: CorpusInspection) -> dict[str, Any]:
+    """The inspection as a JSON-able document."""
+    return asdict(inspection)
+
+
+def corpus_facts(inspection: CorpusInspection) -> list[tuple[str, str]]:
+    """Names and values of what is said of the corpus as a whole, in words."""
+    left_out = [f"{count:,} x {reason}" for reason, count in inspection.left_out.items()]
+    more = [f"more in {CORPUS_FILE}"] if len(left_out) > MAX_REASONS else []
+    facts = [
+        ("source", inspection.source or "not said"),
+        ("licence", inspection.licence or "not said"),
+        ("rows left out", "; ".join([f"{inspection.num_left_out:,}", *left_out[:MAX_REASONS], *more])),
+    ]
+    if inspection.protocol:
+        facts.append(("protocol", inspection.protocol))
+    return facts + near_duplicates.facts_of(inspection.leakage)
+
+
+def corpus_table(inspection: CorpusInspection) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of what is counted: a row a fact, a column a split."""
+    facts = [_split_facts(split) for split in inspection.splits.values()]
+    return ["", *inspection.splits], [[name, *(fact[name] for fact in facts)] for name in facts[0]]
+
+
+def _split_facts(split: SplitInspection) -> dict[str, str]:
+    return {
+        "images": f"{split.images:,}",
+        "captions": f"{split.captions:,}",
+        "captions an image": _in_words(split.captions_per_image),
+        "words a caption": _in_words(split.words_per_caption),
+        "different words": f"{split.different_words:,}",
+        "captions said more than once": f"{split.repeated:.1%}",
+        "width [px]": _in_words(split.width_px),
+        "height [px]": _in_words(split.height_px),
+        "shorter side [px]": _in_words(split.shorter_side_px),
+        "image files": f"{split.image_bytes / 1e6:,.1f} MB",
+        "formats": ", ".join(f"{name} {count:,}" for name, count in split.formats.items()),
+        "fingerprint": split.fingerprint[:8],
+    }
+
+
+def _in_words(spread: Spread) -> str:
+    if spread.min == spread.max:
+        return f"{spread.min:,}"
+    return f"{spread.min:,} to {spread.max:,}, median {spread.median:,g}, mean {spread.mean:,.1f}"

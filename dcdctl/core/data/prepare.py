@@ -1,0 +1,321 @@
+"""From raw files to a corpus: every image is decoded once to see that it is whole, in worker processes, in the order of the source.
+
+A shard holds a fixed range of source rows, is written under another name and renamed when whole. `prepare.json` records which
+shards are finished, so that a run that was killed goes on where it stopped; `corpus.json` comes last, and then `prepare.json` goes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import PIL
+import pyarrow as pa
+
+from dcdctl.core import config, files
+from dcdctl.core.data import corpus, images, near_duplicates, source_files
+from dcdctl.core.data.image_workers import CHUNK_PICTURES, ReadAll, picture_pool
+from dcdctl.core.data.manifest import SPLITS, Expected, Manifest, serves
+from dcdctl.core.data.near_duplicates import Leakage
+from dcdctl.core.data.readers import list_source
+from dcdctl.core.data.readers.rows import SKIP_HINT, Listing, RowCheck, Skipped, SourceRow, why_empty
+from dcdctl.core.data.source_files import Located, Whence
+from dcdctl.core.devices import num_cores
+from dcdctl.core.errors import ConfigError, CorpusError, InputError
+from dcdctl.core.progress import Advance, Track, silent
+
+PLAN_FILE = "prepare.json"
+SHARD_FILE = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.parquet")
+
+
+@dataclass(kw_only=True)
+class Shard:
+    """A finished shard: its entry in corpus.json, and what the split as a whole is counted from."""
+
+    entry: dict[str, Any]
+    captions: int
+    row_digests: list[bytes]
+    image_ids: list[str]
+    image_digests: list[bytes]
+    hashes: list[int]
+    """The difference hash of each picture, see `pictures.difference_hash`."""
+    skipped: list[Skipped]
+
+    def count(self, row: corpus.CorpusRow) -> None:
+        """Take a written row into account."""
+        image_digest = row.image_digest()
+        self.captions += len(row.captions)
+        self.row_digests.append(row.digest(image_digest))
+        self.image_ids.append(row.image_id)
+        self.image_digests.append(image_digest)
+
+
+@dataclass(kw_only=True)
+class ShardProgress:
+    """prepare.json: which plan the folder is being filled by, and the shards that are finished."""
+
+    folder: Path
+    plan: dict[str, Any]
+    shards: dict[str, dict[str, Any]]
+
+    @staticmethod
+    def load(folder: Path, digest: str) -> ShardProgress:
+        """The progress of the same plan by the same library versions; of another one nothing is kept."""
+        plan = {"plan": digest, "pillow": PIL.__version__, "pyarrow": pa.__version__}
+        folder.mkdir(parents=True, exist_ok=True)
+        files.remove_partials(folder)
+        try:
+            found = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
+            shards = found.pop("shards")
+        except (OSError, ValueError, KeyError, AttributeError):
+            found, shards = None, {}
+        progress = ShardProgress(folder=folder, plan=plan, shards=shards if found == plan else {})
+        for path in sorted(folder.iterdir()):
+            if SHARD_FILE.fullmatch(path.name) and path.name not in progress.shards:
+                path.unlink()
+        progress.save()
+        return progress
+
+    def save(self) -> None:
+        files.write_json(self.folder / PLAN_FILE, self.plan | {"shards": self.shards})
+
+    def add(self, shard: Shard) -> None:
+        hashes = [f"{value:016x}" for value in shard.hashes]
+        self.shards[shard.entry["file"]] = {"entry": shard.entry, "skipped": config.to_table(shard.skipped), "hashes": hashes}
+        self.save()
+
+    def finished(self, name: str) -> Shard | None:
+        """A shard that an earlier run finished, if its file is still what that run wrote."""
+        path = self.folder / name
+        if "hashes" not in self.shards.get(name, {}) or not path.is_file() or files.sha256_of(path) != self.shards[name]["entry"]["sha256"]:
+            return None
+        known = self.shards[name]
+        shard = _empty_shard([Skipped(**skip) for skip in known["skipped"]], [int(value, 16) for value in known["hashes"]])
+        for row in corpus.read_shard(path):
+            shard.count(row)
+        shard.entry = known["entry"]
+        return shard
+
+
+def write_shard(path: Path, rows: Sequence[SourceRow], read: ReadAll, *, skip_bad: bool, advance: Advance) -> Shard:
+    shard = _empty_shard([], [])
+
+    def good_rows() -> Iterator[corpus.CorpusRow]:
+        for row, result in zip(rows, read(row.picture for row in rows), strict=True):
+            advance(1)
+            if isinstance(result, images.CheckedPicture):
+                shard.hashes.append(result.hash)
+                yield _corpus_row(row, result)
+            elif skip_bad:
+                shard.skipped.append(Skipped(row=row.where, image=row.path, reason=result.reason))
+            else:
+                raise InputError(f"{row.where} {json.dumps(row.path, ensure_ascii=False)}: {result.reason}", hint=SKIP_HINT)
+
+    for written in corpus.write_shard(path, good_rows()):
+        shard.count(written)
+    shard.entry = {"file": path.name, "sha256": files.sha256_of(path), "rows": len(shard.row_digests)}
+    return shard
+
+
+def _empty_shard(skipped: list[Skipped], hashes: list[int]) -> Shard:
+    return Shard(entry={}, captions=0, row_digests=[], image_ids=[], image_digests=[], hashes=hashes, skipped=skipped)
+
+
+def leakage_of(splits: Mapping[str, Sequence[Shard]]) -> Leakage:
+    return near_duplicates.find(
+        {
+            split: near_duplicates.SplitPictures(
+                image_ids=[one for shard in shards for one in shard.image_ids],
+                digests=[one for shard in shards for one in shard.image_digests],
+                hashes=np.array([one for shard in shards for one in shard.hashes], dtype=np.uint64),
+            )
+            for split, shards in splits.items()
+        }
+    )
+
+
+def _corpus_row(row: SourceRow, picture: images.CheckedPicture) -> corpus.CorpusRow:
+    # A picture that was made smaller may have become a PNG.
+    path = str(PurePosixPath(row.path).with_suffix(".png")) if picture.became_png else row.path
+    return corpus.CorpusRow(
+        image_id=row.image_id,
+        path=path,
+        data=picture.data,
+        width=picture.width,
+        height=picture.height,
+        captions=row.captions,
+        caption_ids=row.caption_ids,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """How to prepare; only `workers` leaves the result as it is."""
+
+    splits: tuple[str, ...] = ()
+    """Empty: all the source has."""
+    max_images: int | None = None
+    """Only the first rows of each split."""
+    image_size_px: int | None = None
+    """Shrink larger images so that their shorter side is this long; without it the original bytes are kept."""
+    workers: int = field(default_factory=num_cores)
+    on_error: Literal["stop", "skip"] = "stop"
+    shard_size: int = 2000
+    """Images a shard."""
+
+    def __post_init__(self) -> None:
+        for split in self.splits:
+            if split not in SPLITS:
+                raise InputError(f"unknown split {split!r}", hint=f"known splits: {', '.join(SPLITS)}")
+        if self.on_error not in ("stop", "skip"):
+            raise ConfigError(f"on_error must be stop or skip, got {self.on_error!r}")
+        for name in ("max_images", "image_size_px", "workers", "shard_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+
+    def to_plan(self) -> dict[str, Any]:
+        """What decides the result, beside the counts by split."""
+        return {key: value for key, value in config.to_table(self).items() if key not in ("workers", "splits")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusSummary:
+    """What `prepare` leaves behind."""
+
+    name: str
+    folder: str
+    splits: dict[str, dict[str, Any]]
+    """By split: images, captions, fingerprint, shards."""
+    protocol: str
+    """What results on it can be compared with, or "none:" and why."""
+    leakage: dict[str, Any]
+    """Pictures that splits share, see `leakage.Leakage`."""
+    skipped: list[dict[str, str]]
+    notes: list[str]
+    """How files were come by and checked."""
+    already_there: bool
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {'already there, in' if self.already_there else 'prepared in'} {self.folder}"]
+        for split, entry in self.splits.items():
+            lines.append(f"  {split:<5} {entry['images']:,} images, {entry['captions']:,} captions, fingerprint {entry['fingerprint'][:8]}")
+        lines.append(f"  protocol: {self.protocol}")
+        lines += [f"  {name}: {value}" for name, value in near_duplicates.facts_of(self.leakage)]
+        lines += [f"  {note}" for note in self.notes]
+        if self.skipped:
+            lines.append(f"  {len(self.skipped):,} rows left out, listed in {corpus.CORPUS_FILE}; the first: {self.skipped[0]['reason']}")
+        return "\n".join(lines)
+
+
+def prepare_corpus(
+    manifest: Manifest, out: Path, *, options: PrepareOptions | None = None, whence: Whence | None = None, track: Track = silent
+) -> CorpusSummary:
+    """Write a corpus, or go on with one that was interrupted; one that is there already is left as it is.
+
+    InputError if a row cannot be used, or if the test split is not the one that the manifest's protocol is about.
+    """
+    options = options or PrepareOptions()
+    _refuse_foreign_folder(out)
+    located = source_files.locate(manifest, whence or Whence(), track)
+    check = RowCheck(splits=options.splits, max_images=options.max_images, skip_bad=options.on_error == "skip")
+    listing = list_source(located.source, check)
+    listed = {split: Expected(images=count, captions=listing.captions[split]) for split, count in listing.counts.items()}
+    serves(manifest, listed, options.splits, options.max_images)
+    plan: dict[str, Any] = {"format": corpus.FORMAT_VERSION, "name": manifest.name, "licence": manifest.licence}
+    plan |= {"citation": manifest.citation, "source": dict(listing.provenance), "counts": dict(listing.counts)}
+    plan |= {"options": options.to_plan()}
+    digest = files.digest_of(plan)
+    if (out / corpus.CORPUS_FILE).is_file():
+        return _already_there(out, digest)
+    splits = _write_splits(listing, out, options, ShardProgress.load(out, digest), track)
+    skipped = [*listing.skipped, *(skip for shards in splits.values() for shard in shards for skip in shard.skipped)]
+    for split, shards in splits.items():
+        if not any(shard.entry["rows"] for shard in shards):
+            raise InputError(f"split {split!r} is empty", hint=why_empty(skipped))
+    entries = {split: _entry(shards) for split, shards in splits.items()}
+    written = {split: Expected(images=entry["images"], captions=entry["captions"]) for split, entry in entries.items()}
+    index: dict[str, Any] = {"format": corpus.FORMAT_VERSION, "name": manifest.name, "splits": entries}
+    index |= {"protocol": serves(manifest, written, options.splits, options.max_images)}
+    index |= {"leakage": config.to_table(leakage_of(splits))}
+    index |= {"source": plan["source"] | _origin(manifest, located) | {"options": plan["options"]}}
+    index |= {key: getattr(manifest, key) for key in ("licence", "citation", "homepage")}
+    index |= {"skipped": config.to_table(skipped), "plan": digest}
+    files.write_json(out / corpus.CORPUS_FILE, index)
+    (out / PLAN_FILE).unlink(missing_ok=True)
+    return _summary(out, index, located.notes, already_there=False)
+
+
+def _write_splits(listing: Listing, out: Path, options: PrepareOptions, progress: ShardProgress, track: Track) -> dict[str, list[Shard]]:
+    num_images = sum(listing.counts.values())
+    splits: dict[str, list[Shard]] = {}
+    with (
+        picture_pool(min(options.workers, math.ceil(num_images / CHUNK_PICTURES)), options.image_size_px) as read,
+        track("prepare", total=num_images, unit="images") as advance,
+    ):
+        for split, count in listing.counts.items():
+            rows = listing.rows(split)
+            num_shards = math.ceil(count / options.shard_size)
+            splits[split] = []
+            for number in range(num_shards):
+                name = corpus.shard_name(split, number, num_shards)
+                part = list(itertools.islice(rows, options.shard_size))
+                shard = progress.finished(name)
+                if shard is None:
+                    shard = write_shard(out / name, part, read, skip_bad=options.on_error == "skip", advance=advance)
+                    progress.add(shard)
+                else:
+                    advance(len(part))
+                splits[split].append(shard)
+    return splits
+
+
+def _origin(manifest: Manifest, located: Located) -> dict[str, Any]:
+    """Which source of several it was, and where its files were fetched from."""
+    return {"name": located.name, "urls": located.urls} if manifest.files else {}
+
+
+def _entry(shards: Sequence[Shard]) -> dict[str, Any]:
+    return {
+        "images": sum(shard.entry["rows"] for shard in shards),
+        "captions": sum(shard.captions for shard in shards),
+        "fingerprint": corpus.fingerprint_of(digest for shard in shards for digest in shard.row_digests),
+        "shards": [shard.entry for shard in shards],
+    }
+
+
+def _summary(out: Path, index: dict[str, Any], notes: Sequence[str] = (), *, already_there: bool) -> CorpusSummary:
+    splits = {split: entry | {"shards": len(entry["shards"])} for split, entry in index["splits"].items()}
+    # Corpora that were made before these two were looked at have neither.
+    told: dict[str, Any] = {"protocol": "none: not looked at when it was made", "leakage": {}}
+    told |= {key: index[key] for key in ("name", "protocol", "leakage", "skipped") if key in index}
+    return CorpusSummary(folder=str(out), splits=splits, notes=list(notes), already_there=already_there, **told)
+
+
+def _already_there(out: Path, digest: str) -> CorpusSummary:
+    index = corpus.read_corpus_json(out)
+    if index.get("plan") != digest:
+        message = f"{out} holds a finished corpus, {index['name']}, that was made from other files or with other options"
+        raise InputError(message, hint="remove it, or write elsewhere with --out")
+    for entry in (shard for split in index["splits"].values() for shard in split["shards"]):
+        if not (out / entry["file"]).is_file():
+            raise CorpusError(f"{out / entry['file']} is missing", hint=f"remove {out} and run `dcdctl prepare` again")
+    (out / PLAN_FILE).unlink(missing_ok=True)
+    return _summary(out, index, already_there=True)
+
+
+def _refuse_foreign_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file, a folder to write is wanted", hint="name another with --out")
+    if not out.is_dir() or (out / corpus.CORPUS_FILE).is_file() or (out / PLAN_FILE).is_file():
+        return
+    foreign = [path.name for path in sorted(out.iterdir()) if not path.name.endswith(files.PARTIAL_SUFFIX)]
+    if foreign:
+        raise InputError(f"{out} holds something else ({foreign[0]})", hint="an empty or a new folder is wanted: --out DIR")

@@ -1,0 +1,72 @@
+"""LAVIS's JSON of COCO: a list a split; train has a row a caption, val and test a row an image with a list of captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from dcdctl.core.data.image_archives import ImageFile, ImageStore, RowError
+from dcdctl.core.data.manifest import SPLITS, LavisSource
+from dcdctl.core.data.readers import json_stream
+from dcdctl.core.data.readers.rows import Listing, RowCheck, caption_text, caption_texts, checksum_of, gather, kind_of, listing_of
+from dcdctl.core.errors import InputError
+
+HINT = "LAVIS's files look like coco_karpathy_val.json"
+
+
+@dataclass(frozen=True, slots=True)
+class LavisEntry:
+    """A row of a split, unchecked."""
+
+    where: str
+    value: Any
+    split_name: str
+    store: ImageStore
+
+    @property
+    def shown(self) -> str:
+        value = self.value.get("image") if isinstance(self.value, dict) else None
+        return value if isinstance(value, str) else ""
+
+    def split(self) -> str:
+        if not isinstance(self.value, dict):
+            raise RowError(f"{kind_of(self.value)}, an object is wanted")
+        return self.split_name
+
+    def path(self) -> str:
+        image = self.value.get("image")
+        if not isinstance(image, str) or not image.strip():
+            raise RowError(f'"image" is {kind_of(image)}, the path of an image is wanted')
+        return str(PurePosixPath(image))
+
+    def captions(self) -> list[str]:
+        found = self.value.get("caption")
+        return caption_texts(found) if isinstance(found, list) else [caption_text(found, "the caption")]
+
+    def numbers(self) -> None:
+        return None
+
+    def picture(self, path: str) -> ImageFile:
+        return self.store.find(path)
+
+
+def list_lavis(source: LavisSource, check: RowCheck) -> Listing:
+    """The rows of each split's list."""
+    store = ImageStore(source.images)
+
+    def entries() -> Iterator[LavisEntry]:
+        for split in SPLITS:
+            if split not in source.annotations or (check.splits and split not in check.splits):
+                continue
+            path = source.annotations[split]
+            try:
+                for i, value in enumerate(json_stream.items(path, "", HINT)):
+                    yield LavisEntry(f"{path.name} [{i}]", value, split, store)
+            except json_stream.ArrayError as error:
+                raise InputError(f"{path} is {error.found}, a list of rows is wanted", hint=HINT) from error
+
+    rows = gather(entries(), check, joins=True)
+    annotations = {split: checksum_of(path) for split, path in source.annotations.items() if not check.splits or split in check.splits}
+    return listing_of(rows, check, {"kind": "lavis", "annotations": annotations}, source.images)

@@ -1,0 +1,93 @@
+"""WebDataset tars: files that share a key are one sample, KEY.jpg with KEY.txt (a caption a line) or KEY.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from dcdctl.core.data.image_archives import ImageFile, ImageStore, RowError
+from dcdctl.core.data.manifest import SPLITS, WebDatasetSource
+from dcdctl.core.data.readers.rows import Listing, RowCheck, caption_text, caption_texts, gather, kind_of, listing_of
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The files of a key."""
+
+    where: str
+    split_name: str
+    members: Mapping[str, str]
+    """Suffix -> name in the tar."""
+    store: ImageStore
+
+    @property
+    def shown(self) -> str:
+        return self._image or next(iter(self.members.values()))
+
+    @property
+    def _image(self) -> str | None:
+        return next((self.members[suffix] for suffix in IMAGE_SUFFIXES if suffix in self.members), None)
+
+    def split(self) -> str:
+        return self.split_name
+
+    def path(self) -> str:
+        if self._image is None:
+            raise RowError(f"there is no picture of that key, only {', '.join(sorted(self.members))}")
+        # Keys may be counted anew in each split.
+        return f"{self.split_name}/{self._image}"
+
+    def captions(self) -> list[str]:
+        if "txt" in self.members:
+            lines = self._text("txt").split("\n")
+            return caption_texts([line for line in lines if line.strip()])
+        if "json" not in self.members:
+            raise RowError(f"there is no caption of that key: KEY.txt or KEY.json is wanted, it has {', '.join(sorted(self.members))}")
+        try:
+            value = json.loads(self._text("json"))
+        except (ValueError, RecursionError) as error:
+            raise RowError(f"its JSON cannot be read ({error})") from error
+        if not isinstance(value, dict):
+            raise RowError(f"its JSON is {kind_of(value)}, an object is wanted")
+        found = next((value[key] for key in ("captions", "caption", "text") if key in value), None)
+        return caption_texts(found) if isinstance(found, list) else [caption_text(found, "the caption")]
+
+    def numbers(self) -> None:
+        return None
+
+    def _text(self, suffix: str) -> str:
+        try:
+            return self.store.read(self.members[suffix]).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise RowError(f"its {suffix} is not UTF-8 text ({error.reason})") from error
+
+    def picture(self, path: str) -> ImageFile:
+        return self.store.find(path.removeprefix(f"{self.split_name}/"))
+
+
+def list_webdataset(source: WebDatasetSource, check: RowCheck) -> Listing:
+    """The samples of each split's tars, in order."""
+
+    def samples() -> Iterator[Sample]:
+        for split in SPLITS:
+            for path in source.shards.get(split, ()) if not check.splits or split in check.splits else ():
+                yield from _samples(path, split)
+
+    rows = gather(samples(), check, joins=False)
+    files = [path for split in SPLITS for path in source.shards.get(split, ())]
+    return listing_of(rows, check, {"kind": "webdataset"}, files)
+
+
+def _samples(path: Path, split: str) -> Iterator[Sample]:
+    store = ImageStore(path)
+    members: dict[str, dict[str, str]] = {}
+    for name in store.members():
+        stem, _, suffix = PurePosixPath(name).name.partition(".")
+        key = str(PurePosixPath(name).with_name(stem)) if stem else name
+        members.setdefault(key, {})[suffix.lower()] = name
+    for key, found in members.items():
+        yield Sample(f"{path.name} {key}", split, found, store)

@@ -1,0 +1,330 @@
+"""The built-in corpus: drawn pictures of a few objects, and captions about two of them at a time.
+
+A scene is three to five objects on a 4 x 4 grid, no two of one shape or one colour. Scenes come in families of four that share
+their shapes, colours and sizes and differ in how these belong together: the scene itself; the same with every position
+reflected through the centre (so every relation is inverted); the same with the colours handed on to the next object; and
+both. A caption names two objects and how they stand to each other, so it is true of one member of a family only, while the
+words alone fit all four.
+
+Everything is a function of (seed, split, index). Which split a family may appear in is decided by a hash of its objects: the
+train, val and test scenes of any two seeds are disjoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from PIL import Image, ImageDraw
+
+GRID = 4
+FAMILY_SIZE = 4
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (214, 39, 40),
+    "orange": (255, 140, 20),
+    "yellow": (240, 205, 20),
+    "green": (50, 160, 60),
+    "teal": (20, 175, 185),
+    "blue": (40, 80, 210),
+    "purple": (125, 60, 170),
+    "pink": (250, 130, 190),
+    "brown": (130, 85, 45),
+    "black": (30, 30, 30),
+}
+BACKGROUNDS = ((245, 245, 240), (228, 238, 246), (240, 230, 214), (226, 240, 226), (240, 228, 240))
+SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "ring", "moon", "arrow")
+SIZES: dict[str, tuple[str, ...]] = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
+ANY = None
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Where a subject stands seen from an object: the sign of the difference in columns and rows, ANY where either is fine."""
+
+    columns: int | None
+    rows: int | None
+    phrases: tuple[str, ...]
+
+    def holds(self, subject: SceneObject, other: SceneObject) -> bool:
+        signs = _sign(subject.column - other.column), _sign(subject.row - other.row)
+        return all(want in (ANY, sign) for want, sign in zip((self.columns, self.rows), signs, strict=True))
+
+    @property
+    def is_exact(self) -> bool:
+        return self.columns is not ANY and self.rows is not ANY
+
+
+RELATIONS: dict[str, Relation] = {
+    "left": Relation(-1, ANY, ("left of", "to the left of")),
+    "right": Relation(1, ANY, ("right of", "to the right of")),
+    "above": Relation(ANY, -1, ("above", "over")),
+    "below": Relation(ANY, 1, ("below", "under")),
+    "directly left": Relation(-1, 0, ("directly left of", "straight left of")),
+    "directly right": Relation(1, 0, ("directly right of", "straight right of")),
+    "directly above": Relation(0, -1, ("directly above", "straight above")),
+    "directly below": Relation(0, 1, ("directly below", "straight below")),
+    "upper left": Relation(-1, -1, ("above and left of", "to the upper left of")),
+    "upper right": Relation(1, -1, ("above and right of", "to the upper right of")),
+    "lower left": Relation(-1, 1, ("below and left of", "to the lower left of")),
+    "lower right": Relation(1, 1, ("below and right of", "to the lower right of")),
+}
+EXACT_SHARE, SIZE_SHARE, QUARTER_SHARE = 0.85, 0.95, 0.5
+TEMPLATES = (
+    "a {subject} is {relation} a {object}",
+    "the {subject} sits {relation} the {object}",
+    "there is a {subject} {relation} a {object}",
+    "{relation} the {object} there is a {subject}",
+    "a {object} with a {subject} {relation} it",
+)
+SPLIT_BUCKETS = {"train": range(8), "val": range(8, 9), "test": range(9, 10)}
+OBJECT_COUNTS = (3, 3, 4, 4, 5)
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One drawn object; `column` and `row` are grid cells, `shift` its offset from the cell's centre in cells."""
+
+    shape: str
+    color: str
+    size: str
+    column: int
+    row: int
+    shift: tuple[float, float]
+
+    @property
+    def quarter(self) -> str:
+        """The quarter of the picture it lies in, such as "top left"."""
+        return f"{'top' if self.row < GRID // 2 else 'bottom'} {'left' if self.column < GRID // 2 else 'right'}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows."""
+
+    objects: tuple[SceneObject, ...]
+    background: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Mention:
+    """How a caption names an object; `size` and `quarter` are None where the caption leaves them out."""
+
+    shape: str
+    color: str
+    size: str | None
+    quarter: str | None
+
+    def fits(self, thing: SceneObject) -> bool:
+        return (
+            (thing.shape, thing.color) == (self.shape, self.color)
+            and self.size in (None, thing.size)
+            and self.quarter in (None, thing.quarter)
+        )
+
+    def agreement(self, scene: Scene) -> int:
+        """How nearly a scene shows it, from 0 to 3: one object's shape and colour count 1 each, and 1 more where it fits."""
+        return max((thing.shape == self.shape) + (thing.color == self.color) + self.fits(thing) for thing in scene.objects)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A caption and what it says: `subject` stands `relation` of `object`."""
+
+    text: str
+    subject: Mention
+    relation: str
+    object: Mention
+
+    def holds(self, scene: Scene) -> bool:
+        """Whether the statement is true of a scene."""
+        relation = RELATIONS[self.relation]
+        return any(
+            self.subject.fits(one) and self.object.fits(other) and relation.holds(one, other)
+            for one in scene.objects
+            for other in scene.objects
+        )
+
+    def agreement(self, scene: Scene) -> int:
+        """How nearly the statement is true of a scene, from 0 to 9: up to 3 for each object it names, 3 more where it holds."""
+        return self.subject.agreement(scene) + self.object.agreement(scene) + 3 * self.holds(scene)
+
+
+@dataclass(frozen=True)
+class DescribedScene:
+    """A scene with its captions, the unit of the corpus."""
+
+    scene: Scene
+    statements: tuple[Statement, ...]
+
+
+def describe_scenes(seed: int, split: str, num_captions: int = 5) -> Iterator[DescribedScene]:
+    """Scenes of one split, without end, family after family; the first n are the same whatever n."""
+    index = 0
+    while True:
+        yield from describe_family(seed, split, index, num_captions)
+        index += 1
+
+
+def describe_family(seed: int, split: str, index: int, num_captions: int = 5) -> list[DescribedScene]:
+    """The four scenes of one family."""
+    rng = random.Random(f"scenes/{seed}/{split}/{index}")
+    return [DescribedScene(scene, _write_statements(rng, scene, num_captions)) for scene in _draw_family(rng, split)]
+
+
+def split_of(scene: Scene) -> str:
+    """The one split in which this scene's family may appear."""
+    key = sorted((thing.shape, thing.size) for thing in scene.objects), sorted(thing.color for thing in scene.objects)
+    bucket = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") % 10
+    return next(split for split, buckets in SPLIT_BUCKETS.items() if bucket in buckets)
+
+
+def _draw_family(rng: random.Random, split: str) -> list[Scene]:
+    while True:
+        first = _draw_scene(rng)
+        if split_of(first) == split:
+            break
+    reflected = tuple(replace(thing, column=GRID - 1 - thing.column, row=GRID - 1 - thing.row) for thing in first.objects)
+    return [
+        Scene(_jitter(rng, objects), rng.choice(BACKGROUNDS))
+        for objects in (first.objects, reflected, _hand_on_colors(first.objects), _hand_on_colors(reflected))
+    ]
+
+
+def _draw_scene(rng: random.Random) -> Scene:
+    count = rng.choice(OBJECT_COUNTS)
+    cells = rng.sample(range(GRID * GRID), count)
+    shapes, colors = rng.sample(SHAPES, count), rng.sample(sorted(COLORS), count)
+    objects = tuple(
+        SceneObject(shape, color, rng.choice(sorted(SIZES)), cell % GRID, cell // GRID, (0.0, 0.0))
+        for shape, color, cell in zip(shapes, colors, cells, strict=True)
+    )
+    return Scene(objects, BACKGROUNDS[0])
+
+
+def _hand_on_colors(objects: tuple[SceneObject, ...]) -> tuple[SceneObject, ...]:
+    return tuple(replace(thing, color=objects[i - 1].color) for i, thing in enumerate(objects))
+
+
+def _jitter(rng: random.Random, objects: tuple[SceneObject, ...]) -> tuple[SceneObject, ...]:
+    return tuple(replace(thing, shift=(rng.uniform(-0.06, 0.06), rng.uniform(-0.06, 0.06))) for thing in objects)
+
+
+def _write_statements(rng: random.Random, scene: Scene, count: int) -> tuple[Statement, ...]:
+    """Captions on as many different pairs of objects as there are; no two with the same text."""
+    pairs = [(one, other) for one in scene.objects for other in scene.objects if one is not other]
+    written: dict[str, Statement] = {}
+    while len(written) < count:
+        for subject, thing in rng.sample(pairs, min(len(pairs), count - len(written))):
+            statement = _write_statement(rng, subject, thing)
+            written.setdefault(statement.text, statement)
+    return tuple(written.values())
+
+
+def _write_statement(rng: random.Random, subject: SceneObject, thing: SceneObject) -> Statement:
+    exact = rng.random() < EXACT_SHARE
+    true_ones = [name for name, it in RELATIONS.items() if it.is_exact == exact and it.holds(subject, thing)]
+    relation = rng.choice(true_ones)
+    subject_text, subject_mention = _mention(rng, subject, quarter_share=QUARTER_SHARE)
+    object_text, object_mention = _mention(rng, thing, quarter_share=0.0)
+    text = rng.choice(TEMPLATES).format(subject=subject_text, object=object_text, relation=rng.choice(RELATIONS[relation].phrases))
+    text = text.replace("a orange", "an orange")
+    return Statement(text, subject_mention, relation, object_mention)
+
+
+def _mention(rng: random.Random, thing: SceneObject, *, quarter_share: float) -> tuple[str, Mention]:
+    size = thing.size if rng.random() < SIZE_SHARE else None
+    quarter = thing.quarter if rng.random() < quarter_share else None
+    words = [rng.choice(SIZES[size])] if size else []
+    words += [thing.color, thing.shape]
+    words += [f"at the {quarter}"] if quarter else []
+    return " ".join(words), Mention(thing.shape, thing.color, size, quarter)
+
+
+def _sign(number: int) -> int:
+    return (number > 0) - (number < 0)
+
+
+RADIUS_IN_CELLS = {"small": 0.28, "large": 0.46}
+
+
+def draw_scene(scene: Scene, side_px: int = 128) -> Image.Image:
+    """The picture of a scene, square, RGB, antialiased by drawing at twice the size."""
+    scale = 2
+    side = side_px * scale
+    image = Image.new("RGB", (side, side), scene.background)
+    canvas = ImageDraw.Draw(image)
+    cell = side / GRID
+    for thing in scene.objects:
+        x = (thing.column + 0.5 + thing.shift[0]) * cell
+        y = (thing.row + 0.5 + thing.shift[1]) * cell
+        _PAINTERS[thing.shape](canvas, x, y, RADIUS_IN_CELLS[thing.size] * cell, COLORS[thing.color], scene.background)
+    return image.reduce(scale)
+
+
+def to_png(image: Image.Image) -> bytes:
+    """The picture as PNG bytes, the same for the same picture."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+Color = tuple[int, int, int]
+Painter = Callable[[ImageDraw.ImageDraw, float, float, float, Color, Color], None]
+# Outlines in a square from -1 to 1, x to the right and y down.
+_POLYGONS: dict[str, tuple[tuple[float, float], ...]] = {
+    "square": ((-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)),
+    "triangle": ((0, -0.95), (0.95, 0.8), (-0.95, 0.8)),
+    "diamond": ((0, -1), (0.7, 0), (0, 1), (-0.7, 0)),
+    "star": (
+        *((0, -1), (0.24, -0.33), (0.95, -0.31), (0.39, 0.13), (0.59, 0.81)),
+        *((0, 0.42), (-0.59, 0.81), (-0.39, 0.13), (-0.95, -0.31), (-0.24, -0.33)),
+    ),
+    "cross": (
+        *((-0.33, -0.95), (0.33, -0.95), (0.33, -0.33), (0.95, -0.33), (0.95, 0.33), (0.33, 0.33)),
+        *((0.33, 0.95), (-0.33, 0.95), (-0.33, 0.33), (-0.95, 0.33), (-0.95, -0.33), (-0.33, -0.33)),
+    ),
+    "arrow": ((-1, -0.3), (0.1, -0.3), (0.1, -0.85), (1, 0), (0.1, 0.85), (0.1, 0.3), (-1, 0.3)),
+}
+
+
+def _paint_polygon(shape: str) -> Painter:
+    def paint(canvas: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: Color, _: Color) -> None:
+        canvas.polygon([(x + radius * px, y + radius * py) for px, py in _POLYGONS[shape]], fill=color)
+
+    return paint
+
+
+def _paint_disc(canvas: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: Color) -> None:
+    canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
+
+
+def _paint_circle(canvas: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: Color, _: Color) -> None:
+    _paint_disc(canvas, x, y, 0.95 * radius, color)
+
+
+def _paint_ring(canvas: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: Color, background: Color) -> None:
+    _paint_disc(canvas, x, y, radius, color)
+    _paint_disc(canvas, x, y, 0.55 * radius, background)
+
+
+def _paint_moon(canvas: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: Color, background: Color) -> None:
+    _paint_disc(canvas, x, y, 0.95 * radius, color)
+    _paint_disc(canvas, x + 0.45 * radius, y - 0.1 * radius, 0.75 * radius, background)
+
+
+def _paint_heart(canvas: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: Color, _: Color) -> None:
+    for side in (-1, 1):
+        _paint_disc(canvas, x + side * 0.45 * radius, y - 0.35 * radius, 0.5 * radius, color)
+    canvas.polygon([(x - 0.9 * radius, y - 0.13 * radius), (x + 0.9 * radius, y - 0.13 * radius), (x, y + 0.95 * radius)], fill=color)
+
+
+_PAINTERS: dict[str, Painter] = {
+    **{shape: _paint_polygon(shape) for shape in _POLYGONS},
+    "circle": _paint_circle,
+    "ring": _paint_ring,
+    "moon": _paint_moon,
+    "heart": _paint_heart,
+}

@@ -1,0 +1,186 @@
+"""From the files a manifest names to files on this machine: placed by hand, fetched before, or fetched now."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcdctl.core.data.download import cache
+from dcdctl.core.data.download.cache import RemoteFile
+from dcdctl.core.data.manifest import Manifest, Source, SourceFile
+from dcdctl.core.errors import InputError, SourceError
+from dcdctl.core.progress import Track, silent
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whence:
+    """Where the files of a manifest may come from; nothing of it changes the corpus."""
+
+    source: str = ""
+    """The one source to take; empty: the first that can be had."""
+    placed: Path | None = None
+    """A folder with files that were placed by hand."""
+    offline: bool = False
+    """Fetch nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """A source whose paths lead to files."""
+
+    name: str
+    source: Source
+    urls: dict[str, str]
+    """File -> where it was fetched from; those placed by hand are not in it."""
+    notes: tuple[str, ...]
+    """What the user should know: how each file was checked, which sources could not be had."""
+
+
+def locate(manifest: Manifest, whence: Whence, track: Track = silent) -> Located:
+    """The first source of which every file can be had; SourceError says of each why not, and what to place where."""
+    names = _in_order(manifest, whence)
+    passed: list[str] = []
+    for name in names:
+        try:
+            found = _located(manifest, name, whence, track)
+        except SourceError as error:
+            passed.append(f"{name}: {error}")
+            continue
+        return dataclasses.replace(found, notes=(*(f"passed over {reason}" for reason in passed), *found.notes))
+    if len(names) == 1:
+        raise SourceError(f"{manifest.name} from {passed[0]}", hint=_what_to_place(manifest, names))
+    raise SourceError(f"no source of {manifest.name} can be had. {'. '.join(passed)}", hint=_what_to_place(manifest, names))
+
+
+def _in_order(manifest: Manifest, whence: Whence) -> list[str]:
+    """Sources in the order they are tried: those that are whole in the folder of placed files first."""
+    if whence.source:
+        if whence.source not in manifest.sources:
+            message = f"{manifest.name} has no source {whence.source!r}"
+            raise InputError(message, hint=f"its sources: {', '.join(manifest.sources)}")
+        return [whence.source]
+    names = list(manifest.sources)
+    if whence.placed is None:
+        return names
+    if not whence.placed.is_dir():
+        raise InputError(f"{whence.placed} is no folder", hint="--from takes a folder with the files that were placed by hand")
+    missing = {name: [file for file in files_needed(manifest, name) if not _placed(manifest.files[file], file, whence)] for name in names}
+    if not any(len(missing[name]) < len(files_needed(manifest, name)) for name in names):
+        raise InputError(f"{whence.placed} holds no file of {manifest.name}", hint=_what_to_place(manifest, names))
+    return sorted(names, key=lambda name: len(missing[name]))
+
+
+def files_needed(manifest: Manifest, name: str) -> list[str]:
+    """The named files of a source."""
+    return [str(path) for path in _paths_of(manifest.sources[name]) if str(path) in manifest.files]
+
+
+def _paths_of(value: Any) -> Iterator[Path]:
+    if dataclasses.is_dataclass(value):
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _paths_of(one)
+
+
+def _placed(file: SourceFile, name: str, whence: Whence) -> list[Path]:
+    """What stands for a file in the folder of placed files; a name with a * may stand for several."""
+    if whence.placed is None:
+        return []
+    for one in (Path(name).name, *file.also):
+        found = sorted(whence.placed.glob(one)) if "*" in one else [whence.placed / one]
+        if found and all(path.exists() for path in found):
+            return found
+    return []
+
+
+def _located(manifest: Manifest, name: str, whence: Whence, track: Track) -> Located:
+    needed = files_needed(manifest, name)
+    placed = {file: _placed(manifest.files[file], file, whence) for file in needed}
+    for file in needed:
+        # Before anything large is fetched in vain.
+        if not placed[file] and not manifest.files[file].url:
+            where = f"; ask for it at {manifest.files[file].by_hand}" if manifest.files[file].by_hand else ""
+            raise SourceError(f"{file} cannot be fetched{where}")
+    paths: dict[str, list[Path]] = {}
+    urls: dict[str, str] = {}
+    notes = []
+    for file in needed:
+        known = manifest.files[file]
+        if placed[file]:
+            paths[file] = placed[file]
+            notes += [f"{path.name}: placed by hand, {_check_placed(path, known, track)}" for path in paths[file]]
+            continue
+        fetched = [(one, cache.fetch_file(one, offline=whence.offline, track=track)) for one in _remote(known, whence.offline)]
+        paths[file] = [done.path for _, done in fetched]
+        urls |= {one.name: one.url for one, _ in fetched}
+        notes += [f"{one.name}: {done.check}" for one, done in fetched]
+    source = _with_paths(manifest.sources[name], lambda path: paths.get(str(path)) or _expanded(path))
+    return Located(name=name, source=source, urls=urls, notes=tuple(notes))
+
+
+def _remote(file: SourceFile, offline: bool) -> list[RemoteFile]:
+    if "*" in file.url:
+        return cache.expand(file.url, offline=offline)
+    return [RemoteFile(url=file.url, size=file.size, checksum=file.checksum)]
+
+
+def _check_placed(path: Path, file: SourceFile, track: Track) -> str:
+    """Compare a placed file with what is known of it; what came of it, in words.
+
+    A difference is no error: files are packed anew. Counts, and every picture, are looked at in any case.
+    """
+    if path.is_dir():
+        return "a folder, not checked"
+    if not file.checksum:
+        return "no checksum is known"
+    kind, _, wanted = file.checksum.partition(":")
+    digest = hashlib.new(kind)
+    with path.open("rb") as stream, track(f"check {path.name}", total=path.stat().st_size, unit="bytes") as advance:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+            advance(len(chunk))
+    return (
+        "checksum as known"
+        if digest.hexdigest() == wanted
+        else f"not the file whose {kind} is known, {wanted[:12]}...: packed anew, or damaged"
+    )
+
+
+def _expanded(path: Path) -> list[Path]:
+    """A path of the manifest's own; a * in its name stands for any letters."""
+    if "*" not in path.name:
+        return [path]
+    found = sorted(path.parent.glob(path.name))
+    if not found:
+        raise InputError(f"there is no file {path}")
+    return found
+
+
+def _with_paths(source: Source, paths: Callable[[Path], list[Path]]) -> Source:
+    """The source with each of its paths replaced by those it stands for."""
+
+    def new(value: Any) -> Any:
+        if isinstance(value, Path):
+            return paths(value)[0]
+        if isinstance(value, tuple):
+            return tuple(one for path in value for one in paths(path))
+        return {key: new(one) for key, one in value.items()} if isinstance(value, Mapping) else value
+
+    fields = {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
+    held = {name: value for name, value in fields.items() if any(_paths_of(value))}
+    return dataclasses.replace(source, **{name: new(value) for name, value in held.items()})
+
+
+def _what_to_place(manifest: Manifest, names: list[str]) -> str:
+    """The hint: which files to place in a folder, for the source that needs the fewest."""
+    wanted = min((files_needed(manifest, name) for name in names if files_needed(manifest, name)), key=len, default=[])
+    return f"or place {' and '.join(wanted)} in a folder and add --from FOLDER" if wanted else "see dcdctl prepare --list"

@@ -1,0 +1,44 @@
+from .compare import Contest, Duel, Shift, Side, hold
+from .evaluate import EvalJob, evaluate_model, run_evaluation
+from .files import Answers, read_answers, write_evaluation
+from .protocols import SplitChoice
+from .rankers import EvalOptions
+from .ranks import DIRECTIONS, Direction, RankTable
+from .recall import KS
+from .result import Evaluation, Figure, Result, Times, evaluation_document, flat, read_json, read_result, read_times
+from .significance import LEVEL, Comparison, Estimate, Estimates, Interval, compare_ranks
+
+__all__ = [
+    "DIRECTIONS",
+    "KS",
+    "LEVEL",
+    "Answers",
+    "Comparison",
+    "Contest",
+    "Direction",
+    "Duel",
+    "Estimate",
+    "Estimates",
+    "EvalJob",
+    "EvalOptions",
+    "Evaluation",
+    "Figure",
+    "Interval",
+    "RankTable",
+    "Result",
+    "Shift",
+    "Side",
+    "SplitChoice",
+    "Times",
+    "compare_ranks",
+    "evaluate_model",
+    "evaluation_document",
+    "flat",
+    "hold",
+    "read_answers",
+    "read_json",
+    "read_result",
+    "read_times",
+    "run_evaluation",
+    "write_evaluation",
+]

@@ -1,0 +1,210 @@
+"""One `dcdctl export`: a model in another library's format, compared with itself, with a card, whole or absent.
+
+What is written is read back by the library it is written for and has to give what the model gives, before the folder takes its name.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from dcdctl.core import files, models
+from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.export import check, hub, model_card, to_onnx, to_sentence_transformers, to_transformers, usage
+from dcdctl.core.export.check import Check, Samples
+from dcdctl.core.export.hub import Push
+from dcdctl.core.export.to_onnx import INT8
+from dcdctl.core.export.usage import Format
+from dcdctl.core.models import DualModel, ViltScorer
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.report import Gap
+
+FORMATS: tuple[Format, ...] = get_args(Format)
+_LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportJob:
+    """What is exported, and where to."""
+
+    ref: str
+    out: Path
+    to: str
+    data: Path | None = None
+    """Corpus whose pictures and captions the export is checked on; that of the run's evaluation where not named, or scenes."""
+    with_int8: bool = True
+    """Of ONNX: towers with int8 weights too."""
+    licence: str | None = None
+    """Of the weights, as the Hub names it: apache-2.0."""
+    push: Push | None = None
+    model_sets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What came of it."""
+
+    folder: Path
+    to: str
+    kind: str
+    """dual or fusion."""
+    num_bytes: int
+    checks: tuple[Check, ...]
+    checked_on: str
+    gaps: tuple[Gap, ...]
+    """What the card could not say."""
+    page: str | None
+    """Where it was pushed."""
+
+    def to_json(self) -> dict[str, Any]:
+        checks = [
+            {"precision": one.what, "lowest_cosine": one.lowest_cosine, "largest_difference": one.largest_difference} for one in self.checks
+        ]
+        missing = [{"what": gap.what, "command": gap.command} for gap in self.gaps]
+        told = {"folder": str(self.folder), "to": self.to, "kind": self.kind, "bytes": self.num_bytes}
+        return {**told, "checks": checks, "checked_on": self.checked_on, "missing": missing, "page": self.page}
+
+
+def export_model(job: ExportJob, track: Track = silent) -> Exported:
+    """Export a model; the folder is there, whole and checked, or it is not.
+
+    ConfigError for a format that is none, ModelError for a model that it cannot hold and for one that is another when read back,
+    MissingError for a package, SourceError where it cannot be pushed: then the folder stays.
+    """
+    to = _checked(job)
+    with _new_folder(job.out) as folder:
+        past = model_card.read_past(job.ref, job.data)
+        data = job.data or next(iter(past.data), None)
+        samples = check.samples_of(data, None if past.result is None else past.result.split)
+        model = models.load(job.ref, models.parse_overrides(job.model_sets), track)
+        _check_kind(model, to, job.ref)
+        with track(f"export to {to}", total=3, unit="steps") as advance:
+            _write(model, to, folder, job.with_int8)
+            advance(1)
+            checks = _checks(model, to, folder, samples, job.with_int8)
+            advance(1)
+            model_card.write(folder, _sheet(model, to, job, checks, samples), past)
+            advance(1)
+        num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    page = None if job.push is None else hub.push_folder(job.out, job.push, track)
+    kind, gaps = "dual" if isinstance(model, DualModel) else "fusion", tuple(model_card.gaps_of(past, job.licence))
+    return Exported(job.out, to, kind, num_bytes, checks, samples.source, gaps, page)
+
+
+def _checked(job: ExportJob) -> Format:
+    """The format of a job, if nothing speaks against it before a model is read."""
+    to = next((known for known in FORMATS if known == job.to), None)
+    if to is None:
+        raise ConfigError(f"--to {job.to} is no format", hint=f"known: {', '.join(FORMATS)}")
+    if job.licence is not None and not _LICENCE.fullmatch(job.licence):
+        raise ConfigError(f"--license {job.licence} is no name of the Hub's", hint="for example apache-2.0, mit, cc-by-4.0, other")
+    if job.push is not None:
+        hub.check(job.push)
+    if to == "sentence-transformers":
+        to_sentence_transformers.require()
+    if to == "onnx":
+        models.require_onnx()
+    return to
+
+
+def _check_kind(model: Any, to: Format, ref: str) -> None:
+    """ModelError for a fusion scorer where vectors are wanted."""
+    if isinstance(model, DualModel) or to == "transformers":
+        return
+    reason = "has no vectors" if to == "sentence-transformers" else "does not export to ONNX: its shapes depend on the data"
+    raise ModelError(f"{ref} is a fusion model, which {reason}", hint="export it with --to transformers, or a dual student to this format")
+
+
+def _write(model: Any, to: Format, folder: Path, with_int8: bool) -> None:
+    if to == "onnx":
+        to_onnx.write(model, folder, with_int8=with_int8)
+    elif to == "sentence-transformers":
+        to_sentence_transformers.write(model, folder)
+    else:
+        to_transformers.write(model, folder)
+
+
+def _checks(model: Any, to: Format, folder: Path, samples: Samples, with_int8: bool) -> tuple[Check, ...]:
+    """What the files give, beside what the model gives."""
+    if not isinstance(model, DualModel):
+        found = to_transformers.score(folder, model, samples)
+        return (check.compare_logits(found, to_transformers.scores_of(model, samples), hint="nothing was written"),)
+    wanted = check.vectors_of(model, samples)
+    if to == "onnx":
+        hints = {"fp32": "this model cannot be served by ONNX Runtime"} | ({INT8: "export it with --no-int8"} if with_int8 else {})
+        return tuple(
+            check.compare_vectors(what, to_onnx.embed(folder, model, samples, what), wanted, hint=hint) for what, hint in hints.items()
+        )
+    embed = to_sentence_transformers.embed if to == "sentence-transformers" else to_transformers.embed
+    return (check.compare_vectors("fp32", embed(folder, model, samples), wanted, hint="nothing was written"),)
+
+
+def _sheet(model: Any, to: Format, job: ExportJob, checks: tuple[Check, ...], samples: Samples) -> model_card.Sheet:
+    name = job.out.resolve().name if job.push is None else job.push.repo
+    is_dual = isinstance(model, DualModel)
+    library = to if is_dual or isinstance(model, ViltScorer) else "dcdctl"
+    task = None if not is_dual else "sentence-similarity" if to == "sentence-transformers" else "feature-extraction"
+    notes: tuple[str, ...] = ()
+    if to_transformers.needs_code(model) and to != "onnx":
+        notes = ("`trust_remote_code=True` runs the Python file that lies beside the weights: read it first.",)
+    return model_card.Sheet(
+        name=name,
+        title=_title(model),
+        library=library,
+        task=task,
+        tags=("onnx",) if to == "onnx" else ("sentence-transformers",) if to == "sentence-transformers" else (),
+        usage=usage.usage(model, to, name, is_on_hub=job.push is not None),
+        requirements=tuple(usage.requirements(model, to)),
+        checked=f"Compared with the trained model when it was exported, on {samples.source}: {check.checks_in_words(checks)}.",
+        licence=job.licence,
+        notes=notes,
+    )
+
+
+def _title(model: Any) -> str:
+    length, side = model.preprocess.max_text_len, model.preprocess.image_size_px
+    read = f"It reads pictures of {side} px and captions of up to {length} tokens."
+    if isinstance(model, DualModel):
+        vectors = f"a picture and a caption are a vector of {model.embedding_dim} numbers each, compared by their cosine"
+        return f"A dual encoder for image-text retrieval: {vectors}. {read}"
+    return f"A cross-encoder for image-text retrieval: it looks at a picture and a caption together and scores how well they match. {read}"
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to be made and filled; it takes the name `out` when the block ends well and is removed when it does not.
+
+    ConfigError where something is there or nothing can be, StaleError while another export writes there. What killed ones left is removed.
+    """
+    out = out.resolve()
+    if out.is_file() or not files.is_vacant(out):
+        raise ConfigError(f"{out} is {'a file' if out.is_file() else 'not empty'}, a new folder is wanted", hint="name another folder")
+    _check_writable(out.parent)
+    with files.lock(out):
+        for left in sorted(out.parent.glob(f"{glob.escape(out.name)}.*{files.PARTIAL_SUFFIX}")):
+            shutil.rmtree(left)
+        partial = out.with_name(f"{out.name}.{os.getpid()}{files.PARTIAL_SUFFIX}")
+        try:
+            yield partial
+            if out.exists():
+                shutil.rmtree(out)
+            partial.rename(out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written to: {error.strerror}", hint="name another folder") from error

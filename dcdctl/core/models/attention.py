@@ -1,0 +1,131 @@
+"""Attention of one stream to another, the projections of the long one folded into the short one: q.(W y) = (W^T q).y, and
+sum_t a_t (W y_t) = W (sum_t a_t y_t).
+
+The heads' projections of a few tokens are few vectors as wide as the stream, which take the place of d x d products with every token
+of the long side. Equal to projecting every token, biases and dropped shares included.
+
+Shape letters: P pairs, S tokens of the short side, N and M tokens of the long side, D width, H heads, d width of a head, C = S x H
+folded vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, TypeVarTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from dcdctl.core.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The projections of a multi-head attention."""
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    num_heads: int
+    dropout: float
+    """Of shares; 0 outside training."""
+
+    def split(self, states_PND: Tensor) -> Tensor:
+        """P x N x D to P x H x N x d."""
+        return states_PND.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def is_worth_folding(self, short: int, long: int) -> bool:
+        """Whether two products of each long token with the short side's folded vectors, and the folding, are less than two projections."""
+        width = self.key.weight.shape[0]
+        return short * (self.num_heads * long + width) < long * width
+
+
+def into_queries(heads: Heads, short_PSD: Tensor, long_PMD: Tensor, mask_PM: Tensor | None) -> Tensor:
+    """What few queries take from a long source, P x S x D, before the output projection: the source is never projected."""
+    num_heads, size = heads.num_heads, short_PSD.shape
+    key_HdD, value_HdD = (_by_head(linear.weight, num_heads) for linear in (heads.key, heads.value))
+    query_PHSd = heads.split(heads.query(short_PSD))
+    folded_PCD = (query_PHSd @ key_HdD).flatten(1, 2)
+    # The key's bias adds the same to all scores of a query, which a softmax does not see; but every parameter keeps its gradient.
+    bias_PC1 = (query_PHSd @ heads.key.bias.view(num_heads, -1, 1)).flatten(1, 2)
+    scores_PCM = torch.baddbmm(bias_PC1, folded_PCD, long_PMD.transpose(1, 2))
+    share_PCM = _shares(heads, scores_PCM, None if mask_PM is None else mask_PM[:, None, :])
+    context_PHSD = (share_PCM @ long_PMD).unflatten(1, (num_heads, size[1]))
+    value_PHSd = context_PHSD @ value_HdD.transpose(1, 2)
+    # Shares sum to 1 unless some were dropped, and so does what the value's bias counts.
+    total_PHS1 = share_PCM.sum(dim=-1).view(size[0], num_heads, size[1], 1)
+    value_PHSd = value_PHSd + total_PHS1 * heads.value.bias.view(num_heads, 1, -1)
+    return value_PHSd.transpose(1, 2).flatten(2)
+
+
+def into_source(heads: Heads, dense: nn.Linear, long_PND: Tensor, short_PSD: Tensor, mask_PS: Tensor | None) -> Tensor:
+    """The output of attention of many queries to a short source, P x N x D, projected by `dense`: neither the queries nor what they
+    take is ever projected."""
+    num_heads = heads.num_heads
+    query_HdD = _by_head(heads.query.weight, num_heads)
+    key_PHSd, value_PHSd = heads.split(heads.key(short_PSD)), heads.split(heads.value(short_PSD))
+    folded_PCD = (key_PHSd @ query_HdD).flatten(1, 2)
+    bias_P1C = (key_PHSd @ heads.query.bias.view(num_heads, -1, 1)).flatten(1)[:, None, :]
+    scores_PNC = torch.baddbmm(bias_P1C, long_PND, folded_PCD.transpose(1, 2))
+    mask = None if mask_PS is None else mask_PS[:, None, None, :]
+    share_PNHS = _shares(heads, scores_PNC.unflatten(-1, (num_heads, -1)), mask)
+    out_HdD = dense.weight.view(-1, num_heads, key_PHSd.shape[3]).permute(1, 2, 0)
+    moved_PCD = (value_PHSd @ out_HdD).flatten(1, 2)
+    return share_PNHS.flatten(2) @ moved_PCD + dense.bias
+
+
+def _shares(heads: Heads, scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax of the scaled scores over the last dimension, dropped out in training."""
+    scores = scores / math.sqrt(heads.key.weight.shape[0] // heads.num_heads)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return functional.dropout(scores.softmax(dim=-1), heads.dropout)
+
+
+def _by_head(weight_DD: Tensor, num_heads: int) -> Tensor:
+    """The rows of a projection that make each head, H x d x D."""
+    return weight_DD.unflatten(0, (num_heads, -1))
+
+
+Ts = TypeVarTuple("Ts")
+R = TypeVar("R")
+ENCODERS = ("vision", "text", "vision_model", "text_model")
+"""Where networks over encoders have them."""
+
+
+def recomputed(module: nn.Module, run: Callable[[*Ts], R], *arguments: *Ts) -> R:
+    """What `run` gives. Where `module.recomputes` is set and it is trained, the activations in between are not kept; dropout is the same
+    in the second computation."""
+    if getattr(module, "recomputes", False) and module.training and torch.is_grad_enabled():
+        found: R = checkpoint(run, *arguments, use_reentrant=False)
+        return found
+    return run(*arguments)
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Let a model's layers compute their activations again; ModelError where no part of it can.
+
+    Fusion layers are ours and always can; encoders of transformers and timm where they say so.
+    """
+    network = model.network
+    is_fusion = hasattr(model, "layers")
+    sides = [side for side in (getattr(network, name, None) for name in ENCODERS) if isinstance(side, nn.Module)]
+    can = [_enable(side) for side in sides if any(parameter.requires_grad for parameter in side.parameters())]
+    network.recomputes = is_fusion
+    if not is_fusion and not any(can):
+        raise ModelError("the encoders of this model cannot compute activations again", hint="leave --checkpoint-activations out")
+
+
+def _enable(encoder: Any) -> bool:
+    """Whether an encoder computes its activations again from now on."""
+    if not getattr(encoder, "supports_gradient_checkpointing", False):
+        return False
+    if hasattr(encoder, "activation_checkpointing_enable"):
+        encoder.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        encoder.gradient_checkpointing_enable({"use_reentrant": False})  # its older name
+    return True

@@ -1,0 +1,258 @@
+"""Pretrained encoders of transformers and timm as what the fusion reads: a sequence of tokens, the one that stands for the whole first.
+
+Shape letters: I images, V tokens, D width, C channels, h and w places of a feature map.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel, TimmWrapperImageProcessor
+
+from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.models.checkpoint import check_complete
+from dcdctl.core.models.preprocess import hub_errors, load_image_processor
+
+TIMM = "timm_wrapper"
+"""transformers' name for models of timm."""
+LEVELS, GRID = "dcdctl_levels", "dcdctl_grid"
+"""Entries of a vision encoder's configuration: the earlier stages that are read beside its output; the side its map is averaged to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a vision encoder that is not trained is read, where not as it was made."""
+
+    levels: tuple[int, ...] = ()
+    """Stages that are read beside its output: entries of a timm model's feature_info, or of a transformer's hidden states."""
+    grid: int | None = None
+    """Side of the square of places that a feature map is averaged to; as many places as it has where not set."""
+    size: int | None = None
+    """Side in pixels of the pictures it sees, of timm's models with feature maps, which take any size."""
+
+
+AS_IT_IS = Reading()
+
+
+def load_vision(ref: str, reading: Reading = AS_IT_IS) -> nn.Module:
+    """The pretrained vision encoder of a folder or Hub id: a backbone, or the vision side of a CLIP-like model.
+
+    ModelError for a stage it does not have, or a size it cannot see. How it is read stands in its configuration from then on.
+    """
+    encoder: Any = _load(ref, "vision_config", "pixel_values")
+    if reading.levels:
+        _check_levels(encoder, reading.levels, ref)
+        setattr(encoder.config, LEVELS, list(reading.levels))
+    if reading.grid is not None:
+        setattr(encoder.config, GRID, reading.grid)
+    if reading.size is not None:
+        if encoder.config.model_type != TIMM or _has_positions(encoder):
+            raise ModelError(f"model.vision_size is for timm's models with feature maps, and {ref} is none", hint="leave it out")
+        encoder.config.pretrained_cfg["input_size"] = [3, reading.size, reading.size]
+    network: nn.Module = encoder
+    return network
+
+
+def _check_levels(encoder: nn.Module, levels: tuple[int, ...], ref: str) -> None:
+    known = _level_widths(encoder)
+    if any(not 0 <= level < len(known) for level in levels) or len(set(levels)) < len(levels):
+        hint = f"known: 0 to {len(known) - 1}, each once" if known else "timm's models with feature maps and transformers have some"
+        raise ModelError(f"model.vision_levels is {list(levels)}, not stages of {ref}", hint=hint)
+
+
+def load_text(ref: str) -> nn.Module:
+    """The pretrained text encoder of a folder or Hub id, or the text side of a CLIP-like model."""
+    return _load(ref, "text_config", "input_ids")
+
+
+def _load(ref: str, side: str, wanted: str) -> nn.Module:
+    with hub_errors(ref, hint="name a folder or Hub id of an encoder of transformers or timm"), needing_timm(ref):
+        config = AutoConfig.from_pretrained(ref)
+        encoder, report = AutoModel.from_pretrained(
+            ref, config=getattr(config, side, config), dtype=torch.float32, output_loading_info=True
+        )
+    check_complete(ref, (name for name in report["missing_keys"] if not name.startswith("pooler.")), "its encoder")
+    if encoder.main_input_name != wanted:
+        raise ModelError(
+            f"{ref} is a {encoder.config.model_type} model and reads {encoder.main_input_name}, wanted one that reads {wanted}"
+        )
+    loaded: nn.Module = encoder
+    return loaded
+
+
+def load_processor(ref: str, config: Any) -> Any:
+    """The image processor of a vision encoder's folder or Hub id; that of a timm model follows from its configuration."""
+    if config.model_type != TIMM:
+        return load_image_processor(ref)
+    with needing_timm(ref):
+        return TimmWrapperImageProcessor(pretrained_cfg=config.pretrained_cfg, architecture=config.architecture)
+
+
+@contextmanager
+def needing_timm(what: object) -> Iterator[None]:
+    """Turn a missing package into a ModelError that says how it is installed."""
+    try:
+        yield
+    except ImportError as error:
+        raise ModelError(f"{what} is a timm model, and timm is not installed", hint="pip install 'dcdctl[timm]'") from error
+
+
+def drop_pooler(encoder: nn.Module) -> None:
+    """Take away a pooler with parameters, which would never have a gradient: only tokens are read."""
+    pooler = getattr(encoder, "pooler", None)
+    if isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
+        encoder.register_module("pooler", None)
+
+
+def levels_of(config: Any) -> list[int]:
+    """The stages of a vision encoder that are read beside its output."""
+    return list(getattr(config, LEVELS, []))
+
+
+def grid_of(config: Any) -> int | None:
+    """The side that a vision encoder's feature map is averaged to."""
+    return getattr(config, GRID, None)
+
+
+def reading_of(config: Any) -> list[Any]:
+    """All of `Reading` that a vision encoder's weights and its pictures do not show; empty where it is read as it is."""
+    grid = grid_of(config)
+    return [*levels_of(config), *([] if grid is None else [f"grid {grid}"])]
+
+
+def vision_tokens(encoder: Any, pixel_values: Tensor, width: int) -> Tensor:
+    """What an encoder makes of images, I x V x D: its output, and behind it, in the same places, the stages of `levels_of`."""
+    levels = levels_of(encoder.config)
+    if levels and encoder.config.model_type == TIMM:
+        states, maps = encoder.timm_model.forward_intermediates(pixel_values, indices=levels)
+        # The output's places are as many as those of the last stage or fewer: each is the mean of the places it was made from.
+        states = torch.cat([states, *(functional.adaptive_avg_pool2d(each, states.shape[2:]) for each in maps)], dim=1)
+        return to_tokens(states, width, grid_of(encoder.config))
+    found = encoder(pixel_values=pixel_values, output_hidden_states=bool(levels))
+    states = found.last_hidden_state
+    if encoder.config.model_type == "clip_vision_model":
+        # transformers normalizes the class token alone, METER all.
+        states = encoder.post_layernorm(states)
+    if levels:
+        states = torch.cat([states, *(found.hidden_states[level] for level in levels)], dim=-1)
+    return to_tokens(states, width, grid_of(encoder.config))
+
+
+def to_tokens(states: Tensor, width: int, grid: int | None = None) -> Tensor:
+    """Tokens as they are; of a feature map, I x C x h x w or I x h x w x C, its places, and before them their mean.
+
+    A square number of tokens is a map as well: encoders with a class token have one more. With `grid` the places of a map are averaged to
+    grid x grid, and the mean before them is that of all; ModelError where there is no map.
+    """
+    if states.ndim == 3:
+        side = math.isqrt(states.shape[1])
+        if side**2 != states.shape[1]:
+            if grid is not None:
+                raise ModelError(f"model.vision_grid is for encoders with feature maps, and this one gives {states.shape[1]} tokens")
+            return states
+        states = states.unflatten(1, (side, side)).movedim(3, 1)
+    elif states.shape[1] != width:
+        states = states.movedim(3, 1)
+    places = states if grid is None else functional.adaptive_avg_pool2d(states, grid)
+    return torch.cat([states.mean(dim=(2, 3))[:, None], places.flatten(2).transpose(1, 2)], dim=1)
+
+
+def image_width(encoder: Any) -> int:
+    """Width of a vision encoder's tokens, or number of channels of its feature map, with those of its `levels_of`."""
+    levels = levels_of(encoder.config)
+    widths = _level_widths(encoder) if levels else []
+    return _output_width(encoder) + sum(widths[level] for level in levels)
+
+
+def _level_widths(encoder: Any) -> list[int]:
+    """The width of each stage that can be read beside the output, none where they do not fit on its places."""
+    config = encoder.config
+    if config.model_type == TIMM:
+        # A model with tokens gives its stages as maps, without the class token.
+        return [] if _has_positions(encoder) else [int(stage["num_chs"]) for stage in encoder.timm_model.feature_info]
+    if getattr(config, "hidden_sizes", None) or getattr(config, "depths", None):
+        return []
+    return [int(config.hidden_size)] * (int(config.num_hidden_layers) + 1)
+
+
+def _has_positions(encoder: Any) -> bool:
+    """Whether a timm model has tokens, in number as its pictures were large, and no feature map."""
+    return hasattr(encoder.timm_model, "pos_embed")
+
+
+def _output_width(encoder: Any) -> int:
+    config = encoder.config
+    if config.model_type == TIMM:
+        return int(encoder.timm_model.num_features)
+    for name in ("hidden_size", "num_features"):
+        width = getattr(config, name, None)
+        if width is not None:
+            return int(width)
+    sizes = getattr(config, "hidden_sizes", None)
+    if not sizes:
+        raise ModelError(f"a {config.model_type} vision encoder does not say how wide its features are")
+    return int(sizes[-1])
+
+
+FIRST_LOGIT_SCALE = 20.0
+MAX_LOGIT_SCALE = 100.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectionSize:
+    """What comes after the encoders."""
+
+    projection_dim: int = 512
+    """Length of the vectors."""
+    dropout: float = 0.5
+    """Of the features, in training: the one thing that keeps a linear layer from learning a few thousand captions by heart."""
+
+    def __post_init__(self) -> None:
+        if self.projection_dim < 1:
+            raise ConfigError(f"projection_dim must be at least 1, got {self.projection_dim}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
+
+
+class Projections(nn.Module):
+    """Both projections, untrained, and the scale; float32 under autocast too, whose bfloat16 would tie close candidates."""
+
+    def __init__(self, image_width: int, text_width: int, size: ProjectionSize) -> None:
+        super().__init__()
+        self.size = size
+        self.dropout = nn.Dropout(size.dropout)
+        self.image_projection = nn.Linear(image_width, size.projection_dim)
+        self.text_projection = nn.Linear(text_width, size.projection_dim)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(FIRST_LOGIT_SCALE)))
+
+    @property
+    def scale(self) -> Tensor:
+        """What cosines are multiplied by to be logits: 0-dimensional, at most 100."""
+        return self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+
+    def project_images(self, tokens_IVW: Tensor) -> Tensor:
+        """Unit vectors I x D of image features, of which the first stands for the whole (its class token, or the mean of its places)."""
+        with torch.autocast(tokens_IVW.device.type, enabled=False):
+            return self._project(self.image_projection, tokens_IVW[:, 0].to(self.image_projection.weight.dtype))
+
+    def project_texts(self, tokens_TLW: Tensor, mask_TL: Tensor) -> Tensor:
+        """Unit vectors T x D of text features: of the mean of their tokens."""
+        with torch.autocast(tokens_TLW.device.type, enabled=False):
+            tokens_TLW = tokens_TLW.to(self.text_projection.weight.dtype)
+            real_TL1 = mask_TL[:, :, None].to(tokens_TLW.dtype)
+            return self._project(self.text_projection, (tokens_TLW * real_TL1).sum(dim=1) / real_TL1.sum(dim=1).clamp(min=1))
+
+    def _project(self, projection: nn.Linear, features: Tensor) -> Tensor:
+        normed = functional.layer_norm(features, features.shape[-1:])
+        return functional.normalize(projection(self.dropout(normed)), dim=-1)
+
+    def logits(self, image_PD: Tensor, text_PD: Tensor) -> Tensor:
+        """The scaled cosines of P pairs of vectors."""
+        return self.scale * (image_PD * text_PD).sum(dim=-1)

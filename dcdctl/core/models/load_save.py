@@ -1,0 +1,164 @@
+"""Models by name: what a reference may be, how a model is saved, and how two models are told apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from dcdctl.core import files
+from dcdctl.core.errors import ModelError
+from dcdctl.core.models import coattention_scorer, dual, frozen_dual, published, vilt
+from dcdctl.core.models.coattention_scorer import CoAttentionScorer
+from dcdctl.core.models.dual import DualModel
+from dcdctl.core.models.frozen_dual import EncoderDual
+from dcdctl.core.models.official import from_released
+from dcdctl.core.models.overrides import read_overrides
+from dcdctl.core.models.preprocess import hub_errors, silence_transformers
+from dcdctl.core.models.vilt import ViltScorer
+from dcdctl.core.progress import Track, silent
+
+FusionModel = ViltScorer | CoAttentionScorer
+Model = FusionModel | DualModel
+BUILT_IN = ("scenes-vilt",)
+SETTINGS_FILE = "dcdctl.json"
+FORMAT_VERSION = 1
+ACCEPTED = (
+    "a model is a run folder, a transformers folder (ViLT or vision-text-dual-encoder), an official ViLT or METER .ckpt, "
+    f"a Hugging Face Hub id (owner/name), built in ({', '.join(BUILT_IN)}), or a name that `dcdctl prepare --list` shows"
+)
+_TEACHERS = files.packaged("teachers")
+# The Hub knows a few models without an owner, none of them a scorer; a misspelt run should not wait for the network.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_KINDS: dict[Any, str] = {FusionModel: "a fusion scorer", DualModel: "a dual encoder"}
+
+
+def load(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> Model:
+    """The model that a reference names, in eval mode, in float32 on the CPU.
+
+    A reference is tried as: a built-in name, a .ckpt file, a folder with config.json, a run folder (with `model/`), the name of a
+    published teacher (`named_teachers`, whose file is fetched once), a Hub id.
+    """
+    settings = dict(overrides or {})
+    read_overrides(settings)
+    path = Path(ref).expanduser()
+    if str(ref) in BUILT_IN and not path.exists():
+        return _load_built_in(str(ref), settings)
+    if path.is_file():
+        if path.suffix != ".ckpt":
+            raise ModelError(f"{path} is a file, but not a .ckpt", hint=ACCEPTED)
+        return from_released(path, settings)
+    if path.is_dir():
+        return _load_folder(path, settings)
+    if (teacher := published.find(str(ref))) is not None:
+        source, settings = published.located(teacher, settings, track)
+        return _load_transformers(source, settings) if teacher.hub else from_released(Path(source), settings)
+    if not _HUB_ID.fullmatch(str(ref)) or path.suffix == ".ckpt":
+        raise ModelError(f"{ref} does not exist", hint=ACCEPTED)
+    return _load_transformers(str(ref), settings)
+
+
+def load_fusion(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> FusionModel:
+    """The fusion scorer that a reference names; ModelError if it names another kind of model."""
+    return _expect(load(ref, overrides, track), FusionModel, ref)
+
+
+def load_dual(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> DualModel:
+    """The dual encoder that a reference names; ModelError if it names another kind of model."""
+    return _expect(load(ref, overrides), DualModel, ref)
+
+
+def save(model: Model, folder: Path, *, half: bool = False) -> None:
+    """Write a folder that loads again with nothing else, here and in plain transformers; `half` halves the weights' bytes.
+
+    An older model in the folder is replaced; anything else in it is a ModelError.
+    """
+    if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
+        raise ModelError(f"{folder} holds something else than a model", hint="save to a new folder")
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}{files.PARTIAL_SUFFIX}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _save_network(model, partial, half)
+        model.preprocess.save(partial)
+        files.write_json(partial / SETTINGS_FILE, {"format": FORMAT_VERSION, **model.settings})
+        # safetensors makes its files for the user alone; these are as readable as the others.
+        for weights in partial.glob("*.safetensors"):
+            weights.chmod((partial / SETTINGS_FILE).stat().st_mode)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _save_network(model: Model, folder: Path, half: bool) -> None:
+    if isinstance(model, CoAttentionScorer | EncoderDual):
+        model.save_network(folder, half=half)
+        return
+    state = {name: tensor.half() for name, tensor in model.network.state_dict().items()} if half else None
+    with silence_transformers():
+        model.network.save_pretrained(folder, state_dict=state)
+
+
+def fingerprint(model: Model) -> str:
+    """SHA-256, in hex, of all weights and of all settings that change a score."""
+    return model.digest
+
+
+def _load_built_in(name: str, overrides: Mapping[str, Any]) -> Model:
+    folder = _TEACHERS / name
+    if not (folder / "config.json").exists():
+        raise ModelError(f"this installation has no built-in model {name}", hint="install dcdctl from its wheel again")
+    return _load_transformers(str(folder), overrides)
+
+
+def _load_folder(path: Path, overrides: Mapping[str, Any]) -> Model:
+    if (path / "config.json").exists():
+        return _load_transformers(str(path), overrides)
+    if (path / "model" / "config.json").exists():
+        return _load_transformers(str(path / "model"), overrides)
+    if (path / "run.json").exists():
+        raise ModelError(f"the run {path} has no finished model", hint="finish it with --resume")
+    found = ", ".join(sorted(child.name for child in path.iterdir())[:6]) or "nothing"
+    raise ModelError(f"{path} is no model: it holds {found}, and neither config.json nor model/", hint=ACCEPTED)
+
+
+def _load_transformers(ref: str, overrides: Mapping[str, Any]) -> Model:
+    told_path = Path(ref) / SETTINGS_FILE
+    told = json.loads(told_path.read_text(encoding="utf-8")) if told_path.exists() else None
+    if told is not None and told.get("format") != FORMAT_VERSION:
+        raise ModelError(f"{told_path} has format {told.get('format')}, this dcdctl reads format {FORMAT_VERSION}", hint="update dcdctl")
+    if told is not None and (read := _OWN.get(_model_type(Path(ref)))) is not None:
+        return read(Path(ref), overrides, told)
+    with hub_errors(ref, hint=ACCEPTED):
+        kind = AutoConfig.from_pretrained(ref, trust_remote_code=False).model_type
+    if kind == "vilt":
+        return vilt.from_transformers(ref, overrides, told)
+    if kind == "vision-text-dual-encoder":
+        return dual.from_transformers(ref, overrides, told)
+    raise ModelError(f"{ref} is a {kind} model", hint=ACCEPTED)
+
+
+_OWN: dict[Any, Callable[[Path, Mapping[str, Any], Mapping[str, Any]], Model]] = {
+    coattention_scorer.MODEL_TYPE: coattention_scorer.from_folder,
+    frozen_dual.ENCODER_DUAL_TYPE: frozen_dual.from_folder,
+}
+"""How folders are read that are not transformers' own."""
+
+
+def _model_type(folder: Path) -> Any:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+
+
+def _expect(model: Model, kind: Any, ref: str | Path) -> Any:
+    if not isinstance(model, kind):
+        found = _KINDS[DualModel if isinstance(model, DualModel) else FusionModel]
+        raise ModelError(f"{ref} is {found}, but {_KINDS[kind]} is wanted here")
+    return model

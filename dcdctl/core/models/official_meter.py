@@ -1,0 +1,189 @@
+"""Official METER checkpoints (meter_clip16_288_roberta_flickr.ckpt and its kin) and DCD's: their names for parameters.
+
+Three kinds are told apart by what is in them: a retrieval checkpoint has `rank_output`; a pre-training one has not, and row 1 ("match") of
+its matching head takes its place; a DCD student's holds its teacher too, and the parts named `stu_` are the student.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import CLIPVisionConfig, RobertaConfig
+
+from dcdctl.core.errors import ModelError
+from dcdctl.core.models.checkpoint import preprocess_as_told, ranking_head
+from dcdctl.core.models.coattention import CoAttentionNetwork, FusionSize
+from dcdctl.core.models.coattention_scorer import POSITIONS, CoAttentionScorer, check_image_size, load_weights, resize_positions
+from dcdctl.core.models.overrides import Overrides
+from dcdctl.core.models.preprocess import METER, meter_image_processor
+
+TOKENIZER = "roberta-base"
+IMAGE_SIZE = 384
+"""Of retrieval, where a file does not say."""
+CLIP_HEAD_WIDTH = 64
+PAD_TOKEN = 1
+STUDENT = "stu_"
+_FUSION = ("cross_modal_text_layers.", "cross_modal_image_layers.", "cross_modal_text_pooler.", "cross_modal_image_pooler.", "rank_output.")
+_PREFIXES = {
+    "cross_modal_text_transform.": "text_transform.",
+    "cross_modal_image_transform.": "image_transform.",
+    "cross_modal_text_pooler.dense.": "text_pooler.",
+    "cross_modal_image_pooler.dense.": "image_pooler.",
+    "rank_output.": "rank_output.",
+    "vit_model.visual.class_embedding": "vision.embeddings.class_embedding",
+    "vit_model.visual.conv1.": "vision.embeddings.patch_embedding.",
+    "vit_model.visual.positional_embedding": POSITIONS,
+    "vit_model.visual.ln_pre.": "vision.pre_layrnorm.",
+    "vit_model.visual.ln_post.": "vision.post_layernorm.",
+    "text_transformer.embeddings.": "text.embeddings.",
+    "text_transformer.encoder.": "text.encoder.",
+}
+_LAYER = re.compile(r"cross_modal_(text|image)_layers\.(\d+)\.(.+)\.(weight|bias)")
+_LAYER_PARTS = {
+    **{
+        f"{theirs}.self.{name}": f"{ours}.{name}"
+        for theirs, ours in (("attention", "self_attention"), ("crossattention", "cross_attention"))
+        for name in ("query", "key", "value")
+    },
+    **{
+        f"{theirs}.output.{name}": f"{ours}.{part}"
+        for theirs, ours in (("attention", "self_attention"), ("crossattention", "cross_attention"))
+        for name, part in (("dense", "dense"), ("LayerNorm", "norm"))
+    },
+    "intermediate.dense": "feed_forward.up",
+    "output.dense": "feed_forward.down",
+    "output.LayerNorm": "feed_forward.norm",
+}
+_BLOCK = re.compile(r"vit_model\.visual\.transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)")
+_BLOCK_PARTS = {
+    "attn.out_proj": "self_attn.out_proj",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+
+
+def is_meter(state: Mapping[str, Any]) -> bool:
+    """Whether a state dict is METER's or DCD's."""
+    return any(name.startswith("cross_modal_") for name in state)
+
+
+def from_state(state: Mapping[str, Tensor], hyper: Mapping[str, Any], wanted: Overrides, path: Path) -> CoAttentionScorer:
+    """The scorer of an official checkpoint's weights and configuration; ModelError says what it lacks."""
+    weights, unused = to_network(state)
+    if not weights.keys() >= _NEEDED:
+        raise ModelError(f"{path} is not a METER with CLIP and RoBERTa: it lacks {min(_NEEDED - weights.keys())}")
+    image_size = wanted.image_size or int(hyper.get("image_size") or IMAGE_SIZE)
+    vision, text, size = _configs(weights, hyper, wanted, image_size, path)
+    weights[POSITIONS] = resize_positions(weights[POSITIONS], image_size // vision.patch_size)
+    network = CoAttentionNetwork.from_configs(vision, text, size)
+    unknown = load_weights(network, weights, path)
+    processor = meter_image_processor(image_size)
+    preprocess = preprocess_as_told(wanted, hyper, text, processor, tokenizer=TOKENIZER, image_transform=METER)
+    return CoAttentionScorer(network, preprocess, tuple(sorted([*unused, *unknown])))
+
+
+def to_network(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Official names to the network's, and the official names that scoring has no use for."""
+    unused = []
+    if any(name.startswith(STUDENT) for name in state):
+        unused = [name for name in state if name.startswith(_FUSION)]
+        state = {name.removeprefix(STUDENT): tensor for name, tensor in state.items() if not name.startswith(_FUSION)}
+    weights: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        renamed = _rename(name, tensor)
+        weights.update(renamed)
+        if not renamed:
+            unused.append(name)
+    return weights | ranking_head(state), unused
+
+
+def _rename(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    if layer := _LAYER.fullmatch(name):
+        part = _LAYER_PARTS.get(layer[3])
+        return {} if part is None else {f"{layer[1]}_layers.{layer[2]}.{part}.{layer[4]}": tensor}
+    if block := _BLOCK.fullmatch(name):
+        prefix, part = f"vision.encoder.layers.{block[1]}", block[2]
+        if part == "attn.in_proj":
+            thirds = zip("qkv", tensor.chunk(3), strict=True)
+            return {f"{prefix}.self_attn.{letter}_proj.{block[3]}": third for letter, third in thirds}
+        return {f"{prefix}.{_BLOCK_PARTS[part]}.{block[3]}": tensor} if part in _BLOCK_PARTS else {}
+    if name == "token_type_embeddings.weight":
+        # NLVR2 checkpoints have a third row, for a second image.
+        return {"modality.weight": tensor[:2]}
+    if name.endswith("position_ids"):
+        return {}
+    for released, ours in _PREFIXES.items():
+        if name.startswith(released):
+            return {ours + name.removeprefix(released): tensor}
+    return {}
+
+
+_NEEDED = {
+    POSITIONS,
+    "vision.embeddings.patch_embedding.weight",
+    "vision.encoder.layers.0.mlp.fc1.weight",
+    "text.embeddings.word_embeddings.weight",
+    "text.embeddings.position_embeddings.weight",
+    "text.embeddings.token_type_embeddings.weight",
+    "text.encoder.layer.0.intermediate.dense.weight",
+    "text_layers.0.feed_forward.up.weight",
+}
+
+
+def _configs(
+    weights: Mapping[str, Tensor], hyper: Mapping[str, Any], wanted: Overrides, image_size: int, path: Path
+) -> tuple[CLIPVisionConfig, RobertaConfig, FusionSize]:
+    """Sizes from the tensors; heads, which no tensor shows, by METER's rule, the configuration or the user."""
+    shape = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    width, _, _, patch_size = shape["vision.embeddings.patch_embedding.weight"]
+    check_image_size(image_size, patch_size)
+    vision = CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=shape["vision.encoder.layers.0.mlp.fc1.weight"][0],
+        num_hidden_layers=_count(shape, "vision.encoder.layers."),
+        num_attention_heads=width // CLIP_HEAD_WIDTH,
+        image_size=image_size,
+        patch_size=patch_size,
+        hidden_act="quick_gelu",
+        layer_norm_eps=1e-5,
+    )
+    vocab_size, text_width = shape["text.embeddings.word_embeddings.weight"]
+    text = RobertaConfig(
+        vocab_size=vocab_size,
+        hidden_size=text_width,
+        intermediate_size=shape["text.encoder.layer.0.intermediate.dense.weight"][0],
+        num_hidden_layers=_count(shape, "text.encoder.layer."),
+        num_attention_heads=_heads(wanted.text.num_attention_heads, text_width, "text.num_attention_heads", path),
+        max_position_embeddings=shape["text.embeddings.position_embeddings.weight"][0],
+        type_vocab_size=shape["text.embeddings.token_type_embeddings.weight"][0],
+        layer_norm_eps=1e-5,
+        pad_token_id=PAD_TOKEN,
+    )
+    up, fusion_width = shape["text_layers.0.feed_forward.up.weight"]
+    size = FusionSize(
+        hidden_size=fusion_width,
+        num_layers=_count(shape, "text_layers."),
+        num_heads=_heads(wanted.num_attention_heads or hyper.get("num_heads"), fusion_width, "num_attention_heads", path),
+        mlp_ratio=up // fusion_width,
+        dropout=float(hyper.get("drop_rate", 0.1)),
+    )
+    return vision, text, size
+
+
+def _heads(told: int | None, width: int, name: str, path: Path) -> int:
+    if told is None and width != 768:
+        raise ModelError(f"{path}: nothing in it says {name}, and the width is {width}", hint=f"set it with `--model-set {name}=N`")
+    count = told or 12
+    if width % count:
+        raise ModelError(f"{path}: the width {width} is not a multiple of {name} {count}", hint=f"set it with `--model-set {name}=N`")
+    return count
+
+
+def _count(shape: Mapping[str, Any], prefix: str) -> int:
+    return 1 + max(int(name.removeprefix(prefix).partition(".")[0]) for name in shape if name.startswith(prefix))

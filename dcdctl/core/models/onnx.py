@@ -1,0 +1,226 @@
+"""A dual encoder as two ONNX files, and ONNX Runtime as a model that reads them.
+
+FOLDER/image.onnx    pixel_values float32, images x 3 x H x W                         ->  vectors float32, images x D
+FOLDER/text.onnx     input_ids int64, attention_mask int64, texts x tokens each       ->  vectors float32, texts x D
+
+Vectors have length 1; a score is their cosine. Numbers of images, texts and tokens are free; H and W are those of the model's image
+processor. Preprocessing is not in the files: it is the saved model's tokenizer and image processor. Fusion models have no such files: which
+computations theirs takes depends on the numbers (which pairs share an image, how long the longest caption is), and ONNX wants one graph.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dcdctl.core import files
+from dcdctl.core.errors import MissingError, ModelError
+from dcdctl.core.models.dual import DualModel
+from dcdctl.core.models.protocols import ImageBatch, Preprocessor, TextBatch
+
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+LARGEST_DIFFERENCE = 1e-4
+"""Of a coordinate of a vector, between torch and ONNX Runtime in float32: what another order of adding up makes."""
+IMAGE_INPUTS, TEXT_INPUTS = ("pixel_values",), ("input_ids", "attention_mask")
+ONNX_OUTPUT = "vectors"
+EXTERNAL_FROM_BYTES = 1_800_000_000
+"""A single ONNX file ends at 2 GiB; weights of more are kept in a file beside it."""
+
+
+@dataclass(frozen=True)
+class Towers:
+    """The two files of a dual encoder."""
+
+    image: Path
+    text: Path
+
+    @staticmethod
+    def of(folder: Path) -> Towers:
+        return Towers(folder / "image.onnx", folder / "text.onnx")
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of both, weights beside them included."""
+        return sum(path.stat().st_size for tower in (self.image, self.text) for path in tower.parent.glob(f"{tower.name}*"))
+
+
+class _ImageTower(nn.Module):
+    def __init__(self, model: DualModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.model.embed_images(ImageBatch(pixel_values))
+
+
+class _TextTower(nn.Module):
+    def __init__(self, model: DualModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model.embed_texts(TextBatch(input_ids, attention_mask))
+
+
+class OnnxDual:
+    """A dual encoder run by ONNX Runtime: `embed_images` and `embed_texts` as of `DualEncoder`, on the CPU or a CUDA device."""
+
+    def __init__(self, towers: Towers, preprocess: Preprocessor, *, device: torch.device, num_threads: int | None = None) -> None:
+        require_onnx()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads or torch.get_num_threads()
+        options.log_severity_level = 3  # errors
+        self.preprocess, self._device = preprocess, device
+        providers = _providers(device, onnxruntime.get_available_providers())
+        self._image, self._text = (
+            onnxruntime.InferenceSession(str(tower), options, providers=providers) for tower in (towers.image, towers.text)
+        )
+
+    def embed_images(self, images: ImageBatch) -> Tensor:
+        """Unit vectors, I x D."""
+        return self._run(self._image, dict(zip(IMAGE_INPUTS, (images.pixel_values,), strict=True)))
+
+    def embed_texts(self, texts: TextBatch) -> Tensor:
+        """Unit vectors, T x D."""
+        return self._run(self._text, dict(zip(TEXT_INPUTS, (texts.input_ids, texts.attention_mask), strict=True)))
+
+    def _run(self, session: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        known = {one.name for one in session.get_inputs()}  # an encoder may have no use for the mask
+        (vectors,) = session.run([ONNX_OUTPUT], {name: tensor.cpu().numpy() for name, tensor in inputs.items() if name in known})
+        return torch.from_numpy(vectors).to(self._device)
+
+
+def missing_onnx_packages() -> list[str]:
+    """Those of the extra `onnx` that are not installed."""
+    return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+
+
+def require_onnx() -> None:
+    """MissingError where a package of the extra is not installed."""
+    if missing := missing_onnx_packages():
+        raise MissingError(f"ONNX needs {', '.join(missing)}, not installed here", hint="pip install 'dcdctl[onnx]'")
+
+
+def onnxruntime_version() -> str:
+    """What runs the files."""
+    return f"onnxruntime {version('onnxruntime')}"
+
+
+def export_onnx(model: Any, folder: Path) -> Towers:
+    """Write both files of a dual encoder, in float32, into a new folder; whole or not at all.
+
+    ModelError for a fusion scorer, for a model that torch cannot export, and for a folder that is there.
+    """
+    require_onnx()
+    if not isinstance(model, DualModel):
+        raise ModelError("a fusion model does not export to ONNX: its shapes depend on the data", hint="export a dual student")
+    if not files.is_vacant(folder):
+        raise ModelError(f"{folder} is not empty, a new folder is wanted", hint="name another folder")
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}{files.PARTIAL_SUFFIX}")
+    partial.mkdir(parents=True)
+    device = next(iter(model.parameters())).device
+    was_training = model.training
+    try:
+        towers = Towers.of(partial)
+        # Two of each: torch takes a size of 1 for fixed.
+        picture = model.preprocess.images([Image.new("RGB", (64, 64))] * 2).to(device)
+        words = model.preprocess.texts(["a b c", "a"]).to(device)
+        model.eval()
+        _write(_ImageTower(model), (picture.pixel_values,), IMAGE_INPUTS, [{0: "images"}], towers.image)
+        free = [{0: "texts", 1: "tokens"}] * 2
+        _write(_TextTower(model), (words.input_ids, words.attention_mask), TEXT_INPUTS, free, towers.text)
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    finally:
+        model.train(was_training)
+        shutil.rmtree(partial, ignore_errors=True)
+    return Towers.of(folder)
+
+
+def largest_difference(found: Tensor, wanted: Tensor) -> float:
+    """Of the coordinates of two sets of vectors."""
+    return float((found.float() - wanted.float()).abs().max())
+
+
+def check_onnx(onnx: OnnxDual, model: DualModel, images: ImageBatch, texts: TextBatch) -> float:
+    """The largest difference of a coordinate from torch's vectors; ModelError where it is more than rounding."""
+    with torch.no_grad():
+        pairs = ((onnx.embed_images(images), model.embed_images(images)), (onnx.embed_texts(texts), model.embed_texts(texts)))
+    difference = max(largest_difference(found, wanted) for found, wanted in pairs)
+    if not difference <= LARGEST_DIFFERENCE:
+        found = f"ONNX Runtime's vectors differ from torch's by {difference:.1e}"
+        raise ModelError(f"{found}, at most {LARGEST_DIFFERENCE:.0e} is wanted", hint="this model cannot be served by ONNX Runtime")
+    return difference
+
+
+def quantize_dynamic(towers: Towers, folder: Path) -> Towers:
+    """The same two files with int8 weights, activations quantised as they come; into a folder that is made where absent.
+
+    Vectors change by more than rounding: `dcdctl export` compares them (docs/export.md).
+    """
+    require_onnx()
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization import quantize_dynamic as quantize
+
+    folder.mkdir(parents=True, exist_ok=True)
+    small = Towers.of(folder)
+    for source, target in ((towers.image, small.image), (towers.text, small.text)):
+        with files.atomic_path(target) as partial, _quietly():
+            # Unsigned weights: sums of two products of unsigned and signed bytes overflow 16 bits on x86 without VNNI, and cosines fall to
+            # 0.91 where these have 0.99. A scale a column: columns of one matrix differ. Patches come from one convolution, whose int8
+            # form ONNX Runtime does not have on every processor.
+            quantize(source, partial, weight_type=QuantType.QUInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"])
+    return small
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the advice that exporters and quantisers give their own developers."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _providers(device: torch.device, available: list[str]) -> list[str]:
+    if device.type == "cpu":
+        return ["CPUExecutionProvider"]
+    if device.type == "cuda" and "CUDAExecutionProvider" in available:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    found = ", ".join(available)
+    raise MissingError(f"this ONNX Runtime has no provider for {device.type} (it has {found})", hint="pip install onnxruntime-gpu")
+
+
+def _write(tower: nn.Module, example: tuple[Tensor, ...], inputs: tuple[str, ...], free: list[dict[int, str]], path: Path) -> None:
+    """One file; `free` names the dimensions of each input that may be any number."""
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in tower.state_dict().values())
+    try:
+        with _quietly():
+            program = torch.onnx.export(
+                tower, example, dynamo=True, dynamic_shapes=tuple(free), input_names=list(inputs), output_names=[ONNX_OUTPUT], verbose=False
+            )
+            assert program is not None
+            program.save(path, external_data=weights > EXTERNAL_FROM_BYTES)
+    except Exception as error:
+        reason = f"{type(error.__cause__ or error).__name__}: {str(error.__cause__ or error).splitlines()[0][:200]}"
+        raise ModelError(f"torch cannot export this model's {path.stem} side to ONNX: {reason}") from error

@@ -1,0 +1,183 @@
+"""The page of a report: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+from html import escape
+from pathlib import Path
+
+from dcdctl.core import files
+from dcdctl.core.evaluation import DIRECTIONS, Figure
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.report import charts, gallery, html, tables
+from dcdctl.core.report.gallery import NUM_QUERIES, WAYS
+from dcdctl.core.report.html import heading
+from dcdctl.core.report.report import Gap, Report, System
+from dcdctl.core.report.tables import RECALLS, Table, report_tables
+
+ASSETS = files.packaged("assets")
+
+
+def write_report_page(path: Path, report: Report, *, num_queries: int = NUM_QUERIES, track: Track = silent) -> None:
+    """Write the page, with at most so many queries of each direction."""
+    tables = report_tables(report)
+    scores = charts.scores(report)
+    sections = [
+        ("Results", "".join(_html_table(table) for table in tables if not table.is_about_runs)),
+        ("Speed and recall", _speed(report)),
+        ("Scores", _scores({what: scores[way] for way, what in WAYS})),
+        ("Training", _charts(charts.training_curves(report))),
+        ("What was run", _commands(report) + "".join(_html_table(table) for table in tables if table.is_about_runs)),
+        ("Queries", gallery.gallery(report, charts.colours(report), num_queries, track)),
+    ]
+    there = [(name, html) for name, html in sections if html]
+    links = "".join(f'<li><a href="#{_anchor(name)}">{name}</a></li>' for name, _ in there)
+    html.write(
+        path,
+        f"Report: {', '.join(one.label for one in report.systems)}",
+        html.facts(facts_of(report)),
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav>',
+        _gaps(report.gaps),
+        *(f'<section id="{_anchor(name)}">{heading(name)}{html}</section>' for name, html in there),
+        style=(ASSETS / "report.css").read_text(encoding="utf-8"),
+        script=(ASSETS / "report.js").read_text(encoding="utf-8"),
+    )
+
+
+def facts_of(report: Report) -> list[tuple[str, str]]:
+    """What the models were measured on, in words."""
+    facts = [("models", "; ".join(f"{one.label} ({one.role})" for one in report.systems))]
+    if (result := report.result) is None:
+        return facts
+    folds = f", the mean of {result.num_folds} folds" if result.num_folds > 1 else ""
+    return [
+        *facts,
+        ("measured on", f"{result.split}: {result.num_images:,} images, {result.num_captions:,} captions"),
+        ("protocol", f"{result.protocol or tables.NOTHING}{folds}; a tie counts against the positive"),
+        ("corpus", result.fingerprint[: tables.FINGERPRINT_DIGITS]),
+    ]
+
+
+def _anchor(name: str) -> str:
+    return name.lower().replace(" ", "-")
+
+
+def _html_table(table: Table) -> str:
+    return html.table(table.columns, table.rows, table.caption)
+
+
+def _charts(charts: list[str]) -> str:
+    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+
+
+def _speed(report: Report) -> str:
+    chart = charts.speed_against_recall(report)
+    galleries = [one.times.num_images for one in report.systems if one.times is not None]
+    galleries += [one.result.gallery_size for one in report.systems if one.result is not None and one.result.depths]
+    told = f"<p>Not all are timed among as many images: {', '.join(f'{size:,}' for size in sorted(set(galleries)))}; see the table.</p>"
+    return chart + (told if chart and len(set(galleries)) > 1 else "")
+
+
+def _scores(by_way: dict[str, list[str]]) -> str:
+    """Every model's, those of a direction side by side."""
+    rows = "".join(_charts(charts) for charts in by_way.values())
+    told = (
+        "Of every query the score of its best own answer, upwards, and of the best that is not its own, downwards. "
+        "A model has a scale of its own: what counts is how far the two are apart."
+    )
+    return f"<p>{told}</p>{rows}" if rows else ""
+
+
+def _gaps(gaps: tuple[Gap, ...]) -> str:
+    if not gaps:
+        return ""
+    lines = "".join(f"<li>{escape(gap.what)}: <code>{escape(gap.command)}</code></li>" for gap in gaps)
+    return f'<details class="gaps"><summary>Left out, and the command that brings it: {len(gaps)}</summary><ul>{lines}</ul></details>'
+
+
+def _commands(report: Report) -> str:
+    lines = "".join(
+        f"<dt>{escape(one.label)}</dt><dd><code>{escape(shlex.join(one.facts['command']))}</code></dd>" for one in report.trainings
+    )
+    return f'<dl class="commands">{lines}</dl>' if lines else ""
+
+
+def write_markdown(path: Path, report: Report) -> None:
+    """What was measured, the tables, what is left out."""
+    facts = [f"- {name}: {_plain(value)}" for name, value in facts_of(report)]
+    gaps = ["## Left out", "", *(f"- {_plain(gap.what)}: {_code(gap.command)}" for gap in report.gaps)] if report.gaps else []
+    tables = [_markdown_table(table) for table in report_tables(report)]
+    files.write_text(path, "\n".join(["# Report", "", *facts, "", *tables, *gaps]).rstrip("\n") + "\n")
+
+
+def write_csv(path: Path, report: Report) -> None:
+    """A row a model, not rounded; what was not measured is empty."""
+    rows = [_numbers(system) for system in report.systems]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_text(path, stream.getvalue())
+
+
+def _markdown_table(table: Table) -> str:
+    lines = [table.columns, ["---" for _ in table.columns], *table.rows]
+    return "\n".join([f"{_plain(table.caption)}.", "", *(f"| {' | '.join(map(_cell, line))} |" for line in lines), ""])
+
+
+def _cell(text: str) -> str:
+    """A cell with its small print in brackets.
+
+    >>> _cell("63.2\\n58.0 to 68.0"), _cell("a|b")
+    ('63.2 (58.0 to 68.0)', 'a\\\\|b')
+    """
+    first, _, rest = _plain(text.partition("\n")[0]), "", _plain(text.partition("\n")[2])
+    return f"{first} ({rest})" if rest else first
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>#|~" else letter for letter in text)
+
+
+def _code(text: str) -> str:
+    """A code span, whatever is in it."""
+    fence = "`" * (1 + max((len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0))
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def _numbers(system: System) -> dict[str, object]:
+    row: dict[str, object] = {"model": system.label, "role": system.role, "folder": str(system.folder)}
+    if (result := system.result) is not None:
+        row |= {
+            "kind": result.kind,
+            "depth": result.depth,
+            "split": result.split,
+            "images": result.num_images,
+            "captions": result.num_captions,
+        }
+        row |= {"protocol": result.protocol, "corpus_fingerprint": result.fingerprint}
+        for way, name in RECALLS:
+            row |= _figure(f"{way}_{name}", result.retrieval[way].recalls[name])
+        row |= _figure("rsum", result.rsum)
+        row |= {f"{way}_mAP@R": result.retrieval[way].map_at_r for way in DIRECTIONS}
+        row |= {f"{way}_median_rank": result.retrieval[way].median_rank for way in DIRECTIONS}
+    if (times := system.times) is not None:
+        row |= {"parameters": times.num_parameters, "ms_per_query": times.query_ms, "ms_extrapolated": times.is_extrapolated}
+        row |= {"ms_gallery_images": times.num_images, "speed_up": times.speed_up}
+    elif result is not None and result.depths:
+        row |= {"ms_per_query": result.depths[-1].query_ms, "ms_extrapolated": False, "ms_gallery_images": result.num_images}
+    if (found := system.comparison) is not None:
+        rsum = found.difference.rsum
+        row |= _figure("rsum_difference", Figure(rsum.value, rsum.interval)) | {"p_value": found.p_value}
+    return row
+
+
+def _figure(name: str, figure: Figure) -> dict[str, float]:
+    if figure.interval is None:
+        return {name: figure.value}
+    return {name: figure.value, f"{name}_low": figure.interval.low, f"{name}_high": figure.interval.high}

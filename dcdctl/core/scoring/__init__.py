@@ -1,0 +1,5 @@
+"""Run a model over a corpus: features, embeddings, pair scores, top-k."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

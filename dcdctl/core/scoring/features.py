@@ -1,0 +1,263 @@
+"""What a scorer reads of a corpus: its pictures and captions, or what frozen encoders made of them, kept on disk.
+
+    ROOT/SPLIT-CORPUS-ENCODERS/plan.json          what is kept, written first: fingerprints and sizes
+    ROOT/SPLIT-CORPUS-ENCODERS/lengths.npy        tokens of each caption
+    ROOT/SPLIT-CORPUS-ENCODERS/images-00000.npy   float16, I x V x D, the images of a range
+    ROOT/SPLIT-CORPUS-ENCODERS/texts-00000.npy    float16, the tokens of their captions one after the other, without padding
+    ROOT/SPLIT-CORPUS-ENCODERS/features.json      the sign that all is there, written last: the size of each file
+
+The folder's name holds the fingerprints of the corpus and of the encoders, so a root serves any number of both and nothing in it is ever
+read for another. Files are whole or absent: a killed encoding goes on with those that are missing. Reading is memory-mapped.
+
+Shape letters: I images, T texts, V image tokens, L text tokens, D width of an encoder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from dcdctl.core import files
+from dcdctl.core.data import Corpus
+from dcdctl.core.errors import InputError, ModelError, StaleError
+from dcdctl.core.models import CoAttentionScorer, EncoderDual, ImageBatch, Preprocessor, States, TextBatch
+from dcdctl.core.progress import Advance, Track, silent
+
+FORMAT = 1
+IMAGES_PER_FILE = 256
+IMAGE_CHUNK = 32
+"""Images encoded at a time."""
+TEXT_CHUNK = 256
+"""Captions encoded at a time, those of similar length together."""
+CPU = torch.device("cpu")
+Index = NDArray[np.int64]
+Half = NDArray[np.float16]
+
+
+class Source(Protocol):
+    """Images and captions of a corpus as a scorer takes them, by index."""
+
+    @property
+    def corpus(self) -> Corpus: ...
+
+    def images(self, image_ix: Sequence[int] | Index) -> ImageBatch | States: ...
+
+    def texts(self, text_ix: Sequence[int] | Index) -> TextBatch | States: ...
+
+
+class CorpusSource:
+    """Pictures and captions, preprocessed whenever they are asked for; decoded pictures are kept up to `memory_bytes`."""
+
+    def __init__(self, corpus: Corpus, preprocess: Preprocessor, memory_bytes: int = 0) -> None:
+        self.corpus, self.preprocess = corpus, preprocess
+        self._bytes_left = memory_bytes
+        self._pictures: dict[int, Image.Image] = {}
+
+    def images(self, image_ix: Sequence[int] | Index) -> ImageBatch:
+        """The preprocessed pictures, in the order given."""
+        return self.preprocess.images(self._read([int(image) for image in image_ix]))
+
+    def texts(self, text_ix: Sequence[int] | Index) -> TextBatch:
+        """The tokenized captions, in the order given."""
+        return self.preprocess.texts([self.corpus.captions[int(text)] for text in text_ix])
+
+    def _read(self, image_ix: list[int]) -> list[Image.Image]:
+        new = [image for image in image_ix if image not in self._pictures]
+        read = dict(zip(new, self.corpus.images(new), strict=True))
+        if self._bytes_left:
+            self._keep(read)
+        return [read[image] if image in read else self._pictures[image] for image in image_ix]
+
+    def _keep(self, read: dict[int, Image.Image]) -> None:
+        for image, picture in read.items():
+            size = 3 * picture.width * picture.height
+            if size <= self._bytes_left:
+                self._bytes_left -= size
+                self._pictures[image] = picture
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a scorer's encoders made of a corpus, float16 on disk."""
+
+    corpus: Corpus
+    folder: Path
+    plan: dict[str, Any]
+    only_first: bool = False
+    """Of an image only the token that stands for the whole is read, all that a dual encoder takes: V is 1."""
+
+    def images(self, image_ix: Sequence[int] | Index) -> States:
+        """Image features in the order given, I x V x D."""
+        parts, places = np.divmod(np.asarray(image_ix, dtype=np.int64), IMAGES_PER_FILE)
+        num_tokens = 1 if self.only_first else self.plan["image_tokens"]
+        tokens = np.empty((len(places), num_tokens, self.plan["image_width"]), dtype=np.float16)
+        for row, part, place in zip(tokens, parts.tolist(), places.tolist(), strict=True):
+            row[:] = _mapped(self.folder, "images", part)[place, :num_tokens]
+        return States(torch.from_numpy(tokens), torch.ones(tokens.shape[:2], dtype=torch.bool))
+
+    def texts(self, text_ix: Sequence[int] | Index) -> States:
+        """Text features in the order given, T x L x D, padded with zeros to the longest."""
+        wanted = np.asarray(text_ix, dtype=np.int64)
+        lengths, starts = self._lengths[wanted], self._starts[wanted]
+        parts = self.corpus.caption_image[wanted] // IMAGES_PER_FILE
+        tokens = np.zeros((len(wanted), int(lengths.max(initial=1)), self.plan["text_width"]), dtype=np.float16)
+        for row, part, start, length in zip(tokens, parts.tolist(), starts.tolist(), lengths.tolist(), strict=True):
+            row[:length] = _mapped(self.folder, "texts", part)[start : start + length]
+        return States(torch.from_numpy(tokens), torch.from_numpy(np.arange(tokens.shape[1]) < lengths[:, None]))
+
+    @cached_property
+    def _lengths(self) -> Index:
+        return np.load(self.folder / "lengths.npy").astype(np.int64)
+
+    @cached_property
+    def _starts(self) -> Index:
+        """Where each caption's tokens begin in its file."""
+        starts = np.cumsum(self._lengths) - self._lengths
+        parts = self.corpus.caption_image // IMAGES_PER_FILE
+        return starts - starts[np.searchsorted(parts, parts)]
+
+
+def open_or_build(root: Path, corpus: Corpus, scorer: Any, *, device: torch.device = CPU, track: Track = silent) -> Features:
+    """The features of a corpus, encoded first where they are not in `root` yet; ModelError for a scorer without encoders of its own.
+
+    The label of the progress says how large they become, before the first is written; InputError if the disk has no room for them.
+    """
+    if not isinstance(scorer, CoAttentionScorer | EncoderDual):
+        raise ModelError("this model has no encoders of its own whose features could be kept", hint="leave --features out")
+    folder = root / f"{corpus.split}-{corpus.fingerprint[:12]}-{scorer.encoders_digest[:12]}"
+    if not (folder / "features.json").exists():
+        _build(folder, corpus, scorer.to(device).eval(), device, track)
+    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    _check(folder, plan, {"format": FORMAT, "corpus": corpus.fingerprint, "encoders": scorer.encoders_digest})
+    for name, size in json.loads((folder / "features.json").read_text(encoding="utf-8"))["files"].items():
+        found = (folder / name).stat().st_size if (folder / name).exists() else 0
+        if found != size:
+            raise StaleError(f"{folder / name} is damaged: it has {found} bytes, not {size}", hint=f"delete {folder} and run again")
+    return Features(corpus, folder, plan)
+
+
+@torch.inference_mode()
+def _build(folder: Path, corpus: Corpus, scorer: CoAttentionScorer | EncoderDual, device: torch.device, track: Track) -> None:
+    source = CorpusSource(corpus, scorer.preprocess)
+    lengths = _token_counts(source)
+    first_image = scorer.image_features(source.images([0]).to(device)).tokens
+    plan = {
+        "format": FORMAT,
+        "corpus": corpus.fingerprint,
+        "encoders": scorer.encoders_digest,
+        "split": corpus.split,
+        "images": corpus.num_images,
+        "captions": corpus.num_captions,
+        "image_tokens": first_image.shape[1],
+        "image_width": first_image.shape[2],
+        "text_tokens": int(lengths.sum()),
+        "text_width": scorer.network.text_config.hidden_size,
+    }
+    if (folder / "plan.json").exists():
+        _check(folder, json.loads((folder / "plan.json").read_text(encoding="utf-8")), plan)
+    files.write_json(folder / "plan.json", plan)
+    files.remove_partials(folder)
+    _save(folder / "lengths.npy", lengths.astype(np.uint16))
+    parts = range(-(-corpus.num_images // IMAGES_PER_FILE))
+    bytes_left = size_in_bytes(plan) - sum(path.stat().st_size for path in folder.glob("*-*.npy"))
+    if (free := shutil.disk_usage(folder).free) < bytes_left:
+        raise InputError(f"the features need {_gigabytes(bytes_left)} more in {folder}, and {_gigabytes(free)} are free")
+    label = f"encode {corpus.num_images:,} images, {corpus.num_captions:,} captions to {_gigabytes(size_in_bytes(plan))}"
+    with track(label, total=corpus.num_images + corpus.num_captions, unit="items") as advance:
+        for part in parts:
+            _build_part(folder, part, source, scorer, device, lengths, advance)
+    names = ["lengths.npy", *(_name(kind, part) for kind in ("images", "texts") for part in parts)]
+    files.write_json(folder / "features.json", {"files": {name: (folder / name).stat().st_size for name in names}})
+
+
+def _build_part(
+    folder: Path,
+    part: int,
+    source: CorpusSource,
+    scorer: CoAttentionScorer | EncoderDual,
+    device: torch.device,
+    lengths: Index,
+    advance: Advance,
+) -> None:
+    """Encode the images of a range, and their captions, where they are not yet on disk."""
+    corpus = source.corpus
+    images = range(part * IMAGES_PER_FILE, min((part + 1) * IMAGES_PER_FILE, corpus.num_images))
+    path = folder / _name("images", part)
+    if not path.exists():
+        chunks = [images[start : start + IMAGE_CHUNK] for start in range(0, len(images), IMAGE_CHUNK)]
+        encoded = [_to_half(scorer.image_features(source.images(chunk).to(device)), path) for chunk in chunks]
+        _save(path, np.concatenate([tokens for tokens, _ in encoded]))
+    advance(len(images))
+    path = folder / _name("texts", part)
+    texts = np.arange(_first_text(corpus, part), _first_text(corpus, part + 1))
+    if not path.exists():
+        starts = np.cumsum(lengths[texts]) - lengths[texts]
+        packed = np.empty((int(lengths[texts].sum()), scorer.network.text_config.hidden_size), dtype=np.float16)
+        by_length = np.argsort(lengths[texts], kind="stable")
+        for start in range(0, len(texts), TEXT_CHUNK):
+            chunk = by_length[start : start + TEXT_CHUNK]
+            tokens, mask = _to_half(scorer.text_features(source.texts(texts[chunk]).to(device)), path)
+            for place, some, is_real in zip(starts[chunk].tolist(), tokens, mask, strict=True):
+                packed[place : place + int(is_real.sum())] = some[is_real]
+        _save(path, packed)
+    advance(len(texts))
+
+
+def size_in_bytes(plan: dict[str, Any]) -> int:
+    """What the features of a plan take on disk, headers not counted."""
+    return 2 * (plan["images"] * plan["image_tokens"] * plan["image_width"] + plan["text_tokens"] * plan["text_width"])
+
+
+def _token_counts(source: CorpusSource) -> Index:
+    chunks = range(0, source.corpus.num_captions, TEXT_CHUNK)
+    counts = [source.texts(range(source.corpus.num_captions)[start : start + TEXT_CHUNK]).attention_mask.sum(dim=1) for start in chunks]
+    return torch.cat(counts).numpy()
+
+
+def _to_half(states: States, path: Path) -> tuple[Half, NDArray[np.bool_]]:
+    tokens = states.tokens.half().cpu().numpy()
+    if not np.isfinite(tokens[states.mask.cpu().numpy()]).all():
+        raise ModelError(f"{path}: the encoder's features are larger than float16 can hold", hint="leave --features out")
+    return tokens, states.mask.cpu().numpy()
+
+
+def _first_text(corpus: Corpus, part: int) -> int:
+    """The first caption of a range of images; of the one behind the last, the number of captions."""
+    return int(np.searchsorted(corpus.caption_image, part * IMAGES_PER_FILE))
+
+
+def _check(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise StaleError(f"{folder} holds features of another {key} ({found.get(key)}, not {value})", hint=f"delete {folder}")
+
+
+def _name(kind: str, part: int) -> str:
+    return f"{kind}-{part:05d}.npy"
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    if not path.exists():
+        with files.atomic_path(path) as partial, partial.open("wb") as file:
+            np.save(file, array)
+
+
+@lru_cache(maxsize=256)
+def _mapped(folder: Path, kind: str, part: int) -> Half:
+    """A file of features, memory-mapped; it stays open while it is among those read last."""
+    # As a plain array: np.memmap's own indexing takes longer than what is read here at a time.
+    return np.asarray(np.load(folder / _name(kind, part), mmap_mode="r"))
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:,.2f} GB"

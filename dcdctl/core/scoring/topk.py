@@ -1,0 +1,62 @@
+"""The best candidates of blocks of scores, and of inner products of unit vectors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dcdctl.core.errors import ModelError
+
+GROUP = 64
+"""Scores of a row whose highest is looked at first."""
+
+
+def first_k(scores_QG: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Scores and positions of each row's k highest, best first; all of them where there are fewer.
+
+    The k highest are to be found in the k groups with the highest maxima, so most of a long row is looked at once.
+    """
+    num_groups = scores_QG.shape[1] // GROUP
+    if num_groups < 2 * k:
+        return scores_QG.topk(min(k, scores_QG.shape[1]), dim=1)
+    maxima = scores_QG[:, : num_groups * GROUP].unflatten(1, (num_groups, GROUP)).amax(dim=2)
+    group_QK = maxima.topk(k, dim=1, sorted=False).indices
+    inside = torch.arange(GROUP, device=scores_QG.device)
+    rest = torch.arange(num_groups * GROUP, scores_QG.shape[1], device=scores_QG.device).expand(len(scores_QG), -1)
+    index = torch.cat([(group_QK[:, :, None] * GROUP + inside).flatten(1), rest], dim=1)
+    score_QK, place_QK = scores_QG.gather(1, index).topk(k, dim=1)
+    return score_QK, index.gather(1, place_QK)
+
+
+BLOCK, GALLERY_BLOCK = 256, 16384
+"""Queries and gallery entries scored at a time: enough for fast products, and a processor's cache holds them (benchmarks/retrieval.py)."""
+CHECKED = 4096
+"""Vectors that are looked at for NaN at a time: of all at once there would be copies."""
+
+
+def top_k(
+    queries_QD: Tensor, gallery_GD: Tensor, k: int, *, block: int = BLOCK, gallery_block: int = GALLERY_BLOCK
+) -> tuple[Tensor, Tensor]:
+    """Scores and gallery indices of each query's k best by inner product, best first; all of the gallery where it has fewer than k."""
+    queries_QD, gallery_GD = finite_vectors(queries_QD), finite_vectors(gallery_GD)
+    best = [_top_k_of_block(query_BD, gallery_GD, min(k, len(gallery_GD)), gallery_block) for query_BD in queries_QD.split(block)]
+    return torch.cat([scores for scores, _ in best]), torch.cat([index for _, index in best])
+
+
+def _top_k_of_block(query_BD: Tensor, gallery_GD: Tensor, k: int, gallery_block: int) -> tuple[Tensor, Tensor]:
+    scores_BK = query_BD.new_empty(len(query_BD), 0)
+    index_BK = torch.empty(len(query_BD), 0, dtype=torch.int64, device=query_BD.device)
+    for start in range(0, len(gallery_GD), gallery_block):
+        values_BK, place_BK = first_k(query_BD @ gallery_GD[start : start + gallery_block].T, k)
+        scores_BK, index_BK = torch.cat([scores_BK, values_BK], dim=1), torch.cat([index_BK, place_BK + start], dim=1)
+        scores_BK, kept_BK = scores_BK.topk(min(k, scores_BK.shape[1]), dim=1)
+        index_BK = index_BK.gather(1, kept_BK)
+    return scores_BK, index_BK
+
+
+def finite_vectors(vectors: Tensor) -> Tensor:
+    """The vectors in float32; ModelError if any number is NaN or infinite."""
+    vectors = vectors.detach().float()
+    if not all(bool(part.isfinite().all()) for part in vectors.split(CHECKED)):
+        raise ModelError("the model gives vectors that are NaN or infinite", hint="its training diverged: try a lower optimizer.lr")
+    return vectors

@@ -1,0 +1,5 @@
+"""An index of images on disk: built, changed and searched."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,173 @@
+"""What is taken out of an index, and what never came in: rows by name, and files that are no pictures."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from dcdctl.core import config as configs
+from dcdctl.core import devices, distributed, files
+from dcdctl.core.errors import InputError
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.search import ann, exact, storage
+from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.exact import Floats, Rows
+from dcdctl.core.search.index import Index
+from dcdctl.core.search.storage import INDEX_FILE, Segment
+
+SHOWN = 3
+
+
+def ids_of(index: Index, source: int) -> set[str]:
+    """The image ids that an index has of a source."""
+    return {
+        image_id
+        for first, part, ids in _parts(index)
+        if part.source == source
+        for row, image_id in enumerate(ids, first)
+        if not index.is_gone(row)
+    }
+
+
+def rows_to_remove(index: Index, names: Sequence[str], *, gone: bool) -> Rows | None:
+    """All rows that shall have no image, those without one already among them; None where nothing was asked for.
+
+    A name is an image's id, or a pattern (`*`, `?`, `[...]`) of several. InputError if it is that of no image, or if a folder of pictures
+    is itself gone.
+    """
+    if not names and not gone:
+        return None
+    if gone:
+        _check_folders(index)
+    patterns = {name: re.compile(re.escape(name) + r"\Z" if index.rows_of(name) else fnmatch.translate(name)) for name in names}
+    unused, rows = set(names), []
+    for first, part, ids in _parts(index):
+        source = index.document["sources"][part.source]
+        root = Path(source["path"]) if gone and source["kind"] == "folder" else None
+        for row, image_id in enumerate(ids, first):
+            if index.is_gone(row):
+                rows.append(row)
+                continue
+            found = {name for name, pattern in patterns.items() if pattern.match(image_id)}
+            unused -= found
+            if found or (root is not None and not (root / image_id).is_file()):
+                rows.append(row)
+    if unused:
+        some = ", ".join(map(repr, sorted(unused)[:SHOWN]))
+        raise InputError(
+            f"the index {index.folder} has no image {some}; nothing was removed", hint="name image ids, or patterns as '2019/*'"
+        )
+    return np.array(rows, dtype=np.int64)
+
+
+def _check_folders(index: Index) -> None:
+    for source in index.document["sources"]:
+        if source["kind"] == "folder" and not Path(source["path"]).is_dir():
+            hint = "is its disk there? Nothing was removed"
+            raise InputError(f"the folder of pictures {source['path']} is not there as a whole", hint=hint)
+
+
+def _parts(index: Index) -> Any:
+    """The first row of each part, the part and its image ids."""
+    first = 0
+    for part in index.parts:
+        yield first, part, pq.read_table(index.folder / "vectors" / part.file, columns=["image_id"]).column("image_id").to_pylist()
+        first += part.rows
+
+
+def skipped_of(folder: Path, document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The files among the pictures that are none, with their sources and the reasons."""
+    name = document["skipped"]["file"]
+    return [] if name is None else list(json.loads((folder / name).read_text(encoding="utf-8")))
+
+
+BLOCK = 1024
+"""Vectors that are given to a segment at a time."""
+
+
+def become(
+    folder: Path,
+    document: dict[str, Any],
+    *,
+    removed: Rows | None = None,
+    skipped: list[dict[str, Any]] | None = None,
+    track: Track = silent,
+) -> dict[str, Any]:
+    """Make a folder the index that a document describes; segments that it lacks are built, by all processes.
+
+    `removed` are all rows without an image, `skipped` all files that are none; None leaves them as they are.
+    """
+    segments = _segments(folder, document, track)
+    distributed.wait()  # until all have read what is about to be replaced
+    with distributed.main_first():
+        if distributed.is_main():
+            generation = document["generation"]
+            names: dict[str, Any] = {}
+            if removed is not None:
+                names["removed"] = _write_removed(folder / f"removed-{generation}.npy", removed)
+            if skipped is not None:
+                names["skipped"] = _write_skipped(folder / f"skipped-{generation}.json", skipped)
+            whole = _in_order({**document, **names}, segments)
+            files.write_json(folder / INDEX_FILE, whole)
+            storage.tidy(folder, whole)
+    return storage.read_document(folder)
+
+
+def _in_order(document: dict[str, Any], segments: list[Segment]) -> dict[str, Any]:
+    """index.json, its keys in the order in which a reader wants them."""
+    kind = document["settings"]["kind"] if segments else "flat"
+    return {
+        "format": document["format"],
+        "generation": document["generation"],
+        "images": sum(part["rows"] for part in document["parts"]) - document["removed"]["count"],
+        "kind": kind,
+        **{key: document[key] for key in ("model", "precision", "settings", "sources", "skipped", "removed")},
+        "versions": {**devices.versions(), **ann.packages(kind)},
+        "parts": document["parts"],
+        "segments": [asdict(one) for one in segments],
+    }
+
+
+def _segments(folder: Path, document: dict[str, Any], track: Track) -> list[Segment]:
+    """The segments of an index; those it does not have yet are built, this process's share of them."""
+    config = configs.build(IndexConfig, document["settings"])
+    parts, dim, generation = storage.parts_of(document), document["model"]["dim"], document["generation"]
+    there = [Segment(**one) for one in document["segments"]]
+    ranges = ann.wanted(sum(part.rows for part in parts), there, config)
+    kept = {range(one.first_row, one.stop): one for one in there}
+    missing = [rows for rows in ranges if rows not in kept]
+
+    def blocks_of(rows: range) -> Iterator[Floats]:
+        for _, block_RD in storage.read_blocks(folder, parts, dim, rows):
+            for start in range(0, len(block_RD), BLOCK):
+                yield exact.unit_rows(block_RD[start : start + BLOCK])
+
+    if missing:
+        mine = [missing[number] for number in distributed.dealt(len(missing))]
+        with track(f"build {config.kind}", total=sum(map(len, mine)), unit="vectors") as advance:
+            threads = torch.get_num_threads()
+            ann.build_all(folder / "ann", mine, blocks_of, dim, config, generation, threads=threads, advance=advance)
+        distributed.wait()
+    return [kept[rows] if rows in kept else ann.describe(folder / "ann", config.kind, rows, generation) for rows in ranges]
+
+
+def _write_removed(path: Path, rows: Rows) -> dict[str, Any]:
+    if len(rows):
+        with files.atomic_path(path) as partial, partial.open("wb") as file:
+            np.save(file, rows)
+    return {"count": len(rows), "file": path.name if len(rows) else None}
+
+
+def _write_skipped(path: Path, skipped: list[dict[str, Any]]) -> dict[str, Any]:
+    if skipped:
+        files.write_json(path, skipped)
+    return {"count": len(skipped), "file": path.name if skipped else None}

@@ -1,0 +1,238 @@
+"""An index of images that is searched by vector: opened in milliseconds, memory-mapped, shared by threads.
+
+Shape letters: Q queries, D width, K the first few.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dcdctl.core import config, data
+from dcdctl.core.data import Corpus, FileImage, RowError
+from dcdctl.core.errors import ConfigError, CorpusError, MissingError, StaleError
+from dcdctl.core.search import ann, exact, storage
+from dcdctl.core.search.ann import Opened
+from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.exact import Floats, Half, Nearest, Rows
+from dcdctl.core.search.storage import Segment
+
+QUERY_BLOCK = 64
+"""Queries that are searched at a time."""
+OPEN_FILES = 256
+"""Files that are kept open, those read last."""
+FLOAT_BYTES = 2 << 30
+"""Vectors that are searched one by one are kept as float32 up to this size, and are turned into it at each query beyond."""
+
+
+class Index:
+    """Images that were indexed. A row is an image's place in it, for ever: rows that are removed stay empty."""
+
+    def __init__(self, folder: Path, document: dict[str, Any]) -> None:
+        self.folder, self.document = folder, document
+        self.dim: int = document["model"]["dim"]
+        self.fingerprint: str = document["model"]["fingerprint"]
+        self.kind: str = document["kind"]
+        self.num_images: int = document["images"]
+        self.parts = storage.parts_of(document)
+        self._ends = list(itertools.accumulate(part.rows for part in self.parts))
+        self.num_rows = self._ends[-1] if self._ends else 0
+        self.is_removed = _removed(folder, document, self.num_rows)
+        self.config = _settings(folder, document)
+        self.segments = [Segment(**one) for one in document["segments"]]
+        self._opened = [ann.open_segment(folder / "ann", one, self.config) for one in self.segments]
+        self._unit: dict[int, Floats] = {}
+        self._strings = lru_cache(maxsize=1024)(self._read_strings)
+        self._footer = lru_cache(maxsize=OPEN_FILES)(pq.read_metadata)
+        self._mapped = lru_cache(maxsize=OPEN_FILES)(self._map)
+        self._corpus = lru_cache(maxsize=OPEN_FILES)(_open_corpus)
+
+    @staticmethod
+    def open(folder: Path) -> Index:
+        """The index in a folder. MissingError where there is none, or where a file of it is missing; StaleError where one is of another
+        size than was written."""
+        folder = Path(folder)
+        document = storage.read_document(folder)
+        for kind, entries in (("vectors", document["parts"]), ("ann", document["segments"])):
+            for entry in entries:
+                _check_size(folder / kind / entry["file"], entry["bytes"])
+        return Index(folder, document)
+
+    def __repr__(self) -> str:
+        return f"Index({str(self.folder)!r}: {self.num_images:,} images, {self.kind}, model {self.fingerprint[:8]})"
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def expect(self, fingerprint: str) -> None:
+        """StaleError if the index was made with another model than that of this fingerprint."""
+        if fingerprint != self.fingerprint:
+            found = f"the index {self.folder} was made with the model {self.fingerprint[:8]}, and this is the model {fingerprint[:8]}"
+            raise StaleError(found, hint=f"search with {self.folder / 'model'}, or index the images with this model")
+
+    @property
+    def model(self) -> Path:
+        """The folder of the dual encoder that made the vectors; MissingError if it is not there any more."""
+        folder = self.folder / "model"
+        if not (folder / "config.json").is_file():
+            raise MissingError(f"the index {self.folder} has lost its model", hint=f"copy the model {self.fingerprint[:8]} to {folder}")
+        return folder
+
+    def nearest(self, vectors_QD: NDArray[np.floating], k: int) -> Nearest:
+        """The k images of the largest cosine for each query, exact over the float16 vectors; ties by row. Safe to call from threads.
+
+        ValueError for queries that are not Q x D finite numbers, and for k below 1.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        queries_QD = exact.unit(vectors_QD, self.dim)
+        blocks = [self._nearest(queries_QD[start : start + QUERY_BLOCK], k) for start in range(0, max(len(queries_QD), 1), QUERY_BLOCK)]
+        return Nearest(np.concatenate([one.scores_QK for one in blocks]), np.concatenate([one.rows_QK for one in blocks]))
+
+    def _nearest(self, queries_QD: Floats, k: int) -> Nearest:
+        proposals = [self._proposed(*one, queries_QD, k) for one in zip(self.segments, self._opened, strict=True)]
+        proposals.append(exact.rough(queries_QD, self._unit_blocks(), k, self.is_removed))
+        return exact.exact(queries_QD, [np.concatenate(rows) for rows in zip(*proposals, strict=True)], self.vectors, k)
+
+    def _proposed(self, segment: Segment, opened: Opened, queries_QD: Floats, k: int) -> list[Rows]:
+        """Rows of a segment that were not removed, k of them at least where it has as many."""
+        count = min(max(self.config.candidates, 2 * k), segment.rows)
+        gone = None if self.is_removed is None else self.is_removed[segment.first_row : segment.stop]
+        enough = min(k, segment.rows - (0 if gone is None else int(gone.sum())))
+        while True:
+            found = [rows_C[rows_C >= 0] for rows_C in opened.candidates(queries_QD, count)]
+            live = [rows + segment.first_row if gone is None else rows[~gone[rows]] + segment.first_row for rows in found]
+            if count == segment.rows or all(len(rows) >= enough for rows in live):
+                return live
+            count = min(4 * count, segment.rows)
+
+    def vectors(self, rows: Rows) -> Half:
+        """The stored vectors of rows, in the order given."""
+        vectors_RD = np.empty((len(rows), self.dim), dtype=np.float16)
+        for place, row in enumerate(rows.tolist()):
+            part, group, within = self._place(row)
+            vectors_RD[place] = self._mapped(part)[group][within]
+        return vectors_RD
+
+    def image_id(self, row: int) -> str:
+        """The id of a row's image: that of the corpus, or its path under the folder."""
+        return self._string(row, "image_id")
+
+    def name(self, row: int) -> str:
+        """What a user recognises an image by: its path under the folder, or its id in the corpus."""
+        return self._string(row, "path") or self._string(row, "image_id")
+
+    def rows_of(self, image_id: str) -> list[int]:
+        """The rows of the images of an id that are in the index; more than one where several folders have that name."""
+        found = []
+        for number, part in enumerate(self.parts):
+            path = self.folder / "vectors" / part.file
+            # Of row groups whose smallest and largest ids leave it out, nothing is read.
+            if part.rows and len(pq.read_table(path, columns=["image_id"], filters=[("image_id", "=", image_id)])):
+                ids = pq.read_table(path, columns=["image_id"]).column("image_id")
+                places = pc.indices_nonzero(pc.equal(ids, image_id)).to_pylist()
+                found += [self._ends[number] - part.rows + place for place in places]
+        return [row for row in found if not self.is_gone(row)]
+
+    def picture(self, row: int) -> bytes:
+        """The bytes of a row's image file, read from where the pictures are; MissingError if it is removed or gone, or is a link out of
+        its folder; StaleError if the corpus is another one by now."""
+        if not 0 <= row < self.num_rows or self.is_gone(row):
+            raise MissingError(f"the index {self.folder} has no image {row}")
+        part, group, within = self._place(row)
+        source = self.document["sources"][self.parts[part].source]
+        if source["kind"] == "corpus":
+            return self._corpus(source["path"], source["split"], source["fingerprint"]).image_bytes(
+                self._strings("corpus_row", part, group)[within].as_py()
+            )
+        path = self._string(row, "path")
+        if data.escapes_root(path):
+            raise MissingError(f"the picture {path!r} of the index {self.folder} lies outside its folder")
+        try:
+            return FileImage(Path(source["path"]), path).read()
+        except RowError as error:
+            raise MissingError(f"{Path(source['path']) / path} of the index {self.folder}: {error}") from error
+
+    def is_gone(self, row: int) -> bool:
+        """Whether a row was removed."""
+        return self.is_removed is not None and bool(self.is_removed[row])
+
+    def _place(self, row: int) -> tuple[int, int, int]:
+        """The part, row group and place in it of a row."""
+        if not 0 <= row < self.num_rows:
+            raise IndexError(f"row {row} of {self.num_rows}")
+        part = bisect.bisect_right(self._ends, row)
+        return part, *divmod(row - (self._ends[part] - self.parts[part].rows), storage.ROWS_PER_GROUP)
+
+    def _string(self, row: int, column: str) -> Any:
+        part, group, within = self._place(row)
+        return self._strings(column, part, group)[within].as_py()
+
+    def _read_strings(self, column: str, part: int, group: int) -> pa.Array:
+        path = self.folder / "vectors" / self.parts[part].file
+        # Ten names may be in ten files: opening one takes longer than reading from it.
+        file = pq.ParquetFile(path, metadata=self._footer(path), memory_map=True, pre_buffer=False)
+        return file.read_row_group(group, columns=[column], use_threads=False).column(column).combine_chunks()
+
+    def _map(self, part: int) -> tuple[Half, ...]:
+        return storage.mapped(self.folder / "vectors" / self.parts[part].file, self.parts[part], self.dim)
+
+    def _unit_blocks(self) -> Iterator[tuple[int, Floats]]:
+        """The vectors that no segment has, as unit vectors in float32, with the row of each block's first."""
+        rows = range(self.segments[-1].stop if self.segments else 0, self.num_rows)
+        if 4 * self.dim * len(rows) > FLOAT_BYTES:
+            yield from self._read_unit(rows)
+            return
+        if not self._unit:
+            self._unit = dict(self._read_unit(rows))
+        yield from self._unit.items()
+
+    def _read_unit(self, rows: range) -> Iterator[tuple[int, Floats]]:
+        for first, block_RD in storage.read_blocks(self.folder, self.parts, self.dim, rows):
+            yield first, exact.unit_rows(block_RD)
+
+
+def _settings(folder: Path, document: dict[str, Any]) -> IndexConfig:
+    try:
+        return config.build(IndexConfig, document["settings"])
+    except ConfigError as error:
+        raise StaleError(f"the settings of the index {folder} are not known here: {error}", hint="update dcdctl") from error
+
+
+def _removed(folder: Path, document: dict[str, Any], num_rows: int) -> NDArray[np.bool_] | None:
+    """Which rows were removed; None where none was."""
+    name = document["removed"]["file"]
+    if name is None:
+        return None
+    is_removed = np.zeros(num_rows, dtype=np.bool_)
+    is_removed[np.load(folder / name)] = True
+    return is_removed
+
+
+def _check_size(path: Path, wanted: int) -> None:
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise MissingError(f"{path} is missing ({error.strerror})", hint="build the index again") from error
+    if found != wanted:
+        raise StaleError(f"{path} is damaged: it has {found:,} bytes, not {wanted:,}", hint="build the index again")
+
+
+def _open_corpus(path: str, split: str, fingerprint: str) -> Corpus:
+    try:
+        corpus = Corpus.open(Path(path), split)
+    except CorpusError as error:
+        raise MissingError(f"the pictures of the index are not where they were: {error}") from error
+    if corpus.fingerprint != fingerprint:
+        raise StaleError(f"{path} holds another corpus now ({corpus.fingerprint[:8]}, not {fingerprint[:8]})", hint="index it again")
+    return corpus

@@ -1,0 +1,278 @@
+"""The files of an index of images: vectors in Parquet that are memory-mapped, and index.json, which says what belongs to it.
+
+    INDEX/index.json                       replaced in one move when all it names is there: what it does not name is not part of the index
+    INDEX/model/                           the dual encoder that made the vectors
+    INDEX/vectors/part-00000.parquet ...   one row an image, in source order
+    INDEX/ann/...                          graphs or lists over ranges of rows, where there are many
+    INDEX/removed-N.npy, skipped-N.json    rows that were taken out; pictures that could not be read
+
+A part's vectors are stored plain, one page a row group: the numbers lie in the file as they do in memory, and are read by mapping it.
+Shape letters: R rows, D width.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dcdctl.core import config as configs
+from dcdctl.core import files
+from dcdctl.core.errors import ConfigError, MissingError, StaleError
+from dcdctl.core.search.exact import Half
+
+FORMAT = 1
+INDEX_FILE, PLAN_FILE, PLANNED = "index.json", "plan.json", "planned"
+ROWS_PER_PART = 8192
+"""Images of a file of vectors: as much work as a killed run loses at most."""
+ROWS_PER_GROUP = 1024
+_SKIPPED = b"dcdctl.skipped"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a picture is in its source."""
+
+    image_id: str
+    path: str | None = None
+    """Relative to the folder of pictures, with slashes; None in a corpus."""
+    corpus_row: int | None = None
+    """None in a folder."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Skipped:
+    """A file that is no picture of the index."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A file of vectors, as index.json names it."""
+
+    file: str
+    source: int
+    """Which of the index's sources the pictures are in."""
+    rows: int
+    bytes: int
+    vectors_at: tuple[int, ...]
+    """Where in the file the numbers of each row group begin."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A file of approximate search, as index.json names it."""
+
+    file: str
+    kind: str
+    first_row: int
+    rows: int
+    bytes: int
+
+    @property
+    def stop(self) -> int:
+        return self.first_row + self.rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where pictures are, as index.json says: a folder of image files, or a split of a prepared corpus."""
+
+    kind: str
+    path: str
+    """Absolute, links resolved."""
+    split: str | None = None
+    fingerprint: str | None = None
+
+    @property
+    def place(self) -> tuple[str, str | None]:
+        """What makes two sources the same."""
+        return self.path, self.split
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    kind: str
+    dim: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Listed:
+    count: int
+    file: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Contents:
+    """All of index.json."""
+
+    format: int
+    generation: int
+    images: int
+    kind: str
+    model: _Model
+    precision: str
+    settings: Mapping[str, Any]
+    sources: tuple[Source, ...]
+    skipped: _Listed
+    removed: _Listed
+    versions: Mapping[str, str]
+    parts: tuple[Part, ...]
+    segments: tuple[Segment, ...]
+
+
+def schema(dim: int) -> pa.Schema:
+    """The columns of a part."""
+    vector = pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
+    return pa.schema([*_PLACE_FIELDS, pa.field("vector", vector, nullable=False)])
+
+
+_PLACE_FIELDS = [pa.field("image_id", pa.string(), nullable=False), pa.field("path", pa.string()), pa.field("corpus_row", pa.int64())]
+PLACES = pa.schema(_PLACE_FIELDS)
+
+
+def part_name(number: int) -> str:
+    """
+    >>> part_name(3)
+    'part-00003.parquet'
+    """
+    return f"part-{number:05d}.parquet"
+
+
+def write_part(path: Path, places: Sequence[Place], vectors_RD: Half, skipped: Sequence[Skipped] = ()) -> None:
+    """Write a file of vectors, whole or not at all; `skipped` are kept in its metadata."""
+    dim = vectors_RD.shape[1]
+    vector = pa.FixedSizeListArray.from_arrays(pa.array(vectors_RD.reshape(-1)), type=schema(dim).field("vector").type)
+    told = {_SKIPPED: json.dumps([asdict(one) for one in skipped])}
+    table = pa.Table.from_arrays([*_columns(places), vector], schema=schema(dim).with_metadata(told))
+    compression = {name: "zstd" for name in PLACES.names} | {"vector.list.element": "none"}
+    with files.atomic_path(path) as partial:
+        pq.write_table(
+            table,
+            partial,
+            row_group_size=ROWS_PER_GROUP,
+            compression=compression,
+            use_dictionary=False,
+            write_statistics=["image_id"],
+            data_page_size=1 << 30,
+        )
+        written = _vectors_at(partial, dim)
+        if not all(np.array_equal(found, vectors_RD[first : first + len(found)], equal_nan=True) for first, found in written):
+            raise AssertionError("this version of pyarrow lays out vectors in another way")
+
+
+def _columns(places: Sequence[Place]) -> list[pa.Array]:
+    return [pa.array([getattr(place, field.name) for place in places], type=field.type) for field in PLACES]
+
+
+def describe_part(path: Path, source: int, dim: int) -> tuple[Part, list[Skipped]]:
+    """What index.json says of a part that was written, and what was skipped when it was."""
+    file = pq.ParquetFile(path)
+    groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+    offsets = tuple(_offset(group, dim) for group in groups if group.num_rows)
+    skipped = [Skipped(**one) for one in json.loads(file.schema_arrow.metadata[_SKIPPED])]
+    rows, size = file.metadata.num_rows, path.stat().st_size
+    return Part(file=path.name, source=source, rows=rows, bytes=size, vectors_at=offsets), skipped
+
+
+def _offset(group: Any, dim: int) -> int:
+    # The numbers are the end of the group's only page, behind its header and its levels.
+    column = group.column(group.num_columns - 1)
+    return int(column.data_page_offset + column.total_compressed_size - 2 * dim * group.num_rows)
+
+
+def _vectors_at(path: Path, dim: int) -> list[tuple[int, Half]]:
+    metadata = pq.ParquetFile(path).metadata
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    firsts = itertools.accumulate((group.num_rows for group in groups), initial=0)
+    raw = path.read_bytes()
+    return [
+        (first, np.frombuffer(raw, dtype="<f2", count=dim * group.num_rows, offset=_offset(group, dim)).reshape(-1, dim))
+        for first, group in zip(firsts, groups, strict=False)
+    ]
+
+
+def write_places(path: Path, places: Sequence[Place]) -> None:
+    """Write which pictures a part will have, before they are read."""
+    with files.atomic_path(path) as partial:
+        pq.write_table(pa.Table.from_arrays(_columns(places), schema=PLACES), partial, compression="zstd")
+
+
+def read_places(path: Path) -> list[Place]:
+    """The pictures of a part, planned or written."""
+    return [Place(**row) for row in pq.read_table(path, columns=PLACES.names).to_pylist()]
+
+
+def mapped(path: Path, part: Part, dim: int) -> tuple[Half, ...]:
+    """The vectors of each row group of a part, memory-mapped."""
+    try:
+        raw = np.memmap(path, dtype=np.uint8, mode="r")
+    except OSError as error:
+        raise MissingError(f"{path} cannot be read ({error.strerror})", hint="build the index again") from error
+    counts = [min(ROWS_PER_GROUP, part.rows - first) for first in range(0, part.rows, ROWS_PER_GROUP)]
+    # As plain arrays: np.memmap's own indexing takes longer than what is read here at a time.
+    return tuple(
+        np.frombuffer(raw, dtype="<f2", count=count * dim, offset=offset).reshape(count, dim)
+        for count, offset in zip(counts, part.vectors_at, strict=True)
+    )
+
+
+def read_blocks(folder: Path, parts: Sequence[Part], dim: int, rows: range) -> Iterator[tuple[int, Half]]:
+    """The stored vectors of a range of rows, at most a part at a time, with the row of the first."""
+    first = 0
+    for part in parts:
+        start, stop = max(rows.start, first), min(rows.stop, first + part.rows)
+        if start < stop:
+            yield start, np.concatenate(mapped(folder / "vectors" / part.file, part, dim))[start - first : stop - first]
+        first += part.rows
+
+
+def read_document(folder: Path) -> dict[str, Any]:
+    """What index.json says; MissingError where there is no index, or an unfinished one, StaleError where it is not as written here."""
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        if (folder / PLAN_FILE).is_file():
+            raise MissingError(f"the index {folder} is not finished", hint="run the same `dcdctl index` again: it goes on where it stopped")
+        found = "does not exist" if not folder.exists() else f"is no index: it has no {INDEX_FILE}"
+        raise MissingError(f"{folder} {found}", hint=f"make one with `dcdctl index RUN --images DIR --out {folder}`")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise StaleError(f"{path} cannot be read: {error}", hint="build the index again") from error
+    version = document.get("format") if isinstance(document, dict) else None
+    if version != FORMAT:
+        raise StaleError(f"{path} is of format {version!r}, this dcdctl reads format {FORMAT}", hint="build the index again")
+    try:
+        configs.build(_Contents, document)
+    except ConfigError as error:
+        raise StaleError(f"{path} is not as this dcdctl writes it: {error}", hint="update dcdctl, or build the index again") from error
+    return dict(document)
+
+
+def parts_of(document: dict[str, Any]) -> list[Part]:
+    """The files of vectors that an index names."""
+    return [Part(**{**one, "vectors_at": tuple(one["vectors_at"])}) for one in document["parts"]]
+
+
+def tidy(folder: Path, document: dict[str, Any]) -> None:
+    """Take away what an index does not name: what a change has replaced, and what one that was not finished has left."""
+    named = {folder / "vectors" / part["file"] for part in document["parts"]}
+    named |= {folder / "ann" / one["file"] for one in document["segments"]}
+    named |= {folder / name for name in (document["removed"]["file"], document["skipped"]["file"]) if name is not None}
+    for path in itertools.chain(*map(folder.glob, ("vectors/*", "ann/*", "removed-*.npy", "skipped-*.json"))):
+        if path not in named:
+            path.unlink(missing_ok=True)
+    (folder / PLAN_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder / PLANNED, ignore_errors=True)
+    files.remove_partials(folder)

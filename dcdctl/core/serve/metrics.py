@@ -1,0 +1,62 @@
+"""What the service counts, for Prometheus.
+
+By the official client: it is small, needs nothing else, and also tells the memory and processor time of this process. Every service has a
+registry of its own, so that several may live in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
+
+from dcdctl.core.search import Answer, Index
+
+__all__ = ["CONTENT_TYPE", "Metrics"]
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Metrics:
+    """Counters of one service; methods may be called from any thread."""
+
+    def __init__(self, index: Callable[[], Index]) -> None:
+        """`index` gives what is searched now."""
+        disable_created_metrics()  # a second number for each, that nobody asks for
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        names: dict[str, Any] = {"registry": registry, "namespace": "dcdctl"}
+        self._requests = Counter("requests", "Requests answered.", ["route", "method", "status"], **names)
+        self._seconds = Histogram("request_seconds", "Time until a request was answered whole.", ["route"], buckets=SECONDS, **names)
+        self._stages = Histogram("search_seconds", "Time of the stages of a search.", ["stage"], buckets=SECONDS, **names)
+        self._batches = Histogram("text_batch_size", "Texts encoded together.", buckets=(1, 2, 4, 8, 16, 32, 64), **names)
+        self.in_flight = Gauge("requests_in_flight", "Requests under way.", **names)
+        self.under_way = Gauge("under_way", "Searches and pictures that have a thread or wait for one.", ["work"], **names)
+        self._rejected = Counter("rejected", "Requests refused because of a limit.", ["reason"], **names)
+        Gauge("index_images", "Images that are searched.", **names).set_function(lambda: index().num_images)
+        first = index()
+        Gauge("index_info", "The model and the kind of search.", ["model", "kind"], **names).labels(first.fingerprint[:12], first.kind).set(
+            1
+        )
+
+    def answered(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count a request."""
+        self._requests.labels(route, method, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def rejected(self, reason: str) -> None:
+        """Count a request that a limit refused."""
+        self._rejected.labels(reason).inc()
+
+    def searched(self, answer: Answer, num_together: int = 1) -> None:
+        """Count the stages of a search, once for all texts that were encoded together."""
+        stages = {"encode": answer.encode_seconds, "find": answer.find_seconds, "rerank": answer.rerank_seconds}
+        for stage, seconds in stages.items():
+            if seconds or stage != "rerank":
+                self._stages.labels(stage).observe(seconds)
+        self._batches.observe(num_together)
+
+    def text(self) -> bytes:
+        """All of it, in the text format."""
+        return generate_latest(self._registry)

@@ -1,0 +1,235 @@
+"""The teacher's scores on disk, as a training reads them: a folder written once (`cache_building`), whose files `cache_files` describes.
+
+Opening reads two small files. A shard is read, and checked, when a pair of its images is first asked for. Scores are found by image and
+caption index, never by position; there is no fallback for a score that is missing.
+
+Shape letters: P pairs of the whole cache, I images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dcdctl.core.data import Corpus
+from dcdctl.core.errors import ConfigError, MissingError, StaleError
+from dcdctl.core.teacher.cache_format import FORMAT, Index, check_content, check_size, expect, pairs_name, read_json, read_pairs, shards_of
+from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE, Candidates, Lists
+
+
+class TeacherCache:
+    """Scored pairs, sorted by image and text, and the candidate lists made of them."""
+
+    def __init__(self, folder: Path, plan: dict[str, Any], whole: dict[str, Any]) -> None:
+        self.folder, self.plan, self.whole = folder, plan, whole
+        self.num_images, self.num_texts = int(plan["images"]), int(plan["captions"])
+        self._shards = shards_of(plan)
+        counts = [whole["files"][pairs_name(shard)]["pairs"] for shard in range(len(self._shards))]
+        self._first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self.num_pairs = int(self._first[-1])
+        self._is_read = np.zeros(len(self._shards), dtype=bool)
+        self._starts_I = np.zeros(self.num_images + 1, dtype=np.int64)
+        self._text_P = np.empty(self.num_pairs, dtype=np.int32)
+        self._score_P = np.empty(self.num_pairs, dtype=np.float32)
+        self._role_P = np.empty(self.num_pairs, dtype=np.uint8)
+
+    @property
+    def image_P(self) -> Index:
+        return np.repeat(np.arange(self.num_images), np.diff(self._all().starts_I))
+
+    @property
+    def text_P(self) -> NDArray[np.int32]:
+        return self._all()._text_P
+
+    @property
+    def score_P(self) -> NDArray[np.float32]:
+        return self._all()._score_P
+
+    @property
+    def role_P(self) -> NDArray[np.uint8]:
+        return self._all()._role_P
+
+    @property
+    def starts_I(self) -> Index:
+        """Where the pairs of each image begin, and, last, their number; of images whose shard has been read."""
+        return self._starts_I
+
+    def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> NDArray[np.float32]:
+        """The scores of these pairs, in their shape; NaN where the teacher has not scored a pair."""
+        images, texts = np.broadcast_arrays(np.asarray(image_ix, dtype=np.int64), np.asarray(text_ix, dtype=np.int64))
+        for what, index, count in (("image", images, self.num_images), ("caption", texts, self.num_texts)):
+            if index.size and not 0 <= index.min() <= index.max() < count:
+                raise ValueError(f"{what} indices must lie in [0, {count}), got {index.min()} to {index.max()}")
+        if not images.size or not self.num_pairs:
+            return np.full(images.shape, np.nan, dtype=np.float32)
+        self._read(np.unique(images // self.plan["images_per_shard"]))
+        low, end = self._starts_I[images], self._starts_I[images + 1]
+        high = end.copy()
+        while (open_ones := low < high).any():
+            middle = (low + high) // 2
+            is_less = self._text_P[np.minimum(middle, self.num_pairs - 1)] < texts
+            low = np.where(open_ones & is_less, middle + 1, low)
+            high = np.where(open_ones & ~is_less, middle, high)
+        place = np.minimum(low, self.num_pairs - 1)
+        return np.where((low < end) & (self._text_P[place] == texts), self._score_P[place], np.float32(np.nan))
+
+    @cached_property
+    def candidates(self) -> Candidates:
+        """The negatives of every query, without those whose score comes too near to that of the query's positives (the plan's margins)."""
+        image_P, text_P, role_P = self.image_P, self.text_P, self.role_P
+        is_text, is_image = (role_P & TEXT_CANDIDATE) > 0, (role_P & IMAGE_CANDIDATE) > 0
+        dropped = {}
+        if self._has_margins:
+            near_text, near_image = (is_text & self._is_near(image_P, self.num_images)), (is_image & self._is_near(text_P, self.num_texts))
+            dropped["margins"] = int(near_text.sum() + near_image.sum())
+            is_text, is_image = is_text & ~near_text, is_image & ~near_image
+        texts_of_image = Lists(_offsets(image_P[is_text], self.num_images), text_P[is_text].astype(np.int64))
+        by_text = np.argsort(text_P[is_image], kind="stable")
+        images_of_text = Lists(_offsets(text_P[is_image][by_text], self.num_texts), image_P[is_image][by_text])
+        return Candidates(texts_of_image, images_of_text, dropped)
+
+    @property
+    def _has_margins(self) -> bool:
+        config = self.plan["candidates"]
+        return config["absolute_margin"] is not None or config["relative_margin"] is not None
+
+    def _is_near(self, query_P: NDArray[Any], num_queries: int) -> NDArray[np.bool_]:
+        """Whether a pair's score is within the plan's margins of the mean score of its query's positives."""
+        own = (self.role_P & POSITIVE) > 0
+        sums = np.bincount(query_P[own], self.score_P[own], num_queries)
+        mean_P = (sums / np.maximum(np.bincount(query_P[own], minlength=num_queries), 1))[query_P]
+        absolute, relative = self.plan["candidates"]["absolute_margin"], self.plan["candidates"]["relative_margin"]
+        is_near = np.zeros(self.num_pairs, dtype=bool)
+        if absolute is not None:
+            is_near |= self.score_P > mean_P - absolute
+        if relative is not None:
+            is_near |= _sigmoid(self.score_P) > _sigmoid(mean_P) * (1 - relative)
+        return is_near
+
+    def _all(self) -> TeacherCache:
+        self._read(np.arange(len(self._shards)))
+        return self
+
+    def _read(self, shards: Index) -> None:
+        for shard in shards[~self._is_read[shards]].tolist():
+            name = pairs_name(shard)
+            check_content(self.folder, name, self.whole["files"][name])
+            pairs, images = read_pairs(self.folder / name), self._shards[shard]
+            here = slice(self._first[shard], self._first[shard + 1])
+            self._text_P[here], self._score_P[here], self._role_P[here] = pairs.text, pairs.score, pairs.role
+            starts = self._first[shard] + np.searchsorted(pairs.image, np.arange(images.start, images.stop + 1))
+            self._starts_I[images.start : images.stop + 1] = starts
+            self._is_read[shard] = True
+
+
+def read_cache(folder: Path, *, corpus: Corpus | None = None, teacher: str | None = None) -> TeacherCache:
+    """The cache in a folder.
+
+    `corpus` and `teacher` (a fingerprint) are what the reader expects: StaleError names both sides where they differ, and a file
+    that is not as it was written. MissingError if there is no finished cache, or a file of it is gone.
+    """
+    if not (folder / "cache.json").exists():
+        state = "an unfinished" if (folder / "plan.json").exists() else "no"
+        raise MissingError(f"{folder} holds {state} teacher cache", hint="run `dcdctl cache-teacher` with the same options")
+    plan, whole = read_json(folder / "plan.json"), read_json(folder / "cache.json")
+    if plan["format"] != FORMAT:
+        raise StaleError(
+            f"{folder} is of format {plan['format']}, this dcdctl reads format {FORMAT}", hint="run `dcdctl cache-teacher` anew"
+        )
+    if corpus is not None:
+        expect(folder, "corpus", plan["corpus"], corpus.fingerprint)
+    if teacher is not None:
+        expect(folder, "teacher", plan["teacher"], teacher)
+    for name, seal in whole["files"].items():
+        check_size(folder, name, seal)
+    return TeacherCache(folder, plan, whole)
+
+
+def _offsets(owner: NDArray[Any], count: int) -> Index:
+    """Where each owner's entries begin, and their number, of owners in ascending order."""
+    return np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=count))]).astype(np.int64)
+
+
+def _sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
+    return torch.from_numpy(np.asarray(logits, dtype=np.float64)).sigmoid().numpy()
+
+
+class TeacherEnsemble:
+    """Reads like a `TeacherCache`; its candidates are those of the first cache that all teachers have scored."""
+
+    def __init__(self, caches: Sequence[TeacherCache], weights: Sequence[float] = ()) -> None:
+        """`weights` are shares, brought to a sum of 1; none for equal ones. StaleError if the caches are of several corpora."""
+        if weights and len(weights) != len(caches):
+            raise ConfigError(f"teachers.weights has {len(weights)} numbers, and there are {len(caches)} caches")
+        if len({cache.plan["corpus"] for cache in caches}) > 1:
+            raise StaleError("the caches are of different corpora", hint="make each with the same --data, --split and --max-images")
+        self.caches = list(caches)
+        shares = np.array(weights or [1.0] * len(caches))
+        self.weights = shares / shares.sum()
+        self.plan: list[dict[str, Any]] = [cache.plan for cache in caches]
+
+    @property
+    def image_P(self) -> Index:
+        return self.caches[0].image_P[self._is_shared]
+
+    @property
+    def text_P(self) -> NDArray[np.int32]:
+        return self.caches[0].text_P[self._is_shared]
+
+    def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> NDArray[np.float32]:
+        """The average scores of these pairs, in their shape; NaN where a teacher has not scored a pair."""
+        parts = zip(self.caches, self.weights, self._moments, strict=True)
+        total = sum(weight * (cache.lookup(image_ix, text_ix) - mean) / spread for cache, weight, (mean, spread) in parts)
+        mean, spread = np.average(self._moments, axis=0, weights=self.weights)
+        return np.asarray(total * spread + mean, dtype=np.float32)
+
+    @cached_property
+    def candidates(self) -> Candidates:
+        """The first cache's candidates that all teachers have scored."""
+        first = self.caches[0].candidates
+        return Candidates(
+            self._shared(first.texts_of_image, is_image_query=True),
+            self._shared(first.images_of_text, is_image_query=False),
+            first.dropped,
+        )
+
+    def _shared(self, lists: Lists, *, is_image_query: bool) -> Lists:
+        query = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
+        pairs = (query, lists.values) if is_image_query else (lists.values, query)
+        kept = ~np.isnan([cache.lookup(*pairs) for cache in self.caches]).any(axis=0)
+        counts = np.bincount(query[kept], minlength=len(lists))
+        return Lists(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), lists.values[kept])
+
+    @cached_property
+    def _scores_KP(self) -> NDArray[np.float32]:
+        """Every teacher's scores of the first cache's pairs."""
+        first = self.caches[0]
+        return np.stack([cache.lookup(first.image_P, first.text_P) for cache in self.caches])
+
+    @cached_property
+    def _is_shared(self) -> NDArray[np.bool_]:
+        shared: NDArray[np.bool_] = np.logical_and.reduce(~np.isnan(self._scores_KP))
+        if not shared.any():
+            raise StaleError("no pair is scored in all caches", hint="make both with the same candidates")
+        return shared
+
+    @cached_property
+    def _moments(self) -> list[tuple[float, float]]:
+        """Mean and standard deviation of each teacher's scores."""
+        shared = self._scores_KP[:, self._is_shared].astype(np.float64)
+        return [(float(scores.mean()), float(scores.std()) or 1.0) for scores in shared]
+
+
+def read_caches(caches: Sequence[TeacherCache], weights: Sequence[float]) -> TeacherCache | TeacherEnsemble | None:
+    """None, the cache as it is, or an ensemble of several; ConfigError for weights of fewer or more than there are."""
+    if len(caches) > 1:
+        return TeacherEnsemble(caches, weights)
+    if len(weights) not in (0, len(caches)):
+        raise ConfigError(f"teachers.weights has {len(weights)} numbers, and there are {len(caches)} caches")
+    return caches[0] if caches else None

@@ -1,0 +1,155 @@
+"""What a teacher cache holds: counts, scores of positives and negatives, how often the teacher ranks the positive first, and the hardest
+negatives, which are either good lessons or captions that are true all the same.
+
+Shape letters: P pairs, Q queries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dcdctl.core.data import Corpus
+from dcdctl.core.teacher.cache import TeacherCache
+from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE, Lists
+
+NUM_BINS = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectionSummary:
+    """How the teacher sees the queries of one direction."""
+
+    num_queries: int
+    """With at least one negative."""
+    num_negatives: int
+    positive_first: float
+    """Share of the queries whose best positive outscores every negative; a tie does not."""
+    outranking: float
+    """Share of the negatives that score at least as high as the query's best positive."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Negative:
+    """A hard negative."""
+
+    image: int
+    text: int
+    score: float
+    own_text: int
+    """The image's own caption that scores best."""
+    own_score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    num_images: int
+    num_captions: int
+    num_pairs: int
+    dropped: dict[str, int]
+    """Candidates left out, by the guard that did it."""
+    text_retrieval: DirectionSummary
+    image_retrieval: DirectionSummary
+    edges: list[float]
+    """Of the bins of the histograms."""
+    positives: list[int]
+    negatives: list[int]
+    hardest: list[Negative]
+    """By how far they score above their image's best own caption."""
+
+
+def summarize_cache(cache: TeacherCache, num_hardest: int = 20) -> Inspection:
+    """Read a whole cache and sum it up."""
+    is_own = (cache.role_P & POSITIVE) > 0
+    edges = np.histogram_bin_edges(cache.score_P, NUM_BINS)
+    image_P, text_P = cache.image_P, cache.text_P.astype(np.int64)
+    best_I = _best(image_P[is_own], cache.score_P[is_own], cache.num_images)
+    best_T = _best(text_P[is_own], cache.score_P[is_own], cache.num_texts)
+    return Inspection(
+        num_images=cache.num_images,
+        num_captions=cache.num_texts,
+        num_pairs=cache.num_pairs,
+        dropped=cache.whole["dropped"],
+        text_retrieval=_direction(cache, cache.candidates.texts_of_image, best_I, is_image_query=True),
+        image_retrieval=_direction(cache, cache.candidates.images_of_text, best_T, is_image_query=False),
+        edges=edges.tolist(),
+        positives=np.histogram(cache.score_P[is_own], edges)[0].tolist(),
+        negatives=np.histogram(cache.score_P[~is_own], edges)[0].tolist(),
+        hardest=_hardest(cache, image_P, text_P, best_I, num_hardest),
+    )
+
+
+def _best(query_P: NDArray[np.int64], score_P: NDArray[np.float32], num_queries: int) -> NDArray[np.float32]:
+    best_Q = np.full(num_queries, -np.inf, dtype=np.float32)
+    np.maximum.at(best_Q, query_P, score_P)
+    return best_Q
+
+
+def _direction(cache: TeacherCache, negatives: Lists, best_Q: NDArray[np.float32], *, is_image_query: bool) -> DirectionSummary:
+    query = np.repeat(np.arange(len(negatives)), np.diff(negatives.offsets))
+    image, text = (query, negatives.values) if is_image_query else (negatives.values, query)
+    outranks = cache.lookup(image, text) >= best_Q[query]
+    has_any = np.diff(negatives.offsets) > 0
+    is_beaten = np.bincount(query[outranks], minlength=len(negatives)) > 0
+    return DirectionSummary(
+        num_queries=int(has_any.sum()),
+        num_negatives=len(query),
+        positive_first=float((~is_beaten[has_any]).mean()) if has_any.any() else float("nan"),
+        outranking=float(outranks.mean()) if len(query) else float("nan"),
+    )
+
+
+def _hardest(
+    cache: TeacherCache, image_P: NDArray[np.int64], text_P: NDArray[np.int64], best_I: NDArray[np.float32], count: int
+) -> list[Negative]:
+    is_negative = (cache.role_P & (TEXT_CANDIDATE | IMAGE_CANDIDATE)) > 0
+    lead_P = np.where(is_negative, cache.score_P - best_I[image_P], -np.inf)
+    found = []
+    for pair in np.argsort(-lead_P, kind="stable")[: min(count, int(is_negative.sum()))].tolist():
+        image = int(image_P[pair])
+        own = np.flatnonzero((cache.role_P[_pairs_of(cache, image)] & POSITIVE) > 0) + cache.starts_I[image]
+        best = int(own[cache.score_P[own].argmax()])
+        found.append(
+            Negative(
+                image=image,
+                text=int(text_P[pair]),
+                score=float(cache.score_P[pair]),
+                own_text=int(text_P[best]),
+                own_score=float(cache.score_P[best]),
+            )
+        )
+    return found
+
+
+def _pairs_of(cache: TeacherCache, image: int) -> slice:
+    return slice(int(cache.starts_I[image]), int(cache.starts_I[image + 1]))
+
+
+def cache_document(inspection: Inspection, corpus: Corpus | None = None) -> dict[str, Any]:
+    """The inspection as a JSON-able document; with the corpus, hard negatives have their captions and the picture's name."""
+    document = asdict(inspection)
+    for name in ("text_retrieval", "image_retrieval"):
+        document[name] = {key: None if value != value else value for key, value in document[name].items()}
+    if corpus is not None:
+        for entry in document["hardest"]:
+            entry["image_id"] = corpus.image_ids[entry["image"]]
+            entry["caption"], entry["own_caption"] = corpus.captions[entry["text"]], corpus.captions[entry["own_text"]]
+    return document
+
+
+def cache_facts(inspection: Inspection) -> list[tuple[str, str]]:
+    """Names and values of what is summed up, in words."""
+    facts = [
+        ("images, captions", f"{inspection.num_images:,}, {inspection.num_captions:,}"),
+        ("pairs", f"{inspection.num_pairs:,}, of which {sum(inspection.positives):,} true"),
+    ]
+    for name, direction in (("text retrieval", inspection.text_retrieval), ("image retrieval", inspection.image_retrieval)):
+        if direction.num_queries:
+            shares = f"positive first {direction.positive_first:.1%}, negatives above it {direction.outranking:.2%}"
+            facts.append((name, f"{direction.num_queries:,} queries, {direction.num_negatives:,} negatives: {shares}"))
+    if inspection.dropped:
+        facts.append(("left out", ", ".join(f"{count:,} by {guard}" for guard, count in inspection.dropped.items())))
+    return facts

@@ -1,0 +1,65 @@
+"""What a training logs, at Weights & Biases as well."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from dcdctl.core import files
+from dcdctl.core.errors import MissingError
+from dcdctl.core.training.runs import Run
+
+Write = Callable[[int, Mapping[str, float]], None]
+"""Keeps the numbers of a step."""
+
+
+class Log:
+    """metrics.jsonl and TensorBoard of a run, from a step on; what was logged after it by a run that was killed is dropped."""
+
+    def __init__(self, run: Run, first_step: int) -> None:
+        self._path = run.folder / "metrics.jsonl"
+        kept = [line for line in run.metrics() if line["step"] < first_step]
+        files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._events = SummaryWriter(str(run.folder / "tensorboard"), purge_step=first_step or None)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._events.close()
+
+
+class WandbLog:
+    """A run of a project there, with the recipe as its configuration; one that goes on is the same run, by the id in RUN/wandb.json."""
+
+    def __init__(self, run: Run, project: str) -> None:
+        path = run.folder / "wandb.json"
+        known = json.loads(path.read_text(encoding="utf-8"))["id"] if path.exists() else None
+        self._told: Any = require().init(
+            project=project, name=run.folder.name, dir=str(run.folder), config=run.facts()["recipe"], id=known, resume="allow"
+        )
+        if known is None:
+            files.write_json(path, {"project": project, "id": self._told.id})
+        # Steps are a value like others: its own count could not go back to a checkpoint.
+        self._told.define_metric("*", step_metric="step")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._told.log({"step": step, **values})
+
+    def close(self) -> None:
+        self._told.finish()
+
+
+def require() -> Any:
+    """The package; MissingError where it is not installed."""
+    try:
+        import wandb  # needed by those who ask for it
+    except ImportError as error:
+        raise MissingError("--wandb needs wandb, which is not installed", hint="pip install 'dcdctl[wandb]'") from error
+    return wandb

@@ -1,0 +1,309 @@
+"""One experiment: everything that can change a number, in one TOML file.
+
+A recipe has the tables `[candidates]` (what the teacher scores), `[teachers]`, `[model]` (what is trained), `[loss]`, `[batch]`,
+`[optimizer]` and `[validation]`. Every field has a default, every key can be set on the command line (`--set loss.alpha=0.5`), and
+the whole resolved recipe is kept in run.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from dcdctl.core import files
+from dcdctl.core.config import apply_sets, build, read_toml
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.teacher import CandidateConfig
+
+LIST_LOSSES = ("dcd", "dcd-released", "mse", "wsl", "wsl-released", "ground-truth", "ranking", "infonce-hard")
+MATRIX_LOSSES = ("infonce", "kl", "dcd-kl", "wsl-pairs", "mse-pairs", "margin-mse", "cprd", "affinity")
+CONFIDENCE_LOSSES = ("dcd", "mse", "kl", "dcd-kl", "mse-pairs", "margin-mse", "cprd", "affinity")
+"""Those that the schedule `confidence` can weigh query by query; `wsl` and `wsl-pairs` do so by themselves."""
+TEACHER_LOSSES = (*CONFIDENCE_LOSSES, "dcd-released", "wsl", "wsl-released", "wsl-pairs")
+CALIBRATED_LOSSES = ("dcd", "mse", "mse-pairs", "margin-mse")
+"""Those that compare logits with logits: they see a dual model's on the teacher's scale (`DualModel.calibration`)."""
+Schedule = Literal["constant", "linear-up", "linear-down", "confidence"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The `[loss]` table: the terms that are added, and what they are set to."""
+
+    terms: dict[str, float] = field(default_factory=lambda: {"dcd": 1.0})
+    """Loss name -> weight. dcd, dcd-released, mse, wsl, wsl-released, ground-truth, ranking and infonce-hard work on lists of candidates;
+    infonce, kl, dcd-kl, wsl-pairs, mse-pairs, margin-mse, cprd and affinity on all pairs of a batch. The two kinds are not mixed."""
+    alpha: float = 0.2
+    """dcd, dcd-released: share of the distillation term, in [0, 1]; the ground truth gets the rest. wsl-released: its factor."""
+    temperature: float = 1.0
+    """Divides the teacher's logits in kl, dcd-kl, mse, mse-pairs, margin-mse and cprd, and both sides in dcd, wsl and wsl-pairs."""
+    schedules: dict[str, Schedule] = field(default_factory=dict)
+    """Loss name -> how its weight goes over the training: constant (the default), linear-up from 0 to its weight, linear-down from its
+    weight to 0, or confidence: each query's distillation term counts by what the student has still to learn of it, as in wsl."""
+    plausible_margin: float = 5.0
+    """cprd: the order of those negatives is taught whose logit, divided by the temperature, is at most this far below the positive's."""
+    affinity_temperature: float = 0.1
+    """affinity: divides the correlations, teacher's and student's, which lie between -1 and 1."""
+
+    def __post_init__(self) -> None:
+        known = LIST_LOSSES + MATRIX_LOSSES
+        unknown = [name for name in self.terms if name not in known]
+        if unknown or not self.terms:
+            raise ConfigError(f"loss.terms has {', '.join(unknown) or 'nothing'}", hint=f"known losses: {', '.join(known)}")
+        for name, weight in self.terms.items():
+            if not 0 < weight < float("inf"):
+                raise ConfigError(f"loss.terms.{name} must be above 0, got {weight}", hint="leave a loss out to do without it")
+        if {name in LIST_LOSSES for name in self.terms} == {True, False}:
+            raise ConfigError(
+                f"loss.terms mixes losses on candidate lists with losses on all pairs of a batch: {', '.join(self.terms)}",
+                hint=f"lists: {', '.join(LIST_LOSSES)}; all pairs: {', '.join(MATRIX_LOSSES)}",
+            )
+        if not 0 <= self.alpha <= 1:
+            raise ConfigError(f"loss.alpha must lie in [0, 1], got {self.alpha}")
+        for name in ("temperature", "affinity_temperature"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"loss.{name} must be above 0, got {getattr(self, name)}")
+        if not self.plausible_margin >= 0:
+            raise ConfigError(f"loss.plausible_margin must be at least 0, got {self.plausible_margin}")
+        self._check_schedules()
+
+    def _check_schedules(self) -> None:
+        for name, schedule in self.schedules.items():
+            if name not in self.terms:
+                raise ConfigError(f"loss.schedules.{name} has no loss: loss.terms has {', '.join(self.terms)}")
+            if schedule == "confidence" and name not in CONFIDENCE_LOSSES:
+                hint = f"confidence is for {', '.join(CONFIDENCE_LOSSES)}"
+                raise ConfigError(f"loss.schedules.{name} cannot be confidence", hint=hint)
+
+    @property
+    def on_lists(self) -> bool:
+        return next(iter(self.terms)) in LIST_LOSSES
+
+    @property
+    def needs_teacher(self) -> bool:
+        return any(name in TEACHER_LOSSES for name in self.terms)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a dual model's calibration is trained."""
+        return any(name in CALIBRATED_LOSSES for name in self.terms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The `[model]` table: what is trained."""
+
+    kind: Literal["fusion", "dual"] = "fusion"
+    start: str = "teacher"
+    """teacher: the cached teacher, shortened to `layers` (fusion only). new: random weights of the sizes below, or `vision` and `text`.
+    Anything else is a model reference to go on from."""
+    layers: tuple[int, ...] = ()
+    """fusion: layers of the model to start from that are kept, in order; empty for all."""
+    vision: str = ""
+    text: str = ""
+    """start new: model references of two pretrained encoders, both or neither; empty for small new ones of the sizes below. fusion: the
+    co-attention layers between them have hidden_size, num_layers, num_heads and dropout."""
+    vision_levels: tuple[int, ...] = ()
+    """with frozen_encoders: stages of `vision` that are read beside its output (of a timm model: entries of its feature_info)."""
+    vision_grid: int | None = None
+    """with frozen_encoders: side of the square of places that a feature map of `vision` is averaged to; all its places where not set."""
+    vision_size: int | None = None
+    """with frozen_encoders: side in pixels of what `vision` sees (a timm model with feature maps); its own where not set."""
+    frozen_encoders: bool = False
+    """vision and text stay as they are, so that their features can be kept on disk (--features). fusion: what is between them is trained;
+    dual: one linear layer a side."""
+    cosine: str = ""
+    """fusion over frozen vision and text: a dual encoder over the same two, whose scaled cosine is added to the logit; empty for none."""
+    projection_dim: int = 256
+    hidden_size: int = 128
+    num_layers: int = 6
+    """fusion: layers; dual: layers of the image encoder."""
+    num_text_layers: int = 2
+    num_heads: int = 4
+    image_size: int = 64
+    patch_size: int = 16
+    image_mean: float = 0.5
+    image_std: float = 0.5
+    """new models: pixels of every channel, white being 1, have this subtracted and are divided by this."""
+    max_text_len: int = 40
+    vocab_size: int = 4000
+    """new models: at most this many word pieces, trained on the captions of the train split."""
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        sizes = ("projection_dim", "hidden_size", "num_layers", "num_text_layers", "num_heads", "image_size", "patch_size", "vocab_size")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("vision_grid", "vision_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"model.{name} must be at least 1, got {value}")
+        if not self.image_std > 0:
+            raise ConfigError(f"model.image_std must be above 0, got {self.image_std}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+        if bool(self.vision) != bool(self.text):
+            raise ConfigError("model.vision and model.text go together, and one of them is empty")
+        if self.kind == "dual" and self.layers:
+            raise ConfigError("model.layers chooses layers of a fusion model, and model.kind is dual")
+        if self.kind == "dual" and self.start == "teacher":
+            raise ConfigError("a dual encoder cannot start from a fusion teacher", hint="set model.start to new, or to a dual encoder")
+        if self.vision and self.start != "new":
+            raise ConfigError(f"model.vision and model.text are for model.start new, and it is {self.start}")
+        if self.frozen_encoders and self.start == "new" and not self.vision:
+            raise ConfigError("model.frozen_encoders is for a model over two encoders: a METER, or model.vision and model.text")
+        if (self.vision_levels or self.vision_grid or self.vision_size) and not (self.vision and self.frozen_encoders):
+            found = "model.vision_levels, vision_grid and vision_size are for new models over model.vision and model.text"
+            raise ConfigError(found, hint="set model.frozen_encoders, and name both encoders")
+        if self.cosine and not (self.kind == "fusion" and self.vision and self.frozen_encoders):
+            raise ConfigError("model.cosine is for a new fusion model over model.vision and model.text, with model.frozen_encoders")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachersConfig:
+    """The `[teachers]` table: how several caches become one."""
+
+    weights: tuple[float, ...] = ()
+    """Share of each cache, in the order of --cache; empty for equal ones. Scores are brought to one scale, then averaged."""
+
+    def __post_init__(self) -> None:
+        if not all(0 < weight < float("inf") for weight in self.weights):
+            raise ConfigError(f"teachers.weights must be above 0, got {list(self.weights)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """The `[batch]` table: what one optimisation step sees."""
+
+    size: int = 32
+    """Queries (lists) or images, each with one caption (all pairs)."""
+    drawn_negatives: int = 15
+    """Lists: negatives drawn for a query before the hardest are kept; queries with fewer candidates in the cache take no part."""
+    hard_negatives: int = 7
+    """Lists: negatives kept, the hardest by the teacher's score, at most drawn_negatives; without a cache all drawn ones are kept."""
+    directions: tuple[Literal["text", "image"], ...] = ("text", "image")
+    """text: an image with candidate captions (the paper's only one); image: a caption with candidate images."""
+    refresh_steps: tuple[int, ...] = ()
+    """Before these steps the student looks for new hard candidates of its own, and the teacher (--teacher) scores those that have no score
+    yet; none for the candidates of the cache alone."""
+    negatives: Literal["random", "mined"] = "random"
+    """Lists without a cache: drawn from the whole corpus, or what `[candidates]` finds for a query, mined once before the first step."""
+    mined_share: float = 1.0
+    """mined: share of drawn_negatives, rounded, at least one; the others, and what a query with fewer lacks, are random, no two alike."""
+    mined_from: float = 0.0
+    """mined: share of the steps, in [0, 1), before which all are random; with hard ones alone a new fusion may not begin to learn."""
+
+    def __post_init__(self) -> None:
+        if list(self.refresh_steps) != sorted(set(self.refresh_steps)) or min(self.refresh_steps, default=1) < 1:
+            raise ConfigError(f"batch.refresh_steps must ascend from 1 on, got {list(self.refresh_steps)}")
+        if self.size < 2:
+            raise ConfigError(f"batch.size must be at least 2, got {self.size}")
+        if self.hard_negatives < 1 or self.drawn_negatives < 1:
+            raise ConfigError("batch.hard_negatives and batch.drawn_negatives must be at least 1")
+        if not self.directions or len(set(self.directions)) < len(self.directions):
+            raise ConfigError(f"batch.directions must name text, image or both, got {list(self.directions)}")
+        if not 0 < self.mined_share <= 1:
+            raise ConfigError(f"batch.mined_share must lie in (0, 1], got {self.mined_share}")
+        if not 0 <= self.mined_from < 1:
+            raise ConfigError(f"batch.mined_from must lie in [0, 1), got {self.mined_from}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The `[optimizer]` table."""
+
+    lr: float = 1e-4
+    lr_factors: dict[str, float] = field(default_factory=dict)
+    """Part of the model (a name in its parameters' dotted names, such as text_layers) -> what its learning rate is multiplied by."""
+    weight_decay: float = 0.01
+    """Not applied to biases and LayerNorms."""
+    betas: tuple[float, ...] = (0.9, 0.98)
+    epochs: float = 10.0
+    """Passes over the captions (lists) or images (all pairs); ignored where `steps` is set."""
+    steps: int | None = None
+    warmup_share: float = 0.1
+    """Share of the steps over which the rate rises from 0; then it falls to 0."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    max_grad_norm: float | None = None
+    """Longer gradients are scaled down to this norm; not where it is not set."""
+    save_every: int = 500
+    """Steps between checkpoints; the two newest are kept."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "epochs", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"optimizer.{name} must be above 0, got {value}")
+        for name, factor in self.lr_factors.items():
+            if not 0 < factor < float("inf"):
+                raise ConfigError(f"optimizer.lr_factors.{name} must be above 0, got {factor}")
+        if not self.weight_decay >= 0:
+            raise ConfigError(f"optimizer.weight_decay must be at least 0, got {self.weight_decay}")
+        if not 0 <= self.warmup_share <= 1:
+            raise ConfigError(f"optimizer.warmup_share must lie in [0, 1], got {self.warmup_share}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optimizer.betas must be two numbers in [0, 1), got {list(self.betas)}")
+        if self.save_every < 1 or (self.steps is not None and self.steps < 1):
+            raise ConfigError("optimizer.steps and optimizer.save_every must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """The `[validation]` table: how a model is measured while it is trained."""
+
+    every: int = 0
+    """Steps between measurements, one of which is always at the end; 0 for none at all."""
+    split: str = "val"
+    """Of the corpus that is trained on."""
+    max_images: int | None = None
+    """Only the first images of the split, and their captions. A fusion model scores every image with every caption: some hundred images
+    are what there is time for."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights become the model: those with the highest sum of recalls, or the last."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ConfigError(f"validation.every must be at least 0, got {self.every}")
+        if self.max_images is not None and self.max_images < 1:
+            raise ConfigError(f"validation.max_images must be at least 1, got {self.max_images}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole experiment."""
+
+    description: str = ""
+    seed: int = 0
+    """At least 0."""
+    candidates: CandidateConfig = field(default_factory=CandidateConfig)
+    teachers: TeachersConfig = field(default_factory=TeachersConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed must be at least 0, got {self.seed}")
+        if self.loss.on_lists and self.loss.needs_teacher and self.batch.hard_negatives > self.batch.drawn_negatives:
+            found = f"{self.batch.hard_negatives} of {self.batch.drawn_negatives}"
+            raise ConfigError(f"batch.hard_negatives must be at most batch.drawn_negatives, got {found}")
+
+
+RECIPES = files.packaged("recipes")
+
+
+def names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def load_recipe(ref: str, sets: Sequence[str] = ()) -> Recipe:
+    """A recipe by name or from a .toml file, with `key=value` overrides applied."""
+    path = Path(ref) if ref.endswith(".toml") else RECIPES / f"{ref}.toml"
+    if not path.is_file():
+        raise ConfigError(f"no recipe {ref}", hint=f"known recipes: {', '.join(names())}; or name a .toml file")
+    return build(Recipe, apply_sets(read_toml(path), sets))

@@ -1,0 +1,190 @@
+"""Run folders: what a training run was, how it went, and where it can go on.
+
+RUN/run.json             the resolved recipe, fingerprints, versions, command line, seed; written once
+RUN/metrics.jsonl        one line a logged step
+RUN/tensorboard/         the same as TensorBoard events
+RUN/checkpoints/step-N/  weights (safetensors), optimiser state, loss scale (float16 only); the two newest are kept
+RUN/checkpoints/best/    weights with the highest recall measured so far, and in their header `step` and `rsum`
+RUN/mined.safetensors    the negatives mined for it, if there are any (`negatives.py`)
+RUN/wandb.json           the run's name at Weights & Biases, if it is told there
+RUN/model/               the trained model, with tokenizer and image processor; the sign that the run is finished
+RUN/result.json          from `dcdctl eval`;  RUN/cascade.json  with --rerank;  RUN/bench.json  from `dcdctl bench`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dcdctl.core import files, models
+from dcdctl.core.config import to_table
+from dcdctl.core.devices import versions
+from dcdctl.core.errors import MissingError, StaleError
+
+KEPT_CHECKPOINTS = 2
+BEST_WEIGHTS = Path("checkpoints", "best", "weights.safetensors")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder."""
+
+    folder: Path
+
+    @property
+    def model_folder(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def is_finished(self) -> bool:
+        return self.model_folder.is_dir()
+
+    def facts(self) -> dict[str, Any]:
+        """run.json."""
+        facts: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        return facts
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The logged steps, oldest first; a last line that a killed run left half-written is not one of them."""
+        path = self.folder / "metrics.jsonl"
+        whole, _, _ = (path.read_text(encoding="utf-8") if path.exists() else "").rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps with a whole checkpoint, ascending."""
+        paths = (self.folder / "checkpoints").glob("step-*")
+        return sorted(int(path.name.removeprefix("step-")) for path in paths if path.name.removeprefix("step-").isdigit())
+
+
+def start_run(folder: Path, recipe: Any, what: str, inputs: dict[str, Any], *, resume: bool) -> Run:
+    """Make a run folder, or take up the one that is there.
+
+    `recipe` is a frozen config with a `seed`; `inputs` are the fingerprints of what goes in. StaleError if the folder is taken and
+    `resume` is not set, or if it was started with another recipe or other inputs.
+    """
+    run = Run(folder)
+    facts = {"what": what, "recipe": to_table(recipe), "inputs": inputs}
+    if (folder / "run.json").exists():
+        if not resume:
+            raise StaleError(f"{folder} already holds a run", hint="go on with --resume, or name another folder with --out")
+        found = run.facts()
+        changed = [key for key in facts if found.get(key) != facts[key]]
+        if changed:
+            difference = _first_difference(found[changed[0]], facts[changed[0]], changed[0])
+            raise StaleError(f"{folder} was started with another {difference}", hint="name another folder with --out")
+        _remove_unfinished(folder)
+        return run
+    if not files.is_vacant(folder):
+        raise StaleError(f"{folder} holds something that is not a run", hint="name another folder with --out")
+    files.remove_partials(folder)
+    files.write_json(folder / "run.json", {**facts, "seed": recipe.seed, "command": _command(), "versions": versions()})
+    return run
+
+
+def _command() -> list[str]:
+    """What was typed, the program without its folder, which says nothing to whom the file is passed on."""
+    name = Path(sys.argv[0]).name
+    return ["dcdctl" if name == "__main__.py" else name, *sys.argv[1:]]
+
+
+def open_run(folder: Path) -> Run:
+    """A run that is there; MissingError if not."""
+    if not (folder / "run.json").exists():
+        raise MissingError(f"{folder} holds no run", hint="make one with `dcdctl distill`")
+    return Run(folder)
+
+
+def save_checkpoint(
+    run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
+) -> None:
+    """Keep all that the steps after `step` depend on; whole or absent."""
+    target = run.folder / "checkpoints" / f"step-{step}"
+    partial = target.with_name(f"{target.name}.{os.getpid()}{files.PARTIAL_SUFFIX}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(_unshared(model), partial / "weights.safetensors")
+    torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+    if scaler is not None and scaler.is_enabled():
+        files.write_json(partial / "scaler.json", scaler.state_dict())
+    partial.replace(target)
+    for old in run.checkpoint_steps()[:-KEPT_CHECKPOINTS]:
+        shutil.rmtree(run.folder / "checkpoints" / f"step-{old}")
+
+
+def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None) -> int:
+    """Put model, optimiser and loss scale in the state of the newest checkpoint; the step to go on with, 0 where there is none."""
+    steps = run.checkpoint_steps()
+    if not steps:
+        return 0
+    folder = run.folder / "checkpoints" / f"step-{steps[-1]}"
+    _load_weights(folder / "weights.safetensors", model)
+    optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+    scale = folder / "scaler.json"
+    if scaler is not None and scaler.is_enabled() and scale.exists():
+        scaler.load_state_dict(json.loads(scale.read_text(encoding="utf-8")))
+    return steps[-1]
+
+
+def _load_weights(path: Path, model: nn.Module) -> None:
+    weights = load_file(path)
+    if different := set(weights) ^ set(_unshared(model)):
+        raise StaleError(f"{path.parent} is of another model: it differs in {min(different)}", hint="name another folder with --out")
+    model.load_state_dict(weights, strict=False)
+
+
+def best_rsum(run: Run) -> float:
+    """The sum of recalls of the best weights kept so far; -1 where none are."""
+    path = run.folder / BEST_WEIGHTS
+    if not path.exists():
+        return -1.0
+    with safe_open(path, framework="pt") as file:
+        return float(file.metadata()["rsum"])
+
+
+def keep_best(run: Run, step: int, rsum: float, model: nn.Module) -> None:
+    """Keep the weights after `step` steps as the best so far, whole or not at all."""
+    with files.atomic_path(run.folder / BEST_WEIGHTS) as partial:
+        save_file(_unshared(model), partial, metadata={"step": str(step), "rsum": repr(rsum)})
+
+
+def load_best(run: Run, model: nn.Module) -> None:
+    """Put the best weights into the model."""
+    _load_weights(run.folder / BEST_WEIGHTS, model)
+
+
+def finish(run: Run, model: Any, *, half: bool = False) -> None:
+    """Leave the trained model in the run folder, whole or not at all: its being there says that the run is finished."""
+    partial = run.folder / f"model.{os.getpid()}{files.PARTIAL_SUFFIX}"
+    shutil.rmtree(partial, ignore_errors=True)
+    models.save(model.cpu(), partial, half=half)
+    partial.replace(run.model_folder)
+
+
+def _unshared(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers, each storage once (tied weights come back through the parameter that is kept)."""
+    first: dict[int, str] = {}
+    state = model.state_dict()
+    return {name: tensor for name, tensor in state.items() if first.setdefault(tensor.data_ptr(), name) == name}
+
+
+def _remove_unfinished(folder: Path) -> None:
+    for path in [path for where in ("", "checkpoints/", "checkpoints/best/") for path in folder.glob(f"{where}*{files.PARTIAL_SUFFIX}")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _first_difference(found: Any, wanted: Any, where: str) -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in {**found, **wanted}:
+            if found.get(key) != wanted.get(key):
+                return _first_difference(found.get(key), wanted.get(key), f"{where}.{key}")
+    return f"{where} ({found}, not {wanted})"

@@ -1,0 +1,59 @@
+"""How a model retrieves while it is trained, and the weights with which it did best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcdctl.core import distributed, evaluation
+from dcdctl.core.data import Corpus
+from dcdctl.core.evaluation import EvalOptions
+from dcdctl.core.training import runs
+from dcdctl.core.training.recipe import ValidationConfig
+from dcdctl.core.training.runs import Run
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Measures a model between the steps of a run. One of several processes does it while the others wait."""
+
+    run: Run
+    corpus: Corpus
+    config: ValidationConfig
+    device: torch.device
+    features: Path | None = None
+
+    def is_due(self, done: int, num_steps: int) -> bool:
+        """Whether the model is measured after so many steps: every so often, and at the end."""
+        return done % self.config.every == 0 or done == num_steps
+
+    def measure(self, model: Any, done: int) -> dict[str, float]:
+        """Recalls both ways in percent, their sum, and the best sum so far, the weights of which are kept; nothing in other processes.
+
+        The model is in evaluation mode afterwards.
+        """
+        values: dict[str, float] = {}
+        if distributed.is_main():
+            options = EvalOptions(device=self.device, features=self.features)
+            recalls = evaluation.evaluate_model(model, self.corpus, options=options).recalls
+            for way, found in (("text", recalls.text_retrieval), ("image", recalls.image_retrieval)):
+                values |= {f"val_{way}_r{k.removeprefix('R@')}": value for k, value in found.items()}
+            best = runs.best_rsum(self.run)
+            if recalls.rsum > best:
+                runs.keep_best(self.run, done, recalls.rsum, model)
+            values |= {"val_rsum": recalls.rsum, "val_best_rsum": max(best, recalls.rsum)}
+        distributed.wait()
+        return values
+
+    def choose(self, model: Any) -> None:
+        """Give a trained model the weights that the recipe wants: the best, or the last, which it has."""
+        if self.config.keep == "best":
+            runs.load_best(self.run, model)
+
+
+def open_corpus(corpus: Corpus, config: ValidationConfig) -> Corpus:
+    """What a training on `corpus` is measured on; CorpusError if its folder has no such split."""
+    return Corpus.open(corpus.folder, config.split, config.max_images)

@@ -1,0 +1,220 @@
+"""Times and speed-ups by hand: fake models move a fake clock by a known cost."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from bench_fakes import Clock, FakeCorpus, FakeFusion, bench
+
+from dcdctl.core.bench import BenchConfig
+from dcdctl.core.bench import bench as bench_bench
+from dcdctl.core.bench.rates import Curve, Query
+from dcdctl.core.bench.timer import Quantity, Sample
+from dcdctl.core.errors import ConfigError
+
+
+def test_the_three_speed_ups_are_those_of_the_known_costs():
+    pair, query, whole = (item.ratio for item in bench().speed_ups)
+    assert pair == pytest.approx((10 + 2 + 1) / (5 + 1))
+    assert query == pytest.approx((2 + 100 * 1) / 1)
+    # 4 images, 7 captions, 28 pairs
+    assert whole == pytest.approx((4 * 10 + 7 * 2 + 28 * 1) / (4 * 5 + 7 * 1))
+
+
+def test_a_fusion_student_pays_for_every_pair_too():
+    pair, query, whole = (item.ratio for item in bench(student=FakeFusion).speed_ups)
+    assert (pair, query, whole) == pytest.approx((2, 2, 2))
+
+
+def test_the_steps_of_a_model_are_timed_one_by_one():
+    times = bench().teacher
+    assert (times.image_encode_ms, times.text_encode_ms) == pytest.approx((10, 2))
+    assert times.pairs_per_s == pytest.approx(1000 / 13)
+    assert (times.kind, times.num_parameters, times.dtype) == ("fusion", 7, "float32")
+    assert times.runtime == f"torch {torch.__version__}"
+
+
+def test_a_query_without_cached_images_encodes_exactly_its_gallery():
+    result = bench(gallery_sizes=(3, 100, 1000), headline_size=100)
+    for count in (3, 100, 1000):  # 3 is less than a batch, 100 is 12 batches and 4 images
+        assert result.teacher.query(count, is_cached=False).seconds == pytest.approx((2 + 11 * count) / 1000)
+        assert result.student.query(count, is_cached=False).seconds == pytest.approx((1 + 5 * count) / 1000)
+        assert result.student.query(count, is_cached=True).seconds == pytest.approx(1 / 1000)
+
+
+def test_what_the_budget_does_not_cover_is_rate_times_count_and_says_so():
+    result = bench(budget_s=0.15, gallery_sizes=(20, 100, 1000))
+    assert not result.teacher.query(100, is_cached=True).extrapolated
+    beyond = result.teacher.query(1000, is_cached=True)
+    assert beyond.extrapolated
+    assert beyond.num_repeats == 0
+    assert beyond.seconds == pytest.approx((2 + 1000) / 1000)
+    assert [item.extrapolated for item in result.speed_ups] == [False, False, True]
+    assert [item.extrapolated for item in bench(budget_s=0.05).speed_ups] == [False, True, True]
+
+
+def test_without_any_gallery_in_the_budget_a_query_is_made_of_the_single_steps():
+    beyond = bench(budget_s=0.01).teacher.query(100, is_cached=False)
+    assert (beyond.seconds, beyond.extrapolated) == (pytest.approx((2 + 100 * 11) / 1000), True)
+
+
+def test_extrapolation_goes_on_from_the_largest_gallery_that_was_timed():
+    """Not from the single steps: here a gallery of 1,000 costs 6 ms more than its caption, though one image costs 1 ms."""
+    draws = np.zeros((1, 1), dtype=np.int64)
+    steps = SimpleNamespace(text=Sample(np.array([[0.002]]), draws), rank_s=Quantity(0.001, np.array([0.001])))
+    timed = {count: Query(Quantity(seconds, np.array([seconds])), steps.text) for count, seconds in ((100, 0.1), (1000, 0.008))}
+    curve = Curve(None, steps, is_cached=True, found={**timed, 5000: Query(Quantity(9.0, np.array([9.0])), None)})
+    assert curve.expected(10_000).value == pytest.approx(0.002 + 10 * 0.006)
+
+
+def test_a_gallery_that_takes_too_much_memory_is_not_made():
+    result = bench(gallery_sizes=(100, 100_000), max_gallery_mib=1, budget_s=0.3)  # 16 bytes an image
+    assert [result.student.query(count, is_cached=True).extrapolated for count in (100, 100_000)] == [False, True]
+    assert not bench(gallery_sizes=(100, 50_000), max_gallery_mib=1, budget_s=0.3).student.query(50_000, is_cached=True).extrapolated
+
+
+def test_the_latency_percentiles_are_over_single_pairs():
+    times = bench(corpus=FakeCorpus([1, 3])).teacher  # repeats alternate: 13, 33, 13 ms
+    assert times.pair_p50_ms == pytest.approx(13)
+    assert times.pair_p95_ms == pytest.approx(13 + 0.9 * 20)
+    assert times.pair_p99_ms == pytest.approx(13 + 0.98 * 20)
+    assert times.latencies["pair"].p95.ms == times.pair_p95_ms
+
+
+def test_teacher_and_student_are_timed_on_the_same_pairs():
+    """The teacher is so slow that it sees two of the four; the student's many repeats are of these two."""
+    result = bench(corpus=FakeCorpus([1, 1, 9, 9]), budget_s=0.029, num_repeats=40, min_rounds=2)
+    assert result.teacher.latencies["pair"].num_repeats == 2
+    student = result.student.latencies["pair"]
+    assert student.num_repeats > 2
+    assert student.p99.ms == pytest.approx(6)
+
+
+def test_a_percentile_of_too_few_repeats_says_so():
+    few, many = (bench(num_repeats=count).teacher.latencies["pair"] for count in (20, 100))
+    assert (few.num_repeats, few.p50.is_resolved, few.p95.is_resolved, few.p99.is_resolved) == (20, True, True, False)
+    assert many.p99.is_resolved
+
+
+def test_throughput_is_measured_for_every_batch_size():
+    corpus = FakeCorpus([1, 3])
+    found = bench(corpus=corpus, batch_sizes=(1, 2, 4)).student.throughput
+    assert [one.batch_size for one in found] == [1, 2, 4, 8]
+    # The first image costs 5 ms, the second 15: one alone is the first, an even batch costs 10 ms an image in the mean.
+    assert [one.images_per_s for one in found] == pytest.approx([200, 100, 100, 100])
+    assert [one.pairs_per_s for one in found] == pytest.approx([1000 / 6, *[1000 / 11] * 3])
+    assert [one.captions_per_s for one in found] == pytest.approx([1000] * 4)
+
+
+def test_times_that_do_not_vary_have_intervals_without_width():
+    result = bench()
+    for item in result.speed_ups:
+        assert item.interval == pytest.approx((item.ratio, item.ratio))
+
+
+def test_times_that_vary_have_an_interval_around_them():
+    """Pairs of 13 and 33 ms: the teacher's median of draws of them is anything between."""
+    result = bench(corpus=FakeCorpus([1, 3]), num_repeats=11)
+    low, high = result.teacher.latencies["pair"].p50.interval_ms
+    assert (low, high) == pytest.approx((13, 33))
+    assert result.teacher.latencies["pair"].p50.ms == pytest.approx(13)
+
+
+def test_a_slow_stretch_that_hits_both_leaves_the_ratio_of_a_round_alone():
+    """Teacher and student of a round are both fast or both slow, and draws are of whole rounds."""
+    result = bench(student=FakeFusion, corpus=FakeCorpus([1, 7, 1, 7]), num_repeats=12)
+    pair = result.speed_ups[0]
+    assert pair.interval == pytest.approx((2, 2))
+    low, high = result.teacher.latencies["pair"].p50.interval_ms
+    assert high > 2 * low
+
+
+def test_the_curve_has_a_speed_up_for_every_gallery_both_ways():
+    result = bench(budget_s=0.15)
+    points = {(point.num_images, point.is_cached): point.speed_up for point in result.curve}
+    assert set(points) == {(count, is_cached) for count in (20, 100) for is_cached in (True, False)}
+    assert points[100, True].ratio == pytest.approx(102 / 1)
+    assert points[20, False].ratio == pytest.approx((2 + 11 * 20) / (1 + 5 * 20))
+    assert [points[100, is_cached].extrapolated for is_cached in (True, False)] == [False, True]
+    assert points[100, False].ratio == pytest.approx((2 + 11 * 100) / (1 + 5 * 100))
+
+
+def test_the_bench_says_on_what_it_was_made_and_is_json():
+    threads = torch.get_num_threads()
+    table = json.loads(json.dumps(bench(num_threads=1).to_json(), allow_nan=False))
+    assert {"cpu", "device", "threads", "cores", "load_average", "torch", "transformers"} <= set(table["machine"])
+    assert table["machine"]["threads"] == 1
+    assert table["settings"]["batch_size"] == 8
+    assert table["settings"]["precision"] == "float32"
+    assert table["teacher"]["test_set"]["extrapolated"] is True
+    assert table["paper_speed_up"] == 129
+    assert torch.get_num_threads() == threads
+
+
+def test_without_onnx_runtime_the_column_says_why():
+    assert bench().onnx.note == "not asked for"
+    asked = bench(is_onnx_timed=True, student=FakeFusion).onnx
+    assert (asked.times, asked.note) == (None, "does not export: the shapes of a fusion model depend on the data")
+
+
+class Precise(FakeFusion):
+    """Remembers whether it worked under autocast."""
+
+    def encode_texts(self, texts):
+        self.types = {*getattr(self, "types", set()), torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None}
+        return super().encode_texts(texts)
+
+
+@pytest.mark.parametrize(("precision", "wanted"), [("float32", None), ("bfloat16", torch.bfloat16)])
+def test_both_models_work_in_the_precision_asked_for(precision, wanted):
+    seen = []
+
+    def student(clock, costs):
+        seen.append(Precise(clock, costs))
+        return seen[0]
+
+    bench(student=student, precision=precision)
+    assert seen[0].types == {wanted}
+
+
+def test_the_processors_clock_stands_still_while_the_process_sleeps():
+    clock = bench_bench._clock(BenchConfig(clock="processor"), torch.device("cpu"))
+    started = clock()
+    threading.Event().wait(0.2)
+    assert clock() - started < 0.1
+    assert bench_bench._clock(BenchConfig(), torch.device("cpu")) is time.perf_counter
+
+
+def test_the_processors_clock_is_refused_for_a_gpu():
+    with pytest.raises(ConfigError, match=r"say nothing of work on cuda; use --clock wall"):
+        bench_bench._clock(BenchConfig(clock="processor"), torch.device("cuda"))
+
+
+def test_on_a_gpu_every_time_is_taken_when_its_work_is_done(monkeypatch):
+    """No GPU here: what would be waited for is recorded."""
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    device, clock = torch.device("cuda:1"), Clock()
+    bench_bench._timer(BenchConfig(), device, clock).once(lambda number: clock.spend(7), 0)
+    assert waited == [device, device]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gallery_sizes": (10,), "headline_size": 20}, "headline_size must be one of the gallery sizes 10, got 20"),
+        ({"batch_sizes": (8, 0)}, "batch_sizes must be at least 1"),
+        ({"batch_sizes": ()}, "batch_sizes must be at least 1"),
+        ({"budget_s": 0.0}, "budget_s must be more than 0 seconds, got 0"),
+        ({"num_fresh_processes": -1}, "num_fresh_processes must not be negative, got -1"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_an_error_that_names_it(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        BenchConfig(**settings)

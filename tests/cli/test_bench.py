@@ -1,0 +1,147 @@
+"""`dcdctl bench` as a user types it, and what its tables say."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from typing import Any
+
+import pytest
+from bench_fakes import FakeFusion
+from bench_fakes import bench as fake_bench
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.cli.bench import bench as command
+from dcdctl.cli.bench import sizes
+from dcdctl.cli.views import bench as bench_view
+from dcdctl.core import models
+from dcdctl.core.bench import BenchConfig
+
+SMALL = ["--images", 2, "--batch-size", 2, "--batch-sizes", "1,2", "--gallery-sizes", "10,1000000", "--headline", 10, "--budget", 0.02]
+
+
+@pytest.fixture(scope="module")
+def folders(corpus, teacher, tmp_path_factory):
+    """A teacher, and a dual student in a run folder."""
+    root = tmp_path_factory.mktemp("bench")
+    models.save(teacher, root / "teacher")
+    size = models.DualSize(
+        hidden_size=16, num_vision_layers=1, num_text_layers=1, num_attention_heads=2, intermediate_size=24, projection_dim=8, image_size=32
+    )
+    models.save(models.new_dual(size, models.word_piece(corpus.captions, 200)), root / "run" / "model")
+    (root / "run" / "run.json").write_text("{}")
+    return root
+
+
+def run_cli(data, folders, *words: object) -> Any:
+    arguments = ["bench", folders / "run", "--teacher", folders / "teacher", "--data", data, "--device", "cpu", *words]
+    return CliRunner().invoke(app, [str(word) for word in arguments], catch_exceptions=False)
+
+
+def test_bench_leaves_bench_json_and_prints_the_same(scenes_corpus_dir, folders):
+    result = run_cli(scenes_corpus_dir, folders, *SMALL, "--fresh-processes", 0, "--repeats", 4, "--threads", 1, "--json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert json.loads((folders / "run" / "bench.json").read_text(encoding="utf-8")) == document
+    assert (document["student_model"], document["teacher_model"]) == (str(folders / "run"), str(folders / "teacher"))
+    assert document["settings"]["gallery_sizes"] == [10, 1000000]
+    assert (document["settings"]["num_repeats"], document["settings"]["budget_s"]) == (4, 0.02)
+    assert [item["label"] for item in document["speed_ups"]] == [
+        "one pair, everything encoded", "one query over 10 images, encoded before", "whole test set, all pairs",
+    ]  # fmt: skip
+    for item in document["speed_ups"]:
+        low, high = item["interval"]
+        assert 0 < low <= high
+    onnx = document["onnx"]
+    assert (onnx["note"], len(onnx["speed_ups"])) == ("", 3)
+    assert onnx["largest_difference"] < 1e-5
+    assert onnx["times"]["runtime"].startswith("onnxruntime ")
+    assert document["student"]["kind"] == onnx["times"]["kind"] == "dual"
+    assert document["teacher"]["first_query"] is None
+
+
+def test_bench_shows_tables_that_mark_what_is_extrapolated(scenes_corpus_dir, folders):
+    result = run_cli(scenes_corpus_dir, folders, *SMALL, "--fresh-processes", 0, "--repeats", 4, "--no-onnx")
+    assert result.exit_code == 0, result.stderr
+    (million,) = [line for line in result.stdout.splitlines() if "1,000,000 encoded with it" in line]
+    assert million.count("~") == 3  # teacher, student, speed-up
+    assert ">= 129x" in result.stdout
+    assert "ONNX Runtime: not asked for" in result.stdout
+    assert "first query" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["--gallery-sizes", "10,20"], 1, "headline_size must be one of the gallery sizes 10, 20, got 1000"),
+        (["--batch-sizes", "1;8"], 2, "is not a list of whole numbers, such as 1,8,32"),
+        (["--budget", "0"], 1, "budget_s must be more than 0 seconds"),
+        (["--precision", "int3"], 1, "precision must be one of"),
+        (["--clock", "moon"], 1, "clock must be one of wall, processor, got moon"),
+    ],
+)
+def test_a_setting_that_cannot_be_ends_before_anything_is_timed(scenes_corpus_dir, folders, words, status, message):
+    result = run_cli(scenes_corpus_dir, folders, *words)
+    assert result.exit_code == status
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert result.stdout == ""
+
+
+def test_the_flags_have_the_defaults_of_the_config():
+    flags = {name: one.default for name, one in inspect.signature(command).parameters.items()}
+    config = BenchConfig()
+    names = {
+        "images": "num_images", "batch_size": "batch_size", "headline": "headline_size", "budget": "budget_s", "repeats": "num_repeats",
+        "fresh_processes": "num_fresh_processes", "clock": "clock", "onnx": "is_onnx_timed", "threads": "num_threads",
+    }  # fmt: skip
+    assert {flag: flags[flag] for flag in names} == {flag: getattr(config, name) for flag, name in names.items()}
+    assert sizes(flags["batch_sizes"]) == config.batch_sizes
+    assert sizes(flags["gallery_sizes"]) == config.gallery_sizes
+
+
+def test_a_percentile_of_too_few_repeats_has_a_star(capsys):
+    bench_view.show_bench(fake_bench())
+    rows = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if line.startswith("│")}
+    assert ["*" in rows[f"a pair: p{percent}"] for percent in (50, 95, 99)] == [False, True, True]
+    assert "13.0 (13.0-13.0)" in rows["a pair: p50"]
+    assert "2.17x (2.17-2.17)" in rows["one pair, everything encoded"]
+    assert "~" in rows["whole test set, all pairs"]
+
+
+@pytest.mark.parametrize(
+    ("load", "clock", "told"),
+    [
+        (1.5, "wall", ""),
+        (7.9, "wall", "busy: 7.9 processes wanted 2 cores; all times are upper bounds"),
+        (7.9, "processor", "busy: 7.9 processes wanted 2 cores; times of fresh processes are upper bounds\n"),
+    ],
+)
+def test_a_busy_machine_is_told(load, clock, told, capsys):
+    result = fake_bench(student=FakeFusion, clock_name=clock)
+    bench_view.show_bench(dataclasses.replace(result, machine={**result.machine, "cores": 2, "load_average": [0.0, load]}))
+    printed = capsys.readouterr().out
+    assert told in printed
+    assert ("busy" in printed) == bool(told)
+    assert ("seconds of the processor" in printed) == (clock == "processor")
+
+
+def test_numbers_have_three_digits():
+    assert [bench_view.digits(value) for value in (0, 0.01234, 0.5, 9.996, 99.96, 12345.6)] == [
+        "0",
+        "0.0123",
+        "0.500",
+        "10.0",
+        "100",
+        "12,346",
+    ]
+    assert [bench_view.seconds(value) for value in (0.00213, 3.14, 300, 7300, 2e5)] == [
+        "2.13 ms",
+        "3.14 s",
+        "5.00 min",
+        "2.03 h",
+        "2.31 days",
+    ]
+    assert [bench_view.operations(value) for value in (184e9, 2.5e6, 512)] == ["184 G", "2.50 M", "512"]
+    assert [bench_view.size(value) for value in (1.024e9, 5.2e6)] == ["1.02 GB", "5.20 MB"]

@@ -1,0 +1,186 @@
+"""The terminal, the exit codes and the help of every command."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from dcdctl import __version__, cli
+from dcdctl.cli.app import app
+from dcdctl.cli.views import terminal
+from dcdctl.core.errors import StaleError
+
+COMMANDS = [
+    *("demo", "prepare", "convert", "finetune-teacher", "cache-teacher", "inspect"),
+    *("distill", "eval", "bench", "compare", "report", "index", "search", "serve"),
+]
+
+
+def small_app() -> typer.Typer:
+    """One command for each way to end."""
+    small = typer.Typer(cls=terminal.ErrorGroup, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+    @small.command()
+    def stale() -> None:
+        raise StaleError("/data/[coco]/x was made\nfrom [red]another", hint="run `dcdctl cache-teacher`")
+
+    @small.command()
+    def bug() -> None:
+        raise ZeroDivisionError("ours")
+
+    @small.command()
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    return small
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock of the bars; set `.now`."""
+
+    class Clock:
+        now = 0.0
+
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: Clock.now)
+    return Clock
+
+
+def test_an_error_is_one_line_on_stderr_with_the_users_text_as_it_is():
+    result = CliRunner().invoke(small_app(), ["stale"])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr == "error: /data/[coco]/x was made from [red]another; run `dcdctl cache-teacher`\n"
+
+
+def test_a_bug_keeps_its_traceback():
+    result = CliRunner().invoke(small_app(), ["bug"])
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_an_interrupt_ends_with_130_and_says_what_is_kept():
+    result = CliRunner().invoke(small_app(), ["stop"])
+    assert result.exit_code == 130
+    assert "finished work is kept" in result.stderr
+
+
+def test_a_folder_that_is_no_corpus_ends_with_1_and_names_the_command_that_makes_one(tmp_path):
+    result = CliRunner().invoke(app, ["bench", str(tmp_path), "--teacher", "x", "--data", str(tmp_path / "absent")])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert "dcdctl prepare" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["bench"], ["distil"], ["distill", "--alpha", "1"]])
+def test_wrong_usage_ends_with_2(arguments):
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Error: " in result.stderr
+
+
+def test_the_help_lists_every_command_under_its_panel():
+    result = CliRunner().invoke(app, ["--help"])
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    listed = [line.split()[0] for line in lines if line and line.split()[0] in COMMANDS]
+    assert sorted(listed) == sorted(COMMANDS)
+    assert lines.index("Teacher:") < lines.index("Student:")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_sentence_and_help_for_each_option(command):
+    tree = typer.main.get_command(app)
+    found = tree.commands[command]
+    assert found.help
+    assert found.help.strip().splitlines()[0].endswith(".")
+    assert [parameter.name for parameter in found.params if not getattr(parameter, "help", None)] == []
+    assert CliRunner().invoke(app, [command, "-h"]).exit_code == 0
+
+
+def test_the_version_is_the_packages():
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"dcdctl {__version__}\n"
+
+
+def test_python_m_dcdctl_is_the_same_program():
+    result = subprocess.run([sys.executable, "-m", "dcdctl", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"dcdctl {__version__}\n"
+
+
+def test_help_loads_nothing_heavy():
+    heavy = {"torch", "transformers", "numpy", "pandas", "pyarrow", "PIL", "rich"}
+    code = (
+        "import sys\nfrom dcdctl.cli.app import app\n"
+        "try: app(['--help'])\nexcept SystemExit: pass\n"
+        f"print('loaded', sorted({heavy!r} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Usage: " in result.stdout
+    assert result.stdout.splitlines()[-1] == "loaded []"
+
+
+def test_a_bar_in_a_pipe_tells_now_and_then_and_at_the_end(clock, capsys):
+    with terminal.bar("score [x]", total=100, unit="pairs") as advance:
+        for second in range(1, 21):
+            clock.now = float(second)
+            advance(5)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "score [x]: 50/100 pairs, 5 pairs/s, 0:10 left",
+        "score [x]: 100/100 pairs, 5 pairs/s",
+        "score [x]: 100 pairs in 0:20, 5 pairs/s",
+    ]
+
+
+def test_a_bar_that_breaks_off_does_not_say_that_it_is_done(clock, capsys):
+    with pytest.raises(StaleError), terminal.bar("score", total=2, unit="pairs"):
+        raise StaleError("no")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_on_a_screen_shows_label_rate_and_time_left_and_leaves_stdout_alone(clock, monkeypatch, capsys):
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with terminal.bar("score [red]", total=100, unit="pairs") as advance:
+        clock.now = 10.0
+        advance(20)
+        terminal.show("a result")
+    assert "score [red]" in screen.getvalue()
+    assert "20/100 pairs, 2 pairs/s, 0:40 left" in screen.getvalue()
+    assert capsys.readouterr().out == "a result\n"
+
+
+def test_a_table_in_a_pipe_keeps_long_cells_and_square_brackets(capsys):
+    long = "[coco] " + "x" * 150
+    terminal.show_table("Recall [%]", ("model", "R@1"), [(long, 55.25)], caption="[a] caption")
+    printed = capsys.readouterr().out
+    assert long in printed
+    assert "Recall [%]" in printed
+    assert "[a] caption" in printed
+    assert "55.25" in printed
+
+
+def test_json_is_one_document_and_has_no_nan(capsys):
+    terminal.show_json({"R@1": 1.5, "name": "é"})
+    assert json.loads(capsys.readouterr().out) == {"R@1": 1.5, "name": "é"}
+    with pytest.raises(ValueError, match="JSON"):
+        terminal.show_json({"R@1": float("nan")})
+
+
+def test_no_command_module_is_left_out_of_the_app():
+    modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {"__init__", "app", "options"}
+    named = {command.callback.__module__.rpartition(".")[2] for command in typer.main.get_command(app).commands.values()}
+    assert named == modules

@@ -1,0 +1,189 @@
+"""cache-teacher, distill and finetune-teacher as a user types them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tiny import contents, make_teacher
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.core import models
+from dcdctl.core.data import Corpus
+from dcdctl.core.teacher import cache as teacher_cache
+
+Run = Callable[..., Any]
+LISTS = ["--set", "batch.size=8", "--set", "batch.drawn_negatives=4", "--set", "batch.hard_negatives=2", "--set", "optimizer.steps=3"]
+NEW = ["model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1", "model.vocab_size=200", "model.projection_dim=16"]
+CPU = ["--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def run_cli() -> Run:
+    runner = CliRunner()
+
+    def run(*words: object) -> Any:
+        return runner.invoke(app, [str(word) for word in words], catch_exceptions=False)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def teacher(scenes_corpus_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher") / "teacher"
+    models.save(make_teacher(Corpus.open(scenes_corpus_dir, "train").captions), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(run_cli, scenes_corpus_dir, teacher, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache") / "cache"
+    sets = ["--set", "candidates.per_query=4"]
+    result = run_cli("cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", folder, *sets, *CPU)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == f"{teacher_cache.read_cache(folder).num_pairs:,} scored pairs of 32 images and 160 captions -> {folder}\n"
+    assert "score: " in result.stderr
+    return folder
+
+
+def test_cache_teacher_leaves_a_cache_of_what_was_asked(scenes_corpus_dir, cache):
+    read = teacher_cache.read_cache(cache, corpus=Corpus.open(scenes_corpus_dir, "train"))
+    assert read.plan["candidates"]["per_query"] == 4
+    assert read.plan["precision"] == "float32"
+    assert {path.name for path in cache.iterdir()} == {"plan.json", "items.parquet", "pairs-00000.parquet", "cache.json"}
+
+
+def test_cache_teacher_with_other_settings_into_the_same_folder_says_both(run_cli, scenes_corpus_dir, teacher, cache):
+    before = contents(cache)
+    words = ["cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", cache, "--set", "candidates.per_query=4", *CPU]
+    result = run_cli(*words, "--precision", "bf16")
+    assert result.exit_code == 1
+    assert "another precision (float32, not bfloat16); run `dcdctl cache-teacher` into another folder" in result.stderr
+    assert result.stdout == ""
+    assert contents(cache) == before
+
+
+def test_cache_teacher_takes_the_first_images_and_a_model_setting(run_cli, scenes_corpus_dir, teacher, tmp_path):
+    words = ["--max-images", 8, "--split", "test", "--model-set", "max_text_len=9", "--set", "candidates.per_query=4", *CPU]
+    result = run_cli("cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", tmp_path / "cache", *words)
+    assert result.exit_code == 0, result.stderr
+    plan = json.loads((tmp_path / "cache" / "plan.json").read_text())
+    assert (plan["split"], plan["images"], plan["max_text_len"]) == ("test", 8, 9)
+
+
+def test_distill_leaves_a_student_and_says_what_is_next(run_cli, scenes_corpus_dir, teacher, cache, tmp_path):
+    out = tmp_path / "run"
+    words = ["tiny-student", "--data", scenes_corpus_dir, "--cache", cache, "--teacher", teacher, "--out", out]
+    result = run_cli("distill", *words, "--set", "model.layers=[0, 2]", *LISTS, *CPU)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == f"student -> {out / 'model'}; next: dcdctl eval {out} --data {scenes_corpus_dir}\n"
+    assert "train: 3/3 steps, loss " in result.stderr
+    assert len(models.load_fusion(out).layers) == 2
+    assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [0, 2]
+    assert list((out / "tensorboard").iterdir())
+    again = run_cli("distill", *words, "--set", "model.layers=[0, 2]", *LISTS, *CPU)
+    assert again.exit_code == 1
+    assert "already holds a run; go on with --resume" in again.stderr
+    assert run_cli("distill", *words, "--set", "model.layers=[0, 2]", *LISTS, *CPU, "--resume").exit_code == 0
+
+
+def test_distill_makes_a_dual_without_a_teacher_model(run_cli, scenes_corpus_dir, cache, tmp_path):
+    sets = [word for assignment in [*NEW, "batch.size=8", "optimizer.steps=2"] for word in ("--set", assignment)]
+    words = ["--data", scenes_corpus_dir, "--cache", cache, "--out", tmp_path / "run", *sets, *CPU, "--precision", "bf16"]
+    result = run_cli("distill", "demo-dual", *words)
+    assert result.exit_code == 0, result.stderr
+    assert models.load_dual(tmp_path / "run").embed_texts(models.load_dual(tmp_path / "run").preprocess.texts(["a"])).shape == (1, 16)
+
+
+def test_distill_with_a_cache_of_another_teacher_is_one_line_and_no_run(run_cli, scenes_corpus_dir, cache, tmp_path):
+    models.save(make_teacher(Corpus.open(scenes_corpus_dir, "train").captions, seed=1), tmp_path / "other")
+    words = ["--data", scenes_corpus_dir, "--cache", cache, "--teacher", tmp_path / "other", "--out", tmp_path / "run"]
+    result = run_cli("distill", "tiny-student", *words, *CPU)
+    assert result.exit_code == 1
+    assert "was made with another teacher" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_finetune_teacher_leaves_a_teacher_that_can_be_cached(run_cli, scenes_corpus_dir, tmp_path):
+    out = tmp_path / "run"
+    sets = [word for assignment in NEW for word in ("--set", assignment)]
+    result = run_cli("finetune-teacher", "tiny-teacher", "--data", scenes_corpus_dir, "--out", out, *sets, *LISTS, *CPU)
+    assert result.exit_code == 0, result.stderr
+    next_step = f"dcdctl cache-teacher --teacher {out} --data {scenes_corpus_dir} --out CACHE"
+    assert result.stdout == f"teacher -> {out / 'model'}; next: {next_step}\n"
+    assert json.loads((out / "run.json").read_text())["what"] == "finetune-teacher"
+    words = ["--data", scenes_corpus_dir, "--teacher", out, "--out", tmp_path / "cache", "--set", "candidates.per_query=2", *CPU]
+    assert run_cli("cache-teacher", *words).exit_code == 0
+
+
+def test_finetune_teacher_of_a_students_recipe_says_what_it_wants(run_cli, scenes_corpus_dir, tmp_path):
+    result = run_cli("finetune-teacher", "demo-dual", "--data", scenes_corpus_dir, "--out", tmp_path / "run", *CPU)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: recipe demo-dual trains a student; finetune-teacher wants a fusion model")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["distill", "finetune-teacher"])
+def test_a_misspelt_field_lists_the_known_ones(run_cli, scenes_corpus_dir, tmp_path, command):
+    result = run_cli(command, "tiny-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "run", "--set", "batch.sise=8", *CPU)
+    assert result.exit_code == 1
+    assert "unknown key batch.sise; known keys here: size, drawn_negatives" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["distill", "finetune-teacher"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--device", "cpu", "--precision", "int8"], "precision must be one of fp32, bf16, fp16, got int8"),
+        (["--device", "gpu"], "device gpu cannot be used here: "),
+        (["--model-set", "max_text_len=9"], "--model-set says something of the model named by --teacher, and there is none"),
+    ],
+)
+def test_a_wrong_word_is_one_line_and_no_run(run_cli, scenes_corpus_dir, tmp_path, command, words, message):
+    result = run_cli(command, "tiny-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "run", *words)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {message}")
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_option_of_a_training_reaches_it(run_cli, scenes_corpus_dir, tmp_path):
+    out = tmp_path / "run"
+    sets = [word for assignment in [*NEW, "batch.size=4", "batch.negatives=mined", "optimizer.steps=2"] for word in ("--set", assignment)]
+    words = ["--data", scenes_corpus_dir, "--out", out, "--split", "test", "--max-images", 8, *sets, *CPU, "--precision", "bf16"]
+    result = run_cli("finetune-teacher", "tiny-teacher", *words, "--workers", 1, "--accumulate", 2, "--checkpoint-activations")
+    assert result.exit_code == 0, result.stderr
+    facts = json.loads((out / "run.json").read_text())
+    assert (facts["inputs"]["split"], facts["inputs"]["precision"]) == ("test", "bfloat16")
+    assert facts["inputs"]["corpus"] == Corpus.open(scenes_corpus_dir, "test", 8).fingerprint
+    assert (out / "mined.safetensors").is_file()
+    refused = run_cli("finetune-teacher", "tiny-teacher", *words, "--accumulate", 5, "--resume", "--set", "batch.mined_from=0.5")
+    assert "batch.size is 4, too few for 5 slices" in refused.stderr
+
+
+def test_a_dry_run_says_what_it_would_take_and_scores_nothing(run_cli, scenes_corpus_dir, teacher, tmp_path):
+    words = ["cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", tmp_path / "cache", "--device", "cpu"]
+    result = run_cli(*words, "--set", "candidates.per_query=4", "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"\d+ pairs, \d+ to score: [\d,]+ pairs/s in a trial, about [\d:]+; at most 0\.0 MB on disk", result.stderr)
+    assert result.stdout == ""
+    assert not list((tmp_path / "cache").glob("pairs-*"))
+
+
+def test_a_cache_is_extended_and_verified_from_the_command_line(run_cli, scenes_corpus_dir, teacher, cache, tmp_path):
+    words = ["cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--device", "cpu"]
+    extended = run_cli(*words, "--out", tmp_path / "more", "--set", "candidates.per_query=6", "--extend", cache)
+    assert extended.exit_code == 0, extended.stderr
+    old, new = teacher_cache.read_cache(cache), teacher_cache.read_cache(tmp_path / "more")
+    assert f"{new.num_pairs:,} pairs, {new.num_pairs - old.num_pairs:,} to score" in extended.stderr
+    verified = run_cli(*words, "--out", tmp_path / "more", "--verify", 50)
+    assert verified.exit_code == 0, verified.stderr
+    assert re.fullmatch(r".*more: 50 pairs scored anew, the largest difference is \d\.\de-\d+\n", verified.stdout)
+    refused = run_cli(*words, "--out", tmp_path / "more", "--verify", 50, "--precision", "bf16")
+    assert refused.exit_code == 1
+    assert "was made with another precision" in refused.stderr

@@ -1,0 +1,163 @@
+"""`dcdctl eval` as it is typed: what it prints and leaves, and what it says to mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tiny import make_models
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.core import files, models
+from dcdctl.core.data import Corpus
+
+
+@pytest.fixture(scope="module")
+def folders(scenes_corpus_dir, tmp_path_factory) -> Path:
+    """Tiny models on disk: `vilt`, and a dual encoder as the finished run `run`."""
+    folder = tmp_path_factory.mktemp("models")
+    vilt, dual = make_models(Corpus.open(scenes_corpus_dir, "test").captions)
+    models.save(vilt, folder / "vilt")
+    models.save(dual, folder / "run" / "model")
+    (folder / "run" / "run.json").write_text("{}", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def run(folders, tmp_path) -> Path:
+    """The run, for one test alone."""
+    shutil.copytree(folders / "run", tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def run_eval(scenes_corpus_dir):
+    def of(*arguments):
+        return CliRunner().invoke(app, ["eval", "--data", str(scenes_corpus_dir), "--device", "cpu", *map(str, arguments)])
+
+    return of
+
+
+def read(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_it_prints_one_document_and_leaves_it_in_the_run(run, run_eval, scenes_corpus_dir):
+    result = run_eval(run, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert read(run / "result.json") == document
+    assert (document["images"], document["captions"], document["split"]) == (16, 80, "test")
+    assert document["protocol"]["name"] == "whole"
+    assert document["data"] == str(scenes_corpus_dir)
+    assert len(pd.read_parquet(run / "ranks.parquet")) == 96
+    assert len(pd.read_parquet(run / "top.parquet")) == 960
+
+
+def test_a_cascade_is_kept_beside_the_dual_encoders_own_result(folders, run, run_eval):
+    alone = json.loads(run_eval(run, "--json").stdout)
+    result = run_eval(run, "--rerank", folders / "vilt", "--depth", 4, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["protocol"] == {**alone["protocol"], "kind": "cascade", "depth": 4}
+    assert document["reranker"] == str(folders / "vilt")
+    assert "depths" not in document
+    assert read(run / "cascade.json") == document
+    assert read(run / "result.json") == alone
+
+
+def test_several_depths_are_shown_and_kept(folders, run, run_eval):
+    result = run_eval(run, "--rerank", folders / "vilt", "--depth", "5,0,2")
+    assert result.exit_code == 0, result.output
+    document = read(run / "cascade.json")
+    assert [one["depth"] for one in document["depths"]] == [0, 2, 5]
+    keys = ["depth", "text_retrieval", "image_retrieval", "rsum", "ms_per_query", "pairs", "on_front"]
+    assert list(document["depths"][0]) == keys
+    assert document["depths"][-1]["rsum"] == document["rsum"]
+    assert document["depths"][-1]["pairs"] == document["pairs_scored"]
+    assert document["depths"][0]["on_front"]
+    assert all(word in result.stdout for word in ("0 (dual alone)", "a query", "front", f"{document['depths'][1]['ms_per_query']:,.2f} ms"))
+
+
+def test_a_table_shows_intervals_protocol_and_ranks(folders, run_eval):
+    result = run_eval(folders / "vilt", "--max-images", 3)
+    assert result.exit_code == 0, result.output
+    assert "protocol first-3: 3 images, 15 captions" in result.stdout
+    shown = ("text retrieval", "image retrieval", "R@10", "mAP@R", "median rank", "95% interval", "rsum", " to ")
+    assert all(word in result.stdout for word in shown)
+
+
+def test_how_many_pairs_and_how_long_is_told_before_they_are_scored(folders, run_eval):
+    result = run_eval(folders / "vilt", "--max-images", 3)
+    first, *_, last = result.stderr.splitlines()
+    assert first.startswith("45 pairs to score: ")
+    assert "about 0:" in first
+    assert last.startswith("score: 45 pairs in")
+
+
+def test_a_model_that_is_no_run_leaves_its_results_where_it_is_told(folders, run_eval, tmp_path):
+    before = {path.name for path in (folders / "vilt").iterdir()}
+    assert run_eval(folders / "vilt", "--max-images", 3).exit_code == 0
+    assert {path.name for path in (folders / "vilt").iterdir()} == before
+    result = run_eval(folders / "vilt", "--max-images", 3, "--out", tmp_path / "teacher")
+    assert {path.name for path in (tmp_path / "teacher").iterdir()} == {"ranks.parquet", "top.parquet", "result.json"}
+    assert f"results -> {tmp_path / 'teacher'}" in result.stderr
+
+
+def test_a_copy_of_the_ranks_goes_where_it_is_told(folders, run, run_eval, tmp_path):
+    assert run_eval(run, "--ranks", tmp_path / "copy.parquet").exit_code == 0
+    assert (tmp_path / "copy.parquet").read_bytes() == (run / "ranks.parquet").read_bytes()
+    result = run_eval(folders / "vilt", "--ranks", run / "ranks.parquet")
+    assert result.exit_code == 1
+    assert "name another file with --ranks" in result.stderr
+
+
+def test_an_evaluation_that_fails_leaves_the_results_of_before(run, run_eval, monkeypatch):
+    assert run_eval(run).exit_code == 0
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    monkeypatch.setattr("dcdctl.core.evaluation.rankers.dual", lambda *arguments: 1 / 0)
+    assert isinstance(run_eval(run, "--max-images", 3).exception, ZeroDivisionError)
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_two_evaluations_do_not_write_into_one_folder_at_once(run, run_eval):
+    with files.lock(run):
+        result = run_eval(run)
+    assert result.exit_code == 1
+    assert f"another run is writing to {run}" in result.stderr
+    assert not (run / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--protocol", "coco-1k"], "protocol coco-1k wants a test split of 5,000 images and 25,010 captions; split 'test' of"),
+        (["--protocol", "coco"], "no protocol 'coco'; known: auto, whole, first-N, flickr30k-1k, coco-5k, coco-1k"),
+        (["--depth", "5"], "--depth 5 says how much is re-ranked, and nothing is; add --rerank REF"),
+        (["--rerank", "vilt", "--depth", "5,many"], "--depth 5,many is no number, and no list of them"),
+        (["--rerank", "vilt", "--depth", "0"], "depths must be whole numbers from 0, ascending, the last above 0; got 0"),
+        (["--eccv"], "ECCV Caption is about coco-5k, and"),
+    ],
+)
+def test_a_mistake_is_told_with_what_to_do(run, run_eval, options, message):
+    result = run_eval(run, *options)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert not list(run.glob("*result.json"))
+
+
+def test_a_missing_run_says_what_to_do(run_eval, tmp_path):
+    result = run_eval(tmp_path / "absent")
+    assert result.exit_code == 1
+    assert "dcdctl distill" in result.stderr
+    assert "absent" in result.stderr
+
+
+def test_it_refuses_to_rerank_with_a_dual_encoder(run, run_eval):
+    result = run_eval(run, "--rerank", run)
+    assert result.exit_code == 1
+    assert "a fusion scorer is wanted" in result.stderr

@@ -1,0 +1,116 @@
+"""`dcdctl index` as it is typed: what it says, and what it leaves behind; by one process and by two."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from image_files import png, put
+from tiny import contents, make_models
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.core import models
+from dcdctl.core.search import EmbeddingOptions, Index, build, storage
+from dcdctl.core.search.config import IndexConfig
+
+SCRIPT = """
+import torch
+from dcdctl.core.search import embed, storage
+storage.ROWS_PER_PART, embed.STRETCHES_OF_A_WORKER = 3, 1
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    from dcdctl.cli.app import main
+    main()
+"""
+
+
+@pytest.fixture(scope="module")
+def dual(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "dual"
+    models.save(make_models(corpus.captions)[1], folder)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    return put(tmp_path / "pictures", {**{f"{seed}.png": png(seed) for seed in range(8)}, "not\na picture.txt": b"x"})
+
+
+def run(*words):
+    return CliRunner().invoke(app, ["index", *map(str, words)])
+
+
+def test_an_index_is_built_looked_at_and_changed(dual, pictures, tmp_path):
+    index = tmp_path / "index"
+    made = run(dual, "--images", pictures, "--out", index)
+    assert made.exit_code == 0, made.output
+    assert made.stdout == f"8 images, 8 numbers each, search by flat -> {index}\n"
+    assert r"left out: 'not\na picture.txt': not an image file" in made.stderr
+    put(pictures, {"new.png": png(20)})
+    assert run(index, "--add", pictures).stdout.startswith("9 images, 1 added, 8 numbers each")
+    assert run(index, "--remove", "0.png", "--remove", "[12].png").stdout.startswith("6 images, 3 removed,")
+    (pictures / "new.png").unlink()
+    assert run(index, "--remove-gone").stdout.startswith("5 images, 1 removed,")
+    assert run(index, "--remove", "3.png", "--add", pictures).stdout.startswith("8 images, 4 added, 1 removed,")
+    before = contents(index)
+    looked = run(index)
+    assert looked.stdout.startswith("8 images, 8 numbers each, search by flat")
+    assert contents(index) == before
+    assert run(index, "--set", "flat_up_to=2", "--set", "hnsw.neighbours=4").stdout.startswith("8 images, 8 numbers each, search by hnsw")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["RUN"], "RUN does not exist; make one with `dcdctl index RUN --images DIR --out"),
+        (["PICTURES"], "is no index: it has no index.json"),
+        (["DUAL", "--images", "PICTURES"], "--images and --out belong together"),
+        (["DUAL", "--out", "NEW"], "--images and --out belong together"),
+        (["DUAL", "--images", "PICTURES", "--out", "NEW", "--add", "PICTURES"], "--images and --out belong together"),
+        (["RUN", "--images", "PICTURES", "--out", "NEW"], "RUN does not exist; a model is a run folder"),
+        (["DUAL", "--images", "ABSENT", "--out", "NEW"], "ABSENT does not exist; --images takes a folder"),
+        (["DUAL", "--images", "PICTURES", "--out", "NEW", "--set", "kind=magic"], "kind must be one of flat, hnsw, ivf-pq, got 'magic'"),
+        (["DUAL", "--images", "PICTURES", "--out", "NEW", "--set", "hnsw.width=3"], "unknown key hnsw.width; known keys here: neighbours"),
+        (["DUAL", "--images", "PICTURES", "--out", "NEW", "--precision", "fp8"], "precision must be one of fp32, bf16, fp16"),
+        (["DUAL", "--images", "PICTURES", "--out", "FILE"], "is a file, a folder to write is wanted"),
+    ],
+)
+def test_a_mistake_is_one_line_with_what_to_do(dual, pictures, tmp_path, words, message):
+    (tmp_path / "FILE").write_text("x")
+    places = {"DUAL": dual, "PICTURES": pictures} | {name: tmp_path / name for name in ("RUN", "NEW", "FILE", "ABSENT")}
+    done = run(*(places.get(word, word) for word in words))
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "NEW").exists()
+
+
+def test_a_run_in_place_of_an_index_is_told_apart(tmp_path):
+    put(tmp_path, {"run/run.json": b"{}"})
+    assert "is a run, not an index; make one: dcdctl index" in run(tmp_path / "run").stderr
+
+
+@pytest.mark.slow
+def test_two_processes_with_workers_write_the_files_of_one_without(dual, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "ROWS_PER_PART", 3)
+    settings = IndexConfig(flat_up_to=2, segment_rows=4)
+    build.build(str(dual), pictures, tmp_path / "alone", settings, options=EmbeddingOptions(batch_size=2))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    words = ["--images", pictures, "--out", tmp_path / "both", "--set", "flat_up_to=2", "--set", "segment_rows=4"]
+    more = ["--batch-size", "2", "--workers", "1", "--device", "cpu"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launch, str(tmp_path / "script.py"), "index", str(dual), *map(str, [*words, *more])],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"8 images, 8 numbers each, search by hnsw -> {tmp_path / 'both'}\n"
+    assert contents(tmp_path / "both") == contents(tmp_path / "alone")
+    assert len(Index.open(tmp_path / "both").segments) == 2

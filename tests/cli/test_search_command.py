@@ -1,0 +1,277 @@
+"""`dcdctl search` as a user types it: once, through a pipe, at the prompt; and what reaches the terminal."""
+
+from __future__ import annotations
+
+import base64
+import builtins
+import io
+import json
+import re
+import sys
+import tempfile
+import webbrowser
+
+import pytest
+import torch
+from html_page import Page
+from noise_index import CAPTIONS, NAMES, make_index
+from PIL import Image
+from tiny import run_script
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.cli.views import images as terminal_images
+from dcdctl.cli.views import search_session, terminal
+from dcdctl.cli.views.search import View, show_answer
+from dcdctl.core.search import Searcher
+
+TEXT = CAPTIONS[0]
+CPU = ["--device", "cpu"]
+UNSAFE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
+
+
+@pytest.fixture(scope="module")
+def index(noise_index):
+    return noise_index
+
+
+@pytest.fixture(scope="module")
+def searcher(index):
+    return Searcher.open(index, device=torch.device("cpu"))
+
+
+def run_cli(*words, stdin=None):
+    return CliRunner().invoke(app, ["search", *map(str, words)], input=stdin, catch_exceptions=False)
+
+
+def names_in(answer):
+    return [terminal.printable(hit.name) for hit in answer.hits]
+
+
+def test_a_text_is_answered_a_hit_a_line_and_names_cannot_steer_the_terminal(index, searcher):
+    result = run_cli(index, *TEXT.split(), "--k", 12, *CPU)
+    assert result.exit_code == 0, result.stderr
+    head, *lines = result.stdout.splitlines()
+    assert head.split() == ["#", "cosine", "picture"]
+    wanted = searcher.by_text(TEXT, 12)
+    assert [line.split(maxsplit=2)[2] for line in lines] == names_in(wanted)
+    assert [line.split()[:2] for line in lines] == [[str(place), f"{hit.score:.4f}"] for place, hit in enumerate(wanted.hits, start=1)]
+    assert not UNSAFE.search(result.stdout)
+    assert {"[red]brackets[.png", r"esc\u001b[31m.png", r"\u202egnp.png"} <= {line.split(maxsplit=2)[2] for line in lines}
+    assert f"12 of {len(NAMES)} images in " in result.stderr
+
+
+def test_json_is_one_document_with_the_names_as_they_are(index, searcher):
+    result = run_cli(index, TEXT, "-k", 12, "--json", *CPU)
+    document = json.loads(result.stdout)
+    assert [hit["name"] for hit in document["hits"]] == [hit.name for hit in searcher.by_text(TEXT, 12).hits]
+    assert not UNSAFE.search(result.stdout)
+    assert result.stderr == ""
+
+
+def test_a_second_model_shows_both_numbers_and_a_page_is_written(index, tmp_path):
+    words = ["--rerank", index.parent / "fusion", "--depth", 3, "--k", 4, "--html", tmp_path / "found.html"]
+    result = run_cli(index, TEXT, *words, *CPU)
+    assert result.exit_code == 0, result.stderr
+    head, *lines = result.stdout.splitlines()
+    assert head.split() == ["#", "logit", "cosine", "picture"]
+    logits = [line.split()[1] for line in lines]
+    assert logits[3] == "-"
+    assert sorted(map(float, logits[:3]), reverse=True) == list(map(float, logits[:3]))
+    assert len(Page((tmp_path / "found.html").read_text()).all("img")) == 4
+    assert f"page -> {tmp_path / 'found.html'}" in result.stderr
+
+
+def test_a_picture_finds_itself_and_a_picture_that_is_gone_is_named_so(tmp_path):
+    index = make_index(tmp_path)
+    (tmp_path / "pictures" / "plain.png").rename(tmp_path / "plain.png")
+    result = run_cli(index, "--image", tmp_path / "plain.png", "--k", 1, *CPU)
+    assert result.stdout.splitlines()[1].split() == ["1", "1.0000", "plain.png", "(gone)"]
+
+
+def test_a_pipe_gets_a_line_for_each_line(index, searcher):
+    stdin = f"\ufeff{TEXT}\n\n  red  \r\n".encode() + b"caf\xe9\n:k 5\nblue"
+    result = run_cli(index, "--k", 2, *CPU, stdin=stdin)
+    assert result.exit_code == 1
+    found = [line.split("\t") for line in result.stdout.splitlines()]
+    assert found[0] == [TEXT, *names_in(searcher.by_text(TEXT, 2))]
+    assert [line[0] for line in found] == [TEXT, "red", "caf\ufffd", ":k 5", "blue"]
+    assert [len(line) for line in found] == [3, 3, 1, 3, 3]
+    assert result.stderr.startswith("error: line 4: the query holds bytes")
+    assert run_cli(index, *CPU, stdin=b"red\n").exit_code == 0
+
+
+def test_a_pipe_gets_a_json_document_for_each_line(index):
+    result = run_cli(index, "--k", 1, "--json", *CPU, stdin=b"red\n\xff\nblue\n")
+    documents = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [document["query"]["text"] for document in documents] == ["red", "\ufffd", "blue"]
+    assert ["error" in document for document in documents] == [False, True, False]
+    assert len(documents[0]["hits"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["red", "--image", "x.png"], "one of them is wanted"),
+        (["red", "--depth", "5"], "add --rerank"),
+        (["--image", "pictures/plain.png", "--rerank", "fusion"], "scores a picture with a text"),
+        (["--html", "x.html"], "add a text"),
+        (["red", "--k", "0"], "greater than or equal to 1"),
+        (["red", "--pictures", "sixel"], "'kitty', 'iterm2'"),
+    ],
+)
+def test_options_that_make_no_sense_end_with_2(index, monkeypatch, words, told):
+    monkeypatch.chdir(index.parent)
+    result = run_cli(index, *words)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert result.stdout == ""
+
+
+def test_what_was_perhaps_meant_is_told_beside_the_error(index):
+    result = run_cli("red dog", index)
+    assert result.exit_code == 1
+    assert "INDEX comes first" in result.stderr
+    assert "dcdctl index" in result.stderr
+
+
+def test_a_wrong_index_or_query_is_told_before_torch_is_imported(index, tmp_path):
+    script = """
+import sys
+from dcdctl.cli.app import app
+for words in ([sys.argv[2], "red"], [sys.argv[1], " "], [sys.argv[1], "--image", "absent.png"]):
+    try:
+        app(["search", *words])
+    except SystemExit as end:
+        print(end.code)
+print(sorted({"torch", "transformers", "rich"} & set(sys.modules)))
+"""
+    assert run_script(script, index, tmp_path).splitlines() == ["1", "1", "1", "[]"]
+
+
+def test_threads_are_those_that_were_asked_for(index, monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", str(before))
+    try:
+        assert run_cli(index, "red", "--threads", before + 1, *CPU).exit_code == 0
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+class Keyboard:
+    """What is typed at a prompt; an exception is raised in its place."""
+
+    def __init__(self, monkeypatch, *typed):
+        self.typed = list(typed)
+        monkeypatch.setattr(builtins, "input", lambda *_: self.next())
+
+    def next(self):
+        one = self.typed.pop(0) if self.typed else EOFError()
+        if isinstance(one, BaseException):
+            raise one
+        return one
+
+
+@pytest.fixture
+def prompt(searcher, monkeypatch, tmp_path, capsys):
+    """A function that types lines at the prompt and gives the exit code, stdout and stderr."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(sys, "stdin", type("Terminal", (io.StringIO,), {"isatty": lambda _: True})())
+
+    def run(*typed, is_json=False):
+        keyboard = Keyboard(monkeypatch, *typed)
+        code = search_session.run(searcher, View(is_json, None), 2)
+        captured = capsys.readouterr()
+        assert keyboard.typed == []
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_the_prompt_answers_and_commands_change_what_comes(prompt, index, tmp_path):
+    code, out, err = prompt(
+        "red", ":k 3", "red", f":image {index.parent / 'pictures' / 'plain.png'}", f":html {tmp_path / 'a.html'}", ":quit"
+    )
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["#", "1", "2", "#", "1", "2", "3", "#", "1", "2", "3"]
+    assert out.splitlines()[8].split() == ["1", "1.0000", "plain.png"]
+    assert len(Page((tmp_path / "a.html").read_text()).all("img")) == 4
+    assert "error" not in err
+
+
+def test_an_error_at_the_prompt_does_not_end_it(prompt, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    wrong = [":k x", ":k 0", ":image", ":image absent.png", ":html", ":html a.html", ":open", ":nope", "\u200b"]
+    code, out, err = prompt("", "  ", *wrong, KeyboardInterrupt(), "red")
+    assert code == 0
+    assert err.count("error: ") == len(wrong)
+    assert "interrupted" in err
+    assert not list(tmp_path.glob("dcdctl-search-*"))
+    assert out.splitlines()[1].split()[0] == "1"
+
+
+def test_the_prompt_opens_the_page_of_the_last_answer(prompt, monkeypatch, tmp_path):
+    opened = []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(webbrowser, "open", lambda uri: bool(opened.append(uri)))
+    _, out, err = prompt("red", ":open", ":open", ":help", is_json=True)
+    assert json.loads(out)["query"] == {"text": "red"}
+    assert opened[0] == opened[1]
+    assert opened[0].startswith("file://")
+    assert "no browser" in err
+    assert ":image FILE" in err
+
+
+@pytest.mark.parametrize(
+    ("environment", "spoken"),
+    [
+        ({"TERM": "xterm-kitty"}, "kitty"),
+        ({"TERM": "xterm-256color", "KITTY_WINDOW_ID": "1"}, "kitty"),
+        ({"TERM_PROGRAM": "ghostty"}, "kitty"),
+        ({"TERM_PROGRAM": "iTerm.app"}, "iterm2"),
+        ({"TERM_PROGRAM": "iTerm.app", "TMUX": "/tmp/t"}, None),
+        ({"TERM": "screen-256color", "LC_TERMINAL": "iTerm2"}, None),
+        ({"TERM": "dumb"}, None),
+        ({}, None),
+    ],
+)
+def test_pictures_are_sent_by_what_the_terminal_speaks_and_never_elsewhere(monkeypatch, environment, spoken):
+    assert terminal_images.protocol("kitty", environment) is None  # stdout is no terminal here
+    monkeypatch.setattr(sys, "stdout", type("Terminal", (io.StringIO,), {"isatty": lambda _: True})())
+    assert terminal_images.protocol("auto", environment) == spoken
+    assert terminal_images.protocol("none", environment) is None
+    assert terminal_images.protocol("iterm2", environment) == "iterm2"
+
+
+def test_a_picture_for_kitty_comes_in_chunks_that_are_one_png():
+    picture = Image.effect_noise((600, 400), 80)
+    sent = terminal_images.drawn(picture, "kitty")
+    parts = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", sent)
+    assert "".join(f"\x1b_G{keys};{data}\x1b\\" for keys, data in parts) + "\n" == sent
+    assert [dict(key.split("=") for key in keys.split(","))["m"] for keys, _ in parts] == ["1"] * (len(parts) - 1) + ["0"]
+    assert max(len(data) for _, data in parts) <= 4096
+    assert len(parts) > 1
+    shown = Image.open(io.BytesIO(base64.b64decode("".join(data for _, data in parts))))
+    assert (shown.format, shown.size) == ("PNG", (288, 192))
+
+
+def test_a_picture_for_iterm_says_how_many_bytes_it_has():
+    sent = terminal_images.drawn(Image.new("RGBA", (10, 20), (9, 9, 9, 0)), "iterm2")
+    size, data = re.fullmatch(r"\x1b\]1337;File=inline=1;size=(\d+);height=6;preserveAspectRatio=1:([^\x07]*)\x07\n", sent).groups()
+    assert len(base64.b64decode(data)) == int(size)
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (10, 20)
+
+
+def test_pictures_stand_below_their_lines(searcher, capsys):
+    show_answer(View(False, "iterm2"), searcher.index, TEXT, searcher.by_text(TEXT, 2))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.startswith("\x1b]1337") for line in lines] == [False, False, True, False, True]
+
+
+def test_what_does_not_print_is_escaped_and_what_does_is_not():
+    for unsafe, shown in (("\x1b[2J", r"\u001b[2J"), ("\x9b", r"\u009b"), ("\u202e", r"\u202e"), ("\n", r"\u000a"), ("\udce9", r"\udce9")):
+        assert terminal.printable(f"a{unsafe}") == f"a{shown}"
+    for safe in ("caf\u00e9 [red]", "\u72ac", "\U0001f469\u200d\U0001f680", "\u00a0"):
+        assert terminal.printable(safe) == safe
+    assert json.loads(f'"{terminal.printable(chr(0xE0001))}"') == chr(0xE0001)

@@ -1,0 +1,166 @@
+"""`dcdctl serve` as it is started, and how it ends; and the commands of docs/deploy.md, as they stand there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import httpx2
+import pytest
+import served
+from paths import ROOT
+from tiny import run_script
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.core.serve import server
+
+PAGE = ROOT / "docs" / "deploy.md"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> served.Made:
+    return served.make(tmp_path_factory.mktemp("command") / "all")
+
+
+def serve(*arguments: object):
+    return CliRunner().invoke(app, ["serve", *map(str, arguments), "--device", "cpu"])
+
+
+def error_of(*arguments: object) -> str:
+    result = serve(*arguments)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_where_no_index_is_the_command_that_makes_one_is_named(tmp_path):
+    assert "dcdctl index" in error_of(tmp_path / "absent", "--port", 0)
+
+
+def test_a_wrong_index_is_told_before_torch_is_imported(tmp_path):
+    script = """
+import sys
+from typer.testing import CliRunner
+from dcdctl.cli.app import app
+result = CliRunner().invoke(app, ["serve", sys.argv[1], "--port", "0"])
+print(result.exit_code, sorted({"torch", "transformers", "fastapi"} & set(sys.modules)))
+"""
+    assert run_script(script, tmp_path / "absent") == "1 []\n"
+
+
+def test_a_depth_of_nothing_is_a_usage_error(made):
+    result = serve(made.index, "--depth", 5)
+    assert result.exit_code == 2
+    assert "add --rerank REF" in result.stderr
+
+
+def test_a_half_built_index_is_not_served(made, tmp_path):
+    half = tmp_path / "half"
+    shutil.copytree(made.index, half)
+    (half / "index.json").unlink()
+    assert "dcdctl index" in error_of(half, "--port", 0)
+
+
+def test_an_index_without_its_model_is_not_served(made, tmp_path):
+    half = tmp_path / "half"
+    shutil.copytree(made.index, half)
+    shutil.rmtree(half / "model")
+    assert "model" in error_of(half, "--port", 0)
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        message = error_of(tmp_path / "absent", "--port", port)
+    hint = f"name another with --port {port + 1}, or --port 0 takes any that is free"
+    assert message == f"error: port {port} of 127.0.0.1 is taken by another program; {hint}\n"
+
+
+def test_a_host_that_is_none_is_told(tmp_path):
+    assert "host no such host is not known here" in error_of(tmp_path, "--host", "no such host")
+    assert "192.0.2.1, port 0, cannot be listened on" in error_of(tmp_path, "--host", "192.0.2.1", "--port", 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "max_kk=5"], "unknown key max_kk; known keys here: host, port, allowed_hosts, default_k"),
+        (["--set", "max_k=0"], "max_k must be more than 0"),
+        (["--set", "max_k=many"], "max_k must be int"),
+        (["--allow-host", "a.org:80"], "a name without a port"),
+    ],
+)
+def test_a_wrong_limit_is_told(tmp_path, arguments, message):
+    assert message in error_of(tmp_path, *arguments)
+
+
+def test_a_package_that_is_missing_is_named_with_the_extra(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "python_multipart" else find(name, *rest))
+    assert "serving needs python-multipart, which is not installed; pip install 'dcdctl[serve]'" in error_of(tmp_path)
+
+
+def test_the_extra_has_every_package_that_is_asked_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: {re.split(r"[>=<\[]", one)[0] for one in wanted} for name, wanted in project["optional-dependencies"].items()}
+    assert extras["serve"] == set(server.PACKAGES.values())
+    assert extras["serve"] <= extras["dev"]
+
+
+def first_commands() -> list[str]:
+    """The first block of the page."""
+    block = re.search(r"^```\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return block[1].splitlines()
+
+
+def test_the_commands_of_the_page_lead_from_a_run_to_a_page(made, tmp_path, monkeypatch):
+    install, index, search, serve_it = first_commands()
+    extras = re.fullmatch(r"pip install 'dcdctl\[(.*)\]'", install)[1].split(",")
+    assert set(extras) <= set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"])
+
+    monkeypatch.chdir(tmp_path)
+    Path("RUN").symlink_to(made.run)
+    Path("photos").symlink_to(made.photos)
+    for command in (f"{index} --workers 0", search):
+        result = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert result.exit_code == 0, result.output
+    assert any(name in result.stdout for name in served.NAMES)
+
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", "-m", *shlex.split(serve_it), "--port", "0"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            told = process.stdout.readline()
+            assert told.startswith(f"{len(served.NAMES)} images at http://127.0.0.1:")
+            url = told.split()[-1]
+            assert "<form" in httpx2.get(url, timeout=60).text
+            found = httpx2.get(f"{url}search", params={"text": "a red bus", "k": 3}, timeout=60).json()["results"]
+            assert len(found) == 3
+            assert httpx2.get(f"{url}image/{found[0]['row']}", timeout=60).headers["content-type"] == "image/jpeg"
+        finally:
+            process.send_signal(signal.SIGTERM)
+        rest = process.communicate(timeout=120)
+    assert (process.returncode, rest) == (0, ("", "Ctrl-C ends it\n"))
+
+
+def test_every_limit_is_in_the_table_of_the_page():
+    from dataclasses import fields
+
+    from dcdctl.core.serve import ServiceConfig
+
+    page = PAGE.read_text(encoding="utf-8")
+    for field in fields(ServiceConfig):
+        if field.name not in ("host", "port", "allowed_hosts"):
+            default = f"{field.default:,}" if isinstance(field.default, int) else f"{field.default:g}"
+            assert re.search(rf"^\| `{field.name}` \| {default} \|", page, re.MULTILINE), field.name

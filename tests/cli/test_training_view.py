@@ -1,0 +1,78 @@
+"""What the user sees of a training."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from dcdctl.cli.views import terminal
+from dcdctl.cli.views import training as training_view
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock of the view; set `.now`."""
+
+    class Clock:
+        now = 0.0
+
+    monkeypatch.setattr(training_view.time, "monotonic", lambda: Clock.now)
+    return Clock
+
+
+def test_in_a_pipe_a_line_now_and_then_tells_loss_speed_and_time_left(clock, capsys):
+    with training_view.view(total=8, done=2, unit="pairs", per_step=100) as tell:
+        for step in range(3, 9):
+            clock.now += 4.0
+            measured = {"val_rsum": 310.25, "val_best_rsum": 320.5} if step >= 6 else {}
+            tell(step, {"loss": 1 / step, "dcd": 1 / step, "lr": 1e-4, **measured})
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    # Of the 2 steps that were done before, nothing is known: 100 pairs in 4 s are those of this run.
+    assert captured.err.splitlines() == [
+        "train: 5/8 steps, loss 0.2000, 25 pairs/s, 0:12 left",
+        "train: 8/8 steps, loss 0.1250, val RSUM 310.2, best 320.5, 25 pairs/s",
+        "train: 8/8 steps, loss 0.1250, val RSUM 310.2, best 320.5, 25 pairs/s, 0:24 in all",
+    ]
+
+
+def test_on_a_screen_a_table_shows_every_part_of_the_loss_and_leaves_stdout_alone(clock, monkeypatch, capsys):
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with training_view.view(total=1000, done=0, unit="images", per_step=64) as tell:
+        clock.now = 8.0
+        tell(4, {"loss": 1.5, "infonce": 1.25, "[red]": 0.25, "lr": 2.5e-5, "seconds": 2.0, "val_text_r1": 3.0})
+        clock.now = 8.1
+        tell(5, {"loss": 7.75})
+        clock.now = 16.0
+        tell(8, {"val_rsum": 200.0, "val_best_rsum": 201.0})
+        terminal.show("a result")
+    shown = screen.getvalue()
+    assert all(text in shown for text in ("4 of 1,000", "1.5000", "1.2500", "[red]", "2.5e-05", "32 images/s", "33:12 left"))
+    assert "val RSUM 200.0, best 201.0" in shown
+    # Not drawn so soon after the picture before.
+    assert "5 of 1,000" not in shown
+    assert "val_text_r1" not in shown
+    assert capsys.readouterr().out == "a result\n"
+
+
+def test_other_processes_than_the_first_say_nothing(clock, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(sys, "stderr", Screen())
+    with training_view.view(total=2, done=0) as tell:
+        clock.now = 100.0
+        tell(2, {"loss": 1.0})
+    assert sys.stderr.getvalue() == ""
+
+
+def test_a_training_that_breaks_off_does_not_say_that_it_is_done(clock, capsys):
+    with pytest.raises(ZeroDivisionError), training_view.view(total=2, done=0):
+        raise ZeroDivisionError
+    assert capsys.readouterr().err == ""

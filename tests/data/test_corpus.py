@@ -1,0 +1,288 @@
+"""The Parquet contract, and reading it lazily."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import pickle
+import shutil
+import threading
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dcdctl.core.data import Corpus, corpus, images
+from dcdctl.core.data.corpus import CorpusRow
+from dcdctl.core.errors import CorpusError
+
+
+def make_row(i, num_captions=2, data=None):
+    captions, numbers = [f"caption {i}.{k}" for k in range(num_captions)], [10 * i + k for k in range(num_captions)]
+    data = data if data is not None else image_file(i)
+    return CorpusRow(image_id=f"id{i}", path=f"{i}.png", data=data, width=6, height=4, captions=captions, caption_ids=numbers)
+
+
+def image_file(i, image_format="PNG", **options):
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 4), (i % 256, 2 * i % 256, 100)).save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def write_corpus(folder, rows, rows_a_shard):
+    shards = []
+    parts = [rows[i : i + rows_a_shard] for i in range(0, len(rows), rows_a_shard)]
+    for number, part in enumerate(parts):
+        name = corpus.shard_name("train", number, len(parts))
+        list(corpus.write_shard(folder / name, part))
+        shards.append({"file": name, "sha256": "", "rows": len(part)})
+    fingerprint = corpus.fingerprint_of(row.digest() for row in rows)
+    entry = {"images": len(rows), "captions": sum(len(row.captions) for row in rows), "fingerprint": fingerprint, "shards": shards}
+    (folder / "corpus.json").write_text(json.dumps({"format": 1, "name": "made", "splits": {"train": entry}}))
+    return Corpus.open(folder, "train")
+
+
+@pytest.fixture
+def ragged(tmp_path):
+    """100 images in three shards of several row groups, with one to four captions each."""
+    return write_corpus(tmp_path, [make_row(i, 1 + i % 4) for i in range(100)], rows_a_shard=45)
+
+
+def test_the_schema_is_the_documented_one(scenes_corpus_dir):
+    schema = pq.read_schema(scenes_corpus_dir / "test-00000-of-00001.parquet")
+    assert schema.remove_metadata() == pa.schema(
+        [
+            ("image_id", pa.string()),
+            ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("captions", pa.list_(pa.string())),
+            ("caption_ids", pa.list_(pa.int64())),
+        ]
+    )
+    features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    assert list(features) == schema.names
+    assert features["image"] == {"_type": "Image"}
+    assert features["captions"] == {"feature": {"dtype": "string", "_type": "Value"}, "_type": "Sequence"}
+
+
+def test_a_row_reads_back_as_it_was_written(tmp_path):
+    rows = [make_row(i, 1 + i % 3) for i in range(70)]
+    assert list(corpus.write_shard(tmp_path / "x.parquet", rows)) == rows
+    assert list(corpus.read_shard(tmp_path / "x.parquet")) == rows
+
+
+def test_row_groups_hold_at_most_32_rows_and_two_megabytes_of_images(tmp_path):
+    rows = [make_row(i, data=bytes(10)) for i in range(40)] + [make_row(i, data=bytes(900_000)) for i in range(5)]
+    list(corpus.write_shard(tmp_path / "x.parquet", rows))
+    metadata = pq.ParquetFile(tmp_path / "x.parquet").metadata
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [32, 10, 2, 1]
+
+
+def test_images_and_captions_keep_the_order_of_the_rows(ragged):
+    assert ragged.image_ids == [f"id{i}" for i in range(100)]
+    assert ragged.captions == [f"caption {i}.{k}" for i in range(100) for k in range(1 + i % 4)]
+    assert ragged.caption_image.tolist() == [i for i in range(100) for _ in range(1 + i % 4)]
+    assert ragged.caption_ids.tolist() == [10 * i + k for i in range(100) for k in range(1 + i % 4)]
+    assert (ragged.num_images, ragged.num_captions, len(ragged.captions)) == (100, 250, 250)
+    assert ragged.caption_image.dtype == np.int64
+
+
+def test_captions_of_an_image_are_those_that_point_at_it(ragged):
+    for image in range(100):
+        assert list(ragged.captions_of(image)) == np.flatnonzero(ragged.caption_image == image).tolist()
+
+
+def test_any_image_is_read_from_any_shard(ragged):
+    for image in [99, 0, 44, 45, 31, 32, 89, 90]:
+        assert ragged.image_bytes(image) == image_file(image)
+        assert ragged.image(image).getpixel((0, 0)) == (image, 2 * image, 100)
+    with pytest.raises(IndexError):
+        ragged.image_bytes(100)
+    with pytest.raises(IndexError):
+        ragged.image_bytes(-1)
+
+
+def test_images_come_in_the_order_asked_for_and_may_repeat(ragged):
+    wanted = [77, 3, 3, 99, 46, 0]
+    assert [image.getpixel((0, 0))[0] for image in ragged.images(wanted)] == wanted
+
+
+def test_images_reads_each_row_group_once(ragged, monkeypatch):
+    groups = []
+    read = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda file, group, **kw: groups.append(group) or read(file, group, **kw))
+    ragged.images([0, 40, 50, 1, 41, 51, 2])  # row groups 0 and 1 of the first shard, 0 of the second
+    assert sorted(groups) == [0, 0, 1]
+
+
+def test_reading_all_images_holds_one_row_group_at_a_time(tmp_path):
+    data = bytes(200_000)
+    made = write_corpus(tmp_path, [make_row(i, data=data) for i in range(200)], rows_a_shard=100)  # 40 MB
+    before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    high = 0
+    for image in range(200):
+        made.image_bytes(image)
+        high = max(high, pa.total_allocated_bytes() - before)
+    python_peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert high < 4 * corpus.ROW_GROUP_BYTES  # 8 of 40 MB: the group, and the reader's own buffers
+    assert python_peak < 2_000_000
+
+
+def test_opening_reads_no_image(ragged, monkeypatch):
+    def refuse(*_args, **_keywords):
+        raise AssertionError("an image was read")
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", refuse)
+    again = Corpus.open(ragged.folder, "train")
+    assert len(again.captions) == 250
+
+
+def test_a_pickled_corpus_reads_the_same(ragged):
+    ragged.image(5)
+    again = pickle.loads(pickle.dumps(ragged))
+    assert again.image_bytes(98) == ragged.image_bytes(98)
+    assert again.captions == ragged.captions
+
+
+def _send_first_bytes(made, connection):
+    connection.send([made.image_bytes(i) for i in (3, 50, 99)])
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_a_forked_child_reads_with_files_of_its_own(ragged):
+    ragged.image(3)
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    child = context.Process(target=_send_first_bytes, args=(ragged, there))
+    child.start()
+    assert here.recv() == [image_file(i) for i in (3, 50, 99)]
+    child.join()
+    assert ragged.image_bytes(97) == image_file(97)
+
+
+def test_threads_read_the_right_images_together(ragged):
+    wrong = []
+
+    def read(start):
+        wrong.extend(i for i in range(start, 100, 4) if ragged.image_bytes(i) != image_file(i))
+
+    threads = [threading.Thread(target=read, args=(start,)) for start in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_subset_is_the_first_images_with_a_fingerprint_of_its_own(ragged):
+    part = ragged.subset(6)
+    assert (part.num_images, part.image_ids) == (6, [f"id{i}" for i in range(6)])
+    assert part.captions == ragged.captions[: 1 + 2 + 3 + 4 + 1 + 2]
+    assert part.caption_image.tolist() == ragged.caption_image[:13].tolist()
+    assert len({ragged.fingerprint, part.fingerprint, ragged.subset(7).fingerprint}) == 3
+    assert part.fingerprint == ragged.subset(6).fingerprint
+    assert ragged.subset(100) is ragged
+    with pytest.raises(IndexError):
+        part.image(6)
+
+
+def test_the_fingerprint_covers_ids_captions_images_and_order(tmp_path):
+    rows = [make_row(i) for i in range(4)]
+    changes = [
+        [replace(rows[0], image_id="other"), *rows[1:]],
+        [replace(rows[0], captions=["caption 0.0", "caption 0.x"]), *rows[1:]],
+        [replace(rows[0], data=rows[0].data[:-1] + b"x"), *rows[1:]],
+        [replace(rows[0], captions=["caption 0.0caption 0.1"]), *rows[1:]],
+        [rows[1], rows[0], *rows[2:]],
+        rows[:3],
+    ]
+    prints = [corpus.fingerprint_of(row.digest() for row in variant) for variant in [rows, *changes]]
+    assert len(set(prints)) == 1 + len(changes)
+
+
+def test_a_folder_that_is_not_there_says_what_to_run(tmp_path):
+    with pytest.raises(CorpusError, match=r"there is no corpus in .*absent; run `dcdctl prepare"):
+        Corpus.open(tmp_path / "absent", "train")
+
+
+def test_a_folder_without_corpus_json_is_unfinished(ragged):
+    (ragged.folder / "corpus.json").unlink()
+    with pytest.raises(CorpusError, match=r"no finished corpus \(no corpus.json\); run the same `dcdctl prepare` again"):
+        Corpus.open(ragged.folder, "train")
+
+
+def test_an_unknown_split_lists_the_known_ones(scenes_corpus_dir):
+    with pytest.raises(CorpusError, match="no split 'dev'; it has train, val, test"):
+        Corpus.open(scenes_corpus_dir, "dev")
+
+
+def test_a_missing_shard_is_named(ragged):
+    (ragged.folder / "train-00001-of-00003.parquet").unlink()
+    with pytest.raises(CorpusError, match=r"train-00001-of-00003.parquet is missing"):
+        Corpus.open(ragged.folder, "train")
+
+
+def test_a_damaged_shard_is_named(ragged):
+    path = ragged.folder / "train-00001-of-00003.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CorpusError, match=r"train-00001-of-00003.parquet is damaged"):
+        Corpus.open(ragged.folder, "train").image(50)
+
+
+def test_another_format_is_refused(scenes_corpus_dir, tmp_path):
+    shutil.copytree(scenes_corpus_dir, tmp_path / "copy")
+    (tmp_path / "copy" / "corpus.json").write_text('{"format": 2}')
+    with pytest.raises(CorpusError, match="of format 2, this dcdctl reads format 1"):
+        Corpus.open(tmp_path / "copy", "train")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_upright_as_exif_says(orientation):
+    upright = Image.fromarray(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3)
+    # How a camera stores it: the transformation that the orientation's upright turn undoes.
+    stored = {
+        1: upright,
+        2: upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        3: upright.transpose(Image.Transpose.ROTATE_180),
+        4: upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+        5: upright.transpose(Image.Transpose.TRANSPOSE),
+        6: upright.transpose(Image.Transpose.ROTATE_90),
+        7: upright.transpose(Image.Transpose.TRANSVERSE),
+        8: upright.transpose(Image.Transpose.ROTATE_270),
+    }[orientation]
+    exif = Image.Exif()
+    exif[images.EXIF_ORIENTATION] = orientation
+    buffer = io.BytesIO()
+    stored.save(buffer, "PNG", exif=exif)
+    assert np.array_equal(np.asarray(images.decode_image(buffer.getvalue())), np.asarray(upright))
+    checked = images.check(buffer.getvalue())
+    assert (checked.width, checked.height, checked.data) == (6, 4, buffer.getvalue())
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16"])
+def test_every_mode_becomes_rgb(mode):
+    if mode == "I;16":
+        image = Image.fromarray(np.full((4, 6), 128 * 256 + 17, dtype=np.uint16))
+    else:
+        image = Image.new("RGB", (6, 4), (128, 128, 128)).convert(mode, dither=Image.Dither.NONE)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG" if mode == "CMYK" else "PNG")
+    decoded = images.decode_image(buffer.getvalue())
+    assert (decoded.mode, decoded.size) == ("RGB", (6, 4))
+    expected = {"1": 255, "P": 153}.get(mode, 128)  # the nearest of Pillow's web palette is 153
+    assert max(abs(value - expected) for value in decoded.getpixel((2, 2))) <= 2
+
+
+def test_a_palette_with_transparency_decodes_without_a_warning():
+    buffer = io.BytesIO()
+    Image.new("P", (6, 4)).save(buffer, "PNG", transparency=b"\x00\x80")
+    assert images.decode_image(buffer.getvalue()).mode == "RGB"

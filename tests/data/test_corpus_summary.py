@@ -1,0 +1,249 @@
+"""What a corpus holds, checked on one that is written by hand."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from html_page import Page
+from PIL import Image
+from tiny import make_corpus
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.core.data import Corpus, corpus_summary
+from dcdctl.core.data.corpus import CorpusRow, fingerprint_of, shard_name, write_shard
+from dcdctl.core.data.corpus_summary import Spread
+from dcdctl.core.data.images import FORMATS
+from dcdctl.core.data.prepare import PLAN_FILE
+from dcdctl.core.errors import CorpusError, InputError
+from dcdctl.core.report import html, pages
+from dcdctl.core.teacher import candidates
+
+TRAIN = [["A dog.", "a DOG", "two dogs on_grass"], ['"><script>alert(1)</script>'], ["a dog", "...", "!"]]
+VAL = [["una gatto nero"]]
+SIZES = [(40, 30), (20, 50), (20, 10), (16, 16)]
+FILE_FORMATS = ["JPEG", "PNG", "PNG", "WEBP"]
+SCRIPT_ID = '<img src="x">.png'
+
+
+def file_of(size, file_format) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", size, "teal").save(stream, file_format)
+    return stream.getvalue()
+
+
+def write_split(folder, name, captions, first) -> dict:
+    """A split in two shards, the first of one image."""
+    rows = [
+        CorpusRow(
+            image_id=SCRIPT_ID if image == 1 else f"i{image}",
+            path=f"{image}",
+            data=file_of(SIZES[image], FILE_FORMATS[image]),
+            width=SIZES[image][0],
+            height=SIZES[image][1],
+            captions=texts,
+            caption_ids=range(len(texts)),
+        )
+        for image, texts in enumerate(captions, start=first)
+    ]
+    parts = [part for part in (rows[:1], rows[1:]) if part]
+    digests, shards = [], []
+    for number, part in enumerate(parts):
+        file = shard_name(name, number, len(parts))
+        digests += [row.digest() for row in write_shard(folder / file, part)]
+        shards.append({"file": file, "rows": len(part)})
+    return {"images": len(rows), "captions": sum(map(len, captions)), "fingerprint": fingerprint_of(digests), "shards": shards}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    index = {"format": 1, "name": "hand", "licence": "CC0 <b>", "source": {"kind": "csv"}, "protocol": "the 1K of May"}
+    index["splits"] = {"train": write_split(folder, "train", TRAIN, 0), "val": write_split(folder, "val", VAL, 3)}
+    skip = {"row": "row 7", "image": "gone.jpg"}
+    index["skipped"] = [skip | {"reason": reason} for reason in ("no such image", "the image is truncated", "no such image")]
+    overlap = {"same_file": 1000, "near": 0, "examples": [{"image": "a", "like": "b", "bits": None}]}
+    index["leakage"] = {"near_bits": 2, "overlaps": {"val in train": overlap}}
+    (folder / "corpus.json").write_text(json.dumps(index))
+    return folder
+
+
+def run_cli(*words):
+    return CliRunner().invoke(app, ["inspect", *map(str, words)], catch_exceptions=False)
+
+
+def test_a_split_is_summed_up_as_by_hand(folder):
+    found = corpus_summary.summarize_corpus(folder).splits["train"]
+    assert (found.images, found.captions) == (3, 7)
+    assert found.image_bytes == sum(len(file_of(SIZES[i], FILE_FORMATS[i])) for i in range(3))
+    assert found.formats == {"PNG": 2, "JPEG": 1}
+    assert found.width_px == Spread(min=20, mean=80 / 3, median=20, max=40)
+    assert found.height_px == Spread(min=10, mean=30, median=30, max=50)
+    assert found.shorter_side_px == Spread(min=10, mean=20, median=20, max=30)
+    assert found.captions_per_image == Spread(min=1, mean=7 / 3, median=3, max=3)
+    # a dog 2, a dog 2, two dogs on grass 4, script alert 1 script 4, a dog 2, none 0, none 0
+    assert found.words_per_caption == Spread(min=0, mean=2, median=2, max=4)
+    assert found.captions_by_words == [2, 0, 3, 0, 2]
+    assert found.different_words == len({"a", "dog", "two", "dogs", "on", "grass", "script", "alert", "1"})
+    assert found.repeated == 5 / 7
+
+
+def test_what_corpus_json_says_is_said(folder):
+    found = corpus_summary.summarize_corpus(folder)
+    assert list(found.splits) == ["train", "val"]
+    assert corpus_summary.corpus_facts(found) == [
+        ("source", "csv"),
+        ("licence", "CC0 <b>"),
+        ("rows left out", "3; 2 x no such image; 1 x the image is truncated"),
+        ("protocol", "the 1K of May"),
+        ("pictures of val in train", "1,000 the same file, 0 look the same; the first: a and b"),
+    ]
+
+
+def test_a_corpus_json_that_says_little_is_enough(tmp_path):
+    corpus = make_corpus(tmp_path / "made", [["a"]])
+    found = corpus_summary.summarize_corpus(corpus.folder)
+    assert (found.source, found.licence, found.protocol, found.left_out, found.leakage) == ("", "", "", {}, {})
+    assert found.splits["train"].fingerprint == corpus.fingerprint
+
+
+def test_the_first_images_are_those_of_the_corpus_so_cut(folder):
+    found = corpus_summary.summarize_corpus(folder, "train", max_images=2)
+    assert list(found.splits) == ["train"]
+    assert (found.splits["train"].images, found.splits["train"].captions) == (2, 4)
+    assert found.splits["train"].formats == {"JPEG": 1, "PNG": 1}
+    assert found.splits["train"].fingerprint == Corpus.open(folder, "train", 2).fingerprint
+
+
+def test_equal_captions_are_those_that_are_no_negatives_of_each_other(scenes_corpus_dir):
+    captions = Corpus.open(scenes_corpus_dir, "train").captions
+    classes = candidates.text_classes([*captions, "A  man's_hat", "a man s hat!", "Straße", "STRASSE"])
+    told = [" ".join(corpus_summary.words_of(text)) for text in [*captions, "A  man's_hat", "a man s hat!", "Straße", "STRASSE"]]
+    assert np.array_equal(np.unique(classes, return_inverse=True)[1], [list(dict.fromkeys(told)).index(text) for text in told])
+
+
+def test_long_captions_share_the_last_bin(tmp_path):
+    corpus = make_corpus(tmp_path / "made", [["a " * 40, "a " * 90, "a"]])
+    counts = corpus_summary.summarize_corpus(corpus.folder).splits["train"].captions_by_words
+    assert (counts[1], counts[40], len(counts)) == (1, 2, 41)
+    pages.write_corpus_page(tmp_path / "page.html", corpus_summary.summarize_corpus(corpus.folder), corpus, "made")
+    assert '<th scope="row">40+</th>' in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_a_format_is_known_by_the_first_bytes(file_format):
+    assert corpus_summary.format_of(file_of((9, 5), file_format)[:12]) == file_format
+
+
+@pytest.mark.parametrize(("num_images", "count"), [(1, 60), (60, 60), (61, 60), (113_287, 60), (7, 0)])
+def test_pictures_are_spread_over_the_split_and_none_is_taken_twice(num_images, count):
+    chosen = pages.spread_over(num_images, count)
+    assert len(chosen) == min(num_images, count) == len(set(chosen))
+    steps = np.diff([-1, *chosen, num_images])
+    assert chosen == sorted(chosen)
+    assert not chosen or steps.max() <= 2 * max(1, num_images // len(chosen))
+
+
+def test_inspect_shows_every_split_by_default_and_the_one_that_is_asked_for(folder):
+    result = run_cli(folder)
+    assert result.exit_code == 0, result.stderr
+    assert "rows left out: 3; 2 x no such image" in result.stdout
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if "│" in line]
+    assert ["images", "3", "1"] in rows
+    assert ["captions said more than once", "71.4%", "0.0%"] in rows
+    assert ["captions an image", "1 to 3, median 3, mean 2.3", "1"] in rows
+    assert ["formats", "PNG 2, JPEG 1", "WEBP 1"] in rows
+    only = run_cli(folder, "--split", "val").stdout
+    assert "WEBP 1" in only
+    assert "PNG 2" not in only
+
+
+def test_inspect_prints_one_document(folder):
+    result = run_cli(folder, "--json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["num_left_out"] == 3
+    assert document["left_out"] == {"no such image": 2, "the image is truncated": 1}
+    assert document["splits"]["val"]["shorter_side_px"] == {"min": 16, "mean": 16.0, "median": 16.0, "max": 16}
+    assert document["splits"]["train"]["captions_by_words"] == [2, 0, 3, 0, 2]
+
+
+def test_a_page_keeps_the_text_of_a_corpus_as_text_and_loads_nothing(folder, tmp_path):
+    result = run_cli(folder, "--html", tmp_path / "page.html")
+    assert result.exit_code == 0, result.stderr
+    text = (tmp_path / "page.html").read_text()
+    page = Page(text)
+    assert [image["alt"] for image in page.all("img")] == ["A dog.", '"><script>alert(1)</script>', "a dog"]
+    assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.all("img"))
+    assert not {"script", "link", "b", "iframe"} & {tag for tag, _ in page.tags}
+    assert "&lt;img src=&quot;x&quot;&gt;.png" in text
+    assert "CC0 &lt;b&gt;" in text
+    assert "http" not in text
+    assert len(page.all("li")) == 7
+
+
+def test_a_page_has_as_many_pictures_as_asked_for_and_stays_small(scenes_corpus_dir, tmp_path):
+    for count, expected in ((5, 5), (60, 32), (0, 0)):
+        result = run_cli(scenes_corpus_dir, "--split", "train", "--html", tmp_path / "page.html", "--pictures", count)
+        assert result.exit_code == 0, result.stderr
+        assert len(Page((tmp_path / "page.html").read_text()).all("img")) == expected
+
+
+def test_pictures_of_a_page_are_thumbnails(tmp_path):
+    """Noise compresses worst: 60 such pictures would be 1.5 MB."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (1500, 2000, 3), dtype=np.uint8))
+    card = html.card(noise, "noise", "", pages.CORPUS_THUMBNAIL_PX)
+    (image,) = Page(card).all("img")
+    assert (image["width"], image["height"]) == ("200", "150")
+    assert len(card) < 25_000
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [(["--data", "x"], "--data"), (["--hardest", "3"], "--hardest"), (["--pictures", "3"], "--html")],
+)
+def test_options_that_a_corpus_does_not_have_are_usage_errors(folder, options, named):
+    result = run_cli(folder, *options)
+    assert result.exit_code == 2
+    assert named in result.stderr
+
+
+def test_pictures_of_a_cache_are_a_usage_error(tmp_path):
+    (tmp_path / "cache.json").write_text("{}")
+    result = run_cli(tmp_path, "--pictures", 3)
+    assert result.exit_code == 2
+    assert "is for a corpus" in result.stderr
+
+
+def test_a_folder_that_is_neither_says_what_it_holds_and_what_is_wanted(tmp_path):
+    for name in ("run.json", "a", "b", "c"):
+        (tmp_path / name).touch()
+    result = run_cli(tmp_path)
+    assert result.exit_code == 1
+    assert "holds a, b, c and 1 more; a corpus (corpus.json) or a teacher cache (cache.json) is wanted" in result.stderr
+    assert "dcdctl prepare" in result.stderr
+    with pytest.raises(InputError, match="there is no folder"):
+        corpus_summary.artifact_kind(tmp_path / "absent")
+    with pytest.raises(InputError, match=r"run\.json is a file"):
+        corpus_summary.artifact_kind(tmp_path / "run.json")
+
+
+@pytest.mark.parametrize(("sign", "error"), [(PLAN_FILE, "no finished corpus"), ("plan.json", "an unfinished teacher cache")])
+def test_unfinished_work_keeps_its_own_error(tmp_path, sign, error):
+    (tmp_path / sign).write_text("{}")
+    result = run_cli(tmp_path)
+    assert result.exit_code == 1
+    assert error in result.stderr
+
+
+def test_an_absent_split_and_a_damaged_shard_are_named(folder):
+    result = run_cli(folder, "--split", "test")
+    assert result.exit_code == 1
+    assert "has no split 'test'; it has train, val" in result.stderr
+    (folder / "train-00001-of-00002.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(CorpusError, match=r"train-00001-of-00002\.parquet is damaged"):
+        corpus_summary.summarize_corpus(folder)

@@ -1,0 +1,658 @@
+"""Downloads, against a real server on this machine that fails on purpose."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import loopback
+import pytest
+from loopback import Fault, commit_of
+
+import dcdctl
+from dcdctl.core.data import RemoteFile, fetch_file
+from dcdctl.core.data.download import http
+from dcdctl.core.data.download import hub as data_hub
+from dcdctl.core.data.download.cache import cache_folder, expand
+from dcdctl.core.errors import ConfigError, InputError, SourceError
+from dcdctl.core.progress import Track
+
+BODY = bytes(range(256)) * 1200
+OTHER = BODY[::-1]
+SHARDS = {
+    "README.md": b"# birds\n",
+    "data/train-00000.parquet": b"a" * 3000,
+    "data/train-00001.parquet": b"b" * 900,
+    "data/old/train-00000.parquet": b"c",
+}
+SHARD_0 = "hf://datasets/me/birds/data/train-00000.parquet"
+
+
+def sha256(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of its own, and no waiting between attempts."""
+    monkeypatch.setenv("DCDCTL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(http, "FIRST_WAIT_SECONDS", 0.0)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def server():
+    with loopback.serve({"a.zip": BODY}, {"me/birds": SHARDS}, {"me/net": {"model.bin": b"w" * 2000}}) as server:
+        yield server
+
+
+@pytest.fixture
+def hub(server, tmp_path, monkeypatch):
+    """The server as the Hub. The constants are read from the environment once a process: a test sets them."""
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    return server
+
+
+def left(cache: Path) -> list[str]:
+    """What is in the cache, without the hash of the URL and without locks."""
+    return sorted(path.name.partition("-")[2] for path in (cache / "downloads").iterdir() if not path.name.startswith("."))
+
+
+def saying(message: str) -> str:
+    return f"^{re.escape(message)}$"
+
+
+# A file that comes whole
+
+
+def test_a_file_is_downloaded_once_and_its_sha256_recorded(server, cache):
+    file = RemoteFile(url=f"{server.url}/a.zip?download=1")
+    first, again = fetch_file(file), fetch_file(file)
+    assert first.path.read_bytes() == BODY
+    assert first.path.name == f"{sha256(file.url.encode())[:16]}-a.zip"
+    assert (first.check, again.check) == ("first download, sha256 recorded", "as recorded")
+    assert again.path == first.path
+    assert len(server.requests) == 1
+    record = json.loads((cache / "downloads" / f"{first.path.name}.sha256").read_text())
+    assert (record["url"], record["size"], record["sha256"]) == (file.url, len(BODY), sha256(BODY))
+    assert left(cache) == ["a.zip", "a.zip.sha256"]
+
+
+@pytest.mark.parametrize("checksum", [f"sha256:{sha256(BODY).upper()}", f"md5:{hashlib.md5(BODY).hexdigest()}"])
+def test_a_checksum_is_verified(server, checksum):
+    file = RemoteFile(url=f"{server.url}/a.zip", size=len(BODY), checksum=checksum)
+    assert [fetch_file(file).check for _ in range(2)] == ["checksum", "checksum"]
+    assert len(server.requests) == 1
+
+
+def test_a_redirect_is_followed_and_the_name_is_that_of_the_url(server):
+    server.redirects["/v1/b.zip"] = "/a.zip"
+    fetched = fetch_file(RemoteFile(url=f"{server.url}/v1/b.zip"))
+    assert fetched.path.name.endswith("-b.zip")
+    assert fetched.path.read_bytes() == BODY
+
+
+def test_an_unchanged_file_is_not_read_again_and_a_touched_one_is(server, monkeypatch):
+    read = []
+    monkeypatch.setattr(http, "hashes_of", lambda path, kinds, real=http.hashes_of: read.append(path) or real(path, kinds))
+    path = fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path
+    read.clear()
+    fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
+    assert read == []
+    os.utime(path, (1, 1))
+    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).check == "as recorded"
+    assert read == [path]
+
+
+def counting(seen: list) -> Track:
+    """A track that notes the bars it opens and what they are told."""
+
+    @contextmanager
+    def track(label, *, total, unit):
+        seen.append((label, total, unit))
+        yield seen.append
+
+    return track
+
+
+def test_progress_counts_bytes(server, hub):
+    seen: list = []
+    fetch_file(RemoteFile(url=f"{server.url}/a.zip"), track=counting(seen))
+    assert seen[0] == ("download a.zip", len(BODY), "bytes")
+    assert sum(seen[1:]) == len(BODY)
+    seen.clear()
+    fetch_file(RemoteFile(url=SHARD_0), track=counting(seen))
+    assert seen == [("download train-00000.parquet", 3000, "bytes"), 3000]
+
+
+# A connection that breaks
+
+
+def test_a_dropped_connection_is_resumed_and_only_the_rest_is_sent(server, cache):
+    server.faults["/a.zip"] = Fault(cut_after=100_000)
+    seen: list = []
+    fetched = fetch_file(RemoteFile(url=f"{server.url}/a.zip"), track=counting(seen))
+    assert fetched.path.read_bytes() == BODY
+    first, second = server.requests
+    assert "range" not in first.headers
+    assert second.headers["range"] == "bytes=100000-"
+    assert second.headers["if-range"] == f'"{hashlib.md5(BODY).hexdigest()}"'
+    assert (second.status, second.sent) == (206, len(BODY) - 100_000)
+    assert (len([part for part in seen if isinstance(part, tuple)]), sum(seen[1:])) == (1, len(BODY))
+    assert left(cache) == ["a.zip", "a.zip.sha256"]
+
+
+def test_a_file_that_changed_meanwhile_is_fetched_whole(server):
+    server.faults["/a.zip"] = Fault(cut_after=100_000)
+
+    def track(label, *, total, unit):
+        server.files["a.zip"] = OTHER  # the first answer is on its way
+        return counting(seen)(label, total=total, unit=unit)
+
+    seen: list = []
+    fetched = fetch_file(RemoteFile(url=f"{server.url}/a.zip"), track=track)
+    assert fetched.path.read_bytes() == OTHER
+    assert [(request.status, request.sent) for request in server.requests] == [(200, 100_000), (200, len(OTHER))]
+    assert sum(seen[1:]) == len(OTHER)
+
+
+def test_a_server_without_ranges_starts_again(server):
+    server.ranges = False
+    server.faults["/a.zip"] = Fault(cut_after=100_000, times=2)
+    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path.read_bytes() == BODY
+    assert [request.sent for request in server.requests] == [100_000, 100_000, len(BODY)]
+
+
+@pytest.mark.parametrize(("checksum", "sent"), [("", [100_000, len(BODY)]), (f"sha256:{sha256(BODY)}", [100_000, len(BODY) - 100_000])])
+def test_without_etag_or_date_only_a_checksum_allows_to_resume(server, checksum, sent):
+    server.etags = False
+    server.faults["/a.zip"] = Fault(cut_after=100_000)
+    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip", checksum=checksum)).path.read_bytes() == BODY
+    assert [request.sent for request in server.requests] == sent
+
+
+SCRIPT = """
+import sys
+import httpx2
+from dcdctl.core.data.download.cache import RemoteFile, expand, fetch_file
+
+print("ready", flush=True)
+for file in expand(sys.argv[1]):
+    fetched = fetch_file(file)
+    print(fetched.check, fetched.path.stat().st_size, flush=True)
+"""
+
+
+def start(tmp_path: Path, url: str, **environment: str) -> subprocess.Popen[str]:
+    """Another process that fetches."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = os.environ | {"PYTHONPATH": str(Path(dcdctl.__file__).parent.parent)} | environment
+    command = [sys.executable, str(tmp_path / "script.py"), url]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    assert condition()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_the_half_file_of_a_killed_process_is_gone_on_with(server, cache, tmp_path):
+    server.faults["/a.zip"] = Fault(cut_after=100_000, hold=threading.Event())
+    with start(tmp_path, f"{server.url}/a.zip") as process:
+        wait_for(lambda: any(path.stat().st_size for path in cache.glob("downloads/*a.zip.partial")))
+        process.send_signal(signal.SIGKILL)
+    came = next(cache.glob("downloads/*a.zip.partial")).stat().st_size
+    seen: list = []
+    fetched = fetch_file(RemoteFile(url=f"{server.url}/a.zip"), track=counting(seen))
+    assert fetched.path.read_bytes() == BODY
+    assert [request.headers.get("range") for request in server.requests] == [None, f"bytes={came}-"]
+    assert server.requests[1].sent == len(BODY) - came
+    assert seen[0] == ("download the rest of a.zip", len(BODY) - came, "bytes")
+
+
+def test_a_whole_partial_file_is_not_asked_for_again(server, cache):
+    path = fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path
+    path.rename(f"{path}.partial")
+    Path(f"{path}.partial.json").write_text(json.dumps({"validator": '"x"', "size": len(BODY)}))
+    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).check == "as recorded"
+    assert len(server.requests) == 1
+    assert left(cache) == ["a.zip", "a.zip.sha256"]
+
+
+def test_a_partial_file_longer_than_the_file_starts_again(server, cache):
+    path = fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path
+    path.unlink()
+    Path(f"{path}.partial").write_bytes(BODY * 2)
+    Path(f"{path}.partial.json").write_text(json.dumps({"validator": f'"{hashlib.md5(BODY).hexdigest()}"', "size": None}))
+    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path.read_bytes() == BODY
+    assert [request.status for request in server.requests] == [200, 416, 200]
+
+
+def test_two_processes_at_once_download_once(server, tmp_path):
+    release = threading.Event()
+    server.faults["/a.zip"] = Fault(hold=release)
+    with start(tmp_path, f"{server.url}/a.zip") as one, start(tmp_path, f"{server.url}/a.zip") as two:
+        assert [process.stdout.readline() for process in (one, two)] == ["ready\n", "ready\n"]
+        wait_for(lambda: server.requests)
+        time.sleep(0.05)  # the other is at the lock, or would be at the server if there were none
+        release.set()
+        said = sorted(process.stdout.read() for process in (one, two))
+    assert said == [f"as recorded {len(BODY)}\n", f"first download, sha256 recorded {len(BODY)}\n"]
+    assert len(server.requests) == 1
+
+
+def test_a_file_that_comes_compressed_is_unpacked_and_never_resumed(server):
+    packed = gzip.compress(BODY)
+    server.faults["/a.zip"] = Fault(body=packed, headers={"Content-Encoding": "gzip"}, cut_after=len(packed) - 9)
+    file = RemoteFile(url=f"{server.url}/a.zip", checksum=f"sha256:{sha256(BODY)}")
+    assert fetch_file(file).path.read_bytes() == BODY
+    assert [request.headers.get("range") for request in server.requests] == [None, None]
+    server.faults["/b.json"] = Fault(status=200, body=packed, headers={"Content-Encoding": "gzip"})
+    assert fetch_file(RemoteFile(url=f"{server.url}/b.json", size=len(BODY))).path.read_bytes() == BODY
+
+
+# A server that has its moods
+
+
+@pytest.mark.parametrize(("asked", "seconds"), [("7", 7.0), (loopback.LAST_MODIFIED, 0.0), ("soon", 1.0)])
+def test_429_is_waited_out_as_long_as_it_asks(server, monkeypatch, asked, seconds):
+    waited = []
+    monkeypatch.setattr(http, "FIRST_WAIT_SECONDS", 1.0)
+    monkeypatch.setattr(http.time, "sleep", waited.append)
+    server.faults["/a.zip"] = Fault(status=429, headers={"Retry-After": asked})
+    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path.read_bytes() == BODY
+    assert waited == [seconds]
+
+
+def test_a_wait_that_is_too_long_is_told_and_not_waited_for(server):
+    server.faults["/a.zip"] = Fault(status=429, headers={"Retry-After": "3600"})
+    with pytest.raises(SourceError) as caught:
+        fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
+    assert str(caught.value) == (
+        f"{server.url}/a.zip asks to come back in 3,600 seconds (429 Too Many Requests); run the same command again then: 0 bytes are kept"
+    )
+
+
+def test_500_is_tried_again_with_longer_and_longer_waits_and_then_given_up(server, monkeypatch):
+    waited = []
+    monkeypatch.setattr(http, "FIRST_WAIT_SECONDS", 1.0)
+    monkeypatch.setattr(http.time, "sleep", waited.append)
+    server.faults["/a.zip"] = Fault(status=500, times=None)
+    with pytest.raises(SourceError) as caught:
+        fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
+    assert str(caught.value) == (
+        f"{server.url}/a.zip: gave up after 5 attempts (500 Internal Server Error); run the same command again later"
+    )
+    assert waited == [1.0, 2.0, 4.0, 8.0]
+    server.faults["/a.zip"] = Fault(status=503, times=4)
+    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path.read_bytes() == BODY
+
+
+def test_a_download_that_is_always_cut_is_given_up_and_kept_for_the_next_run(server, cache):
+    server.ranges = False
+    server.faults["/a.zip"] = Fault(cut_after=100_000, times=None)
+    with pytest.raises(SourceError, match=r"gave up after 5 attempts \(.*\); 100,000 bytes are kept: run the same command again to go on$"):
+        fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
+    assert len(server.requests) == 5
+    assert left(cache) == ["a.zip.partial", "a.zip.partial.json"]
+    server.ranges, server.faults = True, {}
+    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path.read_bytes() == BODY
+    assert server.requests[-1].sent == len(BODY) - 100_000
+
+
+def test_a_silent_server_times_out_and_is_asked_again(server, monkeypatch):
+    monkeypatch.setattr(http, "TIMEOUT_SECONDS", 0.1)
+    server.faults["/a.zip"] = Fault(hold=threading.Event())
+    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path.read_bytes() == BODY
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "was refused (401 Unauthorized); it may want a login or accepted terms: get the file with a browser and place it by hand"),
+        (403, "was refused (403 Forbidden); it may want a login or accepted terms: get the file with a browser and place it by hand"),
+        (404, "is not there (404 Not Found); it may have moved: look for it and place it by hand"),
+        (410, "is not there (410 Gone); it may have moved: look for it and place it by hand"),
+    ],
+)
+def test_a_refusal_is_not_asked_again(server, status, words):
+    server.faults["/a.zip"] = Fault(status=status)
+    with pytest.raises(SourceError, match=saying(f"{server.url}/a.zip {words}")):
+        fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
+    assert len(server.requests) == 1
+
+
+def test_a_web_page_in_place_of_the_file_is_refused(server, cache):
+    server.faults["/a.zip"] = Fault(body=b"<html>log in</html>", headers={"Content-Type": "text/html; charset=utf-8"})
+    with pytest.raises(SourceError, match=r"a.zip answers with a web page, not with the file; it may want a login"):
+        fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
+    assert left(cache) == []
+
+
+def test_nobody_at_the_other_end(cache):
+    with loopback.serve() as gone:
+        url = f"{gone.url}/a.zip"
+    with pytest.raises(SourceError, match=r"a.zip: gave up after 5 attempts \(.*refused.*\); run the same command again later$"):
+        fetch_file(RemoteFile(url=url))
+
+
+def test_a_ring_of_redirects_is_told(server):
+    server.redirects["/ring.zip"] = "/ring.zip"
+    with pytest.raises(SourceError, match=r"ring.zip cannot be asked for \(Exceeded maximum allowed redirects"):
+        fetch_file(RemoteFile(url=f"{server.url}/ring.zip"))
+
+
+# Another file than expected
+
+
+@pytest.mark.parametrize(("kind", "found"), [("sha256", sha256(BODY)), ("md5", hashlib.md5(BODY).hexdigest())])
+def test_a_wrong_checksum_is_told_with_both_and_the_file_not_kept(server, cache, kind, found):
+    wanted = found[::-1]
+    with pytest.raises(SourceError, match=saying(f"{server.url}/a.zip has {kind} {found}, {wanted} is wanted; the file was not kept")):
+        fetch_file(RemoteFile(url=f"{server.url}/a.zip", checksum=f"{kind}:{wanted}"))
+    assert left(cache) == []
+
+
+def test_a_wrong_size_is_told_before_the_file_comes(server, cache):
+    with pytest.raises(SourceError, match=saying(f"{server.url}/a.zip has 307,200 bytes, 307,199 are wanted")):
+        fetch_file(RemoteFile(url=f"{server.url}/a.zip", size=len(BODY) - 1))
+    assert left(cache) == []
+
+
+def test_a_body_shorter_than_its_length_is_a_cut(server):
+    server.faults["/a.zip"] = Fault(headers={"Content-Length": str(len(BODY) + 5)}, times=1)
+    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path.read_bytes() == BODY
+    assert server.requests[1].headers["range"] == f"bytes={len(BODY)}-"
+
+
+def test_a_new_download_is_compared_with_the_record(server, cache):
+    path = fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path
+    path.unlink()
+    server.files["a.zip"] = OTHER
+    with pytest.raises(SourceError) as caught:
+        fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
+    assert str(caught.value) == (
+        f"{server.url}/a.zip has sha256 {sha256(OTHER)}, it had {sha256(BODY)} at the first download; "
+        f"if the new file is right, delete {path}.sha256 and run the same command again"
+    )
+    assert left(cache) == ["a.zip.sha256"]
+    with_checksum = RemoteFile(url=f"{server.url}/a.zip", checksum=f"sha256:{sha256(OTHER)}")
+    assert fetch_file(with_checksum).check == "checksum"  # a checksum stands above the record
+    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).check == "as recorded"
+
+
+@pytest.mark.parametrize("known", [{}, {"checksum": f"sha256:{sha256(BODY)}"}, {"size": len(BODY)}])
+def test_a_file_that_was_spoilt_in_the_cache_is_fetched_again(server, known):
+    file = RemoteFile(url=f"{server.url}/a.zip", **known)
+    path = fetch_file(file).path
+    path.write_bytes(BODY[:-1])
+    with pytest.raises(SourceError, match=r"a.zip has "):
+        fetch_file(file, offline=True)
+    assert fetch_file(file).path.read_bytes() == BODY
+
+
+# Without a network, without room
+
+
+@pytest.mark.parametrize("url", ["{}/a.zip", SHARD_0])
+def test_offline_nothing_is_asked_for(hub, url):
+    url = url.format(hub.url)
+    hint = "run once without it, or place the file by hand"
+    with pytest.raises(SourceError, match=saying(f"{url} is not in the cache and --offline is set; {hint}")):
+        fetch_file(RemoteFile(url=url), offline=True)
+    assert hub.requests == []
+    path = fetch_file(RemoteFile(url=url)).path
+    asked = len(hub.requests)
+    assert fetch_file(RemoteFile(url=url), offline=True).path == path
+    assert len(hub.requests) == asked
+
+
+@pytest.mark.parametrize("url", ["{}/a.zip", SHARD_0])
+def test_hf_hub_offline_counts_for_all_urls(hub, url, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SourceError, match="is not in the cache and HF_HUB_OFFLINE is set"):
+        fetch_file(RemoteFile(url=url.format(hub.url)))
+    assert hub.requests == []
+
+
+@contextmanager
+def filling_up(label, *, total, unit):
+    """A bar at whose first step the disk is full."""
+
+    def advance(count):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    yield advance
+
+
+def test_a_full_disk_is_told_and_what_came_is_kept(hub, cache, tmp_path):
+    file = RemoteFile(url=f"{hub.url}/a.zip")
+    make_room = "make room and run the same command again: what is written stays"
+    with pytest.raises(InputError, match=saying(f"there is no room left for {file.url} in {cache / 'downloads'}; {make_room}")):
+        fetch_file(file, track=filling_up)
+    assert fetch_file(file).path.read_bytes() == BODY
+    assert hub.requests[1].headers["range"] == f"bytes={len(BODY) - hub.requests[1].sent}-"
+    make_room = "make room and run the same command again"
+    with pytest.raises(InputError, match=saying(f"there is no room left for {SHARD_0} in {tmp_path / 'hub'}; {make_room}")):
+        fetch_file(RemoteFile(url=SHARD_0), track=filling_up)
+
+
+def test_a_cache_that_cannot_be_written_is_told(server, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DCDCTL_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"the cache cannot be written \(.*\); set DCDCTL_CACHE"):
+        fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("DCDCTL_CACHE", "~/here")
+    assert cache_folder() == Path.home() / "here"
+    monkeypatch.delenv("DCDCTL_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "dcdctl"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "dcdctl"
+
+
+# The Hub
+
+
+def test_hub_files_are_checked_by_the_name_the_hub_gives_them(hub, cache):
+    for name in ("data/train-00000.parquet", "data/train-00001.parquet"):  # a large one, named by sha256, and a small one, as git does
+        fetched = fetch_file(RemoteFile(url=f"hf://datasets/me/birds/{name}"))
+        assert (fetched.path.read_bytes(), fetched.check) == (SHARDS[name], "as the Hub names it")
+    revision = commit_of(SHARDS)
+    assert fetch_file(RemoteFile(url=f"hf://datasets/me/birds@{revision}/README.md")).path.read_bytes() == b"# birds\n"
+    assert fetch_file(RemoteFile(url="hf://me/net/model.bin")).path.read_bytes() == b"w" * 2000
+    assert left(cache)[0] == "README.md.sha256"
+
+
+def test_a_hub_file_with_another_content_than_its_name_is_removed(hub):
+    name = sha256(b"a" * 3000)
+    hub.faults[f"/cdn/{name}"] = Fault(body=b"A" * 3000)
+    with pytest.raises(SourceError) as caught:
+        fetch_file(RemoteFile(url=SHARD_0))
+    assert str(caught.value) == (
+        f"{SHARD_0} came with sha256 {sha256(b'A' * 3000)}, the Hub names it {name}; it was removed: run the same command again"
+    )
+    assert fetch_file(RemoteFile(url=SHARD_0)).path.read_bytes() == b"a" * 3000
+
+
+def test_a_checksum_stands_above_the_name_the_hub_gives(hub):
+    right = RemoteFile(url=SHARD_0, checksum=f"sha256:{sha256(b'a' * 3000)}")
+    assert fetch_file(right).check == "checksum"
+    with pytest.raises(SourceError, match=rf"train-00000.parquet has md5 [0-9a-f]+, {'0' * 32} is wanted"):
+        fetch_file(RemoteFile(url=SHARD_0, checksum=f"md5:{'0' * 32}"))
+    with pytest.raises(SourceError, match=r"train-00000.parquet has 3,000 bytes, 5 are wanted"):
+        fetch_file(RemoteFile(url=SHARD_0, size=5))
+
+
+def test_a_branch_that_moved_on_is_fetched_anew_without_complaint(hub):
+    fetch_file(RemoteFile(url=SHARD_0))
+    hub.repos["datasets"]["me/birds"] = SHARDS | {"data/train-00000.parquet": b"n" * 4000}
+    fetched = fetch_file(RemoteFile(url=SHARD_0))
+    assert (fetched.path.read_bytes(), fetched.check) == (b"n" * 4000, "as the Hub names it")
+
+
+def test_a_gated_repository_says_where_its_terms_are_and_opens_with_a_token(hub, monkeypatch):
+    hub.gated["me/birds"] = "hf_right"
+    accept = f"accept the terms at {hub.url}/datasets/me/birds and set HF_TOKEN to a token of that account"
+    with pytest.raises(SourceError, match=saying(f"{SHARD_0} is gated (401); {accept}")):
+        fetch_file(RemoteFile(url=SHARD_0))
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(SourceError, match=saying(f"{SHARD_0} is gated (403); {accept}")):
+        fetch_file(RemoteFile(url=SHARD_0))
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    assert fetch_file(RemoteFile(url=SHARD_0)).path.read_bytes() == b"a" * 3000
+    assert "authorization" not in hub.gets(f"/cdn/{sha256(b'a' * 3000)}")[0].headers  # the token stays with the Hub
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        (
+            "hf://datasets/me/cats/a.csv",
+            "there is no such dataset repository, or it is private (401); look at {}/datasets/me/cats; for a private one set HF_TOKEN",
+        ),
+        (
+            "hf://me/birds/a.csv",
+            "there is no such model repository, or it is private (401); look at {}/me/birds; for a private one set HF_TOKEN",
+        ),
+        ("hf://datasets/me/birds@v9/README.md", "there is no revision v9 (404); look at {}/datasets/me/birds"),
+        ("hf://datasets/me/birds/a.csv", "there is no such file (404); look at {}/datasets/me/birds/tree/main"),
+    ],
+)
+def test_what_the_hub_does_not_have(hub, url, words):
+    with pytest.raises(SourceError, match=saying(f"{url}: {words.format(hub.url).replace('PRIVATE', 'for a private one set HF_TOKEN')}")):
+        fetch_file(RemoteFile(url=url))
+
+
+def test_a_hub_that_fails_and_a_hub_that_is_not_there(hub, monkeypatch):
+    path = "/datasets/me/birds/resolve/main/data/train-00000.parquet"
+    hub.faults[path] = Fault(status=500, times=None)
+    with pytest.raises(SourceError, match=saying(f"{SHARD_0}: the Hub answers 500; run the same command again later")):
+        fetch_file(RemoteFile(url=SHARD_0))
+    hub.faults[path] = Fault(status=403, times=None)
+    with pytest.raises(SourceError, match=r"train-00000.parquet was refused \(403\); set HF_TOKEN to a token that may read "):
+        fetch_file(RemoteFile(url=SHARD_0))
+    with loopback.serve() as gone:
+        monkeypatch.setenv("HF_ENDPOINT", gone.url)
+    with pytest.raises(SourceError) as caught:
+        fetch_file(RemoteFile(url=SHARD_0))
+    assert re.fullmatch(rf"{SHARD_0} cannot be had from {gone.url} \(.*refused\); run the same command again, or .*", str(caught.value))
+
+
+def test_a_cut_hub_download_is_resumed(hub):
+    body = bytes(11 << 20)  # huggingface_hub writes ten megabytes at a time
+    hub.repos["datasets"]["me/birds"] = {"big.bin": body}
+    hub.faults[f"/cdn/{sha256(body)}"] = Fault(cut_after=len(body) - 5)
+    seen: list = []
+    assert fetch_file(RemoteFile(url="hf://datasets/me/birds/big.bin"), track=counting(seen)).path.stat().st_size == len(body)
+    assert [request.headers.get("range") for request in hub.gets(f"/cdn/{sha256(body)}")] == [None, f"bytes={10 << 20}-"]
+    assert (seen[0], sum(seen[1:])) == (("download big.bin", len(body), "bytes"), len(body))
+
+
+def test_the_environment_of_the_hub_is_honoured_and_stderr_stays_ours(server, tmp_path):
+    server.gated["me/birds"] = "hf_right"
+    names = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": server.url, "HF_TOKEN": "hf_right"}
+    said, talk = start(tmp_path, "hf://datasets/me/birds/data/*.parquet", **names).communicate(timeout=60)
+    assert (said, talk) == ("ready\nas the Hub names it 3000\nas the Hub names it 900\n", "")
+    assert [path.name for path in tmp_path.glob("home/hub/*/blobs/*") if path.name == sha256(b"a" * 3000)]
+    asked = len(server.requests)
+    said, talk = start(tmp_path, "hf://datasets/me/birds/data/*.parquet", **names, HF_HUB_OFFLINE="1").communicate(timeout=60)
+    assert (said, talk) == ("ready\nas the Hub names it 3000\nas the Hub names it 900\n", "")
+    assert len(server.requests) == asked
+
+
+# Patterns
+
+
+def test_a_pattern_gives_the_files_of_one_folder_in_order(hub):
+    files = expand("hf://datasets/me/birds@main/data/*-*.parquet")
+    assert [(file.url, file.size, file.name) for file in files] == [
+        ("hf://datasets/me/birds@main/data/train-00000.parquet", 3000, "train-00000.parquet"),
+        ("hf://datasets/me/birds@main/data/train-00001.parquet", 900, "train-00001.parquet"),
+    ]
+    assert [file.url for file in expand("hf://datasets/me/birds/*/*/*")] == ["hf://datasets/me/birds/data/old/train-00000.parquet"]
+
+
+def test_a_url_without_a_star_is_itself(server):
+    assert expand(f"{server.url}/a.zip") == [RemoteFile(url=f"{server.url}/a.zip")]
+    assert expand(SHARD_0) == [RemoteFile(url=SHARD_0)]
+    assert server.requests == []
+
+
+def test_a_pattern_that_fits_nothing_and_one_of_a_plain_url(hub):
+    with pytest.raises(SourceError, match=r"birds/\*.tar fits none of the 4 files there; look at http.*/datasets/me/birds/tree/main$"):
+        expand("hf://datasets/me/birds/*.tar")
+    with pytest.raises(ConfigError, match=saying("https://host/*.tar cannot be listed: only hf:// URLs may have *")):
+        expand("https://host/*.tar")
+    with pytest.raises(SourceError, match=r"hf://datasets/me/cats/\*: there is no such dataset repository"):
+        expand("hf://datasets/me/cats/*")
+
+
+def test_offline_a_pattern_uses_the_list_that_was_kept(hub):
+    pattern = "hf://datasets/me/birds/data/*.parquet"
+    with pytest.raises(SourceError, match="the list of files of hf://datasets/me/birds/ is not in the cache and --offline is set"):
+        expand(pattern, offline=True)
+    assert expand(pattern) == expand(pattern, offline=True)
+    assert len(hub.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("known", "words"),
+    [
+        ({"url": "ftp://host/a.zip"}, "'ftp://host/a.zip' is no URL to download from: https://, http:// or hf:// is wanted"),
+        ({"url": "a.zip"}, "'a.zip' is no URL to download from: https://, http:// or hf:// is wanted"),
+        ({"url": "https://host/"}, "https://host/ names no file"),
+        (
+            {"url": "hf://datasets/birds/a.csv"},
+            "hf://datasets/birds/a.csv is not hf://datasets/OWNER/NAME@REVISION/PATH, nor hf://OWNER/NAME@REVISION/PATH",
+        ),
+        (
+            {"url": "https://host/a", "checksum": "sha1:ab"},
+            "the checksum of https://host/a must be sha256:HEX or md5:HEX, got 'sha1:ab'",
+        ),
+    ],
+)
+def test_a_file_that_is_described_wrongly_is_refused(known, words):
+    with pytest.raises(ConfigError, match=saying(words)):
+        RemoteFile(**known)
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "revision"),
+    [
+        ("hf://datasets/me/birds@refs/convert/parquet/default/train/0.parquet", "0.parquet", "refs/convert/parquet"),
+        ("hf://datasets/me/birds@refs%2Fpr%2F1/a.csv", "a.csv", "refs/pr/1"),
+        ("hf://me/net@v1.0/a b.bin", "a b.bin", "v1.0"),
+    ],
+)
+def test_revisions_of_the_hub(url, name, revision):
+    assert (RemoteFile(url=url).name, data_hub.HubPath.parse(url).revision) == (name, revision)
+
+
+def test_a_name_is_the_last_part_of_the_path():
+    assert RemoteFile(url="https://host/x/a%20b.zip?token=1#top").name == "a b.zip"

@@ -1,0 +1,330 @@
+"""Where image files lie: folders, zips, tars, several of them at once, and Parquet files."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import multiprocessing
+import pickle
+import stat
+import tarfile
+import zipfile
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dcdctl.core.data import RowError, image_archives
+from dcdctl.core.data.image_archives import ImageStore, ParquetPicture, TarPicture
+from dcdctl.core.errors import InputError
+
+FILES = {"train2014/x.jpg": b"x of train", "train2014/y.jpg": b"y", "val2014/x.jpg": b"x of val", "ü 犬.png": b"named in Unicode"}
+
+
+def write_tar(path, files, **options):
+    with tarfile.open(path, "w", **options) as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(data), 7
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def write_zip(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def write_folder(path, files):
+    for name, data in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path
+
+
+WRITERS = {"folder": write_folder, "images.zip": write_zip, "images.tar": write_tar}
+
+
+@pytest.fixture(params=WRITERS)
+def store(request, tmp_path):
+    return ImageStore(WRITERS[request.param](tmp_path / request.param, FILES))
+
+
+def test_folder_zip_and_tar_find_the_same_files_by_the_same_names(store):
+    for name, data in FILES.items():
+        assert store.find(name).read() == store.read(name) == data
+    assert store.read("y.jpg") == b"y"
+    assert store.read("elsewhere/y.jpg") == b"y"
+    assert sorted(store.members()) == sorted(FILES)
+    with pytest.raises(RowError, match="there is no such image in"):
+        store.find("z.jpg")
+    with pytest.raises(RowError, match=r"2 images in .* have that name \(train2014/x.jpg, val2014/x.jpg\): the full path is wanted"):
+        store.find("x.jpg")
+    for name in ["/etc/passwd", "../x.jpg", "a/../../x.jpg", "C:\\x.jpg", "..\\x.jpg"]:
+        with pytest.raises(RowError, match="climbs out of the folder of images"):
+            store.find(name)
+
+
+@pytest.mark.parametrize("form", ["images.zip", "images.tar"])
+def test_members_come_in_archive_order(tmp_path, form):
+    names = ["b.txt", "b.jpg", "a.jpg", "c/a.txt"]
+    path = WRITERS[form](tmp_path / form, dict.fromkeys(["._a.jpg", "__MACOSX/a.jpg", *names], b"."))
+    assert ImageStore(path).members() == names
+
+
+@pytest.mark.parametrize("options", [{"format": tarfile.USTAR_FORMAT}, {"format": tarfile.GNU_FORMAT}, {"format": tarfile.PAX_FORMAT}])
+def test_every_kind_of_tar_is_read(tmp_path, options):
+    files = {"./a.jpg": b"", f"{'deep/' * 18}b.jpg": bytes(range(256)) * 5} | ({} if options["format"] == 0 else {"x" * 300: b"long"})
+    store = ImageStore(write_tar(tmp_path / "images.tar", files, **options))
+    assert store.members() == ["a.jpg", *list(files)[1:]]
+    assert [store.read(name) for name in store.members()] == list(files.values())
+
+
+def test_of_a_name_that_stands_twice_in_a_tar_the_later_file_is_read(tmp_path):
+    path = write_tar(tmp_path / "images.tar", {"a.jpg": b"first"})
+    with tarfile.open(path, "a") as archive:
+        info = tarfile.TarInfo("a.jpg")
+        info.size = 5
+        archive.addfile(info, io.BytesIO(b"later"))
+    store = ImageStore(path)
+    assert (store.members(), store.read("a.jpg")) == (["a.jpg"], b"later")
+
+
+# Several at once
+
+
+def test_coco_in_two_zips_is_searched_as_one(tmp_path):
+    train = write_zip(tmp_path / "train2014.zip", {"train2014/COCO_train2014_1.jpg": b"1", "train2014/x.jpg": b"x of train"})
+    val = write_tar(tmp_path / "val2014.tar", {"val2014/COCO_val2014_2.jpg": b"2", "val2014/x.jpg": b"x of val"})
+    store = ImageStore([train, val])
+    assert store.read("COCO_val2014_2.jpg") == b"2"
+    assert store.read("val2014/x.jpg") == b"x of val"
+    assert store.members()[:2] == ["train2014/COCO_train2014_1.jpg", "train2014/x.jpg"]
+    message = r"2 images in .*train2014.zip or .*val2014.tar have that name \(train2014.zip: train2014/x.jpg, val2014.tar: val2014/x.jpg\)"
+    with pytest.raises(RowError, match=message):
+        store.find("x.jpg")
+    with pytest.raises(RowError, match=r"there is no such image in .*train2014.zip or .*val2014.tar"):
+        store.find("z.jpg")
+
+
+def test_the_name_of_a_folder_or_archive_may_begin_the_path(tmp_path):
+    train = write_folder(tmp_path / "train2014", {"x.jpg": b"x of train"})
+    val = write_zip(tmp_path / "val2014.zip", {"x.jpg": b"x of val"})
+    store = ImageStore([train, val])
+    assert store.read("train2014/x.jpg") == b"x of train"
+    assert store.read("val2014/x.jpg") == b"x of val"
+    with pytest.raises(RowError, match=r"\(train2014: x.jpg, val2014.zip: x.jpg\)"):
+        store.find("x.jpg")
+
+
+# What is refused
+
+
+def special(name, kind, target=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        (special("../out.jpg", tarfile.REGTYPE), r"its path in the tar climbs out \(../out.jpg\)"),
+        (special("/abs/out.jpg", tarfile.REGTYPE), "its path in the tar climbs out"),
+        (special("a/../../out.jpg", tarfile.REGTYPE), "its path in the tar climbs out"),
+        (special("C:/out.jpg", tarfile.REGTYPE), "its path in the tar climbs out"),
+        (special("out.jpg", tarfile.SYMTYPE, "/etc/passwd"), r"it is a link in the tar, to /etc/passwd; a file is wanted \(out.jpg\)"),
+        (special("out.jpg", tarfile.LNKTYPE, "in.jpg"), "it is a link in the tar, to in.jpg"),
+        (special("out.jpg", tarfile.CHRTYPE), "it is a device or another special file in the tar"),
+        (special("out.jpg", tarfile.FIFOTYPE), "it is a device or another special file in the tar"),
+    ],
+)
+def test_what_leads_out_of_a_tar_is_refused_by_name(tmp_path, info, message):
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("in.jpg"))
+        archive.addfile(info)
+    store = ImageStore(tmp_path / "images.tar")
+    assert store.read("in.jpg") == b""
+    assert len(store.members()) == 2
+    with pytest.raises(RowError, match=message):
+        store.find("out.jpg")
+
+
+def test_what_leads_out_of_a_zip_is_refused_by_name(tmp_path):
+    link = zipfile.ZipInfo("link.jpg")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    store = ImageStore(write_zip(tmp_path / "images.zip", {"../out.jpg": b"x", link: b"/etc/passwd"}))
+    with pytest.raises(RowError, match=r"its path in the zip climbs out \(../out.jpg\)"):
+        store.find("out.jpg")
+    with pytest.raises(RowError, match=r"it is a link in the zip; a file is wanted \(link.jpg\)"):
+        store.find("link.jpg")
+
+
+@pytest.mark.parametrize("data", [b"", b"a text", bytes(100), b"x" * 2000])
+def test_a_tar_that_is_none_is_refused(tmp_path, data):
+    (tmp_path / "images.tar").write_bytes(data)
+    with pytest.raises(InputError, match=r"images.tar is not a tar \("):
+        ImageStore(tmp_path / "images.tar")
+
+
+@pytest.mark.parametrize("keep", [700, 1200, 2600])
+def test_a_tar_that_was_cut_off_is_refused(tmp_path, keep):
+    path = write_tar(tmp_path / "images.tar", {"a.jpg": b"a" * 600, "b.jpg": b"b" * 600})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match=r"images.tar is not a tar \(unexpected end of data\).*a download may have been cut off"):
+        ImageStore(path)
+
+
+def test_a_tar_with_a_damaged_header_in_it_is_refused(tmp_path):
+    path = write_tar(tmp_path / "images.tar", {"a.jpg": b"a", "b.jpg": b"b", "c.jpg": b"c"})
+    data = bytearray(path.read_bytes())
+    data[1024 + 150] ^= 1  # the checksum of b.jpg
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"the tar .*images.tar is damaged at byte 1,024"):
+        ImageStore(path)
+
+
+def test_a_tar_that_shrank_since_says_so(tmp_path):
+    path = write_tar(tmp_path / "images.tar", {"a.jpg": b"a" * 600})
+    picture = ImageStore(path).find("a.jpg")
+    path.write_bytes(path.read_bytes()[:612])
+    with pytest.raises(RowError, match=r"cannot be read from images.tar \(the archive ends 500 bytes early\)"):
+        picture.read()
+
+
+@pytest.mark.parametrize("name", ["images.tar.gz", "images.tgz", "images.tar"])
+def test_a_compressed_tar_is_refused_with_what_to_do(tmp_path, name):
+    write_tar(tmp_path / "plain", {"a.jpg": b"a"})
+    (tmp_path / name).write_bytes(gzip.compress((tmp_path / "plain").read_bytes()))
+    with pytest.raises(InputError, match=r"is compressed with gzip, a plain tar is wanted; decompress it first"):
+        ImageStore(tmp_path / name)
+
+
+def test_a_large_file_is_refused_unread(store, monkeypatch):
+    monkeypatch.setattr(image_archives, "MAX_FILE_BYTES", 5)
+    assert store.read("y.jpg") == b"y"
+    with pytest.raises(RowError, match="its image file is larger than 5 bytes"):
+        store.read("val2014/x.jpg")
+
+
+# In workers
+
+
+def read_it(picture):
+    return picture.read()
+
+
+def test_pictures_are_read_in_other_processes(store):
+    found = [store.find(name) for name in FILES]
+    assert [picture.read() for picture in pickle.loads(pickle.dumps(found))] == list(FILES.values())
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("forkserver")) as pool:
+        assert list(pool.map(read_it, found * 3)) == list(FILES.values()) * 3
+
+
+def test_a_stamp_changes_with_the_file_and_not_with_the_reading(store, tmp_path):
+    stamps = [store.find(name).stamp() for name in FILES]
+    assert len(set(stamps)) == len(FILES)
+    store.read("y.jpg")
+    assert [store.find(name).stamp() for name in FILES] == stamps
+    write = next(writer for name, writer in WRITERS.items() if name == store.paths[0].name)
+    again = ImageStore(write(tmp_path / store.paths[0].name, FILES | {"train2014/y.jpg": b"another"}))
+    assert [again.find(name).stamp() == stamp for name, stamp in zip(FILES, stamps, strict=True)] == [True, False, True, True]
+
+
+def test_a_tar_knows_where_its_files_are_without_its_folders(tmp_path):
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        archive.addfile(special("folder", tarfile.DIRTYPE))
+        archive.addfile(special("folder/a.jpg", tarfile.REGTYPE))
+    assert ImageStore(tmp_path / "images.tar").find("a.jpg") == TarPicture(
+        tmp_path / "images.tar", "folder/a.jpg", image_archives.TarEntry(offset=1024, size=0, changed=0)
+    )
+
+
+# Parquet
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    images = [{"bytes": bytes([i]) * (i + 1), "path": f"{i}.jpg"} for i in range(7)] + [{"bytes": None, "path": "far.jpg"}, None]
+    table = pa.table({"image": images, "plain": [bytes([i]) for i in range(9)], "text": ["x"] * 9})
+    pq.write_table(table, tmp_path / "train.parquet", row_group_size=3)
+    return tmp_path / "train.parquet"
+
+
+def test_a_row_of_a_parquet_is_a_picture(parquet):
+    assert [ParquetPicture(parquet, i // 3, i % 3).read() for i in range(7)] == [bytes([i]) * (i + 1) for i in range(7)]
+    assert ParquetPicture(parquet, 2, 1, column="plain").read() == b"\x07"
+    for row in (1, 2):
+        with pytest.raises(RowError, match=r"train.parquet has no bytes of its image in column 'image', at most a path"):
+            ParquetPicture(parquet, 2, row).read()
+    stamps = {ParquetPicture(parquet, i // 3, i % 3).stamp() for i in range(9)}
+    assert len(stamps) == 9
+
+
+def test_a_row_group_is_read_once_for_rows_in_order(parquet, monkeypatch):
+    groups = []
+    read = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(
+        pq.ParquetFile, "iter_batches", lambda self, *rest, **more: groups.extend(more["row_groups"]) or read(self, *rest, **more)
+    )
+    for i in range(7):
+        ParquetPicture(parquet, i // 3, i % 3).read()
+    assert groups == [0, 1, 2]
+
+
+def test_rows_of_a_large_group_are_read_in_any_order_and_few_at_a_time(tmp_path):
+    images = [{"bytes": bytes([i]) * 100_000, "path": None} for i in range(200)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "one.parquet", row_group_size=1000, write_batch_size=4, data_page_size=1 << 18)
+    del images
+    before = pa.total_allocated_bytes()
+    for i in [*range(0, 200, 3), 5, 199, 198, 0]:
+        assert ParquetPicture(tmp_path / "one.parquet", 0, i).read() == bytes([i]) * 100_000
+        assert pa.total_allocated_bytes() - before < 8 << 20  # of 20 MB
+
+
+def test_a_damaged_parquet_is_named(parquet):
+    picture = ParquetPicture(parquet, 0, 0)
+    parquet.write_bytes(b"PAR1 cut off")
+    with pytest.raises(RowError, match=r"its image cannot be read from train.parquet \("):
+        picture.read()
+    with pytest.raises(RowError, match=r"cannot be read from gone.parquet \("):
+        ParquetPicture(parquet.with_name("gone.parquet"), 0, 0).read()
+
+
+def test_a_damaged_page_spoils_the_rows_of_its_own_and_later_ones_only(tmp_path):
+    rng = np.random.default_rng(0)
+    images = [{"bytes": rng.bytes(2000), "path": None} for _ in range(64)]
+    path = tmp_path / "one.parquet"
+    options = {"compression": "gzip", "use_dictionary": False, "write_batch_size": 4, "data_page_size": 1 << 13}
+    pq.write_table(pa.table({"image": images}), path, **options)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 4000] = bytes(4000)
+    path.write_bytes(data)
+    found = [read_or_refusal(ParquetPicture(path, 0, i)) for i in range(64)]
+    num_whole = next(i for i in range(64) if isinstance(found[i], str))
+    assert 10 < num_whole < 50
+    assert found[:num_whole] == [image["bytes"] for image in images[:num_whole]]
+    assert all("its image cannot be read from one.parquet (" in reason for reason in found[num_whole:])
+
+
+def read_or_refusal(picture):
+    try:
+        return picture.read()
+    except RowError as error:
+        return str(error)
+
+
+def test_a_row_that_is_not_there_is_named(parquet):
+    with pytest.raises(RowError, match=r"cannot be read from train.parquet \(row group 2 ends before row 3\)"):
+        ParquetPicture(parquet, 2, 3).read()
+
+
+def test_a_column_that_is_not_there_or_holds_no_bytes_is_named(parquet):
+    with pytest.raises(RowError, match=r"cannot be read from train.parquet \(it has no column 'photo'"):
+        ParquetPicture(parquet, 0, 0, column="photo").read()
+    with pytest.raises(RowError, match=r"column 'text' holds string, struct<bytes, path> or binary is wanted"):
+        ParquetPicture(parquet, 0, 0, column="text").read()

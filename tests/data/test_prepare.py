@@ -1,0 +1,616 @@
+"""`dcdctl prepare`: what users bring, what is wrong with it, and what is left behind when a run is killed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+import dcdctl
+from dcdctl.cli.prepare import prepare as prepare_command
+from dcdctl.cli.views.terminal import ErrorGroup
+from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare_corpus
+from dcdctl.core.errors import ConfigError, CorpusError, InputError
+from dcdctl.core.files import sha256_of
+
+ALL_IMAGES = ["a.jpg", "b with space.jpg", "ü.png", "d.webp"]
+
+
+def picture(i, suffix, side=(24, 16), **options):
+    noise = np.random.default_rng(i).integers(0, 256, (side[1], side[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}[suffix], **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, name in enumerate(ALL_IMAGES):
+        (folder / name).write_bytes(picture(i, Path(name).suffix))
+    return folder
+
+
+def entry(name, split="train", raws=("a dog", "a brown dog"), **more):
+    return {"filename": name, "split": split, "sentences": [{"raw": raw} for raw in raws], **more}
+
+
+def karpathy(tmp_path, images, entries, **options):
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps({"images": entries}))
+    source = manifest.choose_manifest(None, karpathy=path, images=[images])
+    return prepare_corpus(source, tmp_path / "out", options=PrepareOptions(**({"workers": 1} | options)))
+
+
+def pairs(tmp_path, images, text, sets=(), **options):
+    path = tmp_path / "pairs.csv"
+    path.write_text(text, encoding="utf-8")
+    source = manifest.choose_manifest(None, csv=path, images=[images], sets=sets)
+    return prepare_corpus(source, tmp_path / "out", options=PrepareOptions(**({"workers": 1} | options)))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def fingerprints(summary):
+    return {split: entry["fingerprint"] for split, entry in summary.splits.items()}
+
+
+# What is written
+
+
+def test_karpathy_rows_keep_their_order_bytes_captions_and_numbers(tmp_path, images):
+    entries = [entry(name, split) for name, split in zip(ALL_IMAGES, ["train", "test", "restval", "val"], strict=True)]
+    entries[0]["sentences"] = [{"raw": "One dog .", "sentid": 70}, {"raw": "Ein Hund läuft", "sentid": 71}, {"raw": "犬", "sentid": 5}]
+    for i, one in enumerate(entries[1:]):
+        one["sentences"] = [{"raw": f"only {i}", "sentid": i}]
+    summary = karpathy(tmp_path, images, entries)
+    assert {split: (found["images"], found["captions"]) for split, found in summary.splits.items()} == {
+        "train": (2, 4),
+        "val": (1, 1),
+        "test": (1, 1),
+    }
+    train = Corpus.open(tmp_path / "out", "train")
+    assert train.image_ids == ["a.jpg", "ü.png"]  # restval is train
+    assert train.captions == ["One dog .", "Ein Hund läuft", "犬", "only 1"]
+    assert train.caption_ids.tolist() == [70, 71, 5, 1]
+    assert train.image_bytes(1) == (images / "ü.png").read_bytes()
+    assert train.name == "dataset"
+    table = pq.read_table(tmp_path / "out" / "train-00000-of-00001.parquet")
+    assert [row["path"] for row in table["image"].to_pylist()] == ["a.jpg", "ü.png"]
+    assert table["width"].to_pylist() == [24, 24]
+
+
+def test_captions_without_numbers_are_counted_through_the_file(tmp_path, images):
+    karpathy(tmp_path, images, [entry("a.jpg"), entry("ü.png", "val"), entry("d.webp")])
+    assert Corpus.open(tmp_path / "out", "train").caption_ids.tolist() == [0, 1, 4, 5]
+
+
+def test_csv_rows_of_one_image_need_not_be_adjacent(tmp_path, images):
+    text = 'image,caption\na.jpg,"one, two"\nü.png,three\n\na.jpg,NA\nü.png,"She said ""hi"""\n'
+    pairs(tmp_path, images, text)
+    train = Corpus.open(tmp_path / "out", "train")
+    assert train.image_ids == ["a.jpg", "ü.png"]
+    assert train.captions == ["one, two", "NA", "three", 'She said "hi"']
+    assert train.caption_ids.tolist() == [0, 2, 1, 3]
+
+
+def test_csv_without_a_split_column_goes_where_it_is_set_to(tmp_path, images):
+    summary = pairs(tmp_path, images, "image,caption\na.jpg,x\n", sets=["split=test", "name=mine", "licence=CC0"])
+    assert (list(summary.splits), summary.name) == (["test"], "mine")
+    assert json.loads((tmp_path / "out" / "corpus.json").read_text())["licence"] == "CC0"
+
+
+def test_csv_splits_become_splits(tmp_path, images):
+    pairs(tmp_path, images, "caption,image,split\nx,a.jpg,test\ny,ü.png,restval\nz,a.jpg,test\n")
+    assert Corpus.open(tmp_path / "out", "test").captions == ["x", "z"]
+    assert Corpus.open(tmp_path / "out", "train").captions == ["y"]
+
+
+def test_splits_and_max_images_choose_rows_and_leave_the_others_unread(tmp_path, images):
+    entries = [entry("a.jpg", "val"), entry("ü.png", "val"), entry("gone.jpg", "val"), entry("also gone.jpg", "train")]
+    summary = karpathy(tmp_path, images, entries, splits=("val",), max_images=2)
+    assert {split: found["images"] for split, found in summary.splits.items()} == {"val": 2}
+
+
+@pytest.mark.parametrize("prefix", ["", "Flicker8k_Dataset/", "deep/er/"])
+def test_a_zip_and_a_folder_give_the_same_corpus(tmp_path, images, prefix):
+    archive = tmp_path / "images.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("__MACOSX/a.jpg", b"not a picture")
+        for name in ALL_IMAGES:
+            file.write(images / name, prefix + name)
+    entries = [entry(name) for name in ALL_IMAGES]
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").mkdir()
+    from_zip = karpathy(tmp_path / "1", archive, entries)
+    assert fingerprints(from_zip) == fingerprints(karpathy(tmp_path / "2", images, entries))
+
+
+def test_one_base_name_in_two_folders_is_told_apart_by_its_path(tmp_path, images):
+    archive = tmp_path / "coco.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("coco/train2014/x.jpg", (images / "a.jpg").read_bytes())
+        file.writestr("coco/val2014/x.jpg", (images / "b with space.jpg").read_bytes())
+    karpathy(tmp_path, archive, [entry("x.jpg", filepath="val2014"), entry("x.jpg", filepath="train2014")])
+    train = Corpus.open(tmp_path / "out", "train")
+    assert train.image_ids == ["val2014/x.jpg", "train2014/x.jpg"]
+    assert train.image_bytes(1) == (images / "a.jpg").read_bytes()
+    (tmp_path / "again").mkdir()
+    with pytest.raises(InputError, match=r"2 images in .* have that name .* the full path is wanted"):
+        karpathy(tmp_path / "again", archive, [entry("x.jpg")])
+
+
+def test_image_size_shrinks_the_shorter_side_and_never_enlarges(tmp_path, images):
+    (images / "large.jpg").write_bytes(picture(9, ".jpg", side=(90, 60)))
+    (images / "tall.webp").write_bytes(picture(9, ".webp", side=(40, 81)))
+    karpathy(tmp_path, images, [entry("large.jpg"), entry("tall.webp"), entry("a.jpg")], image_size_px=20)
+    train = Corpus.open(tmp_path / "out", "train")
+    assert [image.size for image in train.images(range(3))] == [(30, 20), (20, 40), (24, 16)]
+    assert train.image_bytes(2) == (images / "a.jpg").read_bytes()
+    rows = pq.read_table(tmp_path / "out" / "train-00000-of-00001.parquet").to_pylist()
+    assert [(row["width"], row["height"]) for row in rows] == [(30, 20), (20, 40), (24, 16)]
+    assert [row["image"]["path"] for row in rows] == ["large.jpg", "tall.png", "a.jpg"]
+    assert rows[1]["image"]["bytes"].startswith(b"\x89PNG")
+
+
+def test_the_number_of_workers_changes_no_byte_and_shards_change_no_fingerprint(tmp_path):
+    source = manifest.find_manifest("scenes", ["counts.train=70", "counts.val=0", "counts.test=9", "side_px=32"])
+    runs = {}
+    for workers, shard_size in [(1, 20), (2, 20), (3, 20), (1, 1000)]:
+        out = tmp_path / f"{workers}-{shard_size}"
+        runs[workers, shard_size] = (
+            prepare_corpus(source, out, options=PrepareOptions(workers=workers, shard_size=shard_size)),
+            contents(out),
+        )
+    assert runs[1, 20][1] == runs[2, 20][1] == runs[3, 20][1]
+    assert len(runs[1, 20][1]) == 4 + 1 + 1
+    assert fingerprints(runs[1, 1000][0]) == fingerprints(runs[1, 20][0])
+
+
+def test_a_changed_caption_or_byte_changes_the_fingerprint_of_its_split_only(tmp_path, images):
+    def run(name, entries):
+        (tmp_path / name).mkdir()
+        return fingerprints(karpathy(tmp_path / name, images, entries))
+
+    before = run("1", [entry("a.jpg"), entry("ü.png", "val")])
+    caption = run("2", [entry("a.jpg", raws=("a dog", "a brown dog.")), entry("ü.png", "val")])
+    (images / "ü.png").write_bytes(picture(77, ".png"))
+    image = run("3", [entry("a.jpg"), entry("ü.png", "val")])
+    assert (before["train"] != caption["train"], before["val"] == caption["val"]) == (True, True)
+    assert (before["train"] == image["train"], before["val"] != image["val"]) == (True, True)
+
+
+def test_corpus_json_says_where_it_all_came_from(scenes_corpus_dir, tmp_path, images):
+    karpathy(tmp_path, images, [entry("a.jpg")])
+    index = json.loads((tmp_path / "out" / "corpus.json").read_text())
+    assert index["source"]["annotations"] == {"file": "dataset.json", "sha256": sha256_of(tmp_path / "dataset.json")}
+    assert str(tmp_path) not in json.dumps(index)
+    shard = index["splits"]["train"]["shards"][0]
+    assert shard == {"file": "train-00000-of-00001.parquet", "sha256": sha256_of(tmp_path / "out" / shard["file"]), "rows": 1}
+    built_in = json.loads((scenes_corpus_dir / "corpus.json").read_text())
+    assert built_in["source"] | {"options": None} == {"kind": "scenes", "seed": 0, "side_px": 64, "captions": 5, "options": None}
+    assert built_in["skipped"] == []
+
+
+def test_scenes_are_png_files_named_by_split_and_number(scenes_corpus_dir):
+    test = Corpus.open(scenes_corpus_dir, "test")
+    rows = pq.read_table(scenes_corpus_dir / "test-00000-of-00001.parquet").to_pylist()
+    assert (test.num_images, test.num_captions, test.image(12).size) == (16, 80, (64, 64))
+    assert (rows[12]["image_id"], rows[12]["image"]["path"]) == ("test/000012", "test/000012.png")
+    assert Image.open(io.BytesIO(test.image_bytes(12))).format == "PNG"
+
+
+# What is wrong with what users bring
+
+
+BAD_ENTRIES = {
+    "an entry that is a list": ([], r"images\[1\]: a list \(\[\]\), an object is wanted"),
+    "no filename": (entry(None), r'images\[1\]: "filename" is missing or null'),
+    "a filename that is a number": (entry(17), r'images\[1\]: "filename" is a number \(17\)'),
+    "a missing image": (entry("gone.jpg"), r'dataset.json images\[1\] "gone.jpg": there is no such image in'),
+    "a name no file can have": (entry("x" * 5000), "there is no such image in"),
+    "an absolute path": (entry("/etc/passwd"), "climbs out of the folder"),
+    "a path with dots": (entry("../secret.jpg"), "climbs out of the folder"),
+    "a windows path": (entry("C:\\x.jpg"), "climbs out of the folder"),
+    "a backslash path with dots": (entry("..\\x.jpg"), "climbs out of the folder"),
+    "dots in the folder": (entry("secret.jpg", filepath="a/../.."), "climbs out of the folder"),
+    "a folder that is a list": (entry("ü.png", filepath=["x"]), r'"filepath" is a list'),
+    "an unknown split": (entry("ü.png", "holdout"), r"\"ü.png\": unknown split 'holdout' \(known: train, val, test, restval, "),
+    "a split that is null": (entry("ü.png", None), '"split" is missing or null'),
+    "a split that is a list": (entry("ü.png", ["train"]), '"split" is a list'),
+    "no captions": (entry("ü.png", raws=()), "the image has no caption"),
+    "captions that are missing": ({"filename": "ü.png", "split": "train"}, '"sentences" is missing or null, a list is wanted'),
+    "captions that are one string": (entry("ü.png") | {"sentences": "a dog"}, r'"sentences" is a text \("a dog"\), a list is wanted'),
+    "a sentence that is a string": (
+        entry("ü.png") | {"sentences": ["a dog"]},
+        r'sentences\[0\] is a text \("a dog"\), an object with "raw"',
+    ),
+    "a caption that is a number": (entry("ü.png", raws=("a", 5)), r"caption 1 is a number \(5\), text is wanted"),
+    "a caption that is null": (entry("ü.png", raws=(None,)), "caption 0 is missing or null, text is wanted"),
+    "a caption that is a list": (entry("ü.png", raws=(["a", "b"],)), r'caption 0 is a list \(\["a", "b"\]\), text is wanted'),
+    "an empty caption": (entry("ü.png", raws=("a", " \n")), "caption 1 is empty"),
+    "half a character": (entry("ü.png", raws=("\ud83d",)), "caption 0 is not Unicode text"),
+    "an image twice": (entry("a.jpg"), r"the same image as dataset.json images\[0\]"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ENTRIES)
+def test_a_bad_karpathy_entry_stops_with_its_number_or_is_listed(tmp_path, images, case):
+    (tmp_path / "secret.jpg").write_bytes(picture(0, ".jpg"))
+    bad, message = BAD_ENTRIES[case]
+    entries = [entry("a.jpg"), bad, entry("d.webp")]
+    with pytest.raises(InputError, match=message) as stopped:
+        karpathy(tmp_path, images, entries)
+    assert "dataset.json images[1]" in str(stopped.value)
+    assert "--on-error skip" in stopped.value.hint
+    summary = karpathy(tmp_path, images, entries, on_error="skip")
+    assert Corpus.open(tmp_path / "out", "train").image_ids == ["a.jpg", "d.webp"]
+    assert [row["row"] for row in summary.skipped] == ["dataset.json images[1]"]
+    assert summary.skipped[0]["reason"] in str(stopped.value)
+    assert json.loads((tmp_path / "out" / "corpus.json").read_text())["skipped"] == summary.skipped
+
+
+def bomb():
+    """A PNG that says it is 60,000 pixels wide and high."""
+    data = bytearray(picture(0, ".png"))
+    data[16:24] = (60_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
+
+
+BAD_FILES = {
+    "zero bytes": (b"", r"the image file is empty \(0 bytes\)"),
+    "text": (b"<html>404</html>", "not an image file that is read here"),
+    "a truncated jpeg": (picture(3, ".jpg", side=(200, 200))[:-500], "the image is truncated or damaged"),
+    "a truncated progressive jpeg": (picture(3, ".jpg", side=(200, 200), progressive=True)[:-500], "the image is truncated or damaged"),
+    "a jpeg of which only the head came": (picture(3, ".jpg", side=(200, 200))[:700], "the image is truncated or damaged"),
+    "a truncated png": (picture(3, ".png")[:-300], "the image is truncated or damaged"),
+    "a truncated webp": (picture(3, ".webp", side=(200, 200))[:-500], "truncated or damaged|not an image file"),
+    "a decompression bomb": (bomb(), "too many pixels, it may be a decompression bomb"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image file that is read here"),
+}
+
+
+@pytest.mark.parametrize(("case", "workers"), [*((case, 1) for case in BAD_FILES), ("zero bytes", 2), ("a truncated jpeg", 2)])
+def test_a_bad_image_stops_with_its_row_or_is_listed(tmp_path, images, case, workers):
+    data, message = BAD_FILES[case]
+    names = [f"{i:02}.jpg" for i in range(20)]
+    for name in names:
+        (images / name).write_bytes(picture(1, ".jpg"))
+    (images / "09.jpg").write_bytes(data)
+    entries = [entry(name) for name in names]
+    with pytest.raises(InputError, match=message) as stopped:
+        karpathy(tmp_path, images, entries, workers=workers)
+    assert str(stopped.value).startswith('dataset.json images[9] "09.jpg": ')
+    assert not (tmp_path / "out" / "corpus.json").exists()
+    summary = karpathy(tmp_path, images, entries, workers=workers, on_error="skip")
+    assert Corpus.open(tmp_path / "out", "train").image_ids == names[:9] + names[10:]
+    assert [(row["row"], row["image"]) for row in summary.skipped] == [("dataset.json images[9]", "09.jpg")]
+
+
+def test_every_truncation_of_a_jpeg_is_noticed(tmp_path):
+    from dcdctl.core.data import images as data_images
+
+    data = picture(3, ".jpg", side=(64, 48))
+    for end in range(1, len(data) - 2, 29):  # without its last two bytes, the end mark, the picture itself is whole
+        with pytest.raises(data_images.ImageError):
+            data_images.check(data[:end])
+    assert data_images.check(data).width == 64
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+def test_a_link_out_of_the_folder_is_refused(tmp_path, images):
+    (tmp_path / "secret.jpg").write_bytes(picture(0, ".jpg"))
+    (images / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (images / "inside.jpg").symlink_to(images / "a.jpg")
+    karpathy(tmp_path, images, [entry("inside.jpg")], splits=("train",))
+    (tmp_path / "again").mkdir()
+    with pytest.raises(InputError, match=r'images\[0\] "link.jpg": its image is a link that leads out of the folder'):
+        karpathy(tmp_path / "again", images, [entry("link.jpg")])
+
+
+def test_a_damaged_zip_member_is_named(tmp_path, images):
+    archive = tmp_path / "images.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(images / "a.jpg", "a.jpg")
+        file.write(images / "ü.png", "ü.png")
+    data = bytearray(archive.read_bytes())
+    data[200] ^= 255
+    archive.write_bytes(data)
+    with pytest.raises(InputError, match=r'images\[1\] "a.jpg": its image cannot be read from images.zip \(Bad CRC-32'):
+        karpathy(tmp_path, archive, [entry("ü.png"), entry("a.jpg")])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", 'no "images", a list of images is wanted'),
+        ('{"imgs": []}', 'no "images"'),
+        ('{"images": []}', r'"images" is a list \(\[\]\)'),
+        ('{"images": "a.jpg"}', r'"images" is a text \("a.jpg"\)'),
+        ("[" * 100_000, "is not JSON"),
+    ],
+)
+def test_json_without_images_is_refused(tmp_path, images, content, message):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        prepare_corpus(manifest.choose_manifest(None, karpathy=tmp_path / "x.json", images=[images]), tmp_path / "out")
+
+
+def test_files_that_are_not_there_are_named(tmp_path, images):
+    with pytest.raises(InputError, match=r"absent.json cannot be read \(No such file"):
+        prepare_corpus(manifest.choose_manifest(None, karpathy=tmp_path / "absent.json", images=[images]), tmp_path / "out")
+    with pytest.raises(InputError, match=r"absent.csv cannot be read \(No such file"):
+        prepare_corpus(manifest.choose_manifest(None, csv=tmp_path / "absent.csv", images=[images]), tmp_path / "out")
+    with pytest.raises(InputError, match=r"absent.zip do not exist; --images takes a folder or a zip"):
+        karpathy(tmp_path, tmp_path / "absent.zip", [entry("a.jpg")])
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 cut off", b"a text"])
+def test_images_that_are_no_zip_are_refused(tmp_path, data):
+    (tmp_path / "images.zip").write_bytes(data)
+    with pytest.raises(InputError, match=r"images.zip is not a zip"):
+        karpathy(tmp_path, tmp_path / "images.zip", [entry("a.jpg")])
+
+
+BAD_LINES = {
+    "a missing image": ("gone.jpg,x", '"gone.jpg": there is no such image'),
+    "no image": (",x", "no image is named"),
+    "an empty caption": ("a.jpg,", '"a.jpg": the caption is empty'),
+    "a caption that is a number": ("a.jpg,42", r"the caption is a number \(42\), text is wanted"),
+    "a caption that is nan": ("a.jpg,NaN", "the caption is a number"),
+    "a caption that is null": ("a.jpg,null", "the caption is missing or null"),
+    "a list of captions in one cell": ('a.jpg,"[""a dog"", ""a cat""]"', r'the caption is a list \(\["a dog", "a cat"\]\)'),
+    "a short row": ("a.jpg", "the caption is empty"),
+    "a path that climbs": ("../x.jpg,x", "climbs out of the folder"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_a_bad_csv_line_stops_with_its_number_or_is_listed(tmp_path, images, case):
+    line, message = BAD_LINES[case]
+    text = f'image,caption\na.jpg,"over\ntwo lines"\n\n{line}\nü.png,fine\n'
+    with pytest.raises(InputError, match=message) as stopped:
+        pairs(tmp_path, images, text)
+    assert str(stopped.value).startswith("pairs.csv line 5")
+    summary = pairs(tmp_path, images, text, on_error="skip")
+    assert Corpus.open(tmp_path / "out", "train").captions == ["over\ntwo lines", "fine"]
+    assert [row["row"] for row in summary.skipped] == ["pairs.csv line 5"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not a CSV of image and caption: it is empty"),
+        ("a," * 70_000 + "\na.jpg,x\n", "has no column 'image', its columns are a, a, a, a, a, a, a, a and 69,993 more"),
+        ('"' + "a" * 200_000, "is not a CSV of image and caption: field larger than field limit"),
+        ("file,text\na.jpg,x\n", "has no column 'image', its columns are file, text"),
+        ("image\na.jpg\n", "has no column 'caption', its columns are image"),
+        (
+            "image,caption\na.jpg,x\na.jpg,a dog, running\n",
+            "Expected 2 fields in line 3, saw 3; a caption with a comma must",
+        ),
+        ("image,caption\na.jpg,a dog, running\na.jpg,x\n", "a caption with a comma must stand in quotes"),
+        ("image,caption\n", "the source has no image"),
+        ("image,caption,split\na.jpg,x,holdout\n", "line 2 \"a.jpg\": unknown split 'holdout'"),
+        ("image,caption,split\na.jpg,x,val\na.jpg,y,train\n", 'line 3 "a.jpg": its split is train, but val in pairs.csv line 2'),
+    ],
+)
+def test_a_csv_of_another_form_is_refused(tmp_path, images, text, message):
+    with pytest.raises(InputError, match=message):
+        pairs(tmp_path, images, text)
+
+
+def test_an_empty_split_is_an_error_even_where_rows_are_skipped(tmp_path, images):
+    with pytest.raises(InputError, match="split 'test' is empty; the source has no row of it"):
+        karpathy(tmp_path, images, [entry("a.jpg")], splits=("train", "test"))
+    with pytest.raises(InputError, match=r"split 'val' is empty; the first row left out: dataset.json images\[1\]: there is no such image"):
+        karpathy(tmp_path, images, [entry("a.jpg"), entry("gone.jpg", "val")], on_error="skip")
+    (images / "zero.jpg").touch()
+    with pytest.raises(InputError, match=r"split 'val' is empty; .*images\[1\]: the image file is empty"):
+        karpathy(tmp_path, images, [entry("a.jpg"), entry("zero.jpg", "val")], on_error="skip")
+    with pytest.raises(InputError, match="split 'test' is empty"):
+        prepare_corpus(manifest.find_manifest("scenes", ["counts.test=0"]), tmp_path / "s", options=PrepareOptions(splits=("test",)))
+
+
+def test_options_out_of_range_are_named():
+    with pytest.raises(InputError, match="unknown split 'dev'; known splits: train, val, test"):
+        PrepareOptions(splits=("train", "dev"))
+    with pytest.raises(ConfigError, match="image_size_px must be at least 1, got 0"):
+        PrepareOptions(image_size_px=0)
+    with pytest.raises(ConfigError, match="on_error must be stop or skip, got 'ignore'"):
+        PrepareOptions(on_error="ignore")
+
+
+# The folder that is written
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, images):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("dear")
+    with pytest.raises(InputError, match=r"out holds something else \(thesis.txt\)"):
+        karpathy(tmp_path, images, [entry("a.jpg")])
+    assert contents(tmp_path / "out") == {"thesis.txt": b"dear"}
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path, images):
+    (tmp_path / "out").write_text("dear")
+    with pytest.raises(InputError, match="is a file, a folder to write is wanted"):
+        karpathy(tmp_path, images, [entry("a.jpg")])
+
+
+def test_the_same_again_is_already_there_and_another_is_refused(tmp_path, images):
+    first = karpathy(tmp_path, images, [entry("a.jpg"), entry("ü.png")])
+    before = contents(tmp_path / "out")
+    again = karpathy(tmp_path, images, [entry("a.jpg"), entry("ü.png")], workers=2)
+    assert (first.already_there, again.already_there) == (False, True)
+    assert (again.splits, str(again).splitlines()[0].startswith("dataset: already there")) == (first.splits, True)
+    for entries, options in [([entry("a.jpg")], {}), ([entry("a.jpg"), entry("ü.png")], {"image_size_px": 4})]:
+        with pytest.raises(InputError, match="finished corpus, dataset, that was made from other files or with other options; remove it"):
+            karpathy(tmp_path, images, entries, **options)
+    assert contents(tmp_path / "out") == before
+
+
+def test_an_unfinished_folder_of_another_plan_starts_afresh(tmp_path, images):
+    (images / "zero.jpg").touch()
+    entries = [entry("a.jpg"), entry("ü.png"), entry("zero.jpg")]
+    with pytest.raises(InputError, match="empty"):
+        karpathy(tmp_path, images, entries, shard_size=1)
+    assert sorted(contents(tmp_path / "out")) == ["prepare.json", "train-00000-of-00003.parquet", "train-00001-of-00003.parquet"]
+    with pytest.raises(CorpusError, match="no finished corpus"):
+        Corpus.open(tmp_path / "out", "train")
+    karpathy(tmp_path, images, entries[:2], shard_size=2)
+    assert sorted(contents(tmp_path / "out")) == ["corpus.json", "train-00000-of-00001.parquet"]
+
+
+def test_a_shard_that_was_changed_behind_its_back_is_made_again(tmp_path, images):
+    (images / "zero.jpg").touch()
+    entries = [entry("a.jpg"), entry("zero.jpg")]
+    with pytest.raises(InputError, match="empty"):
+        karpathy(tmp_path, images, entries, shard_size=1)
+    shard = tmp_path / "out" / "train-00000-of-00002.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-9])
+    with pytest.raises(InputError, match="empty"):
+        karpathy(tmp_path, images, entries, shard_size=1)
+    assert shard.read_bytes() == whole
+
+
+def test_a_corpus_made_before_protocols_were_looked_at_is_still_there(tmp_path):
+    source = manifest.find_manifest("scenes", ["counts.train=3", "counts.val=0", "counts.test=2", "side_px=16"])
+    prepare_corpus(source, tmp_path / "out", options=PrepareOptions(workers=1))
+    path = tmp_path / "out" / "corpus.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in index.items() if key not in ("protocol", "leakage")}))
+    again = prepare_corpus(source, tmp_path / "out", options=PrepareOptions(workers=1))
+    assert (again.already_there, again.protocol) == (True, "none: not looked at when it was made")
+    assert "protocol: none" in str(again)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from dcdctl.core.data import PrepareOptions, find_manifest, prepare_corpus
+
+if __name__ == "__main__":
+    source = find_manifest("scenes", ["counts.train=240", "counts.val=8", "counts.test=40", "side_px=96"])
+    prepare_corpus(source, Path(sys.argv[1]), options=PrepareOptions(workers=int(sys.argv[2]), shard_size=16))
+"""
+
+
+def recorded_shards(out: Path) -> list[str]:
+    plan = out / "prepare.json"
+    return list(json.loads(plan.read_text())["shards"]) if plan.exists() else []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path, workers):
+    script, out = tmp_path / "script.py", tmp_path / "out"
+    script.write_text(SCRIPT)
+    environment = os.environ | {"PYTHONPATH": str(Path(dcdctl.__file__).parent.parent)}
+    command = [sys.executable, str(script), str(out), str(workers)]
+    rng = random.Random(workers)
+    kept: dict[str, int] = {}
+    for _ in range(3):
+        process = subprocess.Popen(command, env=environment)
+        # Wait until one more shard is on record, then strike at a random moment of the next ones.
+        deadline = time.monotonic() + 60
+        while len(recorded_shards(out)) <= len(kept) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.04))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        times = {name: (out / name).stat().st_mtime_ns for name in recorded_shards(out)}
+        assert {name: times[name] for name in kept} == kept  # finished shards are not made again
+        assert not (out / "corpus.json").exists()
+        kept = times
+    assert kept
+    subprocess.run(command, env=environment, check=True)
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
+    subprocess.run([sys.executable, str(script), str(tmp_path / "unkilled"), "1"], env=environment, check=True)
+    killed, unkilled = ({path.name: sha256_of(path) for path in folder.iterdir()} for folder in (out, tmp_path / "unkilled"))
+    assert killed == unkilled
+    assert len(killed) == 15 + 1 + 3 + 1
+
+
+def test_progress_counts_every_row_once(tmp_path, images):
+    from contextlib import contextmanager
+
+    seen = []
+
+    @contextmanager
+    def track(label, *, total, unit):
+        seen.append((label, total, unit))
+        yield seen.append
+
+    (images / "zero.jpg").touch()
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": [entry("a.jpg"), entry("zero.jpg"), entry("ü.png", "val")]}))
+    source = manifest.choose_manifest(None, karpathy=tmp_path / "dataset.json", images=[images])
+    prepare_corpus(source, tmp_path / "out", options=PrepareOptions(workers=1, on_error="skip"), track=track)
+    assert seen == [("prepare", 3, "images"), 1, 1, 1]
+
+
+# The command
+
+
+@pytest.fixture
+def run_cli():
+    app = typer.Typer(cls=ErrorGroup, pretty_exceptions_enable=False)
+    app.command("prepare")(prepare_command)
+    app.callback()(lambda: None)
+    return lambda *arguments: CliRunner().invoke(app, ["prepare", *map(str, arguments)])
+
+
+def test_the_command_leaves_a_corpus_and_prints_one_json_document(run_cli, tmp_path, images):
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": [entry("a.jpg"), entry("gone.jpg"), entry("ü.png", "val")]}))
+    flags = ["--karpathy", tmp_path / "dataset.json", "--images", images, "--out", tmp_path / "out", "--splits", "train, val"]
+    stopped = run_cli(*flags)
+    assert (stopped.exit_code, stopped.stdout) == (1, "")
+    assert 'error: dataset.json images[1] "gone.jpg": there is no such image' in stopped.stderr
+    done = run_cli(*flags, "--on-error", "skip", "--workers", "1", "--json")
+    assert done.exit_code == 0
+    assert [row["row"] for row in json.loads(done.stdout)["skipped"]] == ["dataset.json images[1]"]
+    assert Corpus.open(tmp_path / "out", "val").image_ids == ["ü.png"]
+
+
+def test_the_command_prepares_the_built_in_corpus(run_cli, tmp_path):
+    done = run_cli(
+        "scenes", "--out", tmp_path / "out", "--max-images", "4", "--set", "side_px=32", "--set", "counts.val=3", "--workers", "1"
+    )
+    assert done.exit_code == 0
+    assert "train 4 images, 20 captions" in done.stdout
+    assert Corpus.open(tmp_path / "out", "val").num_images == 3
+
+
+def test_the_command_lists_the_manifests(run_cli):
+    shown = run_cli("--list").stdout
+    assert all(name in shown for name in ("scenes", "flickr8k", "flickr30k", "coco", "train 113,287", "meter-coco", "94.3/99.6/99.9"))
+    document = json.loads(run_cli("--list", "--json").stdout)
+    assert [one["name"] for one in document["data_sets"]] == ["coco", "flickr30k", "flickr8k", "scenes"]
+    assert [one["name"] for one in document["teachers"]] == [
+        "meter-coco",
+        "meter-flickr30k",
+        "meter-pretrained",
+        "vilt-coco",
+        "vilt-flickr30k",
+    ]

@@ -1,0 +1,293 @@
+"""The forms in which data sets come: each gives the same corpus, and what is wrong with a row is said with the row."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from captioned_photos import CAPTIONS, DATA, NAMES, SPLITS, contents
+
+from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare_corpus
+from dcdctl.core.errors import ConfigError, InputError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "jpg").mkdir()
+    for name, data in zip(NAMES, DATA, strict=True):
+        (tmp_path / "jpg" / name).write_bytes(data)
+    return tmp_path
+
+
+def made(folder: Path, toml: str, **options: Any) -> Path:
+    """The corpus of a manifest in the folder."""
+    (folder / "mine.toml").write_text(toml, encoding="utf-8")
+    prepare_corpus(manifest.find_manifest(str(folder / "mine.toml")), folder / "out", options=PrepareOptions(**{"workers": 1} | options))
+    return folder / "out"
+
+
+WANTED = {split: [row[:3] for row in zip(NAMES, DATA, CAPTIONS, SPLITS, strict=True) if row[3] == split] for split in ("train", "test")}
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2)
+
+
+def image_struct(number: int) -> dict[str, Any]:
+    return {"bytes": DATA[number], "path": NAMES[number]}
+
+
+def test_a_table_of_one_caption_a_row(folder):
+    lines = ["file_name,text,split", "a.jpg,a dog,train", "b c.jpg,grass,train", "a.jpg,a brown dog,train", "ü.jpg,two birds,validation"]
+    (folder / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+    out = made(folder, 'format = "csv"\npairs = "metadata.csv"\nimages = "jpg"\n')
+    assert contents(out) == {"train": WANTED["train"], "val": [("ü.jpg", DATA[2], ["two birds"])]}
+
+
+def test_the_table_of_nlphuji_flickr30k(folder):
+    rows = [
+        f'"{json.dumps(texts).replace(chr(34), chr(34) * 2)}","[{i}, {i + 1}]",{split},{name},{i}'
+        for i, (name, texts, split) in enumerate(zip(NAMES, CAPTIONS, SPLITS, strict=True))
+    ]
+    (folder / "flickr.csv").write_text("\n".join(["raw,sentids,split,filename,img_id", *rows]), encoding="utf-8")
+    out = made(folder, 'format = "csv"\npairs = "flickr.csv"\nimages = "jpg"\n')
+    assert contents(out) == WANTED
+    # The second image has one caption and two numbers: they are not its, and it takes its place in the split.
+    assert Corpus.open(out, "train").caption_ids.tolist() == [0, 1, 2]
+    assert Corpus.open(out, "test").caption_ids.tolist() == [2, 3]
+
+
+def test_json_lines(folder):
+    objects = [
+        {"image": "a.jpg", "captions": CAPTIONS[0]},
+        {"image": "b c.jpg", "caption": "grass"},
+        {"filename": "ü.jpg", "caption": CAPTIONS[2], "split": "test", "sentids": [8, 9]},
+    ]
+    (folder / "rows.jsonl").write_text("\n\n".join(json.dumps(one, ensure_ascii=False) for one in objects), encoding="utf-8")
+    out = made(folder, 'format = "jsonl"\npairs = "rows.jsonl"\nimages = "jpg"\n')
+    assert contents(out) == WANTED
+    assert Corpus.open(out, "test").caption_ids.tolist() == [8, 9]
+
+
+def test_the_lists_of_lavis_from_two_archives(folder):
+    for name, member in (("train2014", 0), ("val2014", 1)):
+        with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+            archive.writestr(f"{name}/{NAMES[member]}", DATA[member])
+    train = [
+        {"caption": "a dog", "image": "train2014/a.jpg", "image_id": "coco_1"},
+        {"caption": "grass", "image": "val2014/b c.jpg", "image_id": "coco_2"},
+        {"caption": "a brown dog", "image": "train2014/a.jpg", "image_id": "coco_1"},
+    ]
+    (folder / "train.json").write_text(json.dumps(train))
+    (folder / "test.json").write_text(json.dumps([{"image": "jpg/ü.jpg", "caption": CAPTIONS[2]}]))
+    toml = 'format = "lavis"\nimages = ["train2014.zip", "val2014.zip", "jpg"]\n[annotations]\ntrain = "train.json"\ntest = "test.json"\n'
+    found = contents(made(folder, toml))
+    assert {split: [row[1:] for row in rows] for split, rows in found.items()} == {
+        split: [row[1:] for row in rows] for split, rows in WANTED.items()
+    }
+    assert [row[0] for row in found["train"]] == ["train2014/a.jpg", "val2014/b c.jpg"]
+
+
+@pytest.mark.parametrize("form", ["list", "struct", "numbered", "row a caption"])
+def test_the_parquet_files_of_the_hub(folder, form):
+    rows: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+    for i, (texts, split) in enumerate(zip(CAPTIONS, SPLITS, strict=True)):
+        base = {"image": image_struct(i)}
+        if form == "list":
+            rows[split].append({**base, "caption": texts, "sentids": list(range(i, i + len(texts)))})
+        elif form == "struct":
+            rows[split].append({**base, "sentences": [{"raw": text, "tokens": text.split()} for text in texts]})
+        elif form == "numbered":
+            rows[split].append({**base, "caption_1": texts[-1], "caption_0": texts[0]})
+        else:
+            rows[split] += [{**base, "caption": text} for text in texts]
+    for split, part in rows.items():
+        write_parquet(folder / f"{split}-0.parquet", part)
+    column = 'caption_column = "sentences.raw"\n' if form == "struct" else ""
+    out = made(folder, f'format = "parquet"\n{column}[rows]\ntrain = "train-*.parquet"\ntest = "test-*.parquet"\n')
+    # A row with a column a caption has as many as there are columns.
+    wanted = {**WANTED, "train": [WANTED["train"][0], ("b c.jpg", DATA[1], ["grass", "grass"])]} if form == "numbered" else WANTED
+    assert contents(out) == wanted
+
+
+def test_parquet_joined_with_karpathys_splits(folder):
+    rows = [{"image": {"bytes": DATA[i], "path": None}, "filename": NAMES[i], "caption": CAPTIONS[i]} for i in range(3)]
+    write_parquet(folder / "test-0.parquet", [rows[2], rows[0], {**rows[0], "filename": "other.jpg"}, rows[1]])
+    entries = [{"filename": name, "split": split} for name, split in zip(NAMES, ["restval", "train", "test"], strict=True)]
+    (folder / "dataset.json").write_text(json.dumps({"images": entries}))
+    toml = 'format = "parquet"\nsplits = "dataset.json"\nid_column = "filename"\n[rows]\nall = "test-0.parquet"\n'
+    assert contents(made(folder, toml)) == WANTED
+
+
+def test_a_corpus_is_a_source_too(folder):
+    rows = [{"image": name, "captions": texts} for name, texts in zip(NAMES, CAPTIONS, strict=True)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    first = made(folder, 'format = "jsonl"\npairs = "rows.jsonl"\nimages = "jpg"\n')
+    first.rename(folder / "first")
+    again = made(folder, 'format = "parquet"\n[rows]\ntrain = "first/train-*.parquet"\n')
+    assert contents(again) == contents(folder / "first")
+    assert Corpus.open(again, "train").fingerprint == Corpus.open(folder / "first", "train").fingerprint
+
+
+def add_member(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
+
+
+def test_webdataset_tars(folder):
+    with tarfile.open(folder / "train-0.tar", "w") as archive:
+        add_member(archive, "0001.jpg", DATA[0])
+        add_member(archive, "0001.txt", b"a dog\na brown dog\n")
+        add_member(archive, "0002.json", json.dumps({"caption": "grass", "width": 24}).encode())
+        add_member(archive, "0002.jpg", DATA[1])
+    with tarfile.open(folder / "test-0.tar", "w") as archive:
+        add_member(archive, "./0001.jpg", DATA[2])
+        add_member(archive, "./0001.json", json.dumps({"captions": CAPTIONS[2]}).encode())
+    out = made(folder, 'format = "webdataset"\n[shards]\ntrain = "train-*.tar"\ntest = ["test-0.tar"]\n', workers=2)
+    found = contents(out)
+    assert {split: [row[1:] for row in rows] for split, rows in found.items()} == {
+        split: [row[1:] for row in rows] for split, rows in WANTED.items()
+    }
+    assert [row[0] for row in found["train"]] == ["train/0001.jpg", "train/0002.jpg"]
+
+
+BAD_ROWS: dict[str, tuple[str, Any, str]] = {
+    "lavis: no image": ("lavis", {"caption": "x"}, '"image" is missing or null, the path of an image is wanted'),
+    "lavis: a row that is a text": ("lavis", "a dog", r'a text \("a dog"\), an object is wanted'),
+    "lavis: no caption": ("lavis", {"image": "a.jpg"}, "the caption is missing or null"),
+    "lavis: an empty list": ("lavis", {"image": "a.jpg", "caption": []}, "the image has no caption"),
+    "lavis: a number among captions": ("lavis", {"image": "a.jpg", "caption": ["x", 3]}, r"caption 1 is a number \(3\)"),
+    "lavis: a path that climbs": ("lavis", {"image": "../x.jpg", "caption": "x"}, "climbs out of the folder"),
+    "jsonl: no image": ("jsonl", {"caption": "x"}, "no image is named"),
+    "jsonl: an image that is a number": ("jsonl", {"image": 4, "caption": "x"}, r'"image" is a number \(4\), a path is wanted'),
+    "jsonl: no caption": ("jsonl", {"image": "a.jpg"}, "the caption is missing or null"),
+    "jsonl: captions that are a text": ("jsonl", {"image": "a.jpg", "captions": {"0": "x"}}, r"the caption is an object"),
+    "jsonl: an empty caption": ("jsonl", {"image": "a.jpg", "captions": ["x", "  "]}, "caption 1 is empty"),
+    "jsonl: an unknown split": ("jsonl", {"image": "a.jpg", "caption": "x", "split": "dev2"}, "unknown split 'dev2'"),
+    "jsonl: a split that is null": ("jsonl", {"image": "a.jpg", "caption": "x", "split": None}, '"split" is missing or null'),
+    "jsonl: a missing image": ("jsonl", {"image": "gone.jpg", "caption": "x"}, "there is no such image in"),
+    "parquet: no caption": ("parquet", {"captions": None}, "the caption is missing or null"),
+    "parquet: an empty list": ("parquet", {"captions": []}, "the image has no caption"),
+    "parquet: an empty caption": ("parquet", {"captions": ["x", ""]}, "caption 1 is empty"),
+    "parquet: no bytes": ("parquet", {"image": {"bytes": None, "path": "x.jpg"}}, "has no bytes of its image in column 'image'"),
+    "parquet: a text for a picture": ("parquet", {"image": {"bytes": b"<html>", "path": "x.jpg"}}, "not an image file that is read here"),
+    "webdataset: no caption": (
+        "webdataset",
+        {"jpg": DATA[0]},
+        "there is no caption of that key: .* is wanted, it has jpg",
+    ),
+    "webdataset: no picture": ("webdataset", {"txt": b"x"}, "there is no picture of that key, only txt"),
+    "webdataset: blank lines": ("webdataset", {"jpg": DATA[0], "txt": b"\n \n"}, "the image has no caption"),
+    "webdataset: half a JSON": ("webdataset", {"jpg": DATA[0], "json": b'{"caption": '}, "its JSON cannot be read"),
+    "webdataset: a JSON list": ("webdataset", {"jpg": DATA[0], "json": b"[]"}, r"its JSON is a list \(\[\]\), an object is wanted"),
+    "webdataset: a JSON without one": ("webdataset", {"jpg": DATA[0], "json": b"{}"}, "the caption is missing or null"),
+    "webdataset: Latin-1": ("webdataset", {"jpg": DATA[0], "txt": "größer".encode("latin-1")}, "its txt is not UTF-8 text"),
+    "webdataset: a text for a picture": ("webdataset", {"jpg": b"<html>", "txt": b"x"}, "not an image file that is read here"),
+}
+
+
+def with_a_bad_row(folder: Path, form: str, bad: Any) -> str:
+    """A source of three rows whose second is bad, and its manifest."""
+    if form == "lavis":
+        rows = [{"image": "a.jpg", "caption": ["x"]}, bad, {"image": "ü.jpg", "caption": "y"}]
+        (folder / "train.json").write_text(json.dumps(rows))
+        return 'format = "lavis"\nimages = "jpg"\nannotations = { train = "train.json" }\n'
+    if form == "jsonl":
+        rows = [{"image": "a.jpg", "caption": "x"}, bad, {"image": "ü.jpg", "caption": "y"}]
+        (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return 'format = "jsonl"\npairs = "rows.jsonl"\nimages = "jpg"\n'
+    if form == "parquet":
+        good = {"image": image_struct(0), "captions": ["x"]}
+        rows = [good, {**good, "image": image_struct(1), **bad}, {**good, "image": image_struct(2)}]
+        write_parquet(folder / "train.parquet", rows)
+        return 'format = "parquet"\nrows = { train = "train.parquet" }\n'
+    with tarfile.open(folder / "train.tar", "w") as archive:
+        for key, members in (("0", {"jpg": DATA[0], "txt": b"x"}), ("1", bad), ("2", {"jpg": DATA[2], "txt": b"y"})):
+            for suffix, data in members.items():
+                add_member(archive, f"{key}.{suffix}", data)
+    return 'format = "webdataset"\nshards = { train = "train.tar" }\n'
+
+
+WHERE = {"lavis": "train.json [1]", "jsonl": "rows.jsonl line 2", "parquet": "train.parquet row 1", "webdataset": "train.tar 1"}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_a_bad_row_stops_with_its_place_or_is_listed(folder, case):
+    form, bad, message = BAD_ROWS[case]
+    toml = with_a_bad_row(folder, form, bad)
+    with pytest.raises(InputError, match=message) as stopped:
+        made(folder, toml)
+    assert str(stopped.value).startswith(WHERE[form])
+    out = made(folder, toml, on_error="skip")
+    assert Corpus.open(out, "train").num_images == 2
+    assert [row["row"] for row in json.loads((out / "corpus.json").read_text())["skipped"]] == [WHERE[form]]
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ('format = "lavis"\nimages = "jpg"\nannotations = { dev = "x.json" }\n', "annotations.dev is no split; known splits"),
+        ('format = "parquet"\nrows = { dev = "x.parquet" }\n', "rows.dev is no split"),
+        ('format = "parquet"\nrows = "x.parquet"\n', "rows must be a table"),
+        ('format = "webdataset"\nshards = { train = 5 }\n', "shards.train must be a list, got 5"),
+        ('format = "csv"\npairs = "x.csv"\n', "images is missing"),
+        ('name = "a"\n[[sources]]\nformat = "csv"\nimages = "jpg"\n', "pairs is missing"),
+        ('format = "csv"\n[[sources]]\nformat = "csv"\n', r"format stands beside \[\[sources\]\]"),
+        ("sources = []\n", "sources must be a list of tables"),
+        ('[[sources]]\nname = "x"\nformat = "csv"\npairs = "p"\nimages = "jpg"\n' * 2, "two sources have the name 'x'"),
+        ('[files."a.zip"]\nurl = 5\n', "files.a.zip.url must be str, got 5"),
+        ('format = "csv"\npairs = "p"\nimages = "jpg"\n[expected.train]\nimages = 5\n', "expected.train.captions is missing"),
+    ],
+)
+def test_a_manifest_that_is_wrong_says_where(folder, toml, message):
+    with pytest.raises(ConfigError, match=message):
+        made(folder, toml)
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ('format = "parquet"\nrows = { train = "none-*.parquet" }\n', r"there is no file .*none-\*.parquet"),
+        ('format = "parquet"\nrows = { train = "none.parquet" }\n', "none.parquet does not exist"),
+        ('format = "parquet"\nrows = { train = "broken.parquet" }\n', "broken.parquet is not a Parquet file"),
+        ('format = "parquet"\nrows = { train = "bare.parquet" }\n', "has no column 'image' for the image, its columns are text"),
+        (
+            'format = "parquet"\nimage_column = "text"\nrows = { train = "bare.parquet" }\n',
+            "'text' is string, image files are wanted",
+        ),
+        ('format = "parquet"\nrows = { train = "silent.parquet" }\n', "has no column 'captions' for the captions, its columns are image"),
+        ('format = "parquet"\nid_column = "id"\nrows = { train = "fine.parquet" }\n', "has no column 'id' for what tells images apart"),
+        ('format = "parquet"\nrows = { all = "fine.parquet" }\n', "has no column 'split' for the split"),
+        ('format = "webdataset"\nshards = { train = "none.tar" }\n', "none.tar do not exist"),
+        ('format = "webdataset"\nshards = { train = "broken.parquet" }\n', "broken.parquet is not a zip"),
+        ('format = "jsonl"\npairs = "none.jsonl"\nimages = "jpg"\n', "none.jsonl cannot be read"),
+        ('format = "jsonl"\npairs = "broken.jsonl"\nimages = "jpg"\n', "broken.jsonl line 2 is not JSON"),
+        ('format = "jsonl"\npairs = "list.jsonl"\nimages = "jpg"\n', r"list.jsonl line 1 is a list \(\[1\]\), an object is wanted"),
+        ('format = "lavis"\nimages = "jpg"\nannotations = { train = "object.json" }\n', "is an object .*, a list of rows is wanted"),
+    ],
+)
+def test_a_file_that_is_wrong_is_named(folder, toml, message):
+    (folder / "broken.parquet").write_bytes(b"PAR1 cut off")
+    (folder / "broken.jsonl").write_text('{"image": "a.jpg", "caption": "x"}\n{"image": ')
+    (folder / "list.jsonl").write_text("[1]")
+    (folder / "object.json").write_text("{}")
+    write_parquet(folder / "bare.parquet", [{"text": "x"}])
+    write_parquet(folder / "silent.parquet", [{"image": image_struct(0)}])
+    write_parquet(folder / "fine.parquet", [{"image": image_struct(0), "captions": ["x"]}])
+    with pytest.raises(InputError, match=message):
+        made(folder, toml)
+
+
+def test_an_image_in_two_splits_is_an_error(folder):
+    (folder / "train.json").write_text(json.dumps([{"image": "a.jpg", "caption": "x"}]))
+    toml = 'format = "lavis"\nimages = "jpg"\nannotations = { train = "train.json", test = "train.json" }\n'
+    with pytest.raises(InputError, match=r"its split is test, but train in train.json \[0\]"):
+        made(folder, toml)

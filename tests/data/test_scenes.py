@@ -1,0 +1,165 @@
+"""The built-in corpus: the same everywhere, disjoint splits, captions that only a model of order and binding can tell apart."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from itertools import islice
+
+import numpy as np
+import pytest
+from paths import ROOT, SUPPORT
+from scene_digest import digest_of_scenes
+
+from dcdctl.core.data import scenes
+
+NUM_TEST = 500
+
+
+@pytest.fixture(scope="module")
+def test_scenes():
+    return list(islice(scenes.describe_scenes(0, "test"), NUM_TEST))
+
+
+def test_pictures_and_captions_are_the_same_in_another_process():
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from scene_digest import digest_of_scenes; print(digest_of_scenes(12))"
+    environment = {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"}
+    other = subprocess.run([sys.executable, "-c", code, str(SUPPORT)], env=environment, check=True, capture_output=True, text=True)
+    assert other.stdout.strip() == digest_of_scenes(12)
+
+
+def test_the_first_scenes_are_the_same_whatever_the_number(test_scenes):
+    assert list(islice(scenes.describe_scenes(0, "test"), 7)) == test_scenes[:7]
+
+
+def test_another_seed_draws_other_scenes(test_scenes):
+    assert next(scenes.describe_scenes(1, "test")).scene != test_scenes[0].scene
+
+
+def family_key(scene):
+    return tuple(sorted((thing.shape, thing.size) for thing in scene.objects)), tuple(sorted(thing.color for thing in scene.objects))
+
+
+def test_no_family_of_objects_stands_in_two_splits_of_any_seed():
+    families = defaultdict(set)
+    for seed in (0, 1, 2):
+        for split in scenes.SPLIT_BUCKETS:
+            families[split] |= {family_key(one.scene) for one in islice(scenes.describe_scenes(seed, split), 800)}
+    assert all(len(found) >= 590 for found in families.values())  # 3 seeds x 200 families, hardly one twice
+    assert not families["train"] & families["val"]
+    assert not families["train"] & families["test"]
+    assert not families["val"] & families["test"]
+
+
+def test_a_family_shares_its_words_and_nothing_else(test_scenes):
+    for start in range(0, NUM_TEST, scenes.FAMILY_SIZE):
+        family = [one.scene for one in test_scenes[start : start + scenes.FAMILY_SIZE]]
+        assert len({family_key(scene) for scene in family}) == 1
+        layouts = {frozenset((thing.shape, thing.color, thing.column, thing.row) for thing in scene.objects) for scene in family}
+        assert len(layouts) == scenes.FAMILY_SIZE
+
+
+def test_captions_of_an_image_are_distinct(test_scenes):
+    assert all(len({statement.text for statement in one.statements}) == 5 for one in test_scenes)
+
+
+def test_a_statement_is_true_of_its_scene_and_false_of_its_three_siblings(test_scenes):
+    for i, one in enumerate(test_scenes):
+        start = i - i % scenes.FAMILY_SIZE
+        family = [other.scene for other in test_scenes[start : start + scenes.FAMILY_SIZE]]
+        for statement in one.statements:
+            assert [statement.holds(scene) for scene in family] == [scene is one.scene for scene in family], statement.text
+
+
+def test_a_text_says_what_its_statement_says(test_scenes):
+    for one in test_scenes[:100]:
+        for statement in one.statements:
+            assert any(phrase in statement.text for phrase in scenes.RELATIONS[statement.relation].phrases)
+            for mention in (statement.subject, statement.object):
+                assert f"{mention.color} {mention.shape}" in statement.text
+                assert mention.quarter is None or mention.quarter in statement.text
+                assert mention.size is None or any(
+                    f"{word} {mention.color} {mention.shape}" in statement.text for word in scenes.SIZES[mention.size]
+                )
+
+
+def bits(statement):
+    """How much a statement rules out."""
+    relation = scenes.RELATIONS[statement.relation]
+    of_relation = 1.3 if not relation.is_exact else 2.7 if relation.columns and relation.rows else 3.3
+    sizes = sum(mention.size is not None for mention in (statement.subject, statement.object))
+    quarters = sum(mention.quarter is not None for mention in (statement.subject, statement.object))
+    return of_relation + sizes + 2 * quarters
+
+
+def recalls_at_1(scores_CI, caption_image):
+    """Share of images whose best caption is their own, and of captions whose best image is theirs; a tie counts against."""
+    num_captions, num_images = scores_CI.shape
+    is_own_CI = caption_image[:, None] == np.arange(num_images)
+    best_own_I = np.where(is_own_CI, scores_CI, -np.inf).max(axis=0)
+    best_other_I = np.where(is_own_CI, -np.inf, scores_CI).max(axis=0)
+    own_C = scores_CI[np.arange(num_captions), caption_image]
+    best_other_C = np.where(is_own_CI, -np.inf, scores_CI).max(axis=1)
+    return 100 * np.mean(best_own_I > best_other_I), 100 * np.mean(own_C > best_other_C)
+
+
+def test_ties_count_against():
+    assert recalls_at_1(np.ones((4, 2)), np.array([0, 0, 1, 1])) == (0, 0)
+    assert recalls_at_1(np.array([[2.0, 1], [0, 1], [2, 0]]), np.array([0, 1, 1])) == (0, pytest.approx(200 / 3))
+
+
+def test_who_understands_everything_finds_nearly_everything(test_scenes):
+    captions = [(i, statement) for i, one in enumerate(test_scenes) for statement in one.statements]
+    scenes_with = defaultdict(set)
+    for i, one in enumerate(test_scenes):
+        for thing in one.scene.objects:
+            scenes_with[thing.shape, thing.color].add(i)
+    scores_CI = np.zeros((len(captions), NUM_TEST))
+    for c, (_, statement) in enumerate(captions):
+        subject, thing = statement.subject, statement.object
+        for i in scenes_with[subject.shape, subject.color] & scenes_with[thing.shape, thing.color]:
+            scores_CI[c, i] = bits(statement) * statement.holds(test_scenes[i].scene)
+    text_retrieval, image_retrieval = recalls_at_1(scores_CI, np.array([i for i, _ in captions]))
+    assert text_retrieval >= 95
+    assert image_retrieval >= 95
+
+
+def test_who_reads_only_words_does_not_find_the_image(test_scenes):
+    synonyms = {word: size for size, words in scenes.SIZES.items() for word in words}
+    vocabulary = {word: k for k, word in enumerate([*scenes.SHAPES, *scenes.COLORS, *scenes.SIZES])}
+    words_IV = np.zeros((NUM_TEST, len(vocabulary)))
+    for i, one in enumerate(test_scenes):
+        for thing in one.scene.objects:
+            words_IV[i, [vocabulary[word] for word in (thing.shape, thing.color, thing.size)]] = 1
+    captions = [(i, statement.text) for i, one in enumerate(test_scenes) for statement in one.statements]
+    words_CV = np.zeros((len(captions), len(vocabulary)))
+    for c, (_, text) in enumerate(captions):
+        counts = Counter(synonyms.get(word, word) for word in text.split())
+        for word, count in counts.items():
+            if word in vocabulary:
+                words_CV[c, vocabulary[word]] = count
+    words_CV /= words_CV.sum(axis=1, keepdims=True)
+    scores_CI = words_CV @ words_IV.T
+    # The pictures of one family hold the same words: chance among four is the most there is to have.
+    scores_CI += np.random.default_rng(0).uniform(0, 1e-6, scores_CI.shape)
+    _, image_retrieval = recalls_at_1(scores_CI, np.array([i for i, _ in captions]))
+    assert 5 < image_retrieval < 35
+
+
+@pytest.mark.parametrize("shape", scenes.SHAPES)
+def test_a_shape_is_drawn_in_its_color_inside_its_cell(shape):
+    thing = scenes.SceneObject(shape, "red", "large", column=1, row=2, shift=(0.0, 0.0))
+    pixels = np.asarray(scenes.draw_scene(scenes.Scene((thing,), scenes.BACKGROUNDS[0]), 128)).astype(int)
+    is_drawn = (np.abs(pixels - scenes.BACKGROUNDS[0]) > 20).any(axis=2)
+    rows, columns = np.nonzero(is_drawn)
+    assert (rows.min() >= 64, rows.max() < 96, columns.min() >= 32, columns.max() < 64) == (True,) * 4
+    assert (pixels == scenes.COLORS["red"]).all(axis=2).sum() > 100
+
+
+def test_a_large_object_is_larger_than_a_small_one():
+    def area(size):
+        thing = scenes.SceneObject("circle", "blue", size, 0, 0, (0.0, 0.0))
+        return (np.asarray(scenes.draw_scene(scenes.Scene((thing,), scenes.BACKGROUNDS[0]), 128))[..., 0] < 100).sum()
+
+    assert area("large") > 2 * area("small")

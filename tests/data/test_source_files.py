@@ -1,0 +1,398 @@
+"""From a manifest to files: placed by hand, from a plain server, from the Hub; and whether the test split is the papers'."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import loopback
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from captioned_photos import CAPTIONS, DATA, NAMES, contents
+from paths import FIXTURES
+from tiny import make_teacher
+
+from dcdctl.core import models
+from dcdctl.core.data import Corpus, PrepareOptions, Whence, manifest, prepare_corpus, source_files
+from dcdctl.core.data.download import http
+from dcdctl.core.data.manifest import Expected
+from dcdctl.core.errors import ConfigError, InputError, SourceError
+from dcdctl.core.models import published
+from dcdctl.core.progress import silent
+
+SPLITS = ["train", "train", "test"]
+ANNOTATIONS = {
+    "images": [
+        {"filename": name, "split": split, "sentences": [{"raw": text} for text in texts]}
+        for name, split, texts in zip(NAMES, SPLITS, CAPTIONS, strict=True)
+    ]
+}
+
+
+def archive() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, data in zip(NAMES, DATA, strict=True):
+            file.writestr(f"jpg/{name}", data)
+    return buffer.getvalue()
+
+
+FILES = {"dataset.json": json.dumps(ANNOTATIONS).encode(), "images.zip": archive()}
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    monkeypatch.setenv("DCDCTL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(http, "FIRST_WAIT_SECONDS", 0.0)
+    with loopback.serve(files=FILES) as server:
+        yield server
+
+
+def birds(folder: Path, url: str, more: str = "") -> manifest.Manifest:
+    """A data set with two sources: on a server, and by hand."""
+    path = folder / "birds.toml"
+    path.write_text(f"""
+protocol = "birds 1"
+expected.test = {{ images = 1, captions = 2 }}
+{more}
+[files."dataset.json"]
+url = "{url}/dataset.json"
+[files."images.zip"]
+url = "{url}/images.zip"
+also = ["jpg"]
+[files."images.tar"]
+by_hand = "https://example.org/form"
+also = ["jpg"]
+[[sources]]
+name = "served"
+format = "karpathy"
+annotations = "dataset.json"
+images = "images.zip"
+[[sources]]
+name = "asked for"
+format = "karpathy"
+annotations = "dataset.json"
+images = "images.tar"
+""")
+    return manifest.find_manifest(str(path))
+
+
+def test_files_of_a_server_are_fetched_once_and_said_to_be(tmp_path, server):
+    data_set = birds(tmp_path, server.url)
+    first = prepare_corpus(data_set, tmp_path / "first", options=PrepareOptions(workers=1))
+    assert first.notes == [f"{name}: first download, sha256 recorded" for name in ("dataset.json", "images.zip")]
+    again = prepare_corpus(data_set, tmp_path / "again", options=PrepareOptions(workers=1))
+    assert again.notes == ["dataset.json: as recorded", "images.zip: as recorded"]
+    assert len(server.gets("/images.zip")) == 1
+    index = json.loads((tmp_path / "first" / "corpus.json").read_text())
+    assert (index["source"]["name"], index["protocol"]) == ("served", "birds 1")
+    assert index["source"]["urls"] == {name: f"{server.url}/{name}" for name in FILES}
+    offline = prepare_corpus(data_set, tmp_path / "offline", options=PrepareOptions(workers=1), whence=Whence(offline=True))
+    assert offline.splits == first.splits
+
+
+def test_a_source_that_is_refused_is_passed_over_and_that_is_said(tmp_path, server):
+    server.faults["/images.zip"] = loopback.Fault(status=403, times=None)
+    placed = tmp_path / "placed"
+    (placed / "jpg").mkdir(parents=True)
+    data_set = birds(tmp_path, server.url)
+    with pytest.raises(SourceError) as stopped:
+        source_files.locate(data_set, Whence())
+    message = str(stopped.value)
+    assert message.startswith("no source of birds can be had. served: ")
+    assert "403" in message
+    assert "asked for: images.tar cannot be fetched; ask for it at https://example.org/form" in message
+    assert message.endswith("or place dataset.json and images.zip in a folder and add --from FOLDER")
+    found = source_files.locate(data_set, Whence(placed=placed))
+    assert found.name == "served"
+    assert found.source.images == (placed / "jpg",)
+    server.faults["/dataset.json"] = loopback.Fault(status=404, times=None)
+    (tmp_path / "cache").rename(tmp_path / "old cache")
+    with pytest.raises(SourceError, match=r"no source of birds can be had. served: .*404.* asked for: .*404"):
+        source_files.locate(data_set, Whence(placed=placed))
+
+
+def test_the_one_source_that_is_asked_for_is_taken_or_an_error(tmp_path, server):
+    data_set = birds(tmp_path, server.url)
+    with pytest.raises(SourceError, match=r"birds from asked for: images\.tar cannot be fetched; ask for it at https://example.org/form"):
+        source_files.locate(data_set, Whence(source="asked for"))
+    assert not server.requests
+    with pytest.raises(InputError, match="birds has no source 'hub'; its sources: served, asked for"):
+        source_files.locate(data_set, Whence(source="hub"))
+
+
+def test_placed_files_are_found_under_any_of_their_names(tmp_path, server):
+    placed = tmp_path / "placed"
+    placed.mkdir()
+    data_set = birds(tmp_path, server.url)
+    with pytest.raises(InputError, match=r"placed holds no file of birds; or place dataset.json and images.zip in a folder"):
+        source_files.locate(data_set, Whence(placed=placed))
+    with pytest.raises(InputError, match="is no folder; --from takes a folder"):
+        source_files.locate(data_set, Whence(placed=tmp_path / "absent"))
+    for name, data in FILES.items():
+        (placed / name).write_bytes(data)
+    summary = prepare_corpus(data_set, tmp_path / "out", options=PrepareOptions(workers=1), whence=Whence(placed=placed, offline=True))
+    assert summary.notes == [f"{name}: placed by hand, no checksum is known" for name in FILES]
+    assert not server.requests
+    (placed / "images.zip").rename(placed / "images.tar")
+    assert source_files.locate(data_set, Whence(placed=placed)).name == "asked for"
+
+
+def test_a_placed_file_is_compared_with_the_known_checksum(tmp_path, server):
+    placed = tmp_path / "placed"
+    placed.mkdir()
+    for name, data in FILES.items():
+        (placed / name).write_bytes(data)
+    text = (birds(tmp_path, server.url), tmp_path / "birds.toml")[1].read_text()
+    for known, said in (("md5:" + "0" * 32, "not the file whose md5 is known, 000000000000...: packed anew, or damaged"),):
+        (tmp_path / "birds.toml").write_text(text.replace('also = ["jpg"]', f'also = ["jpg"]\nchecksum = "{known}"', 1))
+        notes = source_files.locate(manifest.find_manifest(str(tmp_path / "birds.toml")), Whence(placed=placed)).notes
+        assert notes[1] == f"images.zip: placed by hand, {said}"
+
+
+def test_a_wrong_checksum_of_a_download_is_an_error(tmp_path, server):
+    text = (birds(tmp_path, server.url), tmp_path / "birds.toml")[1].read_text()
+    (tmp_path / "birds.toml").write_text(text.replace('also = ["jpg"]', 'checksum = "md5:' + "0" * 32 + '"', 1))
+    with pytest.raises(SourceError, match="md5"):
+        source_files.locate(manifest.find_manifest(str(tmp_path / "birds.toml")), Whence(source="served"))
+
+
+# The papers' splits
+
+
+def counts(**images: int) -> dict[str, Expected]:
+    return {split: Expected(images=count, captions=5 * count) for split, count in images.items()}
+
+
+def test_what_a_corpus_can_be_compared_with():
+    flickr = manifest.find_manifest("flickr30k")
+    whole = counts(train=29000, val=1014, test=1000)
+    assert manifest.serves(flickr, whole, (), None) == flickr.protocol
+    assert manifest.serves(flickr, counts(test=1000), ("test",), None) == flickr.protocol
+    assert manifest.serves(flickr, whole, ("train", "val"), None) == "none: without the test split"
+    assert manifest.serves(flickr, counts(train=5, val=5, test=5), (), 5) == "none: only the first 5 images of each split"
+    assert manifest.serves(manifest.find_manifest("scenes"), counts(train=5), (), None) == "none: the data set names none"
+    short = manifest.serves(flickr, whole | counts(train=28999), (), None)
+    assert short.endswith("; but split 'train' has 28,999 images and 144,995 captions, the papers' has 29,000 and 145,000")
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (counts(train=29000, val=1014, test=999), "999 images and 4,995 captions"),
+        (counts(test=31783), "31,783 images and 158,915 captions"),
+        ({"test": Expected(images=1000, captions=1000)}, "1,000 images and 1,000 captions"),
+        (counts(train=29000), "0 images and 0 captions"),
+    ],
+)
+def test_a_test_split_that_is_not_the_papers_is_an_error(found, said):
+    with pytest.raises(InputError, match=f"flickr30k: split 'test' has {said}, the papers' has 1,000 and 5,000; results on it could not"):
+        manifest.serves(manifest.find_manifest("flickr30k"), found, (), None)
+
+
+def test_a_picture_that_is_left_out_of_the_test_split_is_an_error_too(tmp_path, server):
+    broken = archive().replace(DATA[2], DATA[2][:-9] + bytes(9))
+    server.files["images.zip"] = broken
+    data_set = birds(tmp_path, server.url, "")
+    options = PrepareOptions(workers=1, on_error="skip")
+    with pytest.raises(InputError, match="split 'test' is empty; the first row left out"):
+        prepare_corpus(data_set, tmp_path / "out", options=options)
+    assert not (tmp_path / "out" / "corpus.json").exists()
+
+
+def test_an_annotation_file_with_a_shorter_test_split_is_refused_before_a_picture_is_read(tmp_path, server):
+    short = {"images": [ANNOTATIONS["images"][0], {**ANNOTATIONS["images"][2], "sentences": [{"raw": "one bird"}]}]}
+    server.files["dataset.json"] = json.dumps(short).encode()
+    data_set = birds(tmp_path, server.url)
+    with pytest.raises(InputError, match="birds: split 'test' has 1 images and 1 captions, the papers' has 1 and 2"):
+        prepare_corpus(data_set, tmp_path / "out", options=PrepareOptions(workers=1))
+    assert not (tmp_path / "out").exists()
+    given_up = manifest.find_manifest(str(tmp_path / "birds.toml"), ["protocol=none"])
+    assert prepare_corpus(given_up, tmp_path / "out", options=PrepareOptions(workers=1)).protocol == "none: the data set names none"
+    few = prepare_corpus(data_set, tmp_path / "few", options=PrepareOptions(workers=1, max_images=1))
+    assert few.protocol == "none: only the first 1 images of each split"
+
+
+# What comes with dcdctl
+
+
+def test_every_file_that_a_source_names_can_be_fetched_or_asked_for():
+    for data_set in manifest.known_manifests():
+        for name in data_set.sources:
+            for file in source_files.files_needed(data_set, name):
+                assert data_set.files[file].url or data_set.files[file].by_hand, (data_set.name, file)
+        named = {file for name in data_set.sources for file in source_files.files_needed(data_set, name)}
+        assert named == set(data_set.files), data_set.name
+
+
+def test_the_counts_are_those_of_the_papers():
+    found = {one.name: {split: (it.images, it.captions) for split, it in one.expected.items()} for one in manifest.known_manifests()}
+    # COCO: 82,783 + 30,504 restval.
+    assert found["coco"] == {"train": (113287, 566747), "val": (5000, 25010), "test": (5000, 25010)}
+    assert found["flickr30k"] == {"train": (29000, 145000), "val": (1014, 5070), "test": (1000, 5000)}
+    assert found["flickr8k"] == {"train": (6000, 30000), "val": (1000, 5000), "test": (1000, 5000)}
+
+
+def test_the_catalogue_says_where_everything_comes_from():
+    document = json.loads(json.dumps(published.list_published()))
+    assert all(one["licence"] and one["summary"] and one["citation"] for one in document["data_sets"] + document["teachers"])
+    coco = next(one for one in document["data_sets"] if one["name"] == "coco")
+    assert coco["files"]["train2014.zip"]["checksum"] == "md5:0da8c0bd3d6becc4dcb32757491aca88"
+    assert [one["format"] for one in coco["sources"]] == ["lavis", "karpathy"]
+
+
+# Named teachers
+
+
+def write_teacher(folder: Path, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:
+    """A named teacher `tiny` in a folder of manifests of its own."""
+    (folder / "manifests" / "teachers").mkdir(parents=True)
+    head = {key: f'"{key}"' for key in ("summary", "licence", "citation", "homepage")}
+    lines = [f"{key} = {value}" for key, value in {**head, **fields}.items()]
+    (folder / "manifests" / "teachers" / "tiny.toml").write_text("\n".join(lines))
+    monkeypatch.setattr("dcdctl.core.data.manifests_folder", lambda: folder / "manifests")
+
+
+def test_a_named_teacher_is_fetched_once_and_loaded_with_its_settings(tmp_path, server, monkeypatch):
+    fixture = FIXTURES / "vilt_tiny_a.ckpt"
+    server.files["tiny.ckpt"] = fixture.read_bytes()
+    models.word_piece(["a dog", "a cat"], 60).save_pretrained(tmp_path / "words")
+    overrides = f'{{ tokenizer = "{tmp_path / "words"}", num_attention_heads = 4, max_text_len = 7 }}'
+    write_teacher(tmp_path, monkeypatch, url=f'"{server.url}/tiny.ckpt"', overrides=overrides)
+    seen = []
+
+    def track(label: str, *, total: int | None, unit: str) -> Any:
+        seen.append((label, total, unit))
+        return silent(label, total=total, unit=unit)
+
+    teacher = models.load_fusion("tiny", track=track)
+    assert teacher.preprocess.max_text_len == 7
+    assert models.load_fusion("tiny", {"max_text_len": 5}).preprocess.max_text_len == 5
+    assert len(server.gets("/tiny.ckpt")) == 1
+    assert [(total, unit) for _, total, unit in seen] == [(fixture.stat().st_size, "bytes")]
+
+
+def test_the_published_teachers_say_their_recalls():
+    known = published.known()
+    recalls = {name: (one.published, one.overrides["image_size"]) for name, one in known.items()}
+    assert set(recalls) == {"meter-flickr30k", "meter-coco", "meter-pretrained", "vilt-flickr30k", "vilt-coco"}
+    assert recalls["meter-flickr30k"][0]["Flickr30K 1K"].image_retrieval == (82.2, 96.3, 98.4)
+    assert recalls["meter-pretrained"][0] == {}
+    assert all(size == 384 for _, size in recalls.values())
+    assert published.find("meter") is None
+    assert published.find("teachers/meter-coco") is None
+    with pytest.raises(ConfigError, match="a url or a hub name, one of them"):
+        published.NamedTeacher(summary="", licence="", citation="", homepage="")
+
+
+# The whole way, through a Hub on this machine
+
+
+def parquet_of(rows: list[int]) -> bytes:
+    table = [
+        {"image": {"bytes": DATA[i], "path": None}, "filename": NAMES[i], "caption": CAPTIONS[i], "sentids": list(range(len(CAPTIONS[i])))}
+        for i in rows
+    ]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(table), buffer)
+    return buffer.getvalue()
+
+
+def run_through(server: loopback.Loopback, folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """The command, with the Hub on the loopback server and caches in the folder."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": server.url, "HF_HOME": str(folder / "hf"), "DCDCTL_CACHE": str(folder / "cache"), "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "dcdctl", *map(str, words)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_one_data_set_from_a_zip_a_folder_and_the_hub_has_one_fingerprint(tmp_path):
+    for name, data in FILES.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "jpg").mkdir()
+    for name, data in zip(NAMES, DATA, strict=True):
+        (tmp_path / "jpg" / name).write_bytes(data)
+    (tmp_path / "hub.toml").write_text("""
+[files."all-*.parquet"]
+url = "hf://datasets/me/birds@main/data/all-*.parquet"
+[files."dataset.json"]
+url = "hf://datasets/me/birds/dataset.json"
+[files."images.zip"]
+url = "hf://datasets/me/birds/images.zip"
+[[sources]]
+name = "parquet"
+format = "parquet"
+splits = "dataset.json"
+id_column = "filename"
+rows = { all = "all-*.parquet" }
+[[sources]]
+name = "zip"
+format = "karpathy"
+annotations = "dataset.json"
+images = "images.zip"
+""")
+    hub = {"me/birds": {"data/all-0.parquet": parquet_of([0, 1]), "data/all-1.parquet": parquet_of([2]), "README.md": b"", **FILES}}
+    with loopback.serve(datasets=hub) as server:
+        runs = {
+            "zip": ["--karpathy", tmp_path / "dataset.json", "--images", tmp_path / "images.zip"],
+            "folder": ["--karpathy", tmp_path / "dataset.json", "--images", tmp_path / "jpg"],
+            "hub": [tmp_path / "hub.toml"],
+            "hub zip": [tmp_path / "hub.toml", "--source", "zip"],
+        }
+        for name, words in runs.items():
+            done = run_through(server, tmp_path, "prepare", *words, "--out", tmp_path / "out" / name)
+            assert done.returncode == 0, done.stderr
+        asked = [request.path for request in server.requests]
+        assert "/datasets/me/birds/resolve/main/data/all-1.parquet" in asked
+        before = len(server.requests)
+        again = run_through(server, tmp_path, "prepare", tmp_path / "hub.toml", "--offline", "--out", tmp_path / "out" / "offline")
+        assert again.returncode == 0, again.stderr
+        assert len(server.requests) == before
+    found = {name: contents(tmp_path / "out" / name) for name in (*runs, "offline")}
+    assert all(one == found["zip"] for one in found.values())
+    prints = {name: [Corpus.open(tmp_path / "out" / name, split).fingerprint for split in ("train", "test")] for name in found}
+    assert all(one == prints["zip"] for one in prints.values())
+
+
+@pytest.mark.slow
+def test_a_tiny_vilt_is_loaded_by_its_name_on_the_hub(tmp_path, scenes_corpus_dir, corpus):
+    models.save(make_teacher(corpus.captions), tmp_path / "vilt")
+    with loopback.serve(models={"me/vilt": tmp_path / "vilt"}) as server:
+        words = ["eval", "me/vilt", "--data", scenes_corpus_dir, "--max-images", 4, "--json"]
+        done = run_through(server, tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"] == 4
+
+
+def test_flickr30k_from_the_hub_is_refused_if_its_test_split_is_not_the_papers(tmp_path):
+    rows = [
+        f'"{json.dumps(texts).replace(chr(34), chr(34) * 2)}","[0]",{split},{name},0'
+        for name, split, texts in zip(NAMES, SPLITS, CAPTIONS, strict=True)
+    ]
+    table = "\n".join(["raw,sentids,split,filename,img_id", *rows]).encode()
+    hub = {"nlphuji/flickr30k": {"flickr_annotations_30k.csv": table, "flickr30k-images.zip": archive()}}
+    with loopback.serve(datasets=hub) as server:
+        server.commit = "2b239befc81b6e3f035ce6bd52f5f4d60f5625f7"
+        refused = run_through(server, tmp_path, "prepare", "flickr30k", "--out", tmp_path / "out")
+        assert refused.returncode == 1
+        assert "error: flickr30k: split 'test' has 1 images and 2 captions, the papers' has 1,000 and 5,000" in refused.stderr
+        assert "Traceback" not in refused.stderr
+        done = run_through(server, tmp_path, "prepare", "flickr30k", "--out", tmp_path / "out", "--max-images", 1, "--json")
+        assert done.returncode == 0, done.stderr
+        summary = json.loads(done.stdout)
+        assert summary["protocol"] == "none: only the first 1 images of each split"
+        assert summary["notes"] == [f"{name}: as the Hub names it" for name in ("flickr_annotations_30k.csv", "flickr30k-images.zip")]
+    with loopback.serve(datasets={}, gated={}) as server:
+        dead = run_through(server, tmp_path / "other", "prepare", "flickr30k", "--out", tmp_path / "dead")
+        assert dead.returncode == 1
+        assert "no source of flickr30k can be had. hub-zip: " in dead.stderr
+        assert "hub-parquet: " in dead.stderr
+        assert "by-hand: flickr30k-images.tar cannot be fetched; ask for it at https://forms.illinois.edu/sec/229675" in dead.stderr
+        assert dead.stderr.rstrip().endswith("place flickr_annotations_30k.csv and flickr30k-images.zip in a folder and add --from FOLDER")

@@ -1,0 +1,99 @@
+"""The answers of a model read back from its tables."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_runs import own_pairs, scores_of, write_evaluation
+
+from dcdctl.core.errors import InputError
+from dcdctl.core.evaluation import files
+from dcdctl.core.evaluation.files import Top
+
+
+@pytest.fixture
+def written(corpus, tmp_path):
+    """An evaluation folder, and the scores that it is of."""
+    scores_IT = scores_of(corpus, 2)
+    return write_evaluation(tmp_path / "run", corpus, scores_IT), scores_IT
+
+
+def rewrite(path, change):
+    change(pd.read_parquet(path)).to_parquet(path, index=False)
+
+
+def test_best_own_scores_are_those_of_the_matrix(written, corpus):
+    folder, scores_IT = written
+    found = files.read_answers(folder)
+    own_IT = np.where(own_pairs(corpus), scores_IT, -np.inf)
+    np.testing.assert_array_equal(found.own_scores["text"], own_IT.max(axis=1))
+    np.testing.assert_array_equal(found.own_scores["image"], own_IT.max(axis=0))
+
+
+def test_first_answers_are_the_highest_of_the_matrix(written, corpus):
+    folder, scores_IT = written
+    top = files.read_answers(folder).top
+    assert top["text"].candidate_QK.shape == (corpus.num_images, 10)
+    np.testing.assert_array_equal(top["text"].candidate_QK[:, 0], scores_IT.argmax(axis=1))
+    np.testing.assert_array_equal(top["image"].candidate_QK[:, 0], scores_IT.argmax(axis=0))
+    np.testing.assert_array_equal(top["image"].is_own_QK[:, 0], scores_IT.argmax(axis=0) == corpus.caption_image)
+
+
+def test_captions_are_those_of_the_corpus_in_its_order(written, corpus):
+    assert list(files.read_answers(written[0]).captions) == corpus.captions
+
+
+def test_the_hardest_negative_is_the_highest_score_that_is_not_the_querys_own(written, corpus):
+    folder, scores_IT = written
+    expected = np.where(own_pairs(corpus), -np.inf, scores_IT).max(axis=1)
+    np.testing.assert_array_equal(files.read_answers(folder).top["text"].hardest_negative_Q, expected)
+
+
+def test_a_query_whose_first_answers_are_all_its_own_has_no_hardest_negative():
+    top = Top(np.array([[0, 1], [4, 2]]), np.array([[3, 2], [9, 1]], dtype=np.float32), np.array([[True, True], [False, True]]))
+    np.testing.assert_array_equal(top.hardest_negative_Q, [np.nan, 9])
+
+
+def test_rows_in_any_order_are_read_alike(written):
+    folder, _ = written
+    before = files.read_answers(folder).top["image"].candidate_QK
+    rewrite(folder / "top.parquet", lambda table: table.sample(frac=1, random_state=0))
+    np.testing.assert_array_equal(files.read_answers(folder).top["image"].candidate_QK, before)
+
+
+def test_without_ranks_there_are_no_answers(tmp_path):
+    assert files.read_answers(tmp_path) is None
+
+
+def test_what_older_tables_lack_is_empty(written):
+    folder, _ = written
+    rewrite(folder / "ranks.parquet", lambda table: table.drop(columns="score"))
+    (folder / "top.parquet").unlink()
+    found = files.read_answers(folder)
+    assert (found.own_scores, found.top) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda table: table.drop(columns="is_own"), "no column 'is_own'"),
+        (lambda table: table[table["query"] > 0], "not of one evaluation"),
+        (lambda table: table.drop(index=3), "not of one evaluation"),
+        (lambda table: table.assign(candidate=table["candidate"] + 1000), "not among the"),
+    ],
+)
+def test_first_answers_that_do_not_fit_the_ranks_are_refused_by_name(written, change, said):
+    folder, _ = written
+    rewrite(folder / "top.parquet", change)
+    with pytest.raises(InputError, match=said) as caught:
+        files.read_answers(folder)
+    assert "top.parquet" in str(caught.value)
+    assert "dcdctl eval" in str(caught.value)
+
+
+def test_a_file_that_is_no_table_is_refused_by_name(written):
+    folder, _ = written
+    (folder / "top.parquet").write_text("no Parquet")
+    with pytest.raises(InputError, match=r"top.parquet is not a table of first answers"):
+        files.read_answers(folder)

@@ -1,0 +1,96 @@
+"""Cascades: what is scored, what each depth brings and costs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tables import OWNER, Numbers, TableFusion, make_dual, make_fusion
+
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.evaluation import EvalOptions, cascade, evaluate, rankers, ranks, result
+from dcdctl.core.evaluation.cascade import DepthResult, Shortlists, on_front
+
+
+def swept(depths: tuple[int, ...]) -> tuple[result.Evaluation, TableFusion]:
+    fusion = make_fusion()
+    return evaluate.evaluate_model(make_dual(), Numbers(OWNER), rerank=fusion, options=EvalOptions(depths=depths, batch_size=5)), fusion
+
+
+def test_a_pair_that_both_directions_want_is_scored_once():
+    # Image 0 finds caption 0, image 1 caption 1; captions 0 and 1 find their images, caption 2 finds image 0: three pairs, not five.
+    rankings = ranks.rank_matrix(torch.tensor([[3.0, 1.0, 2.0], [1.0, 3.0, 0.0]]), np.array([0, 1, 1]))
+    lists = Shortlists(rankings, np.array([0, 1, 1]), 2)
+    assert lists.num_pairs(1) == 3
+    assert [one.tolist() for one in Shortlists(rankings, np.array([0, 1, 1]), 1).pairs] == [[0, 0, 1], [0, 2, 1]]
+    assert lists.num_pairs(2) == len(lists.pair_P) == 6
+
+
+def test_every_depth_is_what_an_evaluation_at_that_depth_gives():
+    found, _ = swept((0, 1, 3, 6))
+    assert [one.depth for one in found.depths] == [0, 1, 3, 6]
+    alone = evaluate.evaluate_model(make_dual(), Numbers(OWNER))
+    assert (found.depths[0].text_retrieval, found.depths[0].image_retrieval) == (alone.text_retrieval, alone.image_retrieval)
+    assert found.depths[0].num_pairs == 0
+    for one in found.depths[1:]:
+        single, _ = swept((one.depth,))
+        assert (one.text_retrieval, one.image_retrieval) == (single.text_retrieval, single.image_retrieval)
+        assert one.num_pairs == single.pairs_scored
+    assert len({one.rsum for one in found.depths}) > 2
+
+
+def test_pairs_are_scored_once_for_the_largest_depth(monkeypatch):
+    monkeypatch.setattr(cascade, "query_ms", lambda *arguments: [1.0, 2.0, 3.0])
+    found, fusion = swept((1, 3, 6))
+    assert len(fusion.pairs) == len(set(fusion.pairs)) == found.pairs_scored == found.depths[-1].num_pairs
+    assert found.depth == 6
+    assert found.depths[-1].text_retrieval == found.text_retrieval
+
+
+class Clock:
+    """Seconds that pass when models work."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("time.perf_counter", lambda: self.now)
+
+    def takes(self, work, seconds_of):
+        def timed(*arguments):
+            self.now += seconds_of(*arguments)
+            return work(*arguments)
+
+        return timed
+
+
+def test_the_time_of_a_query_is_the_dual_encoders_and_that_of_so_many_pairs(monkeypatch):
+    clock, dual, fusion = Clock(monkeypatch), make_dual(), make_fusion()
+    monkeypatch.setattr(dual, "embed_texts", clock.takes(dual.embed_texts, lambda texts: 0.002 * len(texts)))
+    monkeypatch.setattr(fusion, "encode_texts", clock.takes(fusion.encode_texts, lambda texts: 0.010 * len(texts)))
+    monkeypatch.setattr(fusion, "score_pairs", clock.takes(fusion.score_pairs, lambda images, texts, image_P, text_P: 0.001 * len(image_P)))
+    options = EvalOptions(depths=(0, 1, 4, 100), batch_size=3)
+    found = evaluate.evaluate_model(dual, Numbers(OWNER), rerank=fusion, options=options)
+    # 2 ms to embed a caption; 10 ms to encode it for the fusion scorer and 1 ms a pair; there are ten images.
+    assert [one.ms_per_query for one in found.depths] == pytest.approx([2, 2 + 10 + 1, 2 + 10 + 4, 2 + 10 + 10])
+
+
+def test_the_front_holds_what_nothing_beats():
+    def at(depth: int, rsum: float, ms: float) -> DepthResult:
+        ways = {"R@1": rsum / 6, "R@5": rsum / 6, "R@10": rsum / 6}
+        return DepthResult(depth=depth, text_retrieval=ways, image_retrieval=ways, ms_per_query=ms, num_pairs=0)
+
+    # 5 is slower than 10 and worse; 50 is as good as 20 and slower; 100 is worse than 20 and slower.
+    results = [at(0, 300, 1), at(5, 330, 9), at(10, 360, 8), at(20, 420, 15), at(50, 420, 30), at(100, 410, 60)]
+    assert on_front(results) == [True, False, True, True, False, False]
+    assert on_front([at(0, 300, 1), at(5, 300, 1)]) == [True, True]
+
+
+@pytest.mark.parametrize("depths", [(), (0,), (-1, 5), (10, 5), (5, 5)])
+def test_depths_are_ascending_and_one_of_them_reranks(depths):
+    with pytest.raises(ConfigError, match="depths must be whole numbers from 0, ascending"):
+        rankers.EvalOptions(depths=depths)
+
+
+def test_a_dual_encoder_with_more_candidates_asked_for_than_images_is_no_error():
+    found, _ = swept((0, 500))
+    table_IT = make_fusion().table_IT
+    assert found.text_ranks.tolist() == ranks.rank_matrix(table_IT, np.array(OWNER)).ranks.text.tolist()

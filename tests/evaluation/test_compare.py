@@ -1,0 +1,287 @@
+"""`dcdctl compare` as a user types it: what it prints, and the page."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from evaluations import write_evaluation, write_ranks, write_top
+from html_page import Page
+from tiny import make_corpus
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.core.errors import CorpusError, InputError, StaleError
+from dcdctl.core.evaluation import compare
+from dcdctl.core.evaluation.bootstrap import holm
+from dcdctl.core.report import compare_page
+
+SCRIPT = '"><script>alert(1)</script>'
+CAPTIONS = [["a dog", SCRIPT], ["b & <b>c</b>"], ["d"], ["e", "f"], ["g"]]
+BASE = ([1, 3, 2, 80, 11], [1, 2, 9, 4, 30, 30, 6])
+GAIN = ([1, 1, 2, 1, 5], [1, 1, 9, 1, 3, 40, 6])
+MIXED = ([9, 1, 9, 1, 11], [1, 7, 2, 4, 1, 30, 6])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("made") / "corpus", CAPTIONS)
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch):
+    """A folder with three evaluations."""
+    monkeypatch.chdir(tmp_path)
+    for name, ranks in (("base", BASE), ("gain", GAIN), ("mixed", MIXED)):
+        write_evaluation(tmp_path / name, made, *ranks)
+    return tmp_path
+
+
+def run_cli(*words):
+    return CliRunner().invoke(app, ["compare", *map(str, words)], catch_exceptions=False)
+
+
+def document_of(*words):
+    result = run_cli(*words, "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_the_document_has_the_numbers_of_both_and_of_the_difference_by_hand(here, made):
+    found = document_of("base", "gain", "--resamples", 200, "--seed", 3)
+    assert {key: found[key] for key in ("split", "images", "captions", "protocol", "corpus_fingerprint", "resamples", "seed", "level")} == {
+        "split": "train",
+        "images": 5,
+        "captions": 7,
+        "protocol": "whole",
+        "corpus_fingerprint": made.fingerprint,
+        "resamples": 200,
+        "seed": 3,
+        "level": 0.95,
+    }
+    base, gain = found["sides"]
+    assert (found["base"], base["side"], base["name"], gain["side"], gain["runs"]) == ("A", "A", "base", "B", ["gain"])
+    assert (base["kind"], base["depth"]) == ("dual", None)
+    assert base["text_retrieval"]["R@1"]["value"] == pytest.approx(100 / 5)
+    assert gain["image_retrieval"]["R@5"]["value"] == pytest.approx(100 * 4 / 7)
+    (duel,) = found["comparisons"]
+    # Hits at 1, 5 and 10: images 1, 3, 3 of 5 and 3, 5, 5; captions 1, 3, 5 of 7 and 3, 4, 6.
+    assert duel["difference"]["rsum"]["value"] == pytest.approx(100 * (6 / 5 + 4 / 7))
+    assert duel["difference"]["text_retrieval"]["MRR"]["value"] == pytest.approx(20 * (2 / 3 + 79 / 80 + 1 / 5 - 1 / 11))
+    low, high = duel["difference"]["rsum"]["interval"]
+    assert low <= duel["difference"]["rsum"]["value"] <= high
+    # All five images gained, by a caption or as a query: only five equal signs are as far, 2 patterns of 32.
+    assert duel["sign_flip"] == {"p_value": 2 / 32, "holm_p_value": 2 / 32, "exact": True}
+    assert duel["bootstrap"]["p_value"] == duel["bootstrap"]["holm_p_value"]
+
+
+def test_the_document_names_the_queries_that_differ_most_both_ways(here):
+    duel = document_of("base", "gain", "--queries", 2)["comparisons"][0]
+    assert {key: duel["text_queries"][key] for key in ("better", "equal", "worse")} == {"better": 3, "equal": 2, "worse": 0}
+    assert duel["text_queries"]["most_better"] == [
+        {"query": 3, "image_id": "i3", "ranks": [1], "base_ranks": [80]},
+        {"query": 1, "image_id": "i1", "ranks": [1], "base_ranks": [3]},
+    ]
+    assert duel["image_queries"]["most_worse"] == [{"query": 5, "image_id": "i3", "caption_id": 31, "ranks": [40], "base_ranks": [30]}]
+
+
+def test_p_values_are_adjusted_for_all_comparisons_of_the_call(here):
+    duels = document_of("base", "gain", "mixed", "base")["comparisons"]
+    for test in ("sign_flip", "bootstrap"):
+        assert [duel[test]["holm_p_value"] for duel in duels] == holm([duel[test]["p_value"] for duel in duels])
+    assert duels[0]["sign_flip"]["holm_p_value"] == 3 * duels[0]["sign_flip"]["p_value"]
+    assert duels[2]["sign_flip"]["p_value"] == 1
+
+
+def test_the_base_is_the_first_or_the_one_named(here):
+    first, named = document_of("base", "gain", "mixed"), document_of("gain", "base", "mixed", "--base", "base")
+    assert (first["base"], named["base"]) == ("A", "B")
+    assert [duel["side"] for duel in named["comparisons"]] == ["A", "C"]
+    for one, other in zip(first["comparisons"], named["comparisons"], strict=True):
+        assert one["difference"] == other["difference"]
+
+
+def test_runs_of_one_side_are_averaged(here):
+    both = document_of("base", "gain,mixed")
+    alone = document_of("base", "gain", "mixed")["comparisons"]
+    values = [duel["difference"]["rsum"]["value"] for duel in alone]
+    assert both["comparisons"][0]["difference"]["rsum"]["value"] == pytest.approx(sum(values) / 2)
+    assert both["sides"][1]["runs"] == ["gain", "mixed"]
+    assert {"query": 0, "image_id": "i0", "ranks": [1, 9], "base_ranks": [1]} in both["comparisons"][0]["text_queries"]["most_worse"]
+
+
+def test_the_seed_decides_the_draws(here):
+    one, again, other = (document_of("base", "mixed", "--resamples", 500, "--seed", seed) for seed in (1, 1, 2))
+    assert one == again
+    assert one["comparisons"][0]["difference"] != other["comparisons"][0]["difference"]
+
+
+def test_the_tables_say_who_how_far_and_how_sure_within_80_columns(here):
+    result = run_cli("base", "gain", "mixed", "--resamples", 200)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[:5] == [
+        "  A: base (dual, the base)",
+        "  B: gain (dual)",
+        "  C: mixed (dual)",
+        "  measured on: 5 images, 7 captions; split train; protocol whole",
+        "  draws: 200, seed 0",
+    ]
+    assert max(map(len, lines)) <= 80
+    (row,) = [line for line in lines if line.startswith("│ B │")]
+    assert "+177.14 [" in row
+    assert "0.0625 (0.1250)" in row
+    assert any(line.startswith("│ text R@1") and "+40.00" in line for line in lines)
+    assert "ranks of images: 3 better with B than with A, 2 equal, 0 worse" in lines
+    assert "ranks of captions: 3 better with B than with A, 3 equal, 1 worse" in lines
+    assert lines[-2:] == [
+        "p: two-sided, of no difference in RSUM, all patterns of signs counted.",
+        "In brackets behind p: adjusted for 2 comparisons (Holm).",
+    ]
+
+
+def test_a_cascade_is_named_with_its_depth(here, made):
+    write_evaluation(here / "base", made, *GAIN, cascade=True)
+    assert "B: base:cascade (cascade of depth 50)" in run_cli("base", "base:cascade", "--resamples", 100).stdout
+    side = document_of("base", "base:cascade")["sides"][1]
+    assert (side["runs"], side["kind"], side["depth"]) == (["base:cascade"], "cascade", 50)
+
+
+def test_tables_of_ranks_alone_are_compared_and_nothing_more_is_claimed(here, made):
+    for name, ranks in (("one", BASE), ("two", GAIN)):
+        write_ranks(here / f"{name}.parquet", made, *ranks)
+    result = run_cli("one.parquet", "two.parquet", "--resamples", 100)
+    assert result.exit_code == 0, result.stderr
+    assert "5 images, 7 captions; split and protocol not known: no result.json beside the ranks" in result.stdout
+    assert document_of("one.parquet", "two.parquet")["split"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["base"], 1, "1 sides were named, 2 to 26 are wanted"),
+        (["base", "absent"], 1, "there is no folder absent"),
+        (["base", "gain", "--base", "mixed"], 1, "mixed is none of the sides; they are base and gain"),
+        (["base", "gain", "--resamples", 99], 2, "--resamples"),
+        (["base", "gain", "--seed", -1], 2, "--seed"),
+        (["base", "gain", "--queries", 31], 2, "--queries"),
+        (["base", "gain", "--data", "x"], 2, "--html"),
+        ([], 2, "SIDE"),
+    ],
+)
+def test_a_mistake_is_told_and_nothing_is_printed(here, words, code, message):
+    result = run_cli(*words)
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert message in result.stderr
+
+
+@pytest.fixture
+def page(here, made):
+    """The page of a contest in which both sides kept their first places."""
+    for name, shift in (("base", 1), ("gain", 0)):
+        first_text = [(np.arange(7) + image + shift) % 7 for image in range(5)]
+        first_image = [(np.arange(5) + owner + shift) % 5 for owner in made.caption_image]
+        write_top(here / name / "top.parquet", made, first_text, first_image)
+    result = run_cli("base", "gain", "--resamples", 100, "--html", here / "page.html")
+    assert result.exit_code == 0
+    assert result.stderr == f"page -> {here / 'page.html'}\n"
+    return (here / "page.html").read_text()
+
+
+def test_the_page_keeps_text_as_text_and_loads_nothing(page):
+    found = Page(page)
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in found.tags}
+    assert page.count("b &amp; &lt;b&gt;c&lt;/b&gt;") >= 3  # as a caption of its image, as a place, as what stands for the picture
+    assert page.count("&quot;&gt;&lt;script&gt;alert(1)&lt;/script&gt;") >= 3
+    assert "<script" not in page
+    assert all(image["src"].startswith("data:image/jpeg;base64,") for image in found.all("img"))
+    assert "http" not in page
+    assert "url(" not in page
+
+
+def test_the_page_shows_queries_of_each_direction_and_way_with_the_ranks_and_first_places_of_both(page):
+    assert "<h2>B better than A, text retrieval: 3 of 3 images</h2>" in page
+    assert "<h2>B worse than A, image retrieval: 1 of 1 captions</h2>" in page
+    assert "B worse than A, text retrieval" not in page
+    first, *_ = page.split('<section class="beside">')[1:]
+    assert "<small>i3</small>" in first
+    assert "<b>A</b> rank 80" in first
+    assert "<b>B</b> rank 1<" in first
+    # Image 3: ours puts the captions 3, 4, 5, 6, 0 first, of which 4 and 5 are its own; the base starts one later.
+    ours, base = first.split("<b>B</b>")[1], first.split("<b>B</b>")[0]
+    assert [item.split("</span>")[0] for item in ours.split('<span dir="auto">')[1:]] == ["d", "✓ e", "✓ f", "g", "a dog"]
+    assert [item.split("</span>")[0] for item in base.split('<span dir="auto">')[1:]][:2] == ["✓ e", "✓ f"]
+
+
+def test_the_page_shows_pictures_of_the_first_images(page):
+    found = Page(page)
+    # Three images and four captions differ, each with its picture; the captions with five places of both sides.
+    assert len(found.all("img")) == 7 + 4 * 2 * 5
+    assert len(found.all("section")) == 7
+
+
+def test_without_first_places_the_page_has_ranks_alone(here):
+    assert run_cli("base", "gain", "--resamples", 100, "--html", here / "page.html").exit_code == 0
+    found = Page((here / "page.html").read_text())
+    assert len(found.all("img")) == len(found.all("section")) == 7
+    assert not found.all("ol")
+
+
+def test_names_of_sides_are_escaped_too(here, made):
+    write_evaluation(here / "<i>x", made, *MIXED)
+    assert run_cli("base", "<i>x", "--html", here / "page.html", "--base", "<i>x").exit_code == 0
+    assert "<i>x" not in (here / "page.html").read_text()
+
+
+def test_the_corpus_of_the_page_is_found_or_named(here, made, tmp_path):
+    held = compare.hold(["base", "gain"], resamples=100)
+    assert compare_page.open_corpus(held).folder == made.folder
+    write_evaluation(here / "moved", made, *BASE, data="gone/corpus")
+    moved = compare.hold(["moved", "moved"], resamples=100)
+    with pytest.raises(InputError, match=r"the corpus of the evaluation, gone/corpus, is not there.*--data DIR"):
+        compare_page.open_corpus(moved)
+    assert compare_page.open_corpus(moved, made.folder).split == "train"
+    other = make_corpus(tmp_path / "other", [["x"]] * 5)
+    with pytest.raises(StaleError, match="other does not have the 5 images and 7 captions of the ranks in train; name their corpus"):
+        compare_page.open_corpus(moved, other.folder)
+    with pytest.raises(CorpusError, match="dcdctl prepare"):
+        compare_page.open_corpus(moved, here / "absent")
+
+
+def test_the_split_of_ranks_alone_is_found_by_their_images(here, made, scenes_corpus_dir):
+    write_ranks(here / "one.parquet", made, *BASE)
+    held = compare.hold(["one.parquet", "one.parquet"], resamples=100)
+    assert compare_page.open_corpus(held, made.folder).split == "train"
+    with pytest.raises(InputError, match=r"do not say where their corpus is.*--data DIR"):
+        compare_page.open_corpus(held)
+    with pytest.raises(StaleError, match="in train or val or test"):
+        compare_page.open_corpus(held, scenes_corpus_dir)
+
+
+def test_first_places_that_are_none_are_refused(here):
+    (here / "gain" / "top.parquet").write_text("query,place")
+    result = run_cli("base", "gain", "--resamples", 100, "--html", here / "page.html")
+    assert result.exit_code == 1
+    assert "gain/top.parquet is not a table of the first places" in result.stderr
+    assert not (here / "page.html").exists()
+
+
+def test_first_places_of_other_images_are_refused(here, made):
+    write_top(here / "gain" / "top.parquet", made, [[0]] * 5, [[0]] * 7)
+    path = here / "gain" / "top.parquet"
+    top = pd.read_parquet(path)
+    top.assign(candidate=top.candidate.where(top.direction == "text", 5)).to_parquet(path)
+    result = run_cli("base", "gain", "--resamples", 100, "--html", here / "page.html")
+    assert result.exit_code == 1
+    assert "gain/top.parquet has the candidate 5 of 5; remove it, or run `dcdctl eval` again" in result.stderr
+
+
+def test_a_page_of_many_sides_shows_fewer_queries_of_each(here, made, monkeypatch):
+    monkeypatch.setattr(compare_page, "MAX_QUERIES", 8)
+    assert run_cli("base", "gain", "mixed", "--resamples", 100, "--html", here / "page.html").exit_code == 0
+    page = (here / "page.html").read_text()
+    assert "B better than A, text retrieval: 1 of 3 images" in page
+    assert len(Page(page).all("section")) <= 8

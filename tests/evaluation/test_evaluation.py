@@ -1,0 +1,193 @@
+"""Evaluation: fakes whose scores are a table, and a tiny real model against its plain scores."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tables import OWNER, Numbers, TableDual, TableFusion, make_dual, make_fusion
+from tiny import make_models
+from torch import Tensor
+
+from dcdctl.core.data import Corpus
+from dcdctl.core.errors import ModelError
+from dcdctl.core.evaluation import EvalOptions, evaluate, recall
+from dcdctl.core.evaluation import ranks as evaluation_ranks
+from dcdctl.core.evaluation import result as evaluation_result
+from dcdctl.core.evaluation.protocols import Protocol
+from dcdctl.core.evaluation.ranks import Tally
+from dcdctl.core.scoring import pairs
+
+
+@pytest.fixture
+def corpus() -> Numbers:
+    return Numbers(OWNER)
+
+
+@pytest.fixture
+def dual() -> TableDual:
+    return make_dual()
+
+
+@pytest.fixture
+def fusion() -> TableFusion:
+    return make_fusion()
+
+
+def ranks_of(result: evaluation_result.Evaluation) -> tuple[list[int], list[int]]:
+    return result.text_ranks.tolist(), result.image_ranks.tolist()
+
+
+def ranks_of_table(table_IT: Tensor, owner: list[int]) -> tuple[list[int], list[int]]:
+    ranks = evaluation_ranks.rank_matrix(table_IT, np.array(owner)).ranks
+    return ranks.text.tolist(), ranks.image.tolist()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_a_dual_encoder_is_ranked_by_its_cosines(corpus, dual, batch_size):
+    result = evaluate.evaluate_model(dual, corpus, options=EvalOptions(batch_size=batch_size))
+    assert ranks_of(result) == ranks_of_table(dual.image_ID @ dual.text_TD.T, OWNER)
+    assert (result.kind, result.pairs_scored) == ("dual", 0)
+
+
+@pytest.mark.parametrize(("batch_size", "image_chunk"), [(1, 64), (7, 3), (1000, 1)])
+def test_a_fusion_scorer_is_ranked_by_every_pair_scored_once(monkeypatch, corpus, fusion, batch_size, image_chunk):
+    monkeypatch.setattr(pairs, "IMAGE_CHUNK", image_chunk)
+    result = evaluate.evaluate_model(fusion, corpus, options=EvalOptions(batch_size=batch_size))
+    assert ranks_of(result) == ranks_of_table(fusion.table_IT, OWNER)
+    assert sorted(fusion.pairs) == [(image, text) for image in range(10) for text in range(18)]
+    assert fusion.num_encoded_texts == 18
+    assert (result.kind, result.pairs_scored) == ("fusion", 180)
+
+
+@pytest.mark.parametrize("depth", [1, 3, 6])
+def test_a_cascade_puts_the_first_of_the_dual_encoder_in_the_fusion_scorers_order(corpus, dual, fusion, depth):
+    result = evaluate.evaluate_model(dual, corpus, rerank=fusion, options=EvalOptions(depths=(depth,), batch_size=5))
+    cosines_IT = dual.image_ID @ dual.text_TD.T
+    # The plain way: one score that puts the first `depth` above the rest, by fusion within and by cosine below.
+    expected = [], []
+    for found, own_QG, cosines_QG, fusion_QG in (
+        (expected[0], torch.tensor(OWNER) == torch.arange(10)[:, None], cosines_IT, fusion.table_IT),
+        (expected[1], torch.tensor(OWNER)[:, None] == torch.arange(10), cosines_IT.T, fusion.table_IT.T),
+    ):
+        for own_G, cosines_G, fusion_G in zip(own_QG, cosines_QG, fusion_QG, strict=True):
+            combined_G = cosines_G.clone()
+            first = cosines_G.topk(depth).indices
+            combined_G[first] = 100 + fusion_G[first]
+            found.append(1 + int((combined_G[~own_G] >= combined_G[own_G].max()).sum()))
+    assert ranks_of(result) == expected
+    assert len(fusion.pairs) == len(set(fusion.pairs)) == result.pairs_scored <= depth * (10 + 18)
+    assert (result.kind, result.depth) == ("cascade", depth)
+
+
+def test_a_cascade_as_deep_as_the_corpus_is_the_fusion_scorer(corpus, dual, fusion):
+    result = evaluate.evaluate_model(dual, corpus, rerank=fusion)
+    assert ranks_of(result) == ranks_of_table(fusion.table_IT, OWNER)
+    assert result.pairs_scored == 180
+
+
+def test_max_images_narrows_queries_and_galleries(corpus, fusion):
+    result = evaluate.evaluate_model(fusion, corpus.subset(4))
+    assert ranks_of(result) == ranks_of_table(fusion.table_IT[:4, :7], OWNER[:7])
+    assert result.fingerprint == "numbers 7"
+
+
+def test_a_constant_fusion_scorer_finds_nothing_first(corpus):
+    result = evaluate.evaluate_model(TableFusion(torch.full((10, 18), 0.3)), corpus)
+    assert result.recalls.text_retrieval["R@1"] == result.recalls.image_retrieval["R@5"] == 0
+
+
+def test_nan_scores_and_a_fusion_scorer_that_is_reranked_are_errors(corpus, fusion):
+    with pytest.raises(ModelError, match="re-ranked"):
+        evaluate.evaluate_model(fusion, corpus, rerank=fusion)
+    fusion.table_IT[3, 4] = float("nan")
+    with pytest.raises(ModelError, match="NaN"):
+        evaluate.evaluate_model(fusion, corpus)
+
+
+def test_the_document_says_what_was_measured(corpus, fusion):
+    result = evaluate.evaluate_model(fusion, corpus)
+    document = evaluation_result.evaluation_document(result, "fake", "test")
+    assert json.loads(json.dumps(document)) == document
+    assert (document["images"], document["captions"], document["pairs_scored"]) == (10, 18, 180)
+    values = [document[way][name] for way in ("text_retrieval", "image_retrieval") for name in ("R@1", "R@5", "R@10")]
+    assert document["rsum"] == pytest.approx(sum(values))
+    assert document["mean_recall"] == pytest.approx(sum(values) / 6)
+    assert document["text_retrieval"]["R@1"] == pytest.approx(100 * np.mean(result.text_ranks == 1))
+    about = {"kind": "fusion", "depth": None, "features": None, "ties": "count against the positive"}
+    assert document["protocol"] == {"name": "whole", "folds": 1, **about}
+    assert document["data"] == "numbers"
+
+
+FIVE_FOLDS = Protocol(name="five", num_folds=5)
+
+
+@pytest.mark.parametrize("kind", ["dual", "fusion", "cascade"])
+def test_a_protocol_of_folds_is_the_mean_of_galleries_of_their_own(kind, corpus, dual, fusion):
+    model = fusion if kind == "fusion" else dual
+    rerank = fusion if kind == "cascade" else None
+    found = evaluate.evaluate_model(model, corpus, rerank=rerank, options=EvalOptions(protocol=FIVE_FOLDS, depths=(3,)))
+    scored, parts = list(fusion.pairs), []
+    for first in range(0, 10, 2):
+        texts = [text for text, image in enumerate(OWNER) if image in (first, first + 1)]
+        part = Numbers([OWNER[text] - first for text in texts])
+        one = TableDual(dual.image_ID[first : first + 2], dual.text_TD[texts])
+        other = TableFusion(fusion.table_IT[first : first + 2, texts])
+        options = EvalOptions(depths=(3,))
+        parts.append(evaluate.evaluate_model(other if kind == "fusion" else one, part, rerank=other if rerank else None, options=options))
+        own = np.arange(found.text_ranks.size)[first : first + 2]
+        assert found.text_ranks[own].tolist() == parts[-1].text_ranks.tolist()
+        assert found.image_ranks[texts].tolist() == parts[-1].image_ranks.tolist()
+        assert (found.rankings.image.top_QK[texts] - first).tolist() == parts[-1].rankings.image.top_QK[:, :2].tolist()
+    for way in ("text_retrieval", "image_retrieval"):
+        for name, value in getattr(found, way).items():
+            assert value == pytest.approx(np.mean([getattr(part, way)[name] for part in parts]))
+    assert all(image // 2 == OWNER[text] // 2 for image, text in scored)
+    assert len(scored) == found.pairs_scored == sum(part.pairs_scored for part in parts)
+
+
+def test_folds_do_not_embed_anything_twice(corpus, dual, monkeypatch):
+    seen = []
+    embed_texts = dual.embed_texts
+    monkeypatch.setattr(dual, "embed_texts", lambda texts: (seen.append(len(texts)), embed_texts(texts))[1])
+    evaluate.evaluate_model(dual, corpus, options=EvalOptions(protocol=FIVE_FOLDS))
+    assert sum(seen) == 18
+
+
+def test_a_document_has_intervals_of_the_bootstrap_over_images(corpus, dual):
+    document = evaluation_result.evaluation_document(evaluate.evaluate_model(dual, corpus), "fake", "test")
+    intervals = document["intervals"]
+    assert (intervals["level"], intervals["resamples"]) == (0.95, 10_000)
+    assert intervals["rsum"][0] < document["rsum"] < intervals["rsum"][1]
+    for way in ("text_retrieval", "image_retrieval"):
+        assert list(intervals[way]) == ["R@1", "R@5", "R@10"]
+        assert all(intervals[way][name][0] <= document[way][name] <= intervals[way][name][1] for name in intervals[way])
+
+
+def test_the_measures_of_a_document_are_those_of_its_ranks(corpus, dual):
+    result = evaluate.evaluate_model(dual, corpus)
+    found = evaluation_result.evaluation_document(result, "fake", "test")["text_retrieval"]
+    assert list(found) == ["R@1", "R@5", "R@10", "mAP@R", "median_rank", "mean_rank"]
+    assert found["median_rank"] == np.median(result.text_ranks)
+    assert found["mean_rank"] == pytest.approx(result.text_ranks.mean())
+    assert found["mAP@R"] == pytest.approx(100 * recall.average_precisions(result.rankings.text.places_QR).mean())
+
+
+@torch.inference_mode()
+def test_a_tiny_vilt_is_ranked_as_by_its_plain_scores(scenes_corpus_dir):
+    corpus = Corpus.open(scenes_corpus_dir, "test")
+    fusion, _ = make_models(corpus.captions)
+    images = fusion.preprocess.images(corpus.images(range(6)))
+    texts = fusion.preprocess.texts(corpus.captions[: corpus.captions_of(5).stop])
+    rows = []
+    for image in range(6):
+        pixels = images.pixel_values[image].expand(len(texts), -1, -1, -1)
+        mask = None if images.pixel_mask is None else images.pixel_mask[image].expand(len(texts), -1, -1)
+        rows.append(fusion.score(pixels, texts.input_ids, texts.attention_mask, mask))
+    scores_IT, owner = torch.stack(rows).numpy(), corpus.caption_image[: len(texts)]
+    tally = Tally(scores_IT[owner, range(len(texts))], owner, margin=pairs.ROUNDING)
+    tally.add(scores_IT)
+    result = evaluate.evaluate_model(fusion, corpus.subset(6), options=EvalOptions(batch_size=16))
+    assert ranks_of(result) == tuple(ranking.ranks.tolist() for ranking in tally.rankings())

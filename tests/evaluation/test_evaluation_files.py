@@ -1,0 +1,131 @@
+"""What `dcdctl eval` leaves behind, and what it never leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tables import OWNER, Numbers, make_dual, make_fusion
+
+from dcdctl.core import files
+from dcdctl.core.errors import InputError
+from dcdctl.core.evaluation import EvalOptions, Evaluation, evaluate, result
+from dcdctl.core.evaluation import files as evaluation_files
+from dcdctl.core.evaluation.files import ALONE, CASCADE, check_copy
+
+CORPUS = Numbers(OWNER)
+
+
+@pytest.fixture(scope="module")
+def alone() -> Evaluation:
+    return evaluate.evaluate_model(make_dual(), CORPUS)
+
+
+@pytest.fixture(scope="module")
+def cascaded() -> Evaluation:
+    return evaluate.evaluate_model(make_dual(), CORPUS, rerank=make_fusion(), options=EvalOptions(depths=(3,)))
+
+
+def write(folder: Path, found: Evaluation) -> None:
+    evaluation_files.write_evaluation(folder, result.evaluation_document(found, "fake", "test"), found, CORPUS)
+
+
+def test_the_table_of_ranks_names_every_query(tmp_path, alone):
+    write(tmp_path, alone)
+    table = pd.read_parquet(tmp_path / "ranks.parquet")
+    assert list(table) == ["direction", "query", "image_id", "caption_id", "caption", "rank", "score"]
+    text, image = table[table.direction == "text"], table[table.direction == "image"]
+    assert text["rank"].tolist() == alone.text_ranks.tolist()
+    assert image["rank"].tolist() == alone.image_ranks.tolist()
+    assert text.caption.isna().all()
+    assert image.image_id.tolist() == [f"picture {owner}" for owner in OWNER]
+    assert image.caption_id.tolist() == list(range(100, 118))
+    assert image.caption.tolist() == CORPUS.captions
+
+
+def test_scores_are_those_of_the_best_positive(tmp_path, alone):
+    write(tmp_path, alone)
+    table, dual = pd.read_parquet(tmp_path / "ranks.parquet"), make_dual()
+    cosines_IT = (dual.image_ID @ dual.text_TD.T).numpy()
+    own_T = cosines_IT[OWNER, range(18)]
+    assert table.score.dtype == np.float32
+    assert table.score[table.direction == "image"].tolist() == pytest.approx(own_T.tolist(), abs=1e-6)
+    best = [max(own_T[text] for text in range(18) if OWNER[text] == image) for image in range(10)]
+    assert table.score[table.direction == "text"].tolist() == pytest.approx(best, abs=1e-6)
+
+
+def test_the_first_candidates_of_every_query_are_rows(tmp_path, alone):
+    write(tmp_path, alone)
+    table, dual = pd.read_parquet(tmp_path / "top.parquet"), make_dual()
+    types = {"query": "int64", "place": "int16", "candidate": "int64", "score": "float32", "is_own": "bool"}
+    assert {name: str(kind) for name, kind in table.dtypes.items() if name != "direction"} == types
+    for direction, scores_QG in (("text", dual.image_ID @ dual.text_TD.T), ("image", dual.text_TD @ dual.image_ID.T)):
+        part = table[table.direction == direction]
+        expected = scores_QG.topk(10, dim=1)
+        assert part["query"].tolist() == np.repeat(np.arange(len(scores_QG)), 10).tolist()
+        assert part.place.tolist() == list(range(1, 11)) * len(scores_QG)
+        assert part.candidate.tolist() == expected.indices.ravel().tolist()
+        assert part.score.tolist() == pytest.approx(expected.values.ravel().tolist(), abs=1e-6)
+    owner = np.array(OWNER)
+    is_text = table.direction == "text"
+    images, texts = np.where(is_text, table["query"], table.candidate), np.where(is_text, table.candidate, table["query"])
+    assert table.is_own.tolist() == (owner[texts] == images).tolist()
+
+
+@pytest.mark.parametrize("fixture", ["alone", "cascaded"])
+def test_the_first_own_candidate_stands_at_the_rank(tmp_path, fixture, request):
+    write(tmp_path, request.getfixturevalue(fixture))
+    prefix = "" if fixture == "alone" else "cascade-"
+    ranks, top = (pd.read_parquet(tmp_path / f"{prefix}{name}.parquet") for name in ("ranks", "top"))
+    first = top[top.is_own].groupby(["direction", "query"]).place.min().rename("place").reset_index()
+    joined = ranks.merge(first, on=["direction", "query"], how="left")
+    assert (joined.place.fillna(0) == joined["rank"].where(joined["rank"] <= 10, 0)).all()
+    assert joined.place.notna().sum() > 20
+
+
+def test_a_cascade_leaves_the_dual_encoders_own_files_alone(tmp_path, alone, cascaded):
+    write(tmp_path, alone)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    write(tmp_path, cascaded)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name in before} == before
+    assert {path.name for path in tmp_path.iterdir()} - set(before) == {"cascade-ranks.parquet", "cascade-top.parquet", "cascade.json"}
+
+
+def test_ranks_are_read_back_for_comparisons(tmp_path, alone):
+    write(tmp_path, alone)
+    found = evaluation_files.read_ranks(tmp_path / "ranks.parquet")
+    assert found.text_ranks.tolist() == alone.text_ranks.tolist()
+    assert found.caption_image.tolist() == OWNER
+
+
+@pytest.mark.parametrize("failing", ["ranks.parquet", "top.parquet", "result.json"])
+def test_an_evaluation_that_fails_while_it_writes_leaves_no_numbers_of_other_ranks(tmp_path, alone, failing, monkeypatch):
+    other = evaluate.evaluate_model(make_fusion(), CORPUS)
+    write(tmp_path, alone)
+    real = files.atomic_path
+
+    def full(path: Path):
+        if path.name == failing:
+            raise OSError("the disk is gone")
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "atomic_path", full)
+        with pytest.raises(OSError, match="gone"):
+            write(tmp_path, other)
+    assert not (tmp_path / "result.json").exists()
+    write(tmp_path, other)
+    assert json.loads((tmp_path / "result.json").read_text())["protocol"]["kind"] == "fusion"
+
+
+def test_a_copy_of_the_ranks_never_replaces_those_that_numbers_belong_to(tmp_path, alone):
+    write(tmp_path / "run", alone)
+    for folder, names in ((None, ALONE), (tmp_path / "other", ALONE), (tmp_path / "run", CASCADE)):
+        with pytest.raises(InputError, match=r"result\.json belongs to the ranks in .*name another file with --ranks"):
+            check_copy(tmp_path / "run" / "ranks.parquet", folder, names)
+    check_copy(tmp_path / "run" / "ranks.parquet", tmp_path / "run", ALONE)
+    check_copy(tmp_path / "run" / "mine.parquet", None, ALONE)
+    check_copy(tmp_path / "ranks.parquet", None, ALONE)

@@ -1,0 +1,100 @@
+"""The worked example of docs/metrics.md, recomputed from its first table."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from paths import DOCS
+
+from dcdctl.core.data import manifest
+from dcdctl.core.evaluation import RankTable, ranks, recall, significance
+from dcdctl.core.evaluation.protocols import OF_PAPERS
+from dcdctl.core.evaluation.ranks import NOWHERE, Ranking, Rankings, Ranks
+from dcdctl.core.evaluation.recall import average_precisions
+
+PAGE = (DOCS / "metrics.md").read_text(encoding="utf-8")
+OWNER = np.array([0, 0, 1, 1])
+IMAGES, CAPTIONS = ["A", "B"], ["a1", "a2", "b1", "b2"]
+
+
+def tables() -> list[list[list[str]]]:
+    """The cells of every table, header first."""
+    found = re.findall(r"(?:^\|.*\n)+", PAGE, re.MULTILINE)
+    rows = [[[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()] for table in found]
+    return [[table[0], *table[2:]] for table in rows]
+
+
+SCORES, TEXT, IMAGE, MEASURES, DRAWS, PROTOCOLS = tables()
+
+
+@pytest.fixture(scope="module")
+def rankings() -> Rankings:
+    assert [SCORES[0], [row[0] for row in SCORES[1:]]] == [["score", *CAPTIONS], IMAGES]
+    return ranks.rank_matrix(torch.tensor([[float(cell) for cell in row[1:]] for row in SCORES[1:]]), OWNER)
+
+
+@pytest.mark.parametrize(("way", "table", "queries", "candidates"), [("text", TEXT, IMAGES, CAPTIONS), ("image", IMAGE, CAPTIONS, IMAGES)])
+def test_order_places_ranks_and_precisions(rankings, way, table, queries, candidates):
+    ranking: Ranking = getattr(rankings, way)
+    expected = [
+        [
+            query,
+            ", ".join(candidates[one] for one in order),
+            ", ".join(str(place) for place in places if place != NOWHERE),
+            str(rank),
+            f"{precision:.2f}",
+        ]
+        for query, order, places, rank, precision in zip(
+            queries,
+            ranking.top_QK.tolist(),
+            ranking.places_QR.tolist(),
+            ranking.ranks.tolist(),
+            average_precisions(ranking.places_QR).tolist(),
+            strict=True,
+        )
+    ]
+    assert table[1:] == expected
+
+
+def test_the_measures(rankings):
+    assert [name.replace(" ", "_") for name in MEASURES[0][1:]] == list(recall.measures(rankings.text))
+    for row, ranking in zip(MEASURES[1:], (rankings.text, rankings.image), strict=True):
+        *percents, median, mean = recall.measures(ranking).values()
+        assert row[1:] == [*(f"{value:.2f}" for value in percents), f"{median:.1f}", f"{mean:.2f}"]
+    found = recall.summarize(rankings.ranks)
+    assert f"RSUM is {found.rsum:.2f}, the mean recall {found.mean_recall:.2f}." in PAGE
+
+
+def test_the_draws(rankings):
+    shares = []
+    for drawn, share, *values in DRAWS[1:]:
+        images = [IMAGES.index(name) for name in drawn.split(", ")]
+        captions = [text for image in images for text in np.flatnonzero(image == OWNER)]
+        found = recall.summarize(Ranks(rankings.ranks.text[images], rankings.ranks.image[captions]))
+        assert values == [f"{one:.2f}" for one in (found.text_retrieval["R@1"], found.image_retrieval["R@1"], found.rsum)]
+        shares.append(share)
+    assert shares == ["1/4", "1/2", "1/4"]
+
+
+def test_the_intervals(rankings):
+    found = significance.bootstrap([RankTable(("A", "B"), np.arange(4), OWNER, rankings.ranks.text, rankings.ranks.image)])
+    rsum, text, image = (
+        f"{one.interval.low:.2f} to {one.interval.high:.2f}"
+        for one in (found.rsum, found.text_retrieval["R@1"], found.image_retrieval["R@1"])
+    )
+    assert f"interval of RSUM is {rsum}, that of text R@1 is {text}, and that of image R@1 is {image}." in PAGE
+
+
+def test_the_protocols_are_those_of_the_program():
+    rows = {row[0].strip("`"): row for row in PROTOCOLS[1:]}
+    assert list(rows) == [*(one.name for one in OF_PAPERS), "whole", "first-N"]
+    for one in OF_PAPERS:
+        assert rows[one.name][2] == f"`dcdctl prepare {one.data_set}`"
+        counts = manifest.find_manifest(str(one.data_set)).expected["test"]
+        if one.num_folds == 1:
+            assert rows[one.name][1].startswith(f"{counts.images:,} images and {counts.captions:,} captions")
+        else:
+            assert f"five galleries of {counts.images // one.num_folds:,} consecutive images" in rows[one.name][1]

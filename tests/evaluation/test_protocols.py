@@ -1,0 +1,133 @@
+"""Which protocol a split is evaluated by, and what it says where it cannot be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dcdctl.core.data import Corpus, manifest
+from dcdctl.core.errors import ConfigError, CorpusError
+from dcdctl.core.evaluation import SplitChoice, protocols
+from dcdctl.core.evaluation.protocols import OF_PAPERS, WHOLE, Protocol, folds_of, open_split
+
+TITLES = {"flickr30k-1k": "Flickr30K 1K", "coco-5k": "COCO 5K", "coco-1k": "COCO 5K"}
+
+
+@pytest.fixture
+def papers(tmp_path, monkeypatch, request) -> list[Protocol]:
+    """The papers' protocols, about test splits of 16 images, or so many, and five captions each."""
+    tiny, num_images = [], getattr(request, "param", 16)
+    for one in OF_PAPERS:
+        path = tmp_path / f"{one.name}.toml"
+        counts = f"[expected.test]\nimages = {num_images}\ncaptions = {5 * num_images}\n"
+        path.write_text(f'format = "scenes"\nprotocol = "{TITLES[one.name]}: tiny"\ncounts = {{ test = 16 }}\n{counts}')
+        tiny.append(Protocol(name=one.name, num_folds=4 if one.num_folds > 1 else 1, data_set=str(path)))
+    monkeypatch.setattr(protocols, "OF_PAPERS", tuple(tiny))
+    return tiny
+
+
+def serving(scenes: Path, folder: Path, sentence: str | None) -> Path:
+    """The corpus, saying that it serves a protocol."""
+    shutil.copytree(scenes, folder)
+    index = json.loads((folder / "corpus.json").read_text())
+    index.pop("protocol")
+    index |= {} if sentence is None else {"protocol": sentence}
+    (folder / "corpus.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_the_papers_protocols_are_those_of_the_manifests():
+    counts = {one.name: manifest.find_manifest(str(one.data_set)).expected["test"] for one in OF_PAPERS}
+    assert {name: (one.images, one.captions) for name, one in counts.items()} == {
+        "flickr30k-1k": (1000, 5000),
+        "coco-5k": (5000, 25010),
+        "coco-1k": (5000, 25010),
+    }
+    assert {one.name: manifest.find_manifest(str(one.data_set)).protocol.partition(":")[0] for one in OF_PAPERS} == TITLES
+    assert {one.name: one.num_folds for one in OF_PAPERS} == {"flickr30k-1k": 1, "coco-5k": 1, "coco-1k": 5}
+
+
+@pytest.mark.parametrize(
+    ("sentence", "name"),
+    [
+        ("COCO 5K: Karpathy's test split", "coco-5k"),
+        ("Flickr30K 1K: Karpathy's test split; but split 'val' has 3 images", "flickr30k-1k"),
+        ("Flickr8k 1K: Karpathy's test split", "whole"),
+        ("none: only the first 9 images of each split", "whole"),
+        (None, "whole"),
+    ],
+)
+def test_the_corpus_says_by_which_its_test_split_is_evaluated(scenes_corpus_dir, tmp_path, papers, sentence, name):
+    folder = serving(scenes_corpus_dir, tmp_path / "corpus", sentence)
+    assert open_split(SplitChoice(folder, "test"))[1].name == name
+    assert open_split(SplitChoice(folder, "val"))[1] == WHOLE
+
+
+def test_a_protocol_that_is_asked_for_is_used(scenes_corpus_dir, tmp_path, papers):
+    folder = serving(scenes_corpus_dir, tmp_path / "corpus", "COCO 5K: Karpathy's test split")
+    corpus, how = open_split(SplitChoice(folder, "test", "coco-1k"))
+    assert (how.name, how.num_folds) == ("coco-1k", 4)
+    assert [(list(fold.images), list(fold.texts)) for fold in folds_of(corpus, how)][1] == ([4, 5, 6, 7], list(range(20, 40)))
+    assert open_split(SplitChoice(folder, "test", "whole"))[1] == WHOLE
+
+
+@pytest.mark.parametrize("choice", [("first-5", None), ("auto", 5), ("first-5", 5)])
+def test_the_first_images_are_a_protocol_of_their_own(scenes_corpus_dir, choice):
+    corpus, how = open_split(SplitChoice(scenes_corpus_dir, "test", *choice))
+    assert (corpus.num_images, corpus.num_captions, how.name) == (5, 25, "first-5")
+
+
+def test_as_many_as_there_are_is_the_whole_split(scenes_corpus_dir):
+    corpus, how = open_split(SplitChoice(scenes_corpus_dir, "test", max_images=16))
+    assert (corpus.num_images, how) == (16, WHOLE)
+
+
+def test_counts_that_differ_are_an_error_that_tells_both(scenes_corpus_dir):
+    wanted = r"protocol coco-5k wants a test split of 5,000 images and 25,010 captions; split 'test' of .* has 16 and 80"
+    with pytest.raises(CorpusError, match=wanted) as error:
+        open_split(SplitChoice(scenes_corpus_dir, "test", "coco-5k"))
+    assert "dcdctl prepare coco" in error.value.hint
+
+
+@pytest.mark.parametrize("papers", [8], indirect=True)
+def test_another_split_of_the_same_size_does_not_serve_a_protocol(scenes_corpus_dir, tmp_path, papers):
+    folder = serving(scenes_corpus_dir, tmp_path / "corpus", "Flickr30K 1K: Karpathy's test split")
+    with pytest.raises(CorpusError, match=r"wants a test split of 8 images and 40 captions; split 'val' of .* has 8 and 40"):
+        open_split(SplitChoice(folder, "val", "flickr30k-1k"))
+
+
+def test_another_data_set_of_the_same_size_does_not_serve_a_protocol(scenes_corpus_dir, tmp_path, papers):
+    folder = serving(scenes_corpus_dir, tmp_path / "corpus", "Flickr30K 1K: Karpathy's test split")
+    with pytest.raises(CorpusError, match=r"protocol coco-5k is one of COCO 5K, and .* serves Flickr30K 1K"):
+        open_split(SplitChoice(folder, "test", "coco-5k"))
+
+
+def test_counts_alone_decide_where_a_corpus_says_nothing(scenes_corpus_dir, tmp_path, papers):
+    folder = serving(scenes_corpus_dir, tmp_path / "corpus", None)
+    assert open_split(SplitChoice(folder, "test", "flickr30k-1k"))[1].name == "flickr30k-1k"
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [(("coco-10k",), "no protocol 'coco-10k'.*known: auto, whole, first-N, flickr30k-1k"), (("first-0",), "no protocol 'first-0'")],
+)
+def test_an_unknown_protocol_is_the_users_error(scenes_corpus_dir, choice, message):
+    with pytest.raises(ConfigError, match=message):
+        open_split(SplitChoice(scenes_corpus_dir, "test", *choice))
+
+
+@pytest.mark.parametrize("name", ["whole", "coco-5k", "first-6"])
+def test_the_first_images_of_another_protocol_are_the_users_error(scenes_corpus_dir, name):
+    with pytest.raises(ConfigError, match=f"--max-images 5 is the protocol first-5, and {name} is asked for"):
+        open_split(SplitChoice(scenes_corpus_dir, "test", name, max_images=5))
+
+
+def test_folds_cover_every_image_and_caption_once(scenes_corpus_dir):
+    corpus = Corpus.open(scenes_corpus_dir, "test")
+    folds = folds_of(corpus, Protocol(name="three", num_folds=3))
+    assert [one for fold in folds for one in fold.images] == list(range(16))
+    assert [one for fold in folds for one in fold.texts] == list(range(80))
+    assert all(corpus.caption_image[text] in fold.images for fold in folds for text in fold.texts)

@@ -1,0 +1,147 @@
+"""Places and first candidates by blocks, against the definition pair by pair."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dcdctl.core.errors import ModelError
+from dcdctl.core.evaluation import ranks
+from dcdctl.core.evaluation.ranks import NOWHERE, Ranking, Tally
+from dcdctl.core.scoring import first_k
+
+
+def plain_places(scores_QG: np.ndarray, own: list[list[int]]) -> list[list[int]]:
+    """The definition: the others that score as high, and the own ones before it; an own one before another scores higher or is equal."""
+    places = []
+    for row, mine in zip(scores_QG, own, strict=True):
+        others = [row[candidate] for candidate in range(len(row)) if candidate not in mine]
+        best_first = sorted((row[candidate] for candidate in mine), reverse=True)
+        places.append([1 + nth + sum(other >= score for other in others) for nth, score in enumerate(best_first)])
+    return places
+
+
+def own_of(owner: list[int]) -> tuple[list[list[int]], list[list[int]]]:
+    """The positives of every image, and of every caption."""
+    texts = [[text for text, image in enumerate(owner) if image == one] for one in range(max(owner) + 1)]
+    return texts, [[image] for image in owner]
+
+
+def places_of(ranking: Ranking) -> list[list[int]]:
+    return [[place for place in row if place != NOWHERE] for row in ranking.places_QR.tolist()]
+
+
+def counted(scores_IT: np.ndarray, owner: list[int], image_block: int = 99, text_block: int = 99, **settings) -> tuple[Ranking, Ranking]:
+    found = Tally(scores_IT[owner, range(len(owner))], np.array(owner), **settings)
+    for image in range(0, len(scores_IT), image_block):
+        for text in range(0, len(owner), text_block):
+            found.add(scores_IT[image : image + image_block, text : text + text_block], image, text)
+    return found.rankings()
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[np.ndarray, list[int]]:
+    """A score matrix full of ties, and the owners of its captions: any number each, in any order."""
+    counts = draw(st.lists(st.integers(1, 4), min_size=1, max_size=7))
+    owner = draw(st.permutations([image for image, count in enumerate(counts) for _ in range(count)]))
+    row = st.lists(st.integers(-2, 2).map(float), min_size=len(owner), max_size=len(owner))
+    return np.array(draw(st.lists(row, min_size=len(counts), max_size=len(counts))), dtype=np.float32), list(owner)
+
+
+@given(problem=problems(), image_block=st.integers(1, 4), text_block=st.integers(1, 9))
+@settings(max_examples=100, deadline=None)
+def test_places_by_blocks_equal_the_definition(problem, image_block, text_block):
+    scores_IT, owner = problem
+    text, image = counted(scores_IT, owner, image_block, text_block)
+    own_texts, own_images = own_of(owner)
+    assert places_of(text) == plain_places(scores_IT, own_texts)
+    assert places_of(image) == plain_places(scores_IT.T, own_images)
+
+
+@given(problem=problems(), image_block=st.integers(1, 4), text_block=st.integers(1, 9), num_top=st.integers(1, 6))
+@settings(max_examples=100, deadline=None)
+def test_first_candidates_by_blocks_have_the_highest_scores_in_order(problem, image_block, text_block, num_top):
+    scores_IT, owner = problem
+    for ranking, scores_QG in zip(
+        counted(scores_IT, owner, image_block, text_block, num_top=num_top), (scores_IT, scores_IT.T), strict=True
+    ):
+        k = min(num_top, scores_QG.shape[1])
+        assert ranking.top_score_QK.tolist() == (-np.sort(-scores_QG, axis=1)[:, :k]).tolist()
+        assert np.take_along_axis(scores_QG, ranking.top_QK, axis=1).tolist() == ranking.top_score_QK.tolist()
+        assert all(len(set(row)) == k for row in ranking.top_QK.tolist())
+
+
+def test_candidates_of_many_blocks_are_sorted_in_as_they_come():
+    # Rising scores are the worst case: every image of a block is better than all before it.
+    scores_IT = (np.arange(400)[:, None] + np.random.default_rng(0).random((400, 30))).astype(np.float32)
+    owner = [*range(30), *range(30, 400)]
+    wide_IT = np.concatenate([scores_IT, np.zeros((400, 370), dtype=np.float32)], axis=1)
+    _, image = counted(wide_IT, owner, image_block=16, text_block=100, num_top=5)
+    assert image.top_QK[:30].tolist() == [[399, 398, 397, 396, 395]] * 30
+
+
+def test_positives_stand_last_among_candidates_of_one_score():
+    scores_IT = np.array([[1, 1, 1, 0], [1, 0, 1, 1]], dtype=np.float32)
+    text, image = counted(scores_IT, [0, 0, 1, 1])
+    assert text.top_QK[0].tolist() == [2, 0, 1, 3] or text.top_QK[0].tolist() == [2, 1, 0, 3]
+    assert image.top_QK[0].tolist() == [1, 0]
+
+
+def test_the_best_positives_score_goes_along():
+    text, image = counted(np.array([[0.5, 0.7, 0.9], [0.1, 0.2, 0.3]], dtype=np.float32), [0, 0, 1])
+    assert text.best_Q.tolist() == pytest.approx([0.7, 0.3])
+    assert image.best_Q.tolist() == pytest.approx([0.5, 0.7, 0.3])
+    assert text.ranks.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize(("num_images", "image_block"), [(2, 40), (33, 40), (200, 40), (600, 600)])
+def test_a_constant_model_finds_everything_last(num_images, image_block):
+    owner = np.repeat(np.arange(num_images), 3).tolist()
+    text, image = counted(np.full((num_images, len(owner)), 0.25, dtype=np.float32), owner, image_block, 90)
+    assert text.places_QR.tolist() == [[3 * num_images - 2, 3 * num_images - 1, 3 * num_images]] * num_images
+    assert image.places_QR.tolist() == [[num_images]] * len(owner)
+
+
+def test_a_margin_makes_near_scores_a_tie():
+    scores_IT = np.array([[10.0, 9.995], [0.0, 10.0]], dtype=np.float32)
+    found = {margin: [one.ranks.tolist() for one in counted(scores_IT, [0, 1], margin=margin)] for margin in (0.0, 1e-3)}
+    assert found == {0.0: [[1, 1], [1, 1]], 1e-3: [[2, 1], [1, 2]]}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_scores_without_an_order_are_an_error(bad):
+    with pytest.raises(ModelError, match="NaN"):
+        counted(np.array([[1.0, bad], [0.0, 1.0]], dtype=np.float32), [0, 1])
+    with pytest.raises(ModelError, match="NaN"):
+        Tally(np.array([bad, 1.0], dtype=np.float32), np.array([0, 1]))
+
+
+def test_a_block_left_out_or_an_image_without_caption_is_a_wrong_call():
+    found = Tally(np.ones(3, dtype=np.float32), np.array([0, 0, 1]))
+    found.add(np.ones((1, 3), dtype=np.float32))
+    with pytest.raises(ValueError, match="3 pairs counted of 2 x 3"):
+        found.rankings()
+    with pytest.raises(ValueError, match="at least one caption"):
+        Tally(np.ones(2, dtype=np.float32), np.array([0, 2]))
+
+
+@pytest.mark.parametrize("width", [5, 200, 1000, 64 * 30 + 7])
+def test_the_first_of_long_rows_are_those_of_the_whole_row(width):
+    scores_QG = torch.randn(9, width, generator=torch.Generator().manual_seed(0))
+    score_QK, index_QK = first_k(scores_QG, 7)
+    expected = scores_QG.topk(min(7, width), dim=1)
+    assert torch.equal(score_QK, expected.values)
+    assert torch.equal(index_QK, expected.indices)
+
+
+def test_rankings_of_several_galleries_keep_their_places_and_get_their_indices():
+    parts = [counted(np.array(scores, dtype=np.float32), owner)[0] for scores, owner in (([[2, 1]], [0, 0]), ([[1, 2], [0, 1]], [0, 1]))]
+    joined = ranks.joined(parts, [0, 2])
+    assert places_of(joined) == [[1, 2], [2], [1]]
+    assert joined.top_QK.tolist() == [[0, 1], [3, 2], [3, 2]]
+    assert joined.best_Q.tolist() == [2, 1, 1]

@@ -1,0 +1,199 @@
+"""Ranks and measures against the released evaluation, other libraries, and by hand; retrieval by vectors against the full matrix."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from paths import FIXTURES
+from tiny import run_script
+from torch.testing import assert_close
+
+from dcdctl.core.errors import ModelError
+from dcdctl.core.evaluation import ranks as evaluation_ranks
+from dcdctl.core.evaluation import recall
+from dcdctl.core.evaluation.ranks import NOWHERE, Rankings, Ranks
+from dcdctl.core.evaluation.recall import Recalls, average_precisions
+from dcdctl.core.scoring import topk
+
+# From the released evaluation (METER's compute_irtr_recall); fractions in float32.
+GOLDEN = json.loads((FIXTURES / "recall_a.json").read_text(encoding="utf-8"))["cases"]
+
+
+def unit(seed: int, *shape: int) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def all_of(rankings: Rankings) -> list[list[list[int]]]:
+    return [one.tolist() for way in (rankings.text, rankings.image) for one in (way.places_QR, way.top_QK)]
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"{case['images']}x{case['captions_per_image']}")
+def test_recalls_are_those_of_the_released_evaluation(case):
+    found = evaluation_ranks.rank_matrix(torch.tensor(case["scores_images_by_texts"]), np.array(case["text_owner"]))
+    text, image = recall.measures(found.text), recall.measures(found.image)
+    for k in (1, 5, 10):
+        assert text[f"R@{k}"] == pytest.approx(100 * case[f"tr_r{k}"], rel=1e-7)
+        assert image[f"R@{k}"] == pytest.approx(100 * case[f"ir_r{k}"], rel=1e-7)
+
+
+@given(counts=st.lists(st.integers(1, 4), min_size=1, max_size=9), seed=st.integers(0, 1000), block=st.integers(1, 8))
+@settings(max_examples=60, deadline=None, derandomize=True)  # drawn anew, two scores are a tie for us alone once in a long while
+def test_rankings_by_vectors_are_those_of_the_matrix(counts, seed, block):
+    owner = np.repeat(np.arange(len(counts)), counts)
+    image_ID, text_TD = unit(seed, len(counts), 8), unit(seed + 1, len(owner), 8)
+    found = evaluation_ranks.rank_embeddings(image_ID, text_TD, owner, block=block)
+    assert all_of(found) == all_of(evaluation_ranks.rank_matrix(image_ID @ text_TD.T, owner))
+
+
+@pytest.mark.parametrize("gallery_block", [4, 64])
+def test_rankings_do_not_depend_on_the_gallery_block(monkeypatch, gallery_block):
+    owner, image_ID, text_TD = np.arange(40) // 2, unit(0, 20, 6), unit(1, 40, 6)
+    monkeypatch.setattr(topk, "GALLERY_BLOCK", gallery_block)
+    found = evaluation_ranks.rank_embeddings(image_ID, text_TD, owner, block=7)
+    assert all_of(found) == all_of(evaluation_ranks.rank_matrix(image_ID @ text_TD.T, owner))
+
+
+@pytest.mark.parametrize("num_images", [2, 33, 200])
+def test_equal_vectors_are_a_tie_whatever_their_products_last_bits_are(num_images):
+    owner = np.repeat(np.arange(num_images), 3)
+    for seed in range(8):
+        vector_D = unit(seed, 256)
+        found = evaluation_ranks.rank_embeddings(vector_D.repeat(num_images, 1), vector_D.repeat(len(owner), 1), owner, block=30)
+        assert set(found.text.ranks.tolist()) == {3 * num_images - 2}
+        assert set(found.image.ranks.tolist()) == {num_images}
+        assert recall.measures(found.text)["R@1"] == recall.measures(found.image)["R@1"] == 0
+
+
+def test_other_own_captions_never_count_against_the_best():
+    ranks = evaluation_ranks.rank_matrix(torch.tensor([[5.0, 5.0, 5.0, 4.0], [0.0, 0.0, 0.0, 1.0]]), np.array([0, 0, 0, 1])).ranks
+    assert ranks.text.tolist() == [1, 1]
+    assert ranks.image.tolist() == [1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_vectors_without_an_order_are_an_error(bad):
+    vectors = torch.tensor([[1.0, bad], [0.0, 1.0]])
+    with pytest.raises(ModelError, match="NaN"):
+        evaluation_ranks.rank_embeddings(vectors, vectors, np.array([0, 1]))
+    with pytest.raises(ModelError, match="NaN"):
+        topk.top_k(vectors, vectors, 1)
+
+
+@given(
+    num_queries=st.integers(1, 9),
+    gallery=st.integers(1, 30),
+    k=st.integers(1, 12),
+    block=st.integers(1, 5),
+    gallery_block=st.integers(1, 31),
+)
+@settings(max_examples=80, deadline=None)
+def test_streaming_top_k_equals_the_full_matrix(num_queries, gallery, k, block, gallery_block):
+    queries_QD, gallery_GD = unit(0, num_queries, 5), unit(1, gallery, 5)
+    scores_QK, index_QK = topk.top_k(queries_QD, gallery_GD, k, block=block, gallery_block=gallery_block)
+    full_QG = queries_QD @ gallery_GD.T
+    assert_close(scores_QK, full_QG.topk(min(k, gallery)).values)
+    assert_close(full_QG.gather(1, index_QK), scores_QK)
+    assert all(len(set(row)) == len(row) for row in index_QK.tolist())
+
+
+def test_recalls_add_up():
+    found = recall.summarize(Ranks(np.array([1, 6]), np.array([1, 2, 11, 12])))
+    assert found == Recalls({"R@1": 50.0, "R@5": 50.0, "R@10": 100.0}, {"R@1": 25.0, "R@5": 50.0, "R@10": 50.0})
+    assert found.rsum == 325
+    assert found.mean_recall == pytest.approx(325 / 6)
+
+
+def test_average_precision_counts_positives_among_the_first_r_only():
+    # Five positives at 1, 2, 4, 7, 9: the first three count, with 1/1, 2/2 and 3/4. Two at 3 and 4: none among the first two.
+    places_QR = np.array([[1, 2, 4, 7, 9], [3, 4, *[NOWHERE] * 3], [1, *[NOWHERE] * 4]])
+    assert average_precisions(places_QR).tolist() == pytest.approx([(1 + 1 + 0.75) / 5, 0, 1])
+
+
+def test_measures_of_folds_are_averaged():
+    matrices = [torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([[1.0, 2.0], [2.0, 1.0]])]
+    text, image = recall.mean_measures([evaluation_ranks.rank_matrix(one, np.array([0, 1])) for one in matrices])
+    assert text == image == {"R@1": 50.0, "R@5": 100.0, "R@10": 100.0, "mAP@R": 50.0, "median_rank": 1.5, "mean_rank": 1.5}
+
+
+OWNER = np.repeat(np.arange(30), np.random.default_rng(0).integers(1, 6, 30))
+
+
+@pytest.fixture(scope="module")
+def asked() -> tuple[torch.Tensor, torch.Tensor, Rankings]:
+    """Vectors of 30 images with one to five captions each, some of them near, and how we rank them."""
+    image_ID, noise_TD = unit(0, 30, 12), unit(1, len(OWNER), 12)
+    text_TD = torch.nn.functional.normalize(image_ID[OWNER] + 1.3 * noise_TD, dim=1)
+    return image_ID, text_TD, evaluation_ranks.rank_embeddings(image_ID, text_TD, OWNER)
+
+
+RANX = """
+import json, os, sys
+os.environ["NUMBA_DISABLE_JIT"] = "1"  # compiling takes longer than all else
+from ranx import Qrels, Run, evaluate
+found = []
+for way in json.load(open(sys.argv[1])):
+    run, qrels = Run(way["run"]), Qrels(way["qrels"])
+    wanted = ["hit_rate@1", "hit_rate@5", "hit_rate@10", "mrr", *(f"map@{r}" for r in range(1, 6))]
+    evaluate(qrels, run, wanted)
+    found.append(run.scores)
+json.dump(found, sys.stdout)
+"""
+
+
+def test_every_query_is_measured_as_by_ranx(tmp_path, asked):
+    image_ID, text_TD, found = asked
+    ways = []
+    for scores_QG, own in (
+        (image_ID @ text_TD.T, [np.flatnonzero(image == OWNER).tolist() for image in range(30)]),
+        (text_TD @ image_ID.T, [[image] for image in OWNER.tolist()]),
+    ):
+        qrels = {f"q{query}": {f"c{one}": 1 for one in mine} for query, mine in enumerate(own)}
+        run = {f"q{query}": {f"c{one}": score for one, score in enumerate(row)} for query, row in enumerate(scores_QG.tolist())}
+        ways.append({"qrels": qrels, "run": run})
+    (tmp_path / "ways.json").write_text(json.dumps(ways))
+    for theirs, ours in zip(json.loads(run_script(RANX, tmp_path / "ways.json")), (found.text, found.image), strict=True):
+        num_own = np.count_nonzero(ours.places_QR != NOWHERE, axis=1).tolist()
+        expected = [theirs[f"map@{count}"][f"q{query}"] for query, count in enumerate(num_own)]
+        assert average_precisions(ours.places_QR).tolist() == pytest.approx(expected)
+        assert 0.1 < np.mean(expected) < 0.9
+        assert (1 / ours.ranks).tolist() == pytest.approx([theirs["mrr"][f"q{query}"] for query in range(len(num_own))])
+        for k in (1, 5, 10):
+            assert (ours.ranks <= k).tolist() == [bool(theirs[f"hit_rate@{k}"][f"q{query}"]) for query in range(len(num_own))]
+
+
+class Given:
+    """A model, as sentence-transformers asks one, that looks its vectors up."""
+
+    def __init__(self, queries: torch.Tensor, documents: torch.Tensor) -> None:
+        self.queries, self.documents = queries, documents
+
+    def encode_query(self, index: list[str], **_: object) -> torch.Tensor:
+        return self.queries[[int(one) for one in index]]
+
+    def encode_document(self, index: list[str], **_: object) -> torch.Tensor:
+        return self.documents[[int(one) for one in index]]
+
+
+def test_recalls_are_the_accuracies_of_sentence_transformers(asked):
+    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+
+    image_ID, text_TD, found = asked
+    ways = (
+        (image_ID, text_TD, [np.flatnonzero(image == OWNER).tolist() for image in range(30)], found.text),
+        (text_TD, image_ID, [[image] for image in OWNER.tolist()], found.image),
+    )
+    for queries, documents, own, ours in ways:
+        names, gallery = ({str(one): str(one) for one in range(len(side))} for side in (queries, documents))
+        relevant = {str(query): set(map(str, mine)) for query, mine in enumerate(own)}
+        cosine = {"cosine": lambda queries, documents: queries @ documents.T}
+        measure = InformationRetrievalEvaluator(names, gallery, relevant, accuracy_at_k=[1, 5, 10], score_functions=cosine)
+        accuracies = measure.compute_all_metrics(Given(queries, documents))["cosine"]["accuracy@k"]
+        measured = recall.measures(ours)
+        assert [measured[f"R@{k}"] for k in (1, 5, 10)] == pytest.approx([100 * accuracies[k] for k in (1, 5, 10)])
+        assert 10 < measured["R@1"] < 90

@@ -1,0 +1,162 @@
+"""What can be named as a side, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from evaluations import write_evaluation, write_ranks
+from tiny import make_corpus
+
+from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.evaluation import compare
+
+GOOD, BAD = ([1, 1, 2], [1, 1, 2, 1]), ([3, 9, 40], [2, 30, 12, 1])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Three images with 2, 1 and 1 captions."""
+    return make_corpus(tmp_path_factory.mktemp("made") / "corpus", [["a", "b"], ["c"], ["d"]])
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch):
+    """A folder to work in, with an evaluation `good`."""
+    monkeypatch.chdir(tmp_path)
+    write_evaluation(tmp_path / "good", made, *GOOD)
+    return tmp_path
+
+
+def text_ranks(name):
+    (side,) = compare.read_sides([name])
+    return [table.text_ranks.tolist() for table in side.tables]
+
+
+def test_a_folder_is_its_own_ranks_and_its_cascade_by_request(here, made):
+    write_evaluation(here / "good", made, *BAD, cascade=True)
+    alone, cascade = compare.read_sides(["good", "good:cascade"])
+    assert [side.tables[0].text_ranks.tolist() for side in (alone, cascade)] == [GOOD[0], BAD[0]]
+    assert [side.document["protocol"]["kind"] for side in (alone, cascade)] == ["dual", "cascade"]
+
+
+def test_a_folder_with_nothing_but_a_cascade_is_the_cascade(here, made):
+    write_evaluation(here / "only", made, *BAD, cascade=True)
+    assert text_ranks("only") == [BAD[0]]
+
+
+def test_a_folder_whose_name_ends_like_a_cascade_is_itself(here, made):
+    write_evaluation(here / "odd:cascade", made, *GOOD)
+    write_evaluation(here / "odd,one", made, *BAD)
+    assert text_ranks("odd:cascade") == [GOOD[0]]
+    assert text_ranks("odd,one") == [BAD[0]]
+
+
+def test_a_table_alone_is_a_side_of_which_nothing_else_is_known(here, made):
+    write_ranks(here / "other.parquet", made, *BAD)
+    alone, with_result = compare.read_sides(["other.parquet", "good/ranks.parquet"])
+    assert alone.document is None
+    assert with_result.document["split"] == "train"
+
+
+def test_the_first_places_are_found_where_they_were_kept(here):
+    assert compare.read_sides(["good"])[0].members[0].top is None
+    (here / "good" / "top.parquet").touch()
+    assert compare.read_sides(["good"])[0].members[0].top.name == "top.parquet"
+
+
+def test_names_with_commas_between_them_are_runs_of_one_side(here, made):
+    write_evaluation(here / "bad", made, *BAD)
+    assert text_ranks("good,bad,good/ranks.parquet") == [GOOD[0], BAD[0], GOOD[0]]
+
+
+def test_a_side_is_found_by_its_name(here, made):
+    write_evaluation(here / "bad", made, *BAD)
+    found = compare.read_sides(["good", "bad"])
+    assert compare.index_of(found, "bad/") == 1
+    with pytest.raises(InputError, match="worse is none of the sides; they are good and bad"):
+        compare.index_of(found, "worse")
+
+
+OTHERWISE = {
+    "the split is 'val' for bad, 'train' for good": {"split": "val"},
+    "the protocol's name is 'coco-1k' for bad, 'whole' for good": {"name": "coco-1k"},
+    "the protocol's folds is 5 for bad, 1 for good": {"folds": 5},
+    "the corpus is 'beef' for bad": {"corpus_fingerprint": "beef"},
+    "the protocol's ties is 'by luck' for bad": {"ties": "by luck"},
+}
+
+
+@pytest.mark.parametrize("message", OTHERWISE)
+def test_what_was_measured_otherwise_is_refused_by_both_names(here, made, message):
+    write_evaluation(here / "bad", made, *BAD, **OTHERWISE[message])
+    with pytest.raises(StaleError, match=f"good and bad were not measured alike: {message}.*evaluate both alike"):
+        compare.read_sides(["good", "bad"])
+    with pytest.raises(StaleError, match=message):
+        compare.read_sides(["good,bad"])
+
+
+def test_other_queries_are_refused_by_both_names(here, tmp_path):
+    other = make_corpus(tmp_path / "other", [["a"], ["c"], ["d"]])
+    write_ranks(here / "other.parquet", other, [1, 1, 1], [1, 1, 1])
+    with pytest.raises(
+        StaleError, match=r"other.parquet has other queries than good: 3 images and 3 captions, not 3 images and 4 captions"
+    ):
+        compare.read_sides(["good", "other.parquet"])
+
+
+@pytest.mark.parametrize(("changes", "message"), [({"kind": "fusion"}, "the kind is 'fusion'"), ({"depth": 7}, "the depth is 7")])
+def test_models_of_different_kinds_are_two_sides_and_not_one(here, made, changes, message):
+    write_evaluation(here / "other", made, *BAD, **changes)
+    assert len(compare.read_sides(["good", "other"])) == 2
+    with pytest.raises(StaleError, match=f"good and other are not seeds of one side: {message} for other, .* name them as two"):
+        compare.read_sides(["good,other"])
+
+
+def test_ranks_of_another_evaluation_than_the_result_are_refused(here, made):
+    write_ranks(here / "good" / "ranks.parquet", made, *BAD)
+    with pytest.raises(
+        StaleError, match=r"good/ranks.parquet has RSUM 225.000 and result.json beside it 541.667: .*dcdctl eval good .*makes both"
+    ):
+        compare.read_sides(["good"])
+
+
+def test_recalls_that_are_means_over_folds_need_not_be_those_of_all_ranks(here, made):
+    write_evaluation(here / "folds", made, *GOOD, folds=5, rsum=599.9)
+    assert text_ranks("folds") == [GOOD[0]]
+
+
+def test_what_is_not_there_is_the_users_error_and_says_what_makes_it(here, made):
+    (here / "empty").mkdir()
+    write_evaluation(here / "cut", made, *GOOD)
+    (here / "cut" / "result.json").unlink()
+    for name, message in {
+        "absent": "no folder absent.*dcdctl eval RUN",
+        "absent.parquet": "no file absent.parquet",
+        "empty": "empty has no ranks.parquet.*dcdctl eval empty --data DIR`",
+        "good:cascade": "good has no cascade-ranks.parquet.*dcdctl eval good --data DIR --rerank REF",
+        "absent:cascade": "no folder absent,",
+        "cut": "cut has ranks.parquet and no result.json: its evaluation was cut off.*dcdctl eval cut",
+        "good,,good": "a name in 'good,,good' is empty",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            compare.read_sides([name])
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "result.json cannot be read"), ("[1]", "no 'model'"), ("{}", "no 'model'")])
+def test_a_result_that_is_none_is_refused(here, text, message):
+    (here / "good" / "result.json").write_text(text)
+    with pytest.raises(InputError, match=f"{message}.*dcdctl eval good"):
+        compare.read_sides(["good"])
+
+
+def test_a_result_of_before_protocols_had_names_is_alike_only_with_its_like(here, made):
+    for name in ("old", "older"):
+        write_evaluation(here / name, made, *BAD)
+        path = here / name / "result.json"
+        document = json.loads(path.read_text())
+        document["protocol"] = {key: document["protocol"][key] for key in ("kind", "depth", "ties")}
+        path.write_text(json.dumps(document))
+    assert len(compare.read_sides(["old", "older"])) == 2
+    with pytest.raises(StaleError, match="the protocol's name is None for old, 'whole' for good"):
+        compare.read_sides(["good", "old"])

@@ -1,0 +1,359 @@
+"""Bootstrap and sign flips over images: by hand, against plain loops, and from files."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import make_corpus
+
+from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.evaluation import Estimate, Estimates, RankTable, compare_ranks, files, recall
+from dcdctl.core.evaluation import bootstrap as evaluation_bootstrap
+from dcdctl.core.evaluation import ranks as evaluation_ranks
+from dcdctl.core.evaluation import result as evaluation_result
+from dcdctl.core.evaluation.files import read_ranks
+from dcdctl.core.evaluation.protocols import WHOLE
+from dcdctl.core.evaluation.ranks import Ranking, Ranks
+from dcdctl.core.evaluation.significance import Interval, bootstrap, compare_all
+
+
+def table(owner: Sequence[int], text_ranks: Sequence[int], image_ranks: Sequence[int]) -> RankTable:
+    ids = tuple(f"i{image}" for image in range(len(text_ranks)))
+    return RankTable(ids, np.arange(len(owner)) + 7, np.array(owner), np.array(text_ranks), np.array(image_ranks))
+
+
+def random_table(seed: int, owner: Sequence[int], hardest: int = 14) -> RankTable:
+    rng = np.random.default_rng(seed)
+    return table(owner, rng.integers(1, hardest, max(owner) + 1).tolist(), rng.integers(1, hardest, len(owner)).tolist())
+
+
+RSUM = 6
+"""Its place among the figures."""
+
+
+@st.composite
+def sides(draw: st.DrawFn) -> tuple[list[RankTable], list[RankTable]]:
+    """One to three runs a side on images with any numbers of captions, in any order."""
+    counts = draw(st.lists(st.integers(1, 4), min_size=1, max_size=8))
+    owner = draw(st.permutations([image for image, count in enumerate(counts) for _ in range(count)]))
+    seeds = st.lists(st.integers(0, 10_000), min_size=1, max_size=3)
+    ours, base = draw(seeds), draw(seeds)
+    return [random_table(seed, owner) for seed in ours], [random_table(seed, owner) for seed in base]
+
+
+def figures(estimates: Estimates) -> list[Estimate]:
+    """Recalls of text retrieval, those of image retrieval, RSUM, mean reciprocal ranks."""
+    recalls = [*estimates.text_retrieval.values(), *estimates.image_retrieval.values(), estimates.rsum]
+    return [*recalls, estimates.text_reciprocal_rank, estimates.image_reciprocal_rank]
+
+
+def figures_of(tables: Sequence[RankTable], images: Sequence[int]) -> list[float]:
+    """The definition: each run's recalls of these images and their captions, as often as they are drawn; then the mean over runs."""
+    runs = []
+    for one in tables:
+        captions = [text for image in images for text in np.flatnonzero(one.caption_image == image)]
+        ranks = Ranks(one.text_ranks[list(images)], one.image_ranks[captions])
+        found = recall.summarize(ranks)
+        reciprocal = [np.mean([100 / rank for rank in some]) for some in (ranks.text, ranks.image)]
+        runs.append([*found.text_retrieval.values(), *found.image_retrieval.values(), found.rsum, *reciprocal])
+    return np.mean(runs, axis=0).tolist()
+
+
+def drawn(num_images: int, resamples: int, seed: int) -> list[list[int]]:
+    return np.random.default_rng(seed).integers(num_images, size=(resamples, num_images)).tolist()
+
+
+def test_the_observed_difference_by_hand():
+    # Three images with 1, 2 and 1 captions. Ours: both runs' hits, averaged; base: one run.
+    ours = [table([0, 1, 1, 2], [1, 2, 6], [1, 1, 3, 20]), table([0, 1, 1, 2], [1, 1, 12], [1, 2, 1, 9])]
+    base = [table([0, 1, 1, 2], [2, 2, 30], [4, 1, 1, 11])]
+    found = compare_ranks(ours, base, resamples=10)
+    # R@1 of text retrieval: 1 and 2 hits of 3, 50 % on average, less none. R@5: 2 of 3 for all. R@10: 3 and 2 of 3, less 2.
+    values = [one.value for one in found.difference.text_retrieval.values()]
+    assert values == pytest.approx([50, 0, 100 / 6])
+    # Image retrieval, of 4 captions: 2 and 2 less 2; 3 and 3 less 3; 3 and 4 less 3.
+    assert [one.value for one in found.difference.image_retrieval.values()] == pytest.approx([0, 0, 12.5])
+    assert found.difference.rsum.value == pytest.approx(50 + 100 / 6 + 12.5)
+    assert list(found.difference.text_retrieval) == list(found.difference.image_retrieval) == ["R@1", "R@5", "R@10"]
+    assert (found.num_images, found.num_resamples, found.num_our_runs, found.num_base_runs) == (3, 10, 2, 1)
+
+
+@given(sides=sides(), seed=st.integers(0, 100), block_images=st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_counts_and_products_equal_a_loop_over_the_same_draws(sides, seed, block_images):
+    ours, base = sides
+    num_images, resamples = len(ours[0].image_ids), 23
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation_bootstrap, "BLOCK_IMAGES", block_images)
+        found, alone = compare_ranks(ours, base, resamples=resamples, seed=seed), bootstrap(ours, resamples=resamples, seed=seed)
+    draws = drawn(num_images, resamples, seed)
+    ours_R9, base_R9 = (np.array([figures_of(tables, images) for images in draws]) for tables in (ours, base))
+    for estimates, draws_R9, observed_9 in (
+        (found.difference, ours_R9 - base_R9, np.subtract(*(figures_of(tables, range(num_images)) for tables in (ours, base)))),
+        (alone, ours_R9, figures_of(ours, range(num_images))),
+    ):
+        assert [one.value for one in figures(estimates)] == pytest.approx(list(observed_9), abs=1e-9)
+        low_9, high_9 = np.percentile(draws_R9, [2.5, 97.5], axis=0)
+        assert [one.interval.low for one in figures(estimates)] == pytest.approx(low_9.tolist(), abs=1e-9)
+        assert [one.interval.high for one in figures(estimates)] == pytest.approx(high_9.tolist(), abs=1e-9)
+    rsum_R = (ours_R9 - base_R9)[:, RSUM].round(9)
+    rarer = min(sum(rsum_R <= 0), sum(rsum_R >= 0))
+    assert found.p_value == pytest.approx(min(1, 2 * (rarer + 1) / (resamples + 1)))
+
+
+@given(sides=sides(), seed=st.integers(0, 100))
+@settings(max_examples=40, deadline=None)
+def test_swapped_sides_negate_everything_but_the_p_value(sides, seed):
+    ours, base = sides
+    one, other = compare_ranks(ours, base, resamples=50, seed=seed), compare_ranks(base, ours, resamples=50, seed=seed)
+    assert (one.p_value, one.sign_flip_p_value) == (other.p_value, other.sign_flip_p_value)
+    assert_alike(one.ours, other.base)
+    for mine, theirs in zip(figures(one.difference), figures(other.difference), strict=True):
+        assert mine.value == -theirs.value
+        assert [mine.interval.low, mine.interval.high] == pytest.approx([-theirs.interval.high, -theirs.interval.low], abs=1e-9)
+
+
+@pytest.mark.parametrize("num_runs", [1, 3])
+def test_a_side_against_itself_is_zero_to_the_bit(num_runs):
+    runs = [random_table(seed, [0, 0, 1, 2, 2, 2, 3]) for seed in range(num_runs)]
+    # The base has each run twice: the same averages from other sums.
+    found = compare_ranks(runs, [*runs, *runs], resamples=200)
+    assert all(one == Estimate(0.0, Interval(0.0, 0.0)) for one in figures(found.difference)[: RSUM + 1])
+    assert found.p_value == found.sign_flip_p_value == 1
+
+
+def test_signs_of_three_images_by_hand():
+    # Hits of ours less those of the base: the first image all three of text retrieval, 3 of 3 images; the second all three for one of its
+    # two captions, 3 of 4 captions; the third one hit at 10 of text retrieval too little, 1 of 3. So 1 + 3/4 - 1/3 is as far from 0 as
+    # 1 + 3/4 + 1/3, and further than 1 - 3/4 + 1/3 and 1 - 3/4 - 1/3: half of the patterns of signs.
+    ours, base = table([0, 1, 1, 2], [1, 20, 20], [20, 1, 20, 20]), table([0, 1, 1, 2], [20, 20, 6], [20, 20, 20, 20])
+    found = compare_ranks([ours], [base], resamples=100)
+    assert found.difference.rsum.value == pytest.approx(100 * (1 + 3 / 4 - 1 / 3))
+    assert (found.sign_flip_p_value, found.sign_flip_is_exact) == (0.5, True)
+
+
+def test_captions_share_the_sign_of_their_image():
+    # Eight captions that all gained would be 2 / 2^8 if each had a sign of its own; of one image there are two patterns, both as far.
+    ours, base = (table([0] * 8, [50], [rank] * 8) for rank in (1, 50))
+    assert compare_ranks([ours], [base], resamples=100).sign_flip_p_value == 1
+
+
+@given(sides=sides())
+@settings(max_examples=40, deadline=None)
+def test_exact_signs_equal_a_loop_that_swaps_the_models_image_by_image(sides):
+    ours, base = sides
+    num_images, rsums = len(ours[0].image_ids), []
+    for is_swapped in itertools.product([False, True], repeat=num_images):
+        one, other = (swapped(*pair, is_swapped) for pair in ((ours, base), (base, ours)))
+        rsums.append(abs(np.subtract(*(figures_of(tables, range(num_images))[RSUM] for tables in (one, other)))))
+    found = compare_ranks(ours, base, resamples=100)
+    assert found.sign_flip_is_exact
+    assert found.sign_flip_p_value == pytest.approx(np.mean([rsum >= rsums[0] - 1e-9 for rsum in rsums]))
+
+
+def swapped(ours: Sequence[RankTable], base: Sequence[RankTable], is_swapped: Sequence[bool]) -> list[RankTable]:
+    """Ours with the base's ranks where an image is swapped; each run of one with each of the other, so that both count equally."""
+    swap_I = np.array(is_swapped)
+    swap_T = swap_I[ours[0].caption_image]
+    return [
+        dataclasses.replace(
+            one,
+            text_ranks=np.where(swap_I, other.text_ranks, one.text_ranks),
+            image_ranks=np.where(swap_T, other.image_ranks, one.image_ranks),
+        )
+        for one in ours
+        for other in base
+    ]
+
+
+def test_models_that_are_alike_differ_by_sign_flips_as_often_as_the_level_says():
+    rng, num_images, num_trials = np.random.default_rng(0), 40, 300
+    owner = np.repeat(np.arange(num_images), rng.integers(1, 6, num_images))
+    p_values = []
+    for _ in range(num_trials):
+        hard_I = rng.integers(1, 20, num_images)  # as hard for both, so that the captions of an image are alike
+        one, other = (table(owner, hard_I + rng.integers(0, 9, num_images), hard_I[owner] + rng.integers(0, 9, len(owner))) for _ in "ab")
+        p_values.append(compare_ranks([one], [other], resamples=199).sign_flip_p_value)
+    assert 0.06 < np.mean(np.array(p_values) <= 0.1) < 0.14
+    assert 0.44 < np.mean(np.array(p_values) <= 0.5) < 0.56
+
+
+def test_reciprocal_ranks_see_what_no_recall_does():
+    base = table(np.repeat(np.arange(30), 2), [40] * 30, [40] * 60)
+    better = dataclasses.replace(base, image_ranks=base.image_ranks // 2)
+    found = compare_ranks([better], [base], resamples=100)
+    assert found.difference.rsum == Estimate(0.0, Interval(0.0, 0.0))
+    assert found.difference.image_reciprocal_rank.value == pytest.approx(100 / 20 - 100 / 40)
+    assert found.difference.image_reciprocal_rank.interval.low > 0
+    assert found.difference.text_reciprocal_rank.value == 0
+
+
+def test_sides_compared_together_are_compared_as_each_alone():
+    owner = [0, 0, 1, 2, 2, 2, 3]
+    base, *others = ([random_table(seed, owner) for seed in seeds] for seeds in ([0], [1], [2, 3], [4]))
+    together = compare_all({str(i): side for i, side in enumerate(others)}, base, resamples=300, seed=5)
+    for found, alone in zip(together, [compare_ranks(side, base, resamples=300, seed=5) for side in others], strict=True):
+        assert (found.p_value, found.sign_flip_p_value) == (alone.p_value, alone.sign_flip_p_value)
+        assert_alike(found.difference, alone.difference)
+
+
+def test_each_side_of_a_comparison_is_estimated_as_alone():
+    ours, base = ([random_table(seed, [0, 1, 1, 2, 3, 3]) for seed in seeds] for seeds in ([1, 2], [3]))
+    found = compare_ranks(ours, base, resamples=300)
+    assert_alike(found.ours, bootstrap(ours, resamples=300))
+    assert_alike(found.base, bootstrap(base, resamples=300))
+
+
+def assert_alike(one: Estimates, other: Estimates) -> None:
+    """Equal but for the rounding of sums of reciprocal ranks, which is the processor's."""
+    for mine, theirs in zip(figures(one), figures(other), strict=True):
+        assert mine.value == pytest.approx(theirs.value, abs=1e-9)
+        assert [mine.interval.low, mine.interval.high] == pytest.approx([theirs.interval.low, theirs.interval.high], abs=1e-9)
+
+
+def test_an_image_brings_all_its_captions():
+    # One image with a caption that is found and one with three that are not: a draw of both has 1 of 4.
+    found = bootstrap([table([0, 1, 1, 1], [1, 1], [1, 50, 50, 50])], resamples=1000)
+    assert found.image_retrieval["R@1"] == Estimate(25.0, Interval(0.0, 100.0))
+    assert found.text_retrieval["R@1"] == Estimate(100.0, Interval(100.0, 100.0))
+
+
+def test_pairing_takes_out_what_is_hard_for_both():
+    base = random_table(0, np.repeat(np.arange(200), 5).tolist(), hardest=12)
+    better = base.text_ranks.copy()
+    better[base.text_ranks == 6] = 5
+    found = compare_ranks([dataclasses.replace(base, text_ranks=better)], [base], resamples=2000)
+    width_of_difference, width_of_a_side = (
+        one.rsum.interval.high - one.rsum.interval.low for one in (found.difference, bootstrap([base], resamples=2000))
+    )
+    assert width_of_difference < width_of_a_side / 3
+    assert found.difference.rsum.interval.low > 0
+    assert found.p_value == 2 / 2001
+
+
+def test_the_seed_alone_decides():
+    ours, base = (random_table(seed, np.repeat(np.arange(50), 2).tolist()) for seed in (1, 2))
+    one, again, other = (compare_ranks([ours], [base], resamples=500, seed=seed) for seed in (3, 3, 4))
+    assert one == again
+    assert one.difference.rsum.value == other.difference.rsum.value
+    assert one.difference.rsum.interval != other.difference.rsum.interval
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    # Images that are easy or hard for all their captions and for both models; ours finds three in a hundred more.
+    rng, num_images, num_trials, hits = np.random.default_rng(0), 120, 200, 0
+    owner = np.repeat(np.arange(num_images), rng.integers(1, 6, num_images))
+    for _ in range(num_trials):
+        easy_I = rng.uniform(0.2, 0.8, num_images)
+        tables = [
+            table(
+                owner,
+                np.where(rng.random(num_images) < easy_I + gain, 1, 99),
+                np.where(rng.random(len(owner)) < easy_I[owner] + gain, 1, 99),
+            )
+            for gain in (0.03, 0.0)
+        ]
+        interval = compare_ranks(tables[:1], tables[1:], resamples=300).difference.rsum.interval
+        hits += interval.low <= 6 * 3 <= interval.high  # a hit at rank 1 is one for each K of both directions
+    assert 0.89 < hits / num_trials < 0.99
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Ranks on a corpus whose images have 2, 1 and 3 captions, as `dcdctl eval --ranks` writes them."""
+    corpus = make_corpus(tmp_path / "corpus", [["a", "b"], ["c"], ["d", "e", "f"]])
+    text, image = (
+        Ranking(places_QR=np.array(ranks)[:, None], best_Q=np.ones(len(ranks)), top_QK=np.zeros((len(ranks), 1), int), top_score_QK=one)
+        for ranks, one in (([1, 3, 12], np.ones((3, 1))), ([1, 2, 7, 1, 30, 5], np.ones((6, 1))))
+    )
+    shared = {"seconds": 0.1, "pairs_scored": 0, "kind": "dual", "depth": None, "depths": (), "features": None, "protocol": WHOLE}
+    result = evaluation_result.Evaluation(
+        text_retrieval=recall.measures(text),
+        image_retrieval=recall.measures(image),
+        rankings=evaluation_ranks.Rankings(text, image),
+        table=RankTable(tuple(corpus.image_ids), corpus.caption_ids, corpus.caption_image, text.ranks, image.ranks),
+        fingerprint=corpus.fingerprint,
+        data="corpus",
+        **shared,
+    )
+    files.write_ranks(tmp_path / "ranks.parquet", result, corpus)
+    return tmp_path / "ranks.parquet", result, corpus
+
+
+def test_ranks_come_back_from_their_file(written):
+    path, result, corpus = written
+    found = read_ranks(path)
+    assert found.image_ids == tuple(corpus.image_ids) == ("i0", "i1", "i2")
+    assert found.caption_ids.tolist() == corpus.caption_ids.tolist() == [0, 1, 10, 20, 21, 22]
+    assert found.caption_image.tolist() == [0, 0, 1, 2, 2, 2]
+    assert found.text_ranks.tolist() == [1, 3, 12]
+    assert found.image_ranks.tolist() == [1, 2, 7, 1, 30, 5]
+    values = bootstrap([found], resamples=10)
+    assert {name: one.value for name, one in values.image_retrieval.items()} == pytest.approx(result.recalls.image_retrieval)
+    assert {name: one.value for name, one in values.text_retrieval.items()} == pytest.approx(result.recalls.text_retrieval)
+    assert values.rsum.value == pytest.approx(result.recalls.rsum)
+
+
+def test_a_file_that_is_not_there_or_not_parquet_is_the_users_error(tmp_path):
+    with pytest.raises(InputError, match=r"no file .*absent.*eval .*--ranks"):
+        read_ranks(tmp_path / "absent.parquet")
+    (tmp_path / "text.parquet").write_text("image,rank\n")
+    with pytest.raises(InputError, match=r"text.parquet is not a table of ranks .*eval .*--ranks"):
+        read_ranks(tmp_path / "text.parquet")
+
+
+SPOILED = {
+    "no column 'rank'": lambda ranks: ranks.drop(columns="rank"),
+    "directions are .'text'., text and image are wanted": lambda ranks: ranks[:3],
+    "directions are .'text', 'sound'.": lambda ranks: ranks.replace({"direction": {"image": "sound"}}),
+    "'caption_id' has empty fields": lambda ranks: ranks.assign(caption_id=ranks.caption_id.where(ranks.caption_id != 10)),
+    "'rank' has empty fields": lambda ranks: ranks.assign(rank=ranks["rank"].astype("Int64").where(ranks["rank"] != 12)),
+    "text queries are not numbered from 0 to 2": lambda ranks: ranks.iloc[[1, 0, *range(2, 9)]],
+    "image queries are not numbered from 0 to 4": lambda ranks: ranks.drop(index=4),
+    "the rank 0, ranks start at 1": lambda ranks: ranks.assign(rank=ranks["rank"] - 1),
+    "3 images have 2 different ids": lambda ranks: ranks.replace({"image_id": {"i1": "i0"}}),
+    "image 'i1' is in one direction only": lambda ranks: ranks.assign(image_id=ranks.image_id.where(ranks["query"] != 2, "i2")),
+    "is not a table of ranks .*one": lambda ranks: ranks.assign(rank="one"),
+}
+
+
+@pytest.mark.parametrize("message", SPOILED)
+def test_a_table_that_is_not_one_of_ranks_is_refused(written, message):
+    path = written[0]
+    SPOILED[message](pd.read_parquet(path)).to_parquet(path, index=False)
+    with pytest.raises(InputError, match=message):
+        read_ranks(path)
+
+
+def test_runs_of_other_queries_are_not_compared():
+    one = table([0, 1, 1], [1, 2], [1, 1, 1])
+    odd = {
+        "2 images and 2 captions, not 2 images and 3 captions": table([0, 1], [1, 2], [1, 1]),
+        "image 'other', not image 'i1'": dataclasses.replace(one, image_ids=("i0", "other")),
+        "caption 10 of 'i1', not caption 9 of 'i1'": dataclasses.replace(one, caption_ids=np.array([7, 8, 10])),
+        "caption 8 of 'i0', not caption 8 of 'i1'": table([0, 0, 1], [1, 2], [1, 1, 1]),
+    }
+    for message, other in odd.items():
+        with pytest.raises(StaleError, match=f"run 2 of the base has other queries than run 1 of ours: {message}"):
+            compare_ranks([one], [one, other])
+        with pytest.raises(StaleError, match=f"run 2 of this side .*: {message}"):
+            bootstrap([one, other])
+
+
+def test_a_side_without_runs_and_a_bootstrap_without_draws_are_errors():
+    one = table([0], [1], [1])
+    with pytest.raises(InputError, match="no table of ranks for ours"):
+        compare_ranks([], [one])
+    with pytest.raises(InputError, match="no table of ranks for the base"):
+        compare_ranks([one], [])
+    with pytest.raises(InputError, match="no table of ranks for this side"):
+        bootstrap([])
+    with pytest.raises(ValueError, match="0 draws"):
+        compare_ranks([one], [one], resamples=0)

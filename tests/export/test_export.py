@@ -1,0 +1,336 @@
+"""`dcdctl export` from a run to what other libraries make of its folders, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from encoders import make_pair, save_text, save_vision
+from paths import DOCS
+from PIL import Image
+from tiny import contents, make_teacher, run_script
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.core import models
+from dcdctl.core.data import Corpus
+from dcdctl.core.errors import ConfigError, CorpusError, MissingError, ModelError, StaleError
+from dcdctl.core.export import ExportJob, export, model_card, to_sentence_transformers, to_transformers
+from dcdctl.core.files import lock
+from dcdctl.core.models import Towers, onnx
+
+PAGE = DOCS / "export.md"
+BLOCKS = {
+    re.search(r'"((?:dual|pair|vilt|co)-[a-z]+)"', block)[1]: block
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+}
+"""The page's Python, by the folder that it loads."""
+JOBS = {
+    "dual-transformers": ("dual", "transformers"),
+    "pair-transformers": ("pair", "transformers"),
+    "vilt-transformers": ("vilt", "transformers"),
+    "co-attention": ("pair-scorer", "transformers"),
+    "dual-sentences": ("dual", "sentence-transformers"),
+    "pair-sentences": ("pair", "sentence-transformers"),
+    "dual-onnx": ("dual", "onnx"),
+}
+READ = """
+import json, sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+blocks = json.loads(Path("blocks.json").read_text())
+captions = json.loads(Path("captions.json").read_text())
+pictures = [Image.open(path) for path in sorted(Path("pictures").glob("*.png"))]
+
+
+def keep(name, **arrays):
+    np.savez(f"{name}.npz", **{key: np.asarray(value) for key, value in arrays.items()})
+"""
+BY_TORCH = f"""{READ}
+sys.modules["dcdctl"] = None  # cannot be imported
+for name in ("dual-transformers", "pair-transformers"):
+    exec(blocks[name], space := {{}})
+    keep(name, images=space["embed_images"](pictures), texts=space["embed_texts"](captions), scores=space["scores"])
+exec(blocks["vilt-transformers"], space := {{}})
+keep("vilt-transformers", logits=space["score"](pictures, captions[: len(pictures)]))
+assert "sentence_transformers" not in sys.modules
+exec(blocks["dual-sentences"], space := {{}})
+pictures = [picture.convert("RGB") if picture.mode == "RGBA" else picture for picture in pictures]
+keep("dual-sentences", images=space["model"].encode(pictures), texts=space["model"].encode(captions), scores=space["scores"])
+model = space["SentenceTransformer"]("pair-sentences", trust_remote_code=True)
+keep("pair-sentences", images=model.encode(pictures), texts=model.encode(captions))
+del sys.modules["dcdctl"]
+exec(blocks["co-attention"], space := {{}})
+keep("co-attention", logits=space["score"](pictures, captions[: len(pictures)]).detach())
+"""
+WITHOUT_TORCH = f"""
+import sys
+from importlib.machinery import PathFinder
+
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in ("torch", "torchvision", "timm") else PathFinder.find_spec(name, path, target)
+
+
+sys.meta_path[:] = [Finder if finder is PathFinder else finder for finder in sys.meta_path]
+sys.modules["dcdctl"] = None
+{READ}
+exec(blocks["dual-onnx"], space := {{}})
+keep("dual-onnx", images=space["embed_images"](pictures), texts=space["embed_texts"](captions), scores=space["scores"])
+exec(blocks["dual-onnx"].replace('folder + "', 'folder + "/int8'), space := {{}})
+keep("dual-onnx-int8", images=space["embed_images"](pictures), texts=space["embed_texts"](captions))
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="session")
+def gallery(scenes_corpus_dir) -> Corpus:
+    return Corpus.open(scenes_corpus_dir, "test")
+
+
+@pytest.fixture(scope="session")
+def sources(place, gallery, dual_run) -> dict[str, Path]:
+    """A run of a dual encoder with its evaluation, and three models of other kinds."""
+    size = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 48, "patch_size": 16, "max_text_len": 12}
+    runs = {"dual": dual_run} | {name: place / name for name in ("pair", "vilt", "pair-scorer")}
+    refs = save_vision("timm map", place / "vision"), save_text("bert", gallery.captions, place / "text")
+    reading = models.Reading(levels=(0, 2))
+    models.save(models.dual_over(*refs, models.ProjectionSize(projection_dim=8), max_text_len=12, reading=reading), runs["pair"])
+    models.save(make_teacher(gallery.captions, size=models.ViltSize(num_hidden_layers=2, **size)), runs["vilt"])
+    models.save(make_pair(gallery.captions, place / "encoders"), runs["pair-scorer"])
+    return runs
+
+
+@pytest.fixture(scope="session")
+def outcomes(place, sources, scenes_corpus_dir, onnx_student) -> dict[str, export.Exported]:
+    (place / "dual-onnx").symlink_to(onnx_student.folder)
+    found = {"dual-onnx": onnx_student}
+    for name, (ref, to) in JOBS.items():
+        if name not in found:
+            found[name] = export.export_model(ExportJob(ref=str(sources[ref]), out=place / name, to=to, data=scenes_corpus_dir))
+    return found
+
+
+@pytest.fixture(scope="session")
+def read_back(place, outcomes, gallery) -> dict[str, Any]:
+    """What each folder gives in a process that runs the page's own lines; dcdctl cannot be imported there, but for its own format."""
+    (place / "pictures").mkdir()
+    for image in range(gallery.num_images):
+        gallery.image(image).save(place / "pictures" / f"{image:03}.png")
+    for name, picture in enumerate(odd_pictures()):
+        picture.save(place / "pictures" / f"odd-{name}.png")
+        picture.save(place / "photo.png")
+    (place / "captions.json").write_text(json.dumps(gallery.captions))
+    (place / "blocks.json").write_text(json.dumps({**BLOCKS}))
+    for script in (BY_TORCH, WITHOUT_TORCH):
+        run_script(f"import os\nos.chdir({str(place)!r})\n{script}")
+    return {path.stem: dict(np.load(path)) for path in place.glob("*.npz")}
+
+
+def odd_pictures() -> list[Image.Image]:
+    """Neither square nor RGB: one half transparent, one grey."""
+    across = np.linspace(0, 255, 90 * 50 * 4).reshape(50, 90, 4).astype(np.uint8)
+    return [Image.fromarray(across), Image.fromarray(across[:, :, 0])]
+
+
+def rankings(found: dict[str, Any], gallery: Corpus) -> dict[str, Any]:
+    """The place of the first right answer of each query, a tie counting against it."""
+    scores_IT = found["images"][: gallery.num_images] @ found["texts"].T
+    own_IT = gallery.caption_image[None, :] == np.arange(gallery.num_images)[:, None]
+    best_I, best_T = np.where(own_IT, scores_IT, -np.inf).max(axis=1), np.where(own_IT, scores_IT, -np.inf).max(axis=0)
+    text = 1 + ((scores_IT >= best_I[:, None]) & ~own_IT).sum(axis=1)
+    return {"text": text, "image": 1 + ((scores_IT >= best_T) & ~own_IT).sum(axis=0)}
+
+
+def recalls(ranks: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """In percent."""
+    return {
+        f"{way}_retrieval": {f"R@{k}": 100 * int((rank_Q <= k).sum()) / len(rank_Q) for k in (1, 5, 10)} for way, rank_Q in ranks.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["dual-transformers", "dual-sentences", "dual-onnx"])
+def test_a_fresh_process_finds_what_eval_found(name, read_back, sources, gallery):
+    ranks, kept = rankings(read_back[name], gallery), pd.read_parquet(sources["dual"] / "ranks.parquet")
+    result = json.loads((sources["dual"] / "result.json").read_text())
+    for way in ("text", "image"):
+        assert list(ranks[way]) == list(kept[kept.direction == way]["rank"])
+        assert recalls(ranks)[f"{way}_retrieval"] == {f"R@{k}": result[f"{way}_retrieval"][f"R@{k}"] for k in (1, 5, 10)}
+
+
+def test_int8_moves_few_queries(read_back, sources, gallery):
+    """Of 16 images one, of 80 captions one in twenty may pass the place that a recall counts to: vectors turn by a degree or less."""
+    result = json.loads((sources["dual"] / "result.json").read_text())
+    found = recalls(rankings(read_back["dual-onnx-int8"], gallery))
+    for name, allowed in (("text_retrieval", 100 / 16), ("image_retrieval", 5)):
+        assert found[name] == pytest.approx({k: result[name][k] for k in found[name]}, abs=allowed + 1e-9)
+    assert not np.array_equal(read_back["dual-onnx-int8"]["texts"], read_back["dual-onnx"]["texts"])
+
+
+@pytest.mark.parametrize("name", ["dual-transformers", "pair-transformers", "dual-sentences", "pair-sentences", "dual-onnx"])
+def test_vectors_are_the_models_own_also_of_pictures_with_transparency_and_long_captions(name, read_back, sources, gallery):
+    model = models.load_dual(sources[name.partition("-")[0]])
+    assert any(len(ids) > 12 for ids in model.preprocess.tokenizer(gallery.captions)["input_ids"])
+    pictures = [*gallery.images(range(gallery.num_images)), *odd_pictures()]
+    with torch.no_grad():
+        images, texts = model.embed_images(model.preprocess.images(pictures)), model.embed_texts(model.preprocess.texts(gallery.captions))
+    np.testing.assert_allclose(read_back[name]["images"], images, atol=2e-6)
+    np.testing.assert_allclose(read_back[name]["texts"], texts, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["vilt-transformers", "co-attention"])
+def test_a_fusion_students_scores_are_its_own(name, read_back, sources, gallery):
+    scorer = models.load_fusion(sources[JOBS[name][0]])
+    pictures = [*gallery.images(range(gallery.num_images)), *odd_pictures()]
+    ix = torch.arange(len(pictures))
+    images = scorer.encode_images(scorer.preprocess.images(pictures))
+    texts = scorer.encode_texts(scorer.preprocess.texts(gallery.captions[: len(pictures)]))
+    wanted = scorer.score_pairs(images, texts, ix, ix).detach().numpy()
+    assert wanted.std() > 0.02
+    np.testing.assert_allclose(read_back[name]["logits"], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_card_has_the_lines_that_the_page_has(name, place, outcomes):
+    card = (place / name / "README.md").read_text(encoding="utf-8")
+    if name in BLOCKS:
+        assert f"```python\n{BLOCKS[name]}```" in card
+    assert not re.search(r"/(tmp|home|root)/", card)
+    assert outcomes[name].num_bytes == sum(len(content) for content in contents(place / name).values())
+
+
+def test_checks_are_what_was_compared(outcomes):
+    assert [(one.what, one.lowest_cosine > 0.9999) for one in outcomes["dual-sentences"].checks] == [("fp32", True)]
+    fp32, int8 = outcomes["dual-onnx"].checks
+    assert (fp32.what, int8.what) == ("fp32", "int8")
+    assert fp32.lowest_cosine > int8.lowest_cosine > 0.98
+    assert outcomes["dual-onnx"].checked_on == "16 images of scenes, split test"
+    assert outcomes["co-attention"].checks[0].largest_difference == 0
+
+
+def test_a_folder_for_transformers_is_the_same_model_here(place, outcomes, sources):
+    for name, source in (("dual-transformers", "dual"), ("pair-sentences", "pair"), ("co-attention", "pair-scorer")):
+        assert models.fingerprint(models.load(place / name)) == models.fingerprint(models.load(sources[source]))
+
+
+def job_of(sources, tmp_path, **changes) -> ExportJob:
+    return replace(ExportJob(ref=str(sources["dual"]), out=tmp_path / "out", to="transformers"), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"to": "gguf"}, ConfigError, "--to gguf is no format; known: transformers, sentence-transformers, onnx"),
+        ({"licence": "Apache License 2"}, ConfigError, "--license Apache License 2 is no name of the Hub's; for example apache-2.0"),
+        ({"ref": "nowhere"}, ModelError, "nowhere does not exist"),
+        ({"data": Path("nowhere")}, CorpusError, "nowhere"),
+        ({"ref": "vilt", "to": "onnx"}, ModelError, "is a fusion model, which does not export to ONNX: its shapes depend on the data"),
+        ({"ref": "pair-scorer", "to": "sentence-transformers"}, ModelError, "is a fusion model, which has no vectors"),
+    ],
+)
+def test_what_cannot_be_exported_leaves_nothing(changes, error, message, sources, tmp_path):
+    if changes.get("ref") in sources:
+        changes = {**changes, "ref": str(sources[changes["ref"]])}
+    with pytest.raises(error, match=re.escape(message)):
+        export.export_model(job_of(sources, tmp_path, **changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_something_is_not_touched(sources, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "letter.txt").write_text("dear")
+    with pytest.raises(ConfigError, match=r"out is not empty, a new folder is wanted"):
+        export.export_model(job_of(sources, tmp_path))
+    with pytest.raises(ConfigError, match=r"letter.txt is a file, a new folder is wanted"):
+        export.export_model(job_of(sources, tmp_path, out=tmp_path / "out" / "letter.txt"))
+    with pytest.raises(ConfigError, match=r"letter.txt cannot be written to: (File exists|Not a directory); name another folder"):
+        export.export_model(job_of(sources, tmp_path, out=tmp_path / "out" / "letter.txt" / "out"))
+    with lock(tmp_path / "busy"), pytest.raises(StaleError, match="another run is writing to"):
+        export.export_model(job_of(sources, tmp_path, out=tmp_path / "busy"))
+    assert contents(tmp_path) == {"out/letter.txt": b"dear"}
+
+
+def test_an_export_that_gives_other_vectors_is_none(sources, tmp_path, monkeypatch):
+    write = to_transformers.write
+
+    def forgetful(model, folder):
+        write(model, folder)
+        torch.nn.init.normal_(model.network.text_projection.weight, generator=torch.Generator().manual_seed(0))
+
+    monkeypatch.setattr(to_transformers, "write", forgetful)
+    with pytest.raises(ModelError, match=r"the exported fp32 model's vectors have a cosine of .* with the model's own, at least 0.9999"):
+        export.export_model(job_of(sources, tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_int8_can_be_left_out(sources, onnx_student, tmp_path, monkeypatch):
+    def copied(model, folder):
+        """The towers of the same model, which take seconds to make."""
+        shutil.copytree(onnx_student.folder, folder, ignore=shutil.ignore_patterns("int8", "*.json", "*.md"))
+        return Towers.of(folder)
+
+    monkeypatch.setattr(onnx, "export_onnx", copied)
+    found = export.export_model(job_of(sources, tmp_path, to="onnx", with_int8=False))
+    assert [one.what for one in found.checks] == ["fp32"]
+    wanted = {name for name in contents(onnx_student.folder) if not name.startswith("int8")}
+    assert set(contents(found.folder)) == wanted
+
+
+def test_a_killed_export_leaves_no_folder_and_the_next_one_cleans_up(sources, tmp_path, monkeypatch):
+    job = job_of(sources, tmp_path)
+    if not (child := os.fork()):
+        monkeypatch.setattr(model_card, "write", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        export.export_model(job)
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert not job.out.exists()
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] != []
+    export.export_model(job)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("to", ["sentence-transformers", "onnx"])
+def test_without_its_package_a_format_is_refused_by_name(to, sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx, "PACKAGES", ("onnx", "no_such_package"))
+    monkeypatch.setattr(to_sentence_transformers, "PACKAGE", "no_such_package")
+    with pytest.raises(MissingError, match=rf"not installed here; pip install 'dcdctl\[{to}\]'"):
+        export.export_model(job_of(sources, tmp_path, to=to))
+
+
+def test_the_command_says_what_it_wrote_and_what_the_card_lacks(sources, tmp_path):
+    found = CliRunner().invoke(app, ["export", str(sources["dual"]), str(tmp_path / "out"), "--to", "transformers", "--license", "mit"])
+    assert (found.exit_code, found.stdout.splitlines()[1].split(":")[0]) == (0, "checked on 16 images of scenes, split test")
+    assert f"dual model for transformers -> {tmp_path / 'out'} (" in found.stdout
+    assert "its card does not say the speed: `dcdctl bench dual --teacher REF --data DIR`" in found.stderr
+    again = CliRunner().invoke(app, ["export", str(sources["dual"]), str(tmp_path / "out"), "--to", "transformers"])
+    assert again.exit_code == 1
+    assert again.stderr.startswith("error: ")
+    assert "is not empty, a new folder is wanted; name another folder" in again.stderr
+
+
+def test_json_has_the_checks(sources, tmp_path):
+    words = ["export", str(sources["pair-scorer"]), str(tmp_path / "out"), "--to", "transformers", "--json"]
+    told = json.loads(CliRunner().invoke(app, words).stdout)
+    assert (told["kind"], told["checks"]) == ("fusion", [{"precision": "fp32", "lowest_cosine": None, "largest_difference": 0.0}])
+    assert told["checked_on"] == "32 pictures of the built-in corpus"
+    assert [gap["what"] for gap in told["missing"]] == ["recall", "speed", "licence of the weights"]

@@ -1,0 +1,77 @@
+"""What is written for transformers, model by model; the fresh processes are in test_export.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from encoders import save_text, save_vision
+from tiny import make_teacher
+
+from dcdctl.core import models
+from dcdctl.core.errors import ModelError
+from dcdctl.core.export import check as export_check
+from dcdctl.core.export import to_transformers
+from dcdctl.core.export.check import Samples, Vectors
+
+
+@pytest.fixture(scope="module")
+def samples(corpus) -> Samples:
+    return Samples(corpus.images(range(3)), [*corpus.captions[:2], "a"], "three images")
+
+
+@pytest.mark.parametrize(
+    ("vision", "levels", "text"),
+    [("tokens", (0, 1), "bert"), ("map", (), "distilbert"), ("windows", (), "bert"), ("timm tokens", (), "bert"), ("clip", (1,), "bert")],
+)
+def test_the_code_that_travels_computes_what_the_model_computes(vision, levels, text, corpus, samples, tmp_path):
+    refs = save_vision(vision, tmp_path / "vision"), save_text(text, corpus.captions, tmp_path / "text")
+    reading = models.Reading(levels=levels)
+    pair = models.dual_over(*refs, models.ProjectionSize(projection_dim=8), max_text_len=20, reading=reading)
+    to_transformers.write(pair, tmp_path / "out")
+    found, wanted = to_transformers.embed(tmp_path / "out", pair, samples), export_check.vectors_of(pair, samples)
+    torch.testing.assert_close(found.images_ID, wanted.images_ID, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.texts_TD, wanted.texts_TD, atol=1e-6, rtol=0)
+
+
+def test_a_vilts_text_epsilon_is_kept_by_larger_embeddings(corpus, samples, tmp_path):
+    """Quiet embeddings feel it: left as they are, the scores would be others."""
+    teacher = make_teacher(corpus.captions)
+    embeddings = teacher.network.vilt.embeddings.text_embeddings
+    with torch.no_grad():
+        for table in (embeddings.word_embeddings, embeddings.position_embeddings, embeddings.token_type_embeddings):
+            table.weight.mul_(0.02)
+    wanted = to_transformers.scores_of(teacher, samples)
+    to_transformers.write(teacher, tmp_path / "out")
+    torch.testing.assert_close(to_transformers.score(tmp_path / "out", teacher, samples), wanted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(to_transformers.scores_of(models.load(tmp_path / "out"), samples), wanted, atol=1e-4, rtol=0)
+    models.save(teacher, tmp_path / "as it is")
+    assert (to_transformers.score(tmp_path / "as it is", teacher, samples) - wanted).abs().max() > 1e-2
+
+
+def test_the_lowest_cosine_decides():
+    east, north = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])
+    both = Vectors(torch.cat([east, east]), east)
+    check = export_check.compare_vectors("int8", Vectors(torch.cat([east, torch.tensor([[0.99, 0.1411]])]), 3 * east), both, hint="")
+    assert check.lowest_cosine == pytest.approx(0.99, abs=1e-4)
+    with pytest.raises(
+        ModelError, match=r"the exported int8 model's vectors have a cosine of 0\.60000 with the model's own, at least 0\.98 is"
+    ):
+        export_check.compare_vectors("int8", Vectors(both.images_ID, north), both, hint="")
+    with pytest.raises(ModelError, match="a cosine of nan"):
+        export_check.compare_vectors("fp32", Vectors(both.images_ID, east * torch.nan), both, hint="")
+
+
+def test_logits_may_differ_by_rounding_alone():
+    wanted = torch.tensor([3.0, -2.0])
+    assert export_check.compare_logits(wanted + 2**-12, wanted, hint="").largest_difference == 2**-12
+    with pytest.raises(ModelError, match=r"scores differ from the model's own by 1.0e-02, at most 1e-03 is wanted"):
+        export_check.compare_logits(wanted - 0.01, wanted, hint="")
+
+
+def test_samples_come_from_the_split_that_was_evaluated_or_from_scenes(scenes_corpus_dir):
+    found = export_check.samples_of(scenes_corpus_dir, "val")
+    assert (len(found.pictures), len(found.captions), found.source) == (8, 8, "8 images of scenes, split val")
+    assert export_check.samples_of(scenes_corpus_dir, "restval", 2).source == "2 images of scenes, split test"
+    drawn = export_check.samples_of(None, num=2)
+    assert [picture.mode for picture in drawn.pictures] == ["RGB", "RGB"]
+    assert len(set(drawn.captions)) == 2

@@ -1,0 +1,79 @@
+"""Pushing an export, against a server that plays the Hub."""
+
+from __future__ import annotations
+
+import loopback_uploads
+import pytest
+from tiny import contents
+
+from dcdctl.core.errors import ConfigError, MissingError, SourceError
+from dcdctl.core.export import hub as export_hub
+from dcdctl.core.export.hub import Push
+
+# huggingface_hub sends large files in a way that its own HTTP client calls old.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_me")
+    with loopback_uploads.serve({"hf_me"}) as found:
+        monkeypatch.setenv("HF_ENDPOINT", found.url)
+        yield found
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "out" / "int8").mkdir(parents=True)
+    (tmp_path / "out" / "README.md").write_text("---\nlicense: mit\n---\n\n# dual\n")
+    (tmp_path / "out" / "int8" / "text.onnx").write_bytes(bytes(range(256)) * 9)
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("is_private", [False, True])
+def test_every_file_arrives_in_a_repository_that_is_made_for_it(hub, folder, is_private):
+    page = export_hub.push_folder(folder, Push("me/dual", is_private))
+    assert page == f"{hub.url}/me/dual/commit/{40 * 'b'}"
+    assert (hub.repos["me/dual"].files, hub.repos["me/dual"].is_private) == (contents(folder), is_private)
+
+
+def test_one_that_is_there_is_added_to_but_a_public_one_is_not_private(hub, folder):
+    hub.repos["me/dual"] = loopback_uploads.Repository(files={"notes.md": b"mine"})
+    with pytest.raises(SourceError, match=r"me/dual is there and public, a private one is wanted; name another repository"):
+        export_hub.push_folder(folder, Push("me/dual", is_private=True))
+    assert hub.repos["me/dual"].files == {"notes.md": b"mine"}
+    export_hub.push_folder(folder, Push("me/dual"))
+    assert hub.repos["me/dual"].files == {"notes.md": b"mine", **contents(folder)}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "refused", "message"),
+    [
+        ({"hf_you"}, "", r"refuses to write to me/dual \(403\); set HF_TOKEN to a token that may; the export is in .*out: `hf upload me"),
+        ({"hf_me"}, "/commit/main", r"me/dual was not pushed: the Hub answers 500; the export is in .*: `hf upload me/dual .*out \.`"),
+    ],
+)  # fmt: skip
+def test_what_goes_wrong_is_said_and_the_folder_stays(hub, folder, tokens, refused, message):
+    hub.tokens, hub.refused, before = tokens, refused, contents(folder)
+    with pytest.raises(SourceError, match=message):
+        export_hub.push_folder(folder, Push("me/dual"))
+    assert contents(folder) == before
+
+
+def test_a_hub_that_cannot_be_reached_is_said(folder, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_me")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(SourceError, match=r"me/dual was not pushed: .*onnect"):
+        export_hub.push_folder(folder, Push("me/dual"))
+
+
+def test_without_a_token_or_a_name_nothing_is_begun(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(MissingError, match="pushing to me/dual needs a token of the Hub, and there is none; `hf auth login`, or"):
+        export_hub.check(Push("me/dual"))
+    for name in ("dual", "me/du al", "me/dual/three"):
+        with pytest.raises(ConfigError, match=r"--push-to-hub .*; OWNER/NAME is wanted"):
+            export_hub.check(Push(name))
+    with pytest.raises(ConfigError, match="--private is about what is pushed, and nothing is; add --push-to-hub"):
+        export_hub.push_options(None, is_private=True)
+    assert export_hub.push_options(None, is_private=False) is None

@@ -1,0 +1,128 @@
+"""The card of an exported model, from what its run's folder holds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from huggingface_hub import ModelCard
+from made_runs import scores_of, write_bench, write_evaluation, write_run
+
+from dcdctl.core.data import Corpus
+from dcdctl.core.export import model_card
+from dcdctl.core.export.model_card import Sheet, gaps_of, public, read_past
+
+
+@pytest.fixture(scope="module")
+def gallery(scenes_corpus_dir):
+    return Corpus.open(scenes_corpus_dir, "test")
+
+
+@pytest.fixture
+def run(gallery, tmp_path):
+    """A run that was trained with a teacher's cache on the train split of a corpus that is there, evaluated and timed."""
+    folder = write_evaluation(write_run(tmp_path / "runs" / "dual"), gallery, scores_of(gallery, 2))
+    write_bench(folder, "/models/scenes-vilt", student_ms=2, teacher_ms=100)
+    facts = json.loads((folder / "run.json").read_text())
+    facts["inputs"] |= {"corpus": Corpus.open(gallery.folder, "train").fingerprint, "cache": {"teacher": "f00dfacecafe1234"}}
+    facts["command"] = ["dcdctl", "distill", "demo-dual", "--data", str(gallery.folder), "--out", str(folder), "--teacher", "scenes-vilt"]
+    (folder / "run.json").write_text(json.dumps(facts))
+    return folder
+
+
+def card_of(ref, tmp_path, licence=None, **changes) -> tuple[ModelCard, str]:
+    sheet = {
+        "name": "me/dual", "title": "A dual encoder.", "library": "transformers", "task": "feature-extraction", "tags": ("onnx",),
+        "usage": "import transformers\n", "requirements": ("transformers>=5",), "checked": "Compared.", "licence": licence,
+    }  # fmt: skip
+    model_card.write(tmp_path, Sheet(**{**sheet, **changes}), read_past(str(ref)))
+    card = ModelCard.load(tmp_path / "README.md")
+    return card, card.text
+
+
+def test_the_head_is_what_the_hub_reads(run, gallery, tmp_path):
+    card, _ = card_of(run, tmp_path, "apache-2.0")
+    result = json.loads((run / "result.json").read_text())
+    assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == ("apache-2.0", "transformers", "feature-extraction")
+    assert card.data.tags == ["image-text-retrieval", "knowledge-distillation", "dcdctl", "onnx"]
+    assert card.data.model_name == "me/dual"
+    found = {one.metric_name: one for one in card.data.eval_results}
+    assert {name: one.metric_value for name, one in found.items()} == {
+        f"{title} {k}": round(result[key][k], 2)
+        for title, key in (("Text retrieval", "text_retrieval"), ("Image retrieval", "image_retrieval"))
+        for k in ("R@1", "R@5", "R@10")
+    }
+    one = found["Image retrieval R@5"]
+    assert (one.dataset_name, one.dataset_split, one.metric_type) == ("scenes", "test", "image_retrieval_r_at_5")
+    assert one.dataset_args == {"fingerprint": gallery.fingerprint, "images": 16, "captions": 80}
+
+
+def test_the_body_has_recalls_with_intervals_speed_teacher_data_and_recipe(run, tmp_path):
+    _, text = card_of(run, tmp_path, "apache-2.0")
+    result = json.loads((run / "result.json").read_text())
+    low, high = result["intervals"]["text_retrieval"]["R@1"]
+    assert f"| Text retrieval | {result['text_retrieval']['R@1']:.2f} ({low:.1f} to {high:.1f}) |" in text
+    assert "on scenes, split test: 16 images, 80 captions" in text
+    assert "1,000 images that were encoded before: 2.00 ms, 50.0 times as fast as scenes-vilt, on Made-up CPU, 2 threads" in text
+    assert "Trained on scenes, split train; seed 0. Teacher: scenes-vilt, cached scores of a teacher (fingerprint f00dfacecafe)." in text
+    assert "dcdctl distill demo-dual --data scenes --out dual --teacher scenes-vilt" in text
+    assert "\nloss.terms.margin-mse = " in text
+    assert "Weights: apache-2.0. Training data: scenes (dcdctl, dcdctl/core/scenes.py), Apache-2.0." in text
+    assert "```python\nimport transformers\n```" in text
+    assert "pip install 'transformers>=5'" in text
+    assert str(tmp_path) not in text
+    assert gaps_of(read_past(str(run)), "apache-2.0") == []
+
+
+def test_what_is_not_there_is_said_with_its_command(run, tmp_path):
+    for name in ("result.json", "bench.json"):
+        (run / name).unlink()
+    card, text = card_of(run, tmp_path)
+    assert (card.data.eval_results, card.data.license) == (None, None)
+    assert "## Recall\n\nNot measured: `dcdctl eval dual --data DIR`." in text
+    assert "## Speed\n\nNot measured: `dcdctl bench dual --teacher REF --data DIR`." in text
+    assert "Weights: none was named when they were exported (`dcdctl export --license ID`)." in text
+    assert [gap.what for gap in gaps_of(read_past(str(run)), None)] == ["recall", "speed", "licence of the weights"]
+
+
+def test_another_corpus_where_the_runs_was_is_not_named(run, tmp_path):
+    facts = json.loads((run / "run.json").read_text())
+    facts["inputs"] |= {"corpus": 64 * "e", "cache": None}
+    facts["command"] = facts["command"][:-2]
+    (run / "run.json").write_text(json.dumps(facts))
+    card, text = card_of(run, tmp_path)
+    assert "Trained on a corpus that is not here (fingerprint eeeeeeeeeeee), split train; seed 0. No teacher." in text
+    assert "Training data" not in text
+    assert card.data.tags == ["image-text-retrieval", "dcdctl", "onnx"]
+
+
+def test_the_first_images_of_a_corpus_are_called_that(run, gallery, tmp_path):
+    write_evaluation(run, gallery.subset(5), scores_of(gallery.subset(5), 2))
+    card, text = card_of(run, tmp_path)
+    assert "on scenes, first 5 images, split test: 5 images, 25 captions" in text
+    assert card.data.eval_results[0].dataset_type == "scenes-first-5-images"
+
+
+def test_a_model_that_is_no_run_says_so(tmp_path):
+    _, text = card_of("scenes-vilt", tmp_path)
+    assert "Not known here: scenes-vilt is no run of `dcdctl distill`" in text
+
+
+def test_pretrained_encoders_of_the_hub_are_base_models(run, tmp_path):
+    facts = json.loads((run / "run.json").read_text())
+    facts["recipe"]["model"] |= {"vision": "timm/tf_efficientnet_lite0.in1k", "text": "/models/minilm"}
+    (run / "run.json").write_text(json.dumps(facts))
+    card, text = card_of(run, tmp_path)
+    assert card.data.base_model == ["timm/tf_efficientnet_lite0.in1k"]
+    assert '\nmodel.text = "minilm"\n' in text
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("/home/me/runs/dual", "dual"), ("model.vision=/data/v", "model.vision=v"), ("data/scenes", "data/scenes"), ("a=b/c", "a=b/c"),
+        ("~/runs/dual/", "dual/"), ("--lr", "--lr"), ("owner/name", "owner/name"),
+    ],
+)  # fmt: skip
+def test_folders_of_the_machine_are_cut_off(word, shown):
+    assert public(word) == shown

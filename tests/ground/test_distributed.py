@@ -1,0 +1,93 @@
+"""A teacher cache made by several processes: the same bytes as by one, and a process that dies loses nothing. Two: test_slices."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import contents, make_teacher
+
+from dcdctl.core import distributed, models
+
+SCRIPT = """
+import os, sys
+import torch
+torch.set_num_threads(1)
+from dcdctl.cli.app import main
+from dcdctl.core.teacher import build
+build.IMAGES_PER_SHARD = 3
+write = build.write_pairs
+def write_and_die(path, pairs):
+    write(path, pairs)
+    if path.name == os.environ.get("DIE_AFTER"):
+        os.kill(os.getpid(), 9)
+build.write_pairs = write_and_die
+main()
+"""
+
+
+def run(num_processes: int, folder: Path, data: Path, teacher: Path, script: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)] if num_processes > 1 else []
+    sets = ["--set", "candidates.per_query=4"]
+    words = ["cache-teacher", "--data", data, "--teacher", teacher, "--out", folder, "--device", "cpu", "--batch-size", "64", *sets]
+    return subprocess.run(
+        [sys.executable, *launch, str(script), *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def inputs(corpus, scenes_corpus_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    models.save(make_teacher(corpus.captions), folder / "teacher")
+    (folder / "script.py").write_text(SCRIPT)
+    return scenes_corpus_dir, folder / "teacher", folder / "script.py"
+
+
+@pytest.fixture(scope="module")
+def alone(inputs, tmp_path_factory):
+    """The cache of one process, eleven shards."""
+    folder = tmp_path_factory.mktemp("alone") / "cache"
+    assert run(1, folder, *inputs).returncode == 0
+    assert len(list(folder.glob("pairs-*"))) == 11
+    return folder
+
+
+@pytest.mark.slow
+def test_three_processes_make_the_same_bytes_and_one_of_them_speaks(alone, inputs, tmp_path):
+    done = run(3, tmp_path / "cache", *inputs)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("scored pairs of 32 images and 160 captions") == 1
+    assert done.stderr.count("pairs/s in a trial") == 1
+    assert contents(tmp_path / "cache") == contents(alone)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_made_up_for_by_running_again(alone, inputs, tmp_path):
+    died = run(2, tmp_path / "cache", *inputs, DIE_AFTER="pairs-00003.parquet")
+    assert died.returncode != 0
+    assert str(signal.SIGKILL.value) in died.stderr
+    assert not (tmp_path / "cache" / "cache.json").exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("pairs-*.parquet")}
+    assert "pairs-00003.parquet" in kept
+    done = run(1, tmp_path / "cache", *inputs)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "cache") == contents(alone)
+    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}.items()
+
+
+def test_work_is_dealt_so_that_every_part_is_done_once(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    parts = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        parts += list(distributed.dealt(11))
+        assert distributed.is_main() == (rank == 0)
+    assert sorted(parts) == list(range(11))

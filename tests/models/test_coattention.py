@@ -1,0 +1,223 @@
+"""METER checkpoints and students; pairs score as each alone. That the numbers are the released ones is in test_official.py."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import official
+import pytest
+import torch
+from byte_level import byte_level_bpe
+from PIL import Image
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import CLIPVisionConfig, RobertaConfig
+
+from dcdctl.core import models
+from dcdctl.core.config import to_table
+from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.models import CoAttentionScorer, FusionSize, ImageBatch, TextBatch, official_meter
+from dcdctl.core.models.coattention import CoAttentionNetwork, network_from_table
+from dcdctl.core.models.official_meter import to_network
+from dcdctl.core.models.overrides import read_overrides
+from dcdctl.core.training.loop import make_optimizer
+from dcdctl.core.training.recipe import OptimizerConfig
+
+TEXT_HEADS = 2
+"""Of the encoder in dcd_step_a; the other fixtures' tests name their own."""
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bpe")
+    byte_level_bpe(["a large red circle", "the small blue star"], 60).save_pretrained(folder)
+    return str(folder)
+
+
+def _load(path, words, **overrides):
+    return models.load_fusion(path, {"tokenizer": words, "text.num_attention_heads": TEXT_HEADS, **overrides})
+
+
+def _inputs(tensors):
+    return tensors["in.pixel_values"], tensors["in.input_ids"], tensors["in.attention_mask"]
+
+
+@pytest.mark.parametrize("name", ["meter_full_384_keys", "meter_full_288_keys"])
+def test_scoring_has_a_use_for_all_of_a_full_size_checkpoint_but_for_known_leftovers(name):
+    state = {key: torch.empty(shape, device="meta") for key, shape in official.told(name)["keys"].items()}
+    weights, unused = to_network(state)
+    assert {key.split(".")[0] for key in unused} == {"itm_score", "text_transformer", "vit_model"}
+    assert sum(tensor.numel() for tensor in weights.values()) == pytest.approx(318.8e6, abs=3e5)
+
+
+def test_a_student_checkpoint_gives_the_student():
+    student = official.load("dcd_step_a_student", image_size=24, **{"text.num_attention_heads": TEXT_HEADS})
+    assert len(student.layers) == 3
+    assert any(name.startswith("cross_modal_text_layers") for name in student.unused_keys)
+
+
+def test_a_student_owns_what_is_trained_and_shares_what_is_frozen():
+    teacher = official.load_meter("dcd_step_a_teacher")
+    before = copy.deepcopy(teacher.network.state_dict())
+    student = models.fusion_student(teacher, [0, 3, 5])
+    assert student.network.vision is teacher.network.vision
+    trained = {id(parameter) for parameter in student.parameters() if parameter.requires_grad}
+    assert not trained & {id(parameter) for parameter in teacher.parameters()}
+    assert {name.split(".")[0] for name, parameter in student.network.named_parameters() if parameter.requires_grad} == {
+        *("text_layers", "image_layers", "text_pooler", "image_pooler", "rank_output"),
+    }
+    with torch.no_grad():
+        student.network.rank_output.weight.add_(1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.network.state_dict().items())
+    student.train()
+    assert not student.network.vision.training
+    assert not student.network.text.training
+    assert student.network.text_layers.training
+
+
+def test_a_part_that_no_parameter_is_in_is_refused():
+    with pytest.raises(ConfigError, match=r"lr_factors\.cross_modal is no part of the model"):
+        make_optimizer(official.load_meter("meter_tiny_a"), OptimizerConfig(lr_factors={"cross_modal": 5.0}))
+
+
+@pytest.fixture
+def tiny():
+    return torch.load(official.FIXTURES / "meter_tiny_a.ckpt", weights_only=True)
+
+
+def _reload(content, path, words, **overrides):
+    torch.save(content, path)
+    return _load(path, words, **{"text.num_attention_heads": 3, **overrides})
+
+
+def test_settings_come_from_the_file():
+    scorer = official.load_meter("meter_tiny_a")
+    assert (scorer.preprocess.max_text_len, scorer.preprocess.image_size_px) == (16, 64)
+    assert to_table(scorer.network.size) == {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "mlp_ratio": 4, "dropout": 0.1}
+    assert scorer.network.text_config.layer_norm_eps == 1e-5
+    assert scorer.network.text_layers[0].self_attention.norm.eps == 1e-12
+
+
+def test_a_pretraining_checkpoint_is_ranked_by_its_matching_row(tiny, words, tmp_path):
+    state = {name: tensor for name, tensor in tiny["state_dict"].items() if not name.startswith("rank_output")}
+    scorer = _reload({**tiny, "state_dict": {**state, "mlm_score.bias": torch.zeros(3)}}, tmp_path / "pretrained.ckpt", words)
+    assert torch.equal(scorer.network.rank_output.weight, state["itm_score.fc.weight"][1:])
+    assert torch.equal(scorer.network.rank_output.bias, state["itm_score.fc.bias"][1:])
+    assert "mlm_score.bias" in scorer.unused_keys
+
+
+def test_what_is_missing_is_named(tiny, words, tmp_path):
+    del tiny["state_dict"]["cross_modal_text_layers.1.output.LayerNorm.bias"]
+    with pytest.raises(ModelError, match=r"lacks 1 parameters of a co-attention scorer: text_layers\.1\.feed_forward\.norm\.bias"):
+        _reload(tiny, tmp_path / "less.ckpt", words)
+    del tiny["state_dict"]["vit_model.visual.conv1.weight"]
+    with pytest.raises(ModelError, match=r"it lacks vision\.embeddings\.patch_embedding\.weight"):
+        _reload(tiny, tmp_path / "less.ckpt", words)
+
+
+def test_heads_that_nothing_tells_are_asked_for(tiny, words, tmp_path):
+    with pytest.raises(ModelError, match=r"says text\.num_attention_heads, and the width is 48.*--model-set text\.num_attention_heads=N"):
+        models.load(official.FIXTURES / "meter_tiny_a.ckpt", {"tokenizer": words})
+    with pytest.raises(ModelError, match=r"width 48 is not a multiple of text\.num_attention_heads 5"):
+        _load(official.FIXTURES / "meter_tiny_a.ckpt", words, **{"text.num_attention_heads": 5})
+    with pytest.raises(ModelError, match="image_size 65 is not a multiple of the patch size 16"):
+        _load(official.FIXTURES / "meter_tiny_a.ckpt", words, image_size=65)
+
+
+def test_a_weight_of_another_shape_is_named(tiny, words, tmp_path):
+    tiny["state_dict"]["cross_modal_text_pooler.dense.bias"] = torch.zeros(3)
+    with pytest.raises(ModelError, match=r"text_pooler\.bias is \(3,\), but \(64,\) is wanted"):
+        _reload(tiny, tmp_path / "other.ckpt", words)
+
+
+def test_a_model_without_a_text_encoder_refuses_its_settings(vilt, dual, tmp_path):
+    for model in (vilt, dual):
+        models.save(model, tmp_path / "saved")
+        with pytest.raises(ModelError, match=r"text\.num_attention_heads is for METER checkpoints"):
+            models.load(tmp_path / "saved", {"text.num_attention_heads": 4})
+
+
+@pytest.mark.parametrize("name", ["meter_tiny_a", "meter_eps_a"])
+@torch.no_grad()
+def test_a_saved_scorer_loads_the_same_and_at_another_size(name, tmp_path):
+    scorer = official.load_meter(name)
+    models.save(scorer, tmp_path / "saved")
+    again = models.load(tmp_path / "saved")
+    assert isinstance(again, CoAttentionScorer)
+    assert again.digest == scorer.digest
+    side = scorer.preprocess.image_size_px
+    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    texts = scorer.preprocess.texts(["a red star", "the large circle"])
+    assert_close(again.score(pixels, *_ids(texts)), scorer.score(pixels, *_ids(texts)), rtol=1e-6, atol=1e-6)
+    larger = models.load(tmp_path / "saved", {"image_size": side + 16})
+    assert larger.preprocess.image_size_px == side + 16
+    assert larger.network.vision.embeddings.position_embedding.weight.shape[0] == 1 + ((side + 16) // 16) ** 2
+
+
+def _ids(texts):
+    return texts.input_ids, texts.attention_mask
+
+
+@pytest.mark.parametrize("num_layers", range(1, 7))
+@pytest.mark.parametrize(("width", "num_heads"), [(32, 1), (48, 4), (96, 12)])
+@pytest.mark.parametrize("image_size", [8, 48])
+@torch.no_grad()
+def test_pairs_of_any_shape_score_as_each_alone(num_layers, width, num_heads, image_size):
+    torch.manual_seed(num_layers * width + image_size)
+    vision = CLIPVisionConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, image_size=image_size, patch_size=8
+    )
+    text = RobertaConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=20
+    )
+    network = CoAttentionNetwork.from_configs(vision, text, FusionSize(hidden_size=width, num_layers=num_layers, num_heads=num_heads))
+    for parameter in network.parameters():
+        parameter += 0.2 * torch.randn_like(parameter)
+    scorer = CoAttentionScorer(network, None)
+    lengths = torch.tensor([9, 2, 5])
+    mask = (torch.arange(9) < lengths[:, None]).long()
+    ids = torch.randint(3, 40, (3, 9)).masked_fill(mask == 0, 1)
+    pixels = torch.randn(2, 3, image_size, image_size)
+    image_ix, text_ix = torch.tensor([1, 0, 1, 0, 1]), torch.tensor([2, 0, 1, 2, 0])
+    expected = scorer.score(pixels[image_ix], ids[text_ix], mask[text_ix])
+    assert_close(scorer(ImageBatch(pixels), TextBatch(ids, mask), image_ix, text_ix), expected, rtol=1e-5, atol=1e-5)
+    short = scorer(ImageBatch(pixels), TextBatch(ids, mask), image_ix[2:3], text_ix[2:3])
+    assert_close(short, expected[2:3], rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_pairs_are_those_of_the_plain_way():
+    tensors = load_file(official.FIXTURES / "meter_tiny_a.safetensors")
+    pixels, ids, mask = _inputs(tensors)
+    one, other = official.load_meter("meter_tiny_a"), official.load_meter("meter_tiny_a")
+    one.score(pixels, ids, mask).square().sum().backward()
+    other(ImageBatch(pixels), TextBatch(ids, mask), torch.arange(4), torch.arange(4)).square().sum().backward()
+    for (name, plain), (_, pairs) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        expected = torch.zeros_like(plain) if plain.grad is None else plain.grad
+        found = torch.zeros_like(pairs) if pairs.grad is None else pairs.grad
+        assert_close(found, expected, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_table_describes_a_network():
+    network = official.load_meter("meter_tiny_a").network
+    again = network_from_table(json.loads(json.dumps(network.to_table())))
+    assert {name: p.shape for name, p in again.named_parameters()} == {name: p.shape for name, p in network.named_parameters()}
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_full_size_checkpoint_at_384_px_scores_a_pair(words):
+    shapes = official.told("meter_full_384_keys")["keys"]
+    generator = torch.Generator().manual_seed(0)
+    state = {key: torch.empty(shape).normal_(std=0.03, generator=generator) for key, shape in shapes.items()}
+    scorer = official_meter.from_state(state, {}, read_overrides({"tokenizer": words}), Path("full.ckpt"))
+    del state
+    assert (len(scorer.layers), scorer.preprocess.image_size_px, scorer.preprocess.max_text_len) == (6, 384, 40)
+    images = scorer.preprocess.images([Image.effect_noise((500, 375), 90)])
+    texts = scorer.preprocess.texts(["a large red circle", "the star"])
+    assert images.pixel_values.shape == (1, 3, 384, 384)
+    first = torch.tensor([0])
+    pair = scorer(images, texts, first, first)
+    assert_close(pair, scorer.score(images.pixel_values, texts.input_ids[:1], texts.attention_mask[:1]), rtol=1e-5, atol=1e-5)
+    assert pair.isfinite().all()

@@ -1,0 +1,245 @@
+"""A co-attention scorer that adds the scaled cosine of a dual encoder over the same encoders, and starts from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from encoders import make_pair, save_text, save_vision
+from tiny import make_teacher
+from torch.testing import assert_close
+
+from dcdctl.core import devices, models
+from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.models import FusionSize, ProjectionSize, States
+from dcdctl.core.scoring import CorpusSource, open_or_build
+from dcdctl.core.scoring import pairs as scoring_pairs
+from dcdctl.core.training import TrainingOptions, distill, initial_model, recipe
+from dcdctl.core.training.batch import Slice
+from dcdctl.core.training.recipe import ModelConfig
+
+SMALL = FusionSize(hidden_size=16, num_layers=2, num_heads=2, dropout=0.0)
+IMAGES_P, TEXTS_P = torch.tensor([2, 0, 1, 0, 2, 1]), torch.tensor([0, 3, 1, 2, 3, 0])
+COSINE = {"cosine.image_projection.weight", "cosine.image_projection.bias", "cosine.text_projection.weight", "cosine.text_projection.bias"}
+
+
+def make_dual(captions, folder, vision: str = "map", dropout: float = 0.0) -> models.EncoderDual:
+    """A dual encoder, saved as `dual`, its scale not the first one."""
+    refs = save_vision(vision, folder / "vision"), save_text("bert", captions, folder / "text")
+    dual = models.dual_over(*refs, ProjectionSize(projection_dim=8, dropout=dropout), max_text_len=12, seed=3)
+    with torch.no_grad():
+        dual.network.projections.logit_scale.fill_(2.0)
+    models.save(dual, folder / "dual")
+    return dual
+
+
+def scorer_from(folder, size: FusionSize = SMALL, **changed) -> models.CoAttentionScorer:
+    """A scorer over the encoders of that dual encoder, and from it."""
+    named = {"max_text_len": 12, "cosine": str(folder / "dual"), **changed}
+    return models.scorer_over(str(folder / "vision"), str(folder / "text"), size, **named)
+
+
+def stirred(scorer: models.CoAttentionScorer) -> models.CoAttentionScorer:
+    """The scorer with weights wide enough that the fusion says something too."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in scorer.network.named_parameters():
+            if not name.startswith(("vision.", "text.", "cosine.logit_scale")):
+                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return scorer
+
+
+@pytest.fixture
+def dual(captions, tmp_path):
+    return make_dual(captions, tmp_path)
+
+
+@torch.no_grad()
+def test_before_training_scores_are_the_duals(dual, pictures, captions, tmp_path):
+    scorer = scorer_from(tmp_path)
+    images, texts = scorer.preprocess.images(pictures), scorer.preprocess.texts(captions)
+    num_images, num_texts = len(pictures), len(captions)
+    pairs = torch.arange(num_images).repeat_interleave(num_texts), torch.arange(num_texts).repeat(num_images)
+    images_ID, texts_TD = dual(images, texts)
+    expected_IT = dual.logit_scale * images_ID @ texts_TD.T
+    found_IT = scorer(images, texts, *pairs).view(num_images, num_texts)
+    assert_close(found_IT, expected_IT, rtol=1e-6, atol=1e-6)
+    for dim in (0, 1):
+        assert torch.equal(found_IT.argsort(dim=dim, descending=True), expected_IT.argsort(dim=dim, descending=True))
+    assert expected_IT.std() > 1e-2
+
+
+@pytest.mark.parametrize("vision", ["tokens", "map"])
+@pytest.mark.parametrize(("width", "layers", "heads"), [(8, 1, 2), (24, 2, 3), (16, 3, 4)])
+@torch.no_grad()
+def test_pairs_score_as_each_alone(captions, pictures, tmp_path, vision, width, layers, heads):
+    make_dual(captions, tmp_path, vision)
+    scorer = stirred(scorer_from(tmp_path, FusionSize(hidden_size=width, num_layers=layers, num_heads=heads)))
+    images, texts = scorer.preprocess.images(pictures), scorer.preprocess.texts(captions)
+    expected = scorer.score(images.pixel_values[IMAGES_P], texts.input_ids[TEXTS_P], texts.attention_mask[TEXTS_P])
+    found = scorer(images, texts, IMAGES_P, TEXTS_P)
+    assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    cosine, scorer.network.cosine = scorer.network.cosine, None
+    vectors = [cosine.project_images(scorer.image_features(images).tokens)[IMAGES_P]]
+    vectors.append(cosine.project_texts(scorer.text_features(texts).tokens, texts.attention_mask.bool())[TEXTS_P])
+    added = torch.tensor(2.0).exp() * (vectors[0] * vectors[1]).sum(dim=1)
+    assert_close(found - scorer(images, texts, IMAGES_P, TEXTS_P), added, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_scale_is_at_most_100(dual, tmp_path):
+    cosine = scorer_from(tmp_path).network.cosine
+    cosine.logit_scale.fill_(9.0)
+    unit = torch.nn.functional.normalize(torch.ones(1, 8), dim=-1)
+    assert_close(cosine.logits(unit, unit), torch.tensor([100.0]))
+
+
+@torch.no_grad()
+def test_a_saved_scorer_is_the_same_model(dual, pictures, captions, tmp_path):
+    scorer = stirred(scorer_from(tmp_path))
+    models.save(scorer, tmp_path / "saved")
+    told = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert told["cosine"] == {"projection_dim": 8, "dropout": 0.0}
+    again = models.load_fusion(tmp_path / "saved")
+    assert (again.digest, again.encoders_digest) == (scorer.digest, scorer.encoders_digest)
+    batch = scorer.preprocess.images(pictures), scorer.preprocess.texts(captions), IMAGES_P, TEXTS_P
+    assert_close(again(*batch), scorer(*batch), rtol=1e-6, atol=1e-6)
+    again.network.cosine.logit_scale.add_(0.1)
+    assert again.digest != scorer.digest
+    assert again.encoders_digest == scorer.encoders_digest == dual.encoders_digest
+
+
+def test_models_without_a_cosine_are_as_they_were(captions, pictures, tmp_path):
+    pair = make_pair(captions, tmp_path)
+    assert not any("cosine" in name for name in pair.state_dict())
+    assert pair.encode_images(pair.preprocess.images(pictures)).vectors is None
+    models.save(pair, tmp_path / "saved")
+    path = tmp_path / "saved" / "config.json"
+    told = json.loads(path.read_text())
+    assert told.pop("cosine") is None
+    path.write_text(json.dumps(told))  # as folders were before there was one
+    assert models.load(tmp_path / "saved").digest == pair.digest
+
+
+@pytest.mark.parametrize("layers", [[0, 1], [1]])
+def test_a_student_has_a_cosine_of_its_own_to_train(dual, pictures, captions, tmp_path, layers):
+    teacher = stirred(scorer_from(tmp_path))
+    student = models.fusion_student(teacher, layers)
+    batch = student.preprocess.images(pictures), student.preprocess.texts(captions), IMAGES_P, TEXTS_P
+    assert torch.equal(student(*batch), teacher(*batch)) == (len(layers) == 2)
+    student.train()(*batch).square().sum().backward()
+    trained = {name for name, parameter in student.network.named_parameters() if parameter.grad is not None}
+    assert {*COSINE, "cosine.logit_scale"} < trained
+    assert not any(name.startswith(("vision.", "text.", "image_transform", "text_transform", "modality")) for name in trained)
+    own = {parameter.data_ptr() for parameter in student.network.cosine.parameters()}
+    assert own.isdisjoint(parameter.data_ptr() for parameter in teacher.network.cosine.parameters())
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_gradients_are_those_of_each_pair_alone(dual, pictures, captions, tmp_path, recomputes):
+    one, other = (stirred(scorer_from(tmp_path)) for _ in range(2))
+    for scorer in (one, other):
+        scorer.freeze_encoders()
+        scorer.train()
+    if recomputes:
+        models.checkpoint_activations(other)
+    images, texts = one.preprocess.images(pictures), one.preprocess.texts(captions)
+    one.score(images.pixel_values[IMAGES_P], texts.input_ids[TEXTS_P], texts.attention_mask[TEXTS_P]).square().sum().backward()
+    other(images, texts, IMAGES_P, TEXTS_P).square().sum().backward()
+    found = {name: parameter.grad for name, parameter in other.network.named_parameters() if name in {*COSINE, "cosine.logit_scale"}}
+    assert len(found) == 5
+    for name, gradient in found.items():
+        assert_close(gradient, one.network.get_parameter(name).grad, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_vectors_are_float32_under_autocast(dual, pictures, captions, tmp_path):
+    scorer = scorer_from(tmp_path)
+    features = scorer.image_features(scorer.preprocess.images(pictures)), scorer.text_features(scorer.preprocess.texts(captions))
+    plain = scorer(*features, IMAGES_P, TEXTS_P)
+    with torch.autocast("cpu", torch.bfloat16):
+        images, texts = scorer.encode_images(features[0]), scorer.encode_texts(features[1])
+        rounded = scorer.score_pairs(images, texts, IMAGES_P, TEXTS_P)
+    assert (images.vectors.dtype, texts.vectors.dtype, rounded.dtype) == (torch.float32,) * 3
+    assert torch.equal(rounded, plain)  # the fusion's share is 0 in any type
+
+
+def test_states_keep_their_vectors():
+    vectors_ND = torch.arange(6.0).view(3, 2).requires_grad_()
+    states = States(torch.zeros(3, 4, 5), torch.ones(3, 4, dtype=torch.bool), vectors_ND)
+    assert states.take(torch.tensor([2, 0, 2])).vectors.tolist() == [[4, 5], [0, 1], [4, 5]]
+    assert States.cat([states, states.take(torch.tensor([1]))]).vectors.tolist() == [[0, 1], [2, 3], [4, 5], [2, 3]]
+    assert not states.detach().vectors.requires_grad
+    index = torch.zeros(1, 1, dtype=torch.int64)
+    there = devices.moved(Slice(states, states, index, index, ()), torch.device("meta"))
+    assert (there.images.vectors.device.type, there.texts.vectors.shape) == ("meta", (3, 2))
+    with pytest.raises(ValueError, match="some parts have vectors and some have none"):
+        States.cat([states, dataclasses.replace(states, vectors=None)])
+
+
+def test_pairs_of_a_corpus_score_the_same_from_features_on_disk(corpus, tmp_path):
+    make_dual(corpus.captions, tmp_path)
+    scorer = stirred(scorer_from(tmp_path))
+    kept = open_or_build(tmp_path / "features", corpus, scorer)
+    pairs = {"image_ix": np.arange(40) % 7, "text_ix": np.arange(40) * 3, "device": torch.device("cpu"), "batch_size": 8}
+    expected = scoring_pairs.score_pairs(scorer, CorpusSource(corpus, scorer.preprocess), **pairs)
+    assert np.allclose(scoring_pairs.score_pairs(scorer, kept, **pairs), expected, atol=0.02)  # float16 features
+    assert expected.std() > 0.1
+
+
+def test_a_recipe_starts_from_a_dual_encoder_and_trains_both(corpus, tmp_path):
+    dual = make_dual(corpus.captions, tmp_path, dropout=0.1)
+    path = tmp_path / "pair.toml"
+    path.write_text(
+        f'[model]\nstart = "new"\nvision = "{tmp_path / "vision"}"\ntext = "{tmp_path / "text"}"\nfrozen_encoders = true\n'
+        f'cosine = "{tmp_path / "dual"}"\nhidden_size = 16\nnum_layers = 1\nnum_heads = 2\nmax_text_len = 12\n'
+        "[loss]\nterms = { ranking = 1.0 }\n[batch]\nsize = 8\ndrawn_negatives = 3\n[optimizer]\nlr = 1e-2\nsteps = 4\n"
+    )
+    start = initial_model.make_model(recipe.load_recipe(str(path)), corpus.captions, None)
+    assert torch.equal(start.network.cosine.image_projection.weight, dual.network.projections.image_projection.weight)
+    assert start.network.cosine.logit_scale.item() == 2
+    options = TrainingOptions(features=tmp_path / "features")
+    inputs = distill.Inputs(corpus, [], None)
+    run = distill.train(distill.TrainingJob("finetune-teacher", str(path), [], tmp_path / "run"), inputs, options=options)
+    after = dict(models.load_fusion(run.folder).network.named_parameters())
+    moved = {name for name, parameter in start.network.named_parameters() if not torch.equal(after[name], parameter)}
+    assert {*COSINE, "cosine.logit_scale", "rank_output.weight", "text_layers.0.feed_forward.up.weight"} <= moved
+    assert not any(name.startswith(("vision.", "text.")) for name in moved)
+
+
+def test_a_dual_encoder_over_something_else_is_refused_by_name(dual, captions, tmp_path):
+    with pytest.raises(
+        ModelError, match=r"dual is a dual encoder over other encoders \(\w{8}\) than .*vision and .*text \(\w{8}\); give both"
+    ):
+        scorer_from(tmp_path, max_text_len=11)
+    make_dual(captions, tmp_path / "other", "tokens")
+    with pytest.raises(ModelError, match=r"other/dual is a dual encoder over other encoders"):
+        scorer_from(tmp_path, cosine=str(tmp_path / "other" / "dual"))
+    size = models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16)
+    models.save(models.dual_student(size, captions), tmp_path / "trained")
+    with pytest.raises(
+        ModelError, match=r"trained is a dual encoder whose own encoders were trained, wanted one over .*vision and .*text as"
+    ):
+        scorer_from(tmp_path, cosine=str(tmp_path / "trained"))
+    models.save(make_teacher(captions), tmp_path / "fusion")
+    with pytest.raises(ModelError, match="fusion is a fusion scorer, but a dual encoder is wanted here"):
+        scorer_from(tmp_path, cosine=str(tmp_path / "fusion"))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"kind": "dual"},
+        {"frozen_encoders": False},
+        {"vision": "", "text": "", "frozen_encoders": False},
+        {"vision": "", "text": "", "start": "runs/a"},
+    ],
+)
+def test_a_cosine_is_for_new_fusion_models_over_frozen_encoders(changed):
+    table = {"start": "new", "vision": "v", "text": "t", "frozen_encoders": True, "cosine": "runs/dual"}
+    ModelConfig(**table)
+    with pytest.raises(ConfigError, match=r"model\.cosine is for a new fusion model over model\.vision and model\.text"):
+        ModelConfig(**{**table, **changed})

@@ -1,0 +1,178 @@
+"""A dual encoder over encoders that stay as they are: any family, from pixels or from features, saved and loaded."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from encoders import VISION, save_text, save_vision
+from torch.testing import assert_close
+
+from dcdctl.core import models
+from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.evaluation import EvalOptions, evaluate
+from dcdctl.core.models import EncoderDual, ProjectionSize, Reading
+from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, train
+from dcdctl.core.training.recipe import ModelConfig
+
+SIZE = ProjectionSize(projection_dim=8, dropout=0.5)
+
+
+def make_dual(captions, folder, vision: str = "map", text: str = "bert", seed: int = 0) -> EncoderDual:
+    refs = save_vision(vision, folder / "vision"), save_text(text, captions, folder / "text")
+    return models.dual_over(*refs, SIZE, max_text_len=12, seed=seed)
+
+
+@pytest.fixture(params=[*((vision, "bert") for vision in VISION), ("tokens", "distilbert")], ids=" and ".join)
+def dual(request, captions, tmp_path):
+    return make_dual(captions, tmp_path, *request.param)
+
+
+@torch.no_grad()
+def test_vectors_are_unit_and_those_of_the_features(dual, pictures, captions):
+    images, texts = dual.preprocess.images(pictures), dual.preprocess.texts(captions)
+    images_ID, texts_TD = dual(images, texts)
+    assert images_ID.shape == (len(pictures), 8)
+    assert_close(images_ID.norm(dim=1), torch.ones(len(pictures)))
+    assert_close(dual.embed_images(dual.image_features(images)), images_ID, rtol=1e-6, atol=1e-6)
+    assert_close(dual.embed_texts(dual.text_features(texts)), texts_TD, rtol=1e-6, atol=1e-6)
+    assert images_ID.std(dim=0).min() > 1e-4
+
+
+@torch.no_grad()
+def test_a_captions_vector_is_of_the_mean_of_its_tokens_and_not_of_padding(captions, tmp_path):
+    dual = make_dual(captions, tmp_path)
+    text = dual.preprocess.texts(captions[:1])
+    tokens_LW = dual.network.text(input_ids=text.input_ids, attention_mask=text.attention_mask).last_hidden_state[0]
+    mean = tokens_LW.mean(dim=0)
+    normed = (mean - mean.mean()) / (mean.var(unbiased=False) + 1e-5).sqrt()
+    wanted = dual.network.projections.text_projection(normed)
+    assert_close(dual.embed_texts(text)[0], wanted / wanted.norm(), rtol=1e-5, atol=1e-6)
+    assert_close(dual.embed_texts(dual.preprocess.texts(captions))[0], wanted / wanted.norm(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_saved_dual_is_the_same_model(dual, pictures, captions, tmp_path):
+    models.save(dual, tmp_path / "saved")
+    again = models.load_dual(tmp_path / "saved", {"max_text_len": 12})
+    assert isinstance(again, EncoderDual)
+    assert (again.digest, again.encoders_digest) == (dual.digest, dual.encoders_digest)
+    assert_close(
+        again.embed_texts(again.preprocess.texts(captions)), dual.embed_texts(dual.preprocess.texts(captions)), rtol=1e-6, atol=1e-6
+    )
+    with pytest.raises(ModelError, match="is a dual encoder, whose image_size is fixed by its weights"):
+        models.load_dual(tmp_path / "saved", {"image_size": 64})
+
+
+def test_only_projections_are_trained_and_encoders_drop_nothing_out(dual, pictures, captions):
+    dual.train()
+    images_ID, texts_TD = dual(dual.preprocess.images(pictures), dual.preprocess.texts(captions))
+    (images_ID.sum() + texts_TD.sum()).backward()
+    trained = {name for name, parameter in dual.network.named_parameters() if parameter.grad is not None}
+    sides = {"projections.image_projection", "projections.text_projection"}
+    assert trained == {f"{side}.{part}" for side in sides for part in ("weight", "bias")}
+    assert not dual.network.vision.training
+    assert dual.network.projections.dropout.training
+
+
+def test_a_co_attention_scorer_over_the_same_encoders_shares_the_features(captions, tmp_path):
+    dual = make_dual(captions, tmp_path)
+    fusion = models.FusionSize(hidden_size=16, num_layers=1, num_heads=2)
+    pair = models.scorer_over(str(tmp_path / "vision"), str(tmp_path / "text"), fusion, max_text_len=12)
+    assert pair.encoders_digest == dual.encoders_digest
+
+
+def test_it_is_trained_and_evaluated_from_features_on_disk(corpus, tmp_path):
+    refs = save_vision("map", tmp_path / "vision"), save_text("bert", corpus.captions, tmp_path / "text")
+    recipe = tmp_path / "dual.toml"
+    recipe.write_text(
+        f'[model]\nkind = "dual"\nstart = "new"\nvision = "{refs[0]}"\ntext = "{refs[1]}"\nfrozen_encoders = true\nprojection_dim = 8\n'
+        "max_text_len = 12\n[loss]\nterms = { infonce = 1.0 }\n[batch]\nsize = 8\n[optimizer]\nlr = 1e-2\nsteps = 30\n"
+    )
+    options = TrainingOptions(features=tmp_path / "features")
+    run = train(TrainingJob("distill", str(recipe), [], tmp_path / "run"), Inputs(corpus, [], None), options=options)
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    student = models.load_dual(run.folder)
+    kept = evaluate.evaluate_model(student, corpus, options=EvalOptions(features=tmp_path / "features"))
+    anew = evaluate.evaluate_model(student, corpus)
+    assert kept.features == "float16"
+    assert abs(kept.recalls.rsum - anew.recalls.rsum) < 15  # 32 images: a hit is 3 points
+    assert len(list((tmp_path / "features").iterdir())) == 1
+
+
+def test_frozen_encoders_of_a_dual_have_to_be_named(corpus):
+    with pytest.raises(ConfigError, match="frozen_encoders is for a model over two encoders"):
+        ModelConfig(kind="dual", start="new", frozen_encoders=True)
+    with pytest.raises(ConfigError, match=r"dropout must lie in \[0, 1\), got 1"):
+        ProjectionSize(dropout=1.0)
+
+
+@pytest.mark.parametrize(("vision", "levels"), [("timm map", (1, 3)), ("tokens", (0,)), ("clip", (1, 0))])
+@torch.no_grad()
+def test_earlier_stages_are_read_beside_the_output_and_kept_with_the_model(vision, levels, pictures, captions, tmp_path):
+    plain = make_dual(captions, tmp_path, vision)
+    refs = str(tmp_path / "vision"), str(tmp_path / "text")
+    reading = Reading(levels=levels, grid=2 if vision == "timm map" else None)
+    dual = models.dual_over(*refs, SIZE, max_text_len=12, reading=reading)
+    images = dual.preprocess.images(pictures)
+    tokens_IVW, plain_IVW = dual.image_features(images).tokens, plain.image_features(images).tokens
+    assert_close(tokens_IVW[:, 0, : plain_IVW.shape[2]], plain_IVW[:, 0])
+    assert tokens_IVW.shape[1] == (5 if vision == "timm map" else plain_IVW.shape[1])
+    assert tokens_IVW.shape[2] > plain_IVW.shape[2]
+    assert dual.encoders_digest != plain.encoders_digest
+    if vision == "timm map":
+        _, maps = dual.network.vision.timm_model.forward_intermediates(images.pixel_values, indices=list(levels))
+        means_IW = torch.cat([each.mean(dim=(2, 3)) for each in maps], dim=1)
+        assert_close(tokens_IVW[:, 0, plain_IVW.shape[2] :], means_IW, rtol=1e-5, atol=1e-5)
+    models.save(dual, tmp_path / "saved")
+    again = models.load_dual(tmp_path / "saved")
+    assert again.digest == dual.digest
+    assert_close(again.embed_images(images), dual.embed_images(images), rtol=1e-6, atol=1e-6)
+    pair = models.scorer_over(*refs, models.FusionSize(hidden_size=12, num_layers=1, num_heads=2), max_text_len=12, reading=reading)
+    assert pair.encoders_digest == dual.encoders_digest
+
+
+@pytest.mark.parametrize(("vision", "levels"), [("timm map", (9,)), ("map", (0,)), ("timm tokens", (0,)), ("tokens", (1, 1))])
+def test_stages_an_encoder_does_not_have_are_refused(vision, levels, captions, tmp_path):
+    refs = save_vision(vision, tmp_path / "vision"), save_text("bert", captions, tmp_path / "text")
+    with pytest.raises(ModelError, match=r"model.vision_levels is \[.*\], not stages of"):
+        models.dual_over(*refs, SIZE, max_text_len=12, reading=Reading(levels=levels))
+
+
+def test_a_grid_is_for_encoders_with_maps(pictures, captions, tmp_path):
+    refs = save_vision("clip", tmp_path / "vision"), save_text("bert", captions, tmp_path / "text")
+    dual = models.dual_over(*refs, SIZE, max_text_len=12, reading=Reading(grid=2))
+    with pytest.raises(ModelError, match=r"model\.vision_grid is for encoders with feature maps, and this one gives 17 tokens"):
+        dual.image_features(dual.preprocess.images(pictures))
+
+
+@pytest.mark.parametrize("name", ["vision_grid", "vision_size"])
+def test_sides_are_at_least_one(name):
+    with pytest.raises(ConfigError, match=rf"model\.{name} must be at least 1, got 0"):
+        ModelConfig(kind="dual", start="new", vision="a", text="b", frozen_encoders=True, **{name: 0})
+
+
+def test_levels_are_for_frozen_encoders():
+    with pytest.raises(ConfigError, match=r"model\.vision_levels, vision_grid and vision_size are for new models over"):
+        ModelConfig(kind="dual", start="new", vision="a", text="b", vision_levels=(1,))
+
+
+@torch.no_grad()
+def test_a_convolutional_encoder_sees_larger_pictures_and_remembers_it(pictures, captions, tmp_path):
+    plain = make_dual(captions, tmp_path, "timm map")
+    refs = str(tmp_path / "vision"), str(tmp_path / "text")
+    dual = models.dual_over(*refs, SIZE, max_text_len=12, reading=Reading(size=96))
+    assert dual.preprocess.images(pictures).pixel_values.shape[-2:] == (96, 96)
+    assert dual.encoders_digest != plain.encoders_digest
+    models.save(dual, tmp_path / "saved")
+    again = models.load_dual(tmp_path / "saved")
+    assert again.digest == dual.digest
+    assert again.preprocess.images(pictures).pixel_values.shape[-2:] == (96, 96)
+
+
+@pytest.mark.parametrize("vision", ["map", "timm tokens", "tokens"])
+def test_other_encoders_see_the_size_they_were_made_for(vision, captions, tmp_path):
+    refs = save_vision(vision, tmp_path / "vision"), save_text("bert", captions, tmp_path / "text")
+    with pytest.raises(ModelError, match=r"model\.vision_size is for timm's models with feature maps"):
+        models.dual_over(*refs, SIZE, max_text_len=12, reading=Reading(size=96))

@@ -1,0 +1,214 @@
+"""Models by name: every kind of reference, saving and loading, fingerprints, and what a wrong reference is told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import BertConfig, ViltConfig, ViltForImageAndTextRetrieval
+
+from dcdctl.core import models
+from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.models import load_save
+
+
+@torch.no_grad()
+def _outputs(model, pictures, captions):
+    batch = model.preprocess.images(pictures), model.preprocess.texts(captions[:3])
+    if isinstance(model, models.DualModel):
+        return torch.stack(model(*batch))
+    return model(*batch, torch.arange(3), torch.arange(3))
+
+
+@pytest.fixture(params=["vilt", "dual"])
+def model(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_a_saved_model_loads_bit_for_bit(model, pictures, captions, tmp_path, capfd):
+    models.save(model, tmp_path / "model")
+    again = models.load(tmp_path / "model")
+    for (name, own), (_, loaded) in zip(model.network.named_parameters(), again.network.named_parameters(), strict=True):
+        assert torch.equal(own, loaded), name
+    # Where in memory the weights lie decides which kernel multiplies them, and so the last bit.
+    assert_close(_outputs(again, pictures, captions), _outputs(model, pictures, captions), rtol=1e-6, atol=1e-6)
+    assert again.digest == model.digest == models.fingerprint(model)
+    assert not again.training
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_files_of_a_saved_model_are_equally_readable(model, tmp_path):
+    models.save(model, tmp_path / "model")
+    (tmp_path / "plain").write_text("")
+    assert {path.stat().st_mode for path in (tmp_path / "model").iterdir()} == {(tmp_path / "plain").stat().st_mode}
+
+
+def test_half_saves_half_the_bytes_and_loads_as_float32(model, tmp_path):
+    models.save(model, tmp_path / "half", half=True)
+    again = models.load(tmp_path / "half")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.float16}
+    for (name, own), (_, loaded) in zip(model.network.named_parameters(), again.network.named_parameters(), strict=True):
+        assert loaded.dtype == torch.float32, name
+        assert torch.equal(loaded, own.half().float()), name
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_saved_vilt_loads_in_plain_transformers(vilt, pictures, captions, tmp_path):
+    models.save(vilt, tmp_path / "vilt")
+    plain, report = ViltForImageAndTextRetrieval.from_pretrained(tmp_path / "vilt", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    images, texts = vilt.preprocess.images(pictures), vilt.preprocess.texts(captions[:3])
+    with torch.no_grad():
+        found = plain.eval()(
+            input_ids=texts.input_ids, attention_mask=texts.attention_mask, pixel_values=images.pixel_values, pixel_mask=images.pixel_mask
+        )
+    assert torch.allclose(found.logits[:, 0], _outputs(vilt, pictures, captions), atol=1e-4)
+
+
+def test_a_folder_of_transformers_gets_the_epsilons_as_released(tokenizer, vilt, pictures, captions, tmp_path):
+    models.save(vilt, tmp_path / "vilt")
+    (tmp_path / "vilt" / "dcdctl.json").unlink()
+    config = ViltConfig.from_pretrained(tmp_path / "vilt")
+    config.layer_norm_eps = 1e-12
+    config.save_pretrained(tmp_path / "vilt")
+    again = models.load_fusion(tmp_path / "vilt")
+    assert again.layers[0].layernorm_before.eps == again.network.vilt.layernorm.eps == 1e-6
+    assert again.network.vilt.embeddings.text_embeddings.LayerNorm.eps == 1e-12
+    assert_close(_outputs(again, pictures, captions), _outputs(vilt, pictures, captions), rtol=1e-6, atol=1e-6)
+
+
+def test_saving_replaces_a_model_and_nothing_else(vilt, dual, tmp_path):
+    models.save(vilt, tmp_path / "model")
+    models.save(dual, tmp_path / "model")
+    assert isinstance(models.load(tmp_path / "model"), models.DualModel)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.png").touch()
+    with pytest.raises(ModelError, match="photos holds something else than a model"):
+        models.save(vilt, tmp_path / "photos")
+
+
+def test_a_run_folder_means_its_model(vilt, tmp_path):
+    models.save(vilt, tmp_path / "run" / "model")
+    assert models.load(tmp_path / "run").digest == vilt.digest
+
+
+def test_a_built_in_model_loads_by_name_and_a_folder_of_that_name_wins(vilt, dual, tmp_path, monkeypatch):
+    monkeypatch.setattr(load_save, "_TEACHERS", tmp_path / "teachers")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="no built-in model scenes-vilt"):
+        models.load("scenes-vilt")
+    models.save(vilt, tmp_path / "teachers" / "scenes-vilt")
+    assert models.load("scenes-vilt").digest == vilt.digest
+    models.save(dual, tmp_path / "scenes-vilt")
+    assert models.load("scenes-vilt").digest == dual.digest
+
+
+def test_the_fingerprint_sees_every_weight_and_setting(vilt, tmp_path):
+    models.save(vilt, tmp_path / "vilt")
+    digests = [vilt.digest]
+    digests += [models.load(tmp_path / "vilt", change).digest for change in ({"image_size": 64}, {"max_text_len": 8})]
+    with torch.no_grad():
+        vilt.network.rank_output.bias += 1e-6
+    digests.append(vilt.digest)
+    assert len(set(digests)) == 4
+
+
+def test_overrides_reach_the_model(vilt, tmp_path, tokenizer_dir):
+    models.save(vilt, tmp_path / "vilt")
+    changed = models.load(
+        tmp_path / "vilt", {"image_size": 64, "max_text_len": 8, "tokenizer": str(tokenizer_dir), "num_attention_heads": 2}
+    )
+    assert (changed.preprocess.image_size_px, changed.preprocess.max_text_len) == (64, 8)
+    assert changed.layers[0].attention.attention.num_attention_heads == 2
+    assert models.load(tmp_path / "vilt").preprocess.max_text_len == 40
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"size": 3}, r"unknown key model-set\.size; known keys here: image_size, max_text_len, tokenizer, num_attention_heads"),
+        ({"image_size": "big"}, "model-set.image_size must be int, got 'big'"),
+        ({"image_size": 0}, "image_size must be at least 1, got 0"),
+        ({"max_text_len": 2}, "max_text_len must be at least 3"),
+    ],
+)
+def test_wrong_overrides_are_refused_before_anything_is_read(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        models.load("owner/absent", overrides)
+
+
+def test_assignments_become_overrides():
+    assert models.parse_overrides(["image_size=384", "tokenizer=words/bert"]) == {"image_size": 384, "tokenizer": "words/bert"}
+    with pytest.raises(ConfigError, match=r"--model-set wants NAME=VALUE, got 'image_size'"):
+        models.parse_overrides(["image_size"])
+    with pytest.raises(ConfigError, match=r"unknown key model-set\.size"):
+        models.parse_overrides(["size=3"])
+
+
+def test_the_other_kind_is_named(vilt, dual, tmp_path):
+    models.save(vilt, tmp_path / "vilt")
+    models.save(dual, tmp_path / "dual")
+    assert models.load_dual(tmp_path / "dual").digest == dual.digest
+    with pytest.raises(ModelError, match="vilt is a fusion scorer, but a dual encoder is wanted here"):
+        models.load_dual(tmp_path / "vilt")
+    with pytest.raises(ModelError, match="dual is a dual encoder, but a fusion scorer is wanted here"):
+        models.load_fusion(tmp_path / "dual")
+
+
+def test_a_dual_encoder_refuses_what_its_weights_fix(dual, tmp_path):
+    models.save(dual, tmp_path / "dual")
+    with pytest.raises(ModelError, match="image_size is fixed by its weights; a dual encoder takes max_text_len and tokenizer"):
+        models.load(tmp_path / "dual", {"image_size": 64})
+    with pytest.raises(ModelError, match="max_text_len is 99, but the model has 40 text positions"):
+        models.load(tmp_path / "dual", {"max_text_len": 99})
+
+
+def test_references_that_lead_nowhere(tmp_path):
+    (tmp_path / "weights.bin").touch()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.png").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").touch()
+    BertConfig().save_pretrained(tmp_path / "bert")
+    for ref, message in (
+        (tmp_path / "weights.bin", r"weights\.bin is a file, but not a \.ckpt; a model is a run folder"),
+        (tmp_path / "photos", r"is no model: it holds one\.png, and neither config\.json nor model/; a model is"),
+        (tmp_path / "run", "run has no finished model; finish it with --resume"),
+        (tmp_path / "bert", "bert is a bert model; a model is a run folder"),
+        (tmp_path / "absent", "absent does not exist; a model is"),
+        ("absent.ckpt", "absent.ckpt does not exist; a model is"),
+        ("runs", "runs does not exist; a model is"),
+        ("owner/absent", r"cannot load owner/absent \(no such file or folder here, so it was looked up as a Hugging Face Hub id\)"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            models.load(ref)
+
+
+def test_a_folder_that_lacks_weights_names_them(vilt, tmp_path):
+    state = {name: tensor for name, tensor in vilt.network.state_dict().items() if not name.startswith("rank_output")}
+    models.save(vilt, tmp_path / "vilt")
+    vilt.network.save_pretrained(tmp_path / "vilt", state_dict=state)
+    with pytest.raises(ModelError, match=r"lacks 2 parameters of a ViLT scorer: rank_output\.bias, rank_output\.weight"):
+        models.load(tmp_path / "vilt")
+
+
+def test_a_folder_of_a_later_format_is_refused(vilt, tmp_path):
+    models.save(vilt, tmp_path / "vilt")
+    told = json.loads((tmp_path / "vilt" / "dcdctl.json").read_text())
+    (tmp_path / "vilt" / "dcdctl.json").write_text(json.dumps({**told, "format": 2}))
+    with pytest.raises(ModelError, match="has format 2, this dcdctl reads format 1; update dcdctl"):
+        models.load(tmp_path / "vilt")
+
+
+def test_broken_weights_are_said_to_be_so(model, tmp_path):
+    models.save(model, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"cannot load .*model: "):
+        models.load(tmp_path / "model")

@@ -1,0 +1,214 @@
+"""Official checkpoints load whatever they carry besides weights, and say what they lack."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import enum
+import functools
+import json
+import os
+import pickle
+import shlex
+import sys
+import types
+from collections import OrderedDict, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from paths import FIXTURES
+
+from dcdctl.core import models
+from dcdctl.core.errors import ModelError
+from dcdctl.core.models.checkpoint import read_checkpoint
+from dcdctl.core.models.official import to_transformers
+
+
+@pytest.fixture
+def tiny(released):
+    return torch.load(released.checkpoint, weights_only=True)
+
+
+def _reload(content, path, released, **overrides):
+    torch.save(content, path)
+    return models.load_fusion(path, {"tokenizer": released.tokenizer, **overrides})
+
+
+def _equal(one, other):
+    pairs = zip(one.named_parameters(), other.named_parameters(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+def test_scoring_has_a_use_for_all_of_a_full_size_checkpoint_but_for_known_leftovers():
+    told = json.loads((FIXTURES / "vilt_full_keys.json").read_text())
+    _, unused = to_transformers({name: torch.empty(shape, device="meta") for name, shape in told.items()})
+    assert len(told) == 163
+    assert unused == ["itm_score.fc.bias", "itm_score.fc.weight", "text_embeddings.position_ids"]
+
+
+def test_settings_come_from_the_file(released):
+    scorer = released.scorer()
+    assert scorer.preprocess.max_text_len == released.told["config"]["max_text_len"]
+    assert scorer.preprocess.image_size_px == 64
+    assert scorer.network.config.num_attention_heads == 4
+    assert scorer.network.config.hidden_dropout_prob == 0.1
+    assert scorer.unused_keys == ("itm_score.fc.bias", "itm_score.fc.weight", "text_embeddings.position_ids")
+
+
+def test_overrides_win_over_the_file(released):
+    scorer = released.scorer(image_size=128, max_text_len=8)
+    assert (scorer.preprocess.image_size_px, scorer.preprocess.max_text_len) == (128, 8)
+
+
+def test_bare_weights_load_when_told_the_heads(released, tiny, tmp_path):
+    scorer = _reload(tiny["state_dict"], tmp_path / "bare.ckpt", released, num_attention_heads=4)
+    assert _equal(scorer, released.scorer())
+    with pytest.raises(ModelError, match=r"attention heads unknown.*--model-set num_attention_heads=N"):
+        _reload(tiny["state_dict"], tmp_path / "bare.ckpt", released)
+    with pytest.raises(ModelError, match="not a multiple of 5"):
+        _reload(tiny["state_dict"], tmp_path / "bare.ckpt", released, num_attention_heads=5)
+
+
+def test_without_a_ranking_head_the_matching_row_is_used(released, tiny, tmp_path):
+    state = {name: tensor for name, tensor in tiny["state_dict"].items() if not name.startswith("rank_output")}
+    scorer = _reload({**tiny, "state_dict": state}, tmp_path / "pretrained.ckpt", released)
+    assert torch.equal(scorer.network.rank_output.weight, state["itm_score.fc.weight"][1:])
+    assert torch.equal(scorer.network.rank_output.bias, state["itm_score.fc.bias"][1:])
+
+
+def test_unknown_entries_are_reported(released, tiny, tmp_path):
+    tiny["state_dict"]["mlm_score.bias"] = torch.zeros(3)
+    tiny["state_dict"]["transformer.blocks.0.surprise.weight"] = torch.zeros(3)
+    scorer = _reload(tiny, tmp_path / "more.ckpt", released)
+    assert {"mlm_score.bias", "transformer.blocks.0.surprise.weight"} <= set(scorer.unused_keys)
+
+
+def test_missing_weights_are_named(released, tiny, tmp_path):
+    del tiny["state_dict"]["pooler.dense.bias"]
+    with pytest.raises(ModelError, match=r"lacks 1 parameters of a ViLT scorer: vilt\.pooler\.dense\.bias"):
+        _reload(tiny, tmp_path / "less.ckpt", released)
+    del tiny["state_dict"]["text_embeddings.word_embeddings.weight"]
+    with pytest.raises(ModelError, match=r"word_embeddings\.weight"):
+        _reload(tiny, tmp_path / "less.ckpt", released)
+
+
+class Read(dict):
+    """Sacred's read-only dictionary: pickled as a call with all its entries."""
+
+    def __reduce__(self):
+        return type(self), (dict(self),)
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(("name", "overrides"), [("vilt_tiny_a", {}), ("meter_tiny_a", {"text.num_attention_heads": 3})])
+def test_what_lightning_keeps_beside_the_weights_does_not_hinder(name, overrides, is_zip, tokenizer_dir, tmp_path, monkeypatch):
+    lightning = types.ModuleType("absent_lightning")
+    for kind, base in {"ModelCheckpoint": object, "AttributeDict": dict, "ReadOnlyDict": Read}.items():
+        setattr(lightning, kind, type(kind, (base,), {"__module__": "absent_lightning"}))
+    lightning.Plugin = enum.Enum("Plugin", {"A": "a"}, type=str, module="absent_lightning")
+    monkeypatch.setitem(sys.modules, "absent_lightning", lightning)
+    content = torch.load(FIXTURES / f"{name}.ckpt", weights_only=True)
+    config = lightning.ReadOnlyDict(content["hyper_parameters"]["config"])
+    full = {
+        **content,
+        "callbacks": {lightning.ModelCheckpoint: {"best": OrderedDict(a=1)}},
+        "hyper_parameters": lightning.AttributeDict(config=config, extra=argparse.Namespace(rate=np.float64(0.5), scale=np.arange(3))),
+        "plugins": {lightning.Plugin.A: {torch.float16, Path("runs")}},
+        "optimizer_states": [{"state": defaultdict(list, {0: torch.zeros(2)}), "made_by": functools.partial(lightning.ModelCheckpoint)}],
+    }
+    torch.save(full, tmp_path / "full.ckpt", _use_new_zipfile_serialization=is_zip)
+    monkeypatch.delitem(sys.modules, "absent_lightning")
+    settings = {"tokenizer": str(tokenizer_dir), **overrides}
+    scorer = models.load_fusion(tmp_path / "full.ckpt", settings)
+    assert _equal(scorer, models.load_fusion(FIXTURES / f"{name}.ckpt", settings))
+    assert scorer.preprocess.max_text_len == config["max_text_len"]
+    assert [entry["best"] for entry in read_checkpoint(tmp_path / "full.ckpt")["callbacks"].values()] == [{"a": 1}]
+
+
+class Hostile:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+CALLS = {
+    r"(posix|nt)\.system": lambda marker: Hostile(os.system, f"mkdir {shlex.quote(str(marker))}"),
+    r"(builtins|__builtin__)\.exec": lambda marker: Hostile(exec, f"import os; os.mkdir({str(marker)!r})"),
+}
+FORMATS = {
+    "zip": torch.save,
+    "legacy": functools.partial(torch.save, _use_new_zipfile_serialization=False),
+    "pickle": lambda content, path: path.write_bytes(pickle.dumps(content)),
+}
+PLACES = {"alone": lambda hostile: hostile, "nested": lambda hostile: {"hyper_parameters": {"config": [{"tokenizer": hostile}]}}}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("save", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize(("name", "call"), CALLS.items(), ids=["system", "exec"])
+def test_a_checkpoint_that_would_run_something_is_refused_and_nothing_of_it_runs(name, call, save, place, tmp_path):
+    marker = tmp_path / "made-by-the-checkpoint"
+    save(place(call(marker)), tmp_path / "hostile.ckpt")
+    with pytest.raises(ModelError, match=rf"hostile\.ckpt is refused: it asks for {name},.*a source you trust"):
+        models.load(tmp_path / "hostile.ckpt")
+    assert not marker.exists()
+    with contextlib.suppress(RuntimeError):  # A plain pickle runs, and then is found to be no checkpoint.
+        torch.load(tmp_path / "hostile.ckpt", weights_only=False)
+    assert marker.exists()
+
+
+WAYS_AROUND = [
+    *(("subprocess", "Popen"), ("importlib.util", "module_from_spec"), ("__builtin__", "getattr"), ("io", "open")),
+    ("torch.serialization", "os.execv"),
+]
+
+
+@pytest.mark.parametrize(("module", "function"), WAYS_AROUND)
+def test_ways_around_are_refused_too(module, function, tmp_path):
+    (tmp_path / "hostile.ckpt").write_bytes(f"c{module}\n{function}\n(tR.".encode())
+    with pytest.raises(ModelError, match=rf"it asks for {module}\.{function}"):
+        read_checkpoint(tmp_path / "hostile.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {}}, "holds no weights"),
+        ([1, 2], "holds no weights"),
+        ({"state_dict": {"cross_modal_text_pooler.dense.weight": torch.zeros(2)}}, "is not a METER with CLIP and RoBERTa"),
+        ({"conv1.weight": torch.zeros(2)}, r"no official checkpoint of ViLT or METER: it has conv1\.weight"),
+    ],
+)
+def test_other_checkpoints_are_named_as_what_they_are(content, message, tmp_path):
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(ModelError, match=message):
+        models.load(tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize("content", [b"", b"not found\n", b"PK\x03\x04 cut short"])
+def test_a_broken_download_is_said_to_be_one(content, tmp_path):
+    (tmp_path / "broken.ckpt").write_bytes(content)
+    with pytest.raises(ModelError, match=r"broken\.ckpt is not a PyTorch checkpoint.*download complete"):
+        models.load(tmp_path / "broken.ckpt")
+
+
+def test_a_tokenizer_of_another_model_is_refused(released, tmp_path):
+    models.word_piece(["".join(map(chr, range(33, 127)))], 200).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"the tokenizer has \d+ tokens, but the model's embedding table has (120|90) rows"):
+        models.load(released.checkpoint, {"tokenizer": str(tmp_path)})
+
+
+def test_more_text_than_positions_is_refused(released):
+    with pytest.raises(ModelError, match=r"max_text_len is 30, but the model has 1[26] text positions"):
+        released.scorer(max_text_len=30)
+
+
+def test_the_default_tokenizer_needs_the_hub_and_the_error_names_the_way_out(released):
+    with pytest.raises(ModelError, match=r"bert-base-uncased.*--model-set tokenizer=FOLDER"):
+        models.load(released.checkpoint)

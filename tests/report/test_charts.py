@@ -1,0 +1,122 @@
+"""Charts that are parts of a page."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dcdctl.core.report import charts
+from dcdctl.core.report.charts import About, Series
+
+HOSTILE = 'a<b>&"$x$ \N{CJK UNIFIED IDEOGRAPH-6F22}'
+
+
+def about(name: str = "one", title: str = "Loss") -> About:
+    return About(name=name, title=title, description="from 3 to 1", x_label="step", y_label="loss")
+
+
+def curve(label: str, *y: float, colour: str = "c0") -> Series:
+    return Series(label=label, colour=colour, x=range(len(y)), y=y)
+
+
+def draw() -> dict[str, str]:
+    """One of each kind."""
+    bins = [0.0, 1.0, 2.0, 3.0]
+    points = [
+        Series(label="a", colour="c0", x=[1.0, 10.0], y=[200.0, 300.0], names=["a, top 1", "a"]),
+        Series(label="b", colour="c7", x=[2.0], y=[250.0], names=["b"]),
+    ]
+    return {
+        "lines": charts.lines(about("lines"), [curve("a", 3, 2, 1), curve("b", 3, 1, 1, colour="c1")]),
+        "mirrored": charts.mirrored(about("mirrored"), bins, curve("own", 1, 5, 2), curve("other", 4, 1, 0, colour="c1")),
+        "scatter": charts.scatter(about("scatter"), points, [(1.0, 200.0), (10.0, 300.0)]),
+    }
+
+
+made = functools.cache(draw)
+
+
+def svg_of(figure: str) -> ElementTree.Element:
+    return ElementTree.fromstring(figure[figure.index("<svg") : figure.index("</svg>") + len("</svg>")])
+
+
+def test_the_same_numbers_give_the_same_bytes():
+    assert draw() == made()
+
+
+@pytest.mark.parametrize("kind", ["lines", "mirrored", "scatter"])
+def test_every_colour_follows_the_page(kind):
+    figure = made()[kind]
+    assert "var(--quiet)" in figure
+    assert "var(--c0)" in figure
+    assert re.findall(r"#[0-9a-fA-F]{6}\b", figure) == []
+
+
+@pytest.mark.parametrize("kind", ["lines", "mirrored", "scatter"])
+def test_a_chart_has_a_role_a_title_and_a_description(kind):
+    svg = svg_of(made()[kind])
+    names = svg.attrib["aria-labelledby"].split()
+    texts = {element.attrib["id"]: element.text for element in svg.iter() if "id" in element.attrib}
+    assert svg.attrib["role"] == "img"
+    assert [texts[name] for name in names] == ["Loss", "from 3 to 1"]
+
+
+def test_ids_of_charts_in_a_page_are_unique_and_lead_somewhere():
+    page = "".join(made().values())
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    named = re.findall(r'href="#([^"]+)"', page) + re.findall(r"url\(#([^)]+)\)", page)
+    assert named
+    assert set(named) <= set(ids)
+
+
+def test_nothing_is_fetched_and_nothing_styles_the_rest_of_the_page():
+    page = "".join(made().values())
+    assert set(re.findall(r'https?://[^"]+', page)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert "<style" not in page
+    assert "<metadata" not in page
+
+
+def test_text_is_text_and_is_escaped_and_no_formula():
+    figure = charts.lines(about(title=HOSTILE), [curve(HOSTILE, 3, 1)])
+    svg = svg_of(figure)
+    texts = ["".join(element.itertext()) for element in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert HOSTILE in texts
+    assert "<b>" not in figure
+    assert figure.startswith('<figure class="chart"><figcaption>a&lt;b&gt;&amp;')
+
+
+@pytest.mark.parametrize("kind", ["lines", "scatter"])
+def test_labels_stand_beside_what_they_name(kind):
+    texts = ["".join(element.itertext()) for element in svg_of(made()[kind]).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"a", "b"} <= set(texts)
+
+
+def test_counts_below_the_line_are_counts():
+    texts = ["".join(element.itertext()) for element in svg_of(made()["mirrored"]).iter("{http://www.w3.org/2000/svg}text")]
+    assert not [text for text in texts if text.startswith(("-", "\N{MINUS SIGN}"))]
+
+
+def test_times_within_a_power_of_ten_have_ticks_with_numbers():
+    points = [Series(label="a", colour="c0", x=[2.0, 5.0], y=[1.0, 2.0], names=["", ""])]
+    texts = ["".join(one.itertext()) for one in svg_of(charts.scatter(about(), points, [])).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"2", "3", "4"} <= set(texts)
+
+
+@pytest.mark.parametrize("y", [(1.0,), (2.0, 2.0)])
+def test_a_curve_without_extent_can_be_drawn(y):
+    assert "<path" in charts.lines(about(), [curve("flat", *y)])
+
+
+@given(places=st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_labels_are_moved_apart_in_their_order_and_none_off_the_top(places):
+    moved = charts.spread(places, gap=0.1)
+    ordered = [moved[i] for i in sorted(range(len(places)), key=lambda i: places[i])]
+    assert max(moved) <= 1
+    assert all(upper - lower > 0.1 - 1e-5 for lower, upper in itertools.pairwise(ordered))

@@ -1,0 +1,68 @@
+"""Which queries are shown."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dcdctl.core.report.gallery import Outcome, choose, outcome
+
+
+def ranks(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.int64)
+
+
+def test_the_largest_win_and_the_largest_loss_come_first():
+    ours, base = ranks(1, 8, 3, 100, 5, 2), ranks(1, 2, 9, 50, 5, 40)
+    # Wins by ratio: query 5 (20-fold), query 2 (3-fold); losses: query 1 (4-fold), query 3 (2-fold).
+    assert choose([ours, base], [(0, 1)], 6)[:4] == [5, 1, 2, 3]
+
+
+def test_from_ten_to_one_is_more_than_from_a_hundred_to_fifty():
+    ours, base = ranks(50, 1, 7, 7, 7, 7), ranks(100, 10, 7, 7, 7, 7)
+    assert choose([ours, base], [(0, 1)], 3)[:2] == [1, 0]
+
+
+def test_pairs_take_turns():
+    base, first, second = ranks(9, 9, 9, 9, 9, 9, 9, 9, 9), ranks(1, 2, 3, 9, 9, 9, 9, 9, 9), ranks(9, 9, 9, 1, 2, 3, 9, 9, 9)
+    assert choose([first, second, base], [(0, 2), (1, 2)], 6)[:4] == [0, 3, 1, 4]
+
+
+def test_a_third_is_drawn_at_random_by_the_seed():
+    rng = np.random.default_rng(1)
+    ours, base = (rng.integers(1, 200, 500) for _ in range(2))
+    one, other, again = (choose([ours, base], [(0, 1)], 30, seed) for seed in (0, 1, 0))
+    assert one == again
+    assert len(one) == len(set(one)) == 30
+    assert set(one[:20]) == set(other[:20])
+    assert set(one[20:]) != set(other[20:])
+
+
+def test_without_a_pair_that_differs_all_are_random():
+    same = ranks(*range(1, 51))
+    assert len(choose([same], [(0, 0)], 12)) == 12
+
+
+@given(seed=st.integers(0, 1000), num_queries=st.integers(1, 30), count=st.integers(1, 40))
+@settings(max_examples=40, deadline=None)
+def test_as_many_as_asked_for_or_all_each_once(seed, num_queries, count):
+    rng = np.random.default_rng(seed)
+    tables = [rng.integers(1, 9, num_queries) for _ in range(3)]
+    found = choose(tables, [(0, 2), (1, 2)], count)
+    assert len(found) == min(count, num_queries)
+    assert len(set(found)) == len(found)
+    assert set(found) <= set(range(num_queries))
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_outcomes_of_the_swapped_pair_are_swapped(seed):
+    rng = np.random.default_rng(seed)
+    ours, base = (rng.integers(1, 5, 40) for _ in range(2))
+    one, other = outcome(ours, base), outcome(base, ours)
+    assert (one.wins, one.losses, one.both_hit, one.both_miss) == (other.losses, other.wins, other.both_hit, other.both_miss)
+
+
+def test_outcomes_by_hand():
+    assert outcome(ranks(1, 1, 2, 5, 5), ranks(1, 2, 1, 5, 9)) == Outcome(wins=2, losses=1, both_hit=1, both_miss=2)

@@ -1,0 +1,204 @@
+"""Runs and evaluations read back as one report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_runs import scores_of, write_bench, write_demo, write_evaluation, write_run
+from typed_commands import parse
+
+from dcdctl.core.data import Corpus
+from dcdctl.core.errors import MissingError, StaleError
+from dcdctl.core.evaluation import files, significance
+from dcdctl.core.report import report
+
+
+@pytest.fixture(scope="module")
+def split(scenes_corpus_dir):
+    return Corpus.open(scenes_corpus_dir, "test")
+
+
+@pytest.fixture
+def folders(split, tmp_path):
+    return write_demo(tmp_path / "demo", split)
+
+
+def read_demo(folders: list[Path]) -> report.Report:
+    return report.read_report(folders[1:-1], teacher=folders[0], baseline=folders[-1])
+
+
+def commands(found: report.Report) -> list[str]:
+    return [gap.command for gap in found.gaps]
+
+
+def change(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_whole_demo_has_five_systems_with_their_roles_and_no_gap(folders):
+    found = read_demo(folders)
+    assert [(one.label, one.role) for one in found.systems] == [
+        ("teacher", "teacher"),
+        ("dual", "student"),
+        ("dual + fusion, top 10", "student"),
+        ("fusion", "student"),
+        ("dual-alone", "baseline"),
+    ]
+    # That the trainings were not measured in between is their recipe's choice, and told.
+    assert [gap.what for gap in found.gaps if not gap.what.startswith("recall in the course of")] == []
+
+
+def test_without_a_baseline_it_is_the_first_run_that_is_not_the_teacher(folders):
+    teacher, dual, fusion, alone = folders
+    assert report.read_report([dual, alone]).of_role("baseline").folder == dual
+    assert report.read_report([teacher, fusion, dual], teacher=teacher).of_role("baseline").folder == fusion
+
+
+def test_a_teacher_alone_is_no_baseline(folders):
+    assert report.read_report([folders[0]], teacher=folders[0]).of_role("baseline") is None
+
+
+def test_folders_of_one_name_are_told_apart_by_those_above(folders, tmp_path):
+    shutil.copytree(folders[1], tmp_path / "other" / "dual")
+    found = report.read_report([folders[1], tmp_path / "other" / "dual"])
+    assert [one.label for one in found.systems if not one.is_cascade] == ["demo/dual", "other/dual"]
+
+
+def test_a_folder_named_twice_is_one_run(folders):
+    assert len(report.read_report([folders[2], folders[2]]).systems) == 1
+
+
+def test_the_difference_to_the_baseline_is_that_of_the_comparison(folders):
+    found = read_demo(folders)
+    ours, base = (files.read_ranks(folder / "ranks.parquet") for folder in (folders[1], folders[-1]))
+    assert next(one for one in found.systems if one.label == "dual").comparison == significance.compare_ranks([ours], [base])
+    assert found.of_role("baseline").comparison is None
+
+
+def test_the_teachers_times_are_in_the_benchmarks_of_its_students(folders):
+    found = read_demo(folders)
+    assert found.of_role("teacher").times.query_ms == 100.0
+    for folder in folders[1:]:
+        change(folder / "bench.json", teacher_model="another")
+    assert read_demo(folders).of_role("teacher").times is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"corpus_fingerprint": 64 * "f"}, "corpus ffffffffffff"),
+        ({"split": "val"}, "split val"),
+        ({"protocol": {"name": "coco-1k", "folds": 5, "kind": "fusion", "depth": None}}, "protocol coco-1k in 5 folds"),
+    ],
+)
+def test_results_that_cannot_be_compared_are_refused_and_both_sides_named(folders, changes, said):
+    change(folders[2] / "result.json", **changes)
+    with pytest.raises(StaleError) as caught:
+        read_demo(folders)
+    assert str(folders[2]) in str(caught.value)
+    assert str(folders[0]) in str(caught.value)
+    assert said in str(caught.value)
+    assert "split test" in str(caught.value)
+
+
+def test_a_dual_a_fusion_and_a_cascade_are_one_protocol(folders):
+    change(folders[2] / "result.json", protocol={"name": "whole", "folds": 1, "kind": "fusion", "depth": None})
+    assert len(read_demo(folders).systems) == 5
+
+
+def test_a_folder_with_nothing_to_show_is_refused_with_the_command_that_fills_it(folders, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MissingError, match=r"empty holds nothing to show") as caught:
+        report.read_report([folders[1], tmp_path / "empty"])
+    assert "dcdctl eval REF --data DIR --out" in str(caught.value)
+
+
+def test_what_is_missing_is_told_with_commands_that_parse(folders, tmp_path):
+    run = write_run(tmp_path / "a run", "demo-dual")
+    for name in ("top.parquet", "bench.json"):
+        (folders[2] / name).unlink()
+    (folders[1] / "metrics.jsonl").unlink()
+    found = report.read_report([*folders[1:], run], teacher=folders[0])
+    data = str(found.corpus.folder)
+    assert commands(found)[:-1] == [
+        f"dcdctl eval {folders[2]} --data {data} --split test",
+        f"dcdctl bench {folders[2]} --teacher scenes-vilt --data {data}",
+        f"dcdctl eval '{run}' --data {data} --split test",
+        f"dcdctl bench '{run}' --teacher scenes-vilt --data {data}",
+        f"dcdctl distill demo-dual --data 'data/my scenes' --out {folders[1]}",
+        *(
+            f"dcdctl distill {name} --data 'data/my scenes' --out {folder} --set validation.every=100"
+            for name, folder in (("demo-fusion", folders[2]), ("demo-dual-alone", folders[3]))
+        ),
+    ]
+    for command in commands(found):
+        parse(command)
+
+
+def test_an_evaluation_of_a_model_that_is_no_run_is_made_again_into_its_folder(folders):
+    (folders[0] / "top.parquet").unlink()
+    found = read_demo(folders)
+    assert commands(found)[0] == f"dcdctl eval scenes-vilt --data {found.corpus.folder} --split test --out {folders[0]}"
+
+
+def test_a_cascade_is_made_again_with_its_reranker_and_depth(folders):
+    (folders[1] / "cascade-top.parquet").unlink()
+    found = read_demo(folders)
+    assert f"dcdctl eval {folders[1]} --data {found.corpus.folder} --split test --rerank {folders[2]} --depth 10" in commands(found)
+
+
+def test_pictures_come_from_where_the_corpus_was(folders, split):
+    assert read_demo(folders).corpus.folder == split.folder
+
+
+def test_a_corpus_that_has_moved_is_a_gap_and_can_be_named(folders, split):
+    for folder in folders:
+        change(folder / "result.json", data="/nowhere")
+    found = read_demo(folders)
+    assert found.corpus is None
+    assert any(gap.what == "pictures" and gap.command.endswith("--data DIR") for gap in found.gaps)
+    again = report.read_report(folders, data=split.folder)
+    assert again.corpus.fingerprint == split.fingerprint
+
+
+def test_the_first_images_of_a_split_are_found_in_it(split, tmp_path):
+    some = split.subset(5)
+    folder = write_evaluation(tmp_path / "run", some, scores_of(some, 2))
+    assert report.read_report([folder]).corpus.fingerprint == some.fingerprint
+
+
+def test_another_corpus_by_name_is_refused(folders, corpus, tmp_path):
+    folder = write_evaluation(tmp_path / "run", corpus, scores_of(corpus, 1), split="test")
+    with pytest.raises(StaleError, match="the results are on split test of the corpus"):
+        report.read_report([folder], data=corpus.folder)
+
+
+def test_a_run_that_was_never_evaluated_is_shown_by_its_training(tmp_path):
+    found = report.read_report([write_run(tmp_path / "run", seed=3)])
+    assert found.result is None
+    assert [(one.label, one.recipe["seed"], len(one.metrics)) for one in found.trainings] == [("run", 3, 4)]
+    assert any(command.startswith("dcdctl eval") for command in commands(found))
+
+
+def test_a_measured_training_is_no_gap(tmp_path, split):
+    folder = write_run(tmp_path / "run", is_measured=True)
+    write_evaluation(folder, split, scores_of(split, 2))
+    write_bench(folder, "scenes-vilt")
+    assert report.read_report([folder]).gaps == ()
+
+
+def test_nothing_is_written_by_reading(folders):
+    before = {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*")}
+    read_demo(folders)
+    assert {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*")} == before
+
+
+def test_ranks_of_the_systems_are_their_own(folders):
+    found = read_demo(folders)
+    ranks = [one.answers.ranks("image") for one in found.systems]
+    assert len({rank_Q.tobytes() for rank_Q in ranks}) == 5
+    np.testing.assert_array_equal(ranks[1], files.read_ranks(folders[1] / "ranks.parquet").image_ranks)

@@ -1,0 +1,86 @@
+"""Which charts a report has, and of what."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from made_runs import scores_of, write_demo, write_evaluation, write_run
+
+from dcdctl.core.data import Corpus
+from dcdctl.core.report import charts as report_charts
+from dcdctl.core.report import report
+
+
+@pytest.fixture(scope="module")
+def split(scenes_corpus_dir):
+    return Corpus.open(scenes_corpus_dir, "test")
+
+
+@pytest.fixture(scope="module")
+def found(split, tmp_path_factory):
+    teacher, *runs, baseline = write_demo(tmp_path_factory.mktemp("charts") / "demo", split)
+    return report.read_report(runs, teacher=teacher, baseline=baseline)
+
+
+def titles(charts):
+    return [re.findall("<figcaption>(.*?)</figcaption>", one)[0] for one in charts]
+
+
+def told(chart):
+    return re.findall("<desc[^>]*>(.*?)</desc>", chart)[0]
+
+
+def test_teacher_and_baseline_have_the_colours_of_text_and_no_two_students_one(found):
+    colours = report_charts.colours(found)
+    assert (colours["teacher"], colours["dual-alone"]) == ("text", "quiet")
+    students = [colours[one.label] for one in found.systems if one.role == "student"]
+    assert len(set(students)) == len(students) == 3
+
+
+def test_points_are_models_by_their_benchmarks_and_cascades_by_their_depths(found):
+    said = told(report_charts.speed_against_recall(found))
+    rsum = {one.label: one.result.rsum.value for one in found.systems}
+    assert f"teacher: 100 ms, RSUM {rsum['teacher']:.1f}" in said
+    assert f"fusion: 2 ms, RSUM {rsum['fusion']:.1f}" in said
+    assert "top 5: 4 ms, RSUM 300.0" in said
+    assert "dual + fusion, top 10: 7.5 ms, RSUM 350.0" in said
+
+
+def test_one_point_is_no_chart(split, tmp_path):
+    folder = write_evaluation(tmp_path / "run", split, scores_of(split, 1))
+    assert report_charts.speed_against_recall(report.read_report([folder])) == ""
+
+
+def test_the_front_rises_and_has_the_fastest_and_the_best():
+    points = [(5.0, 300.0), (1.0, 200.0), (4.0, 290.0), (2.0, 100.0), (9.0, 300.0), (1.0, 150.0)]
+    assert report_charts.front(points) == [(1.0, 200.0), (4.0, 290.0), (5.0, 300.0)]
+
+
+def test_a_loss_of_several_parts_is_drawn_with_them_and_one_of_one_once(found):
+    dual, fusion, _, _ = report_charts.training_curves(found)
+    assert told(dual) == (
+        "all: from 1.2 at step 0 to 0.03871 at step 30; infonce: from 0.6 at step 0 to 0.01935 at step 30; "
+        "margin-mse: from 0.6 at step 0 to 0.01935 at step 30"
+    )
+    assert told(fusion).count("from") == 1
+    assert told(fusion).startswith("dcd: from 2 at step 0")
+
+
+def test_recall_is_drawn_of_the_trainings_that_were_measured(tmp_path):
+    runs = [write_run(tmp_path / name, is_measured=is_measured) for name, is_measured in (("a", True), ("b", False))]
+    charts = report_charts.training_curves(report.read_report(runs))
+    assert titles(charts) == ["Loss of a", "Loss of b", "Recall on the validation split", "Learning rate"]
+    assert told(charts[2]) == "a: from 100 at step 0 to 130 at step 30"
+
+
+def test_scores_are_drawn_of_each_model_and_of_no_cascade(found):
+    scores = report_charts.scores(found)
+    assert titles(scores["image"]) == [f"{name}: images of a caption" for name in ("teacher", "dual", "fusion", "dual-alone")]
+    assert titles(scores["text"])[0] == "teacher: captions of an image"
+
+
+def test_a_model_without_scores_has_no_chart_of_them(split, tmp_path):
+    folder = write_evaluation(tmp_path / "run", split, scores_of(split, 1))
+    (folder / "top.parquet").unlink()
+    assert report_charts.scores(report.read_report([folder])) == {"text": [], "image": []}

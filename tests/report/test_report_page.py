@@ -1,0 +1,210 @@
+"""The page of a report, as a file: that it is whole, safe and needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from made_runs import scores_of, write_demo, write_evaluation, write_run
+from PIL import Image
+from tiny import make_corpus
+
+from dcdctl.core.data import Corpus
+from dcdctl.core.report import gallery, report, write
+
+HOSTILE = "</script><script>alert(1)</script> <img src=x onerror=alert(2)> \" ' & <b>"
+VOID = {"meta", "br", "input", "img", "use", "path", "image"}
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, and whether all that is opened is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def all(self, tag, **attributes):
+        return [found for name, found in self.elements if name == tag and attributes.items() <= found.items()]
+
+
+@pytest.fixture(scope="module")
+def split(scenes_corpus_dir):
+    return Corpus.open(scenes_corpus_dir, "test")
+
+
+@pytest.fixture(scope="module")
+def found(split, tmp_path_factory):
+    teacher, *runs, baseline = write_demo(tmp_path_factory.mktemp("page") / "demo", split)
+    return report.read_report(runs, teacher=teacher, baseline=baseline)
+
+
+@pytest.fixture(scope="module")
+def text(found, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    write.write_report_page(path, found, num_queries=20)
+    return path.read_text(encoding="utf-8")
+
+
+def page_of(folders: list[Path], tmp_path: Path) -> str:
+    write.write_report_page(tmp_path / "report.html", report.read_report(folders))
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_needs_nothing_else(text):
+    page = Page(text)
+    links = [value for _, attributes in page.elements for name in ("src", "href", "xlink:href") if (value := attributes.get(name))]
+    assert links
+    assert all(link.startswith(("#", "data:image/webp;base64,")) for link in links)
+    styles = "".join(re.findall(r"<style>(.*?)</style>", text, re.DOTALL))
+    assert "@import" not in styles
+    assert "url(" not in styles
+    assert page.all("link") == []
+    assert [one for one in page.all("script") if "src" in one] == []
+    assert "default-src 'none'" in page.all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["content"]
+    assert not re.search(r"\bfetch\(|XMLHttpRequest|import\(", text)
+
+
+def test_the_same_report_is_the_same_page(found, text, tmp_path):
+    write.write_report_page(tmp_path / "again.html", found, num_queries=20)
+    assert (tmp_path / "again.html").read_text(encoding="utf-8") == text
+
+
+def test_light_dark_phone_and_paper_are_thought_of(text):
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+    assert 'name="viewport" content="width=device-width' in text
+
+
+def test_every_variable_that_is_used_has_a_light_and_a_dark_value(text):
+    light, dark = (re.findall(r"(--[a-z0-9]+):", part) for part in (text, "".join(re.findall(r"dark\) \{(.*?\})", text, re.DOTALL))))
+    used = set(re.findall(r"var\((--[a-z0-9]+)\)", text)) - {"--mark"}
+    assert used <= set(light)
+    assert used <= set(dark)
+
+
+def test_tables_have_captions_and_heads_with_scopes(text):
+    page = Page(text)
+    assert len(page.all("caption")) == 5
+    assert {one.get("scope") for one in page.all("th")} == {"col", "row"}
+
+
+def test_every_section_that_is_linked_is_there_and_every_id_once(text):
+    page = Page(text)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    names = ["results", "speed-and-recall", "scores", "training", "what-was-run", "queries"]
+    assert [one["href"] for one in page.all("a")] == [f"#{name}" for name in names]
+    assert set(names) <= set(ids)
+
+
+def test_commands_and_fingerprints_of_the_runs_are_shown(text, found, split):
+    shown = "".join(Page(text).texts)
+    for training in found.trainings:
+        assert f"distill {training.facts['command'][2]} --data 'data/my scenes'" in shown
+    assert split.fingerprint[:12] in shown
+
+
+def test_a_query_shows_the_first_five_of_every_model_and_marks_its_own(text, found):
+    cards = re.findall(r'<li class="query" data-way="image".*?</div></li>\n', text, re.DOTALL)
+    assert len(cards) == 20
+    query = next(one for one in range(80) if f'<p dir="auto">{found.systems[0].answers.captions[one]}</p>' in cards[0])
+    for system, section in zip(found.answering, re.findall('<div class="answer".*?</div>', cards[0]), strict=True):
+        top = system.answers.top["image"]
+        assert [int(number) for number in re.findall(r'href="#p(\d+)"', section)] == top.candidate_QK[query, :5].tolist()
+        assert ["class=own" in item for item in re.findall("<li.*?</li>", section)] == top.is_own_QK[query, :5].tolist()
+        assert f"rank {system.answers.ranks('image')[query]}<" in section
+
+
+def test_numbers_of_queries_are_told(text):
+    assert "20 of 80 queries for images of a caption and 16 of 16 queries for captions of an image are here" in "".join(Page(text).texts)
+
+
+def test_every_picture_is_in_the_page_once_and_small(text):
+    page = Page(text)
+    sources = [one["href"] for one in page.all("image")]
+    assert len(sources) == len(set(sources)) == 16
+    for source in sources:
+        picture = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
+        assert max(picture.size) <= gallery.THUMBNAIL_PX
+    shown = {one["href"] for one in page.all("use") if re.fullmatch(r"#p\d+", one.get("href", ""))}
+    assert shown == {f"#{one['id']}" for one in page.all("symbol")}
+
+
+def test_pictures_are_named_for_those_who_do_not_see_them(text, split):
+    named = [one["aria-label"] for one in Page(text).all("svg", role="img") if "aria-label" in one]
+    assert named
+    assert {name.removesuffix(", the query's own") for name in named} <= set(split.image_ids)
+
+
+def test_captions_ids_and_paths_cannot_become_markup(tmp_path):
+    corpus = make_corpus(tmp_path / "data", [[f"{HOSTILE} {image} {text}" for text in range(2)] for image in range(4)])
+    folders = []
+    for number, skill in enumerate((2, 1)):
+        folder = write_evaluation(tmp_path / f"<img src=x>&{number}", corpus, scores_of(corpus, skill, number))
+        for name in ("ranks.parquet", "top.parquet"):
+            table = pd.read_parquet(folder / name)
+            if "image_id" in table:
+                table.assign(image_id=[f"<i onclick=x>{one}" for one in table["image_id"]]).to_parquet(folder / name, index=False)
+        folders.append(write_run(folder))
+    text = page_of(folders, tmp_path)
+    page = Page(text)
+    assert page.all("img") == []
+    assert page.all("b", onclick="x") == []
+    assert [one for one in page.elements if "onerror" in one[1] or "onclick" in one[1]] == []
+    assert len(page.all("script")) == 2
+    assert any(HOSTILE in one for one in page.texts)
+
+
+def test_a_single_model_is_shown_without_comparisons(split, tmp_path):
+    folder = write_evaluation(tmp_path / "run", split, scores_of(split, 1))
+    text = page_of([folder], tmp_path)
+    page = Page(text)
+    assert page.all("select") == []
+    assert {one["value"] for one in page.all("input", name="show")} == {"all", "both-hit", "both-miss"}
+    assert "queries for captions of an image are here: drawn at random (seed 0)." in "".join(page.texts)
+
+
+def test_without_the_corpus_pictures_have_their_names(split, tmp_path):
+    folder = write_evaluation(tmp_path / "run", split, scores_of(split, 1), data="/nowhere")
+    text = page_of([folder], tmp_path)
+    page = Page(text)
+    assert page.all("symbol") == []
+    assert f"<span>{split.image_ids[0]}</span>" in text
+    assert "dcdctl report" in "".join(page.texts)
+
+
+def test_what_is_missing_is_left_out_with_its_command(tmp_path):
+    folder = write_run(tmp_path / "run")
+    page = Page(page_of([folder], tmp_path))
+    assert [one["href"] for one in page.all("a")] == ["#training", "#what-was-run"]
+    assert f"dcdctl eval {folder} --data DIR --split test" in "".join(page.texts)
+
+
+def test_no_gallery_where_no_query_is_wanted(found, tmp_path):
+    write.write_report_page(tmp_path / "report.html", found, num_queries=0)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.all("ol", id="query-list") == page.all("symbol") == page.all("a", href="#queries") == []

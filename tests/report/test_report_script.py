@@ -1,0 +1,175 @@
+"""The filters of a report's page, in a browser.
+
+Chromium writes out what a page is once its script has run. What would be clicked is clicked by a line that is added to a copy of the page.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from html import unescape
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+from made_runs import write_demo
+
+from dcdctl.core.data import Corpus
+from dcdctl.core.report import report, write
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-extensions", "--disable-background-networking", "--no-first-run")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)} is installed")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A page after its script has run."""
+
+    html: str
+    told: str
+    shown: list[tuple[str, tuple[int, ...], str]]
+    """Direction, ranks and words of the queries that are not hidden, in their order."""
+
+    @property
+    def address(self) -> str:
+        """What the page says is its address after #, where a test asked it."""
+        return unescape(re.findall(r'data-address="([^"]*)"', self.html)[0])
+
+
+@pytest.fixture(scope="module")
+def found(scenes_corpus_dir, tmp_path_factory):
+    teacher, *runs, baseline = write_demo(tmp_path_factory.mktemp("script") / "demo", Corpus.open(scenes_corpus_dir, "test"))
+    return report.read_report(runs, teacher=teacher, baseline=baseline)
+
+
+@pytest.fixture(scope="module")
+def see(found, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("script")
+    write.write_report_page(folder / "report.html", found, num_queries=40)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+
+    @functools.cache
+    def look(address: str = "", script: str = "") -> Seen:
+        (folder / "copy.html").write_text(page.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+        command = [str(BROWSER), *OPTIONS, f"--user-data-dir={folder / 'profile'}", "--dump-dom", f"file://{folder}/copy.html{address}"]
+        return read(subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout)
+
+    return look
+
+
+def read(html: str) -> Seen:
+    cards = re.findall(r'<li class="query" data-way="(\w+)" data-ranks="([\d ]+)"( hidden="")?>(.*?)<div class="answers">', html, re.DOTALL)
+    shown = [
+        (way, tuple(map(int, ranks.split())), unescape(" ".join(re.findall(r'<p dir="auto">(.*?)</p>', words))))
+        for way, ranks, hidden, words in cards
+        if not hidden
+    ]
+    return Seen(html, unescape(re.findall(r'id="told" role="status">(.*?)</p>', html)[0]), shown)
+
+
+def test_at_first_the_first_twelve_images_of_captions_are_shown_and_the_filters_too(see):
+    seen = see()
+    assert [way for way, _, _ in seen.shown] == ["image"] * 12
+    assert '<form id="filters">' in seen.html
+    assert seen.told.startswith("40 of the 40 queries kept here.")
+
+
+def test_wins_are_those_of_the_student_over_the_baseline_largest_first(see):
+    seen = see("#show=wins")
+    gains = [ranks[-1] / ranks[1] for _, ranks, _ in seen.shown]
+    assert gains == sorted(gains, reverse=True)
+    assert min(gains) > 1
+
+
+def test_losses_are_largest_first_too(see):
+    gains = [ranks[-1] / ranks[1] for _, ranks, _ in see("#show=losses").shown]
+    assert gains == sorted(gains)
+    assert max(gains) < 1
+
+
+@pytest.mark.parametrize(
+    ("show", "is_right"), [("both-hit", lambda one, other: one == other == 1), ("both-miss", lambda one, other: min(one, other) > 1)]
+)
+def test_hits_and_misses_of_both(see, show, is_right):
+    shown = see(f"#show={show}&way=both").shown
+    assert shown
+    assert all(is_right(ranks[1], ranks[-1]) for _, ranks, _ in shown)
+
+
+def test_counts_are_of_the_whole_split(see, found):
+    ours, base = (found.systems[place].answers.ranks("text") for place in (1, -1))
+    expected = f"Of all 16 dual wins {np.sum(ours < base)} and loses {np.sum(ours > base)} to dual-alone; "
+    assert expected + f"both hit {np.sum((ours == 1) & (base == 1))}, both miss {np.sum((ours > 1) & (base > 1))}" in see("#way=text").told
+
+
+def test_any_two_models_can_be_compared(see):
+    seen = see(f"#show=wins&ours={quote('dual + fusion, top 10')}&base=fusion&way=both")
+    assert seen.shown
+    assert all(ranks[2] < ranks[3] for _, ranks, _ in seen.shown)
+    assert "dual + fusion, top 10 wins" in seen.told
+    assert '<span class="ours">dual + fusion, top 10</span> wins' in seen.html
+
+
+def test_words_are_looked_for_in_the_query(see):
+    word = see("#way=both").shown[0][2].split()[1]
+    shown = see(f"#way=both&words={word}").shown
+    assert shown
+    assert all(word in words for _, _, words in shown)
+    assert see("#words=nosuchword").shown == []
+
+
+def test_clicks_and_typing_do_what_the_address_does_and_write_it(see):
+    script = """
+      document.querySelector('input[value="wins"]').click();
+      document.querySelector('input[value="both"]').click();
+      const words = document.querySelector('input[name="words"]');
+      words.value = "a";
+      words.dispatchEvent(new Event("input", { bubbles: true }));
+      document.body.dataset.address = location.hash;
+    """
+    clicked, linked = see("", script), see("#show=wins&way=both&words=a")
+    assert clicked.shown == linked.shown
+    assert clicked.told == linked.told
+    assert clicked.address == "#show=wins&way=both&words=a"
+
+
+def test_choosing_another_model_changes_what_a_win_is(see):
+    script = """
+      document.querySelector('input[value="wins"]').click();
+      const base = document.querySelector('select[name="base"]');
+      base.value = "fusion";
+      base.dispatchEvent(new Event("input", { bubbles: true }));
+    """
+    shown = see("", script).shown
+    assert all(ranks[1] < ranks[3] for _, ranks, _ in shown)
+
+
+def test_a_link_to_a_section_leaves_the_filters_as_they_are(see):
+    script = """
+      document.querySelector('input[value="losses"]').click();
+      location.hash = "results";
+    """
+    assert see("", script).shown == see("#show=losses").shown
+
+
+def test_an_address_of_another_page_shows_all(see):
+    assert see("#show=nonsense&ours=nobody&way=image").shown == see("").shown
+
+
+def test_more_are_shown_when_asked_for(see):
+    assert len(see("", "document.getElementById('more').click()").shown) == 24
+
+
+def test_filters_are_fields_that_a_keyboard_reaches(see):
+    script = """
+      const form = document.getElementById("filters");
+      const fields = Array.from(form.elements, (one) => one.matches("fieldset") || (one.labels.length === 1 && one.tabIndex === 0));
+      document.body.dataset.address = fields.every(Boolean) && fields.length;
+    """
+    # Two groups of buttons, five and three buttons, two choices, one search.
+    assert see("", script).address == "13"

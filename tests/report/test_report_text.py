@@ -1,0 +1,135 @@
+"""The tables of a report, as Markdown and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+
+import pytest
+from made_runs import scores_of, write_demo, write_evaluation, write_run
+
+from dcdctl.core.data import Corpus
+from dcdctl.core.report import report, write
+from dcdctl.core.report import tables as report_tables
+
+
+@pytest.fixture(scope="module")
+def split(scenes_corpus_dir):
+    return Corpus.open(scenes_corpus_dir, "test")
+
+
+@pytest.fixture(scope="module")
+def found(split, tmp_path_factory):
+    teacher, *runs, baseline = write_demo(tmp_path_factory.mktemp("text") / "demo", split)
+    return report.read_report(runs, teacher=teacher, baseline=baseline)
+
+
+def table_named(found, start):
+    return next(table for table in report_tables.report_tables(found) if table.caption.startswith(start))
+
+
+def cells(table, row, column):
+    line = next(line for line in table.rows if line[0].split("\n")[0] == row)
+    return line[table.columns.index(column)]
+
+
+def test_a_recall_stands_with_its_interval(found):
+    document = json.loads((found.systems[1].folder / "result.json").read_text())
+    low, high = document["intervals"]["image_retrieval"]["R@5"]
+    value = document["image_retrieval"]["R@5"]
+    assert cells(table_named(found, "Retrieval"), "dual", "image R@5") == f"{value:.1f}\n{low:.1f} to {high:.1f}"
+
+
+def test_the_difference_is_signed_and_the_baseline_has_none(found):
+    table = table_named(found, "Difference to dual-alone")
+    rsum = found.systems[1].comparison.difference.rsum
+    assert cells(table, "dual", "RSUM").split("\n")[0] == f"{rsum.value:+.1f}"
+    assert "dual-alone" not in {line[0].split("\n")[0] for line in table.rows}
+
+
+@pytest.mark.parametrize(("p_value", "shown"), [(0.00019, "<\N{NO-BREAK SPACE}0.001"), (0.0318, "0.032"), (1.0, "1.000")])
+def test_a_small_p_is_a_bound(found, p_value, shown):
+    system = found.systems[1]
+    changed = dataclasses.replace(system, comparison=dataclasses.replace(system.comparison, p_value=p_value))
+    table = table_named(dataclasses.replace(found, systems=(changed,)), "Difference")
+    assert cells(table, "dual", "p") == shown
+
+
+def test_times_say_among_how_many_images_and_whether_they_were_measured(found):
+    table = table_named(found, "Size and speed")
+    assert cells(table, "teacher", "ms per query") == "~100.00\namong 1,000 images"
+    assert cells(table, "dual", "ms per query") == "1.00\namong 1,000 images"
+    assert cells(table, "dual", "speed-up over its teacher") == "100.0\N{MULTIPLICATION SIGN}"
+    assert cells(table, "dual + fusion, top 10", "ms per query") == "7.50\namong 16 images"
+    assert cells(table, "dual", "parameters") == "1.50 M"
+    assert "Made-up CPU, 2 threads" in table.caption
+
+
+def test_recipes_show_what_differs_and_only_that(found):
+    table = table_named(found, "Recipes")
+    names = {line[0] for line in table.rows}
+    assert "loss.terms.margin-mse" in names
+    assert cells(table, "loss.terms.margin-mse", "dual-alone") == report_tables.NOTHING
+    assert all(len(set(line[1:])) > 1 for line in table.rows)
+    assert "seed" not in names
+
+
+def test_the_recipe_of_a_single_run_is_whole(tmp_path):
+    table = table_named(report.read_report([write_run(tmp_path / "run")]), "Recipes")
+    assert cells(table, "batch.size", "run") == "64"
+    assert cells(table, "optimizer.schedule", "run") == "cosine"
+
+
+def test_runs_show_seeds_fingerprints_and_versions(found):
+    table = table_named(found, "Runs")
+    assert cells(table, "seed", "fusion") == "0"
+    assert cells(table, "input: corpus", "dual") == 12 * "c"
+    assert cells(table, "version: torch", "dual") == "2.6"
+
+
+@pytest.mark.parametrize(("cache", "shown"), [("d", 12 * "d"), ("de", f"{12 * 'd'}, {12 * 'e'}")])
+def test_runs_show_whose_scores_they_learnt_from(tmp_path, cache, shown):
+    plans = [{"format": 2, "teacher": 64 * letter, "candidates": {"kind": "blocks"}} for letter in cache]
+    run = write_run(tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())
+    facts["inputs"]["cache"] = plans if len(plans) > 1 else plans[0]
+    (run / "run.json").write_text(json.dumps(facts))
+    assert cells(table_named(report.read_report([run]), "Runs"), "input: scores of teacher", "run") == shown
+
+
+def test_markdown_has_every_table_with_rows_of_equal_length(found, tmp_path):
+    write.write_markdown(tmp_path / "report.md", found)
+    blocks = (tmp_path / "report.md").read_text().split("\n\n")
+    tables = [block.strip().splitlines() for block in blocks if block.startswith("|")]
+    assert len(tables) == 5
+    for lines in tables:
+        assert len({line.count("|") for line in lines}) == 1
+        assert set(lines[1]) == set("| -")
+    assert "- measured on: test: 16 images, 80 captions" in blocks[1].splitlines()
+
+
+def test_markdown_shows_names_as_they_are(split, tmp_path):
+    folder = write_evaluation(tmp_path / "a|b_*c*", split, scores_of(split, 1))
+    write.write_markdown(tmp_path / "report.md", report.read_report([folder]))
+    assert r"| a\|b\_\*c\* (baseline) |" in (tmp_path / "report.md").read_text()
+
+
+def test_markdown_names_the_commands_for_what_is_left_out(split, tmp_path):
+    folder = write_evaluation(tmp_path / "run", split, scores_of(split, 1))
+    write.write_markdown(tmp_path / "report.md", report.read_report([folder]))
+    assert f"`dcdctl bench {folder} --teacher REF --data {split.folder}`" in (tmp_path / "report.md").read_text()
+
+
+def test_csv_read_back_is_what_was_measured(found, tmp_path):
+    write.write_csv(tmp_path / "report.csv", found)
+    with (tmp_path / "report.csv").open(newline="") as file:
+        rows = {row["model"]: row for row in csv.DictReader(file)}
+    assert list(rows) == [one.label for one in found.systems]
+    dual, system = rows["dual"], found.systems[1]
+    assert float(dual["rsum"]) == system.result.rsum.value
+    assert float(dual["text_R@1_low"]) == system.result.retrieval["text"].recalls["R@1"].interval.low
+    assert float(dual["rsum_difference_high"]) == system.comparison.difference.rsum.interval.high
+    assert float(dual["p_value"]) == system.comparison.p_value
+    assert (dual["corpus_fingerprint"], dual["role"], dual["ms_gallery_images"]) == (system.result.fingerprint, "student", "1000")
+    assert rows["dual-alone"]["p_value"] == ""

@@ -1,0 +1,242 @@
+"""What frozen encoders made of a corpus, on disk: equal to encoding anew but for float16, never another corpus's or model's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections import namedtuple
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from encoders import make_pair
+from tiny import make_corpus
+from torch.testing import assert_close
+
+from dcdctl.core import models
+from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
+from dcdctl.core.evaluation import EvalOptions, evaluate
+from dcdctl.core.evaluation import result as evaluation_result
+from dcdctl.core.scoring import CorpusSource, features, open_or_build
+from dcdctl.core.scoring import pairs as scoring_pairs
+from dcdctl.core.teacher import CandidateConfig, ScoringOptions, build
+from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, initial_model, recipe
+
+CPU = torch.device("cpu")
+HALF = {"rtol": 2**-10, "atol": 1e-4}
+"""Half a unit in the last of float16's 11 digits, and something for numbers near 0."""
+LOGITS = {"rtol": 0, "atol": 2e-3}
+"""Of scores with a spread of some tenths, from features that were rounded so."""
+TRAIN = ["model.layers=[0, 2]", "batch.size=4", "batch.drawn_negatives=3", "batch.hard_negatives=2", "optimizer.steps=2"]
+
+
+@pytest.fixture(scope="module")
+def pair(corpus, tmp_path_factory):
+    return make_pair(corpus.captions, tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture(autouse=True)
+def _small_files(monkeypatch):
+    monkeypatch.setattr(features, "IMAGES_PER_FILE", 12)
+    monkeypatch.setattr(features, "IMAGE_CHUNK", 5)
+    monkeypatch.setattr(features, "TEXT_CHUNK", 7)
+
+
+@pytest.fixture
+def kept(root, corpus, pair):
+    return open_or_build(root, corpus, pair)
+
+
+@torch.no_grad()
+def test_features_are_those_of_the_encoders(kept, corpus, pair):
+    source = CorpusSource(corpus, pair.preprocess)
+    image_ix, text_ix = [13, 2, 31, 2], [159, 0, 64, 60, 3, 0]
+    for found, expected in (
+        (kept.images(image_ix), pair.image_features(source.images(image_ix))),
+        (kept.texts(text_ix), pair.text_features(source.texts(text_ix))),
+    ):
+        assert found.tokens.dtype == torch.float16
+        assert torch.equal(found.mask, expected.mask)
+        assert_close(found.tokens.float(), expected.tokens * expected.mask[..., None], **HALF)
+
+
+def test_a_dual_encoder_may_read_the_first_token_alone(kept):
+    image_ix = [5, 0, 31]
+    whole, first = kept.images(image_ix), dataclasses.replace(kept, only_first=True).images(image_ix)
+    assert torch.equal(first.tokens, whole.tokens[:, :1])
+    assert first.mask.shape == (3, 1)
+
+
+def test_scores_are_those_of_the_encoders(kept, corpus, pair):
+    pairs = np.array([0, 30, 30, 12, 11]), np.array([0, 5, 159, 60, 61])
+    expected, found = (
+        scoring_pairs.score_pairs(pair, source, *pairs, device=CPU, batch_size=2)
+        for source in (CorpusSource(corpus, pair.preprocess), kept)
+    )
+    np.testing.assert_allclose(found, expected, **LOGITS)
+    assert expected.std() > 0.1
+
+
+def test_an_encoder_is_run_once(root, kept, corpus, pair, monkeypatch):
+    def run(*arguments):
+        raise AssertionError("the encoder is run again")
+
+    monkeypatch.setattr(pair.network, "image_features", run)
+    monkeypatch.setattr(pair.network, "text_features", run)
+    assert open_or_build(root, corpus, pair).plan == kept.plan
+    result = evaluate.evaluate_model(pair, corpus, options=EvalOptions(features=root))
+    assert evaluation_result.evaluation_document(result, "pair", "train")["protocol"]["features"] == "float16"
+
+
+def test_the_size_is_told_before_anything_is_encoded(tmp_path, corpus, pair):
+    told = []
+
+    @contextmanager
+    def track(label, *, total, unit):
+        told.append((label, total, sorted(path.name for path in tmp_path.rglob("*-*.npy"))))
+        yield lambda count: None
+
+    found = open_or_build(tmp_path, corpus, pair, track=track)
+    size = features.size_in_bytes(found.plan)
+    assert told == [(f"encode 32 images, 160 captions to {size / 1e9:,.2f} GB", 192, [])]
+    files = [path for path in found.folder.glob("*-*.npy")]
+    assert sum(np.load(path).nbytes for path in files) == size
+
+
+def test_no_room_on_the_disk_is_said_before_anything_is_encoded(tmp_path, corpus, pair, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(1000))
+    with pytest.raises(InputError, match=r"the features need 0\.00 GB more in .*, and 0\.00 GB are free"):
+        open_or_build(tmp_path, corpus, pair)
+    assert not list(tmp_path.rglob("*-*.npy"))
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 4])
+def test_a_killed_encoding_goes_on_and_ends_with_the_same_bytes(after, tmp_path, kept, corpus, pair):
+    class Killed(BaseException):
+        pass
+
+    @contextmanager
+    def track(label, *, total, unit):
+        calls = 0
+
+        def advance(count):
+            nonlocal calls
+            calls += 1
+            if calls == after:
+                raise Killed
+
+        yield advance
+
+    with pytest.raises(Killed):
+        open_or_build(tmp_path, corpus, pair, track=track)
+    half_way = {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*-*.npy")}
+    assert len(half_way) == after
+    found = open_or_build(tmp_path, corpus, pair)
+    assert {path.name: path.read_bytes() for path in found.folder.iterdir()} == {
+        path.name: path.read_bytes() for path in kept.folder.iterdir()
+    }
+    assert half_way.items() <= {path.name: path.stat().st_mtime_ns for path in found.folder.iterdir()}.items()
+
+
+def test_another_corpus_or_encoder_has_its_own_folder(root, kept, corpus, pair, tmp_path):
+    assert open_or_build(root, corpus.subset(4), pair).folder != kept.folder
+    other = make_pair(corpus.captions, tmp_path)
+    with torch.no_grad():
+        other.network.vision.embeddings.cls_token[0, 0, 0] += 1
+    assert open_or_build(root, corpus.subset(4), other).folder != open_or_build(root, corpus.subset(4), pair).folder
+    # What comes after the encoders may differ: a student reads its teacher's.
+    assert open_or_build(root, corpus, models.fusion_student(pair, [1])).folder == kept.folder
+
+
+def test_a_folder_that_is_not_what_its_name_says_is_refused(root, kept, corpus, pair, tmp_path):
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / kept.folder.name
+    damaged = folder / "images-00001.npy"
+    damaged.write_bytes(damaged.read_bytes()[:-2])
+    with pytest.raises(StaleError, match=r"images-00001\.npy is damaged: it has \d+ bytes, not \d+; delete .* and run again"):
+        open_or_build(tmp_path, corpus, pair)
+    damaged.write_bytes((kept.folder / damaged.name).read_bytes())
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps({**plan, "encoders": plan["encoders"][:12] + "0" * 52}))
+    with pytest.raises(StaleError, match="holds features of another encoders"):
+        open_or_build(tmp_path, corpus, pair)
+
+
+def test_a_model_without_encoders_is_refused(tmp_path, corpus, teacher):
+    with pytest.raises(ModelError, match="no encoders of its own whose features could be kept; leave --features out"):
+        open_or_build(tmp_path, corpus, teacher)
+
+
+def test_features_beyond_float16_are_refused(tmp_path, corpus):
+    pair = make_pair(corpus.captions, tmp_path / "pair")
+    with torch.no_grad():
+        pair.network.vision.layernorm.bias.add_(1e6)
+    with pytest.raises(ModelError, match="larger than float16 can hold"):
+        open_or_build(tmp_path, corpus, pair)
+    assert not list(tmp_path.glob("*/images-*"))
+
+
+def test_caches_and_losses_are_those_of_the_encoders(root, kept, corpus, pair, tmp_path):
+    config = CandidateConfig(kind="random", per_query=3)
+    caches = [
+        build.build_cache(corpus, pair, tmp_path / str(i), config, options=ScoringOptions(features=source))
+        for i, source in enumerate((None, kept))
+    ]
+    np.testing.assert_allclose(caches[1].score_P, caches[0].score_P, **LOGITS)
+    with pytest.raises(StaleError, match=r"made with another features \(null, not float16\)"):
+        build.build_cache(corpus, pair, tmp_path / "0", config, options=ScoringOptions(features=kept))
+    runs = []
+    for folder in (None, root):
+        inputs, options = Inputs(corpus, [caches[0]], pair), TrainingOptions(features=folder)
+        out = tmp_path / f"run {folder is None}"
+        run = distill.train(TrainingJob("distill", "vilt-flickr30k", TRAIN, out), inputs, options=options)
+        runs.append([json.loads(line)["loss"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()])
+    assert runs[1] == pytest.approx(runs[0], abs=2e-3)
+    assert len(runs[0]) == 2
+
+
+def test_encoders_that_are_trained_have_no_features(root, corpus, pair, tmp_path):
+    inputs = Inputs(corpus, [], pair)
+    sets = [*TRAIN, "model.layers=[]", "loss.terms={ranking = 1.0}"]
+    with pytest.raises(ConfigError, match=r"--features keeps what the encoders give, and here they are trained; set"):
+        distill.train(
+            TrainingJob("finetune-teacher", "vilt-flickr30k", sets, tmp_path / "run"), inputs, options=TrainingOptions(features=root)
+        )
+
+
+def test_a_dual_encoder_is_evaluated_without(corpus, root):
+    dual = models.dual_student(models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16), corpus.captions)
+    with pytest.raises(ModelError, match="leave --features out"):
+        evaluate.evaluate_model(dual, corpus, options=EvalOptions(features=root))
+
+
+def test_frozen_encoders_are_for_models_that_have_them(corpus, teacher):
+    config = recipe.load_recipe("vilt-flickr30k", ["model.frozen_encoders=true", "model.layers=[]"])
+    with pytest.raises(ConfigError, match=r"model\.frozen_encoders is set, and the model has no encoders of its own"):
+        initial_model.make_model(config, corpus.captions, teacher)
+
+
+def test_a_new_pair_is_made_from_a_recipe(corpus, tmp_path):
+    make_pair(corpus.captions, tmp_path)
+    sets = [f"model.vision={tmp_path / 'vision'}", f"model.text={tmp_path / 'text'}", "model.frozen_encoders=true", "model.start=new"]
+    sizes = ["model.layers=[]", "model.hidden_size=16", "model.num_layers=2", "model.num_heads=2", "model.max_text_len=9"]
+    model = initial_model.make_model(recipe.load_recipe("vilt-flickr30k", [*sets, *sizes]), corpus.captions, None)
+    assert isinstance(model, models.CoAttentionScorer)
+    assert model.is_frozen
+    assert (model.network.size.hidden_size, len(model.layers), model.preprocess.max_text_len) == (16, 2, 9)
+
+
+def test_a_corpus_of_any_number_of_captions_is_read_back(tmp_path, pair):
+    corpus = make_corpus(tmp_path / "corpus", [["a red star"] * (1 + image % 3) for image in range(25)])
+    kept = open_or_build(tmp_path, corpus, pair)
+    source = CorpusSource(corpus, pair.preprocess)
+    everything = range(corpus.num_captions)
+    with torch.no_grad():
+        assert_close(kept.texts(everything).tokens.float(), pair.text_features(source.texts(everything)).tokens, **HALF)

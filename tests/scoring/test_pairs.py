@@ -1,0 +1,61 @@
+"""Scoring pairs of a part of a corpus, and telling beforehand how long it takes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tables import OWNER, Numbers, make_dual, make_fusion
+
+from dcdctl.core.evaluation import EvalOptions, evaluate
+from dcdctl.core.scoring import CorpusSource, PairScorer, pairs
+
+
+def scorer_on(images: range, texts: range, **settings) -> PairScorer:
+    fusion = make_fusion()
+    source = CorpusSource(Numbers(OWNER), fusion.preprocess)
+    return PairScorer(scorer=fusion, source=source, images=images, texts=texts, batch_size=4, device=torch.device("cpu"), **settings)
+
+
+@pytest.mark.parametrize("image_chunk", [1, 2, 64])
+def test_pairs_are_counted_from_the_first_image_and_caption_of_the_part(monkeypatch, image_chunk):
+    monkeypatch.setattr(pairs, "IMAGE_CHUNK", image_chunk)
+    image_P, text_P = np.array([0, 0, 1, 3, 3]), np.array([4, 0, 1, 2, 2])
+    found = scorer_on(range(3, 8), range(6, 13)).score(image_P, text_P)
+    assert found.tolist() == make_fusion().table_IT[image_P + 3, text_P + 6].tolist()
+
+
+def test_a_workload_is_the_rate_of_a_trial_times_the_counts(monkeypatch):
+    opened, now = scorer_on(range(10), range(18)), 0.0
+
+    def takes(name, seconds_each):
+        work = getattr(opened.scorer, name)
+
+        def timed(*arguments):
+            nonlocal now
+            now += seconds_each * len(arguments[-1])
+            return work(*arguments)
+
+        monkeypatch.setattr(opened.scorer, name, timed)
+
+    monkeypatch.setattr(pairs.time, "perf_counter", lambda: now)
+    takes("encode_images", 0.5), takes("encode_texts", 0.1), takes("score_pairs", 0.02)
+    found = opened.workload(num_pairs=1000, num_images=20, num_texts=18)
+    assert found.num_pairs == 1000
+    assert found.pairs_per_s == pytest.approx(50)
+    assert found.seconds == pytest.approx(1000 / 50 + 20 * 0.5 + 18 * 0.1)
+
+
+@pytest.mark.parametrize("rerank", [False, True])
+def test_the_workload_is_told_before_anything_is_scored(rerank):
+    fusion, heard = make_fusion(), []
+    options = EvalOptions(depths=(3,))
+
+    def tell(workload) -> None:
+        heard.append((workload.num_pairs, len(fusion.pairs)))
+
+    model = {"model": make_dual(), "rerank": fusion} if rerank else {"model": fusion}
+    found = evaluate.evaluate_model(**model, corpus=Numbers(OWNER), options=options, tell=tell)
+    num_trial = len(fusion.pairs) - found.pairs_scored
+    assert heard == [(found.pairs_scored, num_trial)]
+    assert num_trial > 0

@@ -1,0 +1,155 @@
+"""Approximate search: which rows have a segment, and that what it proposes is scored exactly."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError
+
+import numpy as np
+import pytest
+from made_index import exact, unit_vectors, write_index
+from tiny import contents
+
+from dcdctl.core.errors import ConfigError, MissingError, StaleError
+from dcdctl.core.search import Index, ann
+from dcdctl.core.search.ann import wanted
+from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.storage import Segment
+
+VECTORS = unit_vectors(900)
+PARTS = [VECTORS[:500], VECTORS[500:]]
+QUERIES = unit_vectors(40, seed=1).astype(np.float32)
+GRAPHS = {"flat_up_to": 100, "segment_rows": 300, "candidates": 20, "hnsw": {"neighbours": 8, "build_width": 32, "search_width": 32}}
+
+
+def ranges(*bounds):
+    return [range(*bound) for bound in bounds]
+
+
+def segments(*bounds):
+    return [Segment(file="", kind="hnsw", first_row=first, rows=stop - first, bytes=0) for first, stop in bounds]
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "there", "expected"),
+    [
+        (30, [], []),
+        (31, [], [(0, 31)]),
+        (100, [], [(0, 100)]),
+        (130, [], [(0, 100)]),  # the last 30 are looked at one by one
+        (131, [], [(0, 100), (100, 131)]),
+        (131, [(0, 100)], [(0, 100), (100, 131)]),
+        (130, [(0, 100)], [(0, 100)]),
+        (160, [(0, 100), (100, 131)], [(0, 100), (100, 131)]),  # added since, and few
+        (162, [(0, 100), (100, 131)], [(0, 100), (100, 162)]),
+        (210, [(0, 100), (100, 131)], [(0, 100), (100, 200)]),
+        (145, [(0, 100), (100, 110)], [(0, 100), (100, 145)]),
+    ],
+)
+def test_which_rows_have_a_segment(num_rows, there, expected):
+    config = IndexConfig(segment_rows=100, flat_up_to=30)
+    assert wanted(num_rows, segments(*there), config) == ranges(*expected)
+
+
+def test_a_flat_index_has_none():
+    assert wanted(10**9, [], IndexConfig(kind="flat")) == []
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    """Two full segments of three; the last 50 rows have none."""
+    return write_index(tmp_path_factory.mktemp("graph"), [*PARTS, unit_vectors(50, seed=2)], **GRAPHS)
+
+
+def recall(index, vectors, removed=()):
+    found = index.nearest(QUERIES, 10)
+    true = [exact(vectors, query, 10, removed) for query in QUERIES]
+    return found, np.mean([len(set(rows) & set(expected)) / 10 for rows, expected in zip(found.rows_QK.tolist(), true, strict=True)])
+
+
+def test_a_graph_finds_nearly_all_and_scores_are_those_of_a_flat_index(graph, tmp_path):
+    vectors = np.concatenate([VECTORS, unit_vectors(50, seed=2)])
+    assert [one.stop for one in graph.segments] == [300, 600, 900]
+    found, share = recall(graph, vectors)
+    assert share >= 0.95
+    flat = write_index(tmp_path, [vectors], kind="flat").nearest(QUERIES, 950)
+    scores = [dict(zip(rows, values, strict=True)) for rows, values in zip(flat.rows_QK.tolist(), flat.scores_QK, strict=True)]
+    for rows, values, of_row in zip(found.rows_QK.tolist(), found.scores_QK, scores, strict=True):
+        assert [of_row[row] for row in rows] == values.tolist()
+        assert sorted(values, reverse=True) == values.tolist()
+    assert (found.rows_QK >= 900).any()  # rows without a segment are found too
+
+
+def test_removed_rows_do_not_crowd_out_the_others(tmp_path):
+    gone = [row for row in range(900) if row % 8]
+    index = write_index(tmp_path, PARTS, removed=gone, **GRAPHS)
+    found, share = recall(index, VECTORS, gone)
+    assert share >= 0.95
+    assert not set(found.rows_QK.ravel().tolist()) & set(gone)
+
+
+def test_more_than_a_segment_has_may_be_asked_for(graph):
+    rows = graph.nearest(QUERIES[:2], 2000).rows_QK
+    assert ((rows >= 0).sum(axis=1) > 900).all()
+    assert (rows[:, 950:] == -1).all()
+
+
+def test_a_segment_has_the_same_bytes_whatever_is_built_beside_it(graph, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    write_index(tmp_path, [*PARTS, unit_vectors(50, seed=2)], **GRAPHS)
+    assert contents(tmp_path / "ann") == contents(graph.folder / "ann")
+    assert len(contents(tmp_path / "ann")) == 3
+
+
+def test_lists_of_codes_find_nearly_all(tmp_path):
+    pytest.importorskip("faiss")
+    vectors = unit_vectors(2100)
+    settings = {"kind": "ivf-pq", "flat_up_to": 1000, "segment_rows": 1050, "ivf_pq": {"probes": 20, "numbers_per_byte": 2}}
+    index = write_index(tmp_path / "a", [vectors], **settings)
+    assert (index.kind, len(index.segments)) == ("ivf-pq", 2)
+    assert recall(index, vectors)[1] >= 0.95
+    write_index(tmp_path / "b", [vectors], **settings)
+    assert contents(tmp_path / "a" / "ann") == contents(tmp_path / "b" / "ann")
+
+
+@pytest.mark.parametrize(("kind", "extra"), [("hnsw", "index"), ("ivf-pq", "index-pq")])
+def test_a_package_that_is_missing_is_named_with_its_extra(kind, extra, monkeypatch):
+    def version(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(ann, "version", version)
+    with pytest.raises(MissingError, match=rf"pip install 'dcdctl\[{extra}\]', or --set kind=flat"):
+        ann.packages(kind)
+    assert ann.packages("flat") == {}
+
+
+def test_a_damaged_segment_is_named(tmp_path):
+    index = write_index(tmp_path, PARTS, **GRAPHS)
+    path = tmp_path / "ann" / index.segments[1].file
+    path.write_bytes(os.urandom(path.stat().st_size))
+    with pytest.raises(StaleError, match=f"{path.name} is damaged"):
+        Index.open(tmp_path)
+
+
+def test_a_segment_that_cannot_be_built_ends_the_others(tmp_path, monkeypatch):
+    build = ann._BUILD["hnsw"]
+
+    def fail(path, rows, *arguments):
+        if rows.start == 300:
+            raise MemoryError("no room")
+        build(path, rows, *arguments)
+
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    monkeypatch.setitem(ann._BUILD, "hnsw", fail)
+    with pytest.raises(MemoryError):
+        write_index(tmp_path, PARTS, **GRAPHS)
+    assert not (tmp_path / "index.json").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"flat_up_to": -1}, {"segment_rows": 0}, {"candidates": 0}, {"kind": "ivf-pq", "flat_up_to": 10}],
+)
+def test_settings_without_meaning_are_refused(settings):
+    with pytest.raises(ConfigError, match="at least"):
+        IndexConfig(**settings)

@@ -1,0 +1,495 @@
+"""Building and changing an index: what is a picture and what is not, and that a kill at any moment costs nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from image_files import png, put
+from made_index import Killed, killed_before
+from PIL import Image
+from tiny import contents, make_models
+
+from dcdctl.core import distributed, models
+from dcdctl.core import models as models_models
+from dcdctl.core.data import Corpus
+from dcdctl.core.errors import ConfigError, CorpusError, InputError, MissingError, ModelError, StaleError
+from dcdctl.core.search import Changes, EmbeddingOptions, Index, embed, storage
+from dcdctl.core.search import build as search_build
+from dcdctl.core.search.build import build, update
+from dcdctl.core.search.config import IndexConfig
+
+FLAT = IndexConfig(kind="flat")
+GRAPHS = IndexConfig(flat_up_to=2, segment_rows=4)
+BATCHES = EmbeddingOptions(batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def dual(corpus, tmp_path_factory):
+    """A random dual encoder, saved."""
+    folder = tmp_path_factory.mktemp("models") / "dual"
+    models.save(make_models(corpus.captions)[1], folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch):
+    monkeypatch.setattr(storage, "ROWS_PER_PART", 3)
+    monkeypatch.setattr(storage, "ROWS_PER_GROUP", 2)
+
+
+@pytest.fixture
+def loaded_once(dual, monkeypatch):
+    """The model is read from its file once: what is tested beside it is done many times."""
+    model = models.load_dual(dual)
+    monkeypatch.setattr(models_models, "load_dual", lambda ref: model)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Seven."""
+    return put(tmp_path / "pictures", {f"{'sub/' if seed % 2 else ''}{seed}.png": png(seed) for seed in range(7)})
+
+
+def vectors_of(model, images):
+    with torch.no_grad():
+        return model.embed_images(model.preprocess.images(images)).numpy()
+
+
+def names(index):
+    return [index.name(row) for row in range(index.num_rows) if not index.is_gone(row)]
+
+
+def skipped(index):
+    file = index.document["skipped"]["file"]
+    found = {} if file is None else {one["path"]: one["reason"] for one in json.loads((index.folder / file).read_text())}
+    assert index.document["skipped"]["count"] == len(found)
+    return found
+
+
+def test_the_images_of_a_corpus_are_found_by_their_own_vectors(dual, scenes_corpus_dir, tmp_path):
+    index = build(str(dual), scenes_corpus_dir, tmp_path / "index", FLAT, split="val", options=BATCHES)
+    corpus, model = Corpus.open(scenes_corpus_dir, "val"), models.load_dual(index.folder / "model")
+    index.expect(model.digest)
+    found = index.nearest(vectors_of(model, corpus.images(range(8))), 1)
+    assert found.rows_QK.ravel().tolist() == list(range(8))
+    np.testing.assert_allclose(found.scores_QK, 1, atol=1e-4)
+    for row in (0, 7):
+        assert (index.image_id(row), index.name(row), index.picture(row)) == (*[corpus.image_ids[row]] * 2, corpus.image_bytes(row))
+    assert index.document["sources"] == [
+        {"kind": "corpus", "path": str(scenes_corpus_dir), "split": "val", "fingerprint": corpus.fingerprint}
+    ]
+
+
+def test_a_folder_of_all_sorts(dual, tmp_path, monkeypatch):
+    good = {
+        "a.png": png(1),
+        "no ending": png(2, kind="JPEG"),
+        "same.png": png(3),
+        "sub/same.png": png(4),
+        "sub/deeper/ünï 猫\n[x].webp": png(5, kind="WEBP"),
+        "sub/*.gif": png(6, kind="GIF"),
+        "1x1.png": png(7, size=(1, 1)),
+    }
+    bad = {
+        "empty.jpg": (b"", "0 bytes"),
+        "text.txt": (b"a text", "not an image file"),
+        "cut.png": (png(8)[:300], "truncated or damaged"),
+        "drawing.svg": (b"<svg></svg>", "SVG"),
+        "strip.png": (png(9, size=(500, 1)), "more than 200 times as long as wide"),
+        "large.png": (png(10) + bytes(9000), "larger than 8,000 bytes"),
+    }
+    monkeypatch.setattr("dcdctl.core.data.image_archives.MAX_FILE_BYTES", 8000)
+    folder = put(tmp_path / "pictures", {**good, **{name: data for name, (data, _) in bad.items()}})
+    put(folder, {".hidden.png": png(11), ".git/x.png": png(12), "__MACOSX/y.png": png(13), "._a.png": b"resource fork"})
+    put(tmp_path, {"outside.png": png(14), "elsewhere/z.png": png(15)})
+    (folder / "link out").symlink_to(tmp_path / "outside.png")
+    (folder / "link in").symlink_to("a.png")
+    (folder / "link nowhere").symlink_to("absent")
+    (folder / "link to folder").symlink_to(tmp_path / "elsewhere")
+    (folder / "sub" / "loop").symlink_to(folder)
+    os.mkfifo(folder / "pipe")
+    (folder / "empty folder").mkdir()
+    index = build(str(dual), folder, tmp_path / "index", FLAT, options=BATCHES)
+    assert sorted(names(index)) == sorted([*good, "link in"])
+    for row in range(index.num_rows):
+        assert index.picture(row) == (folder / index.name(row)).read_bytes()
+    found = skipped(index)
+    expected = {name: reason for name, (_, reason) in bad.items()} | {
+        "link out": "leads out of the folder",
+        "link nowhere": "leads nowhere",
+        "link to folder": "not followed",
+        "sub/loop": "not followed",
+        "pipe": "no regular file",
+    }
+    assert sorted(found) == sorted(expected)
+    assert [name for name, reason in expected.items() if reason not in found[name]] == []
+    model = models.load_dual(dual)
+    for name in ("1x1.png", "sub/same.png"):
+        vector = vectors_of(model, [Image.open(folder / name).convert("RGB")])
+        assert name in {index.name(row) for row in index.nearest(vector, 2).rows_QK[0]}
+
+
+def test_a_name_that_is_not_utf_8_is_left_out_by_name(dual, pictures, tmp_path):
+    try:
+        (pictures / os.fsdecode(b"caf\xe9.png")).write_bytes(png(1))
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    index = build(str(dual), pictures, tmp_path / "index", FLAT)
+    assert skipped(index) == {"caf?.png": "its name is not UTF-8"}
+    assert index.num_images == 7
+
+
+def test_a_folder_that_may_not_be_read_is_named(dual, pictures, tmp_path, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    index = build(str(dual), pictures, tmp_path / "index", FLAT)
+    assert skipped(index) == {"sub": "Permission denied"}
+    assert index.num_images == 4
+
+
+def test_an_index_inside_its_folder_of_pictures_is_passed_over(dual, pictures):
+    index = build(str(dual), pictures, pictures / "index", FLAT)
+    assert (index.num_images, skipped(index)) == (7, {})
+    again = update(index.folder, Changes(add=pictures))
+    assert (again.num_rows, skipped(again)) == (7, {})
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ("absent", "absent does not exist; --images takes a folder"),
+        ("empty", "there is no picture in"),
+        ("texts", r"none of 2 files in .* is a picture that can be read: 1\.txt: not an image"),
+        ("1.txt", r"1\.txt is a file; --images takes a folder"),
+        ("index/photos", "are inside the index"),
+        ("index", "are inside the index"),
+    ],
+)
+def test_where_there_is_no_picture_nothing_is_left_but_an_error(dual, tmp_path, images, message):
+    (tmp_path / "empty").mkdir()
+    put(tmp_path, {"1.txt": b"x", "texts/1.txt": b"x", "texts/2.txt": b"y", "index/photos/1.png": png(1)})
+    with pytest.raises(InputError, match=message):
+        build(str(dual), tmp_path / images, tmp_path / "index" if "index" in images else tmp_path / "new", FLAT)
+    assert not (tmp_path / "new" / "index.json").exists()
+
+
+def test_no_room_and_no_permission_are_said_before_anything_is_embedded(dual, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=7 * (200 + 3 * 8) - 1))
+    with pytest.raises(InputError, match=r"7 images need 0\.00 GB in .*, and 0\.00 GB are free"):
+        build(str(dual), pictures, tmp_path / "index", FLAT)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK | os.X_OK)
+    with pytest.raises(InputError, match=f"{tmp_path} may not be written to"):
+        build(str(dual), pictures, tmp_path / "new" / "index", FLAT)
+    monkeypatch.undo()
+    assert build(str(dual), pictures, tmp_path / "index", FLAT).num_images == 7
+
+
+def test_what_is_there_already_is_not_written_over(dual, pictures, tmp_path, corpus):
+    index = build(str(dual), pictures, tmp_path / "index", FLAT)
+    before = contents(index.folder)
+    other = put(tmp_path / "other", {"x.png": png(1)})
+    model = make_models(corpus.captions)[1]
+    with torch.no_grad():
+        model.network.visual_projection.weight.add_(1)
+    models.save(model, tmp_path / "model")
+    for arguments, message in (
+        ((str(tmp_path / "model"), pictures, index.folder, FLAT), "made with the model .{8}, and this is .{8}; name another folder"),
+        ((str(dual), other, index.folder, FLAT), "it is of the pictures .*/pictures, not of .*/other"),
+        ((str(dual), pictures, index.folder, IndexConfig()), "its settings are .*; change them with `dcdctl index .* --set"),
+        ((str(dual), pictures, other, FLAT), "holds something that is not an index; name an empty or a new folder"),
+        ((str(dual), pictures, tmp_path / "model", FLAT), "holds something that is not an index; name an empty or a new folder"),
+    ):
+        with pytest.raises((StaleError, InputError), match=message):
+            build(*arguments)
+    with pytest.raises(StaleError, match="its precision is"):
+        build(str(dual), pictures, index.folder, FLAT, options=EmbeddingOptions(precision="bfloat16"))
+    assert contents(index.folder) == before
+    assert build(str(dual), pictures, index.folder, FLAT).num_images == 7  # the same again is no mistake
+    assert contents(index.folder) == before
+
+
+def test_a_fusion_model_has_no_vectors(scenes_corpus_dir, corpus, tmp_path):
+    models.save(make_models(corpus.captions)[0], tmp_path / "fusion")
+    with pytest.raises(ModelError, match="is a fusion scorer, but a dual encoder is wanted"):
+        build(str(tmp_path / "fusion"), scenes_corpus_dir, tmp_path / "index", FLAT)
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_split_that_is_not_there_is_named(dual, scenes_corpus_dir, tmp_path):
+    with pytest.raises(CorpusError, match="has no split 'tset'; it has train, val, test"):
+        build(str(dual), scenes_corpus_dir, tmp_path / "index", FLAT, split="tset")
+
+
+def test_vectors_that_are_not_numbers_are_refused(dual, pictures, tmp_path):
+    model = models.load_dual(dual)
+    with torch.no_grad():
+        model.network.visual_projection.weight[0, 0] = torch.inf
+    models.save(model, tmp_path / "broken")
+    with pytest.raises(ModelError, match="zero, NaN or infinite"):
+        build(str(tmp_path / "broken"), pictures, tmp_path / "index", FLAT)
+
+
+def test_worker_processes_change_nothing(dual, pictures, tmp_path, monkeypatch):
+    put(pictures, {"bad.png": b"x"})
+    monkeypatch.setattr(embed, "STRETCHES_OF_A_WORKER", 1)
+    monkeypatch.setattr(embed, "START_METHOD", "fork")  # others start an interpreter, which takes seconds
+    alone = build(str(dual), pictures, tmp_path / "a", FLAT, options=BATCHES)
+    helped = build(str(dual), pictures, tmp_path / "b", FLAT, options=EmbeddingOptions(batch_size=2, workers=2))
+    assert contents(helped.folder) == contents(alone.folder)
+    source = embed.find(pictures, "test")
+    data = embed.Pictures(tmp_path, source, models.load_dual(dual).preprocess)
+    assert pickle.loads(pickle.dumps(data)).source == source  # as they need it
+
+
+def test_processes_share_the_parts_and_the_segments(dual, pictures, tmp_path, monkeypatch):
+    whole = build(str(dual), pictures, tmp_path / "whole", GRAPHS)
+    written, folder, waits = {}, tmp_path / "shared", 0
+
+    def wait(**ways):
+        nonlocal waits
+        waits -= 1
+        if not waits:
+            raise Killed  # where a process waits for the others, the next one has its turn
+
+    monkeypatch.setattr(distributed, "wait", wait)
+    monkeypatch.setattr(distributed, "main_first", nullcontext)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for step in ("vectors", "ann"):
+        for rank in ("0", "1"):
+            monkeypatch.setenv("RANK", rank)
+            before, waits = set(folder.glob(f"{step}/*")), 1 if step == "vectors" else 2  # after embedding; after building
+            with pytest.raises(Killed):
+                build(str(dual), pictures, folder, GRAPHS)
+            written[step, rank] = sorted(path.name for path in set(folder.glob(f"{step}/*")) - before)
+    assert written["vectors", "0"] == ["part-00000.parquet", "part-00002.parquet"]
+    assert written["vectors", "1"] == ["part-00001.parquet"]
+    assert [len(written["ann", rank]) for rank in "01"] == [1, 1]
+    monkeypatch.undo()
+    monkeypatch.setattr(storage, "ROWS_PER_PART", 3)
+    monkeypatch.setattr(storage, "ROWS_PER_GROUP", 2)
+    build(str(dual), pictures, folder, GRAPHS)
+    assert contents(folder) == contents(whole.folder)
+
+
+@pytest.mark.parametrize("after", range(3))
+def test_a_build_that_was_killed_goes_on_and_ends_with_the_same_bytes(dual, pictures, tmp_path, after):
+    put(pictures, {"bad.png": b"x"})
+    whole = build(str(dual), pictures, tmp_path / "whole", GRAPHS, options=BATCHES)
+
+    @contextmanager
+    def dying(label, *, total, unit):
+        calls = 0
+
+        def advance(count):
+            nonlocal calls
+            calls += 1
+            if label == "embed" and calls > 2 * after:
+                raise Killed
+
+        yield advance
+
+    with pytest.raises(Killed):
+        build(str(dual), pictures, tmp_path / "index", GRAPHS, options=BATCHES, track=dying)
+    with pytest.raises(MissingError, match="is not finished; run the same `dcdctl index` again"):
+        Index.open(tmp_path / "index")
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "index" / "vectors").glob("*")}
+    put(pictures, {"later.png": png(99)})  # what came since is not planned
+    build(str(dual), pictures, tmp_path / "index", GRAPHS, options=EmbeddingOptions(batch_size=2))
+    assert contents(tmp_path / "index") == contents(whole.folder)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(kept) == after
+
+
+@pytest.mark.usefixtures("loaded_once")
+def test_a_build_killed_before_any_file_takes_its_place_goes_on(dual, tmp_path, monkeypatch):
+    pictures = put(tmp_path / "pictures", {f"{seed}.png": png(seed) for seed in range(4)} | {"bad.png": b""})
+    whole = build(str(dual), pictures, tmp_path / "whole", GRAPHS)
+    number = 0
+    while True:
+        folder = tmp_path / f"killed {number}"
+        was_killed = killed_before(monkeypatch, number, lambda: build(str(dual), pictures, folder, GRAPHS))  # noqa: B023
+        if (folder / "index.json").exists():
+            assert names(Index.open(folder)) == names(whole)
+        build(str(dual), pictures, folder, GRAPHS)
+        assert contents(folder) == contents(whole.folder), number
+        if not was_killed:
+            break
+        number += 1
+    assert number > 8
+
+
+def test_images_are_added_and_rows_stay_what_they_are(dual, pictures, scenes_corpus_dir, tmp_path):
+    index = build(str(dual), pictures, tmp_path / "index", GRAPHS)
+    before = names(index)
+    put(pictures, {"aa/new.png": png(50), "broken.png": b"x"})
+    more = update(index.folder, Changes(add=pictures))
+    assert names(more) == [*before, "aa/new.png"]
+    assert skipped(more)["broken.png"].startswith("not an image file")
+    other = put(tmp_path / "other", {"0.png": png(60), "bad.png": b""})
+    three = update(index.folder, Changes(add=other))
+    assert names(three) == [*before, "aa/new.png", "0.png"]
+    assert len(three.rows_of("0.png")) == 2
+    assert three.picture(8) == png(60)
+    assert sorted(skipped(three)) == ["bad.png", "broken.png"]
+    four = update(index.folder, Changes(add=scenes_corpus_dir, split="val"))
+    assert four.num_images == 17
+    corpus = Corpus.open(scenes_corpus_dir, "val")
+    assert four.picture(9 + 3) == corpus.image_bytes(3)
+    model = models.load_dual(dual)
+    found = four.nearest(vectors_of(model, corpus.images([3])), 1)
+    assert found.rows_QK.tolist() == [[12]]
+    assert [one.stop for one in four.segments][-1] >= 15
+    again = update(index.folder, Changes(add=scenes_corpus_dir, split="val"))
+    assert again.num_rows == 17  # nothing is new
+
+
+def test_images_are_removed_by_name_and_pattern_and_may_come_back(dual, pictures, tmp_path):
+    index = build(str(dual), pictures, tmp_path / "index", GRAPHS)
+    rows = {name: index.rows_of(name)[0] for name in names(index)}
+    fewer = update(index.folder, Changes(remove=("0.png", "sub/*")))
+    assert names(fewer) == ["2.png", "4.png", "6.png"]
+    assert fewer.num_images == 3
+    model = models.load_dual(dual)
+    found = fewer.nearest(vectors_of(model, [Image.open(pictures / "0.png")]), 7).rows_QK[0].tolist()
+    assert {row for row in found if row >= 0} == {rows[name] for name in names(fewer)}
+    before = contents(index.folder)
+    for name in ("0.png", "absent.png", "*.jpg"):
+        with pytest.raises(InputError, match=r"has no image '.*'; nothing was removed"):
+            update(index.folder, Changes(remove=("2.png", name)))
+    assert contents(index.folder) == before
+    back = update(index.folder, Changes(add=pictures))
+    assert sorted(names(back)) == sorted(rows)
+    none = update(index.folder, Changes(remove=("*",)))
+    assert (none.num_images, none.nearest(np.ones((1, 8)), 2).rows_QK.tolist()) == (0, [[-1, -1]])
+
+
+def test_a_name_with_brackets_is_a_name_first(dual, tmp_path):
+    folder = put(tmp_path / "pictures", {"a[1].png": png(1), "a1.png": png(2), "b.png": png(3)})
+    index = build(str(dual), folder, tmp_path / "index", FLAT)
+    assert names(update(index.folder, Changes(remove=("a[1].png",)))) == ["a1.png", "b.png"]
+
+
+def test_what_is_gone_is_removed_unless_the_whole_folder_is(dual, pictures, tmp_path):
+    index = build(str(dual), pictures, tmp_path / "index", FLAT)
+    (pictures / "2.png").unlink()
+    assert "2.png" not in names(update(index.folder, Changes(remove_gone=True)))
+    shutil.move(pictures, tmp_path / "moved")
+    with pytest.raises(InputError, match="is not there as a whole; is its disk there"):
+        update(index.folder, Changes(remove_gone=True))
+    assert Index.open(index.folder).num_images == 6
+
+
+def test_settings_are_changed_later(dual, pictures, tmp_path):
+    index = build(str(dual), pictures, tmp_path / "index", GRAPHS)
+    graphs = contents(index.folder / "ann")
+    wider = update(index.folder, Changes(sets=("hnsw.search_width=99",)))
+    assert (wider.config.hnsw.search_width, contents(index.folder / "ann")) == (99, graphs)
+    flat = update(index.folder, Changes(sets=("kind=flat",)))
+    assert (flat.kind, flat.segments, contents(index.folder / "ann")) == ("flat", [], {})
+    with pytest.raises(ConfigError, match="unknown key colour; known keys here: kind"):
+        update(index.folder, Changes(sets=("colour=red",)))
+    assert Index.open(index.folder).document["generation"] == 3
+
+
+@pytest.mark.usefixtures("loaded_once")
+@pytest.mark.parametrize("changes", [{"add": True}, {"remove": ("0.png",), "sets": ("segment_rows=3",)}], ids=["add", "remove"])
+def test_a_change_that_was_killed_leaves_the_old_index_or_the_new_one(dual, pictures, tmp_path, monkeypatch, changes):
+    build(str(dual), pictures, tmp_path / "old", GRAPHS)
+    put(pictures, {f"z{seed}.png": png(20 + seed) for seed in range(4)})
+    changes = Changes(**{**changes, **({"add": pictures} if "add" in changes else {})})
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    new = names(update(tmp_path / "new", changes))
+    old = names(Index.open(tmp_path / "old"))
+    assert old != new
+    number = 0
+    while True:
+        folder = tmp_path / f"killed {number}"
+        shutil.copytree(tmp_path / "old", folder)
+        was_killed = killed_before(monkeypatch, number, lambda: update(folder, changes))  # noqa: B023
+        index = Index.open(folder)
+        assert names(index) in (old, new), number
+        assert index.nearest(np.ones((1, 8)), 5).rows_QK.min() >= 0
+        if names(index) == old:
+            update(folder, changes)
+        elif changes.add is not None:
+            update(folder, Changes(add=changes.add))
+        if names(index) == old or not was_killed:
+            assert contents(folder) == contents(tmp_path / "new"), number
+        if not was_killed:
+            break
+        number += 1
+    assert number > 3
+
+
+def test_what_another_change_has_planned_is_not_gone_on_with(dual, pictures, tmp_path, monkeypatch):
+    index = build(str(dual), pictures, tmp_path / "index", FLAT)
+    first = put(tmp_path / "first", {f"a{seed}.png": png(30 + seed) for seed in range(4)})
+    second = put(tmp_path / "second", {f"b{seed}.png": png(40 + seed) for seed in range(4)})
+    part = storage.write_part
+
+    def write_one(path, *arguments):
+        if path.name.endswith("4.parquet"):
+            raise Killed
+        part(path, *arguments)
+
+    monkeypatch.setattr(storage, "write_part", write_one)
+    with pytest.raises(Killed):
+        update(index.folder, Changes(add=first))
+    monkeypatch.undo()
+    monkeypatch.setattr(storage, "ROWS_PER_GROUP", 2)
+    assert (index.folder / "vectors" / "part-00003.parquet").exists()
+    assert names(Index.open(index.folder))[-1] == "sub/5.png"
+    found = update(index.folder, Changes(add=second))
+    assert names(found)[7:] == ["b0.png", "b1.png", "b2.png", "b3.png"]
+    assert not (index.folder / "plan.json").exists()
+
+
+def test_a_corpus_that_became_another_is_refused(dual, scenes_corpus_dir, tmp_path):
+    data = shutil.copytree(scenes_corpus_dir, tmp_path / "data")
+    index = build(str(dual), data, tmp_path / "index", FLAT, split="val")
+    document = json.loads((data / "corpus.json").read_text())
+    document["splits"]["val"]["fingerprint"] = "f" * 64
+    (data / "corpus.json").write_text(json.dumps(document))
+    with pytest.raises(StaleError, match="holds another corpus now"):
+        Index.open(index.folder).picture(0)
+    with pytest.raises(StaleError, match="holds another corpus than the one that was indexed"):
+        update(index.folder, Changes(add=data, split="val"))
+    shutil.rmtree(data)
+    with pytest.raises(MissingError, match="pictures of the index are not where they were"):
+        Index.open(index.folder).picture(0)
+
+
+def test_two_at_once_are_refused(dual, pictures, tmp_path):
+    build(str(dual), pictures, tmp_path / "index", FLAT)
+    with search_build.claimed(tmp_path / "index"), pytest.raises(StaleError, match="another run is writing to"):
+        update(tmp_path / "index", Changes(remove=("0.png",)))
+    with pytest.raises(ConfigError, match="is of precision float32, not bfloat16"):
+        update(tmp_path / "index", Changes(add=pictures), options=EmbeddingOptions(precision="bfloat16"))
+
+
+def test_an_index_with_another_model_in_it_takes_no_images(dual, pictures, tmp_path, corpus):
+    index = build(str(dual), pictures, tmp_path / "index", FLAT)
+    model = make_models(corpus.captions)[1]
+    with torch.no_grad():
+        model.network.visual_projection.weight.add_(1)
+    models.save(model, index.folder / "model")
+    put(pictures, {"new.png": png(9)})
+    with pytest.raises(StaleError, match="made with the model"):
+        update(index.folder, Changes(add=pictures))
+    shutil.rmtree(index.folder / "model")
+    with pytest.raises(MissingError, match="has lost its model; copy the model"):
+        update(index.folder, Changes(add=pictures))

@@ -1,0 +1,52 @@
+"""The nearest vectors: scores are exact cosines, ties go to the smaller row, whatever the blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from made_index import exact, unit_vectors
+
+from dcdctl.core.search import exact as search_exact
+
+
+def found(vectors, queries, k, block, is_gone=None):
+    blocks = ((first, search_exact.unit_rows(vectors[first : first + block])) for first in range(0, len(vectors), block))
+    candidates = search_exact.rough(search_exact.unit(queries, vectors.shape[1]), blocks, k, is_gone)
+    return search_exact.exact(search_exact.unit(queries, vectors.shape[1]), candidates, lambda rows: vectors[rows], k)
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 1000])
+@pytest.mark.parametrize("k", [1, 5, 300])
+def test_rows_are_those_of_a_full_sort(block, k):
+    vectors = np.concatenate([unit_vectors(90), unit_vectors(30), unit_vectors(90)])  # each of 30 vectors three times, 60 twice
+    queries = np.concatenate([unit_vectors(3, seed=1), vectors[:2]]).astype(np.float32)
+    result = found(vectors, queries, k, block)
+    for query, rows in zip(queries, result.rows_QK.tolist(), strict=True):
+        assert [row for row in rows if row >= 0] == exact(vectors, query, k)
+
+
+def test_equal_vectors_have_equal_scores_and_all_of_them_are_found_in_order():
+    vectors = np.tile(unit_vectors(1, dim=67), (500, 1))
+    result = found(vectors, unit_vectors(2, dim=67, seed=1).astype(np.float32), 20, block=33)
+    assert result.rows_QK.tolist() == [list(range(20))] * 2
+    assert (result.scores_QK == result.scores_QK[:, :1]).all()
+
+
+def test_a_score_is_the_cosine_whatever_the_lengths():
+    vectors = np.array([[3, 4], [0.25, 0], [-6, -8]], dtype=np.float16)
+    result = found(vectors, np.array([[30.0, 40.0]]), 3, block=2)
+    assert result.rows_QK.tolist() == [[0, 1, 2]]
+    np.testing.assert_array_equal(result.scores_QK, np.array([[1.0, 0.6, -1.0]], dtype=np.float32))
+
+
+def test_where_there_are_fewer_than_k_the_rest_is_no_row():
+    gone = np.array([True, False, False])
+    result = found(np.eye(3, dtype=np.float16), np.array([[1.0, 0.5, 0.2]]), 4, block=2, is_gone=gone)
+    assert result.rows_QK.tolist() == [[1, 2, -1, -1]]
+    assert result.scores_QK[0, 2:].tolist() == [-np.inf, -np.inf]
+
+
+@pytest.mark.parametrize("queries", [np.ones(3), np.ones((2, 4)), np.full((1, 3), np.nan), np.zeros((1, 3)), np.full((1, 3), np.inf)])
+def test_queries_that_cannot_be_compared_are_refused(queries):
+    with pytest.raises(ValueError, match="quer"):
+        search_exact.unit(queries, 3)

@@ -1,0 +1,190 @@
+"""An open index: what it finds, names and hands out, and what it refuses to."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from made_index import exact, unit_vectors, write_index
+
+from dcdctl.core.errors import MissingError, StaleError
+from dcdctl.core.search import Index, storage
+from dcdctl.core.search import index as search_index
+
+VECTORS = unit_vectors(60)
+PARTS = [VECTORS[:17], VECTORS[17:18], VECTORS[18:]]
+QUERIES = unit_vectors(9, seed=1).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three parts of row groups of five."""
+    folder = tmp_path_factory.mktemp("index")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(storage, "ROWS_PER_GROUP", 5)
+        write_index(folder, PARTS)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _small_groups(monkeypatch):
+    monkeypatch.setattr(storage, "ROWS_PER_GROUP", 5)
+
+
+@pytest.mark.parametrize("k", [1, 10, 70])
+def test_the_nearest_are_those_of_a_full_sort(folder, k, monkeypatch):
+    monkeypatch.setattr(search_index, "QUERY_BLOCK", 4)
+    index = Index.open(folder)
+    found = index.nearest(QUERIES, k)
+    assert found.rows_QK.shape == found.scores_QK.shape == (9, k)
+    for query, rows in zip(QUERIES, found.rows_QK.tolist(), strict=True):
+        assert [row for row in rows if row >= 0] == exact(VECTORS, query, k)
+
+
+def test_vectors_that_do_not_fit_into_memory_are_searched_all_the_same(folder, monkeypatch):
+    whole = Index.open(folder).nearest(QUERIES, 5)
+    monkeypatch.setattr(search_index, "FLOAT_BYTES", 0)
+    index = Index.open(folder)
+    np.testing.assert_array_equal(index.nearest(QUERIES, 5).rows_QK, whole.rows_QK)
+    assert not index._unit
+
+
+def test_every_row_has_its_name_and_is_found_by_it(folder):
+    index = Index.open(folder)
+    assert [index.name(row) for row in range(60)] == [index.image_id(row) for row in range(60)] == [f"{row}.png" for row in range(60)]
+    assert [index.rows_of(f"{row}.png") for row in (0, 16, 17, 59)] == [[0], [16], [17], [59]]
+    assert index.rows_of("60.png") == []
+    np.testing.assert_array_equal(index.vectors(np.array([59, 0, 17, 17])), VECTORS[[59, 0, 17, 17]])
+
+
+@pytest.mark.parametrize("row", [-1, 60])
+def test_there_is_no_row_outside(folder, row):
+    with pytest.raises(IndexError):
+        Index.open(folder).name(row)
+    with pytest.raises(MissingError, match=f"has no image {row}"):
+        Index.open(folder).picture(row)
+
+
+def test_threads_find_what_one_finds(folder):
+    index = Index.open(folder)
+    whole = index.nearest(QUERIES, 5).rows_QK
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda query: index.nearest(query[None], 5).rows_QK[0], np.tile(QUERIES, (20, 1))))
+    np.testing.assert_array_equal(found, np.tile(whole, (20, 1)))
+
+
+def test_opening_reads_no_row(folder, monkeypatch):
+    def read(*arguments, **options):
+        raise AssertionError("a file of vectors is read")
+
+    for owner, name in ((pq, "ParquetFile"), (pq, "read_table"), (np, "memmap")):
+        monkeypatch.setattr(owner, name, read)
+    assert (len(Index.open(folder)), Index.open(folder).dim, Index.open(folder).kind) == (60, 16, "flat")
+
+
+def test_another_model_is_refused_and_both_are_named(folder):
+    index = Index.open(folder)
+    index.expect("a" * 64)
+    with pytest.raises(StaleError, match="made with the model aaaaaaaa, and this is the model bbbbbbbb"):
+        index.expect("b" * 64)
+
+
+def test_removed_rows_are_not_found_and_their_pictures_not_handed_out(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for row in range(60):
+        (tmp_path / "pictures" / f"{row}.png").write_bytes(b"picture %d" % row)
+    gone = [0, 16, 17, 40]
+    index = write_index(tmp_path / "index", PARTS, removed=gone, images=tmp_path / "pictures")
+    assert (index.num_images, index.num_rows) == (56, 60)
+    for query in QUERIES:
+        assert index.nearest(query[None], 56).rows_QK[0].tolist() == exact(VECTORS, query, 56, gone)
+        assert index.nearest(query[None], 57).rows_QK[0, -1] == -1
+    assert index.rows_of("17.png") == []
+    assert index.picture(18) == b"picture 18"
+    with pytest.raises(MissingError, match="has no image 17"):
+        index.picture(17)
+
+
+def test_a_picture_is_never_read_from_outside_its_folder(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (tmp_path / "secret").write_bytes(b"secret")
+    (pictures / "0.png").symlink_to(tmp_path / "secret")
+    (pictures / "1.png").mkdir()
+    (pictures / "3.png").write_bytes(b"here")
+    (pictures / "4.png").symlink_to("3.png")
+    index = write_index(tmp_path / "index", PARTS, images=pictures)
+    assert index.picture(3) == index.picture(4) == b"here"
+    for row, why in ((0, "a link that leads out of the folder"), (1, "Is a directory"), (2, "No such file")):
+        with pytest.raises(MissingError, match=why):
+            index.picture(row)
+
+
+def test_a_path_that_climbs_out_is_refused_even_where_the_index_has_it(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "secret").write_bytes(b"secret")
+    index = write_index(tmp_path / "index", PARTS, images=tmp_path / "pictures")
+    for path in ("../secret", str(tmp_path / "secret")):
+        storage.write_part(tmp_path / "index/vectors/part-00001.parquet", [storage.Place(image_id="x", path=path)], VECTORS[:1])
+        index = Index(tmp_path / "index", index.document)
+        with pytest.raises(MissingError, match="lies outside its folder"):
+            index.picture(17)
+
+
+@pytest.mark.parametrize(
+    ("harm", "error", "message"),
+    [
+        (lambda path: path.unlink(), MissingError, r"part-00002\.parquet is missing .*; build the index again"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), StaleError, r"part-00002\.parquet is damaged: it has .* bytes, not"),
+    ],
+)
+def test_a_file_that_is_missing_or_cut_off_is_named(tmp_path, harm, error, message):
+    write_index(tmp_path, PARTS)
+    harm(tmp_path / "vectors" / "part-00002.parquet")
+    with pytest.raises(error, match=message):
+        Index.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda document: document.update(shards=3), "unknown key shards"),
+        (lambda document: document.pop("model"), "model is missing"),
+        (lambda document: document["model"].pop("dim"), r"model\.dim is missing"),
+        (lambda document: document["parts"][1].update(codes="pq"), r"unknown key parts\[1\]\.codes"),
+        (lambda document: document.update(parts={}), "parts must be a list"),
+        (lambda document: document["sources"][0].update(path=None), r"sources\[0\]\.path must be str"),
+    ],
+)
+def test_a_document_that_was_tampered_with_is_refused_by_name(tmp_path, change, message):
+    write_index(tmp_path, PARTS)
+    document = json.loads((tmp_path / "index.json").read_text())
+    change(document)
+    (tmp_path / "index.json").write_text(json.dumps(document))
+    with pytest.raises(StaleError, match=rf"index\.json is not as this dcdctl writes it: {message}"):
+        Index.open(tmp_path)
+
+
+def test_settings_of_a_later_version_are_refused(tmp_path):
+    write_index(tmp_path, PARTS)
+    document = json.loads((tmp_path / "index.json").read_text())
+    document["settings"]["sorcery"] = 1
+    (tmp_path / "index.json").write_text(json.dumps(document))
+    with pytest.raises(StaleError, match="sorcery"):
+        Index.open(tmp_path)
+
+
+@pytest.mark.parametrize("k", [0, -3])
+def test_k_is_at_least_one(folder, k):
+    with pytest.raises(ValueError, match="at least 1"):
+        Index.open(folder).nearest(QUERIES, k)
+
+
+def test_queries_of_another_width_are_refused_and_none_are_no_mistake(folder):
+    index = Index.open(folder)
+    with pytest.raises(ValueError, match="Q x 16"):
+        index.nearest(QUERIES[:, :4], 1)
+    assert index.nearest(QUERIES[:0], 3).rows_QK.shape == (0, 3)

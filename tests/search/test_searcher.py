@@ -1,0 +1,239 @@
+"""What an index answers to texts and pictures, alone and with a second model."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from html_page import Page
+from noise_index import CAPTIONS, NAMES, make_index
+from PIL import Image
+
+from dcdctl.core import models
+from dcdctl.core.data import images as data_images
+from dcdctl.core.errors import ConfigError, InputError, MissingError, ModelError, StaleError
+from dcdctl.core.report import pages
+from dcdctl.core.search import Searcher, answer_document, as_text, looks_like_a_path, read_image
+from dcdctl.core.search.query import MAX_CHARACTERS
+
+CPU = torch.device("cpu")
+TEXT = CAPTIONS[0]
+
+
+@pytest.fixture(scope="module")
+def index(noise_index) -> Path:
+    return noise_index
+
+
+@pytest.fixture(scope="module")
+def searcher(index):
+    return Searcher.open(index, device=CPU)
+
+
+@pytest.fixture(scope="module")
+def reranking(index):
+    return Searcher.open(index, device=CPU, rerank=str(index.parent / "fusion"), depth=5)
+
+
+def picture_at(index: Path, name: str) -> Image.Image:
+    return data_images.decode_image((index.parent / "pictures" / name).read_bytes())
+
+
+@torch.no_grad()
+def cosines_by_name(index: Path, text: str) -> dict[str, float]:
+    """The oracle: every picture embedded by the model itself, its vector rounded as an index keeps it."""
+    model = models.load_dual(index / "model")
+    names = sorted(str(path.relative_to(index.parent / "pictures")) for path in (index.parent / "pictures").rglob("*.png"))
+    images = model.embed_images(model.preprocess.images([picture_at(index, name) for name in names])).half().double()
+    query = model.embed_texts(model.preprocess.texts([text]))[0].double()
+    return dict(zip(names, torch.nn.functional.cosine_similarity(images, query[None]).tolist(), strict=True))
+
+
+def test_a_text_finds_the_pictures_of_the_largest_cosines(index, searcher):
+    wanted = cosines_by_name(index, TEXT)
+    answer = searcher.by_text(TEXT, 5)
+    assert [hit.name for hit in answer.hits] == sorted(wanted, key=lambda name: -wanted[name])[:5]
+    np.testing.assert_allclose([hit.score for hit in answer.hits], sorted(wanted.values(), reverse=True)[:5], atol=1e-5)
+    assert {hit.reranked for hit in answer.hits} == {None}
+    assert answer.notes == ()
+
+
+def test_texts_asked_together_have_the_answers_they_have_alone(searcher):
+    texts = [*CAPTIONS, "red"]
+    together = searcher.by_texts(texts, 12)
+    for text, answer in zip(texts, together, strict=True):
+        alone = {hit.row: hit.score for hit in searcher.by_text(text, 12).hits}
+        assert {hit.row: hit.score for hit in answer.hits} == pytest.approx(alone, abs=1e-5)
+    assert together[0].hits[0].score != together[1].hits[0].score
+
+
+@pytest.mark.parametrize("name", ["plain.png", "sub/d\u00e9j\u00e0.png"])
+def test_a_picture_of_the_index_is_found_first(index, searcher, name):
+    first = searcher.by_picture(picture_at(index, name), 3).hits[0]
+    assert first.name == name
+    assert first.score == pytest.approx(1, abs=1e-3)
+    assert searcher.ask(index.parent / "pictures" / name, 1).hits == (first,)
+
+
+def test_a_k_beyond_the_index_finds_every_picture_once(searcher):
+    hits = searcher.by_text(TEXT, 10**9).hits
+    assert len({hit.row for hit in hits}) == len(hits) == len(NAMES)
+    with pytest.raises(ConfigError, match="at least 1"):
+        searcher.by_text(TEXT, 0)
+
+
+@pytest.mark.parametrize("text", ["", " \t\n", "\u200b", "\x07", "x" * (MAX_CHARACTERS + 1), "caf\udce9"])
+def test_a_text_without_anything_to_read_is_an_error(searcher, text):
+    with pytest.raises(InputError):
+        searcher.by_text(text, 3)
+
+
+def test_what_is_not_read_of_a_text_is_told(searcher):
+    most = searcher.model.preprocess.max_text_len
+    (note,) = searcher.by_text("red " * 40, 1).notes
+    assert note == f"the text has 42 tokens, and the model reads the first {most}"
+    exact = searcher.by_text("red " * (most - 2), 1)
+    assert exact.notes == ()
+    assert "by chance" in searcher.by_text("\u72ac \U0001f436", 1).notes[0]
+    assert searcher.by_text("red \u72ac", 1).notes == ()
+
+
+def test_threads_get_the_answers_of_their_texts(searcher):
+    # A text that is too long is tokenized twice, with other settings.
+    texts = [" ".join(CAPTIONS[0].split() * 8)[: 10 + 30 * (i % 8)] for i in range(96)]
+    wanted = {text: [hit.row for hit in searcher.by_text(text, 4).hits] for text in set(texts)}
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda text: [hit.row for hit in searcher.by_text(text, 4).hits], texts))
+    assert found == [wanted[text] for text in texts]
+
+
+@torch.no_grad()
+def logits_by_name(index: Path, names: list[str], text: str) -> dict[str, float]:
+    """The oracle: each pair scored alone, the plain way."""
+    scorer = models.load_fusion(index.parent / "fusion")
+    words = scorer.preprocess.texts([text])
+    images = [scorer.preprocess.images([picture_at(index, name)]) for name in names]
+    return {
+        name: scorer.score(image.pixel_values, words.input_ids, words.attention_mask, image.pixel_mask).item()
+        for name, image in zip(names, images, strict=True)
+    }
+
+
+def test_a_second_model_orders_the_first_answers_and_no_more(index, searcher, reranking):
+    first = [hit.name for hit in searcher.by_text(TEXT, 7).hits]
+    logits = logits_by_name(index, first[:5], TEXT)
+    hits = reranking.by_text(TEXT, 7).hits
+    assert [hit.name for hit in hits] == [*sorted(first[:5], key=lambda name: -logits[name]), *first[5:]]
+    assert {hit.name: hit.reranked for hit in hits[:5]} == pytest.approx(logits, abs=1e-4)
+    assert [hit.reranked for hit in hits[5:]] == [None, None]
+    assert [hit.name for hit in hits[:5]] != first[:5]
+    assert reranking.by_text(TEXT, 2).hits == hits[:2]
+
+
+def test_pictures_that_are_gone_are_found_and_stand_below_those_that_were_scored(index, tmp_path):
+    searcher = Searcher.open(make_index(tmp_path / "gone"), device=CPU, rerank=str(index.parent / "fusion"), depth=5)
+    before = searcher.by_text(TEXT, 5).hits
+    for hit in (before[0], before[3]):
+        (tmp_path / "gone" / "pictures" / hit.name).unlink()
+    (tmp_path / "gone" / "pictures" / before[1].name).write_bytes(b"no picture")
+    answer = searcher.by_text(TEXT, 6)
+    assert [hit.name for hit in answer.hits[:2]] == [before[2].name, before[4].name]
+    assert {hit.name for hit in answer.hits[2:5]} == {before[i].name for i in (0, 1, 3)}
+    assert answer.notes == ("3 of 5 candidates are not re-ranked: their pictures are gone or damaged",)
+    document = answer_document(TEXT, answer, searcher.index)
+    assert {hit["name"] for hit in document["hits"] if not hit["is_there"]} == {before[0].name, before[3].name}
+    pages.write_search_page(tmp_path / "sheet.html", searcher.index, TEXT, answer)
+    text = (tmp_path / "sheet.html").read_text()
+    assert text.count("the picture is gone") == 3
+    assert len(Page(text).all("img")) == 3
+
+
+def test_a_second_model_refuses_pictures_and_depths_of_nothing(index, reranking):
+    with pytest.raises(ConfigError, match="cannot re-rank pictures by a picture"):
+        reranking.by_picture(picture_at(index, "plain.png"), 3)
+    with pytest.raises(ConfigError, match="depth of 0"):
+        Searcher.open(index, device=CPU, rerank=str(index.parent / "fusion"), depth=0)
+    with pytest.raises(ModelError, match="a fusion scorer is wanted"):
+        Searcher.open(index, device=CPU, rerank=str(index.parent / "dual"))
+
+
+def test_an_index_without_its_model_or_with_another_is_refused(index, tmp_path):
+    copy = tmp_path / "index"
+    shutil.copytree(index, copy)
+    shutil.rmtree(copy / "model")
+    with pytest.raises(MissingError, match="lacks its model"):
+        Searcher.open(copy, device=CPU)
+    other = models.load_dual(index / "model")
+    other.network.logit_scale.data.add_(1)
+    models.save(other, copy / "model")
+    with pytest.raises(StaleError):
+        Searcher.open(copy, device=CPU)
+
+
+def test_the_index_answers_from_another_place(index, searcher, tmp_path):
+    shutil.copytree(index, tmp_path / "moved")
+    moved = Searcher.open(tmp_path / "moved", device=CPU)
+    assert moved.by_text(TEXT, 4).hits == searcher.by_text(TEXT, 4).hits
+
+
+def test_a_file_that_is_no_picture_says_what_it_is(tmp_path):
+    (tmp_path / "text.jpg").write_text("hello")
+    for path, found in ((tmp_path, "is a folder"), (tmp_path / "no.jpg", "does not exist"), (tmp_path / "text.jpg", "not an image file")):
+        with pytest.raises(InputError, match=found):
+            read_image(path)
+    with pytest.raises(InputError, match="no regular file"):
+        read_image(Path("/dev/null"))
+    with pytest.raises(InputError, match="cannot be read"):
+        read_image(tmp_path / ("x" * 300))
+
+
+def test_a_picture_is_asked_for_as_the_index_sees_it(tmp_path, searcher):
+    Image.new("RGBA", (40, 20), (200, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("RGB", (40, 20), (200, 0, 0)).save(tmp_path / "opaque.png")
+    clear, opaque = (searcher.ask(tmp_path / name, 12).hits for name in ("clear.png", "opaque.png"))
+    assert clear == opaque
+
+
+def test_what_was_perhaps_meant_is_told(index, tmp_path):
+    (tmp_path / "dog.jpg").write_bytes(b"x")
+    assert "is an index" in looks_like_a_path(str(index))
+    assert f"--image {tmp_path / 'dog.jpg'}" in looks_like_a_path(str(tmp_path / "dog.jpg"))
+    assert [looks_like_a_path(text) for text in ("a dog", "a dog. " * 500, "a\x00b")] == ["", "", ""]
+
+
+def test_a_document_has_every_number_and_is_text(searcher):
+    answer = searcher.by_text(TEXT, 2)
+    document = answer_document(TEXT, answer, searcher.index)
+    assert document["query"] == {"text": TEXT}
+    assert document["index"]["images"] == len(NAMES)
+    assert [hit["place"] for hit in document["hits"]] == [1, 2]
+    assert [hit["score"] for hit in document["hits"]] == [hit.score for hit in answer.hits]
+    assert set(document["seconds"]) == {"encode", "find", "rerank"}
+    assert answer_document(Path("caf\udce9.png"), answer, searcher.index)["query"] == {"image": "caf\ufffd.png"}
+    assert as_text("caf\u00e9") == "caf\u00e9"
+
+
+def test_the_page_holds_its_pictures_and_escapes_names_and_texts(index, searcher, tmp_path):
+    question = "<script>alert(1)</script> red"
+    pages.write_search_page(tmp_path / "sheet.html", searcher.index, question, searcher.by_text(question, 12))
+    text = (tmp_path / "sheet.html").read_text()
+    page = Page(text)
+    images = page.all("img")
+    assert len(images) == len(NAMES)
+    assert all((image["src"] or "").startswith("data:image/jpeg;base64,") for image in images)
+    assert {image["alt"] for image in images} == {name if name.endswith(".png") else f"{name}.png" for name in NAMES}
+    assert page.all("script") == []
+    assert "http" not in text
+
+
+def test_the_page_of_a_picture_shows_it(index, searcher, tmp_path):
+    question = index.parent / "pictures" / "plain.png"
+    pages.write_search_page(tmp_path / "sheet.html", searcher.index, question, searcher.ask(question, 2))
+    alts = [image["alt"] for image in Page((tmp_path / "sheet.html").read_text()).all("img")]
+    assert alts[:2] == ["the picture that was asked for", "plain.png"]
+    with pytest.raises(InputError, match="cannot be written"):
+        pages.write_search_page(tmp_path / "sheet.html" / "x.html", searcher.index, question, searcher.ask(question, 2))

@@ -1,0 +1,91 @@
+"""The files of an index: what is mapped is what any reader of Parquet reads."""
+
+from __future__ import annotations
+
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from made_index import unit_vectors
+
+from dcdctl.core.errors import MissingError, StaleError
+from dcdctl.core.search import storage
+from dcdctl.core.search.storage import Place, Skipped
+
+
+def write(path, count, dim=5, skipped=()):
+    vectors = unit_vectors(count, dim)
+    places = [
+        Place(image_id=f"a/{row}", path=None if row % 2 else f"ä\n{row}", corpus_row=row if row % 2 else None) for row in range(count)
+    ]
+    storage.write_part(path, places, vectors, skipped)
+    return vectors, places
+
+
+@pytest.mark.parametrize(("count", "dim"), [(1, 1), (5, 16), (1024, 3), (1025, 7), (2500, 512)])
+def test_mapped_vectors_are_those_that_readers_of_parquet_find(tmp_path, count, dim):
+    path = tmp_path / "part-00000.parquet"
+    vectors, places = write(path, count, dim)
+    part, _ = storage.describe_part(path, 3, dim)
+    np.testing.assert_array_equal(np.concatenate(storage.mapped(path, part, dim)), vectors)
+    table = pq.read_table(path)
+    np.testing.assert_array_equal(np.stack(table.column("vector").to_numpy()), vectors)
+    assert storage.read_places(path) == places
+    assert (part.rows, part.source, part.bytes) == (count, 3, path.stat().st_size)
+
+
+def test_duckdb_reads_the_vectors(tmp_path):
+    vectors, _ = write(tmp_path / "part.parquet", 3)
+    found = duckdb.sql(f"select image_id, vector from '{tmp_path / 'part.parquet'}'").fetchall()
+    assert [name for name, _ in found] == ["a/0", "a/1", "a/2"]
+    np.testing.assert_array_equal(np.array([vector for _, vector in found], dtype=np.float16), vectors)
+
+
+def test_a_part_keeps_what_was_skipped_and_may_be_empty(tmp_path):
+    lost = [Skipped(path="x.txt", reason="no picture")]
+    write(tmp_path / "part.parquet", 0, skipped=lost)
+    part, found = storage.describe_part(tmp_path / "part.parquet", 0, 5)
+    assert (part.rows, part.vectors_at, found) == (0, (), lost)
+
+
+def test_the_same_rows_are_the_same_bytes(tmp_path):
+    for name in "ab":
+        write(tmp_path / name, 1500)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_blocks_are_the_rows_that_are_asked_for(tmp_path):
+    vectors, parts = [], []
+    for number, count in enumerate((4, 1, 6)):
+        path = tmp_path / "vectors" / storage.part_name(number)
+        vectors.append(write(path, count)[0])
+        parts.append(storage.describe_part(path, 0, 5)[0])
+    blocks = list(storage.read_blocks(tmp_path, parts, 5, range(3, 9)))
+    assert [(first, len(block)) for first, block in blocks] == [(3, 1), (4, 1), (5, 4)]
+    np.testing.assert_array_equal(np.concatenate([block for _, block in blocks]), np.concatenate(vectors)[3:9])
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (None, "does not exist; make one with `dcdctl index RUN --images DIR --out"),
+        ({}, r"is no index: it has no index\.json"),
+        ({"plan.json": "{}"}, "is not finished; run the same `dcdctl index` again"),
+    ],
+)
+def test_where_there_is_no_index_the_command_that_makes_one_is_named(tmp_path, written, message):
+    folder = tmp_path / "index"
+    for name, text in (written or {}).items():
+        folder.mkdir()
+        (folder / name).write_text(text)
+    if written == {}:
+        folder.mkdir()
+    with pytest.raises(MissingError, match=message):
+        storage.read_document(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 99}', "\xff"])
+def test_another_format_is_refused(tmp_path, text):
+    (tmp_path / "index.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(StaleError, match=r"index\.json .*; build the index again"):
+        storage.read_document(tmp_path)

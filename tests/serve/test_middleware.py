@@ -1,0 +1,173 @@
+"""What one client may take from the others: bodies, time, and places in the queue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import httpx2
+import pytest
+import served
+from starlette.types import ASGIApp
+
+from dcdctl.core.search import Searcher
+from dcdctl.core.serve import ServiceConfig
+from dcdctl.core.serve import app as serve_app
+
+CHUNK = 10_000
+CONFIG = ServiceConfig(max_upload_bytes=5 * CHUNK, max_waiting=1, search_workers=1)
+
+
+@pytest.fixture(scope="module")
+def searcher(tmp_path_factory) -> Searcher:
+    return served.make(tmp_path_factory.mktemp("limits") / "all").searcher
+
+
+def asking(app: ASGIApp, work: Callable[[httpx2.AsyncClient], Awaitable[Any]]) -> Any:
+    """What the work returns, with a client for the app."""
+
+    async def run() -> Any:
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as client:
+            return await asyncio.wait_for(work(client), timeout=60)
+
+    return asyncio.run(run())
+
+
+def sent(app: ASGIApp, chunks: AsyncIterator[bytes], **headers: str) -> tuple[int, int]:
+    """The status of an upload, and how many chunks of it were taken."""
+    num_taken = 0
+
+    async def counted() -> AsyncIterator[bytes]:
+        nonlocal num_taken
+        async for chunk in chunks:
+            num_taken += 1
+            yield chunk
+
+    async def work(client: httpx2.AsyncClient) -> int:
+        told = {"Content-Type": "multipart/form-data; boundary=x", **headers}
+        return (await client.post("/search", content=counted(), headers=told)).status_code
+
+    return asking(app, work), num_taken
+
+
+async def endless() -> AsyncIterator[bytes]:
+    yield b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+    while True:
+        yield bytes(CHUNK)
+
+
+async def stuck() -> AsyncIterator[bytes]:
+    yield b"--x\r\n"
+    await asyncio.Event().wait()
+
+
+def test_an_upload_is_refused_as_soon_as_it_is_too_large(searcher):
+    assert sent(serve_app.build(searcher, CONFIG), endless()) == (413, 6)
+
+
+def test_of_an_upload_that_says_it_is_too_large_nothing_is_read(searcher):
+    assert sent(serve_app.build(searcher, CONFIG), endless(), **{"Content-Length": "100000000"}) == (413, 0)
+
+
+def test_an_upload_that_does_not_come_is_given_up(searcher):
+    assert sent(serve_app.build(searcher, replace(CONFIG, max_upload_s=0.01)), stuck()) == (408, 1)
+
+
+def test_a_full_queue_is_told_at_once_and_health_still_answers(searcher):
+    held = served.HeldSearcher.of(searcher)
+
+    async def work(client: httpx2.AsyncClient) -> list[int]:
+        asked = [asyncio.create_task(client.get(f"/search?text=a+bus&k={k}")) for k in (1, 2, 3)]
+        done, waiting = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        refused = [await one for one in done]
+        assert [one.status_code for one in refused] == [503]
+        assert refused[0].headers["retry-after"] == "1"
+        assert "queue full" in refused[0].json()["error"]
+        assert (await client.get("/healthz")).status_code == 200
+        metrics = (await client.get("/metrics")).text
+        assert 'dcdctl_rejected_total{reason="queue full"} 1.0' in metrics
+        assert 'dcdctl_under_way{work="search"} 2.0' in metrics
+        assert (await client.get("/image/0")).status_code == 200
+        held.may_end.set()
+        return [(await one).status_code for one in waiting]
+
+    assert asking(serve_app.build(held, CONFIG), work) == [200, 200]
+
+
+def test_texts_that_waited_are_answered_together_and_each_as_if_alone(searcher):
+    held, texts = served.HeldSearcher.of(searcher), ["a red bus", "two dogs", " ", "a man", "a horse"]
+    config = replace(CONFIG, max_waiting=10, max_batch=2)
+
+    async def work(client: httpx2.AsyncClient) -> list[httpx2.Response]:
+        def ask(k: int) -> asyncio.Task[httpx2.Response]:
+            return asyncio.create_task(client.get("/search", params={"text": texts[k - 1], "k": k}))
+
+        asked = [ask(1)]
+        await asyncio.to_thread(held.begun.wait)
+        asked += [ask(k) for k in range(2, 6)]
+        # All are asked before the first may end: a request gets its place in the queue without waiting for anything.
+        while 'dcdctl_under_way{work="search"} 5.0' not in (await client.get("/metrics")).text:
+            await asyncio.sleep(0)
+        held.may_end.set()
+        return await asyncio.gather(*asked)
+
+    answers = asking(serve_app.build(held, config), work)
+    # A batch with a text that cannot be answered is asked again one by one.
+    assert held.batches == [["a red bus"], ["two dogs", " "], ["two dogs"], [" "], ["a man", "a horse"]]
+    assert [one.status_code for one in answers] == [200, 200, 422, 200, 200]
+    for k, (text, answer) in enumerate(zip(texts, answers, strict=True), start=1):
+        if text != " ":
+            assert [one["row"] for one in answer.json()["results"]] == [hit.row for hit in searcher.by_text(text, k).hits]
+
+
+def test_who_gives_up_takes_no_answer_from_those_that_waited_with_them(searcher):
+    held = served.HeldSearcher.of(searcher)
+
+    async def work(client: httpx2.AsyncClient) -> list[int]:
+        first, left, stays = (asyncio.create_task(client.get(f"/search?text={text}")) for text in ("a", "b", "c"))
+        await asyncio.to_thread(held.begun.wait)
+        while 'dcdctl_under_way{work="search"} 3.0' not in (await client.get("/metrics")).text:
+            await asyncio.sleep(0)
+        left.cancel()
+        await asyncio.wait([left])
+        held.may_end.set()
+        return [(await one).status_code for one in (first, stays)]
+
+    assert asking(serve_app.build(held, replace(CONFIG, max_waiting=10)), work) == [200, 200]
+    assert held.batches == [["a"], ["c"]]
+
+
+def test_what_waited_too_long_is_not_begun(searcher):
+    app = serve_app.build(searcher, replace(CONFIG, max_wait_s=1e-9))
+
+    async def work(client: httpx2.AsyncClient) -> list[httpx2.Response]:
+        return [await client.get(address) for address in ("/search?text=a", "/search?row=0", "/image/0")]
+
+    for answer in asking(app, work):
+        assert answer.status_code == 503
+        assert "waited too long" in answer.json()["error"]
+
+
+def test_beyond_so_many_requests_only_health_and_metrics_answer(searcher):
+    held = served.HeldSearcher.of(searcher)
+
+    async def work(client: httpx2.AsyncClient) -> list[int]:
+        first = asyncio.create_task(client.get("/search?text=a"))
+        await asyncio.to_thread(held.begun.wait)
+        statuses = [(await client.get(address)).status_code for address in ("/", "/image/0", "/search?text=b", "/healthz", "/metrics")]
+        held.may_end.set()
+        return [*statuses, (await first).status_code]
+
+    assert asking(serve_app.build(held, replace(CONFIG, max_requests=1)), work) == [503, 503, 503, 200, 200, 200]
+
+
+def test_as_many_clients_as_there_are_places_are_never_refused(searcher):
+    async def ask_on(client: httpx2.AsyncClient) -> set[int]:
+        return {(await client.get(f"/search?text=a+bus&k={k}")).status_code for k in range(1, 13)}
+
+    async def work(client: httpx2.AsyncClient) -> list[set[int]]:
+        return await asyncio.gather(*(ask_on(client) for _ in range(8)))
+
+    assert asking(serve_app.build(searcher, replace(CONFIG, max_waiting=7)), work) == [{200}] * 8

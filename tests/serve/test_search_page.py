@@ -1,0 +1,138 @@
+"""The search page, in a browser.
+
+Chromium writes out what the page is once its script has run. What a user would do is done by lines that are added to a copy of the script.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+import subprocess
+from html import unescape
+
+import pytest
+import served
+from html_page import Page
+
+from dcdctl.core.serve import ServiceConfig, pages
+from dcdctl.core.serve import app as serve_app
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-extensions", "--disable-background-networking", "--no-first-run")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)} is installed")
+
+NUM = len(served.NAMES)
+DEEDS = """
+const deeds = {
+  "#click": () => document.querySelector("#results a.picture").click(),
+  "#type": () => {
+    document.getElementById("words").value = "two <b>dogs</b> & 犬";
+    document.querySelector("#search button").click();
+  },
+  "#drop": async () => {
+    const dataTransfer = new DataTransfer();
+    const photo = await (await fetch("image/0?size=original")).blob();
+    dataTransfer.items.add(new File([photo], "<i>mine</i>.png", { type: "image/png" }));
+    document.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true }));
+  },
+  "#large": () => {
+    const dataTransfer = new DataTransfer();
+    dataTransfer.items.add(new File([new Uint8Array(200000)], "large.png", { type: "image/png" }));
+    document.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true }));
+  },
+  "#keys": () => {
+    const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+    ["/", "ArrowDown", "ArrowRight", "ArrowRight", "ArrowLeft"].forEach(press);
+    document.body.dataset.focused = document.activeElement.title;
+  },
+};
+const seen = () => {
+  const pictures = [...document.querySelectorAll("#results img")];
+  Object.assign(document.body.dataset, { address: location.search, drawn: pictures.filter((one) => one.naturalWidth > 1).length });
+};
+setTimeout(() => deeds[location.hash]?.(), 1500);
+setTimeout(seen, 4000);
+"""
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch:
+        shutil.copytree(pages.ASSETS, folder / "assets")
+        with (folder / "assets" / "search.js").open("a", encoding="utf-8") as script:
+            script.write(DEEDS)
+        patch.setattr(pages, "ASSETS", folder / "assets")
+        app = serve_app.build(served.make(folder / "all").searcher, ServiceConfig(default_k=NUM, max_upload_bytes=100_000))
+    with served.serving(app) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def see(url, tmp_path_factory):
+    profile = tmp_path_factory.mktemp("profile")
+
+    @functools.cache
+    def look(address: str) -> tuple[str, Page]:
+        command = [str(BROWSER), *OPTIONS, f"--user-data-dir={profile}", "--virtual-time-budget=6000", "--dump-dom", f"{url}/{address}"]
+        html = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True).stdout
+        return html, Page(html)
+
+    return look
+
+
+def told(html: str) -> str:
+    return unescape(re.search(r'id="told" role="status"[^>]*>(.*?)</p>', html)[1])
+
+
+def test_a_link_shows_what_its_sender_saw(see):
+    html, page = see("?q=a+red+bus")
+    assert re.fullmatch(rf"{NUM} pictures in [\d.]+ ms \(encoding [\d.]+, finding [\d.]+\)", told(html).split(";")[0])
+    assert page.all("body")[0]["data-drawn"] == str(NUM)
+    assert page.all("input")[0]["id"] == "words"
+    assert "<title>a red bus | Image search</title>" in html
+
+
+def test_names_and_words_cannot_become_markup(see):
+    _, page = see("?q=a+red+bus")
+    assert sorted(one["alt"] for one in page.all("img") if one["alt"]) == sorted(served.NAMES)
+    assert sorted(one["title"] for one in page.all("a") if one.get("rel")) == sorted(served.NAMES)
+    html, page = see("?q=%3Cimg+src%3Dx+onerror%3Dalert(1)%3E#type")
+    assert page.all("b") == []
+    assert [one for _, one in page.tags if "onerror" in one] == []
+    assert page.all("body")[0]["data-address"] == "?q=two+%3Cb%3Edogs%3C%2Fb%3E+%26+%E7%8A%AC"
+    assert "<title>two &lt;b&gt;dogs&lt;/b&gt; &amp; 犬 | Image search</title>" in html
+
+
+def test_a_click_on_a_picture_searches_by_it(see):
+    html, page = see("?q=a+red+bus#click")
+    first = page.all("body")[0]["data-address"]
+    assert re.fullmatch(r"\?row=\d+", first)
+    assert page.all(
+        "a",
+    )[1]["href"] == first or first in [one["href"] for one in page.all("a")]
+    assert '<p class="numbers">1.000</p>' in html
+
+
+def test_a_picture_that_is_dropped_is_searched_by(see):
+    html, page = see("#drop")
+    assert "Pictures like &lt;i&gt;mine&lt;/i&gt;.png" in html
+    assert page.all("i") == []
+    assert page.all("body")[0]["data-drawn"] == str(NUM)
+    assert '<p class="numbers">1.000</p>' in html
+
+
+def test_what_cannot_be_searched_for_is_told(see):
+    html, _ = see("#large")
+    assert told(html) == "large.png has 0.2 MiB; at most 0.1 MiB can be sent."
+    html, page = see("?row=99")
+    assert told(html) == "picture 99 is not in this index, or not where it was"
+    assert page.all("li") == []
+
+
+def test_arrows_move_among_the_pictures(see):
+    _, page = see("?q=a+red+bus#keys")
+    titles = [one["title"] for one in page.all("a") if one.get("class") == "picture"]
+    assert page.all("body")[0]["data-focused"] == titles[1]

@@ -1,0 +1,360 @@
+"""What the service answers, asked without a network."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import served
+from html_page import Page
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+from tiny import make_models
+
+from dcdctl.core.data import images
+from dcdctl.core.errors import ConfigError, StaleError
+from dcdctl.core.search import Searcher, build
+from dcdctl.core.search.searcher import Reranker
+from dcdctl.core.serve import ServiceConfig, app
+
+MAX_UPLOAD, MAX_PIXELS = 100_000, 300_000
+CONFIG = ServiceConfig(max_k=50, default_k=5, max_upload_bytes=MAX_UPLOAD, max_pixels=MAX_PIXELS, max_text_chars=40, thumbnail_px=100)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> served.Made:
+    return served.make(tmp_path_factory.mktemp("served") / "all")
+
+
+@pytest.fixture(scope="module")
+def searcher(made) -> Searcher:
+    return made.searcher
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> served.Made:
+    """Another, whose pictures are spoiled, each by one test."""
+    return served.make(tmp_path_factory.mktemp("served") / "own")
+
+
+@pytest.fixture(scope="module")
+def own_client(own) -> TestClient:
+    return client_of(own.searcher)
+
+
+def client_of(searcher: Searcher, config: ServiceConfig = CONFIG, **options: object) -> TestClient:
+    return TestClient(app.build(searcher, config, **options), base_url="http://localhost", raise_server_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def client(searcher) -> TestClient:
+    return client_of(searcher)
+
+
+def png(size: tuple[int, int] = (8, 8)) -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", size).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def upload(client: TestClient, data: bytes, name: str = "a.png"):
+    return client.post("/search", files={"image": (name, data)})
+
+
+def test_a_text_finds_what_the_searcher_finds(client, searcher):
+    found = client.get("/search", params={"text": "two dogs", "k": 7}).json()
+    hits = searcher.by_text("two dogs", 7).hits
+    assert [(one["row"], one["name"], one["score"], one["reranked"]) for one in found["results"]] == [
+        (hit.row, hit.name, pytest.approx(hit.score), None) for hit in hits
+    ]
+    assert len(hits) == 7
+
+
+def test_a_picture_of_the_index_and_the_same_file_uploaded_find_it_first(client, made):
+    row = made.row(served.LARGE)
+    by_row = client.get("/search", params={"row": row}).json()["results"]
+    by_file = upload(client, (made.photos / served.LARGE).read_bytes()).json()["results"]
+    assert by_row == by_file
+    assert by_row[0]["row"] == row
+    assert by_row[0]["score"] == pytest.approx(1, abs=1e-3)
+    assert len(by_row) == CONFIG.default_k
+
+
+def test_names_come_as_they_are(client):
+    found = client.get("/search", params={"text": "a horse", "k": 50}).json()["results"]
+    assert sorted(one["name"] for one in found) == sorted(served.NAMES)
+
+
+WRONG = {
+    "/search": "a text or a row is wanted",
+    "/search?text=a&row=0": "and not both",
+    "/search?text=": "the query is empty",
+    "/search?text=%20%09": "the query is empty",
+    f"/search?text={'x' * 41}": "at most 40 characters",
+    "/search?text=a&k=0": "k: Input should be greater than or equal to 1",
+    "/search?text=a&k=1000000000": "k: Input should be less than or equal to 50",
+    "/search?text=a&k=many": "k: Input should be a valid integer",
+    "/search?row=-1": "row: Input should be greater",
+    "/image/-1": "row: Input should be greater",
+    "/image/0?size=huge": "size: Input should be 'thumbnail' or 'original'",
+}
+
+
+@pytest.mark.parametrize("address", WRONG)
+def test_a_wrong_question_is_told_what_is_wrong(client, address):
+    answer = client.get(address)
+    assert answer.status_code == 422
+    assert WRONG[address] in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("/image/12", f"/image/{2**63 - 1}", "/search?row=12"),
+        *("/image/../index.json", "/image/..%2f..%2fetc%2fpasswd", "/image//etc/passwd", "/../../etc/passwd", "/search.html", "/nope"),
+    ],
+)
+def test_what_is_not_there_is_not_found(client, address):
+    answer = client.get(address)
+    assert answer.status_code in (404, 422)
+    assert "root:" not in answer.text
+    assert list(answer.json()) == ["error"]
+
+
+def jpeg_of_scans(number: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", (8, 8)).save(stream, "JPEG", progressive=True)
+    head, scan, rest = stream.getvalue().partition(b"\xff\xda")
+    return head + scan * number + rest
+
+
+NOT_TAKEN = {
+    "nothing": (b"", "the image file is empty"),
+    "text": (b"hello", "not an image file"),
+    "a page": (b"<html>", "it looks like a web page"),
+    "too many pixels": (png((600, 501)), r"too many pixels, it may be a decompression bomb \(300,600, the limit is 300,000\)"),
+    "a bomb": (b"P6 65535 65535 255\n", r"decompression bomb \(4,294,836,225, the limit is 300,000\)"),
+    "half a file": (png((40, 40))[:-30], "truncated"),
+    "many passes": (jpeg_of_scans(101), "a JPEG of 1.. passes, at most 100"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_TAKEN)
+def test_what_is_no_picture_is_refused(client, name):
+    data, message = NOT_TAKEN[name]
+    answer = upload(client, data, "holiday.jpg")
+    assert answer.status_code == 422
+    assert re.search(message, answer.json()["error"])
+
+
+def test_a_form_without_a_picture_is_told_so(client):
+    assert client.post("/search", data={"image": "words"}).status_code == 422
+    assert "image: Field required" in client.post("/search", files={"other": b"x"}).json()["error"]
+    assert client.post("/search", content=b"{}", headers={"Content-Type": "application/json"}).status_code == 422
+
+
+def test_a_thumbnail_is_small_upright_and_without_metadata(client, made):
+    answer = client.get(f"/image/{made.row(served.LARGE)}")
+    picture = Image.open(io.BytesIO(answer.content))
+    assert (answer.headers["content-type"], picture.format, picture.size) == ("image/jpeg", "JPEG", (33, 100))
+    assert not picture.getexif()
+    assert b"secret" not in answer.content
+
+
+def test_an_original_is_the_file_with_the_type_of_its_contents(own, own_client):
+    answer = own_client.get(f"/image/{own.row(served.LARGE)}?size=original")
+    assert answer.content == (own.photos / served.LARGE).read_bytes()
+    assert (answer.headers["content-type"], answer.headers["x-content-type-options"]) == ("image/jpeg", "nosniff")
+    assert "sandbox" in answer.headers["content-security-policy"]
+    (own.photos / served.LARGE).write_bytes((own.photos / "06.png").read_bytes())
+    assert own_client.get(f"/image/{own.row(served.LARGE)}?size=original").headers["content-type"] == "image/png"
+
+
+def test_a_browser_that_has_a_picture_is_told_so_until_it_changes(own, own_client):
+    client, address = own_client, f"/image/{own.row('07.png')}"
+    first = client.get(address)
+    known = {"If-None-Match": f'"other", W/{first.headers["etag"]}'}
+    again = client.get(address, headers=known)
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
+    assert client.get(f"{address}?size=original", headers=known).status_code == 200
+    (own.photos / "07.png").write_bytes(png())
+    assert client.get(address, headers=known).status_code == 200
+
+
+def leads_out(photo: Path, secret: Path) -> None:
+    secret.write_bytes(photo.read_bytes())
+    photo.unlink()
+    photo.symlink_to(secret)
+
+
+SPOILED: dict[str, Callable[[Path, Path], object]] = {
+    "gone": lambda photo, _: photo.unlink(),
+    "a link out of the folder": leads_out,
+    "a page now": lambda photo, _: photo.write_text("<script>alert(1)</script>"),
+    "a folder now": lambda photo, _: (photo.unlink(), photo.mkdir()),
+    "a picture cut short": lambda photo, _: photo.write_bytes(photo.read_bytes()[:60]),
+}
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_a_picture_that_is_not_what_was_indexed_is_not_served(own, own_client, tmp_path, what):
+    name = f"{list(SPOILED).index(what):02}.png"
+    client, row = own_client, own.row(name)
+    assert client.get(f"/image/{row}").status_code == 200
+    SPOILED[what](own.photos / name, tmp_path / "secret.png")
+    for address in (f"/image/{row}", f"/search?row={row}", *([f"/image/{row}?size=original"] if what != "a picture cut short" else [])):
+        answer = client.get(address)
+        assert answer.status_code == 404
+        assert answer.json() == {"error": f"picture {row} is not in this index, or not where it was"}
+
+
+def test_what_is_removed_while_it_is_served_is_neither_found_nor_shown_any_more(made, tmp_path):
+    folder = shutil.copytree(made.index, tmp_path / "index")
+    row, client = made.row("03.png"), client_of(Searcher.open(folder, device=served.CPU))
+    addresses = (f"/image/{row}", f"/image/{row}?size=original", f"/search?row={row}")
+    assert [client.get(address).status_code for address in addresses] == [200] * 3
+    build.update(folder, build.Changes(remove=("03.png",)))
+    assert [client.get(address).status_code for address in addresses] == [404] * 3
+    found = [one["row"] for one in client.get("/search?text=a+bus&k=50").json()["results"]]
+    assert len(found) == len(served.NAMES) - 1
+    assert row not in found
+    assert client.get("/healthz").json()["images"] == samples(client, "dcdctl_index_images")[()] == len(found)
+    assert f"{len(found)} images." in client.get("/").text
+
+
+@pytest.mark.parametrize("what", ["is being changed", "is of another model"])
+def test_while_an_index_cannot_be_opened_the_service_answers_from_what_it_was(made, tmp_path, caplog, what):
+    folder = shutil.copytree(made.index, tmp_path / "index")
+    client = client_of(Searcher.open(folder, device=served.CPU))
+    before = client.get("/search?text=a+bus").json()["results"]
+    document = (folder / "index.json").read_text(encoding="utf-8")
+    (folder / "index.json").unlink()
+    if what == "is of another model":
+        (folder / "index.json").write_text(document.replace(made.searcher.index.fingerprint, 64 * "a"), encoding="utf-8")
+    assert client.get("/search?text=a+bus").json()["results"] == before
+    assert ("answers from what it was" in caplog.text) == (what == "is of another model")
+
+
+def test_only_loopbacks_names_are_answered_to_on_loopback(searcher):
+    def statuses(config: ServiceConfig, *, is_loopback: bool) -> list[int]:
+        client = client_of(searcher, config, is_loopback=is_loopback)
+        hosts = ("localhost:80", "127.0.0.1", "[::1]:8000", "evil.example", "search.example.org")
+        return [client.get("/healthz", headers={"Host": host}).status_code for host in hosts]
+
+    named = replace(CONFIG, allowed_hosts=("search.example.org",))
+    assert statuses(CONFIG, is_loopback=True) == [200, 200, 200, 400, 400]
+    assert statuses(named, is_loopback=True) == statuses(named, is_loopback=False) == [200, 200, 200, 400, 200]
+    assert statuses(CONFIG, is_loopback=False) == [200] * 5
+
+
+def test_other_sites_are_given_nothing(client):
+    for address in ("/", "/search?text=a", "/image/0", "/nope", "/openapi.json"):
+        answer = client.get(address, headers={"Origin": "https://evil.example"})
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+
+
+def test_the_pages_need_nothing_that_the_service_does_not_have(client):
+    for address in ("/", "/docs"):
+        answer = client.get(address)
+        page = Page(answer.text)
+        assert page.all("style") == []
+        assert [one for _, one in page.tags if any(name.startswith("on") or name == "style" for name in one)] == []
+        needed = [one["href"] for one in page.all("link")] + [one["src"] for one in page.all("script")]
+        assert len(needed) == len(page.all("link")) + len(page.all("script")) > 1
+        assert {client.get(f"/{name}").status_code for name in needed} == {200}
+        assert "http" not in re.sub(r'(xmlns|"\$URL).*', "", "".join(client.get(f"/{name}").text for name in needed))
+        policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
+        assert (policy["default-src"], policy["script-src"], policy["style-src"]) == ("'none'", "'self'", "'self'")
+
+
+def test_the_page_knows_the_limits(client):
+    body = Page(client.get("/").text).all("body")[0]
+    assert body == {"data-k": "5", "data-max-k": "50", "data-max-upload-bytes": str(MAX_UPLOAD)}
+    assert f"{len(served.NAMES)} images." in client.get("/").text
+
+
+def test_the_page_about_the_routes_has_each_of_the_openapi_document(client):
+    schema = client.get("/openapi.json").json()
+    page = client.get("/docs").text
+    assert set(schema["paths"]) == {"/search", "/image/{row}", "/healthz", "/metrics"}
+    for path, methods in schema["paths"].items():
+        for method, route in methods.items():
+            assert f"<code>{method.upper()} {path}</code>" in page
+            assert all(f"<code>{one['name']}</code>" in page for one in route.get("parameters", []))
+    assert "1 to 50, 5 if not given" in page
+
+
+def samples(client: TestClient, name: str) -> dict[tuple[str, ...], float]:
+    """Of a metric the values of its labels, by name of the label, and its value."""
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    found = [one for family in families for one in family.samples if one.name == name]
+    return {tuple(value for _, value in sorted(one.labels.items())): one.value for one in found}
+
+
+def test_metrics_count_requests_by_route_and_status(searcher):
+    client = client_of(searcher)
+    for address in ("/search?text=a+bus", "/search?text=a+dog", "/search?text=a&k=0", "/image/0", "/image/1", "/secret/path"):
+        client.get(address)
+    assert samples(client, "dcdctl_requests_total") == {
+        ("GET", "/search", "200"): 2,
+        ("GET", "/search", "422"): 1,
+        ("GET", "/image/{row}", "200"): 2,
+        ("GET", "other", "404"): 1,
+    }
+    assert samples(client, "dcdctl_request_seconds_count")["/search",] == 3
+    assert samples(client, "dcdctl_search_seconds_count") == {("encode",): 2, ("find",): 2}
+    assert samples(client, "dcdctl_index_images") == {(): len(served.NAMES)}
+    assert samples(client, "dcdctl_index_info") == {("flat", searcher.index.fingerprint[:12]): 1}
+    assert samples(client, "dcdctl_requests_in_flight") == {(): 1}
+    assert samples(client, "process_resident_memory_bytes")[()] > 2**20
+
+
+def test_health_tells_what_is_searched(client, searcher):
+    health = client.get("/healthz").json()
+    assert (health["status"], health["images"], health["model"]) == ("ok", len(served.NAMES), searcher.index.fingerprint[:12])
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("/secret/folder"), StaleError("/secret/folder is another", hint="index it again")])
+def test_what_the_user_cannot_put_right_is_told_without_details(searcher, monkeypatch, error, caplog):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Searcher, "by_texts", fail)
+    client = client_of(searcher)
+    answer = client.get("/search?text=a")
+    assert (answer.status_code, answer.json()) == (500, {"error": "the search failed; the service's log says why"})
+    assert "/secret/folder" in caplog.text
+    assert samples(client, "dcdctl_requests_total") == {("GET", "/search", "500"): 1}
+
+
+def test_with_a_second_model_texts_are_reranked_and_pictures_are_not(searcher):
+    scorer = make_models(served.CAPTIONS)[0]
+    second = replace(searcher, reranker=Reranker("runs/fusion", scorer, 3, served.CPU))
+    client = client_of(second)
+    assert client.get("/healthz").json()["reranker"] == "runs/fusion"
+    by_text = client.get("/search?text=two+dogs").json()
+    assert [one["reranked"] is None for one in by_text["results"]] == [False, False, False, True, True]
+    assert by_text["rerank_ms"] > 0
+    by_row = client.get("/search?row=0").json()
+    assert by_row["results"][0]["row"] == 0
+    assert by_row["notes"] == [app.NOT_RERANKED]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"max_k": 0}, {"default_k": 30, "max_k": 20}, {"max_waiting": -1}, {"port": 70000}, {"host": ""}, {"max_upload_s": 0.0}),
+        *({"max_pixels": images.MAX_PIXELS + 1}, {"allowed_hosts": ("a.org:80",)}, {"allowed_hosts": ("a*b",)}),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong)).replace("allowed_hosts", "an allowed host")):
+        ServiceConfig(**wrong)

@@ -1,0 +1,72 @@
+"""Evaluation folders as `dcdctl eval` leaves them, with ranks that a test chooses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dcdctl.core.data import Corpus
+from dcdctl.core.evaluation import recall
+from dcdctl.core.evaluation.ranks import Ranks
+
+
+def write_evaluation(
+    folder: Path, corpus: Corpus, text: Sequence[int], image: Sequence[int], *, cascade: bool = False, **changes: Any
+) -> Path:
+    """The three files; `changes` are keys of the document, or of its protocol where it has them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    prefix = "cascade-" if cascade else ""
+    write_ranks(folder / f"{prefix}ranks.parquet", corpus, text, image)
+    document = document_of(corpus, text, image, cascade=cascade)
+    for key, value in changes.items():
+        (document["protocol"] if key in document["protocol"] else document)[key] = value
+    (folder / ("cascade.json" if cascade else "result.json")).write_text(json.dumps(document))
+    return folder
+
+
+def write_ranks(path: Path, corpus: Corpus, text: Sequence[int], image: Sequence[int]) -> Path:
+    owner = corpus.caption_image
+    texts = pd.DataFrame({"direction": "text", "query": range(len(text)), "image_id": corpus.image_ids, "rank": text})
+    captions = {"caption_id": pd.array(corpus.caption_ids, dtype="Int64"), "caption": corpus.captions, "rank": image}
+    images = pd.DataFrame({"direction": "image", "query": range(len(image)), "image_id": np.array(corpus.image_ids)[owner], **captions})
+    pd.concat([texts.assign(caption_id=pd.array([pd.NA] * len(text), dtype="Int64"), caption=None), images]).to_parquet(path, index=False)
+    return path
+
+
+def document_of(corpus: Corpus, text: Sequence[int], image: Sequence[int], *, cascade: bool = False) -> dict[str, Any]:
+    found = recall.summarize(Ranks(np.array(text), np.array(image)))
+    kind = {"kind": "cascade", "depth": 50} if cascade else {"kind": "dual", "depth": None}
+    return {
+        "model": "made",
+        "split": corpus.split,
+        "images": len(text),
+        "captions": len(image),
+        "rsum": found.rsum,
+        "protocol": {"name": "whole", "folds": 1, **kind, "ties": "count against the positive"},
+        "corpus_fingerprint": corpus.fingerprint,
+        "data": str(corpus.folder),
+    }
+
+
+def write_top(path: Path, corpus: Corpus, first_text: Sequence[Sequence[int]], first_image: Sequence[Sequence[int]]) -> Path:
+    """The first places of every query, scored by how far they are from 1."""
+    rows = [
+        {
+            "direction": direction,
+            "query": query,
+            "place": np.int16(place),
+            "candidate": candidate,
+            "score": np.float32(1 / place),
+            "is_own": corpus.caption_image[candidate] == query if direction == "text" else corpus.caption_image[query] == candidate,
+        }
+        for direction, lists in (("text", first_text), ("image", first_image))
+        for query, candidates in enumerate(lists)
+        for place, candidate in enumerate(candidates, 1)
+    ]
+    pd.DataFrame(rows).to_parquet(path, index=False)
+    return path

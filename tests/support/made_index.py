@@ -1,0 +1,91 @@
+"""Indices of images from made-up vectors: no model, and pictures only where a test puts some."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dcdctl.core import config
+from dcdctl.core.search import Index, commit, storage
+from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.storage import Place, part_name
+
+
+class Killed(BaseException):
+    """What no code of ours catches."""
+
+
+def unit_vectors(count: int, dim: int = 16, seed: int = 0) -> NDArray[np.float16]:
+    vectors = np.random.default_rng(seed).normal(size=(count, dim))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+
+
+def write_index(
+    folder: Path,
+    parts: Sequence[NDArray[np.float16]],
+    *,
+    images: Path | None = None,
+    removed: Sequence[int] | None = None,
+    **settings: object,
+) -> Index:
+    """An index of these parts, whose images are called 0.png, 1.png, ... by their rows."""
+    entries, first = [], 0
+    for number, vectors in enumerate(parts):
+        names = [f"{row}.png" for row in range(first, first + len(vectors))]
+        path = folder / "vectors" / part_name(number)
+        storage.write_part(path, [Place(image_id=name, path=name) for name in names], vectors)
+        entries.append(asdict(storage.describe_part(path, 0, vectors.shape[1])[0]))
+        first += len(vectors)
+    nothing = {"count": 0, "file": None}
+    document = {
+        "format": 1,
+        "generation": 1,
+        "model": {"kind": "dual", "dim": parts[0].shape[1], "fingerprint": "a" * 64},
+        "precision": "float32",
+        "settings": config.to_table(config.build(IndexConfig, settings)),
+        "sources": [{"kind": "folder", "path": str(images or folder.parent / "nowhere"), "split": None, "fingerprint": None}],
+        "skipped": nothing,
+        "removed": nothing,
+        "parts": entries,
+        "segments": [],
+    }
+    commit.become(folder, document, removed=None if removed is None else np.array(removed, dtype=np.int64))
+    return Index.open(folder)
+
+
+def exact(vectors_RD: NDArray[np.float16], query_D: NDArray[np.floating], k: int, removed: Sequence[int] = ()) -> list[int]:
+    """The rows of the largest cosines in double precision, the smaller row first among equals: the oracle."""
+    vectors = vectors_RD.astype(np.float64)
+    scores = (vectors @ query_D / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query_D)).astype(np.float32)
+    order = sorted(range(len(scores)), key=lambda row: (-scores[row], row))
+    return [row for row in order if row not in set(removed)][:k]
+
+
+def killed_before(monkeypatch: object, number: int, work: Callable[[], object]) -> bool:
+    """Do some work, but die before the file of this number (from 0) takes its place; whether it came that far."""
+    count = -1
+
+    def counted(move: Callable[..., object]) -> Callable[..., object]:
+        def moved(*arguments: object, **options: object) -> object:
+            nonlocal count
+            count += 1
+            if count == number:
+                raise Killed
+            return move(*arguments, **options)
+
+        return moved
+
+    with monkeypatch.context() as patched:  # type: ignore[attr-defined]
+        for name in ("replace", "rename", "unlink"):
+            patched.setattr(Path, name, counted(getattr(Path, name)))
+        patched.setattr(os, "fsync", lambda file: None)
+        try:
+            work()
+        except Killed:
+            return True
+    return False

@@ -1,0 +1,180 @@
+"""Evaluation folders as `dcdctl eval`, `bench` and `distill` leave them, from made-up scores: nothing is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dcdctl.core.config import to_table
+from dcdctl.core.data import Corpus
+from dcdctl.core.evaluation import files, significance
+from dcdctl.core.training import recipe
+
+NUM_TOP = 10
+
+
+def scores_of(corpus: Corpus, skill: float, seed: int = 0) -> NDArray[np.float32]:
+    """(I, T): noise, and `skill` more for pairs that belong together."""
+    noise_IT = np.random.default_rng(seed).normal(size=(corpus.num_images, corpus.num_captions))
+    return (noise_IT + skill * own_pairs(corpus)).astype(np.float32)
+
+
+def own_pairs(corpus: Corpus) -> NDArray[np.bool_]:
+    return corpus.caption_image[None, :] == np.arange(corpus.num_images)[:, None]
+
+
+def write_evaluation(
+    folder: Path, corpus: Corpus, scores_IT: NDArray[np.float32], *, model: str = "", prefix: str = "", **changes: Any
+) -> Path:
+    """ranks.parquet, top.parquet and result.json, or a cascade's with the prefix "cascade-"; `changes` are of the document."""
+    folder.mkdir(parents=True, exist_ok=True)
+    own_IT, images, captions = own_pairs(corpus), np.arange(corpus.num_images), np.arange(corpus.num_captions)
+    ways = {"text": (scores_IT, own_IT), "image": (scores_IT.T, own_IT.T)}
+    best = {way: np.where(own, scores, -np.inf).max(axis=1) for way, (scores, own) in ways.items()}
+    ranks = {way: 1 + ((scores >= best[way][:, None]) & ~own).sum(axis=1) for way, (scores, own) in ways.items()}
+    nothing = [None] * len(images)
+    text = {"query": images, "image_id": corpus.image_ids, "caption_id": pd.array(nothing, dtype="Int64"), "caption": nothing}
+    ids = np.array(corpus.image_ids)[corpus.caption_image]
+    image = {"query": captions, "image_id": ids, "caption_id": pd.array(corpus.caption_ids, dtype="Int64"), "caption": corpus.captions}
+    rows = [
+        pd.DataFrame({"direction": way, **columns, "rank": ranks[way], "score": best[way].astype(np.float32)})
+        for way, columns in (("text", text), ("image", image))
+    ]
+    pd.concat(rows, ignore_index=True).to_parquet(folder / f"{prefix}ranks.parquet", index=False)
+    pd.concat([_top(way, *ways[way]) for way in ways], ignore_index=True).to_parquet(folder / f"{prefix}top.parquet", index=False)
+    estimates = significance.bootstrap([files.read_ranks(folder / f"{prefix}ranks.parquet")], resamples=50)
+    document = {**_document(corpus, model or str(folder), ranks, estimates), **changes}
+    (folder / ("cascade.json" if prefix else "result.json")).write_text(json.dumps(document))
+    return folder
+
+
+def _top(way: str, scores_QG: NDArray[np.float32], is_own_QG: NDArray[np.bool_]) -> pd.DataFrame:
+    order_QK = np.argsort(-scores_QG, axis=1, kind="stable")[:, :NUM_TOP]
+    num_queries, num_places = order_QK.shape
+    return pd.DataFrame(
+        {
+            "direction": way,
+            "query": np.repeat(np.arange(num_queries), num_places),
+            "place": np.tile(np.arange(1, num_places + 1, dtype=np.int16), num_queries),
+            "candidate": order_QK.ravel(),
+            "score": np.take_along_axis(scores_QG, order_QK, axis=1).ravel(),
+            "is_own": np.take_along_axis(is_own_QG, order_QK, axis=1).ravel(),
+        }
+    )
+
+
+def _document(corpus: Corpus, model: str, ranks: dict[str, NDArray[np.int64]], estimates: Any) -> dict[str, Any]:
+    both = {"text_retrieval": ranks["text"], "image_retrieval": ranks["image"]}
+    recalls = {name: {f"R@{k}": 100 * float((rank_Q <= k).mean()) for k in (1, 5, 10)} for name, rank_Q in both.items()}
+    # Of this fixture's models mAP@R is said to be what R@1 is.
+    more = {
+        name: {"mAP@R": recalls[name]["R@1"], "median_rank": float(np.median(rank_Q)), "mean_rank": float(rank_Q.mean())}
+        for name, rank_Q in both.items()
+    }
+    rsum = sum(value for found in recalls.values() for value in found.values())
+    bounds = {name: {k: [e.interval.low, e.interval.high] for k, e in getattr(estimates, name).items()} for name in both}
+    return {
+        "model": model,
+        "split": corpus.split,
+        "images": corpus.num_images,
+        "captions": corpus.num_captions,
+        **{name: {**recalls[name], **more[name]} for name in both},
+        "rsum": rsum,
+        "mean_recall": rsum / 6,
+        "intervals": {"level": 0.95, "resamples": 50, "rsum": [estimates.rsum.interval.low, estimates.rsum.interval.high], **bounds},
+        "protocol": {
+            "name": "whole",
+            "folds": 1,
+            "kind": "dual",
+            "depth": None,
+            "features": None,
+            "ties": "count against the positive",
+        },
+        "pairs_scored": 0,
+        "seconds": 1.0,
+        "corpus_fingerprint": corpus.fingerprint,
+        "data": str(corpus.folder),
+    }
+
+
+def cascade_changes(reranker: str, depths: dict[int, tuple[float, float]]) -> dict[str, Any]:
+    """What is changed in the document of a cascade; for each depth RSUM and milliseconds."""
+    found = [
+        {"depth": depth, "text_retrieval": {}, "image_retrieval": {}, "rsum": rsum, "ms_per_query": ms, "pairs": 9, "on_front": True}
+        for depth, (rsum, ms) in depths.items()
+    ]
+    protocol = {
+        "name": "whole",
+        "folds": 1,
+        "kind": "cascade",
+        "depth": max(depths),
+        "features": None,
+        "ties": "count against the positive",
+    }
+    return {"reranker": reranker, "depths": found, "protocol": protocol}
+
+
+def write_run(folder: Path, name: str = "demo-dual", *, seed: int = 0, is_measured: bool = False) -> Path:
+    """run.json and the metrics of thirty steps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = recipe.load_recipe(name, [f"seed={seed}"])
+    facts = {
+        "what": "distill",
+        "recipe": to_table(config),
+        "inputs": {"corpus": 64 * "c", "split": "train", "cache": None, "start": 64 * "a", "precision": "float32"},
+        "seed": seed,
+        "command": ["dcdctl", "distill", name, "--data", "data/my scenes", "--out", str(folder)],
+        "versions": {"dcdctl": "0.1.0", "torch": "2.6"},
+    }
+    (folder / "run.json").write_text(json.dumps(facts))
+    lines = []
+    for step in range(0, 31, 10):
+        parts = {term: weight * 2.0 / (1 + step) for term, weight in config.loss.terms.items()}
+        line = {"step": step, "loss": sum(parts.values()), **parts, "lr": 1e-3 * (1 - step / 40), "seconds": 0.1}
+        lines.append({**line, "val_rsum": 100.0 + step} if is_measured else line)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def write_bench(folder: Path, teacher_model: str, *, student_ms: float = 2.0, teacher_ms: float = 100.0) -> None:
+    """bench.json, with a query among 1,000 images as given."""
+
+    def side(ms: float, parameters: int, *, extrapolated: bool) -> dict[str, Any]:
+        queries = [
+            {"num_images": size, "is_cached": cached, "duration": {"seconds": ms / 1000 * size / 1000, "extrapolated": extrapolated}}
+            for size in (100, 1000)
+            for cached in (True, False)
+        ]
+        return {"kind": "dual", "num_parameters": parameters, "dtype": "float32", "queries": queries}
+
+    document = {
+        "student_model": str(folder),
+        "teacher_model": teacher_model,
+        "settings": {"gallery_sizes": [100, 1000], "headline_size": 1000},
+        "machine": {"cpu": "Made-up CPU", "device": "cpu", "threads": 2, "torch": "2.6"},
+        "teacher": side(teacher_ms, 4_000_000, extrapolated=True),
+        "student": side(student_ms, 1_500_000, extrapolated=False),
+        "speed_ups": [],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.json").write_text(json.dumps(document))
+
+
+def write_demo(folder: Path, corpus: Corpus) -> list[Path]:
+    """A teacher that is no run, two students, a cascade of them, and a baseline; the teacher's folder first, the baseline's last."""
+    teacher = write_evaluation(folder / "teacher", corpus, scores_of(corpus, 6), model="scenes-vilt")
+    dual, fusion, alone = (folder / name for name in ("dual", "fusion", "dual-alone"))
+    for number, (run, skill, recipe_name) in enumerate(
+        [(dual, 1.5, "demo-dual"), (fusion, 3, "demo-fusion"), (alone, 1, "demo-dual-alone")], start=1
+    ):
+        write_run(run, recipe_name)
+        write_evaluation(run, corpus, scores_of(corpus, skill, number))
+        write_bench(run, "scenes-vilt", student_ms=number)
+    depths = {5: (300.0, 4.0), 10: (350.0, 7.5)}
+    write_evaluation(dual, corpus, scores_of(corpus, 2.5, 9), prefix="cascade-", **cascade_changes(str(fusion), depths))
+    return [teacher, dual, fusion, alone]

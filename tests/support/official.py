@@ -1,0 +1,234 @@
+"""What the official code gave for the inputs of `fixtures`, beside what ours gives for them: models, pictures and recalls.
+
+tests/test_official.py and benchmarks/fidelity.py compare the two. The fixtures were made by METER f4f0934, ViLT 762fd39 and DCD fbb5ff0
+with transformers 4.6.0, in float32 on a CPU. DCD's training is in `official_training`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from byte_level import byte_level_bpe
+from paths import FIXTURES
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, RobertaConfig, ViltConfig, ViltForImageAndTextRetrieval
+
+from dcdctl.core import models
+from dcdctl.core.evaluation import ranks, recall
+from dcdctl.core.models import FusionSize, ImageBatch, Preprocess, TextBatch
+from dcdctl.core.models import official as models_official
+from dcdctl.core.models.coattention import CoAttentionNetwork
+from dcdctl.core.models.coattention_scorer import resize_positions
+from dcdctl.core.models.official_meter import to_network
+from dcdctl.core.models.preprocess import meter_image_processor, vilt_image_processor
+
+BOUND = 1e-5
+
+
+class Comparison(NamedTuple):
+    """One tensor of ours and of the official code."""
+
+    fixture: str
+    what: str
+    ours: Tensor
+    official: Tensor
+    bound: float = BOUND
+    """Of `relative`."""
+
+    @property
+    def absolute(self) -> float:
+        """Largest difference of two entries; infinite if NaN stands in one tensor alone."""
+        ours, official = self.ours.detach().double(), self.official.double()
+        if ours.shape != official.shape or not torch.equal(ours.isnan(), official.isnan()):
+            return torch.inf
+        return (ours - official).nan_to_num(0).abs().max().item()
+
+    @property
+    def relative(self) -> float:
+        """The largest difference over the official tensor's largest entry."""
+        return self.absolute / max(self.official.double().nan_to_num(0).abs().max().item(), torch.finfo(torch.float32).tiny)
+
+
+def told(name: str) -> Any:
+    """What a fixture's JSON says."""
+    return json.loads((FIXTURES / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def load(name: str, **overrides: Any) -> Any:
+    """The scorer of a fixture's checkpoint, with a tokenizer of no matter: the fixtures hold token ids."""
+    with tempfile.TemporaryDirectory() as folder:
+        byte_level_bpe(["a large red circle", "the small blue star"], 60).save_pretrained(folder)
+        return models.load_fusion(FIXTURES / f"{name}.ckpt", {"tokenizer": folder, **overrides})
+
+
+def load_meter(name: str) -> models.CoAttentionScorer:
+    """The scorer of a METER fixture, at the image size and with the text heads that it was run with."""
+    known = told(name)
+    heads = known["text"]["num_attention_heads"]
+    return load(name, image_size=known["model"]["image_size"], **{"text.num_attention_heads": heads})
+
+
+def pairs(num_images: int, num_texts: int) -> tuple[Tensor, Tensor]:
+    """Image and caption of every pair, row by row of the score matrix."""
+    return torch.arange(num_images).repeat_interleave(num_texts), torch.arange(num_texts).repeat(num_images)
+
+
+def numbers(values: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+    """JSON to a tensor; NaN is a string there."""
+    if isinstance(values, list):
+        return torch.stack([numbers(value, dtype) for value in values])
+    return torch.tensor(float(values), dtype=dtype)
+
+
+def watch(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The last output of each module, once it has run."""
+    found: dict[str, Tensor] = {}
+    for name, module in modules.items():
+        module.register_forward_hook(
+            lambda _, __, output, name=name: found.update({name: output[0] if isinstance(output, tuple) else output})
+        )
+    return found
+
+
+@torch.no_grad()
+def meter(name: str) -> Iterator[Comparison]:
+    """Scores, and every layer on the way to them."""
+    scorer, tensors = load_meter(name), load_file(FIXTURES / f"{name}.safetensors")
+    official = {key.removeprefix("out."): tensor for key, tensor in tensors.items() if key.startswith("out.")}
+    pixels, ids, mask = tensors["in.pixel_values"], tensors["in.input_ids"], tensors["in.attention_mask"]
+    network = scorer.network
+    found = watch(
+        {
+            "vit_after_ln_pre": network.vision.pre_layrnorm,
+            **{f"vit_block_{i}": block for i, block in enumerate(network.vision.encoder.layers)},
+            "vit_out": network.vision.post_layernorm,
+            "text_embeddings": network.text.embeddings,
+            **{f"text_layer_{i}": layer for i, layer in enumerate(network.text.encoder.layer)},
+            "image_transformed": network.image_transform,
+            "text_transformed": network.text_transform,
+            **{f"cross_text_{i}": layer for i, layer in enumerate(network.text_layers)},
+            **{f"cross_image_{i}": layer for i, layer in enumerate(network.image_layers)},
+            "text_feats": network.text_layers[-1],
+            "image_feats": network.image_layers[-1],
+        }
+    )
+    network.rank_output.register_forward_pre_hook(lambda _, inputs: found.update(cls_feats=inputs[0]))
+    yield Comparison(name, "scores", scorer.score(pixels, ids, mask), official.pop("rank_score"))
+    pooled = found.pop("cls_feats")
+    for part, ours in zip(("pooled_text", "pooled_image"), pooled.chunk(2, dim=1), strict=True):
+        yield Comparison(name, "pooled features", ours, official.pop(part))
+    yield Comparison(name, "pooled features", pooled, official.pop("cls_feats"))
+    for layer, ours in found.items():
+        # What stands at a padded position of a caption means nothing.
+        rows = mask.bool() if "text" in layer else slice(None)
+        yield Comparison(name, "layer outputs", ours[rows], official.pop(layer)[rows])
+    positions = network.vision.embeddings.position_embedding.weight
+    yield Comparison(name, "position table", positions, official.pop("positional_embedding_used"))
+    yield Comparison(name, "scores, captions padded with id 0", scorer.score(pixels, ids * mask, mask), official.pop("rank_score_pad0"))
+    matrix = official.pop("score_matrix_images_by_texts")
+    scores = scorer(ImageBatch(pixels), TextBatch(ids, mask), *pairs(*matrix.shape)).view_as(matrix)
+    yield Comparison(name, "pair scores", scores, matrix)
+    assert not official, f"not compared: {sorted(official)}"
+
+
+@torch.no_grad()
+def vilt(name: str) -> Iterator[Comparison]:
+    """Scores, and the captions' part of every layer."""
+    scorer, tensors = load(name), load_file(FIXTURES / f"{name}.safetensors")
+    official = {key.removeprefix("out."): tensor for key, tensor in tensors.items() if key.startswith("out.")}
+    pixels, area = tensors["in.pixel_values"], tensors["in.pixel_mask"]
+    ids, mask = tensors["in.input_ids"], tensors["in.attention_mask"]
+    network = scorer.network.vilt
+    found = watch(
+        {
+            "text_embeddings": network.embeddings.text_embeddings,
+            **{f"text_part_block_{i}": layer for i, layer in enumerate(network.encoder.layer)},
+            "text_part_final_norm": network.layernorm,
+            "cls_feats": network.pooler,
+        }
+    )
+    yield Comparison(name, "scores", scorer.score(pixels, ids, mask, area), official.pop("rank_score"))
+    yield Comparison(name, "pooled features", found.pop("cls_feats"), official.pop("cls_feats"))
+    for layer, ours in found.items():
+        yield Comparison(name, "layer outputs", ours[:, : ids.shape[1]][mask.bool()], official.pop(layer)[mask.bool()])
+    matrix = official.pop("score_matrix_images_by_texts")
+    scores = scorer(ImageBatch(pixels, area), TextBatch(ids, mask), *pairs(*matrix.shape)).view_as(matrix)
+    yield Comparison(name, "pair scores", scores, matrix)
+    unpadded = official.pop("rank_score_unpadded")
+    for i, (height, width) in enumerate(told(name)["image_sizes_hw"]):
+        picture, length = pixels[i : i + 1, :, :height, :width], int(mask[i].sum())
+        words = ids[i : i + 1, :length], mask[i : i + 1, :length]
+        yield Comparison(name, "scores, nothing padded", scorer.score(picture, *words), unpadded[i : i + 1])
+        alone = scorer(ImageBatch(picture), TextBatch(*words), torch.tensor([0]), torch.tensor([0]))
+        yield Comparison(name, "pair scores, nothing padded", alone, unpadded[i : i + 1])
+    assert not official, f"not compared: {sorted(official)}"
+
+
+def position_tables(name: str) -> Iterator[Comparison]:
+    """A position table of 4 x 4 patches at other sizes."""
+    tables = load_file(FIXTURES / f"{name}.safetensors")
+    given = tables.pop("in.table_4x4")
+    for key, official in tables.items():
+        yield Comparison(name, "position tables", resize_positions(given, int(key.rpartition("x")[2])), official)
+
+
+def parameter_shapes(name: str) -> Iterator[Comparison]:
+    """The parameters of a full-size checkpoint, renamed, and those of the network: the same names, and the same shapes."""
+    known = told(name)
+    state = {key: torch.empty(shape, device="meta") for key, shape in known.get("keys", known).items()}
+    with torch.device("meta"):
+        if "keys" in known:
+            vision = CLIPVisionConfig(hidden_size=768, num_hidden_layers=11, image_size=known["model"]["image_size"], patch_size=16)
+            text = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
+            network, (renamed, _) = CoAttentionNetwork.from_configs(vision, text, FusionSize()), to_network(state)
+        else:
+            network, (renamed, _) = ViltForImageAndTextRetrieval(ViltConfig()), models_official.to_transformers(state)
+    own = dict(network.named_parameters())
+    assert own.keys() == renamed.keys()
+    for key, parameter in own.items():
+        yield Comparison(name, "parameter shapes", torch.tensor(parameter.shape), torch.tensor(renamed[key].shape), bound=0)
+
+
+def pixels(name: str = "preprocess_a") -> Iterator[Comparison]:
+    """Pictures of several sizes and modes as ViLT and METER see them."""
+    known, tensors = told(name), load_file(FIXTURES / f"{name}.safetensors")
+    vilts = Preprocess(tokenizer=None, image_processor=vilt_image_processor(96), max_text_len=40)
+    meters = Preprocess(tokenizer=None, image_processor=meter_image_processor(64), max_text_len=40, image_transform="meter")
+    for i in range(len(known["images"])):
+        values = tensors[f"in.{i}"].numpy()
+        picture = Image.fromarray(values[:, :, 0] if values.shape[2] == 1 else values)
+        yield Comparison(name, "ViLT's pixels", vilts.images([picture]).pixel_values[0], tensors[f"out.pixelbert96.{i}"], bound=0)
+        yield Comparison(name, "METER's pixels", meters.images([picture]).pixel_values[0], tensors[f"out.clip64.{i}"], bound=0)
+    full_size = Preprocess(tokenizer=None, image_processor=vilt_image_processor(), max_text_len=40)
+    for given, official in known["pixelbert_384_output_hw_of_input_hxw"].items():
+        height, width = map(int, given.split("x"))
+        size = full_size.images([Image.new("RGB", (width, height))]).pixel_values.shape[2:]
+        yield Comparison(name, "ViLT's sizes at 384", torch.tensor(size), torch.tensor(official), bound=0)
+
+
+def recalls(name: str = "recall_a") -> Iterator[Comparison]:
+    """Recall@1, 5 and 10 both ways, as shares."""
+    for case in told(name)["cases"]:
+        rankings = ranks.rank_matrix(torch.tensor(case["scores_images_by_texts"]), np.array(case["text_owner"]))
+        found = recall.summarize(rankings.ranks)
+        for kind, ours in (("tr", found.text_retrieval), ("ir", found.image_retrieval)):
+            official = torch.tensor([case[f"{kind}_r{k}"] for k in recall.KS])
+            yield Comparison(name, "recalls", torch.tensor([ours[f"R@{k}"] / 100 for k in recall.KS]), official, bound=1e-7)
+
+
+COMPARISONS: dict[str, Callable[[], Iterator[Comparison]]] = {
+    **{name: functools.partial(vilt, name) for name in ("vilt_tiny_a", "vilt_eps_a")},
+    **{name: functools.partial(meter, name) for name in ("meter_tiny_a", "meter_eps_a", "dcd_step_a_teacher")},
+    **{name: functools.partial(position_tables, name) for name in ("meter_tiny_a_posinterp", "meter_eps_a_posinterp")},
+    **{name: functools.partial(parameter_shapes, name) for name in ("vilt_full_keys", "meter_full_384_keys", "meter_full_288_keys")},
+    "preprocess_a": pixels,
+    "recall_a": recalls,
+}

@@ -1,0 +1,93 @@
+"""An index to be served, and a server for it on 127.0.0.1."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import uvicorn
+from PIL import Image
+from starlette.types import ASGIApp
+from tiny import make_models
+
+from dcdctl.core import models
+from dcdctl.core.search import Answer, Index, Searcher, build
+from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.serve import server as serve_server
+
+CPU = torch.device("cpu")
+CAPTIONS = ["a red bus", "two dogs in the snow", "a man on a horse"]
+NAMES = ["<img src=x onerror=alert(1)>.png", "a & b \"c\" 'd'.jpg", "犬 \u202eslow.png", "photo.jpg", *(f"{i:02}.png" for i in range(8))]
+"""Of the files, in no particular order."""
+LARGE, WIDE = "photo.jpg", (900, 300)
+"""The picture that is not small; as it is stored it lies on its side."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A dual encoder, a folder of pictures, and their index."""
+
+    run: Path
+    photos: Path
+    index: Path
+
+    @property
+    def searcher(self) -> Searcher:
+        return Searcher.open(self.index, device=CPU)
+
+    def row(self, name: str) -> int:
+        index = Index.open(self.index)
+        return [index.name(row) for row in range(index.num_rows)].index(name)
+
+
+def make(folder: Path) -> Made:
+    """All of it, tiny, in a new folder."""
+    made = Made(folder / "run", folder / "photos", folder / "index")
+    made.photos.mkdir(parents=True)
+    rng, exif = np.random.default_rng(0), Image.Exif()
+    for name in NAMES:
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(made.photos / name)
+    exif[274], exif[305] = 6, "secret"
+    Image.new("RGB", WIDE, "red").save(made.photos / LARGE, exif=exif)
+    models.save(make_models(CAPTIONS)[1], made.run)
+    build.build(str(made.run), made.photos, made.index, IndexConfig())
+    return made
+
+
+@dataclass(frozen=True)
+class HeldSearcher(Searcher):
+    """A searcher that answers only once it is let to, as a slow model would."""
+
+    begun: threading.Event = field(default_factory=threading.Event)
+    may_end: threading.Event = field(default_factory=threading.Event)
+    batches: list[list[str]] = field(default_factory=list)
+
+    @staticmethod
+    def of(searcher: Searcher) -> HeldSearcher:
+        return HeldSearcher(searcher.index, searcher.model, searcher.device)
+
+    def by_texts(self, texts: list[str], k: int = 10) -> list[Answer]:
+        self.batches.append(list(texts))
+        self.begun.set()
+        self.may_end.wait()
+        return super().by_texts(texts, k)
+
+
+@contextmanager
+def serving(app: ASGIApp) -> Iterator[str]:
+    """The URL of a real server, without a slash at its end."""
+    with serve_server.bound("127.0.0.1", 0) as listener:
+        listener.listen()
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", http="h11", loop="asyncio"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield serve_server.url_of(listener).rstrip("/")
+        finally:
+            server.should_exit = True
+            thread.join()

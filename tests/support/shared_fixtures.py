@@ -1,0 +1,63 @@
+"""What many tests need: a tiny corpus, a tiny dual student, and its ONNX files, which take seconds to make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from made_runs import write_run
+from noise_index import make_index
+from tiny import make_teacher, make_wide_dual
+
+from dcdctl.core import models
+from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare_corpus
+from dcdctl.core.evaluation import EvalJob, EvalOptions, SplitChoice, evaluate
+from dcdctl.core.export import ExportJob, export
+from dcdctl.core.export.export import Exported
+
+
+@pytest.fixture(scope="session")
+def scenes_corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in corpus, small: train 32, val 8, test 16 images of 64 x 64 pixels, five captions each. Not to be written to."""
+    sets = ["counts.train=32", "counts.val=8", "counts.test=16", "side_px=64"]
+    folder = tmp_path_factory.mktemp("corpus") / "scenes"
+    prepare_corpus(manifest.find_manifest("scenes", sets), folder, options=PrepareOptions(workers=1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(scenes_corpus_dir: Path) -> Corpus:
+    """Its train split."""
+    return Corpus.open(scenes_corpus_dir, "train")
+
+
+@pytest.fixture(scope="session")
+def dual_run(scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a random dual student, evaluated on the test split; pictures are resized for it, most captions cut."""
+    gallery = Corpus.open(scenes_corpus_dir, "test")
+    run = write_run(tmp_path_factory.mktemp("runs") / "dual", "demo-dual-alone")
+    models.save(make_wide_dual(gallery.captions), run / "model")
+    evaluate.run_evaluation(
+        EvalJob(model=str(run), choice=SplitChoice(scenes_corpus_dir, "test", "auto", None)), EvalOptions(batch_size=64)
+    )
+    return run
+
+
+@pytest.fixture(scope="session")
+def onnx_student(dual_run: Path, scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """That student, exported to ONNX. Not to be written to."""
+    return export.export_model(
+        ExportJob(ref=str(dual_run), out=tmp_path_factory.mktemp("exports") / "dual-onnx", to="onnx", data=scenes_corpus_dir)
+    )
+
+
+@pytest.fixture(scope="module")
+def teacher(corpus: Corpus) -> models.ViltScorer:
+    """A random ViLT for it."""
+    return make_teacher(corpus.captions)
+
+
+@pytest.fixture(scope="session")
+def noise_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of twelve pictures, as `noise_index.make_index` makes it. Not to be written to."""
+    return make_index(tmp_path_factory.mktemp("index"))

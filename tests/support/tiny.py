@@ -1,0 +1,124 @@
+"""Tiny models and corpora for tests, and a way to kill what is running."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from paths import ROOT, SUPPORT
+from PIL import Image
+
+from dcdctl.core import models
+from dcdctl.core.data import Corpus
+from dcdctl.core.data.corpus import CorpusRow, fingerprint_of, shard_name, write_shard
+
+SIZE = models.ViltSize(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=64, patch_size=16)
+TEACHER_SETS = ["model.hidden_size=32", "model.num_layers=3", "model.vocab_size=200"]
+
+
+def make_teacher(captions: Sequence[str], seed: int = 0, size: models.ViltSize = SIZE) -> models.ViltScorer:
+    """A random ViLT whose scores spread over some units, so that an order of them means something."""
+    teacher = models.new_vilt(size, models.word_piece(captions, 200), seed)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+        teacher.network.rank_output.weight.mul_(30)
+    return teacher
+
+
+def make_models(captions: Sequence[str]) -> tuple[models.ViltScorer, models.DualModel]:
+    """A random ViLT and a random dual encoder, as small as they get."""
+    tokenizer = models.word_piece(captions, 200)
+    shared = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32, "patch_size": 16, "max_text_len": 24}
+    dual = models.DualSize(num_vision_layers=1, num_text_layers=1, projection_dim=8, **shared)
+    return models.new_vilt(models.ViltSize(num_hidden_layers=2, **shared), tokenizer), models.new_dual(dual, tokenizer)
+
+
+def make_wide_dual(captions: Sequence[str]) -> models.DualModel:
+    """A random dual encoder whose weights are wide enough to tell pictures apart; it reads pictures of 48 px and 12 tokens."""
+    size = models.DualSize(
+        hidden_size=16, num_attention_heads=2, intermediate_size=32, image_size=48, patch_size=16, max_text_len=12,
+        num_vision_layers=1, num_text_layers=1, projection_dim=8,
+    )  # fmt: skip
+    dual = models.new_dual(size, models.word_piece(captions, 200))
+    with torch.no_grad():
+        for parameter in dual.parameters():
+            parameter.mul_(2 if parameter.ndim > 1 else 1)
+    return dual
+
+
+def make_corpus(folder: Path, captions: Sequence[Sequence[str]]) -> Corpus:
+    """A corpus of noise pictures with these captions."""
+    rng = np.random.default_rng(0)
+    rows = [_row(rng, image, texts) for image, texts in enumerate(captions)]
+    folder.mkdir(parents=True)
+    name = shard_name("train", 0, 1)
+    digest = fingerprint_of([row.digest() for row in write_shard(folder / name, rows)])
+    entry = {"images": len(rows), "captions": sum(map(len, captions)), "fingerprint": digest, "shards": [{"file": name, "rows": len(rows)}]}
+    (folder / "corpus.json").write_text(json.dumps({"format": 1, "name": "made", "splits": {"train": entry}}))
+    return Corpus.open(folder, "train")
+
+
+def _row(rng: np.random.Generator, image: int, texts: Sequence[str]) -> CorpusRow:
+    stream = io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(stream, "PNG")
+    ids = [image * 10 + k for k in range(len(texts))]
+    return CorpusRow(
+        image_id=f"i{image}", path=f"{image}.png", data=stream.getvalue(), width=32, height=32, captions=list(texts), caption_ids=ids
+    )
+
+
+def run_script(script: str, *arguments: object) -> str:
+    """What a Python script prints, run in a process of its own with one thread; an AssertionError with its stderr where it fails."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(SUPPORT)]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def kill_often(work: Callable[[Path], None], whole: Path, victim: Path, num_kills: int) -> int:
+    """Do the work into `whole` undisturbed; then into `victim`, killed at random moments before it is let through. How many
+    children the signal met alive. For a process with one thread, since the work is done in forks of it."""
+    started = time.monotonic()
+    _in_fork(work, whole, None)
+    seconds = time.monotonic() - started
+    rng = random.Random(0)
+    killed = sum(_in_fork(work, victim, seconds * rng.uniform(0.1, 0.5)) for _ in range(num_kills))
+    _in_fork(work, victim, None)
+    return killed
+
+
+def _in_fork(work: Callable[[Path], None], folder: Path, killed_after_s: float | None) -> bool:
+    """Whether the work was killed before it was done."""
+    child = os.fork()
+    if not child:
+        try:
+            work(folder)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    if killed_after_s is not None:
+        time.sleep(killed_after_s)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -1,0 +1,390 @@
+"""The teacher's scores on disk: whole, the same every time, and only for what they were made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import contents, make_teacher, run_script
+
+from dcdctl.core import models
+from dcdctl.core.errors import InputError, MissingError, StaleError
+from dcdctl.core.models.preprocess import vilt_image_processor
+from dcdctl.core.scoring import CorpusSource
+from dcdctl.core.scoring import pairs as scoring_pairs
+from dcdctl.core.teacher import CandidateConfig, ScoringOptions, build, cache_format, candidates
+from dcdctl.core.teacher import cache as teacher_cache
+from dcdctl.core.teacher import estimate as teacher_estimate
+
+CONFIG = CandidateConfig(per_query=4)
+OPTIONS = ScoringOptions(batch_size=64)
+
+
+@pytest.fixture(scope="module")
+def sharded():
+    """Small shards, so that a tiny corpus has several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "IMAGES_PER_SHARD", 5)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(corpus, teacher, tmp_path_factory, sharded) -> Path:
+    """A finished cache of seven shards. Not to be written to."""
+    folder = tmp_path_factory.mktemp("cache") / "cache"
+    build.build_cache(corpus, teacher, folder, CONFIG, options=OPTIONS)
+    return folder
+
+
+def at_size(corpus, image_size_px: int) -> models.ViltScorer:
+    """The teacher, with pictures of another size."""
+    teacher = make_teacher(corpus.captions)
+    teacher.preprocess = dataclasses.replace(teacher.preprocess, image_processor=vilt_image_processor(image_size_px))
+    return teacher
+
+
+@pytest.fixture
+def copied(folder, tmp_path) -> Path:
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def test_a_cache_holds_the_teachers_score_of_every_candidate(corpus, teacher, folder):
+    cache = teacher_cache.read_cache(folder, corpus=corpus, teacher=teacher.digest)
+    image, text, _ = candidates.draw_candidates(corpus, CONFIG).pairs(corpus.caption_image)
+    assert cache.num_pairs == len(image)
+    expected = scoring_pairs.score_pairs(
+        teacher, CorpusSource(corpus, teacher.preprocess), image, text, device=torch.device("cpu"), batch_size=8
+    )
+    np.testing.assert_allclose(cache.lookup(image, text), expected, atol=1e-5)
+    assert (np.diff(cache.image_P * 1000 + cache.text_P) > 0).all()
+    drawn = candidates.draw_candidates(corpus, CONFIG)
+    assert np.array_equal(cache.candidates.texts_of_image.values, drawn.texts_of_image.values)
+    assert np.array_equal(cache.candidates.images_of_text.offsets, drawn.images_of_text.offsets)
+    assert np.array_equal(cache.candidates.images_of_text.values, drawn.images_of_text.values)
+
+
+def test_lookup_is_by_index_and_nan_where_there_is_no_score(folder):
+    cache = teacher_cache.read_cache(folder)
+    order = np.random.default_rng(0).permutation(cache.num_pairs)[:60].reshape(6, 10)
+    assert np.array_equal(cache.lookup(cache.image_P[order], cache.text_P[order]), cache.score_P[order])
+    scored = set(zip(cache.image_P.tolist(), cache.text_P.tolist(), strict=True))
+    everything = np.indices((32, 160)).reshape(2, -1)
+    is_nan = np.isnan(cache.lookup(everything[0], everything[1]))
+    assert is_nan.sum() == 32 * 160 - cache.num_pairs
+    assert all((pair in scored) != missing for pair, missing in zip(zip(*everything.tolist(), strict=True), is_nan, strict=True))
+
+
+def test_a_caption_beyond_the_last_is_no_pair_of_the_next_image(folder):
+    cache = teacher_cache.read_cache(folder)
+    with pytest.raises(ValueError, match=r"\[0, 160\)"):
+        cache.lookup(np.array([0]), np.array([160]))
+
+
+def test_made_twice_the_bytes_are_the_same(corpus, teacher, folder, tmp_path, sharded):
+    build.build_cache(corpus, teacher, tmp_path / "again", CONFIG, options=OPTIONS)
+    assert contents(tmp_path / "again") == contents(folder)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "again").iterdir()}
+    build.build_cache(corpus, teacher, tmp_path / "again", CONFIG, options=OPTIONS)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "again").iterdir()} == before
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tiny import kill_often, make_teacher
+from dcdctl.core.data import Corpus
+from dcdctl.core.teacher import CandidateConfig, build
+build.IMAGES_PER_SHARD = 2
+corpus = Corpus.open(Path(sys.argv[1]), "train")
+def work(folder):
+    options = build.ScoringOptions(batch_size=64)
+    build.build_cache(corpus, make_teacher(corpus.captions), folder, CandidateConfig(per_query=12), options=options)
+print(kill_often(work, Path(sys.argv[2]), Path(sys.argv[3]), num_kills=6))
+"""
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bytes(scenes_corpus_dir, tmp_path):
+    killed = run_script(SCRIPT, scenes_corpus_dir, tmp_path / "whole", tmp_path / "killed")
+    assert int(killed) >= 3
+    assert len(contents(tmp_path / "whole")) == 3 + 16
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_killed_before_the_plan_had_its_name_it_starts_all_the_same(corpus, teacher, folder, tmp_path, sharded):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "plan.json.77.partial").write_text("{")
+    build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
+    assert contents(tmp_path / "cache") == contents(folder)
+
+
+def test_an_unfinished_cache_is_refused(copied, tmp_path):
+    (copied / "cache.json").unlink()
+    with pytest.raises(MissingError, match="an unfinished teacher cache; run `dcdctl cache-teacher`"):
+        teacher_cache.read_cache(copied)
+    with pytest.raises(MissingError, match="holds no teacher cache"):
+        teacher_cache.read_cache(tmp_path / "absent")
+
+
+def test_a_cache_of_another_corpus_or_teacher_is_refused_with_both_named(corpus, teacher, folder):
+    few = corpus.subset(10)
+    with pytest.raises(StaleError, match=f"another corpus \\({corpus.fingerprint[:12]}, not {few.fingerprint[:12]}\\)"):
+        teacher_cache.read_cache(folder, corpus=few)
+    other = make_teacher(corpus.captions, seed=1)
+    with pytest.raises(StaleError, match=f"another teacher \\({teacher.digest[:12]}, not {other.digest[:12]}\\)"):
+        teacher_cache.read_cache(folder, corpus=corpus, teacher=other.digest)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"corpus": 10}, "another corpus"),
+        ({"teacher": 1}, "another teacher"),
+        ({"image_size": 96}, r"another image_size_px \(64, not 96\)"),
+        ({"config": CandidateConfig(per_query=5)}, r"another candidates .*\"per_query\": 4.*not .*\"per_query\": 5"),
+        ({"options": ScoringOptions(precision="bfloat16")}, r"another precision \(float32, not bfloat16\)"),
+    ],
+)
+def test_a_folder_of_another_plan_is_not_gone_on_with(corpus, teacher, copied, sharded, change, message):
+    before = contents(copied)
+    other = corpus.subset(change["corpus"]) if "corpus" in change else corpus
+    scorer = at_size(corpus, change["image_size"]) if "image_size" in change else teacher
+    scorer = make_teacher(corpus.captions, seed=1) if "teacher" in change else scorer
+    with pytest.raises(StaleError, match=message):
+        build.build_cache(other, scorer, copied, change.get("config", CONFIG), options=change.get("options", OPTIONS))
+    assert contents(copied) == before
+
+
+def test_a_folder_with_other_things_is_left_alone(corpus, teacher, tmp_path):
+    (tmp_path / "thesis.txt").write_text("dear")
+    with pytest.raises(StaleError, match="not a teacher cache; name an empty or a new folder"):
+        build.build_cache(corpus, teacher, tmp_path, CONFIG)
+    assert contents(tmp_path) == {"thesis.txt": b"dear"}
+
+
+def test_a_missing_shard_is_named_and_comes_back_as_the_hint_says(corpus, teacher, folder, copied, sharded):
+    (copied / "pairs-00002.parquet").unlink()
+    with pytest.raises(MissingError, match=r"lacks pairs-00002\.parquet; delete pairs-00002\.parquet and cache\.json"):
+        teacher_cache.read_cache(copied)
+    (copied / "cache.json").unlink()
+    build.build_cache(corpus, teacher, copied, CONFIG, options=OPTIONS)
+    assert contents(copied) == contents(folder)
+
+
+def test_a_damaged_shard_is_named_when_it_is_read_and_the_others_serve(copied):
+    path = copied / "pairs-00001.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    cache = teacher_cache.read_cache(copied)
+    assert not np.isnan(cache.lookup(np.array([0, 10]), np.array([0, 50]))).any()
+    with pytest.raises(StaleError, match=r"pairs-00001\.parquet is damaged: its SHA-256 is"):
+        cache.lookup(np.array([5]), np.array([25]))
+    path.write_bytes(data[:-1])
+    with pytest.raises(StaleError, match=rf"pairs-00001\.parquet is damaged: it has {len(data) - 1} bytes, not {len(data)}"):
+        teacher_cache.read_cache(copied)
+
+
+def test_a_cache_of_another_format_is_refused(copied):
+    plan = json.loads((copied / "plan.json").read_text())
+    (copied / "plan.json").write_text(json.dumps({**plan, "format": 1}))
+    with pytest.raises(StaleError, match="is of format 1, this dcdctl reads format 2"):
+        teacher_cache.read_cache(copied)
+
+
+def test_a_teacher_in_train_mode_is_scored_without_dropout(corpus, teacher, folder, tmp_path, sharded):
+    teacher.train()
+    build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
+    assert contents(tmp_path / "cache") == contents(folder)
+
+
+def test_half_precision_is_honoured_and_recorded(corpus, teacher, folder, tmp_path):
+    options = ScoringOptions(batch_size=64, precision="bfloat16")
+    cache = build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, options=options)
+    assert cache.plan["precision"] == "bfloat16"
+    assert 1e-5 < np.abs(cache.score_P - teacher_cache.read_cache(folder).score_P).max() < 1
+
+
+def test_the_metadata_says_what_scores_depend_on(folder, teacher):
+    plan, whole = (json.loads((folder / name).read_text()) for name in ("plan.json", "cache.json"))
+    assert (plan["split"], plan["images"], plan["captions"], plan["teacher"]) == ("train", 32, 160, teacher.digest)
+    assert (plan["image_size_px"], plan["max_text_len"], plan["precision"]) == (64, 40, "float32")
+    assert whole["versions"]["torch"] == torch.__version__
+    assert set(whole["files"]) == {path.name for path in folder.glob("*.parquet")}
+
+
+def test_roles_say_what_a_pair_is_to_either_query(corpus, folder):
+    cache, drawn = teacher_cache.read_cache(folder), candidates.draw_candidates(corpus, CONFIG)
+    for image, text, role in zip(cache.image_P.tolist(), cache.text_P.tolist(), cache.role_P.tolist(), strict=True):
+        assert bool(role & candidates.POSITIVE) == (corpus.caption_image[text] == image)
+        assert bool(role & candidates.TEXT_CANDIDATE) == (text in drawn.texts_of_image[image])
+        assert bool(role & candidates.IMAGE_CANDIDATE) == (image in drawn.images_of_text[text])
+
+
+@pytest.mark.parametrize("margins", [{"absolute_margin": 0.5}, {"relative_margin": 0.1}])
+def test_negatives_too_near_to_the_positives_are_no_candidates(margins, corpus, teacher, folder, tmp_path, sharded):
+    config = dataclasses.replace(CONFIG, **margins)
+    cache = build.build_cache(corpus, teacher, tmp_path / "cache", config, options=OPTIONS)
+    everything = teacher_cache.read_cache(folder).candidates
+    num_dropped = 0
+    for lists, kept, is_image_query in (
+        (everything.texts_of_image, cache.candidates.texts_of_image, True),
+        (everything.images_of_text, cache.candidates.images_of_text, False),
+    ):
+        for query in range(len(lists)):
+            own = corpus.captions_of(query) if is_image_query else [int(corpus.caption_image[query])]
+            found = lists[query]
+            pairs = [(np.full(len(some), query), np.array(some)) for some in (own, found)]
+            positive, negative = (cache.lookup(*(pair if is_image_query else pair[::-1])).astype(np.float64) for pair in pairs)
+            if "absolute_margin" in margins:
+                near = negative > positive.mean() - 0.5
+            else:
+                near = 1 / (1 + np.exp(-negative)) > 0.9 / (1 + np.exp(-positive.mean()))
+            assert kept[query].tolist() == found[~near].tolist()
+            num_dropped += int(near.sum())
+    whole = json.loads((tmp_path / "cache" / "cache.json").read_text())
+    assert whole["dropped"]["margins"] == num_dropped > 0
+
+
+class Counting:
+    """A teacher that counts the pairs it scores."""
+
+    def __init__(self, teacher, monkeypatch):
+        self.num_pairs, score = 0, teacher.score_pairs
+
+        def counted(images, texts, image_ix, text_ix):
+            self.num_pairs += len(image_ix)
+            return score(images, texts, image_ix, text_ix)
+
+        monkeypatch.setattr(teacher, "score_pairs", counted)
+
+
+def test_an_extended_cache_scores_only_the_new_pairs(corpus, teacher, folder, tmp_path, sharded, monkeypatch):
+    old = teacher_cache.read_cache(folder)
+    more = CandidateConfig(per_query=9, seed=1)
+    counter = Counting(teacher, monkeypatch)
+    cache = build.build_cache(corpus, teacher, tmp_path / "cache", more, options=OPTIONS, extend=folder)
+    assert counter.num_pairs == cache.num_pairs - old.num_pairs > 0
+    assert np.array_equal(cache.lookup(old.image_P, old.text_P), old.score_P)
+    drawn = candidates.draw_candidates(corpus, more)
+    for query in range(corpus.num_images):
+        both = set(drawn.texts_of_image[query].tolist()) | set(old.candidates.texts_of_image[query].tolist())
+        assert set(cache.candidates.texts_of_image[query].tolist()) == both
+
+
+def test_a_cache_to_extend_that_is_not_there_is_named(corpus, teacher, tmp_path):
+    with pytest.raises(MissingError, match="absent holds no teacher cache"):
+        build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS, extend=tmp_path / "absent")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_grown_corpus_finds_its_pictures_and_captions_again(corpus, teacher, tmp_path, sharded, monkeypatch):
+    few, options = corpus.subset(20), ScoringOptions(batch_size=64)
+    build.build_cache(few, teacher, tmp_path / "few", CONFIG, options=options)
+    turned = Turned(corpus)
+    counter = Counting(teacher, monkeypatch)
+    cache = build.build_cache(turned, teacher, tmp_path / "grown", CONFIG, options=options, extend=tmp_path / "few")
+    old = teacher_cache.read_cache(tmp_path / "few")
+    image, text = turned.image_of[old.image_P], turned.text_of[old.text_P]
+    assert np.array_equal(cache.lookup(image, text), old.score_P)
+    assert counter.num_pairs == cache.num_pairs - old.num_pairs
+
+
+class Turned:
+    """A corpus with its images in the opposite order."""
+
+    def __init__(self, corpus):
+        self.corpus, self.split = corpus, corpus.split
+        self.num_images, self.num_captions = corpus.num_images, corpus.num_captions
+        self.fingerprint = "turned" + corpus.fingerprint
+        self.order = list(reversed(range(corpus.num_images)))
+        texts = [list(corpus.captions_of(image)) for image in self.order]
+        self.captions = [corpus.captions[text] for own in texts for text in own]
+        self.caption_image = np.repeat(np.arange(self.num_images), [len(own) for own in texts])
+        self.image_of, self.text_of = np.argsort(self.order), np.argsort([text for own in texts for text in own])
+
+    def images(self, image_ix):
+        return self.corpus.images([self.order[int(image)] for image in image_ix])
+
+    def image_bytes(self, image):
+        return self.corpus.image_bytes(self.order[image])
+
+    def captions_of(self, image):
+        first, last = np.searchsorted(self.caption_image, [image, image + 1]).tolist()
+        return range(first, last)
+
+
+@pytest.mark.parametrize("change", ["teacher", "precision", "image_size_px"])
+def test_scores_made_in_another_way_are_not_taken_over(change, corpus, teacher, folder, tmp_path, sharded):
+    scorer = {"teacher": make_teacher(corpus.captions, seed=1), "image_size_px": at_size(corpus, 96)}.get(change, teacher)
+    options = ScoringOptions(batch_size=64, precision="bfloat16" if change == "precision" else "float32")
+    with pytest.raises(StaleError, match=f"was made with another {change}"):
+        build.build_cache(corpus, scorer, tmp_path / "cache", CONFIG, options=options, extend=folder)
+
+
+def test_a_plan_that_was_not_begun_may_be_replaced(corpus, teacher, folder, tmp_path, sharded):
+    job = build.plan_cache(corpus, teacher, tmp_path / "cache", CandidateConfig(per_query=7), options=OPTIONS)
+    estimate = teacher_estimate.estimate_cost(job)
+    assert estimate.num_pairs == estimate.num_to_score > 32 * 7
+    assert estimate.pairs_per_s > 0
+    assert estimate.seconds == pytest.approx(estimate.num_to_score / estimate.pairs_per_s)
+    assert not list((tmp_path / "cache").glob("pairs-*"))
+    build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
+    assert contents(tmp_path / "cache") == contents(folder)
+
+
+def test_verify_scores_anew_and_finds_a_wrong_score(corpus, teacher, folder, copied, sharded):
+    assert teacher_estimate.verify_scores(folder, corpus, teacher, 50, options=OPTIONS) < 1e-5
+    path, whole = copied / "pairs-00002.parquet", json.loads((copied / "cache.json").read_text())
+    pairs = cache_format.read_pairs(path)
+    wrong = cache_format.Pairs(pairs.image, pairs.text, pairs.score + np.float32(0.01), pairs.role)
+    path.unlink()
+    cache_format.write_pairs(path, wrong)
+    whole["files"][path.name] = cache_format.seal_of(path, pairs=len(wrong))
+    (copied / "cache.json").write_text(json.dumps(whole))
+    with pytest.raises(StaleError, match=r"image 1\d with caption \d+ scores -?\d+\.\d+, and the cache has"):
+        teacher_estimate.verify_scores(copied, corpus, teacher, 1000, options=OPTIONS)
+    with pytest.raises(StaleError, match="another precision"):
+        teacher_estimate.verify_scores(folder, corpus, teacher, 5, options=ScoringOptions(precision="bfloat16"))
+
+
+def test_two_runs_do_not_write_to_one_folder(corpus, teacher, tmp_path):
+    with build.claimed(tmp_path / "cache"), pytest.raises(StaleError, match=r"another run is writing to .*cache; let it end"):
+        build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
+    build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+def test_a_full_disk_is_an_error_and_what_is_scored_stays(corpus, teacher, folder, tmp_path, sharded, monkeypatch):
+    write, calls = cache_format.pq.write_table, []
+
+    def full(*arguments, **named):
+        calls.append(1)
+        if len(calls) > 10:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(*arguments, **named)
+
+    monkeypatch.setattr(cache_format.pq, "write_table", full)
+    with pytest.raises(InputError, match=r"there is no room left for .*pairs-00002\.parquet; make room and run the same command again"):
+        build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
+    monkeypatch.undo()
+    assert len(list((tmp_path / "cache").glob("pairs-*"))) == 2
+    monkeypatch.setattr(build, "IMAGES_PER_SHARD", 5)
+    build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
+    assert contents(tmp_path / "cache") == contents(folder)
+
+
+def test_a_pair_takes_at_most_twelve_bytes(tmp_path):
+    rng = np.random.default_rng(0)
+    image, text = np.divmod(np.unique(rng.integers(0, 256 * 500_000, 256 * 300)), 500_000)
+    role = rng.choice(np.array([2, 4, 6], dtype=np.uint8), len(image))
+    cache_format.write_pairs(tmp_path / "pairs", cache_format.Pairs(image, text, rng.normal(size=len(image)).astype(np.float32), role))
+    assert (tmp_path / "pairs").stat().st_size <= build.BYTES_PER_PAIR * len(image)
+    assert np.array_equal(cache_format.read_pairs(tmp_path / "pairs").text, text)

@@ -1,0 +1,148 @@
+"""Which pairs are scored."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny import make_corpus
+
+from dcdctl.core.data import Corpus
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.teacher import CandidateConfig, Lists, candidates, miners
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory) -> Corpus:
+    """Twelve images of one to three captions; images 0, 1 and 2 share a text but for case and spaces."""
+    texts = [["A dog  runs", "one"], ["a dog runs"], ["two", "three", "a DOG runs"]]
+    texts += [[f"text {i} {k}" for k in range(1 + i % 3)] for i in range(3, 12)]
+    return make_corpus(tmp_path_factory.mktemp("twins") / "corpus", texts)
+
+
+@pytest.fixture(scope="module")
+def scenes(scenes_corpus_dir) -> Corpus:
+    return Corpus.open(scenes_corpus_dir, "train")
+
+
+def own_texts(corpus: Corpus, image: int) -> set[str]:
+    return {" ".join(corpus.captions[text].lower().split()) for text in corpus.captions_of(image)}
+
+
+def assert_no_positive(corpus: Corpus, drawn: candidates.Candidates) -> None:
+    for image in range(corpus.num_images):
+        for text in drawn.texts_of_image[image]:
+            assert " ".join(corpus.captions[text].lower().split()) not in own_texts(corpus, image)
+    for text in range(corpus.num_captions):
+        for image in drawn.images_of_text[text]:
+            assert " ".join(corpus.captions[text].lower().split()) not in own_texts(corpus, int(image))
+
+
+@pytest.mark.parametrize("kind", ["random", "blocks"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_negative_says_what_a_caption_of_its_image_says(twins, kind, seed):
+    assert_no_positive(twins, candidates.draw_candidates(twins, CandidateConfig(kind=kind, per_query=5, block_size=6, seed=seed)))
+
+
+@pytest.mark.parametrize("per_query", [1, 5, 9])
+def test_random_draws_as_many_different_ones_as_set_both_ways(twins, per_query):
+    drawn = candidates.draw_candidates(twins, CandidateConfig(per_query=per_query))
+    assert len(drawn.texts_of_image) == twins.num_images
+    assert len(drawn.images_of_text) == twins.num_captions
+    for lists in (drawn.texts_of_image, drawn.images_of_text):
+        assert all(len(set(lists[i].tolist())) == len(lists[i]) == per_query for i in range(len(lists)))
+
+
+def test_random_takes_all_there_are_where_more_are_wanted(twins):
+    drawn = candidates.draw_candidates(twins, CandidateConfig(per_query=1000))
+    # The shared text makes three captions positives of images 0 to 2: their own others and the two twins' go as well.
+    assert len(drawn.texts_of_image[1]) == twins.num_captions - 3
+    assert len(drawn.texts_of_image[5]) == twins.num_captions - len(twins.captions_of(5))
+    assert drawn.images_of_text[0].tolist() == list(range(3, 12))
+
+
+@pytest.mark.parametrize("kind", ["random", "blocks"])
+def test_a_draw_depends_on_the_seed_alone(scenes, kind):
+    def draw(seed: int) -> list[int]:
+        return candidates.draw_candidates(
+            scenes, CandidateConfig(kind=kind, block_size=8, group_size=1, seed=seed)
+        ).texts_of_image.values.tolist()
+
+    assert draw(3) == draw(3)
+    assert draw(3) != draw(4)
+
+
+def test_a_random_draw_favours_no_caption(scenes):
+    counts = np.zeros(scenes.num_captions)
+    for seed in range(30):
+        drawn = candidates.draw_candidates(scenes, CandidateConfig(per_query=15, seed=seed))
+        counts += np.bincount(drawn.texts_of_image.values, minlength=scenes.num_captions)
+    expected = 30 * 32 * 15 / scenes.num_captions
+    assert abs(counts - expected).max() < 6 * expected**0.5  # six standard deviations of a binomial count
+
+
+def test_every_pair_of_a_block_is_scored(scenes):
+    drawn = candidates.draw_candidates(scenes, CandidateConfig(kind="blocks", block_size=8, captions_per_image=5))
+    for image in range(scenes.num_images):
+        block = {image, *(int(scenes.caption_image[text]) for text in drawn.texts_of_image[image])}
+        assert len(block) == 8
+        others = {text for other in block - {image} for text in scenes.captions_of(other)}
+        classes = candidates.text_classes(scenes.captions)
+        own = {classes[text] for text in scenes.captions_of(image)}
+        assert set(drawn.texts_of_image[image].tolist()) == {text for text in others if classes[text] not in own}
+        for text in drawn.texts_of_image[image]:
+            assert image in drawn.images_of_text[int(text)]
+
+
+def test_the_last_block_is_filled_up(twins):
+    drawn = candidates.draw_candidates(twins, CandidateConfig(kind="blocks", block_size=11, group_size=1))
+    assert min(len(drawn.images_of_text[text]) for text in range(twins.num_captions)) >= 11 - 3
+
+
+def test_blocks_take_as_many_captions_of_an_image_as_set(scenes):
+    drawn = candidates.draw_candidates(scenes, CandidateConfig(kind="blocks", block_size=8, captions_per_image=2))
+    taking_part = np.flatnonzero(np.diff(drawn.images_of_text.offsets))
+    assert np.bincount(scenes.caption_image[taking_part]).tolist() == [2] * 32
+
+
+def test_more_rounds_give_more_neighbours(scenes):
+    once, thrice = (candidates.draw_candidates(scenes, CandidateConfig(kind="blocks", block_size=8, rounds=rounds)) for rounds in (1, 3))
+    assert len(thrice.texts_of_image.values) > 1.5 * len(once.texts_of_image.values)
+
+
+def test_near_groups_put_siblings_together(scenes):
+    groups = miners.near_groups(scenes, 4)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(32))
+    assert [len(group) for group in groups] == [4] * 8
+    # Scenes come in families of four that differ in one thing each.
+    pairs = [(int(a) // 4, int(b) // 4) for group in groups for a in group for b in group if a < b]
+    # By chance 3 in 31 would be siblings.
+    assert sum(a == b for a, b in pairs) / len(pairs) > 0.6
+
+
+def test_near_groups_equal_the_greedy_search_by_hand(twins, monkeypatch):
+    whole = [group.tolist() for group in miners.near_groups(twins, 3)]
+    monkeypatch.setattr(miners, "_SEEDS", 2)
+    assert [group.tolist() for group in miners.near_groups(twins, 3)] == whole
+    assert whole[0] == [0, 1, 2]
+    assert [len(group) for group in whole] == [3, 3, 3, 3]
+
+
+def test_pairs_are_unique_sorted_and_hold_every_positive(twins):
+    drawn = candidates.draw_candidates(twins, CandidateConfig(per_query=6))
+    image, text, _ = drawn.pairs(twins.caption_image)
+    pairs = list(zip(image.tolist(), text.tolist(), strict=True))
+    assert pairs == sorted(set(pairs))
+    assert {(int(twins.caption_image[t]), t) for t in range(twins.num_captions)} <= set(pairs)
+    assert {(i, int(t)) for i in range(12) for t in drawn.texts_of_image[i]} <= set(pairs)
+    assert {(int(i), t) for t in range(twins.num_captions) for i in drawn.images_of_text[t]} <= set(pairs)
+
+
+def test_lists_from_pairs_by_hand():
+    lists = Lists.from_pairs(np.array([2, 0, 2, 2]), np.array([5, 1, 3, 5]), 4)
+    assert [lists[i].tolist() for i in range(len(lists))] == [[1], [], [3, 5], []]
+
+
+@pytest.mark.parametrize("wrong", [{"per_query": 0}, {"block_size": 1}, {"rounds": 0}, {"seed": -1}])
+def test_a_setting_out_of_range_is_named(wrong):
+    with pytest.raises(ConfigError, match=rf"candidates\.{next(iter(wrong))} must be at least .*, got {next(iter(wrong.values()))}"):
+        CandidateConfig(**wrong)

@@ -1,0 +1,83 @@
+"""Several teachers as one: on one scale, weighted, and only where all have a score."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny import make_teacher
+
+from dcdctl.core.errors import ConfigError, StaleError
+from dcdctl.core.teacher import CandidateConfig, TeacherEnsemble, build, read_caches
+from dcdctl.core.teacher import cache as teacher_cache
+from dcdctl.core.training import TrainingOptions, distill, recipe
+
+
+@pytest.fixture(scope="module")
+def folders(corpus, teacher, tmp_path_factory):
+    """Caches of two teachers; the second has scored fewer pairs."""
+    root = tmp_path_factory.mktemp("caches")
+    build.build_cache(corpus, teacher, root / "one", CandidateConfig(per_query=12))
+    build.build_cache(corpus, make_teacher(corpus.captions, seed=3), root / "other", CandidateConfig(per_query=9, seed=5))
+    return root / "one", root / "other"
+
+
+@pytest.fixture
+def caches(folders):
+    return [teacher_cache.read_cache(folder) for folder in folders]
+
+
+def test_scores_are_standardised_averaged_and_brought_to_the_teachers_mean_scale_where_all_have_them(caches):
+    ensemble = TeacherEnsemble(caches, [3, 1])
+    everything = np.indices((32, 160)).reshape(2, -1)
+    one, other = (cache.lookup(*everything).astype(np.float64) for cache in caches)
+    shared = ~np.isnan(one) & ~np.isnan(other)
+    assert 160 < shared.sum() < min(cache.num_pairs for cache in caches)
+    expected = sum(weight * (scores - scores[shared].mean()) / scores[shared].std() for weight, scores in ((0.75, one), (0.25, other)))
+    mean, spread = (0.75 * of(one[shared]) + 0.25 * of(other[shared]) for of in (np.mean, np.std))
+    np.testing.assert_allclose(ensemble.lookup(*everything), np.where(shared, expected * spread + mean, np.nan), rtol=1e-5, atol=1e-6)
+    assert set(zip(ensemble.image_P.tolist(), ensemble.text_P.tolist(), strict=True)) == set(
+        zip(*everything[:, shared].tolist(), strict=True)
+    )
+
+
+def test_the_same_teacher_twice_is_that_teacher(caches):
+    one = caches[0]
+    np.testing.assert_allclose(
+        TeacherEnsemble([one, one]).lookup(one.image_P, one.text_P), one.lookup(one.image_P, one.text_P), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_candidates_are_the_firsts_that_all_have_scored(caches):
+    ensemble = TeacherEnsemble(caches)
+    for image in range(32):
+        expected = [text for text in caches[0].candidates.texts_of_image[image].tolist() if not np.isnan(caches[1].lookup(image, text))]
+        assert ensemble.candidates.texts_of_image[image].tolist() == expected
+    for text in range(160):
+        expected = [image for image in caches[0].candidates.images_of_text[text].tolist() if not np.isnan(caches[1].lookup(image, text))]
+        assert ensemble.candidates.images_of_text[text].tolist() == expected
+
+
+def test_one_cache_is_itself_and_weights_must_fit(caches):
+    assert read_caches(caches[:1], ()) is caches[0]
+    assert read_caches([], ()) is None
+    for some in (caches, caches[:1], []):
+        with pytest.raises(ConfigError, match=rf"teachers\.weights has 3 numbers, and there are {len(some)} caches"):
+            read_caches(some, (1.0, 2.0, 1.0))
+
+
+def test_caches_of_two_corpora_do_not_go_together(corpus, teacher, caches, tmp_path):
+    few = build.build_cache(corpus.subset(8), teacher, tmp_path / "few", CandidateConfig(per_query=3))
+    with pytest.raises(StaleError, match="of different corpora"):
+        TeacherEnsemble([caches[0], few])
+
+
+def test_a_student_learns_from_two_teachers(scenes_corpus_dir, corpus, teacher, folders, tmp_path):
+    config = recipe.load_recipe("tiny-student", ["teachers.weights=[0.7, 0.3]"])
+    assert config.teachers.weights == (0.7, 0.3)
+    with pytest.raises(ConfigError, match=r"teachers\.weights must be above 0"):
+        recipe.load_recipe("tiny-student", ["teachers.weights=[1, 0]"])
+    inputs = distill.Inputs(corpus, [teacher_cache.read_cache(folder) for folder in folders], teacher)
+    sets = ["model.layers=[0, 2]", "batch.size=4", "batch.drawn_negatives=2", "batch.hard_negatives=1", "optimizer.steps=2"]
+    run = distill.train(distill.TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=TrainingOptions())
+    assert run.is_finished
+    assert [plan["teacher"] for plan in run.facts()["inputs"]["cache"]] == [cache.plan["teacher"] for cache in inputs.caches]

@@ -1,0 +1,369 @@
+"""Who is near whom: BM25, vectors and chance, each against a plain oracle; what must not be paired is left out."""
+
+from __future__ import annotations
+
+import collections
+import io
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from encoders import SIDE, save_text, save_vision
+from PIL import Image
+from tiny import make_corpus, run_script
+from transformers import AutoModel, CLIPConfig, CLIPImageProcessorPil, Siglip2Config, SiglipConfig, SiglipImageProcessorPil, T5Config
+
+from dcdctl.core import models
+from dcdctl.core.data import Corpus, difference_hash
+from dcdctl.core.errors import ConfigError, MissingError, ModelError
+from dcdctl.core.scoring import embed
+from dcdctl.core.teacher import CandidateConfig, Guards, candidates, miners
+
+CPU = torch.device("cpu")
+TEXTS = [
+    ["a red dog runs on grass", "the dog is red"],
+    ["a red cat sleeps", "A red cat sleeps!"],
+    ["two birds fly over the sea", "birds above water"],
+    ["a dog and a cat play on grass", "the dog plays"],
+    ["a boat on the sea", "the dog is  RED."],
+]
+
+
+# Twenty captions of the first image, and nineteen of the second, say the same: most of the small corpus is no negative for either.
+REPEATED = [[f"same thing {k}" for k in range(20)], [*(f"SAME thing {k}!" for k in range(19)), "x"]]
+REPEATED += [[f"other {image} {k}" for k in range(3)] for image in range(10)]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return make_corpus(tmp_path / "corpus", TEXTS)
+
+
+@pytest.fixture(scope="module")
+def repeated(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("repeated") / "corpus", REPEATED)
+
+
+def true_pairs(corpus: Corpus) -> np.ndarray:
+    """Images x captions: whether the caption is one of the image's or has the same words as one."""
+    said = [" ".join(words(text)) for text in corpus.captions]
+    own = [{said[text] for text in corpus.captions_of(image)} for image in range(corpus.num_images)]
+    return np.array([[text in texts for text in said] for texts in own])
+
+
+def bm25(query: list[str], documents: list[list[str]]) -> list[float]:
+    """Lucene's BM25, k1 1.5 and b 0.75."""
+    mean = sum(map(len, documents)) / len(documents)
+    frequency = collections.Counter(word for document in documents for word in set(document))
+    scores = []
+    for document in documents:
+        counts = collections.Counter(document)
+        score = 0.0
+        for word in query:
+            idf = math.log(1 + (len(documents) - frequency[word] + 0.5) / (frequency[word] + 0.5))
+            score += idf * counts[word] / (counts[word] + 1.5 * (0.25 + 0.75 * len(document) / mean))
+        scores.append(score)
+    return scores
+
+
+def words(text: str) -> list[str]:
+    return "".join(letter if letter.isalnum() else " " for letter in text.lower()).split()
+
+
+def test_lexical_candidates_are_the_best_by_bm25(corpus):
+    drawn = candidates.draw_candidates(corpus, CandidateConfig(kind="lexical", per_query=3))
+    of_image = [[word for text in texts for word in words(text)] for texts in TEXTS]
+    of_text = [words(text) for text in corpus.captions]
+    is_true_IT = true_pairs(corpus)
+    for direction, lists, queries, documents in (
+        ("text", drawn.texts_of_image, of_image, of_text),
+        ("image", drawn.images_of_text, of_text, of_image),
+    ):
+        for query, tokens in enumerate(queries):
+            scores = np.array(bm25([word for word in tokens if any(word in document for document in documents)], documents))
+            scores[is_true_IT[query] if direction == "text" else is_true_IT[:, query]] = -np.inf
+            kept = lists[query]
+            assert len(kept) == 3
+            # Ties may fall either way: the worst that is kept scores no less than the best that is not.
+            assert scores[kept].min() >= np.delete(scores, kept).max() - 1e-6
+
+
+def test_equal_texts_are_no_negatives_whatever_their_case_spacing_and_punctuation(corpus):
+    classes = candidates.text_classes(corpus.captions)
+    assert classes[2] == classes[3]
+    assert classes[1] == classes[9]
+    for kind in ("random", "lexical"):
+        drawn = candidates.draw_candidates(corpus, CandidateConfig(kind=kind, per_query=9))
+        assert 9 not in drawn.texts_of_image[0]
+        assert 1 not in drawn.texts_of_image[4]
+        assert 0 not in drawn.images_of_text[9]
+
+
+def test_equal_bm25_scores_keep_the_order_of_the_corpus():
+    documents = ["sea", "a dog", "a cat", "a dog", "boat", "a dog", "a dog runs"]
+    miner = miners.lexical_miner(["dog", "nothing of it", "!?"], documents)
+    # One of the documents that tie at the end has to stay out, and it is the last.
+    assert miner(np.array([0]), 2).tolist() == [[1, 3]]
+    assert miner(np.array([0]), 7).tolist() == [[1, 3, 5, 6, 0, 2, 4]]
+    assert miner(np.array([1, 2]), 3).tolist() == [[0, 1, 2], [0, 1, 2]]
+
+
+def test_captions_without_a_word_are_mined_all_the_same(tmp_path):
+    corpus = make_corpus(tmp_path / "corpus", [["!", "..."], ["?"], ["a dog"]])
+    drawn = candidates.draw_candidates(corpus, CandidateConfig(kind="lexical"))
+    # Texts of punctuation alone are equal: nothing is left of them.
+    assert [drawn.texts_of_image[image].tolist() for image in range(3)] == [[3], [3], [0, 1, 2]]
+    assert miners.lexical_miner(["?"], ["!", "..."])(np.array([0]), 2).tolist() == [[0, 1]]
+
+
+@pytest.mark.slow
+def test_lexical_candidates_are_the_same_in_every_process(repeated, monkeypatch):
+    script = """
+import sys
+from pathlib import Path
+from dcdctl.core import data, teacher
+drawn = teacher.draw_candidates(data.Corpus.open(Path(sys.argv[1]), "train"), teacher.CandidateConfig(kind="lexical", per_query=5))
+print(drawn.texts_of_image.values.tolist(), drawn.images_of_text.values.tolist())
+"""
+    found = []
+    for hash_seed in ("1", "2"):
+        # Words are numbered in the order of a set.
+        monkeypatch.setenv("PYTHONHASHSEED", hash_seed)
+        found.append(run_script(script, repeated.folder))
+    assert found[0] == found[1]
+
+
+@pytest.fixture(params=["dual", "clip", "siglip", "text"])
+def embedder(request, corpus, tmp_path):
+    """A reference to each kind of model that gives vectors."""
+    if request.param == "dual":
+        size = models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16, image_size=32)
+        models.save(models.dual_student(size, corpus.captions), tmp_path / "dual")
+        return str(tmp_path / "dual")
+    text = save_text("bert", corpus.captions, tmp_path / "text")
+    if request.param == "text":
+        return text
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    of_image = {**small, "image_size": SIDE, "patch_size": 8}
+    of_text = {**small, "vocab_size": 200, "bos_token_id": 0, "eos_token_id": 3, "pad_token_id": 1, "max_position_embeddings": 48}
+    if request.param == "clip":
+        config = CLIPConfig(vision_config=of_image, text_config=of_text, projection_dim=8)
+        CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}).save_pretrained(text)
+    else:
+        config = SiglipConfig(vision_config=of_image, text_config={**of_text, "projection_size": 16})
+        SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(text)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        AutoModel.from_config(config).save_pretrained(text)
+    return text
+
+
+def test_embedding_candidates_are_the_best_by_inner_product(corpus, embedder):
+    drawn = candidates.draw_candidates(corpus, CandidateConfig(kind="embedding", per_query=4, model=embedder))
+    found = embed.embed_corpus(embed.load_embedder(embedder, CPU), corpus)
+    scores_IT = (found.images_ID @ found.texts_TD.T).numpy()
+    is_true_IT = true_pairs(corpus)
+    scores_IT = np.where(is_true_IT, -np.inf, scores_IT)
+    for image in range(corpus.num_images):
+        assert drawn.texts_of_image[image].tolist() == sorted(np.argsort(-scores_IT[image], kind="stable")[:4].tolist())
+    for text in range(corpus.num_captions):
+        allowed = int((~is_true_IT[:, text]).sum())
+        assert drawn.images_of_text[text].tolist() == sorted(np.argsort(-scores_IT[:, text], kind="stable")[: min(4, allowed)].tolist())
+
+
+def test_vectors_have_length_1_and_stand_in_the_order_of_the_corpus(corpus, embedder):
+    found = embed.embed_corpus(embed.load_embedder(embedder, CPU), corpus)
+    torch.testing.assert_close(found.images_ID.norm(dim=1), torch.ones(5))
+    one = embed.load_embedder(embedder, CPU)
+    with torch.no_grad():
+        for text in (0, 7):
+            alone = torch.nn.functional.normalize(one.texts([corpus.captions[text]]).float(), dim=-1)[0]
+            torch.testing.assert_close(found.texts_TD[text], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["vit", "siglip2", "t5"])
+def test_a_model_without_vectors_of_captions_is_refused(tmp_path, kind):
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    if kind == "vit":
+        save_vision("tokens", tmp_path)
+    elif kind == "siglip2":
+        AutoModel.from_config(Siglip2Config(vision_config=small, text_config={**small, "vocab_size": 99})).save_pretrained(tmp_path)
+    else:
+        AutoModel.from_config(T5Config(vocab_size=99, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=f"is a {kind} model, whose vectors are not known here; name a run of a dual encoder"):
+        embed.load_embedder(str(tmp_path), CPU)
+
+
+def test_mixed_candidates_have_their_shares(corpus):
+    def excluded(query, item):
+        return np.isin(item, [0, 1]).astype(np.uint8)
+
+    evens, odds = (lambda queries, width, first=first: np.array([range(first, 10, 2)]) for first in (0, 1))
+    mixed = miners.mixed_miner([(evens, 3), (odds, 1)], excluded)
+    # Three even ones that may be, then an odd one; what is out stays where it was.
+    assert mixed(np.array([0]), 10).tolist() == [[0, 2, 4, 6, 1, 3, 8, 5, 7, 9]]
+    found = miners.mined(mixed, 1, 10, 4, excluded)
+    assert found.candidates.tolist() == [2, 3, 4, 6]
+    assert found.num_dropped[:3].tolist() == [0, 2, 0]
+    config = CandidateConfig(kind="mixed", per_query=4, shares={"lexical": 1.0, "random": 1.0})
+    drawn = candidates.draw_candidates(corpus, config)
+    best = candidates.draw_candidates(corpus, CandidateConfig(kind="lexical", per_query=2))
+    for image in range(corpus.num_images):
+        assert len(drawn.texts_of_image[image]) == 4
+        assert set(best.texts_of_image[image].tolist()) <= set(drawn.texts_of_image[image].tolist())
+
+
+def test_what_two_miners_both_give_is_filled_up():
+    def nothing(query, item):
+        return np.zeros(item.shape, dtype=np.uint8)
+
+    ranked, repeating = (lambda queries, width, row=row: np.array([row]) for row in ([5, 6, 7, 8], [5, 5, 9, 6]))
+    found = miners.mined(miners.mixed_miner([(repeating, 2), (ranked, 2)], nothing), 1, 10, 4, nothing)
+    # 5 and 9 of the one, 6 of the other beside its 5, and then the one's next, 6, is there already: 7.
+    assert found.candidates.tolist() == [5, 6, 7, 9]
+
+
+@pytest.mark.parametrize(
+    ("total", "shares", "counts"),
+    [(15, [0.5, 0.5], [8, 7]), (4, [1, 1, 1], [1, 2, 1]), (1, [0.2, 0.8], [0, 1]), (63, [1, 3, 5], [7, 21, 35])],
+)
+def test_shares_sum_to_the_whole(total, shares, counts):
+    assert miners.shared_out(total, shares) == counts
+
+
+@pytest.mark.parametrize("kind", ["random", "lexical", "embedding", "mixed"])
+@pytest.mark.parametrize("per_query", [1, 3, 20, 30])
+def test_a_query_has_as_many_as_set_or_all_there_are(repeated, kind, per_query):
+    config = CandidateConfig(
+        kind=kind, per_query=per_query, model="given" if kind == "embedding" else "", shares={"random": 1.0} if kind == "mixed" else {}
+    )
+    generator = torch.Generator().manual_seed(0)
+    given = embed.Vectors(torch.randn(12, 4, generator=generator), torch.randn(70, 4, generator=generator))
+    drawn, is_true_IT = candidates.mine_candidates(repeated, config, given), true_pairs(repeated)
+    for lists, is_true in ((drawn.texts_of_image, is_true_IT), (drawn.images_of_text, is_true_IT.T)):
+        assert np.diff(lists.offsets).tolist() == np.minimum(per_query, (~is_true).sum(axis=1)).tolist()
+        for query in range(len(lists)):
+            assert len(set(lists[query].tolist())) == len(lists[query])
+            assert not is_true[query, lists[query]].any()
+
+
+@pytest.mark.parametrize(("chunk", "cells"), [(5, 1 << 22), (4096, 60)])
+def test_lexical_candidates_do_not_depend_on_how_queries_are_cut(repeated, monkeypatch, chunk, cells):
+    config = CandidateConfig(kind="lexical", per_query=6)
+    whole = candidates.draw_candidates(repeated, config)
+    monkeypatch.setattr(miners, "CHUNK", chunk)
+    monkeypatch.setattr(miners, "CELLS", cells)
+    cut = candidates.draw_candidates(repeated, config)
+    assert cut.texts_of_image.values.tolist() == whole.texts_of_image.values.tolist()
+    assert cut.images_of_text.values.tolist() == whole.images_of_text.values.tolist()
+    assert cut.dropped == whole.dropped
+
+
+def test_what_each_guard_left_out_is_counted(tmp_path):
+    corpus = make_corpus(tmp_path / "corpus", [["a dog", "grass"], ["A dog!"], ["sea"]])
+    # All there are: three pairs of an image and its own captions and one more, 0 with caption 2 and 1 with caption 0, each way.
+    drawn = candidates.draw_candidates(corpus, CandidateConfig(per_query=9))
+    assert drawn.dropped == {"same image": 8, "equal text": 4}
+    blocks = candidates.draw_candidates(corpus, CandidateConfig(kind="blocks", block_size=3, group_size=1, directions=("text",)))
+    assert blocks.dropped == {"same image": 4, "equal text": 2}
+    # The best caption for image 0 that is not its own is the sea; its own two and the equal one come first.
+    best = candidates.draw_candidates(corpus, CandidateConfig(kind="lexical", per_query=1, directions=("text",)))
+    assert [best.texts_of_image[image].tolist() for image in range(3)] == [[3], [1], [0]]
+    assert best.dropped == {"same image": 4, "equal text": 2}
+
+
+def test_blocks_gather_by_the_vectors_of_a_model(embedder, tmp_path):
+    six = make_corpus(tmp_path / "six", [*TEXTS, ["a bird", "some birds fly"]])
+    images_ID = embed.embed_corpus(embed.load_embedder(embedder, CPU), six).images_ID
+    scores_I = (images_ID @ images_ID[0]).numpy()
+    scores_I[0] = np.inf
+    near = set(np.argsort(-scores_I)[:3].tolist())
+    drawn = candidates.draw_candidates(six, CandidateConfig(kind="blocks", block_size=3, group_size=3, model=embedder))
+    # The first image takes the two that are nearest to it, and the others are left for each other.
+    for image in range(6):
+        others = {int(six.caption_image[text]) for text in drawn.texts_of_image[image]}
+        assert others | {image} == (near if image in near else set(range(6)) - near)
+
+
+@pytest.mark.parametrize("kind", ["random", "lexical", "blocks"])
+def test_only_the_directions_asked_for_are_mined(corpus, kind):
+    drawn = candidates.draw_candidates(corpus, CandidateConfig(kind=kind, per_query=2, block_size=3, directions=("text",)))
+    assert len(drawn.texts_of_image.values) > 0
+    assert len(drawn.images_of_text.values) == 0
+    assert len(drawn.images_of_text) == 10
+
+
+def resaved(picture: Image.Image) -> Image.Image:
+    """What is left of a picture after a JPEG of another size."""
+    stream = io.BytesIO()
+    picture.resize((48, 48), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=70)
+    return Image.open(stream)
+
+
+@pytest.mark.parametrize("kind", ["random", "lexical", "blocks"])
+def test_pictures_that_look_alike_are_no_negatives_for_each_other(corpus, monkeypatch, kind):
+    pictures = corpus.images(range(5))
+    alike = [pictures[0], pictures[1], resaved(pictures[0]), pictures[3], pictures[4]]
+    monkeypatch.setattr(type(corpus), "images", lambda self, image_ix: [alike[int(image)] for image in image_ix])
+    assert 0 < (difference_hash(alike[0]) ^ difference_hash(alike[2])).bit_count() <= 10
+    drawn = candidates.draw_candidates(corpus, CandidateConfig(kind=kind, per_query=9, block_size=5, duplicate_bits=10))
+    assert {4, 5}.isdisjoint(drawn.texts_of_image[0].tolist())
+    assert {0, 1}.isdisjoint(drawn.texts_of_image[2].tolist())
+    assert 2 not in drawn.images_of_text[0]
+    # Two captions each way, and two images each way.
+    assert drawn.dropped["near-duplicate pictures"] == 8
+
+
+def test_others_take_the_place_of_pictures_that_look_alike(repeated):
+    # All noise pictures look alike where 40 of 64 bits may differ, and then nothing is left; at 20 bits every query has its three.
+    for bits, count in ((20, 3), (63, 0)):
+        drawn = candidates.mine_candidates(repeated, CandidateConfig(per_query=3, duplicate_bits=bits))
+        assert set(np.diff(drawn.texts_of_image.offsets).tolist()) == {count}
+        assert set(np.diff(drawn.images_of_text.offsets).tolist()) == {count}
+
+
+def test_the_first_guard_against_a_pair_gives_the_reason():
+    guards = Guards(np.array([0, 0, 1, 2]), np.array([0, 1, 0, 2]), np.array([0b0, 0b1, 0b111], dtype=np.uint64), 1)
+    image, text = np.repeat(np.arange(3), 4), np.tile(np.arange(4), 3)
+    assert guards(image, text).reshape(3, 4).tolist() == [[1, 1, 2, 0], [2, 3, 1, 0], [0, 0, 0, 1]]
+    assert guards.turned(text, image).tolist() == guards(image, text).tolist()
+
+
+def test_draws_are_different_and_a_function_of_the_seed(corpus):
+    drawn = [
+        candidates.draw_candidates(corpus, CandidateConfig(per_query=3, seed=seed)).texts_of_image.values.tolist() for seed in (1, 1, 2)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_chunks_do_not_change_who_is_excluded(monkeypatch):
+    monkeypatch.setattr(miners, "CHUNK", 7)
+    found = miners.mined(miners.random_miner([3], 50, 1000), 50, 1000, 20, lambda query, item: (item % 2 == 0).astype(np.uint8))
+    assert (found.candidates % 2 == 1).all()
+    assert len(set(zip(found.queries.tolist(), found.candidates.tolist(), strict=True))) == len(found.queries)
+    assert np.bincount(found.queries).tolist() == [20] * 50
+
+
+def test_without_bm25s_the_error_says_how_to_install_it(corpus, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    with pytest.raises(MissingError, match=r"needs bm25s, which is not installed; pip install 'dcdctl\[mine\]'"):
+        candidates.draw_candidates(corpus, CandidateConfig(kind="lexical"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kind": "embedding"}, r"needs candidates\.model"),
+        ({"kind": "mixed"}, r"candidates\.shares is for candidates\.kind mixed"),
+        ({"shares": {"random": 1.0}}, r"candidates\.shares is for candidates\.kind mixed"),
+        ({"kind": "mixed", "shares": {"blocks": 1.0}}, r"candidates\.shares has blocks = 1\.0; known: random, lexical, embedding"),
+        ({"directions": ()}, r"candidates\.directions must name text, image or both, got \[\]"),
+        ({"duplicate_bits": 64}, r"candidates\.duplicate_bits must lie in \[0, 64\), got 64"),
+        ({"relative_margin": 1.0}, r"candidates\.relative_margin must lie in \[0, 1\), got 1\.0"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        CandidateConfig(**wrong)

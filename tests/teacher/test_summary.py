@@ -1,0 +1,103 @@
+"""What a teacher cache holds, checked on a cache written by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from tiny import make_corpus
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.core import files
+from dcdctl.core.teacher import cache, cache_format, summary
+from dcdctl.core.teacher.cache_format import Pairs
+from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE
+
+BOTH = TEXT_CANDIDATE | IMAGE_CANDIDATE
+PAIRS = [
+    (0, 0, 5.0, POSITIVE),
+    (0, 1, 4.0, POSITIVE),
+    (0, 2, 6.0, BOTH),
+    (1, 0, -1.0, IMAGE_CANDIDATE),
+    (1, 2, 2.0, POSITIVE),
+    (2, 0, 5.0, BOTH),
+    (2, 3, 7.0, POSITIVE),
+]
+"""Image, caption, score, role: caption 2 of image 1 is nearer to image 0 than image 0's own; image 2 ties with caption 0's own image."""
+CAPTIONS = [["a dog", "a <b>dog</b>"], ["a cat & a dog"], ["a bird"]]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return make_corpus(tmp_path / "corpus", CAPTIONS)
+
+
+@pytest.fixture
+def folder(tmp_path, corpus):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    image, text, score, role = (np.array(column) for column in zip(*PAIRS, strict=True))
+    cache_format.write_pairs(folder / "pairs-00000.parquet", Pairs(image, text, score.astype(np.float32), role))
+    margins = {"absolute_margin": None, "relative_margin": None}
+    plan = {"format": 2, "corpus": corpus.fingerprint, "images": 3, "captions": 4, "images_per_shard": 256, "candidates": margins}
+    files.write_json(folder / "plan.json", plan)
+    seal = cache_format.seal_of(folder / "pairs-00000.parquet", pairs=len(PAIRS))
+    files.write_json(folder / "cache.json", {"dropped": {"equal text": 2}, "files": {"pairs-00000.parquet": seal}})
+    return folder
+
+
+def test_a_cache_is_summed_up_as_by_hand(folder):
+    found = summary.summarize_cache(cache.read_cache(folder), num_hardest=2)
+    assert (found.num_images, found.num_captions, found.num_pairs, found.dropped) == (3, 4, 7, {"equal text": 2})
+    # Images 0 and 2 have negatives: 6 beats 5, 5 does not beat 7.
+    assert found.text_retrieval == summary.DirectionSummary(num_queries=2, num_negatives=2, positive_first=0.5, outranking=0.5)
+    # Caption 0 (own 5) has images 1 (-1) and 2 (5, a tie), caption 2 (own 2) has image 0 (6).
+    assert found.image_retrieval == summary.DirectionSummary(
+        num_queries=2, num_negatives=3, positive_first=0.0, outranking=pytest.approx(2 / 3)
+    )
+    assert (sum(found.positives), sum(found.negatives)) == (4, 3)
+    assert (found.edges[0], found.edges[-1]) == (-1.0, 7.0)
+    assert found.hardest == [
+        summary.Negative(image=0, text=2, score=6.0, own_text=0, own_score=5.0),
+        summary.Negative(image=2, text=0, score=5.0, own_text=3, own_score=7.0),
+    ]
+
+
+def run_cli(*words):
+    return CliRunner().invoke(app, ["inspect", *map(str, words)], catch_exceptions=False)
+
+
+def test_inspect_prints_a_document_with_captions(folder, corpus):
+    result = run_cli(folder, "--data", corpus.folder, "--json", "--hardest", 1)
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["num_pairs"] == 7
+    assert document["hardest"][0]["caption"] == "a cat & a dog"
+    assert document["hardest"][0]["own_caption"] == "a dog"
+    assert document["hardest"][0]["image_id"] == "i0"
+
+
+def test_inspect_shows_tables_and_writes_a_page_with_pictures(folder, corpus, tmp_path):
+    result = run_cli(folder, "--data", corpus.folder, "--html", tmp_path / "page.html")
+    assert result.exit_code == 0, result.stderr
+    assert "text retrieval: 2 queries, 2 negatives: positive first 50.0%, negatives above it 50.00%" in result.stdout
+    assert "left out: 2 by equal text" in result.stdout
+    assert "a cat & a dog" in result.stdout
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 3
+    assert "a cat &amp; a dog" in page
+
+
+def test_a_page_without_a_corpus_is_a_usage_error(folder, tmp_path):
+    result = run_cli(folder, "--html", tmp_path / "page.html")
+    assert result.exit_code == 2
+    assert "--data" in result.stderr
+
+
+def test_another_corpus_is_refused(folder, tmp_path):
+    other = make_corpus(tmp_path / "other", CAPTIONS[::-1])
+    result = run_cli(folder, "--data", other.folder)
+    assert result.exit_code == 1
+    assert "was made with another corpus" in result.stderr

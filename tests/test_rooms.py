@@ -1,0 +1,136 @@
+"""The rooms of dcdctl/core: what may import what, and through which door."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+
+PACKAGE = ROOT / "dcdctl"
+CORE, CLI = PACKAGE / "core", PACKAGE / "cli"
+
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "data": (),
+    "models": ("data",),
+    "scoring": ("data", "models"),
+    "teacher": ("data", "models", "scoring"),
+    "evaluation": ("data", "models", "scoring"),
+    "training": ("data", "models", "scoring", "teacher", "evaluation"),
+    "bench": ("data", "models"),
+    "search": ("data", "models"),
+    "serve": ("data", "search"),
+    "report": ("data", "teacher", "evaluation", "training", "bench", "search"),
+    "export": ("data", "models", "evaluation", "bench", "report"),
+}
+"""The rooms in order, and the earlier rooms that each one reads. Ground files are free to all; `demo.py` uses every room."""
+GROUND = ("errors", "files", "progress", "config", "devices", "distributed")
+"""The ground files in order; each imports only those before it."""
+
+
+def imported(path: Path, *, top_only: bool = False) -> set[str]:
+    """Dotted names a file imports, wherever in it; `from a import b` is a.b."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names: set[str] = set()
+    for node in tree.body if top_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def core_names(path: Path) -> set[tuple[str, ...]]:
+    """What a file imports of core, without the `dcdctl.core`."""
+    return {tuple(name.split(".")[2:]) for name in imported(path) if name.startswith("dcdctl.core.")}
+
+
+def face(room: str) -> set[str]:
+    """The names that a room offers to other rooms."""
+    return set(importlib.import_module(f"dcdctl.core.{room}").__all__)
+
+
+def used_by_name(path: Path, room: str) -> set[str]:
+    """The attributes of a room that a file reads, where it imports the room itself."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == room}
+
+
+def test_core_holds_these_rooms_and_ground_files():
+    assert {path.parent.name for path in CORE.glob("*/__init__.py")} == set(MAY_IMPORT)
+    assert {path.stem for path in CORE.glob("*.py")} == {"__init__", "demo", *GROUND}
+
+
+def test_the_order_of_the_rooms_has_no_cycle():
+    rooms = list(MAY_IMPORT)
+    for room, earlier in MAY_IMPORT.items():
+        assert set(earlier) <= set(rooms[: rooms.index(room)])
+
+
+@pytest.mark.parametrize("name", GROUND)
+def test_ground_files_import_earlier_ground_files(name):
+    assert {names[0] for names in core_names(CORE / f"{name}.py")} <= set(GROUND[: GROUND.index(name)])
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_imports_earlier_rooms_through_their_faces(room):
+    for path in (CORE / room).rglob("*.py"):
+        for first, *rest in core_names(path):
+            if first in (room, *GROUND):
+                continue
+            assert first in MAY_IMPORT[room], f"{path} imports {first}"
+            names = set(rest) or used_by_name(path, first)
+            assert names <= face(first), f"{path} imports {names - face(first)} of {first}"
+            assert len(rest) <= 1, f"{path} imports a file of {first}"
+
+
+@pytest.mark.parametrize("path", sorted([*CLI.rglob("*.py"), CORE / "demo.py"]), ids=lambda path: path.stem)
+def test_commands_import_rooms_through_their_faces(path):
+    for first, *rest in core_names(path):
+        if first in MAY_IMPORT:
+            assert len(rest) <= 1, f"{path} imports a file of {first}"
+            assert (set(rest) or used_by_name(path, first)) <= face(first), path
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_every_name_of_a_face_is_there_and_is_used_outside_its_room(room):
+    module = importlib.import_module(f"dcdctl.core.{room}")
+    assert module.__doc__
+    for name in face(room):
+        assert getattr(module, name) is not None or name in vars(module)
+    outside = [path for path in [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")] if CORE / room not in path.parents]
+    used: set[str] = set()
+    for path in outside:
+        used |= {name.rpartition(".")[2] for name in imported(path) if name.startswith(f"dcdctl.core.{room}.")} | used_by_name(path, room)
+    assert not face(room) - used, "names that nobody outside the room uses"
+
+
+def test_opening_a_room_imports_none_of_its_files():
+    code = (
+        f"import sys; {'; '.join(f'import dcdctl.core.{room}' for room in MAY_IMPORT)}; print(*(set(sys.modules) & {{'torch', 'numpy'}}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("path", sorted(CORE.rglob("*.py")), ids=lambda path: str(path.relative_to(CORE)))
+def test_core_neither_prints_nor_exits(path):
+    roots = {name.split(".")[0] for name in imported(path)}
+    assert not roots & {"typer", "click", "rich"}
+    assert not any(name.startswith("dcdctl.cli") for name in imported(path))
+    calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    assert not {"print", "exit", "sys.exit"} & set(calls)
+
+
+@pytest.mark.parametrize("path", sorted(CLI.rglob("*.py")), ids=lambda path: str(path.relative_to(CLI)))
+def test_commands_import_core_in_their_bodies(path):
+    light = {"dcdctl.core.errors.DcdError", "dcdctl.core.progress.Advance"}
+    at_top = imported(path, top_only=True)
+    assert {name for name in at_top if name.startswith("dcdctl.core")} <= light
+    heavy = {"torch", "transformers", "numpy", "pandas", "pyarrow", "PIL", "click"} | ({"rich"} if "views" not in path.parts else set())
+    assert not {name.split(".")[0] for name in at_top} & heavy

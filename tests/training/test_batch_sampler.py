@@ -1,0 +1,244 @@
+"""Batches: teacher and student columns are of the same pairs, and a step has one batch."""
+
+from __future__ import annotations
+
+import pickle
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_corpus
+
+from dcdctl.core.data import Corpus
+from dcdctl.core.errors import ConfigError, MissingError
+from dcdctl.core.scoring import CorpusSource
+from dcdctl.core.teacher import CandidateConfig, TeacherCache, build
+from dcdctl.core.training.batch import Batch
+from dcdctl.core.training.batch_sampler import ListSteps, MatrixSteps
+from dcdctl.core.training.recipe import BatchConfig
+
+
+@pytest.fixture(scope="module")
+def drawn(corpus, teacher, tmp_path_factory) -> TeacherCache:
+    return build.build_cache(corpus, teacher, tmp_path_factory.mktemp("random") / "cache", CandidateConfig(per_query=9))
+
+
+@pytest.fixture(scope="module")
+def blocks(corpus, teacher, tmp_path_factory) -> TeacherCache:
+    config = CandidateConfig(kind="blocks", block_size=8)
+    return build.build_cache(corpus, teacher, tmp_path_factory.mktemp("blocks") / "cache", config)
+
+
+class Named:
+    """Stands for a preprocessor: says which pictures and captions it was given, so that a test can tell the pairs of a batch."""
+
+    def images(self, images: list[Any]) -> Any:
+        return Things([image.tobytes() for image in images])
+
+    def texts(self, texts: list[str]) -> Any:
+        return Things(texts)
+
+
+class Things(list[Any]):
+    def to(self, device: object) -> Things:
+        return self
+
+
+class Known:
+    """The pairs of a batch as indices of the corpus."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._image = {corpus.image(i).tobytes(): i for i in range(corpus.num_images)}
+        self._captions = corpus.captions
+
+    def __call__(self, batch: Batch) -> tuple[np.ndarray, list[list[str]]]:
+        images: Any = batch.images
+        texts: Any = batch.texts
+        image_RC = np.array([self._image[data] for data in images])[batch.image_ix_RC.numpy()]
+        return image_RC, [[texts[i] for i in row] for row in batch.text_ix_RC.tolist()]
+
+
+@pytest.fixture(scope="module")
+def known(corpus) -> Known:
+    return Known(corpus)
+
+
+def scores_of(cache: TeacherCache, corpus: Corpus, image: int, text: str) -> set[float]:
+    """The teacher's scores of an image and any caption with this text."""
+    same = [i for i, caption in enumerate(corpus.captions) if caption == text]
+    return {float(score) for score in cache.lookup(np.full(len(same), image), np.array(same)) if score == score}
+
+
+def is_own(corpus: Corpus, image: int, text: str) -> bool:
+    return text in {corpus.captions[i] for i in corpus.captions_of(image)}
+
+
+LISTS = BatchConfig(size=10, drawn_negatives=9, hard_negatives=4)
+
+
+def test_the_teachers_column_j_is_the_score_of_the_pair_in_column_j(corpus, drawn, known):
+    steps = ListSteps(CorpusSource(corpus, Named()), LISTS, 0, drawn)
+    for step in range(6):
+        batch = steps[step]
+        image_BN, text_BN = known(batch)
+        assert image_BN.shape == (10, 5)
+        for b in range(10):
+            assert is_own(corpus, image_BN[b, 0], text_BN[b][0])
+            for n in range(5):
+                assert float(batch.teacher_RC[b, n]) in scores_of(drawn, corpus, image_BN[b, n], text_BN[b][n])
+                assert n == 0 or not is_own(corpus, image_BN[b, n], text_BN[b][n])
+
+
+def test_the_hardest_of_the_drawn_are_kept_hardest_first(corpus, drawn, known):
+    # Nine are drawn of nine cached, so that the hardest of the query's whole list are known.
+    batch = ListSteps(CorpusSource(corpus, Named()), LISTS, 0, drawn)[0]
+    image_BN, text_BN = known(batch)
+    for b in range(0, 10, 2):
+        image = int(image_BN[b, 0])
+        assert set(image_BN[b].tolist()) == {image}
+        texts = drawn.candidates.texts_of_image[image]
+        hardest = np.sort(drawn.lookup(np.full(9, image), texts))[::-1][:4]
+        assert batch.teacher_RC[b, 1:].tolist() == hardest.tolist()
+    for b in range(1, 10, 2):
+        assert len(set(text_BN[b])) == 1
+        assert len(set(image_BN[b].tolist())) == 5
+        assert (batch.teacher_RC[b, 1:].diff() <= 0).all()
+
+
+def test_the_released_order_is_the_sorted_best_of_the_row(corpus, drawn):
+    batch = ListSteps(CorpusSource(corpus, Named()), LISTS, 0, drawn)[0]
+    expected = batch.teacher_RC.sort(dim=1, descending=True).values
+    # The five best of positive and drawn: the positive in its place among the four hardest, or the fifth hardest in its stead.
+    positive_is_in = batch.teacher_RC[:, 0] >= batch.teacher_RC[:, -1]
+    assert positive_is_in.any()
+    assert torch.equal(batch.released_teacher_RC[positive_is_in], expected[positive_is_in])
+    others = ~positive_is_in
+    assert torch.equal(batch.released_teacher_RC[others, :4], batch.teacher_RC[others, 1:])
+
+
+def test_directions_alternate_or_are_the_one_that_is_set(corpus, drawn, known):
+    config = BatchConfig(size=6, drawn_negatives=9, hard_negatives=4, directions=("image",))
+    image_BN, text_BN = known(ListSteps(CorpusSource(corpus, Named()), config, 0, drawn)[0])
+    assert all(len(set(row)) == 1 for row in text_BN)
+    assert all(len(set(row.tolist())) == 5 for row in image_BN)
+
+
+def test_an_epoch_of_lists_has_every_caption_as_positive_once(corpus, drawn, known):
+    steps = ListSteps(CorpusSource(corpus, Named()), LISTS, 0, drawn)
+    assert steps.batches_per_epoch == 16
+    positives = [row[0] for step in range(16) for row in known(steps[step])[1]]
+    assert sorted(positives) == sorted(corpus.captions)
+    again = [row[0] for step in range(16, 32) for row in known(steps[step])[1]]
+    assert sorted(again) == sorted(positives)
+    assert again != positives
+
+
+@pytest.mark.parametrize("kind", [ListSteps, MatrixSteps])
+def test_a_batch_is_a_function_of_seed_and_step(kind, corpus, teacher, drawn):
+    config = BatchConfig(size=8, drawn_negatives=5, hard_negatives=4)
+    steps = kind(CorpusSource(corpus, teacher.preprocess), config, 5, drawn)
+    later = steps[41]
+    _ = steps[0]
+    fresh = pickle.loads(pickle.dumps(kind(CorpusSource(corpus, teacher.preprocess), config, 5, drawn)))[41]
+    other = kind(CorpusSource(corpus, teacher.preprocess), config, 6, drawn)[41]
+    assert torch.equal(later.images.pixel_values, fresh.images.pixel_values)
+    assert torch.equal(later.texts.input_ids, fresh.texts.input_ids)
+    assert torch.equal(later.teacher_RC.nan_to_num(7), fresh.teacher_RC.nan_to_num(7))
+    assert not torch.equal(later.teacher_RC.nan_to_num(7), other.teacher_RC.nan_to_num(7))
+
+
+def test_each_image_and_caption_is_in_a_batch_once(corpus, drawn):
+    batch = ListSteps(CorpusSource(corpus, Named()), LISTS, 0, drawn)[3]
+    images: Any = batch.images
+    assert len(images) == len(set(images)) == int(batch.image_ix_RC.max()) + 1
+    assert len(batch.texts) == int(batch.text_ix_RC.max()) + 1 < batch.text_ix_RC.numel()
+
+
+def test_without_a_cache_all_drawn_are_kept_and_none_is_the_querys_own(corpus, known):
+    config = BatchConfig(size=10, drawn_negatives=12)
+    batch = ListSteps(CorpusSource(corpus, Named()), config, 0, None)[0]
+    image_BN, text_BN = known(batch)
+    assert image_BN.shape == (10, 13)
+    assert batch.teacher_RC.isnan().all()
+    for b in range(10):
+        assert [is_own(corpus, image_BN[b, n], text_BN[b][n]) for n in range(13)] == [True] + [False] * 12
+
+
+def test_more_negatives_than_cached_are_an_error_and_not_fewer(corpus, drawn):
+    with pytest.raises(ConfigError, match=r"batch\.drawn_negatives is 10, the cache has at most 9 candidates for a query"):
+        ListSteps(CorpusSource(corpus, Named()), BatchConfig(drawn_negatives=10), 0, drawn)
+
+
+def test_captions_that_are_in_no_block_are_no_query(corpus, teacher, known, tmp_path):
+    config = CandidateConfig(kind="blocks", block_size=16, captions_per_image=2)
+    cache = build.build_cache(corpus, teacher, tmp_path / "cache", config)
+    steps = ListSteps(CorpusSource(corpus, Named()), BatchConfig(size=8, drawn_negatives=9, hard_negatives=4), 0, cache)
+    assert steps.batches_per_epoch == 8
+    assert not any(steps[step].teacher_RC.isnan().any() for step in range(8))
+
+
+def test_a_corpus_of_one_picture_has_no_negatives(tmp_path):
+    alone = make_corpus(tmp_path / "corpus", [["a", "b"]])
+    with pytest.raises(MissingError, match="no negatives to draw"):
+        ListSteps(CorpusSource(alone, Named()), BatchConfig(size=2), 0, None)[0]
+
+
+def test_all_pairs_have_positives_on_the_diagonal_and_their_own_scores(corpus, blocks, known):
+    batch = MatrixSteps(CorpusSource(corpus, Named()), BatchConfig(size=6), 0, blocks)[2]
+    image_QG, text_QG = known(batch)
+    for q in range(6):
+        assert is_own(corpus, image_QG[q, q], text_QG[q][q])
+        for g in range(6):
+            assert image_QG[q, g] == image_QG[q, 0]
+            assert text_QG[q][g] == text_QG[0][g]
+            score = float(batch.teacher_RC[q, g])
+            assert score != score or score in scores_of(blocks, corpus, image_QG[q, g], text_QG[q][g])
+
+
+def test_a_batch_as_large_as_a_block_is_a_block(corpus, blocks):
+    steps = MatrixSteps(CorpusSource(corpus, Named()), BatchConfig(size=8), 0, blocks)
+    assert steps.batches_per_epoch == 4
+    assert not any(steps[step].teacher_RC.isnan().any() for step in range(12))
+
+
+def test_smaller_batches_are_parts_of_blocks_and_drawn_ones_are_better_than_chance(corpus, blocks, drawn):
+    def share(size: int, cache: TeacherCache) -> float:
+        steps = MatrixSteps(CorpusSource(corpus, Named()), BatchConfig(size=size), 0, cache)
+        return float(np.mean([(~steps[step].teacher_RC.isnan()).float().mean() for step in range(8)]))
+
+    assert share(4, blocks) > 0.95
+    by_chance = drawn.num_pairs / (32 * 160)
+    assert share(8, drawn) > by_chance + 0.02
+
+
+def test_an_epoch_of_all_pairs_has_every_image_once_in_another_order_each_time(corpus, blocks, known):
+    steps = MatrixSteps(CorpusSource(corpus, Named()), BatchConfig(size=8), 0, blocks)
+    first, second = ([known(steps[step])[0][:, 0].tolist() for step in steps_of] for steps_of in (range(4), range(4, 8)))
+    assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(32))
+    assert first != second
+
+
+def test_captions_that_say_the_same_are_marked(tmp_path):
+    twins = make_corpus(tmp_path / "corpus", [["a dog"], ["A  dog"], ["a cat"]])
+    batch = MatrixSteps(CorpusSource(twins, Named()), BatchConfig(size=3), 0, None)[0]
+    known = Known(twins)
+    image_QG, text_QG = known(batch)
+    expected = [[q != g and {int(image_QG[q, g]), [*twins.captions].index(text_QG[q][g])} == {0, 1} for g in range(3)] for q in range(3)]
+    assert batch.same_RC.tolist() == expected
+    assert batch.same_RC.sum() == 2
+
+
+def test_a_batch_larger_than_the_split_is_an_error(corpus):
+    with pytest.raises(ConfigError, match=r"batch\.size is 33, the split has only 32 images"):
+        MatrixSteps(CorpusSource(corpus, Named()), BatchConfig(size=33), 0, None)
+
+
+def test_pictures_are_read_again_where_there_is_no_room_to_keep_them(corpus, drawn, monkeypatch):
+    kept, unkept = CorpusSource(corpus, Named(), memory_bytes=2**20), CorpusSource(corpus, Named())
+    one: Any = ListSteps(kept, LISTS, 0, drawn)[0].images
+    other: Any = ListSteps(unkept, LISTS, 0, drawn)[0].images
+    assert one == other
+    assert len(kept._pictures) == len(one)
+    assert not unkept._pictures

@@ -1,0 +1,215 @@
+"""From names to a finished run; and that every loss teaches every kind of student."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tiny import contents, make_teacher
+
+from dcdctl.core import models
+from dcdctl.core.errors import ConfigError, MissingError, ModelError, StaleError
+from dcdctl.core.scoring import CorpusSource
+from dcdctl.core.teacher import CandidateConfig, build, cache
+from dcdctl.core.training import InputRefs, Inputs, TrainingJob, TrainingOptions, distill, initial_model, runs
+from dcdctl.core.training import recipe as training_recipe
+from dcdctl.core.training.batch_sampler import ListSteps, MatrixSteps
+from dcdctl.core.training.objective import make_objective
+
+OPTIONS = TrainingOptions()
+SMALL = ["model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1", "model.projection_dim=16", "model.vocab_size=200"]
+BATCH = ["batch.size=8", "batch.drawn_negatives=7", "batch.hard_negatives=3", "candidates.kind=blocks", "candidates.block_size=8"]
+FUSION = ["model.layers=[0, 2]", *BATCH]
+DUAL = ["model.kind=dual", "model.start=new", "model.layers=[]", *SMALL, *BATCH]
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(teacher, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher") / "teacher"
+    models.save(teacher, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache_folder(corpus, teacher, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache") / "cache"
+    build.build_cache(corpus, teacher, folder, CandidateConfig(kind="blocks", block_size=8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def inputs(corpus, teacher, cache_folder) -> Inputs:
+    return Inputs(corpus, [cache.read_cache(cache_folder, corpus=corpus, teacher=teacher.digest)], teacher)
+
+
+def terms(*names: str) -> str:
+    return "loss.terms={ " + ", ".join(f"{name} = 1.0" for name in names) + " }"
+
+
+@pytest.mark.parametrize("kind", [FUSION, DUAL], ids=["fusion", "dual"])
+@pytest.mark.parametrize("loss", [*training_recipe.LIST_LOSSES, *training_recipe.MATRIX_LOSSES])
+def test_every_loss_falls_on_a_fixed_batch(inputs, loss, kind):
+    recipe = training_recipe.load_recipe("tiny-student", [*kind, terms(loss), "optimizer.lr=1e-3"])
+    # In eval mode: what dropout does to scores as large as these teachers' is more than a step.
+    model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher).eval()
+    batch = distill.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[0]
+    objective, optimizer = make_objective(recipe.loss), torch.optim.AdamW(model.parameters(), lr=1e-4 if kind is FUSION else 1e-3)
+    values = []
+    for _ in range(12):
+        (value,) = objective(model, batch).values()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert values[0] > 0
+    assert sum(values[-3:]) < sum(values[:3])
+    assert values[-1] < values[0]
+
+
+def test_terms_are_weighted_and_named(inputs):
+    recipe = training_recipe.load_recipe("tiny-student", [*DUAL, "loss.terms={ infonce = 0.25, kl = 2.0 }"])
+    model = initial_model.make_model(recipe, inputs.corpus.captions, None)
+    batch = distill.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[0]
+    both = make_objective(recipe.loss)(model, batch)
+    for name, weight in (("infonce", 0.25), ("kl", 2.0)):
+        alone = make_objective(training_recipe.load_recipe("tiny-student", [*DUAL, terms(name)]).loss)(model, batch)
+        assert float(both[name].detach()) == pytest.approx(weight * float(alone[name].detach()))
+
+
+@pytest.mark.parametrize("kind", [FUSION, DUAL], ids=["fusion", "dual"])
+@pytest.mark.parametrize("loss", ["dcd", "infonce"])
+@torch.no_grad()
+def test_logits_stand_in_the_columns_of_their_pairs(inputs, kind, loss):
+    recipe = training_recipe.load_recipe("tiny-student", [*kind, terms(loss)])
+    model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher)
+    batch = distill.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[1]
+    objective = make_objective(recipe.loss)
+    logits_RC, _ = objective.logits(model, objective.outputs(model, batch), batch)
+    for row, column in ((0, 0), (2, 3), (7, 1)):
+        i, t = int(batch.image_ix_RC[row, column]), int(batch.text_ix_RC[row, column])
+        images = models.ImageBatch(batch.images.pixel_values[i : i + 1], None)
+        texts = models.TextBatch(batch.texts.input_ids[t : t + 1], batch.texts.attention_mask[t : t + 1])
+        if isinstance(model, models.DualModel):
+            alone = model.logit_scale * (model.embed_images(images) * model.embed_texts(texts)).sum()
+        else:
+            alone = model.score(images.pixel_values, texts.input_ids, texts.attention_mask, batch.images.pixel_mask[i : i + 1])[0]
+        assert float(logits_RC[row, column]) == pytest.approx(float(alone), abs=2e-5)
+
+
+def test_a_distilled_student_is_a_run_that_loads_again(inputs, teacher, tmp_path):
+    before = teacher.digest
+    sets = [*FUSION, "optimizer.steps=3", "optimizer.save_every=2"]
+    run = distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
+    assert teacher.digest == before
+    student = models.load_fusion(run.folder)
+    assert len(student.layers) == 2
+    assert student.digest != before
+    facts = run.facts()
+    assert facts["recipe"]["optimizer"]["steps"] == 3
+    assert facts["inputs"]["corpus"] == inputs.corpus.fingerprint
+    assert facts["inputs"]["cache"]["teacher"] == before
+    assert facts["inputs"]["start"] == models.fingerprint(models.fusion_student(teacher, [0, 2]))
+    assert {path.name for path in run.folder.iterdir()} == {"run.json", "metrics.jsonl", "tensorboard", "checkpoints", "model"}
+
+
+def test_a_finished_run_is_left_alone(inputs, tmp_path):
+    sets = [*DUAL, terms("infonce"), "optimizer.steps=2"]
+    distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
+    before = contents(tmp_path / "run")
+    distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run", resume=True), inputs, options=OPTIONS)
+    assert contents(tmp_path / "run") == before
+    with pytest.raises(StaleError, match=r"another recipe\.optimizer\.lr \(0\.0001, not 0\.5\)"):
+        distill.train(
+            TrainingJob("distill", "tiny-student", [*sets, "optimizer.lr=0.5"], tmp_path / "run", resume=True), inputs, options=OPTIONS
+        )
+    half = TrainingOptions(precision="bfloat16")
+    with pytest.raises(StaleError, match=r"another inputs\.precision \(float32, not bfloat16\)"):
+        distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run", resume=True), inputs, options=half)
+    assert contents(tmp_path / "run") == before
+
+
+def test_finetuning_lowers_the_ranking_loss_and_leaves_the_model_it_starts_from(corpus, teacher, tmp_path):
+    before = teacher.digest
+    sets = ["optimizer.steps=60", "optimizer.lr=1e-3", "batch.size=12", "batch.drawn_negatives=5"]
+    run = distill.train(
+        TrainingJob("finetune-teacher", "tiny-teacher", sets, tmp_path / "run"), Inputs(corpus, [], teacher), options=OPTIONS
+    )
+    losses = [line["ranking"] for line in run.metrics()]
+    assert sum(losses[-2:]) < 0.95 * sum(losses[:2])
+    assert teacher.digest == before
+    assert len(models.load_fusion(run.folder).layers) == len(teacher.layers)
+
+
+def test_a_new_teacher_and_a_new_dual_are_made_of_the_recipes_sizes(corpus):
+    fusion = initial_model.make_model(training_recipe.load_recipe("tiny-teacher", SMALL), corpus.captions, None)
+    assert len(fusion.layers) == 2
+    assert fusion.preprocess.image_size_px == 64
+    dual = initial_model.make_model(training_recipe.load_recipe("tiny-student", DUAL), corpus.captions, None)
+    again = initial_model.make_model(training_recipe.load_recipe("tiny-student", DUAL), corpus.captions, None)
+    assert models.fingerprint(dual) == models.fingerprint(again)
+    texts = dual.preprocess.texts(["a red circle"])
+    assert dual.embed_texts(texts).shape == (1, 16)
+
+
+def test_a_dual_goes_on_from_a_reference(corpus, tmp_path):
+    dual = initial_model.make_model(training_recipe.load_recipe("tiny-student", [*DUAL, "seed=9"]), corpus.captions, None)
+    models.save(dual, tmp_path / "dual")
+    recipe = training_recipe.load_recipe("tiny-student", [*DUAL, f"model.start={tmp_path / 'dual'}"])
+    assert models.fingerprint(initial_model.make_model(recipe, corpus.captions, None)) == models.fingerprint(dual)
+
+
+def test_steps_are_what_is_set_or_what_the_epochs_take(inputs):
+    recipe = training_recipe.load_recipe("tiny-student", [*DUAL, "optimizer.steps=100"])
+    assert distill.count_steps(recipe, 7.5) == 100
+    assert distill.count_steps(training_recipe.load_recipe("vilt-coco"), 7.5) == 75
+    assert distill.count_steps(training_recipe.load_recipe("vilt-coco", ["optimizer.epochs=0.01"]), 7.5) == 1
+
+
+@pytest.mark.parametrize(("loss", "kind"), [("dcd", ListSteps), ("ranking", ListSteps), ("infonce", MatrixSteps), ("kl", MatrixSteps)])
+def test_a_loss_has_the_batches_it_works_on_and_needs_scores_or_not(inputs, teacher, loss, kind):
+    recipe = training_recipe.load_recipe("tiny-student", [*FUSION, terms(loss)])
+    assert isinstance(distill.make_steps(CorpusSource(inputs.corpus, teacher.preprocess), recipe, inputs.caches[0]), kind)
+    if loss in training_recipe.TEACHER_LOSSES:
+        with pytest.raises(ConfigError, match=f"loss {loss} needs the teacher's scores; name a cache with --cache"):
+            distill.make_steps(CorpusSource(inputs.corpus, teacher.preprocess), recipe, None)
+    else:
+        assert distill.make_steps(CorpusSource(inputs.corpus, teacher.preprocess), recipe, None)[0].teacher_RC.isnan().all()
+
+
+def test_a_wrong_recipe_leaves_no_run_folder(corpus, teacher, tmp_path):
+    with pytest.raises(ConfigError, match="needs the teacher's scores"):
+        distill.train(TrainingJob("distill", "tiny-student", FUSION, tmp_path / "run"), Inputs(corpus, [], teacher), options=OPTIONS)
+    with pytest.raises(ConfigError, match="trains a student; finetune-teacher wants"):
+        distill.train(TrainingJob("finetune-teacher", "tiny-student", [], tmp_path / "run"), Inputs(corpus, [], teacher), options=OPTIONS)
+    with pytest.raises(ModelError, match="starts from its teacher, and none is named; name it with --teacher"):
+        distill.train(TrainingJob("distill", "tiny-student", FUSION, tmp_path / "run"), Inputs(corpus, [], None), options=OPTIONS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_inputs_that_do_not_belong_together_are_refused(scenes_corpus_dir, corpus, teacher_folder, cache_folder, tmp_path):
+    opened = distill.open_inputs(InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teacher=str(teacher_folder)))
+    assert opened.caches[0] is not None
+    with pytest.raises(StaleError, match="another corpus"):
+        distill.open_inputs(InputRefs(data=scenes_corpus_dir, max_images=10, caches=[cache_folder], teacher=str(teacher_folder)))
+    with pytest.raises(StaleError, match="another corpus"):
+        distill.open_inputs(InputRefs(data=scenes_corpus_dir, split="val", caches=[cache_folder]))
+    models.save(make_teacher(corpus.captions, seed=1), tmp_path / "other")
+    with pytest.raises(StaleError, match="another teacher"):
+        distill.open_inputs(InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teacher=str(tmp_path / "other")))
+    with pytest.raises(StaleError, match="another teacher"):
+        distill.open_inputs(
+            InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teacher=str(teacher_folder), model_set=["max_text_len=9"])
+        )
+    with pytest.raises(MissingError, match="holds no teacher cache"):
+        distill.open_inputs(InputRefs(data=scenes_corpus_dir, caches=[tmp_path / "absent"]))
+    with pytest.raises(ConfigError, match="--model-set says something of the model named by --teacher"):
+        distill.open_inputs(InputRefs(data=scenes_corpus_dir, model_set=["max_text_len=9"]))
+
+
+def test_run_json_is_read_back(inputs, tmp_path):
+    sets = [*DUAL, terms("kl"), "optimizer.steps=1"]
+    run = distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
+    assert runs.open_run(run.folder).is_finished
+    (line,) = run.metrics()
+    assert json.loads((run.folder / "metrics.jsonl").read_text()) == line

@@ -1,0 +1,354 @@
+"""A batch computed in slices, by one process or several: the loss and the weights of the whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from encoders import VISION, make_pair
+from safetensors.torch import load_file
+from tiny import contents, make_teacher
+from torch import nn
+from torch.testing import assert_close
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.core import models
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.scoring import CorpusSource
+from dcdctl.core.teacher import CandidateConfig, build, cache
+from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, initial_model
+from dcdctl.core.training import recipe as training_recipe
+from dcdctl.core.training import runs as training_runs
+from dcdctl.core.training.batch import Slicing
+from dcdctl.core.training.grad_cache import Computing, Moment, backward
+from dcdctl.core.training.loop import _check_slices
+from dcdctl.core.training.objective import make_objective
+
+BATCH = ["batch.size=8", "batch.drawn_negatives=7", "batch.hard_negatives=3", "candidates.kind=blocks", "candidates.block_size=8"]
+FUSION = ["model.layers=[0, 2]", *BATCH]
+DUAL = [
+    *("model.kind=dual", "model.start=new", "model.layers=[]", "model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1"),
+    *("model.projection_dim=16", "model.vocab_size=200", *BATCH),
+]
+KINDS = {
+    "fusion lists": [*FUSION, "loss.terms={ dcd = 1.0 }"],
+    "fusion all pairs": [*FUSION, "loss.terms={ kl = 1.0 }"],
+    "dual all pairs": [*DUAL, "loss.terms={ infonce = 1.0, dcd-kl = 0.5 }"],
+    "dual calibrated": [*DUAL, "loss.terms={ margin-mse = 0.1 }"],
+    "dual lists": [*DUAL, "loss.terms={ dcd = 1.0 }"],
+    "dual hard": [*DUAL, "loss.terms={ infonce-hard = 1.0 }"],
+}
+NO_DROPOUT = models.ViltSize(
+    hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=64, patch_size=16, hidden_dropout_prob=0.0
+)
+SHORT = ["optimizer.steps=4", "optimizer.lr=1e-3", "optimizer.warmup_share=0.0", "optimizer.max_grad_norm=0.5"]
+
+
+@pytest.fixture(scope="module")
+def calm(corpus) -> models.ViltScorer:
+    """A teacher without dropout."""
+    return make_teacher(corpus.captions, size=NO_DROPOUT)
+
+
+@pytest.fixture(scope="module")
+def cache_folder(corpus, calm, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cache") / "cache"
+    build.build_cache(corpus, calm, folder, CandidateConfig(kind="blocks", block_size=8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def inputs(corpus, calm, cache_folder) -> Inputs:
+    return Inputs(corpus, [cache.read_cache(cache_folder, corpus=corpus, teacher=calm.digest)], calm)
+
+
+def gradients_of(inputs: Inputs, kind: str, count: int, *, dropout: str = "0.0", step: int = 1) -> tuple[dict, dict[str, torch.Tensor]]:
+    """The loss and the gradients of one step from the start."""
+    recipe = training_recipe.load_recipe("tiny-student", [*KINDS[kind], f"model.dropout={dropout}"])
+    model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher).train()
+    slicing = Slicing(count, range(count))
+    batch = distill.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], slicing)[step]
+    how = Computing(device=torch.device("cpu"), precision="float32", scaler=torch.amp.GradScaler("cpu", enabled=False), slicing=slicing)
+    values = backward(model, make_objective(recipe.loss), batch, Moment(step=step, num_steps=4, seed=0), how)
+    return values, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_of_slices_is_that_of_the_whole(inputs, kind, count):
+    whole, whole_gradients = gradients_of(inputs, kind, 1)
+    sliced, sliced_gradients = gradients_of(inputs, kind, count)
+    assert sliced == pytest.approx(whole, abs=1e-6, rel=1e-6)
+    assert sliced_gradients.keys() == whole_gradients.keys()
+    largest = max(float(gradient.abs().max()) for gradient in whole_gradients.values())
+    for name, gradient in whole_gradients.items():
+        assert_close(sliced_gradients[name], gradient, rtol=1e-4, atol=1e-6 * max(1.0, largest), msg=name)
+
+
+def test_a_slice_holds_only_its_own_pictures(inputs):
+    for kind in KINDS:
+        recipe = training_recipe.load_recipe("tiny-student", KINDS[kind])
+        model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher)
+        source = CorpusSource(inputs.corpus, model.preprocess)
+        whole = distill.make_steps(source, recipe, inputs.caches[0])[0]
+        own = distill.make_steps(source, recipe, inputs.caches[0], Slicing(4, range(2, 4)))[0]
+        assert [place.total for place in own.slices[0].places] == ([*map(len, (whole.images, whole.texts))] if "dual" in kind else [8])
+        assert len(own.images) == len(own.texts) == 0
+        if "all pairs" in kind:
+            assert [len(part.images) for part in own.slices] == [2, 2]
+            assert torch.equal(own.slices[1].images.pixel_values, whole.images.pixel_values[6:8])
+
+
+def trained(inputs: Inputs, kind: str, folder: Path, *sets: str, **options: object) -> training_runs.Run:
+    chosen = [*KINDS[kind], *SHORT, *sets]
+    return distill.train(TrainingJob("distill", "tiny-student", chosen, folder), inputs, options=TrainingOptions(**options))
+
+
+def weights(run: training_runs.Run) -> dict[str, torch.Tensor]:
+    return load_file(run.model_folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["fusion lists", "dual all pairs"])
+@pytest.mark.parametrize("slices", [2, 3])
+def test_a_training_in_slices_is_the_training_of_the_whole(inputs, kind, slices, tmp_path):
+    one, other = trained(inputs, kind, tmp_path / "one"), trained(inputs, kind, tmp_path / "other", slices=slices)
+    assert_same_training(one, other)
+
+
+def test_features_of_frozen_encoders_come_in_slices_too(corpus, tmp_path):
+    inputs = Inputs(corpus, [], make_pair(corpus.captions, tmp_path / "pair", dropout=0.0))
+    sets = ["model.layers=[0, 2]", "batch.size=6", "batch.drawn_negatives=3", "loss.terms={ ranking = 1.0 }", *SHORT]
+    both = [
+        distill.train(
+            TrainingJob("distill", "tiny-student", sets, tmp_path / f"run-{slices}"),
+            inputs,
+            options=TrainingOptions(features=tmp_path / "f", slices=slices),
+        )
+        for slices in (1, 3)
+    ]
+    assert_same_training(*both)
+
+
+def assert_same_training(one: training_runs.Run, other: training_runs.Run) -> None:
+    """Within rounding; but AdamW divides by the gradient's size, so where that is rounding alone (a bias that softmax cancels, one number
+    in a hundred others), the step is too."""
+    for before, after in zip(one.metrics(), other.metrics(), strict=True):
+        assert {**after, "seconds": 0} == pytest.approx({**before, "seconds": 0}, rel=1e-5, abs=1e-5)
+    found = weights(other)
+    for name, tensor in weights(one).items():
+        if not name.endswith("key.bias"):
+            assert int(((found[name] - tensor).abs() > 1e-6).sum()) <= max(1, 0.01 * tensor.numel()), name
+
+
+def test_dropout_is_the_same_in_both_passes_and_another_in_each_slice(inputs):
+    """With dropout in both passes alike, the gradient is that of the loss: a step against it lowers the loss by its squared length."""
+    recipe = training_recipe.load_recipe("tiny-student", [*KINDS["dual all pairs"], "model.dropout=0.3"])
+    slicing = Slicing(2, range(2))
+    how = Computing(device=torch.device("cpu"), precision="float32", scaler=torch.amp.GradScaler("cpu", enabled=False), slicing=slicing)
+    model = initial_model.make_model(recipe, inputs.corpus.captions, None).train()
+    batch = distill.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], slicing)[0]
+    moment = Moment(step=0, num_steps=4, seed=0)
+    before = backward(model, make_objective(recipe.loss), batch, moment, how)["loss"]
+    gradient = [None if parameter.grad is None else parameter.grad.clone() for parameter in model.parameters()]
+    squared = sum(float(one.square().sum()) for one in gradient if one is not None)
+    with torch.no_grad():
+        for parameter, one in zip(model.parameters(), gradient, strict=True):
+            if one is not None:
+                parameter -= 1e-3 / squared * one
+    after = backward(model, make_objective(recipe.loss), batch, moment, how)["loss"]
+    assert before - after == pytest.approx(1e-3, rel=0.05)
+    drawn = []
+    for part in (0, 1, None):
+        moment.seed_dropout(part)
+        drawn.append(float(torch.rand(())))
+    assert len(set(drawn)) == 3
+
+
+def test_half_precision_and_its_scale_go_with_slices(inputs, tmp_path):
+    for precision in ("bfloat16", "float16"):
+        one = trained(inputs, "dual all pairs", tmp_path / f"{precision}-1", precision=precision)
+        two = trained(inputs, "dual all pairs", tmp_path / f"{precision}-2", precision=precision, slices=2)
+        assert one.metrics()[0]["loss"] == pytest.approx(two.metrics()[0]["loss"], rel=0.02)
+        assert one.metrics()[-1]["loss"] == pytest.approx(two.metrics()[-1]["loss"], rel=0.05)
+
+
+def test_what_cannot_be_sliced_is_refused(inputs, tmp_path):
+    with pytest.raises(ConfigError, match=r"batch\.size is 8, too few for 9 slices in all processes together; set a smaller --accumulate"):
+        trained(inputs, "fusion lists", tmp_path / "small", slices=9)
+    model = initial_model.make_model(training_recipe.load_recipe("tiny-student", KINDS["dual all pairs"]), inputs.corpus.captions, None)
+    model.network.extra = nn.BatchNorm1d(3)
+    with pytest.raises(ConfigError, match=r"network\.extra is a BatchNorm: its output would depend on how a batch is sliced"):
+        _check_slices(model.train(), make_objective(training_recipe.LossConfig()), TrainingOptions(slices=2))
+    with pytest.raises(ConfigError, match="computes a batch as a whole; leave --accumulate out"):
+        _check_slices(model, lambda model, batch: {}, TrainingOptions(slices=2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_activations_that_are_computed_again_change_no_number(inputs, kind, tmp_path):
+    kept = trained(inputs, kind, tmp_path / "kept", "model.dropout=0.1")
+    again = trained(inputs, kind, tmp_path / "again", "model.dropout=0.1", checkpoint_activations=True)
+    assert [{**line, "seconds": 0} for line in kept.metrics()] == [{**line, "seconds": 0} for line in again.metrics()]
+    assert all(torch.equal(tensor, weights(again)[name]) for name, tensor in weights(kept).items())
+    assert (kept.model_folder / "config.json").read_bytes() == (again.model_folder / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_on_several_threads_repeats_to_the_bit(inputs, kind, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        runs = [trained(inputs, kind, tmp_path / str(number), "model.dropout=0.1") for number in range(3)]
+    finally:
+        torch.set_num_threads(before)
+    losses = [[line["loss"] for line in run.metrics()] for run in runs]
+    assert losses[0] == losses[1] == losses[2]
+
+
+class Saved:
+    """A tensor kept for the gradient; `size` counts the numbers of all."""
+
+    size = 0
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        Saved.size += tensor.numel()
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_a_co_attention_network_computes_its_activations_again(corpus, vision, tmp_path):
+    scorer = make_pair(corpus.captions, tmp_path, vision=vision, dropout=0.1).train()
+    images = scorer.preprocess.images(corpus.images([0, 1]))
+    texts = scorer.preprocess.texts(corpus.captions[:3])
+    pairs = torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 2, 2])
+    found = []
+    for is_on in (False, True):
+        if is_on:
+            models.checkpoint_activations(scorer)
+        scorer.zero_grad()
+        torch.manual_seed(3)
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: Saved(tensor), lambda saved: saved.tensor):
+            Saved.size = 0
+            logits = scorer(images, texts, *pairs)
+        logits.sum().backward()
+        found.append((logits.detach(), [p.grad.clone() for p in scorer.parameters() if p.grad is not None], Saved.size))
+    (logits, gradients, kept), (logits_again, gradients_again, kept_again) = found
+    assert torch.equal(logits, logits_again)
+    assert all(torch.equal(one, other) for one, other in zip(gradients, gradients_again, strict=True))
+    assert kept_again < 0.8 * kept
+
+
+SCRIPT = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+from dcdctl.cli.app import app
+from dcdctl.core.teacher import build
+build.IMAGES_PER_SHARD = 3
+for words in json.loads(sys.argv[1]):
+    try:
+        app(words, prog_name="dcdctl")
+    except SystemExit as end:
+        assert not end.code, end.code
+"""
+MEASURED = ["validation.every=2", "optimizer.save_every=2"]
+TOGETHER: dict[str, tuple[str, list[str], list[str]]] = {
+    "lists": ("fusion lists", [], []),
+    "pairs": ("dual all pairs", [], []),
+    "stopped": ("dual all pairs", [], ["--resume", "--accumulate", "2"]),
+    "dropout": ("dual all pairs", ["model.dropout=0.2"], []),
+}
+"""Trainings by two processes: what is trained, more of the recipe, more options."""
+
+
+def launch(folder: Path, commands: list[list[str]]) -> subprocess.CompletedProcess[str]:
+    """Two processes that run some commands one after the other."""
+    (folder / "script.py").write_text(SCRIPT)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(folder / "script.py")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([*start, json.dumps(commands)], env=environment, capture_output=True, text=True, check=False)
+
+
+def scoring(data: Path, teacher: Path, out: Path) -> list[str]:
+    """The command that makes a cache."""
+    places = ["--data", data, "--teacher", teacher, "--out", out]
+    return ["cache-teacher", *map(str, places), "--device", "cpu", "--batch-size", "64", "--set", "candidates.per_query=4"]
+
+
+@pytest.fixture(scope="module")
+def together(inputs, calm, cache_folder, scenes_corpus_dir, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The folder of what two processes made, a cache and runs one after the other, and what they said."""
+    folder = tmp_path_factory.mktemp("together")
+    models.save(calm, folder / "teacher")
+    trained(inputs, "dual all pairs", folder / "stopped", *MEASURED)
+    shutil.rmtree(folder / "stopped" / "model")
+    commands = [scoring(scenes_corpus_dir, folder / "teacher", folder / "cache")]
+    for name, (kind, more, options) in TOGETHER.items():
+        places = ["--data", scenes_corpus_dir, "--cache", cache_folder, "--out", folder / name, "--device", "cpu"]
+        places += ["--teacher", folder / "teacher"] if kind.startswith("fusion") else []
+        sets = [word for one in [*KINDS[kind], *SHORT, *MEASURED, *more] for word in ("--set", one)]
+        commands.append(["distill", "tiny-student", *map(str, places), *sets, *options])
+    done = launch(folder, commands)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_two_processes_write_the_cache_of_one(together, scenes_corpus_dir, monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "IMAGES_PER_SHARD", 3)
+    result = CliRunner().invoke(app, scoring(scenes_corpus_dir, together[0] / "teacher", tmp_path / "alone"), catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    assert len(list((tmp_path / "alone").glob("pairs-*"))) == 11
+    assert contents(together[0] / "cache") == contents(tmp_path / "alone")
+
+
+def test_of_two_processes_one_speaks(together):
+    _, done = together
+    assert done.stdout.count("scored pairs of 32 images and 160 captions") == 1
+    assert done.stderr.count("pairs/s in a trial") == 1
+    assert done.stdout.count("student -> ") == len(TOGETHER)
+    assert done.stderr.count("train: 4/4 steps, loss ") == len(TOGETHER)
+
+
+@pytest.mark.parametrize("name", ["lists", "pairs"])
+def test_two_processes_train_what_one_does(together, inputs, name, tmp_path):
+    alone = trained(inputs, TOGETHER[name][0], tmp_path / "alone", *MEASURED)
+    assert [line["step"] for line in alone.metrics()] == [0, 1, 3]
+    assert_same_training(alone, training_runs.open_run(together[0] / name))
+
+
+def test_a_run_of_one_process_goes_on_with_two(together, inputs, tmp_path):
+    alone = trained(inputs, "dual all pairs", tmp_path / "alone", *MEASURED)
+    assert_same_training(alone, training_runs.open_run(together[0] / "stopped"))
+
+
+def test_two_processes_draw_the_dropout_of_two_slices(together, inputs, tmp_path):
+    alone = trained(inputs, "dual all pairs", tmp_path / "alone", *MEASURED, "model.dropout=0.2", slices=2)
+    assert_same_training(alone, training_runs.open_run(together[0] / "dropout"))
+    whole = trained(inputs, "dual all pairs", tmp_path / "whole", *MEASURED, "model.dropout=0.2")
+    assert abs(whole.metrics()[-1]["loss"] - alone.metrics()[-1]["loss"]) > 1e-4
+
+
+@pytest.mark.slow
+def test_what_the_first_process_refuses_ends_the_others_without_a_traceback(inputs, tmp_path):
+    trained(inputs, "dual all pairs", tmp_path / "run")
+    commands = [["distill", "tiny-student", "--data", str(inputs.corpus.folder), "--out", str(tmp_path / "run"), "--device", "cpu"]]
+    commands[0] += [word for one in [*KINDS["dual all pairs"], "loss.terms={ infonce = 1.0 }"] for word in ("--set", one)]
+    done = launch(tmp_path, commands)
+    assert done.returncode != 0
+    # The first that ends may be ended by torchrun before the other has said that it stops.
+    assert "already holds a run; go on with --resume" in done.stderr
+    assert "torch/distributed/distributed_c10d.py" not in done.stderr
+
+
+def test_new_candidates_in_the_middle_are_for_one_process(inputs, monkeypatch):
+    recipe = training_recipe.load_recipe("tiny-student", [*KINDS["fusion lists"], "batch.refresh_steps=[2]"])
+    assert distill._refresh_steps(recipe, 4, inputs, inputs.caches[0]) == [2]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"batch\.refresh_steps is for one process, and there are 2; start it without torchrun"):
+        distill._refresh_steps(recipe, 4, inputs, inputs.caches[0])

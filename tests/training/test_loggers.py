@@ -1,0 +1,86 @@
+"""Weights & Biases, told by a module that stands in for the package: it is not a dependency, and a test must not call a server."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from typing import Any
+
+import pytest
+
+from dcdctl.core.errors import MissingError
+from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, runs
+
+SETS = [
+    *("model.kind=dual", "model.start=new", "model.layers=[]", "model.hidden_size=32", "model.num_layers=1", "model.num_text_layers=1"),
+    *("model.projection_dim=16", "model.vocab_size=200", "batch.size=8", "loss.terms={ infonce = 1.0 }", "optimizer.steps=12"),
+    *("validation.every=6", "optimizer.save_every=6"),
+]
+
+
+class Told:
+    """What the server would know of a run."""
+
+    id = "r4nd0m"
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, float]] = []
+        self.axis: tuple[str, str] | None = None
+        self.is_finished = False
+
+    def define_metric(self, name: str, *, step_metric: str) -> None:
+        self.axis = (name, step_metric)
+
+    def log(self, values: dict[str, float]) -> None:
+        self.lines.append(values)
+
+    def finish(self) -> None:
+        self.is_finished = True
+
+
+@pytest.fixture
+def server(monkeypatch) -> list[tuple[dict[str, Any], Told]]:
+    """The runs that were begun, and how."""
+    begun: list[tuple[dict[str, Any], Told]] = []
+
+    def init(**options: Any) -> Told:
+        begun.append((options, Told()))
+        return begun[-1][1]
+
+    module = types.ModuleType("wandb")
+    module.init = init  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return begun
+
+
+def test_it_is_told_what_the_run_folder_holds_and_a_run_that_goes_on_is_the_same(server, corpus, tmp_path):
+    def go() -> runs.Run:
+        options = TrainingOptions(wandb="search")
+        return distill.train(
+            TrainingJob("distill", "tiny-student", SETS, tmp_path / "run", resume=True), Inputs(corpus, [], None), options=options
+        )
+
+    run = go()
+    ((options, told),) = server
+    assert (options["project"], options["name"], options["id"], options["resume"]) == ("search", "run", None, "allow")
+    assert options["config"] == run.facts()["recipe"]
+    assert told.lines == run.metrics()
+    assert [line["step"] for line in told.lines] == [0, 5, 10, 11]
+    assert "val_rsum" in told.lines[1]
+    assert told.axis == ("*", "step")
+    assert told.is_finished
+    assert json.loads((run.folder / "wandb.json").read_text()) == {"project": "search", "id": "r4nd0m"}
+    run.model_folder.rename(tmp_path / "model")
+    go()
+    options, told = server[1]
+    assert options["id"] == "r4nd0m"
+    assert [line["step"] for line in told.lines] == [10, 11]
+
+
+def test_a_package_that_is_not_there_is_named_before_the_training(corpus, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    job = TrainingJob("distill", "tiny-student", SETS, tmp_path / "run")
+    with pytest.raises(MissingError, match=r"--wandb needs wandb, which is not installed; pip install 'dcdctl\[wandb\]'"):
+        distill.train(job, Inputs(corpus, [], None), options=TrainingOptions(wandb="search"))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,177 @@
+"""The one loop: the released schedule and optimiser, and a run that is killed and goes on as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from paths import FIXTURES
+from tiny import run_script
+from torch import nn
+from torch.utils.data import Dataset
+
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.training import TrainingOptions, loop, runs
+from dcdctl.core.training.loop import learning_rate_factor, make_optimizer
+from dcdctl.core.training.recipe import OptimizerConfig, Recipe
+
+RELEASED = json.loads((FIXTURES / "optim_a.json").read_text())
+
+
+def test_the_schedule_is_the_released_one():
+    config = OptimizerConfig(lr=0.01, warmup_share=RELEASED["config"]["warmup"])
+    for step, released in enumerate(RELEASED["steps"]):
+        factor = learning_rate_factor(step, RELEASED["config"]["max_steps"], config)
+        assert 0.01 * factor == pytest.approx(released["lr"]["stu_rank_output.weight"], abs=1e-12)
+        # Fusion parts have five times the rate.
+        assert 0.05 * factor == pytest.approx(released["lr"]["stu_cross_modal_image_pooler.dense.bias"], abs=1e-12)
+
+
+def test_vectors_do_not_decay_and_frozen_parameters_are_left_out():
+    model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2), nn.Linear(2, 2))
+    model[2].requires_grad_(False)
+    groups = make_optimizer(model, OptimizerConfig(weight_decay=0.3)).param_groups
+    assert [(group["decay"], [tuple(p.shape) for p in group["params"]]) for group in groups] == [
+        (0.3, [(2, 3)]),
+        (0.0, [(2,), (2,), (2,)]),
+    ]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_schedule_rises_from_0_to_1_and_falls(schedule):
+    config = OptimizerConfig(schedule=schedule, warmup_share=0.2)
+    factors = [learning_rate_factor(step, 50, config) for step in range(50)]
+    assert factors[:11] == pytest.approx([step / 10 for step in range(11)])
+    assert all(before > after > 0 for before, after in pairwise(factors[10:]))
+    assert learning_rate_factor(30, 50, config) == pytest.approx(0.5)
+    assert learning_rate_factor(0, 1, OptimizerConfig(warmup_share=0.0)) == 1
+
+
+class Batch:
+    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.x, self.y = x, y
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.x.to(device), self.y.to(device))
+
+
+class Lines(Dataset[Batch]):
+    """Points of y = 2x + 1; a function of the step."""
+
+    def __getitem__(self, step: int) -> Batch:
+        x = torch.randn(16, 1, generator=torch.Generator().manual_seed(step))
+        return Batch(x, 2 * x + 1)
+
+
+def squares(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    error = (model(batch.x) - batch.y).float()
+    return {"square": 0.5 * error.square().mean(), "absolute": 0.1 * error.abs().mean()}
+
+
+def train(folder: Path, objective=squares, *, steps=60, options=None, **config) -> tuple[runs.Run, nn.Module]:
+    recipe = Recipe(optimizer=OptimizerConfig(**{"lr": 0.1, "steps": steps, "weight_decay": 0.0, "save_every": 25, **config}))
+    run = runs.start_run(folder, recipe, "test", {}, resume=True)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.1), nn.Linear(8, 1))
+    options = options or TrainingOptions()
+    loop.train(run, model, Lines(), objective, recipe.optimizer, num_steps=steps, seed=0, options=options)
+    return run, model
+
+
+def test_training_lowers_the_loss_and_logs_the_parts(tmp_path):
+    run, model = train(tmp_path)
+    metrics = run.metrics()
+    assert [line["step"] for line in metrics] == [0, 10, 20, 30, 40, 50, 59]
+    assert metrics[-1]["loss"] < 0.2 * metrics[0]["loss"]
+    for line in metrics:
+        assert line["loss"] == pytest.approx(line["square"] + line["absolute"], rel=1e-6)
+    assert metrics[0]["lr"] == 0
+    assert metrics[1]["lr"] == pytest.approx(0.1 * (60 - 10) / (60 - 6))
+    assert run.checkpoint_steps() == [25, 50]
+    assert not model.training
+
+
+def test_a_loss_that_is_not_a_number_is_an_error_that_names_step_and_part(tmp_path):
+    def broken(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        parts = squares(model, batch)
+        return {**parts, "absolute": parts["absolute"] * math.nan} if float(batch.x[0]) == float(Lines()[7].x[0]) else parts
+
+    with pytest.raises(ConfigError, match=r"the loss of step 7 is nan \(square \d.*, absolute nan\); try a lower optimizer\.lr"):
+        train(tmp_path, broken)
+
+
+def test_gradients_are_clipped_to_the_norm(tmp_path):
+    moved = []
+    for name, norm in (("free", None), ("clipped", 1e-9)):
+        # AdamW's step does not shrink with the gradient unless it is as small as epsilon, 1e-8.
+        _, model = train(tmp_path / name, steps=3, warmup_share=0.0, max_grad_norm=norm)
+        torch.manual_seed(0)
+        before = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.1), nn.Linear(8, 1))
+        moved.append(max(float((a - b).detach().abs().max()) for a, b in zip(model.parameters(), before.parameters(), strict=True)))
+    assert moved[0] > 5 * moved[1]
+
+
+def test_half_precision_computes_in_it_and_learns(tmp_path):
+    seen = set()
+
+    def objective(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        seen.add(model(batch.x).dtype)
+        return squares(model, batch)
+
+    run, _ = train(tmp_path, objective, options=TrainingOptions(precision="bfloat16"))
+    assert seen == {torch.bfloat16}
+    assert run.metrics()[-1]["loss"] < 0.3 * run.metrics()[0]["loss"]
+    assert not list(tmp_path.glob("checkpoints/*/scaler.json"))
+
+
+def test_float16_keeps_its_loss_scale_in_the_checkpoint(tmp_path):
+    run, _ = train(tmp_path, options=TrainingOptions(precision="float16"))
+    scale = json.loads((tmp_path / "checkpoints" / "step-50" / "scaler.json").read_text())
+    assert scale["scale"] > 0
+    assert scale["_growth_tracker"] > 0
+    assert run.metrics()[-1]["loss"] < 0.3 * run.metrics()[0]["loss"]
+
+
+def test_workers_change_no_number(tmp_path):
+    _, alone = train(tmp_path / "alone", steps=12)
+    _, helped = train(tmp_path / "helped", steps=12, options=TrainingOptions(workers=1))
+    assert all(torch.equal(one, other) for one, other in zip(alone.parameters(), helped.parameters(), strict=True))
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tiny import kill_often, make_teacher
+from dcdctl.core.data import Corpus
+from dcdctl.core.teacher import CandidateConfig, build_cache
+from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, train
+corpus = Corpus.open(Path(sys.argv[1]), "train")
+sets = ["model.layers=[0, 2]", "batch.size=6", "batch.drawn_negatives=6", "batch.hard_negatives=3", "candidates.per_query=6",
+        "optimizer.steps=30", "optimizer.save_every=4", "optimizer.lr=1e-3", "validation.every=9", "validation.max_images=4"]
+def work(folder):
+    teacher = make_teacher(corpus.captions)
+    cache = build_cache(corpus, teacher, folder.with_name(folder.name + "-cache"), CandidateConfig(per_query=6))
+    inputs = Inputs(corpus, [cache], teacher)
+    job = TrainingJob("distill", "vilt-coco", sets, folder, resume=True)
+    train(job, inputs, options=TrainingOptions())
+print(kill_often(work, Path(sys.argv[2]), Path(sys.argv[3]), num_kills=5))
+"""
+
+
+def test_killed_again_and_again_a_run_ends_with_the_same_losses_and_weights(scenes_corpus_dir, tmp_path):
+    killed = run_script(SCRIPT, scenes_corpus_dir, tmp_path / "whole", tmp_path / "killed")
+    assert int(killed) >= 3
+    whole, victim = runs.open_run(tmp_path / "whole"), runs.open_run(tmp_path / "killed")
+    timeless = [[{key: value for key, value in line.items() if key != "seconds"} for line in run.metrics()] for run in (whole, victim)]
+    assert timeless[0] == timeless[1]
+    assert [line["step"] for line in timeless[0]] == [0, 8, 10, 17, 20, 26, 29]
+    assert [runs.best_rsum(run) for run in (whole, victim)] == [max(line.get("val_rsum", 0) for line in timeless[0])] * 2
+    files = [(run.model_folder / "model.safetensors").read_bytes() for run in (whole, victim)]
+    assert files[0] == files[1]
+    assert not list(victim.folder.rglob("*.partial"))

@@ -1,0 +1,382 @@
+"""Mined negatives of lists: which may come, from which step on, for every kind of teacher."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from byte_level import byte_level_bpe
+from encoders import make_pair, save_text, save_vision
+from paths import FIXTURES
+from tiny import make_corpus
+from torch.testing import assert_close
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.core import models
+from dcdctl.core.errors import ConfigError, ModelError, StaleError
+from dcdctl.core.progress import silent
+from dcdctl.core.scoring import CorpusSource, embed, features
+from dcdctl.core.teacher import CandidateConfig, Candidates, Lists, candidates
+from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, negatives, runs
+from dcdctl.core.training import recipe as training_recipe
+from dcdctl.core.training.batch import Slicing
+from dcdctl.core.training.batch_sampler import ListSteps
+from dcdctl.core.training.negatives import MinedNegatives
+from dcdctl.core.training.recipe import BatchConfig, Recipe
+
+NUM_IMAGES = 12
+MINED = BatchConfig(size=24, drawn_negatives=4, hard_negatives=1, negatives="mined")
+LR = 1e-3
+SETS = ["batch.size=4", "batch.drawn_negatives=3", f"optimizer.lr={LR}", "optimizer.steps=2", "optimizer.warmup_share=0.0"]
+MINE = ["batch.negatives=mined", "candidates.per_query=4"]
+
+
+class Indices:
+    """Stands for a source: images and captions are their own indices."""
+
+    def __init__(self, corpus: Any) -> None:
+        self.corpus = corpus
+
+    def images(self, image_ix: Any) -> Any:
+        return np.asarray(image_ix)
+
+    def texts(self, text_ix: Any) -> Any:
+        return np.asarray(text_ix)
+
+
+@pytest.fixture(scope="module")
+def pairs_corpus(tmp_path_factory):
+    """Image i has captions 2i and 2i + 1; the second captions of images 0 and 1 say the same."""
+    texts = [[f"picture {i}", "a twin" if i < 2 else f"number {i}"] for i in range(NUM_IMAGES)]
+    return make_corpus(tmp_path_factory.mktemp("made") / "corpus", texts)
+
+
+@pytest.fixture(scope="module")
+def hand_made():
+    """The captions of the two next images (2i + 2 to 2i + 5 for image i), and these images (i + 1 and i + 2 for its captions)."""
+    images, texts = np.arange(NUM_IMAGES), np.arange(2 * NUM_IMAGES)
+    after_I, after_T = (images[:, None] * 2 + [2, 3, 4, 5]) % (2 * NUM_IMAGES), (texts[:, None] // 2 + [1, 2]) % NUM_IMAGES
+    return Candidates(
+        Lists.from_pairs(images.repeat(4), after_I.ravel(), NUM_IMAGES), Lists.from_pairs(texts.repeat(2), after_T.ravel(), 2 * NUM_IMAGES)
+    )
+
+
+def mined_for(source: Any, recipe: Recipe, num_steps: int) -> MinedNegatives:
+    return negatives.for_lists(negatives.mine(source, recipe), recipe, num_steps)
+
+
+def lists_of(steps: ListSteps, step: int) -> tuple[np.ndarray, np.ndarray]:
+    batch = steps[step]
+    images: Any = batch.images
+    texts: Any = batch.texts
+    return images[batch.image_ix_RC.numpy()], texts[batch.text_ix_RC.numpy()]
+
+
+def mined_in(steps: ListSteps, step: int) -> list[int]:
+    """Of each list, how many negatives are among the query's hand-made ones."""
+    image_BN, text_BN = lists_of(steps, step)
+    lists = steps.mined.candidates
+    return [
+        len(set(texts[1:]) & set(lists.texts_of_image[images[0]]))
+        if len(set(images)) == 1
+        else len(set(images[1:]) & set(lists.images_of_text[texts[0]]))
+        for images, texts in zip(image_BN, text_BN, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("direction", "wanted"), [("text", 4), ("image", 2)])
+def test_negatives_are_the_mined_ones_and_random_ones_where_these_are_too_few(pairs_corpus, hand_made, direction, wanted):
+    steps = ListSteps(Indices(pairs_corpus), replace(MINED, directions=(direction,)), 0, None).with_mined(MinedNegatives(hand_made, 4))
+    for step in range(4):
+        assert mined_in(steps, step) == [wanted] * 24
+        if direction == "image":
+            images_BN, _ = lists_of(steps, step)
+            assert all(len(set(images)) == 5 for images in images_BN)
+
+
+def test_of_each_list_the_share_is_mined_and_the_rest_comes_from_the_whole_corpus(pairs_corpus, hand_made):
+    config = replace(MINED, drawn_negatives=3, directions=("text",))
+    steps = ListSteps(Indices(pairs_corpus), config, 0, None).with_mined(MinedNegatives(hand_made, 1))
+    counts = [count for step in range(8) for count in mined_in(steps, step)]
+    # One of the four, then two of the 21 that are neither own nor chosen, three of which are mined too: 1 + 2 * 3 / 21 on average.
+    assert min(counts) == 1
+    assert np.mean(counts) == pytest.approx(1.29, abs=0.12)
+    others = {int(text) for step in range(8) for text in lists_of(steps, step)[1][:, 2:].ravel()}
+    assert others == set(range(24))
+
+
+@pytest.mark.parametrize("per_list", [1, 4])
+def test_no_negative_is_the_querys_own_or_says_the_same_or_comes_twice(pairs_corpus, per_list):
+    # Hand-made ones are taken as they are; the guards of mining are what leaves out twins.
+    guarded = negatives.mine(Indices(pairs_corpus), Recipe(batch=MINED, candidates=CandidateConfig(per_query=6)))
+    steps = ListSteps(Indices(pairs_corpus), replace(MINED, drawn_negatives=8), 0, None).with_mined(MinedNegatives(guarded, per_list))
+    told = [" ".join(caption.split()) for caption in pairs_corpus.captions]
+    for step in range(6):
+        for images, texts in zip(*lists_of(steps, step), strict=True):
+            own = {told[text] for text in pairs_corpus.captions_of(images[0])}
+            if len(set(images)) == 1:
+                assert not own & {told[text] for text in texts[1:]}
+                assert len(set(texts)) == 9
+            else:
+                assert len(set(texts)) == 1
+                assert len(set(images)) == 9
+                assert not any(told[texts[0]] in {told[text] for text in pairs_corpus.captions_of(image)} for image in images[1:])
+
+
+def test_where_there_are_no_others_random_ones_come_again(tmp_path):
+    few = make_corpus(tmp_path / "corpus", [["a"], ["b"], ["c"]])
+    found = mined_for(Indices(few), Recipe(batch=MINED, candidates=CandidateConfig(per_query=1)), 1)
+    images, _ = lists_of(ListSteps(Indices(few), replace(MINED, directions=("image",)), 0, None).with_mined(found), 0)
+    assert all(set(row[1:]) == {0, 1, 2} - {row[0]} for row in images.tolist())
+
+
+def test_before_the_first_mined_step_batches_are_those_of_random_negatives(pairs_corpus, hand_made):
+    plain = ListSteps(Indices(pairs_corpus), BatchConfig(size=24, drawn_negatives=4), 0, None)
+    steps = ListSteps(Indices(pairs_corpus), MINED, 0, None).with_mined(MinedNegatives(hand_made, 4, first_step=3))
+    same = [all(np.array_equal(*both) for both in zip(lists_of(plain, step), lists_of(steps, step), strict=True)) for step in range(6)]
+    assert same == [True, True, True, False, False, False]
+
+
+def test_a_recipes_shares_become_numbers(pairs_corpus):
+    batch = BatchConfig(drawn_negatives=5, hard_negatives=1, negatives="mined", mined_share=0.5, mined_from=0.29)
+    found = mined_for(Indices(pairs_corpus), Recipe(batch=batch), 100)
+    assert (found.per_list, found.first_step) == (3, 29)
+    least = mined_for(Indices(pairs_corpus), Recipe(batch=replace(batch, mined_share=0.01, mined_from=0.0)), 100)
+    assert (least.per_list, least.first_step) == (1, 0)
+
+
+def test_what_is_mined_is_what_a_cache_would_hold_in_the_directions_of_the_batch(pairs_corpus):
+    config = CandidateConfig(kind="lexical", per_query=3)
+    recipe = Recipe(batch=replace(MINED, directions=("image",)), candidates=config)
+    mined, cached = negatives.mine(Indices(pairs_corpus), recipe), candidates.draw_candidates(pairs_corpus, config)
+    assert np.array_equal(mined.images_of_text.values, cached.images_of_text.values)
+    assert len(mined.images_of_text.values) == 24 * 3
+    assert not len(mined.texts_of_image.values)
+
+
+def test_a_batch_is_a_function_of_seed_and_step_however_it_is_sliced(corpus, teacher):
+    recipe = Recipe(batch=BatchConfig(size=8, drawn_negatives=5, hard_negatives=1, negatives="mined", mined_share=0.6, mined_from=0.5))
+    source = CorpusSource(corpus, teacher.preprocess)
+
+    def batch_of(step: int, slicing: Slicing, seed: int = 5) -> Any:
+        steps = ListSteps(source, recipe.batch, seed, None, slicing).with_mined(mined_for(source, recipe, 40))
+        _ = steps[0]
+        return pickle.loads(pickle.dumps(steps))[step]
+
+    whole, second = batch_of(31, Slicing(1, range(1))), batch_of(31, Slicing(2, range(1, 2)))
+    assert torch.equal(whole.image_ix_RC, second.image_ix_RC)
+    assert torch.equal(whole.text_ix_RC, second.text_ix_RC)
+    part = second.slices[0]
+    pixels = whole.images.pixel_values[whole.image_ix_RC[4:]]
+    assert torch.equal(part.images.pixel_values[part.image_ix_RC], pixels)
+    assert not torch.equal(whole.text_ix_RC, batch_of(31, Slicing(1, range(1)), seed=6).text_ix_RC)
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["candidates.kind=blocks"], "candidates.kind blocks makes batches"),
+        (["loss.terms={ infonce = 1.0 }"], "loss infonce is on all pairs of a batch"),
+        (['candidates.directions=["text"]'], "candidates.directions lacks image"),
+        (["candidates.relative_margin=0.1"], "candidates.relative_margin needs the teacher's scores"),
+        (["batch.mined_share=0.0"], r"batch.mined_share must lie in \(0, 1\], got 0.0"),
+        (["batch.mined_from=1.0"], r"batch.mined_from must lie in \[0, 1\), got 1.0"),
+        (["batch.negatives=random", "batch.mined_from=0.5"], "are for batch.negatives mined, and it is random"),
+    ],
+)
+def test_a_recipe_that_cannot_be_mined_for_leaves_no_run_folder(corpus, tmp_path, sets, message):
+    small = ["model.hidden_size=16", "model.vocab_size=100"]
+    with pytest.raises(ConfigError, match=message):
+        distill.train(
+            TrainingJob("finetune-teacher", "tiny-teacher", [*small, *SETS, *MINE, *sets], tmp_path / "run"),
+            Inputs(corpus, [], None),
+            options=TrainingOptions(),
+        )
+    assert not (tmp_path / "run").exists()
+
+
+SMALL = ["model.hidden_size=16", "model.vocab_size=100", *SETS, *MINE, "candidates.kind=lexical"]
+
+
+def trained(corpus: Any, out: Path, *sets: str, resume: bool = False, watch: Any = None) -> list[dict[str, float]]:
+    """What a training with mined negatives logged, but for the time it took."""
+    job = TrainingJob("finetune-teacher", "tiny-teacher", [*SMALL, "optimizer.steps=25", "optimizer.save_every=8", *sets], out, resume)
+    run = distill.train(job, Inputs(corpus, [], None), options=TrainingOptions(), watch=watch)
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in run.metrics()]
+
+
+@contextmanager
+def killed_after_18(**_: Any) -> Iterator[Any]:
+    def tell(steps: int, values: Any) -> None:
+        if steps == 18:
+            raise KeyboardInterrupt
+
+    yield tell
+
+
+def test_a_run_that_was_killed_goes_on_with_what_it_mined(corpus, tmp_path, monkeypatch):
+    whole = trained(corpus, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(corpus, tmp_path / "killed", watch=killed_after_18)
+    kept = (tmp_path / "killed" / "mined.safetensors").read_bytes()
+    monkeypatch.setattr(candidates, "mine_candidates", lambda *_: pytest.fail("mined again"))
+    assert trained(corpus, tmp_path / "killed", resume=True) == whole
+    assert [line["step"] for line in whole] == [0, 10, 20, 24]
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert weights[0] == weights[1]
+    assert kept == (tmp_path / "killed" / "mined.safetensors").read_bytes() == (tmp_path / "whole" / "mined.safetensors").read_bytes()
+
+
+def test_what_is_kept_is_what_was_mined(pairs_corpus, tmp_path):
+    recipe = Recipe(batch=replace(MINED, directions=("image",)), candidates=CandidateConfig(per_query=40))
+    mined = negatives.mine(Indices(pairs_corpus), recipe)
+    negatives.keep(tmp_path, mined, pairs_corpus, recipe)
+    read = negatives.read_or_mine(tmp_path, Indices(pairs_corpus), recipe)
+    assert mined.dropped["equal text"] > 0
+    assert read.dropped == mined.dropped
+    for name in ("texts_of_image", "images_of_text"):
+        for part in ("offsets", "values"):
+            both = [getattr(getattr(one, name), part) for one in (mined, read)]
+            assert np.array_equal(*both)
+            assert both[0].dtype == both[1].dtype == np.int64
+
+
+def test_negatives_of_another_run_and_damaged_ones_are_refused(corpus, tmp_path):
+    trained(corpus, tmp_path / "run", "optimizer.steps=1")
+    for other, sets, message in (
+        (corpus.subset(8), [], f"another corpus ({corpus.fingerprint}, not {corpus.subset(8).fingerprint})"),
+        (corpus, ["candidates.seed=3"], "another candidates.seed (0, not 3)"),
+        (corpus, ['batch.directions=["text"]'], "another candidates.directions (['text', 'image'], not ['text'])"),
+    ):
+        with pytest.raises(StaleError, match=re.escape(f"mined.safetensors was mined with {message}; name another folder with --out")):
+            trained(other, tmp_path / "run", "optimizer.steps=1", *sets, resume=True)
+    path = tmp_path / "run" / "mined.safetensors"
+    whole = path.read_bytes()
+    for damaged in (whole[:-4], whole[:-1] + bytes([whole[-1] ^ 1])):
+        path.write_bytes(damaged)
+        with pytest.raises(StaleError, match=r"mined.safetensors is damaged: .*; delete it and go on with --resume"):
+            trained(corpus, tmp_path / "run", "optimizer.steps=1", resume=True)
+    path.unlink()
+    trained(corpus, tmp_path / "run", "optimizer.steps=1", resume=True)
+    assert path.read_bytes() == whole
+
+
+def test_candidates_that_cannot_be_had_leave_no_run_folder(corpus, tmp_path):
+    with pytest.raises(ModelError, match=r"candidates\.model wants a run of a dual encoder"):
+        trained(corpus, tmp_path / "run", "candidates.kind=embedding", f"candidates.model={tmp_path / 'absent'}")
+    assert not (tmp_path / "run").exists()
+
+
+TOGETHER = """
+import os, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from dcdctl.cli.app import app
+from dcdctl.core.teacher import candidates
+mine = candidates.mine_candidates
+def told(*arguments):
+    with (Path(sys.argv[1]) / "miners").open("a") as file:
+        file.write(os.environ["RANK"])
+    return mine(*arguments)
+candidates.mine_candidates = told
+app(sys.argv[2:], prog_name="dcdctl")
+"""
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_mines_and_both_draw_from_it(corpus, scenes_corpus_dir, tmp_path):
+    (tmp_path / "script.py").write_text(TOGETHER)
+    sets = [word for one in [*SMALL, "optimizer.steps=25", "optimizer.save_every=8"] for word in ("--set", one)]
+    words = ["finetune-teacher", "tiny-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "run", "--device", "cpu", *sets]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tmp_path / "script.py", tmp_path]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([str(word) for word in [*launch, *words]], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "miners").read_text() == "0"
+    losses = [line["loss"] for line in runs.open_run(tmp_path / "run").metrics()]
+    assert losses == pytest.approx([line["loss"] for line in trained(corpus, tmp_path / "alone")], rel=1e-4)
+
+
+def test_with_a_cache_the_negatives_are_its_own():
+    with pytest.raises(ConfigError, match="with a cache the negatives are those of the cache"):
+        negatives.check(training_recipe.load_recipe("tiny-teacher", MINE), has_cache=True)
+    negatives.check(training_recipe.load_recipe("tiny-student"), has_cache=True)
+
+
+def test_vectors_of_features_are_those_of_the_pictures(corpus, tmp_path):
+    refs = save_vision("tokens", tmp_path / "vision"), save_text("bert", corpus.captions, tmp_path / "text")
+    dual = models.dual_over(*refs, models.ProjectionSize(projection_dim=8), max_text_len=12)
+    (tmp_path / "run").mkdir()
+    models.save(dual, tmp_path / "run" / "model")
+    (tmp_path / "run" / "run.json").write_text("{}")
+    pictures = embed.embed_source(str(tmp_path / "run"), CorpusSource(corpus, dual.preprocess), torch.device("cpu"))
+    kept = features.open_or_build(tmp_path / "features", corpus, dual)
+    seen: list[str] = []
+
+    def track(label: str, **_: Any) -> Any:
+        seen.append(label)
+        return silent(label, total=1, unit="")
+
+    found = embed.embed_source(str(tmp_path / "run"), kept, torch.device("cpu"), track)
+    assert seen == ["embed features"]
+    # float16 keeps three digits.
+    assert_close(found.images_ID, pictures.images_ID, rtol=0, atol=2e-3)
+    assert_close(found.texts_TD, pictures.texts_TD, rtol=0, atol=2e-3)
+
+
+def _finetune(data: Path, out: Path, *words: object) -> Any:
+    settings = [word for one in SETS for word in ("--set", one)]
+    line = ["finetune-teacher", "tiny-teacher", "--data", data, "--out", out, "--max-images", 8, *settings, *words, "--device", "cpu"]
+    return CliRunner().invoke(app, [str(word) for word in line], catch_exceptions=False)
+
+
+def _pretrained(name: str, corpus: Any, folder: Path) -> tuple[list[object], dict[str, Any]]:
+    """A released checkpoint as pre-training leaves it, without a ranking head: the words that name it, and its weights."""
+    content = torch.load(FIXTURES / f"{name}.ckpt", weights_only=True)
+    state = {key: tensor for key, tensor in content["state_dict"].items() if not key.startswith("rank_output")}
+    torch.save({**content, "state_dict": state}, folder / "pretrained.ckpt")
+    is_meter = name.startswith("meter")
+    tokenizer = byte_level_bpe(corpus.captions, 110) if is_meter else models.word_piece(corpus.captions, 80)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    heads = ["--model-set", "text.num_attention_heads=3"] if is_meter else []
+    return ["--teacher", folder / "pretrained.ckpt", "--model-set", f"tokenizer={folder / 'tokenizer'}", *heads], state
+
+
+@pytest.mark.parametrize("name", ["vilt_tiny_a", "meter_tiny_a"])
+def test_a_pretraining_checkpoint_goes_on_from_its_matching_row_with_mined_negatives(name, scenes_corpus_dir, corpus, tmp_path):
+    words, state = _pretrained(name, corpus, tmp_path)
+    mined = [word for one in [*MINE, "candidates.kind=lexical"] for word in ("--set", one)]
+    result = _finetune(scenes_corpus_dir, tmp_path / "run", *words, *mined)
+    assert result.exit_code == 0, result.stderr
+    losses = [line["ranking"] for line in runs.open_run(tmp_path / "run").metrics()]
+    assert len(losses) == 2
+    assert np.isfinite(losses).all()
+    head, row = models.load_fusion(tmp_path / "run").network.rank_output.weight, state["itm_score.fc.weight"][1:]
+    # Adam moves a weight by about the learning rate a step.
+    assert 0 < (head - row).abs().max() < 3 * LR
+
+
+def test_a_co_attention_teacher_mines_by_another_runs_vectors(scenes_corpus_dir, corpus, tmp_path):
+    models.save(make_pair(corpus.captions, tmp_path), tmp_path / "pair")
+    dual = models.dual_over(str(tmp_path / "vision"), str(tmp_path / "text"), models.ProjectionSize(projection_dim=8), max_text_len=12)
+    models.save(dual, tmp_path / "dual")
+    sets = [*MINE, "candidates.kind=embedding", f"candidates.model={tmp_path / 'text'}", "batch.mined_from=0.5"]
+    result = _finetune(scenes_corpus_dir, tmp_path / "run", "--teacher", tmp_path / "pair", *[w for one in sets for w in ("--set", one)])
+    assert result.exit_code == 0, result.stderr
+    assert "embed captions" in result.stderr
+    assert not models.load_fusion(tmp_path / "run").network.rank_output.weight.equal(
+        models.load_fusion(tmp_path / "pair").network.rank_output.weight
+    )

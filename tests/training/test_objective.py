@@ -1,0 +1,196 @@
+"""From logits to weighted loss terms: schedules, confidence, calibration, and what a dual model gets for nothing."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from loss_inputs import draw
+from paths import DOCS
+from torch import Tensor
+from torch.testing import assert_close
+
+from dcdctl.core import models
+from dcdctl.core.models.dual import Calibration
+from dcdctl.core.scoring import CorpusSource
+from dcdctl.core.training import losses, recipe, runs
+from dcdctl.core.training.batch import Batch
+from dcdctl.core.training.batch_sampler import ListSteps
+from dcdctl.core.training.objective import TERMS, loss_parts, make_objective, terms_at
+from dcdctl.core.training.recipe import BatchConfig, LossConfig
+
+SIZE = models.DualSize(
+    hidden_size=16, num_vision_layers=1, num_text_layers=1, num_attention_heads=2, intermediate_size=16, projection_dim=8
+)
+
+
+@pytest.fixture
+def dual(corpus) -> models.DualModel:
+    return models.dual_student(SIZE, corpus.captions, vocab_size=200)
+
+
+def made_batch(teacher_RC: Tensor) -> Batch:
+    """A batch of which a loss sees the teacher's scores alone."""
+    nothing = torch.zeros(teacher_RC.shape, dtype=torch.bool)
+    return Batch(None, None, nothing.long(), nothing.long(), teacher_RC, teacher_RC, nothing)  # type: ignore[arg-type]
+
+
+def test_every_loss_of_a_recipe_has_its_term():
+    assert sorted(TERMS) == sorted(recipe.LIST_LOSSES + recipe.MATRIX_LOSSES)
+    assert set(recipe.TEACHER_LOSSES) | {"ground-truth", "ranking", "infonce-hard", "infonce"} == set(TERMS)
+    assert set(recipe.CALIBRATED_LOSSES) <= set(recipe.TEACHER_LOSSES)
+
+
+def test_the_page_on_losses_has_a_row_for_each_with_its_shape_and_whether_it_needs_a_teacher():
+    page = (DOCS / "losses.md").read_text(encoding="utf-8")
+    rows = {name: (shape, needs) for name, shape, needs in re.findall(r"^\| `([a-z-]+)` \| ([a-z ]+) \| (yes|no) \|", page, re.MULTILINE)}
+    shapes = {name: "lists" if name in recipe.LIST_LOSSES else "all pairs" for name in TERMS}
+    assert rows == {name: (shape, "yes" if name in recipe.TEACHER_LOSSES else "no") for name, shape in shapes.items()}
+
+
+def test_weights_go_with_the_training():
+    config = LossConfig(
+        terms={"infonce": 2.0, "kl": 4.0, "margin-mse": 0.5, "cprd": 3.0},
+        schedules={"infonce": "linear-down", "kl": "linear-up", "cprd": "confidence"},
+    )
+    assert terms_at(config, 0.0) == {"infonce": 2, "kl": 0, "margin-mse": 0.5, "cprd": 3}
+    assert terms_at(config, 0.25) == {"infonce": 1.5, "kl": 1, "margin-mse": 0.5, "cprd": 3}
+    assert terms_at(config, 1.0) == {"infonce": 0, "kl": 4, "margin-mse": 0.5, "cprd": 3}
+    logits, batch = draw(0, 4, 4), made_batch(draw(1, 4, 4))
+    early, late = (loss_parts(logits, batch, config, progress) for progress in (0.25, 0.5))
+    assert_close(early["infonce"], 1.5 * late["infonce"])
+    assert_close(late["kl"], 2 * early["kl"])
+    assert list(early) == list(config.terms)
+
+
+@pytest.mark.parametrize("name", recipe.CONFIDENCE_LOSSES)
+def test_confidence_weighs_the_term_of_each_query(name):
+    size = (4, 8) if name in recipe.LIST_LOSSES else (6, 6)
+    teacher, student = draw(1, *size), draw(0, *size)
+    teacher[0, 3] = math.nan
+    plain, weighted = (
+        loss_parts(student, made_batch(teacher), LossConfig(terms={name: 1.0}, schedules=schedules, alpha=1.0), 0.5)[name]
+        for schedules in ({}, {name: "confidence"})
+    )
+    assert 0 < weighted < plain
+    # A student that has learned all there is: the positive is sure, and nothing is left of any query.
+    student[:, 0] += 100.0
+    if size == (6, 6):
+        student = draw(0, 6, 6).fill_diagonal_(100.0)
+    sure = loss_parts(student, made_batch(teacher), LossConfig(terms={name: 1.0}, schedules={name: "confidence"}, alpha=1.0), 0.5)[name]
+    assert sure.item() == pytest.approx(0, abs=1e-4)
+
+
+def test_a_pair_that_matches_too_is_nobodys_negative_for_confidence():
+    student, batch = draw(0, 6, 6), made_batch(draw(1, 6, 6))
+    same = torch.zeros(6, 6, dtype=torch.bool)
+    same[0, 1] = same[4, 2] = True
+    config = LossConfig(terms={"mse-pairs": 1.0}, schedules={"mse-pairs": "confidence"})
+    rows, columns = losses.confidence_pairs(student, batch.teacher_RC, torch.ones(6, 6, dtype=torch.bool), same)
+    by_hand = ((student - batch.teacher_RC).square() * (rows[:, None] + columns) / 2).mean()
+    found = loss_parts(student, replace(batch, same_RC=same), config, 1.0)["mse-pairs"]
+    assert_close(found, by_hand)
+    assert abs(found - loss_parts(student, batch, config, 1.0)["mse-pairs"]) > 1e-4
+
+
+def test_confidence_on_lists_is_that_of_wsl():
+    student, teacher = draw(0, 4, 8), draw(1, 4, 8)
+    config = LossConfig(terms={"mse": 1.0}, schedules={"mse": "confidence"})
+    by_hand = (losses.confidence(student, teacher) * (student - teacher).square().mean(1)).mean()
+    assert_close(loss_parts(student, made_batch(teacher), config, 1.0)["mse"], by_hand)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_calibration_reaches_those_terms_that_compare_logits_and_no_other(name, dual):
+    teacher, student = draw(1, 6, 6), draw(0, 6, 6).requires_grad_()
+    calibration = Calibration()
+    config = LossConfig(terms={name: 1.0})
+    plain = loss_parts(student, made_batch(teacher), config, 1.0)[name]
+    value = loss_parts(student, made_batch(teacher), config, 1.0, calibration=calibration)[name]
+    assert torch.equal(value, plain)  # at first it changes nothing
+    value.backward()
+    assert (calibration.log_scale.grad is not None) == config.is_calibrated == (name in recipe.CALIBRATED_LOSSES)
+    with torch.no_grad():
+        calibration.log_scale.fill_(math.log(2))
+        calibration.offset.fill_(-3.0)
+    moved = loss_parts(student, made_batch(teacher), config, 1.0, calibration=calibration)[name]
+    assert_close(moved, loss_parts(2 * student - 3 if config.is_calibrated else student, made_batch(teacher), config, 1.0)[name])
+
+
+def test_calibration_finds_the_scale_and_the_offset_of_a_teacher():
+    """Cosines times 20 against logits between -6 and 2: no student's vectors move, and the distance goes to 0."""
+    cosine = draw(0, 8, 8, scale=0.2)
+    batch, config, calibration = made_batch(0.3 * 20 * cosine - 4), LossConfig(terms={"mse-pairs": 1.0}), Calibration()
+    optimizer = torch.optim.Adam(calibration.parameters(), lr=0.1)
+    for _ in range(300):
+        value = loss_parts(20 * cosine, batch, config, 1.0, calibration=calibration)["mse-pairs"]
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    assert [calibration.log_scale.exp().item(), calibration.offset.item()] == pytest.approx([0.3, -4], abs=1e-2)
+
+
+def test_calibration_is_trained_kept_in_checkpoints_and_no_part_of_the_model(corpus, dual, tmp_path):
+    digest = dual.digest
+    optimizer = torch.optim.AdamW(dual.parameters(), lr=0.1)
+    steps = ListSteps(CorpusSource(corpus, dual.preprocess), BatchConfig(size=4, drawn_negatives=3), 0, None)
+    teacher_RC = draw(0, 4, 4)
+    batch = replace(steps[0], teacher_RC=teacher_RC)
+    before = {name: tensor.clone() for name, tensor in dual.network.state_dict().items()}
+    make_objective(LossConfig(terms={"mse": 1.0}))(dual, batch)["mse"].backward()
+    optimizer.step()
+    moved = dual.calibration.log_scale.item(), dual.calibration.offset.item()
+    assert 0 not in moved
+    run = runs.Run(tmp_path)
+    runs.save_checkpoint(run, 1, dual, optimizer)
+    fresh = models.dual_student(SIZE, corpus.captions, vocab_size=200)
+    runs.load_checkpoint(run, fresh, torch.optim.AdamW(fresh.parameters(), lr=0.1))
+    assert (fresh.calibration.log_scale.item(), fresh.calibration.offset.item()) == moved
+    assert dual.digest != digest  # the weights have moved
+    dual.network.load_state_dict(before)
+    assert dual.digest == digest
+    models.save(dual, tmp_path / "model")
+    again = models.load_dual(tmp_path / "model")
+    assert again.digest == digest
+    assert (again.calibration.log_scale.item(), again.calibration.offset.item()) == (0, 0)
+    assert "calibration" not in (tmp_path / "model" / "model.safetensors").read_bytes()[:100_000].decode("latin-1")
+
+
+def test_a_dual_models_hard_negatives_join_those_of_the_batch(corpus, dual):
+    config = BatchConfig(size=6, drawn_negatives=3)
+    batch = ListSteps(CorpusSource(corpus, dual.preprocess), config, 0, None)[0]
+    objective = make_objective(LossConfig(terms={"infonce-hard": 1.0}))
+    value = objective(dual, batch)["infonce-hard"]
+    images, texts = dual(batch.images, batch.texts)
+    logits_IT, rows = dual.logit_scale * images @ texts.T, []
+    for row in range(6):
+        image, text = int(batch.image_ix_RC[row, 0]), int(batch.text_ix_RC[row, 0])
+        line, true, own = (
+            (logits_IT[image], batch.true_IT[image], text) if row % 2 == 0 else (logits_IT[:, text], batch.true_IT[:, text], image)
+        )
+        rivals = [own, *(j for j in range(len(line)) if not true[j])]
+        assert len(rivals) > 4
+        rows.append(line[rivals].logsumexp(0) - line[own])
+    assert_close(value, torch.stack(rows).mean())
+
+
+def test_a_fusion_models_hard_negatives_stay_in_their_lists():
+    student, batch = draw(0, 4, 8), made_batch(draw(1, 4, 8))
+    parts = loss_parts(student, batch, LossConfig(terms={"infonce-hard": 1.0, "ranking": 1.0}), 1.0)
+    assert torch.equal(parts["infonce-hard"], parts["ranking"])
+
+
+def test_a_batch_of_lists_knows_which_of_its_images_and_captions_belong_together(corpus, dual):
+    steps = ListSteps(CorpusSource(corpus, dual.preprocess), BatchConfig(size=8, drawn_negatives=7), 3, None)
+    batch = steps[0]
+    rows = [steps._row(sample) for sample in range(8)]
+    images, texts = np.unique([row[0] for row in rows]), np.unique([row[1] for row in rows])
+    for i, image in enumerate(images):
+        words = {corpus.captions[caption] for caption in corpus.captions_of(int(image))}
+        assert batch.true_IT[i].tolist() == [corpus.captions[text] in words for text in texts]
+    assert batch.true_IT[batch.image_ix_RC[:, 0], batch.text_ix_RC[:, 0]].all()
+    assert not batch.true_IT[batch.image_ix_RC[:, 1:], batch.text_ix_RC[:, 1:]].any()

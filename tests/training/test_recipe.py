@@ -1,0 +1,111 @@
+"""Recipes: those that come with the package, and what a wrong one says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dcdctl.core.config import build, to_table
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.training import recipe
+from dcdctl.core.training.recipe import Recipe
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_a_recipe_parses_goes_through_json_and_opens_with_its_command(name):
+    loaded = recipe.load_recipe(name)
+    assert build(Recipe, json.loads(json.dumps(to_table(loaded)))) == loaded
+    assert loaded.description
+    head = (recipe.RECIPES / f"{name}.toml").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    comments = [line for line in head if line.startswith("#")]
+    assert any(f"dcdctl {verb} {name} " in line for line in comments for verb in ("distill", "finetune-teacher"))
+    assert len(comments) >= 3
+
+
+@pytest.mark.parametrize("teacher", ["vilt", "meter"])
+def test_the_papers_setting_is_the_papers(teacher):
+    flickr, coco = recipe.load_recipe(f"{teacher}-flickr30k"), recipe.load_recipe(f"{teacher}-coco")
+    assert (flickr.candidates.per_query, coco.candidates.per_query) == (63, 15)
+    for loaded in (flickr, coco):
+        assert (loaded.batch.hard_negatives, loaded.loss.alpha, loaded.loss.temperature) == (7, 0.2, 1.0)
+        assert (loaded.optimizer.betas, loaded.optimizer.weight_decay, loaded.optimizer.warmup_share) == ((0.9, 0.98), 0.01, 0.1)
+        assert (loaded.optimizer.epochs, loaded.batch.size, loaded.seed) == (10, 512, 12345)
+
+
+def test_meters_recipes_boost_the_fusion_part_and_know_one_direction():
+    for name in ("meter-flickr30k", "meter-coco"):
+        loaded = recipe.load_recipe(name)
+        assert (loaded.model.layers, loaded.loss.terms, loaded.batch.directions) == ((0, 3, 5), {"dcd-released": 1.0}, ("text",))
+        assert loaded.optimizer.lr == 5e-6
+        assert set(loaded.optimizer.lr_factors.values()) == {5.0}
+
+
+def test_a_set_reaches_every_table():
+    loaded = recipe.load_recipe("vilt-coco", ["loss.alpha=0.5", "optimizer.steps=7", 'batch.directions=["text"]', "model.layers=[0, 1]"])
+    assert (loaded.loss.alpha, loaded.optimizer.steps, loaded.batch.directions, loaded.model.layers) == (0.5, 7, ("text",), (0, 1))
+
+
+def test_schedules_are_read_from_the_recipe_and_go_through_json():
+    terms = "loss.terms={ infonce = 1, margin-mse = 0.5, kl = 2 }"
+    loaded = recipe.load_recipe("vilt-coco", [terms, 'loss.schedules={ infonce = "linear-down", kl = "confidence" }'])
+    assert loaded.loss.schedules == {"infonce": "linear-down", "kl": "confidence"}
+    assert loaded.loss.is_calibrated
+    assert not recipe.load_recipe("vilt-coco", ["loss.terms={ kl = 1 }"]).loss.is_calibrated
+    assert build(Recipe, json.loads(json.dumps(to_table(loaded)))) == loaded
+
+
+def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path):
+    with pytest.raises(ConfigError, match=r"no recipe vilt-flicker; known recipes: .*vilt-flickr30k"):
+        recipe.load_recipe("vilt-flicker")
+    with pytest.raises(ConfigError, match=r"no recipe .*mine"):
+        recipe.load_recipe(str(tmp_path / "mine.toml"))
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["loss.alhpa=0.5"], r"unknown key loss\.alhpa; known keys here: terms, alpha, temperature"),
+        (["loss.alpha=1.5"], r"loss\.alpha must lie in \[0, 1\], got 1\.5"),
+        (["loss.alpha=nan"], r"loss\.alpha must lie in \[0, 1\], got nan"),
+        (["loss.temperature=0"], r"loss\.temperature must be above 0, got 0"),
+        (["loss.terms.dcdd=1"], r"loss\.terms has dcdd; known losses: dcd, "),
+        (["loss.terms={}"], r"loss\.terms has nothing"),
+        (["loss.terms.dcd=-1"], r"loss\.terms\.dcd must be above 0, got -1"),
+        (["loss.terms.kl=1"], "mixes losses on candidate lists with losses on all pairs"),
+        (
+            ["loss.schedules.dcd=sideways"],
+            r"loss\.schedules\.dcd must be one of constant, linear-up, linear-down, confidence, got 'sideways'",
+        ),
+        (["loss.schedules.kl=linear-up"], r"loss\.schedules\.kl has no loss: loss\.terms has dcd"),
+        (["loss.terms={ wsl = 1 }", "loss.schedules.wsl=confidence"], r"schedules\.wsl cannot be confidence; confidence is for dcd, mse, "),
+        (["loss.terms={ infonce = 1 }", "loss.schedules.infonce=confidence"], r"loss\.schedules\.infonce cannot be confidence"),
+        (["loss.plausible_margin=-1"], r"loss\.plausible_margin must be at least 0, got -1"),
+        (["loss.plausible_margin=nan"], r"loss\.plausible_margin must be at least 0, got nan"),
+        (["loss.affinity_temperature=0"], r"loss\.affinity_temperature must be above 0, got 0"),
+        (["batch.size=1"], r"batch\.size must be at least 2, got 1"),
+        (["batch.hard_negatives=64"], r"hard_negatives must be at most batch\.drawn_negatives, got 64 of 63"),
+        (["batch.directions=[]"], r"batch\.directions must name text, image or both"),
+        (['batch.directions=["text", "text"]'], r"batch\.directions must name text, image or both"),
+        (['batch.directions=["sideways"]'], r"batch\.directions\[0\] must be one of text, image, got 'sideways'"),
+        (["optimizer.lr=0"], r"optimizer\.lr must be above 0, got 0"),
+        (["optimizer.lr=nan"], r"optimizer\.lr must be above 0, got nan"),
+        (["optimizer.epochs=-1"], r"optimizer\.epochs must be above 0, got -1"),
+        (["optimizer.max_grad_norm=0"], r"optimizer\.max_grad_norm must be above 0"),
+        (["optimizer.warmup_share=2"], r"optimizer\.warmup_share must lie in \[0, 1\], got 2"),
+        (["optimizer.betas=[0.9]"], r"optimizer\.betas must be two numbers"),
+        (["optimizer.weight_decay=-1"], r"optimizer\.weight_decay must be at least 0"),
+        (["optimizer.steps=0"], r"optimizer\.steps and optimizer\.save_every must be at least 1"),
+        (["candidates.kind=near"], r"candidates\.kind must be one of random, lexical, embedding, blocks, mixed, got 'near'"),
+        (["seed=-1"], "seed must be at least 0, got -1"),
+        (["model.hidden_size=0"], r"model\.hidden_size must be at least 1, got 0"),
+        (["model.dropout=1"], r"model\.dropout must lie in \[0, 1\), got 1"),
+        (["model.kind=dual"], r"model\.layers chooses layers of a fusion model"),
+        (["model.kind=dual", "model.layers=[]"], r"cannot start from a fusion teacher; set model\.start to new"),
+        (["model.vision=a/b"], r"model\.vision and model\.text go together"),
+        (["model.vision=a/b", "model.text=c/d"], r"are for model\.start new, and it is teacher"),
+    ],
+)
+def test_a_wrong_recipe_names_the_field_and_the_value(sets, message):
+    with pytest.raises(ConfigError, match=message):
+        recipe.load_recipe("vilt-flickr30k", sets)

@@ -1,0 +1,133 @@
+"""The pretraining of the built-in teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from dcdctl.core import models
+from dcdctl.core.data import scenes
+from dcdctl.core.training import PretrainingConfig, TrainingOptions, runs, scenes_teacher
+from dcdctl.core.training.recipe import OptimizerConfig
+from dcdctl.core.training.scenes_teacher import NOTHING, OBJECT_WORDS, SceneSteps
+
+SMALL = PretrainingConfig(
+    families=3,
+    other_negatives=2,
+    words_only_steps=2,
+    model=models.ViltSize(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, hidden_dropout_prob=0.0),
+    optimizer=OptimizerConfig(lr=1e-3, steps=4, save_every=2),
+)
+
+
+@pytest.fixture(scope="module")
+def captions() -> list[str]:
+    return [line.text for index in range(300) for one in scenes.describe_family(1, "train", index) for line in one.statements]
+
+
+@pytest.fixture(scope="module")
+def steps(captions: list[str]) -> SceneSteps:
+    return SceneSteps(scenes_teacher.new_teacher(SMALL, captions).preprocess, SMALL)
+
+
+def test_a_step_is_the_same_whenever_it_is_asked_for_and_no_scene_comes_twice(steps: SceneSteps) -> None:
+    first, again = steps[3], steps[3]
+    assert_close(first.images.pixel_values, again.images.pixel_values, rtol=0, atol=0)
+    assert first.masked_ids_BL.equal(again.masked_ids_BL)
+    pictures = torch.cat([steps[step].images.pixel_values for step in range(4)]).flatten(1)
+    assert len(pictures.unique(dim=0)) == len(pictures)
+
+
+def test_only_words_that_say_something_are_masked_and_the_rest_is_as_it_was(steps: SceneSteps) -> None:
+    batch = steps[0]
+    tokenizer = steps.preprocess.tokenizer
+    hidden = batch.texts.input_ids[batch.is_masked_BL].tolist()
+    assert hidden
+    assert set(tokenizer.convert_ids_to_tokens(hidden)) <= set(scenes_teacher.CONTENT_WORDS)
+    assert (batch.masked_ids_BL[batch.is_masked_BL] == tokenizer.mask_token_id).all()
+    assert batch.masked_ids_BL[~batch.is_masked_BL].equal(batch.texts.input_ids[~batch.is_masked_BL])
+
+
+def test_in_half_of_the_captions_the_relation_is_masked_and_nothing_else(steps: SceneSteps) -> None:
+    tokenizer = steps.preprocess.tokenizer
+    batches = [steps[step] for step in range(4)]
+    relations = 0
+    for batch in batches:
+        for ids, masked in zip(batch.texts.input_ids, batch.is_masked_BL, strict=True):
+            words = tokenizer.convert_ids_to_tokens(ids[masked].tolist())
+            said = [word for word in tokenizer.convert_ids_to_tokens(ids.tolist()) if word in scenes_teacher.RELATION_WORDS]
+            relations += words == said
+    captions = sum(len(batch.texts) for batch in batches)
+    assert 0.3 * captions < relations < 0.75 * captions
+
+
+def test_places_are_those_of_the_objects_that_the_caption_names(steps: SceneSteps) -> None:
+    described = [one for index in range(4) for one in scenes.describe_family(SMALL.seed, "train", index)]  # those of step 0
+    batch = steps[0]
+    tokenizer = steps.preprocess.tokenizer
+    for one, ids, places in zip(described, batch.texts.input_ids, batch.places_BL, strict=True):
+        found = {tokenizer.convert_ids_to_tokens(int(ids[k])): int(places[k]) for k in (places != NOTHING).nonzero().flatten()}
+        assert len(found) == 2
+        cells = {thing.shape: thing.row * scenes.GRID + thing.column for thing in one.scene.objects}
+        assert found == {shape: cells[shape] for shape in found}
+
+
+def test_every_content_word_is_one_token(captions: list[str]) -> None:
+    tokenizer = models.word_piece(captions)
+    assert not [word for word in scenes_teacher.CONTENT_WORDS if tokenizer.tokenize(word) != [word]]
+
+
+def test_object_labels_name_what_lies_in_each_cell() -> None:
+    thing = scenes.SceneObject("heart", "teal", "large", column=2, row=1, shift=(0.0, 0.0))
+    labels = scenes_teacher._object_labels(scenes.Scene((thing,), scenes.BACKGROUNDS[0]))
+    assert [known[place] for known, place in zip(OBJECT_WORDS, labels[1 * 4 + 2].tolist(), strict=True)] == ["heart", "teal", "large"]
+    assert (labels == NOTHING).sum() == 15 * 3
+
+
+def test_each_picture_is_compared_with_its_family_and_other_families_and_each_column_is_a_permutation() -> None:
+    text_ix_BK = scenes_teacher.compared_texts(np.random.default_rng(0), 5, 3)
+    assert text_ix_BK.shape == (20, 4 + 3)
+    assert text_ix_BK[:, 0].equal(torch.arange(20))
+    for picture, row in enumerate(text_ix_BK.tolist()):
+        assert {text // 4 for text in row[:4]} == {picture // 4}
+        assert len(set(row)) == 7
+        assert picture // 4 not in {text // 4 for text in row[4:]}
+    assert (text_ix_BK.sort(dim=0).values == torch.arange(20)[:, None]).all()
+
+
+def test_matching_reads_each_column_from_the_caption_too() -> None:
+    """Two pictures, two captions; the loss is the mean of the rows' and the columns' cross-entropy."""
+    table_IT = torch.tensor([[2.0, 0.5], [1.0, 3.0]])
+    scorer = SimpleNamespace(score_pairs=lambda images, texts, image_ix, text_ix: table_IT[image_ix, text_ix])
+    text_ix_BK = torch.tensor([[0, 1], [1, 0]])
+    logits_BK = scenes_teacher.compared_logits(scorer, None, None, text_ix_BK)
+    assert logits_BK.tolist() == [[2.0, 0.5], [3.0, 1.0]]
+    loss = scenes_teacher.matching_loss(logits_BK, text_ix_BK)
+    rows = [-(2.0 - np.logaddexp(2.0, 0.5)), -(3.0 - np.logaddexp(3.0, 1.0))]
+    columns = [-(2.0 - np.logaddexp(2.0, 1.0)), -(3.0 - np.logaddexp(3.0, 0.5))]
+    assert loss.item() == pytest.approx((np.mean(rows) + np.mean(columns)) / 2, abs=1e-6)
+
+
+def test_pretraining_leaves_a_half_precision_model_that_scores(tmp_path: Path) -> None:
+    run = runs.start_run(tmp_path / "run", SMALL, "pretrain-teacher", {}, resume=True)
+    scenes_teacher.pretrain(run, SMALL, options=TrainingOptions())
+    teacher = models.load_fusion(run.folder)
+    assert {"words", "objects", "places", "matching"} <= set(run.metrics()[-1])
+    assert "matching" not in run.metrics()[0]
+    images = teacher.preprocess.images([scenes_picture()])
+    logit = teacher.score_pairs(teacher.encode_images(images), teacher.encode_texts(teacher.preprocess.texts(["a red star"])), *two_zeros())
+    assert torch.isfinite(logit).all()
+
+
+def scenes_picture() -> Image.Image:
+    return scenes.draw_scene(scenes.describe_family(5, "val", 0)[0].scene)
+
+
+def two_zeros() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)

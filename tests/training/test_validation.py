@@ -1,0 +1,101 @@
+"""Measuring a model between the steps of its training, and which weights are left."""
+
+from __future__ import annotations
+
+import pytest
+from safetensors import safe_open
+from tiny import contents
+
+from dcdctl.core import models
+from dcdctl.core.data import Corpus
+from dcdctl.core.errors import ConfigError, CorpusError
+from dcdctl.core.evaluation import evaluate
+from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, recipe, runs
+
+DUAL = [
+    *("model.kind=dual", "model.start=new", "model.layers=[]", "model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1"),
+    *("model.projection_dim=16", "model.vocab_size=200", "batch.size=8", "loss.terms={ infonce = 1.0 }"),
+    *("optimizer.steps=12", "optimizer.lr=1e-3", "optimizer.warmup_share=0.0"),
+]
+
+
+def train(corpus: Corpus, folder, *sets: str) -> runs.Run:
+    options = TrainingOptions()
+    return distill.train(
+        TrainingJob("distill", "tiny-student", [*DUAL, *sets], folder, resume=True), Inputs(corpus, [], None), options=options
+    )
+
+
+def rsum(run: runs.Run, corpus: Corpus) -> float:
+    return evaluate.evaluate_model(models.load(run.folder), corpus).recalls.rsum
+
+
+@pytest.fixture(scope="module")
+def val(scenes_corpus_dir) -> Corpus:
+    return Corpus.open(scenes_corpus_dir, "val")
+
+
+@pytest.fixture(scope="module")
+def measured(corpus, tmp_path_factory) -> runs.Run:
+    """A run measured after 4, 8 and 12 steps."""
+    return train(corpus, tmp_path_factory.mktemp("measured") / "run", "validation.every=4", "optimizer.save_every=5")
+
+
+def test_a_model_is_measured_every_so_often_and_at_the_end(measured, val):
+    lines = [line for line in measured.metrics() if "val_rsum" in line]
+    assert [line["step"] for line in lines] == [3, 7, 11]
+    for line in lines:
+        assert line["loss"] > 0
+        assert line["val_rsum"] == pytest.approx(sum(line[f"val_{way}_r{k}"] for way in ("text", "image") for k in (1, 5, 10)))
+    sums = [line["val_rsum"] for line in lines]
+    assert [line["val_best_rsum"] for line in lines] == [max(sums[: k + 1]) for k in range(3)]
+
+
+def test_the_weights_that_did_best_become_the_model(measured, val):
+    lines = [line for line in measured.metrics() if "val_rsum" in line]
+    best = max(lines, key=lambda line: line["val_rsum"])
+    assert rsum(measured, val) == best["val_rsum"]
+    with safe_open(measured.folder / "checkpoints" / "best" / "weights.safetensors", "pt") as file:
+        assert file.metadata() == {"step": str(best["step"] + 1), "rsum": repr(best["val_rsum"])}
+
+
+def test_the_last_weights_become_the_model_where_the_recipe_says_so(corpus, val, measured, tmp_path):
+    run = train(corpus, tmp_path / "run", "validation.every=5", "validation.keep=last", "optimizer.lr=0.05")
+    assert [line["step"] for line in run.metrics() if "val_rsum" in line] == [4, 9, 11]
+    assert rsum(run, val) == run.metrics()[-1]["val_rsum"]
+
+
+def test_measuring_changes_no_loss_and_a_run_without_has_no_best(corpus, measured, tmp_path):
+    run = train(corpus, tmp_path / "run")
+    losses = {line["step"]: line["loss"] for line in run.metrics()}
+    assert losses.items() <= {line["step"]: line["loss"] for line in measured.metrics()}.items()
+    assert runs.best_rsum(run) == -1
+    assert not any("best" in name for name in contents(run.folder))
+
+
+def test_only_a_higher_sum_is_better(corpus, val, tmp_path, monkeypatch):
+    """Equal sums leave the weights that came first."""
+    monkeypatch.setattr("dcdctl.core.evaluation.recall.Recalls.rsum", property(lambda recalls: 100.0))
+    run = train(corpus, tmp_path / "run", "validation.every=4")
+    with safe_open(run.folder / "checkpoints" / "best" / "weights.safetensors", "pt") as file:
+        assert file.metadata()["step"] == "4"
+
+
+def test_some_images_of_another_split_are_measured(corpus, scenes_corpus_dir, tmp_path):
+    run = train(corpus, tmp_path / "run", "validation.every=12", "validation.split=test", "validation.max_images=3")
+    assert run.metrics()[-1]["val_rsum"] == rsum(run, Corpus.open(scenes_corpus_dir, "test", 3))
+    assert run.facts()["inputs"]["validation"] == Corpus.open(scenes_corpus_dir, "test", 3).fingerprint
+
+
+def test_a_split_that_is_not_there_is_an_error_before_anything_is_written(corpus, tmp_path):
+    with pytest.raises(CorpusError, match="has no split 'restval'; it has train, val, test"):
+        train(corpus, tmp_path / "run", "validation.every=4", "validation.split=restval")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "message"), [("every=-1", "every must be at least 0"), ("max_images=0", "max_images must be at least 1")]
+)
+def test_a_wrong_validation_table_is_refused(field, message):
+    with pytest.raises(ConfigError, match=rf"validation\.{message}"):
+        recipe.load_recipe("tiny-student", [f"validation.{field}"])
