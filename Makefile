@@ -1,15 +1,16 @@
-# make demo    the whole toolkit on the built-in corpus, on a CPU
-# make test    all tests but those that take a while
-# make test-slow   those: several processes, models of full size
-# make results-small   a reduced table of what teachers bring students, on the built-in corpus, in less than half an hour (docs/results.md)
-# make check   format, lint and types
-# make clean   remove what these made, the environment too
+# make demo           the whole toolkit on the built-in corpus, on a CPU
+# make test           all tests but the slow ones
+# make test-slow      the slow tests: several processes, models of full size
+# make results-small  a reduced table of what teachers add to students, on the built-in corpus, in under half an hour (docs/results.md)
+# make check          format, lint and types
+# make docs           the documentation as a site, in site/
+# make clean          remove what these made, with the environment
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow results-small check clean
+.PHONY: demo test test-slow results-small check docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/dcdctl demo
@@ -28,11 +29,15 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Material for MkDocs ends in May 2027 and says so at each build; its successor Zensical reads the same mkdocs.yml.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 clean:
-	rm -rf $(VENV) build dist demo work/small .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist demo site work/small .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
-# Installed in place, so that a change of the code needs no new install; a change of pyproject.toml does.
+# Installed in place: only a change of pyproject.toml needs a new install.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
@@ -40,6 +45,10 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

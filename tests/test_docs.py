@@ -6,6 +6,7 @@ import re
 
 import pytest
 import typer
+import yaml
 from paths import ROOT
 from typed_commands import PAGES, commands, parse, typed_lines
 
@@ -36,6 +37,18 @@ def test_the_links_between_pages_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_site_lists_every_page():
+    pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")}
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    listed = [page for section in navigation for pages in section.values() for page in ([pages] if isinstance(pages, str) else pages)]
+    assert sorted(listed) == sorted(page for page in pages if not page.startswith("results/"))
+
+
+@pytest.mark.parametrize("room", sorted(path.parent.name for path in (ROOT / "dcdctl" / "core").glob("*/__init__.pyi")))
+def test_every_room_has_a_reference_page(room):
+    assert f"\n::: dcdctl.core.{room}\n" in (ROOT / "docs" / "reference" / f"{room}.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("fixture", sorted({path.stem for path in (ROOT / "tests" / "fixtures").iterdir()}))
