@@ -9,10 +9,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import dcdctl
-from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.errors import DcdError, InputError, StaleError
 
 try:
     import fcntl
@@ -76,6 +76,26 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, indented, keys in the order given, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@overload
+def read_json(path: Path, *, error: type[DcdError] = InputError, hint: str = "") -> dict[str, Any]: ...
+@overload
+def read_json(path: Path, *, kind: type[list[Any]], error: type[DcdError] = InputError, hint: str = "") -> list[Any]: ...
+def read_json(path: Path, *, kind: type[Any] = dict, error: type[DcdError] = InputError, hint: str = "") -> Any:
+    """The JSON object in a file, or the JSON array for `kind=list`.
+
+    `error` with `hint` names the file if it is missing, cannot be read, is not JSON, or holds a value of another kind.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as reason:
+        raise error(f"{path} cannot be read: {reason.strerror}", hint=hint) from reason
+    except (ValueError, RecursionError) as reason:  # json gives up on deep nesting with a RecursionError
+        raise error(f"{path} is not JSON: {reason}", hint=hint) from reason
+    if not isinstance(value, kind):
+        raise error(f"{path} holds no JSON {'array' if kind is list else 'object'}", hint=hint)
+    return value
 
 
 def is_vacant(folder: Path) -> bool:

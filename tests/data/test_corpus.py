@@ -240,6 +240,9 @@ def test_a_damaged_shard_is_named(ragged):
 
 def test_another_format_is_refused(scenes_corpus_dir, tmp_path):
     shutil.copytree(scenes_corpus_dir, tmp_path / "copy")
+    (tmp_path / "copy" / "corpus.json").write_text('["format"]')
+    with pytest.raises(CorpusError, match=r"corpus\.json holds no JSON object; remove the folder"):
+        Corpus.open(tmp_path / "copy", "train")
     (tmp_path / "copy" / "corpus.json").write_text('{"format": 2}')
     with pytest.raises(CorpusError, match="of format 2, this dcdctl reads format 1"):
         Corpus.open(tmp_path / "copy", "train")

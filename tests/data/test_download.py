@@ -96,6 +96,14 @@ def test_a_file_is_downloaded_once_and_its_sha256_recorded(server, cache):
     assert left(cache) == ["a.zip", "a.zip.sha256"]
 
 
+def test_a_damaged_record_is_named(server, cache):
+    file = RemoteFile(url=f"{server.url}/a.zip")
+    path = fetch_file(file).path
+    path.with_name(f"{path.name}.sha256").write_text("{")
+    with pytest.raises(InputError, match=r"a\.zip\.sha256 is not JSON: .*; delete it and run the same command again"):
+        fetch_file(file)
+
+
 @pytest.mark.parametrize("checksum", [f"sha256:{sha256(BODY).upper()}", f"md5:{hashlib.md5(BODY).hexdigest()}"])
 def test_a_checksum_is_verified(server, checksum):
     file = RemoteFile(url=f"{server.url}/a.zip", size=len(BODY), checksum=checksum)

@@ -69,7 +69,7 @@ def test_absent_documents_are_none(tmp_path):
 def test_what_is_no_document_is_refused_by_name(tmp_path, text):
     path = tmp_path / "result.json"
     path.write_text(text)
-    with pytest.raises(InputError, match=r"result\.json (is not JSON|holds no JSON object)"):
+    with pytest.raises(InputError, match=r"result\.json (is not JSON|holds no JSON object).*dcdctl eval"):
         result.read_result(path)
 
 

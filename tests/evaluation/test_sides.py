@@ -143,7 +143,9 @@ def test_what_is_not_there_is_the_users_error_and_says_what_makes_it(here, made)
             compare.read_sides([name])
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "result.json cannot be read"), ("[1]", "no 'model'"), ("{}", "no 'model'")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "result.json is not JSON"), ("[1]", "result.json holds no JSON object"), ("{}", "no 'model'")]
+)
 def test_a_result_that_is_none_is_refused(here, text, message):
     (here / "good" / "result.json").write_text(text)
     with pytest.raises(InputError, match=f"{message}.*dcdctl eval good"):

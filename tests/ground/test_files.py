@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 
 import pytest
+from paths import ROOT
 
 from dcdctl.core import files
+from dcdctl.core.errors import InputError, StaleError
 
 
 def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -55,3 +58,41 @@ def test_digests_are_of_content_and_not_of_the_order_of_keys(tmp_path):
     assert files.sha256_of(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
     assert files.digest_of({"a": 1, "b": 2}) == files.digest_of({"b": 2, "a": 1})
     assert files.digest_of({"a": 1}) != files.digest_of({"a": 2})
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, r"plan\.json cannot be read: No such file or directory"),
+        (b'{"a": ', r"plan\.json is not JSON: Expecting value: line 1 column 7"),
+        (b'{"a": "\xff"}', r"plan\.json is not JSON: 'utf-8' codec can't decode"),
+        (b"[" * 100_000, r"plan\.json is not JSON"),
+        (b"[1]", r"plan\.json holds no JSON object"),
+        (b"null", r"plan\.json holds no JSON object"),
+    ],
+)
+def test_damaged_json_is_an_error_that_names_the_file(tmp_path, data, message):
+    path = tmp_path / "plan.json"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        files.read_json(path)
+    with pytest.raises(StaleError, match=f"{message}.*; build it again"):
+        files.read_json(path, error=StaleError, hint="build it again")
+
+
+def test_json_reads_back_as_it_was_written(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"é": [1, None]})
+    assert files.read_json(path) == {"é": [1, None]}
+    files.write_json(path, [{"a": 1}])
+    assert files.read_json(path, kind=list) == [{"a": 1}]
+    files.write_json(path, {})
+    with pytest.raises(InputError, match="holds no JSON array"):
+        files.read_json(path, kind=list)
+
+
+def test_json_files_are_read_in_one_place():
+    pattern = re.compile(r"json\.(load\(|loads\([^\n]*read_(text|bytes)\()")
+    readers = {path.name for path in (ROOT / "dcdctl").rglob("*.py") if pattern.search(path.read_text(encoding="utf-8"))}
+    assert readers == {"files.py"}

@@ -206,6 +206,14 @@ def test_a_folder_of_a_later_format_is_refused(vilt, tmp_path):
         models.load(tmp_path / "vilt")
 
 
+@pytest.mark.parametrize("name", ["dcdctl.json", "config.json"])
+def test_damaged_json_of_a_model_is_named(dual, tmp_path, name):
+    models.save(dual, tmp_path / "model")
+    (tmp_path / "model" / name).write_text("[]")
+    with pytest.raises(ModelError, match=rf"{name} holds no JSON object; save the model again"):
+        models.load(tmp_path / "model")
+
+
 def test_broken_weights_are_said_to_be_so(model, tmp_path):
     models.save(model, tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"

@@ -167,6 +167,11 @@ def test_a_folder_that_is_not_what_its_name_says_is_refused(root, kept, corpus, 
     (folder / "plan.json").write_text(json.dumps({**plan, "encoders": plan["encoders"][:12] + "0" * 52}))
     with pytest.raises(StaleError, match="holds features of another encoders"):
         open_or_build(tmp_path, corpus, pair)
+    for name in ("plan.json", "features.json"):
+        (folder / name).write_text("{")
+        with pytest.raises(StaleError, match=rf"{name} is not JSON: .*; delete .*{folder.name} and run again"):
+            open_or_build(tmp_path, corpus, pair)
+        shutil.copyfile(kept.folder / name, folder / name)
 
 
 def test_a_model_without_encoders_is_refused(tmp_path, corpus, teacher):

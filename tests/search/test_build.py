@@ -458,6 +458,18 @@ def test_what_another_change_has_planned_is_not_gone_on_with(dual, pictures, tmp
     assert not (index.folder / "plan.json").exists()
 
 
+def test_damaged_json_of_an_index_is_named(dual, tmp_path):
+    images = put(tmp_path / "images", {"a.png": png(1), "broken.png": b"no image"})
+    index = build(str(dual), images, tmp_path / "index", IndexConfig())
+    skipped_file = index.document["skipped"]["file"]
+    (index.folder / skipped_file).write_text("{}")
+    with pytest.raises(StaleError, match=rf"{skipped_file} holds no JSON array; build the index again"):
+        update(index.folder, Changes(add=put(tmp_path / "more", {"b.png": png(2)})))
+    (index.folder / "plan.json").write_text("{")
+    with pytest.raises(StaleError, match=r"plan\.json is not JSON: .*; delete the folder"):
+        build(str(dual), images, index.folder, IndexConfig())
+
+
 def test_a_corpus_that_became_another_is_refused(dual, scenes_corpus_dir, tmp_path):
     data = shutil.copytree(scenes_corpus_dir, tmp_path / "data")
     index = build(str(dual), data, tmp_path / "index", FLAT, split="val")

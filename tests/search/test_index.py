@@ -168,6 +168,13 @@ def test_a_document_that_was_tampered_with_is_refused_by_name(tmp_path, change, 
         Index.open(tmp_path)
 
 
+def test_a_damaged_document_is_named(tmp_path):
+    write_index(tmp_path, PARTS)
+    (tmp_path / "index.json").write_text("[]")
+    with pytest.raises(StaleError, match=r"index\.json holds no JSON object; build the index again"):
+        Index.open(tmp_path)
+
+
 def test_settings_of_a_later_version_are_refused(tmp_path):
     write_index(tmp_path, PARTS)
     document = json.loads((tmp_path / "index.json").read_text())

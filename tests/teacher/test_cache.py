@@ -192,6 +192,13 @@ def test_a_damaged_shard_is_named_when_it_is_read_and_the_others_serve(copied):
         teacher_cache.read_cache(copied)
 
 
+@pytest.mark.parametrize(("name", "hint"), [("plan.json", "delete .*cache and run"), ("cache.json", "delete it and run")])
+def test_damaged_json_of_a_cache_is_named(copied, name, hint):
+    (copied / name).write_text((copied / name).read_text()[:-5])
+    with pytest.raises(StaleError, match=rf"{name} is not JSON: .*; {hint}"):
+        teacher_cache.read_cache(copied)
+
+
 def test_a_cache_of_another_format_is_refused(copied):
     plan = json.loads((copied / "plan.json").read_text())
     (copied / "plan.json").write_text(json.dumps({**plan, "format": 1}))

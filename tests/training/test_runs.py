@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from dcdctl.core.config import to_table
-from dcdctl.core.errors import MissingError, StaleError
+from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.training import loggers, runs
 from dcdctl.core.training.recipe import LossConfig, Recipe
 
@@ -68,6 +68,16 @@ def test_no_run_says_how_to_make_one(tmp_path):
         runs.open_run(tmp_path)
 
 
+def test_damaged_files_of_a_run_are_named(tmp_path):
+    run = start(tmp_path / "run")
+    (run.folder / "metrics.jsonl").write_text('{"step": 0}\n{"st\n{"step": 20}\n')
+    with pytest.raises(InputError, match=r"metrics\.jsonl has a line that is not JSON"):
+        run.metrics()
+    (run.folder / "run.json").write_text('{"what": ')
+    with pytest.raises(InputError, match=r"run\.json is not JSON: .*; restore it"):
+        start(tmp_path / "run", resume=True)
+
+
 def test_a_log_drops_what_comes_after_the_step_it_goes_on_from(tmp_path):
     run = start(tmp_path / "run")
     log = loggers.Log(run, 0)
@@ -117,6 +127,12 @@ def test_a_checkpoint_brings_back_weights_moments_and_loss_scale_and_two_are_kep
         step(model, optimizer)
         runs.save_checkpoint(run, count, model, optimizer, scaler)
     assert run.checkpoint_steps() == [2, 3]
+    scale = run.folder / "checkpoints" / "step-3" / "scaler.json"
+    written = scale.read_text()
+    scale.write_text(written[:-9])
+    with pytest.raises(InputError, match=r"step-3/scaler\.json is not JSON: .*; delete .*step-3 to resume"):
+        runs.load_checkpoint(run, Tied(), optimizer, scaler)
+    scale.write_text(written)
     fresh = Tied()
     fresh_optimizer, fresh_scaler = optimizer_of(fresh), torch.amp.GradScaler("cpu")
     assert runs.load_checkpoint(run, fresh, fresh_optimizer, fresh_scaler) == 3

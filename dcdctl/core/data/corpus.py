@@ -120,15 +120,12 @@ def read_corpus_json(folder: Path) -> dict[str, Any]:
             message = f"{folder} holds no finished corpus (no {CORPUS_FILE})"
             raise CorpusError(message, hint="run the same `dcdctl prepare` again: finished shards are kept")
         raise CorpusError(f"there is no corpus in {folder}", hint=f"run `dcdctl prepare ... --out {folder}`")
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorpusError(f"{path} is not JSON: {error}", hint="remove the folder and run `dcdctl prepare` again") from error
-    version = index.get("format") if isinstance(index, dict) else None
+    index = files.read_json(path, error=CorpusError, hint="remove the folder and run `dcdctl prepare` again")
+    version = index.get("format")
     if version != FORMAT_VERSION:
         message = f"{path} is of format {version!r}, this dcdctl reads format {FORMAT_VERSION}"
         raise CorpusError(message, hint="remove the folder and run `dcdctl prepare` again")
-    return dict(index)
+    return index
 
 
 class Corpus:

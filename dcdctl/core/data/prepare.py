@@ -72,10 +72,10 @@ class ShardProgress:
         folder.mkdir(parents=True, exist_ok=True)
         files.remove_partials(folder)
         try:
-            found = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
+            found = files.read_json(folder / PLAN_FILE)
             shards = found.pop("shards")
-        except (OSError, ValueError, KeyError, AttributeError):
-            found, shards = None, {}
+        except (InputError, KeyError):
+            found, shards = {}, {}
         progress = ShardProgress(folder=folder, plan=plan, shards=shards if found == plan else {})
         for path in sorted(folder.iterdir()):
             if SHARD_FILE.fullmatch(path.name) and path.name not in progress.shards:

@@ -5,7 +5,7 @@ from .protocols import SplitChoice
 from .rankers import EvalOptions
 from .ranks import DIRECTIONS, Direction, RankTable
 from .recall import KS
-from .result import Evaluation, Figure, Result, Times, evaluation_document, flat, read_json, read_result, read_times
+from .result import Evaluation, Figure, Result, Times, evaluation_document, flat, read_result, read_times
 from .significance import LEVEL, Comparison, Estimate, Estimates, Interval, compare_ranks
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     "flat",
     "hold",
     "read_answers",
-    "read_json",
     "read_result",
     "read_times",
     "run_evaluation",

@@ -8,7 +8,6 @@ REF,REF,REF      the seeds of one side, each any of the above
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from dcdctl.core.evaluation.bootstrap import holm
 from dcdctl.core.evaluation.files import ALONE, CASCADE, Names, read_ranks
 from dcdctl.core.evaluation.ranks import DIRECTIONS, Direction, Ranks, RankTable
 from dcdctl.core.evaluation.significance import Comparison, Estimates, check_queries
+from dcdctl.core.files import read_json
 
 CASCADE_SUFFIX = ":cascade"
 MAX_ROUNDING = 1e-6
@@ -120,11 +120,8 @@ def _how_to_make(what: Path | str, more: str = "") -> str:
 
 
 def _read_document(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error})", hint=_how_to_make(path.parent)) from error
-    if missing := [key for key in _KEYS if not isinstance(document, dict) or key not in document]:
+    document = read_json(path, hint=_how_to_make(path.parent))
+    if missing := [key for key in _KEYS if key not in document]:
         raise InputError(f"{path} is not the result of an evaluation: it has no {missing[0]!r}", hint=_how_to_make(path.parent))
     return document
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from dcdctl.core.evaluation.protocols import Protocol
 from dcdctl.core.evaluation.ranks import DIRECTIONS, Direction, Rankings, RankTable
 from dcdctl.core.evaluation.recall import KS, Recalls
 from dcdctl.core.evaluation.significance import Interval
+from dcdctl.core.files import read_json
 
 Kind = Literal["dual", "fusion", "cascade"]
 RESAMPLES = 10_000
@@ -214,22 +214,11 @@ def read_times(path: Path, side: Literal["teacher", "student"]) -> Times | None:
     return _read(path, lambda document: _times(document, side), "dcdctl bench")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; InputError where the file holds something else."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}", hint="delete it and make it anew") from error
-    if not isinstance(document, dict):
-        raise InputError(f"{path} holds no JSON object", hint="delete it and make it anew")
-    return document
-
-
 def _read(path: Path, parse: Callable[[dict[str, Any]], T], command: str) -> T | None:
     if not path.exists():
         return None
     try:
-        return parse(read_json(path))
+        return parse(read_json(path, hint=f"run `{command}` again"))
     except (KeyError, TypeError, ValueError, StopIteration) as error:
         raise InputError(
             f"{path} is not as `{command}` writes it ({type(error).__name__}: {error})", hint=f"run `{command}` again"

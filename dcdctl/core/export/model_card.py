@@ -15,7 +15,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from dcdctl.core import evaluation
+from dcdctl.core import evaluation, files
 from dcdctl.core.data import CORPUS_FILE, Corpus, read_corpus_json
 from dcdctl.core.errors import DcdError
 from dcdctl.core.evaluation import DIRECTIONS, Figure, Result, Times, flat
@@ -70,7 +70,7 @@ class Sheet:
 def read_past(ref: str, data: Path | None = None) -> Past:
     """What the folder of a run says; of a model that is none, nothing."""
     folder = Path(ref)
-    facts = evaluation.read_json(folder / "run.json") if (folder / "run.json").exists() else None
+    facts = files.read_json(folder / "run.json", hint="restore it, or export another run") if (folder / "run.json").exists() else None
     result, times = evaluation.read_result(folder / "result.json"), evaluation.read_times(folder / "bench.json", "student")
     named = [data, None if result is None or result.data is None else Path(result.data), *_told(facts, "--data")]
     places = dict.fromkeys(place for place in named if place is not None and (place / CORPUS_FILE).exists())

@@ -9,7 +9,6 @@ read by `models.load_fusion`.
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -127,7 +126,7 @@ def _add_code(folder: Path) -> None:
     """Put the code beside the weights, and say in config.json what is in it."""
     shutil.copyfile(_ASSETS / f"{MODEL_CODE}.py", folder / f"{MODEL_CODE}.py")
     path = folder / "config.json"
-    table = json.loads(path.read_text(encoding="utf-8"))
+    table = files.read_json(path)
     classes = {"AutoConfig": f"{MODEL_CODE}.EncoderDualConfig", "AutoModel": f"{MODEL_CODE}.EncoderDualModel"}
     assert table["model_type"] == ENCODER_DUAL_TYPE
     files.write_json(path, {**table, "architectures": ["EncoderDualModel"], "auto_map": classes, "dtype": "float32"})

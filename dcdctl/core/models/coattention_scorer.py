@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -156,7 +155,7 @@ class CoAttentionScorer(nn.Module):
 def from_folder(folder: Path, overrides: Mapping[str, Any], told: Mapping[str, Any]) -> CoAttentionScorer:
     """The scorer of a folder that `save_network` and `Preprocess.save` wrote; `told` is its dcdctl.json."""
     wanted = read_overrides(overrides)
-    table: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    table = files.read_json(folder / "config.json", error=ModelError, hint="save the model again")
     with hub_errors(str(folder), hint="save the model again"):
         weights = _in_type(load_file(folder / WEIGHTS_FILE), torch.float32)
     if wanted.image_size is not None:

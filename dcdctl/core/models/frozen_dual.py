@@ -6,7 +6,6 @@ Shape letters: I images, T texts, V image tokens, L text tokens, D length of the
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -164,7 +163,7 @@ def from_folder(folder: Path, overrides: Mapping[str, Any], told: Mapping[str, A
     for name in ("image_size", "num_attention_heads"):
         if getattr(wanted, name) is not None:
             raise ModelError(f"{folder} is a dual encoder, whose {name} is fixed by its weights")
-    table: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    table = files.read_json(folder / "config.json", error=ModelError, hint="save the model again")
     with hub_errors(str(folder), hint="save the model again"):
         weights = load_file(folder / WEIGHTS_FILE)
     with backbones.needing_timm(folder):

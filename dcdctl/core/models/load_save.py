@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -132,7 +131,7 @@ def _load_folder(path: Path, overrides: Mapping[str, Any]) -> Model:
 
 def _load_transformers(ref: str, overrides: Mapping[str, Any]) -> Model:
     told_path = Path(ref) / SETTINGS_FILE
-    told = json.loads(told_path.read_text(encoding="utf-8")) if told_path.exists() else None
+    told = files.read_json(told_path, error=ModelError, hint="save the model again") if told_path.exists() else None
     if told is not None and told.get("format") != FORMAT_VERSION:
         raise ModelError(f"{told_path} has format {told.get('format')}, this dcdctl reads format {FORMAT_VERSION}", hint="update dcdctl")
     if told is not None and (read := _OWN.get(_model_type(Path(ref)))) is not None:
@@ -154,7 +153,7 @@ _OWN: dict[Any, Callable[[Path, Mapping[str, Any], Mapping[str, Any]], Model]] =
 
 
 def _model_type(folder: Path) -> Any:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    return files.read_json(folder / "config.json", error=ModelError, hint="save the model again").get("model_type")
 
 
 def _expect(model: Model, kind: Any, ref: str | Path) -> Any:

@@ -14,7 +14,6 @@ Shape letters: I images, T texts, V image tokens, L text tokens, D width of an e
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -137,9 +136,9 @@ def open_or_build(root: Path, corpus: Corpus, scorer: Any, *, device: torch.devi
     folder = root / f"{corpus.split}-{corpus.fingerprint[:12]}-{scorer.encoders_digest[:12]}"
     if not (folder / "features.json").exists():
         _build(folder, corpus, scorer.to(device).eval(), device, track)
-    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    plan = _read_document(folder, "plan.json")
     _check(folder, plan, {"format": FORMAT, "corpus": corpus.fingerprint, "encoders": scorer.encoders_digest})
-    for name, size in json.loads((folder / "features.json").read_text(encoding="utf-8"))["files"].items():
+    for name, size in _read_document(folder, "features.json")["files"].items():
         found = (folder / name).stat().st_size if (folder / name).exists() else 0
         if found != size:
             raise StaleError(f"{folder / name} is damaged: it has {found} bytes, not {size}", hint=f"delete {folder} and run again")
@@ -164,7 +163,7 @@ def _build(folder: Path, corpus: Corpus, scorer: CoAttentionScorer | EncoderDual
         "text_width": scorer.network.text_config.hidden_size,
     }
     if (folder / "plan.json").exists():
-        _check(folder, json.loads((folder / "plan.json").read_text(encoding="utf-8")), plan)
+        _check(folder, _read_document(folder, "plan.json"), plan)
     files.write_json(folder / "plan.json", plan)
     files.remove_partials(folder)
     _save(folder / "lengths.npy", lengths.astype(np.uint16))
@@ -234,6 +233,10 @@ def _to_half(states: States, path: Path) -> tuple[Half, NDArray[np.bool_]]:
 def _first_text(corpus: Corpus, part: int) -> int:
     """The first caption of a range of images; of the one behind the last, the number of captions."""
     return int(np.searchsorted(corpus.caption_image, part * IMAGES_PER_FILE))
+
+
+def _read_document(folder: Path, name: str) -> dict[str, Any]:
+    return files.read_json(folder / name, error=StaleError, hint=f"delete {folder} and run again")
 
 
 def _check(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -185,7 +185,7 @@ def _planned(folder: Path, plan: Document, *, known: set[str]) -> Document:
 
 
 def _read_plan(folder: Path) -> Document:
-    return dict(json.loads((folder / PLAN_FILE).read_text(encoding="utf-8")))
+    return files.read_json(folder / PLAN_FILE, error=StaleError, hint="delete the folder and run the same command again")
 
 
 def _expect(folder: Path, found: Document, wanted: Document) -> None:

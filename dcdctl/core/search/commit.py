@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -16,7 +15,7 @@ import torch
 
 from dcdctl.core import config as configs
 from dcdctl.core import devices, distributed, files
-from dcdctl.core.errors import InputError
+from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import ann, exact, storage
 from dcdctl.core.search.config import IndexConfig
@@ -87,7 +86,7 @@ def _parts(index: Index) -> Any:
 def skipped_of(folder: Path, document: dict[str, Any]) -> list[dict[str, Any]]:
     """The files among the pictures that are none, with their sources and the reasons."""
     name = document["skipped"]["file"]
-    return [] if name is None else list(json.loads((folder / name).read_text(encoding="utf-8")))
+    return [] if name is None else files.read_json(folder / name, kind=list, error=StaleError, hint="build the index again")
 
 
 BLOCK = 1024

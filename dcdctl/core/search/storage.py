@@ -246,18 +246,15 @@ def read_document(folder: Path) -> dict[str, Any]:
             raise MissingError(f"the index {folder} is not finished", hint="run the same `dcdctl index` again: it goes on where it stopped")
         found = "does not exist" if not folder.exists() else f"is no index: it has no {INDEX_FILE}"
         raise MissingError(f"{folder} {found}", hint=f"make one with `dcdctl index RUN --images DIR --out {folder}`")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise StaleError(f"{path} cannot be read: {error}", hint="build the index again") from error
-    version = document.get("format") if isinstance(document, dict) else None
+    document = files.read_json(path, error=StaleError, hint="build the index again")
+    version = document.get("format")
     if version != FORMAT:
         raise StaleError(f"{path} is of format {version!r}, this dcdctl reads format {FORMAT}", hint="build the index again")
     try:
         configs.build(_Contents, document)
     except ConfigError as error:
         raise StaleError(f"{path} is not as this dcdctl writes it: {error}", hint="update dcdctl, or build the index again") from error
-    return dict(document)
+    return document
 
 
 def parts_of(document: dict[str, Any]) -> list[Part]:

@@ -105,8 +105,9 @@ def _hint(name: str) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    """A JSON file of a cache; StaleError if it is missing or damaged."""
+    damaged = "it" if path.name == "cache.json" else path.parent
+    return files.read_json(path, error=StaleError, hint=f"delete {damaged} and run `dcdctl cache-teacher` again with the same options")
 
 
 def expect(folder: Path, what: str, found: Any, wanted: Any) -> None:

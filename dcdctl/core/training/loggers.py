@@ -40,7 +40,7 @@ class WandbLog:
 
     def __init__(self, run: Run, project: str) -> None:
         path = run.folder / "wandb.json"
-        known = json.loads(path.read_text(encoding="utf-8"))["id"] if path.exists() else None
+        known = files.read_json(path, hint="delete it to start another run there").get("id") if path.exists() else None
         self._told: Any = require().init(
             project=project, name=run.folder.name, dir=str(run.folder), config=run.facts()["recipe"], id=known, resume="allow"
         )

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from dcdctl.core import files, models
 from dcdctl.core.config import to_table
 from dcdctl.core.devices import versions
-from dcdctl.core.errors import MissingError, StaleError
+from dcdctl.core.errors import InputError, MissingError, StaleError
 
 KEPT_CHECKPOINTS = 2
 BEST_WEIGHTS = Path("checkpoints", "best", "weights.safetensors")
@@ -51,14 +51,16 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """run.json."""
-        facts: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        return facts
+        return files.read_json(self.folder / "run.json", hint="restore it, or train into another folder")
 
     def metrics(self) -> list[dict[str, Any]]:
         """The logged steps, oldest first; a last line that a killed run left half-written is not one of them."""
         path = self.folder / "metrics.jsonl"
         whole, _, _ = (path.read_text(encoding="utf-8") if path.exists() else "").rpartition("\n")
-        return [json.loads(line) for line in whole.splitlines()]
+        try:
+            return [json.loads(line) for line in whole.splitlines()]
+        except ValueError as error:
+            raise InputError(f"{path} has a line that is not JSON: {error}", hint="remove the line") from error
 
     def checkpoint_steps(self) -> list[int]:
         """Steps with a whole checkpoint, ascending."""
@@ -131,7 +133,7 @@ def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
     optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
     scale = folder / "scaler.json"
     if scaler is not None and scaler.is_enabled() and scale.exists():
-        scaler.load_state_dict(json.loads(scale.read_text(encoding="utf-8")))
+        scaler.load_state_dict(files.read_json(scale, hint=f"delete {folder} to resume from the checkpoint before it"))
     return steps[-1]
 
 

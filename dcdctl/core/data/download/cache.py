@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -17,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from dcdctl.core.data.download import http, hub
 from dcdctl.core.data.download.hub import HubPath
 from dcdctl.core.errors import ConfigError, InputError, SourceError
-from dcdctl.core.files import PARTIAL_SUFFIX, write_json
+from dcdctl.core.files import PARTIAL_SUFFIX, read_json, write_json
 from dcdctl.core.progress import Advance, Track, silent
 
 try:
@@ -229,7 +228,7 @@ def _write_record(file: RemoteFile, place: Path, path: Path, digests: dict[str, 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """A document of ours; empty if it is not there."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path, hint="delete it and run the same command again") if path.exists() else {}
 
 
 def _short(text: str) -> str:

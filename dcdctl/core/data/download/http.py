@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcdctl import __version__
-from dcdctl.core.errors import SourceError
-from dcdctl.core.files import write_json
+from dcdctl.core.errors import InputError, SourceError
+from dcdctl.core.files import read_json, write_json
 from dcdctl.core.progress import Advance
 
 if TYPE_CHECKING:
@@ -130,8 +129,8 @@ class _Transfer:
     def _known(self) -> dict[str, Any]:
         """What was noted of the half file; one of which too little is known is dropped."""
         try:
-            known = json.loads(_notes_of(self.partial).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            known = read_json(_notes_of(self.partial))
+        except InputError:
             known = {}
         if not self.length() or not (known.get("validator") or (known and self.has_checksum)):
             self._drop()
