@@ -109,8 +109,8 @@ def test_more_rounds_give_more_neighbours(scenes):
     assert len(thrice.texts_of_image.values) > 1.5 * len(once.texts_of_image.values)
 
 
-def test_near_groups_put_siblings_together(scenes):
-    groups = miners.near_groups(scenes, 4)
+def test_clusters_put_siblings_together(scenes):
+    groups = miners.clusters(scenes, 4)
     assert sorted(np.concatenate(groups).tolist()) == list(range(32))
     assert [len(group) for group in groups] == [4] * 8
     # Scenes come in families of four that differ in one thing each.
@@ -119,10 +119,10 @@ def test_near_groups_put_siblings_together(scenes):
     assert sum(a == b for a, b in pairs) / len(pairs) > 0.6
 
 
-def test_near_groups_equal_the_greedy_search_by_hand(twins, monkeypatch):
-    whole = [group.tolist() for group in miners.near_groups(twins, 3)]
-    monkeypatch.setattr(miners, "_SEEDS", 2)
-    assert [group.tolist() for group in miners.near_groups(twins, 3)] == whole
+def test_clusters_equal_the_greedy_search_by_hand(twins, monkeypatch):
+    whole = [group.tolist() for group in miners.clusters(twins, 3)]
+    monkeypatch.setattr(miners, "_SEEDS_PER_CHUNK", 2)
+    assert [group.tolist() for group in miners.clusters(twins, 3)] == whole
     assert whole[0] == [0, 1, 2]
     assert [len(group) for group in whole] == [3, 3, 3, 3]
 

@@ -19,7 +19,7 @@ from dcdctl.core import models
 from dcdctl.core.data import Corpus, difference_hash
 from dcdctl.core.errors import ConfigError, MissingError, ModelError
 from dcdctl.core.scoring import embed
-from dcdctl.core.teacher import CandidateConfig, Guards, candidates, miners
+from dcdctl.core.teacher import CandidateConfig, FalseNegativeFilter, candidates, miners
 
 CPU = torch.device("cpu")
 TEXTS = [
@@ -204,7 +204,7 @@ def test_mixed_candidates_have_their_shares(corpus):
     mixed = miners.mixed_miner([(evens, 3), (odds, 1)], excluded)
     # Three even ones that may be, then an odd one; what is out stays where it was.
     assert mixed(np.array([0]), 10).tolist() == [[0, 2, 4, 6, 1, 3, 8, 5, 7, 9]]
-    found = miners.mined(mixed, 1, 10, 4, excluded)
+    found = miners.mine(mixed, 1, 10, 4, excluded)
     assert found.candidates.tolist() == [2, 3, 4, 6]
     assert found.num_dropped[:3].tolist() == [0, 2, 0]
     config = CandidateConfig(kind="mixed", per_query=4, shares={"lexical": 1.0, "random": 1.0})
@@ -220,7 +220,7 @@ def test_what_two_miners_both_give_is_filled_up():
         return np.zeros(item.shape, dtype=np.uint8)
 
     ranked, repeating = (lambda queries, width, row=row: np.array([row]) for row in ([5, 6, 7, 8], [5, 5, 9, 6]))
-    found = miners.mined(miners.mixed_miner([(repeating, 2), (ranked, 2)], nothing), 1, 10, 4, nothing)
+    found = miners.mine(miners.mixed_miner([(repeating, 2), (ranked, 2)], nothing), 1, 10, 4, nothing)
     # 5 and 9 of the one, 6 of the other beside its 5, and then the one's next, 6, is there already: 7.
     assert found.candidates.tolist() == [5, 6, 7, 9]
 
@@ -230,7 +230,7 @@ def test_what_two_miners_both_give_is_filled_up():
     [(15, [0.5, 0.5], [8, 7]), (4, [1, 1, 1], [1, 2, 1]), (1, [0.2, 0.8], [0, 1]), (63, [1, 3, 5], [7, 21, 35])],
 )
 def test_shares_sum_to_the_whole(total, shares, counts):
-    assert miners.shared_out(total, shares) == counts
+    assert miners.split_by_shares(total, shares) == counts
 
 
 @pytest.mark.parametrize("kind", ["random", "lexical", "embedding", "mixed"])
@@ -253,8 +253,8 @@ def test_a_query_has_as_many_as_set_or_all_there_are(repeated, kind, per_query):
 def test_lexical_candidates_do_not_depend_on_how_queries_are_cut(repeated, monkeypatch, chunk, cells):
     config = CandidateConfig(kind="lexical", per_query=6)
     whole = candidates.draw_candidates(repeated, config)
-    monkeypatch.setattr(miners, "CHUNK", chunk)
-    monkeypatch.setattr(miners, "CELLS", cells)
+    monkeypatch.setattr(miners, "QUERIES_PER_CHUNK", chunk)
+    monkeypatch.setattr(miners, "MAX_MATRIX_ENTRIES", cells)
     cut = candidates.draw_candidates(repeated, config)
     assert cut.texts_of_image.values.tolist() == whole.texts_of_image.values.tolist()
     assert cut.images_of_text.values.tolist() == whole.images_of_text.values.tolist()
@@ -313,7 +313,7 @@ def test_pictures_that_look_alike_are_no_negatives_for_each_other(corpus, monkey
     assert {0, 1}.isdisjoint(drawn.texts_of_image[2].tolist())
     assert 2 not in drawn.images_of_text[0]
     # Two captions each way, and two images each way.
-    assert drawn.dropped["near-duplicate pictures"] == 8
+    assert drawn.dropped["near-duplicate images"] == 8
 
 
 def test_others_take_the_place_of_pictures_that_look_alike(repeated):
@@ -325,10 +325,10 @@ def test_others_take_the_place_of_pictures_that_look_alike(repeated):
 
 
 def test_the_first_guard_against_a_pair_gives_the_reason():
-    guards = Guards(np.array([0, 0, 1, 2]), np.array([0, 1, 0, 2]), np.array([0b0, 0b1, 0b111], dtype=np.uint64), 1)
+    guards = FalseNegativeFilter(np.array([0, 0, 1, 2]), np.array([0, 1, 0, 2]), np.array([0b0, 0b1, 0b111], dtype=np.uint64), 1)
     image, text = np.repeat(np.arange(3), 4), np.tile(np.arange(4), 3)
     assert guards(image, text).reshape(3, 4).tolist() == [[1, 1, 2, 0], [2, 3, 1, 0], [0, 0, 0, 1]]
-    assert guards.turned(text, image).tolist() == guards(image, text).tolist()
+    assert guards.for_captions(text, image).tolist() == guards(image, text).tolist()
 
 
 def test_draws_are_different_and_a_function_of_the_seed(corpus):
@@ -339,8 +339,8 @@ def test_draws_are_different_and_a_function_of_the_seed(corpus):
 
 
 def test_chunks_do_not_change_who_is_excluded(monkeypatch):
-    monkeypatch.setattr(miners, "CHUNK", 7)
-    found = miners.mined(miners.random_miner([3], 50, 1000), 50, 1000, 20, lambda query, item: (item % 2 == 0).astype(np.uint8))
+    monkeypatch.setattr(miners, "QUERIES_PER_CHUNK", 7)
+    found = miners.mine(miners.random_miner([3], 50, 1000), 50, 1000, 20, lambda query, item: (item % 2 == 0).astype(np.uint8))
     assert (found.candidates % 2 == 1).all()
     assert len(set(zip(found.queries.tolist(), found.candidates.tolist(), strict=True))) == len(found.queries)
     assert np.bincount(found.queries).tolist() == [20] * 50

@@ -2,7 +2,7 @@ from .build import ScoringOptions, build_cache, claimed, plan_cache, score_plann
 from .cache import TeacherCache, TeacherEnsemble, read_cache, read_caches
 from .candidates import CPU, CandidateConfig, Candidates, Lists, draw_candidates, mine_candidates, text_classes
 from .estimate import estimate_cost, verify_scores
-from .false_negatives import Guards
+from .false_negatives import FalseNegativeFilter
 from .miners import Index
 from .summary import Inspection, Negative, cache_document, cache_facts, summarize_cache
 
@@ -10,7 +10,7 @@ __all__ = [
     "CPU",
     "CandidateConfig",
     "Candidates",
-    "Guards",
+    "FalseNegativeFilter",
     "Index",
     "Inspection",
     "Lists",

@@ -20,8 +20,8 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import Vectors
 from dcdctl.core.teacher import miners
-from dcdctl.core.teacher.false_negatives import Guards, picture_hashes
-from dcdctl.core.teacher.miners import Guard, Index, Miner, near_groups
+from dcdctl.core.teacher.false_negatives import FalseNegativeFilter, image_hashes
+from dcdctl.core.teacher.miners import Index, Miner, PairFilter, clusters
 
 CPU = torch.device("cpu")
 POSITIVE, TEXT_CANDIDATE, IMAGE_CANDIDATE = 1, 2, 4
@@ -119,7 +119,7 @@ class Candidates:
     texts_of_image: Lists
     images_of_text: Lists
     dropped: dict[str, int] = field(default_factory=dict)
-    """Guard -> pairs that would be candidates but for it, of both directions."""
+    """PairFilter -> pairs that would be candidates but for it, of both directions."""
 
     def pairs(self, caption_image: Index) -> tuple[Index, Index, NDArray[np.uint8]]:
         """All pairs to score, positives included, each once, by image and then caption: image, caption and the sum of its roles."""
@@ -158,23 +158,23 @@ def mine_candidates(corpus: Corpus, config: CandidateConfig, found: Vectors | No
     lists, num_dropped = {"text": _no_lists(num_images), "image": _no_lists(num_texts)}, np.zeros(256, dtype=np.int64)
     for direction in config.directions:
         sizes = (num_images, num_texts) if direction == "text" else (num_texts, num_images)
-        guard = guards if direction == "text" else guards.turned
-        result = miners.mined(_miner(corpus, config, direction, found, guard), *sizes, config.per_query, guard)
+        guard = guards if direction == "text" else guards.for_captions
+        result = miners.mine(_miner(corpus, config, direction, found, guard), *sizes, config.per_query, guard)
         lists[direction] = Lists(_offsets(result.queries, sizes[0]), result.candidates)
         num_dropped += result.num_dropped
     return Candidates(lists["text"], lists["image"], _told(guards, num_dropped))
 
 
-def _guards(corpus: Corpus, config: CandidateConfig, track: Track) -> Guards:
-    hash_I = None if config.duplicate_bits is None else picture_hashes(corpus, track)
-    return Guards(corpus.caption_image, text_classes(corpus.captions), hash_I, config.duplicate_bits or 0)
+def _guards(corpus: Corpus, config: CandidateConfig, track: Track) -> FalseNegativeFilter:
+    hash_I = None if config.duplicate_bits is None else image_hashes(corpus, track)
+    return FalseNegativeFilter(corpus.caption_image, text_classes(corpus.captions), hash_I, config.duplicate_bits or 0)
 
 
-def _told(guards: Guards, num_dropped: Index) -> dict[str, int]:
+def _told(guards: FalseNegativeFilter, num_dropped: Index) -> dict[str, int]:
     return {name: int(num_dropped[reason]) for reason, name in enumerate(guards.names, start=1)}
 
 
-def _miner(corpus: Corpus, config: CandidateConfig, direction: str, found: Vectors | None, guard: Guard) -> Miner:
+def _miner(corpus: Corpus, config: CandidateConfig, direction: str, found: Vectors | None, guard: PairFilter) -> Miner:
     """The miner of a recipe for one direction."""
     seed = [config.seed, SIMPLE_KINDS.index("random") + (1 if direction == "text" else 2)]
     sizes = (corpus.num_images, corpus.num_captions) if direction == "text" else (corpus.num_captions, corpus.num_images)
@@ -190,13 +190,13 @@ def _miner(corpus: Corpus, config: CandidateConfig, direction: str, found: Vecto
 
     if config.kind != "mixed":
         return simple(config.kind)
-    counts = miners.shared_out(config.per_query, list(config.shares.values()))
+    counts = miners.split_by_shares(config.per_query, list(config.shares.values()))
     return miners.mixed_miner([(simple(kind), count) for kind, count in zip(config.shares, counts, strict=True)], guard)
 
 
 def _draw_blocks(corpus: Corpus, config: CandidateConfig, found: Vectors | None, track: Track) -> Candidates:
     rng = np.random.default_rng([config.seed, 2])
-    groups = near_groups(corpus, config.group_size, None if found is None else found.images_ID.cpu().numpy())
+    groups = clusters(corpus, config.group_size, None if found is None else found.images_ID.cpu().numpy())
     image_parts, text_parts = [], []
     for _ in range(config.rounds):
         order = np.concatenate([groups[i] for i in rng.permutation(len(groups))])

@@ -1,9 +1,9 @@
-"""Who is near whom: for each query of a corpus, things it may be compared with, the best first.
+"""Hard-negative mining: for each query, candidates sorted by similarity.
 
-A miner need not know what is true of a query: `mined` leaves that out, and asks for more where too few are left. Everything is a
-function of the corpus and the seed.
+A miner does not know which candidates are true. `mine` removes false negatives and repeats, and asks the miner for more where too few
+remain. Every result is a function of the corpus and the seed.
 
-Shape letters: Q queries, K candidates.
+Shape letters: Q queries, K candidates, I images, D dimensions.
 """
 
 from __future__ import annotations
@@ -22,30 +22,33 @@ from dcdctl.core.teacher.false_negatives import Reasons
 
 Index = NDArray[np.int64]
 Miner = Callable[[Index, int], Index]
-"""Given queries and a number K, a Q x K matrix: the K best of each query, or all there are where these are fewer."""
-Guard = Callable[[Index, Index], Reasons]
-"""Given queries and candidates, arrays of one shape: 0 where the two may be paired, else why not."""
-CHUNK = 4096
-"""Queries mined at a time."""
-CELLS = 1 << 22
-"""Entries of a matrix at most: bounds the memory where queries need many candidates to find enough."""
+"""Given queries and a number K, a Q x K matrix of the best K candidates per query, or all candidates if there are fewer."""
+PairFilter = Callable[[Index, Index], Reasons]
+"""Given queries and candidates, arrays of one shape: 0 where the pair is allowed, else the reason against it."""
+QUERIES_PER_CHUNK = 4096
+MAX_MATRIX_ENTRIES = 1 << 22
+"""Bounds the memory when queries need many candidates to find enough."""
+_SEEDS_PER_CHUNK = 256
+"""Images compared with all free images at once."""
+_MAX_WORDS = 2048
+"""Words used for clustering, the most frequent first. The bound limits memory; rarer words connect few images."""
 
 
 @dataclass(frozen=True)
 class Mined:
-    """Pairs of a query and a candidate, sorted by both, and how many others each guard kept from being among them."""
+    """Pairs of a query and a candidate, sorted by both."""
 
     queries: Index
     candidates: Index
     num_dropped: Index
-    """Entry r: for reason r."""
+    """Entry r: pairs that would be here but for reason r."""
 
 
 def random_miner(seed: Sequence[int], num_queries: int, population: int) -> Miner:
-    """Members drawn at random, some more than once; all in random order where as many are asked for."""
+    """Random candidates, possibly with repeats; a permutation of all if K is at least the population."""
 
     def mine(queries: Index, width: int) -> Index:
-        # A query's draws depend on the queries it comes with, and these are always cut alike.
+        # The draws of a query depend on the other queries of its chunk. Chunks are always cut alike, so results are reproducible.
         rng = np.random.default_rng([*seed, int(queries[0]), num_queries])
         if width >= population:
             return np.argsort(rng.random((len(queries), population)), axis=1)
@@ -55,26 +58,26 @@ def random_miner(seed: Sequence[int], num_queries: int, population: int) -> Mine
 
 
 def lexical_miner(queries: Sequence[str], documents: Sequence[str]) -> Miner:
-    """Documents by BM25, the best first, of equal ones the first; MissingError where bm25s is not installed."""
+    """Documents by BM25, best first, ties by position. MissingError if bm25s is not installed."""
     try:
-        import bm25s  # needed by those who mine with it
+        import bm25s  # an extra: only lexical mining needs it
     except ImportError as error:
         raise MissingError("candidates.kind lexical needs bm25s, which is not installed", hint="pip install 'dcdctl[mine]'") from error
     tokens = [_words(document) for document in documents]
     index = bm25s.BM25(backend="numpy")
     if any(tokens):
         index.index(tokens, show_progress=False)
-    known = set(index.vocab_dict) if any(tokens) else set()
+    vocabulary = set(index.vocab_dict) if any(tokens) else set()
 
     def best(query: str, width: int) -> Index:
-        words = [word for word in _words(query) if word in known]
+        words = [word for word in _words(query) if word in vocabulary]
         return _first(index.get_scores(words) if words else np.zeros(len(documents), dtype=np.float32), width)
 
     return lambda chunk, width: np.stack([best(queries[query], width) for query in chunk])
 
 
 def _first(scores: NDArray[np.float32], count: int) -> Index:
-    """The places of the highest scores, the best first. Of equal scores the first places: a partition alone leaves that to the CPU."""
+    """Positions of the highest scores, best first, ties by position. A partition alone would leave ties to the processor."""
     if count >= len(scores):
         return np.argsort(-scores, kind="stable")
     least = np.partition(scores, -count)[-count]
@@ -87,7 +90,7 @@ def _words(text: str) -> list[str]:
 
 
 def embedding_miner(queries_QD: Tensor, gallery_GD: Tensor) -> Miner:
-    """Members of the gallery by inner product, the best first."""
+    """Gallery entries by inner product, best first."""
 
     def mine(queries: Index, width: int) -> Index:
         _, index_QK = scoring.top_k(queries_QD[queries], gallery_GD, width)
@@ -96,49 +99,49 @@ def embedding_miner(queries_QD: Tensor, gallery_GD: Tensor) -> Miner:
     return mine
 
 
-def mixed_miner(miners: Sequence[tuple[Miner, int]], guard: Guard) -> Miner:
-    """So many of each miner's best that may be paired with the query, then the rest of all, in the same order."""
+def mixed_miner(miners: Sequence[tuple[Miner, int]], reason_against: PairFilter) -> Miner:
+    """The first allowed candidates of each miner, as many as its count, then the remaining candidates in the same order."""
 
     def mine(queries: Index, width: int) -> Index:
-        found, turns = [], []
+        matrices, ranks = [], []
         for turn, (miner, count) in enumerate(miners):
             matrix_QK = miner(queries, width)
             query_QK = np.broadcast_to(queries[:, None], matrix_QK.shape)
-            is_allowed_QK = _is_first(matrix_QK) & (guard(query_QK, matrix_QK) == 0)
+            is_allowed_QK = _is_first(matrix_QK) & (reason_against(query_QK, matrix_QK) == 0)
             num_before_QK = is_allowed_QK.cumsum(axis=1) - is_allowed_QK
-            found.append(matrix_QK)
-            turns.append(np.where(num_before_QK < count, turn, turn + len(miners)).astype(np.int8))
-        order_QK = np.argsort(np.concatenate(turns, axis=1), axis=1, kind="stable")
-        return np.take_along_axis(np.concatenate(found, axis=1), order_QK, axis=1)
+            matrices.append(matrix_QK)
+            ranks.append(np.where(num_before_QK < count, turn, turn + len(miners)).astype(np.int8))
+        order_QK = np.argsort(np.concatenate(ranks, axis=1), axis=1, kind="stable")
+        return np.take_along_axis(np.concatenate(matrices, axis=1), order_QK, axis=1)
 
     return mine
 
 
-def shared_out(total: int, shares: Sequence[float]) -> list[int]:
-    """Whole numbers in these proportions that sum to the total.
+def split_by_shares(total: int, shares: Sequence[float]) -> list[int]:
+    """Integers in these proportions that sum to the total.
 
-    >>> shared_out(5, [1, 1]), shared_out(4, [1, 1, 1])
+    >>> split_by_shares(5, [1, 1]), split_by_shares(4, [1, 1, 1])
     ([3, 2], [1, 2, 1])
     """
     ends = np.floor(total * np.cumsum(shares) / np.sum(shares) + 0.5).astype(int)
     return np.diff(ends, prepend=0).tolist()
 
 
-def mined(miner: Miner, num_queries: int, population: int, count: int, guard: Guard) -> Mined:
-    """Of each query the first `count` different candidates that may be paired with it; all there are where these are fewer."""
+def mine(miner: Miner, num_queries: int, population: int, count: int, reason_against: PairFilter) -> Mined:
+    """The first `count` different allowed candidates of each query, or all of them if there are fewer."""
     parts = []
-    for start in range(0, num_queries, CHUNK):
-        left = np.arange(start, min(start + CHUNK, num_queries))
+    for start in range(0, num_queries, QUERIES_PER_CHUNK):
+        remaining = np.arange(start, min(start + QUERIES_PER_CHUNK, num_queries))
         keys, num_dropped, width = [], np.zeros(256, dtype=np.int64), 2 * count + 8
-        while len(left):
-            short, num_at_once = [], max(1, CELLS // min(width, population))
-            for first in range(0, len(left), num_at_once):
-                queries = left[first : first + num_at_once]
-                is_enough, found, dropped = _chosen(miner(queries, width), queries, population, count, guard)
-                keys.append(found)
+        while len(remaining):
+            short, num_at_once = [], max(1, MAX_MATRIX_ENTRIES // min(width, population))
+            for first in range(0, len(remaining), num_at_once):
+                queries = remaining[first : first + num_at_once]
+                is_enough, new_keys, dropped = _choose(miner(queries, width), queries, population, count, reason_against)
+                keys.append(new_keys)
                 num_dropped += dropped
                 short.append(queries[~is_enough])
-            left, width = np.concatenate(short), 4 * width
+            remaining, width = np.concatenate(short), 4 * width
         sorted_keys = np.sort(np.concatenate(keys))
         parts.append(Mined(sorted_keys // population, sorted_keys % population, num_dropped))
     return Mined(
@@ -148,10 +151,12 @@ def mined(miner: Miner, num_queries: int, population: int, count: int, guard: Gu
     )
 
 
-def _chosen(matrix_QK: Index, queries: Index, population: int, count: int, guard: Guard) -> tuple[NDArray[np.bool_], Index, Index]:
-    """Which queries have found enough, or seen all there is; the keys of their pairs; for each reason, how many it took the place of."""
+def _choose(
+    matrix_QK: Index, queries: Index, population: int, count: int, reason_against: PairFilter
+) -> tuple[NDArray[np.bool_], Index, Index]:
+    """Which queries have enough candidates or have seen all; the keys of their pairs; for each reason, how many pairs it removed."""
     query_QK = np.broadcast_to(queries[:, None], matrix_QK.shape)
-    reason_QK, is_first_QK = guard(query_QK, matrix_QK), _is_first(matrix_QK)
+    reason_QK, is_first_QK = reason_against(query_QK, matrix_QK), _is_first(matrix_QK)
     is_allowed_QK = is_first_QK & (reason_QK == 0)
     num_before_QK = is_allowed_QK.cumsum(axis=1) - is_allowed_QK
     is_enough_Q = (is_allowed_QK.sum(axis=1) >= count) | (is_first_QK.sum(axis=1) >= population)
@@ -172,52 +177,46 @@ def _is_first(matrix_QK: Index) -> NDArray[np.bool_]:
     return first_QK
 
 
-def near_groups(corpus: Corpus, group_size: int, vectors_ID: NDArray[np.float32] | None = None) -> list[Index]:
-    """The images in groups of near ones by their vectors, or whose captions share the most words, weighted by how rare each is; every
-    image in one group.
+def clusters(corpus: Corpus, cluster_size: int, vectors_ID: NDArray[np.float32] | None = None) -> list[Index]:
+    """Clusters of similar images; every image is in one cluster.
 
-    Greedy, from the first image on: the nearest images not yet in a group join it.
+    Similarity is the inner product of `vectors_ID` (I x D), or by default of the words of the captions, each weighted by its inverse
+    document frequency. The search is greedy from the first image on: its nearest free images join it.
     """
-    if group_size == 1:
+    if cluster_size == 1:
         return [np.array([i], dtype=np.int64) for i in range(corpus.num_images)]
-    near_by = _word_vectors(corpus) if vectors_ID is None else vectors_ID
+    vectors = _word_vectors(corpus) if vectors_ID is None else vectors_ID
     is_free = np.ones(corpus.num_images, dtype=bool)
-    groups = []
+    result = []
     while len(free := np.flatnonzero(is_free)):
-        seeds = free[:_SEEDS]
-        for seed, near in zip(seeds.tolist(), near_by[seeds] @ near_by[free].T, strict=True):
+        seeds = free[:_SEEDS_PER_CHUNK]
+        for seed, similarity in zip(seeds.tolist(), vectors[seeds] @ vectors[free].T, strict=True):
             if not is_free[seed]:
                 continue
-            near[~is_free[free]] = -np.inf
-            near[np.searchsorted(free, seed)] = np.inf
-            best = np.argsort(-near, kind="stable")[:group_size]
-            group = np.sort(free[best[is_free[free[best]]]])
-            is_free[group] = False
-            groups.append(group)
-    return groups
+            similarity[~is_free[free]] = -np.inf
+            similarity[np.searchsorted(free, seed)] = np.inf
+            best = np.argsort(-similarity, kind="stable")[:cluster_size]
+            cluster = np.sort(free[best[is_free[free[best]]]])
+            is_free[cluster] = False
+            result.append(cluster)
+    return result
 
 
 def _word_vectors(corpus: Corpus) -> NDArray[np.float32]:
-    """A unit vector an image: which words its captions use, weighted by inverse document frequency."""
+    """One unit vector per image: the words of its captions, weighted by inverse document frequency."""
     words: dict[str, int] = {}
     rows, columns = [], []
     for text, image in zip(corpus.captions, corpus.caption_image.tolist(), strict=True):
         for word in text.lower().split():
             rows.append(image)
             columns.append(words.setdefault(word, len(words)))
-    used = np.unique(np.array([rows, columns]), axis=1)
-    frequency = np.bincount(used[1], minlength=len(words))
+    pairs = np.unique(np.array([rows, columns]), axis=1)
+    frequency = np.bincount(pairs[1], minlength=len(words))
     common = np.argsort(-frequency, kind="stable")[:_MAX_WORDS]
-    place = np.full(len(words), -1)
-    place[common] = np.arange(len(common))
+    column_of_word = np.full(len(words), -1)
+    column_of_word[common] = np.arange(len(common))
     vectors = np.zeros((corpus.num_images, len(common)), dtype=np.float32)
-    kept = place[used[1]] >= 0
-    vectors[used[0][kept], place[used[1][kept]]] = np.log(1 + corpus.num_images / frequency[used[1][kept]])
+    kept = column_of_word[pairs[1]] >= 0
+    vectors[pairs[0][kept], column_of_word[pairs[1][kept]]] = np.log(1 + corpus.num_images / frequency[pairs[1][kept]])
     norms = np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float32)
     return vectors / np.maximum(norms, np.float32(1e-12))
-
-
-_SEEDS = 256
-"""Images that are compared with all free ones at a time."""
-_MAX_WORDS = 2048
-"""Words that take part in the grouping, the commonest first: bounds its memory, and rarer ones join few images."""

@@ -21,7 +21,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch
 from dcdctl.core.scoring import Features, Source
-from dcdctl.core.teacher import Guards, Index, Lists, TeacherCache, TeacherEnsemble, text_classes
+from dcdctl.core.teacher import FalseNegativeFilter, Index, Lists, TeacherCache, TeacherEnsemble, text_classes
 from dcdctl.core.training import losses, negatives
 from dcdctl.core.training.batch import NO_IMAGES, NO_PAIRS, NO_TEXTS, WHOLE, Batch, Slice, Slicing
 from dcdctl.core.training.negatives import MinedNegatives
@@ -127,8 +127,8 @@ class _Steps(torch.utils.data.Dataset[Batch]):
         return self._guards(image_QG, text_QG) > 0
 
     @cached_property
-    def _guards(self) -> Guards:
-        return Guards(self.corpus.caption_image, self._text_class)
+    def _guards(self) -> FalseNegativeFilter:
+        return FalseNegativeFilter(self.corpus.caption_image, self._text_class)
 
     def _rng(self, *what: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *what])
