@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, overload
+from typing import IO, Any, overload
 
 import dcdctl
 from dcdctl.core.errors import DcdError, InputError, StaleError
@@ -53,18 +53,36 @@ def lock(folder: Path, part: int = 0) -> Iterator[None]:
 
     A lock ends with its process, however that ends. Systems without POSIX locks have none.
     """
-    path = folder.with_name(f".{folder.name}.lock-{part}")
+    place = folder.absolute()  # "." has no name of its own
+    path = place.with_name(f".{place.name}.lock-{part}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise StaleError(f"another run is writing to {folder}", hint="let it end, or name another folder") from error
+    file = _locked(path)
+    if file is None:
+        raise StaleError(f"another run is writing to {folder}", hint="let it end, or name another folder")
+    with file:
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> IO[str] | None:
+    """A lock file, open and locked; None if another process has locked it."""
+    if fcntl is None:
+        return path.open("a")
+    while True:
+        file = path.open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The last owner may have removed the file after it was opened here: its name is free, so a lock on it excludes nobody.
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except BlockingIOError:
+            file.close()
+            return None
+        except FileNotFoundError:
+            pass
+        file.close()
 
 
 def write_text(path: Path, text: str) -> None:

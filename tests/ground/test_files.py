@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+from pathlib import Path
 
 import pytest
 from paths import ROOT
@@ -96,3 +98,37 @@ def test_json_files_are_read_in_one_place():
     pattern = re.compile(r"json\.(load\(|loads\([^\n]*read_(text|bytes)\()")
     readers = {path.name for path in (ROOT / "dcdctl").rglob("*.py") if pattern.search(path.read_text(encoding="utf-8"))}
     assert readers == {"files.py"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX locks")
+@pytest.mark.parametrize("is_made_again", [False, True], ids=["removed", "removed and made again"])
+def test_a_lock_file_that_its_owner_removed_while_another_opened_it_is_no_lock(tmp_path, monkeypatch, is_made_again):
+    folder, path = tmp_path / "cache", tmp_path / ".cache.lock-0"
+    path.touch()
+    open_file, opened = Path.open, []
+
+    def open_late(self, *arguments):
+        file = open_file(self, *arguments)
+        opened.append(self.name)
+        if len(opened) == 1:  # here the owner ends
+            path.unlink()
+            if is_made_again:
+                path.touch()
+        return file
+
+    monkeypatch.setattr(Path, "open", open_late)
+    with files.lock(folder):
+        assert opened == [path.name] * 2
+        assert path.exists()
+        with pytest.raises(StaleError, match=f"another run is writing to {folder}; let it end"), files.lock(folder):
+            pass
+        with files.lock(folder, 1):  # another part of the work
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_named_by_a_dot_has_a_lock(tmp_path, monkeypatch):
+    (tmp_path / "cache").mkdir()
+    monkeypatch.chdir(tmp_path / "cache")
+    with files.lock(Path()):
+        assert (tmp_path / ".cache.lock-0").exists()

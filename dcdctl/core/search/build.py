@@ -109,7 +109,7 @@ def update(folder: Path, changes: Changes, *, options: EmbeddingOptions = ON_CPU
 
 def claimed(folder: Path) -> AbstractContextManager[None]:
     """The folder, as far as this process works on it, for this run alone; StaleError if another one is writing to it."""
-    return files.lock(folder.absolute(), distributed.rank())
+    return files.lock(folder, distributed.rank())
 
 
 def _refuse_inside(folder: Path, source: Source) -> None:
