@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from dcdctl.core.data import manifest
-from dcdctl.core.data.manifest import KarpathySource, ScenesSource, TableSource
+from dcdctl.core.data.readers import FORMATS
+from dcdctl.core.data.readers.csv_jsonl import CsvSource, JsonlSource
+from dcdctl.core.data.readers.karpathy import KarpathySource
+from dcdctl.core.data.readers.lavis import LavisSource
+from dcdctl.core.data.readers.parquet import ParquetSource
+from dcdctl.core.data.readers.scenes import ScenesSource
+from dcdctl.core.data.readers.webdataset import WebDatasetSource
 from dcdctl.core.errors import ConfigError, InputError
 
 
@@ -54,8 +60,47 @@ def test_paths_in_a_toml_file_are_seen_from_its_folder(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('format = "csv"\npairs = "pairs.csv"\nimages = "jpg"\nsplit = "test"\n')
     found = manifest.find_manifest(str(path))
-    source = TableSource(pairs=tmp_path / "pairs.csv", images=(tmp_path / "jpg",), split="test")
+    source = CsvSource(pairs=tmp_path / "pairs.csv", images=(tmp_path / "jpg",), split="test")
     assert (found.name, list(found.sources.values())) == ("mine", [source])
+
+
+def test_the_formats_are_listed_under_their_own_names():
+    assert {name: source.format for name, source in FORMATS.items()} == {name: name for name in FORMATS}
+
+
+def test_the_types_of_a_sources_fields_say_which_are_paths():
+    fields = {source: list(manifest.path_fields(source)) for source in FORMATS.values()}
+    assert fields == {
+        ScenesSource: [],
+        KarpathySource: ["annotations", "images"],
+        LavisSource: ["annotations", "images"],
+        CsvSource: ["pairs", "images"],
+        JsonlSource: ["pairs", "images"],
+        ParquetSource: ["rows", "splits"],
+        WebDatasetSource: ["shards"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "source"),
+    [
+        ('rows = { all = "a*.parquet" }\nsplits = "s.json"', {"rows": {"all": ["a*.parquet"]}, "splits": "s.json"}),
+        ('rows = { all = ["a.parquet", "sub/b.parquet"] }', {"rows": {"all": ["a.parquet", "sub/b.parquet"]}}),
+        ('rows = { train = "t.parquet", test = "u.parquet" }', {"rows": {"train": ["t.parquet"], "test": ["u.parquet"]}}),
+    ],
+)
+def test_a_path_is_a_text_or_a_list_or_a_table_of_either(tmp_path, fields, source):
+    (tmp_path / "mine.toml").write_text(
+        f'format = "parquet"\nimage_column = "photo"\n{fields}\n[files."a.parquet"]\nurl = "https://x.org/a"\n'
+    )
+    [found] = manifest.find_manifest(str(tmp_path / "mine.toml")).sources.values()
+
+    def path(name):  # a file to fetch keeps its name
+        return Path(name) if name == "a.parquet" else tmp_path / name
+
+    rows = {split: tuple(map(path, names)) for split, names in source["rows"].items()}
+    splits = path(source["splits"]) if "splits" in source else None
+    assert found == ParquetSource(rows=rows, splits=splits, image_column="photo")
 
 
 def test_karpathy_flags_make_a_manifest_named_after_the_file():

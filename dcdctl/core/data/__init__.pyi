@@ -12,7 +12,7 @@ from .download.cache import RemoteFile, fetch_file
 from .download.hub import hub_connection
 from .image_archives import FileImage, RowError, escapes_root
 from .images import MAX_PIXELS, ImageError, decode_image, difference_hash, media_type, thumbnail
-from .manifest import FORMATS, HEAD, Manifest, choose_manifest, find_manifest, known_manifests, manifests_folder
+from .manifest import HEAD, Manifest, choose_manifest, find_manifest, known_manifests, manifests_folder
 from .prepare import PrepareOptions, prepare_corpus
 from .scenes import COLORS, FAMILY_SIZE, GRID, SHAPES, SIZES, Scene, describe_family, describe_scenes, draw_scene
 from .source_files import Whence
@@ -21,7 +21,6 @@ __all__ = [
     "COLORS",
     "CORPUS_FILE",
     "FAMILY_SIZE",
-    "FORMATS",
     "GRID",
     "HEAD",
     "MAX_PIXELS",

@@ -14,7 +14,7 @@
 
     [[sources]]                         # in order of preference
     name = "hub"
-    format = "karpathy"                 # one of formats.FORMATS, with the fields of its class
+    format = "karpathy"                 # one of readers.FORMATS, with the fields of its class
     annotations = "dataset_mine.json"
     images = "mine.zip"
 
@@ -23,126 +23,16 @@ Where there is one source only, its fields may stand at the top, without `[[sour
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dcdctl.core import config, files
+from dcdctl.core.data.readers import FORMATS
+from dcdctl.core.data.readers.rows import Paths, SourceConfig, check_splits
 from dcdctl.core.errors import ConfigError, InputError
-
-SPLITS = ("train", "val", "test")
-SPLIT_ALIASES = {"restval": "train", "validation": "val", "dev": "val"}
-"""COCO's `restval` images belong to train: 82,783 + 30,504. The others are what the Hub and Flickr8k call val."""
-Paths = tuple[Path, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScenesSource:
-    """The built-in corpus, see `dcdctl.core.data.scenes`."""
-
-    counts: dict[str, int]
-    """Images a split; 0 leaves a split out."""
-    side_px: int = 128
-    seed: int = 0
-    captions: int = 5
-    """Captions an image, 1 to 20."""
-
-    def __post_init__(self) -> None:
-        check_splits("counts", self.counts)
-        for split, count in self.counts.items():
-            if count < 0:
-                raise ConfigError(f"counts.{split} must be 0 or more, got {count}")
-        if not 16 <= self.side_px <= 4096:
-            raise ConfigError(f"side_px must lie in [16, 4096], got {self.side_px}")
-        if not 1 <= self.captions <= 20:
-            raise ConfigError(f"captions must lie in [1, 20], got {self.captions}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class KarpathySource:
-    """A JSON file in the form of Karpathy's splits."""
-
-    annotations: Path
-    images: Paths
-    """Folders, zips and tars."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LavisSource:
-    """JSON lists in the form of LAVIS: `image` and `caption`, a row a caption or a list of captions a row."""
-
-    annotations: dict[str, Path]
-    """By split."""
-    images: Paths
-
-    def __post_init__(self) -> None:
-        check_splits("annotations", self.annotations)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableSource:
-    """A CSV or JSONL file: columns image and caption, or those of the Hub's image folders, or of nlphuji/flickr30k."""
-
-    pairs: Path
-    images: Paths
-    form: Literal["csv", "jsonl"] = "csv"
-    split: str = "train"
-    """The split of all rows where the file has no split column."""
-
-    def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParquetSource:
-    """Parquet files with pictures in them, as on the Hub; captions as a list, as caption_0, caption_1, ... or a row a caption."""
-
-    rows: dict[str, Paths]
-    """By split, or `all` where a column says the split, or `splits` does; names may hold a *."""
-    image_column: str = "image"
-    id_column: str = ""
-    """What tells images apart, such as filename; the path in the image column where empty."""
-    caption_column: str = ""
-    """A dot leads into a struct: sentences.raw. Found by its name where empty."""
-    splits: Path | None = None
-    """A JSON of Karpathy's that says each file name's split; pictures it does not name are left out."""
-
-    def __post_init__(self) -> None:
-        if set(self.rows) != {"all"}:
-            check_splits("rows", self.rows)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WebDatasetSource:
-    """Tars of pictures, each followed by its captions: KEY.jpg with KEY.txt, a caption a line, or with KEY.json."""
-
-    shards: dict[str, Paths]
-    """By split; names may hold a *."""
-
-    def __post_init__(self) -> None:
-        check_splits("shards", self.shards)
-
-
-Source = ScenesSource | KarpathySource | LavisSource | TableSource | ParquetSource | WebDatasetSource
-FORMATS: dict[str, type[Source]] = {
-    "scenes": ScenesSource,
-    "karpathy": KarpathySource,
-    "lavis": LavisSource,
-    "csv": TableSource,
-    "jsonl": TableSource,
-    "parquet": ParquetSource,
-    "webdataset": WebDatasetSource,
-}
-
-
-def check_splits(where: str, given: Mapping[str, Any]) -> None:
-    """ConfigError for a key that is no split."""
-    for split in given:
-        if split not in SPLITS:
-            raise ConfigError(f"{where}.{split} is no split", hint=f"known splits: {', '.join(SPLITS)}")
-
 
 HEAD = ("name", "summary", "licence", "citation", "homepage", "protocol")
 
@@ -176,7 +66,7 @@ class Manifest:
     """A data set that can be prepared."""
 
     name: str
-    sources: dict[str, Source]
+    sources: dict[str, SourceConfig]
     """By name, the best first."""
     files: dict[str, SourceFile] = field(default_factory=dict)
     expected: dict[str, Expected] = field(default_factory=dict)
@@ -264,7 +154,7 @@ def _parse(table: Mapping[str, Any], default_name: str, base: Path) -> Manifest:
     if not isinstance(tables, list) or not tables or not all(isinstance(one, Mapping) for one in tables):
         raise ConfigError("sources must be a list of tables", hint="write [[sources]] before each")
     files = config.build(_Files, {"files": parts.get("files", {})}).files
-    sources: dict[str, Source] = {}
+    sources: dict[str, SourceConfig] = {}
     for number, one in enumerate(tables, start=1):
         name = str(one.get("name", number if listed else one.get("format", number)))
         if name in sources:
@@ -284,27 +174,42 @@ class _Counts:
     expected: dict[str, Expected]
 
 
-def _source(table: Mapping[str, Any], files: Mapping[str, SourceFile], base: Path) -> Source:
+def _source(table: Mapping[str, Any], files: Mapping[str, SourceFile], base: Path) -> SourceConfig:
     if table.get("format") not in FORMATS:
         raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {table.get('format')!r}")
+    source = FORMATS[table["format"]]
+    types = path_fields(source)
+
+    def to_path(text: str) -> Path:
+        # The name of a file to fetch stays as it is; other paths are relative to the manifest's folder.
+        return Path(text) if text in files else base / text
+
     fields = {key: value for key, value in table.items() if key != "format"}
-    if FORMATS[table["format"]] is TableSource:
-        fields["form"] = table["format"]
-    for key in ("annotations", "pairs", "images", "splits", "rows", "shards"):
-        if key in fields:
-            fields[key] = _paths(fields[key], files, base, is_list=key in ("images", "rows", "shards"))
-    return config.build(FORMATS[table["format"]], fields)
+    return config.build(source, {key: _to_paths(value, types[key], to_path) if key in types else value for key, value in fields.items()})
 
 
-def _paths(value: Any, files: Mapping[str, SourceFile], base: Path, *, is_list: bool) -> Any:
-    """The same value with paths in place of texts: names of files to fetch as they are, others seen from the manifest's folder."""
+def path_fields(source: type[SourceConfig]) -> dict[str, Any]:
+    """The fields of a source that are paths, and their types: Path, Path | None, Paths, or a dict of Path or Paths by split.
+
+    >>> from dcdctl.core.data.readers.lavis import LavisSource
+    >>> list(path_fields(LavisSource))
+    ['annotations', 'images']
+    """
+    return {name: hint for name, hint in typing.get_type_hints(source).items() if _has_path(hint)}
+
+
+def _has_path(hint: Any) -> bool:
+    return hint is Path or any(_has_path(argument) for argument in typing.get_args(hint))
+
+
+def _to_paths(value: Any, hint: Any, to_path: Callable[[str], Path]) -> Any:
+    """A value of a manifest with paths in place of text; a single text may stand for a list. Other values are left to `config.build`."""
     if isinstance(value, str):
-        path = Path(value) if value in files else base / value
-        return [path] if is_list else path
-    if isinstance(value, Mapping):
-        return {key: _paths(one, files, base, is_list=is_list) for key, one in value.items()}
-    if isinstance(value, list) and is_list:
-        return [path for one in value for path in _paths(one, files, base, is_list=True)]
+        return [to_path(value)] if hint == Paths else to_path(value)
+    if isinstance(value, list) and hint == Paths:
+        return [to_path(item) if isinstance(item, str) else item for item in value]
+    if isinstance(value, Mapping) and typing.get_origin(hint) is dict:
+        return {key: _to_paths(item, typing.get_args(hint)[1], to_path) for key, item in value.items()}
     return value
 
 

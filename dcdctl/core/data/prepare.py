@@ -22,10 +22,10 @@ import pyarrow as pa
 from dcdctl.core import config, files
 from dcdctl.core.data import corpus, images, near_duplicates, source_files
 from dcdctl.core.data.image_workers import CHUNK_PICTURES, ReadAll, picture_pool
-from dcdctl.core.data.manifest import SPLITS, Expected, Manifest, serves
+from dcdctl.core.data.manifest import Expected, Manifest, serves
 from dcdctl.core.data.near_duplicates import Leakage
 from dcdctl.core.data.readers import list_source
-from dcdctl.core.data.readers.rows import SKIP_HINT, Listing, RowCheck, Skipped, SourceRow, why_empty
+from dcdctl.core.data.readers.rows import SKIP_HINT, SPLITS, Listing, RowCheck, Skipped, SourceRow, why_empty
 from dcdctl.core.data.source_files import Located, Whence
 from dcdctl.core.devices import num_cores
 from dcdctl.core.errors import ConfigError, CorpusError, InputError

@@ -11,7 +11,8 @@ from typing import Any
 
 from dcdctl.core.data.download import cache
 from dcdctl.core.data.download.cache import RemoteFile
-from dcdctl.core.data.manifest import Manifest, Source, SourceFile
+from dcdctl.core.data.manifest import Manifest, SourceFile, path_fields
+from dcdctl.core.data.readers.rows import Paths, SourceConfig
 from dcdctl.core.errors import InputError, SourceError
 from dcdctl.core.progress import Track, silent
 
@@ -35,7 +36,7 @@ class Located:
     """A source whose paths lead to files."""
 
     name: str
-    source: Source
+    source: SourceConfig
     urls: dict[str, str]
     """File -> where it was fetched from; those placed by hand are not in it."""
     notes: tuple[str, ...]
@@ -78,17 +79,18 @@ def _in_order(manifest: Manifest, whence: Whence) -> list[str]:
 
 def files_needed(manifest: Manifest, name: str) -> list[str]:
     """The named files of a source."""
-    return [str(path) for path in _paths_of(manifest.sources[name]) if str(path) in manifest.files]
+    source = manifest.sources[name]
+    paths = [path for field in path_fields(type(source)) for path in _paths_in(getattr(source, field))]
+    return [str(path) for path in paths if str(path) in manifest.files]
 
 
-def _paths_of(value: Any) -> Iterator[Path]:
-    if dataclasses.is_dataclass(value):
-        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+def _paths_in(value: Path | Paths | Mapping[str, Path] | Mapping[str, Paths] | None) -> Iterator[Path]:
+    """The paths of a field."""
     if isinstance(value, Path):
         yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for one in value.values() if isinstance(value, Mapping) else value:
-            yield from _paths_of(one)
+    elif value is not None:
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _paths_in(item)
 
 
 def _placed(file: SourceFile, name: str, whence: Whence) -> list[Path]:
@@ -165,19 +167,17 @@ def _expanded(path: Path) -> list[Path]:
     return found
 
 
-def _with_paths(source: Source, paths: Callable[[Path], list[Path]]) -> Source:
-    """The source with each of its paths replaced by those it stands for."""
+def _with_paths(source: SourceConfig, files_of: Callable[[Path], list[Path]]) -> SourceConfig:
+    """The source with its paths replaced by the files they lead to."""
 
-    def new(value: Any) -> Any:
+    def replace(value: Any) -> Any:
         if isinstance(value, Path):
-            return paths(value)[0]
+            return files_of(value)[0]
         if isinstance(value, tuple):
-            return tuple(one for path in value for one in paths(path))
-        return {key: new(one) for key, one in value.items()} if isinstance(value, Mapping) else value
+            return tuple(file for path in value for file in files_of(path))
+        return {key: replace(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
-    fields = {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
-    held = {name: value for name, value in fields.items() if any(_paths_of(value))}
-    return dataclasses.replace(source, **{name: new(value) for name, value in held.items()})
+    return dataclasses.replace(source, **{name: replace(getattr(source, name)) for name in path_fields(type(source))})
 
 
 def _what_to_place(manifest: Manifest, names: list[str]) -> str:

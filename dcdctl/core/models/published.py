@@ -91,12 +91,11 @@ def list_published() -> dict[str, Any]:
 
 
 def _data_set(one: Manifest) -> dict[str, Any]:
-    names = {kind: name for name, kind in data.FORMATS.items()}
     head = {key: getattr(one, key) for key in data.HEAD}
     return {
         **head,
         "images": [f"{split} {expected.images:,}" for split, expected in one.expected.items()],
         "expected": config.to_table(one.expected),
-        "sources": [{"name": name, "format": getattr(source, "form", names[type(source)])} for name, source in one.sources.items()],
+        "sources": [{"name": name, "format": source.format} for name, source in one.sources.items()],
         "files": config.to_table(one.files),
     }

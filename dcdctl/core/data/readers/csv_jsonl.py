@@ -10,15 +10,16 @@ from __future__ import annotations
 import csv
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 from dcdctl.core.data.image_archives import ImageFile, ImageStore, RowError
-from dcdctl.core.data.manifest import TableSource
 from dcdctl.core.data.readers.rows import (
+    SPLITS,
     Listing,
+    Paths,
     RowCheck,
     caption_text,
     caption_texts,
@@ -29,12 +30,42 @@ from dcdctl.core.data.readers.rows import (
     numbers_of,
     split_of,
 )
-from dcdctl.core.errors import InputError
+from dcdctl.core.errors import ConfigError, InputError
 
 IMAGE_COLUMNS = ("image", "file_name", "filename")
 CAPTION_COLUMNS = ("caption", "text")
 LIST_COLUMNS = ("captions", "raw")
 _CSV_HINT = 'a caption with a comma must stand in quotes: x.jpg,"a dog, running"'
+
+
+@dataclass(frozen=True, kw_only=True)
+class CsvSource:
+    """A CSV file: columns image and caption, or those of the Hub's image folders, or of nlphuji/flickr30k."""
+
+    format: ClassVar[str] = "csv"
+    pairs: Path
+    images: Paths
+    split: str = "train"
+    """The split of all rows where the file has no split column."""
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+
+    def list_rows(self, check: RowCheck) -> Listing:
+        """The rows of the table, grouped by image in the order of first appearance."""
+        return _list_table(self, read_csv(self.pairs), check)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonlSource(CsvSource):
+    """The same in JSON: one object per line, its keys the columns."""
+
+    format: ClassVar[str] = "jsonl"
+
+    def list_rows(self, check: RowCheck) -> Listing:
+        """The rows of the objects, grouped by image in the order of first appearance."""
+        return _list_table(self, _read_jsonl(self.pairs), check)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +105,10 @@ class TableEntry:
         return self.store.find(path)
 
 
-def list_table(source: TableSource, check: RowCheck) -> Listing:
-    """The rows of a table, an image where it first stands."""
+def _list_table(source: CsvSource, rows: Iterable[tuple[int, dict[str, Any]]], check: RowCheck) -> Listing:
     store = ImageStore(source.images)
-    rows = read_csv(source.pairs) if source.form == "csv" else _read_jsonl(source.pairs)
-
     entries = (TableEntry(f"{source.pairs.name} line {line}", cells, source.split, store) for line, cells in rows)
-    provenance = {"kind": source.form, "pairs": checksum_of(source.pairs)}
+    provenance = {"kind": source.format, "pairs": checksum_of(source.pairs)}
     return listing_of(gather(entries, check, joins=True), check, provenance, source.images)
 
 

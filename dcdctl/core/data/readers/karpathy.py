@@ -5,15 +5,51 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 from dcdctl.core.data.image_archives import ImageFile, ImageStore, RowError
-from dcdctl.core.data.manifest import KarpathySource
 from dcdctl.core.data.readers import json_stream
-from dcdctl.core.data.readers.rows import Listing, RowCheck, caption_text, checksum_of, gather, kind_of, listing_of, numbers_of, split_of
+from dcdctl.core.data.readers.rows import (
+    Listing,
+    Paths,
+    RowCheck,
+    caption_text,
+    checksum_of,
+    gather,
+    kind_of,
+    listing_of,
+    numbers_of,
+    split_of,
+)
 from dcdctl.core.errors import InputError
 
 HINT = "Karpathy's files look like dataset_flickr30k.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KarpathySource:
+    """A JSON file in the form of Karpathy's splits."""
+
+    format: ClassVar[str] = "karpathy"
+    annotations: Path
+    images: Paths
+    """Folders, zips and tars."""
+
+    def list_rows(self, check: RowCheck) -> Listing:
+        """The rows of a Karpathy JSON; `restval` is train. A caption's number is its `sentid` if all have one, else its place."""
+        store = ImageStore(self.images)
+        all_numbered = all(_sentids(value) is not None for value in read_images(self.annotations))
+
+        def entries() -> Iterator[KarpathyEntry]:
+            place = 0
+            for i, value in enumerate(read_images(self.annotations)):
+                count = len(_sentences(value))
+                numbers = (_sentids(value) or []) if all_numbered else list(range(place, place + count))
+                yield KarpathyEntry(f"{self.annotations.name} images[{i}]", value, numbers, store)
+                place += count
+
+        provenance = {"kind": "karpathy", "annotations": checksum_of(self.annotations)}
+        return listing_of(gather(entries(), check, joins=False), check, provenance, self.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +95,6 @@ class KarpathyEntry:
 
     def picture(self, path: str) -> ImageFile:
         return self.store.find(path)
-
-
-def list_karpathy(source: KarpathySource, check: RowCheck) -> Listing:
-    """The rows of a Karpathy JSON; `restval` is train. A caption's number is its `sentid` if all have one, else its place."""
-    store = ImageStore(source.images)
-    all_numbered = all(_sentids(value) is not None for value in read_images(source.annotations))
-
-    def entries() -> Iterator[KarpathyEntry]:
-        place = 0
-        for i, value in enumerate(read_images(source.annotations)):
-            count = len(_sentences(value))
-            numbers = (_sentids(value) or []) if all_numbered else list(range(place, place + count))
-            yield KarpathyEntry(f"{source.annotations.name} images[{i}]", value, numbers, store)
-            place += count
-
-    provenance = {"kind": "karpathy", "annotations": checksum_of(source.annotations)}
-    return listing_of(gather(entries(), check, joins=False), check, provenance, source.images)
 
 
 def read_images(path: Path) -> Iterator[Any]:

@@ -4,16 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
 
 from dcdctl.core.data.image_archives import ImageFile, ImageStore, RowError
-from dcdctl.core.data.manifest import SPLITS, LavisSource
 from dcdctl.core.data.readers import json_stream
-from dcdctl.core.data.readers.rows import Listing, RowCheck, caption_text, caption_texts, checksum_of, gather, kind_of, listing_of
+from dcdctl.core.data.readers.rows import (
+    SPLITS,
+    Listing,
+    Paths,
+    RowCheck,
+    caption_text,
+    caption_texts,
+    check_splits,
+    checksum_of,
+    gather,
+    kind_of,
+    listing_of,
+)
 from dcdctl.core.errors import InputError
 
 HINT = "LAVIS's files look like coco_karpathy_val.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LavisSource:
+    """JSON lists in the form of LAVIS: `image` and `caption`, one row per caption, or one row per image with a list of captions."""
+
+    format: ClassVar[str] = "lavis"
+    annotations: dict[str, Path]
+    """By split."""
+    images: Paths
+
+    def __post_init__(self) -> None:
+        check_splits("annotations", self.annotations)
+
+    def list_rows(self, check: RowCheck) -> Listing:
+        """The rows of each split's list."""
+        store = ImageStore(self.images)
+
+        def entries() -> Iterator[LavisEntry]:
+            for split in SPLITS:
+                if split not in self.annotations or (check.splits and split not in check.splits):
+                    continue
+                path = self.annotations[split]
+                try:
+                    for i, value in enumerate(json_stream.items(path, "", HINT)):
+                        yield LavisEntry(f"{path.name} [{i}]", value, split, store)
+                except json_stream.ArrayError as error:
+                    raise InputError(f"{path} is {error.found}, a list of rows is wanted", hint=HINT) from error
+
+        rows = gather(entries(), check, joins=True)
+        annotations = {split: checksum_of(path) for split, path in self.annotations.items() if not check.splits or split in check.splits}
+        return listing_of(rows, check, {"kind": "lavis", "annotations": annotations}, self.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +93,3 @@ class LavisEntry:
 
     def picture(self, path: str) -> ImageFile:
         return self.store.find(path)
-
-
-def list_lavis(source: LavisSource, check: RowCheck) -> Listing:
-    """The rows of each split's list."""
-    store = ImageStore(source.images)
-
-    def entries() -> Iterator[LavisEntry]:
-        for split in SPLITS:
-            if split not in source.annotations or (check.splits and split not in check.splits):
-                continue
-            path = source.annotations[split]
-            try:
-                for i, value in enumerate(json_stream.items(path, "", HINT)):
-                    yield LavisEntry(f"{path.name} [{i}]", value, split, store)
-            except json_stream.ArrayError as error:
-                raise InputError(f"{path} is {error.found}, a list of rows is wanted", hint=HINT) from error
-
-    rows = gather(entries(), check, joins=True)
-    annotations = {split: checksum_of(path) for split, path in source.annotations.items() if not check.splits or split in check.splits}
-    return listing_of(rows, check, {"kind": "lavis", "annotations": annotations}, source.images)

@@ -8,20 +8,22 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dcdctl.core.data.image_archives import ImageFile, ParquetPicture, RowError
-from dcdctl.core.data.manifest import SPLITS, ParquetSource
 from dcdctl.core.data.readers.karpathy import splits_by_name
 from dcdctl.core.data.readers.rows import (
+    SPLITS,
     Listing,
+    Paths,
     RowCheck,
     SourceRow,
     caption_text,
     caption_texts,
+    check_splits,
     checksum_of,
     gather,
     kind_of,
@@ -34,6 +36,42 @@ from dcdctl.core.errors import InputError
 CAPTION_COLUMNS = ("captions", "caption", "sentences", "raw", "text")
 NUMBER_COLUMNS = ("caption_ids", "sentids")
 _NUMBERED = re.compile(r"caption_(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetSource:
+    """Parquet files with images in them, as on the Hub; captions as a list, as caption_0, caption_1, ... or one row per caption."""
+
+    format: ClassVar[str] = "parquet"
+    rows: dict[str, Paths]
+    """By split, or `all` where a column or `splits` gives the split; names may hold a *."""
+    image_column: str = "image"
+    id_column: str = ""
+    """The column that identifies images, such as filename; the path in the image column where empty."""
+    caption_column: str = ""
+    """A dot leads into a struct: sentences.raw. Found by its name where empty."""
+    splits: Path | None = None
+    """A JSON in Karpathy's form with the split of each file name; images that it does not name are left out."""
+
+    def __post_init__(self) -> None:
+        if set(self.rows) != {"all"}:
+            check_splits("rows", self.rows)
+
+    def list_rows(self, check: RowCheck) -> Listing:
+        """The rows of Parquet files, those of one image joined."""
+        splits = None if self.splits is None else splits_by_name(self.splits)
+        files = [path for part in self.rows.values() for path in part]
+
+        def entries() -> Iterator[ParquetEntry]:
+            for name in ("all", *SPLITS):
+                if name in self.rows and (name == "all" or not check.splits or name in check.splits):
+                    yield from _entries(self, name, splits)
+
+        rows = gather(entries(), check, joins=True)
+        provenance: dict[str, Any] = {"kind": "parquet", "captions_sha256": _digest_of_captions(rows)}
+        if self.splits is not None:
+            provenance["splits"] = checksum_of(self.splits)
+        return listing_of(rows, check, provenance, files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,23 +130,6 @@ class ParquetEntry:
 
     def picture(self, path: str) -> ImageFile:
         return self.stored
-
-
-def list_parquet(source: ParquetSource, check: RowCheck) -> Listing:
-    """The rows of Parquet files, those of one image joined."""
-    splits = None if source.splits is None else splits_by_name(source.splits)
-    files = [path for part in source.rows.values() for path in part]
-
-    def entries() -> Iterator[ParquetEntry]:
-        for name in ("all", *SPLITS):
-            if name in source.rows and (name == "all" or not check.splits or name in check.splits):
-                yield from _entries(source, name, splits)
-
-    rows = gather(entries(), check, joins=True)
-    provenance: dict[str, Any] = {"kind": "parquet", "captions_sha256": _digest_of_captions(rows)}
-    if source.splits is not None:
-        provenance["splits"] = checksum_of(source.splits)
-    return listing_of(rows, check, provenance, files)
 
 
 def _entries(source: ParquetSource, name: str, splits: Mapping[str, str] | None) -> Iterator[ParquetEntry]:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from dcdctl.core import files
 from dcdctl.core.data.image_archives import ImageFile, RowError
-from dcdctl.core.data.manifest import SPLIT_ALIASES, SPLITS
-from dcdctl.core.errors import InputError
+from dcdctl.core.errors import ConfigError, InputError
 
+SPLITS = ("train", "val", "test")
+SPLIT_ALIASES = {"restval": "train", "validation": "val", "dev": "val"}
+"""COCO's `restval` images belong to train: 82,783 + 30,504. `validation` and `dev` are the names that the Hub and Flickr8k use for val."""
+Paths = tuple[Path, ...]
 SKIP_HINT = "put it right, or leave such rows out with --on-error skip"
 
 
@@ -81,6 +84,22 @@ class RowCheck:
 
     def is_full(self, num_images: int) -> bool:
         return self.max_images is not None and num_images >= self.max_images
+
+
+class SourceConfig(Protocol):
+    """The settings of a data source in one format: a frozen dataclass whose fields are the keys of the source's table in a manifest.
+
+    The type of a field says whether it is a path: Path, Path | None, Paths, or a dict of Path or Paths by split. A manifest gives such a
+    field as text, and `source_files` replaces it by paths of local files.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    format: ClassVar[str]
+    """The name of the format in manifests."""
+
+    def list_rows(self, check: RowCheck) -> Listing:
+        """The rows of the source."""
+        ...
 
 
 class Entry(Protocol):
@@ -223,3 +242,10 @@ def kind_of(value: Any) -> str:
     words = {bool: "a truth value", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
     shown = json.dumps(value, ensure_ascii=False, default=str)
     return f"{words.get(type(value), type(value).__name__)} ({shown if len(shown) <= 40 else shown[:37] + '...'})"
+
+
+def check_splits(where: str, given: Iterable[str]) -> None:
+    """ConfigError for a key that is not a split."""
+    for split in given:
+        if split not in SPLITS:
+            raise ConfigError(f"{where}.{split} is no split", hint=f"known splits: {', '.join(SPLITS)}")

@@ -4,10 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from dcdctl.core.data import scenes
-from dcdctl.core.data.manifest import SPLITS, ScenesSource
-from dcdctl.core.data.readers.rows import Listing, RowCheck, SourceRow
+from dcdctl.core.data.readers.rows import SPLITS, Listing, RowCheck, SourceRow, check_splits
+from dcdctl.core.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesSource:
+    """The built-in corpus, see `dcdctl.core.data.scenes`."""
+
+    format: ClassVar[str] = "scenes"
+    counts: dict[str, int]
+    """Images per split; 0 leaves a split out."""
+    side_px: int = 128
+    seed: int = 0
+    captions: int = 5
+    """Captions per image, 1 to 20."""
+
+    def __post_init__(self) -> None:
+        check_splits("counts", self.counts)
+        for split, count in self.counts.items():
+            if count < 0:
+                raise ConfigError(f"counts.{split} must be 0 or more, got {count}")
+        if not 16 <= self.side_px <= 4096:
+            raise ConfigError(f"side_px must lie in [16, 4096], got {self.side_px}")
+        if not 1 <= self.captions <= 20:
+            raise ConfigError(f"captions must lie in [1, 20], got {self.captions}")
+
+    def list_rows(self, check: RowCheck) -> Listing:
+        """The scenes of each split; described when iterated, drawn when read."""
+        counts = {split: count for split in SPLITS if (count := self.counts.get(split, 0)) and check.wants(split)}
+        if check.max_images is not None:
+            counts = {split: min(count, check.max_images) for split, count in counts.items()}
+
+        def rows(split: str) -> Iterator[SourceRow]:
+            described = scenes.describe_scenes(self.seed, split, self.captions)
+            for i in range(counts[split]):
+                one = next(described)
+                yield SourceRow(
+                    where=f"scenes {split}[{i}]",
+                    image_id=f"{split}/{i:06}",
+                    path=f"{split}/{i:06}.png",
+                    picture=ScenePicture(one.scene, self.side_px),
+                    captions=[statement.text for statement in one.statements],
+                    caption_ids=list(range(i * self.captions, (i + 1) * self.captions)),
+                )
+
+        provenance = {"kind": "scenes", "seed": self.seed, "side_px": self.side_px, "captions": self.captions}
+        captions = {split: count * self.captions for split, count in counts.items()}
+        return Listing(counts=counts, captions=captions, rows=rows, provenance=provenance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,27 +69,3 @@ class ScenePicture:
 
     def stamp(self) -> str:
         return repr(self.scene)
-
-
-def list_scenes(source: ScenesSource, check: RowCheck) -> Listing:
-    """The rows of the built-in corpus."""
-    counts = {split: count for split in SPLITS if (count := source.counts.get(split, 0)) and check.wants(split)}
-    if check.max_images is not None:
-        counts = {split: min(count, check.max_images) for split, count in counts.items()}
-
-    def rows(split: str) -> Iterator[SourceRow]:
-        described = scenes.describe_scenes(source.seed, split, source.captions)
-        for i in range(counts[split]):
-            one = next(described)
-            yield SourceRow(
-                where=f"scenes {split}[{i}]",
-                image_id=f"{split}/{i:06}",
-                path=f"{split}/{i:06}.png",
-                picture=ScenePicture(one.scene, source.side_px),
-                captions=[statement.text for statement in one.statements],
-                caption_ids=list(range(i * source.captions, (i + 1) * source.captions)),
-            )
-
-    provenance = {"kind": "scenes", "seed": source.seed, "side_px": source.side_px, "captions": source.captions}
-    captions = {split: count * source.captions for split, count in counts.items()}
-    return Listing(counts=counts, captions=captions, rows=rows, provenance=provenance)

@@ -6,12 +6,47 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import ClassVar
 
 from dcdctl.core.data.image_archives import ImageFile, ImageStore, RowError
-from dcdctl.core.data.manifest import SPLITS, WebDatasetSource
-from dcdctl.core.data.readers.rows import Listing, RowCheck, caption_text, caption_texts, gather, kind_of, listing_of
+from dcdctl.core.data.readers.rows import (
+    SPLITS,
+    Listing,
+    Paths,
+    RowCheck,
+    caption_text,
+    caption_texts,
+    check_splits,
+    gather,
+    kind_of,
+    listing_of,
+)
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebDatasetSource:
+    """Tars of images, each followed by its captions: KEY.jpg with KEY.txt, one caption per line, or with KEY.json."""
+
+    format: ClassVar[str] = "webdataset"
+    shards: dict[str, Paths]
+    """By split; names may hold a *."""
+
+    def __post_init__(self) -> None:
+        check_splits("shards", self.shards)
+
+    def list_rows(self, check: RowCheck) -> Listing:
+        """The samples of each split's tars, in order."""
+
+        def samples() -> Iterator[Sample]:
+            for split in SPLITS:
+                for path in self.shards.get(split, ()) if not check.splits or split in check.splits else ():
+                    yield from _samples(path, split)
+
+        rows = gather(samples(), check, joins=False)
+        files = [path for split in SPLITS for path in self.shards.get(split, ())]
+        return listing_of(rows, check, {"kind": "webdataset"}, files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +102,6 @@ class Sample:
 
     def picture(self, path: str) -> ImageFile:
         return self.store.find(path.removeprefix(f"{self.split_name}/"))
-
-
-def list_webdataset(source: WebDatasetSource, check: RowCheck) -> Listing:
-    """The samples of each split's tars, in order."""
-
-    def samples() -> Iterator[Sample]:
-        for split in SPLITS:
-            for path in source.shards.get(split, ()) if not check.splits or split in check.splits else ():
-                yield from _samples(path, split)
-
-    rows = gather(samples(), check, joins=False)
-    files = [path for split in SPLITS for path in source.shards.get(split, ())]
-    return listing_of(rows, check, {"kind": "webdataset"}, files)
 
 
 def _samples(path: Path, split: str) -> Iterator[Sample]:
