@@ -83,7 +83,7 @@ def test_inspect_shows_tables_and_writes_a_page_with_pictures(folder, corpus, tm
     result = run_cli(folder, "--data", corpus.folder, "--html", tmp_path / "page.html")
     assert result.exit_code == 0, result.stderr
     assert "text retrieval: 2 queries, 2 negatives: positive first 50.0%, negatives above it 50.00%" in result.stdout
-    assert "left out: 2 by equal text" in result.stdout
+    assert "removed: 2 by equal text" in result.stdout
     assert "a cat & a dog" in result.stdout
     page = (tmp_path / "page.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 3

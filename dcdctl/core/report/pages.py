@@ -10,12 +10,12 @@ from dcdctl.core.errors import InputError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.report import html
 from dcdctl.core.search import Answer, Hit, Index, as_text, image_of, read_image
-from dcdctl.core.teacher import Inspection, Negative, cache_facts
+from dcdctl.core.teacher import CacheSummary, Negative, cache_facts
 
 CACHE_THUMBNAIL_PX = 240
 
 
-def write_cache_page(path: Path, inspection: Inspection, corpus: Corpus, title: str) -> None:
+def write_cache_page(path: Path, inspection: CacheSummary, corpus: Corpus, title: str) -> None:
     """Write one HTML file that shows it all, pictures included."""
     edges = [f"{low:.2f}" for low in inspection.edges[:-1]]
     scores = html.histogram("from", edges, {"true": inspection.positives, "negative": inspection.negatives})

@@ -4,15 +4,15 @@ from .candidates import CPU, CandidateConfig, Candidates, Lists, draw_candidates
 from .estimate import estimate_cost, verify_scores
 from .false_negatives import FalseNegativeFilter
 from .miners import Index
-from .summary import Inspection, Negative, cache_document, cache_facts, summarize_cache
+from .summary import CacheSummary, Negative, cache_document, cache_facts, summarize_cache
 
 __all__ = [
     "CPU",
+    "CacheSummary",
     "CandidateConfig",
     "Candidates",
     "FalseNegativeFilter",
     "Index",
-    "Inspection",
     "Lists",
     "Negative",
     "ScoringOptions",

@@ -1,5 +1,7 @@
-"""What a teacher cache holds: counts, scores of positives and negatives, how often the teacher ranks the positive first, and the hardest
-negatives, which are either good lessons or captions that are true all the same.
+"""A summary of a teacher cache.
+
+It holds counts, histograms of the scores of positives and negatives, how often the teacher ranks the positive first, and the hardest
+negatives. A hardest negative is either useful to learn from, or a false negative.
 
 Shape letters: P pairs, Q queries.
 """
@@ -21,15 +23,15 @@ NUM_BINS = 24
 
 @dataclass(frozen=True, kw_only=True)
 class DirectionSummary:
-    """How the teacher sees the queries of one direction."""
+    """How well the teacher separates positives from negatives in one direction."""
 
     num_queries: int
-    """With at least one negative."""
+    """Queries with at least one negative."""
     num_negatives: int
     positive_first: float
-    """Share of the queries whose best positive outscores every negative; a tie does not."""
+    """Share of queries whose best positive scores above every negative; a tie counts as a miss."""
     outranking: float
-    """Share of the negatives that score at least as high as the query's best positive."""
+    """Share of negatives that score at least as high as the query's best positive."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,35 +42,37 @@ class Negative:
     text: int
     score: float
     own_text: int
-    """The image's own caption that scores best."""
+    """The best-scoring positive caption of the image."""
     own_score: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspection:
+class CacheSummary:
+    """What `dcdctl inspect` shows of a teacher cache."""
+
     num_images: int
     num_captions: int
     num_pairs: int
     dropped: dict[str, int]
-    """Candidates left out, by the guard that did it."""
+    """Number of removed candidates by reason."""
     text_retrieval: DirectionSummary
     image_retrieval: DirectionSummary
     edges: list[float]
-    """Of the bins of the histograms."""
+    """Edges of the histogram bins, ascending; one more than there are bins."""
     positives: list[int]
     negatives: list[int]
     hardest: list[Negative]
-    """By how far they score above their image's best own caption."""
+    """Sorted by the lead over the best positive caption of the same image, largest first."""
 
 
-def summarize_cache(cache: TeacherCache, num_hardest: int = 20) -> Inspection:
-    """Read a whole cache and sum it up."""
+def summarize_cache(cache: TeacherCache, num_hardest: int = 20) -> CacheSummary:
+    """Read a whole cache and summarize it."""
     is_own = (cache.role_P & POSITIVE) > 0
     edges = np.histogram_bin_edges(cache.score_P, NUM_BINS)
     image_P, text_P = cache.image_P, cache.text_P.astype(np.int64)
     best_I = _best(image_P[is_own], cache.score_P[is_own], cache.num_images)
     best_T = _best(text_P[is_own], cache.score_P[is_own], cache.num_texts)
-    return Inspection(
+    return CacheSummary(
         num_images=cache.num_images,
         num_captions=cache.num_texts,
         num_pairs=cache.num_pairs,
@@ -107,12 +111,12 @@ def _hardest(
 ) -> list[Negative]:
     is_negative = (cache.role_P & (TEXT_CANDIDATE | IMAGE_CANDIDATE)) > 0
     lead_P = np.where(is_negative, cache.score_P - best_I[image_P], -np.inf)
-    found = []
+    negatives = []
     for pair in np.argsort(-lead_P, kind="stable")[: min(count, int(is_negative.sum()))].tolist():
         image = int(image_P[pair])
         own = np.flatnonzero((cache.role_P[_pairs_of(cache, image)] & POSITIVE) > 0) + cache.starts_I[image]
         best = int(own[cache.score_P[own].argmax()])
-        found.append(
+        negatives.append(
             Negative(
                 image=image,
                 text=int(text_P[pair]),
@@ -121,16 +125,16 @@ def _hardest(
                 own_score=float(cache.score_P[best]),
             )
         )
-    return found
+    return negatives
 
 
 def _pairs_of(cache: TeacherCache, image: int) -> slice:
     return slice(int(cache.starts_I[image]), int(cache.starts_I[image + 1]))
 
 
-def cache_document(inspection: Inspection, corpus: Corpus | None = None) -> dict[str, Any]:
-    """The inspection as a JSON-able document; with the corpus, hard negatives have their captions and the picture's name."""
-    document = asdict(inspection)
+def cache_document(summary: CacheSummary, corpus: Corpus | None = None) -> dict[str, Any]:
+    """The summary as a JSON document. With the corpus, hard negatives have their captions and image ids."""
+    document = asdict(summary)
     for name in ("text_retrieval", "image_retrieval"):
         document[name] = {key: None if value != value else value for key, value in document[name].items()}
     if corpus is not None:
@@ -140,16 +144,16 @@ def cache_document(inspection: Inspection, corpus: Corpus | None = None) -> dict
     return document
 
 
-def cache_facts(inspection: Inspection) -> list[tuple[str, str]]:
-    """Names and values of what is summed up, in words."""
+def cache_facts(summary: CacheSummary) -> list[tuple[str, str]]:
+    """The summary as pairs of name and value, in words."""
     facts = [
-        ("images, captions", f"{inspection.num_images:,}, {inspection.num_captions:,}"),
-        ("pairs", f"{inspection.num_pairs:,}, of which {sum(inspection.positives):,} true"),
+        ("images, captions", f"{summary.num_images:,}, {summary.num_captions:,}"),
+        ("pairs", f"{summary.num_pairs:,}, of which {sum(summary.positives):,} true"),
     ]
-    for name, direction in (("text retrieval", inspection.text_retrieval), ("image retrieval", inspection.image_retrieval)):
+    for name, direction in (("text retrieval", summary.text_retrieval), ("image retrieval", summary.image_retrieval)):
         if direction.num_queries:
             shares = f"positive first {direction.positive_first:.1%}, negatives above it {direction.outranking:.2%}"
             facts.append((name, f"{direction.num_queries:,} queries, {direction.num_negatives:,} negatives: {shares}"))
-    if inspection.dropped:
-        facts.append(("left out", ", ".join(f"{count:,} by {guard}" for guard, count in inspection.dropped.items())))
+    if summary.dropped:
+        facts.append(("removed", ", ".join(f"{count:,} by {reason}" for reason, count in summary.dropped.items())))
     return facts
