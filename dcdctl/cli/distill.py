@@ -38,12 +38,21 @@ def distill(
     resume: options.Resume = False,
 ) -> None:
     """Train a student on the teacher's cached scores."""
-    from dcdctl.cli.views.terminal import show
-    from dcdctl.cli.views.training import train
-    from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions
+    from dcdctl.cli.views.terminal import bar, show
+    from dcdctl.cli.views.training import view
+    from dcdctl.core import devices
+    from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, train
 
     job = TrainingJob("distill", recipe, sets or [], out, resume)
     refs = InputRefs(data=data, split=split, max_images=max_images, caches=cache or [], teacher=teacher, model_set=model_set or [])
-    how = TrainingOptions(workers=workers, features=features, slices=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
-    run = train(job, refs, how, device, precision)
+    how = TrainingOptions(
+        device=devices.choose(device),
+        precision=devices.precision(precision),
+        workers=workers,
+        features=features,
+        slices=accumulate,
+        checkpoint_activations=checkpoint_activations,
+        wandb=wandb,
+    )
+    run = train(job, refs, options=how, track=bar, watch=view)
     show(f"student -> {run.model_folder}; next: dcdctl eval {out} --data {data}")

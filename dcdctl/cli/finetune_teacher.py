@@ -33,12 +33,21 @@ def finetune_teacher(
     resume: options.Resume = False,
 ) -> None:
     """Train a cross-encoder to rank the true caption first among drawn ones, and the true image."""
-    from dcdctl.cli.views.terminal import show
-    from dcdctl.cli.views.training import train
-    from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions
+    from dcdctl.cli.views.terminal import bar, show
+    from dcdctl.cli.views.training import view
+    from dcdctl.core import devices
+    from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, train
 
     job = TrainingJob("finetune-teacher", recipe, sets or [], out, resume)
     refs = InputRefs(data=data, split=split, max_images=max_images, teacher=teacher, model_set=model_set or [])
-    how = TrainingOptions(workers=workers, features=features, slices=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
-    run = train(job, refs, how, device, precision)
+    how = TrainingOptions(
+        device=devices.choose(device),
+        precision=devices.precision(precision),
+        workers=workers,
+        features=features,
+        slices=accumulate,
+        checkpoint_activations=checkpoint_activations,
+        wandb=wandb,
+    )
+    run = train(job, refs, options=how, track=bar, watch=view)
     show(f"teacher -> {run.model_folder}; next: dcdctl cache-teacher --teacher {out} --data {data} --out CACHE")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny import contents, make_teacher
 
 from dcdctl.core import models
-from dcdctl.core.errors import ConfigError, MissingError, ModelError, StaleError
+from dcdctl.core.errors import ConfigError, CorpusError, MissingError, ModelError, StaleError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, build, cache
 from dcdctl.core.training import InputRefs, Inputs, TrainingJob, TrainingOptions, distill, initial_model, runs
@@ -167,12 +170,13 @@ def test_steps_are_what_is_set_or_what_the_epochs_take(inputs):
 
 
 @pytest.mark.parametrize(("loss", "kind"), [("dcd", ListSteps), ("ranking", ListSteps), ("infonce", MatrixSteps), ("kl", MatrixSteps)])
-def test_a_loss_has_the_batches_it_works_on_and_needs_scores_or_not(inputs, teacher, loss, kind):
+def test_a_loss_has_the_batches_it_works_on_and_needs_scores_or_not(inputs, teacher, loss, kind, tmp_path):
     recipe = training_recipe.load_recipe("tiny-student", [*FUSION, terms(loss)])
     assert isinstance(distill.make_steps(CorpusSource(inputs.corpus, teacher.preprocess), recipe, inputs.caches[0]), kind)
     if loss in training_recipe.TEACHER_LOSSES:
+        job = TrainingJob("distill", "tiny-student", [*FUSION, terms(loss)], tmp_path / "run")
         with pytest.raises(ConfigError, match=f"loss {loss} needs the teacher's scores; name a cache with --cache"):
-            distill.make_steps(CorpusSource(inputs.corpus, teacher.preprocess), recipe, None)
+            distill.resolve(job, Inputs(inputs.corpus, [], teacher), OPTIONS)
     else:
         assert distill.make_steps(CorpusSource(inputs.corpus, teacher.preprocess), recipe, None)[0].teacher_RC.isnan().all()
 
@@ -187,24 +191,86 @@ def test_a_wrong_recipe_leaves_no_run_folder(corpus, teacher, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def read_all(refs: InputRefs) -> None:
+    """Open the files, then load the teacher, as a training does."""
+    refs.load_teacher(refs.open()[1])
+
+
 def test_inputs_that_do_not_belong_together_are_refused(scenes_corpus_dir, corpus, teacher_folder, cache_folder, tmp_path):
-    opened = distill.open_inputs(InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teacher=str(teacher_folder)))
-    assert opened.caches[0] is not None
+    read_all(InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teacher=str(teacher_folder)))
     with pytest.raises(StaleError, match="another corpus"):
-        distill.open_inputs(InputRefs(data=scenes_corpus_dir, max_images=10, caches=[cache_folder], teacher=str(teacher_folder)))
+        read_all(InputRefs(data=scenes_corpus_dir, max_images=10, caches=[cache_folder], teacher=str(teacher_folder)))
     with pytest.raises(StaleError, match="another corpus"):
-        distill.open_inputs(InputRefs(data=scenes_corpus_dir, split="val", caches=[cache_folder]))
+        read_all(InputRefs(data=scenes_corpus_dir, split="val", caches=[cache_folder]))
     models.save(make_teacher(corpus.captions, seed=1), tmp_path / "other")
     with pytest.raises(StaleError, match="another teacher"):
-        distill.open_inputs(InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teacher=str(tmp_path / "other")))
+        read_all(InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teacher=str(tmp_path / "other")))
+    with pytest.raises(StaleError, match="none of the caches was made with the teacher"):
+        read_all(InputRefs(data=scenes_corpus_dir, caches=[cache_folder, cache_folder], teacher=str(tmp_path / "other")))
     with pytest.raises(StaleError, match="another teacher"):
-        distill.open_inputs(
-            InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teacher=str(teacher_folder), model_set=["max_text_len=9"])
-        )
+        read_all(InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teacher=str(teacher_folder), model_set=["max_text_len=9"]))
     with pytest.raises(MissingError, match="holds no teacher cache"):
-        distill.open_inputs(InputRefs(data=scenes_corpus_dir, caches=[tmp_path / "absent"]))
+        read_all(InputRefs(data=scenes_corpus_dir, caches=[tmp_path / "absent"]))
     with pytest.raises(ConfigError, match="--model-set says something of the model named by --teacher"):
-        distill.open_inputs(InputRefs(data=scenes_corpus_dir, model_set=["max_text_len=9"]))
+        InputRefs(data=scenes_corpus_dir, model_set=["max_text_len=9"])
+
+
+MISSING_REFS: dict[str, Any] = {"data": Path("absent/data"), "caches": [Path("absent/cache")], "teacher": "absent/teacher"}
+"""Files that are not there: an error about anything else shows that none was opened."""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sets", "refs", "message"),
+    [
+        ("nosuchrecipe", [], {}, "no recipe nosuchrecipe"),
+        ("tiny-student", ["batch.sise=8"], {}, "unknown key batch.sise"),
+        ("tiny-student", ["batch.size=1"], {}, "batch.size must be at least 2"),
+        ("tiny-student", [], {"caches": []}, "needs the teacher's scores"),
+        ("tiny-student", [], {"teacher": None}, "starts from its teacher, and none is named"),
+        ("tiny-student", ["batch.negatives=mined"], {}, "with a cache the negatives are those of the cache"),
+    ],
+)
+def test_a_wrong_recipe_fails_before_any_file_is_opened(tmp_path, recipe, sets, refs, message):
+    job, named = TrainingJob("distill", recipe, sets, tmp_path / "run"), InputRefs(**{**MISSING_REFS, **refs})
+    with pytest.raises((ConfigError, ModelError), match=message):
+        distill.train(job, named, options=OPTIONS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_package_fails_before_any_file_is_opened(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    job = TrainingJob("distill", "tiny-student", [], tmp_path / "run")
+    with pytest.raises(MissingError, match="--wandb needs wandb"):
+        distill.train(job, InputRefs(**MISSING_REFS), options=TrainingOptions(wandb="search"))
+
+
+def test_a_taken_folder_fails_before_any_file_is_opened(inputs, tmp_path):
+    sets = [*DUAL, terms("infonce"), "optimizer.steps=2"]
+    run = distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
+    refs = InputRefs(**MISSING_REFS)
+    with pytest.raises(StaleError, match="already holds a run; go on with --resume"):
+        distill.train(TrainingJob("distill", "tiny-student", sets, run.folder), refs, options=OPTIONS)
+    changed = TrainingJob("distill", "tiny-student", [*sets, "seed=5"], run.folder, resume=True)
+    with pytest.raises(StaleError, match=r"another recipe\.seed \(0, not 5\)"):
+        distill.train(changed, refs, options=OPTIONS)
+    with pytest.raises(StaleError, match="holds something that is not a run"):
+        distill.train(TrainingJob("distill", "tiny-student", sets, run.model_folder), refs, options=OPTIONS)
+
+
+def test_files_are_opened_before_the_teacher_is_loaded(scenes_corpus_dir, cache_folder, tmp_path):
+    def run(sets: list[str], **refs: Any) -> None:
+        job = TrainingJob("distill", "tiny-student", [*FUSION, *sets], tmp_path / "run")
+        named = InputRefs(**{"data": scenes_corpus_dir, "caches": [cache_folder], "teacher": "absent/teacher", **refs})
+        distill.train(job, named, options=OPTIONS)
+
+    with pytest.raises(MissingError, match="holds no teacher cache"):
+        run([], caches=[tmp_path / "absent"])
+    with pytest.raises(ConfigError, match=r"teachers\.weights has 2 numbers"):
+        run(["teachers.weights=[0.5, 0.5]"])
+    with pytest.raises(CorpusError, match="has no split 'other'"):
+        run(["validation.every=1", "validation.split=other"])
+    with pytest.raises(ModelError, match="absent/teacher"):
+        run([])
 
 
 def test_run_json_is_read_back(inputs, tmp_path):

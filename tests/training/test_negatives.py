@@ -260,8 +260,11 @@ def test_negatives_of_another_run_and_damaged_ones_are_refused(corpus, tmp_path)
         (corpus, ["candidates.seed=3"], "another candidates.seed (0, not 3)"),
         (corpus, ['batch.directions=["text"]'], "another candidates.directions (['text', 'image'], not ['text'])"),
     ):
+        recipe = training_recipe.load_recipe("tiny-teacher", [*SMALL, *sets])
         with pytest.raises(StaleError, match=re.escape(f"mined.safetensors was mined with {message}; name another folder with --out")):
-            trained(other, tmp_path / "run", "optimizer.steps=1", *sets, resume=True)
+            negatives.read_or_mine(tmp_path / "run", Indices(other), recipe)
+    with pytest.raises(StaleError, match=re.escape("was mined with another corpus")):
+        trained(corpus.subset(8), tmp_path / "run", "optimizer.steps=1", resume=True)
     path = tmp_path / "run" / "mined.safetensors"
     whole = path.read_bytes()
     for damaged in (whole[:-4], whole[:-1] + bytes([whole[-1] ^ 1])):

@@ -6,16 +6,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dcdctl.cli.views.terminal import SECONDS_BETWEEN_LINES, bar, clock, is_main, note, rate
+from dcdctl.cli.views.terminal import SECONDS_BETWEEN_LINES, clock, is_main, note, rate
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from dcdctl.core.progress import Tell
-    from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions
 
 SECONDS_BETWEEN_PICTURES = 0.2
 """How often the table is drawn anew."""
@@ -77,15 +76,6 @@ class Standing:
             if value:
                 table.add_row(Text(name), Text(value))
         return table
-
-
-def train(job: TrainingJob, refs: InputRefs, how: TrainingOptions, device: str, precision: str) -> Run:
-    """Train on a device and in a precision, both as the user types them, and let the user see it."""
-    from dcdctl.core import devices, training
-
-    inputs = training.open_inputs(refs, bar)
-    options = replace(how, device=devices.choose(device), precision=devices.precision(precision))
-    return training.train(job, inputs, options=options, track=bar, watch=view)
 
 
 @contextmanager

@@ -39,6 +39,10 @@ class TeacherCache:
         self._score_P = np.empty(self.num_pairs, dtype=np.float32)
         self._role_P = np.empty(self.num_pairs, dtype=np.uint8)
 
+    def check_teacher(self, fingerprint: str) -> None:
+        """StaleError if the scores are of another teacher than this one."""
+        expect(self.folder, "teacher", self.plan["teacher"], fingerprint)
+
     @property
     def image_P(self) -> Index:
         return np.repeat(np.arange(self.num_images), np.diff(self._all().starts_I))
@@ -144,11 +148,12 @@ def read_cache(folder: Path, *, corpus: Corpus | None = None, teacher: str | Non
         )
     if corpus is not None:
         expect(folder, "corpus", plan["corpus"], corpus.fingerprint)
+    cache = TeacherCache(folder, plan, whole)
     if teacher is not None:
-        expect(folder, "teacher", plan["teacher"], teacher)
+        cache.check_teacher(teacher)
     for name, seal in whole["files"].items():
         check_size(folder, name, seal)
-    return TeacherCache(folder, plan, whole)
+    return cache
 
 
 def _offsets(owner: NDArray[Any], count: int) -> Index:

@@ -1,4 +1,4 @@
-from .distill import InputRefs, Inputs, TrainingJob, open_inputs, train
+from .distill import InputRefs, Inputs, TrainingJob, train
 from .loop import TrainingOptions
 from .recipe import load_recipe
 from .runs import Run, start_run
@@ -14,7 +14,6 @@ __all__ = [
     "TrainingOptions",
     "grade",
     "load_recipe",
-    "open_inputs",
     "pretrain",
     "start_run",
     "train",

@@ -81,6 +81,13 @@ def scatter(num_images: int, size: int, rng: np.random.Generator) -> list[Index]
     return [parts[i] for i in rng.permutation(len(parts))]
 
 
+def check_size(config: BatchConfig, slicing: Slicing) -> None:
+    """ConfigError if a batch has fewer rows than slices."""
+    if config.size < slicing.count:
+        hint = "set a smaller --accumulate, or start fewer processes"
+        raise ConfigError(f"batch.size is {config.size}, too few for {slicing.count} slices in all processes together", hint=hint)
+
+
 class _Steps(torch.utils.data.Dataset[Batch]):
     """A data set whose item number s is the batch of step s."""
 
@@ -88,9 +95,7 @@ class _Steps(torch.utils.data.Dataset[Batch]):
         self.corpus, self.config, self.seed, self.slicing = source.corpus, config, seed, slicing
         self.source = replace(source, only_first=True) if slicing.of_sides and isinstance(source, Features) else source
         self._epoch = -1
-        if config.size < slicing.count:
-            hint = "set a smaller --accumulate, or start fewer processes"
-            raise ConfigError(f"batch.size is {config.size}, too few for {slicing.count} slices in all processes together", hint=hint)
+        check_size(config, slicing)
 
     def _assemble(self, image_RC: Index, text_RC: Index, teacher_RC: NDArray[np.float32], released_RC: NDArray[np.float32]) -> Batch:
         """The batch of these pairs; of all pairs `image_RC` may be a column and `text_RC` a row."""

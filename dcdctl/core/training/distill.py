@@ -1,4 +1,8 @@
-"""From what a user names to a finished run: the wiring of corpus, cache, teacher and recipe."""
+"""A training from its request to its finished run.
+
+Each step needs only the ones before it, and the cheap ones come first:
+resolve (recipe and settings) -> open files -> load the teacher -> initial model -> batches -> run folder -> steps -> save the model.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,17 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from dcdctl.core import distributed, models, scoring, teacher
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.progress import Track, Watch, silent, watched_by
 from dcdctl.core.scoring import CorpusSource, Source
-from dcdctl.core.teacher import Candidates, TeacherCache, TeacherEnsemble, read_caches
+from dcdctl.core.teacher import TeacherCache, read_caches
 from dcdctl.core.training import initial_model, loggers, loop, negatives, runs, validation
 from dcdctl.core.training.batch import WHOLE, Slicing
-from dcdctl.core.training.batch_sampler import ListSteps, MatrixSteps
+from dcdctl.core.training.batch_sampler import ListSteps, MatrixSteps, Scores, check_size
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.objective import make_objective
 from dcdctl.core.training.recipe import Recipe, load_recipe
@@ -24,27 +28,45 @@ from dcdctl.core.training.refresh import refreshed, scoring_options
 from dcdctl.core.training.runs import Run
 from dcdctl.core.training.validation import Validation
 
-PICTURE_MEMORY = 512 * 2**20
-"""Bytes of decoded pictures that a training keeps."""
+IMAGE_MEMORY = 512 * 2**20
+"""Bytes of decoded images that a training keeps: enough for a corpus of small images, and little beside a model in training."""
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A training as it is asked for: of which kind, by what recipe, into which folder."""
+    """What to train, by which recipe, into which folder."""
 
-    what: Literal["distill", "finetune-teacher"]
+    kind: Literal["distill", "finetune-teacher"]
     recipe: str
     """A name or a .toml file."""
     sets: Sequence[str]
-    """Fields of the recipe that are to be others: loss.alpha=0.5."""
+    """Recipe fields to override: loss.alpha=0.5."""
     out: Path
     resume: bool = False
-    """Go on with the run in `out`, if there is one."""
+    """Resume the run in `out`, if there is one."""
+
+
+class TrainingInputs(Protocol):
+    """The corpus, the caches and the teacher of a training: by name (`InputRefs`), or in memory (`Inputs`)."""
+
+    @property
+    def caches(self) -> Sequence[object]:
+        """One entry per cache."""
+
+    @property
+    def teacher(self) -> object | None:
+        """None where the training has no teacher model."""
+
+    def open(self) -> tuple[Corpus, Sequence[TeacherCache]]:
+        """The corpus and the caches made from it."""
+
+    def load_teacher(self, caches: Sequence[TeacherCache], track: Track) -> Any | None:
+        """The teacher; StaleError if none of the caches holds its scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputRefs:
-    """What a training reads, by name."""
+    """What a training reads, by name; ConfigError for wrong model settings."""
 
     data: Path
     split: str = "train"
@@ -52,160 +74,261 @@ class InputRefs:
     caches: Sequence[Path] = ()
     teacher: str | None = None
     model_set: Sequence[str] = ()
-    """What the teacher's files do not say: image_size=384."""
+    """Settings that the teacher's files lack: image_size=384."""
+
+    def __post_init__(self) -> None:
+        if models.parse_overrides(self.model_set) and self.teacher is None:
+            found = "--model-set says something of the model named by --teacher, and there is none"
+            raise ConfigError(found, hint="name it with --teacher")
+
+    def open(self) -> tuple[Corpus, list[TeacherCache]]:
+        """Open the corpus and the caches, whose scores are read later; StaleError if a cache was made from another corpus."""
+        corpus = Corpus.open(self.data, self.split, self.max_images)
+        return corpus, [teacher.read_cache(cache, corpus=corpus) for cache in self.caches]
+
+    def load_teacher(self, caches: Sequence[TeacherCache], track: Track = silent) -> Any | None:
+        """Load the teacher's weights; StaleError if the cache, or each of several, was made with another teacher."""
+        if self.teacher is None:
+            return None
+        model = models.load_fusion(self.teacher, models.parse_overrides(self.model_set), track)
+        if len(caches) == 1:
+            caches[0].check_teacher(models.fingerprint(model))
+        elif caches and models.fingerprint(model) not in {cache.plan["teacher"] for cache in caches}:
+            raise StaleError(f"none of the caches was made with the teacher {self.teacher}", hint="name the one whose scores are cached")
+        return model
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a training reads: the corpus, the caches if there are any, and the model it starts from if one is named."""
+    """What a training reads, in memory: opened files, and the loaded teacher if there is one."""
 
     corpus: Corpus
     caches: Sequence[TeacherCache]
     teacher: Any | None
 
+    def open(self) -> tuple[Corpus, Sequence[TeacherCache]]:
+        """The corpus and the caches, which are open."""
+        return self.corpus, self.caches
 
-def open_inputs(refs: InputRefs, track: Track = silent) -> Inputs:
-    """Open what is named and check that it belongs together: the caches must be of this corpus, and one of them of this teacher."""
-    corpus = Corpus.open(refs.data, refs.split, refs.max_images)
-    overrides = models.parse_overrides(refs.model_set)
-    if overrides and refs.teacher is None:
-        raise ConfigError("--model-set says something of the model named by --teacher, and there is none", hint="name it with --teacher")
-    model = None if refs.teacher is None else models.load_fusion(refs.teacher, overrides, track)
-    expected = None if model is None or len(refs.caches) > 1 else models.fingerprint(model)
-    scores = [teacher.read_cache(cache, corpus=corpus, teacher=expected) for cache in refs.caches]
-    if model is not None and len(scores) > 1 and models.fingerprint(model) not in {cache.plan["teacher"] for cache in scores}:
-        raise StaleError(f"none of the caches was made with the teacher {refs.teacher}", hint="name the one whose scores are cached")
-    return Inputs(corpus, scores, model)
+    def load_teacher(self, caches: Sequence[TeacherCache], track: Track = silent) -> Any | None:
+        """The teacher, which is loaded."""
+        return self.teacher
 
 
-def train(job: TrainingJob, inputs: Inputs, *, options: TrainingOptions, track: Track = silent, watch: Watch | None = None) -> Run:
-    """Do a training; `watch` sees each step, `track` everything else, and the steps where there is no `watch`.
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A training whose recipe and settings are checked, with nothing opened yet."""
 
-    MissingError if Weights & Biases is wanted and not installed; ConfigError if the recipe is not one of the kind that is asked for.
+    job: TrainingJob
+    recipe: Recipe
+    options: TrainingOptions
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The open files of a training."""
+
+    corpus: Corpus
+    caches: Sequence[TeacherCache]
+    scores: Scores | None
+    """The caches as one."""
+    validation: Corpus | None
+    """The split that the model is validated on, if it is."""
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A training with everything opened and loaded."""
+
+    plan: TrainingPlan
+    files: _Files
+    teacher: Any | None
+    model: Any
+    """The initial model, trained in place."""
+    source: Source
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    """How many steps, and before which of them the cache is refreshed."""
+
+    num_steps: int
+    refresh_steps: Sequence[int]
+
+
+def train(job: TrainingJob, inputs: TrainingInputs, *, options: TrainingOptions, track: Track = silent, watch: Watch | None = None) -> Run:
+    """Train a model and return its finished run; `watch` sees the steps, `track` the other work, and also the steps if `watch` is None.
+
+    Raises what `resolve` raises before it opens anything, and then what the files and the models raise.
     """
-    if options.wandb is not None:
-        loggers.require()
-    recipe = _recipe_of(job)
-    model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher, track)
-    cache = read_caches(inputs.caches, recipe.teachers.weights)
-    negatives.check(recipe, has_cache=cache is not None)
-    measured_on = validation.open_corpus(inputs.corpus, recipe.validation) if recipe.validation.every else None
-    facts = {
-        "corpus": inputs.corpus.fingerprint,
-        "split": inputs.corpus.split,
-        "cache": None if cache is None else cache.plan,
-        "start": models.fingerprint(model),
-        "precision": options.precision,
-        "features": None if options.features is None else "float16",
-        "validation": None if measured_on is None else measured_on.fingerprint,
-    }
-    with distributed.main_first():
-        source = make_source(model, inputs.corpus, options, track)
-    steps = make_steps(source, recipe, cache, options.slicing)
-    num_steps = count_steps(recipe, steps.batches_per_epoch)
-    stops = _refresh_steps(recipe, num_steps, inputs, cache)
-    run, mined = _start(job, recipe, facts, source, options, track)
-    if mined is not None:
-        assert isinstance(steps, ListSteps)
-        steps = steps.with_mined(negatives.for_lists(mined, recipe, num_steps))
-    if run.is_finished:
-        return run
-    if options.checkpoint_activations:
-        models.checkpoint_activations(model)
-    measure = None if measured_on is None else Validation(run, measured_on, recipe.validation, options.device, options.features)
-    objective, view = make_objective(recipe.loss), watch or watched_by(track)
-    go_on = functools.partial(
-        loop.train, run, model, objective=objective, config=recipe.optimizer, num_steps=num_steps, seed=recipe.seed, options=options
-    )
-    for stop in [*stops, None]:
-        go_on(steps=steps, until=stop, validation=measure, watch=functools.partial(view, **work(recipe, cache)))
-        if stop is not None:
-            assert isinstance(cache, TeacherCache)
-            folder = run.folder / "caches" / f"step-{stop}"
-            how = scoring_options(cache, inputs.teacher, inputs.corpus, options.features, options.device, track)
-            cache = refreshed(cache, folder, model, inputs.teacher, source, options=how, step=stop, track=track)
-            steps = make_steps(source, recipe, cache, options.slicing)
-    return _finish(run, model, measure)
-
-
-def _recipe_of(job: TrainingJob) -> Recipe:
-    """The recipe of a job; ConfigError if it is not one for the kind of training."""
-    recipe = load_recipe(job.recipe, job.sets)
-    if job.what == "finetune-teacher" and (recipe.model.kind != "fusion" or recipe.loss.needs_teacher):
-        hint = "finetune-teacher wants a fusion model and a loss without a teacher, such as ranking"
-        raise ConfigError(f"recipe {job.recipe} trains a student", hint=hint)
-    return recipe
-
-
-def _refresh_steps(recipe: Recipe, num_steps: int, inputs: Inputs, cache: TeacherCache | TeacherEnsemble | None) -> list[int]:
-    """The steps before which new candidates are looked for; ConfigError where they cannot be had."""
-    steps = [step for step in recipe.batch.refresh_steps if step < num_steps]
-    if steps and (inputs.teacher is None or not isinstance(cache, TeacherCache)):
-        raise ConfigError("batch.refresh_steps needs one cache and its teacher", hint="name them with --cache and --teacher")
-    if steps and distributed.world_size() > 1:
-        found = f"batch.refresh_steps is for one process, and there are {distributed.world_size()}"
-        raise ConfigError(found, hint="start it without torchrun; --accumulate needs less memory")
-    return steps
-
-
-def _start(
-    job: TrainingJob, recipe: Recipe, facts: dict[str, Any], source: Source, options: TrainingOptions, track: Track
-) -> tuple[Run, Candidates | None]:
-    """The run, made or taken up by the main one of several processes, and what is mined for it, if anything is.
-
-    Mining comes before there is a folder: candidates that cannot be had leave none. The other processes read what the main one kept.
-    """
-    with distributed.main_first():
-        mined = negatives.read_or_mine(job.out, source, recipe, options.device, track) if recipe.batch.negatives == "mined" else None
-        if not distributed.is_main():
-            return Run(job.out), mined
-        run = runs.start_run(job.out, recipe, job.what, facts, resume=job.resume)
-        if mined is not None:
-            negatives.keep(run.folder, mined, source.corpus, recipe)
-        return run, mined
-
-
-def _finish(run: Run, model: Any, measure: Validation | None) -> Run:
-    """Leave the trained model in the run folder."""
-    with distributed.main_first():
-        if distributed.is_main():
-            if measure is not None:
-                measure.choose(model)
-            runs.finish(run, model)
+    plan = resolve(job, inputs, options)
+    files = _open_files(plan, inputs)
+    training = _load_models(plan, files, inputs, track)
+    batches = make_steps(training.source, plan.recipe, files.scores, options.slicing)
+    num_steps = count_steps(plan.recipe, batches.batches_per_epoch)
+    schedule = _schedule(plan.recipe, num_steps, files.scores, training.teacher)
+    run, batches = _start_run(training, batches, num_steps, track)
+    if not run.is_finished:
+        _run_steps(training, run, batches, schedule, track, watch or watched_by(track))
     return run
 
 
-def work(recipe: Recipe, cache: TeacherCache | TeacherEnsemble | None) -> dict[str, Any]:
-    """What a step does, for `progress.Watch`: so many images of a dual model, pairs of a fusion model."""
-    size = recipe.batch.size
-    if recipe.model.kind == "dual":
-        return {"unit": "images", "per_step": size}
-    num_negatives = recipe.batch.drawn_negatives if cache is None else recipe.batch.hard_negatives
-    return {"unit": "pairs", "per_step": size * (1 + num_negatives if recipe.loss.on_lists else size)}
+def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) -> TrainingPlan:
+    """The plan of a training. Reads the recipe and looks at the output folder; opens no corpus, no cache and no weights.
+
+    ConfigError for a wrong recipe or override, for a recipe of another kind of training, or for one that needs a cache where none is
+    given; ModelError if it needs a teacher where none is given; MissingError if a package is not installed; StaleError if the output
+    folder is taken.
+    """
+    recipe = load_recipe(job.recipe, job.sets)
+    if job.kind == "finetune-teacher" and (recipe.model.kind != "fusion" or recipe.loss.needs_teacher):
+        hint = "finetune-teacher wants a fusion model and a loss without a teacher, such as ranking"
+        raise ConfigError(f"recipe {job.recipe} trains a student", hint=hint)
+    if options.wandb is not None:
+        loggers.require()
+    initial_model.check(recipe, has_teacher=inputs.teacher is not None)
+    if recipe.loss.needs_teacher and not inputs.caches:
+        raise ConfigError(f"loss {', '.join(recipe.loss.terms)} needs the teacher's scores", hint="name a cache with --cache")
+    negatives.check(recipe, has_cache=bool(inputs.caches))
+    check_size(recipe.batch, options.slicing)
+    runs.check_folder(job.out, recipe, job.kind, resume=job.resume)
+    return TrainingPlan(job, recipe, options)
+
+
+def _open_files(plan: TrainingPlan, inputs: TrainingInputs) -> _Files:
+    corpus, caches = inputs.open()
+    scores = read_caches(caches, plan.recipe.teachers.weights)
+    config = plan.recipe.validation
+    return _Files(corpus, caches, scores, validation.open_corpus(corpus, config) if config.every else None)
+
+
+def _load_models(plan: TrainingPlan, files: _Files, inputs: TrainingInputs, track: Track) -> _Training:
+    """Load the teacher, make the initial model, and encode the corpus once if its frozen encoders' features are stored."""
+    teacher_model = inputs.load_teacher(files.caches, track)
+    model = initial_model.make_model(plan.recipe, files.corpus.captions, teacher_model, track)
+    with distributed.main_first():
+        source = make_source(model, files.corpus, plan.options, track)
+    return _Training(plan, files, teacher_model, model, source)
 
 
 def make_source(model: Any, corpus: Corpus, options: TrainingOptions, track: Track) -> Source:
-    """Where batches come from: the corpus, or what the model's encoders made of it; ConfigError where those are trained."""
+    """What batches are read from: the corpus, or the features of the model's encoders; ConfigError if those are trained."""
     if options.features is None:
-        return CorpusSource(corpus, model.preprocess, PICTURE_MEMORY)
+        return CorpusSource(corpus, model.preprocess, IMAGE_MEMORY)
     if isinstance(model, models.CoAttentionScorer) and not model.is_frozen:
         hint = "set model.frozen_encoders or model.layers, or leave --features out"
         raise ConfigError("--features keeps what the encoders give, and here they are trained", hint=hint)
     return scoring.open_or_build(options.features, corpus, model, device=options.device, track=track)
 
 
-def make_steps(
-    source: Source, recipe: Recipe, cache: TeacherCache | TeacherEnsemble | None, slicing: Slicing = WHOLE
-) -> ListSteps | MatrixSteps:
-    """The batches a recipe asks for; ConfigError if its loss needs a teacher and there is none."""
-    if recipe.loss.needs_teacher and cache is None:
-        raise ConfigError(f"loss {', '.join(recipe.loss.terms)} needs the teacher's scores", hint="name a cache with --cache")
+def make_steps(source: Source, recipe: Recipe, scores: Scores | None, slicing: Slicing = WHOLE) -> ListSteps | MatrixSteps:
+    """The batches of a recipe's loss, which has scores if it needs them."""
+    assert scores is not None or not recipe.loss.needs_teacher
     kind = ListSteps if recipe.loss.on_lists else MatrixSteps
-    return kind(source, recipe.batch, recipe.seed, cache, replace(slicing, of_sides=recipe.model.kind == "dual"))
+    return kind(source, recipe.batch, recipe.seed, scores, replace(slicing, of_sides=recipe.model.kind == "dual"))
 
 
 def count_steps(recipe: Recipe, batches_per_epoch: float) -> int:
-    """Optimisation steps of a run."""
+    """Optimizer steps of a run."""
     if recipe.optimizer.steps is not None:
         return recipe.optimizer.steps
     return max(1, int(recipe.optimizer.epochs * batches_per_epoch))
+
+
+def _schedule(recipe: Recipe, num_steps: int, scores: Scores | None, teacher_model: Any | None) -> _Schedule:
+    """The steps of a training; ConfigError if its cache cannot be refreshed as the recipe asks."""
+    steps = [step for step in recipe.batch.refresh_steps if step < num_steps]
+    if steps and (teacher_model is None or not isinstance(scores, TeacherCache)):
+        raise ConfigError("batch.refresh_steps needs one cache and its teacher", hint="name them with --cache and --teacher")
+    if steps and distributed.world_size() > 1:
+        found = f"batch.refresh_steps is for one process, and there are {distributed.world_size()}"
+        raise ConfigError(found, hint="start it without torchrun; --accumulate needs less memory")
+    return _Schedule(num_steps, steps)
+
+
+def _start_run(training: _Training, batches: ListSteps | MatrixSteps, num_steps: int, track: Track) -> tuple[Run, ListSteps | MatrixSteps]:
+    """The run, started or resumed by the main process, and the batches, with mined negatives if the recipe mines.
+
+    Mining comes before the folder is made, so that a failure leaves no folder. The other processes read what the main one saved.
+    """
+    job, recipe, options = training.plan.job, training.plan.recipe, training.plan.options
+    facts, mined = _facts(training), None
+    with distributed.main_first():
+        if recipe.batch.negatives == "mined":
+            mined = negatives.read_or_mine(job.out, training.source, recipe, options.device, track)
+        run = Run(job.out)
+        if distributed.is_main():
+            run = runs.start_run(job.out, recipe, job.kind, facts, resume=job.resume)
+            if mined is not None:
+                negatives.keep(run.folder, mined, training.source.corpus, recipe)
+    if mined is None:
+        return run, batches
+    assert isinstance(batches, ListSteps)
+    return run, batches.with_mined(negatives.for_lists(mined, recipe, num_steps))
+
+
+def _facts(training: _Training) -> dict[str, Any]:
+    """What the run depends on besides its recipe, for run.json; a run resumes only with equal facts."""
+    files, options = training.files, training.plan.options
+    return {
+        "corpus": files.corpus.fingerprint,
+        "split": files.corpus.split,
+        "cache": None if files.scores is None else files.scores.plan,
+        "start": models.fingerprint(training.model),
+        "precision": options.precision,
+        "features": None if options.features is None else "float16",
+        "validation": None if files.validation is None else files.validation.fingerprint,
+    }
+
+
+def _run_steps(training: _Training, run: Run, batches: ListSteps | MatrixSteps, schedule: _Schedule, track: Track, watch: Watch) -> None:
+    """Train the model, refresh the cache between the steps where the recipe asks for it, and save the model."""
+    recipe, options, scores = training.plan.recipe, training.plan.options, training.files.scores
+    if options.checkpoint_activations:
+        models.checkpoint_activations(training.model)
+    measured = training.files.validation
+    validate = None if measured is None else Validation(run, measured, recipe.validation, options.device, options.features)
+    train_until = functools.partial(
+        loop.train,
+        run,
+        training.model,
+        objective=make_objective(recipe.loss),
+        config=recipe.optimizer,
+        num_steps=schedule.num_steps,
+        seed=recipe.seed,
+        options=options,
+        validation=validate,
+    )
+    for stop in [*schedule.refresh_steps, None]:
+        train_until(steps=batches, until=stop, watch=functools.partial(watch, **work(recipe, scores)))
+        if stop is not None:
+            scores = _refresh(training, run, scores, stop, track)
+            batches = make_steps(training.source, recipe, scores, options.slicing)
+    _save_model(run, training.model, validate)
+
+
+def work(recipe: Recipe, scores: Scores | None) -> dict[str, Any]:
+    """What a step computes, for `progress.Watch`: a number of images for a dual model, of pairs for a fusion model."""
+    size = recipe.batch.size
+    if recipe.model.kind == "dual":
+        return {"unit": "images", "per_step": size}
+    num_negatives = recipe.batch.drawn_negatives if scores is None else recipe.batch.hard_negatives
+    return {"unit": "pairs", "per_step": size * (1 + num_negatives if recipe.loss.on_lists else size)}
+
+
+def _refresh(training: _Training, run: Run, cache: Scores | None, step: int, track: Track) -> TeacherCache:
+    """The cache with the hard candidates that the student finds before a step."""
+    assert isinstance(cache, TeacherCache)
+    options, teacher_model = training.plan.options, training.teacher
+    scoring = scoring_options(cache, teacher_model, training.files.corpus, options.features, options.device, track)
+    folder = run.folder / "caches" / f"step-{step}"
+    return refreshed(cache, folder, training.model, teacher_model, training.source, options=scoring, step=step, track=track)
+
+
+def _save_model(run: Run, model: Any, validate: Validation | None) -> None:
+    """Save the trained model, or the best one by validation, in the run folder."""
+    with distributed.main_first():
+        if distributed.is_main():
+            if validate is not None:
+                validate.choose(model)
+            runs.finish(run, model)

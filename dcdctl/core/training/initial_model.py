@@ -12,13 +12,18 @@ from dcdctl.core.progress import Track, silent
 from dcdctl.core.training.recipe import ModelConfig, Recipe
 
 
+def check(recipe: Recipe, *, has_teacher: bool) -> None:
+    """ModelError if a recipe's model starts from its teacher and there is none."""
+    if recipe.model.kind == "fusion" and recipe.model.start == "teacher" and not has_teacher:
+        raise ModelError("this model starts from its teacher, and none is named", hint="name it with --teacher")
+
+
 def make_model(recipe: Recipe, captions: Sequence[str], teacher: Any | None, track: Track = silent) -> Any:
     """The model a recipe trains, with the weights it starts from, which are fetched where they have to be; the teacher stays as it is."""
     config = recipe.model
     if config.kind == "dual":
         return _make_dual(config, captions, recipe.seed)
-    if config.start == "teacher" and teacher is None:
-        raise ModelError("this model starts from its teacher, and none is named", hint="name it with --teacher")
+    check(recipe, has_teacher=teacher is not None)
     if teacher is None:
         teacher = _new_fusion(config, captions, recipe.seed) if config.start == "new" else models.load_fusion(config.start, track=track)
     model = models.fusion_student(teacher, config.layers) if config.layers else copy.deepcopy(teacher).requires_grad_(True)

@@ -68,29 +68,42 @@ class Run:
         return sorted(int(path.name.removeprefix("step-")) for path in paths if path.name.removeprefix("step-").isdigit())
 
 
-def start_run(folder: Path, recipe: Any, what: str, inputs: dict[str, Any], *, resume: bool) -> Run:
-    """Make a run folder, or take up the one that is there.
+def check_folder(folder: Path, recipe: Any, kind: str, *, resume: bool) -> None:
+    """StaleError if a folder cannot take a run of this recipe: it is taken and `resume` is not set, or it holds something else.
 
-    `recipe` is a frozen config with a `seed`; `inputs` are the fingerprints of what goes in. StaleError if the folder is taken and
-    `resume` is not set, or if it was started with another recipe or other inputs.
+    Looks at run.json alone, before anything is loaded; what goes into the run is compared by `start_run`.
     """
-    run = Run(folder)
-    facts = {"what": what, "recipe": to_table(recipe), "inputs": inputs}
+    _check_taken(folder, {"what": kind, "recipe": to_table(recipe)}, resume=resume)
+
+
+def start_run(folder: Path, recipe: Any, kind: str, inputs: dict[str, Any], *, resume: bool) -> Run:
+    """Make a run folder, or resume the one that is there.
+
+    `recipe` is a frozen config with a `seed`; `inputs` are the fingerprints of what the run reads. StaleError if the folder is taken and
+    `resume` is not set, or if its run was started with another recipe or other inputs.
+    """
+    facts = {"what": kind, "recipe": to_table(recipe), "inputs": inputs}
+    _check_taken(folder, facts, resume=resume)
+    if (folder / "run.json").exists():
+        _remove_unfinished(folder)
+    else:
+        files.remove_partials(folder)
+        files.write_json(folder / "run.json", {**facts, "seed": recipe.seed, "command": _command(), "versions": versions()})
+    return Run(folder)
+
+
+def _check_taken(folder: Path, facts: dict[str, Any], *, resume: bool) -> None:
+    """StaleError if a folder holds a run with other facts, any run at all without `resume`, or something that is not a run."""
     if (folder / "run.json").exists():
         if not resume:
             raise StaleError(f"{folder} already holds a run", hint="go on with --resume, or name another folder with --out")
-        found = run.facts()
-        changed = [key for key in facts if found.get(key) != facts[key]]
-        if changed:
-            difference = _first_difference(found[changed[0]], facts[changed[0]], changed[0])
-            raise StaleError(f"{folder} was started with another {difference}", hint="name another folder with --out")
-        _remove_unfinished(folder)
-        return run
-    if not files.is_vacant(folder):
+        saved = Run(folder).facts()
+        for key, value in facts.items():
+            if saved.get(key) != value:
+                difference = _first_difference(saved.get(key), value, key)
+                raise StaleError(f"{folder} was started with another {difference}", hint="name another folder with --out")
+    elif not files.is_vacant(folder):
         raise StaleError(f"{folder} holds something that is not a run", hint="name another folder with --out")
-    files.remove_partials(folder)
-    files.write_json(folder / "run.json", {**facts, "seed": recipe.seed, "command": _command(), "versions": versions()})
-    return run
 
 
 def _command() -> list[str]:
