@@ -26,8 +26,8 @@ from scoring import PLAIN_BATCH, RELEASED_TEXT_LEN, factorised, meter, plain, pr
 
 from dcdctl.core import models
 from dcdctl.core.models import CoAttentionScorer, ImageBatch, States, TextBatch
-from dcdctl.core.training import losses
 from dcdctl.core.training.loop import make_optimizer, set_rates
+from dcdctl.core.training.losses import lists, weights
 from dcdctl.core.training.recipe import OptimizerConfig
 
 LAYERS = [0, 3, 5]
@@ -68,7 +68,7 @@ class Step:
     def as_released(self, student: CoAttentionScorer) -> float:
         with torch.inference_mode():
             scores = plain(self.teacher, self.image, self.ids)
-        columns = losses.select_hardest(scores.clone()[None], self.num_hard)
+        columns = weights.select_hardest(scores.clone()[None], self.num_hard)
         ids = torch.nn.functional.pad(self.ids[columns[0]], (0, RELEASED_TEXT_LEN - self.ids.shape[1]), value=1)
         mask = torch.zeros_like(ids)
         mask[:, : self.ids.shape[1]] = 1
@@ -79,7 +79,7 @@ class Step:
         return self._descend(student, torch.cat(logits), scores.clone(), columns)
 
     def cached(self, student: CoAttentionScorer, *, from_features: bool) -> float:
-        columns = losses.select_hardest(self.scores[None], self.num_hard)
+        columns = weights.select_hardest(self.scores[None], self.num_hard)
         chosen = self.ids[columns[0]]
         images: ImageBatch | States = ImageBatch(self.image)
         texts: TextBatch | States = TextBatch(chosen, torch.ones_like(chosen))
@@ -91,7 +91,7 @@ class Step:
         return self._descend(student, logits, self.scores, columns)
 
     def _descend(self, student: CoAttentionScorer, logits: Tensor, scores: Tensor, columns: Tensor) -> float:
-        loss = losses.dcd(logits[None], scores[None].gather(1, columns), alpha=0.2, temperature=1.0)
+        loss = lists.dcd(logits[None], scores[None].gather(1, columns), alpha=0.2, temperature=1.0)
         loss.backward()
         self.optimizers[student].step()
         return loss.item()

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from dcdctl.core import models
 from dcdctl.core.models import ImageBatch, TextBatch
 from dcdctl.core.models.official_meter import to_network
-from dcdctl.core.training import losses, recipe
+from dcdctl.core.training import recipe
 from dcdctl.core.training.loop import learning_rate_factor, make_optimizer, set_rates
+from dcdctl.core.training.losses import lists, weights
+from dcdctl.core.training.losses.official import dcd_official_parts, wsl_official_parts
 from dcdctl.core.training.recipe import OptimizerConfig
 
 RECIPE = recipe.load_recipe("meter-flickr30k")
 PARTS = ("total", "d_loss", "nll")
-"""Of the loss, in the order of `losses.Parts`."""
+"""Of the loss, in the order of `lists.Parts`."""
 
 
 def students(name: str = "dcd_step_a") -> Iterator[Comparison]:
@@ -62,8 +64,8 @@ def training_step(name: str = "dcd_step_a") -> Iterator[Comparison]:
         teacher_BK, student_BK = (scorer(*batch, *every_pair).view(num_images, num_texts) for scorer in (teacher, saved))
     yield Comparison(f"{name}_student", "pair scores", student_BK, tensors["out.eval_student_score_all"])
     yield Comparison(f"{name}_student", "pair scores", student_BK[:, 0], tensors["out.eval_student_score_positive"])
-    yield Comparison(f"{name}_student", "validation loss", losses.ground_truth(student_BK, "softmax"), numbers(known["validation_loss"]))
-    chosen_BN, teacher_BN = losses.select_as_released(teacher_BK, known["hard_negative"])
+    yield Comparison(f"{name}_student", "validation loss", lists.ground_truth(student_BK, "softmax"), numbers(known["validation_loss"]))
+    chosen_BN, teacher_BN = weights.select_as_official(teacher_BK, known["hard_negative"])
     yield Comparison(name, "the teacher's pair scores", teacher_BK, tensors["out.teacher_score_all"])
     yield Comparison(name, "the teacher's pair scores", teacher_BN, tensors["out.teacher_score_selected"])
     yield Comparison(name, "hardest negatives", chosen_BN, tensors["out.selected"], bound=0)
@@ -77,7 +79,7 @@ def training_step(name: str = "dcd_step_a") -> Iterator[Comparison]:
     student_BN = student(*batch, image_ix_B.repeat_interleave(chosen_BN.shape[1]), text_ix_BN.flatten()).view_as(chosen_BN)
     yield Comparison(name, "pair scores in training", student_BN, tensors["out.student_score"])
     yield Comparison(name, "pooled features", found["pooled"], tensors["out.student_cls_feats"])
-    parts = losses.dcd_released_parts(student_BN, teacher_BN, alpha=known["alpha"], temperature=known["T"])
+    parts = dcd_official_parts(student_BN, teacher_BN, alpha=known["alpha"], temperature=known["T"])
     yield from _losses(name, parts, known)
     parts.total.backward()
     yield from _gradients(name, {key: parameter.grad for key, parameter in student.network.named_parameters() if parameter.requires_grad})
@@ -98,7 +100,7 @@ def _gradients(name: str, own: dict[str, Tensor]) -> Iterator[Comparison]:
         yield Comparison(name, "gradient norms", ours, official)
 
 
-def _losses(name: str, parts: losses.Parts, official: dict[str, object]) -> Iterator[Comparison]:
+def _losses(name: str, parts: lists.Parts, official: dict[str, object]) -> Iterator[Comparison]:
     for ours, part in zip(parts, PARTS, strict=True):
         yield Comparison(name, "losses", ours, numbers(official[part]))
 
@@ -107,21 +109,21 @@ def golden_losses(name: str = "dcd_golden_a") -> Iterator[Comparison]:
     """Values and gradients of the loss, NaN included, and which negatives it sees."""
     known = told(name)
     for case in known["loss_cases"]:
-        yield from _golden_case(name, "", losses.dcd_released_parts, case, case["distillation_loss"])
-        yield from _golden_case(name, "the other loss's ", losses.wsl_released_parts, case, case["WSLDistiller"])
+        yield from _golden_case(name, "", dcd_official_parts, case, case["distillation_loss"])
+        yield from _golden_case(name, "the other loss's ", wsl_official_parts, case, case["WSLDistiller"])
     for case in known["selection_cases"]:
-        columns_BN, teacher_BN = losses.select_as_released(numbers(case["teacher_scores"]), 7)
+        columns_BN, teacher_BN = weights.select_as_official(numbers(case["teacher_scores"]), 7)
         student_BN = numbers(case["student_scores_all"]).gather(1, columns_BN)
         yield Comparison(name, "hardest negatives", columns_BN, torch.tensor(case["selected_for_student"]), bound=0)
         yield Comparison(name, "hardest negatives", teacher_BN, numbers(case["teacher_scores_given_to_loss"]), bound=0)
         yield Comparison(name, "hardest negatives", student_BN, numbers(case["student_scores_given_to_loss"]), bound=0)
-        yield from _losses(name, losses.dcd_released_parts(student_BN, teacher_BN, alpha=0.2), case)
+        yield from _losses(name, dcd_official_parts(student_BN, teacher_BN, alpha=0.2), case)
     case = known["without_teacher"]
-    yield from _losses(name, losses.dcd_released_parts(numbers(case["student_scores"]), None, alpha=case["alpha"]), case)
+    yield from _losses(name, dcd_official_parts(numbers(case["student_scores"]), None, alpha=case["alpha"]), case)
 
 
 def _golden_case(
-    name: str, whose: str, loss: Callable[..., losses.Parts], case: dict[str, Any], official: dict[str, Any]
+    name: str, whose: str, loss: Callable[..., lists.Parts], case: dict[str, Any], official: dict[str, Any]
 ) -> Iterator[Comparison]:
     student_BN = numbers(case["student_scores"]).requires_grad_()
     parts = loss(student_BN, numbers(case["teacher_scores"]), alpha=case["alpha"], temperature=case["T"])

@@ -113,9 +113,9 @@ def test_the_released_order_is_the_sorted_best_of_the_row(corpus, drawn):
     # The five best of positive and drawn: the positive in its place among the four hardest, or the fifth hardest in its stead.
     positive_is_in = batch.teacher_RC[:, 0] >= batch.teacher_RC[:, -1]
     assert positive_is_in.any()
-    assert torch.equal(batch.released_teacher_RC[positive_is_in], expected[positive_is_in])
+    assert torch.equal(batch.official_teacher_RC[positive_is_in], expected[positive_is_in])
     others = ~positive_is_in
-    assert torch.equal(batch.released_teacher_RC[others, :4], batch.teacher_RC[others, 1:])
+    assert torch.equal(batch.official_teacher_RC[others, :4], batch.teacher_RC[others, 1:])
 
 
 def test_directions_alternate_or_are_the_one_that_is_set(corpus, drawn, known):

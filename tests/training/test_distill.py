@@ -18,6 +18,7 @@ from dcdctl.core.teacher import CandidateConfig, build, cache
 from dcdctl.core.training import InputRefs, Inputs, TrainingJob, TrainingOptions, distill, initial_model, runs
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training.batch_sampler import ListSteps, MatrixSteps
+from dcdctl.core.training.losses.table import LOSSES
 from dcdctl.core.training.objective import make_objective
 
 OPTIONS = TrainingOptions()
@@ -51,7 +52,7 @@ def terms(*names: str) -> str:
 
 
 @pytest.mark.parametrize("kind", [FUSION, DUAL], ids=["fusion", "dual"])
-@pytest.mark.parametrize("loss", [*training_recipe.LIST_LOSSES, *training_recipe.MATRIX_LOSSES])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_falls_on_a_fixed_batch(inputs, loss, kind):
     recipe = training_recipe.load_recipe("tiny-student", [*kind, terms(loss), "optimizer.lr=1e-3"])
     # In eval mode: what dropout does to scores as large as these teachers' is more than a step.
@@ -173,7 +174,7 @@ def test_steps_are_what_is_set_or_what_the_epochs_take(inputs):
 def test_a_loss_has_the_batches_it_works_on_and_needs_scores_or_not(inputs, teacher, loss, kind, tmp_path):
     recipe = training_recipe.load_recipe("tiny-student", [*FUSION, terms(loss)])
     assert isinstance(distill.make_steps(CorpusSource(inputs.corpus, teacher.preprocess), recipe, inputs.caches[0]), kind)
-    if loss in training_recipe.TEACHER_LOSSES:
+    if LOSSES[loss].teacher:
         job = TrainingJob("distill", "tiny-student", [*FUSION, terms(loss)], tmp_path / "run")
         with pytest.raises(ConfigError, match=f"loss {loss} needs the teacher's scores; name a cache with --cache"):
             distill.resolve(job, Inputs(inputs.corpus, [], teacher), OPTIONS)

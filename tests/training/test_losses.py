@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from loss_inputs import CLOSE, GOLDEN, SEEDS, draw, tensor
 from torch.testing import assert_close
 
-from dcdctl.core.training import losses
+from dcdctl.core.training.losses import all_pairs, lists, official, weights
 
 
 @pytest.mark.parametrize("case", GOLDEN["loss_cases"], ids=lambda case: f"{case['batch']}x{case['columns']}-T{case['T']}")
 @pytest.mark.parametrize(("part", "name"), [("total", "total"), ("kd", "d_loss"), ("nll", "nll")])
 def test_the_released_loss_and_its_gradient_are_those_of_the_released_code(case, part, name):
     student_BN = tensor(case["student_scores"]).requires_grad_()
-    parts = losses.dcd_released_parts(student_BN, tensor(case["teacher_scores"]), alpha=case["alpha"], temperature=case["T"])
+    parts = official.dcd_official_parts(student_BN, tensor(case["teacher_scores"]), alpha=case["alpha"], temperature=case["T"])
     value = getattr(parts, part)
     assert_close(value.detach(), tensor(case["distillation_loss"][name]), equal_nan=True, **CLOSE)
     (gradient_BN,) = torch.autograd.grad(value, student_BN)
@@ -28,7 +28,7 @@ def test_the_released_loss_and_its_gradient_are_those_of_the_released_code(case,
 @pytest.mark.parametrize("case", GOLDEN["loss_cases"], ids=lambda case: f"{case['batch']}x{case['columns']}-T{case['T']}")
 def test_float64_stays_float64(case):
     student_BN, teacher_BN = (tensor(case[f"{who}_scores"], torch.float64) for who in ("student", "teacher"))
-    parts = losses.dcd_released_parts(student_BN, teacher_BN, alpha=case["alpha"], temperature=case["T"])
+    parts = official.dcd_official_parts(student_BN, teacher_BN, alpha=case["alpha"], temperature=case["T"])
     golden = case["distillation_loss"]["float64"]
     assert_close(parts.kd, tensor(golden["d_loss"], torch.float64), rtol=1e-12, atol=0)
     # The golden terms of the NLL are rounded to float32 on their way: that of one query is a float32 number.
@@ -38,28 +38,28 @@ def test_float64_stays_float64(case):
 @pytest.mark.parametrize("case", GOLDEN["selection_cases"], ids=lambda case: "-".join(map(str, case["rank_of_positive"])))
 def test_selection_is_that_of_the_released_code(case):
     teacher_BK, student_BK = tensor(case["teacher_scores"]), tensor(case["student_scores_all"])
-    columns_BN, teacher_BN = losses.select_as_released(teacher_BK, 7)
+    columns_BN, teacher_BN = weights.select_as_official(teacher_BK, 7)
     assert columns_BN.tolist() == case["selected_for_student"]
     assert_close(teacher_BN, tensor(case["teacher_scores_given_to_loss"]), rtol=0, atol=0)
     student_BN = student_BK.gather(1, columns_BN)
     assert_close(student_BN, tensor(case["student_scores_given_to_loss"]), rtol=0, atol=0)
-    parts = losses.dcd_released_parts(student_BN, teacher_BN, alpha=0.2)
+    parts = official.dcd_official_parts(student_BN, teacher_BN, alpha=0.2)
     assert_close(torch.stack(parts), tensor([case["total"], case["d_loss"], case["nll"]]), **CLOSE)
 
 
 def test_without_a_teacher_the_released_loss_is_softmax_cross_entropy():
     case = GOLDEN["without_teacher"]
-    parts = losses.dcd_released_parts(tensor(case["student_scores"]), None, alpha=case["alpha"])
+    parts = official.dcd_official_parts(tensor(case["student_scores"]), None, alpha=case["alpha"])
     assert_close(torch.stack(parts), tensor([case["total"], case["d_loss"], case["nll"]]), **CLOSE)
     with pytest.raises(ValueError, match="alpha must be 0"):
-        losses.dcd_released(tensor(case["student_scores"]), None, alpha=0.2)
+        official.dcd_official(tensor(case["student_scores"]), None, alpha=0.2)
 
 
 def test_the_hardest_negatives_come_in_the_teachers_order_and_ties_from_the_left():
     teacher_BK = torch.tensor([[0.5, 2.0, 7.0, 2.0, -1.0], [9.0, math.nan, -math.inf, 1.0, 0.0]])
-    assert losses.select_hardest(teacher_BK, 3).tolist() == [[0, 2, 1, 3], [0, 3, 4, 1]]
+    assert weights.select_hardest(teacher_BK, 3).tolist() == [[0, 2, 1, 3], [0, 3, 4, 1]]
     with pytest.raises(ValueError, match=r"\[1, 4\]"):
-        losses.select_hardest(teacher_BK, 5)
+        weights.select_hardest(teacher_BK, 5)
 
 
 def test_entropy_by_hand_and_at_the_edges():
@@ -68,21 +68,21 @@ def test_entropy_by_hand_and_at_the_edges():
     )
     # p = 1/4, 1/4, 1/2: 2 * log(4)/4 + log(2)/2 = 1.5 log 2. A row without any finite score is even, not NaN.
     by_hand = [1.5 * math.log(2), math.log(3), 0.0, math.log(2), math.log(3), 0.0]
-    assert_close(losses.entropy(teacher_BK), torch.tensor(by_hand))
+    assert_close(weights.entropy(teacher_BK), torch.tensor(by_hand))
 
 
 def test_where_the_teacher_is_sure_of_all_queries_each_has_the_same_share():
     teacher_BK = torch.tensor([[500.0, 0.0], [0.0, 500.0], [900.0, 0.0]])
-    assert losses.entropy_share(teacher_BK).tolist() == pytest.approx([1 / 3] * 3)
+    assert weights.entropy_share(teacher_BK).tolist() == pytest.approx([1 / 3] * 3)
     known_BK = torch.tensor([[True, True], [True, True], [False, False]])
-    assert losses.entropy_share(teacher_BK, known_BK).tolist() == pytest.approx([0.5, 0.5, 0])
+    assert weights.entropy_share(teacher_BK, known_BK).tolist() == pytest.approx([0.5, 0.5, 0])
 
 
 def test_dcd_by_hand():
     # H = log 2 and 0, so w = 1 and 0, r = softmax(0, 1). Errors: (1 + 0)/2 and (0 + 4)/2.
     teacher_BN = torch.tensor([[1.0, 1.0], [1e4, 0.0]])
     student_BN = torch.tensor([[0.0, 1.0], [1e4, 2.0]])
-    parts = losses.dcd_parts(student_BN, teacher_BN, alpha=0.25, temperature=2.0)
+    parts = lists.dcd_parts(student_BN, teacher_BN, alpha=0.25, temperature=2.0)
     weak, strong = 1 / (1 + math.e), math.e / (1 + math.e)
     kd = weak * 0.5 + strong * 2.0  # T squared takes out what dividing by T put in
     nll = (math.log(2) + math.log(1 + math.e)) / 2
@@ -94,9 +94,9 @@ def test_dcd_weights_each_query_and_the_released_loss_does_not():
     wrong_where_sure = teacher_BN + torch.tensor([[0.0, 0.0], [0.0, 1.0]])
     wrong_where_unsure = teacher_BN + torch.tensor([[0.0, 1.0], [0.0, 0.0]])
     ours = [
-        losses.dcd_parts(student, teacher_BN, alpha=0.2, temperature=1.0).kd.item() for student in (wrong_where_sure, wrong_where_unsure)
+        lists.dcd_parts(student, teacher_BN, alpha=0.2, temperature=1.0).kd.item() for student in (wrong_where_sure, wrong_where_unsure)
     ]
-    released = [losses.dcd_released_parts(student, teacher_BN, alpha=0.2).kd.item() for student in (wrong_where_sure, wrong_where_unsure)]
+    released = [official.dcd_official_parts(student, teacher_BN, alpha=0.2).kd.item() for student in (wrong_where_sure, wrong_where_unsure)]
     assert ours[0] > 2 * ours[1]
     assert released[0] == pytest.approx(released[1])
 
@@ -104,7 +104,7 @@ def test_dcd_weights_each_query_and_the_released_loss_does_not():
 def test_dcd_is_finite_where_the_released_loss_is_nan():
     case = GOLDEN["loss_cases"][5]
     student_BN = tensor(case["student_scores"]).requires_grad_()
-    value = losses.dcd(student_BN, tensor(case["teacher_scores"]), alpha=0.2, temperature=1.0)
+    value = lists.dcd(student_BN, tensor(case["teacher_scores"]), alpha=0.2, temperature=1.0)
     (gradient_BN,) = torch.autograd.grad(value, student_BN)
     assert torch.isfinite(value)
     assert torch.isfinite(gradient_BN).all()
@@ -112,8 +112,8 @@ def test_dcd_is_finite_where_the_released_loss_is_nan():
 
 def test_dcd_of_half_precision_is_computed_in_float32():
     student_BN, teacher_BN = draw(0, 4, 8).bfloat16(), draw(1, 4, 8).bfloat16()
-    value = losses.dcd(student_BN, teacher_BN, alpha=0.2, temperature=1.0)
-    assert_close(value, losses.dcd(student_BN.float(), teacher_BN.float(), alpha=0.2, temperature=1.0), rtol=0, atol=0)
+    value = lists.dcd(student_BN, teacher_BN, alpha=0.2, temperature=1.0)
+    assert_close(value, lists.dcd(student_BN.float(), teacher_BN.float(), alpha=0.2, temperature=1.0), rtol=0, atol=0)
 
 
 @given(seed=SEEDS, alpha=st.floats(0, 1), scale=st.sampled_from([0.0, 1.0, 1e3, 1e15]))
@@ -121,7 +121,7 @@ def test_dcd_of_half_precision_is_computed_in_float32():
 def test_dcd_never_is_nan(seed, alpha, scale):
     student_BN, teacher_BN = draw(seed, 3, 5, scale=scale).requires_grad_(), draw(seed + 1, 3, 5, scale=scale)
     teacher_BN[0] = math.nan
-    value = losses.dcd(student_BN, teacher_BN, alpha=alpha, temperature=0.5)
+    value = lists.dcd(student_BN, teacher_BN, alpha=alpha, temperature=0.5)
     value.backward()
     assert torch.isfinite(value)
     assert torch.isfinite(student_BN.grad).all()
@@ -133,22 +133,22 @@ def test_the_order_of_the_negatives_changes_no_list_loss(seed, order):
     student_BN, teacher_BN = draw(seed, 4, 6), draw(seed + 1, 4, 6)
     columns = [0, *order]
     for loss in (
-        lambda student, teacher: losses.dcd(student, teacher, alpha=0.3, temperature=2.0),
-        lambda student, teacher: losses.ground_truth(student, "bce"),
-        lambda student, teacher: losses.ground_truth(student, "softmax"),
+        lambda student, teacher: lists.dcd(student, teacher, alpha=0.3, temperature=2.0),
+        lambda student, teacher: lists.ground_truth(student, "bce"),
+        lambda student, teacher: lists.ground_truth(student, "softmax"),
     ):
         assert_close(loss(student_BN[:, columns], teacher_BN[:, columns]), loss(student_BN, teacher_BN), **CLOSE)
 
 
 def test_a_missing_teacher_score_takes_its_pair_out_of_dcd():
     student_BN, teacher_BN = draw(0, 3, 6), draw(1, 3, 6)
-    without = losses.dcd_parts(student_BN[:, :4], teacher_BN[:, :4], alpha=0.2, temperature=1.0)
+    without = lists.dcd_parts(student_BN[:, :4], teacher_BN[:, :4], alpha=0.2, temperature=1.0)
     holes_BN = teacher_BN.clone()
     holes_BN[:, 4:] = math.nan
     odd_BN = student_BN.clone()
     odd_BN[:, 4:] = math.nan
     odd_BN.requires_grad_()
-    parts = losses.dcd_parts(odd_BN, holes_BN, alpha=0.2, temperature=1.0)
+    parts = lists.dcd_parts(odd_BN, holes_BN, alpha=0.2, temperature=1.0)
     assert_close(torch.stack(parts), torch.stack(without))
     (gradient_BN,) = torch.autograd.grad(parts.total, odd_BN)
     assert gradient_BN[:, 4:].abs().sum() == 0
@@ -158,31 +158,31 @@ def test_a_missing_teacher_score_takes_its_pair_out_of_dcd():
 def test_a_query_without_any_teacher_score_counts_for_nothing_in_dcd():
     student_BN, teacher_BN = draw(0, 3, 6), draw(1, 3, 6)
     teacher_BN[2] = math.nan
-    parts = losses.dcd_parts(student_BN, teacher_BN, alpha=0.2, temperature=1.0)
-    assert_close(torch.stack(parts), torch.stack(losses.dcd_parts(student_BN[:2], teacher_BN[:2], alpha=0.2, temperature=1.0)))
-    nothing = losses.dcd_parts(student_BN, torch.full_like(teacher_BN, math.nan), alpha=0.2, temperature=1.0)
+    parts = lists.dcd_parts(student_BN, teacher_BN, alpha=0.2, temperature=1.0)
+    assert_close(torch.stack(parts), torch.stack(lists.dcd_parts(student_BN[:2], teacher_BN[:2], alpha=0.2, temperature=1.0)))
+    nothing = lists.dcd_parts(student_BN, torch.full_like(teacher_BN, math.nan), alpha=0.2, temperature=1.0)
     assert torch.stack(nothing).tolist() == [0, 0, 0]
 
 
 def test_ground_truth_by_hand():
     student_BK = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
     # BCE: log(4/3), log 2; log 2, log 2. Softmax: log(4/3), log 2.
-    assert losses.ground_truth(student_BK, "bce").item() == pytest.approx((math.log(4 / 3) + 3 * math.log(2)) / 4)
-    assert losses.ground_truth(student_BK, "softmax").item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
+    assert lists.ground_truth(student_BK, "bce").item() == pytest.approx((math.log(4 / 3) + 3 * math.log(2)) / 4)
+    assert lists.ground_truth(student_BK, "softmax").item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
     with pytest.raises(ValueError, match="hinge"):
-        losses.ground_truth(student_BK, "hinge")
+        lists.ground_truth(student_BK, "hinge")
 
 
 def test_infonce_by_hand_and_without_pairs_that_match_too():
     logits_QG = torch.tensor([[math.log(3.0), 0.0], [math.log(2.0), 0.0]])
     # Rows: log(4/3), log 3. Columns: log(5/3), log 2.
     rows, columns = math.log(4 / 3) + math.log(3), math.log(5 / 3) + math.log(2)
-    assert losses.infonce(logits_QG).item() == pytest.approx((rows + columns) / 4)
+    assert all_pairs.infonce(logits_QG).item() == pytest.approx((rows + columns) / 4)
     # Pair (1, 0) left out: row 1 and column 0 have their positive alone. The diagonal is never left out.
     same = torch.tensor([[True, False], [True, True]])
-    assert losses.infonce(logits_QG, same).item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 4)
+    assert all_pairs.infonce(logits_QG, same).item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 4)
     with pytest.raises(ValueError, match="square"):
-        losses.infonce(torch.zeros(2, 3))
+        all_pairs.infonce(torch.zeros(2, 3))
 
 
 def test_a_masked_pair_has_no_influence_on_infonce():
@@ -191,8 +191,8 @@ def test_a_masked_pair_has_no_influence_on_infonce():
     changed_QG = logits_QG.clone()
     changed_QG[1, 2] = 1e4
     changed_QG.requires_grad_()
-    value = losses.infonce(changed_QG, same)
-    assert_close(value, losses.infonce(logits_QG, same))
+    value = all_pairs.infonce(changed_QG, same)
+    assert_close(value, all_pairs.infonce(logits_QG, same))
     value.backward()
     assert torch.isfinite(changed_QG.grad).all()
     assert changed_QG.grad[1, 2] == 0
@@ -203,9 +203,9 @@ def test_kl_by_hand():
     teacher_QG, student_QG = torch.tensor([[0.0, 2 * math.log(3.0)], [0.0, 0.0]]), torch.tensor([[1.0, 1.0], [1.0, 9.0]])
     scored_QG = torch.tensor([[True, True], [True, False]])
     row_0 = math.log(2) - (math.log(4) - 0.75 * math.log(3))
-    assert losses.kl(student_QG, teacher_QG, scored_QG, temperature=2.0).item() == pytest.approx(row_0 / 2)
+    assert all_pairs.kl(student_QG, teacher_QG, scored_QG, temperature=2.0).item() == pytest.approx(row_0 / 2)
     # The student's temperature flattens q (here it is flat) and its square scales the loss.
-    value = losses.kl(student_QG, teacher_QG, scored_QG, temperature=2.0, student_temperature=3.0)
+    value = all_pairs.kl(student_QG, teacher_QG, scored_QG, temperature=2.0, student_temperature=3.0)
     assert value.item() == pytest.approx(9 * row_0 / 2)
 
 
@@ -214,29 +214,30 @@ def test_dcd_kl_weights_rows_by_how_many_columns_the_teacher_rules_out():
     teacher_QG, student_QG = torch.tensor([[0.0, 0.0], [1e3, 0.0]]), torch.zeros(2, 2)
     scored_QG = torch.ones(2, 2, dtype=torch.bool)
     # Columns: perplexities 1 and 2, KL log 2 and 0: the same again.
-    value = losses.dcd_kl(student_QG, teacher_QG, scored_QG, temperature=1.0)
+    value = all_pairs.dcd_kl(student_QG, teacher_QG, scored_QG, temperature=1.0)
     assert value.item() == pytest.approx(4 / 3 * math.log(2) / 2)
-    assert losses.kl(student_QG, teacher_QG, scored_QG, temperature=1.0).item() == pytest.approx(math.log(2) / 2)
+    assert all_pairs.kl(student_QG, teacher_QG, scored_QG, temperature=1.0).item() == pytest.approx(math.log(2) / 2)
 
 
 def test_the_weights_of_dcd_kl_do_not_fade_as_the_batch_grows():
     teacher_QG, student_QG, scored_QG = draw(0, 4, 4, scale=3.0), draw(1, 4, 4), torch.ones(4, 4, dtype=torch.bool)
     # Blocks without scores between them: every row and column says what it said before.
     teacher, student, scored = (torch.block_diag(*[one.float()] * 32) for one in (teacher_QG, student_QG, scored_QG))
-    value = losses.dcd_kl(student, teacher, scored > 0, temperature=1.0)
-    assert_close(value, losses.dcd_kl(student_QG, teacher_QG, scored_QG, temperature=1.0))
-    assert not torch.isclose(value, losses.kl(student_QG, teacher_QG, scored_QG, temperature=1.0), rtol=0.01)
+    value = all_pairs.dcd_kl(student, teacher, scored > 0, temperature=1.0)
+    assert_close(value, all_pairs.dcd_kl(student_QG, teacher_QG, scored_QG, temperature=1.0))
+    assert not torch.isclose(value, all_pairs.kl(student_QG, teacher_QG, scored_QG, temperature=1.0), rtol=0.01)
 
 
 def test_dcd_kl_is_kl_where_the_teacher_is_equally_sure_of_all():
     teacher_QG = torch.stack([draw(0, 5).roll(shift) for shift in range(5)])
     student_QG, scored_QG = draw(1, 5, 5), torch.ones(5, 5, dtype=torch.bool)
     assert_close(
-        losses.dcd_kl(student_QG, teacher_QG, scored_QG, temperature=1.0), losses.kl(student_QG, teacher_QG, scored_QG, temperature=1.0)
+        all_pairs.dcd_kl(student_QG, teacher_QG, scored_QG, temperature=1.0),
+        all_pairs.kl(student_QG, teacher_QG, scored_QG, temperature=1.0),
     )
 
 
-@pytest.mark.parametrize("loss", [losses.kl, losses.dcd_kl])
+@pytest.mark.parametrize("loss", [all_pairs.kl, all_pairs.dcd_kl])
 @given(seed=SEEDS, shift=st.floats(-50, 50))
 @settings(max_examples=30, deadline=None)
 def test_a_constant_added_to_all_scores_changes_no_kl(loss, seed, shift):
@@ -250,11 +251,11 @@ def test_a_constant_added_to_all_scores_changes_no_kl(loss, seed, shift):
 def test_a_constant_added_to_a_row_changes_not_its_part_of_kl(seed):
     student_QG, teacher_QG = draw(seed, 1, 5), draw(seed + 1, 1, 5)
     scored_QG = torch.ones(1, 5, dtype=torch.bool)  # columns have one pair each and say nothing
-    shifted = losses.kl(student_QG + 7, teacher_QG - 3, scored_QG, temperature=1.0)
-    assert_close(shifted, losses.kl(student_QG, teacher_QG, scored_QG, temperature=1.0), rtol=1e-4, atol=1e-5)
+    shifted = all_pairs.kl(student_QG + 7, teacher_QG - 3, scored_QG, temperature=1.0)
+    assert_close(shifted, all_pairs.kl(student_QG, teacher_QG, scored_QG, temperature=1.0), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("loss", [losses.kl, losses.dcd_kl])
+@pytest.mark.parametrize("loss", [all_pairs.kl, all_pairs.dcd_kl])
 @given(seed=SEEDS)
 @settings(max_examples=40, deadline=None)
 def test_pairs_that_are_not_scored_have_no_influence_on_kl(loss, seed):
@@ -271,7 +272,7 @@ def test_pairs_that_are_not_scored_have_no_influence_on_kl(loss, seed):
 
 def test_kl_of_nothing_scored_is_zero_with_a_zero_gradient():
     student_QG = draw(0, 3, 3).requires_grad_()
-    value = losses.kl(student_QG, torch.full((3, 3), math.nan), torch.zeros(3, 3, dtype=torch.bool), temperature=1.0)
+    value = all_pairs.kl(student_QG, torch.full((3, 3), math.nan), torch.zeros(3, 3, dtype=torch.bool), temperature=1.0)
     value.backward()
     assert value.item() == 0
     assert student_QG.grad.abs().sum() == 0
@@ -289,22 +290,22 @@ def test_margin_mse_is_the_mean_squared_difference_of_all_margins():
                 gaps = [((s[j] - s[k]) - (t[j] - t[k]) / 2.0) ** 2 for j in range(len(s)) for k in range(len(s)) if known[j] and known[k]]
                 rows.append(torch.stack(gaps).sum() / (2 * n * n))
         sides.append(torch.stack(rows).mean())
-    assert_close(losses.margin_mse(student_QG, teacher_QG, scored_QG, temperature=2.0), torch.stack(sides).mean())
+    assert_close(all_pairs.margin_mse(student_QG, teacher_QG, scored_QG, temperature=2.0), torch.stack(sides).mean())
 
 
 def test_margin_mse_ignores_what_is_not_scored_and_is_zero_with_zero_gradient_where_nothing_is():
     student_QG, scored_QG = draw(0, 3, 3).requires_grad_(), torch.zeros(3, 3, dtype=torch.bool)
     scored_QG[0, :2] = True
     odd_QG = torch.where(scored_QG, draw(1, 3, 3), torch.full((3, 3), 1e9))
-    losses.margin_mse(student_QG, odd_QG, scored_QG, temperature=1.0).backward()
+    all_pairs.margin_mse(student_QG, odd_QG, scored_QG, temperature=1.0).backward()
     assert (student_QG.grad[scored_QG] != 0).all()
     assert (student_QG.grad[~scored_QG] == 0).all()
-    assert losses.margin_mse(student_QG, odd_QG, torch.zeros(3, 3, dtype=torch.bool), temperature=1.0).item() == 0
+    assert all_pairs.margin_mse(student_QG, odd_QG, torch.zeros(3, 3, dtype=torch.bool), temperature=1.0).item() == 0
 
 
 def test_kl_of_peaked_scores_is_finite():
     student_QG, scored_QG = draw(0, 3, 3, scale=1e6).requires_grad_(), torch.ones(3, 3, dtype=torch.bool)
-    value = losses.dcd_kl(student_QG, draw(1, 3, 3, scale=1e6), scored_QG, temperature=0.1)
+    value = all_pairs.dcd_kl(student_QG, draw(1, 3, 3, scale=1e6), scored_QG, temperature=0.1)
     value.backward()
     assert torch.isfinite(value)
     assert torch.isfinite(student_QG.grad).all()
@@ -312,5 +313,5 @@ def test_kl_of_peaked_scores_is_finite():
 
 def test_the_gradient_of_kl_is_the_difference_of_the_distributions():
     student_QG, teacher_QG = draw(0, 1, 4).requires_grad_(), draw(1, 1, 4)
-    losses.kl(student_QG, teacher_QG, torch.ones(1, 4, dtype=torch.bool), temperature=1.0).backward()
+    all_pairs.kl(student_QG, teacher_QG, torch.ones(1, 4, dtype=torch.bool), temperature=1.0).backward()
     assert_close(student_QG.grad, (student_QG.detach().softmax(1) - teacher_QG.softmax(1)) / 2, **CLOSE)

@@ -13,16 +13,16 @@ from torch import Tensor
 from torch.nn import functional
 from torch.testing import assert_close
 
-from dcdctl.core.training import losses
-from dcdctl.core.training.losses.weights import Weights
+from dcdctl.core.training.losses import all_pairs, relations
+from dcdctl.core.training.losses.weights import Weights, confidence_pairs
 
 PAIR_LOSSES = {
-    "mse_pairs": lambda s, t, scored, weights: losses.mse_pairs(s, t, scored, temperature=2.0, weights=weights),
-    "margin_mse": lambda s, t, scored, weights: losses.margin_mse(s, t, scored, temperature=2.0, weights=weights),
-    "kl": lambda s, t, scored, weights: losses.kl(s, t, scored, temperature=2.0, weights=weights),
-    "dcd_kl": lambda s, t, scored, weights: losses.dcd_kl(s, t, scored, temperature=2.0, weights=weights),
-    "cprd": lambda s, t, scored, weights: losses.cprd(s, t, scored, margin=3.0, weights=weights),
-    "affinity": lambda s, t, scored, weights: losses.affinity(s, t, scored, temperature=0.5, weights=weights),
+    "mse_pairs": lambda s, t, scored, weights: all_pairs.mse_pairs(s, t, scored, temperature=2.0, weights=weights),
+    "margin_mse": lambda s, t, scored, weights: all_pairs.margin_mse(s, t, scored, temperature=2.0, weights=weights),
+    "kl": lambda s, t, scored, weights: all_pairs.kl(s, t, scored, temperature=2.0, weights=weights),
+    "dcd_kl": lambda s, t, scored, weights: all_pairs.dcd_kl(s, t, scored, temperature=2.0, weights=weights),
+    "cprd": lambda s, t, scored, weights: relations.cprd(s, t, scored, margin=3.0, weights=weights),
+    "affinity": lambda s, t, scored, weights: relations.affinity(s, t, scored, temperature=0.5, weights=weights),
 }
 ALL = torch.ones(5, 5, dtype=torch.bool)
 each_loss = pytest.mark.parametrize("loss", PAIR_LOSSES.values(), ids=PAIR_LOSSES)
@@ -47,7 +47,7 @@ def test_cprd_by_hand():
     scored_QG, same = torch.ones(4, 4, dtype=torch.bool), torch.zeros(4, 4, dtype=torch.bool)
 
     def loss(**settings) -> float:
-        return losses.cprd(torch.zeros(4, 4), teacher_QG, scored_QG, **settings).item()
+        return relations.cprd(torch.zeros(4, 4), teacher_QG, scored_QG, **settings).item()
 
     assert loss(margin=3.0) == pytest.approx((math.log(3) + math.log(2)) / 2 / 2)
     # With 5 the third is plausible too, but has none below it and teaches nothing. With 1 the first alone is.
@@ -77,7 +77,7 @@ def test_cprd_against_the_loop_over_pairs():
                     terms.append(functional.cross_entropy(student[i, [j, *below]], torch.tensor(0)))
         return torch.stack(terms).mean()
 
-    assert_close(losses.cprd(student, teacher, scored, margin=4.0), both_ways(one_way, student, teacher, scored))
+    assert_close(relations.cprd(student, teacher, scored, margin=4.0), both_ways(one_way, student, teacher, scored))
 
 
 def test_cprd_with_everything_plausible_is_the_likelihood_of_the_teachers_order():
@@ -92,7 +92,7 @@ def test_cprd_with_everything_plausible_is_the_likelihood_of_the_teachers_order(
             rows.append(sum(ranked[place:].logsumexp(0) - ranked[place] for place in range(3)))
         return torch.stack(rows).mean() / 3
 
-    found = losses.cprd(student, teacher, ALL, margin=math.inf)
+    found = relations.cprd(student, teacher, ALL, margin=math.inf)
     assert_close(found, both_ways(one_way, student, teacher, ALL))
 
 
@@ -100,12 +100,12 @@ def test_cprd_pushes_the_implausible_down_and_leaves_the_positive_alone():
     teacher_QG = torch.tensor([[5.0, 4.0, 0.0, -9.0]] * 4)
     teacher_QG.fill_diagonal_(5.0)
     student_QG, scored = draw(0, 4, 4).requires_grad_(), torch.ones(4, 4, dtype=torch.bool)
-    losses.cprd(student_QG, teacher_QG, scored, margin=2.0).backward()
+    relations.cprd(student_QG, teacher_QG, scored, margin=2.0).backward()
     assert (student_QG.grad.diagonal() == 0).all()
     assert student_QG.grad[0, 1] < 0  # the plausible one
     assert (student_QG.grad[0, 2:] > 0).all()
     with pytest.raises(ValueError, match="square"):
-        losses.cprd(torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool), margin=1.0)
+        relations.cprd(torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool), margin=1.0)
 
 
 @given(seed=SEEDS, factor=st.floats(0.5, 3))
@@ -113,7 +113,7 @@ def test_cprd_pushes_the_implausible_down_and_leaves_the_positive_alone():
 def test_cprd_sees_of_the_teacher_its_order_alone(seed, factor):
     student, teacher = draw(seed, 5, 5), draw(seed + 1, 5, 5)
     stretched = torch.where(teacher > 0, factor * teacher, teacher)
-    assert_close(losses.cprd(student, stretched, ALL, margin=math.inf), losses.cprd(student, teacher, ALL, margin=math.inf))
+    assert_close(relations.cprd(student, stretched, ALL, margin=math.inf), relations.cprd(student, teacher, ALL, margin=math.inf))
 
 
 def test_affinity_by_hand():
@@ -129,7 +129,7 @@ def test_affinity_by_hand():
     rows = (math.tanh(0.5) + row_1 + row_2) / 3
     # Columns of the teacher: (0, 5, 2), (1, 7, 1), (2, 9, 0); of the student: (0, 2, 1), (1, 1, 4), (2, 0, 7).
     columns = _row_affinity(student_QG.T, teacher_QG.T, scored, 2.0).item()
-    assert losses.affinity(student_QG, teacher_QG, scored, temperature=2.0).item() == pytest.approx((rows + columns) / 2, rel=1e-5)
+    assert relations.affinity(student_QG, teacher_QG, scored, temperature=2.0).item() == pytest.approx((rows + columns) / 2, rel=1e-5)
 
 
 def _row_affinity(student: Tensor, teacher: Tensor, scored: Tensor, temperature: float) -> Tensor:
@@ -152,7 +152,7 @@ def test_affinity_is_that_of_pairwise_correlations():
     student, teacher, scored = draw(0, 7, 7).requires_grad_(), draw(1, 7, 7), draw(2, 7, 7) > -1.5
     shared = scored.float() @ scored.float().T
     assert {2, 3, 4} <= set(shared.flatten().tolist())
-    value = losses.affinity(student, teacher, scored, temperature=0.3)
+    value = relations.affinity(student, teacher, scored, temperature=0.3)
     oracle = both_ways(lambda s, t, known: _row_affinity(s, t, known, 0.3), student, teacher, scored)
     assert_close(value, oracle, rtol=1e-4, atol=1e-5)
     assert_close(*(torch.autograd.grad(one, student)[0] for one in (value, oracle)), rtol=1e-3, atol=1e-5)
@@ -162,13 +162,13 @@ def test_affinity_is_that_of_pairwise_correlations():
 @settings(max_examples=30, deadline=None)
 def test_a_factor_and_an_offset_change_no_affinity(seed, factor, offset):
     student, teacher = draw(seed, 5, 5), draw(seed + 1, 5, 5)
-    moved = losses.affinity(factor * student + offset, teacher - offset, ALL, temperature=0.5)
-    assert_close(moved, losses.affinity(student, teacher, ALL, temperature=0.5), rtol=1e-3, atol=1e-4)
+    moved = relations.affinity(factor * student + offset, teacher - offset, ALL, temperature=0.5)
+    assert_close(moved, relations.affinity(student, teacher, ALL, temperature=0.5), rtol=1e-3, atol=1e-4)
 
 
 def test_rows_that_do_not_vary_say_nothing_of_affinity():
     student = torch.full((5, 5), 3.0, requires_grad=True)
-    value = losses.affinity(student, draw(0, 5, 5), ALL, temperature=0.1)
+    value = relations.affinity(student, draw(0, 5, 5), ALL, temperature=0.1)
     value.backward()
     assert value.item() == 0
     assert (student.grad == 0).all()
@@ -177,10 +177,10 @@ def test_rows_that_do_not_vary_say_nothing_of_affinity():
 def test_mse_pairs_is_the_mean_over_the_scored_pairs_and_weighs_each_by_its_row_and_column():
     student, teacher, scored = draw(0, 5, 5), draw(1, 5, 5), scored_some(2)
     error = (student - teacher / 2).square()
-    assert_close(losses.mse_pairs(student, teacher, scored, temperature=2.0), error[scored].mean())
+    assert_close(all_pairs.mse_pairs(student, teacher, scored, temperature=2.0), error[scored].mean())
     rows, columns = torch.rand(5), torch.rand(5)
     weighted = error * (rows[:, None] + columns) / 2
-    found = losses.mse_pairs(student, teacher, scored, temperature=2.0, weights=Weights(rows, columns))
+    found = all_pairs.mse_pairs(student, teacher, scored, temperature=2.0, weights=Weights(rows, columns))
     assert_close(found, weighted[scored].mean())
 
 
@@ -197,7 +197,7 @@ def test_wsl_pairs_is_the_weighted_kl_div_of_torch():
             rows.append(9 * (1 - (-own / wanted).exp()) * soft)
         return torch.stack(rows).mean()
 
-    value, oracle = losses.wsl_pairs(student, teacher, ALL, temperature=3.0, same_mask=same), both_ways(one_way, student, teacher, same)
+    value, oracle = all_pairs.wsl_pairs(student, teacher, ALL, temperature=3.0, same_mask=same), both_ways(one_way, student, teacher, same)
     assert_close(value, oracle)
     assert_close(*(torch.autograd.grad(one, student)[0] for one in (value, oracle)))
 
@@ -205,7 +205,7 @@ def test_wsl_pairs_is_the_weighted_kl_div_of_torch():
 def test_a_query_whose_positive_is_not_scored_has_no_confidence():
     scored = ALL.clone()
     scored[3, 3] = False
-    weights = losses.confidence_pairs(draw(0, 5, 5), draw(1, 5, 5), scored)
+    weights = confidence_pairs(draw(0, 5, 5), draw(1, 5, 5), scored)
     assert [float(weights.rows_Q[3]), float(weights.columns_G[3])] == [0, 0]
     assert (weights.rows_Q[:3] > 0).all()
 

@@ -12,14 +12,14 @@ from loss_inputs import CLOSE, GOLDEN, SEEDS, draw, tensor
 from torch.nn import functional
 from torch.testing import assert_close
 
-from dcdctl.core.training import losses
+from dcdctl.core.training.losses import lists, official, weights
 
 LIST_LOSSES = {
-    "mse": lambda student, teacher: losses.mse(student, teacher, temperature=2.0),
-    "wsl": lambda student, teacher: losses.wsl(student, teacher, temperature=2.0),
-    "mse, confident": lambda student, teacher: losses.mse(student, teacher, temperature=2.0, weight_B=losses.confidence(student, teacher)),
-    "dcd, confident": lambda student, teacher: losses.dcd(
-        student, teacher, alpha=0.3, temperature=2.0, weight_B=losses.confidence(student, teacher)
+    "mse": lambda student, teacher: lists.mse(student, teacher, temperature=2.0),
+    "wsl": lambda student, teacher: lists.wsl(student, teacher, temperature=2.0),
+    "mse, confident": lambda student, teacher: lists.mse(student, teacher, temperature=2.0, weight_B=weights.confidence(student, teacher)),
+    "dcd, confident": lambda student, teacher: lists.dcd(
+        student, teacher, alpha=0.3, temperature=2.0, weight_B=weights.confidence(student, teacher)
     ),
 }
 
@@ -28,7 +28,7 @@ LIST_LOSSES = {
 @pytest.mark.parametrize(("part", "name"), [("total", "total"), ("kd", "d_loss"), ("nll", "nll")])
 def test_the_other_released_loss_and_its_gradient_are_those_of_the_released_code(case, part, name):
     student_BN = tensor(case["student_scores"]).requires_grad_()
-    parts = losses.wsl_released_parts(student_BN, tensor(case["teacher_scores"]), alpha=case["alpha"], temperature=case["T"])
+    parts = official.wsl_official_parts(student_BN, tensor(case["teacher_scores"]), alpha=case["alpha"], temperature=case["T"])
     value = getattr(parts, part)
     assert_close(value.detach(), tensor(case["WSLDistiller"][name]), equal_nan=True, **CLOSE)
     (gradient_BN,) = torch.autograd.grad(value, student_BN)
@@ -38,7 +38,7 @@ def test_the_other_released_loss_and_its_gradient_are_those_of_the_released_code
 @pytest.mark.parametrize("case", GOLDEN["loss_cases"], ids=lambda case: f"{case['batch']}x{case['columns']}-T{case['T']}")
 def test_the_other_released_loss_in_float64(case):
     student_BN, teacher_BN = (tensor(case[f"{who}_scores"], torch.float64) for who in ("student", "teacher"))
-    parts = losses.wsl_released_parts(student_BN, teacher_BN, alpha=case["alpha"], temperature=case["T"])
+    parts = official.wsl_official_parts(student_BN, teacher_BN, alpha=case["alpha"], temperature=case["T"])
     golden = case["WSLDistiller"]["float64"]
     assert_close(torch.stack(parts), tensor([golden["total"], golden["d_loss"], golden["nll"]], torch.float64), rtol=1e-7, atol=0)
 
@@ -48,10 +48,10 @@ def test_confidence_by_hand():
     student_BK = torch.tensor([[0.0, 0.0, -99.0, -99.0], [math.log(3.0), 0.0, -99.0, -99.0]])
     teacher_BK = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, -99.0, -99.0]])
     by_hand = [1 - math.exp(-0.5), 1 - math.exp(-math.log(4 / 3) / math.log(2))]
-    assert losses.confidence(student_BK, teacher_BK).tolist() == pytest.approx(by_hand, rel=1e-5)
+    assert weights.confidence(student_BK, teacher_BK).tolist() == pytest.approx(by_hand, rel=1e-5)
     # The positive elsewhere, and columns that are not known.
     known_BK = torch.tensor([[True, True, False, True], [True, False, True, True]])
-    found = losses.confidence(student_BK.roll(1, 1), teacher_BK.roll(1, 1), known_BK.roll(1, 1), torch.tensor([1, 2]))
+    found = weights.confidence(student_BK.roll(1, 1), teacher_BK.roll(1, 1), known_BK.roll(1, 1), torch.tensor([1, 2]))
     # Row 0 without its third column: log 2 / log 3. The positive of row 1 is not known.
     assert found.tolist() == pytest.approx([1 - math.exp(-math.log(2) / math.log(3)), 0], rel=1e-5)
 
@@ -59,7 +59,7 @@ def test_confidence_by_hand():
 def test_confidence_at_its_limits():
     right, wrong, even = [60.0, 0.0], [0.0, 60.0], [0.0, 0.0]
     # Right already; as unsure as the teacher; far worse than a sure teacher; both as wrong as each other.
-    found = losses.confidence(torch.tensor([right, even, wrong, wrong]), torch.tensor([even, even, right, wrong]))
+    found = weights.confidence(torch.tensor([right, even, wrong, wrong]), torch.tensor([even, even, right, wrong]))
     assert found.tolist() == pytest.approx([0, 1 - 1 / math.e, 1, 1 - 1 / math.e], abs=1e-6)
 
 
@@ -68,7 +68,7 @@ def test_wsl_by_hand():
     student_BN, teacher_BN = torch.tensor([[1.0, 1.0], [0.0, 5.0]]), torch.tensor([[2 * math.log(3.0), 0.0], [1.0, math.nan]])
     focus = 1 - math.exp(-math.log(2) / math.log(10 / 9))
     kl = math.log(2) - (math.log(4) - 0.75 * math.log(3))
-    assert losses.wsl(student_BN, teacher_BN, temperature=2.0).item() == pytest.approx(4 * focus * kl, rel=1e-5)
+    assert lists.wsl(student_BN, teacher_BN, temperature=2.0).item() == pytest.approx(4 * focus * kl, rel=1e-5)
 
 
 def test_wsl_is_the_weighted_kl_div_of_torch_and_the_weight_is_a_constant():
@@ -79,7 +79,7 @@ def test_wsl_is_the_weighted_kl_div_of_torch_and_the_weight_is_a_constant():
         soft = functional.kl_div((student / 3).log_softmax(0), (teacher / 3).log_softmax(0), reduction="sum", log_target=True)
         rows.append(9 * (1 - (-ratio).exp()) * soft)
     oracle = torch.stack(rows).mean()
-    value = losses.wsl(student_BN, teacher_BN, temperature=3.0)
+    value = lists.wsl(student_BN, teacher_BN, temperature=3.0)
     assert_close(value, oracle)
     assert_close(*(torch.autograd.grad(one, student_BN)[0] for one in (value, oracle)))
 
@@ -90,17 +90,17 @@ def test_mse_leaves_out_what_is_missing():
     teacher_BN[3] = math.nan
     rows = [functional.mse_loss(student_BN[0, :3], teacher_BN[0, :3] / 2)]
     rows += [functional.mse_loss(student_BN[row], teacher_BN[row] / 2) for row in (1, 2)]
-    value = losses.mse(student_BN, teacher_BN, temperature=2.0)
+    value = lists.mse(student_BN, teacher_BN, temperature=2.0)
     assert_close(value, torch.stack(rows).mean())
-    weighted = losses.mse(student_BN, teacher_BN, temperature=2.0, weight_B=torch.tensor([0.5, 0.0, 1.0, 9.0]))
+    weighted = lists.mse(student_BN, teacher_BN, temperature=2.0, weight_B=torch.tensor([0.5, 0.0, 1.0, 9.0]))
     assert_close(weighted, (0.5 * rows[0] + rows[2]) / 3)
 
 
 def test_a_weight_multiplies_a_querys_distillation_and_not_its_ground_truth():
     # As in test_dcd_by_hand: r = softmax(0, 1), errors 0.5 and 2.
     teacher_BN, student_BN = torch.tensor([[1.0, 1.0], [1e4, 0.0]]), torch.tensor([[0.0, 1.0], [1e4, 2.0]])
-    plain = losses.dcd_parts(student_BN, teacher_BN, alpha=0.25, temperature=2.0)
-    weighted = losses.dcd_parts(student_BN, teacher_BN, alpha=0.25, temperature=2.0, weight_B=torch.tensor([1.0, 0.5]))
+    plain = lists.dcd_parts(student_BN, teacher_BN, alpha=0.25, temperature=2.0)
+    weighted = lists.dcd_parts(student_BN, teacher_BN, alpha=0.25, temperature=2.0, weight_B=torch.tensor([1.0, 0.5]))
     assert weighted.kd.item() == pytest.approx(0.5 / (1 + math.e) + 0.5 * 2 * math.e / (1 + math.e))
     assert weighted.nll == plain.nll
 
@@ -111,7 +111,7 @@ def test_infonce_over_the_batch_by_hand():
     true_IT = torch.tensor([[True, True, False, False], [False, False, True, True], [False, False, False, True]])
     image_ix_BN, text_ix_BN = torch.tensor([[0, 0, 0], [2, 0, 0]]), torch.tensor([[0, 2, 3], [3, 3, 3]])
     rows = [math.log(1 + math.e + math.e**2), math.log(math.e**2 + math.e**3) - 3]
-    found = losses.infonce_hard(all_IT, true_IT, image_ix_BN, text_ix_BN)
+    found = lists.infonce_hard(all_IT, true_IT, image_ix_BN, text_ix_BN)
     assert found.item() == pytest.approx(sum(rows) / 2)
 
 
@@ -119,13 +119,13 @@ def test_infonce_over_the_batch_is_the_ranking_loss_where_each_list_holds_all_th
     all_IT, texts = draw(0, 3, 5), torch.tensor([[0, 1, 2, 3, 4], [3, 0, 1, 2, 4], [4, 3, 2, 1, 0]])
     images, true_IT = torch.arange(3)[:, None].expand(3, 5), torch.zeros(3, 5, dtype=torch.bool)
     true_IT[torch.arange(3), texts[:, 0]] = True
-    found = losses.infonce_hard(all_IT, true_IT, images, texts)
-    assert_close(found, losses.ground_truth(all_IT.gather(1, texts), "softmax"))
+    found = lists.infonce_hard(all_IT, true_IT, images, texts)
+    assert_close(found, lists.ground_truth(all_IT.gather(1, texts), "softmax"))
 
 
 def test_a_true_pair_elsewhere_in_the_batch_has_no_influence_on_infonce_over_the_batch():
     all_IT, true_IT = draw(0, 2, 4).requires_grad_(), torch.tensor([[True, False, True, False], [False, True, False, False]])
-    losses.infonce_hard(all_IT, true_IT, torch.tensor([[0, 0], [1, 1]]), torch.tensor([[0, 3], [1, 0]])).backward()
+    lists.infonce_hard(all_IT, true_IT, torch.tensor([[0, 0], [1, 1]]), torch.tensor([[0, 3], [1, 0]])).backward()
     assert all_IT.grad[0, 2] == 0
     assert (all_IT.grad[~true_IT] > 0).all()  # every false pair is pushed down, those of no list too
 

@@ -17,10 +17,12 @@ from torch.testing import assert_close
 from dcdctl.core import models
 from dcdctl.core.models.dual import Calibration
 from dcdctl.core.scoring import CorpusSource
-from dcdctl.core.training import losses, recipe, runs
+from dcdctl.core.training import runs
 from dcdctl.core.training.batch import Batch
 from dcdctl.core.training.batch_sampler import ListSteps
-from dcdctl.core.training.objective import TERMS, loss_parts, make_objective, terms_at
+from dcdctl.core.training.losses import official, weights
+from dcdctl.core.training.losses.table import LOSSES
+from dcdctl.core.training.objective import loss_parts, make_objective, terms_at
 from dcdctl.core.training.recipe import BatchConfig, LossConfig
 
 SIZE = models.DualSize(
@@ -39,17 +41,26 @@ def made_batch(teacher_RC: Tensor) -> Batch:
     return Batch(None, None, nothing.long(), nothing.long(), teacher_RC, teacher_RC, nothing)  # type: ignore[arg-type]
 
 
-def test_every_loss_of_a_recipe_has_its_term():
-    assert sorted(TERMS) == sorted(recipe.LIST_LOSSES + recipe.MATRIX_LOSSES)
-    assert set(recipe.TEACHER_LOSSES) | {"ground-truth", "ranking", "infonce-hard", "infonce"} == set(TERMS)
-    assert set(recipe.CALIBRATED_LOSSES) <= set(recipe.TEACHER_LOSSES)
+def test_only_losses_of_a_teacher_are_calibrated_or_weighed_by_confidence():
+    assert all(loss.teacher for loss in LOSSES.values() if loss.calibrated or loss.confidence)
 
 
-def test_the_page_on_losses_has_a_row_for_each_with_its_shape_and_whether_it_needs_a_teacher():
+def test_the_page_on_losses_has_a_row_for_each_loss_with_what_the_table_says():
     page = (DOCS / "losses.md").read_text(encoding="utf-8")
-    rows = {name: (shape, needs) for name, shape, needs in re.findall(r"^\| `([a-z-]+)` \| ([a-z ]+) \| (yes|no) \|", page, re.MULTILINE)}
-    shapes = {name: "lists" if name in recipe.LIST_LOSSES else "all pairs" for name in TERMS}
-    assert rows == {name: (shape, "yes" if name in recipe.TEACHER_LOSSES else "no") for name, shape in shapes.items()}
+    row = r"^\| `([a-z-]+)` \| ([a-z ]+) \| (yes|no) \| (yes|no) \| (yes|no) \|"
+    rows = [(name, *columns) for name, *columns in re.findall(row, page, re.MULTILINE)]
+    flags = [(name, loss.on, loss.teacher, loss.calibrated, loss.confidence) for name, loss in LOSSES.items()]
+    assert rows == [(name, on, *("yes" if flag else "no" for flag in rest)) for name, on, *rest in flags]
+
+
+def test_official_losses_see_the_official_order_of_the_scores():
+    """The scores that the released code hands to its loss stand in other columns than those of the pairs."""
+    teacher, student = draw(1, 4, 8), draw(0, 4, 8)
+    batch = replace(made_batch(teacher), official_teacher_RC=teacher.flip(1))
+    for name, function in (("dcd-released", official.dcd_official), ("wsl-released", official.wsl_official)):
+        value = loss_parts(student, batch, LossConfig(terms={name: 1.0}, alpha=0.3), 1.0)[name]
+        assert torch.equal(value, function(student, teacher.flip(1), alpha=0.3))
+        assert not torch.equal(value, function(student, teacher, alpha=0.3))
 
 
 def test_weights_go_with_the_training():
@@ -67,9 +78,9 @@ def test_weights_go_with_the_training():
     assert list(early) == list(config.terms)
 
 
-@pytest.mark.parametrize("name", recipe.CONFIDENCE_LOSSES)
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.confidence])
 def test_confidence_weighs_the_term_of_each_query(name):
-    size = (4, 8) if name in recipe.LIST_LOSSES else (6, 6)
+    size = (4, 8) if LOSSES[name].on == "lists" else (6, 6)
     teacher, student = draw(1, *size), draw(0, *size)
     teacher[0, 3] = math.nan
     plain, weighted = (
@@ -90,7 +101,7 @@ def test_a_pair_that_matches_too_is_nobodys_negative_for_confidence():
     same = torch.zeros(6, 6, dtype=torch.bool)
     same[0, 1] = same[4, 2] = True
     config = LossConfig(terms={"mse-pairs": 1.0}, schedules={"mse-pairs": "confidence"})
-    rows, columns = losses.confidence_pairs(student, batch.teacher_RC, torch.ones(6, 6, dtype=torch.bool), same)
+    rows, columns = weights.confidence_pairs(student, batch.teacher_RC, torch.ones(6, 6, dtype=torch.bool), same)
     by_hand = ((student - batch.teacher_RC).square() * (rows[:, None] + columns) / 2).mean()
     found = loss_parts(student, replace(batch, same_RC=same), config, 1.0)["mse-pairs"]
     assert_close(found, by_hand)
@@ -100,11 +111,11 @@ def test_a_pair_that_matches_too_is_nobodys_negative_for_confidence():
 def test_confidence_on_lists_is_that_of_wsl():
     student, teacher = draw(0, 4, 8), draw(1, 4, 8)
     config = LossConfig(terms={"mse": 1.0}, schedules={"mse": "confidence"})
-    by_hand = (losses.confidence(student, teacher) * (student - teacher).square().mean(1)).mean()
+    by_hand = (weights.confidence(student, teacher) * (student - teacher).square().mean(1)).mean()
     assert_close(loss_parts(student, made_batch(teacher), config, 1.0)["mse"], by_hand)
 
 
-@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("name", LOSSES)
 def test_calibration_reaches_those_terms_that_compare_logits_and_no_other(name, dual):
     teacher, student = draw(1, 6, 6), draw(0, 6, 6).requires_grad_()
     calibration = Calibration()
@@ -113,7 +124,7 @@ def test_calibration_reaches_those_terms_that_compare_logits_and_no_other(name, 
     value = loss_parts(student, made_batch(teacher), config, 1.0, calibration=calibration)[name]
     assert torch.equal(value, plain)  # at first it changes nothing
     value.backward()
-    assert (calibration.log_scale.grad is not None) == config.is_calibrated == (name in recipe.CALIBRATED_LOSSES)
+    assert (calibration.log_scale.grad is not None) == config.is_calibrated == LOSSES[name].calibrated
     with torch.no_grad():
         calibration.log_scale.fill_(math.log(2))
         calibration.offset.fill_(-3.0)

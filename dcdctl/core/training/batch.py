@@ -85,7 +85,7 @@ class Batch(Pairs):
 
     teacher_RC: Tensor
     """The teacher's logits, in the columns of the pairs; NaN where it has not scored a pair."""
-    released_teacher_RC: Tensor
+    official_teacher_RC: Tensor
     """Lists: the teacher's logits in the order the released code hands them to its loss; elsewhere the same as `teacher_RC`."""
     same_RC: Tensor
     """All pairs: True off the diagonal where the caption belongs to the image all the same."""

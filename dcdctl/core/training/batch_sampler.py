@@ -22,8 +22,9 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch
 from dcdctl.core.scoring import Features, Source
 from dcdctl.core.teacher import FalseNegativeFilter, Index, Lists, TeacherCache, TeacherEnsemble, text_classes
-from dcdctl.core.training import losses, negatives
+from dcdctl.core.training import negatives
 from dcdctl.core.training.batch import NO_IMAGES, NO_PAIRS, NO_TEXTS, WHOLE, Batch, Slice, Slicing
+from dcdctl.core.training.losses import weights
 from dcdctl.core.training.negatives import MinedNegatives
 from dcdctl.core.training.recipe import BatchConfig
 
@@ -97,9 +98,9 @@ class _Steps(torch.utils.data.Dataset[Batch]):
         self._epoch = -1
         check_size(config, slicing)
 
-    def _assemble(self, image_RC: Index, text_RC: Index, teacher_RC: NDArray[np.float32], released_RC: NDArray[np.float32]) -> Batch:
+    def _assemble(self, image_RC: Index, text_RC: Index, teacher_RC: NDArray[np.float32], official_RC: NDArray[np.float32]) -> Batch:
         """The batch of these pairs; of all pairs `image_RC` may be a column and `text_RC` a row."""
-        scores = (torch.from_numpy(teacher_RC.astype(np.float32)), torch.from_numpy(released_RC.astype(np.float32)))
+        scores = (torch.from_numpy(teacher_RC.astype(np.float32)), torch.from_numpy(official_RC.astype(np.float32)))
         nothing_RC = torch.zeros(teacher_RC.shape, dtype=torch.bool)
         if self.slicing.count == 1:
             return Batch(*self._read(image_RC, text_RC), *scores, nothing_RC)
@@ -182,19 +183,19 @@ class ListSteps(_Steps):
             missing = np.full(image_BN.shape, np.nan, dtype=np.float32)
             return self._with_truth(image_BN, text_BN, missing, missing)
         teacher_BK = torch.from_numpy(self.cache.lookup(image_BN, text_BN))
-        chosen_BN = losses.select_hardest(teacher_BK, self.config.hard_negatives)
-        _, released_BN = losses.select_as_released(teacher_BK, self.config.hard_negatives)
+        chosen_BN = weights.select_hardest(teacher_BK, self.config.hard_negatives)
+        _, official_BN = weights.select_as_official(teacher_BK, self.config.hard_negatives)
         chosen = chosen_BN.numpy()
         return self._with_truth(
             np.take_along_axis(image_BN, chosen, axis=1),
             np.take_along_axis(text_BN, chosen, axis=1),
             teacher_BK.gather(1, chosen_BN).numpy(),
-            released_BN.numpy(),
+            official_BN.numpy(),
         )
 
-    def _with_truth(self, image_BN: Index, text_BN: Index, teacher_BN: NDArray[np.float32], released_BN: NDArray[np.float32]) -> Batch:
+    def _with_truth(self, image_BN: Index, text_BN: Index, teacher_BN: NDArray[np.float32], official_BN: NDArray[np.float32]) -> Batch:
         true_IT = self._is_true(*np.broadcast_arrays(np.unique(image_BN)[:, None], np.unique(text_BN)))
-        return replace(self._assemble(image_BN, text_BN, teacher_BN, released_BN), true_IT=torch.from_numpy(true_IT))
+        return replace(self._assemble(image_BN, text_BN, teacher_BN, official_BN), true_IT=torch.from_numpy(true_IT))
 
     def _row(self, sample: int) -> tuple[Index, Index]:
         """Images and captions of one list: the positive, then drawn negatives."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from dcdctl.core.models import DualModel, select_rows
-from dcdctl.core.training import losses
 from dcdctl.core.training.batch import Batch, Pairs
+from dcdctl.core.training.losses.table import LOSSES, TermInputs
+from dcdctl.core.training.losses.weights import Weights, confidence, confidence_pairs
 from dcdctl.core.training.recipe import LossConfig
 
 
@@ -69,104 +70,28 @@ def loss_parts(
     calibration: nn.Module | None = None,
     all_IT: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The weighted loss terms of a batch, whose sum is minimised: all that comes after the logits.
+    """The weighted loss terms of a batch, whose sum is minimized: everything after the logits.
 
     `calibration` and `all_IT`, the logits of all images of the batch with all its captions, are those of a dual model; a fusion model has
-    neither. Only those terms see calibrated logits that compare logits with logits (`loss_config.CALIBRATED_LOSSES`).
+    neither. Only losses that compare logits with logits see calibrated logits (`Loss.calibrated`).
     """
     logits_RC = logits_RC.float()
-    seen = Seen(logits_RC, logits_RC if calibration is None else calibration(logits_RC), batch, config, all_IT)
-    return {name: weight * TERMS[name](seen, _confidence(name, seen)) for name, weight in terms_at(config, progress).items()}
+    calibrated_RC = logits_RC if calibration is None else calibration(logits_RC)
+
+    def term(name: str) -> Tensor:
+        loss = LOSSES[name]
+        student_RC = calibrated_RC if loss.calibrated else logits_RC
+        return loss.term(TermInputs(student_RC, batch, config, _query_weights(name, config, logits_RC, batch), all_IT))
+
+    return {name: weight * term(name) for name, weight in terms_at(config, progress).items()}
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What a loss term is made from."""
-
-    logits_RC: Tensor
-    calibrated_RC: Tensor
-    """The logits on the teacher's scale; the same as `logits_RC` for a fusion model."""
-    batch: Batch
-    config: LossConfig
-    all_IT: Tensor | None
-
-    @property
-    def teacher_RC(self) -> Tensor:
-        """The teacher's logits, 0 where it has not scored a pair."""
-        return self.batch.teacher_RC.nan_to_num()
-
-    @property
-    def scored_RC(self) -> Tensor:
-        return ~self.batch.teacher_RC.isnan()
-
-
-def _confidence(name: str, seen: Seen) -> losses.Weights | None:
-    """The weights of a batch's queries, of its lists in `rows_Q`, where the term's schedule is `confidence`."""
-    if seen.config.schedules.get(name) != "confidence":
+def _query_weights(name: str, config: LossConfig, logits_RC: Tensor, batch: Batch) -> Weights | None:
+    """The weights of a batch's queries if the term's schedule is `confidence`; on lists both directions are those of the lists."""
+    if config.schedules.get(name) != "confidence":
         return None
-    if seen.config.on_lists:
-        weight_B = losses.confidence(seen.logits_RC, seen.teacher_RC, seen.scored_RC)
-        return losses.Weights(weight_B, weight_B)
-    return losses.confidence_pairs(seen.logits_RC, seen.teacher_RC, seen.scored_RC, seen.batch.same_RC)
-
-
-def _infonce_hard(seen: Seen) -> Tensor:
-    """Over all of the batch where every image meets every caption for nothing; over each list by itself for a fusion model."""
-    batch = seen.batch
-    if seen.all_IT is None:
-        return losses.ground_truth(seen.logits_RC, "softmax")
-    assert batch.true_IT is not None
-    return losses.infonce_hard(seen.all_IT, batch.true_IT, batch.image_ix_RC, batch.text_ix_RC)
-
-
-def _rows(weights: losses.Weights | None) -> Tensor | None:
-    return None if weights is None else weights.rows_Q
-
-
-Term = Callable[[Seen, losses.Weights | None], Tensor]
-TERMS: dict[str, Term] = {
-    "dcd": lambda seen, weights: losses.dcd(
-        seen.calibrated_RC,
-        seen.batch.teacher_RC,
-        alpha=seen.config.alpha,
-        temperature=seen.config.temperature,
-        weight_B=_rows(weights),
-    ),
-    "dcd-released": lambda seen, _: losses.dcd_released(seen.logits_RC, seen.batch.released_teacher_RC, alpha=seen.config.alpha),
-    "mse": lambda seen, weights: losses.mse(
-        seen.calibrated_RC, seen.batch.teacher_RC, temperature=seen.config.temperature, weight_B=_rows(weights)
-    ),
-    "wsl": lambda seen, _: losses.wsl(seen.logits_RC, seen.batch.teacher_RC, temperature=seen.config.temperature),
-    "wsl-released": lambda seen, _: losses.wsl_released(seen.logits_RC, seen.batch.released_teacher_RC, alpha=seen.config.alpha),
-    "ground-truth": lambda seen, _: losses.ground_truth(seen.logits_RC, "bce"),
-    "ranking": lambda seen, _: losses.ground_truth(seen.logits_RC, "softmax"),
-    "infonce-hard": lambda seen, _: _infonce_hard(seen),
-    "infonce": lambda seen, _: losses.infonce(seen.logits_RC, seen.batch.same_RC),
-    "kl": lambda seen, weights: losses.kl(
-        seen.logits_RC, seen.teacher_RC, seen.scored_RC, temperature=seen.config.temperature, weights=weights
-    ),
-    "dcd-kl": lambda seen, weights: losses.dcd_kl(
-        seen.logits_RC, seen.teacher_RC, seen.scored_RC, temperature=seen.config.temperature, weights=weights
-    ),
-    "wsl-pairs": lambda seen, _: losses.wsl_pairs(
-        seen.logits_RC, seen.teacher_RC, seen.scored_RC, temperature=seen.config.temperature, same_mask=seen.batch.same_RC
-    ),
-    "mse-pairs": lambda seen, weights: losses.mse_pairs(
-        seen.calibrated_RC, seen.teacher_RC, seen.scored_RC, temperature=seen.config.temperature, weights=weights
-    ),
-    "margin-mse": lambda seen, weights: losses.margin_mse(
-        seen.calibrated_RC, seen.teacher_RC, seen.scored_RC, temperature=seen.config.temperature, weights=weights
-    ),
-    "cprd": lambda seen, weights: losses.cprd(
-        seen.logits_RC,
-        seen.teacher_RC,
-        seen.scored_RC,
-        margin=seen.config.plausible_margin,
-        temperature=seen.config.temperature,
-        same_mask=seen.batch.same_RC,
-        weights=weights,
-    ),
-    "affinity": lambda seen, weights: losses.affinity(
-        seen.logits_RC, seen.teacher_RC, seen.scored_RC, temperature=seen.config.affinity_temperature, weights=weights
-    ),
-}
+    teacher_RC, scored_RC = batch.teacher_RC.nan_to_num(), ~batch.teacher_RC.isnan()
+    if config.on_lists:
+        weight_B = confidence(logits_RC, teacher_RC, scored_RC)
+        return Weights(weight_B, weight_B)
+    return confidence_pairs(logits_RC, teacher_RC, scored_RC, batch.same_RC)

@@ -16,14 +16,8 @@ from dcdctl.core import files
 from dcdctl.core.config import apply_sets, build, read_toml
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import CandidateConfig
+from dcdctl.core.training.losses.table import LOSSES
 
-LIST_LOSSES = ("dcd", "dcd-released", "mse", "wsl", "wsl-released", "ground-truth", "ranking", "infonce-hard")
-MATRIX_LOSSES = ("infonce", "kl", "dcd-kl", "wsl-pairs", "mse-pairs", "margin-mse", "cprd", "affinity")
-CONFIDENCE_LOSSES = ("dcd", "mse", "kl", "dcd-kl", "mse-pairs", "margin-mse", "cprd", "affinity")
-"""Those that the schedule `confidence` can weigh query by query; `wsl` and `wsl-pairs` do so by themselves."""
-TEACHER_LOSSES = (*CONFIDENCE_LOSSES, "dcd-released", "wsl", "wsl-released", "wsl-pairs")
-CALIBRATED_LOSSES = ("dcd", "mse", "mse-pairs", "margin-mse")
-"""Those that compare logits with logits: they see a dual model's on the teacher's scale (`DualModel.calibration`)."""
 Schedule = Literal["constant", "linear-up", "linear-down", "confidence"]
 
 
@@ -32,12 +26,11 @@ class LossConfig:
     """The `[loss]` table: the terms that are added, and what they are set to."""
 
     terms: dict[str, float] = field(default_factory=lambda: {"dcd": 1.0})
-    """Loss name -> weight. dcd, dcd-released, mse, wsl, wsl-released, ground-truth, ranking and infonce-hard work on lists of candidates;
-    infonce, kl, dcd-kl, wsl-pairs, mse-pairs, margin-mse, cprd and affinity on all pairs of a batch. The two kinds are not mixed."""
+    """Loss name (docs/losses.md) -> weight. All of them work on lists of candidates, or all of them on all pairs of a batch."""
     alpha: float = 0.2
     """dcd, dcd-released: share of the distillation term, in [0, 1]; the ground truth gets the rest. wsl-released: its factor."""
     temperature: float = 1.0
-    """Divides the teacher's logits in kl, dcd-kl, mse, mse-pairs, margin-mse and cprd, and both sides in dcd, wsl and wsl-pairs."""
+    """Divides the teacher's logits, and in some losses the student's too: the T of each equation in docs/losses.md."""
     schedules: dict[str, Schedule] = field(default_factory=dict)
     """Loss name -> how its weight goes over the training: constant (the default), linear-up from 0 to its weight, linear-down from its
     weight to 0, or confidence: each query's distillation term counts by what the student has still to learn of it, as in wsl."""
@@ -47,17 +40,17 @@ class LossConfig:
     """affinity: divides the correlations, teacher's and student's, which lie between -1 and 1."""
 
     def __post_init__(self) -> None:
-        known = LIST_LOSSES + MATRIX_LOSSES
-        unknown = [name for name in self.terms if name not in known]
+        unknown = [name for name in self.terms if name not in LOSSES]
         if unknown or not self.terms:
-            raise ConfigError(f"loss.terms has {', '.join(unknown) or 'nothing'}", hint=f"known losses: {', '.join(known)}")
+            raise ConfigError(f"loss.terms has {', '.join(unknown) or 'nothing'}", hint=f"known losses: {', '.join(LOSSES)}")
         for name, weight in self.terms.items():
             if not 0 < weight < float("inf"):
                 raise ConfigError(f"loss.terms.{name} must be above 0, got {weight}", hint="leave a loss out to do without it")
-        if {name in LIST_LOSSES for name in self.terms} == {True, False}:
+        if len({LOSSES[name].on for name in self.terms}) > 1:
+            named = {on: ", ".join(name for name, loss in LOSSES.items() if loss.on == on) for on in ("lists", "all pairs")}
             raise ConfigError(
                 f"loss.terms mixes losses on candidate lists with losses on all pairs of a batch: {', '.join(self.terms)}",
-                hint=f"lists: {', '.join(LIST_LOSSES)}; all pairs: {', '.join(MATRIX_LOSSES)}",
+                hint="; ".join(f"{on}: {names}" for on, names in named.items()),
             )
         if not 0 <= self.alpha <= 1:
             raise ConfigError(f"loss.alpha must lie in [0, 1], got {self.alpha}")
@@ -72,22 +65,22 @@ class LossConfig:
         for name, schedule in self.schedules.items():
             if name not in self.terms:
                 raise ConfigError(f"loss.schedules.{name} has no loss: loss.terms has {', '.join(self.terms)}")
-            if schedule == "confidence" and name not in CONFIDENCE_LOSSES:
-                hint = f"confidence is for {', '.join(CONFIDENCE_LOSSES)}"
+            if schedule == "confidence" and not LOSSES[name].confidence:
+                hint = f"confidence is for {', '.join(name for name, loss in LOSSES.items() if loss.confidence)}"
                 raise ConfigError(f"loss.schedules.{name} cannot be confidence", hint=hint)
 
     @property
     def on_lists(self) -> bool:
-        return next(iter(self.terms)) in LIST_LOSSES
+        return LOSSES[next(iter(self.terms))].on == "lists"
 
     @property
     def needs_teacher(self) -> bool:
-        return any(name in TEACHER_LOSSES for name in self.terms)
+        return any(LOSSES[name].teacher for name in self.terms)
 
     @property
     def is_calibrated(self) -> bool:
         """Whether a dual model's calibration is trained."""
-        return any(name in CALIBRATED_LOSSES for name in self.terms)
+        return any(LOSSES[name].calibrated for name in self.terms)
 
 
 @dataclass(frozen=True, kw_only=True)

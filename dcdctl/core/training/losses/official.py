@@ -8,13 +8,13 @@ from dcdctl.core.training.losses.lists import Parts, ground_truth
 from dcdctl.core.training.losses.masked import binary_cross_entropy, full
 
 
-def dcd_released(student_BN: Tensor, teacher_BN: Tensor | None, *, alpha: float, temperature: float = 1.0) -> Tensor:
-    """The loss of the released code, failures included; `dcd_released_parts` has the equations."""
-    return dcd_released_parts(student_BN, teacher_BN, alpha=alpha, temperature=temperature).total
+def dcd_official(student_BN: Tensor, teacher_BN: Tensor | None, *, alpha: float, temperature: float = 1.0) -> Tensor:
+    """The loss of the released code, failures included; `dcd_official_parts` has the equations."""
+    return dcd_official_parts(student_BN, teacher_BN, alpha=alpha, temperature=temperature).total
 
 
-def dcd_released_parts(student_BN: Tensor, teacher_BN: Tensor | None, *, alpha: float, temperature: float = 1.0) -> Parts:
-    """The terms of the released loss (`teacher_BN` as `select_as_released` gives it).
+def dcd_official_parts(student_BN: Tensor, teacher_BN: Tensor | None, *, alpha: float, temperature: float = 1.0) -> Parts:
+    """The terms of the released loss (`teacher_BN` as `select_as_official` gives it).
 
         KD  = T^2 * (sum_i r_i) * mean_ij (t_ij/T - s_ij/T)^2 = the plain mean squared error
         NLL = sum_i w_i * mean_j BCE(s_ij, 1 if j = 0 else 0)
@@ -39,13 +39,13 @@ def dcd_released_parts(student_BN: Tensor, teacher_BN: Tensor | None, *, alpha: 
     return Parts(alpha * kd + (1 - alpha) * nll, kd, nll)
 
 
-def wsl_released(student_BN: Tensor, teacher_BN: Tensor, *, alpha: float, temperature: float = 1.0) -> Tensor:
-    """The other loss in the released code, which nothing calls; `wsl_released_parts` has the equations."""
-    return wsl_released_parts(student_BN, teacher_BN, alpha=alpha, temperature=temperature).total
+def wsl_official(student_BN: Tensor, teacher_BN: Tensor, *, alpha: float, temperature: float = 1.0) -> Tensor:
+    """The other loss in the released code, which nothing calls; `wsl_official_parts` has the equations."""
+    return wsl_official_parts(student_BN, teacher_BN, alpha=alpha, temperature=temperature).total
 
 
-def wsl_released_parts(student_BN: Tensor, teacher_BN: Tensor, *, alpha: float, temperature: float = 1.0) -> Parts:
-    """The terms of the released WSLDistiller (`teacher_BN` as `select_as_released` gives it).
+def wsl_official_parts(student_BN: Tensor, teacher_BN: Tensor, *, alpha: float, temperature: float = 1.0) -> Parts:
+    """The terms of the released WSLDistiller (`teacher_BN` as `select_as_official` gives it).
 
     f_i = 1 - exp(-max(a_i / (b_i + 1e-7), 0)),   a_i = -log softmax(s_i)[0],   b_i = -log softmax(t_i)[0]
     KD  = T^2 * (mean_i f_i) * mean_ij (t_ij/T - s_ij/T)^2        the weights multiply a mean over the batch, and T cancels

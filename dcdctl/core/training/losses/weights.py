@@ -25,13 +25,13 @@ def select_hardest(teacher_BK: Tensor, num_hard: int) -> Tensor:
     return functional.pad(hardest_BN, (1, 0), value=0)
 
 
-def select_as_released(teacher_BK: Tensor, num_hard: int) -> tuple[Tensor, Tensor]:
+def select_as_official(teacher_BK: Tensor, num_hard: int) -> tuple[Tensor, Tensor]:
     """Columns the student is scored on, and the teacher's scores handed to the loss, as the released code has them.
 
     The columns are those of `select_hardest`. The scores are the num_hard + 1 highest of the row in descending order, positive or not:
     they belong to the columns beside them only where the positive is the teacher's best.
 
-    >>> columns, scores = select_as_released(torch.tensor([[0.0, 3.0, 1.0, 2.0]]), num_hard=2)
+    >>> columns, scores = select_as_official(torch.tensor([[0.0, 3.0, 1.0, 2.0]]), num_hard=2)
     >>> columns.tolist(), scores.tolist()
     ([[0, 1, 3]], [[3.0, 2.0, 1.0]])
     """
