@@ -121,6 +121,30 @@ def is_vacant(folder: Path) -> bool:
     return not folder.exists() or all(path.name.endswith(PARTIAL_SUFFIX) for path in folder.iterdir())
 
 
+def check_output_folder(folder: Path) -> None:
+    """InputError if a folder cannot be made at this path or cannot be written to. Writes nothing; what the folder holds is not checked."""
+    if folder.is_file():
+        raise InputError(f"{folder} is a file, a folder is expected", hint="name another folder")
+    _check_writable(folder)
+
+
+def check_output_file(path: Path) -> None:
+    """InputError if no file can be written at this path. Writes nothing; a file that is there may be replaced."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, a file is expected", hint="name a file")
+    _check_writable(path.parent)
+
+
+def _check_writable(folder: Path) -> None:
+    """InputError if the folder, or the nearest folder above it that exists, cannot be written to."""
+    folder = folder.expanduser().absolute()
+    there = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))
+    if not there.is_dir():
+        raise InputError(f"{folder} cannot be written to: {there} is a file", hint="name another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{there} cannot be written to: permission denied", hint="change its permissions, or name another folder")
+
+
 def remove_partials(folder: Path) -> None:
     """Delete what killed writers left behind in a folder."""
     for path in sorted(folder.glob(f"*{PARTIAL_SUFFIX}")):

@@ -75,7 +75,7 @@ def test_an_index_is_built_looked_at_and_changed(dual, pictures, tmp_path):
         (["DUAL", "--images", "PICTURES", "--out", "NEW", "--set", "kind=magic"], "kind must be one of flat, hnsw, ivf-pq, got 'magic'"),
         (["DUAL", "--images", "PICTURES", "--out", "NEW", "--set", "hnsw.width=3"], "unknown key hnsw.width; known keys here: neighbours"),
         (["DUAL", "--images", "PICTURES", "--out", "NEW", "--precision", "fp8"], "precision must be one of fp32, bf16, fp16"),
-        (["DUAL", "--images", "PICTURES", "--out", "FILE"], "is a file, a folder to write is wanted"),
+        (["DUAL", "--images", "PICTURES", "--out", "FILE"], "is a file, a folder is expected"),
     ],
 )
 def test_a_mistake_is_one_line_with_what_to_do(dual, pictures, tmp_path, words, message):

@@ -454,7 +454,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, images):
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path, images):
     (tmp_path / "out").write_text("dear")
-    with pytest.raises(InputError, match="is a file, a folder to write is wanted"):
+    with pytest.raises(InputError, match="is a file, a folder is expected"):
         karpathy(tmp_path, images, [entry("a.jpg")])
 
 

@@ -132,3 +132,33 @@ def test_a_folder_that_is_named_by_a_dot_has_a_lock(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "cache")
     with files.lock(Path()):
         assert (tmp_path / ".cache.lock-0").exists()
+
+
+def test_an_output_folder_may_be_new_or_exist_and_nothing_is_written(tmp_path):
+    for folder in (tmp_path, tmp_path / "new" / "deep"):
+        files.check_output_folder(folder)
+        files.check_output_file(folder / "page.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("check", "name", "message"),
+    [
+        (files.check_output_folder, "file", "file is a file, a folder is expected; name another folder"),
+        (files.check_output_folder, "file/new/out", r"file/new/out cannot be written to: .*/file is a file; name another folder"),
+        (files.check_output_file, "folder", "folder is a folder, a file is expected; name a file"),
+        (files.check_output_file, "file/page.html", r"file cannot be written to: .*/file is a file; name another folder"),
+    ],
+)
+def test_an_output_path_that_cannot_be_written_is_named_with_the_reason(tmp_path, check, name, message):
+    (tmp_path / "file").write_text("dear")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=message):
+        check(tmp_path / name)
+
+
+def test_an_output_path_without_permission_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.F_OK and path == tmp_path)
+    for check in (files.check_output_folder, files.check_output_file):
+        with pytest.raises(InputError, match=f"{tmp_path} cannot be written to: permission denied; change its permissions"):
+            check(tmp_path / "new" / "out")

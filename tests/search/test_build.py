@@ -191,8 +191,8 @@ def test_no_room_and_no_permission_are_said_before_anything_is_embedded(dual, pi
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=7 * (200 + 3 * 8) - 1))
     with pytest.raises(InputError, match=r"7 images need 0\.00 GB in .*, and 0\.00 GB are free"):
         build(str(dual), pictures, tmp_path / "index", FLAT)
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK | os.X_OK)
-    with pytest.raises(InputError, match=f"{tmp_path} may not be written to"):
+    monkeypatch.setattr(os, "access", lambda path, mode: path.exists() and mode != os.W_OK | os.X_OK)
+    with pytest.raises(InputError, match=f"{tmp_path} cannot be written to: permission denied"):
         build(str(dual), pictures, tmp_path / "new" / "index", FLAT)
     monkeypatch.undo()
     assert build(str(dual), pictures, tmp_path / "index", FLAT).num_images == 7

@@ -312,8 +312,7 @@ def _already_there(out: Path, digest: str) -> CorpusSummary:
 
 
 def _refuse_foreign_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file, a folder to write is wanted", hint="name another with --out")
+    files.check_output_folder(out)
     if not out.is_dir() or (out / corpus.CORPUS_FILE).is_file() or (out / PLAN_FILE).is_file():
         return
     foreign = [path.name for path in sorted(out.iterdir()) if not path.name.endswith(files.PARTIAL_SUFFIX)]

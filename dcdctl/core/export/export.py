@@ -9,7 +9,6 @@ import glob
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -182,12 +181,13 @@ def _title(model: Any) -> str:
 def _new_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` to be made and filled; it takes the name `out` when the block ends well and is removed when it does not.
 
-    ConfigError where something is there or nothing can be, StaleError while another export writes there. What killed ones left is removed.
+    ConfigError if the folder is not empty, InputError if it cannot be written, StaleError while another export writes it. Folders that
+    killed exports left behind are removed.
     """
     out = out.resolve()
     if out.is_file() or not files.is_vacant(out):
         raise ConfigError(f"{out} is {'a file' if out.is_file() else 'not empty'}, a new folder is wanted", hint="name another folder")
-    _check_writable(out.parent)
+    files.check_output_folder(out)
     with files.lock(out):
         for left in sorted(out.parent.glob(f"{glob.escape(out.name)}.*{files.PARTIAL_SUFFIX}")):
             shutil.rmtree(left)
@@ -199,12 +199,3 @@ def _new_folder(out: Path) -> Iterator[Path]:
             partial.rename(out)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be written to: {error.strerror}", hint="name another folder") from error

@@ -7,7 +7,6 @@ was begun is gone on with, whatever the number of processes, and ends with the s
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -116,11 +115,7 @@ def _refuse_inside(folder: Path, source: Source) -> None:
     out, images = folder.resolve(), Path(source.path)
     if images.is_relative_to(out):
         raise InputError(f"the pictures {images} are inside the index {folder}", hint="keep the two apart")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file, a folder to write is wanted", hint="name another with --out")
-    there = next(path for path in (out, *out.parents) if path.exists())
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{there} may not be written to", hint="change its permissions, or name another folder")
+    files.check_output_folder(folder)
 
 
 def _begin(folder: Path, wanted: Document, model: models.DualModel) -> None:
