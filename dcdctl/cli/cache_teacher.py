@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dcdctl.cli.options import Data, Device, Features, MaxImages, ModelSet, Out, Precision, Sets, Split, Teacher
 
-RecipeName = Annotated[str, typer.Option("--recipe", help="Recipe whose [candidates] say what to score.", metavar="NAME")]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Pairs scored at a time.", min=1)]
-Extend = Annotated[Path | None, typer.Option("--extend", help="Finished cache whose scores are taken over.", metavar="CACHE")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how many pairs, how long and how large, and stop.")]
-Verify = Annotated[int | None, typer.Option("--verify", help="Score N pairs of a finished cache anew and compare.", min=1, metavar="N")]
+if TYPE_CHECKING:
+    from dcdctl.core.teacher import Estimate
+
+RecipeName = Annotated[
+    str, typer.Option("--recipe", help="Recipe (name or .toml file) whose [candidates] table says what to score.", metavar="RECIPE")
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Pairs in one forward pass.", min=1)]
+Extend = Annotated[Path | None, typer.Option("--extend", help="Finished cache whose scores are reused.", metavar="CACHE")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the number of pairs, the time and the disk space, then stop.")]
+Verify = Annotated[
+    int | None, typer.Option("--verify", help="Compute N scores of a finished cache again and compare them.", min=1, metavar="N")
+]
 
 
 def cache_teacher(
@@ -33,27 +40,25 @@ def cache_teacher(
     device: Device = "auto",
     precision: Precision = "fp32",
 ) -> None:
-    """Score each query's candidates with the teacher once, so that training never runs it."""
+    """Score each query's candidates with the teacher once, so that training never runs the teacher."""
     from dcdctl.cli.views.terminal import bar, show
-    from dcdctl.core import models, training
-    from dcdctl.core.data import Corpus
-    from dcdctl.core.teacher import claimed, estimate_cost, plan_cache, score_planned, scoring_options, verify_scores
+    from dcdctl.core import devices, training
+    from dcdctl.core.teacher import CacheJob, cache_scores, verify_cache
 
-    config, corpus = training.load_recipe(recipe, sets or []).candidates, Corpus.open(data, split, max_images)
-    model = models.load_fusion(teacher, models.parse_overrides(model_set or []), bar)
-    options = scoring_options(corpus, model, device, batch_size, precision, features, bar)
+    job = CacheJob(
+        teacher=teacher, model_set=model_set or (), data=data, split=split, max_images=max_images, out=out,
+        candidates=training.load_recipe(recipe, sets or ()).candidates, extend=extend, features=features,
+        device=devices.choose(device), precision=devices.precision(precision), batch_size=batch_size,
+    )  # fmt: skip
     if verify is not None:
-        worst = verify_scores(out, corpus, model, verify, options=options)
-        return show(f"{out}: {verify:,} pairs scored anew, the largest difference is {worst:.1e}")
-    with claimed(out):
-        job = plan_cache(corpus, model, out, config, options=options, extend=extend, track=bar)
-        _tell(estimate_cost(job))
-        if not dry_run:
-            cache = score_planned(job, track=bar)
-            show(f"{cache.num_pairs:,} scored pairs of {corpus.num_images:,} images and {corpus.num_captions:,} captions -> {out}")
+        difference = verify_cache(job, verify, track=bar)
+        return show(f"{out}: {verify:,} pairs scored again, the largest difference is {difference:.1e}")
+    cache = cache_scores(job, dry_run=dry_run, track=bar, on_estimate=_show_estimate)
+    if cache is not None:
+        show(f"{cache.num_pairs:,} scored pairs of {cache.num_images:,} images and {cache.num_texts:,} captions -> {out}")
 
 
-def _tell(estimate: Any) -> None:
+def _show_estimate(estimate: Estimate) -> None:
     from dcdctl.cli.views.terminal import clock, note
 
     rate = f"{estimate.pairs_per_s:,.0f} pairs/s in a trial, about {clock(estimate.seconds)}" if estimate.num_to_score else "nothing to do"

@@ -183,7 +183,7 @@ def test_a_cache_is_extended_and_verified_from_the_command_line(run_cli, scenes_
     assert f"{new.num_pairs:,} pairs, {new.num_pairs - old.num_pairs:,} to score" in extended.stderr
     verified = run_cli(*words, "--out", tmp_path / "more", "--verify", 50)
     assert verified.exit_code == 0, verified.stderr
-    assert re.fullmatch(r".*more: 50 pairs scored anew, the largest difference is \d\.\de-\d+\n", verified.stdout)
+    assert re.fullmatch(r".*more: 50 pairs scored again, the largest difference is \d\.\de-\d+\n", verified.stdout)
     refused = run_cli(*words, "--out", tmp_path / "more", "--verify", 50, "--precision", "bf16")
     assert refused.exit_code == 1
     assert "was made with another precision" in refused.stderr

@@ -188,6 +188,18 @@ def test_references_that_lead_nowhere(tmp_path):
     ):
         with pytest.raises(ModelError, match=message):
             models.load(ref)
+        if ref not in (tmp_path / "bert", "owner/absent"):  # their files say more than their names
+            with pytest.raises(ModelError, match=message):
+                models.check_ref(ref)
+
+
+def test_a_reference_is_checked_without_opening_weights(vilt, tmp_path):
+    models.save(vilt, tmp_path / "run" / "model")
+    (tmp_path / "run" / "model" / "model.safetensors").write_bytes(b"damaged")
+    for ref in (tmp_path / "run", tmp_path / "run" / "model", "scenes-vilt", "vilt-flickr30k", "owner/name"):
+        models.check_ref(ref, {"image_size": 32})
+    with pytest.raises(ConfigError, match=r"unknown key model-set\.image_sise"):
+        models.check_ref(tmp_path / "run", {"image_sise": 32})
 
 
 def test_a_folder_that_lacks_weights_names_them(vilt, tmp_path):

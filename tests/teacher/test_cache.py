@@ -192,7 +192,7 @@ def test_a_damaged_shard_is_named_when_it_is_read_and_the_others_serve(copied):
         teacher_cache.read_cache(copied)
 
 
-@pytest.mark.parametrize(("name", "hint"), [("plan.json", "delete .*cache and run"), ("cache.json", "delete it and run")])
+@pytest.mark.parametrize(("name", "hint"), [("plan.json", "delete .*copy and run"), ("cache.json", "delete it and run")])
 def test_damaged_json_of_a_cache_is_named(copied, name, hint):
     (copied / name).write_text((copied / name).read_text()[:-5])
     with pytest.raises(StaleError, match=rf"{name} is not JSON: .*; {hint}"):

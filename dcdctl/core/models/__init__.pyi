@@ -5,7 +5,7 @@ from .coattention import FusionSize
 from .coattention_scorer import CoAttentionScorer
 from .dual import DualModel, DualSize, dual_from_backbones, new_dual
 from .frozen_dual import ENCODER_DUAL_TYPE, EncoderDual, dual_over
-from .load_save import fingerprint, load, load_dual, load_fusion, save
+from .load_save import check_ref, fingerprint, load, load_dual, load_fusion, save
 from .onnx import (
     ONNX_OUTPUT,
     OnnxDual,
@@ -46,6 +46,7 @@ __all__ = [
     "ViltScorer",
     "ViltSize",
     "check_onnx",
+    "check_ref",
     "checkpoint_activations",
     "dual_from_backbones",
     "dual_over",

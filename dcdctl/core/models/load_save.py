@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import AutoConfig
 
@@ -46,21 +46,23 @@ def load(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Tra
     """
     settings = dict(overrides or {})
     read_overrides(settings)
-    path = Path(ref).expanduser()
-    if str(ref) in BUILT_IN and not path.exists():
-        return _load_built_in(str(ref), settings)
-    if path.is_file():
-        if path.suffix != ".ckpt":
-            raise ModelError(f"{path} is a file, but not a .ckpt", hint=ACCEPTED)
-        return from_released(path, settings)
-    if path.is_dir():
-        return _load_folder(path, settings)
-    if (teacher := published.find(str(ref))) is not None:
-        source, settings = published.located(teacher, settings, track)
-        return _load_transformers(source, settings) if teacher.hub else from_released(Path(source), settings)
-    if not _HUB_ID.fullmatch(str(ref)) or path.suffix == ".ckpt":
-        raise ModelError(f"{ref} does not exist", hint=ACCEPTED)
-    return _load_transformers(str(ref), settings)
+    form, source = _locate(ref)
+    if form == "checkpoint":
+        return from_released(Path(source), settings)
+    if form != "published":
+        return _load_transformers(source, settings)
+    teacher = published.known()[source]
+    source, settings = published.located(teacher, settings, track)
+    return _load_transformers(source, settings) if teacher.hub else from_released(Path(source), settings)
+
+
+def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> None:
+    """Check a reference without opening weights or fetching anything.
+
+    ModelError if it names nothing here and cannot be a Hub id, ConfigError for an unknown model setting.
+    """
+    read_overrides(dict(overrides or {}))
+    _locate(ref)
 
 
 def load_fusion(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> FusionModel:
@@ -111,18 +113,36 @@ def fingerprint(model: Model) -> str:
     return model.digest
 
 
-def _load_built_in(name: str, overrides: Mapping[str, Any]) -> Model:
+def _locate(ref: str | Path) -> tuple[Literal["folder", "checkpoint", "published", "hub"], str]:
+    """What a reference names, and the folder, file, name or Hub id that it is loaded from; ModelError if it names nothing."""
+    path = Path(ref).expanduser()
+    if str(ref) in BUILT_IN and not path.exists():
+        return "folder", str(_built_in_folder(str(ref)))
+    if path.is_file():
+        if path.suffix != ".ckpt":
+            raise ModelError(f"{path} is a file, but not a .ckpt", hint=ACCEPTED)
+        return "checkpoint", str(path)
+    if path.is_dir():
+        return "folder", str(_model_folder(path))
+    if published.find(str(ref)) is not None:
+        return "published", str(ref)
+    if not _HUB_ID.fullmatch(str(ref)) or path.suffix == ".ckpt":
+        raise ModelError(f"{ref} does not exist", hint=ACCEPTED)
+    return "hub", str(ref)
+
+
+def _built_in_folder(name: str) -> Path:
     folder = _TEACHERS / name
     if not (folder / "config.json").exists():
         raise ModelError(f"this installation has no built-in model {name}", hint="install dcdctl from its wheel again")
-    return _load_transformers(str(folder), overrides)
+    return folder
 
 
-def _load_folder(path: Path, overrides: Mapping[str, Any]) -> Model:
-    if (path / "config.json").exists():
-        return _load_transformers(str(path), overrides)
-    if (path / "model" / "config.json").exists():
-        return _load_transformers(str(path / "model"), overrides)
+def _model_folder(path: Path) -> Path:
+    """The folder itself, or `model/` in a run folder."""
+    for folder in (path, path / "model"):
+        if (folder / "config.json").exists():
+            return folder
     if (path / "run.json").exists():
         raise ModelError(f"the run {path} has no finished model", hint="finish it with --resume")
     found = ", ".join(sorted(child.name for child in path.iterdir())[:6]) or "nothing"

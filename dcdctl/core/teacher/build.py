@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from dcdctl.core import devices, distributed, files, scoring
+from dcdctl.core import distributed, files, scoring
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import versions
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.models import FusionScorer
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.scoring import CorpusSource, Features, Source, open_or_build
+from dcdctl.core.scoring import CorpusSource, Features, Source
 from dcdctl.core.teacher import cache, candidates
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
 from dcdctl.core.teacher.cache_format import (
@@ -173,6 +173,13 @@ def claimed(folder: Path) -> AbstractContextManager[None]:
     return files.lock(folder, distributed.rank())
 
 
+def check_folder(folder: Path) -> None:
+    """StaleError if a folder holds something other than a teacher cache, finished or not; InputError if it cannot be written."""
+    files.check_output_folder(folder)
+    if not (folder / "plan.json").exists() and not files.is_vacant(folder):
+        raise StaleError(f"{folder} holds something that is not a teacher cache", hint="name an empty or a new folder with --out")
+
+
 def plan_cache(
     corpus: Corpus,
     teacher: FusionScorer,
@@ -219,17 +226,6 @@ def make_plan(
         "extends": None if extend is None else files.sha256_of(extend / "cache.json"),
         "images_per_shard": IMAGES_PER_SHARD,
     }
-
-
-def scoring_options(
-    corpus: Corpus, teacher: FusionScorer, device: str, batch_size: int, precision: str, features: Path | None, track: Track
-) -> ScoringOptions:
-    """Scoring options from the words of the command line; features that are wanted and not there are made."""
-    place, kept = devices.choose(device), None
-    if features is not None:
-        with distributed.main_first():
-            kept = open_or_build(features, corpus, teacher, device=place, track=track)
-    return ScoringOptions(device=place, batch_size=batch_size, precision=devices.precision(precision), features=kept)
 
 
 def score_planned(job: Job, *, track: Track = silent) -> TeacherCache:
@@ -284,8 +280,7 @@ def _begin(folder: Path, wanted: dict[str, Any], corpus: Corpus, draw: Callable[
         files.remove_partials(folder)
         if (folder / "cache.json").exists() or not _unplanned(folder, wanted):
             return
-    elif not path.exists() and not files.is_vacant(folder):
-        raise StaleError(f"{folder} holds something that is not a teacher cache", hint="name an empty or a new folder with --out")
+    check_folder(folder)
     files.remove_partials(folder)
     if path.exists() and read_json(path) != wanted:
         # Planned and not begun: nothing is lost by another plan.

@@ -92,6 +92,12 @@ class CandidateConfig:
                 raise ConfigError(f"candidates.shares has {name} = {share}", hint=f"known: {', '.join(SIMPLE_KINDS)}; shares above 0")
 
 
+def check_packages(config: CandidateConfig) -> None:
+    """MissingError if the candidates need a package that is not installed."""
+    if "lexical" in (config.kind, *config.shares):
+        miners.load_bm25s()
+
+
 @dataclass(frozen=True)
 class Lists:
     """Lists of different lengths in one array: list i is `values[offsets[i] : offsets[i + 1]]`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,12 +58,18 @@ def random_miner(seed: Sequence[int], num_queries: int, population: int) -> Mine
     return mine
 
 
-def lexical_miner(queries: Sequence[str], documents: Sequence[str]) -> Miner:
-    """Documents by BM25, best first, ties by position. MissingError if bm25s is not installed."""
+def load_bm25s() -> Any:
+    """The package of the extra `mine`, which lexical mining needs; MissingError if it is not installed."""
     try:
-        import bm25s  # an extra: only lexical mining needs it
+        import bm25s
     except ImportError as error:
         raise MissingError("candidates.kind lexical needs bm25s, which is not installed", hint="pip install 'dcdctl[mine]'") from error
+    return bm25s
+
+
+def lexical_miner(queries: Sequence[str], documents: Sequence[str]) -> Miner:
+    """Documents by BM25, best first, ties by position. MissingError if bm25s is not installed."""
+    bm25s = load_bm25s()
     tokens = [_words(document) for document in documents]
     index = bm25s.BM25(backend="numpy")
     if any(tokens):

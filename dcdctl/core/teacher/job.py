@@ -1,0 +1,105 @@
+"""One `dcdctl cache-teacher`: what needs no model is checked first, then the corpus is opened, and the teacher is loaded last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcdctl.core import distributed, files, models, scoring
+from dcdctl.core.data import Corpus
+from dcdctl.core.models import FusionScorer
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.teacher import build, candidates, estimate
+from dcdctl.core.teacher.build import ScoringOptions
+from dcdctl.core.teacher.cache import TeacherCache, read_cache
+from dcdctl.core.teacher.candidates import CPU, CandidateConfig
+from dcdctl.core.teacher.estimate import Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheJob:
+    """Which pairs to score, with which teacher, into which folder."""
+
+    teacher: str
+    data: Path
+    out: Path
+    candidates: CandidateConfig
+    split: str = "train"
+    max_images: int | None = None
+    model_set: Sequence[str] = ()
+    """Settings that the teacher's files lack: image_size=384."""
+    extend: Path | None = None
+    """Finished cache whose scores are reused."""
+    features: Path | None = None
+    """Folder of stored encoder outputs, made if it does not exist."""
+    device: torch.device = CPU
+    precision: str = "float32"
+    batch_size: int = 256
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """A job whose settings are checked, with nothing opened yet."""
+
+    job: CacheJob
+    overrides: dict[str, Any]
+    """Model settings of the teacher."""
+
+
+def resolve(job: CacheJob) -> CachePlan:
+    """The plan of a job. Opens no corpus and no weights.
+
+    ConfigError for a wrong model setting, ModelError for a reference that names nothing, MissingError if the candidates need a package
+    that is not installed, StaleError or InputError if the output folder is taken or cannot be written.
+    """
+    overrides = models.parse_overrides(job.model_set)
+    models.check_ref(job.teacher, overrides)
+    candidates.check_packages(job.candidates)
+    build.check_folder(job.out)
+    if job.features is not None:
+        files.check_output_folder(job.features)
+    return CachePlan(job, overrides)
+
+
+def cache_scores(
+    job: CacheJob, *, dry_run: bool = False, track: Track = silent, on_estimate: Callable[[Estimate], None] = lambda estimate: None
+) -> TeacherCache | None:
+    """Score the candidates of a job, or resume; None for a dry run, which ends after the estimate.
+
+    `on_estimate` receives the number of pairs, the time and the disk space before anything is scored.
+    """
+    plan = resolve(job)
+    corpus = Corpus.open(job.data, job.split, job.max_images)
+    if job.extend is not None:
+        read_cache(job.extend)
+    teacher, options = _load(plan, corpus, track)
+    with build.claimed(job.out):
+        planned = build.plan_cache(corpus, teacher, job.out, job.candidates, options=options, extend=job.extend, track=track)
+        on_estimate(estimate.estimate_cost(planned))
+        return None if dry_run else build.score_planned(planned, track=track)
+
+
+def verify_cache(job: CacheJob, count: int, *, track: Track = silent) -> float:
+    """The largest relative difference between `count` scores of the finished cache in `out` and the same scores computed again.
+
+    StaleError if it is larger than rounding explains, or if the cache belongs to another corpus, teacher or precision.
+    """
+    plan = resolve(job)
+    corpus = Corpus.open(job.data, job.split, job.max_images)
+    read_cache(job.out, corpus=corpus)
+    teacher, options = _load(plan, corpus, track)
+    return estimate.verify_scores(job.out, corpus, teacher, count, options=options)
+
+
+def _load(plan: CachePlan, corpus: Corpus, track: Track) -> tuple[FusionScorer, ScoringOptions]:
+    """The teacher, and the options with the features that it reads, encoded once where they are not stored."""
+    job, features = plan.job, None
+    teacher = models.load_fusion(job.teacher, plan.overrides, track)
+    if job.features is not None:
+        with distributed.main_first():
+            features = scoring.open_or_build(job.features, corpus, teacher, device=job.device, track=track)
+    return teacher, ScoringOptions(device=job.device, batch_size=job.batch_size, precision=job.precision, features=features)
