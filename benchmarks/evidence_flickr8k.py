@@ -64,7 +64,7 @@ def _teacher(seed: int) -> list[Step]:
     own = (*FLICKR8K, *sets(seed=seed))
     table = "Teachers, 288 px"
     large = Step(f"runs/large-{seed}", "distill", ("dual-flickr8k-large", *own), ("runs/features-288",), table, COSINE, "", VAL)
-    words = ("pair-flickr8k", *own, *sets(model__cosine=large.out))
+    words = ("pair-flickr8k", *own, *sets(model__dual_init=large.out))
     label, measure = "co-attention beside it, re-ranking its first 50", (*VAL, "--depth", "50")
     pair = Step(f"runs/pair-{seed}", "finetune-teacher", words, (large.out,), table, label, large.label, measure, measured=large.out)
     scoring = ("--data", "data", *FEATURES, "--teacher", pair.out, "--recipe", "dual-flickr8k-distilled")
@@ -152,7 +152,7 @@ MINED = {
 
 def _ablation_teachers() -> list[Step]:
     """A co-attention of one layer, and caches of other shapes than the recipe's."""
-    words = ("pair-flickr8k", *FLICKR8K, *sets(seed=0, model__cosine="runs/large-0", model__num_layers=1))
+    words = ("pair-flickr8k", *FLICKR8K, *sets(seed=0, model__dual_init="runs/large-0", model__num_layers=1))
     table, label, measure = "Teachers, 288 px", "co-attention of 1 layer, seed 0", (*VAL, "--depth", "50")
     shallow = Step("runs/shallow-0", "finetune-teacher", words, ("runs/large-0",), table, label, COSINE, measure, measured="runs/large-0")
 
@@ -208,8 +208,8 @@ def _list_ablations() -> list[Step]:
         "T = 2": (sets(loss__temperature=2.0), "random-0"),
         "3 negatives of 15": (sets(batch__hard_negatives=3), "random-0"),
         "15 negatives of 15": (sets(batch__hard_negatives=15), "random-0"),
-        "7 negatives of 63": (sets(batch__drawn_negatives=63), "pair-0"),
-        "15 negatives of 127": (sets(batch__drawn_negatives=127, batch__hard_negatives=15), "pair-0"),
+        "7 negatives of 63": (sets(batch__random_negatives=63), "pair-0"),
+        "15 negatives of 127": (sets(batch__random_negatives=127, batch__hard_negatives=15), "pair-0"),
         "unweighted": (sets(loss__terms="{mse=0.5,ground-truth=0.5}"), "random-0"),
         "candidates by words (BM25)": (sets(), "lexical-0"),
         "candidates by a dual student": (sets(), "embedding-0"),

@@ -8,7 +8,7 @@ from evidence_steps import ALONE, SEEDS, Step, sets
 
 SCENES = ("--data", "data")
 SCENES_CACHE = "caches/scenes"
-SCENES_LISTS = sets(batch__size=24, batch__drawn_negatives=15, batch__hard_negatives=7, loss__temperature=1.0)
+SCENES_LISTS = sets(batch__size=24, batch__random_negatives=15, batch__hard_negatives=7, loss__temperature=1.0)
 SCENES_DUAL_LOSSES: dict[str, tuple[str, ...]] = {
     "InfoNCE + margin-MSE": sets(),
     "KL": sets(loss__terms="{kl=1.0}", loss__temperature=1.0),
@@ -60,7 +60,7 @@ def _scenes_students(seed: int, dual_losses: Iterable[str], fusion_losses: Itera
     own = (*SCENES, *sets(seed=seed))
     table = "Dual students, 1,024 scenes"
     alone = Step(f"runs/alone-{seed}", "distill", ("demo-dual-alone", *own), ("data",), table, ALONE, "", SCENES)
-    truth = ("demo-dual-alone", *own, *sets(loss__terms="{ground-truth=1.0}", batch__size=24, batch__drawn_negatives=7))
+    truth = ("demo-dual-alone", *own, *sets(loss__terms="{ground-truth=1.0}", batch__size=24, batch__random_negatives=7))
     steps = [alone, Step(f"runs/truth-{seed}", "distill", truth, ("data",), table, "ground truth (BCE), no teacher, lists", ALONE, SCENES)]
     for place, label in enumerate(dual_losses):
         words = ("demo-dual", "--cache", SCENES_CACHE, *own, *SCENES_DUAL_LOSSES[label])

@@ -17,7 +17,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.teacher import cache as teacher_cache
 
 Run = Callable[..., Any]
-LISTS = ["--set", "batch.size=8", "--set", "batch.drawn_negatives=4", "--set", "batch.hard_negatives=2", "--set", "optimizer.steps=3"]
+LISTS = ["--set", "batch.size=8", "--set", "batch.random_negatives=4", "--set", "batch.hard_negatives=2", "--set", "optimizer.steps=3"]
 NEW = ["model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1", "model.vocab_size=200", "model.projection_dim=16"]
 CPU = ["--device", "cpu"]
 
@@ -132,7 +132,7 @@ def test_finetune_teacher_of_a_students_recipe_says_what_it_wants(run_cli, scene
 def test_a_misspelt_field_lists_the_known_ones(run_cli, scenes_corpus_dir, tmp_path, command):
     result = run_cli(command, "tiny-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "run", "--set", "batch.sise=8", *CPU)
     assert result.exit_code == 1
-    assert "unknown key batch.sise; known keys here: size, drawn_negatives" in result.stderr
+    assert "unknown key batch.sise; known keys here: size, random_negatives" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["distill", "finetune-teacher"])

@@ -69,7 +69,7 @@ def test_a_student_of_a_meter_is_distilled_from_its_cache(scenes_corpus_dir, con
     cached = run_cli("cache-teacher", "--teacher", converted, "--out", tmp_path / "cache", "--set", "candidates.per_query=4", *data)
     assert cached.exit_code == 0, cached.stderr
     assert cache.read_cache(tmp_path / "cache", corpus=Corpus.open(scenes_corpus_dir, "train"), teacher=models.load(converted).digest)
-    sets = ["model.layers=[1]", "batch.size=4", "batch.drawn_negatives=4", "batch.hard_negatives=2", "optimizer.steps=3"]
+    sets = ["model.layers=[1]", "batch.size=4", "batch.random_negatives=4", "batch.hard_negatives=2", "optimizer.steps=3"]
     options = [word for one in sets for word in ("--set", one)]
     words = ["--teacher", converted, "--cache", tmp_path / "cache", "--out", tmp_path / "run", *options, *data]
     distilled = run_cli("distill", "meter-flickr30k", *words)
@@ -91,7 +91,7 @@ def test_features_on_disk_serve_eval_the_cache_and_the_student(scenes_corpus_dir
     cached = run_cli("cache-teacher", "--teacher", converted, "--out", tmp_path / "cache", "--set", "candidates.per_query=4", *data)
     assert cached.exit_code == 0, cached.stderr
     assert "encode 8 images, 40 captions to 0.00 GB" in cached.stderr
-    sets = ["model.layers=[1]", "batch.size=4", "batch.drawn_negatives=4", "batch.hard_negatives=2", "optimizer.steps=1"]
+    sets = ["model.layers=[1]", "batch.size=4", "batch.random_negatives=4", "batch.hard_negatives=2", "optimizer.steps=1"]
     words = ["--teacher", converted, "--cache", tmp_path / "cache", *[word for one in sets for word in ("--set", one)]]
     distilled = run_cli("distill", "meter-flickr30k", "--out", tmp_path / "run", *words, *data)
     assert distilled.exit_code == 0, distilled.stderr
@@ -104,7 +104,7 @@ def test_features_on_disk_serve_eval_the_cache_and_the_student(scenes_corpus_dir
 
 def test_a_meter_is_fine_tuned_in_both_directions_and_caches(scenes_corpus_dir, converted, tmp_path):
     data = ["--data", scenes_corpus_dir, *CPU]
-    sets = ["batch.size=4", "batch.drawn_negatives=3", "optimizer.steps=2", "optimizer.lr=1e-3", "optimizer.warmup_share=0"]
+    sets = ["batch.size=4", "batch.random_negatives=3", "optimizer.steps=2", "optimizer.lr=1e-3", "optimizer.warmup_share=0"]
     tuning = ["finetune-teacher", "meter-flickr30k-teacher", "--teacher", converted, "--out", tmp_path / "run"]
     tuned = run_cli(*tuning, *[word for one in sets for word in ("--set", one)], *data)
     assert tuned.exit_code == 0, tuned.stderr

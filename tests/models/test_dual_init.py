@@ -195,8 +195,8 @@ def test_a_recipe_starts_from_a_dual_encoder_and_trains_both(corpus, tmp_path):
     path = tmp_path / "pair.toml"
     path.write_text(
         f'[model]\nstart = "new"\nvision = "{tmp_path / "vision"}"\ntext = "{tmp_path / "text"}"\nfrozen_encoders = true\n'
-        f'cosine = "{tmp_path / "dual"}"\nhidden_size = 16\nnum_layers = 1\nnum_heads = 2\nmax_text_len = 12\n'
-        "[loss]\nterms = { ranking = 1.0 }\n[batch]\nsize = 8\ndrawn_negatives = 3\n[optimizer]\nlr = 1e-2\nsteps = 4\n"
+        f'dual_init = "{tmp_path / "dual"}"\nhidden_size = 16\nnum_layers = 1\nnum_heads = 2\nmax_text_len = 12\n'
+        "[loss]\nterms = { ranking = 1.0 }\n[batch]\nsize = 8\nrandom_negatives = 3\n[optimizer]\nlr = 1e-2\nsteps = 4\n"
     )
     start = initial_model.make_model(recipe.load_recipe(str(path)), corpus.captions, None)
     assert torch.equal(start.network.cosine.image_projection.weight, dual.network.projections.image_projection.weight)
@@ -239,7 +239,7 @@ def test_a_dual_encoder_over_something_else_is_refused_by_name(dual, captions, t
     ],
 )
 def test_a_cosine_is_for_new_fusion_models_over_frozen_encoders(changed):
-    table = {"start": "new", "vision": "v", "text": "t", "frozen_encoders": True, "cosine": "runs/dual"}
+    table = {"start": "new", "vision": "v", "text": "t", "frozen_encoders": True, "dual_init": "runs/dual"}
     ModelConfig(**table)
-    with pytest.raises(ConfigError, match=r"model\.cosine is for a new fusion model over model\.vision and model\.text"):
+    with pytest.raises(ConfigError, match=r"model\.dual_init is for a new fusion model over model\.vision and model\.text"):
         ModelConfig(**{**table, **changed})

@@ -29,7 +29,7 @@ HALF = {"rtol": 2**-10, "atol": 1e-4}
 """Half a unit in the last of float16's 11 digits, and something for numbers near 0."""
 LOGITS = {"rtol": 0, "atol": 2e-3}
 """Of scores with a spread of some tenths, from features that were rounded so."""
-TRAIN = ["model.layers=[0, 2]", "batch.size=4", "batch.drawn_negatives=3", "batch.hard_negatives=2", "optimizer.steps=2"]
+TRAIN = ["model.layers=[0, 2]", "batch.size=4", "batch.random_negatives=3", "batch.hard_negatives=2", "optimizer.steps=2"]
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def test_a_student_learns_from_two_teachers(scenes_corpus_dir, corpus, teacher, 
     with pytest.raises(ConfigError, match=r"teachers\.weights must be above 0"):
         recipe.load_recipe("tiny-student", ["teachers.weights=[1, 0]"])
     inputs = distill.Inputs(corpus, [teacher_cache.read_cache(folder) for folder in folders], teacher)
-    sets = ["model.layers=[0, 2]", "batch.size=4", "batch.drawn_negatives=2", "batch.hard_negatives=1", "optimizer.steps=2"]
+    sets = ["model.layers=[0, 2]", "batch.size=4", "batch.random_negatives=2", "batch.hard_negatives=1", "optimizer.steps=2"]
     run = distill.train(distill.TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=TrainingOptions())
     assert run.is_finished
     assert [plan["teacher"] for plan in run.facts()["inputs"]["cache"]] == [cache.plan["teacher"] for cache in inputs.caches]

@@ -75,7 +75,7 @@ def is_own(corpus: Corpus, image: int, text: str) -> bool:
     return text in {corpus.captions[i] for i in corpus.captions_of(image)}
 
 
-LISTS = BatchConfig(size=10, drawn_negatives=9, hard_negatives=4)
+LISTS = BatchConfig(size=10, random_negatives=9, hard_negatives=4)
 
 
 def test_the_teachers_column_j_is_the_score_of_the_pair_in_column_j(corpus, drawn, known):
@@ -119,7 +119,7 @@ def test_the_released_order_is_the_sorted_best_of_the_row(corpus, drawn):
 
 
 def test_directions_alternate_or_are_the_one_that_is_set(corpus, drawn, known):
-    config = BatchConfig(size=6, drawn_negatives=9, hard_negatives=4, directions=("image",))
+    config = BatchConfig(size=6, random_negatives=9, hard_negatives=4, directions=("image",))
     image_BN, text_BN = known(ListSteps(CorpusSource(corpus, Named()), config, 0, drawn)[0])
     assert all(len(set(row)) == 1 for row in text_BN)
     assert all(len(set(row.tolist())) == 5 for row in image_BN)
@@ -137,7 +137,7 @@ def test_an_epoch_of_lists_has_every_caption_as_positive_once(corpus, drawn, kno
 
 @pytest.mark.parametrize("kind", [ListSteps, MatrixSteps])
 def test_a_batch_is_a_function_of_seed_and_step(kind, corpus, teacher, drawn):
-    config = BatchConfig(size=8, drawn_negatives=5, hard_negatives=4)
+    config = BatchConfig(size=8, random_negatives=5, hard_negatives=4)
     steps = kind(CorpusSource(corpus, teacher.preprocess), config, 5, drawn)
     later = steps[41]
     _ = steps[0]
@@ -157,7 +157,7 @@ def test_each_image_and_caption_is_in_a_batch_once(corpus, drawn):
 
 
 def test_without_a_cache_all_drawn_are_kept_and_none_is_the_querys_own(corpus, known):
-    config = BatchConfig(size=10, drawn_negatives=12)
+    config = BatchConfig(size=10, random_negatives=12)
     batch = ListSteps(CorpusSource(corpus, Named()), config, 0, None)[0]
     image_BN, text_BN = known(batch)
     assert image_BN.shape == (10, 13)
@@ -167,14 +167,14 @@ def test_without_a_cache_all_drawn_are_kept_and_none_is_the_querys_own(corpus, k
 
 
 def test_more_negatives_than_cached_are_an_error_and_not_fewer(corpus, drawn):
-    with pytest.raises(ConfigError, match=r"batch\.drawn_negatives is 10, the cache has at most 9 candidates for a query"):
-        ListSteps(CorpusSource(corpus, Named()), BatchConfig(drawn_negatives=10), 0, drawn)
+    with pytest.raises(ConfigError, match=r"batch\.random_negatives is 10, the cache has at most 9 candidates for a query"):
+        ListSteps(CorpusSource(corpus, Named()), BatchConfig(random_negatives=10), 0, drawn)
 
 
 def test_captions_that_are_in_no_block_are_no_query(corpus, teacher, known, tmp_path):
     config = CandidateConfig(kind="blocks", block_size=16, captions_per_image=2)
     cache = build.build_cache(corpus, teacher, tmp_path / "cache", config)
-    steps = ListSteps(CorpusSource(corpus, Named()), BatchConfig(size=8, drawn_negatives=9, hard_negatives=4), 0, cache)
+    steps = ListSteps(CorpusSource(corpus, Named()), BatchConfig(size=8, random_negatives=9, hard_negatives=4), 0, cache)
     assert steps.batches_per_epoch == 8
     assert not any(steps[step].teacher_RC.isnan().any() for step in range(8))
 

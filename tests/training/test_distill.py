@@ -23,7 +23,7 @@ from dcdctl.core.training.objective import make_objective
 
 OPTIONS = TrainingOptions()
 SMALL = ["model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1", "model.projection_dim=16", "model.vocab_size=200"]
-BATCH = ["batch.size=8", "batch.drawn_negatives=7", "batch.hard_negatives=3", "candidates.kind=blocks", "candidates.block_size=8"]
+BATCH = ["batch.size=8", "batch.random_negatives=7", "batch.hard_negatives=3", "candidates.kind=blocks", "candidates.block_size=8"]
 FUSION = ["model.layers=[0, 2]", *BATCH]
 DUAL = ["model.kind=dual", "model.start=new", "model.layers=[]", *SMALL, *BATCH]
 
@@ -135,7 +135,7 @@ def test_a_finished_run_is_left_alone(inputs, tmp_path):
 
 def test_finetuning_lowers_the_ranking_loss_and_leaves_the_model_it_starts_from(corpus, teacher, tmp_path):
     before = teacher.digest
-    sets = ["optimizer.steps=60", "optimizer.lr=1e-3", "batch.size=12", "batch.drawn_negatives=5"]
+    sets = ["optimizer.steps=60", "optimizer.lr=1e-3", "batch.size=12", "batch.random_negatives=5"]
     run = distill.train(
         TrainingJob("finetune-teacher", "tiny-teacher", sets, tmp_path / "run"), Inputs(corpus, [], teacher), options=OPTIONS
     )

@@ -31,7 +31,7 @@ from dcdctl.core.training.grad_cache import Computing, Moment, backward
 from dcdctl.core.training.loop import _check_slices
 from dcdctl.core.training.objective import make_objective
 
-BATCH = ["batch.size=8", "batch.drawn_negatives=7", "batch.hard_negatives=3", "candidates.kind=blocks", "candidates.block_size=8"]
+BATCH = ["batch.size=8", "batch.random_negatives=7", "batch.hard_negatives=3", "candidates.kind=blocks", "candidates.block_size=8"]
 FUSION = ["model.layers=[0, 2]", *BATCH]
 DUAL = [
     *("model.kind=dual", "model.start=new", "model.layers=[]", "model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1"),
@@ -124,7 +124,7 @@ def test_a_training_in_slices_is_the_training_of_the_whole(inputs, kind, slices,
 
 def test_features_of_frozen_encoders_come_in_slices_too(corpus, tmp_path):
     inputs = Inputs(corpus, [], make_pair(corpus.captions, tmp_path / "pair", dropout=0.0))
-    sets = ["model.layers=[0, 2]", "batch.size=6", "batch.drawn_negatives=3", "loss.terms={ ranking = 1.0 }", *SHORT]
+    sets = ["model.layers=[0, 2]", "batch.size=6", "batch.random_negatives=3", "loss.terms={ ranking = 1.0 }", *SHORT]
     both = [
         distill.train(
             TrainingJob("distill", "tiny-student", sets, tmp_path / f"run-{slices}"),

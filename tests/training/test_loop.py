@@ -152,7 +152,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.teacher import CandidateConfig, build_cache
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, train
 corpus = Corpus.open(Path(sys.argv[1]), "train")
-sets = ["model.layers=[0, 2]", "batch.size=6", "batch.drawn_negatives=6", "batch.hard_negatives=3", "candidates.per_query=6",
+sets = ["model.layers=[0, 2]", "batch.size=6", "batch.random_negatives=6", "batch.hard_negatives=3", "candidates.per_query=6",
         "optimizer.steps=30", "optimizer.save_every=4", "optimizer.lr=1e-3", "validation.every=9", "validation.max_images=4"]
 def work(folder):
     teacher = make_teacher(corpus.captions)

@@ -37,9 +37,9 @@ from dcdctl.core.training.negatives import MinedNegatives
 from dcdctl.core.training.recipe import BatchConfig, Recipe
 
 NUM_IMAGES = 12
-MINED = BatchConfig(size=24, drawn_negatives=4, hard_negatives=1, negatives="mined")
+MINED = BatchConfig(size=24, random_negatives=4, hard_negatives=1, negatives="mined")
 LR = 1e-3
-SETS = ["batch.size=4", "batch.drawn_negatives=3", f"optimizer.lr={LR}", "optimizer.steps=2", "optimizer.warmup_share=0.0"]
+SETS = ["batch.size=4", "batch.random_negatives=3", f"optimizer.lr={LR}", "optimizer.steps=2", "optimizer.warmup_share=0.0"]
 MINE = ["batch.negatives=mined", "candidates.per_query=4"]
 
 
@@ -107,7 +107,7 @@ def test_negatives_are_the_mined_ones_and_random_ones_where_these_are_too_few(pa
 
 
 def test_of_each_list_the_share_is_mined_and_the_rest_comes_from_the_whole_corpus(pairs_corpus, hand_made):
-    config = replace(MINED, drawn_negatives=3, directions=("text",))
+    config = replace(MINED, random_negatives=3, directions=("text",))
     steps = ListSteps(Indices(pairs_corpus), config, 0, None).with_mined(MinedNegatives(hand_made, 1))
     counts = [count for step in range(8) for count in mined_in(steps, step)]
     # One of the four, then two of the 21 that are neither own nor chosen, three of which are mined too: 1 + 2 * 3 / 21 on average.
@@ -121,7 +121,7 @@ def test_of_each_list_the_share_is_mined_and_the_rest_comes_from_the_whole_corpu
 def test_no_negative_is_the_querys_own_or_says_the_same_or_comes_twice(pairs_corpus, per_list):
     # Hand-made ones are taken as they are; the guards of mining are what leaves out twins.
     guarded = negatives.mine(Indices(pairs_corpus), Recipe(batch=MINED, candidates=CandidateConfig(per_query=6)))
-    steps = ListSteps(Indices(pairs_corpus), replace(MINED, drawn_negatives=8), 0, None).with_mined(MinedNegatives(guarded, per_list))
+    steps = ListSteps(Indices(pairs_corpus), replace(MINED, random_negatives=8), 0, None).with_mined(MinedNegatives(guarded, per_list))
     told = [" ".join(caption.split()) for caption in pairs_corpus.captions]
     for step in range(6):
         for images, texts in zip(*lists_of(steps, step), strict=True):
@@ -143,14 +143,14 @@ def test_where_there_are_no_others_random_ones_come_again(tmp_path):
 
 
 def test_before_the_first_mined_step_batches_are_those_of_random_negatives(pairs_corpus, hand_made):
-    plain = ListSteps(Indices(pairs_corpus), BatchConfig(size=24, drawn_negatives=4), 0, None)
+    plain = ListSteps(Indices(pairs_corpus), BatchConfig(size=24, random_negatives=4), 0, None)
     steps = ListSteps(Indices(pairs_corpus), MINED, 0, None).with_mined(MinedNegatives(hand_made, 4, first_step=3))
     same = [all(np.array_equal(*both) for both in zip(lists_of(plain, step), lists_of(steps, step), strict=True)) for step in range(6)]
     assert same == [True, True, True, False, False, False]
 
 
 def test_a_recipes_shares_become_numbers(pairs_corpus):
-    batch = BatchConfig(drawn_negatives=5, hard_negatives=1, negatives="mined", mined_share=0.5, mined_from=0.29)
+    batch = BatchConfig(random_negatives=5, hard_negatives=1, negatives="mined", mined_share=0.5, mined_from=0.29)
     found = mined_for(Indices(pairs_corpus), Recipe(batch=batch), 100)
     assert (found.per_list, found.first_step) == (3, 29)
     least = mined_for(Indices(pairs_corpus), Recipe(batch=replace(batch, mined_share=0.01, mined_from=0.0)), 100)
@@ -167,7 +167,7 @@ def test_what_is_mined_is_what_a_cache_would_hold_in_the_directions_of_the_batch
 
 
 def test_a_batch_is_a_function_of_seed_and_step_however_it_is_sliced(corpus, teacher):
-    recipe = Recipe(batch=BatchConfig(size=8, drawn_negatives=5, hard_negatives=1, negatives="mined", mined_share=0.6, mined_from=0.5))
+    recipe = Recipe(batch=BatchConfig(size=8, random_negatives=5, hard_negatives=1, negatives="mined", mined_share=0.6, mined_from=0.5))
     source = CorpusSource(corpus, teacher.preprocess)
 
     def batch_of(step: int, slicing: Slicing, seed: int = 5) -> Any:

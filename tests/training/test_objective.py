@@ -148,7 +148,7 @@ def test_calibration_finds_the_scale_and_the_offset_of_a_teacher():
 def test_calibration_is_trained_kept_in_checkpoints_and_no_part_of_the_model(corpus, dual, tmp_path):
     digest = dual.digest
     optimizer = torch.optim.AdamW(dual.parameters(), lr=0.1)
-    steps = ListSteps(CorpusSource(corpus, dual.preprocess), BatchConfig(size=4, drawn_negatives=3), 0, None)
+    steps = ListSteps(CorpusSource(corpus, dual.preprocess), BatchConfig(size=4, random_negatives=3), 0, None)
     teacher_RC = draw(0, 4, 4)
     batch = replace(steps[0], teacher_RC=teacher_RC)
     before = {name: tensor.clone() for name, tensor in dual.network.state_dict().items()}
@@ -172,7 +172,7 @@ def test_calibration_is_trained_kept_in_checkpoints_and_no_part_of_the_model(cor
 
 
 def test_a_dual_models_hard_negatives_join_those_of_the_batch(corpus, dual):
-    config = BatchConfig(size=6, drawn_negatives=3)
+    config = BatchConfig(size=6, random_negatives=3)
     batch = ListSteps(CorpusSource(corpus, dual.preprocess), config, 0, None)[0]
     objective = make_objective(LossConfig(terms={"infonce-hard": 1.0}))
     value = objective(dual, batch)["infonce-hard"]
@@ -196,7 +196,7 @@ def test_a_fusion_models_hard_negatives_stay_in_their_lists():
 
 
 def test_a_batch_of_lists_knows_which_of_its_images_and_captions_belong_together(corpus, dual):
-    steps = ListSteps(CorpusSource(corpus, dual.preprocess), BatchConfig(size=8, drawn_negatives=7), 3, None)
+    steps = ListSteps(CorpusSource(corpus, dual.preprocess), BatchConfig(size=8, random_negatives=7), 3, None)
     batch = steps[0]
     rows = [steps._row(sample) for sample in range(8)]
     images, texts = np.unique([row[0] for row in rows]), np.unique([row[1] for row in rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -84,7 +85,7 @@ def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path):
         (["loss.plausible_margin=nan"], r"loss\.plausible_margin must be at least 0, got nan"),
         (["loss.affinity_temperature=0"], r"loss\.affinity_temperature must be above 0, got 0"),
         (["batch.size=1"], r"batch\.size must be at least 2, got 1"),
-        (["batch.hard_negatives=64"], r"hard_negatives must be at most batch\.drawn_negatives, got 64 of 63"),
+        (["batch.hard_negatives=64"], r"hard_negatives must be at most batch\.random_negatives, got 64 of 63"),
         (["batch.directions=[]"], r"batch\.directions must name text, image or both"),
         (['batch.directions=["text", "text"]'], r"batch\.directions must name text, image or both"),
         (['batch.directions=["sideways"]'], r"batch\.directions\[0\] must be one of text, image, got 'sideways'"),
@@ -109,3 +110,16 @@ def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path):
 def test_a_wrong_recipe_names_the_field_and_the_value(sets, message):
     with pytest.raises(ConfigError, match=message):
         recipe.load_recipe("vilt-flickr30k", sets)
+
+
+@pytest.mark.parametrize("former", recipe.RENAMED)
+def test_a_renamed_field_names_its_new_name(former, tmp_path):
+    now = recipe.RENAMED[former]
+    with pytest.raises(ConfigError, match=rf"the recipe field {re.escape(former)} is called {re.escape(now)}"):
+        recipe.load_recipe("vilt-flickr30k", [f"{former}=1"])
+    section, field = former.split(".")
+    (tmp_path / "own.toml").write_text(f"[{section}]\n{field} = 1\n")
+    with pytest.raises(ConfigError, match=f"is called {re.escape(now)}"):
+        recipe.load_recipe(str(tmp_path / "own.toml"))
+    section, field = now.split(".")
+    assert hasattr(getattr(recipe.Recipe(), section), field)

@@ -19,7 +19,7 @@ from dcdctl.core.teacher import cache as teacher_cache
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, initial_model, recipe, refresh
 
 CPU = torch.device("cpu")
-FUSION = ["model.layers=[0, 2]", "batch.size=4", "batch.drawn_negatives=2", "batch.hard_negatives=1", "optimizer.steps=6"]
+FUSION = ["model.layers=[0, 2]", "batch.size=4", "batch.random_negatives=2", "batch.hard_negatives=1", "optimizer.steps=6"]
 DUAL = ["model.kind=dual", "model.start=new", "model.layers=[]", "model.hidden_size=16", "model.num_heads=2", "model.num_layers=1"]
 DUAL += ["batch.size=4", "optimizer.steps=6", "loss.terms={infonce = 1.0, kl = 1.0}"]
 

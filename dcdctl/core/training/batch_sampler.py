@@ -168,10 +168,10 @@ class ListSteps(_Steps):
         num_images_T = np.diff(cache.candidates.images_of_text.offsets)
         counts = {"text": num_texts_I[self.corpus.caption_image], "image": num_images_T}
         fewest = np.min([counts[direction] for direction in self.config.directions], axis=0)
-        enough: Index = np.flatnonzero(fewest >= self.config.drawn_negatives)
+        enough: Index = np.flatnonzero(fewest >= self.config.random_negatives)
         if not len(enough):
             raise ConfigError(
-                f"batch.drawn_negatives is {self.config.drawn_negatives}, the cache has at most {fewest.max()} candidates for a query",
+                f"batch.random_negatives is {self.config.random_negatives}, the cache has at most {fewest.max()} candidates for a query",
                 hint="set it lower, or cache more: --set candidates.per_query=N, or candidates.block_size=N for blocks",
             )
         return enough
@@ -230,7 +230,7 @@ class ListSteps(_Steps):
         return self._draw(rng, self._mined_of(rng, "image", text, step), self.corpus.num_images, own, int)
 
     def _some(self, rng: np.random.Generator, candidates: Index) -> Index:
-        return rng.choice(candidates, self.config.drawn_negatives, replace=False)
+        return rng.choice(candidates, self.config.random_negatives, replace=False)
 
     def _mined_of(self, rng: np.random.Generator, direction: str, query: int, step: int) -> Index | None:
         """A query's mined negatives; None in a step whose negatives are all random."""
@@ -240,7 +240,7 @@ class ListSteps(_Steps):
         return None if step < self.mined.first_step else self.mined.some_of(rng, direction, query)
 
     def _draw(self, rng: np.random.Generator, mined: Index | None, population: int, own: set[int], class_of: Callable[[int], int]) -> Index:
-        count = self.config.drawn_negatives
+        count = self.config.random_negatives
         if mined is None:
             return negatives.draw(rng, population, count, lambda i: class_of(i) in own)
         return negatives.filled_up(rng, mined, count, population, own, class_of)

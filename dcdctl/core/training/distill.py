@@ -312,7 +312,7 @@ def work(recipe: Recipe, scores: Scores | None) -> dict[str, Any]:
     size = recipe.batch.size
     if recipe.model.kind == "dual":
         return {"unit": "images", "per_step": size}
-    num_negatives = recipe.batch.drawn_negatives if scores is None else recipe.batch.hard_negatives
+    num_negatives = recipe.batch.random_negatives if scores is None else recipe.batch.hard_negatives
     return {"unit": "pairs", "per_step": size * (1 + num_negatives if recipe.loss.on_lists else size)}
 
 

@@ -40,7 +40,7 @@ def _new_fusion(config: ModelConfig, captions: Sequence[str], seed: int) -> Any:
             hidden_size=config.hidden_size, num_layers=config.num_layers, num_heads=config.num_heads, dropout=config.dropout
         )
         sides = config.vision, config.text
-        length, cosine = config.max_text_len, config.cosine or None
+        length, cosine = config.max_text_len, config.dual_init or None
         return models.scorer_over(*sides, fusion, max_text_len=length, reading=_reading(config), seed=seed, cosine=cosine)
     size = models.ViltSize(
         hidden_size=config.hidden_size,

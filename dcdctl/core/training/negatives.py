@@ -86,7 +86,7 @@ def mine(source: Source, recipe: Recipe, device: torch.device = teacher.CPU, tra
 def for_lists(mined: Candidates, recipe: Recipe, num_steps: int) -> MinedNegatives:
     """What lists draw from in a training of so many steps; ConfigError where the processes have not mined the same."""
     distributed.check_equal(_checksum(mined), "the negatives they mined")
-    per_list = max(1, int(recipe.batch.mined_share * recipe.batch.drawn_negatives + 0.5))
+    per_list = max(1, int(recipe.batch.mined_share * recipe.batch.random_negatives + 0.5))
     return MinedNegatives(mined, per_list, int(recipe.batch.mined_from * num_steps + 0.5))
 
 

@@ -7,7 +7,7 @@ the whole resolved recipe is kept in run.json.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -106,7 +106,7 @@ class ModelConfig:
     frozen_encoders: bool = False
     """vision and text stay as they are, so that their features can be kept on disk (--features). fusion: what is between them is trained;
     dual: one linear layer a side."""
-    cosine: str = ""
+    dual_init: str = ""
     """fusion over frozen vision and text: a dual encoder over the same two, whose scaled cosine is added to the logit; empty for none."""
     projection_dim: int = 256
     hidden_size: int = 128
@@ -150,8 +150,8 @@ class ModelConfig:
         if (self.vision_levels or self.vision_grid or self.vision_size) and not (self.vision and self.frozen_encoders):
             found = "model.vision_levels, vision_grid and vision_size are for new models over model.vision and model.text"
             raise ConfigError(found, hint="set model.frozen_encoders, and name both encoders")
-        if self.cosine and not (self.kind == "fusion" and self.vision and self.frozen_encoders):
-            raise ConfigError("model.cosine is for a new fusion model over model.vision and model.text, with model.frozen_encoders")
+        if self.dual_init and not (self.kind == "fusion" and self.vision and self.frozen_encoders):
+            raise ConfigError("model.dual_init is for a new fusion model over model.vision and model.text, with model.frozen_encoders")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,10 +172,10 @@ class BatchConfig:
 
     size: int = 32
     """Queries (lists) or images, each with one caption (all pairs)."""
-    drawn_negatives: int = 15
+    random_negatives: int = 15
     """Lists: negatives drawn for a query before the hardest are kept; queries with fewer candidates in the cache take no part."""
     hard_negatives: int = 7
-    """Lists: negatives kept, the hardest by the teacher's score, at most drawn_negatives; without a cache all drawn ones are kept."""
+    """Lists: negatives kept, the hardest by the teacher's score, at most random_negatives; without a cache all drawn ones are kept."""
     directions: tuple[Literal["text", "image"], ...] = ("text", "image")
     """text: an image with candidate captions (the paper's only one); image: a caption with candidate images."""
     refresh_steps: tuple[int, ...] = ()
@@ -184,7 +184,7 @@ class BatchConfig:
     negatives: Literal["random", "mined"] = "random"
     """Lists without a cache: drawn from the whole corpus, or what `[candidates]` finds for a query, mined once before the first step."""
     mined_share: float = 1.0
-    """mined: share of drawn_negatives, rounded, at least one; the others, and what a query with fewer lacks, are random, no two alike."""
+    """mined: share of random_negatives, rounded, at least one; the others, and what a query with fewer lacks, are random, no two alike."""
     mined_from: float = 0.0
     """mined: share of the steps, in [0, 1), before which all are random; with hard ones alone a new fusion may not begin to learn."""
 
@@ -193,8 +193,8 @@ class BatchConfig:
             raise ConfigError(f"batch.refresh_steps must ascend from 1 on, got {list(self.refresh_steps)}")
         if self.size < 2:
             raise ConfigError(f"batch.size must be at least 2, got {self.size}")
-        if self.hard_negatives < 1 or self.drawn_negatives < 1:
-            raise ConfigError("batch.hard_negatives and batch.drawn_negatives must be at least 1")
+        if self.hard_negatives < 1 or self.random_negatives < 1:
+            raise ConfigError("batch.hard_negatives and batch.random_negatives must be at least 1")
         if not self.directions or len(set(self.directions)) < len(self.directions):
             raise ConfigError(f"batch.directions must name text, image or both, got {list(self.directions)}")
         if not 0 < self.mined_share <= 1:
@@ -281,12 +281,14 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed must be at least 0, got {self.seed}")
-        if self.loss.on_lists and self.loss.needs_teacher and self.batch.hard_negatives > self.batch.drawn_negatives:
-            found = f"{self.batch.hard_negatives} of {self.batch.drawn_negatives}"
-            raise ConfigError(f"batch.hard_negatives must be at most batch.drawn_negatives, got {found}")
+        if self.loss.on_lists and self.loss.needs_teacher and self.batch.hard_negatives > self.batch.random_negatives:
+            found = f"{self.batch.hard_negatives} of {self.batch.random_negatives}"
+            raise ConfigError(f"batch.hard_negatives must be at most batch.random_negatives, got {found}")
 
 
 RECIPES = files.packaged("recipes")
+RENAMED = {"model.cosine": "model.dual_init", "batch.drawn_negatives": "batch.random_negatives"}
+"""Former names of fields -> the names that recipes use now."""
 
 
 def names() -> list[str]:
@@ -299,4 +301,9 @@ def load_recipe(ref: str, sets: Sequence[str] = ()) -> Recipe:
     path = Path(ref) if ref.endswith(".toml") else RECIPES / f"{ref}.toml"
     if not path.is_file():
         raise ConfigError(f"no recipe {ref}", hint=f"known recipes: {', '.join(names())}; or name a .toml file")
-    return build(Recipe, apply_sets(read_toml(path), sets))
+    table = apply_sets(read_toml(path), sets)
+    for former, name in RENAMED.items():
+        section, _, key = former.partition(".")
+        if isinstance(table.get(section), Mapping) and key in table[section]:
+            raise ConfigError(f"the recipe field {former} is called {name}", hint="rename it")
+    return build(Recipe, table)
