@@ -15,7 +15,7 @@ from encoders import make_pair
 from tiny import make_corpus
 from torch.testing import assert_close
 
-from dcdctl.core import models
+from dcdctl.core import files, models
 from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.evaluation import EvalOptions, evaluate
 from dcdctl.core.evaluation import result as evaluation_result
@@ -106,8 +106,8 @@ def test_the_size_is_told_before_anything_is_encoded(tmp_path, corpus, pair):
     found = open_or_build(tmp_path, corpus, pair, track=track)
     size = features.size_in_bytes(found.plan)
     assert told == [(f"encode 32 images, 160 captions to {size / 1e9:,.2f} GB", 192, [])]
-    files = [path for path in found.folder.glob("*-*.npy")]
-    assert sum(np.load(path).nbytes for path in files) == size
+    paths = list(found.folder.glob("*-*.npy"))
+    assert sum(np.load(path).nbytes for path in paths) == size
 
 
 def test_no_room_on_the_disk_is_said_before_anything_is_encoded(tmp_path, corpus, pair, monkeypatch):
@@ -160,18 +160,30 @@ def test_a_folder_that_is_not_what_its_name_says_is_refused(root, kept, corpus, 
     folder = tmp_path / kept.folder.name
     damaged = folder / "images-00001.npy"
     damaged.write_bytes(damaged.read_bytes()[:-2])
-    with pytest.raises(StaleError, match=r"images-00001\.npy is damaged: it has \d+ bytes, not \d+; delete .* and run again"):
+    with pytest.raises(StaleError, match=r"images-00001\.npy is damaged: it has [\d,]+ bytes, not [\d,]+; delete .* again"):
         open_or_build(tmp_path, corpus, pair)
     damaged.write_bytes((kept.folder / damaged.name).read_bytes())
     plan = json.loads((folder / "plan.json").read_text())
-    (folder / "plan.json").write_text(json.dumps({**plan, "encoders": plan["encoders"][:12] + "0" * 52}))
-    with pytest.raises(StaleError, match="holds features of another encoders"):
-        open_or_build(tmp_path, corpus, pair)
+    for key, value, message in (
+        # Encoders whose digest begins alike: the folder would have the same name.
+        ("encoders", other := plan["encoders"][:12] + "0" * 52, rf"made with another encoders \({other}, not {plan['encoders']}\)"),
+        ("format", 1, r"made with another format \(1, not 2\); name another folder, or delete this one"),
+    ):
+        (folder / "plan.json").write_text(json.dumps({**plan, key: value}))
+        with pytest.raises(StaleError, match=message):
+            open_or_build(tmp_path, corpus, pair)
+    (folder / "plan.json").write_text(json.dumps(plan))
     for name in ("plan.json", "features.json"):
         (folder / name).write_text("{")
-        with pytest.raises(StaleError, match=rf"{name} is not JSON: .*; delete .*{folder.name} and run again"):
+        with pytest.raises(StaleError, match=rf"{name} is not JSON: .*; delete the folder and run the same command again"):
             open_or_build(tmp_path, corpus, pair)
         shutil.copyfile(kept.folder / name, folder / name)
+
+
+def test_features_that_another_run_is_writing_are_refused(tmp_path, kept, corpus, pair):
+    with files.lock(tmp_path / kept.folder.name), pytest.raises(StaleError, match=r"another run is writing to .*; let it end"):
+        open_or_build(tmp_path, corpus, pair)
+    assert not list(tmp_path.rglob("*.npy"))
 
 
 def test_a_model_without_encoders_is_refused(tmp_path, corpus, teacher):

@@ -4,10 +4,11 @@
     ROOT/SPLIT-CORPUS-ENCODERS/lengths.npy        tokens of each caption
     ROOT/SPLIT-CORPUS-ENCODERS/images-00000.npy   float16, I x V x D, the images of a range
     ROOT/SPLIT-CORPUS-ENCODERS/texts-00000.npy    float16, the tokens of their captions one after the other, without padding
-    ROOT/SPLIT-CORPUS-ENCODERS/features.json      the sign that all is there, written last: the size of each file
+    ROOT/SPLIT-CORPUS-ENCODERS/features.json      completion marker, written last: size and SHA-256 of each file
 
 The folder's name holds the fingerprints of the corpus and of the encoders, so a root serves any number of both and nothing in it is ever
-read for another. Files are whole or absent: a killed encoding goes on with those that are missing. Reading is memory-mapped.
+read for another. A killed encoding resumes with the files that are missing. Files are memory-mapped, and compared with their checksums when
+they are first mapped.
 
 Shape letters: I images, T texts, V image tokens, L text tokens, D width of an encoder.
 """
@@ -26,13 +27,21 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dcdctl.core import files
+from dcdctl.core import distributed, files
+from dcdctl.core.artifacts import Build, Kind, seal_of
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import InputError, ModelError, StaleError
 from dcdctl.core.models import CoAttentionScorer, EncoderDual, ImageBatch, Preprocessor, States, TextBatch
 from dcdctl.core.progress import Advance, Track, silent
 
-FORMAT = 1
+FEATURES = Kind(
+    name="features",
+    format=2,
+    seal_file="features.json",
+    files=("lengths.npy", "images-*.npy", "texts-*.npy"),
+    make="run the command with --features",
+    make_again="run the same command again",
+)
 IMAGES_PER_FILE = 256
 IMAGE_CHUNK = 32
 """Images encoded at a time."""
@@ -92,6 +101,8 @@ class Features:
     corpus: Corpus
     folder: Path
     plan: dict[str, Any]
+    parts: dict[str, dict[str, Any]]
+    """Size and SHA-256 of each file, by name."""
     only_first: bool = False
     """Of an image only the token that stands for the whole is read, all that a dual encoder takes: V is 1."""
 
@@ -101,7 +112,7 @@ class Features:
         num_tokens = 1 if self.only_first else self.plan["image_tokens"]
         tokens = np.empty((len(places), num_tokens, self.plan["image_width"]), dtype=np.float16)
         for row, part, place in zip(tokens, parts.tolist(), places.tolist(), strict=True):
-            row[:] = _mapped(self.folder, "images", part)[place, :num_tokens]
+            row[:] = self._mapped("images", part)[place, :num_tokens]
         return States(torch.from_numpy(tokens), torch.ones(tokens.shape[:2], dtype=torch.bool))
 
     def texts(self, text_ix: Sequence[int] | Index) -> States:
@@ -111,12 +122,17 @@ class Features:
         parts = self.corpus.caption_image[wanted] // IMAGES_PER_FILE
         tokens = np.zeros((len(wanted), int(lengths.max(initial=1)), self.plan["text_width"]), dtype=np.float16)
         for row, part, start, length in zip(tokens, parts.tolist(), starts.tolist(), lengths.tolist(), strict=True):
-            row[:length] = _mapped(self.folder, "texts", part)[start : start + length]
+            row[:length] = self._mapped("texts", part)[start : start + length]
         return States(torch.from_numpy(tokens), torch.from_numpy(np.arange(tokens.shape[1]) < lengths[:, None]))
+
+    def _mapped(self, kind: str, part: int) -> Half:
+        name = _name(kind, part)
+        return _mapped(self.folder / name, self.parts[name]["sha256"])
 
     @cached_property
     def _lengths(self) -> Index:
-        return np.load(self.folder / "lengths.npy").astype(np.int64)
+        path = FEATURES.checked(self.folder / "lengths.npy", self.parts["lengths.npy"]["sha256"])
+        return np.load(path).astype(np.int64)
 
     @cached_property
     def _starts(self) -> Index:
@@ -133,27 +149,28 @@ def open_or_build(root: Path, corpus: Corpus, scorer: Any, *, device: torch.devi
     """
     if not isinstance(scorer, CoAttentionScorer | EncoderDual):
         raise ModelError("this model has no encoders of its own whose features could be kept", hint="leave --features out")
-    folder = root / f"{corpus.split}-{corpus.fingerprint[:12]}-{scorer.encoders_digest[:12]}"
-    if not (folder / "features.json").exists():
-        _build(folder, corpus, scorer.to(device).eval(), device, track)
-    plan = _read_document(folder, "plan.json")
-    _check(folder, plan, {"format": FORMAT, "corpus": corpus.fingerprint, "encoders": scorer.encoders_digest})
-    for name, size in _read_document(folder, "features.json")["files"].items():
-        found = (folder / name).stat().st_size if (folder / name).exists() else 0
-        if found != size:
-            raise StaleError(f"{folder / name} is damaged: it has {found} bytes, not {size}", hint=f"delete {folder} and run again")
-    return Features(corpus, folder, plan)
+    expected = {"format": FEATURES.format, "corpus": corpus.fingerprint, "encoders": scorer.encoders_digest}
+    build = Build(root / f"{corpus.split}-{corpus.fingerprint[:12]}-{scorer.encoders_digest[:12]}", expected, FEATURES)
+    if not build.is_sealed:
+        with build.lock(distributed.rank()):
+            _build(build.folder, expected, corpus, scorer.to(device).eval(), device, track)
+    plan = files.read_json(build.folder / FEATURES.plan_file, error=StaleError, hint=FEATURES.remake)
+    build.expect(plan)
+    parts = FEATURES.read_seal(build.folder)["files"]
+    for name, seal in parts.items():
+        FEATURES.check_size(build.folder / name, seal["bytes"])
+    return Features(corpus, build.folder, plan, parts)
 
 
 @torch.inference_mode()
-def _build(folder: Path, corpus: Corpus, scorer: CoAttentionScorer | EncoderDual, device: torch.device, track: Track) -> None:
+def _build(
+    folder: Path, expected: dict[str, Any], corpus: Corpus, scorer: CoAttentionScorer | EncoderDual, device: torch.device, track: Track
+) -> None:
     source = CorpusSource(corpus, scorer.preprocess)
     lengths = _token_counts(source)
     first_image = scorer.image_features(source.images([0]).to(device)).tokens
     plan = {
-        "format": FORMAT,
-        "corpus": corpus.fingerprint,
-        "encoders": scorer.encoders_digest,
+        **expected,
         "split": corpus.split,
         "images": corpus.num_images,
         "captions": corpus.num_captions,
@@ -162,11 +179,9 @@ def _build(folder: Path, corpus: Corpus, scorer: CoAttentionScorer | EncoderDual
         "text_tokens": int(lengths.sum()),
         "text_width": scorer.network.text_config.hidden_size,
     }
-    if (folder / "plan.json").exists():
-        _check(folder, _read_document(folder, "plan.json"), plan)
-    files.write_json(folder / "plan.json", plan)
-    files.remove_partials(folder)
-    _save(folder / "lengths.npy", lengths.astype(np.uint16))
+    build = Build(folder, plan, FEATURES)
+    build.begin()
+    _save(build, "lengths.npy", lengths.astype(np.uint16))
     parts = range(-(-corpus.num_images // IMAGES_PER_FILE))
     bytes_left = size_in_bytes(plan) - sum(path.stat().st_size for path in folder.glob("*-*.npy"))
     if (free := shutil.disk_usage(folder).free) < bytes_left:
@@ -174,13 +189,13 @@ def _build(folder: Path, corpus: Corpus, scorer: CoAttentionScorer | EncoderDual
     label = f"encode {corpus.num_images:,} images, {corpus.num_captions:,} captions to {_gigabytes(size_in_bytes(plan))}"
     with track(label, total=corpus.num_images + corpus.num_captions, unit="items") as advance:
         for part in parts:
-            _build_part(folder, part, source, scorer, device, lengths, advance)
+            _build_part(build, part, source, scorer, device, lengths, advance)
     names = ["lengths.npy", *(_name(kind, part) for kind in ("images", "texts") for part in parts)]
-    files.write_json(folder / "features.json", {"files": {name: (folder / name).stat().st_size for name in names}})
+    build.seal({"format": FEATURES.format, "files": {name: seal_of(folder / name) for name in names}}, names)
 
 
 def _build_part(
-    folder: Path,
+    build: Build,
     part: int,
     source: CorpusSource,
     scorer: CoAttentionScorer | EncoderDual,
@@ -188,27 +203,27 @@ def _build_part(
     lengths: Index,
     advance: Advance,
 ) -> None:
-    """Encode the images of a range, and their captions, where they are not yet on disk."""
+    """Encode the images of a range, and their captions, unless they are on disk."""
     corpus = source.corpus
     images = range(part * IMAGES_PER_FILE, min((part + 1) * IMAGES_PER_FILE, corpus.num_images))
-    path = folder / _name("images", part)
-    if not path.exists():
+    name = _name("images", part)
+    if build.missing([name]):
         chunks = [images[start : start + IMAGE_CHUNK] for start in range(0, len(images), IMAGE_CHUNK)]
-        encoded = [_to_half(scorer.image_features(source.images(chunk).to(device)), path) for chunk in chunks]
-        _save(path, np.concatenate([tokens for tokens, _ in encoded]))
+        encoded = [_to_half(scorer.image_features(source.images(chunk).to(device)), build.folder / name) for chunk in chunks]
+        _save(build, name, np.concatenate([tokens for tokens, _ in encoded]))
     advance(len(images))
-    path = folder / _name("texts", part)
+    name = _name("texts", part)
     texts = np.arange(_first_text(corpus, part), _first_text(corpus, part + 1))
-    if not path.exists():
+    if build.missing([name]):
         starts = np.cumsum(lengths[texts]) - lengths[texts]
         packed = np.empty((int(lengths[texts].sum()), scorer.network.text_config.hidden_size), dtype=np.float16)
         by_length = np.argsort(lengths[texts], kind="stable")
         for start in range(0, len(texts), TEXT_CHUNK):
             chunk = by_length[start : start + TEXT_CHUNK]
-            tokens, mask = _to_half(scorer.text_features(source.texts(texts[chunk]).to(device)), path)
+            tokens, mask = _to_half(scorer.text_features(source.texts(texts[chunk]).to(device)), build.folder / name)
             for place, some, is_real in zip(starts[chunk].tolist(), tokens, mask, strict=True):
                 packed[place : place + int(is_real.sum())] = some[is_real]
-        _save(path, packed)
+        _save(build, name, packed)
     advance(len(texts))
 
 
@@ -235,31 +250,21 @@ def _first_text(corpus: Corpus, part: int) -> int:
     return int(np.searchsorted(corpus.caption_image, part * IMAGES_PER_FILE))
 
 
-def _read_document(folder: Path, name: str) -> dict[str, Any]:
-    return files.read_json(folder / name, error=StaleError, hint=f"delete {folder} and run again")
-
-
-def _check(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for key, value in wanted.items():
-        if found.get(key) != value:
-            raise StaleError(f"{folder} holds features of another {key} ({found.get(key)}, not {value})", hint=f"delete {folder}")
-
-
 def _name(kind: str, part: int) -> str:
     return f"{kind}-{part:05d}.npy"
 
 
-def _save(path: Path, array: NDArray[Any]) -> None:
-    if not path.exists():
-        with files.atomic_path(path) as partial, partial.open("wb") as file:
+def _save(build: Build, name: str, array: NDArray[Any]) -> None:
+    if build.missing([name]):
+        with build.write(name) as partial, partial.open("wb") as file:
             np.save(file, array)
 
 
 @lru_cache(maxsize=256)
-def _mapped(folder: Path, kind: str, part: int) -> Half:
-    """A file of features, memory-mapped; it stays open while it is among those read last."""
+def _mapped(path: Path, sha256: str) -> Half:
+    """A file of features, compared with its checksum and memory-mapped; it stays open while it is among those read last."""
     # As a plain array: np.memmap's own indexing takes longer than what is read here at a time.
-    return np.asarray(np.load(folder / _name(kind, part), mmap_mode="r"))
+    return np.asarray(np.load(FEATURES.checked(path, sha256), mmap_mode="r"))
 
 
 def _gigabytes(count: int) -> str:

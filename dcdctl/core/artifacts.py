@@ -1,0 +1,227 @@
+"""Artifacts on disk: a plan that is written first, parts that are each written atomically, and a seal that is written last.
+
+A corpus, a teacher cache, features, an image index and mined negatives are artifacts. The plan says what the artifact is made from, so that
+a killed build resumes and a build of another plan is refused. The seal is the completion marker; it holds size and SHA-256 of every part.
+Opening an artifact compares sizes. The SHA-256 of a part is compared when the part is first read in a process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcdctl.core import files
+from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError
+
+Document = dict[str, Any]
+"""A JSON object."""
+_DIGESTS: dict[tuple[str, int, int], str] = {}
+"""The SHA-256 of the files hashed by this process, by path, size and modification time."""
+_LOCKS: dict[int, threading.Lock] = {}
+"""One lock per process: a child made by fork would inherit a lock that another thread of its parent holds."""
+ELSEWHERE = "name another folder, or delete this one"
+_DIGEST = re.compile(r"[0-9a-f]{32,}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of artifact: its files, and what messages say about it."""
+
+    name: str
+    """As messages call it: "teacher cache"."""
+    format: int
+    seal_file: str
+    plan_file: str = "plan.json"
+    keeps_plan: bool = True
+    """Whether a finished artifact keeps its plan file. If so, a part can be made again by itself."""
+    files: tuple[str, ...]
+    """Glob patterns of all files that a build writes, besides plan and seal."""
+    make: str
+    """What to run if there is none: "run `dcdctl cache-teacher`"."""
+    make_again: str
+    """What to run if one is unfinished or damaged."""
+    error: type[DcdError] = StaleError
+    """Raised for a damaged part, and for another format."""
+    missing: type[DcdError] = MissingError
+    """Raised if there is no finished artifact, or if a part is missing."""
+
+    def read_seal(self, folder: Path) -> Document:
+        """The seal of a finished artifact; `missing` if there is none, `error` if it is damaged or of another format."""
+        path = folder / self.seal_file
+        if not path.is_file():
+            if (folder / self.plan_file).is_file():
+                raise self.missing(f"the {self.name} in {folder} is not finished", hint=f"{self.make_again}: it resumes")
+            raise self.missing(f"there is no {self.name} in {folder} (no {self.seal_file})", hint=self.make)
+        document = files.read_json(path, error=self.error, hint=self.remake)
+        if (found := document.get("format")) != self.format:
+            raise self.error(f"{path} is of format {found!r}, this dcdctl reads format {self.format}", hint=self.remake)
+        return document
+
+    def check_size(self, path: Path, size: int) -> None:
+        """`error` if a part has not the size of the seal, `missing` if it is not there."""
+        try:
+            found = path.stat().st_size
+        except OSError as error:
+            hint = f"delete {self.seal_file} there and {self.make_again}" if self.keeps_plan else self.remake
+            raise self.missing(f"{path} is missing ({error.strerror})", hint=hint) from error
+        if found != size:
+            raise self.damaged(path, f"it has {found:,} bytes, not {size:,}")
+
+    def checked(self, path: Path, sha256: str) -> Path:
+        """The path of a part that is as it was sealed; the file is hashed once per process, before it is first read."""
+        try:
+            found = sha256_of(path)
+        except OSError as error:
+            raise self.damaged(path, f"it cannot be read ({error.strerror})") from error
+        if found != sha256:
+            raise self.damaged(path, "its SHA-256 is {}, not {}".format(*_named(found, sha256)))
+        return path
+
+    def damaged(self, path: Path, reason: str) -> DcdError:
+        """The error that says that a part is damaged, and how to make it again."""
+        hint = f"delete {path.name} and {self.seal_file} there and {self.make_again}" if self.keeps_plan else self.remake
+        return self.error(f"{path} is damaged: {reason}", hint=hint)
+
+    @property
+    def remake(self) -> str:
+        """The hint to make all of it again."""
+        return f"delete the folder and {self.make_again}"
+
+    def refuse_foreign(self, folder: Path) -> None:
+        """InputError for a file, StaleError for a folder with something else in it than an artifact of this kind."""
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file, not a folder", hint="name another with --out")
+        if files.is_vacant(folder) or any((folder / name).exists() for name in (self.plan_file, self.seal_file)):
+            return
+        found = min(path.name for path in folder.iterdir() if not path.name.endswith(files.PARTIAL_SUFFIX))
+        message = f"{folder} is not empty and holds no {self.name} (found {found})"
+        raise StaleError(message, hint="name an empty or a new folder with --out")
+
+
+class Build:
+    """An artifact that is being made in a folder.
+
+    Its plan file holds the plan and, beside it, notes on the build, such as what planning found or which parts are finished.
+    """
+
+    def __init__(self, folder: Path, plan: Mapping[str, Any], kind: Kind) -> None:
+        self.folder, self.plan, self.kind = folder, dict(plan), kind
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the artifact is finished."""
+        return (self.folder / self.kind.seal_file).exists()
+
+    def lock(self, rank: int = 0) -> AbstractContextManager[None]:
+        """The folder for this run alone, as far as the process of a rank writes to it; StaleError if another run has it."""
+        return files.lock(self.folder, rank)
+
+    def begin(self, *, restart: bool = False, kept: Collection[str] = ()) -> Document:
+        """Make the folder this plan's, and return the notes of an earlier run of the same plan; none for a new build.
+
+        If the folder holds another plan, `restart` removes it with its files, except those of a finished artifact that are `kept`.
+        StaleError without `restart`, and if the folder holds something else.
+        """
+        found = self._read_plan()
+        if found is not None and self.plan.items() <= found.items():
+            files.remove_partials(self.folder)
+            return {key: value for key, value in found.items() if key not in self.plan}
+        if found is not None and not restart:
+            self.expect(found)
+        if found is None and not self.is_sealed:
+            self.kind.refuse_foreign(self.folder)
+        self.clean(kept)
+        self.note()
+        return {}
+
+    def expect(self, found: Mapping[str, Any]) -> None:
+        """StaleError that names both sides and the next step if this is not the plan."""
+        expect(self.folder, found, self.plan)
+
+    def note(self, **notes: Any) -> None:
+        """Write the plan with these notes, in place of earlier notes."""
+        files.write_json(self.folder / self.kind.plan_file, {**self.plan, **notes})
+
+    def missing(self, parts: Iterable[str]) -> list[str]:
+        """The parts that are not written yet."""
+        return [name for name in parts if not (self.folder / name).exists()]
+
+    @contextmanager
+    def write(self, part: str) -> Iterator[Path]:
+        """A path to write a part to; the part appears when the block ends well."""
+        with files.atomic_path(self.folder / part) as partial:
+            yield partial
+        sha256_of(self.folder / part)  # while it is in memory: the seal and the first reader of this process need it
+
+    def seal(self, document: Mapping[str, Any], parts: Collection[str]) -> None:
+        """Write the seal, and remove what a finished artifact does not need: all but its parts."""
+        files.write_json(self.folder / self.kind.seal_file, document)
+        self.clean(parts)
+
+    def clean(self, kept: Collection[str]) -> None:
+        """Remove the files of this kind of artifact that are not `kept`, and the plan of a finished one if it does not keep it."""
+        for path in sorted(path for pattern in self.kind.files for path in self.folder.glob(pattern)):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.relative_to(self.folder).as_posix() not in kept:
+                path.unlink(missing_ok=True)
+        if self.is_sealed and not self.kind.keeps_plan:
+            (self.folder / self.kind.plan_file).unlink(missing_ok=True)
+        files.remove_partials(self.folder)
+
+    def _read_plan(self) -> Document | None:
+        path = self.folder / self.kind.plan_file
+        return files.read_json(path, error=self.kind.error, hint=self.kind.remake) if path.exists() else None
+
+
+def seal_of(path: Path, **facts: Any) -> Document:
+    """What a seal says about a part: its size, its SHA-256, and facts that readers need."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path), **facts}
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file in hex, computed once per process for a path, size and modification time."""
+    status = path.stat()
+    key = (str(path.absolute()), status.st_size, status.st_mtime_ns)
+    with _LOCKS.setdefault(os.getpid(), threading.Lock()):
+        if key not in _DIGESTS:
+            _DIGESTS[key] = files.sha256_of(path)
+        return _DIGESTS[key]
+
+
+def expect(where: Path, found: Mapping[str, Any], expected: Mapping[str, Any], *, hint: str = ELSEWHERE) -> None:
+    """StaleError if `found` differs from `expected` in a key of `expected`; it names the first difference with both sides."""
+    for key, value in expected.items():
+        if difference := first_difference(key, found.get(key), value):
+            raise StaleError(f"{where} was made with another {difference}", hint=hint)
+
+
+def first_difference(name: str, found: Any, expected: Any) -> str | None:
+    """Where two JSON values first differ, with both sides; None if they are equal.
+
+    >>> first_difference("recipe", {"seed": 0, "loss": {"alpha": 0.2}}, {"seed": 0, "loss": {"alpha": 0.5}})
+    'recipe.loss.alpha (0.2, not 0.5)'
+    """
+    if found == expected:
+        return None
+    parts: list[str | None] = []
+    if isinstance(found, Mapping) and isinstance(expected, Mapping):
+        parts = [first_difference(f"{name}.{key}", found.get(key), expected.get(key)) for key in {**found, **expected}]
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        parts = [first_difference(f"{name}[{i}]", *pair) for i, pair in enumerate(zip(found, expected, strict=True))]
+    return next(filter(None, parts), "{} ({}, not {})".format(name, *_named(found, expected)))
+
+
+def _named(*values: Any) -> list[str]:
+    """Values as a message names them; of digests, the first digits if these differ."""
+    words = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
+    short = [word[:12] if _DIGEST.fullmatch(word) else word for word in words]
+    return short if len(set(short)) == len(short) else words

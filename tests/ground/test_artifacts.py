@@ -1,0 +1,294 @@
+"""Artifacts: a killed build resumes, another plan is refused, and no damaged byte is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from encoders import make_pair
+from made_index import killed_before
+from tiny import contents
+
+from dcdctl.core import artifacts, files
+from dcdctl.core.artifacts import Build, Kind, first_difference, seal_of, sha256_of
+from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError
+from dcdctl.core.scoring import features, open_or_build
+
+TOY = Kind(
+    name="toy",
+    format=3,
+    seal_file="toy.json",
+    files=("part-*", "deep/part-*", "draft"),
+    make="run `make toy`",
+    make_again="run `make toy` again",
+)
+PARTS = ("part-0", "part-1", "deep/part-2", "part-3")
+
+
+def make_toy(folder: Path, kind: Kind = TOY, *, seed: int = 0, restart: bool = False) -> list[str]:
+    """Build an artifact whose parts depend on a seed and on what is noted in planning; the parts that this call wrote."""
+    build = Build(folder, {"format": kind.format, "settings": {"seed": seed}}, kind)
+    written = []
+    with build.lock():
+        if build.is_sealed:
+            document = kind.read_seal(folder)
+            build.expect(document["plan"])
+            build.clean(document["files"])
+            return []
+        notes = build.begin(restart=restart)
+        if "salt" not in notes:
+            files.write_text(folder / "draft", "scratch")
+            notes = {"salt": "noted"}
+            build.note(**notes)
+        for name in build.missing(PARTS):
+            with build.write(name) as partial:
+                partial.write_text(f"{name} {seed} {notes['salt']}")
+            written.append(name)
+        build.seal({"format": kind.format, "plan": build.plan, "files": {name: seal_of(folder / name) for name in PARTS}}, PARTS)
+    return written
+
+
+@pytest.mark.parametrize("keeps_plan", [True, False])
+def test_a_build_killed_before_any_move_resumes_with_the_missing_parts_to_the_same_bytes(tmp_path, monkeypatch, keeps_plan):
+    kind = dataclasses.replace(TOY, keeps_plan=keeps_plan)
+    assert make_toy(tmp_path / "whole", kind) == list(PARTS)
+    number, was_killed = 0, True
+    while was_killed:
+        folder = tmp_path / f"killed {number}"
+        was_killed = killed_before(monkeypatch, number, lambda: make_toy(folder, kind))  # noqa: B023
+        there = {name: (folder / name).stat().st_mtime_ns for name in PARTS if (folder / name).exists()}
+        is_sealed = (folder / kind.seal_file).exists()
+        # The oracle: exactly the parts that were not there are written, and none that were.
+        assert make_toy(folder, kind) == ([] if is_sealed else [name for name in PARTS if name not in there])
+        assert there.items() <= {name: (folder / name).stat().st_mtime_ns for name in PARTS}.items()
+        assert contents(folder) == contents(tmp_path / "whole"), number
+        number += 1
+    assert number > len(PARTS) + 3
+    assert sorted(contents(tmp_path / "whole")) == sorted([*PARTS, "toy.json", *(["plan.json"] if keeps_plan else [])])
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_begun_build_of_another_plan_is_refused_and_both_are_named(tmp_path):
+    make_toy(tmp_path / "toy")
+    (tmp_path / "toy" / "toy.json").unlink()
+    before = contents(tmp_path / "toy")
+    with pytest.raises(StaleError, match=r"toy was made with another settings\.seed \(0, not 1\); name another folder, or delete this one"):
+        make_toy(tmp_path / "toy", seed=1)
+    assert contents(tmp_path / "toy") == before
+    make_toy(tmp_path / "toy", seed=1, restart=True)
+    make_toy(tmp_path / "other", seed=1)
+    assert contents(tmp_path / "toy") == contents(tmp_path / "other")
+
+
+def test_a_folder_with_something_else_and_a_file_are_refused(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("dear")
+    message = r"thesis is not empty and holds no toy \(found thesis\.txt\); name an empty or a new folder with --out"
+    with pytest.raises(StaleError, match=message):
+        make_toy(tmp_path / "thesis")
+    assert contents(tmp_path / "thesis") == {"thesis.txt": b"dear"}
+    (tmp_path / "file").write_text("dear")
+    with pytest.raises(InputError, match="file is a file, not a folder; name another with --out"):
+        make_toy(tmp_path / "file")
+
+
+def test_what_is_not_finished_or_of_another_format_is_no_artifact(tmp_path):
+    with pytest.raises(MissingError, match=r"there is no toy in .*toy \(no toy\.json\); run `make toy`"):
+        TOY.read_seal(tmp_path / "toy")
+    Build(tmp_path / "toy", {"format": 3}, TOY).begin()
+    with pytest.raises(MissingError, match=r"the toy in .*toy is not finished; run `make toy` again: it resumes"):
+        TOY.read_seal(tmp_path / "toy")
+    for text, message in (
+        ('{"format": 2}', r"toy\.json is of format 2, this dcdctl reads format 3; delete the folder and run `make toy` again"),
+        ("{", r"toy\.json is not JSON"),
+    ):
+        (tmp_path / "toy" / "toy.json").write_text(text)
+        with pytest.raises(StaleError, match=message):
+            TOY.read_seal(tmp_path / "toy")
+
+
+def test_a_damaged_plan_is_named(tmp_path):
+    Build(tmp_path, {"format": 3}, TOY).begin()
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(StaleError, match=r"plan\.json is not JSON"):
+        make_toy(tmp_path)
+
+
+@pytest.mark.parametrize("keeps_plan", [True, False])
+def test_a_part_that_is_missing_or_damaged_is_named_with_the_next_step(tmp_path, keeps_plan):
+    kind = dataclasses.replace(TOY, keeps_plan=keeps_plan)
+    make_toy(tmp_path, kind)
+    seal = kind.read_seal(tmp_path)["files"]["part-1"]
+    path = tmp_path / "part-1"
+    assert kind.checked(path, seal["sha256"]) == path
+    kind.check_size(path, seal["bytes"])
+    whole = path.read_bytes()
+    again = "delete part-1 and toy.json there and run `make toy` again" if keeps_plan else "delete the folder and run `make toy` again"
+    flip(path)
+    with pytest.raises(StaleError, match=f"part-1 is damaged: its SHA-256 is .{{12}}, not {seal['sha256'][:12]}; {again}"):
+        kind.checked(path, seal["sha256"])
+    path.write_bytes(whole[:-1])
+    with pytest.raises(StaleError, match=f"part-1 is damaged: it has {len(whole) - 1} bytes, not {len(whole)}; {again}"):
+        kind.check_size(path, seal["bytes"])
+    path.unlink()
+    with pytest.raises(MissingError, match=r"part-1 is missing \(No such file or directory\); delete "):
+        kind.check_size(path, seal["bytes"])
+    if keeps_plan:  # as the hint says
+        (tmp_path / "toy.json").unlink()
+        assert make_toy(tmp_path, kind) == ["part-1"]
+        assert path.read_bytes() == whole
+
+
+def test_the_first_difference_is_named_down_to_its_key():
+    digests = "a" * 64, "b" * 64
+    assert first_difference("corpus", *digests) == "corpus (aaaaaaaaaaaa, not bbbbbbbbbbbb)"
+    assert first_difference("corpus", "a" * 64, "a" * 63 + "b") == f"corpus ({'a' * 64}, not {'a' * 63}b)"
+    assert first_difference("a", {"b": [1, {"c": None}]}, {"b": [1, {"c": 0.5}]}) == "a.b[1].c (null, not 0.5)"
+    assert first_difference("a", {"b": [1]}, {"b": [1, 2]}) == "a.b ([1], not [1, 2])"
+    assert first_difference("a", {}, {"b": None}) == 'a ({}, not {"b": null})'
+    assert first_difference("a", {"b": [1]}, {"b": [1]}) is None
+
+
+def test_a_file_is_hashed_once_per_process_by_all_threads(tmp_path, monkeypatch):
+    hashed = count_hashes(monkeypatch)
+    path = tmp_path / "part"
+    path.write_bytes(bytes(1 << 20))
+    threads = [threading.Thread(target=sha256_of, args=(path,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    monkeypatch.chdir(tmp_path)
+    assert sha256_of(Path("part")) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert hashed == [path]
+    flip(path)
+    assert sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert hashed == [path, path]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_a_fork_does_not_wait_for_the_hash_of_a_thread_that_it_has_not(tmp_path):
+    (tmp_path / "part").write_bytes(b"part")
+    with artifacts._LOCKS.setdefault(os.getpid(), threading.Lock()):  # as another thread would hold it
+        child = os.fork()
+        if not child:
+            sha256_of(tmp_path / "part")
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from dcdctl.core.artifacts import Build, Kind
+kind = Kind(name="toy", format=1, seal_file="toy.json", files=(), make="", make_again="")
+with Build(Path(sys.argv[1]), {}, kind).lock():
+    print("locked", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX locks")
+def test_a_second_process_is_refused_in_one_line(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "toy")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"locked\n"
+        with pytest.raises(StaleError) as refused:
+            make_toy(tmp_path / "toy")
+        assert str(refused.value) == f"another run is writing to {tmp_path / 'toy'}; let it end, or name another folder"
+        writer.communicate(b"\n")
+    assert make_toy(tmp_path / "toy") == list(PARTS)
+
+
+def flip(path: Path, at: float = 0.5) -> None:
+    """Change a bit at a share of a file's bytes; its modification time changes too, however coarse the clock is."""
+    data = bytearray(path.read_bytes())
+    data[int(at * (len(data) - 1))] ^= 1
+    path.write_bytes(data)
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
+
+
+def count_hashes(monkeypatch) -> list[Path]:
+    """The files that this process hashes from now on."""
+    hashed: list[Path] = []
+    compute = files.sha256_of
+
+    def counted(path: Path) -> str:
+        hashed.append(path.absolute())
+        return compute(path)
+
+    monkeypatch.setattr(artifacts.files, "sha256_of", counted)
+    monkeypatch.setattr(artifacts, "_DIGESTS", {})
+    return hashed
+
+
+# The artifacts of dcdctl
+
+
+@dataclass
+class Made:
+    """An artifact in a folder."""
+
+    parts: list[Path]
+    read: Callable[[], object]
+    """Open it and read all of it."""
+
+
+def make_features(folder, corpus, monkeypatch) -> Made:
+    monkeypatch.setattr(features, "IMAGES_PER_FILE", 8)
+    pair = make_pair(corpus.captions, folder / "pair")
+
+    def read():
+        kept = open_or_build(folder / "features", corpus, pair)
+        features._mapped.cache_clear()
+        kept.images(range(corpus.num_images))
+        kept.texts(range(corpus.num_captions))
+
+    read()
+    return Made(sorted(folder.glob("features/*/*.npy")), read)
+
+
+MADE = {"features": make_features}
+
+
+@pytest.fixture(params=MADE)
+def made(request, tmp_path, corpus, monkeypatch) -> Made:
+    return MADE[request.param](tmp_path, corpus, monkeypatch)
+
+
+def test_a_flipped_byte_in_any_part_is_an_error_that_names_the_file(made):
+    for path in made.parts:
+        whole = path.read_bytes()
+        for at in (0, 0.5, 1):
+            flip(path, at)
+            with pytest.raises(DcdError, match=f"{path.name} is damaged: .*; delete .* again"):
+                made.read()
+            path.write_bytes(whole)
+    made.read()
+
+
+def test_swapped_parts_are_an_error(made):
+    first, second = sorted(made.parts, key=lambda path: path.stat().st_size)[-2:]
+    whole = first.read_bytes(), second.read_bytes()
+    assert whole[0] != whole[1]
+    first.write_bytes(whole[1])
+    second.write_bytes(whole[0])
+    with pytest.raises(DcdError, match=r"is damaged: .*; delete .* again"):
+        made.read()
+
+
+def test_every_part_is_hashed_once_per_process(made, monkeypatch):
+    hashed = count_hashes(monkeypatch)
+    made.read()
+    made.read()
+    assert sorted(hashed) == sorted(made.parts)
