@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,21 +32,64 @@ def packaged(name: str) -> Path:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A path to write to, beside `path`; it takes the name `path` when the block ends well and is removed when it does not."""
+    """A path to write to, beside `path`; it is renamed to `path` when the block succeeds and removed when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    partial = _partial_of(path)
     try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        with _disk_full_as_input_error(path):
+            yield partial
+            _sync(partial)
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to fill, beside `path`; it is renamed to `path` when the block succeeds and removed when it fails.
+
+    A folder at `path` is replaced, and keeps its content until the new one is complete.
+    """
+    partial, replaced = _partial_of(path), _partial_of(path.with_name(f"{path.name}.replaced"))
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had this process ID
+    partial.mkdir(parents=True)
+    try:
+        with _disk_full_as_input_error(path):
+            yield partial
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            if path.is_dir():
+                path.rename(replaced)  # the target of a rename must be empty
+            partial.rename(path)
+    finally:
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _partial_of(path: Path) -> Path:
+    """The name under which this process writes a file or folder until it is complete."""
+    return path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file is on the disk: a rename may reach the disk before the content of the file."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _disk_full_as_input_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # safetensors raises an error of its own, which has the reason in its text only.
+        if not any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
             raise
         hint = "make room and run the same command again: what is written stays"
         raise InputError(f"there is no room left for {path}", hint=hint) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -145,10 +190,13 @@ def _check_writable(folder: Path) -> None:
         raise InputError(f"{there} cannot be written to: permission denied", hint="change its permissions, or name another folder")
 
 
-def remove_partials(folder: Path) -> None:
-    """Delete what killed writers left behind in a folder."""
-    for path in sorted(folder.glob(f"*{PARTIAL_SUFFIX}")):
-        path.unlink(missing_ok=True)
+def remove_partials(folder: Path, name: str = "") -> None:
+    """Delete the incomplete files and folders that killed processes left in a folder; those of `name` only if it is given."""
+    for path in sorted(folder.glob(f"{glob.escape(name)}.*{PARTIAL_SUFFIX}" if name else f"*{PARTIAL_SUFFIX}")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

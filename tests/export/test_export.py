@@ -286,7 +286,7 @@ def test_an_export_that_gives_other_vectors_is_none(sources, tmp_path, monkeypat
 def test_int8_can_be_left_out(sources, onnx_student, tmp_path, monkeypatch):
     def copied(model, folder):
         """The towers of the same model, which take seconds to make."""
-        shutil.copytree(onnx_student.folder, folder, ignore=shutil.ignore_patterns("int8", "*.json", "*.md"))
+        shutil.copytree(onnx_student.folder, folder, ignore=shutil.ignore_patterns("int8", "*.json", "*.md"), dirs_exist_ok=True)
         return Towers.of(folder)
 
     monkeypatch.setattr(onnx, "export_onnx", copied)

@@ -1,15 +1,18 @@
-"""Files are whole or absent."""
+"""Files and folders that are written atomically, JSON, locks and checksums."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
 from paths import ROOT
+from safetensors import SafetensorError
 
 from dcdctl.core import files
 from dcdctl.core.errors import InputError, StaleError
@@ -35,6 +38,89 @@ def test_the_file_has_no_name_before_it_is_whole(tmp_path):
         partial.write_bytes(b"all")
         assert not (tmp_path / "deep" / "a.bin").exists()
     assert (tmp_path / "deep" / "a.bin").read_bytes() == b"all"
+
+
+def fill(folder: Path, text: str, error: Exception | None = None) -> None:
+    """Write two files into an atomic folder, then fail if an error is given."""
+    with files.atomic_folder(folder) as partial:
+        assert not list(partial.iterdir())
+        (partial / "deep").mkdir()
+        (partial / "deep" / "a.txt").write_text(text)
+        (partial / "b.txt").write_text(text)
+        if error is not None:
+            raise error
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_takes_its_name_when_it_is_complete(tmp_path):
+    folder = tmp_path / "runs" / "model"
+    with files.atomic_folder(folder) as partial:
+        (partial / "a.txt").write_text("a")
+        assert not folder.exists()
+    assert content(folder) == {"a.txt": "a"}
+    fill(folder, "new")
+    assert content(folder) == {"deep/a.txt": "new", "b.txt": "new"}
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("moment", ["in the block", "at the rename"])
+def test_a_folder_that_fails_leaves_the_old_one_and_nothing_else(tmp_path, monkeypatch, moment):
+    folder = tmp_path / "model"
+    fill(folder, "old")
+    if moment == "at the rename":
+        rename = Path.rename
+        monkeypatch.setattr(Path, "rename", lambda path, to: 1 / 0 if to == folder and "replaced" not in path.name else rename(path, to))
+    with pytest.raises(ZeroDivisionError):
+        fill(folder, "half", ZeroDivisionError() if moment == "in the block" else None)
+    assert content(tmp_path) == {"model/deep/a.txt": "old", "model/b.txt": "old"}
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_killed_writer_leaves_the_old_folder(tmp_path):
+    folder = tmp_path / "model"
+    fill(folder, "old")
+    if not (child := os.fork()):
+        with files.atomic_folder(folder) as partial:
+            (partial / "a.txt").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert content(folder) == {"deep/a.txt": "old", "b.txt": "old"}
+    (tmp_path / "other.1.partial").touch()
+    files.remove_partials(tmp_path, "model")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "other.1.partial"]
+
+
+def test_every_file_of_a_folder_is_on_the_disk_before_the_rename(tmp_path, monkeypatch):
+    synced = []
+
+    def record(descriptor: int) -> None:
+        assert not (tmp_path / "model").exists()
+        synced.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", record)
+    fill(tmp_path / "model", "all")
+    assert sorted(synced) == sorted(path.stat().st_ino for path in (tmp_path / "model").rglob("*.txt"))
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), SafetensorError("I/O error: No space left on device (os error 28)")]
+)
+def test_a_full_disk_is_an_input_error_that_names_the_target(tmp_path, error):
+    with pytest.raises(InputError, match=r"there is no room left for .*model; make room"):
+        fill(tmp_path / "model", "half", error)
+    with pytest.raises(InputError, match=r"there is no room left for .*a\.bin; make room"), files.atomic_path(tmp_path / "a.bin"):
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_partial_files_and_folders_are_written_in_one_place():
+    writers = {
+        path.name for path in (ROOT / "dcdctl").rglob("*.py") if re.search(r"getpid\(\)\}.*PARTIAL", path.read_text(encoding="utf-8"))
+    }
+    assert writers == {"files.py"}
 
 
 def test_json_keeps_the_order_of_keys_and_letters_beyond_ascii(tmp_path):

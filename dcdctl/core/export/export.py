@@ -5,10 +5,7 @@ What is written is read back by the library it is written for and has to give wh
 
 from __future__ import annotations
 
-import glob
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -179,7 +176,7 @@ def _title(model: Any) -> str:
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to be made and filled; it takes the name `out` when the block ends well and is removed when it does not.
+    """A folder to fill, renamed to `out` when the block succeeds and removed when it fails.
 
     ConfigError if the folder is not empty, InputError if it cannot be written, StaleError while another export writes it. Folders that
     killed exports left behind are removed.
@@ -189,13 +186,6 @@ def _new_folder(out: Path) -> Iterator[Path]:
         raise ConfigError(f"{out} is {'a file' if out.is_file() else 'not empty'}, a new folder is wanted", hint="name another folder")
     files.check_output_folder(out)
     with files.lock(out):
-        for left in sorted(out.parent.glob(f"{glob.escape(out.name)}.*{files.PARTIAL_SUFFIX}")):
-            shutil.rmtree(left)
-        partial = out.with_name(f"{out.name}.{os.getpid()}{files.PARTIAL_SUFFIX}")
-        try:
+        files.remove_partials(out.parent, out.name)
+        with files.atomic_folder(out) as partial:
             yield partial
-            if out.exists():
-                shutil.rmtree(out)
-            partial.rename(out)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -82,21 +80,13 @@ def save(model: Model, folder: Path, *, half: bool = False) -> None:
     """
     if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
         raise ModelError(f"{folder} holds something else than a model", hint="save to a new folder")
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}{files.PARTIAL_SUFFIX}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with files.atomic_folder(folder) as partial:
         _save_network(model, partial, half)
         model.preprocess.save(partial)
         files.write_json(partial / SETTINGS_FILE, {"format": FORMAT_VERSION, **model.settings})
         # safetensors makes its files for the user alone; these are as readable as the others.
         for weights in partial.glob("*.safetensors"):
             weights.chmod((partial / SETTINGS_FILE).stat().st_mode)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _save_network(model: Model, folder: Path, half: bool) -> None:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -131,25 +129,20 @@ def export_onnx(model: Any, folder: Path) -> Towers:
         raise ModelError("a fusion model does not export to ONNX: its shapes depend on the data", hint="export a dual student")
     if not files.is_vacant(folder):
         raise ModelError(f"{folder} is not empty, a new folder is wanted", hint="name another folder")
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}{files.PARTIAL_SUFFIX}")
-    partial.mkdir(parents=True)
     device = next(iter(model.parameters())).device
     was_training = model.training
-    try:
+    with files.atomic_folder(folder) as partial:
         towers = Towers.of(partial)
         # Two of each: torch takes a size of 1 for fixed.
         picture = model.preprocess.images([Image.new("RGB", (64, 64))] * 2).to(device)
         words = model.preprocess.texts(["a b c", "a"]).to(device)
-        model.eval()
-        _write(_ImageTower(model), (picture.pixel_values,), IMAGE_INPUTS, [{0: "images"}], towers.image)
-        free = [{0: "texts", 1: "tokens"}] * 2
-        _write(_TextTower(model), (words.input_ids, words.attention_mask), TEXT_INPUTS, free, towers.text)
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    finally:
-        model.train(was_training)
-        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            model.eval()
+            _write(_ImageTower(model), (picture.pixel_values,), IMAGE_INPUTS, [{0: "images"}], towers.image)
+            free = [{0: "texts", 1: "tokens"}] * 2
+            _write(_TextTower(model), (words.input_ids, words.attention_mask), TEXT_INPUTS, free, towers.text)
+        finally:
+            model.train(was_training)
     return Towers.of(folder)
 
 

@@ -14,7 +14,6 @@ RUN/result.json          from `dcdctl eval`;  RUN/cascade.json  with --rerank;  
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -84,10 +83,9 @@ def start_run(folder: Path, recipe: Any, kind: str, inputs: dict[str, Any], *, r
     """
     facts = {"what": kind, "recipe": to_table(recipe), "inputs": inputs}
     _check_taken(folder, facts, resume=resume)
-    if (folder / "run.json").exists():
-        _remove_unfinished(folder)
-    else:
-        files.remove_partials(folder)
+    for part in (folder, folder / "checkpoints", folder / BEST_WEIGHTS.parent):
+        files.remove_partials(part)
+    if not (folder / "run.json").exists():
         files.write_json(folder / "run.json", {**facts, "seed": recipe.seed, "command": _command(), "versions": versions()})
     return Run(folder)
 
@@ -123,15 +121,11 @@ def save_checkpoint(
     run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
 ) -> None:
     """Keep all that the steps after `step` depend on; whole or absent."""
-    target = run.folder / "checkpoints" / f"step-{step}"
-    partial = target.with_name(f"{target.name}.{os.getpid()}{files.PARTIAL_SUFFIX}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(_unshared(model), partial / "weights.safetensors")
-    torch.save(optimizer.state_dict(), partial / "optimizer.pt")
-    if scaler is not None and scaler.is_enabled():
-        files.write_json(partial / "scaler.json", scaler.state_dict())
-    partial.replace(target)
+    with files.atomic_folder(run.folder / "checkpoints" / f"step-{step}") as partial:
+        save_file(_unshared(model), partial / "weights.safetensors")
+        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+        if scaler is not None and scaler.is_enabled():
+            files.write_json(partial / "scaler.json", scaler.state_dict())
     for old in run.checkpoint_steps()[:-KEPT_CHECKPOINTS]:
         shutil.rmtree(run.folder / "checkpoints" / f"step-{old}")
 
@@ -179,10 +173,7 @@ def load_best(run: Run, model: nn.Module) -> None:
 
 def finish(run: Run, model: Any, *, half: bool = False) -> None:
     """Leave the trained model in the run folder, whole or not at all: its being there says that the run is finished."""
-    partial = run.folder / f"model.{os.getpid()}{files.PARTIAL_SUFFIX}"
-    shutil.rmtree(partial, ignore_errors=True)
-    models.save(model.cpu(), partial, half=half)
-    partial.replace(run.model_folder)
+    models.save(model.cpu(), run.model_folder, half=half)
 
 
 def _unshared(model: nn.Module) -> dict[str, Tensor]:
@@ -190,11 +181,6 @@ def _unshared(model: nn.Module) -> dict[str, Tensor]:
     first: dict[int, str] = {}
     state = model.state_dict()
     return {name: tensor for name, tensor in state.items() if first.setdefault(tensor.data_ptr(), name) == name}
-
-
-def _remove_unfinished(folder: Path) -> None:
-    for path in [path for where in ("", "checkpoints/", "checkpoints/best/") for path in folder.glob(f"{where}*{files.PARTIAL_SUFFIX}")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _first_difference(found: Any, wanted: Any, where: str) -> str:
