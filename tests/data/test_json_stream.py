@@ -1,8 +1,9 @@
-"""Members of a JSON array read in parts: what `json.loads` gives, wherever the parts end, and an error wherever the file does."""
+"""Items of a JSON array, read in parts: equal to those of `json.loads` for any size of the parts; a truncated file is an error."""
 
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,7 +28,7 @@ VALUES = st.recursive(
     st.integers(1, 9),
     st.sampled_from([None, 1, 3]),
 )
-def test_members_are_those_of_the_whole_file(tmp_path, members, before, after, size, indent):
+def test_items_are_those_of_the_whole_file(tmp_path, members, before, after, size, indent):
     path = tmp_path / "x.json"
     document = {**before, "images": members, **{key: value for key, value in after.items() if key not in before}}
     document["images"] = members
@@ -39,7 +40,7 @@ def test_members_are_those_of_the_whole_file(tmp_path, members, before, after, s
         assert list(items(path, "", "")) == members
 
 
-def test_a_file_that_is_cut_off_anywhere_is_an_error(tmp_path, monkeypatch):
+def test_a_file_that_is_truncated_anywhere_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(json_stream, "FIRST_CHARS", 4)
     whole = json.dumps({"dataset": "x", "images": [{"filename": "a.jpg"}, {"n": -1.5}], "more": [1, 2]})
     path = tmp_path / "x.json"
@@ -52,11 +53,48 @@ def test_a_file_that_is_cut_off_anywhere_is_an_error(tmp_path, monkeypatch):
         list(items(path, "images", ""))
 
 
+@pytest.mark.parametrize("size", [4, 1000])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_error_gives_the_position_in_the_file_as_json_does(tmp_path, monkeypatch, size, indent):
+    monkeypatch.setattr(json_stream, "FIRST_CHARS", size)
+    whole = json.dumps({"dataset": "ü", "images": [{"filename": "a.jpg"}, {"n": -15}, 7], "more": 3}, indent=indent, ensure_ascii=False)
+    path = tmp_path / "x.json"
+    for at in (at for at, character in enumerate(whole) if character in " {[:]7"):
+        broken = f"{whole[:at]}?{whole[at:]}"
+        path.write_text(broken, encoding="utf-8")
+        with pytest.raises(json.JSONDecodeError) as expected:
+            json.loads(broken)
+        position = str(expected.value).rpartition(": ")[2]
+        with pytest.raises(InputError, match=f"x.json is not JSON: .*: {re.escape(position)}; a download"):
+            list(items(path, "images", ""))
+
+
 @pytest.mark.parametrize(
-    ("content", "found"),
+    ("content", "reason"),
+    [
+        (b'{"images": ["a\xff"]}', "is not UTF-8 text (invalid start byte)"),
+        (b'{"images": [%s]}' % (b"1" * 5000), "is not JSON: Exceeds the limit (4300 digits)"),
+        (b'{"images": [' + b"[" * 100_000 + b"]" * 100_000 + b"]}", "is not JSON: maximum recursion depth exceeded"),
+        (b"", "is not JSON: Expecting value: line 1 column 1 (char 0)"),
+    ],
+)
+def test_a_file_that_json_does_not_take_is_an_error(tmp_path, content, reason):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(reason)):
+        list(items(tmp_path / "x.json", "images", ""))
+
+
+def test_values_that_other_parsers_change_or_refuse_are_those_of_json(tmp_path):
+    content = b'\xef\xbb\xbf{"images": ["\\ud83d", 123456789012345678901, {"a": 1, "a": 2}, 1E400]}'
+    (tmp_path / "x.json").write_bytes(content)
+    assert list(items(tmp_path / "x.json", "images", "")) == ["\ud83d", 123456789012345678901, {"a": 2}, float("inf")]
+
+
+@pytest.mark.parametrize(
+    ("content", "actual"),
     [('{"images": 5}', r"a number \(5\)"), ('{"a": 1}', "^$"), ("{}", "^$"), ("[]", "^$"), ('{"images": []}', r"a list \(\[\]\)")],
 )
-def test_what_is_there_instead_is_said(tmp_path, content, found):
+def test_the_error_describes_the_value_in_place_of_the_array(tmp_path, content, actual):
     (tmp_path / "x.json").write_text(content)
-    with pytest.raises(ArrayError, match=found):
+    with pytest.raises(ArrayError, match=actual):
         list(items(tmp_path / "x.json", "images", ""))

@@ -102,7 +102,7 @@ def read_images(path: Path) -> Iterator[Any]:
     try:
         yield from json_stream.items(path, "images", "--karpathy takes a JSON file")
     except json_stream.ArrayError as error:
-        found = f'"images" is {error.found}' if error.found else 'no "images"'
+        found = f'"images" is {error.actual}' if error.actual else 'no "images"'
         raise InputError(f"{path}: {found}, a list of images is wanted", hint=HINT) from error
 
 

@@ -52,7 +52,7 @@ class LavisSource:
                     for i, value in enumerate(json_stream.items(path, "", HINT)):
                         yield LavisEntry(f"{path.name} [{i}]", value, split, store)
                 except json_stream.ArrayError as error:
-                    raise InputError(f"{path} is {error.found}, a list of rows is wanted", hint=HINT) from error
+                    raise InputError(f"{path} is {error.actual}, a list of rows is wanted", hint=HINT) from error
 
         rows = gather(entries(), check, joins=True)
         annotations = {split: checksum_of(path) for split, path in self.annotations.items() if not check.splits or split in check.splits}
