@@ -13,6 +13,7 @@ import json
 import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dcdctl.core.devices import Compute
 from dcdctl.core.models import States
-from dcdctl.core.teacher import CandidateConfig, ScoringOptions, build
+from dcdctl.core.teacher import CandidateConfig, build
 from dcdctl.core.teacher import cache as teacher_cache
 
 WORDS = [f"{first}{second}{third}" for first in "bdfgklmnprst" for second in "aeiou" for third in "bdgklmnprst"]
@@ -92,7 +94,6 @@ def main() -> None:
     options = parser.parse_args()
     corpus: Any = MadeUp(options.images, options.captions)
     scorer: Any = Stub()
-    scoring = ScoringOptions(batch_size=65_536, features=Nothing(corpus))
     seconds = {}
     started = time.perf_counter()
 
@@ -102,7 +103,9 @@ def main() -> None:
         sys.stdout.write(f"{name}: {seconds[name]:.2f} s, peak memory so far {peak_mib():,.0f} MiB\n")
         started = time.perf_counter()
 
-    job = build.plan_cache(corpus, scorer, options.out, CandidateConfig(per_query=options.per_query), options=scoring)
+    compute = Compute(batch_size=65_536)
+    job = build.plan_cache(corpus, scorer, options.out, CandidateConfig(per_query=options.per_query), compute=compute)
+    job = replace(job, source=Nothing(corpus))
     lap("plan")
     build.score_planned(job)
     lap("score and seal")

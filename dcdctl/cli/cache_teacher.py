@@ -43,12 +43,14 @@ def cache_teacher(
     """Score each query's candidates with the teacher once, so that training never runs the teacher."""
     from dcdctl.cli.views.terminal import bar, show
     from dcdctl.core import devices, training
+    from dcdctl.core.devices import Compute
     from dcdctl.core.teacher import CacheJob, cache_scores, verify_cache
 
+    numbers = devices.precision(precision)
     job = CacheJob(
         teacher=teacher, model_set=model_set or (), data=data, split=split, max_images=max_images, out=out,
-        candidates=training.load_recipe(recipe, sets or ()).candidates, extend=extend, features=features,
-        device=devices.choose(device), precision=devices.precision(precision), batch_size=batch_size,
+        candidates=training.load_recipe(recipe, sets or ()).candidates, extend=extend,
+        compute=Compute(device=devices.choose(device), precision=numbers, batch_size=batch_size, features=features),
     )  # fmt: skip
     if verify is not None:
         difference = verify_cache(job, verify, track=bar)

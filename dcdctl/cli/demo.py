@@ -24,11 +24,11 @@ def demo(
     """Prepare, cache, distill, evaluate, time and report, on drawn scenes: minutes on a CPU."""
     from dcdctl.core import demo as core
     from dcdctl.core import devices
-    from dcdctl.core.training import TrainingOptions
+    from dcdctl.core.devices import Compute
 
-    options = TrainingOptions(device=devices.choose(device))
+    compute = Compute(device=devices.choose(device))
     config = core.DemoConfig(steps=steps)
-    result = core.run_demo(out, train_teacher=train_teacher, config=config, options=options, say=note, track=bar)
+    result = core.run_demo(out, train_teacher=train_teacher, config=config, compute=compute, say=note, track=bar)
     show_json(result.to_json()) if json else _show(result, out)
     (note if json else show)(f"report -> {result.page}")
 

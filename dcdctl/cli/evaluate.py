@@ -50,11 +50,12 @@ def evaluate(
 ) -> None:
     """Measure text and image retrieval: recall with intervals, mAP@R, median rank; of a cascade, what each depth brings and costs."""
     from dcdctl.core import devices
+    from dcdctl.core.devices import Compute
     from dcdctl.core.evaluation import EvalJob, EvalOptions, SplitChoice, run_evaluation
 
     choice = SplitChoice(data, split, protocol, max_images)
     job = EvalJob(model=model, choice=choice, rerank=rerank, depth=depth, model_sets=tuple(model_set or ()), with_eccv=eccv)
-    options = EvalOptions(batch_size=batch_size, device=devices.choose(device), features=features)
+    options = EvalOptions(compute=Compute(device=devices.choose(device), batch_size=batch_size, features=features))
     outcome = run_evaluation(job, options, out=out, ranks=ranks, track=bar, tell=_tell)
     if json:
         return show_json(outcome.document)

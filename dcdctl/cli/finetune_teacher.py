@@ -36,18 +36,13 @@ def finetune_teacher(
     from dcdctl.cli.views.terminal import bar, show
     from dcdctl.cli.views.training import view
     from dcdctl.core import devices
+    from dcdctl.core.devices import Compute
     from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, train
 
     job = TrainingJob("finetune-teacher", recipe, sets or [], out, resume)
     refs = InputRefs(data=data, split=split, max_images=max_images, teacher=teacher, model_set=model_set or [])
-    how = TrainingOptions(
-        device=devices.choose(device),
-        precision=devices.precision(precision),
-        workers=workers,
-        features=features,
-        slices=accumulate,
-        checkpoint_activations=checkpoint_activations,
-        wandb=wandb,
-    )
+    numbers = devices.precision(precision)
+    compute = Compute(device=devices.choose(device), precision=numbers, workers=workers, features=features)
+    how = TrainingOptions(compute=compute, slices=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
     run = train(job, refs, options=how, track=bar, watch=view)
     show(f"teacher -> {run.model_folder}; next: dcdctl cache-teacher --teacher {out} --data {data} --out CACHE")

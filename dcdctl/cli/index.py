@@ -48,12 +48,15 @@ def index(
 ) -> None:
     """Embed the images of a folder or a corpus with a dual encoder, once, so that they can be searched; or change an index."""
     from dcdctl.core import devices, search
-    from dcdctl.core.search import Changes, EmbeddingOptions
+    from dcdctl.core.devices import Compute
+    from dcdctl.core.search import Changes
 
     precision = None if precision is None else devices.precision(precision)
-    options = EmbeddingOptions(device=devices.choose(device), batch_size=batch_size, workers=workers, precision=precision)
-    changes = Changes(sets=tuple(sets or ()), remove=tuple(remove or ()), remove_gone=remove_gone, add=add, split=split)
-    _show(search.run_index_job(target, changes, images=images, out=out, options=options, track=bar))
+    compute = Compute(device=devices.choose(device), batch_size=batch_size, workers=workers)
+    changes = Changes(
+        sets=tuple(sets or ()), remove=tuple(remove or ()), remove_gone=remove_gone, add=add, split=split, precision=precision
+    )
+    _show(search.run_index_job(target, changes, images=images, out=out, compute=compute, track=bar))
 
 
 def _show(outcome: Any) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 from dcdctl.core import data, evaluation, files, models, report, training
 from dcdctl.core.bench import BenchConfig, Pair, compare_saved
 from dcdctl.core.data import Corpus
+from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.evaluation import EvalOptions, Evaluation
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.teacher import ScoringOptions, TeacherCache, build_cache
+from dcdctl.core.teacher import TeacherCache, build_cache
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions
 
 BUILT_IN_TEACHER = "scenes-vilt"
@@ -44,7 +45,6 @@ class DemoConfig:
 
 
 DEFAULT = DemoConfig()
-ON_CPU = TrainingOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def run_demo(
     *,
     train_teacher: bool = False,
     config: DemoConfig = DEFAULT,
-    options: TrainingOptions = ON_CPU,
+    compute: Compute = ON_CPU,
     say: Callable[[str], None] = lambda text: None,
     track: Track = silent,
 ) -> DemoResult:
@@ -100,14 +100,14 @@ def run_demo(
     teacher_ref = BUILT_IN_TEACHER
     if train_teacher:
         say("   train the teacher anew: this takes long")
-        teacher_ref = str(_train_teacher(out, options, track))
+        teacher_ref = str(_train_teacher(out, compute, track))
     teacher = models.load_fusion(teacher_ref)
     say("2. cache-teacher: score candidates once")
-    cache = _cache(data, teacher, out, options, track)
+    cache = _cache(data, teacher, out, compute, track)
     say("3. distill: a fusion student, a dual student, and the same dual student without the teacher")
-    students = {name: _distill(name, data, out, teacher, cache, config, options, track) for name in (FUSION, DUAL, DUAL_ALONE)}
+    students = {name: _distill(name, data, out, teacher, cache, config, compute, track) for name in (FUSION, DUAL, DUAL_ALONE)}
     say("4. eval and bench: recall both ways, time of a query")
-    measured = _measure(Models(teacher_ref, teacher, students), Corpus.open(data, "test"), config, options, out, track)
+    measured = _measure(Models(teacher_ref, teacher, students), Corpus.open(data, "test"), config, compute, out, track)
     say("5. report: all of it on one page")
     folders = [_folder(out, name) for name in (DUAL, FUSION)]
     report.write_report_page(measured.page, report.read_report(folders, teacher=out / TEACHER_FOLDER, baseline=_folder(out, DUAL_ALONE)))
@@ -122,7 +122,8 @@ def _prepare(out: Path, config: DemoConfig, track: Track) -> Path:
     return out / "data"
 
 
-def _train_teacher(out: Path, options: TrainingOptions, track: Track) -> Path:
+def _train_teacher(out: Path, compute: Compute, track: Track) -> Path:
+    options = TrainingOptions(compute=compute)
     first, last = training.PretrainingConfig(), training.GradingConfig()
     run = training.start_run(out / "teacher-pretrained", first, "pretrain-teacher", {}, resume=True)
     training.pretrain(run, first, options=options, track=track)
@@ -132,14 +133,13 @@ def _train_teacher(out: Path, options: TrainingOptions, track: Track) -> Path:
     return run.folder
 
 
-def _cache(data: Path, teacher: Any, out: Path, options: TrainingOptions, track: Track) -> TeacherCache:
+def _cache(data: Path, teacher: Any, out: Path, compute: Compute, track: Track) -> TeacherCache:
     candidates = training.load_recipe(DUAL).candidates
-    scoring = ScoringOptions(device=options.device, precision=options.precision)
-    return build_cache(Corpus.open(data, "train"), teacher.to(options.device), out / "cache", candidates, options=scoring, track=track)
+    return build_cache(Corpus.open(data, "train"), teacher.to(compute.device), out / "cache", candidates, compute=compute, track=track)
 
 
 def _distill(
-    name: str, data: Path, out: Path, teacher: Any, cache: TeacherCache, config: DemoConfig, options: TrainingOptions, track: Track
+    name: str, data: Path, out: Path, teacher: Any, cache: TeacherCache, config: DemoConfig, compute: Compute, track: Track
 ) -> Any:
     sets = [f"validation.every={config.measure_every}", "validation.keep=last"]
     sets += [] if config.steps is None else [f"optimizer.steps={config.steps}"]
@@ -148,16 +148,16 @@ def _distill(
     # Without the teacher's scores there are no neighbourhoods either: batches at random are what one has, and are better there.
     inputs = Inputs(Corpus.open(data, "train"), [cache] if recipe.loss.needs_teacher else [], start)
     job = TrainingJob("distill", name, sets, _folder(out, name), resume=True)
-    run = training.train(job, inputs, options=options, track=track)
+    run = training.train(job, inputs, options=TrainingOptions(compute=compute), track=track)
     return models.load(run.folder)
 
 
-def _measure(trained: Models, corpus: Corpus, config: DemoConfig, options: TrainingOptions, out: Path, track: Track) -> DemoResult:
+def _measure(trained: Models, corpus: Corpus, config: DemoConfig, compute: Compute, out: Path, track: Track) -> DemoResult:
     """Evaluate all five and time four, each in its folder; a cascade takes what its dual encoder does, and what it takes to re-rank."""
     settings, students = config.bench, trained.students
     folders = {name: _folder(out, name) for name in students}
     # At 0 nothing is re-ranked: what a depth takes is what it takes more.
-    how = EvalOptions(device=options.device, depths=(0, *config.depths))
+    how = EvalOptions(compute=compute, depths=(0, *config.depths))
     teacher = evaluation.evaluate_model(trained.teacher, corpus, options=how, track=track)
     _keep(out / TEACHER_FOLDER, trained.teacher_ref, teacher, corpus)
     found, benches = {}, {}
@@ -165,7 +165,7 @@ def _measure(trained: Models, corpus: Corpus, config: DemoConfig, options: Train
         found[name] = evaluation.evaluate_model(student, corpus, options=how, track=track)
         _keep(folders[name], str(folders[name]), found[name], corpus)
         pair = Pair(teacher=trained.teacher_ref, student=str(folders[name]), overrides={}, data=corpus.folder, split=corpus.split)
-        benches[name] = compare_saved(pair, settings, device=options.device, track=track)
+        benches[name] = compare_saved(pair, settings, device=compute.device, track=track)
     cascade = evaluation.evaluate_model(students[DUAL], corpus, rerank=students[FUSION], options=how, track=track)
     _keep(folders[DUAL], str(folders[DUAL]), cascade, corpus, reranker=str(folders[FUSION]))
     seconds = {name: bench.student.query(settings.headline_size, is_cached=True).seconds for name, bench in benches.items()}

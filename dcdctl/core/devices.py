@@ -20,6 +20,32 @@ T = TypeVar("T")
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Of glibc's malloc.h."""
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+CPU = torch.device("cpu")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Where and how to run a model. Only `precision` and `features` may change a number beyond rounding."""
+
+    device: torch.device = CPU
+    precision: str = "float32"
+    """Torch name of the type to compute in: float32 without autocast, bfloat16 or float16 under autocast."""
+    batch_size: int = 256
+    """Images, captions or pairs in one forward pass without gradients. A recipe sets the batch size of training."""
+    workers: int = 0
+    """Processes that read and decode images ahead; 0 reads them in this process."""
+    features: Path | None = None
+    """Folder that stores the outputs of frozen encoders; None computes them each time."""
+
+    def autocast(self) -> torch.autocast:
+        """A new autocast block for this device and precision; it does nothing in float32.
+
+        Each pass needs its own block: a block caches the weights that it has cast, and those cast without a graph have no gradient.
+        """
+        return torch.autocast(self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32")
+
+
+ON_CPU = Compute()
 
 
 def choose(name: str) -> torch.device:

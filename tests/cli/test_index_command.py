@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core import models
-from dcdctl.core.search import EmbeddingOptions, Index, build, storage
+from dcdctl.core.devices import Compute
+from dcdctl.core.search import Index, build, storage
 from dcdctl.core.search.config import IndexConfig
 
 SCRIPT = """
@@ -98,7 +99,7 @@ def test_a_run_in_place_of_an_index_is_told_apart(tmp_path):
 def test_two_processes_with_workers_write_the_files_of_one_without(dual, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "ROWS_PER_PART", 3)
     settings = IndexConfig(flat_up_to=2, segment_rows=4)
-    build.build(str(dual), pictures, tmp_path / "alone", settings, options=EmbeddingOptions(batch_size=2))
+    build.build(str(dual), pictures, tmp_path / "alone", settings, compute=Compute(batch_size=2))
     (tmp_path / "script.py").write_text(SCRIPT)
     words = ["--images", pictures, "--out", tmp_path / "both", "--set", "flat_up_to=2", "--set", "segment_rows=4"]
     more = ["--batch-size", "2", "--workers", "1", "--device", "cpu"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tables import OWNER, Numbers, TableFusion, make_dual, make_fusion
 
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import EvalOptions, cascade, evaluate, rankers, ranks, result
 from dcdctl.core.evaluation.cascade import DepthResult, Shortlists, on_front
@@ -14,7 +15,8 @@ from dcdctl.core.evaluation.cascade import DepthResult, Shortlists, on_front
 
 def swept(depths: tuple[int, ...]) -> tuple[result.Evaluation, TableFusion]:
     fusion = make_fusion()
-    return evaluate.evaluate_model(make_dual(), Numbers(OWNER), rerank=fusion, options=EvalOptions(depths=depths, batch_size=5)), fusion
+    options = EvalOptions(depths=depths, compute=Compute(batch_size=5))
+    return evaluate.evaluate_model(make_dual(), Numbers(OWNER), rerank=fusion, options=options), fusion
 
 
 def test_a_pair_that_both_directions_want_is_scored_once():
@@ -67,7 +69,7 @@ def test_the_time_of_a_query_is_the_dual_encoders_and_that_of_so_many_pairs(monk
     monkeypatch.setattr(dual, "embed_texts", clock.takes(dual.embed_texts, lambda texts: 0.002 * len(texts)))
     monkeypatch.setattr(fusion, "encode_texts", clock.takes(fusion.encode_texts, lambda texts: 0.010 * len(texts)))
     monkeypatch.setattr(fusion, "score_pairs", clock.takes(fusion.score_pairs, lambda images, texts, image_P, text_P: 0.001 * len(image_P)))
-    options = EvalOptions(depths=(0, 1, 4, 100), batch_size=3)
+    options = EvalOptions(depths=(0, 1, 4, 100), compute=Compute(batch_size=3))
     found = evaluate.evaluate_model(dual, Numbers(OWNER), rerank=fusion, options=options)
     # 2 ms to embed a caption; 10 ms to encode it for the fusion scorer and 1 ms a pair; there are ten images.
     assert [one.ms_per_query for one in found.depths] == pytest.approx([2, 2 + 10 + 1, 2 + 10 + 4, 2 + 10 + 10])

@@ -12,6 +12,7 @@ from tiny import make_models
 from torch import Tensor
 
 from dcdctl.core.data import Corpus
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ModelError
 from dcdctl.core.evaluation import EvalOptions, evaluate, recall
 from dcdctl.core.evaluation import ranks as evaluation_ranks
@@ -47,7 +48,7 @@ def ranks_of_table(table_IT: Tensor, owner: list[int]) -> tuple[list[int], list[
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_a_dual_encoder_is_ranked_by_its_cosines(corpus, dual, batch_size):
-    result = evaluate.evaluate_model(dual, corpus, options=EvalOptions(batch_size=batch_size))
+    result = evaluate.evaluate_model(dual, corpus, options=EvalOptions(compute=Compute(batch_size=batch_size)))
     assert ranks_of(result) == ranks_of_table(dual.image_ID @ dual.text_TD.T, OWNER)
     assert (result.kind, result.pairs_scored) == ("dual", 0)
 
@@ -55,7 +56,7 @@ def test_a_dual_encoder_is_ranked_by_its_cosines(corpus, dual, batch_size):
 @pytest.mark.parametrize(("batch_size", "image_chunk"), [(1, 64), (7, 3), (1000, 1)])
 def test_a_fusion_scorer_is_ranked_by_every_pair_scored_once(monkeypatch, corpus, fusion, batch_size, image_chunk):
     monkeypatch.setattr(pairs, "IMAGE_CHUNK", image_chunk)
-    result = evaluate.evaluate_model(fusion, corpus, options=EvalOptions(batch_size=batch_size))
+    result = evaluate.evaluate_model(fusion, corpus, options=EvalOptions(compute=Compute(batch_size=batch_size)))
     assert ranks_of(result) == ranks_of_table(fusion.table_IT, OWNER)
     assert sorted(fusion.pairs) == [(image, text) for image in range(10) for text in range(18)]
     assert fusion.num_encoded_texts == 18
@@ -64,7 +65,7 @@ def test_a_fusion_scorer_is_ranked_by_every_pair_scored_once(monkeypatch, corpus
 
 @pytest.mark.parametrize("depth", [1, 3, 6])
 def test_a_cascade_puts_the_first_of_the_dual_encoder_in_the_fusion_scorers_order(corpus, dual, fusion, depth):
-    result = evaluate.evaluate_model(dual, corpus, rerank=fusion, options=EvalOptions(depths=(depth,), batch_size=5))
+    result = evaluate.evaluate_model(dual, corpus, rerank=fusion, options=EvalOptions(depths=(depth,), compute=Compute(batch_size=5)))
     cosines_IT = dual.image_ID @ dual.text_TD.T
     # The plain way: one score that puts the first `depth` above the rest, by fusion within and by cosine below.
     expected = [], []
@@ -189,5 +190,5 @@ def test_a_tiny_vilt_is_ranked_as_by_its_plain_scores(scenes_corpus_dir):
     scores_IT, owner = torch.stack(rows).numpy(), corpus.caption_image[: len(texts)]
     tally = Tally(scores_IT[owner, range(len(texts))], owner, margin=pairs.ROUNDING)
     tally.add(scores_IT)
-    result = evaluate.evaluate_model(fusion, corpus.subset(6), options=EvalOptions(batch_size=16))
+    result = evaluate.evaluate_model(fusion, corpus.subset(6), options=EvalOptions(compute=Compute(batch_size=16)))
     assert ranks_of(result) == tuple(ranking.ranks.tolist() for ranking in tally.rankings())

@@ -13,6 +13,7 @@ from tiny import make_teacher
 from torch.testing import assert_close
 
 from dcdctl.core import devices, models
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models import FusionSize, ProjectionSize, States
 from dcdctl.core.scoring import CorpusSource, open_or_build
@@ -184,7 +185,7 @@ def test_pairs_of_a_corpus_score_the_same_from_features_on_disk(corpus, tmp_path
     make_dual(corpus.captions, tmp_path)
     scorer = stirred(scorer_from(tmp_path))
     kept = open_or_build(tmp_path / "features", corpus, scorer)
-    pairs = {"image_ix": np.arange(40) % 7, "text_ix": np.arange(40) * 3, "device": torch.device("cpu"), "batch_size": 8}
+    pairs = {"image_ix": np.arange(40) % 7, "text_ix": np.arange(40) * 3, "compute": Compute(batch_size=8)}
     expected = scoring_pairs.score_pairs(scorer, CorpusSource(corpus, scorer.preprocess), **pairs)
     assert np.allclose(scoring_pairs.score_pairs(scorer, kept, **pairs), expected, atol=0.02)  # float16 features
     assert expected.std() > 0.1
@@ -201,7 +202,7 @@ def test_a_recipe_starts_from_a_dual_encoder_and_trains_both(corpus, tmp_path):
     start = initial_model.make_model(recipe.load_recipe(str(path)), corpus.captions, None)
     assert torch.equal(start.network.cosine.image_projection.weight, dual.network.projections.image_projection.weight)
     assert start.network.cosine.logit_scale.item() == 2
-    options = TrainingOptions(features=tmp_path / "features")
+    options = TrainingOptions(compute=Compute(features=tmp_path / "features"))
     inputs = distill.Inputs(corpus, [], None)
     run = distill.train(distill.TrainingJob("finetune-teacher", str(path), [], tmp_path / "run"), inputs, options=options)
     after = dict(models.load_fusion(run.folder).network.named_parameters())

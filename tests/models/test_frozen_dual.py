@@ -10,6 +10,7 @@ from encoders import VISION, save_text, save_vision
 from torch.testing import assert_close
 
 from dcdctl.core import models
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.evaluation import EvalOptions, evaluate
 from dcdctl.core.models import EncoderDual, ProjectionSize, Reading
@@ -89,12 +90,12 @@ def test_it_is_trained_and_evaluated_from_features_on_disk(corpus, tmp_path):
         f'[model]\nkind = "dual"\nstart = "new"\nvision = "{refs[0]}"\ntext = "{refs[1]}"\nfrozen_encoders = true\nprojection_dim = 8\n'
         "max_text_len = 12\n[loss]\nterms = { infonce = 1.0 }\n[batch]\nsize = 8\n[optimizer]\nlr = 1e-2\nsteps = 30\n"
     )
-    options = TrainingOptions(features=tmp_path / "features")
+    options = TrainingOptions(compute=Compute(features=tmp_path / "features"))
     run = train(TrainingJob("distill", str(recipe), [], tmp_path / "run"), Inputs(corpus, [], None), options=options)
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"]
     student = models.load_dual(run.folder)
-    kept = evaluate.evaluate_model(student, corpus, options=EvalOptions(features=tmp_path / "features"))
+    kept = evaluate.evaluate_model(student, corpus, options=EvalOptions(compute=Compute(features=tmp_path / "features")))
     anew = evaluate.evaluate_model(student, corpus)
     assert kept.features == "float16"
     assert abs(kept.recalls.rsum - anew.recalls.rsum) < 15  # 32 images: a hit is 3 points

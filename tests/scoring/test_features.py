@@ -16,15 +16,15 @@ from tiny import make_corpus
 from torch.testing import assert_close
 
 from dcdctl.core import files, models
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.evaluation import EvalOptions, evaluate
 from dcdctl.core.evaluation import result as evaluation_result
 from dcdctl.core.scoring import CorpusSource, features, open_or_build
 from dcdctl.core.scoring import pairs as scoring_pairs
-from dcdctl.core.teacher import CandidateConfig, ScoringOptions, build
+from dcdctl.core.teacher import CandidateConfig, build
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, initial_model, recipe
 
-CPU = torch.device("cpu")
 HALF = {"rtol": 2**-10, "atol": 1e-4}
 """Half a unit in the last of float16's 11 digits, and something for numbers near 0."""
 LOGITS = {"rtol": 0, "atol": 2e-3}
@@ -77,7 +77,7 @@ def test_a_dual_encoder_may_read_the_first_token_alone(kept):
 def test_scores_are_those_of_the_encoders(kept, corpus, pair):
     pairs = np.array([0, 30, 30, 12, 11]), np.array([0, 5, 159, 60, 61])
     expected, found = (
-        scoring_pairs.score_pairs(pair, source, *pairs, device=CPU, batch_size=2)
+        scoring_pairs.score_pairs(pair, source, *pairs, compute=Compute(batch_size=2))
         for source in (CorpusSource(corpus, pair.preprocess), kept)
     )
     np.testing.assert_allclose(found, expected, **LOGITS)
@@ -91,7 +91,7 @@ def test_an_encoder_is_run_once(root, kept, corpus, pair, monkeypatch):
     monkeypatch.setattr(pair.network, "image_features", run)
     monkeypatch.setattr(pair.network, "text_features", run)
     assert open_or_build(root, corpus, pair).plan == kept.plan
-    result = evaluate.evaluate_model(pair, corpus, options=EvalOptions(features=root))
+    result = evaluate.evaluate_model(pair, corpus, options=EvalOptions(compute=Compute(features=root)))
     assert evaluation_result.evaluation_document(result, "pair", "train")["protocol"]["features"] == "float16"
 
 
@@ -200,18 +200,18 @@ def test_features_beyond_float16_are_refused(tmp_path, corpus):
     assert not list(tmp_path.glob("*/images-*"))
 
 
-def test_caches_and_losses_are_those_of_the_encoders(root, kept, corpus, pair, tmp_path):
+def test_caches_and_losses_are_those_of_the_encoders(root, corpus, pair, tmp_path):
     config = CandidateConfig(kind="random", per_query=3)
     caches = [
-        build.build_cache(corpus, pair, tmp_path / str(i), config, options=ScoringOptions(features=source))
-        for i, source in enumerate((None, kept))
+        build.build_cache(corpus, pair, tmp_path / str(i), config, compute=Compute(features=features_root))
+        for i, features_root in enumerate((None, root))
     ]
     np.testing.assert_allclose(caches[1].score_P, caches[0].score_P, **LOGITS)
     with pytest.raises(StaleError, match=r"made with another features \(null, not float16\)"):
-        build.build_cache(corpus, pair, tmp_path / "0", config, options=ScoringOptions(features=kept))
+        build.build_cache(corpus, pair, tmp_path / "0", config, compute=Compute(features=root))
     runs = []
     for folder in (None, root):
-        inputs, options = Inputs(corpus, [caches[0]], pair), TrainingOptions(features=folder)
+        inputs, options = Inputs(corpus, [caches[0]], pair), TrainingOptions(compute=Compute(features=folder))
         out = tmp_path / f"run {folder is None}"
         run = distill.train(TrainingJob("distill", "vilt-flickr30k", TRAIN, out), inputs, options=options)
         runs.append([json.loads(line)["loss"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()])
@@ -222,16 +222,15 @@ def test_caches_and_losses_are_those_of_the_encoders(root, kept, corpus, pair, t
 def test_encoders_that_are_trained_have_no_features(root, corpus, pair, tmp_path):
     inputs = Inputs(corpus, [], pair)
     sets = [*TRAIN, "model.layers=[]", "loss.terms={ranking = 1.0}"]
+    options = TrainingOptions(compute=Compute(features=root))
     with pytest.raises(ConfigError, match=r"--features keeps what the encoders give, and here they are trained; set"):
-        distill.train(
-            TrainingJob("finetune-teacher", "vilt-flickr30k", sets, tmp_path / "run"), inputs, options=TrainingOptions(features=root)
-        )
+        distill.train(TrainingJob("finetune-teacher", "vilt-flickr30k", sets, tmp_path / "run"), inputs, options=options)
 
 
 def test_a_dual_encoder_is_evaluated_without(corpus, root):
     dual = models.dual_student(models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16), corpus.captions)
     with pytest.raises(ModelError, match="leave --features out"):
-        evaluate.evaluate_model(dual, corpus, options=EvalOptions(features=root))
+        evaluate.evaluate_model(dual, corpus, options=EvalOptions(compute=Compute(features=root)))
 
 
 def test_frozen_encoders_are_for_models_that_have_them(corpus, teacher):

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from tables import OWNER, Numbers, make_dual, make_fusion
 
+from dcdctl.core.devices import Compute
 from dcdctl.core.evaluation import EvalOptions, evaluate
 from dcdctl.core.scoring import CorpusSource, PairScorer, pairs
 
 
-def scorer_on(images: range, texts: range, **settings) -> PairScorer:
+def scorer_on(images: range, texts: range) -> PairScorer:
     fusion = make_fusion()
     source = CorpusSource(Numbers(OWNER), fusion.preprocess)
-    return PairScorer(scorer=fusion, source=source, images=images, texts=texts, batch_size=4, device=torch.device("cpu"), **settings)
+    return PairScorer(scorer=fusion, source=source, images=images, texts=texts, compute=Compute(batch_size=4))
 
 
 @pytest.mark.parametrize("image_chunk", [1, 2, 64])

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from dcdctl.core.devices import Compute
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.scoring import pairs as scoring_pairs
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def one_by_one(teacher, corpus, image_ix, text_ix) -> np.ndarray:
 def test_scores_equal_the_plain_way_pair_by_pair(teacher, corpus, pairs, batch_size, chunk, monkeypatch):
     monkeypatch.setattr(scoring_pairs, "TEXT_CHUNK", chunk)
     monkeypatch.setattr(scoring_pairs, "IMAGE_CHUNK", chunk)
-    found = scoring_pairs.score_pairs(teacher, CorpusSource(corpus, teacher.preprocess), *pairs, device=CPU, batch_size=batch_size)
+    found = scoring_pairs.score_pairs(teacher, CorpusSource(corpus, teacher.preprocess), *pairs, compute=Compute(batch_size=batch_size))
     assert found.dtype == np.float32
     assert found.std() > 0.05
     np.testing.assert_allclose(found, one_by_one(teacher, corpus, *pairs), atol=1e-5)
@@ -39,13 +38,17 @@ def test_scores_equal_the_plain_way_pair_by_pair(teacher, corpus, pairs, batch_s
 
 def test_every_pair_is_counted_once(teacher, corpus, pairs):
     done: list[int] = []
-    scoring_pairs.score_pairs(teacher, CorpusSource(corpus, teacher.preprocess), *pairs, device=CPU, batch_size=16, advance=done.append)
+    scoring_pairs.score_pairs(
+        teacher, CorpusSource(corpus, teacher.preprocess), *pairs, compute=Compute(batch_size=16), advance=done.append
+    )
     assert sum(done) == 60
 
 
 def test_precision_is_what_scores_are_computed_in(teacher, corpus, pairs):
     full, half = (
-        scoring_pairs.score_pairs(teacher, CorpusSource(corpus, teacher.preprocess), *pairs, device=CPU, batch_size=16, precision=precision)
+        scoring_pairs.score_pairs(
+            teacher, CorpusSource(corpus, teacher.preprocess), *pairs, compute=Compute(batch_size=16, precision=precision)
+        )
         for precision in ("float32", "bfloat16")
     )
     difference = np.abs(full - half).max()

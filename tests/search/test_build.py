@@ -20,15 +20,16 @@ from tiny import contents, make_models
 from dcdctl.core import distributed, models
 from dcdctl.core import models as models_models
 from dcdctl.core.data import Corpus
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, InputError, MissingError, ModelError, StaleError
-from dcdctl.core.search import Changes, EmbeddingOptions, Index, embed, storage
+from dcdctl.core.search import Changes, Index, embed, storage
 from dcdctl.core.search import build as search_build
 from dcdctl.core.search.build import build, update
 from dcdctl.core.search.config import IndexConfig
 
 FLAT = IndexConfig(kind="flat")
 GRAPHS = IndexConfig(flat_up_to=2, segment_rows=4)
-BATCHES = EmbeddingOptions(batch_size=2)
+BATCHES = Compute(batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def skipped(index):
 
 
 def test_the_images_of_a_corpus_are_found_by_their_own_vectors(dual, scenes_corpus_dir, tmp_path):
-    index = build(str(dual), scenes_corpus_dir, tmp_path / "index", FLAT, split="val", options=BATCHES)
+    index = build(str(dual), scenes_corpus_dir, tmp_path / "index", FLAT, split="val", compute=BATCHES)
     corpus, model = Corpus.open(scenes_corpus_dir, "val"), models.load_dual(index.folder / "model")
     index.expect(model.digest)
     found = index.nearest(vectors_of(model, corpus.images(range(8))), 1)
@@ -117,7 +118,7 @@ def test_a_folder_of_all_sorts(dual, tmp_path, monkeypatch):
     (folder / "sub" / "loop").symlink_to(folder)
     os.mkfifo(folder / "pipe")
     (folder / "empty folder").mkdir()
-    index = build(str(dual), folder, tmp_path / "index", FLAT, options=BATCHES)
+    index = build(str(dual), folder, tmp_path / "index", FLAT, compute=BATCHES)
     assert sorted(names(index)) == sorted([*good, "link in"])
     for row in range(index.num_rows):
         assert index.picture(row) == (folder / index.name(row)).read_bytes()
@@ -216,7 +217,7 @@ def test_what_is_there_already_is_not_written_over(dual, pictures, tmp_path, cor
         with pytest.raises((StaleError, InputError), match=message):
             build(*arguments)
     with pytest.raises(StaleError, match="its precision is"):
-        build(str(dual), pictures, index.folder, FLAT, options=EmbeddingOptions(precision="bfloat16"))
+        build(str(dual), pictures, index.folder, FLAT, compute=Compute(precision="bfloat16"))
     assert contents(index.folder) == before
     assert build(str(dual), pictures, index.folder, FLAT).num_images == 7  # the same again is no mistake
     assert contents(index.folder) == before
@@ -247,8 +248,8 @@ def test_worker_processes_change_nothing(dual, pictures, tmp_path, monkeypatch):
     put(pictures, {"bad.png": b"x"})
     monkeypatch.setattr(embed, "STRETCHES_OF_A_WORKER", 1)
     monkeypatch.setattr(embed, "START_METHOD", "fork")  # others start an interpreter, which takes seconds
-    alone = build(str(dual), pictures, tmp_path / "a", FLAT, options=BATCHES)
-    helped = build(str(dual), pictures, tmp_path / "b", FLAT, options=EmbeddingOptions(batch_size=2, workers=2))
+    alone = build(str(dual), pictures, tmp_path / "a", FLAT, compute=BATCHES)
+    helped = build(str(dual), pictures, tmp_path / "b", FLAT, compute=Compute(batch_size=2, workers=2))
     assert contents(helped.folder) == contents(alone.folder)
     source = embed.find(pictures, "test")
     data = embed.Pictures(tmp_path, source, models.load_dual(dual).preprocess)
@@ -288,7 +289,7 @@ def test_processes_share_the_parts_and_the_segments(dual, pictures, tmp_path, mo
 @pytest.mark.parametrize("after", range(3))
 def test_a_build_that_was_killed_goes_on_and_ends_with_the_same_bytes(dual, pictures, tmp_path, after):
     put(pictures, {"bad.png": b"x"})
-    whole = build(str(dual), pictures, tmp_path / "whole", GRAPHS, options=BATCHES)
+    whole = build(str(dual), pictures, tmp_path / "whole", GRAPHS, compute=BATCHES)
 
     @contextmanager
     def dying(label, *, total, unit):
@@ -303,12 +304,12 @@ def test_a_build_that_was_killed_goes_on_and_ends_with_the_same_bytes(dual, pict
         yield advance
 
     with pytest.raises(Killed):
-        build(str(dual), pictures, tmp_path / "index", GRAPHS, options=BATCHES, track=dying)
+        build(str(dual), pictures, tmp_path / "index", GRAPHS, compute=BATCHES, track=dying)
     with pytest.raises(MissingError, match="is not finished; run the same `dcdctl index` again"):
         Index.open(tmp_path / "index")
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "index" / "vectors").glob("*")}
     put(pictures, {"later.png": png(99)})  # what came since is not planned
-    build(str(dual), pictures, tmp_path / "index", GRAPHS, options=EmbeddingOptions(batch_size=2))
+    build(str(dual), pictures, tmp_path / "index", GRAPHS, compute=Compute(batch_size=2))
     assert contents(tmp_path / "index") == contents(whole.folder)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert len(kept) == after
@@ -490,7 +491,7 @@ def test_two_at_once_are_refused(dual, pictures, tmp_path):
     with search_build.claimed(tmp_path / "index"), pytest.raises(StaleError, match="another run is writing to"):
         update(tmp_path / "index", Changes(remove=("0.png",)))
     with pytest.raises(ConfigError, match="is of precision float32, not bfloat16"):
-        update(tmp_path / "index", Changes(add=pictures), options=EmbeddingOptions(precision="bfloat16"))
+        update(tmp_path / "index", Changes(add=pictures, precision="bfloat16"))
 
 
 def test_an_index_with_another_model_in_it_takes_no_images(dual, pictures, tmp_path, corpus):

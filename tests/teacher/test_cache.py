@@ -14,16 +14,17 @@ import torch
 from tiny import contents, make_teacher, run_script
 
 from dcdctl.core import models
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.models.preprocess import vilt_image_processor
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.scoring import pairs as scoring_pairs
-from dcdctl.core.teacher import CandidateConfig, ScoringOptions, build, cache_format, candidates
+from dcdctl.core.teacher import CandidateConfig, build, cache_format, candidates
 from dcdctl.core.teacher import cache as teacher_cache
 from dcdctl.core.teacher import estimate as teacher_estimate
 
 CONFIG = CandidateConfig(per_query=4)
-OPTIONS = ScoringOptions(batch_size=64)
+COMPUTE = Compute(batch_size=64)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def sharded():
 def folder(corpus, teacher, tmp_path_factory, sharded) -> Path:
     """A finished cache of seven shards. Not to be written to."""
     folder = tmp_path_factory.mktemp("cache") / "cache"
-    build.build_cache(corpus, teacher, folder, CONFIG, options=OPTIONS)
+    build.build_cache(corpus, teacher, folder, CONFIG, compute=COMPUTE)
     return folder
 
 
@@ -58,9 +59,7 @@ def test_a_cache_holds_the_teachers_score_of_every_candidate(corpus, teacher, fo
     cache = teacher_cache.read_cache(folder, corpus=corpus, teacher=teacher.digest)
     image, text, _ = candidates.draw_candidates(corpus, CONFIG).pairs(corpus.caption_image)
     assert cache.num_pairs == len(image)
-    expected = scoring_pairs.score_pairs(
-        teacher, CorpusSource(corpus, teacher.preprocess), image, text, device=torch.device("cpu"), batch_size=8
-    )
+    expected = scoring_pairs.score_pairs(teacher, CorpusSource(corpus, teacher.preprocess), image, text, compute=Compute(batch_size=8))
     np.testing.assert_allclose(cache.lookup(image, text), expected, atol=1e-5)
     assert (np.diff(cache.image_P * 1000 + cache.text_P) > 0).all()
     drawn = candidates.draw_candidates(corpus, CONFIG)
@@ -87,10 +86,10 @@ def test_a_caption_beyond_the_last_is_no_pair_of_the_next_image(folder):
 
 
 def test_made_twice_the_bytes_are_the_same(corpus, teacher, folder, tmp_path, sharded):
-    build.build_cache(corpus, teacher, tmp_path / "again", CONFIG, options=OPTIONS)
+    build.build_cache(corpus, teacher, tmp_path / "again", CONFIG, compute=COMPUTE)
     assert contents(tmp_path / "again") == contents(folder)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "again").iterdir()}
-    build.build_cache(corpus, teacher, tmp_path / "again", CONFIG, options=OPTIONS)
+    build.build_cache(corpus, teacher, tmp_path / "again", CONFIG, compute=COMPUTE)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "again").iterdir()} == before
 
 
@@ -101,12 +100,13 @@ import torch
 torch.set_num_threads(1)
 from tiny import kill_often, make_teacher
 from dcdctl.core.data import Corpus
+from dcdctl.core.devices import Compute
 from dcdctl.core.teacher import CandidateConfig, build
 build.IMAGES_PER_SHARD = 2
 corpus = Corpus.open(Path(sys.argv[1]), "train")
 def work(folder):
-    options = build.ScoringOptions(batch_size=64)
-    build.build_cache(corpus, make_teacher(corpus.captions), folder, CandidateConfig(per_query=12), options=options)
+    compute = Compute(batch_size=64)
+    build.build_cache(corpus, make_teacher(corpus.captions), folder, CandidateConfig(per_query=12), compute=compute)
 print(kill_often(work, Path(sys.argv[2]), Path(sys.argv[3]), num_kills=6))
 """
 
@@ -121,7 +121,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(scenes_corpus_dir, t
 def test_killed_before_the_plan_had_its_name_it_starts_all_the_same(corpus, teacher, folder, tmp_path, sharded):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "plan.json.77.partial").write_text("{")
-    build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
+    build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     assert contents(tmp_path / "cache") == contents(folder)
 
 
@@ -149,7 +149,7 @@ def test_a_cache_of_another_corpus_or_teacher_is_refused_with_both_named(corpus,
         ({"teacher": 1}, "another teacher"),
         ({"image_size": 96}, r"another image_size_px \(64, not 96\)"),
         ({"config": CandidateConfig(per_query=5)}, r"another candidates .*\"per_query\": 4.*not .*\"per_query\": 5"),
-        ({"options": ScoringOptions(precision="bfloat16")}, r"another precision \(float32, not bfloat16\)"),
+        ({"compute": Compute(precision="bfloat16")}, r"another precision \(float32, not bfloat16\)"),
     ],
 )
 def test_a_folder_of_another_plan_is_not_gone_on_with(corpus, teacher, copied, sharded, change, message):
@@ -158,7 +158,7 @@ def test_a_folder_of_another_plan_is_not_gone_on_with(corpus, teacher, copied, s
     scorer = at_size(corpus, change["image_size"]) if "image_size" in change else teacher
     scorer = make_teacher(corpus.captions, seed=1) if "teacher" in change else scorer
     with pytest.raises(StaleError, match=message):
-        build.build_cache(other, scorer, copied, change.get("config", CONFIG), options=change.get("options", OPTIONS))
+        build.build_cache(other, scorer, copied, change.get("config", CONFIG), compute=change.get("compute", COMPUTE))
     assert contents(copied) == before
 
 
@@ -174,7 +174,7 @@ def test_a_missing_shard_is_named_and_comes_back_as_the_hint_says(corpus, teache
     with pytest.raises(MissingError, match=r"lacks pairs-00002\.parquet; delete pairs-00002\.parquet and cache\.json"):
         teacher_cache.read_cache(copied)
     (copied / "cache.json").unlink()
-    build.build_cache(corpus, teacher, copied, CONFIG, options=OPTIONS)
+    build.build_cache(corpus, teacher, copied, CONFIG, compute=COMPUTE)
     assert contents(copied) == contents(folder)
 
 
@@ -208,13 +208,13 @@ def test_a_cache_of_another_format_is_refused(copied):
 
 def test_a_teacher_in_train_mode_is_scored_without_dropout(corpus, teacher, folder, tmp_path, sharded):
     teacher.train()
-    build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
+    build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     assert contents(tmp_path / "cache") == contents(folder)
 
 
 def test_half_precision_is_honoured_and_recorded(corpus, teacher, folder, tmp_path):
-    options = ScoringOptions(batch_size=64, precision="bfloat16")
-    cache = build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, options=options)
+    compute = Compute(batch_size=64, precision="bfloat16")
+    cache = build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=compute)
     assert cache.plan["precision"] == "bfloat16"
     assert 1e-5 < np.abs(cache.score_P - teacher_cache.read_cache(folder).score_P).max() < 1
 
@@ -238,7 +238,7 @@ def test_roles_say_what_a_pair_is_to_either_query(corpus, folder):
 @pytest.mark.parametrize("margins", [{"absolute_margin": 0.5}, {"relative_margin": 0.1}])
 def test_negatives_too_near_to_the_positives_are_no_candidates(margins, corpus, teacher, folder, tmp_path, sharded):
     config = dataclasses.replace(CONFIG, **margins)
-    cache = build.build_cache(corpus, teacher, tmp_path / "cache", config, options=OPTIONS)
+    cache = build.build_cache(corpus, teacher, tmp_path / "cache", config, compute=COMPUTE)
     everything = teacher_cache.read_cache(folder).candidates
     num_dropped = 0
     for lists, kept, is_image_query in (
@@ -277,7 +277,7 @@ def test_an_extended_cache_scores_only_the_new_pairs(corpus, teacher, folder, tm
     old = teacher_cache.read_cache(folder)
     more = CandidateConfig(per_query=9, seed=1)
     counter = Counting(teacher, monkeypatch)
-    cache = build.build_cache(corpus, teacher, tmp_path / "cache", more, options=OPTIONS, extend=folder)
+    cache = build.build_cache(corpus, teacher, tmp_path / "cache", more, compute=COMPUTE, extend=folder)
     assert counter.num_pairs == cache.num_pairs - old.num_pairs > 0
     assert np.array_equal(cache.lookup(old.image_P, old.text_P), old.score_P)
     drawn = candidates.draw_candidates(corpus, more)
@@ -288,16 +288,16 @@ def test_an_extended_cache_scores_only_the_new_pairs(corpus, teacher, folder, tm
 
 def test_a_cache_to_extend_that_is_not_there_is_named(corpus, teacher, tmp_path):
     with pytest.raises(MissingError, match="absent holds no teacher cache"):
-        build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS, extend=tmp_path / "absent")
+        build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE, extend=tmp_path / "absent")
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_grown_corpus_finds_its_pictures_and_captions_again(corpus, teacher, tmp_path, sharded, monkeypatch):
-    few, options = corpus.subset(20), ScoringOptions(batch_size=64)
-    build.build_cache(few, teacher, tmp_path / "few", CONFIG, options=options)
+    few, compute = corpus.subset(20), Compute(batch_size=64)
+    build.build_cache(few, teacher, tmp_path / "few", CONFIG, compute=compute)
     turned = Turned(corpus)
     counter = Counting(teacher, monkeypatch)
-    cache = build.build_cache(turned, teacher, tmp_path / "grown", CONFIG, options=options, extend=tmp_path / "few")
+    cache = build.build_cache(turned, teacher, tmp_path / "grown", CONFIG, compute=compute, extend=tmp_path / "few")
     old = teacher_cache.read_cache(tmp_path / "few")
     image, text = turned.image_of[old.image_P], turned.text_of[old.text_P]
     assert np.array_equal(cache.lookup(image, text), old.score_P)
@@ -331,24 +331,24 @@ class Turned:
 @pytest.mark.parametrize("change", ["teacher", "precision", "image_size_px"])
 def test_scores_made_in_another_way_are_not_taken_over(change, corpus, teacher, folder, tmp_path, sharded):
     scorer = {"teacher": make_teacher(corpus.captions, seed=1), "image_size_px": at_size(corpus, 96)}.get(change, teacher)
-    options = ScoringOptions(batch_size=64, precision="bfloat16" if change == "precision" else "float32")
+    compute = Compute(batch_size=64, precision="bfloat16" if change == "precision" else "float32")
     with pytest.raises(StaleError, match=f"was made with another {change}"):
-        build.build_cache(corpus, scorer, tmp_path / "cache", CONFIG, options=options, extend=folder)
+        build.build_cache(corpus, scorer, tmp_path / "cache", CONFIG, compute=compute, extend=folder)
 
 
 def test_a_plan_that_was_not_begun_may_be_replaced(corpus, teacher, folder, tmp_path, sharded):
-    job = build.plan_cache(corpus, teacher, tmp_path / "cache", CandidateConfig(per_query=7), options=OPTIONS)
+    job = build.plan_cache(corpus, teacher, tmp_path / "cache", CandidateConfig(per_query=7), compute=COMPUTE)
     estimate = teacher_estimate.estimate_cost(job)
     assert estimate.num_pairs == estimate.num_to_score > 32 * 7
     assert estimate.pairs_per_s > 0
     assert estimate.seconds == pytest.approx(estimate.num_to_score / estimate.pairs_per_s)
     assert not list((tmp_path / "cache").glob("pairs-*"))
-    build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
+    build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     assert contents(tmp_path / "cache") == contents(folder)
 
 
 def test_verify_scores_anew_and_finds_a_wrong_score(corpus, teacher, folder, copied, sharded):
-    assert teacher_estimate.verify_scores(folder, corpus, teacher, 50, options=OPTIONS) < 1e-5
+    assert teacher_estimate.verify_scores(folder, corpus, teacher, 50, compute=COMPUTE) < 1e-5
     path, whole = copied / "pairs-00002.parquet", json.loads((copied / "cache.json").read_text())
     pairs = cache_format.read_pairs(path)
     wrong = cache_format.Pairs(pairs.image, pairs.text, pairs.score + np.float32(0.01), pairs.role)
@@ -357,15 +357,15 @@ def test_verify_scores_anew_and_finds_a_wrong_score(corpus, teacher, folder, cop
     whole["files"][path.name] = cache_format.seal_of(path, pairs=len(wrong))
     (copied / "cache.json").write_text(json.dumps(whole))
     with pytest.raises(StaleError, match=r"image 1\d with caption \d+ scores -?\d+\.\d+, and the cache has"):
-        teacher_estimate.verify_scores(copied, corpus, teacher, 1000, options=OPTIONS)
+        teacher_estimate.verify_scores(copied, corpus, teacher, 1000, compute=COMPUTE)
     with pytest.raises(StaleError, match="another precision"):
-        teacher_estimate.verify_scores(folder, corpus, teacher, 5, options=ScoringOptions(precision="bfloat16"))
+        teacher_estimate.verify_scores(folder, corpus, teacher, 5, compute=Compute(precision="bfloat16"))
 
 
 def test_two_runs_do_not_write_to_one_folder(corpus, teacher, tmp_path):
     with build.claimed(tmp_path / "cache"), pytest.raises(StaleError, match=r"another run is writing to .*cache; let it end"):
-        build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
-    build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
+        build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
+    build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
@@ -380,11 +380,11 @@ def test_a_full_disk_is_an_error_and_what_is_scored_stays(corpus, teacher, folde
 
     monkeypatch.setattr(cache_format.pq, "write_table", full)
     with pytest.raises(InputError, match=r"there is no room left for .*pairs-00002\.parquet; make room and run the same command again"):
-        build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
+        build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     monkeypatch.undo()
     assert len(list((tmp_path / "cache").glob("pairs-*"))) == 2
     monkeypatch.setattr(build, "IMAGES_PER_SHARD", 5)
-    build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, options=OPTIONS)
+    build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     assert contents(tmp_path / "cache") == contents(folder)
 
 

@@ -12,6 +12,7 @@ import torch
 from tiny import contents, make_teacher
 
 from dcdctl.core import models
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, MissingError, ModelError, StaleError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, build, cache
@@ -127,7 +128,7 @@ def test_a_finished_run_is_left_alone(inputs, tmp_path):
         distill.train(
             TrainingJob("distill", "tiny-student", [*sets, "optimizer.lr=0.5"], tmp_path / "run", resume=True), inputs, options=OPTIONS
         )
-    half = TrainingOptions(precision="bfloat16")
+    half = TrainingOptions(compute=Compute(precision="bfloat16"))
     with pytest.raises(StaleError, match=r"another inputs\.precision \(float32, not bfloat16\)"):
         distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run", resume=True), inputs, options=half)
     assert contents(tmp_path / "run") == before

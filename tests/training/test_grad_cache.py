@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core import models
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, build, cache
@@ -75,7 +76,7 @@ def gradients_of(inputs: Inputs, kind: str, count: int, *, dropout: str = "0.0",
     model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher).train()
     slicing = Slicing(count, range(count))
     batch = distill.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], slicing)[step]
-    how = Computing(device=torch.device("cpu"), precision="float32", scaler=torch.amp.GradScaler("cpu", enabled=False), slicing=slicing)
+    how = Computing(compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), slicing=slicing)
     values = backward(model, make_objective(recipe.loss), batch, Moment(step=step, num_steps=4, seed=0), how)
     return values, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
@@ -129,7 +130,7 @@ def test_features_of_frozen_encoders_come_in_slices_too(corpus, tmp_path):
         distill.train(
             TrainingJob("distill", "tiny-student", sets, tmp_path / f"run-{slices}"),
             inputs,
-            options=TrainingOptions(features=tmp_path / "f", slices=slices),
+            options=TrainingOptions(slices=slices, compute=Compute(features=tmp_path / "f")),
         )
         for slices in (1, 3)
     ]
@@ -151,7 +152,7 @@ def test_dropout_is_the_same_in_both_passes_and_another_in_each_slice(inputs):
     """With dropout in both passes alike, the gradient is that of the loss: a step against it lowers the loss by its squared length."""
     recipe = training_recipe.load_recipe("tiny-student", [*KINDS["dual all pairs"], "model.dropout=0.3"])
     slicing = Slicing(2, range(2))
-    how = Computing(device=torch.device("cpu"), precision="float32", scaler=torch.amp.GradScaler("cpu", enabled=False), slicing=slicing)
+    how = Computing(compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), slicing=slicing)
     model = initial_model.make_model(recipe, inputs.corpus.captions, None).train()
     batch = distill.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], slicing)[0]
     moment = Moment(step=0, num_steps=4, seed=0)
@@ -173,8 +174,9 @@ def test_dropout_is_the_same_in_both_passes_and_another_in_each_slice(inputs):
 
 def test_half_precision_and_its_scale_go_with_slices(inputs, tmp_path):
     for precision in ("bfloat16", "float16"):
-        one = trained(inputs, "dual all pairs", tmp_path / f"{precision}-1", precision=precision)
-        two = trained(inputs, "dual all pairs", tmp_path / f"{precision}-2", precision=precision, slices=2)
+        compute = Compute(precision=precision)
+        one = trained(inputs, "dual all pairs", tmp_path / f"{precision}-1", compute=compute)
+        two = trained(inputs, "dual all pairs", tmp_path / f"{precision}-2", compute=compute, slices=2)
         assert one.metrics()[0]["loss"] == pytest.approx(two.metrics()[0]["loss"], rel=0.02)
         assert one.metrics()[-1]["loss"] == pytest.approx(two.metrics()[-1]["loss"], rel=0.05)
 

@@ -14,6 +14,7 @@ from tiny import run_script
 from torch import nn
 from torch.utils.data import Dataset
 
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.training import TrainingOptions, loop, runs
 from dcdctl.core.training.loop import learning_rate_factor, make_optimizer
@@ -122,14 +123,14 @@ def test_half_precision_computes_in_it_and_learns(tmp_path):
         seen.add(model(batch.x).dtype)
         return squares(model, batch)
 
-    run, _ = train(tmp_path, objective, options=TrainingOptions(precision="bfloat16"))
+    run, _ = train(tmp_path, objective, options=TrainingOptions(compute=Compute(precision="bfloat16")))
     assert seen == {torch.bfloat16}
     assert run.metrics()[-1]["loss"] < 0.3 * run.metrics()[0]["loss"]
     assert not list(tmp_path.glob("checkpoints/*/scaler.json"))
 
 
 def test_float16_keeps_its_loss_scale_in_the_checkpoint(tmp_path):
-    run, _ = train(tmp_path, options=TrainingOptions(precision="float16"))
+    run, _ = train(tmp_path, options=TrainingOptions(compute=Compute(precision="float16")))
     scale = json.loads((tmp_path / "checkpoints" / "step-50" / "scaler.json").read_text())
     assert scale["scale"] > 0
     assert scale["_growth_tracker"] > 0
@@ -138,7 +139,7 @@ def test_float16_keeps_its_loss_scale_in_the_checkpoint(tmp_path):
 
 def test_workers_change_no_number(tmp_path):
     _, alone = train(tmp_path / "alone", steps=12)
-    _, helped = train(tmp_path / "helped", steps=12, options=TrainingOptions(workers=1))
+    _, helped = train(tmp_path / "helped", steps=12, options=TrainingOptions(compute=Compute(workers=1)))
     assert all(torch.equal(one, other) for one, other in zip(alone.parameters(), helped.parameters(), strict=True))
 
 

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource, embed, features, pairs
 from dcdctl.core.teacher import CandidateConfig, build, candidates
@@ -76,7 +77,7 @@ def test_a_run_killed_between_refreshes_ends_with_the_same_losses_and_caches(inp
 def test_a_dual_student_finds_what_is_nearest_by_its_vectors(corpus, teacher, inputs, tmp_path):
     dual = models.dual_student(models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16), corpus.captions)
     source = CorpusSource(corpus, dual.preprocess)
-    found = refresh.refreshed(inputs.caches[0], tmp_path / "new", dual, teacher, source, options=build.ScoringOptions(), step=3)
+    found = refresh.refreshed(inputs.caches[0], tmp_path / "new", dual, teacher, source, compute=Compute(), step=3)
     embedded = embed.embed_corpus(embed.of_dual(dual, CPU), corpus)
     nearest = candidates.mine_candidates(corpus, CandidateConfig(kind="embedding", model="it", per_query=4), embedded)
     for image in range(corpus.num_images):
@@ -90,7 +91,7 @@ def test_a_fusion_student_keeps_the_highest_of_a_pool_by_its_own_scores(corpus, 
     pool = candidates.draw_candidates(corpus, CandidateConfig(per_query=12))
     for image in (0, 17, 31):
         texts = pool.texts_of_image[image]
-        scores = pairs.score_pairs(teacher, source, np.full(len(texts), image), texts, device=CPU, batch_size=256)
+        scores = pairs.score_pairs(teacher, source, np.full(len(texts), image), texts, compute=Compute())
         assert kept.texts_of_image[image].tolist() == sorted(texts[np.argsort(-scores)[:3]].tolist())
 
 
@@ -107,7 +108,7 @@ def test_student_and_teacher_read_the_features_of_their_own_encoders(corpus, tmp
     pair, root = make_pair(corpus.captions, tmp_path / "pair"), tmp_path / "features"
     kept = features.open_or_build(root, corpus, pair)
     config = CandidateConfig(per_query=4)
-    cache = build.build_cache(corpus, pair, tmp_path / "cache", config, options=build.ScoringOptions(features=kept))
+    cache = build.build_cache(corpus, pair, tmp_path / "cache", config, compute=Compute(features=root))
     own = {"vision": save_vision("map", tmp_path / "vision"), "text": save_text("distilbert", corpus.captions, tmp_path / "text")}
     over = [*(f"model.{side}={ref}" for side, ref in own.items()), "model.frozen_encoders=true", "model.hidden_size=8"]
     sets = ["model.kind=dual", "model.start=new", "model.layers=[]", *over, *DUAL[6:], "batch.refresh_steps=[2]", "optimizer.steps=3"]
@@ -115,17 +116,16 @@ def test_student_and_teacher_read_the_features_of_their_own_encoders(corpus, tmp
     features.open_or_build(root, corpus, student)
     monkeypatch.setattr(Corpus, "images", lambda *_: pytest.fail("a picture was read"))
     job = TrainingJob("distill", "tiny-student", sets, tmp_path / "run")
-    done = distill.train(job, Inputs(corpus, [cache], pair), options=TrainingOptions(features=root))
+    done = distill.train(job, Inputs(corpus, [cache], pair), options=TrainingOptions(compute=Compute(features=root)))
     new = teacher_cache.read_cache(done.folder / "caches" / "step-2")
     assert new.num_pairs > cache.num_pairs
-    expected = pairs.score_pairs(pair, kept, new.image_P, new.text_P, device=CPU, batch_size=256)
+    expected = pairs.score_pairs(pair, kept, new.image_P, new.text_P, compute=Compute())
     assert_close(torch.from_numpy(new.score_P), torch.as_tensor(expected), rtol=1e-5, atol=1e-5)
 
 
 def test_a_refresh_without_the_features_of_its_cache_says_so(corpus, tmp_path):
     pair = make_pair(corpus.captions, tmp_path / "pair")
-    kept = features.open_or_build(tmp_path / "features", corpus, pair)
     config = CandidateConfig(per_query=4)
-    cache = build.build_cache(corpus, pair, tmp_path / "cache", config, options=build.ScoringOptions(features=kept))
+    cache = build.build_cache(corpus, pair, tmp_path / "cache", config, compute=Compute(features=tmp_path / "features"))
     with pytest.raises(ConfigError, match=r"made with --features, and the run has none; name the folder with --features"):
-        refresh.scoring_options(cache, pair, corpus, None, CPU)
+        refresh.teacher_compute(cache, Compute())

@@ -24,6 +24,7 @@ from dcdctl.core.bench.result import Bench, CurvePoint, Duration, ModelTimes, On
 from dcdctl.core.bench.steps import Contestant, DualSide, Inputs, device_of, inputs_for, side_of
 from dcdctl.core.bench.timer import Quantity, Timer
 from dcdctl.core.data import Corpus
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, DcdError
 from dcdctl.core.models import DualEncoder, DualModel, FusionScorer
 from dcdctl.core.progress import Track, silent
@@ -176,9 +177,8 @@ def _setting(config: BenchConfig, device: torch.device) -> Iterator[None]:
     """Inference mode, autocast and the number of threads, for both models."""
     before = torch.get_num_threads()
     torch.set_num_threads(config.num_threads or before)
-    is_autocast = config.precision != "float32"
     try:
-        with torch.inference_mode(), torch.autocast(device.type, getattr(torch, config.precision), enabled=is_autocast):
+        with torch.inference_mode(), Compute(device=device, precision=config.precision).autocast():
             yield
     finally:
         torch.set_num_threads(before)

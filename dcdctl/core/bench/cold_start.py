@@ -24,6 +24,7 @@ from dcdctl.core import devices, files, models
 from dcdctl.core.bench.steps import FIRST, MiB, side_of
 from dcdctl.core.config import build
 from dcdctl.core.data import Corpus
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ModelError
 from dcdctl.core.progress import Track, silent
 
@@ -136,7 +137,7 @@ def answer(request_json: str, begun: float) -> None:
     devices.synchronize(device)
     loaded, rss_loaded, worked = time.time(), peak_rss_mib(), time.process_time()
     corpus = Corpus.open(Path(request.data), request.split)
-    with torch.inference_mode(), torch.autocast(device.type, getattr(torch, request.precision), enabled=request.precision != "float32"):
+    with torch.inference_mode(), Compute(device=device, precision=request.precision).autocast():
         encoded, first, second, first_worked = _answer_twice(model, corpus, request, device)
     parts = {
         "start_s": begun - ordered,

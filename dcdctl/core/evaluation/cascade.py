@@ -102,23 +102,27 @@ def query_ms(dual: DualEncoder, image_ID: Tensor, fusion: PairScorer, corpus: Co
     The dual encoder's part is the caption embedded, its products with all vectors and the first of them; the fusion scorer's is the
     caption encoded and scored with as many images as the depth, encoded before. Captions are tokenized beforehand.
     """
+    compute = fusion.compute
     spread = np.unique(np.linspace(fusion.texts.start, fusion.texts.stop - 1, TIMED_CAPTIONS).astype(int)).tolist()
     captions = [[corpus.captions[text]] for text in spread]
-    queries = [tuple(model.preprocess.texts(one).to(fusion.device) for model in (dual, fusion.scorer)) for one in captions]
+    queries = [tuple(model.preprocess.texts(one).to(compute.device) for model in (dual, fusion.scorer)) for one in captions]
     deepest = min(max(depths), len(image_ID))
     num_first = max(deepest, min(NUM_TOP, len(image_ID)))
     states = fusion.encode_images(np.arange(min(deepest, TIMED_IMAGES)))
 
     def find(query: tuple[Any, Any]) -> object:
-        return (image_ID @ dual.embed_texts(query[0]).float()[0]).topk(num_first)
+        with compute.autocast():
+            text_1D = dual.embed_texts(query[0])
+        return (image_ID @ text_1D.float()[0]).topk(num_first)
 
     def rerank(query: tuple[Any, Any], depth: int) -> object:
-        texts = fusion.scorer.encode_texts(query[1])
-        parts = (torch.arange(depth, device=fusion.device) % len(states)).split(fusion.batch_size)
-        return torch.cat([fusion.scorer.score_pairs(states, texts, part, torch.zeros_like(part)) for part in parts]).argsort()
+        with compute.autocast():
+            texts = fusion.scorer.encode_texts(query[1])
+            parts = (torch.arange(depth, device=compute.device) % len(states)).split(compute.batch_size)
+            return torch.cat([fusion.scorer.score_pairs(states, texts, part, torch.zeros_like(part)) for part in parts]).argsort()
 
     works: list[Callable[[Any], object]] = [find, *(partial(rerank, depth=min(depth, deepest)) for depth in depths if depth)]
-    first_ms, *rest_ms = _median_ms(works, queries, fusion.device)
+    first_ms, *rest_ms = _median_ms(works, queries, compute.device)
     rest = iter(rest_ms)
     return [first_ms + (next(rest) if depth else 0.0) for depth in depths]
 

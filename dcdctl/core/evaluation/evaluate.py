@@ -50,7 +50,7 @@ def evaluate_model(
     """
     started = time.perf_counter()
     work = Work(corpus, options, folds_of(corpus, options.protocol), track, tell)
-    if options.features is not None and is_dual(model) and not isinstance(model, models.EncoderDual) and rerank is None:
+    if options.compute.features is not None and is_dual(model) and not isinstance(model, models.EncoderDual) and rerank is None:
         raise ModelError("a dual encoder's features are its vectors, which are computed once in any case", hint="leave --features out")
     kind: Kind
     if not is_dual(model):
@@ -72,7 +72,7 @@ def evaluate_model(
         protocol=options.protocol,
         depth=options.depths[-1] if kind == "cascade" else None,
         depths=found.depths,
-        features=None if options.features is None else "float16",
+        features=None if options.compute.features is None else "float16",
         pairs_scored=found.num_pairs,
         seconds=time.perf_counter() - started,
         fingerprint=corpus.fingerprint,

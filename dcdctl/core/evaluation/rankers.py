@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from dcdctl.core import models, scoring
 from dcdctl.core.data import Corpus
+from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import cascade, ranks, recall
 from dcdctl.core.evaluation.cascade import DepthResult, Shortlists
@@ -33,9 +33,8 @@ from dcdctl.core.evaluation.protocols import WHOLE, Fold, Protocol
 from dcdctl.core.evaluation.ranks import NUM_TOP, Rankings, Tally
 from dcdctl.core.models import DualEncoder, FusionScorer
 from dcdctl.core.progress import Advance, Track
-from dcdctl.core.scoring import ROUNDING, CorpusSource, PairScorer, Source, Workload, open_or_build
+from dcdctl.core.scoring import ROUNDING, PairScorer, Workload, open_source
 
-CPU = torch.device("cpu")
 Tell = Callable[[Workload], None]
 """Hears what a fusion scorer's work will take, before it starts."""
 
@@ -47,11 +46,7 @@ class EvalOptions:
     protocol: Protocol = WHOLE
     depths: tuple[int, ...] = (50,)
     """cascade: candidates of each query that are re-ranked, ascending; the numbers are those of the last, all are listed beside."""
-    batch_size: int = 256
-    """Images, captions or pairs in one forward pass."""
-    device: torch.device = CPU
-    features: Path | None = None
-    """Where outputs of encoders that are not trained are kept; None to encode anew."""
+    compute: Compute = ON_CPU
     num_top: int = NUM_TOP
     """Candidates of each query that are named."""
 
@@ -127,15 +122,16 @@ def cascaded(model: DualEncoder, scorer: FusionScorer, work: Work) -> Found:
 @torch.inference_mode()
 def _embed(model: Any, work: Work) -> tuple[Tensor, Tensor]:
     """The vectors of all images and all captions. Captions of similar length go together."""
-    corpus, device, size = work.corpus, work.options.device, work.options.batch_size
+    corpus, compute = work.corpus, work.options.compute
+    device, size = compute.device, compute.batch_size
     model.to(device).eval()
-    source: Source = CorpusSource(corpus, model.preprocess)
-    if work.options.features is not None and isinstance(model, models.EncoderDual):
-        source = open_or_build(work.options.features, corpus, model, device=device, track=work.track)
-    with work.track("embed images", total=corpus.num_images, unit="images") as advance:
+    # In a cascade the features may be the re-ranker's alone: a dual encoder without frozen encoders reads the corpus.
+    has_features = isinstance(model, models.EncoderDual)
+    source = open_source(corpus, model, compute if has_features else replace(compute, features=None), work.track)
+    with compute.autocast(), work.track("embed images", total=corpus.num_images, unit="images") as advance:
         images = [model.embed_images(source.images(chunk).to(device)).float() for chunk in _chunks(corpus.num_images, size, advance)]
     order = sorted(range(corpus.num_captions), key=lambda text: len(corpus.captions[text]))
-    with work.track("embed captions", total=corpus.num_captions, unit="captions") as advance:
+    with compute.autocast(), work.track("embed captions", total=corpus.num_captions, unit="captions") as advance:
         texts = [
             model.embed_texts(source.texts([order[i] for i in chunk]).to(device)).float()
             for chunk in _chunks(corpus.num_captions, size, advance)
@@ -163,13 +159,10 @@ def _by_every_pair(opened: PairScorer, owner_T: NDArray[np.int64], num_top: int,
 
 def _opened(scorer: FusionScorer, work: Work) -> Callable[[Fold], PairScorer]:
     """What gives the scorer at work on a fold."""
-    options = work.options
-    scorer.to(options.device).eval()
-    source: Source = CorpusSource(work.corpus, scorer.preprocess)
-    if options.features is not None:
-        source = open_or_build(options.features, work.corpus, scorer, device=options.device, track=work.track)
-    shared: dict[str, Any] = {"scorer": scorer, "source": source, "batch_size": options.batch_size, "device": options.device}
-    return lambda fold: PairScorer(images=fold.images, texts=fold.texts, **shared)
+    compute = work.options.compute
+    scorer.to(compute.device).eval()
+    source = open_source(work.corpus, scorer, compute, work.track)
+    return lambda fold: PairScorer(scorer=scorer, source=source, images=fold.images, texts=fold.texts, compute=compute)
 
 
 def _tell(work: Work, opened: PairScorer, num_pairs: int, num_images: int) -> None:

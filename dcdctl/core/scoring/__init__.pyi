@@ -1,5 +1,5 @@
 from .embed import Vectors, embed_corpus, embed_source, embed_with_model, load_embedder
-from .features import CorpusSource, Features, Source, open_or_build
+from .features import CorpusSource, Features, Source, open_or_build, open_source
 from .pairs import IMAGE_CHUNK, ROUNDING, PairScorer, Workload, score_pairs
 from .topk import BLOCK, GALLERY_BLOCK, finite_vectors, first_k, top_k
 
@@ -21,6 +21,7 @@ __all__ = [
     "first_k",
     "load_embedder",
     "open_or_build",
+    "open_source",
     "score_pairs",
     "top_k",
 ]

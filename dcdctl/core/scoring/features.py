@@ -30,6 +30,7 @@ from PIL import Image
 from dcdctl.core import distributed, files
 from dcdctl.core.artifacts import Build, Kind, seal_of
 from dcdctl.core.data import Corpus
+from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import InputError, ModelError, StaleError
 from dcdctl.core.models import CoAttentionScorer, EncoderDual, ImageBatch, Preprocessor, States, TextBatch
 from dcdctl.core.progress import Advance, Track, silent
@@ -47,7 +48,6 @@ IMAGE_CHUNK = 32
 """Images encoded at a time."""
 TEXT_CHUNK = 256
 """Captions encoded at a time, those of similar length together."""
-CPU = torch.device("cpu")
 Index = NDArray[np.int64]
 Half = NDArray[np.float16]
 
@@ -140,6 +140,13 @@ class Features:
         starts = np.cumsum(self._lengths) - self._lengths
         parts = self.corpus.caption_image // IMAGES_PER_FILE
         return starts - starts[np.searchsorted(parts, parts)]
+
+
+def open_source(corpus: Corpus, model: Any, compute: Compute, track: Track = silent) -> Source:
+    """What a model reads of a corpus: stored features if `compute.features` names a folder, else images and captions."""
+    if compute.features is None:
+        return CorpusSource(corpus, model.preprocess)
+    return open_or_build(compute.features, corpus, model, device=compute.device, track=track)
 
 
 def open_or_build(root: Path, corpus: Corpus, scorer: Any, *, device: torch.device = CPU, track: Track = silent) -> Features:

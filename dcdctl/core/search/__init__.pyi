@@ -1,5 +1,4 @@
 from .build import Changes, run_index_job
-from .embed import EmbeddingOptions
 from .index import Index
 from .query import Answer, Hit, answer_document, as_text, check_query, image_exists, image_of, looks_like_a_path, read_image
 from .searcher import DEPTH, Searcher
@@ -10,7 +9,6 @@ __all__ = [
     "INDEX_FILE",
     "Answer",
     "Changes",
-    "EmbeddingOptions",
     "Hit",
     "Index",
     "Searcher",

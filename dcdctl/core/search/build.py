@@ -10,18 +10,19 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dcdctl.core import config as configs
 from dcdctl.core import distributed, files, models
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, StaleError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import ann, commit, embed, storage
 from dcdctl.core.search.commit import skipped_of
 from dcdctl.core.search.config import IndexConfig
-from dcdctl.core.search.embed import ON_CPU, EmbeddingOptions, Job
+from dcdctl.core.search.embed import IN_SMALL_BATCHES, Job
 from dcdctl.core.search.index import Index
 from dcdctl.core.search.storage import INDEX_FILE, PLAN_FILE, PLANNED, Place, Skipped, Source
 
@@ -44,6 +45,8 @@ class Changes:
     add: Path | None = None
     """A folder of pictures or a corpus; of one that is indexed already, what is new."""
     split: str = "test"
+    precision: str | None = None
+    """Torch name of the precision of a new index; an index that is changed must have it already. None: float32, or that of the index."""
 
 
 def build(
@@ -53,7 +56,7 @@ def build(
     config: IndexConfig,
     *,
     split: str = "test",
-    options: EmbeddingOptions = ON_CPU,
+    compute: Compute = IN_SMALL_BATCHES,
     track: Track = silent,
 ) -> Index:
     """Embed the pictures of a folder or a corpus with a dual encoder, and make them searchable; goes on where a killed run stopped.
@@ -69,7 +72,7 @@ def build(
         "generation": 1,
         "model": {"kind": "dual", "dim": model.embedding_dim, "fingerprint": model.digest},
         "sources": [asdict(source)],
-        "precision": options.precision or "float32",
+        "precision": compute.precision,
         "settings": configs.to_table(config),
     }
     with claimed(folder):
@@ -79,17 +82,17 @@ def build(
         if not (folder / INDEX_FILE).exists():
             nothing = {"count": 0, "file": None}
             empty = {**wanted, "removed": nothing, "skipped": nothing, "parts": [], "segments": []}
-            _work_off(folder, empty, model, options, track)
+            _work_off(folder, empty, model, compute, track)
     return Index.open(folder)
 
 
-def update(folder: Path, changes: Changes, *, options: EmbeddingOptions = ON_CPU, track: Track = silent) -> Index:
+def update(folder: Path, changes: Changes, *, compute: Compute = IN_SMALL_BATCHES, track: Track = silent) -> Index:
     """Change an index: its settings, what it has. Rows stay what they are. InputError if nothing has a name that shall be removed."""
     storage.read_document(folder)  # before a lock is left beside what is no index
     with claimed(folder):
         document = storage.read_document(folder)
-        if options.precision not in (None, document["precision"]):
-            found = f"the index {folder} is of precision {document['precision']}, not {options.precision}"
+        if changes.precision not in (None, document["precision"]):
+            found = f"the index {folder} is of precision {document['precision']}, not {changes.precision}"
             raise ConfigError(found, hint="leave --precision out")
         if changes.sets or changes.remove or changes.remove_gone:
             document = _changed(folder, document, changes, track)
@@ -102,7 +105,7 @@ def update(folder: Path, changes: Changes, *, options: EmbeddingOptions = ON_CPU
             index = Index(folder, document)
             model = models.load_dual(index.model)
             index.expect(model.digest)
-            _work_off(folder, document, model, options, track)
+            _work_off(folder, document, model, compute, track)
     return Index.open(folder)
 
 
@@ -206,10 +209,10 @@ def _named(value: Any) -> str:
     return value["fingerprint"][:8] if isinstance(value, dict) and "fingerprint" in value else json.dumps(value)
 
 
-def _work_off(folder: Path, document: Document, model: models.DualModel, options: EmbeddingOptions, track: Track) -> None:
+def _work_off(folder: Path, document: Document, model: models.DualModel, compute: Compute, track: Track) -> None:
     """Embed what is planned, and make the index what it is then."""
     plan = _read_plan(folder)
-    job = Job(folder, plan, model, options)
+    job = Job(folder, plan, model, replace(compute, precision=plan["precision"]))
     embed.embed(job, track)
     described = [storage.describe_part(job.path(part), plan["source"], model.embedding_dim) for part in job.parts]
     parts = [asdict(part) for part, _ in described if part.rows]
@@ -254,7 +257,7 @@ def run_index_job(
     *,
     images: Path | None = None,
     out: Path | None = None,
-    options: EmbeddingOptions = ON_CPU,
+    compute: Compute = IN_SMALL_BATCHES,
     track: Track = silent,
 ) -> Outcome:
     """Build an index in `out` of `images` with the model `target`, or change the index `target`; without a change only look at it.
@@ -263,22 +266,23 @@ def run_index_job(
     """
     is_change = bool(changes.add or changes.remove or changes.remove_gone)
     if images is None and out is None:
-        return _change_open_index(Path(target).expanduser(), changes, options, track)
+        return _change_open_index(Path(target).expanduser(), changes, compute, track)
     if images is None or out is None or is_change:
         hint = "a new index: dcdctl index RUN --images DIR --out INDEX; a change: dcdctl index INDEX --add DIR or --remove NAME"
         raise ConfigError("--images and --out belong together, and to a new index alone", hint=hint)
     config = configs.build(IndexConfig, configs.apply_sets({}, changes.sets))
-    built = build(target, images, out.expanduser(), config, split=changes.split, options=options, track=track)
+    compute = replace(compute, precision=changes.precision or "float32")
+    built = build(target, images, out.expanduser(), config, split=changes.split, compute=compute, track=track)
     return Outcome(built, skipped_of(built.folder, built.document))
 
 
-def _change_open_index(folder: Path, changes: Changes, options: EmbeddingOptions, track: Track) -> Outcome:
+def _change_open_index(folder: Path, changes: Changes, compute: Compute, track: Track) -> Outcome:
     if not (folder / INDEX_FILE).exists() and (folder / "run.json").exists():
         raise ConfigError(f"{folder} is a run, not an index", hint=f"make one: dcdctl index {folder} --images DIR --out INDEX")
     before = Index.open(folder)
-    if changes == Changes(split=changes.split):
+    if changes == Changes(split=changes.split, precision=changes.precision):
         return Outcome(before, [])
-    after = update(folder, changes, options=options, track=track)
+    after = update(folder, changes, compute=compute, track=track)
     gone_before, gone = (0 if one.is_removed is None else int(one.is_removed.sum()) for one in (before, after))
     added = after.num_rows - before.num_rows
     return Outcome(after, skipped_of(folder, after.document) if changes.add else [], added=added, removed=gone - gone_before)

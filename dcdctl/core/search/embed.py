@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dcdctl.core import data, distributed
 from dcdctl.core.data import Corpus, FileImage, ImageError, RowError
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import DcdError, InputError, ModelError
 from dcdctl.core.models import DualModel, ImageBatch, Preprocessor
 from dcdctl.core.progress import Advance, Track, silent
@@ -192,19 +193,7 @@ def in_parts(found: Iterator[Place], rows: int) -> Iterator[list[Place]]:
         yield part
 
 
-@dataclass(frozen=True, kw_only=True)
-class EmbeddingOptions:
-    """Where and how fast to embed; `precision` is part of what an index is made of, the rest is not."""
-
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    batch_size: int = 32
-    workers: int = 0
-    """Processes that read pictures; 0: this one does."""
-    precision: str | None = None
-    """float32, or the torch name of what to compute in under autocast; None: that of the index, or float32 for a new one."""
-
-
-ON_CPU = EmbeddingOptions()
+IN_SMALL_BATCHES = Compute(batch_size=32)
 
 
 @dataclass(frozen=True)
@@ -214,7 +203,8 @@ class Job:
     folder: Path
     plan: dict[str, Any]
     model: DualModel
-    options: EmbeddingOptions
+    compute: Compute
+    """Its precision is that of the plan."""
 
     @property
     def parts(self) -> range:
@@ -236,14 +226,14 @@ class Job:
 @torch.inference_mode()
 def embed(job: Job, track: Track = silent) -> None:
     """Write this process's share of the parts that are not there, and wait for the others."""
-    job.model.to(job.options.device).eval()
-    size = job.options.batch_size
+    job.model.to(job.compute.device).eval()
+    size = job.compute.batch_size
     mine = [job.parts[number] for number in distributed.dealt(len(job.parts)) if not job.path(job.parts[number]).exists()]
     counts = {part: job.num_planned(part) for part in mine}
     stretches = [Stretch(part, at, min(at + size, count)) for part, count in counts.items() for at in range(0, count, size)]
     if not mine:
         return distributed.wait()
-    reading = read_ahead(Pictures(job.folder / PLANNED, job.source, job.model.preprocess), stretches, job.options.workers)
+    reading = read_ahead(Pictures(job.folder / PLANNED, job.source, job.model.preprocess), stretches, job.compute.workers)
     with track("embed", total=sum(counts.values()), unit="images") as advance:
         for part in mine:
             _embed_part(job, part, reading, advance)
@@ -267,9 +257,8 @@ def _embed_part(job: Job, part: int, reading: Iterator[ReadPictures], advance: A
 
 
 def _vectors(job: Job, images: ImageBatch) -> Half:
-    device, precision = job.options.device, job.plan["precision"]
-    with torch.autocast(device.type, dtype=getattr(torch, precision), enabled=precision != "float32"):
-        vectors_ID = job.model.embed_images(images.to(device)).float()
+    with job.compute.autocast():
+        vectors_ID = job.model.embed_images(images.to(job.compute.device)).float()
     vectors_ID = functional.normalize(vectors_ID, dim=-1)
     if not bool((vectors_ID.isfinite().all(dim=-1) & vectors_ID.any(dim=-1)).all()):
         hint = "try --precision fp32; if that does not help, its training diverged"

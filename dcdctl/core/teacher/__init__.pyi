@@ -1,6 +1,6 @@
-from .build import ScoringOptions, build_cache
+from .build import build_cache
 from .cache import TeacherCache, TeacherEnsemble, read_cache, read_caches
-from .candidates import CPU, CandidateConfig, Candidates, Lists, draw_candidates, mine_candidates, text_classes
+from .candidates import CandidateConfig, Candidates, Lists, draw_candidates, mine_candidates, text_classes
 from .estimate import Estimate
 from .false_negatives import FalseNegativeFilter
 from .job import CacheJob, cache_scores, verify_cache
@@ -8,7 +8,6 @@ from .miners import Index
 from .summary import CacheSummary, Negative, cache_document, cache_facts, summarize_cache
 
 __all__ = [
-    "CPU",
     "CacheJob",
     "CacheSummary",
     "CandidateConfig",
@@ -18,7 +17,6 @@ __all__ = [
     "Index",
     "Lists",
     "Negative",
-    "ScoringOptions",
     "TeacherCache",
     "TeacherEnsemble",
     "build_cache",

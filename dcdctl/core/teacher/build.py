@@ -9,24 +9,23 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 
 from dcdctl.core import distributed, files, scoring
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus
-from dcdctl.core.devices import versions
+from dcdctl.core.devices import ON_CPU, Compute, versions
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.models import FusionScorer
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.scoring import CorpusSource, Features, Source
+from dcdctl.core.scoring import Source, open_source
 from dcdctl.core.teacher import cache, candidates
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
 from dcdctl.core.teacher.cache_format import (
@@ -113,18 +112,6 @@ BYTES_PER_PAIR = 12
 """At most, on disk."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoringOptions:
-    """Where and how fast to score; `precision` and `features` are part of what a cache is made of, the rest is not."""
-
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    batch_size: int = 256
-    precision: str = "float32"
-    """float32, or the torch name of what to compute in under autocast."""
-    features: Features | None = None
-    """Outputs of the teacher's encoders, so that these are not run."""
-
-
 @dataclass(frozen=True)
 class Job:
     """A planned cache: what `plan` gives, and `score` works off."""
@@ -133,11 +120,9 @@ class Job:
     plan: dict[str, Any]
     corpus: Corpus
     teacher: FusionScorer
-    options: ScoringOptions
-
-    @property
-    def source(self) -> Source:
-        return CorpusSource(self.corpus, self.teacher.preprocess) if self.options.features is None else self.options.features
+    source: Source
+    """What the teacher reads: images and captions, or stored features of its encoders."""
+    compute: Compute
 
     @property
     def missing(self) -> list[int]:
@@ -151,7 +136,7 @@ def build_cache(
     folder: Path,
     config: CandidateConfig,
     *,
-    options: ScoringOptions = ScoringOptions(),
+    compute: Compute = ON_CPU,
     extend: Path | None = None,
     drawn: Candidates | None = None,
     track: Track = silent,
@@ -164,7 +149,7 @@ def build_cache(
     """
     with claimed(folder):
         return score_planned(
-            plan_cache(corpus, teacher, folder, config, options=options, extend=extend, drawn=drawn, track=track), track=track
+            plan_cache(corpus, teacher, folder, config, compute=compute, extend=extend, drawn=drawn, track=track), track=track
         )
 
 
@@ -186,26 +171,28 @@ def plan_cache(
     folder: Path,
     config: CandidateConfig,
     *,
-    options: ScoringOptions = ScoringOptions(),
+    compute: Compute = ON_CPU,
     extend: Path | None = None,
     drawn: Candidates | None = None,
     track: Track = silent,
 ) -> Job:
     """Decide which pairs are scored, and write it into the folder; nothing is scored. `drawn` are candidates in place of the recipe's."""
-    wanted = make_plan(corpus, teacher, config, options, extend)
+    wanted = make_plan(corpus, teacher, config, compute, extend)
+    with distributed.main_first():
+        source = open_source(corpus, teacher, compute, track)
 
     def draw() -> Candidates:
-        return candidates.draw_candidates(corpus, config, device=options.device, track=track) if drawn is None else drawn
+        return candidates.draw_candidates(corpus, config, device=compute.device, track=track) if drawn is None else drawn
 
     with distributed.main_first():
         if distributed.is_main():
             _begin(folder, wanted, corpus, draw, extend, track)
-    teacher.to(options.device).eval()
-    return Job(folder, wanted, corpus, teacher, options)
+    teacher.to(compute.device).eval()
+    return Job(folder, wanted, corpus, teacher, source, compute)
 
 
 def make_plan(
-    corpus: Corpus, teacher: FusionScorer, config: CandidateConfig, options: ScoringOptions, extend: Path | None = None
+    corpus: Corpus, teacher: FusionScorer, config: CandidateConfig, compute: Compute, extend: Path | None = None
 ) -> dict[str, Any]:
     """All that decides what a cache holds; MissingError if there is no cache to extend."""
     if extend is not None:
@@ -221,8 +208,8 @@ def make_plan(
         "max_text_len": teacher.preprocess.max_text_len,
         "teacher": teacher.digest,
         "candidates": to_table(config),
-        "precision": options.precision,
-        "features": kind_of(options.features),
+        "precision": compute.precision,
+        "features": kind_of(compute),
         "extends": None if extend is None else files.sha256_of(extend / "cache.json"),
         "images_per_shard": IMAGES_PER_SHARD,
     }
@@ -254,17 +241,7 @@ def _count_unscored(path: Path) -> int:
 
 def score_pairs(job: Job, image_P: Index, text_P: Index, advance: Any = None) -> NDArray[np.float32]:
     """The teacher's scores of pairs, as a job has them computed; StaleError if one is not finite."""
-    options = job.options
-    found = scoring.score_pairs(
-        job.teacher,
-        job.source,
-        image_P,
-        text_P,
-        device=options.device,
-        batch_size=options.batch_size,
-        precision=options.precision,
-        advance=advance,
-    )
+    found = scoring.score_pairs(job.teacher, job.source, image_P, text_P, compute=job.compute, advance=advance)
     if not np.isfinite(found).all():
         raise StaleError(f"the teacher gave {int((~np.isfinite(found)).sum())} scores that are not finite", hint="try --precision fp32")
     return found
@@ -333,6 +310,6 @@ def _seal(job: Job) -> None:
         left.unlink(missing_ok=True)
 
 
-def kind_of(features: Features | None) -> str | None:
-    """How features are kept, as a plan says it."""
-    return None if features is None else "float16"
+def kind_of(compute: Compute) -> str | None:
+    """Number type of the stored features that the teacher reads, as the plan names it; None if it reads none."""
+    return None if compute.features is None else "float16"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dcdctl.core import scoring
 from dcdctl.core.data import Corpus
+from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import Vectors
@@ -23,7 +24,6 @@ from dcdctl.core.teacher import miners
 from dcdctl.core.teacher.false_negatives import FalseNegativeFilter, image_hashes
 from dcdctl.core.teacher.miners import Index, Miner, PairFilter, clusters
 
-CPU = torch.device("cpu")
 POSITIVE, TEXT_CANDIDATE, IMAGE_CANDIDATE = 1, 2, 4
 """Roles of a pair: the caption is one of the image's; it is a candidate of the image's query; the image is one of the caption's query."""
 _WORD = re.compile(r"[^\W_]+")

@@ -10,9 +10,12 @@ import numpy as np
 
 from dcdctl.core import distributed
 from dcdctl.core.data import Corpus
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import StaleError
 from dcdctl.core.models import FusionScorer
-from dcdctl.core.teacher.build import BYTES_PER_PAIR, Job, ScoringOptions, kind_of, score_pairs
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.scoring import open_source
+from dcdctl.core.teacher.build import BYTES_PER_PAIR, Job, kind_of, score_pairs
 from dcdctl.core.teacher.cache import read_cache
 from dcdctl.core.teacher.cache_format import Pairs, expect, pairs_name, planned_name, read_pairs, shards_of
 
@@ -65,22 +68,23 @@ def _trial(job: Job, pairs: Pairs | None) -> float:
     return count / elapsed
 
 
-def verify_scores(folder: Path, corpus: Corpus, teacher: FusionScorer, count: int, *, options: ScoringOptions) -> float:
+def verify_scores(folder: Path, corpus: Corpus, teacher: FusionScorer, count: int, *, compute: Compute, track: Track = silent) -> float:
     """Compute some scores of a finished cache anew; the largest difference, relative to the larger of 1 and the score's size.
 
     StaleError if it is larger than rounding at the cache's precision allows, or if the cache is of another corpus or teacher, or was
     scored in another way.
     """
     cache = read_cache(folder, corpus=corpus, teacher=teacher.digest)
-    for key, value in (("precision", options.precision), ("features", kind_of(options.features))):
+    for key, value in (("precision", compute.precision), ("features", kind_of(compute))):
         expect(folder, key, cache.plan[key], value)
     chosen = np.sort(np.random.default_rng(0).permutation(cache.num_pairs)[:count])
     image, text, cached = cache.image_P[chosen], cache.text_P[chosen].astype(np.int64), cache.score_P[chosen]
-    teacher.to(options.device).eval()
-    anew = score_pairs(Job(folder, cache.plan, corpus, teacher, options), image, text)
+    source = open_source(corpus, teacher, compute, track)
+    teacher.to(compute.device).eval()
+    anew = score_pairs(Job(folder, cache.plan, corpus, teacher, source, compute), image, text)
     difference = np.abs(cached - anew) / np.maximum(1, np.abs(cached))
     worst = int(difference.argmax())
-    if difference[worst] > TOLERANCES[options.precision]:
+    if difference[worst] > TOLERANCES[compute.precision]:
         pair = f"image {image[worst]} with caption {text[worst]}"
         raise StaleError(
             f"{folder}: {pair} scores {anew[worst]:.5f}, and the cache has {cached[worst]:.5f}",

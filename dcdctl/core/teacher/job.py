@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from dcdctl.core import distributed, files, models, scoring
+from dcdctl.core import files, models
 from dcdctl.core.data import Corpus
-from dcdctl.core.models import FusionScorer
+from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import build, candidates, estimate
-from dcdctl.core.teacher.build import ScoringOptions
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
-from dcdctl.core.teacher.candidates import CPU, CandidateConfig
+from dcdctl.core.teacher.candidates import CandidateConfig
 from dcdctl.core.teacher.estimate import Estimate
 
 
@@ -34,11 +31,8 @@ class CacheJob:
     """Settings that the teacher's files lack: image_size=384."""
     extend: Path | None = None
     """Finished cache whose scores are reused."""
-    features: Path | None = None
-    """Folder of stored encoder outputs, made if it does not exist."""
-    device: torch.device = CPU
-    precision: str = "float32"
-    batch_size: int = 256
+    compute: Compute = ON_CPU
+    """Its folder of features is made if it does not exist."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +54,8 @@ def resolve(job: CacheJob) -> CachePlan:
     models.check_ref(job.teacher, overrides)
     candidates.check_packages(job.candidates)
     build.check_folder(job.out)
-    if job.features is not None:
-        files.check_output_folder(job.features)
+    if job.compute.features is not None:
+        files.check_output_folder(job.compute.features)
     return CachePlan(job, overrides)
 
 
@@ -76,9 +70,9 @@ def cache_scores(
     corpus = Corpus.open(job.data, job.split, job.max_images)
     if job.extend is not None:
         read_cache(job.extend)
-    teacher, options = _load(plan, corpus, track)
+    teacher = models.load_fusion(job.teacher, plan.overrides, track)
     with build.claimed(job.out):
-        planned = build.plan_cache(corpus, teacher, job.out, job.candidates, options=options, extend=job.extend, track=track)
+        planned = build.plan_cache(corpus, teacher, job.out, job.candidates, compute=job.compute, extend=job.extend, track=track)
         on_estimate(estimate.estimate_cost(planned))
         return None if dry_run else build.score_planned(planned, track=track)
 
@@ -91,15 +85,5 @@ def verify_cache(job: CacheJob, count: int, *, track: Track = silent) -> float:
     plan = resolve(job)
     corpus = Corpus.open(job.data, job.split, job.max_images)
     read_cache(job.out, corpus=corpus)
-    teacher, options = _load(plan, corpus, track)
-    return estimate.verify_scores(job.out, corpus, teacher, count, options=options)
-
-
-def _load(plan: CachePlan, corpus: Corpus, track: Track) -> tuple[FusionScorer, ScoringOptions]:
-    """The teacher, and the options with the features that it reads, encoded once where they are not stored."""
-    job, features = plan.job, None
     teacher = models.load_fusion(job.teacher, plan.overrides, track)
-    if job.features is not None:
-        with distributed.main_first():
-            features = scoring.open_or_build(job.features, corpus, teacher, device=job.device, track=track)
-    return teacher, ScoringOptions(device=job.device, batch_size=job.batch_size, precision=job.precision, features=features)
+    return estimate.verify_scores(job.out, corpus, teacher, count, compute=job.compute, track=track)

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 from dcdctl.core import distributed, models, scoring, teacher
 from dcdctl.core.data import Corpus
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.progress import Track, Watch, silent, watched_by
 from dcdctl.core.scoring import CorpusSource, Source
@@ -24,7 +25,7 @@ from dcdctl.core.training.batch_sampler import ListSteps, MatrixSteps, Scores, c
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.objective import make_objective
 from dcdctl.core.training.recipe import Recipe, load_recipe
-from dcdctl.core.training.refresh import refreshed, scoring_options
+from dcdctl.core.training.refresh import refreshed, teacher_compute
 from dcdctl.core.training.runs import Run
 from dcdctl.core.training.validation import Validation
 
@@ -207,18 +208,18 @@ def _load_models(plan: TrainingPlan, files: _Files, inputs: TrainingInputs, trac
     teacher_model = inputs.load_teacher(files.caches, track)
     model = initial_model.make_model(plan.recipe, files.corpus.captions, teacher_model, track)
     with distributed.main_first():
-        source = make_source(model, files.corpus, plan.options, track)
+        source = make_source(model, files.corpus, plan.options.compute, track)
     return _Training(plan, files, teacher_model, model, source)
 
 
-def make_source(model: Any, corpus: Corpus, options: TrainingOptions, track: Track) -> Source:
+def make_source(model: Any, corpus: Corpus, compute: Compute, track: Track) -> Source:
     """What batches are read from: the corpus, or the features of the model's encoders; ConfigError if those are trained."""
-    if options.features is None:
+    if compute.features is None:
         return CorpusSource(corpus, model.preprocess, IMAGE_MEMORY)
     if isinstance(model, models.CoAttentionScorer) and not model.is_frozen:
         hint = "set model.frozen_encoders or model.layers, or leave --features out"
         raise ConfigError("--features keeps what the encoders give, and here they are trained", hint=hint)
-    return scoring.open_or_build(options.features, corpus, model, device=options.device, track=track)
+    return scoring.open_source(corpus, model, compute, track)
 
 
 def make_steps(source: Source, recipe: Recipe, scores: Scores | None, slicing: Slicing = WHOLE) -> ListSteps | MatrixSteps:
@@ -255,7 +256,7 @@ def _start_run(training: _Training, batches: ListSteps | MatrixSteps, num_steps:
     facts, mined = _facts(training), None
     with distributed.main_first():
         if recipe.batch.negatives == "mined":
-            mined = negatives.read_or_mine(job.out, training.source, recipe, options.device, track)
+            mined = negatives.read_or_mine(job.out, training.source, recipe, options.compute.device, track)
         run = Run(job.out)
         if distributed.is_main():
             run = runs.start_run(job.out, recipe, job.kind, facts, resume=job.resume)
@@ -275,8 +276,8 @@ def _facts(training: _Training) -> dict[str, Any]:
         "split": files.corpus.split,
         "cache": None if files.scores is None else files.scores.plan,
         "start": models.fingerprint(training.model),
-        "precision": options.precision,
-        "features": None if options.features is None else "float16",
+        "precision": options.compute.precision,
+        "features": None if options.compute.features is None else "float16",
         "validation": None if files.validation is None else files.validation.fingerprint,
     }
 
@@ -287,7 +288,7 @@ def _run_steps(training: _Training, run: Run, batches: ListSteps | MatrixSteps, 
     if options.checkpoint_activations:
         models.checkpoint_activations(training.model)
     measured = training.files.validation
-    validate = None if measured is None else Validation(run, measured, recipe.validation, options.device, options.features)
+    validate = None if measured is None else Validation(run, measured, recipe.validation, options.compute)
     train_until = functools.partial(
         loop.train,
         run,
@@ -319,10 +320,9 @@ def work(recipe: Recipe, scores: Scores | None) -> dict[str, Any]:
 def _refresh(training: _Training, run: Run, cache: Scores | None, step: int, track: Track) -> TeacherCache:
     """The cache with the hard candidates that the student finds before a step."""
     assert isinstance(cache, TeacherCache)
-    options, teacher_model = training.plan.options, training.teacher
-    scoring = scoring_options(cache, teacher_model, training.files.corpus, options.features, options.device, track)
+    compute = teacher_compute(cache, training.plan.options.compute)
     folder = run.folder / "caches" / f"step-{step}"
-    return refreshed(cache, folder, training.model, teacher_model, training.source, options=scoring, step=step, track=track)
+    return refreshed(cache, folder, training.model, training.teacher, training.source, compute=compute, step=step, track=track)
 
 
 def _save_model(run: Run, model: Any, validate: Validation | None) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dcdctl.core import distributed
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.training.batch import Batch, Pairs, Place, Slice, Slicing
 
@@ -62,14 +63,9 @@ class Moment:
 class Computing:
     """Where and in which parts a gradient is computed."""
 
-    device: torch.device
-    precision: str
+    compute: Compute
     scaler: torch.amp.GradScaler
     slicing: Slicing
-
-    def autocast(self) -> torch.autocast:
-        """One block for each pass: the block keeps the weights it has cast, and those of a pass without a graph have no gradient."""
-        return torch.autocast(self.device.type, getattr(torch, self.precision), enabled=self.precision != "float32")
 
 
 def backward(model: nn.Module, objective: Objective | SlicedObjective, batch: Any, moment: Moment, how: Computing) -> dict[str, float]:
@@ -81,8 +77,8 @@ def backward(model: nn.Module, objective: Objective | SlicedObjective, batch: An
         assert isinstance(objective, SlicedObjective)
         return _backward_in_slices(model, objective, batch, moment, how)
     moment.seed_dropout()
-    whole = batch.to(how.device)
-    with how.autocast():
+    whole = batch.to(how.compute.device)
+    with how.compute.autocast():
         if isinstance(objective, SlicedObjective):
             parts = objective.loss(model, objective.outputs(model, whole), whole, moment.progress)
         else:
@@ -97,16 +93,16 @@ def _backward_in_slices(model: nn.Module, objective: SlicedObjective, batch: Bat
 
     def outputs(number: int, part: Slice) -> tuple[Tensor, ...]:
         moment.seed_dropout(number)
-        with how.autocast():
-            return objective.outputs(model, part.to(how.device))
+        with how.compute.autocast():
+            return objective.outputs(model, part.to(how.compute.device))
 
     with torch.no_grad():
         early = [outputs(*one) for one in numbered[:-1]]
     # The last slice keeps its graph and is computed once.
     last = outputs(*numbered[-1])
     leaves = _gathered([*early, last], batch.slices)
-    whole = batch.to(how.device)
-    with how.autocast():
+    whole = batch.to(how.compute.device)
+    with how.compute.autocast():
         parts = objective.loss(model, leaves, whole, moment.progress)
     loss, values = _checked(parts, moment.step)
     # Parameters that the loss itself reads, such as the logits' scale, have their gradient from one process.

@@ -10,8 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from dcdctl.core import distributed
+from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import Watch, silent, watched_by
 from dcdctl.core.training import grad_cache, loggers, runs
@@ -36,12 +36,7 @@ LOG_EVERY = 10
 class TrainingOptions:
     """Where and how to run; nothing here is meant to change a number beyond rounding."""
 
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    precision: str = "float32"
-    workers: int = 0
-    """Processes that read and decode batches ahead; 0 does it in this one."""
-    features: Path | None = None
-    """Where the outputs of frozen encoders are kept, and read from; they are encoded in every step where it is not set."""
+    compute: Compute = ON_CPU
     slices: int = 1
     """Parts in which a process computes its share of a batch, one after the other, for less memory. Dropout is drawn for each of them."""
     checkpoint_activations: bool = False
@@ -78,17 +73,18 @@ def train(
     With `until` it stops before that step, with a checkpoint, to be gone on with: by other batches, for instance. Of several processes
     one logs and keeps; all have the trained model.
     """
-    model.to(options.device).train()
+    compute = options.compute
+    model.to(compute.device).train()
     _check_slices(model, objective, options)
     optimizer = make_optimizer(model, config)
-    scaler = torch.amp.GradScaler(options.device.type, enabled=options.precision == "float16")
-    how = Computing(device=options.device, precision=options.precision, scaler=scaler, slicing=options.slicing)
+    scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "float16")
+    how = Computing(compute=compute, scaler=scaler, slicing=options.slicing)
     first = runs.load_checkpoint(run, model, optimizer, scaler)
     distributed.check_equal(first, "the step they go on from")
     distributed.send_weights(model)
     sampler = range(first, num_steps if until is None else until)
-    is_cuda = options.device.type == "cuda"
-    loader = DataLoader(steps, batch_size=None, sampler=sampler, num_workers=options.workers, pin_memory=is_cuda)
+    is_cuda = compute.device.type == "cuda"
+    loader = DataLoader(steps, batch_size=None, sampler=sampler, num_workers=compute.workers, pin_memory=is_cuda)
     with _logs(run, first, options) as log, watch(total=num_steps, done=first) as tell:
         for step, batch in enumerate(loader, start=first):
             started = time.perf_counter()

@@ -22,6 +22,7 @@ from safetensors.numpy import save
 from dcdctl.core import distributed, files, scoring, teacher
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus
+from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import Source
@@ -76,7 +77,7 @@ def check(recipe: Recipe, *, has_cache: bool) -> None:
             raise ConfigError(f"candidates.{name} needs the teacher's scores, and batch.negatives mined has none", hint="leave it out")
 
 
-def mine(source: Source, recipe: Recipe, device: torch.device = teacher.CPU, track: Track = silent) -> Candidates:
+def mine(source: Source, recipe: Recipe, device: torch.device = CPU, track: Track = silent) -> Candidates:
     """Mine what a recipe's `[candidates]` says, in the directions of its batches."""
     config = _config(recipe)
     found = scoring.embed_source(config.model, source, device, track) if config.model else None
@@ -90,7 +91,7 @@ def for_lists(mined: Candidates, recipe: Recipe, num_steps: int) -> MinedNegativ
     return MinedNegatives(mined, per_list, int(recipe.batch.mined_from * num_steps + 0.5))
 
 
-def read_or_mine(folder: Path, source: Source, recipe: Recipe, device: torch.device = teacher.CPU, track: Track = silent) -> Candidates:
+def read_or_mine(folder: Path, source: Source, recipe: Recipe, device: torch.device = CPU, track: Track = silent) -> Candidates:
     """What a run's folder keeps, or else mined now.
 
     StaleError if that was mined of another corpus or by other settings: a run goes on with what it began with, so the folder is another

@@ -7,6 +7,7 @@ only where it was killed before one was whole, with the very weights it had then
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from dcdctl.core import models, scoring
 from dcdctl.core.config import build
-from dcdctl.core.data import Corpus
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import DualModel
 from dcdctl.core.progress import Track, silent
@@ -24,7 +25,6 @@ from dcdctl.core.teacher import (
     CandidateConfig,
     Candidates,
     Lists,
-    ScoringOptions,
     TeacherCache,
     build_cache,
     draw_candidates,
@@ -43,34 +43,34 @@ def refreshed(
     teacher: Any,
     source: Source,
     *,
-    options: ScoringOptions,
+    compute: Compute,
     step: int,
     track: Track = silent,
 ) -> TeacherCache:
     """The cache with the student's own hardest candidates, as many for each query as the plan has, their missing scores computed.
 
-    `source` is what the student reads, `options` how the teacher scores (`scoring_options`): their features may be of other encoders.
+    `source` is what the student reads, `compute` how the teacher scores (`teacher_compute`): their features may be of other encoders.
     """
     if (folder / "cache.json").exists():
         return read_cache(folder, corpus=source.corpus, teacher=teacher.digest)
     planned = build(CandidateConfig, cache.plan["candidates"], "candidates")
     config = dataclasses.replace(planned, seed=planned.seed + step)
     student.eval()
-    is_dual, device = isinstance(student, DualModel), options.device
+    is_dual, device = isinstance(student, DualModel), compute.device
     drawn = _of_dual(student, source, config, device, track) if is_dual else _of_fusion(student, source, config, device)
-    return build_cache(source.corpus, teacher, folder, config, options=options, extend=cache.folder, drawn=drawn, track=track)
+    return build_cache(source.corpus, teacher, folder, config, compute=compute, extend=cache.folder, drawn=drawn, track=track)
 
 
-def scoring_options(
-    cache: TeacherCache, teacher: Any, corpus: Corpus, kept_in: Path | None, device: torch.device, track: Track = silent
-) -> ScoringOptions:
-    """How the teacher scored what the cache holds: from its features in `kept_in`, if it did; ConfigError if there is no such folder."""
-    kept = None
-    if cache.plan["features"] is not None:
-        if kept_in is None:
-            raise ConfigError("the cache was made with --features, and the run has none", hint="name the folder with --features")
-        kept = scoring.open_or_build(kept_in, corpus, teacher, device=device, track=track)
-    return ScoringOptions(device=device, precision=cache.plan["precision"], features=kept)
+def teacher_compute(cache: TeacherCache, compute: Compute) -> Compute:
+    """How to score with the teacher of a cache: at the cache's precision, and from stored features if the cache was scored from some.
+
+    ConfigError if it was and `compute` names no features.
+    """
+    if cache.plan["features"] is None:
+        compute = replace(compute, features=None)
+    elif compute.features is None:
+        raise ConfigError("the cache was made with --features, and the run has none", hint="name the folder with --features")
+    return replace(compute, precision=cache.plan["precision"])
 
 
 def _of_dual(student: DualModel, source: Source, config: CandidateConfig, device: torch.device, track: Track) -> Candidates:
@@ -88,7 +88,7 @@ def _of_fusion(student: models.FusionScorer, source: Source, config: CandidateCo
     def hardest(lists: Lists, *, is_image_query: bool) -> Lists:
         query = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
         pairs = (query, lists.values) if is_image_query else (lists.values, query)
-        scores = scoring.score_pairs(student, source, *pairs, device=device, batch_size=256) if len(query) else np.empty(0)
+        scores = scoring.score_pairs(student, source, *pairs, compute=Compute(device=device)) if len(query) else np.empty(0)
         order = np.lexsort((-scores, query))
         place = np.arange(len(query)) - lists.offsets[query[order]]
         best = order[place < config.per_query]

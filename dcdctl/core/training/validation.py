@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
 
 from dcdctl.core import distributed, evaluation
 from dcdctl.core.data import Corpus
+from dcdctl.core.devices import Compute
 from dcdctl.core.evaluation import EvalOptions
 from dcdctl.core.training import runs
 from dcdctl.core.training.recipe import ValidationConfig
@@ -23,8 +21,7 @@ class Validation:
     run: Run
     corpus: Corpus
     config: ValidationConfig
-    device: torch.device
-    features: Path | None = None
+    compute: Compute
 
     def is_due(self, done: int, num_steps: int) -> bool:
         """Whether the model is measured after so many steps: every so often, and at the end."""
@@ -37,7 +34,8 @@ class Validation:
         """
         values: dict[str, float] = {}
         if distributed.is_main():
-            options = EvalOptions(device=self.device, features=self.features)
+            # Always in float32, like `dcdctl eval`: recalls of runs of different precision stay comparable.
+            options = EvalOptions(compute=replace(self.compute, precision="float32"))
             recalls = evaluation.evaluate_model(model, self.corpus, options=options).recalls
             for way, found in (("text", recalls.text_retrieval), ("image", recalls.image_retrieval)):
                 values |= {f"val_{way}_r{k.removeprefix('R@')}": value for k, value in found.items()}

@@ -1,0 +1,24 @@
+"""Where to compute: autocast follows the precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dcdctl.core.devices import Compute
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_autocast_computes_in_the_precision(precision):
+    with Compute(precision=precision).autocast():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == getattr(torch, precision)
+
+
+def test_each_pass_has_its_own_autocast_block():
+    weight, compute = torch.ones(2, 2, requires_grad=True), Compute(precision="bfloat16")
+    with torch.no_grad(), compute.autocast():
+        torch.ones(2, 2) @ weight
+    with compute.autocast():
+        (torch.ones(2, 2) @ weight).sum().backward()
+    assert weight.grad is not None
