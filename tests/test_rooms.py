@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "export": ("data", "models", "evaluation", "bench", "report"),
 }
 """The rooms in order, and the earlier rooms that each one reads. Ground files are free to all; `demo.py` uses every room."""
-GROUND = ("errors", "files", "artifacts", "progress", "config", "devices", "distributed")
+GROUND = ("errors", "files", "artifacts", "progress", "config", "devices", "distributed", "templates")
 """The ground files in order; each imports only those before it."""
 
 

@@ -180,7 +180,7 @@ def test_a_page_keeps_the_text_of_a_corpus_as_text_and_loads_nothing(folder, tmp
     assert [image["alt"] for image in page.all("img")] == ["A dog.", '"><script>alert(1)</script>', "a dog"]
     assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.all("img"))
     assert not {"script", "link", "b", "iframe"} & {tag for tag, _ in page.tags}
-    assert "&lt;img src=&quot;x&quot;&gt;.png" in text
+    assert "&lt;img src=&#34;x&#34;&gt;.png" in text
     assert "CC0 &lt;b&gt;" in text
     assert "http" not in text
     assert len(page.all("li")) == 7
@@ -196,10 +196,9 @@ def test_a_page_has_as_many_pictures_as_asked_for_and_stays_small(scenes_corpus_
 def test_pictures_of_a_page_are_thumbnails(tmp_path):
     """Noise compresses worst: 60 such pictures would be 1.5 MB."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (1500, 2000, 3), dtype=np.uint8))
-    card = html.card(noise, "noise", "", pages.CORPUS_THUMBNAIL_PX)
-    (image,) = Page(card).all("img")
-    assert (image["width"], image["height"]) == ("200", "150")
-    assert len(card) < 25_000
+    image = html.embed_image(noise, pages.CORPUS_IMAGE_PX)
+    assert (image.width, image.height) == (200, 150)
+    assert len(image.source) < 25_000
 
 
 @pytest.mark.parametrize(

@@ -12,30 +12,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcdctl.core.report import charts
-from dcdctl.core.report.charts import About, Series
+from dcdctl.core.report.charts import ChartLabels, Series
 
 HOSTILE = 'a<b>&"$x$ \N{CJK UNIFIED IDEOGRAPH-6F22}'
 
 
-def about(name: str = "one", title: str = "Loss") -> About:
-    return About(name=name, title=title, description="from 3 to 1", x_label="step", y_label="loss")
+def labels(name: str = "one", title: str = "Loss") -> ChartLabels:
+    return ChartLabels(name=name, title=title, description="from 3 to 1", x_label="step", y_label="loss")
 
 
-def curve(label: str, *y: float, colour: str = "c0") -> Series:
-    return Series(label=label, colour=colour, x=range(len(y)), y=y)
+def curve(label: str, *y: float, color: str = "c0") -> Series:
+    return Series(label=label, color=color, x=range(len(y)), y=y)
 
 
 def draw() -> dict[str, str]:
     """One of each kind."""
     bins = [0.0, 1.0, 2.0, 3.0]
     points = [
-        Series(label="a", colour="c0", x=[1.0, 10.0], y=[200.0, 300.0], names=["a, top 1", "a"]),
-        Series(label="b", colour="c7", x=[2.0], y=[250.0], names=["b"]),
+        Series(label="a", color="c0", x=[1.0, 10.0], y=[200.0, 300.0], names=["a, top 1", "a"]),
+        Series(label="b", color="c7", x=[2.0], y=[250.0], names=["b"]),
     ]
     return {
-        "lines": charts.lines(about("lines"), [curve("a", 3, 2, 1), curve("b", 3, 1, 1, colour="c1")]),
-        "mirrored": charts.mirrored(about("mirrored"), bins, curve("own", 1, 5, 2), curve("other", 4, 1, 0, colour="c1")),
-        "scatter": charts.scatter(about("scatter"), points, [(1.0, 200.0), (10.0, 300.0)]),
+        "lines": charts.lines(labels("lines"), [curve("a", 3, 2, 1), curve("b", 3, 1, 1, color="c1")]),
+        "mirrored": charts.mirrored(labels("mirrored"), bins, curve("own", 1, 5, 2), curve("other", 4, 1, 0, color="c1")),
+        "scatter": charts.scatter(labels("scatter"), points, [(1.0, 200.0), (10.0, 300.0)]),
     }
 
 
@@ -51,7 +51,7 @@ def test_the_same_numbers_give_the_same_bytes():
 
 
 @pytest.mark.parametrize("kind", ["lines", "mirrored", "scatter"])
-def test_every_colour_follows_the_page(kind):
+def test_every_color_follows_the_page(kind):
     figure = made()[kind]
     assert "var(--quiet)" in figure
     assert "var(--c0)" in figure
@@ -84,7 +84,7 @@ def test_nothing_is_fetched_and_nothing_styles_the_rest_of_the_page():
 
 
 def test_text_is_text_and_is_escaped_and_no_formula():
-    figure = charts.lines(about(title=HOSTILE), [curve(HOSTILE, 3, 1)])
+    figure = charts.lines(labels(title=HOSTILE), [curve(HOSTILE, 3, 1)])
     svg = svg_of(figure)
     texts = ["".join(element.itertext()) for element in svg.iter("{http://www.w3.org/2000/svg}text")]
     assert HOSTILE in texts
@@ -104,14 +104,14 @@ def test_counts_below_the_line_are_counts():
 
 
 def test_times_within_a_power_of_ten_have_ticks_with_numbers():
-    points = [Series(label="a", colour="c0", x=[2.0, 5.0], y=[1.0, 2.0], names=["", ""])]
-    texts = ["".join(one.itertext()) for one in svg_of(charts.scatter(about(), points, [])).iter("{http://www.w3.org/2000/svg}text")]
+    points = [Series(label="a", color="c0", x=[2.0, 5.0], y=[1.0, 2.0], names=["", ""])]
+    texts = ["".join(one.itertext()) for one in svg_of(charts.scatter(labels(), points, [])).iter("{http://www.w3.org/2000/svg}text")]
     assert {"2", "3", "4"} <= set(texts)
 
 
 @pytest.mark.parametrize("y", [(1.0,), (2.0, 2.0)])
 def test_a_curve_without_extent_can_be_drawn(y):
-    assert "<path" in charts.lines(about(), [curve("flat", *y)])
+    assert "<path" in charts.lines(labels(), [curve("flat", *y)])
 
 
 @given(places=st.lists(st.floats(0, 1), min_size=1, max_size=8))

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcdctl.core.report.gallery import Outcome, choose, outcome
+from dcdctl.core.report.gallery import WinCounts, choose, count_wins
 
 
 def ranks(*values: int) -> np.ndarray:
@@ -60,9 +60,9 @@ def test_as_many_as_asked_for_or_all_each_once(seed, num_queries, count):
 def test_outcomes_of_the_swapped_pair_are_swapped(seed):
     rng = np.random.default_rng(seed)
     ours, base = (rng.integers(1, 5, 40) for _ in range(2))
-    one, other = outcome(ours, base), outcome(base, ours)
+    one, other = count_wins(ours, base), count_wins(base, ours)
     assert (one.wins, one.losses, one.both_hit, one.both_miss) == (other.losses, other.wins, other.both_hit, other.both_miss)
 
 
 def test_outcomes_by_hand():
-    assert outcome(ranks(1, 1, 2, 5, 5), ranks(1, 2, 1, 5, 9)) == Outcome(wins=2, losses=1, both_hit=1, both_miss=2)
+    assert count_wins(ranks(1, 1, 2, 5, 5), ranks(1, 2, 1, 5, 9)) == WinCounts(wins=2, losses=1, both_hit=1, both_miss=2)

@@ -31,10 +31,10 @@ def told(chart):
     return re.findall("<desc[^>]*>(.*?)</desc>", chart)[0]
 
 
-def test_teacher_and_baseline_have_the_colours_of_text_and_no_two_students_one(found):
-    colours = report_charts.colours(found)
-    assert (colours["teacher"], colours["dual-alone"]) == ("text", "quiet")
-    students = [colours[one.label] for one in found.systems if one.role == "student"]
+def test_teacher_and_baseline_have_the_colors_of_text_and_no_two_students_one(found):
+    colors = report_charts.colors(found)
+    assert (colors["teacher"], colors["dual-alone"]) == ("text", "quiet")
+    students = [colors[one.label] for one in found.systems if one.role == "student"]
     assert len(set(students)) == len(students) == 3
 
 
@@ -49,12 +49,12 @@ def test_points_are_models_by_their_benchmarks_and_cascades_by_their_depths(foun
 
 def test_one_point_is_no_chart(split, tmp_path):
     folder = write_evaluation(tmp_path / "run", split, scores_of(split, 1))
-    assert report_charts.speed_against_recall(report.read_report([folder])) == ""
+    assert report_charts.speed_against_recall(report.read_report([folder])) is None
 
 
 def test_the_front_rises_and_has_the_fastest_and_the_best():
     points = [(5.0, 300.0), (1.0, 200.0), (4.0, 290.0), (2.0, 100.0), (9.0, 300.0), (1.0, 150.0)]
-    assert report_charts.front(points) == [(1.0, 200.0), (4.0, 290.0), (5.0, 300.0)]
+    assert report_charts.pareto_front(points) == [(1.0, 200.0), (4.0, 290.0), (5.0, 300.0)]
 
 
 def test_a_loss_of_several_parts_is_drawn_with_them_and_one_of_one_once(found):

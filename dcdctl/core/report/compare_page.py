@@ -1,13 +1,12 @@
-"""The page of a contest: its tables, and the queries whose ranks differ most, with pictures and what each side puts first.
+"""The page of `dcdctl compare`: tables, and the queries whose ranks differ most, with images and first answers of both sides.
 
-Where a side has several runs, what it puts first is what its first run does.
+A side of several runs is shown with the first answers of its first run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -18,44 +17,41 @@ from dcdctl.core.data import Corpus, read_corpus_json
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.evaluation import DIRECTIONS, Contest, Direction, Duel, Shift, Side
 from dcdctl.core.report import compare_tables, html
+from dcdctl.core.report.html import EmbeddedImage
 
-NUM_PLACES = 5
-"""Shown of each side."""
+NUM_ANSWERS = 5
+"""First answers shown for each side."""
 QUERY_PX = 160
-PLACE_PX = 72
+ANSWER_PX = 72
 MAX_QUERIES = 80
-"""On a page, of all duels together: it stays under 3 MB."""
-_HOW_TO_READ = (
-    "Below: queries whose ranks differ most, by their ratio. A \N{CHECK MARK} marks what is right. "
-    "Where a side has several runs, the ranks are theirs in turn, and what it puts first is what its first run does."
-)
+"""Queries on a page, over all comparisons; this keeps the page under 3 MB."""
 _EVAL_AGAIN = "remove it, or run `dcdctl eval` again"
 _TOP_COLUMNS = ("direction", "query", "place", "candidate", "score", "is_own")
 
 
 @dataclass(frozen=True)
-class _Place:
-    """What a side puts at a place."""
+class _Ranked:
+    """One of the first answers to a query, as top.parquet has it."""
 
     candidate: int
-    """A caption index where the direction is "text", else an image index."""
+    """A caption index if the direction is "text", else an image index."""
     score: float
     is_own: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Query:
-    """A query, and what both sides make of it: the base, then ours."""
+    """A query with the ranks and first answers of both sides: the base, then the other."""
 
     direction: Direction
     index: int
     letters: tuple[str, str]
     ranks: tuple[tuple[int, ...], tuple[int, ...]]
-    places: tuple[list[_Place], list[_Place]]
-    """Empty where they were not kept."""
+    top: tuple[list[_Ranked], list[_Ranked]]
+    """Empty if they were not kept."""
 
     def image(self, corpus: Corpus) -> int:
-        """The query, or what it looks for."""
+        """The query image, or the image of the query caption."""
         return self.index if self.direction == "text" else int(corpus.caption_image[self.index])
 
 
@@ -76,24 +72,29 @@ def open_corpus(contest: Contest, data: Path | None = None) -> Corpus:
 
 
 def write_comparison_page(path: Path, contest: Contest, corpus: Corpus) -> None:
-    """Write one HTML file that shows it all."""
-    queries = {title: some for duel in contest.duels for title, some in _queries(contest, duel) if some}
-    all_queries = [query for some in queries.values() for query in some]
-    large = _pictures(corpus, (query.image(corpus) for query in all_queries), QUERY_PX)
-    of_places = (place.candidate for query in all_queries if query.direction == "image" for places in query.places for place in places)
-    small = _pictures(corpus, of_places, PLACE_PX)
-    parts = [
-        html.facts(compare_tables.comparison_facts(contest)),
-        html.heading("RSUM"),
-        html.table(*compare_tables.comparison_summary(contest)),
-    ]
-    for duel in contest.duels:
-        parts += [html.heading(f"{duel.letter} beside {contest.base}"), html.table(*compare_tables.comparison_details(contest, duel))]
-        parts += map(html.paragraph, compare_tables.rank_changes(contest, duel))
-    parts += map(html.paragraph, [*compare_tables.how_to_read(contest), _HOW_TO_READ])
-    for title, some in queries.items():
-        parts += [html.heading(title), *(_shown(query, corpus, large, small) for query in some)]
-    html.write(path, f"Compared with {contest.sides[contest.base].name}", *parts)
+    """Write the page of a comparison."""
+    sections = {heading: queries for duel in contest.duels for heading, queries in _queries(contest, duel) if queries}
+    images = _embedded_images(corpus, [query for queries in sections.values() for query in queries])
+    html.write(
+        path,
+        "comparison.html",
+        title=f"Compared with {contest.sides[contest.base].name}",
+        facts=compare_tables.comparison_facts(contest),
+        summary=compare_tables.comparison_summary(contest),
+        comparisons=[
+            {
+                "heading": f"{duel.letter} beside {contest.base}",
+                "details": compare_tables.comparison_details(contest, duel),
+                "rank_changes": compare_tables.rank_changes(contest, duel),
+            }
+            for duel in contest.duels
+        ],
+        how_to_read=compare_tables.how_to_read(contest),
+        sections=[
+            {"heading": heading, "queries": [_query_view(query, corpus, images) for query in queries]}
+            for heading, queries in sections.items()
+        ],
+    )
 
 
 def _known_folder(contest: Contest) -> Path:
@@ -119,28 +120,28 @@ def _queries(contest: Contest, duel: Duel) -> Iterator[tuple[str, list[_Query]]]
         for verb, some, count in (("better", shifts.better, shifts.num_better), ("worse", shifts.worse, shifts.num_worse)):
             shown = some[:limit]
             title = f"{duel.letter} {verb} than {contest.base}, {direction} retrieval: {len(shown):,} of {count:,} {kind}"
-            yield title, _with_places(contest, duel, direction, shown)
+            yield title, _with_answers(contest, duel, direction, shown)
 
 
-def _with_places(contest: Contest, duel: Duel, direction: Direction, shifts: Iterable[Shift]) -> list[_Query]:
+def _with_answers(contest: Contest, duel: Duel, direction: Direction, shifts: Iterable[Shift]) -> list[_Query]:
     shifts = list(shifts)
     num_candidates = len(contest.queries.caption_ids) if direction == "text" else len(contest.queries.image_ids)
     queries = [shift.query for shift in shifts]
-    both = [_read_places(side, direction, queries, num_candidates) for side in (contest.sides[contest.base], duel.side)]
+    both = [_read_top(side, direction, queries, num_candidates) for side in (contest.sides[contest.base], duel.side)]
     return [
         _Query(
             direction=direction,
             index=shift.query,
             letters=(contest.base, duel.letter),
             ranks=(shift.base, shift.ours),
-            places=(both[0].get(shift.query, []), both[1].get(shift.query, [])),
+            top=(both[0].get(shift.query, []), both[1].get(shift.query, [])),
         )
         for shift in shifts
     ]
 
 
-def _read_places(side: Side, direction: Direction, queries: list[int], num_candidates: int) -> dict[int, list[_Place]]:
-    """The first places of each query, by the side's first run."""
+def _read_top(side: Side, direction: Direction, queries: list[int], num_candidates: int) -> dict[int, list[_Ranked]]:
+    """The first answers to each query, by the side's first run."""
     path = side.members[0].top
     if path is None or not queries:
         return {}
@@ -150,48 +151,86 @@ def _read_places(side: Side, direction: Direction, queries: list[int], num_candi
         )
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a table of the first places ({error})", hint=_EVAL_AGAIN) from error
-    found: dict[int, list[_Place]] = {}
+    top: dict[int, list[_Ranked]] = {}
     for row in table.sort_by([("query", "ascending"), ("place", "ascending")]).to_pylist():
         if not 0 <= row["candidate"] < num_candidates:
             raise StaleError(f"{path} has the candidate {row['candidate']} of {num_candidates:,}", hint=_EVAL_AGAIN)
-        found.setdefault(row["query"], []).append(_Place(row["candidate"], row["score"], row["is_own"]))
-    return {query: places[:NUM_PLACES] for query, places in found.items()}
+        top.setdefault(row["query"], []).append(_Ranked(row["candidate"], row["score"], row["is_own"]))
+    return {query: answers[:NUM_ANSWERS] for query, answers in top.items()}
 
 
-def _pictures(corpus: Corpus, images: Iterable[int], side_px: int) -> dict[int, str]:
-    """Each image once, in the order of the corpus, which is quickest to read."""
-    return {
-        image: html.picture(corpus.image(image), corpus.captions[corpus.captions_of(image)[0]], side_px) for image in sorted(set(images))
-    }
+@dataclass(frozen=True)
+class _Images:
+    """The images of a page by their index."""
+
+    queries: dict[int, EmbeddedImage]
+    answers: dict[int, EmbeddedImage]
 
 
-def _shown(query: _Query, corpus: Corpus, large: dict[int, str], small: dict[int, str]) -> str:
-    image = query.image(corpus)
-    name = f"<small>{escape(corpus.image_ids[image])}</small>"
-    if query.direction == "text":
-        words = "".join(f'<li dir="auto">{escape(corpus.captions[text])}</li>' for text in corpus.captions_of(image))
-        lead = html.captioned(large[image], f"{name}<ul>{words}</ul>")
-    else:
-        lead = f'<p dir="auto"><b>{escape(corpus.captions[query.index])}</b></p>' + html.captioned(large[image], name)
+@dataclass(frozen=True)
+class _AnswerView:
+    text: str
+    """The caption, or the first caption of the image."""
+    image: EmbeddedImage | None
+    score: float
+    is_own: bool
+
+
+@dataclass(frozen=True)
+class _ColumnView:
+    """A side beside a query."""
+
+    letter: str
+    ranks: tuple[int, ...]
+    answers: list[_AnswerView]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _QueryView:
+    """A query as the template reads it."""
+
+    image: EmbeddedImage
+    image_id: str
+    alt: str
+    caption: str
+    """The query if it is a caption; else empty."""
+    captions: list[str]
+    """The captions of the query if it is an image; else empty."""
+    columns: list[_ColumnView]
+
+
+def _embedded_images(corpus: Corpus, queries: list[_Query]) -> _Images:
+    shown = (query.image(corpus) for query in queries)
+    ranked = (answer.candidate for query in queries if query.direction == "image" for top in query.top for answer in top)
+    return _Images(_embed(corpus, shown, QUERY_PX), _embed(corpus, ranked, ANSWER_PX))
+
+
+def _embed(corpus: Corpus, images: Iterable[int], side_px: int) -> dict[int, EmbeddedImage]:
+    # Each image once, in the order of the corpus, which is the fastest to read.
+    return {image: html.embed_image(corpus.image(image), side_px) for image in sorted(set(images))}
+
+
+def _query_view(query: _Query, corpus: Corpus, images: _Images) -> _QueryView:
+    image, is_caption = query.image(corpus), query.direction == "image"
     columns = [
-        f"<b>{letter}</b> rank{'s' * (len(ranks) > 1)} {', '.join(f'{rank:,}' for rank in ranks)}"
-        + _placed(query.direction, places, corpus, small)
-        for letter, ranks, places in zip(query.letters, query.ranks, query.places, strict=True)
+        _ColumnView(letter, ranks, [_answer_view(query.direction, answer, corpus, images) for answer in top])
+        for letter, ranks, top in zip(query.letters, query.ranks, query.top, strict=True)
     ]
-    return html.beside(lead, *columns)
+    return _QueryView(
+        image=images.queries[image],
+        image_id=corpus.image_ids[image],
+        alt=_first_caption(corpus, image),
+        caption=corpus.captions[query.index] if is_caption else "",
+        captions=[] if is_caption else [corpus.captions[caption] for caption in corpus.captions_of(image)],
+        columns=columns,
+    )
 
 
-def _placed(direction: Direction, places: list[_Place], corpus: Corpus, small: dict[int, str]) -> str:
-    if not places:
-        return ""
-    marks = ["\N{CHECK MARK} " if place.is_own else "" for place in places]
+def _answer_view(direction: Direction, answer: _Ranked, corpus: Corpus, images: _Images) -> _AnswerView:
     if direction == "text":
-        items = [
-            f'<li><span dir="auto">{mark}{escape(corpus.captions[place.candidate])}</span> <small>{place.score:.3f}</small></li>'
-            for mark, place in zip(marks, places, strict=True)
-        ]
-        return f"<ol>{''.join(items)}</ol>"
-    figures = [
-        html.captioned(small[place.candidate], f"<small>{mark}{place.score:.3f}</small>") for mark, place in zip(marks, places, strict=True)
-    ]
-    return f'<div class="strip">{"".join(figures)}</div>'
+        return _AnswerView(corpus.captions[answer.candidate], None, answer.score, answer.is_own)
+    return _AnswerView(_first_caption(corpus, answer.candidate), images.answers[answer.candidate], answer.score, answer.is_own)
+
+
+def _first_caption(corpus: Corpus, image: int) -> str:
+    return corpus.captions[corpus.captions_of(image)[0]]

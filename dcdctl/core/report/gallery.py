@@ -1,34 +1,42 @@
-"""Which queries a report shows, and how two models fare on all of them.
+"""The queries that a report shows, and how often each model wins over each other one on all queries.
 
-Q queries of a direction. A model wins a query where it ranks the best positive higher than the other does; it hits where that comes first.
+Q queries of a direction. A model wins a query if it ranks the best positive higher than the other model does; a hit is rank 1.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import itertools
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from html import escape
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from dcdctl.core.data import Corpus
 from dcdctl.core.evaluation import DIRECTIONS, Answers, Direction
 from dcdctl.core.progress import Track, silent
+from dcdctl.core.report import html
+from dcdctl.core.report.html import EmbeddedImage
 from dcdctl.core.report.report import Report, System
 
+NUM_QUERIES = 60
+"""Queries shown for each direction."""
+NUM_ANSWERS = 5
+"""First answers shown for each model."""
 RANDOM_SHARE = 1 / 3
 SEED = 0
+THUMBNAIL_PX = 96
+WEBP_QUALITY = 70
+READ_BATCH = 64
+"""Images read together."""
+TITLES: tuple[tuple[Direction, str], ...] = (("image", "images of a caption"), ("text", "captions of an image"))
+"""Both directions in the order of the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """Numbers of queries, of one model against another."""
+class WinCounts:
+    """Numbers of queries, for one model against another."""
 
     wins: int
     losses: int
@@ -36,13 +44,13 @@ class Outcome:
     both_miss: int
 
 
-def outcome(ours_Q: NDArray[np.int64], base_Q: NDArray[np.int64]) -> Outcome:
-    """Compare ranks, from 1.
+def count_wins(ours_Q: NDArray[np.int64], base_Q: NDArray[np.int64]) -> WinCounts:
+    """Compare ranks, which start at 1.
 
-    >>> outcome(np.array([1, 1, 4, 9]), np.array([1, 3, 4, 2]))
-    Outcome(wins=1, losses=1, both_hit=1, both_miss=2)
+    >>> count_wins(np.array([1, 1, 4, 9]), np.array([1, 3, 4, 2]))
+    WinCounts(wins=1, losses=1, both_hit=1, both_miss=2)
     """
-    return Outcome(
+    return WinCounts(
         wins=int((ours_Q < base_Q).sum()),
         losses=int((ours_Q > base_Q).sum()),
         both_hit=int(((ours_Q == 1) & (base_Q == 1)).sum()),
@@ -51,16 +59,16 @@ def outcome(ours_Q: NDArray[np.int64], base_Q: NDArray[np.int64]) -> Outcome:
 
 
 def choose(ranks: Sequence[NDArray[np.int64]], pairs: Sequence[tuple[int, int]], count: int, seed: int = SEED) -> list[int]:
-    """Queries worth a look, most telling first: the largest wins and losses of each pair in turns, then a third drawn at random.
+    """Query indices: the largest wins and losses of each pair in turn, largest first, then a third drawn at random.
 
-    `ranks` has an array (Q,) for each model, and a pair is two places in it. A win is as large as the ratio of the ranks: from the tenth
-    place to the first is more than from the hundredth to the fiftieth. All queries where there are no more than `count`.
+    `ranks` has an array (Q,) for each model; a pair is two indices into it. The size of a win is the ratio of the ranks: from rank 10 to 1
+    is more than from rank 100 to 50. All queries if there are no more than `count`.
     """
     order_Q = np.random.default_rng(seed).permutation(len(ranks[0]))
     chosen: dict[int, None] = {}
-    turns = [side for ours, base in pairs for side in _extremes(np.log(ranks[ours] / ranks[base]), order_Q)]
-    telling = (query for turn in itertools.zip_longest(*turns) for query in turn if query is not None)
-    for limit, queries in ((round(count * (1 - RANDOM_SHARE)), telling), (count, order_Q.tolist())):
+    extremes = [queries for ours, base in pairs for queries in _extremes(np.log(ranks[ours] / ranks[base]), order_Q)]
+    interleaved = (query for turn in itertools.zip_longest(*extremes) for query in turn if query is not None)
+    for limit, queries in ((round(count * (1 - RANDOM_SHARE)), interleaved), (count, order_Q.tolist())):
         for query in queries:
             if len(chosen) >= limit:
                 break
@@ -69,47 +77,89 @@ def choose(ranks: Sequence[NDArray[np.int64]], pairs: Sequence[tuple[int, int]],
 
 
 def _extremes(gain_Q: NDArray[np.float64], order_Q: NDArray[np.int64]) -> tuple[list[int], list[int]]:
-    """Queries with a gain below zero, lowest first, and those with one above, highest first; equal ones in the order given."""
+    """Queries with a gain below zero, lowest first, and queries with a gain above zero, highest first; ties in the order of `order_Q`."""
     by_gain = order_Q[np.argsort(gain_Q[order_Q], kind="stable")]
     by_loss = order_Q[np.argsort(-gain_Q[order_Q], kind="stable")]
     return by_gain[gain_Q[by_gain] < 0].tolist(), by_loss[gain_Q[by_loss] > 0].tolist()
 
 
-NUM_QUERIES = 60
-"""Shown of each direction."""
-NUM_PLACES = 5
-"""First answers shown of each model."""
-THUMBNAIL_PX = 96
-WEBP_QUALITY = 70
-PICTURES_AT_A_TIME = 64
-WAYS: tuple[tuple[Direction, str], ...] = (("image", "images of a caption"), ("text", "captions of an image"))
-SHOWS = {"all": "all", "wins": "{ours} wins", "losses": "{ours} loses", "both-hit": "both hit", "both-miss": "both miss"}
-SHOWS_OF_ONE = {"all": "all", "both-hit": "hit", "both-miss": "miss"}
+@dataclass(frozen=True)
+class AnswerView:
+    candidate: int
+    text: str
+    """The caption, or the id of the image."""
+    score: float
+    is_own: bool
 
 
-def gallery(report: Report, colours: dict[str, str], num_queries: int = NUM_QUERIES, track: Track = silent) -> str:
-    """The section, HTML; empty where no model's first answers are known or no query is wanted."""
+@dataclass(frozen=True)
+class ColumnView:
+    """The rank and the first answers of a model for a query."""
+
+    model: str
+    color: str
+    rank: int
+    answers: list[AnswerView]
+
+
+@dataclass(frozen=True)
+class QueryView:
+    """A query with the answers of every model."""
+
+    direction: Direction
+    image: int
+    """The query image, or the image of the query caption."""
+    image_id: str
+    captions: list[str]
+    """The query caption, or the captions of the query image."""
+    ranks: list[int]
+    columns: list[ColumnView]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """What templates/gallery.html reads."""
+
+    about: str
+    models: list[str]
+    ours: int
+    """The model that is compared at first, an index into `models`."""
+    base: int
+    """The model that it is compared with."""
+    directions: tuple[tuple[Direction, str], ...]
+    images: dict[int, EmbeddedImage] | None
+    """The images that are shown, each once, by index; None without a corpus."""
+    queries: list[QueryView]
+    outcomes: dict[str, Any]
+    """For the script: `WinCounts` of all queries for every pair of models."""
+
+
+def make_gallery(report: Report, colors: dict[str, str], num_queries: int = NUM_QUERIES, track: Track = silent) -> Gallery | None:
+    """The gallery of a report; None if the first answers of no model are known, or for 0 queries."""
     systems = report.answering
     if not systems or not num_queries:
-        return ""
-    ranks = {way: [_answers(one).ranks(way) for one in systems] for way in DIRECTIONS}
-    chosen = {way: choose(ranks[way], _pairs(systems) or [(0, 0)], num_queries) for way in DIRECTIONS}
-    cards = [_card(report, systems, colours, way, query) for way, _ in WAYS for query in chosen[way]]
-    counts = [f"{len(chosen[way]):,} of {len(ranks[way][0]):,} queries for {what}" for way, what in WAYS]
-    wins = "the largest wins and losses of each model against the baseline and the teacher in turns, and a third "
-    told = (
-        f"{' and '.join(counts)} are here: {wins if len(systems) > 1 else ''}drawn at random (seed {SEED}). "
-        f"Of each model the first {NUM_PLACES} answers; \N{CHECK MARK} is the query's own."
+        return None
+    pairs = _pairs(systems) or [(0, 0)]
+    ranks = {direction: [_answers(system).ranks(direction) for system in systems] for direction in DIRECTIONS}
+    chosen = {direction: choose(ranks[direction], pairs, num_queries) for direction in DIRECTIONS}
+    return Gallery(
+        about=_about(chosen, ranks, is_comparison=len(systems) > 1),
+        models=[system.label for system in systems],
+        ours=pairs[0][0],
+        base=pairs[0][1],
+        directions=TITLES,
+        images=None if report.corpus is None else _embedded(report.corpus, _shown_images(systems, chosen), track),
+        queries=list(_queries(systems, colors, chosen)),
+        outcomes=_outcomes(systems, ranks),
     )
-    return "\n".join(
-        [
-            f"<p>{escape(told)}</p>",
-            _store(report.corpus, _images(systems, chosen), track),
-            _filters(systems),
-            f'<ol id="query-list">{"".join(cards)}</ol>',
-            '<p><button type="button" id="more" hidden></button></p>',
-            _outcomes(systems),
-        ]
+
+
+def _about(chosen: dict[Direction, list[int]], ranks: dict[Direction, list[NDArray[np.int64]]], *, is_comparison: bool) -> str:
+    counts = [f"{len(chosen[direction]):,} of {len(ranks[direction][0]):,} queries for {title}" for direction, title in TITLES]
+    wins = "the largest wins and losses of each model against the baseline and the teacher in turns, and a third "
+    return (
+        f"{' and '.join(counts)} are here: {wins if is_comparison else ''}drawn at random (seed {SEED}). "
+        f"Of each model the first {NUM_ANSWERS} answers; \N{CHECK MARK} is the query's own."
     )
 
 
@@ -119,126 +169,65 @@ def _answers(system: System) -> Answers:
 
 
 def _pairs(systems: Sequence[System]) -> list[tuple[int, int]]:
-    """Who is compared with whom: students with the baseline, then with the teacher; where that is nobody, all with the last."""
-    places: dict[str, list[int]] = {}
-    for place, one in enumerate(systems):
-        places.setdefault(one.role, []).append(place)
-    bases = [*places.get("baseline", []), *places.get("teacher", [])]
-    found = [(ours, base) for base in bases for ours in places.get("student", [])]
-    return found or [(ours, len(systems) - 1) for ours in range(len(systems) - 1)]
+    """The models that are compared: students with the baseline, then with the teacher; without these, all with the last."""
+    by_role: dict[str, list[int]] = {}
+    for number, system in enumerate(systems):
+        by_role.setdefault(system.role, []).append(number)
+    bases = [*by_role.get("baseline", []), *by_role.get("teacher", [])]
+    pairs = [(ours, base) for base in bases for ours in by_role.get("student", [])]
+    return pairs or [(ours, len(systems) - 1) for ours in range(len(systems) - 1)]
 
 
-def _images(systems: Sequence[System], chosen: dict[Direction, list[int]]) -> list[int]:
-    """The pictures that are seen, ascending."""
-    owner = _answers(systems[0]).table.caption_image
-    found = {*chosen["text"], *(int(owner[query]) for query in chosen["image"])}
-    for one in systems:
-        found.update(_answers(one).top["image"].candidate_QK[chosen["image"], :NUM_PLACES].ravel().tolist())
-    return sorted(found)
+def _shown_images(systems: Sequence[System], chosen: dict[Direction, list[int]]) -> list[int]:
+    """The indices of the images on the page, ascending."""
+    image_of_caption = _answers(systems[0]).table.caption_image
+    shown = {*chosen["text"], *(int(image_of_caption[query]) for query in chosen["image"])}
+    for system in systems:
+        shown.update(_answers(system).top["image"].candidate_QK[chosen["image"], :NUM_ANSWERS].ravel().tolist())
+    return sorted(shown)
 
 
-def _store(corpus: Corpus | None, images: Sequence[int], track: Track) -> str:
-    """The pictures, each once."""
-    if corpus is None:
-        return ""
-    symbols = []
+def _embedded(corpus: Corpus, images: Sequence[int], track: Track) -> dict[int, EmbeddedImage]:
+    embedded = {}
     with track("read pictures", total=len(images), unit="images") as advance:
-        for start in range(0, len(images), PICTURES_AT_A_TIME):
-            some = images[start : start + PICTURES_AT_A_TIME]
-            symbols += [_symbol(image, picture) for image, picture in zip(some, corpus.images(some), strict=True)]
-            advance(len(some))
-    return f'<svg class="store" width="0" height="0" aria-hidden="true">{"".join(symbols)}</svg>'
+        for start in range(0, len(images), READ_BATCH):
+            batch = images[start : start + READ_BATCH]
+            for index, image in zip(batch, corpus.images(batch), strict=True):
+                embedded[index] = html.embed_image(image, THUMBNAIL_PX, encoding="WEBP", quality=WEBP_QUALITY)
+            advance(len(batch))
+    return embedded
 
 
-def _symbol(number: int, picture: Image.Image) -> str:
-    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    stream = io.BytesIO()
-    picture.save(stream, "WEBP", quality=WEBP_QUALITY)
-    source = f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
-    width, height = picture.size
-    return f'<symbol id="p{number}" viewBox="0 0 {width} {height}"><image width="{width}" height="{height}" href="{source}"/></symbol>'
-
-
-def _filters(systems: Sequence[System]) -> str:
-    labels = [one.label for one in systems]
-    ours, base = next(iter(_pairs(systems)), (0, 0))
-    shows = SHOWS if len(systems) > 1 else SHOWS_OF_ONE
-    parts = [
-        _radios(
-            "Show", "show", [(name, text.format(ours=f'<span class="ours">{escape(labels[ours])}</span>')) for name, text in shows.items()]
-        ),
-        _radios("Find", "way", [*((way, what) for way, what in WAYS), ("both", "both")]),
-    ]
-    if len(systems) > 1:
-        selects = [
-            f'<label>{said} <select name="{name}">{_options(labels, chosen)}</select></label>'
-            for said, name, chosen in (("Compare", "ours", ours), ("with", "base", base))
-        ]
-        parts.append(f"<p>{' '.join(selects)}</p>")
-    parts.append('<p><label>Words of the query <input type="search" name="words" autocomplete="off"></label></p>')
-    return f'<form id="filters" hidden>{"".join(parts)}</form><p id="told" role="status"></p>'
-
-
-def _radios(legend: str, name: str, choices: Iterable[tuple[str, str]]) -> str:
-    """One of several, as a row of buttons; the first is chosen."""
-    labels = "".join(
-        f'<label><input type="radio" name="{name}" value="{value}"{"" if number else " checked"}><span>{text}</span></label>'
-        for number, (value, text) in enumerate(choices)
-    )
-    return f"<fieldset><legend>{legend}</legend>{labels}</fieldset>"
-
-
-def _options(labels: Sequence[str], chosen: int) -> str:
-    return "".join(f"<option{' selected' if number == chosen else ''}>{escape(label)}</option>" for number, label in enumerate(labels))
-
-
-def _outcomes(systems: Sequence[System]) -> str:
-    """For the script: who wins how often on the whole split, for every pair of models; and their names."""
-    table = {
-        way: [[asdict(outcome(_answers(ours).ranks(way), _answers(base).ranks(way))) for base in systems] for ours in systems]
-        for way in DIRECTIONS
+def _outcomes(systems: Sequence[System], ranks: dict[Direction, list[NDArray[np.int64]]]) -> dict[str, Any]:
+    return {
+        "models": [system.label for system in systems],
+        "sizes": {direction: len(ranks[direction][0]) for direction in DIRECTIONS},
+        "outcomes": {
+            direction: [[asdict(count_wins(ours_Q, base_Q)) for base_Q in ranks[direction]] for ours_Q in ranks[direction]]
+            for direction in DIRECTIONS
+        },
     }
-    sizes = {way: len(_answers(systems[0]).ranks(way)) for way in DIRECTIONS}
-    document = json.dumps({"models": [one.label for one in systems], "sizes": sizes, "outcomes": table}, separators=(",", ":"))
-    # Nothing that ends a script may stand in one.
-    harmless = document.replace("<", "\\u003c")
-    return f'<script type="application/json" id="outcomes">{harmless}</script>'
 
 
-def _card(report: Report, systems: Sequence[System], colours: dict[str, str], way: Direction, query: int) -> str:
-    answers = _answers(systems[0])
-    image = query if way == "text" else int(answers.table.caption_image[query])
-    texts = np.flatnonzero(answers.table.caption_image == image).tolist() if way == "text" else [query]
-    lines = "".join(f'<p dir="auto">{escape(answers.captions[text])}</p>' for text in texts)
-    about = f"<small>{escape(answers.table.image_ids[image])}</small>"
-    asked = f'<div class="asked">{_picture(report, answers, image, is_own=False)}<div class="words">{lines}{about}</div></div>'
-    ranks = " ".join(str(_answers(one).ranks(way)[query]) for one in systems)
-    parts = "".join(_answer(report, one, colours[one.label], way, query) for one in systems)
-    return f'<li class="query" data-way="{way}" data-ranks="{ranks}">{asked}<div class="answers">{parts}</div></li>\n'
+def _queries(systems: Sequence[System], colors: dict[str, str], chosen: dict[Direction, list[int]]) -> Iterator[QueryView]:
+    table, captions = _answers(systems[0]).table, _answers(systems[0]).captions
+    for direction, _ in TITLES:
+        for query in chosen[direction]:
+            image = query if direction == "text" else int(table.caption_image[query])
+            shown = np.flatnonzero(table.caption_image == image).tolist() if direction == "text" else [query]
+            yield QueryView(
+                direction,
+                image,
+                table.image_ids[image],
+                [captions[caption] for caption in shown],
+                [int(_answers(system).ranks(direction)[query]) for system in systems],
+                [_column(system, colors[system.label], direction, query) for system in systems],
+            )
 
 
-def _answer(report: Report, system: System, colour: str, way: Direction, query: int) -> str:
-    """The first answers of a model to a query."""
-    answers, top = _answers(system), _answers(system).top[way]
-    items = []
-    rows = (top.candidate_QK, top.score_QK, top.is_own_QK)
-    for candidate, score, is_own in zip(*(row[query, :NUM_PLACES].tolist() for row in rows), strict=True):
-        if way == "text":
-            mark = "<b>\N{CHECK MARK}</b> " if is_own else ""
-            inside = f'<span dir="auto">{mark}{escape(answers.captions[candidate])}</span>'
-        else:
-            inside = _picture(report, answers, candidate, is_own=is_own)
-        items.append(f'<li{" class=own" if is_own else ""} title="score {score:.4g}">{inside}</li>')
-    kind = "texts" if way == "text" else "pictures"
-    name = f"<span>{escape(system.label)}</span> <small>rank {answers.ranks(way)[query]:,}</small>"
-    return f'<div class="answer" style="--mark:var(--{colour})"><p>{name}</p><ol class="{kind}">{"".join(items)}</ol></div>'
-
-
-def _picture(report: Report, answers: Answers, image: int, *, is_own: bool) -> str:
-    """A picture, or its name where pictures are not to be had."""
-    name = escape(answers.table.image_ids[image])
-    said = f"{name}, the query's own" if is_own else name
-    mark = '<b aria-hidden="true">\N{CHECK MARK}</b>' if is_own else ""
-    if report.corpus is None:
-        return f"{mark}<span>{name}</span>"
-    return f'<svg class="picture" role="img" aria-label="{said}"><use href="#p{image}"/></svg>{mark}'
+def _column(system: System, color: str, direction: Direction, query: int) -> ColumnView:
+    answers, top = _answers(system), _answers(system).top[direction]
+    names = answers.captions if direction == "text" else answers.table.image_ids
+    rows = zip(*(column[query, :NUM_ANSWERS].tolist() for column in (top.candidate_QK, top.score_QK, top.is_own_QK)), strict=True)
+    views = [AnswerView(candidate, names[candidate], score, is_own) for candidate, score, is_own in rows]
+    return ColumnView(system.label, color, int(answers.ranks(direction)[query]), views)

@@ -1,48 +1,38 @@
-"""The page of a report: one HTML file that needs nothing else."""
+"""A report as an HTML page, as Markdown and as CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
 import shlex
-from html import escape
 from pathlib import Path
 
 from dcdctl.core import files
 from dcdctl.core.evaluation import DIRECTIONS, Figure
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.report import charts, gallery, html, tables
-from dcdctl.core.report.gallery import NUM_QUERIES, WAYS
-from dcdctl.core.report.html import heading
-from dcdctl.core.report.report import Gap, Report, System
+from dcdctl.core.report.gallery import NUM_QUERIES, TITLES
+from dcdctl.core.report.report import Report, System
 from dcdctl.core.report.tables import RECALLS, Table, report_tables
-
-ASSETS = files.packaged("assets")
 
 
 def write_report_page(path: Path, report: Report, *, num_queries: int = NUM_QUERIES, track: Track = silent) -> None:
-    """Write the page, with at most so many queries of each direction."""
-    tables = report_tables(report)
-    scores = charts.scores(report)
-    sections = [
-        ("Results", "".join(_html_table(table) for table in tables if not table.is_about_runs)),
-        ("Speed and recall", _speed(report)),
-        ("Scores", _scores({what: scores[way] for way, what in WAYS})),
-        ("Training", _charts(charts.training_curves(report))),
-        ("What was run", _commands(report) + "".join(_html_table(table) for table in tables if table.is_about_runs)),
-        ("Queries", gallery.gallery(report, charts.colours(report), num_queries, track)),
-    ]
-    there = [(name, html) for name, html in sections if html]
-    links = "".join(f'<li><a href="#{_anchor(name)}">{name}</a></li>' for name, _ in there)
+    """Write the page of a report, with at most `num_queries` queries of each direction."""
+    all_tables, score_charts = report_tables(report), charts.scores(report)
     html.write(
         path,
-        f"Report: {', '.join(one.label for one in report.systems)}",
-        html.facts(facts_of(report)),
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav>',
-        _gaps(report.gaps),
-        *(f'<section id="{_anchor(name)}">{heading(name)}{html}</section>' for name, html in there),
-        style=(ASSETS / "report.css").read_text(encoding="utf-8"),
-        script=(ASSETS / "report.js").read_text(encoding="utf-8"),
+        "report.html",
+        title=f"Report: {', '.join(system.label for system in report.systems)}",
+        facts=facts_of(report),
+        missing=report.gaps,
+        results=[table for table in all_tables if not table.is_about_runs],
+        speed_chart=charts.speed_against_recall(report),
+        gallery_sizes=_gallery_sizes(report),
+        score_charts=[score_charts[direction] for direction, _ in TITLES if score_charts[direction]],
+        training_charts=charts.training_curves(report),
+        commands=[(training.label, shlex.join(training.facts["command"])) for training in report.trainings],
+        runs=[table for table in all_tables if table.is_about_runs],
+        gallery=gallery.make_gallery(report, charts.colors(report), num_queries, track),
     )
 
 
@@ -60,48 +50,10 @@ def facts_of(report: Report) -> list[tuple[str, str]]:
     ]
 
 
-def _anchor(name: str) -> str:
-    return name.lower().replace(" ", "-")
-
-
-def _html_table(table: Table) -> str:
-    return html.table(table.columns, table.rows, table.caption)
-
-
-def _charts(charts: list[str]) -> str:
-    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
-
-
-def _speed(report: Report) -> str:
-    chart = charts.speed_against_recall(report)
-    galleries = [one.times.num_images for one in report.systems if one.times is not None]
-    galleries += [one.result.gallery_size for one in report.systems if one.result is not None and one.result.depths]
-    told = f"<p>Not all are timed among as many images: {', '.join(f'{size:,}' for size in sorted(set(galleries)))}; see the table.</p>"
-    return chart + (told if chart and len(set(galleries)) > 1 else "")
-
-
-def _scores(by_way: dict[str, list[str]]) -> str:
-    """Every model's, those of a direction side by side."""
-    rows = "".join(_charts(charts) for charts in by_way.values())
-    told = (
-        "Of every query the score of its best own answer, upwards, and of the best that is not its own, downwards. "
-        "A model has a scale of its own: what counts is how far the two are apart."
-    )
-    return f"<p>{told}</p>{rows}" if rows else ""
-
-
-def _gaps(gaps: tuple[Gap, ...]) -> str:
-    if not gaps:
-        return ""
-    lines = "".join(f"<li>{escape(gap.what)}: <code>{escape(gap.command)}</code></li>" for gap in gaps)
-    return f'<details class="gaps"><summary>Left out, and the command that brings it: {len(gaps)}</summary><ul>{lines}</ul></details>'
-
-
-def _commands(report: Report) -> str:
-    lines = "".join(
-        f"<dt>{escape(one.label)}</dt><dd><code>{escape(shlex.join(one.facts['command']))}</code></dd>" for one in report.trainings
-    )
-    return f'<dl class="commands">{lines}</dl>' if lines else ""
+def _gallery_sizes(report: Report) -> list[int]:
+    """The gallery sizes of the systems' query times, ascending."""
+    sizes = {system.times.num_images for system in report.systems if system.times is not None}
+    return sorted(sizes | {system.result.gallery_size for system in report.systems if system.result is not None and system.result.depths})
 
 
 def write_markdown(path: Path, report: Report) -> None:

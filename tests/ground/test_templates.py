@@ -1,0 +1,29 @@
+"""Templates: what they escape, and what they refuse."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from jinja2 import UndefinedError
+
+from dcdctl.core import templates
+
+HOSTILE = """</title><script>alert("1")</script>&'"""
+FOLDER = templates.ASSETS / "templates"
+
+
+def test_values_are_escaped_in_html():
+    page = templates.render("page.html", title=HOSTILE)
+    assert page.count("&lt;/title&gt;&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt;&amp;&#39;") == 2
+    assert "<script" not in page
+
+
+def test_a_missing_value_is_an_error():
+    with pytest.raises(UndefinedError, match="'title' is undefined"):
+        templates.render("page.html")
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.html")), ids=lambda path: path.stem)
+def test_no_template_turns_escaping_off(path):
+    assert not re.search(r"\|\s*safe\b|autoescape", path.read_text(encoding="utf-8"))
