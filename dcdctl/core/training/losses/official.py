@@ -1,34 +1,37 @@
-"""The losses of DCD's released code (commit fbb5ff0), failures included: golden values in tests/fixtures; shape letters in `losses`."""
+"""The losses of DCD's released code (commit fbb5ff0), with its numerical failures; shape letters in `losses`.
+
+tests/fixtures holds values that the released code computed.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from dcdctl.core.training.losses.lists import Parts, ground_truth
-from dcdctl.core.training.losses.masked import binary_cross_entropy, full
+from dcdctl.core.training.losses.masked import binary_cross_entropy, in_full_precision
 
 
 def dcd_official(student_BN: Tensor, teacher_BN: Tensor | None, *, alpha: float, temperature: float = 1.0) -> Tensor:
-    """The loss of the released code, failures included; `dcd_official_parts` has the equations."""
+    """The loss of the released code, with its numerical failures; `dcd_official_parts` has the equations."""
     return dcd_official_parts(student_BN, teacher_BN, alpha=alpha, temperature=temperature).total
 
 
 def dcd_official_parts(student_BN: Tensor, teacher_BN: Tensor | None, *, alpha: float, temperature: float = 1.0) -> Parts:
-    """The terms of the released loss (`teacher_BN` as `select_as_official` gives it).
+    """The terms of the released loss; `teacher_BN` is in the order of `select_as_official`.
 
         KD  = T^2 * (sum_i r_i) * mean_ij (t_ij/T - s_ij/T)^2 = the plain mean squared error
         NLL = sum_i w_i * mean_j BCE(s_ij, 1 if j = 0 else 0)
 
-    NaN in value and gradient where a softmax of the teacher underflows to 0 or the teacher is sure of every query. Without a
-    teacher, where alpha must be 0, softmax cross-entropy with the positive as target.
+    Value and gradient are NaN if a softmax of the teacher underflows to 0, or if the teacher is sure of every query. Without a teacher,
+    where alpha must be 0, the loss is softmax cross-entropy with the positive as target.
     """
     if teacher_BN is None:
         if alpha != 0:
             raise ValueError(f"without teacher scores alpha must be 0, got {alpha}")
         nll = ground_truth(student_BN, "softmax")
         return Parts(nll, nll.new_zeros(()), nll)
-    teacher_BN, student_BN = full(teacher_BN.detach()), full(student_BN)
-    # Written with a logarithm of the softmax and not safely, as released: 0 * log 0 is NaN there, and here.
+    teacher_BN, student_BN = in_full_precision(teacher_BN.detach()), in_full_precision(student_BN)
+    # The released code takes the logarithm of the softmax, so 0 * log 0 is NaN; log_softmax would be safe and differ.
     p_BN = teacher_BN.softmax(dim=1)
     entropy_B = -(p_BN * p_BN.log()).sum(dim=1)
     share_B = entropy_B / entropy_B.sum()
@@ -40,19 +43,19 @@ def dcd_official_parts(student_BN: Tensor, teacher_BN: Tensor | None, *, alpha: 
 
 
 def wsl_official(student_BN: Tensor, teacher_BN: Tensor, *, alpha: float, temperature: float = 1.0) -> Tensor:
-    """The other loss in the released code, which nothing calls; `wsl_official_parts` has the equations."""
+    """The other loss in the released code, which never calls it; `wsl_official_parts` has the equations."""
     return wsl_official_parts(student_BN, teacher_BN, alpha=alpha, temperature=temperature).total
 
 
 def wsl_official_parts(student_BN: Tensor, teacher_BN: Tensor, *, alpha: float, temperature: float = 1.0) -> Parts:
-    """The terms of the released WSLDistiller (`teacher_BN` as `select_as_official` gives it).
+    """The terms of the released WSLDistiller; `teacher_BN` is in the order of `select_as_official`.
 
     f_i = 1 - exp(-max(a_i / (b_i + 1e-7), 0)),   a_i = -log softmax(s_i)[0],   b_i = -log softmax(t_i)[0]
-    KD  = T^2 * (mean_i f_i) * mean_ij (t_ij/T - s_ij/T)^2        the weights multiply a mean over the batch, and T cancels
+    KD  = T^2 * (mean_i f_i) * mean_ij (t_ij/T - s_ij/T)^2        the weights multiply a mean over the batch; T cancels
     NLL = mean_i -log softmax(s_i)[0]
     total = alpha * KD + NLL                                      the ground truth is not scaled by 1 - alpha
     """
-    teacher_BN, student_BN = full(teacher_BN.detach()), full(student_BN)
+    teacher_BN, student_BN = in_full_precision(teacher_BN.detach()), in_full_precision(student_BN)
     student_B, teacher_B = (-scores_BN.detach().log_softmax(dim=1)[:, 0] for scores_BN in (student_BN, teacher_BN))
     focus_B = 1 - (-(student_B / (teacher_B + 1e-7)).clamp(min=0)).exp()
     error = (teacher_BN / temperature - student_BN / temperature).square().mean()

@@ -1,4 +1,7 @@
-"""How much each query counts: by the teacher's sureness (DCD), or by what is left to learn of it (WSL); shape letters in `losses`."""
+"""Which negatives a query keeps, and how much each query counts: by the teacher's certainty (DCD), or by what is left to learn (WSL).
+
+Shape letters in `losses`.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dcdctl.core.training.losses.masked import full, known_columns, log_softmax
+from dcdctl.core.training.losses.masked import in_full_precision, known_columns, log_softmax
 
 
 def select_hardest(teacher_BK: Tensor, num_hard: int) -> Tensor:
-    """Columns to keep, B x (num_hard + 1): 0, then the negatives the teacher scores highest, best first.
+    """Columns to keep, B x (num_hard + 1): column 0, then the negatives with the highest teacher scores, in descending order.
 
-    Of equal scores the lower column comes first; a score that is missing (NaN) comes last.
+    Equal scores are ordered by column; missing scores (NaN) come last.
 
     >>> select_hardest(torch.tensor([[0.0, 3.0, 1.0, 2.0]]), num_hard=2)
     tensor([[0, 1, 3]])
@@ -26,10 +29,10 @@ def select_hardest(teacher_BK: Tensor, num_hard: int) -> Tensor:
 
 
 def select_as_official(teacher_BK: Tensor, num_hard: int) -> tuple[Tensor, Tensor]:
-    """Columns the student is scored on, and the teacher's scores handed to the loss, as the released code has them.
+    """Columns that the student scores, and the teacher's scores for the loss, as in the released code.
 
-    The columns are those of `select_hardest`. The scores are the num_hard + 1 highest of the row in descending order, positive or not:
-    they belong to the columns beside them only where the positive is the teacher's best.
+    The columns are those of `select_hardest`. The scores are the num_hard + 1 highest of the row in descending order, the positive's among
+    them or not: they belong to these columns only if the positive has the highest score.
 
     >>> columns, scores = select_as_official(torch.tensor([[0.0, 3.0, 1.0, 2.0]]), num_hard=2)
     >>> columns.tolist(), scores.tolist()
@@ -45,7 +48,7 @@ def _check_num_hard(teacher_BK: Tensor, num_hard: int) -> None:
 
 
 class Weights(NamedTuple):
-    """Weights of the queries of both directions of a batch of all pairs."""
+    """Weights of the queries of both directions, in a batch of all pairs."""
 
     rows_Q: Tensor
     columns_G: Tensor
@@ -53,11 +56,11 @@ class Weights(NamedTuple):
 
 @torch.no_grad()
 def entropy(teacher_BK: Tensor, known_BK: Tensor | None = None) -> Tensor:
-    """Entropy of softmax over each row, in nats: 0 for a row that is all on one column, log K for a row of equal scores. Never NaN.
+    """Entropy of the softmax of each row, in nats: 0 for a one-hot row, log K for equal scores. Never NaN.
 
-    Columns not in `known_BK` (default: those that are NaN) are left out; a row without any has entropy 0.
+    Columns outside `known_BK` (default: those that are not NaN) are left out; a row without known columns has entropy 0.
 
-    >>> entropy(torch.tensor([[0.0, 0.0], [9.0, 0.0]]))  # log 2, and nearly sure
+    >>> entropy(torch.tensor([[0.0, 0.0], [9.0, 0.0]]))  # log 2, and nearly one-hot
     tensor([0.6931, 0.0012])
     """
     known_BK = known_columns(teacher_BK, known_BK)
@@ -68,9 +71,9 @@ def entropy(teacher_BK: Tensor, known_BK: Tensor | None = None) -> Tensor:
 
 @torch.no_grad()
 def entropy_share(teacher_BK: Tensor, known_BK: Tensor | None = None) -> Tensor:
-    """How unsure the teacher is of each query, as a share of the batch: w_i = H_i / sum_k H_k.
+    """The teacher's uncertainty about each query, as a share of the batch: w_i = H_i / sum_k H_k.
 
-    Where the teacher is sure of every query, each row with any known score has the same share. Sums to 1 unless nothing is known.
+    If every entropy is 0, all rows with a known score have equal shares. Sums to 1 unless no score is known.
 
     >>> entropy_share(torch.tensor([[0.0, 0.0], [9.0, 0.0]]))
     tensor([0.9982, 0.0018])
@@ -84,7 +87,7 @@ def entropy_share(teacher_BK: Tensor, known_BK: Tensor | None = None) -> Tensor:
 
 @torch.no_grad()
 def sureness(share_B: Tensor, counts_B: Tensor) -> Tensor:
-    """r_i = softmax over i of (1 - w_i)^2: near 1/B each, more where the teacher is sure; 0 for rows that do not count.
+    """r_i = softmax over i of (1 - w_i)^2: about 1/B each, more where the teacher is certain; 0 for rows outside `counts_B`.
 
     >>> sureness(torch.tensor([1.0, 0.0]), torch.tensor([True, True]))
     tensor([0.2689, 0.7311])
@@ -95,8 +98,9 @@ def sureness(share_B: Tensor, counts_B: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decisiveness(teacher_BK: Tensor, known_BK: Tensor | None = None) -> Tensor:
-    """Known columns of a row over those that the teacher hesitates between, K_i / exp(H_i): 1 where it is of no opinion, K where it is
-    sure of one; 0 for rows without a known column. exp(H_i) is the perplexity of its softmax.
+    """Number of known columns over the perplexity of the softmax, K_i / exp(H_i): 1 for a uniform row, K for a one-hot one.
+
+    0 for rows without known columns.
 
     >>> decisiveness(torch.tensor([[0.0, 0.0, 0.0, 0.0], [9.0, 9.0, -9.0, -9.0]]))
     tensor([1.0000, 2.0000])
@@ -107,32 +111,32 @@ def decisiveness(teacher_BK: Tensor, known_BK: Tensor | None = None) -> Tensor:
 
 @torch.no_grad()
 def confidence(student_BK: Tensor, teacher_BK: Tensor, known_BK: Tensor | None = None, target_B: Tensor | None = None) -> Tensor:
-    """How much of each query the student has still to learn, beside what its teacher leaves open, in [0, 1].
+    """How much the student still has to learn about each query, relative to the teacher's own loss, in [0, 1].
 
         f_i = 1 - exp(-a_i / b_i),   a_i = -log softmax_j(s_ij)[y_i],   b_i = -log softmax_j(t_ij)[y_i]
 
-    over the known columns, y_i the positive (`target_B`; default column 0). Near 0 where the student is right already, 1 - 1/e where it is
-    as good as the teacher, near 1 where it is far worse: there the teacher's word is worth most. A query whose positive the teacher has not
-    scored has weight 0. (Zhou et al., "Rethinking Soft Labels for Knowledge Distillation", ICLR 2021, arXiv 2102.00650; 1e-7 is added to
-    b_i, as in the code of DCD.)
+    over the known columns, y_i the positive (`target_B`; default column 0). Near 0 where the student is already right, 1 - 1/e where its
+    loss equals the teacher's, near 1 where it is much larger. A query whose positive has no teacher score has weight 0. From Zhou et al.,
+    "Rethinking Soft Labels for Knowledge Distillation", ICLR 2021, arXiv 2102.00650.
 
-    >>> confidence(torch.tensor([[0.0, 0.0], [0.0, 9.0]]), torch.zeros(2, 2))  # as good as the teacher: 1 - 1/e; far worse
+    >>> confidence(torch.tensor([[0.0, 0.0], [0.0, 9.0]]), torch.zeros(2, 2))  # the teacher's loss: 1 - 1/e; a much larger one
     tensor([0.6321, 1.0000])
     """
     known_BK = known_columns(teacher_BK, known_BK)
-    at_B1 = torch.zeros_like(known_BK[:, :1], dtype=torch.int64) if target_B is None else target_B[:, None]
-    range_ = torch.finfo(full(student_BK).dtype)
+    target_B1 = torch.zeros_like(known_BK[:, :1], dtype=torch.int64) if target_B is None else target_B[:, None]
+    limits = torch.finfo(in_full_precision(student_BK).dtype)
     student_B, teacher_B = (
-        -log_softmax(scores_BK, known_BK).gather(1, at_B1).squeeze(1).clamp(min=range_.min) for scores_BK in (student_BK, teacher_BK)
+        -log_softmax(scores_BK, known_BK).gather(1, target_B1).squeeze(1).clamp(min=limits.min) for scores_BK in (student_BK, teacher_BK)
     )
-    ratio_B = student_B.clamp(max=range_.max) / (teacher_B.clamp(max=range_.max) + 1e-7)
-    return (1 - (-ratio_B.clamp(min=0)).exp()).masked_fill(~known_BK.gather(1, at_B1).squeeze(1), 0)
+    # 1e-7, as in the released code of DCD, keeps the ratio finite where the teacher's loss is 0.
+    ratio_B = student_B.clamp(max=limits.max) / (teacher_B.clamp(max=limits.max) + 1e-7)
+    return (1 - (-ratio_B.clamp(min=0)).exp()).masked_fill(~known_BK.gather(1, target_B1).squeeze(1), 0)
 
 
 def confidence_pairs(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, same_mask: Tensor | None = None) -> Weights:
-    """`confidence` of the queries of both directions of a batch, the diagonal being their positives.
+    """`confidence` of the queries of both directions of a batch; the positives lie on the diagonal.
 
-    Pairs in `same_mask` (True where a pair off the diagonal matches too) are nobody's negatives, as in `infonce`.
+    Pairs in `same_mask` (True where a pair off the diagonal matches too) are never negatives, as in `infonce`.
     """
     target_Q = torch.arange(len(scored_QG), device=scored_QG.device)
     if same_mask is not None:
