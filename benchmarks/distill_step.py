@@ -24,7 +24,6 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 from scoring import PLAIN_BATCH, RELEASED_TEXT_LEN, factorised, meter, plain, processor
 
-from dcdctl.core import models
 from dcdctl.core.models import CoAttentionScorer, ImageBatch, States, TextBatch
 from dcdctl.core.training.loop import make_optimizer, set_rates
 from dcdctl.core.training.losses import lists, weights
@@ -48,7 +47,7 @@ class Step:
 
     def student(self) -> CoAttentionScorer:
         """A student at its start, without dropout: the ways are compared."""
-        student = models.fusion_student(self.teacher, LAYERS).eval()
+        student = self.teacher.student(LAYERS).eval()
         self.optimizers[student] = make_optimizer(student, OptimizerConfig())
         set_rates(self.optimizers[student], 1e-4)
         return student
@@ -61,8 +60,8 @@ class Step:
     @torch.inference_mode()
     def encode(self) -> tuple[States, States]:
         """What the frozen encoders make of the image and the captions: what --features keeps."""
-        texts = self.teacher.text_features(TextBatch(self.ids, torch.ones_like(self.ids)))
-        images = self.teacher.image_features(ImageBatch(self.image))
+        texts = self.teacher.encoders.text_features(TextBatch(self.ids, torch.ones_like(self.ids)))
+        images = self.teacher.encoders.image_features(ImageBatch(self.image))
         return States(images.tokens.clone(), images.mask.clone()), States(texts.tokens.clone(), texts.mask.clone())
 
     def as_released(self, student: CoAttentionScorer) -> float:

@@ -20,7 +20,7 @@ def convert(checkpoint: Checkpoint, out: OutFolder, model_set: ModelSet = None) 
 
     model = models.load(checkpoint, models.parse_overrides(model_set or []), bar)
     models.save(model, out)
-    unused = getattr(model, "unused_keys", ())
+    unused = model.unused_keys
     if unused:
         note(f"{len(unused)} entries of {checkpoint} are not used in scoring: {', '.join(unused[:4])}{', ...' if len(unused) > 4 else ''}")
     show(f"{checkpoint} -> {out}")

@@ -18,13 +18,13 @@ def _scores(scorer, pictures, captions):
 
 
 def test_a_student_with_all_layers_equals_its_teacher(vilt, pictures, captions):
-    student = models.fusion_student(vilt, range(4))
+    student = vilt.student(range(4))
     assert_close(_scores(student, pictures, captions), _scores(vilt, pictures, captions), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("layers", [[0], [3], [0, 2], [1, 2, 3]])
 def test_a_student_holds_the_layers_asked_for(vilt, pictures, captions, layers):
-    student = models.fusion_student(vilt, layers)
+    student = vilt.student(layers)
     assert len(student.layers) == student.network.config.num_hidden_layers == len(layers)
     for own, index in zip(student.layers, layers, strict=True):
         assert torch.equal(own.intermediate.dense.weight, vilt.layers[index].intermediate.dense.weight)
@@ -33,7 +33,7 @@ def test_a_student_holds_the_layers_asked_for(vilt, pictures, captions, layers):
 
 def test_a_student_shares_no_storage_and_trains_whatever_its_teacher_does(vilt):
     vilt.requires_grad_(False)
-    student = models.fusion_student(vilt, [0, 3])
+    student = vilt.student([0, 3])
     own = {parameter.untyped_storage().data_ptr() for parameter in student.parameters()}
     assert own.isdisjoint(parameter.untyped_storage().data_ptr() for parameter in vilt.parameters())
     assert all(parameter.requires_grad for parameter in student.parameters())
@@ -42,7 +42,7 @@ def test_a_student_shares_no_storage_and_trains_whatever_its_teacher_does(vilt):
 
 
 def test_a_student_is_saved_as_what_it_is(vilt, pictures, captions, tmp_path):
-    student = models.fusion_student(vilt, [0, 3])
+    student = vilt.student([0, 3])
     models.save(student, tmp_path / "student")
     again = models.load_fusion(tmp_path / "student")
     assert_close(_scores(again, pictures, captions), _scores(student, pictures, captions), rtol=1e-6, atol=1e-6)
@@ -60,7 +60,7 @@ def test_a_student_is_saved_as_what_it_is(vilt, pictures, captions, tmp_path):
 )
 def test_layers_that_make_no_student_are_refused(vilt, layers, message):
     with pytest.raises(ModelError, match=message):
-        models.fusion_student(vilt, layers)
+        vilt.student(layers)
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, [0]), (2, [0]), (4, [0, 3]), (6, [0, 3, 5]), (12, [0, 2, 4, 7, 9, 11])])

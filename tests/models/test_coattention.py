@@ -61,7 +61,7 @@ def test_a_student_checkpoint_gives_the_student():
 def test_a_student_owns_what_is_trained_and_shares_what_is_frozen():
     teacher = official.load_meter("dcd_step_a_teacher")
     before = copy.deepcopy(teacher.network.state_dict())
-    student = models.fusion_student(teacher, [0, 3, 5])
+    student = teacher.student([0, 3, 5])
     assert student.network.vision is teacher.network.vision
     trained = {id(parameter) for parameter in student.parameters() if parameter.requires_grad}
     assert not trained & {id(parameter) for parameter in teacher.parameters()}

@@ -84,8 +84,8 @@ def test_pairs_score_as_each_alone(captions, pictures, tmp_path, vision, width, 
     found = scorer(images, texts, IMAGES_P, TEXTS_P)
     assert_close(found, expected, rtol=1e-5, atol=1e-5)
     cosine, scorer.network.cosine = scorer.network.cosine, None
-    vectors = [cosine.project_images(scorer.image_features(images).tokens)[IMAGES_P]]
-    vectors.append(cosine.project_texts(scorer.text_features(texts).tokens, texts.attention_mask.bool())[TEXTS_P])
+    vectors = [cosine.project_images(scorer.encoders.image_features(images).tokens)[IMAGES_P]]
+    vectors.append(cosine.project_texts(scorer.encoders.text_features(texts).tokens, texts.attention_mask.bool())[TEXTS_P])
     added = torch.tensor(2.0).exp() * (vectors[0] * vectors[1]).sum(dim=1)
     assert_close(found - scorer(images, texts, IMAGES_P, TEXTS_P), added, rtol=1e-4, atol=1e-5)
 
@@ -105,12 +105,12 @@ def test_a_saved_scorer_is_the_same_model(dual, pictures, captions, tmp_path):
     told = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert told["cosine"] == {"projection_dim": 8, "dropout": 0.0}
     again = models.load_fusion(tmp_path / "saved")
-    assert (again.digest, again.encoders_digest) == (scorer.digest, scorer.encoders_digest)
+    assert (again.digest, again.encoders.digest) == (scorer.digest, scorer.encoders.digest)
     batch = scorer.preprocess.images(pictures), scorer.preprocess.texts(captions), IMAGES_P, TEXTS_P
     assert_close(again(*batch), scorer(*batch), rtol=1e-6, atol=1e-6)
     again.network.cosine.logit_scale.add_(0.1)
     assert again.digest != scorer.digest
-    assert again.encoders_digest == scorer.encoders_digest == dual.encoders_digest
+    assert again.encoders.digest == scorer.encoders.digest == dual.encoders.digest
 
 
 def test_models_without_a_cosine_are_as_they_were(captions, pictures, tmp_path):
@@ -128,7 +128,7 @@ def test_models_without_a_cosine_are_as_they_were(captions, pictures, tmp_path):
 @pytest.mark.parametrize("layers", [[0, 1], [1]])
 def test_a_student_has_a_cosine_of_its_own_to_train(dual, pictures, captions, tmp_path, layers):
     teacher = stirred(scorer_from(tmp_path))
-    student = models.fusion_student(teacher, layers)
+    student = teacher.student(layers)
     batch = student.preprocess.images(pictures), student.preprocess.texts(captions), IMAGES_P, TEXTS_P
     assert torch.equal(student(*batch), teacher(*batch)) == (len(layers) == 2)
     student.train()(*batch).square().sum().backward()
@@ -143,10 +143,10 @@ def test_a_student_has_a_cosine_of_its_own_to_train(dual, pictures, captions, tm
 def test_gradients_are_those_of_each_pair_alone(dual, pictures, captions, tmp_path, recomputes):
     one, other = (stirred(scorer_from(tmp_path)) for _ in range(2))
     for scorer in (one, other):
-        scorer.freeze_encoders()
+        scorer.encoders.freeze()
         scorer.train()
     if recomputes:
-        models.checkpoint_activations(other)
+        other.checkpoint_activations()
     images, texts = one.preprocess.images(pictures), one.preprocess.texts(captions)
     one.score(images.pixel_values[IMAGES_P], texts.input_ids[TEXTS_P], texts.attention_mask[TEXTS_P]).square().sum().backward()
     other(images, texts, IMAGES_P, TEXTS_P).square().sum().backward()
@@ -159,7 +159,10 @@ def test_gradients_are_those_of_each_pair_alone(dual, pictures, captions, tmp_pa
 @torch.no_grad()
 def test_vectors_are_float32_under_autocast(dual, pictures, captions, tmp_path):
     scorer = scorer_from(tmp_path)
-    features = scorer.image_features(scorer.preprocess.images(pictures)), scorer.text_features(scorer.preprocess.texts(captions))
+    features = (
+        scorer.encoders.image_features(scorer.preprocess.images(pictures)),
+        scorer.encoders.text_features(scorer.preprocess.texts(captions)),
+    )
     plain = scorer(*features, IMAGES_P, TEXTS_P)
     with torch.autocast("cpu", torch.bfloat16):
         images, texts = scorer.encode_images(features[0]), scorer.encode_texts(features[1])

@@ -34,7 +34,7 @@ def test_a_saved_pair_is_the_same_model(pair, pictures, captions, tmp_path):
     models.save(pair, tmp_path / "saved")
     again = models.load(tmp_path / "saved")
     assert isinstance(again, CoAttentionScorer)
-    assert (again.digest, again.encoders_digest) == (pair.digest, pair.encoders_digest)
+    assert (again.digest, again.encoders.digest) == (pair.digest, pair.encoders.digest)
     assert torch.equal(again.preprocess.images(pictures).pixel_values, pair.preprocess.images(pictures).pixel_values)
     texts = pair.preprocess.texts(captions)
     scores = [scorer(scorer.preprocess.images(pictures), texts, IMAGES_P, TEXTS_P) for scorer in (pair, again)]
@@ -42,9 +42,9 @@ def test_a_saved_pair_is_the_same_model(pair, pictures, captions, tmp_path):
 
 
 def test_a_student_shares_the_encoders_and_trains_the_rest(pair, pictures, captions):
-    student = models.fusion_student(pair, [0, 2])
-    assert student.is_frozen
-    assert student.encoders_digest == pair.encoders_digest
+    student = pair.student([0, 2])
+    assert student.encoders.is_frozen
+    assert student.encoders.digest == pair.encoders.digest
     student.train()
     student(student.preprocess.images(pictures), student.preprocess.texts(captions), IMAGES_P, TEXTS_P).sum().backward()
     assert all(parameter.grad is None for parameter in student.network.vision.parameters())
@@ -52,7 +52,7 @@ def test_a_student_shares_the_encoders_and_trains_the_rest(pair, pictures, capti
 
 
 def test_frozen_encoders_leave_transforms_to_train(pair):
-    pair.freeze_encoders()
+    pair.encoders.freeze()
     trained = {name.split(".")[0] for name, parameter in pair.network.named_parameters() if parameter.requires_grad}
     layers = {"text_layers", "image_layers", "text_pooler", "image_pooler", "rank_output"}
     assert trained == layers | {"image_transform", "text_transform", "modality"}
@@ -62,20 +62,20 @@ def test_frozen_encoders_leave_transforms_to_train(pair):
 def test_an_image_never_depends_on_its_neighbours_in_training(captions, pictures, tmp_path, is_frozen):
     pair = make_pair(captions, tmp_path, "map")
     if is_frozen:
-        pair.freeze_encoders()
-    before = pair.encoders_digest
+        pair.encoders.freeze()
+    before = pair.encoders.digest
     pair.train()
-    together = pair.image_features(pair.preprocess.images(pictures)).tokens
-    alone = pair.image_features(pair.preprocess.images(pictures[:1])).tokens
+    together = pair.encoders.image_features(pair.preprocess.images(pictures)).tokens
+    alone = pair.encoders.image_features(pair.preprocess.images(pictures[:1])).tokens
     assert_close(alone[0], together[0], rtol=1e-5, atol=1e-5)
-    assert pair.encoders_digest == before
+    assert pair.encoders.digest == before
 
 
 def test_statistics_of_batch_norms_are_part_of_the_fingerprint(captions, tmp_path):
     pair = make_pair(captions, tmp_path, "timm map")
-    digest = pair.encoders_digest
+    digest = pair.encoders.digest
     next(buffer for name, buffer in pair.network.vision.named_buffers() if name.endswith("running_mean")).add_(1)
-    assert pair.encoders_digest != digest
+    assert pair.encoders.digest != digest
 
 
 def test_the_same_seed_gives_the_same_weights_and_draws_nothing(captions, tmp_path):

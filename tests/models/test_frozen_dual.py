@@ -13,7 +13,7 @@ from dcdctl.core import models
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.evaluation import EvalOptions, evaluate
-from dcdctl.core.models import EncoderDual, ProjectionSize, Reading
+from dcdctl.core.models import EncoderDual, FeatureSpec, ProjectionSize
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, train
 from dcdctl.core.training.recipe import ModelConfig
 
@@ -36,8 +36,8 @@ def test_vectors_are_unit_and_those_of_the_features(dual, pictures, captions):
     images_ID, texts_TD = dual(images, texts)
     assert images_ID.shape == (len(pictures), 8)
     assert_close(images_ID.norm(dim=1), torch.ones(len(pictures)))
-    assert_close(dual.embed_images(dual.image_features(images)), images_ID, rtol=1e-6, atol=1e-6)
-    assert_close(dual.embed_texts(dual.text_features(texts)), texts_TD, rtol=1e-6, atol=1e-6)
+    assert_close(dual.embed_images(dual.encoders.image_features(images)), images_ID, rtol=1e-6, atol=1e-6)
+    assert_close(dual.embed_texts(dual.encoders.text_features(texts)), texts_TD, rtol=1e-6, atol=1e-6)
     assert images_ID.std(dim=0).min() > 1e-4
 
 
@@ -57,7 +57,7 @@ def test_a_saved_dual_is_the_same_model(dual, pictures, captions, tmp_path):
     models.save(dual, tmp_path / "saved")
     again = models.load_dual(tmp_path / "saved", {"max_text_len": 12})
     assert isinstance(again, EncoderDual)
-    assert (again.digest, again.encoders_digest) == (dual.digest, dual.encoders_digest)
+    assert (again.digest, again.encoders.digest) == (dual.digest, dual.encoders.digest)
     assert_close(
         again.embed_texts(again.preprocess.texts(captions)), dual.embed_texts(dual.preprocess.texts(captions)), rtol=1e-6, atol=1e-6
     )
@@ -80,7 +80,7 @@ def test_a_co_attention_scorer_over_the_same_encoders_shares_the_features(captio
     dual = make_dual(captions, tmp_path)
     fusion = models.FusionSize(hidden_size=16, num_layers=1, num_heads=2)
     pair = models.scorer_over(str(tmp_path / "vision"), str(tmp_path / "text"), fusion, max_text_len=12)
-    assert pair.encoders_digest == dual.encoders_digest
+    assert pair.encoders.digest == dual.encoders.digest
 
 
 def test_it_is_trained_and_evaluated_from_features_on_disk(corpus, tmp_path):
@@ -114,14 +114,14 @@ def test_frozen_encoders_of_a_dual_have_to_be_named(corpus):
 def test_earlier_stages_are_read_beside_the_output_and_kept_with_the_model(vision, levels, pictures, captions, tmp_path):
     plain = make_dual(captions, tmp_path, vision)
     refs = str(tmp_path / "vision"), str(tmp_path / "text")
-    reading = Reading(levels=levels, grid=2 if vision == "timm map" else None)
-    dual = models.dual_over(*refs, SIZE, max_text_len=12, reading=reading)
+    reading = FeatureSpec(levels=levels, grid=2 if vision == "timm map" else None)
+    dual = models.dual_over(*refs, SIZE, max_text_len=12, features=reading)
     images = dual.preprocess.images(pictures)
-    tokens_IVW, plain_IVW = dual.image_features(images).tokens, plain.image_features(images).tokens
+    tokens_IVW, plain_IVW = dual.encoders.image_features(images).tokens, plain.encoders.image_features(images).tokens
     assert_close(tokens_IVW[:, 0, : plain_IVW.shape[2]], plain_IVW[:, 0])
     assert tokens_IVW.shape[1] == (5 if vision == "timm map" else plain_IVW.shape[1])
     assert tokens_IVW.shape[2] > plain_IVW.shape[2]
-    assert dual.encoders_digest != plain.encoders_digest
+    assert dual.encoders.digest != plain.encoders.digest
     if vision == "timm map":
         _, maps = dual.network.vision.timm_model.forward_intermediates(images.pixel_values, indices=list(levels))
         means_IW = torch.cat([each.mean(dim=(2, 3)) for each in maps], dim=1)
@@ -130,22 +130,22 @@ def test_earlier_stages_are_read_beside_the_output_and_kept_with_the_model(visio
     again = models.load_dual(tmp_path / "saved")
     assert again.digest == dual.digest
     assert_close(again.embed_images(images), dual.embed_images(images), rtol=1e-6, atol=1e-6)
-    pair = models.scorer_over(*refs, models.FusionSize(hidden_size=12, num_layers=1, num_heads=2), max_text_len=12, reading=reading)
-    assert pair.encoders_digest == dual.encoders_digest
+    pair = models.scorer_over(*refs, models.FusionSize(hidden_size=12, num_layers=1, num_heads=2), max_text_len=12, features=reading)
+    assert pair.encoders.digest == dual.encoders.digest
 
 
 @pytest.mark.parametrize(("vision", "levels"), [("timm map", (9,)), ("map", (0,)), ("timm tokens", (0,)), ("tokens", (1, 1))])
 def test_stages_an_encoder_does_not_have_are_refused(vision, levels, captions, tmp_path):
     refs = save_vision(vision, tmp_path / "vision"), save_text("bert", captions, tmp_path / "text")
     with pytest.raises(ModelError, match=r"model.vision_levels is \[.*\], not stages of"):
-        models.dual_over(*refs, SIZE, max_text_len=12, reading=Reading(levels=levels))
+        models.dual_over(*refs, SIZE, max_text_len=12, features=FeatureSpec(levels=levels))
 
 
 def test_a_grid_is_for_encoders_with_maps(pictures, captions, tmp_path):
     refs = save_vision("clip", tmp_path / "vision"), save_text("bert", captions, tmp_path / "text")
-    dual = models.dual_over(*refs, SIZE, max_text_len=12, reading=Reading(grid=2))
+    dual = models.dual_over(*refs, SIZE, max_text_len=12, features=FeatureSpec(grid=2))
     with pytest.raises(ModelError, match=r"model\.vision_grid is for encoders with feature maps, and this one gives 17 tokens"):
-        dual.image_features(dual.preprocess.images(pictures))
+        dual.encoders.image_features(dual.preprocess.images(pictures))
 
 
 @pytest.mark.parametrize("name", ["vision_grid", "vision_size"])
@@ -163,9 +163,9 @@ def test_levels_are_for_frozen_encoders():
 def test_a_convolutional_encoder_sees_larger_pictures_and_remembers_it(pictures, captions, tmp_path):
     plain = make_dual(captions, tmp_path, "timm map")
     refs = str(tmp_path / "vision"), str(tmp_path / "text")
-    dual = models.dual_over(*refs, SIZE, max_text_len=12, reading=Reading(size=96))
+    dual = models.dual_over(*refs, SIZE, max_text_len=12, features=FeatureSpec(size=96))
     assert dual.preprocess.images(pictures).pixel_values.shape[-2:] == (96, 96)
-    assert dual.encoders_digest != plain.encoders_digest
+    assert dual.encoders.digest != plain.encoders.digest
     models.save(dual, tmp_path / "saved")
     again = models.load_dual(tmp_path / "saved")
     assert again.digest == dual.digest
@@ -176,4 +176,4 @@ def test_a_convolutional_encoder_sees_larger_pictures_and_remembers_it(pictures,
 def test_other_encoders_see_the_size_they_were_made_for(vision, captions, tmp_path):
     refs = save_vision(vision, tmp_path / "vision"), save_text("bert", captions, tmp_path / "text")
     with pytest.raises(ModelError, match=r"model\.vision_size is for timm's models with feature maps"):
-        models.dual_over(*refs, SIZE, max_text_len=12, reading=Reading(size=96))
+        models.dual_over(*refs, SIZE, max_text_len=12, features=FeatureSpec(size=96))

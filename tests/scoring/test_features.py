@@ -59,8 +59,8 @@ def test_features_are_those_of_the_encoders(kept, corpus, pair):
     source = CorpusSource(corpus, pair.preprocess)
     image_ix, text_ix = [13, 2, 31, 2], [159, 0, 64, 60, 3, 0]
     for found, expected in (
-        (kept.images(image_ix), pair.image_features(source.images(image_ix))),
-        (kept.texts(text_ix), pair.text_features(source.texts(text_ix))),
+        (kept.images(image_ix), pair.encoders.image_features(source.images(image_ix))),
+        (kept.texts(text_ix), pair.encoders.text_features(source.texts(text_ix))),
     ):
         assert found.tokens.dtype == torch.float16
         assert torch.equal(found.mask, expected.mask)
@@ -88,8 +88,8 @@ def test_an_encoder_is_run_once(root, kept, corpus, pair, monkeypatch):
     def run(*arguments):
         raise AssertionError("the encoder is run again")
 
-    monkeypatch.setattr(pair.network, "image_features", run)
-    monkeypatch.setattr(pair.network, "text_features", run)
+    monkeypatch.setattr(type(pair.encoders), "image_features", run)
+    monkeypatch.setattr(type(pair.encoders), "text_features", run)
     assert open_or_build(root, corpus, pair).plan == kept.plan
     result = evaluate.evaluate_model(pair, corpus, options=EvalOptions(compute=Compute(features=root)))
     assert evaluation_result.evaluation_document(result, "pair", "train")["protocol"]["features"] == "float16"
@@ -152,7 +152,7 @@ def test_another_corpus_or_encoder_has_its_own_folder(root, kept, corpus, pair, 
         other.network.vision.embeddings.cls_token[0, 0, 0] += 1
     assert open_or_build(root, corpus.subset(4), other).folder != open_or_build(root, corpus.subset(4), pair).folder
     # What comes after the encoders may differ: a student reads its teacher's.
-    assert open_or_build(root, corpus, models.fusion_student(pair, [1])).folder == kept.folder
+    assert open_or_build(root, corpus, pair.student([1])).folder == kept.folder
 
 
 def test_a_folder_that_is_not_what_its_name_says_is_refused(root, kept, corpus, pair, tmp_path):
@@ -245,7 +245,7 @@ def test_a_new_pair_is_made_from_a_recipe(corpus, tmp_path):
     sizes = ["model.layers=[]", "model.hidden_size=16", "model.num_layers=2", "model.num_heads=2", "model.max_text_len=9"]
     model = initial_model.make_model(recipe.load_recipe("vilt-flickr30k", [*sets, *sizes]), corpus.captions, None)
     assert isinstance(model, models.CoAttentionScorer)
-    assert model.is_frozen
+    assert model.encoders.is_frozen
     assert (model.network.size.hidden_size, len(model.layers), model.preprocess.max_text_len) == (16, 2, 9)
 
 
@@ -255,4 +255,4 @@ def test_a_corpus_of_any_number_of_captions_is_read_back(tmp_path, pair):
     source = CorpusSource(corpus, pair.preprocess)
     everything = range(corpus.num_captions)
     with torch.no_grad():
-        assert_close(kept.texts(everything).tokens.float(), pair.text_features(source.texts(everything)).tokens, **HALF)
+        assert_close(kept.texts(everything).tokens.float(), pair.encoders.text_features(source.texts(everything)).tokens, **HALF)

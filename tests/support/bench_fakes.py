@@ -44,6 +44,8 @@ class Costs:
 
 
 class FakeFusion(nn.Module):
+    kind = "fusion"
+
     def __init__(self, clock: Clock, costs: Costs) -> None:
         super().__init__()
         self.preprocess, self.clock, self.costs = Preprocess(), clock, costs
@@ -66,6 +68,8 @@ class FakeFusion(nn.Module):
 
 
 class FakeDual(nn.Module):
+    kind = "dual"
+
     def __init__(self, clock: Clock, costs: Costs) -> None:
         super().__init__()
         self.preprocess, self.clock, self.costs = Preprocess(), clock, costs

@@ -12,7 +12,6 @@ from official import FIXTURES, Comparison, load, load_meter, numbers, told
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dcdctl.core import models
 from dcdctl.core.models import ImageBatch, TextBatch
 from dcdctl.core.models.official_meter import to_network
 from dcdctl.core.training import recipe
@@ -29,7 +28,7 @@ PARTS = ("total", "d_loss", "nll")
 def students(name: str = "dcd_step_a") -> Iterator[Comparison]:
     """What a student starts from, and the learning rate and weight decay of each parameter that is trained."""
     known, teacher = told(name), load_meter(f"{name}_teacher")
-    student = models.fusion_student(teacher, RECIPE.model.layers)
+    student = teacher.student(RECIPE.model.layers)
     ours, theirs = student.network, teacher.network
     copies = [(ours.text_pooler, theirs.text_pooler), (ours.image_pooler, theirs.image_pooler), (ours.rank_output, theirs.rank_output)]
     for copied in known["student_init_from_teacher"]["layers_equal_teacher"]:
@@ -54,7 +53,7 @@ def training_step(name: str = "dcd_step_a") -> Iterator[Comparison]:
     """One step in training mode without dropout, and validation: scores, what is selected, losses, gradients."""
     known, tensors = told(name), load_file(FIXTURES / f"{name}.safetensors")
     teacher, saved = load_meter(f"{name}_teacher"), load(f"{name}_student", image_size=24, **{"text.num_attention_heads": 2})
-    student = models.fusion_student(teacher, RECIPE.model.layers)
+    student = teacher.student(RECIPE.model.layers)
     student.network.load_state_dict(saved.network.state_dict())
     ids, mask = tensors["in.text_ids"], tensors["in.text_masks"]
     batch = ImageBatch(tensors["in.pixel_values"]), TextBatch(ids.flatten(0, 1), mask.flatten(0, 1))

@@ -47,6 +47,9 @@ class Preprocess:
 class TableFusion(nn.Module):
     """Gives the pair (i, t) the score table[i, t]; counts pairs and encoded captions."""
 
+    kind = "fusion"
+    encoders = None
+
     def __init__(self, table_IT: Tensor) -> None:
         super().__init__()
         self.preprocess, self.table_IT = Preprocess(), table_IT
@@ -67,6 +70,9 @@ class TableFusion(nn.Module):
 
 
 class TableDual(nn.Module):
+    kind = "dual"
+    encoders = None
+
     def __init__(self, image_ID: Tensor, text_TD: Tensor) -> None:
         super().__init__()
         self.preprocess, self.image_ID, self.text_TD = Preprocess(), image_ID, text_TD

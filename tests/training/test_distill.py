@@ -89,8 +89,7 @@ def test_logits_stand_in_the_columns_of_their_pairs(inputs, kind, loss):
     recipe = training_recipe.load_recipe("tiny-student", [*kind, terms(loss)])
     model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher)
     batch = distill.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[1]
-    objective = make_objective(recipe.loss)
-    logits_RC, _ = objective.logits(model, objective.outputs(model, batch), batch)
+    logits_RC, _ = model.logits(model.outputs(batch), batch)
     for row, column in ((0, 0), (2, 3), (7, 1)):
         i, t = int(batch.image_ix_RC[row, column]), int(batch.text_ix_RC[row, column])
         images = models.ImageBatch(batch.images.pixel_values[i : i + 1], None)
@@ -114,7 +113,7 @@ def test_a_distilled_student_is_a_run_that_loads_again(inputs, teacher, tmp_path
     assert facts["recipe"]["optimizer"]["steps"] == 3
     assert facts["inputs"]["corpus"] == inputs.corpus.fingerprint
     assert facts["inputs"]["cache"]["teacher"] == before
-    assert facts["inputs"]["start"] == models.fingerprint(models.fusion_student(teacher, [0, 2]))
+    assert facts["inputs"]["start"] == models.fingerprint(teacher.student([0, 2]))
     assert {path.name for path in run.folder.iterdir()} == {"run.json", "metrics.jsonl", "tensorboard", "checkpoints", "model"}
 
 

@@ -232,7 +232,7 @@ def test_a_co_attention_network_computes_its_activations_again(corpus, vision, t
     found = []
     for is_on in (False, True):
         if is_on:
-            models.checkpoint_activations(scorer)
+            scorer.checkpoint_activations()
         scorer.zero_grad()
         torch.manual_seed(3)
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: Saved(tensor), lambda saved: saved.tensor):

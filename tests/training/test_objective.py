@@ -121,14 +121,14 @@ def test_calibration_reaches_those_terms_that_compare_logits_and_no_other(name, 
     calibration = Calibration()
     config = LossConfig(terms={name: 1.0})
     plain = loss_parts(student, made_batch(teacher), config, 1.0)[name]
-    value = loss_parts(student, made_batch(teacher), config, 1.0, calibration=calibration)[name]
+    value = loss_parts(student, made_batch(teacher), config, 1.0, calibrate=calibration)[name]
     assert torch.equal(value, plain)  # at first it changes nothing
     value.backward()
     assert (calibration.log_scale.grad is not None) == config.is_calibrated == LOSSES[name].calibrated
     with torch.no_grad():
         calibration.log_scale.fill_(math.log(2))
         calibration.offset.fill_(-3.0)
-    moved = loss_parts(student, made_batch(teacher), config, 1.0, calibration=calibration)[name]
+    moved = loss_parts(student, made_batch(teacher), config, 1.0, calibrate=calibration)[name]
     assert_close(moved, loss_parts(2 * student - 3 if config.is_calibrated else student, made_batch(teacher), config, 1.0)[name])
 
 
@@ -138,7 +138,7 @@ def test_calibration_finds_the_scale_and_the_offset_of_a_teacher():
     batch, config, calibration = made_batch(0.3 * 20 * cosine - 4), LossConfig(terms={"mse-pairs": 1.0}), Calibration()
     optimizer = torch.optim.Adam(calibration.parameters(), lr=0.1)
     for _ in range(300):
-        value = loss_parts(20 * cosine, batch, config, 1.0, calibration=calibration)["mse-pairs"]
+        value = loss_parts(20 * cosine, batch, config, 1.0, calibrate=calibration)["mse-pairs"]
         optimizer.zero_grad()
         value.backward()
         optimizer.step()

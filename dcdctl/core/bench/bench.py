@@ -26,7 +26,7 @@ from dcdctl.core.bench.timer import Quantity, Timer
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, DcdError
-from dcdctl.core.models import DualEncoder, DualModel, FusionScorer
+from dcdctl.core.models import DualEncoder, FusionScorer
 from dcdctl.core.progress import Track, silent
 
 
@@ -49,14 +49,14 @@ def onnx_student(model: FusionScorer | DualEncoder, inputs: Inputs, *, is_wanted
         yield OnnxStudent(note="not asked for")
     elif models.missing_onnx_packages():
         yield OnnxStudent(note="not installed: pip install 'dcdctl[onnx]'")
-    elif not isinstance(model, DualModel):
+    elif model.kind == "fusion":
         yield OnnxStudent(note="does not export: the shapes of a fusion model depend on the data")
     else:
         with tempfile.TemporaryDirectory(prefix="dcdctl-onnx-") as folder:
             yield _exported(model, inputs, Path(folder))
 
 
-def _exported(model: DualModel, inputs: Inputs, folder: Path) -> OnnxStudent:
+def _exported(model: DualEncoder, inputs: Inputs, folder: Path) -> OnnxStudent:
     try:
         with torch.inference_mode(False), torch.autocast(device_of(model).type, enabled=False):
             towers = models.export_onnx(model, folder / "towers")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -156,8 +156,8 @@ class Contestant:
 
 def side_of(model: FusionScorer | DualEncoder, batch_size: int) -> Side:
     """The steps of a model; a cross-encoder scores `batch_size` pairs at a time."""
-    if hasattr(model, "embed_images"):
-        return DualSide(cast(DualEncoder, model))
+    if model.kind == "dual":
+        return DualSide(model)
     return FusionSide(model, batch_size)
 
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from typing_extensions import TypeIs
-
 from dcdctl.core import files, models
 from dcdctl.core.config import apply_sets
 from dcdctl.core.data import Corpus
@@ -21,7 +19,7 @@ from dcdctl.core.evaluation.protocols import Fold, Protocol, SplitChoice, folds_
 from dcdctl.core.evaluation.rankers import EvalOptions, Tell, Work
 from dcdctl.core.evaluation.ranks import Rankings, RankTable
 from dcdctl.core.evaluation.result import Evaluation, Kind
-from dcdctl.core.models import DualEncoder, FusionScorer
+from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.progress import Track, silent
 
 DEFAULT = EvalOptions()
@@ -29,14 +27,14 @@ DEFAULT = EvalOptions()
 
 def load_models(
     ref: str, rerank: str | None = None, model_sets: Sequence[str] = (), track: Track = silent
-) -> tuple[FusionScorer | DualEncoder, FusionScorer | None]:
+) -> tuple[Model, FusionScorer | None]:
     """The model to evaluate, with settings such as "image_size=384", and the fusion scorer that re-ranks, if there is one."""
     scorer = _load(models.load, ref, apply_sets({}, model_sets), track)
     return scorer, None if rerank is None else _load(models.load_fusion, rerank, {}, track)
 
 
 def evaluate_model(
-    model: FusionScorer | DualEncoder,
+    model: Model,
     corpus: Corpus,
     *,
     rerank: FusionScorer | None = None,
@@ -50,10 +48,10 @@ def evaluate_model(
     """
     started = time.perf_counter()
     work = Work(corpus, options, folds_of(corpus, options.protocol), track, tell)
-    if options.compute.features is not None and is_dual(model) and not isinstance(model, models.EncoderDual) and rerank is None:
+    if options.compute.features is not None and model.kind == "dual" and model.encoders is None and rerank is None:
         raise ModelError("a dual encoder's features are its vectors, which are computed once in any case", hint="leave --features out")
     kind: Kind
-    if not is_dual(model):
+    if model.kind == "fusion":
         if rerank is not None:
             raise ModelError("only a dual encoder's results can be re-ranked, and the model is a fusion scorer")
         kind, found = "fusion", rankers.fusion(model, work)
@@ -78,11 +76,6 @@ def evaluate_model(
         fingerprint=corpus.fingerprint,
         data=str(corpus.folder),
     )
-
-
-def is_dual(model: FusionScorer | DualEncoder) -> TypeIs[DualEncoder]:
-    """Whether a model embeds images and captions apart."""
-    return hasattr(model, "embed_images")
 
 
 def _joined(found: list[Rankings], folds: list[Fold]) -> Rankings:

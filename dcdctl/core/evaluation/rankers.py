@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcdctl.core import models, scoring
+from dcdctl.core import scoring
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
@@ -120,14 +119,13 @@ def cascaded(model: DualEncoder, scorer: FusionScorer, work: Work) -> Found:
 
 
 @torch.inference_mode()
-def _embed(model: Any, work: Work) -> tuple[Tensor, Tensor]:
+def _embed(model: DualEncoder, work: Work) -> tuple[Tensor, Tensor]:
     """The vectors of all images and all captions. Captions of similar length go together."""
     corpus, compute = work.corpus, work.options.compute
     device, size = compute.device, compute.batch_size
     model.to(device).eval()
     # In a cascade the features may be the re-ranker's alone: a dual encoder without frozen encoders reads the corpus.
-    has_features = isinstance(model, models.EncoderDual)
-    source = open_source(corpus, model, compute if has_features else replace(compute, features=None), work.track)
+    source = open_source(corpus, model, compute if model.encoders is not None else replace(compute, features=None), work.track)
     with compute.autocast(), work.track("embed images", total=corpus.num_images, unit="images") as advance:
         images = [model.embed_images(source.images(chunk).to(device)).float() for chunk in _chunks(corpus.num_images, size, advance)]
     order = sorted(range(corpus.num_captions), key=lambda text: len(corpus.captions[text]))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -15,6 +14,7 @@ from torch.nn import functional
 
 from dcdctl.core.data import Corpus, describe_scenes, draw_scene, read_corpus_json
 from dcdctl.core.errors import CorpusError, ModelError
+from dcdctl.core.models import DualEncoder
 
 NUM_SAMPLES = 32
 LOWEST_COSINE = {"fp32": 0.9999, "int8": 0.98}
@@ -69,7 +69,7 @@ def samples_of(data: Path | None, split: str | None = None, num: int = NUM_SAMPL
     return Samples(corpus.images(range(count)), captions, f"{count} images of {index['name']}, split {corpus.split}")
 
 
-def vectors_of(model: Any, samples: Samples) -> Vectors:
+def vectors_of(model: DualEncoder, samples: Samples) -> Vectors:
     """The vectors of samples by the model itself."""
     device = next(iter(model.parameters())).device
     with torch.no_grad():

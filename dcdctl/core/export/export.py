@@ -19,7 +19,7 @@ from dcdctl.core.export.check import Check, Samples
 from dcdctl.core.export.hub import Push
 from dcdctl.core.export.to_onnx import INT8
 from dcdctl.core.export.usage import Format
-from dcdctl.core.models import DualModel, ViltScorer
+from dcdctl.core.models import Model
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.report import Gap
 
@@ -91,8 +91,8 @@ def export_model(job: ExportJob, track: Track = silent) -> Exported:
             advance(1)
         num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     page = None if job.push is None else hub.push_folder(job.out, job.push, track)
-    kind, gaps = "dual" if isinstance(model, DualModel) else "fusion", tuple(model_card.gaps_of(past, job.licence))
-    return Exported(job.out, to, kind, num_bytes, checks, samples.source, gaps, page)
+    gaps = tuple(model_card.gaps_of(past, job.licence))
+    return Exported(job.out, to, model.kind, num_bytes, checks, samples.source, gaps, page)
 
 
 def _checked(job: ExportJob) -> Format:
@@ -111,26 +111,28 @@ def _checked(job: ExportJob) -> Format:
     return to
 
 
-def _check_kind(model: Any, to: Format, ref: str) -> None:
+def _check_kind(model: Model, to: Format, ref: str) -> None:
     """ModelError for a fusion scorer where vectors are wanted."""
-    if isinstance(model, DualModel) or to == "transformers":
+    if model.kind == "dual" or to == "transformers":
         return
     reason = "has no vectors" if to == "sentence-transformers" else "does not export to ONNX: its shapes depend on the data"
     raise ModelError(f"{ref} is a fusion model, which {reason}", hint="export it with --to transformers, or a dual student to this format")
 
 
-def _write(model: Any, to: Format, folder: Path, with_int8: bool) -> None:
+def _write(model: Model, to: Format, folder: Path, with_int8: bool) -> None:
+    if to == "transformers":
+        to_transformers.write(model, folder)
+        return
+    assert model.kind == "dual"  # `_check_kind`
     if to == "onnx":
         to_onnx.write(model, folder, with_int8=with_int8)
-    elif to == "sentence-transformers":
-        to_sentence_transformers.write(model, folder)
     else:
-        to_transformers.write(model, folder)
+        to_sentence_transformers.write(model, folder)
 
 
-def _checks(model: Any, to: Format, folder: Path, samples: Samples, with_int8: bool) -> tuple[Check, ...]:
+def _checks(model: Model, to: Format, folder: Path, samples: Samples, with_int8: bool) -> tuple[Check, ...]:
     """What the files give, beside what the model gives."""
-    if not isinstance(model, DualModel):
+    if model.kind == "fusion":
         found = to_transformers.score(folder, model, samples)
         return (check.compare_logits(found, to_transformers.scores_of(model, samples), hint="nothing was written"),)
     wanted = check.vectors_of(model, samples)
@@ -143,13 +145,13 @@ def _checks(model: Any, to: Format, folder: Path, samples: Samples, with_int8: b
     return (check.compare_vectors("fp32", embed(folder, model, samples), wanted, hint="nothing was written"),)
 
 
-def _sheet(model: Any, to: Format, job: ExportJob, checks: tuple[Check, ...], samples: Samples) -> model_card.Sheet:
+def _sheet(model: Model, to: Format, job: ExportJob, checks: tuple[Check, ...], samples: Samples) -> model_card.Sheet:
     name = job.out.resolve().name if job.push is None else job.push.repo
-    is_dual = isinstance(model, DualModel)
-    library = to if is_dual or isinstance(model, ViltScorer) else "dcdctl"
-    task = None if not is_dual else "sentence-similarity" if to == "sentence-transformers" else "feature-extraction"
+    spec = model.export_spec()
+    library = to if spec.model_class else "dcdctl"
+    task = None if model.kind == "fusion" else "sentence-similarity" if to == "sentence-transformers" else "feature-extraction"
     notes: tuple[str, ...] = ()
-    if to_transformers.needs_code(model) and to != "onnx":
+    if spec.code and to != "onnx":
         notes = ("`trust_remote_code=True` runs the Python file that lies beside the weights: read it first.",)
     return model_card.Sheet(
         name=name,
@@ -165,10 +167,10 @@ def _sheet(model: Any, to: Format, job: ExportJob, checks: tuple[Check, ...], sa
     )
 
 
-def _title(model: Any) -> str:
+def _title(model: Model) -> str:
     length, side = model.preprocess.max_text_len, model.preprocess.image_size_px
     read = f"It reads pictures of {side} px and captions of up to {length} tokens."
-    if isinstance(model, DualModel):
+    if model.kind == "dual":
         vectors = f"a picture and a caption are a vector of {model.embedding_dim} numbers each, compared by their cosine"
         return f"A dual encoder for image-text retrieval: {vectors}. {read}"
     return f"A cross-encoder for image-text retrieval: it looks at a picture and a caption together and scores how well they match. {read}"

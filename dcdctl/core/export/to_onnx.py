@@ -19,27 +19,27 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from dcdctl.core import models
 from dcdctl.core.export import to_transformers
 from dcdctl.core.export.check import Samples, Vectors
-from dcdctl.core.models import DualModel, Towers, silence_transformers
+from dcdctl.core.models import DualEncoder, Towers, silence_transformers
 
 INT8 = "int8"
 
 
-def write(model: DualModel, folder: Path, *, with_int8: bool) -> None:
+def write(model: DualEncoder, folder: Path, *, with_int8: bool) -> None:
     """Fill a folder that is not there yet."""
     towers = models.export_onnx(model, folder)
     if with_int8:
         models.quantize_dynamic(towers, folder / INT8)
-    preprocess = to_transformers.self_sufficient(model.preprocess)
-    preprocess.save(folder)
-    if to_transformers.needs_timm(model):
-        to_transformers.write_timm_processor(model, folder)
+    model.preprocess.self_contained().save(folder)
+    if (spec := model.export_spec()).timm_config is not None:
+        to_transformers.write_timm_processor(spec, folder)
 
 
-def embed(folder: Path, model: DualModel, samples: Samples, precision: str) -> Vectors:
+def embed(folder: Path, model: DualEncoder, samples: Samples, precision: str) -> Vectors:
     """The vectors of samples by ONNX Runtime, tokens and pixels by what transformers reads from a folder, and nothing else of ours."""
     with silence_transformers():
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=to_transformers.needs_timm(model))
+        has_code = model.export_spec().timm_config is not None
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=has_code)
     towers = Towers.of(folder / INT8 if precision == INT8 else folder)
     pixels = processor(images=samples.pictures, return_tensors="pt")
     tokens = tokenizer(samples.captions, padding=True, truncation=True, return_tensors="pt")

@@ -1,8 +1,9 @@
 """A dual encoder as a folder that `SentenceTransformer(FOLDER)` reads: it encodes captions, and pictures in a call of their own.
 
-It is the folder for transformers with four small files more, in the layout of sentence-transformers from 5.4 on, when its Transformer
+It is the folder for transformers with four more small files, in the layout of sentence-transformers from 5.4 on, when its Transformer
 module learned to call a model's get_text_features and get_image_features. So no module of ours is needed, neither in the folder nor
-installed; only the network of an `EncoderDual` is code in the folder, for which `trust_remote_code=True` is asked.
+installed; only a network that transformers has no class for (`ExportSpec.code`) is code in the folder and needs
+`trust_remote_code=True`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dcdctl.core import files
 from dcdctl.core.errors import MissingError
 from dcdctl.core.export import to_transformers
 from dcdctl.core.export.check import Samples, Vectors
-from dcdctl.core.models import DualModel, silence_transformers
+from dcdctl.core.models import DualEncoder, silence_transformers
 
 PACKAGE = "sentence_transformers"
 NORMALIZE = "1_Normalize"
@@ -40,7 +41,7 @@ def require() -> None:
         raise MissingError("this sentence-transformers is older than 5.4", hint="pip install 'dcdctl[sentence-transformers]'")
 
 
-def write(model: DualModel, folder: Path) -> None:
+def write(model: DualEncoder, folder: Path) -> None:
     """Fill a folder that is not there yet."""
     to_transformers.write(model, folder)
     files.write_json(folder / "modules.json", MODULES)
@@ -52,13 +53,13 @@ def write(model: DualModel, folder: Path) -> None:
     files.write_json(folder / NORMALIZE / "config.json", {"module_input_name": "sentence_embedding"})
 
 
-def embed(folder: Path, model: DualModel, samples: Samples) -> Vectors:
+def embed(folder: Path, model: DualEncoder, samples: Samples) -> Vectors:
     """The vectors of samples by what sentence-transformers reads from a folder, and nothing else of ours."""
     require()
     from sentence_transformers import SentenceTransformer
 
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
     with silence_transformers():
-        encoder = SentenceTransformer(str(folder), device="cpu", trust_remote_code=to_transformers.needs_code(model))
+        encoder = SentenceTransformer(str(folder), device="cpu", trust_remote_code=bool(model.export_spec().code))
     sides = (encoder.encode(side, show_progress_bar=False) for side in (samples.pictures, samples.captions))
     return Vectors(*(torch.from_numpy(vectors) for vectors in sides))

@@ -8,88 +8,54 @@ read by `models.load_fusion`.
 
 from __future__ import annotations
 
-import copy
 import shutil
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import AutoModel, AutoProcessor, ViltForImageAndTextRetrieval, ViltProcessor, VisionTextDualEncoderModel
-from transformers import VisionTextDualEncoderProcessor as DualProcessor
+from transformers import AutoModel, AutoProcessor
 
 from dcdctl.core import files, models
 from dcdctl.core.export.check import Samples, Vectors
-from dcdctl.core.models import (
-    ENCODER_DUAL_TYPE,
-    TIMM,
-    CoAttentionScorer,
-    DualModel,
-    EncoderDual,
-    Preprocess,
-    ViltScorer,
-    silence_transformers,
-)
+from dcdctl.core.models import DualEncoder, ExportSpec, FusionScorer, Model, Preprocessor, silence_transformers
 
-MODEL_CODE, PROCESSOR_CODE = "modeling_encoder_dual", "image_processing_encoder_dual"
-EPS_SCALE = 2.0**10
-"""Squared, it is as good as the ratio of ViLT's two epsilons, 1e6."""
+PROCESSOR_CODE = "image_processing_encoder_dual"
 _ASSETS = files.packaged("assets")
 
 
-def write(model: Any, folder: Path) -> None:
+def write(model: Model, folder: Path) -> None:
     """Fill a folder that is not there yet."""
-    network = _with_one_epsilon(model.network) if isinstance(model, ViltScorer) else model.network
-    copied = type(model)(network, self_sufficient(model.preprocess))
-    models.save(copied, folder)
-    if isinstance(model, EncoderDual):
-        _add_code(folder)
-    if not isinstance(model, CoAttentionScorer):
-        write_processor(model, copied.preprocess, folder)
+    spec, exported = model.export_spec(), model.export_copy()
+    models.save(exported, folder)
+    if spec.code:
+        _add_code(spec, folder)
+    if spec.model_class:
+        _write_processor(spec, exported.preprocess, folder)
 
 
-def self_sufficient(preprocess: Preprocess) -> Preprocess:
-    """The same, its files saying what otherwise `Preprocess` does: colours made RGB, captions cut to `max_text_len`."""
-    tokenizer, processor = copy.deepcopy(preprocess.tokenizer), copy.deepcopy(preprocess.image_processor)
-    tokenizer.model_max_length = preprocess.max_text_len
-    processor.do_convert_rgb = True
-    return replace(preprocess, tokenizer=tokenizer, image_processor=processor)
-
-
-def write_processor(model: Any, preprocess: Preprocess, folder: Path) -> None:
+def _write_processor(spec: ExportSpec, preprocess: Preprocessor, folder: Path) -> None:
     """What the AutoProcessor of transformers reads, beside the files of tokenizer and image processor."""
-    kind = ViltProcessor if isinstance(model, ViltScorer) else DualProcessor
-    if needs_timm(model):
-        write_timm_processor(model, folder)
-        files.write_json(folder / "processor_config.json", {"processor_class": kind.__name__})
+    if spec.timm_config is not None:
+        write_timm_processor(spec, folder)
+        files.write_json(folder / "processor_config.json", {"processor_class": spec.processor_class})
         return
     with silence_transformers():
-        kind(preprocess.image_processor, preprocess.tokenizer).save_pretrained(folder)
+        getattr(transformers, spec.processor_class)(preprocess.image_processor, preprocess.tokenizer).save_pretrained(folder)
         # What reads image processors alone looks for them here.
         preprocess.image_processor.save_pretrained(folder)
 
 
-def needs_code(model: Any) -> bool:
-    """Whether its folder holds code that is run with `trust_remote_code`."""
-    return isinstance(model, EncoderDual)
-
-
-def needs_timm(model: Any) -> bool:
-    """Whether its pictures are prepared by timm."""
-    return isinstance(model, EncoderDual) and model.network.vision_config.model_type == TIMM
-
-
-def embed(folder: Path, model: DualModel, samples: Samples) -> Vectors:
+def embed(folder: Path, model: DualEncoder, samples: Samples) -> Vectors:
     """The vectors of samples by what transformers reads from a folder, and nothing else of ours."""
-    code = needs_code(model)
+    spec = model.export_spec()
     with silence_transformers():
-        if code:
+        if spec.code:
             network = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
             processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True, backend="pil")
         else:
-            network = VisionTextDualEncoderModel.from_pretrained(folder).eval()
-            processor = DualProcessor.from_pretrained(folder, backend="pil")
+            network = getattr(transformers, spec.model_class).from_pretrained(folder).eval()
+            processor = getattr(transformers, spec.processor_class).from_pretrained(folder, backend="pil")
     with torch.no_grad():
         pixels = processor(images=samples.pictures, return_tensors="pt")["pixel_values"]
         tokens = processor(text=samples.captions, padding=True, truncation=True, return_tensors="pt")
@@ -98,13 +64,14 @@ def embed(folder: Path, model: DualModel, samples: Samples) -> Vectors:
     return Vectors(images, texts)
 
 
-def score(folder: Path, model: models.ViltScorer | models.CoAttentionScorer, samples: Samples) -> Tensor:
+def score(folder: Path, model: FusionScorer, samples: Samples) -> Tensor:
     """The logits of each sample's picture with its caption, by what is read from a folder."""
-    if isinstance(model, CoAttentionScorer):
+    spec = model.export_spec()
+    if not spec.model_class:
         return scores_of(models.load_fusion(folder), samples)
     with silence_transformers():
-        network = ViltForImageAndTextRetrieval.from_pretrained(folder).eval()
-        processor = ViltProcessor.from_pretrained(folder, backend="pil")
+        network = getattr(transformers, spec.model_class).from_pretrained(folder).eval()
+        processor = getattr(transformers, spec.processor_class).from_pretrained(folder, backend="pil")
     batch = processor(images=samples.pictures, text=samples.captions, padding=True, truncation=True, return_tensors="pt")
     # transformers draws the order of the patches.
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -112,7 +79,7 @@ def score(folder: Path, model: models.ViltScorer | models.CoAttentionScorer, sam
     return logits
 
 
-def scores_of(model: Any, samples: Samples) -> Tensor:
+def scores_of(model: FusionScorer, samples: Samples) -> Tensor:
     """The logits of each sample's picture with its caption, by the model itself."""
     device, ix = next(iter(model.parameters())).device, torch.arange(len(samples.captions))
     with torch.no_grad():
@@ -122,38 +89,23 @@ def scores_of(model: Any, samples: Samples) -> Tensor:
     return logits
 
 
-def _add_code(folder: Path) -> None:
+def _add_code(spec: ExportSpec, folder: Path) -> None:
     """Put the code beside the weights, and say in config.json what is in it."""
-    shutil.copyfile(_ASSETS / f"{MODEL_CODE}.py", folder / f"{MODEL_CODE}.py")
+    shutil.copyfile(_ASSETS / f"{spec.code}.py", folder / f"{spec.code}.py")
     path = folder / "config.json"
     table = files.read_json(path)
-    classes = {"AutoConfig": f"{MODEL_CODE}.EncoderDualConfig", "AutoModel": f"{MODEL_CODE}.EncoderDualModel"}
-    assert table["model_type"] == ENCODER_DUAL_TYPE
-    files.write_json(path, {**table, "architectures": ["EncoderDualModel"], "auto_map": classes, "dtype": "float32"})
+    config_class = f"{spec.model_class.removesuffix('Model')}Config"
+    classes = {"AutoConfig": f"{spec.code}.{config_class}", "AutoModel": f"{spec.code}.{spec.model_class}"}
+    files.write_json(path, {**table, "architectures": [spec.model_class], "auto_map": classes, "dtype": "float32"})
 
 
-def write_timm_processor(model: Any, folder: Path) -> None:
+def write_timm_processor(spec: ExportSpec, folder: Path) -> None:
+    """The image transform of timm as code, and its settings."""
     shutil.copyfile(_ASSETS / f"{PROCESSOR_CODE}.py", folder / f"{PROCESSOR_CODE}.py")
-    config = model.network.vision_config
     table = {
         "image_processor_type": "TimmImageProcessor",
         "auto_map": {"AutoImageProcessor": f"{PROCESSOR_CODE}.TimmImageProcessor"},
-        "architecture": config.architecture,
-        "pretrained_cfg": config.pretrained_cfg,
+        "architecture": spec.timm_config.architecture,
+        "pretrained_cfg": spec.timm_config.pretrained_cfg,
     }
     files.write_json(folder / "preprocessor_config.json", table)
-
-
-def _with_one_epsilon(network: ViltForImageAndTextRetrieval) -> ViltForImageAndTextRetrieval:
-    """The same scores from a network whose text embeddings have the blocks' LayerNorm epsilon, the only one that transformers knows.
-
-    Embeddings larger by a factor, all of them, are normalized as before with an epsilon larger by its square; a power of two loses no bit.
-    """
-    copied = copy.deepcopy(network)
-    embeddings = copied.vilt.embeddings.text_embeddings
-    if embeddings.LayerNorm.eps != copied.config.layer_norm_eps:
-        with torch.no_grad():
-            for table in (embeddings.word_embeddings, embeddings.position_embeddings, embeddings.token_type_embeddings):
-                table.weight.mul_(EPS_SCALE)
-        embeddings.LayerNorm.eps = copied.config.layer_norm_eps
-    return copied

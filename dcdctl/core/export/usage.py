@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from dcdctl.core.export import to_transformers
-from dcdctl.core.models import DualModel, ViltScorer
+from dcdctl.core.models import Model
 
 Format = Literal["transformers", "sentence-transformers", "onnx"]
 _TRANSFORMERS = '''\
@@ -75,13 +74,13 @@ def embed_texts(captions):
 
 scores = embed_texts(["a dog in the snow"]) @ embed_images([Image.open("photo.png")]).T
 '''
-_VILT = '''\
+_CROSS_ENCODER = '''\
 import torch
 from PIL import Image
-from transformers import ViltForImageAndTextRetrieval, ViltProcessor
+from transformers import {model_class}, {processor_class}
 
-model = ViltForImageAndTextRetrieval.from_pretrained("{name}").eval()
-processor = ViltProcessor.from_pretrained("{name}", backend="pil")
+model = {model_class}.from_pretrained("{name}").eval()
+processor = {processor_class}.from_pretrained("{name}", backend="pil")
 
 
 def score(pictures, captions):
@@ -117,28 +116,32 @@ with torch.no_grad():
 '''
 
 
-def usage(model: Any, to: Format, name: str, *, is_on_hub: bool = False) -> str:
+def usage(model: Model, to: Format, name: str, *, is_on_hub: bool = False) -> str:
     """The lines that load a model exported as `to`; `name` is its folder, or its repository on the Hub."""
-    code, timm = to_transformers.needs_code(model), to_transformers.needs_timm(model)
-    trust = {"trust": ", trust_remote_code=True" if code else ""}
+    spec = model.export_spec()
+    trust = {"trust": ", trust_remote_code=True" if spec.code else ""}
     folder = f'folder = "{name}"'
     if is_on_hub:
         folder = f'from huggingface_hub import snapshot_download\n\nfolder = snapshot_download("{name}")'
-    if not isinstance(model, DualModel):
-        return (_VILT if isinstance(model, ViltScorer) else _FUSION).format(name=name, folder=folder)
+    classes = {"model_class": spec.model_class, "processor_class": spec.processor_class}
+    if model.kind == "fusion":
+        return (_CROSS_ENCODER if spec.model_class else _FUSION).format(name=name, folder=folder, **classes)
     if to == "sentence-transformers":
         return _SENTENCE_TRANSFORMERS.format(name=name, **trust)
     if to == "onnx":
-        picture_code = ", trust_remote_code=True" if timm else ""
-        return _ONNX.format(folder=folder, trust=picture_code, tensors="pt" if timm else "np")
-    classes = ("AutoModel", "AutoProcessor") if code else ("VisionTextDualEncoderModel", "VisionTextDualEncoderProcessor")
-    return _TRANSFORMERS.format(name=name, model_class=classes[0], processor_class=classes[1], **trust)
+        has_timm = spec.timm_config is not None
+        image_code = ", trust_remote_code=True" if has_timm else ""
+        return _ONNX.format(folder=folder, trust=image_code, tensors="pt" if has_timm else "np")
+    if spec.code:
+        classes = {"model_class": "AutoModel", "processor_class": "AutoProcessor"}
+    return _TRANSFORMERS.format(name=name, **classes, **trust)
 
 
-def requirements(model: Any, to: Format) -> list[str]:
+def requirements(model: Model, to: Format) -> list[str]:
     """What has to be installed for it, as pip names it."""
-    if not isinstance(model, DualModel) and not isinstance(model, ViltScorer):
+    spec = model.export_spec()
+    if not spec.model_class:
         return ["dcdctl"]
     own = {"transformers": ["transformers>=5", "torch"], "sentence-transformers": ["sentence-transformers>=5.4"]}
     # timm's own transform is torchvision's, which comes with it.
-    return [*own.get(to, ["onnxruntime", "transformers>=5"]), "pillow", *(["timm"] if to_transformers.needs_timm(model) else [])]
+    return [*own.get(to, ["onnxruntime", "transformers>=5"]), "pillow", *([] if spec.timm_config is None else ["timm"])]

@@ -1,10 +1,9 @@
-from .attention import checkpoint_activations
-from .backbones import TIMM, ProjectionSize, Reading
-from .build import dual_student, every_other, fusion_student, scorer_over
+from .backbones import FeatureSpec, ProjectionSize
+from .build import dual_student, every_other, scorer_over
 from .coattention import FusionSize
 from .coattention_scorer import CoAttentionScorer
 from .dual import DualModel, DualSize, dual_from_backbones, new_dual
-from .frozen_dual import ENCODER_DUAL_TYPE, EncoderDual, dual_over
+from .frozen_dual import EncoderDual, dual_over
 from .load_save import check_ref, fingerprint, load, load_dual, load_fusion, save
 from .onnx import (
     ONNX_OUTPUT,
@@ -19,27 +18,29 @@ from .onnx import (
 )
 from .overrides import parse_overrides
 from .preprocess import Preprocess, hub_errors, load_image_processor, load_tokenizer, num_text_positions, silence_transformers, word_piece
-from .protocols import DualEncoder, FusionScorer, ImageBatch, Preprocessor, States, TextBatch, select_rows
+from .protocols import DualEncoder, Encoders, ExportSpec, FusionScorer, ImageBatch, Model, Pairs, Preprocessor, States, TextBatch
 from .published import list_published
 from .vilt import ViltScorer, ViltSize, new_vilt
 
 __all__ = [
-    "ENCODER_DUAL_TYPE",
     "ONNX_OUTPUT",
-    "TIMM",
     "CoAttentionScorer",
     "DualEncoder",
     "DualModel",
     "DualSize",
     "EncoderDual",
+    "Encoders",
+    "ExportSpec",
+    "FeatureSpec",
     "FusionScorer",
     "FusionSize",
     "ImageBatch",
+    "Model",
     "OnnxDual",
+    "Pairs",
     "Preprocess",
     "Preprocessor",
     "ProjectionSize",
-    "Reading",
     "States",
     "TextBatch",
     "Towers",
@@ -47,14 +48,12 @@ __all__ = [
     "ViltSize",
     "check_onnx",
     "check_ref",
-    "checkpoint_activations",
     "dual_from_backbones",
     "dual_over",
     "dual_student",
     "every_other",
     "export_onnx",
     "fingerprint",
-    "fusion_student",
     "hub_errors",
     "list_published",
     "load",
@@ -72,7 +71,6 @@ __all__ = [
     "require_onnx",
     "save",
     "scorer_over",
-    "select_rows",
     "silence_transformers",
     "word_piece",
 ]

@@ -11,7 +11,7 @@ folded vectors.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -19,8 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-
-from dcdctl.core.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,6 @@ def _by_head(weight_DD: Tensor, num_heads: int) -> Tensor:
 
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
-ENCODERS = ("vision", "text", "vision_model", "text_model")
-"""Where networks over encoders have them."""
 
 
 def recomputed(module: nn.Module, run: Callable[[*Ts], R], *arguments: *Ts) -> R:
@@ -106,22 +102,16 @@ def recomputed(module: nn.Module, run: Callable[[*Ts], R], *arguments: *Ts) -> R
     return run(*arguments)
 
 
-def checkpoint_activations(model: Any) -> None:
-    """Let a model's layers compute their activations again; ModelError where no part of it can.
+def enable_checkpointing(encoders: Iterable[nn.Module]) -> bool:
+    """Let those of these encoders of transformers and timm that are trained compute their activations again in the backward pass.
 
-    Fusion layers are ours and always can; encoders of transformers and timm where they say so.
+    False if none of them is trained and supports it.
     """
-    network = model.network
-    is_fusion = hasattr(model, "layers")
-    sides = [side for side in (getattr(network, name, None) for name in ENCODERS) if isinstance(side, nn.Module)]
-    can = [_enable(side) for side in sides if any(parameter.requires_grad for parameter in side.parameters())]
-    network.recomputes = is_fusion
-    if not is_fusion and not any(can):
-        raise ModelError("the encoders of this model cannot compute activations again", hint="leave --checkpoint-activations out")
+    trained = [encoder for encoder in encoders if any(parameter.requires_grad for parameter in encoder.parameters())]
+    return any([_enable(encoder) for encoder in trained])
 
 
 def _enable(encoder: Any) -> bool:
-    """Whether an encoder computes its activations again from now on."""
     if not getattr(encoder, "supports_gradient_checkpointing", False):
         return False
     if hasattr(encoder, "activation_checkpointing_enable"):

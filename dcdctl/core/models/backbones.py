@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,9 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModel, TimmWrapperImageProcessor
 
 from dcdctl.core.errors import ConfigError, ModelError
-from dcdctl.core.models.checkpoint import check_complete
-from dcdctl.core.models.preprocess import hub_errors, load_image_processor
+from dcdctl.core.models.checkpoint import check_complete, digest_of_model
+from dcdctl.core.models.preprocess import Preprocess, hub_errors, load_image_processor
+from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
 
 TIMM = "timm_wrapper"
 """transformers' name for models of timm."""
@@ -27,9 +28,11 @@ LEVELS, GRID = "dcdctl_levels", "dcdctl_grid"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How a vision encoder that is not trained is read, where not as it was made."""
+class FeatureSpec:
+    """Which outputs of a frozen vision encoder are its features."""
 
+    DEFAULT: ClassVar[FeatureSpec]
+    """The encoder's output as it is."""
     levels: tuple[int, ...] = ()
     """Stages that are read beside its output: entries of a timm model's feature_info, or of a transformer's hidden states."""
     grid: int | None = None
@@ -38,24 +41,24 @@ class Reading:
     """Side in pixels of the pictures it sees, of timm's models with feature maps, which take any size."""
 
 
-AS_IT_IS = Reading()
+FeatureSpec.DEFAULT = FeatureSpec()
 
 
-def load_vision(ref: str, reading: Reading = AS_IT_IS) -> nn.Module:
+def load_vision(ref: str, spec: FeatureSpec = FeatureSpec.DEFAULT) -> nn.Module:
     """The pretrained vision encoder of a folder or Hub id: a backbone, or the vision side of a CLIP-like model.
 
     ModelError for a stage it does not have, or a size it cannot see. How it is read stands in its configuration from then on.
     """
     encoder: Any = _load(ref, "vision_config", "pixel_values")
-    if reading.levels:
-        _check_levels(encoder, reading.levels, ref)
-        setattr(encoder.config, LEVELS, list(reading.levels))
-    if reading.grid is not None:
-        setattr(encoder.config, GRID, reading.grid)
-    if reading.size is not None:
+    if spec.levels:
+        _check_levels(encoder, spec.levels, ref)
+        setattr(encoder.config, LEVELS, list(spec.levels))
+    if spec.grid is not None:
+        setattr(encoder.config, GRID, spec.grid)
+    if spec.size is not None:
         if encoder.config.model_type != TIMM or _has_positions(encoder):
             raise ModelError(f"model.vision_size is for timm's models with feature maps, and {ref} is none", hint="leave it out")
-        encoder.config.pretrained_cfg["input_size"] = [3, reading.size, reading.size]
+        encoder.config.pretrained_cfg["input_size"] = [3, spec.size, spec.size]
     network: nn.Module = encoder
     return network
 
@@ -119,12 +122,6 @@ def levels_of(config: Any) -> list[int]:
 def grid_of(config: Any) -> int | None:
     """The side that a vision encoder's feature map is averaged to."""
     return getattr(config, GRID, None)
-
-
-def reading_of(config: Any) -> list[Any]:
-    """All of `Reading` that a vision encoder's weights and its pictures do not show; empty where it is read as it is."""
-    grid = grid_of(config)
-    return [*levels_of(config), *([] if grid is None else [f"grid {grid}"])]
 
 
 def vision_tokens(encoder: Any, pixel_values: Tensor, width: int) -> Tensor:
@@ -199,6 +196,71 @@ def _output_width(encoder: Any) -> int:
     if not sizes:
         raise ModelError(f"a {config.model_type} vision encoder does not say how wide its features are")
     return int(sizes[-1])
+
+
+@dataclass(frozen=True)
+class EncoderPair:
+    """A vision and a text encoder of transformers or timm: the `encoders` of a model over both."""
+
+    vision: Any
+    text: Any
+    image_width: int
+    preprocess: Preprocess
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """Which outputs of the vision encoder are its features; `size` is in the preprocessing."""
+        return FeatureSpec(levels=tuple(levels_of(self.vision.config)), grid=grid_of(self.vision.config))
+
+    @property
+    def unseen_settings(self) -> list[Any]:
+        """For digests: the settings of both encoders that the shapes of their weights do not show."""
+        heads = [getattr(encoder.config, "num_attention_heads", None) for encoder in (self.vision, self.text)]
+        spec = self.spec
+        return [*heads, *spec.levels, *([] if spec.grid is None else [f"grid {spec.grid}"])]
+
+    @property
+    def digest(self) -> str:
+        """See `Encoders.digest`."""
+        preprocess = {**self.preprocess.settings, "transform": self.preprocess.image_transform}
+        both = nn.ModuleDict({"vision": self.vision, "text": self.text})
+        return digest_of_model(both, {**preprocess, "heads": self.unseen_settings})
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text features."""
+        return int(self.text.config.hidden_size)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether training leaves both encoders unchanged, as it does those of the paper's student."""
+        return not any(parameter.requires_grad for encoder in (self.vision, self.text) for parameter in encoder.parameters())
+
+    def freeze(self) -> None:
+        """Leave both encoders unchanged in training, and in eval mode."""
+        for encoder in (self.vision, self.text):
+            encoder.requires_grad_(False)
+        self.restore_eval_mode()
+
+    def restore_eval_mode(self) -> None:
+        """Undo `Module.train` where it would change features: frozen encoders apply no dropout, so that features may be computed once, and
+        BatchNorm keeps its trained statistics, since those of a batch would make an image's features depend on its neighbors."""
+        for encoder in (self.vision, self.text):
+            if self.is_frozen:
+                encoder.eval()
+            for module in encoder.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def image_features(self, images: ImageBatch) -> States:
+        """Features of I images, I x V x W."""
+        tokens = vision_tokens(self.vision, images.pixel_values, self.image_width)
+        return States(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
+
+    def text_features(self, texts: TextBatch) -> States:
+        """Features of T captions, T x L x W."""
+        output = self.text(input_ids=texts.input_ids, attention_mask=texts.attention_mask)
+        return States(output.last_hidden_state, texts.attention_mask.bool())
 
 
 FIRST_LOGIT_SCALE = 20.0

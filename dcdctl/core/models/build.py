@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from PIL import Image
-from torch import nn
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import backbones
-from dcdctl.core.models.backbones import AS_IT_IS, Reading
+from dcdctl.core.models.backbones import FeatureSpec
 from dcdctl.core.models.coattention import CoAttentionNetwork, FusionSize
 from dcdctl.core.models.coattention_scorer import CoAttentionScorer
-from dcdctl.core.models.dual import DualModel, DualSize, new_dual
+from dcdctl.core.models.dual import DualSize, VisionTextDual, new_dual
 from dcdctl.core.models.frozen_dual import EncoderDual
-from dcdctl.core.models.load_save import FusionModel, load_dual
+from dcdctl.core.models.load_save import load_dual
 from dcdctl.core.models.preprocess import Preprocess, check_vocabulary, load_tokenizer, num_text_positions, word_piece
-from dcdctl.core.models.vilt import ViltScorer
 
 MAX_TEXT_LEN = 40
 
@@ -31,18 +26,18 @@ def scorer_over(
     size: FusionSize,
     *,
     max_text_len: int = MAX_TEXT_LEN,
-    reading: Reading = AS_IT_IS,
+    features: FeatureSpec = FeatureSpec.DEFAULT,
     seed: int = 0,
     cosine: str | None = None,
 ) -> CoAttentionScorer:
-    """A scorer whose encoders are pretrained (folders or Hub ids) and whose fusion is new.
+    """A co-attention scorer over two pretrained encoders (folders or Hub ids); the fusion is new. ModelError if they do not fit together.
 
-    `vision` is any backbone of transformers or timm that gives tokens or a feature map, `text` any text model of AutoModel; of a CLIP-like
-    model the side is taken. `reading` is how the vision encoder is read. `cosine` names a dual encoder over the same encoders, whose logit
-    is added and is all there is at first. The same weights for the same seed, the global random state untouched. ModelError if they do not
-    go together.
+    `vision_ref` names any backbone of transformers or timm that gives tokens or a feature map, `text_ref` any text model of AutoModel; of a
+    CLIP-like model one side is taken. `features` says which outputs of the vision encoder are read. `cosine` names a dual encoder over the
+    same encoders: its logit is added to the fusion's, which starts at 0. Equal seeds give equal weights; the global random state is not
+    touched.
     """
-    vision, text = backbones.load_vision(vision_ref, reading), backbones.load_text(text_ref)
+    vision, text = backbones.load_vision(vision_ref, features), backbones.load_text(text_ref)
     tokenizer = load_tokenizer(text_ref, "model.text wants a text model with its tokenizer")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -66,8 +61,8 @@ def _start_from_dual(scorer: CoAttentionScorer, ref: str, own: str) -> None:
     if not isinstance(dual, EncoderDual):
         hint = "train one with model.kind dual, model.start new, model.vision, model.text and model.frozen_encoders"
         raise ModelError(f"{ref} is a dual encoder whose own encoders were trained, wanted one over {own} as they are", hint=hint)
-    if dual.encoders_digest != scorer.encoders_digest:
-        found, wanted = dual.encoders_digest[:8], scorer.encoders_digest[:8]
+    if dual.encoders.digest != scorer.encoders.digest:
+        found, wanted = dual.encoders.digest[:8], scorer.encoders.digest[:8]
         hint = "give both the same model.vision, vision_levels, vision_size, text and max_text_len"
         raise ModelError(f"{ref} is a dual encoder over other encoders ({found}) than {own} ({wanted})", hint=hint)
     scorer.network.start_from(dual.network.projections)
@@ -90,49 +85,6 @@ def _try_out(scorer: CoAttentionScorer, vision_ref: str, text_ref: str) -> None:
             raise ModelError(f"{ref} cannot be one side of a co-attention model: {reason[0]}", hint=hint) from error
 
 
-def fusion_student(teacher: FusionModel, layers: Sequence[int]) -> FusionModel:
-    """A scorer with only these of the teacher's fusion layers, the weights copied, all of it trainable.
-
-    Of a co-attention teacher only the layers, the poolers and the head are its own, as in DCD: both encoders, the transforms and the
-    modality's vectors are the teacher's very tensors, and frozen from now on.
-    """
-    wanted = _checked_layers(layers, len(teacher.layers))
-    if isinstance(teacher, CoAttentionScorer):
-        return _co_attention_student(teacher, wanted)
-    network = copy.deepcopy(teacher.network)
-    network.vilt.encoder.layer = nn.ModuleList([network.vilt.encoder.layer[index] for index in wanted])
-    network.config.num_hidden_layers = len(wanted)
-    network.requires_grad_(True)
-    return ViltScorer(network, teacher.preprocess)
-
-
-def _co_attention_student(teacher: CoAttentionScorer, layers: list[int]) -> CoAttentionScorer:
-    whole = teacher.network
-    shared = {id(module): module for module in whole.shared_modules}
-    # What stands in the memo is taken as copied already.
-    network = copy.deepcopy(whole, memo=dict(shared))
-    network.requires_grad_(True)
-    for module in shared.values():
-        module.requires_grad_(False)
-    network.text_layers, network.image_layers = (
-        nn.ModuleList([stream[index] for index in layers]) for stream in (network.text_layers, network.image_layers)
-    )
-    network.size = dataclasses.replace(whole.size, num_layers=len(layers))
-    return CoAttentionScorer(network, teacher.preprocess)
-
-
-def _checked_layers(layers: Sequence[int], count: int) -> list[int]:
-    wanted = list(layers)
-    if not wanted:
-        raise ModelError("a student needs at least one layer", hint=f"the teacher has layers 0 to {count - 1}")
-    strange = [index for index in wanted if not 0 <= index < count]
-    if strange:
-        raise ModelError(f"the teacher has no layer {strange[0]}", hint=f"it has layers 0 to {count - 1}")
-    if any(later <= earlier for earlier, later in itertools.pairwise(wanted)):
-        raise ModelError(f"student layers must ascend without repeats, got {wanted}")
-    return wanted
-
-
 def every_other(num_layers: int) -> list[int]:
     """Half of the layers, evenly spread, the first and the last among them: what DCD takes of 6, and DistilBERT of 12.
 
@@ -145,6 +97,6 @@ def every_other(num_layers: int) -> list[int]:
     return [int(index * (num_layers - 1) / max(count - 1, 1) + 0.5) for index in range(count)]
 
 
-def dual_student(size: DualSize, captions: Iterable[str], *, vocab_size: int = 2000, seed: int = 0) -> DualModel:
+def dual_student(size: DualSize, captions: Iterable[str], *, vocab_size: int = 2000, seed: int = 0) -> VisionTextDual:
     """An untrained dual encoder with a tokenizer trained on these captions."""
     return new_dual(size, word_piece(captions, vocab_size), seed)

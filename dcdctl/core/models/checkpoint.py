@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.overrides import Overrides
-from dcdctl.core.models.preprocess import Preprocess, check_text_length, check_vocabulary, load_tokenizer, num_text_positions
+from dcdctl.core.models.preprocess import (
+    Preprocess,
+    check_text_length,
+    check_vocabulary,
+    load_tokenizer,
+    num_text_positions,
+    silence_transformers,
+)
 
 
 def digest_of_model(model: nn.Module, settings: Mapping[str, Any], *, without: str = "") -> str:
@@ -33,6 +41,28 @@ def digest_of_model(model: nn.Module, settings: Mapping[str, Any], *, without: s
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     digest.update(files.digest_of(settings).encode())
     return digest.hexdigest()
+
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+def save_pretrained(network: Any, folder: Path, *, half: bool = False) -> None:
+    """Write the configuration and the weights of a network of transformers, as it reads them; float16 where `half`."""
+    state = {name: tensor.half() for name, tensor in network.state_dict().items()} if half else None
+    with silence_transformers():
+        network.save_pretrained(folder, state_dict=state)
+
+
+def save_own(network: nn.Module, table: Mapping[str, Any], folder: Path, *, half: bool = False) -> None:
+    """Write config.json from a table and the weights of a network that is not a class of transformers; float16 where `half`."""
+    state = to_dtype(network.state_dict(), torch.float16 if half else torch.float32)
+    files.write_json(folder / "config.json", table)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
+
+
+def to_dtype(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The state with its floating-point tensors in this type."""
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
 MATCH_ROW = 1

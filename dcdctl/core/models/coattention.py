@@ -182,15 +182,6 @@ class CoAttentionNetwork(nn.Module):
         """What a student has in common with its teacher: all that comes before the fusion."""
         return [self.vision, self.text, self.image_transform, self.text_transform, self.modality]
 
-    def image_features(self, pixel_values: Tensor) -> Tensor:
-        """What the vision encoder makes of I images, I x V x its width."""
-        return backbones.vision_tokens(self.vision, pixel_values, self.image_width)
-
-    def text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """What the text encoder makes of T captions, T x L x its width."""
-        features: Tensor = self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return features
-
     def image_stream(self, features: Tensor) -> Tensor:
         """Image features as they enter the fusion, I x V x D: transformed, with the modality's vector."""
         tokens: Tensor = self.image_transform(features) + self.modality.weight[IMAGE_ROW]

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import backbones, coattention
-from dcdctl.core.models.checkpoint import check_complete, digest_of_model
+from dcdctl.core.models.backbones import EncoderPair
+from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, digest_of_model, save_own, to_dtype
 from dcdctl.core.models.coattention import CoAttentionNetwork, FusionLayer, network_from_table
+from dcdctl.core.models.fusion import FusionModel
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import (
     METER,
@@ -31,24 +35,36 @@ from dcdctl.core.models.preprocess import (
 from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
 
 MODEL_TYPE = "dcdctl-co-attention"
-WEIGHTS_FILE = "model.safetensors"
 POSITIONS = "vision.embeddings.position_embedding.weight"
 
 
-class CoAttentionScorer(nn.Module):
-    """Scores image-caption pairs; made in eval mode. `unused_keys` are the checkpoint's entries that scoring has no use for."""
+class CoAttentionScorer(FusionModel):
+    """Scores image-caption pairs with co-attention over two encoders."""
 
-    def __init__(self, network: CoAttentionNetwork, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:
-        super().__init__()
-        self.network = network
-        self.preprocess = preprocess
-        self.unused_keys = unused_keys
-        self.eval()
+    network: CoAttentionNetwork
 
     @property
     def layers(self) -> list[tuple[FusionLayer, FusionLayer]]:
         """The layers of each fusion step, text first."""
         return self.network.steps
+
+    @property
+    def num_layers(self) -> int:
+        """Number of fusion steps."""
+        return len(self.layers)
+
+    def _with_layers(self, layers: list[int]) -> Self:
+        shared = {id(module): module for module in self.network.shared_modules}
+        # deepcopy takes what is in its memo for copied already, so the student keeps the teacher's own modules.
+        network = copy.deepcopy(self.network, memo=dict(shared))
+        network.requires_grad_(True)
+        for module in shared.values():
+            module.requires_grad_(False)
+        network.text_layers, network.image_layers = (
+            nn.ModuleList([stream[index] for index in layers]) for stream in (network.text_layers, network.image_layers)
+        )
+        network.size = dataclasses.replace(self.network.size, num_layers=len(layers))
+        return type(self)(network, self.preprocess)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -58,71 +74,34 @@ class CoAttentionScorer(nn.Module):
     @property
     def digest(self) -> str:
         """The fingerprint of all weights and all settings that change a score."""
-        network = {"heads": [*self._heads, self.network.size.num_heads]}
+        network = {"heads": [*self.encoders.unseen_settings, self.network.size.num_heads]}
         return digest_of_model(self, {**self.settings, **self.preprocess.settings, "network": network})
 
     @property
-    def encoders_digest(self) -> str:
-        """The fingerprint of all that decides what the encoders make of a picture and a caption."""
-        sides = nn.ModuleDict({"vision": self.network.vision, "text": self.network.text})
-        return digest_of_model(sides, {**self.preprocess.settings, "transform": self.preprocess.image_transform, "heads": self._heads})
+    def encoders(self) -> EncoderPair:
+        """Both encoders, whose features may be stored while they are frozen."""
+        return EncoderPair(self.network.vision, self.network.text, self.network.image_width, self.preprocess)
 
     @property
-    def _heads(self) -> list[Any]:
-        """What the shapes of the encoders' weights do not show."""
-        configs = (self.network.vision_config, self.network.text_config)
-        return [*(getattr(config, "num_attention_heads", None) for config in configs), *backbones.reading_of(configs[0])]
-
-    @property
-    def is_frozen(self) -> bool:
-        """Whether the encoders stay as they are in training, as those of the paper's student do."""
-        return not any(parameter.requires_grad for side in self._encoders for parameter in side.parameters())
-
-    def freeze_encoders(self) -> None:
-        """Leave the encoders as they are in training; what comes after them is trained."""
-        for side in self._encoders:
-            side.requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Self:
-        """As always, except that frozen encoders drop nothing out, so that their output may be computed once, and that BatchNorms keep
-        the statistics they were trained with: those of a batch would make an image's score depend on its neighbours."""
-        super().train(mode)
-        for side in self._encoders:
-            if self.is_frozen:
-                side.eval()
-            for module in side.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        return self
-
-    @property
-    def _encoders(self) -> tuple[nn.Module, nn.Module]:
+    def _encoder_modules(self) -> tuple[nn.Module, ...]:
         return self.network.vision, self.network.text
 
-    def forward(self, images: ImageBatch | States, texts: TextBatch | States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
-        """Logits of P pairs of a batch."""
-        return self.score_pairs(self.encode_images(images), self.encode_texts(texts), image_ix_P, text_ix_P)
-
-    def image_features(self, images: ImageBatch) -> States:
-        """What the vision encoder makes of images, I x V x its width."""
-        features = self.network.image_features(images.pixel_values)
-        return States(features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device))
-
-    def text_features(self, texts: TextBatch) -> States:
-        """What the text encoder makes of captions, T x L x its width."""
-        return States(self.network.text_features(texts.input_ids, texts.attention_mask), texts.attention_mask.bool())
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all parts but those of the encoders that stay in eval mode (`EncoderPair.restore_eval_mode`)."""
+        super().train(mode)
+        self.encoders.restore_eval_mode()
+        return self
 
     def encode_images(self, images: ImageBatch | States) -> States:
         """The image stream as it enters the fusion, I x V x D, of images or of their features."""
-        features = self.image_features(images) if isinstance(images, ImageBatch) else images
+        features = self.encoders.image_features(images) if isinstance(images, ImageBatch) else images
         cosine = self.network.cosine
         vectors = None if cosine is None else cosine.project_images(features.tokens)
         return States(self.network.image_stream(self._in_own_type(features.tokens)), features.mask, vectors)
 
     def encode_texts(self, texts: TextBatch | States) -> States:
         """The text stream as it enters the fusion, T x L x D, of captions or of their features."""
-        features = self.text_features(texts) if isinstance(texts, TextBatch) else texts
+        features = self.encoders.text_features(texts) if isinstance(texts, TextBatch) else texts
         cosine = self.network.cosine
         vectors = None if cosine is None else cosine.project_texts(features.tokens, features.mask)
         return States(self.network.text_stream(self._in_own_type(features.tokens)), features.mask, vectors)
@@ -147,9 +126,7 @@ class CoAttentionScorer(nn.Module):
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write config.json and the weights."""
-        state = _in_type(self.network.state_dict(), torch.float16 if half else torch.float32)
-        files.write_json(folder / "config.json", {"model_type": MODEL_TYPE, **self.network.to_table()})
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
+        save_own(self.network, {"model_type": MODEL_TYPE, **self.network.to_table()}, folder, half=half)
 
 
 def from_folder(folder: Path, overrides: Mapping[str, Any], told: Mapping[str, Any]) -> CoAttentionScorer:
@@ -157,7 +134,7 @@ def from_folder(folder: Path, overrides: Mapping[str, Any], told: Mapping[str, A
     wanted = read_overrides(overrides)
     table = files.read_json(folder / "config.json", error=ModelError, hint="save the model again")
     with hub_errors(str(folder), hint="save the model again"):
-        weights = _in_type(load_file(folder / WEIGHTS_FILE), torch.float32)
+        weights = to_dtype(load_file(folder / WEIGHTS_FILE), torch.float32)
     if wanted.image_size is not None:
         if told["image_transform"] != METER:
             raise ModelError(f"{folder} has a {table['vision']['model_type']} vision encoder, whose image size cannot be changed")
@@ -178,10 +155,6 @@ def from_folder(folder: Path, overrides: Mapping[str, Any], told: Mapping[str, A
     length = check_text_length(wanted.max_text_len or told["max_text_len"], num_text_positions(network.text_config))
     preprocess = Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=length, image_transform=told["image_transform"])
     return CoAttentionScorer(network, preprocess)
-
-
-def _in_type(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
 def load_weights(network: CoAttentionNetwork, weights: Mapping[str, Tensor], source: object) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +14,9 @@ from torch.nn import functional
 from transformers import AutoConfig, BeitConfig, BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
 from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.models.attention import enable_checkpointing
 from dcdctl.core.models.backbones import MAX_LOGIT_SCALE
-from dcdctl.core.models.checkpoint import digest_of_model
+from dcdctl.core.models.checkpoint import digest_of_model, save_pretrained
 from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
 from dcdctl.core.models.preprocess import (
     Preprocess,
@@ -25,7 +28,7 @@ from dcdctl.core.models.preprocess import (
     num_text_positions,
     square_image_processor,
 )
-from dcdctl.core.models.protocols import ImageBatch, TextBatch
+from dcdctl.core.models.protocols import Encoders, ExportSpec, ImageBatch, Pairs, States, TextBatch, select_rows
 
 MAX_TEXT_LEN = 40
 PLACE_STD = 0.2
@@ -75,20 +78,97 @@ class Calibration(nn.Module):
         return self.log_scale.exp() * logits.float() + self.offset
 
 
-class DualModel(nn.Module):
-    """Embeds images and captions into one space; made in eval mode."""
+class DualModel(nn.Module, ABC):
+    """Base of the dual encoders; created in eval mode. `unused_keys` are the entries of a checkpoint that embedding does not need."""
 
-    def __init__(self, network: VisionTextDualEncoderModel, preprocess: Preprocess) -> None:
+    kind: Literal["dual"] = "dual"
+    network: nn.Module
+
+    def __init__(self, network: nn.Module, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.network = network
         self.preprocess = preprocess
+        self.unused_keys = unused_keys
         self.calibration = Calibration()
         self.eval()
+
+    @property
+    def encoders(self) -> Encoders | None:
+        """See `DualEncoder.encoders`; None unless a family has them."""
+        return None
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """See `DualEncoder.digest`."""
+
+    @property
+    @abstractmethod
+    def embedding_dim(self) -> int:
+        """See `DualEncoder.embedding_dim`."""
+
+    @property
+    @abstractmethod
+    def logit_scale(self) -> Tensor:
+        """See `DualEncoder.logit_scale`."""
+
+    @abstractmethod
+    def embed_images(self, images: ImageBatch | States) -> Tensor:
+        """See `DualEncoder.embed_images`."""
+
+    @abstractmethod
+    def embed_texts(self, texts: TextBatch | States) -> Tensor:
+        """See `DualEncoder.embed_texts`."""
+
+    @property
+    @abstractmethod
+    def _encoder_modules(self) -> tuple[nn.Module, ...]:
+        """The vision and the text encoder in the network."""
+
+    def checkpoint_activations(self) -> None:
+        """Compute activations of trained encoders again in the backward pass; ModelError where no encoder can."""
+        if not enable_checkpointing(self._encoder_modules):
+            raise ModelError("the encoders of this model cannot compute activations again", hint="leave --checkpoint-activations out")
+
+    @abstractmethod
+    def export_spec(self) -> ExportSpec:
+        """See `DualEncoder.export_spec`."""
+
+    def export_copy(self) -> Self:
+        """The same network, with preprocessing files that need no dcdctl."""
+        return type(self)(self.network, self.preprocess.self_contained())
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the files of a saved model do not say without us."""
         return {"kind": "dual", "max_text_len": self.preprocess.max_text_len}
+
+    def forward(self, images: ImageBatch | States, texts: TextBatch | States) -> tuple[Tensor, Tensor]:
+        """The vectors of a batch, I x D and T x D."""
+        return self.embed_images(images), self.embed_texts(texts)
+
+    def outputs(self, pairs: Pairs) -> tuple[Tensor, ...]:
+        """The vectors of all images and texts, I x D and T x D, float32."""
+        images_ID, texts_TD = self(pairs.images, pairs.texts)
+        return images_ID.float(), texts_TD.float()
+
+    def logits(self, outputs: Sequence[Tensor], pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """The logits of the pairs, R x C, and of all images with all texts, I x T."""
+        images_ID, texts_TD = outputs
+        all_IT = self.logit_scale * images_ID @ texts_TD.T
+        position_RC = pairs.image_ix_RC * all_IT.shape[1] + pairs.text_ix_RC
+        return select_rows(all_IT.flatten(), position_RC.flatten()).view(position_RC.shape), all_IT
+
+    def calibrate(self, logits: Tensor) -> Tensor:
+        """The logits on the teacher's scale, float32."""
+        calibrated: Tensor = self.calibration(logits)
+        return calibrated
+
+
+class VisionTextDual(DualModel):
+    """Embeds images and captions with a VisionTextDualEncoderModel of transformers."""
+
+    network: VisionTextDualEncoderModel
 
     @property
     def digest(self) -> str:
@@ -99,29 +179,41 @@ class DualModel(nn.Module):
 
     @property
     def embedding_dim(self) -> int:
-        """Length of the vectors."""
+        """Length D of the vectors."""
         return int(self.network.config.projection_dim)
 
     @property
     def logit_scale(self) -> Tensor:
-        """What cosines are multiplied by to be logits: learned, 0-dimensional, at most 100."""
+        """Factor from cosine to logit; learned, 0-dimensional, at most 100."""
         return self.network.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
 
-    def forward(self, images: ImageBatch, texts: TextBatch) -> tuple[Tensor, Tensor]:
-        """The vectors of a batch, I x D and T x D."""
-        return self.embed_images(images), self.embed_texts(texts)
-
-    def embed_images(self, images: ImageBatch) -> Tensor:
-        """Unit vectors, I x D."""
+    def embed_images(self, images: ImageBatch | States) -> Tensor:
+        """Unit vectors, I x D. ValueError for features."""
+        if isinstance(images, States):
+            raise ValueError("this dual encoder takes pixels, not the features of an encoder")
         return functional.normalize(self.network.get_image_features(pixel_values=images.pixel_values).pooler_output, dim=-1)
 
-    def embed_texts(self, texts: TextBatch) -> Tensor:
-        """Unit vectors, T x D."""
-        found = self.network.get_text_features(input_ids=texts.input_ids, attention_mask=texts.attention_mask)
-        return functional.normalize(found.pooler_output, dim=-1)
+    def embed_texts(self, texts: TextBatch | States) -> Tensor:
+        """Unit vectors, T x D. ValueError for features."""
+        if isinstance(texts, States):
+            raise ValueError("this dual encoder takes tokens, not the features of an encoder")
+        output = self.network.get_text_features(input_ids=texts.input_ids, attention_mask=texts.attention_mask)
+        return functional.normalize(output.pooler_output, dim=-1)
+
+    @property
+    def _encoder_modules(self) -> tuple[nn.Module, ...]:
+        return self.network.vision_model, self.network.text_model
+
+    def export_spec(self) -> ExportSpec:
+        """A class of transformers."""
+        return ExportSpec(model_class="VisionTextDualEncoderModel", processor_class="VisionTextDualEncoderProcessor")
+
+    def save_network(self, folder: Path, *, half: bool = False) -> None:
+        """Write config.json and the weights, as transformers reads them."""
+        save_pretrained(self.network, folder, half=half)
 
 
-def new_dual(size: DualSize, tokenizer: Any, seed: int = 0) -> DualModel:
+def new_dual(size: DualSize, tokenizer: Any, seed: int = 0) -> VisionTextDual:
     """An untrained dual encoder for this tokenizer; the same weights for the same seed, the global random state untouched."""
     shared = {
         "hidden_size": size.hidden_size,
@@ -156,12 +248,12 @@ def new_dual(size: DualSize, tokenizer: Any, seed: int = 0) -> DualModel:
         network = VisionTextDualEncoderModel(config)
         nn.init.normal_(network.vision_model.embeddings.position_embeddings, std=PLACE_STD)
     processor = square_image_processor(size.image_size, size.image_mean, size.image_std)
-    return DualModel(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=size.max_text_len))
+    return VisionTextDual(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=size.max_text_len))
 
 
 def dual_from_backbones(
     vision_ref: str, text_ref: str, projection_dim: int = 256, max_text_len: int = MAX_TEXT_LEN, seed: int = 0
-) -> DualModel:
+) -> VisionTextDual:
     """A dual encoder over two pretrained backbones (folders or Hub ids); only the two projections are new."""
     for ref in (vision_ref, text_ref):
         with hub_errors(ref, hint="name a local folder or a Hub id of a transformers model"):
@@ -173,12 +265,12 @@ def dual_from_backbones(
     tokenizer = load_tokenizer(text_ref)
     check_vocabulary(tokenizer, network.config.text_config.vocab_size)
     length = min(max_text_len, num_text_positions(network.config.text_config))
-    model = DualModel(network, Preprocess(tokenizer=tokenizer, image_processor=load_image_processor(vision_ref), max_text_len=length))
+    model = VisionTextDual(network, Preprocess(tokenizer=tokenizer, image_processor=load_image_processor(vision_ref), max_text_len=length))
     _check_pooled(model, text_ref)
     return model
 
 
-def from_transformers(ref: str, overrides: Mapping[str, Any], told: Mapping[str, Any] | None = None) -> DualModel:
+def from_transformers(ref: str, overrides: Mapping[str, Any], told: Mapping[str, Any] | None = None) -> VisionTextDual:
     """The dual encoder of a transformers folder or Hub id; `told` is the folder's dcdctl.json, if we wrote it."""
     wanted = read_overrides(overrides)
     check_no_text_encoder(wanted, ref)
@@ -196,10 +288,10 @@ def from_transformers(ref: str, overrides: Mapping[str, Any], told: Mapping[str,
     most = num_text_positions(network.config.text_config)
     length = wanted.max_text_len or (told["max_text_len"] if told else min(MAX_TEXT_LEN, most))
     preprocess = Preprocess(tokenizer=tokenizer, image_processor=load_image_processor(ref), max_text_len=check_text_length(length, most))
-    return DualModel(network, preprocess)
+    return VisionTextDual(network, preprocess)
 
 
-def _check_pooled(model: DualModel, text_ref: str) -> None:
+def _check_pooled(model: VisionTextDual, text_ref: str) -> None:
     """ModelError for a text backbone without a pooled output, such as DistilBERT."""
     try:
         with torch.no_grad():

@@ -11,22 +11,21 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import backbones
-from dcdctl.core.models.backbones import AS_IT_IS, Projections, ProjectionSize, Reading
-from dcdctl.core.models.checkpoint import check_complete, digest_of_model
+from dcdctl.core.models.backbones import EncoderPair, FeatureSpec, Projections, ProjectionSize
+from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, digest_of_model, save_own
 from dcdctl.core.models.dual import DualModel
 from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
 from dcdctl.core.models.preprocess import Preprocess, check_text_length, check_vocabulary, hub_errors, load_tokenizer, num_text_positions
-from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
+from dcdctl.core.models.protocols import ExportSpec, ImageBatch, States, TextBatch
 
 ENCODER_DUAL_TYPE = "dcdctl-encoder-dual"
-WEIGHTS_FILE = "model.safetensors"
 
 
 class EncoderDualNetwork(nn.Module):
@@ -59,37 +58,22 @@ class EncoderDualNetwork(nn.Module):
 class EncoderDual(DualModel):
     """Embeds images and captions, or what its encoders made of them, into one space; made in eval mode, its encoders frozen."""
 
-    def __init__(self, network: EncoderDualNetwork, preprocess: Preprocess) -> None:
-        super().__init__(network, preprocess)
-        for side in (network.vision, network.text):
-            side.requires_grad_(False)
+    network: EncoderDualNetwork
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the files of a saved model do not say without us."""
-        return {"kind": "dual", "max_text_len": self.preprocess.max_text_len}
+    def __init__(self, network: EncoderDualNetwork, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:
+        super().__init__(network, preprocess, unused_keys)
+        self.encoders.freeze()
 
     @property
     def digest(self) -> str:
         """The fingerprint of all weights and all settings that change a score."""
-        return digest_of_model(self, {**self.settings, **self.preprocess.settings, "heads": self._heads}, without="calibration")
+        settings = {**self.settings, **self.preprocess.settings, "heads": self.encoders.unseen_settings}
+        return digest_of_model(self, settings, without="calibration")
 
     @property
-    def encoders_digest(self) -> str:
-        """The fingerprint of all that decides what the encoders make of a picture and a caption: that of a co-attention model over both."""
-        sides = nn.ModuleDict({"vision": self.network.vision, "text": self.network.text})
-        return digest_of_model(sides, {**self.preprocess.settings, "transform": self.preprocess.image_transform, "heads": self._heads})
-
-    @property
-    def _heads(self) -> list[Any]:
-        """What the shapes of the weights do not show."""
-        configs = (self.network.vision_config, self.network.text_config)
-        return [*(getattr(config, "num_attention_heads", None) for config in configs), *backbones.reading_of(configs[0])]
-
-    @property
-    def is_frozen(self) -> bool:
-        """Always: its encoders are not trained."""
-        return True
+    def encoders(self) -> EncoderPair:
+        """Both encoders, whose features may be stored; they are always frozen."""
+        return EncoderPair(self.network.vision, self.network.text, self.network.image_width, self.preprocess)
 
     @property
     def embedding_dim(self) -> int:
@@ -100,52 +84,49 @@ class EncoderDual(DualModel):
         """What cosines are multiplied by to be logits."""
         return self.network.projections.scale
 
+    @property
+    def _encoder_modules(self) -> tuple[nn.Module, ...]:
+        return self.network.vision, self.network.text
+
     def train(self, mode: bool = True) -> Self:
-        """As always, except for the encoders, which stay in eval mode."""
+        """Set the mode of the projections; the encoders stay in eval mode."""
         super().train(mode)
-        self.network.vision.eval()
-        self.network.text.eval()
+        self.encoders.restore_eval_mode()
         return self
-
-    def image_features(self, images: ImageBatch) -> States:
-        """What the vision encoder makes of images, I x V x its width."""
-        with torch.no_grad():
-            tokens = backbones.vision_tokens(self.network.vision, images.pixel_values, self.network.image_width)
-        return States(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
-
-    def text_features(self, texts: TextBatch) -> States:
-        """What the text encoder makes of captions, T x L x its width."""
-        with torch.no_grad():
-            found = self.network.text(input_ids=texts.input_ids, attention_mask=texts.attention_mask)
-        return States(found.last_hidden_state, texts.attention_mask.bool())
 
     def embed_images(self, images: ImageBatch | States) -> Tensor:
         """Unit vectors, I x D, of images or of their features."""
-        features = self.image_features(images) if isinstance(images, ImageBatch) else images
+        features = self.encoders.image_features(images) if isinstance(images, ImageBatch) else images
         return self.network.projections.project_images(features.tokens)
 
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
         """Unit vectors, T x D, of captions or of their features."""
-        features = self.text_features(texts) if isinstance(texts, TextBatch) else texts
+        features = self.encoders.text_features(texts) if isinstance(texts, TextBatch) else texts
         return self.network.projections.project_texts(features.tokens, features.mask)
+
+    def export_spec(self) -> ExportSpec:
+        """A class in a file of code, since transformers has none that reads stages, mean tokens and normalized features."""
+        config = self.network.vision_config
+        return ExportSpec(
+            model_class="EncoderDualModel",
+            processor_class="VisionTextDualEncoderProcessor",
+            code="modeling_encoder_dual",
+            timm_config=config if config.model_type == backbones.TIMM else None,
+        )
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write config.json and the weights."""
-        dtype = torch.float16 if half else torch.float32
-        state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in self.network.state_dict().items()}
-        files.write_json(folder / "config.json", {"model_type": ENCODER_DUAL_TYPE, **self.network.to_table()})
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
+        save_own(self.network, {"model_type": ENCODER_DUAL_TYPE, **self.network.to_table()}, folder, half=half)
 
 
 def dual_over(
-    vision_ref: str, text_ref: str, size: ProjectionSize, *, max_text_len: int, reading: Reading = AS_IT_IS, seed: int = 0
+    vision_ref: str, text_ref: str, size: ProjectionSize, *, max_text_len: int, features: FeatureSpec = FeatureSpec.DEFAULT, seed: int = 0
 ) -> EncoderDual:
-    """A dual encoder over two pretrained encoders (folders or Hub ids) that are not trained; only the two projections are new.
+    """A dual encoder over two pretrained encoders that stay frozen (folders or Hub ids); only the two projections are new.
 
-    `vision`, `text` and `reading` are what `encoder_pair.scorer_over` takes. The same weights for the same seed, the global random state
-    untouched.
+    Arguments as in `build.scorer_over`. Equal seeds give equal weights; the global random state is not touched.
     """
-    vision, text = backbones.load_vision(vision_ref, reading), backbones.load_text(text_ref)
+    vision, text = backbones.load_vision(vision_ref, features), backbones.load_text(text_ref)
     tokenizer = load_tokenizer(text_ref, "model.text wants a text model with its tokenizer")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

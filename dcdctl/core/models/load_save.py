@@ -12,17 +12,12 @@ from transformers import AutoConfig
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import coattention_scorer, dual, frozen_dual, published, vilt
-from dcdctl.core.models.coattention_scorer import CoAttentionScorer
-from dcdctl.core.models.dual import DualModel
-from dcdctl.core.models.frozen_dual import EncoderDual
 from dcdctl.core.models.official import from_released
 from dcdctl.core.models.overrides import read_overrides
-from dcdctl.core.models.preprocess import hub_errors, silence_transformers
-from dcdctl.core.models.vilt import ViltScorer
+from dcdctl.core.models.preprocess import hub_errors
+from dcdctl.core.models.protocols import DualEncoder, FusionScorer, Model
 from dcdctl.core.progress import Track, silent
 
-FusionModel = ViltScorer | CoAttentionScorer
-Model = FusionModel | DualModel
 BUILT_IN = ("scenes-vilt",)
 SETTINGS_FILE = "dcdctl.json"
 FORMAT_VERSION = 1
@@ -33,7 +28,7 @@ ACCEPTED = (
 _TEACHERS = files.packaged("teachers")
 # The Hub knows a few models without an owner, none of them a scorer; a misspelt run should not wait for the network.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_KINDS: dict[Any, str] = {FusionModel: "a fusion scorer", DualModel: "a dual encoder"}
+_KINDS = {"fusion": "a fusion scorer", "dual": "a dual encoder"}
 
 
 def load(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> Model:
@@ -63,14 +58,20 @@ def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> No
     _locate(ref)
 
 
-def load_fusion(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> FusionModel:
+def load_fusion(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> FusionScorer:
     """The fusion scorer that a reference names; ModelError if it names another kind of model."""
-    return _expect(load(ref, overrides, track), FusionModel, ref)
+    model = load(ref, overrides, track)
+    if model.kind != "fusion":
+        raise _wrong_kind(ref, model, "fusion")
+    return model
 
 
-def load_dual(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> DualModel:
+def load_dual(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> DualEncoder:
     """The dual encoder that a reference names; ModelError if it names another kind of model."""
-    return _expect(load(ref, overrides), DualModel, ref)
+    model = load(ref, overrides)
+    if model.kind != "dual":
+        raise _wrong_kind(ref, model, "dual")
+    return model
 
 
 def save(model: Model, folder: Path, *, half: bool = False) -> None:
@@ -81,21 +82,12 @@ def save(model: Model, folder: Path, *, half: bool = False) -> None:
     if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
         raise ModelError(f"{folder} holds something else than a model", hint="save to a new folder")
     with files.atomic_folder(folder) as partial:
-        _save_network(model, partial, half)
+        model.save_network(partial, half=half)
         model.preprocess.save(partial)
         files.write_json(partial / SETTINGS_FILE, {"format": FORMAT_VERSION, **model.settings})
         # safetensors makes its files for the user alone; these are as readable as the others.
         for weights in partial.glob("*.safetensors"):
             weights.chmod((partial / SETTINGS_FILE).stat().st_mode)
-
-
-def _save_network(model: Model, folder: Path, half: bool) -> None:
-    if isinstance(model, CoAttentionScorer | EncoderDual):
-        model.save_network(folder, half=half)
-        return
-    state = {name: tensor.half() for name, tensor in model.network.state_dict().items()} if half else None
-    with silence_transformers():
-        model.network.save_pretrained(folder, state_dict=state)
 
 
 def fingerprint(model: Model) -> str:
@@ -166,8 +158,5 @@ def _model_type(folder: Path) -> Any:
     return files.read_json(folder / "config.json", error=ModelError, hint="save the model again").get("model_type")
 
 
-def _expect(model: Model, kind: Any, ref: str | Path) -> Any:
-    if not isinstance(model, kind):
-        found = _KINDS[DualModel if isinstance(model, DualModel) else FusionModel]
-        raise ModelError(f"{ref} is {found}, but {_KINDS[kind]} is wanted here")
-    return model
+def _wrong_kind(ref: str | Path, model: Model, requested: str) -> ModelError:
+    return ModelError(f"{ref} is {_KINDS[model.kind]}, but {_KINDS[requested]} is wanted here")

@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from dcdctl.core import files
 from dcdctl.core.errors import MissingError, ModelError
-from dcdctl.core.models.dual import DualModel
-from dcdctl.core.models.protocols import ImageBatch, Preprocessor, TextBatch
+from dcdctl.core.models.protocols import DualEncoder, ImageBatch, Model, Preprocessor, TextBatch
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 LARGEST_DIFFERENCE = 1e-4
@@ -56,7 +55,7 @@ class Towers:
 
 
 class _ImageTower(nn.Module):
-    def __init__(self, model: DualModel) -> None:
+    def __init__(self, model: DualEncoder) -> None:
         super().__init__()
         self.model = model
 
@@ -65,7 +64,7 @@ class _ImageTower(nn.Module):
 
 
 class _TextTower(nn.Module):
-    def __init__(self, model: DualModel) -> None:
+    def __init__(self, model: DualEncoder) -> None:
         super().__init__()
         self.model = model
 
@@ -119,13 +118,13 @@ def onnxruntime_version() -> str:
     return f"onnxruntime {version('onnxruntime')}"
 
 
-def export_onnx(model: Any, folder: Path) -> Towers:
+def export_onnx(model: Model, folder: Path) -> Towers:
     """Write both files of a dual encoder, in float32, into a new folder; whole or not at all.
 
     ModelError for a fusion scorer, for a model that torch cannot export, and for a folder that is there.
     """
     require_onnx()
-    if not isinstance(model, DualModel):
+    if model.kind != "dual":
         raise ModelError("a fusion model does not export to ONNX: its shapes depend on the data", hint="export a dual student")
     if not files.is_vacant(folder):
         raise ModelError(f"{folder} is not empty, a new folder is wanted", hint="name another folder")
@@ -151,7 +150,7 @@ def largest_difference(found: Tensor, wanted: Tensor) -> float:
     return float((found.float() - wanted.float()).abs().max())
 
 
-def check_onnx(onnx: OnnxDual, model: DualModel, images: ImageBatch, texts: TextBatch) -> float:
+def check_onnx(onnx: OnnxDual, model: DualEncoder, images: ImageBatch, texts: TextBatch) -> float:
     """The largest difference of a coordinate from torch's vectors; ModelError where it is more than rounding."""
     with torch.no_grad():
         pairs = ((onnx.embed_images(images), model.embed_images(images)), (onnx.embed_texts(texts), model.embed_texts(texts)))

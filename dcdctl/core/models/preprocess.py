@@ -8,11 +8,12 @@ they are.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -100,6 +101,13 @@ class Preprocess:
         self.tokenizer.save_pretrained(folder)
         if not self._is_timm:  # it follows from the vision encoder's configuration, and has no file
             self.image_processor.save_pretrained(folder)
+
+    def self_contained(self) -> Self:
+        """A copy whose saved files also convert images to RGB and cut captions to `max_text_len`, which otherwise this class does."""
+        tokenizer, processor = copy.deepcopy(self.tokenizer), copy.deepcopy(self.image_processor)
+        tokenizer.model_max_length = self.max_text_len
+        processor.do_convert_rgb = True
+        return replace(self, tokenizer=tokenizer, image_processor=processor)
 
     @property
     def _is_timm(self) -> bool:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from PIL import Image
@@ -118,8 +119,30 @@ class States:
         return States(torch.cat(tokens), torch.cat(masks), torch.cat(vectors) if vectors else None)
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Images, texts and the R x C pairs of them that a step of training computes; each image and text appears once, whatever its pairs."""
+
+    images: ImageBatch | States
+    """Pixels, or the stored features of frozen encoders."""
+    texts: TextBatch | States
+    image_ix_RC: Tensor
+    """Position in `images` of each pair's image."""
+    text_ix_RC: Tensor
+
+
 class Preprocessor(Protocol):
-    """Pictures and captions to tensors, as the model was trained on them."""
+    """Images and captions to tensors, as the model was trained on them."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """A tokenizer of transformers."""
+        ...
+
+    @property
+    def image_processor(self) -> Any:
+        """An image processor of transformers."""
+        ...
 
     @property
     def max_text_len(self) -> int: ...
@@ -128,11 +151,19 @@ class Preprocessor(Protocol):
     def image_size_px(self) -> int: ...
 
     def images(self, images: Sequence[Image.Image]) -> ImageBatch:
-        """One batch of pictures of any size and mode."""
+        """One batch of images of any size and mode."""
         ...
 
     def texts(self, texts: Sequence[str]) -> TextBatch:
         """One batch of captions, cut to `max_text_len` tokens (specials counted), padded to the longest."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the files of the tokenizer and the image processor."""
+        ...
+
+    def self_contained(self) -> Self:
+        """A copy whose saved files also contain the steps that this class adds to the tokenizer and the image processor."""
         ...
 
 
@@ -158,21 +189,131 @@ class _Module(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
 
-class FusionScorer(_Module, Protocol):
-    """A model that looks at an image and a caption together; a score is a raw logit, higher is better."""
+class Encoders(Protocol):
+    """A vision and a text encoder whose outputs, the features, may be computed once and stored while they are frozen."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, of all that decides the features of an image and a caption; models with equal digests share them."""
+        ...
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text features."""
+        ...
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether training leaves both encoders unchanged."""
+        ...
+
+    def freeze(self) -> None:
+        """Leave both encoders unchanged in training."""
+        ...
+
+    def image_features(self, images: ImageBatch) -> States:
+        """Features of I images, I x V x W; the first of V tokens stands for the whole image."""
+        ...
+
+    def text_features(self, texts: TextBatch) -> States:
+        """Features of T captions, T x L x W."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSpec:
+    """What reads a saved model without dcdctl."""
+
+    model_class: str = ""
+    """The class of transformers, or of `code`, that reads the folder; empty where only dcdctl does."""
+    processor_class: str = ""
+    """The class of transformers that joins the tokenizer and the image processor."""
+    code: str = ""
+    """The module of dcdctl/assets that defines `model_class`; it is saved with the weights and needs `trust_remote_code`."""
+    timm_config: Any = None
+    """The configuration of a timm vision encoder, whose image transform is saved as code too."""
+
+
+class _Model(_Module, Protocol):
+    """Members that both kinds of model have, so that callers need not distinguish them."""
 
     @property
     def preprocess(self) -> Preprocessor: ...
 
     @property
-    def digest(self) -> str: ...
+    def digest(self) -> str:
+        """SHA-256, in hex, of all weights and all settings that change a score."""
+        ...
+
+    @property
+    def encoders(self) -> Encoders | None:
+        """The encoders whose features may be stored; None where there are none, or where storing them would save nothing."""
+        ...
+
+    def outputs(self, pairs: Pairs) -> tuple[Tensor, ...]:
+        """The float32 tensors of a micro-batch from which `logits` computes a loss's inputs; row k of each comes from row k of its input.
+
+        A fusion model gives the logits of the pairs, R x C. A dual encoder gives the vectors of all images and texts, I x D and T x D, and
+        does not read the indices of `pairs`. Outputs of several micro-batches may be concatenated row by row.
+        """
+        ...
+
+    def logits(self, outputs: Sequence[Tensor], pairs: Pairs) -> tuple[Tensor, Tensor | None]:
+        """The logits of the pairs, R x C, and those of all images with all texts, I x T; None where all I x T pairs would need scoring."""
+        ...
+
+    @property
+    def unused_keys(self) -> tuple[str, ...]:
+        """Entries of the checkpoint it was loaded from that it does not need."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """JSON-able: what the other files of a saved model do not say; `load` gets it back."""
+        ...
+
+    def save_network(self, folder: Path, *, half: bool = False) -> None:
+        """Write config.json and the weights, float16 where `half`."""
+        ...
+
+    def checkpoint_activations(self) -> None:
+        """Compute activations again in the backward pass, to save memory; ModelError where no part of the model can."""
+        ...
+
+    def export_spec(self) -> ExportSpec:
+        """The classes that read this model without dcdctl, once `export_copy` is saved."""
+        ...
+
+    def export_copy(self) -> Self:
+        """The same model in the form that the classes of `export_spec` compute and preprocess; it may share weights."""
+        ...
+
+    def calibrate(self, logits: Tensor) -> Tensor:
+        """The logits on the teacher's scale, for losses that compare logits with logits; unchanged for a fusion model."""
+        ...
+
+
+class FusionScorer(_Model, Protocol):
+    """A cross-encoder: it reads an image and a caption together and gives a raw logit, higher is better."""
+
+    @property
+    def kind(self) -> Literal["fusion"]: ...
+
+    @property
+    def num_layers(self) -> int:
+        """Number of fusion layers."""
+        ...
+
+    def student(self, layers: Sequence[int]) -> FusionScorer:
+        """A trainable scorer with only these fusion layers, which ascend; it starts from copies of their weights."""
+        ...
 
     def encode_images(self, images: ImageBatch | States) -> States:
-        """Everything about I images that no caption changes; of a scorer with encoders of its own, from their features as well."""
+        """The part of scoring that depends on I images alone. A scorer with `encoders` takes their features as well."""
         ...
 
     def encode_texts(self, texts: TextBatch | States) -> States:
-        """Everything about T captions that no image changes, likewise."""
+        """The part of scoring that depends on T captions alone. A scorer with `encoders` takes their features as well."""
         ...
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
@@ -180,26 +321,34 @@ class FusionScorer(_Module, Protocol):
         ...
 
     def score(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
-        """Logits of B aligned pairs, the plain and slow way: the oracle of `score_pairs`."""
+        """Logits of B aligned pairs by the plain, slow forward pass: the oracle of `score_pairs`."""
         ...
 
 
-class DualEncoder(_Module, Protocol):
-    """A model that gives an image a vector and a caption a vector; a score is their cosine times `logit_scale`."""
+class DualEncoder(_Model, Protocol):
+    """A model that embeds images and captions separately; a score is the cosine of two vectors times `logit_scale`."""
 
     @property
-    def preprocess(self) -> Preprocessor: ...
+    def kind(self) -> Literal["dual"]: ...
 
     @property
-    def digest(self) -> str: ...
-
-    @property
-    def logit_scale(self) -> Tensor: ...
-
-    def embed_images(self, images: ImageBatch) -> Tensor:
-        """Unit vectors, I x D."""
+    def logit_scale(self) -> Tensor:
+        """Factor from cosine to logit; 0-dimensional."""
         ...
 
-    def embed_texts(self, texts: TextBatch) -> Tensor:
-        """Unit vectors, T x D."""
+    @property
+    def embedding_dim(self) -> int:
+        """Length D of the vectors."""
         ...
+
+    def embed_images(self, images: ImageBatch | States) -> Tensor:
+        """Unit vectors, I x D. A model with `encoders` takes their features as well."""
+        ...
+
+    def embed_texts(self, texts: TextBatch | States) -> Tensor:
+        """Unit vectors, T x D. A model with `encoders` takes their features as well."""
+        ...
+
+
+Model = FusionScorer | DualEncoder
+"""What `load` gives; `model.kind` tells which of the two."""

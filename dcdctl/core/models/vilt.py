@@ -9,9 +9,11 @@ Shape letters: I images, T texts, P pairs, B aligned pairs, L text tokens, V ima
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,8 @@ from transformers import ViltConfig, ViltForImageAndTextRetrieval
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import attention
 from dcdctl.core.models.attention import Heads, recomputed
-from dcdctl.core.models.checkpoint import check_complete, digest_of_model
+from dcdctl.core.models.checkpoint import check_complete, digest_of_model, save_pretrained
+from dcdctl.core.models.fusion import FusionModel
 from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
 from dcdctl.core.models.preprocess import (
     Preprocess,
@@ -32,7 +35,7 @@ from dcdctl.core.models.preprocess import (
     load_tokenizer,
     vilt_image_processor,
 )
-from dcdctl.core.models.protocols import ImageBatch, States, TextBatch, select_rows
+from dcdctl.core.models.protocols import ExportSpec, ImageBatch, States, TextBatch, select_rows
 
 
 def run(layer: Any, tokens_PND: Tensor, mask_PN: Tensor | None, num_queries: int | None = None) -> Tensor:
@@ -80,6 +83,8 @@ TEXT_EPS = 1e-12
 """LayerNorm epsilon of the text embeddings."""
 BLOCK_EPS = 1e-6
 """LayerNorm epsilon of the blocks and the final norm, as released; converted files on the Hub say 1e-12."""
+EPS_SCALE = 2.0**10
+"""Factor of the text embeddings in a network with one epsilon; its square is close to BLOCK_EPS / TEXT_EPS, 1e6."""
 TEXT_ROW, IMAGE_ROW = 0, 1
 MAX_TEXT_LEN = 40
 
@@ -109,20 +114,27 @@ class ViltSize:
             raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
 
 
-class ViltScorer(nn.Module):
-    """Scores image-caption pairs; made in eval mode. `unused_keys` are the checkpoint's entries that scoring has no use for."""
+class ViltScorer(FusionModel):
+    """Scores image-caption pairs with a ViLT."""
 
-    def __init__(self, network: ViltForImageAndTextRetrieval, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:
-        super().__init__()
-        self.network = network
-        self.preprocess = preprocess
-        self.unused_keys = unused_keys
-        self.eval()
+    network: ViltForImageAndTextRetrieval
 
     @property
     def layers(self) -> nn.ModuleList:
         """The fusion layers."""
         return self.network.vilt.encoder.layer
+
+    @property
+    def num_layers(self) -> int:
+        """Number of fusion layers."""
+        return len(self.layers)
+
+    def _with_layers(self, layers: list[int]) -> Self:
+        network = copy.deepcopy(self.network)
+        network.vilt.encoder.layer = nn.ModuleList([network.vilt.encoder.layer[index] for index in layers])
+        network.config.num_hidden_layers = len(layers)
+        network.requires_grad_(True)
+        return type(self)(network, self.preprocess)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -136,10 +148,6 @@ class ViltScorer(nn.Module):
         config = self.network.config
         network = {name: getattr(config, name) for name in ("num_attention_heads", "layer_norm_eps", "hidden_act")}
         return digest_of_model(self, {**self.settings, **self.preprocess.settings, "network": network})
-
-    def forward(self, images: ImageBatch, texts: TextBatch, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
-        """Logits of P pairs of a batch."""
-        return self.score_pairs(self.encode_images(images), self.encode_texts(texts), image_ix_P, text_ix_P)
 
     def encode_images(self, images: ImageBatch | States) -> States:
         """Embedded images I x V x D: class token, then the patches that lie in the image, row by row. ValueError for features."""
@@ -211,6 +219,18 @@ class ViltScorer(nn.Module):
         ).logits
         return logits_B1.squeeze(-1)
 
+    def export_spec(self) -> ExportSpec:
+        """A class of transformers."""
+        return ExportSpec(model_class="ViltForImageAndTextRetrieval", processor_class="ViltProcessor")
+
+    def export_copy(self) -> Self:
+        """The same scores from a network with one LayerNorm epsilon, as transformers computes it."""
+        return type(self)(_with_one_epsilon(self.network), self.preprocess.self_contained())
+
+    def save_network(self, folder: Path, *, half: bool = False) -> None:
+        """Write config.json and the weights, as transformers reads them."""
+        save_pretrained(self.network, folder, half=half)
+
     def _patch_positions(self, valid_Ihw: Tensor) -> Tensor:
         """Position vectors I x (h w) x D: the table resized to each image's own grid, zero outside it."""
         config, table = self.network.config, self.network.vilt.embeddings.position_embeddings
@@ -241,6 +261,21 @@ def _pack(tokens_IND: Tensor, valid_IN: Tensor) -> tuple[Tensor, Tensor]:
         return tokens_IND, valid_IN
     order = valid_IN.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(valid_IN.sum(dim=1).max())]
     return tokens_IND.gather(1, order[..., None].expand(-1, -1, tokens_IND.shape[2])), valid_IN.gather(1, order)
+
+
+def _with_one_epsilon(network: ViltForImageAndTextRetrieval) -> ViltForImageAndTextRetrieval:
+    """A copy with the same scores whose text embeddings have the blocks' LayerNorm epsilon, since transformers has one epsilon for all.
+
+    Scaling all text embeddings by a factor and the epsilon by its square leaves the normalized values equal; a power of two is exact.
+    """
+    copied = copy.deepcopy(network)
+    embeddings = copied.vilt.embeddings.text_embeddings
+    if embeddings.LayerNorm.eps != copied.config.layer_norm_eps:
+        with torch.no_grad():
+            for table in (embeddings.word_embeddings, embeddings.position_embeddings, embeddings.token_type_embeddings):
+                table.weight.mul_(EPS_SCALE)
+        embeddings.LayerNorm.eps = copied.config.layer_norm_eps
+    return copied
 
 
 def new_vilt(size: ViltSize, tokenizer: Any, seed: int = 0) -> ViltScorer:

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModel
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import Preprocess, hub_errors, load_image_processor, load_tokenizer, num_text_positions
+from dcdctl.core.models import DualEncoder, Preprocess, hub_errors, load_image_processor, load_tokenizer, num_text_positions
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring.features import Features, Source
 
@@ -53,24 +53,24 @@ def load_embedder(ref: str, device: torch.device) -> Embedder:
         config = AutoConfig.from_pretrained(ref)
         if config.model_type in OURS:
             return of_dual(models.load_dual(ref), device)
-        model = AutoModel.from_pretrained(ref, dtype=torch.float32).to(device).eval()
+        network = AutoModel.from_pretrained(ref, dtype=torch.float32).to(device).eval()
     # SigLIP 2 of variable resolution wants more of a picture than its pixels.
-    is_pair = hasattr(model, "get_image_features") and hasattr(model, "get_text_features") and config.model_type != "siglip2"
+    is_pair = hasattr(network, "get_image_features") and hasattr(network, "get_text_features") and config.model_type != "siglip2"
     if is_pair:
         preprocess = _preprocess(ref, load_image_processor(ref), config.text_config)
         read = _full_length if config.model_type == "siglip" else _inputs
         return Embedder(
-            lambda texts: _pooled(model.get_text_features(**read(preprocess, texts, device))),
-            lambda pictures: _pooled(model.get_image_features(pixel_values=preprocess.images(pictures).pixel_values.to(device))),
+            lambda texts: _pooled(network.get_text_features(**read(preprocess, texts, device))),
+            lambda pictures: _pooled(network.get_image_features(pixel_values=preprocess.images(pictures).pixel_values.to(device))),
         )
-    if hasattr(model, "get_image_features") or model.main_input_name != "input_ids" or config.is_encoder_decoder:
+    if hasattr(network, "get_image_features") or network.main_input_name != "input_ids" or config.is_encoder_decoder:
         found = f"{ref} is a {config.model_type} model, whose vectors are not known here"
         raise ModelError(found, hint="name a run of a dual encoder, a CLIP-like or a text model")
     preprocess = _preprocess(ref, None, config)
-    return Embedder(lambda texts: _mean(model, _inputs(preprocess, texts, device)), None)
+    return Embedder(lambda texts: _mean(network, _inputs(preprocess, texts, device)), None)
 
 
-def of_dual(model: Any, device: torch.device) -> Embedder:
+def of_dual(model: DualEncoder, device: torch.device) -> Embedder:
     """The embedder of a dual encoder at hand."""
     model.to(device).eval()
     return Embedder(
@@ -111,16 +111,16 @@ def embed_source(ref: str, source: Source, device: torch.device, track: Track = 
     return embed_corpus(load_embedder(ref, device), source.corpus, track)
 
 
-def embed_with_model(model: Any, source: Source, device: torch.device, track: Track = silent) -> Vectors:
+def embed_with_model(model: DualEncoder, source: Source, device: torch.device, track: Track = silent) -> Vectors:
     """The vectors of a source's corpus from a dual encoder at hand: without a look at the pictures where the source holds the outputs
     of its encoders."""
-    if isinstance(source, Features) and isinstance(model, models.EncoderDual) and model.encoders_digest == source.plan["encoders"]:
+    if isinstance(source, Features) and model.encoders is not None and model.encoders.digest == source.plan["encoders"]:
         return _of_features(model, source, device, track)
     return embed_corpus(of_dual(model, device), source.corpus, track)
 
 
 @torch.inference_mode()
-def _of_features(model: models.EncoderDual, kept: Features, device: torch.device, track: Track) -> Vectors:
+def _of_features(model: DualEncoder, kept: Features, device: torch.device, track: Track) -> Vectors:
     model.to(device).eval()
     num_images, num_texts = kept.corpus.num_images, kept.corpus.num_captions
     with track("embed features", total=num_images + num_texts, unit="items") as advance:
@@ -162,7 +162,7 @@ def _pooled(found: Any) -> Tensor:
     return vectors
 
 
-def _mean(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+def _mean(network: Any, inputs: dict[str, Tensor]) -> Tensor:
     mask_TL1 = inputs["attention_mask"][..., None]
-    summed: Tensor = (model(**inputs).last_hidden_state * mask_TL1).sum(dim=1)
+    summed: Tensor = (network(**inputs).last_hidden_state * mask_TL1).sum(dim=1)
     return summed / mask_TL1.sum(dim=1)

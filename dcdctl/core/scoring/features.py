@@ -32,7 +32,7 @@ from dcdctl.core.artifacts import Build, Kind, seal_of
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import InputError, ModelError, StaleError
-from dcdctl.core.models import CoAttentionScorer, EncoderDual, ImageBatch, Preprocessor, States, TextBatch
+from dcdctl.core.models import Encoders, ImageBatch, Model, Preprocessor, States, TextBatch
 from dcdctl.core.progress import Advance, Track, silent
 
 FEATURES = Kind(
@@ -142,25 +142,26 @@ class Features:
         return starts - starts[np.searchsorted(parts, parts)]
 
 
-def open_source(corpus: Corpus, model: Any, compute: Compute, track: Track = silent) -> Source:
+def open_source(corpus: Corpus, model: Model, compute: Compute, track: Track = silent) -> Source:
     """What a model reads of a corpus: stored features if `compute.features` names a folder, else images and captions."""
     if compute.features is None:
         return CorpusSource(corpus, model.preprocess)
     return open_or_build(compute.features, corpus, model, device=compute.device, track=track)
 
 
-def open_or_build(root: Path, corpus: Corpus, scorer: Any, *, device: torch.device = CPU, track: Track = silent) -> Features:
+def open_or_build(root: Path, corpus: Corpus, model: Model, *, device: torch.device = CPU, track: Track = silent) -> Features:
     """The features of a corpus, encoded first where they are not in `root` yet; ModelError for a scorer without encoders of its own.
 
     The label of the progress says how large they become, before the first is written; InputError if the disk has no room for them.
     """
-    if not isinstance(scorer, CoAttentionScorer | EncoderDual):
+    if model.encoders is None:
         raise ModelError("this model has no encoders of its own whose features could be kept", hint="leave --features out")
-    expected = {"format": FEATURES.format, "corpus": corpus.fingerprint, "encoders": scorer.encoders_digest}
-    build = Build(root / f"{corpus.split}-{corpus.fingerprint[:12]}-{scorer.encoders_digest[:12]}", expected, FEATURES)
+    expected = {"format": FEATURES.format, "corpus": corpus.fingerprint, "encoders": model.encoders.digest}
+    build = Build(root / f"{corpus.split}-{corpus.fingerprint[:12]}-{model.encoders.digest[:12]}", expected, FEATURES)
     if not build.is_sealed:
         with build.lock(distributed.rank()):
-            _build(build.folder, expected, corpus, scorer.to(device).eval(), device, track)
+            model.to(device).eval()
+            _build(build.folder, expected, CorpusSource(corpus, model.preprocess), model.encoders, device, track)
     plan = files.read_json(build.folder / FEATURES.plan_file, error=StaleError, hint=FEATURES.remake)
     build.expect(plan)
     parts = FEATURES.read_seal(build.folder)["files"]
@@ -170,12 +171,10 @@ def open_or_build(root: Path, corpus: Corpus, scorer: Any, *, device: torch.devi
 
 
 @torch.inference_mode()
-def _build(
-    folder: Path, expected: dict[str, Any], corpus: Corpus, scorer: CoAttentionScorer | EncoderDual, device: torch.device, track: Track
-) -> None:
-    source = CorpusSource(corpus, scorer.preprocess)
+def _build(folder: Path, expected: dict[str, Any], source: CorpusSource, encoders: Encoders, device: torch.device, track: Track) -> None:
+    corpus = source.corpus
     lengths = _token_counts(source)
-    first_image = scorer.image_features(source.images([0]).to(device)).tokens
+    first_image = encoders.image_features(source.images([0]).to(device)).tokens
     plan = {
         **expected,
         "split": corpus.split,
@@ -184,7 +183,7 @@ def _build(
         "image_tokens": first_image.shape[1],
         "image_width": first_image.shape[2],
         "text_tokens": int(lengths.sum()),
-        "text_width": scorer.network.text_config.hidden_size,
+        "text_width": encoders.text_width,
     }
     build = Build(folder, plan, FEATURES)
     build.begin()
@@ -196,7 +195,7 @@ def _build(
     label = f"encode {corpus.num_images:,} images, {corpus.num_captions:,} captions to {_gigabytes(size_in_bytes(plan))}"
     with track(label, total=corpus.num_images + corpus.num_captions, unit="items") as advance:
         for part in parts:
-            _build_part(build, part, source, scorer, device, lengths, advance)
+            _build_part(build, part, source, encoders, device, lengths, advance)
     names = ["lengths.npy", *(_name(kind, part) for kind in ("images", "texts") for part in parts)]
     build.seal({"format": FEATURES.format, "files": {name: seal_of(folder / name) for name in names}}, names)
 
@@ -205,7 +204,7 @@ def _build_part(
     build: Build,
     part: int,
     source: CorpusSource,
-    scorer: CoAttentionScorer | EncoderDual,
+    encoders: Encoders,
     device: torch.device,
     lengths: Index,
     advance: Advance,
@@ -216,18 +215,18 @@ def _build_part(
     name = _name("images", part)
     if build.missing([name]):
         chunks = [images[start : start + IMAGE_CHUNK] for start in range(0, len(images), IMAGE_CHUNK)]
-        encoded = [_to_half(scorer.image_features(source.images(chunk).to(device)), build.folder / name) for chunk in chunks]
+        encoded = [_to_half(encoders.image_features(source.images(chunk).to(device)), build.folder / name) for chunk in chunks]
         _save(build, name, np.concatenate([tokens for tokens, _ in encoded]))
     advance(len(images))
     name = _name("texts", part)
     texts = np.arange(_first_text(corpus, part), _first_text(corpus, part + 1))
     if build.missing([name]):
         starts = np.cumsum(lengths[texts]) - lengths[texts]
-        packed = np.empty((int(lengths[texts].sum()), scorer.network.text_config.hidden_size), dtype=np.float16)
+        packed = np.empty((int(lengths[texts].sum()), encoders.text_width), dtype=np.float16)
         by_length = np.argsort(lengths[texts], kind="stable")
         for start in range(0, len(texts), TEXT_CHUNK):
             chunk = by_length[start : start + TEXT_CHUNK]
-            tokens, mask = _to_half(scorer.text_features(source.texts(texts[chunk]).to(device)), build.folder / name)
+            tokens, mask = _to_half(encoders.text_features(source.texts(texts[chunk]).to(device)), build.folder / name)
             for place, some, is_real in zip(starts[chunk].tolist(), tokens, mask, strict=True):
                 packed[place : place + int(is_real.sum())] = some[is_real]
         _save(build, name, packed)

@@ -121,7 +121,7 @@ def _refuse_inside(folder: Path, source: Source) -> None:
     files.check_output_folder(folder)
 
 
-def _begin(folder: Path, wanted: Document, model: models.DualModel) -> None:
+def _begin(folder: Path, wanted: Document, model: models.DualEncoder) -> None:
     """Make the folder this plan's: the model, and which pictures each part has."""
     if (folder / INDEX_FILE).exists():
         document = storage.read_document(folder)
@@ -209,7 +209,7 @@ def _named(value: Any) -> str:
     return value["fingerprint"][:8] if isinstance(value, dict) and "fingerprint" in value else json.dumps(value)
 
 
-def _work_off(folder: Path, document: Document, model: models.DualModel, compute: Compute, track: Track) -> None:
+def _work_off(folder: Path, document: Document, model: models.DualEncoder, compute: Compute, track: Track) -> None:
     """Embed what is planned, and make the index what it is then."""
     plan = _read_plan(folder)
     job = Job(folder, plan, model, replace(compute, precision=plan["precision"]))

@@ -24,7 +24,7 @@ from dcdctl.core import data, distributed
 from dcdctl.core.data import Corpus, FileImage, ImageError, RowError
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import DcdError, InputError, ModelError
-from dcdctl.core.models import DualModel, ImageBatch, Preprocessor
+from dcdctl.core.models import DualEncoder, ImageBatch, Preprocessor
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.search import storage
 from dcdctl.core.search.exact import Half
@@ -202,7 +202,7 @@ class Job:
 
     folder: Path
     plan: dict[str, Any]
-    model: DualModel
+    model: DualEncoder
     compute: Compute
     """Its precision is that of the plan."""
 

@@ -93,7 +93,7 @@ class Searcher:
     """An index and the models that answer from it; several threads may ask at once."""
 
     index: Index
-    model: models.DualModel
+    model: models.DualEncoder
     device: torch.device
     reranker: Reranker | None = None
     # A tokenizer is changed while it works, and two threads in one are an error.

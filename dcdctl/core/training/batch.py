@@ -13,23 +13,11 @@ import torch
 from torch import Tensor
 
 from dcdctl.core.devices import moved, pinned
-from dcdctl.core.models import ImageBatch, States, TextBatch
+from dcdctl.core.models import ImageBatch, Pairs, TextBatch
 
 NO_IMAGES = ImageBatch(torch.empty(0, 3, 0, 0))
 NO_TEXTS = TextBatch(torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0, dtype=torch.int64))
 NO_PAIRS = torch.empty(0, 0, dtype=torch.int64)
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """What a model computes at a time; each image and caption is in it once, however many pairs it is part of. R x C pairs."""
-
-    images: ImageBatch | States
-    """Pixels, or the features of frozen encoders."""
-    texts: TextBatch | States
-    image_ix_RC: Tensor
-    """Which of `images` each pair has."""
-    text_ix_RC: Tensor
 
 
 @dataclass(frozen=True)

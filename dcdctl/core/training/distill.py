@@ -10,12 +10,15 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
+
+from torch import nn
 
 from dcdctl.core import distributed, models, scoring, teacher
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, StaleError
+from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.progress import Track, Watch, silent, watched_by
 from dcdctl.core.scoring import CorpusSource, Source
 from dcdctl.core.teacher import TeacherCache, read_caches
@@ -61,7 +64,7 @@ class TrainingInputs(Protocol):
     def open(self) -> tuple[Corpus, Sequence[TeacherCache]]:
         """The corpus and the caches made from it."""
 
-    def load_teacher(self, caches: Sequence[TeacherCache], track: Track) -> Any | None:
+    def load_teacher(self, caches: Sequence[TeacherCache], track: Track) -> FusionScorer | None:
         """The teacher; StaleError if none of the caches holds its scores."""
 
 
@@ -87,7 +90,7 @@ class InputRefs:
         corpus = Corpus.open(self.data, self.split, self.max_images)
         return corpus, [teacher.read_cache(cache, corpus=corpus) for cache in self.caches]
 
-    def load_teacher(self, caches: Sequence[TeacherCache], track: Track = silent) -> Any | None:
+    def load_teacher(self, caches: Sequence[TeacherCache], track: Track = silent) -> FusionScorer | None:
         """Load the teacher's weights; StaleError if the cache, or each of several, was made with another teacher."""
         if self.teacher is None:
             return None
@@ -105,13 +108,13 @@ class Inputs:
 
     corpus: Corpus
     caches: Sequence[TeacherCache]
-    teacher: Any | None
+    teacher: FusionScorer | None
 
     def open(self) -> tuple[Corpus, Sequence[TeacherCache]]:
         """The corpus and the caches, which are open."""
         return self.corpus, self.caches
 
-    def load_teacher(self, caches: Sequence[TeacherCache], track: Track = silent) -> Any | None:
+    def load_teacher(self, caches: Sequence[TeacherCache], track: Track = silent) -> FusionScorer | None:
         """The teacher, which is loaded."""
         return self.teacher
 
@@ -143,8 +146,8 @@ class _Training:
 
     plan: TrainingPlan
     files: _Files
-    teacher: Any | None
-    model: Any
+    teacher: FusionScorer | None
+    model: Model
     """The initial model, trained in place."""
     source: Source
 
@@ -212,11 +215,11 @@ def _load_models(plan: TrainingPlan, files: _Files, inputs: TrainingInputs, trac
     return _Training(plan, files, teacher_model, model, source)
 
 
-def make_source(model: Any, corpus: Corpus, compute: Compute, track: Track) -> Source:
+def make_source(model: Model, corpus: Corpus, compute: Compute, track: Track) -> Source:
     """What batches are read from: the corpus, or the features of the model's encoders; ConfigError if those are trained."""
     if compute.features is None:
         return CorpusSource(corpus, model.preprocess, IMAGE_MEMORY)
-    if isinstance(model, models.CoAttentionScorer) and not model.is_frozen:
+    if model.encoders is not None and not model.encoders.is_frozen:
         hint = "set model.frozen_encoders or model.layers, or leave --features out"
         raise ConfigError("--features keeps what the encoders give, and here they are trained", hint=hint)
     return scoring.open_source(corpus, model, compute, track)
@@ -236,7 +239,7 @@ def count_steps(recipe: Recipe, batches_per_epoch: float) -> int:
     return max(1, int(recipe.optimizer.epochs * batches_per_epoch))
 
 
-def _schedule(recipe: Recipe, num_steps: int, scores: Scores | None, teacher_model: Any | None) -> _Schedule:
+def _schedule(recipe: Recipe, num_steps: int, scores: Scores | None, teacher_model: FusionScorer | None) -> _Schedule:
     """The steps of a training; ConfigError if its cache cannot be refreshed as the recipe asks."""
     steps = [step for step in recipe.batch.refresh_steps if step < num_steps]
     if steps and (teacher_model is None or not isinstance(scores, TeacherCache)):
@@ -286,13 +289,13 @@ def _run_steps(training: _Training, run: Run, batches: ListSteps | MatrixSteps, 
     """Train the model, refresh the cache between the steps where the recipe asks for it, and save the model."""
     recipe, options, scores = training.plan.recipe, training.plan.options, training.files.scores
     if options.checkpoint_activations:
-        models.checkpoint_activations(training.model)
+        training.model.checkpoint_activations()
     measured = training.files.validation
     validate = None if measured is None else Validation(run, measured, recipe.validation, options.compute)
     train_until = functools.partial(
         loop.train,
         run,
-        training.model,
+        cast(nn.Module, training.model),  # the protocol lists only the part of nn.Module that other rooms use
         objective=make_objective(recipe.loss),
         config=recipe.optimizer,
         num_steps=schedule.num_steps,
@@ -320,12 +323,13 @@ def work(recipe: Recipe, scores: Scores | None) -> dict[str, Any]:
 def _refresh(training: _Training, run: Run, cache: Scores | None, step: int, track: Track) -> TeacherCache:
     """The cache with the hard candidates that the student finds before a step."""
     assert isinstance(cache, TeacherCache)
+    assert training.teacher is not None
     compute = teacher_compute(cache, training.plan.options.compute)
     folder = run.folder / "caches" / f"step-{step}"
     return refreshed(cache, folder, training.model, training.teacher, training.source, compute=compute, step=step, track=track)
 
 
-def _save_model(run: Run, model: Any, validate: Validation | None) -> None:
+def _save_model(run: Run, model: Model, validate: Validation | None) -> None:
     """Save the trained model, or the best one by validation, in the run folder."""
     with distributed.main_first():
         if distributed.is_main():

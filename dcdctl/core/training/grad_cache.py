@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from dcdctl.core import distributed
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.training.batch import Batch, Pairs, Place, Slice, Slicing
+from dcdctl.core.models import Pairs
+from dcdctl.core.training.batch import Batch, Place, Slice, Slicing
 
 Objective = Callable[[Any, Any], dict[str, Tensor]]
 """Model and batch to the weighted parts of the loss; their sum is minimised."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.models import DualEncoder, FeatureSpec, FusionScorer, Model
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.training.recipe import ModelConfig, Recipe
 
@@ -18,7 +18,7 @@ def check(recipe: Recipe, *, has_teacher: bool) -> None:
         raise ModelError("this model starts from its teacher, and none is named", hint="name it with --teacher")
 
 
-def make_model(recipe: Recipe, captions: Sequence[str], teacher: Any | None, track: Track = silent) -> Any:
+def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | None, track: Track = silent) -> Model:
     """The model a recipe trains, with the weights it starts from, which are fetched where they have to be; the teacher stays as it is."""
     config = recipe.model
     if config.kind == "dual":
@@ -26,22 +26,22 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: Any | None, tra
     check(recipe, has_teacher=teacher is not None)
     if teacher is None:
         teacher = _new_fusion(config, captions, recipe.seed) if config.start == "new" else models.load_fusion(config.start, track=track)
-    model = models.fusion_student(teacher, config.layers) if config.layers else copy.deepcopy(teacher).requires_grad_(True)
+    model = teacher.student(config.layers) if config.layers else copy.deepcopy(teacher).requires_grad_(True)
     if config.frozen_encoders:
-        if not isinstance(model, models.CoAttentionScorer):
+        if model.encoders is None:
             raise ConfigError("model.frozen_encoders is set, and the model has no encoders of its own: a ViLT fuses pixels and words")
-        model.freeze_encoders()
+        model.encoders.freeze()
     return model
 
 
-def _new_fusion(config: ModelConfig, captions: Sequence[str], seed: int) -> Any:
+def _new_fusion(config: ModelConfig, captions: Sequence[str], seed: int) -> FusionScorer:
     if config.vision:
         fusion = models.FusionSize(
             hidden_size=config.hidden_size, num_layers=config.num_layers, num_heads=config.num_heads, dropout=config.dropout
         )
         sides = config.vision, config.text
         length, cosine = config.max_text_len, config.dual_init or None
-        return models.scorer_over(*sides, fusion, max_text_len=length, reading=_reading(config), seed=seed, cosine=cosine)
+        return models.scorer_over(*sides, fusion, max_text_len=length, features=_feature_spec(config), seed=seed, cosine=cosine)
     size = models.ViltSize(
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_layers,
@@ -57,17 +57,17 @@ def _new_fusion(config: ModelConfig, captions: Sequence[str], seed: int) -> Any:
     return models.new_vilt(size, models.word_piece(captions, config.vocab_size), seed)
 
 
-def _reading(config: ModelConfig) -> models.Reading:
-    return models.Reading(levels=config.vision_levels, grid=config.vision_grid, size=config.vision_size)
+def _feature_spec(config: ModelConfig) -> FeatureSpec:
+    return FeatureSpec(levels=config.vision_levels, grid=config.vision_grid, size=config.vision_size)
 
 
-def _make_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> Any:
+def _make_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> DualEncoder:
     if config.start != "new":
         return models.load_dual(config.start)
     if config.vision and config.frozen_encoders:
         after = models.ProjectionSize(projection_dim=config.projection_dim, dropout=config.dropout)
         sides = config.vision, config.text
-        return models.dual_over(*sides, after, max_text_len=config.max_text_len, reading=_reading(config), seed=seed)
+        return models.dual_over(*sides, after, max_text_len=config.max_text_len, features=_feature_spec(config), seed=seed)
     if config.vision and config.text:
         return models.dual_from_backbones(config.vision, config.text, config.projection_dim, seed=seed)
     size = models.DualSize(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from dcdctl.core.models import DualModel, select_rows
-from dcdctl.core.training.batch import Batch, Pairs
+from dcdctl.core.models import Model, Pairs
+from dcdctl.core.training.batch import Batch
 from dcdctl.core.training.losses.table import LOSSES, TermInputs
 from dcdctl.core.training.losses.weights import Weights, confidence, confidence_pairs
 from dcdctl.core.training.recipe import LossConfig
@@ -21,33 +20,18 @@ class PairObjective:
 
     config: LossConfig
 
-    def __call__(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+    def __call__(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         """The parts of the loss at the end of the training."""
         return self.loss(model, self.outputs(model, batch), batch, 1.0)
 
-    def outputs(self, model: Any, pairs: Pairs) -> tuple[Tensor, ...]:
-        """The logits of the pairs of a fusion model, R x C; the vectors of all images and captions of a dual one, I x D and T x D."""
-        if isinstance(model, DualModel):
-            images_ID, texts_TD = model(pairs.images, pairs.texts)
-            return images_ID.float(), texts_TD.float()
-        images, texts = model.encode_images(pairs.images), model.encode_texts(pairs.texts)
-        logits_P: Tensor = model.score_pairs(images, texts, pairs.image_ix_RC.flatten(), pairs.text_ix_RC.flatten())
-        return (logits_P.view(pairs.image_ix_RC.shape).float(),)
+    def outputs(self, model: Model, pairs: Pairs) -> tuple[Tensor, ...]:
+        """The model's outputs for a micro-batch, from which `loss` computes the logits."""
+        return model.outputs(pairs)
 
-    def logits(self, model: Any, outputs: Sequence[Tensor], pairs: Pairs) -> tuple[Tensor, Tensor | None]:
-        """The logits of the pairs, R x C, and a dual model's of all images with all captions, I x T."""
-        if not isinstance(model, DualModel):
-            return outputs[0], None
-        images_ID, texts_TD = outputs
-        all_IT = model.logit_scale * images_ID @ texts_TD.T
-        place_RC = pairs.image_ix_RC * all_IT.shape[1] + pairs.text_ix_RC
-        return select_rows(all_IT.flatten(), place_RC.flatten()).view(place_RC.shape), all_IT
-
-    def loss(self, model: Any, outputs: Sequence[Tensor], batch: Batch, progress: float) -> dict[str, Tensor]:
+    def loss(self, model: Model, outputs: Sequence[Tensor], batch: Batch, progress: float) -> dict[str, Tensor]:
         """The weighted loss terms at a share of the training."""
-        logits_RC, all_IT = self.logits(model, outputs, batch)
-        calibration = model.calibration if isinstance(model, DualModel) else None
-        return loss_parts(logits_RC, batch, self.config, progress, calibration=calibration, all_IT=all_IT)
+        logits_RC, all_IT = model.logits(outputs, batch)
+        return loss_parts(logits_RC, batch, self.config, progress, calibrate=model.calibrate, all_IT=all_IT)
 
 
 def make_objective(config: LossConfig) -> PairObjective:
@@ -67,16 +51,16 @@ def loss_parts(
     config: LossConfig,
     progress: float,
     *,
-    calibration: nn.Module | None = None,
+    calibrate: Callable[[Tensor], Tensor] | None = None,
     all_IT: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The weighted loss terms of a batch, whose sum is minimized: everything after the logits.
 
-    `calibration` and `all_IT`, the logits of all images of the batch with all its captions, are those of a dual model; a fusion model has
-    neither. Only losses that compare logits with logits see calibrated logits (`Loss.calibrated`).
+    `all_IT` are a dual encoder's logits of all images of the batch with all its captions. Only losses that compare logits with logits see
+    calibrated logits (`Loss.calibrated`).
     """
     logits_RC = logits_RC.float()
-    calibrated_RC = logits_RC if calibration is None else calibration(logits_RC)
+    calibrated_RC = logits_RC if calibrate is None else calibrate(logits_RC)
 
     def term(name: str) -> Tensor:
         loss = LOSSES[name]

@@ -9,16 +9,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from dcdctl.core import models, scoring
+from dcdctl.core import scoring
 from dcdctl.core.config import build
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.models import DualModel
+from dcdctl.core.models import DualEncoder, FusionScorer, Model
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import Source
 from dcdctl.core.teacher import (
@@ -39,8 +38,8 @@ POOL = 4
 def refreshed(
     cache: TeacherCache,
     folder: Path,
-    student: Any,
-    teacher: Any,
+    student: Model,
+    teacher: FusionScorer,
     source: Source,
     *,
     compute: Compute,
@@ -56,8 +55,10 @@ def refreshed(
     planned = build(CandidateConfig, cache.plan["candidates"], "candidates")
     config = dataclasses.replace(planned, seed=planned.seed + step)
     student.eval()
-    is_dual, device = isinstance(student, DualModel), compute.device
-    drawn = _of_dual(student, source, config, device, track) if is_dual else _of_fusion(student, source, config, device)
+    if student.kind == "dual":
+        drawn = _of_dual(student, source, config, compute.device, track)
+    else:
+        drawn = _of_fusion(student, source, config, compute.device)
     return build_cache(source.corpus, teacher, folder, config, compute=compute, extend=cache.folder, drawn=drawn, track=track)
 
 
@@ -73,14 +74,14 @@ def teacher_compute(cache: TeacherCache, compute: Compute) -> Compute:
     return replace(compute, precision=cache.plan["precision"])
 
 
-def _of_dual(student: DualModel, source: Source, config: CandidateConfig, device: torch.device, track: Track) -> Candidates:
+def _of_dual(student: DualEncoder, source: Source, config: CandidateConfig, device: torch.device, track: Track) -> Candidates:
     """Nearest by the student's vectors."""
     found = scoring.embed_with_model(student, source, device, track)
     nearest = dataclasses.replace(config, kind="embedding", shares={}, model="the student")
     return mine_candidates(source.corpus, nearest, found)
 
 
-def _of_fusion(student: models.FusionScorer, source: Source, config: CandidateConfig, device: torch.device) -> Candidates:
+def _of_fusion(student: FusionScorer, source: Source, config: CandidateConfig, device: torch.device) -> Candidates:
     """The student's highest scores among candidates drawn at random."""
     wide = dataclasses.replace(config, kind="random", shares={}, model="", per_query=POOL * config.per_query)
     pool = draw_candidates(source.corpus, wide)
