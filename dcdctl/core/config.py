@@ -30,7 +30,7 @@ def apply_sets(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"--set wants key=value, got {assignment!r}", hint="for example --set loss.alpha=0.5")
+            raise ConfigError(f"--set expects key=value, got {assignment!r}", hint="for example --set loss.alpha=0.5")
         *parents, leaf = key.strip().split(".")
         inner = result
         for parent in parents:

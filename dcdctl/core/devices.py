@@ -88,7 +88,7 @@ def _keep_freed_memory() -> None:
 def precision(name: str) -> str:
     """The torch name of a precision."""
     if name not in PRECISIONS:
-        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, got {name}")
+        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, got {name}", hint="every device computes in fp32")
     return PRECISIONS[name]
 
 

@@ -141,7 +141,7 @@ def test_a_misspelt_field_lists_the_known_ones(run_cli, scenes_corpus_dir, tmp_p
     [
         (["--device", "cpu", "--precision", "int8"], "precision must be one of fp32, bf16, fp16, got int8"),
         (["--device", "gpu"], "device gpu cannot be used here: "),
-        (["--model-set", "max_text_len=9"], "--model-set says something of the model named by --teacher, and there is none"),
+        (["--model-set", "max_text_len=9"], "--model-set is for the model named by --teacher, and none is named"),
     ],
 )
 def test_a_wrong_word_is_one_line_and_no_run(run_cli, scenes_corpus_dir, tmp_path, command, words, message):

@@ -145,7 +145,7 @@ def test_wrong_overrides_are_refused_before_anything_is_read(overrides, message)
 
 def test_assignments_become_overrides():
     assert models.parse_overrides(["image_size=384", "tokenizer=words/bert"]) == {"image_size": 384, "tokenizer": "words/bert"}
-    with pytest.raises(ConfigError, match=r"--model-set wants NAME=VALUE, got 'image_size'"):
+    with pytest.raises(ConfigError, match=r"--model-set expects NAME=VALUE, got 'image_size'"):
         models.parse_overrides(["image_size"])
     with pytest.raises(ConfigError, match=r"unknown key model-set\.size"):
         models.parse_overrides(["size=3"])

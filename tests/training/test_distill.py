@@ -212,7 +212,7 @@ def test_inputs_that_do_not_belong_together_are_refused(scenes_corpus_dir, corpu
         read_all(InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teacher=str(teacher_folder), model_set=["max_text_len=9"]))
     with pytest.raises(MissingError, match="holds no teacher cache"):
         read_all(InputRefs(data=scenes_corpus_dir, caches=[tmp_path / "absent"]))
-    with pytest.raises(ConfigError, match="--model-set says something of the model named by --teacher"):
+    with pytest.raises(ConfigError, match="--model-set is for the model named by --teacher"):
         InputRefs(data=scenes_corpus_dir, model_set=["max_text_len=9"])
 
 

@@ -72,7 +72,7 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals or not name.strip():
-            raise ConfigError(f"--model-set wants NAME=VALUE, got {assignment!r}", hint="for example --model-set image_size=384")
+            raise ConfigError(f"--model-set expects NAME=VALUE, got {assignment!r}", hint="for example --model-set image_size=384")
         table[name.strip()] = config.parse_value(value)
     read_overrides(table)
     return table

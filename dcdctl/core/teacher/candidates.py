@@ -82,6 +82,11 @@ class CandidateConfig:
         if self.relative_margin is not None and not 0 <= self.relative_margin < 1:
             raise ConfigError(f"candidates.relative_margin must lie in [0, 1), got {self.relative_margin}")
 
+    def require_packages(self) -> None:
+        """MissingError if these candidates need a package that is not installed."""
+        if "lexical" in (self.kind, *self.shares):
+            miners.load_bm25s()
+
     def _check_shares(self) -> None:
         if bool(self.shares) != (self.kind == "mixed"):
             raise ConfigError(
@@ -90,12 +95,6 @@ class CandidateConfig:
         for name, share in self.shares.items():
             if name not in SIMPLE_KINDS or not 0 < share < float("inf"):
                 raise ConfigError(f"candidates.shares has {name} = {share}", hint=f"known: {', '.join(SIMPLE_KINDS)}; shares above 0")
-
-
-def check_packages(config: CandidateConfig) -> None:
-    """MissingError if the candidates need a package that is not installed."""
-    if "lexical" in (config.kind, *config.shares):
-        miners.load_bm25s()
 
 
 @dataclass(frozen=True)

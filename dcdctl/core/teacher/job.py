@@ -11,7 +11,7 @@ from dcdctl.core import files, models
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.teacher import build, candidates, estimate
+from dcdctl.core.teacher import build, estimate
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
 from dcdctl.core.teacher.candidates import CandidateConfig
 from dcdctl.core.teacher.estimate import Estimate
@@ -52,7 +52,7 @@ def resolve(job: CacheJob) -> CachePlan:
     """
     overrides = models.parse_overrides(job.model_set)
     models.check_ref(job.teacher, overrides)
-    candidates.check_packages(job.candidates)
+    job.candidates.require_packages()
     build.check_folder(job.out)
     if job.compute.features is not None:
         files.check_output_folder(job.compute.features)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, cast
 
 from torch import nn
 
-from dcdctl.core import distributed, models, scoring, teacher
+from dcdctl.core import distributed, files, models, scoring, teacher
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, StaleError
@@ -70,7 +70,7 @@ class TrainingInputs(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class InputRefs:
-    """What a training reads, by name; ConfigError for wrong model settings."""
+    """What a training reads, by name; ModelError if the teacher names no model, ConfigError for wrong model settings."""
 
     data: Path
     split: str = "train"
@@ -81,9 +81,11 @@ class InputRefs:
     """Settings that the teacher's files lack: image_size=384."""
 
     def __post_init__(self) -> None:
-        if models.parse_overrides(self.model_set) and self.teacher is None:
-            found = "--model-set says something of the model named by --teacher, and there is none"
-            raise ConfigError(found, hint="name it with --teacher")
+        overrides = models.parse_overrides(self.model_set)
+        if self.teacher is not None:
+            models.check_ref(self.teacher, overrides)
+        elif overrides:
+            raise ConfigError("--model-set is for the model named by --teacher, and none is named", hint="name it with --teacher")
 
     def open(self) -> tuple[Corpus, list[TeacherCache]]:
         """Open the corpus and the caches, whose scores are read later; StaleError if a cache was made from another corpus."""
@@ -181,8 +183,8 @@ def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) 
     """The plan of a training. Reads the recipe and looks at the output folder; opens no corpus, no cache and no weights.
 
     ConfigError for a wrong recipe or override, for a recipe of another kind of training, or for one that needs a cache where none is
-    given; ModelError if it needs a teacher where none is given; MissingError if a package is not installed; StaleError if the output
-    folder is taken.
+    given; ModelError if it needs a teacher where none is given; MissingError if a package is not installed; StaleError or InputError if
+    the output folder is taken or cannot be written.
     """
     recipe = load_recipe(job.recipe, job.sets)
     if job.kind == "finetune-teacher" and (recipe.model.kind != "fusion" or recipe.loss.needs_teacher):
@@ -194,8 +196,12 @@ def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) 
     if recipe.loss.needs_teacher and not inputs.caches:
         raise ConfigError(f"loss {', '.join(recipe.loss.terms)} needs the teacher's scores", hint="name a cache with --cache")
     negatives.check(recipe, has_cache=bool(inputs.caches))
+    if recipe.batch.negatives == "mined":
+        recipe.candidates.require_packages()
     check_size(recipe.batch, options.slicing)
     runs.check_folder(job.out, recipe, job.kind, resume=job.resume)
+    if options.compute.features is not None:
+        files.check_output_folder(options.compute.features)
     return TrainingPlan(job, recipe, options)
 
 

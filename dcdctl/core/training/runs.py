@@ -70,8 +70,9 @@ class Run:
 def check_folder(folder: Path, recipe: Any, kind: str, *, resume: bool) -> None:
     """StaleError if a folder cannot take a run of this recipe: it is taken and `resume` is not set, or it holds something else.
 
-    Looks at run.json alone, before anything is loaded; what goes into the run is compared by `start_run`.
+    InputError if it cannot be written. Looks at run.json alone, before anything is loaded; `start_run` compares what the run reads.
     """
+    files.check_output_folder(folder)
     _check_taken(folder, {"what": kind, "recipe": to_table(recipe)}, resume=resume)
 
 
