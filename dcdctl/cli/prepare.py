@@ -57,7 +57,7 @@ def prepare(
     """Turn captioned images into a corpus: fetched, checked, sharded, fingerprinted."""
     from dcdctl.core import data, devices, models
     from dcdctl.core.config import build, to_table
-    from dcdctl.core.data import Whence
+    from dcdctl.core.data import SourceOptions
 
     if show_list:
         return _show_catalogue(models.list_published(), json)
@@ -65,8 +65,8 @@ def prepare(
     wanted = {"splits": [split.strip() for split in splits.split(",") if split.strip()], "on_error": on_error}
     limits = {"max_images": max_images, "image_size_px": image_size, "workers": workers or devices.num_cores()}
     options = build(data.PrepareOptions, wanted | limits)
-    whence = Whence(source=source, placed=placed, offline=offline)
-    summary = data.prepare_corpus(chosen, out or Path("data") / chosen.name, options=options, whence=whence, track=bar)
+    sources = SourceOptions(source=source, placed=placed, offline=offline)
+    summary = data.prepare_corpus(chosen, out or Path("data") / chosen.name, options=options, source_options=sources, track=bar)
     return show_json(to_table(summary)) if json else show(str(summary))
 
 

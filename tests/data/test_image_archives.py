@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dcdctl.core.data import RowError, image_archives
-from dcdctl.core.data.image_archives import ImageStore, ParquetPicture, TarPicture
+from dcdctl.core.data.image_archives import ImageStore, ParquetImageFile, TarImageFile
 from dcdctl.core.errors import InputError
 
 FILES = {"train2014/x.jpg": b"x of train", "train2014/y.jpg": b"y", "val2014/x.jpg": b"x of val", "ü 犬.png": b"named in Unicode"}
@@ -239,8 +239,8 @@ def test_a_tar_knows_where_its_files_are_without_its_folders(tmp_path):
     with tarfile.open(tmp_path / "images.tar", "w") as archive:
         archive.addfile(special("folder", tarfile.DIRTYPE))
         archive.addfile(special("folder/a.jpg", tarfile.REGTYPE))
-    assert ImageStore(tmp_path / "images.tar").find("a.jpg") == TarPicture(
-        tmp_path / "images.tar", "folder/a.jpg", image_archives.TarEntry(offset=1024, size=0, changed=0)
+    assert ImageStore(tmp_path / "images.tar").find("a.jpg") == TarImageFile(
+        tmp_path / "images.tar", "folder/a.jpg", image_archives.TarEntry(offset=1024, size=0, modified=0)
     )
 
 
@@ -256,12 +256,12 @@ def parquet(tmp_path):
 
 
 def test_a_row_of_a_parquet_is_a_picture(parquet):
-    assert [ParquetPicture(parquet, i // 3, i % 3).read() for i in range(7)] == [bytes([i]) * (i + 1) for i in range(7)]
-    assert ParquetPicture(parquet, 2, 1, column="plain").read() == b"\x07"
+    assert [ParquetImageFile(parquet, i // 3, i % 3).read() for i in range(7)] == [bytes([i]) * (i + 1) for i in range(7)]
+    assert ParquetImageFile(parquet, 2, 1, column="plain").read() == b"\x07"
     for row in (1, 2):
         with pytest.raises(RowError, match=r"train.parquet has no bytes of its image in column 'image', at most a path"):
-            ParquetPicture(parquet, 2, row).read()
-    stamps = {ParquetPicture(parquet, i // 3, i % 3).stamp() for i in range(9)}
+            ParquetImageFile(parquet, 2, row).read()
+    stamps = {ParquetImageFile(parquet, i // 3, i % 3).stamp() for i in range(9)}
     assert len(stamps) == 9
 
 
@@ -272,7 +272,7 @@ def test_a_row_group_is_read_once_for_rows_in_order(parquet, monkeypatch):
         pq.ParquetFile, "iter_batches", lambda self, *rest, **more: groups.extend(more["row_groups"]) or read(self, *rest, **more)
     )
     for i in range(7):
-        ParquetPicture(parquet, i // 3, i % 3).read()
+        ParquetImageFile(parquet, i // 3, i % 3).read()
     assert groups == [0, 1, 2]
 
 
@@ -282,17 +282,17 @@ def test_rows_of_a_large_group_are_read_in_any_order_and_few_at_a_time(tmp_path)
     del images
     before = pa.total_allocated_bytes()
     for i in [*range(0, 200, 3), 5, 199, 198, 0]:
-        assert ParquetPicture(tmp_path / "one.parquet", 0, i).read() == bytes([i]) * 100_000
+        assert ParquetImageFile(tmp_path / "one.parquet", 0, i).read() == bytes([i]) * 100_000
         assert pa.total_allocated_bytes() - before < 8 << 20  # of 20 MB
 
 
 def test_a_damaged_parquet_is_named(parquet):
-    picture = ParquetPicture(parquet, 0, 0)
+    picture = ParquetImageFile(parquet, 0, 0)
     parquet.write_bytes(b"PAR1 cut off")
     with pytest.raises(RowError, match=r"its image cannot be read from train.parquet \("):
         picture.read()
     with pytest.raises(RowError, match=r"cannot be read from gone.parquet \("):
-        ParquetPicture(parquet.with_name("gone.parquet"), 0, 0).read()
+        ParquetImageFile(parquet.with_name("gone.parquet"), 0, 0).read()
 
 
 def test_a_damaged_page_spoils_the_rows_of_its_own_and_later_ones_only(tmp_path):
@@ -304,7 +304,7 @@ def test_a_damaged_page_spoils_the_rows_of_its_own_and_later_ones_only(tmp_path)
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 4000] = bytes(4000)
     path.write_bytes(data)
-    found = [read_or_refusal(ParquetPicture(path, 0, i)) for i in range(64)]
+    found = [read_or_refusal(ParquetImageFile(path, 0, i)) for i in range(64)]
     num_whole = next(i for i in range(64) if isinstance(found[i], str))
     assert 10 < num_whole < 50
     assert found[:num_whole] == [image["bytes"] for image in images[:num_whole]]
@@ -320,11 +320,11 @@ def read_or_refusal(picture):
 
 def test_a_row_that_is_not_there_is_named(parquet):
     with pytest.raises(RowError, match=r"cannot be read from train.parquet \(row group 2 ends before row 3\)"):
-        ParquetPicture(parquet, 2, 3).read()
+        ParquetImageFile(parquet, 2, 3).read()
 
 
 def test_a_column_that_is_not_there_or_holds_no_bytes_is_named(parquet):
     with pytest.raises(RowError, match=r"cannot be read from train.parquet \(it has no column 'photo'"):
-        ParquetPicture(parquet, 0, 0, column="photo").read()
+        ParquetImageFile(parquet, 0, 0, column="photo").read()
     with pytest.raises(RowError, match=r"column 'text' holds string, struct<bytes, path> or binary is wanted"):
-        ParquetPicture(parquet, 0, 0, column="text").read()
+        ParquetImageFile(parquet, 0, 0, column="text").read()

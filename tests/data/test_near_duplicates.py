@@ -11,11 +11,11 @@ import pytest
 
 from dcdctl.core import config
 from dcdctl.core.data import near_duplicates
-from dcdctl.core.data.near_duplicates import Match, Overlap, SplitPictures
+from dcdctl.core.data.near_duplicates import Match, Overlap, SplitImages
 
 
 def split(name, digests, hashes):
-    return SplitPictures(
+    return SplitImages(
         image_ids=[f"{name}/{i}" for i in range(len(digests))], digests=[bytes([d]) for d in digests], hashes=np.array(hashes, np.uint64)
     )
 
@@ -71,7 +71,7 @@ def test_an_empty_split_has_nothing_in_common():
 
 def test_lengths_that_do_not_fit_are_a_wrong_call():
     with pytest.raises(ValueError, match="1 ids, 2 digests and 1 hashes"):
-        SplitPictures(image_ids=["a"], digests=["x", "y"], hashes=np.zeros(1, np.uint64))
+        SplitImages(image_ids=["a"], digests=["x", "y"], hashes=np.zeros(1, np.uint64))
 
 
 @pytest.mark.parametrize(("num_a", "num_b"), [(1, 1), (7, 300), (300, 7)])

@@ -31,7 +31,7 @@ from dcdctl.core.files import sha256_of
 ALL_IMAGES = ["a.jpg", "b with space.jpg", "ü.png", "d.webp"]
 
 
-def picture(i, suffix, side=(24, 16), **options):
+def image_file(i, suffix, side=(24, 16), **options):
     noise = np.random.default_rng(i).integers(0, 256, (side[1], side[0], 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}[suffix], **options)
@@ -43,7 +43,7 @@ def images(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     for i, name in enumerate(ALL_IMAGES):
-        (folder / name).write_bytes(picture(i, Path(name).suffix))
+        (folder / name).write_bytes(image_file(i, Path(name).suffix))
     return folder
 
 
@@ -159,8 +159,8 @@ def test_one_base_name_in_two_folders_is_told_apart_by_its_path(tmp_path, images
 
 
 def test_image_size_shrinks_the_shorter_side_and_never_enlarges(tmp_path, images):
-    (images / "large.jpg").write_bytes(picture(9, ".jpg", side=(90, 60)))
-    (images / "tall.webp").write_bytes(picture(9, ".webp", side=(40, 81)))
+    (images / "large.jpg").write_bytes(image_file(9, ".jpg", side=(90, 60)))
+    (images / "tall.webp").write_bytes(image_file(9, ".webp", side=(40, 81)))
     karpathy(tmp_path, images, [entry("large.jpg"), entry("tall.webp"), entry("a.jpg")], image_size_px=20)
     train = Corpus.open(tmp_path / "out", "train")
     assert [image.size for image in train.images(range(3))] == [(30, 20), (20, 40), (24, 16)]
@@ -192,7 +192,7 @@ def test_a_changed_caption_or_byte_changes_the_fingerprint_of_its_split_only(tmp
 
     before = run("1", [entry("a.jpg"), entry("ü.png", "val")])
     caption = run("2", [entry("a.jpg", raws=("a dog", "a brown dog.")), entry("ü.png", "val")])
-    (images / "ü.png").write_bytes(picture(77, ".png"))
+    (images / "ü.png").write_bytes(image_file(77, ".png"))
     image = run("3", [entry("a.jpg"), entry("ü.png", "val")])
     assert (before["train"] != caption["train"], before["val"] == caption["val"]) == (True, True)
     assert (before["train"] == image["train"], before["val"] != image["val"]) == (True, True)
@@ -254,7 +254,7 @@ BAD_ENTRIES = {
 
 @pytest.mark.parametrize("case", BAD_ENTRIES)
 def test_a_bad_karpathy_entry_stops_with_its_number_or_is_listed(tmp_path, images, case):
-    (tmp_path / "secret.jpg").write_bytes(picture(0, ".jpg"))
+    (tmp_path / "secret.jpg").write_bytes(image_file(0, ".jpg"))
     bad, message = BAD_ENTRIES[case]
     entries = [entry("a.jpg"), bad, entry("d.webp")]
     with pytest.raises(InputError, match=message) as stopped:
@@ -270,7 +270,7 @@ def test_a_bad_karpathy_entry_stops_with_its_number_or_is_listed(tmp_path, image
 
 def bomb():
     """A PNG that says it is 60,000 pixels wide and high."""
-    data = bytearray(picture(0, ".png"))
+    data = bytearray(image_file(0, ".png"))
     data[16:24] = (60_000).to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     return bytes(data)
@@ -279,11 +279,11 @@ def bomb():
 BAD_FILES = {
     "zero bytes": (b"", r"the image file is empty \(0 bytes\)"),
     "text": (b"<html>404</html>", "not an image file that is read here"),
-    "a truncated jpeg": (picture(3, ".jpg", side=(200, 200))[:-500], "the image is truncated or damaged"),
-    "a truncated progressive jpeg": (picture(3, ".jpg", side=(200, 200), progressive=True)[:-500], "the image is truncated or damaged"),
-    "a jpeg of which only the head came": (picture(3, ".jpg", side=(200, 200))[:700], "the image is truncated or damaged"),
-    "a truncated png": (picture(3, ".png")[:-300], "the image is truncated or damaged"),
-    "a truncated webp": (picture(3, ".webp", side=(200, 200))[:-500], "truncated or damaged|not an image file"),
+    "a truncated jpeg": (image_file(3, ".jpg", side=(200, 200))[:-500], "the image is truncated or damaged"),
+    "a truncated progressive jpeg": (image_file(3, ".jpg", side=(200, 200), progressive=True)[:-500], "the image is truncated or damaged"),
+    "a jpeg of which only the head came": (image_file(3, ".jpg", side=(200, 200))[:700], "the image is truncated or damaged"),
+    "a truncated png": (image_file(3, ".png")[:-300], "the image is truncated or damaged"),
+    "a truncated webp": (image_file(3, ".webp", side=(200, 200))[:-500], "truncated or damaged|not an image file"),
     "a decompression bomb": (bomb(), "too many pixels, it may be a decompression bomb"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image file that is read here"),
 }
@@ -294,7 +294,7 @@ def test_a_bad_image_stops_with_its_row_or_is_listed(tmp_path, images, case, wor
     data, message = BAD_FILES[case]
     names = [f"{i:02}.jpg" for i in range(20)]
     for name in names:
-        (images / name).write_bytes(picture(1, ".jpg"))
+        (images / name).write_bytes(image_file(1, ".jpg"))
     (images / "09.jpg").write_bytes(data)
     entries = [entry(name) for name in names]
     with pytest.raises(InputError, match=message) as stopped:
@@ -309,7 +309,7 @@ def test_a_bad_image_stops_with_its_row_or_is_listed(tmp_path, images, case, wor
 def test_every_truncation_of_a_jpeg_is_noticed(tmp_path):
     from dcdctl.core.data import images as data_images
 
-    data = picture(3, ".jpg", side=(64, 48))
+    data = image_file(3, ".jpg", side=(64, 48))
     for end in range(1, len(data) - 2, 29):  # without its last two bytes, the end mark, the picture itself is whole
         with pytest.raises(data_images.ImageError):
             data_images.check(data[:end])
@@ -318,7 +318,7 @@ def test_every_truncation_of_a_jpeg_is_noticed(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
 def test_a_link_out_of_the_folder_is_refused(tmp_path, images):
-    (tmp_path / "secret.jpg").write_bytes(picture(0, ".jpg"))
+    (tmp_path / "secret.jpg").write_bytes(image_file(0, ".jpg"))
     (images / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     (images / "inside.jpg").symlink_to(images / "a.jpg")
     karpathy(tmp_path, images, [entry("inside.jpg")], splits=("train",))

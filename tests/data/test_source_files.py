@@ -20,7 +20,7 @@ from paths import FIXTURES
 from tiny import make_teacher
 
 from dcdctl.core import models
-from dcdctl.core.data import Corpus, PrepareOptions, Whence, manifest, prepare_corpus, source_files
+from dcdctl.core.data import Corpus, PrepareOptions, SourceOptions, manifest, prepare_corpus, source_files
 from dcdctl.core.data.download import http
 from dcdctl.core.data.manifest import Expected
 from dcdctl.core.errors import ConfigError, InputError, SourceError
@@ -94,7 +94,7 @@ def test_files_of_a_server_are_fetched_once_and_said_to_be(tmp_path, server):
     index = json.loads((tmp_path / "first" / "corpus.json").read_text())
     assert (index["source"]["name"], index["protocol"]) == ("served", "birds 1")
     assert index["source"]["urls"] == {name: f"{server.url}/{name}" for name in FILES}
-    offline = prepare_corpus(data_set, tmp_path / "offline", options=PrepareOptions(workers=1), whence=Whence(offline=True))
+    offline = prepare_corpus(data_set, tmp_path / "offline", options=PrepareOptions(workers=1), source_options=SourceOptions(offline=True))
     assert offline.splits == first.splits
 
 
@@ -104,28 +104,28 @@ def test_a_source_that_is_refused_is_passed_over_and_that_is_said(tmp_path, serv
     (placed / "jpg").mkdir(parents=True)
     data_set = birds(tmp_path, server.url)
     with pytest.raises(SourceError) as stopped:
-        source_files.locate(data_set, Whence())
+        source_files.locate(data_set, SourceOptions())
     message = str(stopped.value)
     assert message.startswith("no source of birds can be had. served: ")
     assert "403" in message
     assert "asked for: images.tar cannot be fetched; ask for it at https://example.org/form" in message
     assert message.endswith("or place dataset.json and images.zip in a folder and add --from FOLDER")
-    found = source_files.locate(data_set, Whence(placed=placed))
+    found = source_files.locate(data_set, SourceOptions(placed=placed))
     assert found.name == "served"
     assert found.source.images == (placed / "jpg",)
     server.faults["/dataset.json"] = loopback.Fault(status=404, times=None)
     (tmp_path / "cache").rename(tmp_path / "old cache")
     with pytest.raises(SourceError, match=r"no source of birds can be had. served: .*404.* asked for: .*404"):
-        source_files.locate(data_set, Whence(placed=placed))
+        source_files.locate(data_set, SourceOptions(placed=placed))
 
 
 def test_the_one_source_that_is_asked_for_is_taken_or_an_error(tmp_path, server):
     data_set = birds(tmp_path, server.url)
     with pytest.raises(SourceError, match=r"birds from asked for: images\.tar cannot be fetched; ask for it at https://example.org/form"):
-        source_files.locate(data_set, Whence(source="asked for"))
+        source_files.locate(data_set, SourceOptions(source="asked for"))
     assert not server.requests
     with pytest.raises(InputError, match="birds has no source 'hub'; its sources: served, asked for"):
-        source_files.locate(data_set, Whence(source="hub"))
+        source_files.locate(data_set, SourceOptions(source="hub"))
 
 
 def test_placed_files_are_found_under_any_of_their_names(tmp_path, server):
@@ -133,16 +133,18 @@ def test_placed_files_are_found_under_any_of_their_names(tmp_path, server):
     placed.mkdir()
     data_set = birds(tmp_path, server.url)
     with pytest.raises(InputError, match=r"placed holds no file of birds; or place dataset.json and images.zip in a folder"):
-        source_files.locate(data_set, Whence(placed=placed))
+        source_files.locate(data_set, SourceOptions(placed=placed))
     with pytest.raises(InputError, match="is no folder; --from takes a folder"):
-        source_files.locate(data_set, Whence(placed=tmp_path / "absent"))
+        source_files.locate(data_set, SourceOptions(placed=tmp_path / "absent"))
     for name, data in FILES.items():
         (placed / name).write_bytes(data)
-    summary = prepare_corpus(data_set, tmp_path / "out", options=PrepareOptions(workers=1), whence=Whence(placed=placed, offline=True))
+    summary = prepare_corpus(
+        data_set, tmp_path / "out", options=PrepareOptions(workers=1), source_options=SourceOptions(placed=placed, offline=True)
+    )
     assert summary.notes == [f"{name}: placed by hand, no checksum is known" for name in FILES]
     assert not server.requests
     (placed / "images.zip").rename(placed / "images.tar")
-    assert source_files.locate(data_set, Whence(placed=placed)).name == "asked for"
+    assert source_files.locate(data_set, SourceOptions(placed=placed)).name == "asked for"
 
 
 def test_a_placed_file_is_compared_with_the_known_checksum(tmp_path, server):
@@ -153,7 +155,7 @@ def test_a_placed_file_is_compared_with_the_known_checksum(tmp_path, server):
     text = (birds(tmp_path, server.url), tmp_path / "birds.toml")[1].read_text()
     for known, said in (("md5:" + "0" * 32, "not the file whose md5 is known, 000000000000...: packed anew, or damaged"),):
         (tmp_path / "birds.toml").write_text(text.replace('also = ["jpg"]', f'also = ["jpg"]\nchecksum = "{known}"', 1))
-        notes = source_files.locate(manifest.find_manifest(str(tmp_path / "birds.toml")), Whence(placed=placed)).notes
+        notes = source_files.locate(manifest.find_manifest(str(tmp_path / "birds.toml")), SourceOptions(placed=placed)).notes
         assert notes[1] == f"images.zip: placed by hand, {said}"
 
 
@@ -161,7 +163,7 @@ def test_a_wrong_checksum_of_a_download_is_an_error(tmp_path, server):
     text = (birds(tmp_path, server.url), tmp_path / "birds.toml")[1].read_text()
     (tmp_path / "birds.toml").write_text(text.replace('also = ["jpg"]', 'checksum = "md5:' + "0" * 32 + '"', 1))
     with pytest.raises(SourceError, match="md5"):
-        source_files.locate(manifest.find_manifest(str(tmp_path / "birds.toml")), Whence(source="served"))
+        source_files.locate(manifest.find_manifest(str(tmp_path / "birds.toml")), SourceOptions(source="served"))
 
 
 # The papers' splits

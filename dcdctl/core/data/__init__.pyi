@@ -10,12 +10,12 @@ from .corpus_summary import (
 )
 from .download.cache import RemoteFile, fetch_file
 from .download.hub import hub_connection
-from .image_archives import FileImage, RowError, escapes_root
+from .image_archives import FolderImageFile, RowError, escapes_root
 from .images import MAX_PIXELS, ImageError, decode_image, difference_hash, media_type, thumbnail
 from .manifest import HEAD, Manifest, choose_manifest, find_manifest, known_manifests, manifests_folder
 from .prepare import PrepareOptions, prepare_corpus
 from .scenes import COLORS, FAMILY_SIZE, GRID, SHAPES, SIZES, Scene, describe_family, describe_scenes, draw_scene
-from .source_files import Whence
+from .source_files import SourceOptions
 
 __all__ = [
     "COLORS",
@@ -29,14 +29,14 @@ __all__ = [
     "SIZES",
     "Corpus",
     "CorpusInspection",
-    "FileImage",
+    "FolderImageFile",
     "ImageError",
     "Manifest",
     "PrepareOptions",
     "RemoteFile",
     "RowError",
     "Scene",
-    "Whence",
+    "SourceOptions",
     "artifact_kind",
     "choose_manifest",
     "corpus_document",

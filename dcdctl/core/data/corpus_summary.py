@@ -219,7 +219,7 @@ def corpus_facts(inspection: CorpusInspection) -> list[tuple[str, str]]:
     ]
     if inspection.protocol:
         facts.append(("protocol", inspection.protocol))
-    return facts + near_duplicates.facts_of(inspection.leakage)
+    return facts + near_duplicates.leakage_facts(inspection.leakage)
 
 
 def corpus_table(inspection: CorpusInspection) -> tuple[list[str], list[list[str]]]:

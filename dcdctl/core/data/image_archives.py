@@ -31,7 +31,7 @@ class TarEntry:
 
     offset: int
     size: int
-    changed: int
+    modified: int
     """When the file was changed, in seconds, as the tar has it."""
     refused: str = ""
 
@@ -142,12 +142,12 @@ class _ImageColumn:
 
 
 @lru_cache(maxsize=4)
-def _open_zip(path: Path, changed: int, process: int) -> zipfile.ZipFile:
+def _open_zip(path: Path, modified: int, process: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
 @lru_cache(maxsize=1)
-def _image_column(path: Path, changed: int, process: int, row_group: int, column: str) -> _ImageColumn:
+def _image_column(path: Path, modified: int, process: int, row_group: int, column: str) -> _ImageColumn:
     return _ImageColumn(path, row_group, column)
 
 
@@ -172,7 +172,7 @@ class ImageFile(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class FileImage:
+class FolderImageFile:
     """A file in the folder of images."""
 
     root: Path
@@ -198,7 +198,7 @@ def _resolved(folder: Path) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class ZipPicture:
+class ZipImageFile:
     """A member of a zip of images."""
 
     archive: Path
@@ -219,7 +219,7 @@ class ZipPicture:
 
 
 @dataclass(frozen=True, slots=True)
-class TarPicture:
+class TarImageFile:
     """A member of a plain tar; `entry` says where in the archive its bytes are."""
 
     archive: Path
@@ -241,11 +241,11 @@ class TarPicture:
         return data
 
     def stamp(self) -> str:
-        return f"{self.member} {self.entry.size} {self.entry.changed}"
+        return f"{self.member} {self.entry.size} {self.entry.modified}"
 
 
 @dataclass(frozen=True, slots=True)
-class ParquetPicture:
+class ParquetImageFile:
     """A row of a Parquet file as the Hugging Face Hub has them: a column of struct<bytes, path>, or of plain bytes."""
 
     path: Path
@@ -289,9 +289,9 @@ class ImageStore:
             raise RowError("its image path climbs out of the folder of images")
         exact = [part for part in self._parts if part.has(name)]
         if len(exact) == 1:
-            return exact[0].picture(name)
+            return exact[0].image_file(name)
         part, member = self._match(name)
-        return part.picture(member)
+        return part.image_file(member)
 
     def members(self) -> list[str]:
         """The names of all files, in archive order, folders sorted; without what macOS adds. `find` takes or refuses each of them."""
@@ -336,7 +336,7 @@ class _Part(Protocol):
 
     def has(self, name: str) -> bool: ...
 
-    def picture(self, name: str) -> ImageFile: ...
+    def image_file(self, name: str) -> ImageFile: ...
 
 
 class _Folder:
@@ -353,8 +353,8 @@ class _Folder:
         except (OSError, ValueError):  # a name no file can have, such as one of 5,000 letters
             return False
 
-    def picture(self, name: str) -> ImageFile:
-        return FileImage(self.path, name)
+    def image_file(self, name: str) -> ImageFile:
+        return FolderImageFile(self.path, name)
 
 
 class _Zip:
@@ -365,12 +365,12 @@ class _Zip:
     def has(self, name: str) -> bool:
         return name in self._names
 
-    def picture(self, name: str) -> ImageFile:
+    def image_file(self, name: str) -> ImageFile:
         if escapes_root(name):
             raise RowError(f"its path in the zip climbs out ({name})")
         if stat.S_ISLNK(open_zip(self.path).getinfo(name).external_attr >> 16):
             raise RowError(f"it is a link in the zip; a file is wanted ({name})")
-        return ZipPicture(self.path, name)
+        return ZipImageFile(self.path, name)
 
 
 class _Tar:
@@ -384,11 +384,11 @@ class _Tar:
     def has(self, name: str) -> bool:
         return name in self._entries
 
-    def picture(self, name: str) -> ImageFile:
+    def image_file(self, name: str) -> ImageFile:
         entry = self._entries[name]
         if entry.refused:
             raise RowError(f"{entry.refused} ({name})")
-        return TarPicture(self.path, name, entry)
+        return TarImageFile(self.path, name, entry)
 
 
 def _open_part(path: Path) -> _Part:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from multiprocessing import connection
 
 from dcdctl.core.data.image_archives import ImageFile, RowError
-from dcdctl.core.data.images import CheckedPicture, ImageError, check
+from dcdctl.core.data.images import CheckedImage, ImageError, check
 from dcdctl.core.errors import InputError
 
-CHUNK_PICTURES = 8
+CHUNK_IMAGES = 8
 CHUNKS_IN_FLIGHT = 3
 """For each worker: enough to keep it busy, few enough that large photos do not fill the memory."""
 
@@ -31,12 +31,12 @@ class Failure:
     reason: str
 
 
-Result = CheckedPicture | Failure
-ReadAll = Callable[[Iterable[ImageFile]], Iterator[Result]]
+Result = CheckedImage | Failure
+ReadImages = Callable[[Iterable[ImageFile]], Iterator[Result]]
 
 
 @contextmanager
-def picture_pool(workers: int, image_size_px: int | None) -> Iterator[ReadAll]:
+def image_pool(workers: int, image_size_px: int | None) -> Iterator[ReadImages]:
     """A function that gives the result of each picture, in order; one worker is this process itself."""
     if workers == 1:
         yield lambda pictures: (_read(picture, image_size_px) for picture in pictures)
@@ -59,7 +59,7 @@ def _read_ahead(
     waiting: deque[Future[list[Result]]] = deque()
     remaining = iter(pictures)
     while True:
-        while len(waiting) < num_chunks and (chunk := list(itertools.islice(remaining, CHUNK_PICTURES))):
+        while len(waiting) < num_chunks and (chunk := list(itertools.islice(remaining, CHUNK_IMAGES))):
             waiting.append(pool.submit(_read_chunk, chunk, image_size_px))
         if not waiting:
             return

@@ -52,7 +52,7 @@ class ImageError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CheckedPicture:
+class CheckedImage:
     """An image file that decodes to its end; `width` and `height` are those of the upright picture."""
 
     data: bytes
@@ -94,7 +94,7 @@ def media_type(data: bytes) -> str:
         return "image/jpeg" if image.format == "MPO" else Image.MIME[image.format or ""]
 
 
-def check(data: bytes, max_side_px: int | None = None) -> CheckedPicture:
+def check(data: bytes, max_side_px: int | None = None) -> CheckedImage:
     """Decode a file to its end and measure it; with `max_side_px`, shrink a larger one so that its shorter side is that long."""
     with _opened(data) as image:
         width, height = image.size
@@ -106,7 +106,7 @@ def check(data: bytes, max_side_px: int | None = None) -> CheckedPicture:
         orientation = _orientation(image)
         hash_bits = difference_hash(_turn(_to_rgb(image), orientation))
     turned = orientation >= 5
-    return CheckedPicture(data=data, width=height if turned else width, height=width if turned else height, hash=hash_bits)
+    return CheckedImage(data=data, width=height if turned else width, height=width if turned else height, hash=hash_bits)
 
 
 @contextmanager
@@ -178,7 +178,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _shrink(image: Image.Image, side_px: int) -> CheckedPicture:
+def _shrink(image: Image.Image, side_px: int) -> CheckedImage:
     """An image that is not decoded yet, made smaller: a JPEG as JPEG, anything else as PNG."""
     scale = side_px / min(image.size)
     width, height = (max(side_px, round(side * scale)) for side in image.size)
@@ -194,7 +194,7 @@ def _shrink(image: Image.Image, side_px: int) -> CheckedPicture:
     else:
         smaller.save(buffer, format="PNG")
     hash_bits = difference_hash(smaller)
-    return CheckedPicture(data=buffer.getvalue(), width=smaller.width, height=smaller.height, hash=hash_bits, became_png=not is_jpeg)
+    return CheckedImage(data=buffer.getvalue(), width=smaller.width, height=smaller.height, hash=hash_bits, became_png=not is_jpeg)
 
 
 def difference_hash(picture: Image.Image) -> int:

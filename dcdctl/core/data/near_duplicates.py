@@ -24,7 +24,7 @@ _BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitPictures:
+class SplitImages:
     """The pictures of a split, in the order of its rows."""
 
     image_ids: Sequence[str]
@@ -76,7 +76,7 @@ class Leakage:
         return not any(overlap.same_file or overlap.near for overlap in self.overlaps.values())
 
 
-def find(splits: Mapping[str, SplitPictures], near_bits: int = NEAR_BITS) -> Leakage:
+def find(splits: Mapping[str, SplitImages], near_bits: int = NEAR_BITS) -> Leakage:
     """The pictures that test and val share with train and with each other, and repeats within a split."""
     overlaps = {
         f"{one} in {other}": _overlap(splits[one], splits[other], near_bits) for one, other in PAIRS if one in splits and other in splits
@@ -85,10 +85,10 @@ def find(splits: Mapping[str, SplitPictures], near_bits: int = NEAR_BITS) -> Lea
     return Leakage(near_bits=near_bits, overlaps=overlaps, repeats=repeats)
 
 
-def facts_of(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def leakage_facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and values, in words, of a `Leakage` as `corpus.json` has it; empty where no split shares a picture with another.
 
-    >>> facts_of({"overlaps": {"test in train": {"same_file": 1, "near": 0, "examples": [{"image": "a", "like": "b", "bits": None}]}}})
+    >>> leakage_facts({"overlaps": {"test in train": {"same_file": 1, "near": 0, "examples": [{"image": "a", "like": "b", "bits": None}]}}})
     [('pictures of test in train', '1 the same file, 0 look the same; the first: a and b')]
     """
     facts = []
@@ -125,7 +125,7 @@ def nearest(hashes_A: NDArray[np.uint64], hashes_B: NDArray[np.uint64]) -> tuple
     return places, bits
 
 
-def _overlap(one: SplitPictures, other: SplitPictures, near_bits: int) -> Overlap:
+def _overlap(one: SplitImages, other: SplitImages, near_bits: int) -> Overlap:
     first_of = {digest: place for place, digest in reversed(list(enumerate(other.digests)))}
     same = [(i, first_of[digest]) for i, digest in enumerate(one.digests) if digest in first_of]
     same_rows = {i for i, _ in same}

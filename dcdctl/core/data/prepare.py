@@ -21,12 +21,12 @@ import pyarrow as pa
 
 from dcdctl.core import config, files
 from dcdctl.core.data import corpus, images, near_duplicates, source_files
-from dcdctl.core.data.image_workers import CHUNK_PICTURES, ReadAll, picture_pool
+from dcdctl.core.data.image_workers import CHUNK_IMAGES, ReadImages, image_pool
 from dcdctl.core.data.manifest import Expected, Manifest, serves
 from dcdctl.core.data.near_duplicates import Leakage
 from dcdctl.core.data.readers import list_source
 from dcdctl.core.data.readers.rows import SKIP_HINT, SPLITS, Listing, RowCheck, Skipped, SourceRow, why_empty
-from dcdctl.core.data.source_files import Located, Whence
+from dcdctl.core.data.source_files import LocatedSource, SourceOptions
 from dcdctl.core.devices import num_cores
 from dcdctl.core.errors import ConfigError, CorpusError, InputError
 from dcdctl.core.progress import Advance, Track, silent
@@ -104,13 +104,13 @@ class ShardProgress:
         return shard
 
 
-def write_shard(path: Path, rows: Sequence[SourceRow], read: ReadAll, *, skip_bad: bool, advance: Advance) -> Shard:
+def write_shard(path: Path, rows: Sequence[SourceRow], read: ReadImages, *, skip_bad: bool, advance: Advance) -> Shard:
     shard = _empty_shard([], [])
 
     def good_rows() -> Iterator[corpus.CorpusRow]:
-        for row, result in zip(rows, read(row.picture for row in rows), strict=True):
+        for row, result in zip(rows, read(row.image_file for row in rows), strict=True):
             advance(1)
-            if isinstance(result, images.CheckedPicture):
+            if isinstance(result, images.CheckedImage):
                 shard.hashes.append(result.hash)
                 yield _corpus_row(row, result)
             elif skip_bad:
@@ -131,7 +131,7 @@ def _empty_shard(skipped: list[Skipped], hashes: list[int]) -> Shard:
 def leakage_of(splits: Mapping[str, Sequence[Shard]]) -> Leakage:
     return near_duplicates.find(
         {
-            split: near_duplicates.SplitPictures(
+            split: near_duplicates.SplitImages(
                 image_ids=[one for shard in shards for one in shard.image_ids],
                 digests=[one for shard in shards for one in shard.image_digests],
                 hashes=np.array([one for shard in shards for one in shard.hashes], dtype=np.uint64),
@@ -141,7 +141,7 @@ def leakage_of(splits: Mapping[str, Sequence[Shard]]) -> Leakage:
     )
 
 
-def _corpus_row(row: SourceRow, picture: images.CheckedPicture) -> corpus.CorpusRow:
+def _corpus_row(row: SourceRow, picture: images.CheckedImage) -> corpus.CorpusRow:
     # A picture that was made smaller may have become a PNG.
     path = str(PurePosixPath(row.path).with_suffix(".png")) if picture.became_png else row.path
     return corpus.CorpusRow(
@@ -208,7 +208,7 @@ class CorpusSummary:
         for split, entry in self.splits.items():
             lines.append(f"  {split:<5} {entry['images']:,} images, {entry['captions']:,} captions, fingerprint {entry['fingerprint'][:8]}")
         lines.append(f"  protocol: {self.protocol}")
-        lines += [f"  {name}: {value}" for name, value in near_duplicates.facts_of(self.leakage)]
+        lines += [f"  {name}: {value}" for name, value in near_duplicates.leakage_facts(self.leakage)]
         lines += [f"  {note}" for note in self.notes]
         if self.skipped:
             lines.append(f"  {len(self.skipped):,} rows left out, listed in {corpus.CORPUS_FILE}; the first: {self.skipped[0]['reason']}")
@@ -216,7 +216,12 @@ class CorpusSummary:
 
 
 def prepare_corpus(
-    manifest: Manifest, out: Path, *, options: PrepareOptions | None = None, whence: Whence | None = None, track: Track = silent
+    manifest: Manifest,
+    out: Path,
+    *,
+    options: PrepareOptions | None = None,
+    source_options: SourceOptions | None = None,
+    track: Track = silent,
 ) -> CorpusSummary:
     """Write a corpus, or go on with one that was interrupted; one that is there already is left as it is.
 
@@ -224,7 +229,7 @@ def prepare_corpus(
     """
     options = options or PrepareOptions()
     _refuse_foreign_folder(out)
-    located = source_files.locate(manifest, whence or Whence(), track)
+    located = source_files.locate(manifest, source_options or SourceOptions(), track)
     check = RowCheck(splits=options.splits, max_images=options.max_images, skip_bad=options.on_error == "skip")
     listing = list_source(located.source, check)
     listed = {split: Expected(images=count, captions=listing.captions[split]) for split, count in listing.counts.items()}
@@ -257,7 +262,7 @@ def _write_splits(listing: Listing, out: Path, options: PrepareOptions, progress
     num_images = sum(listing.counts.values())
     splits: dict[str, list[Shard]] = {}
     with (
-        picture_pool(min(options.workers, math.ceil(num_images / CHUNK_PICTURES)), options.image_size_px) as read,
+        image_pool(min(options.workers, math.ceil(num_images / CHUNK_IMAGES)), options.image_size_px) as read,
         track("prepare", total=num_images, unit="images") as advance,
     ):
         for split, count in listing.counts.items():
@@ -277,7 +282,7 @@ def _write_splits(listing: Listing, out: Path, options: PrepareOptions, progress
     return splits
 
 
-def _origin(manifest: Manifest, located: Located) -> dict[str, Any]:
+def _origin(manifest: Manifest, located: LocatedSource) -> dict[str, Any]:
     """Which source of several it was, and where its files were fetched from."""
     return {"name": located.name, "urls": located.urls} if manifest.files else {}
 

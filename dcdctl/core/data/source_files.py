@@ -20,7 +20,7 @@ _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Whence:
+class SourceOptions:
     """Where the files of a manifest may come from; nothing of it changes the corpus."""
 
     source: str = ""
@@ -32,7 +32,7 @@ class Whence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Located:
+class LocatedSource:
     """A source whose paths lead to files."""
 
     name: str
@@ -43,13 +43,13 @@ class Located:
     """What the user should know: how each file was checked, which sources could not be had."""
 
 
-def locate(manifest: Manifest, whence: Whence, track: Track = silent) -> Located:
+def locate(manifest: Manifest, options: SourceOptions, track: Track = silent) -> LocatedSource:
     """The first source of which every file can be had; SourceError says of each why not, and what to place where."""
-    names = _in_order(manifest, whence)
+    names = _in_order(manifest, options)
     passed: list[str] = []
     for name in names:
         try:
-            found = _located(manifest, name, whence, track)
+            found = _located(manifest, name, options, track)
         except SourceError as error:
             passed.append(f"{name}: {error}")
             continue
@@ -59,21 +59,21 @@ def locate(manifest: Manifest, whence: Whence, track: Track = silent) -> Located
     raise SourceError(f"no source of {manifest.name} can be had. {'. '.join(passed)}", hint=_what_to_place(manifest, names))
 
 
-def _in_order(manifest: Manifest, whence: Whence) -> list[str]:
+def _in_order(manifest: Manifest, options: SourceOptions) -> list[str]:
     """Sources in the order they are tried: those that are whole in the folder of placed files first."""
-    if whence.source:
-        if whence.source not in manifest.sources:
-            message = f"{manifest.name} has no source {whence.source!r}"
+    if options.source:
+        if options.source not in manifest.sources:
+            message = f"{manifest.name} has no source {options.source!r}"
             raise InputError(message, hint=f"its sources: {', '.join(manifest.sources)}")
-        return [whence.source]
+        return [options.source]
     names = list(manifest.sources)
-    if whence.placed is None:
+    if options.placed is None:
         return names
-    if not whence.placed.is_dir():
-        raise InputError(f"{whence.placed} is no folder", hint="--from takes a folder with the files that were placed by hand")
-    missing = {name: [file for file in files_needed(manifest, name) if not _placed(manifest.files[file], file, whence)] for name in names}
+    if not options.placed.is_dir():
+        raise InputError(f"{options.placed} is no folder", hint="--from takes a folder with the files that were placed by hand")
+    missing = {name: [file for file in files_needed(manifest, name) if not _placed(manifest.files[file], file, options)] for name in names}
     if not any(len(missing[name]) < len(files_needed(manifest, name)) for name in names):
-        raise InputError(f"{whence.placed} holds no file of {manifest.name}", hint=_what_to_place(manifest, names))
+        raise InputError(f"{options.placed} holds no file of {manifest.name}", hint=_what_to_place(manifest, names))
     return sorted(names, key=lambda name: len(missing[name]))
 
 
@@ -93,20 +93,20 @@ def _paths_in(value: Path | Paths | Mapping[str, Path] | Mapping[str, Paths] | N
             yield from _paths_in(item)
 
 
-def _placed(file: SourceFile, name: str, whence: Whence) -> list[Path]:
+def _placed(file: SourceFile, name: str, options: SourceOptions) -> list[Path]:
     """What stands for a file in the folder of placed files; a name with a * may stand for several."""
-    if whence.placed is None:
+    if options.placed is None:
         return []
     for one in (Path(name).name, *file.also):
-        found = sorted(whence.placed.glob(one)) if "*" in one else [whence.placed / one]
+        found = sorted(options.placed.glob(one)) if "*" in one else [options.placed / one]
         if found and all(path.exists() for path in found):
             return found
     return []
 
 
-def _located(manifest: Manifest, name: str, whence: Whence, track: Track) -> Located:
+def _located(manifest: Manifest, name: str, options: SourceOptions, track: Track) -> LocatedSource:
     needed = files_needed(manifest, name)
-    placed = {file: _placed(manifest.files[file], file, whence) for file in needed}
+    placed = {file: _placed(manifest.files[file], file, options) for file in needed}
     for file in needed:
         # Before anything large is fetched in vain.
         if not placed[file] and not manifest.files[file].url:
@@ -121,12 +121,12 @@ def _located(manifest: Manifest, name: str, whence: Whence, track: Track) -> Loc
             paths[file] = placed[file]
             notes += [f"{path.name}: placed by hand, {_check_placed(path, known, track)}" for path in paths[file]]
             continue
-        fetched = [(one, cache.fetch_file(one, offline=whence.offline, track=track)) for one in _remote(known, whence.offline)]
+        fetched = [(one, cache.fetch_file(one, offline=options.offline, track=track)) for one in _remote(known, options.offline)]
         paths[file] = [done.path for _, done in fetched]
         urls |= {one.name: one.url for one, _ in fetched}
         notes += [f"{one.name}: {done.check}" for one, done in fetched]
     source = _with_paths(manifest.sources[name], lambda path: paths.get(str(path)) or _expanded(path))
-    return Located(name=name, source=source, urls=urls, notes=tuple(notes))
+    return LocatedSource(name=name, source=source, urls=urls, notes=tuple(notes))
 
 
 def _remote(file: SourceFile, offline: bool) -> list[RemoteFile]:

@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from dcdctl.core import data, distributed
-from dcdctl.core.data import Corpus, FileImage, ImageError, RowError
+from dcdctl.core.data import Corpus, FolderImageFile, ImageError, RowError
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import DcdError, InputError, ModelError
 from dcdctl.core.models import DualEncoder, ImageBatch, Preprocessor
@@ -158,7 +158,7 @@ class Pictures(Dataset[ReadPictures | DcdError]):
 
     def _bytes_of(self, place: Place) -> bytes:
         if place.corpus_row is None:
-            return FileImage(Path(self.source.path), str(place.path)).read()
+            return FolderImageFile(Path(self.source.path), str(place.path)).read()
         if self._corpus is None:
             self._corpus = Corpus.open(Path(self.source.path), str(self.source.split))
         return self._corpus.image_bytes(place.corpus_row)

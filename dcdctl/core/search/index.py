@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dcdctl.core import config, data
-from dcdctl.core.data import Corpus, FileImage, RowError
+from dcdctl.core.data import Corpus, FolderImageFile, RowError
 from dcdctl.core.errors import ConfigError, CorpusError, MissingError, StaleError
 from dcdctl.core.search import ann, exact, storage
 from dcdctl.core.search.ann import Opened
@@ -159,7 +159,7 @@ class Index:
         if data.escapes_root(path):
             raise MissingError(f"the picture {path!r} of the index {self.folder} lies outside its folder")
         try:
-            return FileImage(Path(source["path"]), path).read()
+            return FolderImageFile(Path(source["path"]), path).read()
         except RowError as error:
             raise MissingError(f"{Path(source['path']) / path} of the index {self.folder}: {error}") from error
 

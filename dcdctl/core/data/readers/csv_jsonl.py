@@ -24,11 +24,11 @@ from dcdctl.core.data.readers.rows import (
     caption_text,
     caption_texts,
     checksum_of,
+    describe_value,
     gather,
-    kind_of,
-    listing_of,
-    numbers_of,
-    split_of,
+    make_listing,
+    read_caption_ids,
+    read_split,
 )
 from dcdctl.core.errors import ConfigError, InputError
 
@@ -78,17 +78,17 @@ class TableEntry:
     store: ImageStore
 
     @property
-    def shown(self) -> str:
+    def image_name(self) -> str:
         image = self.cells.get("image")
         return image if isinstance(image, str) else ""
 
     def split(self) -> str:
-        return split_of(self.cells["split"]) if "split" in self.cells else self.default_split
+        return read_split(self.cells["split"]) if "split" in self.cells else self.default_split
 
     def path(self) -> str:
         image = self.cells.get("image")
         if image is not None and not isinstance(image, str):
-            raise RowError(f'"image" is {kind_of(image)}, a path is wanted')
+            raise RowError(f'"image" is {describe_value(image)}, a path is wanted')
         if image is None or not image.strip():
             raise RowError("no image is named")
         return str(PurePosixPath(image.strip()))
@@ -98,10 +98,10 @@ class TableEntry:
             return caption_texts(self.cells["captions"])
         return [caption_text(self.cells.get("caption"), "the caption")]
 
-    def numbers(self) -> list[int] | None:
-        return numbers_of(self.cells.get("sentids"), len(self.captions()))
+    def caption_ids(self) -> list[int] | None:
+        return read_caption_ids(self.cells.get("sentids"), len(self.captions()))
 
-    def picture(self, path: str) -> ImageFile:
+    def image_file(self, path: str) -> ImageFile:
         return self.store.find(path)
 
 
@@ -109,7 +109,7 @@ def _list_table(source: CsvSource, rows: Iterable[tuple[int, dict[str, Any]]], c
     store = ImageStore(source.images)
     entries = (TableEntry(f"{source.pairs.name} line {line}", cells, source.split, store) for line, cells in rows)
     provenance = {"kind": source.format, "pairs": checksum_of(source.pairs)}
-    return listing_of(gather(entries, check, joins=True), check, provenance, source.images)
+    return make_listing(gather(entries, check, joins=True), check, provenance, source.images)
 
 
 def read_csv(path: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -199,7 +199,9 @@ def _object(path: Path, line: int, text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path.name} line {line} is not JSON: {error}", hint="a JSON object a line is wanted") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path.name} line {line} is {kind_of(value)}, an object is wanted", hint='{"image": "a.jpg", "caption": "a dog"}')
+        raise InputError(
+            f"{path.name} line {line} is {describe_value(value)}, an object is wanted", hint='{"image": "a.jpg", "caption": "a dog"}'
+        )
     cells = {key: value[key] for key in ("split", "sentids") if key in value}
     cells["image"] = next((value[key] for key in IMAGE_COLUMNS if key in value), None)
     found = next((value[key] for key in (*CAPTION_COLUMNS, *LIST_COLUMNS) if key in value), None)

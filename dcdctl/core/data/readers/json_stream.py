@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from dcdctl.core.data.readers.rows import kind_of
+from dcdctl.core.data.readers.rows import describe_value
 from dcdctl.core.errors import InputError
 
 FIRST_CHARS = 1 << 20
@@ -139,7 +139,7 @@ def _find_array(scanner: _Scanner, key: str) -> None:
     """Move to the first item of the array."""
     if not key:
         if scanner.peek() != "[":
-            raise ArrayError(kind_of(scanner.value()))
+            raise ArrayError(describe_value(scanner.value()))
     else:
         if scanner.peek() != "{":
             scanner.value()
@@ -150,7 +150,7 @@ def _find_array(scanner: _Scanner, key: str) -> None:
             scanner.take(":")
             if name == key:
                 if scanner.peek() != "[":
-                    raise ArrayError(kind_of(scanner.value()))
+                    raise ArrayError(describe_value(scanner.value()))
                 break
             scanner.value()
             if scanner.take(",}") == "}":
@@ -160,7 +160,7 @@ def _find_array(scanner: _Scanner, key: str) -> None:
     scanner.take("[")
     if scanner.peek() == "]":
         scanner.take("]")
-        raise ArrayError(kind_of([]))
+        raise ArrayError(describe_value([]))
 
 
 def _skip_members(scanner: _Scanner) -> None:

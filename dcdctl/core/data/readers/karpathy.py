@@ -15,11 +15,11 @@ from dcdctl.core.data.readers.rows import (
     RowCheck,
     caption_text,
     checksum_of,
+    describe_value,
     gather,
-    kind_of,
-    listing_of,
-    numbers_of,
-    split_of,
+    make_listing,
+    read_caption_ids,
+    read_split,
 )
 from dcdctl.core.errors import InputError
 
@@ -49,7 +49,7 @@ class KarpathySource:
                 place += count
 
         provenance = {"kind": "karpathy", "annotations": checksum_of(self.annotations)}
-        return listing_of(gather(entries(), check, joins=False), check, provenance, self.images)
+        return make_listing(gather(entries(), check, joins=False), check, provenance, self.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,38 +62,38 @@ class KarpathyEntry:
     store: ImageStore
 
     @property
-    def shown(self) -> str:
+    def image_name(self) -> str:
         value = self.value.get("filename") if isinstance(self.value, dict) else None
         return value if isinstance(value, str) else ""
 
     def split(self) -> str:
         if not isinstance(self.value, dict):
-            raise RowError(f"{kind_of(self.value)}, an object is wanted")
-        return split_of(self.value.get("split"))
+            raise RowError(f"{describe_value(self.value)}, an object is wanted")
+        return read_split(self.value.get("split"))
 
     def path(self) -> str:
         filename, folder = self.value.get("filename"), self.value.get("filepath", "")
         if not isinstance(filename, str) or not filename.strip():
-            raise RowError(f'"filename" is {kind_of(filename)}, the name of an image is wanted')
+            raise RowError(f'"filename" is {describe_value(filename)}, the name of an image is wanted')
         if not isinstance(folder, str):
-            raise RowError(f'"filepath" is {kind_of(folder)}, a folder is wanted')
+            raise RowError(f'"filepath" is {describe_value(folder)}, a folder is wanted')
         return str(PurePosixPath(f"{folder}/{filename}" if folder else filename))
 
     def captions(self) -> list[str]:
         sentences = self.value.get("sentences")
         if not isinstance(sentences, list):
-            raise RowError(f'"sentences" is {kind_of(sentences)}, a list is wanted')
+            raise RowError(f'"sentences" is {describe_value(sentences)}, a list is wanted')
         if not sentences:
             raise RowError("the image has no caption")
         for i, sentence in enumerate(sentences):
             if not isinstance(sentence, dict):
-                raise RowError(f'sentences[{i}] is {kind_of(sentence)}, an object with "raw" is wanted')
+                raise RowError(f'sentences[{i}] is {describe_value(sentence)}, an object with "raw" is wanted')
         return [caption_text(sentence.get("raw"), f"caption {i}") for i, sentence in enumerate(sentences)]
 
-    def numbers(self) -> list[int]:
+    def caption_ids(self) -> list[int]:
         return self.sentids
 
-    def picture(self, path: str) -> ImageFile:
+    def image_file(self, path: str) -> ImageFile:
         return self.store.find(path)
 
 
@@ -127,4 +127,4 @@ def _sentences(value: Any) -> list[Any]:
 def _sentids(value: Any) -> list[int] | None:
     """The numbers of an entry's captions, if each has one."""
     numbers = [one.get("sentid") if isinstance(one, dict) else None for one in _sentences(value)]
-    return numbers_of(numbers, len(numbers))
+    return read_caption_ids(numbers, len(numbers))

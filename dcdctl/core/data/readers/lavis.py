@@ -18,9 +18,9 @@ from dcdctl.core.data.readers.rows import (
     caption_texts,
     check_splits,
     checksum_of,
+    describe_value,
     gather,
-    kind_of,
-    listing_of,
+    make_listing,
 )
 from dcdctl.core.errors import InputError
 
@@ -56,7 +56,7 @@ class LavisSource:
 
         rows = gather(entries(), check, joins=True)
         annotations = {split: checksum_of(path) for split, path in self.annotations.items() if not check.splits or split in check.splits}
-        return listing_of(rows, check, {"kind": "lavis", "annotations": annotations}, self.images)
+        return make_listing(rows, check, {"kind": "lavis", "annotations": annotations}, self.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,27 +69,27 @@ class LavisEntry:
     store: ImageStore
 
     @property
-    def shown(self) -> str:
+    def image_name(self) -> str:
         value = self.value.get("image") if isinstance(self.value, dict) else None
         return value if isinstance(value, str) else ""
 
     def split(self) -> str:
         if not isinstance(self.value, dict):
-            raise RowError(f"{kind_of(self.value)}, an object is wanted")
+            raise RowError(f"{describe_value(self.value)}, an object is wanted")
         return self.split_name
 
     def path(self) -> str:
         image = self.value.get("image")
         if not isinstance(image, str) or not image.strip():
-            raise RowError(f'"image" is {kind_of(image)}, the path of an image is wanted')
+            raise RowError(f'"image" is {describe_value(image)}, the path of an image is wanted')
         return str(PurePosixPath(image))
 
     def captions(self) -> list[str]:
         found = self.value.get("caption")
         return caption_texts(found) if isinstance(found, list) else [caption_text(found, "the caption")]
 
-    def numbers(self) -> None:
+    def caption_ids(self) -> None:
         return None
 
-    def picture(self, path: str) -> ImageFile:
+    def image_file(self, path: str) -> ImageFile:
         return self.store.find(path)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dcdctl.core.data.image_archives import ImageFile, ParquetPicture, RowError
+from dcdctl.core.data.image_archives import ImageFile, ParquetImageFile, RowError
 from dcdctl.core.data.readers.karpathy import splits_by_name
 from dcdctl.core.data.readers.rows import (
     SPLITS,
@@ -25,11 +25,11 @@ from dcdctl.core.data.readers.rows import (
     caption_texts,
     check_splits,
     checksum_of,
+    describe_value,
     gather,
-    kind_of,
-    listing_of,
-    numbers_of,
-    split_of,
+    make_listing,
+    read_caption_ids,
+    read_split,
 )
 from dcdctl.core.errors import InputError
 
@@ -71,7 +71,7 @@ class ParquetSource:
         provenance: dict[str, Any] = {"kind": "parquet", "captions_sha256": _digest_of_captions(rows)}
         if self.splits is not None:
             provenance["splits"] = checksum_of(self.splits)
-        return listing_of(rows, check, provenance, files)
+        return make_listing(rows, check, provenance, files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +97,10 @@ class ParquetEntry:
     splits: Mapping[str, str] | None
     fallback: str
     """The name of an image that has none."""
-    stored: ParquetPicture
+    stored: ParquetImageFile
 
     @property
-    def shown(self) -> str:
+    def image_name(self) -> str:
         value = _inside(self.value, self.columns.image_id)
         return "" if value is None else str(value)
 
@@ -109,14 +109,14 @@ class ParquetEntry:
             return self.split_name
         if self.splits is not None:
             return self.splits.get(PurePosixPath(self.path()).name)
-        return split_of(self.value.get(self.columns.split))
+        return read_split(self.value.get(self.columns.split))
 
     def path(self) -> str:
         value = _inside(self.value, self.columns.image_id)
         if value is None or value == "":
             return self.fallback
         if not isinstance(value, str | int):
-            raise RowError(f'"{self.columns.image_id}" is {kind_of(value)}, a name or a number is wanted')
+            raise RowError(f'"{self.columns.image_id}" is {describe_value(value)}, a name or a number is wanted')
         return str(PurePosixPath(str(value)))
 
     def captions(self) -> list[str]:
@@ -125,10 +125,10 @@ class ParquetEntry:
             return [caption_text(text, name) for name, text in zip(self.columns.captions, found, strict=True)]
         return caption_texts(found[0]) if isinstance(found[0], list) else [caption_text(found[0], "the caption")]
 
-    def numbers(self) -> list[int] | None:
-        return numbers_of(self.value.get(self.columns.numbers), len(self.captions()))
+    def caption_ids(self) -> list[int] | None:
+        return read_caption_ids(self.value.get(self.columns.numbers), len(self.captions()))
 
-    def picture(self, path: str) -> ImageFile:
+    def image_file(self, path: str) -> ImageFile:
         return self.stored
 
 
@@ -143,7 +143,7 @@ def _entries(source: ParquetSource, name: str, splits: Mapping[str, str] | None)
             first = 0
             for group in range(file.num_row_groups):
                 for i, value in enumerate(file.read_row_group(group, columns=wanted).to_pylist()):
-                    stored = ParquetPicture(path, group, i, source.image_column)
+                    stored = ParquetImageFile(path, group, i, source.image_column)
                     split = None if name == "all" else name
                     where = f"{path.name} row {first + i}"
                     yield ParquetEntry(where, value, columns, split, splits, f"{name}/{place:06}", stored)

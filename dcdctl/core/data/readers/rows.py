@@ -31,7 +31,7 @@ class SourceRow:
     where: str
     image_id: str
     path: str
-    picture: ImageFile
+    image_file: ImageFile
     captions: list[str]
     caption_ids: list[int]
 
@@ -109,7 +109,7 @@ class Entry(Protocol):
     def where(self) -> str: ...
 
     @property
-    def shown(self) -> str:
+    def image_name(self) -> str:
         """What it calls its image, empty where it does not: for messages."""
         ...
 
@@ -121,11 +121,11 @@ class Entry(Protocol):
 
     def captions(self) -> list[str]: ...
 
-    def numbers(self) -> list[int] | None:
+    def caption_ids(self) -> list[int] | None:
         """What the source calls its captions; None where it does not."""
         ...
 
-    def picture(self, path: str) -> ImageFile: ...
+    def image_file(self, path: str) -> ImageFile: ...
 
 
 def gather(entries: Iterable[Entry], check: RowCheck, *, joins: bool) -> dict[str, list[SourceRow]]:
@@ -149,12 +149,12 @@ def gather(entries: Iterable[Entry], check: RowCheck, *, joins: bool) -> dict[st
                 raise RowError(f"the same image as {found[path][1].where}")
             if not is_new and found[path][0] != split:
                 raise RowError(f"its split is {split}, but {found[path][0]} in {found[path][1].where}")
-            texts, numbers = entry.captions(), entry.numbers()
+            texts, numbers = entry.captions(), entry.caption_ids()
             if is_new:
-                found[path] = split, SourceRow(entry.where, path, path, entry.picture(path), [], [])
+                found[path] = split, SourceRow(entry.where, path, path, entry.image_file(path), [], [])
                 rows[split].append(found[path][1])
         except RowError as error:
-            check.refuse(entry.where, entry.shown, str(error))
+            check.refuse(entry.where, entry.image_name, str(error))
             continue
         found[path][1].captions.extend(texts)
         first = num_captions[split]
@@ -163,11 +163,11 @@ def gather(entries: Iterable[Entry], check: RowCheck, *, joins: bool) -> dict[st
     return rows
 
 
-def listing_of(rows: Mapping[str, list[SourceRow]], check: RowCheck, provenance: dict[str, Any], images: Sequence[Path]) -> Listing:
+def make_listing(rows: Mapping[str, list[SourceRow]], check: RowCheck, provenance: dict[str, Any], images: Sequence[Path]) -> Listing:
     """A listing of rows that are all known."""
     stamps = hashlib.sha256()
     for row in (row for split in SPLITS for row in rows[split]):
-        stamps.update(f"{row.path} {row.picture.stamp()}\n".encode())
+        stamps.update(f"{row.path} {row.image_file.stamp()}\n".encode())
     # Names and sizes (in a zip checksums too) stand for the pictures: reading them all would take as long as preparing them.
     provenance |= {"images": {"files": [path.name for path in images], "listing_sha256": stamps.hexdigest()}}
     counts = {split: len(rows[split]) for split in SPLITS if rows[split]}
@@ -200,7 +200,7 @@ def checksum_of(path: Path) -> dict[str, str]:
 def caption_text(value: Any, which: str) -> str:
     """A caption; `which` one it is, for the message."""
     if not isinstance(value, str):
-        raise RowError(f"{which} is {kind_of(value)}, text is wanted")
+        raise RowError(f"{which} is {describe_value(value)}, text is wanted")
     if not value.strip():
         raise RowError(f"{which} is empty")
     try:
@@ -213,29 +213,29 @@ def caption_text(value: Any, which: str) -> str:
 def caption_texts(value: Any) -> list[str]:
     """A list of captions, at least one."""
     if not isinstance(value, list):
-        raise RowError(f"the captions are {kind_of(value)}, a list is wanted")
+        raise RowError(f"the captions are {describe_value(value)}, a list is wanted")
     if not value:
         raise RowError("the image has no caption")
     return [caption_text(text, f"caption {i}") for i, text in enumerate(value)]
 
 
-def numbers_of(value: Any, count: int) -> list[int] | None:
+def read_caption_ids(value: Any, count: int) -> list[int] | None:
     """The numbers of so many captions; None if that is not what the value is."""
     if isinstance(value, list) and len(value) == count and all(type(number) is int and abs(number) < 2**63 for number in value):
         return value
     return None
 
 
-def split_of(value: Any) -> str:
+def read_split(value: Any) -> str:
     """The split a row belongs to."""
     split = SPLIT_ALIASES.get(value, value) if isinstance(value, str) else value
     if split not in SPLITS:
         known = ", ".join([*SPLITS, *SPLIT_ALIASES])
-        raise RowError(f"unknown split {value!r} (known: {known})" if isinstance(value, str) else f'"split" is {kind_of(value)}')
+        raise RowError(f"unknown split {value!r} (known: {known})" if isinstance(value, str) else f'"split" is {describe_value(value)}')
     return str(split)
 
 
-def kind_of(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """What a JSON value is, in words."""
     if value is None:
         return "missing or null"

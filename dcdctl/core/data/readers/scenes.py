@@ -47,7 +47,7 @@ class ScenesSource:
                     where=f"scenes {split}[{i}]",
                     image_id=f"{split}/{i:06}",
                     path=f"{split}/{i:06}.png",
-                    picture=ScenePicture(one.scene, self.side_px),
+                    image_file=SceneImageFile(one.scene, self.side_px),
                     captions=[statement.text for statement in one.statements],
                     caption_ids=list(range(i * self.captions, (i + 1) * self.captions)),
                 )
@@ -58,7 +58,7 @@ class ScenesSource:
 
 
 @dataclass(frozen=True, slots=True)
-class ScenePicture:
+class SceneImageFile:
     """A picture that is drawn when read."""
 
     scene: scenes.Scene

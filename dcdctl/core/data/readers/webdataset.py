@@ -17,9 +17,9 @@ from dcdctl.core.data.readers.rows import (
     caption_text,
     caption_texts,
     check_splits,
+    describe_value,
     gather,
-    kind_of,
-    listing_of,
+    make_listing,
 )
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
@@ -46,7 +46,7 @@ class WebDatasetSource:
 
         rows = gather(samples(), check, joins=False)
         files = [path for split in SPLITS for path in self.shards.get(split, ())]
-        return listing_of(rows, check, {"kind": "webdataset"}, files)
+        return make_listing(rows, check, {"kind": "webdataset"}, files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Sample:
     store: ImageStore
 
     @property
-    def shown(self) -> str:
+    def image_name(self) -> str:
         return self._image or next(iter(self.members.values()))
 
     @property
@@ -87,11 +87,11 @@ class Sample:
         except (ValueError, RecursionError) as error:
             raise RowError(f"its JSON cannot be read ({error})") from error
         if not isinstance(value, dict):
-            raise RowError(f"its JSON is {kind_of(value)}, an object is wanted")
+            raise RowError(f"its JSON is {describe_value(value)}, an object is wanted")
         found = next((value[key] for key in ("captions", "caption", "text") if key in value), None)
         return caption_texts(found) if isinstance(found, list) else [caption_text(found, "the caption")]
 
-    def numbers(self) -> None:
+    def caption_ids(self) -> None:
         return None
 
     def _text(self, suffix: str) -> str:
@@ -100,7 +100,7 @@ class Sample:
         except UnicodeDecodeError as error:
             raise RowError(f"its {suffix} is not UTF-8 text ({error.reason})") from error
 
-    def picture(self, path: str) -> ImageFile:
+    def image_file(self, path: str) -> ImageFile:
         return self.store.find(path.removeprefix(f"{self.split_name}/"))
 
 
