@@ -15,7 +15,7 @@ from dcdctl.core import models
 from dcdctl.core.data import scenes
 from dcdctl.core.training import PretrainingConfig, TrainingOptions, runs, scenes_teacher
 from dcdctl.core.training.recipe import OptimizerConfig
-from dcdctl.core.training.scenes_teacher import NOTHING, OBJECT_WORDS, SceneSteps
+from dcdctl.core.training.scenes_teacher import IGNORED, OBJECT_WORDS, PretrainingBatches
 
 SMALL = PretrainingConfig(
     families=3,
@@ -32,21 +32,21 @@ def captions() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def steps(captions: list[str]) -> SceneSteps:
-    return SceneSteps(scenes_teacher.new_teacher(SMALL, captions).preprocess, SMALL)
+def batches(captions: list[str]) -> PretrainingBatches:
+    return PretrainingBatches(scenes_teacher.new_teacher(SMALL, captions).preprocess, SMALL)
 
 
-def test_a_step_is_the_same_whenever_it_is_asked_for_and_no_scene_comes_twice(steps: SceneSteps) -> None:
-    first, again = steps[3], steps[3]
+def test_a_step_is_the_same_whenever_it_is_asked_for_and_no_scene_comes_twice(batches: PretrainingBatches) -> None:
+    first, again = batches[3], batches[3]
     assert_close(first.images.pixel_values, again.images.pixel_values, rtol=0, atol=0)
     assert first.masked_ids_BL.equal(again.masked_ids_BL)
-    pictures = torch.cat([steps[step].images.pixel_values for step in range(4)]).flatten(1)
+    pictures = torch.cat([batches[step].images.pixel_values for step in range(4)]).flatten(1)
     assert len(pictures.unique(dim=0)) == len(pictures)
 
 
-def test_only_words_that_say_something_are_masked_and_the_rest_is_as_it_was(steps: SceneSteps) -> None:
-    batch = steps[0]
-    tokenizer = steps.preprocess.tokenizer
+def test_only_words_that_say_something_are_masked_and_the_rest_is_as_it_was(batches: PretrainingBatches) -> None:
+    batch = batches[0]
+    tokenizer = batches.preprocess.tokenizer
     hidden = batch.texts.input_ids[batch.is_masked_BL].tolist()
     assert hidden
     assert set(tokenizer.convert_ids_to_tokens(hidden)) <= set(scenes_teacher.CONTENT_WORDS)
@@ -54,25 +54,25 @@ def test_only_words_that_say_something_are_masked_and_the_rest_is_as_it_was(step
     assert batch.masked_ids_BL[~batch.is_masked_BL].equal(batch.texts.input_ids[~batch.is_masked_BL])
 
 
-def test_in_half_of_the_captions_the_relation_is_masked_and_nothing_else(steps: SceneSteps) -> None:
-    tokenizer = steps.preprocess.tokenizer
-    batches = [steps[step] for step in range(4)]
+def test_in_half_of_the_captions_the_relation_is_masked_and_nothing_else(batches: PretrainingBatches) -> None:
+    tokenizer = batches.preprocess.tokenizer
+    drawn = [batches[step] for step in range(4)]
     relations = 0
-    for batch in batches:
+    for batch in drawn:
         for ids, masked in zip(batch.texts.input_ids, batch.is_masked_BL, strict=True):
             words = tokenizer.convert_ids_to_tokens(ids[masked].tolist())
             said = [word for word in tokenizer.convert_ids_to_tokens(ids.tolist()) if word in scenes_teacher.RELATION_WORDS]
             relations += words == said
-    captions = sum(len(batch.texts) for batch in batches)
+    captions = sum(len(batch.texts) for batch in drawn)
     assert 0.3 * captions < relations < 0.75 * captions
 
 
-def test_places_are_those_of_the_objects_that_the_caption_names(steps: SceneSteps) -> None:
+def test_places_are_those_of_the_objects_that_the_caption_names(batches: PretrainingBatches) -> None:
     described = [one for index in range(4) for one in scenes.describe_family(SMALL.seed, "train", index)]  # those of step 0
-    batch = steps[0]
-    tokenizer = steps.preprocess.tokenizer
-    for one, ids, places in zip(described, batch.texts.input_ids, batch.places_BL, strict=True):
-        found = {tokenizer.convert_ids_to_tokens(int(ids[k])): int(places[k]) for k in (places != NOTHING).nonzero().flatten()}
+    batch = batches[0]
+    tokenizer = batches.preprocess.tokenizer
+    for one, ids, places in zip(described, batch.texts.input_ids, batch.patches_BL, strict=True):
+        found = {tokenizer.convert_ids_to_tokens(int(ids[k])): int(places[k]) for k in (places != IGNORED).nonzero().flatten()}
         assert len(found) == 2
         cells = {thing.shape: thing.row * scenes.GRID + thing.column for thing in one.scene.objects}
         assert found == {shape: cells[shape] for shape in found}
@@ -87,11 +87,11 @@ def test_object_labels_name_what_lies_in_each_cell() -> None:
     thing = scenes.SceneObject("heart", "teal", "large", column=2, row=1, shift=(0.0, 0.0))
     labels = scenes_teacher._object_labels(scenes.Scene((thing,), scenes.BACKGROUNDS[0]))
     assert [known[place] for known, place in zip(OBJECT_WORDS, labels[1 * 4 + 2].tolist(), strict=True)] == ["heart", "teal", "large"]
-    assert (labels == NOTHING).sum() == 15 * 3
+    assert (labels == IGNORED).sum() == 15 * 3
 
 
 def test_each_picture_is_compared_with_its_family_and_other_families_and_each_column_is_a_permutation() -> None:
-    text_ix_BK = scenes_teacher.compared_texts(np.random.default_rng(0), 5, 3)
+    text_ix_BK = scenes_teacher.candidate_texts(np.random.default_rng(0), 5, 3)
     assert text_ix_BK.shape == (20, 4 + 3)
     assert text_ix_BK[:, 0].equal(torch.arange(20))
     for picture, row in enumerate(text_ix_BK.tolist()):
@@ -106,7 +106,7 @@ def test_matching_reads_each_column_from_the_caption_too() -> None:
     table_IT = torch.tensor([[2.0, 0.5], [1.0, 3.0]])
     scorer = SimpleNamespace(score_pairs=lambda images, texts, image_ix, text_ix: table_IT[image_ix, text_ix])
     text_ix_BK = torch.tensor([[0, 1], [1, 0]])
-    logits_BK = scenes_teacher.compared_logits(scorer, None, None, text_ix_BK)
+    logits_BK = scenes_teacher.candidate_logits(scorer, None, None, text_ix_BK)
     assert logits_BK.tolist() == [[2.0, 0.5], [3.0, 1.0]]
     loss = scenes_teacher.matching_loss(logits_BK, text_ix_BK)
     rows = [-(2.0 - np.logaddexp(2.0, 0.5)), -(3.0 - np.logaddexp(3.0, 1.0))]

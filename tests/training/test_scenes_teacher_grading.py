@@ -14,7 +14,7 @@ from dcdctl.core.data import scenes
 from dcdctl.core.data.scenes import Mention, SceneObject, Statement
 from dcdctl.core.training import GradingConfig, TrainingOptions, runs, scenes_teacher
 from dcdctl.core.training.recipe import OptimizerConfig
-from dcdctl.core.training.scenes_teacher import GradedBatch, GradedSteps
+from dcdctl.core.training.scenes_teacher import GradingBatch, GradingBatches
 
 SMALL = GradingConfig(families=3, other_negatives=2, optimizer=OptimizerConfig(lr=1e-3, steps=2))
 
@@ -48,7 +48,7 @@ def test_agreement_counts_what_holds(subject: Mention, relation: str, thing: Men
 
 
 def test_only_the_own_caption_agrees_in_full_and_the_family_comes_nearest(teacher: models.ViltScorer) -> None:
-    batch = GradedSteps(teacher.preprocess, SMALL)[5]
+    batch = GradingBatches(teacher.preprocess, SMALL)[5]
     assert batch.agreement_BK.shape == batch.text_ix_BK.shape == (12, 6)
     assert (batch.agreement_BK[:, 0] == 9).all()
     assert (batch.agreement_BK[:, 1:] <= 6).all()
@@ -56,7 +56,7 @@ def test_only_the_own_caption_agrees_in_full_and_the_family_comes_nearest(teache
 
 
 def test_a_step_is_the_same_whenever_it_is_asked_for(teacher: models.ViltScorer) -> None:
-    steps = GradedSteps(teacher.preprocess, SMALL)
+    steps = GradingBatches(teacher.preprocess, SMALL)
     assert_close(steps[3].images.pixel_values, steps[3].images.pixel_values, rtol=0, atol=0)
     assert steps[3].text_ix_BK.equal(steps[3].text_ix_BK)
     assert not torch.isin(steps[3].images.pixel_values.flatten(1).sum(1), steps[4].images.pixel_values.flatten(1).sum(1)).any()
@@ -71,7 +71,7 @@ def test_the_loss_is_matching_and_the_weighted_squared_distance_to_the_agreement
         score_pairs=lambda images, texts, image_ix, text_ix: table_IT[image_ix, text_ix],
     )
     text_ix_BK, agreement_BK = torch.tensor([[0, 1], [1, 0]]), torch.tensor([[9.0, 1.0], [9.0, 1.0]])
-    batch = GradedBatch(None, None, text_ix_BK, agreement_BK)  # type: ignore[arg-type]
+    batch = GradingBatch(None, None, text_ix_BK, agreement_BK)  # type: ignore[arg-type]
     parts = scenes_teacher.grading_objective(GradingConfig(agreement_weight=0.5))(scorer, batch)
     assert parts["agreement"].item() == pytest.approx(0.5 * (0 + 1 + 0 + 0) / 4)  # -2.5 and -3.5 beside 1 - 4.5 = -3.5
     assert parts["matching"].item() == pytest.approx(scenes_teacher.matching_loss(table_IT.gather(1, text_ix_BK), text_ix_BK).item())

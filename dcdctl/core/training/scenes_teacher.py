@@ -1,10 +1,12 @@
-"""How the built-in teacher is made: a small ViLT pretrained on drawn scenes.
+"""The training of the built-in teacher: a small ViLT on drawn scenes, pretrained and then graded.
 
-Four tasks, as in the pretraining of the large models, and without end of fresh pictures: name the words that are masked in a
-caption (the picture tells); name the shape, colour and size of the object in each patch (in place of an object detector's labels);
-say for each object a caption names in which patch it lies (in place of the boxes of phrase grounding); and tell the true caption from
-those of the scene's three siblings and of other scenes, both ways. Matching comes last: from the first step it starts slowly, and without
-the places it learns which color is whose but not where things stand.
+Pretraining has four tasks, as for large models, on an endless stream of new images. Masked words: predict masked words of a caption, which
+the image shows. Objects: predict shape, color and size of the object in each patch, in place of an object detector's labels. Places:
+predict the patch of each object that a caption names, in place of the boxes of phrase grounding. Matching: choose the true caption among
+those of the scene's three siblings and of other scenes, and the true image for a caption. Matching starts last: from the first step it
+learns slowly, and without the places it learns which color belongs to which object but not where the objects are.
+
+Grading continues with matching, and fits the logits to the number of facts of a caption that hold in the image.
 
 Shape letters: B images of a batch, K candidates with the true one first, L text tokens, V patches.
 """
@@ -33,7 +35,11 @@ from dcdctl.core.training.recipe import OptimizerConfig
 from dcdctl.core.training.runs import Run
 
 PIXEL_MEAN, PIXEL_STD = 0.92, 1.0
-PLACE_STD, LINEAR_STD = 0.5, 0.06
+"""0.92 brings the pale backgrounds near 0; see `new_teacher`."""
+POSITION_STD, LINEAR_STD = 0.5, 0.06
+"""Standard deviations of the initial position embeddings and of linear weights; see `new_teacher`."""
+NUM_VOCABULARY_SCENES = 2000
+"""Scenes whose captions train the word pieces."""
 RELATION_WORDS = ("above", "below", "over", "under", "left", "right", "upper", "lower", "directly", "straight")
 CONTENT_WORDS = (
     *data.SHAPES,
@@ -42,32 +48,67 @@ CONTENT_WORDS = (
     *("top", "bottom"),
     *RELATION_WORDS,
 )
+"""The words that describe a scene, and may be masked."""
 OBJECT_WORDS = (data.SHAPES, tuple(data.COLORS), tuple(data.SIZES))
-NOTHING = -100
-"""Label of a patch with no object, which cross-entropy leaves out."""
+IGNORED = -100
+"""Label of patches without an object and of tokens that name none; cross-entropy skips it."""
+MIDDLE_AGREEMENT = 4.5
+"""Half of the highest agreement, 9: logits are fitted to agreements around 0."""
 
 
 def num_steps(optimizer: OptimizerConfig) -> int:
-    """Steps of a training on scenes that are drawn as it goes; ConfigError if they are not set."""
+    """The number of steps of a training on freshly drawn scenes; ConfigError if the recipe has none."""
     if optimizer.steps is None:
         raise ConfigError("optimizer.steps must be set: fresh scenes have no epochs")
     return optimizer.steps
 
 
+def candidate_texts(rng: np.random.Generator, num_families: int, other_negatives: int | None) -> Tensor:
+    """Candidate captions of each image, B x K: those of its family, its own first, then one from each of some other families.
+
+    Every column is a permutation, so each caption is also compared with K images. Without `other_negatives` there are no columns.
+    """
+    index_B = np.arange(num_families * data.FAMILY_SIZE)
+    if other_negatives is None:
+        return torch.empty((len(index_B), 0), dtype=torch.int64)
+    family_B, member_B = np.divmod(index_B, data.FAMILY_SIZE)
+    columns = [family_B * data.FAMILY_SIZE + (member_B + k) % data.FAMILY_SIZE for k in range(data.FAMILY_SIZE)]
+    for shift in rng.choice(np.arange(1, num_families), other_negatives, replace=False):
+        rotation = rng.integers(data.FAMILY_SIZE)
+        columns.append((family_B + shift) % num_families * data.FAMILY_SIZE + (member_B + rotation) % data.FAMILY_SIZE)
+    return torch.from_numpy(np.stack(columns, axis=1))
+
+
+def candidate_logits(scorer: Any, images: Any, texts: Any, text_ix_BK: Tensor) -> Tensor:
+    """The logits of each image with its candidates, B x K."""
+    num_images, num_candidates = text_ix_BK.shape
+    image_ix_P = torch.arange(num_images, device=text_ix_BK.device).repeat_interleave(num_candidates)
+    logits_P: Tensor = scorer.score_pairs(images, texts, image_ix_P, text_ix_BK.flatten())
+    return logits_P.view(num_images, num_candidates)
+
+
+def matching_loss(logits_BK: Tensor, text_ix_BK: Tensor) -> Tensor:
+    """Cross-entropy of the true caption among an image's candidates, and of the true image among a caption's; their mean."""
+    by_caption_BK = logits_BK.gather(0, text_ix_BK.argsort(dim=0))
+    target_B = torch.zeros(len(logits_BK), dtype=torch.int64, device=logits_BK.device)
+    return (functional.cross_entropy(logits_BK, target_B) + functional.cross_entropy(by_caption_BK, target_B)) / 2
+
+
 @dataclass(frozen=True, kw_only=True)
 class PretrainingConfig:
-    """Everything that can change the built-in teacher."""
+    """Everything that can change the pretraining of the built-in teacher."""
 
     seed: int = 1
-    """Also the seed of the scenes; the demo's corpus has another."""
+    """Also the seed of the scenes; the demo's corpus uses another."""
     families: int = 12
-    """Families of four scenes in a batch, once matching has begun; before, four thirds of it."""
+    """Families of four scenes in a batch with matching. Earlier batches have a third more."""
     other_negatives: int = 3
-    """Captions of other families each picture is compared with, besides those of its three siblings."""
+    """Captions of other families that each image is compared with, beside those of its three siblings."""
     words_only_steps: int = 2500
+    """Steps before matching begins."""
     mask_share: float = 0.35
-    """Share of the words that say something that are masked, in half of the captions; in the others all words of relation are, and
-    no others, so that both objects can be looked up."""
+    """Share of the content words that are masked, in half of the captions. In the other half all relation words are masked and no
+    others, so that both objects remain readable."""
     words_weight: float = 0.5
     objects_weight: float = 0.25
     places_weight: float = 0.5
@@ -86,23 +127,25 @@ class PretrainingConfig:
 
 @dataclass(frozen=True)
 class PretrainingBatch:
+    """Scenes with one caption each, and the labels of the four tasks."""
+
     images: ImageBatch
     texts: TextBatch
     masked_ids_BL: Tensor
     is_masked_BL: Tensor
     objects_BV3: Tensor
-    """Place of each patch's shape, colour and size in OBJECT_WORDS, or NOTHING."""
-    places_BL: Tensor
-    """The patch of the object whose shape a token names, or NOTHING."""
+    """Indices of each patch's shape, color and size in OBJECT_WORDS, or IGNORED."""
+    patches_BL: Tensor
+    """The patch that holds the object whose shape a token names, or IGNORED."""
     text_ix_BK: Tensor
-    """Captions each picture is compared with, its own first; no columns while the words come alone."""
+    """Captions that each image is compared with, its own first; no columns before matching begins."""
 
     def to(self, device: torch.device) -> PretrainingBatch:
         return moved(self, device)
 
 
-class SceneSteps(Dataset[PretrainingBatch]):
-    """Batches of scenes nobody has seen before; a function of seed and step."""
+class PretrainingBatches(Dataset[PretrainingBatch]):
+    """Batches of new scenes; a batch is a function of seed and step."""
 
     def __init__(self, preprocess: Preprocess, config: PretrainingConfig) -> None:
         self.preprocess, self.config = preprocess, config
@@ -115,61 +158,51 @@ class SceneSteps(Dataset[PretrainingBatch]):
         rng = np.random.default_rng([self.config.seed, step])
         is_matching = step >= self.config.words_only_steps
         count = self.config.families if is_matching else self.config.families * 4 // 3
-        family = range(step * 2 * self.config.families, step * 2 * self.config.families + count)
-        described = [one for index in family for one in data.describe_family(self.config.seed, "train", index)]
-        pictures = [data.draw_scene(one.scene) for one in described]
-        texts = self.preprocess.texts([one.statements[rng.integers(len(one.statements))].text for one in described])
+        first = step * 2 * self.config.families  # leaves room for the larger batches before matching
+        described = [scene for index in range(first, first + count) for scene in data.describe_family(self.config.seed, "train", index)]
+        images = [data.draw_scene(item.scene) for item in described]
+        texts = self.preprocess.texts([item.statements[rng.integers(len(item.statements))].text for item in described])
         is_masked = self._mask(texts.input_ids, rng)
         return PretrainingBatch(
-            self.preprocess.images(pictures),
+            self.preprocess.images(images),
             texts,
             texts.input_ids.masked_fill(is_masked, self.preprocess.tokenizer.mask_token_id),
             is_masked,
-            torch.stack([_object_labels(one.scene) for one in described]),
-            torch.stack([self._places(ids, one.scene) for ids, one in zip(texts.input_ids, described, strict=True)]),
-            compared_texts(rng, count, self.config.other_negatives if is_matching else None),
+            torch.stack([_object_labels(item.scene) for item in described]),
+            torch.stack([self._patch_labels(ids, item.scene) for ids, item in zip(texts.input_ids, described, strict=True)]),
+            candidate_texts(rng, count, self.config.other_negatives if is_matching else None),
         )
 
     def _mask(self, ids_BL: Tensor, rng: np.random.Generator) -> Tensor:
+        """Which tokens are masked: a share of the content words in half of the captions, all relation words in the other half."""
         is_drawn_BL = torch.from_numpy(rng.random(tuple(ids_BL.shape)) < self.config.mask_share)
-        is_any_B1 = torch.from_numpy(rng.random((len(ids_BL), 1)) < 0.5)
-        return torch.where(is_any_B1, torch.isin(ids_BL, self._content_ids) & is_drawn_BL, torch.isin(ids_BL, self._relation_ids))
+        masks_content_B1 = torch.from_numpy(rng.random((len(ids_BL), 1)) < 0.5)
+        content_BL = torch.isin(ids_BL, self._content_ids) & is_drawn_BL
+        return torch.where(masks_content_B1, content_BL, torch.isin(ids_BL, self._relation_ids))
 
-    def _places(self, ids_L: Tensor, scene: data.Scene) -> Tensor:
-        places_L = torch.full_like(ids_L, NOTHING)
-        for thing in scene.objects:
-            places_L[ids_L == self._shape_ids[thing.shape]] = thing.row * data.GRID + thing.column
-        return places_L
+    def _patch_labels(self, ids_L: Tensor, scene: data.Scene) -> Tensor:
+        """The patch of the object that each token names the shape of, or IGNORED."""
+        patches_L = torch.full_like(ids_L, IGNORED)
+        for drawn_object in scene.objects:
+            patches_L[ids_L == self._shape_ids[drawn_object.shape]] = drawn_object.row * data.GRID + drawn_object.column
+        return patches_L
 
 
 def _object_labels(scene: data.Scene) -> Tensor:
-    labels = torch.full((data.GRID**2, len(OBJECT_WORDS)), NOTHING)
-    for thing in scene.objects:
-        words = (thing.shape, thing.color, thing.size)
-        places = [known.index(word) for known, word in zip(OBJECT_WORDS, words, strict=True)]
-        labels[thing.row * data.GRID + thing.column] = torch.tensor(places)
-    return labels
-
-
-def compared_texts(rng: np.random.Generator, num_families: int, other_negatives: int | None) -> Tensor:
-    """For each picture the captions of its family, its own first, and one of each of some other families.
-
-    Every column is a permutation, so that read the other way each caption is compared with as many pictures.
-    """
-    place_B = np.arange(num_families * data.FAMILY_SIZE)
-    if other_negatives is None:
-        return torch.empty((len(place_B), 0), dtype=torch.int64)
-    family_B, member_B = np.divmod(place_B, data.FAMILY_SIZE)
-    columns = [family_B * data.FAMILY_SIZE + (member_B + k) % data.FAMILY_SIZE for k in range(data.FAMILY_SIZE)]
-    for shift in rng.choice(np.arange(1, num_families), other_negatives, replace=False):
-        turn = rng.integers(data.FAMILY_SIZE)
-        columns.append((family_B + shift) % num_families * data.FAMILY_SIZE + (member_B + turn) % data.FAMILY_SIZE)
-    return torch.from_numpy(np.stack(columns, axis=1))
+    """Indices in OBJECT_WORDS of what lies in each patch, V x 3."""
+    labels_V3 = torch.full((data.GRID**2, len(OBJECT_WORDS)), IGNORED)
+    for drawn_object in scene.objects:
+        words = (drawn_object.shape, drawn_object.color, drawn_object.size)
+        indices = [known.index(word) for known, word in zip(OBJECT_WORDS, words, strict=True)]
+        labels_V3[drawn_object.row * data.GRID + drawn_object.column] = torch.tensor(indices)
+    return labels_V3
 
 
 class PretrainingModel(nn.Module):
-    """A ViLT with a head that names words, used for masked words and for objects, which reads the text's own word table, and a head
-    that names patches."""
+    """A ViLT with two heads: one over the vocabulary, for masked words and for objects, and one over the patches, for places.
+
+    The head over the vocabulary shares the word embeddings of the text.
+    """
 
     def __init__(self, scorer: Any) -> None:
         super().__init__()
@@ -181,14 +214,14 @@ class PretrainingModel(nn.Module):
         tokenizer = scorer.preprocess.tokenizer
         self.object_ids = [torch.tensor(tokenizer.convert_tokens_to_ids(list(known))) for known in OBJECT_WORDS]
 
-    def name(self, tokens: Tensor) -> Tensor:
+    def word_logits(self, tokens: Tensor) -> Tensor:
         """Logits over the vocabulary for each token."""
         words = self.scorer.network.vilt.embeddings.text_embeddings.word_embeddings.weight
         return functional.linear(functional.gelu(self.transform(tokens)), words, self.bias)
 
 
 def pretraining_objective(config: PretrainingConfig) -> Objective:
-    """The tasks' losses, weighted."""
+    """The weighted losses of the four tasks."""
 
     def parts(model: PretrainingModel, batch: PretrainingBatch) -> dict[str, Tensor]:
         scorer = model.scorer
@@ -197,52 +230,39 @@ def pretraining_objective(config: PretrainingConfig) -> Objective:
         masked = scorer.encode_texts(TextBatch(batch.masked_ids_BL, batch.texts.attention_mask))
         tokens = scorer.fuse(images, masked, own_B, own_B)
         length = batch.masked_ids_BL.shape[1]
-        words = functional.cross_entropy(model.name(tokens[:, :length][batch.is_masked_BL]), batch.texts.input_ids[batch.is_masked_BL])
-        named_BVW = model.name(tokens[:, length + 1 :])
+        masked_logits = model.word_logits(tokens[:, :length][batch.is_masked_BL])
+        words = functional.cross_entropy(masked_logits, batch.texts.input_ids[batch.is_masked_BL])
+        word_logits_BVW = model.word_logits(tokens[:, length + 1 :])
         objects = torch.stack(
             [
-                functional.cross_entropy(named_BVW[..., ids].flatten(0, 1), batch.objects_BV3[..., k].flatten(), ignore_index=NOTHING)
+                functional.cross_entropy(word_logits_BVW[..., ids].flatten(0, 1), batch.objects_BV3[..., k].flatten(), ignore_index=IGNORED)
                 for k, ids in enumerate(model.object_ids)
             ]
         ).mean()
-        places = functional.cross_entropy(model.place(tokens[:, :length]).flatten(0, 1), batch.places_BL.flatten(), ignore_index=NOTHING)
+        places = functional.cross_entropy(model.place(tokens[:, :length]).flatten(0, 1), batch.patches_BL.flatten(), ignore_index=IGNORED)
         losses = {
             "words": config.words_weight * words,
             "objects": config.objects_weight * objects,
             "places": config.places_weight * places,
         }
         if batch.text_ix_BK.shape[1]:
-            logits_BK = compared_logits(scorer, images, scorer.encode_texts(batch.texts), batch.text_ix_BK)
+            logits_BK = candidate_logits(scorer, images, scorer.encode_texts(batch.texts), batch.text_ix_BK)
             losses["matching"] = matching_loss(logits_BK, batch.text_ix_BK)
         return losses
 
     return parts
 
 
-def compared_logits(scorer: Any, images: Any, texts: Any, text_ix_BK: Tensor) -> Tensor:
-    """The logits of each picture with its candidates, B x K."""
-    num_images, num_candidates = text_ix_BK.shape
-    image_ix_P = torch.arange(num_images, device=text_ix_BK.device).repeat_interleave(num_candidates)
-    logits_P: Tensor = scorer.score_pairs(images, texts, image_ix_P, text_ix_BK.flatten())
-    return logits_P.view(num_images, num_candidates)
-
-
-def matching_loss(logits_BK: Tensor, text_ix_BK: Tensor) -> Tensor:
-    """Cross-entropy of the true caption among a picture's candidates, and of the true picture among a caption's."""
-    by_caption_BK = logits_BK.gather(0, text_ix_BK.argsort(dim=0))
-    target_B = torch.zeros(len(logits_BK), dtype=torch.int64, device=logits_BK.device)
-    return (functional.cross_entropy(logits_BK, target_B) + functional.cross_entropy(by_caption_BK, target_B)) / 2
-
-
 def new_teacher(config: PretrainingConfig, captions: Sequence[str]) -> models.ViltScorer:
     """The untrained teacher.
 
-    Pixels are normalized so that the pale backgrounds lie near 0 and the patches do not drown out the places they lie at: with three
-    times the contrast and places less than half as loud, no place was learned in 1,700 steps. Weights are drawn for its width.
+    Pixels are normalized so that pale backgrounds lie near 0 and the patches do not dominate the position embeddings: with three times
+    the contrast and position embeddings less than half as large, it learned no place in 1,700 steps. Linear weights are drawn for its
+    width.
     """
     scorer = models.new_vilt(config.model, models.word_piece(captions), config.seed)
     torch.manual_seed(config.seed)
-    nn.init.normal_(scorer.network.vilt.embeddings.position_embeddings, std=PLACE_STD)
+    nn.init.normal_(scorer.network.vilt.embeddings.position_embeddings, std=POSITION_STD)
     for module in scorer.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=LINEAR_STD)
@@ -250,17 +270,18 @@ def new_teacher(config: PretrainingConfig, captions: Sequence[str]) -> models.Vi
 
 
 def pretrain(run: Run, config: PretrainingConfig, *, options: loop.TrainingOptions, track: Track = silent) -> None:
-    """Train the built-in teacher and leave it, in half precision, in the run's model folder."""
+    """Pretrain the built-in teacher and save it, in half precision, in the run's model folder."""
     if run.is_finished:
         return
     torch.manual_seed(config.seed)
-    captions = [line.text for one in islice(data.describe_scenes(config.seed, "train"), 2000) for line in one.statements]
+    described = islice(data.describe_scenes(config.seed, "train"), NUM_VOCABULARY_SCENES)
+    captions = [statement.text for item in described for statement in item.statements]
     scorer = new_teacher(config, captions)
     model = PretrainingModel(scorer)
     loop.train(
         run,
         model,
-        SceneSteps(scorer.preprocess, config),
+        PretrainingBatches(scorer.preprocess, config),
         pretraining_objective(config),
         config.optimizer,
         num_steps=num_steps(config.optimizer),
@@ -271,19 +292,15 @@ def pretrain(run: Run, config: PretrainingConfig, *, options: loop.TrainingOptio
     runs.finish(run, scorer, half=True)
 
 
-MIDDLE = 4.5
-"""Half of the highest agreement: logits lie about 0."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class GradingConfig:
-    """Everything that can change the last stage of the built-in teacher."""
+    """Everything that can change the grading of the built-in teacher."""
 
     seed: int = 2
     families: int = 10
     other_negatives: int = 6
     agreement_weight: float = 0.2
-    """Weight of the squared distance between logits and agreements."""
+    """Weight of the squared error between logits and agreements."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             lr=4e-4, weight_decay=0.05, steps=500, warmup_share=0.05, schedule="cosine", max_grad_norm=1.0, save_every=100
@@ -295,61 +312,64 @@ class GradingConfig:
 
 
 @dataclass(frozen=True)
-class GradedBatch:
+class GradingBatch:
+    """Scenes with one caption each, and how well the captions fit them."""
+
     images: ImageBatch
     texts: TextBatch
     text_ix_BK: Tensor
     agreement_BK: Tensor
-    """How much of each caption holds of its picture, from 0 to 9."""
+    """How much of each caption holds in the image, from 0 to 9."""
 
-    def to(self, device: torch.device) -> GradedBatch:
+    def to(self, device: torch.device) -> GradingBatch:
         return moved(self, device)
 
 
-class GradedSteps(Dataset[GradedBatch]):
-    """Batches of scenes nobody has seen before; a function of seed and step."""
+class GradingBatches(Dataset[GradingBatch]):
+    """Batches of new scenes; a batch is a function of seed and step."""
 
     def __init__(self, preprocess: Preprocess, config: GradingConfig) -> None:
         self.preprocess, self.config = preprocess, config
 
-    def __getitem__(self, step: int) -> GradedBatch:
+    def __getitem__(self, step: int) -> GradingBatch:
         rng = np.random.default_rng([self.config.seed, step])
         count = self.config.families
-        family = range(step * count, (step + 1) * count)
-        described = [one for index in family for one in data.describe_family(self.config.seed, "train", index)]
-        said = [one.statements[rng.integers(len(one.statements))] for one in described]
-        text_ix_BK = compared_texts(rng, count, self.config.other_negatives)
-        agreements = [[said[text].agreement(one.scene) for text in row] for one, row in zip(described, text_ix_BK.tolist(), strict=True)]
-        return GradedBatch(
-            self.preprocess.images([data.draw_scene(one.scene) for one in described]),
-            self.preprocess.texts([statement.text for statement in said]),
+        families = range(step * count, (step + 1) * count)
+        described = [scene for index in families for scene in data.describe_family(self.config.seed, "train", index)]
+        statements = [item.statements[rng.integers(len(item.statements))] for item in described]
+        text_ix_BK = candidate_texts(rng, count, self.config.other_negatives)
+        rows = zip(described, text_ix_BK.tolist(), strict=True)
+        agreements = [[statements[text].agreement(item.scene) for text in row] for item, row in rows]
+        return GradingBatch(
+            self.preprocess.images([data.draw_scene(item.scene) for item in described]),
+            self.preprocess.texts([statement.text for statement in statements]),
             text_ix_BK,
             torch.tensor(agreements, dtype=torch.float32),
         )
 
 
 def grading_objective(config: GradingConfig) -> Objective:
-    """Matching, and the agreement of logits with what holds."""
+    """Matching, and the squared error of the logits against the agreements."""
 
-    def parts(scorer: Any, batch: GradedBatch) -> dict[str, Tensor]:
+    def parts(scorer: Any, batch: GradingBatch) -> dict[str, Tensor]:
         images, texts = scorer.encode_images(batch.images), scorer.encode_texts(batch.texts)
-        logits_BK = compared_logits(scorer, images, texts, batch.text_ix_BK)
+        logits_BK = candidate_logits(scorer, images, texts, batch.text_ix_BK)
         return {
             "matching": matching_loss(logits_BK, batch.text_ix_BK),
-            "agreement": config.agreement_weight * functional.mse_loss(logits_BK, batch.agreement_BK - MIDDLE),
+            "agreement": config.agreement_weight * functional.mse_loss(logits_BK, batch.agreement_BK - MIDDLE_AGREEMENT),
         }
 
     return parts
 
 
 def grade(run: Run, scorer: Any, config: GradingConfig, *, options: loop.TrainingOptions, track: Track = silent) -> None:
-    """Train a pretrained teacher on, in place, and leave it, in half precision, in the run's model folder."""
+    """Train a pretrained teacher further, in place, and save it, in half precision, in the run's model folder."""
     if run.is_finished:
         return
     loop.train(
         run,
         scorer.requires_grad_(True),
-        GradedSteps(scorer.preprocess, config),
+        GradingBatches(scorer.preprocess, config),
         grading_objective(config),
         config.optimizer,
         num_steps=num_steps(config.optimizer),
