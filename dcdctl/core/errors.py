@@ -14,6 +14,9 @@ Every message says what was found and what was wanted; `hint` names the next ste
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+
 
 class DcdError(Exception):
     """Base of all errors that the command line shows as one line; `hint` is the next step, or empty."""
@@ -53,3 +56,25 @@ class StaleError(DcdError):
 
 class MissingError(DcdError):
     """Something needed is not there."""
+
+
+def require_extra(extra: str, *modules: str, needed_by: str, or_else: str = "") -> None:
+    """MissingError if a package of an optional extra is not installed; it names `needed_by`, the package and the command to run.
+
+    `modules` are import names. `or_else` is what the user may do instead.
+    """
+    if missing := [module.replace("_", "-") for module in modules if not _is_installed(module)]:
+        reason = f"{needed_by} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed"
+        raise MissingError(reason, hint=install_command(extra) + (f", or {or_else}" if or_else else ""))
+
+
+def install_command(extra: str) -> str:
+    """The command that installs the packages of an extra."""
+    return f"pip install 'dcdctl[{extra}]'"
+
+
+def _is_installed(module: str) -> bool:
+    """Whether a module can be imported, without importing it."""
+    if module in sys.modules:
+        return sys.modules[module] is not None
+    return importlib.util.find_spec(module) is not None

@@ -313,7 +313,7 @@ def test_a_killed_export_leaves_no_folder_and_the_next_one_cleans_up(sources, tm
 def test_without_its_package_a_format_is_refused_by_name(to, sources, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx, "PACKAGES", ("onnx", "no_such_package"))
     monkeypatch.setattr(to_sentence_transformers, "PACKAGE", "no_such_package")
-    with pytest.raises(MissingError, match=rf"not installed here; pip install 'dcdctl\[{to}\]'"):
+    with pytest.raises(MissingError, match=rf"which is not installed; pip install 'dcdctl\[{to}\]'"):
         export.export_model(job_of(sources, tmp_path, to=to))
 
 

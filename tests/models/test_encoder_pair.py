@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from encoders import SIDE, TEXT, VISION, make_pair, save_text, save_vision
 from torch.testing import assert_close
 
 from dcdctl.core import models
-from dcdctl.core.errors import ModelError
+from dcdctl.core.errors import MissingError, ModelError
 from dcdctl.core.models import CoAttentionScorer, FusionSize, backbones
 from dcdctl.core.models.preprocess import square_image_processor
 
@@ -141,7 +143,10 @@ def test_without_timm_the_error_says_how_to_install_it(captions, tmp_path, monke
         raise ImportError("TimmWrapperModel requires the timm library")
 
     monkeypatch.setattr(backbones.AutoModel, "from_pretrained", missing)
-    with pytest.raises(ModelError, match=r"is a timm model, and timm is not installed; pip install 'dcdctl\[timm\]'"):
+    with pytest.raises(ImportError, match="TimmWrapperModel"):
+        models.scorer_over(vision, text, SMALL)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingError, match=r"a timm model, needs timm, which is not installed; pip install 'dcdctl\[timm\]'"):
         models.scorer_over(vision, text, SMALL)
 
 

@@ -120,7 +120,7 @@ def test_a_folder_with_something_in_it_is_not_written_to(dual, tmp_path):
 
 def test_without_the_extra_the_error_names_it(dual, tmp_path, monkeypatch):
     monkeypatch.setattr(models_onnx, "PACKAGES", ("onnx", "no_such_package"))
-    with pytest.raises(MissingError, match=r"ONNX needs no_such_package, not installed here; pip install 'dcdctl\[onnx\]'"):
+    with pytest.raises(MissingError, match=r"ONNX needs no-such-package, which is not installed; pip install 'dcdctl\[onnx\]'"):
         models_onnx.export_onnx(dual, tmp_path / "towers")
 
 

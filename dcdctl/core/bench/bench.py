@@ -25,7 +25,7 @@ from dcdctl.core.bench.steps import Contestant, DualSide, Inputs, device_of, inp
 from dcdctl.core.bench.timer import Quantity, Timer
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
-from dcdctl.core.errors import ConfigError, DcdError
+from dcdctl.core.errors import ConfigError, DcdError, MissingError
 from dcdctl.core.models import DualEncoder, FusionScorer
 from dcdctl.core.progress import Track, silent
 
@@ -47,13 +47,21 @@ def onnx_student(model: FusionScorer | DualEncoder, inputs: Inputs, *, is_wanted
     """The student exported into a folder of its own, gone afterwards; its vectors are compared with torch's before it may take part."""
     if not is_wanted:
         yield OnnxStudent(note="not asked for")
-    elif models.missing_onnx_packages():
-        yield OnnxStudent(note="not installed: pip install 'dcdctl[onnx]'")
+    elif missing := _missing_packages():
+        yield OnnxStudent(note=missing)
     elif model.kind == "fusion":
         yield OnnxStudent(note="does not export: the shapes of a fusion model depend on the data")
     else:
         with tempfile.TemporaryDirectory(prefix="dcdctl-onnx-") as folder:
             yield _exported(model, inputs, Path(folder))
+
+
+def _missing_packages() -> str:
+    try:
+        models.require_onnx()
+    except MissingError as error:
+        return str(error)
+    return ""
 
 
 def _exported(model: DualEncoder, inputs: Inputs, folder: Path) -> OnnxStudent:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core.data import Corpus
-from dcdctl.core.errors import CorpusError, MissingError
+from dcdctl.core.errors import CorpusError, require_extra
 from dcdctl.core.evaluation.ranks import Ranking, Rankings
 from dcdctl.core.evaluation.recall import KS
 
@@ -84,12 +84,10 @@ def open_judge(corpus: Corpus) -> Judge:
 
 def load_package() -> Any:
     """The package's class of judgements and measures; MissingError where it is not installed."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a faster JSON reader is not installed
-            from eccv_caption import Metrics
-    except ImportError as error:
-        raise MissingError("ECCV Caption needs the package eccv_caption", hint="pip install 'dcdctl[eccv]'") from error
+    require_extra("eccv", "eccv_caption", needed_by="ECCV Caption")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a faster JSON reader is not installed
+        from eccv_caption import Metrics
     return Metrics
 
 

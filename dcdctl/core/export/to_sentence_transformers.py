@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from dcdctl.core import files
-from dcdctl.core.errors import MissingError
+from dcdctl.core.errors import MissingError, install_command, require_extra
 from dcdctl.core.export import to_transformers
 from dcdctl.core.export.check import Samples, Vectors
 from dcdctl.core.models import DualEncoder, silence_transformers
 
-PACKAGE = "sentence_transformers"
+EXTRA, PACKAGE = "sentence-transformers", "sentence_transformers"
 NORMALIZE = "1_Normalize"
 # The names of before 5.4, which every version knows; the first folder is the root.
 MODULES = [
@@ -35,10 +35,9 @@ SIDES = {
 
 def require() -> None:
     """MissingError where sentence-transformers is not installed, or too old to read what is written."""
-    if importlib.util.find_spec(PACKAGE) is None:
-        raise MissingError("sentence-transformers is not installed here", hint="pip install 'dcdctl[sentence-transformers]'")
+    require_extra(EXTRA, PACKAGE, needed_by=f"--to {EXTRA}")
     if importlib.util.find_spec(f"{PACKAGE}.base") is None:
-        raise MissingError("this sentence-transformers is older than 5.4", hint="pip install 'dcdctl[sentence-transformers]'")
+        raise MissingError("the sentence-transformers installed here is older than 5.4", hint=install_command(EXTRA))
 
 
 def write(model: DualEncoder, folder: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, TimmWrapperImageProcessor
 
-from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.errors import ConfigError, ModelError, require_extra
 from dcdctl.core.models.checkpoint import check_complete, digest_of_model
 from dcdctl.core.models.preprocess import Preprocess, hub_errors, load_image_processor
 from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
@@ -100,11 +100,12 @@ def load_processor(ref: str, config: Any) -> Any:
 
 @contextmanager
 def needing_timm(what: object) -> Iterator[None]:
-    """Turn a missing package into a ModelError that says how it is installed."""
+    """MissingError if the block fails because timm is not installed."""
     try:
         yield
-    except ImportError as error:
-        raise ModelError(f"{what} is a timm model, and timm is not installed", hint="pip install 'dcdctl[timm]'") from error
+    except ImportError:
+        require_extra("timm", "timm", needed_by=f"{what}, a timm model,")
+        raise
 
 
 def drop_pooler(encoder: nn.Module) -> None:

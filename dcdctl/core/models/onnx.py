@@ -10,7 +10,6 @@ computations theirs takes depends on the numbers (which pairs share an image, ho
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcdctl.core import files
-from dcdctl.core.errors import MissingError, ModelError
+from dcdctl.core.errors import MissingError, ModelError, require_extra
 from dcdctl.core.models.protocols import DualEncoder, ImageBatch, Model, Preprocessor, TextBatch
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -102,15 +101,9 @@ class OnnxDual:
         return torch.from_numpy(vectors).to(self._device)
 
 
-def missing_onnx_packages() -> list[str]:
-    """Those of the extra `onnx` that are not installed."""
-    return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-
-
 def require_onnx() -> None:
-    """MissingError where a package of the extra is not installed."""
-    if missing := missing_onnx_packages():
-        raise MissingError(f"ONNX needs {', '.join(missing)}, not installed here", hint="pip install 'dcdctl[onnx]'")
+    """MissingError if a package of the extra is not installed."""
+    require_extra("onnx", *PACKAGES, needed_by="ONNX")
 
 
 def onnxruntime_version() -> str:

@@ -6,6 +6,7 @@ Shape letters: Q queries, R rows, D width, C candidates.
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core import files
-from dcdctl.core.errors import MissingError, StaleError
+from dcdctl.core.errors import StaleError, require_extra
 from dcdctl.core.progress import Advance
 from dcdctl.core.search.config import HnswConfig, IndexConfig, IvfPqConfig
 from dcdctl.core.search.exact import Floats, Rows
@@ -114,15 +115,15 @@ def open_segment(folder: Path, segment: Segment, config: IndexConfig) -> Opened:
 
 
 def packages(kind: str) -> dict[str, str]:
-    """The package that a kind needs, with its version; MissingError names the extra that brings it."""
+    """The package that a kind needs, with its version; MissingError if it is not installed."""
     if kind == "flat":
         return {}
-    package, extra = ("usearch", "index") if kind == "hnsw" else ("faiss-cpu", "index-pq")
+    module, package, extra = ("usearch", "usearch", "index") if kind == "hnsw" else ("faiss", "faiss-cpu", "index-pq")
+    require_extra(extra, module, needed_by=f"an index of kind {kind}", or_else="search exactly with --set kind=flat")
     try:
         return {package: version(package)}
-    except PackageNotFoundError as error:
-        hint = f"pip install 'dcdctl[{extra}]', or --set kind=flat to look at every vector"
-        raise MissingError(f"a search of kind {kind} needs the package {package}", hint=hint) from error
+    except PackageNotFoundError:  # conda gives the distribution another name
+        return {package: str(importlib.import_module(module).__version__)}
 
 
 class Graph:

@@ -6,7 +6,6 @@ What is wrong with either is said before torch is imported, which takes seconds.
 from __future__ import annotations
 
 import errno
-import importlib.util
 import ipaddress
 import logging
 import math
@@ -18,18 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcdctl.core.errors import InputError, MissingError
+from dcdctl.core.errors import InputError, require_extra
 from dcdctl.core.search import Index
 from dcdctl.core.serve.config import ServiceConfig
 
 BACKLOG = 2048
-PACKAGES = {
-    "fastapi": "fastapi",
-    "uvicorn": "uvicorn",
-    "python_multipart": "python-multipart",
-    "prometheus_client": "prometheus-client",
-}
-"""Of the extra: what is imported, and what is installed."""
+PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+"""Import names of the packages of the extra `serve`."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +85,8 @@ def serve(
 
 
 def require() -> None:
-    """MissingError where a package of the extra is not installed."""
-    for name, package in PACKAGES.items():
-        if importlib.util.find_spec(name) is None:
-            raise MissingError(f"serving needs {package}, which is not installed", hint="pip install 'dcdctl[serve]'")
+    """MissingError if a package of the extra is not installed."""
+    require_extra("serve", *PACKAGES, needed_by="serving")
 
 
 @contextmanager

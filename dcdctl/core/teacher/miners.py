@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dcdctl.core import scoring
 from dcdctl.core.data import Corpus
-from dcdctl.core.errors import MissingError
+from dcdctl.core.errors import require_extra
 from dcdctl.core.teacher.false_negatives import Reasons
 
 Index = NDArray[np.int64]
@@ -60,10 +60,9 @@ def random_miner(seed: Sequence[int], num_queries: int, population: int) -> Mine
 
 def load_bm25s() -> Any:
     """The package of the extra `mine`, which lexical mining needs; MissingError if it is not installed."""
-    try:
-        import bm25s
-    except ImportError as error:
-        raise MissingError("candidates.kind lexical needs bm25s, which is not installed", hint="pip install 'dcdctl[mine]'") from error
+    require_extra("mine", "bm25s", needed_by="candidates.kind lexical")
+    import bm25s
+
     return bm25s
 
 

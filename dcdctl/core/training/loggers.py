@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from dcdctl.core import files
-from dcdctl.core.errors import MissingError
+from dcdctl.core.errors import require_extra
 from dcdctl.core.training.runs import Run
 
 Write = Callable[[int, Mapping[str, float]], None]
@@ -57,9 +57,8 @@ class WandbLog:
 
 
 def require() -> Any:
-    """The package; MissingError where it is not installed."""
-    try:
-        import wandb  # needed by those who ask for it
-    except ImportError as error:
-        raise MissingError("--wandb needs wandb, which is not installed", hint="pip install 'dcdctl[wandb]'") from error
+    """The package wandb; MissingError if it is not installed."""
+    require_extra("wandb", "wandb", needed_by="--wandb")
+    import wandb
+
     return wandb
