@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib as mpl
 from evidence_steps import Step
 
+from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import files as evaluation_files
 from dcdctl.core.evaluation import significance
 
@@ -67,7 +68,7 @@ def _compared(groups: dict[tuple[str, str], list[Step]], work: Path, results: Pa
 
 def _row(members: list[Step], compared: dict[str, Any] | None, results: Path) -> list[str]:
     found = [_read(results / _short(step) / "result.json") for step in members]
-    recalls = ["/".join(f"{mean(each[way][k] for each in found):.1f}" for k in ("R@1", "R@5", "R@10")) for way in WAYS]
+    recalls = ["/".join(f"{mean(each[direction.key][k] for each in found):.1f}" for k in ("R@1", "R@5", "R@10")) for direction in Direction]
     sums = [each["rsum"] for each in found]
     spread = f" ± {stdev(sums):.1f}" if len(sums) > 1 else ""
     against, chance = "", ""
@@ -78,9 +79,6 @@ def _row(members: list[Step], compared: dict[str, Any] | None, results: Path) ->
     seconds = training_seconds(members, results)
     cost = "" if seconds is None else f"{seconds:,.0f} s"
     return [members[0].label, *recalls, ", ".join(f"{each:.1f}" for each in sums), f"{mean(sums):.1f}{spread}", against, chance, cost]
-
-
-WAYS = ("text_retrieval", "image_retrieval")
 
 
 def training_seconds(members: list[Step], results: Path) -> float | None:

@@ -27,7 +27,6 @@ OutFolder = Annotated[
 ]
 RanksFile = Annotated[Path | None, typer.Option("--ranks", help="File of one more copy of the ranks.", metavar="FILE")]
 
-DIRECTIONS = {"text retrieval": "text_retrieval", "image retrieval": "image_retrieval"}
 RECALLS = ("R@1", "R@5", "R@10")
 
 
@@ -70,16 +69,18 @@ def _tell(workload: Any) -> None:
 
 
 def _show(document: dict[str, Any]) -> None:
+    from dcdctl.core.data import Direction
+
     protocol, intervals = document["protocol"], document["intervals"]
     kind = f"{protocol['kind']} of depth {protocol['depth']}" if protocol["depth"] else protocol["kind"]
     folds = f" ({protocol['folds']} folds)" if protocol["folds"] > 1 else ""
     title = f"{document['model']} ({kind}) on {document['split']}, protocol {protocol['name']}{folds}: "
     rows = []
-    for name, key in DIRECTIONS.items():
-        found = document[key]
+    for direction in Direction:
+        found = document[direction.key]
         ranks = [f"{found['median_rank']:,.1f}".removesuffix(".0"), f"{found['mean_rank']:,.1f}"]
-        rows.append([name, *(f"{found[one]:.2f}" for one in (*RECALLS, "mAP@R")), *ranks])
-        rows.append([f"  {intervals['level']:.0%} interval", *(_between(intervals[key][one]) for one in RECALLS), "", "", ""])
+        rows.append([direction.title, *(f"{found[one]:.2f}" for one in (*RECALLS, "mAP@R")), *ranks])
+        rows.append([f"  {intervals['level']:.0%} interval", *(_between(intervals[direction.key][one]) for one in RECALLS), "", "", ""])
     rsum = f"rsum {document['rsum']:.2f} ({_between(intervals['rsum'])}), mean recall {document['mean_recall']:.2f}"
     counts = f"{document['images']:,} images, {document['captions']:,} captions"
     show_table(title + counts, ["", *RECALLS, "mAP@R", "median rank", "mean rank"], rows, caption=f"{rsum}, {document['seconds']:,.1f} s")
@@ -90,11 +91,13 @@ def _show(document: dict[str, Any]) -> None:
 
 
 def _show_depths(document: dict[str, Any]) -> None:
+    from dcdctl.core.data import Direction
+
     columns = ["depth", "text R@1/5/10", "image R@1/5/10", "rsum", "a query", "pairs", "front"]
     rows = [
         [
             str(one["depth"]) if one["depth"] else "0 (dual alone)",
-            *(" / ".join(f"{one[key][name]:.2f}" for name in RECALLS) for key in DIRECTIONS.values()),
+            *(" / ".join(f"{one[direction.key][name]:.2f}" for name in RECALLS) for direction in Direction),
             f"{one['rsum']:.2f}",
             f"{one['ms_per_query']:,.2f} ms",
             f"{one['pairs']:,}",
@@ -107,10 +110,13 @@ def _show_depths(document: dict[str, Any]) -> None:
 
 
 def _show_eccv(document: dict[str, Any]) -> None:
+    from dcdctl.core.data import Direction
+
     rows = [
-        [f"{title}, {name}", *(f"{document[judge][key].get(one, ''):.2f}" if one in document[judge][key] else "" for one in columns)]
+        [f"{title}, {direction.title}", *(f"{found[one]:.2f}" if one in found else "" for one in columns)]
         for judge, title in (("eccv_caption", "ECCV Caption"), ("cxc", "CrissCrossed Captions"))
-        for name, key in DIRECTIONS.items()
+        for direction in Direction
+        for found in [document[judge][direction.key]]
         for columns in [(*RECALLS, "mAP@R", "R-Precision")]
     ]
     show_table("with the positives that COCO's own pairs leave out", ["", *RECALLS, "mAP@R", "R-Precision"], rows)

@@ -32,8 +32,6 @@ OnError = Annotated[str, typer.Option("--on-error", help="At a row that cannot b
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a manifest field: counts.train=500.", metavar="KEY=VALUE")]
 List = Annotated[bool, typer.Option("--list", help="Show the data sets and the published teachers, and stop.")]
 
-DIRECTIONS = ("text_retrieval", "image_retrieval")
-
 
 def prepare(
     name: Name = None,
@@ -73,6 +71,8 @@ def prepare(
 def _show_catalogue(document: dict[str, Any], json: bool) -> None:
     if json:
         return show_json(document)
+    from dcdctl.core.data import Direction
+
     rows = [
         [one["name"], ", ".join(one["images"]) or "-", ", ".join(source["name"] for source in one["sources"]), one["licence"]]
         for one in document["data_sets"]
@@ -80,7 +80,7 @@ def _show_catalogue(document: dict[str, Any], json: bool) -> None:
     show_table("data sets: dcdctl prepare NAME", ["name", "images", "sources", "licence"], rows)
     columns = ["name", "published on", "text R@1/5/10", "image R@1/5/10", "source"]
     lines = [
-        [one["name"], protocol, *("/".join(map(str, recalls.get(key, "-"))) for key in DIRECTIONS), one["source"]]
+        [one["name"], protocol, *("/".join(map(str, recalls.get(direction.key, "-"))) for direction in Direction), one["source"]]
         for one in document["teachers"]
         for protocol, recalls in (one["published"] or {"-": {}}).items()
     ]

@@ -8,6 +8,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,7 +71,7 @@ def to_table(value: Any) -> Any:
         return {key: to_table(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [to_table(item) for item in value]
-    return value
+    return value.value if isinstance(value, Enum) else value
 
 
 @functools.cache
@@ -88,6 +89,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value not in arguments:
             raise ConfigError(f"{where} must be one of {', '.join(map(str, arguments))}, got {value!r}")
         return value
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return hint(_convert(typing.Literal[*(member.value for member in hint)], value, where))
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a table, got {value!r}")

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dcdctl.core.data import Corpus, corpus, images
+from dcdctl.core.data import Corpus, Direction, corpus, images
 from dcdctl.core.data.corpus import CorpusRow
 from dcdctl.core.errors import CorpusError
 
@@ -289,3 +289,11 @@ def test_a_palette_with_transparency_decodes_without_a_warning():
     buffer = io.BytesIO()
     Image.new("P", (6, 4)).save(buffer, "PNG", transparency=b"\x00\x80")
     assert images.decode_image(buffer.getvalue()).mode == "RGB"
+
+
+def test_a_direction_names_what_is_asked_and_what_is_found():
+    names = [(direction.key, direction.title, direction.query, direction.gallery) for direction in Direction]
+    assert names == [
+        ("text_retrieval", "text retrieval", "image", "caption"),
+        ("image_retrieval", "image retrieval", "caption", "image"),
+    ]

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Literal
 
 import pytest
 
 from dcdctl.core import config
 from dcdctl.core.errors import ConfigError
+
+
+class Side(StrEnum):
+    LEFT = "left"
+    RIGHT = "right"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,3 +92,15 @@ def test_a_config_goes_through_its_plain_form_and_back():
     table = config.to_table(built)
     assert table["inner"]["sizes"] == [1, 2]
     assert config.build(Outer, table) == built
+
+
+def test_a_word_becomes_a_member_of_its_enum_and_a_plain_word_again():
+    @dataclass(frozen=True, kw_only=True)
+    class Sides:
+        sides: tuple[Side, ...] = tuple(Side)
+
+    built = config._convert(Sides, {"sides": ["right"]}, "batch")
+    assert built.sides[0] is Side.RIGHT
+    assert [type(word) for word in config.to_table(built)["sides"]] == [str]
+    with pytest.raises(ConfigError, match=r"^batch\.sides\[0\] must be one of left, right, got 'up'$"):
+        config._convert(Sides, {"sides": ["up"]}, "batch")

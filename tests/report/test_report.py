@@ -199,6 +199,6 @@ def test_nothing_is_written_by_reading(folders):
 
 def test_ranks_of_the_systems_are_their_own(folders):
     found = read_demo(folders)
-    ranks = [one.answers.ranks("image") for one in found.systems]
+    ranks = [one.answers.table.ranks("image") for one in found.systems]
     assert len({rank_Q.tobytes() for rank_Q in ranks}) == 5
     np.testing.assert_array_equal(ranks[1], files.read_ranks(folders[1] / "ranks.parquet").image_ranks)

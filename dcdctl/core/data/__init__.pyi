@@ -1,4 +1,4 @@
-from .corpus import CORPUS_FILE, Corpus, read_corpus_json
+from .corpus import CORPUS_FILE, Corpus, Direction, read_corpus_json
 from .corpus_summary import (
     MAX_WORDS_COUNTED,
     CorpusInspection,
@@ -29,6 +29,7 @@ __all__ = [
     "SIZES",
     "Corpus",
     "CorpusInspection",
+    "Direction",
     "FolderImageFile",
     "ImageError",
     "Manifest",

@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,38 @@ from dcdctl.core.data import images
 from dcdctl.core.errors import CorpusError
 
 FORMAT_VERSION = 1
+
+
+class Direction(StrEnum):
+    """Direction of retrieval, named after what is retrieved.
+
+    Text retrieval: a query is an image, and its captions are found. Image retrieval: a query is a caption, and its image is found.
+    """
+
+    TEXT = "text"
+    IMAGE = "image"
+
+    @property
+    def key(self) -> str:
+        """Name of the direction in JSON documents: text_retrieval."""
+        return f"{self}_retrieval"
+
+    @property
+    def title(self) -> str:  # type: ignore[override]  # str.title is never called on a direction
+        """Name of the direction in tables: text retrieval."""
+        return f"{self} retrieval"
+
+    @property
+    def query(self) -> str:
+        """What a query is: an "image" or a "caption"."""
+        return "image" if self == Direction.TEXT else "caption"
+
+    @property
+    def gallery(self) -> str:
+        """What the candidates of a query are: each a "caption" or an "image"."""
+        return "caption" if self == Direction.TEXT else "image"
+
+
 CORPUS_FILE = "corpus.json"
 ROW_GROUP_ROWS = 32
 ROW_GROUP_BYTES = 2 << 20

@@ -3,19 +3,17 @@ from .evaluate import EvalJob, evaluate_model, run_evaluation
 from .files import Answers, read_answers, write_evaluation
 from .protocols import SplitChoice
 from .rankers import EvalOptions
-from .ranks import DIRECTIONS, Direction, RankTable
+from .ranks import RankTable
 from .recall import KS
 from .result import Evaluation, Figure, Result, Times, evaluation_document, flat, read_result, read_times
 from .significance import LEVEL, Comparison, Estimate, Estimates, Interval, compare_ranks
 
 __all__ = [
-    "DIRECTIONS",
     "KS",
     "LEVEL",
     "Answers",
     "Comparison",
     "Contest",
-    "Direction",
     "Duel",
     "Estimate",
     "Estimates",

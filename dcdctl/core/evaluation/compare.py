@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.evaluation import recall, significance
 from dcdctl.core.evaluation.bootstrap import holm
 from dcdctl.core.evaluation.files import ALONE, CASCADE, Names, read_ranks
-from dcdctl.core.evaluation.ranks import DIRECTIONS, Direction, Ranks, RankTable
+from dcdctl.core.evaluation.ranks import Ranks, RankTable
 from dcdctl.core.evaluation.significance import Comparison, Estimates, check_queries
 from dcdctl.core.files import read_json
 
@@ -188,10 +188,10 @@ def find(ours: Sequence[RankTable], base: Sequence[RankTable], direction: Direct
     """The shifts of one direction; `num_queries` of the better and of the worse are named.
 
     >>> one, other = (RankTable(("a", "b"), np.arange(2), np.arange(2), np.array(ranks), np.ones(2)) for ranks in ([3, 9], [5, 1]))
-    >>> find([one], [other], "text", 1).worse
+    >>> find([one], [other], Direction.TEXT, 1).worse
     (Shift(query=1, ours=(9,), base=(1,)),)
     """
-    ours_QR, base_QR = (np.column_stack([_ranks(table, direction) for table in tables]) for tables in (ours, base))
+    ours_QR, base_QR = (np.column_stack([table.ranks(direction) for table in tables]) for tables in (ours, base))
     log_ours_Q, log_base_Q = np.log(ours_QR).mean(axis=1), np.log(base_QR).mean(axis=1)
     gain_Q = (log_base_Q - log_ours_Q).round(DECIMALS)
     furthest_Q = np.lexsort([np.minimum(log_ours_Q, log_base_Q), -np.abs(gain_Q)])
@@ -201,10 +201,6 @@ def find(ours: Sequence[RankTable], base: Sequence[RankTable], direction: Direct
         for queries in (better, worse)
     ]
     return Shifts(len(better), len(gain_Q) - len(better) - len(worse), len(worse), *first_of_each)
-
-
-def _ranks(table: RankTable, direction: Direction) -> NDArray[np.int64]:
-    return table.text_ranks if direction == "text" else table.image_ranks
 
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -270,7 +266,7 @@ def hold(names: Sequence[str], base: str | None = None, *, resamples: int = 10_0
             comparison=found[i],
             holm_p_value=holm_D[i],
             holm_sign_flip_p_value=holm_sign_flip_D[i],
-            shifts={way: find(side.tables, read[first].tables, way, num_queries) for way in DIRECTIONS},
+            shifts={direction: find(side.tables, read[first].tables, direction, num_queries) for direction in Direction},
         )
         for i, (letter, side) in enumerate(others.items())
     ]

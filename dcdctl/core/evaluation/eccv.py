@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.errors import CorpusError, require_extra
 from dcdctl.core.evaluation.ranks import Ranking, Rankings
 from dcdctl.core.evaluation.recall import KS
 
 PROTOCOL = "coco-5k"
 """The gallery that the package's measures are of."""
-WAYS = {"text_retrieval": "i2t", "image_retrieval": "t2i"}
+_KEYS = {Direction.TEXT: "i2t", Direction.IMAGE: "t2i"}
+"""What the package calls a direction."""
 ECCV = {"R@1": "eccv_r1", "R-Precision": "eccv_rprecision", "mAP@R": "eccv_map_at_r"}
 """What the package calls these measures; it has the other two only where it is asked for mAP@R as well."""
 CXC = {f"R@{k}": f"cxc_r{k}" for k in KS}
@@ -74,7 +75,7 @@ class Judge:
         # The package shows progress of its own, whatever it is told.
         with contextlib.redirect_stderr(io.StringIO()):
             found = self._metrics.compute_all_metrics(i2t, t2i, target_metrics=wanted, Ks=KS)
-        return {way: {ours: 100 * float(found[theirs][key]) for ours, theirs in measures.items()} for way, key in WAYS.items()}
+        return {way.key: {ours: 100 * float(found[theirs][key]) for ours, theirs in measures.items()} for way, key in _KEYS.items()}
 
 
 def open_judge(corpus: Corpus) -> Judge:

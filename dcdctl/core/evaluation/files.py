@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dcdctl.core import files
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.errors import InputError
-from dcdctl.core.evaluation.ranks import DIRECTIONS, NUM_TOP, RANKS_HINT, Direction, Ranking, RankTable
+from dcdctl.core.evaluation.ranks import NUM_TOP, RANKS_HINT, Ranking, RankTable
 from dcdctl.core.evaluation.result import Evaluation
 
 _SCHEMA = pa.schema({"direction": pa.string(), "query": pa.int64(), "image_id": pa.string(), "caption_id": pa.int64(), "rank": pa.int64()})
@@ -54,7 +54,7 @@ def read_ranks(path: Path) -> RankTable:
             table = file.read(_SCHEMA.names).select(_SCHEMA.names).cast(_SCHEMA)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a table of ranks ({error})", hint=RANKS_HINT) from error
-    text, image = (table.filter(pc.field("direction") == direction) for direction in ("text", "image"))
+    text, image = (table.filter(pc.field("direction") == direction.value) for direction in Direction)
     if fault := _fault(table, text, image):
         raise InputError(f"{path} is not a table of ranks: {fault}", hint=RANKS_HINT)
     image_ids = tuple(text["image_id"].to_pylist())
@@ -207,10 +207,6 @@ class Answers:
     top: dict[Direction, Top]
     """Empty where there is no table of the first ten."""
 
-    def ranks(self, direction: Direction) -> NDArray[np.int64]:
-        """(Q,): the rank of each query's best positive, from 1."""
-        return self.table.text_ranks if direction == "text" else self.table.image_ranks
-
 
 def read_answers(folder: Path, prefix: str = "") -> Answers | None:
     """The answers in an evaluation folder, "cascade-" being the prefix of a cascade's; None where there is no table of ranks."""
@@ -223,18 +219,17 @@ def read_answers(folder: Path, prefix: str = "") -> Answers | None:
     own_scores: dict[Direction, NDArray[np.float32]] = {}
     if "score" in columns.column_names:
         scores = columns["score"].to_numpy().astype(np.float32)
-        own_scores = {"text": scores[~is_image], "image": scores[is_image]}
+        own_scores = {Direction.TEXT: scores[~is_image], Direction.IMAGE: scores[is_image]}
     captions = columns["caption"].to_pylist() if "caption" in columns.column_names else [""] * len(is_image)
-    counts = {"text": len(ranks.text_ranks), "image": len(ranks.image_ranks)}
     return Answers(
         table=ranks,
         captions=tuple(caption or "" for caption, one in zip(captions, is_image, strict=True) if one),
         own_scores=own_scores,
-        top=_read_top(top_path, counts) if top_path.exists() else {},
+        top=_read_top(top_path, ranks) if top_path.exists() else {},
     )
 
 
-def _read_top(path: Path, counts: dict[str, int]) -> dict[Direction, Top]:
+def _read_top(path: Path, ranks: RankTable) -> dict[Direction, Top]:
     try:
         table = pq.read_table(path)
         if missing := [name for name in _TOP if name not in table.column_names]:
@@ -244,13 +239,11 @@ def _read_top(path: Path, counts: dict[str, int]) -> dict[Direction, Top]:
         raise InputError(f"{path} is not a table of first answers ({error})", hint=HINT) from error
     directions = np.array(table["direction"].to_pylist(), dtype=object)
     columns = {name: table[name].to_numpy(zero_copy_only=False) for name in _TOP}
-    # What is retrieved for an image is captions, and the other way round.
-    galleries = {"text": counts["image"], "image": counts["text"]}
+    num_images, num_captions = len(ranks.text_ranks), len(ranks.image_ranks)
+    sizes = {Direction.TEXT: (num_images, num_captions), Direction.IMAGE: (num_captions, num_images)}
     return {
-        direction: _top(
-            {name: column[directions == direction] for name, column in columns.items()}, path, counts[direction], galleries[direction]
-        )
-        for direction in DIRECTIONS
+        direction: _top({name: column[directions == direction] for name, column in columns.items()}, path, *sizes[direction])
+        for direction in Direction
     }
 
 

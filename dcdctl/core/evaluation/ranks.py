@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dcdctl.core.data import Direction
 from dcdctl.core.errors import ModelError
 from dcdctl.core.scoring import BLOCK, GALLERY_BLOCK, finite_vectors, first_k
 
@@ -349,11 +349,6 @@ def _blocks(image_ID: Tensor, text_TD: Tensor, block: int) -> Iterator[tuple[Ten
             yield scores_IT, image, number * GALLERY_BLOCK
 
 
-Direction = Literal["text", "image"]
-DIRECTIONS: tuple[Direction, Direction] = ("text", "image")
-"""Text retrieval: a query is an image, captions are found. Image retrieval: a query is a caption, images are found."""
-
-
 RANKS_HINT = "`dcdctl eval ... --ranks FILE` writes such a table"
 
 
@@ -370,3 +365,7 @@ class RankTable:
     """(I,): of the best own caption of each image."""
     image_ranks: NDArray[np.int64]
     """(T,): of the image of each caption."""
+
+    def ranks(self, direction: Direction) -> NDArray[np.int64]:
+        """(Q,): the rank of each query's best positive."""
+        return self.text_ranks if direction == Direction.TEXT else self.image_ranks

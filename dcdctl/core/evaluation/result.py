@@ -10,11 +10,12 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import recall, significance
 from dcdctl.core.evaluation.cascade import DepthResult
 from dcdctl.core.evaluation.protocols import Protocol
-from dcdctl.core.evaluation.ranks import DIRECTIONS, Direction, Rankings, RankTable
+from dcdctl.core.evaluation.ranks import Rankings, RankTable
 from dcdctl.core.evaluation.recall import KS, Recalls
 from dcdctl.core.evaluation.significance import Interval
 from dcdctl.core.files import read_json
@@ -238,7 +239,7 @@ def _result(document: dict[str, Any]) -> Result:
         split=document["split"],
         num_images=document["images"],
         num_captions=document["captions"],
-        retrieval={way: _retrieval(document[f"{way}_retrieval"], intervals.get(f"{way}_retrieval") or {}) for way in DIRECTIONS},
+        retrieval={way: _retrieval(document[way.key], intervals.get(way.key) or {}) for way in Direction},
         rsum=_figure(document["rsum"], intervals.get("rsum")),
         kind=protocol["kind"],
         depth=protocol["depth"],

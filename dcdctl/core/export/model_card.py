@@ -16,13 +16,12 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from dcdctl.core import evaluation, files
-from dcdctl.core.data import CORPUS_FILE, Corpus, read_corpus_json
+from dcdctl.core.data import CORPUS_FILE, Corpus, Direction, read_corpus_json
 from dcdctl.core.errors import DcdError
-from dcdctl.core.evaluation import DIRECTIONS, Figure, Result, Times, flat
+from dcdctl.core.evaluation import Figure, Result, Times, flat
 from dcdctl.core.report import Gap
 
 TASK = "image-text-retrieval"
-_TITLES = {"text": "Text retrieval", "image": "Image retrieval"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -132,11 +131,11 @@ def _eval_results(result: Result | None, past: Past) -> list[EvalResult]:
             dataset_name=corpus,
             dataset_split=result.split,
             dataset_args={"fingerprint": result.fingerprint, "images": result.num_images, "captions": result.num_captions},
-            metric_type=f"{way}_retrieval_{name.lower().replace('@', '_at_')}",
-            metric_name=f"{_TITLES[way]} {name}",
+            metric_type=f"{way.key}_{name.lower().replace('@', '_at_')}",
+            metric_name=f"{way.title.capitalize()} {name}",
             metric_value=round(figure.value, 2),
         )
-        for way in DIRECTIONS
+        for way in Direction
         for name, figure in result.retrieval[way].recalls.items()
     ]
 
@@ -153,9 +152,9 @@ def _recall(past: Past) -> list[str]:
     result = past.result
     if result is None:
         return [gap or ""]
-    names = list(result.retrieval["text"].recalls)
+    names = list(result.retrieval[Direction.TEXT].recalls)
     rows = [["", *names], ["---"] * (1 + len(names))]
-    rows += [[_TITLES[way], *(_with_interval(result.retrieval[way].recalls[name]) for name in names)] for way in DIRECTIONS]
+    rows += [[way.title.capitalize(), *(_with_interval(result.retrieval[way].recalls[name]) for name in names)] for way in Direction]
     corpus = _corpus_name(past, result.split, result.fingerprint, result.num_images)
     protocol = "" if result.protocol in (None, "whole") else f", protocol {result.protocol}"
     about = f"{corpus}, split {result.split}: {result.num_images:,} images, {result.num_captions:,} captions{protocol}"

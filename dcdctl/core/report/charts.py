@@ -23,7 +23,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
 from dcdctl.core import templates
-from dcdctl.core.evaluation import DIRECTIONS, Direction
+from dcdctl.core.data import Direction
 from dcdctl.core.report.report import Report, System, Training
 
 NUM_COLORS = 8
@@ -196,7 +196,7 @@ def scores(report: Report) -> dict[Direction, list[Markup]]:
     scored = [system for system in report.answering if system.answers and system.answers.own_scores and not system.is_cascade]
     return {
         direction: [_scores(f"scores-{direction}-{number}", direction, system) for number, system in enumerate(scored)]
-        for direction in DIRECTIONS
+        for direction in Direction
     }
 
 
@@ -211,7 +211,7 @@ def _scores(name: str, direction: Direction, system: System) -> Markup:
     )
     labels = ChartLabels(
         name=name,
-        title=f"{system.label}: {'captions of an image' if direction == 'text' else 'images of a caption'}",
+        title=f"{system.label}: {'captions of an image' if direction == Direction.TEXT else 'images of a caption'}",
         description=f"its own: median {np.median(own_Q):.3g}; hardest other: median {np.median(other_Q):.3g}" if len(other_Q) else "",
         x_label="score",
         y_label="queries",

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dcdctl.core.data import Corpus, read_corpus_json
+from dcdctl.core.data import Corpus, Direction, read_corpus_json
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.evaluation import DIRECTIONS, Contest, Direction, Duel, Shift, Side
+from dcdctl.core.evaluation import Contest, Duel, Shift, Side
 from dcdctl.core.report import compare_tables, html
 from dcdctl.core.report.html import EmbeddedImage
 
@@ -52,7 +52,7 @@ class _Query:
 
     def image(self, corpus: Corpus) -> int:
         """The query image, or the image of the query caption."""
-        return self.index if self.direction == "text" else int(corpus.caption_image[self.index])
+        return self.index if self.direction == Direction.TEXT else int(corpus.caption_image[self.index])
 
 
 def open_corpus(contest: Contest, data: Path | None = None) -> Corpus:
@@ -114,18 +114,18 @@ def _known_folder(contest: Contest) -> Path:
 def _queries(contest: Contest, duel: Duel) -> Iterator[tuple[str, list[_Query]]]:
     """Title and queries of each direction and way."""
     limit = max(1, MAX_QUERIES // (4 * len(contest.duels)))
-    for direction in DIRECTIONS:
+    for direction in Direction:
         shifts = duel.shifts[direction]
-        kind = "images" if direction == "text" else "captions"
+        kind = f"{direction.query}s"
         for verb, some, count in (("better", shifts.better, shifts.num_better), ("worse", shifts.worse, shifts.num_worse)):
             shown = some[:limit]
-            title = f"{duel.letter} {verb} than {contest.base}, {direction} retrieval: {len(shown):,} of {count:,} {kind}"
+            title = f"{duel.letter} {verb} than {contest.base}, {direction.title}: {len(shown):,} of {count:,} {kind}"
             yield title, _with_answers(contest, duel, direction, shown)
 
 
 def _with_answers(contest: Contest, duel: Duel, direction: Direction, shifts: Iterable[Shift]) -> list[_Query]:
     shifts = list(shifts)
-    num_candidates = len(contest.queries.caption_ids) if direction == "text" else len(contest.queries.image_ids)
+    num_candidates = len(contest.queries.caption_ids) if direction == Direction.TEXT else len(contest.queries.image_ids)
     queries = [shift.query for shift in shifts]
     both = [_read_top(side, direction, queries, num_candidates) for side in (contest.sides[contest.base], duel.side)]
     return [
@@ -147,7 +147,7 @@ def _read_top(side: Side, direction: Direction, queries: list[int], num_candidat
         return {}
     try:
         table = pq.read_table(
-            path.absolute(), columns=list(_TOP_COLUMNS), filters=[("direction", "==", direction), ("query", "in", queries)]
+            path.absolute(), columns=list(_TOP_COLUMNS), filters=[("direction", "==", direction.value), ("query", "in", queries)]
         )
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a table of the first places ({error})", hint=_EVAL_AGAIN) from error
@@ -201,7 +201,7 @@ class _QueryView:
 
 def _embedded_images(corpus: Corpus, queries: list[_Query]) -> _Images:
     shown = (query.image(corpus) for query in queries)
-    ranked = (answer.candidate for query in queries if query.direction == "image" for top in query.top for answer in top)
+    ranked = (answer.candidate for query in queries if query.direction == Direction.IMAGE for top in query.top for answer in top)
     return _Images(_embed(corpus, shown, QUERY_PX), _embed(corpus, ranked, ANSWER_PX))
 
 
@@ -211,7 +211,7 @@ def _embed(corpus: Corpus, images: Iterable[int], side_px: int) -> dict[int, Emb
 
 
 def _query_view(query: _Query, corpus: Corpus, images: _Images) -> _QueryView:
-    image, is_caption = query.image(corpus), query.direction == "image"
+    image, is_caption = query.image(corpus), query.direction == Direction.IMAGE
     columns = [
         _ColumnView(letter, ranks, [_answer_view(query.direction, answer, corpus, images) for answer in top])
         for letter, ranks, top in zip(query.letters, query.ranks, query.top, strict=True)
@@ -227,7 +227,7 @@ def _query_view(query: _Query, corpus: Corpus, images: _Images) -> _QueryView:
 
 
 def _answer_view(direction: Direction, answer: _Ranked, corpus: Corpus, images: _Images) -> _AnswerView:
-    if direction == "text":
+    if direction == Direction.TEXT:
         return _AnswerView(corpus.captions[answer.candidate], None, answer.score, answer.is_own)
     return _AnswerView(_first_caption(corpus, answer.candidate), images.answers[answer.candidate], answer.score, answer.is_own)
 

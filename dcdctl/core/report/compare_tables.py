@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dcdctl.core.evaluation import LEVEL, Contest, Direction, Duel, Estimate, Estimates, RankTable, Shift, Side
+from dcdctl.core.data import Direction
+from dcdctl.core.evaluation import LEVEL, Contest, Duel, Estimate, Estimates, RankTable, Shift, Side
 
 Table = tuple[list[str], list[list[str]]]
 """Columns and rows."""
@@ -47,8 +48,8 @@ def _duel(contest: Contest, duel: Duel) -> dict[str, Any]:
             "exact": found.sign_flip_is_exact,
         },
         "bootstrap": {"p_value": found.p_value, "holm_p_value": duel.holm_p_value},
-        "text_queries": _queries(contest, duel, "text"),
-        "image_queries": _queries(contest, duel, "image"),
+        "text_queries": _queries(contest, duel, Direction.TEXT),
+        "image_queries": _queries(contest, duel, Direction.IMAGE),
     }
 
 
@@ -64,8 +65,8 @@ def _queries(contest: Contest, duel: Duel, direction: Direction) -> dict[str, An
 
 
 def _query(ranks: RankTable, direction: Direction, shift: Shift) -> dict[str, Any]:
-    image = shift.query if direction == "text" else int(ranks.caption_image[shift.query])
-    caption = {} if direction == "text" else {"caption_id": int(ranks.caption_ids[shift.query])}
+    image = shift.query if direction == Direction.TEXT else int(ranks.caption_image[shift.query])
+    caption = {} if direction == Direction.TEXT else {"caption_id": int(ranks.caption_ids[shift.query])}
     return {"query": shift.query, "image_id": ranks.image_ids[image], **caption, "ranks": list(shift.ours), "base_ranks": list(shift.base)}
 
 
@@ -130,7 +131,7 @@ def comparison_details(contest: Contest, duel: Duel) -> Table:
 
 def rank_changes(contest: Contest, duel: Duel) -> list[str]:
     """How many queries rank better and worse, a line a direction."""
-    queries = {"images": duel.shifts["text"], "captions": duel.shifts["image"]}
+    queries = {"images": duel.shifts[Direction.TEXT], "captions": duel.shifts[Direction.IMAGE]}
     return [
         f"ranks of {name}: {shifts.num_better:,} better with {duel.letter} than with {contest.base}, "
         f"{shifts.num_equal:,} equal, {shifts.num_worse:,} worse"

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.data import Corpus
-from dcdctl.core.evaluation import DIRECTIONS, Answers, Direction
+from dcdctl.core.data import Corpus, Direction
+from dcdctl.core.evaluation import Answers
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.report import html
 from dcdctl.core.report.html import EmbeddedImage
@@ -30,7 +30,7 @@ THUMBNAIL_PX = 96
 WEBP_QUALITY = 70
 READ_BATCH = 64
 """Images read together."""
-TITLES: tuple[tuple[Direction, str], ...] = (("image", "images of a caption"), ("text", "captions of an image"))
+TITLES = ((Direction.IMAGE, "images of a caption"), (Direction.TEXT, "captions of an image"))
 """Both directions in the order of the page."""
 
 
@@ -140,8 +140,8 @@ def make_gallery(report: Report, colors: dict[str, str], num_queries: int = NUM_
     if not systems or not num_queries:
         return None
     pairs = _pairs(systems) or [(0, 0)]
-    ranks = {direction: [_answers(system).ranks(direction) for system in systems] for direction in DIRECTIONS}
-    chosen = {direction: choose(ranks[direction], pairs, num_queries) for direction in DIRECTIONS}
+    ranks = {direction: [_answers(system).table.ranks(direction) for system in systems] for direction in Direction}
+    chosen = {direction: choose(ranks[direction], pairs, num_queries) for direction in Direction}
     return Gallery(
         about=_about(chosen, ranks, is_comparison=len(systems) > 1),
         models=[system.label for system in systems],
@@ -181,9 +181,9 @@ def _pairs(systems: Sequence[System]) -> list[tuple[int, int]]:
 def _shown_images(systems: Sequence[System], chosen: dict[Direction, list[int]]) -> list[int]:
     """The indices of the images on the page, ascending."""
     image_of_caption = _answers(systems[0]).table.caption_image
-    shown = {*chosen["text"], *(int(image_of_caption[query]) for query in chosen["image"])}
+    shown = {*chosen[Direction.TEXT], *(int(image_of_caption[query]) for query in chosen[Direction.IMAGE])}
     for system in systems:
-        shown.update(_answers(system).top["image"].candidate_QK[chosen["image"], :NUM_ANSWERS].ravel().tolist())
+        shown.update(_answers(system).top[Direction.IMAGE].candidate_QK[chosen[Direction.IMAGE], :NUM_ANSWERS].ravel().tolist())
     return sorted(shown)
 
 
@@ -201,10 +201,10 @@ def _embedded(corpus: Corpus, images: Sequence[int], track: Track) -> dict[int, 
 def _outcomes(systems: Sequence[System], ranks: dict[Direction, list[NDArray[np.int64]]]) -> dict[str, Any]:
     return {
         "models": [system.label for system in systems],
-        "sizes": {direction: len(ranks[direction][0]) for direction in DIRECTIONS},
+        "sizes": {direction: len(ranks[direction][0]) for direction in Direction},
         "outcomes": {
             direction: [[asdict(count_wins(ours_Q, base_Q)) for base_Q in ranks[direction]] for ours_Q in ranks[direction]]
-            for direction in DIRECTIONS
+            for direction in Direction
         },
     }
 
@@ -213,21 +213,21 @@ def _queries(systems: Sequence[System], colors: dict[str, str], chosen: dict[Dir
     table, captions = _answers(systems[0]).table, _answers(systems[0]).captions
     for direction, _ in TITLES:
         for query in chosen[direction]:
-            image = query if direction == "text" else int(table.caption_image[query])
-            shown = np.flatnonzero(table.caption_image == image).tolist() if direction == "text" else [query]
+            image = query if direction == Direction.TEXT else int(table.caption_image[query])
+            shown = np.flatnonzero(table.caption_image == image).tolist() if direction == Direction.TEXT else [query]
             yield QueryView(
                 direction,
                 image,
                 table.image_ids[image],
                 [captions[caption] for caption in shown],
-                [int(_answers(system).ranks(direction)[query]) for system in systems],
+                [int(_answers(system).table.ranks(direction)[query]) for system in systems],
                 [_column(system, colors[system.label], direction, query) for system in systems],
             )
 
 
 def _column(system: System, color: str, direction: Direction, query: int) -> ColumnView:
     answers, top = _answers(system), _answers(system).top[direction]
-    names = answers.captions if direction == "text" else answers.table.image_ids
+    names = answers.captions if direction == Direction.TEXT else answers.table.image_ids
     rows = zip(*(column[query, :NUM_ANSWERS].tolist() for column in (top.candidate_QK, top.score_QK, top.is_own_QK)), strict=True)
     views = [AnswerView(candidate, names[candidate], score, is_own) for candidate, score, is_own in rows]
-    return ColumnView(system.label, color, int(answers.ranks(direction)[query]), views)
+    return ColumnView(system.label, color, int(answers.table.ranks(direction)[query]), views)

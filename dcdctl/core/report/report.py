@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dcdctl.core import evaluation
-from dcdctl.core.data import CORPUS_FILE, Corpus
+from dcdctl.core.data import CORPUS_FILE, Corpus, Direction
 from dcdctl.core.errors import MissingError, StaleError
-from dcdctl.core.evaluation import DIRECTIONS, Answers, Comparison, Result, Times, flat
+from dcdctl.core.evaluation import Answers, Comparison, Result, Times, flat
 from dcdctl.core.training import Run
 
 Role = Literal["teacher", "baseline", "student"]
@@ -223,7 +223,7 @@ def _gaps(system: System, systems: Sequence[System]) -> list[Gap]:
     gaps = []
     if result is None:
         gaps.append(Gap(f"results of {system.label}", evaluate))
-    elif result.rsum.interval is None or any(result.retrieval[way].map_at_r is None for way in DIRECTIONS):
+    elif result.rsum.interval is None or any(result.retrieval[way].map_at_r is None for way in Direction):
         gaps.append(Gap(f"intervals and mAP@R of {system.label}", evaluate))
     if found is None:
         gaps.append(Gap(f"ranks of each query of {system.label}", evaluate))

@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from dcdctl.core.evaluation import DIRECTIONS, KS, LEVEL, Estimate, Figure, flat
+from dcdctl.core.data import Direction
+from dcdctl.core.evaluation import KS, LEVEL, Estimate, Figure, flat
 from dcdctl.core.report.report import Report, System, Training
 
 NOTHING = "\N{EN DASH}"
 """What was not measured."""
-RECALLS = [(way, f"R@{k}") for way in DIRECTIONS for k in KS]
+RECALLS = [(way, f"R@{k}") for way in Direction for k in KS]
 FINGERPRINT_DIGITS = 12
 
 
@@ -36,7 +37,7 @@ def _quality(report: Report) -> Table:
     measured = [(one, one.result) for one in report.systems if one.result is not None]
     rows = []
     for system, result in measured:
-        ways = [result.retrieval[way] for way in DIRECTIONS]
+        ways = [result.retrieval[way] for way in Direction]
         recalls = [_figure(result.retrieval[way].recalls[name]) for way, name in RECALLS]
         rest = [(f"{way.map_at_r:.1f}" if way.map_at_r is not None else NOTHING) for way in ways]
         medians = [(f"{way.median_rank:g}" if way.median_rank is not None else NOTHING) for way in ways]
@@ -55,7 +56,7 @@ def _differences(report: Report) -> Table:
         if system.comparison is None:
             continue
         found = system.comparison.difference
-        ways = {"text": found.text_retrieval, "image": found.image_retrieval}
+        ways = {Direction.TEXT: found.text_retrieval, Direction.IMAGE: found.image_retrieval}
         differences = [*(ways[way][name] for way, name in RECALLS), found.rsum]
         rows.append((_name(system), *map(_difference, differences), _chance(system.comparison.p_value)))
     baseline = report.of_role("baseline")

@@ -8,7 +8,8 @@ import shlex
 from pathlib import Path
 
 from dcdctl.core import files
-from dcdctl.core.evaluation import DIRECTIONS, Figure
+from dcdctl.core.data import Direction
+from dcdctl.core.evaluation import Figure
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.report import charts, gallery, html, tables
 from dcdctl.core.report.gallery import NUM_QUERIES, TITLES
@@ -116,8 +117,8 @@ def _numbers(system: System) -> dict[str, object]:
         for way, name in RECALLS:
             row |= _figure(f"{way}_{name}", result.retrieval[way].recalls[name])
         row |= _figure("rsum", result.rsum)
-        row |= {f"{way}_mAP@R": result.retrieval[way].map_at_r for way in DIRECTIONS}
-        row |= {f"{way}_median_rank": result.retrieval[way].median_rank for way in DIRECTIONS}
+        row |= {f"{way}_mAP@R": result.retrieval[way].map_at_r for way in Direction}
+        row |= {f"{way}_median_rank": result.retrieval[way].median_rank for way in Direction}
     if (times := system.times) is not None:
         row |= {"parameters": times.num_parameters, "ms_per_query": times.query_ms, "ms_extrapolated": times.is_extrapolated}
         row |= {"ms_gallery_images": times.num_images, "speed_up": times.speed_up}

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from dcdctl.core import scoring
-from dcdctl.core.data import Corpus
+from dcdctl.core.config import to_table
+from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import Track, silent
@@ -40,7 +41,7 @@ class CandidateConfig:
     every image of it, so that a batch made of one block has a teacher score for every pair."""
     per_query: int = 15
     """All but blocks: negatives for each query, in each direction. (The paper: 63 on Flickr30K, 15 on COCO.)"""
-    directions: tuple[Literal["text", "image"], ...] = ("text", "image")
+    directions: tuple[Direction, ...] = tuple(Direction)
     """text: captions are sought for each image (the paper's only ones); image: images for each caption."""
     shares: dict[str, float] = field(default_factory=dict)
     """mixed: kind -> its share of per_query."""
@@ -73,7 +74,7 @@ class CandidateConfig:
         if self.seed < 0:
             raise ConfigError(f"candidates.seed must be at least 0, got {self.seed}")
         if not self.directions or len(set(self.directions)) < len(self.directions):
-            raise ConfigError(f"candidates.directions must name text, image or both, got {list(self.directions)}")
+            raise ConfigError(f"candidates.directions must name text, image or both, got {to_table(self.directions)}")
         if (self.kind == "embedding" or "embedding" in self.shares) and not self.model:
             raise ConfigError("candidates.kind embedding needs candidates.model", hint="name a dual encoder, a CLIP or a text encoder")
         self._check_shares()
@@ -160,14 +161,14 @@ def mine_candidates(corpus: Corpus, config: CandidateConfig, found: Vectors | No
     """The candidates of each query by itself, of every kind but blocks; `found` are the vectors that embedding goes by."""
     num_images, num_texts = corpus.num_images, corpus.num_captions
     guards = _guards(corpus, config, track)
-    lists, num_dropped = {"text": _no_lists(num_images), "image": _no_lists(num_texts)}, np.zeros(256, dtype=np.int64)
+    lists, num_dropped = {Direction.TEXT: _no_lists(num_images), Direction.IMAGE: _no_lists(num_texts)}, np.zeros(256, dtype=np.int64)
     for direction in config.directions:
-        sizes = (num_images, num_texts) if direction == "text" else (num_texts, num_images)
-        guard = guards if direction == "text" else guards.for_captions
+        sizes = (num_images, num_texts) if direction == Direction.TEXT else (num_texts, num_images)
+        guard = guards if direction == Direction.TEXT else guards.for_captions
         result = miners.mine(_miner(corpus, config, direction, found, guard), *sizes, config.per_query, guard)
         lists[direction] = Lists(_offsets(result.queries, sizes[0]), result.candidates)
         num_dropped += result.num_dropped
-    return Candidates(lists["text"], lists["image"], _told(guards, num_dropped))
+    return Candidates(lists[Direction.TEXT], lists[Direction.IMAGE], _told(guards, num_dropped))
 
 
 def _guards(corpus: Corpus, config: CandidateConfig, track: Track) -> FalseNegativeFilter:
@@ -179,17 +180,17 @@ def _told(guards: FalseNegativeFilter, num_dropped: Index) -> dict[str, int]:
     return {name: int(num_dropped[reason]) for reason, name in enumerate(guards.names, start=1)}
 
 
-def _miner(corpus: Corpus, config: CandidateConfig, direction: str, found: Vectors | None, guard: PairFilter) -> Miner:
+def _miner(corpus: Corpus, config: CandidateConfig, direction: Direction, found: Vectors | None, guard: PairFilter) -> Miner:
     """The miner of a recipe for one direction."""
-    seed = [config.seed, SIMPLE_KINDS.index("random") + (1 if direction == "text" else 2)]
-    sizes = (corpus.num_images, corpus.num_captions) if direction == "text" else (corpus.num_captions, corpus.num_images)
+    seed = [config.seed, SIMPLE_KINDS.index("random") + (1 if direction == Direction.TEXT else 2)]
+    sizes = (corpus.num_images, corpus.num_captions) if direction == Direction.TEXT else (corpus.num_captions, corpus.num_images)
 
     def simple(kind: str) -> Miner:
         if kind == "lexical":
             of_image = [" ".join(corpus.captions[text] for text in corpus.captions_of(image)) for image in range(corpus.num_images)]
-            return miners.lexical_miner(*((of_image, corpus.captions) if direction == "text" else (corpus.captions, of_image)))
+            return miners.lexical_miner(*((of_image, corpus.captions) if direction == Direction.TEXT else (corpus.captions, of_image)))
         if kind == "embedding" and found is not None:
-            both = (found.images_ID, found.texts_TD) if direction == "text" else (found.texts_TD, found.images_ID)
+            both = (found.images_ID, found.texts_TD) if direction == Direction.TEXT else (found.texts_TD, found.images_ID)
             return miners.embedding_miner(*both)
         return miners.random_miner(seed, *sizes)
 
@@ -215,8 +216,8 @@ def _draw_blocks(corpus: Corpus, config: CandidateConfig, found: Vectors | None,
     reason = guards(image, text)
     image, text = image[reason == 0], text[reason == 0]
     return Candidates(
-        Lists.from_pairs(image, text, corpus.num_images) if "text" in config.directions else _no_lists(corpus.num_images),
-        Lists.from_pairs(text, image, corpus.num_captions) if "image" in config.directions else _no_lists(corpus.num_captions),
+        Lists.from_pairs(image, text, corpus.num_images) if Direction.TEXT in config.directions else _no_lists(corpus.num_images),
+        Lists.from_pairs(text, image, corpus.num_captions) if Direction.IMAGE in config.directions else _no_lists(corpus.num_captions),
         _told(guards, np.bincount(reason, minlength=256) * len(config.directions)),
     )
 

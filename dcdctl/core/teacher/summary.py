@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.teacher.cache import TeacherCache
 from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE, Lists
 
@@ -135,8 +135,8 @@ def _pairs_of(cache: TeacherCache, image: int) -> slice:
 def cache_document(summary: CacheSummary, corpus: Corpus | None = None) -> dict[str, Any]:
     """The summary as a JSON document. With the corpus, hard negatives have their captions and image ids."""
     document = asdict(summary)
-    for name in ("text_retrieval", "image_retrieval"):
-        document[name] = {key: None if value != value else value for key, value in document[name].items()}
+    for direction in Direction:
+        document[direction.key] = {key: None if value != value else value for key, value in document[direction.key].items()}
     if corpus is not None:
         for entry in document["hardest"]:
             entry["image_id"] = corpus.image_ids[entry["image"]]

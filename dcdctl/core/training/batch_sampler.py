@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch
 from dcdctl.core.scoring import Features, Source
@@ -166,7 +166,7 @@ class ListSteps(_Steps):
         """The captions that can be a query, and their image a query, in the directions of the recipe."""
         num_texts_I = np.diff(cache.candidates.texts_of_image.offsets)
         num_images_T = np.diff(cache.candidates.images_of_text.offsets)
-        counts = {"text": num_texts_I[self.corpus.caption_image], "image": num_images_T}
+        counts = {Direction.TEXT: num_texts_I[self.corpus.caption_image], Direction.IMAGE: num_images_T}
         fewest = np.min([counts[direction] for direction in self.config.directions], axis=0)
         enough: Index = np.flatnonzero(fewest >= self.config.random_negatives)
         if not len(enough):
@@ -205,7 +205,7 @@ class ListSteps(_Steps):
         rng = self._rng(1, sample)
         direction = self.config.directions[sample % len(self.config.directions)]
         step = sample // self.config.size
-        if direction == "text":
+        if direction == Direction.TEXT:
             texts = np.concatenate([[text], self._negative_texts(rng, image, step)])
             return np.full(len(texts), image), texts
         images = np.concatenate([[image], self._negative_images(rng, text, step)])
@@ -220,19 +220,19 @@ class ListSteps(_Steps):
         if self.cache is not None:
             return self._some(rng, self.cache.candidates.texts_of_image[image])
         own = set(self._text_class[list(self.corpus.captions_of(image))].tolist())
-        mined = self._mined_of(rng, "text", image, step)
+        mined = self._mined_of(rng, Direction.TEXT, image, step)
         return self._draw(rng, mined, self.corpus.num_captions, own, lambda text: int(self._text_class[text]))
 
     def _negative_images(self, rng: np.random.Generator, text: int, step: int) -> Index:
         if self.cache is not None:
             return self._some(rng, self.cache.candidates.images_of_text[text])
         own = set(self.corpus.caption_image[self._text_class == self._text_class[text]].tolist())
-        return self._draw(rng, self._mined_of(rng, "image", text, step), self.corpus.num_images, own, int)
+        return self._draw(rng, self._mined_of(rng, Direction.IMAGE, text, step), self.corpus.num_images, own, int)
 
     def _some(self, rng: np.random.Generator, candidates: Index) -> Index:
         return rng.choice(candidates, self.config.random_negatives, replace=False)
 
-    def _mined_of(self, rng: np.random.Generator, direction: str, query: int, step: int) -> Index | None:
+    def _mined_of(self, rng: np.random.Generator, direction: Direction, query: int, step: int) -> Index | None:
         """A query's mined negatives; None in a step whose negatives are all random."""
         if self.config.negatives == "random":
             return None

@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 from dcdctl.core import distributed, files, scoring, teacher
 from dcdctl.core.config import to_table
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.progress import Track, silent
@@ -48,9 +48,9 @@ class MinedNegatives:
     first_step: int = 0
     """Before it all negatives are random."""
 
-    def some_of(self, rng: np.random.Generator, direction: str, query: int) -> Index:
+    def some_of(self, rng: np.random.Generator, direction: Direction, query: int) -> Index:
         """Some mined captions of an image (text) or images of a caption (image): as many as a list has, or all there are."""
-        found = (self.candidates.texts_of_image if direction == "text" else self.candidates.images_of_text)[query]
+        found = (self.candidates.texts_of_image if direction == Direction.TEXT else self.candidates.images_of_text)[query]
         return rng.choice(found, min(self.per_list, len(found)), replace=False)
 
 

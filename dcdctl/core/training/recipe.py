@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from dcdctl.core import files
-from dcdctl.core.config import apply_sets, build, read_toml
+from dcdctl.core.config import apply_sets, build, read_toml, to_table
+from dcdctl.core.data import Direction
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import CandidateConfig
 from dcdctl.core.training.losses.table import LOSSES
@@ -176,7 +177,7 @@ class BatchConfig:
     """Lists: negatives drawn for a query before the hardest are kept; queries with fewer candidates in the cache take no part."""
     hard_negatives: int = 7
     """Lists: negatives kept, the hardest by the teacher's score, at most random_negatives; without a cache all drawn ones are kept."""
-    directions: tuple[Literal["text", "image"], ...] = ("text", "image")
+    directions: tuple[Direction, ...] = tuple(Direction)
     """text: an image with candidate captions (the paper's only one); image: a caption with candidate images."""
     refresh_steps: tuple[int, ...] = ()
     """Before these steps the student looks for new hard candidates of its own, and the teacher (--teacher) scores those that have no score
@@ -196,7 +197,7 @@ class BatchConfig:
         if self.hard_negatives < 1 or self.random_negatives < 1:
             raise ConfigError("batch.hard_negatives and batch.random_negatives must be at least 1")
         if not self.directions or len(set(self.directions)) < len(self.directions):
-            raise ConfigError(f"batch.directions must name text, image or both, got {list(self.directions)}")
+            raise ConfigError(f"batch.directions must name text, image or both, got {to_table(self.directions)}")
         if not 0 < self.mined_share <= 1:
             raise ConfigError(f"batch.mined_share must lie in (0, 1], got {self.mined_share}")
         if not 0 <= self.mined_from < 1:

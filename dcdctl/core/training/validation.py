@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dcdctl.core import distributed, evaluation
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.devices import Compute
 from dcdctl.core.evaluation import EvalOptions
 from dcdctl.core.training import runs
@@ -37,7 +37,7 @@ class Validation:
             # Always in float32, like `dcdctl eval`: recalls of runs of different precision stay comparable.
             options = EvalOptions(compute=replace(self.compute, precision="float32"))
             recalls = evaluation.evaluate_model(model, self.corpus, options=options).recalls
-            for way, found in (("text", recalls.text_retrieval), ("image", recalls.image_retrieval)):
+            for way, found in ((Direction.TEXT, recalls.text_retrieval), (Direction.IMAGE, recalls.image_retrieval)):
                 values |= {f"val_{way}_r{k.removeprefix('R@')}": value for k, value in found.items()}
             best = runs.best_rsum(self.run)
             if recalls.rsum > best:
