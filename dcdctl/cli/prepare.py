@@ -74,10 +74,10 @@ def _show_catalogue(document: dict[str, Any], json: bool) -> None:
     from dcdctl.core.data import Direction
 
     rows = [
-        [one["name"], ", ".join(one["images"]) or "-", ", ".join(source["name"] for source in one["sources"]), one["licence"]]
+        [one["name"], ", ".join(one["images"]) or "-", ", ".join(source["name"] for source in one["sources"]), one["license"]]
         for one in document["data_sets"]
     ]
-    show_table("data sets: dcdctl prepare NAME", ["name", "images", "sources", "licence"], rows)
+    show_table("data sets: dcdctl prepare NAME", ["name", "images", "sources", "license"], rows)
     columns = ["name", "published on", "text R@1/5/10", "image R@1/5/10", "source"]
     lines = [
         [one["name"], protocol, *("/".join(map(str, recalls.get(direction.key, "-"))) for direction in Direction), one["source"]]

@@ -97,7 +97,7 @@ def test_what_corpus_json_says_is_said(folder):
     assert list(found.splits) == ["train", "val"]
     assert corpus_summary.corpus_facts(found) == [
         ("source", "csv"),
-        ("licence", "CC0 <b>"),
+        ("license", "CC0 <b>"),
         ("rows left out", "3; 2 x no such image; 1 x the image is truncated"),
         ("protocol", "the 1K of May"),
         ("pictures of val in train", "1,000 the same file, 0 look the same; the first: a and b"),
@@ -107,7 +107,7 @@ def test_what_corpus_json_says_is_said(folder):
 def test_a_corpus_json_that_says_little_is_enough(tmp_path):
     corpus = make_corpus(tmp_path / "made", [["a"]])
     found = corpus_summary.summarize_corpus(corpus.folder)
-    assert (found.source, found.licence, found.protocol, found.left_out, found.leakage) == ("", "", "", {}, {})
+    assert (found.source, found.license, found.protocol, found.left_out, found.leakage) == ("", "", "", {}, {})
     assert found.splits["train"].fingerprint == corpus.fingerprint
 
 

@@ -21,7 +21,7 @@ def test_every_manifest_that_comes_along_parses_and_says_what_it_is():
     names = [item.name for item in manifest.known_manifests()]
     assert names == [path.stem for path in sorted(manifest.manifests_folder().glob("*.toml"))]
     assert "scenes" in names
-    assert all(item.summary and item.licence for item in manifest.known_manifests())
+    assert all(item.summary and item.license for item in manifest.known_manifests())
 
 
 def test_scenes_has_the_promised_defaults():
@@ -38,12 +38,13 @@ def test_a_set_changes_one_field_and_leaves_the_others():
     ("assignment", "message"),
     [
         ("colour=1", "unknown key colour; known keys here: counts, side_px, seed, captions"),
-        ("counts.dev=5", "counts.dev is no split"),
+        ("counts.dev=5", "counts.dev is not a split"),
         ("counts.train=-1", "counts.train must be 0 or more, got -1"),
         ("side_px=big", "side_px must be int, got 'big'"),
         ("captions=0", r"captions must lie in \[1, 20\], got 0"),
         ("format=coco", f"format must be one of {', '.join(FORMATS)}, got 'coco'"),
-        ("licence=3", "licence must be text, got 3"),
+        ("license=3", "license must be text, got 3"),
+        ("licence=CC0", "unknown key licence; write license"),
     ],
 )
 def test_a_wrong_set_is_an_error_that_names_it(assignment, message):
@@ -112,10 +113,10 @@ def test_karpathy_flags_make_a_manifest_named_after_the_file():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"name": None}, "no data set given: .*--list"),
-        ({"name": "scenes", "csv": Path("x.csv")}, "a manifest and --csv both"),
-        ({"name": None, "karpathy": Path("x.json"), "csv": Path("x.csv")}, "--karpathy and --csv both"),
-        ({"name": None, "csv": Path("x.csv")}, "--csv wants its pictures too; add --images"),
+        ({"name": None}, "no data set is given: .*--list"),
+        ({"name": "scenes", "csv": Path("x.csv")}, "a manifest and --csv are both given"),
+        ({"name": None, "karpathy": Path("x.json"), "csv": Path("x.csv")}, "--karpathy and --csv are both given"),
+        ({"name": None, "csv": Path("x.csv")}, "--csv also needs images; add --images"),
         ({"name": "scenes", "images": [Path("x")]}, "--images goes with --karpathy, --csv or --jsonl"),
     ],
 )

@@ -113,7 +113,7 @@ def test_csv_rows_of_one_image_need_not_be_adjacent(tmp_path, images):
 
 
 def test_csv_without_a_split_column_goes_where_it_is_set_to(tmp_path, images):
-    summary = pairs(tmp_path, images, "image,caption\na.jpg,x\n", sets=["split=test", "name=mine", "licence=CC0"])
+    summary = pairs(tmp_path, images, "image,caption\na.jpg,x\n", sets=["split=test", "name=mine", "license=CC0"])
     assert (list(summary.splits), summary.name) == (["test"], "mine")
     assert json.loads((tmp_path / "out" / "corpus.json").read_text())["licence"] == "CC0"
 

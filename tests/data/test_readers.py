@@ -234,13 +234,13 @@ def test_a_bad_row_stops_with_its_place_or_is_listed(folder, case):
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
-        ('format = "lavis"\nimages = "jpg"\nannotations = { dev = "x.json" }\n', "annotations.dev is no split; known splits"),
-        ('format = "parquet"\nrows = { dev = "x.parquet" }\n', "rows.dev is no split"),
+        ('format = "lavis"\nimages = "jpg"\nannotations = { dev = "x.json" }\n', "annotations.dev is not a split; known splits"),
+        ('format = "parquet"\nrows = { dev = "x.parquet" }\n', "rows.dev is not a split"),
         ('format = "parquet"\nrows = "x.parquet"\n', "rows must be a table"),
         ('format = "webdataset"\nshards = { train = 5 }\n', "shards.train must be a list, got 5"),
         ('format = "csv"\npairs = "x.csv"\n', "images is missing"),
         ('name = "a"\n[[sources]]\nformat = "csv"\nimages = "jpg"\n', "pairs is missing"),
-        ('format = "csv"\n[[sources]]\nformat = "csv"\n', r"format stands beside \[\[sources\]\]"),
+        ('format = "csv"\n[[sources]]\nformat = "csv"\n', r"format is outside \[\[sources\]\]"),
         ("sources = []\n", "sources must be a list of tables"),
         ('[[sources]]\nname = "x"\nformat = "csv"\npairs = "p"\nimages = "jpg"\n' * 2, "two sources have the name 'x'"),
         ('[files."a.zip"]\nurl = 5\n', "files.a.zip.url must be str, got 5"),

@@ -22,7 +22,7 @@ from tiny import make_teacher
 from dcdctl.core import models
 from dcdctl.core.data import Corpus, PrepareOptions, SourceOptions, manifest, prepare_corpus, source_files
 from dcdctl.core.data.download import http
-from dcdctl.core.data.manifest import Expected
+from dcdctl.core.data.manifest import SplitCounts
 from dcdctl.core.errors import ConfigError, InputError, SourceError
 from dcdctl.core.models import published
 from dcdctl.core.progress import silent
@@ -169,19 +169,19 @@ def test_a_wrong_checksum_of_a_download_is_an_error(tmp_path, server):
 # The papers' splits
 
 
-def counts(**images: int) -> dict[str, Expected]:
-    return {split: Expected(images=count, captions=5 * count) for split, count in images.items()}
+def counts(**images: int) -> dict[str, SplitCounts]:
+    return {split: SplitCounts(images=count, captions=5 * count) for split, count in images.items()}
 
 
 def test_what_a_corpus_can_be_compared_with():
     flickr = manifest.find_manifest("flickr30k")
     whole = counts(train=29000, val=1014, test=1000)
-    assert manifest.serves(flickr, whole, (), None) == flickr.protocol
-    assert manifest.serves(flickr, counts(test=1000), ("test",), None) == flickr.protocol
-    assert manifest.serves(flickr, whole, ("train", "val"), None) == "none: without the test split"
-    assert manifest.serves(flickr, counts(train=5, val=5, test=5), (), 5) == "none: only the first 5 images of each split"
-    assert manifest.serves(manifest.find_manifest("scenes"), counts(train=5), (), None) == "none: the data set names none"
-    short = manifest.serves(flickr, whole | counts(train=28999), (), None)
+    assert manifest.check_protocol(flickr, whole, (), None) == flickr.protocol
+    assert manifest.check_protocol(flickr, counts(test=1000), ("test",), None) == flickr.protocol
+    assert manifest.check_protocol(flickr, whole, ("train", "val"), None) == "none: without the test split"
+    assert manifest.check_protocol(flickr, counts(train=5, val=5, test=5), (), 5) == "none: only the first 5 images of each split"
+    assert manifest.check_protocol(manifest.find_manifest("scenes"), counts(train=5), (), None) == "none: the data set names none"
+    short = manifest.check_protocol(flickr, whole | counts(train=28999), (), None)
     assert short.endswith("; but split 'train' has 28,999 images and 144,995 captions, the papers' has 29,000 and 145,000")
 
 
@@ -190,13 +190,13 @@ def test_what_a_corpus_can_be_compared_with():
     [
         (counts(train=29000, val=1014, test=999), "999 images and 4,995 captions"),
         (counts(test=31783), "31,783 images and 158,915 captions"),
-        ({"test": Expected(images=1000, captions=1000)}, "1,000 images and 1,000 captions"),
+        ({"test": SplitCounts(images=1000, captions=1000)}, "1,000 images and 1,000 captions"),
         (counts(train=29000), "0 images and 0 captions"),
     ],
 )
 def test_a_test_split_that_is_not_the_papers_is_an_error(found, said):
-    with pytest.raises(InputError, match=f"flickr30k: split 'test' has {said}, the papers' has 1,000 and 5,000; results on it could not"):
-        manifest.serves(manifest.find_manifest("flickr30k"), found, (), None)
+    with pytest.raises(InputError, match=f"flickr30k: split 'test' has {said}, the papers' has 1,000 and 5,000; results would not"):
+        manifest.check_protocol(manifest.find_manifest("flickr30k"), found, (), None)
 
 
 def test_a_picture_that_is_left_out_of_the_test_split_is_an_error_too(tmp_path, server):
@@ -244,7 +244,7 @@ def test_the_counts_are_those_of_the_papers():
 
 def test_the_catalogue_says_where_everything_comes_from():
     document = json.loads(json.dumps(published.list_published()))
-    assert all(one["licence"] and one["summary"] and one["citation"] for one in document["data_sets"] + document["teachers"])
+    assert all(one["license"] and one["summary"] and one["citation"] for one in document["data_sets"] + document["teachers"])
     coco = next(one for one in document["data_sets"] if one["name"] == "coco")
     assert coco["files"]["train2014.zip"]["checksum"] == "md5:0da8c0bd3d6becc4dcb32757491aca88"
     assert [one["format"] for one in coco["sources"]] == ["lavis", "karpathy"]
@@ -256,7 +256,7 @@ def test_the_catalogue_says_where_everything_comes_from():
 def write_teacher(folder: Path, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:
     """A named teacher `tiny` in a folder of manifests of its own."""
     (folder / "manifests" / "teachers").mkdir(parents=True)
-    head = {key: f'"{key}"' for key in ("summary", "licence", "citation", "homepage")}
+    head = {key: f'"{key}"' for key in ("summary", "license", "citation", "homepage")}
     lines = [f"{key} = {value}" for key, value in {**head, **fields}.items()]
     (folder / "manifests" / "teachers" / "tiny.toml").write_text("\n".join(lines))
     monkeypatch.setattr("dcdctl.core.data.manifests_folder", lambda: folder / "manifests")
@@ -291,7 +291,7 @@ def test_the_published_teachers_say_their_recalls():
     assert published.find("meter") is None
     assert published.find("teachers/meter-coco") is None
     with pytest.raises(ConfigError, match="a url or a hub name, one of them"):
-        published.NamedTeacher(summary="", licence="", citation="", homepage="")
+        published.NamedTeacher(summary="", license="", citation="", homepage="")
 
 
 # The whole way, through a Hub on this machine

@@ -12,7 +12,7 @@ from .download.cache import RemoteFile, fetch_file
 from .download.hub import hub_connection
 from .image_archives import FolderImageFile, RowError, escapes_root
 from .images import MAX_PIXELS, ImageError, decode_image, difference_hash, media_type, thumbnail
-from .manifest import HEAD, Manifest, choose_manifest, find_manifest, known_manifests, manifests_folder
+from .manifest import TEXT_FIELDS, Manifest, choose_manifest, find_manifest, known_manifests, manifests_folder
 from .prepare import PrepareOptions, prepare_corpus
 from .scenes import COLORS, FAMILY_SIZE, GRID, SHAPES, SIZES, Scene, describe_family, describe_scenes, draw_scene
 from .source_files import SourceOptions
@@ -22,11 +22,11 @@ __all__ = [
     "CORPUS_FILE",
     "FAMILY_SIZE",
     "GRID",
-    "HEAD",
     "MAX_PIXELS",
     "MAX_WORDS_COUNTED",
     "SHAPES",
     "SIZES",
+    "TEXT_FIELDS",
     "Corpus",
     "CorpusInspection",
     "Direction",

@@ -81,7 +81,7 @@ class SplitInspection:
 @dataclass(frozen=True, kw_only=True)
 class CorpusInspection:
     name: str
-    licence: str
+    license: str
     source: str
     """The kind of it, such as karpathy or csv."""
     num_left_out: int
@@ -119,7 +119,7 @@ def summarize_corpus(folder: Path, split: str | None = None, *, max_images: int 
         splits = {name: _inspect_split(corpus, index["splits"][name]["shards"], advance) for name, corpus in opened.items()}
     return CorpusInspection(
         name=index["name"],
-        licence=index.get("licence") or "",
+        license=index.get("licence") or "",
         source=(index.get("source") or {}).get("kind", ""),
         num_left_out=reasons.total(),
         left_out=dict(reasons.most_common()),
@@ -214,7 +214,7 @@ def corpus_facts(inspection: CorpusInspection) -> list[tuple[str, str]]:
     more = [f"more in {CORPUS_FILE}"] if len(left_out) > MAX_REASONS else []
     facts = [
         ("source", inspection.source or "not said"),
-        ("licence", inspection.licence or "not said"),
+        ("license", inspection.license or "not said"),
         ("rows left out", "; ".join([f"{inspection.num_left_out:,}", *left_out[:MAX_REASONS], *more])),
     ]
     if inspection.protocol:

@@ -1,24 +1,24 @@
-"""What a data set is: a TOML file that names its sources, its files, its licence and the counts the papers report on.
+"""Manifests: a data set as a TOML file with its sources, files, license and the counts that papers report.
 
-    name = "mine"                       # default: the stem of the file
-    licence = "CC BY 4.0"
-    protocol = "1,000 photos of May"    # what the test split serves; only with [expected.test]
+    name = "mine"                       # default: the stem of the file name
+    license = "CC BY 4.0"
+    protocol = "1,000 photos of May"    # what the test split reproduces; needs [expected.test]
 
     [expected.test]
     images = 1000
     captions = 5000
 
-    [files."mine.zip"]                  # a file to be fetched; any other name is a path seen from this file's folder
+    [files."mine.zip"]                  # a file to download; all other paths are relative to the manifest's folder
     url = "hf://datasets/me/mine@main/mine.zip"
     checksum = "sha256:..."
 
     [[sources]]                         # in order of preference
     name = "hub"
-    format = "karpathy"                 # one of readers.FORMATS, with the fields of its class
+    format = "karpathy"                 # a key of readers.FORMATS; the other fields are those of its class
     annotations = "dataset_mine.json"
     images = "mine.zip"
 
-Where there is one source only, its fields may stand at the top, without `[[sources]]`.
+If there is only one source, its fields may stand at the top level, without `[[sources]]`.
 """
 
 from __future__ import annotations
@@ -34,28 +34,29 @@ from dcdctl.core.data.readers import FORMATS
 from dcdctl.core.data.readers.rows import Paths, SourceConfig, check_splits
 from dcdctl.core.errors import ConfigError, InputError
 
-HEAD = ("name", "summary", "licence", "citation", "homepage", "protocol")
+TEXT_FIELDS = ("name", "summary", "license", "citation", "homepage", "protocol")
+_COUNTS_HINT = "results would not be comparable: find what is missing, leave it out with --splits, or add --set protocol=none"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """A file that a source needs: where it is fetched from, or what to ask for where it can only be placed by hand."""
+    """A file that a source needs: where to download it, or where to request a file that can only be placed by hand."""
 
     url: str = ""
-    """https://..., or hf://datasets/OWNER/NAME@REVISION/PATH, in which PATH may hold a *."""
+    """https://..., or hf://datasets/OWNER/NAME@REVISION/PATH, where PATH may contain a *."""
     checksum: str = ""
     """sha256:HEX or md5:HEX."""
     size: int | None = None
     """Bytes."""
     also: tuple[str, ...] = ()
-    """Other names under which it may have been placed, folders of the same content among them."""
+    """Other names of the file in the folder of placed files; also names of folders with the same content."""
     by_hand: str = ""
-    """Where a person can ask for it."""
+    """The page where a person can request the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expected:
-    """What a split has in the papers."""
+class SplitCounts:
+    """Images and captions of a split."""
 
     images: int
     captions: int
@@ -67,13 +68,14 @@ class Manifest:
 
     name: str
     sources: dict[str, SourceConfig]
-    """By name, the best first."""
+    """By name, in order of preference."""
     files: dict[str, SourceFile] = field(default_factory=dict)
-    expected: dict[str, Expected] = field(default_factory=dict)
+    expected: dict[str, SplitCounts] = field(default_factory=dict)
+    """The counts in the papers, by split."""
     protocol: str = ""
-    """What results on the test split can be compared with; empty: nothing is checked."""
+    """The published protocol that the test split reproduces; if empty, the counts are not checked."""
     summary: str = ""
-    licence: str = ""
+    license: str = ""
     citation: str = ""
     homepage: str = ""
 
@@ -82,24 +84,24 @@ class Manifest:
 
 
 def manifests_folder() -> Path:
-    """Where the manifests are."""
+    """The folder of the manifests that ship with dcdctl."""
     return files.packaged("data_manifests")
 
 
 def known_manifests() -> list[Manifest]:
-    """The manifests that come with dcdctl, by name."""
-    return [_read(path, ()) for path in sorted(manifests_folder().glob("*.toml"))]
+    """The manifests that ship with dcdctl, sorted by name."""
+    return [_read_manifest(path, ()) for path in sorted(manifests_folder().glob("*.toml"))]
 
 
 def find_manifest(name: str, sets: Sequence[str] = ()) -> Manifest:
-    """The manifest of that name, or of that .toml file, with `key=value` overrides; InputError lists the known names."""
+    """The manifest with that name, or in that .toml file, with `key=value` overrides; InputError lists the known names."""
     path = Path(name) if name.endswith(".toml") else manifests_folder() / f"{name}.toml"
     if not path.is_file() or ("/" in name and not name.endswith(".toml")):
         names = ", ".join(item.stem for item in sorted(manifests_folder().glob("*.toml")))
         raise InputError(
             f"no manifest {name!r}", hint=f"known: {names}; or a .toml file, or --karpathy FILE --images DIR, or --csv FILE --images DIR"
         )
-    return _read(path, sets)
+    return _read_manifest(path, sets)
 
 
 def choose_manifest(
@@ -111,12 +113,12 @@ def choose_manifest(
     images: Sequence[Path] = (),
     sets: Sequence[str] = (),
 ) -> Manifest:
-    """The one data set that the flags of `dcdctl prepare` name."""
+    """The data set that the flags of `dcdctl prepare` name; InputError unless there is exactly one."""
     flags = {"--karpathy": karpathy, "--csv": csv, "--jsonl": jsonl}
     given = [*(["a manifest"] if name is not None else []), *(flag for flag, value in flags.items() if value is not None)]
     if len(given) != 1:
-        found = f"{' and '.join(given)} both" if given else "no data set given"
-        message = f"{found}: one of a manifest name, --karpathy, --csv or --jsonl is wanted"
+        problem = f"{' and '.join(given)} are both given" if given else "no data set is given"
+        message = f"{problem}: expected one of a manifest name, --karpathy, --csv or --jsonl"
         raise InputError(message, hint="dcdctl prepare --list shows the manifests")
     if name is not None:
         if images:
@@ -125,67 +127,34 @@ def choose_manifest(
             )
         return find_manifest(name, sets)
     if not images:
-        raise InputError(f"{given[0]} wants its pictures too", hint="add --images FOLDER or --images FILE.zip")
+        raise InputError(f"{given[0]} also needs images", hint="add --images FOLDER or --images FILE.zip")
     flag, path = given[0], flags[given[0]]
     assert path is not None
     table = {
         "format": flag.removeprefix("--"),
         "annotations" if flag == "--karpathy" else "pairs": str(path),
-        "images": [str(one) for one in images],
+        "images": [str(folder) for folder in images],
     }
-    return _parse(config.apply_sets(table, sets), path.stem.removeprefix("dataset_"), Path())
+    return _parse_manifest(config.apply_sets(table, sets), path.stem.removeprefix("dataset_"), Path())
 
 
-def _read(path: Path, sets: Sequence[str]) -> Manifest:
-    return _parse(config.apply_sets(config.read_toml(path), sets), path.stem, path.parent)
+def check_protocol(manifest: Manifest, counts: Mapping[str, SplitCounts], splits: Sequence[str], max_images: int | None) -> str:
+    """The published protocol that a corpus with these counts reproduces, or "none: " and the reason.
 
-
-def _parse(table: Mapping[str, Any], default_name: str, base: Path) -> Manifest:
-    head = {"name": default_name} | {key: table[key] for key in HEAD if key in table}
-    for key, value in head.items():
-        if not isinstance(value, str):
-            raise ConfigError(f"{key} must be text, got {value!r}")
-    parts = {key: table[key] for key in ("files", "expected") if key in table}
-    rest = {key: value for key, value in table.items() if key not in head and key not in parts}
-    listed = rest.pop("sources", None)
-    if listed is not None and rest:
-        raise ConfigError(f"{next(iter(rest))} stands beside [[sources]]", hint="the fields of a source stand in its own table")
-    tables = [rest] if listed is None else listed
-    if not isinstance(tables, list) or not tables or not all(isinstance(one, Mapping) for one in tables):
-        raise ConfigError("sources must be a list of tables", hint="write [[sources]] before each")
-    files = config.build(_Files, {"files": parts.get("files", {})}).files
-    sources: dict[str, SourceConfig] = {}
-    for number, one in enumerate(tables, start=1):
-        name = str(one.get("name", number if listed else one.get("format", number)))
-        if name in sources:
-            raise ConfigError(f"two sources have the name {name!r}")
-        sources[name] = _source({key: value for key, value in one.items() if key != "name" or listed is None}, files, base)
-    expected = config.build(_Counts, {"expected": parts.get("expected", {})}).expected
-    return Manifest(**head, sources=sources, files=files, expected=expected)
-
-
-@dataclass(frozen=True)
-class _Files:
-    files: dict[str, SourceFile]
-
-
-@dataclass(frozen=True)
-class _Counts:
-    expected: dict[str, Expected]
-
-
-def _source(table: Mapping[str, Any], files: Mapping[str, SourceFile], base: Path) -> SourceConfig:
-    if table.get("format") not in FORMATS:
-        raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {table.get('format')!r}")
-    source = FORMATS[table["format"]]
-    types = path_fields(source)
-
-    def to_path(text: str) -> Path:
-        # The name of a file to fetch stays as it is; other paths are relative to the manifest's folder.
-        return Path(text) if text in files else base / text
-
-    fields = {key: value for key, value in table.items() if key != "format"}
-    return config.build(source, {key: _to_paths(value, types[key], to_path) if key in types else value for key, value in fields.items()})
+    InputError if the counts of the test split differ from those of the papers, unless the corpus is limited on purpose.
+    """
+    if manifest.protocol in ("", "none"):
+        return "none: the data set names none"
+    if max_images is not None:
+        return f"none: only the first {max_images:,} images of each split"
+    requested = splits or list(manifest.expected)
+    if "test" not in requested:
+        return "none: without the test split"
+    if (difference := _difference(manifest, counts, "test")) is not None:
+        raise InputError(f"{manifest.name}: {difference}", hint=_COUNTS_HINT)
+    # Other splits do not change the results on test, so their differences are only recorded.
+    differences = [_difference(manifest, counts, split) for split in requested if split != "test"]
+    return "; but ".join([manifest.protocol, *filter(None, differences)])
 
 
 def path_fields(source: type[SourceConfig]) -> dict[str, Any]:
@@ -202,8 +171,76 @@ def _has_path(hint: Any) -> bool:
     return hint is Path or any(_has_path(argument) for argument in typing.get_args(hint))
 
 
+def _difference(manifest: Manifest, counts: Mapping[str, SplitCounts], split: str) -> str | None:
+    expected, actual = manifest.expected.get(split), counts.get(split, SplitCounts(images=0, captions=0))
+    if expected is None or actual == expected:
+        return None
+    found = f"{actual.images:,} images and {actual.captions:,} captions"
+    return f"split {split!r} has {found}, the papers' has {expected.images:,} and {expected.captions:,}"
+
+
+def _read_manifest(path: Path, sets: Sequence[str]) -> Manifest:
+    return _parse_manifest(config.apply_sets(config.read_toml(path), sets), path.stem, path.parent)
+
+
+@dataclass(frozen=True)
+class _FilesTable:
+    files: dict[str, SourceFile]
+
+
+@dataclass(frozen=True)
+class _ExpectedTable:
+    expected: dict[str, SplitCounts]
+
+
+def _parse_manifest(table: Mapping[str, Any], default_name: str, folder: Path) -> Manifest:
+    """A manifest from its TOML tables; relative paths start at the folder."""
+    if "licence" in table:
+        raise ConfigError("unknown key licence", hint="write license")
+    texts = {"name": default_name} | {key: table[key] for key in TEXT_FIELDS if key in table}
+    for key, value in texts.items():
+        if not isinstance(value, str):
+            raise ConfigError(f"{key} must be text, got {value!r}")
+    files = config.build(_FilesTable, {"files": table.get("files", {})}).files
+    expected = config.build(_ExpectedTable, {"expected": table.get("expected", {})}).expected
+    rest = {key: value for key, value in table.items() if key not in (*TEXT_FIELDS, "files", "expected")}
+    return Manifest(**texts, sources=_parse_sources(rest, files, folder), files=files, expected=expected)
+
+
+def _parse_sources(table: Mapping[str, Any], files: Mapping[str, SourceFile], folder: Path) -> dict[str, SourceConfig]:
+    """The sources by name, from `[[sources]]`, or from the fields of a single source."""
+    rest = {key: value for key, value in table.items() if key != "sources"}
+    is_single = "sources" not in table
+    if not is_single and rest:
+        raise ConfigError(f"{next(iter(rest))} is outside [[sources]]", hint="move the fields of a source into its [[sources]] table")
+    tables = [rest] if is_single else table["sources"]
+    if not isinstance(tables, list) or not tables or not all(isinstance(item, Mapping) for item in tables):
+        raise ConfigError("sources must be a list of tables", hint="write [[sources]] before each")
+    sources: dict[str, SourceConfig] = {}
+    for number, fields in enumerate(tables, start=1):
+        name = str(fields.get("format", number) if is_single else fields.get("name", number))
+        if name in sources:
+            raise ConfigError(f"two sources have the name {name!r}")
+        sources[name] = _parse_source({key: value for key, value in fields.items() if key != "name"}, files, folder)
+    return sources
+
+
+def _parse_source(table: Mapping[str, Any], files: Mapping[str, SourceFile], folder: Path) -> SourceConfig:
+    if table.get("format") not in FORMATS:
+        raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {table.get('format')!r}")
+    source = FORMATS[table["format"]]
+    types = path_fields(source)
+
+    def to_path(text: str) -> Path:
+        # The name of a file to download stays as it is, so that `source_files` finds it.
+        return Path(text) if text in files else folder / text
+
+    fields = {key: value for key, value in table.items() if key != "format"}
+    return config.build(source, {key: _to_paths(value, types[key], to_path) if key in types else value for key, value in fields.items()})
+
+
 def _to_paths(value: Any, hint: Any, to_path: Callable[[str], Path]) -> Any:
-    """A value of a manifest with paths in place of text; a single text may stand for a list. Other values are left to `config.build`."""
+    """A value of a manifest with paths in place of text; a single text may stand for a list. `config.build` checks all other values."""
     if isinstance(value, str):
         return [to_path(value)] if hint == Paths else to_path(value)
     if isinstance(value, list) and hint == Paths:
@@ -211,34 +248,3 @@ def _to_paths(value: Any, hint: Any, to_path: Callable[[str], Path]) -> Any:
     if isinstance(value, Mapping) and typing.get_origin(hint) is dict:
         return {key: _to_paths(item, typing.get_args(hint)[1], to_path) for key, item in value.items()}
     return value
-
-
-COUNTS_HINT = (
-    "results on it could not be compared: find what is missing, or leave the split out with --splits, or give up with --set protocol=none"
-)
-
-
-def serves(manifest: Manifest, found: Mapping[str, Expected], splits: Sequence[str], max_images: int | None) -> str:
-    """What results on a corpus with these counts can be compared with; the reason, after "none:", where with nothing.
-
-    InputError if the test split has other counts than the papers' and is not cut short on purpose.
-    """
-    if manifest.protocol in ("", "none"):
-        return "none: the data set names none"
-    if max_images is not None:
-        return f"none: only the first {max_images:,} images of each split"
-    wanted = splits or list(manifest.expected)
-    if "test" not in wanted:
-        return "none: without the test split"
-    if (said := _differs(manifest, found, "test")) is not None:
-        raise InputError(f"{manifest.name}: {said}", hint=COUNTS_HINT)
-    others = [said for split in wanted if split != "test" and (said := _differs(manifest, found, split)) is not None]
-    return "; but ".join([manifest.protocol, *others])
-
-
-def _differs(manifest: Manifest, found: Mapping[str, Expected], split: str) -> str | None:
-    wanted, there = manifest.expected.get(split), found.get(split, Expected(images=0, captions=0))
-    if wanted is None or there == wanted:
-        return None
-    told = f"{there.images:,} images and {there.captions:,} captions"
-    return f"split {split!r} has {told}, the papers' has {wanted.images:,} and {wanted.captions:,}"

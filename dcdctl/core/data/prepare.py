@@ -22,7 +22,7 @@ import pyarrow as pa
 from dcdctl.core import config, files
 from dcdctl.core.data import corpus, images, near_duplicates, source_files
 from dcdctl.core.data.image_workers import CHUNK_IMAGES, ReadImages, image_pool
-from dcdctl.core.data.manifest import Expected, Manifest, serves
+from dcdctl.core.data.manifest import Manifest, SplitCounts, check_protocol
 from dcdctl.core.data.near_duplicates import Leakage
 from dcdctl.core.data.readers import list_source
 from dcdctl.core.data.readers.rows import SKIP_HINT, SPLITS, Listing, RowCheck, Skipped, SourceRow, why_empty
@@ -232,9 +232,10 @@ def prepare_corpus(
     located = source_files.locate(manifest, source_options or SourceOptions(), track)
     check = RowCheck(splits=options.splits, max_images=options.max_images, skip_bad=options.on_error == "skip")
     listing = list_source(located.source, check)
-    listed = {split: Expected(images=count, captions=listing.captions[split]) for split, count in listing.counts.items()}
-    serves(manifest, listed, options.splits, options.max_images)
-    plan: dict[str, Any] = {"format": corpus.FORMAT_VERSION, "name": manifest.name, "licence": manifest.licence}
+    listed = {split: SplitCounts(images=count, captions=listing.captions[split]) for split, count in listing.counts.items()}
+    check_protocol(manifest, listed, options.splits, options.max_images)
+    # `licence` is the key of corpus.json format 1.
+    plan: dict[str, Any] = {"format": corpus.FORMAT_VERSION, "name": manifest.name, "licence": manifest.license}
     plan |= {"citation": manifest.citation, "source": dict(listing.provenance), "counts": dict(listing.counts)}
     plan |= {"options": options.to_plan()}
     digest = files.digest_of(plan)
@@ -246,12 +247,12 @@ def prepare_corpus(
         if not any(shard.entry["rows"] for shard in shards):
             raise InputError(f"split {split!r} is empty", hint=why_empty(skipped))
     entries = {split: _entry(shards) for split, shards in splits.items()}
-    written = {split: Expected(images=entry["images"], captions=entry["captions"]) for split, entry in entries.items()}
+    written = {split: SplitCounts(images=entry["images"], captions=entry["captions"]) for split, entry in entries.items()}
     index: dict[str, Any] = {"format": corpus.FORMAT_VERSION, "name": manifest.name, "splits": entries}
-    index |= {"protocol": serves(manifest, written, options.splits, options.max_images)}
+    index |= {"protocol": check_protocol(manifest, written, options.splits, options.max_images)}
     index |= {"leakage": config.to_table(leakage_of(splits))}
     index |= {"source": plan["source"] | _origin(manifest, located) | {"options": plan["options"]}}
-    index |= {key: getattr(manifest, key) for key in ("licence", "citation", "homepage")}
+    index |= {"licence": manifest.license, "citation": manifest.citation, "homepage": manifest.homepage}
     index |= {"skipped": config.to_table(skipped), "plan": digest}
     files.write_json(out / corpus.CORPUS_FILE, index)
     (out / PLAN_FILE).unlink(missing_ok=True)

@@ -29,7 +29,7 @@ class NamedTeacher:
     """A teacher that others have published."""
 
     summary: str
-    licence: str
+    license: str
     citation: str
     homepage: str
     url: str = ""
@@ -83,7 +83,7 @@ def _folder() -> Path:
 
 
 def list_published() -> dict[str, Any]:
-    """JSON-able: data sets with counts, sources, files and licences, and teachers with their sources and published recalls."""
+    """JSON-able: data sets with counts, sources, files and licenses, and teachers with their sources and published recalls."""
     return {
         "data_sets": [_data_set(one) for one in data.known_manifests()],
         "teachers": [{"name": name, "source": one.source, **config.to_table(one)} for name, one in known().items()],
@@ -91,7 +91,7 @@ def list_published() -> dict[str, Any]:
 
 
 def _data_set(one: Manifest) -> dict[str, Any]:
-    head = {key: getattr(one, key) for key in data.HEAD}
+    head = {key: getattr(one, key) for key in data.TEXT_FIELDS}
     return {
         **head,
         "images": [f"{split} {expected.images:,}" for split, expected in one.expected.items()],

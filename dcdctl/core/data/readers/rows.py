@@ -248,4 +248,4 @@ def check_splits(where: str, given: Iterable[str]) -> None:
     """ConfigError for a key that is not a split."""
     for split in given:
         if split not in SPLITS:
-            raise ConfigError(f"{where}.{split} is no split", hint=f"known splits: {', '.join(SPLITS)}")
+            raise ConfigError(f"{where}.{split} is not a split", hint=f"known splits: {', '.join(SPLITS)}")
