@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dcdctl.core import files
-from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError
+from dcdctl.core.errors import DcdError, MissingError, StaleError
 
 Document = dict[str, Any]
 """A JSON object."""
@@ -60,10 +60,15 @@ class Kind:
             if (folder / self.plan_file).is_file():
                 raise self.missing(f"the {self.name} in {folder} is not finished", hint=f"{self.make_again}: it resumes")
             raise self.missing(f"there is no {self.name} in {folder} (no {self.seal_file})", hint=self.make)
-        document = files.read_json(path, error=self.error, hint=self.remake)
+        hint = f"delete it and {self.make_again}" if self.keeps_plan else self.remake
+        document = files.read_json(path, error=self.error, hint=hint)
         if (found := document.get("format")) != self.format:
             raise self.error(f"{path} is of format {found!r}, this dcdctl reads format {self.format}", hint=self.remake)
         return document
+
+    def read_plan(self, folder: Path) -> Document:
+        """The plan of an artifact, finished or not, with the notes of an unfinished build; `error` if it is missing or damaged."""
+        return files.read_json(folder / self.plan_file, error=self.error, hint=self.remake)
 
     def check_size(self, path: Path, size: int) -> None:
         """`error` if a part has not the size of the seal, `missing` if it is not there."""
@@ -95,10 +100,9 @@ class Kind:
         """The hint to make all of it again."""
         return f"delete the folder and {self.make_again}"
 
-    def refuse_foreign(self, folder: Path) -> None:
-        """InputError for a file, StaleError for a folder with something else in it than an artifact of this kind."""
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder} is a file, not a folder", hint="name another with --out")
+    def check_folder(self, folder: Path) -> None:
+        """StaleError for a folder with something else in it than an artifact of this kind, InputError if it cannot be written to."""
+        files.check_output_folder(folder)
         if files.is_vacant(folder) or any((folder / name).exists() for name in (self.plan_file, self.seal_file)):
             return
         found = min(path.name for path in folder.iterdir() if not path.name.endswith(files.PARTIAL_SUFFIX))
@@ -130,14 +134,14 @@ class Build:
         If the folder holds another plan, `restart` removes it with its files, except those of a finished artifact that are `kept`.
         StaleError without `restart`, and if the folder holds something else.
         """
-        found = self._read_plan()
+        found = self.kind.read_plan(self.folder) if (self.folder / self.kind.plan_file).exists() else None
         if found is not None and self.plan.items() <= found.items():
             files.remove_partials(self.folder)
             return {key: value for key, value in found.items() if key not in self.plan}
         if found is not None and not restart:
             self.expect(found)
         if found is None and not self.is_sealed:
-            self.kind.refuse_foreign(self.folder)
+            self.kind.check_folder(self.folder)
         self.clean(kept)
         self.note()
         return {}
@@ -176,10 +180,6 @@ class Build:
         if self.is_sealed and not self.kind.keeps_plan:
             (self.folder / self.kind.plan_file).unlink(missing_ok=True)
         files.remove_partials(self.folder)
-
-    def _read_plan(self) -> Document | None:
-        path = self.folder / self.kind.plan_file
-        return files.read_json(path, error=self.kind.error, hint=self.kind.remake) if path.exists() else None
 
 
 def seal_of(path: Path, **facts: Any) -> Document:

@@ -62,7 +62,7 @@ def test_cache_teacher_with_other_settings_into_the_same_folder_says_both(run_cl
     words = ["cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", cache, "--set", "candidates.per_query=4", *CPU]
     result = run_cli(*words, "--precision", "bf16")
     assert result.exit_code == 1
-    assert "another precision (float32, not bfloat16); run `dcdctl cache-teacher` into another folder" in result.stderr
+    assert "another precision (float32, not bfloat16); name another folder, or delete this one" in result.stderr
     assert result.stdout == ""
     assert contents(cache) == before
 

@@ -231,7 +231,7 @@ def test_a_folder_that_is_neither_says_what_it_holds_and_what_is_wanted(tmp_path
         corpus_summary.artifact_kind(tmp_path / "run.json")
 
 
-@pytest.mark.parametrize(("sign", "error"), [(PLAN_FILE, "no finished corpus"), ("plan.json", "an unfinished teacher cache")])
+@pytest.mark.parametrize(("sign", "error"), [(PLAN_FILE, "no finished corpus"), ("plan.json", "run `dcdctl cache-teacher` again")])
 def test_unfinished_work_keeps_its_own_error(tmp_path, sign, error):
     (tmp_path / sign).write_text("{}")
     result = run_cli(tmp_path)

@@ -12,15 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from encoders import make_pair
 from made_index import killed_before
-from tiny import contents
+from tiny import contents, make_teacher
 
 from dcdctl.core import artifacts, files
 from dcdctl.core.artifacts import Build, Kind, first_difference, seal_of, sha256_of
 from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError
 from dcdctl.core.scoring import features, open_or_build
+from dcdctl.core.teacher import CandidateConfig, build, read_cache
 
 TOY = Kind(
     name="toy",
@@ -96,7 +98,7 @@ def test_a_folder_with_something_else_and_a_file_are_refused(tmp_path):
         make_toy(tmp_path / "thesis")
     assert contents(tmp_path / "thesis") == {"thesis.txt": b"dear"}
     (tmp_path / "file").write_text("dear")
-    with pytest.raises(InputError, match="file is a file, not a folder; name another with --out"):
+    with pytest.raises(InputError, match="file is a file, a folder is expected; name another folder"):
         make_toy(tmp_path / "file")
 
 
@@ -258,7 +260,19 @@ def make_features(folder, corpus, monkeypatch) -> Made:
     return Made(sorted(folder.glob("features/*/*.npy")), read)
 
 
-MADE = {"features": make_features}
+def make_cache(folder, corpus, monkeypatch) -> Made:
+    monkeypatch.setattr(build, "IMAGES_PER_SHARD", 8)
+    plan = build.build_cache(corpus, make_teacher(corpus.captions), folder / "cache", CandidateConfig(per_query=3)).plan
+
+    def read():
+        read_cache(folder / "cache").lookup(np.arange(corpus.num_images), np.zeros(corpus.num_images))
+        part = corpus.subset(9)
+        build.taken_over(folder / "cache", part, {**plan, "corpus": part.fingerprint})
+
+    return Made(sorted(folder.glob("cache/*.parquet")), read)
+
+
+MADE = {"cache": make_cache, "features": make_features}
 
 
 @pytest.fixture(params=MADE)

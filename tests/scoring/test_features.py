@@ -173,9 +173,9 @@ def test_a_folder_that_is_not_what_its_name_says_is_refused(root, kept, corpus, 
         with pytest.raises(StaleError, match=message):
             open_or_build(tmp_path, corpus, pair)
     (folder / "plan.json").write_text(json.dumps(plan))
-    for name in ("plan.json", "features.json"):
+    for name, what in (("plan.json", "the folder"), ("features.json", "it")):
         (folder / name).write_text("{")
-        with pytest.raises(StaleError, match=rf"{name} is not JSON: .*; delete the folder and run the same command again"):
+        with pytest.raises(StaleError, match=rf"{name} is not JSON: .*; delete {what} and run the same command again"):
             open_or_build(tmp_path, corpus, pair)
         shutil.copyfile(kept.folder / name, folder / name)
 

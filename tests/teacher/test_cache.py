@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import contents, make_teacher, run_script
 
-from dcdctl.core import models
+from dcdctl.core import artifacts, models
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.models.preprocess import vilt_image_processor
@@ -127,9 +127,9 @@ def test_killed_before_the_plan_had_its_name_it_starts_all_the_same(corpus, teac
 
 def test_an_unfinished_cache_is_refused(copied, tmp_path):
     (copied / "cache.json").unlink()
-    with pytest.raises(MissingError, match="an unfinished teacher cache; run `dcdctl cache-teacher`"):
+    with pytest.raises(MissingError, match=r"the teacher cache in .* is not finished; run `dcdctl cache-teacher` again .*: it resumes"):
         teacher_cache.read_cache(copied)
-    with pytest.raises(MissingError, match="holds no teacher cache"):
+    with pytest.raises(MissingError, match=r"there is no teacher cache in .*absent \(no cache.json\); make one with `dcdctl cache-te"):
         teacher_cache.read_cache(tmp_path / "absent")
 
 
@@ -148,7 +148,7 @@ def test_a_cache_of_another_corpus_or_teacher_is_refused_with_both_named(corpus,
         ({"corpus": 10}, "another corpus"),
         ({"teacher": 1}, "another teacher"),
         ({"image_size": 96}, r"another image_size_px \(64, not 96\)"),
-        ({"config": CandidateConfig(per_query=5)}, r"another candidates .*\"per_query\": 4.*not .*\"per_query\": 5"),
+        ({"config": CandidateConfig(per_query=5)}, r"another candidates\.per_query \(4, not 5\)"),
         ({"compute": Compute(precision="bfloat16")}, r"another precision \(float32, not bfloat16\)"),
     ],
 )
@@ -164,14 +164,15 @@ def test_a_folder_of_another_plan_is_not_gone_on_with(corpus, teacher, copied, s
 
 def test_a_folder_with_other_things_is_left_alone(corpus, teacher, tmp_path):
     (tmp_path / "thesis.txt").write_text("dear")
-    with pytest.raises(StaleError, match="not a teacher cache; name an empty or a new folder"):
+    with pytest.raises(StaleError, match=r"is not empty and holds no teacher cache \(found thesis\.txt\); name an empty or a new folder"):
         build.build_cache(corpus, teacher, tmp_path, CONFIG)
     assert contents(tmp_path) == {"thesis.txt": b"dear"}
 
 
-def test_a_missing_shard_is_named_and_comes_back_as_the_hint_says(corpus, teacher, folder, copied, sharded):
-    (copied / "pairs-00002.parquet").unlink()
-    with pytest.raises(MissingError, match=r"lacks pairs-00002\.parquet; delete pairs-00002\.parquet and cache\.json"):
+@pytest.mark.parametrize("name", ["pairs-00002.parquet", "items.parquet"])
+def test_a_missing_file_is_named_and_comes_back_as_the_hint_says(name, corpus, teacher, folder, copied, sharded):
+    (copied / name).unlink()
+    with pytest.raises(MissingError, match=rf"{name} is missing .*; delete cache\.json there and run `dcdctl cache-teacher` again"):
         teacher_cache.read_cache(copied)
     (copied / "cache.json").unlink()
     build.build_cache(corpus, teacher, copied, CONFIG, compute=COMPUTE)
@@ -188,11 +189,11 @@ def test_a_damaged_shard_is_named_when_it_is_read_and_the_others_serve(copied):
     with pytest.raises(StaleError, match=r"pairs-00001\.parquet is damaged: its SHA-256 is"):
         cache.lookup(np.array([5]), np.array([25]))
     path.write_bytes(data[:-1])
-    with pytest.raises(StaleError, match=rf"pairs-00001\.parquet is damaged: it has {len(data) - 1} bytes, not {len(data)}"):
+    with pytest.raises(StaleError, match=rf"pairs-00001\.parquet is damaged: it has {len(data) - 1:,} bytes, not {len(data):,}"):
         teacher_cache.read_cache(copied)
 
 
-@pytest.mark.parametrize(("name", "hint"), [("plan.json", "delete .*copy and run"), ("cache.json", "delete it and run")])
+@pytest.mark.parametrize(("name", "hint"), [("plan.json", "delete the folder and run"), ("cache.json", "delete it and run")])
 def test_damaged_json_of_a_cache_is_named(copied, name, hint):
     (copied / name).write_text((copied / name).read_text()[:-5])
     with pytest.raises(StaleError, match=rf"{name} is not JSON: .*; {hint}"):
@@ -200,8 +201,8 @@ def test_damaged_json_of_a_cache_is_named(copied, name, hint):
 
 
 def test_a_cache_of_another_format_is_refused(copied):
-    plan = json.loads((copied / "plan.json").read_text())
-    (copied / "plan.json").write_text(json.dumps({**plan, "format": 1}))
+    seal = json.loads((copied / "cache.json").read_text())
+    (copied / "cache.json").write_text(json.dumps({**seal, "format": 1}))
     with pytest.raises(StaleError, match="is of format 1, this dcdctl reads format 2"):
         teacher_cache.read_cache(copied)
 
@@ -287,7 +288,7 @@ def test_an_extended_cache_scores_only_the_new_pairs(corpus, teacher, folder, tm
 
 
 def test_a_cache_to_extend_that_is_not_there_is_named(corpus, teacher, tmp_path):
-    with pytest.raises(MissingError, match="absent holds no teacher cache"):
+    with pytest.raises(MissingError, match=r"there is no teacher cache in .*absent"):
         build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE, extend=tmp_path / "absent")
     assert not (tmp_path / "cache").exists()
 
@@ -354,7 +355,7 @@ def test_verify_scores_anew_and_finds_a_wrong_score(corpus, teacher, folder, cop
     wrong = cache_format.Pairs(pairs.image, pairs.text, pairs.score + np.float32(0.01), pairs.role)
     path.unlink()
     cache_format.write_pairs(path, wrong)
-    whole["files"][path.name] = cache_format.seal_of(path, pairs=len(wrong))
+    whole["files"][path.name] = artifacts.seal_of(path, pairs=len(wrong))
     (copied / "cache.json").write_text(json.dumps(whole))
     with pytest.raises(StaleError, match=r"image 1\d with caption \d+ scores -?\d+\.\d+, and the cache has"):
         teacher_estimate.verify_scores(copied, corpus, teacher, 1000, compute=COMPUTE)
@@ -363,7 +364,7 @@ def test_verify_scores_anew_and_finds_a_wrong_score(corpus, teacher, folder, cop
 
 
 def test_two_runs_do_not_write_to_one_folder(corpus, teacher, tmp_path):
-    with build.claimed(tmp_path / "cache"), pytest.raises(StaleError, match=r"another run is writing to .*cache; let it end"):
+    with build.lock(tmp_path / "cache"), pytest.raises(StaleError, match=r"another run is writing to .*cache; let it end"):
         build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]

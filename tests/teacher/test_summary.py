@@ -10,7 +10,7 @@ from tiny import make_corpus
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.core import files
+from dcdctl.core import artifacts, files
 from dcdctl.core.teacher import cache, cache_format, summary
 from dcdctl.core.teacher.cache_format import Pairs
 from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE
@@ -43,8 +43,8 @@ def folder(tmp_path, corpus):
     margins = {"absolute_margin": None, "relative_margin": None}
     plan = {"format": 2, "corpus": corpus.fingerprint, "images": 3, "captions": 4, "images_per_shard": 256, "candidates": margins}
     files.write_json(folder / "plan.json", plan)
-    seal = cache_format.seal_of(folder / "pairs-00000.parquet", pairs=len(PAIRS))
-    files.write_json(folder / "cache.json", {"dropped": {"equal text": 2}, "files": {"pairs-00000.parquet": seal}})
+    seal = artifacts.seal_of(folder / "pairs-00000.parquet", pairs=len(PAIRS))
+    files.write_json(folder / "cache.json", {"format": 2, "dropped": {"equal text": 2}, "files": {"pairs-00000.parquet": seal}})
     return folder
 
 

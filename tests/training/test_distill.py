@@ -210,7 +210,7 @@ def test_inputs_that_do_not_belong_together_are_refused(scenes_corpus_dir, corpu
         read_all(InputRefs(data=scenes_corpus_dir, caches=[cache_folder, cache_folder], teacher=str(tmp_path / "other")))
     with pytest.raises(StaleError, match="another teacher"):
         read_all(InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teacher=str(teacher_folder), model_set=["max_text_len=9"]))
-    with pytest.raises(MissingError, match="holds no teacher cache"):
+    with pytest.raises(MissingError, match="there is no teacher cache"):
         read_all(InputRefs(data=scenes_corpus_dir, caches=[tmp_path / "absent"]))
     with pytest.raises(ConfigError, match="--model-set is for the model named by --teacher"):
         InputRefs(data=scenes_corpus_dir, model_set=["max_text_len=9"])
@@ -264,7 +264,7 @@ def test_files_are_opened_before_the_teacher_is_loaded(scenes_corpus_dir, cache_
         named = InputRefs(**{"data": scenes_corpus_dir, "caches": [cache_folder], "teacher": "absent/teacher", **refs})
         distill.train(job, named, options=OPTIONS)
 
-    with pytest.raises(MissingError, match="holds no teacher cache"):
+    with pytest.raises(MissingError, match="there is no teacher cache"):
         run([], caches=[tmp_path / "absent"])
     with pytest.raises(ConfigError, match=r"teachers\.weights has 2 numbers"):
         run(["teachers.weights=[0.5, 0.5]"])

@@ -27,11 +27,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dcdctl.core import distributed, files
+from dcdctl.core import distributed
 from dcdctl.core.artifacts import Build, Kind, seal_of
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import CPU, Compute
-from dcdctl.core.errors import InputError, ModelError, StaleError
+from dcdctl.core.errors import InputError, ModelError
 from dcdctl.core.models import Encoders, ImageBatch, Model, Preprocessor, States, TextBatch
 from dcdctl.core.progress import Advance, Track, silent
 
@@ -162,7 +162,7 @@ def open_or_build(root: Path, corpus: Corpus, model: Model, *, device: torch.dev
         with build.lock(distributed.rank()):
             model.to(device).eval()
             _build(build.folder, expected, CorpusSource(corpus, model.preprocess), model.encoders, device, track)
-    plan = files.read_json(build.folder / FEATURES.plan_file, error=StaleError, hint=FEATURES.remake)
+    plan = FEATURES.read_plan(build.folder)
     build.expect(plan)
     parts = FEATURES.read_seal(build.folder)["files"]
     for name, seal in parts.items():

@@ -1,6 +1,7 @@
-"""Taking the scores of one teacher cache over into another: for more negatives, another miner, or a corpus with new pictures.
+"""Building a teacher cache: the pairs are planned, scored by shard, and sealed.
 
-Pictures and captions are found again by what they are, not by where they stand: a digest of the picture's bytes, of the caption's text.
+A cache can extend a finished one: for more negatives, another miner, or a corpus with new images. Images and captions of the old corpus are
+matched by digests of the image's bytes and the caption's text, not by position.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dcdctl.core import distributed, files, scoring
+from dcdctl.core import artifacts, distributed, files, scoring
+from dcdctl.core.artifacts import Build, seal_of
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import ON_CPU, Compute, versions
@@ -29,17 +31,15 @@ from dcdctl.core.scoring import Source, open_source
 from dcdctl.core.teacher import cache, candidates
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
 from dcdctl.core.teacher.cache_format import (
-    FORMAT,
+    CACHE,
+    DROPPED_FILE,
     IMAGES_PER_SHARD,
+    ITEMS_FILE,
     Index,
     Pairs,
-    check_content,
-    expect,
     pairs_name,
     planned_name,
-    read_json,
     read_pairs,
-    seal_of,
     shards_of,
     write_pairs,
 )
@@ -47,13 +47,13 @@ from dcdctl.core.teacher.candidates import CandidateConfig, Candidates
 
 _SCHEMA = pa.schema([("image", pa.binary(16)), ("captions", pa.list_(pa.binary(8)))])
 SAME = ("image_size_px", "max_text_len", "teacher", "precision", "features")
-"""What two caches must have in common for a score of one to be a score of the other."""
+"""Fields of the plan that must be equal in a cache and the cache that it extends."""
 
 
 def write_items(path: Path, corpus: Corpus, track: Track = silent) -> None:
-    """Write the digest of each picture and of each of its captions."""
+    """Write the digest of each image and of each of its captions."""
     images, captions = [], []
-    with track("read pictures", total=corpus.num_images, unit="images") as advance:
+    with track("read images", total=corpus.num_images, unit="images") as advance:
         for image in range(corpus.num_images):
             images.append(_digest(corpus.image_bytes(image), 16))
             captions.append([_digest(corpus.captions[text].encode(), 8) for text in corpus.captions_of(image)])
@@ -63,17 +63,16 @@ def write_items(path: Path, corpus: Corpus, track: Track = silent) -> None:
 
 
 def taken_over(folder: Path, corpus: Corpus, plan: dict[str, Any]) -> Pairs:
-    """The scored pairs of a finished cache whose picture and caption are in this corpus, at their places in it, sorted.
+    """The scored pairs of a finished cache whose image and caption are in this corpus, with their indices in it, sorted.
 
-    StaleError if the cache is of another teacher, or was scored in another way.
+    StaleError if the cache is of another teacher, or was scored with other settings.
     """
     cache = read_cache(folder)
-    for key in SAME:
-        expect(folder, key, cache.plan[key], plan[key])
+    artifacts.expect(folder, cache.plan, {key: plan[key] for key in SAME})
     if cache.plan["corpus"] == plan["corpus"]:
         return Pairs(cache.image_P, cache.text_P.astype(np.int64), cache.score_P, cache.role_P)
-    check_content(folder, "items.parquet", cache.whole["files"]["items.parquet"])
-    new_image, new_text = _places(folder / "items.parquet", corpus)
+    items = CACHE.checked(folder / ITEMS_FILE, cache.seal["files"][ITEMS_FILE]["sha256"])
+    new_image, new_text = _places(items, corpus)
     image, text = new_image[cache.image_P], new_text[cache.text_P]
     order = np.lexsort((text, image))
     order = order[(image[order] >= 0) & (text[order] >= 0)]
@@ -92,7 +91,7 @@ def merged(pairs: Pairs, old: Pairs, num_texts: int) -> Pairs:
 
 
 def _places(path: Path, corpus: Corpus) -> tuple[Index, Index]:
-    """For each old image and each old caption its index in the corpus, -1 where it is not in it."""
+    """The index in the corpus of each old image and each old caption; -1 if the corpus lacks it."""
     images = {_digest(corpus.image_bytes(image), 16): image for image in reversed(range(corpus.num_images))}
     table = pq.read_table(path)
     new_image, new_text = [], []
@@ -114,10 +113,9 @@ BYTES_PER_PAIR = 12
 
 @dataclass(frozen=True)
 class Job:
-    """A planned cache: what `plan` gives, and `score` works off."""
+    """A planned cache, and the teacher that scores it."""
 
-    folder: Path
-    plan: dict[str, Any]
+    build: Build
     corpus: Corpus
     teacher: FusionScorer
     source: Source
@@ -125,9 +123,17 @@ class Job:
     compute: Compute
 
     @property
+    def folder(self) -> Path:
+        return self.build.folder
+
+    @property
+    def shards(self) -> range:
+        return range(len(shards_of(self.build.plan)))
+
+    @property
     def missing(self) -> list[int]:
         """The shards that are not scored yet."""
-        return [shard for shard in range(len(shards_of(self.plan))) if not (self.folder / pairs_name(shard)).exists()]
+        return [shard for shard in self.shards if self.build.missing([pairs_name(shard)])]
 
 
 def build_cache(
@@ -141,28 +147,21 @@ def build_cache(
     drawn: Candidates | None = None,
     track: Track = silent,
 ) -> TeacherCache:
-    """Score the candidates of every query and keep the scores; goes on where a killed run of the same plan stopped.
+    """Score the candidates of every query and store the scores; a killed run of the same plan resumes.
 
-    The teacher is put in eval mode: one that drops out at random has no score to keep. `extend` is a finished cache of the same teacher:
-    its pairs of pictures and captions that are in this corpus too are taken over, with their scores. StaleError if the folder holds a
-    cache of another corpus, teacher or plan.
+    The teacher is put in eval mode, because dropout would make its scores random. `extend` is a finished cache of the same teacher: its
+    pairs whose image and caption are also in this corpus are reused with their scores. StaleError if the folder holds a cache of another
+    corpus, teacher or plan.
     """
-    with claimed(folder):
+    with lock(folder):
         return score_planned(
             plan_cache(corpus, teacher, folder, config, compute=compute, extend=extend, drawn=drawn, track=track), track=track
         )
 
 
-def claimed(folder: Path) -> AbstractContextManager[None]:
-    """The folder, as far as this process works on it, for this run alone; StaleError if another one is writing to it."""
+def lock(folder: Path) -> AbstractContextManager[None]:
+    """The folder for this run alone, as far as this process writes to it; StaleError if another run has it."""
     return files.lock(folder, distributed.rank())
-
-
-def check_folder(folder: Path) -> None:
-    """StaleError if a folder holds something other than a teacher cache, finished or not; InputError if it cannot be written."""
-    files.check_output_folder(folder)
-    if not (folder / "plan.json").exists() and not files.is_vacant(folder):
-        raise StaleError(f"{folder} holds something that is not a teacher cache", hint="name an empty or a new folder with --out")
 
 
 def plan_cache(
@@ -176,8 +175,8 @@ def plan_cache(
     drawn: Candidates | None = None,
     track: Track = silent,
 ) -> Job:
-    """Decide which pairs are scored, and write it into the folder; nothing is scored. `drawn` are candidates in place of the recipe's."""
-    wanted = make_plan(corpus, teacher, config, compute, extend)
+    """Write into the folder which pairs are to be scored; nothing is scored. `drawn` are candidates in place of the recipe's."""
+    build = Build(folder, make_plan(corpus, teacher, config, compute, extend), CACHE)
     with distributed.main_first():
         source = open_source(corpus, teacher, compute, track)
 
@@ -186,39 +185,40 @@ def plan_cache(
 
     with distributed.main_first():
         if distributed.is_main():
-            _begin(folder, wanted, corpus, draw, extend, track)
+            _begin(build, corpus, draw, extend, track)
     teacher.to(compute.device).eval()
-    return Job(folder, wanted, corpus, teacher, source, compute)
+    return Job(build, corpus, teacher, source, compute)
 
 
 def make_plan(
     corpus: Corpus, teacher: FusionScorer, config: CandidateConfig, compute: Compute, extend: Path | None = None
 ) -> dict[str, Any]:
-    """All that decides what a cache holds; MissingError if there is no cache to extend."""
+    """Everything that a cache's content depends on; MissingError if there is no cache to extend."""
     if extend is not None:
         cache.read_cache(extend)
     return {
-        "format": FORMAT,
+        "format": CACHE.format,
         "corpus": corpus.fingerprint,
         "split": corpus.split,
         "images": corpus.num_images,
         "captions": corpus.num_captions,
-        # Before the teacher, whose digest changes with them: of two differences the plainer is told.
+        # Before the teacher, whose digest changes with them: the first difference is reported, and these are plainer.
         "image_size_px": teacher.preprocess.image_size_px,
         "max_text_len": teacher.preprocess.max_text_len,
         "teacher": teacher.digest,
         "candidates": to_table(config),
         "precision": compute.precision,
         "features": kind_of(compute),
-        "extends": None if extend is None else files.sha256_of(extend / "cache.json"),
+        "extends": None if extend is None else files.sha256_of(extend / CACHE.seal_file),
         "images_per_shard": IMAGES_PER_SHARD,
     }
 
 
 def score_planned(job: Job, *, track: Track = silent) -> TeacherCache:
-    """Score what is missing, this process's share of it, and seal the cache."""
-    if not (job.folder / "cache.json").exists():
-        mine = [shard for shard in distributed.dealt(len(shards_of(job.plan))) if shard in set(job.missing)]
+    """Score this process's share of the missing shards, and seal the cache."""
+    if not job.build.is_sealed:
+        missing = set(job.missing)
+        mine = [shard for shard in distributed.dealt(len(job.shards)) if shard in missing]
         total = sum(_count_unscored(job.folder / planned_name(shard)) for shard in mine)
         with track("score", total=total, unit="pairs") as advance:
             for shard in mine:
@@ -240,46 +240,31 @@ def _count_unscored(path: Path) -> int:
 
 
 def score_pairs(job: Job, image_P: Index, text_P: Index, advance: Any = None) -> NDArray[np.float32]:
-    """The teacher's scores of pairs, as a job has them computed; StaleError if one is not finite."""
+    """The teacher's scores of pairs, computed with the options of a job; StaleError if one is not finite."""
     found = scoring.score_pairs(job.teacher, job.source, image_P, text_P, compute=job.compute, advance=advance)
     if not np.isfinite(found).all():
         raise StaleError(f"the teacher gave {int((~np.isfinite(found)).sum())} scores that are not finite", hint="try --precision fp32")
     return found
 
 
-def _begin(folder: Path, wanted: dict[str, Any], corpus: Corpus, draw: Callable[[], Candidates], extend: Path | None, track: Track) -> None:
-    """Make the folder this plan's, with the pairs of every shard that is not scored."""
-    path = folder / "plan.json"
-    if path.exists() and any(folder.glob("pairs-*.parquet")):
-        found = read_json(path)
-        for key in wanted:
-            expect(folder, key, found.get(key), wanted[key])
-        files.remove_partials(folder)
-        if (folder / "cache.json").exists() or not _unplanned(folder, wanted):
-            return
-    check_folder(folder)
-    files.remove_partials(folder)
-    if path.exists() and read_json(path) != wanted:
-        # Planned and not begun: nothing is lost by another plan.
-        for old in [*folder.glob("planned-*.parquet"), folder / "items.parquet", folder / "dropped.json"]:
-            old.unlink(missing_ok=True)
-    files.write_json(path, wanted)
-    if _unplanned(folder, wanted):
-        _check_room(folder, corpus)
+def _begin(build: Build, corpus: Corpus, draw: Callable[[], Candidates], extend: Path | None, track: Track) -> None:
+    """Make the folder this plan's, with the pairs of every shard that is not scored. Another plan is replaced if none of it is scored."""
+    build.begin(restart=not any(build.folder.glob("pairs-*.parquet")))
+    if build.is_sealed:
+        return
+    shards = range(len(shards_of(build.plan)))
+    is_planned = all(len(build.missing([planned_name(shard), pairs_name(shard)])) < 2 for shard in shards)
+    if not is_planned or build.missing([DROPPED_FILE]):
+        _check_room(build.folder, corpus)
         drawn = draw()
         image, text, role = drawn.pairs(corpus.caption_image)
         pairs = Pairs(image, text, np.full(len(image), np.nan, dtype=np.float32), role)
         if extend is not None:
-            pairs = merged(pairs, taken_over(extend, corpus, wanted), corpus.num_captions)
-        files.write_json(folder / "dropped.json", drawn.dropped)
-        _write_planned(folder, wanted, pairs)
-    if not (folder / "items.parquet").exists():
-        write_items(folder / "items.parquet", corpus, track)
-
-
-def _unplanned(folder: Path, plan: dict[str, Any]) -> list[int]:
-    shards = range(len(shards_of(plan)))
-    return [shard for shard in shards if not any((folder / name(shard)).exists() for name in (planned_name, pairs_name))]
+            pairs = merged(pairs, taken_over(extend, corpus, build.plan), corpus.num_captions)
+        files.write_json(build.folder / DROPPED_FILE, drawn.dropped)
+        _write_planned(build, pairs)
+    if build.missing([ITEMS_FILE]):
+        write_items(build.folder / ITEMS_FILE, corpus, track)
 
 
 def _check_room(folder: Path, corpus: Corpus) -> None:
@@ -287,27 +272,26 @@ def _check_room(folder: Path, corpus: Corpus) -> None:
         raise InputError(f"{folder} has {free / 1e6:,.0f} MB free, not enough for the scores of the positives alone")
 
 
-def _write_planned(folder: Path, plan: dict[str, Any], pairs: Pairs) -> None:
-    for shard, images in enumerate(shards_of(plan)):
+def _write_planned(build: Build, pairs: Pairs) -> None:
+    for shard, images in enumerate(shards_of(build.plan)):
         inside = slice(*np.searchsorted(pairs.image, (images.start, images.stop)).tolist())
-        if not (folder / pairs_name(shard)).exists():
+        if build.missing([pairs_name(shard)]):
             part = Pairs(pairs.image[inside], pairs.text[inside], pairs.score[inside], pairs.role[inside])
-            write_pairs(folder / planned_name(shard), part)
+            write_pairs(build.folder / planned_name(shard), part)
 
 
 def _seal(job: Job) -> None:
-    """Write cache.json, and take away what is no longer needed."""
-    folder, names = job.folder, [pairs_name(shard) for shard in range(len(shards_of(job.plan)))]
-    if not (folder / "cache.json").exists():
-        seals = {name: seal_of(folder / name, pairs=len(read_pairs(folder / name))) for name in names}
-        dropped = read_json(folder / "dropped.json")
-        whole = {"format": FORMAT, "pairs": sum(seal["pairs"] for seal in seals.values()), "dropped": dropped, "versions": versions()}
-        whole["files"] = {"items.parquet": seal_of(folder / "items.parquet"), **seals}
-        cache = TeacherCache(folder, job.plan, whole)
-        whole["dropped"] = {**dropped, **cache.candidates.dropped}
-        files.write_json(folder / "cache.json", whole)
-    for left in [*folder.glob("planned-*.parquet"), folder / "dropped.json"]:
-        left.unlink(missing_ok=True)
+    """Write cache.json unless it is there, and remove the files that only the build needed."""
+    build, names = job.build, [pairs_name(shard) for shard in job.shards]
+    parts = [ITEMS_FILE, *names]
+    if build.is_sealed:
+        return build.clean(parts)
+    pairs = {name: seal_of(build.folder / name, pairs=len(read_pairs(build.folder / name))) for name in names}
+    dropped = files.read_json(build.folder / DROPPED_FILE, error=StaleError, hint=CACHE.remake)
+    seal = {"format": CACHE.format, "pairs": sum(part["pairs"] for part in pairs.values()), "dropped": dropped, "versions": versions()}
+    seal["files"] = {ITEMS_FILE: seal_of(build.folder / ITEMS_FILE), **pairs}
+    seal["dropped"] = {**dropped, **TeacherCache(build.folder, build.plan, seal).candidates.dropped}
+    build.seal(seal, parts)
 
 
 def kind_of(compute: Compute) -> str | None:

@@ -1,7 +1,7 @@
-"""The teacher's scores on disk, as a training reads them: a folder written once (`cache_building`), whose files `cache_files` describes.
+"""The teacher's scores as a training reads them, from the folder that `build` writes and `cache_format` describes.
 
-Opening reads two small files. A shard is read, and checked, when a pair of its images is first asked for. Scores are found by image and
-caption index, never by position; there is no fallback for a score that is missing.
+Opening reads two small files. A shard is read, after its checksum is compared, when a pair of its images is first requested.
+Scores are found by image and caption index, never by position; there is no fallback for a missing score.
 
 Shape letters: P pairs of the whole cache, I images.
 """
@@ -17,20 +17,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dcdctl.core import artifacts
 from dcdctl.core.data import Corpus
-from dcdctl.core.errors import ConfigError, MissingError, StaleError
-from dcdctl.core.teacher.cache_format import FORMAT, Index, check_content, check_size, expect, pairs_name, read_json, read_pairs, shards_of
+from dcdctl.core.errors import ConfigError, StaleError
+from dcdctl.core.teacher.cache_format import CACHE, Index, pairs_name, read_pairs, shards_of
 from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE, Candidates, Lists
 
 
 class TeacherCache:
     """Scored pairs, sorted by image and text, and the candidate lists made of them."""
 
-    def __init__(self, folder: Path, plan: dict[str, Any], whole: dict[str, Any]) -> None:
-        self.folder, self.plan, self.whole = folder, plan, whole
+    def __init__(self, folder: Path, plan: dict[str, Any], seal: dict[str, Any]) -> None:
+        self.folder, self.plan, self.seal = folder, plan, seal
         self.num_images, self.num_texts = int(plan["images"]), int(plan["captions"])
         self._shards = shards_of(plan)
-        counts = [whole["files"][pairs_name(shard)]["pairs"] for shard in range(len(self._shards))]
+        counts = [seal["files"][pairs_name(shard)]["pairs"] for shard in range(len(self._shards))]
         self._first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self.num_pairs = int(self._first[-1])
         self._is_read = np.zeros(len(self._shards), dtype=bool)
@@ -41,7 +42,7 @@ class TeacherCache:
 
     def check_teacher(self, fingerprint: str) -> None:
         """StaleError if the scores are of another teacher than this one."""
-        expect(self.folder, "teacher", self.plan["teacher"], fingerprint)
+        artifacts.expect(self.folder, self.plan, {"teacher": fingerprint})
 
     @property
     def image_P(self) -> Index:
@@ -123,8 +124,8 @@ class TeacherCache:
     def _read(self, shards: Index) -> None:
         for shard in shards[~self._is_read[shards]].tolist():
             name = pairs_name(shard)
-            check_content(self.folder, name, self.whole["files"][name])
-            pairs, images = read_pairs(self.folder / name), self._shards[shard]
+            pairs = read_pairs(CACHE.checked(self.folder / name, self.seal["files"][name]["sha256"]))
+            images = self._shards[shard]
             here = slice(self._first[shard], self._first[shard + 1])
             self._text_P[here], self._score_P[here], self._role_P[here] = pairs.text, pairs.score, pairs.role
             starts = self._first[shard] + np.searchsorted(pairs.image, np.arange(images.start, images.stop + 1))
@@ -135,24 +136,17 @@ class TeacherCache:
 def read_cache(folder: Path, *, corpus: Corpus | None = None, teacher: str | None = None) -> TeacherCache:
     """The cache in a folder.
 
-    `corpus` and `teacher` (a fingerprint) are what the reader expects: StaleError names both sides where they differ, and a file
-    that is not as it was written. MissingError if there is no finished cache, or a file of it is gone.
+    `corpus` and `teacher` (a fingerprint) are what the reader expects. StaleError names both sides if they differ, and a file that is
+    damaged; MissingError if there is no finished cache, or if a file of it is missing.
     """
-    if not (folder / "cache.json").exists():
-        state = "an unfinished" if (folder / "plan.json").exists() else "no"
-        raise MissingError(f"{folder} holds {state} teacher cache", hint="run `dcdctl cache-teacher` with the same options")
-    plan, whole = read_json(folder / "plan.json"), read_json(folder / "cache.json")
-    if plan["format"] != FORMAT:
-        raise StaleError(
-            f"{folder} is of format {plan['format']}, this dcdctl reads format {FORMAT}", hint="run `dcdctl cache-teacher` anew"
-        )
+    seal = CACHE.read_seal(folder)
+    cache = TeacherCache(folder, CACHE.read_plan(folder), seal)
     if corpus is not None:
-        expect(folder, "corpus", plan["corpus"], corpus.fingerprint)
-    cache = TeacherCache(folder, plan, whole)
+        artifacts.expect(folder, cache.plan, {"corpus": corpus.fingerprint})
     if teacher is not None:
         cache.check_teacher(teacher)
-    for name, seal in whole["files"].items():
-        check_size(folder, name, seal)
+    for name, part in seal["files"].items():
+        CACHE.check_size(folder / name, part["bytes"])
     return cache
 
 

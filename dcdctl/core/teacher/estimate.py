@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dcdctl.core import distributed
+from dcdctl.core import artifacts, distributed
+from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import StaleError
@@ -17,7 +18,7 @@ from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import open_source
 from dcdctl.core.teacher.build import BYTES_PER_PAIR, Job, kind_of, score_pairs
 from dcdctl.core.teacher.cache import read_cache
-from dcdctl.core.teacher.cache_format import Pairs, expect, pairs_name, planned_name, read_pairs, shards_of
+from dcdctl.core.teacher.cache_format import CACHE, Pairs, pairs_name, planned_name, read_pairs
 
 TRIAL_S = 2.0
 """Seconds of scoring that a rate is told from."""
@@ -44,7 +45,7 @@ def estimate_cost(job: Job) -> Estimate:
     """How many pairs there are, how fast some of them are scored, and what that makes of the rest."""
     planned = [read_pairs(job.folder / planned_name(shard)) for shard in job.missing]
     num_to_score = sum(int(np.isnan(pairs.score).sum()) for pairs in planned)
-    whole = [shard for shard in range(len(shards_of(job.plan))) if shard not in set(job.missing)]
+    whole = [shard for shard in job.shards if shard not in set(job.missing)]
     num_pairs = sum(map(len, planned)) + sum(len(read_pairs(job.folder / pairs_name(shard))) for shard in whole)
     rate = _trial(job, next((pairs for pairs in planned if np.isnan(pairs.score).any()), None))
     seconds = num_to_score / rate / distributed.world_size() if num_to_score else 0.0
@@ -75,13 +76,12 @@ def verify_scores(folder: Path, corpus: Corpus, teacher: FusionScorer, count: in
     scored in another way.
     """
     cache = read_cache(folder, corpus=corpus, teacher=teacher.digest)
-    for key, value in (("precision", compute.precision), ("features", kind_of(compute))):
-        expect(folder, key, cache.plan[key], value)
+    artifacts.expect(folder, cache.plan, {"precision": compute.precision, "features": kind_of(compute)})
     chosen = np.sort(np.random.default_rng(0).permutation(cache.num_pairs)[:count])
     image, text, cached = cache.image_P[chosen], cache.text_P[chosen].astype(np.int64), cache.score_P[chosen]
     source = open_source(corpus, teacher, compute, track)
     teacher.to(compute.device).eval()
-    anew = score_pairs(Job(folder, cache.plan, corpus, teacher, source, compute), image, text)
+    anew = score_pairs(Job(Build(folder, cache.plan, CACHE), corpus, teacher, source, compute), image, text)
     difference = np.abs(cached - anew) / np.maximum(1, np.abs(cached))
     worst = int(difference.argmax())
     if difference[worst] > TOLERANCES[compute.precision]:

@@ -13,6 +13,7 @@ from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import build, estimate
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
+from dcdctl.core.teacher.cache_format import CACHE
 from dcdctl.core.teacher.candidates import CandidateConfig
 from dcdctl.core.teacher.estimate import Estimate
 
@@ -53,7 +54,7 @@ def resolve(job: CacheJob) -> CachePlan:
     overrides = models.parse_overrides(job.model_set)
     models.check_ref(job.teacher, overrides)
     job.candidates.require_packages()
-    build.check_folder(job.out)
+    CACHE.check_folder(job.out)
     if job.compute.features is not None:
         files.check_output_folder(job.compute.features)
     return CachePlan(job, overrides)
@@ -71,7 +72,7 @@ def cache_scores(
     if job.extend is not None:
         read_cache(job.extend)
     teacher = models.load_fusion(job.teacher, plan.overrides, track)
-    with build.claimed(job.out):
+    with build.lock(job.out):
         planned = build.plan_cache(corpus, teacher, job.out, job.candidates, compute=job.compute, extend=job.extend, track=track)
         on_estimate(estimate.estimate_cost(planned))
         return None if dry_run else build.score_planned(planned, track=track)

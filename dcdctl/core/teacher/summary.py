@@ -76,7 +76,7 @@ def summarize_cache(cache: TeacherCache, num_hardest: int = 20) -> CacheSummary:
         num_images=cache.num_images,
         num_captions=cache.num_texts,
         num_pairs=cache.num_pairs,
-        dropped=cache.whole["dropped"],
+        dropped=cache.seal["dropped"],
         text_retrieval=_direction(cache, cache.candidates.texts_of_image, best_I, is_image_query=True),
         image_retrieval=_direction(cache, cache.candidates.images_of_text, best_T, is_image_query=False),
         edges=edges.tolist(),
