@@ -8,7 +8,7 @@ from tiny import make_corpus
 
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.teacher import CandidateConfig, Lists, candidates, miners
+from dcdctl.core.teacher import CandidateConfig, candidates, miners
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +135,6 @@ def test_pairs_are_unique_sorted_and_hold_every_positive(twins):
     assert {(int(twins.caption_image[t]), t) for t in range(twins.num_captions)} <= set(pairs)
     assert {(i, int(t)) for i in range(12) for t in drawn.texts_of_image[i]} <= set(pairs)
     assert {(int(i), t) for t in range(twins.num_captions) for i in drawn.images_of_text[t]} <= set(pairs)
-
-
-def test_lists_from_pairs_by_hand():
-    lists = Lists.from_pairs(np.array([2, 0, 2, 2]), np.array([5, 1, 3, 5]), 4)
-    assert [lists[i].tolist() for i in range(len(lists))] == [[1], [], [3, 5], []]
 
 
 @pytest.mark.parametrize("wrong", [{"per_query": 0}, {"block_size": 1}, {"rounds": 0}, {"seed": -1}])

@@ -25,10 +25,11 @@ from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core import models
+from dcdctl.core.data import RaggedArray
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.progress import silent
 from dcdctl.core.scoring import CorpusSource, embed, features
-from dcdctl.core.teacher import CandidateConfig, Candidates, Lists, candidates
+from dcdctl.core.teacher import CandidateConfig, Candidates, candidates
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, negatives, runs
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training.batch import Slicing
@@ -69,7 +70,8 @@ def hand_made():
     images, texts = np.arange(NUM_IMAGES), np.arange(2 * NUM_IMAGES)
     after_I, after_T = (images[:, None] * 2 + [2, 3, 4, 5]) % (2 * NUM_IMAGES), (texts[:, None] // 2 + [1, 2]) % NUM_IMAGES
     return Candidates(
-        Lists.from_pairs(images.repeat(4), after_I.ravel(), NUM_IMAGES), Lists.from_pairs(texts.repeat(2), after_T.ravel(), 2 * NUM_IMAGES)
+        RaggedArray.from_pairs(images.repeat(4), after_I.ravel(), NUM_IMAGES),
+        RaggedArray.from_pairs(texts.repeat(2), after_T.ravel(), 2 * NUM_IMAGES),
     )
 
 

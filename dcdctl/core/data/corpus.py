@@ -27,6 +27,7 @@ from PIL import Image
 
 from dcdctl.core import files
 from dcdctl.core.data import images
+from dcdctl.core.data.ragged_array import offsets_of
 from dcdctl.core.errors import CorpusError
 
 FORMAT_VERSION = 1
@@ -257,7 +258,7 @@ class Corpus:
     def _caption_starts(self) -> npt.NDArray[np.int64]:
         """Where each image's captions begin, and the end: num_images + 1 entries."""
         counts = [column.value_lengths().to_numpy() for column in self._column("captions")]
-        return np.concatenate([[0], np.cumsum(np.concatenate([*counts, np.empty(0, np.int64)])[: self.num_images])]).astype(np.int64)
+        return offsets_of(np.concatenate([*counts, np.empty(0, np.int64)])[: self.num_images])
 
     def _column(self, name: str) -> Iterator[pa.Array]:
         for shard in range(len(self._shards)):

@@ -111,7 +111,7 @@ def build_all(
 def open_segment(folder: Path, segment: Segment, config: IndexConfig) -> Opened:
     """A segment, memory-mapped; StaleError if the file is none."""
     path = folder / segment.file
-    return Graph(path, config.hnsw) if segment.kind == "hnsw" else Lists(path, config.ivf_pq)
+    return Graph(path, config.hnsw) if segment.kind == "hnsw" else InvertedLists(path, config.ivf_pq)
 
 
 def packages(kind: str) -> dict[str, str]:
@@ -189,7 +189,7 @@ def _build_graph(path: Path, rows: range, blocks_of: Callable[[range], Blocks], 
     graph.save(str(path))
 
 
-class Lists:
+class InvertedLists:
     """Inverted lists of faiss, with product-quantised codes."""
 
     def __init__(self, path: Path, config: IvfPqConfig) -> None:

@@ -1,6 +1,6 @@
 from .build import build_cache
 from .cache import TeacherCache, TeacherEnsemble, read_cache, read_caches
-from .candidates import CandidateConfig, Candidates, Lists, draw_candidates, mine_candidates, text_classes
+from .candidates import CandidateConfig, Candidates, draw_candidates, mine_candidates, text_classes
 from .estimate import Estimate
 from .false_negatives import FalseNegativeFilter
 from .job import CacheJob, cache_scores, verify_cache
@@ -15,7 +15,6 @@ __all__ = [
     "Estimate",
     "FalseNegativeFilter",
     "Index",
-    "Lists",
     "Negative",
     "TeacherCache",
     "TeacherEnsemble",

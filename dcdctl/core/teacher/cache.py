@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, RaggedArray, offsets_of
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.teacher.cache_format import CACHE, Index, pairs_name, read_pairs, shards_of
-from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE, Candidates, Lists
+from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE, Candidates
 
 
 class TeacherCache:
@@ -32,7 +32,7 @@ class TeacherCache:
         self.num_images, self.num_texts = int(plan["images"]), int(plan["captions"])
         self._shards = shards_of(plan)
         counts = [seal["files"][pairs_name(shard)]["pairs"] for shard in range(len(self._shards))]
-        self._first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self._first = offsets_of(counts)
         self.num_pairs = int(self._first[-1])
         self._is_read = np.zeros(len(self._shards), dtype=bool)
         self._starts_I = np.zeros(self.num_images + 1, dtype=np.int64)
@@ -94,9 +94,9 @@ class TeacherCache:
             near_text, near_image = (is_text & self._is_near(image_P, self.num_images)), (is_image & self._is_near(text_P, self.num_texts))
             dropped["margins"] = int(near_text.sum() + near_image.sum())
             is_text, is_image = is_text & ~near_text, is_image & ~near_image
-        texts_of_image = Lists(_offsets(image_P[is_text], self.num_images), text_P[is_text].astype(np.int64))
+        texts_of_image = RaggedArray.from_sorted(image_P[is_text], text_P[is_text].astype(np.int64), self.num_images)
         by_text = np.argsort(text_P[is_image], kind="stable")
-        images_of_text = Lists(_offsets(text_P[is_image][by_text], self.num_texts), image_P[is_image][by_text])
+        images_of_text = RaggedArray.from_sorted(text_P[is_image][by_text], image_P[is_image][by_text], self.num_texts)
         return Candidates(texts_of_image, images_of_text, dropped)
 
     @property
@@ -150,11 +150,6 @@ def read_cache(folder: Path, *, corpus: Corpus | None = None, teacher: str | Non
     return cache
 
 
-def _offsets(owner: NDArray[Any], count: int) -> Index:
-    """Where each owner's entries begin, and their number, of owners in ascending order."""
-    return np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=count))]).astype(np.int64)
-
-
 def _sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
     return torch.from_numpy(np.asarray(logits, dtype=np.float64)).sigmoid().numpy()
 
@@ -198,12 +193,11 @@ class TeacherEnsemble:
             first.dropped,
         )
 
-    def _shared(self, lists: Lists, *, is_image_query: bool) -> Lists:
-        query = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
+    def _shared(self, lists: RaggedArray, *, is_image_query: bool) -> RaggedArray:
+        query = lists.rows
         pairs = (query, lists.values) if is_image_query else (lists.values, query)
         kept = ~np.isnan([cache.lookup(*pairs) for cache in self.caches]).any(axis=0)
-        counts = np.bincount(query[kept], minlength=len(lists))
-        return Lists(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), lists.values[kept])
+        return RaggedArray.from_sorted(query[kept], lists.values[kept], len(lists))
 
     @cached_property
     def _scores_KP(self) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dcdctl.core import scoring
 from dcdctl.core.config import to_table
-from dcdctl.core.data import Corpus, Direction
+from dcdctl.core.data import Corpus, Direction, RaggedArray
 from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import Track, silent
@@ -99,31 +99,11 @@ class CandidateConfig:
 
 
 @dataclass(frozen=True)
-class Lists:
-    """Lists of different lengths in one array: list i is `values[offsets[i] : offsets[i + 1]]`."""
-
-    offsets: Index
-    values: Index
-
-    def __getitem__(self, i: int) -> Index:
-        return self.values[self.offsets[i] : self.offsets[i + 1]]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @staticmethod
-    def from_pairs(owner: Index, value: Index, count: int) -> Lists:
-        """One list for each of `count` owners, its values in ascending order, each once."""
-        pairs = np.unique(np.stack([owner, value], axis=1), axis=0)
-        return Lists(np.searchsorted(pairs[:, 0], np.arange(count + 1)).astype(np.int64), pairs[:, 1].copy())
-
-
-@dataclass(frozen=True)
 class Candidates:
     """The negatives of every query: captions of each image, images of each caption."""
 
-    texts_of_image: Lists
-    images_of_text: Lists
+    texts_of_image: RaggedArray
+    images_of_text: RaggedArray
     dropped: dict[str, int] = field(default_factory=dict)
     """PairFilter -> pairs that would be candidates but for it, of both directions."""
 
@@ -134,8 +114,8 @@ class Candidates:
         coded = np.concatenate(
             [
                 (caption_image * num_texts + np.arange(num_texts)) * 8 + POSITIVE,
-                (_owners(self.texts_of_image) * num_texts + self.texts_of_image.values) * 8 + TEXT_CANDIDATE,
-                (self.images_of_text.values * num_texts + _owners(self.images_of_text)) * 8 + IMAGE_CANDIDATE,
+                (self.texts_of_image.rows * num_texts + self.texts_of_image.values) * 8 + TEXT_CANDIDATE,
+                (self.images_of_text.values * num_texts + self.images_of_text.rows) * 8 + IMAGE_CANDIDATE,
             ]
         )
         coded.sort()
@@ -161,12 +141,13 @@ def mine_candidates(corpus: Corpus, config: CandidateConfig, found: Vectors | No
     """The candidates of each query by itself, of every kind but blocks; `found` are the vectors that embedding goes by."""
     num_images, num_texts = corpus.num_images, corpus.num_captions
     guards = _guards(corpus, config, track)
-    lists, num_dropped = {Direction.TEXT: _no_lists(num_images), Direction.IMAGE: _no_lists(num_texts)}, np.zeros(256, dtype=np.int64)
+    lists = {Direction.TEXT: RaggedArray.empty(num_images), Direction.IMAGE: RaggedArray.empty(num_texts)}
+    num_dropped = np.zeros(256, dtype=np.int64)
     for direction in config.directions:
         sizes = (num_images, num_texts) if direction == Direction.TEXT else (num_texts, num_images)
         guard = guards if direction == Direction.TEXT else guards.for_captions
         result = miners.mine(_miner(corpus, config, direction, found, guard), *sizes, config.per_query, guard)
-        lists[direction] = Lists(_offsets(result.queries, sizes[0]), result.candidates)
+        lists[direction] = RaggedArray.from_sorted(result.queries, result.candidates, sizes[0])
         num_dropped += result.num_dropped
     return Candidates(lists[Direction.TEXT], lists[Direction.IMAGE], _told(guards, num_dropped))
 
@@ -215,11 +196,12 @@ def _draw_blocks(corpus: Corpus, config: CandidateConfig, found: Vectors | None,
     guards = _guards(corpus, config, track)
     reason = guards(image, text)
     image, text = image[reason == 0], text[reason == 0]
-    return Candidates(
-        Lists.from_pairs(image, text, corpus.num_images) if Direction.TEXT in config.directions else _no_lists(corpus.num_images),
-        Lists.from_pairs(text, image, corpus.num_captions) if Direction.IMAGE in config.directions else _no_lists(corpus.num_captions),
-        _told(guards, np.bincount(reason, minlength=256) * len(config.directions)),
-    )
+    texts_of_image, images_of_text = RaggedArray.empty(corpus.num_images), RaggedArray.empty(corpus.num_captions)
+    if Direction.TEXT in config.directions:
+        texts_of_image = RaggedArray.from_pairs(image, text, corpus.num_images)
+    if Direction.IMAGE in config.directions:
+        images_of_text = RaggedArray.from_pairs(text, image, corpus.num_captions)
+    return Candidates(texts_of_image, images_of_text, _told(guards, np.bincount(reason, minlength=256) * len(config.directions)))
 
 
 def _blocks(order: Index, size: int) -> list[Index]:
@@ -232,16 +214,3 @@ def _blocks(order: Index, size: int) -> list[Index]:
 def _some_captions(rng: np.random.Generator, corpus: Corpus, image: int, count: int) -> Index:
     own = np.array(corpus.captions_of(image), dtype=np.int64)
     return own if len(own) <= count else np.sort(rng.choice(own, count, replace=False))
-
-
-def _no_lists(count: int) -> Lists:
-    return Lists(np.zeros(count + 1, dtype=np.int64), np.empty(0, dtype=np.int64))
-
-
-def _offsets(owner: Index, count: int) -> Index:
-    """Where each owner's entries begin, and their number, of owners in ascending order."""
-    return np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=count))]).astype(np.int64)
-
-
-def _owners(lists: Lists) -> Index:
-    return np.repeat(np.arange(len(lists)), np.diff(lists.offsets))

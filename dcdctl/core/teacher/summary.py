@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.data import Corpus, Direction
+from dcdctl.core.data import Corpus, Direction, RaggedArray
 from dcdctl.core.teacher.cache import TeacherCache
-from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE, Lists
+from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE
 
 NUM_BINS = 24
 
@@ -92,11 +92,11 @@ def _best(query_P: NDArray[np.int64], score_P: NDArray[np.float32], num_queries:
     return best_Q
 
 
-def _direction(cache: TeacherCache, negatives: Lists, best_Q: NDArray[np.float32], *, is_image_query: bool) -> DirectionSummary:
-    query = np.repeat(np.arange(len(negatives)), np.diff(negatives.offsets))
+def _direction(cache: TeacherCache, negatives: RaggedArray, best_Q: NDArray[np.float32], *, is_image_query: bool) -> DirectionSummary:
+    query = negatives.rows
     image, text = (query, negatives.values) if is_image_query else (negatives.values, query)
     outranks = cache.lookup(image, text) >= best_Q[query]
-    has_any = np.diff(negatives.offsets) > 0
+    has_any = negatives.lengths > 0
     is_beaten = np.bincount(query[outranks], minlength=len(negatives)) > 0
     return DirectionSummary(
         num_queries=int(has_any.sum()),

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcdctl.core.data import Corpus, Direction
+from dcdctl.core.data import Corpus, Direction, RaggedArray
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch
 from dcdctl.core.scoring import Features, Source
-from dcdctl.core.teacher import FalseNegativeFilter, Index, Lists, TeacherCache, TeacherEnsemble, text_classes
+from dcdctl.core.teacher import FalseNegativeFilter, Index, TeacherCache, TeacherEnsemble, text_classes
 from dcdctl.core.training import negatives
 from dcdctl.core.training.batch import NO_IMAGES, NO_PAIRS, NO_TEXTS, WHOLE, Batch, Slice, Slicing
 from dcdctl.core.training.losses import weights
@@ -35,7 +35,7 @@ Scores = TeacherCache | TeacherEnsemble
 class Neighbours:
     """For each image, the images it shares scored pairs with, and with how many pairs."""
 
-    images: Lists
+    images: RaggedArray
     num_pairs: Index
 
 
@@ -46,7 +46,7 @@ def neighbours(cache: Scores, corpus: Corpus) -> Neighbours:
     between = cache.image_P != owner
     one, other = cache.image_P[between], owner[between]
     keys, counts = np.unique(np.concatenate([one * num_images + other, other * num_images + one]), return_counts=True)
-    return Neighbours(Lists.from_pairs(keys // num_images, keys % num_images, num_images), counts)
+    return Neighbours(RaggedArray.from_pairs(keys // num_images, keys % num_images, num_images), counts)
 
 
 def gather(near: Neighbours, size: int, rng: np.random.Generator) -> list[Index]:
@@ -164,8 +164,8 @@ class ListSteps(_Steps):
 
     def _with_enough_candidates(self, cache: Scores) -> Index:
         """The captions that can be a query, and their image a query, in the directions of the recipe."""
-        num_texts_I = np.diff(cache.candidates.texts_of_image.offsets)
-        num_images_T = np.diff(cache.candidates.images_of_text.offsets)
+        num_texts_I = cache.candidates.texts_of_image.lengths
+        num_images_T = cache.candidates.images_of_text.lengths
         counts = {Direction.TEXT: num_texts_I[self.corpus.caption_image], Direction.IMAGE: num_images_T}
         fewest = np.min([counts[direction] for direction in self.config.directions], axis=0)
         enough: Index = np.flatnonzero(fewest >= self.config.random_negatives)

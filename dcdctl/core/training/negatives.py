@@ -21,12 +21,12 @@ from safetensors.numpy import save
 
 from dcdctl.core import distributed, files, scoring, teacher
 from dcdctl.core.config import to_table
-from dcdctl.core.data import Corpus, Direction
+from dcdctl.core.data import Corpus, Direction, RaggedArray
 from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import Source
-from dcdctl.core.teacher import CandidateConfig, Candidates, Index, Lists
+from dcdctl.core.teacher import CandidateConfig, Candidates, Index
 from dcdctl.core.training.recipe import Recipe
 
 FORMAT = 1
@@ -110,7 +110,7 @@ def read_or_mine(folder: Path, source: Source, recipe: Recipe, device: torch.dev
             parts = {name: [file.get_tensor(f"{name}.{part}").astype(np.int64) for part in ("offsets", "values")] for name in LISTS}
     except SafetensorError as error:
         raise StaleError(f"{path} is damaged: {error}", hint=MINE_AGAIN) from error
-    mined = Candidates(**{name: Lists(*part) for name, part in parts.items()}, dropped=told["dropped"])
+    mined = Candidates(**{name: RaggedArray(*part) for name, part in parts.items()}, dropped=told["dropped"])
     if _checksum(mined) != told["checksum"]:
         raise StaleError(f"{path} is damaged: its checksum is another", hint=MINE_AGAIN)
     return mined

@@ -15,6 +15,7 @@ import torch
 
 from dcdctl.core import scoring
 from dcdctl.core.config import build
+from dcdctl.core.data import RaggedArray
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import DualEncoder, FusionScorer, Model
@@ -23,7 +24,6 @@ from dcdctl.core.scoring import Source
 from dcdctl.core.teacher import (
     CandidateConfig,
     Candidates,
-    Lists,
     TeacherCache,
     build_cache,
     draw_candidates,
@@ -86,13 +86,13 @@ def _of_fusion(student: FusionScorer, source: Source, config: CandidateConfig, d
     wide = dataclasses.replace(config, kind="random", shares={}, model="", per_query=POOL * config.per_query)
     pool = draw_candidates(source.corpus, wide)
 
-    def hardest(lists: Lists, *, is_image_query: bool) -> Lists:
-        query = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
+    def hardest(lists: RaggedArray, *, is_image_query: bool) -> RaggedArray:
+        query = lists.rows
         pairs = (query, lists.values) if is_image_query else (lists.values, query)
         scores = scoring.score_pairs(student, source, *pairs, compute=Compute(device=device)) if len(query) else np.empty(0)
         order = np.lexsort((-scores, query))
         place = np.arange(len(query)) - lists.offsets[query[order]]
         best = order[place < config.per_query]
-        return Lists.from_pairs(query[best], lists.values[best], len(lists))
+        return RaggedArray.from_pairs(query[best], lists.values[best], len(lists))
 
     return Candidates(hardest(pool.texts_of_image, is_image_query=True), hardest(pool.images_of_text, is_image_query=False))
