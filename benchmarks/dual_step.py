@@ -50,7 +50,7 @@ from dcdctl.core.scoring import CorpusSource, Features, Source
 from dcdctl.core.scoring.features import IMAGES_PER_FILE
 from dcdctl.core.training import distill, runs
 from dcdctl.core.training import recipe as training_recipe
-from dcdctl.core.training.batch_sampler import MatrixSteps
+from dcdctl.core.training.batch_sampler import AllPairsBatches
 from dcdctl.core.training.loop import learning_rate_factor, train
 from dcdctl.core.training.objective import make_objective
 from dcdctl.core.training.recipe import Recipe
@@ -79,8 +79,8 @@ class Case:
     def batches(self, num_steps: int) -> Batches:
         """What our loop draws."""
         indices: Any = Indices(self.source().corpus)
-        steps: Any = MatrixSteps(indices, self.recipe.batch, self.recipe.seed, None)
-        drawn = [steps[step] for step in range(num_steps)]
+        batches: Any = AllPairsBatches(indices, self.recipe.batch, self.recipe.seed, None)
+        drawn = [batches[step] for step in range(num_steps)]
         return [(batch.images.tolist(), batch.texts[batch.text_ix_RC[0].numpy()].tolist()) for batch in drawn]
 
 
@@ -114,13 +114,13 @@ def timed(work: Callable[[], float]) -> Round:
 
 def ours(case: Case, num_steps: int, folder: Path) -> Round:
     """Train as the command does."""
-    model, steps = copy.deepcopy(case.model), distill.make_steps(case.source(), case.recipe, None)
+    model, batches = copy.deepcopy(case.model), distill.make_batches(case.source(), case.recipe, None)
     run = runs.start_run(folder, case.recipe, "benchmark", {}, resume=False)
     objective, config = make_objective(case.recipe.loss), case.recipe.optimizer
-    watch = functools.partial(view, **distill.work(case.recipe, None))
+    watch = functools.partial(view, **distill.work_per_step(case.recipe, None))
 
     def work() -> float:
-        train(run, model, steps, objective, config, num_steps=num_steps, seed=case.recipe.seed, watch=watch)
+        train(run, model, batches, objective, config, num_steps=num_steps, seed=case.recipe.seed, watch=watch)
         return run.metrics()[-1]["loss"]
 
     return timed(work)

@@ -48,6 +48,6 @@ def distill(
     refs = InputRefs(data=data, split=split, max_images=max_images, caches=cache or [], teacher=teacher, model_set=model_set or [])
     numbers = devices.precision(precision)
     compute = Compute(device=devices.choose(device), precision=numbers, workers=workers, features=features)
-    how = TrainingOptions(compute=compute, slices=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
+    how = TrainingOptions(compute=compute, micro_batches=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
     run = train(job, refs, options=how, track=bar, watch=view)
     show(f"student -> {run.model_folder}; next: dcdctl eval {out} --data {data}")

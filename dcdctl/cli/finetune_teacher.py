@@ -43,6 +43,6 @@ def finetune_teacher(
     refs = InputRefs(data=data, split=split, max_images=max_images, teacher=teacher, model_set=model_set or [])
     numbers = devices.precision(precision)
     compute = Compute(device=devices.choose(device), precision=numbers, workers=workers, features=features)
-    how = TrainingOptions(compute=compute, slices=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
+    how = TrainingOptions(compute=compute, micro_batches=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
     run = train(job, refs, options=how, track=bar, watch=view)
     show(f"teacher -> {run.model_folder}; next: dcdctl cache-teacher --teacher {out} --data {data} --out CACHE")

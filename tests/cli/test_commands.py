@@ -163,7 +163,7 @@ def test_every_option_of_a_training_reaches_it(run_cli, scenes_corpus_dir, tmp_p
     assert facts["inputs"]["corpus"] == Corpus.open(scenes_corpus_dir, "test", 8).fingerprint
     assert (out / "mined.safetensors").is_file()
     refused = run_cli("finetune-teacher", "tiny-teacher", *words, "--accumulate", 5, "--resume", "--set", "batch.mined_from=0.5")
-    assert "batch.size is 4, too few for 5 slices" in refused.stderr
+    assert "batch.size is 4, too few for 5 micro-batches" in refused.stderr
 
 
 def test_a_dry_run_says_what_it_would_take_and_scores_nothing(run_cli, scenes_corpus_dir, teacher, tmp_path):

@@ -16,7 +16,7 @@ from dcdctl.core.errors import ConfigError, MissingError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, TeacherCache, build
 from dcdctl.core.training.batch import Batch
-from dcdctl.core.training.batch_sampler import ListSteps, MatrixSteps
+from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches
 from dcdctl.core.training.recipe import BatchConfig
 
 
@@ -79,9 +79,9 @@ LISTS = BatchConfig(size=10, random_negatives=9, hard_negatives=4)
 
 
 def test_the_teachers_column_j_is_the_score_of_the_pair_in_column_j(corpus, drawn, known):
-    steps = ListSteps(CorpusSource(corpus, Named()), LISTS, 0, drawn)
+    batches = CandidateListBatches(CorpusSource(corpus, Named()), LISTS, 0, drawn)
     for step in range(6):
-        batch = steps[step]
+        batch = batches[step]
         image_BN, text_BN = known(batch)
         assert image_BN.shape == (10, 5)
         for b in range(10):
@@ -93,7 +93,7 @@ def test_the_teachers_column_j_is_the_score_of_the_pair_in_column_j(corpus, draw
 
 def test_the_hardest_of_the_drawn_are_kept_hardest_first(corpus, drawn, known):
     # Nine are drawn of nine cached, so that the hardest of the query's whole list are known.
-    batch = ListSteps(CorpusSource(corpus, Named()), LISTS, 0, drawn)[0]
+    batch = CandidateListBatches(CorpusSource(corpus, Named()), LISTS, 0, drawn)[0]
     image_BN, text_BN = known(batch)
     for b in range(0, 10, 2):
         image = int(image_BN[b, 0])
@@ -108,7 +108,7 @@ def test_the_hardest_of_the_drawn_are_kept_hardest_first(corpus, drawn, known):
 
 
 def test_the_released_order_is_the_sorted_best_of_the_row(corpus, drawn):
-    batch = ListSteps(CorpusSource(corpus, Named()), LISTS, 0, drawn)[0]
+    batch = CandidateListBatches(CorpusSource(corpus, Named()), LISTS, 0, drawn)[0]
     expected = batch.teacher_RC.sort(dim=1, descending=True).values
     # The five best of positive and drawn: the positive in its place among the four hardest, or the fifth hardest in its stead.
     positive_is_in = batch.teacher_RC[:, 0] >= batch.teacher_RC[:, -1]
@@ -120,27 +120,27 @@ def test_the_released_order_is_the_sorted_best_of_the_row(corpus, drawn):
 
 def test_directions_alternate_or_are_the_one_that_is_set(corpus, drawn, known):
     config = BatchConfig(size=6, random_negatives=9, hard_negatives=4, directions=("image",))
-    image_BN, text_BN = known(ListSteps(CorpusSource(corpus, Named()), config, 0, drawn)[0])
+    image_BN, text_BN = known(CandidateListBatches(CorpusSource(corpus, Named()), config, 0, drawn)[0])
     assert all(len(set(row)) == 1 for row in text_BN)
     assert all(len(set(row.tolist())) == 5 for row in image_BN)
 
 
 def test_an_epoch_of_lists_has_every_caption_as_positive_once(corpus, drawn, known):
-    steps = ListSteps(CorpusSource(corpus, Named()), LISTS, 0, drawn)
-    assert steps.batches_per_epoch == 16
-    positives = [row[0] for step in range(16) for row in known(steps[step])[1]]
+    batches = CandidateListBatches(CorpusSource(corpus, Named()), LISTS, 0, drawn)
+    assert batches.batches_per_epoch == 16
+    positives = [row[0] for step in range(16) for row in known(batches[step])[1]]
     assert sorted(positives) == sorted(corpus.captions)
-    again = [row[0] for step in range(16, 32) for row in known(steps[step])[1]]
+    again = [row[0] for step in range(16, 32) for row in known(batches[step])[1]]
     assert sorted(again) == sorted(positives)
     assert again != positives
 
 
-@pytest.mark.parametrize("kind", [ListSteps, MatrixSteps])
+@pytest.mark.parametrize("kind", [CandidateListBatches, AllPairsBatches])
 def test_a_batch_is_a_function_of_seed_and_step(kind, corpus, teacher, drawn):
     config = BatchConfig(size=8, random_negatives=5, hard_negatives=4)
-    steps = kind(CorpusSource(corpus, teacher.preprocess), config, 5, drawn)
-    later = steps[41]
-    _ = steps[0]
+    batches = kind(CorpusSource(corpus, teacher.preprocess), config, 5, drawn)
+    later = batches[41]
+    _ = batches[0]
     fresh = pickle.loads(pickle.dumps(kind(CorpusSource(corpus, teacher.preprocess), config, 5, drawn)))[41]
     other = kind(CorpusSource(corpus, teacher.preprocess), config, 6, drawn)[41]
     assert torch.equal(later.images.pixel_values, fresh.images.pixel_values)
@@ -150,7 +150,7 @@ def test_a_batch_is_a_function_of_seed_and_step(kind, corpus, teacher, drawn):
 
 
 def test_each_image_and_caption_is_in_a_batch_once(corpus, drawn):
-    batch = ListSteps(CorpusSource(corpus, Named()), LISTS, 0, drawn)[3]
+    batch = CandidateListBatches(CorpusSource(corpus, Named()), LISTS, 0, drawn)[3]
     images: Any = batch.images
     assert len(images) == len(set(images)) == int(batch.image_ix_RC.max()) + 1
     assert len(batch.texts) == int(batch.text_ix_RC.max()) + 1 < batch.text_ix_RC.numel()
@@ -158,7 +158,7 @@ def test_each_image_and_caption_is_in_a_batch_once(corpus, drawn):
 
 def test_without_a_cache_all_drawn_are_kept_and_none_is_the_querys_own(corpus, known):
     config = BatchConfig(size=10, random_negatives=12)
-    batch = ListSteps(CorpusSource(corpus, Named()), config, 0, None)[0]
+    batch = CandidateListBatches(CorpusSource(corpus, Named()), config, 0, None)[0]
     image_BN, text_BN = known(batch)
     assert image_BN.shape == (10, 13)
     assert batch.teacher_RC.isnan().all()
@@ -168,25 +168,25 @@ def test_without_a_cache_all_drawn_are_kept_and_none_is_the_querys_own(corpus, k
 
 def test_more_negatives_than_cached_are_an_error_and_not_fewer(corpus, drawn):
     with pytest.raises(ConfigError, match=r"batch\.random_negatives is 10, the cache has at most 9 candidates for a query"):
-        ListSteps(CorpusSource(corpus, Named()), BatchConfig(random_negatives=10), 0, drawn)
+        CandidateListBatches(CorpusSource(corpus, Named()), BatchConfig(random_negatives=10), 0, drawn)
 
 
 def test_captions_that_are_in_no_block_are_no_query(corpus, teacher, known, tmp_path):
     config = CandidateConfig(kind="blocks", block_size=16, captions_per_image=2)
     cache = build.build_cache(corpus, teacher, tmp_path / "cache", config)
-    steps = ListSteps(CorpusSource(corpus, Named()), BatchConfig(size=8, random_negatives=9, hard_negatives=4), 0, cache)
-    assert steps.batches_per_epoch == 8
-    assert not any(steps[step].teacher_RC.isnan().any() for step in range(8))
+    batches = CandidateListBatches(CorpusSource(corpus, Named()), BatchConfig(size=8, random_negatives=9, hard_negatives=4), 0, cache)
+    assert batches.batches_per_epoch == 8
+    assert not any(batches[step].teacher_RC.isnan().any() for step in range(8))
 
 
 def test_a_corpus_of_one_picture_has_no_negatives(tmp_path):
     alone = make_corpus(tmp_path / "corpus", [["a", "b"]])
     with pytest.raises(MissingError, match="no negatives to draw"):
-        ListSteps(CorpusSource(alone, Named()), BatchConfig(size=2), 0, None)[0]
+        CandidateListBatches(CorpusSource(alone, Named()), BatchConfig(size=2), 0, None)[0]
 
 
 def test_all_pairs_have_positives_on_the_diagonal_and_their_own_scores(corpus, blocks, known):
-    batch = MatrixSteps(CorpusSource(corpus, Named()), BatchConfig(size=6), 0, blocks)[2]
+    batch = AllPairsBatches(CorpusSource(corpus, Named()), BatchConfig(size=6), 0, blocks)[2]
     image_QG, text_QG = known(batch)
     for q in range(6):
         assert is_own(corpus, image_QG[q, q], text_QG[q][q])
@@ -198,15 +198,15 @@ def test_all_pairs_have_positives_on_the_diagonal_and_their_own_scores(corpus, b
 
 
 def test_a_batch_as_large_as_a_block_is_a_block(corpus, blocks):
-    steps = MatrixSteps(CorpusSource(corpus, Named()), BatchConfig(size=8), 0, blocks)
-    assert steps.batches_per_epoch == 4
-    assert not any(steps[step].teacher_RC.isnan().any() for step in range(12))
+    batches = AllPairsBatches(CorpusSource(corpus, Named()), BatchConfig(size=8), 0, blocks)
+    assert batches.batches_per_epoch == 4
+    assert not any(batches[step].teacher_RC.isnan().any() for step in range(12))
 
 
 def test_smaller_batches_are_parts_of_blocks_and_drawn_ones_are_better_than_chance(corpus, blocks, drawn):
     def share(size: int, cache: TeacherCache) -> float:
-        steps = MatrixSteps(CorpusSource(corpus, Named()), BatchConfig(size=size), 0, cache)
-        return float(np.mean([(~steps[step].teacher_RC.isnan()).float().mean() for step in range(8)]))
+        batches = AllPairsBatches(CorpusSource(corpus, Named()), BatchConfig(size=size), 0, cache)
+        return float(np.mean([(~batches[step].teacher_RC.isnan()).float().mean() for step in range(8)]))
 
     assert share(4, blocks) > 0.95
     by_chance = drawn.num_pairs / (32 * 160)
@@ -214,15 +214,15 @@ def test_smaller_batches_are_parts_of_blocks_and_drawn_ones_are_better_than_chan
 
 
 def test_an_epoch_of_all_pairs_has_every_image_once_in_another_order_each_time(corpus, blocks, known):
-    steps = MatrixSteps(CorpusSource(corpus, Named()), BatchConfig(size=8), 0, blocks)
-    first, second = ([known(steps[step])[0][:, 0].tolist() for step in steps_of] for steps_of in (range(4), range(4, 8)))
+    batches = AllPairsBatches(CorpusSource(corpus, Named()), BatchConfig(size=8), 0, blocks)
+    first, second = ([known(batches[step])[0][:, 0].tolist() for step in steps_of] for steps_of in (range(4), range(4, 8)))
     assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(32))
     assert first != second
 
 
 def test_captions_that_say_the_same_are_marked(tmp_path):
     twins = make_corpus(tmp_path / "corpus", [["a dog"], ["A  dog"], ["a cat"]])
-    batch = MatrixSteps(CorpusSource(twins, Named()), BatchConfig(size=3), 0, None)[0]
+    batch = AllPairsBatches(CorpusSource(twins, Named()), BatchConfig(size=3), 0, None)[0]
     known = Known(twins)
     image_QG, text_QG = known(batch)
     expected = [[q != g and {int(image_QG[q, g]), [*twins.captions].index(text_QG[q][g])} == {0, 1} for g in range(3)] for q in range(3)]
@@ -232,13 +232,13 @@ def test_captions_that_say_the_same_are_marked(tmp_path):
 
 def test_a_batch_larger_than_the_split_is_an_error(corpus):
     with pytest.raises(ConfigError, match=r"batch\.size is 33, the split has only 32 images"):
-        MatrixSteps(CorpusSource(corpus, Named()), BatchConfig(size=33), 0, None)
+        AllPairsBatches(CorpusSource(corpus, Named()), BatchConfig(size=33), 0, None)
 
 
 def test_pictures_are_read_again_where_there_is_no_room_to_keep_them(corpus, drawn, monkeypatch):
     kept, unkept = CorpusSource(corpus, Named(), memory_bytes=2**20), CorpusSource(corpus, Named())
-    one: Any = ListSteps(kept, LISTS, 0, drawn)[0].images
-    other: Any = ListSteps(unkept, LISTS, 0, drawn)[0].images
+    one: Any = CandidateListBatches(kept, LISTS, 0, drawn)[0].images
+    other: Any = CandidateListBatches(unkept, LISTS, 0, drawn)[0].images
     assert one == other
     assert len(kept._pictures) == len(one)
     assert not unkept._pictures

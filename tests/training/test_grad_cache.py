@@ -1,4 +1,4 @@
-"""A batch computed in slices, by one process or several: the loss and the weights of the whole."""
+"""A batch computed in micro-batches, by one process or several: the loss and the weights of the whole."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from dcdctl.core.teacher import CandidateConfig, build, cache
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, initial_model
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training import runs as training_runs
-from dcdctl.core.training.batch import Slicing
-from dcdctl.core.training.grad_cache import Computing, Moment, backward
-from dcdctl.core.training.loop import _check_slices
+from dcdctl.core.training.batch import MicroBatchPlan
+from dcdctl.core.training.grad_cache import StepCompute, StepInfo, backward
+from dcdctl.core.training.loop import _check_micro_batches
 from dcdctl.core.training.objective import make_objective
 
 BATCH = ["batch.size=8", "batch.random_negatives=7", "batch.hard_negatives=3", "candidates.kind=blocks", "candidates.block_size=8"]
@@ -74,37 +74,39 @@ def gradients_of(inputs: Inputs, kind: str, count: int, *, dropout: str = "0.0",
     """The loss and the gradients of one step from the start."""
     recipe = training_recipe.load_recipe("tiny-student", [*KINDS[kind], f"model.dropout={dropout}"])
     model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher).train()
-    slicing = Slicing(count, range(count))
-    batch = distill.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], slicing)[step]
-    how = Computing(compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), slicing=slicing)
-    values = backward(model, make_objective(recipe.loss), batch, Moment(step=step, num_steps=4, seed=0), how)
+    micro_batch_plan = MicroBatchPlan(count, range(count))
+    batch = distill.make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], micro_batch_plan)[step]
+    how = StepCompute(compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=micro_batch_plan)
+    values = backward(model, make_objective(recipe.loss), batch, StepInfo(step=step, num_steps=4, seed=0), how)
     return values, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_of_slices_is_that_of_the_whole(inputs, kind, count):
+def test_the_gradient_of_micro_batches_is_that_of_the_whole(inputs, kind, count):
     whole, whole_gradients = gradients_of(inputs, kind, 1)
-    sliced, sliced_gradients = gradients_of(inputs, kind, count)
-    assert sliced == pytest.approx(whole, abs=1e-6, rel=1e-6)
-    assert sliced_gradients.keys() == whole_gradients.keys()
+    split, split_gradients = gradients_of(inputs, kind, count)
+    assert split == pytest.approx(whole, abs=1e-6, rel=1e-6)
+    assert split_gradients.keys() == whole_gradients.keys()
     largest = max(float(gradient.abs().max()) for gradient in whole_gradients.values())
     for name, gradient in whole_gradients.items():
-        assert_close(sliced_gradients[name], gradient, rtol=1e-4, atol=1e-6 * max(1.0, largest), msg=name)
+        assert_close(split_gradients[name], gradient, rtol=1e-4, atol=1e-6 * max(1.0, largest), msg=name)
 
 
-def test_a_slice_holds_only_its_own_pictures(inputs):
+def test_a_micro_batch_holds_only_its_own_pictures(inputs):
     for kind in KINDS:
         recipe = training_recipe.load_recipe("tiny-student", KINDS[kind])
         model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher)
         source = CorpusSource(inputs.corpus, model.preprocess)
-        whole = distill.make_steps(source, recipe, inputs.caches[0])[0]
-        own = distill.make_steps(source, recipe, inputs.caches[0], Slicing(4, range(2, 4)))[0]
-        assert [place.total for place in own.slices[0].places] == ([*map(len, (whole.images, whole.texts))] if "dual" in kind else [8])
+        whole = distill.make_batches(source, recipe, inputs.caches[0])[0]
+        own = distill.make_batches(source, recipe, inputs.caches[0], MicroBatchPlan(4, range(2, 4)))[0]
+        assert [rows.total for rows in own.micro_batches[0].row_ranges] == (
+            [*map(len, (whole.images, whole.texts))] if "dual" in kind else [8]
+        )
         assert len(own.images) == len(own.texts) == 0
         if "all pairs" in kind:
-            assert [len(part.images) for part in own.slices] == [2, 2]
-            assert torch.equal(own.slices[1].images.pixel_values, whole.images.pixel_values[6:8])
+            assert [len(part.images) for part in own.micro_batches] == [2, 2]
+            assert torch.equal(own.micro_batches[1].images.pixel_values, whole.images.pixel_values[6:8])
 
 
 def trained(inputs: Inputs, kind: str, folder: Path, *sets: str, **options: object) -> training_runs.Run:
@@ -117,22 +119,22 @@ def weights(run: training_runs.Run) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["fusion lists", "dual all pairs"])
-@pytest.mark.parametrize("slices", [2, 3])
-def test_a_training_in_slices_is_the_training_of_the_whole(inputs, kind, slices, tmp_path):
-    one, other = trained(inputs, kind, tmp_path / "one"), trained(inputs, kind, tmp_path / "other", slices=slices)
+@pytest.mark.parametrize("micro_batches", [2, 3])
+def test_a_training_in_micro_batches_is_the_training_of_the_whole(inputs, kind, micro_batches, tmp_path):
+    one, other = trained(inputs, kind, tmp_path / "one"), trained(inputs, kind, tmp_path / "other", micro_batches=micro_batches)
     assert_same_training(one, other)
 
 
-def test_features_of_frozen_encoders_come_in_slices_too(corpus, tmp_path):
+def test_features_of_frozen_encoders_come_in_micro_batches_too(corpus, tmp_path):
     inputs = Inputs(corpus, [], make_pair(corpus.captions, tmp_path / "pair", dropout=0.0))
     sets = ["model.layers=[0, 2]", "batch.size=6", "batch.random_negatives=3", "loss.terms={ ranking = 1.0 }", *SHORT]
     both = [
         distill.train(
-            TrainingJob("distill", "tiny-student", sets, tmp_path / f"run-{slices}"),
+            TrainingJob("distill", "tiny-student", sets, tmp_path / f"run-{micro_batches}"),
             inputs,
-            options=TrainingOptions(slices=slices, compute=Compute(features=tmp_path / "f")),
+            options=TrainingOptions(micro_batches=micro_batches, compute=Compute(features=tmp_path / "f")),
         )
-        for slices in (1, 3)
+        for micro_batches in (1, 3)
     ]
     assert_same_training(*both)
 
@@ -148,14 +150,14 @@ def assert_same_training(one: training_runs.Run, other: training_runs.Run) -> No
             assert int(((found[name] - tensor).abs() > 1e-6).sum()) <= max(1, 0.01 * tensor.numel()), name
 
 
-def test_dropout_is_the_same_in_both_passes_and_another_in_each_slice(inputs):
+def test_dropout_is_the_same_in_both_passes_and_another_in_each_micro_batch(inputs):
     """With dropout in both passes alike, the gradient is that of the loss: a step against it lowers the loss by its squared length."""
     recipe = training_recipe.load_recipe("tiny-student", [*KINDS["dual all pairs"], "model.dropout=0.3"])
-    slicing = Slicing(2, range(2))
-    how = Computing(compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), slicing=slicing)
+    micro_batch_plan = MicroBatchPlan(2, range(2))
+    how = StepCompute(compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=micro_batch_plan)
     model = initial_model.make_model(recipe, inputs.corpus.captions, None).train()
-    batch = distill.make_steps(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], slicing)[0]
-    moment = Moment(step=0, num_steps=4, seed=0)
+    batch = distill.make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], micro_batch_plan)[0]
+    moment = StepInfo(step=0, num_steps=4, seed=0)
     before = backward(model, make_objective(recipe.loss), batch, moment, how)["loss"]
     gradient = [None if parameter.grad is None else parameter.grad.clone() for parameter in model.parameters()]
     squared = sum(float(one.square().sum()) for one in gradient if one is not None)
@@ -172,24 +174,26 @@ def test_dropout_is_the_same_in_both_passes_and_another_in_each_slice(inputs):
     assert len(set(drawn)) == 3
 
 
-def test_half_precision_and_its_scale_go_with_slices(inputs, tmp_path):
+def test_half_precision_and_its_scale_go_with_micro_batches(inputs, tmp_path):
     for precision in ("bfloat16", "float16"):
         compute = Compute(precision=precision)
         one = trained(inputs, "dual all pairs", tmp_path / f"{precision}-1", compute=compute)
-        two = trained(inputs, "dual all pairs", tmp_path / f"{precision}-2", compute=compute, slices=2)
+        two = trained(inputs, "dual all pairs", tmp_path / f"{precision}-2", compute=compute, micro_batches=2)
         assert one.metrics()[0]["loss"] == pytest.approx(two.metrics()[0]["loss"], rel=0.02)
         assert one.metrics()[-1]["loss"] == pytest.approx(two.metrics()[-1]["loss"], rel=0.05)
 
 
-def test_what_cannot_be_sliced_is_refused(inputs, tmp_path):
-    with pytest.raises(ConfigError, match=r"batch\.size is 8, too few for 9 slices in all processes together; set a smaller --accumulate"):
-        trained(inputs, "fusion lists", tmp_path / "small", slices=9)
+def test_what_cannot_be_split_is_refused(inputs, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"batch\.size is 8, too few for 9 micro-batches in all processes together; set a smaller --accumulate"
+    ):
+        trained(inputs, "fusion lists", tmp_path / "small", micro_batches=9)
     model = initial_model.make_model(training_recipe.load_recipe("tiny-student", KINDS["dual all pairs"]), inputs.corpus.captions, None)
     model.network.extra = nn.BatchNorm1d(3)
-    with pytest.raises(ConfigError, match=r"network\.extra is a BatchNorm: its output would depend on how a batch is sliced"):
-        _check_slices(model.train(), make_objective(training_recipe.LossConfig()), TrainingOptions(slices=2))
-    with pytest.raises(ConfigError, match="computes a batch as a whole; leave --accumulate out"):
-        _check_slices(model, lambda model, batch: {}, TrainingOptions(slices=2))
+    with pytest.raises(ConfigError, match=r"network\.extra is a BatchNorm: its output would depend on how a batch is split"):
+        _check_micro_batches(model.train(), make_objective(training_recipe.LossConfig()), TrainingOptions(micro_batches=2))
+    with pytest.raises(ConfigError, match="cannot split a batch into micro-batches; leave --accumulate out"):
+        _check_micro_batches(model, lambda model, batch: {}, TrainingOptions(micro_batches=2))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -329,8 +333,8 @@ def test_a_run_of_one_process_goes_on_with_two(together, inputs, tmp_path):
     assert_same_training(alone, training_runs.open_run(together[0] / "stopped"))
 
 
-def test_two_processes_draw_the_dropout_of_two_slices(together, inputs, tmp_path):
-    alone = trained(inputs, "dual all pairs", tmp_path / "alone", *MEASURED, "model.dropout=0.2", slices=2)
+def test_two_processes_draw_the_dropout_of_two_micro_batches(together, inputs, tmp_path):
+    alone = trained(inputs, "dual all pairs", tmp_path / "alone", *MEASURED, "model.dropout=0.2", micro_batches=2)
     assert_same_training(alone, training_runs.open_run(together[0] / "dropout"))
     whole = trained(inputs, "dual all pairs", tmp_path / "whole", *MEASURED, "model.dropout=0.2")
     assert abs(whole.metrics()[-1]["loss"] - alone.metrics()[-1]["loss"]) > 1e-4

@@ -32,8 +32,8 @@ from dcdctl.core.scoring import CorpusSource, embed, features
 from dcdctl.core.teacher import CandidateConfig, Candidates, candidates
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, negatives, runs
 from dcdctl.core.training import recipe as training_recipe
-from dcdctl.core.training.batch import Slicing
-from dcdctl.core.training.batch_sampler import ListSteps
+from dcdctl.core.training.batch import MicroBatchPlan
+from dcdctl.core.training.batch_sampler import CandidateListBatches
 from dcdctl.core.training.negatives import MinedNegatives
 from dcdctl.core.training.recipe import BatchConfig, Recipe
 
@@ -79,17 +79,17 @@ def mined_for(source: Any, recipe: Recipe, num_steps: int) -> MinedNegatives:
     return negatives.for_lists(negatives.mine(source, recipe), recipe, num_steps)
 
 
-def lists_of(steps: ListSteps, step: int) -> tuple[np.ndarray, np.ndarray]:
-    batch = steps[step]
+def lists_of(batches: CandidateListBatches, step: int) -> tuple[np.ndarray, np.ndarray]:
+    batch = batches[step]
     images: Any = batch.images
     texts: Any = batch.texts
     return images[batch.image_ix_RC.numpy()], texts[batch.text_ix_RC.numpy()]
 
 
-def mined_in(steps: ListSteps, step: int) -> list[int]:
+def mined_in(batches: CandidateListBatches, step: int) -> list[int]:
     """Of each list, how many negatives are among the query's hand-made ones."""
-    image_BN, text_BN = lists_of(steps, step)
-    lists = steps.mined.candidates
+    image_BN, text_BN = lists_of(batches, step)
+    lists = batches.mined.candidates
     return [
         len(set(texts[1:]) & set(lists.texts_of_image[images[0]]))
         if len(set(images)) == 1
@@ -100,22 +100,24 @@ def mined_in(steps: ListSteps, step: int) -> list[int]:
 
 @pytest.mark.parametrize(("direction", "wanted"), [("text", 4), ("image", 2)])
 def test_negatives_are_the_mined_ones_and_random_ones_where_these_are_too_few(pairs_corpus, hand_made, direction, wanted):
-    steps = ListSteps(Indices(pairs_corpus), replace(MINED, directions=(direction,)), 0, None).with_mined(MinedNegatives(hand_made, 4))
+    batches = CandidateListBatches(Indices(pairs_corpus), replace(MINED, directions=(direction,)), 0, None).with_mined(
+        MinedNegatives(hand_made, 4)
+    )
     for step in range(4):
-        assert mined_in(steps, step) == [wanted] * 24
+        assert mined_in(batches, step) == [wanted] * 24
         if direction == "image":
-            images_BN, _ = lists_of(steps, step)
+            images_BN, _ = lists_of(batches, step)
             assert all(len(set(images)) == 5 for images in images_BN)
 
 
 def test_of_each_list_the_share_is_mined_and_the_rest_comes_from_the_whole_corpus(pairs_corpus, hand_made):
     config = replace(MINED, random_negatives=3, directions=("text",))
-    steps = ListSteps(Indices(pairs_corpus), config, 0, None).with_mined(MinedNegatives(hand_made, 1))
-    counts = [count for step in range(8) for count in mined_in(steps, step)]
+    batches = CandidateListBatches(Indices(pairs_corpus), config, 0, None).with_mined(MinedNegatives(hand_made, 1))
+    counts = [count for step in range(8) for count in mined_in(batches, step)]
     # One of the four, then two of the 21 that are neither own nor chosen, three of which are mined too: 1 + 2 * 3 / 21 on average.
     assert min(counts) == 1
     assert np.mean(counts) == pytest.approx(1.29, abs=0.12)
-    others = {int(text) for step in range(8) for text in lists_of(steps, step)[1][:, 2:].ravel()}
+    others = {int(text) for step in range(8) for text in lists_of(batches, step)[1][:, 2:].ravel()}
     assert others == set(range(24))
 
 
@@ -123,10 +125,12 @@ def test_of_each_list_the_share_is_mined_and_the_rest_comes_from_the_whole_corpu
 def test_no_negative_is_the_querys_own_or_says_the_same_or_comes_twice(pairs_corpus, per_list):
     # Hand-made ones are taken as they are; the guards of mining are what leaves out twins.
     guarded = negatives.mine(Indices(pairs_corpus), Recipe(batch=MINED, candidates=CandidateConfig(per_query=6)))
-    steps = ListSteps(Indices(pairs_corpus), replace(MINED, random_negatives=8), 0, None).with_mined(MinedNegatives(guarded, per_list))
+    batches = CandidateListBatches(Indices(pairs_corpus), replace(MINED, random_negatives=8), 0, None).with_mined(
+        MinedNegatives(guarded, per_list)
+    )
     told = [" ".join(caption.split()) for caption in pairs_corpus.captions]
     for step in range(6):
-        for images, texts in zip(*lists_of(steps, step), strict=True):
+        for images, texts in zip(*lists_of(batches, step), strict=True):
             own = {told[text] for text in pairs_corpus.captions_of(images[0])}
             if len(set(images)) == 1:
                 assert not own & {told[text] for text in texts[1:]}
@@ -140,14 +144,14 @@ def test_no_negative_is_the_querys_own_or_says_the_same_or_comes_twice(pairs_cor
 def test_where_there_are_no_others_random_ones_come_again(tmp_path):
     few = make_corpus(tmp_path / "corpus", [["a"], ["b"], ["c"]])
     found = mined_for(Indices(few), Recipe(batch=MINED, candidates=CandidateConfig(per_query=1)), 1)
-    images, _ = lists_of(ListSteps(Indices(few), replace(MINED, directions=("image",)), 0, None).with_mined(found), 0)
+    images, _ = lists_of(CandidateListBatches(Indices(few), replace(MINED, directions=("image",)), 0, None).with_mined(found), 0)
     assert all(set(row[1:]) == {0, 1, 2} - {row[0]} for row in images.tolist())
 
 
 def test_before_the_first_mined_step_batches_are_those_of_random_negatives(pairs_corpus, hand_made):
-    plain = ListSteps(Indices(pairs_corpus), BatchConfig(size=24, random_negatives=4), 0, None)
-    steps = ListSteps(Indices(pairs_corpus), MINED, 0, None).with_mined(MinedNegatives(hand_made, 4, first_step=3))
-    same = [all(np.array_equal(*both) for both in zip(lists_of(plain, step), lists_of(steps, step), strict=True)) for step in range(6)]
+    plain = CandidateListBatches(Indices(pairs_corpus), BatchConfig(size=24, random_negatives=4), 0, None)
+    batches = CandidateListBatches(Indices(pairs_corpus), MINED, 0, None).with_mined(MinedNegatives(hand_made, 4, first_step=3))
+    same = [all(np.array_equal(*both) for both in zip(lists_of(plain, step), lists_of(batches, step), strict=True)) for step in range(6)]
     assert same == [True, True, True, False, False, False]
 
 
@@ -168,22 +172,22 @@ def test_what_is_mined_is_what_a_cache_would_hold_in_the_directions_of_the_batch
     assert not len(mined.texts_of_image.values)
 
 
-def test_a_batch_is_a_function_of_seed_and_step_however_it_is_sliced(corpus, teacher):
+def test_a_batch_is_a_function_of_seed_and_step_however_it_is_split(corpus, teacher):
     recipe = Recipe(batch=BatchConfig(size=8, random_negatives=5, hard_negatives=1, negatives="mined", mined_share=0.6, mined_from=0.5))
     source = CorpusSource(corpus, teacher.preprocess)
 
-    def batch_of(step: int, slicing: Slicing, seed: int = 5) -> Any:
-        steps = ListSteps(source, recipe.batch, seed, None, slicing).with_mined(mined_for(source, recipe, 40))
-        _ = steps[0]
-        return pickle.loads(pickle.dumps(steps))[step]
+    def batch_of(step: int, micro_batch_plan: MicroBatchPlan, seed: int = 5) -> Any:
+        batches = CandidateListBatches(source, recipe.batch, seed, None, micro_batch_plan).with_mined(mined_for(source, recipe, 40))
+        _ = batches[0]
+        return pickle.loads(pickle.dumps(batches))[step]
 
-    whole, second = batch_of(31, Slicing(1, range(1))), batch_of(31, Slicing(2, range(1, 2)))
+    whole, second = batch_of(31, MicroBatchPlan(1, range(1))), batch_of(31, MicroBatchPlan(2, range(1, 2)))
     assert torch.equal(whole.image_ix_RC, second.image_ix_RC)
     assert torch.equal(whole.text_ix_RC, second.text_ix_RC)
-    part = second.slices[0]
+    part = second.micro_batches[0]
     pixels = whole.images.pixel_values[whole.image_ix_RC[4:]]
     assert torch.equal(part.images.pixel_values[part.image_ix_RC], pixels)
-    assert not torch.equal(whole.text_ix_RC, batch_of(31, Slicing(1, range(1)), seed=6).text_ix_RC)
+    assert not torch.equal(whole.text_ix_RC, batch_of(31, MicroBatchPlan(1, range(1)), seed=6).text_ix_RC)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +248,7 @@ def test_a_run_that_was_killed_goes_on_with_what_it_mined(corpus, tmp_path, monk
 def test_what_is_kept_is_what_was_mined(pairs_corpus, tmp_path):
     recipe = Recipe(batch=replace(MINED, directions=("image",)), candidates=CandidateConfig(per_query=40))
     mined = negatives.mine(Indices(pairs_corpus), recipe)
-    negatives.keep(tmp_path, mined, pairs_corpus, recipe)
+    negatives.save_mined(tmp_path, mined, pairs_corpus, recipe)
     read = negatives.read_or_mine(tmp_path, Indices(pairs_corpus), recipe)
     assert mined.dropped["equal text"] > 0
     assert read.dropped == mined.dropped
@@ -271,7 +275,7 @@ def test_negatives_of_another_run_and_damaged_ones_are_refused(corpus, tmp_path)
     whole = path.read_bytes()
     for damaged in (whole[:-4], whole[:-1] + bytes([whole[-1] ^ 1])):
         path.write_bytes(damaged)
-        with pytest.raises(StaleError, match=r"mined.safetensors is damaged: .*; delete it and go on with --resume"):
+        with pytest.raises(StaleError, match=r"mined.safetensors is damaged: .*; delete it and resume with --resume"):
             trained(corpus, tmp_path / "run", "optimizer.steps=1", resume=True)
     path.unlink()
     trained(corpus, tmp_path / "run", "optimizer.steps=1", resume=True)

@@ -19,7 +19,7 @@ from dcdctl.core.models.dual import Calibration
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.training import runs
 from dcdctl.core.training.batch import Batch
-from dcdctl.core.training.batch_sampler import ListSteps
+from dcdctl.core.training.batch_sampler import CandidateListBatches
 from dcdctl.core.training.losses import official, weights
 from dcdctl.core.training.losses.table import LOSSES
 from dcdctl.core.training.objective import loss_parts, make_objective, terms_at
@@ -148,9 +148,9 @@ def test_calibration_finds_the_scale_and_the_offset_of_a_teacher():
 def test_calibration_is_trained_kept_in_checkpoints_and_no_part_of_the_model(corpus, dual, tmp_path):
     digest = dual.digest
     optimizer = torch.optim.AdamW(dual.parameters(), lr=0.1)
-    steps = ListSteps(CorpusSource(corpus, dual.preprocess), BatchConfig(size=4, random_negatives=3), 0, None)
+    batches = CandidateListBatches(CorpusSource(corpus, dual.preprocess), BatchConfig(size=4, random_negatives=3), 0, None)
     teacher_RC = draw(0, 4, 4)
-    batch = replace(steps[0], teacher_RC=teacher_RC)
+    batch = replace(batches[0], teacher_RC=teacher_RC)
     before = {name: tensor.clone() for name, tensor in dual.network.state_dict().items()}
     make_objective(LossConfig(terms={"mse": 1.0}))(dual, batch)["mse"].backward()
     optimizer.step()
@@ -173,7 +173,7 @@ def test_calibration_is_trained_kept_in_checkpoints_and_no_part_of_the_model(cor
 
 def test_a_dual_models_hard_negatives_join_those_of_the_batch(corpus, dual):
     config = BatchConfig(size=6, random_negatives=3)
-    batch = ListSteps(CorpusSource(corpus, dual.preprocess), config, 0, None)[0]
+    batch = CandidateListBatches(CorpusSource(corpus, dual.preprocess), config, 0, None)[0]
     objective = make_objective(LossConfig(terms={"infonce-hard": 1.0}))
     value = objective(dual, batch)["infonce-hard"]
     images, texts = dual(batch.images, batch.texts)
@@ -196,9 +196,9 @@ def test_a_fusion_models_hard_negatives_stay_in_their_lists():
 
 
 def test_a_batch_of_lists_knows_which_of_its_images_and_captions_belong_together(corpus, dual):
-    steps = ListSteps(CorpusSource(corpus, dual.preprocess), BatchConfig(size=8, random_negatives=7), 3, None)
-    batch = steps[0]
-    rows = [steps._row(sample) for sample in range(8)]
+    batches = CandidateListBatches(CorpusSource(corpus, dual.preprocess), BatchConfig(size=8, random_negatives=7), 3, None)
+    batch = batches[0]
+    rows = [batches._list(sample) for sample in range(8)]
     images, texts = np.unique([row[0] for row in rows]), np.unique([row[1] for row in rows])
     for i, image in enumerate(images):
         words = {corpus.captions[caption] for caption in corpus.captions_of(int(image))}

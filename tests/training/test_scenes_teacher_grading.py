@@ -56,10 +56,10 @@ def test_only_the_own_caption_agrees_in_full_and_the_family_comes_nearest(teache
 
 
 def test_a_step_is_the_same_whenever_it_is_asked_for(teacher: models.ViltScorer) -> None:
-    steps = GradingBatches(teacher.preprocess, SMALL)
-    assert_close(steps[3].images.pixel_values, steps[3].images.pixel_values, rtol=0, atol=0)
-    assert steps[3].text_ix_BK.equal(steps[3].text_ix_BK)
-    assert not torch.isin(steps[3].images.pixel_values.flatten(1).sum(1), steps[4].images.pixel_values.flatten(1).sum(1)).any()
+    batches = GradingBatches(teacher.preprocess, SMALL)
+    assert_close(batches[3].images.pixel_values, batches[3].images.pixel_values, rtol=0, atol=0)
+    assert batches[3].text_ix_BK.equal(batches[3].text_ix_BK)
+    assert not torch.isin(batches[3].images.pixel_values.flatten(1).sum(1), batches[4].images.pixel_values.flatten(1).sum(1)).any()
 
 
 def test_the_loss_is_matching_and_the_weighted_squared_distance_to_the_agreement() -> None:

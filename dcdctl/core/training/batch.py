@@ -1,7 +1,8 @@
-"""Parts of a batch that is too large to be computed at once, or shared by several processes.
+"""The batch of one optimizer step, whole or in micro-batches.
 
-The slices of a fusion model are of a batch's rows: lists, or images with all captions. Those of a dual model are of its images and of its
-captions, so that each is embedded once; pairs are formed of all slices together. Each process reads its own slices alone.
+A batch that needs too much memory, or that several processes share, is computed in micro-batches. For a fusion model a micro-batch holds
+rows of the batch: lists, or images with all captions. For a dual model it holds some of the batch's images and some of its captions, so
+that each is embedded once; pairs are formed from the vectors of all micro-batches. Each process reads only its own micro-batches.
 """
 
 from __future__ import annotations
@@ -21,50 +22,50 @@ NO_PAIRS = torch.empty(0, 0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a slice's rows stand among all of a batch."""
+class RowRange:
+    """The rows of a micro-batch among all rows of a batch."""
 
     start: int
     stop: int
     total: int
 
     @property
-    def read(self) -> range:
-        """The rows that are read: of none the next, which is computed and left out, so that no model sees an empty batch."""
+    def computed(self) -> range:
+        """The rows to compute. An empty micro-batch still computes one row, which is discarded, because models reject empty batches."""
         return range(self.start, max(self.stop, self.start + 1))
 
 
 @dataclass(frozen=True)
-class Slice(Pairs):
-    """A part of a batch; of a dual model's no pairs are formed."""
+class MicroBatch(Pairs):
+    """A part of a batch that is computed at once; for a dual model it forms no pairs."""
 
-    places: tuple[Place, ...]
-    """Of each thing the model gives: of the logits, or of the images' vectors and of the captions'."""
+    row_ranges: tuple[RowRange, ...]
+    """One per output of the model: the logits, or the vectors of the images and those of the captions."""
 
-    def to(self, device: torch.device) -> Slice:
-        """The same slice on another device."""
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same micro-batch on another device."""
         return moved(self, device)
 
-    def pin_memory(self) -> Slice:
-        """The same slice in memory that a GPU reads by itself."""
+    def pin_memory(self) -> MicroBatch:
+        """The same micro-batch in pinned memory, which a GPU reads directly."""
         return pinned(self)
 
 
 @dataclass(frozen=True)
-class Slicing:
-    """How many slices a batch has in all processes together, and which of them this one computes."""
+class MicroBatchPlan:
+    """How many micro-batches a batch has over all processes, and which of them this process computes."""
 
     count: int = 1
-    own: range = range(1)
-    of_sides: bool = False
-    """Slices of images and of captions instead of rows of pairs: for a dual model."""
+    local: range = range(1)
+    by_side: bool = False
+    """Split the images and the captions instead of the rows of pairs: for a dual model."""
 
-    def places(self, total: int) -> Iterator[Place]:
-        """The places of the own slices, whose sizes differ by at most one."""
-        return (Place(part * total // self.count, (part + 1) * total // self.count, total) for part in self.own)
+    def row_ranges(self, total: int) -> Iterator[RowRange]:
+        """The rows of each local micro-batch; sizes differ by at most one."""
+        return (RowRange(index * total // self.count, (index + 1) * total // self.count, total) for index in self.local)
 
 
-WHOLE = Slicing()
+UNSPLIT = MicroBatchPlan()
 
 
 @dataclass(frozen=True)
@@ -72,20 +73,20 @@ class Batch(Pairs):
     """What one step sees."""
 
     teacher_RC: Tensor
-    """The teacher's logits, in the columns of the pairs; NaN where it has not scored a pair."""
+    """The teacher's logits, in the columns of the pairs; NaN for pairs without a score."""
     official_teacher_RC: Tensor
-    """Lists: the teacher's logits in the order the released code hands them to its loss; elsewhere the same as `teacher_RC`."""
+    """Lists: the teacher's logits in the order in which the released code hands them to its loss; otherwise the same as `teacher_RC`."""
     same_RC: Tensor
-    """All pairs: True off the diagonal where the caption belongs to the image all the same."""
-    slices: tuple[Slice, ...] = ()
-    """The parts that this process computes, where the batch comes in parts: then `images` and `texts` are empty."""
+    """All pairs: True off the diagonal where the caption also matches the image (a false negative)."""
+    micro_batches: tuple[MicroBatch, ...] = ()
+    """The micro-batches that this process computes, if the batch is split; `images` and `texts` are then empty."""
     true_IT: Tensor | None = None
-    """Lists: which of the batch's images and captions belong together, in the order of the indices of the pairs."""
+    """Lists: which of the batch's images and captions match, in the order of the indices of the pairs."""
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device; its slices stay, for each is moved when it is computed."""
+        """The same batch on another device; its micro-batches stay, since each is moved when it is computed."""
         return moved(self, device)
 
     def pin_memory(self) -> Batch:
-        """The same batch in memory that a GPU reads by itself."""
-        return replace(pinned(self), slices=tuple(part.pin_memory() for part in self.slices))
+        """The same batch in pinned memory, which a GPU reads directly."""
+        return replace(pinned(self), micro_batches=tuple(micro_batch.pin_memory() for micro_batch in self.micro_batches))

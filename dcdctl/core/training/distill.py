@@ -23,8 +23,8 @@ from dcdctl.core.progress import Track, Watch, silent, watched_by
 from dcdctl.core.scoring import CorpusSource, Source
 from dcdctl.core.teacher import TeacherCache, read_caches
 from dcdctl.core.training import initial_model, loggers, loop, negatives, runs, validation
-from dcdctl.core.training.batch import WHOLE, Slicing
-from dcdctl.core.training.batch_sampler import ListSteps, MatrixSteps, Scores, check_size
+from dcdctl.core.training.batch import UNSPLIT, MicroBatchPlan
+from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches, TeacherScores, TrainingBatches, check_size
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.objective import make_objective
 from dcdctl.core.training.recipe import Recipe, load_recipe
@@ -32,7 +32,7 @@ from dcdctl.core.training.refresh import refreshed, teacher_compute
 from dcdctl.core.training.runs import Run
 from dcdctl.core.training.validation import Validation
 
-IMAGE_MEMORY = 512 * 2**20
+IMAGE_CACHE_BYTES = 512 * 2**20
 """Bytes of decoded images that a training keeps: enough for a corpus of small images, and little beside a model in training."""
 
 
@@ -136,7 +136,7 @@ class _Files:
 
     corpus: Corpus
     caches: Sequence[TeacherCache]
-    scores: Scores | None
+    scores: TeacherScores | None
     """The caches as one."""
     validation: Corpus | None
     """The split that the model is validated on, if it is."""
@@ -170,7 +170,7 @@ def train(job: TrainingJob, inputs: TrainingInputs, *, options: TrainingOptions,
     plan = resolve(job, inputs, options)
     files = _open_files(plan, inputs)
     training = _load_models(plan, files, inputs, track)
-    batches = make_steps(training.source, plan.recipe, files.scores, options.slicing)
+    batches = make_batches(training.source, plan.recipe, files.scores, options.micro_batch_plan)
     num_steps = count_steps(plan.recipe, batches.batches_per_epoch)
     schedule = _schedule(plan.recipe, num_steps, files.scores, training.teacher)
     run, batches = _start_run(training, batches, num_steps, track)
@@ -198,7 +198,7 @@ def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) 
     negatives.check(recipe, has_cache=bool(inputs.caches))
     if recipe.batch.negatives == "mined":
         recipe.candidates.require_packages()
-    check_size(recipe.batch, options.slicing)
+    check_size(recipe.batch, options.micro_batch_plan)
     runs.check_folder(job.out, recipe, job.kind, resume=job.resume)
     if options.compute.features is not None:
         files.check_output_folder(options.compute.features)
@@ -224,18 +224,18 @@ def _load_models(plan: TrainingPlan, files: _Files, inputs: TrainingInputs, trac
 def make_source(model: Model, corpus: Corpus, compute: Compute, track: Track) -> Source:
     """What batches are read from: the corpus, or the features of the model's encoders; ConfigError if those are trained."""
     if compute.features is None:
-        return CorpusSource(corpus, model.preprocess, IMAGE_MEMORY)
+        return CorpusSource(corpus, model.preprocess, IMAGE_CACHE_BYTES)
     if model.encoders is not None and not model.encoders.is_frozen:
         hint = "set model.frozen_encoders or model.layers, or leave --features out"
         raise ConfigError("--features keeps what the encoders give, and here they are trained", hint=hint)
     return scoring.open_source(corpus, model, compute, track)
 
 
-def make_steps(source: Source, recipe: Recipe, scores: Scores | None, slicing: Slicing = WHOLE) -> ListSteps | MatrixSteps:
+def make_batches(source: Source, recipe: Recipe, scores: TeacherScores | None, plan: MicroBatchPlan = UNSPLIT) -> TrainingBatches:
     """The batches of a recipe's loss, which has scores if it needs them."""
     assert scores is not None or not recipe.loss.needs_teacher
-    kind = ListSteps if recipe.loss.on_lists else MatrixSteps
-    return kind(source, recipe.batch, recipe.seed, scores, replace(slicing, of_sides=recipe.model.kind == "dual"))
+    kind = CandidateListBatches if recipe.loss.on_lists else AllPairsBatches
+    return kind(source, recipe.batch, recipe.seed, scores, replace(plan, by_side=recipe.model.kind == "dual"))
 
 
 def count_steps(recipe: Recipe, batches_per_epoch: float) -> int:
@@ -245,7 +245,7 @@ def count_steps(recipe: Recipe, batches_per_epoch: float) -> int:
     return max(1, int(recipe.optimizer.epochs * batches_per_epoch))
 
 
-def _schedule(recipe: Recipe, num_steps: int, scores: Scores | None, teacher_model: FusionScorer | None) -> _Schedule:
+def _schedule(recipe: Recipe, num_steps: int, scores: TeacherScores | None, teacher_model: FusionScorer | None) -> _Schedule:
     """The steps of a training; ConfigError if its cache cannot be refreshed as the recipe asks."""
     steps = [step for step in recipe.batch.refresh_steps if step < num_steps]
     if steps and (teacher_model is None or not isinstance(scores, TeacherCache)):
@@ -256,7 +256,7 @@ def _schedule(recipe: Recipe, num_steps: int, scores: Scores | None, teacher_mod
     return _Schedule(num_steps, steps)
 
 
-def _start_run(training: _Training, batches: ListSteps | MatrixSteps, num_steps: int, track: Track) -> tuple[Run, ListSteps | MatrixSteps]:
+def _start_run(training: _Training, batches: TrainingBatches, num_steps: int, track: Track) -> tuple[Run, TrainingBatches]:
     """The run, started or resumed by the main process, and the batches, with mined negatives if the recipe mines.
 
     Mining comes before the folder is made, so that a failure leaves no folder. The other processes read what the main one saved.
@@ -270,10 +270,10 @@ def _start_run(training: _Training, batches: ListSteps | MatrixSteps, num_steps:
         if distributed.is_main():
             run = runs.start_run(job.out, recipe, job.kind, facts, resume=job.resume)
             if mined is not None:
-                negatives.keep(run.folder, mined, training.source.corpus, recipe)
+                negatives.save_mined(run.folder, mined, training.source.corpus, recipe)
     if mined is None:
         return run, batches
-    assert isinstance(batches, ListSteps)
+    assert isinstance(batches, CandidateListBatches)
     return run, batches.with_mined(negatives.for_lists(mined, recipe, num_steps))
 
 
@@ -291,7 +291,7 @@ def _facts(training: _Training) -> dict[str, Any]:
     }
 
 
-def _run_steps(training: _Training, run: Run, batches: ListSteps | MatrixSteps, schedule: _Schedule, track: Track, watch: Watch) -> None:
+def _run_steps(training: _Training, run: Run, batches: TrainingBatches, schedule: _Schedule, track: Track, watch: Watch) -> None:
     """Train the model, refresh the cache between the steps where the recipe asks for it, and save the model."""
     recipe, options, scores = training.plan.recipe, training.plan.options, training.files.scores
     if options.checkpoint_activations:
@@ -310,14 +310,14 @@ def _run_steps(training: _Training, run: Run, batches: ListSteps | MatrixSteps, 
         validation=validate,
     )
     for stop in [*schedule.refresh_steps, None]:
-        train_until(steps=batches, until=stop, watch=functools.partial(watch, **work(recipe, scores)))
+        train_until(batches=batches, until=stop, watch=functools.partial(watch, **work_per_step(recipe, scores)))
         if stop is not None:
             scores = _refresh(training, run, scores, stop, track)
-            batches = make_steps(training.source, recipe, scores, options.slicing)
+            batches = make_batches(training.source, recipe, scores, options.micro_batch_plan)
     _save_model(run, training.model, validate)
 
 
-def work(recipe: Recipe, scores: Scores | None) -> dict[str, Any]:
+def work_per_step(recipe: Recipe, scores: TeacherScores | None) -> dict[str, Any]:
     """What a step computes, for `progress.Watch`: a number of images for a dual model, of pairs for a fusion model."""
     size = recipe.batch.size
     if recipe.model.kind == "dual":
@@ -326,7 +326,7 @@ def work(recipe: Recipe, scores: Scores | None) -> dict[str, Any]:
     return {"unit": "pairs", "per_step": size * (1 + num_negatives if recipe.loss.on_lists else size)}
 
 
-def _refresh(training: _Training, run: Run, cache: Scores | None, step: int, track: Track) -> TeacherCache:
+def _refresh(training: _Training, run: Run, cache: TeacherScores | None, step: int, track: Track) -> TeacherCache:
     """The cache with the hard candidates that the student finds before a step."""
     assert isinstance(cache, TeacherCache)
     assert training.teacher is not None

@@ -1,9 +1,9 @@
-"""The gradient of a batch's loss, in however many slices and processes it is computed.
+"""The gradient of a batch's loss, computed in any number of micro-batches and processes (GradCache).
 
-The loss is one function of all outputs of a batch: each query's weight depends on the others, and each is a negative of the others. So the
-outputs are computed slice by slice without a graph, the loss is taken once, and its gradient with respect to the outputs is pulled back
-through each slice, computed again with a graph (Gao et al. 2021, arXiv 2101.06983). Several processes compute some slices each, put their
-outputs together, take the same loss, and add up their gradients.
+The loss is one function of all outputs of a batch: each query's weight depends on the other queries, and each is a negative of the others.
+So the outputs of each micro-batch are computed without a graph, the loss is computed once from all of them, and its gradient with respect
+to the outputs is backpropagated through each micro-batch, computed again with a graph (Gao et al. 2021, arXiv 2101.06983). Several
+processes compute some micro-batches each, gather their outputs, compute the same loss, and sum their gradients.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from dcdctl.core import distributed
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import Pairs
-from dcdctl.core.training.batch import Batch, Place, Slice, Slicing
+from dcdctl.core.training.batch import Batch, MicroBatch, MicroBatchPlan, RowRange
 
 Objective = Callable[[Any, Any], dict[str, Tensor]]
-"""Model and batch to the weighted parts of the loss; their sum is minimised."""
+"""Model and batch to the weighted terms of the loss; their sum is minimized."""
 
 
 @runtime_checkable
-class SlicedObjective(Protocol):
-    """An objective in two halves: what a model makes of each slice, and the loss of all that."""
+class MicroBatchObjective(Protocol):
+    """An objective in two halves: the model's outputs for each micro-batch, and the loss of all outputs."""
 
     def outputs(self, model: Any, pairs: Pairs) -> tuple[Tensor, ...]:
-        """float32 tensors, as many as a slice has places, with a row for each of what stands there."""
+        """float32 tensors, one per row range of a micro-batch, with a row for each of its rows."""
         ...
 
     def loss(self, model: Any, outputs: Sequence[Tensor], batch: Batch, progress: float) -> dict[str, Tensor]:
-        """The weighted parts of the loss; `progress` is the share of the training that is done."""
+        """The weighted terms of the loss; `progress` is the completed share of the training."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class StepInfo:
     """A step of a training."""
 
     step: int
@@ -49,102 +49,107 @@ class Moment:
 
     @property
     def progress(self) -> float:
-        """The share of the training that is done, from 0 up to but not 1."""
+        """The completed share of the training, in [0, 1)."""
         return self.step / self.num_steps
 
-    def seed_dropout(self, part: int | None = None) -> None:
-        """Dropout depends on the seed, the step and the number of the slice alone, not on who computes it, or for which time."""
+    def seed_dropout(self, micro_batch: int | None = None) -> None:
+        """Seed dropout by seed, step and number of the micro-batch alone: the same in every process, and when it is computed again."""
+        # Factors above any number of steps and of micro-batches keep all seeds distinct.
         number = self.seed * 1_000_003 + self.step
-        # For every kind of accelerator that is not in use, torch.manual_seed writes down who has called it: half a millisecond.
+        # torch.manual_seed records its caller for every kind of accelerator that is not in use, which takes half a millisecond.
         set_seed = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
-        set_seed(number if part is None else (number * 65_537 + part + 1) % 2**63)
+        set_seed(number if micro_batch is None else (number * 65_537 + micro_batch + 1) % 2**63)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Computing:
-    """Where and in which parts a gradient is computed."""
+class StepCompute:
+    """Where a gradient is computed, and in which micro-batches."""
 
     compute: Compute
     scaler: torch.amp.GradScaler
-    slicing: Slicing
+    micro_batch_plan: MicroBatchPlan
 
 
-def backward(model: nn.Module, objective: Objective | SlicedObjective, batch: Any, moment: Moment, how: Computing) -> dict[str, float]:
-    """Give the parameters the gradient of a batch's loss, times the scale of `how.scaler`; the loss and its parts by name.
+def backward(
+    model: nn.Module, objective: Objective | MicroBatchObjective, batch: Any, info: StepInfo, options: StepCompute
+) -> dict[str, float]:
+    """Add the gradient of a batch's loss, times the scale of the scaler, to the parameters; the loss and its terms by name.
 
-    ConfigError if the loss is not finite, with the weights as they were.
+    ConfigError if the loss is not finite; the weights are then unchanged.
     """
-    if how.slicing.count > 1:
-        assert isinstance(objective, SlicedObjective)
-        return _backward_in_slices(model, objective, batch, moment, how)
-    moment.seed_dropout()
-    whole = batch.to(how.compute.device)
-    with how.compute.autocast():
-        if isinstance(objective, SlicedObjective):
-            parts = objective.loss(model, objective.outputs(model, whole), whole, moment.progress)
+    if options.micro_batch_plan.count > 1:
+        assert isinstance(objective, MicroBatchObjective)
+        return _backward_in_micro_batches(model, objective, batch, info, options)
+    info.seed_dropout()
+    batch = batch.to(options.compute.device)
+    with options.compute.autocast():
+        if isinstance(objective, MicroBatchObjective):
+            terms = objective.loss(model, objective.outputs(model, batch), batch, info.progress)
         else:
-            parts = objective(model, whole)
-    loss, values = _checked(parts, moment.step)
-    how.scaler.scale(loss).backward()
+            terms = objective(model, batch)
+    loss, values = _finite_loss(terms, info.step)
+    options.scaler.scale(loss).backward()
     return values
 
 
-def _backward_in_slices(model: nn.Module, objective: SlicedObjective, batch: Batch, moment: Moment, how: Computing) -> dict[str, float]:
-    numbered = list(zip(how.slicing.own, batch.slices, strict=True))
+def _backward_in_micro_batches(
+    model: nn.Module, objective: MicroBatchObjective, batch: Batch, info: StepInfo, options: StepCompute
+) -> dict[str, float]:
+    *earlier, last = zip(options.micro_batch_plan.local, batch.micro_batches, strict=True)
 
-    def outputs(number: int, part: Slice) -> tuple[Tensor, ...]:
-        moment.seed_dropout(number)
-        with how.compute.autocast():
-            return objective.outputs(model, part.to(how.compute.device))
+    def outputs(number: int, micro_batch: MicroBatch) -> tuple[Tensor, ...]:
+        info.seed_dropout(number)
+        with options.compute.autocast():
+            return objective.outputs(model, micro_batch.to(options.compute.device))
 
     with torch.no_grad():
-        early = [outputs(*one) for one in numbered[:-1]]
-    # The last slice keeps its graph and is computed once.
-    last = outputs(*numbered[-1])
-    leaves = _gathered([*early, last], batch.slices)
-    whole = batch.to(how.compute.device)
-    with how.compute.autocast():
-        parts = objective.loss(model, leaves, whole, moment.progress)
-    loss, values = _checked(parts, moment.step)
-    # Parameters that the loss itself reads, such as the logits' scale, have their gradient from one process.
-    how.scaler.scale(loss).backward(inputs=None if distributed.is_main() else leaves)
-    _pull_back(last, leaves, batch.slices[-1].places)
-    del last
-    for number, part in numbered[:-1]:
-        _pull_back(outputs(number, part), leaves, part.places)
+        earlier_outputs = [outputs(*numbered) for numbered in earlier]
+    # The last micro-batch keeps its graph, so that it is computed only once.
+    last_outputs = outputs(*last)
+    leaves = _gather_outputs([*earlier_outputs, last_outputs], batch.micro_batches)
+    batch_on_device = batch.to(options.compute.device)
+    with options.compute.autocast():
+        terms = objective.loss(model, leaves, batch_on_device, info.progress)
+    loss, values = _finite_loss(terms, info.step)
+    # Parameters that the loss itself reads, such as the logit scale, get their gradient from one process.
+    options.scaler.scale(loss).backward(inputs=None if distributed.is_main() else leaves)
+    _backprop_micro_batch(last_outputs, leaves, last[1].row_ranges)
+    del last_outputs
+    for number, micro_batch in earlier:
+        _backprop_micro_batch(outputs(number, micro_batch), leaves, micro_batch.row_ranges)
     distributed.sum_gradients(model.parameters())
     return values
 
 
-def _gathered(own: Sequence[tuple[Tensor, ...]], slices: Sequence[Slice]) -> list[Tensor]:
-    """The outputs of all slices of all processes, row by row, as leaves that take a gradient."""
+def _gather_outputs(local: Sequence[tuple[Tensor, ...]], micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
+    """The outputs of all micro-batches of all processes, row by row, as leaves that accumulate a gradient."""
     leaves = []
-    for number, parts in enumerate(zip(*own, strict=True)):
-        places = [part.places[number] for part in slices]
-        rows = parts[0].new_zeros(places[0].total, *parts[0].shape[1:])
-        for place, output in zip(places, parts, strict=True):
-            rows[place.start : place.stop] = output.detach()[: place.stop - place.start]
+    for number, outputs in enumerate(zip(*local, strict=True)):
+        row_ranges = [micro_batch.row_ranges[number] for micro_batch in micro_batches]
+        rows = outputs[0].new_zeros(row_ranges[0].total, *outputs[0].shape[1:])
+        for row_range, output in zip(row_ranges, outputs, strict=True):
+            rows[row_range.start : row_range.stop] = output.detach()[: row_range.stop - row_range.start]
         leaves.append(distributed.total(rows).requires_grad_())
     return leaves
 
 
-def _pull_back(outputs: Sequence[Tensor], leaves: Sequence[Tensor], places: Sequence[Place]) -> None:
-    """Add a slice's share of the gradient to the parameters."""
-    reached = [
-        (output[: place.stop - place.start], leaf.grad[place.start : place.stop])
-        for output, leaf, place in zip(outputs, leaves, places, strict=True)
+def _backprop_micro_batch(outputs: Sequence[Tensor], leaves: Sequence[Tensor], row_ranges: Sequence[RowRange]) -> None:
+    """Add a micro-batch's share of the gradient to the parameters."""
+    with_gradient = [
+        (output[: row_range.stop - row_range.start], leaf.grad[row_range.start : row_range.stop])
+        for output, leaf, row_range in zip(outputs, leaves, row_ranges, strict=True)
         if leaf.grad is not None and output.requires_grad
     ]
-    torch.autograd.backward([output for output, _ in reached], [gradient for _, gradient in reached])
+    torch.autograd.backward([output for output, _ in with_gradient], [gradient for _, gradient in with_gradient])
 
 
-def _checked(parts: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
-    """The loss, and it and its parts as numbers; ConfigError if it is not finite."""
-    loss = torch.stack(list(parts.values())).sum()
-    # One wait for the device, not one a number.
-    values = dict(zip(["loss", *parts], torch.stack([loss, *parts.values()]).tolist(), strict=True))
+def _finite_loss(terms: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
+    """The loss, and its value and those of its terms; ConfigError if it is not finite."""
+    loss = torch.stack(list(terms.values())).sum()
+    # One transfer of all numbers, so that the device is waited for once.
+    values = dict(zip(["loss", *terms], torch.stack([loss, *terms.values()]).tolist(), strict=True))
     if not math.isfinite(values["loss"]):
-        bad = ", ".join(f"{name} {values[name]}" for name in parts)
+        listed = ", ".join(f"{name} {values[name]}" for name in terms)
         hint = "try a lower optimizer.lr or set optimizer.max_grad_norm"
-        raise ConfigError(f"the loss of step {step} is {values['loss']} ({bad})", hint=hint)
+        raise ConfigError(f"the loss of step {step} is {values['loss']} ({listed})", hint=hint)
     return loss, values

@@ -1,7 +1,7 @@
-"""Negatives of lists without a teacher cache: drawn from the whole corpus, or from what was mined for the query.
+"""Negatives of candidate lists without a teacher cache: random ones from the whole corpus, or mined ones of the query.
 
-What is mined is a function of the corpus and the recipe, and lies in the run's folder, RUN/mined.safetensors: the main one of several
-processes mines, once, and all of them and a run that goes on read it. What is drawn is a function of the generator handed in.
+Mined negatives are a function of the corpus and the recipe. They are stored in the run's folder, RUN/mined.safetensors: the main process
+mines once; the other processes, and a run that resumes, read the file. Draws are a function of the given generator.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from dcdctl.core.training.recipe import Recipe
 
 FORMAT = 1
 FILE = "mined.safetensors"
-"""In a run's folder. Of each of LISTS `offsets` (int64) and `values` (int32); in the header what they depend on, and a checksum."""
+"""In a run's folder: `offsets` (int64) and `values` (int32) of each of LISTS; in the header, what they depend on and a checksum."""
 LISTS = ("texts_of_image", "images_of_text")
-MINE_AGAIN = "delete it and go on with --resume: it is mined again"
-TRIES = 50
-"""How often as many as are wanted are drawn, before there are taken to be no others."""
+MINE_AGAIN = "delete it and resume with --resume: it is mined again"
+MAX_DRAW_ROUNDS = 50
+"""Maximum number of rejection-sampling rounds before the population counts as exhausted."""
 
 
 @dataclass(frozen=True)
 class MinedNegatives:
-    """What lists draw their negatives from, and from which step on."""
+    """Mined negatives to sample from, and the step at which sampling from them begins."""
 
     candidates: Candidates
     per_list: int
-    """Of the drawn ones of a list, so many are mined."""
+    """Mined negatives of a list; the others of `batch.random_negatives` are random."""
     first_step: int = 0
-    """Before it all negatives are random."""
+    """All negatives are random before this step."""
 
-    def some_of(self, rng: np.random.Generator, direction: Direction, query: int) -> Index:
-        """Some mined captions of an image (text) or images of a caption (image): as many as a list has, or all there are."""
-        found = (self.candidates.texts_of_image if direction == Direction.TEXT else self.candidates.images_of_text)[query]
-        return rng.choice(found, min(self.per_list, len(found)), replace=False)
+    def sample(self, rng: np.random.Generator, direction: Direction, query: int) -> Index:
+        """Mined captions of an image (text), or mined images of a caption (image): `per_list` of them, or all if there are fewer."""
+        mined = (self.candidates.texts_of_image if direction == Direction.TEXT else self.candidates.images_of_text)[query]
+        return rng.choice(mined, min(self.per_list, len(mined)), replace=False)
 
 
 def check(recipe: Recipe, *, has_cache: bool) -> None:
-    """ConfigError if a recipe asks for mined negatives and cannot have them."""
+    """ConfigError if a recipe asks for mined negatives that cannot be mined."""
     if recipe.batch.negatives != "mined":
         if (recipe.batch.mined_share, recipe.batch.mined_from) != (1.0, 0.0):
             raise ConfigError("batch.mined_share and batch.mined_from are for batch.negatives mined, and it is random")
@@ -78,53 +78,54 @@ def check(recipe: Recipe, *, has_cache: bool) -> None:
 
 
 def mine(source: Source, recipe: Recipe, device: torch.device = CPU, track: Track = silent) -> Candidates:
-    """Mine what a recipe's `[candidates]` says, in the directions of its batches."""
+    """Mine the negatives of a recipe's `[candidates]`, in the directions of its batches."""
     config = _config(recipe)
-    found = scoring.embed_source(config.model, source, device, track) if config.model else None
-    return teacher.mine_candidates(source.corpus, config, found, track)
+    vectors = scoring.embed_source(config.model, source, device, track) if config.model else None
+    return teacher.mine_candidates(source.corpus, config, vectors, track)
 
 
 def for_lists(mined: Candidates, recipe: Recipe, num_steps: int) -> MinedNegatives:
-    """What lists draw from in a training of so many steps; ConfigError where the processes have not mined the same."""
-    distributed.check_equal(_checksum(mined), "the negatives they mined")
+    """The mined negatives of a training of `num_steps`; ConfigError if the processes read different ones."""
+    distributed.check_equal(_checksum(mined), "their mined negatives")
     per_list = max(1, int(recipe.batch.mined_share * recipe.batch.random_negatives + 0.5))
     return MinedNegatives(mined, per_list, int(recipe.batch.mined_from * num_steps + 0.5))
 
 
 def read_or_mine(folder: Path, source: Source, recipe: Recipe, device: torch.device = CPU, track: Track = silent) -> Candidates:
-    """What a run's folder keeps, or else mined now.
+    """The mined negatives of a run's folder, or newly mined ones if it has none.
 
-    StaleError if that was mined of another corpus or by other settings: a run goes on with what it began with, so the folder is another
-    run's, as when run.json differs. For the same reason a candidates.model that has changed under its name is not asked again. StaleError
-    if the file is damaged.
+    StaleError if they were mined from another corpus or with other settings, because a run resumes with what it started with: the folder
+    belongs to another run then. For the same reason a candidates.model that has changed under its name is not used again. StaleError if the
+    file is damaged.
     """
     path = folder / FILE
     if not path.exists():
         return mine(source, recipe, device, track)
     try:
         with safe_open(path, framework="np") as file:
-            told = json.loads((file.metadata() or {}).get("mined", "{}"))
-            for key, wanted in _plan(source.corpus, recipe).items():
-                if (found := told.get(key)) != wanted:
-                    raise StaleError(f"{path} was mined with another {key} ({found}, not {wanted})", hint="name another folder with --out")
+            saved = json.loads((file.metadata() or {}).get("mined", "{}"))
+            for key, expected in _plan(source.corpus, recipe).items():
+                if saved.get(key) != expected:
+                    found = f"{path} was mined with another {key} ({saved.get(key)}, not {expected})"
+                    raise StaleError(found, hint="name another folder with --out")
             parts = {name: [file.get_tensor(f"{name}.{part}").astype(np.int64) for part in ("offsets", "values")] for name in LISTS}
     except SafetensorError as error:
         raise StaleError(f"{path} is damaged: {error}", hint=MINE_AGAIN) from error
-    mined = Candidates(**{name: RaggedArray(*part) for name, part in parts.items()}, dropped=told["dropped"])
-    if _checksum(mined) != told["checksum"]:
+    mined = Candidates(**{name: RaggedArray(*part) for name, part in parts.items()}, dropped=saved["dropped"])
+    if _checksum(mined) != saved["checksum"]:
         raise StaleError(f"{path} is damaged: its checksum is another", hint=MINE_AGAIN)
     return mined
 
 
-def keep(folder: Path, mined: Candidates, corpus: Corpus, recipe: Recipe) -> None:
-    """Leave what was mined in a run's folder, whole or not at all, where it is not there yet."""
+def save_mined(folder: Path, mined: Candidates, corpus: Corpus, recipe: Recipe) -> None:
+    """Save mined negatives in a run's folder, atomically, unless they are there already."""
     if not (folder / FILE).exists():
-        told = {**_plan(corpus, recipe), "dropped": mined.dropped, "checksum": _checksum(mined)}
-        both = list(zip(LISTS, (mined.texts_of_image, mined.images_of_text), strict=True))
-        arrays = {f"{name}.offsets": lists.offsets for name, lists in both}
-        arrays |= {f"{name}.values": lists.values.astype(np.int32) for name, lists in both}
+        header = {**_plan(corpus, recipe), "dropped": mined.dropped, "checksum": _checksum(mined)}
+        named = list(zip(LISTS, (mined.texts_of_image, mined.images_of_text), strict=True))
+        arrays = {f"{name}.offsets": lists.offsets for name, lists in named}
+        arrays |= {f"{name}.values": lists.values.astype(np.int32) for name, lists in named}
         with files.atomic_path(folder / FILE) as partial:
-            partial.write_bytes(save(arrays, metadata={"mined": json.dumps(told)}))
+            partial.write_bytes(save(arrays, metadata={"mined": json.dumps(header)}))
 
 
 def _config(recipe: Recipe) -> CandidateConfig:
@@ -132,35 +133,37 @@ def _config(recipe: Recipe) -> CandidateConfig:
 
 
 def _plan(corpus: Corpus, recipe: Recipe) -> dict[str, Any]:
-    """All that what is mined depends on, in JSON's types."""
+    """Everything that mined negatives depend on, as JSON values."""
     settings = {f"candidates.{name}": value for name, value in to_table(_config(recipe)).items()}
     return {"format": FORMAT, "corpus": corpus.fingerprint, **settings}
 
 
 def _checksum(mined: Candidates) -> int:
     lists = (mined.texts_of_image, mined.images_of_text)
-    return zlib.crc32(b"".join(array.tobytes() for one in lists for array in (one.offsets, one.values)))
+    return zlib.crc32(b"".join(array.tobytes() for part in lists for array in (part.offsets, part.values)))
 
 
-def draw(rng: np.random.Generator, population: int, count: int, is_own: Callable[[int], bool]) -> Index:
-    """Negatives from the whole corpus; with replacement, as in the paper's code, but never one of the query's own."""
+def draw(rng: np.random.Generator, population: int, count: int, is_positive: Callable[[int], bool]) -> Index:
+    """Random negatives from the whole corpus, with replacement as in the released code, and never a positive of the query."""
     chosen: list[int] = []
-    for _ in range(TRIES):
-        chosen += [int(i) for i in rng.integers(0, population, count) if not is_own(int(i))]
+    for _ in range(MAX_DRAW_ROUNDS):
+        chosen += [int(i) for i in rng.integers(0, population, count) if not is_positive(int(i))]
         if len(chosen) >= count:
             return np.array(chosen[:count], dtype=np.int64)
-    raise MissingError(f"no negatives to draw among {population} images or captions", hint="the corpus needs more than one picture")
+    raise MissingError(f"no negatives to draw among {population} images or captions", hint="the corpus needs more than one image")
 
 
-def filled_up(rng: np.random.Generator, mined: Index, count: int, population: int, own: set[int], class_of: Callable[[int], int]) -> Index:
-    """The mined ones, then random ones up to `count`: neither own nor, while there are others, the same as another. Two are the same that
-    are of one class; `own` are classes."""
+def pad_with_random(
+    rng: np.random.Generator, mined: Index, count: int, population: int, positive_classes: set[int], class_of: Callable[[int], int]
+) -> Index:
+    """Mined negatives, padded with random ones to `count`: no positives, and no two of one class while the population has others."""
     chosen = mined.tolist()
-    seen = own | {class_of(i) for i in chosen}
-    for _ in range(TRIES if len(chosen) < count else 0):
+    seen = positive_classes | {class_of(i) for i in chosen}
+    for _ in range(MAX_DRAW_ROUNDS if len(chosen) < count else 0):
         for i in rng.integers(0, population, count).tolist():
             if len(chosen) < count and class_of(i) not in seen:
                 chosen.append(i)
                 seen.add(class_of(i))
-    # A corpus of a few pictures has no others: then some come again.
-    return np.concatenate([chosen, draw(rng, population, count - len(chosen), lambda i: class_of(i) in own)]).astype(np.int64)
+    # A corpus of a few images runs out of classes: then some repeat.
+    repeated = draw(rng, population, count - len(chosen), lambda i: class_of(i) in positive_classes)
+    return np.concatenate([chosen, repeated]).astype(np.int64)

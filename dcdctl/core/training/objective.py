@@ -16,7 +16,7 @@ from dcdctl.core.training.recipe import LossConfig
 
 @dataclass(frozen=True)
 class PairObjective:
-    """The loss terms of a recipe, for fusion and dual models alike, on whole batches and on slices (`gradients`)."""
+    """The loss terms of a recipe, for fusion and dual models alike, on whole batches and on micro-batches (`grad_cache`)."""
 
     config: LossConfig
 
