@@ -62,10 +62,10 @@ def test_it_ends_with_a_page_on_all_five(finished: tuple[Path, demo.DemoResult])
     page = result.page.read_text(encoding="utf-8")
     assert result.page == out / "report.html"
     found = report.read_report([out / "dual", out / "fusion"], teacher=out / "teacher", baseline=out / "dual-alone")
-    assert [one.role for one in found.systems] == ["teacher", "student", "student", "student", "baseline"]
-    for system in found.systems:
+    assert [one.role for one in found.models] == ["teacher", "student", "student", "student", "baseline"]
+    for system in found.models:
         assert f'<th scope="row">{system.label}' in page
-    assert [one.result.rsum.value for one in found.systems if one.result] == [
+    assert [one.result.rsum.value for one in found.models if one.result] == [
         result.rows[place].evaluation.recalls.rsum for place in (0, 2, 4, 1, 3)
     ]
 
@@ -73,7 +73,7 @@ def test_it_ends_with_a_page_on_all_five(finished: tuple[Path, demo.DemoResult])
 def test_its_page_has_a_time_for_every_model_and_a_measured_training(finished: tuple[Path, demo.DemoResult]) -> None:
     out, _ = finished
     found = report.read_report([out / "dual", out / "fusion"], teacher=out / "teacher", baseline=out / "dual-alone")
-    assert [one.label for one in found.systems if one.times is None] == ["dual + fusion, top 3"]
+    assert [one.label for one in found.models if one.times is None] == ["dual + fusion, top 3"]
     assert all("val_rsum" in one.metrics[-1] for one in found.trainings)
 
 

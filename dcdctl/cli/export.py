@@ -39,7 +39,7 @@ def export(
     from dcdctl.core.export import ExportJob, export_model, push_options
 
     push = push_options(push_to_hub, is_private=private)
-    job = ExportJob(ref=model, out=out, to=to, data=data, with_int8=int8, licence=license_id, push=push, model_sets=tuple(model_set or ()))
+    job = ExportJob(ref=model, out=out, to=to, data=data, with_int8=int8, license=license_id, push=push, model_sets=tuple(model_set or ()))
     outcome = export_model(job, bar)
     if json:
         return show_json(outcome.to_json())
@@ -51,7 +51,7 @@ def _show(outcome: Any) -> None:
 
     show(f"{outcome.kind} model for {outcome.to} -> {outcome.folder} ({amount(outcome.num_bytes, 'bytes')})")
     show(f"checked on {outcome.checked_on}: {checks_in_words(outcome.checks)}")
-    for gap in outcome.gaps:
-        note(f"its card does not say the {gap.what}: `{gap.command}`")
+    for part in outcome.missing:
+        note(f"its card does not say the {part.what}: `{part.command}`")
     if outcome.page is not None:
         show(f"pushed: {outcome.page}")

@@ -47,6 +47,6 @@ def report(
         write_markdown(markdown, found)
     if csv is not None:
         write_csv(csv, found)
-    for gap in found.gaps:
-        note(f"left out: {gap}")
+    for part in found.missing:
+        note(f"left out: {part}")
     show(f"report -> {out}")

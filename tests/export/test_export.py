@@ -241,7 +241,7 @@ def job_of(sources, tmp_path, **changes) -> ExportJob:
     ("changes", "error", "message"),
     [
         ({"to": "gguf"}, ConfigError, "--to gguf is no format; known: transformers, sentence-transformers, onnx"),
-        ({"licence": "Apache License 2"}, ConfigError, "--license Apache License 2 is no name of the Hub's; for example apache-2.0"),
+        ({"license": "Apache License 2"}, ConfigError, "--license Apache License 2 is no name of the Hub's; for example apache-2.0"),
         ({"ref": "nowhere"}, ModelError, "nowhere does not exist"),
         ({"data": Path("nowhere")}, CorpusError, "nowhere"),
         ({"ref": "vilt", "to": "onnx"}, ModelError, "is a fusion model, which does not export to ONNX: its shapes depend on the data"),
@@ -333,4 +333,4 @@ def test_json_has_the_checks(sources, tmp_path):
     told = json.loads(CliRunner().invoke(app, words).stdout)
     assert (told["kind"], told["checks"]) == ("fusion", [{"precision": "fp32", "lowest_cosine": None, "largest_difference": 0.0}])
     assert told["checked_on"] == "32 pictures of the built-in corpus"
-    assert [gap["what"] for gap in told["missing"]] == ["recall", "speed", "licence of the weights"]
+    assert [part["what"] for part in told["missing"]] == ["recall", "speed", "licence of the weights"]

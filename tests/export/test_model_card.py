@@ -10,7 +10,7 @@ from made_runs import scores_of, write_bench, write_evaluation, write_run
 
 from dcdctl.core.data import Corpus
 from dcdctl.core.export import model_card
-from dcdctl.core.export.model_card import Sheet, gaps_of, public, read_past
+from dcdctl.core.export.model_card import CardContent, missing_parts, public, read_history
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,12 @@ def run(gallery, tmp_path):
     return folder
 
 
-def card_of(ref, tmp_path, licence=None, **changes) -> tuple[ModelCard, str]:
-    sheet = {
+def card_of(ref, tmp_path, license=None, **changes) -> tuple[ModelCard, str]:
+    content = {
         "name": "me/dual", "title": "A dual encoder.", "library": "transformers", "task": "feature-extraction", "tags": ("onnx",),
-        "usage": "import transformers\n", "requirements": ("transformers>=5",), "checked": "Compared.", "licence": licence,
+        "usage": "import transformers\n", "requirements": ("transformers>=5",), "checked": "Compared.", "license": license,
     }  # fmt: skip
-    model_card.write(tmp_path, Sheet(**{**sheet, **changes}), read_past(str(ref)))
+    model_card.write(tmp_path, CardContent(**{**content, **changes}), read_history(str(ref)))
     card = ModelCard.load(tmp_path / "README.md")
     return card, card.text
 
@@ -71,7 +71,7 @@ def test_the_body_has_recalls_with_intervals_speed_teacher_data_and_recipe(run, 
     assert "```python\nimport transformers\n```" in text
     assert "pip install 'transformers>=5'" in text
     assert str(tmp_path) not in text
-    assert gaps_of(read_past(str(run)), "apache-2.0") == []
+    assert missing_parts(read_history(str(run)), "apache-2.0") == []
 
 
 def test_what_is_not_there_is_said_with_its_command(run, tmp_path):
@@ -82,7 +82,7 @@ def test_what_is_not_there_is_said_with_its_command(run, tmp_path):
     assert "## Recall\n\nNot measured: `dcdctl eval dual --data DIR`." in text
     assert "## Speed\n\nNot measured: `dcdctl bench dual --teacher REF --data DIR`." in text
     assert "Weights: none was named when they were exported (`dcdctl export --license ID`)." in text
-    assert [gap.what for gap in gaps_of(read_past(str(run)), None)] == ["recall", "speed", "licence of the weights"]
+    assert [part.what for part in missing_parts(read_history(str(run)), None)] == ["recall", "speed", "licence of the weights"]
 
 
 def test_another_corpus_where_the_runs_was_is_not_named(run, tmp_path):

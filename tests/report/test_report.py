@@ -32,7 +32,7 @@ def read_demo(folders: list[Path]) -> report.Report:
 
 
 def commands(found: report.Report) -> list[str]:
-    return [gap.command for gap in found.gaps]
+    return [part.command for part in found.missing]
 
 
 def change(path: Path, **changes: object) -> None:
@@ -41,7 +41,7 @@ def change(path: Path, **changes: object) -> None:
 
 def test_a_whole_demo_has_five_systems_with_their_roles_and_no_gap(folders):
     found = read_demo(folders)
-    assert [(one.label, one.role) for one in found.systems] == [
+    assert [(one.label, one.role) for one in found.models] == [
         ("teacher", "teacher"),
         ("dual", "student"),
         ("dual + fusion, top 10", "student"),
@@ -49,7 +49,7 @@ def test_a_whole_demo_has_five_systems_with_their_roles_and_no_gap(folders):
         ("dual-alone", "baseline"),
     ]
     # That the trainings were not measured in between is their recipe's choice, and told.
-    assert [gap.what for gap in found.gaps if not gap.what.startswith("recall in the course of")] == []
+    assert [part.what for part in found.missing if not part.what.startswith("recall in the course of")] == []
 
 
 def test_without_a_baseline_it_is_the_first_run_that_is_not_the_teacher(folders):
@@ -65,17 +65,17 @@ def test_a_teacher_alone_is_no_baseline(folders):
 def test_folders_of_one_name_are_told_apart_by_those_above(folders, tmp_path):
     shutil.copytree(folders[1], tmp_path / "other" / "dual")
     found = report.read_report([folders[1], tmp_path / "other" / "dual"])
-    assert [one.label for one in found.systems if not one.is_cascade] == ["demo/dual", "other/dual"]
+    assert [one.label for one in found.models if not one.is_cascade] == ["demo/dual", "other/dual"]
 
 
 def test_a_folder_named_twice_is_one_run(folders):
-    assert len(report.read_report([folders[2], folders[2]]).systems) == 1
+    assert len(report.read_report([folders[2], folders[2]]).models) == 1
 
 
 def test_the_difference_to_the_baseline_is_that_of_the_comparison(folders):
     found = read_demo(folders)
     ours, base = (files.read_ranks(folder / "ranks.parquet") for folder in (folders[1], folders[-1]))
-    assert next(one for one in found.systems if one.label == "dual").comparison == significance.compare_ranks([ours], [base])
+    assert next(one for one in found.models if one.label == "dual").comparison == significance.compare_ranks([ours], [base])
     assert found.of_role("baseline").comparison is None
 
 
@@ -107,7 +107,7 @@ def test_results_that_cannot_be_compared_are_refused_and_both_sides_named(folder
 
 def test_a_dual_a_fusion_and_a_cascade_are_one_protocol(folders):
     change(folders[2] / "result.json", protocol={"name": "whole", "folds": 1, "kind": "fusion", "depth": None})
-    assert len(read_demo(folders).systems) == 5
+    assert len(read_demo(folders).models) == 5
 
 
 def test_a_folder_with_nothing_to_show_is_refused_with_the_command_that_fills_it(folders, tmp_path):
@@ -160,7 +160,7 @@ def test_a_corpus_that_has_moved_is_a_gap_and_can_be_named(folders, split):
         change(folder / "result.json", data="/nowhere")
     found = read_demo(folders)
     assert found.corpus is None
-    assert any(gap.what == "pictures" and gap.command.endswith("--data DIR") for gap in found.gaps)
+    assert any(part.what == "pictures" and part.command.endswith("--data DIR") for part in found.missing)
     again = report.read_report(folders, data=split.folder)
     assert again.corpus.fingerprint == split.fingerprint
 
@@ -188,7 +188,7 @@ def test_a_measured_training_is_no_gap(tmp_path, split):
     folder = write_run(tmp_path / "run", is_measured=True)
     write_evaluation(folder, split, scores_of(split, 2))
     write_bench(folder, "scenes-vilt")
-    assert report.read_report([folder]).gaps == ()
+    assert report.read_report([folder]).missing == ()
 
 
 def test_nothing_is_written_by_reading(folders):
@@ -199,6 +199,6 @@ def test_nothing_is_written_by_reading(folders):
 
 def test_ranks_of_the_systems_are_their_own(folders):
     found = read_demo(folders)
-    ranks = [one.answers.table.ranks("image") for one in found.systems]
+    ranks = [one.answers.table.ranks("image") for one in found.models]
     assert len({rank_Q.tobytes() for rank_Q in ranks}) == 5
     np.testing.assert_array_equal(ranks[1], files.read_ranks(folders[1] / "ranks.parquet").image_ranks)

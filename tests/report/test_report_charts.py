@@ -34,13 +34,13 @@ def told(chart):
 def test_teacher_and_baseline_have_the_colors_of_text_and_no_two_students_one(found):
     colors = report_charts.colors(found)
     assert (colors["teacher"], colors["dual-alone"]) == ("text", "quiet")
-    students = [colors[one.label] for one in found.systems if one.role == "student"]
+    students = [colors[one.label] for one in found.models if one.role == "student"]
     assert len(set(students)) == len(students) == 3
 
 
 def test_points_are_models_by_their_benchmarks_and_cascades_by_their_depths(found):
     said = told(report_charts.speed_against_recall(found))
-    rsum = {one.label: one.result.rsum.value for one in found.systems}
+    rsum = {one.label: one.result.rsum.value for one in found.models}
     assert f"teacher: 100 ms, RSUM {rsum['teacher']:.1f}" in said
     assert f"fusion: 2 ms, RSUM {rsum['fusion']:.1f}" in said
     assert "top 5: 4 ms, RSUM 300.0" in said

@@ -131,7 +131,7 @@ def test_commands_and_fingerprints_of_the_runs_are_shown(text, found, split):
 def test_a_query_shows_the_first_five_of_every_model_and_marks_its_own(text, found):
     cards = re.findall(r'<li class="query" data-way="image".*?</div></li>\n', text, re.DOTALL)
     assert len(cards) == 20
-    query = next(one for one in range(80) if f'<p dir="auto">{found.systems[0].answers.captions[one]}</p>' in cards[0])
+    query = next(one for one in range(80) if f'<p dir="auto">{found.models[0].answers.captions[one]}</p>' in cards[0])
     for system, section in zip(found.answering, re.findall('<div class="answer".*?</div>', cards[0]), strict=True):
         top = system.answers.top["image"]
         assert [int(number) for number in re.findall(r'href="#p(\d+)"', section)] == top.candidate_QK[query, :5].tolist()

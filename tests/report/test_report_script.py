@@ -102,7 +102,7 @@ def test_hits_and_misses_of_both(see, show, is_right):
 
 
 def test_counts_are_of_the_whole_split(see, found):
-    ours, base = (found.systems[place].answers.table.ranks("text") for place in (1, -1))
+    ours, base = (found.models[place].answers.table.ranks("text") for place in (1, -1))
     expected = f"Of all 16 dual wins {np.sum(ours < base)} and loses {np.sum(ours > base)} to dual-alone; "
     assert expected + f"both hit {np.sum((ours == 1) & (base == 1))}, both miss {np.sum((ours > 1) & (base > 1))}" in see("#way=text").told
 

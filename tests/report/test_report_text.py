@@ -35,7 +35,7 @@ def cells(table, row, column):
 
 
 def test_a_recall_stands_with_its_interval(found):
-    document = json.loads((found.systems[1].folder / "result.json").read_text())
+    document = json.loads((found.models[1].folder / "result.json").read_text())
     low, high = document["intervals"]["image_retrieval"]["R@5"]
     value = document["image_retrieval"]["R@5"]
     assert cells(table_named(found, "Retrieval"), "dual", "image R@5") == f"{value:.1f}\n{low:.1f} to {high:.1f}"
@@ -43,16 +43,16 @@ def test_a_recall_stands_with_its_interval(found):
 
 def test_the_difference_is_signed_and_the_baseline_has_none(found):
     table = table_named(found, "Difference to dual-alone")
-    rsum = found.systems[1].comparison.difference.rsum
+    rsum = found.models[1].comparison.difference.rsum
     assert cells(table, "dual", "RSUM").split("\n")[0] == f"{rsum.value:+.1f}"
     assert "dual-alone" not in {line[0].split("\n")[0] for line in table.rows}
 
 
 @pytest.mark.parametrize(("p_value", "shown"), [(0.00019, "<\N{NO-BREAK SPACE}0.001"), (0.0318, "0.032"), (1.0, "1.000")])
 def test_a_small_p_is_a_bound(found, p_value, shown):
-    system = found.systems[1]
+    system = found.models[1]
     changed = dataclasses.replace(system, comparison=dataclasses.replace(system.comparison, p_value=p_value))
-    table = table_named(dataclasses.replace(found, systems=(changed,)), "Difference")
+    table = table_named(dataclasses.replace(found, models=(changed,)), "Difference")
     assert cells(table, "dual", "p") == shown
 
 
@@ -125,8 +125,8 @@ def test_csv_read_back_is_what_was_measured(found, tmp_path):
     write.write_csv(tmp_path / "report.csv", found)
     with (tmp_path / "report.csv").open(newline="") as file:
         rows = {row["model"]: row for row in csv.DictReader(file)}
-    assert list(rows) == [one.label for one in found.systems]
-    dual, system = rows["dual"], found.systems[1]
+    assert list(rows) == [one.label for one in found.models]
+    dual, system = rows["dual"], found.models[1]
     assert float(dual["rsum"]) == system.result.rsum.value
     assert float(dual["text_R@1_low"]) == system.result.retrieval["text"].recalls["R@1"].interval.low
     assert float(dual["rsum_difference_high"]) == system.comparison.difference.rsum.interval.high

@@ -21,10 +21,10 @@ from dcdctl.core.export.to_onnx import INT8
 from dcdctl.core.export.usage import Format
 from dcdctl.core.models import Model
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.report import Gap
+from dcdctl.core.report import MissingPart
 
 FORMATS: tuple[Format, ...] = get_args(Format)
-_LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class ExportJob:
     """Corpus whose pictures and captions the export is checked on; that of the run's evaluation where not named, or scenes."""
     with_int8: bool = True
     """Of ONNX: towers with int8 weights too."""
-    licence: str | None = None
+    license: str | None = None
     """Of the weights, as the Hub names it: apache-2.0."""
     push: Push | None = None
     model_sets: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class Exported:
     num_bytes: int
     checks: tuple[Check, ...]
     checked_on: str
-    gaps: tuple[Gap, ...]
+    missing: tuple[MissingPart, ...]
     """What the card could not say."""
     page: str | None
     """Where it was pushed."""
@@ -64,7 +64,7 @@ class Exported:
         checks = [
             {"precision": one.what, "lowest_cosine": one.lowest_cosine, "largest_difference": one.largest_difference} for one in self.checks
         ]
-        missing = [{"what": gap.what, "command": gap.command} for gap in self.gaps]
+        missing = [{"what": part.what, "command": part.command} for part in self.missing]
         told = {"folder": str(self.folder), "to": self.to, "kind": self.kind, "bytes": self.num_bytes}
         return {**told, "checks": checks, "checked_on": self.checked_on, "missing": missing, "page": self.page}
 
@@ -77,9 +77,9 @@ def export_model(job: ExportJob, track: Track = silent) -> Exported:
     """
     to = _checked(job)
     with _new_folder(job.out) as folder:
-        past = model_card.read_past(job.ref, job.data)
-        data = job.data or next(iter(past.data), None)
-        samples = check.samples_of(data, None if past.result is None else past.result.split)
+        history = model_card.read_history(job.ref, job.data)
+        data = job.data or next(iter(history.data), None)
+        samples = check.samples_of(data, None if history.result is None else history.result.split)
         model = models.load(job.ref, models.parse_overrides(job.model_sets), track)
         _check_kind(model, to, job.ref)
         with track(f"export to {to}", total=3, unit="steps") as advance:
@@ -87,12 +87,12 @@ def export_model(job: ExportJob, track: Track = silent) -> Exported:
             advance(1)
             checks = _checks(model, to, folder, samples, job.with_int8)
             advance(1)
-            model_card.write(folder, _sheet(model, to, job, checks, samples), past)
+            model_card.write(folder, _card_content(model, to, job, checks, samples), history)
             advance(1)
         num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     page = None if job.push is None else hub.push_folder(job.out, job.push, track)
-    gaps = tuple(model_card.gaps_of(past, job.licence))
-    return Exported(job.out, to, model.kind, num_bytes, checks, samples.source, gaps, page)
+    missing = tuple(model_card.missing_parts(history, job.license))
+    return Exported(job.out, to, model.kind, num_bytes, checks, samples.source, missing, page)
 
 
 def _checked(job: ExportJob) -> Format:
@@ -100,8 +100,8 @@ def _checked(job: ExportJob) -> Format:
     to = next((known for known in FORMATS if known == job.to), None)
     if to is None:
         raise ConfigError(f"--to {job.to} is no format", hint=f"known: {', '.join(FORMATS)}")
-    if job.licence is not None and not _LICENCE.fullmatch(job.licence):
-        raise ConfigError(f"--license {job.licence} is no name of the Hub's", hint="for example apache-2.0, mit, cc-by-4.0, other")
+    if job.license is not None and not _LICENSE.fullmatch(job.license):
+        raise ConfigError(f"--license {job.license} is no name of the Hub's", hint="for example apache-2.0, mit, cc-by-4.0, other")
     if job.push is not None:
         hub.check(job.push)
     if to == "sentence-transformers":
@@ -145,7 +145,7 @@ def _checks(model: Model, to: Format, folder: Path, samples: Samples, with_int8:
     return (check.compare_vectors("fp32", embed(folder, model, samples), wanted, hint="nothing was written"),)
 
 
-def _sheet(model: Model, to: Format, job: ExportJob, checks: tuple[Check, ...], samples: Samples) -> model_card.Sheet:
+def _card_content(model: Model, to: Format, job: ExportJob, checks: tuple[Check, ...], samples: Samples) -> model_card.CardContent:
     name = job.out.resolve().name if job.push is None else job.push.repo
     spec = model.export_spec()
     library = to if spec.model_class else "dcdctl"
@@ -153,7 +153,7 @@ def _sheet(model: Model, to: Format, job: ExportJob, checks: tuple[Check, ...], 
     notes: tuple[str, ...] = ()
     if spec.code and to != "onnx":
         notes = ("`trust_remote_code=True` runs the Python file that lies beside the weights: read it first.",)
-    return model_card.Sheet(
+    return model_card.CardContent(
         name=name,
         title=_title(model),
         library=library,
@@ -162,7 +162,7 @@ def _sheet(model: Model, to: Format, job: ExportJob, checks: tuple[Check, ...], 
         usage=usage.usage(model, to, name, is_on_hub=job.push is not None),
         requirements=tuple(usage.requirements(model, to)),
         checked=f"Compared with the trained model when it was exported, on {samples.source}: {check.checks_in_words(checks)}.",
-        licence=job.licence,
+        license=job.license,
         notes=notes,
     )
 

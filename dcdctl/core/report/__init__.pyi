@@ -2,13 +2,13 @@ from .compare_page import open_corpus, write_comparison_page
 from .compare_tables import comparison_details, comparison_document, comparison_facts, comparison_summary, how_to_read, rank_changes
 from .gallery import NUM_QUERIES
 from .pages import NUM_IMAGES, write_cache_page, write_corpus_page, write_search_page
-from .report import Gap, read_report
+from .report import MissingPart, read_report
 from .write import write_csv, write_markdown, write_report_page
 
 __all__ = [
     "NUM_IMAGES",
     "NUM_QUERIES",
-    "Gap",
+    "MissingPart",
     "comparison_details",
     "comparison_document",
     "comparison_facts",

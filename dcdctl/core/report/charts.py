@@ -24,7 +24,7 @@ from matplotlib.transforms import Bbox
 
 from dcdctl.core import templates
 from dcdctl.core.data import Direction
-from dcdctl.core.report.report import Report, System, Training
+from dcdctl.core.report.report import ModelResults, Report, Training
 
 NUM_COLORS = 8
 """CSS variables --c0 to --c7 of a page; "text" and "quiet" are colors too."""
@@ -93,7 +93,7 @@ class ChartLabels:
 
 def colors(report: Report) -> dict[str, str]:
     """The color of each label: "text" for the teacher, "quiet" for the baseline, "c0", "c1", ... for the students."""
-    roles = {system.label: system.role for system in report.systems}
+    roles = {model.label: model.role for model in report.models}
     students = iter(range(len(roles)))
     fixed = {"teacher": "text", "baseline": "quiet"}
     return {label: fixed[role] if role in fixed else f"c{next(students) % NUM_COLORS}" for label, role in roles.items()}
@@ -148,7 +148,7 @@ def _ends(curves: Iterable[Series]) -> str:
 def speed_against_recall(report: Report) -> Markup | None:
     """RSUM against milliseconds per query, with a point for each depth of a cascade; None with fewer than two points."""
     color = colors(report)
-    timed = [series for system in report.systems if (series := _speed_and_recall(system, color[system.label])) is not None]
+    timed = [series for model in report.models if (series := _speed_and_recall(model, color[model.label])) is not None]
     points = [(x, y, name) for series in timed for x, y, name in zip(series.x, series.y, series.names, strict=True)]
     if len(points) < 2:
         return None
@@ -162,17 +162,17 @@ def speed_against_recall(report: Report) -> Markup | None:
     return scatter(labels, timed, pareto_front([(x, y) for x, y, _ in points]))
 
 
-def _speed_and_recall(system: System, color: str) -> Series | None:
-    result, times = system.result, system.times
+def _speed_and_recall(model: ModelResults, color: str) -> Series | None:
+    result, times = model.result, model.times
     if result is not None and result.depths:
         points = [(depth.query_ms, depth.rsum, f"top {depth.depth}") for depth in result.depths]
-        points[-1] = (*points[-1][:2], system.label)
+        points[-1] = (*points[-1][:2], model.label)
     elif result is not None and times is not None:
-        points = [(times.query_ms, result.rsum.value, system.label)]
+        points = [(times.query_ms, result.rsum.value, model.label)]
     else:
         return None
     x, y, names = zip(*points, strict=True)
-    return Series(label=system.label, color=color, x=x, y=y, names=names)
+    return Series(label=model.label, color=color, x=x, y=y, names=names)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -193,16 +193,16 @@ def scores(report: Report) -> dict[Direction, list[Markup]]:
 
     Cascades have none: their scores come from two models.
     """
-    scored = [system for system in report.answering if system.answers and system.answers.own_scores and not system.is_cascade]
+    scored = [model for model in report.answering if model.answers and model.answers.own_scores and not model.is_cascade]
     return {
-        direction: [_scores(f"scores-{direction}-{number}", direction, system) for number, system in enumerate(scored)]
+        direction: [_scores(f"scores-{direction}-{number}", direction, model) for number, model in enumerate(scored)]
         for direction in Direction
     }
 
 
-def _scores(name: str, direction: Direction, system: System) -> Markup:
-    assert system.answers is not None
-    own_Q, other_Q = system.answers.own_scores[direction], system.answers.top[direction].hardest_negative_Q
+def _scores(name: str, direction: Direction, model: ModelResults) -> Markup:
+    assert model.answers is not None
+    own_Q, other_Q = model.answers.own_scores[direction], model.answers.top[direction].hardest_negative_Q
     other_Q = other_Q[~np.isnan(other_Q)]
     edges = np.histogram_bin_edges(np.concatenate([own_Q, other_Q]), NUM_BINS)
     above, below = (
@@ -211,7 +211,7 @@ def _scores(name: str, direction: Direction, system: System) -> Markup:
     )
     labels = ChartLabels(
         name=name,
-        title=f"{system.label}: {'captions of an image' if direction == Direction.TEXT else 'images of a caption'}",
+        title=f"{model.label}: {'captions of an image' if direction == Direction.TEXT else 'images of a caption'}",
         description=f"its own: median {np.median(own_Q):.3g}; hardest other: median {np.median(other_Q):.3g}" if len(other_Q) else "",
         x_label="score",
         y_label="queries",

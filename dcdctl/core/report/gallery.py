@@ -18,7 +18,7 @@ from dcdctl.core.evaluation import Answers
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.report import html
 from dcdctl.core.report.html import EmbeddedImage
-from dcdctl.core.report.report import Report, System
+from dcdctl.core.report.report import ModelResults, Report
 
 NUM_QUERIES = 60
 """Queries shown for each direction."""
@@ -136,21 +136,21 @@ class Gallery:
 
 def make_gallery(report: Report, colors: dict[str, str], num_queries: int = NUM_QUERIES, track: Track = silent) -> Gallery | None:
     """The gallery of a report; None if the first answers of no model are known, or for 0 queries."""
-    systems = report.answering
-    if not systems or not num_queries:
+    models = report.answering
+    if not models or not num_queries:
         return None
-    pairs = _pairs(systems) or [(0, 0)]
-    ranks = {direction: [_answers(system).table.ranks(direction) for system in systems] for direction in Direction}
+    pairs = _pairs(models) or [(0, 0)]
+    ranks = {direction: [_answers(model).table.ranks(direction) for model in models] for direction in Direction}
     chosen = {direction: choose(ranks[direction], pairs, num_queries) for direction in Direction}
     return Gallery(
-        about=_about(chosen, ranks, is_comparison=len(systems) > 1),
-        models=[system.label for system in systems],
+        about=_about(chosen, ranks, is_comparison=len(models) > 1),
+        models=[model.label for model in models],
         ours=pairs[0][0],
         base=pairs[0][1],
         directions=TITLES,
-        images=None if report.corpus is None else _embedded(report.corpus, _shown_images(systems, chosen), track),
-        queries=list(_queries(systems, colors, chosen)),
-        outcomes=_outcomes(systems, ranks),
+        images=None if report.corpus is None else _embedded(report.corpus, _shown_images(models, chosen), track),
+        queries=list(_queries(models, colors, chosen)),
+        outcomes=_outcomes(models, ranks),
     )
 
 
@@ -163,27 +163,27 @@ def _about(chosen: dict[Direction, list[int]], ranks: dict[Direction, list[NDArr
     )
 
 
-def _answers(system: System) -> Answers:
-    assert system.answers is not None
-    return system.answers
+def _answers(model: ModelResults) -> Answers:
+    assert model.answers is not None
+    return model.answers
 
 
-def _pairs(systems: Sequence[System]) -> list[tuple[int, int]]:
+def _pairs(models: Sequence[ModelResults]) -> list[tuple[int, int]]:
     """The models that are compared: students with the baseline, then with the teacher; without these, all with the last."""
     by_role: dict[str, list[int]] = {}
-    for number, system in enumerate(systems):
-        by_role.setdefault(system.role, []).append(number)
+    for number, model in enumerate(models):
+        by_role.setdefault(model.role, []).append(number)
     bases = [*by_role.get("baseline", []), *by_role.get("teacher", [])]
     pairs = [(ours, base) for base in bases for ours in by_role.get("student", [])]
-    return pairs or [(ours, len(systems) - 1) for ours in range(len(systems) - 1)]
+    return pairs or [(ours, len(models) - 1) for ours in range(len(models) - 1)]
 
 
-def _shown_images(systems: Sequence[System], chosen: dict[Direction, list[int]]) -> list[int]:
+def _shown_images(models: Sequence[ModelResults], chosen: dict[Direction, list[int]]) -> list[int]:
     """The indices of the images on the page, ascending."""
-    image_of_caption = _answers(systems[0]).table.caption_image
+    image_of_caption = _answers(models[0]).table.caption_image
     shown = {*chosen[Direction.TEXT], *(int(image_of_caption[query]) for query in chosen[Direction.IMAGE])}
-    for system in systems:
-        shown.update(_answers(system).top[Direction.IMAGE].candidate_QK[chosen[Direction.IMAGE], :NUM_ANSWERS].ravel().tolist())
+    for model in models:
+        shown.update(_answers(model).top[Direction.IMAGE].candidate_QK[chosen[Direction.IMAGE], :NUM_ANSWERS].ravel().tolist())
     return sorted(shown)
 
 
@@ -198,9 +198,9 @@ def _embedded(corpus: Corpus, images: Sequence[int], track: Track) -> dict[int, 
     return embedded
 
 
-def _outcomes(systems: Sequence[System], ranks: dict[Direction, list[NDArray[np.int64]]]) -> dict[str, Any]:
+def _outcomes(models: Sequence[ModelResults], ranks: dict[Direction, list[NDArray[np.int64]]]) -> dict[str, Any]:
     return {
-        "models": [system.label for system in systems],
+        "models": [model.label for model in models],
         "sizes": {direction: len(ranks[direction][0]) for direction in Direction},
         "outcomes": {
             direction: [[asdict(count_wins(ours_Q, base_Q)) for base_Q in ranks[direction]] for ours_Q in ranks[direction]]
@@ -209,8 +209,8 @@ def _outcomes(systems: Sequence[System], ranks: dict[Direction, list[NDArray[np.
     }
 
 
-def _queries(systems: Sequence[System], colors: dict[str, str], chosen: dict[Direction, list[int]]) -> Iterator[QueryView]:
-    table, captions = _answers(systems[0]).table, _answers(systems[0]).captions
+def _queries(models: Sequence[ModelResults], colors: dict[str, str], chosen: dict[Direction, list[int]]) -> Iterator[QueryView]:
+    table, captions = _answers(models[0]).table, _answers(models[0]).captions
     for direction, _ in TITLES:
         for query in chosen[direction]:
             image = query if direction == Direction.TEXT else int(table.caption_image[query])
@@ -220,14 +220,14 @@ def _queries(systems: Sequence[System], colors: dict[str, str], chosen: dict[Dir
                 image,
                 table.image_ids[image],
                 [captions[caption] for caption in shown],
-                [int(_answers(system).table.ranks(direction)[query]) for system in systems],
-                [_column(system, colors[system.label], direction, query) for system in systems],
+                [int(_answers(model).table.ranks(direction)[query]) for model in models],
+                [_column(model, colors[model.label], direction, query) for model in models],
             )
 
 
-def _column(system: System, color: str, direction: Direction, query: int) -> ColumnView:
-    answers, top = _answers(system), _answers(system).top[direction]
+def _column(model: ModelResults, color: str, direction: Direction, query: int) -> ColumnView:
+    answers, top = _answers(model), _answers(model).top[direction]
     names = answers.captions if direction == Direction.TEXT else answers.table.image_ids
     rows = zip(*(column[query, :NUM_ANSWERS].tolist() for column in (top.candidate_QK, top.score_QK, top.is_own_QK)), strict=True)
     views = [AnswerView(candidate, names[candidate], score, is_own) for candidate, score, is_own in rows]
-    return ColumnView(system.label, color, int(answers.table.ranks(direction)[query]), views)
+    return ColumnView(model.label, color, int(answers.table.ranks(direction)[query]), views)

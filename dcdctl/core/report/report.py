@@ -1,12 +1,12 @@
-"""Runs and evaluations read back as one: what was run, how well it retrieves, how fast it is, what it answered.
+"""The data of a report: runs and evaluations read from their folders.
 
-What a folder lacks is no error but a gap, which names the command that fills it. Results that cannot be compared are an error.
+What a folder lacks is a `MissingPart` with the command that adds it. Results that cannot be compared are an error.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,15 +20,15 @@ from dcdctl.core.training import Run
 
 Role = Literal["teacher", "baseline", "student"]
 OWN, CASCADE = "", "cascade-"
-"""What the names of the tables of a model and of its cascade begin with."""
+"""Prefixes of the tables of a model and of its cascade."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class System:
-    """What retrieves: a model, or a cascade of two; a row of the tables."""
+class ModelResults:
+    """The results of a model, or of a cascade of two: a row of the tables."""
 
     label: str
-    """No other system of a report has it."""
+    """Unique in a report."""
     role: Role
     folder: Path
     result: Result | None
@@ -44,7 +44,7 @@ class System:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How a model was made: run.json and metrics.jsonl."""
+    """How a model was trained: run.json and metrics.jsonl."""
 
     label: str
     role: Role
@@ -59,8 +59,8 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Gap:
-    """What is left out of a report, and the command that makes it."""
+class MissingPart:
+    """A part that a report or a model card leaves out, and the command that adds it."""
 
     what: str
     command: str
@@ -71,32 +71,32 @@ class Gap:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Report:
-    systems: tuple[System, ...]
+    models: tuple[ModelResults, ...]
     trainings: tuple[Training, ...]
-    gaps: tuple[Gap, ...]
+    missing: tuple[MissingPart, ...]
     corpus: Corpus | None
-    """Where pictures come from."""
+    """The source of the images."""
 
-    def of_role(self, role: Role) -> System | None:
-        """The teacher's or the baseline's own system, or the first student."""
-        return next((one for one in self.systems if one.role == role), None)
+    def of_role(self, role: Role) -> ModelResults | None:
+        """The teacher, the baseline, or the first student."""
+        return next((model for model in self.models if model.role == role), None)
 
     @property
     def result(self) -> Result | None:
-        """The first result; what it says of the split holds for all."""
-        return next((one.result for one in self.systems if one.result is not None), None)
+        """The first result; all results are on the same split."""
+        return next((model.result for model in self.models if model.result is not None), None)
 
     @cached_property
-    def answering(self) -> tuple[System, ...]:
-        """The systems whose first ten are known."""
-        return tuple(one for one in self.systems if one.answers is not None and one.answers.top)
+    def answering(self) -> tuple[ModelResults, ...]:
+        """The models whose first ten answers are known."""
+        return tuple(model for model in self.models if model.answers is not None and model.answers.top)
 
 
 def read_report(runs: Sequence[Path], *, teacher: Path | None = None, baseline: Path | None = None, data: Path | None = None) -> Report:
-    """Read evaluation folders; without a `baseline` it is the first of `runs` that is not the teacher.
+    """Read evaluation folders. The default `baseline` is the first of `runs` that is not the teacher.
 
-    MissingError for a folder that holds nothing to show; StaleError for results on different corpora, splits or protocols, and for `data`
-    that is not their corpus.
+    MissingError for a folder with nothing to show; StaleError for results on different corpora, splits or protocols, and for `data` that
+    is not their corpus.
     """
     folders = list(dict.fromkeys([*([teacher] if teacher else []), *runs, *([baseline] if baseline else [])]))
     if baseline is None:
@@ -105,33 +105,36 @@ def read_report(runs: Sequence[Path], *, teacher: Path | None = None, baseline: 
         folder: "teacher" if folder == teacher else "baseline" if folder == baseline else "student" for folder in folders
     }
     labels = _labels(folders)
-    systems = [system for folder in folders for system in _systems(folder, labels[folder], roles[folder])]
+    models = [model for folder in folders for model in _models(folder, labels[folder], roles[folder])]
     trainings = tuple(
         Training(label=labels[folder], role=roles[folder], folder=folder, facts=Run(folder).facts(), metrics=Run(folder).metrics())
         for folder in folders
         if (folder / "run.json").exists()
     )
-    _check_alike(systems)
-    systems = _timed(systems)
-    corpus, gap = _corpus(next((one.result for one in systems if one.result), None), data, runs)
-    gaps = [*(gap for one in systems for gap in _gaps(one, systems)), *(gap for one in trainings for gap in _training_gaps(one)), *gap]
-    return Report(systems=_compared(systems), trainings=trainings, gaps=_joined(gaps), corpus=corpus)
+    _check_comparable(models)
+    models = _with_teacher_times(models)
+    corpus = _corpus(models, data)
+    missing = [part for model in models for part in _missing_of_model(model, models)]
+    missing += [part for training in trainings for part in _missing_of_training(training)]
+    if corpus is None and any(model.result for model in models):
+        missing.append(MissingPart("pictures", _command("report", *map(str, runs), "--data", "DIR")))
+    return Report(models=_compared(models), trainings=trainings, missing=_by_command(missing), corpus=corpus)
 
 
 def _labels(folders: Sequence[Path]) -> dict[Path, str]:
-    """The name of each folder, with those above it where two are called alike."""
+    """The name of each folder, with as many parent folders as make the names unique."""
     parts = {folder: folder.resolve().parts for folder in folders}
     for length in range(1, max(map(len, parts.values())) + 1):
         labels = {folder: "/".join(names[-length:]) for folder, names in parts.items()}
         if len(set(labels.values())) == len(labels):
             return labels
-    # The same folder, named in two ways.
+    # One folder was given by two paths.
     return {folder: str(folder) for folder in folders}
 
 
-def _systems(folder: Path, label: str, role: Role) -> list[System]:
+def _models(folder: Path, label: str, role: Role) -> list[ModelResults]:
     """The model of a folder, and the cascade that starts from it."""
-    own = System(
+    model = ModelResults(
         label=label,
         role=role,
         folder=folder,
@@ -140,127 +143,133 @@ def _systems(folder: Path, label: str, role: Role) -> list[System]:
         times=evaluation.read_times(folder / "bench.json", "student"),
     )
     cascade = evaluation.read_result(folder / "cascade.json")
-    is_there = (own.result, own.answers, own.times, cascade) != (None,) * 4 or (folder / "run.json").exists()
-    if not is_there:
+    if (model.result, model.answers, model.times, cascade) == (None,) * 4 and not (folder / "run.json").exists():
         raise MissingError(
             f"{folder} holds nothing to show: neither a run (run.json) nor an evaluation (result.json)",
             hint=f"`dcdctl eval REF --data DIR --out {shlex.quote(str(folder))}` makes it an evaluation of any model",
         )
     if cascade is None:
-        return [own]
+        return [model]
     reranker = "re-ranked" if cascade.reranker is None else Path(cascade.reranker).name
-    name = f"{label} + {reranker}, top {cascade.depth}"
-    # A cascade of the teacher's or the baseline's is neither.
     return [
-        own,
-        System(label=name, role="student", folder=folder, result=cascade, answers=evaluation.read_answers(folder, CASCADE), times=None),
+        model,
+        ModelResults(
+            label=f"{label} + {reranker}, top {cascade.depth}",
+            role="student",  # even if it starts from the teacher or the baseline
+            folder=folder,
+            result=cascade,
+            answers=evaluation.read_answers(folder, CASCADE),
+            times=None,
+        ),
     ]
 
 
-def _check_alike(systems: Sequence[System]) -> None:
-    measured = [(one, one.result) for one in systems if one.result is not None]
-    for system, result in measured[1:]:
-        first, wanted = measured[0]
-        if result.basis != wanted.basis:
+def _check_comparable(models: Sequence[ModelResults]) -> None:
+    measured = [(model, model.result) for model in models if model.result is not None]
+    for model, result in measured[1:]:
+        first, expected = measured[0]
+        if result.basis != expected.basis:
             raise StaleError(
-                f"{system.folder} was evaluated on {result.about_basis}, {first.folder} on {wanted.about_basis}",
+                f"{model.folder} was evaluated on {result.about_basis}, {first.folder} on {expected.about_basis}",
                 hint="evaluate both on the same with `dcdctl eval`, or report them apart",
             )
 
 
-def _timed(systems: Sequence[System]) -> list[System]:
-    """The systems, the teacher with its times, which stand in the files of its students."""
-    teacher = next((one for one in systems if one.role == "teacher"), None)
+def _with_teacher_times(models: Sequence[ModelResults]) -> list[ModelResults]:
+    """The models, the teacher with the times in its students' bench.json."""
+    teacher = next((model for model in models if model.role == "teacher"), None)
     if teacher is None:
-        return list(systems)
+        return list(models)
     names = {teacher.folder, *([] if teacher.result is None else [Path(teacher.result.model)])}
-    beside = (one.folder / "bench.json" for one in systems if one.times is not None and Path(one.times.teacher_model) in names)
-    times = next((evaluation.read_times(path, "teacher") for path in beside), None)
-    return [replace(one, times=times) if one is teacher else one for one in systems]
+    paths = (model.folder / "bench.json" for model in models if model.times is not None and Path(model.times.teacher_model) in names)
+    times = next((evaluation.read_times(path, "teacher") for path in paths), None)
+    return [replace(model, times=times) if model is teacher else model for model in models]
 
 
-def _compared(systems: Sequence[System]) -> tuple[System, ...]:
-    base = next((one.answers for one in systems if one.role == "baseline"), None)
+def _compared(models: Sequence[ModelResults]) -> tuple[ModelResults, ...]:
+    """The models, each with its comparison to the baseline."""
+    base = next((model.answers for model in models if model.role == "baseline"), None)
     return tuple(
-        one
-        if base is None or one.answers is None or one.role == "baseline"
-        else replace(one, comparison=evaluation.compare_ranks([one.answers.table], [base.table]))
-        for one in systems
+        model
+        if base is None or model.answers is None or model.role == "baseline"
+        else replace(model, comparison=evaluation.compare_ranks([model.answers.table], [base.table]))
+        for model in models
     )
 
 
-def _corpus(result: Result | None, data: Path | None, runs: Sequence[Path]) -> tuple[Corpus | None, list[Gap]]:
-    """The split that was retrieved from, if it is where it is said to be; else what to do."""
-    if result is None:
-        return None, []
-    folder = data if data is not None else None if result.data is None else Path(result.data)
-    gap = Gap("pictures", _command("report", *map(str, runs), "--data", "DIR"))
-    if folder is None or (data is None and not (folder / CORPUS_FILE).exists()):
-        return None, [gap]
+def _corpus(models: Sequence[ModelResults], data: Path | None) -> Corpus | None:
+    """The split that the results are on, in `data` or where it was; None if it is gone or has changed. StaleError for another `data`."""
+    result = next((model.result for model in models if model.result), None)
+    folder = data if data is not None or result is None or result.data is None else Path(result.data)
+    if result is None or folder is None or (data is None and not (folder / CORPUS_FILE).exists()):
+        return None
     corpus = Corpus.open(folder, result.split, result.num_images)
     if corpus.fingerprint == result.fingerprint:
-        return corpus, []
+        return corpus
     if data is None:
-        return None, [gap]
+        return None
     raise StaleError(
         f"{folder} is the corpus {corpus.fingerprint[:12]}, the results are on {result.about_basis}", hint="name theirs with --data"
     )
 
 
-def _gaps(system: System, systems: Sequence[System]) -> list[Gap]:
+def _missing_of_model(model: ModelResults, models: Sequence[ModelResults]) -> list[MissingPart]:
     """What an evaluation lacks."""
-    data = next((one.result.data for one in systems if one.result is not None and one.result.data), "DIR")
-    split = next((one.result.split for one in systems if one.result is not None), "test")
-    teacher = next((one for one in systems if one.role == "teacher"), None)
-    result, found = system.result, system.answers
-    ref = str(system.folder) if result is None else result.model
-    rest = ["--data", data, "--split", split]
-    if system.is_cascade and result is not None:
-        rest += ["--rerank", result.reranker or "REF", "--depth", str(result.depth)]
-    elif ref != str(system.folder):
-        rest += ["--out", str(system.folder)]
-    evaluate = _command("eval", ref, *rest)
-    gaps = []
+    first = next((other.result for other in models if other.result is not None), None)
+    data = next((other.result.data for other in models if other.result is not None and other.result.data), "DIR")
+    result, answers = model.result, model.answers
+    evaluate = _eval_command(model, data, "test" if first is None else first.split)
+    missing = []
     if result is None:
-        gaps.append(Gap(f"results of {system.label}", evaluate))
-    elif result.rsum.interval is None or any(result.retrieval[way].map_at_r is None for way in Direction):
-        gaps.append(Gap(f"intervals and mAP@R of {system.label}", evaluate))
-    if found is None:
-        gaps.append(Gap(f"ranks of each query of {system.label}", evaluate))
-    elif not found.top or not found.own_scores:
-        gaps.append(Gap(f"scores and first answers of {system.label}", evaluate))
-    if system.times is None and not system.is_cascade:
-        # The teacher is timed beside a student.
-        student = next((one.folder for one in systems if one.role != "teacher"), Path("RUN"))
-        timed = [str(student if system is teacher else system.folder), "--teacher", _ref(teacher), "--data", data]
-        gaps.append(Gap(f"times of {system.label}", _command("bench", *timed)))
-    return gaps
+        missing.append(MissingPart(f"results of {model.label}", evaluate))
+    elif result.rsum.interval is None or any(result.retrieval[direction].map_at_r is None for direction in Direction):
+        missing.append(MissingPart(f"intervals and mAP@R of {model.label}", evaluate))
+    if answers is None:
+        missing.append(MissingPart(f"ranks of each query of {model.label}", evaluate))
+    elif not answers.top or not answers.own_scores:
+        missing.append(MissingPart(f"scores and first answers of {model.label}", evaluate))
+    if model.times is None and not model.is_cascade:
+        missing.append(MissingPart(f"times of {model.label}", _bench_command(model, models, data)))
+    return missing
 
 
-def _joined(gaps: Sequence[Gap]) -> tuple[Gap, ...]:
-    """One gap for each command."""
-    by_command: dict[str, list[str]] = {}
-    for gap in gaps:
-        by_command.setdefault(gap.command, []).append(gap.what)
-    return tuple(Gap(", ".join(what), command) for command, what in by_command.items())
+def _eval_command(model: ModelResults, data: str, split: str) -> str:
+    result = model.result
+    ref = str(model.folder) if result is None else result.model
+    words = [ref, "--data", data, "--split", split]
+    if model.is_cascade and result is not None:
+        words += ["--rerank", result.reranker or "REF", "--depth", str(result.depth)]
+    elif ref != str(model.folder):
+        words += ["--out", str(model.folder)]
+    return _command("eval", *words)
 
 
-def _ref(teacher: System | None) -> str:
-    if teacher is None:
-        return "REF"
-    return str(teacher.folder) if teacher.result is None else teacher.result.model
+def _bench_command(model: ModelResults, models: Sequence[ModelResults], data: str) -> str:
+    teacher = next((other for other in models if other.role == "teacher"), None)
+    # A teacher is timed together with a student.
+    student = model if model is not teacher else next((other for other in models if other.role != "teacher"), None)
+    ref = "REF" if teacher is None else str(teacher.folder) if teacher.result is None else teacher.result.model
+    return _command("bench", "RUN" if student is None else str(student.folder), "--teacher", ref, "--data", data)
 
 
-def _training_gaps(training: Training) -> list[Gap]:
-    """What a training has not written."""
+def _missing_of_training(training: Training) -> list[MissingPart]:
+    """What a training has not logged."""
     command = list(training.facts["command"])
     if not training.metrics:
-        return [Gap(f"training curves of {training.label}", shlex.join(command))]
-    is_measured = any("val_rsum" in one for one in training.metrics)
+        return [MissingPart(f"training curves of {training.label}", shlex.join(command))]
+    is_measured = any("val_rsum" in line for line in training.metrics)
     if is_measured or not {"distill", "finetune-teacher"} & set(command[:2]):
         return []
     again = shlex.join([*command, "--set", "validation.every=100"])
-    return [Gap(f"recall in the course of {training.label}, by a new run", again)]
+    return [MissingPart(f"recall in the course of {training.label}, by a new run", again)]
+
+
+def _by_command(missing: Iterable[MissingPart]) -> tuple[MissingPart, ...]:
+    """The parts joined by their commands."""
+    by_command: dict[str, list[str]] = {}
+    for part in missing:
+        by_command.setdefault(part.command, []).append(part.what)
+    return tuple(MissingPart(", ".join(what), command) for command, what in by_command.items())
 
 
 def _command(name: str, *words: str) -> str:

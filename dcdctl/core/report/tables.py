@@ -9,7 +9,7 @@ from typing import Any
 
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import KS, LEVEL, Estimate, Figure, flat
-from dcdctl.core.report.report import Report, System, Training
+from dcdctl.core.report.report import ModelResults, Report, Training
 
 NOTHING = "\N{EN DASH}"
 """What was not measured."""
@@ -34,14 +34,14 @@ def report_tables(report: Report) -> list[Table]:
 
 
 def _quality(report: Report) -> Table:
-    measured = [(one, one.result) for one in report.systems if one.result is not None]
+    measured = [(one, one.result) for one in report.models if one.result is not None]
     rows = []
-    for system, result in measured:
+    for model, result in measured:
         ways = [result.retrieval[way] for way in Direction]
         recalls = [_figure(result.retrieval[way].recalls[name]) for way, name in RECALLS]
         rest = [(f"{way.map_at_r:.1f}" if way.map_at_r is not None else NOTHING) for way in ways]
         medians = [(f"{way.median_rank:g}" if way.median_rank is not None else NOTHING) for way in ways]
-        rows.append((_name(system), *recalls, _figure(result.rsum), *rest, *medians))
+        rows.append((_name(model), *recalls, _figure(result.rsum), *rest, *medians))
     caption = (
         f"Retrieval, in percent; small: the middle {LEVEL:.0%} of a bootstrap over images. "
         "Text: captions are found for an image; image: images for a caption"
@@ -52,13 +52,13 @@ def _quality(report: Report) -> Table:
 
 def _differences(report: Report) -> Table:
     rows = []
-    for system in report.systems:
-        if system.comparison is None:
+    for model in report.models:
+        if model.comparison is None:
             continue
-        found = system.comparison.difference
+        found = model.comparison.difference
         ways = {Direction.TEXT: found.text_retrieval, Direction.IMAGE: found.image_retrieval}
         differences = [*(ways[way][name] for way, name in RECALLS), found.rsum]
-        rows.append((_name(system), *map(_difference, differences), _chance(system.comparison.p_value)))
+        rows.append((_name(model), *map(_difference, differences), _chance(model.comparison.p_value)))
     baseline = report.of_role("baseline")
     label = NOTHING if baseline is None else baseline.label
     caption = f"Difference to {label}, in percentage points; small: paired bootstrap, {LEVEL:.0%}; p: two-sided, of no difference in RSUM"
@@ -68,17 +68,17 @@ def _differences(report: Report) -> Table:
 def _speed(report: Report) -> Table:
     """Times by bench.json, a cascade's by cascade.json."""
     rows = []
-    for system in report.systems:
-        times, result = system.times, system.result
+    for model in report.models:
+        times, result = model.times, model.result
         if times is not None:
             mark = "~" if times.is_extrapolated else ""
             speed_up = NOTHING if times.speed_up is None else f"{mark}{times.speed_up:,.1f}\N{MULTIPLICATION SIGN}"
             took = f"{mark}{times.query_ms:,.2f}\namong {times.num_images:,} images"
-            rows.append((_name(system), f"{times.num_parameters / 1e6:,.2f} M", took, speed_up))
+            rows.append((_name(model), f"{times.num_parameters / 1e6:,.2f} M", took, speed_up))
         elif result is not None and result.depths:
             took = f"{result.depths[-1].query_ms:,.2f}\namong {result.gallery_size:,} images"
-            rows.append((_name(system), NOTHING, took, NOTHING))
-    machines = dict.fromkeys(one.times.machine for one in report.systems if one.times is not None)
+            rows.append((_name(model), NOTHING, took, NOTHING))
+    machines = dict.fromkeys(one.times.machine for one in report.models if one.times is not None)
     caption = "; ".join(["Size and speed: one caption, images encoded before; ~: measured rate times count", *machines])
     return Table(caption, ("model", "parameters", "ms per query", "speed-up over its teacher"), tuple(rows))
 
@@ -138,8 +138,8 @@ def _value(value: Any) -> str:
     return NOTHING if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def _name(system: System) -> str:
-    return system.label if system.role == "student" else f"{system.label}\n{system.role}"
+def _name(model: ModelResults) -> str:
+    return model.label if model.role == "student" else f"{model.label}\n{model.role}"
 
 
 def _figure(figure: Figure) -> str:

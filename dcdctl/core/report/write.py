@@ -13,7 +13,7 @@ from dcdctl.core.evaluation import Figure
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.report import charts, gallery, html, tables
 from dcdctl.core.report.gallery import NUM_QUERIES, TITLES
-from dcdctl.core.report.report import Report, System
+from dcdctl.core.report.report import ModelResults, Report
 from dcdctl.core.report.tables import RECALLS, Table, report_tables
 
 
@@ -23,9 +23,9 @@ def write_report_page(path: Path, report: Report, *, num_queries: int = NUM_QUER
     html.write(
         path,
         "report.html",
-        title=f"Report: {', '.join(system.label for system in report.systems)}",
+        title=f"Report: {', '.join(model.label for model in report.models)}",
         facts=facts_of(report),
-        missing=report.gaps,
+        missing=report.missing,
         results=[table for table in all_tables if not table.is_about_runs],
         speed_chart=charts.speed_against_recall(report),
         gallery_sizes=_gallery_sizes(report),
@@ -39,7 +39,7 @@ def write_report_page(path: Path, report: Report, *, num_queries: int = NUM_QUER
 
 def facts_of(report: Report) -> list[tuple[str, str]]:
     """What the models were measured on, in words."""
-    facts = [("models", "; ".join(f"{one.label} ({one.role})" for one in report.systems))]
+    facts = [("models", "; ".join(f"{one.label} ({one.role})" for one in report.models))]
     if (result := report.result) is None:
         return facts
     folds = f", the mean of {result.num_folds} folds" if result.num_folds > 1 else ""
@@ -52,22 +52,22 @@ def facts_of(report: Report) -> list[tuple[str, str]]:
 
 
 def _gallery_sizes(report: Report) -> list[int]:
-    """The gallery sizes of the systems' query times, ascending."""
-    sizes = {system.times.num_images for system in report.systems if system.times is not None}
-    return sorted(sizes | {system.result.gallery_size for system in report.systems if system.result is not None and system.result.depths})
+    """The gallery sizes of the models' query times, ascending."""
+    sizes = {model.times.num_images for model in report.models if model.times is not None}
+    return sorted(sizes | {model.result.gallery_size for model in report.models if model.result is not None and model.result.depths})
 
 
 def write_markdown(path: Path, report: Report) -> None:
     """What was measured, the tables, what is left out."""
     facts = [f"- {name}: {_plain(value)}" for name, value in facts_of(report)]
-    gaps = ["## Left out", "", *(f"- {_plain(gap.what)}: {_code(gap.command)}" for gap in report.gaps)] if report.gaps else []
+    missing = ["## Left out", "", *(f"- {_plain(part.what)}: {_code(part.command)}" for part in report.missing)] if report.missing else []
     tables = [_markdown_table(table) for table in report_tables(report)]
-    files.write_text(path, "\n".join(["# Report", "", *facts, "", *tables, *gaps]).rstrip("\n") + "\n")
+    files.write_text(path, "\n".join(["# Report", "", *facts, "", *tables, *missing]).rstrip("\n") + "\n")
 
 
 def write_csv(path: Path, report: Report) -> None:
     """A row a model, not rounded; what was not measured is empty."""
-    rows = [_numbers(system) for system in report.systems]
+    rows = [_numbers(model) for model in report.models]
     names = list(dict.fromkeys(name for row in rows for name in row))
     stream = io.StringIO()
     writer = csv.DictWriter(stream, names, lineterminator="\n")
@@ -103,9 +103,9 @@ def _code(text: str) -> str:
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
-def _numbers(system: System) -> dict[str, object]:
-    row: dict[str, object] = {"model": system.label, "role": system.role, "folder": str(system.folder)}
-    if (result := system.result) is not None:
+def _numbers(model: ModelResults) -> dict[str, object]:
+    row: dict[str, object] = {"model": model.label, "role": model.role, "folder": str(model.folder)}
+    if (result := model.result) is not None:
         row |= {
             "kind": result.kind,
             "depth": result.depth,
@@ -119,12 +119,12 @@ def _numbers(system: System) -> dict[str, object]:
         row |= _figure("rsum", result.rsum)
         row |= {f"{way}_mAP@R": result.retrieval[way].map_at_r for way in Direction}
         row |= {f"{way}_median_rank": result.retrieval[way].median_rank for way in Direction}
-    if (times := system.times) is not None:
+    if (times := model.times) is not None:
         row |= {"parameters": times.num_parameters, "ms_per_query": times.query_ms, "ms_extrapolated": times.is_extrapolated}
         row |= {"ms_gallery_images": times.num_images, "speed_up": times.speed_up}
     elif result is not None and result.depths:
         row |= {"ms_per_query": result.depths[-1].query_ms, "ms_extrapolated": False, "ms_gallery_images": result.num_images}
-    if (found := system.comparison) is not None:
+    if (found := model.comparison) is not None:
         rsum = found.difference.rsum
         row |= _figure("rsum_difference", Figure(rsum.value, rsum.interval)) | {"p_value": found.p_value}
     return row
