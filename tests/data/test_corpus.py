@@ -267,7 +267,7 @@ def test_pictures_are_turned_upright_as_exif_says(orientation):
     buffer = io.BytesIO()
     stored.save(buffer, "PNG", exif=exif)
     assert np.array_equal(np.asarray(images.decode_image(buffer.getvalue())), np.asarray(upright))
-    checked = images.check(buffer.getvalue())
+    checked = images.check_image(buffer.getvalue())
     assert (checked.width, checked.height, checked.data) == (6, 4, buffer.getvalue())
 
 

@@ -100,7 +100,7 @@ def test_what_corpus_json_says_is_said(folder):
         ("license", "CC0 <b>"),
         ("rows left out", "3; 2 x no such image; 1 x the image is truncated"),
         ("protocol", "the 1K of May"),
-        ("pictures of val in train", "1,000 the same file, 0 look the same; the first: a and b"),
+        ("images of val in train", "1,000 the same file, 0 look the same; the first: a and b"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Where image files lie: folders, zips, tars, several of them at once, and Parquet files."""
+"""Image files in folders, zips and tars, also several at once, and in Parquet files."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def test_folder_zip_and_tar_find_the_same_files_by_the_same_names(store):
     assert sorted(store.members()) == sorted(FILES)
     with pytest.raises(RowError, match="there is no such image in"):
         store.find("z.jpg")
-    with pytest.raises(RowError, match=r"2 images in .* have that name \(train2014/x.jpg, val2014/x.jpg\): the full path is wanted"):
+    with pytest.raises(RowError, match=r"2 images in .* have that name \(train2014/x.jpg, val2014/x.jpg\): give the full path"):
         store.find("x.jpg")
     for name in ["/etc/passwd", "../x.jpg", "a/../../x.jpg", "C:\\x.jpg", "..\\x.jpg"]:
-        with pytest.raises(RowError, match="climbs out of the folder of images"):
+        with pytest.raises(RowError, match="leads out of the folder of images"):
             store.find(name)
 
 
@@ -84,7 +84,7 @@ def test_every_kind_of_tar_is_read(tmp_path, options):
     assert [store.read(name) for name in store.members()] == list(files.values())
 
 
-def test_of_a_name_that_stands_twice_in_a_tar_the_later_file_is_read(tmp_path):
+def test_the_later_of_two_files_with_one_name_in_a_tar_is_read(tmp_path):
     path = write_tar(tmp_path / "images.tar", {"a.jpg": b"first"})
     with tarfile.open(path, "a") as archive:
         info = tarfile.TarInfo("a.jpg")
@@ -121,7 +121,7 @@ def test_the_name_of_a_folder_or_archive_may_begin_the_path(tmp_path):
         store.find("x.jpg")
 
 
-# What is refused
+# Rejected files
 
 
 def special(name, kind, target=""):
@@ -133,17 +133,17 @@ def special(name, kind, target=""):
 @pytest.mark.parametrize(
     ("info", "message"),
     [
-        (special("../out.jpg", tarfile.REGTYPE), r"its path in the tar climbs out \(../out.jpg\)"),
-        (special("/abs/out.jpg", tarfile.REGTYPE), "its path in the tar climbs out"),
-        (special("a/../../out.jpg", tarfile.REGTYPE), "its path in the tar climbs out"),
-        (special("C:/out.jpg", tarfile.REGTYPE), "its path in the tar climbs out"),
-        (special("out.jpg", tarfile.SYMTYPE, "/etc/passwd"), r"it is a link in the tar, to /etc/passwd; a file is wanted \(out.jpg\)"),
-        (special("out.jpg", tarfile.LNKTYPE, "in.jpg"), "it is a link in the tar, to in.jpg"),
+        (special("../out.jpg", tarfile.REGTYPE), r"its path in the tar leads out of it \(../out.jpg\)"),
+        (special("/abs/out.jpg", tarfile.REGTYPE), "its path in the tar leads out of it"),
+        (special("a/../../out.jpg", tarfile.REGTYPE), "its path in the tar leads out of it"),
+        (special("C:/out.jpg", tarfile.REGTYPE), "its path in the tar leads out of it"),
+        (special("out.jpg", tarfile.SYMTYPE, "/etc/passwd"), r"it is a link in the tar to /etc/passwd, expected a file \(out.jpg\)"),
+        (special("out.jpg", tarfile.LNKTYPE, "in.jpg"), "it is a link in the tar to in.jpg"),
         (special("out.jpg", tarfile.CHRTYPE), "it is a device or another special file in the tar"),
         (special("out.jpg", tarfile.FIFOTYPE), "it is a device or another special file in the tar"),
     ],
 )
-def test_what_leads_out_of_a_tar_is_refused_by_name(tmp_path, info, message):
+def test_members_that_lead_out_of_a_tar_are_rejected_by_name(tmp_path, info, message):
     with tarfile.open(tmp_path / "images.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("in.jpg"))
         archive.addfile(info)
@@ -154,32 +154,32 @@ def test_what_leads_out_of_a_tar_is_refused_by_name(tmp_path, info, message):
         store.find("out.jpg")
 
 
-def test_what_leads_out_of_a_zip_is_refused_by_name(tmp_path):
+def test_members_that_lead_out_of_a_zip_are_rejected_by_name(tmp_path):
     link = zipfile.ZipInfo("link.jpg")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     store = ImageStore(write_zip(tmp_path / "images.zip", {"../out.jpg": b"x", link: b"/etc/passwd"}))
-    with pytest.raises(RowError, match=r"its path in the zip climbs out \(../out.jpg\)"):
+    with pytest.raises(RowError, match=r"its path in the zip leads out of it \(../out.jpg\)"):
         store.find("out.jpg")
-    with pytest.raises(RowError, match=r"it is a link in the zip; a file is wanted \(link.jpg\)"):
+    with pytest.raises(RowError, match=r"it is a link in the zip, expected a file \(link.jpg\)"):
         store.find("link.jpg")
 
 
 @pytest.mark.parametrize("data", [b"", b"a text", bytes(100), b"x" * 2000])
-def test_a_tar_that_is_none_is_refused(tmp_path, data):
+def test_a_file_that_is_not_a_tar_is_rejected(tmp_path, data):
     (tmp_path / "images.tar").write_bytes(data)
     with pytest.raises(InputError, match=r"images.tar is not a tar \("):
         ImageStore(tmp_path / "images.tar")
 
 
 @pytest.mark.parametrize("keep", [700, 1200, 2600])
-def test_a_tar_that_was_cut_off_is_refused(tmp_path, keep):
+def test_a_truncated_tar_is_rejected(tmp_path, keep):
     path = write_tar(tmp_path / "images.tar", {"a.jpg": b"a" * 600, "b.jpg": b"b" * 600})
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(InputError, match=r"images.tar is not a tar \(unexpected end of data\).*a download may have been cut off"):
         ImageStore(path)
 
 
-def test_a_tar_with_a_damaged_header_in_it_is_refused(tmp_path):
+def test_a_tar_with_a_damaged_header_is_rejected(tmp_path):
     path = write_tar(tmp_path / "images.tar", {"a.jpg": b"a", "b.jpg": b"b", "c.jpg": b"c"})
     data = bytearray(path.read_bytes())
     data[1024 + 150] ^= 1  # the checksum of b.jpg
@@ -188,23 +188,23 @@ def test_a_tar_with_a_damaged_header_in_it_is_refused(tmp_path):
         ImageStore(path)
 
 
-def test_a_tar_that_shrank_since_says_so(tmp_path):
+def test_a_tar_that_shrank_after_listing_is_an_error(tmp_path):
     path = write_tar(tmp_path / "images.tar", {"a.jpg": b"a" * 600})
-    picture = ImageStore(path).find("a.jpg")
+    image_file = ImageStore(path).find("a.jpg")
     path.write_bytes(path.read_bytes()[:612])
     with pytest.raises(RowError, match=r"cannot be read from images.tar \(the archive ends 500 bytes early\)"):
-        picture.read()
+        image_file.read()
 
 
 @pytest.mark.parametrize("name", ["images.tar.gz", "images.tgz", "images.tar"])
-def test_a_compressed_tar_is_refused_with_what_to_do(tmp_path, name):
+def test_the_error_for_a_compressed_tar_says_to_decompress_it(tmp_path, name):
     write_tar(tmp_path / "plain", {"a.jpg": b"a"})
     (tmp_path / name).write_bytes(gzip.compress((tmp_path / "plain").read_bytes()))
-    with pytest.raises(InputError, match=r"is compressed with gzip, a plain tar is wanted; decompress it first"):
+    with pytest.raises(InputError, match=r"is compressed with gzip, expected a plain tar; decompress it first"):
         ImageStore(tmp_path / name)
 
 
-def test_a_large_file_is_refused_unread(store, monkeypatch):
+def test_a_large_file_is_rejected_unread(store, monkeypatch):
     monkeypatch.setattr(image_archives, "MAX_FILE_BYTES", 5)
     assert store.read("y.jpg") == b"y"
     with pytest.raises(RowError, match="its image file is larger than 5 bytes"):
@@ -214,18 +214,18 @@ def test_a_large_file_is_refused_unread(store, monkeypatch):
 # In workers
 
 
-def read_it(picture):
-    return picture.read()
+def read(image_file):
+    return image_file.read()
 
 
-def test_pictures_are_read_in_other_processes(store):
-    found = [store.find(name) for name in FILES]
-    assert [picture.read() for picture in pickle.loads(pickle.dumps(found))] == list(FILES.values())
+def test_image_files_are_read_in_other_processes(store):
+    image_files = [store.find(name) for name in FILES]
+    assert [image_file.read() for image_file in pickle.loads(pickle.dumps(image_files))] == list(FILES.values())
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("forkserver")) as pool:
-        assert list(pool.map(read_it, found * 3)) == list(FILES.values()) * 3
+        assert list(pool.map(read, image_files * 3)) == list(FILES.values()) * 3
 
 
-def test_a_stamp_changes_with_the_file_and_not_with_the_reading(store, tmp_path):
+def test_a_stamp_changes_with_the_file_and_not_by_reading(store, tmp_path):
     stamps = [store.find(name).stamp() for name in FILES]
     assert len(set(stamps)) == len(FILES)
     store.read("y.jpg")
@@ -235,7 +235,7 @@ def test_a_stamp_changes_with_the_file_and_not_with_the_reading(store, tmp_path)
     assert [again.find(name).stamp() == stamp for name, stamp in zip(FILES, stamps, strict=True)] == [True, False, True, True]
 
 
-def test_a_tar_knows_where_its_files_are_without_its_folders(tmp_path):
+def test_the_entries_of_a_tar_are_its_files_without_folders(tmp_path):
     with tarfile.open(tmp_path / "images.tar", "w") as archive:
         archive.addfile(special("folder", tarfile.DIRTYPE))
         archive.addfile(special("folder/a.jpg", tarfile.REGTYPE))
@@ -255,7 +255,7 @@ def parquet(tmp_path):
     return tmp_path / "train.parquet"
 
 
-def test_a_row_of_a_parquet_is_a_picture(parquet):
+def test_a_row_of_a_parquet_file_is_an_image_file(parquet):
     assert [ParquetImageFile(parquet, i // 3, i % 3).read() for i in range(7)] == [bytes([i]) * (i + 1) for i in range(7)]
     assert ParquetImageFile(parquet, 2, 1, column="plain").read() == b"\x07"
     for row in (1, 2):
@@ -286,16 +286,16 @@ def test_rows_of_a_large_group_are_read_in_any_order_and_few_at_a_time(tmp_path)
         assert pa.total_allocated_bytes() - before < 8 << 20  # of 20 MB
 
 
-def test_a_damaged_parquet_is_named(parquet):
-    picture = ParquetImageFile(parquet, 0, 0)
+def test_a_damaged_parquet_file_is_named(parquet):
+    image_file = ParquetImageFile(parquet, 0, 0)
     parquet.write_bytes(b"PAR1 cut off")
     with pytest.raises(RowError, match=r"its image cannot be read from train.parquet \("):
-        picture.read()
+        image_file.read()
     with pytest.raises(RowError, match=r"cannot be read from gone.parquet \("):
         ParquetImageFile(parquet.with_name("gone.parquet"), 0, 0).read()
 
 
-def test_a_damaged_page_spoils_the_rows_of_its_own_and_later_ones_only(tmp_path):
+def test_a_damaged_page_makes_only_its_rows_and_later_ones_unreadable(tmp_path):
     rng = np.random.default_rng(0)
     images = [{"bytes": rng.bytes(2000), "path": None} for _ in range(64)]
     path = tmp_path / "one.parquet"
@@ -304,27 +304,27 @@ def test_a_damaged_page_spoils_the_rows_of_its_own_and_later_ones_only(tmp_path)
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 4000] = bytes(4000)
     path.write_bytes(data)
-    found = [read_or_refusal(ParquetImageFile(path, 0, i)) for i in range(64)]
-    num_whole = next(i for i in range(64) if isinstance(found[i], str))
-    assert 10 < num_whole < 50
-    assert found[:num_whole] == [image["bytes"] for image in images[:num_whole]]
-    assert all("its image cannot be read from one.parquet (" in reason for reason in found[num_whole:])
+    results = [read_or_reason(ParquetImageFile(path, 0, i)) for i in range(64)]
+    num_intact = next(i for i in range(64) if isinstance(results[i], str))
+    assert 10 < num_intact < 50
+    assert results[:num_intact] == [image["bytes"] for image in images[:num_intact]]
+    assert all("its image cannot be read from one.parquet (" in reason for reason in results[num_intact:])
 
 
-def read_or_refusal(picture):
+def read_or_reason(image_file):
     try:
-        return picture.read()
+        return image_file.read()
     except RowError as error:
         return str(error)
 
 
-def test_a_row_that_is_not_there_is_named(parquet):
+def test_a_missing_row_is_named(parquet):
     with pytest.raises(RowError, match=r"cannot be read from train.parquet \(row group 2 ends before row 3\)"):
         ParquetImageFile(parquet, 2, 3).read()
 
 
-def test_a_column_that_is_not_there_or_holds_no_bytes_is_named(parquet):
+def test_a_column_that_is_missing_or_has_no_bytes_is_named(parquet):
     with pytest.raises(RowError, match=r"cannot be read from train.parquet \(it has no column 'photo'"):
         ParquetImageFile(parquet, 0, 0, column="photo").read()
-    with pytest.raises(RowError, match=r"column 'text' holds string, struct<bytes, path> or binary is wanted"):
+    with pytest.raises(RowError, match=r"column 'text' holds string, expected struct<bytes, path> or binary"):
         ParquetImageFile(parquet, 0, 0, column="text").read()

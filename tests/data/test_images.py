@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 from dcdctl.cli.prepare import prepare as prepare_command
 from dcdctl.cli.views.terminal import ErrorGroup
 from dcdctl.core.data import Corpus, ImageError, decode_image, difference_hash, images
-from dcdctl.core.data.images import check
+from dcdctl.core.data.images import check_image
 
 CELL = 8
-COLOURS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
-"""4 x 6 cells of one colour each: whole blocks of a JPEG, so that even that keeps them."""
-UPRIGHT = np.kron(COLOURS, np.ones((CELL, CELL, 1), np.uint8))
+COLORS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+"""4 x 6 cells of one color each: whole blocks of a JPEG, so that even a JPEG keeps them."""
+UPRIGHT = np.kron(COLORS, np.ones((CELL, CELL, 1), np.uint8))
 """48 pixels wide, 32 high."""
 GRAY_RAMP = np.tile(np.linspace(0, 65535, 48).astype(np.uint16), (32, 1))
 
@@ -36,19 +36,19 @@ def image_file(pixels, form="PNG", **options):
     return stream.getvalue()
 
 
-def assert_shows(data, wanted_YXC, *, within=0):
-    """What `decode` gives is RGB and right to the pixel; `check` measures the same and hashes it alike."""
-    picture, checked = decode_image(data), check(data)
-    assert (picture.mode, picture.size) == ("RGB", (wanted_YXC.shape[1], wanted_YXC.shape[0]))
-    assert np.abs(np.asarray(picture).astype(int) - wanted_YXC).max() <= within
-    assert (checked.width, checked.height, checked.data) == (*picture.size, data)
-    assert (checked.hash ^ difference_hash(picture)).bit_count() <= 2
-    shrunk = check(data, 16)
+def assert_shows(data, expected_YXC, *, within=0):
+    """`decode_image` gives these pixels in RGB; `check_image` gives the same size and nearly the same hash."""
+    image, checked = decode_image(data), check_image(data)
+    assert (image.mode, image.size) == ("RGB", (expected_YXC.shape[1], expected_YXC.shape[0]))
+    assert np.abs(np.asarray(image).astype(int) - expected_YXC).max() <= within
+    assert (checked.width, checked.height, checked.data) == (*image.size, data)
+    assert (checked.hash ^ difference_hash(image)).bit_count() <= 2
+    shrunk = check_image(data, 16)
     assert decode_image(shrunk.data).size == (shrunk.width, shrunk.height) == (24, 16)
 
 
-def assert_refused(data, message):
-    for read in (check, decode_image, lambda data: check(data, 4)):
+def assert_rejected(data, message):
+    for read in (check_image, decode_image, lambda data: check_image(data, 4)):
         with pytest.raises(ImageError, match=message):
             read(data)
 
@@ -90,20 +90,20 @@ def test_a_damaged_exif_block_is_no_reason_to_refuse():
 
 
 def with_alpha():
-    """The upright colours, every other cell wholly transparent."""
+    """The upright colors, every other cell fully transparent."""
     alpha = np.kron(np.indices((4, 6)).sum(axis=0) % 2 * 255, np.ones((CELL, CELL))).astype(np.uint8)
     return np.dstack([UPRIGHT, alpha])
 
 
 def palette():
     image = Image.new("P", (48, 32))
-    image.putpalette(COLOURS.tobytes())
+    image.putpalette(COLORS.tobytes())
     image.putdata(np.kron(np.arange(24).reshape(4, 6), np.ones((CELL, CELL))).astype(int).ravel().tolist())
     return image
 
 
 LIGHT = np.kron(np.indices((4, 6)).sum(axis=0) % 2 * 255, np.ones((CELL, CELL)))
-IN_GRAY = np.dstack([np.kron(COLOURS[..., 0], np.ones((CELL, CELL), np.uint8))] * 3)
+IN_GRAY = np.dstack([np.kron(COLORS[..., 0], np.ones((CELL, CELL), np.uint8))] * 3)
 OTHERS = [Image.fromarray(255 - UPRIGHT)]
 
 PIXELS = {
@@ -114,18 +114,18 @@ PIXELS = {
     "gray": (image_file(IN_GRAY[..., 0]), IN_GRAY),
     "gray with transparency": (image_file(Image.merge("LA", [Image.fromarray(IN_GRAY[..., 0]), Image.new("L", (48, 32), 9)])), IN_GRAY),
     "rgb with transparency": (image_file(with_alpha()), UPRIGHT),
-    "rgb with one transparent colour": (image_file(UPRIGHT, transparency=tuple(COLOURS[0, 0].tolist())), UPRIGHT),
+    "rgb with one transparent color": (image_file(UPRIGHT, transparency=tuple(COLORS[0, 0].tolist())), UPRIGHT),
     "a palette": (image_file(palette()), UPRIGHT),
-    "a palette with one transparent colour": (image_file(palette(), transparency=3), UPRIGHT),
-    "a palette with an alpha for each colour": (image_file(palette(), transparency=bytes(range(24))), UPRIGHT),
-    "a gif with a transparent colour": (image_file(palette(), "GIF", transparency=3), UPRIGHT),
+    "a palette with one transparent color": (image_file(palette(), transparency=3), UPRIGHT),
+    "a palette with an alpha for each color": (image_file(palette(), transparency=bytes(range(24))), UPRIGHT),
+    "a gif with a transparent color": (image_file(palette(), "GIF", transparency=3), UPRIGHT),
     "one bit": (image_file(Image.fromarray(LIGHT > 0)), np.dstack([LIGHT] * 3)),
     "a fax of one bit": (image_file(Image.fromarray(LIGHT > 0), "TIFF", compression="group4"), np.dstack([LIGHT] * 3)),
     "a webp that moves": (image_file(UPRIGHT, "WEBP", lossless=True, save_all=True, append_images=OTHERS, duration=50), UPRIGHT),
     "a gif that moves": (image_file(palette(), "GIF", save_all=True, append_images=OTHERS), UPRIGHT),
     "a png that moves": (image_file(UPRIGHT, save_all=True, append_images=OTHERS), UPRIGHT),
     "a tiff of two pages": (image_file(UPRIGHT, "TIFF", save_all=True, append_images=OTHERS), UPRIGHT),
-    "a colour profile that is none": (image_file(UPRIGHT, icc_profile=b"nonsense"), UPRIGHT),
+    "a color profile that is none": (image_file(UPRIGHT, icc_profile=b"nonsense"), UPRIGHT),
 }
 
 
@@ -138,8 +138,8 @@ JPEGS = {
     "progressive": image_file(UPRIGHT, "JPEG", progressive=True, **EXACT["JPEG"]),
     "with restart markers": image_file(UPRIGHT, "JPEG", restart_marker_blocks=2, **EXACT["JPEG"]),
     "in RGB": image_file(UPRIGHT, "JPEG", keep_rgb=True, quality=95),
-    "of two pictures": image_file(UPRIGHT, "MPO", save_all=True, append_images=OTHERS, **EXACT["JPEG"]),
-    "with a colour profile of half a megabyte": image_file(UPRIGHT, "JPEG", icc_profile=b"nonsense" * 65_000, **EXACT["JPEG"]),
+    "of two images": image_file(UPRIGHT, "MPO", save_all=True, append_images=OTHERS, **EXACT["JPEG"]),
+    "with a color profile of half a megabyte": image_file(UPRIGHT, "JPEG", icc_profile=b"nonsense" * 65_000, **EXACT["JPEG"]),
     "with bytes behind its end": image_file(UPRIGHT, "JPEG", **EXACT["JPEG"]) + b"\0" * 99,
 }
 
@@ -154,12 +154,12 @@ def test_cmyk_red_is_red(form):
     inks = np.zeros((32, 48, 4), np.uint8)
     inks[..., 1:3] = 255  # magenta and yellow
     inks[:, 24:] = (0, 0, 0, 255)  # the right half is black
-    wanted = np.zeros((32, 48, 3), int)
-    wanted[:, :24] = (255, 0, 0)
+    expected = np.zeros((32, 48, 3), int)
+    expected[:, :24] = (255, 0, 0)
     data = image_file(Image.fromarray(inks, "CMYK"), form, quality=100)
     # Adobe stores the inks of a JPEG upside down, and so does Pillow; the marker says that it is of that kind.
     assert (b"Adobe" in data) == (form == "JPEG")
-    assert_shows(data, wanted, within=2)
+    assert_shows(data, expected, within=2)
 
 
 def big_endian_tiff(pixels_YX):
@@ -188,19 +188,19 @@ def test_a_ramp_of_16_bits_stays_a_ramp(form):
 
 @pytest.mark.parametrize(("dtype", "kind"), [(np.float32, "floating-point"), (np.int32, "32-bit")])
 def test_pixels_of_which_white_is_not_known_are_refused(dtype, kind):
-    assert_refused(image_file((GRAY_RAMP / 65535).astype(dtype), "TIFF"), f"its pixels are {kind} numbers of which white is not known")
+    assert_rejected(image_file((GRAY_RAMP / 65535).astype(dtype), "TIFF"), f"its pixels are {kind} numbers without a known white")
 
 
 @pytest.mark.parametrize("side", [(1, 1), (1, 9000), (10_000, 3), (10_000, 700)])
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 def test_odd_sizes_are_taken(form, side):
     data = image_file(Image.new("RGB", side, "red"), form)
-    checked = check(data)
+    checked = check_image(data)
     assert (checked.width, checked.height) == decode_image(data).size == side
     assert checked.hash == 0
 
 
-# What is refused
+# Rejected files
 
 
 def chunk(kind, body):
@@ -211,14 +211,14 @@ PNG = image_file(UPRIGHT)
 JPEG = image_file(UPRIGHT, "JPEG", quality=95)
 FRAME = JPEG.index(b"\xff\xc0") + 5
 UNPACKS_TO_MUCH = zlib.compress(bytes(80 << 20), 9)
-NOT_READ = r"not an image file that is read here \(JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM\)"
+NOT_READ = r"not an image file of a supported format \(JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM\)"
 
 
 def png_of_size(width, height):
     return PNG[:8] + chunk(b"IHDR", struct.pack(">II", width, height) + PNG[24:29]) + PNG[33:]
 
 
-REFUSED = {
+REJECTED = {
     "nothing": (b"", r"the image file is empty \(0 bytes\)"),
     "a web page": (b"\n<!DOCTYPE html><html><h1>404", f"{NOT_READ}; it looks like a web page: the download may have failed"),
     "a web page without a head": (b"<HTML>Sign in", f"{NOT_READ}; it looks like a web page"),
@@ -242,20 +242,20 @@ REFUSED = {
     ),
     "a ppm that says so": (b"P6 99999 99999 255\nx", r"decompression bomb \(9,999,800,001"),
     "a gif that says so": (b"GIF89a" + struct.pack("<HH", 65535, 65535) + image_file(palette(), "GIF")[10:], r"bomb \(4,294,836,225"),
-    "a text that unpacks to 80 MB": (PNG[:33] + chunk(b"zTXt", b"k\0\0" + UNPACKS_TO_MUCH) + PNG[33:], "unpacks to too much"),
-    "the same behind the pixels": (PNG[:-12] + chunk(b"zTXt", b"k\0\0" + UNPACKS_TO_MUCH) + PNG[-12:], "unpacks to too much"),
-    "a unicode text that does": (PNG[:33] + chunk(b"iTXt", b"k\0\1\0\0\0" + UNPACKS_TO_MUCH) + PNG[33:], "unpacks to too much"),
-    "a colour profile that does": (PNG[:33] + chunk(b"iCCP", b"k\0\0" + UNPACKS_TO_MUCH) + PNG[33:], "unpacks to too much"),
+    "a text that unpacks to 80 MB": (PNG[:33] + chunk(b"zTXt", b"k\0\0" + UNPACKS_TO_MUCH) + PNG[33:], "unpacks to too many bytes"),
+    "the same behind the pixels": (PNG[:-12] + chunk(b"zTXt", b"k\0\0" + UNPACKS_TO_MUCH) + PNG[-12:], "unpacks to too many bytes"),
+    "a unicode text that does": (PNG[:33] + chunk(b"iTXt", b"k\0\1\0\0\0" + UNPACKS_TO_MUCH) + PNG[33:], "unpacks to too many bytes"),
+    "a color profile that does": (PNG[:33] + chunk(b"iCCP", b"k\0\0" + UNPACKS_TO_MUCH) + PNG[33:], "unpacks to too many bytes"),
     "a png with a flipped bit": (PNG[:60] + bytes([PNG[60] ^ 1]) + PNG[61:], "the image is truncated or damaged"),
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_is_no_picture_is_refused_with_the_reason(case):
-    assert_refused(*REFUSED[case])
+@pytest.mark.parametrize("case", REJECTED)
+def test_a_file_that_is_not_an_image_is_rejected_with_the_reason(case):
+    assert_rejected(*REJECTED[case])
 
 
-def test_the_extension_is_not_looked_at(run_cli, tmp_path):
+def test_the_file_extension_is_ignored(run_cli, tmp_path):
     (tmp_path / "a.png").write_bytes(JPEG)
     (tmp_path / "b.jpg").write_bytes(PNG)
     (tmp_path / "pairs.csv").write_text("image,caption\na.png,x\nb.jpg,y\n")
@@ -268,7 +268,7 @@ WHOLE = {
     "progressive jpeg": image_file(UPRIGHT, "JPEG", progressive=True),
     "cmyk jpeg": image_file(Image.fromarray(UPRIGHT).convert("CMYK"), "JPEG"),
     "rgb jpeg": JPEGS["in RGB"],
-    "mpo": JPEGS["of two pictures"],
+    "mpo": JPEGS["of two images"],
     "png": PNG,
     "16-bit png": SIXTEEN_BITS["png"],
     "webp": image_file(UPRIGHT, "WEBP"),
@@ -297,7 +297,7 @@ def test_check_takes_exactly_what_decode_can_read(form):
             data[rng.randrange(len(data))] = rng.randrange(256)
         if rng.random() < 0.3:
             del data[rng.randrange(len(data)) :]
-        readings = {is_taken(read, bytes(data)) for read in (check, decode_image, lambda data: check(data, 16))}
+        readings = {is_taken(read, bytes(data)) for read in (check_image, decode_image, lambda data: check_image(data, 16))}
         assert len(readings) == 1
         taken |= readings
     assert taken == {True, False}
@@ -307,8 +307,8 @@ def test_postscript_starts_no_program(tmp_path):
     script = tmp_path / "gs"
     script.write_text(f"#!/bin/sh\ntouch {tmp_path / 'started'}\n")
     script.chmod(0o755)
-    (tmp_path / "a.jpg").write_bytes(REFUSED["postscript"][0] + b"showpage\n%%EOF\n")
-    code = "import sys; from pathlib import Path; from dcdctl.core.data import images; images.check(Path(sys.argv[1]).read_bytes())"
+    (tmp_path / "a.jpg").write_bytes(REJECTED["postscript"][0] + b"showpage\n%%EOF\n")
+    code = "import sys; from pathlib import Path; from dcdctl.core.data import images; images.check_image(Path(sys.argv[1]).read_bytes())"
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "a.jpg"], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
     )
@@ -322,7 +322,7 @@ from pathlib import Path
 from dcdctl.core.data import images
 data = Path(sys.argv[1]).read_bytes()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-images.check(data)
+images.check_image(data)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -336,7 +336,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         ("I;16", "PNG", 500),
     ],
 )
-def test_a_picture_10_000_pixels_wide_fits_into_memory(tmp_path, mode, form, limit_mb):
+def test_an_image_10_000_pixels_wide_fits_into_memory(tmp_path, mode, form, limit_mb):
     (tmp_path / "wide").write_bytes(image_file(Image.new(mode, (10_000, 5_600)), form))
     done = subprocess.run([sys.executable, "-c", MEASURE, tmp_path / "wide"], capture_output=True, text=True, check=True)
     assert int(done.stdout) / 1024 < limit_mb
@@ -346,7 +346,7 @@ def test_a_picture_10_000_pixels_wide_fits_into_memory(tmp_path, mode, form, lim
 
 
 def photo_like(seed):
-    """A smooth picture of 320 x 240 with detail at every scale."""
+    """A smooth image of 320 x 240 with detail at every scale."""
     rng = np.random.default_rng(seed)
     layers = [
         np.asarray(
@@ -361,12 +361,12 @@ def test_copies_keep_their_hash_and_others_have_another():
     hashes = []
     for seed in range(20):
         photo = photo_like(seed)
-        original = check(image_file(photo, "JPEG", quality=95)).hash
+        original = check_image(image_file(photo, "JPEG", quality=95)).hash
         half = photo.resize((160, 120), Image.Resampling.BICUBIC)
         copies = [image_file(photo, "JPEG", quality=50), image_file(half, "JPEG"), image_file(photo), image_file(photo.convert("L"))]
         for data in copies:
-            assert (check(data).hash ^ original).bit_count() <= 3
-            assert (check(data, 100).hash ^ original).bit_count() <= 3
+            assert (check_image(data).hash ^ original).bit_count() <= 3
+            assert (check_image(data, 100).hash ^ original).bit_count() <= 3
         hashes.append(original)
     apart = [(a ^ b).bit_count() for i, a in enumerate(hashes) for b in hashes[:i]]
     assert min(apart) > 10
@@ -395,8 +395,8 @@ BY_COMMAND = ["a web page", "nothing", "a png of a hundred million", "a text tha
 
 
 @pytest.mark.parametrize("case", BY_COMMAND)
-def test_the_command_stops_at_a_bad_picture_or_lists_it(run_cli, tmp_path, case):
-    data, message = REFUSED[case]
+def test_the_command_stops_at_a_bad_image_or_lists_it(run_cli, tmp_path, case):
+    data, message = REJECTED[case]
     for name, content in {"a.jpg": JPEG, "b.jpg": data, "c.png": PNG}.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "pairs.csv").write_text("image,caption\na.jpg,x\nb.jpg,y\nc.png,z\n")
@@ -414,7 +414,7 @@ def test_the_command_stops_at_a_bad_picture_or_lists_it(run_cli, tmp_path, case)
     assert Corpus.open(tmp_path / "out", "train").image_ids == ["a.jpg", "c.png"]
 
 
-def test_the_command_takes_pictures_of_every_kind(run_cli, tmp_path):
+def test_the_command_accepts_images_of_every_kind(run_cli, tmp_path):
     kinds = {name: data for name, (data, _) in PIXELS.items()} | JPEGS
     for name, data in kinds.items():
         (tmp_path / name).write_bytes(data)

@@ -1,4 +1,4 @@
-"""Pictures of one split in another."""
+"""Images of one split in another."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def split(name, digests, hashes):
 TRAIN = split("train", [1, 2, 3, 2, 1], [0, 0xFF, 0xFF00, 0xFF, 0])
 
 
-def test_same_files_and_near_pictures_are_counted_once_each():
+def test_same_files_and_near_images_are_counted_once_each():
     # test/0 is the file of train/1 and of train/3, test/1 is 2 bits from train/2, test/2 is 4 from the nearest, test/3 looks like train/0.
     test = split("test", [2, 9, 8, 7], [0xFF, 0xFF03, 0xF0, 0])
-    found = near_duplicates.find({"train": TRAIN, "test": test})
-    assert found.overlaps == {
+    leakage = near_duplicates.find_leakage({"train": TRAIN, "test": test})
+    assert leakage.overlaps == {
         "test in train": Overlap(
             same_file=1,
             near=2,
@@ -38,38 +38,38 @@ def test_same_files_and_near_pictures_are_counted_once_each():
             ),
         )
     }
-    assert found.repeats == {"train": 2, "test": 0}
-    assert not found.is_clean
+    assert leakage.repeats == {"train": 2, "test": 0}
+    assert not leakage.is_clean
 
 
-def test_every_pair_of_splits_that_are_there_is_compared():
+def test_every_pair_of_present_splits_is_compared():
     val = split("val", [1], [0])
-    found = near_duplicates.find({"train": TRAIN, "val": val, "test": split("test", [50], [2**64 - 1])})
-    assert list(found.overlaps) == ["test in train", "val in train", "test in val"]
-    assert [overlap.same_file for overlap in found.overlaps.values()] == [0, 1, 0]
-    assert near_duplicates.find({"train": TRAIN}).is_clean
-    assert json.loads(json.dumps(config.to_table(found)))["overlaps"]["val in train"]["examples"] == [
+    leakage = near_duplicates.find_leakage({"train": TRAIN, "val": val, "test": split("test", [50], [2**64 - 1])})
+    assert list(leakage.overlaps) == ["test in train", "val in train", "test in val"]
+    assert [overlap.same_file for overlap in leakage.overlaps.values()] == [0, 1, 0]
+    assert near_duplicates.find_leakage({"train": TRAIN}).is_clean
+    assert json.loads(json.dumps(config.to_table(leakage)))["overlaps"]["val in train"]["examples"] == [
         {"image": "val/0", "like": "train/0", "bits": None}
     ]
 
 
-def test_how_near_counts_as_near_can_be_set():
+def test_the_distance_that_counts_as_near_can_be_set():
     test = split("test", [9], [0b1111])
-    assert [near_duplicates.find({"train": TRAIN, "test": test}, bits).overlaps["test in train"].near for bits in (3, 4)] == [0, 1]
+    assert [near_duplicates.find_leakage({"train": TRAIN, "test": test}, bits).overlaps["test in train"].near for bits in (3, 4)] == [0, 1]
 
 
 def test_only_the_first_few_are_shown():
     many = split("test", [2] * 30, [0xFF] * 30)
-    found = near_duplicates.find({"train": TRAIN, "test": many}).overlaps["test in train"]
-    assert (found.same_file, found.near, len(found.examples)) == (30, 0, near_duplicates.NUM_EXAMPLES)
+    overlap = near_duplicates.find_leakage({"train": TRAIN, "test": many}).overlaps["test in train"]
+    assert (overlap.same_file, overlap.near, len(overlap.examples)) == (30, 0, near_duplicates.NUM_EXAMPLES)
 
 
 def test_an_empty_split_has_nothing_in_common():
-    assert near_duplicates.find({"train": TRAIN, "test": split("test", [], [])}).is_clean
-    assert near_duplicates.find({"train": split("train", [], []), "test": TRAIN}).overlaps["test in train"].near == 0
+    assert near_duplicates.find_leakage({"train": TRAIN, "test": split("test", [], [])}).is_clean
+    assert near_duplicates.find_leakage({"train": split("train", [], []), "test": TRAIN}).overlaps["test in train"].near == 0
 
 
-def test_lengths_that_do_not_fit_are_a_wrong_call():
+def test_lengths_that_differ_are_a_wrong_call():
     with pytest.raises(ValueError, match="1 ids, 2 digests and 1 hashes"):
         SplitImages(image_ids=["a"], digests=["x", "y"], hashes=np.zeros(1, np.uint64))
 
@@ -79,10 +79,10 @@ def test_the_nearest_equals_the_full_matrix(num_a, num_b, monkeypatch):
     monkeypatch.setattr(near_duplicates, "_BLOCK", 64)
     rng = np.random.default_rng(0)
     hashes_A, hashes_B = (rng.integers(0, 2**64, n, dtype=np.uint64) & np.uint64(0xFFF) for n in (num_a, num_b))
-    apart_AB = np.array([[(int(a) ^ int(b)).bit_count() for b in hashes_B] for a in hashes_A])
-    places, bits = near_duplicates.nearest(hashes_A, hashes_B)
-    assert places.tolist() == apart_AB.argmin(axis=1).tolist()
-    assert bits.tolist() == apart_AB.min(axis=1).tolist()
+    distance_AB = np.array([[(int(a) ^ int(b)).bit_count() for b in hashes_B] for a in hashes_A])
+    nearest, bits = near_duplicates.nearest_hashes(hashes_A, hashes_B)
+    assert nearest.tolist() == distance_AB.argmin(axis=1).tolist()
+    assert bits.tolist() == distance_AB.min(axis=1).tolist()
 
 
 def test_coco_is_compared_in_seconds_and_little_memory():
@@ -90,7 +90,7 @@ def test_coco_is_compared_in_seconds_and_little_memory():
     hashes_A, hashes_B = (rng.integers(0, 2**64, n, dtype=np.uint64) for n in (5_000, 113_287))
     tracemalloc.start()
     started = time.perf_counter()
-    near_duplicates.nearest(hashes_A, hashes_B)
+    near_duplicates.nearest_hashes(hashes_A, hashes_B)
     seconds, (_, peak) = time.perf_counter() - started, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 16 << 20

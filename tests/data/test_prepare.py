@@ -154,7 +154,7 @@ def test_one_base_name_in_two_folders_is_told_apart_by_its_path(tmp_path, images
     assert train.image_ids == ["val2014/x.jpg", "train2014/x.jpg"]
     assert train.image_bytes(1) == (images / "a.jpg").read_bytes()
     (tmp_path / "again").mkdir()
-    with pytest.raises(InputError, match=r"2 images in .* have that name .* the full path is wanted"):
+    with pytest.raises(InputError, match=r"2 images in .* have that name .*: give the full path"):
         karpathy(tmp_path / "again", archive, [entry("x.jpg")])
 
 
@@ -227,11 +227,11 @@ BAD_ENTRIES = {
     "a filename that is a number": (entry(17), r'images\[1\]: "filename" is a number \(17\)'),
     "a missing image": (entry("gone.jpg"), r'dataset.json images\[1\] "gone.jpg": there is no such image in'),
     "a name no file can have": (entry("x" * 5000), "there is no such image in"),
-    "an absolute path": (entry("/etc/passwd"), "climbs out of the folder"),
-    "a path with dots": (entry("../secret.jpg"), "climbs out of the folder"),
-    "a windows path": (entry("C:\\x.jpg"), "climbs out of the folder"),
-    "a backslash path with dots": (entry("..\\x.jpg"), "climbs out of the folder"),
-    "dots in the folder": (entry("secret.jpg", filepath="a/../.."), "climbs out of the folder"),
+    "an absolute path": (entry("/etc/passwd"), "leads out of the folder"),
+    "a path with dots": (entry("../secret.jpg"), "leads out of the folder"),
+    "a windows path": (entry("C:\\x.jpg"), "leads out of the folder"),
+    "a backslash path with dots": (entry("..\\x.jpg"), "leads out of the folder"),
+    "dots in the folder": (entry("secret.jpg", filepath="a/../.."), "leads out of the folder"),
     "a folder that is a list": (entry("ü.png", filepath=["x"]), r'"filepath" is a list'),
     "an unknown split": (entry("ü.png", "holdout"), r"\"ü.png\": unknown split 'holdout' \(known: train, val, test, restval, "),
     "a split that is null": (entry("ü.png", None), '"split" is missing or null'),
@@ -278,14 +278,14 @@ def bomb():
 
 BAD_FILES = {
     "zero bytes": (b"", r"the image file is empty \(0 bytes\)"),
-    "text": (b"<html>404</html>", "not an image file that is read here"),
+    "text": (b"<html>404</html>", "not an image file of a supported format"),
     "a truncated jpeg": (image_file(3, ".jpg", side=(200, 200))[:-500], "the image is truncated or damaged"),
     "a truncated progressive jpeg": (image_file(3, ".jpg", side=(200, 200), progressive=True)[:-500], "the image is truncated or damaged"),
     "a jpeg of which only the head came": (image_file(3, ".jpg", side=(200, 200))[:700], "the image is truncated or damaged"),
     "a truncated png": (image_file(3, ".png")[:-300], "the image is truncated or damaged"),
     "a truncated webp": (image_file(3, ".webp", side=(200, 200))[:-500], "truncated or damaged|not an image file"),
     "a decompression bomb": (bomb(), "too many pixels, it may be a decompression bomb"),
-    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image file that is read here"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image file of a supported format"),
 }
 
 
@@ -312,8 +312,8 @@ def test_every_truncation_of_a_jpeg_is_noticed(tmp_path):
     data = image_file(3, ".jpg", side=(64, 48))
     for end in range(1, len(data) - 2, 29):  # without its last two bytes, the end mark, the picture itself is whole
         with pytest.raises(data_images.ImageError):
-            data_images.check(data[:end])
-    assert data_images.check(data).width == 64
+            data_images.check_image(data[:end])
+    assert data_images.check_image(data).width == 64
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
@@ -381,7 +381,7 @@ BAD_LINES = {
     "a caption that is null": ("a.jpg,null", "the caption is missing or null"),
     "a list of captions in one cell": ('a.jpg,"[""a dog"", ""a cat""]"', r'the caption is a list \(\["a dog", "a cat"\]\)'),
     "a short row": ("a.jpg", "the caption is empty"),
-    "a path that climbs": ("../x.jpg,x", "climbs out of the folder"),
+    "a path that climbs": ("../x.jpg,x", "leads out of the folder"),
 }
 
 

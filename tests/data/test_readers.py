@@ -165,7 +165,7 @@ BAD_ROWS: dict[str, tuple[str, Any, str]] = {
     "lavis: no caption": ("lavis", {"image": "a.jpg"}, "the caption is missing or null"),
     "lavis: an empty list": ("lavis", {"image": "a.jpg", "caption": []}, "the image has no caption"),
     "lavis: a number among captions": ("lavis", {"image": "a.jpg", "caption": ["x", 3]}, r"caption 1 is a number \(3\)"),
-    "lavis: a path that climbs": ("lavis", {"image": "../x.jpg", "caption": "x"}, "climbs out of the folder"),
+    "lavis: a path that climbs": ("lavis", {"image": "../x.jpg", "caption": "x"}, "leads out of the folder"),
     "jsonl: no image": ("jsonl", {"caption": "x"}, "no image is named"),
     "jsonl: an image that is a number": ("jsonl", {"image": 4, "caption": "x"}, r'"image" is a number \(4\), a path is wanted'),
     "jsonl: no caption": ("jsonl", {"image": "a.jpg"}, "the caption is missing or null"),
@@ -178,7 +178,11 @@ BAD_ROWS: dict[str, tuple[str, Any, str]] = {
     "parquet: an empty list": ("parquet", {"captions": []}, "the image has no caption"),
     "parquet: an empty caption": ("parquet", {"captions": ["x", ""]}, "caption 1 is empty"),
     "parquet: no bytes": ("parquet", {"image": {"bytes": None, "path": "x.jpg"}}, "has no bytes of its image in column 'image'"),
-    "parquet: a text for a picture": ("parquet", {"image": {"bytes": b"<html>", "path": "x.jpg"}}, "not an image file that is read here"),
+    "parquet: a text for a picture": (
+        "parquet",
+        {"image": {"bytes": b"<html>", "path": "x.jpg"}},
+        "not an image file of a supported format",
+    ),
     "webdataset: no caption": (
         "webdataset",
         {"jpg": DATA[0]},
@@ -190,7 +194,7 @@ BAD_ROWS: dict[str, tuple[str, Any, str]] = {
     "webdataset: a JSON list": ("webdataset", {"jpg": DATA[0], "json": b"[]"}, r"its JSON is a list \(\[\]\), an object is wanted"),
     "webdataset: a JSON without one": ("webdataset", {"jpg": DATA[0], "json": b"{}"}, "the caption is missing or null"),
     "webdataset: Latin-1": ("webdataset", {"jpg": DATA[0], "txt": "größer".encode("latin-1")}, "its txt is not UTF-8 text"),
-    "webdataset: a text for a picture": ("webdataset", {"jpg": b"<html>", "txt": b"x"}, "not an image file that is read here"),
+    "webdataset: a text for an image": ("webdataset", {"jpg": b"<html>", "txt": b"x"}, "not an image file of a supported format"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Reads and checks pictures in worker processes: in order, and no further ahead than memory should allow."""
+"""Worker processes that read and check image files, in order, with a limit on how far they read ahead."""
 
 from __future__ import annotations
 
@@ -16,69 +16,69 @@ from dataclasses import dataclass
 from multiprocessing import connection
 
 from dcdctl.core.data.image_archives import ImageFile, RowError
-from dcdctl.core.data.images import CheckedImage, ImageError, check
+from dcdctl.core.data.images import CheckedImage, ImageError, check_image
 from dcdctl.core.errors import InputError
 
 CHUNK_IMAGES = 8
-CHUNKS_IN_FLIGHT = 3
-"""For each worker: enough to keep it busy, few enough that large photos do not fill the memory."""
+CHUNKS_PER_WORKER = 3
+"""Chunks read ahead per worker: enough to keep it busy, few enough that large photos do not fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
-    """Why a picture cannot be used."""
+class UnusableImage:
+    """Why an image cannot be used."""
 
     reason: str
 
 
-Result = CheckedImage | Failure
-ReadImages = Callable[[Iterable[ImageFile]], Iterator[Result]]
+CheckResult = CheckedImage | UnusableImage
+CheckImages = Callable[[Iterable[ImageFile]], Iterator[CheckResult]]
 
 
 @contextmanager
-def image_pool(workers: int, image_size_px: int | None) -> Iterator[ReadImages]:
-    """A function that gives the result of each picture, in order; one worker is this process itself."""
+def image_pool(workers: int, image_size_px: int | None) -> Iterator[CheckImages]:
+    """A function that reads and checks image files and yields the results in order. One worker means this process itself."""
     if workers == 1:
-        yield lambda pictures: (_read(picture, image_size_px) for picture in pictures)
+        yield lambda files: (_check(file, image_size_px) for file in files)
         return
-    # Not fork: a copy of a process with threads in it may hang. The fork server starts clean ones, and fast.
+    # Not fork, because a copy of a process with threads may hang. The fork server starts clean processes, and fast.
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
-        yield lambda pictures: _read_ahead(pool, pictures, image_size_px, num_chunks=CHUNKS_IN_FLIGHT * workers)
+        yield lambda files: _check_ahead(pool, files, image_size_px, num_chunks=CHUNKS_PER_WORKER * workers)
     except BrokenProcessPool as error:
-        raise InputError("a worker process died, perhaps for want of memory", hint="try again with --workers 1") from error
+        raise InputError("a worker process died, perhaps because memory ran out", hint="try again with --workers 1") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _read_ahead(
-    pool: ProcessPoolExecutor, pictures: Iterable[ImageFile], image_size_px: int | None, *, num_chunks: int
-) -> Iterator[Result]:
-    waiting: deque[Future[list[Result]]] = deque()
-    remaining = iter(pictures)
+def _check_ahead(
+    pool: ProcessPoolExecutor, files: Iterable[ImageFile], image_size_px: int | None, *, num_chunks: int
+) -> Iterator[CheckResult]:
+    pending: deque[Future[list[CheckResult]]] = deque()
+    remaining = iter(files)
     while True:
-        while len(waiting) < num_chunks and (chunk := list(itertools.islice(remaining, CHUNK_IMAGES))):
-            waiting.append(pool.submit(_read_chunk, chunk, image_size_px))
-        if not waiting:
+        while len(pending) < num_chunks and (chunk := list(itertools.islice(remaining, CHUNK_IMAGES))):
+            pending.append(pool.submit(_check_chunk, chunk, image_size_px))
+        if not pending:
             return
-        yield from waiting.popleft().result()
+        yield from pending.popleft().result()
 
 
-def _read_chunk(pictures: Sequence[ImageFile], image_size_px: int | None) -> list[Result]:
-    return [_read(picture, image_size_px) for picture in pictures]
+def _check_chunk(files: Sequence[ImageFile], image_size_px: int | None) -> list[CheckResult]:
+    return [_check(file, image_size_px) for file in files]
 
 
-def _read(picture: ImageFile, image_size_px: int | None) -> Result:
+def _check(file: ImageFile, image_size_px: int | None) -> CheckResult:
     try:
-        return check(picture.read(), image_size_px)
+        return check_image(file.read(), image_size_px)
     except (RowError, ImageError) as error:
-        return Failure(reason=str(error))
+        return UnusableImage(reason=str(error))
 
 
 def _end_with_parent() -> None:
-    """Let a worker leave interrupts to its parent, and end when the parent is killed: it would wait for work for ever."""
+    """Leave interrupts to the parent process, and end when it is killed: a worker would otherwise wait for work forever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

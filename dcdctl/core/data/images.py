@@ -1,4 +1,4 @@
-"""Image files: checked, measured, made smaller, and decoded to upright RGB."""
+"""Image files: decoded to upright RGB, checked, shrunk, hashed, and their formats."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""What is decoded. Pillow knows more, and for some of it (EPS) would start another program."""
+"""The formats that are decoded. Pillow knows more, and starts another program for some of them (EPS)."""
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26
-"""A picture of more is taken for a decompression bomb."""
+"""A larger image counts as a decompression bomb: Pillow's own limit, 89 megapixels."""
 JPEG_QUALITY = 95
 THUMBNAIL_QUALITY = 80
-HASH_GAP = 4
-"""Pixels a cell of the hash that are left where a picture is made smaller the fast way first."""
-SHRINK_GAP = 2
-"""How much larger than wanted a picture is left where it is made smaller the fast way first, before the slow and smooth way."""
+HASH_REDUCING_GAP = 4
+"""Pillow's reducing_gap for the hash: images are first reduced to 4 pixels per cell by averaging blocks, then resized smoothly. With blocks
+alone, the hashes of copies differ in three times as many bits."""
+SHRINK_REDUCING_GAP = 2
+"""Pillow's reducing_gap for smaller copies: averaging blocks to twice the size first is faster, and the smooth resize hides it."""
 EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,10 +35,10 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow's decoders raise on damaged files.
+# Pillow's decoders raise all of these on damaged files.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.error)
 _HEAD_BYTES = 512
-_OTHER_FILES = {
+_OTHER_FORMATS = {
     (b"<svg",): "an SVG drawing: save it as PNG",
     (b"<!doctype html", b"<html"): "a web page: the download may have failed",
     (b"%!ps",): "PostScript: save it as PNG",
@@ -53,67 +54,69 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckedImage:
-    """An image file that decodes to its end; `width` and `height` are those of the upright picture."""
+    """An image file that decodes to its end; `width` and `height` are those of the upright image."""
 
     data: bytes
     width: int
     height: int
     hash: int
-    """The `difference_hash` of the upright picture, 64 bits: equal or a bit or two apart in copies saved again or made smaller."""
+    """The `difference_hash` of the upright image, 64 bits; copies that were saved again or shrunk differ in at most a few bits."""
     became_png: bool = False
+    """Whether the bytes were encoded again, as PNG: the name of the file needs another suffix."""
 
 
 def decode_image(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
-    """The picture of an image file, upright and RGB; of a moving one the first frame. One of more than `max_pixels` is not decoded.
+    """The image in a file, upright and RGB; the first frame of an animation. ImageError if it has more than `max_pixels`.
 
-    Transparency and colour profiles are left out of account, as image processors of models do; 16 bits a channel become 8.
+    Transparency and color profiles are ignored, as image processors of models do; 16 bits per channel become 8.
     """
-    with _opened(data, max_pixels) as image:
+    with _open_image(data, max_pixels) as image:
         image.load()
-        return _turn(_to_rgb(image), _orientation(image))
+        return _rotate_upright(_to_rgb(image), _orientation(image))
 
 
 def thumbnail(data: bytes, side_px: int) -> bytes:
-    """A JPEG of the upright picture, its longer side at most that long, without any metadata."""
-    with _opened(data) as image:
+    """A JPEG of the upright image, its longer side at most that long, without metadata."""
+    with _open_image(data) as image:
         # A large JPEG is decoded at a fraction of its size.
-        scale = SHRINK_GAP * side_px / max(image.size)
+        scale = SHRINK_REDUCING_GAP * side_px / max(image.size)
         image.draft(None, (round(scale * image.width), round(scale * image.height)))
         image.load()
-        small = _turn(_to_rgb(image), _orientation(image))
-    small.thumbnail((side_px, side_px), Image.Resampling.BICUBIC, reducing_gap=SHRINK_GAP)
+        small = _rotate_upright(_to_rgb(image), _orientation(image))
+    small.thumbnail((side_px, side_px), Image.Resampling.BICUBIC, reducing_gap=SHRINK_REDUCING_GAP)
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=THUMBNAIL_QUALITY)
     return stream.getvalue()
 
 
 def media_type(data: bytes) -> str:
-    """What the contents of an image file are, as browsers name it, whatever its name says; PictureError where it is none."""
-    with _opened(data) as image:
-        # Cameras put several JPEGs into one file, which browsers show as the first.
+    """The media type of an image file by its content, whatever its name; ImageError if it is not an image."""
+    with _open_image(data) as image:
+        # MPO: several JPEGs in one file, as some cameras write; browsers show the first.
         return "image/jpeg" if image.format == "MPO" else Image.MIME[image.format or ""]
 
 
-def check(data: bytes, max_side_px: int | None = None) -> CheckedImage:
-    """Decode a file to its end and measure it; with `max_side_px`, shrink a larger one so that its shorter side is that long."""
-    with _opened(data) as image:
+def check_image(data: bytes, max_side_px: int | None = None) -> CheckedImage:
+    """Decode a file to its end, measure and hash it. With `max_side_px`, an image with a longer shorter side is shrunk to that."""
+    with _open_image(data) as image:
         width, height = image.size
         if max_side_px is not None and min(width, height) > max_side_px:
             return _shrink(image, max_side_px)
-        # A JPEG is read to its end at an eighth of its size too, in half the time, and is gray enough for the hash.
-        image.draft("L", (9 * HASH_GAP, 8 * HASH_GAP))
+        # A gray JPEG at an eighth of the size is decoded to its end too, in half the time, and is enough for the hash.
+        image.draft("L", (9 * HASH_REDUCING_GAP, 8 * HASH_REDUCING_GAP))
         image.load()
         orientation = _orientation(image)
-        hash_bits = difference_hash(_turn(_to_rgb(image), orientation))
-    turned = orientation >= 5
-    return CheckedImage(data=data, width=height if turned else width, height=width if turned else height, hash=hash_bits)
+        hash_bits = difference_hash(_rotate_upright(_to_rgb(image), orientation))
+    if orientation >= 5:  # rotated by 90 degrees
+        width, height = height, width
+    return CheckedImage(data=data, width=width, height=height, hash=hash_bits)
 
 
 @contextmanager
-def _opened(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Image]:
-    """The image of a file, not yet decoded; in the block, Pillow's many errors become PictureError.
+def _open_image(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Image]:
+    """The image in a file, not yet decoded; in the block, Pillow's many errors become ImageError.
 
-    Its warning about a decompression bomb is an error, its warnings about odd metadata are none.
+    Pillow's warning about a decompression bomb is an error; its warnings about odd metadata are ignored.
     """
     limit = min(max_pixels or MAX_PIXELS, MAX_PIXELS)
     with warnings.catch_warnings():
@@ -123,20 +126,20 @@ def _opened(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Image]
             if not data:
                 raise ImageError("the image file is empty (0 bytes)")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                # Asked here too: which warnings are errors is decided for all threads at once.
+                # Compared here too, because warning filters are shared by all threads: another one may have reset them.
                 if image.width * image.height > limit:
                     raise _too_many_pixels(f"{image.width * image.height:,}, ", limit)
                 yield image
         except ImageError:
             raise
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            found = re.search(r"\d+", str(error))
-            raise _too_many_pixels(f"{int(found[0]):,}, " if found else "", limit) from error
+            num_pixels = re.search(r"\d+", str(error))
+            raise _too_many_pixels(f"{int(num_pixels[0]):,}, " if num_pixels else "", limit) from error
         except UnidentifiedImageError as error:
-            raise ImageError(f"not an image file that is read here ({', '.join(FORMATS)}){_what_it_is(data)}") from error
+            raise ImageError(f"not an image file of a supported format ({', '.join(FORMATS)}){_guess_other_format(data)}") from error
         except _DECODE_ERRORS as error:
             if "MAX_TEXT" in str(error):
-                raise ImageError("a text or a colour profile in it unpacks to too much, it may be a decompression bomb") from error
+                raise ImageError("its text or color profile unpacks to too many bytes, it may be a decompression bomb") from error
             raise ImageError(f"the image is truncated or damaged ({error})") from error
 
 
@@ -144,17 +147,17 @@ def _too_many_pixels(size: str, limit: int) -> ImageError:
     return ImageError(f"too many pixels, it may be a decompression bomb ({size}the limit is {limit:,})")
 
 
-def _what_it_is(data: bytes) -> str:
-    """What is often found under the name of an image, as the end of a message."""
+def _guess_other_format(data: bytes) -> str:
+    """The format of a file that is often mistaken for an image, as the end of a message; empty if unknown."""
     head = data[:_HEAD_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for signs, what in _OTHER_FILES.items():
-        if any(sign in head for sign in signs):
-            return f"; it looks like {what}"
+    for signatures, description in _OTHER_FORMATS.items():
+        if any(signature in head for signature in signatures):
+            return f"; it looks like {description}"
     return ""
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where the EXIF block is damaged, as it is in some COCO images."""
+    """The EXIF orientation, 1 to 8; 1 if the EXIF block is missing, or damaged as in some COCO images."""
     try:
         value = image.getexif().get(EXIF_ORIENTATION, 1)
     except _DECODE_ERRORS:
@@ -162,32 +165,32 @@ def _orientation(image: Image.Image) -> int:
     return value if value in _UPRIGHT else 1
 
 
-def _turn(image: Image.Image, orientation: int) -> Image.Image:
+def _rotate_upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    # Pillow would clip these at 255: 16-bit gray to white, floats in [0, 1] to black.
+    # Pillow clips wider modes to [0, 255]: most of 16-bit gray would become white, floats in [0, 1] black.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         kind = "floating-point" if image.mode == "F" else "32-bit"
-        raise ImageError(f"its pixels are {kind} numbers of which white is not known; save it with 8 bits a channel")
+        raise ImageError(f"its pixels are {kind} numbers without a known white; save it with 8 bits per channel")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
 def _shrink(image: Image.Image, side_px: int) -> CheckedImage:
-    """An image that is not decoded yet, made smaller: a JPEG as JPEG, anything else as PNG."""
+    """Shrink an image that is not decoded yet: a JPEG to a JPEG, any other format to a PNG."""
     scale = side_px / min(image.size)
     width, height = (max(side_px, round(side * scale)) for side in image.size)
     is_jpeg = image.format in ("JPEG", "MPO")
     # Only a JPEG can be decoded at a fraction of its size.
-    image.draft(None, (SHRINK_GAP * width, SHRINK_GAP * height))
+    image.draft(None, (SHRINK_REDUCING_GAP * width, SHRINK_REDUCING_GAP * height))
     image.load()
-    smaller = _to_rgb(image).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=SHRINK_GAP)
-    smaller = _turn(smaller, _orientation(image))
+    smaller = _to_rgb(image).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=SHRINK_REDUCING_GAP)
+    smaller = _rotate_upright(smaller, _orientation(image))
     buffer = io.BytesIO()
     if is_jpeg:
         smaller.save(buffer, format="JPEG", quality=JPEG_QUALITY)
@@ -197,14 +200,14 @@ def _shrink(image: Image.Image, side_px: int) -> CheckedImage:
     return CheckedImage(data=buffer.getvalue(), width=smaller.width, height=smaller.height, hash=hash_bits, became_png=not is_jpeg)
 
 
-def difference_hash(picture: Image.Image) -> int:
-    """64 bits that say where a small grey copy of a picture grows brighter from left to right: near for pictures that look alike.
+def difference_hash(image: Image.Image) -> int:
+    """The difference hash (dHash), 64 bits: where a 9 x 8 gray copy grows brighter from left to right. Few bits differ for like images.
 
     >>> difference_hash(Image.new("RGB", (40, 30), "red"))
     0
     """
-    # First by whole pixels to what a JPEG is decoded at for this, then smoothly: with boxes alone copies are three times as far apart.
-    small = picture.convert("L").resize((9, 8), Image.Resampling.LANCZOS, reducing_gap=HASH_GAP)
+    # The gap is the size at which `check_image` decodes a JPEG, so both give nearly the same hash.
+    small = image.convert("L").resize((9, 8), Image.Resampling.LANCZOS, reducing_gap=HASH_REDUCING_GAP)
     gray = np.asarray(small, dtype=np.int16)
     bits = np.packbits(gray[:, 1:] > gray[:, :-1])
     return int.from_bytes(bits.tobytes(), "big")

@@ -1,9 +1,9 @@
-"""Pictures of one split that stand in another too: the same file, or the same picture saved again.
+"""Leakage between splits: images of one split that are also in another, as the same file or as a copy that was saved again.
 
-A file is known by the SHA-256 of its bytes, a look by `pictures.difference_hash`. What is found is a hint for a person, no verdict.
-Of 24 million pairs of Flickr8k photos two were within 6 bits: one photo twice (0 bits) and one scene taken twice (5); those at 7 to 9
-bits had nothing in common. Copies at JPEG quality 50, at half the size, or enlarged stay within 3 bits in 98 of 100 cases, those with 1%
-cut off each side in 86, with 2% in 54: heavier cropping, and mirroring, go unseen.
+Files are compared by the SHA-256 of their bytes, images by `images.difference_hash`. A match is a hint for a person, not a verdict. Among
+24 million pairs of Flickr8k photos, two were within 6 bits: one photo twice (0 bits) and one scene photographed twice (5 bits). Pairs at 7
+to 9 bits had nothing in common. Copies at JPEG quality 50, at half the size, or enlarged stay within 3 bits in 98 of 100 cases; copies with
+1% cut off each side in 86, with 2% in 54. Heavier cropping and mirroring are not found.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from numpy.typing import NDArray
 
 PAIRS = (("test", "train"), ("val", "train"), ("test", "val"))
 NEAR_BITS = 3
-"""At the size of COCO, 5,000 by 113,287 photos, a few to ten of unlike ones may be this near, by extrapolation."""
+"""Images count as near up to this distance. At COCO's size (5,000 by 113,287 photos), extrapolation gives a few to ten unlike pairs."""
 NUM_EXAMPLES = 5
 _BLOCK = 1 << 16
-"""Hashes compared at a time: what is in work stays in the processor's cache."""
+"""Pairs of hashes compared at a time, so that the intermediate results stay in the processor's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitImages:
-    """The pictures of a split, in the order of its rows."""
+    """The images of a split, in the order of its rows."""
 
     image_ids: Sequence[str]
     digests: Sequence[bytes] | Sequence[str]
     """The SHA-256 of each image file, as bytes or in hex, the same in every split."""
     hashes: NDArray[np.uint64]
-    """The difference hash of each picture."""
+    """The difference hash of each image."""
 
     def __post_init__(self) -> None:
         if not len(self.image_ids) == len(self.digests) == len(self.hashes):
@@ -40,98 +40,100 @@ class SplitImages:
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """A picture, and the one in the other split that it is like."""
+    """An image, and the image of the other split that it equals or looks like."""
 
     image: str
     like: str
     bits: int | None
-    """How many of 64 bits their hashes differ in; None if the files are the same."""
+    """The number of bits, of 64, in which their hashes differ; None if the files are the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """How many pictures of one split are in another one, each counted once."""
+    """The number of images of one split that are in another one; each image is counted once."""
 
     same_file: int
     near: int
-    """Of those whose file is not there: the ones that look the same as one that is."""
+    """Images whose file is not in the other split, but one that looks the same."""
     examples: tuple[Match, ...]
     """The first few, the same files first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leakage:
-    """What `find` found."""
+    """Images that splits share."""
 
     near_bits: int
-    """Pictures whose hashes differ in no more bits than this count as near."""
+    """Images count as near if their hashes differ in at most so many bits."""
     overlaps: dict[str, Overlap]
-    """By pair of splits: "test in train", "val in train", "test in val"; those of which both splits are there."""
+    """By pair of splits that the corpus has: "test in train", "val in train", "test in val"."""
     repeats: dict[str, int]
-    """By split: pictures whose file stands in an earlier row of the same split."""
+    """By split: images with the same file as an earlier row of the split."""
 
     @property
     def is_clean(self) -> bool:
-        """Whether no split has a picture of another."""
+        """Whether no split has an image of another."""
         return not any(overlap.same_file or overlap.near for overlap in self.overlaps.values())
 
 
-def find(splits: Mapping[str, SplitImages], near_bits: int = NEAR_BITS) -> Leakage:
-    """The pictures that test and val share with train and with each other, and repeats within a split."""
+def find_leakage(splits: Mapping[str, SplitImages], near_bits: int = NEAR_BITS) -> Leakage:
+    """The images that test and val share with train and with each other, and repeats within a split."""
     overlaps = {
-        f"{one} in {other}": _overlap(splits[one], splits[other], near_bits) for one, other in PAIRS if one in splits and other in splits
+        f"{held_out} in {other}": _overlap(splits[held_out], splits[other], near_bits)
+        for held_out, other in PAIRS
+        if held_out in splits and other in splits
     }
-    repeats = {split: len(part.digests) - len(set(part.digests)) for split, part in splits.items()}
+    repeats = {split: len(images.digests) - len(set(images.digests)) for split, images in splits.items()}
     return Leakage(near_bits=near_bits, overlaps=overlaps, repeats=repeats)
 
 
-def leakage_facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and values, in words, of a `Leakage` as `corpus.json` has it; empty where no split shares a picture with another.
+def leakage_facts(leakage: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values, in words, of a `Leakage` as saved in `corpus.json`; empty if no split shares an image with another.
 
     >>> leakage_facts({"overlaps": {"test in train": {"same_file": 1, "near": 0, "examples": [{"image": "a", "like": "b", "bits": None}]}}})
-    [('pictures of test in train', '1 the same file, 0 look the same; the first: a and b')]
+    [('images of test in train', '1 the same file, 0 look the same; the first: a and b')]
     """
     facts = []
-    for where, overlap in found.get("overlaps", {}).items():
+    for pair, overlap in leakage.get("overlaps", {}).items():
         if overlap["same_file"] or overlap["near"]:
             first = overlap["examples"][0]
             counts = f"{overlap['same_file']:,} the same file, {overlap['near']:,} look the same"
-            facts.append((f"pictures of {where}", f"{counts}; the first: {first['image']} and {first['like']}"))
-    for split, count in found.get("repeats", {}).items():
+            facts.append((f"images of {pair}", f"{counts}; the first: {first['image']} and {first['like']}"))
+    for split, count in leakage.get("repeats", {}).items():
         if count:
-            facts.append((f"pictures that {split} has twice", f"{count:,}, by their files"))
+            facts.append((f"repeated images in {split}", f"{count:,}, by their files"))
     return facts
 
 
-def nearest(hashes_A: NDArray[np.uint64], hashes_B: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each hash of A the place of the nearest of B, the first one of equals, and how many bits they differ in.
+def nearest_hashes(hashes_A: NDArray[np.uint64], hashes_B: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each hash of A: the index of the nearest hash of B, the first of equally near ones, and the number of bits in which they differ.
 
-    >>> place, bits = nearest(np.array([7, 8], np.uint64), np.array([0, 3], np.uint64))
-    >>> place.tolist(), bits.tolist()
+    >>> index, bits = nearest_hashes(np.array([7, 8], np.uint64), np.array([0, 3], np.uint64))
+    >>> index.tolist(), bits.tolist()
     ([1, 0], [1, 1])
     """
-    places = np.zeros(len(hashes_A), dtype=np.int64)
-    bits = np.full(len(hashes_A), 65, dtype=np.int64)
+    nearest_A = np.zeros(len(hashes_A), dtype=np.int64)
+    bits_A = np.full(len(hashes_A), 65, dtype=np.int64)  # more than any distance of 64-bit hashes
     rows = max(1, _BLOCK // max(1, min(len(hashes_B), _BLOCK)))
     for start in range(0, len(hashes_A), rows):
         part = slice(start, start + rows)
         for offset in range(0, len(hashes_B), _BLOCK):
-            apart = np.bitwise_count(hashes_A[part, None] ^ hashes_B[None, offset : offset + _BLOCK])
-            found = apart.argmin(axis=1)
-            least = apart[np.arange(len(found)), found]
-            is_nearer = least < bits[part]
-            places[part] = np.where(is_nearer, found + offset, places[part])
-            bits[part] = np.where(is_nearer, least, bits[part])
-    return places, bits
+            distance_RC = np.bitwise_count(hashes_A[part, None] ^ hashes_B[None, offset : offset + _BLOCK])
+            nearest_R = distance_RC.argmin(axis=1)
+            bits_R = distance_RC[np.arange(len(nearest_R)), nearest_R]
+            is_nearer_R = bits_R < bits_A[part]
+            nearest_A[part] = np.where(is_nearer_R, nearest_R + offset, nearest_A[part])
+            bits_A[part] = np.where(is_nearer_R, bits_R, bits_A[part])
+    return nearest_A, bits_A
 
 
-def _overlap(one: SplitImages, other: SplitImages, near_bits: int) -> Overlap:
-    first_of = {digest: place for place, digest in reversed(list(enumerate(other.digests)))}
-    same = [(i, first_of[digest]) for i, digest in enumerate(one.digests) if digest in first_of]
-    same_rows = {i for i, _ in same}
-    places, bits = nearest(one.hashes, other.hashes)
-    near = [i for i in np.flatnonzero(bits <= near_bits).tolist() if i not in same_rows]
-    examples = [Match(image=one.image_ids[i], like=other.image_ids[place], bits=None) for i, place in same[:NUM_EXAMPLES]]
-    for i in near[: NUM_EXAMPLES - len(examples)]:
-        examples.append(Match(image=one.image_ids[i], like=other.image_ids[int(places[i])], bits=int(bits[i])))
+def _overlap(held_out: SplitImages, other: SplitImages, near_bits: int) -> Overlap:
+    first_row = {digest: row for row, digest in reversed(list(enumerate(other.digests)))}
+    same = [(row, first_row[digest]) for row, digest in enumerate(held_out.digests) if digest in first_row]
+    same_rows = {row for row, _ in same}
+    nearest, bits = nearest_hashes(held_out.hashes, other.hashes)
+    near = [row for row in np.flatnonzero(bits <= near_bits).tolist() if row not in same_rows]
+    examples = [Match(image=held_out.image_ids[row], like=other.image_ids[copy], bits=None) for row, copy in same[:NUM_EXAMPLES]]
+    for row in near[: NUM_EXAMPLES - len(examples)]:
+        examples.append(Match(image=held_out.image_ids[row], like=other.image_ids[int(nearest[row])], bits=int(bits[row])))
     return Overlap(same_file=len(same), near=len(near), examples=tuple(examples))

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from dcdctl.core import config, files
 from dcdctl.core.data import corpus, images, near_duplicates, source_files
-from dcdctl.core.data.image_workers import CHUNK_IMAGES, ReadImages, image_pool
+from dcdctl.core.data.image_workers import CHUNK_IMAGES, CheckImages, image_pool
 from dcdctl.core.data.manifest import Manifest, SplitCounts, check_protocol
 from dcdctl.core.data.near_duplicates import Leakage
 from dcdctl.core.data.readers import list_source
@@ -45,7 +45,7 @@ class Shard:
     image_ids: list[str]
     image_digests: list[bytes]
     hashes: list[int]
-    """The difference hash of each picture, see `pictures.difference_hash`."""
+    """The difference hash of each image, see `images.difference_hash`."""
     skipped: list[Skipped]
 
     def count(self, row: corpus.CorpusRow) -> None:
@@ -104,7 +104,7 @@ class ShardProgress:
         return shard
 
 
-def write_shard(path: Path, rows: Sequence[SourceRow], read: ReadImages, *, skip_bad: bool, advance: Advance) -> Shard:
+def write_shard(path: Path, rows: Sequence[SourceRow], read: CheckImages, *, skip_bad: bool, advance: Advance) -> Shard:
     shard = _empty_shard([], [])
 
     def good_rows() -> Iterator[corpus.CorpusRow]:
@@ -129,27 +129,27 @@ def _empty_shard(skipped: list[Skipped], hashes: list[int]) -> Shard:
 
 
 def leakage_of(splits: Mapping[str, Sequence[Shard]]) -> Leakage:
-    return near_duplicates.find(
+    return near_duplicates.find_leakage(
         {
             split: near_duplicates.SplitImages(
-                image_ids=[one for shard in shards for one in shard.image_ids],
-                digests=[one for shard in shards for one in shard.image_digests],
-                hashes=np.array([one for shard in shards for one in shard.hashes], dtype=np.uint64),
+                image_ids=[image_id for shard in shards for image_id in shard.image_ids],
+                digests=[digest for shard in shards for digest in shard.image_digests],
+                hashes=np.array([value for shard in shards for value in shard.hashes], dtype=np.uint64),
             )
             for split, shards in splits.items()
         }
     )
 
 
-def _corpus_row(row: SourceRow, picture: images.CheckedImage) -> corpus.CorpusRow:
-    # A picture that was made smaller may have become a PNG.
-    path = str(PurePosixPath(row.path).with_suffix(".png")) if picture.became_png else row.path
+def _corpus_row(row: SourceRow, image: images.CheckedImage) -> corpus.CorpusRow:
+    # An image that was shrunk may have become a PNG.
+    path = str(PurePosixPath(row.path).with_suffix(".png")) if image.became_png else row.path
     return corpus.CorpusRow(
         image_id=row.image_id,
         path=path,
-        data=picture.data,
-        width=picture.width,
-        height=picture.height,
+        data=image.data,
+        width=image.width,
+        height=image.height,
         captions=row.captions,
         caption_ids=row.caption_ids,
     )
@@ -197,7 +197,7 @@ class CorpusSummary:
     protocol: str
     """What results on it can be compared with, or "none:" and why."""
     leakage: dict[str, Any]
-    """Pictures that splits share, see `leakage.Leakage`."""
+    """Images that splits share, see `near_duplicates.Leakage`."""
     skipped: list[dict[str, str]]
     notes: list[str]
     """How files were come by and checked."""
