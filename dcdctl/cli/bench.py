@@ -66,13 +66,14 @@ def bench(
     """Time a student beside its teacher on the same pairs, and say how much faster it is."""
     from dcdctl.core import devices
     from dcdctl.core.bench import BenchConfig, Pair, compare_saved
-    from dcdctl.core.config import apply_sets
+    from dcdctl.core.config import apply_sets, build
 
-    config = BenchConfig(
-        num_images=images, batch_size=batch_size, batch_sizes=batch_sizes, gallery_sizes=gallery_sizes, headline_size=headline,
-        budget_s=budget, num_repeats=repeats, num_fresh_processes=fresh_processes, is_onnx_timed=onnx, num_threads=threads,
-        clock=clock, precision=devices.precision(precision),
-    )  # fmt: skip
+    settings = {
+        "num_images": images, "batch_size": batch_size, "batch_sizes": batch_sizes, "gallery_sizes": gallery_sizes,
+        "headline_size": headline, "budget_s": budget, "num_repeats": repeats, "num_fresh_processes": fresh_processes,
+        "is_onnx_timed": onnx, "num_threads": threads, "clock": clock, "precision": devices.precision(precision),
+    }  # fmt: skip
+    config = build(BenchConfig, settings)
     place = devices.choose(device)
     pair = Pair(teacher=teacher, student=run, overrides=apply_sets({}, model_set or []), data=data, split=split)
     result = compare_saved(pair, config, device=place, track=bar)

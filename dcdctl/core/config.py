@@ -1,20 +1,152 @@
-"""Frozen dataclasses from TOML tables and `--set key=value`."""
+"""Frozen dataclasses from TOML tables and `--set key=value`, with the range of each field in its annotation.
+
+    @dataclass(frozen=True, kw_only=True)
+    class OptimizerConfig:
+        lr: Annotated[float, Above(0)] = 1e-4
+        schedule: Literal["linear", "cosine"] = "linear"
+
+        def __post_init__(self) -> None:
+            check_fields(self, "optimizer")
+
+`OptimizerConfig(lr=0.0)` raises "optimizer.lr must be above 0, got 0.0".
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from dcdctl.core.errors import ConfigError
 
 T = TypeVar("T")
+
+
+class Constraint(Protocol):
+    """What an annotation demands of a field's value; its text completes "FIELD must ..."."""
+
+    def admits(self, value: Any) -> bool: ...
+    def __str__(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Above:
+    """Finite numbers greater than `low`."""
+
+    low: float
+
+    def admits(self, value: float) -> bool:
+        return self.low < value < math.inf
+
+    def __str__(self) -> str:
+        return f"be above {self.low}"
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """Numbers from `low`, infinity included."""
+
+    low: float
+
+    def admits(self, value: float) -> bool:
+        return value >= self.low
+
+    def __str__(self) -> str:
+        return f"be at least {self.low}"
+
+
+@dataclass(frozen=True)
+class Between:
+    """Numbers of an interval; in `ends`, a round bracket excludes that end."""
+
+    low: float
+    high: float
+    ends: Literal["[]", "[)", "(]", "()"] = "[]"
+
+    def admits(self, value: float) -> bool:
+        is_end = (value == self.low and self.ends[0] == "(") or (value == self.high and self.ends[1] == ")")
+        return self.low <= value <= self.high and not is_end
+
+    def __str__(self) -> str:
+        return f"lie in {self.ends[0]}{self.low}, {self.high}{self.ends[1]}"
+
+
+@dataclass(frozen=True)
+class NotEmpty:
+    """Texts, lists and tables with at least one item."""
+
+    def admits(self, value: Sized) -> bool:
+        return len(value) > 0
+
+    def __str__(self) -> str:
+        return "not be empty"
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """Lists without equal items."""
+
+    def admits(self, value: Sequence[object]) -> bool:
+        return len(set(value)) == len(value)
+
+    def __str__(self) -> str:
+        return "not repeat an item"
+
+
+@dataclass(frozen=True)
+class Ascending:
+    """Lists in which every number is greater than the one before."""
+
+    def admits(self, value: Sequence[float]) -> bool:
+        return all(first < second for first, second in itertools.pairwise(value))
+
+    def __str__(self) -> str:
+        return "ascend"
+
+
+Count = Annotated[int, AtLeast(1)]
+Positive = Annotated[float, Above(0)]
+Share = Annotated[float, Between(0, 1)]
+
+
+def check_fields(config: Any, section: str = "") -> None:
+    """ConfigError that names `section.field` if a value is outside the range of its annotation or is not a choice of its Literal.
+
+    Types are not checked; `build` does that. Called in `__post_init__`, so that no config exists with a wrong value.
+    """
+    cls: Any = type(config)
+    for name, hint in _annotations(cls).items():
+        _check(hint, getattr(config, name), _join(section, name))
+
+
+def _check(hint: Any, value: Any, where: str) -> None:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        inner, *constraints = arguments
+        _check(inner, value, where)
+        for constraint in constraints:
+            if not constraint.admits(value):
+                raise ConfigError(f"{where} must {constraint}, got {_shown(value)}")
+    elif origin is Literal:
+        _check_choice(arguments, value, where)
+    elif origin in (types.UnionType, typing.Union):
+        if value is not None and len(kinds := _without_none(arguments)) == 1:
+            _check(kinds[0], value, where)
+    elif origin is tuple:
+        for i, (kind, item) in enumerate(zip(_item_hints(arguments, value, where), value, strict=True)):
+            _check(kind, item, f"{where}[{i}]")
+    elif _is_mapping(origin):
+        for key, item in value.items():
+            _check(arguments[1], item, _join(where, key))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -26,12 +158,12 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def apply_sets(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """The table with `a.b=value` assignments made; values are read as TOML, and as plain strings where that fails."""
+    """A copy of the table with `a.b=value` assignments applied; a value is read as TOML, or as plain text if it is not TOML."""
     result = _copy(table)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"--set expects key=value, got {assignment!r}", hint="for example --set loss.alpha=0.5")
+            raise ConfigError(f"--set requires key=value, got {assignment!r}", hint="for example --set loss.alpha=0.5")
         *parents, leaf = key.strip().split(".")
         inner = result
         for parent in parents:
@@ -43,7 +175,7 @@ def apply_sets(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str
 
 
 def parse_value(text: str) -> Any:
-    """A TOML value, or the text itself where it is none."""
+    """The value of a TOML expression, or the text itself if it is not TOML."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -51,7 +183,10 @@ def parse_value(text: str) -> Any:
 
 
 def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
-    """An instance of a frozen dataclass; unknown keys, missing keys and values of another type are ConfigErrors that name them."""
+    """A frozen dataclass from a table; an unknown key, a missing key or a value of another type is a ConfigError that names it.
+
+    `where` is the dotted name of the table, for messages.
+    """
     hints = _hints(cls)  # type: ignore[arg-type]
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = [key for key in table if key not in fields]
@@ -76,7 +211,15 @@ def to_table(value: Any) -> Any:
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
+    """The type of each field, without constraints."""
     return typing.get_type_hints(cls)
+
+
+@functools.cache
+def _annotations(cls: Any) -> dict[str, Any]:
+    """The type of each field, with constraints."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -84,13 +227,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        return _convert_to_one_of([kind for kind in arguments if kind is not type(None)], value, where)
-    if origin is typing.Literal:
-        if value not in arguments:
-            raise ConfigError(f"{where} must be one of {', '.join(map(str, arguments))}, got {value!r}")
+        return _convert_to_one_of(_without_none(arguments), value, where)
+    if origin is Literal:
+        _check_choice(arguments, value, where)
         return value
     if isinstance(hint, type) and issubclass(hint, Enum):
-        return hint(_convert(typing.Literal[*(member.value for member in hint)], value, where))
+        _check_choice([member.value for member in hint], value, where)
+        return hint(value)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a table, got {value!r}")
@@ -98,8 +241,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where} must be a list, got {value!r}")
-        return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is not None and issubclass(origin, Mapping):
+        kinds = _item_hints(arguments, value, where)
+        return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+    if _is_mapping(origin):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a table, got {value!r}")
         return {key: _convert(arguments[1], item, _join(where, key)) for key, item in value.items()}
@@ -118,6 +262,32 @@ def _convert_to_one_of(kinds: Sequence[Any], value: Any, where: str) -> Any:
         except ConfigError as error:
             errors.append(error)
     raise errors[0]
+
+
+def _check_choice(choices: Sequence[Any], value: Any, where: str) -> None:
+    if value not in choices:
+        raise ConfigError(f"{where} must be one of {', '.join(map(str, choices))}, got {value!r}")
+
+
+def _item_hints(arguments: Sequence[Any], value: Sequence[Any], where: str) -> Sequence[Any]:
+    """The type of each item of a tuple; ConfigError if the tuple has a fixed length and the value another."""
+    if arguments[-1] is Ellipsis:
+        return [arguments[0]] * len(value)
+    if len(value) != len(arguments):
+        raise ConfigError(f"{where} must have {len(arguments)} items, got {_shown(value)}")
+    return arguments
+
+
+def _is_mapping(origin: Any) -> bool:
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def _without_none(kinds: Sequence[Any]) -> list[Any]:
+    return [kind for kind in kinds if kind is not type(None)]
+
+
+def _shown(value: Any) -> str:
+    return repr(to_table(value))
 
 
 def _join(where: str, key: str) -> str:

@@ -209,10 +209,10 @@ def test_on_a_gpu_every_time_is_taken_when_its_work_is_done(monkeypatch):
     ("settings", "message"),
     [
         ({"gallery_sizes": (10,), "headline_size": 20}, "headline_size must be one of the gallery sizes 10, got 20"),
-        ({"batch_sizes": (8, 0)}, "batch_sizes must be at least 1"),
-        ({"batch_sizes": ()}, "batch_sizes must be at least 1"),
-        ({"budget_s": 0.0}, "budget_s must be more than 0 seconds, got 0"),
-        ({"num_fresh_processes": -1}, "num_fresh_processes must not be negative, got -1"),
+        ({"batch_sizes": (8, 0)}, r"batch_sizes\[1\] must be at least 1, got 0"),
+        ({"batch_sizes": ()}, "batch_sizes must not be empty"),
+        ({"budget_s": 0.0}, "budget_s must be above 0, got 0.0"),
+        ({"num_fresh_processes": -1}, "num_fresh_processes must be at least 0, got -1"),
     ],
 )
 def test_a_setting_that_cannot_be_is_an_error_that_names_it(settings, message):

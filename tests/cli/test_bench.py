@@ -77,9 +77,9 @@ def test_bench_shows_tables_that_mark_what_is_extrapolated(scenes_corpus_dir, fo
     [
         (["--gallery-sizes", "10,20"], 1, "headline_size must be one of the gallery sizes 10, 20, got 1000"),
         (["--batch-sizes", "1;8"], 2, "is not a list of whole numbers, such as 1,8,32"),
-        (["--budget", "0"], 1, "budget_s must be more than 0 seconds"),
+        (["--budget", "0"], 1, "budget_s must be above 0, got 0.0"),
         (["--precision", "int3"], 1, "precision must be one of"),
-        (["--clock", "moon"], 1, "clock must be one of wall, processor, got moon"),
+        (["--clock", "moon"], 1, "clock must be one of wall, processor, got 'moon'"),
     ],
 )
 def test_a_setting_that_cannot_be_ends_before_anything_is_timed(scenes_corpus_dir, folders, words, status, message):

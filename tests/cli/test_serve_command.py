@@ -95,7 +95,7 @@ def test_a_host_that_is_none_is_told(tmp_path):
     ("arguments", "message"),
     [
         (["--set", "max_kk=5"], "unknown key max_kk; known keys here: host, port, allowed_hosts, default_k"),
-        (["--set", "max_k=0"], "max_k must be more than 0"),
+        (["--set", "max_k=0"], "max_k must be at least 1, got 0"),
         (["--set", "max_k=many"], "max_k must be int"),
         (["--allow-host", "a.org:80"], "a name without a port"),
     ],

@@ -39,7 +39,7 @@ def test_a_set_changes_one_field_and_leaves_the_others():
     [
         ("colour=1", "unknown key colour; known keys here: counts, side_px, seed, captions"),
         ("counts.dev=5", "counts.dev is not a split"),
-        ("counts.train=-1", "counts.train must be 0 or more, got -1"),
+        ("counts.train=-1", "counts.train must be at least 0, got -1"),
         ("side_px=big", "side_px must be int, got 'big'"),
         ("captions=0", r"captions must lie in \[1, 20\], got 0"),
         ("format=coco", f"format must be one of {', '.join(FORMATS)}, got 'coco'"),

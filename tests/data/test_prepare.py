@@ -437,7 +437,7 @@ def test_options_out_of_range_are_named():
         PrepareOptions(splits=("train", "dev"))
     with pytest.raises(ConfigError, match="image_size_px must be at least 1, got 0"):
         PrepareOptions(image_size_px=0)
-    with pytest.raises(ConfigError, match="on_error must be stop or skip, got 'ignore'"):
+    with pytest.raises(ConfigError, match="on_error must be one of stop, skip, got 'ignore'"):
         PrepareOptions(on_error="ignore")
 
 

@@ -86,9 +86,18 @@ def test_the_front_holds_what_nothing_beats():
     assert on_front([at(0, 300, 1), at(5, 300, 1)]) == [True, True]
 
 
-@pytest.mark.parametrize("depths", [(), (0,), (-1, 5), (10, 5), (5, 5)])
-def test_depths_are_ascending_and_one_of_them_reranks(depths):
-    with pytest.raises(ConfigError, match="depths must be whole numbers from 0, ascending"):
+@pytest.mark.parametrize(
+    ("depths", "message"),
+    [
+        ((), r"depths must not be empty, got \[\]"),
+        ((0,), "depths must end above 0, got 0"),
+        ((-1, 5), r"depths\[0\] must be at least 0, got -1"),
+        ((10, 5), r"depths must ascend, got \[10, 5\]"),
+        ((5, 5), r"depths must ascend, got \[5, 5\]"),
+    ],
+)
+def test_depths_are_ascending_and_one_of_them_reranks(depths, message):
+    with pytest.raises(ConfigError, match=message):
         rankers.EvalOptions(depths=depths)
 
 

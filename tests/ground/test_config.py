@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
+from paths import ROOT
 
 from dcdctl.core import config
+from dcdctl.core.config import Above, Ascending, AtLeast, Between, Constraint, Count, Distinct, NotEmpty, Positive, Share, check_fields
 from dcdctl.core.errors import ConfigError
 
 
@@ -104,3 +107,89 @@ def test_a_word_becomes_a_member_of_its_enum_and_a_plain_word_again():
     assert [type(word) for word in config.to_table(built)["sides"]] == [str]
     with pytest.raises(ConfigError, match=r"^batch\.sides\[0\] must be one of left, right, got 'up'$"):
         config._convert(Sides, {"sides": ["up"]}, "batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranged:
+    rate: Positive = 0.1
+    share: Share = 1.0
+    dropout: Annotated[float, Between(0, 1, "[)")] = 0.0
+    most: Count | None = None
+    steps: Annotated[tuple[Count, ...], Ascending()] = ()
+    betas: tuple[Share, Share] = (0.9, 0.98)
+    sides: Annotated[tuple[Literal["text", "image"], ...], NotEmpty(), Distinct()] = ("text",)
+    weights: Mapping[str, Positive] = field(default_factory=dict)
+    kind: Literal["a", "b"] = "a"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "ranged")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    ranged: Ranged = field(default_factory=Ranged)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"rate": 0.0}, r"ranged\.rate must be above 0, got 0\.0"),
+        ({"rate": float("inf")}, r"ranged\.rate must be above 0, got inf"),
+        ({"rate": float("nan")}, r"ranged\.rate must be above 0, got nan"),
+        ({"share": 2.0}, r"ranged\.share must lie in \[0, 1\], got 2\.0"),
+        ({"dropout": 1.0}, r"ranged\.dropout must lie in \[0, 1\), got 1\.0"),
+        ({"most": 0}, r"ranged\.most must be at least 1, got 0"),
+        ({"steps": (0,)}, r"ranged\.steps\[0\] must be at least 1, got 0"),
+        ({"steps": (4, 2)}, r"ranged\.steps must ascend, got \[4, 2\]"),
+        ({"steps": (2, 2)}, r"ranged\.steps must ascend, got \[2, 2\]"),
+        ({"betas": (0.9, 1.5)}, r"ranged\.betas\[1\] must lie in \[0, 1\], got 1\.5"),
+        ({"betas": (0.9,)}, r"ranged\.betas must have 2 items, got \[0\.9\]"),
+        ({"sides": ()}, r"ranged\.sides must not be empty, got \[\]"),
+        ({"sides": ("text", "text")}, r"ranged\.sides must not repeat an item, got \['text', 'text'\]"),
+        ({"sides": ("left",)}, r"ranged\.sides\[0\] must be one of text, image, got 'left'"),
+        ({"weights": {"kl": -1.0}}, r"ranged\.weights\.kl must be above 0, got -1\.0"),
+        ({"kind": "c"}, r"ranged\.kind must be one of a, b, got 'c'"),
+    ],
+)
+def test_a_value_out_of_range_is_named_however_the_config_is_made(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        Ranged(**wrong)
+    with pytest.raises(ConfigError, match=message):
+        config.build(Whole, {"ranged": wrong})
+
+
+def test_values_at_the_ends_of_their_ranges_are_allowed():
+    built = Ranged(rate=1e-9, share=0.0, most=1, steps=(1, 2), betas=(0.0, 1.0), sides=("text", "image"), weights={"kl": 1e9})
+    assert config.build(Ranged, config.to_table(built)) == built
+
+
+@pytest.mark.parametrize(
+    ("constraint", "inside", "outside"),
+    [
+        (Above(0), [1e-9, 5], [0, -1, float("inf"), float("nan")]),
+        (AtLeast(0), [0, 5, float("inf")], [-1e-9, float("nan")]),
+        (Between(0, 1), [0, 0.5, 1], [-1e-9, 1.1, float("nan")]),
+        (Between(0, 1, "[)"), [0, 0.5], [1]),
+        (Between(0, 1, "(]"), [0.5, 1], [0]),
+        (Between(0, 1, "()"), [0.5], [0, 1]),
+    ],
+)
+def test_ranges_by_hand(constraint: Constraint, inside, outside):
+    assert all(constraint.admits(value) for value in inside)
+    assert not any(constraint.admits(value) for value in outside)
+
+
+def has_a_range(annotation: ast.expr) -> bool:
+    return any(isinstance(node, ast.Name) and node.id in {"Annotated", "Count", "Positive", "Share"} for node in ast.walk(annotation))
+
+
+def test_every_config_with_a_range_checks_its_fields():
+    num_checked = 0
+    for path in (ROOT / "dcdctl" / "core").rglob("*.py"):
+        for cls in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(cls, ast.ClassDef) and any(isinstance(node, ast.AnnAssign) and has_a_range(node.annotation) for node in cls.body):
+                methods = [ast.unparse(node) for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__post_init__"]
+                assert methods, f"{cls.name} in {path} has ranges that nothing checks"
+                assert "check_fields(self" in methods[0], f"{cls.name} in {path} has ranges that nothing checks"
+                num_checked += 1
+    assert num_checked >= 15

@@ -74,7 +74,7 @@ def test_caches_of_two_corpora_do_not_go_together(corpus, teacher, caches, tmp_p
 def test_a_student_learns_from_two_teachers(scenes_corpus_dir, corpus, teacher, folders, tmp_path):
     config = recipe.load_recipe("tiny-student", ["teachers.weights=[0.7, 0.3]"])
     assert config.teachers.weights == (0.7, 0.3)
-    with pytest.raises(ConfigError, match=r"teachers\.weights must be above 0"):
+    with pytest.raises(ConfigError, match=r"teachers\.weights\[\d\] must be above 0"):
         recipe.load_recipe("tiny-student", ["teachers.weights=[1, 0]"])
     inputs = distill.Inputs(corpus, [teacher_cache.read_cache(folder) for folder in folders], teacher)
     sets = ["model.layers=[0, 2]", "batch.size=4", "batch.random_negatives=2", "batch.hard_negatives=1", "optimizer.steps=2"]

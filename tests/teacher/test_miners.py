@@ -359,7 +359,7 @@ def test_without_bm25s_the_error_says_how_to_install_it(corpus, monkeypatch):
         ({"kind": "mixed"}, r"candidates\.shares is for candidates\.kind mixed"),
         ({"shares": {"random": 1.0}}, r"candidates\.shares is for candidates\.kind mixed"),
         ({"kind": "mixed", "shares": {"blocks": 1.0}}, r"candidates\.shares has blocks = 1\.0; known: random, lexical, embedding"),
-        ({"directions": ()}, r"candidates\.directions must name text, image or both, got \[\]"),
+        ({"directions": ()}, r"candidates\.directions must not be empty, got \[\]"),
         ({"duplicate_bits": 64}, r"candidates\.duplicate_bits must lie in \[0, 64\), got 64"),
         ({"relative_margin": 1.0}, r"candidates\.relative_margin must lie in \[0, 1\), got 1\.0"),
     ],

@@ -20,6 +20,7 @@ import PIL
 import pyarrow as pa
 
 from dcdctl.core import config, files
+from dcdctl.core.config import Count
 from dcdctl.core.data import corpus, images, near_duplicates, source_files
 from dcdctl.core.data.image_workers import CHUNK_IMAGES, CheckImages, image_pool
 from dcdctl.core.data.manifest import Manifest, SplitCounts, check_protocol
@@ -28,7 +29,7 @@ from dcdctl.core.data.readers import list_source
 from dcdctl.core.data.readers.rows import SKIP_HINT, SPLITS, Listing, RowCheck, Skipped, SourceRow, why_empty
 from dcdctl.core.data.source_files import LocatedSource, SourceOptions
 from dcdctl.core.devices import num_cores
-from dcdctl.core.errors import ConfigError, CorpusError, InputError
+from dcdctl.core.errors import CorpusError, InputError
 from dcdctl.core.progress import Advance, Track, silent
 
 PLAN_FILE = "prepare.json"
@@ -161,25 +162,20 @@ class PrepareOptions:
 
     splits: tuple[str, ...] = ()
     """Empty: all the source has."""
-    max_images: int | None = None
+    max_images: Count | None = None
     """Only the first rows of each split."""
-    image_size_px: int | None = None
+    image_size_px: Count | None = None
     """Shrink larger images so that their shorter side is this long; without it the original bytes are kept."""
-    workers: int = field(default_factory=num_cores)
+    workers: Count = field(default_factory=num_cores)
     on_error: Literal["stop", "skip"] = "stop"
-    shard_size: int = 2000
+    shard_size: Count = 2000
     """Images a shard."""
 
     def __post_init__(self) -> None:
         for split in self.splits:
             if split not in SPLITS:
                 raise InputError(f"unknown split {split!r}", hint=f"known splits: {', '.join(SPLITS)}")
-        if self.on_error not in ("stop", "skip"):
-            raise ConfigError(f"on_error must be stop or skip, got {self.on_error!r}")
-        for name in ("max_images", "image_size_px", "workers", "shard_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
+        config.check_fields(self)
 
     def to_plan(self) -> dict[str, Any]:
         """What decides the result, beside the counts by split."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcdctl.core import scoring
+from dcdctl.core.config import Ascending, AtLeast, NotEmpty, check_fields
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
@@ -43,15 +45,16 @@ class EvalOptions:
     """How a model is evaluated."""
 
     protocol: Protocol = WHOLE
-    depths: tuple[int, ...] = (50,)
+    depths: Annotated[tuple[Annotated[int, AtLeast(0)], ...], NotEmpty(), Ascending()] = (50,)
     """cascade: candidates of each query that are re-ranked, ascending; the numbers are those of the last, all are listed beside."""
     compute: Compute = ON_CPU
     num_top: int = NUM_TOP
     """Candidates of each query that are named."""
 
     def __post_init__(self) -> None:
-        if list(self.depths) != sorted(set(self.depths)) or not self.depths or self.depths[0] < 0 or self.depths[-1] == 0:
-            raise ConfigError(f"depths must be whole numbers from 0, ascending, the last above 0; got {', '.join(map(str, self.depths))}")
+        check_fields(self)
+        if self.depths == (0,):
+            raise ConfigError("depths must end above 0, got 0")
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,15 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, TimmWrapperImageProcessor
 
-from dcdctl.core.errors import ConfigError, ModelError, require_extra
+from dcdctl.core.config import Between, Count, check_fields
+from dcdctl.core.errors import ModelError, require_extra
 from dcdctl.core.models.checkpoint import check_complete, digest_of_model
 from dcdctl.core.models.preprocess import Preprocess, hub_errors, load_image_processor
 from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
@@ -272,16 +273,13 @@ MAX_LOGIT_SCALE = 100.0
 class ProjectionSize:
     """What comes after the encoders."""
 
-    projection_dim: int = 512
+    projection_dim: Count = 512
     """Length of the vectors."""
-    dropout: float = 0.5
+    dropout: Annotated[float, Between(0, 1, "[)")] = 0.5
     """Of the features, in training: the one thing that keeps a linear layer from learning a few thousand captions by heart."""
 
     def __post_init__(self) -> None:
-        if self.projection_dim < 1:
-            raise ConfigError(f"projection_dim must be at least 1, got {self.projection_dim}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
+        check_fields(self)
 
 
 class Projections(nn.Module):

@@ -14,13 +14,14 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Annotated, Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel
 
+from dcdctl.core.config import Between, Count, check_fields
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import backbones
 from dcdctl.core.models.attention import Heads, into_queries, into_source, recomputed
@@ -37,22 +38,18 @@ INITIALIZER_RANGE = 0.02
 class FusionSize:
     """The dimensions of the fusion steps."""
 
-    hidden_size: int = 768
-    num_layers: int = 6
-    num_heads: int = 12
-    mlp_ratio: int = 4
+    hidden_size: Count = 768
+    num_layers: Count = 6
+    num_heads: Count = 12
+    mlp_ratio: Count = 4
     """Width of the feed forward over the width of the stream."""
-    dropout: float = 0.1
+    dropout: Annotated[float, Between(0, 1, "[)")] = 0.1
     """Of each sublayer's output and of attention probabilities, in training."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_layers", "num_heads", "mlp_ratio"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"fusion {name} must be at least 1, got {getattr(self, name)}")
+        check_fields(self, "fusion")
         if self.hidden_size % self.num_heads:
-            raise ConfigError(f"fusion hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"fusion dropout must lie in [0, 1), got {self.dropout}")
+            raise ConfigError(f"fusion.hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
 
 
 class Attention(nn.Module):

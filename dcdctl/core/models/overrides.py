@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from dcdctl.core import config
+from dcdctl.core.config import AtLeast, Count
 from dcdctl.core.errors import ConfigError, ModelError
 
 
@@ -14,34 +15,28 @@ from dcdctl.core.errors import ConfigError, ModelError
 class TextOverrides:
     """Of a text encoder of its own, as METER has one."""
 
-    num_attention_heads: int | None = None
+    num_attention_heads: Count | None = None
 
     def __post_init__(self) -> None:
-        if self.num_attention_heads is not None and self.num_attention_heads < 1:
-            raise ConfigError(f"model setting text.num_attention_heads must be at least 1, got {self.num_attention_heads}")
+        config.check_fields(self, "model-set.text")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overrides:
     """None leaves a setting as the model's files have it."""
 
-    image_size: int | None = None
+    image_size: Count | None = None
     """Shorter side of the resized image, in pixels."""
-    max_text_len: int | None = None
+    max_text_len: Annotated[int, AtLeast(3)] | None = None  # [CLS], a word, [SEP]
     """Tokens of a caption that are read, [CLS] and [SEP] counted."""
     tokenizer: str | None = None
     """Folder or Hub id of a tokenizer."""
-    num_attention_heads: int | None = None
+    num_attention_heads: Count | None = None
     """Heads of each attention (METER: of the fusion); stored nowhere in an official checkpoint without its configuration."""
     text: TextOverrides = TextOverrides()
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "max_text_len", "num_attention_heads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"model setting {name} must be at least 1, got {value}")
-        if self.max_text_len is not None and self.max_text_len < 3:
-            raise ConfigError(f"model setting max_text_len must be at least 3 ([CLS], a word, [SEP]), got {self.max_text_len}")
+        config.check_fields(self, "model-set")
 
 
 def read_overrides(table: Mapping[str, Any]) -> Overrides:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
 
+from dcdctl.core.config import AtLeast, Count, check_fields
 from dcdctl.core.errors import ConfigError
 
 LEAST_FOR_CODES = 1000
@@ -15,32 +16,32 @@ LEAST_FOR_CODES = 1000
 class HnswConfig:
     """A graph of neighbours (Malkov & Yashunin 2016) over vectors of one byte a number."""
 
-    neighbours: int = 16
+    neighbours: Count = 16
     """Edges of a vector, twice as many on the lowest level."""
-    build_width: int = 128
+    build_width: Count = 128
     """Candidates that are kept while a vector's neighbours are looked for."""
-    search_width: int = 128
+    search_width: Count = 128
     """Candidates that are kept while a query's are: more find more, and take longer."""
 
     def __post_init__(self) -> None:
-        _check_positive(self, "hnsw")
+        check_fields(self, "hnsw")
 
 
 @dataclass(frozen=True, kw_only=True)
 class IvfPqConfig:
     """Lists of codes around centroids (Jégou et al. 2011): the smallest index, and the quickest to build."""
 
-    lists_per_root: int = 4
+    lists_per_root: Count = 4
     """Lists, as a multiple of the square root of the number of vectors."""
-    numbers_per_byte: int = 4
+    numbers_per_byte: Count = 4
     """Numbers of a vector that one byte of its code stands for."""
-    probes: int = 64
+    probes: Count = 64
     """Lists that a query looks into."""
-    train_per_list: int = 64
+    train_per_list: Count = 64
     """Vectors that centroids are learned from, for each list."""
 
     def __post_init__(self) -> None:
-        _check_positive(self, "ivf_pq")
+        check_fields(self, "ivf_pq")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,21 +50,17 @@ class IndexConfig:
 
     kind: Literal["flat", "hnsw", "ivf-pq"] = "hnsw"
     """flat: every vector is looked at."""
-    flat_up_to: int = 50_000
+    flat_up_to: Annotated[int, AtLeast(0)] = 50_000
     """So many vectors, or as many that came last, are looked at one by one whatever the kind: that is fast enough, and exact."""
-    segment_rows: int = 262_144
+    segment_rows: Count = 262_144
     """Vectors of a graph or of a set of lists: each is built by itself, and a query asks all of them."""
-    candidates: int = 50
+    candidates: Count = 50
     """What each segment gives to be scored anew, at least; no fewer than twice what is asked for."""
     hnsw: HnswConfig = field(default_factory=HnswConfig)
     ivf_pq: IvfPqConfig = field(default_factory=IvfPqConfig)
 
     def __post_init__(self) -> None:
-        if self.flat_up_to < 0:
-            raise ConfigError(f"flat_up_to must be at least 0, got {self.flat_up_to}")
-        for name in ("segment_rows", "candidates"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_fields(self)
         if self.kind == "ivf-pq" and min(self.flat_up_to, self.segment_rows) < LEAST_FOR_CODES:
             raise ConfigError(f"of ivf-pq flat_up_to and segment_rows must be at least {LEAST_FOR_CODES:,}: codes are learned from vectors")
 
@@ -81,9 +78,3 @@ class IndexConfig:
         hnsw = replace(self.hnsw, search_width=same.hnsw.search_width)
         lists = replace(self.ivf_pq, probes=same.ivf_pq.probes)
         return replace(self, hnsw=hnsw, ivf_pq=lists, candidates=same.candidates, flat_up_to=same.flat_up_to)
-
-
-def _check_positive(config: Any, where: str) -> None:
-    for one in fields(config):
-        if getattr(config, one.name) < 1:
-            raise ConfigError(f"{where}.{one.name} must be at least 1, got {getattr(config, one.name)}")

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from dcdctl.core import scoring
-from dcdctl.core.config import to_table
+from dcdctl.core.config import AtLeast, Between, Count, Distinct, NotEmpty, Positive, check_fields
 from dcdctl.core.data import Corpus, Direction, RaggedArray
 from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError
@@ -39,49 +39,36 @@ class CandidateConfig:
     """random: negatives drawn for each query alone, as in the paper. lexical: by BM25, an image standing for its captions. embedding: by
     the vectors of `model`. mixed: `shares` of these. blocks: images are gathered in blocks and every caption of a block is scored against
     every image of it, so that a batch made of one block has a teacher score for every pair."""
-    per_query: int = 15
+    per_query: Count = 15
     """All but blocks: negatives for each query, in each direction. (The paper: 63 on Flickr30K, 15 on COCO.)"""
-    directions: tuple[Direction, ...] = tuple(Direction)
+    directions: Annotated[tuple[Direction, ...], NotEmpty(), Distinct()] = tuple(Direction)
     """text: captions are sought for each image (the paper's only ones); image: images for each caption."""
-    shares: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, Positive] = field(default_factory=dict)
     """mixed: kind -> its share of per_query."""
     model: str = ""
     """embedding: a run of a dual encoder, a CLIP-like model or a text encoder. blocks: likewise, in place of the captions' words."""
-    duplicate_bits: int | None = None
+    duplicate_bits: Annotated[int, Between(0, 64, "[)")] | None = None
     """Pictures whose 64-bit difference hashes differ in at most this many bits are taken as one: neither is a negative for the other's
     captions. Not looked for where it is not set."""
     absolute_margin: float | None = None
     """A negative whose score is above the mean score of its query's positives minus this is no candidate. Not asked where not set."""
-    relative_margin: float | None = None
+    relative_margin: Annotated[float, Between(0, 1, "[)")] | None = None
     """The same with sigmoids of the scores: above the positives' times 1 minus this, in [0, 1)."""
-    block_size: int = 32
+    block_size: Annotated[int, AtLeast(2)] = 32
     """blocks: images in a block."""
-    rounds: int = 1
+    rounds: Count = 1
     """blocks: how often the images are gathered anew."""
-    group_size: int = 4
+    group_size: Count = 4
     """blocks: images that are near each other are put into a block together, this many at a time; 1 for none."""
-    captions_per_image: int = 5
+    captions_per_image: Count = 5
     """blocks: captions of each image that take part, in each round."""
-    seed: int = 0
-    """At least 0."""
+    seed: Annotated[int, AtLeast(0)] = 0
 
     def __post_init__(self) -> None:
-        for name in ("per_query", "block_size", "rounds", "group_size", "captions_per_image"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"candidates.{name} must be at least 1, got {getattr(self, name)}")
-        if self.block_size < 2:
-            raise ConfigError("candidates.block_size must be at least 2, got 1")
-        if self.seed < 0:
-            raise ConfigError(f"candidates.seed must be at least 0, got {self.seed}")
-        if not self.directions or len(set(self.directions)) < len(self.directions):
-            raise ConfigError(f"candidates.directions must name text, image or both, got {to_table(self.directions)}")
+        check_fields(self, "candidates")
         if (self.kind == "embedding" or "embedding" in self.shares) and not self.model:
             raise ConfigError("candidates.kind embedding needs candidates.model", hint="name a dual encoder, a CLIP or a text encoder")
         self._check_shares()
-        if self.duplicate_bits is not None and not 0 <= self.duplicate_bits < 64:
-            raise ConfigError(f"candidates.duplicate_bits must lie in [0, 64), got {self.duplicate_bits}")
-        if self.relative_margin is not None and not 0 <= self.relative_margin < 1:
-            raise ConfigError(f"candidates.relative_margin must lie in [0, 1), got {self.relative_margin}")
 
     def require_packages(self) -> None:
         """MissingError if these candidates need a package that is not installed."""
@@ -94,8 +81,8 @@ class CandidateConfig:
                 "candidates.shares is for candidates.kind mixed, which needs it", hint="shares = { random = 0.5, lexical = 0.5 }"
             )
         for name, share in self.shares.items():
-            if name not in SIMPLE_KINDS or not 0 < share < float("inf"):
-                raise ConfigError(f"candidates.shares has {name} = {share}", hint=f"known: {', '.join(SIMPLE_KINDS)}; shares above 0")
+            if name not in SIMPLE_KINDS:
+                raise ConfigError(f"candidates.shares has {name} = {share}", hint=f"known: {', '.join(SIMPLE_KINDS)}")
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from dcdctl.core import files
-from dcdctl.core.config import apply_sets, build, read_toml, to_table
+from dcdctl.core.config import (
+    Ascending,
+    AtLeast,
+    Between,
+    Count,
+    Distinct,
+    NotEmpty,
+    Positive,
+    Share,
+    apply_sets,
+    build,
+    check_fields,
+    read_toml,
+)
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import CandidateConfig
 from dcdctl.core.training.losses.table import LOSSES
 
+Decay = Annotated[float, Between(0, 1, "[)")]
 Schedule = Literal["constant", "linear-up", "linear-down", "confidence"]
 
 
@@ -26,40 +40,31 @@ Schedule = Literal["constant", "linear-up", "linear-down", "confidence"]
 class LossConfig:
     """The `[loss]` table: the terms that are added, and what they are set to."""
 
-    terms: dict[str, float] = field(default_factory=lambda: {"dcd": 1.0})
+    terms: dict[str, Positive] = field(default_factory=lambda: {"dcd": 1.0})
     """Loss name (docs/losses.md) -> weight. All of them work on lists of candidates, or all of them on all pairs of a batch."""
-    alpha: float = 0.2
+    alpha: Share = 0.2
     """dcd, dcd-released: share of the distillation term, in [0, 1]; the ground truth gets the rest. wsl-released: its factor."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Divides the teacher's logits, and in some losses the student's too: the T of each equation in docs/losses.md."""
     schedules: dict[str, Schedule] = field(default_factory=dict)
     """Loss name -> how its weight goes over the training: constant (the default), linear-up from 0 to its weight, linear-down from its
     weight to 0, or confidence: each query's distillation term counts by what the student has still to learn of it, as in wsl."""
-    plausible_margin: float = 5.0
+    plausible_margin: Annotated[float, AtLeast(0)] = 5.0
     """cprd: the order of those negatives is taught whose logit, divided by the temperature, is at most this far below the positive's."""
-    affinity_temperature: float = 0.1
+    affinity_temperature: Positive = 0.1
     """affinity: divides the correlations, teacher's and student's, which lie between -1 and 1."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "loss")
         unknown = [name for name in self.terms if name not in LOSSES]
         if unknown or not self.terms:
             raise ConfigError(f"loss.terms has {', '.join(unknown) or 'nothing'}", hint=f"known losses: {', '.join(LOSSES)}")
-        for name, weight in self.terms.items():
-            if not 0 < weight < float("inf"):
-                raise ConfigError(f"loss.terms.{name} must be above 0, got {weight}", hint="leave a loss out to do without it")
         if len({LOSSES[name].on for name in self.terms}) > 1:
             named = {on: ", ".join(name for name, loss in LOSSES.items() if loss.on == on) for on in ("lists", "all pairs")}
             raise ConfigError(
                 f"loss.terms mixes losses on candidate lists with losses on all pairs of a batch: {', '.join(self.terms)}",
                 hint="; ".join(f"{on}: {names}" for on, names in named.items()),
             )
-        if not 0 <= self.alpha <= 1:
-            raise ConfigError(f"loss.alpha must lie in [0, 1], got {self.alpha}")
-        for name in ("temperature", "affinity_temperature"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"loss.{name} must be above 0, got {getattr(self, name)}")
-        if not self.plausible_margin >= 0:
-            raise ConfigError(f"loss.plausible_margin must be at least 0, got {self.plausible_margin}")
         self._check_schedules()
 
     def _check_schedules(self) -> None:
@@ -100,44 +105,33 @@ class ModelConfig:
     co-attention layers between them have hidden_size, num_layers, num_heads and dropout."""
     vision_levels: tuple[int, ...] = ()
     """with frozen_encoders: stages of `vision` that are read beside its output (of a timm model: entries of its feature_info)."""
-    vision_grid: int | None = None
+    vision_grid: Count | None = None
     """with frozen_encoders: side of the square of places that a feature map of `vision` is averaged to; all its places where not set."""
-    vision_size: int | None = None
+    vision_size: Count | None = None
     """with frozen_encoders: side in pixels of what `vision` sees (a timm model with feature maps); its own where not set."""
     frozen_encoders: bool = False
     """vision and text stay as they are, so that their features can be kept on disk (--features). fusion: what is between them is trained;
     dual: one linear layer a side."""
     dual_init: str = ""
     """fusion over frozen vision and text: a dual encoder over the same two, whose scaled cosine is added to the logit; empty for none."""
-    projection_dim: int = 256
-    hidden_size: int = 128
-    num_layers: int = 6
+    projection_dim: Count = 256
+    hidden_size: Count = 128
+    num_layers: Count = 6
     """fusion: layers; dual: layers of the image encoder."""
-    num_text_layers: int = 2
-    num_heads: int = 4
-    image_size: int = 64
-    patch_size: int = 16
+    num_text_layers: Count = 2
+    num_heads: Count = 4
+    image_size: Count = 64
+    patch_size: Count = 16
     image_mean: float = 0.5
-    image_std: float = 0.5
+    image_std: Positive = 0.5
     """new models: pixels of every channel, white being 1, have this subtracted and are divided by this."""
     max_text_len: int = 40
-    vocab_size: int = 4000
+    vocab_size: Count = 4000
     """new models: at most this many word pieces, trained on the captions of the train split."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Between(0, 1, "[)")] = 0.0
 
     def __post_init__(self) -> None:
-        sizes = ("projection_dim", "hidden_size", "num_layers", "num_text_layers", "num_heads", "image_size", "patch_size", "vocab_size")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("vision_grid", "vision_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"model.{name} must be at least 1, got {value}")
-        if not self.image_std > 0:
-            raise ConfigError(f"model.image_std must be above 0, got {self.image_std}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+        check_fields(self, "model")
         if bool(self.vision) != bool(self.text):
             raise ConfigError("model.vision and model.text go together, and one of them is empty")
         if self.kind == "dual" and self.layers:
@@ -159,109 +153,80 @@ class ModelConfig:
 class TeachersConfig:
     """The `[teachers]` table: how several caches become one."""
 
-    weights: tuple[float, ...] = ()
+    weights: tuple[Positive, ...] = ()
     """Share of each cache, in the order of --cache; empty for equal ones. Scores are brought to one scale, then averaged."""
 
     def __post_init__(self) -> None:
-        if not all(0 < weight < float("inf") for weight in self.weights):
-            raise ConfigError(f"teachers.weights must be above 0, got {list(self.weights)}")
+        check_fields(self, "teachers")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
     """The `[batch]` table: what one optimisation step sees."""
 
-    size: int = 32
+    size: Annotated[int, AtLeast(2)] = 32
     """Queries (lists) or images, each with one caption (all pairs)."""
-    random_negatives: int = 15
+    random_negatives: Count = 15
     """Lists: negatives drawn for a query before the hardest are kept; queries with fewer candidates in the cache take no part."""
-    hard_negatives: int = 7
+    hard_negatives: Count = 7
     """Lists: negatives kept, the hardest by the teacher's score, at most random_negatives; without a cache all drawn ones are kept."""
-    directions: tuple[Direction, ...] = tuple(Direction)
+    directions: Annotated[tuple[Direction, ...], NotEmpty(), Distinct()] = tuple(Direction)
     """text: an image with candidate captions (the paper's only one); image: a caption with candidate images."""
-    refresh_steps: tuple[int, ...] = ()
+    refresh_steps: Annotated[tuple[Count, ...], Ascending()] = ()
     """Before these steps the student looks for new hard candidates of its own, and the teacher (--teacher) scores those that have no score
     yet; none for the candidates of the cache alone."""
     negatives: Literal["random", "mined"] = "random"
     """Lists without a cache: drawn from the whole corpus, or what `[candidates]` finds for a query, mined once before the first step."""
-    mined_share: float = 1.0
+    mined_share: Annotated[float, Between(0, 1, "(]")] = 1.0
     """mined: share of random_negatives, rounded, at least one; the others, and what a query with fewer lacks, are random, no two alike."""
-    mined_from: float = 0.0
+    mined_from: Annotated[float, Between(0, 1, "[)")] = 0.0
     """mined: share of the steps, in [0, 1), before which all are random; with hard ones alone a new fusion may not begin to learn."""
 
     def __post_init__(self) -> None:
-        if list(self.refresh_steps) != sorted(set(self.refresh_steps)) or min(self.refresh_steps, default=1) < 1:
-            raise ConfigError(f"batch.refresh_steps must ascend from 1 on, got {list(self.refresh_steps)}")
-        if self.size < 2:
-            raise ConfigError(f"batch.size must be at least 2, got {self.size}")
-        if self.hard_negatives < 1 or self.random_negatives < 1:
-            raise ConfigError("batch.hard_negatives and batch.random_negatives must be at least 1")
-        if not self.directions or len(set(self.directions)) < len(self.directions):
-            raise ConfigError(f"batch.directions must name text, image or both, got {to_table(self.directions)}")
-        if not 0 < self.mined_share <= 1:
-            raise ConfigError(f"batch.mined_share must lie in (0, 1], got {self.mined_share}")
-        if not 0 <= self.mined_from < 1:
-            raise ConfigError(f"batch.mined_from must lie in [0, 1), got {self.mined_from}")
+        check_fields(self, "batch")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """The `[optimizer]` table."""
 
-    lr: float = 1e-4
-    lr_factors: dict[str, float] = field(default_factory=dict)
+    lr: Positive = 1e-4
+    lr_factors: dict[str, Positive] = field(default_factory=dict)
     """Part of the model (a name in its parameters' dotted names, such as text_layers) -> what its learning rate is multiplied by."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, AtLeast(0)] = 0.01
     """Not applied to biases and LayerNorms."""
-    betas: tuple[float, ...] = (0.9, 0.98)
-    epochs: float = 10.0
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
+    epochs: Positive = 10.0
     """Passes over the captions (lists) or images (all pairs); ignored where `steps` is set."""
-    steps: int | None = None
-    warmup_share: float = 0.1
+    steps: Count | None = None
+    warmup_share: Share = 0.1
     """Share of the steps over which the rate rises from 0; then it falls to 0."""
     schedule: Literal["linear", "cosine"] = "linear"
-    max_grad_norm: float | None = None
+    max_grad_norm: Positive | None = None
     """Longer gradients are scaled down to this norm; not where it is not set."""
-    save_every: int = 500
+    save_every: Count = 500
     """Steps between checkpoints; the two newest are kept."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "epochs", "max_grad_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"optimizer.{name} must be above 0, got {value}")
-        for name, factor in self.lr_factors.items():
-            if not 0 < factor < float("inf"):
-                raise ConfigError(f"optimizer.lr_factors.{name} must be above 0, got {factor}")
-        if not self.weight_decay >= 0:
-            raise ConfigError(f"optimizer.weight_decay must be at least 0, got {self.weight_decay}")
-        if not 0 <= self.warmup_share <= 1:
-            raise ConfigError(f"optimizer.warmup_share must lie in [0, 1], got {self.warmup_share}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"optimizer.betas must be two numbers in [0, 1), got {list(self.betas)}")
-        if self.save_every < 1 or (self.steps is not None and self.steps < 1):
-            raise ConfigError("optimizer.steps and optimizer.save_every must be at least 1")
+        check_fields(self, "optimizer")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
     """The `[validation]` table: how a model is measured while it is trained."""
 
-    every: int = 0
+    every: Annotated[int, AtLeast(0)] = 0
     """Steps between measurements, one of which is always at the end; 0 for none at all."""
     split: str = "val"
     """Of the corpus that is trained on."""
-    max_images: int | None = None
+    max_images: Count | None = None
     """Only the first images of the split, and their captions. A fusion model scores every image with every caption: some hundred images
     are what there is time for."""
     keep: Literal["best", "last"] = "best"
     """Which weights become the model: those with the highest sum of recalls, or the last."""
 
     def __post_init__(self) -> None:
-        if self.every < 0:
-            raise ConfigError(f"validation.every must be at least 0, got {self.every}")
-        if self.max_images is not None and self.max_images < 1:
-            raise ConfigError(f"validation.max_images must be at least 1, got {self.max_images}")
+        check_fields(self, "validation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,8 +234,7 @@ class Recipe:
     """A whole experiment."""
 
     description: str = ""
-    seed: int = 0
-    """At least 0."""
+    seed: Annotated[int, AtLeast(0)] = 0
     candidates: CandidateConfig = field(default_factory=CandidateConfig)
     teachers: TeachersConfig = field(default_factory=TeachersConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -280,8 +244,7 @@ class Recipe:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ConfigError(f"seed must be at least 0, got {self.seed}")
+        check_fields(self)
         if self.loss.on_lists and self.loss.needs_teacher and self.batch.hard_negatives > self.batch.random_negatives:
             found = f"{self.batch.hard_negatives} of {self.batch.random_negatives}"
             raise ConfigError(f"batch.hard_negatives must be at most batch.random_negatives, got {found}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from dcdctl.core.config import AtLeast, Between, check_fields
 from dcdctl.core.data import scenes
 from dcdctl.core.data.readers.rows import SPLITS, Listing, RowCheck, SourceRow, check_splits
-from dcdctl.core.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,22 +16,16 @@ class ScenesSource:
     """The built-in corpus, see `dcdctl.core.data.scenes`."""
 
     format: ClassVar[str] = "scenes"
-    counts: dict[str, int]
+    counts: dict[str, Annotated[int, AtLeast(0)]]
     """Images per split; 0 leaves a split out."""
-    side_px: int = 128
+    side_px: Annotated[int, Between(16, 4096)] = 128
     seed: int = 0
-    captions: int = 5
-    """Captions per image, 1 to 20."""
+    captions: Annotated[int, Between(1, 20)] = 5
+    """Captions per image."""
 
     def __post_init__(self) -> None:
         check_splits("counts", self.counts)
-        for split, count in self.counts.items():
-            if count < 0:
-                raise ConfigError(f"counts.{split} must be 0 or more, got {count}")
-        if not 16 <= self.side_px <= 4096:
-            raise ConfigError(f"side_px must lie in [16, 4096], got {self.side_px}")
-        if not 1 <= self.captions <= 20:
-            raise ConfigError(f"captions must lie in [1, 20], got {self.captions}")
+        check_fields(self)
 
     def list_rows(self, check: RowCheck) -> Listing:
         """The scenes of each split; described when iterated, drawn when read."""
