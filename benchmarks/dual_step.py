@@ -44,7 +44,7 @@ from scoring import processor
 from dcdctl.cli.views.training import view
 from dcdctl.core import devices, models
 from dcdctl.core.data import Corpus
-from dcdctl.core.models.frozen_dual import EncoderDualNetwork
+from dcdctl.core.models.frozen_dual import FrozenDualNetwork
 from dcdctl.core.models.preprocess import square_image_processor
 from dcdctl.core.scoring import CorpusSource, Features, Source
 from dcdctl.core.scoring.features import IMAGES_PER_FILE
@@ -168,7 +168,7 @@ def bare_trained(pictures: Path, captions: list[str], model: models.DualModel, b
     return found.loss.item()
 
 
-def bare_frozen(folder: Path, corpus: MadeUp, model: models.EncoderDual, batches: Batches, recipe: Recipe) -> float:
+def bare_frozen(folder: Path, corpus: MadeUp, model: models.FrozenDual, batches: Batches, recipe: Recipe) -> float:
     """Two linear layers trained on features on disk; the loss of the last step."""
     images, texts = (
         [np.asarray(np.load(path, mmap_mode="r")) for path in sorted(folder.glob(f"{kind}-*.npy"))] for kind in ("images", "texts")
@@ -235,7 +235,7 @@ def make_frozen(folder: Path, num_images: int) -> Case:
     chosen = training_recipe.load_recipe("dual-flickr8k")
     vision = AutoModel.from_config(TimmWrapperConfig(architecture="tf_efficientnet_lite0", num_labels=0))
     size = models.ProjectionSize(projection_dim=chosen.model.projection_dim, dropout=chosen.model.dropout)
-    model = models.EncoderDual(EncoderDualNetwork(vision, AutoModel.from_config(BERT), size), None)
+    model = models.FrozenDual(FrozenDualNetwork(vision, AutoModel.from_config(BERT), size), None)
     return Case(model, functools.partial(Features, corpus, folder, plan), chosen, functools.partial(bare_frozen, folder, corpus))
 
 

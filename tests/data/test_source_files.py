@@ -290,8 +290,8 @@ def test_the_published_teachers_say_their_recalls():
     assert all(size == 384 for _, size in recalls.values())
     assert published.find("meter") is None
     assert published.find("teachers/meter-coco") is None
-    with pytest.raises(ConfigError, match="a url or a hub name, one of them"):
-        published.NamedTeacher(summary="", license="", citation="", homepage="")
+    with pytest.raises(ConfigError, match="needs either a url or a hub name"):
+        published.PublishedTeacher(summary="", license="", citation="", homepage="")
 
 
 # The whole way, through a Hub on this machine

@@ -115,7 +115,7 @@ def sources(place, gallery, dual_run) -> dict[str, Path]:
     runs = {"dual": dual_run} | {name: place / name for name in ("pair", "vilt", "pair-scorer")}
     refs = save_vision("timm map", place / "vision"), save_text("bert", gallery.captions, place / "text")
     reading = models.FeatureSpec(levels=(0, 2))
-    models.save(models.dual_over(*refs, models.ProjectionSize(projection_dim=8), max_text_len=12, features=reading), runs["pair"])
+    models.save(models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=8), max_text_len=12, features=reading), runs["pair"])
     models.save(make_teacher(gallery.captions, size=models.ViltSize(num_hidden_layers=2, **size)), runs["vilt"])
     models.save(make_pair(gallery.captions, place / "encoders"), runs["pair-scorer"])
     return runs

@@ -118,7 +118,9 @@ def test_what_is_missing_is_named(tiny, words, tmp_path):
 
 
 def test_heads_that_nothing_tells_are_asked_for(tiny, words, tmp_path):
-    with pytest.raises(ModelError, match=r"says text\.num_attention_heads, and the width is 48.*--model-set text\.num_attention_heads=N"):
+    with pytest.raises(
+        ModelError, match=r"does not give text\.num_attention_heads, and its width is 48.*--model-set text\.num_attention_heads=N"
+    ):
         models.load(official.FIXTURES / "meter_tiny_a.ckpt", {"tokenizer": words})
     with pytest.raises(ModelError, match=r"width 48 is not a multiple of text\.num_attention_heads 5"):
         _load(official.FIXTURES / "meter_tiny_a.ckpt", words, **{"text.num_attention_heads": 5})
@@ -128,7 +130,7 @@ def test_heads_that_nothing_tells_are_asked_for(tiny, words, tmp_path):
 
 def test_a_weight_of_another_shape_is_named(tiny, words, tmp_path):
     tiny["state_dict"]["cross_modal_text_pooler.dense.bias"] = torch.zeros(3)
-    with pytest.raises(ModelError, match=r"text_pooler\.bias is \(3,\), but \(64,\) is wanted"):
+    with pytest.raises(ModelError, match=r"text_pooler\.bias is \(3,\), expected \(64,\)"):
         _reload(tiny, tmp_path / "other.ckpt", words)
 
 

@@ -27,10 +27,10 @@ IMAGES_P, TEXTS_P = torch.tensor([2, 0, 1, 0, 2, 1]), torch.tensor([0, 3, 1, 2, 
 COSINE = {"cosine.image_projection.weight", "cosine.image_projection.bias", "cosine.text_projection.weight", "cosine.text_projection.bias"}
 
 
-def make_dual(captions, folder, vision: str = "map", dropout: float = 0.0) -> models.EncoderDual:
+def make_dual(captions, folder, vision: str = "map", dropout: float = 0.0) -> models.FrozenDual:
     """A dual encoder, saved as `dual`, its scale not the first one."""
     refs = save_vision(vision, folder / "vision"), save_text("bert", captions, folder / "text")
-    dual = models.dual_over(*refs, ProjectionSize(projection_dim=8, dropout=dropout), max_text_len=12, seed=3)
+    dual = models.new_frozen_dual(*refs, ProjectionSize(projection_dim=8, dropout=dropout), max_text_len=12, seed=3)
     with torch.no_grad():
         dual.network.projections.logit_scale.fill_(2.0)
     models.save(dual, folder / "dual")
@@ -39,8 +39,8 @@ def make_dual(captions, folder, vision: str = "map", dropout: float = 0.0) -> mo
 
 def scorer_from(folder, size: FusionSize = SMALL, **changed) -> models.CoAttentionScorer:
     """A scorer over the encoders of that dual encoder, and from it."""
-    named = {"max_text_len": 12, "cosine": str(folder / "dual"), **changed}
-    return models.scorer_over(str(folder / "vision"), str(folder / "text"), size, **named)
+    named = {"max_text_len": 12, "dual_init": str(folder / "dual"), **changed}
+    return models.new_coattention(str(folder / "vision"), str(folder / "text"), size, **named)
 
 
 def stirred(scorer: models.CoAttentionScorer) -> models.CoAttentionScorer:
@@ -221,16 +221,16 @@ def test_a_dual_encoder_over_something_else_is_refused_by_name(dual, captions, t
         scorer_from(tmp_path, max_text_len=11)
     make_dual(captions, tmp_path / "other", "tokens")
     with pytest.raises(ModelError, match=r"other/dual is a dual encoder over other encoders"):
-        scorer_from(tmp_path, cosine=str(tmp_path / "other" / "dual"))
+        scorer_from(tmp_path, dual_init=str(tmp_path / "other" / "dual"))
     size = models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16)
     models.save(models.dual_student(size, captions), tmp_path / "trained")
     with pytest.raises(
-        ModelError, match=r"trained is a dual encoder whose own encoders were trained, wanted one over .*vision and .*text as"
+        ModelError, match=r"trained is a dual encoder whose own encoders were trained, expected one over frozen .*vision and .*text"
     ):
-        scorer_from(tmp_path, cosine=str(tmp_path / "trained"))
+        scorer_from(tmp_path, dual_init=str(tmp_path / "trained"))
     models.save(make_teacher(captions), tmp_path / "fusion")
-    with pytest.raises(ModelError, match="fusion is a fusion scorer, but a dual encoder is wanted here"):
-        scorer_from(tmp_path, cosine=str(tmp_path / "fusion"))
+    with pytest.raises(ModelError, match="fusion is a fusion scorer, expected a dual encoder"):
+        scorer_from(tmp_path, dual_init=str(tmp_path / "fusion"))
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_statistics_of_batch_norms_are_part_of_the_fingerprint(captions, tmp_pat
 def test_the_same_seed_gives_the_same_weights_and_draws_nothing(captions, tmp_path):
     refs = save_vision("tokens", tmp_path / "vision"), save_text("bert", captions, tmp_path / "text")
     state = torch.get_rng_state()
-    digests = [models.scorer_over(*refs, SMALL, seed=seed).digest for seed in (0, 0, 1)]
+    digests = [models.new_coattention(*refs, SMALL, seed=seed).digest for seed in (0, 0, 1)]
     assert torch.equal(torch.get_rng_state(), state)
     assert digests[0] == digests[1] != digests[2]
 
@@ -123,17 +123,17 @@ def test_positions_of_other_encoders_are_not_resized(captions, tmp_path):
 def test_what_cannot_be_a_side_is_refused_by_name(captions, tmp_path):
     vision, text = save_vision("tokens", tmp_path / "vision"), save_text("bert", captions, tmp_path / "text")
     with pytest.raises(ModelError, match="absent"):
-        models.scorer_over(str(tmp_path / "absent"), text, SMALL)
-    with pytest.raises(ModelError, match="vision is a vit model and reads pixel_values, wanted one that reads input_ids"):
-        models.scorer_over(vision, vision, SMALL)
-    with pytest.raises(ModelError, match="text is a bert model and reads input_ids, wanted one that reads pixel_values"):
-        models.scorer_over(text, text, SMALL)
+        models.new_coattention(str(tmp_path / "absent"), text, SMALL)
+    with pytest.raises(ModelError, match="vision is a vit model and reads pixel_values, expected one that reads input_ids"):
+        models.new_coattention(vision, vision, SMALL)
+    with pytest.raises(ModelError, match="text is a bert model and reads input_ids, expected one that reads pixel_values"):
+        models.new_coattention(text, text, SMALL)
     (tmp_path / "text" / "tokenizer.json").unlink()
-    with pytest.raises(ModelError, match=r"text holds no tokenizer's vocabulary; model\.text wants a text model with its tokenizer"):
-        models.scorer_over(vision, text, SMALL)
+    with pytest.raises(ModelError, match=r"text holds no tokenizer's vocabulary; model\.text names a text model with its tokenizer"):
+        models.new_coattention(vision, text, SMALL)
     square_image_processor(SIDE + 8).save_pretrained(vision)
     with pytest.raises(ModelError, match=r"vision cannot be one side of a co-attention model: .*doesn't match.*; vision: a backbone"):
-        models.scorer_over(vision, save_text("bert", captions, tmp_path / "text"), SMALL)
+        models.new_coattention(vision, save_text("bert", captions, tmp_path / "text"), SMALL)
 
 
 def test_without_timm_the_error_says_how_to_install_it(captions, tmp_path, monkeypatch):
@@ -144,10 +144,10 @@ def test_without_timm_the_error_says_how_to_install_it(captions, tmp_path, monke
 
     monkeypatch.setattr(backbones.AutoModel, "from_pretrained", missing)
     with pytest.raises(ImportError, match="TimmWrapperModel"):
-        models.scorer_over(vision, text, SMALL)
+        models.new_coattention(vision, text, SMALL)
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingError, match=r"a timm model, needs timm, which is not installed; pip install 'dcdctl\[timm\]'"):
-        models.scorer_over(vision, text, SMALL)
+        models.new_coattention(vision, text, SMALL)
 
 
 def test_every_text_family_gives_real_tokens_only(captions, tmp_path):

@@ -13,16 +13,16 @@ from dcdctl.core import models
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.evaluation import EvalOptions, evaluate
-from dcdctl.core.models import EncoderDual, FeatureSpec, ProjectionSize
+from dcdctl.core.models import FeatureSpec, FrozenDual, ProjectionSize
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, train
 from dcdctl.core.training.recipe import ModelConfig
 
 SIZE = ProjectionSize(projection_dim=8, dropout=0.5)
 
 
-def make_dual(captions, folder, vision: str = "map", text: str = "bert", seed: int = 0) -> EncoderDual:
+def make_dual(captions, folder, vision: str = "map", text: str = "bert", seed: int = 0) -> FrozenDual:
     refs = save_vision(vision, folder / "vision"), save_text(text, captions, folder / "text")
-    return models.dual_over(*refs, SIZE, max_text_len=12, seed=seed)
+    return models.new_frozen_dual(*refs, SIZE, max_text_len=12, seed=seed)
 
 
 @pytest.fixture(params=[*((vision, "bert") for vision in VISION), ("tokens", "distilbert")], ids=" and ".join)
@@ -56,7 +56,7 @@ def test_a_captions_vector_is_of_the_mean_of_its_tokens_and_not_of_padding(capti
 def test_a_saved_dual_is_the_same_model(dual, pictures, captions, tmp_path):
     models.save(dual, tmp_path / "saved")
     again = models.load_dual(tmp_path / "saved", {"max_text_len": 12})
-    assert isinstance(again, EncoderDual)
+    assert isinstance(again, FrozenDual)
     assert (again.digest, again.encoders.digest) == (dual.digest, dual.encoders.digest)
     assert_close(
         again.embed_texts(again.preprocess.texts(captions)), dual.embed_texts(dual.preprocess.texts(captions)), rtol=1e-6, atol=1e-6
@@ -79,7 +79,7 @@ def test_only_projections_are_trained_and_encoders_drop_nothing_out(dual, pictur
 def test_a_co_attention_scorer_over_the_same_encoders_shares_the_features(captions, tmp_path):
     dual = make_dual(captions, tmp_path)
     fusion = models.FusionSize(hidden_size=16, num_layers=1, num_heads=2)
-    pair = models.scorer_over(str(tmp_path / "vision"), str(tmp_path / "text"), fusion, max_text_len=12)
+    pair = models.new_coattention(str(tmp_path / "vision"), str(tmp_path / "text"), fusion, max_text_len=12)
     assert pair.encoders.digest == dual.encoders.digest
 
 
@@ -115,7 +115,7 @@ def test_earlier_stages_are_read_beside_the_output_and_kept_with_the_model(visio
     plain = make_dual(captions, tmp_path, vision)
     refs = str(tmp_path / "vision"), str(tmp_path / "text")
     reading = FeatureSpec(levels=levels, grid=2 if vision == "timm map" else None)
-    dual = models.dual_over(*refs, SIZE, max_text_len=12, features=reading)
+    dual = models.new_frozen_dual(*refs, SIZE, max_text_len=12, features=reading)
     images = dual.preprocess.images(pictures)
     tokens_IVW, plain_IVW = dual.encoders.image_features(images).tokens, plain.encoders.image_features(images).tokens
     assert_close(tokens_IVW[:, 0, : plain_IVW.shape[2]], plain_IVW[:, 0])
@@ -130,7 +130,7 @@ def test_earlier_stages_are_read_beside_the_output_and_kept_with_the_model(visio
     again = models.load_dual(tmp_path / "saved")
     assert again.digest == dual.digest
     assert_close(again.embed_images(images), dual.embed_images(images), rtol=1e-6, atol=1e-6)
-    pair = models.scorer_over(*refs, models.FusionSize(hidden_size=12, num_layers=1, num_heads=2), max_text_len=12, features=reading)
+    pair = models.new_coattention(*refs, models.FusionSize(hidden_size=12, num_layers=1, num_heads=2), max_text_len=12, features=reading)
     assert pair.encoders.digest == dual.encoders.digest
 
 
@@ -138,12 +138,12 @@ def test_earlier_stages_are_read_beside_the_output_and_kept_with_the_model(visio
 def test_stages_an_encoder_does_not_have_are_refused(vision, levels, captions, tmp_path):
     refs = save_vision(vision, tmp_path / "vision"), save_text("bert", captions, tmp_path / "text")
     with pytest.raises(ModelError, match=r"model.vision_levels is \[.*\], not stages of"):
-        models.dual_over(*refs, SIZE, max_text_len=12, features=FeatureSpec(levels=levels))
+        models.new_frozen_dual(*refs, SIZE, max_text_len=12, features=FeatureSpec(levels=levels))
 
 
 def test_a_grid_is_for_encoders_with_maps(pictures, captions, tmp_path):
     refs = save_vision("clip", tmp_path / "vision"), save_text("bert", captions, tmp_path / "text")
-    dual = models.dual_over(*refs, SIZE, max_text_len=12, features=FeatureSpec(grid=2))
+    dual = models.new_frozen_dual(*refs, SIZE, max_text_len=12, features=FeatureSpec(grid=2))
     with pytest.raises(ModelError, match=r"model\.vision_grid is for encoders with feature maps, and this one gives 17 tokens"):
         dual.encoders.image_features(dual.preprocess.images(pictures))
 
@@ -163,7 +163,7 @@ def test_levels_are_for_frozen_encoders():
 def test_a_convolutional_encoder_sees_larger_pictures_and_remembers_it(pictures, captions, tmp_path):
     plain = make_dual(captions, tmp_path, "timm map")
     refs = str(tmp_path / "vision"), str(tmp_path / "text")
-    dual = models.dual_over(*refs, SIZE, max_text_len=12, features=FeatureSpec(size=96))
+    dual = models.new_frozen_dual(*refs, SIZE, max_text_len=12, features=FeatureSpec(size=96))
     assert dual.preprocess.images(pictures).pixel_values.shape[-2:] == (96, 96)
     assert dual.encoders.digest != plain.encoders.digest
     models.save(dual, tmp_path / "saved")
@@ -176,4 +176,4 @@ def test_a_convolutional_encoder_sees_larger_pictures_and_remembers_it(pictures,
 def test_other_encoders_see_the_size_they_were_made_for(vision, captions, tmp_path):
     refs = save_vision(vision, tmp_path / "vision"), save_text("bert", captions, tmp_path / "text")
     with pytest.raises(ModelError, match=r"model\.vision_size is for timm's models with feature maps"):
-        models.dual_over(*refs, SIZE, max_text_len=12, features=FeatureSpec(size=96))
+        models.new_frozen_dual(*refs, SIZE, max_text_len=12, features=FeatureSpec(size=96))

@@ -89,7 +89,7 @@ def test_saving_replaces_a_model_and_nothing_else(vilt, dual, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.png").touch()
-    with pytest.raises(ModelError, match="photos holds something else than a model"):
+    with pytest.raises(ModelError, match="photos holds something other than a model"):
         models.save(vilt, tmp_path / "photos")
 
 
@@ -155,9 +155,9 @@ def test_the_other_kind_is_named(vilt, dual, tmp_path):
     models.save(vilt, tmp_path / "vilt")
     models.save(dual, tmp_path / "dual")
     assert models.load_dual(tmp_path / "dual").digest == dual.digest
-    with pytest.raises(ModelError, match="vilt is a fusion scorer, but a dual encoder is wanted here"):
+    with pytest.raises(ModelError, match="vilt is a fusion scorer, expected a dual encoder"):
         models.load_dual(tmp_path / "vilt")
-    with pytest.raises(ModelError, match="dual is a dual encoder, but a fusion scorer is wanted here"):
+    with pytest.raises(ModelError, match="dual is a dual encoder, expected a fusion scorer"):
         models.load_fusion(tmp_path / "dual")
 
 

@@ -60,7 +60,7 @@ def test_the_files_have_the_inputs_and_the_output_that_are_documented(towers):
 @pytest.mark.slow
 def test_a_dual_over_two_encoders_exports_too(corpus, tmp_path):
     refs = save_vision("map", tmp_path / "vision"), save_text("bert", corpus.captions, tmp_path / "text")
-    pair = models.dual_over(*refs, models.ProjectionSize(projection_dim=16), max_text_len=30)
+    pair = models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=16), max_text_len=30)
     onnx = OnnxDual(models_onnx.export_onnx(pair, tmp_path / "towers"), pair.preprocess, device=CPU)
     images = pair.preprocess.images(corpus.images(range(3)))
     assert models_onnx.check_onnx(onnx, pair, images, texts_of(pair, corpus, 4)) < 1e-5
@@ -74,7 +74,7 @@ def test_vectors_that_are_others_are_an_error(corpus, dual, towers):
     )
     onnx = OnnxDual(towers, dual.preprocess, device=CPU)
     images = dual.preprocess.images(corpus.images(range(2)))
-    with pytest.raises(ModelError, match=r"vectors differ from torch's by .*, at most 1e-04 is wanted"):
+    with pytest.raises(ModelError, match=r"vectors differ from torch's by .*, expected at most 1e-04"):
         models_onnx.check_onnx(onnx, other, images, texts_of(dual, corpus, 2))
 
 

@@ -71,7 +71,7 @@ def save_text(kind: str, captions: list[str], folder: Path) -> str:
 def make_pair(captions: list[str], folder: Path, vision: str = "tokens", text: str = "bert", **size: Any) -> models.CoAttentionScorer:
     """A scorer over two such encoders, its weights wide enough that scores differ."""
     refs = save_vision(vision, folder / "vision"), save_text(text, captions, folder / "text")
-    scorer = models.scorer_over(*refs, models.FusionSize(**{"hidden_size": 24, "num_layers": 3, "num_heads": 3, **size}))
+    scorer = models.new_coattention(*refs, models.FusionSize(**{"hidden_size": 24, "num_layers": 3, "num_heads": 3, **size}))
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in scorer.parameters():

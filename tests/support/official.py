@@ -23,8 +23,7 @@ from transformers import CLIPVisionConfig, RobertaConfig, ViltConfig, ViltForIma
 
 from dcdctl.core import models
 from dcdctl.core.evaluation import ranks, recall
-from dcdctl.core.models import FusionSize, ImageBatch, Preprocess, TextBatch
-from dcdctl.core.models import official as models_official
+from dcdctl.core.models import FusionSize, ImageBatch, Preprocess, TextBatch, official_vilt
 from dcdctl.core.models.coattention import CoAttentionNetwork
 from dcdctl.core.models.coattention_scorer import resize_positions
 from dcdctl.core.models.official_meter import to_network
@@ -190,7 +189,7 @@ def parameter_shapes(name: str) -> Iterator[Comparison]:
             text = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
             network, (renamed, _) = CoAttentionNetwork.from_configs(vision, text, FusionSize()), to_network(state)
         else:
-            network, (renamed, _) = ViltForImageAndTextRetrieval(ViltConfig()), models_official.to_transformers(state)
+            network, (renamed, _) = ViltForImageAndTextRetrieval(ViltConfig()), official_vilt.to_transformers(state)
     own = dict(network.named_parameters())
     assert own.keys() == renamed.keys()
     for key, parameter in own.items():

@@ -327,7 +327,7 @@ def test_with_a_cache_the_negatives_are_its_own():
 
 def test_vectors_of_features_are_those_of_the_pictures(corpus, tmp_path):
     refs = save_vision("tokens", tmp_path / "vision"), save_text("bert", corpus.captions, tmp_path / "text")
-    dual = models.dual_over(*refs, models.ProjectionSize(projection_dim=8), max_text_len=12)
+    dual = models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=8), max_text_len=12)
     (tmp_path / "run").mkdir()
     models.save(dual, tmp_path / "run" / "model")
     (tmp_path / "run" / "run.json").write_text("{}")
@@ -380,7 +380,8 @@ def test_a_pretraining_checkpoint_goes_on_from_its_matching_row_with_mined_negat
 
 def test_a_co_attention_teacher_mines_by_another_runs_vectors(scenes_corpus_dir, corpus, tmp_path):
     models.save(make_pair(corpus.captions, tmp_path), tmp_path / "pair")
-    dual = models.dual_over(str(tmp_path / "vision"), str(tmp_path / "text"), models.ProjectionSize(projection_dim=8), max_text_len=12)
+    refs = str(tmp_path / "vision"), str(tmp_path / "text")
+    dual = models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=8), max_text_len=12)
     models.save(dual, tmp_path / "dual")
     sets = [*MINE, "candidates.kind=embedding", f"candidates.model={tmp_path / 'text'}", "batch.mined_from=0.5"]
     result = _finetune(scenes_corpus_dir, tmp_path / "run", "--teacher", tmp_path / "pair", *[w for one in sets for w in ("--set", one)])

@@ -1,9 +1,9 @@
 from .backbones import FeatureSpec, ProjectionSize
-from .build import dual_student, every_other, scorer_over
+from .build import every_other, new_coattention
 from .coattention import FusionSize
 from .coattention_scorer import CoAttentionScorer
-from .dual import DualModel, DualSize, dual_from_backbones, new_dual
-from .frozen_dual import EncoderDual, dual_over
+from .dual import DualModel
+from .frozen_dual import FrozenDual, new_frozen_dual
 from .load_save import check_ref, fingerprint, load, load_dual, load_fusion, save
 from .onnx import (
     ONNX_OUTPUT,
@@ -20,6 +20,7 @@ from .preprocess import Preprocess, hub_errors, load_image_processor, load_token
 from .protocols import DualEncoder, Encoders, ExportSpec, FusionScorer, ImageBatch, Model, Pairs, Preprocessor, States, TextBatch
 from .published import list_published
 from .vilt import ViltScorer, ViltSize, new_vilt
+from .vision_text_dual import DualSize, dual_from_backbones, dual_student, new_dual
 
 __all__ = [
     "ONNX_OUTPUT",
@@ -27,10 +28,10 @@ __all__ = [
     "DualEncoder",
     "DualModel",
     "DualSize",
-    "EncoderDual",
     "Encoders",
     "ExportSpec",
     "FeatureSpec",
+    "FrozenDual",
     "FusionScorer",
     "FusionSize",
     "ImageBatch",
@@ -48,7 +49,6 @@ __all__ = [
     "check_onnx",
     "check_ref",
     "dual_from_backbones",
-    "dual_over",
     "dual_student",
     "every_other",
     "export_onnx",
@@ -60,7 +60,9 @@ __all__ = [
     "load_fusion",
     "load_image_processor",
     "load_tokenizer",
+    "new_coattention",
     "new_dual",
+    "new_frozen_dual",
     "new_vilt",
     "num_text_positions",
     "onnxruntime_version",
@@ -68,7 +70,6 @@ __all__ = [
     "quantize_dynamic",
     "require_onnx",
     "save",
-    "scorer_over",
     "silence_transformers",
     "word_piece",
 ]

@@ -1,11 +1,11 @@
-"""Attention of one stream to another, the projections of the long one folded into the short one: q.(W y) = (W^T q).y, and
-sum_t a_t (W y_t) = W (sum_t a_t y_t).
+"""Attention with folded projections, and activation checkpointing, for fusion layers.
 
-The heads' projections of a few tokens are few vectors as wide as the stream, which take the place of d x d products with every token
-of the long side. Equal to projecting every token, biases and dropped shares included.
+Folding moves the projections of a long side into the short side: q . (W y) = (W^T q) . y, and sum_t a_t (W y_t) = W (sum_t a_t y_t). A few
+vectors as wide as the stream then replace D x D products with every token of the long side. The result equals that of projecting every
+token, including biases and dropout of attention probabilities.
 
-Shape letters: P pairs, S tokens of the short side, N and M tokens of the long side, D width, H heads, d width of a head, C = S x H
-folded vectors.
+Shape letters: P pairs, S tokens of the short side, N and M tokens of the long side, D width, H heads, d width of a head, C = S x H folded
+vectors.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+Ts = TypeVarTuple("Ts")
+R = TypeVar("R")
+
 
 @dataclass(frozen=True)
 class Heads:
@@ -30,39 +33,38 @@ class Heads:
     value: nn.Linear
     num_heads: int
     dropout: float
-    """Of shares; 0 outside training."""
+    """Of attention probabilities; 0 outside training."""
 
     def split(self, states_PND: Tensor) -> Tensor:
         """P x N x D to P x H x N x d."""
         return states_PND.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def is_worth_folding(self, short: int, long: int) -> bool:
-        """Whether two products of each long token with the short side's folded vectors, and the folding, are less than two projections."""
+        """Whether folding, and two products of each long token with the folded vectors, cost less than two projections of each token."""
         width = self.key.weight.shape[0]
         return short * (self.num_heads * long + width) < long * width
 
 
 def into_queries(heads: Heads, short_PSD: Tensor, long_PMD: Tensor, mask_PM: Tensor | None) -> Tensor:
-    """What few queries take from a long source, P x S x D, before the output projection: the source is never projected."""
+    """The context of few queries from a long source, P x S x D, before the output projection; the source is never projected."""
     num_heads, size = heads.num_heads, short_PSD.shape
     key_HdD, value_HdD = (_by_head(linear.weight, num_heads) for linear in (heads.key, heads.value))
     query_PHSd = heads.split(heads.query(short_PSD))
     folded_PCD = (query_PHSd @ key_HdD).flatten(1, 2)
-    # The key's bias adds the same to all scores of a query, which a softmax does not see; but every parameter keeps its gradient.
+    # The key's bias adds the same to all scores of a query, which a softmax ignores. It is added so that every parameter has a gradient.
     bias_PC1 = (query_PHSd @ heads.key.bias.view(num_heads, -1, 1)).flatten(1, 2)
     scores_PCM = torch.baddbmm(bias_PC1, folded_PCD, long_PMD.transpose(1, 2))
     share_PCM = _shares(heads, scores_PCM, None if mask_PM is None else mask_PM[:, None, :])
     context_PHSD = (share_PCM @ long_PMD).unflatten(1, (num_heads, size[1]))
     value_PHSd = context_PHSD @ value_HdD.transpose(1, 2)
-    # Shares sum to 1 unless some were dropped, and so does what the value's bias counts.
+    # Attention probabilities sum to 1 unless some were dropped; the value's bias is weighted by that sum.
     total_PHS1 = share_PCM.sum(dim=-1).view(size[0], num_heads, size[1], 1)
     value_PHSd = value_PHSd + total_PHS1 * heads.value.bias.view(num_heads, 1, -1)
     return value_PHSd.transpose(1, 2).flatten(2)
 
 
 def into_source(heads: Heads, dense: nn.Linear, long_PND: Tensor, short_PSD: Tensor, mask_PS: Tensor | None) -> Tensor:
-    """The output of attention of many queries to a short source, P x N x D, projected by `dense`: neither the queries nor what they
-    take is ever projected."""
+    """The output of attention of many queries to a short source, P x N x D, projected by `dense`; the long side is never projected."""
     num_heads = heads.num_heads
     query_HdD = _by_head(heads.query.weight, num_heads)
     key_PHSd, value_PHSd = heads.split(heads.key(short_PSD)), heads.split(heads.value(short_PSD))
@@ -77,7 +79,7 @@ def into_source(heads: Heads, dense: nn.Linear, long_PND: Tensor, short_PSD: Ten
 
 
 def _shares(heads: Heads, scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax of the scaled scores over the last dimension, dropped out in training."""
+    """Attention probabilities: the softmax of the scaled scores over the last dimension, with dropout in training."""
     scores = scores / math.sqrt(heads.key.weight.shape[0] // heads.num_heads)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
@@ -85,20 +87,18 @@ def _shares(heads: Heads, scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _by_head(weight_DD: Tensor, num_heads: int) -> Tensor:
-    """The rows of a projection that make each head, H x d x D."""
+    """The rows of a projection for each head, H x d x D."""
     return weight_DD.unflatten(0, (num_heads, -1))
 
 
-Ts = TypeVarTuple("Ts")
-R = TypeVar("R")
-
-
 def recomputed(module: nn.Module, run: Callable[[*Ts], R], *arguments: *Ts) -> R:
-    """What `run` gives. Where `module.recomputes` is set and it is trained, the activations in between are not kept; dropout is the same
-    in the second computation."""
+    """The result of `run`.
+
+    In training, if `module.recomputes` is set, its activations are not kept but computed again in the backward pass, with the same dropout.
+    """
     if getattr(module, "recomputes", False) and module.training and torch.is_grad_enabled():
-        found: R = checkpoint(run, *arguments, use_reentrant=False)
-        return found
+        result: R = checkpoint(run, *arguments, use_reentrant=False)
+        return result
     return run(*arguments)
 
 

@@ -1,6 +1,9 @@
-"""Pretrained encoders of transformers and timm as what the fusion reads: a sequence of tokens, the one that stands for the whole first.
+"""Pretrained encoders of transformers and timm as sequences of tokens, and the projections of a dual encoder over two of them.
 
-Shape letters: I images, V tokens, D width, C channels, h and w places of a feature map.
+The first token of a sequence stands for the whole: an encoder's class token, or the mean over the positions of its feature map.
+
+Shape letters: I images, T texts, P pairs, V image tokens, L text tokens, W width of an encoder's tokens, C channels, h and w sides of a
+feature map, D length of vectors.
 """
 
 from __future__ import annotations
@@ -23,9 +26,12 @@ from dcdctl.core.models.preprocess import Preprocess, hub_errors, load_image_pro
 from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
 
 TIMM = "timm_wrapper"
-"""transformers' name for models of timm."""
+"""The model type of timm's models in transformers."""
 LEVELS, GRID = "dcdctl_levels", "dcdctl_grid"
-"""Entries of a vision encoder's configuration: the earlier stages that are read beside its output; the side its map is averaged to."""
+"""Entries of a vision encoder's configuration that hold its `FeatureSpec`, so that it is saved, loaded and part of digests."""
+FIRST_LOGIT_SCALE = 20.0
+MAX_LOGIT_SCALE = 100.0
+"""As in CLIP: a larger scale makes training unstable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +41,11 @@ class FeatureSpec:
     DEFAULT: ClassVar[FeatureSpec]
     """The encoder's output as it is."""
     levels: tuple[int, ...] = ()
-    """Stages that are read beside its output: entries of a timm model's feature_info, or of a transformer's hidden states."""
+    """Stages appended to the encoder's output: entries of a timm model's feature_info, or of a transformer's hidden states."""
     grid: int | None = None
-    """Side of the square of places that a feature map is averaged to; as many places as it has where not set."""
+    """Side of the square grid to which a feature map is averaged; None keeps the size of the map."""
     size: int | None = None
-    """Side in pixels of the pictures it sees, of timm's models with feature maps, which take any size."""
+    """Side in pixels of the input image, for timm's models with feature maps, which take any size; None keeps the encoder's own."""
 
 
 FeatureSpec.DEFAULT = FeatureSpec()
@@ -48,7 +54,7 @@ FeatureSpec.DEFAULT = FeatureSpec()
 def load_vision(ref: str, spec: FeatureSpec = FeatureSpec.DEFAULT) -> nn.Module:
     """The pretrained vision encoder of a folder or Hub id: a backbone, or the vision side of a CLIP-like model.
 
-    ModelError for a stage it does not have, or a size it cannot see. How it is read stands in its configuration from then on.
+    The spec is stored in the encoder's configuration. ModelError for a stage that the encoder does not have, or a size that it cannot take.
     """
     encoder: Any = _load(ref, "vision_config", "pixel_values")
     if spec.levels:
@@ -65,9 +71,9 @@ def load_vision(ref: str, spec: FeatureSpec = FeatureSpec.DEFAULT) -> nn.Module:
 
 
 def _check_levels(encoder: nn.Module, levels: tuple[int, ...], ref: str) -> None:
-    known = _level_widths(encoder)
-    if any(not 0 <= level < len(known) for level in levels) or len(set(levels)) < len(levels):
-        hint = f"known: 0 to {len(known) - 1}, each once" if known else "timm's models with feature maps and transformers have some"
+    widths = _level_widths(encoder)
+    if any(not 0 <= level < len(widths) for level in levels) or len(set(levels)) < len(levels):
+        hint = f"known: 0 to {len(widths) - 1}, each once" if widths else "timm's models with feature maps and transformers have some"
         raise ModelError(f"model.vision_levels is {list(levels)}, not stages of {ref}", hint=hint)
 
 
@@ -76,16 +82,16 @@ def load_text(ref: str) -> nn.Module:
     return _load(ref, "text_config", "input_ids")
 
 
-def _load(ref: str, side: str, wanted: str) -> nn.Module:
+def _load(ref: str, side: str, input_name: str) -> nn.Module:
     with hub_errors(ref, hint="name a folder or Hub id of an encoder of transformers or timm"), needing_timm(ref):
         config = AutoConfig.from_pretrained(ref)
         encoder, report = AutoModel.from_pretrained(
             ref, config=getattr(config, side, config), dtype=torch.float32, output_loading_info=True
         )
     check_complete(ref, (name for name in report["missing_keys"] if not name.startswith("pooler.")), "its encoder")
-    if encoder.main_input_name != wanted:
+    if encoder.main_input_name != input_name:
         raise ModelError(
-            f"{ref} is a {encoder.config.model_type} model and reads {encoder.main_input_name}, wanted one that reads {wanted}"
+            f"{ref} is a {encoder.config.model_type} model and reads {encoder.main_input_name}, expected one that reads {input_name}"
         )
     loaded: nn.Module = encoder
     return loaded
@@ -109,46 +115,49 @@ def needing_timm(what: object) -> Iterator[None]:
         raise
 
 
+def config_tables(vision_config: Any, text_config: Any) -> dict[str, Any]:
+    """The configurations of both encoders for config.json, without the place that they were loaded from, which may be a local folder."""
+    tables = {"vision": vision_config.to_dict(), "text": text_config.to_dict()}
+    for table in tables.values():
+        table.pop("_name_or_path", None)
+    return tables
+
+
 def drop_pooler(encoder: nn.Module) -> None:
-    """Take away a pooler with parameters, which would never have a gradient: only tokens are read."""
+    """Remove a pooler with parameters: only tokens are read, so its parameters would never have a gradient."""
     pooler = getattr(encoder, "pooler", None)
     if isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
         encoder.register_module("pooler", None)
 
 
-def levels_of(config: Any) -> list[int]:
-    """The stages of a vision encoder that are read beside its output."""
-    return list(getattr(config, LEVELS, []))
-
-
-def grid_of(config: Any) -> int | None:
-    """The side that a vision encoder's feature map is averaged to."""
-    return getattr(config, GRID, None)
+def spec_of(config: Any) -> FeatureSpec:
+    """The spec stored in a vision encoder's configuration; `size` is in the image processor's settings instead."""
+    return FeatureSpec(levels=tuple(getattr(config, LEVELS, ())), grid=getattr(config, GRID, None))
 
 
 def vision_tokens(encoder: Any, pixel_values: Tensor, width: int) -> Tensor:
-    """What an encoder makes of images, I x V x D: its output, and behind it, in the same places, the stages of `levels_of`."""
-    levels = levels_of(encoder.config)
-    if levels and encoder.config.model_type == TIMM:
-        states, maps = encoder.timm_model.forward_intermediates(pixel_values, indices=levels)
-        # The output's places are as many as those of the last stage or fewer: each is the mean of the places it was made from.
-        states = torch.cat([states, *(functional.adaptive_avg_pool2d(each, states.shape[2:]) for each in maps)], dim=1)
-        return to_tokens(states, width, grid_of(encoder.config))
-    found = encoder(pixel_values=pixel_values, output_hidden_states=bool(levels))
-    states = found.last_hidden_state
+    """Tokens of images, I x V x W: the encoder's output, with the stages of its spec appended along the width, position by position."""
+    spec = spec_of(encoder.config)
+    if spec.levels and encoder.config.model_type == TIMM:
+        states, maps = encoder.timm_model.forward_intermediates(pixel_values, indices=list(spec.levels))
+        # Earlier maps are larger: each position of the output gets the mean over the positions that it was computed from.
+        states = torch.cat([states, *(functional.adaptive_avg_pool2d(stage, states.shape[2:]) for stage in maps)], dim=1)
+        return to_tokens(states, width, spec.grid)
+    output = encoder(pixel_values=pixel_values, output_hidden_states=bool(spec.levels))
+    states = output.last_hidden_state
     if encoder.config.model_type == "clip_vision_model":
-        # transformers normalizes the class token alone, METER all.
+        # transformers normalizes only the class token, METER all tokens.
         states = encoder.post_layernorm(states)
-    if levels:
-        states = torch.cat([states, *(found.hidden_states[level] for level in levels)], dim=-1)
-    return to_tokens(states, width, grid_of(encoder.config))
+    if spec.levels:
+        states = torch.cat([states, *(output.hidden_states[level] for level in spec.levels)], dim=-1)
+    return to_tokens(states, width, spec.grid)
 
 
 def to_tokens(states: Tensor, width: int, grid: int | None = None) -> Tensor:
-    """Tokens as they are; of a feature map, I x C x h x w or I x h x w x C, its places, and before them their mean.
+    """Tokens unchanged; a feature map, I x C x h x w or I x h x w x C, as its mean and then its positions.
 
-    A square number of tokens is a map as well: encoders with a class token have one more. With `grid` the places of a map are averaged to
-    grid x grid, and the mean before them is that of all; ModelError where there is no map.
+    A square number of tokens is a map as well, since an encoder with a class token has one more. With `grid`, the positions of a map are
+    averaged to grid x grid; the mean is still that of the whole map. ModelError for `grid` without a map.
     """
     if states.ndim == 3:
         side = math.isqrt(states.shape[1])
@@ -159,19 +168,19 @@ def to_tokens(states: Tensor, width: int, grid: int | None = None) -> Tensor:
         states = states.unflatten(1, (side, side)).movedim(3, 1)
     elif states.shape[1] != width:
         states = states.movedim(3, 1)
-    places = states if grid is None else functional.adaptive_avg_pool2d(states, grid)
-    return torch.cat([states.mean(dim=(2, 3))[:, None], places.flatten(2).transpose(1, 2)], dim=1)
+    positions = states if grid is None else functional.adaptive_avg_pool2d(states, grid)
+    return torch.cat([states.mean(dim=(2, 3))[:, None], positions.flatten(2).transpose(1, 2)], dim=1)
 
 
 def image_width(encoder: Any) -> int:
-    """Width of a vision encoder's tokens, or number of channels of its feature map, with those of its `levels_of`."""
-    levels = levels_of(encoder.config)
+    """Width W of a vision encoder's tokens, or the number of channels of its feature map, including the stages of its spec."""
+    levels = spec_of(encoder.config).levels
     widths = _level_widths(encoder) if levels else []
     return _output_width(encoder) + sum(widths[level] for level in levels)
 
 
 def _level_widths(encoder: Any) -> list[int]:
-    """The width of each stage that can be read beside the output, none where they do not fit on its places."""
+    """The width of each stage that can be appended to the output; empty if stages and output differ in their positions."""
     config = encoder.config
     if config.model_type == TIMM:
         # A model with tokens gives its stages as maps, without the class token.
@@ -182,7 +191,7 @@ def _level_widths(encoder: Any) -> list[int]:
 
 
 def _has_positions(encoder: Any) -> bool:
-    """Whether a timm model has tokens, in number as its pictures were large, and no feature map."""
+    """Whether a timm model has tokens with position embeddings, whose number fixes the image size, and no feature map."""
     return hasattr(encoder.timm_model, "pos_embed")
 
 
@@ -196,7 +205,7 @@ def _output_width(encoder: Any) -> int:
             return int(width)
     sizes = getattr(config, "hidden_sizes", None)
     if not sizes:
-        raise ModelError(f"a {config.model_type} vision encoder does not say how wide its features are")
+        raise ModelError(f"the configuration of a {config.model_type} vision encoder does not give the width of its features")
     return int(sizes[-1])
 
 
@@ -211,8 +220,8 @@ class EncoderPair:
 
     @property
     def spec(self) -> FeatureSpec:
-        """Which outputs of the vision encoder are its features; `size` is in the preprocessing."""
-        return FeatureSpec(levels=tuple(levels_of(self.vision.config)), grid=grid_of(self.vision.config))
+        """Which outputs of the vision encoder are its features; `size` is in the settings of `preprocess`."""
+        return spec_of(self.vision.config)
 
     @property
     def unseen_settings(self) -> list[Any]:
@@ -265,25 +274,24 @@ class EncoderPair:
         return States(output.last_hidden_state, texts.attention_mask.bool())
 
 
-FIRST_LOGIT_SCALE = 20.0
-MAX_LOGIT_SCALE = 100.0
-
-
 @dataclass(frozen=True, kw_only=True)
 class ProjectionSize:
-    """What comes after the encoders."""
+    """The dimensions of the projections after two encoders."""
 
     projection_dim: Count = 512
     """Length of the vectors."""
     dropout: Annotated[float, Between(0, 1, "[)")] = 0.5
-    """Of the features, in training: the one thing that keeps a linear layer from learning a few thousand captions by heart."""
+    """Dropout of the features: without it a linear layer memorizes a few thousand captions."""
 
     def __post_init__(self) -> None:
         check_fields(self)
 
 
 class Projections(nn.Module):
-    """Both projections, untrained, and the scale; float32 under autocast too, whose bfloat16 would tie close candidates."""
+    """An untrained linear layer for each modality, and the logit scale.
+
+    They compute in float32 under autocast too, since bfloat16 would give close candidates equal scores.
+    """
 
     def __init__(self, image_width: int, text_width: int, size: ProjectionSize) -> None:
         super().__init__()
@@ -295,16 +303,16 @@ class Projections(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What cosines are multiplied by to be logits: 0-dimensional, at most 100."""
+        """Logit scale exp(s), clamped to 100; 0-dimensional."""
         return self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
 
     def project_images(self, tokens_IVW: Tensor) -> Tensor:
-        """Unit vectors I x D of image features, of which the first stands for the whole (its class token, or the mean of its places)."""
+        """Unit vectors, I x D, of the first token of image features."""
         with torch.autocast(tokens_IVW.device.type, enabled=False):
             return self._project(self.image_projection, tokens_IVW[:, 0].to(self.image_projection.weight.dtype))
 
     def project_texts(self, tokens_TLW: Tensor, mask_TL: Tensor) -> Tensor:
-        """Unit vectors T x D of text features: of the mean of their tokens."""
+        """Unit vectors, T x D, of the mean over the real tokens of text features."""
         with torch.autocast(tokens_TLW.device.type, enabled=False):
             tokens_TLW = tokens_TLW.to(self.text_projection.weight.dtype)
             real_TL1 = mask_TL[:, :, None].to(tokens_TLW.dtype)

@@ -1,8 +1,6 @@
-"""A co-attention scorer over two encoders that the user already has: METER's fusion, with nothing of METER in it but the way it is made."""
+"""A new co-attention scorer over two pretrained encoders, and the layers of a student."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import torch
 from PIL import Image
@@ -12,15 +10,15 @@ from dcdctl.core.models import backbones
 from dcdctl.core.models.backbones import FeatureSpec
 from dcdctl.core.models.coattention import CoAttentionNetwork, FusionSize
 from dcdctl.core.models.coattention_scorer import CoAttentionScorer
-from dcdctl.core.models.dual import DualSize, VisionTextDual, new_dual
-from dcdctl.core.models.frozen_dual import EncoderDual
+from dcdctl.core.models.frozen_dual import FrozenDual
 from dcdctl.core.models.load_save import load_dual
-from dcdctl.core.models.preprocess import Preprocess, check_vocabulary, load_tokenizer, num_text_positions, word_piece
+from dcdctl.core.models.preprocess import Preprocess, check_vocabulary, load_tokenizer, num_text_positions
 
 MAX_TEXT_LEN = 40
+"""Tokens of a caption unless set otherwise, as in METER."""
 
 
-def scorer_over(
+def new_coattention(
     vision_ref: str,
     text_ref: str,
     size: FusionSize,
@@ -28,17 +26,17 @@ def scorer_over(
     max_text_len: int = MAX_TEXT_LEN,
     features: FeatureSpec = FeatureSpec.DEFAULT,
     seed: int = 0,
-    cosine: str | None = None,
+    dual_init: str | None = None,
 ) -> CoAttentionScorer:
     """A co-attention scorer over two pretrained encoders (folders or Hub ids); the fusion is new. ModelError if they do not fit together.
 
     `vision_ref` names any backbone of transformers or timm that gives tokens or a feature map, `text_ref` any text model of AutoModel; of a
-    CLIP-like model one side is taken. `features` says which outputs of the vision encoder are read. `cosine` names a dual encoder over the
-    same encoders: its logit is added to the fusion's, which starts at 0. Equal seeds give equal weights; the global random state is not
+    CLIP-like model one side is taken. `features` says which outputs of the vision encoder are read. `dual_init` names a dual encoder over
+    the same encoders: its logit is added to the fusion's, which starts at 0. Equal seeds give equal weights; the global random state is not
     touched.
     """
     vision, text = backbones.load_vision(vision_ref, features), backbones.load_text(text_ref)
-    tokenizer = load_tokenizer(text_ref, "model.text wants a text model with its tokenizer")
+    tokenizer = load_tokenizer(text_ref, "model.text names a text model with its tokenizer")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network = CoAttentionNetwork(vision, text, size)
@@ -49,34 +47,34 @@ def scorer_over(
         max_text_len=min(max_text_len, num_text_positions(network.text_config)),
     )
     scorer = CoAttentionScorer(network, preprocess)
-    if cosine is not None:
-        _start_from_dual(scorer, cosine, f"{vision_ref} and {text_ref}")
-    _try_out(scorer, vision_ref, text_ref)
+    if dual_init is not None:
+        _start_from_dual(scorer, dual_init, f"{vision_ref} and {text_ref}")
+    _check_encoders(scorer, vision_ref, text_ref)
     return scorer
 
 
-def _start_from_dual(scorer: CoAttentionScorer, ref: str, own: str) -> None:
-    """Let a scorer add a dual encoder's logit; ModelError if their encoders, or what they make of pictures and captions, differ."""
+def _start_from_dual(scorer: CoAttentionScorer, ref: str, encoders: str) -> None:
+    """Let a scorer add a dual encoder's logit. ModelError if the two have different encoders, or features."""
     dual = load_dual(ref)
-    if not isinstance(dual, EncoderDual):
+    if not isinstance(dual, FrozenDual):
         hint = "train one with model.kind dual, model.start new, model.vision, model.text and model.frozen_encoders"
-        raise ModelError(f"{ref} is a dual encoder whose own encoders were trained, wanted one over {own} as they are", hint=hint)
-    if dual.encoders.digest != scorer.encoders.digest:
-        found, wanted = dual.encoders.digest[:8], scorer.encoders.digest[:8]
+        raise ModelError(f"{ref} is a dual encoder whose own encoders were trained, expected one over frozen {encoders}", hint=hint)
+    found, expected = dual.encoders.digest, scorer.encoders.digest
+    if found != expected:
         hint = "give both the same model.vision, vision_levels, vision_size, text and max_text_len"
-        raise ModelError(f"{ref} is a dual encoder over other encoders ({found}) than {own} ({wanted})", hint=hint)
+        raise ModelError(f"{ref} is a dual encoder over other encoders ({found[:8]}) than {encoders} ({expected[:8]})", hint=hint)
     scorer.network.start_from(dual.network.projections)
 
 
 @torch.no_grad()
-def _try_out(scorer: CoAttentionScorer, vision_ref: str, text_ref: str) -> None:
-    """ModelError if a picture or a caption does not pass through its encoder."""
+def _check_encoders(scorer: CoAttentionScorer, vision_ref: str, text_ref: str) -> None:
+    """ModelError if an image or a caption does not pass through its encoder."""
     size = scorer.preprocess.image_size_px
-    sides = {
-        vision_ref: lambda: scorer.encode_images(scorer.preprocess.images([Image.new("RGB", (size, size))])),
-        text_ref: lambda: scorer.encode_texts(scorer.preprocess.texts(["a"])),
-    }
-    for ref, encode in sides.items():
+    sides = (
+        (vision_ref, lambda: scorer.encode_images(scorer.preprocess.images([Image.new("RGB", (size, size))]))),
+        (text_ref, lambda: scorer.encode_texts(scorer.preprocess.texts(["a"]))),
+    )
+    for ref, encode in sides:
         try:
             encode()
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -86,7 +84,7 @@ def _try_out(scorer: CoAttentionScorer, vision_ref: str, text_ref: str) -> None:
 
 
 def every_other(num_layers: int) -> list[int]:
-    """Half of the layers, evenly spread, the first and the last among them: what DCD takes of 6, and DistilBERT of 12.
+    """Half of the layers, evenly spread, with the first and the last: DCD's choice from 6 layers, DistilBERT's from 12.
 
     >>> every_other(6)
     [0, 3, 5]
@@ -95,8 +93,3 @@ def every_other(num_layers: int) -> list[int]:
     """
     count = (num_layers + 1) // 2
     return [int(index * (num_layers - 1) / max(count - 1, 1) + 0.5) for index in range(count)]
-
-
-def dual_student(size: DualSize, captions: Iterable[str], *, vocab_size: int = 2000, seed: int = 0) -> VisionTextDual:
-    """An untrained dual encoder with a tokenizer trained on these captions."""
-    return new_dual(size, word_piece(captions, vocab_size), seed)

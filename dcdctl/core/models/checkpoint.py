@@ -1,4 +1,4 @@
-"""What the readers of official checkpoints, ViLT's and METER's, have in common."""
+"""Weights on disk: digests, saving, and reading a .ckpt of another program without running its code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import types
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -16,34 +16,50 @@ from torch import Tensor, nn
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.overrides import Overrides
-from dcdctl.core.models.preprocess import (
-    Preprocess,
-    check_text_length,
-    check_vocabulary,
-    load_tokenizer,
-    num_text_positions,
-    silence_transformers,
-)
+from dcdctl.core.models.preprocess import silence_transformers
+
+WEIGHTS_FILE = "model.safetensors"
+# Lightning before 1.5 uses classes as keys of its callbacks, so plain unpickling of such a file needs that Lightning installed.
+_REBUILDERS = {
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("collections", "OrderedDict"),
+}
+_HOSTILE_MODULES = {
+    *("os", "posix", "nt", "sys", "subprocess", "_posixsubprocess", "commands", "shutil", "pty", "signal"),
+    *("importlib", "_frozen_importlib", "imp", "runpy", "pkgutil", "code", "codeop", "ctypes", "_ctypes"),
+    *("pdb", "bdb", "timeit", "trace", "profile", "cProfile", "doctest", "pydoc"),
+    *("pip", "ensurepip", "venv", "setuptools", "socket", "_socket", "webbrowser", "pickle", "_pickle", "marshal"),
+}
+_BUILTINS = {"builtins", "__builtin__", "io", "_io"}
+_HOSTILE_BUILTINS = {
+    *("eval", "exec", "execfile", "compile", "__import__", "open", "file", "input", "breakpoint"),
+    *("getattr", "setattr", "delattr", "globals", "locals", "vars", "apply"),
+}
 
 
 def digest_of_model(model: nn.Module, settings: Mapping[str, Any], *, without: str = "") -> str:
-    """SHA-256, in hex, of the name, type, shape and bytes of all that a model saves, and of JSON-able settings.
+    """SHA-256, in hex, of the name, type, shape and bytes of every tensor of a model, and of JSON-able settings.
 
-    `without` names a part that is not saved with the model.
+    `without` names a submodule to leave out, because it is not saved with the model.
     """
     digest = hashlib.sha256()
-    for name, saved in sorted(model.state_dict().items()):
+    for name, value in sorted(model.state_dict().items()):
         if without and name.startswith(f"{without}."):
             continue
-        tensor = saved.cpu().contiguous()
+        tensor = value.cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     digest.update(files.digest_of(settings).encode())
     return digest.hexdigest()
 
 
-WEIGHTS_FILE = "model.safetensors"
+def check_complete(source: object, missing: Iterable[str], what: str) -> None:
+    """ModelError that lists the parameters of `what` that a checkpoint lacks, if there are any."""
+    names = sorted(missing)
+    if names:
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        raise ModelError(f"{source} lacks {len(names)} parameters of {what}: {', '.join(names[:8])}{more}")
 
 
 def save_pretrained(network: Any, folder: Path, *, half: bool = False) -> None:
@@ -65,80 +81,12 @@ def to_dtype(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tenso
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
-MATCH_ROW = 1
-"""The row of the two-way matching head that says "match"."""
-MAX_TEXT_LEN = 40
-"""Of retrieval, where a file does not say."""
-
-
-def ranking_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The head that ranks: `rank_output`, and in a pre-training checkpoint, which has none, the matching row of its matching head."""
-    head = {name: state[name] for name in ("rank_output.weight", "rank_output.bias") if name in state}
-    for part in ("weight", "bias"):
-        matching = state.get(f"itm_score.fc.{part}")
-        if matching is not None:
-            head.setdefault(f"rank_output.{part}", matching[MATCH_ROW : MATCH_ROW + 1].clone())
-    return head
-
-
-def check_complete(source: object, missing: Iterable[str], what: str) -> None:
-    """ModelError that lists the parameters of `what` that a checkpoint lacks, if there are any."""
-    names = sorted(missing)
-    if names:
-        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-        raise ModelError(f"{source} lacks {len(names)} parameters of {what}: {', '.join(names[:8])}{more}")
-
-
-def preprocess_as_told(
-    wanted: Overrides,
-    hyper: Mapping[str, Any],
-    text_config: Any,
-    image_processor: Any,
-    *,
-    tokenizer: str,
-    image_transform: Literal["", "meter"] = "",
-) -> Preprocess:
-    """What comes before a checkpoint's model: as the user sets it, or else as the run's configuration says, or else as released.
-
-    `tokenizer` is the released one; `text_config` tells how many words and positions the model knows.
-    """
-    words = load_tokenizer(wanted.tokenizer or tokenizer)
-    check_vocabulary(words, text_config.vocab_size)
-    most = num_text_positions(text_config)
-    length = wanted.max_text_len or int(hyper.get("max_text_len") or min(MAX_TEXT_LEN, most))
-    return Preprocess(
-        tokenizer=words,
-        image_processor=image_processor,
-        max_text_len=check_text_length(length, most),
-        image_transform=image_transform,
-    )
-
-
-# Lightning before 1.5 keys its callbacks by class, so reading such a file as it was meant to needs that Lightning installed.
-_REBUILDERS = {
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_parameter"),
-    ("collections", "OrderedDict"),
-}
-_HOSTILE_MODULES = {
-    *("os", "posix", "nt", "sys", "subprocess", "_posixsubprocess", "commands", "shutil", "pty", "signal"),
-    *("importlib", "_frozen_importlib", "imp", "runpy", "pkgutil", "code", "codeop", "ctypes", "_ctypes"),
-    *("pdb", "bdb", "timeit", "trace", "profile", "cProfile", "doctest", "pydoc"),
-    *("pip", "ensurepip", "venv", "setuptools", "socket", "_socket", "webbrowser", "pickle", "_pickle", "marshal"),
-}
-_BUILTINS = {"builtins", "__builtin__", "io", "_io"}
-_HOSTILE_BUILTINS = {
-    *("eval", "exec", "execfile", "compile", "__import__", "open", "file", "input", "breakpoint"),
-    *("getattr", "setattr", "delattr", "globals", "locals", "vars", "apply"),
-}
-
-
 class _HostileError(Exception):
-    """A checkpoint names what would run something; the message is that name."""
+    """A checkpoint names a function that could run code; the message is that name."""
 
 
 class _Inert(dict[Any, Any]):
-    """Stands for an object of an unknown class: holds the entries it is given, and does nothing."""
+    """Placeholder for an object of an unknown class: keeps the entries it is given, and does nothing."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__()
@@ -154,14 +102,14 @@ class _Inert(dict[Any, Any]):
             self.update(state)
 
     def append(self, item: Any) -> None:
-        """Unpickling a list subclass adds its items so; they are dropped."""
+        """Unpickling a list subclass adds its items with this method; they are dropped."""
 
     def extend(self, items: Any) -> None:
         """As `append`."""
 
 
 class _InertUnpickler(pickle.Unpickler):
-    """Knows tensors and plain containers; every other class or function becomes a placeholder, so nothing from the file is called."""
+    """Rebuilds tensors and plain containers. Every other class or function becomes a placeholder, so no code of the file is called."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _REBUILDERS:
@@ -176,19 +124,19 @@ _INERT_PICKLE.__dict__.update(Unpickler=_InertUnpickler, load=lambda file, **opt
 
 
 def _is_hostile(module: str, name: str) -> bool:
-    """Whether a checkpoint can name this only in order to run something; a dotted name may lead from one module to another."""
-    *through, last = name.split(".")
-    spaces = {module.partition(".")[0], *through}
-    return not spaces.isdisjoint(_HOSTILE_MODULES) or (last in _HOSTILE_BUILTINS and not spaces.isdisjoint(_BUILTINS))
+    """Whether the only use of this name in a checkpoint is to run code; a dotted name may lead from one module to another."""
+    *namespaces, last = name.split(".")
+    namespaces.append(module.partition(".")[0])
+    return not _HOSTILE_MODULES.isdisjoint(namespaces) or (last in _HOSTILE_BUILTINS and not _BUILTINS.isdisjoint(namespaces))
 
 
 def read_checkpoint(path: Path) -> Any:
-    """The contents of a .ckpt on the CPU: tensors and plain containers; objects of other classes come as inert dictionaries.
+    """The contents of a .ckpt on the CPU: tensors and plain containers; objects of other classes become inert dictionaries.
 
-    ModelError for what is no checkpoint, and for one that would run something if it were unpickled as it stands.
+    ModelError for a file that is no checkpoint, and for one that would run code if it were unpickled.
     """
     try:
-        # What torch warns of, old protocols and classes without source, is no matter here.
+        # torch warns of old protocols and of classes without source, which do not affect tensors.
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             try:
                 return torch.load(path, map_location="cpu", weights_only=True)
@@ -196,7 +144,7 @@ def read_checkpoint(path: Path) -> Any:
                 return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_INERT_PICKLE)
     except _HostileError as error:
         raise ModelError(
-            f"{path} is refused: it asks for {error}, which can run anything and which no weights need; nothing of it was run",
+            f"{path} is refused: it asks for {error}, which can run any code and which no weights need; no code was run",
             hint="get the checkpoint from a source you trust",
         ) from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:

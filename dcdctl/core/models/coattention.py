@@ -1,11 +1,15 @@
-"""Co-attention between two encoders: METER (Dou et al., CVPR 2022), and the same over any other pair of encoders.
+"""The co-attention network between two encoders: METER's fusion (Dou et al., CVPR 2022), over any pair of encoders.
 
-Two streams, text and image, go through fusion steps. A step updates both from what both were before it: self-attention on the own
-stream, cross-attention to the other, feed forward, each followed by a LayerNorm of the sum with its input. The score is one linear
-layer on the pooled first tokens of both streams, text first; to it the scaled cosine of a dual encoder over the same encoders may be added.
+Two streams, text and image, pass through fusion steps. A step updates both streams from their values before it: self-attention within the
+stream, cross-attention to the other stream, and a feed-forward layer, each followed by a LayerNorm of the sum with its input. A linear
+layer on the pooled first tokens of both streams, text first, gives the logit. The scaled cosine of a dual encoder over the same encoders
+may be added to it.
 
-Shape letters: B aligned pairs, P pairs, I images, T texts, L text tokens, V image tokens, N tokens of a stream, M of its source,
-D width, H heads, d width of a head.
+`score_pairs` computes many pairs with little work: tokens are self-attended once for each image and caption in the first step, projections
+are folded where that is cheaper (`attention`), and the last step computes only the first tokens.
+
+Shape letters: B aligned pairs, P pairs, I images, T texts, L text tokens, V image tokens, N tokens of a stream, M of the stream it attends
+to, D width, H heads, d width of a head.
 """
 
 from __future__ import annotations
@@ -29,9 +33,11 @@ from dcdctl.core.models.backbones import Projections, ProjectionSize
 from dcdctl.core.models.protocols import States, select_rows
 
 FUSION_EPS = 1e-12
-"""LayerNorm epsilon of the fusion layers: that of a fresh RoBERTa configuration, and not roberta-base's 1e-5."""
+"""LayerNorm epsilon of the fusion layers: the default of a RoBERTa configuration, not the 1e-5 of roberta-base."""
 TEXT_ROW, IMAGE_ROW = 0, 1
+"""Rows of the modality embeddings."""
 INITIALIZER_RANGE = 0.02
+"""Standard deviation of new weights, as in METER."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +48,9 @@ class FusionSize:
     num_layers: Count = 6
     num_heads: Count = 12
     mlp_ratio: Count = 4
-    """Width of the feed forward over the width of the stream."""
+    """Width of the feed-forward layer divided by the width of the stream."""
     dropout: Annotated[float, Between(0, 1, "[)")] = 0.1
-    """Of each sublayer's output and of attention probabilities, in training."""
+    """Dropout of each sublayer's output and of attention probabilities."""
 
     def __post_init__(self) -> None:
         check_fields(self, "fusion")
@@ -53,7 +59,7 @@ class FusionSize:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of one stream to itself or to the other, and the LayerNorm after it."""
+    """Multi-head attention of a stream to itself or to the other one, and the LayerNorm after it."""
 
     def __init__(self, size: FusionSize) -> None:
         super().__init__()
@@ -64,13 +70,13 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(size.dropout)
 
     @property
-    def parts(self) -> Heads:
-        """The projections, and what is dropped out of their shares now."""
+    def heads(self) -> Heads:
+        """The projections, and the dropout that applies in the current mode."""
         return Heads(self.query, self.key, self.value, self.num_heads, self.dropout.p if self.training else 0.0)
 
     def forward(self, tokens_BND: Tensor, source_BMD: Tensor, mask_BM: Tensor | None) -> Tensor:
-        """The tokens after attending to the source; `mask_BM` is True where a source token is real, None where all are."""
-        heads = self.parts
+        """The tokens after attending to the source; `mask_BM` is True for a real source token, None if all are real."""
+        heads = self.heads
         context_BHNd = functional.scaled_dot_product_attention(
             heads.split(self.query(tokens_BND)),
             heads.split(self.key(source_BMD)),
@@ -78,9 +84,9 @@ class Attention(nn.Module):
             attn_mask=None if mask_BM is None else mask_BM[:, None, None, :],
             dropout_p=heads.dropout,
         )
-        return self.close(self.dense(context_BHNd.transpose(1, 2).flatten(2)), tokens_BND)
+        return self.finish(self.dense(context_BHNd.transpose(1, 2).flatten(2)), tokens_BND)
 
-    def close(self, output_BND: Tensor, tokens_BND: Tensor) -> Tensor:
+    def finish(self, output_BND: Tensor, tokens_BND: Tensor) -> Tensor:
         """LayerNorm of the sublayer's output and its input."""
         normed: Tensor = self.norm(self.dropout(output_BND) + tokens_BND)
         return normed
@@ -102,7 +108,7 @@ class FeedForward(nn.Module):
 
 
 class FusionLayer(nn.Module):
-    """One stream's half of a fusion step."""
+    """The part of a fusion step that updates one stream."""
 
     def __init__(self, size: FusionSize) -> None:
         super().__init__()
@@ -110,18 +116,18 @@ class FusionLayer(nn.Module):
         self.cross_attention = Attention(size)
         self.feed_forward = FeedForward(size)
 
-    def forward(self, own_BND: Tensor, own_mask_BN: Tensor | None, other_BMD: Tensor, other_mask_BM: Tensor | None) -> Tensor:
-        """The own stream after the step; both streams are given as they entered it."""
-        tokens_BND = self.self_attention(own_BND, own_BND, own_mask_BN)
+    def forward(self, stream_BND: Tensor, mask_BN: Tensor | None, other_BMD: Tensor, other_mask_BM: Tensor | None) -> Tensor:
+        """The stream after the step, from both streams before it."""
+        tokens_BND = self.self_attention(stream_BND, stream_BND, mask_BN)
         tokens_BND = self.cross_attention(tokens_BND, other_BMD, other_mask_BM)
         fused: Tensor = self.feed_forward(tokens_BND)
         return fused
 
 
 class CoAttentionNetwork(nn.Module):
-    """Two encoders, the transforms to one width, the fusion steps, the poolers and the ranking head; all but the encoders untrained.
+    """Two encoders, the transforms to one width, the fusion steps, the poolers and the ranking head; all but the encoders are untrained.
 
-    `cosine` is what a dual encoder over the same encoders has after them; its logit is added to the fusion's.
+    `cosine` holds the projections of a dual encoder over the same encoders, whose logit is added to the fusion's.
     """
 
     def __init__(self, vision: nn.Module, text: nn.Module, size: FusionSize, cosine: Projections | None = None) -> None:
@@ -156,17 +162,19 @@ class CoAttentionNetwork(nn.Module):
         return cls(vision, text, size, Projections(backbones.image_width(vision), text.config.hidden_size, cosine))
 
     def start_from(self, cosine: Projections) -> None:
-        """Add a copy of these projections' logit, which at first is the whole logit: the head starts at zero."""
+        """Add the logit of a copy of these projections. At first it is the whole logit, since the head becomes zero."""
         self.cosine = copy.deepcopy(cosine).requires_grad_(True)
         nn.init.zeros_(self.rank_output.weight)
         nn.init.zeros_(self.rank_output.bias)
 
     @property
     def vision_config(self) -> Any:
+        """The configuration of the vision encoder."""
         return self.vision.config
 
     @property
     def text_config(self) -> Any:
+        """The configuration of the text encoder."""
         return self.text.config
 
     @property
@@ -176,16 +184,16 @@ class CoAttentionNetwork(nn.Module):
 
     @property
     def shared_modules(self) -> list[nn.Module]:
-        """What a student has in common with its teacher: all that comes before the fusion."""
+        """The parts that a student shares with its teacher: everything before the fusion."""
         return [self.vision, self.text, self.image_transform, self.text_transform, self.modality]
 
     def image_stream(self, features: Tensor) -> Tensor:
-        """Image features as they enter the fusion, I x V x D: transformed, with the modality's vector."""
+        """The image stream before the fusion, I x V x D: image features, transformed, with the modality's vector added."""
         tokens: Tensor = self.image_transform(features) + self.modality.weight[IMAGE_ROW]
         return tokens
 
     def text_stream(self, features: Tensor) -> Tensor:
-        """Text features as they enter the fusion, T x L x D."""
+        """The text stream before the fusion, T x L x D."""
         tokens: Tensor = self.text_transform(features) + self.modality.weight[TEXT_ROW]
         return tokens
 
@@ -196,7 +204,7 @@ class CoAttentionNetwork(nn.Module):
         return logits
 
     def add_cosine(self, logits_P: Tensor, image_PD: Tensor | None, text_PD: Tensor | None) -> Tensor:
-        """The logits of P pairs with those of their vectors added; as they are in a network without a cosine."""
+        """The logits of P pairs plus the scaled cosines of their vectors; unchanged in a network without `cosine`."""
         if self.cosine is None:
             return logits_P
         assert image_PD is not None
@@ -204,19 +212,17 @@ class CoAttentionNetwork(nn.Module):
         return logits_P + self.cosine.logits(image_PD, text_PD)
 
     def to_table(self) -> dict[str, Any]:
-        """What config.json holds."""
-        sides = {"vision": self.vision_config.to_dict(), "text": self.text_config.to_dict()}
-        for told in sides.values():
-            told.pop("_name_or_path", None)  # where the encoder once came from, perhaps a folder of this machine
+        """The contents of config.json."""
         cosine = None if self.cosine is None else dataclasses.asdict(self.cosine.size)
-        return {**sides, "fusion": dataclasses.asdict(self.size), "cosine": cosine}
+        configs = backbones.config_tables(self.vision_config, self.text_config)
+        return {**configs, "fusion": dataclasses.asdict(self.size), "cosine": cosine}
 
 
 def network_from_table(table: Mapping[str, Any]) -> CoAttentionNetwork:
-    """The network, untrained, that `CoAttentionNetwork.to_table` describes."""
+    """The untrained network of a table from `CoAttentionNetwork.to_table`."""
     vision, text = (AutoConfig.for_model(**table[name]) for name in ("vision", "text"))
-    told = table.get("cosine")  # not in older files
-    cosine = None if told is None else ProjectionSize(**told)
+    projection = table.get("cosine")  # not in older files
+    cosine = None if projection is None else ProjectionSize(**projection)
     return CoAttentionNetwork.from_configs(vision, text, FusionSize(**table["fusion"]), cosine)
 
 
@@ -226,7 +232,7 @@ Streams = tuple[Tensor, Tensor]
 
 
 def score_pairs(network: CoAttentionNetwork, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
-    """Logits of P pairs, given as positions in `images` and `texts`; image tokens are all real."""
+    """Logits of P pairs, given as positions in `images` and `texts`. All image tokens are real."""
     used_images, image_at_P = image_ix_P.unique(return_inverse=True)
     used_texts, text_at_P = text_ix_P.unique(return_inverse=True)
     texts = texts.take(used_texts)
@@ -234,24 +240,26 @@ def score_pairs(network: CoAttentionNetwork, images: States, texts: States, imag
     mask_PL = None if bool(mask_TL.all()) else mask_TL[text_at_P]
     streams = select_rows(text_TLD, text_at_P), select_rows(image_IVD, image_at_P)
     for step, layers in enumerate(network.steps):
-        count = 1 if step == len(network.steps) - 1 else None
+        num_queries = 1 if step == len(network.steps) - 1 else None
         if step == 0:
-            own_mask = None if mask_PL is None else mask_TL
-            text, image = recomputed(network, _look_around, layers, (text_TLD, image_IVD), own_mask, count)
-            streams = recomputed(network, _meet, layers, (select_rows(text, text_at_P), select_rows(image, image_at_P)), streams, mask_PL)
+            # Before the first cross-attention a stream depends on one image or caption alone, not on the pair.
+            text_mask = None if mask_PL is None else mask_TL
+            text, image = recomputed(network, _self_attention, layers, (text_TLD, image_IVD), text_mask, num_queries)
+            attended = select_rows(text, text_at_P), select_rows(image, image_at_P)
+            streams = recomputed(network, _cross_attention, layers, attended, streams, mask_PL)
         else:
-            streams = recomputed(network, _step, layers, streams, mask_PL, count)
+            streams = recomputed(network, _step, layers, streams, mask_PL, num_queries)
     image_PD = None if images.vectors is None else select_rows(images.vectors, image_ix_P)
     text_PD = None if texts.vectors is None else select_rows(texts.vectors, text_at_P)
     return network.add_cosine(network.rank(*streams), image_PD, text_PD)
 
 
-def _step(layers: Layers, streams: Streams, mask_PL: Tensor | None, num_queries: int | None) -> Streams:
-    return _meet(layers, _look_around(layers, streams, mask_PL, num_queries), streams, mask_PL)
+def _step(layers: Layers, streams: Streams, text_mask: Tensor | None, num_queries: int | None) -> Streams:
+    return _cross_attention(layers, _self_attention(layers, streams, text_mask, num_queries), streams, text_mask)
 
 
-def _look_around(layers: Layers, streams: Streams, text_mask: Tensor | None, num_queries: int | None) -> Streams:
-    """Both streams after attending to themselves."""
+def _self_attention(layers: Layers, streams: Streams, text_mask: Tensor | None, num_queries: int | None) -> Streams:
+    """The first `num_queries` tokens of both streams after self-attention."""
     (text_layer, image_layer), (text, image) = layers, streams
     return (
         attend(text_layer.self_attention, text, text, text_mask, num_queries),
@@ -259,26 +267,26 @@ def _look_around(layers: Layers, streams: Streams, text_mask: Tensor | None, num
     )
 
 
-def _meet(layers: Layers, own: Streams, entered: Streams, text_mask: Tensor | None) -> Streams:
-    """Both streams after attending to the other as it entered the step."""
-    (text_layer, image_layer), (text, image) = layers, entered
-    return _fuse(text_layer, own[0], image, None), _fuse(image_layer, own[1], text, text_mask)
+def _cross_attention(layers: Layers, attended: Streams, before: Streams, text_mask: Tensor | None) -> Streams:
+    """Both streams after cross-attention and feed-forward: self-attended tokens attend to the other stream as it was before the step."""
+    (text_layer, image_layer), (text, image) = layers, before
+    return _fuse(text_layer, attended[0], image, None), _fuse(image_layer, attended[1], text, text_mask)
 
 
-def _fuse(layer: FusionLayer, own_PND: Tensor, other_PMD: Tensor, other_mask_PM: Tensor | None) -> Tensor:
-    fused: Tensor = layer.feed_forward(attend(layer.cross_attention, own_PND, other_PMD, other_mask_PM))
+def _fuse(layer: FusionLayer, tokens_PND: Tensor, other_PMD: Tensor, other_mask_PM: Tensor | None) -> Tensor:
+    fused: Tensor = layer.feed_forward(attend(layer.cross_attention, tokens_PND, other_PMD, other_mask_PM))
     return fused
 
 
 def attend(attention: Attention, tokens_PND: Tensor, source_PMD: Tensor, mask_PM: Tensor | None, num_queries: int | None = None) -> Tensor:
-    """`Attention.forward` for the first `num_queries` tokens, the way that is least work."""
-    queries_PND, heads = tokens_PND[:, :num_queries], attention.parts
+    """`Attention.forward` for the first `num_queries` tokens, by the cheapest of three equal computations."""
+    queries_PND, heads = tokens_PND[:, :num_queries], attention.heads
     num_queries, num_sources = queries_PND.shape[1], source_PMD.shape[1]
     if heads.is_worth_folding(num_queries, num_sources):
         output_PND = attention.dense(into_queries(heads, queries_PND, source_PMD, mask_PM))
     elif heads.is_worth_folding(num_sources, num_queries):
         output_PND = into_source(heads, attention.dense, queries_PND, source_PMD, mask_PM)
     else:
-        plain: Tensor = attention(queries_PND, source_PMD, mask_PM)
-        return plain
-    return attention.close(output_PND, queries_PND)
+        attended: Tensor = attention(queries_PND, source_PMD, mask_PM)
+        return attended
+    return attention.finish(output_PND, queries_PND)

@@ -1,4 +1,7 @@
-"""Co-attention networks as fusion scorers: METER's and those over any two encoders."""
+"""Co-attention networks as fusion scorers, METER among them.
+
+Shape letters: I images, T texts, P pairs, B aligned pairs, L text tokens, V image tokens, N tokens of a position table, D width.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,9 @@ from dcdctl.core.models.preprocess import (
 from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
 
 MODEL_TYPE = "dcdctl-co-attention"
+"""In config.json."""
 POSITIONS = "vision.embeddings.position_embedding.weight"
+"""The position table of METER's vision encoder, which is resized for another image size."""
 
 
 class CoAttentionScorer(FusionModel):
@@ -55,7 +60,7 @@ class CoAttentionScorer(FusionModel):
 
     def _with_layers(self, layers: list[int]) -> Self:
         shared = {id(module): module for module in self.network.shared_modules}
-        # deepcopy takes what is in its memo for copied already, so the student keeps the teacher's own modules.
+        # deepcopy does not copy what its memo holds, so the student keeps the teacher's own modules.
         network = copy.deepcopy(self.network, memo=dict(shared))
         network.requires_grad_(True)
         for module in shared.values():
@@ -68,12 +73,12 @@ class CoAttentionScorer(FusionModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the files of a saved model do not say without us."""
+        """What dcdctl.json holds."""
         return {"kind": "fusion", "max_text_len": self.preprocess.max_text_len, "image_transform": self.preprocess.image_transform}
 
     @property
     def digest(self) -> str:
-        """The fingerprint of all weights and all settings that change a score."""
+        """See `FusionScorer.digest`."""
         network = {"heads": [*self.encoders.unseen_settings, self.network.size.num_heads]}
         return digest_of_model(self, {**self.settings, **self.preprocess.settings, "network": network})
 
@@ -93,21 +98,21 @@ class CoAttentionScorer(FusionModel):
         return self
 
     def encode_images(self, images: ImageBatch | States) -> States:
-        """The image stream as it enters the fusion, I x V x D, of images or of their features."""
+        """The image stream before the fusion, I x V x D, of images or of their features."""
         features = self.encoders.image_features(images) if isinstance(images, ImageBatch) else images
         cosine = self.network.cosine
         vectors = None if cosine is None else cosine.project_images(features.tokens)
-        return States(self.network.image_stream(self._in_own_type(features.tokens)), features.mask, vectors)
+        return States(self.network.image_stream(self._to_own_dtype(features.tokens)), features.mask, vectors)
 
     def encode_texts(self, texts: TextBatch | States) -> States:
-        """The text stream as it enters the fusion, T x L x D, of captions or of their features."""
+        """The text stream before the fusion, T x L x D, of captions or of their features."""
         features = self.encoders.text_features(texts) if isinstance(texts, TextBatch) else texts
         cosine = self.network.cosine
         vectors = None if cosine is None else cosine.project_texts(features.tokens, features.mask)
-        return States(self.network.text_stream(self._in_own_type(features.tokens)), features.mask, vectors)
+        return States(self.network.text_stream(self._to_own_dtype(features.tokens)), features.mask, vectors)
 
-    def _in_own_type(self, features: Tensor) -> Tensor:
-        """Features from disk are float16."""
+    def _to_own_dtype(self, features: Tensor) -> Tensor:
+        # Stored features are float16.
         return features.to(self.network.modality.weight.dtype)
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
@@ -115,7 +120,7 @@ class CoAttentionScorer(FusionModel):
         return coattention.score_pairs(self.network, images, texts, image_ix_P, text_ix_P)
 
     def score(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
-        """Logits of B aligned pairs, each encoded for itself and run through every layer as a whole; the oracle."""
+        """Logits of B aligned pairs, each pair through all of every layer: the oracle of `score_pairs`."""
         mask = attention_mask.bool()
         images = self.encode_images(ImageBatch(pixel_values))
         texts = self.encode_texts(TextBatch(input_ids, attention_mask))
@@ -129,42 +134,43 @@ class CoAttentionScorer(FusionModel):
         save_own(self.network, {"model_type": MODEL_TYPE, **self.network.to_table()}, folder, half=half)
 
 
-def from_folder(folder: Path, overrides: Mapping[str, Any], told: Mapping[str, Any]) -> CoAttentionScorer:
-    """The scorer of a folder that `save_network` and `Preprocess.save` wrote; `told` is its dcdctl.json."""
-    wanted = read_overrides(overrides)
-    table = files.read_json(folder / "config.json", error=ModelError, hint="save the model again")
-    with hub_errors(str(folder), hint="save the model again"):
+def from_folder(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> CoAttentionScorer:
+    """The scorer of a folder that `load_save.save` wrote; `table` are the user's overrides, `saved` is its dcdctl.json."""
+    assert saved is not None
+    folder, overrides = Path(ref), read_overrides(table)
+    config = files.read_json(folder / "config.json", error=ModelError, hint="save the model again")
+    with hub_errors(ref, hint="save the model again"):
         weights = to_dtype(load_file(folder / WEIGHTS_FILE), torch.float32)
-    if wanted.image_size is not None:
-        if told["image_transform"] != METER:
-            raise ModelError(f"{folder} has a {table['vision']['model_type']} vision encoder, whose image size cannot be changed")
-        check_image_size(wanted.image_size, table["vision"]["patch_size"])
-        table["vision"]["image_size"] = wanted.image_size
-        weights[POSITIONS] = resize_positions(weights[POSITIONS], wanted.image_size // table["vision"]["patch_size"])
-    if wanted.num_attention_heads is not None:
-        table["fusion"]["num_heads"] = wanted.num_attention_heads
-    if wanted.text.num_attention_heads is not None:
-        table["text"]["num_attention_heads"] = wanted.text.num_attention_heads
-    network = network_from_table(table)
+    if overrides.image_size is not None:
+        if saved["image_transform"] != METER:
+            raise ModelError(f"{folder} has a {config['vision']['model_type']} vision encoder, whose image size cannot be changed")
+        check_image_size(overrides.image_size, config["vision"]["patch_size"])
+        config["vision"]["image_size"] = overrides.image_size
+        weights[POSITIONS] = resize_positions(weights[POSITIONS], overrides.image_size // config["vision"]["patch_size"])
+    if overrides.num_attention_heads is not None:
+        config["fusion"]["num_heads"] = overrides.num_attention_heads
+    if overrides.text.num_attention_heads is not None:
+        config["text"]["num_attention_heads"] = overrides.text.num_attention_heads
+    network = network_from_table(config)
     load_weights(network, weights, folder)
-    processor = backbones.load_processor(str(folder), network.vision_config)
-    if wanted.image_size is not None:
-        processor = meter_image_processor(wanted.image_size)
-    tokenizer = load_tokenizer(wanted.tokenizer or str(folder))
+    if overrides.image_size is None:
+        processor = backbones.load_processor(ref, network.vision_config)
+    else:
+        processor = meter_image_processor(overrides.image_size)
+    tokenizer = load_tokenizer(overrides.tokenizer or ref)
     check_vocabulary(tokenizer, network.text_config.vocab_size)
-    length = check_text_length(wanted.max_text_len or told["max_text_len"], num_text_positions(network.text_config))
-    preprocess = Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=length, image_transform=told["image_transform"])
+    length = check_text_length(overrides.max_text_len or saved["max_text_len"], num_text_positions(network.text_config))
+    preprocess = Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=length, image_transform=saved["image_transform"])
     return CoAttentionScorer(network, preprocess)
 
 
 def load_weights(network: CoAttentionNetwork, weights: Mapping[str, Tensor], source: object) -> list[str]:
-    """Put the weights into the network; names it has no use for. ModelError names what is missing or of another shape."""
+    """Load the weights into the network and return the names that it does not use. ModelError names what is missing or of another shape."""
     own = network.state_dict()
     check_complete(source, set(own) - set(weights), "a co-attention scorer")
     for name, tensor in own.items():
         if weights[name].shape != tensor.shape:
-            found, wanted = tuple(weights[name].shape), tuple(tensor.shape)
-            raise ModelError(f"{source}: {name} is {found}, but {wanted} is wanted")
+            raise ModelError(f"{source}: {name} is {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}")
     network.load_state_dict({name: weights[name] for name in own})
     return sorted(set(weights) - set(own))
 
@@ -176,9 +182,9 @@ def check_image_size(image_size: int, patch_size: int) -> None:
 
 
 def resize_positions(table_ND: Tensor, side: int) -> Tensor:
-    """A position table for side x side patches: the class row kept, the square of the others resized bicubically."""
+    """A position table for side x side patches: the class row is kept, the square of the other rows is resized bicubically."""
     first, rest = table_ND[:1], table_ND[1:]
-    old = math.isqrt(len(rest))
-    square = rest.T.reshape(1, -1, old, old)
+    old_side = math.isqrt(len(rest))
+    square = rest.T.reshape(1, -1, old_side, old_side)
     resized = functional.interpolate(square, size=(side, side), mode="bicubic", align_corners=False)
     return torch.cat([first, resized.flatten(2)[0].T])

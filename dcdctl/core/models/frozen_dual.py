@@ -1,4 +1,4 @@
-"""A dual encoder over two encoders that stay as they are: one linear layer a side, trained in seconds from features on disk.
+"""A dual encoder over two frozen encoders: one linear layer for each modality, trained in seconds from stored features.
 
 Shape letters: I images, T texts, V image tokens, L text tokens, D length of the vectors.
 """
@@ -21,14 +21,15 @@ from dcdctl.core.models import backbones
 from dcdctl.core.models.backbones import EncoderPair, FeatureSpec, Projections, ProjectionSize
 from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, digest_of_model, save_own
 from dcdctl.core.models.dual import DualModel
-from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
+from dcdctl.core.models.overrides import check_dual_overrides, read_overrides
 from dcdctl.core.models.preprocess import Preprocess, check_text_length, check_vocabulary, hub_errors, load_tokenizer, num_text_positions
 from dcdctl.core.models.protocols import ExportSpec, ImageBatch, States, TextBatch
 
-ENCODER_DUAL_TYPE = "dcdctl-encoder-dual"
+MODEL_TYPE = "dcdctl-encoder-dual"
+"""In config.json."""
 
 
-class EncoderDualNetwork(nn.Module):
+class FrozenDualNetwork(nn.Module):
     """Two encoders and two projections; the projections are untrained."""
 
     def __init__(self, vision: nn.Module, text: nn.Module, size: ProjectionSize) -> None:
@@ -41,32 +42,34 @@ class EncoderDualNetwork(nn.Module):
 
     @property
     def vision_config(self) -> Any:
+        """The configuration of the vision encoder."""
         return self.vision.config
 
     @property
     def text_config(self) -> Any:
+        """The configuration of the text encoder."""
         return self.text.config
 
     def to_table(self) -> dict[str, Any]:
-        """What config.json holds."""
-        sides = {"vision": self.vision_config.to_dict(), "text": self.text_config.to_dict()}
-        for told in sides.values():
-            told.pop("_name_or_path", None)  # where the encoder once came from, perhaps a folder of this machine
-        return {**sides, "projection": dataclasses.asdict(self.projections.size)}
+        """The contents of config.json."""
+        return {
+            **backbones.config_tables(self.vision_config, self.text_config),
+            "projection": dataclasses.asdict(self.projections.size),
+        }
 
 
-class EncoderDual(DualModel):
-    """Embeds images and captions, or what its encoders made of them, into one space; made in eval mode, its encoders frozen."""
+class FrozenDual(DualModel):
+    """Embeds images and captions, or their features; created in eval mode with frozen encoders."""
 
-    network: EncoderDualNetwork
+    network: FrozenDualNetwork
 
-    def __init__(self, network: EncoderDualNetwork, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:
+    def __init__(self, network: FrozenDualNetwork, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:
         super().__init__(network, preprocess, unused_keys)
         self.encoders.freeze()
 
     @property
     def digest(self) -> str:
-        """The fingerprint of all weights and all settings that change a score."""
+        """See `DualEncoder.digest`."""
         settings = {**self.settings, **self.preprocess.settings, "heads": self.encoders.unseen_settings}
         return digest_of_model(self, settings, without="calibration")
 
@@ -74,15 +77,6 @@ class EncoderDual(DualModel):
     def encoders(self) -> EncoderPair:
         """Both encoders, whose features may be stored; they are always frozen."""
         return EncoderPair(self.network.vision, self.network.text, self.network.image_width, self.preprocess)
-
-    @property
-    def embedding_dim(self) -> int:
-        return int(self.network.projections.size.projection_dim)
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """What cosines are multiplied by to be logits."""
-        return self.network.projections.scale
 
     @property
     def _encoder_modules(self) -> tuple[nn.Module, ...]:
@@ -93,6 +87,16 @@ class EncoderDual(DualModel):
         super().train(mode)
         self.encoders.restore_eval_mode()
         return self
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length D of the vectors."""
+        return int(self.network.projections.size.projection_dim)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """Factor from cosine to logit; learned, 0-dimensional, at most 100."""
+        return self.network.projections.scale
 
     def embed_images(self, images: ImageBatch | States) -> Tensor:
         """Unit vectors, I x D, of images or of their features."""
@@ -105,7 +109,7 @@ class EncoderDual(DualModel):
         return self.network.projections.project_texts(features.tokens, features.mask)
 
     def export_spec(self) -> ExportSpec:
-        """A class in a file of code, since transformers has none that reads stages, mean tokens and normalized features."""
+        """A class in a file of code: no class of transformers reads stages, the mean of tokens and normalized features."""
         config = self.network.vision_config
         return ExportSpec(
             model_class="EncoderDualModel",
@@ -116,45 +120,43 @@ class EncoderDual(DualModel):
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write config.json and the weights."""
-        save_own(self.network, {"model_type": ENCODER_DUAL_TYPE, **self.network.to_table()}, folder, half=half)
+        save_own(self.network, {"model_type": MODEL_TYPE, **self.network.to_table()}, folder, half=half)
 
 
-def dual_over(
+def new_frozen_dual(
     vision_ref: str, text_ref: str, size: ProjectionSize, *, max_text_len: int, features: FeatureSpec = FeatureSpec.DEFAULT, seed: int = 0
-) -> EncoderDual:
-    """A dual encoder over two pretrained encoders that stay frozen (folders or Hub ids); only the two projections are new.
+) -> FrozenDual:
+    """A dual encoder over two pretrained encoders (folders or Hub ids), which are frozen; only the two projections are new.
 
-    Arguments as in `build.scorer_over`. Equal seeds give equal weights; the global random state is not touched.
+    Arguments as in `build.new_coattention`. Equal seeds give equal weights; the global random state is not touched.
     """
     vision, text = backbones.load_vision(vision_ref, features), backbones.load_text(text_ref)
-    tokenizer = load_tokenizer(text_ref, "model.text wants a text model with its tokenizer")
+    tokenizer = load_tokenizer(text_ref, "model.text names a text model with its tokenizer")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        network = EncoderDualNetwork(vision, text, size)
+        network = FrozenDualNetwork(vision, text, size)
     check_vocabulary(tokenizer, network.text_config.vocab_size)
     processor = backbones.load_processor(vision_ref, network.vision_config)
     length = min(max_text_len, num_text_positions(network.text_config))
-    return EncoderDual(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=length))
+    return FrozenDual(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=length))
 
 
-def from_folder(folder: Path, overrides: Mapping[str, Any], told: Mapping[str, Any]) -> EncoderDual:
-    """The dual encoder of a folder that `save_network` and `Preprocess.save` wrote; `told` is its dcdctl.json."""
-    wanted = read_overrides(overrides)
-    check_no_text_encoder(wanted, folder)
-    for name in ("image_size", "num_attention_heads"):
-        if getattr(wanted, name) is not None:
-            raise ModelError(f"{folder} is a dual encoder, whose {name} is fixed by its weights")
-    table = files.read_json(folder / "config.json", error=ModelError, hint="save the model again")
-    with hub_errors(str(folder), hint="save the model again"):
+def from_folder(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> FrozenDual:
+    """The dual encoder of a folder that `load_save.save` wrote; `table` are the user's overrides, `saved` is its dcdctl.json."""
+    assert saved is not None
+    folder, overrides = Path(ref), read_overrides(table)
+    check_dual_overrides(overrides, folder)
+    config = files.read_json(folder / "config.json", error=ModelError, hint="save the model again")
+    with hub_errors(ref, hint="save the model again"):
         weights = load_file(folder / WEIGHTS_FILE)
     with backbones.needing_timm(folder):
-        vision, text = (AutoModel.from_config(AutoConfig.for_model(**table[name])) for name in ("vision", "text"))
-    network = EncoderDualNetwork(vision, text, ProjectionSize(**table["projection"]))
+        vision, text = (AutoModel.from_config(AutoConfig.for_model(**config[name])) for name in ("vision", "text"))
+    network = FrozenDualNetwork(vision, text, ProjectionSize(**config["projection"]))
     own = network.state_dict()
     check_complete(folder, set(own) - set(weights), "a dual encoder")
     network.load_state_dict({name: weights[name].to(own[name].dtype) for name in own})
-    tokenizer = load_tokenizer(wanted.tokenizer or str(folder))
+    tokenizer = load_tokenizer(overrides.tokenizer or ref)
     check_vocabulary(tokenizer, network.text_config.vocab_size)
-    processor = backbones.load_processor(str(folder), network.vision_config)
-    length = check_text_length(wanted.max_text_len or told["max_text_len"], num_text_positions(network.text_config))
-    return EncoderDual(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=length))
+    processor = backbones.load_processor(ref, network.vision_config)
+    length = check_text_length(overrides.max_text_len or saved["max_text_len"], num_text_positions(network.text_config))
+    return FrozenDual(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=length))

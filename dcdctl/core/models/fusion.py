@@ -1,4 +1,4 @@
-"""What all fusion scorers have in common; a family of them (`vilt`, `coattention_scorer`) adds its network.
+"""What all fusion scorers share; a family (`vilt`, `coattention_scorer`) adds its network.
 
 Shape letters: P pairs, R x C pairs of a training step.
 """

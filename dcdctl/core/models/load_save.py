@@ -1,4 +1,8 @@
-"""Models by name: what a reference may be, how a model is saved, and how two models are told apart."""
+"""Load a model by reference, and save it; `FAMILIES` is the table of model families.
+
+A folder with config.json is loaded by the family that the `model_type` there names. A folder that `save` wrote also has dcdctl.json, with
+the settings that no other file holds.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,22 @@ from transformers import AutoConfig
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import coattention_scorer, dual, frozen_dual, published, vilt
-from dcdctl.core.models.official import from_released
+from dcdctl.core.models import coattention_scorer, frozen_dual, official, official_meter, official_vilt, published, vilt, vision_text_dual
+from dcdctl.core.models.checkpoint import read_checkpoint
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import hub_errors
 from dcdctl.core.models.protocols import DualEncoder, FusionScorer, Model
 from dcdctl.core.progress import Track, silent
 
+Loader = Callable[[str, Mapping[str, Any], Mapping[str, Any] | None], Model]
+"""From a folder or Hub id, the user's overrides, and the contents of dcdctl.json, None where there is no such file."""
+FAMILIES: dict[str, Loader] = {
+    "vilt": vilt.from_pretrained,
+    "vision-text-dual-encoder": vision_text_dual.from_pretrained,
+    coattention_scorer.MODEL_TYPE: coattention_scorer.from_folder,
+    frozen_dual.MODEL_TYPE: frozen_dual.from_folder,
+}
+"""The loader of each family, by `model_type` in config.json. A model is saved by its own `save_network`."""
 BUILT_IN = ("scenes-vilt",)
 SETTINGS_FILE = "dcdctl.json"
 FORMAT_VERSION = 1
@@ -26,7 +39,7 @@ ACCEPTED = (
     f"a Hugging Face Hub id (owner/name), built in ({', '.join(BUILT_IN)}), or a name that `dcdctl prepare --list` shows"
 )
 _TEACHERS = files.packaged("teachers")
-# The Hub knows a few models without an owner, none of them a scorer; a misspelt run should not wait for the network.
+# The Hub has a few models without an owner, none of them a scorer. A misspelt run name should not wait for the network.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _KINDS = {"fusion": "a fusion scorer", "dual": "a dual encoder"}
 
@@ -34,19 +47,19 @@ _KINDS = {"fusion": "a fusion scorer", "dual": "a dual encoder"}
 def load(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> Model:
     """The model that a reference names, in eval mode, in float32 on the CPU.
 
-    A reference is tried as: a built-in name, a .ckpt file, a folder with config.json, a run folder (with `model/`), the name of a
-    published teacher (`named_teachers`, whose file is fetched once), a Hub id.
+    A reference is tried as a built-in name, a .ckpt file, a folder with config.json, a run folder (with `model/`), the name of a published
+    teacher (`published`; its file is downloaded once), and a Hub id.
     """
     settings = dict(overrides or {})
     read_overrides(settings)
     form, source = _locate(ref)
     if form == "checkpoint":
-        return from_released(Path(source), settings)
+        return _load_official(Path(source), settings)
     if form != "published":
-        return _load_transformers(source, settings)
+        return _load_pretrained(source, settings)
     teacher = published.known()[source]
-    source, settings = published.located(teacher, settings, track)
-    return _load_transformers(source, settings) if teacher.hub else from_released(Path(source), settings)
+    source, settings = published.locate(teacher, settings, track)
+    return _load_pretrained(source, settings) if teacher.hub else _load_official(Path(source), settings)
 
 
 def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> None:
@@ -75,17 +88,17 @@ def load_dual(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> Du
 
 
 def save(model: Model, folder: Path, *, half: bool = False) -> None:
-    """Write a folder that loads again with nothing else, here and in plain transformers; `half` halves the weights' bytes.
+    """Write a folder that `load` reads without other files, atomically; the weights are float16 if `half`, else float32.
 
-    An older model in the folder is replaced; anything else in it is a ModelError.
+    A model that is already in the folder is replaced. ModelError if the folder holds anything else.
     """
     if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
-        raise ModelError(f"{folder} holds something else than a model", hint="save to a new folder")
+        raise ModelError(f"{folder} holds something other than a model", hint="save to a new folder")
     with files.atomic_folder(folder) as partial:
         model.save_network(partial, half=half)
         model.preprocess.save(partial)
         files.write_json(partial / SETTINGS_FILE, {"format": FORMAT_VERSION, **model.settings})
-        # safetensors makes its files for the user alone; these are as readable as the others.
+        # safetensors creates files that only their owner may read; give them the mode of the other files.
         for weights in partial.glob("*.safetensors"):
             weights.chmod((partial / SETTINGS_FILE).stat().st_mode)
 
@@ -121,7 +134,7 @@ def _built_in_folder(name: str) -> Path:
 
 
 def _model_folder(path: Path) -> Path:
-    """The folder itself, or `model/` in a run folder."""
+    """The folder itself, or `model/` in a run folder; ModelError if neither holds a model."""
     for folder in (path, path / "model"):
         if (folder / "config.json").exists():
             return folder
@@ -131,32 +144,42 @@ def _model_folder(path: Path) -> Path:
     raise ModelError(f"{path} is no model: it holds {found}, and neither config.json nor model/", hint=ACCEPTED)
 
 
-def _load_transformers(ref: str, overrides: Mapping[str, Any]) -> Model:
-    told_path = Path(ref) / SETTINGS_FILE
-    told = files.read_json(told_path, error=ModelError, hint="save the model again") if told_path.exists() else None
-    if told is not None and told.get("format") != FORMAT_VERSION:
-        raise ModelError(f"{told_path} has format {told.get('format')}, this dcdctl reads format {FORMAT_VERSION}", hint="update dcdctl")
-    if told is not None and (read := _OWN.get(_model_type(Path(ref)))) is not None:
-        return read(Path(ref), overrides, told)
+def _load_official(path: Path, table: Mapping[str, Any]) -> FusionScorer:
+    """The scorer of an official checkpoint of ViLT, METER or DCD. ModelError names what is missing."""
+    overrides = read_overrides(table)
+    state, hyper = official.unpack(read_checkpoint(path), path)
+    if official_meter.is_meter(state):
+        return official_meter.from_state(state, hyper, overrides, path)
+    if official_vilt.is_vilt(state):
+        return official_vilt.from_state(state, hyper, overrides, path)
+    raise ModelError(f"{path} is no official checkpoint of ViLT or METER: it has {', '.join(sorted(state)[:3])}, ...")
+
+
+def _load_pretrained(ref: str, overrides: Mapping[str, Any]) -> Model:
+    """The model of a folder with config.json, or of a Hub id."""
+    saved = _read_settings(Path(ref) / SETTINGS_FILE)
+    model_type = _model_type(ref, is_ours=saved is not None)
+    if model_type not in FAMILIES:
+        raise ModelError(f"{ref} is a {model_type} model", hint=ACCEPTED)
+    return FAMILIES[model_type](ref, overrides, saved)
+
+
+def _read_settings(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    saved = files.read_json(path, error=ModelError, hint="save the model again")
+    if saved.get("format") != FORMAT_VERSION:
+        raise ModelError(f"{path} has format {saved.get('format')}, this dcdctl reads format {FORMAT_VERSION}", hint="update dcdctl")
+    return saved
+
+
+def _model_type(ref: str, *, is_ours: bool) -> str:
+    if is_ours:
+        # transformers does not know all of our types.
+        return str(files.read_json(Path(ref) / "config.json", error=ModelError, hint="save the model again").get("model_type"))
     with hub_errors(ref, hint=ACCEPTED):
-        kind = AutoConfig.from_pretrained(ref, trust_remote_code=False).model_type
-    if kind == "vilt":
-        return vilt.from_transformers(ref, overrides, told)
-    if kind == "vision-text-dual-encoder":
-        return dual.from_transformers(ref, overrides, told)
-    raise ModelError(f"{ref} is a {kind} model", hint=ACCEPTED)
-
-
-_OWN: dict[Any, Callable[[Path, Mapping[str, Any], Mapping[str, Any]], Model]] = {
-    coattention_scorer.MODEL_TYPE: coattention_scorer.from_folder,
-    frozen_dual.ENCODER_DUAL_TYPE: frozen_dual.from_folder,
-}
-"""How folders are read that are not transformers' own."""
-
-
-def _model_type(folder: Path) -> Any:
-    return files.read_json(folder / "config.json", error=ModelError, hint="save the model again").get("model_type")
+        return str(AutoConfig.from_pretrained(ref, trust_remote_code=False).model_type)
 
 
 def _wrong_kind(ref: str | Path, model: Model, requested: str) -> ModelError:
-    return ModelError(f"{ref} is {_KINDS[model.kind]}, but {_KINDS[requested]} is wanted here")
+    return ModelError(f"{ref} is {_KINDS[model.kind]}, expected {_KINDS[requested]}")

@@ -1,141 +1,63 @@
-"""Official ViLT checkpoints (vilt_irtr_f30k.ckpt and its kin): their names for parameters, and what they do not say."""
+"""What the readers of official checkpoints share (`official_vilt`, `official_meter`)."""
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
-from transformers import ViltConfig
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import official_meter
-from dcdctl.core.models.checkpoint import check_complete, preprocess_as_told, ranking_head, read_checkpoint
-from dcdctl.core.models.coattention_scorer import CoAttentionScorer
-from dcdctl.core.models.overrides import Overrides, check_no_text_encoder, read_overrides
-from dcdctl.core.models.preprocess import vilt_image_processor
-from dcdctl.core.models.vilt import BLOCK_EPS, ViltScorer, build_network
+from dcdctl.core.models.overrides import Overrides
+from dcdctl.core.models.preprocess import Preprocess, check_text_length, check_vocabulary, load_tokenizer, num_text_positions
 
-TOKENIZER = "bert-base-uncased"
-BASE_WIDTH, BASE_HEADS = 768, 12
-_BLOCK = re.compile(r"transformer\.blocks\.(\d+)\.(.+)\.(weight|bias)")
-_BLOCK_PARTS = {
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attn.proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
-_PREFIXES = {
-    "text_embeddings.": "vilt.embeddings.text_embeddings.",
-    "token_type_embeddings.": "vilt.embeddings.token_type_embeddings.",
-    "transformer.cls_token": "vilt.embeddings.cls_token",
-    "transformer.pos_embed": "vilt.embeddings.position_embeddings",
-    "transformer.patch_embed.proj.": "vilt.embeddings.patch_embeddings.projection.",
-    "transformer.norm.": "vilt.layernorm.",
-    "pooler.": "vilt.pooler.",
-    "rank_output.": "rank_output.",
-}
+MATCH_ROW = 1
+"""The row of the two-way matching head that stands for "match"."""
+MAX_TEXT_LEN = 40
+"""Tokens of a caption in the official retrieval configurations, for a file without its configuration."""
 
 
-def from_released(path: Path, overrides: Mapping[str, Any]) -> ViltScorer | CoAttentionScorer:
-    """The scorer of an official checkpoint of ViLT, METER or DCD; ModelError says what it lacks."""
-    wanted = read_overrides(overrides)
-    state, hyper = _unpack(read_checkpoint(path), path)
-    if official_meter.is_meter(state):
-        return official_meter.from_state(state, hyper, wanted, path)
-    if "transformer.pos_embed" not in state:
-        names = ", ".join(sorted(state)[:3])
-        raise ModelError(f"{path} is no official checkpoint of ViLT or METER: it has {names}, ...")
-    check_no_text_encoder(wanted, path)
-    return _from_vilt(state, hyper, wanted, path)
-
-
-def _from_vilt(state: Mapping[str, Tensor], hyper: Mapping[str, Any], wanted: Overrides, path: Path) -> ViltScorer:
-    weights, unused = to_transformers(state)
-    config = _config_of(weights, hyper, wanted.num_attention_heads, path)
-    network = build_network(config)
-    missing, unexpected = network.load_state_dict(weights, strict=False)
-    check_complete(path, missing, "a ViLT scorer")
-    processor = vilt_image_processor(wanted.image_size or hyper.get("image_size") or config.image_size)
-    preprocess = preprocess_as_told(wanted, hyper, config, processor, tokenizer=TOKENIZER)
-    return ViltScorer(network, preprocess, tuple(sorted([*unused, *unexpected])))
-
-
-def to_transformers(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Official names to transformers' names, and the official names that scoring has no use for.
-
-    The head of a file without `rank_output` is row 1 of its matching head, as in the released code.
-    """
-    weights: dict[str, Tensor] = {}
-    unused = []
-    for key, tensor in state.items():
-        renamed = _rename(key, tensor)
-        weights.update(renamed)
-        if not renamed:
-            unused.append(key)
-    return weights | ranking_head(state), unused
-
-
-def _rename(key: str, tensor: Tensor) -> dict[str, Tensor]:
-    block = _BLOCK.fullmatch(key)
-    if block:
-        layer, part, kind = f"vilt.encoder.layer.{block[1]}", block[2], block[3]
-        if part == "attn.qkv":
-            names = ("query", "key", "value")
-            return {f"{layer}.attention.attention.{name}.{kind}": third for name, third in zip(names, tensor.chunk(3), strict=True)}
-        return {f"{layer}.{_BLOCK_PARTS[part]}.{kind}": tensor} if part in _BLOCK_PARTS else {}
-    if key.endswith("position_ids"):
-        return {}
-    for released, ours in _PREFIXES.items():
-        if key.startswith(released):
-            return {ours + key.removeprefix(released): tensor}
-    return {}
-
-
-def _unpack(loaded: Any, path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-    """The weights and the run's configuration (empty where the file has none)."""
-    found = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else {}
-    state = {key: value for key, value in found.items() if isinstance(value, Tensor)} if isinstance(found, Mapping) else {}
+def unpack(loaded: Any, path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """The weights and the run's configuration in a checkpoint's contents; the configuration is empty if the file has none."""
+    weights = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else {}
+    state = {key: value for key, value in weights.items() if isinstance(value, Tensor)} if isinstance(weights, Mapping) else {}
     if not state:
-        raise ModelError(f"{path} holds no weights", hint="wanted a ViLT checkpoint: {'state_dict': ...} or the weights themselves")
+        raise ModelError(f"{path} holds no weights", hint="a checkpoint is {'state_dict': ...}, or the weights themselves")
     hyper = loaded.get("hyper_parameters") or {}
     return state, hyper.get("config", hyper) if isinstance(hyper, Mapping) else {}
 
 
-def _config_of(weights: Mapping[str, Tensor], hyper: Mapping[str, Any], num_heads: int | None, path: Path) -> ViltConfig:
-    """Sizes from the tensors; heads and dropout, which no tensor shows, from the configuration or the user."""
-    text = "vilt.embeddings.text_embeddings"
-    shapes = {name: tensor.shape for name, tensor in weights.items()}
-    needed = ["vilt.embeddings.patch_embeddings.projection.weight", "vilt.encoder.layer.0.intermediate.dense.weight"]
-    needed += [f"{text}.{name}_embeddings.weight" for name in ("word", "position", "token_type")]
-    absent = [name for name in [*needed, "vilt.embeddings.token_type_embeddings.weight"] if name not in shapes]
-    check_complete(path, absent, "a ViLT scorer")
-    num_positions, width = shapes["vilt.embeddings.position_embeddings"][1:]
-    patch_size = shapes[needed[0]][-1]
-    num_heads = num_heads or hyper.get("num_heads") or (BASE_HEADS if width == BASE_WIDTH else None)
-    if num_heads is None or width % num_heads:
-        found = (
-            f"its width {width} is not a multiple of {num_heads}" if num_heads else f"nothing in it says how many, and its width is {width}"
-        )
-        raise ModelError(f"{path}: number of attention heads unknown: {found}", hint="set it with `--model-set num_attention_heads=N`")
-    return ViltConfig(
-        vocab_size=shapes[f"{text}.word_embeddings.weight"][0],
-        type_vocab_size=shapes[f"{text}.token_type_embeddings.weight"][0],
-        modality_type_vocab_size=shapes["vilt.embeddings.token_type_embeddings.weight"][0],
-        max_position_embeddings=shapes[f"{text}.position_embeddings.weight"][0],
-        hidden_size=width,
-        num_hidden_layers=1 + max(int(name.split(".")[3]) for name in shapes if name.startswith("vilt.encoder.layer.")),
-        num_attention_heads=num_heads,
-        intermediate_size=shapes[needed[1]][0],
-        image_size=math.isqrt(num_positions - 1) * patch_size,
-        patch_size=patch_size,
-        hidden_dropout_prob=hyper.get("drop_rate", 0.1),
-        # timm's attention, which the released code builds on, drops no attention probabilities.
-        attention_probs_dropout_prob=0.0,
-        layer_norm_eps=BLOCK_EPS,
-        pad_token_id=0,
+def ranking_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The head that ranks: `rank_output`. A pre-training checkpoint has none, and the "match" row of its matching head is used."""
+    head = {name: state[name] for name in ("rank_output.weight", "rank_output.bias") if name in state}
+    for part in ("weight", "bias"):
+        matching = state.get(f"itm_score.fc.{part}")
+        if matching is not None:
+            head.setdefault(f"rank_output.{part}", matching[MATCH_ROW : MATCH_ROW + 1].clone())
+    return head
+
+
+def make_preprocess(
+    overrides: Overrides,
+    hyper: Mapping[str, Any],
+    text_config: Any,
+    image_processor: Any,
+    *,
+    tokenizer: str,
+    image_transform: Literal["", "meter"] = "",
+) -> Preprocess:
+    """The preprocessing of a checkpoint: the user's overrides come first, then the run's configuration, then the official defaults.
+
+    `tokenizer` is the official one; `text_config` gives the size of the model's vocabulary and its number of text positions.
+    """
+    loaded = load_tokenizer(overrides.tokenizer or tokenizer)
+    check_vocabulary(loaded, text_config.vocab_size)
+    num_positions = num_text_positions(text_config)
+    length = overrides.max_text_len or int(hyper.get("max_text_len") or min(MAX_TEXT_LEN, num_positions))
+    return Preprocess(
+        tokenizer=loaded,
+        image_processor=image_processor,
+        max_text_len=check_text_length(length, num_positions),
+        image_transform=image_transform,
     )

@@ -1,7 +1,7 @@
-"""Official METER checkpoints (meter_clip16_288_roberta_flickr.ckpt and its kin) and DCD's: their names for parameters.
+"""Official checkpoints of METER (meter_clip16_288_roberta_flickr.ckpt and similar) and of DCD: parameter names, and sizes from tensors.
 
-Three kinds are told apart by what is in them: a retrieval checkpoint has `rank_output`; a pre-training one has not, and row 1 ("match") of
-its matching head takes its place; a DCD student's holds its teacher too, and the parts named `stu_` are the student.
+There are three kinds. A retrieval checkpoint has `rank_output`. A pre-training checkpoint has none, and row 1 ("match") of its matching
+head is used. The checkpoint of a DCD student also holds its teacher; the parts named `stu_` are the student.
 """
 
 from __future__ import annotations
@@ -15,18 +15,23 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, RobertaConfig
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.checkpoint import preprocess_as_told, ranking_head
 from dcdctl.core.models.coattention import CoAttentionNetwork, FusionSize
 from dcdctl.core.models.coattention_scorer import POSITIONS, CoAttentionScorer, check_image_size, load_weights, resize_positions
+from dcdctl.core.models.official import make_preprocess, ranking_head
 from dcdctl.core.models.overrides import Overrides
 from dcdctl.core.models.preprocess import METER, meter_image_processor
 
 TOKENIZER = "roberta-base"
 IMAGE_SIZE = 384
-"""Of retrieval, where a file does not say."""
+"""Of the retrieval models, for a file without its configuration."""
 CLIP_HEAD_WIDTH = 64
+"""Width of a head in CLIP; METER's code computes the number of heads from it."""
 PAD_TOKEN = 1
+"""RoBERTa's padding id, from which its positions are counted."""
+BASE_WIDTH, BASE_HEADS = 768, 12
+"""Base sizes, for a file without its configuration: no tensor shows the number of heads."""
 STUDENT = "stu_"
+"""Prefix of the student's own parts in a DCD checkpoint."""
 _FUSION = ("cross_modal_text_layers.", "cross_modal_image_layers.", "cross_modal_text_pooler.", "cross_modal_image_pooler.", "rank_output.")
 _PREFIXES = {
     "cross_modal_text_transform.": "text_transform.",
@@ -68,28 +73,41 @@ _BLOCK_PARTS = {
 }
 
 
+_NEEDED = {
+    POSITIONS,
+    "vision.embeddings.patch_embedding.weight",
+    "vision.encoder.layers.0.mlp.fc1.weight",
+    "text.embeddings.word_embeddings.weight",
+    "text.embeddings.position_embeddings.weight",
+    "text.embeddings.token_type_embeddings.weight",
+    "text.encoder.layer.0.intermediate.dense.weight",
+    "text_layers.0.feed_forward.up.weight",
+}
+"""Tensors that give the sizes."""
+
+
 def is_meter(state: Mapping[str, Any]) -> bool:
     """Whether a state dict is METER's or DCD's."""
     return any(name.startswith("cross_modal_") for name in state)
 
 
-def from_state(state: Mapping[str, Tensor], hyper: Mapping[str, Any], wanted: Overrides, path: Path) -> CoAttentionScorer:
-    """The scorer of an official checkpoint's weights and configuration; ModelError says what it lacks."""
+def from_state(state: Mapping[str, Tensor], hyper: Mapping[str, Any], overrides: Overrides, path: Path) -> CoAttentionScorer:
+    """The scorer of an official checkpoint's weights and configuration. ModelError names what is missing."""
     weights, unused = to_network(state)
     if not weights.keys() >= _NEEDED:
         raise ModelError(f"{path} is not a METER with CLIP and RoBERTa: it lacks {min(_NEEDED - weights.keys())}")
-    image_size = wanted.image_size or int(hyper.get("image_size") or IMAGE_SIZE)
-    vision, text, size = _configs(weights, hyper, wanted, image_size, path)
+    image_size = overrides.image_size or int(hyper.get("image_size") or IMAGE_SIZE)
+    vision, text, size = _configs(weights, hyper, overrides, image_size, path)
     weights[POSITIONS] = resize_positions(weights[POSITIONS], image_size // vision.patch_size)
     network = CoAttentionNetwork.from_configs(vision, text, size)
     unknown = load_weights(network, weights, path)
     processor = meter_image_processor(image_size)
-    preprocess = preprocess_as_told(wanted, hyper, text, processor, tokenizer=TOKENIZER, image_transform=METER)
+    preprocess = make_preprocess(overrides, hyper, text, processor, tokenizer=TOKENIZER, image_transform=METER)
     return CoAttentionScorer(network, preprocess, tuple(sorted([*unused, *unknown])))
 
 
 def to_network(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Official names to the network's, and the official names that scoring has no use for."""
+    """The weights under the network's names, and the official names that scoring does not need."""
     unused = []
     if any(name.startswith(STUDENT) for name in state):
         unused = [name for name in state if name.startswith(_FUSION)]
@@ -118,28 +136,16 @@ def _rename(name: str, tensor: Tensor) -> dict[str, Tensor]:
         return {"modality.weight": tensor[:2]}
     if name.endswith("position_ids"):
         return {}
-    for released, ours in _PREFIXES.items():
-        if name.startswith(released):
-            return {ours + name.removeprefix(released): tensor}
+    for official, ours in _PREFIXES.items():
+        if name.startswith(official):
+            return {ours + name.removeprefix(official): tensor}
     return {}
 
 
-_NEEDED = {
-    POSITIONS,
-    "vision.embeddings.patch_embedding.weight",
-    "vision.encoder.layers.0.mlp.fc1.weight",
-    "text.embeddings.word_embeddings.weight",
-    "text.embeddings.position_embeddings.weight",
-    "text.embeddings.token_type_embeddings.weight",
-    "text.encoder.layer.0.intermediate.dense.weight",
-    "text_layers.0.feed_forward.up.weight",
-}
-
-
 def _configs(
-    weights: Mapping[str, Tensor], hyper: Mapping[str, Any], wanted: Overrides, image_size: int, path: Path
+    weights: Mapping[str, Tensor], hyper: Mapping[str, Any], overrides: Overrides, image_size: int, path: Path
 ) -> tuple[CLIPVisionConfig, RobertaConfig, FusionSize]:
-    """Sizes from the tensors; heads, which no tensor shows, by METER's rule, the configuration or the user."""
+    """Sizes from the tensors. Heads, which no tensor shows, come from METER's rule, the configuration or the user."""
     shape = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     width, _, _, patch_size = shape["vision.embeddings.patch_embedding.weight"]
     check_image_size(image_size, patch_size)
@@ -159,7 +165,7 @@ def _configs(
         hidden_size=text_width,
         intermediate_size=shape["text.encoder.layer.0.intermediate.dense.weight"][0],
         num_hidden_layers=_count(shape, "text.encoder.layer."),
-        num_attention_heads=_heads(wanted.text.num_attention_heads, text_width, "text.num_attention_heads", path),
+        num_attention_heads=_heads(overrides.text.num_attention_heads, text_width, "text.num_attention_heads", path),
         max_position_embeddings=shape["text.embeddings.position_embeddings.weight"][0],
         type_vocab_size=shape["text.embeddings.token_type_embeddings.weight"][0],
         layer_norm_eps=1e-5,
@@ -169,17 +175,17 @@ def _configs(
     size = FusionSize(
         hidden_size=fusion_width,
         num_layers=_count(shape, "text_layers."),
-        num_heads=_heads(wanted.num_attention_heads or hyper.get("num_heads"), fusion_width, "num_attention_heads", path),
+        num_heads=_heads(overrides.num_attention_heads or hyper.get("num_heads"), fusion_width, "num_attention_heads", path),
         mlp_ratio=up // fusion_width,
         dropout=float(hyper.get("drop_rate", 0.1)),
     )
     return vision, text, size
 
 
-def _heads(told: int | None, width: int, name: str, path: Path) -> int:
-    if told is None and width != 768:
-        raise ModelError(f"{path}: nothing in it says {name}, and the width is {width}", hint=f"set it with `--model-set {name}=N`")
-    count = told or 12
+def _heads(given: int | None, width: int, name: str, path: Path) -> int:
+    if given is None and width != BASE_WIDTH:
+        raise ModelError(f"{path} does not give {name}, and its width is {width}", hint=f"set it with `--model-set {name}=N`")
+    count = given or BASE_HEADS
     if width % count:
         raise ModelError(f"{path}: the width {width} is not a multiple of {name} {count}", hint=f"set it with `--model-set {name}=N`")
     return count

@@ -3,9 +3,12 @@
 FOLDER/image.onnx    pixel_values float32, images x 3 x H x W                         ->  vectors float32, images x D
 FOLDER/text.onnx     input_ids int64, attention_mask int64, texts x tokens each       ->  vectors float32, texts x D
 
-Vectors have length 1; a score is their cosine. Numbers of images, texts and tokens are free; H and W are those of the model's image
-processor. Preprocessing is not in the files: it is the saved model's tokenizer and image processor. Fusion models have no such files: which
-computations theirs takes depends on the numbers (which pairs share an image, how long the longest caption is), and ONNX wants one graph.
+Vectors have length 1; a score is their cosine. Numbers of images, texts and tokens may vary; H and W are those of the model's image
+processor. Preprocessing is not in the files: it needs the tokenizer and the image processor of the saved model. Fusion models cannot be
+exported. Their computation depends on the data (which pairs share an image, the length of the longest caption), and an ONNX file is one
+fixed graph.
+
+Shape letters: I images, T texts, D length of the vectors.
 """
 
 from __future__ import annotations
@@ -29,11 +32,11 @@ from dcdctl.core.models.protocols import DualEncoder, ImageBatch, Model, Preproc
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 LARGEST_DIFFERENCE = 1e-4
-"""Of a coordinate of a vector, between torch and ONNX Runtime in float32: what another order of adding up makes."""
+"""Largest accepted difference of a coordinate between torch and ONNX Runtime in float32, which sum in another order."""
 IMAGE_INPUTS, TEXT_INPUTS = ("pixel_values",), ("input_ids", "attention_mask")
 ONNX_OUTPUT = "vectors"
 EXTERNAL_FROM_BYTES = 1_800_000_000
-"""A single ONNX file ends at 2 GiB; weights of more are kept in a file beside it."""
+"""A single ONNX file may have at most 2 GiB; larger weights are written to a file beside it."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,12 @@ class Towers:
 
     @staticmethod
     def of(folder: Path) -> Towers:
+        """The two files in a folder."""
         return Towers(folder / "image.onnx", folder / "text.onnx")
 
     @property
     def num_bytes(self) -> int:
-        """Size of both, weights beside them included."""
+        """Size of both files, including weights beside them."""
         return sum(path.stat().st_size for tower in (self.image, self.text) for path in tower.parent.glob(f"{tower.name}*"))
 
 
@@ -72,7 +76,7 @@ class _TextTower(nn.Module):
 
 
 class OnnxDual:
-    """A dual encoder run by ONNX Runtime: `embed_images` and `embed_texts` as of `DualEncoder`, on the CPU or a CUDA device."""
+    """A dual encoder run by ONNX Runtime, on the CPU or a CUDA device, with `embed_images` and `embed_texts` as in `DualEncoder`."""
 
     def __init__(self, towers: Towers, preprocess: Preprocessor, *, device: torch.device, num_threads: int | None = None) -> None:
         require_onnx()
@@ -96,7 +100,7 @@ class OnnxDual:
         return self._run(self._text, dict(zip(TEXT_INPUTS, (texts.input_ids, texts.attention_mask), strict=True)))
 
     def _run(self, session: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-        known = {one.name for one in session.get_inputs()}  # an encoder may have no use for the mask
+        known = {node.name for node in session.get_inputs()}  # the graph of an encoder that ignores the mask lacks that input
         (vectors,) = session.run([ONNX_OUTPUT], {name: tensor.cpu().numpy() for name, tensor in inputs.items() if name in known})
         return torch.from_numpy(vectors).to(self._device)
 
@@ -107,57 +111,57 @@ def require_onnx() -> None:
 
 
 def onnxruntime_version() -> str:
-    """What runs the files."""
+    """The runtime and its version, for reports."""
     return f"onnxruntime {version('onnxruntime')}"
 
 
 def export_onnx(model: Model, folder: Path) -> Towers:
-    """Write both files of a dual encoder, in float32, into a new folder; whole or not at all.
+    """Write both files of a dual encoder, in float32, into a new folder, atomically.
 
-    ModelError for a fusion scorer, for a model that torch cannot export, and for a folder that is there.
+    ModelError for a fusion scorer, for a model that torch cannot export, and for a folder that is not empty.
     """
     require_onnx()
     if model.kind != "dual":
         raise ModelError("a fusion model does not export to ONNX: its shapes depend on the data", hint="export a dual student")
     if not files.is_vacant(folder):
-        raise ModelError(f"{folder} is not empty, a new folder is wanted", hint="name another folder")
+        raise ModelError(f"{folder} is not empty, expected a new folder", hint="name another folder")
     device = next(iter(model.parameters())).device
     was_training = model.training
     with files.atomic_folder(folder) as partial:
         towers = Towers.of(partial)
-        # Two of each: torch takes a size of 1 for fixed.
-        picture = model.preprocess.images([Image.new("RGB", (64, 64))] * 2).to(device)
-        words = model.preprocess.texts(["a b c", "a"]).to(device)
+        # Two of each, since torch takes a size of 1 as fixed.
+        images = model.preprocess.images([Image.new("RGB", (64, 64))] * 2).to(device)
+        texts = model.preprocess.texts(["a b c", "a"]).to(device)
         try:
             model.eval()
-            _write(_ImageTower(model), (picture.pixel_values,), IMAGE_INPUTS, [{0: "images"}], towers.image)
+            _write(_ImageTower(model), (images.pixel_values,), IMAGE_INPUTS, [{0: "images"}], towers.image)
             free = [{0: "texts", 1: "tokens"}] * 2
-            _write(_TextTower(model), (words.input_ids, words.attention_mask), TEXT_INPUTS, free, towers.text)
+            _write(_TextTower(model), (texts.input_ids, texts.attention_mask), TEXT_INPUTS, free, towers.text)
         finally:
             model.train(was_training)
     return Towers.of(folder)
 
 
-def largest_difference(found: Tensor, wanted: Tensor) -> float:
-    """Of the coordinates of two sets of vectors."""
-    return float((found.float() - wanted.float()).abs().max())
+def largest_difference(vectors: Tensor, expected: Tensor) -> float:
+    """The largest difference of a coordinate between two sets of vectors."""
+    return float((vectors.float() - expected.float()).abs().max())
 
 
 def check_onnx(onnx: OnnxDual, model: DualEncoder, images: ImageBatch, texts: TextBatch) -> float:
-    """The largest difference of a coordinate from torch's vectors; ModelError where it is more than rounding."""
+    """The largest difference of a coordinate from torch's vectors; ModelError if it exceeds `LARGEST_DIFFERENCE`."""
     with torch.no_grad():
         pairs = ((onnx.embed_images(images), model.embed_images(images)), (onnx.embed_texts(texts), model.embed_texts(texts)))
-    difference = max(largest_difference(found, wanted) for found, wanted in pairs)
+    difference = max(largest_difference(vectors, expected) for vectors, expected in pairs)
     if not difference <= LARGEST_DIFFERENCE:
         found = f"ONNX Runtime's vectors differ from torch's by {difference:.1e}"
-        raise ModelError(f"{found}, at most {LARGEST_DIFFERENCE:.0e} is wanted", hint="this model cannot be served by ONNX Runtime")
+        raise ModelError(f"{found}, expected at most {LARGEST_DIFFERENCE:.0e}", hint="this model cannot be served by ONNX Runtime")
     return difference
 
 
 def quantize_dynamic(towers: Towers, folder: Path) -> Towers:
-    """The same two files with int8 weights, activations quantised as they come; into a folder that is made where absent.
+    """The same two files with int8 weights and dynamically quantized activations, written to `folder`.
 
-    Vectors change by more than rounding: `dcdctl export` compares them (docs/export.md).
+    Vectors change by more than rounding; `dcdctl export` compares them (docs/export.md).
     """
     require_onnx()
     from onnxruntime.quantization import QuantType
@@ -167,16 +171,16 @@ def quantize_dynamic(towers: Towers, folder: Path) -> Towers:
     small = Towers.of(folder)
     for source, target in ((towers.image, small.image), (towers.text, small.text)):
         with files.atomic_path(target) as partial, _quietly():
-            # Unsigned weights: sums of two products of unsigned and signed bytes overflow 16 bits on x86 without VNNI, and cosines fall to
-            # 0.91 where these have 0.99. A scale a column: columns of one matrix differ. Patches come from one convolution, whose int8
-            # form ONNX Runtime does not have on every processor.
+            # Unsigned weights: on x86 without VNNI, sums of two products of unsigned and signed bytes overflow 16 bits, and cosines fall
+            # from 0.99 to 0.91. One scale per column, since columns of a matrix differ. The convolution that makes patches stays float32:
+            # ONNX Runtime lacks its int8 form on some processors.
             quantize(source, partial, weight_type=QuantType.QUInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"])
     return small
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the advice that exporters and quantisers give their own developers."""
+    """Without the log messages and warnings of exporters and quantizers, which are for their developers."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -192,12 +196,13 @@ def _providers(device: torch.device, available: list[str]) -> list[str]:
         return ["CPUExecutionProvider"]
     if device.type == "cuda" and "CUDAExecutionProvider" in available:
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    found = ", ".join(available)
-    raise MissingError(f"this ONNX Runtime has no provider for {device.type} (it has {found})", hint="pip install onnxruntime-gpu")
+    raise MissingError(
+        f"this ONNX Runtime has no provider for {device.type} (it has {', '.join(available)})", hint="pip install onnxruntime-gpu"
+    )
 
 
 def _write(tower: nn.Module, example: tuple[Tensor, ...], inputs: tuple[str, ...], free: list[dict[int, str]], path: Path) -> None:
-    """One file; `free` names the dimensions of each input that may be any number."""
+    """Write one file; `free` names the dimensions of each input that may vary."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tower.state_dict().values())
     try:
         with _quietly():

@@ -1,4 +1,4 @@
-"""What a user may set about a model that its files do not say, or say otherwise (`--model-set NAME=VALUE`)."""
+"""Settings of a model that the user may set where its files lack them or differ (`--model-set NAME=VALUE`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dcdctl.core.errors import ConfigError, ModelError
 
 @dataclass(frozen=True, kw_only=True)
 class TextOverrides:
-    """Of a text encoder of its own, as METER has one."""
+    """Settings of a separate text encoder, such as METER's."""
 
     num_attention_heads: Count | None = None
 
@@ -23,16 +23,16 @@ class TextOverrides:
 
 @dataclass(frozen=True, kw_only=True)
 class Overrides:
-    """None leaves a setting as the model's files have it."""
+    """None keeps the setting of the model's files."""
 
     image_size: Count | None = None
     """Shorter side of the resized image, in pixels."""
     max_text_len: Annotated[int, AtLeast(3)] | None = None  # [CLS], a word, [SEP]
-    """Tokens of a caption that are read, [CLS] and [SEP] counted."""
+    """Maximum number of tokens of a caption, including [CLS] and [SEP]."""
     tokenizer: str | None = None
     """Folder or Hub id of a tokenizer."""
     num_attention_heads: Count | None = None
-    """Heads of each attention (METER: of the fusion); stored nowhere in an official checkpoint without its configuration."""
+    """Attention heads (METER: of the fusion layers); an official checkpoint without its configuration does not give their number."""
     text: TextOverrides = TextOverrides()
 
     def __post_init__(self) -> None:
@@ -40,7 +40,7 @@ class Overrides:
 
 
 def read_overrides(table: Mapping[str, Any]) -> Overrides:
-    """The overrides of a table, whose names may be dotted; an unknown name is a ConfigError that lists the known ones."""
+    """The overrides in a table, whose names may be dotted. ConfigError for an unknown name lists the known ones."""
     nested: dict[str, Any] = {}
     for name, value in table.items():
         outer, dot, inner = name.partition(".")
@@ -51,10 +51,20 @@ def read_overrides(table: Mapping[str, Any]) -> Overrides:
     return config.build(Overrides, nested, "model-set")
 
 
-def check_no_text_encoder(wanted: Overrides, ref: object) -> None:
-    """ModelError if something is set of a text encoder that the model does not have, or whose sizes its own files say."""
-    if wanted.text != TextOverrides():
+def check_no_text_encoder(overrides: Overrides, ref: object) -> None:
+    """ModelError if a setting of the text encoder is given for a model without one, or whose files give it."""
+    if overrides.text != TextOverrides():
         raise ModelError(f"text.num_attention_heads is for METER checkpoints, and {ref} is none", hint="leave that setting out")
+
+
+def check_dual_overrides(overrides: Overrides, ref: object) -> None:
+    """ModelError if a setting is given that the weights of a dual encoder fix."""
+    check_no_text_encoder(overrides, ref)
+    for name in ("image_size", "num_attention_heads"):
+        if getattr(overrides, name) is not None:
+            raise ModelError(
+                f"{ref} is a dual encoder, whose {name} is fixed by its weights", hint="a dual encoder takes max_text_len and tokenizer"
+            )
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""What every model takes and gives, whatever its family.
+"""The contract of all models: their inputs and outputs, the two protocols, and the capabilities that callers use.
 
-Shape letters: I images, T texts, P pairs, C channels, H and W pixels, L text tokens, N tokens of an encoded input, D width.
+Shape letters: I images, T texts, P pairs, R x C pairs of a training step, B aligned pairs, H and W pixels, L text tokens, V image tokens,
+N tokens of an encoded input, D width of tokens or vectors, W width of features.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ Device = torch.device | str | int
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Preprocessed images, padded with zeros at the right and the bottom to one size."""
+    """Preprocessed images of one size, padded with zeros at the right and the bottom."""
 
     pixel_values: Tensor
-    """I x C x H x W, normalized."""
+    """I x 3 x H x W, normalized."""
     pixel_mask: Tensor | None = None
-    """I x H x W, True where the image is; None where a model takes images of one size only."""
+    """I x H x W, True inside the image; None for a model that takes images of one size only."""
 
     def __len__(self) -> int:
         return len(self.pixel_values)
@@ -36,18 +37,18 @@ class ImageBatch:
         return ImageBatch(self.pixel_values.to(device, non_blocking=non_blocking), mask)
 
     def pin_memory(self) -> ImageBatch:
-        """The same batch in memory that a GPU reads by itself."""
+        """The same batch in pinned memory, from which a copy to a GPU is asynchronous."""
         return ImageBatch(self.pixel_values.pin_memory(), None if self.pixel_mask is None else self.pixel_mask.pin_memory())
 
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Tokenized texts, padded at the right to the longest of them."""
+    """Tokenized texts, padded at the right to the longest."""
 
     input_ids: Tensor
     """T x L."""
     attention_mask: Tensor
-    """T x L, 1 where the token is real."""
+    """T x L, 1 for a real token, 0 for padding."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -57,34 +58,35 @@ class TextBatch:
         return TextBatch(self.input_ids.to(device, non_blocking=non_blocking), self.attention_mask.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> TextBatch:
-        """The same batch in memory that a GPU reads by itself."""
+        """The same batch in pinned memory, from which a copy to a GPU is asynchronous."""
         return TextBatch(self.input_ids.pin_memory(), self.attention_mask.pin_memory())
 
 
 def select_rows(tensor: Tensor, index: Tensor) -> Tensor:
-    """The rows at these positions; repeats are fine.
+    """The rows at these positions, which may repeat.
 
-    The gradient of `tensor[index]` depends on the order in which a CPU's threads add it up; this one's does not, and a run is repeatable.
+    Use this where gradients flow: on a CPU the gradient of `tensor[index]` is summed in the order of the threads, so a run is not
+    repeatable; the gradient of `index_select` does not depend on it.
     """
     return tensor.index_select(0, index)
 
 
 @dataclass(frozen=True)
 class States:
-    """Images or texts encoded once, ready to be scored in any number of pairs."""
+    """Images or texts encoded once, to be scored in any number of pairs; also the features of frozen encoders."""
 
     tokens: Tensor
     """count x N x D."""
     mask: Tensor
-    """count x N, True where the token is real."""
+    """count x N, True for a real token."""
     vectors: Tensor | None = None
-    """count x D', unit vectors whose scaled cosine is added to a pair's logit; of a model that adds one."""
+    """Unit vectors, count x D', of a model that adds their scaled cosine to a pair's logit; else None."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def take(self, index: Tensor) -> States:
-        """The states at these positions (repeats are fine), trimmed to the longest of them; gradients flow back."""
+        """The states at these positions, which may repeat, trimmed to the longest of them. Gradients flow back."""
         mask = self.mask[index]
         used = mask.any(dim=0).nonzero()
         longest = int(used.max()) + 1 if len(used) else 1
@@ -96,11 +98,11 @@ class States:
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> States:
-        """The same states in memory that a GPU reads by itself."""
+        """The same states in pinned memory, from which a copy to a GPU is asynchronous."""
         return self._each(lambda tensor: tensor.pin_memory())
 
     def detach(self) -> States:
-        """The same states, cut from the graph."""
+        """The same states without their graph."""
         return self._each(lambda tensor: tensor.detach())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> States:
@@ -108,7 +110,7 @@ class States:
 
     @staticmethod
     def cat(parts: Sequence[States]) -> States:
-        """All states in order, padded to the longest part."""
+        """All states in order, padded to the longest part. ValueError if only some parts have vectors."""
         longest = max(part.tokens.shape[1] for part in parts)
         missing = [longest - part.tokens.shape[1] for part in parts]
         tokens = [functional.pad(part.tokens, (0, 0, 0, count)) for part, count in zip(parts, missing, strict=True)]

@@ -1,6 +1,6 @@
-"""Published teachers by name: where their file lies, what it does not say of itself, and the recall its authors report.
+"""Published teachers by name: the source of the checkpoint, the settings that it lacks, and the recalls that its authors report.
 
-A TOML file each, in `data_manifests/teachers/`.
+Each is a TOML file in `data_manifests/teachers/`.
 """
 
 from __future__ import annotations
@@ -25,47 +25,47 @@ class Recalls:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NamedTeacher:
-    """A teacher that others have published."""
+class PublishedTeacher:
+    """A teacher published by others: a checkpoint to download, or a model of the Hub."""
 
     summary: str
     license: str
     citation: str
     homepage: str
     url: str = ""
-    """A released checkpoint, fetched once."""
+    """Address of a checkpoint, downloaded once; empty if `hub` is given."""
     checksum: str = ""
     size: int | None = None
     hub: str = ""
-    """Or a model of the Hub."""
+    """Id of a model of the Hub; empty if `url` is given."""
     overrides: dict[str, Any] = field(default_factory=dict)
-    """What the file does not say, see `models.load`."""
+    """Settings that the file lacks, as for `load_save.load`."""
     published: dict[str, Recalls] = field(default_factory=dict)
-    """By protocol."""
+    """The reported recalls, by evaluation protocol."""
 
     def __post_init__(self) -> None:
         if bool(self.url) == bool(self.hub):
-            raise ConfigError("a teacher has a url or a hub name, one of them")
+            raise ConfigError("a teacher needs either a url or a hub name")
 
     @property
     def source(self) -> str:
-        """Where it comes from, in words."""
+        """The address or the Hub id."""
         return self.url or f"hf://{self.hub}"
 
 
-def known() -> dict[str, NamedTeacher]:
-    """All of them, by name."""
-    return {path.stem: config.build(NamedTeacher, config.read_toml(path)) for path in sorted(_folder().glob("*.toml"))}
+def known() -> dict[str, PublishedTeacher]:
+    """All published teachers, by name."""
+    return {path.stem: config.build(PublishedTeacher, config.read_toml(path)) for path in sorted(_folder().glob("*.toml"))}
 
 
-def find(name: str) -> NamedTeacher | None:
-    """The teacher of that name, if it is one."""
+def find(name: str) -> PublishedTeacher | None:
+    """The teacher of this name; None if there is none."""
     path = _folder() / f"{name}.toml"
-    return config.build(NamedTeacher, config.read_toml(path)) if "/" not in name and path.is_file() else None
+    return config.build(PublishedTeacher, config.read_toml(path)) if "/" not in name and path.is_file() else None
 
 
-def located(teacher: NamedTeacher, overrides: Mapping[str, Any], track: Track = silent) -> tuple[str, dict[str, Any]]:
-    """What `models.load` takes for it, fetched if it has to be, and the settings to load it with; those given win."""
+def locate(teacher: PublishedTeacher, overrides: Mapping[str, Any], track: Track = silent) -> tuple[str, dict[str, Any]]:
+    """The file or Hub id of a teacher, downloaded if necessary, and its settings; the given overrides take precedence."""
     settings = {**teacher.overrides, **overrides}
     if teacher.hub:
         return teacher.hub, settings
@@ -73,7 +73,7 @@ def located(teacher: NamedTeacher, overrides: Mapping[str, Any], track: Track = 
         fetched = data.fetch_file(RemoteFile(url=teacher.url, size=teacher.size, checksum=teacher.checksum), track=track)
     except SourceError as error:
         given = " ".join(f"--model-set {key}={value}" for key, value in settings.items())
-        hint = f"fetch it where there is a network, and name the file in place of the teacher, with {given}"
+        hint = f"download it on a machine with a network, then name the file instead of the teacher, with {given}"
         raise SourceError(error.args[0], hint=hint) from error
     return str(fetched.path), settings
 
@@ -85,17 +85,17 @@ def _folder() -> Path:
 def list_published() -> dict[str, Any]:
     """JSON-able: data sets with counts, sources, files and licenses, and teachers with their sources and published recalls."""
     return {
-        "data_sets": [_data_set(one) for one in data.known_manifests()],
-        "teachers": [{"name": name, "source": one.source, **config.to_table(one)} for name, one in known().items()],
+        "data_sets": [_data_set(manifest) for manifest in data.known_manifests()],
+        "teachers": [{"name": name, "source": teacher.source, **config.to_table(teacher)} for name, teacher in known().items()],
     }
 
 
-def _data_set(one: Manifest) -> dict[str, Any]:
-    head = {key: getattr(one, key) for key in data.TEXT_FIELDS}
+def _data_set(manifest: Manifest) -> dict[str, Any]:
+    head = {key: getattr(manifest, key) for key in data.TEXT_FIELDS}
     return {
         **head,
-        "images": [f"{split} {expected.images:,}" for split, expected in one.expected.items()],
-        "expected": config.to_table(one.expected),
-        "sources": [{"name": name, "format": source.format} for name, source in one.sources.items()],
-        "files": config.to_table(one.files),
+        "images": [f"{split} {expected.images:,}" for split, expected in manifest.expected.items()],
+        "expected": config.to_table(manifest.expected),
+        "sources": [{"name": name, "format": source.format} for name, source in manifest.sources.items()],
+        "files": config.to_table(manifest.files),
     }

@@ -1,10 +1,11 @@
-"""ViLT as a fusion scorer: transformers' weights, our own forward pass.
+"""ViLT (Kim et al., ICML 2021) as a fusion scorer: the weights of transformers, our own forward pass.
 
-The forward pass differs from transformers' in what it does not do: it draws nothing from the random state (patches keep their
-order and masked ones stay masked), embeds each image and caption once however many pairs they are in, projects them once for the
-first layer's attention, and in the last layer follows only the class token. The scores are equal; `score` is the plain way.
+Our forward pass gives the scores of transformers' forward pass with less work and without the random state: patches keep their order
+instead of being shuffled, and padding patches stay masked. Each image and caption is embedded once and projected once for the first layer's
+attention, whatever the number of its pairs. The last layer computes only the class token. `score` is the plain way.
 
-Shape letters: I images, T texts, P pairs, B aligned pairs, L text tokens, V image tokens (class token first), N = L + V, D width.
+Shape letters: I images, T texts, P pairs, B aligned pairs, L text tokens, V image tokens (class token first), N = L + V, D width, H heads,
+d width of a head, h and w sides of the patch grid.
 """
 
 from __future__ import annotations
@@ -37,61 +38,21 @@ from dcdctl.core.models.preprocess import (
 )
 from dcdctl.core.models.protocols import ExportSpec, ImageBatch, States, TextBatch, select_rows
 
-
-def run(layer: Any, tokens_PND: Tensor, mask_PN: Tensor | None, num_queries: int | None = None) -> Tensor:
-    """The first `num_queries` tokens after the block; they attend to all, or to those where the mask is True."""
-    normed, heads = layer.layernorm_before(tokens_PND), _heads(layer)
-    queries_PND = normed[:, :num_queries]
-    if heads.is_worth_folding(queries_PND.shape[1], normed.shape[1]):
-        return finish(layer, tokens_PND, attention.into_queries(heads, queries_PND, normed, mask_PN))
-    linears = ((heads.query, queries_PND), (heads.key, normed), (heads.value, normed))
-    return finish(layer, tokens_PND, attend(layer, [heads.split(linear(states)) for linear, states in linears], mask_PN))
-
-
-def project(layer: Any, tokens_PND: Tensor) -> list[Tensor]:
-    """Queries, keys and values, P x H x N x d each."""
-    normed, heads = layer.layernorm_before(tokens_PND), _heads(layer)
-    return [heads.split(linear(normed)) for linear in (heads.query, heads.key, heads.value)]
-
-
-def attend(layer: Any, projected: Sequence[Tensor], mask_PN: Tensor | None, num_queries: int | None = None) -> Tensor:
-    """What the first `num_queries` tokens take from all, P x N x D, of `project`'s queries, keys and values."""
-    query_PHNd, key_PHNd, value_PHNd = projected
-    context_PHNd = functional.scaled_dot_product_attention(
-        query_PHNd[:, :, :num_queries],
-        key_PHNd,
-        value_PHNd,
-        attn_mask=None if mask_PN is None else mask_PN[:, None, None, :],
-        dropout_p=_heads(layer).dropout,
-    )
-    return context_PHNd.transpose(1, 2).flatten(2)
-
-
-def finish(layer: Any, tokens_PND: Tensor, context_PND: Tensor) -> Tensor:
-    """The block after its attention, for as many of the first tokens as `context_PND` has."""
-    tokens = tokens_PND[:, : context_PND.shape[1]] + layer.attention.output(context_PND, None)
-    return layer.output(layer.intermediate(layer.layernorm_after(tokens)), tokens)
-
-
-def _heads(layer: Any) -> Heads:
-    attention = layer.attention.attention
-    dropout = attention.dropout.p if attention.training else 0.0
-    return Heads(attention.query, attention.key, attention.value, attention.num_attention_heads, dropout)
-
-
 TEXT_EPS = 1e-12
 """LayerNorm epsilon of the text embeddings."""
 BLOCK_EPS = 1e-6
-"""LayerNorm epsilon of the blocks and the final norm, as released; converted files on the Hub say 1e-12."""
+"""LayerNorm epsilon of the blocks and the final norm in the official code; converted files on the Hub have 1e-12 in their configuration."""
 EPS_SCALE = 2.0**10
 """Factor of the text embeddings in a network with one epsilon; its square is close to BLOCK_EPS / TEXT_EPS, 1e6."""
 TEXT_ROW, IMAGE_ROW = 0, 1
+"""Rows of the token type embeddings."""
 MAX_TEXT_LEN = 40
+"""Tokens of a caption in the official retrieval models."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViltSize:
-    """The dimensions of a ViLT made from nothing."""
+    """The dimensions of a new ViLT."""
 
     hidden_size: int = 128
     num_hidden_layers: int = 6
@@ -102,7 +63,7 @@ class ViltSize:
     patch_size: int = 16
     image_mean: float = 0.5
     image_std: float = 0.5
-    """Pixels of every channel, white being 1, have this subtracted and are divided by this."""
+    """Mean and standard deviation by which every channel is normalized, with pixel values from 0 to 1."""
     max_text_len: int = MAX_TEXT_LEN
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.0
@@ -138,23 +99,23 @@ class ViltScorer(FusionModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the files of a saved model do not say without us."""
+        """What dcdctl.json holds."""
         text_eps = self.network.vilt.embeddings.text_embeddings.LayerNorm.eps
         return {"kind": "fusion", "max_text_len": self.preprocess.max_text_len, "text_layer_norm_eps": text_eps}
 
     @property
     def digest(self) -> str:
-        """The fingerprint of all weights and all settings that change a score."""
+        """See `FusionScorer.digest`."""
         config = self.network.config
         network = {name: getattr(config, name) for name in ("num_attention_heads", "layer_norm_eps", "hidden_act")}
         return digest_of_model(self, {**self.settings, **self.preprocess.settings, "network": network})
 
     def encode_images(self, images: ImageBatch | States) -> States:
-        """Embedded images I x V x D: class token, then the patches that lie in the image, row by row. ValueError for features."""
+        """Embedded images, I x V x D: the class token, then the patches inside the image, row by row. ValueError for features."""
         if isinstance(images, States):
             raise ValueError("a ViLT has no image encoder whose features it could take")
         embeddings = self.network.vilt.embeddings
-        pixel_mask = _area(images.pixel_values) if images.pixel_mask is None else images.pixel_mask
+        pixel_mask = _mask_of(images.pixel_values) if images.pixel_mask is None else images.pixel_mask
         patches_IDhw = embeddings.patch_embeddings(images.pixel_values)
         valid_Ihw = functional.interpolate(pixel_mask[:, None].float(), size=patches_IDhw.shape[2:])[:, 0].bool()
         tokens = patches_IDhw.flatten(2).transpose(1, 2) + self._patch_positions(valid_Ihw)
@@ -164,53 +125,71 @@ class ViltScorer(FusionModel):
         return States(tokens, functional.pad(mask, (1, 0), value=True))
 
     def encode_texts(self, texts: TextBatch | States) -> States:
-        """Embedded captions T x L x D. ValueError for features."""
+        """Embedded captions, T x L x D. ValueError for features."""
         if isinstance(texts, States):
             raise ValueError("a ViLT has no text encoder whose features it could take")
         embeddings = self.network.vilt.embeddings
-        length, most = texts.input_ids.shape[1], self.network.config.max_position_embeddings
-        if length > most:
-            raise ValueError(f"captions of {length} tokens, but the model has {most} text positions")
+        length, num_positions = texts.input_ids.shape[1], self.network.config.max_position_embeddings
+        if length > num_positions:
+            raise ValueError(f"captions of {length} tokens, but the model has {num_positions} text positions")
         tokens = embeddings.text_embeddings(input_ids=texts.input_ids) + embeddings.token_type_embeddings.weight[TEXT_ROW]
         return States(tokens, texts.attention_mask.bool())
 
+    def _patch_positions(self, valid_Ihw: Tensor) -> Tensor:
+        """Position vectors, I x (h w) x D: the table resized to each image's own grid, zero outside it."""
+        config, table = self.network.config, self.network.vilt.embeddings.position_embeddings
+        side = config.image_size // config.patch_size
+        square = table[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        height, width = valid_Ihw.shape[1:]
+        # As in the official code, the first column gives an image's height in patches, and the first row its width.
+        grid_I2 = torch.stack([valid_Ihw[:, :, 0].sum(dim=1), valid_Ihw[:, 0].sum(dim=1)], dim=1).clamp(min=1)
+        grids, grid_ix_I = grid_I2.unique(dim=0, return_inverse=True)
+        resized = [
+            functional.pad(
+                functional.interpolate(square, size=(rows, columns), mode="bilinear", align_corners=True),
+                (0, width - columns, 0, height - rows),
+            )
+            for rows, columns in grids.tolist()
+        ]
+        return torch.cat(resized).flatten(2).transpose(1, 2)[grid_ix_I]
+
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`."""
-        class_P1D = self._through(images, texts, image_ix_P, text_ix_P, num_queries=1)
+        class_P1D = self._run_layers(images, texts, image_ix_P, text_ix_P, num_queries=1)
         vilt = self.network.vilt
         return self.network.rank_output(vilt.pooler(vilt.layernorm(class_P1D))).squeeze(-1)
 
     def fuse(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """The tokens of P pairs after all layers and the final norm, P x N x D: text first, then image."""
-        return self.network.vilt.layernorm(self._through(images, texts, image_ix_P, text_ix_P))
+        return self.network.vilt.layernorm(self._run_layers(images, texts, image_ix_P, text_ix_P))
 
-    def _through(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor, num_queries: int | None = None) -> Tensor:
-        """The first `num_queries` tokens of P pairs after all layers."""
+    def _run_layers(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor, num_queries: int | None = None) -> Tensor:
+        """The first `num_queries` tokens of P pairs after all layers; all tokens if None."""
         used_texts, text_at_P = text_ix_P.unique(return_inverse=True)
         used_images, image_at_P = image_ix_P.unique(return_inverse=True)
-        left, right = texts.take(used_texts), images.take(used_images)
-        mask_PN = torch.cat([left.mask[text_at_P], right.mask[image_at_P]], dim=1)
+        texts, images = texts.take(used_texts), images.take(used_images)
+        mask_PN = torch.cat([texts.mask[text_at_P], images.mask[image_at_P]], dim=1)
         mask = None if bool(mask_PN.all()) else mask_PN
-        tokens_PND = torch.cat([select_rows(left.tokens, text_at_P), select_rows(right.tokens, image_at_P)], dim=1)
+        tokens_PND = torch.cat([select_rows(texts.tokens, text_at_P), select_rows(images.tokens, image_at_P)], dim=1)
 
-        def first(layer: Any, tokens_PND: Tensor, text_TLD: Tensor, image_IVD: Tensor, count: int | None) -> Tensor:
-            # Here no token has met the other side's: one projection an image and a caption, however many pairs they are in.
-            sides = zip(project(layer, text_TLD), project(layer, image_IVD), strict=True)
-            projected = [torch.cat([select_rows(text, text_at_P), select_rows(image, image_at_P)], dim=2) for text, image in sides]
-            return finish(layer, tokens_PND, attend(layer, projected, mask, count))
+        def first_layer(layer: Any, tokens_PND: Tensor, text_TLD: Tensor, image_IVD: Tensor, num_queries: int | None) -> Tensor:
+            # No token depends on the other modality yet, so each image and caption is projected once, whatever the number of its pairs.
+            both = zip(_project(layer, text_TLD), _project(layer, image_IVD), strict=True)
+            projected = [torch.cat([select_rows(text, text_at_P), select_rows(image, image_at_P)], dim=2) for text, image in both]
+            return _finish_block(layer, tokens_PND, _attend(layer, projected, mask, num_queries))
 
         for i, layer in enumerate(self.layers):
             count = num_queries if i == len(self.layers) - 1 else None
             if i == 0:
-                tokens_PND = recomputed(self.network, first, layer, tokens_PND, left.tokens, right.tokens, count)
+                tokens_PND = recomputed(self.network, first_layer, layer, tokens_PND, texts.tokens, images.tokens, count)
             else:
-                tokens_PND = recomputed(self.network, run, layer, tokens_PND, mask, count)
+                tokens_PND = recomputed(self.network, run_block, layer, tokens_PND, mask, count)
         return tokens_PND
 
     def score(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
-        """Logits of B aligned pairs through transformers' own forward pass; the oracle, for evaluation."""
-        pixel_mask = _area(pixel_values) if pixel_mask is None else pixel_mask
-        # transformers draws the order of patches from the CPU generator; here it draws from a fork, always the same.
+        """Logits of B aligned pairs by transformers' own forward pass: the oracle of `score_pairs`, for evaluation."""
+        pixel_mask = _mask_of(pixel_values) if pixel_mask is None else pixel_mask
+        # transformers draws the order of patches from the CPU generator. A fork with a fixed seed leaves the global state untouched.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             image_embeds, patch_mask, _ = self.network.vilt.embeddings.visual_embed(pixel_values, pixel_mask, max_image_length=-1)
@@ -231,36 +210,66 @@ class ViltScorer(FusionModel):
         """Write config.json and the weights, as transformers reads them."""
         save_pretrained(self.network, folder, half=half)
 
-    def _patch_positions(self, valid_Ihw: Tensor) -> Tensor:
-        """Position vectors I x (h w) x D: the table resized to each image's own grid, zero outside it."""
-        config, table = self.network.config, self.network.vilt.embeddings.position_embeddings
-        side = config.image_size // config.patch_size
-        square = table[:, 1:].transpose(1, 2).unflatten(2, (side, side))
-        height, width = valid_Ihw.shape[1:]
-        # As released, an image is as high as its first column and as wide as its first row.
-        grid_I2 = torch.stack([valid_Ihw[:, :, 0].sum(dim=1), valid_Ihw[:, 0].sum(dim=1)], dim=1).clamp(min=1)
-        grids, which_I = grid_I2.unique(dim=0, return_inverse=True)
-        resized = [
-            functional.pad(
-                functional.interpolate(square, size=(rows, columns), mode="bilinear", align_corners=True),
-                (0, width - columns, 0, height - rows),
-            )
-            for rows, columns in grids.tolist()
-        ]
-        return torch.cat(resized).flatten(2).transpose(1, 2)[which_I]
 
-
-def _area(pixel_values: Tensor) -> Tensor:
-    """Where an image is, as the released code guesses it: where the normalized channels do not sum to exactly 0."""
+def _mask_of(pixel_values: Tensor) -> Tensor:
+    """The image area, I x H x W, as the official code guesses it: pixels whose normalized channels do not sum to exactly 0."""
     return pixel_values.sum(dim=1) != 0
 
 
 def _pack(tokens_IND: Tensor, valid_IN: Tensor) -> tuple[Tensor, Tensor]:
-    """The tokens with the valid ones first, in their order, trimmed to the most that any image has."""
+    """The tokens and their mask with the valid ones first, in their order, trimmed to the largest number that any image has."""
     if bool(valid_IN.all()):
         return tokens_IND, valid_IN
     order = valid_IN.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(valid_IN.sum(dim=1).max())]
     return tokens_IND.gather(1, order[..., None].expand(-1, -1, tokens_IND.shape[2])), valid_IN.gather(1, order)
+
+
+def run_block(layer: Any, tokens_PND: Tensor, mask_PN: Tensor | None, num_queries: int | None = None) -> Tensor:
+    """The first `num_queries` tokens after a block; they attend to all tokens, or to those where the mask is True."""
+    normed, heads = layer.layernorm_before(tokens_PND), _heads(layer)
+    queries_PND = normed[:, :num_queries]
+    if heads.is_worth_folding(queries_PND.shape[1], normed.shape[1]):
+        return _finish_block(layer, tokens_PND, attention.into_queries(heads, queries_PND, normed, mask_PN))
+    linears = ((heads.query, queries_PND), (heads.key, normed), (heads.value, normed))
+    return _finish_block(layer, tokens_PND, _attend(layer, [heads.split(linear(states)) for linear, states in linears], mask_PN))
+
+
+def _project(layer: Any, tokens_PND: Tensor) -> list[Tensor]:
+    """Queries, keys and values, P x H x N x d each."""
+    normed, heads = layer.layernorm_before(tokens_PND), _heads(layer)
+    return [heads.split(linear(normed)) for linear in (heads.query, heads.key, heads.value)]
+
+
+def _attend(layer: Any, projected: Sequence[Tensor], mask_PN: Tensor | None, num_queries: int | None = None) -> Tensor:
+    """The context of the first `num_queries` tokens, P x N x D, from projected queries, keys and values."""
+    query_PHNd, key_PHNd, value_PHNd = projected
+    context_PHNd = functional.scaled_dot_product_attention(
+        query_PHNd[:, :, :num_queries],
+        key_PHNd,
+        value_PHNd,
+        attn_mask=None if mask_PN is None else mask_PN[:, None, None, :],
+        dropout_p=_heads(layer).dropout,
+    )
+    return context_PHNd.transpose(1, 2).flatten(2)
+
+
+def _finish_block(layer: Any, tokens_PND: Tensor, context_PND: Tensor) -> Tensor:
+    """The block after its attention, for as many of the first tokens as `context_PND` has."""
+    tokens = tokens_PND[:, : context_PND.shape[1]] + layer.attention.output(context_PND, None)
+    return layer.output(layer.intermediate(layer.layernorm_after(tokens)), tokens)
+
+
+def _heads(layer: Any) -> Heads:
+    attention = layer.attention.attention
+    dropout = attention.dropout.p if attention.training else 0.0
+    return Heads(attention.query, attention.key, attention.value, attention.num_attention_heads, dropout)
+
+
+def build_network(config: ViltConfig) -> ViltForImageAndTextRetrieval:
+    """An untrained network with the text epsilon of the official code; `config.layer_norm_eps` is that of the blocks."""
+    network = ViltForImageAndTextRetrieval(config)
+    network.vilt.embeddings.text_embeddings.LayerNorm.eps = TEXT_EPS
+    return network
 
 
 def _with_one_epsilon(network: ViltForImageAndTextRetrieval) -> ViltForImageAndTextRetrieval:
@@ -279,7 +288,7 @@ def _with_one_epsilon(network: ViltForImageAndTextRetrieval) -> ViltForImageAndT
 
 
 def new_vilt(size: ViltSize, tokenizer: Any, seed: int = 0) -> ViltScorer:
-    """An untrained ViLT for this tokenizer; the same weights for the same seed, and the global random state untouched."""
+    """An untrained ViLT for this tokenizer. Equal seeds give equal weights; the global random state is not touched."""
     config = ViltConfig(
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
@@ -297,40 +306,33 @@ def new_vilt(size: ViltSize, tokenizer: Any, seed: int = 0) -> ViltScorer:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network = build_network(config)
-        # transformers starts these two at zero, which leaves all patches alike; timm, and so ViLT, draws them.
+        # transformers initializes these two with zeros, which leaves all patches alike; timm, and so ViLT, draws them.
         for parameter in (network.vilt.embeddings.cls_token, network.vilt.embeddings.position_embeddings):
             nn.init.trunc_normal_(parameter, std=config.initializer_range)
     processor = vilt_image_processor(size.image_size, size.patch_size, size.image_mean, size.image_std)
     return ViltScorer(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=size.max_text_len))
 
 
-def build_network(config: ViltConfig) -> ViltForImageAndTextRetrieval:
-    """transformers' network with the text epsilon as released; `config.layer_norm_eps` is that of the blocks."""
-    network = ViltForImageAndTextRetrieval(config)
-    network.vilt.embeddings.text_embeddings.LayerNorm.eps = TEXT_EPS
-    return network
-
-
-def from_transformers(ref: str, overrides: Mapping[str, Any], told: Mapping[str, Any] | None = None) -> ViltScorer:
-    """The scorer of a transformers folder or Hub id; `told` is the folder's dcdctl.json, if we wrote it."""
-    wanted = read_overrides(overrides)
-    check_no_text_encoder(wanted, ref)
+def from_pretrained(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> ViltScorer:
+    """The scorer of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json if the folder has one."""
+    overrides = read_overrides(table)
+    check_no_text_encoder(overrides, ref)
     hint = "give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"
     with hub_errors(ref, hint=hint):
         config = ViltConfig.from_pretrained(ref)
-        if told is None and config.layer_norm_eps == TEXT_EPS:
+        if saved is None and config.layer_norm_eps == TEXT_EPS:
             config.layer_norm_eps = BLOCK_EPS
-        if wanted.num_attention_heads is not None:
-            config.num_attention_heads = wanted.num_attention_heads
+        if overrides.num_attention_heads is not None:
+            config.num_attention_heads = overrides.num_attention_heads
         network, report = ViltForImageAndTextRetrieval.from_pretrained(ref, config=config, dtype=torch.float32, output_loading_info=True)
     check_complete(ref, report["missing_keys"], "a ViLT scorer")
-    network.vilt.embeddings.text_embeddings.LayerNorm.eps = told["text_layer_norm_eps"] if told else TEXT_EPS
-    tokenizer = load_tokenizer(wanted.tokenizer or ref)
+    network.vilt.embeddings.text_embeddings.LayerNorm.eps = saved["text_layer_norm_eps"] if saved else TEXT_EPS
+    tokenizer = load_tokenizer(overrides.tokenizer or ref)
     check_vocabulary(tokenizer, config.vocab_size)
     processor = load_image_processor(ref)
-    if wanted.image_size is not None:
-        processor = vilt_image_processor(wanted.image_size, int(processor.size_divisor))
-    most = config.max_position_embeddings
-    length = wanted.max_text_len or (told["max_text_len"] if told else min(MAX_TEXT_LEN, most))
-    preprocess = Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=check_text_length(length, most))
+    if overrides.image_size is not None:
+        processor = vilt_image_processor(overrides.image_size, int(processor.size_divisor))
+    num_positions = config.max_position_embeddings
+    length = overrides.max_text_len or (saved["max_text_len"] if saved else min(MAX_TEXT_LEN, num_positions))
+    preprocess = Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=check_text_length(length, num_positions))
     return ViltScorer(network, preprocess, tuple(sorted(report["unexpected_keys"])))

@@ -42,8 +42,8 @@ def _new_fusion(config: ModelConfig, captions: Sequence[str], seed: int) -> Fusi
             hidden_size=config.hidden_size, num_layers=config.num_layers, num_heads=config.num_heads, dropout=config.dropout
         )
         sides = config.vision, config.text
-        length, cosine = config.max_text_len, config.dual_init or None
-        return models.scorer_over(*sides, fusion, max_text_len=length, features=_feature_spec(config), seed=seed, cosine=cosine)
+        length, dual_init = config.max_text_len, config.dual_init or None
+        return models.new_coattention(*sides, fusion, max_text_len=length, features=_feature_spec(config), seed=seed, dual_init=dual_init)
     size = models.ViltSize(
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_layers,
@@ -69,7 +69,7 @@ def _make_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> DualE
     if config.vision and config.frozen_encoders:
         after = models.ProjectionSize(projection_dim=config.projection_dim, dropout=config.dropout)
         sides = config.vision, config.text
-        return models.dual_over(*sides, after, max_text_len=config.max_text_len, features=_feature_spec(config), seed=seed)
+        return models.new_frozen_dual(*sides, after, max_text_len=config.max_text_len, features=_feature_spec(config), seed=seed)
     if config.vision and config.text:
         return models.dual_from_backbones(config.vision, config.text, config.projection_dim, seed=seed)
     size = models.DualSize(

@@ -1,0 +1,125 @@
+"""Official ViLT checkpoints (vilt_irtr_f30k.ckpt and similar): parameter names, and the sizes that the files do not give."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import ViltConfig
+
+from dcdctl.core.errors import ModelError
+from dcdctl.core.models.checkpoint import check_complete
+from dcdctl.core.models.official import make_preprocess, ranking_head
+from dcdctl.core.models.overrides import Overrides, check_no_text_encoder
+from dcdctl.core.models.preprocess import vilt_image_processor
+from dcdctl.core.models.vilt import BLOCK_EPS, ViltScorer, build_network
+
+TOKENIZER = "bert-base-uncased"
+BASE_WIDTH, BASE_HEADS = 768, 12
+"""ViLT-B/32, for a file without its configuration: no tensor shows the number of heads."""
+_BLOCK = re.compile(r"transformer\.blocks\.(\d+)\.(.+)\.(weight|bias)")
+_BLOCK_PARTS = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+_PREFIXES = {
+    "text_embeddings.": "vilt.embeddings.text_embeddings.",
+    "token_type_embeddings.": "vilt.embeddings.token_type_embeddings.",
+    "transformer.cls_token": "vilt.embeddings.cls_token",
+    "transformer.pos_embed": "vilt.embeddings.position_embeddings",
+    "transformer.patch_embed.proj.": "vilt.embeddings.patch_embeddings.projection.",
+    "transformer.norm.": "vilt.layernorm.",
+    "pooler.": "vilt.pooler.",
+    "rank_output.": "rank_output.",
+}
+
+
+def is_vilt(state: Mapping[str, Any]) -> bool:
+    """Whether a state dict is ViLT's."""
+    return "transformer.pos_embed" in state
+
+
+def from_state(state: Mapping[str, Tensor], hyper: Mapping[str, Any], overrides: Overrides, path: Path) -> ViltScorer:
+    """The scorer of an official checkpoint's weights and configuration. ModelError names what is missing."""
+    check_no_text_encoder(overrides, path)
+    weights, unused = to_transformers(state)
+    config = _config_of(weights, hyper, overrides.num_attention_heads, path)
+    network = build_network(config)
+    missing, unexpected = network.load_state_dict(weights, strict=False)
+    check_complete(path, missing, "a ViLT scorer")
+    processor = vilt_image_processor(overrides.image_size or hyper.get("image_size") or config.image_size)
+    preprocess = make_preprocess(overrides, hyper, config, processor, tokenizer=TOKENIZER)
+    return ViltScorer(network, preprocess, tuple(sorted([*unused, *unexpected])))
+
+
+def to_transformers(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights under transformers' names, and the official names that scoring does not need.
+
+    The head of a file without `rank_output` is row 1 of its matching head, as in the official code.
+    """
+    weights: dict[str, Tensor] = {}
+    unused = []
+    for key, tensor in state.items():
+        renamed = _rename(key, tensor)
+        weights.update(renamed)
+        if not renamed:
+            unused.append(key)
+    return weights | ranking_head(state), unused
+
+
+def _rename(key: str, tensor: Tensor) -> dict[str, Tensor]:
+    block = _BLOCK.fullmatch(key)
+    if block:
+        layer, part, kind = f"vilt.encoder.layer.{block[1]}", block[2], block[3]
+        if part == "attn.qkv":
+            names = ("query", "key", "value")
+            return {f"{layer}.attention.attention.{name}.{kind}": third for name, third in zip(names, tensor.chunk(3), strict=True)}
+        return {f"{layer}.{_BLOCK_PARTS[part]}.{kind}": tensor} if part in _BLOCK_PARTS else {}
+    if key.endswith("position_ids"):
+        return {}
+    for official, ours in _PREFIXES.items():
+        if key.startswith(official):
+            return {ours + key.removeprefix(official): tensor}
+    return {}
+
+
+def _config_of(weights: Mapping[str, Tensor], hyper: Mapping[str, Any], num_heads: int | None, path: Path) -> ViltConfig:
+    """Sizes from the tensors. Heads and dropout, which no tensor shows, come from the configuration or the user."""
+    text = "vilt.embeddings.text_embeddings"
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
+    needed = ["vilt.embeddings.patch_embeddings.projection.weight", "vilt.encoder.layer.0.intermediate.dense.weight"]
+    needed += [f"{text}.{name}_embeddings.weight" for name in ("word", "position", "token_type")]
+    absent = [name for name in [*needed, "vilt.embeddings.token_type_embeddings.weight"] if name not in shapes]
+    check_complete(path, absent, "a ViLT scorer")
+    num_positions, width = shapes["vilt.embeddings.position_embeddings"][1:]
+    patch_size = shapes[needed[0]][-1]
+    num_heads = num_heads or hyper.get("num_heads") or (BASE_HEADS if width == BASE_WIDTH else None)
+    if num_heads is None or width % num_heads:
+        reason = (
+            f"its width {width} is not a multiple of {num_heads}" if num_heads else f"the file does not give it, and its width is {width}"
+        )
+        raise ModelError(f"{path}: number of attention heads unknown: {reason}", hint="set it with `--model-set num_attention_heads=N`")
+    return ViltConfig(
+        vocab_size=shapes[f"{text}.word_embeddings.weight"][0],
+        type_vocab_size=shapes[f"{text}.token_type_embeddings.weight"][0],
+        modality_type_vocab_size=shapes["vilt.embeddings.token_type_embeddings.weight"][0],
+        max_position_embeddings=shapes[f"{text}.position_embeddings.weight"][0],
+        hidden_size=width,
+        num_hidden_layers=1 + max(int(name.split(".")[3]) for name in shapes if name.startswith("vilt.encoder.layer.")),
+        num_attention_heads=num_heads,
+        intermediate_size=shapes[needed[1]][0],
+        image_size=math.isqrt(num_positions - 1) * patch_size,
+        patch_size=patch_size,
+        hidden_dropout_prob=hyper.get("drop_rate", 0.1),
+        # The attention of timm, which the official code uses, applies no dropout to attention probabilities.
+        attention_probs_dropout_prob=0.0,
+        layer_norm_eps=BLOCK_EPS,
+        pad_token_id=0,
+    )

@@ -1,0 +1,203 @@
+"""Dual encoders over a VisionTextDualEncoderModel of transformers, all of whose weights are trained.
+
+Shape letters: I images, T texts, D length of the vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, BeitConfig, BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
+
+from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.models.backbones import MAX_LOGIT_SCALE
+from dcdctl.core.models.checkpoint import check_complete, digest_of_model, save_pretrained
+from dcdctl.core.models.dual import DualModel
+from dcdctl.core.models.overrides import check_dual_overrides, read_overrides
+from dcdctl.core.models.preprocess import (
+    Preprocess,
+    check_text_length,
+    check_vocabulary,
+    hub_errors,
+    load_image_processor,
+    load_tokenizer,
+    num_text_positions,
+    square_image_processor,
+    word_piece,
+)
+from dcdctl.core.models.protocols import ExportSpec, ImageBatch, States, TextBatch
+
+MAX_TEXT_LEN = 40
+"""Tokens of a caption unless set otherwise, as in the official retrieval models."""
+POSITION_STD = 0.2
+"""Standard deviation of a new image encoder's position embeddings. A narrow encoder learns positions late if they are small beside its
+patches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualSize:
+    """The dimensions of a new dual encoder: a vision transformer and a BERT of equal width."""
+
+    hidden_size: int = 128
+    num_vision_layers: int = 4
+    num_text_layers: int = 2
+    num_attention_heads: int = 4
+    intermediate_size: int = 512
+    projection_dim: int = 128
+    """Length of the vectors."""
+    image_size: int = 64
+    """Side of the square that images are resized to, in pixels."""
+    patch_size: int = 16
+    image_mean: float = 0.5
+    image_std: float = 0.5
+    """Mean and standard deviation by which every channel is normalized, with pixel values from 0 to 1."""
+    max_text_len: int = MAX_TEXT_LEN
+    hidden_dropout_prob: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}")
+        if self.image_size % self.patch_size:
+            raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+
+
+class VisionTextDual(DualModel):
+    """Embeds images and captions with a VisionTextDualEncoderModel of transformers."""
+
+    network: VisionTextDualEncoderModel
+
+    @property
+    def digest(self) -> str:
+        """See `DualEncoder.digest`."""
+        configs = (self.network.config.vision_config, self.network.config.text_config)
+        heads = [getattr(config, "num_attention_heads", None) for config in configs]
+        return digest_of_model(self, {**self.settings, **self.preprocess.settings, "heads": heads}, without="calibration")
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length D of the vectors."""
+        return int(self.network.config.projection_dim)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """Factor from cosine to logit; learned, 0-dimensional, at most 100."""
+        return self.network.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+
+    def embed_images(self, images: ImageBatch | States) -> Tensor:
+        """Unit vectors, I x D. ValueError for features."""
+        if isinstance(images, States):
+            raise ValueError("this dual encoder takes pixels, not the features of an encoder")
+        return functional.normalize(self.network.get_image_features(pixel_values=images.pixel_values).pooler_output, dim=-1)
+
+    def embed_texts(self, texts: TextBatch | States) -> Tensor:
+        """Unit vectors, T x D. ValueError for features."""
+        if isinstance(texts, States):
+            raise ValueError("this dual encoder takes tokens, not the features of an encoder")
+        output = self.network.get_text_features(input_ids=texts.input_ids, attention_mask=texts.attention_mask)
+        return functional.normalize(output.pooler_output, dim=-1)
+
+    @property
+    def _encoder_modules(self) -> tuple[nn.Module, ...]:
+        return self.network.vision_model, self.network.text_model
+
+    def export_spec(self) -> ExportSpec:
+        """A class of transformers."""
+        return ExportSpec(model_class="VisionTextDualEncoderModel", processor_class="VisionTextDualEncoderProcessor")
+
+    def save_network(self, folder: Path, *, half: bool = False) -> None:
+        """Write config.json and the weights, as transformers reads them."""
+        save_pretrained(self.network, folder, half=half)
+
+
+def new_dual(size: DualSize, tokenizer: Any, seed: int = 0) -> VisionTextDual:
+    """An untrained dual encoder for this tokenizer. Equal seeds give equal weights; the global random state is not touched."""
+    shared = {
+        "hidden_size": size.hidden_size,
+        "num_attention_heads": size.num_attention_heads,
+        "intermediate_size": size.intermediate_size,
+        "hidden_dropout_prob": size.hidden_dropout_prob,
+        "attention_probs_dropout_prob": 0.0,
+        # The usual 0.02 suits a width of 768. In a narrow model it gives outputs that hardly depend on the input at the start.
+        "initializer_range": size.hidden_size**-0.5,
+    }
+    # The vector of an image is the mean over its patches. With little training data that is better than a class token.
+    vision = BeitConfig(
+        num_hidden_layers=size.num_vision_layers,
+        image_size=size.image_size,
+        patch_size=size.patch_size,
+        use_absolute_position_embeddings=True,
+        use_mean_pooling=True,
+        layer_scale_init_value=0.0,
+        drop_path_rate=0.0,
+        **shared,
+    )
+    text = BertConfig(
+        num_hidden_layers=size.num_text_layers,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=size.max_text_len,
+        **shared,
+    )
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=size.projection_dim)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        network = VisionTextDualEncoderModel(config)
+        nn.init.normal_(network.vision_model.embeddings.position_embeddings, std=POSITION_STD)
+    processor = square_image_processor(size.image_size, size.image_mean, size.image_std)
+    return VisionTextDual(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=size.max_text_len))
+
+
+def dual_student(size: DualSize, captions: Iterable[str], *, vocab_size: int = 2000, seed: int = 0) -> VisionTextDual:
+    """An untrained dual encoder with a tokenizer trained on these captions."""
+    return new_dual(size, word_piece(captions, vocab_size), seed)
+
+
+def dual_from_backbones(
+    vision_ref: str, text_ref: str, projection_dim: int = 256, max_text_len: int = MAX_TEXT_LEN, seed: int = 0
+) -> VisionTextDual:
+    """A dual encoder over two pretrained backbones (folders or Hub ids); only the two projections are new."""
+    for ref in (vision_ref, text_ref):
+        with hub_errors(ref, hint="name a local folder or a Hub id of a transformers model"):
+            AutoConfig.from_pretrained(ref)
+    with torch.random.fork_rng(devices=[]), hub_errors(vision_ref, hint=f"with {text_ref} as its text side"):
+        torch.default_generator.manual_seed(seed)
+        network = VisionTextDualEncoderModel.from_vision_text_pretrained(vision_ref, text_ref, projection_dim=projection_dim)
+    network = network.float()
+    tokenizer = load_tokenizer(text_ref)
+    check_vocabulary(tokenizer, network.config.text_config.vocab_size)
+    length = min(max_text_len, num_text_positions(network.config.text_config))
+    model = VisionTextDual(network, Preprocess(tokenizer=tokenizer, image_processor=load_image_processor(vision_ref), max_text_len=length))
+    _check_pooled(model, text_ref)
+    return model
+
+
+def _check_pooled(model: VisionTextDual, text_ref: str) -> None:
+    """ModelError for a text backbone without a pooled output, such as DistilBERT."""
+    try:
+        with torch.no_grad():
+            model.embed_texts(model.preprocess.texts(["a"]))
+    except (AttributeError, TypeError) as error:
+        raise ModelError(f"{text_ref} gives no pooled output", hint="take a text model with a pooler, such as BERT or RoBERTa") from error
+
+
+def from_pretrained(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> VisionTextDual:
+    """The dual encoder of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json, if there is one."""
+    overrides = read_overrides(table)
+    check_dual_overrides(overrides, ref)
+    with hub_errors(ref, hint="give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"):
+        network, report = VisionTextDualEncoderModel.from_pretrained(ref, dtype=torch.float32, output_loading_info=True)
+    check_complete(ref, report["missing_keys"], "a dual encoder")
+    tokenizer = load_tokenizer(overrides.tokenizer or ref)
+    check_vocabulary(tokenizer, network.config.text_config.vocab_size)
+    num_positions = num_text_positions(network.config.text_config)
+    length = overrides.max_text_len or (saved["max_text_len"] if saved else min(MAX_TEXT_LEN, num_positions))
+    preprocess = Preprocess(
+        tokenizer=tokenizer, image_processor=load_image_processor(ref), max_text_len=check_text_length(length, num_positions)
+    )
+    return VisionTextDual(network, preprocess)
