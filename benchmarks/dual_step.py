@@ -52,7 +52,7 @@ from dcdctl.core.training import distill, runs
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training.batch_sampler import AllPairsBatches
 from dcdctl.core.training.loop import learning_rate_factor, train
-from dcdctl.core.training.objective import make_objective
+from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import Recipe
 
 Index = NDArray[np.int64]
@@ -116,7 +116,7 @@ def ours(case: Case, num_steps: int, folder: Path) -> Round:
     """Train as the command does."""
     model, batches = copy.deepcopy(case.model), distill.make_batches(case.source(), case.recipe, None)
     run = runs.start_run(folder, case.recipe, "benchmark", {}, resume=False)
-    objective, config = make_objective(case.recipe.loss), case.recipe.optimizer
+    objective, config = PairObjective(case.recipe.loss), case.recipe.optimizer
     watch = functools.partial(view, **distill.work_per_step(case.recipe, None))
 
     def work() -> float:

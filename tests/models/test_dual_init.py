@@ -19,7 +19,7 @@ from dcdctl.core.models import FusionSize, ProjectionSize, States
 from dcdctl.core.scoring import CorpusSource, open_or_build
 from dcdctl.core.scoring import pairs as scoring_pairs
 from dcdctl.core.training import TrainingOptions, distill, initial_model, recipe
-from dcdctl.core.training.batch import Slice
+from dcdctl.core.training.batch import MicroBatch
 from dcdctl.core.training.recipe import ModelConfig
 
 SMALL = FusionSize(hidden_size=16, num_layers=2, num_heads=2, dropout=0.0)
@@ -178,7 +178,7 @@ def test_states_keep_their_vectors():
     assert States.cat([states, states.take(torch.tensor([1]))]).vectors.tolist() == [[0, 1], [2, 3], [4, 5], [2, 3]]
     assert not states.detach().vectors.requires_grad
     index = torch.zeros(1, 1, dtype=torch.int64)
-    there = devices.moved(Slice(states, states, index, index, ()), torch.device("meta"))
+    there = devices.moved(MicroBatch(states, states, index, index, ()), torch.device("meta"))
     assert (there.images.vectors.device.type, there.texts.vectors.shape) == ("meta", (3, 2))
     with pytest.raises(ValueError, match="some parts have vectors and some have none"):
         States.cat([states, dataclasses.replace(states, vectors=None)])

@@ -235,7 +235,7 @@ def test_a_dual_encoder_is_evaluated_without(corpus, root):
 
 def test_frozen_encoders_are_for_models_that_have_them(corpus, teacher):
     config = recipe.load_recipe("vilt-flickr30k", ["model.frozen_encoders=true", "model.layers=[]"])
-    with pytest.raises(ConfigError, match=r"model\.frozen_encoders is set, and the model has no encoders of its own"):
+    with pytest.raises(ConfigError, match=r"model\.frozen_encoders is set, and the model has no separate encoders"):
         initial_model.make_model(config, corpus.captions, teacher)
 
 

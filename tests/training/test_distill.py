@@ -20,7 +20,7 @@ from dcdctl.core.training import InputRefs, Inputs, TrainingJob, TrainingOptions
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches
 from dcdctl.core.training.losses.table import LOSSES
-from dcdctl.core.training.objective import make_objective
+from dcdctl.core.training.objective import PairObjective
 
 OPTIONS = TrainingOptions()
 SMALL = ["model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1", "model.projection_dim=16", "model.vocab_size=200"]
@@ -59,7 +59,7 @@ def test_every_loss_falls_on_a_fixed_batch(inputs, loss, kind):
     # In eval mode: what dropout does to scores as large as these teachers' is more than a step.
     model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher).eval()
     batch = distill.make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[0]
-    objective, optimizer = make_objective(recipe.loss), torch.optim.AdamW(model.parameters(), lr=1e-4 if kind is FUSION else 1e-3)
+    objective, optimizer = PairObjective(recipe.loss), torch.optim.AdamW(model.parameters(), lr=1e-4 if kind is FUSION else 1e-3)
     values = []
     for _ in range(12):
         (value,) = objective(model, batch).values()
@@ -76,9 +76,9 @@ def test_terms_are_weighted_and_named(inputs):
     recipe = training_recipe.load_recipe("tiny-student", [*DUAL, "loss.terms={ infonce = 0.25, kl = 2.0 }"])
     model = initial_model.make_model(recipe, inputs.corpus.captions, None)
     batch = distill.make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[0]
-    both = make_objective(recipe.loss)(model, batch)
+    both = PairObjective(recipe.loss)(model, batch)
     for name, weight in (("infonce", 0.25), ("kl", 2.0)):
-        alone = make_objective(training_recipe.load_recipe("tiny-student", [*DUAL, terms(name)]).loss)(model, batch)
+        alone = PairObjective(training_recipe.load_recipe("tiny-student", [*DUAL, terms(name)]).loss)(model, batch)
         assert float(both[name].detach()) == pytest.approx(weight * float(alone[name].detach()))
 
 

@@ -30,7 +30,7 @@ from dcdctl.core.training import runs as training_runs
 from dcdctl.core.training.batch import MicroBatchPlan
 from dcdctl.core.training.grad_cache import StepCompute, StepInfo, backward
 from dcdctl.core.training.loop import _check_micro_batches
-from dcdctl.core.training.objective import make_objective
+from dcdctl.core.training.objective import PairObjective
 
 BATCH = ["batch.size=8", "batch.random_negatives=7", "batch.hard_negatives=3", "candidates.kind=blocks", "candidates.block_size=8"]
 FUSION = ["model.layers=[0, 2]", *BATCH]
@@ -77,7 +77,7 @@ def gradients_of(inputs: Inputs, kind: str, count: int, *, dropout: str = "0.0",
     micro_batch_plan = MicroBatchPlan(count, range(count))
     batch = distill.make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], micro_batch_plan)[step]
     how = StepCompute(compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=micro_batch_plan)
-    values = backward(model, make_objective(recipe.loss), batch, StepInfo(step=step, num_steps=4, seed=0), how)
+    values = backward(model, PairObjective(recipe.loss), batch, StepInfo(step=step, num_steps=4, seed=0), how)
     return values, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
@@ -158,14 +158,14 @@ def test_dropout_is_the_same_in_both_passes_and_another_in_each_micro_batch(inpu
     model = initial_model.make_model(recipe, inputs.corpus.captions, None).train()
     batch = distill.make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], micro_batch_plan)[0]
     moment = StepInfo(step=0, num_steps=4, seed=0)
-    before = backward(model, make_objective(recipe.loss), batch, moment, how)["loss"]
+    before = backward(model, PairObjective(recipe.loss), batch, moment, how)["loss"]
     gradient = [None if parameter.grad is None else parameter.grad.clone() for parameter in model.parameters()]
     squared = sum(float(one.square().sum()) for one in gradient if one is not None)
     with torch.no_grad():
         for parameter, one in zip(model.parameters(), gradient, strict=True):
             if one is not None:
                 parameter -= 1e-3 / squared * one
-    after = backward(model, make_objective(recipe.loss), batch, moment, how)["loss"]
+    after = backward(model, PairObjective(recipe.loss), batch, moment, how)["loss"]
     assert before - after == pytest.approx(1e-3, rel=0.05)
     drawn = []
     for part in (0, 1, None):
@@ -191,7 +191,7 @@ def test_what_cannot_be_split_is_refused(inputs, tmp_path):
     model = initial_model.make_model(training_recipe.load_recipe("tiny-student", KINDS["dual all pairs"]), inputs.corpus.captions, None)
     model.network.extra = nn.BatchNorm1d(3)
     with pytest.raises(ConfigError, match=r"network\.extra is a BatchNorm: its output would depend on how a batch is split"):
-        _check_micro_batches(model.train(), make_objective(training_recipe.LossConfig()), TrainingOptions(micro_batches=2))
+        _check_micro_batches(model.train(), PairObjective(training_recipe.LossConfig()), TrainingOptions(micro_batches=2))
     with pytest.raises(ConfigError, match="cannot split a batch into micro-batches; leave --accumulate out"):
         _check_micro_batches(model, lambda model, batch: {}, TrainingOptions(micro_batches=2))
 

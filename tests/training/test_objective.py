@@ -22,7 +22,7 @@ from dcdctl.core.training.batch import Batch
 from dcdctl.core.training.batch_sampler import CandidateListBatches
 from dcdctl.core.training.losses import official, weights
 from dcdctl.core.training.losses.table import LOSSES
-from dcdctl.core.training.objective import loss_parts, make_objective, terms_at
+from dcdctl.core.training.objective import PairObjective, loss_terms, term_weights
 from dcdctl.core.training.recipe import BatchConfig, LossConfig
 
 SIZE = models.DualSize(
@@ -58,7 +58,7 @@ def test_official_losses_see_the_official_order_of_the_scores():
     teacher, student = draw(1, 4, 8), draw(0, 4, 8)
     batch = replace(made_batch(teacher), official_teacher_RC=teacher.flip(1))
     for name, function in (("dcd-released", official.dcd_official), ("wsl-released", official.wsl_official)):
-        value = loss_parts(student, batch, LossConfig(terms={name: 1.0}, alpha=0.3), 1.0)[name]
+        value = loss_terms(student, batch, LossConfig(terms={name: 1.0}, alpha=0.3), 1.0)[name]
         assert torch.equal(value, function(student, teacher.flip(1), alpha=0.3))
         assert not torch.equal(value, function(student, teacher, alpha=0.3))
 
@@ -68,11 +68,11 @@ def test_weights_go_with_the_training():
         terms={"infonce": 2.0, "kl": 4.0, "margin-mse": 0.5, "cprd": 3.0},
         schedules={"infonce": "linear-down", "kl": "linear-up", "cprd": "confidence"},
     )
-    assert terms_at(config, 0.0) == {"infonce": 2, "kl": 0, "margin-mse": 0.5, "cprd": 3}
-    assert terms_at(config, 0.25) == {"infonce": 1.5, "kl": 1, "margin-mse": 0.5, "cprd": 3}
-    assert terms_at(config, 1.0) == {"infonce": 0, "kl": 4, "margin-mse": 0.5, "cprd": 3}
+    assert term_weights(config, 0.0) == {"infonce": 2, "kl": 0, "margin-mse": 0.5, "cprd": 3}
+    assert term_weights(config, 0.25) == {"infonce": 1.5, "kl": 1, "margin-mse": 0.5, "cprd": 3}
+    assert term_weights(config, 1.0) == {"infonce": 0, "kl": 4, "margin-mse": 0.5, "cprd": 3}
     logits, batch = draw(0, 4, 4), made_batch(draw(1, 4, 4))
-    early, late = (loss_parts(logits, batch, config, progress) for progress in (0.25, 0.5))
+    early, late = (loss_terms(logits, batch, config, progress) for progress in (0.25, 0.5))
     assert_close(early["infonce"], 1.5 * late["infonce"])
     assert_close(late["kl"], 2 * early["kl"])
     assert list(early) == list(config.terms)
@@ -84,7 +84,7 @@ def test_confidence_weighs_the_term_of_each_query(name):
     teacher, student = draw(1, *size), draw(0, *size)
     teacher[0, 3] = math.nan
     plain, weighted = (
-        loss_parts(student, made_batch(teacher), LossConfig(terms={name: 1.0}, schedules=schedules, alpha=1.0), 0.5)[name]
+        loss_terms(student, made_batch(teacher), LossConfig(terms={name: 1.0}, schedules=schedules, alpha=1.0), 0.5)[name]
         for schedules in ({}, {name: "confidence"})
     )
     assert 0 < weighted < plain
@@ -92,7 +92,7 @@ def test_confidence_weighs_the_term_of_each_query(name):
     student[:, 0] += 100.0
     if size == (6, 6):
         student = draw(0, 6, 6).fill_diagonal_(100.0)
-    sure = loss_parts(student, made_batch(teacher), LossConfig(terms={name: 1.0}, schedules={name: "confidence"}, alpha=1.0), 0.5)[name]
+    sure = loss_terms(student, made_batch(teacher), LossConfig(terms={name: 1.0}, schedules={name: "confidence"}, alpha=1.0), 0.5)[name]
     assert sure.item() == pytest.approx(0, abs=1e-4)
 
 
@@ -103,16 +103,16 @@ def test_a_pair_that_matches_too_is_nobodys_negative_for_confidence():
     config = LossConfig(terms={"mse-pairs": 1.0}, schedules={"mse-pairs": "confidence"})
     rows, columns = weights.confidence_pairs(student, batch.teacher_RC, torch.ones(6, 6, dtype=torch.bool), same)
     by_hand = ((student - batch.teacher_RC).square() * (rows[:, None] + columns) / 2).mean()
-    found = loss_parts(student, replace(batch, same_RC=same), config, 1.0)["mse-pairs"]
+    found = loss_terms(student, replace(batch, same_RC=same), config, 1.0)["mse-pairs"]
     assert_close(found, by_hand)
-    assert abs(found - loss_parts(student, batch, config, 1.0)["mse-pairs"]) > 1e-4
+    assert abs(found - loss_terms(student, batch, config, 1.0)["mse-pairs"]) > 1e-4
 
 
 def test_confidence_on_lists_is_that_of_wsl():
     student, teacher = draw(0, 4, 8), draw(1, 4, 8)
     config = LossConfig(terms={"mse": 1.0}, schedules={"mse": "confidence"})
     by_hand = (weights.confidence(student, teacher) * (student - teacher).square().mean(1)).mean()
-    assert_close(loss_parts(student, made_batch(teacher), config, 1.0)["mse"], by_hand)
+    assert_close(loss_terms(student, made_batch(teacher), config, 1.0)["mse"], by_hand)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -120,16 +120,16 @@ def test_calibration_reaches_those_terms_that_compare_logits_and_no_other(name, 
     teacher, student = draw(1, 6, 6), draw(0, 6, 6).requires_grad_()
     calibration = Calibration()
     config = LossConfig(terms={name: 1.0})
-    plain = loss_parts(student, made_batch(teacher), config, 1.0)[name]
-    value = loss_parts(student, made_batch(teacher), config, 1.0, calibrate=calibration)[name]
+    plain = loss_terms(student, made_batch(teacher), config, 1.0)[name]
+    value = loss_terms(student, made_batch(teacher), config, 1.0, calibrate=calibration)[name]
     assert torch.equal(value, plain)  # at first it changes nothing
     value.backward()
     assert (calibration.log_scale.grad is not None) == config.is_calibrated == LOSSES[name].calibrated
     with torch.no_grad():
         calibration.log_scale.fill_(math.log(2))
         calibration.offset.fill_(-3.0)
-    moved = loss_parts(student, made_batch(teacher), config, 1.0, calibrate=calibration)[name]
-    assert_close(moved, loss_parts(2 * student - 3 if config.is_calibrated else student, made_batch(teacher), config, 1.0)[name])
+    moved = loss_terms(student, made_batch(teacher), config, 1.0, calibrate=calibration)[name]
+    assert_close(moved, loss_terms(2 * student - 3 if config.is_calibrated else student, made_batch(teacher), config, 1.0)[name])
 
 
 def test_calibration_finds_the_scale_and_the_offset_of_a_teacher():
@@ -138,7 +138,7 @@ def test_calibration_finds_the_scale_and_the_offset_of_a_teacher():
     batch, config, calibration = made_batch(0.3 * 20 * cosine - 4), LossConfig(terms={"mse-pairs": 1.0}), Calibration()
     optimizer = torch.optim.Adam(calibration.parameters(), lr=0.1)
     for _ in range(300):
-        value = loss_parts(20 * cosine, batch, config, 1.0, calibrate=calibration)["mse-pairs"]
+        value = loss_terms(20 * cosine, batch, config, 1.0, calibrate=calibration)["mse-pairs"]
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -152,7 +152,7 @@ def test_calibration_is_trained_kept_in_checkpoints_and_no_part_of_the_model(cor
     teacher_RC = draw(0, 4, 4)
     batch = replace(batches[0], teacher_RC=teacher_RC)
     before = {name: tensor.clone() for name, tensor in dual.network.state_dict().items()}
-    make_objective(LossConfig(terms={"mse": 1.0}))(dual, batch)["mse"].backward()
+    PairObjective(LossConfig(terms={"mse": 1.0}))(dual, batch)["mse"].backward()
     optimizer.step()
     moved = dual.calibration.log_scale.item(), dual.calibration.offset.item()
     assert 0 not in moved
@@ -174,7 +174,7 @@ def test_calibration_is_trained_kept_in_checkpoints_and_no_part_of_the_model(cor
 def test_a_dual_models_hard_negatives_join_those_of_the_batch(corpus, dual):
     config = BatchConfig(size=6, random_negatives=3)
     batch = CandidateListBatches(CorpusSource(corpus, dual.preprocess), config, 0, None)[0]
-    objective = make_objective(LossConfig(terms={"infonce-hard": 1.0}))
+    objective = PairObjective(LossConfig(terms={"infonce-hard": 1.0}))
     value = objective(dual, batch)["infonce-hard"]
     images, texts = dual(batch.images, batch.texts)
     logits_IT, rows = dual.logit_scale * images @ texts.T, []
@@ -191,7 +191,7 @@ def test_a_dual_models_hard_negatives_join_those_of_the_batch(corpus, dual):
 
 def test_a_fusion_models_hard_negatives_stay_in_their_lists():
     student, batch = draw(0, 4, 8), made_batch(draw(1, 4, 8))
-    parts = loss_parts(student, batch, LossConfig(terms={"infonce-hard": 1.0, "ranking": 1.0}), 1.0)
+    parts = loss_terms(student, batch, LossConfig(terms={"infonce-hard": 1.0, "ranking": 1.0}), 1.0)
     assert torch.equal(parts["infonce-hard"], parts["ranking"])
 
 

@@ -77,7 +77,7 @@ def test_a_run_killed_between_refreshes_ends_with_the_same_losses_and_caches(inp
 def test_a_dual_student_finds_what_is_nearest_by_its_vectors(corpus, teacher, inputs, tmp_path):
     dual = models.dual_student(models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16), corpus.captions)
     source = CorpusSource(corpus, dual.preprocess)
-    found = refresh.refreshed(inputs.caches[0], tmp_path / "new", dual, teacher, source, compute=Compute(), step=3)
+    found = refresh.refresh_cache(inputs.caches[0], tmp_path / "new", dual, teacher, source, compute=Compute(), step=3)
     embedded = embed.embed_corpus(embed.of_dual(dual, CPU), corpus)
     nearest = candidates.mine_candidates(corpus, CandidateConfig(kind="embedding", model="it", per_query=4), embedded)
     for image in range(corpus.num_images):
@@ -87,7 +87,7 @@ def test_a_dual_student_finds_what_is_nearest_by_its_vectors(corpus, teacher, in
 
 def test_a_fusion_student_keeps_the_highest_of_a_pool_by_its_own_scores(corpus, teacher):
     source, config = CorpusSource(corpus, teacher.preprocess), CandidateConfig(per_query=3)
-    kept = refresh._of_fusion(teacher, source, config, CPU)
+    kept = refresh._hardest_of_pool(teacher, source, config, CPU)
     pool = candidates.draw_candidates(corpus, CandidateConfig(per_query=12))
     for image in (0, 17, 31):
         texts = pool.texts_of_image[image]

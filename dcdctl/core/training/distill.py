@@ -26,9 +26,9 @@ from dcdctl.core.training import initial_model, loggers, loop, negatives, runs, 
 from dcdctl.core.training.batch import UNSPLIT, MicroBatchPlan
 from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches, TeacherScores, TrainingBatches, check_size
 from dcdctl.core.training.loop import TrainingOptions
-from dcdctl.core.training.objective import make_objective
+from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import Recipe, load_recipe
-from dcdctl.core.training.refresh import refreshed, teacher_compute
+from dcdctl.core.training.refresh import refresh_cache, teacher_compute
 from dcdctl.core.training.runs import Run
 from dcdctl.core.training.validation import Validation
 
@@ -302,7 +302,7 @@ def _run_steps(training: _Training, run: Run, batches: TrainingBatches, schedule
         loop.train,
         run,
         cast(nn.Module, training.model),  # the protocol lists only the part of nn.Module that other rooms use
-        objective=make_objective(recipe.loss),
+        objective=PairObjective(recipe.loss),
         config=recipe.optimizer,
         num_steps=schedule.num_steps,
         seed=recipe.seed,
@@ -332,7 +332,7 @@ def _refresh(training: _Training, run: Run, cache: TeacherScores | None, step: i
     assert training.teacher is not None
     compute = teacher_compute(cache, training.plan.options.compute)
     folder = run.folder / "caches" / f"step-{step}"
-    return refreshed(cache, folder, training.model, training.teacher, training.source, compute=compute, step=step, track=track)
+    return refresh_cache(cache, folder, training.model, training.teacher, training.source, compute=compute, step=step, track=track)
 
 
 def _save_model(run: Run, model: Model, validate: Validation | None) -> None:

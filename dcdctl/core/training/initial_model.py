@@ -1,4 +1,4 @@
-"""What a training starts from: the model of a recipe, with its first weights."""
+"""The initial model of a training: the recipe's model with its first weights."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ def check(recipe: Recipe, *, has_teacher: bool) -> None:
         raise ModelError("this model starts from its teacher, and none is named", hint="name it with --teacher")
     if recipe.model.start not in ("teacher", "new") and (recipe.model.kind == "dual" or not has_teacher):
         models.check_ref(recipe.model.start)
+    if recipe.model.dual_init:
+        models.check_ref(recipe.model.dual_init)
 
 
 def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | None, track: Track = silent) -> Model:
-    """The model a recipe trains, with the weights it starts from, which are fetched where they have to be; the teacher stays as it is."""
+    """The model that a recipe trains, with its first weights, downloaded if necessary. The teacher is copied, not changed."""
     config = recipe.model
     if config.kind == "dual":
         return _make_dual(config, captions, recipe.seed)
@@ -31,7 +33,7 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | 
     model = teacher.student(config.layers) if config.layers else copy.deepcopy(teacher).requires_grad_(True)
     if config.frozen_encoders:
         if model.encoders is None:
-            raise ConfigError("model.frozen_encoders is set, and the model has no encoders of its own: a ViLT fuses pixels and words")
+            raise ConfigError("model.frozen_encoders is set, and the model has no separate encoders: a ViLT fuses pixels and words")
         model.encoders.freeze()
     return model
 
@@ -67,9 +69,9 @@ def _make_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> DualE
     if config.start != "new":
         return models.load_dual(config.start)
     if config.vision and config.frozen_encoders:
-        after = models.ProjectionSize(projection_dim=config.projection_dim, dropout=config.dropout)
+        projection = models.ProjectionSize(projection_dim=config.projection_dim, dropout=config.dropout)
         sides = config.vision, config.text
-        return models.new_frozen_dual(*sides, after, max_text_len=config.max_text_len, features=_feature_spec(config), seed=seed)
+        return models.new_frozen_dual(*sides, projection, max_text_len=config.max_text_len, features=_feature_spec(config), seed=seed)
     if config.vision and config.text:
         return models.dual_from_backbones(config.vision, config.text, config.projection_dim, seed=seed)
     size = models.DualSize(

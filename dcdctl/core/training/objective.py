@@ -1,4 +1,4 @@
-"""From a batch to the parts of a loss, for fusion and dual models alike."""
+"""The loss terms of a recipe, from a model's outputs for a batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PairObjective:
     config: LossConfig
 
     def __call__(self, model: Model, batch: Batch) -> dict[str, Tensor]:
-        """The parts of the loss at the end of the training."""
+        """The weighted loss terms at the end of the training."""
         return self.loss(model, self.outputs(model, batch), batch, 1.0)
 
     def outputs(self, model: Model, pairs: Pairs) -> tuple[Tensor, ...]:
@@ -29,23 +29,18 @@ class PairObjective:
         return model.outputs(pairs)
 
     def loss(self, model: Model, outputs: Sequence[Tensor], batch: Batch, progress: float) -> dict[str, Tensor]:
-        """The weighted loss terms at a share of the training."""
+        """The weighted loss terms; `progress` is the completed share of the training."""
         logits_RC, all_IT = model.logits(outputs, batch)
-        return loss_parts(logits_RC, batch, self.config, progress, calibrate=model.calibrate, all_IT=all_IT)
+        return loss_terms(logits_RC, batch, self.config, progress, calibrate=model.calibrate, all_IT=all_IT)
 
 
-def make_objective(config: LossConfig) -> PairObjective:
-    """The loss terms of a recipe."""
-    return PairObjective(config)
-
-
-def terms_at(config: LossConfig, progress: float) -> dict[str, float]:
-    """The weight of each loss term at a share of the training in [0, 1]: 0 before the first step, 1 after the last."""
+def term_weights(config: LossConfig, progress: float) -> dict[str, float]:
+    """The weight of each loss term; `progress` is the completed share of the training, in [0, 1]."""
     shares = {"linear-up": progress, "linear-down": 1 - progress}
     return {name: weight * shares.get(config.schedules.get(name, "constant"), 1.0) for name, weight in config.terms.items()}
 
 
-def loss_parts(
+def loss_terms(
     logits_RC: Tensor,
     batch: Batch,
     config: LossConfig,
@@ -54,10 +49,10 @@ def loss_parts(
     calibrate: Callable[[Tensor], Tensor] | None = None,
     all_IT: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The weighted loss terms of a batch, whose sum is minimized: everything after the logits.
+    """The weighted loss terms of a batch, whose sum is minimized, from the logits of its pairs.
 
-    `all_IT` are a dual encoder's logits of all images of the batch with all its captions. Only losses that compare logits with logits see
-    calibrated logits (`Loss.calibrated`).
+    `all_IT` holds a dual encoder's logits of all images of the batch with all its captions. Only losses that compare logits with logits
+    see calibrated logits (`Loss.calibrated`).
     """
     logits_RC = logits_RC.float()
     calibrated_RC = logits_RC if calibrate is None else calibrate(logits_RC)
@@ -67,11 +62,11 @@ def loss_parts(
         student_RC = calibrated_RC if loss.calibrated else logits_RC
         return loss.term(TermInputs(student_RC, batch, config, _query_weights(name, config, logits_RC, batch), all_IT))
 
-    return {name: weight * term(name) for name, weight in terms_at(config, progress).items()}
+    return {name: weight * term(name) for name, weight in term_weights(config, progress).items()}
 
 
 def _query_weights(name: str, config: LossConfig, logits_RC: Tensor, batch: Batch) -> Weights | None:
-    """The weights of a batch's queries if the term's schedule is `confidence`; on lists both directions are those of the lists."""
+    """The weights of a batch's queries if the term's schedule is `confidence`; for lists, both fields hold the weights of the lists."""
     if config.schedules.get(name) != "confidence":
         return None
     teacher_RC, scored_RC = batch.teacher_RC.nan_to_num(), ~batch.teacher_RC.isnan()

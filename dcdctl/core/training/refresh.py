@@ -1,12 +1,11 @@
-"""New hard candidates while a student learns: what it finds hard by now, scored by the teacher and added to the cache.
+"""New hard candidates during a training: the student's own, scored by the teacher and added to the cache.
 
-The caches lie in the run's folder, one for each refresh, each an extension of the one before: a run that goes on reads them, and mines anew
-only where it was killed before one was whole, with the very weights it had then.
+Each refresh writes a cache to the run's folder, which extends the one before. A run that resumes reads finished caches. If it was killed
+during a refresh, it mines again, with the same weights from its checkpoint.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,10 +31,10 @@ from dcdctl.core.teacher import (
 )
 
 POOL = 4
-"""Fusion students: candidates drawn at random for each that is kept."""
+"""Fusion students: random candidates scored per candidate kept. A fusion student cannot score the whole corpus for each query."""
 
 
-def refreshed(
+def refresh_cache(
     cache: TeacherCache,
     folder: Path,
     student: Model,
@@ -46,20 +45,21 @@ def refreshed(
     step: int,
     track: Track = silent,
 ) -> TeacherCache:
-    """The cache with the student's own hardest candidates, as many for each query as the plan has, their missing scores computed.
+    """A cache that adds the student's own hardest candidates, as many per query as the cache's plan has, with the teacher's scores.
 
-    `source` is what the student reads, `compute` how the teacher scores (`teacher_compute`): their features may be of other encoders.
+    The student reads `source`; the teacher scores with `compute` (`teacher_compute`), because the two may have features of different
+    encoders.
     """
     if (folder / "cache.json").exists():
         return read_cache(folder, corpus=source.corpus, teacher=teacher.digest)
     planned = build(CandidateConfig, cache.plan["candidates"], "candidates")
-    config = dataclasses.replace(planned, seed=planned.seed + step)
+    config = replace(planned, seed=planned.seed + step)
     student.eval()
     if student.kind == "dual":
-        drawn = _of_dual(student, source, config, compute.device, track)
+        mined = _nearest_by_vectors(student, source, config, compute.device, track)
     else:
-        drawn = _of_fusion(student, source, config, compute.device)
-    return build_cache(source.corpus, teacher, folder, config, compute=compute, extend=cache.folder, drawn=drawn, track=track)
+        mined = _hardest_of_pool(student, source, config, compute.device)
+    return build_cache(source.corpus, teacher, folder, config, compute=compute, extend=cache.folder, drawn=mined, track=track)
 
 
 def teacher_compute(cache: TeacherCache, compute: Compute) -> Compute:
@@ -74,16 +74,16 @@ def teacher_compute(cache: TeacherCache, compute: Compute) -> Compute:
     return replace(compute, precision=cache.plan["precision"])
 
 
-def _of_dual(student: DualEncoder, source: Source, config: CandidateConfig, device: torch.device, track: Track) -> Candidates:
-    """Nearest by the student's vectors."""
-    found = scoring.embed_with_model(student, source, device, track)
-    nearest = dataclasses.replace(config, kind="embedding", shares={}, model="the student")
-    return mine_candidates(source.corpus, nearest, found)
+def _nearest_by_vectors(student: DualEncoder, source: Source, config: CandidateConfig, device: torch.device, track: Track) -> Candidates:
+    """The nearest images and captions by a dual student's vectors."""
+    vectors = scoring.embed_with_model(student, source, device, track)
+    nearest = replace(config, kind="embedding", shares={}, model="the student")
+    return mine_candidates(source.corpus, nearest, vectors)
 
 
-def _of_fusion(student: FusionScorer, source: Source, config: CandidateConfig, device: torch.device) -> Candidates:
-    """The student's highest scores among candidates drawn at random."""
-    wide = dataclasses.replace(config, kind="random", shares={}, model="", per_query=POOL * config.per_query)
+def _hardest_of_pool(student: FusionScorer, source: Source, config: CandidateConfig, device: torch.device) -> Candidates:
+    """The candidates that a fusion student scores highest in a random pool."""
+    wide = replace(config, kind="random", shares={}, model="", per_query=POOL * config.per_query)
     pool = draw_candidates(source.corpus, wide)
 
     def hardest(lists: RaggedArray, *, is_image_query: bool) -> RaggedArray:
@@ -91,8 +91,8 @@ def _of_fusion(student: FusionScorer, source: Source, config: CandidateConfig, d
         pairs = (query, lists.values) if is_image_query else (lists.values, query)
         scores = scoring.score_pairs(student, source, *pairs, compute=Compute(device=device)) if len(query) else np.empty(0)
         order = np.lexsort((-scores, query))
-        place = np.arange(len(query)) - lists.offsets[query[order]]
-        best = order[place < config.per_query]
+        rank = np.arange(len(query)) - lists.offsets[query[order]]
+        best = order[rank < config.per_query]
         return RaggedArray.from_pairs(query[best], lists.values[best], len(lists))
 
     return Candidates(hardest(pool.texts_of_image, is_image_query=True), hardest(pool.images_of_text, is_image_query=False))

@@ -161,7 +161,7 @@ def best_rsum(run: Run) -> float:
         return float(file.metadata()["rsum"])
 
 
-def keep_best(run: Run, step: int, rsum: float, model: nn.Module) -> None:
+def save_best(run: Run, step: int, rsum: float, model: nn.Module) -> None:
     """Keep the weights after `step` steps as the best so far, whole or not at all."""
     with files.atomic_path(run.folder / BEST_WEIGHTS) as partial:
         save_file(_unshared(model), partial, metadata={"step": str(step), "rsum": repr(rsum)})

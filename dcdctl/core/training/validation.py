@@ -1,4 +1,4 @@
-"""How a model retrieves while it is trained, and the weights with which it did best."""
+"""Validation during a training: recalls on a split between steps, and the weights with the highest sum of recalls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dcdctl.core.training.runs import Run
 
 @dataclass(frozen=True)
 class Validation:
-    """Measures a model between the steps of a run. One of several processes does it while the others wait."""
+    """Validates a model between the steps of a run. If there are several processes, the main one does so while the others wait."""
 
     run: Run
     corpus: Corpus
@@ -24,34 +24,34 @@ class Validation:
     compute: Compute
 
     def is_due(self, done: int, num_steps: int) -> bool:
-        """Whether the model is measured after so many steps: every so often, and at the end."""
+        """Whether the model is validated after `done` steps: every `config.every` steps, and at the end."""
         return done % self.config.every == 0 or done == num_steps
 
     def measure(self, model: Any, done: int) -> dict[str, float]:
-        """Recalls both ways in percent, their sum, and the best sum so far, the weights of which are kept; nothing in other processes.
+        """Recalls of both directions in percent, their sum, and the best sum so far; nothing outside the main process.
 
-        The model is in evaluation mode afterwards.
+        Saves the weights if their sum is the best so far. Leaves the model in evaluation mode.
         """
         values: dict[str, float] = {}
         if distributed.is_main():
             # Always in float32, like `dcdctl eval`: recalls of runs of different precision stay comparable.
             options = EvalOptions(compute=replace(self.compute, precision="float32"))
             recalls = evaluation.evaluate_model(model, self.corpus, options=options).recalls
-            for way, found in ((Direction.TEXT, recalls.text_retrieval), (Direction.IMAGE, recalls.image_retrieval)):
-                values |= {f"val_{way}_r{k.removeprefix('R@')}": value for k, value in found.items()}
+            for direction, percents in ((Direction.TEXT, recalls.text_retrieval), (Direction.IMAGE, recalls.image_retrieval)):
+                values |= {f"val_{direction}_r{k.removeprefix('R@')}": value for k, value in percents.items()}
             best = runs.best_rsum(self.run)
             if recalls.rsum > best:
-                runs.keep_best(self.run, done, recalls.rsum, model)
+                runs.save_best(self.run, done, recalls.rsum, model)
             values |= {"val_rsum": recalls.rsum, "val_best_rsum": max(best, recalls.rsum)}
         distributed.wait()
         return values
 
     def choose(self, model: Any) -> None:
-        """Give a trained model the weights that the recipe wants: the best, or the last, which it has."""
+        """Load the best weights into a trained model if the recipe keeps these; it has the last ones."""
         if self.config.keep == "best":
             runs.load_best(self.run, model)
 
 
 def open_corpus(corpus: Corpus, config: ValidationConfig) -> Corpus:
-    """What a training on `corpus` is measured on; CorpusError if its folder has no such split."""
+    """The split that a training on `corpus` is validated on; CorpusError if its folder has no such split."""
     return Corpus.open(corpus.folder, config.split, config.max_images)
