@@ -267,7 +267,7 @@ def make_cache(folder, corpus, monkeypatch) -> Made:
     def read():
         read_cache(folder / "cache").lookup(np.arange(corpus.num_images), np.zeros(corpus.num_images))
         part = corpus.subset(9)
-        build.taken_over(folder / "cache", part, {**plan, "corpus": part.fingerprint})
+        build.reusable_pairs(folder / "cache", part, {**plan, "corpus": part.fingerprint})
 
     return Made(sorted(folder.glob("cache/*.parquet")), read)
 

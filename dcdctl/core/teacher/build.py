@@ -62,7 +62,7 @@ def write_items(path: Path, corpus: Corpus, track: Track = silent) -> None:
         pq.write_table(pa.table({"image": images, "captions": captions}, schema=_SCHEMA), partial, compression="none", use_dictionary=False)
 
 
-def taken_over(folder: Path, corpus: Corpus, plan: dict[str, Any]) -> Pairs:
+def reusable_pairs(folder: Path, corpus: Corpus, plan: dict[str, Any]) -> Pairs:
     """The scored pairs of a finished cache whose image and caption are in this corpus, with their indices in it, sorted.
 
     StaleError if the cache is of another teacher, or was scored with other settings.
@@ -72,14 +72,14 @@ def taken_over(folder: Path, corpus: Corpus, plan: dict[str, Any]) -> Pairs:
     if cache.plan["corpus"] == plan["corpus"]:
         return Pairs(cache.image_P, cache.text_P.astype(np.int64), cache.score_P, cache.role_P)
     items = CACHE.checked(folder / ITEMS_FILE, cache.seal["files"][ITEMS_FILE]["sha256"])
-    new_image, new_text = _places(items, corpus)
+    new_image, new_text = _new_indices(items, corpus)
     image, text = new_image[cache.image_P], new_text[cache.text_P]
     order = np.lexsort((text, image))
     order = order[(image[order] >= 0) & (text[order] >= 0)]
     return Pairs(image[order], text[order], cache.score_P[order], cache.role_P[order])
 
 
-def merged(pairs: Pairs, old: Pairs, num_texts: int) -> Pairs:
+def merge(pairs: Pairs, old: Pairs, num_texts: int) -> Pairs:
     """All pairs of both, each once, with the old scores and the roles of both."""
     new_keys, old_keys = (part.image * num_texts + part.text for part in (pairs, old))
     keys = np.union1d(new_keys, old_keys)
@@ -90,7 +90,7 @@ def merged(pairs: Pairs, old: Pairs, num_texts: int) -> Pairs:
     return Pairs(keys // num_texts, keys % num_texts, score, role)
 
 
-def _places(path: Path, corpus: Corpus) -> tuple[Index, Index]:
+def _new_indices(path: Path, corpus: Corpus) -> tuple[Index, Index]:
     """The index in the corpus of each old image and each old caption; -1 if the corpus lacks it."""
     images = {_digest(corpus.image_bytes(image), 16): image for image in reversed(range(corpus.num_images))}
     table = pq.read_table(path)
@@ -112,7 +112,7 @@ BYTES_PER_PAIR = 12
 
 
 @dataclass(frozen=True)
-class Job:
+class CacheJob:
     """A planned cache, and the teacher that scores it."""
 
     build: Build
@@ -174,7 +174,7 @@ def plan_cache(
     extend: Path | None = None,
     drawn: Candidates | None = None,
     track: Track = silent,
-) -> Job:
+) -> CacheJob:
     """Write into the folder which pairs are to be scored; nothing is scored. `drawn` are candidates in place of the recipe's."""
     build = Build(folder, make_plan(corpus, teacher, config, compute, extend), CACHE)
     with distributed.main_first():
@@ -187,7 +187,7 @@ def plan_cache(
         if distributed.is_main():
             _begin(build, corpus, draw, extend, track)
     teacher.to(compute.device).eval()
-    return Job(build, corpus, teacher, source, compute)
+    return CacheJob(build, corpus, teacher, source, compute)
 
 
 def make_plan(
@@ -214,7 +214,7 @@ def make_plan(
     }
 
 
-def score_planned(job: Job, *, track: Track = silent) -> TeacherCache:
+def score_planned(job: CacheJob, *, track: Track = silent) -> TeacherCache:
     """Score this process's share of the missing shards, and seal the cache."""
     if not job.build.is_sealed:
         missing = set(job.missing)
@@ -239,7 +239,7 @@ def _count_unscored(path: Path) -> int:
     return int(np.isnan(read_pairs(path).score).sum())
 
 
-def score_pairs(job: Job, image_P: Index, text_P: Index, advance: Any = None) -> NDArray[np.float32]:
+def score_pairs(job: CacheJob, image_P: Index, text_P: Index, advance: Any = None) -> NDArray[np.float32]:
     """The teacher's scores of pairs, computed with the options of a job; StaleError if one is not finite."""
     found = scoring.score_pairs(job.teacher, job.source, image_P, text_P, compute=job.compute, advance=advance)
     if not np.isfinite(found).all():
@@ -260,7 +260,7 @@ def _begin(build: Build, corpus: Corpus, draw: Callable[[], Candidates], extend:
         image, text, role = drawn.pairs(corpus.caption_image)
         pairs = Pairs(image, text, np.full(len(image), np.nan, dtype=np.float32), role)
         if extend is not None:
-            pairs = merged(pairs, taken_over(extend, corpus, build.plan), corpus.num_captions)
+            pairs = merge(pairs, reusable_pairs(extend, corpus, build.plan), corpus.num_captions)
         files.write_json(build.folder / DROPPED_FILE, drawn.dropped)
         _write_planned(build, pairs)
     if build.missing([ITEMS_FILE]):
@@ -280,7 +280,7 @@ def _write_planned(build: Build, pairs: Pairs) -> None:
             write_pairs(build.folder / planned_name(shard), part)
 
 
-def _seal(job: Job) -> None:
+def _seal(job: CacheJob) -> None:
     """Write cache.json unless it is there, and remove the files that only the build needed."""
     build, names = job.build, [pairs_name(shard) for shard in job.shards]
     parts = [ITEMS_FILE, *names]

@@ -25,7 +25,7 @@ from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDI
 
 
 class TeacherCache:
-    """Scored pairs, sorted by image and text, and the candidate lists made of them."""
+    """Scored pairs, sorted by image and text, and the candidate lists derived from them."""
 
     def __init__(self, folder: Path, plan: dict[str, Any], seal: dict[str, Any]) -> None:
         self.folder, self.plan, self.seal = folder, plan, seal
@@ -62,11 +62,11 @@ class TeacherCache:
 
     @property
     def starts_I(self) -> Index:
-        """Where the pairs of each image begin, and, last, their number; of images whose shard has been read."""
+        """Offsets of the pairs of each image, and last their number. Valid for images whose shard has been read."""
         return self._starts_I
 
     def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> NDArray[np.float32]:
-        """The scores of these pairs, in their shape; NaN where the teacher has not scored a pair."""
+        """The scores of these pairs, in their shape; NaN for pairs that the teacher has not scored."""
         images, texts = np.broadcast_arrays(np.asarray(image_ix, dtype=np.int64), np.asarray(text_ix, dtype=np.int64))
         for what, index, count in (("image", images, self.num_images), ("caption", texts, self.num_texts)):
             if index.size and not 0 <= index.min() <= index.max() < count:
@@ -81,12 +81,12 @@ class TeacherCache:
             is_less = self._text_P[np.minimum(middle, self.num_pairs - 1)] < texts
             low = np.where(open_ones & is_less, middle + 1, low)
             high = np.where(open_ones & ~is_less, middle, high)
-        place = np.minimum(low, self.num_pairs - 1)
-        return np.where((low < end) & (self._text_P[place] == texts), self._score_P[place], np.float32(np.nan))
+        position = np.minimum(low, self.num_pairs - 1)
+        return np.where((low < end) & (self._text_P[position] == texts), self._score_P[position], np.float32(np.nan))
 
     @cached_property
     def candidates(self) -> Candidates:
-        """The negatives of every query, without those whose score comes too near to that of the query's positives (the plan's margins)."""
+        """The negatives of every query, without those that score too close to the query's positives (the margins of the plan)."""
         image_P, text_P, role_P = self.image_P, self.text_P, self.role_P
         is_text, is_image = (role_P & TEXT_CANDIDATE) > 0, (role_P & IMAGE_CANDIDATE) > 0
         dropped = {}
@@ -155,10 +155,15 @@ def _sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
 
 
 class TeacherEnsemble:
-    """Reads like a `TeacherCache`; its candidates are those of the first cache that all teachers have scored."""
+    """Several teachers as one. Its candidates are those of the first cache that all teachers have scored.
+
+    Each teacher's scores are standardized over the pairs that all teachers have scored, averaged with weights, and scaled to the weighted
+    mean of the teachers' means and standard deviations. The average is thus a logit like theirs, and a temperature keeps its meaning. Pairs
+    without a score of every teacher have none: an average over fewer teachers would be another kind of score.
+    """
 
     def __init__(self, caches: Sequence[TeacherCache], weights: Sequence[float] = ()) -> None:
-        """`weights` are shares, brought to a sum of 1; none for equal ones. StaleError if the caches are of several corpora."""
+        """`weights` are normalized to a sum of 1; equal weights if empty. StaleError if the caches belong to different corpora."""
         if weights and len(weights) != len(caches):
             raise ConfigError(f"teachers.weights has {len(weights)} numbers, and there are {len(caches)} caches")
         if len({cache.plan["corpus"] for cache in caches}) > 1:
@@ -177,7 +182,7 @@ class TeacherEnsemble:
         return self.caches[0].text_P[self._is_shared]
 
     def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> NDArray[np.float32]:
-        """The average scores of these pairs, in their shape; NaN where a teacher has not scored a pair."""
+        """The average scores of these pairs, in their shape; NaN for pairs that a teacher has not scored."""
         parts = zip(self.caches, self.weights, self._moments, strict=True)
         total = sum(weight * (cache.lookup(image_ix, text_ix) - mean) / spread for cache, weight, (mean, spread) in parts)
         mean, spread = np.average(self._moments, axis=0, weights=self.weights)
@@ -201,7 +206,7 @@ class TeacherEnsemble:
 
     @cached_property
     def _scores_KP(self) -> NDArray[np.float32]:
-        """Every teacher's scores of the first cache's pairs."""
+        """Scores of every teacher for the pairs of the first cache."""
         first = self.caches[0]
         return np.stack([cache.lookup(first.image_P, first.text_P) for cache in self.caches])
 
@@ -220,7 +225,7 @@ class TeacherEnsemble:
 
 
 def read_caches(caches: Sequence[TeacherCache], weights: Sequence[float]) -> TeacherCache | TeacherEnsemble | None:
-    """None, the cache as it is, or an ensemble of several; ConfigError for weights of fewer or more than there are."""
+    """None, the only cache, or an ensemble of several caches. ConfigError if the number of weights differs from the number of caches."""
     if len(caches) > 1:
         return TeacherEnsemble(caches, weights)
     if len(weights) not in (0, len(caches)):

@@ -1,4 +1,4 @@
-"""What a cache will cost before it is scored, and whether it still says what its teacher says after."""
+"""The cost of a planned teacher cache, and a check of a finished one against its teacher."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from dcdctl.core.errors import StaleError
 from dcdctl.core.models import FusionScorer
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import open_source
-from dcdctl.core.teacher.build import BYTES_PER_PAIR, Job, kind_of, score_pairs
+from dcdctl.core.teacher.build import BYTES_PER_PAIR, CacheJob, kind_of, score_pairs
 from dcdctl.core.teacher.cache import read_cache
 from dcdctl.core.teacher.cache_format import CACHE, Pairs, pairs_name, planned_name, read_pairs
 
 TRIAL_S = 2.0
-"""Seconds of scoring that a rate is told from."""
+"""Seconds of trial scoring from which the rate is estimated."""
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
-"""How far a score computed anew may lie from the cached one, relative to the larger of 1 and its size."""
+"""Largest allowed difference of a recomputed score, by precision, relative to max(1, |cached score|)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What scoring a plan takes."""
+    """The cost of scoring a plan."""
 
     num_pairs: int
     num_to_score: int
-    """Pairs without a score: the others are those of the cache that is extended, or of an earlier run."""
+    """Pairs without a score. The others have one from the extended cache or from an earlier run."""
     pairs_per_s: float
-    """Of a short trial on this device, by this process."""
+    """Rate of a short trial by this process on this device."""
     seconds: float
-    """Time left, for all processes together."""
+    """Remaining time, with all processes at work."""
     disk_bytes: int
-    """At most."""
+    """Upper bound."""
 
 
-def estimate_cost(job: Job) -> Estimate:
-    """How many pairs there are, how fast some of them are scored, and what that makes of the rest."""
+def estimate_cost(job: CacheJob) -> Estimate:
+    """Number of pairs, the rate of a short trial, and the time and space that the remaining pairs need."""
     planned = [read_pairs(job.folder / planned_name(shard)) for shard in job.missing]
     num_to_score = sum(int(np.isnan(pairs.score).sum()) for pairs in planned)
     whole = [shard for shard in job.shards if shard not in set(job.missing)]
@@ -54,8 +54,8 @@ def estimate_cost(job: Job) -> Estimate:
     )
 
 
-def _trial(job: Job, pairs: Pairs | None) -> float:
-    """Pairs a second of the first images of a shard; images and captions are encoded in that time, as in the whole."""
+def _trial(job: CacheJob, pairs: Pairs | None) -> float:
+    """Pairs per second for the first images of a shard. The time includes the encoding of images and captions, as in the full run."""
     if pairs is None:
         return 0.0
     todo = np.flatnonzero(np.isnan(pairs.score))
@@ -70,10 +70,10 @@ def _trial(job: Job, pairs: Pairs | None) -> float:
 
 
 def verify_scores(folder: Path, corpus: Corpus, teacher: FusionScorer, count: int, *, compute: Compute, track: Track = silent) -> float:
-    """Compute some scores of a finished cache anew; the largest difference, relative to the larger of 1 and the score's size.
+    """Recompute `count` scores of a finished cache; the largest difference relative to max(1, |cached score|).
 
-    StaleError if it is larger than rounding at the cache's precision allows, or if the cache is of another corpus or teacher, or was
-    scored in another way.
+    StaleError if the difference exceeds the rounding of the cache's precision, or if the cache belongs to another corpus or teacher, or
+    was scored with other settings.
     """
     cache = read_cache(folder, corpus=corpus, teacher=teacher.digest)
     artifacts.expect(folder, cache.plan, {"precision": compute.precision, "features": kind_of(compute)})
@@ -81,13 +81,13 @@ def verify_scores(folder: Path, corpus: Corpus, teacher: FusionScorer, count: in
     image, text, cached = cache.image_P[chosen], cache.text_P[chosen].astype(np.int64), cache.score_P[chosen]
     source = open_source(corpus, teacher, compute, track)
     teacher.to(compute.device).eval()
-    anew = score_pairs(Job(Build(folder, cache.plan, CACHE), corpus, teacher, source, compute), image, text)
-    difference = np.abs(cached - anew) / np.maximum(1, np.abs(cached))
+    recomputed = score_pairs(CacheJob(Build(folder, cache.plan, CACHE), corpus, teacher, source, compute), image, text)
+    difference = np.abs(cached - recomputed) / np.maximum(1, np.abs(cached))
     worst = int(difference.argmax())
     if difference[worst] > TOLERANCES[compute.precision]:
         pair = f"image {image[worst]} with caption {text[worst]}"
         raise StaleError(
-            f"{folder}: {pair} scores {anew[worst]:.5f}, and the cache has {cached[worst]:.5f}",
+            f"{folder}: {pair} scores {recomputed[worst]:.5f}, and the cache has {cached[worst]:.5f}",
             hint="delete the cache and run `dcdctl cache-teacher` again",
         )
     return float(difference[worst])
