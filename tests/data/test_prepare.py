@@ -222,7 +222,7 @@ def test_scenes_are_png_files_named_by_split_and_number(scenes_corpus_dir):
 
 
 BAD_ENTRIES = {
-    "an entry that is a list": ([], r"images\[1\]: a list \(\[\]\), an object is wanted"),
+    "an entry that is a list": ([], r"images\[1\]: a list \(\[\]\), expected an object"),
     "no filename": (entry(None), r'images\[1\]: "filename" is missing or null'),
     "a filename that is a number": (entry(17), r'images\[1\]: "filename" is a number \(17\)'),
     "a missing image": (entry("gone.jpg"), r'dataset.json images\[1\] "gone.jpg": there is no such image in'),
@@ -237,15 +237,15 @@ BAD_ENTRIES = {
     "a split that is null": (entry("ü.png", None), '"split" is missing or null'),
     "a split that is a list": (entry("ü.png", ["train"]), '"split" is a list'),
     "no captions": (entry("ü.png", raws=()), "the image has no caption"),
-    "captions that are missing": ({"filename": "ü.png", "split": "train"}, '"sentences" is missing or null, a list is wanted'),
-    "captions that are one string": (entry("ü.png") | {"sentences": "a dog"}, r'"sentences" is a text \("a dog"\), a list is wanted'),
+    "captions that are missing": ({"filename": "ü.png", "split": "train"}, '"sentences" is missing or null, expected a list'),
+    "captions that are one string": (entry("ü.png") | {"sentences": "a dog"}, r'"sentences" is a string \("a dog"\), expected a list'),
     "a sentence that is a string": (
         entry("ü.png") | {"sentences": ["a dog"]},
-        r'sentences\[0\] is a text \("a dog"\), an object with "raw"',
+        r'sentences\[0\] is a string \("a dog"\), expected an object with "raw"',
     ),
-    "a caption that is a number": (entry("ü.png", raws=("a", 5)), r"caption 1 is a number \(5\), text is wanted"),
-    "a caption that is null": (entry("ü.png", raws=(None,)), "caption 0 is missing or null, text is wanted"),
-    "a caption that is a list": (entry("ü.png", raws=(["a", "b"],)), r'caption 0 is a list \(\["a", "b"\]\), text is wanted'),
+    "a caption that is a number": (entry("ü.png", raws=("a", 5)), r"caption 1 is a number \(5\), expected text"),
+    "a caption that is null": (entry("ü.png", raws=(None,)), "caption 0 is missing or null, expected text"),
+    "a caption that is a list": (entry("ü.png", raws=(["a", "b"],)), r'caption 0 is a list \(\["a", "b"\]\), expected text'),
     "an empty caption": (entry("ü.png", raws=("a", " \n")), "caption 1 is empty"),
     "half a character": (entry("ü.png", raws=("\ud83d",)), "caption 0 is not Unicode text"),
     "an image twice": (entry("a.jpg"), r"the same image as dataset.json images\[0\]"),
@@ -343,10 +343,10 @@ def test_a_damaged_zip_member_is_named(tmp_path, images):
     ("content", "message"),
     [
         ("{", "is not JSON"),
-        ("[1]", 'no "images", a list of images is wanted'),
+        ("[1]", 'no "images", expected a list of images'),
         ('{"imgs": []}', 'no "images"'),
         ('{"images": []}', r'"images" is a list \(\[\]\)'),
-        ('{"images": "a.jpg"}', r'"images" is a text \("a.jpg"\)'),
+        ('{"images": "a.jpg"}', r'"images" is a string \("a.jpg"\)'),
         ("[" * 100_000, "is not JSON"),
     ],
 )
@@ -376,7 +376,7 @@ BAD_LINES = {
     "a missing image": ("gone.jpg,x", '"gone.jpg": there is no such image'),
     "no image": (",x", "no image is named"),
     "an empty caption": ("a.jpg,", '"a.jpg": the caption is empty'),
-    "a caption that is a number": ("a.jpg,42", r"the caption is a number \(42\), text is wanted"),
+    "a caption that is a number": ("a.jpg,42", r"the caption is a number \(42\), expected text"),
     "a caption that is nan": ("a.jpg,NaN", "the caption is a number"),
     "a caption that is null": ("a.jpg,null", "the caption is missing or null"),
     "a list of captions in one cell": ('a.jpg,"[""a dog"", ""a cat""]"', r'the caption is a list \(\["a dog", "a cat"\]\)'),
@@ -407,9 +407,9 @@ def test_a_bad_csv_line_stops_with_its_number_or_is_listed(tmp_path, images, cas
         ("image\na.jpg\n", "has no column 'caption', its columns are image"),
         (
             "image,caption\na.jpg,x\na.jpg,a dog, running\n",
-            "Expected 2 fields in line 3, saw 3; a caption with a comma must",
+            "Expected 2 fields in line 3, saw 3; a caption with a comma needs",
         ),
-        ("image,caption\na.jpg,a dog, running\na.jpg,x\n", "a caption with a comma must stand in quotes"),
+        ("image,caption\na.jpg,a dog, running\na.jpg,x\n", "a caption with a comma needs quotes"),
         ("image,caption\n", "the source has no image"),
         ("image,caption,split\na.jpg,x,holdout\n", "line 2 \"a.jpg\": unknown split 'holdout'"),
         ("image,caption,split\na.jpg,x,val\na.jpg,y,train\n", 'line 3 "a.jpg": its split is train, but val in pairs.csv line 2'),
@@ -423,7 +423,7 @@ def test_a_csv_of_another_form_is_refused(tmp_path, images, text, message):
 def test_an_empty_split_is_an_error_even_where_rows_are_skipped(tmp_path, images):
     with pytest.raises(InputError, match="split 'test' is empty; the source has no row of it"):
         karpathy(tmp_path, images, [entry("a.jpg")], splits=("train", "test"))
-    with pytest.raises(InputError, match=r"split 'val' is empty; the first row left out: dataset.json images\[1\]: there is no such image"):
+    with pytest.raises(InputError, match=r"split 'val' is empty; the first skipped row: dataset.json images\[1\]: there is no such image"):
         karpathy(tmp_path, images, [entry("a.jpg"), entry("gone.jpg", "val")], on_error="skip")
     (images / "zero.jpg").touch()
     with pytest.raises(InputError, match=r"split 'val' is empty; .*images\[1\]: the image file is empty"):

@@ -33,7 +33,7 @@ def made(folder: Path, toml: str, **options: Any) -> Path:
     return folder / "out"
 
 
-WANTED = {split: [row[:3] for row in zip(NAMES, DATA, CAPTIONS, SPLITS, strict=True) if row[3] == split] for split in ("train", "test")}
+EXPECTED = {split: [row[:3] for row in zip(NAMES, DATA, CAPTIONS, SPLITS, strict=True) if row[3] == split] for split in ("train", "test")}
 
 
 def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -48,7 +48,7 @@ def test_a_table_of_one_caption_a_row(folder):
     lines = ["file_name,text,split", "a.jpg,a dog,train", "b c.jpg,grass,train", "a.jpg,a brown dog,train", "ü.jpg,two birds,validation"]
     (folder / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
     out = made(folder, 'format = "csv"\npairs = "metadata.csv"\nimages = "jpg"\n')
-    assert contents(out) == {"train": WANTED["train"], "val": [("ü.jpg", DATA[2], ["two birds"])]}
+    assert contents(out) == {"train": EXPECTED["train"], "val": [("ü.jpg", DATA[2], ["two birds"])]}
 
 
 def test_the_table_of_nlphuji_flickr30k(folder):
@@ -58,7 +58,7 @@ def test_the_table_of_nlphuji_flickr30k(folder):
     ]
     (folder / "flickr.csv").write_text("\n".join(["raw,sentids,split,filename,img_id", *rows]), encoding="utf-8")
     out = made(folder, 'format = "csv"\npairs = "flickr.csv"\nimages = "jpg"\n')
-    assert contents(out) == WANTED
+    assert contents(out) == EXPECTED
     # The second image has one caption and two numbers: they are not its, and it takes its place in the split.
     assert Corpus.open(out, "train").caption_ids.tolist() == [0, 1, 2]
     assert Corpus.open(out, "test").caption_ids.tolist() == [2, 3]
@@ -72,7 +72,7 @@ def test_json_lines(folder):
     ]
     (folder / "rows.jsonl").write_text("\n\n".join(json.dumps(one, ensure_ascii=False) for one in objects), encoding="utf-8")
     out = made(folder, 'format = "jsonl"\npairs = "rows.jsonl"\nimages = "jpg"\n')
-    assert contents(out) == WANTED
+    assert contents(out) == EXPECTED
     assert Corpus.open(out, "test").caption_ids.tolist() == [8, 9]
 
 
@@ -90,7 +90,7 @@ def test_the_lists_of_lavis_from_two_archives(folder):
     toml = 'format = "lavis"\nimages = ["train2014.zip", "val2014.zip", "jpg"]\n[annotations]\ntrain = "train.json"\ntest = "test.json"\n'
     found = contents(made(folder, toml))
     assert {split: [row[1:] for row in rows] for split, rows in found.items()} == {
-        split: [row[1:] for row in rows] for split, rows in WANTED.items()
+        split: [row[1:] for row in rows] for split, rows in EXPECTED.items()
     }
     assert [row[0] for row in found["train"]] == ["train2014/a.jpg", "val2014/b c.jpg"]
 
@@ -113,8 +113,8 @@ def test_the_parquet_files_of_the_hub(folder, form):
     column = 'caption_column = "sentences.raw"\n' if form == "struct" else ""
     out = made(folder, f'format = "parquet"\n{column}[rows]\ntrain = "train-*.parquet"\ntest = "test-*.parquet"\n')
     # A row with a column a caption has as many as there are columns.
-    wanted = {**WANTED, "train": [WANTED["train"][0], ("b c.jpg", DATA[1], ["grass", "grass"])]} if form == "numbered" else WANTED
-    assert contents(out) == wanted
+    expected = {**EXPECTED, "train": [EXPECTED["train"][0], ("b c.jpg", DATA[1], ["grass", "grass"])]} if form == "numbered" else EXPECTED
+    assert contents(out) == expected
 
 
 def test_parquet_joined_with_karpathys_splits(folder):
@@ -123,7 +123,7 @@ def test_parquet_joined_with_karpathys_splits(folder):
     entries = [{"filename": name, "split": split} for name, split in zip(NAMES, ["restval", "train", "test"], strict=True)]
     (folder / "dataset.json").write_text(json.dumps({"images": entries}))
     toml = 'format = "parquet"\nsplits = "dataset.json"\nid_column = "filename"\n[rows]\nall = "test-0.parquet"\n'
-    assert contents(made(folder, toml)) == WANTED
+    assert contents(made(folder, toml)) == EXPECTED
 
 
 def test_a_corpus_is_a_source_too(folder):
@@ -154,20 +154,20 @@ def test_webdataset_tars(folder):
     out = made(folder, 'format = "webdataset"\n[shards]\ntrain = "train-*.tar"\ntest = ["test-0.tar"]\n', workers=2)
     found = contents(out)
     assert {split: [row[1:] for row in rows] for split, rows in found.items()} == {
-        split: [row[1:] for row in rows] for split, rows in WANTED.items()
+        split: [row[1:] for row in rows] for split, rows in EXPECTED.items()
     }
     assert [row[0] for row in found["train"]] == ["train/0001.jpg", "train/0002.jpg"]
 
 
 BAD_ROWS: dict[str, tuple[str, Any, str]] = {
-    "lavis: no image": ("lavis", {"caption": "x"}, '"image" is missing or null, the path of an image is wanted'),
-    "lavis: a row that is a text": ("lavis", "a dog", r'a text \("a dog"\), an object is wanted'),
+    "lavis: no image": ("lavis", {"caption": "x"}, '"image" is missing or null, expected the path of an image'),
+    "lavis: a row that is a text": ("lavis", "a dog", r'a string \("a dog"\), expected an object'),
     "lavis: no caption": ("lavis", {"image": "a.jpg"}, "the caption is missing or null"),
     "lavis: an empty list": ("lavis", {"image": "a.jpg", "caption": []}, "the image has no caption"),
     "lavis: a number among captions": ("lavis", {"image": "a.jpg", "caption": ["x", 3]}, r"caption 1 is a number \(3\)"),
     "lavis: a path that climbs": ("lavis", {"image": "../x.jpg", "caption": "x"}, "leads out of the folder"),
     "jsonl: no image": ("jsonl", {"caption": "x"}, "no image is named"),
-    "jsonl: an image that is a number": ("jsonl", {"image": 4, "caption": "x"}, r'"image" is a number \(4\), a path is wanted'),
+    "jsonl: an image that is a number": ("jsonl", {"image": 4, "caption": "x"}, r'"image" is a number \(4\), expected a path'),
     "jsonl: no caption": ("jsonl", {"image": "a.jpg"}, "the caption is missing or null"),
     "jsonl: captions that are a text": ("jsonl", {"image": "a.jpg", "captions": {"0": "x"}}, r"the caption is an object"),
     "jsonl: an empty caption": ("jsonl", {"image": "a.jpg", "captions": ["x", "  "]}, "caption 1 is empty"),
@@ -186,12 +186,12 @@ BAD_ROWS: dict[str, tuple[str, Any, str]] = {
     "webdataset: no caption": (
         "webdataset",
         {"jpg": DATA[0]},
-        "there is no caption of that key: .* is wanted, it has jpg",
+        "there is no caption with that key, only jpg; expected KEY.txt or KEY.json",
     ),
-    "webdataset: no picture": ("webdataset", {"txt": b"x"}, "there is no picture of that key, only txt"),
+    "webdataset: no picture": ("webdataset", {"txt": b"x"}, "there is no image with that key, only txt"),
     "webdataset: blank lines": ("webdataset", {"jpg": DATA[0], "txt": b"\n \n"}, "the image has no caption"),
     "webdataset: half a JSON": ("webdataset", {"jpg": DATA[0], "json": b'{"caption": '}, "its JSON cannot be read"),
-    "webdataset: a JSON list": ("webdataset", {"jpg": DATA[0], "json": b"[]"}, r"its JSON is a list \(\[\]\), an object is wanted"),
+    "webdataset: a JSON list": ("webdataset", {"jpg": DATA[0], "json": b"[]"}, r"its JSON is a list \(\[\]\), expected an object"),
     "webdataset: a JSON without one": ("webdataset", {"jpg": DATA[0], "json": b"{}"}, "the caption is missing or null"),
     "webdataset: Latin-1": ("webdataset", {"jpg": DATA[0], "txt": "größer".encode("latin-1")}, "its txt is not UTF-8 text"),
     "webdataset: a text for an image": ("webdataset", {"jpg": b"<html>", "txt": b"x"}, "not an image file of a supported format"),
@@ -265,17 +265,17 @@ def test_a_manifest_that_is_wrong_says_where(folder, toml, message):
         ('format = "parquet"\nrows = { train = "bare.parquet" }\n', "has no column 'image' for the image, its columns are text"),
         (
             'format = "parquet"\nimage_column = "text"\nrows = { train = "bare.parquet" }\n',
-            "'text' is string, image files are wanted",
+            "'text' is string, expected image files",
         ),
         ('format = "parquet"\nrows = { train = "silent.parquet" }\n', "has no column 'captions' for the captions, its columns are image"),
-        ('format = "parquet"\nid_column = "id"\nrows = { train = "fine.parquet" }\n', "has no column 'id' for what tells images apart"),
+        ('format = "parquet"\nid_column = "id"\nrows = { train = "fine.parquet" }\n', "has no column 'id' for the identity of images"),
         ('format = "parquet"\nrows = { all = "fine.parquet" }\n', "has no column 'split' for the split"),
         ('format = "webdataset"\nshards = { train = "none.tar" }\n', "none.tar do not exist"),
         ('format = "webdataset"\nshards = { train = "broken.parquet" }\n', "broken.parquet is not a zip"),
         ('format = "jsonl"\npairs = "none.jsonl"\nimages = "jpg"\n', "none.jsonl cannot be read"),
         ('format = "jsonl"\npairs = "broken.jsonl"\nimages = "jpg"\n', "broken.jsonl line 2 is not JSON"),
-        ('format = "jsonl"\npairs = "list.jsonl"\nimages = "jpg"\n', r"list.jsonl line 1 is a list \(\[1\]\), an object is wanted"),
-        ('format = "lavis"\nimages = "jpg"\nannotations = { train = "object.json" }\n', "is an object .*, a list of rows is wanted"),
+        ('format = "jsonl"\npairs = "list.jsonl"\nimages = "jpg"\n', r"list.jsonl line 1 is a list \(\[1\]\), expected an object"),
+        ('format = "lavis"\nimages = "jpg"\nannotations = { train = "object.json" }\n', "is an object .*, expected a list of rows"),
     ],
 )
 def test_a_file_that_is_wrong_is_named(folder, toml, message):

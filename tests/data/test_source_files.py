@@ -204,7 +204,7 @@ def test_a_picture_that_is_left_out_of_the_test_split_is_an_error_too(tmp_path, 
     server.files["images.zip"] = broken
     data_set = birds(tmp_path, server.url, "")
     options = PrepareOptions(workers=1, on_error="skip")
-    with pytest.raises(InputError, match="split 'test' is empty; the first row left out"):
+    with pytest.raises(InputError, match="split 'test' is empty; the first skipped row"):
         prepare_corpus(data_set, tmp_path / "out", options=options)
     assert not (tmp_path / "out" / "corpus.json").exists()
 

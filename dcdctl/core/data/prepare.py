@@ -26,7 +26,7 @@ from dcdctl.core.data.image_workers import CHUNK_IMAGES, CheckImages, image_pool
 from dcdctl.core.data.manifest import Manifest, SplitCounts, check_protocol
 from dcdctl.core.data.near_duplicates import Leakage
 from dcdctl.core.data.readers import list_source
-from dcdctl.core.data.readers.rows import SKIP_HINT, SPLITS, Listing, RowCheck, Skipped, SourceRow, why_empty
+from dcdctl.core.data.readers.rows import SKIP_HINT, SPLITS, Listing, RowCheck, SkippedRow, SourceRow, empty_split_hint
 from dcdctl.core.data.source_files import LocatedSource, SourceOptions
 from dcdctl.core.devices import num_cores
 from dcdctl.core.errors import CorpusError, InputError
@@ -47,7 +47,7 @@ class Shard:
     image_digests: list[bytes]
     hashes: list[int]
     """The difference hash of each image, see `images.difference_hash`."""
-    skipped: list[Skipped]
+    skipped: list[SkippedRow]
 
     def count(self, row: corpus.CorpusRow) -> None:
         """Take a written row into account."""
@@ -98,7 +98,7 @@ class ShardProgress:
         if "hashes" not in self.shards.get(name, {}) or not path.is_file() or files.sha256_of(path) != self.shards[name]["entry"]["sha256"]:
             return None
         known = self.shards[name]
-        shard = _empty_shard([Skipped(**skip) for skip in known["skipped"]], [int(value, 16) for value in known["hashes"]])
+        shard = _empty_shard([SkippedRow(**skip) for skip in known["skipped"]], [int(value, 16) for value in known["hashes"]])
         for row in corpus.read_shard(path):
             shard.count(row)
         shard.entry = known["entry"]
@@ -115,7 +115,7 @@ def write_shard(path: Path, rows: Sequence[SourceRow], read: CheckImages, *, ski
                 shard.hashes.append(result.hash)
                 yield _corpus_row(row, result)
             elif skip_bad:
-                shard.skipped.append(Skipped(row=row.where, image=row.path, reason=result.reason))
+                shard.skipped.append(SkippedRow(row=row.where, image=row.path, reason=result.reason))
             else:
                 raise InputError(f"{row.where} {json.dumps(row.path, ensure_ascii=False)}: {result.reason}", hint=SKIP_HINT)
 
@@ -125,7 +125,7 @@ def write_shard(path: Path, rows: Sequence[SourceRow], read: CheckImages, *, ski
     return shard
 
 
-def _empty_shard(skipped: list[Skipped], hashes: list[int]) -> Shard:
+def _empty_shard(skipped: list[SkippedRow], hashes: list[int]) -> Shard:
     return Shard(entry={}, captions=0, row_digests=[], image_ids=[], image_digests=[], hashes=hashes, skipped=skipped)
 
 
@@ -241,7 +241,7 @@ def prepare_corpus(
     skipped = [*listing.skipped, *(skip for shards in splits.values() for shard in shards for skip in shard.skipped)]
     for split, shards in splits.items():
         if not any(shard.entry["rows"] for shard in shards):
-            raise InputError(f"split {split!r} is empty", hint=why_empty(skipped))
+            raise InputError(f"split {split!r} is empty", hint=empty_split_hint(skipped))
     entries = {split: _entry(shards) for split, shards in splits.items()}
     written = {split: SplitCounts(images=entry["images"], captions=entry["captions"]) for split, entry in entries.items()}
     index: dict[str, Any] = {"format": corpus.FORMAT_VERSION, "name": manifest.name, "splits": entries}

@@ -6,7 +6,7 @@ from dcdctl.core.data.readers.csv_jsonl import CsvSource, JsonlSource
 from dcdctl.core.data.readers.karpathy import KarpathySource
 from dcdctl.core.data.readers.lavis import LavisSource
 from dcdctl.core.data.readers.parquet import ParquetSource
-from dcdctl.core.data.readers.rows import Listing, RowCheck, SourceConfig, check_empty
+from dcdctl.core.data.readers.rows import Listing, RowCheck, SourceConfig, require_images
 from dcdctl.core.data.readers.scenes import ScenesSource
 from dcdctl.core.data.readers.webdataset import WebDatasetSource
 
@@ -23,4 +23,4 @@ FORMATS: dict[str, type[SourceConfig]] = {
 
 def list_source(source: SourceConfig, check: RowCheck) -> Listing:
     """The rows of any source; InputError if a requested split has none."""
-    return check_empty(source.list_rows(check), check)
+    return require_images(source.list_rows(check), check)

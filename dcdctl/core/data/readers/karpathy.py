@@ -1,4 +1,4 @@
-"""Karpathy's JSON: `images`, each with filename, perhaps filepath, split and sentences."""
+"""Karpathy's JSON: a list `images` of objects with filename, split, sentences, and perhaps filepath."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from dcdctl.core.data.readers.rows import (
     Listing,
     Paths,
     RowCheck,
-    caption_text,
-    checksum_of,
     describe_value,
-    gather,
+    file_checksum,
+    group_by_image,
     make_listing,
+    read_caption,
     read_caption_ids,
     read_split,
 )
 from dcdctl.core.errors import InputError
 
-HINT = "Karpathy's files look like dataset_flickr30k.json"
+_HINT = "an example of this format is dataset_flickr30k.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class KarpathySource:
-    """A JSON file in the form of Karpathy's splits."""
+    """A JSON in the format of Karpathy's splits."""
 
     format: ClassVar[str] = "karpathy"
     annotations: Path
@@ -36,29 +36,29 @@ class KarpathySource:
     """Folders, zips and tars."""
 
     def list_rows(self, check: RowCheck) -> Listing:
-        """The rows of a Karpathy JSON; `restval` is train. A caption's number is its `sentid` if all have one, else its place."""
+        """The rows of the JSON; `restval` is train. A caption's number is its `sentid` if all captions have one, else its position."""
         store = ImageStore(self.images)
         all_numbered = all(_sentids(value) is not None for value in read_images(self.annotations))
 
         def entries() -> Iterator[KarpathyEntry]:
-            place = 0
+            position = 0
             for i, value in enumerate(read_images(self.annotations)):
                 count = len(_sentences(value))
-                numbers = (_sentids(value) or []) if all_numbered else list(range(place, place + count))
+                numbers = (_sentids(value) or []) if all_numbered else list(range(position, position + count))
                 yield KarpathyEntry(f"{self.annotations.name} images[{i}]", value, numbers, store)
-                place += count
+                position += count
 
-        provenance = {"kind": "karpathy", "annotations": checksum_of(self.annotations)}
-        return make_listing(gather(entries(), check, joins=False), check, provenance, self.images)
+        provenance = {"kind": "karpathy", "annotations": file_checksum(self.annotations)}
+        return make_listing(group_by_image(entries(), check, merge=False), check, provenance, self.images)
 
 
 @dataclass(frozen=True, slots=True)
 class KarpathyEntry:
-    """One of `images`, unchecked."""
+    """An item of `images`, unchecked."""
 
     where: str
     value: Any
-    sentids: list[int]
+    numbers: list[int]
     store: ImageStore
 
     @property
@@ -68,63 +68,63 @@ class KarpathyEntry:
 
     def split(self) -> str:
         if not isinstance(self.value, dict):
-            raise RowError(f"{describe_value(self.value)}, an object is wanted")
+            raise RowError(f"{describe_value(self.value)}, expected an object")
         return read_split(self.value.get("split"))
 
-    def path(self) -> str:
+    def image_path(self) -> str:
         filename, folder = self.value.get("filename"), self.value.get("filepath", "")
         if not isinstance(filename, str) or not filename.strip():
-            raise RowError(f'"filename" is {describe_value(filename)}, the name of an image is wanted')
+            raise RowError(f'"filename" is {describe_value(filename)}, expected the name of an image')
         if not isinstance(folder, str):
-            raise RowError(f'"filepath" is {describe_value(folder)}, a folder is wanted')
+            raise RowError(f'"filepath" is {describe_value(folder)}, expected a folder')
         return str(PurePosixPath(f"{folder}/{filename}" if folder else filename))
 
     def captions(self) -> list[str]:
         sentences = self.value.get("sentences")
         if not isinstance(sentences, list):
-            raise RowError(f'"sentences" is {describe_value(sentences)}, a list is wanted')
+            raise RowError(f'"sentences" is {describe_value(sentences)}, expected a list')
         if not sentences:
             raise RowError("the image has no caption")
         for i, sentence in enumerate(sentences):
             if not isinstance(sentence, dict):
-                raise RowError(f'sentences[{i}] is {describe_value(sentence)}, an object with "raw" is wanted')
-        return [caption_text(sentence.get("raw"), f"caption {i}") for i, sentence in enumerate(sentences)]
+                raise RowError(f'sentences[{i}] is {describe_value(sentence)}, expected an object with "raw"')
+        return [read_caption(sentence.get("raw"), f"caption {i}") for i, sentence in enumerate(sentences)]
 
     def caption_ids(self) -> list[int]:
-        return self.sentids
+        return self.numbers
 
     def image_file(self, path: str) -> ImageFile:
         return self.store.find(path)
 
 
 def read_images(path: Path) -> Iterator[Any]:
-    """The entries of `images`, unchecked; InputError where there is no such list."""
+    """The items of `images`, unchecked; InputError if there is no such list."""
     try:
         yield from json_stream.items(path, "images", "--karpathy takes a JSON file")
     except json_stream.ArrayError as error:
-        found = f'"images" is {error.actual}' if error.actual else 'no "images"'
-        raise InputError(f"{path}: {found}, a list of images is wanted", hint=HINT) from error
+        problem = f'"images" is {error.actual}' if error.actual else 'no "images"'
+        raise InputError(f"{path}: {problem}, expected a list of images", hint=_HINT) from error
 
 
 def splits_by_name(path: Path) -> Mapping[str, str]:
-    """The split of each file name of a Karpathy JSON; InputError where an entry has none."""
+    """The split of each file name in a Karpathy JSON; InputError if an item has none."""
     splits = {}
     for i, value in enumerate(read_images(path)):
         entry = KarpathyEntry(f"{path.name} images[{i}]", value, [], ImageStore(()))
         try:
-            splits[PurePosixPath(entry.path()).name] = entry.split()
+            splits[PurePosixPath(entry.image_path()).name] = entry.split()
         except RowError as error:
-            raise InputError(f"{entry.where}: {error}", hint=HINT) from error
+            raise InputError(f"{entry.where}: {error}", hint=_HINT) from error
     return splits
 
 
 def _sentences(value: Any) -> list[Any]:
-    """An entry's sentences; none where it is not as it should be, which is refused elsewhere."""
-    found = value.get("sentences") if isinstance(value, dict) else None
-    return found if isinstance(found, list) else []
+    """The sentences of an item; empty if it is malformed, which `KarpathyEntry` reports."""
+    sentences = value.get("sentences") if isinstance(value, dict) else None
+    return sentences if isinstance(sentences, list) else []
 
 
 def _sentids(value: Any) -> list[int] | None:
-    """The numbers of an entry's captions, if each has one."""
-    numbers = [one.get("sentid") if isinstance(one, dict) else None for one in _sentences(value)]
+    """The number of each caption of an item; None unless all have one."""
+    numbers = [sentence.get("sentid") if isinstance(sentence, dict) else None for sentence in _sentences(value)]
     return read_caption_ids(numbers, len(numbers))

@@ -1,4 +1,4 @@
-"""LAVIS's JSON of COCO: a list a split; train has a row a caption, val and test a row an image with a list of captions."""
+"""LAVIS's JSON of COCO: one list per split. Train has one row per caption, val and test one row per image with a list of captions."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from dcdctl.core.data.readers.rows import (
     Listing,
     Paths,
     RowCheck,
-    caption_text,
-    caption_texts,
     check_splits,
-    checksum_of,
     describe_value,
-    gather,
+    file_checksum,
+    group_by_image,
     make_listing,
+    read_caption,
+    read_captions,
 )
 from dcdctl.core.errors import InputError
 
-HINT = "LAVIS's files look like coco_karpathy_val.json"
+_HINT = "an example of this format is coco_karpathy_val.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LavisSource:
-    """JSON lists in the form of LAVIS: `image` and `caption`, one row per caption, or one row per image with a list of captions."""
+    """JSON lists in the format of LAVIS: objects with `image` and `caption`, which is a caption or a list of captions."""
 
     format: ClassVar[str] = "lavis"
     annotations: dict[str, Path]
@@ -49,13 +49,13 @@ class LavisSource:
                     continue
                 path = self.annotations[split]
                 try:
-                    for i, value in enumerate(json_stream.items(path, "", HINT)):
+                    for i, value in enumerate(json_stream.items(path, "", _HINT)):
                         yield LavisEntry(f"{path.name} [{i}]", value, split, store)
                 except json_stream.ArrayError as error:
-                    raise InputError(f"{path} is {error.actual}, a list of rows is wanted", hint=HINT) from error
+                    raise InputError(f"{path} is {error.actual}, expected a list of rows", hint=_HINT) from error
 
-        rows = gather(entries(), check, joins=True)
-        annotations = {split: checksum_of(path) for split, path in self.annotations.items() if not check.splits or split in check.splits}
+        rows = group_by_image(entries(), check, merge=True)
+        annotations = {split: file_checksum(path) for split, path in self.annotations.items() if not check.splits or split in check.splits}
         return make_listing(rows, check, {"kind": "lavis", "annotations": annotations}, self.images)
 
 
@@ -75,18 +75,18 @@ class LavisEntry:
 
     def split(self) -> str:
         if not isinstance(self.value, dict):
-            raise RowError(f"{describe_value(self.value)}, an object is wanted")
+            raise RowError(f"{describe_value(self.value)}, expected an object")
         return self.split_name
 
-    def path(self) -> str:
+    def image_path(self) -> str:
         image = self.value.get("image")
         if not isinstance(image, str) or not image.strip():
-            raise RowError(f'"image" is {describe_value(image)}, the path of an image is wanted')
+            raise RowError(f'"image" is {describe_value(image)}, expected the path of an image')
         return str(PurePosixPath(image))
 
     def captions(self) -> list[str]:
-        found = self.value.get("caption")
-        return caption_texts(found) if isinstance(found, list) else [caption_text(found, "the caption")]
+        caption = self.value.get("caption")
+        return read_captions(caption) if isinstance(caption, list) else [read_caption(caption, "the caption")]
 
     def caption_ids(self) -> None:
         return None

@@ -1,7 +1,7 @@
-"""Rows to be prepared: what a source lists, one image after the other, and what is done about rows that are wrong.
+"""Rows to prepare: what a source is, what it lists, and what happens to rows that cannot be used.
 
-Whatever an annotation file may get wrong is found here, with the row it stands in. Pictures are only located; `Picture.read`
-is called in a worker process.
+A reader turns each row of an annotation file into an `Entry`; `group_by_image` checks the entries and makes one `SourceRow` per image.
+Every mistake of an annotation file is found here and reported with its row. Images are only located; worker processes read them.
 """
 
 from __future__ import annotations
@@ -21,69 +21,7 @@ SPLITS = ("train", "val", "test")
 SPLIT_ALIASES = {"restval": "train", "validation": "val", "dev": "val"}
 """COCO's `restval` images belong to train: 82,783 + 30,504. `validation` and `dev` are the names that the Hub and Flickr8k use for val."""
 Paths = tuple[Path, ...]
-SKIP_HINT = "put it right, or leave such rows out with --on-error skip"
-
-
-@dataclass(frozen=True, slots=True)
-class SourceRow:
-    """An image to be prepared; `where` names its row in the source, `path` is how the source calls the image."""
-
-    where: str
-    image_id: str
-    path: str
-    image_file: ImageFile
-    captions: list[str]
-    caption_ids: list[int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Skipped:
-    """A row that was left out, and why."""
-
-    row: str
-    image: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Listing:
-    """What there is to prepare: counts by split, rows of a split in source order, and where it all comes from."""
-
-    counts: Mapping[str, int]
-    captions: Mapping[str, int]
-    rows: Callable[[str], Iterator[SourceRow]]
-    provenance: Mapping[str, Any]
-    skipped: Sequence[Skipped] = ()
-
-
-@dataclass(kw_only=True)
-class RowCheck:
-    """What is wanted of the rows of an annotation file, and what was found wrong with some of them."""
-
-    splits: Sequence[str]
-    """Empty: all there are."""
-    max_images: int | None
-    skip_bad: bool
-    skipped: list[Skipped] = field(default_factory=list)
-    named: set[str] = field(default_factory=set)
-    """The wanted splits that rows name, good ones or bad."""
-
-    def refuse(self, where: str, image: str, reason: str) -> None:
-        """Note a bad row, or stop at it."""
-        if not self.skip_bad:
-            quoted = f" {json.dumps(image, ensure_ascii=False)}" if image else ""
-            raise InputError(f"{where}{quoted}: {reason}", hint=SKIP_HINT)
-        self.skipped.append(Skipped(row=where, image=image, reason=reason))
-
-    def wants(self, split: str) -> bool:
-        """Whether a split is to be prepared; one that is must not turn out empty."""
-        if self.splits and split not in self.splits:
-            return False
-        self.named.add(split)
-        return True
-
-    def is_full(self, num_images: int) -> bool:
-        return self.max_images is not None and num_images >= self.max_images
+SKIP_HINT = "correct it, or skip such rows with --on-error skip"
 
 
 class SourceConfig(Protocol):
@@ -103,72 +41,152 @@ class SourceConfig(Protocol):
 
 
 class Entry(Protocol):
-    """A row of an annotation file, not looked into yet: each question may be answered by a RowError."""
+    """A row of an annotation file that is not checked yet: each method may raise RowError."""
 
     @property
-    def where(self) -> str: ...
+    def where(self) -> str:
+        """The file and the row, for messages."""
+        ...
 
     @property
     def image_name(self) -> str:
-        """What it calls its image, empty where it does not: for messages."""
+        """The image as the row names it, for messages; empty if it does not."""
         ...
 
     def split(self) -> str | None:
-        """None: the image is not part of the data set."""
+        """The split; None if the image is not part of the data set."""
         ...
 
-    def path(self) -> str: ...
+    def image_path(self) -> str:
+        """The path that identifies the image."""
+        ...
 
-    def captions(self) -> list[str]: ...
+    def captions(self) -> list[str]:
+        """At least one."""
+        ...
 
     def caption_ids(self) -> list[int] | None:
-        """What the source calls its captions; None where it does not."""
+        """The source's number of each caption; None if it has none."""
         ...
 
-    def image_file(self, path: str) -> ImageFile: ...
+    def image_file(self, path: str) -> ImageFile:
+        """The image with that `image_path`."""
+        ...
 
 
-def gather(entries: Iterable[Entry], check: RowCheck, *, joins: bool) -> dict[str, list[SourceRow]]:
-    """The rows of each split, an image where it first stands; with `joins` entries of one image are joined, else the second is refused.
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """An image to prepare, with its captions."""
 
-    Captions without a number get their place among those of their split.
+    where: str
+    """The file and the row where the image first appears."""
+    image_id: str
+    path: str
+    """The path of the image in the source."""
+    image_file: ImageFile
+    captions: list[str]
+    caption_ids: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedRow:
+    """A row that is not in the corpus, and why."""
+
+    row: str
+    image: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """Everything there is to prepare."""
+
+    counts: Mapping[str, int]
+    """Images by split."""
+    captions: Mapping[str, int]
+    """Captions by split."""
+    rows: Callable[[str], Iterator[SourceRow]]
+    """The rows of a split, in source order."""
+    provenance: Mapping[str, Any]
+    """The format, and checksums of the source's files."""
+    skipped: Sequence[SkippedRow] = ()
+
+
+@dataclass(kw_only=True)
+class RowCheck:
+    """Which rows are requested, and which of them were skipped because they cannot be used."""
+
+    splits: Sequence[str]
+    """Empty: all splits of the source."""
+    max_images: int | None
+    """Images per split."""
+    skip_bad: bool
+    """Skip rows that cannot be used; else the first one is an error."""
+    skipped: list[SkippedRow] = field(default_factory=list)
+    seen_splits: set[str] = field(default_factory=set)
+    """The requested splits that rows name, usable or not."""
+
+    def reject(self, where: str, image: str, reason: str) -> None:
+        """Record a row that cannot be used, or raise InputError."""
+        if not self.skip_bad:
+            quoted = f" {json.dumps(image, ensure_ascii=False)}" if image else ""
+            raise InputError(f"{where}{quoted}: {reason}", hint=SKIP_HINT)
+        self.skipped.append(SkippedRow(row=where, image=image, reason=reason))
+
+    def includes(self, split: str) -> bool:
+        """Whether a split is requested; such a split must not turn out empty."""
+        if self.splits and split not in self.splits:
+            return False
+        self.seen_splits.add(split)
+        return True
+
+    def is_full(self, num_images: int) -> bool:
+        """Whether a split with so many images takes no more."""
+        return self.max_images is not None and num_images >= self.max_images
+
+
+def group_by_image(entries: Iterable[Entry], check: RowCheck, *, merge: bool) -> dict[str, list[SourceRow]]:
+    """The rows of each split, in the order in which their images first appear.
+
+    With `merge`, entries of the same image become one row; else every entry after the first is rejected. Captions without a number get
+    their position in the split.
     """
     rows: dict[str, list[SourceRow]] = {split: [] for split in SPLITS}
-    found: dict[str, tuple[str, SourceRow]] = {}
+    by_path: dict[str, tuple[str, SourceRow]] = {}
     num_captions = dict.fromkeys(SPLITS, 0)
     for entry in entries:
         try:
             split = entry.split()
-            if split is None or not check.wants(split):
+            if split is None or not check.includes(split):
                 continue
-            path = entry.path()
-            is_new = path not in found
+            path = entry.image_path()
+            is_new = path not in by_path
             if is_new and check.is_full(len(rows[split])):
                 continue
-            if not is_new and not joins:
-                raise RowError(f"the same image as {found[path][1].where}")
-            if not is_new and found[path][0] != split:
-                raise RowError(f"its split is {split}, but {found[path][0]} in {found[path][1].where}")
-            texts, numbers = entry.captions(), entry.caption_ids()
+            if not is_new and not merge:
+                raise RowError(f"the same image as {by_path[path][1].where}")
+            if not is_new and by_path[path][0] != split:
+                raise RowError(f"its split is {split}, but {by_path[path][0]} in {by_path[path][1].where}")
+            captions, caption_ids = entry.captions(), entry.caption_ids()
             if is_new:
-                found[path] = split, SourceRow(entry.where, path, path, entry.image_file(path), [], [])
-                rows[split].append(found[path][1])
+                by_path[path] = split, SourceRow(entry.where, path, path, entry.image_file(path), [], [])
+                rows[split].append(by_path[path][1])
         except RowError as error:
-            check.refuse(entry.where, entry.image_name, str(error))
+            check.reject(entry.where, entry.image_name, str(error))
             continue
-        found[path][1].captions.extend(texts)
+        by_path[path][1].captions.extend(captions)
         first = num_captions[split]
-        found[path][1].caption_ids.extend(range(first, first + len(texts)) if numbers is None else numbers)
-        num_captions[split] += len(texts)
+        by_path[path][1].caption_ids.extend(range(first, first + len(captions)) if caption_ids is None else caption_ids)
+        num_captions[split] += len(captions)
     return rows
 
 
 def make_listing(rows: Mapping[str, list[SourceRow]], check: RowCheck, provenance: dict[str, Any], images: Sequence[Path]) -> Listing:
-    """A listing of rows that are all known."""
+    """A listing of rows that are all in memory; adds the files with the images to the provenance."""
     stamps = hashlib.sha256()
     for row in (row for split in SPLITS for row in rows[split]):
         stamps.update(f"{row.path} {row.image_file.stamp()}\n".encode())
-    # Names and sizes (in a zip checksums too) stand for the pictures: reading them all would take as long as preparing them.
+    # Names and sizes (and checksums in a zip) stand for the images, because reading them all would take as long as preparing them.
     provenance |= {"images": {"files": [path.name for path in images], "listing_sha256": stamps.hexdigest()}}
     counts = {split: len(rows[split]) for split in SPLITS if rows[split]}
     captions = {split: sum(len(row.captions) for row in rows[split]) for split in counts}
@@ -177,57 +195,35 @@ def make_listing(rows: Mapping[str, list[SourceRow]], check: RowCheck, provenanc
     )
 
 
-def check_empty(listing: Listing, check: RowCheck) -> Listing:
-    """The listing; InputError if a split that is asked for, or that rows name, has no image."""
-    for split in check.splits or [split for split in SPLITS if split in check.named]:
+def require_images(listing: Listing, check: RowCheck) -> Listing:
+    """The listing; InputError if a split that is requested, or that rows name, has no image."""
+    for split in check.splits or [split for split in SPLITS if split in check.seen_splits]:
         if not listing.counts.get(split):
-            raise InputError(f"split {split!r} is empty", hint=why_empty(listing.skipped))
+            raise InputError(f"split {split!r} is empty", hint=empty_split_hint(listing.skipped))
     if not listing.counts:
-        raise InputError("the source has no image", hint="a split of it needs at least one")
+        raise InputError("the source has no image", hint="a split needs at least one")
     return listing
 
 
-def why_empty(skipped: Sequence[Skipped]) -> str:
+def empty_split_hint(skipped: Sequence[SkippedRow]) -> str:
     """The hint for a split without images."""
-    return f"the first row left out: {skipped[0].row}: {skipped[0].reason}" if skipped else "the source has no row of it"
+    return f"the first skipped row: {skipped[0].row}: {skipped[0].reason}" if skipped else "the source has no row of it"
 
 
-def checksum_of(path: Path) -> dict[str, str]:
-    """A file as corpus.json names it."""
+def check_splits(where: str, keys: Iterable[str]) -> None:
+    """ConfigError for a key that is not a split."""
+    for split in keys:
+        if split not in SPLITS:
+            raise ConfigError(f"{where}.{split} is not a split", hint=f"known splits: {', '.join(SPLITS)}")
+
+
+def file_checksum(path: Path) -> dict[str, str]:
+    """A file as `corpus.json` records it."""
     return {"file": path.name, "sha256": files.sha256_of(path)}
 
 
-def caption_text(value: Any, which: str) -> str:
-    """A caption; `which` one it is, for the message."""
-    if not isinstance(value, str):
-        raise RowError(f"{which} is {describe_value(value)}, text is wanted")
-    if not value.strip():
-        raise RowError(f"{which} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise RowError(f"{which} is not Unicode text ({error.reason})") from error
-    return value
-
-
-def caption_texts(value: Any) -> list[str]:
-    """A list of captions, at least one."""
-    if not isinstance(value, list):
-        raise RowError(f"the captions are {describe_value(value)}, a list is wanted")
-    if not value:
-        raise RowError("the image has no caption")
-    return [caption_text(text, f"caption {i}") for i, text in enumerate(value)]
-
-
-def read_caption_ids(value: Any, count: int) -> list[int] | None:
-    """The numbers of so many captions; None if that is not what the value is."""
-    if isinstance(value, list) and len(value) == count and all(type(number) is int and abs(number) < 2**63 for number in value):
-        return value
-    return None
-
-
 def read_split(value: Any) -> str:
-    """The split a row belongs to."""
+    """The split that a row names."""
     split = SPLIT_ALIASES.get(value, value) if isinstance(value, str) else value
     if split not in SPLITS:
         known = ", ".join([*SPLITS, *SPLIT_ALIASES])
@@ -235,17 +231,39 @@ def read_split(value: Any) -> str:
     return str(split)
 
 
+def read_captions(value: Any) -> list[str]:
+    """The captions of a row that has them as a list; at least one."""
+    if not isinstance(value, list):
+        raise RowError(f"the captions are {describe_value(value)}, expected a list")
+    if not value:
+        raise RowError("the image has no caption")
+    return [read_caption(text, f"caption {i}") for i, text in enumerate(value)]
+
+
+def read_caption(value: Any, name: str) -> str:
+    """A caption; `name` is its name in messages."""
+    if not isinstance(value, str):
+        raise RowError(f"{name} is {describe_value(value)}, expected text")
+    if not value.strip():
+        raise RowError(f"{name} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(f"{name} is not Unicode text ({error.reason})") from error
+    return value
+
+
+def read_caption_ids(value: Any, count: int) -> list[int] | None:
+    """The numbers of `count` captions; None if the value is anything else."""
+    if isinstance(value, list) and len(value) == count and all(type(number) is int and abs(number) < 2**63 for number in value):
+        return value
+    return None
+
+
 def describe_value(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """The type and the beginning of a JSON value, in words."""
     if value is None:
         return "missing or null"
-    words = {bool: "a truth value", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
+    words = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
     shown = json.dumps(value, ensure_ascii=False, default=str)
     return f"{words.get(type(value), type(value).__name__)} ({shown if len(shown) <= 40 else shown[:37] + '...'})"
-
-
-def check_splits(where: str, given: Iterable[str]) -> None:
-    """ConfigError for a key that is not a split."""
-    for split in given:
-        if split not in SPLITS:
-            raise ConfigError(f"{where}.{split} is not a split", hint=f"known splits: {', '.join(SPLITS)}")

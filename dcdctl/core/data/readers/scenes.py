@@ -1,4 +1,4 @@
-"""The built-in corpus: scenes are thought up as they are asked for, and drawn when read."""
+"""The built-in corpus as a source: scenes are generated when they are listed and drawn when they are read."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ class ScenesSource:
         check_fields(self)
 
     def list_rows(self, check: RowCheck) -> Listing:
-        """The scenes of each split; described when iterated, drawn when read."""
-        counts = {split: count for split in SPLITS if (count := self.counts.get(split, 0)) and check.wants(split)}
+        """The first scenes of each split."""
+        counts = {split: count for split in SPLITS if (count := self.counts.get(split, 0)) and check.includes(split)}
         if check.max_images is not None:
             counts = {split: min(count, check.max_images) for split, count in counts.items()}
 
         def rows(split: str) -> Iterator[SourceRow]:
             described = scenes.describe_scenes(self.seed, split, self.captions)
             for i in range(counts[split]):
-                one = next(described)
+                item = next(described)
                 yield SourceRow(
                     where=f"scenes {split}[{i}]",
                     image_id=f"{split}/{i:06}",
                     path=f"{split}/{i:06}.png",
-                    image_file=SceneImageFile(one.scene, self.side_px),
-                    captions=[statement.text for statement in one.statements],
+                    image_file=SceneImageFile(item.scene, self.side_px),
+                    captions=[statement.text for statement in item.statements],
                     caption_ids=list(range(i * self.captions, (i + 1) * self.captions)),
                 )
 
@@ -53,7 +53,7 @@ class ScenesSource:
 
 @dataclass(frozen=True, slots=True)
 class SceneImageFile:
-    """A picture that is drawn when read."""
+    """A scene, drawn as a PNG when it is read."""
 
     scene: scenes.Scene
     side_px: int

@@ -1,4 +1,4 @@
-"""WebDataset tars: files that share a key are one sample, KEY.jpg with KEY.txt (a caption a line) or KEY.json."""
+"""WebDataset tars: files with the same key are one sample, KEY.jpg with KEY.txt (one caption per line) or with KEY.json."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dcdctl.core.data.readers.rows import (
     Listing,
     Paths,
     RowCheck,
-    caption_text,
-    caption_texts,
     check_splits,
     describe_value,
-    gather,
+    group_by_image,
     make_listing,
+    read_caption,
+    read_captions,
 )
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
@@ -31,7 +31,7 @@ class WebDatasetSource:
 
     format: ClassVar[str] = "webdataset"
     shards: dict[str, Paths]
-    """By split; names may hold a *."""
+    """By split; names may contain a *."""
 
     def __post_init__(self) -> None:
         check_splits("shards", self.shards)
@@ -44,14 +44,14 @@ class WebDatasetSource:
                 for path in self.shards.get(split, ()) if not check.splits or split in check.splits else ():
                     yield from _samples(path, split)
 
-        rows = gather(samples(), check, joins=False)
+        rows = group_by_image(samples(), check, merge=False)
         files = [path for split in SPLITS for path in self.shards.get(split, ())]
         return make_listing(rows, check, {"kind": "webdataset"}, files)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The files of a key."""
+    """The files with one key."""
 
     where: str
     split_name: str
@@ -70,26 +70,26 @@ class Sample:
     def split(self) -> str:
         return self.split_name
 
-    def path(self) -> str:
+    def image_path(self) -> str:
         if self._image is None:
-            raise RowError(f"there is no picture of that key, only {', '.join(sorted(self.members))}")
-        # Keys may be counted anew in each split.
+            raise RowError(f"there is no image with that key, only {', '.join(sorted(self.members))}")
+        # Different splits may use the same keys.
         return f"{self.split_name}/{self._image}"
 
     def captions(self) -> list[str]:
         if "txt" in self.members:
             lines = self._text("txt").split("\n")
-            return caption_texts([line for line in lines if line.strip()])
+            return read_captions([line for line in lines if line.strip()])
         if "json" not in self.members:
-            raise RowError(f"there is no caption of that key: KEY.txt or KEY.json is wanted, it has {', '.join(sorted(self.members))}")
+            raise RowError(f"there is no caption with that key, only {', '.join(sorted(self.members))}; expected KEY.txt or KEY.json")
         try:
             value = json.loads(self._text("json"))
         except (ValueError, RecursionError) as error:
             raise RowError(f"its JSON cannot be read ({error})") from error
         if not isinstance(value, dict):
-            raise RowError(f"its JSON is {describe_value(value)}, an object is wanted")
-        found = next((value[key] for key in ("captions", "caption", "text") if key in value), None)
-        return caption_texts(found) if isinstance(found, list) else [caption_text(found, "the caption")]
+            raise RowError(f"its JSON is {describe_value(value)}, expected an object")
+        caption = next((value[key] for key in ("captions", "caption", "text") if key in value), None)
+        return read_captions(caption) if isinstance(caption, list) else [read_caption(caption, "the caption")]
 
     def caption_ids(self) -> None:
         return None
@@ -111,5 +111,5 @@ def _samples(path: Path, split: str) -> Iterator[Sample]:
         stem, _, suffix = PurePosixPath(name).name.partition(".")
         key = str(PurePosixPath(name).with_name(stem)) if stem else name
         members.setdefault(key, {})[suffix.lower()] = name
-    for key, found in members.items():
-        yield Sample(f"{path.name} {key}", split, found, store)
+    for key, by_suffix in members.items():
+        yield Sample(f"{path.name} {key}", split, by_suffix, store)
