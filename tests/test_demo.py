@@ -20,7 +20,7 @@ QUICK = BenchConfig(
     num_repeats=2,
     budget_s=0.05,
     gallery_sizes=(20,),
-    headline_size=20,
+    reference_gallery=20,
     num_fresh_processes=0,
     is_onnx_timed=False,
 )

@@ -30,7 +30,7 @@ BatchSizes = Annotated[Any, typer.Option("--batch-sizes", help="Batches whose th
 GallerySizes = Annotated[
     Any, typer.Option("--gallery-sizes", help="Numbers of images that a query is timed against.", parser=sizes, metavar="N,N,...")
 ]
-Headline = Annotated[int, typer.Option("--headline", help="Of these, the one of the speed-up per query.", min=1, metavar="N")]
+ReferenceGallery = Annotated[int, typer.Option("--reference-gallery", help="Gallery size of the speed-up per query.", min=1, metavar="N")]
 Budget = Annotated[float, typer.Option("--budget", help="Seconds for one measurement of one model.", metavar="SECONDS")]
 Repeats = Annotated[int, typer.Option("--repeats", help="Most repeats of one measurement.", min=1)]
 ClockName = Annotated[
@@ -51,7 +51,7 @@ def bench(
     batch_size: BatchSize = 32,
     batch_sizes: BatchSizes = "1,8,32",
     gallery_sizes: GallerySizes = "100,1000,10000,100000,1000000",
-    headline: Headline = 1000,
+    reference_gallery: ReferenceGallery = 1000,
     budget: Budget = 5.0,
     repeats: Repeats = 100,
     clock: ClockName = "wall",
@@ -65,17 +65,17 @@ def bench(
 ) -> None:
     """Time a student beside its teacher on the same pairs, and say how much faster it is."""
     from dcdctl.core import devices
-    from dcdctl.core.bench import BenchConfig, Pair, compare_saved
+    from dcdctl.core.bench import BenchConfig, ModelPair, compare_saved
     from dcdctl.core.config import apply_sets, build
 
     settings = {
         "num_images": images, "batch_size": batch_size, "batch_sizes": batch_sizes, "gallery_sizes": gallery_sizes,
-        "headline_size": headline, "budget_s": budget, "num_repeats": repeats, "num_fresh_processes": fresh_processes,
+        "reference_gallery": reference_gallery, "budget_s": budget, "num_repeats": repeats, "num_fresh_processes": fresh_processes,
         "is_onnx_timed": onnx, "num_threads": threads, "clock": clock, "precision": devices.precision(precision),
     }  # fmt: skip
     config = build(BenchConfig, settings)
     place = devices.choose(device)
-    pair = Pair(teacher=teacher, student=run, overrides=apply_sets({}, model_set or []), data=data, split=split)
+    pair = ModelPair(teacher=teacher, student=run, overrides=apply_sets({}, model_set or []), data=data, split=split)
     result = compare_saved(pair, config, device=place, track=bar)
     if json:
         return show_json(result.to_json())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dcdctl.core import data, evaluation, files, models, report, training
-from dcdctl.core.bench import BenchConfig, Pair, compare_saved
+from dcdctl.core.bench import BenchConfig, ModelPair, compare_saved
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.evaluation import EvalOptions, Evaluation
@@ -54,7 +54,7 @@ class Row:
     model: str
     evaluation: Evaluation
     query_ms: float
-    """One caption against the headline gallery's images, encoded before."""
+    """One caption against the images of the reference gallery, encoded before."""
     speed_up: float
 
 
@@ -164,12 +164,12 @@ def _measure(trained: Models, corpus: Corpus, config: DemoConfig, compute: Compu
     for name, student in students.items():
         found[name] = evaluation.evaluate_model(student, corpus, options=how, track=track)
         _keep(folders[name], str(folders[name]), found[name], corpus)
-        pair = Pair(teacher=trained.teacher_ref, student=str(folders[name]), overrides={}, data=corpus.folder, split=corpus.split)
+        pair = ModelPair(teacher=trained.teacher_ref, student=str(folders[name]), overrides={}, data=corpus.folder, split=corpus.split)
         benches[name] = compare_saved(pair, settings, device=compute.device, track=track)
     cascade = evaluation.evaluate_model(students[DUAL], corpus, rerank=students[FUSION], options=how, track=track)
     _keep(folders[DUAL], str(folders[DUAL]), cascade, corpus, reranker=str(folders[FUSION]))
-    seconds = {name: bench.student.query(settings.headline_size, is_cached=True).seconds for name, bench in benches.items()}
-    teacher_s = benches[DUAL].teacher.query(settings.headline_size, is_cached=True).seconds
+    seconds = {name: bench.student.query(settings.reference_gallery, is_cached=True).seconds for name, bench in benches.items()}
+    teacher_s = benches[DUAL].teacher.query(settings.reference_gallery, is_cached=True).seconds
     cascade_s = seconds[DUAL] + (cascade.depths[-1].ms_per_query - cascade.depths[0].ms_per_query) / 1000
     labels = [
         ("teacher (ViLT, 6 layers)", teacher, teacher_s),
@@ -179,7 +179,7 @@ def _measure(trained: Models, corpus: Corpus, config: DemoConfig, compute: Compu
         (f"cascade: dual, top {config.depths[-1]} by fusion student", cascade, cascade_s),
     ]
     rows = [Row(model=name, evaluation=one, query_ms=1000 * s, speed_up=teacher_s / s) for name, one, s in labels]
-    result = DemoResult(rows, settings.headline_size, benches[DUAL].machine, out / "report.html")
+    result = DemoResult(rows, settings.reference_gallery, benches[DUAL].machine, out / "report.html")
     files.write_json(out / "demo.json", result.to_json())
     return result
 

@@ -14,7 +14,7 @@ from bench_fakes import Clock, FakeCorpus, FakeFusion, bench
 
 from dcdctl.core.bench import BenchConfig
 from dcdctl.core.bench import bench as bench_bench
-from dcdctl.core.bench.rates import Curve, Query
+from dcdctl.core.bench.rates import QueryCurve, QueryTiming
 from dcdctl.core.bench.timer import Quantity, Sample
 from dcdctl.core.errors import ConfigError
 
@@ -41,7 +41,7 @@ def test_the_steps_of_a_model_are_timed_one_by_one():
 
 
 def test_a_query_without_cached_images_encodes_exactly_its_gallery():
-    result = bench(gallery_sizes=(3, 100, 1000), headline_size=100)
+    result = bench(gallery_sizes=(3, 100, 1000), reference_gallery=100)
     for count in (3, 100, 1000):  # 3 is less than a batch, 100 is 12 batches and 4 images
         assert result.teacher.query(count, is_cached=False).seconds == pytest.approx((2 + 11 * count) / 1000)
         assert result.student.query(count, is_cached=False).seconds == pytest.approx((1 + 5 * count) / 1000)
@@ -68,8 +68,8 @@ def test_extrapolation_goes_on_from_the_largest_gallery_that_was_timed():
     """Not from the single steps: here a gallery of 1,000 costs 6 ms more than its caption, though one image costs 1 ms."""
     draws = np.zeros((1, 1), dtype=np.int64)
     steps = SimpleNamespace(text=Sample(np.array([[0.002]]), draws), rank_s=Quantity(0.001, np.array([0.001])))
-    timed = {count: Query(Quantity(seconds, np.array([seconds])), steps.text) for count, seconds in ((100, 0.1), (1000, 0.008))}
-    curve = Curve(None, steps, is_cached=True, found={**timed, 5000: Query(Quantity(9.0, np.array([9.0])), None)})
+    timed = {count: QueryTiming(Quantity(seconds, np.array([seconds])), steps.text) for count, seconds in ((100, 0.1), (1000, 0.008))}
+    curve = QueryCurve(None, steps, is_cached=True, by_size={**timed, 5000: QueryTiming(Quantity(9.0, np.array([9.0])), None)})
     assert curve.expected(10_000).value == pytest.approx(0.002 + 10 * 0.006)
 
 
@@ -208,7 +208,7 @@ def test_on_a_gpu_every_time_is_taken_when_its_work_is_done(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"gallery_sizes": (10,), "headline_size": 20}, "headline_size must be one of the gallery sizes 10, got 20"),
+        ({"gallery_sizes": (10,), "reference_gallery": 20}, "reference_gallery must be one of the gallery sizes 10, got 20"),
         ({"batch_sizes": (8, 0)}, r"batch_sizes\[1\] must be at least 1, got 0"),
         ({"batch_sizes": ()}, "batch_sizes must not be empty"),
         ({"budget_s": 0.0}, "budget_s must be above 0, got 0.0"),

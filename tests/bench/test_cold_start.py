@@ -9,7 +9,7 @@ import torch
 
 from dcdctl.core import models
 from dcdctl.core.bench import BenchConfig, bench, cold_start
-from dcdctl.core.bench.cold_start import Answered, Request
+from dcdctl.core.bench.cold_start import ColdStartRequest, ColdStartTimes
 from dcdctl.core.errors import ModelError
 
 
@@ -17,7 +17,7 @@ from dcdctl.core.errors import ModelError
 def request_of(scenes_corpus_dir, teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("first") / "teacher"
     models.save(teacher, folder)
-    return Request(ref=str(folder), data=str(scenes_corpus_dir), split="test", num_images=20, batch_size=8, num_threads=1)
+    return ColdStartRequest(ref=str(folder), data=str(scenes_corpus_dir), split="test", num_images=20, batch_size=8, num_threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_the_peak_is_of_the_process_and_not_of_its_parent(found):
 
 
 def test_the_median_is_taken_part_by_part():
-    one = Answered(**{field.name: 1.0 for field in dataclasses.fields(Answered)})
+    one = ColdStartTimes(**{field.name: 1.0 for field in dataclasses.fields(ColdStartTimes)})
     three = dataclasses.replace(one, load_s=3.0, cuda_peak_mib=None)
     five = dataclasses.replace(one, load_s=2.0, total_s=9.0)
     median = cold_start._median([one, three, five])
@@ -65,7 +65,7 @@ def test_a_process_that_cannot_answer_is_an_error_with_its_last_words(request_of
 
 def test_contestants_take_turns(request_of, monkeypatch):
     asked = []
-    one = Answered(**{field.name: 1.0 for field in dataclasses.fields(Answered)})
+    one = ColdStartTimes(**{field.name: 1.0 for field in dataclasses.fields(ColdStartTimes)})
     monkeypatch.setattr(cold_start, "_run", lambda request: asked.append(request.split) or one)
     cold_start.measure({"teacher": request_of, "student": dataclasses.replace(request_of, split="val")}, 2)
     assert asked == ["test", "val", "test", "val"]
@@ -75,7 +75,7 @@ def test_both_models_are_asked_for_in_the_setting_of_the_benchmark(tmp_path):
     pair = bench.Pair(teacher="t", student="s", overrides={"image_size": 32}, data=tmp_path, split="val")
     config = BenchConfig(num_images=7, batch_size=3, precision="bfloat16", num_threads=2)
     asked = pair.requests(config, torch.device("cuda:1"))
-    assert asked["teacher"] == Request(
+    assert asked["teacher"] == ColdStartRequest(
         ref="t", data=str(tmp_path), split="val", overrides={"image_size": 32}, num_images=7, batch_size=3,
         device="cuda:1", precision="bfloat16", num_threads=2,
     )  # fmt: skip

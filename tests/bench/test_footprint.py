@@ -12,7 +12,7 @@ from torch.nn import functional
 from dcdctl.core import models
 from dcdctl.core.bench import footprint
 from dcdctl.core.bench.footprint import count_flops
-from dcdctl.core.bench.steps import Contestant, inputs_for, side_of
+from dcdctl.core.bench.steps import BenchModel, inputs_for, timed_model
 
 
 def test_a_linear_layer_costs_two_operations_a_weight_and_row():
@@ -49,7 +49,7 @@ def tiny_dual(corpus):
 
 
 def contestant(model, corpus):
-    return Contestant(side_of(model, 2), inputs_for(model.preprocess, corpus, torch.device("cpu"), num_images=2, batch_size=2))
+    return BenchModel(timed_model(model, 2), inputs_for(model.preprocess, corpus, torch.device("cpu"), num_images=2, batch_size=2))
 
 
 def block(num_tokens: int, width: int, inner: int) -> int:

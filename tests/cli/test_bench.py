@@ -19,7 +19,9 @@ from dcdctl.cli.views import bench as bench_view
 from dcdctl.core import models
 from dcdctl.core.bench import BenchConfig
 
-SMALL = ["--images", 2, "--batch-size", 2, "--batch-sizes", "1,2", "--gallery-sizes", "10,1000000", "--headline", 10, "--budget", 0.02]
+SMALL = [
+    "--images", 2, "--batch-size", 2, "--batch-sizes", "1,2", "--gallery-sizes", "10,1000000", "--reference-gallery", 10, "--budget", 0.02,
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def test_bench_shows_tables_that_mark_what_is_extrapolated(scenes_corpus_dir, fo
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        (["--gallery-sizes", "10,20"], 1, "headline_size must be one of the gallery sizes 10, 20, got 1000"),
+        (["--gallery-sizes", "10,20"], 1, "reference_gallery must be one of the gallery sizes 10, 20, got 1000"),
         (["--batch-sizes", "1;8"], 2, "is not a list of whole numbers, such as 1,8,32"),
         (["--budget", "0"], 1, "budget_s must be above 0, got 0.0"),
         (["--precision", "int3"], 1, "precision must be one of"),
@@ -93,7 +95,8 @@ def test_the_flags_have_the_defaults_of_the_config():
     flags = {name: one.default for name, one in inspect.signature(command).parameters.items()}
     config = BenchConfig()
     names = {
-        "images": "num_images", "batch_size": "batch_size", "headline": "headline_size", "budget": "budget_s", "repeats": "num_repeats",
+        "images": "num_images", "batch_size": "batch_size", "reference_gallery": "reference_gallery",
+        "budget": "budget_s", "repeats": "num_repeats",
         "fresh_processes": "num_fresh_processes", "clock": "clock", "onnx": "is_onnx_timed", "threads": "num_threads",
     }  # fmt: skip
     assert {flag: flags[flag] for flag in names} == {flag: getattr(config, name) for flag, name in names.items()}

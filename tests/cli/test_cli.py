@@ -184,3 +184,12 @@ def test_no_command_module_is_left_out_of_the_app():
     modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {"__init__", "app", "options"}
     named = {command.callback.__module__.rpartition(".")[2] for command in typer.main.get_command(app).commands.values()}
     assert named == modules
+
+
+@pytest.mark.parametrize(("command", "option"), terminal.RENAMED)
+def test_a_renamed_option_is_an_error_with_the_new_name_and_the_new_name_exists(command, option):
+    result = CliRunner().invoke(app, [command, "x", f"{option}=1"])
+    assert result.exit_code == 2
+    new = terminal.RENAMED[command, option]
+    assert f"{option} is now called {new}" in result.stderr
+    assert new in CliRunner().invoke(app, [command, "--help"]).stdout

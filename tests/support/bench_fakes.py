@@ -118,7 +118,7 @@ def bench(
         "batch_sizes": (1, 8),
         "num_repeats": 3,
         "gallery_sizes": (20, 100),
-        "headline_size": 100,
+        "reference_gallery": 100,
         "is_onnx_timed": False,
         "budget_s": budget_s,
         "clock": clock_name,

@@ -23,7 +23,7 @@ def show_bench(result: Bench) -> None:
     if result.onnx.times is not None:
         names, times = [*names, "student, ONNX"], [*times, result.onnx.times]
     _show_footprints(result)
-    show_table("Latency, ms", names, _latency_rows(times, result.settings.headline_size), caption=_latency_caption(result))
+    show_table("Latency, ms", names, _latency_rows(times, result.settings.reference_gallery), caption=_latency_caption(result))
     show_table("Throughput, a second", names, _throughput_rows(times))
     show_table("One query over N images", [*names, "student's speed-up"], _query_rows(result, times), caption=f"{EXTRAPOLATED}; {BRACKETS}")
     show_table("Speed-up: teacher's time over student's", *_speed_ups(result), caption=_speed_up_caption(result))
@@ -85,8 +85,8 @@ def _peak(one: ModelTimes) -> str:
     return f"{median.rss_peak_mib:,.0f} MiB{gpu}"
 
 
-def _latency_rows(times: Sequence[ModelTimes], headline: int) -> list[Row]:
-    labels = {"pair": "a pair", "image": "an image", "caption": "a caption", "query": f"a query, N = {headline:,}"}
+def _latency_rows(times: Sequence[ModelTimes], gallery_size: int) -> list[Row]:
+    labels = {"pair": "a pair", "image": "an image", "caption": "a caption", "query": f"a query, N = {gallery_size:,}"}
     return [
         (f"{label}: p{percent}", *(_percentile(one.latencies.get(name), percent) for one in times))
         for name, label in labels.items()

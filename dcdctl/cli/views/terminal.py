@@ -5,6 +5,7 @@ Rich is imported where it draws, so that `--help` does not wait for it, and neve
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -23,6 +24,8 @@ from dcdctl.core.progress import Advance
 JOINERS = "\u200c\u200d"
 SECONDS_BETWEEN_LINES = 10.0
 """How often a bar tells where it is when stderr is a file or a pipe."""
+RENAMED = {("bench", "--headline"): "--reference-gallery"}
+"""Options of earlier versions, by command, and what they are called now."""
 
 
 class ErrorGroup(TyperGroup):
@@ -37,6 +40,14 @@ class ErrorGroup(TyperGroup):
         except KeyboardInterrupt as interrupt:
             note("interrupted: finished work is kept")
             raise typer.Exit(130) from interrupt
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        command, *words = args
+        for word in itertools.takewhile(lambda word: word != "--", words):
+            option = word.partition("=")[0]
+            if (command, option) in RENAMED:
+                ctx.fail(f"{option} is now called {RENAMED[command, option]}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """The panels of Typer's Rich help as plain sections: Rich alone would take longer than all the rest of `--help`."""

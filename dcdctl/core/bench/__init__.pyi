@@ -1,4 +1,4 @@
-from .bench import Pair, compare_saved
+from .bench import ModelPair, compare_saved
 from .config import BenchConfig
 from .result import Bench, Duration, Latency, ModelTimes, Percentile, SpeedUp
 
@@ -7,8 +7,8 @@ __all__ = [
     "BenchConfig",
     "Duration",
     "Latency",
+    "ModelPair",
     "ModelTimes",
-    "Pair",
     "Percentile",
     "SpeedUp",
     "compare_saved",

@@ -1,4 +1,4 @@
-"""The steps of a search, timed with the contestants in turns, and what a query over N images takes."""
+"""Times of the single steps of a search, with the models in turn, and of a query over N images."""
 
 from __future__ import annotations
 
@@ -8,192 +8,193 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from dcdctl.core.bench.config import BenchConfig
-from dcdctl.core.bench.steps import FIRST, Contestant, MiB
+from dcdctl.core.bench.steps import FIRST, BenchModel, MiB
 from dcdctl.core.bench.timer import Quantity, Sample, Timer, Work
 from dcdctl.core.progress import Advance
 
 BLOCK_IMAGES = 1000
-"""Images of a block, of those a dual model scores a test set by."""
+"""Images of a block when a dual model scores a test set."""
 NUM_SINGLE_STEPS = 5
 STEPS_OF_A_BATCH = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchTimes:
-    """Seconds of one batch."""
+    """Seconds for one batch."""
 
     pairs: Sample
-    """Everything encoded."""
+    """Encoding included."""
     images: Sample
     texts: Sample
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """Seconds of the single steps of one contestant."""
+    """Seconds for the single steps of one model."""
 
     pair: Sample
-    """One pair, everything encoded; the pairs in turn."""
+    """One pair, encoding included; a different pair in each round."""
     image: Sample
     """One image alone."""
     text: Sample
-    """One caption alone, as a query comes."""
+    """One caption alone, like a query."""
     batches: Mapping[int, BatchTimes]
     """By batch size."""
     rank_s: Quantity
-    """One encoded image more for an encoded caption."""
+    """One more encoded image for an encoded caption."""
     block_s: Quantity
-    """One pair more of a test set, both encoded."""
+    """One more pair of a test set, both encoded."""
     batch_size: int
 
     @property
     def image_s(self) -> Quantity:
-        """One image, in a batch."""
+        """One image in a batch."""
         return self.batches[self.batch_size].images.median / self.batch_size
 
     @property
     def text_s(self) -> Quantity:
-        """One caption, in a batch."""
+        """One caption in a batch."""
         return self.batches[self.batch_size].texts.median / self.batch_size
 
 
 @dataclass(frozen=True)
-class Query:
+class QueryTiming:
     """The time to find the first images of a gallery for one caption."""
 
     seconds: Quantity
     sample: Sample | None
-    """The repeats; None where it was extrapolated."""
+    """The repeats; None if it was extrapolated."""
 
 
 @dataclass(frozen=True)
-class Course:
-    """Whose steps are timed, and how."""
+class RateMeasurement:
+    """The models whose steps are timed, and how."""
 
-    contestants: Mapping[str, Contestant]
+    models: Mapping[str, BenchModel]
     config: BenchConfig
     timer: Timer
     advance: Advance
 
-    def turns(self, work_of: Callable[[Contestant], Work]) -> dict[str, Sample]:
-        samples = self.timer.turns({name: work_of(one) for name, one in self.contestants.items()})
+    def time(self, work_of: Callable[[BenchModel], Work]) -> dict[str, Sample]:
+        """The times of a step for each model, in turn."""
+        samples = self.timer.time_in_turn({name: work_of(model) for name, model in self.models.items()})
         self.advance(1)
         return samples
 
 
 def num_measurements(config: BenchConfig) -> int:
-    """How often `rates` and `queries` advance."""
+    """How often `rates` and `queries` call `advance`."""
     return NUM_SINGLE_STEPS + STEPS_OF_A_BATCH * len(config.all_batch_sizes) + 2 * len(config.gallery_sizes)
 
 
-def rates(course: Course) -> dict[str, Rates]:
-    """The seconds of each step for each contestant."""
-    pair, image, text = (course.turns(work) for work in (_pair, _image, _text))
-    batches = {size: _batch_times(course, size) for size in course.config.all_batch_sizes}
-    rank, block = course.turns(_rank), course.turns(_block)
+def rates(measurement: RateMeasurement) -> dict[str, Rates]:
+    """The seconds of each step, by model."""
+    pair, image, text = (measurement.time(work) for work in (_pair, _image, _text))
+    batches = {size: _batch_times(measurement, size) for size in measurement.config.all_batch_sizes}
+    rank, block = measurement.time(_rank), measurement.time(_block)
     return {
         name: Rates(
             pair=pair[name],
             image=image[name],
             text=text[name],
             batches={size: times[name] for size, times in batches.items()},
-            rank_s=rank[name].median / course.config.batch_size,
-            block_s=block[name].median / _num_block_pairs(one),
-            batch_size=course.config.batch_size,
+            rank_s=rank[name].median / measurement.config.batch_size,
+            block_s=block[name].median / _num_block_pairs(model),
+            batch_size=measurement.config.batch_size,
         )
-        for name, one in course.contestants.items()
+        for name, model in measurement.models.items()
     }
 
 
-def _pair(one: Contestant) -> Work:
+def _pair(model: BenchModel) -> Work:
     def work(number: int) -> Tensor:
-        image, text = one.inputs.singles[number % len(one.inputs.singles)]
-        return one.side.score_own(one.side.encode_images(image), one.side.encode_texts(text))
+        image, text = model.inputs.singles[number % len(model.inputs.singles)]
+        return model.steps.score_matching(model.steps.encode_images(image), model.steps.encode_texts(text))
 
     return work
 
 
-def _image(one: Contestant) -> Work:
-    return lambda number: one.side.encode_images(one.inputs.singles[number % len(one.inputs.singles)][0])
+def _image(model: BenchModel) -> Work:
+    return lambda number: model.steps.encode_images(model.inputs.singles[number % len(model.inputs.singles)][0])
 
 
-def _text(one: Contestant) -> Work:
-    return lambda number: one.side.encode_texts(one.inputs.singles[number % len(one.inputs.singles)][1])
+def _text(model: BenchModel) -> Work:
+    return lambda number: model.steps.encode_texts(model.inputs.singles[number % len(model.inputs.singles)][1])
 
 
-def _batch_times(course: Course, size: int) -> dict[str, BatchTimes]:
-    def pairs(one: Contestant) -> Work:
-        side, images, texts = one.side, one.inputs.images[size], one.inputs.texts[size]
-        return lambda number: side.score_own(side.encode_images(images), side.encode_texts(texts))
+def _batch_times(measurement: RateMeasurement, size: int) -> dict[str, BatchTimes]:
+    def pairs(model: BenchModel) -> Work:
+        steps, images, texts = model.steps, model.inputs.images[size], model.inputs.texts[size]
+        return lambda number: steps.score_matching(steps.encode_images(images), steps.encode_texts(texts))
 
-    timed = (
-        course.turns(pairs),
-        course.turns(lambda one: lambda number: one.side.encode_images(one.inputs.images[size])),
-        course.turns(lambda one: lambda number: one.side.encode_texts(one.inputs.texts[size])),
-    )
-    return {name: BatchTimes(pairs=timed[0][name], images=timed[1][name], texts=timed[2][name]) for name in course.contestants}
+    of_pairs = measurement.time(pairs)
+    of_images = measurement.time(lambda model: lambda number: model.steps.encode_images(model.inputs.images[size]))
+    of_texts = measurement.time(lambda model: lambda number: model.steps.encode_texts(model.inputs.texts[size]))
+    return {name: BatchTimes(pairs=of_pairs[name], images=of_images[name], texts=of_texts[name]) for name in measurement.models}
 
 
-def _rank(one: Contestant) -> Work:
-    gallery, text = one.gallery(one.inputs.batch_size), one.side.encode_texts(one.inputs.singles[0][1])
-    return lambda number: one.side.rank(gallery, text)
+def _rank(model: BenchModel) -> Work:
+    gallery, text = model.gallery(model.inputs.batch_size), model.steps.encode_texts(model.inputs.singles[0][1])
+    return lambda number: model.steps.rank(gallery, text)
 
 
-def _block(one: Contestant) -> Work:
-    gallery, texts = one.gallery(BLOCK_IMAGES), one.texts
-    return lambda number: one.side.block(gallery, texts)
+def _block(model: BenchModel) -> Work:
+    gallery, texts = model.gallery(BLOCK_IMAGES), model.texts
+    return lambda number: model.steps.block(gallery, texts)
 
 
-def _num_block_pairs(one: Contestant) -> int:
-    return one.side.block(one.gallery(BLOCK_IMAGES), one.texts).numel()
+def _num_block_pairs(model: BenchModel) -> int:
+    return model.steps.block(model.gallery(BLOCK_IMAGES), model.texts).numel()
 
 
 @dataclass
-class Curve:
-    """The queries of one contestant over galleries of growing size, its images encoded before or with the query."""
+class QueryCurve:
+    """Query times of one model over galleries of growing size."""
 
-    contestant: Contestant
+    model: BenchModel
     rates: Rates
     is_cached: bool
-    found: dict[int, Query] = field(default_factory=dict)
+    """Whether the images are encoded before the query; else with it."""
+    by_size: dict[int, QueryTiming] = field(default_factory=dict)
 
     def expected(self, count: int) -> Quantity:
-        """By the largest gallery that was timed, what the caption takes aside; by the rates of the single steps where none was."""
-        alone_s = self.rates.text.median
-        largest = max((size for size, query in self.found.items() if query.sample is not None), default=0)
+        """The time extrapolated from the largest timed gallery, after subtracting the caption; by the single steps if none was timed."""
+        text_s = self.rates.text.median
+        largest = max((size for size, timing in self.by_size.items() if timing.sample is not None), default=0)
         if largest:
-            return alone_s + self.found[largest].seconds.above(alone_s) * (count / largest)
+            return text_s + self.by_size[largest].seconds.excess_over(text_s) * (count / largest)
         per_image_s = self.rates.rank_s if self.is_cached else self.rates.rank_s + self.rates.image_s
-        return alone_s + per_image_s * count
+        return text_s + per_image_s * count
 
     def is_feasible(self, count: int, config: BenchConfig) -> bool:
-        """Whether time and memory allow to time it as a whole."""
+        """Whether budget and memory allow to time the query as a whole."""
         if self.expected(count).value > config.budget_s:
             return False
-        return self.contestant.side.gallery_bytes(self.contestant.images, count) <= config.max_gallery_mib * MiB
+        return self.model.steps.gallery_bytes(self.model.images, count) <= config.max_gallery_mib * MiB
 
-    def answer(self, count: int) -> Work:
-        """Finds the first images of a gallery, for each caption in turn."""
-        side, inputs, gallery = self.contestant.side, self.contestant.inputs, self.contestant.gallery(count)
+    def query(self, count: int) -> Work:
+        """Finds the first images of a gallery, for another caption in each round."""
+        steps, inputs, gallery = self.model.steps, self.model.inputs, self.model.gallery(count)
 
         def work(number: int) -> Tensor:
             if not self.is_cached:
                 for chunk in inputs.chunks(count):
-                    side.encode_images(chunk)
-            scores_N = side.rank(gallery, side.encode_texts(inputs.singles[number % len(inputs.singles)][1]))
+                    steps.encode_images(chunk)
+            scores_N = steps.rank(gallery, steps.encode_texts(inputs.singles[number % len(inputs.singles)][1]))
             return scores_N.topk(min(FIRST, count)).indices
 
         return work
 
 
-def queries(course: Course, found: Mapping[str, Rates], *, is_cached: bool) -> dict[str, dict[int, Query]]:
-    """By contestant and size of the gallery: timed, or extrapolated where that would take too long."""
-    curves = {name: Curve(one, found[name], is_cached) for name, one in course.contestants.items()}
-    for count in sorted(course.config.gallery_sizes):
-        feasible = {name: curve for name, curve in curves.items() if curve.is_feasible(count, course.config)}
-        samples = course.timer.turns({name: curve.answer(count) for name, curve in feasible.items()}) if feasible else {}
-        course.advance(1)
+def queries(measurement: RateMeasurement, by_model: Mapping[str, Rates], *, is_cached: bool) -> dict[str, dict[int, QueryTiming]]:
+    """Query times by model and gallery size; extrapolated where timing would take too long."""
+    config = measurement.config
+    curves = {name: QueryCurve(model, by_model[name], is_cached) for name, model in measurement.models.items()}
+    for count in sorted(config.gallery_sizes):
+        works = {name: curve.query(count) for name, curve in curves.items() if curve.is_feasible(count, config)}
+        samples = measurement.timer.time_in_turn(works) if works else {}
+        measurement.advance(1)
         for name, curve in curves.items():
             sample = samples.get(name)
-            curve.found[count] = Query(curve.expected(count) if sample is None else sample.median, sample)
-    return {name: curve.found for name, curve in curves.items()}
+            curve.by_size[count] = QueryTiming(curve.expected(count) if sample is None else sample.median, sample)
+    return {name: curve.by_size for name, curve in curves.items()}

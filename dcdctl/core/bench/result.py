@@ -1,6 +1,6 @@
-"""What a benchmark gives: times with their intervals, footprints and speed-ups, as plain values.
+"""The result of a benchmark as plain values: times with intervals, footprints and speed-ups.
 
-An interval [low, high] holds 95 % of the bootstrap draws of the repeats (`timing`).
+An interval [low, high] is a 95% bootstrap interval over rounds (see `timer`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from dcdctl.core.bench.cold_start import FirstQuery
 from dcdctl.core.bench.config import BenchConfig
 from dcdctl.core.bench.footprint import Footprint
-from dcdctl.core.bench.rates import Query
+from dcdctl.core.bench.rates import QueryTiming
 from dcdctl.core.bench.timer import Quantity, Sample
 from dcdctl.core.config import to_table
 
@@ -24,17 +24,17 @@ PAPER = 'Rao et al. 2023: at least 129x, "compared to the existing ITR models"; 
 class Duration:
     seconds: float
     extrapolated: bool
-    """Measured rate times count, not timed as a whole."""
+    """Measured rate times count; not timed as a whole."""
     interval: Interval
     num_repeats: int
-    """0 where it is extrapolated."""
+    """0 if extrapolated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueryTime:
     num_images: int
     is_cached: bool
-    """The images were encoded before."""
+    """Whether the images were encoded before."""
     duration: Duration
 
 
@@ -44,7 +44,7 @@ class Percentile:
     ms: float
     interval_ms: Interval
     is_resolved: bool
-    """There are so many repeats that one lies above it in the mean; else it is near their maximum."""
+    """Whether there are enough repeats that at least one is expected above it; else it is close to the maximum."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +58,12 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """Of batches of this size; with the interval of each rate."""
+    """Rates in batches of one size, with intervals."""
 
     batch_size: int
     pairs_per_s: float
     pairs_interval: Interval
-    """Everything encoded."""
+    """Encoding included."""
     images_per_s: float
     images_interval: Interval
     captions_per_s: float
@@ -74,28 +74,28 @@ class Throughput:
 class ModelTimes:
     kind: str
     runtime: str
-    """What ran it, with its version."""
+    """torch or ONNX Runtime, with its version."""
     num_parameters: int
     dtype: str
-    """Of the weights."""
+    """Number format of the weights."""
     pair_p50_ms: float
     pair_p95_ms: float
     pair_p99_ms: float
     latencies: dict[str, Latency]
-    """Of a pair with everything encoded, an image alone, a caption alone, and a query over the headline gallery, encoded before (absent
-    where that was extrapolated)."""
+    """Of a pair (encoding included), one image, one caption, and a query over the reference gallery, encoded before (absent if that was
+    extrapolated)."""
     pairs_per_s: float
-    """In batches of the setting's `batch_size`, everything encoded."""
+    """In batches of `settings.batch_size`, encoding included."""
     image_encode_ms: float
-    """One image, in a batch."""
+    """One image in a batch."""
     text_encode_ms: float
-    """One caption, in a batch."""
+    """One caption in a batch."""
     throughput: tuple[Throughput, ...]
     queries: tuple[QueryTime, ...]
     test_set: Duration
     footprint: Footprint
     first_query: FirstQuery | None
-    """None where no fresh processes were wanted, and of another runtime than torch."""
+    """None without fresh processes, and for other runtimes than torch."""
 
     def query(self, num_images: int, *, is_cached: bool) -> Duration:
         return next(item.duration for item in self.queries if (item.num_images, item.is_cached) == (num_images, is_cached))
@@ -105,14 +105,14 @@ class ModelTimes:
 class SpeedUp:
     label: str
     ratio: float
-    """Teacher's time over the other's."""
+    """Teacher time divided by the other's time."""
     extrapolated: bool
     interval: Interval
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """The speed-up of a query over N images."""
+    """The speed-up for a query over N images."""
 
     num_images: int
     is_cached: bool
@@ -121,15 +121,15 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxTimes:
-    """The student by ONNX Runtime; `times` is None where `note` says why."""
+    """The student in ONNX Runtime."""
 
     note: str
-    """Why not, in a few words; empty where it ran."""
+    """Why it was not timed; empty if it was."""
     times: ModelTimes | None
     largest_difference: float | None
-    """Of a coordinate of its vectors from torch's."""
+    """Between a coordinate of its vectors and of torch's."""
     file_bytes: int | None
-    """Both files; their weights are float32."""
+    """Of both files, with float32 weights."""
     speed_ups: tuple[SpeedUp, ...]
 
 
@@ -144,22 +144,25 @@ class Bench:
     student: ModelTimes
     onnx: OnnxTimes
     speed_ups: tuple[SpeedUp, ...]
-    """A pair, a query over the headline gallery, the whole protocol; by torch."""
+    """In torch: for a pair, for a query over the reference gallery, for the whole test set."""
     curve: tuple[CurvePoint, ...]
     paper_speed_up: int = PAPER_SPEED_UP
     paper: str = PAPER
     student_model: str = ""
-    """How the user named it; empty for a model that comes from nowhere."""
+    """The reference that the user gave; empty for a model in memory."""
     teacher_model: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The plain form; `extrapolated` marks what was not timed as a whole."""
+        """The contents of bench.json."""
         table: dict[str, Any] = to_table(self)
+        settings = table["settings"]
+        # The key of the file format, which is older than the name of the setting.
+        table["settings"] = {"headline_size" if name == "reference_gallery" else name: value for name, value in settings.items()}
         return table
 
 
 def latency(sample: Sample) -> Latency:
-    """The percentiles of the repeats."""
+    """Percentiles of the repeats."""
     p50, p95, p99 = (_percentile(sample, percent) for percent in (50, 95, 99))
     return Latency(num_repeats=sample.num_repeats, num_rounds=len(sample.seconds_NK), p50=p50, p95=p95, p99=p99)
 
@@ -170,16 +173,16 @@ def _percentile(sample: Sample, percent: int) -> Percentile:
     return Percentile(percent=percent, ms=ms.value, interval_ms=ms.interval, is_resolved=is_resolved)
 
 
-def query_time(num_images: int, query: Query, *, is_cached: bool) -> QueryTime:
-    """A query as plain values."""
-    num_repeats = 0 if query.sample is None else query.sample.num_repeats
+def query_time(num_images: int, timing: QueryTiming, *, is_cached: bool) -> QueryTime:
+    """The time of a query as plain values."""
+    num_repeats = 0 if timing.sample is None else timing.sample.num_repeats
     duration = Duration(
-        seconds=query.seconds.value, extrapolated=query.sample is None, interval=query.seconds.interval, num_repeats=num_repeats
+        seconds=timing.seconds.value, extrapolated=timing.sample is None, interval=timing.seconds.interval, num_repeats=num_repeats
     )
     return QueryTime(num_images=num_images, is_cached=is_cached, duration=duration)
 
 
 def speed_up(label: str, teacher: Quantity, other: Quantity, *, extrapolated: bool) -> SpeedUp:
-    """Teacher's time over another's."""
+    """Teacher time divided by the other's time."""
     ratio = teacher / other
     return SpeedUp(label=label, ratio=ratio.value, extrapolated=extrapolated, interval=ratio.interval)

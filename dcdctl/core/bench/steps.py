@@ -1,4 +1,4 @@
-"""What is timed: the steps of both kinds of model, on the same images and captions."""
+"""The timed steps of both kinds of model, and the images and captions that they run on."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.models import DualEncoder, FusionScorer, Preprocessor, States
 
 FIRST = 10
-"""A query is answered when its first ten images are known."""
+"""A query ends when its first ten images are known."""
 FLOAT32_BYTES = 4
 MiB = 2**20
 
 
-class Side(Protocol):
-    """One of the two kinds of model, as far as it is timed; a gallery is what it keeps of many encoded images."""
+class TimedModel(Protocol):
+    """The steps of a fusion or a dual model. A gallery is what the model stores for many encoded images."""
 
     kind: str
 
@@ -28,33 +28,33 @@ class Side(Protocol):
 
     def encode_texts(self, batch: Any) -> Any: ...
 
-    def score_own(self, images: Any, texts: Any) -> Tensor:
-        """Image k with caption k."""
+    def score_matching(self, images: Any, texts: Any) -> Tensor:
+        """The score of each image k with caption k."""
         ...
 
     def gallery(self, images: Any, count: int) -> Any:
-        """This many encoded images, made of the ones given, over and over."""
+        """A gallery of `count` encoded images: the given ones, repeated."""
         ...
 
     def gallery_bytes(self, images: Any, count: int) -> int:
-        """What such a gallery takes here."""
+        """Bytes of such a gallery in this benchmark."""
         ...
 
     def index_floats(self, images: Any) -> float:
-        """Numbers that an index keeps of one image, in the mean."""
+        """Mean count of numbers that an index stores per image."""
         ...
 
     def rank(self, gallery: Any, text: Any) -> Tensor:
-        """Scores of one encoded caption with each image of a gallery."""
+        """Scores of one encoded caption with every image of a gallery."""
         ...
 
     def block(self, gallery: Any, texts: Any) -> Tensor:
-        """Scores of some pairs as a whole test set is scored, grouped by image."""
+        """Scores of a block of pairs, grouped by image, as a whole test set is scored."""
         ...
 
 
-class FusionSide:
-    """A cross-encoder: every pair goes through the fusion layers, a batch at a time. Its gallery repeats positions, not states."""
+class TimedFusion:
+    """A cross-encoder: every pair passes through the fusion layers, in batches. Its gallery repeats indices, not states."""
 
     kind = "fusion"
 
@@ -62,9 +62,9 @@ class FusionSide:
         self._model, self._size = model, batch_size
         self.encode_images, self.encode_texts = model.encode_images, model.encode_texts
 
-    def score_own(self, images: States, texts: States) -> Tensor:
-        each = torch.arange(len(texts), device=texts.mask.device)
-        return self._model.score_pairs(images, texts, each, each)
+    def score_matching(self, images: States, texts: States) -> Tensor:
+        index = torch.arange(len(texts), device=texts.mask.device)
+        return self._model.score_pairs(images, texts, index, index)
 
     def gallery(self, images: States, count: int) -> tuple[States, Tensor]:
         return images, torch.arange(count, device=images.mask.device) % len(images)
@@ -82,19 +82,19 @@ class FusionSide:
         return torch.cat([self._model.score_pairs(images, text, chunk, torch.zeros_like(chunk)) for chunk in chunks])
 
     def block(self, gallery: tuple[States, Tensor], texts: States) -> Tensor:
-        each = torch.arange(len(texts), device=texts.mask.device)
-        return self._model.score_pairs(gallery[0], texts, torch.zeros_like(each), each)
+        index = torch.arange(len(texts), device=texts.mask.device)
+        return self._model.score_pairs(gallery[0], texts, torch.zeros_like(index), index)
 
 
-class DualSide:
-    """A dual encoder: one vector an image, one a caption, and a matrix product."""
+class TimedDual:
+    """A dual encoder: a vector per image, a vector per caption, and a matrix product."""
 
     kind = "dual"
 
     def __init__(self, model: DualEncoder) -> None:
         self.encode_images, self.encode_texts = model.embed_images, model.embed_texts
 
-    def score_own(self, images: Tensor, texts: Tensor) -> Tensor:
+    def score_matching(self, images: Tensor, texts: Tensor) -> Tensor:
         return (images * texts).sum(dim=-1)
 
     def gallery(self, images: Tensor, count: int) -> Tensor:
@@ -118,51 +118,51 @@ class Inputs:
     """The same images and captions for every model, through its own preprocessing, on its device."""
 
     singles: list[tuple[Any, Any]]
-    """One image and one caption each."""
+    """Batches of one image and one caption."""
     images: dict[int, Any]
-    """Batches of images by size: those asked for, and what is left of a gallery."""
+    """Batches of images by size: the configured sizes, and the remainders of the galleries."""
     texts: dict[int, Any]
-    """Batches of captions by size; number k belongs to image k of the batch of this size."""
+    """Batches of captions by size; caption k belongs to image k of the batch of that size."""
     batch_size: int
-    """Of galleries."""
+    """For galleries."""
 
     def chunks(self, count: int) -> list[Any]:
-        """The image batches that `count` images take."""
+        """The batches that `count` images consist of."""
         full, rest = divmod(count, self.batch_size)
         return [self.images[self.batch_size]] * full + ([self.images[rest]] if rest else [])
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """Someone who takes turns at the clock."""
+class BenchModel:
+    """A model of a benchmark with its inputs."""
 
-    side: Side
+    steps: TimedModel
     inputs: Inputs
 
     @cached_property
     def images(self) -> Any:
-        """A batch of images, encoded."""
-        return self.side.encode_images(self.inputs.images[self.inputs.batch_size])
+        """An encoded batch of images."""
+        return self.steps.encode_images(self.inputs.images[self.inputs.batch_size])
 
     @cached_property
     def texts(self) -> Any:
-        """A batch of captions, encoded."""
-        return self.side.encode_texts(self.inputs.texts[self.inputs.batch_size])
+        """An encoded batch of captions."""
+        return self.steps.encode_texts(self.inputs.texts[self.inputs.batch_size])
 
     def gallery(self, count: int) -> Any:
-        """So many encoded images."""
-        return self.side.gallery(self.images, count)
+        """A gallery of `count` encoded images."""
+        return self.steps.gallery(self.images, count)
 
 
-def side_of(model: FusionScorer | DualEncoder, batch_size: int) -> Side:
-    """The steps of a model; a cross-encoder scores `batch_size` pairs at a time."""
+def timed_model(model: FusionScorer | DualEncoder, batch_size: int) -> TimedModel:
+    """The steps of a model; a cross-encoder scores pairs in batches of `batch_size`."""
     if model.kind == "dual":
-        return DualSide(model)
-    return FusionSide(model, batch_size)
+        return TimedDual(model)
+    return TimedFusion(model, batch_size)
 
 
 def device_of(model: FusionScorer | DualEncoder) -> torch.device:
-    """Where the first parameter is."""
+    """The device of the first parameter."""
     return next(iter(model.parameters())).device
 
 
@@ -176,23 +176,21 @@ def inputs_for(
     batch_sizes: Collection[int] = (),
     counts: Collection[int] = (),
 ) -> Inputs:
-    """The first images of a corpus with their captions, preprocessed: one by one, in batches, and what is left of `counts` images."""
-    pictures = corpus.images(range(min(num_images, corpus.num_images)))
+    """The first images of a corpus with their captions, preprocessed: singly, in batches, and the remainders of `counts` images."""
+    images = corpus.images(range(min(num_images, corpus.num_images)))
 
     def caption(k: int) -> str:
-        turn, image = divmod(k, len(pictures))
+        turn, image = divmod(k, len(images))
         own = corpus.captions_of(image)
         return corpus.captions[own[turn % len(own)]]
 
     def image_batch(count: int) -> Any:
-        return preprocess.images([pictures[k % len(pictures)] for k in range(count)]).to(device)
+        return preprocess.images([images[k % len(images)] for k in range(count)]).to(device)
 
     sizes = {batch_size, *batch_sizes}
     remainders = {count % batch_size for count in counts} - {0}
     return Inputs(
-        singles=[
-            (preprocess.images([picture]).to(device), preprocess.texts([caption(k)]).to(device)) for k, picture in enumerate(pictures)
-        ],
+        singles=[(preprocess.images([image]).to(device), preprocess.texts([caption(k)]).to(device)) for k, image in enumerate(images)],
         images={count: image_batch(count) for count in sizes | remainders},
         texts={size: preprocess.texts([caption(k) for k in range(size)]).to(device) for size in sizes},
         batch_size=batch_size,

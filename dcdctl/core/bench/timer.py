@@ -1,12 +1,13 @@
-"""A clock that waits for the device, contestants that take turns at it, and how sure what their repeats say is.
+"""A timer that waits for the device, models that are timed in turn, and bootstrap intervals of their times.
 
-A measurement goes in rounds. In a round every contestant does the same work, one after the other, the fast ones several times; so a
-machine that is busy for a while slows all of them. Who begins is drawn, as a short piece of work fares otherwise after a long one than
-before it. Intervals are percentile bootstraps over rounds (as in `comparison`): rounds are drawn
-with replacement, the same for all contestants, and what follows from their times is worked out anew. They say how much hangs on which
-moments were timed, in this process, on this machine.
+A measurement consists of rounds. In each round every model does the same work, one after the other, fast ones several times. So a machine
+that is busy for a while slows all of them. The order in a round is random, because a short piece of work takes another time after a long
+one than before it.
 
-Shape letters: N rounds, K repeats of a round, R draws.
+Intervals are percentile bootstraps over rounds: rounds are resampled with replacement, the same for all models, and everything computed
+from the times is recomputed. They show how much a result depends on the moments that were timed, in this process, on this machine.
+
+Shape letters: N rounds, K repeats in a round, R resamples.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEVEL = 0.95
-"""Share of the draws that an interval holds."""
+"""Share of the resamples in an interval."""
 NUM_DRAWS = 1000
 Work = Callable[[int], object]
-"""Does the work of a round, given its number."""
+"""Does the work of a round, given the number of the round."""
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number that follows from timings, and the same number from each draw of their rounds."""
+    """A number computed from times, and the same number for each bootstrap resample."""
 
     value: float
     draws_R: NDArray[np.float64]
@@ -43,28 +44,28 @@ class Quantity:
             return Quantity(self.value / other.value, self.draws_R / other.draws_R)
         return self * (1 / other)
 
-    def above(self, other: Quantity) -> Quantity:
-        """What this is more than the other; 0 where it is not."""
+    def excess_over(self, other: Quantity) -> Quantity:
+        """max(self - other, 0)."""
         return Quantity(max(0.0, self.value - other.value), np.maximum(0.0, self.draws_R - other.draws_R))
 
     def inverse(self, count: float = 1.0) -> Quantity:
-        """`count` over this: a rate."""
+        """count / self: a rate."""
         return Quantity(count / self.value, count / self.draws_R)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The middle of the draws."""
+        """The middle `LEVEL` of the resamples."""
         low, high = np.quantile(self.draws_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
         return low, high
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The repeats of one contestant's work."""
+    """The times of one model for repeats of the same work."""
 
     seconds_NK: NDArray[np.float64]
     draws_RN: NDArray[np.int64]
-    """Rounds that each draw is made of; those of all contestants of the measurement."""
+    """Rounds of each resample, the same for all models of a measurement."""
 
     @property
     def num_repeats(self) -> int:
@@ -75,26 +76,26 @@ class Sample:
         return self.percentile(50)
 
     def percentile(self, percent: float) -> Quantity:
-        """Seconds that this share of the repeats takes at most, between two repeats on the line through them."""
+        """A percentile of the seconds, linearly interpolated."""
         drawn_RX = self.seconds_NK[self.draws_RN].reshape(len(self.draws_RN), -1)
         return Quantity(float(np.percentile(self.seconds_NK, percent)), np.percentile(drawn_RX, percent, axis=1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timer:
-    """Seconds that work takes, by a clock that waits for the device."""
+    """Measures seconds with a clock that waits for the device."""
 
     num_warmup: int
     num_repeats: int
     budget_s: float
-    """Seconds for the repeats of one contestant."""
+    """Seconds for the repeats of one model."""
     min_rounds: int = 1
-    """Rounds there are at least, whatever the budget."""
+    """Minimum number of rounds, whatever the budget."""
     clock: Callable[[], float] = time.perf_counter
     synchronize: Callable[[], None] = lambda: None
-    """Waits until the device has nothing left to do."""
+    """Waits until the device has finished all work."""
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
-    """Draws the order of each round, and the rounds of bootstraps."""
+    """Draws the order in each round, and the bootstrap resamples."""
 
     def once(self, work: Work, number: int) -> float:
         """Seconds for the work of one round."""
@@ -104,11 +105,11 @@ class Timer:
         self.synchronize()
         return self.clock() - started
 
-    def turns(self, works: Mapping[str, Work]) -> dict[str, Sample]:
-        """The times of each contestant after its warm-up, in rounds; as many as the budget of the slowest allows."""
+    def time_in_turn(self, works: Mapping[str, Work]) -> dict[str, Sample]:
+        """The times of each model after its warm-up, in as many rounds as the budget of the slowest model allows."""
         affordable = {name: self._affordable(work) for name, work in works.items()}
         num_rounds = max(min(affordable.values()), self.min_rounds)
-        # A fast contestant fills the rounds of a slow one with repeats of its own, within its budget.
+        # A fast model repeats its work in each round, within its own budget.
         per_round = {name: max(1, count // num_rounds) for name, count in affordable.items()}
         seconds: dict[str, list[list[float]]] = {name: [] for name in works}
         for number in range(num_rounds):
@@ -118,7 +119,7 @@ class Timer:
         return {name: Sample(np.array(times), draws_RN) for name, times in seconds.items()}
 
     def _affordable(self, work: Work) -> int:
-        """Repeats that the budget allows, by the warm-up."""
+        """The number of repeats that fit into the budget, by the time of the warm-up."""
         warm = self.once(work, 0)
         if warm < self.budget_s / 10:  # slow work is warm after one run
             warm = min([warm, *(self.once(work, 0) for _ in range(self.num_warmup - 1))])
