@@ -38,10 +38,10 @@ def main() -> None:
 
 
 def compare(files: list[Path], resamples: int) -> None:
-    found = evaluation_compare.hold([str(path) for path in files], resamples=resamples)
-    compare_tables.comparison_document(found)
-    for duel in found.duels:
-        compare_tables.comparison_details(found, duel)
+    report = evaluation_compare.compare_systems([str(path) for path in files], resamples=resamples)
+    compare_tables.comparison_document(report)
+    for pairwise in report.comparisons:
+        compare_tables.comparison_details(report, pairwise)
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:

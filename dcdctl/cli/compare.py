@@ -11,7 +11,7 @@ from dcdctl.cli.options import Json
 from dcdctl.cli.views.terminal import note, show, show_json, show_table
 
 if TYPE_CHECKING:
-    from dcdctl.core.evaluation import Contest
+    from dcdctl.core.evaluation import ComparisonReport
 
 Sides = Annotated[
     list[str],
@@ -49,22 +49,22 @@ def compare(
 
     if data is not None and html is None:
         raise typer.BadParameter("is for the page: name a file with --html", param_hint="--data")
-    found = evaluation.hold(sides, base, resamples=resamples, seed=seed, num_queries=queries)
+    comparison = evaluation.compare_systems(sides, base, resamples=resamples, seed=seed, num_queries=queries)
     if html is not None:
-        report.write_comparison_page(html, found, report.open_corpus(found, data))
+        report.write_comparison_page(html, comparison, report.open_corpus(comparison, data))
         note(f"page -> {html}")
     if json:
-        return show_json(report.comparison_document(found))
-    _show(found)
+        return show_json(report.comparison_document(comparison))
+    _show(comparison)
 
 
-def _show(contest: Contest) -> None:
+def _show(comparison: ComparisonReport) -> None:
     from dcdctl.core import report
 
-    for name, value in report.comparison_facts(contest):
+    for name, value in report.comparison_facts(comparison):
         show(f"  {name}: {value}")
-    show_table("", *report.comparison_summary(contest))
-    for duel in contest.duels:
-        show_table("", *report.comparison_details(contest, duel), caption="\n".join(report.rank_changes(contest, duel)))
-    for line in report.how_to_read(contest):
+    show_table("", *report.comparison_summary(comparison))
+    for pairwise in comparison.comparisons:
+        show_table("", *report.comparison_details(comparison, pairwise), caption="\n".join(report.rank_changes(comparison, pairwise)))
+    for line in report.how_to_read(comparison):
         show(line)

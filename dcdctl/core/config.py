@@ -209,6 +209,18 @@ def to_table(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested tables by dotted names.
+
+    >>> flatten({"seed": 1, "loss": {"terms": {"kl": 1.0}}})
+    {'seed': 1, 'loss.terms.kl': 1.0}
+    """
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        values |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return values
+
+
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     """The type of each field, without constraints."""

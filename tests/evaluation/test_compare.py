@@ -161,9 +161,9 @@ def test_tables_of_ranks_alone_are_compared_and_nothing_more_is_claimed(here, ma
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["base"], 1, "1 sides were named, 2 to 26 are wanted"),
+        (["base"], 1, "got 1 systems, expected 2 to 26"),
         (["base", "absent"], 1, "there is no folder absent"),
-        (["base", "gain", "--base", "mixed"], 1, "mixed is none of the sides; they are base and gain"),
+        (["base", "gain", "--base", "mixed"], 1, "mixed is none of the systems; they are base and gain"),
         (["base", "gain", "--resamples", 99], 2, "--resamples"),
         (["base", "gain", "--seed", -1], 2, "--seed"),
         (["base", "gain", "--queries", 31], 2, "--queries"),
@@ -180,7 +180,7 @@ def test_a_mistake_is_told_and_nothing_is_printed(here, words, code, message):
 
 @pytest.fixture
 def page(here, made):
-    """The page of a contest in which both sides kept their first places."""
+    """The page of a comparison in which both systems kept their first places."""
     for name, shift in (("base", 1), ("gain", 0)):
         first_text = [(np.arange(7) + image + shift) % 7 for image in range(5)]
         first_image = [(np.arange(5) + owner + shift) % 5 for owner in made.caption_image]
@@ -237,10 +237,10 @@ def test_names_of_sides_are_escaped_too(here, made):
 
 
 def test_the_corpus_of_the_page_is_found_or_named(here, made, tmp_path):
-    held = compare.hold(["base", "gain"], resamples=100)
-    assert compare_page.open_corpus(held).folder == made.folder
+    report = compare.compare_systems(["base", "gain"], resamples=100)
+    assert compare_page.open_corpus(report).folder == made.folder
     write_evaluation(here / "moved", made, *BASE, data="gone/corpus")
-    moved = compare.hold(["moved", "moved"], resamples=100)
+    moved = compare.compare_systems(["moved", "moved"], resamples=100)
     with pytest.raises(InputError, match=r"the corpus of the evaluation, gone/corpus, is not there.*--data DIR"):
         compare_page.open_corpus(moved)
     assert compare_page.open_corpus(moved, made.folder).split == "train"
@@ -253,19 +253,19 @@ def test_the_corpus_of_the_page_is_found_or_named(here, made, tmp_path):
 
 def test_the_split_of_ranks_alone_is_found_by_their_images(here, made, scenes_corpus_dir):
     write_ranks(here / "one.parquet", made, *BASE)
-    held = compare.hold(["one.parquet", "one.parquet"], resamples=100)
-    assert compare_page.open_corpus(held, made.folder).split == "train"
+    report = compare.compare_systems(["one.parquet", "one.parquet"], resamples=100)
+    assert compare_page.open_corpus(report, made.folder).split == "train"
     with pytest.raises(InputError, match=r"do not say where their corpus is.*--data DIR"):
-        compare_page.open_corpus(held)
+        compare_page.open_corpus(report)
     with pytest.raises(StaleError, match="in train or val or test"):
-        compare_page.open_corpus(held, scenes_corpus_dir)
+        compare_page.open_corpus(report, scenes_corpus_dir)
 
 
 def test_first_places_that_are_none_are_refused(here):
     (here / "gain" / "top.parquet").write_text("query,place")
     result = run_cli("base", "gain", "--resamples", 100, "--html", here / "page.html")
     assert result.exit_code == 1
-    assert "gain/top.parquet is not a table of the first places" in result.stderr
+    assert "gain/top.parquet is not a table of best candidates" in result.stderr
     assert not (here / "page.html").exists()
 
 
@@ -276,7 +276,10 @@ def test_first_places_of_other_images_are_refused(here, made):
     top.assign(candidate=top.candidate.where(top.direction == "text", 5)).to_parquet(path)
     result = run_cli("base", "gain", "--resamples", 100, "--html", here / "page.html")
     assert result.exit_code == 1
-    assert "gain/top.parquet has the candidate 5 of 5; remove it, or run `dcdctl eval` again" in result.stderr
+    assert (
+        "gain/top.parquet names candidates that are not among the 5 of the ranks beside it; `dcdctl eval` writes both tables again"
+        in result.stderr
+    )
 
 
 def test_a_page_of_many_sides_shows_fewer_queries_of_each(here, made, monkeypatch):

@@ -14,7 +14,7 @@ from dcdctl.core import files
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import EvalOptions, Evaluation, evaluate, result
 from dcdctl.core.evaluation import files as evaluation_files
-from dcdctl.core.evaluation.files import ALONE, CASCADE, check_copy
+from dcdctl.core.evaluation.files import CASCADE_FILES, MODEL_FILES, check_copy
 
 CORPUS = Numbers(OWNER)
 
@@ -123,9 +123,9 @@ def test_an_evaluation_that_fails_while_it_writes_leaves_no_numbers_of_other_ran
 
 def test_a_copy_of_the_ranks_never_replaces_those_that_numbers_belong_to(tmp_path, alone):
     write(tmp_path / "run", alone)
-    for folder, names in ((None, ALONE), (tmp_path / "other", ALONE), (tmp_path / "run", CASCADE)):
+    for folder, names in ((None, MODEL_FILES), (tmp_path / "other", MODEL_FILES), (tmp_path / "run", CASCADE_FILES)):
         with pytest.raises(InputError, match=r"result\.json belongs to the ranks in .*name another file with --ranks"):
             check_copy(tmp_path / "run" / "ranks.parquet", folder, names)
-    check_copy(tmp_path / "run" / "ranks.parquet", tmp_path / "run", ALONE)
-    check_copy(tmp_path / "run" / "mine.parquet", None, ALONE)
-    check_copy(tmp_path / "ranks.parquet", None, ALONE)
+    check_copy(tmp_path / "run" / "ranks.parquet", tmp_path / "run", MODEL_FILES)
+    check_copy(tmp_path / "run" / "mine.parquet", None, MODEL_FILES)
+    check_copy(tmp_path / "ranks.parquet", None, MODEL_FILES)

@@ -311,7 +311,7 @@ def test_a_file_that_is_not_there_or_not_parquet_is_the_users_error(tmp_path):
 
 SPOILED = {
     "no column 'rank'": lambda ranks: ranks.drop(columns="rank"),
-    "directions are .'text'., text and image are wanted": lambda ranks: ranks[:3],
+    "directions are .'text'., expected text and image": lambda ranks: ranks[:3],
     "directions are .'text', 'sound'.": lambda ranks: ranks.replace({"direction": {"image": "sound"}}),
     "'caption_id' has empty fields": lambda ranks: ranks.assign(caption_id=ranks.caption_id.where(ranks.caption_id != 10)),
     "'rank' has empty fields": lambda ranks: ranks.assign(rank=ranks["rank"].astype("Int64").where(ranks["rank"] != 12)),

@@ -135,7 +135,7 @@ def test_a_query_shows_the_first_five_of_every_model_and_marks_its_own(text, fou
     for system, section in zip(found.answering, re.findall('<div class="answer".*?</div>', cards[0]), strict=True):
         top = system.answers.top["image"]
         assert [int(number) for number in re.findall(r'href="#p(\d+)"', section)] == top.candidate_QK[query, :5].tolist()
-        assert ["class=own" in item for item in re.findall("<li.*?</li>", section)] == top.is_own_QK[query, :5].tolist()
+        assert ["class=own" in item for item in re.findall("<li.*?</li>", section)] == top.is_positive_QK[query, :5].tolist()
         assert f"rank {system.answers.table.ranks('image')[query]}<" in section
 
 

@@ -46,6 +46,8 @@ def document_of(corpus: Corpus, text: Sequence[int], image: Sequence[int], *, ca
         "split": corpus.split,
         "images": len(text),
         "captions": len(image),
+        "text_retrieval": found.text_retrieval,
+        "image_retrieval": found.image_retrieval,
         "rsum": found.rsum,
         "protocol": {"name": "whole", "folds": 1, **kind, "ties": "count against the positive"},
         "corpus_fingerprint": corpus.fingerprint,

@@ -1,6 +1,6 @@
 from .bench import ModelPair, compare_saved
 from .config import BenchConfig
-from .result import Bench, Duration, Latency, ModelTimes, Percentile, SpeedUp
+from .result import Bench, Duration, Latency, ModelTimes, Percentile, QueryTimes, SpeedUp, read_times
 
 __all__ = [
     "Bench",
@@ -10,6 +10,8 @@ __all__ = [
     "ModelPair",
     "ModelTimes",
     "Percentile",
+    "QueryTimes",
     "SpeedUp",
     "compare_saved",
+    "read_times",
 ]

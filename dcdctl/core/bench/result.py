@@ -6,14 +6,17 @@ An interval [low, high] is a 95% bootstrap interval over rounds (see `timer`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+from dcdctl.core import files
 from dcdctl.core.bench.cold_start import FirstQuery
 from dcdctl.core.bench.config import BenchConfig
 from dcdctl.core.bench.footprint import Footprint
 from dcdctl.core.bench.rates import QueryTiming
 from dcdctl.core.bench.timer import Quantity, Sample
 from dcdctl.core.config import to_table
+from dcdctl.core.errors import InputError
 
 Interval = tuple[float, float]
 PAPER_SPEED_UP = 129
@@ -186,3 +189,50 @@ def speed_up(label: str, teacher: Quantity, other: Quantity, *, extrapolated: bo
     """Teacher time divided by the other's time."""
     ratio = teacher / other
     return SpeedUp(label=label, ratio=ratio.value, extrapolated=extrapolated, interval=ratio.interval)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryTimes:
+    """The query time of a model, read from a bench.json."""
+
+    query_ms: float
+    """One caption against `num_images` images that were encoded before."""
+    is_extrapolated: bool
+    num_images: int
+    num_parameters: int
+    speed_up: float | None
+    """The teacher's time over this model's; None for the teacher itself."""
+    teacher_model: str
+    machine: str
+
+
+def read_times(path: Path, model: Literal["teacher", "student"]) -> QueryTimes | None:
+    """The query time of the teacher or the student in a bench.json; None if there is no such file. InputError for a damaged one."""
+    if not path.exists():
+        return None
+    document = files.read_json(path, hint="run `dcdctl bench` again")
+    try:
+        return _query_times(document, model)
+    except (KeyError, TypeError, ValueError, StopIteration) as error:
+        message = f"{path} is not as `dcdctl bench` writes it ({type(error).__name__}: {error})"
+        raise InputError(message, hint="run `dcdctl bench` again") from error
+
+
+def _query_times(document: dict[str, Any], model: Literal["teacher", "student"]) -> QueryTimes:
+    size = document["settings"]["headline_size"]
+    durations = {name: _cached_query(document[name]["queries"], size) for name in ("teacher", "student")}
+    machine, duration = document["machine"], durations[model]
+    device = machine["cpu"] if machine["device"] == "cpu" else f"{machine['device']} ({machine['cpu']})"
+    return QueryTimes(
+        query_ms=1000 * duration["seconds"],
+        is_extrapolated=duration["extrapolated"],
+        num_images=size,
+        num_parameters=document[model]["num_parameters"],
+        speed_up=None if model == "teacher" else durations["teacher"]["seconds"] / duration["seconds"],
+        teacher_model=document["teacher_model"],
+        machine=f"{device}, {machine['threads']} threads, torch {machine['torch']}",
+    )
+
+
+def _cached_query(queries: list[dict[str, Any]], num_images: int) -> dict[str, Any]:
+    return next(query["duration"] for query in queries if (query["num_images"], query["is_cached"]) == (num_images, True))

@@ -1,41 +1,38 @@
-from .compare import Contest, Duel, Shift, Side, hold
+from .compare import ComparisonReport, PairwiseComparison, RankShift, System, compare_systems
 from .evaluate import EvalJob, evaluate_model, run_evaluation
-from .files import Answers, read_answers, write_evaluation
+from .files import CASCADE_FILES, Answers, EvalResult, write_evaluation
 from .protocols import SplitChoice
 from .rankers import EvalOptions
 from .ranks import RankTable
 from .recall import KS
-from .result import Evaluation, Figure, Result, Times, evaluation_document, flat, read_result, read_times
+from .result import EvalSummary, Evaluation, Figure, evaluation_document
 from .significance import LEVEL, Comparison, Estimate, Estimates, Interval, compare_ranks
 
 __all__ = [
+    "CASCADE_FILES",
     "KS",
     "LEVEL",
     "Answers",
     "Comparison",
-    "Contest",
-    "Duel",
+    "ComparisonReport",
     "Estimate",
     "Estimates",
     "EvalJob",
     "EvalOptions",
+    "EvalResult",
+    "EvalSummary",
     "Evaluation",
     "Figure",
     "Interval",
+    "PairwiseComparison",
+    "RankShift",
     "RankTable",
-    "Result",
-    "Shift",
-    "Side",
     "SplitChoice",
-    "Times",
+    "System",
     "compare_ranks",
+    "compare_systems",
     "evaluate_model",
     "evaluation_document",
-    "flat",
-    "hold",
-    "read_answers",
-    "read_result",
-    "read_times",
     "run_evaluation",
     "write_evaluation",
 ]

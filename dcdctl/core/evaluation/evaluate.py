@@ -14,7 +14,7 @@ from dcdctl.core.config import apply_sets
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.evaluation import eccv, rankers, ranks, recall, result
-from dcdctl.core.evaluation.files import check_copy, folder_of, names_of, write_evaluation, write_ranks
+from dcdctl.core.evaluation.files import check_copy, file_names, result_folder, write_evaluation, write_ranks
 from dcdctl.core.evaluation.protocols import Fold, Protocol, SplitChoice, folds_of, open_split
 from dcdctl.core.evaluation.rankers import EvalOptions, Tell, Work
 from dcdctl.core.evaluation.ranks import Rankings, RankTable
@@ -130,9 +130,9 @@ def run_evaluation(
 
     StaleError while another evaluation writes into the same folder.
     """
-    folder, options = folder_of(job.model, out), _with_depths(options, job)
+    folder, options = result_folder(job.model, out), _with_depths(options, job)
     if ranks is not None:
-        check_copy(ranks, folder, names_of(is_cascade=job.rerank is not None))
+        check_copy(ranks, folder, file_names(is_cascade=job.rerank is not None))
     with _claimed(folder):
         corpus, how = open_split(job.choice)
         judge = _judge(corpus, how) if job.with_eccv else None

@@ -1,16 +1,18 @@
-"""What an evaluation leaves in a folder, a run's or another: the rank of every query, its first candidates, and the numbers, written last.
+"""The files of an evaluation: `dcdctl eval` writes them into a run's folder or another one, and `EvalResult.load` reads them back.
 
     DIR/ranks.parquet            direction, query, image_id, caption_id, caption, rank, score
     DIR/top.parquet              direction, query, place, candidate, score, is_own
-    DIR/result.json              the document of `evaluation.to_document`
+    DIR/result.json              the document of `result.evaluation_document`, written last
 
-A cascade's are cascade-ranks.parquet, cascade-top.parquet and cascade.json, so that the dual encoder's own stay. docs/formats.md has the
-columns. The numbers of before are removed first: an evaluation that is killed in between leaves none, and never those of other ranks.
+The files of a cascade are cascade-ranks.parquet, cascade-top.parquet and cascade.json, so they never replace those of its dual encoder.
+docs/formats.md describes the columns. The old document is removed first: a killed evaluation leaves no document, and never one that
+belongs to other ranks.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,97 +27,227 @@ from dcdctl.core import files
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation.ranks import NUM_TOP, RANKS_HINT, Ranking, RankTable
-from dcdctl.core.evaluation.result import Evaluation
+from dcdctl.core.evaluation.result import EvalSummary, Evaluation, read_summary
 
-_SCHEMA = pa.schema({"direction": pa.string(), "query": pa.int64(), "image_id": pa.string(), "caption_id": pa.int64(), "rank": pa.int64()})
+TABLES_HINT = "`dcdctl eval` writes both tables again"
+_RANKS = {"direction": pa.string(), "query": pa.int64(), "image_id": pa.string(), "caption_id": pa.int64(), "rank": pa.int64()}
+_OPTIONAL = {"caption": pa.string(), "score": pa.float32()}
+"""Columns that a table of ranks may lack: older versions did not write them."""
+_TOP = {
+    "direction": pa.string(),
+    "query": pa.int64(),
+    "place": pa.int16(),
+    "candidate": pa.int64(),
+    "score": pa.float32(),
+    "is_own": pa.bool_(),
+}
 
 
 @dataclass(frozen=True)
-class Names:
-    """What the files of an evaluation are called."""
+class FileNames:
+    """The names of the files of an evaluation; None for a file that it does not have."""
 
     ranks: str
-    top: str
-    result: str
+    top: str | None = None
+    result: str | None = None
 
 
-ALONE = Names("ranks.parquet", "top.parquet", "result.json")
-CASCADE = Names("cascade-ranks.parquet", "cascade-top.parquet", "cascade.json")
+MODEL_FILES = FileNames("ranks.parquet", "top.parquet", "result.json")
+CASCADE_FILES = FileNames("cascade-ranks.parquet", "cascade-top.parquet", "cascade.json")
+
+
+@dataclass(frozen=True, eq=False)
+class TopCandidates:
+    """The best candidates of every query of a direction, best first."""
+
+    candidate_QK: NDArray[np.int64]
+    """Caption indices for text retrieval, image indices for image retrieval."""
+    score_QK: NDArray[np.float32]
+    is_positive_QK: NDArray[np.bool_]
+
+    @property
+    def hardest_negative_Q(self) -> NDArray[np.float32]:
+        """The highest score among the negatives of each query; NaN if its first K candidates are all positives.
+
+        >>> TopCandidates(np.array([[4, 7]]), np.array([[3.0, 1.0]], np.float32), np.array([[True, False]])).hardest_negative_Q
+        array([1.], dtype=float32)
+        """
+        first_Q = self.is_positive_QK.argmin(axis=1)
+        score_Q = self.score_QK[np.arange(len(first_Q)), first_Q]
+        return np.where(self.is_positive_QK.all(axis=1), np.float32("nan"), score_Q).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Answers:
+    """How a model answers each query of a split."""
+
+    table: RankTable
+    captions: tuple[str, ...]
+    """(T,): empty strings if the table of ranks has no captions."""
+    positive_scores: dict[Direction, NDArray[np.float32]]
+    """(Q,): score of each query's best positive. Empty if the table of ranks has no scores."""
+    top: dict[Direction, TopCandidates]
+    """Empty if there is no table of the best candidates."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """An evaluation on disk. The summary is read at once, the tables when they are first needed; a part without its file is None."""
+
+    folder: Path
+    names: FileNames
+    summary: EvalSummary | None
+
+    @staticmethod
+    def load(folder: Path, names: FileNames = MODEL_FILES) -> EvalResult:
+        """The evaluation in a folder: that of a model, or with `CASCADE_FILES` that of a cascade. InputError for a damaged document."""
+        return EvalResult(folder, names, None if names.result is None else read_summary(folder / names.result))
+
+    @property
+    def ranks_file(self) -> Path:
+        return self.folder / self.names.ranks
+
+    @cached_property
+    def answers(self) -> Answers | None:
+        """Ranks, scores and best candidates of every query; None without a table of ranks. InputError for a damaged table."""
+        if not self.ranks_file.exists():
+            return None
+        columns = _read_ranks(self.ranks_file, optional=tuple(_OPTIONAL))
+        table, is_caption = _rank_table(columns), np.array(columns["direction"].to_pylist()) == Direction.IMAGE
+        positive_scores: dict[Direction, NDArray[np.float32]] = {}
+        if "score" in columns.column_names:
+            score_Q = columns["score"].to_numpy()
+            positive_scores = {Direction.TEXT: score_Q[~is_caption], Direction.IMAGE: score_Q[is_caption]}
+        captions = columns["caption"].to_pylist() if "caption" in columns.column_names else [""] * len(is_caption)
+        top_file = None if self.names.top is None else self.folder / self.names.top
+        return Answers(
+            table=table,
+            captions=tuple(caption or "" for caption, is_query in zip(captions, is_caption, strict=True) if is_query),
+            positive_scores=positive_scores,
+            top=_read_top(top_file, table) if top_file is not None and top_file.exists() else {},
+        )
 
 
 def read_ranks(path: Path) -> RankTable:
-    """The table that `evaluation_files.write_ranks` has written; InputError where there is none."""
+    """The table of ranks that `write_ranks` wrote; InputError for another file, or none."""
+    return _rank_table(_read_ranks(path))
+
+
+def _read_ranks(path: Path, optional: tuple[str, ...] = ()) -> pa.Table:
+    """The checked columns of a table of ranks, and those of `optional` that it has."""
     if not path.is_file():
-        raise InputError(f"there is no file {path}, a table of ranks is wanted", hint=RANKS_HINT)
+        raise InputError(f"there is no file {path}, expected a table of ranks", hint=RANKS_HINT)
     try:
-        with pq.ParquetFile(path.absolute()) as file:  # a relative one with a colon would be an address
-            if missing := set(_SCHEMA.names) - set(file.schema_arrow.names):
+        # pyarrow takes a relative path with a colon for an address.
+        with pq.ParquetFile(path.absolute()) as file:
+            present = set(file.schema_arrow.names)
+            if missing := set(_RANKS) - present:
                 raise InputError(f"{path} is not a table of ranks: it has no column {min(missing)!r}", hint=RANKS_HINT)
-            table = file.read(_SCHEMA.names).select(_SCHEMA.names).cast(_SCHEMA)
+            schema = pa.schema(_RANKS | {name: _OPTIONAL[name] for name in optional if name in present})
+            table = file.read(schema.names).select(schema.names).cast(schema)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a table of ranks ({error})", hint=RANKS_HINT) from error
-    text, image = (table.filter(pc.field("direction") == direction.value) for direction in Direction)
-    if fault := _fault(table, text, image):
+    if fault := _fault(table):
         raise InputError(f"{path} is not a table of ranks: {fault}", hint=RANKS_HINT)
-    image_ids = tuple(text["image_id"].to_pylist())
+    return table
+
+
+def _rank_table(table: pa.Table) -> RankTable:
+    text, image = _by_direction(table)
     caption_image = pc.index_in(image["image_id"], value_set=text["image_id"]).to_numpy().astype(np.int64)
+    image_ids = tuple(text["image_id"].to_pylist())
     return RankTable(image_ids, image["caption_id"].to_numpy(), caption_image, text["rank"].to_numpy(), image["rank"].to_numpy())
 
 
-def _fault(table: pa.Table, text: pa.Table, image: pa.Table) -> str | None:
-    """What is wrong with a table that has the right columns."""
+def _by_direction(table: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The rows of text retrieval, then those of image retrieval."""
+    text, image = (table.filter(pc.field("direction") == direction.value) for direction in Direction)
+    return text, image
+
+
+def _fault(table: pa.Table) -> str | None:
+    """What is wrong with a table of ranks that has the right columns."""
+    text, image = _by_direction(table)
     if 0 in (text.num_rows, image.num_rows) or text.num_rows + image.num_rows != table.num_rows:
-        return f"its directions are {table['direction'].unique().to_pylist()}, text and image are wanted"
-    for part in (text.drop_columns("caption_id"), image):
-        if empty := [name for name in part.column_names if part[name].null_count]:
+        return f"its directions are {table['direction'].unique().to_pylist()}, expected text and image"
+    for rows, required in ((text, set(_RANKS) - {"caption_id"}), (image, set(_RANKS))):
+        if empty := [name for name in rows.column_names if name in required and rows[name].null_count]:
             return f"its column {empty[0]!r} has empty fields"
-        if part["query"].to_pylist() != list(range(part.num_rows)):
-            return f"its {part['direction'][0]} queries are not numbered from 0 to {part.num_rows - 1}"
+        if rows["query"].to_pylist() != list(range(rows.num_rows)):
+            return f"its {rows['direction'][0]} queries are not numbered from 0 to {rows.num_rows - 1}"
     if (lowest := pc.min(table["rank"]).as_py()) < 1:
         return f"it has the rank {lowest}, ranks start at 1"
     image_ids = set(text["image_id"].to_pylist())
     if len(image_ids) != text.num_rows:
         return f"its {text.num_rows} images have {len(image_ids)} different ids"
-    alone = image_ids ^ set(image["image_id"].to_pylist())
-    return f"the image {min(alone)!r} is in one direction only" if alone else None
+    in_one = image_ids ^ set(image["image_id"].to_pylist())
+    return f"the image {min(in_one)!r} is in one direction only" if in_one else None
 
 
-def names_of(*, is_cascade: bool) -> Names:
-    return CASCADE if is_cascade else ALONE
+def _read_top(path: Path, ranks: RankTable) -> dict[Direction, TopCandidates]:
+    try:
+        table = pq.read_table(path.absolute())
+        if missing := [name for name in _TOP if name not in table.column_names]:
+            raise InputError(f"{path} is not a table of best candidates: it has no column {missing[0]!r}", hint=TABLES_HINT)
+        table = table.select(list(_TOP)).cast(pa.schema(_TOP)).sort_by([("query", "ascending"), ("place", "ascending")])
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is not a table of best candidates ({error})", hint=TABLES_HINT) from error
+    num_images, num_captions = len(ranks.text_ranks), len(ranks.image_ranks)
+    sizes = {Direction.TEXT: (num_images, num_captions), Direction.IMAGE: (num_captions, num_images)}
+    text, image = _by_direction(table)
+    return {direction: _top_of(rows, path, *sizes[direction]) for direction, rows in zip(Direction, (text, image), strict=True)}
 
 
-def folder_of(ref: str, out: Path | None) -> Path | None:
-    """Where the evaluation of a model belongs: in the folder that is named, else in the model's run; None where it has none."""
+def _top_of(rows: pa.Table, path: Path, num_queries: int, gallery_size: int) -> TopCandidates:
+    """The rows of one direction as arrays; they must be the first K candidates of every query, numbered from 1."""
+    columns = {name: rows[name].to_numpy(zero_copy_only=False) for name in ("query", "place", "candidate", "score", "is_own")}
+    k = rows.num_rows // num_queries
+    query, place = np.divmod(np.arange(num_queries * k), max(1, k))
+    if not k or not np.array_equal(columns["query"], query) or not np.array_equal(columns["place"], place + 1):
+        expected = f"expected {num_queries:,} queries with the same number of candidates each"
+        raise InputError(f"{path} and the ranks beside it are not of one evaluation: {expected}", hint=TABLES_HINT)
+    if not 0 <= columns["candidate"].min() <= columns["candidate"].max() < gallery_size:
+        raise InputError(f"{path} names candidates that are not among the {gallery_size:,} of the ranks beside it", hint=TABLES_HINT)
+    return TopCandidates(*(columns[name].reshape(num_queries, k) for name in ("candidate", "score", "is_own")))
+
+
+def file_names(*, is_cascade: bool) -> FileNames:
+    return CASCADE_FILES if is_cascade else MODEL_FILES
+
+
+def result_folder(ref: str, out: Path | None) -> Path | None:
+    """Where the results of a model go: into `out` if it is given, else into the model's run folder; None for a model that is not a run."""
     return out if out is not None else Path(ref) if Path(ref, "run.json").exists() else None
 
 
-def check_copy(path: Path, folder: Path | None, names: Names) -> None:
-    """InputError if a copy of the ranks at `path` would take the place of ranks that other numbers belong to."""
-    for other in (ALONE, CASCADE):
-        is_ours = folder is not None and other == names and path.resolve() == (folder / names.ranks).resolve()
-        if path.name == other.ranks and path.with_name(other.result).exists() and not is_ours:
-            said = f"{path.with_name(other.result)} belongs to the ranks in {path}"
-            raise InputError(f"{said}, which --ranks would replace by those of another evaluation", hint="name another file with --ranks")
+def check_copy(path: Path, folder: Path | None, names: FileNames) -> None:
+    """InputError if a copy of the ranks at `path` would replace ranks that belong to the document of another evaluation."""
+    for other in (MODEL_FILES, CASCADE_FILES):
+        is_own = folder is not None and other == names and path.resolve() == (folder / names.ranks).resolve()
+        if path.name == other.ranks and path.with_name(str(other.result)).exists() and not is_own:
+            found = f"{path.with_name(str(other.result))} belongs to the ranks in {path}"
+            raise InputError(f"{found}, which --ranks would replace by those of another evaluation", hint="name another file with --ranks")
 
 
 def write_evaluation(folder: Path, document: dict[str, Any], evaluation: Evaluation, corpus: Corpus) -> None:
-    """Write the three files, the numbers last."""
-    names = names_of(is_cascade=evaluation.kind == "cascade")
-    (folder / names.result).unlink(missing_ok=True)
+    """Write the two tables, and the document last."""
+    names = file_names(is_cascade=evaluation.kind == "cascade")
+    result_file = folder / str(names.result)
+    result_file.unlink(missing_ok=True)
     write_ranks(folder / names.ranks, evaluation, corpus)
-    _write_top(folder / names.top, evaluation)
-    files.write_json(folder / names.result, document)
+    _write_top(folder / str(names.top), evaluation)
+    files.write_json(result_file, document)
 
 
 def write_ranks(path: Path, evaluation: Evaluation, corpus: Corpus) -> None:
-    """Write the rank of every query to a Parquet table; `query` is an image index where the direction is "text", else a caption index.
+    """Write the rank of every query to a Parquet table.
 
-    A query image has no caption.
+    `query` is an image index for text retrieval, which has no caption, and a caption index for image retrieval.
     """
     num_images, num_captions = len(evaluation.text_ranks), len(evaluation.image_ranks)
     image_ids = np.array(evaluation.table.image_ids, dtype=object)
     text = {
-        "direction": "text",
+        "direction": Direction.TEXT.value,
         "query": np.arange(num_images),
         "image_id": image_ids,
         "caption_id": pd.array([pd.NA] * num_images, dtype="Int64"),
@@ -124,7 +256,7 @@ def write_ranks(path: Path, evaluation: Evaluation, corpus: Corpus) -> None:
         "score": evaluation.rankings.text.best_Q.astype(np.float32),
     }
     image = {
-        "direction": "image",
+        "direction": Direction.IMAGE.value,
         "query": np.arange(num_captions),
         "image_id": image_ids[evaluation.table.caption_image],
         "caption_id": pd.array(evaluation.table.caption_ids, dtype="Int64"),
@@ -136,24 +268,25 @@ def write_ranks(path: Path, evaluation: Evaluation, corpus: Corpus) -> None:
 
 
 def _write_top(path: Path, evaluation: Evaluation) -> None:
-    owner_T = evaluation.table.caption_image
+    image_T = evaluation.table.caption_image
     text, image = evaluation.rankings.text, evaluation.rankings.image
-    is_own_IK = owner_T[text.top_QK] == np.arange(len(text.top_QK))[:, None]
-    parts = [_top_table("text", text, is_own_IK), _top_table("image", image, image.top_QK == owner_T[:, None])]
-    _write(path, pd.concat(parts, ignore_index=True))
+    is_positive_IK = image_T[text.top_QK] == np.arange(len(text.top_QK))[:, None]
+    is_positive_TK = image.top_QK == image_T[:, None]
+    tables = [_top_table(Direction.TEXT, text, is_positive_IK), _top_table(Direction.IMAGE, image, is_positive_TK)]
+    _write(path, pd.concat(tables, ignore_index=True))
 
 
-def _top_table(direction: str, ranking: Ranking, is_own_QK: NDArray[np.bool_]) -> pd.DataFrame:
-    """One row a candidate; `candidate` is a caption index where the direction is "text", else an image index."""
+def _top_table(direction: Direction, ranking: Ranking, is_positive_QK: NDArray[np.bool_]) -> pd.DataFrame:
+    """One row per candidate."""
     top_QK = ranking.top_QK[:, :NUM_TOP]
     num_queries, k = top_QK.shape
     columns = {
-        "direction": direction,
+        "direction": direction.value,
         "query": np.repeat(np.arange(num_queries), k),
         "place": np.tile(np.arange(1, k + 1, dtype=np.int16), num_queries),
         "candidate": top_QK.ravel(),
         "score": ranking.top_score_QK[:, :NUM_TOP].ravel().astype(np.float32),
-        "is_own": is_own_QK[:, :NUM_TOP].ravel(),
+        "is_own": is_positive_QK[:, :NUM_TOP].ravel(),
     }
     return pd.DataFrame(columns)
 
@@ -161,100 +294,3 @@ def _top_table(direction: str, ranking: Ranking, is_own_QK: NDArray[np.bool_]) -
 def _write(path: Path, table: pd.DataFrame) -> None:
     with files.atomic_path(path) as partial:
         table.to_parquet(partial, index=False)
-
-
-HINT = "`dcdctl eval` writes both tables anew"
-_TOP = {
-    "direction": pa.string(),
-    "query": pa.int64(),
-    "place": pa.int16(),
-    "candidate": pa.int64(),
-    "score": pa.float32(),
-    "is_own": pa.bool_(),
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Top:
-    """The best candidates of every query, best first."""
-
-    candidate_QK: NDArray[np.int64]
-    """Caption indices where texts are retrieved, else image indices."""
-    score_QK: NDArray[np.float32]
-    is_own_QK: NDArray[np.bool_]
-
-    @property
-    def hardest_negative_Q(self) -> NDArray[np.float32]:
-        """The score of the best candidate that is not the query's own; NaN where there is none among the first K.
-
-        >>> Top(np.array([[4, 7]]), np.array([[3.0, 1.0]], np.float32), np.array([[True, False]])).hardest_negative_Q
-        array([1.], dtype=float32)
-        """
-        first_Q = self.is_own_QK.argmin(axis=1)
-        found_Q = self.score_QK[np.arange(len(first_Q)), first_Q]
-        return np.where(self.is_own_QK.all(axis=1), np.float32("nan"), found_Q).astype(np.float32)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Answers:
-    """How a model answers the queries of a split."""
-
-    table: RankTable
-    captions: tuple[str, ...]
-    """(T,)"""
-    own_scores: dict[Direction, NDArray[np.float32]]
-    """Score of each query's best positive; empty where a table of ranks has no scores."""
-    top: dict[Direction, Top]
-    """Empty where there is no table of the first ten."""
-
-
-def read_answers(folder: Path, prefix: str = "") -> Answers | None:
-    """The answers in an evaluation folder, "cascade-" being the prefix of a cascade's; None where there is no table of ranks."""
-    path, top_path = folder / f"{prefix}ranks.parquet", folder / f"{prefix}top.parquet"
-    if not path.exists():
-        return None
-    ranks = read_ranks(path)
-    columns = pq.read_table(path)
-    is_image = np.array(columns["direction"].to_pylist()) == "image"
-    own_scores: dict[Direction, NDArray[np.float32]] = {}
-    if "score" in columns.column_names:
-        scores = columns["score"].to_numpy().astype(np.float32)
-        own_scores = {Direction.TEXT: scores[~is_image], Direction.IMAGE: scores[is_image]}
-    captions = columns["caption"].to_pylist() if "caption" in columns.column_names else [""] * len(is_image)
-    return Answers(
-        table=ranks,
-        captions=tuple(caption or "" for caption, one in zip(captions, is_image, strict=True) if one),
-        own_scores=own_scores,
-        top=_read_top(top_path, ranks) if top_path.exists() else {},
-    )
-
-
-def _read_top(path: Path, ranks: RankTable) -> dict[Direction, Top]:
-    try:
-        table = pq.read_table(path)
-        if missing := [name for name in _TOP if name not in table.column_names]:
-            raise InputError(f"{path} is not a table of first answers: it has no column {missing[0]!r}", hint=HINT)
-        table = table.select(list(_TOP)).cast(pa.schema(_TOP)).sort_by([("query", "ascending"), ("place", "ascending")])
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a table of first answers ({error})", hint=HINT) from error
-    directions = np.array(table["direction"].to_pylist(), dtype=object)
-    columns = {name: table[name].to_numpy(zero_copy_only=False) for name in _TOP}
-    num_images, num_captions = len(ranks.text_ranks), len(ranks.image_ranks)
-    sizes = {Direction.TEXT: (num_images, num_captions), Direction.IMAGE: (num_captions, num_images)}
-    return {
-        direction: _top({name: column[directions == direction] for name, column in columns.items()}, path, *sizes[direction])
-        for direction in Direction
-    }
-
-
-def _top(columns: dict[str, NDArray[Any]], path: Path, num_queries: int, gallery_size: int) -> Top:
-    """The rows of one direction as arrays; they must be the first K of every query, numbered from 1."""
-    num_places = len(columns["query"]) // num_queries
-    query, place = np.divmod(np.arange(num_queries * num_places), max(1, num_places))
-    shape = (num_queries, num_places)
-    if not num_places or not np.array_equal(columns["query"], query) or not np.array_equal(columns["place"], place + 1):
-        wanted = f"{num_queries:,} queries with the same number of places each"
-        raise InputError(f"{path} and the ranks beside it are not of one evaluation: {wanted} are wanted", hint=HINT)
-    if not 0 <= columns["candidate"].min() <= columns["candidate"].max() < gallery_size:
-        raise InputError(f"{path} names candidates that are not among the {gallery_size:,} of the ranks beside it", hint=HINT)
-    return Top(columns["candidate"].reshape(shape), columns["score"].reshape(shape), columns["is_own"].reshape(shape))

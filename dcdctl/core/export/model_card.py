@@ -13,12 +13,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+import huggingface_hub
+from huggingface_hub import ModelCard, ModelCardData
 
-from dcdctl.core import evaluation, files, templates
+from dcdctl.core import files, templates
+from dcdctl.core.bench import QueryTimes, read_times
+from dcdctl.core.config import flatten
 from dcdctl.core.data import CORPUS_FILE, Corpus, Direction, read_corpus_json
 from dcdctl.core.errors import DcdError
-from dcdctl.core.evaluation import Figure, Result, Times, flat
+from dcdctl.core.evaluation import EvalResult, EvalSummary, Figure
 from dcdctl.core.report import MissingPart
 
 TASK = "image-text-retrieval"
@@ -32,15 +35,15 @@ class RunHistory:
     ref: str
     facts: dict[str, Any] | None = None
     """run.json."""
-    result: Result | None = None
-    times: Times | None = None
+    result: EvalSummary | None = None
+    times: QueryTimes | None = None
     data: tuple[Path, ...] = ()
     """Folders where its corpora may be."""
 
     @property
     def recipe(self) -> dict[str, Any]:
         """Every field of the recipe by its dotted name."""
-        return flat(self.facts["recipe"]) if self.facts is not None else {}
+        return flatten(self.facts["recipe"]) if self.facts is not None else {}
 
     @property
     def has_teacher(self) -> bool:
@@ -91,7 +94,7 @@ def read_history(ref: str, data: Path | None = None) -> RunHistory:
     """The history in a run folder; empty for a model that is no run."""
     folder = Path(ref)
     facts = files.read_json(folder / "run.json", hint="restore it, or export another run") if (folder / "run.json").exists() else None
-    result, times = evaluation.read_result(folder / "result.json"), evaluation.read_times(folder / "bench.json", "student")
+    result, times = EvalResult.load(folder).summary, read_times(folder / "bench.json", "student")
     named = [data, None if result is None or result.data is None else Path(result.data), *_option_values(facts, "--data")]
     corpora = dict.fromkeys(path for path in named if path is not None and (path / CORPUS_FILE).exists())
     return RunHistory(ref=ref, facts=facts, result=result, times=times, data=tuple(corpora))
@@ -146,12 +149,12 @@ def _header(content: CardContent, history: RunHistory) -> ModelCardData:
     )
 
 
-def _eval_results(result: Result | None, history: RunHistory) -> list[EvalResult]:
+def _eval_results(result: EvalSummary | None, history: RunHistory) -> list[huggingface_hub.EvalResult]:
     if result is None:
         return []
     corpus = _corpus_name(history, result.split, result.fingerprint, result.num_images)
     return [
-        EvalResult(
+        huggingface_hub.EvalResult(
             task_type=TASK,
             task_name="Image-text retrieval",
             dataset_type=re.sub(r"\W+", "-", corpus.lower()),

@@ -193,7 +193,7 @@ def scores(report: Report) -> dict[Direction, list[Markup]]:
 
     Cascades have none: their scores come from two models.
     """
-    scored = [model for model in report.answering if model.answers and model.answers.own_scores and not model.is_cascade]
+    scored = [model for model in report.answering if model.answers and model.answers.positive_scores and not model.is_cascade]
     return {
         direction: [_scores(f"scores-{direction}-{number}", direction, model) for number, model in enumerate(scored)]
         for direction in Direction
@@ -202,7 +202,7 @@ def scores(report: Report) -> dict[Direction, list[Markup]]:
 
 def _scores(name: str, direction: Direction, model: ModelResults) -> Markup:
     assert model.answers is not None
-    own_Q, other_Q = model.answers.own_scores[direction], model.answers.top[direction].hardest_negative_Q
+    own_Q, other_Q = model.answers.positive_scores[direction], model.answers.top[direction].hardest_negative_Q
     other_Q = other_Q[~np.isnan(other_Q)]
     edges = np.histogram_bin_edges(np.concatenate([own_Q, other_Q]), NUM_BINS)
     above, below = (

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dcdctl.core.data import Corpus, Direction, read_corpus_json
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.evaluation import Contest, Duel, Shift, Side
+from dcdctl.core.evaluation import ComparisonReport, PairwiseComparison, RankShift, System
 from dcdctl.core.report import compare_tables, html
 from dcdctl.core.report.html import EmbeddedImage
 
@@ -25,8 +23,6 @@ QUERY_PX = 160
 ANSWER_PX = 72
 MAX_QUERIES = 80
 """Queries on a page, over all comparisons; this keeps the page under 3 MB."""
-_EVAL_AGAIN = "remove it, or run `dcdctl eval` again"
-_TOP_COLUMNS = ("direction", "query", "place", "candidate", "score", "is_own")
 
 
 @dataclass(frozen=True)
@@ -55,14 +51,14 @@ class _Query:
         return self.index if self.direction == Direction.TEXT else int(corpus.caption_image[self.index])
 
 
-def open_corpus(contest: Contest, data: Path | None = None) -> Corpus:
+def open_corpus(report: ComparisonReport, data: Path | None = None) -> Corpus:
     """The corpus whose images were queries: `data`, or the folder that an evaluation names.
 
     InputError where none is known, StaleError where it has other images or captions.
     """
-    queries, document = contest.queries, contest.document
-    folder = _known_folder(contest) if data is None else data
-    splits = list(read_corpus_json(folder)["splits"]) if document is None else [document["split"]]
+    queries, summary = report.queries, report.summary
+    folder = _known_folder(report) if data is None else data
+    splits = list(read_corpus_json(folder)["splits"]) if summary is None else [summary.split]
     for split in splits:
         corpus = Corpus.open(folder, split, len(queries.image_ids))
         if tuple(corpus.image_ids) == queries.image_ids and np.array_equal(corpus.caption_ids, queries.caption_ids):
@@ -71,25 +67,25 @@ def open_corpus(contest: Contest, data: Path | None = None) -> Corpus:
     raise StaleError(f"{folder} does not have {wanted} in {' or '.join(splits)}", hint="name their corpus with --data DIR")
 
 
-def write_comparison_page(path: Path, contest: Contest, corpus: Corpus) -> None:
+def write_comparison_page(path: Path, report: ComparisonReport, corpus: Corpus) -> None:
     """Write the page of a comparison."""
-    sections = {heading: queries for duel in contest.duels for heading, queries in _queries(contest, duel) if queries}
+    sections = {heading: queries for pairwise in report.comparisons for heading, queries in _queries(report, pairwise) if queries}
     images = _embedded_images(corpus, [query for queries in sections.values() for query in queries])
     html.write(
         path,
         "comparison.html",
-        title=f"Compared with {contest.sides[contest.base].name}",
-        facts=compare_tables.comparison_facts(contest),
-        summary=compare_tables.comparison_summary(contest),
+        title=f"Compared with {report.systems[report.base].name}",
+        facts=compare_tables.comparison_facts(report),
+        summary=compare_tables.comparison_summary(report),
         comparisons=[
             {
-                "heading": f"{duel.letter} beside {contest.base}",
-                "details": compare_tables.comparison_details(contest, duel),
-                "rank_changes": compare_tables.rank_changes(contest, duel),
+                "heading": f"{pairwise.letter} beside {report.base}",
+                "details": compare_tables.comparison_details(report, pairwise),
+                "rank_changes": compare_tables.rank_changes(report, pairwise),
             }
-            for duel in contest.duels
+            for pairwise in report.comparisons
         ],
-        how_to_read=compare_tables.how_to_read(contest),
+        how_to_read=compare_tables.how_to_read(report),
         sections=[
             {"heading": heading, "queries": [_query_view(query, corpus, images) for query in queries]}
             for heading, queries in sections.items()
@@ -97,12 +93,12 @@ def write_comparison_page(path: Path, contest: Contest, corpus: Corpus) -> None:
     )
 
 
-def _known_folder(contest: Contest) -> Path:
+def _known_folder(report: ComparisonReport) -> Path:
     named = [
-        member.document["data"]
-        for side in contest.sides.values()
-        for member in side.members
-        if member.document is not None and "data" in member.document
+        run.result.summary.data
+        for system in report.systems.values()
+        for run in system.runs
+        if run.result.summary is not None and run.result.summary.data is not None
     ]
     for folder in named:
         if Path(folder).is_dir():
@@ -111,28 +107,29 @@ def _known_folder(contest: Contest) -> Path:
     raise InputError(f"{found}, and the page shows its pictures", hint="name it with --data DIR")
 
 
-def _queries(contest: Contest, duel: Duel) -> Iterator[tuple[str, list[_Query]]]:
+def _queries(report: ComparisonReport, pairwise: PairwiseComparison) -> Iterator[tuple[str, list[_Query]]]:
     """Title and queries of each direction and way."""
-    limit = max(1, MAX_QUERIES // (4 * len(contest.duels)))
+    limit = max(1, MAX_QUERIES // (4 * len(report.comparisons)))
     for direction in Direction:
-        shifts = duel.shifts[direction]
+        shifts = pairwise.shifts[direction]
         kind = f"{direction.query}s"
         for verb, some, count in (("better", shifts.better, shifts.num_better), ("worse", shifts.worse, shifts.num_worse)):
             shown = some[:limit]
-            title = f"{duel.letter} {verb} than {contest.base}, {direction.title}: {len(shown):,} of {count:,} {kind}"
-            yield title, _with_answers(contest, duel, direction, shown)
+            title = f"{pairwise.letter} {verb} than {report.base}, {direction.title}: {len(shown):,} of {count:,} {kind}"
+            yield title, _with_answers(report, pairwise, direction, shown)
 
 
-def _with_answers(contest: Contest, duel: Duel, direction: Direction, shifts: Iterable[Shift]) -> list[_Query]:
+def _with_answers(
+    report: ComparisonReport, pairwise: PairwiseComparison, direction: Direction, shifts: Iterable[RankShift]
+) -> list[_Query]:
     shifts = list(shifts)
-    num_candidates = len(contest.queries.caption_ids) if direction == Direction.TEXT else len(contest.queries.image_ids)
     queries = [shift.query for shift in shifts]
-    both = [_read_top(side, direction, queries, num_candidates) for side in (contest.sides[contest.base], duel.side)]
+    both = [_first_answers(system, direction, queries) for system in (report.systems[report.base], pairwise.system)]
     return [
         _Query(
             direction=direction,
             index=shift.query,
-            letters=(contest.base, duel.letter),
+            letters=(report.base, pairwise.letter),
             ranks=(shift.base, shift.ours),
             top=(both[0].get(shift.query, []), both[1].get(shift.query, [])),
         )
@@ -140,23 +137,17 @@ def _with_answers(contest: Contest, duel: Duel, direction: Direction, shifts: It
     ]
 
 
-def _read_top(side: Side, direction: Direction, queries: list[int], num_candidates: int) -> dict[int, list[_Ranked]]:
-    """The first answers to each query, by the side's first run."""
-    path = side.members[0].top
-    if path is None or not queries:
+def _first_answers(system: System, direction: Direction, queries: list[int]) -> dict[int, list[_Ranked]]:
+    """The first answers to each query, by the system's first run."""
+    answers = system.runs[0].result.answers if queries else None
+    if answers is None or not answers.top:
         return {}
-    try:
-        table = pq.read_table(
-            path.absolute(), columns=list(_TOP_COLUMNS), filters=[("direction", "==", direction.value), ("query", "in", queries)]
-        )
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a table of the first places ({error})", hint=_EVAL_AGAIN) from error
-    top: dict[int, list[_Ranked]] = {}
-    for row in table.sort_by([("query", "ascending"), ("place", "ascending")]).to_pylist():
-        if not 0 <= row["candidate"] < num_candidates:
-            raise StaleError(f"{path} has the candidate {row['candidate']} of {num_candidates:,}", hint=_EVAL_AGAIN)
-        top.setdefault(row["query"], []).append(_Ranked(row["candidate"], row["score"], row["is_own"]))
-    return {query: answers[:NUM_ANSWERS] for query, answers in top.items()}
+    top = answers.top[direction]
+    columns = (top.candidate_QK, top.score_QK, top.is_positive_QK)
+    return {
+        query: [_Ranked(*row) for row in zip(*(column[query, :NUM_ANSWERS].tolist() for column in columns), strict=True)]
+        for query in queries
+    }
 
 
 @dataclass(frozen=True)

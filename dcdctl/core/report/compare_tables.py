@@ -1,60 +1,59 @@
-"""A contest in numbers, as a document, and in words, as the tables that the terminal and the page show."""
+"""A comparison as a JSON document, and as the tables that the terminal and the page show."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from dcdctl.core.data import Direction
-from dcdctl.core.evaluation import LEVEL, Contest, Duel, Estimate, Estimates, RankTable, Shift, Side
+from dcdctl.core.evaluation import LEVEL, ComparisonReport, Estimate, Estimates, PairwiseComparison, RankShift, RankTable, System
 
 Table = tuple[list[str], list[list[str]]]
 """Columns and rows."""
 RECIPROCAL_RANK = "MRR"
 
 
-def comparison_document(contest: Contest) -> dict[str, Any]:
-    """The contest as a JSON-able document; recalls and mean reciprocal ranks in percent, intervals as [low, high]."""
-    document, queries = contest.document or {}, contest.queries
+def comparison_document(report: ComparisonReport) -> dict[str, Any]:
+    """The comparison as a JSON-able document; recalls and mean reciprocal ranks in percent, intervals as [low, high]."""
+    summary, queries = report.summary, report.queries
     return {
-        "split": document.get("split"),
+        "split": None if summary is None else summary.split,
         "images": len(queries.image_ids),
         "captions": len(queries.caption_ids),
-        "protocol": document["protocol"].get("name") if document else None,
-        "corpus_fingerprint": document.get("corpus_fingerprint"),
+        "protocol": None if summary is None else summary.protocol,
+        "corpus_fingerprint": None if summary is None else summary.fingerprint,
         "level": LEVEL,
-        "resamples": contest.num_resamples,
-        "seed": contest.seed,
-        "base": contest.base,
-        "sides": [{"side": letter, **_side(side), **_estimates(contest.alone[letter])} for letter, side in contest.sides.items()],
-        "comparisons": [_duel(contest, duel) for duel in contest.duels],
+        "resamples": report.num_resamples,
+        "seed": report.seed,
+        "base": report.base,
+        "sides": [{"side": letter, **_system(system), **_estimates(report.estimates[letter])} for letter, system in report.systems.items()],
+        "comparisons": [_pairwise(report, pairwise) for pairwise in report.comparisons],
     }
 
 
-def _side(side: Side) -> dict[str, Any]:
-    protocol = {} if side.document is None else side.document["protocol"]
-    runs = [member.ref for member in side.members]
-    return {"name": side.name, "runs": runs, "kind": protocol.get("kind"), "depth": protocol.get("depth")}
+def _system(system: System) -> dict[str, Any]:
+    kind, depth = (None, None) if system.summary is None else (system.summary.kind, system.summary.depth)
+    return {"name": system.name, "runs": [run.ref for run in system.runs], "kind": kind, "depth": depth}
 
 
-def _duel(contest: Contest, duel: Duel) -> dict[str, Any]:
-    found = duel.comparison
+def _pairwise(report: ComparisonReport, pairwise: PairwiseComparison) -> dict[str, Any]:
+    found = pairwise.comparison
     return {
-        "side": duel.letter,
-        "base": contest.base,
+        "side": pairwise.letter,
+        "base": report.base,
         "difference": _estimates(found.difference),
         "sign_flip": {
             "p_value": found.sign_flip_p_value,
-            "holm_p_value": duel.holm_sign_flip_p_value,
+            "holm_p_value": pairwise.holm_sign_flip_p_value,
             "exact": found.sign_flip_is_exact,
         },
-        "bootstrap": {"p_value": found.p_value, "holm_p_value": duel.holm_p_value},
-        "text_queries": _queries(contest, duel, Direction.TEXT),
-        "image_queries": _queries(contest, duel, Direction.IMAGE),
+        "bootstrap": {"p_value": found.p_value, "holm_p_value": pairwise.holm_p_value},
+        "text_queries": _queries(report, pairwise, Direction.TEXT),
+        "image_queries": _queries(report, pairwise, Direction.IMAGE),
     }
 
 
-def _queries(contest: Contest, duel: Duel, direction: Direction) -> dict[str, Any]:
-    shifts, ranks = duel.shifts[direction], contest.queries
+def _queries(report: ComparisonReport, pairwise: PairwiseComparison, direction: Direction) -> dict[str, Any]:
+    shifts, ranks = pairwise.shifts[direction], report.queries
     return {
         "better": shifts.num_better,
         "equal": shifts.num_equal,
@@ -64,7 +63,7 @@ def _queries(contest: Contest, duel: Duel, direction: Direction) -> dict[str, An
     }
 
 
-def _query(ranks: RankTable, direction: Direction, shift: Shift) -> dict[str, Any]:
+def _query(ranks: RankTable, direction: Direction, shift: RankShift) -> dict[str, Any]:
     image = shift.query if direction == Direction.TEXT else int(ranks.caption_image[shift.query])
     caption = {} if direction == Direction.TEXT else {"caption_id": int(ranks.caption_ids[shift.query])}
     return {"query": shift.query, "image_id": ranks.image_ids[image], **caption, "ranks": list(shift.ours), "base_ranks": list(shift.base)}
@@ -82,71 +81,75 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
     return {"value": estimate.value, "interval": [estimate.interval.low, estimate.interval.high]}
 
 
-def comparison_facts(contest: Contest) -> list[tuple[str, str]]:
+def comparison_facts(report: ComparisonReport) -> list[tuple[str, str]]:
     """Who is compared, and on what."""
-    document, queries = contest.document, contest.queries
-    measured = [] if document is None else [f"split {document['split']}", f"protocol {document['protocol'].get('name') or 'not said'}"]
+    summary, queries = report.summary, report.queries
+    measured = [] if summary is None else [f"split {summary.split}", f"protocol {summary.protocol or 'not said'}"]
     counts = f"{len(queries.image_ids):,} images, {len(queries.caption_ids):,} captions"
     return [
-        *((letter, _about(side, is_base=letter == contest.base)) for letter, side in contest.sides.items()),
+        *((letter, _about(system, is_base=letter == report.base)) for letter, system in report.systems.items()),
         ("measured on", "; ".join([counts, *(measured or ["split and protocol not known: no result.json beside the ranks"])])),
-        ("draws", f"{contest.num_resamples:,}, seed {contest.seed}"),
+        ("draws", f"{report.num_resamples:,}, seed {report.seed}"),
     ]
 
 
-def _about(side: Side, *, is_base: bool) -> str:
-    protocol = {} if side.document is None else side.document["protocol"]
-    kind = " of depth ".join(str(protocol[key]) for key in ("kind", "depth") if protocol.get(key))
-    words = [kind, f"mean of {len(side.members)} runs" if len(side.members) > 1 else "", "the base" if is_base else ""]
+def _about(system: System, *, is_base: bool) -> str:
+    summary = system.summary
+    kind = "" if summary is None else f"{summary.kind} of depth {summary.depth}" if summary.depth else summary.kind
+    words = [kind, f"mean of {len(system.runs)} runs" if len(system.runs) > 1 else "", "the base" if is_base else ""]
     about = ", ".join(filter(None, words))
-    return ", ".join(member.ref for member in side.members) + (f" ({about})" if about else "")
+    return ", ".join(run.ref for run in system.runs) + (f" ({about})" if about else "")
 
 
-def comparison_summary(contest: Contest) -> Table:
-    """RSUM of each side, how far it is from the base's, and how likely that is by chance alone."""
-    columns = ["", "RSUM", f"difference from {contest.base}", "sign-flip p", "bootstrap p"]
+def comparison_summary(report: ComparisonReport) -> Table:
+    """RSUM of each system, how far it is from the base's, and how likely that is by chance alone."""
+    columns = ["", "RSUM", f"difference from {report.base}", "sign-flip p", "bootstrap p"]
     rows = []
-    duels = {duel.letter: duel for duel in contest.duels}
-    for letter, estimates in contest.alone.items():
+    compared = {pairwise.letter: pairwise for pairwise in report.comparisons}
+    for letter, estimates in report.estimates.items():
         cells = [letter, f"{estimates.rsum.value:.2f}"]
-        if duel := duels.get(letter):
-            found = duel.comparison
-            chances = [(found.sign_flip_p_value, duel.holm_sign_flip_p_value), (found.p_value, duel.holm_p_value)]
+        if pairwise := compared.get(letter):
+            found = pairwise.comparison
+            chances = [(found.sign_flip_p_value, pairwise.holm_sign_flip_p_value), (found.p_value, pairwise.holm_p_value)]
             rsum = found.difference.rsum
             cells += [f"{signed(rsum.value)} {_interval(rsum)}"]
-            cells += [_p(raw) + (f" ({_p(holm)})" if len(duels) > 1 else "") for raw, holm in chances]
+            cells += [_p(raw) + (f" ({_p(holm)})" if len(compared) > 1 else "") for raw, holm in chances]
         rows.append([*cells, *[""] * (len(columns) - len(cells))])
     return columns, rows
 
 
-def comparison_details(contest: Contest, duel: Duel) -> Table:
+def comparison_details(report: ComparisonReport, pairwise: PairwiseComparison) -> Table:
     """Every recall and mean reciprocal rank of both, and the difference with its interval."""
-    parts = [_flat(estimates) for estimates in (duel.comparison.base, duel.comparison.ours, duel.comparison.difference)]
+    parts = [_flat(estimates) for estimates in (pairwise.comparison.base, pairwise.comparison.ours, pairwise.comparison.difference)]
     rows = [
         [name, f"{base.value:.2f}", f"{ours.value:.2f}", signed(difference.value), _interval(difference)]
         for name, base, ours, difference in zip(parts[0], *(part.values() for part in parts), strict=True)
     ]
-    return ["", contest.base, duel.letter, f"{duel.letter} - {contest.base}", f"{100 * LEVEL:g} % interval"], rows
+    return ["", report.base, pairwise.letter, f"{pairwise.letter} - {report.base}", f"{100 * LEVEL:g} % interval"], rows
 
 
-def rank_changes(contest: Contest, duel: Duel) -> list[str]:
+def rank_changes(report: ComparisonReport, pairwise: PairwiseComparison) -> list[str]:
     """How many queries rank better and worse, a line a direction."""
-    queries = {"images": duel.shifts[Direction.TEXT], "captions": duel.shifts[Direction.IMAGE]}
+    queries = {"images": pairwise.shifts[Direction.TEXT], "captions": pairwise.shifts[Direction.IMAGE]}
     return [
-        f"ranks of {name}: {shifts.num_better:,} better with {duel.letter} than with {contest.base}, "
+        f"ranks of {name}: {shifts.num_better:,} better with {pairwise.letter} than with {report.base}, "
         f"{shifts.num_equal:,} equal, {shifts.num_worse:,} worse"
         for name, shifts in queries.items()
     ]
 
 
-def how_to_read(contest: Contest) -> list[str]:
+def how_to_read(report: ComparisonReport) -> list[str]:
     """What the brackets and p-values of the tables are, a line each."""
-    is_exact = all(duel.comparison.sign_flip_is_exact for duel in contest.duels)
+    is_exact = all(pairwise.comparison.sign_flip_is_exact for pairwise in report.comparisons)
     lines = [
         f"[low, high]: the middle {100 * LEVEL:g} % of the draws of images. {RECIPROCAL_RANK}: mean of 100 / rank.",
         f"p: two-sided, of no difference in RSUM{', all patterns of signs counted' if is_exact else ''}.",
     ]
-    return [*lines, f"In brackets behind p: adjusted for {len(contest.duels)} comparisons (Holm)."] if len(contest.duels) > 1 else lines
+    return (
+        [*lines, f"In brackets behind p: adjusted for {len(report.comparisons)} comparisons (Holm)."]
+        if len(report.comparisons) > 1
+        else lines
+    )
 
 
 def signed(value: float) -> str:

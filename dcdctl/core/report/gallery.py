@@ -228,6 +228,6 @@ def _queries(models: Sequence[ModelResults], colors: dict[str, str], chosen: dic
 def _column(model: ModelResults, color: str, direction: Direction, query: int) -> ColumnView:
     answers, top = _answers(model), _answers(model).top[direction]
     names = answers.captions if direction == Direction.TEXT else answers.table.image_ids
-    rows = zip(*(column[query, :NUM_ANSWERS].tolist() for column in (top.candidate_QK, top.score_QK, top.is_own_QK)), strict=True)
+    rows = zip(*(column[query, :NUM_ANSWERS].tolist() for column in (top.candidate_QK, top.score_QK, top.is_positive_QK)), strict=True)
     views = [AnswerView(candidate, names[candidate], score, is_own) for candidate, score, is_own in rows]
     return ColumnView(model.label, color, int(answers.table.ranks(direction)[query]), views)

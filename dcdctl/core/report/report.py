@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dcdctl.core import evaluation
+from dcdctl.core.bench import QueryTimes, read_times
+from dcdctl.core.config import flatten
 from dcdctl.core.data import CORPUS_FILE, Corpus, Direction
 from dcdctl.core.errors import MissingError, StaleError
-from dcdctl.core.evaluation import Answers, Comparison, Result, Times, flat
+from dcdctl.core.evaluation import CASCADE_FILES, Answers, Comparison, EvalResult, EvalSummary
 from dcdctl.core.training import Run
 
 Role = Literal["teacher", "baseline", "student"]
-OWN, CASCADE = "", "cascade-"
-"""Prefixes of the tables of a model and of its cascade."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,9 +31,9 @@ class ModelResults:
     """Unique in a report."""
     role: Role
     folder: Path
-    result: Result | None
+    result: EvalSummary | None
     answers: Answers | None
-    times: Times | None
+    times: QueryTimes | None
     comparison: Comparison | None = None
     """With the baseline."""
 
@@ -55,7 +55,7 @@ class Training:
     @property
     def recipe(self) -> dict[str, Any]:
         """Every field of the recipe by its dotted name."""
-        return flat(self.facts["recipe"])
+        return flatten(self.facts["recipe"])
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Report:
         return next((model for model in self.models if model.role == role), None)
 
     @property
-    def result(self) -> Result | None:
+    def result(self) -> EvalSummary | None:
         """The first result; all results are on the same split."""
         return next((model.result for model in self.models if model.result is not None), None)
 
@@ -134,15 +134,10 @@ def _labels(folders: Sequence[Path]) -> dict[Path, str]:
 
 def _models(folder: Path, label: str, role: Role) -> list[ModelResults]:
     """The model of a folder, and the cascade that starts from it."""
-    model = ModelResults(
-        label=label,
-        role=role,
-        folder=folder,
-        result=evaluation.read_result(folder / "result.json"),
-        answers=evaluation.read_answers(folder, OWN),
-        times=evaluation.read_times(folder / "bench.json", "student"),
-    )
-    cascade = evaluation.read_result(folder / "cascade.json")
+    own, cascaded = EvalResult.load(folder), EvalResult.load(folder, CASCADE_FILES)
+    times = read_times(folder / "bench.json", "student")
+    model = ModelResults(label=label, role=role, folder=folder, result=own.summary, answers=own.answers, times=times)
+    cascade = cascaded.summary
     if (model.result, model.answers, model.times, cascade) == (None,) * 4 and not (folder / "run.json").exists():
         raise MissingError(
             f"{folder} holds nothing to show: neither a run (run.json) nor an evaluation (result.json)",
@@ -158,7 +153,7 @@ def _models(folder: Path, label: str, role: Role) -> list[ModelResults]:
             role="student",  # even if it starts from the teacher or the baseline
             folder=folder,
             result=cascade,
-            answers=evaluation.read_answers(folder, CASCADE),
+            answers=cascaded.answers,
             times=None,
         ),
     ]
@@ -182,7 +177,7 @@ def _with_teacher_times(models: Sequence[ModelResults]) -> list[ModelResults]:
         return list(models)
     names = {teacher.folder, *([] if teacher.result is None else [Path(teacher.result.model)])}
     paths = (model.folder / "bench.json" for model in models if model.times is not None and Path(model.times.teacher_model) in names)
-    times = next((evaluation.read_times(path, "teacher") for path in paths), None)
+    times = next((read_times(path, "teacher") for path in paths), None)
     return [replace(model, times=times) if model is teacher else model for model in models]
 
 
@@ -226,7 +221,7 @@ def _missing_of_model(model: ModelResults, models: Sequence[ModelResults]) -> li
         missing.append(MissingPart(f"intervals and mAP@R of {model.label}", evaluate))
     if answers is None:
         missing.append(MissingPart(f"ranks of each query of {model.label}", evaluate))
-    elif not answers.top or not answers.own_scores:
+    elif not answers.top or not answers.positive_scores:
         missing.append(MissingPart(f"scores and first answers of {model.label}", evaluate))
     if model.times is None and not model.is_cascade:
         missing.append(MissingPart(f"times of {model.label}", _bench_command(model, models, data)))

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from dcdctl.core.config import flatten
 from dcdctl.core.data import Direction
-from dcdctl.core.evaluation import KS, LEVEL, Estimate, Figure, flat
+from dcdctl.core.evaluation import KS, LEVEL, Estimate, Figure
 from dcdctl.core.report.report import ModelResults, Report, Training
 
 NOTHING = "\N{EN DASH}"
@@ -106,7 +107,7 @@ def _inputs(training: Training) -> dict[str, str]:
     inputs = training.facts["inputs"]
     caches = inputs.get("cache") or []
     teachers = [_value(cache["teacher"]) for cache in (caches if isinstance(caches, list) else [caches])]
-    found = {f"input: {name}": _value(value) for name, value in flat(inputs).items() if not name.startswith("cache")}
+    found = {f"input: {name}": _value(value) for name, value in flatten(inputs).items() if not name.startswith("cache")}
     return {**found, "input: scores of teacher": ", ".join(teachers) or NOTHING}
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from made_runs import own_pairs, scores_of, write_evaluation
 
 from dcdctl.core.errors import InputError
-from dcdctl.core.evaluation import files
-from dcdctl.core.evaluation.files import Top
+from dcdctl.core.evaluation.files import Answers, EvalResult, TopCandidates
 
 
 @pytest.fixture
@@ -19,59 +20,63 @@ def written(corpus, tmp_path):
     return write_evaluation(tmp_path / "run", corpus, scores_IT), scores_IT
 
 
+def answers_of(folder: Path) -> Answers | None:
+    return EvalResult.load(folder).answers
+
+
 def rewrite(path, change):
     change(pd.read_parquet(path)).to_parquet(path, index=False)
 
 
-def test_best_own_scores_are_those_of_the_matrix(written, corpus):
+def test_best_positive_scores_are_those_of_the_matrix(written, corpus):
     folder, scores_IT = written
-    found = files.read_answers(folder)
+    found = answers_of(folder)
     own_IT = np.where(own_pairs(corpus), scores_IT, -np.inf)
-    np.testing.assert_array_equal(found.own_scores["text"], own_IT.max(axis=1))
-    np.testing.assert_array_equal(found.own_scores["image"], own_IT.max(axis=0))
+    np.testing.assert_array_equal(found.positive_scores["text"], own_IT.max(axis=1))
+    np.testing.assert_array_equal(found.positive_scores["image"], own_IT.max(axis=0))
 
 
 def test_first_answers_are_the_highest_of_the_matrix(written, corpus):
     folder, scores_IT = written
-    top = files.read_answers(folder).top
+    top = answers_of(folder).top
     assert top["text"].candidate_QK.shape == (corpus.num_images, 10)
     np.testing.assert_array_equal(top["text"].candidate_QK[:, 0], scores_IT.argmax(axis=1))
     np.testing.assert_array_equal(top["image"].candidate_QK[:, 0], scores_IT.argmax(axis=0))
-    np.testing.assert_array_equal(top["image"].is_own_QK[:, 0], scores_IT.argmax(axis=0) == corpus.caption_image)
+    np.testing.assert_array_equal(top["image"].is_positive_QK[:, 0], scores_IT.argmax(axis=0) == corpus.caption_image)
 
 
 def test_captions_are_those_of_the_corpus_in_its_order(written, corpus):
-    assert list(files.read_answers(written[0]).captions) == corpus.captions
+    assert list(answers_of(written[0]).captions) == corpus.captions
 
 
 def test_the_hardest_negative_is_the_highest_score_that_is_not_the_querys_own(written, corpus):
     folder, scores_IT = written
     expected = np.where(own_pairs(corpus), -np.inf, scores_IT).max(axis=1)
-    np.testing.assert_array_equal(files.read_answers(folder).top["text"].hardest_negative_Q, expected)
+    np.testing.assert_array_equal(answers_of(folder).top["text"].hardest_negative_Q, expected)
 
 
 def test_a_query_whose_first_answers_are_all_its_own_has_no_hardest_negative():
-    top = Top(np.array([[0, 1], [4, 2]]), np.array([[3, 2], [9, 1]], dtype=np.float32), np.array([[True, True], [False, True]]))
+    top = TopCandidates(np.array([[0, 1], [4, 2]]), np.array([[3, 2], [9, 1]], dtype=np.float32), np.array([[True, True], [False, True]]))
     np.testing.assert_array_equal(top.hardest_negative_Q, [np.nan, 9])
 
 
 def test_rows_in_any_order_are_read_alike(written):
     folder, _ = written
-    before = files.read_answers(folder).top["image"].candidate_QK
+    before = answers_of(folder).top["image"].candidate_QK
     rewrite(folder / "top.parquet", lambda table: table.sample(frac=1, random_state=0))
-    np.testing.assert_array_equal(files.read_answers(folder).top["image"].candidate_QK, before)
+    np.testing.assert_array_equal(answers_of(folder).top["image"].candidate_QK, before)
 
 
 def test_without_ranks_there_are_no_answers(tmp_path):
-    assert files.read_answers(tmp_path) is None
+    assert answers_of(tmp_path) is None
 
 
 def test_what_older_tables_lack_is_empty(written):
     folder, _ = written
     rewrite(folder / "ranks.parquet", lambda table: table.drop(columns="score"))
     (folder / "top.parquet").unlink()
-    found = files.read_answers(folder)
-    assert (found.own_scores, found.top) == ({}, {})
+    found = answers_of(folder)
+    assert (found.positive_scores, found.top) == ({}, {})
 
 
 @pytest.mark.parametrize(
@@ -87,7 +92,7 @@ def test_first_answers_that_do_not_fit_the_ranks_are_refused_by_name(written, ch
     folder, _ = written
     rewrite(folder / "top.parquet", change)
     with pytest.raises(InputError, match=said) as caught:
-        files.read_answers(folder)
+        answers_of(folder)
     assert "top.parquet" in str(caught.value)
     assert "dcdctl eval" in str(caught.value)
 
@@ -95,5 +100,5 @@ def test_first_answers_that_do_not_fit_the_ranks_are_refused_by_name(written, ch
 def test_a_file_that_is_no_table_is_refused_by_name(written):
     folder, _ = written
     (folder / "top.parquet").write_text("no Parquet")
-    with pytest.raises(InputError, match=r"top.parquet is not a table of first answers"):
-        files.read_answers(folder)
+    with pytest.raises(InputError, match=r"top.parquet is not a table of best candidates"):
+        answers_of(folder)

@@ -1,11 +1,11 @@
-"""What can be named as a side, and what is refused."""
+"""What can be named as a system, and what is refused."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from evaluations import write_evaluation, write_ranks
+from evaluations import write_evaluation, write_ranks, write_top
 from tiny import make_corpus
 
 from dcdctl.core.errors import InputError, StaleError
@@ -29,15 +29,15 @@ def here(made, tmp_path, monkeypatch):
 
 
 def text_ranks(name):
-    (side,) = compare.read_sides([name])
-    return [table.text_ranks.tolist() for table in side.tables]
+    (system,) = compare.read_systems([name])
+    return [table.text_ranks.tolist() for table in system.tables]
 
 
 def test_a_folder_is_its_own_ranks_and_its_cascade_by_request(here, made):
     write_evaluation(here / "good", made, *BAD, cascade=True)
-    alone, cascade = compare.read_sides(["good", "good:cascade"])
-    assert [side.tables[0].text_ranks.tolist() for side in (alone, cascade)] == [GOOD[0], BAD[0]]
-    assert [side.document["protocol"]["kind"] for side in (alone, cascade)] == ["dual", "cascade"]
+    alone, cascade = compare.read_systems(["good", "good:cascade"])
+    assert [system.tables[0].text_ranks.tolist() for system in (alone, cascade)] == [GOOD[0], BAD[0]]
+    assert [system.summary.kind for system in (alone, cascade)] == ["dual", "cascade"]
 
 
 def test_a_folder_with_nothing_but_a_cascade_is_the_cascade(here, made):
@@ -52,29 +52,29 @@ def test_a_folder_whose_name_ends_like_a_cascade_is_itself(here, made):
     assert text_ranks("odd,one") == [BAD[0]]
 
 
-def test_a_table_alone_is_a_side_of_which_nothing_else_is_known(here, made):
+def test_a_table_alone_is_a_system_of_which_nothing_else_is_known(here, made):
     write_ranks(here / "other.parquet", made, *BAD)
-    alone, with_result = compare.read_sides(["other.parquet", "good/ranks.parquet"])
-    assert alone.document is None
-    assert with_result.document["split"] == "train"
+    alone, with_result = compare.read_systems(["other.parquet", "good/ranks.parquet"])
+    assert alone.summary is None
+    assert with_result.summary.split == "train"
 
 
-def test_the_first_places_are_found_where_they_were_kept(here):
-    assert compare.read_sides(["good"])[0].members[0].top is None
-    (here / "good" / "top.parquet").touch()
-    assert compare.read_sides(["good"])[0].members[0].top.name == "top.parquet"
+def test_the_best_candidates_are_found_where_they_were_kept(here, made):
+    assert compare.read_systems(["good"])[0].runs[0].result.answers.top == {}
+    write_top(here / "good" / "top.parquet", made, [[0]] * 3, [[0]] * 4)
+    assert compare.read_systems(["good"])[0].runs[0].result.answers.top["text"].candidate_QK.tolist() == [[0]] * 3
 
 
-def test_names_with_commas_between_them_are_runs_of_one_side(here, made):
+def test_names_with_commas_between_them_are_runs_of_one_system(here, made):
     write_evaluation(here / "bad", made, *BAD)
     assert text_ranks("good,bad,good/ranks.parquet") == [GOOD[0], BAD[0], GOOD[0]]
 
 
-def test_a_side_is_found_by_its_name(here, made):
+def test_a_system_is_found_by_its_name(here, made):
     write_evaluation(here / "bad", made, *BAD)
-    found = compare.read_sides(["good", "bad"])
+    found = compare.read_systems(["good", "bad"])
     assert compare.index_of(found, "bad/") == 1
-    with pytest.raises(InputError, match="worse is none of the sides; they are good and bad"):
+    with pytest.raises(InputError, match="worse is none of the systems; they are good and bad"):
         compare.index_of(found, "worse")
 
 
@@ -91,9 +91,9 @@ OTHERWISE = {
 def test_what_was_measured_otherwise_is_refused_by_both_names(here, made, message):
     write_evaluation(here / "bad", made, *BAD, **OTHERWISE[message])
     with pytest.raises(StaleError, match=f"good and bad were not measured alike: {message}.*evaluate both alike"):
-        compare.read_sides(["good", "bad"])
+        compare.read_systems(["good", "bad"])
     with pytest.raises(StaleError, match=message):
-        compare.read_sides(["good,bad"])
+        compare.read_systems(["good,bad"])
 
 
 def test_other_queries_are_refused_by_both_names(here, tmp_path):
@@ -102,15 +102,15 @@ def test_other_queries_are_refused_by_both_names(here, tmp_path):
     with pytest.raises(
         StaleError, match=r"other.parquet has other queries than good: 3 images and 3 captions, not 3 images and 4 captions"
     ):
-        compare.read_sides(["good", "other.parquet"])
+        compare.read_systems(["good", "other.parquet"])
 
 
 @pytest.mark.parametrize(("changes", "message"), [({"kind": "fusion"}, "the kind is 'fusion'"), ({"depth": 7}, "the depth is 7")])
-def test_models_of_different_kinds_are_two_sides_and_not_one(here, made, changes, message):
+def test_models_of_different_kinds_are_two_systems_and_not_one(here, made, changes, message):
     write_evaluation(here / "other", made, *BAD, **changes)
-    assert len(compare.read_sides(["good", "other"])) == 2
-    with pytest.raises(StaleError, match=f"good and other are not seeds of one side: {message} for other, .* name them as two"):
-        compare.read_sides(["good,other"])
+    assert len(compare.read_systems(["good", "other"])) == 2
+    with pytest.raises(StaleError, match=f"good and other are not seeds of one system: {message} for other, .* name them as two"):
+        compare.read_systems(["good,other"])
 
 
 def test_ranks_of_another_evaluation_than_the_result_are_refused(here, made):
@@ -118,7 +118,7 @@ def test_ranks_of_another_evaluation_than_the_result_are_refused(here, made):
     with pytest.raises(
         StaleError, match=r"good/ranks.parquet has RSUM 225.000 and result.json beside it 541.667: .*dcdctl eval good .*makes both"
     ):
-        compare.read_sides(["good"])
+        compare.read_systems(["good"])
 
 
 def test_recalls_that_are_means_over_folds_need_not_be_those_of_all_ranks(here, made):
@@ -140,7 +140,7 @@ def test_what_is_not_there_is_the_users_error_and_says_what_makes_it(here, made)
         "good,,good": "a name in 'good,,good' is empty",
     }.items():
         with pytest.raises(InputError, match=message):
-            compare.read_sides([name])
+            compare.read_systems([name])
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_what_is_not_there_is_the_users_error_and_says_what_makes_it(here, made)
 def test_a_result_that_is_none_is_refused(here, text, message):
     (here / "good" / "result.json").write_text(text)
     with pytest.raises(InputError, match=f"{message}.*dcdctl eval good"):
-        compare.read_sides(["good"])
+        compare.read_systems(["good"])
 
 
 def test_a_result_of_before_protocols_had_names_is_alike_only_with_its_like(here, made):
@@ -159,6 +159,6 @@ def test_a_result_of_before_protocols_had_names_is_alike_only_with_its_like(here
         document = json.loads(path.read_text())
         document["protocol"] = {key: document["protocol"][key] for key in ("kind", "depth", "ties")}
         path.write_text(json.dumps(document))
-    assert len(compare.read_sides(["old", "older"])) == 2
+    assert len(compare.read_systems(["old", "older"])) == 2
     with pytest.raises(StaleError, match="the protocol's name is None for old, 'whole' for good"):
-        compare.read_sides(["good", "old"])
+        compare.read_systems(["good", "old"])
