@@ -87,7 +87,7 @@ def test_distill_leaves_a_student_and_says_what_is_next(run_cli, scenes_corpus_d
     assert list((out / "tensorboard").iterdir())
     again = run_cli("distill", *words, "--set", "model.layers=[0, 2]", *LISTS, *CPU)
     assert again.exit_code == 1
-    assert "already holds a run; go on with --resume" in again.stderr
+    assert "already holds a run; resume with --resume" in again.stderr
     assert run_cli("distill", *words, "--set", "model.layers=[0, 2]", *LISTS, *CPU, "--resume").exit_code == 0
 
 

@@ -252,7 +252,7 @@ def test_a_taken_folder_fails_before_any_file_is_opened(inputs, tmp_path):
     sets = [*DUAL, terms("infonce"), "optimizer.steps=2"]
     run = distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
     refs = InputRefs(**MISSING_REFS)
-    with pytest.raises(StaleError, match="already holds a run; go on with --resume"):
+    with pytest.raises(StaleError, match="already holds a run; resume with --resume"):
         distill.train(TrainingJob("distill", "tiny-student", sets, run.folder), refs, options=OPTIONS)
     changed = TrainingJob("distill", "tiny-student", [*sets, "seed=5"], run.folder, resume=True)
     with pytest.raises(StaleError, match=r"another recipe\.seed \(0, not 5\)"):

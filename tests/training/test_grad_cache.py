@@ -348,7 +348,7 @@ def test_what_the_first_process_refuses_ends_the_others_without_a_traceback(inpu
     done = launch(tmp_path, commands)
     assert done.returncode != 0
     # The first that ends may be ended by torchrun before the other has said that it stops.
-    assert "already holds a run; go on with --resume" in done.stderr
+    assert "already holds a run; resume with --resume" in done.stderr
     assert "torch/distributed/distributed_c10d.py" not in done.stderr
 
 

@@ -34,7 +34,7 @@ def test_a_new_run_says_what_it_is(tmp_path, monkeypatch):
 
 def test_a_taken_folder_is_refused_without_resume(tmp_path):
     start(tmp_path / "run")
-    with pytest.raises(StaleError, match="already holds a run; go on with --resume"):
+    with pytest.raises(StaleError, match="already holds a run; resume with --resume"):
         start(tmp_path / "run")
     start(tmp_path / "run", resume=True)
 

@@ -1,4 +1,4 @@
-"""What a training logs, at Weights & Biases as well."""
+"""The logs of a training: metrics.jsonl, TensorBoard, and Weights & Biases if requested."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dcdctl.core.errors import require_extra
 from dcdctl.core.training.runs import Run
 
 Write = Callable[[int, Mapping[str, float]], None]
-"""Keeps the numbers of a step."""
+"""Writes the numbers of a step."""
 
 
 class Log:
-    """metrics.jsonl and TensorBoard of a run, from a step on; what was logged after it by a run that was killed is dropped."""
+    """metrics.jsonl and TensorBoard of a run. Later lines than `first_step`, logged by a run that was killed, are removed."""
 
     def __init__(self, run: Run, first_step: int) -> None:
         self._path = run.folder / "metrics.jsonl"
@@ -36,24 +36,24 @@ class Log:
 
 
 class WandbLog:
-    """A run of a project there, with the recipe as its configuration; one that goes on is the same run, by the id in RUN/wandb.json."""
+    """A run of a Weights & Biases project, configured with the recipe; a resumed run keeps its id, saved in RUN/wandb.json."""
 
     def __init__(self, run: Run, project: str) -> None:
         path = run.folder / "wandb.json"
-        known = files.read_json(path, hint="delete it to start another run there").get("id") if path.exists() else None
-        self._told: Any = require().init(
-            project=project, name=run.folder.name, dir=str(run.folder), config=run.facts()["recipe"], id=known, resume="allow"
+        run_id = files.read_json(path, hint="delete it to start another run at Weights & Biases").get("id") if path.exists() else None
+        self._wandb_run: Any = require().init(
+            project=project, name=run.folder.name, dir=str(run.folder), config=run.facts()["recipe"], id=run_id, resume="allow"
         )
-        if known is None:
-            files.write_json(path, {"project": project, "id": self._told.id})
-        # Steps are a value like others: its own count could not go back to a checkpoint.
-        self._told.define_metric("*", step_metric="step")
+        if run_id is None:
+            files.write_json(path, {"project": project, "id": self._wandb_run.id})
+        # Log the step as a value: the step counter of Weights & Biases cannot go back to a checkpoint.
+        self._wandb_run.define_metric("*", step_metric="step")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._told.log({"step": step, **values})
+        self._wandb_run.log({"step": step, **values})
 
     def close(self) -> None:
-        self._told.finish()
+        self._wandb_run.finish()
 
 
 def require() -> Any:

@@ -1,8 +1,8 @@
-"""One experiment: everything that can change a number, in one TOML file.
+"""A recipe: one experiment, with everything that can change a number, in one TOML file.
 
-A recipe has the tables `[candidates]` (what the teacher scores), `[teachers]`, `[model]` (what is trained), `[loss]`, `[batch]`,
+Its tables are `[candidates]` (the pairs that the teacher scores), `[teachers]`, `[model]` (what is trained), `[loss]`, `[batch]`,
 `[optimizer]` and `[validation]`. Every field has a default, every key can be set on the command line (`--set loss.alpha=0.5`), and
-the whole resolved recipe is kept in run.json.
+run.json stores the resolved recipe.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ Schedule = Literal["constant", "linear-up", "linear-down", "confidence"]
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """The `[loss]` table: the terms that are added, and what they are set to."""
+    """The `[loss]` table: the terms of the loss, and their settings."""
 
     terms: dict[str, Positive] = field(default_factory=lambda: {"dcd": 1.0})
     """Loss name (docs/losses.md) -> weight. All of them work on lists of candidates, or all of them on all pairs of a batch."""
     alpha: Share = 0.2
-    """dcd, dcd-released: share of the distillation term, in [0, 1]; the ground truth gets the rest. wsl-released: its factor."""
+    """dcd, dcd-released: weight of the distillation term, in [0, 1]; the ground truth gets the rest. wsl-released: factor of that term."""
     temperature: Positive = 1.0
-    """Divides the teacher's logits, and in some losses the student's too: the T of each equation in docs/losses.md."""
+    """T in the equations of docs/losses.md: divides the teacher's logits, and in some losses the student's too."""
     schedules: dict[str, Schedule] = field(default_factory=dict)
-    """Loss name -> how its weight goes over the training: constant (the default), linear-up from 0 to its weight, linear-down from its
-    weight to 0, or confidence: each query's distillation term counts by what the student has still to learn of it, as in wsl."""
+    """Loss name -> how its weight changes during the training: constant (the default), linear-up from 0 to its weight, linear-down from its
+    weight to 0, or confidence: each query's distillation term counts by how much the student still has to learn about it, as in wsl."""
     plausible_margin: Annotated[float, AtLeast(0)] = 5.0
-    """cprd: the order of those negatives is taught whose logit, divided by the temperature, is at most this far below the positive's."""
+    """cprd: teaches the order of the negatives whose logit, divided by the temperature, is at most this far below the positive's."""
     affinity_temperature: Positive = 0.1
-    """affinity: divides the correlations, teacher's and student's, which lie between -1 and 1."""
+    """affinity: divides the correlations of teacher and student, which lie between -1 and 1."""
 
     def __post_init__(self) -> None:
         check_fields(self, "loss")
@@ -77,10 +77,12 @@ class LossConfig:
 
     @property
     def on_lists(self) -> bool:
+        """Whether the terms work on candidate lists; otherwise on all pairs of a batch."""
         return LOSSES[next(iter(self.terms))].on == "lists"
 
     @property
     def needs_teacher(self) -> bool:
+        """Whether a term needs the teacher's scores."""
         return any(LOSSES[name].teacher for name in self.terms)
 
     @property
@@ -95,23 +97,23 @@ class ModelConfig:
 
     kind: Literal["fusion", "dual"] = "fusion"
     start: str = "teacher"
-    """teacher: the cached teacher, shortened to `layers` (fusion only). new: random weights of the sizes below, or `vision` and `text`.
-    Anything else is a model reference to go on from."""
+    """teacher: the cached teacher, reduced to `layers` (fusion only). new: random weights of the sizes below, or `vision` and `text`.
+    Anything else is the reference of the initial model."""
     layers: tuple[int, ...] = ()
-    """fusion: layers of the model to start from that are kept, in order; empty for all."""
+    """fusion: layers of the initial model to keep, in order; empty for all."""
     vision: str = ""
     text: str = ""
     """start new: model references of two pretrained encoders, both or neither; empty for small new ones of the sizes below. fusion: the
     co-attention layers between them have hidden_size, num_layers, num_heads and dropout."""
     vision_levels: tuple[int, ...] = ()
-    """with frozen_encoders: stages of `vision` that are read beside its output (of a timm model: entries of its feature_info)."""
+    """frozen_encoders: stages of `vision` to read beside its output (for a timm model, entries of its feature_info)."""
     vision_grid: Count | None = None
-    """with frozen_encoders: side of the square of places that a feature map of `vision` is averaged to; all its places where not set."""
+    """frozen_encoders: side of the square grid to which a feature map of `vision` is averaged; not averaged if not set."""
     vision_size: Count | None = None
-    """with frozen_encoders: side in pixels of what `vision` sees (a timm model with feature maps); its own where not set."""
+    """frozen_encoders: input side of `vision` in pixels (a timm model with feature maps); its own if not set."""
     frozen_encoders: bool = False
-    """vision and text stay as they are, so that their features can be kept on disk (--features). fusion: what is between them is trained;
-    dual: one linear layer a side."""
+    """Keep vision and text unchanged, so that their features can be stored on disk (--features). fusion: the layers between them are
+    trained; dual: one linear layer per side."""
     dual_init: str = ""
     """fusion over frozen vision and text: a dual encoder over the same two, whose scaled cosine is added to the logit; empty for none."""
     projection_dim: Count = 256
@@ -124,10 +126,10 @@ class ModelConfig:
     patch_size: Count = 16
     image_mean: float = 0.5
     image_std: Positive = 0.5
-    """new models: pixels of every channel, white being 1, have this subtracted and are divided by this."""
+    """new models: mean and standard deviation that normalize the pixels of every channel, where white is 1."""
     max_text_len: int = 40
     vocab_size: Count = 4000
-    """new models: at most this many word pieces, trained on the captions of the train split."""
+    """new models: maximum number of word pieces, trained on the captions of the train split."""
     dropout: Annotated[float, Between(0, 1, "[)")] = 0.0
 
     def __post_init__(self) -> None:
@@ -151,10 +153,10 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TeachersConfig:
-    """The `[teachers]` table: how several caches become one."""
+    """The `[teachers]` table: how several caches are averaged."""
 
     weights: tuple[Positive, ...] = ()
-    """Share of each cache, in the order of --cache; empty for equal ones. Scores are brought to one scale, then averaged."""
+    """Share of each cache, in the order of --cache; empty for equal shares. Scores are brought to one scale, then averaged."""
 
     def __post_init__(self) -> None:
         check_fields(self, "teachers")
@@ -162,25 +164,26 @@ class TeachersConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """The `[batch]` table: what one optimisation step sees."""
+    """The `[batch]` table: what one optimizer step sees."""
 
     size: Annotated[int, AtLeast(2)] = 32
     """Queries (lists) or images, each with one caption (all pairs)."""
     random_negatives: Count = 15
-    """Lists: negatives drawn for a query before the hardest are kept; queries with fewer candidates in the cache take no part."""
+    """Lists: negatives drawn at random for a query, before the hardest are kept. Queries with fewer cached candidates are left out."""
     hard_negatives: Count = 7
-    """Lists: negatives kept, the hardest by the teacher's score, at most random_negatives; without a cache all drawn ones are kept."""
+    """Lists: negatives kept, the hardest by the teacher's score, at most random_negatives. Without a cache all drawn ones are kept."""
     directions: Annotated[tuple[Direction, ...], NotEmpty(), Distinct()] = tuple(Direction)
-    """text: an image with candidate captions (the paper's only one); image: a caption with candidate images."""
+    """text: an image with candidate captions (the only direction of the released code); image: a caption with candidate images."""
     refresh_steps: Annotated[tuple[Count, ...], Ascending()] = ()
-    """Before these steps the student looks for new hard candidates of its own, and the teacher (--teacher) scores those that have no score
-    yet; none for the candidates of the cache alone."""
+    """Before these steps the student mines new hard candidates, and the teacher (--teacher) scores those without a score. Empty: only the
+    candidates of the cache."""
     negatives: Literal["random", "mined"] = "random"
-    """Lists without a cache: drawn from the whole corpus, or what `[candidates]` finds for a query, mined once before the first step."""
+    """Lists without a cache: random ones from the whole corpus, or those of `[candidates]`, mined once before the first step."""
     mined_share: Annotated[float, Between(0, 1, "(]")] = 1.0
-    """mined: share of random_negatives, rounded, at least one; the others, and what a query with fewer lacks, are random, no two alike."""
+    """mined: share of random_negatives that is mined, rounded, at least one. The others are distinct random ones, also for queries with
+    too few mined ones."""
     mined_from: Annotated[float, Between(0, 1, "[)")] = 0.0
-    """mined: share of the steps, in [0, 1), before which all are random; with hard ones alone a new fusion may not begin to learn."""
+    """mined: share of the steps before which all negatives are random. A new fusion model may not start to learn from hard ones alone."""
 
     def __post_init__(self) -> None:
         check_fields(self, "batch")
@@ -192,18 +195,18 @@ class OptimizerConfig:
 
     lr: Positive = 1e-4
     lr_factors: dict[str, Positive] = field(default_factory=dict)
-    """Part of the model (a name in its parameters' dotted names, such as text_layers) -> what its learning rate is multiplied by."""
+    """Part of the model (a component of its parameters' dotted names, such as text_layers) -> factor of the learning rate."""
     weight_decay: Annotated[float, AtLeast(0)] = 0.01
     """Not applied to biases and LayerNorms."""
     betas: tuple[Decay, Decay] = (0.9, 0.98)
     epochs: Positive = 10.0
-    """Passes over the captions (lists) or images (all pairs); ignored where `steps` is set."""
+    """Passes over the captions (lists) or images (all pairs); ignored if `steps` is set."""
     steps: Count | None = None
     warmup_share: Share = 0.1
-    """Share of the steps over which the rate rises from 0; then it falls to 0."""
+    """Share of the steps in which the learning rate rises from 0; then it falls to 0."""
     schedule: Literal["linear", "cosine"] = "linear"
     max_grad_norm: Positive | None = None
-    """Longer gradients are scaled down to this norm; not where it is not set."""
+    """Clip the gradient to this norm; no clipping if not set."""
     save_every: Count = 500
     """Steps between checkpoints; the two newest are kept."""
 
@@ -213,17 +216,17 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """The `[validation]` table: how a model is measured while it is trained."""
+    """The `[validation]` table: how a model is validated during its training."""
 
     every: Annotated[int, AtLeast(0)] = 0
-    """Steps between measurements, one of which is always at the end; 0 for none at all."""
+    """Steps between validations, the last of which is always at the end; 0 for no validation."""
     split: str = "val"
-    """Of the corpus that is trained on."""
+    """Split of the training corpus."""
     max_images: Count | None = None
-    """Only the first images of the split, and their captions. A fusion model scores every image with every caption: some hundred images
-    are what there is time for."""
+    """Only the first images of the split, and their captions. A fusion model scores every image with every caption, so a few hundred images
+    are practical."""
     keep: Literal["best", "last"] = "best"
-    """Which weights become the model: those with the highest sum of recalls, or the last."""
+    """The weights that become the model: those with the highest sum of recalls, or the last."""
 
     def __post_init__(self) -> None:
         check_fields(self, "validation")
@@ -231,7 +234,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A whole experiment."""
+    """All tables of an experiment."""
 
     description: str = ""
     seed: Annotated[int, AtLeast(0)] = 0

@@ -1,13 +1,13 @@
-"""Run folders: what a training run was, how it went, and where it can go on.
+"""Run folders: the settings of a training run, its metrics, its checkpoints and its model.
 
-RUN/run.json             the resolved recipe, fingerprints, versions, command line, seed; written once
-RUN/metrics.jsonl        one line a logged step
+RUN/run.json             resolved recipe, fingerprints, versions, command line, seed; written once
+RUN/metrics.jsonl        one line per logged step
 RUN/tensorboard/         the same as TensorBoard events
-RUN/checkpoints/step-N/  weights (safetensors), optimiser state, loss scale (float16 only); the two newest are kept
-RUN/checkpoints/best/    weights with the highest recall measured so far, and in their header `step` and `rsum`
-RUN/mined.safetensors    the negatives mined for it, if there are any (`negatives.py`)
-RUN/wandb.json           the run's name at Weights & Biases, if it is told there
-RUN/model/               the trained model, with tokenizer and image processor; the sign that the run is finished
+RUN/checkpoints/step-N/  weights (safetensors), optimizer state, loss scale (float16 only); the two newest are kept
+RUN/checkpoints/best/    weights with the highest sum of recalls so far; `step` and `rsum` in their header
+RUN/mined.safetensors    mined negatives, if the recipe mines (`negatives.py`)
+RUN/wandb.json           id of the run at Weights & Biases, with --wandb
+RUN/model/               the trained model, with tokenizer and image processor; completion marker, written last
 RUN/result.json          from `dcdctl eval`;  RUN/cascade.json  with --rerank;  RUN/bench.json  from `dcdctl bench`
 """
 
@@ -31,6 +31,7 @@ from dcdctl.core.devices import versions
 from dcdctl.core.errors import InputError, MissingError, StaleError
 
 KEPT_CHECKPOINTS = 2
+"""One more than needed, in case the newest turns out damaged."""
 BEST_WEIGHTS = Path("checkpoints", "best", "weights.safetensors")
 
 
@@ -53,16 +54,16 @@ class Run:
         return files.read_json(self.folder / "run.json", hint="restore it, or train into another folder")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The logged steps, oldest first; a last line that a killed run left half-written is not one of them."""
+        """The logged steps, oldest first, without a last line that a killed run left incomplete."""
         path = self.folder / "metrics.jsonl"
-        whole, _, _ = (path.read_text(encoding="utf-8") if path.exists() else "").rpartition("\n")
+        complete, _, _ = (path.read_text(encoding="utf-8") if path.exists() else "").rpartition("\n")
         try:
-            return [json.loads(line) for line in whole.splitlines()]
+            return [json.loads(line) for line in complete.splitlines()]
         except ValueError as error:
             raise InputError(f"{path} has a line that is not JSON: {error}", hint="remove the line") from error
 
     def checkpoint_steps(self) -> list[int]:
-        """Steps with a whole checkpoint, ascending."""
+        """Steps with a complete checkpoint, ascending."""
         paths = (self.folder / "checkpoints").glob("step-*")
         return sorted(int(path.name.removeprefix("step-")) for path in paths if path.name.removeprefix("step-").isdigit())
 
@@ -95,7 +96,7 @@ def _check_taken(folder: Path, facts: dict[str, Any], *, resume: bool) -> None:
     """StaleError if a folder holds a run with other facts, any run at all without `resume`, or something that is not a run."""
     if (folder / "run.json").exists():
         if not resume:
-            raise StaleError(f"{folder} already holds a run", hint="go on with --resume, or name another folder with --out")
+            raise StaleError(f"{folder} already holds a run", hint="resume with --resume, or name another folder with --out")
         saved = Run(folder).facts()
         for key, value in facts.items():
             if saved.get(key) != value:
@@ -106,13 +107,13 @@ def _check_taken(folder: Path, facts: dict[str, Any], *, resume: bool) -> None:
 
 
 def _command() -> list[str]:
-    """What was typed, the program without its folder, which says nothing to whom the file is passed on."""
+    """The command line, without the program's folder, which would mean nothing on another machine."""
     name = Path(sys.argv[0]).name
     return ["dcdctl" if name == "__main__.py" else name, *sys.argv[1:]]
 
 
 def open_run(folder: Path) -> Run:
-    """A run that is there; MissingError if not."""
+    """An existing run; MissingError if there is none."""
     if not (folder / "run.json").exists():
         raise MissingError(f"{folder} holds no run", hint="make one with `dcdctl distill`")
     return Run(folder)
@@ -121,7 +122,7 @@ def open_run(folder: Path) -> Run:
 def save_checkpoint(
     run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
 ) -> None:
-    """Keep all that the steps after `step` depend on; whole or absent."""
+    """Save atomically everything that the steps after `step` depend on, and delete old checkpoints."""
     with files.atomic_folder(run.folder / "checkpoints" / f"step-{step}") as partial:
         save_file(_unshared(model), partial / "weights.safetensors")
         torch.save(optimizer.state_dict(), partial / "optimizer.pt")
@@ -132,7 +133,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None) -> int:
-    """Put model, optimiser and loss scale in the state of the newest checkpoint; the step to go on with, 0 where there is none."""
+    """Load the newest checkpoint into model, optimizer and loss scale; returns the step to resume with, 0 without a checkpoint."""
     steps = run.checkpoint_steps()
     if not steps:
         return 0
@@ -153,7 +154,7 @@ def _load_weights(path: Path, model: nn.Module) -> None:
 
 
 def best_rsum(run: Run) -> float:
-    """The sum of recalls of the best weights kept so far; -1 where none are."""
+    """The sum of recalls of the best weights saved so far; -1 if there are none."""
     path = run.folder / BEST_WEIGHTS
     if not path.exists():
         return -1.0
@@ -162,31 +163,32 @@ def best_rsum(run: Run) -> float:
 
 
 def save_best(run: Run, step: int, rsum: float, model: nn.Module) -> None:
-    """Keep the weights after `step` steps as the best so far, whole or not at all."""
+    """Save atomically the weights after `step` steps as the best so far."""
     with files.atomic_path(run.folder / BEST_WEIGHTS) as partial:
         save_file(_unshared(model), partial, metadata={"step": str(step), "rsum": repr(rsum)})
 
 
 def load_best(run: Run, model: nn.Module) -> None:
-    """Put the best weights into the model."""
+    """Load the best weights into the model."""
     _load_weights(run.folder / BEST_WEIGHTS, model)
 
 
 def finish(run: Run, model: Any, *, half: bool = False) -> None:
-    """Leave the trained model in the run folder, whole or not at all: its being there says that the run is finished."""
+    """Save the trained model in the run folder, atomically; its presence marks the run as finished."""
     models.save(model.cpu(), run.model_folder, half=half)
 
 
 def _unshared(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers, each storage once (tied weights come back through the parameter that is kept)."""
+    """The parameters and buffers, each storage once: tied weights are restored through the one parameter that is kept."""
     first: dict[int, str] = {}
     state = model.state_dict()
     return {name: tensor for name, tensor in state.items() if first.setdefault(tensor.data_ptr(), name) == name}
 
 
-def _first_difference(found: Any, wanted: Any, where: str) -> str:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in {**found, **wanted}:
-            if found.get(key) != wanted.get(key):
-                return _first_difference(found.get(key), wanted.get(key), f"{where}.{key}")
-    return f"{where} ({found}, not {wanted})"
+def _first_difference(saved: Any, requested: Any, name: str) -> str:
+    """The dotted name of the first value that differs, with both values."""
+    if isinstance(saved, dict) and isinstance(requested, dict):
+        for key in {**saved, **requested}:
+            if saved.get(key) != requested.get(key):
+                return _first_difference(saved.get(key), requested.get(key), f"{name}.{key}")
+    return f"{name} ({saved}, not {requested})"
