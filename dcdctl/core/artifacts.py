@@ -70,14 +70,14 @@ class Kind:
         """The plan of an artifact, finished or not, with the notes of an unfinished build; `error` if it is missing or damaged."""
         return files.read_json(folder / self.plan_file, error=self.error, hint=self.remake)
 
-    def check_size(self, path: Path, size: int) -> None:
-        """`error` if a part has not the size of the seal, `missing` if it is not there."""
+    def check_part(self, path: Path, size: int | None = None) -> None:
+        """`missing` if a part is not there, `error` if it has not the size of the seal."""
         try:
             found = path.stat().st_size
         except OSError as error:
             hint = f"delete {self.seal_file} there and {self.make_again}" if self.keeps_plan else self.remake
             raise self.missing(f"{path} is missing ({error.strerror})", hint=hint) from error
-        if found != size:
+        if size is not None and found != size:
             raise self.damaged(path, f"it has {found:,} bytes, not {size:,}")
 
     def checked(self, path: Path, sha256: str) -> Path:

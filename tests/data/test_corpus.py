@@ -20,6 +20,7 @@ from PIL import Image
 from dcdctl.core.data import Corpus, Direction, corpus, images
 from dcdctl.core.data.corpus import CorpusRow
 from dcdctl.core.errors import CorpusError
+from dcdctl.core.files import sha256_of
 
 
 def make_row(i, num_captions=2, data=None):
@@ -40,7 +41,7 @@ def write_corpus(folder, rows, rows_a_shard):
     for number, part in enumerate(parts):
         name = corpus.shard_name("train", number, len(parts))
         list(corpus.write_shard(folder / name, part))
-        shards.append({"file": name, "sha256": "", "rows": len(part)})
+        shards.append({"file": name, "sha256": sha256_of(folder / name), "rows": len(part)})
     fingerprint = corpus.fingerprint_of(row.digest() for row in rows)
     entry = {"images": len(rows), "captions": sum(len(row.captions) for row in rows), "fingerprint": fingerprint, "shards": shards}
     (folder / "corpus.json").write_text(json.dumps({"format": 1, "name": "made", "splits": {"train": entry}}))
@@ -210,13 +211,16 @@ def test_the_fingerprint_covers_ids_captions_images_and_order(tmp_path):
 
 
 def test_a_folder_that_is_not_there_says_what_to_run(tmp_path):
-    with pytest.raises(CorpusError, match=r"there is no corpus in .*absent; run `dcdctl prepare"):
+    with pytest.raises(CorpusError, match=r"there is no corpus in .*absent \(no corpus\.json\); make one with `dcdctl prepare`"):
         Corpus.open(tmp_path / "absent", "train")
 
 
-def test_a_folder_without_corpus_json_is_unfinished(ragged):
+def test_a_folder_without_corpus_json_is_unfinished_or_no_corpus(ragged):
     (ragged.folder / "corpus.json").unlink()
-    with pytest.raises(CorpusError, match=r"no finished corpus \(no corpus.json\); run the same `dcdctl prepare` again"):
+    with pytest.raises(CorpusError, match=r"there is no corpus in .* \(no corpus\.json\); make one with `dcdctl prepare`"):
+        Corpus.open(ragged.folder, "train")
+    (ragged.folder / "prepare.json").write_text("{}")
+    with pytest.raises(CorpusError, match=r"the corpus in .* is not finished; run the same `dcdctl prepare` again: it resumes"):
         Corpus.open(ragged.folder, "train")
 
 
@@ -241,7 +245,7 @@ def test_a_damaged_shard_is_named(ragged):
 def test_another_format_is_refused(scenes_corpus_dir, tmp_path):
     shutil.copytree(scenes_corpus_dir, tmp_path / "copy")
     (tmp_path / "copy" / "corpus.json").write_text('["format"]')
-    with pytest.raises(CorpusError, match=r"corpus\.json holds no JSON object; remove the folder"):
+    with pytest.raises(CorpusError, match=r"corpus\.json holds no JSON object; delete the folder"):
         Corpus.open(tmp_path / "copy", "train")
     (tmp_path / "copy" / "corpus.json").write_text('{"format": 2}')
     with pytest.raises(CorpusError, match="of format 2, this dcdctl reads format 1"):

@@ -17,8 +17,8 @@ from dcdctl.core.data import Corpus, corpus_summary
 from dcdctl.core.data.corpus import CorpusRow, fingerprint_of, shard_name, write_shard
 from dcdctl.core.data.corpus_summary import Spread
 from dcdctl.core.data.images import FORMATS
-from dcdctl.core.data.prepare import PLAN_FILE
 from dcdctl.core.errors import CorpusError, InputError
+from dcdctl.core.files import sha256_of
 from dcdctl.core.report import html, pages
 from dcdctl.core.teacher import candidates
 
@@ -54,7 +54,7 @@ def write_split(folder, name, captions, first) -> dict:
     for number, part in enumerate(parts):
         file = shard_name(name, number, len(parts))
         digests += [row.digest() for row in write_shard(folder / file, part)]
-        shards.append({"file": file, "rows": len(part)})
+        shards.append({"file": file, "sha256": sha256_of(folder / file), "rows": len(part)})
     return {"images": len(rows), "captions": sum(map(len, captions)), "fingerprint": fingerprint_of(digests), "shards": shards}
 
 
@@ -231,7 +231,7 @@ def test_a_folder_that_is_neither_says_what_it_holds_and_what_is_wanted(tmp_path
         corpus_summary.artifact_kind(tmp_path / "run.json")
 
 
-@pytest.mark.parametrize(("sign", "error"), [(PLAN_FILE, "no finished corpus"), ("plan.json", "run `dcdctl cache-teacher` again")])
+@pytest.mark.parametrize(("sign", "error"), [("prepare.json", "`dcdctl prepare` again"), ("plan.json", "`dcdctl cache-teacher` again")])
 def test_unfinished_work_keeps_its_own_error(tmp_path, sign, error):
     (tmp_path / sign).write_text("{}")
     result = run_cli(tmp_path)

@@ -25,8 +25,8 @@ import dcdctl
 from dcdctl.cli.prepare import prepare as prepare_command
 from dcdctl.cli.views.terminal import ErrorGroup
 from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare_corpus
-from dcdctl.core.errors import ConfigError, CorpusError, InputError
-from dcdctl.core.files import sha256_of
+from dcdctl.core.errors import ConfigError, CorpusError, InputError, StaleError
+from dcdctl.core.files import lock, sha256_of
 
 ALL_IMAGES = ["a.jpg", "b with space.jpg", "ü.png", "d.webp"]
 
@@ -447,9 +447,16 @@ def test_options_out_of_range_are_named():
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, images):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("dear")
-    with pytest.raises(InputError, match=r"out holds something else \(thesis.txt\)"):
+    with pytest.raises(StaleError, match=r"out is not empty and holds no corpus \(found thesis\.txt\); name an empty or a new folder"):
         karpathy(tmp_path, images, [entry("a.jpg")])
     assert contents(tmp_path / "out") == {"thesis.txt": b"dear"}
+
+
+def test_a_corpus_that_another_run_is_writing_is_refused(tmp_path, images):
+    with lock(tmp_path / "out"), pytest.raises(StaleError, match=r"another run is writing to .*out; let it end"):
+        karpathy(tmp_path, images, [entry("a.jpg")])
+    assert not (tmp_path / "out").exists()
+    karpathy(tmp_path, images, [entry("a.jpg")])
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path, images):
@@ -476,7 +483,7 @@ def test_an_unfinished_folder_of_another_plan_starts_afresh(tmp_path, images):
     with pytest.raises(InputError, match="empty"):
         karpathy(tmp_path, images, entries, shard_size=1)
     assert sorted(contents(tmp_path / "out")) == ["prepare.json", "train-00000-of-00003.parquet", "train-00001-of-00003.parquet"]
-    with pytest.raises(CorpusError, match="no finished corpus"):
+    with pytest.raises(CorpusError, match=r"the corpus in .*out is not finished; run the same `dcdctl prepare` again: it resumes"):
         Corpus.open(tmp_path / "out", "train")
     karpathy(tmp_path, images, entries[:2], shard_size=2)
     assert sorted(contents(tmp_path / "out")) == ["corpus.json", "train-00000-of-00001.parquet"]
@@ -519,7 +526,7 @@ if __name__ == "__main__":
 
 def recorded_shards(out: Path) -> list[str]:
     plan = out / "prepare.json"
-    return list(json.loads(plan.read_text())["shards"]) if plan.exists() else []
+    return list(json.loads(plan.read_text()).get("shards", ())) if plan.exists() else []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")

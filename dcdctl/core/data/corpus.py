@@ -1,7 +1,8 @@
 """A prepared corpus: a folder of Parquet shards `SPLIT-00000-of-00003.parquet`, and `corpus.json`, written last.
 
-One row an image, in the order of the source. An image index is a row of its split; a caption index counts captions in row
-order. The fingerprint of a split covers ids, captions and image bytes, and not how they are cut into shards.
+One row per image, in the order of the source. An image index is a row of its split; a caption index counts captions in row order.
+The fingerprint of a split covers ids, captions and image bytes, and not the division into shards. Opening a corpus reads corpus.json;
+a shard's SHA-256 is compared when the shard is first read.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +27,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dcdctl.core import files
+from dcdctl.core.artifacts import Kind
 from dcdctl.core.data import images
 from dcdctl.core.data.ragged_array import offsets_of
 from dcdctl.core.errors import CorpusError
-
-FORMAT_VERSION = 1
 
 
 class Direction(StrEnum):
@@ -64,6 +64,18 @@ class Direction(StrEnum):
 
 
 CORPUS_FILE = "corpus.json"
+CORPUS = Kind(
+    name="corpus",
+    format=1,
+    seal_file=CORPUS_FILE,
+    plan_file="prepare.json",
+    keeps_plan=False,
+    files=("*-?????-of-?????.parquet",),
+    make="make one with `dcdctl prepare`",
+    make_again="run the same `dcdctl prepare` again",
+    error=CorpusError,
+    missing=CorpusError,
+)
 ROW_GROUP_ROWS = 32
 ROW_GROUP_BYTES = 2 << 20
 _VALUES = {"image_id": "string", "width": "int32", "height": "int32"}
@@ -117,7 +129,7 @@ def shard_name(split: str, shard: int, num_shards: int) -> str:
 
 
 def write_shard(path: Path, rows: Iterable[CorpusRow]) -> Iterator[CorpusRow]:
-    """Write rows to a shard, whole or not at all, and yield each as it is written; row groups are small."""
+    """Write rows to a shard atomically, and yield each as it is written; row groups are small."""
     # Image bytes are compressed already; what is gained on the other columns is worth it.
     compression = {"image_id": "zstd", "image.path": "zstd", "captions.list.element": "zstd", "caption_ids.list.element": "zstd"}
     with (
@@ -147,31 +159,26 @@ def fingerprint_of(row_digests: Iterable[bytes]) -> str:
 
 
 def read_corpus_json(folder: Path) -> dict[str, Any]:
-    """What corpus.json says; CorpusError where there is no corpus, or an unfinished one, or one of another format."""
-    path = folder / CORPUS_FILE
-    if not path.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
-            message = f"{folder} holds no finished corpus (no {CORPUS_FILE})"
-            raise CorpusError(message, hint="run the same `dcdctl prepare` again: finished shards are kept")
-        raise CorpusError(f"there is no corpus in {folder}", hint=f"run `dcdctl prepare ... --out {folder}`")
-    index = files.read_json(path, error=CorpusError, hint="remove the folder and run `dcdctl prepare` again")
-    version = index.get("format")
-    if version != FORMAT_VERSION:
-        message = f"{path} is of format {version!r}, this dcdctl reads format {FORMAT_VERSION}"
-        raise CorpusError(message, hint="remove the folder and run `dcdctl prepare` again")
-    return index
+    """The content of corpus.json; CorpusError if there is no corpus, or if it is unfinished, damaged or of another format."""
+    return CORPUS.read_seal(folder)
+
+
+class ShardFile(NamedTuple):
+    """A shard, as corpus.json names it."""
+
+    file: str
+    sha256: str
+    rows: int
 
 
 class Corpus:
     """One split of a prepared corpus. Images are read when asked for; safe to pickle, to fork and to share between threads."""
 
-    def __init__(
-        self, folder: Path, split: str, *, name: str, fingerprint: str, shards: Sequence[tuple[str, int]], num_images: int
-    ) -> None:
+    def __init__(self, folder: Path, split: str, *, name: str, fingerprint: str, shards: Sequence[ShardFile], num_images: int) -> None:
         self.folder, self.split, self.name, self.fingerprint = folder, split, name, fingerprint
         self.num_images = num_images
         self._shards = tuple(shards)
-        self._shard_ends = list(itertools.accumulate(rows for _, rows in shards))
+        self._shard_ends = list(itertools.accumulate(shard.rows for shard in shards))
         self._open = threading.local()
 
     @staticmethod
@@ -182,10 +189,9 @@ class Corpus:
         entry = index["splits"].get(split)
         if entry is None:
             raise CorpusError(f"{folder} has no split {split!r}", hint=f"it has {', '.join(index['splits'])}")
-        for shard in entry["shards"]:
-            if not (folder / shard["file"]).is_file():
-                raise CorpusError(f"{folder / shard['file']} is missing", hint="remove the folder and run `dcdctl prepare` again")
-        shards = [(shard["file"], shard["rows"]) for shard in entry["shards"]]
+        shards = [ShardFile(**shard) for shard in entry["shards"]]
+        for shard in shards:
+            CORPUS.check_part(folder / shard.file)
         whole = Corpus(folder, split, name=index["name"], fingerprint=entry["fingerprint"], shards=shards, num_images=entry["images"])
         return whole if max_images is None else whole.subset(max_images)
 
@@ -254,6 +260,14 @@ class Corpus:
         fingerprint = files.digest_of({"parent": self.fingerprint, "first": max_images})
         return Corpus(self.folder, self.split, name=self.name, fingerprint=fingerprint, shards=self._shards, num_images=max_images)
 
+    @property
+    def num_shards(self) -> int:
+        return len(self._shards)
+
+    def shard_path(self, shard: int) -> Path:
+        """The file of a shard; CorpusError if it is damaged."""
+        return CORPUS.checked(self.folder / self._shards[shard].file, self._shards[shard].sha256)
+
     @cached_property
     def _caption_starts(self) -> npt.NDArray[np.int64]:
         """Where each image's captions begin, and the end: num_images + 1 entries."""
@@ -261,8 +275,10 @@ class Corpus:
         return offsets_of(np.concatenate([*counts, np.empty(0, np.int64)])[: self.num_images])
 
     def _column(self, name: str) -> Iterator[pa.Array]:
-        for shard in range(len(self._shards)):
+        for shard, end in enumerate(self._shard_ends):
             yield from self._file(shard)[0].read(columns=[name]).column(name).chunks
+            if end >= self.num_images:
+                return
 
     def _place(self, image_ix: int) -> tuple[int, int, int]:
         """The shard, row group and row of an image."""
@@ -278,25 +294,17 @@ class Corpus:
         """The image bytes of a row group; the last one read is kept, so that reading in order reads each once."""
         self._file(shard)
         if self._open.group_key != (shard, group):
-            path = self.folder / self._shards[shard][0]
             self._open.group_key = self._open.group = None
-            try:
-                table = self._file(shard)[0].read_row_group(group, columns=["image.bytes"])
-            except (pa.ArrowException, OSError) as error:
-                raise CorpusError(f"{path} is damaged: {error}", hint="remove the folder and run `dcdctl prepare` again") from error
+            table = self._file(shard)[0].read_row_group(group, columns=["image.bytes"])
             self._open.group_key, self._open.group = (shard, group), table.column("image").chunk(0).field("bytes")
         return self._open.group
 
     def _file(self, shard: int) -> tuple[Any, list[int]]:
-        """The open shard and where its row groups end, opened once a process and thread: a file position is not shared well."""
+        """The open shard and where its row groups end, opened once per process and thread, because threads cannot share a file position."""
         if getattr(self._open, "process", None) != os.getpid():
             self._open.process, self._open.files, self._open.group_key = os.getpid(), {}, None
         if shard not in self._open.files:
-            path = self.folder / self._shards[shard][0]
-            try:
-                file = pq.ParquetFile(path)
-            except (pa.ArrowException, OSError) as error:
-                raise CorpusError(f"{path} is damaged: {error}", hint="remove the folder and run `dcdctl prepare` again") from error
+            file = pq.ParquetFile(self.shard_path(shard))
             sizes = (file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
             self._open.files[shard] = file, list(itertools.accumulate(sizes))
         return self._open.files[shard]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,15 +19,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dcdctl.core.data import near_duplicates
-from dcdctl.core.data.corpus import CORPUS_FILE, ROW_GROUP_ROWS, Corpus, read_corpus_json
-from dcdctl.core.errors import CorpusError, InputError
+from dcdctl.core.data.corpus import CORPUS, CORPUS_FILE, ROW_GROUP_ROWS, Corpus, read_corpus_json
+from dcdctl.core.errors import InputError
 from dcdctl.core.progress import Advance, Track, silent
 
 Kind = Literal["cache", "corpus"]
 MAX_WORDS_COUNTED = 40
 """The last bin of the histogram of caption lengths: that many words or more."""
 MAX_REASONS = 5
-_SIGNS: dict[Kind, tuple[str, ...]] = {"cache": ("cache.json", "plan.json"), "corpus": (CORPUS_FILE, "prepare.json")}
+_SIGNS: dict[Kind, tuple[str, ...]] = {"cache": ("cache.json", "plan.json"), "corpus": (CORPUS_FILE, CORPUS.plan_file)}
 """By what a folder is known: the file that is written last, and that of work that goes on."""
 _COLUMNS = ["width", "height", "captions", "image.bytes"]
 _WORD = re.compile(r"[^\W_]+")
@@ -116,7 +116,7 @@ def summarize_corpus(folder: Path, split: str | None = None, *, max_images: int 
     opened = {name: Corpus.open(folder, name, max_images) for name in ([split] if split else index["splits"])}
     reasons = Counter(str(row["reason"]) for row in index.get("skipped") or ())
     with track("inspect", total=sum(corpus.num_images for corpus in opened.values()), unit="images") as advance:
-        splits = {name: _inspect_split(corpus, index["splits"][name]["shards"], advance) for name, corpus in opened.items()}
+        splits = {name: _inspect_split(corpus, advance) for name, corpus in opened.items()}
     return CorpusInspection(
         name=index["name"],
         license=index.get("licence") or "",
@@ -129,13 +129,13 @@ def summarize_corpus(folder: Path, split: str | None = None, *, max_images: int 
     )
 
 
-def _inspect_split(corpus: Corpus, shards: Sequence[dict[str, Any]], advance: Advance) -> SplitInspection:
+def _inspect_split(corpus: Corpus, advance: Advance) -> SplitInspection:
     formats: Counter[str] = Counter()
     texts: Counter[str] = Counter()
     words: set[str] = set()
     widths, heights, captions, lengths = [], [], [], []
     num_bytes = 0
-    for rows in _rows([corpus.folder / shard["file"] for shard in shards], corpus.num_images):
+    for rows in _rows(corpus):
         data = rows.column("image").field("bytes")
         num_bytes += pc.sum(pc.binary_length(data).cast(pa.int64())).as_py()
         formats.update(format_of(head) for head in pc.binary_slice(data, 0, _SIGNATURE_BYTES).to_pylist())
@@ -166,18 +166,16 @@ def _inspect_split(corpus: Corpus, shards: Sequence[dict[str, Any]], advance: Ad
     )
 
 
-def _rows(paths: Sequence[Path], num_images: int) -> Iterator[pa.RecordBatch]:
-    """The first rows of a split, a few at a time."""
-    for path in paths:
-        try:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=_COLUMNS):
-                    yield batch.slice(0, num_images)
-                    num_images -= batch.num_rows
-                    if num_images <= 0:
-                        return
-        except (pa.ArrowException, OSError) as error:
-            raise CorpusError(f"{path} is damaged: {error}", hint="remove the folder and run `dcdctl prepare` again") from error
+def _rows(corpus: Corpus) -> Iterator[pa.RecordBatch]:
+    """The rows of a split, a few at a time."""
+    num_left = corpus.num_images
+    for shard in range(corpus.num_shards):
+        with pq.ParquetFile(corpus.shard_path(shard)) as file:
+            for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=_COLUMNS):
+                yield batch.slice(0, num_left)
+                num_left -= batch.num_rows
+                if num_left <= 0:
+                    return
 
 
 def _spread(values: NDArray[Any]) -> Spread:

@@ -1,7 +1,7 @@
-"""From raw files to a corpus: every image is decoded once to see that it is whole, in worker processes, in the order of the source.
+"""From raw files to a corpus: worker processes decode every image once, to find damaged ones; rows keep the order of the source.
 
-A shard holds a fixed range of source rows, is written under another name and renamed when whole. `prepare.json` records which
-shards are finished, so that a run that was killed goes on where it stopped; `corpus.json` comes last, and then `prepare.json` goes.
+A shard holds a fixed range of source rows. `prepare.json` notes the finished shards, so that a killed run resumes. `corpus.json` is written
+last, and `prepare.json` is removed then.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -20,8 +19,10 @@ import PIL
 import pyarrow as pa
 
 from dcdctl.core import config, files
+from dcdctl.core.artifacts import Build, sha256_of
 from dcdctl.core.config import Count
 from dcdctl.core.data import corpus, images, near_duplicates, source_files
+from dcdctl.core.data.corpus import CORPUS
 from dcdctl.core.data.image_workers import CHUNK_IMAGES, CheckImages, image_pool
 from dcdctl.core.data.manifest import Manifest, SplitCounts, check_protocol
 from dcdctl.core.data.near_duplicates import Leakage
@@ -29,11 +30,8 @@ from dcdctl.core.data.readers import list_source
 from dcdctl.core.data.readers.rows import SKIP_HINT, SPLITS, Listing, RowCheck, SkippedRow, SourceRow, empty_split_hint
 from dcdctl.core.data.source_files import LocatedSource, SourceOptions
 from dcdctl.core.devices import num_cores
-from dcdctl.core.errors import CorpusError, InputError
+from dcdctl.core.errors import InputError
 from dcdctl.core.progress import Advance, Track, silent
-
-PLAN_FILE = "prepare.json"
-SHARD_FILE = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.parquet")
 
 
 @dataclass(kw_only=True)
@@ -60,44 +58,28 @@ class Shard:
 
 @dataclass(kw_only=True)
 class ShardProgress:
-    """prepare.json: which plan the folder is being filled by, and the shards that are finished."""
+    """The finished shards of a build, as its notes in prepare.json."""
 
-    folder: Path
-    plan: dict[str, Any]
+    build: Build
     shards: dict[str, dict[str, Any]]
 
     @staticmethod
-    def load(folder: Path, digest: str) -> ShardProgress:
-        """The progress of the same plan by the same library versions; of another one nothing is kept."""
-        plan = {"plan": digest, "pillow": PIL.__version__, "pyarrow": pa.__version__}
-        folder.mkdir(parents=True, exist_ok=True)
-        files.remove_partials(folder)
-        try:
-            found = files.read_json(folder / PLAN_FILE)
-            shards = found.pop("shards")
-        except (InputError, KeyError):
-            found, shards = {}, {}
-        progress = ShardProgress(folder=folder, plan=plan, shards=shards if found == plan else {})
-        for path in sorted(folder.iterdir()):
-            if SHARD_FILE.fullmatch(path.name) and path.name not in progress.shards:
-                path.unlink()
-        progress.save()
-        return progress
-
-    def save(self) -> None:
-        files.write_json(self.folder / PLAN_FILE, self.plan | {"shards": self.shards})
+    def load(build: Build) -> ShardProgress:
+        """The shards of an earlier run of the same plan with the same library versions; those of another plan are removed."""
+        shards = build.begin(restart=True).get("shards", {})
+        build.clean(shards)  # a shard that is not noted may be of another plan
+        return ShardProgress(build=build, shards=shards)
 
     def add(self, shard: Shard) -> None:
         hashes = [f"{value:016x}" for value in shard.hashes]
         self.shards[shard.entry["file"]] = {"entry": shard.entry, "skipped": config.to_table(shard.skipped), "hashes": hashes}
-        self.save()
+        self.build.note(shards=self.shards)
 
     def finished(self, name: str) -> Shard | None:
-        """A shard that an earlier run finished, if its file is still what that run wrote."""
-        path = self.folder / name
-        if "hashes" not in self.shards.get(name, {}) or not path.is_file() or files.sha256_of(path) != self.shards[name]["entry"]["sha256"]:
+        """A shard that an earlier run finished; None if its file is missing or has changed since."""
+        path, known = self.build.folder / name, self.shards.get(name)
+        if known is None or self.build.missing([name]) or sha256_of(path) != known["entry"]["sha256"]:
             return None
-        known = self.shards[name]
         shard = _empty_shard([SkippedRow(**skip) for skip in known["skipped"]], [int(value, 16) for value in known["hashes"]])
         for row in corpus.read_shard(path):
             shard.count(row)
@@ -121,7 +103,7 @@ def write_shard(path: Path, rows: Sequence[SourceRow], read: CheckImages, *, ski
 
     for written in corpus.write_shard(path, good_rows()):
         shard.count(written)
-    shard.entry = {"file": path.name, "sha256": files.sha256_of(path), "rows": len(shard.row_digests)}
+    shard.entry = {"file": path.name, "sha256": sha256_of(path), "rows": len(shard.row_digests)}
     return shard
 
 
@@ -219,43 +201,43 @@ def prepare_corpus(
     source_options: SourceOptions | None = None,
     track: Track = silent,
 ) -> CorpusSummary:
-    """Write a corpus, or go on with one that was interrupted; one that is there already is left as it is.
+    """Write a corpus, or resume an interrupted one; does nothing if the corpus is finished.
 
-    InputError if a row cannot be used, or if the test split is not the one that the manifest's protocol is about.
+    InputError if a row cannot be used, or if the test split is not the one of the manifest's protocol; StaleError if another run is
+    writing to the folder, or if the folder holds something else.
     """
     options = options or PrepareOptions()
-    _refuse_foreign_folder(out)
+    CORPUS.check_folder(out)
     located = source_files.locate(manifest, source_options or SourceOptions(), track)
     check = RowCheck(splits=options.splits, max_images=options.max_images, skip_bad=options.on_error == "skip")
     listing = list_source(located.source, check)
     listed = {split: SplitCounts(images=count, captions=listing.captions[split]) for split, count in listing.counts.items()}
     check_protocol(manifest, listed, options.splits, options.max_images)
     # `licence` is the key of corpus.json format 1.
-    plan: dict[str, Any] = {"format": corpus.FORMAT_VERSION, "name": manifest.name, "licence": manifest.license}
+    plan: dict[str, Any] = {"format": CORPUS.format, "name": manifest.name, "licence": manifest.license}
     plan |= {"citation": manifest.citation, "source": dict(listing.provenance), "counts": dict(listing.counts)}
     plan |= {"options": options.to_plan()}
     digest = files.digest_of(plan)
-    if (out / corpus.CORPUS_FILE).is_file():
-        return _already_there(out, digest)
-    splits = _write_splits(listing, out, options, ShardProgress.load(out, digest), track)
-    skipped = [*listing.skipped, *(skip for shards in splits.values() for shard in shards for skip in shard.skipped)]
-    for split, shards in splits.items():
-        if not any(shard.entry["rows"] for shard in shards):
-            raise InputError(f"split {split!r} is empty", hint=empty_split_hint(skipped))
-    entries = {split: _entry(shards) for split, shards in splits.items()}
-    written = {split: SplitCounts(images=entry["images"], captions=entry["captions"]) for split, entry in entries.items()}
-    index: dict[str, Any] = {"format": corpus.FORMAT_VERSION, "name": manifest.name, "splits": entries}
-    index |= {"protocol": check_protocol(manifest, written, options.splits, options.max_images)}
-    index |= {"leakage": config.to_table(leakage_of(splits))}
-    index |= {"source": plan["source"] | _origin(manifest, located) | {"options": plan["options"]}}
-    index |= {"licence": manifest.license, "citation": manifest.citation, "homepage": manifest.homepage}
-    index |= {"skipped": config.to_table(skipped), "plan": digest}
-    files.write_json(out / corpus.CORPUS_FILE, index)
-    (out / PLAN_FILE).unlink(missing_ok=True)
+    build = Build(out, {"plan": digest, "pillow": PIL.__version__, "pyarrow": pa.__version__}, CORPUS)
+    with build.lock():
+        if build.is_sealed:
+            return _already_there(out, digest)
+        splits, skipped = _write_splits(listing, build, options, track)
+        entries = {split: _entry(shards) for split, shards in splits.items()}
+        written = {split: SplitCounts(images=entry["images"], captions=entry["captions"]) for split, entry in entries.items()}
+        index: dict[str, Any] = {"format": CORPUS.format, "name": manifest.name, "splits": entries}
+        index |= {"protocol": check_protocol(manifest, written, options.splits, options.max_images)}
+        index |= {"leakage": config.to_table(leakage_of(splits))}
+        index |= {"source": plan["source"] | _origin(manifest, located) | {"options": plan["options"]}}
+        index |= {"licence": manifest.license, "citation": manifest.citation, "homepage": manifest.homepage}
+        index |= {"skipped": config.to_table(skipped), "plan": digest}
+        build.seal(index, [shard.entry["file"] for shards in splits.values() for shard in shards])
     return _summary(out, index, located.notes, already_there=False)
 
 
-def _write_splits(listing: Listing, out: Path, options: PrepareOptions, progress: ShardProgress, track: Track) -> dict[str, list[Shard]]:
+def _write_splits(listing: Listing, build: Build, options: PrepareOptions, track: Track) -> tuple[dict[str, list[Shard]], list[SkippedRow]]:
+    """The shards of each split, written unless an earlier run has, and the rows that were left out; InputError for an empty split."""
+    progress = ShardProgress.load(build)
     num_images = sum(listing.counts.values())
     splits: dict[str, list[Shard]] = {}
     with (
@@ -271,12 +253,16 @@ def _write_splits(listing: Listing, out: Path, options: PrepareOptions, progress
                 part = list(itertools.islice(rows, options.shard_size))
                 shard = progress.finished(name)
                 if shard is None:
-                    shard = write_shard(out / name, part, read, skip_bad=options.on_error == "skip", advance=advance)
+                    shard = write_shard(build.folder / name, part, read, skip_bad=options.on_error == "skip", advance=advance)
                     progress.add(shard)
                 else:
                     advance(len(part))
                 splits[split].append(shard)
-    return splits
+    skipped = [*listing.skipped, *(skip for shards in splits.values() for shard in shards for skip in shard.skipped)]
+    for split, shards in splits.items():
+        if not any(shard.entry["rows"] for shard in shards):
+            raise InputError(f"split {split!r} is empty", hint=empty_split_hint(skipped))
+    return splits, skipped
 
 
 def _origin(manifest: Manifest, located: LocatedSource) -> dict[str, Any]:
@@ -307,16 +293,6 @@ def _already_there(out: Path, digest: str) -> CorpusSummary:
         message = f"{out} holds a finished corpus, {index['name']}, that was made from other files or with other options"
         raise InputError(message, hint="remove it, or write elsewhere with --out")
     for entry in (shard for split in index["splits"].values() for shard in split["shards"]):
-        if not (out / entry["file"]).is_file():
-            raise CorpusError(f"{out / entry['file']} is missing", hint=f"remove {out} and run `dcdctl prepare` again")
-    (out / PLAN_FILE).unlink(missing_ok=True)
+        CORPUS.check_part(out / entry["file"])
+    (out / CORPUS.plan_file).unlink(missing_ok=True)
     return _summary(out, index, already_there=True)
-
-
-def _refuse_foreign_folder(out: Path) -> None:
-    files.check_output_folder(out)
-    if not out.is_dir() or (out / corpus.CORPUS_FILE).is_file() or (out / PLAN_FILE).is_file():
-        return
-    foreign = [path.name for path in sorted(out.iterdir()) if not path.name.endswith(files.PARTIAL_SUFFIX)]
-    if foreign:
-        raise InputError(f"{out} holds something else ({foreign[0]})", hint="an empty or a new folder is wanted: --out DIR")

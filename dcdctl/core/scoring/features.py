@@ -166,7 +166,7 @@ def open_or_build(root: Path, corpus: Corpus, model: Model, *, device: torch.dev
     build.expect(plan)
     parts = FEATURES.read_seal(build.folder)["files"]
     for name, seal in parts.items():
-        FEATURES.check_size(build.folder / name, seal["bytes"])
+        FEATURES.check_part(build.folder / name, seal["bytes"])
     return Features(corpus, build.folder, plan, parts)
 
 

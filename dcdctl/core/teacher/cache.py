@@ -146,7 +146,7 @@ def read_cache(folder: Path, *, corpus: Corpus | None = None, teacher: str | Non
     if teacher is not None:
         cache.check_teacher(teacher)
     for name, part in seal["files"].items():
-        CACHE.check_size(folder / name, part["bytes"])
+        CACHE.check_part(folder / name, part["bytes"])
     return cache
 
 
