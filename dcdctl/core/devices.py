@@ -1,4 +1,4 @@
-"""Where things are computed: devices and precisions as the user types them, and the versions of what computes."""
+"""Devices and precisions by the names that users type, memory settings, and a description of the machine for results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dcdctl.core.errors import ConfigError
 
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-"""Of glibc's malloc.h."""
+"""Options of mallopt, from glibc's malloc.h."""
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 CPU = torch.device("cpu")
 
@@ -49,14 +49,14 @@ ON_CPU = Compute()
 
 
 def choose(name: str) -> torch.device:
-    """The device of a name; `auto` is the GPU where there is one. ConfigError if there is no such device here.
+    """The torch device of a name; `auto` is the GPU if there is one, else the CPU. ConfigError if this machine lacks the device.
 
-    A process that computes on the CPU keeps the memory it frees from then on.
+    Choosing the CPU makes the process keep the memory that it frees (`_keep_freed_memory`).
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
-        # Of several processes each has its own.
+        # Each process of a torchrun job has its own GPU.
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if name == "cpu":
         _keep_freed_memory()
@@ -70,15 +70,16 @@ def choose(name: str) -> torch.device:
 
 
 def use_threads(count: int | None) -> None:
-    """Let torch compute with this many threads on the CPU; with as many as it likes for None."""
+    """Set the number of CPU threads of torch; None keeps torch's default."""
     if count is not None:
         torch.set_num_threads(count)
 
 
 def _keep_freed_memory() -> None:
-    """Let the C library keep large blocks that are freed, where it is glibc.
+    """Make glibc keep large blocks of memory that are freed; does nothing with another C library.
 
-    It gives each back to the system, which hands it out again page by page: a third to a half of the time of a training step.
+    By default glibc returns each block to the system, which hands it out again page by page. That took a third to a half of the time of a
+    training step.
     """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
@@ -93,25 +94,25 @@ def precision(name: str) -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has nothing left to do."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 
 
-def moved(batch: T, device: torch.device) -> T:
-    """A copy of a dataclass with all that has a `.to` on another device; from pinned memory to a GPU while other work goes on."""
-    return _changed(batch, "to", device, non_blocking=device.type == "cuda")
+def on_device(batch: T, device: torch.device) -> T:
+    """A copy of a dataclass with its tensors on another device; the copy to a GPU is asynchronous if they are in pinned memory."""
+    return _with_fields(batch, "to", device, non_blocking=device.type == "cuda")
 
 
-def pinned(batch: T) -> T:
-    """A copy of a dataclass in memory that a GPU reads by itself."""
-    return _changed(batch, "pin_memory")
+def in_pinned_memory(batch: T) -> T:
+    """A copy of a dataclass with its tensors in pinned memory, which a GPU reads without the CPU."""
+    return _with_fields(batch, "pin_memory")
 
 
-def _changed(batch: T, method: str, *arguments: Any, **options: Any) -> T:
-    """A copy of a dataclass, a method called on each field that has it."""
+def _with_fields(batch: T, method: str, *arguments: Any, **options: Any) -> T:
+    """A copy of a dataclass in which each field that has the method is replaced by its result."""
     fields: Any = dataclasses.fields(batch)  # type: ignore[arg-type]
     values = {field.name: getattr(batch, field.name) for field in fields}
     changed = {name: getattr(value, method)(*arguments, **options) for name, value in values.items() if hasattr(value, method)}
@@ -119,13 +120,13 @@ def _changed(batch: T, method: str, *arguments: Any, **options: Any) -> T:
 
 
 def versions() -> dict[str, str]:
-    """What numbers depend on besides their inputs."""
+    """Versions of the software that results depend on, and the machine type."""
     packages = {name: version(name) for name in ("torch", "transformers", "numpy", "pillow")}
     return {"dcdctl": __version__, "python": platform.python_version(), **packages, "machine": platform.machine()}
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Processor, device, threads, cores, how float32 is multiplied, and versions."""
+    """Processor, device, threads, cores, float32 matmul settings and versions."""
     return {
         "cpu": cpu_name(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -139,7 +140,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def load_average() -> float | None:
-    """Processes that wanted a core in the last minute, in the mean; None where the system does not tell."""
+    """Mean number of runnable processes in the last minute; None if the system does not report it."""
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):  # not a POSIX system
@@ -147,7 +148,7 @@ def load_average() -> float | None:
 
 
 def cpu_name() -> str:
-    """The model name where Linux tells it, else what Python knows."""
+    """The model name of the processor from /proc/cpuinfo, else what Python reports."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -155,5 +156,5 @@ def cpu_name() -> str:
 
 
 def num_cores() -> int:
-    """The CPU cores this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,15 +1,15 @@
-"""What can go wrong that the user can put right.
+"""Errors that the user can fix. The command line shows each as one line, without a traceback.
 
 DcdError
-├── InputError    a file or row the user gave: a missing image, a caption that is not text
-├── SourceError   a download: refused, cut off, or another file than expected
+├── InputError    a file, folder or row that the user gave: a missing image, a caption that is not text, a full disk
+├── SourceError   a download: refused, interrupted, or another file than expected
 ├── ConfigError   a recipe or a `--set`: an unknown key, a value out of range
-├── CorpusError   a prepared corpus: absent, unfinished, without the split asked for
-├── ModelError    a model reference: not found, of another kind, a checkpoint with missing keys
-├── StaleError    two things that do not belong together: a cache of another corpus or another teacher
-└── MissingError  a score, a run, a package that is needed and not there
+├── CorpusError   a prepared corpus: missing, unfinished, or without the requested split
+├── ModelError    a model reference: not found, of another kind, or a checkpoint with missing keys
+├── StaleError    two things that do not belong together, such as a cache and another corpus, or a damaged file of ours
+└── MissingError  a score, a run or a package that is required and not there
 
-Every message says what was found and what was wanted; `hint` names the next step.
+A message says what was found and what was expected; `hint` gives the next step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 
 
 class DcdError(Exception):
-    """Base of all errors that the command line shows as one line; `hint` is the next step, or empty."""
+    """Base of all errors that the command line shows as one line; `hint` is the next step, empty for none."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -31,11 +31,11 @@ class DcdError(Exception):
 
 
 class InputError(DcdError):
-    """A file or a row the user gave cannot be used."""
+    """A file, folder or row that the user gave cannot be used."""
 
 
 class SourceError(DcdError):
-    """A file from elsewhere cannot be had, or is not the one that was expected."""
+    """A download failed, or gave another file than expected."""
 
 
 class ConfigError(DcdError):
@@ -43,19 +43,19 @@ class ConfigError(DcdError):
 
 
 class CorpusError(DcdError):
-    """A prepared corpus cannot be read as asked."""
+    """A prepared corpus cannot be read as requested."""
 
 
 class ModelError(DcdError):
-    """A model reference cannot be loaded as asked."""
+    """A model reference cannot be loaded as requested."""
 
 
 class StaleError(DcdError):
-    """Two artefacts were not made for each other."""
+    """Two files do not belong together, or a file was changed after it was written."""
 
 
 class MissingError(DcdError):
-    """Something needed is not there."""
+    """Something required is missing."""
 
 
 def require_extra(extra: str, *modules: str, needed_by: str, or_else: str = "") -> None:

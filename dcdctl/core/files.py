@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and checksums."""
+"""Atomic writes of files and folders, JSON, locks and checksums."""
 
 from __future__ import annotations
 
@@ -88,22 +88,22 @@ def _disk_full_as_input_error(path: Path) -> Iterator[None]:
         # safetensors raises an error of its own, which has the reason in its text only.
         if not any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
             raise
-        hint = "make room and run the same command again: what is written stays"
+        hint = "make room and run the same command again: finished files are kept"
         raise InputError(f"there is no room left for {path}", hint=hint) from error
 
 
 @contextmanager
 def lock(folder: Path, part: int = 0) -> Iterator[None]:
-    """A folder, or a numbered part of the work on it, for this process alone; StaleError if another process has it.
+    """Lock a folder, or a numbered part of the work on it, for this process; StaleError if another process holds the lock.
 
-    A lock ends with its process, however that ends. Systems without POSIX locks have none.
+    The lock ends with its process, also if that is killed. It does nothing on systems without POSIX locks.
     """
-    place = folder.absolute()  # "." has no name of its own
-    path = place.with_name(f".{place.name}.lock-{part}")
+    absolute = folder.absolute()  # "." has no name
+    path = absolute.with_name(f".{absolute.name}.lock-{part}")
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _locked(path)
     if file is None:
-        raise StaleError(f"another run is writing to {folder}", hint="let it end, or name another folder")
+        raise StaleError(f"another run is writing to {folder}", hint="wait until it ends, or name another folder")
     with file:
         try:
             yield
@@ -131,13 +131,13 @@ def _locked(path: Path) -> IO[str] | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, indented, keys in the order given, whole or not at all."""
+    """Write indented JSON atomically, with the keys in the given order."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -162,19 +162,19 @@ def read_json(path: Path, *, kind: type[Any] = dict, error: type[DcdError] = Inp
 
 
 def is_vacant(folder: Path) -> bool:
-    """Whether a folder is absent, or holds nothing but what killed writers left behind."""
+    """Whether a folder is missing or empty, apart from incomplete files that killed processes left."""
     return not folder.exists() or all(path.name.endswith(PARTIAL_SUFFIX) for path in folder.iterdir())
 
 
 def check_output_folder(folder: Path) -> None:
-    """InputError if a folder cannot be made at this path or cannot be written to. Writes nothing; what the folder holds is not checked."""
+    """InputError if no folder can be created or written to at this path. Writes nothing, and ignores what the folder holds."""
     if folder.is_file():
         raise InputError(f"{folder} is a file, a folder is expected", hint="name another folder")
     _check_writable(folder)
 
 
 def check_output_file(path: Path) -> None:
-    """InputError if no file can be written at this path. Writes nothing; a file that is there may be replaced."""
+    """InputError if no file can be written at this path. Writes nothing; an existing file is no error."""
     if path.is_dir():
         raise InputError(f"{path} is a folder, a file is expected", hint="name a file")
     _check_writable(path.parent)
@@ -183,11 +183,11 @@ def check_output_file(path: Path) -> None:
 def _check_writable(folder: Path) -> None:
     """InputError if the folder, or the nearest folder above it that exists, cannot be written to."""
     folder = folder.expanduser().absolute()
-    there = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))
-    if not there.is_dir():
-        raise InputError(f"{folder} cannot be written to: {there} is a file", hint="name another folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{there} cannot be written to: permission denied", hint="change its permissions, or name another folder")
+    existing = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))
+    if not existing.is_dir():
+        raise InputError(f"{folder} cannot be written to: {existing} is a file", hint="name another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{existing} cannot be written to: permission denied", hint="change its permissions, or name another folder")
 
 
 def remove_partials(folder: Path, name: str = "") -> None:
@@ -206,5 +206,5 @@ def sha256_of(path: Path) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """The SHA-256 of a JSON-able value, in hex; the same for equal values whatever the order of keys."""
+    """The SHA-256 of a JSON-able value, in hex; it does not depend on the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -28,11 +28,11 @@ def clock(monkeypatch):
 
 
 def test_in_a_pipe_a_line_now_and_then_tells_loss_speed_and_time_left(clock, capsys):
-    with training_view.view(total=8, done=2, unit="pairs", per_step=100) as tell:
+    with training_view.view(total=8, done=2, unit="pairs", per_step=100) as on_step:
         for step in range(3, 9):
             clock.now += 4.0
             measured = {"val_rsum": 310.25, "val_best_rsum": 320.5} if step >= 6 else {}
-            tell(step, {"loss": 1 / step, "dcd": 1 / step, "lr": 1e-4, **measured})
+            on_step(step, {"loss": 1 / step, "dcd": 1 / step, "lr": 1e-4, **measured})
     captured = capsys.readouterr()
     assert captured.out == ""
     # Of the 2 steps that were done before, nothing is known: 100 pairs in 4 s are those of this run.
@@ -46,13 +46,13 @@ def test_in_a_pipe_a_line_now_and_then_tells_loss_speed_and_time_left(clock, cap
 def test_on_a_screen_a_table_shows_every_part_of_the_loss_and_leaves_stdout_alone(clock, monkeypatch, capsys):
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)
-    with training_view.view(total=1000, done=0, unit="images", per_step=64) as tell:
+    with training_view.view(total=1000, done=0, unit="images", per_step=64) as on_step:
         clock.now = 8.0
-        tell(4, {"loss": 1.5, "infonce": 1.25, "[red]": 0.25, "lr": 2.5e-5, "seconds": 2.0, "val_text_r1": 3.0})
+        on_step(4, {"loss": 1.5, "infonce": 1.25, "[red]": 0.25, "lr": 2.5e-5, "seconds": 2.0, "val_text_r1": 3.0})
         clock.now = 8.1
-        tell(5, {"loss": 7.75})
+        on_step(5, {"loss": 7.75})
         clock.now = 16.0
-        tell(8, {"val_rsum": 200.0, "val_best_rsum": 201.0})
+        on_step(8, {"val_rsum": 200.0, "val_best_rsum": 201.0})
         terminal.show("a result")
     shown = screen.getvalue()
     assert all(text in shown for text in ("4 of 1,000", "1.5000", "1.2500", "[red]", "2.5e-05", "32 images/s", "33:12 left"))
@@ -66,9 +66,9 @@ def test_on_a_screen_a_table_shows_every_part_of_the_loss_and_leaves_stdout_alon
 def test_other_processes_than_the_first_say_nothing(clock, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(sys, "stderr", Screen())
-    with training_view.view(total=2, done=0) as tell:
+    with training_view.view(total=2, done=0) as on_step:
         clock.now = 100.0
-        tell(2, {"loss": 1.0})
+        on_step(2, {"loss": 1.0})
     assert sys.stderr.getvalue() == ""
 
 

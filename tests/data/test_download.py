@@ -457,7 +457,7 @@ def filling_up(label, *, total, unit):
 
 def test_a_full_disk_is_told_and_what_came_is_kept(hub, cache, tmp_path):
     file = RemoteFile(url=f"{hub.url}/a.zip")
-    make_room = "make room and run the same command again: what is written stays"
+    make_room = "make room and run the same command again: finished files are kept"
     with pytest.raises(InputError, match=saying(f"there is no room left for {file.url} in {cache / 'downloads'}; {make_room}")):
         fetch_file(file, track=filling_up)
     assert fetch_file(file).path.read_bytes() == BODY

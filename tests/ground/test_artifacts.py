@@ -207,7 +207,7 @@ def test_a_second_process_is_refused_in_one_line(tmp_path):
         assert writer.stdout.readline() == b"locked\n"
         with pytest.raises(StaleError) as refused:
             make_toy(tmp_path / "toy")
-        assert str(refused.value) == f"another run is writing to {tmp_path / 'toy'}; let it end, or name another folder"
+        assert str(refused.value) == f"another run is writing to {tmp_path / 'toy'}; wait until it ends, or name another folder"
         writer.communicate(b"\n")
     assert make_toy(tmp_path / "toy") == list(PARTS)
 

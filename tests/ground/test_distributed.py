@@ -83,11 +83,11 @@ def test_a_process_that_dies_is_made_up_for_by_running_again(alone, inputs, tmp_
     assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}.items()
 
 
-def test_work_is_dealt_so_that_every_part_is_done_once(monkeypatch):
+def test_every_index_belongs_to_one_process(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     parts = []
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
-        parts += list(distributed.dealt(11))
+        parts += list(distributed.local_indices(11))
         assert distributed.is_main() == (rank == 0)
     assert sorted(parts) == list(range(11))

@@ -206,7 +206,7 @@ def test_a_lock_file_that_its_owner_removed_while_another_opened_it_is_no_lock(t
     with files.lock(folder):
         assert opened == [path.name] * 2
         assert path.exists()
-        with pytest.raises(StaleError, match=f"another run is writing to {folder}; let it end"), files.lock(folder):
+        with pytest.raises(StaleError, match=f"another run is writing to {folder}; wait until it ends"), files.lock(folder):
             pass
         with files.lock(folder, 1):  # another part of the work
             pass

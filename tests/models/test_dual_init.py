@@ -178,7 +178,7 @@ def test_states_keep_their_vectors():
     assert States.cat([states, states.take(torch.tensor([1]))]).vectors.tolist() == [[0, 1], [2, 3], [4, 5], [2, 3]]
     assert not states.detach().vectors.requires_grad
     index = torch.zeros(1, 1, dtype=torch.int64)
-    there = devices.moved(MicroBatch(states, states, index, index, ()), torch.device("meta"))
+    there = devices.on_device(MicroBatch(states, states, index, index, ()), torch.device("meta"))
     assert (there.images.vectors.device.type, there.texts.vectors.shape) == ("meta", (3, 2))
     with pytest.raises(ValueError, match="some parts have vectors and some have none"):
         States.cat([states, dataclasses.replace(states, vectors=None)])

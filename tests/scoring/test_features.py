@@ -181,7 +181,7 @@ def test_a_folder_that_is_not_what_its_name_says_is_refused(root, kept, corpus, 
 
 
 def test_features_that_another_run_is_writing_are_refused(tmp_path, kept, corpus, pair):
-    with files.lock(tmp_path / kept.folder.name), pytest.raises(StaleError, match=r"another run is writing to .*; let it end"):
+    with files.lock(tmp_path / kept.folder.name), pytest.raises(StaleError, match=r"another run is writing to .*; wait until it ends"):
         open_or_build(tmp_path, corpus, pair)
     assert not list(tmp_path.rglob("*.npy"))
 

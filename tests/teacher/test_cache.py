@@ -364,7 +364,7 @@ def test_verify_scores_anew_and_finds_a_wrong_score(corpus, teacher, folder, cop
 
 
 def test_two_runs_do_not_write_to_one_folder(corpus, teacher, tmp_path):
-    with build.lock(tmp_path / "cache"), pytest.raises(StaleError, match=r"another run is writing to .*cache; let it end"):
+    with build.lock(tmp_path / "cache"), pytest.raises(StaleError, match=r"another run is writing to .*cache; wait until it ends"):
         build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]

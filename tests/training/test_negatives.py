@@ -225,11 +225,11 @@ def trained(corpus: Any, out: Path, *sets: str, resume: bool = False, watch: Any
 
 @contextmanager
 def killed_after_18(**_: Any) -> Iterator[Any]:
-    def tell(steps: int, values: Any) -> None:
+    def on_step(steps: int, values: Any) -> None:
         if steps == 18:
             raise KeyboardInterrupt
 
-    yield tell
+    yield on_step
 
 
 def test_a_run_that_was_killed_goes_on_with_what_it_mined(corpus, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from dcdctl.cli.views.terminal import SECONDS_BETWEEN_LINES, clock, is_main, not
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dcdctl.core.progress import Tell
+    from dcdctl.core.progress import OnStep
 
 SECONDS_BETWEEN_PICTURES = 0.2
 """How often the table is drawn anew."""
@@ -79,18 +79,18 @@ class Standing:
 
 
 @contextmanager
-def view(*, total: int, done: int, unit: str = "steps", per_step: int = 1) -> Iterator[Tell]:
+def view(*, total: int, done: int, unit: str = "steps", per_step: int = 1) -> Iterator[OnStep]:
     """A Watch (`core/progress.py`) on stderr: of several processes the first is seen."""
     standing = Standing(total, done, unit, per_step, done)
     with _live_table(standing) if is_main() and sys.stderr.isatty() else _sparse_lines(standing) as show:
         started = time.monotonic()
 
-        def tell(steps: int, values: Mapping[str, float]) -> None:
+        def on_step(steps: int, values: Mapping[str, float]) -> None:
             standing.done, standing.seconds = steps, time.monotonic() - started
             standing.values.update(values)
             show()
 
-        yield tell
+        yield on_step
 
 
 @contextmanager

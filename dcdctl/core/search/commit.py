@@ -106,7 +106,7 @@ def become(
     `removed` are all rows without an image, `skipped` all files that are none; None leaves them as they are.
     """
     segments = _segments(folder, document, track)
-    distributed.wait()  # until all have read what is about to be replaced
+    distributed.barrier()  # until all have read what is about to be replaced
     with distributed.main_first():
         if distributed.is_main():
             generation = document["generation"]
@@ -151,11 +151,11 @@ def _segments(folder: Path, document: dict[str, Any], track: Track) -> list[Segm
                 yield exact.unit_rows(block_RD[start : start + BLOCK])
 
     if missing:
-        mine = [missing[number] for number in distributed.dealt(len(missing))]
+        mine = [missing[number] for number in distributed.local_indices(len(missing))]
         with track(f"build {config.kind}", total=sum(map(len, mine)), unit="vectors") as advance:
             threads = torch.get_num_threads()
             ann.build_all(folder / "ann", mine, blocks_of, dim, config, generation, threads=threads, advance=advance)
-        distributed.wait()
+        distributed.barrier()
     return [kept[rows] if rows in kept else ann.describe(folder / "ann", config.kind, rows, generation) for rows in ranges]
 
 

@@ -228,16 +228,16 @@ def embed(job: Job, track: Track = silent) -> None:
     """Write this process's share of the parts that are not there, and wait for the others."""
     job.model.to(job.compute.device).eval()
     size = job.compute.batch_size
-    mine = [job.parts[number] for number in distributed.dealt(len(job.parts)) if not job.path(job.parts[number]).exists()]
+    mine = [job.parts[number] for number in distributed.local_indices(len(job.parts)) if not job.path(job.parts[number]).exists()]
     counts = {part: job.num_planned(part) for part in mine}
     stretches = [Stretch(part, at, min(at + size, count)) for part, count in counts.items() for at in range(0, count, size)]
     if not mine:
-        return distributed.wait()
+        return distributed.barrier()
     reading = read_ahead(Pictures(job.folder / PLANNED, job.source, job.model.preprocess), stretches, job.compute.workers)
     with track("embed", total=sum(counts.values()), unit="images") as advance:
         for part in mine:
             _embed_part(job, part, reading, advance)
-    distributed.wait()
+    distributed.barrier()
 
 
 def _embed_part(job: Job, part: int, reading: Iterator[ReadPictures], advance: Advance) -> None:

@@ -218,7 +218,7 @@ def score_planned(job: CacheJob, *, track: Track = silent) -> TeacherCache:
     """Score this process's share of the missing shards, and seal the cache."""
     if not job.build.is_sealed:
         missing = set(job.missing)
-        mine = [shard for shard in distributed.dealt(len(job.shards)) if shard in missing]
+        mine = [shard for shard in distributed.local_indices(len(job.shards)) if shard in missing]
         total = sum(_count_unscored(job.folder / planned_name(shard)) for shard in mine)
         with track("score", total=total, unit="pairs") as advance:
             for shard in mine:
@@ -228,7 +228,7 @@ def score_planned(job: CacheJob, *, track: Track = silent) -> TeacherCache:
                 if todo.any():
                     scores[todo] = score_pairs(job, pairs.image[todo], pairs.text[todo], advance)
                 write_pairs(job.folder / pairs_name(shard), Pairs(pairs.image, pairs.text, scores, pairs.role))
-        distributed.wait()
+        distributed.barrier()
     with distributed.main_first():
         if distributed.is_main():
             _seal(job)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dcdctl.core.devices import moved, pinned
+from dcdctl.core.devices import in_pinned_memory, on_device
 from dcdctl.core.models import ImageBatch, Pairs, TextBatch
 
 NO_IMAGES = ImageBatch(torch.empty(0, 3, 0, 0))
@@ -44,11 +44,11 @@ class MicroBatch(Pairs):
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch on another device."""
-        return moved(self, device)
+        return on_device(self, device)
 
     def pin_memory(self) -> MicroBatch:
         """The same micro-batch in pinned memory, which a GPU reads directly."""
-        return pinned(self)
+        return in_pinned_memory(self)
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class Batch(Pairs):
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device; its micro-batches stay, since each is moved when it is computed."""
-        return moved(self, device)
+        return on_device(self, device)
 
     def pin_memory(self) -> Batch:
         """The same batch in pinned memory, which a GPU reads directly."""
-        return replace(pinned(self), micro_batches=tuple(micro_batch.pin_memory() for micro_batch in self.micro_batches))
+        return replace(in_pinned_memory(self), micro_batches=tuple(micro_batch.pin_memory() for micro_batch in self.micro_batches))

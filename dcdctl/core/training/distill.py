@@ -19,7 +19,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.models import FusionScorer, Model
-from dcdctl.core.progress import Track, Watch, silent, watched_by
+from dcdctl.core.progress import Track, Watch, silent, step_bar
 from dcdctl.core.scoring import CorpusSource, Source
 from dcdctl.core.teacher import TeacherCache, read_caches
 from dcdctl.core.training import initial_model, loggers, loop, negatives, runs, validation
@@ -175,7 +175,7 @@ def train(job: TrainingJob, inputs: TrainingInputs, *, options: TrainingOptions,
     schedule = _schedule(plan.recipe, num_steps, files.scores, training.teacher)
     run, batches = _start_run(training, batches, num_steps, track)
     if not run.is_finished:
-        _run_steps(training, run, batches, schedule, track, watch or watched_by(track))
+        _run_steps(training, run, batches, schedule, track, watch or step_bar(track))
     return run
 
 

@@ -129,7 +129,7 @@ def _gather_outputs(local: Sequence[tuple[Tensor, ...]], micro_batches: Sequence
         rows = outputs[0].new_zeros(row_ranges[0].total, *outputs[0].shape[1:])
         for row_range, output in zip(row_ranges, outputs, strict=True):
             rows[row_range.start : row_range.stop] = output.detach()[: row_range.stop - row_range.start]
-        leaves.append(distributed.total(rows).requires_grad_())
+        leaves.append(distributed.all_sum(rows).requires_grad_())
     return leaves
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from dcdctl.core import distributed
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.progress import Watch, silent, watched_by
+from dcdctl.core.progress import Watch, silent, step_bar
 from dcdctl.core.training import grad_cache, loggers, runs
 from dcdctl.core.training.batch import MicroBatchPlan
 from dcdctl.core.training.grad_cache import MicroBatchObjective, Objective, StepCompute, StepInfo
@@ -52,7 +52,7 @@ class TrainingOptions:
         return MicroBatchPlan(distributed.world_size() * self.micro_batches, range(first, first + self.micro_batches))
 
 
-UNWATCHED = watched_by(silent)
+UNWATCHED = step_bar(silent)
 
 
 def train(
@@ -82,11 +82,11 @@ def train(
     step_compute = StepCompute(compute=compute, scaler=scaler, micro_batch_plan=options.micro_batch_plan)
     first = runs.load_checkpoint(run, model, optimizer, scaler)
     distributed.check_equal(first, "the step that they resume from")
-    distributed.send_weights(model)
+    distributed.broadcast_weights(model)
     sampler = range(first, num_steps if until is None else until)
     is_cuda = compute.device.type == "cuda"
     loader = DataLoader(batches, batch_size=None, sampler=sampler, num_workers=compute.workers, pin_memory=is_cuda)
-    with _logs(run, first, options) as log, watch(total=num_steps, done=first) as tell:
+    with _logs(run, first, options) as log, watch(total=num_steps, done=first) as on_step:
         for step, batch in enumerate(loader, start=first):
             started = time.perf_counter()
             rate = config.lr * learning_rate_factor(step, num_steps, config)
@@ -103,7 +103,7 @@ def train(
                 log(step, values)
             if (done % config.save_every == 0 or done == until) and done < num_steps and distributed.is_main():
                 runs.save_checkpoint(run, done, model, optimizer, scaler)
-            tell(done, values)
+            on_step(done, values)
     model.eval()
 
 

@@ -25,10 +25,10 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from dcdctl.core import data, models
-from dcdctl.core.devices import moved
+from dcdctl.core.devices import on_device
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, Preprocess, TextBatch
-from dcdctl.core.progress import Track, silent, watched_by
+from dcdctl.core.progress import Track, silent, step_bar
 from dcdctl.core.training import loop, runs
 from dcdctl.core.training.grad_cache import Objective
 from dcdctl.core.training.recipe import OptimizerConfig
@@ -141,7 +141,7 @@ class PretrainingBatch:
     """Captions that each image is compared with, its own first; no columns before matching begins."""
 
     def to(self, device: torch.device) -> PretrainingBatch:
-        return moved(self, device)
+        return on_device(self, device)
 
 
 class PretrainingBatches(Dataset[PretrainingBatch]):
@@ -287,7 +287,7 @@ def pretrain(run: Run, config: PretrainingConfig, *, options: loop.TrainingOptio
         num_steps=num_steps(config.optimizer),
         seed=config.seed,
         options=options,
-        watch=watched_by(track),
+        watch=step_bar(track),
     )
     runs.finish(run, scorer, half=True)
 
@@ -322,7 +322,7 @@ class GradingBatch:
     """How much of each caption holds in the image, from 0 to 9."""
 
     def to(self, device: torch.device) -> GradingBatch:
-        return moved(self, device)
+        return on_device(self, device)
 
 
 class GradingBatches(Dataset[GradingBatch]):
@@ -375,6 +375,6 @@ def grade(run: Run, scorer: Any, config: GradingConfig, *, options: loop.Trainin
         num_steps=num_steps(config.optimizer),
         seed=config.seed,
         options=options,
-        watch=watched_by(track),
+        watch=step_bar(track),
     )
     runs.finish(run, scorer, half=True)

@@ -43,7 +43,7 @@ class Validation:
             if recalls.rsum > best:
                 runs.save_best(self.run, done, recalls.rsum, model)
             values |= {"val_rsum": recalls.rsum, "val_best_rsum": max(best, recalls.rsum)}
-        distributed.wait()
+        distributed.barrier()
         return values
 
     def choose(self, model: Any) -> None:

@@ -263,7 +263,7 @@ def _written(what: str, folder: Path, *, keeps_halves: bool = True) -> Iterator[
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = f"make room and run the same command again{': what is written stays' if keeps_halves else ''}"
+            hint = f"make room and run the same command again{': finished files are kept' if keeps_halves else ''}"
             raise InputError(f"there is no room left for {what} in {folder}", hint=hint) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             hint = "set DCDCTL_CACHE (and for files of the Hub HF_HOME) to a folder that can be written"
