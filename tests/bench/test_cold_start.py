@@ -72,7 +72,7 @@ def test_contestants_take_turns(request_of, monkeypatch):
 
 
 def test_both_models_are_asked_for_in_the_setting_of_the_benchmark(tmp_path):
-    pair = bench.Pair(teacher="t", student="s", overrides={"image_size": 32}, data=tmp_path, split="val")
+    pair = bench.ModelPair(teacher="t", student="s", overrides={"image_size": 32}, data=tmp_path, split="val")
     config = BenchConfig(num_images=7, batch_size=3, precision="bfloat16", num_threads=2)
     asked = pair.requests(config, torch.device("cuda:1"))
     assert asked["teacher"] == ColdStartRequest(

@@ -16,15 +16,15 @@ def timer(clock: Clock, **settings) -> Timer:
 def test_the_warm_up_is_dropped_and_the_repeats_are_as_many_as_asked_for():
     clock = Clock()
     costs = iter([900, 100, *([100] * 50)])
-    sample = timer(clock).turns({"a": lambda number: clock.spend(next(costs))})["a"]
+    sample = timer(clock).time_in_turn({"a": lambda number: clock.spend(next(costs))})["a"]
     assert sample.seconds_NK.ravel() == pytest.approx([0.1] * 30)
 
 
 def test_repeats_keep_to_the_budget_but_for_the_fewest_rounds():
     clock = Clock()
     slow = {"a": lambda number: clock.spend(400)}
-    assert timer(clock, budget_s=1).turns(slow)["a"].seconds_NK.ravel() == pytest.approx([0.4, 0.4])
-    assert timer(clock, budget_s=1, min_rounds=3).turns(slow)["a"].num_repeats == 3
+    assert timer(clock, budget_s=1).time_in_turn(slow)["a"].seconds_NK.ravel() == pytest.approx([0.4, 0.4])
+    assert timer(clock, budget_s=1, min_rounds=3).time_in_turn(slow)["a"].num_repeats == 3
 
 
 def test_contestants_take_turns_and_the_fast_one_fills_the_rounds_of_the_slow():
@@ -37,7 +37,7 @@ def test_contestants_take_turns_and_the_fast_one_fills_the_rounds_of_the_slow():
 
         return run
 
-    samples = timer(clock, num_warmup=1, budget_s=1, num_repeats=6).turns({"slow": work("slow", 500), "fast": work("fast", 10)})
+    samples = timer(clock, num_warmup=1, budget_s=1, num_repeats=6).time_in_turn({"slow": work("slow", 500), "fast": work("fast", 10)})
     assert sorted(order[2:6]) == [*[(0, "fast")] * 3, (0, "slow")]
     assert sorted(order[6:]) == [*[(1, "fast")] * 3, (1, "slow")]
     assert samples["slow"].seconds_NK.shape == (2, 1)
@@ -47,7 +47,7 @@ def test_contestants_take_turns_and_the_fast_one_fills_the_rounds_of_the_slow():
 def test_who_begins_a_round_is_drawn():
     clock, order = Clock(), []
     works = {name: lambda number, name=name: order.append(name) or clock.spend(1) for name in ("a", "b", "c")}
-    timer(clock, num_warmup=1).turns(works)
+    timer(clock, num_warmup=1).time_in_turn(works)
     rounds = [tuple(order[start : start + 3]) for start in range(3, len(order), 3)]
     assert len(rounds) == 30
     assert len(set(rounds)) == 6
@@ -88,5 +88,5 @@ def test_what_follows_from_quantities_follows_draw_by_draw():
     two, five = Quantity(2.0, np.array([1.0, 3.0])), Quantity(5.0, np.array([5.0, 6.0]))
     assert ((two + five).value, *(two + five).draws_R) == (7, 6, 9)
     assert (two * 10 / five).draws_R == pytest.approx([2, 5])
-    assert (two.above(Quantity(2.0, np.array([2.0, 1.0]))).value, *two.above(Quantity(2.0, np.array([2.0, 1.0]))).draws_R) == (0, 0, 2)
+    assert (two.excess_over(Quantity(2.0, np.array([2.0, 1.0]))).value, *two.excess_over(Quantity(2.0, np.array([2.0, 1.0]))).draws_R) == (0, 0, 2)
     assert two.inverse(6).draws_R == pytest.approx([6, 2])
