@@ -88,5 +88,6 @@ def test_what_follows_from_quantities_follows_draw_by_draw():
     two, five = Quantity(2.0, np.array([1.0, 3.0])), Quantity(5.0, np.array([5.0, 6.0]))
     assert ((two + five).value, *(two + five).draws_R) == (7, 6, 9)
     assert (two * 10 / five).draws_R == pytest.approx([2, 5])
-    assert (two.excess_over(Quantity(2.0, np.array([2.0, 1.0]))).value, *two.excess_over(Quantity(2.0, np.array([2.0, 1.0]))).draws_R) == (0, 0, 2)
+    excess = two.excess_over(Quantity(2.0, np.array([2.0, 1.0])))
+    assert (excess.value, *excess.draws_R) == (0, 0, 2)
     assert two.inverse(6).draws_R == pytest.approx([6, 2])
