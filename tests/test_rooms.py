@@ -118,6 +118,44 @@ def test_opening_a_room_imports_none_of_its_files():
     assert done.stdout.split() == []
 
 
+def model_classes() -> set[str]:
+    """The classes of core/models that are networks, models or protocols of models."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (CORE / "models").glob("*.py")]
+    bases = {
+        node.name: {ast.unparse(base) for base in node.bases} for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)
+    }
+    found = {"nn.Module", "Protocol"}
+    while more := {name for name, parents in bases.items() if parents & found} - found:
+        found |= more
+    return found & set(bases)
+
+
+def questions_about_kind(tree: ast.AST, classes: set[str]) -> list[str]:
+    """The code that asks for the class of a model, or whether it has a member."""
+    found = []
+    for node in ast.walk(tree):
+        asked: set[str] = set()
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+            asked = {ast.unparse(part).rpartition(".")[2] for part in ast.walk(node.args[1])} & classes
+        elif isinstance(node, ast.MatchClass):
+            asked = {ast.unparse(node.cls).rpartition(".")[2]} & classes
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("hasattr", "getattr"):
+            asked = {ast.unparse(node.args[0]).rpartition(".")[2]} & {"model", "scorer", "student", "teacher", "dual", "fusion"}
+        if asked:
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_nothing_outside_models_asks_for_the_class_of_a_model():
+    classes = model_classes()
+    assert {"ViltScorer", "CoAttentionScorer", "VisionTextDual", "FrozenDual", "FusionModel", "DualEncoder", "FusionScorer"} <= classes
+    for code in ("isinstance(x, models.DualModel | A)", "isinstance(x, (A, FrozenDual))", "hasattr(run.student, 'layers')"):
+        assert questions_about_kind(ast.parse(code), classes) == [code]
+    outside = [path for path in PACKAGE.rglob("*.py") if CORE / "models" not in path.parents]
+    found = {str(path.relative_to(PACKAGE)): questions_about_kind(ast.parse(path.read_text(encoding="utf-8")), classes) for path in outside}
+    assert {name: code for name, code in found.items() if code} == {}, "add a member to the protocols in core/models/protocols.py instead"
+
+
 @pytest.mark.parametrize("path", sorted(CORE.rglob("*.py")), ids=lambda path: str(path.relative_to(CORE)))
 def test_core_neither_prints_nor_exits(path):
     roots = {name.split(".")[0] for name in imported(path)}

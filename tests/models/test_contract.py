@@ -1,0 +1,257 @@
+"""The contract of models/protocols.py, checked for every model family: a new family adds its builder to FAMILIES here."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from encoders import make_pair, save_text, save_vision
+from torch.testing import assert_close
+
+from dcdctl.core import files, models
+from dcdctl.core.errors import ModelError
+from dcdctl.core.models import DualEncoder, FusionScorer, Pairs, States, load_save
+from dcdctl.core.models.protocols import Encoders
+
+
+def refs(captions, folder: Path, vision: str) -> tuple[str, str]:
+    return save_vision(vision, folder / "vision"), save_text("bert", captions, folder / "text")
+
+
+def frozen_dual(captions, folder: Path, vision: str):
+    return models.new_frozen_dual(*refs(captions, folder, vision), models.ProjectionSize(projection_dim=8), max_text_len=12)
+
+
+def from_backbones(captions, folder: Path, vision: str):
+    return models.dual_from_backbones(*refs(captions, folder, vision), projection_dim=8)
+
+
+FAMILIES = {
+    "vilt": lambda captions, folder: models.new_vilt(
+        models.ViltSize(hidden_size=16, num_attention_heads=2, num_hidden_layers=3, intermediate_size=16), models.word_piece(captions, 120)
+    ),
+    "co-attention": make_pair,
+    "co-attention over CLIP": lambda captions, folder: make_pair(captions, folder, "clip"),
+    "dual": lambda captions, folder: models.dual_student(
+        models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16, projection_dim=8), captions, vocab_size=120
+    ),
+    "dual of two encoders": lambda captions, folder: from_backbones(captions, folder, "tokens"),
+    "dual from CLIP": lambda captions, folder: from_backbones(captions, folder, "clip"),
+    "frozen dual": lambda captions, folder: frozen_dual(captions, folder, "map"),
+    "frozen dual over CLIP": lambda captions, folder: frozen_dual(captions, folder, "clip"),
+}
+PROTOCOLS = {"fusion": FusionScorer, "dual": DualEncoder}
+# Each of three images with two of four captions; no row is like another.
+IMAGE_IX = torch.tensor([[0, 0], [1, 1], [2, 2]])
+TEXT_IX = torch.tensor([[0, 3], [1, 0], [2, 1]])
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request, captions, tmp_path):
+    """A random model of a family, its weights wide enough that inputs matter."""
+    model = FAMILIES[request.param](captions, tmp_path)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.startswith("calibration."):
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture
+def pairs(model, pictures, captions) -> Pairs:
+    return Pairs(model.preprocess.images(pictures), model.preprocess.texts(captions), IMAGE_IX, TEXT_IX)
+
+
+@torch.no_grad()
+def logits_of(model, pairs: Pairs) -> torch.Tensor:
+    return model.logits(model.outputs(pairs), pairs)[0]
+
+
+def members(protocol: type) -> set[str]:
+    """What a protocol asks for, without the part of nn.Module."""
+    return {
+        name
+        for base in protocol.__mro__[:-3]
+        for name, value in vars(base).items()
+        if (inspect.isfunction(value) or isinstance(value, property)) and not name.startswith("_") and not hasattr(torch.nn.Module, name)
+    }
+
+
+def test_every_family_that_loads_is_checked_here(captions, tmp_path):
+    built = {name: build(captions, tmp_path / name) for name, build in FAMILIES.items()}
+    for name, model in built.items():
+        models.save(model, tmp_path / name / "model")
+    types = {files.read_json(tmp_path / name / "model" / "config.json")["model_type"] for name in built}
+    assert types == set(load_save.FAMILIES)
+
+
+def test_a_model_has_the_members_of_its_protocol_with_their_parameters(model):
+    protocol = PROTOCOLS[model.kind]
+    expected = members(protocol)
+    assert {"outputs", "logits", "calibrate", "encoders", "export_spec", "checkpoint_activations", "kind"} <= expected
+    for name in expected:
+        declared = inspect.getattr_static(protocol, name)
+        assert hasattr(model, name), name
+        if inspect.isfunction(declared):
+            assert inspect.signature(getattr(type(model), name)).parameters.keys() == inspect.signature(declared).parameters.keys(), name
+
+
+def test_logits_are_those_of_each_pair_alone(model, pairs):
+    logits_RC = logits_of(model, pairs)
+    with torch.no_grad():
+        if model.kind == "dual":
+            images_ID, texts_TD = model.embed_images(pairs.images), model.embed_texts(pairs.texts)
+            assert images_ID.shape == (3, model.embedding_dim)
+            assert_close(images_ID.norm(dim=1), torch.ones(3))
+            alone = model.logit_scale * (images_ID[IMAGE_IX] * texts_TD[TEXT_IX]).sum(dim=-1)
+        else:
+            rows = IMAGE_IX.flatten(), TEXT_IX.flatten()
+            inputs = pairs.images.pixel_values[rows[0]], pairs.texts.input_ids[rows[1]], pairs.texts.attention_mask[rows[1]]
+            area = None if pairs.images.pixel_mask is None else pairs.images.pixel_mask[rows[0]]
+            alone = model.score(*inputs, area).view(3, 2)
+    assert_close(logits_RC, alone, rtol=1e-4, atol=1e-4)
+    assert logits_RC.flatten().unique().numel() == 6
+
+
+def test_only_a_dual_encoder_gives_all_pairs_for_free(model, pairs):
+    with torch.no_grad():
+        logits_RC, all_IT = model.logits(model.outputs(pairs), pairs)
+    assert (all_IT is None) == (model.kind == "fusion")
+    if all_IT is not None:
+        assert torch.equal(all_IT[IMAGE_IX, TEXT_IX], logits_RC)
+
+
+def test_outputs_of_micro_batches_are_rows_of_those_of_the_whole(model, pairs, pictures, captions):
+    preprocess = model.preprocess
+    with torch.no_grad():
+        whole = model.outputs(pairs)
+        if model.kind == "dual":
+            parts = [Pairs(preprocess.images(pictures[:1]), preprocess.texts(captions[:3]), IMAGE_IX, TEXT_IX)]
+            parts.append(Pairs(preprocess.images(pictures[1:]), preprocess.texts(captions[3:]), IMAGE_IX, TEXT_IX))
+        else:
+            parts = [
+                dataclasses.replace(pairs, image_ix_RC=IMAGE_IX[rows], text_ix_RC=TEXT_IX[rows]) for rows in (slice(0, 1), slice(1, 3))
+            ]
+        joined = [torch.cat(tensors) for tensors in zip(*map(model.outputs, parts), strict=True)]
+    assert len(joined) == len(whole)
+    for own, other in zip(joined, whole, strict=True):
+        assert other.dtype == torch.float32
+        assert_close(own, other, rtol=1e-4, atol=1e-5)
+
+
+def test_calibration_changes_nothing_before_training(model):
+    logits = torch.tensor([-3.0, 0.25, 7.0])
+    assert torch.equal(model.calibrate(logits), logits)
+
+
+def test_the_digest_follows_every_weight_and_ignores_the_mode(model):
+    digest = model.digest
+    assert model.train().digest == model.eval().digest == digest
+    for name, parameter in model.named_parameters():
+        changed = copy.deepcopy(parameter.data)
+        with torch.no_grad():
+            parameter.view(-1)[0] += 1
+        assert (model.digest == digest) == name.startswith("calibration."), name
+        parameter.data.copy_(changed)
+    assert model.digest == digest
+
+
+def test_features_of_the_encoders_stand_for_their_inputs(model, pairs):
+    encoders: Encoders | None = model.encoders
+    encode = (model.embed_images, model.embed_texts) if model.kind == "dual" else (model.encode_images, model.encode_texts)
+    if encoders is None:
+        nothing = States(torch.zeros(1, 1, 8), torch.ones(1, 1, dtype=torch.bool))
+        for function in encode:
+            with pytest.raises(ValueError, match="feature"):
+                function(nothing)
+        return
+    with torch.no_grad():
+        images, texts = encoders.image_features(pairs.images), encoders.text_features(pairs.texts)
+        assert texts.tokens.shape[2] == encoders.text_width
+        assert torch.equal(texts.mask, pairs.texts.attention_mask.bool())
+        from_features = logits_of(model, dataclasses.replace(pairs, images=images, texts=texts))
+    assert torch.equal(from_features, logits_of(model, pairs))
+
+
+def test_frozen_encoders_give_the_same_features_in_training(model, pairs):
+    if (encoders := model.encoders) is None:
+        return
+    encoders.freeze()
+    assert model.encoders.is_frozen
+    with torch.no_grad():
+        before = encoders.image_features(pairs.images).tokens, encoders.text_features(pairs.texts).tokens
+        model.train()
+        after = encoders.image_features(pairs.images).tokens, encoders.text_features(pairs.texts).tokens
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_student_has_the_chosen_layers_with_their_weights(model, pairs):
+    if model.kind != "fusion":
+        return
+    assert model.num_layers == 3
+    student = model.student([0, 2])
+    assert student.num_layers == 2
+    assert student.kind == "fusion"
+    assert any(parameter.requires_grad for parameter in student.parameters())
+    assert not torch.allclose(logits_of(student, pairs), logits_of(model, pairs))
+    assert torch.equal(logits_of(model.student(range(3)), pairs), logits_of(model, pairs))
+    for layers in ([], [3], [1, 0], [1, 1]):
+        with pytest.raises(ModelError):
+            model.student(layers)
+
+
+def test_recomputed_activations_give_the_same_gradient(model, pairs):
+    def gradients(model):
+        """The gradients, and how often a part of the network ran."""
+        calls = []
+        for module in model.modules():
+            module.register_forward_hook(lambda *_: calls.append(1))
+        torch.manual_seed(0)
+        model.train()
+        model.logits(model.outputs(pairs), pairs)[0].square().sum().backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}, len(calls)
+
+    plain, recomputing = copy.deepcopy(model), copy.deepcopy(model)
+    if model.kind == "dual" and model.encoders is not None:
+        with pytest.raises(ModelError, match="cannot compute activations again"):
+            recomputing.checkpoint_activations()
+        return
+    recomputing.checkpoint_activations()
+    (expected, num_calls), (found, num_calls_recomputing) = gradients(plain), gradients(recomputing)
+    assert num_calls_recomputing > num_calls
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert_close(gradient, expected[name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_an_export_names_classes_that_exist_and_computes_the_same(model, pairs):
+    spec = model.export_spec()
+    if spec.code:
+        code = (files.packaged("assets") / f"{spec.code}.py").read_text(encoding="utf-8")
+        assert f"class {spec.model_class}(" in code
+    elif spec.model_class:
+        assert hasattr(transformers, spec.model_class)
+    if spec.model_class:
+        assert hasattr(transformers, spec.processor_class)
+    exported = model.export_copy()
+    assert type(exported) is type(model)
+    assert exported.preprocess.tokenizer.model_max_length == model.preprocess.max_text_len
+    assert_close(logits_of(exported, pairs), logits_of(model, pairs), rtol=1e-4, atol=1e-4)
+
+
+def test_a_saved_model_loads_as_the_same_family(model, pairs, tmp_path):
+    models.save(model, tmp_path / "model")
+    again = models.load(tmp_path / "model")
+    assert type(again) is type(model)
+    assert (again.digest, again.settings, again.unused_keys) == (model.digest, model.settings, ())
+    assert (again.encoders is None) == (model.encoders is None)
+    if model.encoders is not None:
+        assert again.encoders.digest == model.encoders.digest
+    assert_close(logits_of(again, pairs), logits_of(model, pairs), rtol=1e-5, atol=1e-5)
