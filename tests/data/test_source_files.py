@@ -1,4 +1,4 @@
-"""From a manifest to files: placed by hand, from a plain server, from the Hub; and whether the test split is the papers'."""
+"""The files of a manifest: placed by hand, from a plain server, from the Hub; and whether the test split is that of the papers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ format = "karpathy"
 annotations = "dataset.json"
 images = "images.zip"
 [[sources]]
-name = "asked for"
+name = "on request"
 format = "karpathy"
 annotations = "dataset.json"
 images = "images.tar"
@@ -84,7 +84,7 @@ images = "images.tar"
     return manifest.find_manifest(str(path))
 
 
-def test_files_of_a_server_are_fetched_once_and_said_to_be(tmp_path, server):
+def test_files_of_a_server_are_downloaded_once_and_noted(tmp_path, server):
     data_set = birds(tmp_path, server.url)
     first = prepare_corpus(data_set, tmp_path / "first", options=PrepareOptions(workers=1))
     assert first.notes == [f"{name}: first download, sha256 recorded" for name in ("dataset.json", "images.zip")]
@@ -98,7 +98,7 @@ def test_files_of_a_server_are_fetched_once_and_said_to_be(tmp_path, server):
     assert offline.splits == first.splits
 
 
-def test_a_source_that_is_refused_is_passed_over_and_that_is_said(tmp_path, server):
+def test_a_source_that_is_not_available_is_skipped_and_noted(tmp_path, server):
     server.faults["/images.zip"] = loopback.Fault(status=403, times=None)
     placed = tmp_path / "placed"
     (placed / "jpg").mkdir(parents=True)
@@ -106,25 +106,27 @@ def test_a_source_that_is_refused_is_passed_over_and_that_is_said(tmp_path, serv
     with pytest.raises(SourceError) as stopped:
         source_files.locate(data_set, SourceOptions())
     message = str(stopped.value)
-    assert message.startswith("no source of birds can be had. served: ")
+    assert message.startswith("no source of birds is available. served: ")
     assert "403" in message
-    assert "asked for: images.tar cannot be fetched; ask for it at https://example.org/form" in message
+    assert "on request: images.tar cannot be downloaded; request it at https://example.org/form" in message
     assert message.endswith("or place dataset.json and images.zip in a folder and add --from FOLDER")
     found = source_files.locate(data_set, SourceOptions(placed=placed))
     assert found.name == "served"
     assert found.source.images == (placed / "jpg",)
     server.faults["/dataset.json"] = loopback.Fault(status=404, times=None)
     (tmp_path / "cache").rename(tmp_path / "old cache")
-    with pytest.raises(SourceError, match=r"no source of birds can be had. served: .*404.* asked for: .*404"):
+    with pytest.raises(SourceError, match=r"no source of birds is available. served: .*404.* on request: .*404"):
         source_files.locate(data_set, SourceOptions(placed=placed))
 
 
-def test_the_one_source_that_is_asked_for_is_taken_or_an_error(tmp_path, server):
+def test_the_requested_source_is_used_or_an_error(tmp_path, server):
     data_set = birds(tmp_path, server.url)
-    with pytest.raises(SourceError, match=r"birds from asked for: images\.tar cannot be fetched; ask for it at https://example.org/form"):
-        source_files.locate(data_set, SourceOptions(source="asked for"))
+    with pytest.raises(
+        SourceError, match=r"birds from on request: images\.tar cannot be downloaded; request it at https://example.org/form"
+    ):
+        source_files.locate(data_set, SourceOptions(source="on request"))
     assert not server.requests
-    with pytest.raises(InputError, match="birds has no source 'hub'; its sources: served, asked for"):
+    with pytest.raises(InputError, match="birds has no source 'hub'; its sources: served, on request"):
         source_files.locate(data_set, SourceOptions(source="hub"))
 
 
@@ -134,7 +136,7 @@ def test_placed_files_are_found_under_any_of_their_names(tmp_path, server):
     data_set = birds(tmp_path, server.url)
     with pytest.raises(InputError, match=r"placed holds no file of birds; or place dataset.json and images.zip in a folder"):
         source_files.locate(data_set, SourceOptions(placed=placed))
-    with pytest.raises(InputError, match="is no folder; --from takes a folder"):
+    with pytest.raises(InputError, match="is not a folder; --from takes a folder"):
         source_files.locate(data_set, SourceOptions(placed=tmp_path / "absent"))
     for name, data in FILES.items():
         (placed / name).write_bytes(data)
@@ -144,7 +146,7 @@ def test_placed_files_are_found_under_any_of_their_names(tmp_path, server):
     assert summary.notes == [f"{name}: placed by hand, no checksum is known" for name in FILES]
     assert not server.requests
     (placed / "images.zip").rename(placed / "images.tar")
-    assert source_files.locate(data_set, SourceOptions(placed=placed)).name == "asked for"
+    assert source_files.locate(data_set, SourceOptions(placed=placed)).name == "on request"
 
 
 def test_a_placed_file_is_compared_with_the_known_checksum(tmp_path, server):
@@ -153,7 +155,7 @@ def test_a_placed_file_is_compared_with_the_known_checksum(tmp_path, server):
     for name, data in FILES.items():
         (placed / name).write_bytes(data)
     text = (birds(tmp_path, server.url), tmp_path / "birds.toml")[1].read_text()
-    for known, said in (("md5:" + "0" * 32, "not the file whose md5 is known, 000000000000...: packed anew, or damaged"),):
+    for known, said in (("md5:" + "0" * 32, "its md5 is not the known 000000000000...: packed again, or damaged"),):
         (tmp_path / "birds.toml").write_text(text.replace('also = ["jpg"]', f'also = ["jpg"]\nchecksum = "{known}"', 1))
         notes = source_files.locate(manifest.find_manifest(str(tmp_path / "birds.toml")), SourceOptions(placed=placed)).notes
         assert notes[1] == f"images.zip: placed by hand, {said}"
@@ -394,7 +396,7 @@ def test_flickr30k_from_the_hub_is_refused_if_its_test_split_is_not_the_papers(t
     with loopback.serve(datasets={}, gated={}) as server:
         dead = run_through(server, tmp_path / "other", "prepare", "flickr30k", "--out", tmp_path / "dead")
         assert dead.returncode == 1
-        assert "no source of flickr30k can be had. hub-zip: " in dead.stderr
+        assert "no source of flickr30k is available. hub-zip: " in dead.stderr
         assert "hub-parquet: " in dead.stderr
-        assert "by-hand: flickr30k-images.tar cannot be fetched; ask for it at https://forms.illinois.edu/sec/229675" in dead.stderr
+        assert "by-hand: flickr30k-images.tar cannot be downloaded; request it at https://forms.illinois.edu/sec/229675" in dead.stderr
         assert dead.stderr.rstrip().endswith("place flickr_annotations_30k.csv and flickr30k-images.zip in a folder and add --from FOLDER")

@@ -1,4 +1,4 @@
-"""From the files a manifest names to files on this machine: placed by hand, fetched before, or fetched now."""
+"""The files of a manifest's source on this machine: placed by hand, downloaded before, or downloaded now."""
 
 from __future__ import annotations
 
@@ -16,65 +16,47 @@ from dcdctl.core.data.readers.rows import Paths, SourceConfig
 from dcdctl.core.errors import InputError, SourceError
 from dcdctl.core.progress import Track, silent
 
-_CHUNK = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """Where the files of a manifest may come from; nothing of it changes the corpus."""
+    """Where the files of a manifest may come from. None of this changes the corpus."""
 
     source: str = ""
-    """The one source to take; empty: the first that can be had."""
+    """The only source to try; empty: the first that is available."""
     placed: Path | None = None
     """A folder with files that were placed by hand."""
     offline: bool = False
-    """Fetch nothing."""
+    """Download nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocatedSource:
-    """A source whose paths lead to files."""
+    """A source whose paths are local files."""
 
     name: str
     source: SourceConfig
     urls: dict[str, str]
-    """File -> where it was fetched from; those placed by hand are not in it."""
+    """The URL of each downloaded file; files that were placed by hand have none."""
     notes: tuple[str, ...]
-    """What the user should know: how each file was checked, which sources could not be had."""
+    """For the user: how each file was checked, and which sources were not available."""
 
 
 def locate(manifest: Manifest, options: SourceOptions, track: Track = silent) -> LocatedSource:
-    """The first source of which every file can be had; SourceError says of each why not, and what to place where."""
-    names = _in_order(manifest, options)
-    passed: list[str] = []
+    """The first source with all its files; SourceError gives the reason for each source, and which files to place where."""
+    names = _sources_to_try(manifest, options)
+    failures: list[str] = []
     for name in names:
         try:
-            found = _located(manifest, name, options, track)
+            located = _locate_source(manifest, name, options, track)
         except SourceError as error:
-            passed.append(f"{name}: {error}")
+            failures.append(f"{name}: {error}")
             continue
-        return dataclasses.replace(found, notes=(*(f"passed over {reason}" for reason in passed), *found.notes))
+        return dataclasses.replace(located, notes=(*(f"skipped source {failure}" for failure in failures), *located.notes))
     if len(names) == 1:
-        raise SourceError(f"{manifest.name} from {passed[0]}", hint=_what_to_place(manifest, names))
-    raise SourceError(f"no source of {manifest.name} can be had. {'. '.join(passed)}", hint=_what_to_place(manifest, names))
-
-
-def _in_order(manifest: Manifest, options: SourceOptions) -> list[str]:
-    """Sources in the order they are tried: those that are whole in the folder of placed files first."""
-    if options.source:
-        if options.source not in manifest.sources:
-            message = f"{manifest.name} has no source {options.source!r}"
-            raise InputError(message, hint=f"its sources: {', '.join(manifest.sources)}")
-        return [options.source]
-    names = list(manifest.sources)
-    if options.placed is None:
-        return names
-    if not options.placed.is_dir():
-        raise InputError(f"{options.placed} is no folder", hint="--from takes a folder with the files that were placed by hand")
-    missing = {name: [file for file in files_needed(manifest, name) if not _placed(manifest.files[file], file, options)] for name in names}
-    if not any(len(missing[name]) < len(files_needed(manifest, name)) for name in names):
-        raise InputError(f"{options.placed} holds no file of {manifest.name}", hint=_what_to_place(manifest, names))
-    return sorted(names, key=lambda name: len(missing[name]))
+        raise SourceError(f"{manifest.name} from {failures[0]}", hint=_placing_hint(manifest, names))
+    raise SourceError(f"no source of {manifest.name} is available. {'. '.join(failures)}", hint=_placing_hint(manifest, names))
 
 
 def files_needed(manifest: Manifest, name: str) -> list[str]:
@@ -93,82 +75,100 @@ def _paths_in(value: Path | Paths | Mapping[str, Path] | Mapping[str, Paths] | N
             yield from _paths_in(item)
 
 
-def _placed(file: SourceFile, name: str, options: SourceOptions) -> list[Path]:
-    """What stands for a file in the folder of placed files; a name with a * may stand for several."""
+def _sources_to_try(manifest: Manifest, options: SourceOptions) -> list[str]:
+    """The names of sources in the order in which they are tried: those with the fewest files missing from the folder first."""
+    if options.source:
+        if options.source not in manifest.sources:
+            message = f"{manifest.name} has no source {options.source!r}"
+            raise InputError(message, hint=f"its sources: {', '.join(manifest.sources)}")
+        return [options.source]
+    names = list(manifest.sources)
+    if options.placed is None:
+        return names
+    if not options.placed.is_dir():
+        raise InputError(f"{options.placed} is not a folder", hint="--from takes a folder with the files that were placed by hand")
+    missing = {
+        name: [file for file in files_needed(manifest, name) if not _placed_files(manifest.files[file], file, options)] for name in names
+    }
+    if not any(len(missing[name]) < len(files_needed(manifest, name)) for name in names):
+        raise InputError(f"{options.placed} holds no file of {manifest.name}", hint=_placing_hint(manifest, names))
+    return sorted(names, key=lambda name: len(missing[name]))
+
+
+def _placed_files(file: SourceFile, name: str, options: SourceOptions) -> list[Path]:
+    """The paths of a file in the folder of placed files, several if its name contains a *; empty if it is not there."""
     if options.placed is None:
         return []
-    for one in (Path(name).name, *file.also):
-        found = sorted(options.placed.glob(one)) if "*" in one else [options.placed / one]
-        if found and all(path.exists() for path in found):
-            return found
+    for pattern in (Path(name).name, *file.also):
+        paths = sorted(options.placed.glob(pattern)) if "*" in pattern else [options.placed / pattern]
+        if paths and all(path.exists() for path in paths):
+            return paths
     return []
 
 
-def _located(manifest: Manifest, name: str, options: SourceOptions, track: Track) -> LocatedSource:
+def _locate_source(manifest: Manifest, name: str, options: SourceOptions, track: Track) -> LocatedSource:
     needed = files_needed(manifest, name)
-    placed = {file: _placed(manifest.files[file], file, options) for file in needed}
+    placed = {file: _placed_files(manifest.files[file], file, options) for file in needed}
     for file in needed:
-        # Before anything large is fetched in vain.
+        # Checked before the first download, which may be large.
         if not placed[file] and not manifest.files[file].url:
-            where = f"; ask for it at {manifest.files[file].by_hand}" if manifest.files[file].by_hand else ""
-            raise SourceError(f"{file} cannot be fetched{where}")
+            request = f"; request it at {manifest.files[file].by_hand}" if manifest.files[file].by_hand else ""
+            raise SourceError(f"{file} cannot be downloaded{request}")
     paths: dict[str, list[Path]] = {}
     urls: dict[str, str] = {}
     notes = []
     for file in needed:
-        known = manifest.files[file]
         if placed[file]:
             paths[file] = placed[file]
-            notes += [f"{path.name}: placed by hand, {_check_placed(path, known, track)}" for path in paths[file]]
+            notes += [f"{path.name}: placed by hand, {_check_placed(path, manifest.files[file], track)}" for path in paths[file]]
             continue
-        fetched = [(one, cache.fetch_file(one, offline=options.offline, track=track)) for one in _remote(known, options.offline)]
-        paths[file] = [done.path for _, done in fetched]
-        urls |= {one.name: one.url for one, _ in fetched}
-        notes += [f"{one.name}: {done.check}" for one, done in fetched]
-    source = _with_paths(manifest.sources[name], lambda path: paths.get(str(path)) or _expanded(path))
+        remote_files = _remote_files(manifest.files[file], options.offline)
+        fetched = [cache.fetch_file(remote, offline=options.offline, track=track) for remote in remote_files]
+        paths[file] = [local.path for local in fetched]
+        urls |= {remote.name: remote.url for remote in remote_files}
+        notes += [f"{remote.name}: {local.check}" for remote, local in zip(remote_files, fetched, strict=True)]
+    source = _with_paths(manifest.sources[name], lambda path: paths.get(str(path)) or _expand(path))
     return LocatedSource(name=name, source=source, urls=urls, notes=tuple(notes))
 
 
-def _remote(file: SourceFile, offline: bool) -> list[RemoteFile]:
+def _remote_files(file: SourceFile, offline: bool) -> list[RemoteFile]:
     if "*" in file.url:
         return cache.expand(file.url, offline=offline)
     return [RemoteFile(url=file.url, size=file.size, checksum=file.checksum)]
 
 
 def _check_placed(path: Path, file: SourceFile, track: Track) -> str:
-    """Compare a placed file with what is known of it; what came of it, in words.
+    """Compare a placed file with its known checksum; the result in words.
 
-    A difference is no error: files are packed anew. Counts, and every picture, are looked at in any case.
+    A difference is not an error, because archives may be packed again. The counts and every image are checked in any case.
     """
     if path.is_dir():
         return "a folder, not checked"
     if not file.checksum:
         return "no checksum is known"
-    kind, _, wanted = file.checksum.partition(":")
+    kind, _, expected = file.checksum.partition(":")
     digest = hashlib.new(kind)
     with path.open("rb") as stream, track(f"check {path.name}", total=path.stat().st_size, unit="bytes") as advance:
-        while chunk := stream.read(_CHUNK):
+        while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
             advance(len(chunk))
-    return (
-        "checksum as known"
-        if digest.hexdigest() == wanted
-        else f"not the file whose {kind} is known, {wanted[:12]}...: packed anew, or damaged"
-    )
+    if digest.hexdigest() == expected:
+        return "checksum matches"
+    return f"its {kind} is not the known {expected[:12]}...: packed again, or damaged"
 
 
-def _expanded(path: Path) -> list[Path]:
-    """A path of the manifest's own; a * in its name stands for any letters."""
+def _expand(path: Path) -> list[Path]:
+    """A path that the manifest gives; a * in its name matches any characters."""
     if "*" not in path.name:
         return [path]
-    found = sorted(path.parent.glob(path.name))
-    if not found:
+    paths = sorted(path.parent.glob(path.name))
+    if not paths:
         raise InputError(f"there is no file {path}")
-    return found
+    return paths
 
 
 def _with_paths(source: SourceConfig, files_of: Callable[[Path], list[Path]]) -> SourceConfig:
-    """The source with its paths replaced by the files they lead to."""
+    """The source with each of its paths replaced by local files."""
 
     def replace(value: Any) -> Any:
         if isinstance(value, Path):
@@ -180,7 +180,7 @@ def _with_paths(source: SourceConfig, files_of: Callable[[Path], list[Path]]) ->
     return dataclasses.replace(source, **{name: replace(getattr(source, name)) for name in path_fields(type(source))})
 
 
-def _what_to_place(manifest: Manifest, names: list[str]) -> str:
-    """The hint: which files to place in a folder, for the source that needs the fewest."""
-    wanted = min((files_needed(manifest, name) for name in names if files_needed(manifest, name)), key=len, default=[])
-    return f"or place {' and '.join(wanted)} in a folder and add --from FOLDER" if wanted else "see dcdctl prepare --list"
+def _placing_hint(manifest: Manifest, names: list[str]) -> str:
+    """The hint that names the files to place in a folder, for the source that needs the fewest."""
+    fewest = min((files_needed(manifest, name) for name in names if files_needed(manifest, name)), key=len, default=[])
+    return f"or place {' and '.join(fewest)} in a folder and add --from FOLDER" if fewest else "see dcdctl prepare --list"
