@@ -72,15 +72,15 @@ def hub(server, tmp_path, monkeypatch):
 
 
 def left(cache: Path) -> list[str]:
-    """What is in the cache, without the hash of the URL and without locks."""
+    """The file names in the cache, without the hashes of URLs and without locks."""
     return sorted(path.name.partition("-")[2] for path in (cache / "downloads").iterdir() if not path.name.startswith("."))
 
 
-def saying(message: str) -> str:
+def exactly(message: str) -> str:
     return f"^{re.escape(message)}$"
 
 
-# A file that comes whole
+# Complete downloads
 
 
 def test_a_file_is_downloaded_once_and_its_sha256_recorded(server, cache):
@@ -88,7 +88,7 @@ def test_a_file_is_downloaded_once_and_its_sha256_recorded(server, cache):
     first, again = fetch_file(file), fetch_file(file)
     assert first.path.read_bytes() == BODY
     assert first.path.name == f"{sha256(file.url.encode())[:16]}-a.zip"
-    assert (first.check, again.check) == ("first download, sha256 recorded", "as recorded")
+    assert (first.check, again.check) == ("first download, sha256 recorded", "matches the first download")
     assert again.path == first.path
     assert len(server.requests) == 1
     record = json.loads((cache / "downloads" / f"{first.path.name}.sha256").read_text())
@@ -107,7 +107,7 @@ def test_a_damaged_record_is_named(server, cache):
 @pytest.mark.parametrize("checksum", [f"sha256:{sha256(BODY).upper()}", f"md5:{hashlib.md5(BODY).hexdigest()}"])
 def test_a_checksum_is_verified(server, checksum):
     file = RemoteFile(url=f"{server.url}/a.zip", size=len(BODY), checksum=checksum)
-    assert [fetch_file(file).check for _ in range(2)] == ["checksum", "checksum"]
+    assert [fetch_file(file).check for _ in range(2)] == ["checksum matches", "checksum matches"]
     assert len(server.requests) == 1
 
 
@@ -126,7 +126,7 @@ def test_an_unchanged_file_is_not_read_again_and_a_touched_one_is(server, monkey
     fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
     assert read == []
     os.utime(path, (1, 1))
-    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).check == "as recorded"
+    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).check == "matches the first download"
     assert read == [path]
 
 
@@ -168,7 +168,7 @@ def test_a_dropped_connection_is_resumed_and_only_the_rest_is_sent(server, cache
     assert left(cache) == ["a.zip", "a.zip.sha256"]
 
 
-def test_a_file_that_changed_meanwhile_is_fetched_whole(server):
+def test_a_file_that_changed_meanwhile_is_downloaded_from_the_start(server):
     server.faults["/a.zip"] = Fault(cut_after=100_000)
 
     def track(label, *, total, unit):
@@ -225,7 +225,7 @@ def wait_for(condition) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_the_half_file_of_a_killed_process_is_gone_on_with(server, cache, tmp_path):
+def test_the_partial_file_of_a_killed_process_is_resumed(server, cache, tmp_path):
     server.faults["/a.zip"] = Fault(cut_after=100_000, hold=threading.Event())
     with start(tmp_path, f"{server.url}/a.zip") as process:
         wait_for(lambda: any(path.stat().st_size for path in cache.glob("downloads/*a.zip.partial")))
@@ -239,11 +239,11 @@ def test_the_half_file_of_a_killed_process_is_gone_on_with(server, cache, tmp_pa
     assert seen[0] == ("download the rest of a.zip", len(BODY) - came, "bytes")
 
 
-def test_a_whole_partial_file_is_not_asked_for_again(server, cache):
+def test_a_complete_partial_file_is_not_requested_again(server, cache):
     path = fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path
     path.rename(f"{path}.partial")
     Path(f"{path}.partial.json").write_text(json.dumps({"validator": '"x"', "size": len(BODY)}))
-    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).check == "as recorded"
+    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).check == "matches the first download"
     assert len(server.requests) == 1
     assert left(cache) == ["a.zip", "a.zip.sha256"]
 
@@ -265,12 +265,12 @@ def test_two_processes_at_once_download_once(server, tmp_path):
         wait_for(lambda: server.requests)
         time.sleep(0.05)  # the other is at the lock, or would be at the server if there were none
         release.set()
-        said = sorted(process.stdout.read() for process in (one, two))
-    assert said == [f"as recorded {len(BODY)}\n", f"first download, sha256 recorded {len(BODY)}\n"]
+        printed = sorted(process.stdout.read() for process in (one, two))
+    assert printed == [f"first download, sha256 recorded {len(BODY)}\n", f"matches the first download {len(BODY)}\n"]
     assert len(server.requests) == 1
 
 
-def test_a_file_that_comes_compressed_is_unpacked_and_never_resumed(server):
+def test_a_compressed_transfer_is_decompressed_and_never_resumed(server):
     packed = gzip.compress(BODY)
     server.faults["/a.zip"] = Fault(body=packed, headers={"Content-Encoding": "gzip"}, cut_after=len(packed) - 9)
     file = RemoteFile(url=f"{server.url}/a.zip", checksum=f"sha256:{sha256(BODY)}")
@@ -280,11 +280,11 @@ def test_a_file_that_comes_compressed_is_unpacked_and_never_resumed(server):
     assert fetch_file(RemoteFile(url=f"{server.url}/b.json", size=len(BODY))).path.read_bytes() == BODY
 
 
-# A server that has its moods
+# A server that fails
 
 
 @pytest.mark.parametrize(("asked", "seconds"), [("7", 7.0), (loopback.LAST_MODIFIED, 0.0), ("soon", 1.0)])
-def test_429_is_waited_out_as_long_as_it_asks(server, monkeypatch, asked, seconds):
+def test_429_waits_as_long_as_the_server_asks(server, monkeypatch, asked, seconds):
     waited = []
     monkeypatch.setattr(http, "FIRST_WAIT_SECONDS", 1.0)
     monkeypatch.setattr(http.time, "sleep", waited.append)
@@ -293,16 +293,16 @@ def test_429_is_waited_out_as_long_as_it_asks(server, monkeypatch, asked, second
     assert waited == [seconds]
 
 
-def test_a_wait_that_is_too_long_is_told_and_not_waited_for(server):
+def test_a_wait_that_is_too_long_is_an_error(server):
     server.faults["/a.zip"] = Fault(status=429, headers={"Retry-After": "3600"})
     with pytest.raises(SourceError) as caught:
         fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
     assert str(caught.value) == (
-        f"{server.url}/a.zip asks to come back in 3,600 seconds (429 Too Many Requests); run the same command again then: 0 bytes are kept"
+        f"{server.url}/a.zip asks to wait 3,600 seconds (429 Too Many Requests); run the same command again then: 0 bytes are kept"
     )
 
 
-def test_500_is_tried_again_with_longer_and_longer_waits_and_then_given_up(server, monkeypatch):
+def test_500_is_retried_with_longer_waits_and_then_fails(server, monkeypatch):
     waited = []
     monkeypatch.setattr(http, "FIRST_WAIT_SECONDS", 1.0)
     monkeypatch.setattr(http.time, "sleep", waited.append)
@@ -317,10 +317,10 @@ def test_500_is_tried_again_with_longer_and_longer_waits_and_then_given_up(serve
     assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path.read_bytes() == BODY
 
 
-def test_a_download_that_is_always_cut_is_given_up_and_kept_for_the_next_run(server, cache):
+def test_a_download_that_is_always_cut_fails_and_is_kept_for_the_next_run(server, cache):
     server.ranges = False
     server.faults["/a.zip"] = Fault(cut_after=100_000, times=None)
-    with pytest.raises(SourceError, match=r"gave up after 5 attempts \(.*\); 100,000 bytes are kept: run the same command again to go on$"):
+    with pytest.raises(SourceError, match=r"gave up after 5 attempts .*; 100,000 bytes are kept: run the same command again to resume$"):
         fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
     assert len(server.requests) == 5
     assert left(cache) == ["a.zip.partial", "a.zip.partial.json"]
@@ -329,7 +329,7 @@ def test_a_download_that_is_always_cut_is_given_up_and_kept_for_the_next_run(ser
     assert server.requests[-1].sent == len(BODY) - 100_000
 
 
-def test_a_silent_server_times_out_and_is_asked_again(server, monkeypatch):
+def test_a_silent_server_times_out_and_is_requested_again(server, monkeypatch):
     monkeypatch.setattr(http, "TIMEOUT_SECONDS", 0.1)
     server.faults["/a.zip"] = Fault(hold=threading.Event())
     assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path.read_bytes() == BODY
@@ -339,52 +339,55 @@ def test_a_silent_server_times_out_and_is_asked_again(server, monkeypatch):
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (401, "was refused (401 Unauthorized); it may want a login or accepted terms: get the file with a browser and place it by hand"),
-        (403, "was refused (403 Forbidden); it may want a login or accepted terms: get the file with a browser and place it by hand"),
-        (404, "is not there (404 Not Found); it may have moved: look for it and place it by hand"),
-        (410, "is not there (410 Gone); it may have moved: look for it and place it by hand"),
+        (
+            401,
+            f"was refused (401 Unauthorized); {http.BY_HAND_HINT}",
+        ),
+        (403, f"was refused (403 Forbidden); {http.BY_HAND_HINT}"),
+        (404, "does not exist (404 Not Found); it may have moved: find it and place it by hand"),
+        (410, "does not exist (410 Gone); it may have moved: find it and place it by hand"),
     ],
 )
-def test_a_refusal_is_not_asked_again(server, status, words):
+def test_a_refusal_is_not_retried(server, status, words):
     server.faults["/a.zip"] = Fault(status=status)
-    with pytest.raises(SourceError, match=saying(f"{server.url}/a.zip {words}")):
+    with pytest.raises(SourceError, match=exactly(f"{server.url}/a.zip {words}")):
         fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
     assert len(server.requests) == 1
 
 
-def test_a_web_page_in_place_of_the_file_is_refused(server, cache):
+def test_a_web_page_in_place_of_the_file_is_an_error(server, cache):
     server.faults["/a.zip"] = Fault(body=b"<html>log in</html>", headers={"Content-Type": "text/html; charset=utf-8"})
-    with pytest.raises(SourceError, match=r"a.zip answers with a web page, not with the file; it may want a login"):
+    with pytest.raises(SourceError, match=r"a.zip is a web page, expected a file; it may need a login"):
         fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
     assert left(cache) == []
 
 
-def test_nobody_at_the_other_end(cache):
+def test_a_server_that_is_down_fails_after_five_attempts(cache):
     with loopback.serve() as gone:
         url = f"{gone.url}/a.zip"
     with pytest.raises(SourceError, match=r"a.zip: gave up after 5 attempts \(.*refused.*\); run the same command again later$"):
         fetch_file(RemoteFile(url=url))
 
 
-def test_a_ring_of_redirects_is_told(server):
+def test_a_loop_of_redirects_is_an_error(server):
     server.redirects["/ring.zip"] = "/ring.zip"
-    with pytest.raises(SourceError, match=r"ring.zip cannot be asked for \(Exceeded maximum allowed redirects"):
+    with pytest.raises(SourceError, match=r"ring.zip cannot be requested \(Exceeded maximum allowed redirects"):
         fetch_file(RemoteFile(url=f"{server.url}/ring.zip"))
 
 
-# Another file than expected
+# An unexpected file
 
 
 @pytest.mark.parametrize(("kind", "found"), [("sha256", sha256(BODY)), ("md5", hashlib.md5(BODY).hexdigest())])
-def test_a_wrong_checksum_is_told_with_both_and_the_file_not_kept(server, cache, kind, found):
-    wanted = found[::-1]
-    with pytest.raises(SourceError, match=saying(f"{server.url}/a.zip has {kind} {found}, {wanted} is wanted; the file was not kept")):
-        fetch_file(RemoteFile(url=f"{server.url}/a.zip", checksum=f"{kind}:{wanted}"))
+def test_a_wrong_checksum_is_an_error_with_both_and_the_file_is_not_kept(server, cache, kind, found):
+    expected = found[::-1]
+    with pytest.raises(SourceError, match=exactly(f"{server.url}/a.zip has {kind} {found}, expected {expected}; the file was not kept")):
+        fetch_file(RemoteFile(url=f"{server.url}/a.zip", checksum=f"{kind}:{expected}"))
     assert left(cache) == []
 
 
-def test_a_wrong_size_is_told_before_the_file_comes(server, cache):
-    with pytest.raises(SourceError, match=saying(f"{server.url}/a.zip has 307,200 bytes, 307,199 are wanted")):
+def test_a_wrong_size_is_an_error_before_the_download(server, cache):
+    with pytest.raises(SourceError, match=exactly(f"{server.url}/a.zip has 307,200 bytes, expected 307,199")):
         fetch_file(RemoteFile(url=f"{server.url}/a.zip", size=len(BODY) - 1))
     assert left(cache) == []
 
@@ -402,17 +405,17 @@ def test_a_new_download_is_compared_with_the_record(server, cache):
     with pytest.raises(SourceError) as caught:
         fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
     assert str(caught.value) == (
-        f"{server.url}/a.zip has sha256 {sha256(OTHER)}, it had {sha256(BODY)} at the first download; "
+        f"{server.url}/a.zip has sha256 {sha256(OTHER)}, but had {sha256(BODY)} at the first download; "
         f"if the new file is right, delete {path}.sha256 and run the same command again"
     )
     assert left(cache) == ["a.zip.sha256"]
     with_checksum = RemoteFile(url=f"{server.url}/a.zip", checksum=f"sha256:{sha256(OTHER)}")
-    assert fetch_file(with_checksum).check == "checksum"  # a checksum stands above the record
-    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).check == "as recorded"
+    assert fetch_file(with_checksum).check == "checksum matches"  # a checksum takes precedence over the record
+    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).check == "matches the first download"
 
 
 @pytest.mark.parametrize("known", [{}, {"checksum": f"sha256:{sha256(BODY)}"}, {"size": len(BODY)}])
-def test_a_file_that_was_spoilt_in_the_cache_is_fetched_again(server, known):
+def test_a_file_that_was_damaged_in_the_cache_is_downloaded_again(server, known):
     file = RemoteFile(url=f"{server.url}/a.zip", **known)
     path = fetch_file(file).path
     path.write_bytes(BODY[:-1])
@@ -421,14 +424,14 @@ def test_a_file_that_was_spoilt_in_the_cache_is_fetched_again(server, known):
     assert fetch_file(file).path.read_bytes() == BODY
 
 
-# Without a network, without room
+# No network, no room on the disk
 
 
 @pytest.mark.parametrize("url", ["{}/a.zip", SHARD_0])
-def test_offline_nothing_is_asked_for(hub, url):
+def test_offline_makes_no_request(hub, url):
     url = url.format(hub.url)
     hint = "run once without it, or place the file by hand"
-    with pytest.raises(SourceError, match=saying(f"{url} is not in the cache and --offline is set; {hint}")):
+    with pytest.raises(SourceError, match=exactly(f"{url} is not in the cache and --offline is set; {hint}")):
         fetch_file(RemoteFile(url=url), offline=True)
     assert hub.requests == []
     path = fetch_file(RemoteFile(url=url)).path
@@ -455,19 +458,19 @@ def filling_up(label, *, total, unit):
     yield advance
 
 
-def test_a_full_disk_is_told_and_what_came_is_kept(hub, cache, tmp_path):
+def test_a_full_disk_is_an_error_and_the_partial_file_is_kept(hub, cache, tmp_path):
     file = RemoteFile(url=f"{hub.url}/a.zip")
-    make_room = "make room and run the same command again: finished files are kept"
-    with pytest.raises(InputError, match=saying(f"there is no room left for {file.url} in {cache / 'downloads'}; {make_room}")):
+    make_room = "make room and run the same command again: what was downloaded is kept"
+    with pytest.raises(InputError, match=exactly(f"there is no room left for {file.url} in {cache / 'downloads'}; {make_room}")):
         fetch_file(file, track=filling_up)
     assert fetch_file(file).path.read_bytes() == BODY
     assert hub.requests[1].headers["range"] == f"bytes={len(BODY) - hub.requests[1].sent}-"
     make_room = "make room and run the same command again"
-    with pytest.raises(InputError, match=saying(f"there is no room left for {SHARD_0} in {tmp_path / 'hub'}; {make_room}")):
+    with pytest.raises(InputError, match=exactly(f"there is no room left for {SHARD_0} in {tmp_path / 'hub'}; {make_room}")):
         fetch_file(RemoteFile(url=SHARD_0), track=filling_up)
 
 
-def test_a_cache_that_cannot_be_written_is_told(server, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_an_error(server, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("DCDCTL_CACHE", str(tmp_path / "file"))
     with pytest.raises(InputError, match=r"the cache cannot be written \(.*\); set DCDCTL_CACHE"):
@@ -487,10 +490,10 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 # The Hub
 
 
-def test_hub_files_are_checked_by_the_name_the_hub_gives_them(hub, cache):
+def test_hub_files_are_checked_by_the_hash_of_the_hub(hub, cache):
     for name in ("data/train-00000.parquet", "data/train-00001.parquet"):  # a large one, named by sha256, and a small one, as git does
         fetched = fetch_file(RemoteFile(url=f"hf://datasets/me/birds/{name}"))
-        assert (fetched.path.read_bytes(), fetched.check) == (SHARDS[name], "as the Hub names it")
+        assert (fetched.path.read_bytes(), fetched.check) == (SHARDS[name], "matches the Hub's hash")
     revision = commit_of(SHARDS)
     assert fetch_file(RemoteFile(url=f"hf://datasets/me/birds@{revision}/README.md")).path.read_bytes() == b"# birds\n"
     assert fetch_file(RemoteFile(url="hf://me/net/model.bin")).path.read_bytes() == b"w" * 2000
@@ -503,34 +506,34 @@ def test_a_hub_file_with_another_content_than_its_name_is_removed(hub):
     with pytest.raises(SourceError) as caught:
         fetch_file(RemoteFile(url=SHARD_0))
     assert str(caught.value) == (
-        f"{SHARD_0} came with sha256 {sha256(b'A' * 3000)}, the Hub names it {name}; it was removed: run the same command again"
+        f"{SHARD_0} has sha256 {sha256(b'A' * 3000)}, expected {name} from the Hub; it was removed: run the same command again"
     )
     assert fetch_file(RemoteFile(url=SHARD_0)).path.read_bytes() == b"a" * 3000
 
 
-def test_a_checksum_stands_above_the_name_the_hub_gives(hub):
+def test_a_checksum_takes_precedence_over_the_hash_of_the_hub(hub):
     right = RemoteFile(url=SHARD_0, checksum=f"sha256:{sha256(b'a' * 3000)}")
-    assert fetch_file(right).check == "checksum"
-    with pytest.raises(SourceError, match=rf"train-00000.parquet has md5 [0-9a-f]+, {'0' * 32} is wanted"):
+    assert fetch_file(right).check == "checksum matches"
+    with pytest.raises(SourceError, match=rf"train-00000.parquet has md5 [0-9a-f]+, expected {'0' * 32}"):
         fetch_file(RemoteFile(url=SHARD_0, checksum=f"md5:{'0' * 32}"))
-    with pytest.raises(SourceError, match=r"train-00000.parquet has 3,000 bytes, 5 are wanted"):
+    with pytest.raises(SourceError, match=r"train-00000.parquet has 3,000 bytes, expected 5"):
         fetch_file(RemoteFile(url=SHARD_0, size=5))
 
 
-def test_a_branch_that_moved_on_is_fetched_anew_without_complaint(hub):
+def test_a_branch_that_moved_on_is_downloaded_again_without_an_error(hub):
     fetch_file(RemoteFile(url=SHARD_0))
     hub.repos["datasets"]["me/birds"] = SHARDS | {"data/train-00000.parquet": b"n" * 4000}
     fetched = fetch_file(RemoteFile(url=SHARD_0))
-    assert (fetched.path.read_bytes(), fetched.check) == (b"n" * 4000, "as the Hub names it")
+    assert (fetched.path.read_bytes(), fetched.check) == (b"n" * 4000, "matches the Hub's hash")
 
 
 def test_a_gated_repository_says_where_its_terms_are_and_opens_with_a_token(hub, monkeypatch):
     hub.gated["me/birds"] = "hf_right"
     accept = f"accept the terms at {hub.url}/datasets/me/birds and set HF_TOKEN to a token of that account"
-    with pytest.raises(SourceError, match=saying(f"{SHARD_0} is gated (401); {accept}")):
+    with pytest.raises(SourceError, match=exactly(f"{SHARD_0} is gated (401); {accept}")):
         fetch_file(RemoteFile(url=SHARD_0))
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(SourceError, match=saying(f"{SHARD_0} is gated (403); {accept}")):
+    with pytest.raises(SourceError, match=exactly(f"{SHARD_0} is gated (403); {accept}")):
         fetch_file(RemoteFile(url=SHARD_0))
     monkeypatch.setenv("HF_TOKEN", "hf_right")
     assert fetch_file(RemoteFile(url=SHARD_0)).path.read_bytes() == b"a" * 3000
@@ -542,25 +545,25 @@ def test_a_gated_repository_says_where_its_terms_are_and_opens_with_a_token(hub,
     [
         (
             "hf://datasets/me/cats/a.csv",
-            "there is no such dataset repository, or it is private (401); look at {}/datasets/me/cats; for a private one set HF_TOKEN",
+            "there is no such dataset repository, or it is private (401); see {}/datasets/me/cats; for a private one set HF_TOKEN",
         ),
         (
             "hf://me/birds/a.csv",
-            "there is no such model repository, or it is private (401); look at {}/me/birds; for a private one set HF_TOKEN",
+            "there is no such model repository, or it is private (401); see {}/me/birds; for a private one set HF_TOKEN",
         ),
-        ("hf://datasets/me/birds@v9/README.md", "there is no revision v9 (404); look at {}/datasets/me/birds"),
-        ("hf://datasets/me/birds/a.csv", "there is no such file (404); look at {}/datasets/me/birds/tree/main"),
+        ("hf://datasets/me/birds@v9/README.md", "there is no revision v9 (404); see {}/datasets/me/birds"),
+        ("hf://datasets/me/birds/a.csv", "there is no such file (404); see {}/datasets/me/birds/tree/main"),
     ],
 )
-def test_what_the_hub_does_not_have(hub, url, words):
-    with pytest.raises(SourceError, match=saying(f"{url}: {words.format(hub.url).replace('PRIVATE', 'for a private one set HF_TOKEN')}")):
+def test_missing_repositories_revisions_and_files_of_the_hub(hub, url, words):
+    with pytest.raises(SourceError, match=exactly(f"{url}: {words.format(hub.url).replace('PRIVATE', 'for a private one set HF_TOKEN')}")):
         fetch_file(RemoteFile(url=url))
 
 
-def test_a_hub_that_fails_and_a_hub_that_is_not_there(hub, monkeypatch):
+def test_a_hub_that_fails_and_a_hub_that_is_down(hub, monkeypatch):
     path = "/datasets/me/birds/resolve/main/data/train-00000.parquet"
     hub.faults[path] = Fault(status=500, times=None)
-    with pytest.raises(SourceError, match=saying(f"{SHARD_0}: the Hub answers 500; run the same command again later")):
+    with pytest.raises(SourceError, match=exactly(f"{SHARD_0}: the Hub answered 500; run the same command again later")):
         fetch_file(RemoteFile(url=SHARD_0))
     hub.faults[path] = Fault(status=403, times=None)
     with pytest.raises(SourceError, match=r"train-00000.parquet was refused \(403\); set HF_TOKEN to a token that may read "):
@@ -569,7 +572,7 @@ def test_a_hub_that_fails_and_a_hub_that_is_not_there(hub, monkeypatch):
         monkeypatch.setenv("HF_ENDPOINT", gone.url)
     with pytest.raises(SourceError) as caught:
         fetch_file(RemoteFile(url=SHARD_0))
-    assert re.fullmatch(rf"{SHARD_0} cannot be had from {gone.url} \(.*refused\); run the same command again, or .*", str(caught.value))
+    assert re.fullmatch(rf"{SHARD_0} is not available from {gone.url} \(.*refused\); run the same command again, or .*", str(caught.value))
 
 
 def test_a_cut_hub_download_is_resumed(hub):
@@ -582,15 +585,15 @@ def test_a_cut_hub_download_is_resumed(hub):
     assert (seen[0], sum(seen[1:])) == (("download big.bin", len(body), "bytes"), len(body))
 
 
-def test_the_environment_of_the_hub_is_honoured_and_stderr_stays_ours(server, tmp_path):
+def test_the_environment_of_the_hub_is_read_and_stderr_stays_clean(server, tmp_path):
     server.gated["me/birds"] = "hf_right"
     names = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": server.url, "HF_TOKEN": "hf_right"}
     said, talk = start(tmp_path, "hf://datasets/me/birds/data/*.parquet", **names).communicate(timeout=60)
-    assert (said, talk) == ("ready\nas the Hub names it 3000\nas the Hub names it 900\n", "")
+    assert (said, talk) == ("ready\nmatches the Hub's hash 3000\nmatches the Hub's hash 900\n", "")
     assert [path.name for path in tmp_path.glob("home/hub/*/blobs/*") if path.name == sha256(b"a" * 3000)]
     asked = len(server.requests)
     said, talk = start(tmp_path, "hf://datasets/me/birds/data/*.parquet", **names, HF_HUB_OFFLINE="1").communicate(timeout=60)
-    assert (said, talk) == ("ready\nas the Hub names it 3000\nas the Hub names it 900\n", "")
+    assert (said, talk) == ("ready\nmatches the Hub's hash 3000\nmatches the Hub's hash 900\n", "")
     assert len(server.requests) == asked
 
 
@@ -612,16 +615,16 @@ def test_a_url_without_a_star_is_itself(server):
     assert server.requests == []
 
 
-def test_a_pattern_that_fits_nothing_and_one_of_a_plain_url(hub):
-    with pytest.raises(SourceError, match=r"birds/\*.tar fits none of the 4 files there; look at http.*/datasets/me/birds/tree/main$"):
+def test_a_pattern_that_matches_nothing_and_one_of_a_plain_url(hub):
+    with pytest.raises(SourceError, match=r"birds/\*.tar matches none of the 4 files there; see http.*/datasets/me/birds/tree/main$"):
         expand("hf://datasets/me/birds/*.tar")
-    with pytest.raises(ConfigError, match=saying("https://host/*.tar cannot be listed: only hf:// URLs may have *")):
+    with pytest.raises(ConfigError, match=exactly("https://host/*.tar cannot be listed: only hf:// URLs may have *")):
         expand("https://host/*.tar")
     with pytest.raises(SourceError, match=r"hf://datasets/me/cats/\*: there is no such dataset repository"):
         expand("hf://datasets/me/cats/*")
 
 
-def test_offline_a_pattern_uses_the_list_that_was_kept(hub):
+def test_offline_a_pattern_uses_the_cached_list(hub):
     pattern = "hf://datasets/me/birds/data/*.parquet"
     with pytest.raises(SourceError, match="the list of files of hf://datasets/me/birds/ is not in the cache and --offline is set"):
         expand(pattern, offline=True)
@@ -632,9 +635,9 @@ def test_offline_a_pattern_uses_the_list_that_was_kept(hub):
 @pytest.mark.parametrize(
     ("known", "words"),
     [
-        ({"url": "ftp://host/a.zip"}, "'ftp://host/a.zip' is no URL to download from: https://, http:// or hf:// is wanted"),
-        ({"url": "a.zip"}, "'a.zip' is no URL to download from: https://, http:// or hf:// is wanted"),
-        ({"url": "https://host/"}, "https://host/ names no file"),
+        ({"url": "ftp://host/a.zip"}, "'ftp://host/a.zip' is not a URL to download from: expected https://, http:// or hf://"),
+        ({"url": "a.zip"}, "'a.zip' is not a URL to download from: expected https://, http:// or hf://"),
+        ({"url": "https://host/"}, "https://host/ does not end with a file name"),
         (
             {"url": "hf://datasets/birds/a.csv"},
             "hf://datasets/birds/a.csv is not hf://datasets/OWNER/NAME@REVISION/PATH, nor hf://OWNER/NAME@REVISION/PATH",
@@ -645,8 +648,8 @@ def test_offline_a_pattern_uses_the_list_that_was_kept(hub):
         ),
     ],
 )
-def test_a_file_that_is_described_wrongly_is_refused(known, words):
-    with pytest.raises(ConfigError, match=saying(words)):
+def test_an_invalid_description_of_a_file_is_an_error(known, words):
+    with pytest.raises(ConfigError, match=exactly(words)):
         RemoteFile(**known)
 
 

@@ -89,7 +89,7 @@ def test_files_of_a_server_are_downloaded_once_and_noted(tmp_path, server):
     first = prepare_corpus(data_set, tmp_path / "first", options=PrepareOptions(workers=1))
     assert first.notes == [f"{name}: first download, sha256 recorded" for name in ("dataset.json", "images.zip")]
     again = prepare_corpus(data_set, tmp_path / "again", options=PrepareOptions(workers=1))
-    assert again.notes == ["dataset.json: as recorded", "images.zip: as recorded"]
+    assert again.notes == ["dataset.json: matches the first download", "images.zip: matches the first download"]
     assert len(server.gets("/images.zip")) == 1
     index = json.loads((tmp_path / "first" / "corpus.json").read_text())
     assert (index["source"]["name"], index["protocol"]) == ("served", "birds 1")
@@ -392,7 +392,7 @@ def test_flickr30k_from_the_hub_is_refused_if_its_test_split_is_not_the_papers(t
         assert done.returncode == 0, done.stderr
         summary = json.loads(done.stdout)
         assert summary["protocol"] == "none: only the first 1 images of each split"
-        assert summary["notes"] == [f"{name}: as the Hub names it" for name in ("flickr_annotations_30k.csv", "flickr30k-images.zip")]
+        assert summary["notes"] == [f"{name}: matches the Hub's hash" for name in ("flickr_annotations_30k.csv", "flickr30k-images.zip")]
     with loopback.serve(datasets={}, gated={}) as server:
         dead = run_through(server, tmp_path / "other", "prepare", "flickr30k", "--out", tmp_path / "dead")
         assert dead.returncode == 1

@@ -1,1 +1,1 @@
-"""Fetching files: resumable HTTP, the Hugging Face Hub, and the cache that keeps each file once."""
+"""Downloads: HTTP with resume, the Hugging Face Hub, and a cache that downloads each file once."""

@@ -1,4 +1,4 @@
-"""One file over HTTP: what came before a cut is kept, and the next attempt, or the next run, asks for the rest."""
+"""Download of a file over HTTP with retries and resume: a partial file is kept, and the next attempt or run requests the rest."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 
 ATTEMPTS = 5
-"""So many attempts in a row that bring nothing new, and a download is given up."""
+"""Attempts in a row without a new byte after which a download fails."""
 FIRST_WAIT_SECONDS = 1.0
-"""The wait after the first of them; each further one waits twice as long."""
+"""The wait after the first failed attempt; it doubles with each further one."""
 LONGEST_WAIT_SECONDS = 300.0
-"""A server that asks for a longer wait than this is not waited for."""
+"""A longer Retry-After of a server is an error."""
 TIMEOUT_SECONDS = 30.0
-"""How long a server may be silent."""
-TRY_AGAIN = {408, 429, *range(500, 600)}
-"""Answers that another attempt may change."""
-BY_HAND = "it may want a login or accepted terms: get the file with a browser and place it by hand"
+"""The longest time without an answer from a server."""
+RETRY_STATUS = {408, 429, *range(500, 600)}
+"""Status codes for which another attempt may help."""
+BY_HAND_HINT = "it may need a login or accepted terms: download the file with a browser and place it by hand"
 Begin = Callable[[int | None, bool], Advance]
-"""Opens the bar: called once, with the bytes that are to come and whether they are only the rest of a file."""
+"""Opens the progress bar: called once, with the number of bytes to download and whether they resume a partial file."""
 
 
-class _CutError(Exception):
-    """An attempt that failed and may be repeated; `wait_seconds` is what the server asks for."""
+class _RetryError(Exception):
+    """A failed attempt that may be repeated; `wait_seconds` is the server's Retry-After."""
 
     def __init__(self, reason: str, wait_seconds: float | None = None) -> None:
         super().__init__(reason)
@@ -44,7 +44,7 @@ class _CutError(Exception):
 
 
 def hashes_of(path: Path, kinds: Collection[str]) -> dict[str, Any]:
-    """Running hashes of all bytes of a file, by kind: sha256, md5, or git-sha1, which is how git names a file."""
+    """Hash objects over all bytes of a file, by kind: sha256, md5, or git-sha1, git's name of a file. They can be updated further."""
     hashes = {kind: hashlib.new(kind.removeprefix("git-"), usedforsecurity=False) for kind in sorted(kinds)}
     if "git-sha1" in hashes:
         hashes["git-sha1"].update(f"blob {path.stat().st_size}\0".encode())
@@ -57,16 +57,16 @@ def hashes_of(path: Path, kinds: Collection[str]) -> dict[str, Any]:
 
 
 def discard(partial: Path) -> None:
-    """Remove a half file, and what was noted of it."""
+    """Remove a partial file and its notes."""
     partial.unlink(missing_ok=True)
     _notes_of(partial).unlink(missing_ok=True)
 
 
 def get(url: str, partial: Path, *, size: int | None, kinds: Collection[str], has_checksum: bool, begin: Begin) -> dict[str, str]:
-    """Download into `partial`, going on where it ends if the server still has that file; gives its digests in hex, by kind.
+    """Download into `partial`, resuming a partial file if the server's file is unchanged; returns its digests in hex, by kind.
 
-    `size` is the length in bytes, where known. `has_checksum` says that the caller will notice a file put together from two versions: only
-    then is a half file used that the server has no ETag or date for. SourceError says why the file cannot be had; what came is kept.
+    `size` is the length in bytes, if known. `has_checksum` means that the caller detects a mixture of two versions of the file. Only then
+    is a partial file resumed for which the server gave no ETag or date. SourceError gives the reason for a failure and keeps the file.
     """
     import httpx2
 
@@ -77,19 +77,19 @@ def get(url: str, partial: Path, *, size: int | None, kinds: Collection[str], ha
         while True:
             try:
                 return transfer.attempt()
-            except _CutError as cut:
+            except _RetryError as failure:
                 failures = 1 if transfer.length() > furthest else failures + 1
                 furthest = max(furthest, transfer.length())
                 if failures >= ATTEMPTS:
                     kept = f"{transfer.length():,} bytes are kept: " if transfer.length() else ""
-                    hint = f"{kept}run the same command again{' to go on' if kept else ' later'}"
-                    raise SourceError(f"{url}: gave up after {failures} attempts ({cut})", hint=hint) from cut
-                time.sleep(FIRST_WAIT_SECONDS * 2 ** (failures - 1) if cut.wait_seconds is None else cut.wait_seconds)
+                    hint = f"{kept}run the same command again{' to resume' if kept else ' later'}"
+                    raise SourceError(f"{url}: gave up after {failures} attempts ({failure})", hint=hint) from failure
+                time.sleep(FIRST_WAIT_SECONDS * 2 ** (failures - 1) if failure.wait_seconds is None else failure.wait_seconds)
 
 
 @dataclass(kw_only=True)
 class _Transfer:
-    """A half file, and the attempts to make it whole."""
+    """A partial file, and the attempts to complete it."""
 
     client: httpx2.Client
     url: str
@@ -100,41 +100,41 @@ class _Transfer:
     begin: Begin
     advance: Advance | None = None
     num_shown: int = 0
-    """Bytes the bar was told of."""
+    """Bytes reported to the progress bar."""
 
     def length(self) -> int:
-        """Bytes that are there."""
+        """Bytes in the partial file."""
         return self.partial.stat().st_size if self.partial.exists() else 0
 
     def attempt(self) -> dict[str, str]:
-        """Ask once; _CutError where asking again may help."""
+        """Make one request; _RetryError if another one may help."""
         import httpx2
 
-        known = self._known()
+        notes = self._read_notes()
         start = self.length()
-        if not start or start != known.get("size"):
+        if not start or start != notes.get("size"):
             headers = {"Range": f"bytes={start}-"} if start else {}
-            if start and known["validator"]:
-                headers["If-Range"] = known["validator"]
+            if start and notes["validator"]:
+                headers["If-Range"] = notes["validator"]
             try:
                 with self.client.stream("GET", self.url, headers=headers) as response:
-                    self._look(response)
+                    self._check_response(response)
                     return self._receive(response, start)
             except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.ProxyError) as error:
-                raise _CutError(str(error) or type(error).__name__) from error
+                raise _RetryError(str(error) or type(error).__name__) from error
             except (httpx2.RequestError, httpx2.InvalidURL) as error:
-                raise SourceError(f"{self.url} cannot be asked for ({error})") from error
+                raise SourceError(f"{self.url} cannot be requested ({error})") from error
         return _hex(hashes_of(self.partial, self.kinds))
 
-    def _known(self) -> dict[str, Any]:
-        """What was noted of the half file; one of which too little is known is dropped."""
+    def _read_notes(self) -> dict[str, Any]:
+        """The notes of the partial file. Without enough notes to resume it safely, the file is dropped."""
         try:
-            known = read_json(_notes_of(self.partial))
+            notes = read_json(_notes_of(self.partial))
         except InputError:
-            known = {}
-        if not self.length() or not (known.get("validator") or (known and self.has_checksum)):
+            notes = {}
+        if not self.length() or not (notes.get("validator") or (notes and self.has_checksum)):
             self._drop()
-        return known
+        return notes
 
     def _drop(self) -> None:
         self._show(-self.num_shown)
@@ -145,43 +145,43 @@ class _Transfer:
             self.num_shown += count
             self.advance(count)
 
-    def _look(self, response: httpx2.Response) -> None:
-        """SourceError or _CutError where the answer is not the file."""
-        status, words = response.status_code, f"{response.status_code} {response.reason_phrase}"
+    def _check_response(self, response: httpx2.Response) -> None:
+        """SourceError or _RetryError unless the response is the file."""
+        status, status_text = response.status_code, f"{response.status_code} {response.reason_phrase}"
         if status == 416:
             self._drop()
-            raise _CutError(words)
-        if status in TRY_AGAIN:
+            raise _RetryError(status_text)
+        if status in RETRY_STATUS:
             wait = _retry_after_seconds(response.headers)
             if wait is not None and wait > LONGEST_WAIT_SECONDS:
                 hint = f"run the same command again then: {self.length():,} bytes are kept"
-                raise SourceError(f"{self.url} asks to come back in {wait:,.0f} seconds ({words})", hint=hint)
-            raise _CutError(words, wait)
+                raise SourceError(f"{self.url} asks to wait {wait:,.0f} seconds ({status_text})", hint=hint)
+            raise _RetryError(status_text, wait)
         if status in (404, 410):
-            raise SourceError(f"{self.url} is not there ({words})", hint="it may have moved: look for it and place it by hand")
+            raise SourceError(f"{self.url} does not exist ({status_text})", hint="it may have moved: find it and place it by hand")
         if status not in (200, 206):
-            raise SourceError(f"{self.url} was refused ({words})", hint=BY_HAND)
+            raise SourceError(f"{self.url} was refused ({status_text})", hint=BY_HAND_HINT)
         name = self.url.partition("?")[0]
         if response.headers.get("content-type", "").startswith("text/html") and not name.endswith((".html", ".htm")):
-            raise SourceError(f"{self.url} answers with a web page, not with the file", hint=BY_HAND)
+            raise SourceError(f"{self.url} is a web page, expected a file", hint=BY_HAND_HINT)
 
     def _receive(self, response: httpx2.Response, start: int) -> dict[str, str]:
-        """Write what comes, after what is there or in its place."""
+        """Write the bytes of the response after the partial file, or in its place."""
         if response.status_code != 206:
             self._drop()
             start = 0
         elif not response.headers.get("content-range", "").startswith(f"bytes {start}-"):
             self._drop()
-            raise _CutError("it sent another part of the file than was asked for")
+            raise _RetryError("it sent a part of the file that was not requested")
         total = _total(response.headers, start)
         if None not in (total, self.size) and total != self.size:
             self._drop()
-            raise SourceError(f"{self.url} has {total:,} bytes, {self.size:,} are wanted")
-        if not _is_encoded(response.headers):  # else a half file is of no use
+            raise SourceError(f"{self.url} has {total:,} bytes, expected {self.size:,}")
+        if not _is_encoded(response.headers):  # a partial encoded file cannot be resumed
             write_json(_notes_of(self.partial), {"url": self.url, "validator": _validator(response.headers), "size": total})
         if self.advance is None:
-            whole = total if total is not None else self.size
-            self.advance = self.begin(None if whole is None else whole - start, start > 0)
+            full_size = total if total is not None else self.size
+            self.advance = self.begin(None if full_size is None else full_size - start, start > 0)
         hashes = hashes_of(self.partial, self.kinds)
         with self.partial.open("ab") as file:
             for block in response.iter_bytes():
@@ -189,14 +189,14 @@ class _Transfer:
                 for value in hashes.values():
                     value.update(block)
                 self._show(len(block))
-        wanted = total if total is not None else self.size
-        if wanted is not None and self.length() < wanted:
-            raise _CutError(f"it ended after {self.length():,} of {wanted:,} bytes")
+        expected = total if total is not None else self.size
+        if expected is not None and self.length() < expected:
+            raise _RetryError(f"it ended after {self.length():,} of {expected:,} bytes")
         return _hex(hashes)
 
 
 def _notes_of(partial: Path) -> Path:
-    """What is to be known of a half file when it is gone on with."""
+    """The notes beside a partial file that are needed to resume it."""
     return partial.with_name(f"{partial.name}.json")
 
 
@@ -205,12 +205,12 @@ def _hex(hashes: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _is_encoded(headers: Mapping[str, str]) -> bool:
-    """Whether a server compresses against our wish: its bytes are not the file's."""
+    """Whether the server compresses although `identity` was requested: its bytes are not those of the file."""
     return headers.get("content-encoding", "identity") != "identity"
 
 
 def _total(headers: Mapping[str, str], start: int) -> int | None:
-    """Bytes of the whole file as an answer tells them; None where it does not."""
+    """The size of the whole file in bytes according to a response; None if unknown."""
     if _is_encoded(headers):
         return None
     after_slash = headers.get("content-range", "").rpartition("/")[2]
@@ -221,13 +221,13 @@ def _total(headers: Mapping[str, str], start: int) -> int | None:
 
 
 def _validator(headers: Mapping[str, str]) -> str:
-    """What If-Range takes: a strong ETag, else the date; empty where there is neither."""
+    """The value for If-Range: a strong ETag, else the date; empty if there is neither."""
     etag = headers.get("etag", "")
     return etag if etag and not etag.startswith("W/") else headers.get("last-modified", "")
 
 
 def _retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """The wait a server asks for, in seconds or as a date; None where it asks for none."""
+    """The wait that a server asks for, given in seconds or as a date; None if it asks for none."""
     text = headers.get("retry-after", "").strip()
     if text.isdecimal():
         return float(text)

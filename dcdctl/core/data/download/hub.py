@@ -1,4 +1,4 @@
-"""Files of repositories on the Hugging Face Hub, through `huggingface_hub`: HF_HOME, HF_ENDPOINT and HF_TOKEN mean what they mean there."""
+"""Files in repositories on the Hugging Face Hub, through `huggingface_hub`, which also reads HF_HOME, HF_ENDPOINT and HF_TOKEN."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ URL = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class HubPath:
-    """Where a file lies, or with * in its path, several do."""
+    """The place of a file on the Hub, or of several if the path contains a *."""
 
     url: str
     repo: str
     """OWNER/NAME"""
     kind: str
-    """dataset or model, as the Hub calls them."""
+    """dataset or model, the repository types of the Hub."""
     revision: str
     path: str
 
     @classmethod
     def parse(cls, url: str) -> HubPath:
-        """ConfigError if it is not hf://datasets/OWNER/NAME@REVISION/PATH, or without datasets/ for a model; @REVISION may be left out."""
+        """The parts of hf://datasets/OWNER/NAME@REVISION/PATH, without datasets/ for a model; @REVISION is optional. Else ConfigError."""
         match = URL.fullmatch(url)
         if match is None:
             raise ConfigError(f"{url} is not hf://datasets/OWNER/NAME@REVISION/PATH, nor hf://OWNER/NAME@REVISION/PATH")
@@ -42,35 +42,35 @@ class HubPath:
 
     @property
     def folder(self) -> str:
-        """The URL without its path, with a slash at its end."""
+        """The URL without the path; ends with a slash."""
         return self.url.removesuffix(self.path)
 
     @property
     def page(self) -> str:
-        """Where a browser sees the repository."""
+        """The web page of the repository."""
         return f"{_endpoint() or 'https://huggingface.co'}/{'datasets/' if self.kind == 'dataset' else ''}{self.repo}"
 
 
 def cache_folder() -> Path:
-    """Where huggingface_hub keeps what it downloads."""
+    """The download cache of huggingface_hub."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
 def get(file: HubPath, *, offline: bool, track: Track) -> Path:
-    """Where the Hub's own cache keeps the file, downloaded if it is not there and `offline` allows.
+    """The file in the cache of huggingface_hub, downloaded if it is not there, unless `offline`.
 
-    SourceError says why it cannot be had. A download that is killed starts again: huggingface_hub keeps no half files.
+    SourceError gives the reason if it is not available. A killed download starts again, because huggingface_hub keeps no partial files.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     if offline:
-        # hf_hub_download with local_files_only may still ask the Hub who is calling.
-        found = try_to_load_from_cache(file.repo, file.path, repo_type=file.kind, revision=file.revision, cache_dir=cache_folder())
-        if not isinstance(found, str):
+        # Not hf_hub_download with local_files_only, which may still make a request to the Hub.
+        cached = try_to_load_from_cache(file.repo, file.path, repo_type=file.kind, revision=file.revision, cache_dir=cache_folder())
+        if not isinstance(cached, str):
             raise SourceError(f"{file.url} is not in the cache of the Hub")
-        return Path(found)
+        return Path(cached)
     with _connection(file) as endpoint:
         return Path(
             hf_hub_download(
@@ -85,7 +85,7 @@ def get(file: HubPath, *, offline: bool, track: Track) -> Path:
 
 
 def sizes(file: HubPath) -> dict[str, int]:
-    """Bytes of each file of the repository at that revision, by path."""
+    """The size in bytes of each file of the repository at that revision, by path."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
@@ -104,7 +104,7 @@ def _connection(file: HubPath) -> AbstractContextManager[str | None]:
 
 @contextmanager
 def hub_connection(explain: Callable[[Exception], SourceError]) -> Iterator[str | None]:
-    """The endpoint to talk to; whatever goes wrong on the way leaves as `explain` has it, and nothing else is written to stderr."""
+    """The endpoint of the Hub. Errors of the block become what `explain` makes of them; huggingface_hub logs nothing to stderr."""
     import httpx2
     from huggingface_hub import constants
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
@@ -113,13 +113,13 @@ def hub_connection(explain: Callable[[Exception], SourceError]) -> Iterator[str 
     endpoint, verbosity, is_xet_off = _endpoint(), logging.get_verbosity(), constants.HF_HUB_DISABLE_XET
     logging.set_verbosity_error()
     if endpoint is not None and urlsplit(endpoint).hostname != "huggingface.co":
-        # Xet storage is another host, told by the Hub: whoever names an endpoint wants that one asked.
+        # Xet storage is on another host, which the Hub gives: with an endpoint of the user's choice, all requests go there.
         constants.HF_HUB_DISABLE_XET = True
     try:
         yield endpoint
     except (OSError, httpx2.HTTPError, httpx2.InvalidURL, EntryNotFoundError, HFValidationError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk, not the Hub
+            raise  # an error of the disk, not of the Hub
         raise explain(error) from error
     finally:
         constants.HF_HUB_DISABLE_XET = is_xet_off
@@ -127,33 +127,33 @@ def hub_connection(explain: Callable[[Exception], SourceError]) -> Iterator[str 
 
 
 def _explain(file: HubPath, error: Exception) -> SourceError:
-    """One line of what the Hub answered, with what to do about it."""
+    """The answer of the Hub in one line, with a hint."""
     from huggingface_hub import errors
 
     cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None else error
     status = getattr(getattr(cause, "response", None), "status_code", None)
-    # The repository's name comes before its file's: a missing one is told as a missing file too.
+    # First, because it is a subclass of RepositoryNotFoundError.
     if isinstance(cause, errors.GatedRepoError):
         hint = f"accept the terms at {file.page} and set HF_TOKEN to a token of that account"
         return SourceError(f"{file.url} is gated ({status})", hint=hint)
     if isinstance(cause, errors.RepositoryNotFoundError):
-        hint = f"look at {file.page}; for a private one set HF_TOKEN"
+        hint = f"see {file.page}; for a private one set HF_TOKEN"
         return SourceError(f"{file.url}: there is no such {file.kind} repository, or it is private ({status})", hint=hint)
     if isinstance(cause, errors.RevisionNotFoundError):
-        return SourceError(f"{file.url}: there is no revision {file.revision} ({status})", hint=f"look at {file.page}")
+        return SourceError(f"{file.url}: there is no revision {file.revision} ({status})", hint=f"see {file.page}")
     if isinstance(cause, errors.RemoteEntryNotFoundError):
-        return SourceError(f"{file.url}: there is no such file ({status})", hint=f"look at {file.page}/tree/{file.revision}")
+        return SourceError(f"{file.url}: there is no such file ({status})", hint=f"see {file.page}/tree/{file.revision}")
     if status in (401, 403):
         return SourceError(f"{file.url} was refused ({status})", hint=f"set HF_TOKEN to a token that may read {file.page}")
     if status is not None:
-        return SourceError(f"{file.url}: the Hub answers {status}", hint="run the same command again later")
+        return SourceError(f"{file.url}: the Hub answered {status}", hint="run the same command again later")
     reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
     hint = "run the same command again, or with --offline if it is in the cache"
-    return SourceError(f"{file.url} cannot be had from {_endpoint() or 'the Hub'} ({reason})", hint=hint)
+    return SourceError(f"{file.url} is not available from {_endpoint() or 'the Hub'} ({reason})", hint=hint)
 
 
 def _bar_class(label: str, track: Track) -> Any:
-    """Our bar in the shape of tqdm's, as far as huggingface_hub uses it."""
+    """A progress bar with the interface of tqdm, as far as huggingface_hub uses it."""
 
     class Bar:
         def __init__(self, *_: object, total: int | None = None, **__: object) -> None:
@@ -173,7 +173,7 @@ def _bar_class(label: str, track: Track) -> Any:
             self.open.close()
 
         def update_transfer(self, count: float) -> None:
-            """Xet tells what came over the line too, through this or through a second bar; we count what is written."""
+            """Called by Xet with the bytes that were transferred; the bar counts those that are written to disk."""
 
         def set_postfix_str(self, *_: object, **__: object) -> None: ...
 
