@@ -124,7 +124,7 @@ def test_finetune_teacher_leaves_a_teacher_that_can_be_cached(run_cli, scenes_co
 def test_finetune_teacher_of_a_students_recipe_says_what_it_wants(run_cli, scenes_corpus_dir, tmp_path):
     result = run_cli("finetune-teacher", "demo-dual", "--data", scenes_corpus_dir, "--out", tmp_path / "run", *CPU)
     assert result.exit_code == 1
-    assert result.stderr.startswith("error: recipe demo-dual trains a student; finetune-teacher wants a fusion model")
+    assert result.stderr.startswith("error: recipe demo-dual trains a student; finetune-teacher expects a fusion model")
     assert not (tmp_path / "run").exists()
 
 

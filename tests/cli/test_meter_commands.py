@@ -99,7 +99,7 @@ def test_features_on_disk_serve_eval_the_cache_and_the_student(scenes_corpus_dir
     assert [path.name.partition("-")[0] for path in sorted(root.iterdir())] == ["test", "train"]
     refused = run_cli("distill", "meter-flickr30k", "--out", tmp_path / "other", *words, "--set", "model.layers=[]", *data)
     assert refused.exit_code == 1
-    assert "--features keeps what the encoders give, and here they are trained" in refused.stderr
+    assert "--features stores the outputs of frozen encoders, and these encoders are trained" in refused.stderr
 
 
 def test_a_meter_is_fine_tuned_in_both_directions_and_caches(scenes_corpus_dir, converted, tmp_path):

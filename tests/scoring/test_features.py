@@ -223,7 +223,7 @@ def test_encoders_that_are_trained_have_no_features(root, corpus, pair, tmp_path
     inputs = Inputs(corpus, [], pair)
     sets = [*TRAIN, "model.layers=[]", "loss.terms={ranking = 1.0}"]
     options = TrainingOptions(compute=Compute(features=root))
-    with pytest.raises(ConfigError, match=r"--features keeps what the encoders give, and here they are trained; set"):
+    with pytest.raises(ConfigError, match=r"--features stores the outputs of frozen encoders, and these encoders are trained; set"):
         distill.train(TrainingJob("finetune-teacher", "vilt-flickr30k", sets, tmp_path / "run"), inputs, options=options)
 
 

@@ -188,9 +188,9 @@ def test_a_loss_has_the_batches_it_works_on_and_needs_scores_or_not(inputs, teac
 def test_a_wrong_recipe_leaves_no_run_folder(corpus, teacher, tmp_path):
     with pytest.raises(ConfigError, match="needs the teacher's scores"):
         distill.train(TrainingJob("distill", "tiny-student", FUSION, tmp_path / "run"), Inputs(corpus, [], teacher), options=OPTIONS)
-    with pytest.raises(ConfigError, match="trains a student; finetune-teacher wants"):
+    with pytest.raises(ConfigError, match="trains a student; finetune-teacher expects"):
         distill.train(TrainingJob("finetune-teacher", "tiny-student", [], tmp_path / "run"), Inputs(corpus, [], teacher), options=OPTIONS)
-    with pytest.raises(ModelError, match="starts from its teacher, and none is named; name it with --teacher"):
+    with pytest.raises(ModelError, match="starts from its teacher, and no teacher is given; name it with --teacher"):
         distill.train(TrainingJob("distill", "tiny-student", FUSION, tmp_path / "run"), Inputs(corpus, [], None), options=OPTIONS)
     assert not (tmp_path / "run").exists()
 
@@ -230,7 +230,7 @@ MISSING_REFS: dict[str, Any] = {"data": Path("absent/data"), "caches": [Path("ab
         ("tiny-student", ["batch.sise=8"], {}, "unknown key batch.sise"),
         ("tiny-student", ["batch.size=1"], {}, "batch.size must be at least 2"),
         ("tiny-student", [], {"caches": []}, "needs the teacher's scores"),
-        ("tiny-student", [], {"teacher": None}, "starts from its teacher, and none is named"),
+        ("tiny-student", [], {"teacher": None}, "starts from its teacher, and no teacher is given"),
         ("tiny-student", ["batch.negatives=mined"], {}, "with a cache the negatives are those of the cache"),
     ],
 )

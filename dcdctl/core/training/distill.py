@@ -14,14 +14,14 @@ from typing import Any, Literal, Protocol, cast
 
 from torch import nn
 
-from dcdctl.core import distributed, files, models, scoring, teacher
+from dcdctl.core import distributed, files, models, scoring
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.progress import Track, Watch, silent, step_bar
 from dcdctl.core.scoring import CorpusSource, Source
-from dcdctl.core.teacher import TeacherCache, read_caches
+from dcdctl.core.teacher import TeacherCache, read_cache, read_caches
 from dcdctl.core.training import initial_model, loggers, loop, negatives, runs, validation
 from dcdctl.core.training.batch import UNSPLIT, MicroBatchPlan
 from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches, TeacherScores, TrainingBatches, check_size
@@ -90,7 +90,7 @@ class InputRefs:
     def open(self) -> tuple[Corpus, list[TeacherCache]]:
         """Open the corpus and the caches, whose scores are read later; StaleError if a cache was made from another corpus."""
         corpus = Corpus.open(self.data, self.split, self.max_images)
-        return corpus, [teacher.read_cache(cache, corpus=corpus) for cache in self.caches]
+        return corpus, [read_cache(cache, corpus=corpus) for cache in self.caches]
 
     def load_teacher(self, caches: Sequence[TeacherCache], track: Track = silent) -> FusionScorer | None:
         """Load the teacher's weights; StaleError if the cache, or each of several, was made with another teacher."""
@@ -100,7 +100,9 @@ class InputRefs:
         if len(caches) == 1:
             caches[0].check_teacher(models.fingerprint(model))
         elif caches and models.fingerprint(model) not in {cache.plan["teacher"] for cache in caches}:
-            raise StaleError(f"none of the caches was made with the teacher {self.teacher}", hint="name the one whose scores are cached")
+            raise StaleError(
+                f"none of the caches was made with the teacher {self.teacher}", hint="name the teacher whose scores are cached"
+            )
         return model
 
 
@@ -137,7 +139,7 @@ class _Files:
     corpus: Corpus
     caches: Sequence[TeacherCache]
     scores: TeacherScores | None
-    """The caches as one."""
+    """The scores of all caches together."""
     validation: Corpus | None
     """The split that the model is validated on, if it is."""
 
@@ -147,7 +149,7 @@ class _Training:
     """A training with everything opened and loaded."""
 
     plan: TrainingPlan
-    files: _Files
+    opened: _Files
     teacher: FusionScorer | None
     model: Model
     """The initial model, trained in place."""
@@ -168,11 +170,11 @@ def train(job: TrainingJob, inputs: TrainingInputs, *, options: TrainingOptions,
     Raises what `resolve` raises before it opens anything, and then what the files and the models raise.
     """
     plan = resolve(job, inputs, options)
-    files = _open_files(plan, inputs)
-    training = _load_models(plan, files, inputs, track)
-    batches = make_batches(training.source, plan.recipe, files.scores, options.micro_batch_plan)
+    opened = _open_files(plan, inputs)
+    training = _load_models(plan, opened, inputs, track)
+    batches = make_batches(training.source, plan.recipe, opened.scores, options.micro_batch_plan)
     num_steps = count_steps(plan.recipe, batches.batches_per_epoch)
-    schedule = _schedule(plan.recipe, num_steps, files.scores, training.teacher)
+    schedule = _schedule(plan.recipe, num_steps, opened.scores, training.teacher)
     run, batches = _start_run(training, batches, num_steps, track)
     if not run.is_finished:
         _run_steps(training, run, batches, schedule, track, watch or step_bar(track))
@@ -188,7 +190,7 @@ def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) 
     """
     recipe = load_recipe(job.recipe, job.sets)
     if job.kind == "finetune-teacher" and (recipe.model.kind != "fusion" or recipe.loss.needs_teacher):
-        hint = "finetune-teacher wants a fusion model and a loss without a teacher, such as ranking"
+        hint = "finetune-teacher expects a fusion model and a loss without a teacher, such as ranking"
         raise ConfigError(f"recipe {job.recipe} trains a student", hint=hint)
     if options.wandb is not None:
         loggers.require()
@@ -212,13 +214,13 @@ def _open_files(plan: TrainingPlan, inputs: TrainingInputs) -> _Files:
     return _Files(corpus, caches, scores, validation.open_corpus(corpus, config) if config.every else None)
 
 
-def _load_models(plan: TrainingPlan, files: _Files, inputs: TrainingInputs, track: Track) -> _Training:
+def _load_models(plan: TrainingPlan, opened: _Files, inputs: TrainingInputs, track: Track) -> _Training:
     """Load the teacher, make the initial model, and encode the corpus once if its frozen encoders' features are stored."""
-    teacher_model = inputs.load_teacher(files.caches, track)
-    model = initial_model.make_model(plan.recipe, files.corpus.captions, teacher_model, track)
+    teacher = inputs.load_teacher(opened.caches, track)
+    model = initial_model.make_model(plan.recipe, opened.corpus.captions, teacher, track)
     with distributed.main_first():
-        source = make_source(model, files.corpus, plan.options.compute, track)
-    return _Training(plan, files, teacher_model, model, source)
+        source = make_source(model, opened.corpus, plan.options.compute, track)
+    return _Training(plan, opened, teacher, model, source)
 
 
 def make_source(model: Model, corpus: Corpus, compute: Compute, track: Track) -> Source:
@@ -227,7 +229,7 @@ def make_source(model: Model, corpus: Corpus, compute: Compute, track: Track) ->
         return CorpusSource(corpus, model.preprocess, IMAGE_CACHE_BYTES)
     if model.encoders is not None and not model.encoders.is_frozen:
         hint = "set model.frozen_encoders or model.layers, or leave --features out"
-        raise ConfigError("--features keeps what the encoders give, and here they are trained", hint=hint)
+        raise ConfigError("--features stores the outputs of frozen encoders, and these encoders are trained", hint=hint)
     return scoring.open_source(corpus, model, compute, track)
 
 
@@ -245,14 +247,14 @@ def count_steps(recipe: Recipe, batches_per_epoch: float) -> int:
     return max(1, int(recipe.optimizer.epochs * batches_per_epoch))
 
 
-def _schedule(recipe: Recipe, num_steps: int, scores: TeacherScores | None, teacher_model: FusionScorer | None) -> _Schedule:
+def _schedule(recipe: Recipe, num_steps: int, scores: TeacherScores | None, teacher: FusionScorer | None) -> _Schedule:
     """The steps of a training; ConfigError if its cache cannot be refreshed as the recipe asks."""
     steps = [step for step in recipe.batch.refresh_steps if step < num_steps]
-    if steps and (teacher_model is None or not isinstance(scores, TeacherCache)):
+    if steps and (teacher is None or not isinstance(scores, TeacherCache)):
         raise ConfigError("batch.refresh_steps needs one cache and its teacher", hint="name them with --cache and --teacher")
     if steps and distributed.world_size() > 1:
-        found = f"batch.refresh_steps is for one process, and there are {distributed.world_size()}"
-        raise ConfigError(found, hint="start it without torchrun; --accumulate needs less memory")
+        message = f"batch.refresh_steps is for one process, and there are {distributed.world_size()}"
+        raise ConfigError(message, hint="start it without torchrun; --accumulate needs less memory")
     return _Schedule(num_steps, steps)
 
 
@@ -279,24 +281,24 @@ def _start_run(training: _Training, batches: TrainingBatches, num_steps: int, tr
 
 def _facts(training: _Training) -> dict[str, Any]:
     """What the run depends on besides its recipe, for run.json; a run resumes only with equal facts."""
-    files, options = training.files, training.plan.options
+    opened, options = training.opened, training.plan.options
     return {
-        "corpus": files.corpus.fingerprint,
-        "split": files.corpus.split,
-        "cache": None if files.scores is None else files.scores.plan,
+        "corpus": opened.corpus.fingerprint,
+        "split": opened.corpus.split,
+        "cache": None if opened.scores is None else opened.scores.plan,
         "start": models.fingerprint(training.model),
         "precision": options.compute.precision,
         "features": None if options.compute.features is None else "float16",
-        "validation": None if files.validation is None else files.validation.fingerprint,
+        "validation": None if opened.validation is None else opened.validation.fingerprint,
     }
 
 
 def _run_steps(training: _Training, run: Run, batches: TrainingBatches, schedule: _Schedule, track: Track, watch: Watch) -> None:
     """Train the model, refresh the cache between the steps where the recipe asks for it, and save the model."""
-    recipe, options, scores = training.plan.recipe, training.plan.options, training.files.scores
+    recipe, options, scores = training.plan.recipe, training.plan.options, training.opened.scores
     if options.checkpoint_activations:
         training.model.checkpoint_activations()
-    measured = training.files.validation
+    measured = training.opened.validation
     validate = None if measured is None else Validation(run, measured, recipe.validation, options.compute)
     train_until = functools.partial(
         loop.train,

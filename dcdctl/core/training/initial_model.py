@@ -15,7 +15,7 @@ from dcdctl.core.training.recipe import ModelConfig, Recipe
 def check(recipe: Recipe, *, has_teacher: bool) -> None:
     """ModelError if a recipe's model starts from its teacher and there is none, or from a reference that names nothing."""
     if recipe.model.kind == "fusion" and recipe.model.start == "teacher" and not has_teacher:
-        raise ModelError("this model starts from its teacher, and none is named", hint="name it with --teacher")
+        raise ModelError("this model starts from its teacher, and no teacher is given", hint="name it with --teacher")
     if recipe.model.start not in ("teacher", "new") and (recipe.model.kind == "dual" or not has_teacher):
         models.check_ref(recipe.model.start)
     if recipe.model.dual_init:

@@ -21,8 +21,8 @@ class Log:
 
     def __init__(self, run: Run, first_step: int) -> None:
         self._path = run.folder / "metrics.jsonl"
-        kept = [line for line in run.metrics() if line["step"] < first_step]
-        files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        earlier = [line for line in run.metrics() if line["step"] < first_step]
+        files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in earlier))
         self._events = SummaryWriter(str(run.folder / "tensorboard"), purge_step=first_step or None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

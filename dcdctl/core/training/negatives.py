@@ -106,8 +106,8 @@ def read_or_mine(folder: Path, source: Source, recipe: Recipe, device: torch.dev
             saved = json.loads((file.metadata() or {}).get("mined", "{}"))
             for key, expected in _plan(source.corpus, recipe).items():
                 if saved.get(key) != expected:
-                    found = f"{path} was mined with another {key} ({saved.get(key)}, not {expected})"
-                    raise StaleError(found, hint="name another folder with --out")
+                    message = f"{path} was mined with another {key} ({saved.get(key)}, not {expected})"
+                    raise StaleError(message, hint="name another folder with --out")
             parts = {name: [file.get_tensor(f"{name}.{part}").astype(np.int64) for part in ("offsets", "values")] for name in LISTS}
     except SafetensorError as error:
         raise StaleError(f"{path} is damaged: {error}", hint=MINE_AGAIN) from error

@@ -145,8 +145,8 @@ class ModelConfig:
         if self.frozen_encoders and self.start == "new" and not self.vision:
             raise ConfigError("model.frozen_encoders is for a model over two encoders: a METER, or model.vision and model.text")
         if (self.vision_levels or self.vision_grid or self.vision_size) and not (self.vision and self.frozen_encoders):
-            found = "model.vision_levels, vision_grid and vision_size are for new models over model.vision and model.text"
-            raise ConfigError(found, hint="set model.frozen_encoders, and name both encoders")
+            message = "model.vision_levels, vision_grid and vision_size are for new models over model.vision and model.text"
+            raise ConfigError(message, hint="set model.frozen_encoders, and name both encoders")
         if self.dual_init and not (self.kind == "fusion" and self.vision and self.frozen_encoders):
             raise ConfigError("model.dual_init is for a new fusion model over model.vision and model.text, with model.frozen_encoders")
 
@@ -249,8 +249,8 @@ class Recipe:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.loss.on_lists and self.loss.needs_teacher and self.batch.hard_negatives > self.batch.random_negatives:
-            found = f"{self.batch.hard_negatives} of {self.batch.random_negatives}"
-            raise ConfigError(f"batch.hard_negatives must be at most batch.random_negatives, got {found}")
+            counts = f"{self.batch.hard_negatives} of {self.batch.random_negatives}"
+            raise ConfigError(f"batch.hard_negatives must be at most batch.random_negatives, got {counts}")
 
 
 RECIPES = files.packaged("recipes")
