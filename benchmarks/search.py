@@ -84,9 +84,9 @@ def write_vectors(folder: Path, num_images: int, mixture: Mixture) -> list[dict[
 
 def seal(folder: Path, parts: list[dict[str, Any]], dim: int, config: IndexConfig) -> None:
     """An index of these vectors, without a model and without pictures."""
-    nothing = {"count": 0, "file": None}
+    nothing = asdict(storage.Listed())
     document = {
-        "format": storage.FORMAT,
+        "format": storage.INDEX.format,
         "generation": 1,
         "model": {"kind": "dual", "dim": dim, "fingerprint": "0" * 64},
         "precision": "float32",
@@ -97,7 +97,7 @@ def seal(folder: Path, parts: list[dict[str, Any]], dim: int, config: IndexConfi
         "parts": parts,
         "segments": [],
     }
-    search_commit.become(folder, document)
+    search_commit.commit(folder, document)
 
 
 def linked(folder: Path, vectors: Path) -> Path:

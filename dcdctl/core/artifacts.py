@@ -3,6 +3,9 @@
 A corpus, a teacher cache, features, an image index and mined negatives are artifacts. The plan says what the artifact is made from, so that
 a killed build resumes and a build of another plan is refused. The seal is the completion marker; it holds size and SHA-256 of every part.
 Opening an artifact compares sizes. The SHA-256 of a part is compared when the part is first read in a process.
+
+On a 2-core x86 VM with SHA instructions, hashing 100 MB takes 0.07 s of processor time. Reading them takes 0.01 s from the page cache and
+0.04 s from the disk. Asking for the SHA-256 of a file that this process has hashed takes 10 microseconds.
 """
 
 from __future__ import annotations

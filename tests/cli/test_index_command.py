@@ -66,8 +66,8 @@ def test_an_index_is_built_looked_at_and_changed(dual, pictures, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["RUN"], "RUN does not exist; make one with `dcdctl index RUN --images DIR --out"),
-        (["PICTURES"], "is no index: it has no index.json"),
+        (["RUN"], "RUN (no index.json); make one with `dcdctl index RUN --images DIR --out"),
+        (["PICTURES"], "pictures (no index.json); make one with"),
         (["DUAL", "--images", "PICTURES"], "--images and --out belong together"),
         (["DUAL", "--out", "NEW"], "--images and --out belong together"),
         (["DUAL", "--images", "PICTURES", "--out", "NEW", "--add", "PICTURES"], "--images and --out belong together"),

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from encoders import make_pair
-from made_index import killed_before
+from made_index import killed_before, unit_vectors, write_index
 from tiny import contents, make_teacher
 
 from dcdctl.core import artifacts, files
@@ -23,6 +23,7 @@ from dcdctl.core.artifacts import Build, Kind, first_difference, seal_of, sha256
 from dcdctl.core.data import Corpus, PrepareOptions, find_manifest, prepare_corpus
 from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError
 from dcdctl.core.scoring import features, open_or_build
+from dcdctl.core.search import Index, commit
 from dcdctl.core.teacher import CandidateConfig, build, read_cache
 
 TOY = Kind(
@@ -285,7 +286,22 @@ def make_cache(folder, corpus, monkeypatch) -> Made:
     return Made(sorted(folder.glob("cache/*.parquet")), read)
 
 
-MADE = {"corpus": make_corpus, "cache": make_cache, "features": make_features}
+def make_index(folder, corpus, monkeypatch) -> Made:
+    parts = np.split(unit_vectors(120), 3)
+    index = write_index(folder / "index", parts, removed=[3, 50], flat_up_to=30, segment_rows=50)
+    commit.commit(index.folder, {**index.document, "generation": 2}, skipped=[{"path": "a.txt", "reason": "no image", "source": 0}])
+    assert len(index.segments) == 2
+
+    def read():
+        opened = Index.open(index.folder)
+        opened.nearest(np.ones((1, opened.dim)), 3)
+        opened.vectors(np.arange(opened.num_rows))
+        commit.skipped_of(index.folder, opened.document)
+
+    return Made(sorted(path for path in index.folder.rglob("*") if path.is_file() and path.name != "index.json"), read)
+
+
+MADE = {"index": make_index, "corpus": make_corpus, "cache": make_cache, "features": make_features}
 
 
 @pytest.fixture(params=MADE)

@@ -27,7 +27,7 @@ def ranges(*bounds):
 
 
 def segments(*bounds):
-    return [Segment(file="", kind="hnsw", first_row=first, rows=stop - first, bytes=0) for first, stop in bounds]
+    return [Segment(file="", kind="hnsw", first_row=first, rows=stop - first, bytes=0, sha256="") for first, stop in bounds]
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,22 @@ def test_a_damaged_segment_is_named(tmp_path):
     index = write_index(tmp_path, PARTS, **GRAPHS)
     path = tmp_path / "ann" / index.segments[1].file
     path.write_bytes(os.urandom(path.stat().st_size))
+    opened = Index.open(tmp_path)
+    with pytest.raises(StaleError, match=f"{path.name} is damaged: its SHA-256 is .*; delete the folder and run"):
+        opened.nearest(QUERIES, 3)
     with pytest.raises(StaleError, match=f"{path.name} is damaged"):
-        Index.open(tmp_path)
+        opened.check()
+
+
+def test_opening_an_index_opens_no_segment(graph, monkeypatch):
+    monkeypatch.setattr(ann, "open_segment", lambda *arguments: pytest.fail("a segment is opened"))
+    assert len(Index.open(graph.folder).segments) == 3
+
+
+def test_a_package_that_is_missing_is_named_when_an_index_is_opened(graph, monkeypatch):
+    monkeypatch.setitem(sys.modules, "usearch", None)
+    with pytest.raises(MissingError, match="an index of kind hnsw needs"):
+        Index.open(graph.folder)
 
 
 def test_a_segment_that_cannot_be_built_ends_the_others(tmp_path, monkeypatch):

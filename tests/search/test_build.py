@@ -208,15 +208,21 @@ def test_what_is_there_already_is_not_written_over(dual, pictures, tmp_path, cor
         model.network.visual_projection.weight.add_(1)
     models.save(model, tmp_path / "model")
     for arguments, message in (
-        ((str(tmp_path / "model"), pictures, index.folder, FLAT), "made with the model .{8}, and this is .{8}; name another folder"),
-        ((str(dual), other, index.folder, FLAT), "it is of the pictures .*/pictures, not of .*/other"),
-        ((str(dual), pictures, index.folder, IndexConfig()), "its settings are .*; change them with `dcdctl index .* --set"),
-        ((str(dual), pictures, other, FLAT), "holds something that is not an index; name an empty or a new folder"),
-        ((str(dual), pictures, tmp_path / "model", FLAT), "holds something that is not an index; name an empty or a new folder"),
+        (
+            (str(tmp_path / "model"), pictures, index.folder, FLAT),
+            r"another model\.fingerprint \(.{12}, not .{12}\); name another",
+        ),
+        ((str(dual), other, index.folder, FLAT), r"another sources\[0\]\.path \(.*/pictures, not .*/other\)"),
+        (
+            (str(dual), pictures, index.folder, IndexConfig()),
+            r"another settings\.kind \(flat, not hnsw\); change them with `dcdctl",
+        ),
+        ((str(dual), pictures, other, FLAT), "is not empty and holds no index .*; name an empty or a new folder"),
+        ((str(dual), pictures, tmp_path / "model", FLAT), "is not empty and holds no index .*; name an empty or a new folder"),
     ):
         with pytest.raises((StaleError, InputError), match=message):
             build(*arguments)
-    with pytest.raises(StaleError, match="its precision is"):
+    with pytest.raises(StaleError, match=r"another precision \(float32, not bfloat16\)"):
         build(str(dual), pictures, index.folder, FLAT, compute=Compute(precision="bfloat16"))
     assert contents(index.folder) == before
     assert build(str(dual), pictures, index.folder, FLAT).num_images == 7  # the same again is no mistake
@@ -225,7 +231,7 @@ def test_what_is_there_already_is_not_written_over(dual, pictures, tmp_path, cor
 
 def test_a_fusion_model_has_no_vectors(scenes_corpus_dir, corpus, tmp_path):
     models.save(make_models(corpus.captions)[0], tmp_path / "fusion")
-    with pytest.raises(ModelError, match="is a fusion scorer, but a dual encoder is wanted"):
+    with pytest.raises(ModelError, match="is a fusion scorer, expected a dual encoder"):
         build(str(tmp_path / "fusion"), scenes_corpus_dir, tmp_path / "index", FLAT)
     assert not (tmp_path / "index").exists()
 
@@ -266,7 +272,7 @@ def test_processes_share_the_parts_and_the_segments(dual, pictures, tmp_path, mo
         if not waits:
             raise Killed  # where a process waits for the others, the next one has its turn
 
-    monkeypatch.setattr(distributed, "wait", wait)
+    monkeypatch.setattr(distributed, "barrier", wait)
     monkeypatch.setattr(distributed, "main_first", nullcontext)
     monkeypatch.setenv("WORLD_SIZE", "2")
     for step in ("vectors", "ann"):
@@ -464,7 +470,7 @@ def test_damaged_json_of_an_index_is_named(dual, tmp_path):
     index = build(str(dual), images, tmp_path / "index", IndexConfig())
     skipped_file = index.document["skipped"]["file"]
     (index.folder / skipped_file).write_text("{}")
-    with pytest.raises(StaleError, match=rf"{skipped_file} holds no JSON array; build the index again"):
+    with pytest.raises(StaleError, match=rf"{skipped_file} is damaged: its SHA-256 is .*; delete the folder"):
         update(index.folder, Changes(add=put(tmp_path / "more", {"b.png": png(2)})))
     (index.folder / "plan.json").write_text("{")
     with pytest.raises(StaleError, match=r"plan\.json is not JSON: .*; delete the folder"):
@@ -488,7 +494,7 @@ def test_a_corpus_that_became_another_is_refused(dual, scenes_corpus_dir, tmp_pa
 
 def test_two_at_once_are_refused(dual, pictures, tmp_path):
     build(str(dual), pictures, tmp_path / "index", FLAT)
-    with search_build.claimed(tmp_path / "index"), pytest.raises(StaleError, match="another run is writing to"):
+    with search_build.lock(tmp_path / "index"), pytest.raises(StaleError, match="another run is writing to"):
         update(tmp_path / "index", Changes(remove=("0.png",)))
     with pytest.raises(ConfigError, match="is of precision float32, not bfloat16"):
         update(tmp_path / "index", Changes(add=pictures, precision="bfloat16"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -127,8 +128,10 @@ def test_a_path_that_climbs_out_is_refused_even_where_the_index_has_it(tmp_path)
     (tmp_path / "pictures").mkdir()
     (tmp_path / "secret").write_bytes(b"secret")
     index = write_index(tmp_path / "index", PARTS, images=tmp_path / "pictures")
+    part = tmp_path / "index/vectors/part-00001.parquet"
     for path in ("../secret", str(tmp_path / "secret")):
-        storage.write_part(tmp_path / "index/vectors/part-00001.parquet", [storage.Place(image_id="x", path=path)], VECTORS[:1])
+        storage.write_part(part, [storage.Place(image_id="x", path=path)], VECTORS[:1])
+        index.document["parts"][1] = asdict(storage.describe_part(part, 0, 16)[0])
         index = Index(tmp_path / "index", index.document)
         with pytest.raises(MissingError, match="lies outside its folder"):
             index.picture(17)
@@ -137,7 +140,11 @@ def test_a_path_that_climbs_out_is_refused_even_where_the_index_has_it(tmp_path)
 @pytest.mark.parametrize(
     ("harm", "error", "message"),
     [
-        (lambda path: path.unlink(), MissingError, r"part-00002\.parquet is missing .*; build the index again"),
+        (
+            lambda path: path.unlink(),
+            MissingError,
+            r"part-00002\.parquet is missing .*; delete the folder and run",
+        ),
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), StaleError, r"part-00002\.parquet is damaged: it has .* bytes, not"),
     ],
 )
@@ -171,7 +178,7 @@ def test_a_document_that_was_tampered_with_is_refused_by_name(tmp_path, change, 
 def test_a_damaged_document_is_named(tmp_path):
     write_index(tmp_path, PARTS)
     (tmp_path / "index.json").write_text("[]")
-    with pytest.raises(StaleError, match=r"index\.json holds no JSON object; build the index again"):
+    with pytest.raises(StaleError, match=r"index\.json holds no JSON object; delete the folder"):
         Index.open(tmp_path)
 
 

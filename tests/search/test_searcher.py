@@ -157,7 +157,7 @@ def test_a_second_model_refuses_pictures_and_depths_of_nothing(index, reranking)
         reranking.by_picture(picture_at(index, "plain.png"), 3)
     with pytest.raises(ConfigError, match="depth of 0"):
         Searcher.open(index, device=CPU, rerank=str(index.parent / "fusion"), depth=0)
-    with pytest.raises(ModelError, match="a fusion scorer is wanted"):
+    with pytest.raises(ModelError, match="expected a fusion scorer"):
         Searcher.open(index, device=CPU, rerank=str(index.parent / "dual"))
 
 

@@ -68,9 +68,9 @@ def test_blocks_are_the_rows_that_are_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        (None, "does not exist; make one with `dcdctl index RUN --images DIR --out"),
-        ({}, r"is no index: it has no index\.json"),
-        ({"plan.json": "{}"}, "is not finished; run the same `dcdctl index` again"),
+        (None, r"there is no index in .* \(no index\.json\); make one with `dcdctl index RUN --images DIR --out"),
+        ({}, r"there is no index in .* \(no index\.json\); make one with"),
+        ({"plan.json": "{}"}, "the index in .* is not finished; run the same `dcdctl index` again: it resumes"),
     ],
 )
 def test_where_there_is_no_index_the_command_that_makes_one_is_named(tmp_path, written, message):
@@ -84,8 +84,8 @@ def test_where_there_is_no_index_the_command_that_makes_one_is_named(tmp_path, w
         storage.read_document(folder)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 99}', "\xff"])
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}', '{"format": 99}', "\xff"])
 def test_another_format_is_refused(tmp_path, text):
     (tmp_path / "index.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(StaleError, match=r"index\.json .*; build the index again"):
+    with pytest.raises(StaleError, match=r"index\.json .*; delete the folder and run the same `dcdctl index` again"):
         storage.read_document(tmp_path)

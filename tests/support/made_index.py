@@ -41,9 +41,9 @@ def write_index(
         storage.write_part(path, [Place(image_id=name, path=name) for name in names], vectors)
         entries.append(asdict(storage.describe_part(path, 0, vectors.shape[1])[0]))
         first += len(vectors)
-    nothing = {"count": 0, "file": None}
+    nothing = asdict(storage.Listed())
     document = {
-        "format": 1,
+        "format": 2,
         "generation": 1,
         "model": {"kind": "dual", "dim": parts[0].shape[1], "fingerprint": "a" * 64},
         "precision": "float32",
@@ -54,7 +54,7 @@ def write_index(
         "parts": entries,
         "segments": [],
     }
-    commit.become(folder, document, removed=None if removed is None else np.array(removed, dtype=np.int64))
+    commit.commit(folder, document, removed=None if removed is None else np.array(removed, dtype=np.int64))
     return Index.open(folder)
 
 

@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core import files
-from dcdctl.core.errors import StaleError, require_extra
+from dcdctl.core.artifacts import seal_of
+from dcdctl.core.errors import require_extra
 from dcdctl.core.progress import Advance
 from dcdctl.core.search.config import HnswConfig, IndexConfig, IvfPqConfig
 from dcdctl.core.search.exact import Floats, Rows
-from dcdctl.core.search.storage import Segment
+from dcdctl.core.search.storage import INDEX, Segment
 
 Blocks = Iterable[Floats]
 """The unit vectors of a segment's rows, in order, in blocks."""
@@ -43,7 +44,7 @@ class Opened(Protocol):
 def describe(folder: Path, kind: str, rows: range, generation: int) -> Segment:
     """What index.json says of a segment that was written."""
     name = file_name(kind, rows, generation)
-    return Segment(file=name, kind=kind, first_row=rows.start, rows=len(rows), bytes=(folder / name).stat().st_size)
+    return Segment(file=name, kind=kind, first_row=rows.start, rows=len(rows), **seal_of(folder / name))
 
 
 def wanted(num_rows: int, there: Sequence[Segment], config: IndexConfig) -> list[range]:
@@ -109,8 +110,8 @@ def build_all(
 
 
 def open_segment(folder: Path, segment: Segment, config: IndexConfig) -> Opened:
-    """A segment, memory-mapped; StaleError if the file is none."""
-    path = folder / segment.file
+    """A segment, memory-mapped; StaleError if the file is damaged."""
+    path = INDEX.checked(folder / segment.file, segment.sha256)
     return Graph(path, config.hnsw) if segment.kind == "hnsw" else InvertedLists(path, config.ivf_pq)
 
 
@@ -159,7 +160,7 @@ class Graph:
         try:
             view = Index.restore(str(self._path), view=True, enable_key_lookups=False)
         except (ValueError, RuntimeError, OSError) as error:
-            raise StaleError(f"{self._path} is damaged: {error}", hint="build the index again") from error
+            raise INDEX.damaged(self._path, str(error)) from error
         view.expansion_search = self._width
         return view
 
@@ -197,7 +198,7 @@ class InvertedLists:
         try:
             self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
-            raise StaleError(f"{path} is damaged: {str(error).splitlines()[0]}", hint="build the index again") from error
+            raise INDEX.damaged(path, str(error).splitlines()[0]) from error
         self._parameters = faiss.SearchParametersIVF(nprobe=config.probes)
 
     def candidates(self, queries_QD: Floats, count: int) -> Rows:

@@ -6,7 +6,6 @@ was begun is gone on with, whatever the number of processes, and ends with the s
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -14,8 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dcdctl.core import artifacts, distributed, files, models
 from dcdctl.core import config as configs
-from dcdctl.core import distributed, files, models
+from dcdctl.core.artifacts import Build
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, StaleError
 from dcdctl.core.progress import Track, silent
@@ -24,7 +24,7 @@ from dcdctl.core.search.commit import skipped_of
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.embed import IN_SMALL_BATCHES, Job
 from dcdctl.core.search.index import Index
-from dcdctl.core.search.storage import INDEX_FILE, PLAN_FILE, PLANNED, Place, Skipped, Source
+from dcdctl.core.search.storage import INDEX, INDEX_FILE, PLANNED, Listed, Place, Skipped, Source
 
 BYTES_PER_IMAGE = 200
 """On disk, besides three for each number of a vector: two in the file of vectors, one in a graph."""
@@ -67,29 +67,30 @@ def build(
     _refuse_inside(folder, source)
     ann.packages(config.kind)
     model = models.load_dual(ref)
-    wanted = {
-        "format": storage.FORMAT,
+    plan = {
+        "format": INDEX.format,
         "generation": 1,
         "model": {"kind": "dual", "dim": model.embedding_dim, "fingerprint": model.digest},
         "sources": [asdict(source)],
         "precision": compute.precision,
         "settings": configs.to_table(config),
     }
-    with claimed(folder):
+    planned = Build(folder, plan, INDEX)
+    with planned.lock(distributed.rank()):
         with distributed.main_first():
             if distributed.is_main():
-                _begin(folder, wanted, model)
-        if not (folder / INDEX_FILE).exists():
-            nothing = {"count": 0, "file": None}
-            empty = {**wanted, "removed": nothing, "skipped": nothing, "parts": [], "segments": []}
-            _work_off(folder, empty, model, compute, track)
+                _begin(planned, model)
+        if not planned.is_sealed:
+            nothing = asdict(Listed())
+            empty = {**plan, "removed": nothing, "skipped": nothing, "parts": [], "segments": []}
+            _embed_and_commit(folder, empty, model, compute, track)
     return Index.open(folder)
 
 
 def update(folder: Path, changes: Changes, *, compute: Compute = IN_SMALL_BATCHES, track: Track = silent) -> Index:
     """Change an index: its settings, what it has. Rows stay what they are. InputError if nothing has a name that shall be removed."""
     storage.read_document(folder)  # before a lock is left beside what is no index
-    with claimed(folder):
+    with lock(folder):
         document = storage.read_document(folder)
         if changes.precision not in (None, document["precision"]):
             found = f"the index {folder} is of precision {document['precision']}, not {changes.precision}"
@@ -105,12 +106,12 @@ def update(folder: Path, changes: Changes, *, compute: Compute = IN_SMALL_BATCHE
             index = Index(folder, document)
             model = models.load_dual(index.model)
             index.expect(model.digest)
-            _work_off(folder, document, model, compute, track)
+            _embed_and_commit(folder, document, model, compute, track)
     return Index.open(folder)
 
 
-def claimed(folder: Path) -> AbstractContextManager[None]:
-    """The folder, as far as this process works on it, for this run alone; StaleError if another one is writing to it."""
+def lock(folder: Path) -> AbstractContextManager[None]:
+    """The folder for this run alone, as far as this process writes to it; StaleError if another run has it."""
     return files.lock(folder, distributed.rank())
 
 
@@ -121,52 +122,52 @@ def _refuse_inside(folder: Path, source: Source) -> None:
     files.check_output_folder(folder)
 
 
-def _begin(folder: Path, wanted: Document, model: models.DualEncoder) -> None:
-    """Make the folder this plan's: the model, and which pictures each part has."""
-    if (folder / INDEX_FILE).exists():
+def _begin(build: Build, model: models.DualEncoder) -> None:
+    """Make the folder this plan's: the model, and the images of each part. Another plan is replaced if none of it is embedded."""
+    folder, source = build.folder, build.plan["sources"][0]
+    if build.is_sealed:
         document = storage.read_document(folder)
-        _expect(folder, document, wanted)
-        if (folder / PLAN_FILE).exists() and _read_plan(folder)["generation"] <= document["generation"]:
-            storage.tidy(folder, document)  # killed when all was done but this
+        _expect(build, document)
+        if (folder / INDEX.plan_file).exists() and INDEX.read_plan(folder)["generation"] <= document["generation"]:
+            build.clean(storage.files_of(document))  # killed when everything else was done
         return
-    if (folder / PLAN_FILE).exists():
-        return _expect(folder, _read_plan(folder), wanted)
-    if not (folder / PLANNED).exists() and not files.is_vacant(folder):
-        raise StaleError(f"{folder} holds something that is not an index", hint="name an empty or a new folder with --out")
-    plan = _planned(folder, {**wanted, "source": 0, "first_part": 0}, known=set())
-    if not plan["rows"]:
+    if "rows" in build.begin(restart=not any(folder.glob("vectors/part-*.parquet"))):
+        return
+    notes = _plan_parts(build, source=0, first_part=0, known=set())
+    if not notes["rows"]:
         shutil.rmtree(folder)
-        raise InputError(f"there is no picture in {wanted['sources'][0]['path']}", hint="--images takes a folder of pictures or a corpus")
+        raise InputError(f"there is no picture in {source['path']}", hint="--images takes a folder of pictures or a corpus")
     models.save(model, folder / "model")
-    files.write_json(folder / PLAN_FILE, plan)
+    build.note(**notes)
 
 
 def _begin_adding(folder: Path, document: Document, source: Source) -> None:
-    """Plan what of a source is new, unless a killed run has."""
+    """Plan which images of a source are new, unless a killed run has."""
     sources = list(document["sources"])
     number = next((number for number, one in enumerate(sources) if Source(**one).place == source.place), len(sources))
     if number == len(sources):
         sources.append(asdict(source))
     elif sources[number] != asdict(source):
         raise StaleError(f"{source.path} holds another corpus than the one that was indexed", hint="make a new index")
-    wanted = {key: document[key] for key in ("format", "model", "precision", "settings")}
-    wanted |= {"generation": document["generation"] + 1, "sources": sources, "source": number}
-    if (folder / PLAN_FILE).exists() and wanted.items() <= _read_plan(folder).items():
+    plan = {key: document[key] for key in ("format", "model", "precision", "settings")}
+    plan |= {"generation": document["generation"] + 1, "sources": sources, "source": number}
+    build = Build(folder, plan, INDEX)
+    if "rows" in build.begin(restart=True, kept=storage.files_of(document)):
         return
-    storage.tidy(folder, document)
     first = 1 + max((int(part["file"][5:-8]) for part in document["parts"]), default=-1)
     known = commit.ids_of(Index(folder, document), number)
-    files.write_json(folder / PLAN_FILE, _planned(folder, {**wanted, "first_part": first}, known=known))
+    build.note(**_plan_parts(build, source=number, first_part=first, known=known))
 
 
-def _planned(folder: Path, plan: Document, *, known: set[str]) -> Document:
-    """The plan with the pictures of each part, which are written into the folder; those that are known are left out."""
+def _plan_parts(build: Build, *, source: int, first_part: int, known: set[str]) -> Document:
+    """Write into the folder which images each part has, without those that are known. Returns the notes for the plan."""
+    folder, plan = build.folder, build.plan
     shutil.rmtree(folder / PLANNED, ignore_errors=True)
     (folder / PLANNED).mkdir(parents=True)
     skipped: list[Skipped] = []
 
     def new() -> Iterator[Place]:
-        for found in embed.places(Source(**plan["sources"][plan["source"]]), folder):
+        for found in embed.places(Source(**plan["sources"][source]), folder):
             if isinstance(found, Skipped):
                 skipped.append(found)
             elif found.image_id not in known:
@@ -174,44 +175,27 @@ def _planned(folder: Path, plan: Document, *, known: set[str]) -> Document:
 
     rows: list[int] = []
     for places in embed.in_parts(new(), storage.ROWS_PER_PART):
-        storage.write_places(folder / PLANNED / storage.part_name(plan["first_part"] + len(rows)), places)
+        storage.write_places(folder / PLANNED / storage.part_name(first_part + len(rows)), places)
         rows.append(len(places))
     needed = sum(rows) * (BYTES_PER_IMAGE + 3 * plan["model"]["dim"])
     if (free := shutil.disk_usage(folder).free) < needed:
         raise InputError(f"{sum(rows):,} images need {needed / 1e9:,.2f} GB in {folder}, and {free / 1e9:,.2f} GB are free")
-    return {**plan, "rows": rows, "skipped": [asdict(one) for one in skipped]}
+    return {"source": source, "first_part": first_part, "rows": rows, "skipped": [asdict(one) for one in skipped]}
 
 
-def _read_plan(folder: Path) -> Document:
-    return files.read_json(folder / PLAN_FILE, error=StaleError, hint="delete the folder and run the same command again")
+def _expect(build: Build, document: Document) -> None:
+    """StaleError if a finished index is not the planned one; images that were added later are no difference."""
+    found = {**document, "sources": document["sources"][:1]}
+    for keys, hint in (
+        (("model", "sources", "precision"), "name another folder with --out"),
+        (("settings",), f"change them with `dcdctl index {build.folder} --set ...`"),
+    ):
+        artifacts.expect(build.folder, found, {key: build.plan[key] for key in keys}, hint=hint)
 
 
-def _expect(folder: Path, found: Document, wanted: Document) -> None:
-    """StaleError if what is in the folder is not what is wanted; pictures that were added later are no difference."""
-    told = {
-        "model": "it was made with the model {}, and this is {}",
-        "sources": "it is of the pictures {}, not of {}",
-        "precision": "its precision is {}, not {}",
-        "settings": "its settings are {}, not {}",
-    }
-    for key, text in told.items():
-        there, here = found[key], wanted[key]
-        if key == "sources":
-            there = there[:1]
-        if there != here:
-            hint = f"change them with `dcdctl index {folder} --set ...`" if key == "settings" else "name another folder with --out"
-            raise StaleError(f"{folder} holds another index: {text.format(_named(there), _named(here))}", hint=hint)
-
-
-def _named(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(str(one) for one in (value[0]["path"], value[0]["split"], (value[0]["fingerprint"] or "")[:8]) if one)
-    return value["fingerprint"][:8] if isinstance(value, dict) and "fingerprint" in value else json.dumps(value)
-
-
-def _work_off(folder: Path, document: Document, model: models.DualEncoder, compute: Compute, track: Track) -> None:
-    """Embed what is planned, and make the index what it is then."""
-    plan = _read_plan(folder)
+def _embed_and_commit(folder: Path, document: Document, model: models.DualEncoder, compute: Compute, track: Track) -> None:
+    """Embed the planned images, and add them to the index that a document describes."""
+    plan = INDEX.read_plan(folder)
     job = Job(folder, plan, model, replace(compute, precision=plan["precision"]))
     embed.embed(job, track)
     described = [storage.describe_part(job.path(part), plan["source"], model.embedding_dim) for part in job.parts]
@@ -225,7 +209,7 @@ def _work_off(folder: Path, document: Document, model: models.DualEncoder, compu
     same = {key: plan[key] for key in ("generation", "sources", "model", "precision", "settings")}
     if not parts and skipped == before:
         same = {}
-    commit.become(folder, {**document, **same, "parts": [*document["parts"], *parts]}, skipped=skipped, track=track)
+    commit.commit(folder, {**document, **same, "parts": [*document["parts"], *parts]}, skipped=skipped, track=track)
 
 
 def _changed(folder: Path, document: Document, changes: Changes, track: Track) -> Document:
@@ -237,7 +221,7 @@ def _changed(folder: Path, document: Document, changes: Changes, track: Track) -
     following = {**document, "generation": document["generation"] + 1, "settings": configs.to_table(config)}
     if not config.builds_as(configs.build(IndexConfig, document["settings"])):
         following["segments"] = []
-    return commit.become(folder, following, removed=gone, track=track)
+    return commit.commit(folder, following, removed=gone, track=track)
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ import torch
 
 from dcdctl.core import config as configs
 from dcdctl.core import devices, distributed, files
+from dcdctl.core.artifacts import Build, sha256_of
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import ann, exact, storage
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Floats, Rows
 from dcdctl.core.search.index import Index
-from dcdctl.core.search.storage import INDEX_FILE, Segment
+from dcdctl.core.search.storage import INDEX, Listed, Segment
 
 SHOWN = 3
 
@@ -79,21 +80,23 @@ def _parts(index: Index) -> Any:
     """The first row of each part, the part and its image ids."""
     first = 0
     for part in index.parts:
-        yield first, part, pq.read_table(index.folder / "vectors" / part.file, columns=["image_id"]).column("image_id").to_pylist()
+        yield first, part, pq.read_table(storage.part_path(index.folder, part), columns=["image_id"]).column("image_id").to_pylist()
         first += part.rows
 
 
 def skipped_of(folder: Path, document: dict[str, Any]) -> list[dict[str, Any]]:
     """The files among the pictures that are none, with their sources and the reasons."""
-    name = document["skipped"]["file"]
-    return [] if name is None else files.read_json(folder / name, kind=list, error=StaleError, hint="build the index again")
+    listed = Listed(**document["skipped"])
+    if listed.file is None or listed.sha256 is None:
+        return []
+    return files.read_json(INDEX.checked(folder / listed.file, listed.sha256), kind=list, error=StaleError, hint=INDEX.remake)
 
 
 BLOCK = 1024
 """Vectors that are given to a segment at a time."""
 
 
-def become(
+def commit(
     folder: Path,
     document: dict[str, Any],
     *,
@@ -101,28 +104,27 @@ def become(
     skipped: list[dict[str, Any]] | None = None,
     track: Track = silent,
 ) -> dict[str, Any]:
-    """Make a folder the index that a document describes; segments that it lacks are built, by all processes.
+    """Replace index.json by this document, after all processes have built the segments that the index lacks. Returns the new index.json.
 
-    `removed` are all rows without an image, `skipped` all files that are none; None leaves them as they are.
+    `removed` are all rows without an image, `skipped` all image files that could not be read; None leaves them as they are.
     """
     segments = _segments(folder, document, track)
     distributed.barrier()  # until all have read what is about to be replaced
     with distributed.main_first():
         if distributed.is_main():
             generation = document["generation"]
-            names: dict[str, Any] = {}
+            listed: dict[str, Any] = {}
             if removed is not None:
-                names["removed"] = _write_removed(folder / f"removed-{generation}.npy", removed)
+                listed["removed"] = _write_removed(folder / f"removed-{generation}.npy", removed)
             if skipped is not None:
-                names["skipped"] = _write_skipped(folder / f"skipped-{generation}.json", skipped)
-            whole = _in_order({**document, **names}, segments)
-            files.write_json(folder / INDEX_FILE, whole)
-            storage.tidy(folder, whole)
+                listed["skipped"] = _write_skipped(folder / f"skipped-{generation}.json", skipped)
+            sealed = _in_order({**document, **listed}, segments)
+            Build(folder, {}, INDEX).seal(sealed, storage.files_of(sealed))
     return storage.read_document(folder)
 
 
 def _in_order(document: dict[str, Any], segments: list[Segment]) -> dict[str, Any]:
-    """index.json, its keys in the order in which a reader wants them."""
+    """index.json, with short and general keys first."""
     kind = document["settings"]["kind"] if segments else "flat"
     return {
         "format": document["format"],
@@ -163,10 +165,14 @@ def _write_removed(path: Path, rows: Rows) -> dict[str, Any]:
     if len(rows):
         with files.atomic_path(path) as partial, partial.open("wb") as file:
             np.save(file, rows)
-    return {"count": len(rows), "file": path.name if len(rows) else None}
+    return _listed(path, len(rows))
 
 
 def _write_skipped(path: Path, skipped: list[dict[str, Any]]) -> dict[str, Any]:
     if skipped:
         files.write_json(path, skipped)
-    return {"count": len(skipped), "file": path.name if skipped else None}
+    return _listed(path, len(skipped))
+
+
+def _listed(path: Path, count: int) -> dict[str, Any]:
+    return asdict(Listed(count=count, file=path.name, sha256=sha256_of(path)) if count else Listed())

@@ -25,7 +25,7 @@ from dcdctl.core.search import ann, exact, storage
 from dcdctl.core.search.ann import Opened
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Floats, Half, Nearest, Rows
-from dcdctl.core.search.storage import Segment
+from dcdctl.core.search.storage import INDEX, Listed, Segment
 
 QUERY_BLOCK = 64
 """Queries that are searched at a time."""
@@ -50,11 +50,13 @@ class Index:
         self.is_removed = _removed(folder, document, self.num_rows)
         self.config = _settings(folder, document)
         self.segments = [Segment(**one) for one in document["segments"]]
-        self._opened = [ann.open_segment(folder / "ann", one, self.config) for one in self.segments]
+        for segment in self.segments:
+            ann.packages(segment.kind)
         self._unit: dict[int, Floats] = {}
         self._strings = lru_cache(maxsize=1024)(self._read_strings)
         self._footer = lru_cache(maxsize=OPEN_FILES)(pq.read_metadata)
         self._mapped = lru_cache(maxsize=OPEN_FILES)(self._map)
+        self._segment = lru_cache(maxsize=None)(self._open_segment)
         self._corpus = lru_cache(maxsize=OPEN_FILES)(_open_corpus)
 
     @staticmethod
@@ -63,9 +65,8 @@ class Index:
         size than was written."""
         folder = Path(folder)
         document = storage.read_document(folder)
-        for kind, entries in (("vectors", document["parts"]), ("ann", document["segments"])):
-            for entry in entries:
-                _check_size(folder / kind / entry["file"], entry["bytes"])
+        for name, entry in storage.files_of(document).items():
+            INDEX.check_part(folder / name, entry.get("bytes"))
         return Index(folder, document)
 
     def __repr__(self) -> str:
@@ -73,6 +74,11 @@ class Index:
 
     def __len__(self) -> int:
         return self.num_images
+
+    def check(self) -> None:
+        """StaleError if a file of the index is damaged. Compares all files at once, so that no later search waits for it."""
+        for name, entry in storage.files_of(self.document).items():
+            INDEX.checked(self.folder / name, entry["sha256"])
 
     def expect(self, fingerprint: str) -> None:
         """StaleError if the index was made with another model than that of this fingerprint."""
@@ -100,7 +106,7 @@ class Index:
         return Nearest(np.concatenate([one.scores_QK for one in blocks]), np.concatenate([one.rows_QK for one in blocks]))
 
     def _nearest(self, queries_QD: Floats, k: int) -> Nearest:
-        proposals = [self._proposed(*one, queries_QD, k) for one in zip(self.segments, self._opened, strict=True)]
+        proposals = [self._proposed(segment, self._segment(segment), queries_QD, k) for segment in self.segments]
         proposals.append(exact.rough(queries_QD, self._unit_blocks(), k, self.is_removed))
         return exact.exact(queries_QD, [np.concatenate(rows) for rows in zip(*proposals, strict=True)], self.vectors, k)
 
@@ -136,7 +142,7 @@ class Index:
         """The rows of the images of an id that are in the index; more than one where several folders have that name."""
         found = []
         for number, part in enumerate(self.parts):
-            path = self.folder / "vectors" / part.file
+            path = storage.part_path(self.folder, part)
             # Of row groups whose smallest and largest ids leave it out, nothing is read.
             if part.rows and len(pq.read_table(path, columns=["image_id"], filters=[("image_id", "=", image_id)])):
                 ids = pq.read_table(path, columns=["image_id"]).column("image_id")
@@ -179,13 +185,16 @@ class Index:
         return self._strings(column, part, group)[within].as_py()
 
     def _read_strings(self, column: str, part: int, group: int) -> pa.Array:
-        path = self.folder / "vectors" / self.parts[part].file
+        path = storage.part_path(self.folder, self.parts[part])
         # Ten names may be in ten files: opening one takes longer than reading from it.
         file = pq.ParquetFile(path, metadata=self._footer(path), memory_map=True, pre_buffer=False)
         return file.read_row_group(group, columns=[column], use_threads=False).column(column).combine_chunks()
 
     def _map(self, part: int) -> tuple[Half, ...]:
         return storage.mapped(self.folder / "vectors" / self.parts[part].file, self.parts[part], self.dim)
+
+    def _open_segment(self, segment: Segment) -> Opened:
+        return ann.open_segment(self.folder / "ann", segment, self.config)
 
     def _unit_blocks(self) -> Iterator[tuple[int, Floats]]:
         """The vectors that no segment has, as unit vectors in float32, with the row of each block's first."""
@@ -210,22 +219,13 @@ def _settings(folder: Path, document: dict[str, Any]) -> IndexConfig:
 
 
 def _removed(folder: Path, document: dict[str, Any], num_rows: int) -> NDArray[np.bool_] | None:
-    """Which rows were removed; None where none was."""
-    name = document["removed"]["file"]
-    if name is None:
+    """Which rows were removed; None if none was."""
+    listed = Listed(**document["removed"])
+    if listed.file is None or listed.sha256 is None:
         return None
     is_removed = np.zeros(num_rows, dtype=np.bool_)
-    is_removed[np.load(folder / name)] = True
+    is_removed[np.load(INDEX.checked(folder / listed.file, listed.sha256))] = True
     return is_removed
-
-
-def _check_size(path: Path, wanted: int) -> None:
-    try:
-        found = path.stat().st_size
-    except OSError as error:
-        raise MissingError(f"{path} is missing ({error.strerror})", hint="build the index again") from error
-    if found != wanted:
-        raise StaleError(f"{path} is damaged: it has {found:,} bytes, not {wanted:,}", hint="build the index again")
 
 
 def _open_corpus(path: str, split: str, fingerprint: str) -> Corpus:

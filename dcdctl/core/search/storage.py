@@ -1,12 +1,14 @@
-"""The files of an index of images: vectors in Parquet that are memory-mapped, and index.json, which says what belongs to it.
+"""The files of an index of images: vectors in Parquet that are memory-mapped, and index.json, which names all files of the index.
 
-    INDEX/index.json                       replaced in one move when all it names is there: what it does not name is not part of the index
+    INDEX/index.json                       replaced atomically, last; files that it does not name are not part of the index
     INDEX/model/                           the dual encoder that made the vectors
-    INDEX/vectors/part-00000.parquet ...   one row an image, in source order
-    INDEX/ann/...                          graphs or lists over ranges of rows, where there are many
-    INDEX/removed-N.npy, skipped-N.json    rows that were taken out; pictures that could not be read
+    INDEX/vectors/part-00000.parquet ...   one row per image, in source order
+    INDEX/ann/...                          graphs or inverted lists over ranges of rows; none for small indices
+    INDEX/removed-N.npy, skipped-N.json    removed rows; image files that could not be read
+    INDEX/plan.json, planned/              only during a build: the images of each part
 
-A part's vectors are stored plain, one page a row group: the numbers lie in the file as they do in memory, and are read by mapping it.
+A part's vectors are stored plain, one page per row group: the numbers have the same layout in the file as in memory, and are memory-mapped.
+index.json holds the SHA-256 of every file; it is compared when a process first reads or maps the file.
 Shape letters: R rows, D width.
 """
 
@@ -14,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,11 +27,20 @@ import pyarrow.parquet as pq
 
 from dcdctl.core import config as configs
 from dcdctl.core import files
-from dcdctl.core.errors import ConfigError, MissingError, StaleError
+from dcdctl.core.artifacts import Kind, seal_of
+from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.search.exact import Half
 
-FORMAT = 1
-INDEX_FILE, PLAN_FILE, PLANNED = "index.json", "plan.json", "planned"
+INDEX_FILE, PLANNED = "index.json", "planned"
+INDEX = Kind(
+    name="index",
+    format=2,
+    seal_file=INDEX_FILE,
+    keeps_plan=False,
+    files=("vectors/*", "ann/*", "removed-*.npy", "skipped-*.json", PLANNED),
+    make="make one with `dcdctl index RUN --images DIR --out INDEX`",
+    make_again="run the same `dcdctl index` again",
+)
 ROWS_PER_PART = 8192
 """Images of a file of vectors: as much work as a killed run loses at most."""
 ROWS_PER_GROUP = 1024
@@ -65,6 +75,7 @@ class Part:
     """Which of the index's sources the pictures are in."""
     rows: int
     bytes: int
+    sha256: str
     vectors_at: tuple[int, ...]
     """Where in the file the numbers of each row group begin."""
 
@@ -78,6 +89,7 @@ class Segment:
     first_row: int
     rows: int
     bytes: int
+    sha256: str
 
     @property
     def stop(self) -> int:
@@ -108,9 +120,12 @@ class _Model:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Listed:
-    count: int
-    file: str | None
+class Listed:
+    """A file that lists rows or image files, as index.json names it; without entries there is no file."""
+
+    count: int = 0
+    file: str | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +140,8 @@ class _Contents:
     precision: str
     settings: Mapping[str, Any]
     sources: tuple[Source, ...]
-    skipped: _Listed
-    removed: _Listed
+    skipped: Listed
+    removed: Listed
     versions: Mapping[str, str]
     parts: tuple[Part, ...]
     segments: tuple[Segment, ...]
@@ -182,8 +197,7 @@ def describe_part(path: Path, source: int, dim: int) -> tuple[Part, list[Skipped
     groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
     offsets = tuple(_offset(group, dim) for group in groups if group.num_rows)
     skipped = [Skipped(**one) for one in json.loads(file.schema_arrow.metadata[_SKIPPED])]
-    rows, size = file.metadata.num_rows, path.stat().st_size
-    return Part(file=path.name, source=source, rows=rows, bytes=size, vectors_at=offsets), skipped
+    return Part(file=path.name, source=source, rows=file.metadata.num_rows, **seal_of(path), vectors_at=offsets), skipped
 
 
 def _offset(group: Any, dim: int) -> int:
@@ -214,12 +228,14 @@ def read_places(path: Path) -> list[Place]:
     return [Place(**row) for row in pq.read_table(path, columns=PLACES.names).to_pylist()]
 
 
+def part_path(folder: Path, part: Part) -> Path:
+    """The file of a part; StaleError if it is damaged."""
+    return INDEX.checked(folder / "vectors" / part.file, part.sha256)
+
+
 def mapped(path: Path, part: Part, dim: int) -> tuple[Half, ...]:
     """The vectors of each row group of a part, memory-mapped."""
-    try:
-        raw = np.memmap(path, dtype=np.uint8, mode="r")
-    except OSError as error:
-        raise MissingError(f"{path} cannot be read ({error.strerror})", hint="build the index again") from error
+    raw = np.memmap(INDEX.checked(path, part.sha256), dtype=np.uint8, mode="r")
     counts = [min(ROWS_PER_GROUP, part.rows - first) for first in range(0, part.rows, ROWS_PER_GROUP)]
     # As plain arrays: np.memmap's own indexing takes longer than what is read here at a time.
     return tuple(
@@ -239,21 +255,13 @@ def read_blocks(folder: Path, parts: Sequence[Part], dim: int, rows: range) -> I
 
 
 def read_document(folder: Path) -> dict[str, Any]:
-    """What index.json says; MissingError where there is no index, or an unfinished one, StaleError where it is not as written here."""
-    path = folder / INDEX_FILE
-    if not path.is_file():
-        if (folder / PLAN_FILE).is_file():
-            raise MissingError(f"the index {folder} is not finished", hint="run the same `dcdctl index` again: it goes on where it stopped")
-        found = "does not exist" if not folder.exists() else f"is no index: it has no {INDEX_FILE}"
-        raise MissingError(f"{folder} {found}", hint=f"make one with `dcdctl index RUN --images DIR --out {folder}`")
-    document = files.read_json(path, error=StaleError, hint="build the index again")
-    version = document.get("format")
-    if version != FORMAT:
-        raise StaleError(f"{path} is of format {version!r}, this dcdctl reads format {FORMAT}", hint="build the index again")
+    """The content of index.json; MissingError if there is no finished index, StaleError if it is damaged or of another format."""
+    document = INDEX.read_seal(folder)
     try:
         configs.build(_Contents, document)
     except ConfigError as error:
-        raise StaleError(f"{path} is not as this dcdctl writes it: {error}", hint="update dcdctl, or build the index again") from error
+        message = f"{folder / INDEX_FILE} is not as this dcdctl writes it: {error}"
+        raise StaleError(message, hint="update dcdctl, or build the index again") from error
     return document
 
 
@@ -262,14 +270,8 @@ def parts_of(document: dict[str, Any]) -> list[Part]:
     return [Part(**{**one, "vectors_at": tuple(one["vectors_at"])}) for one in document["parts"]]
 
 
-def tidy(folder: Path, document: dict[str, Any]) -> None:
-    """Take away what an index does not name: what a change has replaced, and what one that was not finished has left."""
-    named = {folder / "vectors" / part["file"] for part in document["parts"]}
-    named |= {folder / "ann" / one["file"] for one in document["segments"]}
-    named |= {folder / name for name in (document["removed"]["file"], document["skipped"]["file"]) if name is not None}
-    for path in itertools.chain(*map(folder.glob, ("vectors/*", "ann/*", "removed-*.npy", "skipped-*.json"))):
-        if path not in named:
-            path.unlink(missing_ok=True)
-    (folder / PLAN_FILE).unlink(missing_ok=True)
-    shutil.rmtree(folder / PLANNED, ignore_errors=True)
-    files.remove_partials(folder)
+def files_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What index.json says about each file of the index, by the file's path in the folder."""
+    entries = {f"vectors/{part['file']}": part for part in document["parts"]}
+    entries |= {f"ann/{segment['file']}": segment for segment in document["segments"]}
+    return entries | {listed["file"]: listed for listed in (document["removed"], document["skipped"]) if listed["file"] is not None}

@@ -55,7 +55,7 @@ def serve(
     # What a client sends in a wrong form is told to the client.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     with bound(config.host, config.port) as listener:
-        Index.open(folder)
+        Index.open(folder).check()  # a damaged file is an error now, and no query waits for the comparison
         import uvicorn
 
         from dcdctl.core import devices

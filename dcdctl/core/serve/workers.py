@@ -50,6 +50,7 @@ class LiveSearcher:
         try:
             index = Index.open(self._path.parent)
             index.expect(self._searcher.index.fingerprint)
+            index.check()
         except DcdError as error:
             logging.getLogger("dcdctl").error("the index has changed, and the service answers from what it was: %s", error)
             return self._searcher
