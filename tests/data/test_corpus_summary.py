@@ -76,7 +76,7 @@ def run_cli(*words):
     return CliRunner().invoke(app, ["inspect", *map(str, words)], catch_exceptions=False)
 
 
-def test_a_split_is_summed_up_as_by_hand(folder):
+def test_the_summary_of_a_split_equals_that_by_hand(folder):
     found = corpus_summary.summarize_corpus(folder).splits["train"]
     assert (found.images, found.captions) == (3, 7)
     assert found.image_bytes == sum(len(file_of(SIZES[i], FILE_FORMATS[i])) for i in range(3))
@@ -92,26 +92,26 @@ def test_a_split_is_summed_up_as_by_hand(folder):
     assert found.repeated == 5 / 7
 
 
-def test_what_corpus_json_says_is_said(folder):
+def test_the_facts_are_those_of_corpus_json(folder):
     found = corpus_summary.summarize_corpus(folder)
     assert list(found.splits) == ["train", "val"]
     assert corpus_summary.corpus_facts(found) == [
         ("source", "csv"),
         ("license", "CC0 <b>"),
-        ("rows left out", "3; 2 x no such image; 1 x the image is truncated"),
+        ("skipped rows", "3; 2 x no such image; 1 x the image is truncated"),
         ("protocol", "the 1K of May"),
         ("images of val in train", "1,000 the same file, 0 look the same; the first: a and b"),
     ]
 
 
-def test_a_corpus_json_that_says_little_is_enough(tmp_path):
+def test_a_corpus_json_with_few_fields_is_enough(tmp_path):
     corpus = make_corpus(tmp_path / "made", [["a"]])
     found = corpus_summary.summarize_corpus(corpus.folder)
     assert (found.source, found.license, found.protocol, found.left_out, found.leakage) == ("", "", "", {}, {})
     assert found.splits["train"].fingerprint == corpus.fingerprint
 
 
-def test_the_first_images_are_those_of_the_corpus_so_cut(folder):
+def test_the_first_images_are_those_of_a_subset(folder):
     found = corpus_summary.summarize_corpus(folder, "train", max_images=2)
     assert list(found.splits) == ["train"]
     assert (found.splits["train"].images, found.splits["train"].captions) == (2, 4)
@@ -119,11 +119,11 @@ def test_the_first_images_are_those_of_the_corpus_so_cut(folder):
     assert found.splits["train"].fingerprint == Corpus.open(folder, "train", 2).fingerprint
 
 
-def test_equal_captions_are_those_that_are_no_negatives_of_each_other(scenes_corpus_dir):
+def test_equal_captions_are_the_false_negatives_of_each_other(scenes_corpus_dir):
     captions = Corpus.open(scenes_corpus_dir, "train").captions
     classes = candidates.text_classes([*captions, "A  man's_hat", "a man s hat!", "Straße", "STRASSE"])
-    told = [" ".join(corpus_summary.words_of(text)) for text in [*captions, "A  man's_hat", "a man s hat!", "Straße", "STRASSE"]]
-    assert np.array_equal(np.unique(classes, return_inverse=True)[1], [list(dict.fromkeys(told)).index(text) for text in told])
+    keys = [" ".join(corpus_summary.words_of(text)) for text in [*captions, "A  man's_hat", "a man s hat!", "Straße", "STRASSE"]]
+    assert np.array_equal(np.unique(classes, return_inverse=True)[1], [list(dict.fromkeys(keys)).index(text) for text in keys])
 
 
 def test_long_captions_share_the_last_bin(tmp_path):
@@ -151,11 +151,11 @@ def test_pictures_are_spread_over_the_split_and_none_is_taken_twice(num_images, 
 def test_inspect_shows_every_split_by_default_and_the_one_that_is_asked_for(folder):
     result = run_cli(folder)
     assert result.exit_code == 0, result.stderr
-    assert "rows left out: 3; 2 x no such image" in result.stdout
+    assert "skipped rows: 3; 2 x no such image" in result.stdout
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if "│" in line]
     assert ["images", "3", "1"] in rows
-    assert ["captions said more than once", "71.4%", "0.0%"] in rows
-    assert ["captions an image", "1 to 3, median 3, mean 2.3", "1"] in rows
+    assert ["repeated captions", "71.4%", "0.0%"] in rows
+    assert ["captions per image", "1 to 3, median 3, mean 2.3", "1"] in rows
     assert ["formats", "PNG 2, JPEG 1", "WEBP 1"] in rows
     only = run_cli(folder, "--split", "val").stdout
     assert "WEBP 1" in only
@@ -223,7 +223,7 @@ def test_a_folder_that_is_neither_says_what_it_holds_and_what_is_wanted(tmp_path
         (tmp_path / name).touch()
     result = run_cli(tmp_path)
     assert result.exit_code == 1
-    assert "holds a, b, c and 1 more; a corpus (corpus.json) or a teacher cache (cache.json) is wanted" in result.stderr
+    assert "holds a, b, c and 1 more; expected a corpus (corpus.json) or a teacher cache (cache.json)" in result.stderr
     assert "dcdctl prepare" in result.stderr
     with pytest.raises(InputError, match="there is no folder"):
         corpus_summary.artifact_kind(tmp_path / "absent")

@@ -453,7 +453,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, images):
 
 
 def test_a_corpus_that_another_run_is_writing_is_refused(tmp_path, images):
-    with lock(tmp_path / "out"), pytest.raises(StaleError, match=r"another run is writing to .*out; let it end"):
+    with lock(tmp_path / "out"), pytest.raises(StaleError, match=r"another run is writing to .*out; wait until it ends"):
         karpathy(tmp_path, images, [entry("a.jpg")])
     assert not (tmp_path / "out").exists()
     karpathy(tmp_path, images, [entry("a.jpg")])
@@ -470,9 +470,9 @@ def test_the_same_again_is_already_there_and_another_is_refused(tmp_path, images
     before = contents(tmp_path / "out")
     again = karpathy(tmp_path, images, [entry("a.jpg"), entry("ü.png")], workers=2)
     assert (first.already_there, again.already_there) == (False, True)
-    assert (again.splits, str(again).splitlines()[0].startswith("dataset: already there")) == (first.splits, True)
+    assert (again.splits, str(again).splitlines()[0].startswith("dataset: already prepared in")) == (first.splits, True)
     for entries, options in [([entry("a.jpg")], {}), ([entry("a.jpg"), entry("ü.png")], {"image_size_px": 4})]:
-        with pytest.raises(InputError, match="finished corpus, dataset, that was made from other files or with other options; remove it"):
+        with pytest.raises(InputError, match="finished corpus, dataset, made from other files or with other options; remove it"):
             karpathy(tmp_path, images, entries, **options)
     assert contents(tmp_path / "out") == before
 
@@ -509,7 +509,7 @@ def test_a_corpus_made_before_protocols_were_looked_at_is_still_there(tmp_path):
     index = json.loads(path.read_text())
     path.write_text(json.dumps({key: value for key, value in index.items() if key not in ("protocol", "leakage")}))
     again = prepare_corpus(source, tmp_path / "out", options=PrepareOptions(workers=1))
-    assert (again.already_there, again.protocol) == (True, "none: not looked at when it was made")
+    assert (again.already_there, again.protocol) == (True, "none: not checked when the corpus was made")
     assert "protocol: none" in str(again)
 
 

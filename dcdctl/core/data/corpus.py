@@ -32,6 +32,40 @@ from dcdctl.core.data import images
 from dcdctl.core.data.ragged_array import offsets_of
 from dcdctl.core.errors import CorpusError
 
+CORPUS_FILE = "corpus.json"
+CORPUS = Kind(
+    name="corpus",
+    format=1,
+    seal_file=CORPUS_FILE,
+    plan_file="prepare.json",
+    keeps_plan=False,
+    files=("*-?????-of-?????.parquet",),
+    make="make one with `dcdctl prepare`",
+    make_again="run the same `dcdctl prepare` again",
+    error=CorpusError,
+    missing=CorpusError,
+)
+ROW_GROUP_ROWS = 32
+ROW_GROUP_BYTES = 2 << 20
+"""Row groups are small because reading one image reads its row group."""
+_VALUES = {"image_id": "string", "width": "int32", "height": "int32"}
+# "Sequence" and not its newer name "List", because every version of `datasets` reads it.
+_FEATURES: dict[str, Any] = {
+    **{name: {"dtype": dtype, "_type": "Value"} for name, dtype in _VALUES.items()},
+    "image": {"_type": "Image"},
+    "captions": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "Sequence"},
+    "caption_ids": {"feature": {"dtype": "int64", "_type": "Value"}, "_type": "Sequence"},
+}
+_COLUMNS = [
+    ("image_id", pa.string()),
+    ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("captions", pa.list_(pa.string())),
+    ("caption_ids", pa.list_(pa.int64())),
+]
+SCHEMA = pa.schema(_COLUMNS, metadata={"huggingface": json.dumps({"info": {"features": {name: _FEATURES[name] for name, _ in _COLUMNS}}})})
+
 
 class Direction(StrEnum):
     """Direction of retrieval, named after what is retrieved.
@@ -63,43 +97,9 @@ class Direction(StrEnum):
         return "caption" if self == Direction.TEXT else "image"
 
 
-CORPUS_FILE = "corpus.json"
-CORPUS = Kind(
-    name="corpus",
-    format=1,
-    seal_file=CORPUS_FILE,
-    plan_file="prepare.json",
-    keeps_plan=False,
-    files=("*-?????-of-?????.parquet",),
-    make="make one with `dcdctl prepare`",
-    make_again="run the same `dcdctl prepare` again",
-    error=CorpusError,
-    missing=CorpusError,
-)
-ROW_GROUP_ROWS = 32
-ROW_GROUP_BYTES = 2 << 20
-_VALUES = {"image_id": "string", "width": "int32", "height": "int32"}
-# "Sequence" and not its newer name "List": every version of `datasets` reads it.
-_FEATURES: dict[str, Any] = {
-    **{name: {"dtype": dtype, "_type": "Value"} for name, dtype in _VALUES.items()},
-    "image": {"_type": "Image"},
-    "captions": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "Sequence"},
-    "caption_ids": {"feature": {"dtype": "int64", "_type": "Value"}, "_type": "Sequence"},
-}
-_COLUMNS = [
-    ("image_id", pa.string()),
-    ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-    ("width", pa.int32()),
-    ("height", pa.int32()),
-    ("captions", pa.list_(pa.string())),
-    ("caption_ids", pa.list_(pa.int64())),
-]
-SCHEMA = pa.schema(_COLUMNS, metadata={"huggingface": json.dumps({"info": {"features": {name: _FEATURES[name] for name, _ in _COLUMNS}}})})
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CorpusRow:
-    """An image with its captions; `width` and `height` are those of the upright picture."""
+    """An image with its captions; `width` and `height` are those of the upright image."""
 
     image_id: str
     path: str
@@ -114,9 +114,9 @@ class CorpusRow:
         return hashlib.sha256(self.data).digest()
 
     def digest(self, image_digest: bytes | None = None) -> bytes:
-        """The SHA-256 of id, captions and image bytes; the latter's own, where it is known, spares the time."""
-        words = json.dumps([self.image_id, list(self.captions)]).encode()
-        return hashlib.sha256(hashlib.sha256(words).digest() + (image_digest or self.image_digest())).digest()
+        """The SHA-256 of id, captions and image bytes. A known `image_digest` saves hashing the image again."""
+        id_and_captions = json.dumps([self.image_id, list(self.captions)]).encode()
+        return hashlib.sha256(hashlib.sha256(id_and_captions).digest() + (image_digest or self.image_digest())).digest()
 
 
 def shard_name(split: str, shard: int, num_shards: int) -> str:
@@ -129,8 +129,8 @@ def shard_name(split: str, shard: int, num_shards: int) -> str:
 
 
 def write_shard(path: Path, rows: Iterable[CorpusRow]) -> Iterator[CorpusRow]:
-    """Write rows to a shard atomically, and yield each as it is written; row groups are small."""
-    # Image bytes are compressed already; what is gained on the other columns is worth it.
+    """Write rows to a shard atomically, and yield each row once it is written."""
+    # Not the image bytes, which are compressed already.
     compression = {"image_id": "zstd", "image.path": "zstd", "captions.list.element": "zstd", "caption_ids.list.element": "zstd"}
     with (
         files.atomic_path(path) as partial,
@@ -172,7 +172,7 @@ class ShardFile(NamedTuple):
 
 
 class Corpus:
-    """One split of a prepared corpus. Images are read when asked for; safe to pickle, to fork and to share between threads."""
+    """One split of a prepared corpus. Images are read on demand; safe to pickle, to fork and to share between threads."""
 
     def __init__(self, folder: Path, split: str, *, name: str, fingerprint: str, shards: Sequence[ShardFile], num_images: int) -> None:
         self.folder, self.split, self.name, self.fingerprint = folder, split, name, fingerprint
@@ -192,8 +192,8 @@ class Corpus:
         shards = [ShardFile(**shard) for shard in entry["shards"]]
         for shard in shards:
             CORPUS.check_part(folder / shard.file)
-        whole = Corpus(folder, split, name=index["name"], fingerprint=entry["fingerprint"], shards=shards, num_images=entry["images"])
-        return whole if max_images is None else whole.subset(max_images)
+        corpus = Corpus(folder, split, name=index["name"], fingerprint=entry["fingerprint"], shards=shards, num_images=entry["images"])
+        return corpus if max_images is None else corpus.subset(max_images)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_open"}
@@ -235,7 +235,7 @@ class Corpus:
 
     def image_bytes(self, image_ix: int) -> bytes:
         """The image file of an image, as it was prepared."""
-        shard, group, row = self._place(image_ix)
+        shard, group, row = self._locate(image_ix)
         return self._group_bytes(shard, group)[row].as_py()
 
     def image(self, image_ix: int) -> Image.Image:
@@ -243,16 +243,16 @@ class Corpus:
         return images.decode_image(self.image_bytes(image_ix))
 
     def images(self, image_ix: Sequence[int]) -> list[Image.Image]:
-        """Images in the order asked for; each row group is read once."""
-        found: dict[int, Image.Image] = {}
-        by_group = itertools.groupby(sorted({int(ix) for ix in image_ix}), key=lambda ix: self._place(ix)[:2])
+        """Images in the given order; each row group is read once."""
+        decoded: dict[int, Image.Image] = {}
+        by_group = itertools.groupby(sorted({int(ix) for ix in image_ix}), key=lambda ix: self._locate(ix)[:2])
         for (shard, group), members in by_group:
             column = self._group_bytes(shard, group)
-            found.update({ix: images.decode_image(column[self._place(ix)[2]].as_py()) for ix in members})
-        return [found[int(ix)] for ix in image_ix]
+            decoded.update({ix: images.decode_image(column[self._locate(ix)[2]].as_py()) for ix in members})
+        return [decoded[int(ix)] for ix in image_ix]
 
     def subset(self, max_images: int) -> Corpus:
-        """The first images as a corpus of its own, with its own fingerprint; the corpus itself if it has no more than that."""
+        """The first images as a corpus with its own fingerprint; the corpus itself if it has no more images."""
         if max_images < 1:
             raise ValueError(f"max_images must be at least 1, got {max_images}")
         if max_images >= self.num_images:
@@ -270,7 +270,7 @@ class Corpus:
 
     @cached_property
     def _caption_starts(self) -> npt.NDArray[np.int64]:
-        """Where each image's captions begin, and the end: num_images + 1 entries."""
+        """The index of each image's first caption, and the number of captions: num_images + 1 entries."""
         counts = [column.value_lengths().to_numpy() for column in self._column("captions")]
         return offsets_of(np.concatenate([*counts, np.empty(0, np.int64)])[: self.num_images])
 
@@ -280,7 +280,7 @@ class Corpus:
             if end >= self.num_images:
                 return
 
-    def _place(self, image_ix: int) -> tuple[int, int, int]:
+    def _locate(self, image_ix: int) -> tuple[int, int, int]:
         """The shard, row group and row of an image."""
         if not 0 <= image_ix < self.num_images:
             raise IndexError(f"image {image_ix} of {self.num_images}")
@@ -291,7 +291,7 @@ class Corpus:
         return shard, group, row - (group_ends[group - 1] if group else 0)
 
     def _group_bytes(self, shard: int, group: int) -> pa.Array:
-        """The image bytes of a row group; the last one read is kept, so that reading in order reads each once."""
+        """The image bytes of a row group. The last one is kept in memory: reading in order reads each row group once."""
         self._file(shard)
         if self._open.group_key != (shard, group):
             self._open.group_key = self._open.group = None
@@ -300,7 +300,7 @@ class Corpus:
         return self._open.group
 
     def _file(self, shard: int) -> tuple[Any, list[int]]:
-        """The open shard and where its row groups end, opened once per process and thread, because threads cannot share a file position."""
+        """The open shard and the end of each row group. Opened once per process and thread, because they cannot share a file position."""
         if getattr(self._open, "process", None) != os.getpid():
             self._open.process, self._open.files, self._open.group_key = os.getpid(), {}, None
         if shard not in self._open.files:

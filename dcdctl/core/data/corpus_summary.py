@@ -1,6 +1,6 @@
-"""What a prepared corpus holds: counts, captions, sizes and formats of pictures, and what corpus.json says of where it comes from.
+"""Summary of a prepared corpus: counts, captions, sizes and formats of images, and the origin from corpus.json.
 
-A few rows are in memory at a time, and no picture is decoded.
+A few rows are in memory at a time, and no image is decoded.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from dcdctl.core.progress import Advance, Track, silent
 
 Kind = Literal["cache", "corpus"]
 MAX_WORDS_COUNTED = 40
-"""The last bin of the histogram of caption lengths: that many words or more."""
+"""The last bin of the histogram of caption lengths: so many words or more."""
 MAX_REASONS = 5
-_SIGNS: dict[Kind, tuple[str, ...]] = {"cache": ("cache.json", "plan.json"), "corpus": (CORPUS_FILE, CORPUS.plan_file)}
-"""By what a folder is known: the file that is written last, and that of work that goes on."""
+_MARKER_FILES: dict[Kind, tuple[str, ...]] = {"cache": ("cache.json", "plan.json"), "corpus": (CORPUS_FILE, CORPUS.plan_file)}
+"""The files that identify a folder: the seal, which is written last, and the plan of unfinished work."""
 _COLUMNS = ["width", "height", "captions", "image.bytes"]
 _WORD = re.compile(r"[^\W_]+")
 _SIGNATURES = {
@@ -46,7 +46,7 @@ _SIGNATURE_BYTES = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """How a number is spread over images or captions."""
+    """The distribution of a number over images or captions."""
 
     min: int
     mean: float
@@ -56,36 +56,38 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitInspection:
-    """What a split holds, or its first images."""
+    """The content of a split, or of its first images."""
 
     images: int
     captions: int
     fingerprint: str
     image_bytes: int
-    """Of all image files together."""
+    """The size of all image files together."""
     formats: dict[str, int]
-    """Images of each format, by the first bytes of their files; "other" where these are not known."""
+    """Images of each format, by the first bytes of their files; "other" if these are unknown."""
     width_px: Spread
     height_px: Spread
     shorter_side_px: Spread
     captions_per_image: Spread
     words_per_caption: Spread
     captions_by_words: list[int]
-    """How many captions have 0, 1, 2... words; the last bin of `MAX_WORDS_COUNTED` also has those with more."""
+    """The number of captions with 0, 1, 2, ... words; the last bin, `MAX_WORDS_COUNTED`, includes longer ones."""
     different_words: int
     """A word is a run of letters and digits, in lower case."""
     repeated: float
-    """Share of the captions that say the same as another caption of the split: equal but for case, spacing and punctuation."""
+    """The share of captions that equal another caption of the split, except for case, spacing and punctuation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusInspection:
+    """The content of a corpus."""
+
     name: str
     license: str
     source: str
-    """The kind of it, such as karpathy or csv."""
+    """The format of the source, such as karpathy or csv."""
     num_left_out: int
-    """Rows of the source that `prepare --on-error skip` left out."""
+    """Rows of the source that `prepare --on-error skip` skipped."""
     left_out: dict[str, int]
     """The same by reason, the most frequent first."""
     protocol: str
@@ -94,24 +96,24 @@ class CorpusInspection:
 
 
 def artifact_kind(folder: Path) -> Kind:
-    """Whether a folder is, or is becoming, a teacher cache or a corpus; InputError where it is neither."""
-    for kind, names in _SIGNS.items():
+    """Whether a folder is a teacher cache or a corpus, finished or not; InputError if it is neither."""
+    for kind, names in _MARKER_FILES.items():
         if any((folder / name).is_file() for name in names):
             return kind
     if not folder.exists():
-        found = f"there is no folder {folder}"
+        problem = f"there is no folder {folder}"
     elif not folder.is_dir():
-        found = f"{folder} is a file"
+        problem = f"{folder} is a file"
     else:
         inside = sorted(path.name for path in folder.iterdir())
-        holds = ", ".join(inside[:3]) + (f" and {len(inside) - 3:,} more" if len(inside) > 3 else "")
-        found = f"{folder} holds {holds or 'nothing'}"
-    wanted = f"a corpus ({CORPUS_FILE}) or a teacher cache (cache.json) is wanted"
-    raise InputError(f"{found}; {wanted}", hint="name a folder written by `dcdctl prepare` or `dcdctl cache-teacher`")
+        content = ", ".join(inside[:3]) + (f" and {len(inside) - 3:,} more" if len(inside) > 3 else "")
+        problem = f"{folder} holds {content or 'nothing'}"
+    expected = f"expected a corpus ({CORPUS_FILE}) or a teacher cache (cache.json)"
+    raise InputError(f"{problem}; {expected}", hint="name a folder written by `dcdctl prepare` or `dcdctl cache-teacher`")
 
 
 def summarize_corpus(folder: Path, split: str | None = None, *, max_images: int | None = None, track: Track = silent) -> CorpusInspection:
-    """Read a split of a corpus, or all of them, and sum it up; CorpusError where there is none, or a damaged one."""
+    """The summary of a corpus, or of one split; CorpusError if there is no corpus, or if it is damaged."""
     index = read_corpus_json(folder)
     opened = {name: Corpus.open(folder, name, max_images) for name in ([split] if split else index["splits"])}
     reasons = Counter(str(row["reason"]) for row in index.get("skipped") or ())
@@ -143,10 +145,10 @@ def _inspect_split(corpus: Corpus, advance: Advance) -> SplitInspection:
         heights.append(rows.column("height").to_numpy())
         captions.append(rows.column("captions").value_lengths().to_numpy())
         for text in rows.column("captions").flatten().to_pylist():
-            said = words_of(text)
-            lengths.append(len(said))
-            words.update(said)
-            texts[" ".join(said)] += 1
+            caption_words = words_of(text)
+            lengths.append(len(caption_words))
+            words.update(caption_words)
+            texts[" ".join(caption_words)] += 1
         advance(rows.num_rows)
     width, height = np.concatenate(widths), np.concatenate(heights)
     return SplitInspection(
@@ -183,7 +185,7 @@ def _spread(values: NDArray[Any]) -> Spread:
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a caption; captions with the same ones are equal, as `candidates.text_classes` sees it.
+    """The words of a caption. Captions with the same words count as equal, as in `teacher.text_classes`.
 
     >>> words_of("A dog's tail_wags!")
     ['a', 'dog', 's', 'tail', 'wags']
@@ -192,13 +194,13 @@ def words_of(text: str) -> list[str]:
 
 
 def format_of(head: bytes) -> str:
-    """The format of an image file by its first 12 bytes; "other" where they are those of none that is read here.
+    """The format of an image file by its first 12 bytes; "other" for a format that is not supported.
 
     >>> format_of(bytes.fromhex("ffd8ffe0")), format_of(b"%PDF-1.7")
     ('JPEG', 'other')
     """
-    found = _SIGNATURE.match(head)
-    return "other" if found is None else str(found.lastgroup)
+    match = _SIGNATURE.match(head)
+    return "other" if match is None else str(match.lastgroup)
 
 
 def corpus_document(inspection: CorpusInspection) -> dict[str, Any]:
@@ -207,13 +209,13 @@ def corpus_document(inspection: CorpusInspection) -> dict[str, Any]:
 
 
 def corpus_facts(inspection: CorpusInspection) -> list[tuple[str, str]]:
-    """Names and values of what is said of the corpus as a whole, in words."""
+    """Names and values, in words, of the facts about the whole corpus."""
     left_out = [f"{count:,} x {reason}" for reason, count in inspection.left_out.items()]
     more = [f"more in {CORPUS_FILE}"] if len(left_out) > MAX_REASONS else []
     facts = [
-        ("source", inspection.source or "not said"),
-        ("license", inspection.license or "not said"),
-        ("rows left out", "; ".join([f"{inspection.num_left_out:,}", *left_out[:MAX_REASONS], *more])),
+        ("source", inspection.source or "unknown"),
+        ("license", inspection.license or "unknown"),
+        ("skipped rows", "; ".join([f"{inspection.num_left_out:,}", *left_out[:MAX_REASONS], *more])),
     ]
     if inspection.protocol:
         facts.append(("protocol", inspection.protocol))
@@ -221,7 +223,7 @@ def corpus_facts(inspection: CorpusInspection) -> list[tuple[str, str]]:
 
 
 def corpus_table(inspection: CorpusInspection) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of what is counted: a row a fact, a column a split."""
+    """Columns and rows of a table of the counts: one row per fact, one column per split."""
     facts = [_split_facts(split) for split in inspection.splits.values()]
     return ["", *inspection.splits], [[name, *(fact[name] for fact in facts)] for name in facts[0]]
 
@@ -230,10 +232,10 @@ def _split_facts(split: SplitInspection) -> dict[str, str]:
     return {
         "images": f"{split.images:,}",
         "captions": f"{split.captions:,}",
-        "captions an image": _in_words(split.captions_per_image),
-        "words a caption": _in_words(split.words_per_caption),
+        "captions per image": _in_words(split.captions_per_image),
+        "words per caption": _in_words(split.words_per_caption),
         "different words": f"{split.different_words:,}",
-        "captions said more than once": f"{split.repeated:.1%}",
+        "repeated captions": f"{split.repeated:.1%}",
         "width [px]": _in_words(split.width_px),
         "height [px]": _in_words(split.height_px),
         "shorter side [px]": _in_words(split.shorter_side_px),

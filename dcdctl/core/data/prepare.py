@@ -1,4 +1,4 @@
-"""From raw files to a corpus: worker processes decode every image once, to find damaged ones; rows keep the order of the source.
+"""Preparation of a corpus from raw files: worker processes decode every image once, to find damaged ones; rows keep the source's order.
 
 A shard holds a fixed range of source rows. `prepare.json` notes the finished shards, so that a killed run resumes. `corpus.json` is written
 last, and `prepare.json` is removed then.
@@ -34,124 +34,20 @@ from dcdctl.core.errors import InputError
 from dcdctl.core.progress import Advance, Track, silent
 
 
-@dataclass(kw_only=True)
-class Shard:
-    """A finished shard: its entry in corpus.json, and what the split as a whole is counted from."""
-
-    entry: dict[str, Any]
-    captions: int
-    row_digests: list[bytes]
-    image_ids: list[str]
-    image_digests: list[bytes]
-    hashes: list[int]
-    """The difference hash of each image, see `images.difference_hash`."""
-    skipped: list[SkippedRow]
-
-    def count(self, row: corpus.CorpusRow) -> None:
-        """Take a written row into account."""
-        image_digest = row.image_digest()
-        self.captions += len(row.captions)
-        self.row_digests.append(row.digest(image_digest))
-        self.image_ids.append(row.image_id)
-        self.image_digests.append(image_digest)
-
-
-@dataclass(kw_only=True)
-class ShardProgress:
-    """The finished shards of a build, as its notes in prepare.json."""
-
-    build: Build
-    shards: dict[str, dict[str, Any]]
-
-    @staticmethod
-    def load(build: Build) -> ShardProgress:
-        """The shards of an earlier run of the same plan with the same library versions; those of another plan are removed."""
-        shards = build.begin(restart=True).get("shards", {})
-        build.clean(shards)  # a shard that is not noted may be of another plan
-        return ShardProgress(build=build, shards=shards)
-
-    def add(self, shard: Shard) -> None:
-        hashes = [f"{value:016x}" for value in shard.hashes]
-        self.shards[shard.entry["file"]] = {"entry": shard.entry, "skipped": config.to_table(shard.skipped), "hashes": hashes}
-        self.build.note(shards=self.shards)
-
-    def finished(self, name: str) -> Shard | None:
-        """A shard that an earlier run finished; None if its file is missing or has changed since."""
-        path, known = self.build.folder / name, self.shards.get(name)
-        if known is None or self.build.missing([name]) or sha256_of(path) != known["entry"]["sha256"]:
-            return None
-        shard = _empty_shard([SkippedRow(**skip) for skip in known["skipped"]], [int(value, 16) for value in known["hashes"]])
-        for row in corpus.read_shard(path):
-            shard.count(row)
-        shard.entry = known["entry"]
-        return shard
-
-
-def write_shard(path: Path, rows: Sequence[SourceRow], read: CheckImages, *, skip_bad: bool, advance: Advance) -> Shard:
-    shard = _empty_shard([], [])
-
-    def good_rows() -> Iterator[corpus.CorpusRow]:
-        for row, result in zip(rows, read(row.image_file for row in rows), strict=True):
-            advance(1)
-            if isinstance(result, images.CheckedImage):
-                shard.hashes.append(result.hash)
-                yield _corpus_row(row, result)
-            elif skip_bad:
-                shard.skipped.append(SkippedRow(row=row.where, image=row.path, reason=result.reason))
-            else:
-                raise InputError(f"{row.where} {json.dumps(row.path, ensure_ascii=False)}: {result.reason}", hint=SKIP_HINT)
-
-    for written in corpus.write_shard(path, good_rows()):
-        shard.count(written)
-    shard.entry = {"file": path.name, "sha256": sha256_of(path), "rows": len(shard.row_digests)}
-    return shard
-
-
-def _empty_shard(skipped: list[SkippedRow], hashes: list[int]) -> Shard:
-    return Shard(entry={}, captions=0, row_digests=[], image_ids=[], image_digests=[], hashes=hashes, skipped=skipped)
-
-
-def leakage_of(splits: Mapping[str, Sequence[Shard]]) -> Leakage:
-    return near_duplicates.find_leakage(
-        {
-            split: near_duplicates.SplitImages(
-                image_ids=[image_id for shard in shards for image_id in shard.image_ids],
-                digests=[digest for shard in shards for digest in shard.image_digests],
-                hashes=np.array([value for shard in shards for value in shard.hashes], dtype=np.uint64),
-            )
-            for split, shards in splits.items()
-        }
-    )
-
-
-def _corpus_row(row: SourceRow, image: images.CheckedImage) -> corpus.CorpusRow:
-    # An image that was shrunk may have become a PNG.
-    path = str(PurePosixPath(row.path).with_suffix(".png")) if image.became_png else row.path
-    return corpus.CorpusRow(
-        image_id=row.image_id,
-        path=path,
-        data=image.data,
-        width=image.width,
-        height=image.height,
-        captions=row.captions,
-        caption_ids=row.caption_ids,
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
-    """How to prepare; only `workers` leaves the result as it is."""
+    """Options of a preparation. All but `workers` change the corpus."""
 
     splits: tuple[str, ...] = ()
-    """Empty: all the source has."""
+    """Empty: all splits of the source."""
     max_images: Count | None = None
-    """Only the first rows of each split."""
+    """Only the first images of each split."""
     image_size_px: Count | None = None
-    """Shrink larger images so that their shorter side is this long; without it the original bytes are kept."""
+    """Shrink larger images so that their shorter side has this length; None keeps the original bytes."""
     workers: Count = field(default_factory=num_cores)
     on_error: Literal["stop", "skip"] = "stop"
     shard_size: Count = 2000
-    """Images a shard."""
+    """Images per shard."""
 
     def __post_init__(self) -> None:
         for split in self.splits:
@@ -160,36 +56,36 @@ class PrepareOptions:
         config.check_fields(self)
 
     def to_plan(self) -> dict[str, Any]:
-        """What decides the result, beside the counts by split."""
+        """The options that change the corpus, without the splits, whose counts are in the plan."""
         return {key: value for key, value in config.to_table(self).items() if key not in ("workers", "splits")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusSummary:
-    """What `prepare` leaves behind."""
+    """The result of a preparation."""
 
     name: str
     folder: str
     splits: dict[str, dict[str, Any]]
     """By split: images, captions, fingerprint, shards."""
     protocol: str
-    """What results on it can be compared with, or "none:" and why."""
+    """The published protocol that the corpus reproduces, or "none: " and the reason."""
     leakage: dict[str, Any]
     """Images that splits share, see `near_duplicates.Leakage`."""
     skipped: list[dict[str, str]]
     notes: list[str]
-    """How files were come by and checked."""
+    """Where the files came from and how they were checked."""
     already_there: bool
 
     def __str__(self) -> str:
-        lines = [f"{self.name}: {'already there, in' if self.already_there else 'prepared in'} {self.folder}"]
+        lines = [f"{self.name}: {'already prepared in' if self.already_there else 'prepared in'} {self.folder}"]
         for split, entry in self.splits.items():
             lines.append(f"  {split:<5} {entry['images']:,} images, {entry['captions']:,} captions, fingerprint {entry['fingerprint'][:8]}")
         lines.append(f"  protocol: {self.protocol}")
         lines += [f"  {name}: {value}" for name, value in near_duplicates.leakage_facts(self.leakage)]
         lines += [f"  {note}" for note in self.notes]
         if self.skipped:
-            lines.append(f"  {len(self.skipped):,} rows left out, listed in {corpus.CORPUS_FILE}; the first: {self.skipped[0]['reason']}")
+            lines.append(f"  {len(self.skipped):,} rows skipped, listed in {corpus.CORPUS_FILE}; the first: {self.skipped[0]['reason']}")
         return "\n".join(lines)
 
 
@@ -227,7 +123,7 @@ def prepare_corpus(
         written = {split: SplitCounts(images=entry["images"], captions=entry["captions"]) for split, entry in entries.items()}
         index: dict[str, Any] = {"format": CORPUS.format, "name": manifest.name, "splits": entries}
         index |= {"protocol": check_protocol(manifest, written, options.splits, options.max_images)}
-        index |= {"leakage": config.to_table(leakage_of(splits))}
+        index |= {"leakage": config.to_table(_find_leakage(splits))}
         index |= {"source": plan["source"] | _origin(manifest, located) | {"options": plan["options"]}}
         index |= {"licence": manifest.license, "citation": manifest.citation, "homepage": manifest.homepage}
         index |= {"skipped": config.to_table(skipped), "plan": digest}
@@ -235,38 +131,27 @@ def prepare_corpus(
     return _summary(out, index, located.notes, already_there=False)
 
 
-def _write_splits(listing: Listing, build: Build, options: PrepareOptions, track: Track) -> tuple[dict[str, list[Shard]], list[SkippedRow]]:
-    """The shards of each split, written unless an earlier run has, and the rows that were left out; InputError for an empty split."""
-    progress = ShardProgress.load(build)
-    num_images = sum(listing.counts.values())
-    splits: dict[str, list[Shard]] = {}
-    with (
-        image_pool(min(options.workers, math.ceil(num_images / CHUNK_IMAGES)), options.image_size_px) as read,
-        track("prepare", total=num_images, unit="images") as advance,
-    ):
-        for split, count in listing.counts.items():
-            rows = listing.rows(split)
-            num_shards = math.ceil(count / options.shard_size)
-            splits[split] = []
-            for number in range(num_shards):
-                name = corpus.shard_name(split, number, num_shards)
-                part = list(itertools.islice(rows, options.shard_size))
-                shard = progress.finished(name)
-                if shard is None:
-                    shard = write_shard(build.folder / name, part, read, skip_bad=options.on_error == "skip", advance=advance)
-                    progress.add(shard)
-                else:
-                    advance(len(part))
-                splits[split].append(shard)
-    skipped = [*listing.skipped, *(skip for shards in splits.values() for shard in shards for skip in shard.skipped)]
-    for split, shards in splits.items():
-        if not any(shard.entry["rows"] for shard in shards):
-            raise InputError(f"split {split!r} is empty", hint=empty_split_hint(skipped))
-    return splits, skipped
+def _already_there(out: Path, digest: str) -> CorpusSummary:
+    index = corpus.read_corpus_json(out)
+    if index.get("plan") != digest:
+        message = f"{out} holds a finished corpus, {index['name']}, made from other files or with other options"
+        raise InputError(message, hint="remove it, or write elsewhere with --out")
+    for entry in (shard for split in index["splits"].values() for shard in split["shards"]):
+        CORPUS.check_part(out / entry["file"])
+    (out / CORPUS.plan_file).unlink(missing_ok=True)
+    return _summary(out, index, already_there=True)
+
+
+def _summary(out: Path, index: dict[str, Any], notes: Sequence[str] = (), *, already_there: bool) -> CorpusSummary:
+    splits = {split: entry | {"shards": len(entry["shards"])} for split, entry in index["splits"].items()}
+    # Corpora of early versions have neither of these two.
+    saved: dict[str, Any] = {"protocol": "none: not checked when the corpus was made", "leakage": {}}
+    saved |= {key: index[key] for key in ("name", "protocol", "leakage", "skipped") if key in index}
+    return CorpusSummary(folder=str(out), splits=splits, notes=list(notes), already_there=already_there, **saved)
 
 
 def _origin(manifest: Manifest, located: LocatedSource) -> dict[str, Any]:
-    """Which source of several it was, and where its files were fetched from."""
+    """The source that was used, and the URLs of its files; empty for a manifest without named files."""
     return {"name": located.name, "urls": located.urls} if manifest.files else {}
 
 
@@ -279,20 +164,131 @@ def _entry(shards: Sequence[Shard]) -> dict[str, Any]:
     }
 
 
-def _summary(out: Path, index: dict[str, Any], notes: Sequence[str] = (), *, already_there: bool) -> CorpusSummary:
-    splits = {split: entry | {"shards": len(entry["shards"])} for split, entry in index["splits"].items()}
-    # Corpora that were made before these two were looked at have neither.
-    told: dict[str, Any] = {"protocol": "none: not looked at when it was made", "leakage": {}}
-    told |= {key: index[key] for key in ("name", "protocol", "leakage", "skipped") if key in index}
-    return CorpusSummary(folder=str(out), splits=splits, notes=list(notes), already_there=already_there, **told)
+@dataclass(kw_only=True)
+class Shard:
+    """A finished shard: its entry in corpus.json, and what its split's counts, fingerprint and duplicates are computed from."""
+
+    entry: dict[str, Any] = field(default_factory=dict)
+    captions: int = 0
+    row_digests: list[bytes] = field(default_factory=list)
+    image_ids: list[str] = field(default_factory=list)
+    image_digests: list[bytes] = field(default_factory=list)
+    hashes: list[int] = field(default_factory=list)
+    """The difference hash of each image, see `images.difference_hash`."""
+    skipped: list[SkippedRow] = field(default_factory=list)
+
+    def add(self, row: corpus.CorpusRow) -> None:
+        """Count a written row."""
+        image_digest = row.image_digest()
+        self.captions += len(row.captions)
+        self.row_digests.append(row.digest(image_digest))
+        self.image_ids.append(row.image_id)
+        self.image_digests.append(image_digest)
 
 
-def _already_there(out: Path, digest: str) -> CorpusSummary:
-    index = corpus.read_corpus_json(out)
-    if index.get("plan") != digest:
-        message = f"{out} holds a finished corpus, {index['name']}, that was made from other files or with other options"
-        raise InputError(message, hint="remove it, or write elsewhere with --out")
-    for entry in (shard for split in index["splits"].values() for shard in split["shards"]):
-        CORPUS.check_part(out / entry["file"])
-    (out / CORPUS.plan_file).unlink(missing_ok=True)
-    return _summary(out, index, already_there=True)
+@dataclass(kw_only=True)
+class ShardProgress:
+    """The finished shards of a build, as its notes in prepare.json."""
+
+    build: Build
+    shards: dict[str, dict[str, Any]]
+
+    @staticmethod
+    def load(build: Build) -> ShardProgress:
+        """The shards of an earlier run of the same plan with the same library versions; those of another plan are removed."""
+        shards = build.begin(restart=True).get("shards", {})
+        build.clean(shards)  # a shard that is not noted may be of another plan
+        return ShardProgress(build=build, shards=shards)
+
+    def add(self, shard: Shard) -> None:
+        hashes = [f"{value:016x}" for value in shard.hashes]
+        self.shards[shard.entry["file"]] = {"entry": shard.entry, "skipped": config.to_table(shard.skipped), "hashes": hashes}
+        self.build.note(shards=self.shards)
+
+    def finished(self, name: str) -> Shard | None:
+        """A shard that an earlier run finished; None if its file is missing or has changed since."""
+        path, known = self.build.folder / name, self.shards.get(name)
+        if known is None or self.build.missing([name]) or sha256_of(path) != known["entry"]["sha256"]:
+            return None
+        hashes, skipped = [int(value, 16) for value in known["hashes"]], [SkippedRow(**skip) for skip in known["skipped"]]
+        shard = Shard(entry=known["entry"], hashes=hashes, skipped=skipped)
+        for row in corpus.read_shard(path):
+            shard.add(row)
+        return shard
+
+
+def _write_splits(listing: Listing, build: Build, options: PrepareOptions, track: Track) -> tuple[dict[str, list[Shard]], list[SkippedRow]]:
+    """The shards of each split, written unless an earlier run did, and the skipped rows; InputError for an empty split."""
+    progress = ShardProgress.load(build)
+    num_images = sum(listing.counts.values())
+    splits: dict[str, list[Shard]] = {}
+    with (
+        image_pool(min(options.workers, math.ceil(num_images / CHUNK_IMAGES)), options.image_size_px) as check_images,
+        track("prepare", total=num_images, unit="images") as advance,
+    ):
+        for split, count in listing.counts.items():
+            rows = listing.rows(split)
+            num_shards = math.ceil(count / options.shard_size)
+            splits[split] = []
+            for number in range(num_shards):
+                name = corpus.shard_name(split, number, num_shards)
+                part = list(itertools.islice(rows, options.shard_size))
+                shard = progress.finished(name)
+                if shard is None:
+                    shard = _write_shard(build.folder / name, part, check_images, skip_bad=options.on_error == "skip", advance=advance)
+                    progress.add(shard)
+                else:
+                    advance(len(part))
+                splits[split].append(shard)
+    skipped = [*listing.skipped, *(skip for shards in splits.values() for shard in shards for skip in shard.skipped)]
+    for split, shards in splits.items():
+        if not any(shard.entry["rows"] for shard in shards):
+            raise InputError(f"split {split!r} is empty", hint=empty_split_hint(skipped))
+    return splits, skipped
+
+
+def _write_shard(path: Path, rows: Sequence[SourceRow], check_images: CheckImages, *, skip_bad: bool, advance: Advance) -> Shard:
+    shard = Shard()
+
+    def usable_rows() -> Iterator[corpus.CorpusRow]:
+        for row, result in zip(rows, check_images(row.image_file for row in rows), strict=True):
+            advance(1)
+            if isinstance(result, images.CheckedImage):
+                shard.hashes.append(result.hash)
+                yield _corpus_row(row, result)
+            elif skip_bad:
+                shard.skipped.append(SkippedRow(row=row.where, image=row.path, reason=result.reason))
+            else:
+                raise InputError(f"{row.where} {json.dumps(row.path, ensure_ascii=False)}: {result.reason}", hint=SKIP_HINT)
+
+    for row in corpus.write_shard(path, usable_rows()):
+        shard.add(row)
+    shard.entry = {"file": path.name, "sha256": sha256_of(path), "rows": len(shard.row_digests)}
+    return shard
+
+
+def _corpus_row(row: SourceRow, image: images.CheckedImage) -> corpus.CorpusRow:
+    # An image that was shrunk may have become a PNG.
+    path = str(PurePosixPath(row.path).with_suffix(".png")) if image.became_png else row.path
+    return corpus.CorpusRow(
+        image_id=row.image_id,
+        path=path,
+        data=image.data,
+        width=image.width,
+        height=image.height,
+        captions=row.captions,
+        caption_ids=row.caption_ids,
+    )
+
+
+def _find_leakage(splits: Mapping[str, Sequence[Shard]]) -> Leakage:
+    return near_duplicates.find_leakage(
+        {
+            split: near_duplicates.SplitImages(
+                image_ids=[image_id for shard in shards for image_id in shard.image_ids],
+                digests=[digest for shard in shards for digest in shard.image_digests],
+                hashes=np.array([value for shard in shards for value in shard.hashes], dtype=np.uint64),
+            )
+            for split, shards in splits.items()
+        }
+    )
