@@ -1,15 +1,16 @@
 "use strict";
-// What is asked stands in the address (?q=words or ?row=12), so that a link shows what its sender saw. An uploaded picture cannot stand there: it is
-// kept as long as the page is. All text is set as text, never as HTML.
+// The query is in the address (?q=words or ?row=12), so that a link shows what its sender saw. An uploaded image cannot be in the address; it is
+// kept as long as the page is open. All text is set as text, never as HTML.
 (() => {
   const element = (id) => document.getElementById(id);
-  const [form, words, file, told, results, more, drop] = ["search", "words", "file", "told", "results", "more", "drop"].map(element);
-  const facts = Object.fromEntries(Object.entries(document.body.dataset).map(([name, value]) => [name, Number(value)]));
+  const [form, words, file, status, results, more, drop] = ["search", "words", "file", "status", "results", "more", "drop"].map(element);
+  const [queryImage, queryThumbnail, queryName] = [element("query-image"), ...element("query-image").children];
+  const limits = Object.fromEntries(Object.entries(document.body.dataset).map(([name, value]) => [name, Number(value)]));
   const uploads = [];
-  const atFirst = told.textContent;
+  const instructions = status.textContent;
   let running = new AbortController();
-  let k = facts.k;
-  let isFocusWanted = false;
+  let k = limits.k;
+  let isFocusPending = false;
 
   function current() {
     const address = new URLSearchParams(location.search);
@@ -20,14 +21,14 @@
   }
 
   function go(address, state = null) {
-    k = facts.k;
+    k = limits.k;
     history.pushState(state, "", address);
     search();
   }
 
   function say(text, isWrong = false) {
-    told.textContent = text;
-    told.classList.toggle("wrong", isWrong);
+    status.textContent = text;
+    status.classList.toggle("wrong", isWrong);
   }
 
   function request({ text, row, upload }, signal) {
@@ -39,21 +40,21 @@
 
   async function search() {
     running.abort();
-    const asked = current();
-    showAsked(asked);
+    const query = current();
+    showQuery(query);
     more.hidden = true;
-    if (!Object.keys(asked).length) {
+    if (!Object.keys(query).length) {
       results.replaceChildren();
-      return say(atFirst);
+      return say(instructions);
     }
     const { signal } = (running = new AbortController());
     results.classList.add("stale");
     say("Searching\u2026");
     try {
-      const answer = await request(asked, signal);
-      const found = await answer.json();
-      if (!answer.ok) throw new Error(found.error);
-      showFound(found, asked);
+      const response = await request(query, signal);
+      const answer = await response.json();
+      if (!response.ok) throw new Error(answer.error);
+      showAnswer(answer, query);
     } catch (error) {
       if (signal.aborted) return;
       results.replaceChildren();
@@ -63,43 +64,42 @@
     }
   }
 
-  function showAsked({ text, row, upload }) {
-    const picture = element("asked-picture");
-    if (picture.src.startsWith("blob:")) URL.revokeObjectURL(picture.src);
+  function showQuery({ text, row, upload }) {
+    if (queryThumbnail.src.startsWith("blob:")) URL.revokeObjectURL(queryThumbnail.src);
     if (document.activeElement !== words || text !== undefined) words.value = text ?? "";
-    element("asked").hidden = text !== undefined || (row === undefined && !upload);
+    queryImage.hidden = text !== undefined || (row === undefined && !upload);
     document.title = text ? `${text} | Image search` : "Image search";
-    if (upload) picture.src = URL.createObjectURL(upload);
-    else if (row !== undefined) picture.src = `image/${encodeURIComponent(row)}`;
-    element("asked-name").textContent = upload ? `Pictures like ${upload.name || "the pasted one"}` : `Pictures like number ${row}`;
+    if (upload) queryThumbnail.src = URL.createObjectURL(upload);
+    else if (row !== undefined) queryThumbnail.src = `image/${encodeURIComponent(row)}`;
+    queryName.textContent = upload ? `Images like ${upload.name || "the pasted image"}` : `Images like number ${row}`;
   }
 
-  function showFound({ results: hits, encode_ms, find_ms, rerank_ms, notes }, asked) {
+  function showAnswer({ results: hits, encode_ms, find_ms, rerank_ms, notes }, query) {
     const ms = (value) => (value < 10 ? value.toFixed(1) : value.toFixed(0));
     const parts = [`encoding ${ms(encode_ms)}`, `finding ${ms(find_ms)}`, ...(rerank_ms ? [`re-ranking ${ms(rerank_ms)}`] : [])];
-    const count = hits.length === 1 ? "1 picture" : `${hits.length} pictures`;
-    const summary = hits.length ? `${count} in ${ms(encode_ms + find_ms + rerank_ms)} ms (${parts.join(", ")})` : "No picture is left in this index.";
+    const count = hits.length === 1 ? "1 image" : `${hits.length} images`;
+    const summary = hits.length ? `${count} in ${ms(encode_ms + find_ms + rerank_ms)} ms (${parts.join(", ")})` : "This index has no images left.";
     say([summary, ...notes].join("; "));
     const best = Math.max(...hits.map((hit) => hit.score), 1e-9);
     results.replaceChildren(...hits.map((hit) => card(hit, Math.max(0, hit.score / best))));
-    more.hidden = hits.length < k || k >= facts.maxK;
-    const itself = hits.find(({ row }) => String(row) === asked.row);
-    if (itself) element("asked-name").textContent = `Pictures like ${itself.name}`;
-    // What was clicked is gone: the keyboard goes on from the first picture, not from the top of the page.
-    if (isFocusWanted) results.querySelector("a.picture")?.focus({ preventScroll: true });
-    isFocusWanted = false;
+    more.hidden = hits.length < k || k >= limits.maxK;
+    const itself = hits.find(({ row }) => String(row) === query.row);
+    if (itself) queryName.textContent = `Images like ${itself.name}`;
+    // The clicked image is gone: the keyboard continues from the first image, not from the top of the page.
+    if (isFocusPending) results.querySelector("a.image")?.focus({ preventScroll: true });
+    isFocusPending = false;
   }
 
   function card({ row, name, score, reranked }, share) {
     const item = document.createElement("li");
-    const link = add(item, "a", "picture");
+    const link = add(item, "a", "image");
     link.href = `?row=${row}`;
-    link.title = `Pictures like ${name}`;
-    const picture = add(link, "img");
-    picture.alt = name;
-    picture.loading = "lazy";
-    picture.addEventListener("error", () => link.replaceChildren("this picture is gone"), { once: true });
-    picture.src = `image/${row}`;
+    link.title = `Images like ${name}`;
+    const image = add(link, "img");
+    image.alt = name;
+    image.loading = "lazy";
+    image.addEventListener("error", () => link.replaceChildren("this image is gone"), { once: true });
+    image.src = `image/${row}`;
     add(add(item, "div", "score"), "span").style.setProperty("--share", share.toFixed(3));
     const label = add(item, "p", "name");
     label.dir = "auto";
@@ -115,14 +115,14 @@
     return node;
   }
 
-  function searchByPicture(picture) {
-    if (!picture) return;
-    if (picture.type && !picture.type.startsWith("image/")) return say(`${picture.name} is not a picture.`, true);
-    if (picture.size > facts.maxUploadBytes) {
-      const [size, limit] = [picture.size, facts.maxUploadBytes].map((bytes) => (bytes / 2 ** 20).toFixed(1));
-      return say(`${picture.name} has ${size} MiB; at most ${limit} MiB can be sent.`, true);
+  function searchByImage(image) {
+    if (!image) return;
+    if (image.type && !image.type.startsWith("image/")) return say(`${image.name} is not an image.`, true);
+    if (image.size > limits.maxUploadBytes) {
+      const [size, limit] = [image.size, limits.maxUploadBytes].map((bytes) => (bytes / 2 ** 20).toFixed(1));
+      return say(`${image.name} has ${size} MiB; at most ${limit} MiB can be sent.`, true);
     }
-    go(location.pathname, { upload: uploads.push(picture) - 1 });
+    go(location.pathname, { upload: uploads.push(image) - 1 });
   }
 
   form.addEventListener("submit", (event) => {
@@ -130,32 +130,32 @@
     if (words.value.trim()) go(`?${new URLSearchParams({ q: words.value })}`);
   });
   file.addEventListener("change", () => {
-    searchByPicture(file.files[0]);
+    searchByImage(file.files[0]);
     file.value = "";
   });
-  element("asked-picture").addEventListener("error", () => (element("asked").hidden = true));
+  queryThumbnail.addEventListener("error", () => (queryImage.hidden = true));
   results.addEventListener("click", (event) => {
-    const link = event.target.closest("a.picture");
+    const link = event.target.closest("a.image");
     if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
     scrollTo(0, 0);
-    isFocusWanted = true;
+    isFocusPending = true;
     go(link.getAttribute("href"));
   });
   more.addEventListener("click", () => {
-    k = Math.min(2 * k, facts.maxK);
+    k = Math.min(2 * k, limits.maxK);
     search();
   });
-  document.addEventListener("paste", (event) => searchByPicture(event.clipboardData.files[0]));
+  document.addEventListener("paste", (event) => searchByImage(event.clipboardData.files[0]));
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const links = [...results.querySelectorAll("a.picture")];
-    const place = links.indexOf(document.activeElement);
+    const links = [...results.querySelectorAll("a.image")];
+    const position = links.indexOf(document.activeElement);
     if (event.key === "/" && document.activeElement !== words) {
       words.focus();
       words.select();
     } else if (event.key === "ArrowDown" && document.activeElement === words && links.length) links[0].focus();
-    else if (place >= 0 && step(event.key, links)) links[Math.min(Math.max(place + step(event.key, links), 0), links.length - 1)].focus();
+    else if (position >= 0 && step(event.key, links)) links[Math.min(Math.max(position + step(event.key, links), 0), links.length - 1)].focus();
     else return;
     event.preventDefault();
   });
@@ -178,10 +178,10 @@
     if (!hasFiles(event)) return;
     event.preventDefault();
     drop.hidden = true;
-    searchByPicture(event.dataTransfer.files[0]);
+    searchByImage(event.dataTransfer.files[0]);
   });
   addEventListener("popstate", () => {
-    k = facts.k;
+    k = limits.k;
     search();
   });
   search();

@@ -36,18 +36,18 @@ def serve(
     limits: Limits = None,
 ) -> None:
     """Answer searches of an index over HTTP, with a page to search on, until Ctrl-C."""
-    from dcdctl.core.config import apply_sets, build
-    from dcdctl.core.serve import ServiceConfig, serve
+    from dcdctl.core.config import apply_sets
+    from dcdctl.core.serve import build_config, serve
 
     if depth is not None and rerank is None:
         raise typer.BadParameter("says how many are re-ranked, and nothing is: add --rerank REF", param_hint="--depth")
     binding = {"host": host, "port": port, "allowed_hosts": allow_host or []}
-    config = build(ServiceConfig, apply_sets({}, limits or []) | binding)
-    serve(index, config, device=device, rerank=rerank, depth=depth, tell=_tell)
+    config = build_config(apply_sets({}, limits or []) | binding)
+    serve(index, config, device=device, rerank=rerank, depth=depth, on_start=_show_start)
 
 
-def _tell(started: Any) -> None:
+def _show_start(started: Any) -> None:
     show(f"{started.num_images:,} images at {started.url}")
     if not started.is_loopback:
-        note("warning: every machine that reaches this one can search, and see the pictures; there is no password (docs/deploy.md)")
-    note("Ctrl-C ends it")
+        note("warning: every machine that reaches this one can search, and see the images; there is no password (docs/deploy.md)")
+    note("Ctrl-C stops it")

@@ -82,13 +82,13 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         message = error_of(tmp_path / "absent", "--port", port)
-    hint = f"name another with --port {port + 1}, or --port 0 takes any that is free"
-    assert message == f"error: port {port} of 127.0.0.1 is taken by another program; {hint}\n"
+    hint = f"name another with --port {port + 1}, or any free port with --port 0"
+    assert message == f"error: port {port} of 127.0.0.1 is used by another program; {hint}\n"
 
 
 def test_a_host_that_is_none_is_told(tmp_path):
     assert "host no such host is not known here" in error_of(tmp_path, "--host", "no such host")
-    assert "192.0.2.1, port 0, cannot be listened on" in error_of(tmp_path, "--host", "192.0.2.1", "--port", 0)
+    assert "cannot listen on 192.0.2.1, port 0" in error_of(tmp_path, "--host", "192.0.2.1", "--port", 0)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,7 @@ def test_a_host_that_is_none_is_told(tmp_path):
         (["--set", "max_kk=5"], "unknown key max_kk; known keys here: host, port, allowed_hosts, default_k"),
         (["--set", "max_k=0"], "max_k must be at least 1, got 0"),
         (["--set", "max_k=many"], "max_k must be int"),
+        (["--set", "picture_workers=1"], "the setting picture_workers is called image_workers; rename it"),
         (["--allow-host", "a.org:80"], "a name without a port"),
     ],
 )
@@ -150,7 +151,7 @@ def test_the_commands_of_the_page_lead_from_a_run_to_a_page(made, tmp_path, monk
         finally:
             process.send_signal(signal.SIGTERM)
         rest = process.communicate(timeout=120)
-    assert (process.returncode, rest) == (0, ("", "Ctrl-C ends it\n"))
+    assert (process.returncode, rest) == (0, ("", "Ctrl-C stops it\n"))
 
 
 def test_every_limit_is_in_the_table_of_the_page():

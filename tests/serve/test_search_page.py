@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BRO
 NUM = len(served.NAMES)
 DEEDS = """
 const deeds = {
-  "#click": () => document.querySelector("#results a.picture").click(),
+  "#click": () => document.querySelector("#results a.image").click(),
   "#type": () => {
     document.getElementById("words").value = "two <b>dogs</b> & 犬";
     document.querySelector("#search button").click();
@@ -49,8 +49,8 @@ const deeds = {
   },
 };
 const seen = () => {
-  const pictures = [...document.querySelectorAll("#results img")];
-  Object.assign(document.body.dataset, { address: location.search, drawn: pictures.filter((one) => one.naturalWidth > 1).length });
+  const images = [...document.querySelectorAll("#results img")];
+  Object.assign(document.body.dataset, { address: location.search, drawn: images.filter((one) => one.naturalWidth > 1).length });
 };
 setTimeout(() => deeds[location.hash]?.(), 1500);
 setTimeout(seen, 4000);
@@ -84,12 +84,12 @@ def see(url, tmp_path_factory):
 
 
 def told(html: str) -> str:
-    return unescape(re.search(r'id="told" role="status"[^>]*>(.*?)</p>', html)[1])
+    return unescape(re.search(r'id="status" role="status"[^>]*>(.*?)</p>', html)[1])
 
 
 def test_a_link_shows_what_its_sender_saw(see):
     html, page = see("?q=a+red+bus")
-    assert re.fullmatch(rf"{NUM} pictures in [\d.]+ ms \(encoding [\d.]+, finding [\d.]+\)", told(html).split(";")[0])
+    assert re.fullmatch(rf"{NUM} images in [\d.]+ ms \(encoding [\d.]+, finding [\d.]+\)", told(html).split(";")[0])
     assert page.all("body")[0]["data-drawn"] == str(NUM)
     assert page.all("input")[0]["id"] == "words"
     assert "<title>a red bus | Image search</title>" in html
@@ -106,7 +106,7 @@ def test_names_and_words_cannot_become_markup(see):
     assert "<title>two &lt;b&gt;dogs&lt;/b&gt; &amp; 犬 | Image search</title>" in html
 
 
-def test_a_click_on_a_picture_searches_by_it(see):
+def test_a_click_on_an_image_searches_by_it(see):
     html, page = see("?q=a+red+bus#click")
     first = page.all("body")[0]["data-address"]
     assert re.fullmatch(r"\?row=\d+", first)
@@ -116,9 +116,9 @@ def test_a_click_on_a_picture_searches_by_it(see):
     assert '<p class="numbers">1.000</p>' in html
 
 
-def test_a_picture_that_is_dropped_is_searched_by(see):
+def test_an_image_that_is_dropped_is_searched_by(see):
     html, page = see("#drop")
-    assert "Pictures like &lt;i&gt;mine&lt;/i&gt;.png" in html
+    assert "Images like &lt;i&gt;mine&lt;/i&gt;.png" in html
     assert page.all("i") == []
     assert page.all("body")[0]["data-drawn"] == str(NUM)
     assert '<p class="numbers">1.000</p>' in html
@@ -128,11 +128,11 @@ def test_what_cannot_be_searched_for_is_told(see):
     html, _ = see("#large")
     assert told(html) == "large.png has 0.2 MiB; at most 0.1 MiB can be sent."
     html, page = see("?row=99")
-    assert told(html) == "picture 99 is not in this index, or not where it was"
+    assert told(html) == "image 99 is not in this index, or not where it was"
     assert page.all("li") == []
 
 
-def test_arrows_move_among_the_pictures(see):
+def test_arrows_move_among_the_images(see):
     _, page = see("?q=a+red+bus#keys")
-    titles = [one["title"] for one in page.all("a") if one.get("class") == "picture"]
+    titles = [one["title"] for one in page.all("a") if one.get("class") == "image"]
     assert page.all("body")[0]["data-focused"] == titles[1]

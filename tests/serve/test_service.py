@@ -92,7 +92,7 @@ def test_names_come_as_they_are(client):
 
 
 WRONG = {
-    "/search": "a text or a row is wanted",
+    "/search": "the request must have a text or a row",
     "/search?text=a&row=0": "and not both",
     "/search?text=": "the query is empty",
     "/search?text=%20%09": "the query is empty",
@@ -141,7 +141,7 @@ NOT_TAKEN = {
     "too many pixels": (png((600, 501)), r"too many pixels, it may be a decompression bomb \(300,600, the limit is 300,000\)"),
     "a bomb": (b"P6 65535 65535 255\n", r"decompression bomb \(4,294,836,225, the limit is 300,000\)"),
     "half a file": (png((40, 40))[:-30], "truncated"),
-    "many passes": (jpeg_of_scans(101), "a JPEG of 1.. passes, at most 100"),
+    "many passes": (jpeg_of_scans(101), "a JPEG of 1.. scans, at most 100"),
 }
 
 
@@ -211,7 +211,7 @@ def test_a_picture_that_is_not_what_was_indexed_is_not_served(own, own_client, t
     for address in (f"/image/{row}", f"/search?row={row}", *([f"/image/{row}?size=original"] if what != "a picture cut short" else [])):
         answer = client.get(address)
         assert answer.status_code == 404
-        assert answer.json() == {"error": f"picture {row} is not in this index, or not where it was"}
+        assert answer.json() == {"error": f"image {row} is not in this index, or not where it was"}
 
 
 def test_what_is_removed_while_it_is_served_is_neither_found_nor_shown_any_more(made, tmp_path):
@@ -238,7 +238,7 @@ def test_while_an_index_cannot_be_opened_the_service_answers_from_what_it_was(ma
     if what == "is of another model":
         (folder / "index.json").write_text(document.replace(made.searcher.index.fingerprint, 64 * "a"), encoding="utf-8")
     assert client.get("/search?text=a+bus").json()["results"] == before
-    assert ("answers from what it was" in caplog.text) == (what == "is of another model")
+    assert ("the service continues with the previous one" in caplog.text) == (what == "is of another model")
 
 
 def test_only_loopbacks_names_are_answered_to_on_loopback(searcher):

@@ -1,4 +1,4 @@
-"""The routes of the service: search, pictures, health, metrics, and the pages."""
+"""The routes of the service: search, images, health, metrics and the pages."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from dcdctl.core.search import Answer, Hit, Searcher
 from dcdctl.core.serve import images, pages
 from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.serve.metrics import CONTENT_TYPE, Metrics
-from dcdctl.core.serve.middleware import Front, refusal
-from dcdctl.core.serve.workers import BusyError, LiveSearcher, Texts, Workers
+from dcdctl.core.serve.middleware import LimitsMiddleware, refusal
+from dcdctl.core.serve.workers import BusyError, LiveSearcher, TextBatcher, Workers
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "[::1]")
-NOT_RERANKED = "not re-ranked: the second model compares pictures with texts alone"
+NOT_RERANKED = "not re-ranked: the re-ranker compares images with texts only"
 MAX_ROW = 2**63 - 1
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a search answers."""
+class SearchResponse:
+    """The answer to a search."""
 
     results: tuple[Hit, ...]
     encode_ms: float
@@ -42,15 +42,15 @@ class Found:
     notes: tuple[str, ...]
 
     @staticmethod
-    def of(answer: Answer) -> Found:
+    def of(answer: Answer) -> SearchResponse:
         stages = (answer.encode_seconds, answer.find_seconds, answer.rerank_seconds)
         encode_ms, find_ms, rerank_ms = (round(1000 * seconds, 3) for seconds in stages)
-        return Found(answer.hits, encode_ms, find_ms, rerank_ms, answer.notes)
+        return SearchResponse(answer.hits, encode_ms, find_ms, rerank_ms, answer.notes)
 
 
 @dataclass(frozen=True)
-class Health:
-    """That the service answers, and from what."""
+class HealthResponse:
+    """The state of the service, and what it searches."""
 
     status: str
     images: int
@@ -61,34 +61,34 @@ class Health:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What every answer that is no success says."""
+class ErrorResponse:
+    """The body of every response that is not a success."""
 
     error: str
 
 
 @dataclass(frozen=True)
 class Service:
-    """What the routes share."""
+    """The state that the routes share."""
 
     searcher: LiveSearcher
     config: ServiceConfig
     metrics: Metrics
     searching: Workers
     reading: Workers
-    texts: Texts
+    texts: TextBatcher
 
     @staticmethod
     def of(searcher: Searcher, config: ServiceConfig) -> Service:
         live = LiveSearcher(searcher)
         metrics = Metrics(lambda: live.now().index)
         searching = Workers("search", config.search_workers, config.max_waiting, config.max_wait_s, metrics)
-        reading = Workers("picture", config.picture_workers, config.max_waiting_pictures, config.max_wait_s, metrics)
-        return Service(live, config, metrics, searching, reading, Texts(live, searching, config, metrics))
+        reading = Workers("image", config.image_workers, config.max_waiting_images, config.max_wait_s, metrics)
+        return Service(live, config, metrics, searching, reading, TextBatcher(live, searching, config, metrics))
 
 
 def build(searcher: Searcher, config: ServiceConfig, *, is_loopback: bool = True) -> ASGIApp:
-    """The service as an ASGI app; its threads end with its lifespan."""
+    """The service as an ASGI app. Its threads stop at the end of its lifespan."""
     service = Service.of(searcher, config)
 
     @asynccontextmanager
@@ -97,62 +97,64 @@ def build(searcher: Searcher, config: ServiceConfig, *, is_loopback: bool = True
         for workers in (service.searching, service.reading):
             workers.close()
 
-    problems: dict[int | str, dict[str, Any]] = {
-        422: {"model": Problem, "description": "The request cannot be answered as it is."},
-        503: {"model": Problem, "description": "There is no room now; Retry-After says when to ask again."},
+    errors: dict[int | str, dict[str, Any]] = {
+        422: {"model": ErrorResponse, "description": "The request is not valid."},
+        503: {"model": ErrorResponse, "description": "The service is busy; Retry-After says when to try again."},
     }
     app = FastAPI(
         title="dcdctl serve",
         version=__version__,
-        description="Pictures of an index, found by a text or by a picture.",
-        # Both of FastAPI's pages load scripts from another host; ours is made of the same document.
+        description="Searches the images of an index by a text or by an image.",
+        # FastAPI's pages load scripts from another host; ours is made from the same OpenAPI document.
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        responses=problems,
+        responses=errors,
     )
     for router in (_search_routes(service), _other_routes(service)):
         app.include_router(router)
     pages.add_pages(app, lambda: service.searcher.now().index, config)
-    _tell_problems(app, service)
+    _add_error_handlers(app, service)
     if hosts := _hosts(config, is_loopback):
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
-    return Front(app, config, service.metrics)
+    return LimitsMiddleware(app, config, service.metrics)
 
 
 def _hosts(config: ServiceConfig, is_loopback: bool) -> list[str]:
-    """The names by which the service may be asked; none where any will do."""
+    """The host names that requests may use; empty if any name is allowed."""
     return [*LOOPBACK_NAMES, *config.allowed_hosts] if is_loopback or config.allowed_hosts else []
 
 
 def _search_routes(service: Service) -> APIRouter:
     router, config = APIRouter(), service.config
-    number = Query(config.default_k, ge=1, le=config.max_k, description="Most pictures wanted.")
+    number = Query(config.default_k, ge=1, le=config.max_k, description="Maximum number of images.")
 
-    @router.get("/search", summary="Find pictures by a text, or by a picture of the index.")
+    @router.get("/search", summary="Search by a text, or by an image of the index.")
     async def by_text(
-        text: str | None = Query(None, max_length=config.max_text_chars, description="What is in the picture."),
-        row: int | None = Query(None, ge=0, le=MAX_ROW, description="In place of a text: the row of a picture of the index."),
+        text: str | None = Query(None, max_length=config.max_text_chars, description="What the image shows."),
+        row: int | None = Query(None, ge=0, le=MAX_ROW, description="Instead of a text: the row of an image of the index."),
         k: int = number,
-    ) -> Found:
+    ) -> SearchResponse:
         if text is not None and row is None:
-            return Found.of(await service.texts.answer(text, k))
+            return SearchResponse.of(await service.texts.answer(text, k))
         if row is None or text is not None:
-            raise InputError("a text or a row is wanted, and not both", hint="for example /search?text=a+red+bus")
-        return Found.of(await _by_picture(service, lambda searcher: images.picture_of(searcher.index, row), k))
+            raise InputError("the request must have a text or a row, and not both", hint="for example /search?text=a+red+bus")
+        return SearchResponse.of(await _by_image(service, lambda searcher: images.image_of(searcher.index, row), k))
 
-    @router.post("/search", summary="Find pictures by an uploaded picture.", responses={408: {"model": Problem}, 413: {"model": Problem}})
-    async def by_picture(image: UploadFile, k: int = number) -> Found:
+    @router.post(
+        "/search", summary="Search by an uploaded image.", responses={408: {"model": ErrorResponse}, 413: {"model": ErrorResponse}}
+    )
+    async def by_image(image: UploadFile, k: int = number) -> SearchResponse:
         data = await image.read()
-        return Found.of(await _by_picture(service, lambda _: images.uploaded(data, config), k))
+        return SearchResponse.of(await _by_image(service, lambda _: images.uploaded(data, config), k))
 
     return router
 
 
-async def _by_picture(service: Service, read: Callable[[Searcher], Image.Image], k: int) -> Answer:
+async def _by_image(service: Service, read: Callable[[Searcher], Image.Image], k: int) -> Answer:
     def work() -> Answer:
         searcher = service.searcher.now()
-        # A second model compares pictures with texts alone.
+        # A re-ranker compares images with texts only.
         answer = replace(searcher, reranker=None).by_picture(read(searcher), k)
         return answer if searcher.reranker is None else replace(answer, notes=(*answer.notes, NOT_RERANKED))
 
@@ -166,9 +168,9 @@ def _other_routes(service: Service) -> APIRouter:
 
     @router.get(
         "/image/{row}",
-        summary="A picture of the index, small or as it is.",
+        summary="An image of the index, as a thumbnail or as the original file.",
         response_class=Response,
-        responses={200: {"content": {"image/*": {}}}, 304: {"description": "It is the one you have."}, 404: {"model": Problem}},
+        responses={200: {"content": {"image/*": {}}}, 304: {"description": "The image has not changed."}, 404: {"model": ErrorResponse}},
     )
     async def image(
         row: int = Path(ge=0, le=MAX_ROW),
@@ -176,51 +178,51 @@ def _other_routes(service: Service) -> APIRouter:
         if_none_match: str = Header("", include_in_schema=False),
     ) -> Response:
         def work() -> Response:
-            return images.answer(service.searcher.now().index, row, size, if_none_match, service.config)
+            return images.respond(service.searcher.now().index, row, size, if_none_match, service.config)
 
         return await service.reading.run(work)
 
-    @router.get("/healthz", summary="Whether the service answers.")
-    async def healthz() -> Health:
+    @router.get("/healthz", summary="State of the service.")
+    async def healthz() -> HealthResponse:
         searcher = service.searcher.now()
         index, reranker = searcher.index, searcher.reranker
-        return Health("ok", index.num_images, index.kind, index.fingerprint[:12], reranker.ref if reranker else None, __version__)
+        return HealthResponse("ok", index.num_images, index.kind, index.fingerprint[:12], reranker.ref if reranker else None, __version__)
 
-    @router.get("/metrics", summary="Counters for Prometheus.", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @router.get("/metrics", summary="Metrics for Prometheus.", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
         return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     return router
 
 
-def _tell_problems(app: FastAPI, service: Service) -> None:
-    """Every problem as one line of JSON; what is our bug, or names files of this machine, is told on stderr alone."""
+def _add_error_handlers(app: FastAPI, service: Service) -> None:
+    """Answer every error with one line of JSON. Bugs, and errors that name files of this machine, are logged to stderr only."""
 
-    def problem(status: int, error: str, headers: Any = None) -> JSONResponse:
+    def respond(status: int, error: str, headers: Any = None) -> JSONResponse:
         return JSONResponse({"error": error}, status_code=status, headers=headers)
 
     async def invalid(_: Request, error: Any) -> Response:
-        return problem(422, "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors()))
+        return respond(422, "; ".join(f"{item['loc'][-1]}: {item['msg']}" for item in error.errors()))
 
     async def http(_: Request, error: Any) -> Response:
-        return problem(error.status_code, error.detail, error.headers)
+        return respond(error.status_code, error.detail, error.headers)
 
-    async def asked_wrongly(_: Request, error: Exception) -> Response:
-        return problem(422, str(error))
+    async def bad_request(_: Request, error: Exception) -> Response:
+        return respond(422, str(error))
 
     async def busy(_: Request, error: Exception) -> Response:
         return refusal(str(error), service.config, service.metrics)
 
     async def failed(_: Request, error: Exception) -> Response:
         logging.getLogger("dcdctl").error("a request failed: %s", error)
-        return problem(500, "the search failed; the service's log says why")
+        return respond(500, "the search failed; the service's log says why")
 
     handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
         RequestValidationError: invalid,
         HTTPException: http,
-        InputError: asked_wrongly,
-        ConfigError: asked_wrongly,
-        ImageError: asked_wrongly,
+        InputError: bad_request,
+        ConfigError: bad_request,
+        ImageError: bad_request,
         BusyError: busy,
         DcdError: failed,
         Exception: failed,

@@ -1,61 +1,64 @@
-"""What `dcdctl serve` binds to, and the limits that keep one client from taking the service from the others."""
+"""The address of `dcdctl serve`, and the limits that protect clients from each other."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from dcdctl.core.config import AtLeast, Between, Count, NotEmpty, Positive, check_fields
+from dcdctl.core.config import AtLeast, Between, Count, NotEmpty, Positive, build, check_fields
 from dcdctl.core.data import MAX_PIXELS
 from dcdctl.core.errors import ConfigError
 
 MiB = 2**20
+RENAMED = {"picture_workers": "image_workers", "max_waiting_pictures": "max_waiting_images"}
+"""Settings of earlier versions, and what they are called now."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceConfig:
     host: Annotated[str, NotEmpty()] = "127.0.0.1"
-    """Address to listen on; a loopback address is reached from this machine alone."""
+    """Address to listen on; a loopback address is reachable from this machine only."""
     port: Annotated[int, Between(0, 65_535)] = 8000
-    """0 takes any that is free."""
+    """0 for any free port."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names by which the service may be asked, besides loopback's; needed behind a proxy that hands on its own. A service on
-    loopback answers to no others, so that no web page can reach it by a name that its owner points here."""
+    """Host names that requests may use, besides the loopback names; needed behind a proxy that forwards its own name. A service on
+    loopback accepts no others, so that no web page can reach it by a name that points to this machine (DNS rebinding)."""
     default_k: Count = 24
-    """Pictures of an answer where a request does not say."""
+    """Images in an answer, if the request gives no number."""
     max_k: Count = 200
-    """Most pictures of an answer."""
+    """Maximum number of images in an answer."""
     max_text_chars: Count = 500
-    """Longest text that is searched for; models read some 40 tokens of it."""
+    """Maximum length of a text; models read about 40 tokens of it."""
     max_upload_bytes: Count = 16 * MiB
-    """Largest body of a request; refused as soon as so much has come."""
+    """Maximum size of a request body; refused as soon as the limit is reached."""
     max_upload_s: Positive = 30.0
-    """How long a body may take to arrive."""
+    """Maximum time for a body to arrive."""
     max_pixels: Annotated[int, Between(1, MAX_PIXELS)] = 50_000_000
-    """Largest uploaded picture, compared before it is decoded; decoding takes up to 12 bytes a pixel."""
+    """Maximum size of an uploaded image, checked before it is decoded; decoding takes up to 12 bytes per pixel."""
     max_scans: Count = 100
-    """Most passes of an uploaded progressive JPEG; cameras and programs make about 10, and each costs as much as a whole picture."""
+    """Maximum number of scans in an uploaded progressive JPEG. Cameras write about 10; each costs as much as the whole image."""
     search_workers: Count = 1
     """Threads that run the model."""
     max_batch: Count = 32
-    """Most texts that waited for a thread and are encoded together."""
+    """Maximum number of waiting texts that are encoded together."""
     max_waiting: Annotated[int, AtLeast(0)] = 64
-    """Most searches that wait for a thread, or share one with another; one more is answered 503."""
+    """Maximum number of searches that wait for a thread, or share one; further ones are answered 503."""
     max_wait_s: Positive = 10.0
-    """A search or a picture that has waited so long is answered 503, not begun."""
-    picture_workers: Count = 2
-    """Threads that read pictures and make them smaller."""
-    max_waiting_pictures: Annotated[int, AtLeast(0)] = 256
-    """Most pictures that wait for a thread: the pages of some ten users at once."""
+    """A search or an image request that has waited this long is answered 503 and not started."""
+    image_workers: Count = 2
+    """Threads that read images and make thumbnails."""
+    max_waiting_images: Annotated[int, AtLeast(0)] = 256
+    """Maximum number of image requests that wait for a thread: the pages of about ten users at the same time."""
     max_requests: Count = 512
-    """Most requests under way at once, uploads that are still coming included; /healthz and /metrics are always answered."""
+    """Maximum number of requests in progress, unfinished uploads included; /healthz and /metrics are always answered."""
     retry_after_s: Count = 1
-    """What a client that was answered 503 is told to wait."""
+    """The Retry-After of a 503 answer."""
     thumbnail_px: Count = 320
-    """Longer side of the small pictures."""
+    """Longer side of the thumbnails."""
     shutdown_s: Positive = 10.0
-    """How long requests under way may take once the service is told to end."""
+    """Time that requests in progress get when the service is stopped."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -64,3 +67,11 @@ class ServiceConfig:
                 raise ConfigError(f"an allowed host is a name without a port, such as search.example.org or *.example.org, got {name!r}")
         if self.default_k > self.max_k:
             raise ConfigError(f"default_k must be at most max_k {self.max_k}, got {self.default_k}")
+
+
+def build_config(table: Mapping[str, Any]) -> ServiceConfig:
+    """The settings of a service from a table; ConfigError for unknown settings and settings of earlier versions."""
+    for former, name in RENAMED.items():
+        if former in table:
+            raise ConfigError(f"the setting {former} is called {name}", hint="rename it")
+    return build(ServiceConfig, table)

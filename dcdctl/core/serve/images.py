@@ -1,4 +1,4 @@
-"""Pictures of an index as answers, and pictures that were uploaded."""
+"""Images of an index as HTTP responses, and uploaded images."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ START_OF_SCAN = b"\xff\xda"
 
 
 def uploaded(data: bytes, config: ServiceConfig) -> Image.Image:
-    """The picture of an uploaded file, upright and RGB; PictureError if it is none, or would take too long or too much memory to decode."""
-    # In a JPEG's compressed data a byte of 255 is followed by 0, so each of these is a pass over the whole picture.
+    """An uploaded image, upright and RGB; ImageError if it is not an image, or would take too long or too much memory to decode."""
+    # In the compressed data of a JPEG a byte of 255 is followed by 0, so each of these marks a scan over the whole image.
     if data[:2] == b"\xff\xd8" and (num_scans := data.count(START_OF_SCAN)) > config.max_scans:
-        raise ImageError(f"a JPEG of {num_scans:,} passes, at most {config.max_scans} are decoded")
+        raise ImageError(f"a JPEG of {num_scans:,} scans, at most {config.max_scans} are decoded")
     return decode_image(data, max_pixels=config.max_pixels)
 
 
-def picture_of(index: Index, row: int) -> Image.Image:
-    """The picture of a row, upright and RGB; a 404 if it is not there."""
-    data = _bytes_of(index, row)
+def image_of(index: Index, row: int) -> Image.Image:
+    """The image of a row, upright and RGB; 404 if it is gone or damaged."""
+    data = _image_bytes(index, row)
     try:
         return decode_image(data)
     except ImageError as error:
         raise _gone(row) from error
 
 
-def answer(index: Index, row: int, size: Size, known: str, config: ServiceConfig) -> Response:
-    """The picture of a row: made small, as JPEG without metadata, or the file as it is; a 404 if it is not there or is no picture.
+def respond(index: Index, row: int, size: Size, if_none_match: str, config: ServiceConfig) -> Response:
+    """The image of a row, as a JPEG thumbnail without metadata or as the original file; 404 if it is gone or damaged.
 
-    `known` is the request's If-None-Match; a browser asks each time, since a row may be another picture in the next index.
+    Browsers ask each time, because a row may be another image in the next index.
     """
-    data = _bytes_of(index, row)
+    data = _image_bytes(index, row)
     part = "original" if size == "original" else f"thumbnail {config.thumbnail_px}"
     tag = tag_of(data, part)
-    if is_known(tag, known):
+    if matches(tag, if_none_match):
         return Response(status_code=304, headers=caching(tag))
     try:
         if size == "original":
@@ -54,26 +54,26 @@ def answer(index: Index, row: int, size: Size, known: str, config: ServiceConfig
 
 
 def tag_of(data: bytes, part: str = "") -> str:
-    """The ETag of what is made of these bytes."""
+    """The ETag of a response made from these bytes."""
     return f'"{hashlib.blake2b(data, digest_size=16, person=part.encode()[:16]).hexdigest()}"'
 
 
-def is_known(tag: str, known: str) -> bool:
-    """Whether an If-None-Match names an ETag; proxies that compress mark it as weak."""
-    return tag in [one.strip().removeprefix("W/") for one in known.split(",")]
+def matches(tag: str, if_none_match: str) -> bool:
+    """Whether an If-None-Match header lists an ETag; proxies that compress mark it as weak."""
+    return tag in [known.strip().removeprefix("W/") for known in if_none_match.split(",")]
 
 
 def caching(tag: str) -> dict[str, str]:
-    """Headers of what may be kept, and is asked for again each time."""
+    """Headers of a response that browsers may keep, but must revalidate each time."""
     return {"ETag": tag, "Cache-Control": "private, no-cache"}
 
 
-def _bytes_of(index: Index, row: int) -> bytes:
+def _image_bytes(index: Index, row: int) -> bytes:
     try:
         return index.picture(row)
-    except DcdError as error:  # its message names folders of this machine
+    except DcdError as error:  # its message contains paths of this machine
         raise _gone(row) from error
 
 
 def _gone(row: int) -> HTTPException:
-    return HTTPException(404, f"picture {row} is not in this index, or not where it was")
+    return HTTPException(404, f"image {row} is not in this index, or not where it was")

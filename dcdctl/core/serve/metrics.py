@@ -1,7 +1,6 @@
-"""What the service counts, for Prometheus.
+"""The metrics of the service for Prometheus, by the official client.
 
-By the official client: it is small, needs nothing else, and also tells the memory and processor time of this process. Every service has a
-registry of its own, so that several may live in one process.
+The client also reports memory and CPU time of the process. Each service has its own registry, so that a process may run several.
 """
 
 from __future__ import annotations
@@ -19,38 +18,37 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 
 class Metrics:
-    """Counters of one service; methods may be called from any thread."""
+    """The metrics of one service; safe to use from any thread."""
 
     def __init__(self, index: Callable[[], Index]) -> None:
-        """`index` gives what is searched now."""
-        disable_created_metrics()  # a second number for each, that nobody asks for
+        """`index` returns the index that is searched now."""
+        disable_created_metrics()  # creation times, which double the number of series
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         names: dict[str, Any] = {"registry": registry, "namespace": "dcdctl"}
         self._requests = Counter("requests", "Requests answered.", ["route", "method", "status"], **names)
-        self._seconds = Histogram("request_seconds", "Time until a request was answered whole.", ["route"], buckets=SECONDS, **names)
+        self._seconds = Histogram("request_seconds", "Time until a request was answered completely.", ["route"], buckets=SECONDS, **names)
         self._stages = Histogram("search_seconds", "Time of the stages of a search.", ["stage"], buckets=SECONDS, **names)
         self._batches = Histogram("text_batch_size", "Texts encoded together.", buckets=(1, 2, 4, 8, 16, 32, 64), **names)
-        self.in_flight = Gauge("requests_in_flight", "Requests under way.", **names)
-        self.under_way = Gauge("under_way", "Searches and pictures that have a thread or wait for one.", ["work"], **names)
+        self.in_flight = Gauge("requests_in_flight", "Requests in progress.", **names)
+        self.under_way = Gauge("under_way", "Searches and image requests that have a thread or wait for one.", ["work"], **names)
         self._rejected = Counter("rejected", "Requests refused because of a limit.", ["reason"], **names)
         Gauge("index_images", "Images that are searched.", **names).set_function(lambda: index().num_images)
         first = index()
-        Gauge("index_info", "The model and the kind of search.", ["model", "kind"], **names).labels(first.fingerprint[:12], first.kind).set(
-            1
-        )
+        info = Gauge("index_info", "The model and the kind of the index.", ["model", "kind"], **names)
+        info.labels(first.fingerprint[:12], first.kind).set(1)
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count a request."""
+        """Count an answered request."""
         self._requests.labels(route, method, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def rejected(self, reason: str) -> None:
-        """Count a request that a limit refused."""
+        """Count a request refused by a limit."""
         self._rejected.labels(reason).inc()
 
     def searched(self, answer: Answer, num_together: int = 1) -> None:
-        """Count the stages of a search, once for all texts that were encoded together."""
+        """Record the stages of a search; `num_together` texts were encoded together."""
         stages = {"encode": answer.encode_seconds, "find": answer.find_seconds, "rerank": answer.rerank_seconds}
         for stage, seconds in stages.items():
             if seconds or stage != "rerank":
@@ -58,5 +56,5 @@ class Metrics:
         self._batches.observe(num_together)
 
     def text(self) -> bytes:
-        """All of it, in the text format."""
+        """All metrics in the text format."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""What stands before the service: it counts every request, refuses what is too much before it is read, and adds headers to every answer."""
+"""Middleware that counts requests, refuses those beyond the limits before they are read, and adds headers to every response."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dcdctl.core.serve.config import MiB, ServiceConfig
 from dcdctl.core.serve.metrics import Metrics
 
-ALWAYS = ("/healthz", "/metrics")
-"""Answered however much else there is to do."""
+ALWAYS_ANSWERED = ("/healthz", "/metrics")
+"""Paths that no limit applies to."""
 HEADERS = {
-    # No other page may show or read what is here; what is no page of ours may run and load nothing.
+    # No other site may embed or read a response; responses other than our pages may run and load nothing.
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-"""Of every answer that does not say otherwise."""
+"""Default headers of every response."""
 
 
-class Front:
+class LimitsMiddleware:
     """An ASGI app around another."""
 
     def __init__(self, app: ASGIApp, config: ServiceConfig, metrics: Metrics) -> None:
         self._app, self._config, self._metrics = app, config, metrics
-        self._under_way = 0
+        self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -41,7 +41,7 @@ class Front:
             return
         started, status = time.perf_counter(), 500
 
-        async def send_on(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -50,8 +50,10 @@ class Front:
 
         self._count(1)
         try:
-            is_too_much = self._under_way > self._config.max_requests and scope["path"] not in ALWAYS
-            await (self._refuse if is_too_much else self._app)(scope, _Body(scope, receive, self._config, self._metrics), send_on)
+            is_refused = self._in_flight > self._config.max_requests and scope["path"] not in ALWAYS_ANSWERED
+            await (self._refuse if is_refused else self._app)(
+                scope, _LimitedBody(scope, receive, self._config, self._metrics), send_with_headers
+            )
         finally:
             self._count(-1)
             self._metrics.answered(_route(scope), _method(scope), status, time.perf_counter() - started)
@@ -60,31 +62,31 @@ class Front:
         await refusal("too many requests", self._config, self._metrics)(scope, receive, send)
 
     def _count(self, change: int) -> None:
-        self._under_way += change
-        self._metrics.in_flight.set(self._under_way)
+        self._in_flight += change
+        self._metrics.in_flight.set(self._in_flight)
 
 
 def refusal(reason: str, config: ServiceConfig, metrics: Metrics) -> JSONResponse:
-    """The answer to a request for which there is no room now."""
+    """The 503 response to a request beyond a limit."""
     metrics.rejected(reason)
     seconds = config.retry_after_s
     error = f"the service is busy ({reason}); ask again in {seconds} s"
     return JSONResponse({"error": error}, status_code=503, headers={"Retry-After": str(seconds)})
 
 
-class _Body:
-    """A request's body as it comes, refused once it is too large or too slow."""
+class _LimitedBody:
+    """The body of a request as it arrives; refused when it is too large or too slow."""
 
     def __init__(self, scope: Scope, receive: Receive, config: ServiceConfig, metrics: Metrics) -> None:
         self._receive, self._config, self._metrics = receive, config, metrics
-        told = Headers(scope=scope).get("content-length", "")
-        # Of a body that says its size nothing is read if that is too much.
-        self._size = int(told) if told.isdecimal() else 0
+        length = Headers(scope=scope).get("content-length", "")
+        # If the announced size is too large, nothing is read.
+        self._size = int(length) if length.isdecimal() else 0
         self._deadline = time.monotonic() + config.max_upload_s
-        self._read, self._is_whole = 0, False
+        self._read, self._is_complete = 0, False
 
     async def __call__(self) -> Message:
-        if self._is_whole:
+        if self._is_complete:
             return await self._receive()
         self._check(self._size)
         try:
@@ -92,16 +94,16 @@ class _Body:
                 message = await self._receive()
         except TimeoutError as error:
             self._metrics.rejected("upload too slow")
-            raise HTTPException(408, f"the upload has not come within {self._config.max_upload_s:g} s") from error
+            raise HTTPException(408, f"the upload has not arrived within {self._config.max_upload_s:g} s") from error
         self._read += len(message.get("body", b""))
-        self._is_whole = not message.get("more_body", False)
+        self._is_complete = not message.get("more_body", False)
         self._check(self._read)
         return message
 
     def _check(self, size: int) -> None:
         if size > self._config.max_upload_bytes:
             self._metrics.rejected("upload too large")
-            raise HTTPException(413, f"the upload is too large, at most {self._config.max_upload_bytes / MiB:g} MiB are taken")
+            raise HTTPException(413, f"the upload is too large, at most {self._config.max_upload_bytes / MiB:g} MiB are accepted")
 
 
 def _add_headers(message: MutableMapping[str, Any]) -> None:
@@ -111,7 +113,7 @@ def _add_headers(message: MutableMapping[str, Any]) -> None:
 
 
 def _route(scope: Scope) -> str:
-    """The route, never the path: what is asked for is not counted one by one."""
+    """The route, never the path: single images are not counted, for privacy."""
     return getattr(scope.get("route"), "path", "other")
 
 

@@ -86,7 +86,7 @@ def _add(app: FastAPI, path: str, content: Callable[[], bytes], media_type: str)
         body = content()
         tag = images.tag_of(body)
         headers = images.caching(tag) | {"Content-Security-Policy": POLICY}
-        if images.is_known(tag, request.headers.get("if-none-match", "")):
+        if images.matches(tag, request.headers.get("if-none-match", "")):
             return Response(status_code=304, headers=headers)
         return Response(body, media_type=media_type, headers=headers)
 

@@ -1,6 +1,6 @@
-"""One `dcdctl serve`: an index that is opened, a port that is bound, and a server until it is told to end.
+"""`dcdctl serve`: opens an index, binds a port and runs the server until it is stopped.
 
-What is wrong with either is said before torch is imported, which takes seconds.
+Errors of both are raised before torch is imported, which takes seconds.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
 @dataclass(frozen=True)
 class Started:
-    """What is known once the service answers."""
+    """The service once it answers."""
 
     url: str
     num_images: int
     is_loopback: bool
-    """Whether it is reached from this machine alone."""
+    """Whether it is reachable from this machine only."""
 
 
 def serve(
@@ -43,16 +43,15 @@ def serve(
     device: str,
     rerank: str | None = None,
     depth: int | None = None,
-    tell: Callable[[Started], None],
+    on_start: Callable[[Started], None],
 ) -> None:
-    """Answer searches of an index until SIGINT or SIGTERM; requests under way are answered first.
+    """Answer searches of an index until SIGINT or SIGTERM; requests in progress are answered first.
 
-    `tell` is called once the service can be asked. InputError if the port cannot be had, MissingError without the packages of the extra,
-    and
-    what `devices.choose` and `Searcher.open` raise.
+    `on_start` is called when the service accepts requests. InputError if the port is not available, MissingError without the packages of
+    the extra, and the errors of `devices.choose` and `Searcher.open`.
     """
     require()
-    # What a client sends in a wrong form is told to the client.
+    # Malformed uploads are reported to the client, not logged.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     with bound(config.host, config.port) as listener:
         Index.open(folder).check()  # a damaged file is an error now, and no query waits for the comparison
@@ -67,7 +66,7 @@ def serve(
         app = build(searcher, config, is_loopback=is_loopback)
         settings = uvicorn.Config(
             app,
-            # What is logged are failures; who asks for what is nobody's business.
+            # Logs failures only; requests are not logged, for privacy.
             log_config=None,
             access_log=False,
             server_header=False,
@@ -76,10 +75,10 @@ def serve(
             loop="asyncio",
             timeout_graceful_shutdown=math.ceil(config.shutdown_s),
         )
-        # From here on who connects waits for an answer, however long the server takes to begin.
+        # From here on clients can connect, and wait until the server has started.
         with _bind_errors(config.host, config.port):
             listener.listen(BACKLOG)
-        tell(Started(url_of(listener), searcher.index.num_images, is_loopback))
+        on_start(Started(url_of(listener), searcher.index.num_images, is_loopback))
         with _ended_by_signals():
             uvicorn.Server(settings).run(sockets=[listener])
 
@@ -91,7 +90,7 @@ def require() -> None:
 
 @contextmanager
 def bound(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that has the address, and does not listen yet; InputError if it cannot be had."""
+    """A socket bound to the address that does not listen yet; InputError if the address is not available."""
     with _bind_errors(host, port):
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, kind, protocol)
@@ -103,7 +102,7 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Where a socket is asked."""
+    """The URL of a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
@@ -113,25 +112,27 @@ def _bind_errors(host: str, port: int) -> Iterator[None]:
     try:
         yield
     except socket.gaierror as error:
-        raise InputError(f"host {host} is not known here ({error.strerror})", hint="--host 127.0.0.1 is this machine alone") from error
+        raise InputError(f"host {host} is not known here ({error.strerror})", hint="--host 127.0.0.1 is this machine only") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            hint = f"name another with --port {port + 1}, or --port 0 takes any that is free"
-            raise InputError(f"port {port} of {host} is taken by another program", hint=hint) from error
+            hint = f"name another with --port {port + 1}, or any free port with --port 0"
+            raise InputError(f"port {port} of {host} is used by another program", hint=hint) from error
         if error.errno == errno.EACCES:
-            raise InputError(f"port {port} may not be used by this user", hint="ports from 1024 on may: --port 8000") from error
-        raise InputError(f"{host}, port {port}, cannot be listened on ({error.strerror})", hint="--host wants an own address") from error
+            raise InputError(f"this user may not use port {port}", hint="use a port from 1024: --port 8000") from error
+        raise InputError(
+            f"cannot listen on {host}, port {port} ({error.strerror})", hint="--host must be an address of this machine"
+        ) from error
 
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """The server ends itself in order at these signals, and then raises them again: to end by one is no failure."""
+    """uvicorn stops cleanly at these signals and then raises them again, which is ignored: being stopped is not a failure."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)

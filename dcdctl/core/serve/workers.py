@@ -1,4 +1,4 @@
-"""The index that a service answers from, as it is now."""
+"""The work behind the routes: the current index, bounded thread pools, and batches of texts."""
 
 from __future__ import annotations
 
@@ -18,78 +18,78 @@ from dcdctl.core.search import INDEX_FILE, Answer, Index, Searcher
 from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.serve.metrics import Metrics
 
+T = TypeVar("T")
 Stamp = tuple[int, int, int]
+LATE = "waited too long"
 
 
 class LiveSearcher:
-    """A searcher whose index is opened anew when it has changed on disk, so that what was removed is not served on. For any thread."""
+    """A searcher that opens its index again when it has changed on disk, so that removed images are not served. Thread-safe."""
 
     def __init__(self, searcher: Searcher) -> None:
         self._path = searcher.index.folder / INDEX_FILE
         self._searcher = searcher
-        # The index may have changed since it was opened: at first it is not known to be what is on disk.
+        # The index may have changed on disk since it was opened, so it is opened again at first.
         self._stamp: Stamp | None = None
         self._lock = threading.Lock()
 
     def now(self) -> Searcher:
-        """The searcher of the index as it is on disk; while that is being changed, or cannot be used, of the index as it was."""
-        if (stamp := self._found()) not in (None, self._stamp):
+        """The searcher of the index on disk; of the last usable index while it is being changed or is damaged."""
+        if (stamp := self._read_stamp()) not in (None, self._stamp):
             with self._lock:
                 if stamp != self._stamp:
-                    self._searcher, self._stamp = self._opened(), stamp
+                    self._searcher, self._stamp = self._reopened(), stamp
         return self._searcher
 
-    def _found(self) -> Stamp | None:
+    def _read_stamp(self) -> Stamp | None:
         try:
-            found = self._path.stat()
+            status = self._path.stat()
         except OSError:
             return None
-        return (found.st_mtime_ns, found.st_ino, found.st_size)
+        return (status.st_mtime_ns, status.st_ino, status.st_size)
 
-    def _opened(self) -> Searcher:
+    def _reopened(self) -> Searcher:
         try:
             index = Index.open(self._path.parent)
             index.expect(self._searcher.index.fingerprint)
             index.check()
         except DcdError as error:
-            logging.getLogger("dcdctl").error("the index has changed, and the service answers from what it was: %s", error)
+            logging.getLogger("dcdctl").error(
+                "the index has changed, but cannot be used; the service continues with the previous one: %s", error
+            )
             return self._searcher
         return replace(self._searcher, index=index)
 
 
-T = TypeVar("T")
-LATE = "waited too long"
-
-
 class BusyError(Exception):
-    """There is more work than can wait; the argument is why, as the metrics count it."""
+    """The queue is full, or a call has waited too long; the argument is the reason in the metrics."""
 
 
 class Workers:
-    """Threads, and a bounded number of calls that they work for or that wait for them. Called from one event loop."""
+    """A thread pool with a bounded queue, used from one event loop."""
 
     def __init__(self, name: str, threads: int, max_waiting: int, max_wait_s: float, metrics: Metrics) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
-        self._max_under_way, self._max_wait_s = threads + max_waiting, max_wait_s
-        self._num_under_way = 0
+        self._num_slots, self._max_wait_s = threads + max_waiting, max_wait_s
+        self._num_used = 0
         self._gauge = metrics.under_way.labels(name)
 
     async def run(self, work: Callable[[], T]) -> T:
-        """What it returns or raises; BusyError where too many calls wait already, or where its turn comes too late."""
-        asked = time.monotonic()
+        """The result of a call; BusyError if the queue is full, or if the call has waited too long when its turn comes."""
+        queued = time.monotonic()
 
         def in_time() -> T:
-            if self.is_late(asked):
+            if self.is_late(queued):
                 raise BusyError(LATE)
             return work()
 
-        with self.place():
+        with self.slot():
             return await self.start(in_time)
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """One of the places of those who wait or are worked for; BusyError where none is free."""
-        if self._num_under_way >= self._max_under_way:
+    def slot(self) -> Iterator[None]:
+        """A slot for a call that waits or runs; BusyError if none is free."""
+        if self._num_used >= self._num_slots:
             raise BusyError("queue full")
         self._count(1)
         try:
@@ -98,93 +98,93 @@ class Workers:
             self._count(-1)
 
     def start(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        """Have it done in its turn."""
+        """Run a call in the pool."""
         return asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    def is_late(self, asked: float) -> bool:
-        """Whether what was asked for at that time of the monotonic clock has waited too long to be begun."""
-        return time.monotonic() - asked > self._max_wait_s
+    def is_late(self, queued: float) -> bool:
+        """Whether a call queued at this time of the monotonic clock has waited too long."""
+        return time.monotonic() - queued > self._max_wait_s
 
     def close(self) -> None:
-        """Begin nothing more, and wait for what has begun."""
+        """Cancel waiting calls and wait for running ones."""
         self._pool.shutdown(cancel_futures=True)
 
     def _count(self, change: int) -> None:
-        self._num_under_way += change
-        self._gauge.set(self._num_under_way)
+        self._num_used += change
+        self._gauge.set(self._num_used)
 
 
 @dataclass(frozen=True, eq=False)
-class _Query:
+class _WaitingText:
     text: str
     k: int
     answer: Future[Answer] = field(default_factory=Future)
-    asked: float = field(default_factory=time.monotonic)
+    queued: float = field(default_factory=time.monotonic)
 
 
 class _Batch:
-    """Texts that will be answered in one turn; others join until it begins, or is full."""
+    """Texts that are answered together; further texts may join until the batch starts or is full."""
 
-    def __init__(self, most: int) -> None:
-        self._queries: list[_Query] = []
-        self._most, self._has_begun = most, False
+    def __init__(self, max_size: int) -> None:
+        self._texts: list[_WaitingText] = []
+        self._max_size, self._has_started = max_size, False
         self._lock = threading.Lock()
 
-    def joined_by(self, query: _Query) -> bool:
-        """Whether there was still room."""
+    def add(self, text: _WaitingText) -> bool:
+        """Add a text; False if the batch has started or is full."""
         with self._lock:
-            if self._has_begun or len(self._queries) >= self._most:
+            if self._has_started or len(self._texts) >= self._max_size:
                 return False
-            self._queries.append(query)
+            self._texts.append(text)
             return True
 
-    def begin(self) -> list[_Query]:
-        """All that have joined; nobody does from now on."""
+    def start(self) -> list[_WaitingText]:
+        """The texts of the batch; no further text can join."""
         with self._lock:
-            self._has_begun = True
-            return self._queries
+            self._has_started = True
+            return self._texts
 
 
-class Texts:
-    """Texts that come while the model is busy are answered together once a thread is free; none waits for others to come."""
+class TextBatcher:
+    """Answers texts that arrive while the model is busy together, as soon as a thread is free. No text waits for others to arrive."""
 
     def __init__(self, searcher: LiveSearcher, workers: Workers, config: ServiceConfig, metrics: Metrics) -> None:
         self._searcher, self._workers, self._metrics = searcher, workers, metrics
-        # A second model takes each text by itself, and the first would wait for the last.
-        self._most = 1 if searcher.now().reranker is not None else config.max_batch
+        # A re-ranker processes each text by itself, so the first text would wait for the last.
+        self._max_size = 1 if searcher.now().reranker is not None else config.max_batch
         self._open = _Batch(0)
 
     async def answer(self, text: str, k: int) -> Answer:
-        """The k pictures nearest to a text. BusyError as `Workers.run` raises it, and what the searcher raises."""
-        with self._workers.place():
-            query = _Query(text, k)
-            if not self._open.joined_by(query):
-                self._open = _Batch(self._most)
-                self._open.joined_by(query)
+        """The k images nearest to a text. BusyError like `Workers.run`, and the errors of the searcher."""
+        with self._workers.slot():
+            waiting = _WaitingText(text, k)
+            if not self._open.add(waiting):
+                self._open = _Batch(self._max_size)
+                self._open.add(waiting)
                 self._workers.start(partial(self._answer_batch, self._open))
-            return await asyncio.wrap_future(query.answer)
+            return await asyncio.wrap_future(waiting.answer)
 
     def _answer_batch(self, batch: _Batch) -> None:
-        # Who gave up meanwhile is left out; from here on a future cannot be cancelled, and takes its answer.
-        queries = [query for query in batch.begin() if query.answer.set_running_or_notify_cancel()]
-        late = [query for query in queries if self._workers.is_late(query.asked)]
-        for query in late:
-            query.answer.set_exception(BusyError(LATE))
-        self._answer([query for query in queries if query not in late])
+        # Cancelled texts are left out; from here on a future cannot be cancelled.
+        texts = [text for text in batch.start() if text.answer.set_running_or_notify_cancel()]
+        late = [text for text in texts if self._workers.is_late(text.queued)]
+        for text in late:
+            text.answer.set_exception(BusyError(LATE))
+        self._answer([text for text in texts if text not in late])
 
-    def _answer(self, queries: Sequence[_Query]) -> None:
-        if not queries:
+    def _answer(self, texts: Sequence[_WaitingText]) -> None:
+        if not texts:
             return
         try:
-            answers = self._searcher.now().by_texts([query.text for query in queries], max(query.k for query in queries))
-        except Exception as error:  # whatever it is, it is raised where the text was asked for
-            if len(queries) == 1:
-                queries[0].answer.set_exception(error)
+            answers = self._searcher.now().by_texts([text.text for text in texts], max(text.k for text in texts))
+        except Exception as error:  # any error is raised in the request of its text
+            if len(texts) == 1:
+                texts[0].answer.set_exception(error)
                 return
-            # One of them cannot be answered, which the others need not know.
-            for query in queries:
-                self._answer([query])
+            # One text cannot be answered; the others can.
+            for text in texts:
+                self._answer([text])
             return
-        for query, answer in zip(queries, answers, strict=True):
-            self._metrics.searched(answer, len(queries))
-            query.answer.set_result(replace(answer, hits=answer.hits[: query.k]))
+        for text, answer in zip(texts, answers, strict=True):
+            self._metrics.searched(answer, len(texts))
+            text.answer.set_result(replace(answer, hits=answer.hits[: text.k]))
