@@ -1,4 +1,4 @@
-"""The built-in corpus: the same everywhere, disjoint splits, captions that only a model of order and binding can tell apart."""
+"""The built-in corpus: the same everywhere, disjoint splits, captions that need word order and binding."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_scenes():
     return list(islice(scenes.describe_scenes(0, "test"), NUM_TEST))
 
 
-def test_pictures_and_captions_are_the_same_in_another_process():
+def test_images_and_captions_are_the_same_in_another_process():
     code = "import sys; sys.path.insert(0, sys.argv[1]); from scene_digest import digest_of_scenes; print(digest_of_scenes(12))"
     environment = {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"}
     other = subprocess.run([sys.executable, "-c", code, str(SUPPORT)], env=environment, check=True, capture_output=True, text=True)
@@ -41,12 +41,12 @@ def family_key(scene):
     return tuple(sorted((thing.shape, thing.size) for thing in scene.objects)), tuple(sorted(thing.color for thing in scene.objects))
 
 
-def test_no_family_of_objects_stands_in_two_splits_of_any_seed():
+def test_no_family_of_objects_is_in_two_splits_of_any_seed():
     families = defaultdict(set)
     for seed in (0, 1, 2):
         for split in scenes.SPLIT_BUCKETS:
-            families[split] |= {family_key(one.scene) for one in islice(scenes.describe_scenes(seed, split), 800)}
-    assert all(len(found) >= 590 for found in families.values())  # 3 seeds x 200 families, hardly one twice
+            families[split] |= {family_key(item.scene) for item in islice(scenes.describe_scenes(seed, split), 800)}
+    assert all(len(keys) >= 590 for keys in families.values())  # 3 seeds x 200 families, hardly any twice
     assert not families["train"] & families["val"]
     assert not families["train"] & families["test"]
     assert not families["val"] & families["test"]
@@ -54,27 +54,27 @@ def test_no_family_of_objects_stands_in_two_splits_of_any_seed():
 
 def test_a_family_shares_its_words_and_nothing_else(test_scenes):
     for start in range(0, NUM_TEST, scenes.FAMILY_SIZE):
-        family = [one.scene for one in test_scenes[start : start + scenes.FAMILY_SIZE]]
+        family = [item.scene for item in test_scenes[start : start + scenes.FAMILY_SIZE]]
         assert len({family_key(scene) for scene in family}) == 1
         layouts = {frozenset((thing.shape, thing.color, thing.column, thing.row) for thing in scene.objects) for scene in family}
         assert len(layouts) == scenes.FAMILY_SIZE
 
 
 def test_captions_of_an_image_are_distinct(test_scenes):
-    assert all(len({statement.text for statement in one.statements}) == 5 for one in test_scenes)
+    assert all(len({statement.text for statement in item.statements}) == 5 for item in test_scenes)
 
 
 def test_a_statement_is_true_of_its_scene_and_false_of_its_three_siblings(test_scenes):
-    for i, one in enumerate(test_scenes):
+    for i, item in enumerate(test_scenes):
         start = i - i % scenes.FAMILY_SIZE
         family = [other.scene for other in test_scenes[start : start + scenes.FAMILY_SIZE]]
-        for statement in one.statements:
-            assert [statement.holds(scene) for scene in family] == [scene is one.scene for scene in family], statement.text
+        for statement in item.statements:
+            assert [statement.holds(scene) for scene in family] == [scene is item.scene for scene in family], statement.text
 
 
 def test_a_text_says_what_its_statement_says(test_scenes):
-    for one in test_scenes[:100]:
-        for statement in one.statements:
+    for item in test_scenes[:100]:
+        for statement in item.statements:
             assert any(phrase in statement.text for phrase in scenes.RELATIONS[statement.relation].phrases)
             for mention in (statement.subject, statement.object):
                 assert f"{mention.color} {mention.shape}" in statement.text
@@ -85,7 +85,7 @@ def test_a_text_says_what_its_statement_says(test_scenes):
 
 
 def bits(statement):
-    """How much a statement rules out."""
+    """The information in a statement, in bits."""
     relation = scenes.RELATIONS[statement.relation]
     of_relation = 1.3 if not relation.is_exact else 2.7 if relation.columns and relation.rows else 3.3
     sizes = sum(mention.size is not None for mention in (statement.subject, statement.object))
@@ -94,7 +94,7 @@ def bits(statement):
 
 
 def recalls_at_1(scores_CI, caption_image):
-    """Share of images whose best caption is their own, and of captions whose best image is theirs; a tie counts against."""
+    """Share of images whose best caption is their own, and of captions whose best image is theirs; ties count against them."""
     num_captions, num_images = scores_CI.shape
     is_own_CI = caption_image[:, None] == np.arange(num_images)
     best_own_I = np.where(is_own_CI, scores_CI, -np.inf).max(axis=0)
@@ -104,16 +104,16 @@ def recalls_at_1(scores_CI, caption_image):
     return 100 * np.mean(best_own_I > best_other_I), 100 * np.mean(own_C > best_other_C)
 
 
-def test_ties_count_against():
+def test_ties_count_against_the_query():
     assert recalls_at_1(np.ones((4, 2)), np.array([0, 0, 1, 1])) == (0, 0)
     assert recalls_at_1(np.array([[2.0, 1], [0, 1], [2, 0]]), np.array([0, 1, 1])) == (0, pytest.approx(200 / 3))
 
 
-def test_who_understands_everything_finds_nearly_everything(test_scenes):
-    captions = [(i, statement) for i, one in enumerate(test_scenes) for statement in one.statements]
+def test_a_model_that_understands_everything_finds_nearly_everything(test_scenes):
+    captions = [(i, statement) for i, item in enumerate(test_scenes) for statement in item.statements]
     scenes_with = defaultdict(set)
-    for i, one in enumerate(test_scenes):
-        for thing in one.scene.objects:
+    for i, item in enumerate(test_scenes):
+        for thing in item.scene.objects:
             scenes_with[thing.shape, thing.color].add(i)
     scores_CI = np.zeros((len(captions), NUM_TEST))
     for c, (_, statement) in enumerate(captions):
@@ -125,14 +125,14 @@ def test_who_understands_everything_finds_nearly_everything(test_scenes):
     assert image_retrieval >= 95
 
 
-def test_who_reads_only_words_does_not_find_the_image(test_scenes):
+def test_a_bag_of_words_does_not_find_the_image(test_scenes):
     synonyms = {word: size for size, words in scenes.SIZES.items() for word in words}
     vocabulary = {word: k for k, word in enumerate([*scenes.SHAPES, *scenes.COLORS, *scenes.SIZES])}
     words_IV = np.zeros((NUM_TEST, len(vocabulary)))
-    for i, one in enumerate(test_scenes):
-        for thing in one.scene.objects:
+    for i, item in enumerate(test_scenes):
+        for thing in item.scene.objects:
             words_IV[i, [vocabulary[word] for word in (thing.shape, thing.color, thing.size)]] = 1
-    captions = [(i, statement.text) for i, one in enumerate(test_scenes) for statement in one.statements]
+    captions = [(i, statement.text) for i, item in enumerate(test_scenes) for statement in item.statements]
     words_CV = np.zeros((len(captions), len(vocabulary)))
     for c, (_, text) in enumerate(captions):
         counts = Counter(synonyms.get(word, word) for word in text.split())
@@ -141,7 +141,7 @@ def test_who_reads_only_words_does_not_find_the_image(test_scenes):
                 words_CV[c, vocabulary[word]] = count
     words_CV /= words_CV.sum(axis=1, keepdims=True)
     scores_CI = words_CV @ words_IV.T
-    # The pictures of one family hold the same words: chance among four is the most there is to have.
+    # The images of a family have the same words, so nothing beats chance among four.
     scores_CI += np.random.default_rng(0).uniform(0, 1e-6, scores_CI.shape)
     _, image_retrieval = recalls_at_1(scores_CI, np.array([i for i, _ in captions]))
     assert 5 < image_retrieval < 35
