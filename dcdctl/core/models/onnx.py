@@ -153,8 +153,8 @@ def check_onnx(onnx: OnnxDual, model: DualEncoder, images: ImageBatch, texts: Te
         pairs = ((onnx.embed_images(images), model.embed_images(images)), (onnx.embed_texts(texts), model.embed_texts(texts)))
     difference = max(largest_difference(vectors, expected) for vectors, expected in pairs)
     if not difference <= LARGEST_DIFFERENCE:
-        found = f"ONNX Runtime's vectors differ from torch's by {difference:.1e}"
-        raise ModelError(f"{found}, expected at most {LARGEST_DIFFERENCE:.0e}", hint="this model cannot be served by ONNX Runtime")
+        problem = f"ONNX Runtime's vectors differ from torch's by {difference:.1e}"
+        raise ModelError(f"{problem}, expected at most {LARGEST_DIFFERENCE:.0e}", hint="this model cannot be served by ONNX Runtime")
     return difference
 
 

@@ -258,8 +258,8 @@ def word_piece(captions: Iterable[str], vocab_size: int = 2000) -> BertTokenizer
 def check_text_length(max_text_len: int, num_positions: int) -> int:
     """`max_text_len`; ModelError if the model has fewer text positions."""
     if max_text_len > num_positions:
-        found = f"max_text_len is {max_text_len}, but the model has {num_positions} text positions"
-        raise ModelError(found, hint=f"use at most {num_positions}")
+        problem = f"max_text_len is {max_text_len}, but the model has {num_positions} text positions"
+        raise ModelError(problem, hint=f"use at most {num_positions}")
     return max_text_len
 
 
@@ -278,8 +278,8 @@ def num_text_positions(config: Any) -> int:
 def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
     """ModelError if the tokenizer has more tokens than the model has embeddings."""
     if len(tokenizer) > vocab_size:
-        found = f"the tokenizer has {len(tokenizer):,} tokens, but the model's embedding table has {vocab_size:,} rows"
-        raise ModelError(found, hint="use the tokenizer the model was trained with: `--model-set tokenizer=FOLDER`")
+        problem = f"the tokenizer has {len(tokenizer):,} tokens, but the model's embedding table has {vocab_size:,} rows"
+        raise ModelError(problem, hint="use the tokenizer the model was trained with: `--model-set tokenizer=FOLDER`")
 
 
 @contextlib.contextmanager
