@@ -82,7 +82,7 @@ def _answer(index: str, text: str, ordered: float) -> None:
     with part("load"):
         model = models.load_dual(Path(index) / "model")
     with part("fingerprint"):
-        opened.expect(models.fingerprint(model))
+        opened.expect(model.digest)
     searcher = Searcher(opened, model, torch.device("cpu"))
     for suffix, words in (("", text), ("_again", f"{text} again")):
         processor = time.process_time()

@@ -128,7 +128,7 @@ def _train_teacher(out: Path, compute: Compute, track: Track) -> Path:
     run = training.start_run(out / "teacher-pretrained", first, "pretrain-teacher", {}, resume=True)
     training.pretrain(run, first, options=options, track=track)
     scorer = models.load_fusion(run.folder)
-    run = training.start_run(out / TEACHER_FOLDER, last, "grade-teacher", {"start": models.fingerprint(scorer)}, resume=True)
+    run = training.start_run(out / TEACHER_FOLDER, last, "grade-teacher", {"start": scorer.digest}, resume=True)
     training.grade(run, scorer, last, options=options, track=track)
     return run.folder
 

@@ -35,7 +35,7 @@ def test_a_saved_model_loads_bit_for_bit(model, pictures, captions, tmp_path, ca
         assert torch.equal(own, loaded), name
     # Where in memory the weights lie decides which kernel multiplies them, and so the last bit.
     assert_close(_outputs(again, pictures, captions), _outputs(model, pictures, captions), rtol=1e-6, atol=1e-6)
-    assert again.digest == model.digest == models.fingerprint(model)
+    assert again.digest == model.digest
     assert not again.training
     assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
     assert capfd.readouterr() == ("", "")

@@ -4,7 +4,7 @@ from .coattention import FusionSize
 from .coattention_scorer import CoAttentionScorer
 from .dual import DualModel
 from .frozen_dual import FrozenDual, new_frozen_dual
-from .load_save import check_ref, fingerprint, load, load_dual, load_fusion, save
+from .load_save import check_ref, load, load_dual, load_fusion, save
 from .onnx import (
     ONNX_OUTPUT,
     OnnxDual,
@@ -52,7 +52,6 @@ __all__ = [
     "dual_student",
     "every_other",
     "export_onnx",
-    "fingerprint",
     "hub_errors",
     "list_published",
     "load",

@@ -103,11 +103,6 @@ def save(model: Model, folder: Path, *, half: bool = False) -> None:
             weights.chmod((partial / SETTINGS_FILE).stat().st_mode)
 
 
-def fingerprint(model: Model) -> str:
-    """SHA-256, in hex, of all weights and of all settings that change a score."""
-    return model.digest
-
-
 def _locate(ref: str | Path) -> tuple[Literal["folder", "checkpoint", "published", "hub"], str]:
     """What a reference names, and the folder, file, name or Hub id that it is loaded from; ModelError if it names nothing."""
     path = Path(ref).expanduser()

@@ -98,8 +98,8 @@ class InputRefs:
             return None
         model = models.load_fusion(self.teacher, models.parse_overrides(self.model_set), track)
         if len(caches) == 1:
-            caches[0].check_teacher(models.fingerprint(model))
-        elif caches and models.fingerprint(model) not in {cache.plan["teacher"] for cache in caches}:
+            caches[0].check_teacher(model.digest)
+        elif caches and model.digest not in {cache.plan["teacher"] for cache in caches}:
             raise StaleError(
                 f"none of the caches was made with the teacher {self.teacher}", hint="name the teacher whose scores are cached"
             )
@@ -286,7 +286,7 @@ def _facts(training: _Training) -> dict[str, Any]:
         "corpus": opened.corpus.fingerprint,
         "split": opened.corpus.split,
         "cache": None if opened.scores is None else opened.scores.plan,
-        "start": models.fingerprint(training.model),
+        "start": training.model.digest,
         "precision": options.compute.precision,
         "features": None if options.compute.features is None else "float16",
         "validation": None if opened.validation is None else opened.validation.fingerprint,
