@@ -26,6 +26,7 @@ from dcdctl.core.config import build
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ModelError
+from dcdctl.core.models import Model
 from dcdctl.core.progress import Track, silent
 
 try:
@@ -157,7 +158,7 @@ def answer(request_json: str, begun: float) -> None:
     sys.stdout.write(json.dumps(parts) + "\n")
 
 
-def _answer_twice(model: Any, corpus: Corpus, request: ColdStartRequest, device: torch.device) -> tuple[float, float, float, float]:
+def _answer_twice(model: Model, corpus: Corpus, request: ColdStartRequest, device: torch.device) -> tuple[float, float, float, float]:
     """Seconds to encode, for the first and the second answer, and CPU seconds of the first."""
     steps = timed_model(model, request.batch_size)
     started = time.perf_counter()

@@ -26,7 +26,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.devices import ON_CPU, Compute, versions
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.models import FusionScorer
-from dcdctl.core.progress import Track, silent
+from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.scoring import Source, open_source
 from dcdctl.core.teacher import cache, candidates
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
@@ -239,7 +239,7 @@ def _count_unscored(path: Path) -> int:
     return int(np.isnan(read_pairs(path).score).sum())
 
 
-def score_pairs(job: CacheJob, image_P: Index, text_P: Index, advance: Any = None) -> NDArray[np.float32]:
+def score_pairs(job: CacheJob, image_P: Index, text_P: Index, advance: Advance | None = None) -> NDArray[np.float32]:
     """The teacher's scores of pairs, computed with the options of a job; StaleError if one is not finite."""
     found = scoring.score_pairs(job.teacher, job.source, image_P, text_P, compute=job.compute, advance=advance)
     if not np.isfinite(found).all():

@@ -29,6 +29,7 @@ from dcdctl.core import files, models
 from dcdctl.core.config import to_table
 from dcdctl.core.devices import versions
 from dcdctl.core.errors import InputError, MissingError, StaleError
+from dcdctl.core.models import Model
 
 KEPT_CHECKPOINTS = 2
 """One more than needed, in case the newest turns out damaged."""
@@ -173,9 +174,9 @@ def load_best(run: Run, model: nn.Module) -> None:
     _load_weights(run.folder / BEST_WEIGHTS, model)
 
 
-def finish(run: Run, model: Any, *, half: bool = False) -> None:
+def finish(run: Run, model: Model, *, half: bool = False) -> None:
     """Save the trained model in the run folder, atomically; its presence marks the run as finished."""
-    models.save(model.cpu(), run.model_folder, half=half)
+    models.save(model.to("cpu"), run.model_folder, half=half)
 
 
 def _unshared(model: nn.Module) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from dcdctl.core import data, models
 from dcdctl.core.devices import on_device
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.models import ImageBatch, Preprocess, TextBatch
+from dcdctl.core.models import FusionScorer, ImageBatch, Preprocessor, States, TextBatch
 from dcdctl.core.progress import Track, silent, step_bar
 from dcdctl.core.training import loop, runs
 from dcdctl.core.training.grad_cache import Objective
@@ -79,7 +79,7 @@ def candidate_texts(rng: np.random.Generator, num_families: int, other_negatives
     return torch.from_numpy(np.stack(columns, axis=1))
 
 
-def candidate_logits(scorer: Any, images: Any, texts: Any, text_ix_BK: Tensor) -> Tensor:
+def candidate_logits(scorer: FusionScorer, images: States, texts: States, text_ix_BK: Tensor) -> Tensor:
     """The logits of each image with its candidates, B x K."""
     num_images, num_candidates = text_ix_BK.shape
     image_ix_P = torch.arange(num_images, device=text_ix_BK.device).repeat_interleave(num_candidates)
@@ -147,7 +147,7 @@ class PretrainingBatch:
 class PretrainingBatches(Dataset[PretrainingBatch]):
     """Batches of new scenes; a batch is a function of seed and step."""
 
-    def __init__(self, preprocess: Preprocess, config: PretrainingConfig) -> None:
+    def __init__(self, preprocess: Preprocessor, config: PretrainingConfig) -> None:
         self.preprocess, self.config = preprocess, config
         self._content_ids, self._relation_ids = (
             torch.tensor(preprocess.tokenizer.convert_tokens_to_ids(list(words))) for words in (CONTENT_WORDS, RELATION_WORDS)
@@ -204,7 +204,7 @@ class PretrainingModel(nn.Module):
     The head over the vocabulary shares the word embeddings of the text.
     """
 
-    def __init__(self, scorer: Any) -> None:
+    def __init__(self, scorer: models.ViltScorer) -> None:
         super().__init__()
         self.scorer = scorer
         words = scorer.network.vilt.embeddings.text_embeddings.word_embeddings.weight
@@ -328,7 +328,7 @@ class GradingBatch:
 class GradingBatches(Dataset[GradingBatch]):
     """Batches of new scenes; a batch is a function of seed and step."""
 
-    def __init__(self, preprocess: Preprocess, config: GradingConfig) -> None:
+    def __init__(self, preprocess: Preprocessor, config: GradingConfig) -> None:
         self.preprocess, self.config = preprocess, config
 
     def __getitem__(self, step: int) -> GradingBatch:
@@ -351,7 +351,7 @@ class GradingBatches(Dataset[GradingBatch]):
 def grading_objective(config: GradingConfig) -> Objective:
     """Matching, and the squared error of the logits against the agreements."""
 
-    def parts(scorer: Any, batch: GradingBatch) -> dict[str, Tensor]:
+    def parts(scorer: FusionScorer, batch: GradingBatch) -> dict[str, Tensor]:
         images, texts = scorer.encode_images(batch.images), scorer.encode_texts(batch.texts)
         logits_BK = candidate_logits(scorer, images, texts, batch.text_ix_BK)
         return {
@@ -362,13 +362,13 @@ def grading_objective(config: GradingConfig) -> Objective:
     return parts
 
 
-def grade(run: Run, scorer: Any, config: GradingConfig, *, options: loop.TrainingOptions, track: Track = silent) -> None:
+def grade(run: Run, scorer: FusionScorer, config: GradingConfig, *, options: loop.TrainingOptions, track: Track = silent) -> None:
     """Train a pretrained teacher further, in place, and save it, in half precision, in the run's model folder."""
     if run.is_finished:
         return
     loop.train(
         run,
-        scorer.requires_grad_(True),
+        cast(nn.Module, scorer.requires_grad_(True)),
         GradingBatches(scorer.preprocess, config),
         grading_objective(config),
         config.optimizer,
