@@ -142,11 +142,11 @@ def test_a_batch_is_a_function_of_seed_and_step(kind, corpus, teacher, drawn):
     later = batches[41]
     _ = batches[0]
     fresh = pickle.loads(pickle.dumps(kind(CorpusSource(corpus, teacher.preprocess), config, 5, drawn)))[41]
-    other = kind(CorpusSource(corpus, teacher.preprocess), config, 6, drawn)[41]
+    second = kind(CorpusSource(corpus, teacher.preprocess), config, 6, drawn)[41]
     assert torch.equal(later.images.pixel_values, fresh.images.pixel_values)
     assert torch.equal(later.texts.input_ids, fresh.texts.input_ids)
     assert torch.equal(later.teacher_RC.nan_to_num(7), fresh.teacher_RC.nan_to_num(7))
-    assert not torch.equal(later.teacher_RC.nan_to_num(7), other.teacher_RC.nan_to_num(7))
+    assert not torch.equal(later.teacher_RC.nan_to_num(7), second.teacher_RC.nan_to_num(7))
 
 
 def test_each_image_and_caption_is_in_a_batch_once(corpus, drawn):
@@ -236,9 +236,9 @@ def test_a_batch_larger_than_the_split_is_an_error(corpus):
 
 
 def test_pictures_are_read_again_where_there_is_no_room_to_keep_them(corpus, drawn, monkeypatch):
-    kept, unkept = CorpusSource(corpus, Named(), memory_bytes=2**20), CorpusSource(corpus, Named())
-    one: Any = CandidateListBatches(kept, LISTS, 0, drawn)[0].images
-    other: Any = CandidateListBatches(unkept, LISTS, 0, drawn)[0].images
-    assert one == other
-    assert len(kept._pictures) == len(one)
-    assert not unkept._pictures
+    cached, uncached = CorpusSource(corpus, Named(), memory_bytes=2**20), CorpusSource(corpus, Named())
+    first: Any = CandidateListBatches(cached, LISTS, 0, drawn)[0].images
+    second: Any = CandidateListBatches(uncached, LISTS, 0, drawn)[0].images
+    assert first == second
+    assert len(cached._pictures) == len(first)
+    assert not uncached._pictures

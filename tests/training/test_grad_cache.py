@@ -76,8 +76,8 @@ def gradients_of(inputs: Inputs, kind: str, count: int, *, dropout: str = "0.0",
     model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher).train()
     micro_batch_plan = MicroBatchPlan(count, range(count))
     batch = distill.make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], micro_batch_plan)[step]
-    how = StepCompute(compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=micro_batch_plan)
-    values = backward(model, PairObjective(recipe.loss), batch, StepInfo(step=step, num_steps=4, seed=0), how)
+    options = StepCompute(compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=micro_batch_plan)
+    values = backward(model, PairObjective(recipe.loss), batch, StepInfo(step=step, num_steps=4, seed=0), options)
     return values, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
@@ -99,14 +99,14 @@ def test_a_micro_batch_holds_only_its_own_pictures(inputs):
         model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher)
         source = CorpusSource(inputs.corpus, model.preprocess)
         whole = distill.make_batches(source, recipe, inputs.caches[0])[0]
-        own = distill.make_batches(source, recipe, inputs.caches[0], MicroBatchPlan(4, range(2, 4)))[0]
-        assert [rows.total for rows in own.micro_batches[0].row_ranges] == (
+        local = distill.make_batches(source, recipe, inputs.caches[0], MicroBatchPlan(4, range(2, 4)))[0]
+        assert [rows.total for rows in local.micro_batches[0].row_ranges] == (
             [*map(len, (whole.images, whole.texts))] if "dual" in kind else [8]
         )
-        assert len(own.images) == len(own.texts) == 0
+        assert len(local.images) == len(local.texts) == 0
         if "all pairs" in kind:
-            assert [len(part.images) for part in own.micro_batches] == [2, 2]
-            assert torch.equal(own.micro_batches[1].images.pixel_values, whole.images.pixel_values[6:8])
+            assert [len(part.images) for part in local.micro_batches] == [2, 2]
+            assert torch.equal(local.micro_batches[1].images.pixel_values, whole.images.pixel_values[6:8])
 
 
 def trained(inputs: Inputs, kind: str, folder: Path, *sets: str, **options: object) -> training_runs.Run:
@@ -121,8 +121,8 @@ def weights(run: training_runs.Run) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", ["fusion lists", "dual all pairs"])
 @pytest.mark.parametrize("micro_batches", [2, 3])
 def test_a_training_in_micro_batches_is_the_training_of_the_whole(inputs, kind, micro_batches, tmp_path):
-    one, other = trained(inputs, kind, tmp_path / "one"), trained(inputs, kind, tmp_path / "other", micro_batches=micro_batches)
-    assert_same_training(one, other)
+    whole_run, split_run = trained(inputs, kind, tmp_path / "one"), trained(inputs, kind, tmp_path / "other", micro_batches=micro_batches)
+    assert_same_training(whole_run, split_run)
 
 
 def test_features_of_frozen_encoders_come_in_micro_batches_too(corpus, tmp_path):
@@ -139,37 +139,37 @@ def test_features_of_frozen_encoders_come_in_micro_batches_too(corpus, tmp_path)
     assert_same_training(*both)
 
 
-def assert_same_training(one: training_runs.Run, other: training_runs.Run) -> None:
+def assert_same_training(whole_run: training_runs.Run, split_run: training_runs.Run) -> None:
     """Within rounding; but AdamW divides by the gradient's size, so where that is rounding alone (a bias that softmax cancels, one number
     in a hundred others), the step is too."""
-    for before, after in zip(one.metrics(), other.metrics(), strict=True):
+    for before, after in zip(whole_run.metrics(), split_run.metrics(), strict=True):
         assert {**after, "seconds": 0} == pytest.approx({**before, "seconds": 0}, rel=1e-5, abs=1e-5)
-    found = weights(other)
-    for name, tensor in weights(one).items():
+    split_weights = weights(split_run)
+    for name, tensor in weights(whole_run).items():
         if not name.endswith("key.bias"):
-            assert int(((found[name] - tensor).abs() > 1e-6).sum()) <= max(1, 0.01 * tensor.numel()), name
+            assert int(((split_weights[name] - tensor).abs() > 1e-6).sum()) <= max(1, 0.01 * tensor.numel()), name
 
 
 def test_dropout_is_the_same_in_both_passes_and_another_in_each_micro_batch(inputs):
     """With dropout in both passes alike, the gradient is that of the loss: a step against it lowers the loss by its squared length."""
     recipe = training_recipe.load_recipe("tiny-student", [*KINDS["dual all pairs"], "model.dropout=0.3"])
     micro_batch_plan = MicroBatchPlan(2, range(2))
-    how = StepCompute(compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=micro_batch_plan)
+    options = StepCompute(compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=micro_batch_plan)
     model = initial_model.make_model(recipe, inputs.corpus.captions, None).train()
     batch = distill.make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], micro_batch_plan)[0]
-    moment = StepInfo(step=0, num_steps=4, seed=0)
-    before = backward(model, PairObjective(recipe.loss), batch, moment, how)["loss"]
+    info = StepInfo(step=0, num_steps=4, seed=0)
+    before = backward(model, PairObjective(recipe.loss), batch, info, options)["loss"]
     gradient = [None if parameter.grad is None else parameter.grad.clone() for parameter in model.parameters()]
-    squared = sum(float(one.square().sum()) for one in gradient if one is not None)
+    squared = sum(float(part.square().sum()) for part in gradient if part is not None)
     with torch.no_grad():
-        for parameter, one in zip(model.parameters(), gradient, strict=True):
-            if one is not None:
-                parameter -= 1e-3 / squared * one
-    after = backward(model, PairObjective(recipe.loss), batch, moment, how)["loss"]
+        for parameter, part in zip(model.parameters(), gradient, strict=True):
+            if part is not None:
+                parameter -= 1e-3 / squared * part
+    after = backward(model, PairObjective(recipe.loss), batch, info, options)["loss"]
     assert before - after == pytest.approx(1e-3, rel=0.05)
     drawn = []
     for part in (0, 1, None):
-        moment.seed_dropout(part)
+        info.seed_dropout(part)
         drawn.append(float(torch.rand(())))
     assert len(set(drawn)) == 3
 
@@ -177,10 +177,10 @@ def test_dropout_is_the_same_in_both_passes_and_another_in_each_micro_batch(inpu
 def test_half_precision_and_its_scale_go_with_micro_batches(inputs, tmp_path):
     for precision in ("bfloat16", "float16"):
         compute = Compute(precision=precision)
-        one = trained(inputs, "dual all pairs", tmp_path / f"{precision}-1", compute=compute)
+        whole_run = trained(inputs, "dual all pairs", tmp_path / f"{precision}-1", compute=compute)
         two = trained(inputs, "dual all pairs", tmp_path / f"{precision}-2", compute=compute, micro_batches=2)
-        assert one.metrics()[0]["loss"] == pytest.approx(two.metrics()[0]["loss"], rel=0.02)
-        assert one.metrics()[-1]["loss"] == pytest.approx(two.metrics()[-1]["loss"], rel=0.05)
+        assert whole_run.metrics()[0]["loss"] == pytest.approx(two.metrics()[0]["loss"], rel=0.02)
+        assert whole_run.metrics()[-1]["loss"] == pytest.approx(two.metrics()[-1]["loss"], rel=0.05)
 
 
 def test_what_cannot_be_split_is_refused(inputs, tmp_path):
@@ -198,11 +198,11 @@ def test_what_cannot_be_split_is_refused(inputs, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_activations_that_are_computed_again_change_no_number(inputs, kind, tmp_path):
-    kept = trained(inputs, kind, tmp_path / "kept", "model.dropout=0.1")
+    stored = trained(inputs, kind, tmp_path / "kept", "model.dropout=0.1")
     again = trained(inputs, kind, tmp_path / "again", "model.dropout=0.1", checkpoint_activations=True)
-    assert [{**line, "seconds": 0} for line in kept.metrics()] == [{**line, "seconds": 0} for line in again.metrics()]
-    assert all(torch.equal(tensor, weights(again)[name]) for name, tensor in weights(kept).items())
-    assert (kept.model_folder / "config.json").read_bytes() == (again.model_folder / "config.json").read_bytes()
+    assert [{**line, "seconds": 0} for line in stored.metrics()] == [{**line, "seconds": 0} for line in again.metrics()]
+    assert all(torch.equal(tensor, weights(again)[name]) for name, tensor in weights(stored).items())
+    assert (stored.model_folder / "config.json").read_bytes() == (again.model_folder / "config.json").read_bytes()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -233,7 +233,7 @@ def test_a_co_attention_network_computes_its_activations_again(corpus, vision, t
     images = scorer.preprocess.images(corpus.images([0, 1]))
     texts = scorer.preprocess.texts(corpus.captions[:3])
     pairs = torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 2, 2])
-    found = []
+    results = []
     for is_on in (False, True):
         if is_on:
             scorer.checkpoint_activations()
@@ -243,11 +243,11 @@ def test_a_co_attention_network_computes_its_activations_again(corpus, vision, t
             Saved.size = 0
             logits = scorer(images, texts, *pairs)
         logits.sum().backward()
-        found.append((logits.detach(), [p.grad.clone() for p in scorer.parameters() if p.grad is not None], Saved.size))
-    (logits, gradients, kept), (logits_again, gradients_again, kept_again) = found
+        results.append((logits.detach(), [p.grad.clone() for p in scorer.parameters() if p.grad is not None], Saved.size))
+    (logits, gradients, stored), (logits_again, gradients_again, stored_again) = results
     assert torch.equal(logits, logits_again)
-    assert all(torch.equal(one, other) for one, other in zip(gradients, gradients_again, strict=True))
-    assert kept_again < 0.8 * kept
+    assert all(torch.equal(*both) for both in zip(gradients, gradients_again, strict=True))
+    assert stored_again < 0.8 * stored
 
 
 SCRIPT = """
@@ -298,7 +298,7 @@ def together(inputs, calm, cache_folder, scenes_corpus_dir, tmp_path_factory) ->
     for name, (kind, more, options) in TOGETHER.items():
         places = ["--data", scenes_corpus_dir, "--cache", cache_folder, "--out", folder / name, "--device", "cpu"]
         places += ["--teacher", folder / "teacher"] if kind.startswith("fusion") else []
-        sets = [word for one in [*KINDS[kind], *SHORT, *MEASURED, *more] for word in ("--set", one)]
+        sets = [word for assignment in [*KINDS[kind], *SHORT, *MEASURED, *more] for word in ("--set", assignment)]
         commands.append(["distill", "tiny-student", *map(str, places), *sets, *options])
     done = launch(folder, commands)
     assert done.returncode == 0, done.stderr
@@ -344,7 +344,7 @@ def test_two_processes_draw_the_dropout_of_two_micro_batches(together, inputs, t
 def test_what_the_first_process_refuses_ends_the_others_without_a_traceback(inputs, tmp_path):
     trained(inputs, "dual all pairs", tmp_path / "run")
     commands = [["distill", "tiny-student", "--data", str(inputs.corpus.folder), "--out", str(tmp_path / "run"), "--device", "cpu"]]
-    commands[0] += [word for one in [*KINDS["dual all pairs"], "loss.terms={ infonce = 1.0 }"] for word in ("--set", one)]
+    commands[0] += [word for assignment in [*KINDS["dual all pairs"], "loss.terms={ infonce = 1.0 }"] for word in ("--set", assignment)]
     done = launch(tmp_path, commands)
     assert done.returncode != 0
     # The first that ends may be ended by torchrun before the other has said that it stops.

@@ -62,20 +62,20 @@ def test_it_is_told_what_the_run_folder_holds_and_a_run_that_goes_on_is_the_same
         )
 
     run = go()
-    ((options, told),) = server
+    ((options, wandb_run),) = server
     assert (options["project"], options["name"], options["id"], options["resume"]) == ("search", "run", None, "allow")
     assert options["config"] == run.facts()["recipe"]
-    assert told.lines == run.metrics()
-    assert [line["step"] for line in told.lines] == [0, 5, 10, 11]
-    assert "val_rsum" in told.lines[1]
-    assert told.axis == ("*", "step")
-    assert told.is_finished
+    assert wandb_run.lines == run.metrics()
+    assert [line["step"] for line in wandb_run.lines] == [0, 5, 10, 11]
+    assert "val_rsum" in wandb_run.lines[1]
+    assert wandb_run.axis == ("*", "step")
+    assert wandb_run.is_finished
     assert json.loads((run.folder / "wandb.json").read_text()) == {"project": "search", "id": "r4nd0m"}
     run.model_folder.rename(tmp_path / "model")
     go()
-    options, told = server[1]
+    options, wandb_run = server[1]
     assert options["id"] == "r4nd0m"
-    assert [line["step"] for line in told.lines] == [10, 11]
+    assert [line["step"] for line in wandb_run.lines] == [10, 11]
 
 
 def test_a_package_that_is_not_there_is_named_before_the_training(corpus, tmp_path, monkeypatch):

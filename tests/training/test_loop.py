@@ -139,8 +139,8 @@ def test_float16_keeps_its_loss_scale_in_the_checkpoint(tmp_path):
 
 def test_workers_change_no_number(tmp_path):
     _, alone = train(tmp_path / "alone", steps=12)
-    _, helped = train(tmp_path / "helped", steps=12, options=TrainingOptions(compute=Compute(workers=1)))
-    assert all(torch.equal(one, other) for one, other in zip(alone.parameters(), helped.parameters(), strict=True))
+    _, with_workers = train(tmp_path / "helped", steps=12, options=TrainingOptions(compute=Compute(workers=1)))
+    assert all(torch.equal(first, second) for first, second in zip(alone.parameters(), with_workers.parameters(), strict=True))
 
 
 SCRIPT = """

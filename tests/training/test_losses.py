@@ -222,7 +222,7 @@ def test_dcd_kl_weights_rows_by_how_many_columns_the_teacher_rules_out():
 def test_the_weights_of_dcd_kl_do_not_fade_as_the_batch_grows():
     teacher_QG, student_QG, scored_QG = draw(0, 4, 4, scale=3.0), draw(1, 4, 4), torch.ones(4, 4, dtype=torch.bool)
     # Blocks without scores between them: every row and column says what it said before.
-    teacher, student, scored = (torch.block_diag(*[one.float()] * 32) for one in (teacher_QG, student_QG, scored_QG))
+    teacher, student, scored = (torch.block_diag(*[tensor.float()] * 32) for tensor in (teacher_QG, student_QG, scored_QG))
     value = all_pairs.dcd_kl(student, teacher, scored > 0, temperature=1.0)
     assert_close(value, all_pairs.dcd_kl(student_QG, teacher_QG, scored_QG, temperature=1.0))
     assert not torch.isclose(value, all_pairs.kl(student_QG, teacher_QG, scored_QG, temperature=1.0), rtol=0.01)

@@ -92,8 +92,8 @@ def test_cprd_with_everything_plausible_is_the_likelihood_of_the_teachers_order(
             rows.append(sum(ranked[place:].logsumexp(0) - ranked[place] for place in range(3)))
         return torch.stack(rows).mean() / 3
 
-    found = relations.cprd(student, teacher, ALL, margin=math.inf)
-    assert_close(found, both_ways(one_way, student, teacher, ALL))
+    result = relations.cprd(student, teacher, ALL, margin=math.inf)
+    assert_close(result, both_ways(one_way, student, teacher, ALL))
 
 
 def test_cprd_pushes_the_implausible_down_and_leaves_the_positive_alone():
@@ -136,14 +136,14 @@ def _row_affinity(student: Tensor, teacher: Tensor, scored: Tensor, temperature:
     """One side of `affinity` by torch.corrcoef, pair by pair."""
     rows = []
     for i in range(len(student)):
-        own, wanted = [], []
+        student_R, teacher_R = [], []
         for k in range(len(student)):
             both = scored[i] & scored[k]
             if k != i and both.sum() >= 3:
-                own.append(torch.corrcoef(student[[i, k]][:, both])[0, 1])
-                wanted.append(torch.corrcoef(teacher[[i, k]][:, both])[0, 1])
-        if len(own) >= 2:
-            q, p = ((torch.stack(one) / temperature).log_softmax(0) for one in (own, wanted))
+                student_R.append(torch.corrcoef(student[[i, k]][:, both])[0, 1])
+                teacher_R.append(torch.corrcoef(teacher[[i, k]][:, both])[0, 1])
+        if len(student_R) >= 2:
+            q, p = ((torch.stack(tensor) / temperature).log_softmax(0) for tensor in (student_R, teacher_R))
             rows.append(functional.kl_div(q, p, reduction="sum", log_target=True))
     return torch.stack(rows).mean()
 
@@ -155,7 +155,7 @@ def test_affinity_is_that_of_pairwise_correlations():
     value = relations.affinity(student, teacher, scored, temperature=0.3)
     oracle = both_ways(lambda s, t, known: _row_affinity(s, t, known, 0.3), student, teacher, scored)
     assert_close(value, oracle, rtol=1e-4, atol=1e-5)
-    assert_close(*(torch.autograd.grad(one, student)[0] for one in (value, oracle)), rtol=1e-3, atol=1e-5)
+    assert_close(*(torch.autograd.grad(tensor, student)[0] for tensor in (value, oracle)), rtol=1e-3, atol=1e-5)
 
 
 @given(seed=SEEDS, factor=st.floats(0.1, 10), offset=st.floats(-20, 20))
@@ -180,8 +180,8 @@ def test_mse_pairs_is_the_mean_over_the_scored_pairs_and_weighs_each_by_its_row_
     assert_close(all_pairs.mse_pairs(student, teacher, scored, temperature=2.0), error[scored].mean())
     rows, columns = torch.rand(5), torch.rand(5)
     weighted = error * (rows[:, None] + columns) / 2
-    found = all_pairs.mse_pairs(student, teacher, scored, temperature=2.0, weights=Weights(rows, columns))
-    assert_close(found, weighted[scored].mean())
+    result = all_pairs.mse_pairs(student, teacher, scored, temperature=2.0, weights=Weights(rows, columns))
+    assert_close(result, weighted[scored].mean())
 
 
 def test_wsl_pairs_is_the_weighted_kl_div_of_torch():
@@ -192,14 +192,16 @@ def test_wsl_pairs_is_the_weighted_kl_div_of_torch():
         rows = []
         for i in range(5):
             rivals = [i, *(j for j in range(5) if j != i and not same[i, j])]
-            own, wanted = (functional.cross_entropy(one[i, rivals], torch.tensor(0)) for one in (student.detach(), teacher))
+            student_nll, teacher_nll = (
+                functional.cross_entropy(tensor[i, rivals], torch.tensor(0)) for tensor in (student.detach(), teacher)
+            )
             soft = functional.kl_div((student[i] / 3).log_softmax(0), (teacher[i] / 3).log_softmax(0), reduction="sum", log_target=True)
-            rows.append(9 * (1 - (-own / wanted).exp()) * soft)
+            rows.append(9 * (1 - (-student_nll / teacher_nll).exp()) * soft)
         return torch.stack(rows).mean()
 
     value, oracle = all_pairs.wsl_pairs(student, teacher, ALL, temperature=3.0, same_mask=same), both_ways(one_way, student, teacher, same)
     assert_close(value, oracle)
-    assert_close(*(torch.autograd.grad(one, student)[0] for one in (value, oracle)))
+    assert_close(*(torch.autograd.grad(tensor, student)[0] for tensor in (value, oracle)))
 
 
 def test_a_query_whose_positive_is_not_scored_has_no_confidence():
@@ -221,11 +223,11 @@ def test_weights_of_one_change_nothing_and_those_of_zero_leave_nothing(loss):
 def test_rows_are_weighted_by_rows_and_columns_by_columns(loss):
     student, teacher, scored = draw(0, 5, 5), draw(1, 5, 5), scored_some(2)
     rows, columns = torch.rand(5), torch.rand(5)
-    found = loss(student, teacher, scored, Weights(rows, columns))
-    assert_close(found, loss(student.T, teacher.T, scored.T, Weights(columns, rows)))
+    result = loss(student, teacher, scored, Weights(rows, columns))
+    assert_close(result, loss(student.T, teacher.T, scored.T, Weights(columns, rows)))
     twice = loss(student, teacher, scored, Weights(2 * rows, 2 * columns))
-    assert_close(twice, 2 * found)
-    assert abs(found - loss(student, teacher, scored, Weights(columns, rows))) > 1e-6
+    assert_close(twice, 2 * result)
+    assert abs(result - loss(student, teacher, scored, Weights(columns, rows))) > 1e-6
 
 
 @each_loss
@@ -233,7 +235,7 @@ def test_rows_are_weighted_by_rows_and_columns_by_columns(loss):
 @settings(max_examples=30, deadline=None)
 def test_the_order_of_the_batch_changes_no_loss(loss, seed, order):
     student, teacher, scored, rows = draw(seed, 5, 5), draw(seed + 1, 5, 5), scored_some(seed + 2), torch.rand(5)
-    moved = loss(*(one[order][:, order] for one in (student, teacher, scored)), Weights(rows[order], rows[order]))
+    moved = loss(*(tensor[order][:, order] for tensor in (student, teacher, scored)), Weights(rows[order], rows[order]))
     assert_close(moved, loss(student, teacher, scored, Weights(rows, rows)), rtol=1e-4, atol=1e-5)
 
 

@@ -51,16 +51,16 @@ def test_confidence_by_hand():
     assert weights.confidence(student_BK, teacher_BK).tolist() == pytest.approx(by_hand, rel=1e-5)
     # The positive elsewhere, and columns that are not known.
     known_BK = torch.tensor([[True, True, False, True], [True, False, True, True]])
-    found = weights.confidence(student_BK.roll(1, 1), teacher_BK.roll(1, 1), known_BK.roll(1, 1), torch.tensor([1, 2]))
+    result = weights.confidence(student_BK.roll(1, 1), teacher_BK.roll(1, 1), known_BK.roll(1, 1), torch.tensor([1, 2]))
     # Row 0 without its third column: log 2 / log 3. The positive of row 1 is not known.
-    assert found.tolist() == pytest.approx([1 - math.exp(-math.log(2) / math.log(3)), 0], rel=1e-5)
+    assert result.tolist() == pytest.approx([1 - math.exp(-math.log(2) / math.log(3)), 0], rel=1e-5)
 
 
 def test_confidence_at_its_limits():
     right, wrong, even = [60.0, 0.0], [0.0, 60.0], [0.0, 0.0]
     # Right already; as unsure as the teacher; far worse than a sure teacher; both as wrong as each other.
-    found = weights.confidence(torch.tensor([right, even, wrong, wrong]), torch.tensor([even, even, right, wrong]))
-    assert found.tolist() == pytest.approx([0, 1 - 1 / math.e, 1, 1 - 1 / math.e], abs=1e-6)
+    result = weights.confidence(torch.tensor([right, even, wrong, wrong]), torch.tensor([even, even, right, wrong]))
+    assert result.tolist() == pytest.approx([0, 1 - 1 / math.e, 1, 1 - 1 / math.e], abs=1e-6)
 
 
 def test_wsl_by_hand():
@@ -81,7 +81,7 @@ def test_wsl_is_the_weighted_kl_div_of_torch_and_the_weight_is_a_constant():
     oracle = torch.stack(rows).mean()
     value = lists.wsl(student_BN, teacher_BN, temperature=3.0)
     assert_close(value, oracle)
-    assert_close(*(torch.autograd.grad(one, student_BN)[0] for one in (value, oracle)))
+    assert_close(*(torch.autograd.grad(tensor, student_BN)[0] for tensor in (value, oracle)))
 
 
 def test_mse_leaves_out_what_is_missing():
@@ -111,16 +111,16 @@ def test_infonce_over_the_batch_by_hand():
     true_IT = torch.tensor([[True, True, False, False], [False, False, True, True], [False, False, False, True]])
     image_ix_BN, text_ix_BN = torch.tensor([[0, 0, 0], [2, 0, 0]]), torch.tensor([[0, 2, 3], [3, 3, 3]])
     rows = [math.log(1 + math.e + math.e**2), math.log(math.e**2 + math.e**3) - 3]
-    found = lists.infonce_hard(all_IT, true_IT, image_ix_BN, text_ix_BN)
-    assert found.item() == pytest.approx(sum(rows) / 2)
+    result = lists.infonce_hard(all_IT, true_IT, image_ix_BN, text_ix_BN)
+    assert result.item() == pytest.approx(sum(rows) / 2)
 
 
 def test_infonce_over_the_batch_is_the_ranking_loss_where_each_list_holds_all_there_is():
     all_IT, texts = draw(0, 3, 5), torch.tensor([[0, 1, 2, 3, 4], [3, 0, 1, 2, 4], [4, 3, 2, 1, 0]])
     images, true_IT = torch.arange(3)[:, None].expand(3, 5), torch.zeros(3, 5, dtype=torch.bool)
     true_IT[torch.arange(3), texts[:, 0]] = True
-    found = lists.infonce_hard(all_IT, true_IT, images, texts)
-    assert_close(found, lists.ground_truth(all_IT.gather(1, texts), "softmax"))
+    result = lists.infonce_hard(all_IT, true_IT, images, texts)
+    assert_close(result, lists.ground_truth(all_IT.gather(1, texts), "softmax"))
 
 
 def test_a_true_pair_elsewhere_in_the_batch_has_no_influence_on_infonce_over_the_batch():

@@ -98,13 +98,13 @@ def mined_in(batches: CandidateListBatches, step: int) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize(("direction", "wanted"), [("text", 4), ("image", 2)])
-def test_negatives_are_the_mined_ones_and_random_ones_where_these_are_too_few(pairs_corpus, hand_made, direction, wanted):
+@pytest.mark.parametrize(("direction", "num_mined"), [("text", 4), ("image", 2)])
+def test_negatives_are_the_mined_ones_and_random_ones_where_these_are_too_few(pairs_corpus, hand_made, direction, num_mined):
     batches = CandidateListBatches(Indices(pairs_corpus), replace(MINED, directions=(direction,)), 0, None).with_mined(
         MinedNegatives(hand_made, 4)
     )
     for step in range(4):
-        assert mined_in(batches, step) == [wanted] * 24
+        assert mined_in(batches, step) == [num_mined] * 24
         if direction == "image":
             images_BN, _ = lists_of(batches, step)
             assert all(len(set(images)) == 5 for images in images_BN)
@@ -128,23 +128,23 @@ def test_no_negative_is_the_querys_own_or_says_the_same_or_comes_twice(pairs_cor
     batches = CandidateListBatches(Indices(pairs_corpus), replace(MINED, random_negatives=8), 0, None).with_mined(
         MinedNegatives(guarded, per_list)
     )
-    told = [" ".join(caption.split()) for caption in pairs_corpus.captions]
+    texts_T = [" ".join(caption.split()) for caption in pairs_corpus.captions]
     for step in range(6):
         for images, texts in zip(*lists_of(batches, step), strict=True):
-            own = {told[text] for text in pairs_corpus.captions_of(images[0])}
+            positives = {texts_T[text] for text in pairs_corpus.captions_of(images[0])}
             if len(set(images)) == 1:
-                assert not own & {told[text] for text in texts[1:]}
+                assert not positives & {texts_T[text] for text in texts[1:]}
                 assert len(set(texts)) == 9
             else:
                 assert len(set(texts)) == 1
                 assert len(set(images)) == 9
-                assert not any(told[texts[0]] in {told[text] for text in pairs_corpus.captions_of(image)} for image in images[1:])
+                assert not any(texts_T[texts[0]] in {texts_T[text] for text in pairs_corpus.captions_of(image)} for image in images[1:])
 
 
 def test_where_there_are_no_others_random_ones_come_again(tmp_path):
     few = make_corpus(tmp_path / "corpus", [["a"], ["b"], ["c"]])
-    found = mined_for(Indices(few), Recipe(batch=MINED, candidates=CandidateConfig(per_query=1)), 1)
-    images, _ = lists_of(CandidateListBatches(Indices(few), replace(MINED, directions=("image",)), 0, None).with_mined(found), 0)
+    mined = mined_for(Indices(few), Recipe(batch=MINED, candidates=CandidateConfig(per_query=1)), 1)
+    images, _ = lists_of(CandidateListBatches(Indices(few), replace(MINED, directions=("image",)), 0, None).with_mined(mined), 0)
     assert all(set(row[1:]) == {0, 1, 2} - {row[0]} for row in images.tolist())
 
 
@@ -157,8 +157,8 @@ def test_before_the_first_mined_step_batches_are_those_of_random_negatives(pairs
 
 def test_a_recipes_shares_become_numbers(pairs_corpus):
     batch = BatchConfig(random_negatives=5, hard_negatives=1, negatives="mined", mined_share=0.5, mined_from=0.29)
-    found = mined_for(Indices(pairs_corpus), Recipe(batch=batch), 100)
-    assert (found.per_list, found.first_step) == (3, 29)
+    mined = mined_for(Indices(pairs_corpus), Recipe(batch=batch), 100)
+    assert (mined.per_list, mined.first_step) == (3, 29)
     least = mined_for(Indices(pairs_corpus), Recipe(batch=replace(batch, mined_share=0.01, mined_from=0.0)), 100)
     assert (least.per_list, least.first_step) == (1, 0)
 
@@ -236,13 +236,13 @@ def test_a_run_that_was_killed_goes_on_with_what_it_mined(corpus, tmp_path, monk
     whole = trained(corpus, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         trained(corpus, tmp_path / "killed", watch=killed_after_18)
-    kept = (tmp_path / "killed" / "mined.safetensors").read_bytes()
+    saved = (tmp_path / "killed" / "mined.safetensors").read_bytes()
     monkeypatch.setattr(candidates, "mine_candidates", lambda *_: pytest.fail("mined again"))
     assert trained(corpus, tmp_path / "killed", resume=True) == whole
     assert [line["step"] for line in whole] == [0, 10, 20, 24]
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
-    assert kept == (tmp_path / "killed" / "mined.safetensors").read_bytes() == (tmp_path / "whole" / "mined.safetensors").read_bytes()
+    assert saved == (tmp_path / "killed" / "mined.safetensors").read_bytes() == (tmp_path / "whole" / "mined.safetensors").read_bytes()
 
 
 def test_what_is_kept_is_what_was_mined(pairs_corpus, tmp_path):
@@ -254,7 +254,7 @@ def test_what_is_kept_is_what_was_mined(pairs_corpus, tmp_path):
     assert read.dropped == mined.dropped
     for name in ("texts_of_image", "images_of_text"):
         for part in ("offsets", "values"):
-            both = [getattr(getattr(one, name), part) for one in (mined, read)]
+            both = [getattr(getattr(lists, name), part) for lists in (mined, read)]
             assert np.array_equal(*both)
             assert both[0].dtype == both[1].dtype == np.int64
 
@@ -308,7 +308,7 @@ app(sys.argv[2:], prog_name="dcdctl")
 @pytest.mark.slow
 def test_of_two_processes_one_mines_and_both_draw_from_it(corpus, scenes_corpus_dir, tmp_path):
     (tmp_path / "script.py").write_text(TOGETHER)
-    sets = [word for one in [*SMALL, "optimizer.steps=25", "optimizer.save_every=8"] for word in ("--set", one)]
+    sets = [word for assignment in [*SMALL, "optimizer.steps=25", "optimizer.save_every=8"] for word in ("--set", assignment)]
     words = ["finetune-teacher", "tiny-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "run", "--device", "cpu", *sets]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tmp_path / "script.py", tmp_path]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -331,23 +331,23 @@ def test_vectors_of_features_are_those_of_the_pictures(corpus, tmp_path):
     (tmp_path / "run").mkdir()
     models.save(dual, tmp_path / "run" / "model")
     (tmp_path / "run" / "run.json").write_text("{}")
-    pictures = embed.embed_source(str(tmp_path / "run"), CorpusSource(corpus, dual.preprocess), torch.device("cpu"))
-    kept = features.open_or_build(tmp_path / "features", corpus, dual)
+    expected = embed.embed_source(str(tmp_path / "run"), CorpusSource(corpus, dual.preprocess), torch.device("cpu"))
+    stored = features.open_or_build(tmp_path / "features", corpus, dual)
     seen: list[str] = []
 
     def track(label: str, **_: Any) -> Any:
         seen.append(label)
         return silent(label, total=1, unit="")
 
-    found = embed.embed_source(str(tmp_path / "run"), kept, torch.device("cpu"), track)
+    vectors = embed.embed_source(str(tmp_path / "run"), stored, torch.device("cpu"), track)
     assert seen == ["embed features"]
     # float16 keeps three digits.
-    assert_close(found.images_ID, pictures.images_ID, rtol=0, atol=2e-3)
-    assert_close(found.texts_TD, pictures.texts_TD, rtol=0, atol=2e-3)
+    assert_close(vectors.images_ID, expected.images_ID, rtol=0, atol=2e-3)
+    assert_close(vectors.texts_TD, expected.texts_TD, rtol=0, atol=2e-3)
 
 
 def _finetune(data: Path, out: Path, *words: object) -> Any:
-    settings = [word for one in SETS for word in ("--set", one)]
+    settings = [word for assignment in SETS for word in ("--set", assignment)]
     line = ["finetune-teacher", "tiny-teacher", "--data", data, "--out", out, "--max-images", 8, *settings, *words, "--device", "cpu"]
     return CliRunner().invoke(app, [str(word) for word in line], catch_exceptions=False)
 
@@ -367,7 +367,7 @@ def _pretrained(name: str, corpus: Any, folder: Path) -> tuple[list[object], dic
 @pytest.mark.parametrize("name", ["vilt_tiny_a", "meter_tiny_a"])
 def test_a_pretraining_checkpoint_goes_on_from_its_matching_row_with_mined_negatives(name, scenes_corpus_dir, corpus, tmp_path):
     words, state = _pretrained(name, corpus, tmp_path)
-    mined = [word for one in [*MINE, "candidates.kind=lexical"] for word in ("--set", one)]
+    mined = [word for assignment in [*MINE, "candidates.kind=lexical"] for word in ("--set", assignment)]
     result = _finetune(scenes_corpus_dir, tmp_path / "run", *words, *mined)
     assert result.exit_code == 0, result.stderr
     losses = [line["ranking"] for line in runs.open_run(tmp_path / "run").metrics()]
@@ -384,7 +384,13 @@ def test_a_co_attention_teacher_mines_by_another_runs_vectors(scenes_corpus_dir,
     dual = models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=8), max_text_len=12)
     models.save(dual, tmp_path / "dual")
     sets = [*MINE, "candidates.kind=embedding", f"candidates.model={tmp_path / 'text'}", "batch.mined_from=0.5"]
-    result = _finetune(scenes_corpus_dir, tmp_path / "run", "--teacher", tmp_path / "pair", *[w for one in sets for w in ("--set", one)])
+    result = _finetune(
+        scenes_corpus_dir,
+        tmp_path / "run",
+        "--teacher",
+        tmp_path / "pair",
+        *[word for assignment in sets for word in ("--set", assignment)],
+    )
     assert result.exit_code == 0, result.stderr
     assert "embed captions" in result.stderr
     assert not models.load_fusion(tmp_path / "run").network.rank_output.weight.equal(

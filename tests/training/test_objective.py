@@ -103,9 +103,9 @@ def test_a_pair_that_matches_too_is_nobodys_negative_for_confidence():
     config = LossConfig(terms={"mse-pairs": 1.0}, schedules={"mse-pairs": "confidence"})
     rows, columns = weights.confidence_pairs(student, batch.teacher_RC, torch.ones(6, 6, dtype=torch.bool), same)
     by_hand = ((student - batch.teacher_RC).square() * (rows[:, None] + columns) / 2).mean()
-    found = loss_terms(student, replace(batch, same_RC=same), config, 1.0)["mse-pairs"]
-    assert_close(found, by_hand)
-    assert abs(found - loss_terms(student, batch, config, 1.0)["mse-pairs"]) > 1e-4
+    result = loss_terms(student, replace(batch, same_RC=same), config, 1.0)["mse-pairs"]
+    assert_close(result, by_hand)
+    assert abs(result - loss_terms(student, batch, config, 1.0)["mse-pairs"]) > 1e-4
 
 
 def test_confidence_on_lists_is_that_of_wsl():
@@ -180,12 +180,12 @@ def test_a_dual_models_hard_negatives_join_those_of_the_batch(corpus, dual):
     logits_IT, rows = dual.logit_scale * images @ texts.T, []
     for row in range(6):
         image, text = int(batch.image_ix_RC[row, 0]), int(batch.text_ix_RC[row, 0])
-        line, true, own = (
+        line, true, positive = (
             (logits_IT[image], batch.true_IT[image], text) if row % 2 == 0 else (logits_IT[:, text], batch.true_IT[:, text], image)
         )
-        rivals = [own, *(j for j in range(len(line)) if not true[j])]
+        rivals = [positive, *(j for j in range(len(line)) if not true[j])]
         assert len(rivals) > 4
-        rows.append(line[rivals].logsumexp(0) - line[own])
+        rows.append(line[rivals].logsumexp(0) - line[positive])
     assert_close(value, torch.stack(rows).mean())
 
 

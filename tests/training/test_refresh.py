@@ -67,9 +67,9 @@ def test_a_run_killed_between_refreshes_ends_with_the_same_losses_and_caches(inp
             run(sets, inputs, tmp_path / "killed")
     run(sets, inputs, tmp_path / "killed", resume=True)
     for step in (2, 4):
-        one, other = (teacher_cache.read_cache(tmp_path / name / "caches" / f"step-{step}") for name in ("whole", "killed"))
-        assert np.array_equal(one.text_P, other.text_P)
-        assert np.array_equal(one.score_P, other.score_P)
+        first, second = (teacher_cache.read_cache(tmp_path / name / "caches" / f"step-{step}") for name in ("whole", "killed"))
+        assert np.array_equal(first.text_P, second.text_P)
+        assert np.array_equal(first.score_P, second.score_P)
     weights = [torch.cat([p.flatten() for p in models.load(tmp_path / name).parameters()]) for name in ("whole", "killed")]
     assert torch.equal(*weights)
 
@@ -77,22 +77,22 @@ def test_a_run_killed_between_refreshes_ends_with_the_same_losses_and_caches(inp
 def test_a_dual_student_finds_what_is_nearest_by_its_vectors(corpus, teacher, inputs, tmp_path):
     dual = models.dual_student(models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16), corpus.captions)
     source = CorpusSource(corpus, dual.preprocess)
-    found = refresh.refresh_cache(inputs.caches[0], tmp_path / "new", dual, teacher, source, compute=Compute(), step=3)
+    refreshed = refresh.refresh_cache(inputs.caches[0], tmp_path / "new", dual, teacher, source, compute=Compute(), step=3)
     embedded = embed.embed_corpus(embed.of_dual(dual, CPU), corpus)
     nearest = candidates.mine_candidates(corpus, CandidateConfig(kind="embedding", model="it", per_query=4), embedded)
     for image in range(corpus.num_images):
         old = inputs.caches[0].candidates.texts_of_image[image].tolist()
-        assert set(found.candidates.texts_of_image[image].tolist()) == set(old) | set(nearest.texts_of_image[image].tolist())
+        assert set(refreshed.candidates.texts_of_image[image].tolist()) == set(old) | set(nearest.texts_of_image[image].tolist())
 
 
 def test_a_fusion_student_keeps_the_highest_of_a_pool_by_its_own_scores(corpus, teacher):
     source, config = CorpusSource(corpus, teacher.preprocess), CandidateConfig(per_query=3)
-    kept = refresh._hardest_of_pool(teacher, source, config, CPU)
+    saved = refresh._hardest_of_pool(teacher, source, config, CPU)
     pool = candidates.draw_candidates(corpus, CandidateConfig(per_query=12))
     for image in (0, 17, 31):
         texts = pool.texts_of_image[image]
         scores = pairs.score_pairs(teacher, source, np.full(len(texts), image), texts, compute=Compute())
-        assert kept.texts_of_image[image].tolist() == sorted(texts[np.argsort(-scores)[:3]].tolist())
+        assert saved.texts_of_image[image].tolist() == sorted(texts[np.argsort(-scores)[:3]].tolist())
 
 
 def test_what_a_refresh_needs_is_said_before_the_run_begins(inputs, corpus, tmp_path):
@@ -106,11 +106,11 @@ def test_what_a_refresh_needs_is_said_before_the_run_begins(inputs, corpus, tmp_
 
 def test_student_and_teacher_read_the_features_of_their_own_encoders(corpus, tmp_path, monkeypatch):
     pair, root = make_pair(corpus.captions, tmp_path / "pair"), tmp_path / "features"
-    kept = features.open_or_build(root, corpus, pair)
+    saved = features.open_or_build(root, corpus, pair)
     config = CandidateConfig(per_query=4)
     cache = build.build_cache(corpus, pair, tmp_path / "cache", config, compute=Compute(features=root))
-    own = {"vision": save_vision("map", tmp_path / "vision"), "text": save_text("distilbert", corpus.captions, tmp_path / "text")}
-    over = [*(f"model.{side}={ref}" for side, ref in own.items()), "model.frozen_encoders=true", "model.hidden_size=8"]
+    encoders = {"vision": save_vision("map", tmp_path / "vision"), "text": save_text("distilbert", corpus.captions, tmp_path / "text")}
+    over = [*(f"model.{side}={ref}" for side, ref in encoders.items()), "model.frozen_encoders=true", "model.hidden_size=8"]
     sets = ["model.kind=dual", "model.start=new", "model.layers=[]", *over, *DUAL[6:], "batch.refresh_steps=[2]", "optimizer.steps=3"]
     student = initial_model.make_model(recipe.load_recipe("tiny-student", sets), corpus.captions, None)
     features.open_or_build(root, corpus, student)
@@ -119,7 +119,7 @@ def test_student_and_teacher_read_the_features_of_their_own_encoders(corpus, tmp
     done = distill.train(job, Inputs(corpus, [cache], pair), options=TrainingOptions(compute=Compute(features=root)))
     new = teacher_cache.read_cache(done.folder / "caches" / "step-2")
     assert new.num_pairs > cache.num_pairs
-    expected = pairs.score_pairs(pair, kept, new.image_P, new.text_P, compute=Compute())
+    expected = pairs.score_pairs(pair, saved, new.image_P, new.text_P, compute=Compute())
     assert_close(torch.from_numpy(new.score_P), torch.as_tensor(expected), rtol=1e-5, atol=1e-5)
 
 

@@ -140,16 +140,16 @@ def test_a_checkpoint_brings_back_weights_moments_and_loss_scale_and_two_are_kep
     assert fresh.first.weight is fresh.second.weight
     step(model, optimizer)
     step(fresh, fresh_optimizer)
-    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), fresh.parameters(), strict=True))
+    assert all(torch.equal(trained, loaded) for trained, loaded in zip(model.parameters(), fresh.parameters(), strict=True))
 
 
 def test_no_checkpoint_is_step_0_and_one_of_another_model_is_refused(tmp_path):
     run, model = start(tmp_path / "run"), Tied()
     assert runs.load_checkpoint(run, model, optimizer_of(model)) == 0
     runs.save_checkpoint(run, 4, model, optimizer_of(model))
-    other = nn.Linear(3, 3)
+    loaded = nn.Linear(3, 3)
     with pytest.raises(StaleError, match=r"step-4 is of another model: it differs in bias"):
-        runs.load_checkpoint(run, other, optimizer_of(other))
+        runs.load_checkpoint(run, loaded, optimizer_of(loaded))
 
 
 def test_a_half_written_checkpoint_is_none_and_is_cleared_away(tmp_path):

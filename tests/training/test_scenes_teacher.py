@@ -28,7 +28,7 @@ SMALL = PretrainingConfig(
 
 @pytest.fixture(scope="module")
 def captions() -> list[str]:
-    return [line.text for index in range(300) for one in scenes.describe_family(1, "train", index) for line in one.statements]
+    return [line.text for index in range(300) for item in scenes.describe_family(1, "train", index) for line in item.statements]
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +68,14 @@ def test_in_half_of_the_captions_the_relation_is_masked_and_nothing_else(batches
 
 
 def test_places_are_those_of_the_objects_that_the_caption_names(batches: PretrainingBatches) -> None:
-    described = [one for index in range(4) for one in scenes.describe_family(SMALL.seed, "train", index)]  # those of step 0
+    described = [item for index in range(4) for item in scenes.describe_family(SMALL.seed, "train", index)]  # those of step 0
     batch = batches[0]
     tokenizer = batches.preprocess.tokenizer
-    for one, ids, places in zip(described, batch.texts.input_ids, batch.patches_BL, strict=True):
-        found = {tokenizer.convert_ids_to_tokens(int(ids[k])): int(places[k]) for k in (places != IGNORED).nonzero().flatten()}
-        assert len(found) == 2
-        cells = {thing.shape: thing.row * scenes.GRID + thing.column for thing in one.scene.objects}
-        assert found == {shape: cells[shape] for shape in found}
+    for item, ids, places in zip(described, batch.texts.input_ids, batch.patches_BL, strict=True):
+        patches = {tokenizer.convert_ids_to_tokens(int(ids[k])): int(places[k]) for k in (places != IGNORED).nonzero().flatten()}
+        assert len(patches) == 2
+        cells = {drawn_object.shape: drawn_object.row * scenes.GRID + drawn_object.column for drawn_object in item.scene.objects}
+        assert patches == {shape: cells[shape] for shape in patches}
 
 
 def test_every_content_word_is_one_token(captions: list[str]) -> None:
@@ -84,9 +84,9 @@ def test_every_content_word_is_one_token(captions: list[str]) -> None:
 
 
 def test_object_labels_name_what_lies_in_each_cell() -> None:
-    thing = scenes.SceneObject("heart", "teal", "large", column=2, row=1, shift=(0.0, 0.0))
-    labels = scenes_teacher._object_labels(scenes.Scene((thing,), scenes.BACKGROUNDS[0]))
-    assert [known[place] for known, place in zip(OBJECT_WORDS, labels[1 * 4 + 2].tolist(), strict=True)] == ["heart", "teal", "large"]
+    drawn_object = scenes.SceneObject("heart", "teal", "large", column=2, row=1, shift=(0.0, 0.0))
+    labels = scenes_teacher._object_labels(scenes.Scene((drawn_object,), scenes.BACKGROUNDS[0]))
+    assert [known[index] for known, index in zip(OBJECT_WORDS, labels[1 * 4 + 2].tolist(), strict=True)] == ["heart", "teal", "large"]
     assert (labels == IGNORED).sum() == 15 * 3
 
 

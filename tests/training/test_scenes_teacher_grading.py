@@ -21,7 +21,7 @@ SMALL = GradingConfig(families=3, other_negatives=2, optimizer=OptimizerConfig(l
 
 @pytest.fixture(scope="module")
 def teacher() -> models.ViltScorer:
-    captions = [line.text for index in range(100) for one in scenes.describe_family(1, "train", index) for line in one.statements]
+    captions = [line.text for index in range(100) for item in scenes.describe_family(1, "train", index) for line in item.statements]
     size = models.ViltSize(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, hidden_dropout_prob=0.0)
     return scenes_teacher.new_teacher(scenes_teacher.PretrainingConfig(model=size), captions)
 

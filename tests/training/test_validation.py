@@ -46,7 +46,7 @@ def test_a_model_is_measured_every_so_often_and_at_the_end(measured, val):
     assert [line["step"] for line in lines] == [3, 7, 11]
     for line in lines:
         assert line["loss"] > 0
-        assert line["val_rsum"] == pytest.approx(sum(line[f"val_{way}_r{k}"] for way in ("text", "image") for k in (1, 5, 10)))
+        assert line["val_rsum"] == pytest.approx(sum(line[f"val_{direction}_r{k}"] for direction in ("text", "image") for k in (1, 5, 10)))
     sums = [line["val_rsum"] for line in lines]
     assert [line["val_best_rsum"] for line in lines] == [max(sums[: k + 1]) for k in range(3)]
 
