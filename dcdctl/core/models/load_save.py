@@ -2,6 +2,9 @@
 
 A folder with config.json is loaded by the family that the `model_type` there names. A folder that `save` wrote also has dcdctl.json, with
 the settings that no other file holds.
+
+A new family is a module with a subclass of `FusionModel` or `DualModel` and a loader, one line in `FAMILIES`, and one in
+tests/models/test_contract.py.
 """
 
 from __future__ import annotations
