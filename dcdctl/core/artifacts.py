@@ -63,8 +63,7 @@ class Kind:
             if (folder / self.plan_file).is_file():
                 raise self.missing(f"the {self.name} in {folder} is not finished", hint=f"{self.make_again}: it resumes")
             raise self.missing(f"there is no {self.name} in {folder} (no {self.seal_file})", hint=self.make)
-        hint = f"delete it and {self.make_again}" if self.keeps_plan else self.remake
-        document = files.read_json(path, error=self.error, hint=hint)
+        document = files.read_json(path, error=self.error, hint=self._repair(path))
         if (found := document.get("format")) != self.format:
             raise self.error(f"{path} is of format {found!r}, this dcdctl reads format {self.format}", hint=self.remake)
         return document
@@ -95,8 +94,13 @@ class Kind:
 
     def damaged(self, path: Path, reason: str) -> DcdError:
         """The error that says that a part is damaged, and how to make it again."""
-        hint = f"delete {path.name} and {self.seal_file} there and {self.make_again}" if self.keeps_plan else self.remake
-        return self.error(f"{path} is damaged: {reason}", hint=hint)
+        return self.error(f"{path} is damaged: {reason}", hint=self._repair(path))
+
+    def _repair(self, path: Path) -> str:
+        """The hint to make a damaged file again."""
+        if not self.keeps_plan:
+            return self.remake
+        return f"delete {'it' if path.name == self.seal_file else f'{path.name} and {self.seal_file} there'} and {self.make_again}"
 
     @property
     def remake(self) -> str:

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +27,8 @@ from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError
 from dcdctl.core.scoring import features, open_or_build
 from dcdctl.core.search import Index, commit
 from dcdctl.core.teacher import CandidateConfig, build, read_cache
+from dcdctl.core.training import negatives
+from dcdctl.core.training.recipe import BatchConfig, Recipe
 
 TOY = Kind(
     name="toy",
@@ -301,7 +305,18 @@ def make_index(folder, corpus, monkeypatch) -> Made:
     return Made(sorted(path for path in index.folder.rglob("*") if path.is_file() and path.name != "index.json"), read)
 
 
-MADE = {"index": make_index, "corpus": make_corpus, "cache": make_cache, "features": make_features}
+def make_negatives(folder, corpus, monkeypatch) -> Made:
+    recipe = Recipe(batch=BatchConfig(negatives="mined"), candidates=CandidateConfig(per_query=8))
+    source: Any = SimpleNamespace(corpus=corpus)
+    negatives.save_mined(folder / "run", negatives.mine(source, recipe), corpus, recipe)
+    monkeypatch.setattr(negatives, "mine", lambda *arguments: pytest.fail("mined again"))
+    return Made([folder / "run" / negatives.FILE], lambda: negatives.read_or_mine(folder / "run", source, recipe))
+
+
+MADE = {"index": make_index, "negatives": make_negatives, "corpus": make_corpus, "cache": make_cache, "features": make_features}
+
+SEALED = [name for name in MADE if name != "negatives"]
+"""Those with a seal beside their parts; mined negatives are one file with a checksum of its own."""
 
 
 @pytest.fixture(params=MADE)
@@ -320,6 +335,7 @@ def test_a_flipped_byte_in_any_part_is_an_error_that_names_the_file(made):
     made.read()
 
 
+@pytest.mark.parametrize("made", SEALED, indirect=True)
 def test_swapped_parts_are_an_error(made):
     first, second = sorted(made.parts, key=lambda path: path.stat().st_size)[-2:]
     whole = first.read_bytes(), second.read_bytes()
@@ -330,6 +346,7 @@ def test_swapped_parts_are_an_error(made):
         made.read()
 
 
+@pytest.mark.parametrize("made", SEALED, indirect=True)
 def test_every_part_is_hashed_once_per_process(made, monkeypatch):
     hashed = count_hashes(monkeypatch)
     made.read()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import contents, make_teacher
 
-from dcdctl.core import models
+from dcdctl.core import files, models
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, MissingError, ModelError, StaleError
 from dcdctl.core.scoring import CorpusSource
@@ -131,6 +131,13 @@ def test_a_finished_run_is_left_alone(inputs, tmp_path):
     with pytest.raises(StaleError, match=r"another inputs\.precision \(float32, not bfloat16\)"):
         distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run", resume=True), inputs, options=half)
     assert contents(tmp_path / "run") == before
+
+
+def test_a_run_that_another_process_trains_is_refused(inputs, tmp_path):
+    job = TrainingJob("distill", "tiny-student", [*DUAL, terms("infonce"), "optimizer.steps=1"], tmp_path / "run", resume=True)
+    with files.lock(tmp_path / "run"), pytest.raises(StaleError, match=r"another run is writing to .*run; wait until it ends"):
+        distill.train(job, inputs, options=OPTIONS)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_finetuning_lowers_the_ranking_loss_and_leaves_the_model_it_starts_from(corpus, teacher, tmp_path):

@@ -262,14 +262,14 @@ def test_what_is_kept_is_what_was_mined(pairs_corpus, tmp_path):
 def test_negatives_of_another_run_and_damaged_ones_are_refused(corpus, tmp_path):
     trained(corpus, tmp_path / "run", "optimizer.steps=1")
     for other, sets, message in (
-        (corpus.subset(8), [], f"another corpus ({corpus.fingerprint}, not {corpus.subset(8).fingerprint})"),
+        (corpus.subset(8), [], f"another corpus ({corpus.fingerprint[:12]}, not {corpus.subset(8).fingerprint[:12]})"),
         (corpus, ["candidates.seed=3"], "another candidates.seed (0, not 3)"),
-        (corpus, ['batch.directions=["text"]'], "another candidates.directions (['text', 'image'], not ['text'])"),
+        (corpus, ['batch.directions=["text"]'], 'another candidates.directions (["text", "image"], not ["text"])'),
     ):
         recipe = training_recipe.load_recipe("tiny-teacher", [*SMALL, *sets])
-        with pytest.raises(StaleError, match=re.escape(f"mined.safetensors was mined with {message}; name another folder with --out")):
+        with pytest.raises(StaleError, match=re.escape(f"mined.safetensors was made with {message}; name another folder with --out")):
             negatives.read_or_mine(tmp_path / "run", Indices(other), recipe)
-    with pytest.raises(StaleError, match=re.escape("was mined with another corpus")):
+    with pytest.raises(StaleError, match=re.escape("was made with another corpus")):
         trained(corpus.subset(8), tmp_path / "run", "optimizer.steps=1", resume=True)
     path = tmp_path / "run" / "mined.safetensors"
     whole = path.read_bytes()

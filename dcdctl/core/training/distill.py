@@ -167,17 +167,19 @@ class _Schedule:
 def train(job: TrainingJob, inputs: TrainingInputs, *, options: TrainingOptions, track: Track = silent, watch: Watch | None = None) -> Run:
     """Train a model and return its finished run; `watch` sees the steps, `track` the other work, and also the steps if `watch` is None.
 
-    Raises what `resolve` raises before it opens anything, and then what the files and the models raise.
+    Raises what `resolve` raises before it opens anything, StaleError if another run is writing to the folder, and then what the files and
+    the models raise.
     """
     plan = resolve(job, inputs, options)
-    opened = _open_files(plan, inputs)
-    training = _load_models(plan, opened, inputs, track)
-    batches = make_batches(training.source, plan.recipe, opened.scores, options.micro_batch_plan)
-    num_steps = count_steps(plan.recipe, batches.batches_per_epoch)
-    schedule = _schedule(plan.recipe, num_steps, opened.scores, training.teacher)
-    run, batches = _start_run(training, batches, num_steps, track)
-    if not run.is_finished:
-        _run_steps(training, run, batches, schedule, track, watch or step_bar(track))
+    with files.lock(job.out, distributed.rank()):
+        opened = _open_files(plan, inputs)
+        training = _load_models(plan, opened, inputs, track)
+        batches = make_batches(training.source, plan.recipe, opened.scores, options.micro_batch_plan)
+        num_steps = count_steps(plan.recipe, batches.batches_per_epoch)
+        schedule = _schedule(plan.recipe, num_steps, opened.scores, training.teacher)
+        run, batches = _start_run(training, batches, num_steps, track)
+        if not run.is_finished:
+            _run_steps(training, run, batches, schedule, track, watch or step_bar(track))
     return run
 
 

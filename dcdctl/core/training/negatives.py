@@ -19,21 +19,29 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from dcdctl.core import distributed, files, scoring, teacher
+from dcdctl.core import artifacts, distributed, scoring, teacher
+from dcdctl.core.artifacts import Build, Kind
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, Direction, RaggedArray
 from dcdctl.core.devices import CPU
-from dcdctl.core.errors import ConfigError, MissingError, StaleError
+from dcdctl.core.errors import ConfigError, MissingError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import Source
 from dcdctl.core.teacher import CandidateConfig, Candidates, Index
 from dcdctl.core.training.recipe import Recipe
 
-FORMAT = 1
 FILE = "mined.safetensors"
-"""In a run's folder: `offsets` (int64) and `values` (int32) of each of LISTS; in the header, what they depend on and a checksum."""
+"""In a run's folder: `offsets` (int64) and `values` (int32) of each of LISTS; in the header, the plan and a checksum."""
+MINED = Kind(
+    name="mined negatives",
+    format=1,
+    seal_file=FILE,
+    files=(FILE,),
+    make="resume with --resume",
+    make_again="resume with --resume: it is mined again",
+)
+"""The only part is its own seal."""
 LISTS = ("texts_of_image", "images_of_text")
-MINE_AGAIN = "delete it and resume with --resume: it is mined again"
 MAX_DRAW_ROUNDS = 50
 """Maximum number of rejection-sampling rounds before the population counts as exhausted."""
 
@@ -98,33 +106,33 @@ def read_or_mine(folder: Path, source: Source, recipe: Recipe, device: torch.dev
     belongs to another run then. For the same reason a candidates.model that has changed under its name is not used again. StaleError if the
     file is damaged.
     """
-    path = folder / FILE
-    if not path.exists():
+    build = Build(folder, _plan(source.corpus, recipe), MINED)
+    if not build.is_sealed:
         return mine(source, recipe, device, track)
+    path = folder / FILE
     try:
         with safe_open(path, framework="np") as file:
-            saved = json.loads((file.metadata() or {}).get("mined", "{}"))
-            for key, expected in _plan(source.corpus, recipe).items():
-                if saved.get(key) != expected:
-                    message = f"{path} was mined with another {key} ({saved.get(key)}, not {expected})"
-                    raise StaleError(message, hint="name another folder with --out")
+            header = json.loads((file.metadata() or {})["mined"])
+            artifacts.expect(path, header, build.plan, hint="name another folder with --out")
             parts = {name: [file.get_tensor(f"{name}.{part}").astype(np.int64) for part in ("offsets", "values")] for name in LISTS}
-    except SafetensorError as error:
-        raise StaleError(f"{path} is damaged: {error}", hint=MINE_AGAIN) from error
-    mined = Candidates(**{name: RaggedArray(*part) for name, part in parts.items()}, dropped=saved["dropped"])
-    if _checksum(mined) != saved["checksum"]:
-        raise StaleError(f"{path} is damaged: its checksum is another", hint=MINE_AGAIN)
+        mined = Candidates(**{name: RaggedArray(*part) for name, part in parts.items()}, dropped=header["dropped"])
+        is_damaged = _checksum(mined) != header["checksum"]
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise MINED.damaged(path, str(error)) from error
+    if is_damaged:
+        raise MINED.damaged(path, "its checksum is another")
     return mined
 
 
 def save_mined(folder: Path, mined: Candidates, corpus: Corpus, recipe: Recipe) -> None:
     """Save mined negatives in a run's folder, atomically, unless they are there already."""
-    if not (folder / FILE).exists():
-        header = {**_plan(corpus, recipe), "dropped": mined.dropped, "checksum": _checksum(mined)}
+    build = Build(folder, _plan(corpus, recipe), MINED)
+    if not build.is_sealed:
+        header = {**build.plan, "dropped": mined.dropped, "checksum": _checksum(mined)}
         named = list(zip(LISTS, (mined.texts_of_image, mined.images_of_text), strict=True))
         arrays = {f"{name}.offsets": lists.offsets for name, lists in named}
         arrays |= {f"{name}.values": lists.values.astype(np.int32) for name, lists in named}
-        with files.atomic_path(folder / FILE) as partial:
+        with build.write(FILE) as partial:
             partial.write_bytes(save(arrays, metadata={"mined": json.dumps(header)}))
 
 
@@ -135,7 +143,7 @@ def _config(recipe: Recipe) -> CandidateConfig:
 def _plan(corpus: Corpus, recipe: Recipe) -> dict[str, Any]:
     """Everything that mined negatives depend on, as JSON values."""
     settings = {f"candidates.{name}": value for name, value in to_table(_config(recipe)).items()}
-    return {"format": FORMAT, "corpus": corpus.fingerprint, **settings}
+    return {"format": MINED.format, "corpus": corpus.fingerprint, **settings}
 
 
 def _checksum(mined: Candidates) -> int:

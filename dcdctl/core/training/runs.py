@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dcdctl.core import files, models
+from dcdctl.core import artifacts, files, models
 from dcdctl.core.config import to_table
 from dcdctl.core.devices import versions
 from dcdctl.core.errors import InputError, MissingError, StaleError
@@ -98,11 +98,7 @@ def _check_taken(folder: Path, facts: dict[str, Any], *, resume: bool) -> None:
     if (folder / "run.json").exists():
         if not resume:
             raise StaleError(f"{folder} already holds a run", hint="resume with --resume, or name another folder with --out")
-        saved = Run(folder).facts()
-        for key, value in facts.items():
-            if saved.get(key) != value:
-                difference = _first_difference(saved.get(key), value, key)
-                raise StaleError(f"{folder} was started with another {difference}", hint="name another folder with --out")
+        artifacts.expect(folder, Run(folder).facts(), facts, hint="name another folder with --out")
     elif not files.is_vacant(folder):
         raise StaleError(f"{folder} holds something that is not a run", hint="name another folder with --out")
 
@@ -184,12 +180,3 @@ def _unshared(model: nn.Module) -> dict[str, Tensor]:
     first: dict[int, str] = {}
     state = model.state_dict()
     return {name: tensor for name, tensor in state.items() if first.setdefault(tensor.data_ptr(), name) == name}
-
-
-def _first_difference(saved: Any, requested: Any, name: str) -> str:
-    """The dotted name of the first value that differs, with both values."""
-    if isinstance(saved, dict) and isinstance(requested, dict):
-        for key in {**saved, **requested}:
-            if saved.get(key) != requested.get(key):
-                return _first_difference(saved.get(key), requested.get(key), f"{name}.{key}")
-    return f"{name} ({saved}, not {requested})"
