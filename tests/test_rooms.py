@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evaluation": ("data", "models", "scoring"),
     "training": ("data", "models", "scoring", "teacher", "evaluation"),
     "bench": ("data", "models"),
-    "search": ("data", "models"),
+    "search": ("data", "models", "scoring"),
     "serve": ("data", "search"),
     "report": ("data", "teacher", "evaluation", "training", "bench", "search"),
     "export": ("data", "models", "evaluation", "bench", "report"),

@@ -188,7 +188,7 @@ def test_a_tiny_vilt_is_ranked_as_by_its_plain_scores(scenes_corpus_dir):
         mask = None if images.pixel_mask is None else images.pixel_mask[image].expand(len(texts), -1, -1)
         rows.append(fusion.score(pixels, texts.input_ids, texts.attention_mask, mask))
     scores_IT, owner = torch.stack(rows).numpy(), corpus.caption_image[: len(texts)]
-    tally = Tally(scores_IT[owner, range(len(texts))], owner, margin=pairs.ROUNDING)
+    tally = Tally(scores_IT[owner, range(len(texts))], owner, margin=pairs.LOGIT_ROUNDING)
     tally.add(scores_IT)
     result = evaluate.evaluate_model(fusion, corpus.subset(6), options=EvalOptions(compute=Compute(batch_size=16)))
     assert ranks_of(result) == tuple(ranking.ranks.tolist() for ranking in tally.rankings())

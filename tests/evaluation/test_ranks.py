@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dcdctl.core.errors import ModelError
 from dcdctl.core.evaluation import ranks
 from dcdctl.core.evaluation.ranks import NOWHERE, Ranking, Tally
-from dcdctl.core.scoring import first_k
+from dcdctl.core.scoring import top_k_of_rows
 
 
 def plain_places(scores_QG: np.ndarray, own: list[list[int]]) -> list[list[int]]:
@@ -133,7 +133,7 @@ def test_a_block_left_out_or_an_image_without_caption_is_a_wrong_call():
 @pytest.mark.parametrize("width", [5, 200, 1000, 64 * 30 + 7])
 def test_the_first_of_long_rows_are_those_of_the_whole_row(width):
     scores_QG = torch.randn(9, width, generator=torch.Generator().manual_seed(0))
-    score_QK, index_QK = first_k(scores_QG, 7)
+    score_QK, index_QK = top_k_of_rows(scores_QG, 7)
     expected = scores_QG.topk(min(7, width), dim=1)
     assert torch.equal(score_QK, expected.values)
     assert torch.equal(index_QK, expected.indices)

@@ -179,7 +179,7 @@ def test_vectors_have_length_1_and_stand_in_the_order_of_the_corpus(corpus, embe
     one = embed.load_embedder(embedder, CPU)
     with torch.no_grad():
         for text in (0, 7):
-            alone = torch.nn.functional.normalize(one.texts([corpus.captions[text]]).float(), dim=-1)[0]
+            alone = torch.nn.functional.normalize(one.texts(one.preprocess.texts([corpus.captions[text]])).float(), dim=-1)[0]
             torch.testing.assert_close(found.texts_TD[text], alone, rtol=1e-4, atol=1e-5)
 
 

@@ -78,7 +78,7 @@ def test_a_dual_student_finds_what_is_nearest_by_its_vectors(corpus, teacher, in
     dual = models.dual_student(models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16), corpus.captions)
     source = CorpusSource(corpus, dual.preprocess)
     refreshed = refresh.refresh_cache(inputs.caches[0], tmp_path / "new", dual, teacher, source, compute=Compute(), step=3)
-    embedded = embed.embed_corpus(embed.of_dual(dual, CPU), corpus)
+    embedded = embed.embed_corpus(embed.dual_embedder(dual, CPU), corpus)
     nearest = candidates.mine_candidates(corpus, CandidateConfig(kind="embedding", model="it", per_query=4), embedded)
     for image in range(corpus.num_images):
         old = inputs.caches[0].candidates.texts_of_image[image].tolist()

@@ -21,7 +21,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.evaluation.ranks import NUM_TOP, Rankings, reranked
 from dcdctl.core.evaluation.recall import recalls_in
 from dcdctl.core.models import DualEncoder
-from dcdctl.core.scoring import ROUNDING, PairScorer
+from dcdctl.core.scoring import LOGIT_ROUNDING, PairScorer
 
 TIMED_CAPTIONS, TIMED_IMAGES = 16, 64
 """Queries that are timed, spread over the split, and images that stand for their candidates, in turn."""
@@ -79,7 +79,7 @@ class Shortlists:
         is_own_TK = self.rankings.image.top_QK[:, : self.depth] == self.owner_T[:, None]
         return Rankings(
             *(
-                reranked(first, scores_P[np.searchsorted(self.pair_P, pair_QK)], is_own_QK, depth, margin=ROUNDING, num_top=num_top)
+                reranked(first, scores_P[np.searchsorted(self.pair_P, pair_QK)], is_own_QK, depth, margin=LOGIT_ROUNDING, num_top=num_top)
                 for first, pair_QK, is_own_QK in ((self.rankings.text, texts_IK, is_own_IK), (self.rankings.image, images_TK, is_own_TK))
             )
         )

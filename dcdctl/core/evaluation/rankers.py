@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -34,7 +33,7 @@ from dcdctl.core.evaluation.protocols import WHOLE, Fold, Protocol
 from dcdctl.core.evaluation.ranks import NUM_TOP, Rankings, Tally
 from dcdctl.core.models import DualEncoder, FusionScorer
 from dcdctl.core.progress import Advance, Track
-from dcdctl.core.scoring import ROUNDING, PairScorer, Workload, open_source
+from dcdctl.core.scoring import LOGIT_ROUNDING, PairScorer, Workload, dual_embedder, embed_all, open_source
 
 Tell = Callable[[Workload], None]
 """Hears what a fusion scorer's work will take, before it starts."""
@@ -121,24 +120,15 @@ def cascaded(model: DualEncoder, scorer: FusionScorer, work: Work) -> Found:
     return Found(at(depths[-1]), num_pairs, tuple(marked))
 
 
-@torch.inference_mode()
 def _embed(model: DualEncoder, work: Work) -> tuple[Tensor, Tensor]:
-    """The vectors of all images and all captions. Captions of similar length go together."""
-    corpus, compute = work.corpus, work.options.compute
-    device, size = compute.device, compute.batch_size
-    model.to(device).eval()
+    """The vectors of all images and all captions."""
+    compute = work.options.compute
+    embedder = dual_embedder(model, compute.device)
     # In a cascade the features may be the re-ranker's alone: a dual encoder without frozen encoders reads the corpus.
-    source = open_source(corpus, model, compute if model.encoders is not None else replace(compute, features=None), work.track)
-    with compute.autocast(), work.track("embed images", total=corpus.num_images, unit="images") as advance:
-        images = [model.embed_images(source.images(chunk).to(device)).float() for chunk in _chunks(corpus.num_images, size, advance)]
-    order = sorted(range(corpus.num_captions), key=lambda text: len(corpus.captions[text]))
-    with compute.autocast(), work.track("embed captions", total=corpus.num_captions, unit="captions") as advance:
-        texts = [
-            model.embed_texts(source.texts([order[i] for i in chunk]).to(device)).float()
-            for chunk in _chunks(corpus.num_captions, size, advance)
-        ]
-    text_TD = torch.cat(texts)
-    return torch.cat(images), torch.empty_like(text_TD).index_copy_(0, torch.tensor(order, device=device), text_TD)
+    source = open_source(work.corpus, model, compute if model.encoders is not None else replace(compute, features=None), work.track)
+    # The vectors have length 1 already; normalizing them again would only move their last bits.
+    vectors = embed_all(embedder, source, compute, normalize=False, track=work.track)
+    return vectors.images_ID, vectors.texts_TD
 
 
 def _by_vectors(image_ID: Tensor, text_TD: Tensor, work: Work, num_top: int) -> list[Rankings]:
@@ -148,7 +138,7 @@ def _by_vectors(image_ID: Tensor, text_TD: Tensor, work: Work, num_top: int) -> 
 
 def _by_every_pair(opened: PairScorer, owner_T: NDArray[np.int64], num_top: int, advance: Advance) -> Rankings:
     own_T = opened.score(owner_T, np.arange(len(owner_T)), advance)
-    tally = Tally(own_T, owner_T, num_top=num_top, margin=ROUNDING)
+    tally = Tally(own_T, owner_T, num_top=num_top, margin=LOGIT_ROUNDING)
     for chunk in _chunks(len(opened.images), scoring.IMAGE_CHUNK):
         is_own_IT = np.array(chunk)[:, None] == owner_T
         image_P, text_P = np.nonzero(~is_own_IT)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import ModelError
-from dcdctl.core.scoring import BLOCK, GALLERY_BLOCK, finite_vectors, first_k
+from dcdctl.core.scoring import BLOCK, GALLERY_BLOCK, finite_vectors, top_k_of_rows
 
 NUM_TOP = 10
 """Candidates that are kept of each query."""
@@ -126,7 +126,7 @@ class _RowTops:
         self._index_QK = torch.zeros(num_queries, k, dtype=torch.int64)
 
     def add(self, scores_QG: NDArray[np.float32], queries: slice, first: int) -> None:
-        score, index = first_k(torch.from_numpy(scores_QG), self._score_QK.shape[1])
+        score, index = top_k_of_rows(torch.from_numpy(scores_QG), self._score_QK.shape[1])
         score, index = torch.cat([self._score_QK[queries], score], dim=1), torch.cat([self._index_QK[queries], index + first], dim=1)
         self._score_QK[queries], place = score.topk(self._score_QK.shape[1], dim=1)
         self._index_QK[queries] = index.gather(1, place)

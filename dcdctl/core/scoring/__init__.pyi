@@ -1,27 +1,31 @@
-from .embed import Vectors, embed_corpus, embed_source, embed_with_model, load_embedder
+from .embed import Vectors, dual_embedder, embed_all, embed_batch, embed_corpus, embed_source, embed_with_model, load_embedder
 from .features import CorpusSource, Features, Source, open_or_build, open_source
-from .pairs import IMAGE_CHUNK, ROUNDING, PairScorer, Workload, score_pairs
-from .topk import BLOCK, GALLERY_BLOCK, finite_vectors, first_k, top_k
+from .pairs import IMAGE_CHUNK, LOGIT_ROUNDING, PairScorer, Workload, measure_rate, score_pairs
+from .topk import BLOCK, GALLERY_BLOCK, finite_vectors, top_k, top_k_of_rows
 
 __all__ = [
     "BLOCK",
     "GALLERY_BLOCK",
     "IMAGE_CHUNK",
-    "ROUNDING",
+    "LOGIT_ROUNDING",
     "CorpusSource",
     "Features",
     "PairScorer",
     "Source",
     "Vectors",
     "Workload",
+    "dual_embedder",
+    "embed_all",
+    "embed_batch",
     "embed_corpus",
     "embed_source",
     "embed_with_model",
     "finite_vectors",
-    "first_k",
     "load_embedder",
+    "measure_rate",
     "open_or_build",
     "open_source",
     "score_pairs",
     "top_k",
+    "top_k_of_rows",
 ]

@@ -1,6 +1,9 @@
-"""A vector for each image and each caption of a corpus, from a model that gives some: what makes candidates near.
+"""Embeddings of a corpus: a vector for each image and each caption.
 
-Shape letters: I images, T texts, D width.
+Evaluation embeds with the dual encoder it evaluates; hard-negative mining with a run of a dual encoder, a CLIP-like model or a text
+encoder. An index embeds images that it reads itself, batch by batch.
+
+Shape letters: I images, T texts, D width of a vector.
 """
 
 from __future__ import annotations
@@ -8,161 +11,207 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel
 
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
+from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import DualEncoder, Preprocess, hub_errors, load_image_processor, load_tokenizer, num_text_positions
-from dcdctl.core.progress import Track, silent
-from dcdctl.core.scoring.features import Features, Source
+from dcdctl.core.models import (
+    DualEncoder,
+    ImageBatch,
+    Preprocess,
+    Preprocessor,
+    States,
+    TextBatch,
+    hub_errors,
+    load_image_processor,
+    load_tokenizer,
+    num_text_positions,
+)
+from dcdctl.core.progress import Advance, Track, silent
+from dcdctl.core.scoring.features import CorpusSource, Features, Source
 
-BATCH = 64
+BATCH_SIZE = 64
+"""Images or captions per forward pass of a miner's model. Not an option: mined candidates could depend on its rounding."""
 MAX_TEXT_LEN = 64
-OURS = ("vision-text-dual-encoder",)
+"""Tokens of a caption that a CLIP-like model or a text encoder reads; fewer if the model has fewer positions."""
+OUR_MODEL_TYPES = ("vision-text-dual-encoder",)
+"""Model types in config.json that `models.load_dual` reads."""
+
+Images = ImageBatch | States
+"""Pixels, or stored features of frozen encoders."""
+Texts = TextBatch | States
+B = TypeVar("B", Images, Texts)
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """Unit vectors of a corpus."""
+    """Vectors of a corpus."""
 
     images_ID: Tensor
     texts_TD: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Embedder:
-    """What gives vectors of some length: of captions, and of pictures unless it only reads text."""
+    """A model that embeds batches of captions and, unless it is a text encoder, of images. Its vectors may have any length."""
 
-    texts: Callable[[Sequence[str]], Tensor]
-    images: Callable[[Sequence[Image.Image]], Tensor] | None
-
-
-def load_embedder(ref: str, device: torch.device) -> Embedder:
-    """The embedder of a run folder, a folder or a Hub id: our dual encoders, CLIP-like models, and text encoders, whose caption vector
-    is the mean over its tokens. ModelError for anything else."""
-    if (Path(ref) / "run.json").exists():
-        return of_dual(models.load_dual(ref), device)
-    with hub_errors(ref, hint="candidates.model wants a run of a dual encoder, a CLIP-like model or a text encoder"):
-        config = AutoConfig.from_pretrained(ref)
-        if config.model_type in OURS:
-            return of_dual(models.load_dual(ref), device)
-        network = AutoModel.from_pretrained(ref, dtype=torch.float32).to(device).eval()
-    # SigLIP 2 of variable resolution wants more of a picture than its pixels.
-    is_pair = hasattr(network, "get_image_features") and hasattr(network, "get_text_features") and config.model_type != "siglip2"
-    if is_pair:
-        preprocess = _preprocess(ref, load_image_processor(ref), config.text_config)
-        read = _full_length if config.model_type == "siglip" else _inputs
-        return Embedder(
-            lambda texts: _pooled(network.get_text_features(**read(preprocess, texts, device))),
-            lambda pictures: _pooled(network.get_image_features(pixel_values=preprocess.images(pictures).pixel_values.to(device))),
-        )
-    if hasattr(network, "get_image_features") or network.main_input_name != "input_ids" or config.is_encoder_decoder:
-        found = f"{ref} is a {config.model_type} model, whose vectors are not known here"
-        raise ModelError(found, hint="name a run of a dual encoder, a CLIP-like or a text model")
-    preprocess = _preprocess(ref, None, config)
-    return Embedder(lambda texts: _mean(network, _inputs(preprocess, texts, device)), None)
+    preprocess: Preprocessor
+    texts: Callable[[Texts], Tensor]
+    images: Callable[[Images], Tensor] | None
+    """None for a text encoder."""
+    device: torch.device
 
 
-def of_dual(model: DualEncoder, device: torch.device) -> Embedder:
-    """The embedder of a dual encoder at hand."""
-    model.to(device).eval()
-    return Embedder(
-        lambda texts: model.embed_texts(model.preprocess.texts(texts).to(device)),
-        lambda pictures: model.embed_images(model.preprocess.images(pictures).to(device)),
-    )
+def embed_batch(embed: Callable[[B], Tensor], batch: B, compute: Compute) -> Tensor:
+    """Float32 vectors of one batch, on the device."""
+    with compute.autocast():
+        return embed(batch.to(compute.device)).float()
 
 
 @torch.inference_mode()
-def embed_corpus(embedder: Embedder, corpus: Corpus, track: Track = silent) -> Vectors:
-    """The vectors of a corpus; of a text encoder, an image's is the mean over those of its captions."""
-    order = sorted(range(corpus.num_captions), key=lambda text: len(corpus.captions[text]))
+def embed_all(
+    embedder: Embedder, source: Source, compute: Compute, *, normalize: bool = True, by_length: bool = True, track: Track = silent
+) -> Vectors:
+    """The vectors of all images and captions of a source, in float32; for a text encoder, an image's is the mean over its captions.
+
+    Captions of similar length share a batch if `by_length` is set, so that little of it is padding.
+    """
+    corpus = source.corpus
+    order = sorted(range(corpus.num_captions), key=lambda text: len(corpus.captions[text])) if by_length else range(corpus.num_captions)
     with track("embed captions", total=corpus.num_captions, unit="captions") as advance:
-        parts = []
-        for start in range(0, len(order), BATCH):
-            chunk = order[start : start + BATCH]
-            parts.append(functional.normalize(embedder.texts([corpus.captions[text] for text in chunk]).float(), dim=-1))
-            advance(len(chunk))
-    sorted_TD = torch.cat(parts)
+        sorted_TD = _embed_in_batches(embedder.texts, source.texts, order, compute, normalize, advance)
     texts_TD = torch.empty_like(sorted_TD).index_copy_(0, torch.tensor(order, device=sorted_TD.device), sorted_TD)
     if embedder.images is None:
-        owner_T = torch.from_numpy(corpus.caption_image).to(texts_TD.device)
-        sums_ID = texts_TD.new_zeros(corpus.num_images, texts_TD.shape[1]).index_add_(0, owner_T, texts_TD)
+        image_T = torch.from_numpy(corpus.caption_image).to(texts_TD.device)
+        sums_ID = texts_TD.new_zeros(corpus.num_images, texts_TD.shape[1]).index_add_(0, image_T, texts_TD)
         return Vectors(functional.normalize(sums_ID, dim=-1), texts_TD)
     with track("embed images", total=corpus.num_images, unit="images") as advance:
-        parts = []
-        for start in range(0, corpus.num_images, BATCH):
-            images = range(corpus.num_images)[start : start + BATCH]
-            parts.append(functional.normalize(embedder.images(corpus.images(images)).float(), dim=-1))
-            advance(len(images))
-    return Vectors(torch.cat(parts), texts_TD)
+        images_ID = _embed_in_batches(embedder.images, source.images, range(corpus.num_images), compute, normalize, advance)
+    return Vectors(images_ID, texts_TD)
+
+
+def _embed_in_batches(
+    embed: Callable[[B], Tensor],
+    read: Callable[[Sequence[int]], B],
+    indices: Sequence[int],
+    compute: Compute,
+    normalize: bool,
+    advance: Advance,
+) -> Tensor:
+    """The vectors of these images or captions, in this order."""
+    batches = []
+    for start in range(0, len(indices), compute.batch_size):
+        batch_ix = indices[start : start + compute.batch_size]
+        vectors = embed_batch(embed, read(batch_ix), compute)
+        batches.append(functional.normalize(vectors, dim=-1) if normalize else vectors)
+        advance(len(batch_ix))
+    return torch.cat(batches)
+
+
+def embed_corpus(embedder: Embedder, corpus: Corpus, track: Track = silent) -> Vectors:
+    """The unit vectors of a corpus, for hard-negative mining."""
+    compute = Compute(device=embedder.device, batch_size=BATCH_SIZE)
+    return embed_all(embedder, CorpusSource(corpus, embedder.preprocess), compute, track=track)
 
 
 def embed_source(ref: str, source: Source, device: torch.device, track: Track = silent) -> Vectors:
-    """The vectors of a source's corpus from what a reference names; as `of_model` where that is a run."""
+    """The unit vectors of a source's corpus, by the model that a reference names; a run reads the source's features if it can."""
     if (Path(ref) / "run.json").exists():
         return embed_with_model(models.load_dual(ref), source, device, track)
     return embed_corpus(load_embedder(ref, device), source.corpus, track)
 
 
 def embed_with_model(model: DualEncoder, source: Source, device: torch.device, track: Track = silent) -> Vectors:
-    """The vectors of a source's corpus from a dual encoder at hand: without a look at the pictures where the source holds the outputs
-    of its encoders."""
-    if isinstance(source, Features) and model.encoders is not None and model.encoders.digest == source.plan["encoders"]:
-        return _of_features(model, source, device, track)
-    return embed_corpus(of_dual(model, device), source.corpus, track)
+    """The unit vectors of a source's corpus by a dual encoder; from the source's features if they come from the model's encoders."""
+    embedder = dual_embedder(model, device)
+    if not (isinstance(source, Features) and model.encoders is not None and model.encoders.digest == source.plan["encoders"]):
+        return embed_corpus(embedder, source.corpus, track)
+    # Features are read fastest in the order in which they are stored.
+    return embed_all(embedder, source, Compute(device=device, batch_size=BATCH_SIZE), by_length=False, track=track)
 
 
-@torch.inference_mode()
-def _of_features(model: DualEncoder, kept: Features, device: torch.device, track: Track) -> Vectors:
+def dual_embedder(model: DualEncoder, device: torch.device) -> Embedder:
+    """The embedder of a dual encoder, which is put on the device in eval mode."""
     model.to(device).eval()
-    num_images, num_texts = kept.corpus.num_images, kept.corpus.num_captions
-    with track("embed features", total=num_images + num_texts, unit="items") as advance:
-
-        def all_of(count: int, vectors_of: Callable[[range], Tensor]) -> Tensor:
-            parts = []
-            for start in range(0, count, BATCH):
-                chunk = range(count)[start : start + BATCH]
-                parts.append(functional.normalize(vectors_of(chunk).float(), dim=-1))
-                advance(len(chunk))
-            return torch.cat(parts)
-
-        images_ID = all_of(num_images, lambda chunk: model.embed_images(kept.images(chunk).to(device)))
-        return Vectors(images_ID, all_of(num_texts, lambda chunk: model.embed_texts(kept.texts(chunk).to(device))))
+    return Embedder(preprocess=model.preprocess, texts=model.embed_texts, images=model.embed_images, device=device)
 
 
-def _preprocess(ref: str, image_processor: Any, text_config: Any) -> Preprocess:
-    length = min(MAX_TEXT_LEN, num_text_positions(text_config))
-    return Preprocess(
-        tokenizer=load_tokenizer(ref, "a model's folder needs its tokenizer"), image_processor=image_processor, max_text_len=length
-    )
+def load_embedder(ref: str, device: torch.device) -> Embedder:
+    """The embedder of a run folder, a model folder or a Hub id: a dual encoder, a CLIP-like model, or a text encoder with mean pooling.
+
+    ModelError for any other model.
+    """
+    if (Path(ref) / "run.json").exists():
+        return dual_embedder(models.load_dual(ref), device)
+    with hub_errors(ref, hint="candidates.model requires a run of a dual encoder, a CLIP-like model or a text encoder"):
+        config = AutoConfig.from_pretrained(ref)
+        if config.model_type in OUR_MODEL_TYPES:
+            return dual_embedder(models.load_dual(ref), device)
+        network = AutoModel.from_pretrained(ref, dtype=torch.float32).to(device).eval()
+    # SigLIP 2 with variable resolution needs more input than pixels.
+    if hasattr(network, "get_image_features") and hasattr(network, "get_text_features") and config.model_type != "siglip2":
+        return _clip_embedder(ref, network, config, device)
+    if hasattr(network, "get_image_features") or network.main_input_name != "input_ids" or config.is_encoder_decoder:
+        found = f"{ref} is a {config.model_type} model, whose vectors are not known here"
+        raise ModelError(found, hint="name a run of a dual encoder, a CLIP-like or a text model")
+    preprocess = Preprocess(tokenizer=_tokenizer(ref), image_processor=None, max_text_len=_max_text_len(config))
+    return Embedder(preprocess=preprocess, texts=lambda batch: _mean_pooled(network, batch), images=None, device=device)
 
 
-def _inputs(preprocess: Preprocess, texts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-    batch = preprocess.texts(texts).to(device)
-    return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+def _clip_embedder(ref: str, network: Any, config: Any, device: torch.device) -> Embedder:
+    settings = {
+        "tokenizer": _tokenizer(ref),
+        "image_processor": load_image_processor(ref),
+        "max_text_len": _max_text_len(config.text_config),
+    }
+    is_siglip = config.model_type == "siglip"
+    preprocess = _FixedLengthPreprocess(**settings) if is_siglip else Preprocess(**settings)
+
+    def embed_texts(batch: Texts) -> Tensor:
+        assert isinstance(batch, TextBatch)
+        # SigLIP pools the last position, whatever token it holds, so it was trained without a mask.
+        mask = {} if is_siglip else {"attention_mask": batch.attention_mask}
+        return _pooled(network.get_text_features(input_ids=batch.input_ids, **mask))
+
+    def embed_images(batch: Images) -> Tensor:
+        assert isinstance(batch, ImageBatch)
+        return _pooled(network.get_image_features(pixel_values=batch.pixel_values))
+
+    return Embedder(preprocess=preprocess, texts=embed_texts, images=embed_images, device=device)
 
 
-def _full_length(preprocess: Preprocess, texts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-    """All captions padded to the full length, without a mask: SigLIP's vector is that of the last place, whatever stands there."""
-    length = preprocess.max_text_len
-    found = preprocess.tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-    return {"input_ids": found["input_ids"].to(device)}
+class _FixedLengthPreprocess(Preprocess):
+    """Pads every caption to the maximum length, as SigLIP was trained."""
+
+    def texts(self, texts: Sequence[str]) -> TextBatch:
+        tokens = self.tokenizer(list(texts), padding="max_length", truncation=True, max_length=self.max_text_len, return_tensors="pt")
+        return TextBatch(tokens["input_ids"], torch.ones_like(tokens["input_ids"]))
 
 
-def _pooled(found: Any) -> Tensor:
-    """The vectors, which transformers wraps from its fifth version on."""
-    vectors: Tensor = found if isinstance(found, Tensor) else found.pooler_output
+def _tokenizer(ref: str) -> Any:
+    return load_tokenizer(ref, "a model's folder needs its tokenizer")
+
+
+def _max_text_len(text_config: Any) -> int:
+    return min(MAX_TEXT_LEN, num_text_positions(text_config))
+
+
+def _pooled(output: Any) -> Tensor:
+    """The vectors, which transformers returns in an output object since version 5."""
+    vectors: Tensor = output if isinstance(output, Tensor) else output.pooler_output
     return vectors
 
 
-def _mean(network: Any, inputs: dict[str, Tensor]) -> Tensor:
-    mask_TL1 = inputs["attention_mask"][..., None]
-    summed: Tensor = (network(**inputs).last_hidden_state * mask_TL1).sum(dim=1)
-    return summed / mask_TL1.sum(dim=1)
+def _mean_pooled(network: Any, batch: Texts) -> Tensor:
+    assert isinstance(batch, TextBatch)
+    mask_TL1 = batch.attention_mask[..., None]
+    states_TLD = network(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+    summed_TD: Tensor = (states_TLD * mask_TL1).sum(dim=1)
+    return summed_TD / mask_TL1.sum(dim=1)

@@ -11,7 +11,7 @@ GROUP = 64
 """Scores of a row whose highest is looked at first."""
 
 
-def first_k(scores_QG: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def top_k_of_rows(scores_QG: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Scores and positions of each row's k highest, best first; all of them where there are fewer.
 
     The k highest are to be found in the k groups with the highest maxima, so most of a long row is looked at once.
@@ -47,7 +47,7 @@ def _top_k_of_block(query_BD: Tensor, gallery_GD: Tensor, k: int, gallery_block:
     scores_BK = query_BD.new_empty(len(query_BD), 0)
     index_BK = torch.empty(len(query_BD), 0, dtype=torch.int64, device=query_BD.device)
     for start in range(0, len(gallery_GD), gallery_block):
-        values_BK, place_BK = first_k(query_BD @ gallery_GD[start : start + gallery_block].T, k)
+        values_BK, place_BK = top_k_of_rows(query_BD @ gallery_GD[start : start + gallery_block].T, k)
         scores_BK, index_BK = torch.cat([scores_BK, values_BK], dim=1), torch.cat([index_BK, place_BK + start], dim=1)
         scores_BK, kept_BK = scores_BK.topk(min(k, scores_BK.shape[1]), dim=1)
         index_BK = index_BK.gather(1, kept_BK)

@@ -26,6 +26,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import DcdError, InputError, ModelError
 from dcdctl.core.models import DualEncoder, ImageBatch, Preprocessor
 from dcdctl.core.progress import Advance, Track, silent
+from dcdctl.core.scoring import embed_batch
 from dcdctl.core.search import storage
 from dcdctl.core.search.exact import Half
 from dcdctl.core.search.storage import PLANNED, Place, Skipped, Source, part_name
@@ -257,9 +258,7 @@ def _embed_part(job: Job, part: int, reading: Iterator[ReadPictures], advance: A
 
 
 def _vectors(job: Job, images: ImageBatch) -> Half:
-    with job.compute.autocast():
-        vectors_ID = job.model.embed_images(images.to(job.compute.device)).float()
-    vectors_ID = functional.normalize(vectors_ID, dim=-1)
+    vectors_ID = functional.normalize(embed_batch(job.model.embed_images, images, job.compute), dim=-1)
     if not bool((vectors_ID.isfinite().all(dim=-1) & vectors_ID.any(dim=-1)).all()):
         hint = "try --precision fp32; if that does not help, its training diverged"
         raise ModelError("the model gives vectors that are zero, NaN or infinite", hint=hint)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,11 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import StaleError
 from dcdctl.core.models import FusionScorer
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.scoring import open_source
+from dcdctl.core.scoring import measure_rate, open_source
 from dcdctl.core.teacher.build import BYTES_PER_PAIR, CacheJob, kind_of, score_pairs
 from dcdctl.core.teacher.cache import read_cache
 from dcdctl.core.teacher.cache_format import CACHE, Pairs, pairs_name, planned_name, read_pairs
 
-TRIAL_S = 2.0
-"""Seconds of trial scoring from which the rate is estimated."""
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
 """Largest allowed difference of a recomputed score, by precision, relative to max(1, |cached score|)."""
 
@@ -59,14 +58,14 @@ def _trial(job: CacheJob, pairs: Pairs | None) -> float:
     if pairs is None:
         return 0.0
     todo = np.flatnonzero(np.isnan(pairs.score))
-    first = np.unique(pairs.image[todo])
-    count, elapsed, num_images = 0, 0.0, 1
-    while elapsed < TRIAL_S and count < len(todo):
-        some = todo[np.isin(pairs.image[todo], first[:num_images])]
-        started = time.perf_counter()
-        score_pairs(job, pairs.image[some], pairs.text[some])
-        elapsed, count, num_images = time.perf_counter() - started, len(some), 4 * num_images
-    return count / elapsed
+    image_P, text_P = pairs.image[todo], pairs.text[todo]
+    images = np.unique(image_P)
+
+    def trial(num_images: int) -> tuple[int, Callable[[], object]]:
+        chosen = np.isin(image_P, images[:num_images])
+        return int(chosen.sum()), partial(score_pairs, job, image_P[chosen], text_P[chosen])
+
+    return measure_rate(trial, len(todo))
 
 
 def verify_scores(folder: Path, corpus: Corpus, teacher: FusionScorer, count: int, *, compute: Compute, track: Track = silent) -> float:

@@ -1,0 +1,90 @@
+"""One loop embeds a corpus, whatever the batch size and the order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tables import OWNER, Numbers, make_dual
+from torch.testing import assert_close
+
+from dcdctl.core.devices import CPU, Compute
+from dcdctl.core.models import TextBatch
+from dcdctl.core.scoring import CorpusSource, Source, dual_embedder, embed_all, embed_batch
+from dcdctl.core.scoring.embed import Embedder
+
+
+@pytest.fixture
+def source() -> Source:
+    return CorpusSource(Numbers(OWNER), make_dual().preprocess)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 100])
+@pytest.mark.parametrize("by_length", [False, True])
+def test_vectors_stand_in_the_order_of_the_corpus(source, batch_size, by_length):
+    dual, counted = make_dual(), []
+
+    def track(label, *, total, unit):
+        counted.append((label, total))
+        return Counting(counted)
+
+    vectors = embed_all(dual_embedder(dual, CPU), source, Compute(batch_size=batch_size), by_length=by_length, track=track)
+    assert_close(vectors.texts_TD, dual.text_TD)
+    assert_close(vectors.images_ID, dual.image_ID)
+    assert sum(count for count in counted if isinstance(count, int)) == len(OWNER) + len(dual.image_ID)
+
+
+class Counting:
+    """A progress bar that remembers what it is told."""
+
+    def __init__(self, counted: list) -> None:
+        self.counted = counted
+
+    def __enter__(self):
+        return self.counted.append
+
+    def __exit__(self, *_):
+        return None
+
+
+def test_captions_of_similar_length_share_a_batch(source):
+    read: list[int] = []
+
+    def embed(batch: TextBatch) -> torch.Tensor:
+        read.extend(batch.input_ids[:, 0].tolist())
+        return torch.ones(len(batch), 2)
+
+    embedder = Embedder(preprocess=source.preprocess, texts=embed, images=None, device=CPU)
+    embed_all(embedder, source, Compute(batch_size=4))
+    lengths = [len(source.corpus.captions[text]) for text in read]
+    assert lengths == sorted(lengths)
+    assert lengths != [len(caption) for caption in source.corpus.captions]
+
+
+def test_without_an_image_encoder_an_image_is_the_mean_of_its_captions(source):
+    dual = make_dual()
+    embedder = Embedder(preprocess=source.preprocess, texts=dual.embed_texts, images=None, device=CPU)
+    vectors = embed_all(embedder, source, Compute(batch_size=7))
+    for image in range(10):
+        mean_D = vectors.texts_TD[[text for text, owner in enumerate(OWNER) if owner == image]].mean(dim=0)
+        assert_close(vectors.images_ID[image], mean_D / mean_D.norm())
+
+
+@pytest.mark.parametrize(("normalize", "length"), [(True, 1.0), (False, 3.0)])
+def test_vectors_are_normalized_on_request(source, normalize, length):
+    dual = make_dual()
+    dual.text_TD = 3 * dual.text_TD
+    vectors = embed_all(dual_embedder(dual, CPU), source, Compute(), normalize=normalize)
+    assert_close(vectors.texts_TD.norm(dim=1), torch.full((len(OWNER),), length))
+
+
+def test_a_batch_is_embedded_in_the_precision_and_comes_back_in_float32():
+    seen = []
+
+    def embed(batch: TextBatch) -> torch.Tensor:
+        product = torch.ones(1, 2) @ torch.ones(2, 2)
+        seen.append(product.dtype)
+        return product
+
+    batch = TextBatch(torch.ones(1, 1), torch.ones(1, 1))
+    assert embed_batch(embed, batch, Compute(precision="bfloat16")).dtype == torch.float32
+    assert seen == [torch.bfloat16]
