@@ -27,14 +27,14 @@ from dcdctl.cli.views.terminal import ErrorGroup, show
 app = typer.Typer(
     cls=ErrorGroup,
     no_args_is_help=True,
-    rich_markup_mode=None,  # Rich's help takes longer to import than all of ours; ErrorGroup keeps the panels
-    pretty_exceptions_enable=False,  # a bug keeps Python's own traceback
+    rich_markup_mode=None,  # importing Rich takes longer than the rest of --help; ErrorGroup keeps the panels
+    pretty_exceptions_enable=False,  # a bug shows Python's own traceback
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _show_version(is_asked: bool) -> None:
-    if is_asked:
+def _show_version(is_requested: bool) -> None:
+    if is_requested:
         show(f"dcdctl {__version__}")
         raise typer.Exit
 

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcdctl.cli.options import Data, Device, Features, MaxImages, ModelSet, Out, Precision, Sets, Split, Teacher
+from dcdctl.cli.options import BatchSize, Data, Device, Features, MaxImages, ModelSet, Out, Precision, Sets, Split, Teacher
 
 if TYPE_CHECKING:
     from dcdctl.core.teacher import Estimate
 
 RecipeName = Annotated[
-    str, typer.Option("--recipe", help="Recipe (name or .toml file) whose [candidates] table says what to score.", metavar="RECIPE")
+    str, typer.Option("--recipe", help="Recipe whose [candidates] table says what to score: a name or a .toml file.", metavar="RECIPE")
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Pairs in one forward pass.", min=1)]
 Extend = Annotated[Path | None, typer.Option("--extend", help="Finished cache whose scores are reused.", metavar="CACHE")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the number of pairs, the time and the disk space, then stop.")]
 Verify = Annotated[

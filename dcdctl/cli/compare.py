@@ -1,4 +1,4 @@
-"""`dcdctl compare`: whether one model retrieves better than another, or chance alone would tell them apart as well."""
+"""`dcdctl compare`: whether one model retrieves better than another, or the difference could be chance."""
 
 from __future__ import annotations
 
@@ -7,49 +7,56 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcdctl.cli.options import Json
+from dcdctl.cli.options import Json, Page
 from dcdctl.cli.views.terminal import note, show, show_json, show_table
 
 if TYPE_CHECKING:
     from dcdctl.core.evaluation import ComparisonReport
 
-Sides = Annotated[
+Systems = Annotated[
     list[str],
     typer.Argument(
-        help="Two or more: a run or another folder that `dcdctl eval` wrote into, FOLDER:cascade, or a table of ranks; "
-        "A,B,C are seeds of one side.",
-        metavar="SIDE",
+        help="Two or more systems: a run or another folder with an evaluation, FOLDER:cascade, or a table of ranks; "
+        "A,B,C are seeds of one system.",
+        metavar="SYSTEM",
     ),
 ]
 Base = Annotated[
-    str | None, typer.Option("--base", help="The side that the others are compared with; the first if not given.", metavar="A")
+    str | None, typer.Option("--base", help="System that the others are compared with; by default the first.", metavar="SYSTEM")
 ]
 Corpus = Annotated[
     Path | None,
-    typer.Option("--data", help="Corpus whose pictures the page shows; the one of the evaluation if not given.", metavar="DIR"),
+    typer.Option("--data", help="Corpus of the images on the page; by default that of the evaluation.", metavar="DIR"),
 ]
-Page = Annotated[Path | None, typer.Option("--html", help="Write a page with the queries that differ most, with pictures.", metavar="FILE")]
-Queries = Annotated[int, typer.Option("--queries", help="Queries that differ most, of each direction and way.", min=0, max=30, metavar="N")]
-Resamples = Annotated[int, typer.Option("--resamples", help="Draws of images, and of signs.", min=100, max=1_000_000, metavar="N")]
-Seed = Annotated[int, typer.Option("--seed", help="Of the draws.", min=0, metavar="N")]
+NumQueries = Annotated[
+    int,
+    typer.Option("--queries", help="Queries to show whose ranks differ most, per direction, better and worse.", min=0, max=30, metavar="N"),
+]
+Resamples = Annotated[
+    int, typer.Option("--resamples", help="Resamples of the bootstrap and of the sign-flip test.", min=100, max=1_000_000, metavar="N")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the resamples.", min=0, metavar="N")]
 
 
 def compare(
-    sides: Sides,
+    systems: Systems,
     base: Base = None,
     data: Corpus = None,
     html: Page = None,
-    queries: Queries = 6,
+    queries: NumQueries = 6,
     resamples: Resamples = 10_000,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Compare evaluations query by query: differences with intervals, p-values, and the queries that differ most."""
+    """Compare evaluations query by query: differences with intervals, p-values, and the queries whose ranks differ most."""
     from dcdctl.core import evaluation, report
+    from dcdctl.core.data import read_corpus_json
 
     if data is not None and html is None:
-        raise typer.BadParameter("is for the page: name a file with --html", param_hint="--data")
-    comparison = evaluation.compare_systems(sides, base, resamples=resamples, seed=seed, num_queries=queries)
+        raise typer.BadParameter("is the corpus of the page: name a file with --html", param_hint="--data")
+    if data is not None:
+        read_corpus_json(data)
+    comparison = evaluation.compare_systems(systems, base, resamples=resamples, seed=seed, num_queries=queries)
     if html is not None:
         report.write_comparison_page(html, comparison, report.open_corpus(comparison, data))
         note(f"page -> {html}")

@@ -1,4 +1,4 @@
-"""`dcdctl convert`: an official checkpoint as a folder that loads by itself."""
+"""`dcdctl convert`: an official checkpoint as a folder that loads without further settings."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ OutFolder = Annotated[Path, typer.Argument(help="Folder to write.", metavar="OUT
 
 
 def convert(checkpoint: Checkpoint, out: OutFolder, model_set: ModelSet = None) -> None:
-    """Save a model with its tokenizer and settings as safetensors, so that it needs no override again."""
+    """Save a model with its tokenizer and settings as safetensors, so that it loads without --model-set."""
     from dcdctl.cli.views.terminal import bar, note, show
     from dcdctl.core import models
 
-    model = models.load(checkpoint, models.parse_overrides(model_set or []), bar)
-    models.save(model, out)
+    model = models.convert(checkpoint, out, model_set or (), bar)
     unused = model.unused_keys
     if unused:
         note(f"{len(unused)} entries of {checkpoint} are not used in scoring: {', '.join(unused[:4])}{', ...' if len(unused) > 4 else ''}")

@@ -1,4 +1,4 @@
-"""`dcdctl demo`: the whole way on the built-in corpus."""
+"""`dcdctl demo`: all steps on the built-in corpus."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from dcdctl.cli.views.terminal import bar, note, show, show_json, show_table
 if TYPE_CHECKING:
     from dcdctl.core.demo import DemoResult
 
-OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; what is finished in it is not done again.", metavar="DIR")]
-TrainTeacher = Annotated[bool, typer.Option("--train-teacher", help="Train the built-in teacher anew first (long on a CPU).")]
-Steps = Annotated[int | None, typer.Option("--steps", help="Training steps of each student, for a shorter try.", min=1)]
+OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; steps finished in it are not repeated.", metavar="DIR")]
+TrainTeacher = Annotated[bool, typer.Option("--train-teacher", help="First train the built-in teacher again (long on a CPU).")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Training steps per student, for a shorter demo.", min=1, metavar="N")]
 
 
 def demo(
     out: OutFolder = Path("demo"), train_teacher: TrainTeacher = False, steps: Steps = None, device: Device = "auto", json: Json = False
 ) -> None:
-    """Prepare, cache, distill, evaluate, time and report, on drawn scenes: minutes on a CPU."""
+    """Run all steps on generated scenes, from prepare to report: minutes on a CPU."""
     from dcdctl.core import demo as core
     from dcdctl.core import devices
     from dcdctl.core.devices import Compute
@@ -37,9 +37,9 @@ def _show(result: DemoResult, out: Path) -> None:
     rows = []
     for row in result.rows:
         recalls = row.evaluation.recalls
-        both = [" ".join(f"{value:4.1f}" for value in them.values()) for them in (recalls.text_retrieval, recalls.image_retrieval)]
+        both = [" ".join(f"{value:4.1f}" for value in recall.values()) for recall in (recalls.text_retrieval, recalls.image_retrieval)]
         rows.append([row.model, *both, f"{recalls.rsum:.1f}", f"{row.query_ms:,.1f} ms", f"{row.speed_up:,.0f}x"])
     machine = result.machine
     title = f"{len(result.rows[0].evaluation.text_ranks)} new scenes, {machine['cpu']}, {machine['threads']} threads"
-    caption = f"R@1/5/10. Time: one caption against {result.gallery_size:,} encoded images. Everything is in {out}."
+    caption = f"R@1/5/10. Time: one caption against {result.gallery_size:,} encoded images. All files are in {out}."
     show_table(title, ("", "text retrieval", "image retrieval", "RSUM", "query", "speed-up"), rows, caption=caption)

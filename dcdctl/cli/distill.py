@@ -9,17 +9,17 @@ import typer
 
 from dcdctl.cli import options
 
-RecipeName = Annotated[str, typer.Argument(help="Recipe name or .toml file.", metavar="RECIPE")]
 CacheFolders = Annotated[
     list[Path] | None, typer.Option("--cache", help="Folder written by `dcdctl cache-teacher`; repeat for several teachers.", metavar="DIR")
 ]
 TeacherRef = Annotated[
-    str | None, typer.Option("--teacher", help="Model a fusion student starts from; the one whose scores are cached.", metavar="REF")
+    str | None,
+    typer.Option("--teacher", help="Model that a fusion student starts from: the one that made the cache.", metavar="REF"),
 ]
 
 
 def distill(
-    recipe: RecipeName,
+    recipe: options.RecipeArgument,
     data: options.Data,
     out: options.Out,
     cache: CacheFolders = None,
@@ -46,8 +46,7 @@ def distill(
 
     job = TrainingJob("distill", recipe, sets or [], out, resume)
     refs = InputRefs(data=data, split=split, max_images=max_images, caches=cache or [], teacher=teacher, model_set=model_set or [])
-    numbers = devices.precision(precision)
-    compute = Compute(device=devices.choose(device), precision=numbers, workers=workers, features=features)
-    how = TrainingOptions(compute=compute, micro_batches=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
-    run = train(job, refs, options=how, track=bar, watch=view)
+    compute = Compute(device=devices.choose(device), precision=devices.precision(precision), workers=workers, features=features)
+    settings = TrainingOptions(compute=compute, micro_batches=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
+    run = train(job, refs, options=settings, track=bar, watch=view)
     show(f"student -> {run.model_folder}; next: dcdctl eval {out} --data {data}")

@@ -1,4 +1,4 @@
-"""`dcdctl eval`: how well a model retrieves, alone or in a cascade."""
+"""`dcdctl eval`: measure how well a model retrieves, alone or in a cascade."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ from typing import Annotated, Any
 
 import typer
 
-from dcdctl.cli.options import Data, Device, Features, Json, MaxImages, ModelSet, Split
+from dcdctl.cli.options import BatchSize, Data, Device, Features, Json, MaxImages, ModelRef, ModelSet, Rerank, Split, check_output_file
 from dcdctl.cli.views.terminal import bar, clock, note, show_json, show_table
 
-ModelRef = Annotated[str, typer.Argument(help="Run folder, or another model reference.", metavar="RUN")]
 ProtocolName = Annotated[
     str,
-    typer.Option("--protocol", help="flickr30k-1k, coco-5k, coco-1k (five folds), whole, first-N; auto asks the corpus.", metavar="NAME"),
+    typer.Option(
+        "--protocol", help="flickr30k-1k, coco-5k, coco-1k (five folds), whole or first-N; auto uses the corpus's own.", metavar="NAME"
+    ),
 ]
-Rerank = Annotated[str | None, typer.Option("--rerank", help="Fusion model that re-ranks what a dual model finds.", metavar="REF")]
 Depth = Annotated[
     str | None,
-    typer.Option("--depth", help="With --rerank: candidates re-ranked of each query (50), or several: 0,5,10,20.", metavar="N,..."),
+    typer.Option("--depth", help="With --rerank: number of candidates to re-rank per query (50), or a list: 0,5,10,20.", metavar="N,..."),
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Images, captions or pairs in one forward pass.", min=1)]
-Eccv = Annotated[bool, typer.Option("--eccv", help="Of coco-5k also ECCV Caption and CrissCrossed Captions (extra eccv).")]
-OutFolder = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Folder of the results; the run itself where none is named.", metavar="DIR")
+Eccv = Annotated[bool, typer.Option("--eccv", help="With coco-5k: also measure ECCV Caption and CrissCrossed Captions (extra eccv).")]
+OutFolder = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results; by default the run folder.", metavar="DIR")]
+RanksFile = Annotated[
+    Path | None, typer.Option("--ranks", help="Also write the ranks to this file.", callback=check_output_file, metavar="FILE")
 ]
-RanksFile = Annotated[Path | None, typer.Option("--ranks", help="File of one more copy of the ranks.", metavar="FILE")]
 
 RECALLS = ("R@1", "R@5", "R@10")
 
@@ -47,7 +46,7 @@ def evaluate(
     ranks: RanksFile = None,
     json: Json = False,
 ) -> None:
-    """Measure text and image retrieval: recall with intervals, mAP@R, median rank; of a cascade, what each depth brings and costs."""
+    """Measure text and image retrieval: recall with intervals, mAP@R, median rank; for a cascade, recall and time per depth."""
     from dcdctl.core import devices
     from dcdctl.core.devices import Compute
     from dcdctl.core.evaluation import EvalJob, EvalOptions, SplitChoice, run_evaluation
@@ -55,7 +54,7 @@ def evaluate(
     choice = SplitChoice(data, split, protocol, max_images)
     job = EvalJob(model=model, choice=choice, rerank=rerank, depth=depth, model_sets=tuple(model_set or ()), with_eccv=eccv)
     options = EvalOptions(compute=Compute(device=devices.choose(device), batch_size=batch_size, features=features))
-    outcome = run_evaluation(job, options, out=out, ranks=ranks, track=bar, tell=_tell)
+    outcome = run_evaluation(job, options, out=out, ranks=ranks, track=bar, tell=_show_workload)
     if json:
         return show_json(outcome.document)
     _show(outcome.document)
@@ -63,7 +62,7 @@ def evaluate(
         note(f"results -> {outcome.folder}")
 
 
-def _tell(workload: Any) -> None:
+def _show_workload(workload: Any) -> None:
     rate = f"{workload.pairs_per_s:,.0f}" if workload.pairs_per_s >= 10 else f"{workload.pairs_per_s:.2g}"
     note(f"{workload.num_pairs:,} pairs to score: {rate} pairs/s in a trial, about {clock(workload.seconds)}")
 
@@ -77,10 +76,10 @@ def _show(document: dict[str, Any]) -> None:
     title = f"{document['model']} ({kind}) on {document['split']}, protocol {protocol['name']}{folds}: "
     rows = []
     for direction in Direction:
-        found = document[direction.key]
-        ranks = [f"{found['median_rank']:,.1f}".removesuffix(".0"), f"{found['mean_rank']:,.1f}"]
-        rows.append([direction.title, *(f"{found[one]:.2f}" for one in (*RECALLS, "mAP@R")), *ranks])
-        rows.append([f"  {intervals['level']:.0%} interval", *(_between(intervals[direction.key][one]) for one in RECALLS), "", "", ""])
+        measures, bounds = document[direction.key], intervals[direction.key]
+        ranks = [f"{measures['median_rank']:,.1f}".removesuffix(".0"), f"{measures['mean_rank']:,.1f}"]
+        rows.append([direction.title, *(f"{measures[column]:.2f}" for column in (*RECALLS, "mAP@R")), *ranks])
+        rows.append([f"  {intervals['level']:.0%} interval", *(_between(bounds[recall]) for recall in RECALLS), "", "", ""])
     rsum = f"rsum {document['rsum']:.2f} ({_between(intervals['rsum'])}), mean recall {document['mean_recall']:.2f}"
     counts = f"{document['images']:,} images, {document['captions']:,} captions"
     show_table(title + counts, ["", *RECALLS, "mAP@R", "median rank", "mean rank"], rows, caption=f"{rsum}, {document['seconds']:,.1f} s")
@@ -93,33 +92,33 @@ def _show(document: dict[str, Any]) -> None:
 def _show_depths(document: dict[str, Any]) -> None:
     from dcdctl.core.data import Direction
 
-    columns = ["depth", "text R@1/5/10", "image R@1/5/10", "rsum", "a query", "pairs", "front"]
+    columns = ["depth", "text R@1/5/10", "image R@1/5/10", "rsum", "query", "pairs", "front"]
     rows = [
         [
-            str(one["depth"]) if one["depth"] else "0 (dual alone)",
-            *(" / ".join(f"{one[direction.key][name]:.2f}" for name in RECALLS) for direction in Direction),
-            f"{one['rsum']:.2f}",
-            f"{one['ms_per_query']:,.2f} ms",
-            f"{one['pairs']:,}",
-            "*" if one["on_front"] else "",
+            str(result["depth"]) if result["depth"] else "0 (dual alone)",
+            *(" / ".join(f"{result[direction.key][name]:.2f}" for name in RECALLS) for direction in Direction),
+            f"{result['rsum']:.2f}",
+            f"{result['ms_per_query']:,.2f} ms",
+            f"{result['pairs']:,}",
+            "*" if result["on_front"] else "",
         ]
-        for one in document["depths"]
+        for result in document["depths"]
     ]
-    caption = "A query: one caption against the images, encoded before. *: the Pareto front, no other depth is as good and as fast."
+    caption = "Query: one caption against the encoded images. *: on the Pareto front, no other depth is both as good and as fast."
     show_table(f"re-ranked by {document['reranker']}", columns, rows, caption=caption)
 
 
 def _show_eccv(document: dict[str, Any]) -> None:
     from dcdctl.core.data import Direction
 
+    columns = (*RECALLS, "mAP@R", "R-Precision")
     rows = [
-        [f"{title}, {direction.title}", *(f"{found[one]:.2f}" if one in found else "" for one in columns)]
+        [f"{title}, {direction.title}", *(f"{measures[column]:.2f}" if column in measures else "" for column in columns)]
         for judge, title in (("eccv_caption", "ECCV Caption"), ("cxc", "CrissCrossed Captions"))
         for direction in Direction
-        for found in [document[judge][direction.key]]
-        for columns in [(*RECALLS, "mAP@R", "R-Precision")]
+        for measures in [document[judge][direction.key]]
     ]
-    show_table("with the positives that COCO's own pairs leave out", ["", *RECALLS, "mAP@R", "R-Precision"], rows)
+    show_table("including the positives that COCO's own pairs lack", ["", *columns], rows)
 
 
 def _between(bounds: list[float]) -> str:

@@ -1,4 +1,4 @@
-"""`dcdctl export`: a model for other libraries."""
+"""`dcdctl export`: a model in the format of another library."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from dcdctl.cli.options import Json, ModelSet
+from dcdctl.cli.options import Json, ModelRef, ModelSet
 from dcdctl.cli.views.terminal import amount, bar, note, show, show_json
 
-ModelRef = Annotated[str, typer.Argument(help="Run folder, or another model reference.", metavar="RUN")]
 OutFolder = Annotated[Path, typer.Argument(help="New folder to write.", metavar="OUT")]
 To = Annotated[str, typer.Option("--to", help="transformers, sentence-transformers or onnx (docs/export.md).", metavar="FORMAT")]
 Data = Annotated[
     Path | None,
-    typer.Option("--data", help="Corpus that the export is checked on; that of the evaluation, or scenes, if not given.", metavar="DIR"),
+    typer.Option("--data", help="Corpus to check the export on; by default that of the evaluation, or scenes.", metavar="DIR"),
 ]
-Int8 = Annotated[bool, typer.Option("--int8/--no-int8", help="Of onnx: towers with int8 weights too.")]
-Licence = Annotated[str | None, typer.Option("--license", help="Of the weights, as the Hub names it: apache-2.0.", metavar="ID")]
-PushToHub = Annotated[str | None, typer.Option("--push-to-hub", help="Repository to push the folder to.", metavar="OWNER/NAME")]
-Private = Annotated[bool, typer.Option("--private", help="With --push-to-hub: only for its owner's eyes.")]
+Int8 = Annotated[bool, typer.Option("--int8/--no-int8", help="With --to onnx: also write towers with int8 weights.")]
+License = Annotated[str | None, typer.Option("--license", help="License of the weights, as the Hub names it: apache-2.0.", metavar="ID")]
+PushToHub = Annotated[str | None, typer.Option("--push-to-hub", help="Push the folder to this repository.", metavar="OWNER/NAME")]
+Private = Annotated[bool, typer.Option("--private", help="With --push-to-hub: create a private repository.")]
 
 
 def export(
@@ -29,13 +28,13 @@ def export(
     to: To,
     data: Data = None,
     int8: Int8 = True,
-    license_id: Licence = None,
+    license_id: License = None,
     push_to_hub: PushToHub = None,
     private: Private = False,
     model_set: ModelSet = None,
     json: Json = False,
 ) -> None:
-    """Write a model for transformers, sentence-transformers or ONNX Runtime, checked against itself, with a model card."""
+    """Write a model for transformers, sentence-transformers or ONNX Runtime, compared with the original, with a model card."""
     from dcdctl.core.export import ExportJob, export_model, push_options
 
     push = push_options(push_to_hub, is_private=private)
@@ -52,6 +51,6 @@ def _show(outcome: Any) -> None:
     show(f"{outcome.kind} model for {outcome.to} -> {outcome.folder} ({amount(outcome.num_bytes, 'bytes')})")
     show(f"checked on {outcome.checked_on}: {checks_in_words(outcome.checks)}")
     for part in outcome.missing:
-        note(f"its card does not say the {part.what}: `{part.command}`")
+        note(f"missing in its model card: {part.what}: `{part.command}`")
     if outcome.page is not None:
         show(f"pushed: {outcome.page}")

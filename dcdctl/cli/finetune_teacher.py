@@ -7,15 +7,14 @@ from typing import Annotated
 import typer
 
 from dcdctl.cli import options
-from dcdctl.cli.distill import RecipeName
 
 TeacherRef = Annotated[
-    str | None, typer.Option("--teacher", help="Model to go on from, in place of the recipe's model.start.", metavar="REF")
+    str | None, typer.Option("--teacher", help="Model to start from, instead of the recipe's model.start.", metavar="REF")
 ]
 
 
 def finetune_teacher(
-    recipe: RecipeName,
+    recipe: options.RecipeArgument,
     data: options.Data,
     out: options.Out,
     teacher: TeacherRef = None,
@@ -32,7 +31,7 @@ def finetune_teacher(
     wandb: options.Wandb = None,
     resume: options.Resume = False,
 ) -> None:
-    """Train a cross-encoder to rank the true caption first among drawn ones, and the true image."""
+    """Train a cross-encoder to rank the true caption and the true image first among sampled ones."""
     from dcdctl.cli.views.terminal import bar, show
     from dcdctl.cli.views.training import view
     from dcdctl.core import devices
@@ -41,8 +40,7 @@ def finetune_teacher(
 
     job = TrainingJob("finetune-teacher", recipe, sets or [], out, resume)
     refs = InputRefs(data=data, split=split, max_images=max_images, teacher=teacher, model_set=model_set or [])
-    numbers = devices.precision(precision)
-    compute = Compute(device=devices.choose(device), precision=numbers, workers=workers, features=features)
-    how = TrainingOptions(compute=compute, micro_batches=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
-    run = train(job, refs, options=how, track=bar, watch=view)
+    compute = Compute(device=devices.choose(device), precision=devices.precision(precision), workers=workers, features=features)
+    settings = TrainingOptions(compute=compute, micro_batches=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
+    run = train(job, refs, options=settings, track=bar, watch=view)
     show(f"teacher -> {run.model_folder}; next: dcdctl cache-teacher --teacher {out} --data {data} --out CACHE")

@@ -1,4 +1,4 @@
-"""`dcdctl index`: embed images once and make them searchable; change what an index has."""
+"""`dcdctl index`: embed images once and make them searchable, or change an index."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from typing import Annotated, Any
 
 import typer
 
-from dcdctl.cli.options import Device, Split, Workers
+from dcdctl.cli.options import BatchSize, Device, Split, Workers
 from dcdctl.cli.views.terminal import bar, note, show
 
 Target = Annotated[
-    str, typer.Argument(help="Dual encoder (run folder or another reference); to change an index, its folder.", metavar="RUN|INDEX")
+    str,
+    typer.Argument(help="Dual encoder (run folder or another model reference); to change an index, its folder.", metavar="RUN|INDEX"),
 ]
-Images = Annotated[Path | None, typer.Option("--images", help="Folder of pictures, or one written by `dcdctl prepare`.", metavar="DIR")]
+Images = Annotated[Path | None, typer.Option("--images", help="Folder of images, or a folder written by `dcdctl prepare`.", metavar="DIR")]
 OutFolder = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the new index.", metavar="INDEX")]
-Add = Annotated[Path | None, typer.Option("--add", help="Add what is new in a folder of pictures or a corpus.", metavar="DIR")]
+Add = Annotated[Path | None, typer.Option("--add", help="Add the new images of a folder or a corpus.", metavar="DIR")]
 Remove = Annotated[
-    list[str] | None, typer.Option("--remove", help="Remove an image by its name, or several by a pattern; repeatable.", metavar="NAME")
+    list[str] | None, typer.Option("--remove", help="Remove an image by name, or several by a pattern; repeatable.", metavar="NAME")
 ]
-RemoveGone = Annotated[bool, typer.Option("--remove-gone", help="Remove the images whose files are no longer there.")]
+RemoveGone = Annotated[bool, typer.Option("--remove-gone", help="Remove the images whose files no longer exist.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="A setting of the search: kind=flat, hnsw or ivf-pq; repeatable.", metavar="KEY=VALUE")
+    list[str] | None, typer.Option("--set", help="Override a search setting: kind=flat, hnsw or ivf-pq; repeatable.", metavar="KEY=VALUE")
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Images embedded at a time.", min=1)]
 Precision = Annotated[
-    str | None, typer.Option("--precision", help="Of a new index: fp32, or bf16 where the hardware has it.", metavar="NAME")
+    str | None,
+    typer.Option("--precision", help="Precision of a new index: fp32, or bf16 if the hardware supports it.", metavar="NAME"),
 ]
 
-SHOWN = 5
-"""Files that are no pictures and are named on the screen."""
+NUM_SKIPPED_SHOWN = 5
+"""Files without a readable image that are named on the screen."""
 
 
 def index(
@@ -46,7 +47,7 @@ def index(
     device: Device = "auto",
     precision: Precision = None,
 ) -> None:
-    """Embed the images of a folder or a corpus with a dual encoder, once, so that they can be searched; or change an index."""
+    """Embed the images of a folder or a corpus once with a dual encoder and make them searchable, or change an index."""
     from dcdctl.core import devices, search
     from dcdctl.core.devices import Compute
     from dcdctl.core.search import Changes
@@ -62,9 +63,9 @@ def index(
 def _show(outcome: Any) -> None:
     index = outcome.index
     skipped = outcome.skipped
-    for one in skipped[:SHOWN]:
-        note(f"left out: {one['path']!r}: {one['reason']}")
-    if len(skipped) > SHOWN:
-        note(f"left out: {len(skipped) - SHOWN:,} more, all of them in {index.folder / index.document['skipped']['file']}")
-    counts = "".join(f", {count:,} {what}" for what, count in (("added", outcome.added), ("removed", outcome.removed)) if count)
+    for file in skipped[:NUM_SKIPPED_SHOWN]:
+        note(f"left out: {file['path']!r}: {file['reason']}")
+    if len(skipped) > NUM_SKIPPED_SHOWN:
+        note(f"left out: {len(skipped) - NUM_SKIPPED_SHOWN:,} more, all listed in {index.folder / index.document['skipped']['file']}")
+    counts = "".join(f", {count:,} {change}" for change, count in (("added", outcome.added), ("removed", outcome.removed)) if count)
     show(f"{index.num_images:,} images{counts}, {index.dim} numbers each, search by {index.kind} -> {index.folder}")

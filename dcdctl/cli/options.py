@@ -1,6 +1,6 @@
-"""Options that several commands share: a name, a sentence and a check, written once.
+"""Options that several commands share: one name, one help text, one check.
 
-Typer reads the options of a command off its signature, so each command lists those it has.
+Typer reads the options of a command from its signature, so each command lists the options that it has.
 """
 
 from __future__ import annotations
@@ -10,36 +10,70 @@ from typing import Annotated
 
 import typer
 
+RENAMED = {
+    ("bench", "--headline"): "--reference-gallery",
+    ("bench", "--images"): "--num-images",
+    ("inspect", "--pictures"): "--num-images",
+    ("search", "--pictures"): "--thumbnails",
+}
+"""Options of earlier versions -> the option that replaced them, named in the error."""
+
+
+def check_output_file(path: Path | None) -> Path | None:
+    """Callback of an option that names a file to write: an error before any work if it cannot be written."""
+    if path is not None:
+        from dcdctl.core import files
+
+        files.check_output_file(path)
+    return path
+
+
+# What a command reads
 Data = Annotated[Path, typer.Option("--data", help="Folder written by `dcdctl prepare`.", metavar="DIR")]
 Split = Annotated[str, typer.Option("--split", help="Split of the corpus.", metavar="NAME")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", metavar="DIR")]
+MaxImages = Annotated[int | None, typer.Option("--max-images", help="Use only the first N images of the split.", min=1, metavar="N")]
+RecipeArgument = Annotated[str, typer.Argument(help="Recipe: a name or a .toml file.", metavar="RECIPE")]
+ModelRef = Annotated[str, typer.Argument(help="Run folder, or another model reference.", metavar="RUN")]
+IndexFolder = Annotated[Path, typer.Argument(help="Folder written by `dcdctl index`.", metavar="INDEX")]
 Teacher = Annotated[
-    str, typer.Option("--teacher", help="Name (prepare --list), Hub id, transformers folder, released .ckpt or run folder.", metavar="REF")
+    str,
+    typer.Option("--teacher", help="Name (prepare --list), Hub id, transformers folder, official .ckpt or run folder.", metavar="REF"),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
-Device = Annotated[str, typer.Option("--device", help="auto (the GPU where there is one), cpu, cuda, cuda:1, mps.", metavar="NAME")]
-Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads for torch; as many as torch finds if not given.", min=1)]
-Precision = Annotated[str, typer.Option("--precision", help="fp32; bf16 or fp16 where the hardware has it.", metavar="NAME")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from where a stopped run left off.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe field: loss.alpha=0.5; repeatable.", metavar="KEY=VALUE")]
-ModelSet = Annotated[
-    list[str] | None,
-    typer.Option("--model-set", help="Set what a model file does not say: image_size=384; repeatable.", metavar="KEY=VALUE"),
+Rerank = Annotated[
+    str | None, typer.Option("--rerank", help="Fusion model that re-ranks the first candidates of each query.", metavar="REF")
+]
+Depth = Annotated[
+    int | None, typer.Option("--depth", help="With --rerank: number of candidates to re-rank per query (50).", min=1, metavar="N")
 ]
 Features = Annotated[
     Path | None,
-    typer.Option("--features", help="Folder that keeps the outputs of encoders that are not trained; made where absent.", metavar="DIR"),
+    typer.Option("--features", help="Folder that stores the outputs of frozen encoders; created if it does not exist.", metavar="DIR"),
 ]
-MaxImages = Annotated[int | None, typer.Option("--max-images", help="Only the first N images of the split.", min=1, metavar="N")]
-Workers = Annotated[int, typer.Option("--workers", help="Processes that read batches ahead.", min=0)]
+
+# Settings
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe field: loss.alpha=0.5; repeatable.", metavar="KEY=VALUE")]
+ModelSet = Annotated[
+    list[str] | None,
+    typer.Option("--model-set", help="Set what the model's files lack: image_size=384; repeatable.", metavar="NAME=VALUE"),
+]
+
+# Where and how to compute
+Device = Annotated[str, typer.Option("--device", help="auto (the GPU if there is one), cpu, cuda, cuda:1 or mps.", metavar="NAME")]
+Precision = Annotated[str, typer.Option("--precision", help="fp32, or bf16 or fp16 if the hardware supports it.", metavar="NAME")]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Images, captions or pairs in one forward pass.", min=1, metavar="N")]
+Workers = Annotated[int, typer.Option("--workers", help="Processes that read and decode images ahead.", min=0, metavar="N")]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads of torch; by default torch decides.", min=1, metavar="N")]
 Accumulate = Annotated[
     int,
-    typer.Option("--accumulate", help="Compute a batch in N parts, for less memory; its loss is of the whole.", min=1, metavar="N"),
+    typer.Option("--accumulate", help="Split each batch into N micro-batches to save memory (same loss).", min=1, metavar="N"),
 ]
 CheckpointActivations = Annotated[
-    bool,
-    typer.Option("--checkpoint-activations", help="Compute activations twice instead of keeping them: less memory, more time."),
+    bool, typer.Option("--checkpoint-activations", help="Recompute activations instead of storing them: less memory, more time.")
 ]
-Wandb = Annotated[
-    str | None, typer.Option("--wandb", help="Project at Weights & Biases that is told the numbers too (extra wandb).", metavar="PROJECT")
-]
+
+# What a command writes
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", metavar="DIR")]
+Page = Annotated[Path | None, typer.Option("--html", help="Also write a page with the images.", callback=check_output_file, metavar="FILE")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+Wandb = Annotated[str | None, typer.Option("--wandb", help="Also log to this Weights & Biases project (extra wandb).", metavar="PROJECT")]

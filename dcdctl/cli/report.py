@@ -1,4 +1,4 @@
-"""`dcdctl report`: runs as one page, with tables, curves and pictures."""
+"""`dcdctl report`: runs on one page, with tables, curves and images."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from typing import Annotated
 
 import typer
 
+from dcdctl.cli.options import check_output_file
 from dcdctl.cli.views.terminal import bar, note, show
 
 Runs = Annotated[list[Path], typer.Argument(help="Run folders, or folders that `dcdctl eval --out` has written.", metavar="RUN...")]
 CorpusFolder = Annotated[
     Path | None,
-    typer.Option("--data", help="Where the pictures are; if not given, where they were when the models were evaluated.", metavar="DIR"),
+    typer.Option("--data", help="Corpus of the images on the page; by default that of the evaluation.", metavar="DIR"),
 ]
-TeacherFolder = Annotated[Path | None, typer.Option("--teacher", help="The folder of the teacher's evaluation.", metavar="FOLDER")]
+TeacherFolder = Annotated[Path | None, typer.Option("--teacher", help="Folder with the teacher's evaluation.", metavar="FOLDER")]
 Baseline = Annotated[
     Path | None,
-    typer.Option("--baseline", help="The folder that the others are compared with; if not given, the first RUN.", metavar="FOLDER"),
+    typer.Option("--baseline", help="Folder that the others are compared with; by default the first RUN.", metavar="FOLDER"),
 ]
-Page = Annotated[Path, typer.Option("--out", "-o", help="The page to write.", metavar="FILE", dir_okay=False)]
-Markdown = Annotated[Path | None, typer.Option("--markdown", help="Write the tables as Markdown too.", metavar="FILE", dir_okay=False)]
-Csv = Annotated[Path | None, typer.Option("--csv", help="Write the numbers too, one model a row.", metavar="FILE", dir_okay=False)]
-Queries = Annotated[
-    int | None, typer.Option("--queries", help="Queries with pictures, of each direction; 60 if not given.", min=0, metavar="N")
+Page = Annotated[Path, typer.Option("--out", "-o", help="Page to write.", callback=check_output_file, metavar="FILE")]
+Markdown = Annotated[
+    Path | None, typer.Option("--markdown", help="Also write the tables as Markdown.", callback=check_output_file, metavar="FILE")
 ]
+Csv = Annotated[
+    Path | None, typer.Option("--csv", help="Also write the numbers, one model per row.", callback=check_output_file, metavar="FILE")
+]
+NumQueries = Annotated[int | None, typer.Option("--queries", help="Queries to show with images, per direction (60).", min=0, metavar="N")]
 
 
 def report(
@@ -35,18 +38,17 @@ def report(
     out: Page = Path("report.html"),
     markdown: Markdown = None,
     csv: Csv = None,
-    queries: Queries = None,
+    queries: NumQueries = None,
 ) -> None:
-    """Show runs on one page: what was run, recalls, speed, curves, scores, and queries with what each model finds."""
+    """Show runs on one page: commands, recalls, speed, curves, scores, and queries with what each model retrieves."""
     from dcdctl.core.report import NUM_QUERIES, read_report, write_csv, write_markdown, write_report_page
 
-    found = read_report(runs, teacher=teacher, baseline=baseline, data=data)
-    num_queries = NUM_QUERIES if queries is None else queries
-    write_report_page(out, found, num_queries=num_queries, track=bar)
+    result = read_report(runs, teacher=teacher, baseline=baseline, data=data)
+    write_report_page(out, result, num_queries=NUM_QUERIES if queries is None else queries, track=bar)
     if markdown is not None:
-        write_markdown(markdown, found)
+        write_markdown(markdown, result)
     if csv is not None:
-        write_csv(csv, found)
-    for part in found.missing:
+        write_csv(csv, result)
+    for part in result.missing:
         note(f"left out: {part}")
     show(f"report -> {out}")

@@ -11,6 +11,7 @@ from dcdctl.core import data, evaluation, files, models, report, training
 from dcdctl.core.bench import BenchConfig, ModelPair, compare_saved
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import ON_CPU, Compute
+from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import EvalOptions, Evaluation
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import TeacherCache, build_cache
@@ -94,7 +95,11 @@ def run_demo(
     say: Callable[[str], None] = lambda text: None,
     track: Track = silent,
 ) -> DemoResult:
-    """Prepare, cache, distill two students, train one without the teacher, measure all and report; what is finished is not done again."""
+    """Prepare, cache, distill two students, train one without the teacher, evaluate all and report; finished steps are not repeated.
+
+    InputError if `out` holds something that is not a demo, or cannot be written.
+    """
+    _check_folder(out)
     say("1. prepare: draw the corpus")
     data = _prepare(out, config, track)
     teacher_ref = BUILT_IN_TEACHER
@@ -112,6 +117,12 @@ def run_demo(
     folders = [_folder(out, name) for name in (DUAL, FUSION)]
     report.write_report_page(measured.page, report.read_report(folders, teacher=out / TEACHER_FOLDER, baseline=_folder(out, DUAL_ALONE)))
     return measured
+
+
+def _check_folder(out: Path) -> None:
+    files.check_output_folder(out)
+    if not files.is_vacant(out) and not (out / "data").is_dir():
+        raise InputError(f"{out} holds something that is not a demo", hint="name an empty or a new folder with --out")
 
 
 def _prepare(out: Path, config: DemoConfig, track: Track) -> Path:

@@ -60,12 +60,16 @@ def choose(name: str) -> torch.device:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if name == "cpu":
         _keep_freed_memory()
+    hint = "try --device cpu or --device auto"
     try:
         device = torch.device(name)
+    except RuntimeError as error:  # its message lists twenty kinds of device
+        raise ConfigError(f"device {name} is unknown, expected auto, cpu, cuda, cuda:1 or mps", hint=hint) from error
+    try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name} cannot be used here: {reason}", hint="try --device cpu or --device auto") from error
+        raise ConfigError(f"device {name} cannot be used here: {reason}", hint=hint) from error
     return device
 
 

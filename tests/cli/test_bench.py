@@ -20,7 +20,8 @@ from dcdctl.core import models
 from dcdctl.core.bench import BenchConfig
 
 SMALL = [
-    "--images", 2, "--batch-size", 2, "--batch-sizes", "1,2", "--gallery-sizes", "10,1000000", "--reference-gallery", 10, "--budget", 0.02,
+    "--num-images", 2, "--batch-size", 2, "--batch-sizes", "1,2", "--gallery-sizes", "10,1000000", "--reference-gallery", 10,
+    "--budget", 0.02,
 ]  # fmt: skip
 
 
@@ -95,7 +96,7 @@ def test_the_flags_have_the_defaults_of_the_config():
     flags = {name: one.default for name, one in inspect.signature(command).parameters.items()}
     config = BenchConfig()
     names = {
-        "images": "num_images", "batch_size": "batch_size", "reference_gallery": "reference_gallery",
+        "num_images": "num_images", "batch_size": "batch_size", "reference_gallery": "reference_gallery",
         "budget": "budget_s", "repeats": "num_repeats",
         "fresh_processes": "num_fresh_processes", "clock": "clock", "onnx": "is_onnx_timed", "threads": "num_threads",
     }  # fmt: skip
@@ -107,8 +108,8 @@ def test_the_flags_have_the_defaults_of_the_config():
 def test_a_percentile_of_too_few_repeats_has_a_star(capsys):
     bench_view.show_bench(fake_bench())
     rows = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if line.startswith("│")}
-    assert ["*" in rows[f"a pair: p{percent}"] for percent in (50, 95, 99)] == [False, True, True]
-    assert "13.0 (13.0-13.0)" in rows["a pair: p50"]
+    assert ["*" in rows[f"one pair: p{percent}"] for percent in (50, 95, 99)] == [False, True, True]
+    assert "13.0 (13.0-13.0)" in rows["one pair: p50"]
     assert "2.17x (2.17-2.17)" in rows["one pair, everything encoded"]
     assert "~" in rows["whole test set, all pairs"]
 
@@ -117,8 +118,8 @@ def test_a_percentile_of_too_few_repeats_has_a_star(capsys):
     ("load", "clock", "told"),
     [
         (1.5, "wall", ""),
-        (7.9, "wall", "busy: 7.9 processes wanted 2 cores; all times are upper bounds"),
-        (7.9, "processor", "busy: 7.9 processes wanted 2 cores; times of fresh processes are upper bounds\n"),
+        (7.9, "wall", "busy: 7.9 processes needed 2 cores; all times are upper bounds"),
+        (7.9, "processor", "busy: 7.9 processes needed 2 cores; times of fresh processes are upper bounds\n"),
     ],
 )
 def test_a_busy_machine_is_told(load, clock, told, capsys):
@@ -127,7 +128,7 @@ def test_a_busy_machine_is_told(load, clock, told, capsys):
     printed = capsys.readouterr().out
     assert told in printed
     assert ("busy" in printed) == bool(told)
-    assert ("seconds of the processor" in printed) == (clock == "processor")
+    assert ("CPU time, not wall-clock time" in printed) == (clock == "processor")
 
 
 def test_numbers_have_three_digits():

@@ -140,7 +140,7 @@ def test_a_misspelt_field_lists_the_known_ones(run_cli, scenes_corpus_dir, tmp_p
     ("words", "message"),
     [
         (["--device", "cpu", "--precision", "int8"], "precision must be one of fp32, bf16, fp16, got int8"),
-        (["--device", "gpu"], "device gpu cannot be used here: "),
+        (["--device", "gpu"], "device gpu is unknown, expected auto, cpu"),
         (["--model-set", "max_text_len=9"], "--model-set is for the model named by --teacher, and none is named"),
     ],
 )

@@ -52,7 +52,7 @@ def test_a_text_is_answered_a_hit_a_line_and_names_cannot_steer_the_terminal(ind
     result = run_cli(index, *TEXT.split(), "--k", 12, *CPU)
     assert result.exit_code == 0, result.stderr
     head, *lines = result.stdout.splitlines()
-    assert head.split() == ["#", "cosine", "picture"]
+    assert head.split() == ["#", "cosine", "image"]
     wanted = searcher.by_text(TEXT, 12)
     assert [line.split(maxsplit=2)[2] for line in lines] == names_in(wanted)
     assert [line.split()[:2] for line in lines] == [[str(place), f"{hit.score:.4f}"] for place, hit in enumerate(wanted.hits, start=1)]
@@ -74,7 +74,7 @@ def test_a_second_model_shows_both_numbers_and_a_page_is_written(index, tmp_path
     result = run_cli(index, TEXT, *words, *CPU)
     assert result.exit_code == 0, result.stderr
     head, *lines = result.stdout.splitlines()
-    assert head.split() == ["#", "logit", "cosine", "picture"]
+    assert head.split() == ["#", "logit", "cosine", "image"]
     logits = [line.split()[1] for line in lines]
     assert logits[3] == "-"
     assert sorted(map(float, logits[:3]), reverse=True) == list(map(float, logits[:3]))
@@ -112,12 +112,12 @@ def test_a_pipe_gets_a_json_document_for_each_line(index):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["red", "--image", "x.png"], "one of them is wanted"),
+        (["red", "--image", "x.png"], "give one of them"),
         (["red", "--depth", "5"], "add --rerank"),
-        (["--image", "pictures/plain.png", "--rerank", "fusion"], "scores a picture with a text"),
+        (["--image", "pictures/plain.png", "--rerank", "fusion"], "scores an image with a text"),
         (["--html", "x.html"], "add a text"),
         (["red", "--k", "0"], "greater than or equal to 1"),
-        (["red", "--pictures", "sixel"], "'kitty', 'iterm2'"),
+        (["red", "--thumbnails", "sixel"], "'kitty', 'iterm2'"),
     ],
 )
 def test_options_that_make_no_sense_end_with_2(index, monkeypatch, words, told):
@@ -246,7 +246,7 @@ def test_pictures_are_sent_by_what_the_terminal_speaks_and_never_elsewhere(monke
 
 def test_a_picture_for_kitty_comes_in_chunks_that_are_one_png():
     picture = Image.effect_noise((600, 400), 80)
-    sent = terminal_images.drawn(picture, "kitty")
+    sent = terminal_images.escape_sequence(picture, "kitty")
     parts = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", sent)
     assert "".join(f"\x1b_G{keys};{data}\x1b\\" for keys, data in parts) + "\n" == sent
     assert [dict(key.split("=") for key in keys.split(","))["m"] for keys, _ in parts] == ["1"] * (len(parts) - 1) + ["0"]
@@ -257,7 +257,7 @@ def test_a_picture_for_kitty_comes_in_chunks_that_are_one_png():
 
 
 def test_a_picture_for_iterm_says_how_many_bytes_it_has():
-    sent = terminal_images.drawn(Image.new("RGBA", (10, 20), (9, 9, 9, 0)), "iterm2")
+    sent = terminal_images.escape_sequence(Image.new("RGBA", (10, 20), (9, 9, 9, 0)), "iterm2")
     size, data = re.fullmatch(r"\x1b\]1337;File=inline=1;size=(\d+);height=6;preserveAspectRatio=1:([^\x07]*)\x07\n", sent).groups()
     assert len(base64.b64decode(data)) == int(size)
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (10, 20)

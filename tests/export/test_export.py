@@ -259,9 +259,9 @@ def test_what_cannot_be_exported_leaves_nothing(changes, error, message, sources
 def test_a_folder_that_holds_something_is_not_touched(sources, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "letter.txt").write_text("dear")
-    with pytest.raises(ConfigError, match=r"out is not empty, a new folder is wanted"):
+    with pytest.raises(ConfigError, match=r"out is not empty, a new folder is expected"):
         export.export_model(job_of(sources, tmp_path))
-    with pytest.raises(ConfigError, match=r"letter.txt is a file, a new folder is wanted"):
+    with pytest.raises(ConfigError, match=r"letter.txt is a file, a new folder is expected"):
         export.export_model(job_of(sources, tmp_path, out=tmp_path / "out" / "letter.txt"))
     with pytest.raises(InputError, match=r"out cannot be written to: .*letter.txt is a file; name another folder"):
         export.export_model(job_of(sources, tmp_path, out=tmp_path / "out" / "letter.txt" / "out"))
@@ -321,11 +321,11 @@ def test_the_command_says_what_it_wrote_and_what_the_card_lacks(sources, tmp_pat
     found = CliRunner().invoke(app, ["export", str(sources["dual"]), str(tmp_path / "out"), "--to", "transformers", "--license", "mit"])
     assert (found.exit_code, found.stdout.splitlines()[1].split(":")[0]) == (0, "checked on 16 images of scenes, split test")
     assert f"dual model for transformers -> {tmp_path / 'out'} (" in found.stdout
-    assert "its card does not say the speed: `dcdctl bench dual --teacher REF --data DIR`" in found.stderr
+    assert "missing in its model card: speed: `dcdctl bench dual --teacher REF --data DIR`" in found.stderr
     again = CliRunner().invoke(app, ["export", str(sources["dual"]), str(tmp_path / "out"), "--to", "transformers"])
     assert again.exit_code == 1
     assert again.stderr.startswith("error: ")
-    assert "is not empty, a new folder is wanted; name another folder" in again.stderr
+    assert "is not empty, a new folder is expected; name another folder" in again.stderr
 
 
 def test_json_has_the_checks(sources, tmp_path):

@@ -89,7 +89,7 @@ def test_saving_replaces_a_model_and_nothing_else(vilt, dual, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.png").touch()
-    with pytest.raises(ModelError, match="photos holds something other than a model"):
+    with pytest.raises(ModelError, match="photos holds something that is not a model"):
         models.save(vilt, tmp_path / "photos")
 
 

@@ -1,1 +1,1 @@
-"""What the commands draw on a terminal: bars, tables, live views, images. rich lives here."""
+"""What the commands draw on a terminal: progress bars, tables, live views, images. Only these modules import rich."""

@@ -1,4 +1,4 @@
-"""Small pictures between the lines of a terminal that can show them, by kitty's graphics protocol or that of iTerm2.
+"""Thumbnails between the lines of a terminal, by the graphics protocol of kitty or iTerm2.
 
 https://sw.kovidgoyal.net/kitty/graphics-protocol and https://iterm2.com/documentation-images.html
 """
@@ -9,29 +9,32 @@ import base64
 import io
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 NUM_LINES = 6
-"""Height of a picture in the terminal, in lines of text."""
+"""Height of an image in the terminal, in lines of text."""
 SIDE_PX = 192
 CHUNK = 4096
-"""Characters that kitty takes at a time."""
+"""Maximum number of characters in one escape sequence of kitty's protocol."""
 KITTY, ITERM = "kitty", "iterm2"
 MULTIPLEXERS = ("TMUX", "STY", "ZELLIJ")
-"""Set within tmux, screen and Zellij, which swallow pictures or lose their place."""
+"""Set within tmux, screen and Zellij, which drop images or misplace them."""
 
 
-def protocol(wanted: str, environment: Mapping[str, str]) -> str | None:
-    """The protocol to use: what is wanted; for "auto" what the terminal says it can; None for none, and where stdout is no terminal."""
-    if wanted == "none" or not sys.stdout.isatty():
+def protocol(setting: str, environment: Mapping[str, str]) -> str | None:
+    """The graphics protocol of a setting; "auto" detects it from the environment. None for "none", or if stdout is not a terminal."""
+    if setting == "none" or not sys.stdout.isatty():
         return None
-    return _spoken(environment) if wanted == "auto" else wanted
+    return _detect(environment) if setting == "auto" else setting
 
 
-def _spoken(environment: Mapping[str, str]) -> str | None:
-    """What a terminal can, by what it is called.
+def _detect(environment: Mapping[str, str]) -> str | None:
+    """The graphics protocol that a terminal supports, by its name; None if it is not known to support one.
 
-    >>> _spoken({"TERM": "xterm-kitty"}), _spoken({"TERM_PROGRAM": "WezTerm"}), _spoken({"TERM": "xterm-256color"})
+    >>> _detect({"TERM": "xterm-kitty"}), _detect({"TERM_PROGRAM": "WezTerm"}), _detect({"TERM": "xterm-256color"})
     ('kitty', 'iterm2', None)
     """
     term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
@@ -44,23 +47,23 @@ def _spoken(environment: Mapping[str, str]) -> str | None:
     return None
 
 
-def drawn(picture: Any, spoken: str) -> str:
-    """What draws a PIL picture, small, where the cursor is; a line break ends it."""
-    small = picture.convert("RGB")
+def escape_sequence(image: Image, protocol: str) -> str:
+    """The escape sequence that draws an image, scaled down, at the cursor; it ends with a line break."""
+    small = image.convert("RGB")
     small.thumbnail((2 * SIDE_PX, SIDE_PX))
     stream = io.BytesIO()
-    small.save(stream, "PNG" if spoken == KITTY else "JPEG")
+    small.save(stream, "PNG" if protocol == KITTY else "JPEG")
     data = base64.b64encode(stream.getvalue()).decode()
-    if spoken == KITTY:
+    if protocol == KITTY:
         return _kitty(data)
     return f"\x1b]1337;File=inline=1;size={len(stream.getvalue())};height={NUM_LINES};preserveAspectRatio=1:{data}\x07\n"
 
 
 def _kitty(data: str) -> str:
-    """A PNG in chunks, of which all but the last say that there are more; the terminal answers nothing."""
+    """A PNG in chunks; every chunk but the last says that more follow, and the terminal sends no reply."""
     chunks = [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
     parts = []
     for number, chunk in enumerate(chunks):
-        what = f"a=T,f=100,r={NUM_LINES},q=2," if number == 0 else ""
-        parts.append(f"\x1b_G{what}m={int(number < len(chunks) - 1)};{chunk}\x1b\\")
+        keys = f"a=T,f=100,r={NUM_LINES},q=2," if number == 0 else ""
+        parts.append(f"\x1b_G{keys}m={int(number < len(chunks) - 1)};{chunk}\x1b\\")
     return "".join(parts) + "\n"

@@ -1,4 +1,4 @@
-"""How `dcdctl search` shows what was found."""
+"""How `dcdctl search` shows its results."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from dcdctl.cli.views.terminal import note, printable, show, show_json
 
 @dataclass(frozen=True)
 class View:
-    """Lines of text or JSON; with pictures between the lines where there is a protocol for them."""
+    """Text or JSON, with images between the lines of text if there is a graphics protocol."""
 
     is_json: bool
     protocol: str | None
 
 
 def show_answer(view: View, index: Any, question: str | Path, answer: Any) -> None:
-    """An answer: a hit a line, or a JSON document."""
+    """Show an answer: one hit per line, or a JSON document."""
     if view.is_json:
         from dcdctl.core.search import answer_document
 
@@ -30,7 +30,7 @@ def show_answer(view: View, index: Any, question: str | Path, answer: Any) -> No
 
 
 def show_line(view: View, index: Any, question: str, answer: Any) -> None:
-    """An answer on one line: the query and the names of what was found, with tabs between them, or a JSON document."""
+    """Show an answer on one line: the query and the names of the hits, separated by tabs, or a JSON document."""
     if view.is_json:
         from dcdctl.core.search import answer_document
 
@@ -40,7 +40,7 @@ def show_line(view: View, index: Any, question: str, answer: Any) -> None:
 
 
 def show_failure(view: View, question: str, error: Exception) -> None:
-    """The line of a query that could not be answered."""
+    """Show the line of a query that could not be answered."""
     from dcdctl.core.search import as_text
 
     if view.is_json:
@@ -57,16 +57,16 @@ def _show_hits(view: View, index: Any, answer: Any) -> None:
     from dcdctl.core.search import image_exists, image_of
 
     is_reranked = any(hit.reranked is not None for hit in answer.hits)
-    show(f"{'#':>4}  {'logit':>8}  cosine  picture" if is_reranked else f"{'#':>4}  cosine  picture")
-    for place, hit in enumerate(answer.hits, start=1):
+    show(f"{'#':>4}  {'logit':>8}  cosine  image" if is_reranked else f"{'#':>4}  cosine  image")
+    for position, hit in enumerate(answer.hits, start=1):
         logit = f"{'-' if hit.reranked is None else f'{hit.reranked:.3f}':>8}  " if is_reranked else ""
         gone = "" if image_exists(index, hit.row) else "  (gone)"
-        show(f"{place:>4}  {logit}{hit.score:>6.4f}  {printable(hit.name)}{gone}")
-        if view.protocol is not None and (picture := image_of(index, hit.row)) is not None:
-            show(images.drawn(picture, view.protocol).removesuffix("\n"))
+        show(f"{position:>4}  {logit}{hit.score:>6.4f}  {printable(hit.name)}{gone}")
+        if view.protocol is not None and (image := image_of(index, hit.row)) is not None:
+            show(images.escape_sequence(image, view.protocol).removesuffix("\n"))
 
 
 def _times(answer: Any) -> str:
     parts = {"encoding": answer.encode_seconds, "search": answer.find_seconds, "re-ranking": answer.rerank_seconds}
-    told = ", ".join(f"{name} {1000 * seconds:.1f}" for name, seconds in parts.items() if seconds)
-    return f"{1000 * sum(parts.values()):.1f} ms ({told})"
+    details = ", ".join(f"{name} {1000 * seconds:.1f}" for name, seconds in parts.items() if seconds)
+    return f"{1000 * sum(parts.values()):.1f} ms ({details})"

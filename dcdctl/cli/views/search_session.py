@@ -1,4 +1,4 @@
-"""`dcdctl search` without a query: a prompt on a terminal, else one answer for each line of stdin."""
+"""`dcdctl search` without a query: a prompt on a terminal, otherwise one answer per line of stdin."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from dcdctl.core.errors import DcdError
 
 PROMPT = "search> "
 HISTORY_LENGTH = 1000
-HELP = """a text finds pictures; a line that begins with a colon is a command:
-  :k N           show N pictures from now on
-  :image FILE    find pictures that look like the one in a file
+HELP = """type a text to find images; a line that begins with a colon is a command:
+  :k N           show N images per query
+  :image FILE    find images that resemble the one in a file
   :html FILE     write the last answer as a page
-  :open          show that page, or one of the last answer, in a browser
-  :help          this
-  :quit          leave; so does Ctrl-D"""
+  :open          open the page of the last answer in a browser
+  :help          show this help
+  :quit          leave (also Ctrl-D)"""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The last answer."""
+class LastAnswer:
+    """The last query with its answer, and its page if one was written."""
 
     question: str | Path
     answer: Any
@@ -37,43 +37,43 @@ class Asked:
 
 
 class Session:
-    """A user at the prompt."""
+    """The state of a prompt."""
 
     def __init__(self, searcher: Any, view: View, k: int) -> None:
         self.searcher, self.view, self.k = searcher, view, k
-        self.last: Asked | None = None
+        self.last: LastAnswer | None = None
         self.is_over = False
 
     def do(self, line: str) -> None:
-        """One line: a command or a text."""
+        """Run one line: a command or a query."""
         words = line.strip()
         if words.startswith(":"):
             name, _, rest = words[1:].partition(" ")
             command = self._commands.get(name)
             if command is None:
-                raise DcdError(f":{name} is no command", hint=":help lists them")
+                raise DcdError(f":{name} is not a command", hint=":help lists the commands")
             command(self, rest.strip())
         elif words:
             self._ask(words)
 
     def _ask(self, question: str | Path) -> None:
         answer = self.searcher.ask(question, self.k)
-        self.last = Asked(question, answer)
+        self.last = LastAnswer(question, answer)
         show_answer(self.view, self.searcher.index, question, answer)
 
     def _set_k(self, rest: str) -> None:
         if not rest.isdecimal() or int(rest) < 1:
-            raise DcdError(f":k wants a number from 1, got {rest!r}", hint="for example :k 20")
+            raise DcdError(f":k expects a number of at least 1, got {rest!r}", hint="for example :k 20")
         self.k = int(rest)
 
-    def _ask_picture(self, rest: str) -> None:
+    def _ask_image(self, rest: str) -> None:
         if not rest:
-            raise DcdError(":image wants a file", hint="for example :image dog.jpg")
+            raise DcdError(":image expects a file", hint="for example :image dog.jpg")
         self._ask(Path(rest).expanduser())
 
     def _write(self, rest: str) -> None:
         if not rest:
-            raise DcdError(":html wants a file", hint="for example :html found.html")
+            raise DcdError(":html expects a file", hint="for example :html found.html")
         self._write_page(Path(rest).expanduser())
 
     def _open(self, _: str) -> None:
@@ -82,7 +82,7 @@ class Session:
             page = Path(tempfile.mkdtemp(prefix="dcdctl-search-")) / "search.html"
             self._write_page(page)
         if not webbrowser.open(page.resolve().as_uri()):
-            note("there is no browser here")
+            note("no browser is available")
 
     def _write_page(self, path: Path) -> None:
         from dcdctl.core import report
@@ -92,9 +92,9 @@ class Session:
         self.last = replace(last, page=path)
         note(f"page -> {path}")
 
-    def _last(self) -> Asked:
+    def _last(self) -> LastAnswer:
         if self.last is None:
-            raise DcdError("nothing was asked yet", hint="ask first")
+            raise DcdError("there is no answer yet", hint="enter a query first")
         return self.last
 
     def _help(self, _: str) -> None:
@@ -105,7 +105,7 @@ class Session:
 
     _commands: ClassVar[dict[str, Callable[[Session, str], None]]] = {
         "k": _set_k,
-        "image": _ask_picture,
+        "image": _ask_image,
         "html": _write,
         "open": _open,
         "help": _help,
@@ -116,12 +116,12 @@ class Session:
 
 
 def run(searcher: Any, view: View, k: int) -> int:
-    """Answer what is typed, or what comes through a pipe; the exit code."""
+    """Answer the queries of a prompt or of stdin; returns the exit code."""
     return _prompt(Session(searcher, view, k)) if sys.stdin.isatty() else _read_lines(searcher, view, k)
 
 
 def _read_lines(searcher: Any, view: View, k: int) -> int:
-    """One answer for each line, as it comes; 1 where one of them could not be answered, 0 otherwise."""
+    """Answer each line of stdin as it arrives; 1 if a line could not be answered, otherwise 0."""
     num_failed = 0
     for number, raw in enumerate(sys.stdin.buffer, start=1):
         text = raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff").strip()
@@ -137,23 +137,23 @@ def _read_lines(searcher: Any, view: View, k: int) -> int:
 
 
 def _prompt(session: Session) -> int:
-    note(f"{session.searcher.index.num_images:,} images; type what you look for, :help for more")
+    note(f"{session.searcher.index.num_images:,} images; type a text to search, :help for help")
     with _history():
         while not session.is_over:
             try:
-                session.do(_typed())
+                session.do(_read_prompt())
             except EOFError:
                 note("")
                 break
             except KeyboardInterrupt:
-                note("\ninterrupted; Ctrl-D leaves")
+                note("\ninterrupted; leave with Ctrl-D")
             except DcdError as error:
                 show_error(error)
     return 0
 
 
-def _typed() -> str:
-    """What is typed after the prompt; this stands on stderr where stdout goes elsewhere."""
+def _read_prompt() -> str:
+    """The line typed at the prompt, which is written to stderr if stdout is not a terminal."""
     if sys.stdout.isatty():
         return input(PROMPT)
     sys.stderr.write(PROMPT)
@@ -163,7 +163,7 @@ def _typed() -> str:
 
 @contextlib.contextmanager
 def _history() -> Iterator[None]:
-    """What was typed before, by the arrow keys, here and at the next start; without readline, or where no file can be, not."""
+    """Keep a history of queries for the arrow keys, also across sessions; none without readline or if its file cannot be written."""
     try:
         import readline
     except ImportError:  # Windows

@@ -1,11 +1,10 @@
-"""What the user sees: the result on stdout, the talk on stderr, and one place that shows errors.
+"""What the user sees: results on stdout, progress and messages on stderr, and the one place that shows errors.
 
-Rich is imported where it draws, so that `--help` does not wait for it, and never given user text to read as markup.
+Rich is imported where it draws, so that `--help` does not wait for it. It never gets user text as markup.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import sys
@@ -18,18 +17,17 @@ from unicodedata import category
 import typer
 from typer.core import TyperGroup
 
+from dcdctl.cli.options import RENAMED
 from dcdctl.core.errors import DcdError
 from dcdctl.core.progress import Advance
 
 JOINERS = "\u200c\u200d"
 SECONDS_BETWEEN_LINES = 10.0
-"""How often a bar tells where it is when stderr is a file or a pipe."""
-RENAMED = {("bench", "--headline"): "--reference-gallery"}
-"""Options of earlier versions, by command, and what they are called now."""
+"""How often a bar prints a line if stderr is a file or a pipe."""
 
 
 class ErrorGroup(TyperGroup):
-    """Shows a DcdError as one line and ends with 1; anything else is our bug and keeps its traceback. Help lists commands by panel."""
+    """Shows a DcdError as one line and exits with 1; any other exception is a bug and keeps its traceback. Help lists commands by panel."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -37,20 +35,15 @@ class ErrorGroup(TyperGroup):
         except DcdError as error:
             show_error(error)
             raise typer.Exit(1) from error
+        except typer.TyperException as error:  # a usage error: shown by Typer, with exit code 2
+            _name_new_option(error)
+            raise
         except KeyboardInterrupt as interrupt:
             note("interrupted: finished work is kept")
             raise typer.Exit(130) from interrupt
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        command, *words = args
-        for word in itertools.takewhile(lambda word: word != "--", words):
-            option = word.partition("=")[0]
-            if (command, option) in RENAMED:
-                ctx.fail(f"{option} is now called {RENAMED[command, option]}")
-        return super().resolve_command(ctx, args)
-
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """The panels of Typer's Rich help as plain sections: Rich alone would take longer than all the rest of `--help`."""
+        """The panels of Typer's Rich help as plain sections: importing Rich takes longer than the rest of `--help`."""
         panels: dict[str, list[tuple[str, str]]] = {}
         longest = max(map(len, self.commands), default=0)
         width = formatter.width - 6 - longest
@@ -64,54 +57,60 @@ class ErrorGroup(TyperGroup):
                 formatter.write_dl(rows, col_max=20)
 
 
+def _name_new_option(error: Any) -> None:
+    """Let the error for an option of an earlier version name the option that replaced it."""
+    if error.ctx is not None and (new := RENAMED.get((error.ctx.info_name, getattr(error, "option_name", "")))):
+        error.message, error.possibilities = f"{error.option_name} is now called {new}", None
+
+
 def show_error(error: DcdError) -> None:
-    """One line on stderr: what is wrong and what to do next."""
+    """One line on stderr: what is wrong, and the next step."""
     typer.secho(f"error: {printable(' '.join(str(error).splitlines()))}", fg="red", err=True)
 
 
 def printable(text: str) -> str:
-    """Text with control characters, and all else that does not print, escaped as JSON has it: a file's name cannot steer the terminal.
+    """The text with every character that does not print escaped as in JSON, so that a file name cannot control the terminal.
 
     >>> print(printable("caf\\u00e9 \\x1b[31m \\u202e"))
     café \\u001b[31m \\u202e
     """
     if text.isprintable():
         return text
-    # Joiners are a part of some scripts and of emoji; other spaces than the usual one are harmless.
-    return "".join(one if one.isprintable() or one in JOINERS or category(one) == "Zs" else _escaped(one) for one in text)
+    # Joiners belong to some scripts and to emoji; unusual spaces are harmless.
+    return "".join(char if char.isprintable() or char in JOINERS or category(char) == "Zs" else _escaped(char) for char in text)
 
 
 def _escaped(character: str) -> str:
     units = character.encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 
 
 def show(text: str) -> None:
-    """A line of the result, on stdout, as it is."""
+    """Print a line of the result on stdout, unchanged."""
     if is_main():
         typer.echo(text)
 
 
 def note(text: str) -> None:
-    """A line of talk, on stderr, as it is."""
+    """Print a message on stderr, unchanged."""
     if is_main():
         typer.echo(text, err=True)
 
 
 def is_main() -> bool:
-    """Of several processes at one job (`core/distributed.py`) the first speaks; errors are shown by whoever has them."""
+    """Whether this process prints: the first of several (`core/distributed.py`). Errors are printed by the process that has them."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def show_json(value: Any, *, indent: int | None = 2) -> None:
-    """One JSON document on stdout, on one line without an indent; a value JSON has no word for (nan, infinity) is a ValueError."""
+    """Print one JSON document on stdout, on one line if `indent` is None; ValueError for nan and infinity, which JSON lacks."""
     document = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
-    # What does not print stands inside strings only, where JSON has the same escapes.
+    # Unprintable characters occur only inside strings, where JSON has the same escapes.
     typer.echo("\n".join(map(printable, document.split("\n"))))
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> None:
-    """A table on stdout; cells are shown as `str` gives them, columns of numbers to the right."""
+    """Print a table on stdout; cells are shown by `str`, columns of numbers right-aligned."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -119,11 +118,11 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     cells = [[str(cell) for cell in row] for row in rows]
     table = Table()
     for i, column in enumerate(columns):
-        is_words = any(row[i][:1].isalpha() or row[i].startswith("#") for row in cells)
-        table.add_column(Text(column), justify="left" if i == 0 or is_words else "right", overflow="fold")
+        is_text = any(row[i][:1].isalpha() or row[i].startswith("#") for row in cells)
+        table.add_column(Text(column), justify="left" if i == 0 or is_text else "right", overflow="fold")
     for row in cells:
         table.add_row(*map(Text, row))
-    # A file has no width: as wide as the table needs, so that a script never reads a folded cell.
+    # A file has no width: make the table as wide as it needs, so that a script never reads a folded cell.
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 400, highlight=False)
     for part in (Text(title), table, Text(caption)):
         if part:
@@ -132,7 +131,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
 
 @contextmanager
 def bar(label: str, *, total: int | None, unit: str) -> Iterator[Advance]:
-    """A Track on stderr, with rate and time left: a moving bar on a terminal, else a line now and then and one at the end."""
+    """A Track on stderr, with rate and time left: a moving bar on a terminal, otherwise a line every few seconds and one at the end."""
     with _moving_bar(label, total, unit) if is_main() and sys.stderr.isatty() else _sparse_lines(label, total, unit) as advance:
         yield advance
 
@@ -143,7 +142,7 @@ def _moving_bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
     from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[so_far]}", markup=False))
-    # Rich would send prints on stdout to this console too, that is to stderr: only right where both are the same screen.
+    # Rich would redirect stdout to this console, which is stderr: only right if both are the same screen.
     with Progress(*columns, console=Console(file=sys.stderr), redirect_stdout=sys.stdout.isatty()) as progress:
         task = progress.add_task(label, total=total, so_far="")
         started, done = time.monotonic(), 0
@@ -175,7 +174,7 @@ def _sparse_lines(label: str, total: int | None, unit: str) -> Iterator[Advance]
 
 
 def so_far(done: int, total: int | None, unit: str, seconds: float) -> str:
-    """How far a bar is, in words.
+    """The state of a bar as text.
 
     >>> so_far(250, 1000, "pairs", 5.0)
     '250/1,000 pairs, 50 pairs/s, 0:15 left'
@@ -197,7 +196,7 @@ def amount(count: int, unit: str) -> str:
 
 
 def rate(done: int, unit: str, seconds: float) -> str:
-    """Units a second with at least two digits, after a comma; empty where no time has passed."""
+    """A comma and the units per second with at least two digits; empty if no time has passed."""
     if seconds <= 0:
         return ""
     per_second = done / seconds
@@ -207,7 +206,7 @@ def rate(done: int, unit: str, seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are any.
+    """Minutes and seconds, with hours if there are any.
 
     >>> clock(3725.4), clock(9.6)
     ('1:02:05', '0:10')

@@ -1,4 +1,4 @@
-"""What the user sees of a training: a live table on a terminal, else a line now and then; all of it on stderr."""
+"""The view of a training on stderr: a live table on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ if TYPE_CHECKING:
 
     from dcdctl.core.progress import OnStep
 
-SECONDS_BETWEEN_PICTURES = 0.2
-"""How often the table is drawn anew."""
+SECONDS_BETWEEN_FRAMES = 0.2
+"""How often the table is redrawn."""
 
 
 @dataclass
-class Standing:
-    """How far a training is."""
+class TrainingProgress:
+    """The state of a training."""
 
     total: int
     first: int
-    """Steps that were done before, by a run that was stopped."""
+    """Steps done by an earlier run that was interrupted."""
     unit: str
     per_step: int
     done: int = 0
     seconds: float = 0.0
     values: dict[str, float] = field(default_factory=dict)
-    """The newest of each."""
+    """The newest value of each."""
 
     def speed(self) -> str:
-        """Units a second, or nothing yet."""
+        """Units per second; empty before the first step."""
         return rate((self.done - self.first) * self.per_step, self.unit, self.seconds).removeprefix(", ") if self.done > self.first else ""
 
     def left(self) -> str:
-        """The time that is left, or nothing where none is known or none is left."""
+        """The time left; empty if it is unknown or zero."""
         steps = self.done - self.first
         return f"{clock((self.total - self.done) * self.seconds / steps)} left" if steps > 0 and self.done < self.total else ""
 
     def line(self) -> str:
-        """All of it in a line.
+        """The state on one line.
 
-        >>> Standing(100, 0, "pairs", 8, done=25, seconds=10.0, values={"loss": 0.5, "dcd": 0.5, "lr": 1e-4}).line()
+        >>> TrainingProgress(100, 0, "pairs", 8, done=25, seconds=10.0, values={"loss": 0.5, "dcd": 0.5, "lr": 1e-4}).line()
         'train: 25/100 steps, loss 0.5000, 20 pairs/s, 0:30 left'
         """
         loss = f"loss {self.values['loss']:.4f}" if "loss" in self.values else ""
@@ -54,13 +54,13 @@ class Standing:
         return f"train: {', '.join(part for part in parts if part)}"
 
     def measured(self) -> str:
-        """The last measurement and the best, or nothing where there was none."""
+        """The last validation and the best one; empty if there was none."""
         if "val_rsum" not in self.values:
             return ""
         return f"val RSUM {self.values['val_rsum']:.1f}, best {self.values['val_best_rsum']:.1f}"
 
     def table(self) -> Table:
-        """All of it as a table, a loss a row."""
+        """The state as a table, one loss per row."""
         from rich.table import Table
         from rich.text import Text
 
@@ -80,50 +80,50 @@ class Standing:
 
 @contextmanager
 def view(*, total: int, done: int, unit: str = "steps", per_step: int = 1) -> Iterator[OnStep]:
-    """A Watch (`core/progress.py`) on stderr: of several processes the first is seen."""
-    standing = Standing(total, done, unit, per_step, done)
-    with _live_table(standing) if is_main() and sys.stderr.isatty() else _sparse_lines(standing) as show:
+    """A Watch (`core/progress.py`) on stderr; of several processes only the first shows its steps."""
+    state = TrainingProgress(total, done, unit, per_step, done)
+    with _live_table(state) if is_main() and sys.stderr.isatty() else _sparse_lines(state) as show:
         started = time.monotonic()
 
         def on_step(steps: int, values: Mapping[str, float]) -> None:
-            standing.done, standing.seconds = steps, time.monotonic() - started
-            standing.values.update(values)
+            state.done, state.seconds = steps, time.monotonic() - started
+            state.values.update(values)
             show()
 
         yield on_step
 
 
 @contextmanager
-def _live_table(standing: Standing) -> Iterator[Callable[[], None]]:
+def _live_table(state: TrainingProgress) -> Iterator[Callable[[], None]]:
     from rich.console import Console
     from rich.live import Live
 
     drawn = 0.0
-    # Rich would send prints on stdout to this console too, that is to stderr: only right where both are the same screen.
+    # Rich would redirect stdout to this console, which is stderr: only right if both are the same screen.
     with Live(
-        standing.table(), console=Console(file=sys.stderr, highlight=False), auto_refresh=False, redirect_stdout=sys.stdout.isatty()
+        state.table(), console=Console(file=sys.stderr, highlight=False), auto_refresh=False, redirect_stdout=sys.stdout.isatty()
     ) as live:
 
         def show() -> None:
             nonlocal drawn
             now = time.monotonic()
-            if now - drawn >= SECONDS_BETWEEN_PICTURES or standing.done == standing.total:
+            if now - drawn >= SECONDS_BETWEEN_FRAMES or state.done == state.total:
                 drawn = now
-                live.update(standing.table(), refresh=True)
+                live.update(state.table(), refresh=True)
 
         yield show
-        live.update(standing.table(), refresh=True)
+        live.update(state.table(), refresh=True)
 
 
 @contextmanager
-def _sparse_lines(standing: Standing) -> Iterator[Callable[[], None]]:
+def _sparse_lines(state: TrainingProgress) -> Iterator[Callable[[], None]]:
     last_line = time.monotonic()
 
     def show() -> None:
         nonlocal last_line
         if time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
             last_line = time.monotonic()
-            note(standing.line())
+            note(state.line())
 
     yield show
-    note(f"{standing.line()}, {clock(standing.seconds)} in all")
+    note(f"{state.line()}, {clock(state.seconds)} in all")

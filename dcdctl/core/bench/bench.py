@@ -81,17 +81,41 @@ class ModelPair:
         return {TEACHER: teacher, STUDENT: ColdStartRequest(ref=self.student, **shared)}  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class BenchPlan:
+    """A benchmark whose settings are checked, with nothing opened yet."""
+
+    clock: Callable[[], float]
+    result_file: Path | None
+    """bench.json in the student's run folder; None if the student is not a run."""
+
+
+def resolve(pair: ModelPair, config: BenchConfig, device: torch.device) -> BenchPlan:
+    """The plan of a benchmark. Opens no corpus and no weights.
+
+    ModelError for a reference that names nothing, ConfigError for a wrong setting of the teacher and for a clock that does not measure
+    the device, InputError if the result cannot be written.
+    """
+    models.check_ref(pair.student)
+    models.check_ref(pair.teacher, pair.overrides)
+    result_file = Path(pair.student, "bench.json") if Path(pair.student, "run.json").exists() else None
+    if result_file is not None:
+        files.check_output_file(result_file)
+    return BenchPlan(_clock(config, device), result_file)
+
+
 def compare_saved(pair: ModelPair, config: BenchConfig, *, device: torch.device, track: Track = silent) -> Bench:
-    """The benchmark of two saved models; written to bench.json if the student is a run folder."""
-    corpus, clock = Corpus.open(pair.data, pair.split), _clock(config, device)
+    """The benchmark of two saved models; saved as bench.json if the student is a run folder."""
+    plan = resolve(pair, config, device)
+    corpus = Corpus.open(pair.data, pair.split)
     teacher, student = models.load_fusion(pair.teacher, pair.overrides, track), models.load(pair.student)
     # Before the models are moved to a GPU, so that the processes have all of its memory.
     requests = pair.requests(config, device) if config.num_fresh_processes else {}
     fresh = cold_start.measure(requests, config.num_fresh_processes, track) if requests else {}
-    result = compare(teacher.to(device), student.to(device), corpus, config, fresh=fresh, clock=clock, track=track)
+    result = compare(teacher.to(device), student.to(device), corpus, config, fresh=fresh, clock=plan.clock, track=track)
     result = dataclasses.replace(result, student_model=pair.student, teacher_model=pair.teacher)
-    if Path(pair.student, "run.json").exists():
-        files.write_json(Path(pair.student, "bench.json"), result.to_json())
+    if plan.result_file is not None:
+        files.write_json(plan.result_file, result.to_json())
     return result
 
 

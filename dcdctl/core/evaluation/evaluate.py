@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dcdctl.core import files, models
-from dcdctl.core.config import apply_sets
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.evaluation import eccv, rankers, ranks, recall, result
@@ -23,14 +21,6 @@ from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.progress import Track, silent
 
 DEFAULT = EvalOptions()
-
-
-def load_models(
-    ref: str, rerank: str | None = None, model_sets: Sequence[str] = (), track: Track = silent
-) -> tuple[Model, FusionScorer | None]:
-    """The model to evaluate, with settings such as "image_size=384", and the fusion scorer that re-ranks, if there is one."""
-    scorer = _load(models.load, ref, apply_sets({}, model_sets), track)
-    return scorer, None if rerank is None else _load(models.load_fusion, rerank, {}, track)
 
 
 def evaluate_model(
@@ -84,16 +74,6 @@ def _joined(found: list[Rankings], folds: list[Fold]) -> Rankings:
     return Rankings(text, ranks.joined([one.image for one in found], [fold.images.start for fold in folds]))
 
 
-def _load(load: Callable[[str, dict[str, Any], Track], Any], ref: str, overrides: dict[str, Any], track: Track) -> Any:
-    """A model; where there is none, the ModelError says how a run is made."""
-    try:
-        return load(ref, overrides, track)
-    except ModelError as error:
-        if Path(ref).exists():
-            raise
-        raise ModelError(error.args[0], hint=f"make a run with `dcdctl distill`; {error.hint}".removesuffix("; ")) from error
-
-
 @dataclass(frozen=True, kw_only=True)
 class EvalJob:
     """What is evaluated."""
@@ -117,6 +97,48 @@ class Outcome:
     """Where the results are."""
 
 
+@dataclass(frozen=True)
+class EvalPlan:
+    """An evaluation whose settings are checked, with nothing opened yet."""
+
+    job: EvalJob
+    options: EvalOptions
+    """With the depths of the job."""
+    overrides: dict[str, Any]
+    """Settings of the model."""
+    folder: Path | None
+    """Where the results are written; None if they are only returned."""
+    ranks: Path | None
+    """File of one more copy of the ranks."""
+
+
+def resolve(job: EvalJob, options: EvalOptions, out: Path | None = None, ranks: Path | None = None) -> EvalPlan:
+    """The plan of an evaluation. Opens no corpus and no weights.
+
+    ModelError for a reference that names nothing, ConfigError for a wrong setting of the model or a wrong depth, MissingError if
+    ECCV Caption is asked for and not installed, InputError if the results cannot be written.
+    """
+    options, overrides = _with_depths(options, job), models.parse_overrides(job.model_sets)
+    try:
+        models.check_ref(job.model, overrides)
+    except ModelError as error:
+        if Path(job.model).exists():
+            raise
+        raise ModelError(error.args[0], hint=f"make a run with `dcdctl distill`; {error.hint}".removesuffix("; ")) from error
+    if job.rerank is not None:
+        models.check_ref(job.rerank)
+    if job.with_eccv:
+        eccv.load_package()
+    folder = result_folder(job.model, out)
+    for path in (folder, options.compute.features):
+        if path is not None:
+            files.check_output_folder(path)
+    if ranks is not None:
+        check_copy(ranks, folder, file_names(is_cascade=job.rerank is not None))
+        files.check_output_file(ranks)
+    return EvalPlan(job, options, overrides, folder, ranks)
+
+
 def run_evaluation(
     job: EvalJob,
     options: EvalOptions,
@@ -126,28 +148,27 @@ def run_evaluation(
     track: Track = silent,
     tell: Tell | None = None,
 ) -> Outcome:
-    """Evaluate and write: into `out`, else into the model's run, if it is one; `ranks` is a file of one more copy of the ranks.
+    """Evaluate and write: into `out`, or into the model's run if it is one; `ranks` is a file of one more copy of the ranks.
 
-    StaleError while another evaluation writes into the same folder.
+    Raises what `resolve` raises before anything is opened; StaleError while another evaluation writes into the same folder.
     """
-    folder, options = result_folder(job.model, out), _with_depths(options, job)
-    if ranks is not None:
-        check_copy(ranks, folder, file_names(is_cascade=job.rerank is not None))
-    with _claimed(folder):
-        corpus, how = open_split(job.choice)
-        judge = _judge(corpus, how) if job.with_eccv else None
+    plan = resolve(job, options, out, ranks)
+    with _claimed(plan.folder):
+        corpus, protocol = open_split(job.choice)
+        judge = _judge(corpus, protocol) if job.with_eccv else None
         num_top = options.num_top if judge is None else max(options.num_top, judge.num_top)
-        model, reranker = load_models(job.model, job.rerank, job.model_sets, track)
-        options = replace(options, protocol=how, num_top=num_top)
-        found = evaluate_model(model, corpus, rerank=reranker, options=options, track=track, tell=tell)
-        document = result.evaluation_document(found, job.model, corpus.split)
+        model = models.load(job.model, plan.overrides, track)
+        reranker = None if job.rerank is None else models.load_fusion(job.rerank, track=track)
+        options = replace(plan.options, protocol=protocol, num_top=num_top)
+        evaluation = evaluate_model(model, corpus, rerank=reranker, options=options, track=track, tell=tell)
+        document = result.evaluation_document(evaluation, job.model, corpus.split)
         document |= {} if job.rerank is None else {"reranker": job.rerank}
-        document |= {} if judge is None else judge.measure(found.rankings)
-        if folder is not None:
-            write_evaluation(folder, document, found, corpus)
+        document |= {} if judge is None else judge.measure(evaluation.rankings)
+        if plan.folder is not None:
+            write_evaluation(plan.folder, document, evaluation, corpus)
         if ranks is not None:
-            write_ranks(ranks, found, corpus)
-    return Outcome(document, folder)
+            write_ranks(ranks, evaluation, corpus)
+    return Outcome(document, plan.folder)
 
 
 def _judge(corpus: Corpus, how: Protocol) -> eccv.Judge:

@@ -69,18 +69,28 @@ class Exported:
         return {**told, "checks": checks, "checked_on": self.checked_on, "missing": missing, "page": self.page}
 
 
+@dataclass(frozen=True)
+class ExportPlan:
+    """An export whose settings are checked, with nothing opened yet."""
+
+    to: Format
+    overrides: dict[str, Any]
+    """Settings of the model."""
+
+
 def export_model(job: ExportJob, track: Track = silent) -> Exported:
     """Export a model; the folder is there, whole and checked, or it is not.
 
     ConfigError for a format that is none, ModelError for a model that it cannot hold and for one that is another when read back,
     MissingError for a package, SourceError where it cannot be pushed: then the folder stays.
     """
-    to = _checked(job)
+    plan = resolve(job)
+    to = plan.to
     with _new_folder(job.out) as folder:
         history = model_card.read_history(job.ref, job.data)
         data = job.data or next(iter(history.data), None)
         samples = check.samples_of(data, None if history.result is None else history.result.split)
-        model = models.load(job.ref, models.parse_overrides(job.model_sets), track)
+        model = models.load(job.ref, plan.overrides, track)
         _check_kind(model, to, job.ref)
         with track(f"export to {to}", total=3, unit="steps") as advance:
             _write(model, to, folder, job.with_int8)
@@ -95,8 +105,12 @@ def export_model(job: ExportJob, track: Track = silent) -> Exported:
     return Exported(job.out, to, model.kind, num_bytes, checks, samples.source, missing, page)
 
 
-def _checked(job: ExportJob) -> Format:
-    """The format of a job, if nothing speaks against it before a model is read."""
+def resolve(job: ExportJob) -> ExportPlan:
+    """The plan of an export. Opens no corpus and no weights.
+
+    ConfigError for an unknown format, license or repository name, for a wrong model setting and for a folder that is not empty;
+    ModelError for a reference that names nothing, MissingError for a package or a token, InputError if the folder cannot be written.
+    """
     to = next((known for known in FORMATS if known == job.to), None)
     if to is None:
         raise ConfigError(f"--to {job.to} is no format", hint=f"known: {', '.join(FORMATS)}")
@@ -108,7 +122,17 @@ def _checked(job: ExportJob) -> Format:
         to_sentence_transformers.require()
     if to == "onnx":
         models.require_onnx()
-    return to
+    overrides = models.parse_overrides(job.model_sets)
+    models.check_ref(job.ref, overrides)
+    _check_folder(job.out)
+    return ExportPlan(to, overrides)
+
+
+def _check_folder(out: Path) -> None:
+    """ConfigError if there is something at the path of a new folder, InputError if it cannot be written."""
+    if out.is_file() or not files.is_vacant(out):
+        raise ConfigError(f"{out} is {'a file' if out.is_file() else 'not empty'}, a new folder is expected", hint="name another folder")
+    files.check_output_folder(out)
 
 
 def _check_kind(model: Model, to: Format, ref: str) -> None:
@@ -180,13 +204,9 @@ def _title(model: Model) -> str:
 def _new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill, renamed to `out` when the block succeeds and removed when it fails.
 
-    ConfigError if the folder is not empty, InputError if it cannot be written, StaleError while another export writes it. Folders that
-    killed exports left behind are removed.
+    StaleError while another export writes it. Folders that killed exports left behind are removed.
     """
     out = out.resolve()
-    if out.is_file() or not files.is_vacant(out):
-        raise ConfigError(f"{out} is {'a file' if out.is_file() else 'not empty'}, a new folder is wanted", hint="name another folder")
-    files.check_output_folder(out)
     with files.lock(out):
         files.remove_partials(out.parent, out.name)
         with files.atomic_folder(out) as partial:

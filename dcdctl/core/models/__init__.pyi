@@ -4,7 +4,7 @@ from .coattention import FusionSize
 from .coattention_scorer import CoAttentionScorer
 from .dual import DualModel
 from .frozen_dual import FrozenDual, new_frozen_dual
-from .load_save import check_ref, load, load_dual, load_fusion, save
+from .load_save import check_ref, convert, load, load_dual, load_fusion, save
 from .onnx import (
     ONNX_OUTPUT,
     OnnxDual,
@@ -48,6 +48,7 @@ __all__ = [
     "ViltSize",
     "check_onnx",
     "check_ref",
+    "convert",
     "dual_from_backbones",
     "dual_student",
     "every_other",

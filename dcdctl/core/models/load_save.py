@@ -10,7 +10,7 @@ tests/models/test_contract.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from dcdctl.core import files
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import coattention_scorer, frozen_dual, official, official_meter, official_vilt, published, vilt, vision_text_dual
 from dcdctl.core.models.checkpoint import read_checkpoint
-from dcdctl.core.models.overrides import read_overrides
+from dcdctl.core.models.overrides import parse_overrides, read_overrides
 from dcdctl.core.models.preprocess import hub_errors
 from dcdctl.core.models.protocols import DualEncoder, FusionScorer, Model
 from dcdctl.core.progress import Track, silent
@@ -95,8 +95,7 @@ def save(model: Model, folder: Path, *, half: bool = False) -> None:
 
     A model that is already in the folder is replaced. ModelError if the folder holds anything else.
     """
-    if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
-        raise ModelError(f"{folder} holds something other than a model", hint="save to a new folder")
+    _check_folder(folder)
     with files.atomic_folder(folder) as partial:
         model.save_network(partial, half=half)
         model.preprocess.save(partial)
@@ -104,6 +103,26 @@ def save(model: Model, folder: Path, *, half: bool = False) -> None:
         # safetensors creates files that only their owner may read; give them the mode of the other files.
         for weights in partial.glob("*.safetensors"):
             weights.chmod((partial / SETTINGS_FILE).stat().st_mode)
+
+
+def convert(ref: str | Path, folder: Path, model_set: Sequence[str] = (), track: Track = silent) -> Model:
+    """Save the model of a reference as a folder that loads without further settings, and return it.
+
+    The reference, its settings (`image_size=384`) and the folder are checked before weights are opened.
+    """
+    overrides = parse_overrides(model_set)
+    check_ref(ref, overrides)
+    _check_folder(folder)
+    model = load(ref, overrides, track)
+    save(model, folder)
+    return model
+
+
+def _check_folder(folder: Path) -> None:
+    """InputError if a model cannot be written to a folder, ModelError if the folder holds something other than a model."""
+    files.check_output_folder(folder)
+    if not files.is_vacant(folder) and not (folder / "config.json").exists():
+        raise ModelError(f"{folder} holds something that is not a model", hint="name an empty or a new folder")
 
 
 def _locate(ref: str | Path) -> tuple[Literal["folder", "checkpoint", "published", "hub"], str]:

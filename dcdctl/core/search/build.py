@@ -66,6 +66,8 @@ def build(
     folder, source = Path(folder), embed.find(Path(images), split)
     _refuse_inside(folder, source)
     ann.packages(config.kind)
+    models.check_ref(ref)
+    INDEX.check_folder(folder)
     model = models.load_dual(ref)
     plan = {
         "format": INDEX.format,

@@ -110,6 +110,8 @@ class Searcher:
         # What is not there would be looked up at the Hub.
         if not (folder / MODEL_FOLDER / "config.json").is_file():
             raise MissingError(f"the index {folder} lacks its model, {folder / MODEL_FOLDER}", hint="copy the whole folder, or index again")
+        if rerank is not None:
+            models.check_ref(rerank)
         model = models.load_dual(folder / MODEL_FOLDER).to(device).eval()
         index.expect(model.digest)
         return Searcher(index, model, device, None if rerank is None else Reranker.open(rerank, depth=depth, device=device))

@@ -1,0 +1,305 @@
+"""Every command checks what it was given before it opens weights: for each option that can be wrong, one line and no model."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import torch
+import transformers
+import typer
+from made_index import unit_vectors, write_index
+from made_runs import scores_of, write_evaluation, write_run
+from PIL import Image
+from safetensors.torch import load_file
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from typer.testing import CliRunner
+
+import dcdctl.core
+from dcdctl.cli.app import app
+from dcdctl.core import models
+from dcdctl.core.data import Corpus
+from dcdctl.core.models import load_save
+
+TREE = typer.main.get_command(app)
+Words = dict[str, str]
+"""The values of a command line, by option, or by name for positional arguments; empty for a flag."""
+UNSET = "UNSET"
+"""The value of an option that is left out."""
+
+VALID: dict[str, Words] = {
+    "demo": {"--out": "NEW"},
+    "prepare": {"name": "scenes", "--out": "NEW"},
+    "convert": {"checkpoint": "FUSION", "out": "NEW"},
+    "finetune-teacher": {"recipe": "tiny-teacher", "--data": "CORPUS", "--out": "NEW"},
+    "cache-teacher": {"--data": "CORPUS", "--teacher": "FUSION", "--out": "NEW"},
+    "inspect": {"folder": "CORPUS"},
+    "distill": {"recipe": "demo-dual-alone", "--data": "CORPUS", "--out": "NEW"},
+    "eval": {"model": "DUAL", "--data": "CORPUS"},
+    "bench": {"run": "DUAL", "--teacher": "FUSION", "--data": "CORPUS", "--split": "test"},
+    "compare": {"systems": "EVALUATION"},
+    "report": {"runs": "EVALUATION", "--out": "NEW.html"},
+    "export": {"model": "DUAL", "out": "NEW", "--to": "transformers"},
+    "index": {"target": "DUAL", "--images": "PHOTOS", "--out": "NEW"},
+    "search": {"index": "INDEX", "text": "a dog"},
+    "serve": {"index": "INDEX", "--port": "0"},
+}
+"""A command line of each command that nothing is wrong with; capital words are files of the fixture `stage`."""
+LOADS = ["convert", "cache-teacher", "eval", "bench", "export", "index", "search", "serve"]
+"""Those of which it opens the weights of a saved model."""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong value of an option, and what the one line must say."""
+
+    value: str
+    message: str
+    needs: Words = field(default_factory=dict)
+    """Further options, without which the option makes no sense."""
+    code: int = 1
+
+
+CORPUS = Mistake("ABSENT", r"no corpus in ABSENT.*; .*`dcdctl prepare")
+CACHE = Mistake("ABSENT", r"no teacher cache in ABSENT.*; .*`dcdctl cache-teacher`")
+MODEL = Mistake("ABSENT", r"ABSENT does not exist; .*a model is a run folder")
+FOLDER = [
+    Mistake("FILE", r"FILE is a file, a folder is expected; name another folder"),
+    Mistake("FILE/new", r"FILE/new cannot be written to: FILE is a file; name another folder"),
+]
+TAKEN = Mistake("TAKEN", r"TAKEN (holds something|is not empty).*; name an(other| empty or a new) folder")
+PAGE = [
+    Mistake("TAKEN", r"TAKEN is a folder, a file is expected; name a file"),
+    Mistake("FILE/new.html", r"FILE cannot be written to: FILE is a file; name another folder"),
+]
+RECIPE = Mistake("absent", r"no recipe absent; known recipes: .*demo-dual")
+SETTING = Mistake("nonsense=1", r"unknown key nonsense; known keys here: ")
+EVALUATION = Mistake("ABSENT", r"ABSENT.*evaluation.*; `dcdctl eval")
+IMAGES = Mistake("ABSENT", r"ABSENT does not exist; --images takes a folder of")
+
+MISTAKES: dict[str, list[Mistake]] = {
+    "--device": [
+        Mistake("gpu", r"device gpu is unknown, expected auto, cpu, cuda, cuda:1 or mps; try --device cpu or --device auto"),
+        Mistake("cuda:77", r"device cuda:77 cannot be used here: .+; try --device cpu or --device auto"),
+    ],
+    "--precision": [Mistake("int9", r"precision must be one of fp32, bf16, fp16, got int9; .+")],
+    "--set": [SETTING, Mistake("nonsense", r"--set \w+ key=value, got 'nonsense'; for example --set")],
+    "--model-set": [
+        Mistake("image_sise=9", r"unknown key model-set\.image_sise; known keys here: image_size"),
+        Mistake("image_size", r"--model-set \w+ NAME=VALUE, got 'image_size'; for example --model-set image_size=384"),
+        Mistake("image_size=0", r"image_size must be at least 1, got 0"),
+    ],
+    "--recipe": [RECIPE],
+    "recipe": [RECIPE],
+    "--data": [CORPUS],
+    "--split": [Mistake("absent", r"CORPUS has no split 'absent'; it has train, val, test")],
+    "--out": [*FOLDER, TAKEN],
+    "out": [*FOLDER, TAKEN],
+    "--features": [FOLDER[1]],
+    "--html": PAGE,
+    "--markdown": [PAGE[1]],
+    "--csv": [PAGE[1]],
+    "--ranks": PAGE,
+    "--teacher": [MODEL],
+    "model": [MODEL],
+    "run": [MODEL],
+    "checkpoint": [MODEL],
+    "target": [MODEL],
+    "--rerank": [MODEL],
+    "--extend": [CACHE],
+    "--cache": [CACHE],
+    "index": [Mistake("ABSENT", r"ABSENT .*; .*dcdctl index")],
+    "folder": [Mistake("ABSENT", r"there is no folder ABSENT; .*dcdctl prepare.*dcdctl cache-teacher")],
+    "systems": [EVALUATION],
+    "runs": [EVALUATION],
+    "--baseline": [EVALUATION],
+    "--karpathy": [Mistake("ABSENT", r"ABSENT cannot be read .*; .*JSON", {"name": UNSET, "--images": "PHOTOS"})],
+    "name": [Mistake("absent", r"absent.*; ")],
+    "--from": [Mistake("ABSENT", r"ABSENT.*; --from takes a folder")],
+    "--source": [Mistake("absent", r"absent.*; ")],
+    "--splits": [Mistake("absent", r"unknown split 'absent'; known splits: train, val")],
+    "--on-error": [Mistake("absent", r"on_error must be one of stop, skip, got 'absent'")],
+    "--images": [IMAGES],
+    "--add": [Mistake("ABSENT", IMAGES.message, {"target": "INDEX", "--images": UNSET, "--out": UNSET})],
+    "--image": [Mistake("ABSENT", r"ABSENT does not exist, .*", {"text": UNSET})],
+    "--protocol": [Mistake("absent", r"no protocol 'absent'; known: auto, whole")],
+    "--depth": [Mistake("x", r"--depth x is .*; for example --depth 0,5,10,20", {"--rerank": "FUSION"})],
+    "--clock": [Mistake("absent", r"clock must be one of wall, processor, got 'absent'")],
+    "--reference-gallery": [Mistake("7", r"must be one of the gallery sizes 100, .*, got 7")],
+    "--batch-sizes": [Mistake("x", r"'x' is not a list of whole numbers, such as 1,8,32", code=2)],
+    "--gallery-sizes": [Mistake("x", r"'x' is not a list of whole numbers, such as 1,8,32", code=2)],
+    "--budget": [Mistake("0", r"budget_s must be above 0, got 0")],
+    "--to": [Mistake("absent", r"--to absent is .*; known: transformers, sentence-transformers, onnx")],
+    "--license": [Mistake("No Name", r"--license No Name .*; for example apache-2.0")],
+    "--push-to-hub": [Mistake("absent", r"--push-to-hub absent .*; .*OWNER/NAME")],
+    "--thumbnails": [Mistake("absent", r"'absent'", code=2)],
+    "--allow-host": [Mistake("a b", r"an allowed host .*, got 'a b'")],
+    "--host": [Mistake("no.such.host.invalid", r"host no\.such\.host\.invalid is not known here .*; --host 127\.0\.0\.1")],
+    "--base": [Mistake("ABSENT", r"ABSENT .*; .* EVALUATION")],
+}
+"""By option or argument, for all commands that have it."""
+OWN: dict[tuple[str, str], list[Mistake]] = {
+    ("prepare", "--csv"): [
+        Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read .*; --csv takes a CSV file", {"name": UNSET, "--images": "PHOTOS"})
+    ],
+    ("prepare", "--jsonl"): [Mistake("ABSENT", r"ABSENT cannot be read .*; .*JSON", {"name": UNSET, "--images": "PHOTOS"})],
+    ("prepare", "--images"): [Mistake("ABSENT", r"ABSENT .*; .*", {"name": UNSET, "--csv": "PAIRS.csv"})],
+    ("inspect", "--data"): [Mistake("ABSENT", CORPUS.message, {"folder": "CACHE"})],
+    ("compare", "--data"): [Mistake("ABSENT", CORPUS.message, {"--html": "NEW.html"})],
+    ("report", "--out"): PAGE,
+    ("report", "--teacher"): [EVALUATION],
+    ("eval", "--out"): FOLDER,
+    ("search", "--depth"): [],
+    ("serve", "--depth"): [],
+    ("index", "--split"): [Mistake("absent", r"has no split 'absent'; it has train, val, test", {"--images": "CORPUS"})],
+    ("export", "out"): [
+        Mistake("FILE", r"FILE is a file, a new folder is expected; name another folder"),
+        FOLDER[1],
+        Mistake("TAKEN", r"TAKEN is not empty, a new folder is expected; name another folder"),
+    ],
+}
+"""The same where an option of a command differs."""
+
+
+@pytest.fixture(scope="module")
+def stage(scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one of everything that a command reads. Models have a configuration and no weights that load."""
+    folder = tmp_path_factory.mktemp("stage")
+    (folder / "CORPUS").symlink_to(scenes_corpus_dir)
+    for name, kind in (("FUSION", "vilt"), ("DUAL", "vision-text-dual-encoder"), ("INDEX", "vision-text-dual-encoder")):
+        (folder / name / "model").mkdir(parents=True)
+        (folder / name / "model" / "config.json").write_text(json.dumps({"model_type": kind}))
+    write_run(folder / "DUAL", "demo-dual")
+    write_index(folder / "INDEX", [unit_vectors(4)])
+    corpus = Corpus.open(scenes_corpus_dir, "test")
+    for seed, name in enumerate(["EVALUATION", "EVALUATION2"]):
+        write_evaluation(folder / name, corpus, scores_of(corpus, 3, seed))
+    (folder / "PAIRS.csv").write_text("image,caption\na.png,a dog\n")
+    (folder / "PHOTOS").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "PHOTOS" / "a.png")
+    (folder / "TAKEN").mkdir()
+    (folder / "TAKEN" / "letter.txt").write_text("dear")
+    (folder / "FILE").write_text("dear")
+    (folder / "CACHE").mkdir()
+    (folder / "CACHE" / "cache.json").write_text("{}")
+    return folder
+
+
+NOTHING_TO_CHECK = {"text", "--remove", "--wandb"}
+"""Options that take any text. Numbers are compared with their limits by Typer."""
+PACKAGES = [
+    ("cache-teacher", {"--set": "candidates.kind=lexical"}, "bm25s", "mine"),
+    ("finetune-teacher", {"--wandb": "project"}, "wandb", "wandb"),
+    ("distill", {"--wandb": "project"}, "wandb", "wandb"),
+    ("eval", {"--eccv": ""}, "eccv_caption", "eccv"),
+    ("export", {"--to": "onnx"}, "onnxruntime", "onnx"),
+    ("export", {"--to": "sentence-transformers"}, "sentence_transformers", "sentence-transformers"),
+    ("index", {"--set": "kind=hnsw"}, "usearch", "index"),
+    ("index", {"--set": "kind=ivf-pq"}, "faiss", "index-pq"),
+    ("serve", {}, "uvicorn", "serve"),
+]
+"""Options that need a package, which a command must miss before it opens weights, and the extra that it must name."""
+
+
+class WeightsOpenedError(Exception):
+    """What a test sees where a command opens weights: not an error that a command may show."""
+
+
+WEIGHT_READERS = (load_save.load, load_save.load_fusion, load_save.load_dual, safetensors.safe_open, load_file)
+"""What opens weights, by whatever name a module has imported it."""
+
+
+@pytest.fixture(autouse=True)
+def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every function that opens weights fails."""
+
+    def fails(name: str) -> Callable[..., Any]:
+        def opened(*arguments: object, **options: object) -> Any:
+            raise WeightsOpenedError(name)
+
+        return opened
+
+    monkeypatch.setattr(torch, "load", fails("torch.load"))
+    for kind in (transformers.PreTrainedModel, _BaseAutoModelClass):
+        monkeypatch.setattr(kind, "from_pretrained", fails("from_pretrained"))
+    for name in models.__all__:
+        getattr(models, name)  # the room keeps a name from its first use on, and would keep what fails here
+    for module in [importlib.import_module(name) for _, name, _ in pkgutil.walk_packages(dcdctl.core.__path__, "dcdctl.core.")]:
+        for name, value in vars(module).copy().items():
+            if any(value is reader for reader in WEIGHT_READERS):
+                monkeypatch.setattr(module, name, fails(name))
+
+
+def line(words: Words, stage: Path) -> list[str]:
+    """A command line: positional arguments first, capital words as paths of the stage."""
+
+    def shown(value: str) -> str:
+        return str(stage / value) if re.match(r"[A-Z]+\b", value) else value
+
+    given = {name: value for name, value in words.items() if value != UNSET}
+    places = [shown(value) for name, value in given.items() if not name.startswith("-")]
+    flags = [[name, shown(value)] if value else [name] for name, value in given.items() if name.startswith("-")]
+    return [*places, *(word for flag in flags for word in flag)]
+
+
+def run(command: str, words: Words, stage: Path) -> Any:
+    extra = [str(stage / "EVALUATION2")] if command == "compare" else []
+    return CliRunner().invoke(app, [command, *line(words, stage), *extra], catch_exceptions=False)
+
+
+def option_names(command: str) -> list[str]:
+    """The options and arguments of a command that take a value."""
+    return [next(iter(one.opts), one.name) for one in TREE.commands[command].params if not getattr(one, "is_flag", False)]
+
+
+def cases() -> Iterator[Any]:
+    for command in VALID:
+        for option in option_names(command):
+            for mistake in OWN.get((command, option), MISTAKES.get(option, [])):
+                yield pytest.param(command, option, mistake, id=f"{command} {option} {mistake.value}")
+
+
+@pytest.mark.parametrize(("command", "option", "mistake"), list(cases()))
+def test_a_mistake_is_one_line_and_no_weights_are_opened(command, option, mistake, stage):
+    result = run(command, {**VALID[command], **mistake.needs, option: mistake.value}, stage)
+    assert result.exit_code == mistake.code, result.output
+    assert result.stdout == ""
+    last = result.stderr.splitlines()[-1].replace(f"{stage}/", "")
+    assert re.search(mistake.message, last), last
+    if mistake.code == 1:
+        assert len(result.stderr.splitlines()) == 1
+        assert last.startswith("error: ")
+
+
+@pytest.mark.parametrize("command", LOADS)
+def test_without_a_mistake_the_weights_are_opened(command, stage):
+    with pytest.raises(WeightsOpenedError):
+        run(command, VALID[command], stage)
+
+
+@pytest.mark.parametrize("command", VALID)
+def test_every_option_is_in_the_table_of_mistakes(command):
+    ranges = {name for one in TREE.commands[command].params if one.min is not None for name in one.opts}
+    assert set(option_names(command)) - ranges <= {*MISTAKES, *(option for name, option in OWN if name == command), *NOTHING_TO_CHECK}
+
+
+def test_every_command_is_in_the_table():
+    assert set(VALID) == set(TREE.commands)
+
+
+@pytest.mark.parametrize(("command", "words", "module", "extra"), PACKAGES)
+def test_a_missing_package_is_named_with_its_extra_before_weights_are_opened(command, words, module, extra, stage, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    result = run(command, {**VALID[command], **words}, stage)
+    assert result.exit_code == 1
+    assert re.search(rf"needs .*{module.replace('_', '-')}.*not installed; pip install 'dcdctl\[{extra}\]'", result.stderr)
+    assert len(result.stderr.splitlines()) == 1
