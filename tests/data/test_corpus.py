@@ -1,4 +1,4 @@
-"""The Parquet contract, and reading it lazily."""
+"""The Parquet schema of a corpus, and reading it lazily."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_captions_of_an_image_are_those_that_point_at_it(ragged):
         assert list(ragged.captions_of(image)) == np.flatnonzero(ragged.caption_image == image).tolist()
 
 
-def test_any_image_is_read_from_any_shard(ragged):
+def test_every_image_is_read_from_its_shard(ragged):
     for image in [99, 0, 44, 45, 31, 32, 89, 90]:
         assert ragged.image_bytes(image) == image_file(image)
         assert ragged.image(image).getpixel((0, 0)) == (image, 2 * image, 100)
@@ -109,7 +109,7 @@ def test_any_image_is_read_from_any_shard(ragged):
         ragged.image_bytes(-1)
 
 
-def test_images_come_in_the_order_asked_for_and_may_repeat(ragged):
+def test_images_come_in_the_given_order_and_may_repeat(ragged):
     wanted = [77, 3, 3, 99, 46, 0]
     assert [image.getpixel((0, 0))[0] for image in ragged.images(wanted)] == wanted
 
@@ -159,7 +159,7 @@ def _send_first_bytes(made, connection):
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
-def test_a_forked_child_reads_with_files_of_its_own(ragged):
+def test_a_forked_child_opens_its_own_files(ragged):
     ragged.image(3)
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
@@ -184,7 +184,7 @@ def test_threads_read_the_right_images_together(ragged):
     assert wrong == []
 
 
-def test_a_subset_is_the_first_images_with_a_fingerprint_of_its_own(ragged):
+def test_a_subset_has_the_first_images_and_its_own_fingerprint(ragged):
     part = ragged.subset(6)
     assert (part.num_images, part.image_ids) == (6, [f"id{i}" for i in range(6)])
     assert part.captions == ragged.captions[: 1 + 2 + 3 + 4 + 1 + 2]
@@ -210,12 +210,12 @@ def test_the_fingerprint_covers_ids_captions_images_and_order(tmp_path):
     assert len(set(prints)) == 1 + len(changes)
 
 
-def test_a_folder_that_is_not_there_says_what_to_run(tmp_path):
+def test_the_error_for_a_missing_folder_says_what_to_run(tmp_path):
     with pytest.raises(CorpusError, match=r"there is no corpus in .*absent \(no corpus\.json\); make one with `dcdctl prepare`"):
         Corpus.open(tmp_path / "absent", "train")
 
 
-def test_a_folder_without_corpus_json_is_unfinished_or_no_corpus(ragged):
+def test_a_folder_without_corpus_json_is_unfinished_or_not_a_corpus(ragged):
     (ragged.folder / "corpus.json").unlink()
     with pytest.raises(CorpusError, match=r"there is no corpus in .* \(no corpus\.json\); make one with `dcdctl prepare`"):
         Corpus.open(ragged.folder, "train")
@@ -242,7 +242,7 @@ def test_a_damaged_shard_is_named(ragged):
         Corpus.open(ragged.folder, "train").image(50)
 
 
-def test_another_format_is_refused(scenes_corpus_dir, tmp_path):
+def test_another_format_is_an_error(scenes_corpus_dir, tmp_path):
     shutil.copytree(scenes_corpus_dir, tmp_path / "copy")
     (tmp_path / "copy" / "corpus.json").write_text('["format"]')
     with pytest.raises(CorpusError, match=r"corpus\.json holds no JSON object; delete the folder"):
@@ -253,7 +253,7 @@ def test_another_format_is_refused(scenes_corpus_dir, tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_upright_as_exif_says(orientation):
+def test_images_are_rotated_upright_according_to_exif(orientation):
     upright = Image.fromarray(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3)
     # How a camera stores it: the transformation that the orientation's upright turn undoes.
     stored = {

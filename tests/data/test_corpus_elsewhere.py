@@ -1,4 +1,4 @@
-"""A prepared corpus opens with other programs, with nothing of ours."""
+"""A prepared corpus opens in other programs without dcdctl."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pixels_of(image: Image.Image) -> str:
     return hashlib.sha256(np.asarray(image).tobytes()).hexdigest()
 
 
-def test_datasets_gives_pictures_and_lists_of_captions_without_network(corpus, tmp_path, monkeypatch):
+def test_datasets_gives_images_and_lists_of_captions_without_a_network(corpus, tmp_path, monkeypatch):
     for name, value in {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}.items():
         monkeypatch.setenv(name, value)
     rows = json.loads(run_script(LOAD_WITH_DATASETS, tmp_path / "cache", *sorted(corpus.folder.glob("train-*.parquet"))))
@@ -59,8 +59,8 @@ def test_pandas_reads_the_image_files(corpus):
     frame = pd.concat(pd.read_parquet(path) for path in sorted(corpus.folder.glob("train-*.parquet")))
     assert frame["image_id"].tolist() == corpus.image_ids
     assert [caption for captions in frame["captions"] for caption in captions] == corpus.captions
-    pictures = [Image.open(io.BytesIO(image["bytes"])).convert("RGB") for image in frame["image"]]
-    assert [pixels_of(picture) for picture in pictures] == [pixels_of(corpus.image(image)) for image in range(32)]
+    images = [Image.open(io.BytesIO(image["bytes"])).convert("RGB") for image in frame["image"]]
+    assert [pixels_of(image) for image in images] == [pixels_of(corpus.image(image)) for image in range(32)]
 
 
 def test_duckdb_counts_images_and_captions(corpus):

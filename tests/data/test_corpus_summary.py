@@ -1,4 +1,4 @@
-"""What a corpus holds, checked on one that is written by hand."""
+"""The summary of a corpus, checked on a corpus that is written by hand."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_format_is_known_by_the_first_bytes(file_format):
 
 
 @pytest.mark.parametrize(("num_images", "count"), [(1, 60), (60, 60), (61, 60), (113_287, 60), (7, 0)])
-def test_pictures_are_spread_over_the_split_and_none_is_taken_twice(num_images, count):
+def test_images_are_spread_over_the_split_and_none_is_shown_twice(num_images, count):
     chosen = pages.spread_over(num_images, count)
     assert len(chosen) == min(num_images, count) == len(set(chosen))
     steps = np.diff([-1, *chosen, num_images])
@@ -148,7 +148,7 @@ def test_pictures_are_spread_over_the_split_and_none_is_taken_twice(num_images, 
     assert not chosen or steps.max() <= 2 * max(1, num_images // len(chosen))
 
 
-def test_inspect_shows_every_split_by_default_and_the_one_that_is_asked_for(folder):
+def test_inspect_shows_every_split_or_the_requested_one(folder):
     result = run_cli(folder)
     assert result.exit_code == 0, result.stderr
     assert "skipped rows: 3; 2 x no such image" in result.stdout
@@ -186,15 +186,15 @@ def test_a_page_keeps_the_text_of_a_corpus_as_text_and_loads_nothing(folder, tmp
     assert len(page.all("li")) == 7
 
 
-def test_a_page_has_as_many_pictures_as_asked_for_and_stays_small(scenes_corpus_dir, tmp_path):
+def test_a_page_has_the_requested_number_of_images_and_stays_small(scenes_corpus_dir, tmp_path):
     for count, expected in ((5, 5), (60, 32), (0, 0)):
         result = run_cli(scenes_corpus_dir, "--split", "train", "--html", tmp_path / "page.html", "--num-images", count)
         assert result.exit_code == 0, result.stderr
         assert len(Page((tmp_path / "page.html").read_text()).all("img")) == expected
 
 
-def test_pictures_of_a_page_are_thumbnails(tmp_path):
-    """Noise compresses worst: 60 such pictures would be 1.5 MB."""
+def test_images_of_a_page_are_thumbnails(tmp_path):
+    """Noise compresses worst: 60 such images would be 1.5 MB."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (1500, 2000, 3), dtype=np.uint8))
     image = html.embed_image(noise, pages.CORPUS_IMAGE_PX)
     assert (image.width, image.height) == (200, 150)
@@ -211,14 +211,14 @@ def test_options_that_a_corpus_does_not_have_are_usage_errors(folder, options, n
     assert named in result.stderr
 
 
-def test_pictures_of_a_cache_are_a_usage_error(tmp_path):
+def test_images_of_a_cache_are_a_usage_error(tmp_path):
     (tmp_path / "cache.json").write_text("{}")
     result = run_cli(tmp_path, "--num-images", 3)
     assert result.exit_code == 2
     assert "is for a corpus" in result.stderr
 
 
-def test_a_folder_that_is_neither_says_what_it_holds_and_what_is_wanted(tmp_path):
+def test_the_error_for_another_folder_says_what_it_holds_and_what_is_expected(tmp_path):
     for name in ("run.json", "a", "b", "c"):
         (tmp_path / name).touch()
     result = run_cli(tmp_path)

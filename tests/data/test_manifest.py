@@ -1,4 +1,4 @@
-"""Manifests: the ones that come with dcdctl, a user's own, and what the flags of `prepare` name."""
+"""Manifests: those that ship with dcdctl, those of users, and those made from the flags of `prepare`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from dcdctl.core.data.readers.webdataset import WebDatasetSource
 from dcdctl.core.errors import ConfigError, InputError
 
 
-def test_every_manifest_that_comes_along_parses_and_says_what_it_is():
+def test_every_shipped_manifest_parses_and_has_a_summary_and_a_license():
     names = [item.name for item in manifest.known_manifests()]
     assert names == [path.stem for path in sorted(manifest.manifests_folder().glob("*.toml"))]
     assert "scenes" in names
     assert all(item.summary and item.license for item in manifest.known_manifests())
 
 
-def test_scenes_has_the_promised_defaults():
+def test_scenes_has_the_documented_defaults():
     counts = {"train": 1000, "val": 200, "test": 500}
     assert manifest.find_manifest("scenes").sources == {"scenes": ScenesSource(counts=counts, side_px=128, seed=0, captions=5)}
 
@@ -57,7 +57,7 @@ def test_an_unknown_name_lists_the_known_ones():
         manifest.find_manifest("flickr90k")
 
 
-def test_paths_in_a_toml_file_are_seen_from_its_folder(tmp_path):
+def test_paths_in_a_manifest_are_relative_to_its_folder(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('format = "csv"\npairs = "pairs.csv"\nimages = "jpg"\nsplit = "test"\n')
     found = manifest.find_manifest(str(path))

@@ -1,4 +1,4 @@
-"""`dcdctl prepare`: what users bring, what is wrong with it, and what is left behind when a run is killed."""
+"""`dcdctl prepare`: correct and incorrect inputs, and runs that are killed."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_csv_rows_of_one_image_need_not_be_adjacent(tmp_path, images):
     assert train.caption_ids.tolist() == [0, 2, 1, 3]
 
 
-def test_csv_without_a_split_column_goes_where_it_is_set_to(tmp_path, images):
+def test_csv_rows_without_a_split_column_go_to_the_set_split(tmp_path, images):
     summary = pairs(tmp_path, images, "image,caption\na.jpg,x\n", sets=["split=test", "name=mine", "license=CC0"])
     assert (list(summary.splits), summary.name) == (["test"], "mine")
     assert json.loads((tmp_path / "out" / "corpus.json").read_text())["licence"] == "CC0"
@@ -124,7 +124,7 @@ def test_csv_splits_become_splits(tmp_path, images):
     assert Corpus.open(tmp_path / "out", "train").captions == ["y"]
 
 
-def test_splits_and_max_images_choose_rows_and_leave_the_others_unread(tmp_path, images):
+def test_splits_and_max_images_choose_rows_and_other_rows_are_not_read(tmp_path, images):
     entries = [entry("a.jpg", "val"), entry("ü.png", "val"), entry("gone.jpg", "val"), entry("also gone.jpg", "train")]
     summary = karpathy(tmp_path, images, entries, splits=("val",), max_images=2)
     assert {split: found["images"] for split, found in summary.splits.items()} == {"val": 2}
@@ -134,7 +134,7 @@ def test_splits_and_max_images_choose_rows_and_leave_the_others_unread(tmp_path,
 def test_a_zip_and_a_folder_give_the_same_corpus(tmp_path, images, prefix):
     archive = tmp_path / "images.zip"
     with zipfile.ZipFile(archive, "w") as file:
-        file.writestr("__MACOSX/a.jpg", b"not a picture")
+        file.writestr("__MACOSX/a.jpg", b"not an image")
         for name in ALL_IMAGES:
             file.write(images / name, prefix + name)
     entries = [entry(name) for name in ALL_IMAGES]
@@ -144,7 +144,7 @@ def test_a_zip_and_a_folder_give_the_same_corpus(tmp_path, images, prefix):
     assert fingerprints(from_zip) == fingerprints(karpathy(tmp_path / "2", images, entries))
 
 
-def test_one_base_name_in_two_folders_is_told_apart_by_its_path(tmp_path, images):
+def test_equal_file_names_in_two_folders_are_distinguished_by_their_paths(tmp_path, images):
     archive = tmp_path / "coco.zip"
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("coco/train2014/x.jpg", (images / "a.jpg").read_bytes())
@@ -198,7 +198,7 @@ def test_a_changed_caption_or_byte_changes_the_fingerprint_of_its_split_only(tmp
     assert (before["train"] == image["train"], before["val"] != image["val"]) == (True, True)
 
 
-def test_corpus_json_says_where_it_all_came_from(scenes_corpus_dir, tmp_path, images):
+def test_corpus_json_has_the_provenance(scenes_corpus_dir, tmp_path, images):
     karpathy(tmp_path, images, [entry("a.jpg")])
     index = json.loads((tmp_path / "out" / "corpus.json").read_text())
     assert index["source"]["annotations"] == {"file": "dataset.json", "sha256": sha256_of(tmp_path / "dataset.json")}
@@ -253,7 +253,7 @@ BAD_ENTRIES = {
 
 
 @pytest.mark.parametrize("case", BAD_ENTRIES)
-def test_a_bad_karpathy_entry_stops_with_its_number_or_is_listed(tmp_path, images, case):
+def test_a_bad_karpathy_entry_is_an_error_with_its_number_or_is_skipped(tmp_path, images, case):
     (tmp_path / "secret.jpg").write_bytes(image_file(0, ".jpg"))
     bad, message = BAD_ENTRIES[case]
     entries = [entry("a.jpg"), bad, entry("d.webp")]
@@ -269,7 +269,7 @@ def test_a_bad_karpathy_entry_stops_with_its_number_or_is_listed(tmp_path, image
 
 
 def bomb():
-    """A PNG that says it is 60,000 pixels wide and high."""
+    """A PNG whose header gives 60,000 pixels for its width and height."""
     data = bytearray(image_file(0, ".png"))
     data[16:24] = (60_000).to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
@@ -290,7 +290,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize(("case", "workers"), [*((case, 1) for case in BAD_FILES), ("zero bytes", 2), ("a truncated jpeg", 2)])
-def test_a_bad_image_stops_with_its_row_or_is_listed(tmp_path, images, case, workers):
+def test_a_bad_image_is_an_error_with_its_row_or_is_skipped(tmp_path, images, case, workers):
     data, message = BAD_FILES[case]
     names = [f"{i:02}.jpg" for i in range(20)]
     for name in names:
@@ -306,18 +306,18 @@ def test_a_bad_image_stops_with_its_row_or_is_listed(tmp_path, images, case, wor
     assert [(row["row"], row["image"]) for row in summary.skipped] == [("dataset.json images[9]", "09.jpg")]
 
 
-def test_every_truncation_of_a_jpeg_is_noticed(tmp_path):
+def test_every_truncation_of_a_jpeg_is_an_error(tmp_path):
     from dcdctl.core.data import images as data_images
 
     data = image_file(3, ".jpg", side=(64, 48))
-    for end in range(1, len(data) - 2, 29):  # without its last two bytes, the end mark, the picture itself is whole
+    for end in range(1, len(data) - 2, 29):  # without the end marker, its last two bytes, the image is complete
         with pytest.raises(data_images.ImageError):
             data_images.check_image(data[:end])
     assert data_images.check_image(data).width == 64
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
-def test_a_link_out_of_the_folder_is_refused(tmp_path, images):
+def test_a_link_out_of_the_folder_is_an_error(tmp_path, images):
     (tmp_path / "secret.jpg").write_bytes(image_file(0, ".jpg"))
     (images / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     (images / "inside.jpg").symlink_to(images / "a.jpg")
@@ -350,13 +350,13 @@ def test_a_damaged_zip_member_is_named(tmp_path, images):
         ("[" * 100_000, "is not JSON"),
     ],
 )
-def test_json_without_images_is_refused(tmp_path, images, content, message):
+def test_json_without_images_is_an_error(tmp_path, images, content, message):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(InputError, match=message):
         prepare_corpus(manifest.choose_manifest(None, karpathy=tmp_path / "x.json", images=[images]), tmp_path / "out")
 
 
-def test_files_that_are_not_there_are_named(tmp_path, images):
+def test_missing_files_are_named(tmp_path, images):
     with pytest.raises(InputError, match=r"absent.json cannot be read \(No such file"):
         prepare_corpus(manifest.choose_manifest(None, karpathy=tmp_path / "absent.json", images=[images]), tmp_path / "out")
     with pytest.raises(InputError, match=r"absent.csv cannot be read \(No such file"):
@@ -366,7 +366,7 @@ def test_files_that_are_not_there_are_named(tmp_path, images):
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04 cut off", b"a text"])
-def test_images_that_are_no_zip_are_refused(tmp_path, data):
+def test_images_that_are_not_a_zip_are_an_error(tmp_path, data):
     (tmp_path / "images.zip").write_bytes(data)
     with pytest.raises(InputError, match=r"images.zip is not a zip"):
         karpathy(tmp_path, tmp_path / "images.zip", [entry("a.jpg")])
@@ -386,7 +386,7 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize("case", BAD_LINES)
-def test_a_bad_csv_line_stops_with_its_number_or_is_listed(tmp_path, images, case):
+def test_a_bad_csv_line_is_an_error_with_its_number_or_is_skipped(tmp_path, images, case):
     line, message = BAD_LINES[case]
     text = f'image,caption\na.jpg,"over\ntwo lines"\n\n{line}\nü.png,fine\n'
     with pytest.raises(InputError, match=message) as stopped:
@@ -415,7 +415,7 @@ def test_a_bad_csv_line_stops_with_its_number_or_is_listed(tmp_path, images, cas
         ("image,caption,split\na.jpg,x,val\na.jpg,y,train\n", 'line 3 "a.jpg": its split is train, but val in pairs.csv line 2'),
     ],
 )
-def test_a_csv_of_another_form_is_refused(tmp_path, images, text, message):
+def test_a_csv_of_another_form_is_an_error(tmp_path, images, text, message):
     with pytest.raises(InputError, match=message):
         pairs(tmp_path, images, text)
 
@@ -444,7 +444,7 @@ def test_options_out_of_range_are_named():
 # The folder that is written
 
 
-def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, images):
+def test_a_folder_of_something_else_is_an_error_and_stays_unchanged(tmp_path, images):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("dear")
     with pytest.raises(StaleError, match=r"out is not empty and holds no corpus \(found thesis\.txt\); name an empty or a new folder"):
@@ -452,20 +452,20 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, images):
     assert contents(tmp_path / "out") == {"thesis.txt": b"dear"}
 
 
-def test_a_corpus_that_another_run_is_writing_is_refused(tmp_path, images):
+def test_a_corpus_that_another_run_is_writing_is_an_error(tmp_path, images):
     with lock(tmp_path / "out"), pytest.raises(StaleError, match=r"another run is writing to .*out; wait until it ends"):
         karpathy(tmp_path, images, [entry("a.jpg")])
     assert not (tmp_path / "out").exists()
     karpathy(tmp_path, images, [entry("a.jpg")])
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path, images):
+def test_a_file_in_place_of_the_folder_is_an_error(tmp_path, images):
     (tmp_path / "out").write_text("dear")
     with pytest.raises(InputError, match="is a file, a folder is expected"):
         karpathy(tmp_path, images, [entry("a.jpg")])
 
 
-def test_the_same_again_is_already_there_and_another_is_refused(tmp_path, images):
+def test_the_same_corpus_is_already_prepared_and_another_one_is_an_error(tmp_path, images):
     first = karpathy(tmp_path, images, [entry("a.jpg"), entry("ü.png")])
     before = contents(tmp_path / "out")
     again = karpathy(tmp_path, images, [entry("a.jpg"), entry("ü.png")], workers=2)
@@ -477,7 +477,7 @@ def test_the_same_again_is_already_there_and_another_is_refused(tmp_path, images
     assert contents(tmp_path / "out") == before
 
 
-def test_an_unfinished_folder_of_another_plan_starts_afresh(tmp_path, images):
+def test_an_unfinished_folder_of_another_plan_is_started_again(tmp_path, images):
     (images / "zero.jpg").touch()
     entries = [entry("a.jpg"), entry("ü.png"), entry("zero.jpg")]
     with pytest.raises(InputError, match="empty"):
@@ -489,7 +489,7 @@ def test_an_unfinished_folder_of_another_plan_starts_afresh(tmp_path, images):
     assert sorted(contents(tmp_path / "out")) == ["corpus.json", "train-00000-of-00001.parquet"]
 
 
-def test_a_shard_that_was_changed_behind_its_back_is_made_again(tmp_path, images):
+def test_a_shard_that_was_changed_after_it_was_written_is_written_again(tmp_path, images):
     (images / "zero.jpg").touch()
     entries = [entry("a.jpg"), entry("zero.jpg")]
     with pytest.raises(InputError, match="empty"):
@@ -502,7 +502,7 @@ def test_a_shard_that_was_changed_behind_its_back_is_made_again(tmp_path, images
     assert shard.read_bytes() == whole
 
 
-def test_a_corpus_made_before_protocols_were_looked_at_is_still_there(tmp_path):
+def test_a_corpus_of_a_version_without_protocols_is_still_accepted(tmp_path):
     source = manifest.find_manifest("scenes", ["counts.train=3", "counts.val=0", "counts.test=2", "side_px=16"])
     prepare_corpus(source, tmp_path / "out", options=PrepareOptions(workers=1))
     path = tmp_path / "out" / "corpus.json"
@@ -531,7 +531,7 @@ def recorded_shards(out: Path) -> list[str]:
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path, workers):
+def test_a_run_that_is_killed_repeatedly_ends_with_the_same_bytes(tmp_path, workers):
     script, out = tmp_path / "script.py", tmp_path / "out"
     script.write_text(SCRIPT)
     environment = os.environ | {"PYTHONPATH": str(Path(dcdctl.__file__).parent.parent)}

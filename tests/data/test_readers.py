@@ -1,4 +1,4 @@
-"""The forms in which data sets come: each gives the same corpus, and what is wrong with a row is said with the row."""
+"""The formats of data sets: each gives the same corpus, and a wrong row is reported with its position."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def image_struct(number: int) -> dict[str, Any]:
     return {"bytes": DATA[number], "path": NAMES[number]}
 
 
-def test_a_table_of_one_caption_a_row(folder):
+def test_a_table_with_one_caption_per_row(folder):
     lines = ["file_name,text,split", "a.jpg,a dog,train", "b c.jpg,grass,train", "a.jpg,a brown dog,train", "ü.jpg,two birds,validation"]
     (folder / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
     out = made(folder, 'format = "csv"\npairs = "metadata.csv"\nimages = "jpg"\n')
@@ -117,7 +117,7 @@ def test_the_parquet_files_of_the_hub(folder, form):
     assert contents(out) == expected
 
 
-def test_parquet_joined_with_karpathys_splits(folder):
+def test_parquet_with_karpathys_splits(folder):
     rows = [{"image": {"bytes": DATA[i], "path": None}, "filename": NAMES[i], "caption": CAPTIONS[i]} for i in range(3)]
     write_parquet(folder / "test-0.parquet", [rows[2], rows[0], {**rows[0], "filename": "other.jpg"}, rows[1]])
     entries = [{"filename": name, "split": split} for name, split in zip(NAMES, ["restval", "train", "test"], strict=True)]
@@ -178,7 +178,7 @@ BAD_ROWS: dict[str, tuple[str, Any, str]] = {
     "parquet: an empty list": ("parquet", {"captions": []}, "the image has no caption"),
     "parquet: an empty caption": ("parquet", {"captions": ["x", ""]}, "caption 1 is empty"),
     "parquet: no bytes": ("parquet", {"image": {"bytes": None, "path": "x.jpg"}}, "has no bytes of its image in column 'image'"),
-    "parquet: a text for a picture": (
+    "parquet: a text for an image": (
         "parquet",
         {"image": {"bytes": b"<html>", "path": "x.jpg"}},
         "not an image file of a supported format",
@@ -188,7 +188,7 @@ BAD_ROWS: dict[str, tuple[str, Any, str]] = {
         {"jpg": DATA[0]},
         "there is no caption with that key, only jpg; expected KEY.txt or KEY.json",
     ),
-    "webdataset: no picture": ("webdataset", {"txt": b"x"}, "there is no image with that key, only txt"),
+    "webdataset: no image": ("webdataset", {"txt": b"x"}, "there is no image with that key, only txt"),
     "webdataset: blank lines": ("webdataset", {"jpg": DATA[0], "txt": b"\n \n"}, "the image has no caption"),
     "webdataset: half a JSON": ("webdataset", {"jpg": DATA[0], "json": b'{"caption": '}, "its JSON cannot be read"),
     "webdataset: a JSON list": ("webdataset", {"jpg": DATA[0], "json": b"[]"}, r"its JSON is a list \(\[\]\), expected an object"),
@@ -224,7 +224,7 @@ WHERE = {"lavis": "train.json [1]", "jsonl": "rows.jsonl line 2", "parquet": "tr
 
 
 @pytest.mark.parametrize("case", BAD_ROWS)
-def test_a_bad_row_stops_with_its_place_or_is_listed(folder, case):
+def test_a_bad_row_is_an_error_with_its_position_or_is_skipped(folder, case):
     form, bad, message = BAD_ROWS[case]
     toml = with_a_bad_row(folder, form, bad)
     with pytest.raises(InputError, match=message) as stopped:
@@ -251,7 +251,7 @@ def test_a_bad_row_stops_with_its_place_or_is_listed(folder, case):
         ('format = "csv"\npairs = "p"\nimages = "jpg"\n[expected.train]\nimages = 5\n', "expected.train.captions is missing"),
     ],
 )
-def test_a_manifest_that_is_wrong_says_where(folder, toml, message):
+def test_the_error_for_a_wrong_manifest_names_the_field(folder, toml, message):
     with pytest.raises(ConfigError, match=message):
         made(folder, toml)
 
@@ -278,7 +278,7 @@ def test_a_manifest_that_is_wrong_says_where(folder, toml, message):
         ('format = "lavis"\nimages = "jpg"\nannotations = { train = "object.json" }\n', "is an object .*, expected a list of rows"),
     ],
 )
-def test_a_file_that_is_wrong_is_named(folder, toml, message):
+def test_a_wrong_file_is_named(folder, toml, message):
     (folder / "broken.parquet").write_bytes(b"PAR1 cut off")
     (folder / "broken.jsonl").write_text('{"image": "a.jpg", "caption": "x"}\n{"image": ')
     (folder / "list.jsonl").write_text("[1]")

@@ -175,7 +175,7 @@ def counts(**images: int) -> dict[str, SplitCounts]:
     return {split: SplitCounts(images=count, captions=5 * count) for split, count in images.items()}
 
 
-def test_what_a_corpus_can_be_compared_with():
+def test_the_protocol_that_a_corpus_reproduces():
     flickr = manifest.find_manifest("flickr30k")
     whole = counts(train=29000, val=1014, test=1000)
     assert manifest.check_protocol(flickr, whole, (), None) == flickr.protocol
@@ -201,7 +201,7 @@ def test_a_test_split_that_is_not_the_papers_is_an_error(found, said):
         manifest.check_protocol(manifest.find_manifest("flickr30k"), found, (), None)
 
 
-def test_a_picture_that_is_left_out_of_the_test_split_is_an_error_too(tmp_path, server):
+def test_a_skipped_image_of_the_test_split_is_an_error_too(tmp_path, server):
     broken = archive().replace(DATA[2], DATA[2][:-9] + bytes(9))
     server.files["images.zip"] = broken
     data_set = birds(tmp_path, server.url, "")
@@ -211,7 +211,7 @@ def test_a_picture_that_is_left_out_of_the_test_split_is_an_error_too(tmp_path, 
     assert not (tmp_path / "out" / "corpus.json").exists()
 
 
-def test_an_annotation_file_with_a_shorter_test_split_is_refused_before_a_picture_is_read(tmp_path, server):
+def test_a_shorter_test_split_is_an_error_before_an_image_is_read(tmp_path, server):
     short = {"images": [ANNOTATIONS["images"][0], {**ANNOTATIONS["images"][2], "sentences": [{"raw": "one bird"}]}]}
     server.files["dataset.json"] = json.dumps(short).encode()
     data_set = birds(tmp_path, server.url)
@@ -227,7 +227,7 @@ def test_an_annotation_file_with_a_shorter_test_split_is_refused_before_a_pictur
 # What comes with dcdctl
 
 
-def test_every_file_that_a_source_names_can_be_fetched_or_asked_for():
+def test_every_file_of_a_source_has_a_url_or_a_page_to_request_it():
     for data_set in manifest.known_manifests():
         for name in data_set.sources:
             for file in source_files.files_needed(data_set, name):
@@ -244,7 +244,7 @@ def test_the_counts_are_those_of_the_papers():
     assert found["flickr8k"] == {"train": (6000, 30000), "val": (1000, 5000), "test": (1000, 5000)}
 
 
-def test_the_catalogue_says_where_everything_comes_from():
+def test_the_list_gives_the_origin_of_everything():
     document = json.loads(json.dumps(published.list_published()))
     assert all(one["license"] and one["summary"] and one["citation"] for one in document["data_sets"] + document["teachers"])
     coco = next(one for one in document["data_sets"] if one["name"] == "coco")
@@ -256,7 +256,7 @@ def test_the_catalogue_says_where_everything_comes_from():
 
 
 def write_teacher(folder: Path, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:
-    """A named teacher `tiny` in a folder of manifests of its own."""
+    """A named teacher `tiny` in a separate folder of manifests."""
     (folder / "manifests" / "teachers").mkdir(parents=True)
     head = {key: f'"{key}"' for key in ("summary", "license", "citation", "homepage")}
     lines = [f"{key} = {value}" for key, value in {**head, **fields}.items()]
@@ -264,7 +264,7 @@ def write_teacher(folder: Path, monkeypatch: pytest.MonkeyPatch, **fields: Any) 
     monkeypatch.setattr("dcdctl.core.data.manifests_folder", lambda: folder / "manifests")
 
 
-def test_a_named_teacher_is_fetched_once_and_loaded_with_its_settings(tmp_path, server, monkeypatch):
+def test_a_named_teacher_is_downloaded_once_and_loaded_with_its_settings(tmp_path, server, monkeypatch):
     fixture = FIXTURES / "vilt_tiny_a.ckpt"
     server.files["tiny.ckpt"] = fixture.read_bytes()
     models.word_piece(["a dog", "a cat"], 60).save_pretrained(tmp_path / "words")
@@ -283,7 +283,7 @@ def test_a_named_teacher_is_fetched_once_and_loaded_with_its_settings(tmp_path, 
     assert [(total, unit) for _, total, unit in seen] == [(fixture.stat().st_size, "bytes")]
 
 
-def test_the_published_teachers_say_their_recalls():
+def test_the_published_teachers_have_recalls():
     known = published.known()
     recalls = {name: (one.published, one.overrides["image_size"]) for name, one in known.items()}
     assert set(recalls) == {"meter-flickr30k", "meter-coco", "meter-pretrained", "vilt-flickr30k", "vilt-coco"}
@@ -375,7 +375,7 @@ def test_a_tiny_vilt_is_loaded_by_its_name_on_the_hub(tmp_path, scenes_corpus_di
     assert json.loads(done.stdout)["images"] == 4
 
 
-def test_flickr30k_from_the_hub_is_refused_if_its_test_split_is_not_the_papers(tmp_path):
+def test_flickr30k_from_the_hub_is_an_error_if_its_test_split_is_not_the_papers(tmp_path):
     rows = [
         f'"{json.dumps(texts).replace(chr(34), chr(34) * 2)}","[0]",{split},{name},0'
         for name, split, texts in zip(NAMES, SPLITS, CAPTIONS, strict=True)

@@ -1,4 +1,4 @@
-"""Three photos with their captions, in every form that a data set may have."""
+"""Three photos with captions, for data sets of every format."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ DATA = [jpeg(number) for number in range(3)]
 
 
 def contents(out: Path) -> dict[str, list[tuple[str, bytes, list[str]]]]:
-    """Id, picture and captions of each image, by split."""
-    found = {}
+    """Id, bytes and captions of each image, by split."""
+    rows = {}
     for split in json.loads((out / "corpus.json").read_text())["splits"]:
         corpus = Corpus.open(out, split)
         texts = [[corpus.captions[text] for text in corpus.captions_of(image)] for image in range(corpus.num_images)]
-        found[split] = [(name, corpus.image_bytes(image), texts[image]) for image, name in enumerate(corpus.image_ids)]
-    return found
+        rows[split] = [(name, corpus.image_bytes(image), texts[image]) for image, name in enumerate(corpus.image_ids)]
+    return rows

@@ -35,7 +35,7 @@ from dcdctl.core.data.readers.rows import Paths, SourceConfig, check_splits
 from dcdctl.core.errors import ConfigError, InputError
 
 TEXT_FIELDS = ("name", "summary", "license", "citation", "homepage", "protocol")
-_COUNTS_HINT = "results would not be comparable: find what is missing, leave it out with --splits, or add --set protocol=none"
+_COUNTS_HINT = "results would not be comparable: find what is missing, drop the split with --splits, or add --set protocol=none"
 
 
 @dataclass(frozen=True, kw_only=True)

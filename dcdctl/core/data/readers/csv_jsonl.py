@@ -13,11 +13,11 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from dcdctl.core.config import check_fields
 from dcdctl.core.data.image_archives import ImageFile, ImageStore, RowError
 from dcdctl.core.data.readers.rows import (
-    SPLITS,
     Listing,
     Paths,
     RowCheck,
@@ -30,7 +30,7 @@ from dcdctl.core.data.readers.rows import (
     read_captions,
     read_split,
 )
-from dcdctl.core.errors import ConfigError, InputError
+from dcdctl.core.errors import InputError
 
 _IMAGE_COLUMNS = ("image", "file_name", "filename")
 _CAPTION_COLUMNS = ("caption", "text")
@@ -46,12 +46,11 @@ class CsvSource:
     format: ClassVar[str] = "csv"
     pairs: Path
     images: Paths
-    split: str = "train"
+    split: Literal["train", "val", "test"] = "train"
     """The split of all rows if the file has no split column."""
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+        check_fields(self)
 
     def list_rows(self, check: RowCheck) -> Listing:
         """The rows of the table; rows of the same image become one."""
