@@ -117,7 +117,8 @@ def ours(case: Case, num_steps: int, folder: Path) -> Round:
     model, batches = copy.deepcopy(case.model), distill.make_batches(case.source(), case.recipe, None)
     run = runs.start_run(folder, case.recipe, "benchmark", {}, resume=False)
     objective, config = PairObjective(case.recipe.loss), case.recipe.optimizer
-    watch = functools.partial(view, **distill.work_per_step(case.recipe, None))
+    unit, per_step = distill.work_per_step(case.recipe, None)
+    watch = functools.partial(view, unit=unit, per_step=per_step)
 
     def work() -> float:
         train(run, model, batches, objective, config, num_steps=num_steps, seed=case.recipe.seed, watch=watch)

@@ -314,20 +314,21 @@ def _run_steps(training: _Training, run: Run, batches: TrainingBatches, schedule
         validation=validate,
     )
     for stop in [*schedule.refresh_steps, None]:
-        train_until(batches=batches, until=stop, watch=functools.partial(watch, **work_per_step(recipe, scores)))
+        unit, per_step = work_per_step(recipe, scores)
+        train_until(batches=batches, until=stop, watch=functools.partial(watch, unit=unit, per_step=per_step))
         if stop is not None:
             scores = _refresh(training, run, scores, stop, track)
             batches = make_batches(training.source, recipe, scores, options.micro_batch_plan)
     _save_model(run, training.model, validate)
 
 
-def work_per_step(recipe: Recipe, scores: TeacherScores | None) -> dict[str, Any]:
-    """What a step computes, for `progress.Watch`: a number of images for a dual model, of pairs for a fusion model."""
+def work_per_step(recipe: Recipe, scores: TeacherScores | None) -> tuple[str, int]:
+    """What a step computes, and how many: images for a dual model, pairs for a fusion model."""
     size = recipe.batch.size
     if recipe.model.kind == "dual":
-        return {"unit": "images", "per_step": size}
+        return "images", size
     num_negatives = recipe.batch.random_negatives if scores is None else recipe.batch.hard_negatives
-    return {"unit": "pairs", "per_step": size * (1 + num_negatives if recipe.loss.on_lists else size)}
+    return "pairs", size * (1 + num_negatives if recipe.loss.on_lists else size)
 
 
 def _refresh(training: _Training, run: Run, cache: TeacherScores | None, step: int, track: Track) -> TeacherCache:

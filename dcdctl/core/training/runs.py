@@ -18,7 +18,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -69,7 +69,14 @@ class Run:
         return sorted(int(path.name.removeprefix("step-")) for path in paths if path.name.removeprefix("step-").isdigit())
 
 
-def check_folder(folder: Path, recipe: Any, kind: str, *, resume: bool) -> None:
+class SeededConfig(Protocol):
+    """A frozen config with a seed: a recipe, or a config of the built-in teacher."""
+
+    @property
+    def seed(self) -> int: ...
+
+
+def check_folder(folder: Path, recipe: SeededConfig, kind: str, *, resume: bool) -> None:
     """StaleError if a folder cannot take a run of this recipe: it is taken and `resume` is not set, or it holds something else.
 
     InputError if it cannot be written. Looks at run.json alone, before anything is loaded; `start_run` compares what the run reads.
@@ -78,11 +85,11 @@ def check_folder(folder: Path, recipe: Any, kind: str, *, resume: bool) -> None:
     _check_taken(folder, {"what": kind, "recipe": to_table(recipe)}, resume=resume)
 
 
-def start_run(folder: Path, recipe: Any, kind: str, inputs: dict[str, Any], *, resume: bool) -> Run:
+def start_run(folder: Path, recipe: SeededConfig, kind: str, inputs: dict[str, Any], *, resume: bool) -> Run:
     """Make a run folder, or resume the one that is there.
 
-    `recipe` is a frozen config with a `seed`; `inputs` are the fingerprints of what the run reads. StaleError if the folder is taken and
-    `resume` is not set, or if its run was started with another recipe or other inputs.
+    `inputs` are the fingerprints of what the run reads. StaleError if the folder is taken and `resume` is not set, or if its run was
+    started with another recipe or other inputs.
     """
     facts = {"what": kind, "recipe": to_table(recipe), "inputs": inputs}
     _check_taken(folder, facts, resume=resume)
