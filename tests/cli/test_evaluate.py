@@ -160,4 +160,4 @@ def test_a_missing_run_says_what_to_do(run_eval, tmp_path):
 def test_it_refuses_to_rerank_with_a_dual_encoder(run, run_eval):
     result = run_eval(run, "--rerank", run)
     assert result.exit_code == 1
-    assert "a fusion scorer is wanted" in result.stderr
+    assert "expected a fusion scorer" in result.stderr

@@ -72,6 +72,7 @@ class Mistake:
 CORPUS = Mistake("ABSENT", r"no corpus in ABSENT.*; .*`dcdctl prepare")
 CACHE = Mistake("ABSENT", r"no teacher cache in ABSENT.*; .*`dcdctl cache-teacher`")
 MODEL = Mistake("ABSENT", r"ABSENT does not exist; .*a model is a run folder")
+FUSION = [MODEL, Mistake("DUAL", r"DUAL is a dual encoder, expected a fusion scorer")]
 FOLDER = [
     Mistake("FILE", r"FILE is a file, a folder is expected; name another folder"),
     Mistake("FILE/new", r"FILE/new cannot be written to: FILE is a file; name another folder"),
@@ -109,12 +110,12 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--markdown": [PAGE[1]],
     "--csv": [PAGE[1]],
     "--ranks": PAGE,
-    "--teacher": [MODEL],
+    "--teacher": FUSION,
     "model": [MODEL],
     "run": [MODEL],
     "checkpoint": [MODEL],
-    "target": [MODEL],
-    "--rerank": [MODEL],
+    "target": [MODEL, Mistake("FUSION", r"FUSION is a fusion scorer, expected a dual encoder")],
+    "--rerank": FUSION,
     "--extend": [CACHE],
     "--cache": [CACHE],
     "index": [Mistake("ABSENT", r"ABSENT .*; .*dcdctl index")],

@@ -188,7 +188,7 @@ def test_references_that_lead_nowhere(tmp_path):
     ):
         with pytest.raises(ModelError, match=message):
             models.load(ref)
-        if ref not in (tmp_path / "bert", "owner/absent"):  # their files say more than their names
+        if ref != "owner/absent":  # only the Hub knows
             with pytest.raises(ModelError, match=message):
                 models.check_ref(ref)
 
@@ -198,8 +198,12 @@ def test_a_reference_is_checked_without_opening_weights(vilt, tmp_path):
     (tmp_path / "run" / "model" / "model.safetensors").write_bytes(b"damaged")
     for ref in (tmp_path / "run", tmp_path / "run" / "model", "scenes-vilt", "vilt-flickr30k", "owner/name"):
         models.check_ref(ref, {"image_size": 32})
+        models.check_ref(ref, kind="fusion")
     with pytest.raises(ConfigError, match=r"unknown key model-set\.image_sise"):
         models.check_ref(tmp_path / "run", {"image_sise": 32})
+    for ref in (tmp_path / "run", "scenes-vilt", "vilt-flickr30k"):
+        with pytest.raises(ModelError, match=f"{ref} is a fusion scorer, expected a dual encoder"):
+            models.check_ref(ref, kind="dual")
 
 
 def test_a_folder_that_lacks_weights_names_them(vilt, tmp_path):

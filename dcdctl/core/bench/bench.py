@@ -97,7 +97,7 @@ def resolve(pair: ModelPair, config: BenchConfig, device: torch.device) -> Bench
     the device, InputError if the result cannot be written.
     """
     models.check_ref(pair.student)
-    models.check_ref(pair.teacher, pair.overrides)
+    models.check_ref(pair.teacher, pair.overrides, kind="fusion")
     result_file = Path(pair.student, "bench.json") if Path(pair.student, "run.json").exists() else None
     if result_file is not None:
         files.check_output_file(result_file)

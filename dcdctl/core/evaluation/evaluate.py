@@ -126,7 +126,7 @@ def resolve(job: EvalJob, options: EvalOptions, out: Path | None = None, ranks: 
             raise
         raise ModelError(error.args[0], hint=f"make a run with `dcdctl distill`; {error.hint}".removesuffix("; ")) from error
     if job.rerank is not None:
-        models.check_ref(job.rerank)
+        models.check_ref(job.rerank, kind="fusion")
     if job.with_eccv:
         eccv.load_package()
     folder = result_folder(job.model, out)

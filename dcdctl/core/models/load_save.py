@@ -27,13 +27,14 @@ from dcdctl.core.progress import Track, silent
 
 Loader = Callable[[str, Mapping[str, Any], Mapping[str, Any] | None], Model]
 """From a folder or Hub id, the user's overrides, and the contents of dcdctl.json, None where there is no such file."""
-FAMILIES: dict[str, Loader] = {
-    "vilt": vilt.from_pretrained,
-    "vision-text-dual-encoder": vision_text_dual.from_pretrained,
-    coattention_scorer.MODEL_TYPE: coattention_scorer.from_folder,
-    frozen_dual.MODEL_TYPE: frozen_dual.from_folder,
+Kind = Literal["fusion", "dual"]
+FAMILIES: dict[str, tuple[Kind, Loader]] = {
+    "vilt": ("fusion", vilt.from_pretrained),
+    "vision-text-dual-encoder": ("dual", vision_text_dual.from_pretrained),
+    coattention_scorer.MODEL_TYPE: ("fusion", coattention_scorer.from_folder),
+    frozen_dual.MODEL_TYPE: ("dual", frozen_dual.from_folder),
 }
-"""The loader of each family, by `model_type` in config.json. A model is saved by its own `save_network`."""
+"""The kind and the loader of each family, by `model_type` in config.json. A model is saved by its own `save_network`."""
 BUILT_IN = ("scenes-vilt",)
 SETTINGS_FILE = "dcdctl.json"
 FORMAT_VERSION = 1
@@ -44,7 +45,7 @@ ACCEPTED = (
 _TEACHERS = files.packaged("teachers")
 # The Hub has a few models without an owner, none of them a scorer. A misspelt run name should not wait for the network.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_KINDS = {"fusion": "a fusion scorer", "dual": "a dual encoder"}
+_KINDS: dict[Kind, str] = {"fusion": "a fusion scorer", "dual": "a dual encoder"}
 
 
 def load(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> Model:
@@ -65,20 +66,31 @@ def load(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Tra
     return _load_pretrained(source, settings) if teacher.hub else _load_official(Path(source), settings)
 
 
-def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> None:
+def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None, *, kind: Kind | None = None) -> None:
     """Check a reference without opening weights or fetching anything.
 
-    ModelError if it names nothing here and cannot be a Hub id, ConfigError for an unknown model setting.
+    ModelError if it names nothing here and cannot be a Hub id, or if it names a model of another kind; ConfigError for a wrong model
+    setting. The kind of a Hub id is not known before it is loaded.
     """
     read_overrides(dict(overrides or {}))
-    _locate(ref)
+    form, source = _locate(ref)
+    if form == "hub":
+        return
+    found: Kind = "fusion"  # official checkpoints and published teachers
+    if form == "folder":
+        model_type = _saved_type(Path(source))
+        if model_type not in FAMILIES:
+            raise ModelError(f"{ref} is a {model_type} model", hint=ACCEPTED)
+        found, _ = FAMILIES[model_type]
+    if kind not in (None, found):
+        raise _wrong_kind(ref, found)
 
 
 def load_fusion(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> FusionScorer:
     """The fusion scorer that a reference names; ModelError if it names another kind of model."""
     model = load(ref, overrides, track)
     if model.kind != "fusion":
-        raise _wrong_kind(ref, model, "fusion")
+        raise _wrong_kind(ref, model.kind)
     return model
 
 
@@ -86,7 +98,7 @@ def load_dual(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> Du
     """The dual encoder that a reference names; ModelError if it names another kind of model."""
     model = load(ref, overrides)
     if model.kind != "dual":
-        raise _wrong_kind(ref, model, "dual")
+        raise _wrong_kind(ref, model.kind)
     return model
 
 
@@ -178,7 +190,8 @@ def _load_pretrained(ref: str, overrides: Mapping[str, Any]) -> Model:
     model_type = _model_type(ref, is_ours=saved is not None)
     if model_type not in FAMILIES:
         raise ModelError(f"{ref} is a {model_type} model", hint=ACCEPTED)
-    return FAMILIES[model_type](ref, overrides, saved)
+    _, loader = FAMILIES[model_type]
+    return loader(ref, overrides, saved)
 
 
 def _read_settings(path: Path) -> dict[str, Any] | None:
@@ -192,11 +205,15 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
 
 def _model_type(ref: str, *, is_ours: bool) -> str:
     if is_ours:
-        # transformers does not know all of our types.
-        return str(files.read_json(Path(ref) / "config.json", error=ModelError, hint="save the model again").get("model_type"))
+        return _saved_type(Path(ref))  # transformers does not know all of our types
     with hub_errors(ref, hint=ACCEPTED):
         return str(AutoConfig.from_pretrained(ref, trust_remote_code=False).model_type)
 
 
-def _wrong_kind(ref: str | Path, model: Model, requested: str) -> ModelError:
-    return ModelError(f"{ref} is {_KINDS[model.kind]}, expected {_KINDS[requested]}")
+def _saved_type(folder: Path) -> str:
+    return str(files.read_json(folder / "config.json", error=ModelError, hint="save the model again").get("model_type"))
+
+
+def _wrong_kind(ref: str | Path, found: Kind) -> ModelError:
+    expected: Kind = "dual" if found == "fusion" else "fusion"
+    return ModelError(f"{ref} is {_KINDS[found]}, expected {_KINDS[expected]}")

@@ -66,7 +66,7 @@ def build(
     folder, source = Path(folder), embed.find(Path(images), split)
     _refuse_inside(folder, source)
     ann.packages(config.kind)
-    models.check_ref(ref)
+    models.check_ref(ref, kind="dual")
     INDEX.check_folder(folder)
     model = models.load_dual(ref)
     plan = {

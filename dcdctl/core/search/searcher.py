@@ -111,7 +111,7 @@ class Searcher:
         if not (folder / MODEL_FOLDER / "config.json").is_file():
             raise MissingError(f"the index {folder} lacks its model, {folder / MODEL_FOLDER}", hint="copy the whole folder, or index again")
         if rerank is not None:
-            models.check_ref(rerank)
+            models.check_ref(rerank, kind="fusion")
         model = models.load_dual(folder / MODEL_FOLDER).to(device).eval()
         index.expect(model.digest)
         return Searcher(index, model, device, None if rerank is None else Reranker.open(rerank, depth=depth, device=device))

@@ -52,7 +52,7 @@ def resolve(job: CacheJob) -> CachePlan:
     that is not installed, StaleError or InputError if the output folder is taken or cannot be written.
     """
     overrides = models.parse_overrides(job.model_set)
-    models.check_ref(job.teacher, overrides)
+    models.check_ref(job.teacher, overrides, kind="fusion")
     job.candidates.require_packages()
     CACHE.check_folder(job.out)
     if job.compute.features is not None:

@@ -83,7 +83,7 @@ class InputRefs:
     def __post_init__(self) -> None:
         overrides = models.parse_overrides(self.model_set)
         if self.teacher is not None:
-            models.check_ref(self.teacher, overrides)
+            models.check_ref(self.teacher, overrides, kind="fusion")
         elif overrides:
             raise ConfigError("--model-set is for the model named by --teacher, and none is named", hint="name it with --teacher")
 

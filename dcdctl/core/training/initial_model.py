@@ -17,9 +17,9 @@ def check(recipe: Recipe, *, has_teacher: bool) -> None:
     if recipe.model.kind == "fusion" and recipe.model.start == "teacher" and not has_teacher:
         raise ModelError("this model starts from its teacher, and no teacher is given", hint="name it with --teacher")
     if recipe.model.start not in ("teacher", "new") and (recipe.model.kind == "dual" or not has_teacher):
-        models.check_ref(recipe.model.start)
+        models.check_ref(recipe.model.start, kind=recipe.model.kind)
     if recipe.model.dual_init:
-        models.check_ref(recipe.model.dual_init)
+        models.check_ref(recipe.model.dual_init, kind="dual")
 
 
 def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | None, track: Track = silent) -> Model:
