@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
@@ -42,6 +43,24 @@ class FusionModel(nn.Module, ABC):
     @abstractmethod
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """See `FusionScorer.score_pairs`."""
+
+    @abstractmethod
+    def score(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
+        """See `FusionScorer.score`."""
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """See `FusionScorer.digest`."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """See `FusionScorer.settings`."""
+
+    @abstractmethod
+    def save_network(self, folder: Path, *, half: bool = False) -> None:
+        """See `FusionScorer.save_network`."""
 
     @property
     def encoders(self) -> Encoders | None:

@@ -147,17 +147,21 @@ class Preprocessor(Protocol):
         ...
 
     @property
-    def max_text_len(self) -> int: ...
+    def max_text_len(self) -> int:
+        """Maximum number of tokens of a caption, including special ones."""
+        ...
 
     @property
-    def image_size_px(self) -> int: ...
+    def image_size_px(self) -> int:
+        """Shorter side of a preprocessed image."""
+        ...
 
     def images(self, images: Sequence[Image.Image]) -> ImageBatch:
         """One batch of images of any size and mode."""
         ...
 
     def texts(self, texts: Sequence[str]) -> TextBatch:
-        """One batch of captions, cut to `max_text_len` tokens (specials counted), padded to the longest."""
+        """One batch of captions, cut to `max_text_len` tokens, padded to the longest."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -227,7 +231,7 @@ class ExportSpec:
     """What reads a saved model without dcdctl."""
 
     model_class: str = ""
-    """The class of transformers, or of `code`, that reads the folder; empty where only dcdctl does."""
+    """The class of transformers, or of `code`, that reads the folder; empty if only dcdctl reads it."""
     processor_class: str = ""
     """The class of transformers that joins the tokenizer and the image processor."""
     code: str = ""
@@ -249,7 +253,7 @@ class _Model(_Module, Protocol):
 
     @property
     def encoders(self) -> Encoders | None:
-        """The encoders whose features may be stored; None where there are none, or where storing them would save nothing."""
+        """The encoders whose features may be stored; None for a model that takes only pixels and tokens."""
         ...
 
     def outputs(self, pairs: Pairs) -> tuple[Tensor, ...]:
@@ -261,17 +265,17 @@ class _Model(_Module, Protocol):
         ...
 
     def logits(self, outputs: Sequence[Tensor], pairs: Pairs) -> tuple[Tensor, Tensor | None]:
-        """The logits of the pairs, R x C, and those of all images with all texts, I x T; None where all I x T pairs would need scoring."""
+        """The logits of the pairs, R x C, and those of all images with all texts, I x T; None instead of the latter for a fusion model."""
         ...
 
     @property
     def unused_keys(self) -> tuple[str, ...]:
-        """Entries of the checkpoint it was loaded from that it does not need."""
+        """Entries of its checkpoint that the model does not need."""
         ...
 
     @property
     def settings(self) -> dict[str, Any]:
-        """JSON-able: what the other files of a saved model do not say; `load` gets it back."""
+        """JSON-able settings that no other file of a saved model holds; `load` passes them to the family's loader."""
         ...
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
@@ -279,7 +283,7 @@ class _Model(_Module, Protocol):
         ...
 
     def checkpoint_activations(self) -> None:
-        """Compute activations again in the backward pass, to save memory; ModelError where no part of the model can."""
+        """Compute activations again in the backward pass, to save memory; ModelError if no part of the model supports it."""
         ...
 
     def export_spec(self) -> ExportSpec:
