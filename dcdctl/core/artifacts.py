@@ -141,6 +141,7 @@ class Build:
         If the folder holds another plan, `restart` removes it with its files, except those of a finished artifact that are `kept`.
         StaleError without `restart`, and if the folder holds something else.
         """
+        assert self.kind.keeps_plan or kept or not self.is_sealed, "the parts of a finished artifact would be removed"
         found = self.kind.read_plan(self.folder) if (self.folder / self.kind.plan_file).exists() else None
         if found is not None and self.plan.items() <= found.items():
             files.remove_partials(self.folder)

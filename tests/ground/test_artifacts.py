@@ -223,7 +223,7 @@ def flip(path: Path, at: float = 0.5) -> None:
     data[int(at * (len(data) - 1))] ^= 1
     path.write_bytes(data)
     status = path.stat()
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_003))
 
 
 def count_hashes(monkeypatch) -> list[Path]:
