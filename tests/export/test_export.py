@@ -114,8 +114,8 @@ def sources(place, gallery, dual_run) -> dict[str, Path]:
     size = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 48, "patch_size": 16, "max_text_len": 12}
     runs = {"dual": dual_run} | {name: place / name for name in ("pair", "vilt", "pair-scorer")}
     refs = save_vision("timm map", place / "vision"), save_text("bert", gallery.captions, place / "text")
-    reading = models.FeatureSpec(levels=(0, 2))
-    models.save(models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=8), max_text_len=12, features=reading), runs["pair"])
+    spec = models.FeatureSpec(levels=(0, 2))
+    models.save(models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=8), max_text_len=12, features=spec), runs["pair"])
     models.save(make_teacher(gallery.captions, size=models.ViltSize(num_hidden_layers=2, **size)), runs["vilt"])
     models.save(make_pair(gallery.captions, place / "encoders"), runs["pair-scorer"])
     return runs

@@ -25,8 +25,8 @@ def samples(corpus) -> Samples:
 )
 def test_the_code_that_travels_computes_what_the_model_computes(vision, levels, text, corpus, samples, tmp_path):
     refs = save_vision(vision, tmp_path / "vision"), save_text(text, corpus.captions, tmp_path / "text")
-    reading = models.FeatureSpec(levels=levels)
-    pair = models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=8), max_text_len=20, features=reading)
+    spec = models.FeatureSpec(levels=levels)
+    pair = models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=8), max_text_len=20, features=spec)
     to_transformers.write(pair, tmp_path / "out")
     found, wanted = to_transformers.embed(tmp_path / "out", pair, samples), export_check.vectors_of(pair, samples)
     torch.testing.assert_close(found.images_ID, wanted.images_ID, atol=1e-6, rtol=0)

@@ -114,8 +114,8 @@ def test_frozen_encoders_of_a_dual_have_to_be_named(corpus):
 def test_earlier_stages_are_read_beside_the_output_and_kept_with_the_model(vision, levels, pictures, captions, tmp_path):
     plain = make_dual(captions, tmp_path, vision)
     refs = str(tmp_path / "vision"), str(tmp_path / "text")
-    reading = FeatureSpec(levels=levels, grid=2 if vision == "timm map" else None)
-    dual = models.new_frozen_dual(*refs, SIZE, max_text_len=12, features=reading)
+    spec = FeatureSpec(levels=levels, grid=2 if vision == "timm map" else None)
+    dual = models.new_frozen_dual(*refs, SIZE, max_text_len=12, features=spec)
     images = dual.preprocess.images(pictures)
     tokens_IVW, plain_IVW = dual.encoders.image_features(images).tokens, plain.encoders.image_features(images).tokens
     assert_close(tokens_IVW[:, 0, : plain_IVW.shape[2]], plain_IVW[:, 0])
@@ -130,7 +130,7 @@ def test_earlier_stages_are_read_beside_the_output_and_kept_with_the_model(visio
     again = models.load_dual(tmp_path / "saved")
     assert again.digest == dual.digest
     assert_close(again.embed_images(images), dual.embed_images(images), rtol=1e-6, atol=1e-6)
-    pair = models.new_coattention(*refs, models.FusionSize(hidden_size=12, num_layers=1, num_heads=2), max_text_len=12, features=reading)
+    pair = models.new_coattention(*refs, models.FusionSize(hidden_size=12, num_layers=1, num_heads=2), max_text_len=12, features=spec)
     assert pair.encoders.digest == dual.encoders.digest
 
 

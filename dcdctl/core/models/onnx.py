@@ -124,7 +124,7 @@ def export_onnx(model: Model, folder: Path) -> Towers:
     if model.kind != "dual":
         raise ModelError("a fusion model does not export to ONNX: its shapes depend on the data", hint="export a dual student")
     if not files.is_vacant(folder):
-        raise ModelError(f"{folder} is not empty, expected a new folder", hint="name another folder")
+        raise ModelError(f"{folder} is not empty, a new folder is expected", hint="name another folder")
     device = next(iter(model.parameters())).device
     was_training = model.training
     with files.atomic_folder(folder) as partial:
