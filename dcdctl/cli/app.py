@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -46,21 +47,27 @@ def dcdctl(
     """Turn a slow image-text cross-encoder into search in milliseconds, by Dynamic Contrastive Distillation."""
 
 
-app.command("demo", rich_help_panel="Start here")(demo)
-app.command("prepare", rich_help_panel="Data")(prepare)
-app.command("convert", rich_help_panel="Teacher")(convert)
-app.command("finetune-teacher", rich_help_panel="Teacher")(finetune_teacher)
-app.command("cache-teacher", rich_help_panel="Teacher")(cache_teacher)
-app.command("inspect", rich_help_panel="Teacher")(inspect)
-app.command("distill", rich_help_panel="Student")(distill)
-app.command("eval", rich_help_panel="Proof")(evaluate)
-app.command("bench", rich_help_panel="Proof")(bench)
-app.command("compare", rich_help_panel="Proof")(compare)
-app.command("report", rich_help_panel="Proof")(report)
-app.command("export", rich_help_panel="Search")(export)
-app.command("index", rich_help_panel="Search")(index)
-app.command("search", rich_help_panel="Search")(search)
-app.command("serve", rich_help_panel="Search")(serve)
+COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
+    ("demo", "Start here", demo, "demo --out demo"),
+    ("prepare", "Data", prepare, "prepare flickr30k --out data/flickr30k"),
+    ("convert", "Teacher", convert, "convert vilt_irtr_f30k.ckpt models/vilt-flickr30k"),
+    ("finetune-teacher", "Teacher", finetune_teacher, "finetune-teacher vilt-flickr30k-teacher --data data/flickr30k --out runs/teacher"),
+    ("cache-teacher", "Teacher", cache_teacher, "cache-teacher --data data/flickr30k --teacher runs/teacher --out cache/flickr30k"),
+    ("inspect", "Teacher", inspect, "inspect data/flickr30k --html flickr30k.html"),
+    ("distill", "Student", distill, "distill demo-dual --data data/scenes --cache cache/scenes --out runs/dual"),
+    ("eval", "Proof", evaluate, "eval runs/student --data data/flickr30k"),
+    ("bench", "Proof", bench, "bench runs/student --teacher runs/teacher --data data/flickr30k"),
+    ("compare", "Proof", compare, "compare runs/student runs/teacher --html compared.html"),
+    ("report", "Proof", report, "report runs/student --teacher runs/teacher --out report.html"),
+    ("export", "Search", export, "export runs/dual dual-onnx --to onnx"),
+    ("index", "Search", index, "index runs/dual --images photos --out photos.index"),
+    ("search", "Search", search, 'search photos.index "a dog in the snow"'),
+    ("serve", "Search", serve, "serve photos.index"),
+]
+"""Name, panel of the help, function and example."""
+for name, panel, function, example in COMMANDS:
+    # A paragraph that begins with a backspace is not wrapped.
+    app.command(name, rich_help_panel=panel, epilog=f"Example:\n\n\b\n  dcdctl {example}")(function)
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ def cache_teacher(
     device: Device = "auto",
     precision: Precision = "fp32",
 ) -> None:
-    """Score each query's candidates with the teacher once, so that training never runs the teacher."""
+    """Score each query's candidates with the teacher, once. Training reads the scores and never runs the teacher."""
     from dcdctl.cli.views.terminal import bar, show
     from dcdctl.core import devices, training
     from dcdctl.core.devices import Compute

@@ -48,7 +48,7 @@ def compare(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Compare evaluations query by query: differences with intervals, p-values, and the queries whose ranks differ most."""
+    """Test whether models differ, query by query. Differences with intervals, p-values, and the queries that differ most."""
     from dcdctl.core import evaluation, report
     from dcdctl.core.data import read_corpus_json
 

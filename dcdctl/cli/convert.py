@@ -14,7 +14,7 @@ OutFolder = Annotated[Path, typer.Argument(help="Folder to write.", metavar="OUT
 
 
 def convert(checkpoint: Checkpoint, out: OutFolder, model_set: ModelSet = None) -> None:
-    """Save a model with its tokenizer and settings as safetensors, so that it loads without --model-set."""
+    """Save a model as a folder that loads without --model-set. It holds safetensors, the tokenizer and all settings."""
     from dcdctl.cli.views.terminal import bar, note, show
     from dcdctl.core import models
 

@@ -46,7 +46,7 @@ def evaluate(
     ranks: RanksFile = None,
     json: Json = False,
 ) -> None:
-    """Measure text and image retrieval: recall with intervals, mAP@R, median rank; for a cascade, recall and time per depth."""
+    """Measure the retrieval of a model or a cascade. Recall with intervals, mAP@R, median rank; time per depth of a cascade."""
     from dcdctl.core import devices
     from dcdctl.core.devices import Compute
     from dcdctl.core.evaluation import EvalJob, EvalOptions, SplitChoice, run_evaluation

@@ -34,7 +34,7 @@ def export(
     model_set: ModelSet = None,
     json: Json = False,
 ) -> None:
-    """Write a model for transformers, sentence-transformers or ONNX Runtime, compared with the original, with a model card."""
+    """Write a model for another library, with a model card. Its outputs are compared with those of the original."""
     from dcdctl.core.export import ExportJob, export_model, push_options
 
     push = push_options(push_to_hub, is_private=private)

@@ -31,7 +31,7 @@ def finetune_teacher(
     wandb: options.Wandb = None,
     resume: options.Resume = False,
 ) -> None:
-    """Train a cross-encoder to rank the true caption and the true image first among sampled ones."""
+    """Train a cross-encoder to rank captions and images. The true one competes with sampled or mined ones."""
     from dcdctl.cli.views.terminal import bar, show
     from dcdctl.cli.views.training import view
     from dcdctl.core import devices

@@ -47,7 +47,7 @@ def index(
     device: Device = "auto",
     precision: Precision = None,
 ) -> None:
-    """Embed the images of a folder or a corpus once with a dual encoder and make them searchable, or change an index."""
+    """Make images searchable, or change an index. A dual encoder embeds the images of a folder or a corpus once."""
     from dcdctl.core import devices, search
     from dcdctl.core.devices import Compute
     from dcdctl.core.search import Changes

@@ -37,7 +37,7 @@ def inspect(
     num_images: NumImages = None,
     json: Json = False,
 ) -> None:
-    """Show a corpus (counts, captions, sizes, some images) or a teacher cache (scores, hardest negatives)."""
+    """Show what a corpus or a teacher cache holds. Counts, captions, sizes and images, or scores and hardest negatives."""
     from dcdctl.core.data import artifact_kind
 
     if artifact_kind(folder) == "corpus":

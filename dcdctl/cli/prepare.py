@@ -50,7 +50,7 @@ def prepare(
     json: Json = False,
     show_list: List = False,
 ) -> None:
-    """Turn captioned images into a corpus: downloaded, checked, sharded, fingerprinted."""
+    """Turn captioned images into a corpus. They are downloaded, checked, sharded and fingerprinted."""
     from dcdctl.core import data, devices, models
     from dcdctl.core.config import build, to_table
     from dcdctl.core.data import SourceOptions

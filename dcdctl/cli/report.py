@@ -40,7 +40,7 @@ def report(
     csv: Csv = None,
     queries: NumQueries = None,
 ) -> None:
-    """Show runs on one page: commands, recalls, speed, curves, scores, and queries with what each model retrieves."""
+    """Show runs on one page. Commands, recalls, speed, curves, scores, and queries with what each model retrieves."""
     from dcdctl.core.report import NUM_QUERIES, read_report, write_csv, write_markdown, write_report_page
 
     result = read_report(runs, teacher=teacher, baseline=baseline, data=data)

@@ -31,7 +31,7 @@ def serve(
     device: Device = "auto",
     limits: Limits = None,
 ) -> None:
-    """Answer searches of an index over HTTP, with a search page, until Ctrl-C."""
+    """Search an index over HTTP, with a search page. The service runs until Ctrl-C."""
     from dcdctl.core.config import apply_sets
     from dcdctl.core.serve import build_config, serve
 
