@@ -39,7 +39,7 @@ from dcdctl.core import devices
 from dcdctl.core.search import Index, storage
 from dcdctl.core.search import commit as search_commit
 from dcdctl.core.search.config import IndexConfig
-from dcdctl.core.search.storage import ROWS_PER_PART, Place
+from dcdctl.core.search.storage import ROWS_PER_PART, SourceImage
 
 K = 10
 NUM_CENTRES = 2000
@@ -77,7 +77,7 @@ def write_vectors(folder: Path, num_images: int, mixture: Mixture) -> list[dict[
         vectors = mixture.images(min(ROWS_PER_PART, num_images - first), number).astype(np.float16)
         paths = [f"{row // 1000:05d}/{row:09d}.jpg" for row in range(first, first + len(vectors))]
         path = folder / "vectors" / storage.part_name(number)
-        storage.write_part(path, [Place(image_id=name, path=name) for name in paths], vectors)
+        storage.write_part(path, [SourceImage(image_id=name, path=name) for name in paths], vectors)
         parts.append(asdict(storage.describe_part(path, 0, mixture.dim)[0]))
     return parts
 

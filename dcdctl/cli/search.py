@@ -83,12 +83,12 @@ def _open(folder: Path, rerank: str | None, depth: int | None, device: str, thre
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read by NumPy's and torch's libraries when they are imported
     from dcdctl.core.search import Index
 
-    Index.open(folder)
+    index = Index.open(folder)
     from dcdctl.core import devices
     from dcdctl.core.search import DEPTH, Searcher
 
     devices.use_threads(threads)
-    return Searcher.open(folder, device=devices.choose(device), rerank=rerank, depth=depth or DEPTH)
+    return Searcher.for_index(index, device=devices.choose(device), rerank=rerank, depth=depth or DEPTH)
 
 
 def _write_page(path: Path, index: Any, question: str | Path, answer: Any) -> None:

@@ -68,9 +68,12 @@ def test_an_index_is_built_looked_at_and_changed(dual, pictures, tmp_path):
     [
         (["RUN"], "RUN (no index.json); make one with `dcdctl index RUN --images DIR --out"),
         (["PICTURES"], "pictures (no index.json); make one with"),
-        (["DUAL", "--images", "PICTURES"], "--images and --out belong together"),
-        (["DUAL", "--out", "NEW"], "--images and --out belong together"),
-        (["DUAL", "--images", "PICTURES", "--out", "NEW", "--add", "PICTURES"], "--images and --out belong together"),
+        (["DUAL", "--images", "PICTURES"], "--images and --out are for a new index only"),
+        (["DUAL", "--out", "NEW"], "--images and --out are for a new index only"),
+        (
+            ["DUAL", "--images", "PICTURES", "--out", "NEW", "--add", "PICTURES"],
+            "--images and --out are for a new index only",
+        ),
         (["RUN", "--images", "PICTURES", "--out", "NEW"], "RUN does not exist; a model is a run folder"),
         (["DUAL", "--images", "ABSENT", "--out", "NEW"], "ABSENT does not exist; --images takes a folder"),
         (["DUAL", "--images", "PICTURES", "--out", "NEW", "--set", "kind=magic"], "kind must be one of flat, hnsw, ivf-pq, got 'magic'"),

@@ -23,7 +23,7 @@ from dcdctl.cli.app import app
 from dcdctl.cli.views import images as terminal_images
 from dcdctl.cli.views import search_session, terminal
 from dcdctl.cli.views.search import View, show_answer
-from dcdctl.core.search import Searcher
+from dcdctl.core.search import Index, Searcher
 
 TEXT = CAPTIONS[0]
 CPU = ["--device", "cpu"]
@@ -275,3 +275,11 @@ def test_what_does_not_print_is_escaped_and_what_does_is_not():
     for safe in ("caf\u00e9 [red]", "\u72ac", "\U0001f469\u200d\U0001f680", "\u00a0"):
         assert terminal.printable(safe) == safe
     assert json.loads(f'"{terminal.printable(chr(0xE0001))}"') == chr(0xE0001)
+
+
+def test_the_index_is_opened_once(index, monkeypatch):
+    opened = []
+    open_index = Index.open
+    monkeypatch.setattr(Index, "open", staticmethod(lambda folder: opened.append(folder) or open_index(folder)))
+    assert run_cli(index, *TEXT.split(), *CPU).exit_code == 0
+    assert opened == [index]

@@ -12,7 +12,7 @@ from tiny import contents
 
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.search import Index, ann
-from dcdctl.core.search.ann import wanted
+from dcdctl.core.search.ann import segment_ranges
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.storage import Segment
 
@@ -48,11 +48,11 @@ def segments(*bounds):
 )
 def test_which_rows_have_a_segment(num_rows, there, expected):
     config = IndexConfig(segment_rows=100, flat_up_to=30)
-    assert wanted(num_rows, segments(*there), config) == ranges(*expected)
+    assert segment_ranges(num_rows, segments(*there), config) == ranges(*expected)
 
 
 def test_a_flat_index_has_none():
-    assert wanted(10**9, [], IndexConfig(kind="flat")) == []
+    assert segment_ranges(10**9, [], IndexConfig(kind="flat")) == []
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,7 @@ def test_the_images_of_a_corpus_are_found_by_their_own_vectors(dual, scenes_corp
     assert found.rows_QK.ravel().tolist() == list(range(8))
     np.testing.assert_allclose(found.scores_QK, 1, atol=1e-4)
     for row in (0, 7):
-        assert (index.image_id(row), index.name(row), index.picture(row)) == (*[corpus.image_ids[row]] * 2, corpus.image_bytes(row))
+        assert (index.image_id(row), index.name(row), index.image_bytes(row)) == (*[corpus.image_ids[row]] * 2, corpus.image_bytes(row))
     assert index.document["sources"] == [
         {"kind": "corpus", "path": str(scenes_corpus_dir), "split": "val", "fingerprint": corpus.fingerprint}
     ]
@@ -121,14 +121,14 @@ def test_a_folder_of_all_sorts(dual, tmp_path, monkeypatch):
     index = build(str(dual), folder, tmp_path / "index", FLAT, compute=BATCHES)
     assert sorted(names(index)) == sorted([*good, "link in"])
     for row in range(index.num_rows):
-        assert index.picture(row) == (folder / index.name(row)).read_bytes()
+        assert index.image_bytes(row) == (folder / index.name(row)).read_bytes()
     found = skipped(index)
     expected = {name: reason for name, (_, reason) in bad.items()} | {
         "link out": "leads out of the folder",
-        "link nowhere": "leads nowhere",
+        "link nowhere": "a broken link",
         "link to folder": "not followed",
         "sub/loop": "not followed",
-        "pipe": "no regular file",
+        "pipe": "not a regular file",
     }
     assert sorted(found) == sorted(expected)
     assert [name for name, reason in expected.items() if reason not in found[name]] == []
@@ -173,8 +173,8 @@ def test_an_index_inside_its_folder_of_pictures_is_passed_over(dual, pictures):
     ("images", "message"),
     [
         ("absent", "absent does not exist; --images takes a folder"),
-        ("empty", "there is no picture in"),
-        ("texts", r"none of 2 files in .* is a picture that can be read: 1\.txt: not an image"),
+        ("empty", "there is no image in"),
+        ("texts", r"none of 2 files in .* is an image that can be read: 1\.txt: not an image"),
         ("1.txt", r"1\.txt is a file; --images takes a folder"),
         ("index/photos", "are inside the index"),
         ("index", "are inside the index"),
@@ -252,13 +252,13 @@ def test_vectors_that_are_not_numbers_are_refused(dual, pictures, tmp_path):
 
 def test_worker_processes_change_nothing(dual, pictures, tmp_path, monkeypatch):
     put(pictures, {"bad.png": b"x"})
-    monkeypatch.setattr(embed, "STRETCHES_OF_A_WORKER", 1)
+    monkeypatch.setattr(embed, "CHUNKS_PER_WORKER", 1)
     monkeypatch.setattr(embed, "START_METHOD", "fork")  # others start an interpreter, which takes seconds
     alone = build(str(dual), pictures, tmp_path / "a", FLAT, compute=BATCHES)
     helped = build(str(dual), pictures, tmp_path / "b", FLAT, compute=Compute(batch_size=2, workers=2))
     assert contents(helped.folder) == contents(alone.folder)
-    source = embed.find(pictures, "test")
-    data = embed.Pictures(tmp_path, source, models.load_dual(dual).preprocess)
+    source = embed.find_source(pictures, "test")
+    data = embed.ImageDataset(tmp_path, source, models.load_dual(dual).preprocess)
     assert pickle.loads(pickle.dumps(data)).source == source  # as they need it
 
 
@@ -350,12 +350,12 @@ def test_images_are_added_and_rows_stay_what_they_are(dual, pictures, scenes_cor
     three = update(index.folder, Changes(add=other))
     assert names(three) == [*before, "aa/new.png", "0.png"]
     assert len(three.rows_of("0.png")) == 2
-    assert three.picture(8) == png(60)
+    assert three.image_bytes(8) == png(60)
     assert sorted(skipped(three)) == ["bad.png", "broken.png"]
     four = update(index.folder, Changes(add=scenes_corpus_dir, split="val"))
     assert four.num_images == 17
     corpus = Corpus.open(scenes_corpus_dir, "val")
-    assert four.picture(9 + 3) == corpus.image_bytes(3)
+    assert four.image_bytes(9 + 3) == corpus.image_bytes(3)
     model = models.load_dual(dual)
     found = four.nearest(vectors_of(model, corpus.images([3])), 1)
     assert found.rows_QK.tolist() == [[12]]
@@ -395,7 +395,7 @@ def test_what_is_gone_is_removed_unless_the_whole_folder_is(dual, pictures, tmp_
     (pictures / "2.png").unlink()
     assert "2.png" not in names(update(index.folder, Changes(remove_gone=True)))
     shutil.move(pictures, tmp_path / "moved")
-    with pytest.raises(InputError, match="is not there as a whole; is its disk there"):
+    with pytest.raises(InputError, match="is gone; is its disk mounted"):
         update(index.folder, Changes(remove_gone=True))
     assert Index.open(index.folder).num_images == 6
 
@@ -480,16 +480,19 @@ def test_damaged_json_of_an_index_is_named(dual, tmp_path):
 def test_a_corpus_that_became_another_is_refused(dual, scenes_corpus_dir, tmp_path):
     data = shutil.copytree(scenes_corpus_dir, tmp_path / "data")
     index = build(str(dual), data, tmp_path / "index", FLAT, split="val")
+    assert index.has_image(0)
     document = json.loads((data / "corpus.json").read_text())
     document["splits"]["val"]["fingerprint"] = "f" * 64
     (data / "corpus.json").write_text(json.dumps(document))
     with pytest.raises(StaleError, match="holds another corpus now"):
-        Index.open(index.folder).picture(0)
+        Index.open(index.folder).image_bytes(0)
+    assert not Index.open(index.folder).has_image(0)
     with pytest.raises(StaleError, match="holds another corpus than the one that was indexed"):
         update(index.folder, Changes(add=data, split="val"))
     shutil.rmtree(data)
-    with pytest.raises(MissingError, match="pictures of the index are not where they were"):
-        Index.open(index.folder).picture(0)
+    with pytest.raises(MissingError, match="images of the index are not where they were"):
+        Index.open(index.folder).image_bytes(0)
+    assert not Index.open(index.folder).has_image(0)
 
 
 def test_two_at_once_are_refused(dual, pictures, tmp_path):
@@ -510,5 +513,5 @@ def test_an_index_with_another_model_in_it_takes_no_images(dual, pictures, tmp_p
     with pytest.raises(StaleError, match="made with the model"):
         update(index.folder, Changes(add=pictures))
     shutil.rmtree(index.folder / "model")
-    with pytest.raises(MissingError, match="has lost its model; copy the model"):
+    with pytest.raises(MissingError, match=r"lacks its model .{8}; copy it to"):
         update(index.folder, Changes(add=pictures))

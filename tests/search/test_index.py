@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -66,7 +67,7 @@ def test_there_is_no_row_outside(folder, row):
     with pytest.raises(IndexError):
         Index.open(folder).name(row)
     with pytest.raises(MissingError, match=f"has no image {row}"):
-        Index.open(folder).picture(row)
+        Index.open(folder).image_bytes(row)
 
 
 def test_threads_find_what_one_finds(folder):
@@ -104,9 +105,9 @@ def test_removed_rows_are_not_found_and_their_pictures_not_handed_out(tmp_path):
         assert index.nearest(query[None], 56).rows_QK[0].tolist() == exact(VECTORS, query, 56, gone)
         assert index.nearest(query[None], 57).rows_QK[0, -1] == -1
     assert index.rows_of("17.png") == []
-    assert index.picture(18) == b"picture 18"
+    assert index.image_bytes(18) == b"picture 18"
     with pytest.raises(MissingError, match="has no image 17"):
-        index.picture(17)
+        index.image_bytes(17)
 
 
 def test_a_picture_is_never_read_from_outside_its_folder(tmp_path):
@@ -118,10 +119,24 @@ def test_a_picture_is_never_read_from_outside_its_folder(tmp_path):
     (pictures / "3.png").write_bytes(b"here")
     (pictures / "4.png").symlink_to("3.png")
     index = write_index(tmp_path / "index", PARTS, images=pictures)
-    assert index.picture(3) == index.picture(4) == b"here"
+    assert index.image_bytes(3) == index.image_bytes(4) == b"here"
     for row, why in ((0, "a link that leads out of the folder"), (1, "Is a directory"), (2, "No such file")):
         with pytest.raises(MissingError, match=why):
-            index.picture(row)
+            index.image_bytes(row)
+
+
+def test_whether_an_image_exists_is_known_without_reading_it(tmp_path, monkeypatch):
+    images = tmp_path / "pictures"
+    images.mkdir()
+    (tmp_path / "secret").write_bytes(b"secret")
+    (images / "0.png").symlink_to(tmp_path / "secret")
+    (images / "1.png").mkdir()
+    (images / "3.png").write_bytes(b"here")
+    (images / "4.png").symlink_to("3.png")
+    (images / "17.png").write_bytes(b"removed")
+    index = write_index(tmp_path / "index", PARTS, removed=[17], images=images)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read"))
+    assert [row for row in range(-1, index.num_rows + 1) if index.has_image(row)] == [3, 4]
 
 
 def test_a_path_that_climbs_out_is_refused_even_where_the_index_has_it(tmp_path):
@@ -130,11 +145,12 @@ def test_a_path_that_climbs_out_is_refused_even_where_the_index_has_it(tmp_path)
     index = write_index(tmp_path / "index", PARTS, images=tmp_path / "pictures")
     part = tmp_path / "index/vectors/part-00001.parquet"
     for path in ("../secret", str(tmp_path / "secret")):
-        storage.write_part(part, [storage.Place(image_id="x", path=path)], VECTORS[:1])
+        storage.write_part(part, [storage.SourceImage(image_id="x", path=path)], VECTORS[:1])
         index.document["parts"][1] = asdict(storage.describe_part(part, 0, 16)[0])
         index = Index(tmp_path / "index", index.document)
         with pytest.raises(MissingError, match="lies outside its folder"):
-            index.picture(17)
+            index.image_bytes(17)
+        assert not index.has_image(17)
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ from made_index import unit_vectors
 
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.search import storage
-from dcdctl.core.search.storage import Place, Skipped
+from dcdctl.core.search.storage import SkippedFile, SourceImage
 
 
 def write(path, count, dim=5, skipped=()):
     vectors = unit_vectors(count, dim)
     places = [
-        Place(image_id=f"a/{row}", path=None if row % 2 else f"ä\n{row}", corpus_row=row if row % 2 else None) for row in range(count)
+        SourceImage(image_id=f"a/{row}", path=None if row % 2 else f"ä\n{row}", corpus_row=row if row % 2 else None) for row in range(count)
     ]
     storage.write_part(path, places, vectors, skipped)
     return vectors, places
@@ -30,7 +30,7 @@ def test_mapped_vectors_are_those_that_readers_of_parquet_find(tmp_path, count, 
     np.testing.assert_array_equal(np.concatenate(storage.mapped(path, part, dim)), vectors)
     table = pq.read_table(path)
     np.testing.assert_array_equal(np.stack(table.column("vector").to_numpy()), vectors)
-    assert storage.read_places(path) == places
+    assert storage.read_images(path) == places
     assert (part.rows, part.source, part.bytes) == (count, 3, path.stat().st_size)
 
 
@@ -42,7 +42,7 @@ def test_duckdb_reads_the_vectors(tmp_path):
 
 
 def test_a_part_keeps_what_was_skipped_and_may_be_empty(tmp_path):
-    lost = [Skipped(path="x.txt", reason="no picture")]
+    lost = [SkippedFile(path="x.txt", reason="no picture")]
     write(tmp_path / "part.parquet", 0, skipped=lost)
     part, found = storage.describe_part(tmp_path / "part.parquet", 0, 5)
     assert (part.rows, part.vectors_at, found) == (0, (), lost)

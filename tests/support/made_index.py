@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dcdctl.core import config
 from dcdctl.core.search import Index, commit, storage
 from dcdctl.core.search.config import IndexConfig
-from dcdctl.core.search.storage import Place, part_name
+from dcdctl.core.search.storage import SourceImage, part_name
 
 
 class Killed(BaseException):
@@ -38,7 +38,7 @@ def write_index(
     for number, vectors in enumerate(parts):
         names = [f"{row}.png" for row in range(first, first + len(vectors))]
         path = folder / "vectors" / part_name(number)
-        storage.write_part(path, [Place(image_id=name, path=name) for name in names], vectors)
+        storage.write_part(path, [SourceImage(image_id=name, path=name) for name in names], vectors)
         entries.append(asdict(storage.describe_part(path, 0, vectors.shape[1])[0]))
         first += len(vectors)
     nothing = asdict(storage.Listed())

@@ -54,13 +54,13 @@ def _show_notes(answer: Any) -> None:
 
 
 def _show_hits(view: View, index: Any, answer: Any) -> None:
-    from dcdctl.core.search import image_exists, image_of
+    from dcdctl.core.search import image_of
 
     is_reranked = any(hit.reranked is not None for hit in answer.hits)
     show(f"{'#':>4}  {'logit':>8}  cosine  image" if is_reranked else f"{'#':>4}  cosine  image")
     for position, hit in enumerate(answer.hits, start=1):
         logit = f"{'-' if hit.reranked is None else f'{hit.reranked:.3f}':>8}  " if is_reranked else ""
-        gone = "" if image_exists(index, hit.row) else "  (gone)"
+        gone = "" if index.has_image(hit.row) else "  (gone)"
         show(f"{position:>4}  {logit}{hit.score:>6.4f}  {printable(hit.name)}{gone}")
         if view.protocol is not None and (image := image_of(index, hit.row)) is not None:
             show(images.escape_sequence(image, view.protocol).removesuffix("\n"))

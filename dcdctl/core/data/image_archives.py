@@ -57,14 +57,26 @@ class FolderImageFile:
     name: str
 
     def read(self) -> bytes:
+        try:
+            return self._checked_path().read_bytes()
+        except OSError as error:
+            raise RowError(f"its image cannot be read ({error.strerror})") from error
+
+    def exists(self) -> bool:
+        """Whether `read` finds the file, known without reading it."""
+        try:
+            path = self._checked_path()
+        except (RowError, OSError):
+            return False
+        return path.is_file() and os.access(path, os.R_OK)
+
+    def _checked_path(self) -> Path:
+        """The path; RowError for a link out of the folder and for a large file, OSError if there is no file."""
         path = self.root / self.name
         if not path.resolve().is_relative_to(_resolve_folder(self.root)):
             raise RowError(f"its image is a link that leads out of the folder {self.root}")
-        try:
-            _reject_large_file(path.stat().st_size)
-            return path.read_bytes()
-        except OSError as error:
-            raise RowError(f"its image cannot be read ({error.strerror})") from error
+        _reject_large_file(path.stat().st_size)
+        return path
 
     def stamp(self) -> str:
         return f"{self.name} {(self.root / self.name).stat().st_size}"

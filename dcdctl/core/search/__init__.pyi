@@ -1,6 +1,6 @@
 from .build import Changes, run_index_job
 from .index import Index
-from .query import Answer, Hit, answer_document, as_text, check_query, image_exists, image_of, looks_like_a_path, read_image
+from .query import Answer, Hit, answer_document, as_text, check_query, image_of, looks_like_a_path, read_image
 from .searcher import DEPTH, Searcher
 from .storage import INDEX_FILE
 
@@ -15,7 +15,6 @@ __all__ = [
     "answer_document",
     "as_text",
     "check_query",
-    "image_exists",
     "image_of",
     "looks_like_a_path",
     "read_image",

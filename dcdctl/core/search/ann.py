@@ -1,6 +1,6 @@
-"""Approximate search over a range of rows: graphs by usearch, inverted lists of codes by faiss. Both only propose candidates.
+"""Approximate search over a range of rows: graphs by usearch, inverted lists by faiss. Both only propose candidates.
 
-A segment is built by one thread from the vectors of its rows alone, so its bytes follow from them. Several are built side by side.
+One thread builds a segment from the vectors of its rows alone, so its bytes are reproducible. Several segments are built in parallel.
 Shape letters: Q queries, R rows, D width, C candidates.
 """
 
@@ -27,41 +27,41 @@ from dcdctl.core.search.exact import Floats, Rows
 from dcdctl.core.search.storage import INDEX, Segment
 
 Blocks = Iterable[Floats]
-"""The unit vectors of a segment's rows, in order, in blocks."""
+"""The unit vectors of the rows of a segment, in order, in blocks."""
 HIGHEST = 127
-"""The largest number of a signed byte that has its negative."""
+"""The largest value of a signed byte whose negative is one too."""
 SEED = 1234
 
 
-class Opened(Protocol):
-    """A segment that is ready to be asked, by several threads at once."""
+class OpenSegment(Protocol):
+    """A segment that can be searched, by several threads at once."""
 
     def candidates(self, queries_QD: Floats, count: int) -> Rows:
-        """Q x C rows counted from the segment's first, nearest first; -1 where there are fewer."""
+        """Q x C rows counted from the first row of the segment, nearest first; -1 if there are fewer."""
         ...
 
 
 def describe(folder: Path, kind: str, rows: range, generation: int) -> Segment:
-    """What index.json says of a segment that was written."""
+    """The entry in index.json of a written segment."""
     name = file_name(kind, rows, generation)
     return Segment(file=name, kind=kind, first_row=rows.start, rows=len(rows), **seal_of(folder / name))
 
 
-def wanted(num_rows: int, there: Sequence[Segment], config: IndexConfig) -> list[range]:
-    """The ranges of rows that shall have a segment: full ones are for ever, and what is behind the last stays without while it is short.
+def segment_ranges(num_rows: int, existing: Sequence[Segment], config: IndexConfig) -> list[range]:
+    """The ranges of rows that need a segment. Full segments never change; the rows after the last have none while they are few.
 
     >>> config = IndexConfig(segment_rows=100, flat_up_to=30)
-    >>> wanted(250, [], config), wanted(230, [], config), wanted(30, [], config)
+    >>> segment_ranges(250, [], config), segment_ranges(230, [], config), segment_ranges(30, [], config)
     ([range(0, 100), range(100, 200), range(200, 250)], [range(0, 100), range(100, 200)], [])
     """
     if config.is_flat or num_rows <= config.flat_up_to:
         return []
-    stop = there[-1].stop if there else 0
+    stop = existing[-1].stop if existing else 0
     if num_rows - stop > config.flat_up_to:
         stop = num_rows
-    found = [range(first, min(first + config.segment_rows, stop)) for first in range(0, stop, config.segment_rows)]
-    is_there = bool(there) and there[-1].stop == stop
-    return found if is_there or len(found[-1]) > config.flat_up_to else found[:-1]
+    ranges = [range(first, min(first + config.segment_rows, stop)) for first in range(0, stop, config.segment_rows)]
+    is_built = bool(existing) and existing[-1].stop == stop
+    return ranges if is_built or len(ranges[-1]) > config.flat_up_to else ranges[:-1]
 
 
 def file_name(kind: str, rows: range, generation: int) -> str:
@@ -83,12 +83,12 @@ def build_all(
     threads: int,
     advance: Advance,
 ) -> None:
-    """Write the segments that are not there, `threads` at a time, each whole or not at all."""
-    lock, is_over = threading.Lock(), threading.Event()
+    """Write the missing segments atomically, up to `threads` in parallel."""
+    lock, is_stopped = threading.Lock(), threading.Event()
 
-    def told(count: int) -> None:
-        if is_over.is_set():
-            raise InterruptedError("another segment was not built")
+    def report(count: int) -> None:
+        if is_stopped.is_set():
+            raise InterruptedError("another segment failed")
         with lock:
             advance(count)
 
@@ -96,21 +96,21 @@ def build_all(
         path = folder / file_name(config.kind, rows, generation)
         if not path.exists():
             with files.atomic_path(path) as partial:
-                _BUILD[config.kind](partial, rows, blocks_of, dim, config, told)
+                _BUILD[config.kind](partial, rows, blocks_of, dim, config, report)
 
     with ThreadPoolExecutor(max(1, min(threads, len(ranges)))) as pool:
         try:
-            for one in [pool.submit(build, rows) for rows in ranges]:
-                one.result()
+            for future in [pool.submit(build, rows) for rows in ranges]:
+                future.result()
         except BaseException:
-            # Those that are at work would go on for minutes, and the program would wait for them.
-            is_over.set()
+            # Otherwise the program would wait minutes for the segments in progress.
+            is_stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def open_segment(folder: Path, segment: Segment, config: IndexConfig) -> Opened:
-    """A segment, memory-mapped; StaleError if the file is damaged."""
+def open_segment(folder: Path, segment: Segment, config: IndexConfig) -> OpenSegment:
+    """A memory-mapped segment; StaleError if the file is damaged."""
     path = INDEX.checked(folder / segment.file, segment.sha256)
     return Graph(path, config.hnsw) if segment.kind == "hnsw" else InvertedLists(path, config.ivf_pq)
 
@@ -128,7 +128,7 @@ def packages(kind: str) -> dict[str, str]:
 
 
 class Graph:
-    """A graph of usearch. Calls of several threads use views of their own: one view is for one call at a time."""
+    """A graph of usearch. A view serves one call at a time, so parallel calls use separate views."""
 
     def __init__(self, path: Path, config: HnswConfig) -> None:
         self._path, self._width = path, config.search_width
@@ -137,9 +137,9 @@ class Graph:
     def candidates(self, queries_QD: Floats, count: int) -> Rows:
         codes_QD = np.rint(queries_QD * (HIGHEST / np.abs(queries_QD).max(axis=1, keepdims=True))).astype(np.int8)
         with self._borrowed() as view:
-            found = view.search(codes_QD, min(count, len(view)), threads=1)
-        keys_QC = np.atleast_2d(found.keys).astype(np.int64)
-        counts_Q = np.atleast_1d(found.counts if hasattr(found, "counts") else keys_QC.shape[1])
+            matches = view.search(codes_QD, min(count, len(view)), threads=1)
+        keys_QC = np.atleast_2d(matches.keys).astype(np.int64)
+        counts_Q = np.atleast_1d(matches.counts if hasattr(matches, "counts") else keys_QC.shape[1])
         return np.where(np.arange(keys_QC.shape[1]) < counts_Q[:, None], keys_QC, -1)
 
     @contextmanager
@@ -179,7 +179,7 @@ def _build_graph(path: Path, rows: range, blocks_of: Callable[[range], Blocks], 
         expansion_search=settings.search_width,
         enable_key_lookups=False,
     )
-    # usearch's own conversion takes 127 for a number of 1, which numbers of a unit vector are far from.
+    # usearch itself would scale 1.0 to 127, but the numbers of a unit vector are much smaller.
     scale = HIGHEST / max(float(np.abs(block_RD).max()) for block_RD in blocks_of(rows))
     first = 0
     for block_RD in blocks_of(rows):
@@ -191,7 +191,7 @@ def _build_graph(path: Path, rows: range, blocks_of: Callable[[range], Blocks], 
 
 
 class InvertedLists:
-    """Inverted lists of faiss, with product-quantised codes."""
+    """Inverted lists of faiss with product-quantization codes."""
 
     def __init__(self, path: Path, config: IvfPqConfig) -> None:
         faiss = _faiss()
@@ -203,8 +203,8 @@ class InvertedLists:
 
     def candidates(self, queries_QD: Floats, count: int) -> Rows:
         _one_thread(_faiss())
-        found: NDArray[np.int64] = self._index.search(queries_QD, min(count, self._index.ntotal), params=self._parameters)[1]
-        return found
+        rows_QC: NDArray[np.int64] = self._index.search(queries_QD, min(count, self._index.ntotal), params=self._parameters)[1]
+        return rows_QC
 
 
 def _build_lists(path: Path, rows: range, blocks_of: Callable[[range], Blocks], dim: int, config: IndexConfig, advance: Advance) -> None:
@@ -212,11 +212,11 @@ def _build_lists(path: Path, rows: range, blocks_of: Callable[[range], Blocks], 
     _one_thread(faiss)
     num_lists = max(1, min(round(settings.lists_per_root * len(rows) ** 0.5), len(rows) // 40))
     num_bytes = max(1, round(dim / settings.numbers_per_byte))
-    while dim % num_bytes:  # a code's bytes stand for equally many numbers
+    while dim % num_bytes:  # each byte of a code covers the same number of numbers
         num_bytes += 1
     lists = faiss.index_factory(dim, f"IVF{num_lists},PQ{num_bytes}", faiss.METRIC_INNER_PRODUCT)
     lists.cp.seed = lists.pq.cp.seed = SEED
-    lists.do_polysemous_training = False  # minutes of simulated annealing, for a filter that nothing here uses
+    lists.do_polysemous_training = False  # minutes of simulated annealing, for a filter that is not used here
     count = min(len(rows), max(settings.train_per_list * num_lists, 64 * 256))
     lists.train(_sample(blocks_of(rows), len(rows), count))
     for block_RD in blocks_of(rows):
@@ -226,11 +226,11 @@ def _build_lists(path: Path, rows: range, blocks_of: Callable[[range], Blocks], 
 
 
 def _sample(blocks: Blocks, num_rows: int, count: int) -> Floats:
-    """So many vectors, spread evenly."""
-    places = np.linspace(0, num_rows - 1, count).round().astype(np.int64)
+    """`count` vectors, spread evenly."""
+    chosen = np.linspace(0, num_rows - 1, count).round().astype(np.int64)
     taken, first = [], 0
     for block_RD in blocks:
-        inside = places[np.searchsorted(places, first) : np.searchsorted(places, first + len(block_RD))]
+        inside = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, first + len(block_RD))]
         taken.append(block_RD[inside - first])
         first += len(block_RD)
     return np.concatenate(taken)
@@ -244,7 +244,7 @@ def _faiss() -> Any:
 
 
 def _one_thread(faiss: Any) -> None:
-    # A setting of the calling thread: searches of one query gain nothing from several, and builds are the same bytes with one.
+    # This setting applies to the calling thread. Several threads do not speed up single queries, and would make builds irreproducible.
     faiss.omp_set_num_threads(1)
 
 

@@ -1,7 +1,7 @@
-"""Making an index of images and changing it: what to embed is planned, embedded, made searchable, and becomes the index in one move.
+"""Building and changing an index: images are planned, embedded and made searchable, and then index.json is replaced atomically.
 
-index.json is replaced when all it names is there, so an index works at any moment of a change, and after one that was killed. A plan that
-was begun is gone on with, whatever the number of processes, and ends with the same bytes.
+So an index can be searched at any moment of a change, and after a killed one. A killed run resumes with any number of processes and gives
+the same bytes.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import ann, commit, embed, storage
 from dcdctl.core.search.commit import skipped_of
 from dcdctl.core.search.config import IndexConfig
-from dcdctl.core.search.embed import IN_SMALL_BATCHES, Job
+from dcdctl.core.search.embed import IN_SMALL_BATCHES, EmbeddingTask
 from dcdctl.core.search.index import Index
-from dcdctl.core.search.storage import INDEX, INDEX_FILE, PLANNED, Listed, Place, Skipped, Source
+from dcdctl.core.search.storage import INDEX, INDEX_FILE, PLANNED, ImageSource, Listed, SkippedFile, SourceImage
 
 BYTES_PER_IMAGE = 200
-"""On disk, besides three for each number of a vector: two in the file of vectors, one in a graph."""
+"""On disk, besides three bytes per number of a vector: two in the file of vectors, one in a graph."""
 Document = dict[str, Any]
-"""What index.json holds."""
+"""The content of index.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What is done to an index, in this order."""
+    """Changes of an index, made in this order."""
 
     sets: tuple[str, ...] = ()
-    """Settings of the search, such as "kind=flat"."""
+    """Settings such as "kind=flat"."""
     remove: tuple[str, ...] = ()
     """Image ids, or patterns of them such as "2019/*"."""
     remove_gone: bool = False
-    """Remove the images whose files are no longer where they were."""
+    """Remove the images whose files are gone."""
     add: Path | None = None
-    """A folder of pictures or a corpus; of one that is indexed already, what is new."""
+    """A folder of images or a corpus to add; if it is indexed already, only its new images."""
     split: str = "test"
     precision: str | None = None
     """Torch name of the precision of a new index; an index that is changed must have it already. None: float32, or that of the index."""
@@ -59,11 +59,11 @@ def build(
     compute: Compute = IN_SMALL_BATCHES,
     track: Track = silent,
 ) -> Index:
-    """Embed the pictures of a folder or a corpus with a dual encoder, and make them searchable; goes on where a killed run stopped.
+    """Embed the images of a folder or a corpus with a dual encoder and make them searchable; resumes a killed run.
 
-    StaleError if the folder holds an index of other pictures, another model or other settings; InputError if there is no picture.
+    StaleError if the folder holds an index of other images, another model or other settings; InputError if there is no image.
     """
-    folder, source = Path(folder), embed.find(Path(images), split)
+    folder, source = Path(folder), embed.find_source(Path(images), split)
     _refuse_inside(folder, source)
     ann.packages(config.kind)
     models.check_ref(ref, kind="dual")
@@ -90,17 +90,17 @@ def build(
 
 
 def update(folder: Path, changes: Changes, *, compute: Compute = IN_SMALL_BATCHES, track: Track = silent) -> Index:
-    """Change an index: its settings, what it has. Rows stay what they are. InputError if nothing has a name that shall be removed."""
-    storage.read_document(folder)  # before a lock is left beside what is no index
+    """Change the settings or the images of an index. Rows keep their images. InputError if a name to remove matches no image."""
+    storage.read_document(folder)  # an error, before a lock file is written next to another folder
     with lock(folder):
         document = storage.read_document(folder)
         if changes.precision not in (None, document["precision"]):
-            found = f"the index {folder} is of precision {document['precision']}, not {changes.precision}"
-            raise ConfigError(found, hint="leave --precision out")
+            message = f"the index {folder} is of precision {document['precision']}, not {changes.precision}"
+            raise ConfigError(message, hint="leave --precision out")
         if changes.sets or changes.remove or changes.remove_gone:
             document = _changed(folder, document, changes, track)
         if changes.add is not None:
-            source = embed.find(changes.add, changes.split)
+            source = embed.find_source(changes.add, changes.split)
             _refuse_inside(folder, source)
             with distributed.main_first():
                 if distributed.is_main():
@@ -113,14 +113,14 @@ def update(folder: Path, changes: Changes, *, compute: Compute = IN_SMALL_BATCHE
 
 
 def lock(folder: Path) -> AbstractContextManager[None]:
-    """The folder for this run alone, as far as this process writes to it; StaleError if another run has it."""
+    """A lock on the folder for this process; StaleError if another run holds it."""
     return files.lock(folder, distributed.rank())
 
 
-def _refuse_inside(folder: Path, source: Source) -> None:
+def _refuse_inside(folder: Path, source: ImageSource) -> None:
     out, images = folder.resolve(), Path(source.path)
     if images.is_relative_to(out):
-        raise InputError(f"the pictures {images} are inside the index {folder}", hint="keep the two apart")
+        raise InputError(f"the images {images} are inside the index {folder}", hint="keep the two apart")
     files.check_output_folder(folder)
 
 
@@ -138,15 +138,15 @@ def _begin(build: Build, model: models.DualEncoder) -> None:
     notes = _plan_parts(build, source=0, first_part=0, known=set())
     if not notes["rows"]:
         shutil.rmtree(folder)
-        raise InputError(f"there is no picture in {source['path']}", hint="--images takes a folder of pictures or a corpus")
+        raise InputError(f"there is no image in {source['path']}", hint="--images takes a folder of images or a corpus")
     models.save(model, folder / "model")
     build.note(**notes)
 
 
-def _begin_adding(folder: Path, document: Document, source: Source) -> None:
+def _begin_adding(folder: Path, document: Document, source: ImageSource) -> None:
     """Plan which images of a source are new, unless a killed run has."""
     sources = list(document["sources"])
-    number = next((number for number, one in enumerate(sources) if Source(**one).place == source.place), len(sources))
+    number = next((number for number, entry in enumerate(sources) if ImageSource(**entry).key == source.key), len(sources))
     if number == len(sources):
         sources.append(asdict(source))
     elif sources[number] != asdict(source):
@@ -166,23 +166,23 @@ def _plan_parts(build: Build, *, source: int, first_part: int, known: set[str]) 
     folder, plan = build.folder, build.plan
     shutil.rmtree(folder / PLANNED, ignore_errors=True)
     (folder / PLANNED).mkdir(parents=True)
-    skipped: list[Skipped] = []
+    skipped: list[SkippedFile] = []
 
-    def new() -> Iterator[Place]:
-        for found in embed.places(Source(**plan["sources"][source]), folder):
-            if isinstance(found, Skipped):
-                skipped.append(found)
-            elif found.image_id not in known:
-                yield found
+    def new_images() -> Iterator[SourceImage]:
+        for item in embed.list_images(ImageSource(**plan["sources"][source]), folder):
+            if isinstance(item, SkippedFile):
+                skipped.append(item)
+            elif item.image_id not in known:
+                yield item
 
     rows: list[int] = []
-    for places in embed.in_parts(new(), storage.ROWS_PER_PART):
-        storage.write_places(folder / PLANNED / storage.part_name(first_part + len(rows)), places)
-        rows.append(len(places))
+    for images in embed.in_parts(new_images(), storage.ROWS_PER_PART):
+        storage.write_planned(folder / PLANNED / storage.part_name(first_part + len(rows)), images)
+        rows.append(len(images))
     needed = sum(rows) * (BYTES_PER_IMAGE + 3 * plan["model"]["dim"])
     if (free := shutil.disk_usage(folder).free) < needed:
         raise InputError(f"{sum(rows):,} images need {needed / 1e9:,.2f} GB in {folder}, and {free / 1e9:,.2f} GB are free")
-    return {"source": source, "first_part": first_part, "rows": rows, "skipped": [asdict(one) for one in skipped]}
+    return {"source": source, "first_part": first_part, "rows": rows, "skipped": [asdict(file) for file in skipped]}
 
 
 def _expect(build: Build, document: Document) -> None:
@@ -198,41 +198,41 @@ def _expect(build: Build, document: Document) -> None:
 def _embed_and_commit(folder: Path, document: Document, model: models.DualEncoder, compute: Compute, track: Track) -> None:
     """Embed the planned images, and add them to the index that a document describes."""
     plan = INDEX.read_plan(folder)
-    job = Job(folder, plan, model, replace(compute, precision=plan["precision"]))
-    embed.embed(job, track)
-    described = [storage.describe_part(job.path(part), plan["source"], model.embedding_dim) for part in job.parts]
+    task = EmbeddingTask(folder, plan, model, replace(compute, precision=plan["precision"]))
+    embed.embed(task, track)
+    described = [storage.describe_part(task.path(part), plan["source"], model.embedding_dim) for part in task.parts]
     parts = [asdict(part) for part, _ in described if part.rows]
-    lost = [*plan["skipped"], *(asdict(one) for _, found in described for one in found)]
+    skipped_now = [*plan["skipped"], *(asdict(file) for _, files_of_part in described for file in files_of_part)]
     if not (parts or document["parts"]):
-        first = "; ".join(f"{one['path']}: {one['reason']}" for one in lost[:2])
-        raise InputError(f"none of {len(lost):,} files in {job.source.path} is a picture that can be read: {first}")
+        first = "; ".join(f"{file['path']}: {file['reason']}" for file in skipped_now[:2])
+        raise InputError(f"none of {len(skipped_now):,} files in {task.source.path} is an image that can be read: {first}")
     before = commit.skipped_of(folder, document)
-    skipped = [one for one in before if one["source"] != plan["source"]] + [{**one, "source": plan["source"]} for one in lost]
-    same = {key: plan[key] for key in ("generation", "sources", "model", "precision", "settings")}
+    skipped = [file for file in before if file["source"] != plan["source"]] + [{**file, "source": plan["source"]} for file in skipped_now]
+    planned = {key: plan[key] for key in ("generation", "sources", "model", "precision", "settings")}
     if not parts and skipped == before:
-        same = {}
-    commit.commit(folder, {**document, **same, "parts": [*document["parts"], *parts]}, skipped=skipped, track=track)
+        planned = {}
+    commit.commit(folder, {**document, **planned, "parts": [*document["parts"], *parts]}, skipped=skipped, track=track)
 
 
 def _changed(folder: Path, document: Document, changes: Changes, track: Track) -> Document:
-    """The index after its settings were changed and images were removed."""
+    """index.json after the settings were changed and images removed."""
     table = configs.apply_sets(document["settings"], changes.sets)
     config = configs.build(IndexConfig, table)
     ann.packages(config.kind)
-    gone = commit.rows_to_remove(Index(folder, document), changes.remove, gone=changes.remove_gone)
-    following = {**document, "generation": document["generation"] + 1, "settings": configs.to_table(config)}
+    removed = commit.rows_to_remove(Index(folder, document), changes.remove, gone=changes.remove_gone)
+    changed = {**document, "generation": document["generation"] + 1, "settings": configs.to_table(config)}
     if not config.builds_as(configs.build(IndexConfig, document["settings"])):
-        following["segments"] = []
-    return commit.commit(folder, following, removed=gone, track=track)
+        changed["segments"] = []
+    return commit.commit(folder, changed, removed=removed, track=track)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """An index as it is now."""
+class IndexChange:
+    """An index after a command, and what the command changed."""
 
     index: Index
     skipped: list[dict[str, Any]]
-    """Files among the pictures that are none, with the reasons."""
+    """Files that could not be indexed, with the reasons."""
     added: int = 0
     removed: int = 0
 
@@ -245,30 +245,30 @@ def run_index_job(
     out: Path | None = None,
     compute: Compute = IN_SMALL_BATCHES,
     track: Track = silent,
-) -> Outcome:
-    """Build an index in `out` of `images` with the model `target`, or change the index `target`; without a change only look at it.
+) -> IndexChange:
+    """Build an index of `images` in `out` with the model `target`, or change the index `target`. Without changes the index is only opened.
 
-    ConfigError if what is named is neither the one nor the other.
+    ConfigError for a mix of both.
     """
     is_change = bool(changes.add or changes.remove or changes.remove_gone)
     if images is None and out is None:
         return _change_open_index(Path(target).expanduser(), changes, compute, track)
     if images is None or out is None or is_change:
         hint = "a new index: dcdctl index RUN --images DIR --out INDEX; a change: dcdctl index INDEX --add DIR or --remove NAME"
-        raise ConfigError("--images and --out belong together, and to a new index alone", hint=hint)
+        raise ConfigError("--images and --out are for a new index only, and belong together", hint=hint)
     config = configs.build(IndexConfig, configs.apply_sets({}, changes.sets))
     compute = replace(compute, precision=changes.precision or "float32")
     built = build(target, images, out.expanduser(), config, split=changes.split, compute=compute, track=track)
-    return Outcome(built, skipped_of(built.folder, built.document))
+    return IndexChange(built, skipped_of(built.folder, built.document))
 
 
-def _change_open_index(folder: Path, changes: Changes, compute: Compute, track: Track) -> Outcome:
+def _change_open_index(folder: Path, changes: Changes, compute: Compute, track: Track) -> IndexChange:
     if not (folder / INDEX_FILE).exists() and (folder / "run.json").exists():
         raise ConfigError(f"{folder} is a run, not an index", hint=f"make one: dcdctl index {folder} --images DIR --out INDEX")
     before = Index.open(folder)
     if changes == Changes(split=changes.split, precision=changes.precision):
-        return Outcome(before, [])
+        return IndexChange(before, [])
     after = update(folder, changes, compute=compute, track=track)
-    gone_before, gone = (0 if one.is_removed is None else int(one.is_removed.sum()) for one in (before, after))
+    removed_before, removed = (0 if index.is_removed is None else int(index.is_removed.sum()) for index in (before, after))
     added = after.num_rows - before.num_rows
-    return Outcome(after, skipped_of(folder, after.document) if changes.add else [], added=added, removed=gone - gone_before)
+    return IndexChange(after, skipped_of(folder, after.document) if changes.add else [], added=added, removed=removed - removed_before)

@@ -1,4 +1,4 @@
-"""What is taken out of an index, and what never came in: rows by name, and files that are no pictures."""
+"""Rows to remove, skipped files, and the commit of a change to index.json."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ from dcdctl.core.search.index import Index
 from dcdctl.core.search.storage import INDEX, Listed, Segment
 
 SHOWN = 3
+"""Unknown names in an error message."""
+BLOCK = 1024
+"""Vectors passed to a segment together."""
 
 
 def ids_of(index: Index, source: int) -> set[str]:
-    """The image ids that an index has of a source."""
+    """The image ids of a source in an index, without removed rows."""
     return {
         image_id
         for first, part, ids in _parts(index)
@@ -39,10 +42,10 @@ def ids_of(index: Index, source: int) -> set[str]:
 
 
 def rows_to_remove(index: Index, names: Sequence[str], *, gone: bool) -> Rows | None:
-    """All rows that shall have no image, those without one already among them; None where nothing was asked for.
+    """All rows to be empty after the removal, including rows removed before; None if there is nothing to remove.
 
-    A name is an image's id, or a pattern (`*`, `?`, `[...]`) of several. InputError if it is that of no image, or if a folder of pictures
-    is itself gone.
+    A name is an image id, or a pattern (`*`, `?`, `[...]`) of image ids. With `gone`, images whose files are gone are removed too.
+    InputError if a name matches no image, or if an image folder itself is gone.
     """
     if not names and not gone:
         return None
@@ -57,14 +60,14 @@ def rows_to_remove(index: Index, names: Sequence[str], *, gone: bool) -> Rows | 
             if index.is_gone(row):
                 rows.append(row)
                 continue
-            found = {name for name, pattern in patterns.items() if pattern.match(image_id)}
-            unused -= found
-            if found or (root is not None and not (root / image_id).is_file()):
+            matching = {name for name, pattern in patterns.items() if pattern.match(image_id)}
+            unused -= matching
+            if matching or (root is not None and not (root / image_id).is_file()):
                 rows.append(row)
     if unused:
-        some = ", ".join(map(repr, sorted(unused)[:SHOWN]))
+        unknown = ", ".join(map(repr, sorted(unused)[:SHOWN]))
         raise InputError(
-            f"the index {index.folder} has no image {some}; nothing was removed", hint="name image ids, or patterns as '2019/*'"
+            f"the index {index.folder} has no image {unknown}; nothing was removed", hint="name image ids, or patterns such as '2019/*'"
         )
     return np.array(rows, dtype=np.int64)
 
@@ -72,12 +75,12 @@ def rows_to_remove(index: Index, names: Sequence[str], *, gone: bool) -> Rows | 
 def _check_folders(index: Index) -> None:
     for source in index.document["sources"]:
         if source["kind"] == "folder" and not Path(source["path"]).is_dir():
-            hint = "is its disk there? Nothing was removed"
-            raise InputError(f"the folder of pictures {source['path']} is not there as a whole", hint=hint)
+            hint = "is its disk mounted? Nothing was removed"
+            raise InputError(f"the image folder {source['path']} is gone", hint=hint)
 
 
 def _parts(index: Index) -> Any:
-    """The first row of each part, the part and its image ids."""
+    """The first row, the part and its image ids, for each part."""
     first = 0
     for part in index.parts:
         yield first, part, pq.read_table(storage.part_path(index.folder, part), columns=["image_id"]).column("image_id").to_pylist()
@@ -85,15 +88,11 @@ def _parts(index: Index) -> Any:
 
 
 def skipped_of(folder: Path, document: dict[str, Any]) -> list[dict[str, Any]]:
-    """The files among the pictures that are none, with their sources and the reasons."""
+    """The skipped files of an index, with their sources and the reasons."""
     listed = Listed(**document["skipped"])
     if listed.file is None or listed.sha256 is None:
         return []
     return files.read_json(INDEX.checked(folder / listed.file, listed.sha256), kind=list, error=StaleError, hint=INDEX.remake)
-
-
-BLOCK = 1024
-"""Vectors that are given to a segment at a time."""
 
 
 def commit(
@@ -134,18 +133,18 @@ def _in_order(document: dict[str, Any], segments: list[Segment]) -> dict[str, An
         **{key: document[key] for key in ("model", "precision", "settings", "sources", "skipped", "removed")},
         "versions": {**devices.versions(), **ann.packages(kind)},
         "parts": document["parts"],
-        "segments": [asdict(one) for one in segments],
+        "segments": [asdict(segment) for segment in segments],
     }
 
 
 def _segments(folder: Path, document: dict[str, Any], track: Track) -> list[Segment]:
-    """The segments of an index; those it does not have yet are built, this process's share of them."""
+    """The segments of an index, after the processes have built the missing ones."""
     config = configs.build(IndexConfig, document["settings"])
     parts, dim, generation = storage.parts_of(document), document["model"]["dim"], document["generation"]
-    there = [Segment(**one) for one in document["segments"]]
-    ranges = ann.wanted(sum(part.rows for part in parts), there, config)
-    kept = {range(one.first_row, one.stop): one for one in there}
-    missing = [rows for rows in ranges if rows not in kept]
+    existing = [Segment(**entry) for entry in document["segments"]]
+    ranges = ann.segment_ranges(sum(part.rows for part in parts), existing, config)
+    by_rows = {range(segment.first_row, segment.stop): segment for segment in existing}
+    missing = [rows for rows in ranges if rows not in by_rows]
 
     def blocks_of(rows: range) -> Iterator[Floats]:
         for _, block_RD in storage.read_blocks(folder, parts, dim, rows):
@@ -153,12 +152,12 @@ def _segments(folder: Path, document: dict[str, Any], track: Track) -> list[Segm
                 yield exact.unit_rows(block_RD[start : start + BLOCK])
 
     if missing:
-        mine = [missing[number] for number in distributed.local_indices(len(missing))]
-        with track(f"build {config.kind}", total=sum(map(len, mine)), unit="vectors") as advance:
+        local = [missing[number] for number in distributed.local_indices(len(missing))]
+        with track(f"build {config.kind}", total=sum(map(len, local)), unit="vectors") as advance:
             threads = torch.get_num_threads()
-            ann.build_all(folder / "ann", mine, blocks_of, dim, config, generation, threads=threads, advance=advance)
+            ann.build_all(folder / "ann", local, blocks_of, dim, config, generation, threads=threads, advance=advance)
         distributed.barrier()
-    return [kept[rows] if rows in kept else ann.describe(folder / "ann", config.kind, rows, generation) for rows in ranges]
+    return [by_rows[rows] if rows in by_rows else ann.describe(folder / "ann", config.kind, rows, generation) for rows in ranges]
 
 
 def _write_removed(path: Path, rows: Rows) -> dict[str, Any]:

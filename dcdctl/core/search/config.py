@@ -1,4 +1,4 @@
-"""What of an index can change what is found: saved in index.json."""
+"""The settings of an index that can change what a search finds; saved in index.json."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dcdctl.core.config import AtLeast, Count, check_fields
 from dcdctl.core.errors import ConfigError
 
 LEAST_FOR_CODES = 1000
-"""Vectors of a segment of ivf-pq, at least."""
+"""Minimum number of vectors in a segment of ivf-pq, because its codes are learned from them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HnswConfig:
-    """A graph of neighbours (Malkov & Yashunin 2016) over vectors of one byte a number."""
+    """A graph of neighbors (Malkov & Yashunin 2016) over vectors with one byte per number."""
 
     neighbours: Count = 16
-    """Edges of a vector, twice as many on the lowest level."""
+    """Edges per vector; twice as many on the lowest level."""
     build_width: Count = 128
-    """Candidates that are kept while a vector's neighbours are looked for."""
+    """Candidates kept during the search for the neighbors of a vector, when the graph is built."""
     search_width: Count = 128
-    """Candidates that are kept while a query's are: more find more, and take longer."""
+    """Candidates kept during a query; more give a higher recall and take longer."""
 
     def __post_init__(self) -> None:
         check_fields(self, "hnsw")
@@ -29,16 +29,16 @@ class HnswConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class IvfPqConfig:
-    """Lists of codes around centroids (Jégou et al. 2011): the smallest index, and the quickest to build."""
+    """Inverted lists of product-quantization codes (Jégou et al. 2011): the smallest index, and the fastest to build."""
 
     lists_per_root: Count = 4
-    """Lists, as a multiple of the square root of the number of vectors."""
+    """Number of lists, as a multiple of the square root of the number of vectors."""
     numbers_per_byte: Count = 4
-    """Numbers of a vector that one byte of its code stands for."""
+    """Numbers of a vector per byte of its code."""
     probes: Count = 64
-    """Lists that a query looks into."""
+    """Lists searched per query."""
     train_per_list: Count = 64
-    """Vectors that centroids are learned from, for each list."""
+    """Vectors per list that the centroids are learned from."""
 
     def __post_init__(self) -> None:
         check_fields(self, "ivf_pq")
@@ -46,35 +46,36 @@ class IvfPqConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexConfig:
-    """How vectors are searched. What `hnsw` and `ivf-pq` find is scored anew by the stored vectors."""
+    """How vectors are searched. Candidates of `hnsw` and `ivf-pq` are scored again with the stored vectors."""
 
     kind: Literal["flat", "hnsw", "ivf-pq"] = "hnsw"
-    """flat: every vector is looked at."""
+    """flat: exact search over all vectors."""
     flat_up_to: Annotated[int, AtLeast(0)] = 50_000
-    """So many vectors, or as many that came last, are looked at one by one whatever the kind: that is fast enough, and exact."""
+    """Up to this many vectors are searched exactly for every kind, which is fast enough: all vectors of a small index, or the last ones."""
     segment_rows: Count = 262_144
-    """Vectors of a graph or of a set of lists: each is built by itself, and a query asks all of them."""
+    """Vectors of a segment. A segment is a graph or a set of lists that is built by itself; a query searches all segments."""
     candidates: Count = 50
-    """What each segment gives to be scored anew, at least; no fewer than twice what is asked for."""
+    """Minimum number of candidates per segment that are scored again; at least twice the number of answers."""
     hnsw: HnswConfig = field(default_factory=HnswConfig)
     ivf_pq: IvfPqConfig = field(default_factory=IvfPqConfig)
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.kind == "ivf-pq" and min(self.flat_up_to, self.segment_rows) < LEAST_FOR_CODES:
-            raise ConfigError(f"of ivf-pq flat_up_to and segment_rows must be at least {LEAST_FOR_CODES:,}: codes are learned from vectors")
+            least = f"at least {LEAST_FOR_CODES:,} for ivf-pq, because its codes are learned from vectors"
+            raise ConfigError(f"flat_up_to and segment_rows must be {least}")
 
     @property
     def is_flat(self) -> bool:
         return self.kind == "flat"
 
     def builds_as(self, other: IndexConfig) -> bool:
-        """Whether both make the same bytes of a segment: what is only asked at a query does not count."""
-        return self._of_building == other._of_building
+        """Whether both build the same bytes of a segment; settings that only matter in a query are ignored."""
+        return self._build_settings == other._build_settings
 
     @property
-    def _of_building(self) -> IndexConfig:
-        same = IndexConfig()
-        hnsw = replace(self.hnsw, search_width=same.hnsw.search_width)
-        lists = replace(self.ivf_pq, probes=same.ivf_pq.probes)
-        return replace(self, hnsw=hnsw, ivf_pq=lists, candidates=same.candidates, flat_up_to=same.flat_up_to)
+    def _build_settings(self) -> IndexConfig:
+        default = IndexConfig()
+        hnsw = replace(self.hnsw, search_width=default.hnsw.search_width)
+        lists = replace(self.ivf_pq, probes=default.ivf_pq.probes)
+        return replace(self, hnsw=hnsw, ivf_pq=lists, candidates=default.candidates, flat_up_to=default.flat_up_to)

@@ -1,6 +1,6 @@
-"""The nearest of many vectors by cosine: found roughly, then scored exactly, so that scores and ties are the same whatever found them.
+"""The nearest vectors by cosine: candidates are scored exactly, so scores and ties do not depend on how the candidates were found.
 
-Shape letters: Q queries, R rows of vectors, D width, K the first few, C candidates.
+Shape letters: Q queries, R rows of vectors, D width, K answers per query, C candidates.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Floats = NDArray[np.float32]
 Half = NDArray[np.float16]
 Rows = NDArray[np.int64]
 ROUNDING = 1e-5
-"""How far a float32 product of unit vectors may be from the exact cosine."""
+"""Maximum error of a float32 product of unit vectors."""
 NO_ROW = -1
 
 
@@ -24,46 +24,46 @@ class Nearest:
     """The nearest rows of each query."""
 
     scores_QK: Floats
-    """Cosines, best first; -inf where there is no row."""
+    """Cosines, best first; -inf for no row."""
     rows_QK: Rows
-    """Rows of the index, of equal scores the smaller first; -1 where there are fewer than K."""
+    """Rows of the index, the smaller row first among equal scores; -1 if there are fewer than K."""
 
 
 def unit(vectors_QD: NDArray[np.floating], dim: int) -> Floats:
-    """Queries as unit vectors in float32; ValueError if they are not Q x `dim`, not finite, or of no length."""
+    """Queries as float32 unit vectors; ValueError if they are not Q x `dim`, not finite, or zero."""
     queries = np.asarray(vectors_QD, dtype=np.float64)
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise ValueError(f"queries must be a Q x {dim} array, got {queries.shape}")
     lengths = np.linalg.norm(queries, axis=1, keepdims=True)
     if not (np.isfinite(lengths).all() and (lengths > 0).all()):
-        raise ValueError("a query has a number that is not finite, or has no length")
+        raise ValueError("a query has a number that is not finite, or is zero")
     return (queries / lengths).astype(np.float32)
 
 
 def unit_rows(vectors_RD: Half) -> Floats:
-    """Stored vectors as unit vectors in float32."""
+    """Stored vectors as float32 unit vectors."""
     rows = vectors_RD.astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return rows
 
 
 def cosines(query_D: Floats, vectors_CD: Half) -> Floats:
-    """Exact cosines of a query with stored vectors, rounded to float32 once: equal vectors have equal scores, wherever they stand.
+    """Exact cosines of a query with stored vectors, rounded to float32 once: equal vectors have equal scores in every position.
 
     >>> cosines(np.array([3, 4], np.float32), np.array([[3, 4], [4, -3], [0, 2]], np.float16)).round(4).tolist()
     [1.0, 0.0, 0.800000011920929]
     """
     vectors, query = vectors_CD.astype(np.float64), query_D.astype(np.float64)
-    # Not a matrix product: BLAS rounds a row by its place in a block.
+    # Not a matrix product: in BLAS the rounding of a row depends on its position in a block.
     products = (vectors * query).sum(axis=1)
     lengths = np.sqrt(np.square(vectors).sum(axis=1) * np.square(query).sum())
     return np.clip(products / lengths, -1, 1).astype(np.float32)
 
 
 def rough(queries_QD: Floats, blocks: Iterable[tuple[int, Floats]], k: int, is_gone: NDArray[np.bool_] | None = None) -> list[Rows]:
-    """For each query the rows that may be among its k best: all that come within rounding of the k-th.
+    """For each query the rows that may be among its k best: all within the rounding error of the k-th.
 
-    `blocks` are unit vectors, each block with the row of its first; rows of which `is_gone` holds are left out.
+    `blocks` are unit vectors in blocks, each with its first row; rows marked in `is_gone` are left out.
     """
     kept: list[list[tuple[Rows, Floats]]] = [[] for _ in queries_QD]
     worst = np.full(len(queries_QD), -np.inf, dtype=np.float32)
@@ -73,23 +73,23 @@ def rough(queries_QD: Floats, blocks: Iterable[tuple[int, Floats]], k: int, is_g
             scores_QR[:, is_gone[first : first + len(block_RD)]] = -np.inf
         if len(block_RD) > k:
             worst = np.maximum(worst, np.partition(scores_QR, -k, axis=1)[:, -k] - np.float32(ROUNDING))
-        for found, scores_R, least in zip(kept, scores_QR, worst, strict=True):
-            places = np.flatnonzero((scores_R >= least) & (scores_R > -np.inf))
-            found.append((places + first, scores_R[places]))
-    return [_best_of(found, k) for found in kept]
+        for parts, scores_R, lowest in zip(kept, scores_QR, worst, strict=True):
+            rows = np.flatnonzero((scores_R >= lowest) & (scores_R > -np.inf))
+            parts.append((rows + first, scores_R[rows]))
+    return [_best_of(parts, k) for parts in kept]
 
 
-def _best_of(found: list[tuple[Rows, Floats]], k: int) -> Rows:
-    if not found:
+def _best_of(parts: list[tuple[Rows, Floats]], k: int) -> Rows:
+    if not parts:
         return np.empty(0, dtype=np.int64)
-    rows, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    rows, scores = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     if len(rows) <= k:
         return rows
     return rows[scores >= np.partition(scores, -k)[-k] - np.float32(ROUNDING)]
 
 
 def exact(queries_QD: Floats, candidates: list[Rows], vectors_of: Callable[[Rows], Half], k: int) -> Nearest:
-    """The k best of each query's candidates by their exact cosines; `vectors_of` gives the stored vectors of rows."""
+    """The k best candidates of each query by exact cosines; `vectors_of` returns the stored vectors of rows."""
     scores_QK = np.full((len(queries_QD), k), -np.inf, dtype=np.float32)
     rows_QK = np.full((len(queries_QD), k), NO_ROW, dtype=np.int64)
     for query, (query_D, rows) in enumerate(zip(queries_QD, candidates, strict=True)):

@@ -1,6 +1,6 @@
 """An index of images that is searched by vector: opened in milliseconds, memory-mapped, shared by threads.
 
-Shape letters: Q queries, D width, K the first few.
+Shape letters: Q queries, D width, K answers per query.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from dcdctl.core import config, data
 from dcdctl.core.data import Corpus, FolderImageFile, RowError
 from dcdctl.core.errors import ConfigError, CorpusError, MissingError, StaleError
 from dcdctl.core.search import ann, exact, storage
-from dcdctl.core.search.ann import Opened
+from dcdctl.core.search.ann import OpenSegment
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Floats, Half, Nearest, Rows
 from dcdctl.core.search.storage import INDEX, Listed, Segment
 
 QUERY_BLOCK = 64
-"""Queries that are searched at a time."""
+"""Queries searched together."""
 OPEN_FILES = 256
-"""Files that are kept open, those read last."""
+"""Maximum number of open files; the least recently used is closed."""
 FLOAT_BYTES = 2 << 30
-"""Vectors that are searched one by one are kept as float32 up to this size, and are turned into it at each query beyond."""
+"""Exactly searched vectors are kept as float32 up to this size; beyond it they are converted for each query."""
 
 
 class Index:
-    """Images that were indexed. A row is an image's place in it, for ever: rows that are removed stay empty."""
+    """Indexed images. The row of an image never changes; removed rows stay empty."""
 
     def __init__(self, folder: Path, document: dict[str, Any]) -> None:
         self.folder, self.document = folder, document
@@ -49,7 +49,7 @@ class Index:
         self.num_rows = self._ends[-1] if self._ends else 0
         self.is_removed = _removed(folder, document, self.num_rows)
         self.config = _settings(folder, document)
-        self.segments = [Segment(**one) for one in document["segments"]]
+        self.segments = [Segment(**entry) for entry in document["segments"]]
         for segment in self.segments:
             ann.packages(segment.kind)
         self._unit: dict[int, Floats] = {}
@@ -61,8 +61,8 @@ class Index:
 
     @staticmethod
     def open(folder: Path) -> Index:
-        """The index in a folder. MissingError where there is none, or where a file of it is missing; StaleError where one is of another
-        size than was written."""
+        """The index in a folder. MissingError if there is none or a file is missing; StaleError if a file has another size than when it was
+        written."""
         folder = Path(folder)
         document = storage.read_document(folder)
         for name, entry in storage.files_of(document).items():
@@ -81,21 +81,22 @@ class Index:
             INDEX.checked(self.folder / name, entry["sha256"])
 
     def expect(self, fingerprint: str) -> None:
-        """StaleError if the index was made with another model than that of this fingerprint."""
+        """StaleError if a model of another fingerprint made the index."""
         if fingerprint != self.fingerprint:
-            found = f"the index {self.folder} was made with the model {self.fingerprint[:8]}, and this is the model {fingerprint[:8]}"
-            raise StaleError(found, hint=f"search with {self.folder / 'model'}, or index the images with this model")
+            message = f"the index {self.folder} was made with the model {self.fingerprint[:8]}, and this is the model {fingerprint[:8]}"
+            raise StaleError(message, hint=f"search with {self.folder / 'model'}, or index the images with this model")
 
     @property
     def model(self) -> Path:
-        """The folder of the dual encoder that made the vectors; MissingError if it is not there any more."""
+        """The folder of the dual encoder that made the vectors; MissingError if it is gone."""
         folder = self.folder / "model"
         if not (folder / "config.json").is_file():
-            raise MissingError(f"the index {self.folder} has lost its model", hint=f"copy the model {self.fingerprint[:8]} to {folder}")
+            hint = f"copy it to {folder}, or index again"
+            raise MissingError(f"the index {self.folder} lacks its model {self.fingerprint[:8]}", hint=hint)
         return folder
 
     def nearest(self, vectors_QD: NDArray[np.floating], k: int) -> Nearest:
-        """The k images of the largest cosine for each query, exact over the float16 vectors; ties by row. Safe to call from threads.
+        """The k images with the highest cosine for each query, exact over the float16 vectors; ties by row. Safe to call from threads.
 
         ValueError for queries that are not Q x D finite numbers, and for k below 1.
         """
@@ -103,101 +104,122 @@ class Index:
             raise ValueError(f"k must be at least 1, got {k}")
         queries_QD = exact.unit(vectors_QD, self.dim)
         blocks = [self._nearest(queries_QD[start : start + QUERY_BLOCK], k) for start in range(0, max(len(queries_QD), 1), QUERY_BLOCK)]
-        return Nearest(np.concatenate([one.scores_QK for one in blocks]), np.concatenate([one.rows_QK for one in blocks]))
+        return Nearest(np.concatenate([block.scores_QK for block in blocks]), np.concatenate([block.rows_QK for block in blocks]))
 
     def _nearest(self, queries_QD: Floats, k: int) -> Nearest:
         proposals = [self._proposed(segment, self._segment(segment), queries_QD, k) for segment in self.segments]
         proposals.append(exact.rough(queries_QD, self._unit_blocks(), k, self.is_removed))
         return exact.exact(queries_QD, [np.concatenate(rows) for rows in zip(*proposals, strict=True)], self.vectors, k)
 
-    def _proposed(self, segment: Segment, opened: Opened, queries_QD: Floats, k: int) -> list[Rows]:
-        """Rows of a segment that were not removed, k of them at least where it has as many."""
+    def _proposed(self, segment: Segment, opened: OpenSegment, queries_QD: Floats, k: int) -> list[Rows]:
+        """Candidate rows of a segment that were not removed; at least k, if it has as many."""
         count = min(max(self.config.candidates, 2 * k), segment.rows)
         gone = None if self.is_removed is None else self.is_removed[segment.first_row : segment.stop]
         enough = min(k, segment.rows - (0 if gone is None else int(gone.sum())))
         while True:
-            found = [rows_C[rows_C >= 0] for rows_C in opened.candidates(queries_QD, count)]
-            live = [rows + segment.first_row if gone is None else rows[~gone[rows]] + segment.first_row for rows in found]
+            candidates = [rows_C[rows_C >= 0] for rows_C in opened.candidates(queries_QD, count)]
+            live = [rows + segment.first_row if gone is None else rows[~gone[rows]] + segment.first_row for rows in candidates]
             if count == segment.rows or all(len(rows) >= enough for rows in live):
                 return live
             count = min(4 * count, segment.rows)
 
     def vectors(self, rows: Rows) -> Half:
-        """The stored vectors of rows, in the order given."""
+        """The stored vectors of rows, in the given order."""
         vectors_RD = np.empty((len(rows), self.dim), dtype=np.float16)
-        for place, row in enumerate(rows.tolist()):
-            part, group, within = self._place(row)
-            vectors_RD[place] = self._mapped(part)[group][within]
+        for i, row in enumerate(rows.tolist()):
+            part, group, within = self._locate(row)
+            vectors_RD[i] = self._mapped(part)[group][within]
         return vectors_RD
 
     def image_id(self, row: int) -> str:
-        """The id of a row's image: that of the corpus, or its path under the folder."""
+        """The image id of a row: the id in the corpus, or the path in the folder."""
         return self._string(row, "image_id")
 
     def name(self, row: int) -> str:
-        """What a user recognises an image by: its path under the folder, or its id in the corpus."""
+        """The name of an image for users: its path in the folder, or its id in the corpus."""
         return self._string(row, "path") or self._string(row, "image_id")
 
     def rows_of(self, image_id: str) -> list[int]:
-        """The rows of the images of an id that are in the index; more than one where several folders have that name."""
-        found = []
+        """The rows of an image id, without removed rows; several if several folders have a file of that name."""
+        rows = []
         for number, part in enumerate(self.parts):
             path = storage.part_path(self.folder, part)
-            # Of row groups whose smallest and largest ids leave it out, nothing is read.
+            # Row groups whose range of ids excludes it are not read.
             if part.rows and len(pq.read_table(path, columns=["image_id"], filters=[("image_id", "=", image_id)])):
                 ids = pq.read_table(path, columns=["image_id"]).column("image_id")
-                places = pc.indices_nonzero(pc.equal(ids, image_id)).to_pylist()
-                found += [self._ends[number] - part.rows + place for place in places]
-        return [row for row in found if not self.is_gone(row)]
+                matches = pc.indices_nonzero(pc.equal(ids, image_id)).to_pylist()
+                rows += [self._ends[number] - part.rows + match for match in matches]
+        return [row for row in rows if not self.is_gone(row)]
 
-    def picture(self, row: int) -> bytes:
-        """The bytes of a row's image file, read from where the pictures are; MissingError if it is removed or gone, or is a link out of
-        its folder; StaleError if the corpus is another one by now."""
-        if not 0 <= row < self.num_rows or self.is_gone(row):
-            raise MissingError(f"the index {self.folder} has no image {row}")
-        part, group, within = self._place(row)
-        source = self.document["sources"][self.parts[part].source]
+    def image_bytes(self, row: int) -> bytes:
+        """The image file of a row, read from its source.
+
+        MissingError if the row was removed, or its file is gone or is a link out of its folder; StaleError if the corpus has changed.
+        """
+        source, part, group, within = self._source(row)
         if source["kind"] == "corpus":
-            return self._corpus(source["path"], source["split"], source["fingerprint"]).image_bytes(
-                self._strings("corpus_row", part, group)[within].as_py()
-            )
-        path = self._string(row, "path")
-        if data.escapes_root(path):
-            raise MissingError(f"the picture {path!r} of the index {self.folder} lies outside its folder")
+            corpus_row = self._strings("corpus_row", part, group)[within].as_py()
+            return self._corpus(source["path"], source["split"], source["fingerprint"]).image_bytes(corpus_row)
+        path = self._path(row)
         try:
             return FolderImageFile(Path(source["path"]), path).read()
         except RowError as error:
             raise MissingError(f"{Path(source['path']) / path} of the index {self.folder}: {error}") from error
 
+    def has_image(self, row: int) -> bool:
+        """Whether `image_bytes` finds the image file of a row, without reading the file."""
+        try:
+            source, *_ = self._source(row)
+            if source["kind"] == "corpus":
+                self._corpus(source["path"], source["split"], source["fingerprint"])
+                return True
+            return FolderImageFile(Path(source["path"]), self._path(row)).exists()
+        except (MissingError, StaleError):
+            return False
+
+    def _source(self, row: int) -> tuple[dict[str, Any], int, int, int]:
+        """The source of a row, and its part, row group and place in the group; MissingError for a removed row."""
+        if not 0 <= row < self.num_rows or self.is_gone(row):
+            raise MissingError(f"the index {self.folder} has no image {row}")
+        part, group, within = self._locate(row)
+        return self.document["sources"][self.parts[part].source], part, group, within
+
+    def _path(self, row: int) -> str:
+        """The path of an image in its folder; MissingError if it leads out of the folder."""
+        path = str(self._string(row, "path"))
+        if data.escapes_root(path):
+            raise MissingError(f"the image {path!r} of the index {self.folder} lies outside its folder")
+        return path
+
     def is_gone(self, row: int) -> bool:
         """Whether a row was removed."""
         return self.is_removed is not None and bool(self.is_removed[row])
 
-    def _place(self, row: int) -> tuple[int, int, int]:
-        """The part, row group and place in it of a row."""
+    def _locate(self, row: int) -> tuple[int, int, int]:
+        """The part and row group of a row, and its place in the group."""
         if not 0 <= row < self.num_rows:
             raise IndexError(f"row {row} of {self.num_rows}")
         part = bisect.bisect_right(self._ends, row)
         return part, *divmod(row - (self._ends[part] - self.parts[part].rows), storage.ROWS_PER_GROUP)
 
     def _string(self, row: int, column: str) -> Any:
-        part, group, within = self._place(row)
+        part, group, within = self._locate(row)
         return self._strings(column, part, group)[within].as_py()
 
     def _read_strings(self, column: str, part: int, group: int) -> pa.Array:
         path = storage.part_path(self.folder, self.parts[part])
-        # Ten names may be in ten files: opening one takes longer than reading from it.
+        # Ten names may be in ten files, and opening a file takes longer than reading from it.
         file = pq.ParquetFile(path, metadata=self._footer(path), memory_map=True, pre_buffer=False)
         return file.read_row_group(group, columns=[column], use_threads=False).column(column).combine_chunks()
 
     def _map(self, part: int) -> tuple[Half, ...]:
         return storage.mapped(self.folder / "vectors" / self.parts[part].file, self.parts[part], self.dim)
 
-    def _open_segment(self, segment: Segment) -> Opened:
+    def _open_segment(self, segment: Segment) -> OpenSegment:
         return ann.open_segment(self.folder / "ann", segment, self.config)
 
     def _unit_blocks(self) -> Iterator[tuple[int, Floats]]:
-        """The vectors that no segment has, as unit vectors in float32, with the row of each block's first."""
+        """Vectors outside the segments, as float32 unit vectors in blocks, each with its first row."""
         rows = range(self.segments[-1].stop if self.segments else 0, self.num_rows)
         if 4 * self.dim * len(rows) > FLOAT_BYTES:
             yield from self._read_unit(rows)
@@ -219,7 +241,7 @@ def _settings(folder: Path, document: dict[str, Any]) -> IndexConfig:
 
 
 def _removed(folder: Path, document: dict[str, Any], num_rows: int) -> NDArray[np.bool_] | None:
-    """Which rows were removed; None if none was."""
+    """A mask of the removed rows; None if there are none."""
     listed = Listed(**document["removed"])
     if listed.file is None or listed.sha256 is None:
         return None
@@ -232,7 +254,7 @@ def _open_corpus(path: str, split: str, fingerprint: str) -> Corpus:
     try:
         corpus = Corpus.open(Path(path), split)
     except CorpusError as error:
-        raise MissingError(f"the pictures of the index are not where they were: {error}") from error
+        raise MissingError(f"the images of the index are not where they were: {error}") from error
     if corpus.fingerprint != fingerprint:
         raise StaleError(f"{path} holds another corpus now ({corpus.fingerprint[:8]}, not {fingerprint[:8]})", hint="index it again")
     return corpus

@@ -1,6 +1,6 @@
-"""Answers from an index: its pictures nearest to a text or to a picture, the first of them put in order by a second model if wanted.
+"""Search by text or by image: the nearest images of an index, optionally re-ranked by a fusion model.
 
-Shape letters: Q queries, K answers of each, D length of the vectors.
+Shape letters: Q queries, K answers per query, D width of the vectors.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ from PIL import Image
 from torch import Tensor
 
 from dcdctl.core import models
-from dcdctl.core.errors import ConfigError, InputError, MissingError
+from dcdctl.core.errors import ConfigError, InputError
 from dcdctl.core.models import States
 from dcdctl.core.search.index import Index
 from dcdctl.core.search.query import Answer, Hit, checked_text, image_of, read_image
 
+NUM_ANSWERS = 10
 DEPTH = 50
-"""Candidates of a query that are put in order."""
-PICTURES_AT_A_TIME = 16
-"""Decoded and encoded together: a photograph of 12 megapixels takes 36 MB until it is."""
+"""Candidates per query that are re-ranked."""
+TEXT_BATCH = 64
+"""Texts encoded together."""
+IMAGE_BATCH = 16
+"""Images decoded and encoded together for the re-ranker: a photo of 12 megapixels takes 36 MB until it is resized."""
 
 
 @dataclass(frozen=True)
 class Reranker:
-    """The second model of a search."""
+    """A fusion model that re-ranks the first hits of a search."""
 
     ref: str
     scorer: models.FusionScorer
@@ -41,40 +44,40 @@ class Reranker:
 
     @staticmethod
     def open(ref: str, *, depth: int, device: torch.device) -> Reranker:
-        """The scorer that `models.load` knows by this name; ModelError where it is none, ConfigError for a depth below 1."""
+        """The fusion model that `models.load` knows by this name; ModelError for another kind of model, ConfigError for a depth below 1."""
         if depth < 1:
-            raise ConfigError(f"a depth of {depth} re-ranks nothing, at least 1 is wanted")
+            raise ConfigError(f"a depth of {depth} re-ranks nothing, it must be at least 1")
         return Reranker(ref, models.load_fusion(ref).to(device).eval(), depth, device)
 
     def apply(self, text: str, answer: Answer, index: Index) -> Answer:
-        """The answer with its first `depth` hits ordered by the scorer's logits; those of equal logits keep their order.
+        """The answer with its first `depth` hits ordered by logits; equal logits keep their order.
 
-        Below them come those whose picture is gone or damaged, then those beyond the depth, as they stood.
+        Hits whose image is gone or damaged follow, then the hits beyond the depth, both in their old order.
         """
         started = time.perf_counter()
         first, rest = answer.hits[: self.depth], answer.hits[self.depth :]
         logits = self._logits(text, first, index)
         scored = [replace(hit, reranked=logits[hit.row]) for hit in first if hit.row in logits]
         scored.sort(key=lambda hit: -logits[hit.row])
-        unseen = [hit for hit in first if hit.row not in logits]
-        notes = [f"{len(unseen)} of {len(first)} candidates are not re-ranked: their pictures are gone or damaged"] if unseen else []
+        unscored = [hit for hit in first if hit.row not in logits]
+        notes = [f"{len(unscored)} of {len(first)} candidates are not re-ranked: their images are gone or damaged"] if unscored else []
         return replace(
             answer,
-            hits=(*scored, *unseen, *rest),
+            hits=(*scored, *unscored, *rest),
             rerank_seconds=time.perf_counter() - started,
             notes=(*answer.notes, *notes),
         )
 
     @torch.inference_mode()
     def _logits(self, text: str, hits: Sequence[Hit], index: Index) -> dict[int, float]:
-        """By row, of those hits whose picture can be read."""
+        """Logits by row; hits whose image cannot be read have none."""
         texts = self.scorer.encode_texts(self.scorer.preprocess.texts([text]).to(self.device))
         logits: dict[int, float] = {}
-        for start in range(0, len(hits), PICTURES_AT_A_TIME):
-            seen = {hit.row: picture for hit in hits[start : start + PICTURES_AT_A_TIME] if (picture := image_of(index, hit.row))}
-            if seen:
-                images = self.scorer.encode_images(self.scorer.preprocess.images(list(seen.values())).to(self.device))
-                logits |= zip(seen, self._score(images, texts), strict=True)
+        for start in range(0, len(hits), IMAGE_BATCH):
+            images = {hit.row: image for hit in hits[start : start + IMAGE_BATCH] if (image := image_of(index, hit.row))}
+            if images:
+                states = self.scorer.encode_images(self.scorer.preprocess.images(list(images.values())).to(self.device))
+                logits |= zip(images, self._score(states, texts), strict=True)
         return logits
 
     def _score(self, images: States, texts: States) -> list[float]:
@@ -82,64 +85,59 @@ class Reranker:
         return self.scorer.score_pairs(images, texts, image_ix, torch.zeros_like(image_ix)).float().tolist()
 
 
-MODEL_FOLDER = "model"
-NUM_ANSWERS = 10
-TEXTS_AT_A_TIME = 64
-"""Texts encoded together."""
-
-
 @dataclass(frozen=True)
 class Searcher:
-    """An index and the models that answer from it; several threads may ask at once."""
+    """An index and the models that search it; safe to call from several threads."""
 
     index: Index
     model: models.DualEncoder
     device: torch.device
     reranker: Reranker | None = None
-    # A tokenizer is changed while it works, and two threads in one are an error.
+    # A tokenizer changes its state while it works, so two threads must not use it at once.
     _tokenizing: Any = field(default_factory=threading.Lock, repr=False)
 
     @staticmethod
     def open(folder: Path, *, device: torch.device, rerank: str | None = None, depth: int = DEPTH) -> Searcher:
-        """The searcher of an index, with the dual encoder that is in it; `rerank` is a fusion scorer, named as for `models.load`.
+        """The searcher of the index in a folder; see `for_index`. MissingError and StaleError of `Index.open`."""
+        return Searcher.for_index(Index.open(folder), device=device, rerank=rerank, depth=depth)
 
-        MissingError and StaleError of `Index.open`; MissingError where the index has no model, StaleError where its model is not the
-        one that made its vectors; ModelError where a model cannot be loaded or is of another kind.
+    @staticmethod
+    def for_index(index: Index, *, device: torch.device, rerank: str | None = None, depth: int = DEPTH) -> Searcher:
+        """A searcher with the dual encoder of an index; `rerank` is a fusion model, named as for `models.load`.
+
+        MissingError if the index lacks its model, StaleError if another model made its vectors, ModelError if a model cannot be loaded or
+        is of another kind.
         """
-        index = Index.open(folder)
-        # What is not there would be looked up at the Hub.
-        if not (folder / MODEL_FOLDER / "config.json").is_file():
-            raise MissingError(f"the index {folder} lacks its model, {folder / MODEL_FOLDER}", hint="copy the whole folder, or index again")
         if rerank is not None:
             models.check_ref(rerank, kind="fusion")
-        model = models.load_dual(folder / MODEL_FOLDER).to(device).eval()
+        model = models.load_dual(index.model).to(device).eval()
         index.expect(model.digest)
         return Searcher(index, model, device, None if rerank is None else Reranker.open(rerank, depth=depth, device=device))
 
     def ask(self, question: str | Path, k: int = NUM_ANSWERS) -> Answer:
-        """The answer to a text, or to the picture in a file."""
-        return self.by_picture(read_image(question), k) if isinstance(question, Path) else self.by_text(question, k)
+        """The answer to a text, or to the image in a file."""
+        return self.by_image(read_image(question), k) if isinstance(question, Path) else self.by_text(question, k)
 
     def by_text(self, text: str, k: int = NUM_ANSWERS) -> Answer:
-        """The k pictures nearest to a text; all where there are fewer. InputError for a text that holds nothing to read."""
+        """The k images nearest to a text, or all if there are fewer. InputError for a text without a token that the model reads."""
         return self.by_texts([text], k)[0]
 
     def by_texts(self, texts: Sequence[str], k: int = NUM_ANSWERS) -> list[Answer]:
-        """An answer a text, computed together."""
-        asked = [checked_text(text) for text in texts]
+        """An answer for each text, computed together."""
+        checked = [checked_text(text) for text in texts]
         answers: list[Answer] = []
-        for start in range(0, len(asked), TEXTS_AT_A_TIME):
-            answers += self._answer_texts(asked[start : start + TEXTS_AT_A_TIME], k)
+        for start in range(0, len(checked), TEXT_BATCH):
+            answers += self._answer_texts(checked[start : start + TEXT_BATCH], k)
         return answers
 
     @torch.inference_mode()
-    def by_picture(self, picture: Image.Image, k: int = NUM_ANSWERS) -> Answer:
-        """The k pictures nearest to a picture; ConfigError with a second model, which compares pictures with texts only."""
+    def by_image(self, image: Image.Image, k: int = NUM_ANSWERS) -> Answer:
+        """The k images nearest to an image; ConfigError with a re-ranker, because it compares images with texts only."""
         if self.reranker is not None:
-            found = f"{self.reranker.ref} scores a picture with a text, and cannot re-rank pictures by a picture"
-            raise ConfigError(found, hint="leave --rerank out, or ask by a text")
+            reason = f"{self.reranker.ref} scores an image with a text, and cannot re-rank images by an image"
+            raise ConfigError(reason, hint="leave --rerank out, or search by a text")
         started = time.perf_counter()
-        vectors_QD = self.model.embed_images(self.model.preprocess.images([picture]).to(self.device))
+        vectors_QD = self.model.embed_images(self.model.preprocess.images([image]).to(self.device))
         return self._nearest(_on_cpu(vectors_QD), k, started, [()])[0]
 
     @torch.inference_mode()
@@ -153,14 +151,14 @@ class Searcher:
         vectors_QD = _on_cpu(self.model.embed_texts(batch.to(self.device)))
         if self.reranker is None:
             return self._nearest(vectors_QD, k, started, notes)
-        found = self._nearest(vectors_QD, max(k, self.reranker.depth), started, notes)
-        answers = [self.reranker.apply(text, answer, self.index) for text, answer in zip(texts, found, strict=True)]
+        candidates = self._nearest(vectors_QD, max(k, self.reranker.depth), started, notes)
+        answers = [self.reranker.apply(text, answer, self.index) for text, answer in zip(texts, candidates, strict=True)]
         return [replace(answer, hits=answer.hits[:k]) for answer in answers]
 
     def _nearest(self, vectors_QD: NDArray[np.float32], k: int, started: float, notes: Sequence[tuple[str, ...]]) -> list[Answer]:
-        """The answers to vectors whose encoding began at `started`; no hits for rows that the index did not fill."""
+        """The answers to vectors whose encoding began at `started`."""
         if k < 1:
-            raise ConfigError(f"k is {k}, at least 1 answer is wanted")
+            raise ConfigError(f"k must be at least 1, got {k}")
         encoded = time.perf_counter()
         nearest = self.index.nearest(vectors_QD, min(k, self.index.num_images))
         hits_Q = [
@@ -168,25 +166,25 @@ class Searcher:
             for rows, scores in zip(nearest.rows_QK.tolist(), nearest.scores_QK.tolist(), strict=True)
         ]
         encode_s, find_s = ((end - begin) / len(hits_Q) for begin, end in ((started, encoded), (encoded, time.perf_counter())))
-        return [Answer(hits, encode_s, find_s, notes=told) for hits, told in zip(hits_Q, notes, strict=True)]
+        return [Answer(hits, encode_s, find_s, notes=note) for hits, note in zip(hits_Q, notes, strict=True)]
 
     def _hit(self, row: int, score: float) -> Hit:
         return Hit(row, self.index.image_id(row), self.index.name(row), score)
 
     def _notes(self, text: str, ids: Tensor) -> tuple[str, ...]:
-        """What is told about the tokens of a text; InputError where there are none of it."""
-        tokenizer, most = self.model.preprocess.tokenizer, self.model.preprocess.max_text_len
+        """Notes on the tokens of a text; InputError if it has none."""
+        tokenizer, limit = self.model.preprocess.tokenizer, self.model.preprocess.max_text_len
         words = set(ids.tolist()) - (set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
         if not words:
-            raise InputError(f"the model reads nothing in {text!r}", hint="ask in words")
-        told = []
+            raise InputError(f"the model reads nothing in {text!r}", hint="search in words")
+        notes = []
         if words == {tokenizer.unk_token_id}:
-            told.append("the model knows none of these words: what it finds is by chance")
-        if len(ids) == most and (length := len(tokenizer(text, verbose=False)["input_ids"])) > most:
-            told.append(f"the text has {length:,} tokens, and the model reads the first {most}")
-        return tuple(told)
+            notes.append("the model knows none of these words: the hits are random")
+        if len(ids) == limit and (length := len(tokenizer(text, verbose=False)["input_ids"])) > limit:
+            notes.append(f"the text has {length:,} tokens, and the model reads the first {limit}")
+        return tuple(notes)
 
 
 def _on_cpu(vectors_QD: Tensor) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = vectors_QD.float().cpu().numpy()
-    return found
+    array: NDArray[np.float32] = vectors_QD.float().cpu().numpy()
+    return array

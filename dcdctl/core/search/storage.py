@@ -42,25 +42,25 @@ INDEX = Kind(
     make_again="run the same `dcdctl index` again",
 )
 ROWS_PER_PART = 8192
-"""Images of a file of vectors: as much work as a killed run loses at most."""
+"""Images in a file of vectors; a killed run loses at most this much work."""
 ROWS_PER_GROUP = 1024
 _SKIPPED = b"dcdctl.skipped"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
-    """Where a picture is in its source."""
+class SourceImage:
+    """An image of a source, not read yet."""
 
     image_id: str
     path: str | None = None
-    """Relative to the folder of pictures, with slashes; None in a corpus."""
+    """Relative to the image folder, with slashes; None in a corpus."""
     corpus_row: int | None = None
     """None in a folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Skipped:
-    """A file that is no picture of the index."""
+class SkippedFile:
+    """A file of a source that could not be indexed."""
 
     path: str
     reason: str
@@ -68,21 +68,21 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A file of vectors, as index.json names it."""
+    """The entry of a file of vectors in index.json."""
 
     file: str
     source: int
-    """Which of the index's sources the pictures are in."""
+    """The source of its images, an index into `sources` of index.json."""
     rows: int
     bytes: int
     sha256: str
     vectors_at: tuple[int, ...]
-    """Where in the file the numbers of each row group begin."""
+    """File offset of the numbers of each row group."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A file of approximate search, as index.json names it."""
+    """The entry of a graph or a set of inverted lists in index.json."""
 
     file: str
     kind: str
@@ -97,18 +97,18 @@ class Segment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where pictures are, as index.json says: a folder of image files, or a split of a prepared corpus."""
+class ImageSource:
+    """The entry of a source in index.json: a folder of image files, or a split of a corpus."""
 
     kind: str
     path: str
-    """Absolute, links resolved."""
+    """Absolute, with links resolved."""
     split: str | None = None
     fingerprint: str | None = None
 
     @property
-    def place(self) -> tuple[str, str | None]:
-        """What makes two sources the same."""
+    def key(self) -> tuple[str, str | None]:
+        """Equal for sources at the same place."""
         return self.path, self.split
 
 
@@ -121,7 +121,7 @@ class _Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """A file that lists rows or image files, as index.json names it; without entries there is no file."""
+    """The entry of a file that lists rows or image files in index.json; without entries there is no file."""
 
     count: int = 0
     file: str | None = None
@@ -130,7 +130,7 @@ class Listed:
 
 @dataclass(frozen=True, kw_only=True)
 class _Contents:
-    """All of index.json."""
+    """The content of index.json."""
 
     format: int
     generation: int
@@ -139,7 +139,7 @@ class _Contents:
     model: _Model
     precision: str
     settings: Mapping[str, Any]
-    sources: tuple[Source, ...]
+    sources: tuple[ImageSource, ...]
     skipped: Listed
     removed: Listed
     versions: Mapping[str, str]
@@ -147,14 +147,16 @@ class _Contents:
     segments: tuple[Segment, ...]
 
 
+IMAGE_COLUMNS = pa.schema(
+    [pa.field("image_id", pa.string(), nullable=False), pa.field("path", pa.string()), pa.field("corpus_row", pa.int64())]
+)
+"""The fields of `SourceImage`."""
+
+
 def schema(dim: int) -> pa.Schema:
     """The columns of a part."""
     vector = pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
-    return pa.schema([*_PLACE_FIELDS, pa.field("vector", vector, nullable=False)])
-
-
-_PLACE_FIELDS = [pa.field("image_id", pa.string(), nullable=False), pa.field("path", pa.string()), pa.field("corpus_row", pa.int64())]
-PLACES = pa.schema(_PLACE_FIELDS)
+    return pa.schema([*IMAGE_COLUMNS, pa.field("vector", vector, nullable=False)])
 
 
 def part_name(number: int) -> str:
@@ -165,13 +167,13 @@ def part_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
-def write_part(path: Path, places: Sequence[Place], vectors_RD: Half, skipped: Sequence[Skipped] = ()) -> None:
-    """Write a file of vectors, whole or not at all; `skipped` are kept in its metadata."""
+def write_part(path: Path, images: Sequence[SourceImage], vectors_RD: Half, skipped: Sequence[SkippedFile] = ()) -> None:
+    """Write a file of vectors atomically; its metadata lists the skipped files."""
     dim = vectors_RD.shape[1]
     vector = pa.FixedSizeListArray.from_arrays(pa.array(vectors_RD.reshape(-1)), type=schema(dim).field("vector").type)
-    told = {_SKIPPED: json.dumps([asdict(one) for one in skipped])}
-    table = pa.Table.from_arrays([*_columns(places), vector], schema=schema(dim).with_metadata(told))
-    compression = {name: "zstd" for name in PLACES.names} | {"vector.list.element": "none"}
+    metadata = {_SKIPPED: json.dumps([asdict(file) for file in skipped])}
+    table = pa.Table.from_arrays([*_columns(images), vector], schema=schema(dim).with_metadata(metadata))
+    compression = {name: "zstd" for name in IMAGE_COLUMNS.names} | {"vector.list.element": "none"}
     with files.atomic_path(path) as partial:
         pq.write_table(
             table,
@@ -183,25 +185,25 @@ def write_part(path: Path, places: Sequence[Place], vectors_RD: Half, skipped: S
             data_page_size=1 << 30,
         )
         written = _vectors_at(partial, dim)
-        if not all(np.array_equal(found, vectors_RD[first : first + len(found)], equal_nan=True) for first, found in written):
+        if not all(np.array_equal(block_RD, vectors_RD[first : first + len(block_RD)], equal_nan=True) for first, block_RD in written):
             raise AssertionError("this version of pyarrow lays out vectors in another way")
 
 
-def _columns(places: Sequence[Place]) -> list[pa.Array]:
-    return [pa.array([getattr(place, field.name) for place in places], type=field.type) for field in PLACES]
+def _columns(images: Sequence[SourceImage]) -> list[pa.Array]:
+    return [pa.array([getattr(image, field.name) for image in images], type=field.type) for field in IMAGE_COLUMNS]
 
 
-def describe_part(path: Path, source: int, dim: int) -> tuple[Part, list[Skipped]]:
-    """What index.json says of a part that was written, and what was skipped when it was."""
+def describe_part(path: Path, source: int, dim: int) -> tuple[Part, list[SkippedFile]]:
+    """The entry in index.json of a written part, and the files that were skipped when it was written."""
     file = pq.ParquetFile(path)
     groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
     offsets = tuple(_offset(group, dim) for group in groups if group.num_rows)
-    skipped = [Skipped(**one) for one in json.loads(file.schema_arrow.metadata[_SKIPPED])]
+    skipped = [SkippedFile(**entry) for entry in json.loads(file.schema_arrow.metadata[_SKIPPED])]
     return Part(file=path.name, source=source, rows=file.metadata.num_rows, **seal_of(path), vectors_at=offsets), skipped
 
 
 def _offset(group: Any, dim: int) -> int:
-    # The numbers are the end of the group's only page, behind its header and its levels.
+    # The numbers are at the end of the only page of the group, after its header and levels.
     column = group.column(group.num_columns - 1)
     return int(column.data_page_offset + column.total_compressed_size - 2 * dim * group.num_rows)
 
@@ -217,15 +219,15 @@ def _vectors_at(path: Path, dim: int) -> list[tuple[int, Half]]:
     ]
 
 
-def write_places(path: Path, places: Sequence[Place]) -> None:
-    """Write which pictures a part will have, before they are read."""
+def write_planned(path: Path, images: Sequence[SourceImage]) -> None:
+    """Write the images of a part, before they are embedded."""
     with files.atomic_path(path) as partial:
-        pq.write_table(pa.Table.from_arrays(_columns(places), schema=PLACES), partial, compression="zstd")
+        pq.write_table(pa.Table.from_arrays(_columns(images), schema=IMAGE_COLUMNS), partial, compression="zstd")
 
 
-def read_places(path: Path) -> list[Place]:
-    """The pictures of a part, planned or written."""
-    return [Place(**row) for row in pq.read_table(path, columns=PLACES.names).to_pylist()]
+def read_images(path: Path) -> list[SourceImage]:
+    """The images of a part, planned or written."""
+    return [SourceImage(**row) for row in pq.read_table(path, columns=IMAGE_COLUMNS.names).to_pylist()]
 
 
 def part_path(folder: Path, part: Part) -> Path:
@@ -237,7 +239,7 @@ def mapped(path: Path, part: Part, dim: int) -> tuple[Half, ...]:
     """The vectors of each row group of a part, memory-mapped."""
     raw = np.memmap(INDEX.checked(path, part.sha256), dtype=np.uint8, mode="r")
     counts = [min(ROWS_PER_GROUP, part.rows - first) for first in range(0, part.rows, ROWS_PER_GROUP)]
-    # As plain arrays: np.memmap's own indexing takes longer than what is read here at a time.
+    # Plain arrays, because indexing a np.memmap takes longer than reading a few vectors.
     return tuple(
         np.frombuffer(raw, dtype="<f2", count=count * dim, offset=offset).reshape(count, dim)
         for count, offset in zip(counts, part.vectors_at, strict=True)
@@ -245,7 +247,7 @@ def mapped(path: Path, part: Part, dim: int) -> tuple[Half, ...]:
 
 
 def read_blocks(folder: Path, parts: Sequence[Part], dim: int, rows: range) -> Iterator[tuple[int, Half]]:
-    """The stored vectors of a range of rows, at most a part at a time, with the row of the first."""
+    """The stored vectors of a range of rows in blocks of at most a part, each with its first row."""
     first = 0
     for part in parts:
         start, stop = max(rows.start, first), min(rows.stop, first + part.rows)
@@ -266,12 +268,12 @@ def read_document(folder: Path) -> dict[str, Any]:
 
 
 def parts_of(document: dict[str, Any]) -> list[Part]:
-    """The files of vectors that an index names."""
-    return [Part(**{**one, "vectors_at": tuple(one["vectors_at"])}) for one in document["parts"]]
+    """The files of vectors of an index."""
+    return [Part(**{**entry, "vectors_at": tuple(entry["vectors_at"])}) for entry in document["parts"]]
 
 
 def files_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What index.json says about each file of the index, by the file's path in the folder."""
+    """The entry of each file of an index, by its path in the folder."""
     entries = {f"vectors/{part['file']}": part for part in document["parts"]}
     entries |= {f"ann/{segment['file']}": segment for segment in document["segments"]}
     return entries | {listed["file"]: listed for listed in (document["removed"], document["skipped"]) if listed["file"] is not None}

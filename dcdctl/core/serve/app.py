@@ -155,7 +155,7 @@ async def _by_image(service: Service, read: Callable[[Searcher], Image.Image], k
     def work() -> Answer:
         searcher = service.searcher.now()
         # A re-ranker compares images with texts only.
-        answer = replace(searcher, reranker=None).by_picture(read(searcher), k)
+        answer = replace(searcher, reranker=None).by_image(read(searcher), k)
         return answer if searcher.reranker is None else replace(answer, notes=(*answer.notes, NOT_RERANKED))
 
     answer = await service.searching.run(work)

@@ -70,7 +70,7 @@ def caching(tag: str) -> dict[str, str]:
 
 def _image_bytes(index: Index, row: int) -> bytes:
     try:
-        return index.picture(row)
+        return index.image_bytes(row)
     except DcdError as error:  # its message contains paths of this machine
         raise _gone(row) from error
 

@@ -48,20 +48,21 @@ def serve(
     """Answer searches of an index until SIGINT or SIGTERM; requests in progress are answered first.
 
     `on_start` is called when the service accepts requests. InputError if the port is not available, MissingError without the packages of
-    the extra, and the errors of `devices.choose` and `Searcher.open`.
+    the extra, and the errors of `devices.choose` and `Searcher.for_index`.
     """
     require()
     # Malformed uploads are reported to the client, not logged.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     with bound(config.host, config.port) as listener:
-        Index.open(folder).check()  # a damaged file is an error now, and no query waits for the comparison
+        index = Index.open(folder)
+        index.check()  # a damaged file is an error now, and no query waits for the comparison
         import uvicorn
 
         from dcdctl.core import devices
         from dcdctl.core.search import DEPTH, Searcher
         from dcdctl.core.serve.app import build
 
-        searcher = Searcher.open(folder, device=devices.choose(device), rerank=rerank, depth=DEPTH if depth is None else depth)
+        searcher = Searcher.for_index(index, device=devices.choose(device), rerank=rerank, depth=DEPTH if depth is None else depth)
         is_loopback = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
         app = build(searcher, config, is_loopback=is_loopback)
         settings = uvicorn.Config(
