@@ -254,10 +254,14 @@ class EncoderPair:
         self.restore_eval_mode()
 
     def restore_eval_mode(self) -> None:
-        """Undo `Module.train` where it would change features: frozen encoders apply no dropout, so that features may be computed once, and
-        BatchNorm keeps its trained statistics, since those of a batch would make an image's features depend on its neighbors."""
+        """Undo `Module.train` where it would change features.
+
+        Frozen encoders apply no dropout, since their features may be computed once. BatchNorm keeps its trained statistics even in an
+        encoder that is trained: those of a batch would make an image's features depend on its neighbors.
+        """
+        is_frozen = self.is_frozen
         for encoder in (self.vision, self.text):
-            if self.is_frozen:
+            if is_frozen:
                 encoder.eval()
             for module in encoder.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
