@@ -24,6 +24,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 from scoring import PLAIN_BATCH, RELEASED_TEXT_LEN, factorised, meter, plain, processor
 
+from dcdctl.core.devices import Compute
 from dcdctl.core.models import CoAttentionScorer, ImageBatch, States, TextBatch
 from dcdctl.core.training.loop import make_optimizer, set_rates
 from dcdctl.core.training.losses import lists, weights
@@ -55,7 +56,7 @@ class Step:
     @torch.inference_mode()
     def cache(self) -> Tensor:
         """The teacher's scores of all captions, factorised: what `cache-teacher` does, once for all epochs."""
-        return factorised(self.teacher, self.image, self.ids, 16).clone()
+        return factorised(self.teacher, self.image, self.ids, Compute(device=self.image.device, batch_size=16)).to(self.ids.device)
 
     @torch.inference_mode()
     def encode(self) -> tuple[States, States]:

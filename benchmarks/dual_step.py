@@ -43,6 +43,7 @@ from scoring import processor
 
 from dcdctl.cli.views.training import view
 from dcdctl.core import devices, models
+from dcdctl.core.artifacts import seal_of
 from dcdctl.core.data import Corpus
 from dcdctl.core.models.frozen_dual import FrozenDualNetwork
 from dcdctl.core.models.preprocess import square_image_processor
@@ -216,7 +217,7 @@ def make_trained(folder: Path, num_images: int) -> Case:
     for config, path in ((VIT, vision), (BERT, text)):
         AutoModel.from_config(config).save_pretrained(path)
     model = models.dual_from_backbones(str(vision), str(text))
-    source = functools.partial(CorpusSource, corpus, model.preprocess, distill.PICTURE_MEMORY)
+    source = functools.partial(CorpusSource, corpus, model.preprocess, distill.IMAGE_CACHE_BYTES)
     return Case(model, source, training_recipe.load_recipe("dual-flickr8k", TRAINED), functools.partial(bare_trained, pictures, captions))
 
 
@@ -237,7 +238,8 @@ def make_frozen(folder: Path, num_images: int) -> Case:
     vision = AutoModel.from_config(TimmWrapperConfig(architecture="tf_efficientnet_lite0", num_labels=0))
     size = models.ProjectionSize(projection_dim=chosen.model.projection_dim, dropout=chosen.model.dropout)
     model = models.FrozenDual(FrozenDualNetwork(vision, AutoModel.from_config(BERT), size), None)
-    return Case(model, functools.partial(Features, corpus, folder, plan), chosen, functools.partial(bare_frozen, folder, corpus))
+    seals = {path.name: seal_of(path) for path in folder.glob("*.npy")}
+    return Case(model, functools.partial(Features, corpus, folder, plan, seals), chosen, functools.partial(bare_frozen, folder, corpus))
 
 
 def measure(name: str, case: Case, num_steps: int, repeats: int, folder: Path) -> dict[str, Any]:

@@ -1,16 +1,19 @@
 """How far our numbers are from the official code's, fixture by fixture, as a table in Markdown; then one line of JSON.
 
-PYTHONPATH=tests python benchmarks/fidelity.py
+python benchmarks/fidelity.py
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 import official
 import official_training
-import torch
 from official import Comparison
 
 

@@ -17,9 +17,10 @@ from scoring import MODELS, factorised, plain
 from transformers.utils import logging
 
 from dcdctl.core.bench.footprint import count_flops
+from dcdctl.core.devices import Compute
 from dcdctl.core.models import ImageBatch, TextBatch
 
-BATCH_SIZE = 16
+COMPUTE = Compute(batch_size=16)
 GIGA = 1e9
 
 
@@ -47,7 +48,7 @@ def count(name: str, num_captions: int, text_len: int) -> dict[str, float]:
     image, ids = torch.randn(1, 3, *size), torch.randint(5, 1000, (num_captions, text_len))
     works = {
         "a pair, plain": (lambda: plain(scorer, image, ids[:1]), 1),
-        "a pair, factorised": (lambda: factorised(scorer, image, ids, BATCH_SIZE), num_captions),
+        "a pair, factorised": (lambda: factorised(scorer, image, ids, COMPUTE), num_captions),
         "an image": (lambda: scorer.encode_images(ImageBatch(image)), 1),
         "a caption": (lambda: scorer.encode_texts(TextBatch(ids[:1], torch.ones_like(ids[:1]))), 1),
     }

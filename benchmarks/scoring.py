@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from transformers import CLIPVisionConfig, RobertaConfig, ViltConfig
 from transformers.utils import logging
 
 from dcdctl.core import devices, models
+from dcdctl.core.devices import Compute
 from dcdctl.core.models import CoAttentionScorer, FusionSize, ImageBatch, TextBatch, ViltScorer
 from dcdctl.core.models.coattention import CoAttentionNetwork
 from dcdctl.core.models.vilt import BLOCK_EPS, build_network
@@ -107,18 +109,19 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     make, size = MODELS[name]
     device = devices.choose(options.device)
+    compute = Compute(device=device, batch_size=options.batch_size)
     scorer = make().to(device).eval()
     image = torch.randn(1, 3, *size, device=device)
     ids = torch.randint(5, 1000, (options.captions, options.text_len), device=device)
     ways: dict[str, tuple[Callable[[], Tensor], int]] = {
         "plain": (lambda: plain(scorer, image, ids[: options.plain_pairs]), options.plain_pairs),
-        "factorised": (lambda: factorised(scorer, image, ids, options.batch_size), options.captions),
+        "factorised": (lambda: factorised(scorer, image, ids, compute), options.captions),
     }
     if has_bfloat16(device):
-        ways["factorised bfloat16"] = lambda: in_bfloat16(scorer, image, ids, options.batch_size), options.captions
+        ways["factorised bfloat16"] = lambda: factorised(scorer, image, ids, replace(compute, precision="bfloat16")), options.captions
     # First, while nothing else has been run: a process on a CPU keeps the memory it frees.
     reset_peak(device)
-    factorised(scorer, image, ids, options.batch_size)
+    factorised(scorer, image, ids, compute)
     peak = peak_mib(device)
     scores = {way: work().float().cpu() for way, (work, _) in ways.items()}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
@@ -145,16 +148,12 @@ def plain(scorer: models.FusionScorer, image: Tensor, ids: Tensor) -> Tensor:
     return torch.cat([scorer.score(image.expand(len(some), -1, -1, -1).contiguous(), some, real) for some, real in chunks])
 
 
-def factorised(scorer: models.FusionScorer, image: Tensor, ids: Tensor, batch_size: int) -> Tensor:
+def factorised(scorer: models.FusionScorer, image: Tensor, ids: Tensor, compute: Compute) -> Tensor:
     """The image once, each caption once, then the pairs."""
-    images, texts = scorer.encode_images(ImageBatch(image)), scorer.encode_texts(TextBatch(ids, torch.ones_like(ids)))
+    with compute.autocast():
+        images, texts = scorer.encode_images(ImageBatch(image)), scorer.encode_texts(TextBatch(ids, torch.ones_like(ids)))
     text_ix = torch.arange(len(ids), device=ids.device)
-    return pairs.score_block(scorer, images, texts, torch.zeros_like(text_ix), text_ix, batch_size)
-
-
-def in_bfloat16(scorer: models.FusionScorer, image: Tensor, ids: Tensor, batch_size: int) -> Tensor:
-    with torch.autocast(image.device.type, torch.bfloat16):
-        return factorised(scorer, image, ids, batch_size)
+    return pairs.score_block(scorer, images, texts, torch.zeros_like(text_ix), text_ix, compute)
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -1,0 +1,179 @@
+"""Benchmarks find every name that they import and call it with known arguments, and the commands of the evidence plans parse.
+
+Nothing else reads these scripts: they take minutes to hours, so no test runs them.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import shlex
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from paths import ROOT, SUPPORT
+from typed_commands import parse
+
+from dcdctl.core.training import load_recipe
+
+BENCHMARKS = ROOT / "benchmarks"
+SCRIPTS = sorted(BENCHMARKS.glob("*.py"))
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, str, str]]:
+    """Module, name and local alias of each `from dcdctl.x import y`; the name is empty for `import dcdctl.x`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "dcdctl":
+            yield from ((node.module, alias.name, alias.asname or alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, "", alias.asname or "dcdctl") for alias in node.names if alias.name.split(".")[0] == "dcdctl")
+
+
+def member(owner: object, name: str) -> object:
+    """An attribute of a module or class, or a submodule; None for other owners. MissingNameError if there is none."""
+    if isinstance(owner, ModuleType) and not hasattr(owner, name):
+        try:
+            return importlib.import_module(f"{owner.__name__}.{name}")
+        except ModuleNotFoundError as error:
+            raise MissingNameError from error
+    if isinstance(owner, type) and not hasattr(owner, name):
+        raise MissingNameError
+    return getattr(owner, name) if isinstance(owner, ModuleType | type) else None
+
+
+class MissingNameError(Exception):
+    """dcdctl has no such name."""
+
+
+def imported(tree: ast.AST) -> tuple[dict[str, object], set[str]]:
+    """What a script imports from dcdctl, by local name, and the imports that fail."""
+    known: dict[str, object] = {}
+    missing = set()
+    for module, name, alias in imports(tree):
+        try:
+            found = importlib.import_module(module)
+            known[alias] = member(found, name) if name else importlib.import_module(alias)
+        except (MissingNameError, ModuleNotFoundError):
+            missing.add(f"{module}.{name}".rstrip("."))
+    return known, missing
+
+
+def resolve(node: ast.expr, known: dict[str, object]) -> object:
+    """What `a.b.c` is, where `a` was imported from dcdctl; None if it was not. MissingNameError if there is no such attribute."""
+    if isinstance(node, ast.Attribute):
+        return member(resolve(node.value, known), node.attr)
+    return known.get(node.id) if isinstance(node, ast.Name) else None
+
+
+def missing_names(tree: ast.AST) -> set[str]:
+    """The imports, and the attributes of imported modules and classes, that dcdctl does not have."""
+    known, missing = imported(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            try:
+                resolve(node, known)
+            except MissingNameError:
+                missing.add(ast.unparse(node))
+    return missing
+
+
+def wrong_calls(tree: ast.AST) -> set[str]:
+    """The calls of imported functions and classes with unknown keywords or with too many arguments."""
+    known, _ = imported(tree)
+    wrong = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and callable(called := resolve(node.func, known)):
+            arguments = [argument for argument in node.args if not isinstance(argument, ast.Starred)]
+            try:
+                inspect.signature(called).bind_partial(*arguments, **{word.arg: word.value for word in node.keywords if word.arg})
+            except TypeError as error:
+                wrong.add(f"{ast.unparse(node.func)}: {error}")
+    return wrong
+
+
+def missing_local_names(tree: ast.Module) -> set[str]:
+    """The names that other benchmarks and the modules of tests/support are asked for and do not define."""
+    missing = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            for folder in (BENCHMARKS, SUPPORT):
+                if (path := folder / f"{node.module}.py").exists():
+                    missing |= {f"{node.module}.{alias.name}" for alias in node.names} - {f"{node.module}.{name}" for name in defined(path)}
+    return missing
+
+
+def defined(path: Path) -> set[str]:
+    """The names at the top of a module."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            names |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+    return names
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_benchmark_finds_every_name_it_imports(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    compile(tree, path, "exec")
+    assert missing_names(tree) == set()
+    assert missing_local_names(tree) == set()
+    assert wrong_calls(tree) == set()
+
+
+@pytest.mark.parametrize(
+    ("code", "missing"),
+    [
+        ("from dcdctl.core.data import Corpus, Korpus", {"dcdctl.core.data.Korpus"}),
+        ("from dcdctl.core.absent import build", {"dcdctl.core.absent.build"}),
+        ("import dcdctl.cli.app\nimport dcdctl.cli.absent", {"dcdctl.cli.absent"}),
+        ("from dcdctl.core import models as m\nm.load_dual\nm.load_duel(1)", {"m.load_duel"}),
+        ("def main():\n    from dcdctl.core.data import Corpus\n    Corpus.open(1)\n    Corpus.opened", {"Corpus.opened"}),
+    ],
+)
+def test_a_renamed_name_is_found(code, missing):
+    assert missing_names(ast.parse(code)) == missing
+
+
+def test_a_changed_call_is_found():
+    code = (
+        "from dcdctl.core import devices, models\n"
+        "devices.Compute(batch_size=1)\ndevices.Compute(batchsize=1)\nmodels.load_dual(*range(9), 1, 2, 3, 4)"
+    )
+    assert {line.partition(":")[0] for line in wrong_calls(ast.parse(code))} == {"devices.Compute", "models.load_dual"}
+
+
+def test_a_name_that_a_neighbour_lost_is_found():
+    assert missing_local_names(ast.parse("from scoring import plain, fancy\nfrom official import told")) == {"scoring.fancy"}
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    """The script that runs the plans; its imports need the folder of the benchmarks on the path."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(BENCHMARKS)
+        yield importlib.import_module("evidence")
+
+
+@pytest.mark.parametrize("plan", ["flickr8k", "scenes", "small"])
+def test_the_commands_of_a_plan_parse_and_their_recipes_load(evidence, plan):
+    for step in evidence.PLANS[plan]():
+        parse(shlex.join(["dcdctl", step.command, *step.words, "--out", step.out]))
+        if step.is_run:
+            load_recipe(step.words[0], values_of("--set", step.words))
+            model = [step.measured, "--rerank", step.out] if step.measured else [step.out]
+            parse(shlex.join(["dcdctl", "eval", *model, *step.measure, "--out", step.out]))
+        for recipe in values_of("--recipe", step.words):
+            load_recipe(recipe, values_of("--set", step.words))
+
+
+def values_of(flag: str, words: tuple[str, ...]) -> list[str]:
+    """The words behind each occurrence of a flag."""
+    return [value for word, value in pairwise(words) if word == flag]
