@@ -53,7 +53,7 @@ def main() -> None:
 def _run(index: Path, text: str) -> dict[str, dict[str, float]]:
     ordered = time.time()
     command = [sys.executable, __file__, "--answer", str(index), text, str(ordered)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
 
 
 def _answer(index: str, text: str, ordered: float) -> None:
