@@ -119,7 +119,7 @@ def test_a_copy_of_the_ranks_goes_where_it_is_told(folders, run, run_eval, tmp_p
 def test_an_evaluation_that_fails_leaves_the_results_of_before(run, run_eval, monkeypatch):
     assert run_eval(run).exit_code == 0
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    monkeypatch.setattr("dcdctl.core.evaluation.rankers.dual", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("dcdctl.core.evaluation.rankers.rank_by_dual", lambda *arguments: 1 / 0)
     assert isinstance(run_eval(run, "--max-images", 3).exception, ZeroDivisionError)
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
@@ -135,12 +135,12 @@ def test_two_evaluations_do_not_write_into_one_folder_at_once(run, run_eval):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--protocol", "coco-1k"], "protocol coco-1k wants a test split of 5,000 images and 25,010 captions; split 'test' of"),
+        (["--protocol", "coco-1k"], "protocol coco-1k requires a test split of 5,000 images and 25,010 captions; split 'test' of"),
         (["--protocol", "coco"], "no protocol 'coco'; known: auto, whole, first-N, flickr30k-1k, coco-5k, coco-1k"),
-        (["--depth", "5"], "--depth 5 says how much is re-ranked, and nothing is; add --rerank REF"),
-        (["--rerank", "vilt", "--depth", "5,many"], "--depth 5,many is no number, and no list of them"),
+        (["--depth", "5"], "--depth 5 is the number of candidates to re-rank, and there is no re-ranker; add --rerank REF"),
+        (["--rerank", "vilt", "--depth", "5,many"], "--depth must be a number or a list of numbers, got 5,many"),
         (["--rerank", "vilt", "--depth", "0"], "depths must end above 0, got 0"),
-        (["--eccv"], "ECCV Caption is about coco-5k, and"),
+        (["--eccv"], "ECCV Caption requires the protocol coco-5k, and"),
     ],
 )
 def test_a_mistake_is_told_with_what_to_do(run, run_eval, options, message):

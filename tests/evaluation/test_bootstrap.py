@@ -82,5 +82,5 @@ def test_one_p_value_is_left_as_it_is():
 
 
 def test_no_draws_are_a_wrong_call():
-    with pytest.raises(ValueError, match="0 draws"):
+    with pytest.raises(ValueError, match="expected at least one draw, got 0"):
         sign_flip_test(np.ones(20), flips=0, seed=0)

@@ -135,7 +135,7 @@ def test_positives_that_tie_with_the_end_of_a_list_may_stand_behind_it(metrics, 
             true = np.isin(candidate_ids, [*truths["eccv_gts"][key].get(query, ()), *truths["cxc_gts"][key].get(query, ())])
             top.append(np.argsort(~true, kind="stable")[: judge.num_top])
         equal = np.ones((len(top), judge.num_top), np.float32)
-        return Ranking(places_QR=np.ones((len(top), 1), int), best_Q=equal[:, 0], top_QK=np.array(top), top_score_QK=equal)
+        return Ranking(positions_QR=np.ones((len(top), 1), int), positive_score_Q=equal[:, 0], top_QK=np.array(top), top_score_QK=equal)
 
     found = judge.measure(ranks.Rankings(lists(images, corpus.caption_ids, "i2t"), lists(corpus.caption_ids, images, "t2i")))
     assert found["eccv_caption"]["text_retrieval"]["mAP@R"] == found["eccv_caption"]["image_retrieval"]["mAP@R"] == 0
@@ -161,7 +161,7 @@ def test_as_many_candidates_are_wanted_as_a_query_has_positives_at_most(metrics)
 def test_a_corpus_with_numbers_of_its_own_is_refused(metrics):
     corpus = coco(metrics)
     corpus.caption_ids = np.arange(25000)
-    with pytest.raises(CorpusError, match=r"wants COCO's own numbers, by which caption .* of picture .*--source karpathy"):
+    with pytest.raises(CorpusError, match=r"requires COCO's own numbers: caption .* belongs to image .*--source karpathy"):
         Judge(metrics, corpus)
 
 

@@ -11,14 +11,14 @@ from tables import OWNER, Numbers, TableDual, TableFusion, make_dual, make_fusio
 from tiny import make_models
 from torch import Tensor
 
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ModelError
 from dcdctl.core.evaluation import EvalOptions, evaluate, recall
 from dcdctl.core.evaluation import ranks as evaluation_ranks
 from dcdctl.core.evaluation import result as evaluation_result
 from dcdctl.core.evaluation.protocols import Protocol
-from dcdctl.core.evaluation.ranks import Tally
+from dcdctl.core.evaluation.ranks import RankCounter
 from dcdctl.core.scoring import pairs
 
 
@@ -173,7 +173,7 @@ def test_the_measures_of_a_document_are_those_of_its_ranks(corpus, dual):
     assert list(found) == ["R@1", "R@5", "R@10", "mAP@R", "median_rank", "mean_rank"]
     assert found["median_rank"] == np.median(result.text_ranks)
     assert found["mean_rank"] == pytest.approx(result.text_ranks.mean())
-    assert found["mAP@R"] == pytest.approx(100 * recall.average_precisions(result.rankings.text.places_QR).mean())
+    assert found["mAP@R"] == pytest.approx(100 * recall.average_precision_at_r(result.rankings.text.positions_QR).mean())
 
 
 @torch.inference_mode()
@@ -188,7 +188,7 @@ def test_a_tiny_vilt_is_ranked_as_by_its_plain_scores(scenes_corpus_dir):
         mask = None if images.pixel_mask is None else images.pixel_mask[image].expand(len(texts), -1, -1)
         rows.append(fusion.score(pixels, texts.input_ids, texts.attention_mask, mask))
     scores_IT, owner = torch.stack(rows).numpy(), corpus.caption_image[: len(texts)]
-    tally = Tally(scores_IT[owner, range(len(texts))], owner, margin=pairs.LOGIT_ROUNDING)
-    tally.add(scores_IT)
+    counter = RankCounter(scores_IT[owner, range(len(texts))], owner, margin=pairs.LOGIT_ROUNDING)
+    counter.add(scores_IT)
     result = evaluate.evaluate_model(fusion, corpus.subset(6), options=EvalOptions(compute=Compute(batch_size=16)))
-    assert ranks_of(result) == tuple(ranking.ranks.tolist() for ranking in tally.rankings())
+    assert ranks_of(result) == tuple(counter.rankings().of(direction).ranks.tolist() for direction in Direction)

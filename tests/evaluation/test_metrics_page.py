@@ -11,9 +11,9 @@ from paths import DOCS
 
 from dcdctl.core.data import manifest
 from dcdctl.core.evaluation import RankTable, ranks, recall, significance
-from dcdctl.core.evaluation.protocols import OF_PAPERS
-from dcdctl.core.evaluation.ranks import NOWHERE, Ranking, Rankings, Ranks
-from dcdctl.core.evaluation.recall import average_precisions
+from dcdctl.core.evaluation.protocols import PAPER_PROTOCOLS
+from dcdctl.core.evaluation.ranks import NO_POSITION, Ranking, Rankings, Ranks
+from dcdctl.core.evaluation.recall import average_precision_at_r
 
 PAGE = (DOCS / "metrics.md").read_text(encoding="utf-8")
 OWNER = np.array([0, 0, 1, 1])
@@ -43,16 +43,16 @@ def test_order_places_ranks_and_precisions(rankings, way, table, queries, candid
         [
             query,
             ", ".join(candidates[one] for one in order),
-            ", ".join(str(place) for place in places if place != NOWHERE),
+            ", ".join(str(place) for place in places if place != NO_POSITION),
             str(rank),
             f"{precision:.2f}",
         ]
         for query, order, places, rank, precision in zip(
             queries,
             ranking.top_QK.tolist(),
-            ranking.places_QR.tolist(),
+            ranking.positions_QR.tolist(),
             ranking.ranks.tolist(),
-            average_precisions(ranking.places_QR).tolist(),
+            average_precision_at_r(ranking.positions_QR).tolist(),
             strict=True,
         )
     ]
@@ -64,7 +64,7 @@ def test_the_measures(rankings):
     for row, ranking in zip(MEASURES[1:], (rankings.text, rankings.image), strict=True):
         *percents, median, mean = recall.measures(ranking).values()
         assert row[1:] == [*(f"{value:.2f}" for value in percents), f"{median:.1f}", f"{mean:.2f}"]
-    found = recall.summarize(rankings.ranks)
+    found = recall.Recalls.from_ranks(rankings.ranks)
     assert f"RSUM is {found.rsum:.2f}, the mean recall {found.mean_recall:.2f}." in PAGE
 
 
@@ -73,7 +73,7 @@ def test_the_draws(rankings):
     for drawn, share, *values in DRAWS[1:]:
         images = [IMAGES.index(name) for name in drawn.split(", ")]
         captions = [text for image in images for text in np.flatnonzero(image == OWNER)]
-        found = recall.summarize(Ranks(rankings.ranks.text[images], rankings.ranks.image[captions]))
+        found = recall.Recalls.from_ranks(Ranks(rankings.ranks.text[images], rankings.ranks.image[captions]))
         assert values == [f"{one:.2f}" for one in (found.text_retrieval["R@1"], found.image_retrieval["R@1"], found.rsum)]
         shares.append(share)
     assert shares == ["1/4", "1/2", "1/4"]
@@ -90,8 +90,8 @@ def test_the_intervals(rankings):
 
 def test_the_protocols_are_those_of_the_program():
     rows = {row[0].strip("`"): row for row in PROTOCOLS[1:]}
-    assert list(rows) == [*(one.name for one in OF_PAPERS), "whole", "first-N"]
-    for one in OF_PAPERS:
+    assert list(rows) == [*(one.name for one in PAPER_PROTOCOLS), "whole", "first-N"]
+    for one in PAPER_PROTOCOLS:
         assert rows[one.name][2] == f"`dcdctl prepare {one.data_set}`"
         counts = manifest.find_manifest(str(one.data_set)).expected["test"]
         if one.num_folds == 1:

@@ -11,7 +11,7 @@ import pytest
 from dcdctl.core.data import Corpus, manifest
 from dcdctl.core.errors import ConfigError, CorpusError
 from dcdctl.core.evaluation import SplitChoice, protocols
-from dcdctl.core.evaluation.protocols import OF_PAPERS, WHOLE, Protocol, folds_of, open_split
+from dcdctl.core.evaluation.protocols import PAPER_PROTOCOLS, WHOLE, Protocol, folds_of, open_split
 
 TITLES = {"flickr30k-1k": "Flickr30K 1K", "coco-5k": "COCO 5K", "coco-1k": "COCO 5K"}
 
@@ -20,12 +20,12 @@ TITLES = {"flickr30k-1k": "Flickr30K 1K", "coco-5k": "COCO 5K", "coco-1k": "COCO
 def papers(tmp_path, monkeypatch, request) -> list[Protocol]:
     """The papers' protocols, about test splits of 16 images, or so many, and five captions each."""
     tiny, num_images = [], getattr(request, "param", 16)
-    for one in OF_PAPERS:
+    for one in PAPER_PROTOCOLS:
         path = tmp_path / f"{one.name}.toml"
         counts = f"[expected.test]\nimages = {num_images}\ncaptions = {5 * num_images}\n"
         path.write_text(f'format = "scenes"\nprotocol = "{TITLES[one.name]}: tiny"\ncounts = {{ test = 16 }}\n{counts}')
         tiny.append(Protocol(name=one.name, num_folds=4 if one.num_folds > 1 else 1, data_set=str(path)))
-    monkeypatch.setattr(protocols, "OF_PAPERS", tuple(tiny))
+    monkeypatch.setattr(protocols, "PAPER_PROTOCOLS", tuple(tiny))
     return tiny
 
 
@@ -40,14 +40,14 @@ def serving(scenes: Path, folder: Path, sentence: str | None) -> Path:
 
 
 def test_the_papers_protocols_are_those_of_the_manifests():
-    counts = {one.name: manifest.find_manifest(str(one.data_set)).expected["test"] for one in OF_PAPERS}
+    counts = {one.name: manifest.find_manifest(str(one.data_set)).expected["test"] for one in PAPER_PROTOCOLS}
     assert {name: (one.images, one.captions) for name, one in counts.items()} == {
         "flickr30k-1k": (1000, 5000),
         "coco-5k": (5000, 25010),
         "coco-1k": (5000, 25010),
     }
-    assert {one.name: manifest.find_manifest(str(one.data_set)).protocol.partition(":")[0] for one in OF_PAPERS} == TITLES
-    assert {one.name: one.num_folds for one in OF_PAPERS} == {"flickr30k-1k": 1, "coco-5k": 1, "coco-1k": 5}
+    assert {one.name: manifest.find_manifest(str(one.data_set)).protocol.partition(":")[0] for one in PAPER_PROTOCOLS} == TITLES
+    assert {one.name: one.num_folds for one in PAPER_PROTOCOLS} == {"flickr30k-1k": 1, "coco-5k": 1, "coco-1k": 5}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_as_many_as_there_are_is_the_whole_split(scenes_corpus_dir):
 
 
 def test_counts_that_differ_are_an_error_that_tells_both(scenes_corpus_dir):
-    wanted = r"protocol coco-5k wants a test split of 5,000 images and 25,010 captions; split 'test' of .* has 16 and 80"
+    wanted = r"protocol coco-5k requires a test split of 5,000 images and 25,010 captions; split 'test' of .* has 16 and 80"
     with pytest.raises(CorpusError, match=wanted) as error:
         open_split(SplitChoice(scenes_corpus_dir, "test", "coco-5k"))
     assert "dcdctl prepare coco" in error.value.hint
@@ -95,13 +95,13 @@ def test_counts_that_differ_are_an_error_that_tells_both(scenes_corpus_dir):
 @pytest.mark.parametrize("papers", [8], indirect=True)
 def test_another_split_of_the_same_size_does_not_serve_a_protocol(scenes_corpus_dir, tmp_path, papers):
     folder = serving(scenes_corpus_dir, tmp_path / "corpus", "Flickr30K 1K: Karpathy's test split")
-    with pytest.raises(CorpusError, match=r"wants a test split of 8 images and 40 captions; split 'val' of .* has 8 and 40"):
+    with pytest.raises(CorpusError, match=r"requires a test split of 8 images and 40 captions; split 'val' of .* has 8 and 40"):
         open_split(SplitChoice(folder, "val", "flickr30k-1k"))
 
 
 def test_another_data_set_of_the_same_size_does_not_serve_a_protocol(scenes_corpus_dir, tmp_path, papers):
     folder = serving(scenes_corpus_dir, tmp_path / "corpus", "Flickr30K 1K: Karpathy's test split")
-    with pytest.raises(CorpusError, match=r"protocol coco-5k is one of COCO 5K, and .* serves Flickr30K 1K"):
+    with pytest.raises(CorpusError, match=r"protocol coco-5k is for COCO 5K, but .* serves Flickr30K 1K"):
         open_split(SplitChoice(folder, "test", "coco-5k"))
 
 
@@ -121,7 +121,7 @@ def test_an_unknown_protocol_is_the_users_error(scenes_corpus_dir, choice, messa
 
 @pytest.mark.parametrize("name", ["whole", "coco-5k", "first-6"])
 def test_the_first_images_of_another_protocol_are_the_users_error(scenes_corpus_dir, name):
-    with pytest.raises(ConfigError, match=f"--max-images 5 is the protocol first-5, and {name} is asked for"):
+    with pytest.raises(ConfigError, match=f"--max-images 5 is the protocol first-5, but the protocol {name} is given"):
         open_split(SplitChoice(scenes_corpus_dir, "test", name, max_images=5))
 
 

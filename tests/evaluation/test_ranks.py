@@ -1,4 +1,4 @@
-"""Places and first candidates by blocks, against the definition pair by pair."""
+"""Positions and first candidates by blocks, against the definition pair by pair."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ from hypothesis import strategies as st
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.evaluation import ranks
-from dcdctl.core.evaluation.ranks import NOWHERE, Ranking, Tally
+from dcdctl.core.evaluation.ranks import NO_POSITION, RankCounter, Ranking
 from dcdctl.core.scoring import top_k_of_rows
 
 
-def plain_places(scores_QG: np.ndarray, own: list[list[int]]) -> list[list[int]]:
-    """The definition: the others that score as high, and the own ones before it; an own one before another scores higher or is equal."""
-    places = []
-    for row, mine in zip(scores_QG, own, strict=True):
-        others = [row[candidate] for candidate in range(len(row)) if candidate not in mine]
-        best_first = sorted((row[candidate] for candidate in mine), reverse=True)
-        places.append([1 + nth + sum(other >= score for other in others) for nth, score in enumerate(best_first)])
-    return places
+def plain_positions(scores_QG: np.ndarray, positives: list[list[int]]) -> list[list[int]]:
+    """The definition: 1 plus the negatives that score at least as high, plus the positives that are sorted before."""
+    positions = []
+    for row, own in zip(scores_QG, positives, strict=True):
+        negatives = [row[candidate] for candidate in range(len(row)) if candidate not in own]
+        best_first = sorted((row[candidate] for candidate in own), reverse=True)
+        positions.append([1 + nth + sum(negative >= score for negative in negatives) for nth, score in enumerate(best_first)])
+    return positions
 
 
-def own_of(owner: list[int]) -> tuple[list[list[int]], list[list[int]]]:
+def positives_of(owner: list[int]) -> tuple[list[list[int]], list[list[int]]]:
     """The positives of every image, and of every caption."""
-    texts = [[text for text, image in enumerate(owner) if image == one] for one in range(max(owner) + 1)]
+    texts = [[text for text, image in enumerate(owner) if image == query] for query in range(max(owner) + 1)]
     return texts, [[image] for image in owner]
 
 
-def places_of(ranking: Ranking) -> list[list[int]]:
-    return [[place for place in row if place != NOWHERE] for row in ranking.places_QR.tolist()]
+def positions_of(ranking: Ranking) -> list[list[int]]:
+    return [[position for position in row if position != NO_POSITION] for row in ranking.positions_QR.tolist()]
 
 
 def counted(scores_IT: np.ndarray, owner: list[int], image_block: int = 99, text_block: int = 99, **settings) -> tuple[Ranking, Ranking]:
-    found = Tally(scores_IT[owner, range(len(owner))], np.array(owner), **settings)
+    counter = RankCounter(scores_IT[owner, range(len(owner))], np.array(owner), **settings)
     for image in range(0, len(scores_IT), image_block):
         for text in range(0, len(owner), text_block):
-            found.add(scores_IT[image : image + image_block, text : text + text_block], image, text)
-    return found.rankings()
+            counter.add(scores_IT[image : image + image_block, text : text + text_block], image, text)
+    rankings = counter.rankings()
+    return rankings.text, rankings.image
 
 
 @st.composite
@@ -55,12 +56,12 @@ def problems(draw: st.DrawFn) -> tuple[np.ndarray, list[int]]:
 
 @given(problem=problems(), image_block=st.integers(1, 4), text_block=st.integers(1, 9))
 @settings(max_examples=100, deadline=None)
-def test_places_by_blocks_equal_the_definition(problem, image_block, text_block):
+def test_positions_by_blocks_equal_the_definition(problem, image_block, text_block):
     scores_IT, owner = problem
     text, image = counted(scores_IT, owner, image_block, text_block)
-    own_texts, own_images = own_of(owner)
-    assert places_of(text) == plain_places(scores_IT, own_texts)
-    assert places_of(image) == plain_places(scores_IT.T, own_images)
+    positive_texts, positive_images = positives_of(owner)
+    assert positions_of(text) == plain_positions(scores_IT, positive_texts)
+    assert positions_of(image) == plain_positions(scores_IT.T, positive_images)
 
 
 @given(problem=problems(), image_block=st.integers(1, 4), text_block=st.integers(1, 9), num_top=st.integers(1, 6))
@@ -94,8 +95,8 @@ def test_positives_stand_last_among_candidates_of_one_score():
 
 def test_the_best_positives_score_goes_along():
     text, image = counted(np.array([[0.5, 0.7, 0.9], [0.1, 0.2, 0.3]], dtype=np.float32), [0, 0, 1])
-    assert text.best_Q.tolist() == pytest.approx([0.7, 0.3])
-    assert image.best_Q.tolist() == pytest.approx([0.5, 0.7, 0.3])
+    assert text.positive_score_Q.tolist() == pytest.approx([0.7, 0.3])
+    assert image.positive_score_Q.tolist() == pytest.approx([0.5, 0.7, 0.3])
     assert text.ranks.tolist() == [2, 1]
 
 
@@ -103,14 +104,14 @@ def test_the_best_positives_score_goes_along():
 def test_a_constant_model_finds_everything_last(num_images, image_block):
     owner = np.repeat(np.arange(num_images), 3).tolist()
     text, image = counted(np.full((num_images, len(owner)), 0.25, dtype=np.float32), owner, image_block, 90)
-    assert text.places_QR.tolist() == [[3 * num_images - 2, 3 * num_images - 1, 3 * num_images]] * num_images
-    assert image.places_QR.tolist() == [[num_images]] * len(owner)
+    assert text.positions_QR.tolist() == [[3 * num_images - 2, 3 * num_images - 1, 3 * num_images]] * num_images
+    assert image.positions_QR.tolist() == [[num_images]] * len(owner)
 
 
 def test_a_margin_makes_near_scores_a_tie():
     scores_IT = np.array([[10.0, 9.995], [0.0, 10.0]], dtype=np.float32)
-    found = {margin: [one.ranks.tolist() for one in counted(scores_IT, [0, 1], margin=margin)] for margin in (0.0, 1e-3)}
-    assert found == {0.0: [[1, 1], [1, 1]], 1e-3: [[2, 1], [1, 2]]}
+    ranks_by_margin = {margin: [ranking.ranks.tolist() for ranking in counted(scores_IT, [0, 1], margin=margin)] for margin in (0.0, 1e-3)}
+    assert ranks_by_margin == {0.0: [[1, 1], [1, 1]], 1e-3: [[2, 1], [1, 2]]}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -118,16 +119,16 @@ def test_scores_without_an_order_are_an_error(bad):
     with pytest.raises(ModelError, match="NaN"):
         counted(np.array([[1.0, bad], [0.0, 1.0]], dtype=np.float32), [0, 1])
     with pytest.raises(ModelError, match="NaN"):
-        Tally(np.array([bad, 1.0], dtype=np.float32), np.array([0, 1]))
+        RankCounter(np.array([bad, 1.0], dtype=np.float32), np.array([0, 1]))
 
 
 def test_a_block_left_out_or_an_image_without_caption_is_a_wrong_call():
-    found = Tally(np.ones(3, dtype=np.float32), np.array([0, 0, 1]))
-    found.add(np.ones((1, 3), dtype=np.float32))
+    counter = RankCounter(np.ones(3, dtype=np.float32), np.array([0, 0, 1]))
+    counter.add(np.ones((1, 3), dtype=np.float32))
     with pytest.raises(ValueError, match="3 pairs counted of 2 x 3"):
-        found.rankings()
+        counter.rankings()
     with pytest.raises(ValueError, match="at least one caption"):
-        Tally(np.ones(2, dtype=np.float32), np.array([0, 2]))
+        RankCounter(np.ones(2, dtype=np.float32), np.array([0, 2]))
 
 
 @pytest.mark.parametrize("width", [5, 200, 1000, 64 * 30 + 7])
@@ -139,9 +140,9 @@ def test_the_first_of_long_rows_are_those_of_the_whole_row(width):
     assert torch.equal(index_QK, expected.indices)
 
 
-def test_rankings_of_several_galleries_keep_their_places_and_get_their_indices():
-    parts = [counted(np.array(scores, dtype=np.float32), owner)[0] for scores, owner in (([[2, 1]], [0, 0]), ([[1, 2], [0, 1]], [0, 1]))]
-    joined = ranks.joined(parts, [0, 2])
-    assert places_of(joined) == [[1, 2], [2], [1]]
+def test_rankings_of_several_galleries_keep_their_positions_and_shift_their_indices():
+    rankings = [counted(np.array(scores, dtype=np.float32), owner)[0] for scores, owner in (([[2, 1]], [0, 0]), ([[1, 2], [0, 1]], [0, 1]))]
+    joined = ranks.concatenate(rankings, [0, 2])
+    assert positions_of(joined) == [[1, 2], [2], [1]]
     assert joined.top_QK.tolist() == [[0, 1], [3, 2], [3, 2]]
-    assert joined.best_Q.tolist() == [2, 1, 1]
+    assert joined.positive_score_Q.tolist() == [2, 1, 1]

@@ -17,8 +17,8 @@ from torch.testing import assert_close
 from dcdctl.core.errors import ModelError
 from dcdctl.core.evaluation import ranks as evaluation_ranks
 from dcdctl.core.evaluation import recall
-from dcdctl.core.evaluation.ranks import NOWHERE, Rankings, Ranks
-from dcdctl.core.evaluation.recall import Recalls, average_precisions
+from dcdctl.core.evaluation.ranks import NO_POSITION, Rankings, Ranks
+from dcdctl.core.evaluation.recall import Recalls, average_precision_at_r
 from dcdctl.core.scoring import topk
 
 # From the released evaluation (METER's compute_irtr_recall); fractions in float32.
@@ -30,7 +30,7 @@ def unit(seed: int, *shape: int) -> torch.Tensor:
 
 
 def all_of(rankings: Rankings) -> list[list[list[int]]]:
-    return [one.tolist() for way in (rankings.text, rankings.image) for one in (way.places_QR, way.top_QK)]
+    return [one.tolist() for way in (rankings.text, rankings.image) for one in (way.positions_QR, way.top_QK)]
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"{case['images']}x{case['captions_per_image']}")
@@ -103,7 +103,7 @@ def test_streaming_top_k_equals_the_full_matrix(num_queries, gallery, k, block, 
 
 
 def test_recalls_add_up():
-    found = recall.summarize(Ranks(np.array([1, 6]), np.array([1, 2, 11, 12])))
+    found = recall.Recalls.from_ranks(Ranks(np.array([1, 6]), np.array([1, 2, 11, 12])))
     assert found == Recalls({"R@1": 50.0, "R@5": 50.0, "R@10": 100.0}, {"R@1": 25.0, "R@5": 50.0, "R@10": 50.0})
     assert found.rsum == 325
     assert found.mean_recall == pytest.approx(325 / 6)
@@ -111,8 +111,8 @@ def test_recalls_add_up():
 
 def test_average_precision_counts_positives_among_the_first_r_only():
     # Five positives at 1, 2, 4, 7, 9: the first three count, with 1/1, 2/2 and 3/4. Two at 3 and 4: none among the first two.
-    places_QR = np.array([[1, 2, 4, 7, 9], [3, 4, *[NOWHERE] * 3], [1, *[NOWHERE] * 4]])
-    assert average_precisions(places_QR).tolist() == pytest.approx([(1 + 1 + 0.75) / 5, 0, 1])
+    positions_QR = np.array([[1, 2, 4, 7, 9], [3, 4, *[NO_POSITION] * 3], [1, *[NO_POSITION] * 4]])
+    assert average_precision_at_r(positions_QR).tolist() == pytest.approx([(1 + 1 + 0.75) / 5, 0, 1])
 
 
 def test_measures_of_folds_are_averaged():
@@ -158,9 +158,9 @@ def test_every_query_is_measured_as_by_ranx(tmp_path, asked):
         ways.append({"qrels": qrels, "run": run})
     (tmp_path / "ways.json").write_text(json.dumps(ways))
     for theirs, ours in zip(json.loads(run_script(RANX, tmp_path / "ways.json")), (found.text, found.image), strict=True):
-        num_own = np.count_nonzero(ours.places_QR != NOWHERE, axis=1).tolist()
+        num_own = np.count_nonzero(ours.positions_QR != NO_POSITION, axis=1).tolist()
         expected = [theirs[f"map@{count}"][f"q{query}"] for query, count in enumerate(num_own)]
-        assert average_precisions(ours.places_QR).tolist() == pytest.approx(expected)
+        assert average_precision_at_r(ours.positions_QR).tolist() == pytest.approx(expected)
         assert 0.1 < np.mean(expected) < 0.9
         assert (1 / ours.ranks).tolist() == pytest.approx([theirs["mrr"][f"q{query}"] for query in range(len(num_own))])
         for k in (1, 5, 10):

@@ -60,7 +60,7 @@ def figures_of(tables: Sequence[RankTable], images: Sequence[int]) -> list[float
     for one in tables:
         captions = [text for image in images for text in np.flatnonzero(one.caption_image == image)]
         ranks = Ranks(one.text_ranks[list(images)], one.image_ranks[captions])
-        found = recall.summarize(ranks)
+        found = recall.Recalls.from_ranks(ranks)
         reciprocal = [np.mean([100 / rank for rank in some]) for some in (ranks.text, ranks.image)]
         runs.append([*found.text_retrieval.values(), *found.image_retrieval.values(), found.rsum, *reciprocal])
     return np.mean(runs, axis=0).tolist()
@@ -270,7 +270,12 @@ def written(tmp_path):
     """Ranks on a corpus whose images have 2, 1 and 3 captions, as `dcdctl eval --ranks` writes them."""
     corpus = make_corpus(tmp_path / "corpus", [["a", "b"], ["c"], ["d", "e", "f"]])
     text, image = (
-        Ranking(places_QR=np.array(ranks)[:, None], best_Q=np.ones(len(ranks)), top_QK=np.zeros((len(ranks), 1), int), top_score_QK=one)
+        Ranking(
+            positions_QR=np.array(ranks)[:, None],
+            positive_score_Q=np.ones(len(ranks)),
+            top_QK=np.zeros((len(ranks), 1), int),
+            top_score_QK=one,
+        )
         for ranks, one in (([1, 3, 12], np.ones((3, 1))), ([1, 2, 7, 1, 30, 5], np.ones((6, 1))))
     )
     shared = {"seconds": 0.1, "pairs_scored": 0, "kind": "dual", "depth": None, "depths": (), "features": None, "protocol": WHOLE}
@@ -343,17 +348,17 @@ def test_runs_of_other_queries_are_not_compared():
     for message, other in odd.items():
         with pytest.raises(StaleError, match=f"run 2 of the base has other queries than run 1 of ours: {message}"):
             compare_ranks([one], [one, other])
-        with pytest.raises(StaleError, match=f"run 2 of this side .*: {message}"):
+        with pytest.raises(StaleError, match=f"run 2 of this system .*: {message}"):
             bootstrap([one, other])
 
 
-def test_a_side_without_runs_and_a_bootstrap_without_draws_are_errors():
+def test_a_system_without_runs_and_a_bootstrap_without_draws_are_errors():
     one = table([0], [1], [1])
     with pytest.raises(InputError, match="no table of ranks for ours"):
         compare_ranks([], [one])
     with pytest.raises(InputError, match="no table of ranks for the base"):
         compare_ranks([one], [])
-    with pytest.raises(InputError, match="no table of ranks for this side"):
+    with pytest.raises(InputError, match="no table of ranks for this system"):
         bootstrap([])
-    with pytest.raises(ValueError, match="0 draws"):
+    with pytest.raises(ValueError, match="expected at least one draw, got 0"):
         compare_ranks([one], [one], resamples=0)

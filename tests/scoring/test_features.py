@@ -187,7 +187,7 @@ def test_features_that_another_run_is_writing_are_refused(tmp_path, kept, corpus
 
 
 def test_a_model_without_encoders_is_refused(tmp_path, corpus, teacher):
-    with pytest.raises(ModelError, match="no encoders of its own whose features could be kept; leave --features out"):
+    with pytest.raises(ModelError, match="no encoders of its own whose features could be stored; leave --features out"):
         open_or_build(tmp_path, corpus, teacher)
 
 

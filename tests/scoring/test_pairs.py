@@ -51,11 +51,11 @@ def test_the_workload_is_told_before_anything_is_scored(rerank):
     fusion, heard = make_fusion(), []
     options = EvalOptions(depths=(3,))
 
-    def tell(workload) -> None:
+    def on_workload(workload) -> None:
         heard.append((workload.num_pairs, len(fusion.pairs)))
 
     model = {"model": make_dual(), "rerank": fusion} if rerank else {"model": fusion}
-    found = evaluate.evaluate_model(**model, corpus=Numbers(OWNER), options=options, tell=tell)
+    found = evaluate.evaluate_model(**model, corpus=Numbers(OWNER), options=options, on_workload=on_workload)
     num_trial = len(fusion.pairs) - found.pairs_scored
     assert heard == [(found.pairs_scored, num_trial)]
     assert num_trial > 0

@@ -39,7 +39,7 @@ def write_ranks(path: Path, corpus: Corpus, text: Sequence[int], image: Sequence
 
 
 def document_of(corpus: Corpus, text: Sequence[int], image: Sequence[int], *, cascade: bool = False) -> dict[str, Any]:
-    found = recall.summarize(Ranks(np.array(text), np.array(image)))
+    found = recall.Recalls.from_ranks(Ranks(np.array(text), np.array(image)))
     kind = {"kind": "cascade", "depth": 50} if cascade else {"kind": "dual", "depth": None}
     return {
         "model": "made",

@@ -217,7 +217,7 @@ def recalls(name: str = "recall_a") -> Iterator[Comparison]:
     """Recall@1, 5 and 10 both ways, as shares."""
     for case in told(name)["cases"]:
         rankings = ranks.rank_matrix(torch.tensor(case["scores_images_by_texts"]), np.array(case["text_owner"]))
-        found = recall.summarize(rankings.ranks)
+        found = recall.Recalls.from_ranks(rankings.ranks)
         for kind, ours in (("tr", found.text_retrieval), ("ir", found.image_retrieval)):
             official = torch.tensor([case[f"{kind}_r{k}"] for k in recall.KS])
             yield Comparison(name, "recalls", torch.tensor([ours[f"R@{k}"] / 100 for k in recall.KS]), official, bound=1e-7)

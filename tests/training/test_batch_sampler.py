@@ -240,5 +240,5 @@ def test_pictures_are_read_again_where_there_is_no_room_to_keep_them(corpus, dra
     first: Any = CandidateListBatches(cached, LISTS, 0, drawn)[0].images
     second: Any = CandidateListBatches(uncached, LISTS, 0, drawn)[0].images
     assert first == second
-    assert len(cached._pictures) == len(first)
-    assert not uncached._pictures
+    assert len(cached._decoded) == len(first)
+    assert not uncached._decoded

@@ -23,10 +23,11 @@ import numpy as np
 
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.evaluation import recall, significance
+from dcdctl.core.evaluation import significance
 from dcdctl.core.evaluation.bootstrap import holm
 from dcdctl.core.evaluation.files import CASCADE_FILES, MODEL_FILES, EvalResult, FileNames, read_ranks
 from dcdctl.core.evaluation.ranks import Ranks, RankTable
+from dcdctl.core.evaluation.recall import Recalls
 from dcdctl.core.evaluation.result import EvalSummary
 from dcdctl.core.evaluation.significance import Comparison, Estimates, check_queries
 
@@ -244,7 +245,7 @@ def _check_rsum(summary: EvalSummary, result_file: Path, ranks: RankTable, ranks
     """StaleError if the ranks belong to another evaluation than the document, such as one that was cut off."""
     if summary.num_folds != 1:
         return  # The recalls of the document are means over folds, which may have different numbers of captions.
-    rsum = recall.summarize(Ranks(ranks.text_ranks, ranks.image_ranks)).rsum
+    rsum = Recalls.from_ranks(Ranks(ranks.text_ranks, ranks.image_ranks)).rsum
     if abs(rsum - summary.rsum.value) > MAX_ROUNDING:
         found = f"{ranks_file} has RSUM {rsum:.3f} and {result_file.name} beside it {summary.rsum.value:.3f}"
         hint = f"`dcdctl eval {ranks_file.parent} --data DIR` makes both"

@@ -1,10 +1,10 @@
-"""ECCV Caption and CrissCrossed Captions: recall and mAP@R on COCO's test split, with the positives that COCO's own pairs leave out.
+"""ECCV Caption and CrissCrossed Captions: recall and mAP@R on COCO's test split, including the positives that COCO's own pairs lack.
 
-Which captions are true of which pictures, and the measures, are those of the package `eccv_caption` (MIT; it brings along the
-CrissCrossed Captions, Apache-2.0): Chun et al., ECCV 2022; Parekh et al., EACL 2021. It numbers pictures and captions as COCO does, knows
-five captions of each picture, and wants the candidates of every query in order, as many as a query has positives at most.
+The package `eccv_caption` (MIT) has the judgments and the measures: Chun et al., ECCV 2022. It includes CrissCrossed Captions (Apache-2.0):
+Parekh et al., EACL 2021. The package numbers images and captions as COCO does, knows five captions per image, and reads the candidates of
+every query in order.
 
-Shape letters: Q queries, K candidates.
+Shape letters: T texts (captions); Q queries; K candidates.
 """
 
 from __future__ import annotations
@@ -26,38 +26,41 @@ from dcdctl.core.evaluation.ranks import Ranking, Rankings
 from dcdctl.core.evaluation.recall import KS
 
 PROTOCOL = "coco-5k"
-"""The gallery that the package's measures are of."""
+"""The protocol whose gallery the judgments cover."""
 _KEYS = {Direction.TEXT: "i2t", Direction.IMAGE: "t2i"}
-"""What the package calls a direction."""
+"""The package's names of the directions."""
 ECCV = {"R@1": "eccv_r1", "R-Precision": "eccv_rprecision", "mAP@R": "eccv_map_at_r"}
-"""What the package calls these measures; it has the other two only where it is asked for mAP@R as well."""
+"""Our and the package's names of the measures. The package computes the other two only together with mAP@R."""
 CXC = {f"R@{k}": f"cxc_r{k}" for k in KS}
 Numbers = NDArray[np.int64]
-Truth = Mapping[str, Mapping[int, list[int]]]
-"""Positives of each query, by direction."""
+Positives = Mapping[str, Mapping[int, list[int]]]
+"""Positives of each query, by the package's name of the direction."""
 
 
 class Judge:
-    """The package's judgements, for a corpus that they are about."""
+    """The package's judgments for a corpus."""
 
     def __init__(self, metrics: Any, corpus: Corpus) -> None:
         self._metrics = metrics
         self._images, self._texts = _image_numbers(corpus), corpus.caption_ids
         self._known = set(metrics.coco_gts["t2i"])
-        owners = dict(zip(self._texts.tolist(), self._images[corpus.caption_image].tolist(), strict=True))
+        image_of_text = dict(zip(self._texts.tolist(), self._images[corpus.caption_image].tolist(), strict=True))
         for text, (image, *_) in metrics.coco_gts["t2i"].items():
-            if owners.get(text) != image:
-                found = f"is of {owners[text]}" if text in owners else "is not there"
+            if image_of_text.get(text) != image:
+                found = f"belongs to {image_of_text[text]}" if text in image_of_text else "is missing"
                 raise CorpusError(
-                    f"ECCV Caption wants COCO's own numbers, by which caption {text} is of picture {image}; in {corpus.folder} it {found}",
+                    f"ECCV Caption requires COCO's own numbers: caption {text} belongs to image {image}, but in {corpus.folder} it {found}",
                     hint="`dcdctl prepare coco --source karpathy` keeps them",
                 )
 
     @property
     def num_top(self) -> int:
-        """Candidates of each query that no measure looks beyond, and those of captions that the package does not know."""
+        """Candidates of each query that the measures read, plus the number of captions that the package does not know."""
         counts = [
-            len(set(own)) for truth in (self._metrics.eccv_gts, self._metrics.cxc_gts) for way in truth.values() for own in way.values()
+            len(set(positives))
+            for judgments in (self._metrics.eccv_gts, self._metrics.cxc_gts)
+            for by_query in judgments.values()
+            for positives in by_query.values()
         ]
         return max(*KS, *counts) + len(self._texts) - len(self._known)
 
@@ -68,53 +71,58 @@ class Judge:
             "cxc": self._measure(rankings, self._metrics.cxc_gts, CXC, ["cxc_recalls"]),
         }
 
-    def _measure(self, rankings: Rankings, truth: Truth, measures: Mapping[str, str], wanted: Sequence[str]) -> dict[str, dict[str, float]]:
+    def _measure(
+        self, rankings: Rankings, positives: Positives, names: Mapping[str, str], target_metrics: Sequence[str]
+    ) -> dict[str, dict[str, float]]:
         is_known_T = np.isin(self._texts, list(self._known))
-        i2t = _lists(rankings.text, truth["i2t"], self._images, self._texts, is_known_T)
-        t2i = _lists(rankings.image, truth["t2i"], self._texts, self._images, np.ones(len(self._images), dtype=bool))
-        # The package shows progress of its own, whatever it is told.
+        i2t = _candidate_lists(rankings.text, positives["i2t"], self._images, self._texts, is_known_T)
+        t2i = _candidate_lists(rankings.image, positives["t2i"], self._texts, self._images, np.ones(len(self._images), dtype=bool))
+        # The package shows progress bars that cannot be turned off.
         with contextlib.redirect_stderr(io.StringIO()):
-            found = self._metrics.compute_all_metrics(i2t, t2i, target_metrics=wanted, Ks=KS)
-        return {way.key: {ours: 100 * float(found[theirs][key]) for ours, theirs in measures.items()} for way, key in _KEYS.items()}
+            values = self._metrics.compute_all_metrics(i2t, t2i, target_metrics=target_metrics, Ks=KS)
+        return {
+            direction.key: {ours: 100 * float(values[theirs][key]) for ours, theirs in names.items()} for direction, key in _KEYS.items()
+        }
 
 
 def open_judge(corpus: Corpus) -> Judge:
-    """The judgements on a corpus; MissingError without the package, CorpusError for a corpus that they are not about."""
+    """The judgments for a corpus; MissingError without the package, CorpusError for a corpus that they do not cover."""
     return Judge(load_package()(), corpus)
 
 
 def load_package() -> Any:
-    """The package's class of judgements and measures; MissingError where it is not installed."""
+    """The package's class of judgments and measures; MissingError if it is not installed."""
     require_extra("eccv", "eccv_caption", needed_by="ECCV Caption")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a faster JSON reader is not installed
+        warnings.simplefilter("ignore")  # it warns that a faster JSON reader is not installed
         from eccv_caption import Metrics
     return Metrics
 
 
-def _lists(
+def _candidate_lists(
     ranking: Ranking, positives: Mapping[int, list[int]], query_ids: Numbers, candidate_ids: Numbers, is_known: NDArray[np.bool_]
 ) -> dict[int, list[int]]:
-    """The known candidates in order, by number, of each query that has positives.
+    """The candidates of each judged query that the package knows, in order, as COCO numbers.
 
-    A tie counts against positives: they stand last among candidates of one score, and those that tie with the last candidate of a list
-    that is cut there are left out, as others may stand before them.
+    A tie counts against positives: they come last among candidates with one score. In a truncated list, positives that tie with its last
+    candidate are left out, because candidates beyond the list may come before them.
     """
-    lists, is_cut = {}, ranking.top_QK.shape[1] < len(candidate_ids)
+    lists, is_truncated = {}, ranking.top_QK.shape[1] < len(candidate_ids)
     for query, candidates, scores in zip(query_ids.tolist(), ranking.top_QK, ranking.top_score_QK, strict=True):
         if query in positives:
-            names = candidate_ids[candidates]
-            is_own = np.isin(names, positives[query])
-            # Not by score: a cascade's are on two scales.
-            tied_with = np.cumsum(np.diff(scores, prepend=scores[0]) != 0)
-            order = np.lexsort((is_own, tied_with))
-            # Places that are left out stay taken, each by a number that is no caption's and no picture's.
-            names = np.where(is_own & (tied_with == tied_with[-1]) & is_cut, -1 - np.arange(len(names)), names)
-            lists[query] = names[order][is_known[candidates[order]]].tolist()
+            numbers = candidate_ids[candidates]
+            is_positive = np.isin(numbers, positives[query])
+            # Groups of equal scores, not the scores: those of a cascade are on two scales.
+            tie_group = np.cumsum(np.diff(scores, prepend=scores[0]) != 0)
+            order = np.lexsort((is_positive, tie_group))
+            # A positive that is left out keeps its position, held by a number that no caption and no image has.
+            is_left_out = is_positive & (tie_group == tie_group[-1]) & is_truncated
+            numbers = np.where(is_left_out, -1 - np.arange(len(numbers)), numbers)
+            lists[query] = numbers[order][is_known[candidates[order]]].tolist()
     return lists
 
 
 def _image_numbers(corpus: Corpus) -> Numbers:
-    """COCO's number of each picture: the digits that its name ends with."""
-    found = [re.search(r"\d+$", PurePosixPath(image_id).stem) for image_id in corpus.image_ids]
-    return np.array([-1 if digits is None else int(digits[0]) for digits in found])
+    """COCO's number of each image: the digits at the end of its name; -1 if there are none."""
+    matches = [re.search(r"\d+$", PurePosixPath(image_id).stem) for image_id in corpus.image_ids]
+    return np.array([-1 if digits is None else int(digits[0]) for digits in matches])

@@ -1,4 +1,7 @@
-"""Evaluations: how a model retrieves on a corpus, as numbers, as a document, and as the table of ranks that models are compared by."""
+"""Evaluation of a model, or of a cascade of two, on a split: `evaluate_model` measures, `run_evaluation` does what `dcdctl eval` does.
+
+Everything that needs no model is checked first, then the corpus is opened, and the weights are loaded last.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.evaluation import eccv, rankers, ranks, recall, result
 from dcdctl.core.evaluation.files import check_copy, file_names, result_folder, write_evaluation, write_ranks
 from dcdctl.core.evaluation.protocols import Fold, Protocol, SplitChoice, folds_of, open_split
-from dcdctl.core.evaluation.rankers import EvalOptions, Tell, Work
+from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
 from dcdctl.core.evaluation.ranks import Rankings, RankTable
 from dcdctl.core.evaluation.result import Evaluation, Kind
 from dcdctl.core.models import FusionScorer, Model
@@ -30,27 +33,28 @@ def evaluate_model(
     rerank: FusionScorer | None = None,
     options: EvalOptions = DEFAULT,
     track: Track = silent,
-    tell: Tell | None = None,
+    on_workload: OnWorkload | None = None,
 ) -> Evaluation:
-    """Rank every caption for every image and every image for every caption; with `rerank`, the first of each anew.
+    """Rank every caption for every image and every image for every caption; `rerank` orders the first candidates again.
 
-    `tell` hears how many pairs there are and how long they will take, by a short trial, before a fusion scorer scores them.
+    `on_workload` receives the number of pairs and an estimate of the time, by a short trial, before a fusion scorer scores them.
+    ModelError if `rerank` is given with a fusion scorer, or stored features with a model that reads none.
     """
     started = time.perf_counter()
-    work = Work(corpus, options, folds_of(corpus, options.protocol), track, tell)
+    task = RankingTask(corpus, options, folds_of(corpus, options.protocol), track, on_workload)
     if options.compute.features is not None and model.kind == "dual" and model.encoders is None and rerank is None:
-        raise ModelError("a dual encoder's features are its vectors, which are computed once in any case", hint="leave --features out")
+        raise ModelError("a dual encoder's features are its vectors, which are computed only once anyway", hint="leave --features out")
     kind: Kind
     if model.kind == "fusion":
         if rerank is not None:
             raise ModelError("only a dual encoder's results can be re-ranked, and the model is a fusion scorer")
-        kind, found = "fusion", rankers.fusion(model, work)
+        kind, ranked = "fusion", rankers.rank_by_fusion(model, task)
     elif rerank is None:
-        kind, found = "dual", rankers.dual(model, work)
+        kind, ranked = "dual", rankers.rank_by_dual(model, task)
     else:
-        kind, found = "cascade", rankers.cascaded(model, rerank, work)
-    rankings = _joined(found.folds, work.folds)
-    text_retrieval, image_retrieval = recall.mean_measures(found.folds)
+        kind, ranked = "cascade", rankers.rank_by_cascade(model, rerank, task)
+    rankings = _concatenate(ranked.folds, task.folds)
+    text_retrieval, image_retrieval = recall.mean_measures(ranked.folds)
     return Evaluation(
         text_retrieval=text_retrieval,
         image_retrieval=image_retrieval,
@@ -59,24 +63,24 @@ def evaluate_model(
         kind=kind,
         protocol=options.protocol,
         depth=options.depths[-1] if kind == "cascade" else None,
-        depths=found.depths,
+        depths=ranked.depths,
         features=None if options.compute.features is None else "float16",
-        pairs_scored=found.num_pairs,
+        pairs_scored=ranked.num_pairs,
         seconds=time.perf_counter() - started,
         fingerprint=corpus.fingerprint,
         data=str(corpus.folder),
     )
 
 
-def _joined(found: list[Rankings], folds: list[Fold]) -> Rankings:
-    """Of all folds, by indices of the corpus: text retrieval's candidates are captions, image retrieval's are images."""
-    text = ranks.joined([one.text for one in found], [fold.texts.start for fold in folds])
-    return Rankings(text, ranks.joined([one.image for one in found], [fold.images.start for fold in folds]))
+def _concatenate(rankings: list[Rankings], folds: list[Fold]) -> Rankings:
+    """The rankings of all folds, with candidates as indices of the corpus: captions for text retrieval, images for image retrieval."""
+    text = ranks.concatenate([fold.text for fold in rankings], [fold.texts.start for fold in folds])
+    return Rankings(text, ranks.concatenate([fold.image for fold in rankings], [fold.images.start for fold in folds]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalJob:
-    """What is evaluated."""
+    """What to evaluate, and on which split."""
 
     model: str
     choice: SplitChoice
@@ -87,14 +91,16 @@ class EvalJob:
     model_sets: tuple[str, ...] = ()
     """Settings of the model, such as "image_size=384"."""
     with_eccv: bool = False
-    """Measure by ECCV Caption and CrissCrossed Captions too."""
+    """Also measure ECCV Caption and CrissCrossed Captions."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EvalOutcome:
+    """What `run_evaluation` returns."""
+
     document: dict[str, Any]
     folder: Path | None
-    """Where the results are."""
+    """Folder of the results; None if they were not written."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ class EvalPlan:
     folder: Path | None
     """Where the results are written; None if they are only returned."""
     ranks: Path | None
-    """File of one more copy of the ranks."""
+    """File for another copy of the ranks."""
 
 
 def resolve(job: EvalJob, options: EvalOptions, out: Path | None = None, ranks: Path | None = None) -> EvalPlan:
@@ -146,9 +152,9 @@ def run_evaluation(
     out: Path | None = None,
     ranks: Path | None = None,
     track: Track = silent,
-    tell: Tell | None = None,
-) -> Outcome:
-    """Evaluate and write: into `out`, or into the model's run if it is one; `ranks` is a file of one more copy of the ranks.
+    on_workload: OnWorkload | None = None,
+) -> EvalOutcome:
+    """Evaluate and write: into `out`, or into the model's run if it is one; `ranks` is a file for another copy of the ranks.
 
     Raises what `resolve` raises before anything is opened; StaleError while another evaluation writes into the same folder.
     """
@@ -160,7 +166,7 @@ def run_evaluation(
         model = models.load(job.model, plan.overrides, track)
         reranker = None if job.rerank is None else models.load_fusion(job.rerank, track=track)
         options = replace(plan.options, protocol=protocol, num_top=num_top)
-        evaluation = evaluate_model(model, corpus, rerank=reranker, options=options, track=track, tell=tell)
+        evaluation = evaluate_model(model, corpus, rerank=reranker, options=options, track=track, on_workload=on_workload)
         document = result.evaluation_document(evaluation, job.model, corpus.split)
         document |= {} if job.rerank is None else {"reranker": job.rerank}
         document |= {} if judge is None else judge.measure(evaluation.rankings)
@@ -168,12 +174,14 @@ def run_evaluation(
             write_evaluation(plan.folder, document, evaluation, corpus)
         if ranks is not None:
             write_ranks(ranks, evaluation, corpus)
-    return Outcome(document, plan.folder)
+    return EvalOutcome(document, plan.folder)
 
 
-def _judge(corpus: Corpus, how: Protocol) -> eccv.Judge:
-    if how.name != eccv.PROTOCOL:
-        raise ConfigError(f"ECCV Caption is about {eccv.PROTOCOL}, and {corpus.folder} is evaluated by {how.name}", hint="leave --eccv out")
+def _judge(corpus: Corpus, protocol: Protocol) -> eccv.Judge:
+    """ConfigError if the gallery is not the one that ECCV Caption judges."""
+    if protocol.name != eccv.PROTOCOL:
+        message = f"ECCV Caption requires the protocol {eccv.PROTOCOL}, and {corpus.folder} is evaluated by {protocol.name}"
+        raise ConfigError(message, hint="leave --eccv out")
     return eccv.open_judge(corpus)
 
 
@@ -182,12 +190,15 @@ def _with_depths(options: EvalOptions, job: EvalJob) -> EvalOptions:
     if job.depth is None:
         return options
     if job.rerank is None:
-        raise ConfigError(f"--depth {job.depth} says how much is re-ranked, and nothing is", hint="add --rerank REF")
+        raise ConfigError(f"--depth {job.depth} is the number of candidates to re-rank, and there is no re-ranker", hint="add --rerank REF")
     try:
         return replace(options, depths=tuple(sorted({int(word) for word in job.depth.split(",")})))
     except ValueError as error:
-        raise ConfigError(f"--depth {job.depth} is no number, and no list of them", hint="for example --depth 0,5,10,20") from error
+        raise ConfigError(
+            f"--depth must be a number or a list of numbers, got {job.depth}", hint="for example --depth 0,5,10,20"
+        ) from error
 
 
 def _claimed(folder: Path | None) -> AbstractContextManager[None]:
+    """A lock of the folder, if there is one."""
     return nullcontext() if folder is None else files.lock(folder.resolve())

@@ -253,7 +253,7 @@ def write_ranks(path: Path, evaluation: Evaluation, corpus: Corpus) -> None:
         "caption_id": pd.array([pd.NA] * num_images, dtype="Int64"),
         "caption": pd.Series([None] * num_images, dtype="str"),
         "rank": evaluation.text_ranks,
-        "score": evaluation.rankings.text.best_Q.astype(np.float32),
+        "score": evaluation.rankings.text.positive_score_Q.astype(np.float32),
     }
     image = {
         "direction": Direction.IMAGE.value,
@@ -262,7 +262,7 @@ def write_ranks(path: Path, evaluation: Evaluation, corpus: Corpus) -> None:
         "caption_id": pd.array(evaluation.table.caption_ids, dtype="Int64"),
         "caption": corpus.captions[:num_captions],
         "rank": evaluation.image_ranks,
-        "score": evaluation.rankings.image.best_Q.astype(np.float32),
+        "score": evaluation.rankings.image.positive_score_Q.astype(np.float32),
     }
     _write(path, pd.concat([pd.DataFrame(text), pd.DataFrame(image)], ignore_index=True))
 

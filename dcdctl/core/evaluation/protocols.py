@@ -1,4 +1,4 @@
-"""Whether a test split is the one that the papers report on, and how a split is evaluated: on which images, in how many galleries."""
+"""Evaluation protocols: which images of a split are evaluated, in how many galleries, and whether it is the test split of the papers."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Protocol:
 
     name: str
     num_folds: int = 1
-    """Galleries of consecutive images, evaluated apart; their measures are averaged."""
+    """Galleries of consecutive images, evaluated separately; their measures are averaged."""
     data_set: str | None = None
-    """Manifest of the data set whose test split it is about; None for any split."""
+    """Manifest of the data set whose test split the protocol is for; None for any split."""
 
 
 @dataclass(frozen=True)
@@ -37,48 +37,49 @@ class Fold:
 
 @dataclass(frozen=True)
 class SplitChoice:
-    """What a user asks to be evaluated on."""
+    """The split that the user asks to evaluate on."""
 
     folder: Path
     split: str
     protocol: str = "auto"
-    """One of `OF_PAPERS`, whole, first-N; auto is the one that the corpus says it serves, or whole."""
+    """One of `PAPER_PROTOCOLS`, whole, or first-N; auto is the protocol that the corpus names, or whole."""
     max_images: int | None = None
     """The N of first-N."""
 
 
 WHOLE = Protocol(name="whole")
-OF_PAPERS = (
+PAPER_PROTOCOLS = (
     Protocol(name="flickr30k-1k", data_set="flickr30k"),
     Protocol(name="coco-5k", data_set="coco"),
     Protocol(name="coco-1k", data_set="coco", num_folds=5),
 )
-"""Of those of one data set the first is what its corpus is evaluated by where nothing else is asked for."""
+"""Protocols of the papers. The first of a data set is its default."""
 
 
 def open_split(choice: SplitChoice) -> tuple[Corpus, Protocol]:
-    """A split and how it is evaluated. ConfigError for an unknown protocol, CorpusError for one that the corpus cannot serve."""
+    """A split and its protocol. ConfigError for an unknown protocol, CorpusError for one that does not fit the corpus."""
     name, first = choice.protocol, f"first-{choice.max_images}"
     if choice.max_images is not None and name not in ("auto", first):
-        raise ConfigError(f"--max-images {choice.max_images} is the protocol {first}, and {name} is asked for", hint="leave one out")
+        message = f"--max-images {choice.max_images} is the protocol {first}, but the protocol {name} is given"
+        raise ConfigError(message, hint="leave one out")
     whole = Corpus.open(choice.folder, choice.split)
-    if found := FIRST_N.fullmatch(name if choice.max_images is None else first):
-        corpus = whole.subset(int(found[1]))
-        return corpus, WHOLE if corpus is whole else Protocol(name=found[0])
+    if match := FIRST_N.fullmatch(name if choice.max_images is None else first):
+        corpus = whole.subset(int(match[1]))
+        return corpus, WHOLE if corpus is whole else Protocol(name=match[0])
     served = _title(read_corpus_json(choice.folder).get("protocol"))
     if name == "auto":
-        serving = (one for one in OF_PAPERS if choice.split == "test" and served == _title_of(one))
-        return whole, next(serving, WHOLE)
-    protocol = {one.name: one for one in (WHOLE, *OF_PAPERS)}.get(name)
+        fitting = (protocol for protocol in PAPER_PROTOCOLS if choice.split == "test" and served == _title_of(protocol))
+        return whole, next(fitting, WHOLE)
+    protocol = {protocol.name: protocol for protocol in (WHOLE, *PAPER_PROTOCOLS)}.get(name)
     if protocol is None:
-        known = ", ".join(("auto", WHOLE.name, "first-N", *(one.name for one in OF_PAPERS)))
+        known = ", ".join(("auto", WHOLE.name, "first-N", *(protocol.name for protocol in PAPER_PROTOCOLS)))
         raise ConfigError(f"no protocol {name!r}", hint=f"known: {known}")
     _check(whole, served, protocol)
     return whole, protocol
 
 
 def folds_of(corpus: Corpus, protocol: Protocol) -> list[Fold]:
-    """The galleries of a protocol, alike in size."""
+    """The galleries of a protocol, of equal size up to one image."""
     ends = [corpus.num_images * fold // protocol.num_folds for fold in range(protocol.num_folds + 1)]
     text_ends = np.searchsorted(corpus.caption_image, ends).tolist()
     pairs = zip(itertools.pairwise(ends), itertools.pairwise(text_ends), strict=True)
@@ -86,26 +87,26 @@ def folds_of(corpus: Corpus, protocol: Protocol) -> list[Fold]:
 
 
 def _check(corpus: Corpus, served: str | None, protocol: Protocol) -> None:
-    """CorpusError if the split is not the one that the protocol is about."""
+    """CorpusError if the split is not the one that the protocol is for."""
     if protocol.data_set is None:
         return
-    wanted = data.find_manifest(protocol.data_set).expected["test"]
-    about = f"protocol {protocol.name} wants a test split of {wanted.images:,} images and {wanted.captions:,} captions"
+    expected = data.find_manifest(protocol.data_set).expected["test"]
+    requirement = f"protocol {protocol.name} requires a test split of {expected.images:,} images and {expected.captions:,} captions"
     found = f"split {corpus.split!r} of {corpus.folder} has {corpus.num_images:,} and {corpus.num_captions:,}"
     hint = f"leave --protocol out, or run `dcdctl prepare {protocol.data_set} --out DIR`"
-    if corpus.split != "test" or (corpus.num_images, corpus.num_captions) != (wanted.images, wanted.captions):
-        raise CorpusError(f"{about}; {found}", hint=hint)
+    if corpus.split != "test" or (corpus.num_images, corpus.num_captions) != (expected.images, expected.captions):
+        raise CorpusError(f"{requirement}; {found}", hint=hint)
     if served not in (None, _title_of(protocol)):
-        raise CorpusError(f"protocol {protocol.name} is one of {_title_of(protocol)}, and {corpus.folder} serves {served}", hint=hint)
+        raise CorpusError(f"protocol {protocol.name} is for {_title_of(protocol)}, but {corpus.folder} serves {served}", hint=hint)
 
 
 def _title_of(protocol: Protocol) -> str | None:
-    """What a paper's protocol is called in the corpora that serve it."""
+    """The name that the corpora of a protocol's data set give it; None for a protocol for any split."""
     return None if protocol.data_set is None else _title(data.find_manifest(protocol.data_set).protocol)
 
 
 def _title(sentence: str | None) -> str | None:
-    """The name before the colon of what corpus.json says it serves; None where that is nothing.
+    """The name before the colon of a corpus's `protocol`; None if it serves none.
 
     >>> _title("COCO 5K: Karpathy's test split"), _title("none: only the first 9 images of each split"), _title(None)
     ('COCO 5K', None, None)

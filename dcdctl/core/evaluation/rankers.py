@@ -1,20 +1,19 @@
 """How each kind of model ranks the galleries of a split.
 
-- dual: every image and caption is embedded once; scores are streamed.
-- fusion: every pair goes through the fusion layers, in chunks of images. The positives are scored first, so that no score needs
-  to be kept; each caption is encoded once and each image twice, which costs little beside its pairs.
-- cascade: the dual encoder finds the first `depth` captions of each image and images of each caption, the fusion scorer puts
-  these in a new order; what lies below them stays in the dual encoder's order. Of several depths the deepest is scored, and all
-  follow from its scores.
+- dual: every image and caption is embedded once, and scores are streamed.
+- fusion: every pair is scored, in chunks of images. The positives come first, so that no score needs to be kept. Each caption is encoded
+  once and each image twice, which costs little compared with its pairs.
+- cascade: the dual encoder finds the first `depth` captions of each image and images of each caption, and the fusion scorer orders them;
+  candidates below keep the dual encoder's order. Of several depths only the deepest is scored: its scores give the others.
 
-Each fold of a protocol is a gallery of its own: a dual encoder embeds once all the same, a fusion scorer sees pairs within folds only.
+Each fold of a protocol is a gallery of its own. A dual encoder still embeds once; a fusion scorer scores only pairs within a fold.
 
 Shape letters: I images, T texts (captions), P pairs, D dimensions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -30,13 +29,13 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import cascade, ranks, recall
 from dcdctl.core.evaluation.cascade import DepthResult, Shortlists
 from dcdctl.core.evaluation.protocols import WHOLE, Fold, Protocol
-from dcdctl.core.evaluation.ranks import NUM_TOP, Rankings, Tally
+from dcdctl.core.evaluation.ranks import NUM_TOP, RankCounter, Rankings
 from dcdctl.core.models import DualEncoder, FusionScorer
 from dcdctl.core.progress import Advance, Track
 from dcdctl.core.scoring import LOGIT_ROUNDING, PairScorer, Workload, dual_embedder, embed_all, open_source
 
-Tell = Callable[[Workload], None]
-"""Hears what a fusion scorer's work will take, before it starts."""
+OnWorkload = Callable[[Workload], None]
+"""Receives the cost of scoring, before a fusion scorer starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +44,10 @@ class EvalOptions:
 
     protocol: Protocol = WHOLE
     depths: Annotated[tuple[Annotated[int, AtLeast(0)], ...], NotEmpty(), Ascending()] = (50,)
-    """cascade: candidates of each query that are re-ranked, ascending; the numbers are those of the last, all are listed beside."""
+    """cascade: candidates per query that are re-ranked. The result is that of the last depth; all are listed beside it."""
     compute: Compute = ON_CPU
     num_top: int = NUM_TOP
-    """Candidates of each query that are named."""
+    """Candidates of each query that are kept."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -57,119 +56,122 @@ class EvalOptions:
 
 
 @dataclass(frozen=True)
-class Work:
-    """What is ranked, how, and who hears of it."""
+class RankingTask:
+    """The galleries to rank, and how."""
 
     corpus: Corpus
     options: EvalOptions
     folds: list[Fold]
     track: Track
-    tell: Tell | None
+    on_workload: OnWorkload | None
 
-    def owner(self, fold: Fold) -> NDArray[np.int64]:
-        """The image of each caption of a fold, counted within it."""
+    def image_T(self, fold: Fold) -> NDArray[np.int64]:
+        """The image of each caption of a fold, counted from the fold's first image."""
         return self.corpus.caption_image[fold.texts.start : fold.texts.stop] - fold.images.start
 
 
 @dataclass(frozen=True)
-class Found:
-    """What came of it."""
+class RankingResult:
+    """The rankings of a task."""
 
     folds: list[Rankings]
     num_pairs: int = 0
     """Pairs that went through fusion layers."""
     depths: tuple[DepthResult, ...] = ()
-    """cascade of several depths: each of them."""
+    """cascade: each of several depths; empty for one depth."""
 
 
-def dual(model: DualEncoder, work: Work) -> Found:
-    """By the cosines of a dual encoder."""
-    return Found(_by_vectors(*_embed(model, work), work, work.options.num_top))
+def rank_by_dual(model: DualEncoder, task: RankingTask) -> RankingResult:
+    """Rank by the cosines of a dual encoder."""
+    return RankingResult(_rank_embeddings(*_embed(model, task), task, task.options.num_top))
 
 
-def fusion(scorer: FusionScorer, work: Work) -> Found:
-    """By the logits of all pairs."""
-    num_pairs = sum(len(fold.images) * len(fold.texts) for fold in work.folds)
-    open_fold = _opened(scorer, work)
+def rank_by_fusion(scorer: FusionScorer, task: RankingTask) -> RankingResult:
+    """Rank by the logits of all pairs."""
+    num_pairs = sum(len(fold.images) * len(fold.texts) for fold in task.folds)
+    open_fold = _fold_scorers(scorer, task)
     # Images are encoded once for their positives and once for all other pairs.
-    _tell(work, open_fold(work.folds[0]), num_pairs, 2 * work.corpus.num_images)
-    with work.track("score", total=num_pairs, unit="pairs") as advance:
-        return Found([_by_every_pair(open_fold(fold), work.owner(fold), work.options.num_top, advance) for fold in work.folds], num_pairs)
+    _report_workload(task, open_fold(task.folds[0]), num_pairs, 2 * task.corpus.num_images)
+    with task.track("score", total=num_pairs, unit="pairs") as advance:
+        folds = [_rank_all_pairs(open_fold(fold), task.image_T(fold), task.options.num_top, advance) for fold in task.folds]
+    return RankingResult(folds, num_pairs)
 
 
-def cascaded(model: DualEncoder, scorer: FusionScorer, work: Work) -> Found:
-    """By the logits of what a dual encoder finds, at the last depth; and what each depth brings, where there are several."""
-    depths, num_top = work.options.depths, work.options.num_top
-    image_ID, text_TD = _embed(model, work)
-    firsts = _by_vectors(image_ID, text_TD, work, max(depths[-1], num_top))
-    lists = [Shortlists(first, work.owner(fold), depths[-1]) for first, fold in zip(firsts, work.folds, strict=True)]
-    num_pairs = sum(len(one.pair_P) for one in lists)
-    open_fold = _opened(scorer, work)
-    _tell(work, open_fold(work.folds[0]), num_pairs, work.corpus.num_images)
-    with work.track("re-rank", total=num_pairs, unit="pairs") as advance:
-        scores = [open_fold(fold).score(*one.pairs, advance) for fold, one in zip(work.folds, lists, strict=True)]
+def rank_by_cascade(model: DualEncoder, scorer: FusionScorer, task: RankingTask) -> RankingResult:
+    """Rank by the logits of what a dual encoder finds, at the last depth; with several depths, also what each gains and costs."""
+    depths, num_top = task.options.depths, task.options.num_top
+    image_ID, text_TD = _embed(model, task)
+    firsts = _rank_embeddings(image_ID, text_TD, task, max(depths[-1], num_top))
+    shortlists = [Shortlists(first, task.image_T(fold), depths[-1]) for first, fold in zip(firsts, task.folds, strict=True)]
+    num_pairs = sum(len(shortlist.pair_P) for shortlist in shortlists)
+    open_fold = _fold_scorers(scorer, task)
+    _report_workload(task, open_fold(task.folds[0]), num_pairs, task.corpus.num_images)
+    with task.track("re-rank", total=num_pairs, unit="pairs") as advance:
+        scores = [open_fold(fold).score(*shortlist.pairs, advance) for fold, shortlist in zip(task.folds, shortlists, strict=True)]
 
     def at(depth: int) -> list[Rankings]:
-        return [one.reranked(scores_P, depth, num_top=num_top) for one, scores_P in zip(lists, scores, strict=True)]
+        return [shortlist.rerank(scores_P, depth, num_top=num_top) for shortlist, scores_P in zip(shortlists, scores, strict=True)]
 
     if len(depths) == 1:
-        return Found(at(depths[-1]), num_pairs)
-    times = cascade.query_ms(model, image_ID[: len(work.folds[0].images)], open_fold(work.folds[0]), work.corpus, depths)
-    results = [_at_depth(depth, at(depth), ms, sum(one.num_pairs(depth) for one in lists)) for depth, ms in zip(depths, times, strict=True)]
-    marked = [replace(one, is_on_front=is_on_front) for one, is_on_front in zip(results, cascade.on_front(results), strict=True)]
-    return Found(at(depths[-1]), num_pairs, tuple(marked))
+        return RankingResult(at(depths[-1]), num_pairs)
+    times_ms = cascade.query_ms(model, image_ID[: len(task.folds[0].images)], open_fold(task.folds[0]), task.corpus, depths)
+    results = [
+        _depth_result(depth, at(depth), ms, sum(shortlist.num_pairs(depth) for shortlist in shortlists))
+        for depth, ms in zip(depths, times_ms, strict=True)
+    ]
+    marked = [replace(result, is_on_front=is_on) for result, is_on in zip(results, cascade.on_front(results), strict=True)]
+    return RankingResult(at(depths[-1]), num_pairs, tuple(marked))
 
 
-def _embed(model: DualEncoder, work: Work) -> tuple[Tensor, Tensor]:
+def _embed(model: DualEncoder, task: RankingTask) -> tuple[Tensor, Tensor]:
     """The vectors of all images and all captions."""
-    compute = work.options.compute
+    compute = task.options.compute
     embedder = dual_embedder(model, compute.device)
     # In a cascade the features may be the re-ranker's alone: a dual encoder without frozen encoders reads the corpus.
-    source = open_source(work.corpus, model, compute if model.encoders is not None else replace(compute, features=None), work.track)
+    source = open_source(task.corpus, model, compute if model.encoders is not None else replace(compute, features=None), task.track)
     # The vectors have length 1 already; normalizing them again would only move their last bits.
-    vectors = embed_all(embedder, source, compute, normalize=False, track=work.track)
+    vectors = embed_all(embedder, source, compute, normalize=False, track=task.track)
     return vectors.images_ID, vectors.texts_TD
 
 
-def _by_vectors(image_ID: Tensor, text_TD: Tensor, work: Work, num_top: int) -> list[Rankings]:
-    cut = ((image_ID[fold.images.start : fold.images.stop], text_TD[fold.texts.start : fold.texts.stop], fold) for fold in work.folds)
-    return [ranks.rank_embeddings(images, texts, work.owner(fold), num_top=num_top) for images, texts, fold in cut]
+def _rank_embeddings(image_ID: Tensor, text_TD: Tensor, task: RankingTask, num_top: int) -> list[Rankings]:
+    return [
+        ranks.rank_embeddings(
+            image_ID[fold.images.start : fold.images.stop],
+            text_TD[fold.texts.start : fold.texts.stop],
+            task.image_T(fold),
+            num_top=num_top,
+        )
+        for fold in task.folds
+    ]
 
 
-def _by_every_pair(opened: PairScorer, owner_T: NDArray[np.int64], num_top: int, advance: Advance) -> Rankings:
-    own_T = opened.score(owner_T, np.arange(len(owner_T)), advance)
-    tally = Tally(own_T, owner_T, num_top=num_top, margin=LOGIT_ROUNDING)
-    for chunk in _chunks(len(opened.images), scoring.IMAGE_CHUNK):
-        is_own_IT = np.array(chunk)[:, None] == owner_T
-        image_P, text_P = np.nonzero(~is_own_IT)
-        scores_IT = np.tile(own_T, (len(chunk), 1))
-        scores_IT[image_P, text_P] = opened.score(image_P + chunk.start, text_P, advance)
-        tally.add(scores_IT, first_image=chunk.start)
-    return Rankings(*tally.rankings())
+def _rank_all_pairs(scorer: PairScorer, image_T: NDArray[np.int64], num_top: int, advance: Advance) -> Rankings:
+    positive_T = scorer.score(image_T, np.arange(len(image_T)), advance)
+    counter = RankCounter(positive_T, image_T, num_top=num_top, margin=LOGIT_ROUNDING)
+    for first in range(0, len(scorer.images), scoring.IMAGE_CHUNK):
+        images = np.arange(first, min(first + scoring.IMAGE_CHUNK, len(scorer.images)))
+        # The positives have their scores already; all other pairs of the chunk are scored now.
+        image_P, text_P = np.nonzero(images[:, None] != image_T)
+        scores_IT = np.tile(positive_T, (len(images), 1))
+        scores_IT[image_P, text_P] = scorer.score(image_P + first, text_P, advance)
+        counter.add(scores_IT, first_image=first)
+    return counter.rankings()
 
 
-def _opened(scorer: FusionScorer, work: Work) -> Callable[[Fold], PairScorer]:
-    """What gives the scorer at work on a fold."""
-    compute = work.options.compute
+def _fold_scorers(scorer: FusionScorer, task: RankingTask) -> Callable[[Fold], PairScorer]:
+    """A function that gives the pair scorer of a fold."""
+    compute = task.options.compute
     scorer.to(compute.device).eval()
-    source = open_source(work.corpus, scorer, compute, work.track)
+    source = open_source(task.corpus, scorer, compute, task.track)
     return lambda fold: PairScorer(scorer=scorer, source=source, images=fold.images, texts=fold.texts, compute=compute)
 
 
-def _tell(work: Work, opened: PairScorer, num_pairs: int, num_images: int) -> None:
-    if work.tell is not None:
-        work.tell(opened.workload(num_pairs, num_images, work.corpus.num_captions))
+def _report_workload(task: RankingTask, scorer: PairScorer, num_pairs: int, num_images: int) -> None:
+    if task.on_workload is not None:
+        task.on_workload(scorer.workload(num_pairs, num_images, task.corpus.num_captions))
 
 
-def _at_depth(depth: int, folds: list[Rankings], ms_per_query: float, num_pairs: int) -> DepthResult:
+def _depth_result(depth: int, folds: list[Rankings], ms_per_query: float, num_pairs: int) -> DepthResult:
     text, image = recall.mean_measures(folds)
     return DepthResult(depth=depth, text_retrieval=text, image_retrieval=image, ms_per_query=ms_per_query, num_pairs=num_pairs)
-
-
-def _chunks(count: int, size: int, advance: Advance | None = None) -> Iterator[range]:
-    """Ranges that cover 0 to `count`; `advance` hears of each when the next is asked for."""
-    for start in range(0, count, size):
-        chunk = range(start, min(start + size, count))
-        yield chunk
-        if advance is not None:
-            advance(len(chunk))

@@ -1,22 +1,24 @@
-"""Ranks and what is summed up of them, and retrieval by inner product, without ever holding the full score matrix.
+"""Recall@K, RSUM, mAP@R, median and mean rank of a ranking. docs/metrics.md works out each number by hand on two images.
 
-What a rank is, and how ties count, is in `tally`; docs/metrics.md has every number worked out by hand on two images.
+`evaluation.ranks` defines what a rank is and how ties count.
 
-Shape letters: I images, T texts (captions); Q queries, G gallery; R positives of the query with the most; K the first few; D dimensions.
+Shape letters: Q queries; R positives of the query that has most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.evaluation.ranks import NOWHERE, Ranking, Rankings, Ranks
+from dcdctl.core.evaluation.ranks import NO_POSITION, Ranking, Rankings, Ranks
 
 KS = (1, 5, 10)
-MAP, MEDIAN, MEAN = "mAP@R", "median_rank", "mean_rank"
+"""The K of Recall@K that papers on image-text retrieval report."""
+MAP_AT_R, MEDIAN_RANK, MEAN_RANK = "mAP@R", "median_rank", "mean_rank"
+"""Names of the other measures in documents."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,24 @@ class Recalls:
     """Recall@1, 5 and 10 of both directions, in percent."""
 
     text_retrieval: dict[str, float]
-    """Queries are images; a hit if any own caption is among the first K."""
+    """A query is an image; a hit if any of its captions is among the first K."""
     image_retrieval: dict[str, float]
-    """Queries are captions; a hit if the image is among the first K."""
+    """A query is a caption; a hit if its image is among the first K."""
+
+    @staticmethod
+    def from_ranks(ranks: Ranks) -> Recalls:
+        """The recalls of both directions, from the rank of every query."""
+        return Recalls(recall_at_k(ranks.text), recall_at_k(ranks.image))
+
+    @staticmethod
+    def from_measures(text_retrieval: Mapping[str, float], image_retrieval: Mapping[str, float]) -> Recalls:
+        """The recalls among all measures of both directions."""
+        names = [f"R@{k}" for k in KS]
+        return Recalls({name: text_retrieval[name] for name in names}, {name: image_retrieval[name] for name in names})
 
     @property
     def rsum(self) -> float:
-        """Sum of all recalls, 600 at best."""
+        """Sum of all recalls, at most 600."""
         return sum(self.text_retrieval.values()) + sum(self.image_retrieval.values())
 
     @property
@@ -39,46 +52,40 @@ class Recalls:
         return self.rsum / (len(self.text_retrieval) + len(self.image_retrieval))
 
 
-def recalls(ranks: NDArray[np.int64] | Sequence[int], ks: Sequence[int] = KS) -> dict[str, float]:
-    """Percentage of queries whose rank is at most K, for each K.
+def recall_at_k(ranks: NDArray[np.int64] | Sequence[int], ks: Sequence[int] = KS) -> dict[str, float]:
+    """Recall@K for each K: the percentage of queries whose rank, that of their best positive, is at most K.
 
-    >>> recalls([1, 2, 7, 30])
+    >>> recall_at_k([1, 2, 7, 30])
     {'R@1': 25.0, 'R@5': 50.0, 'R@10': 75.0}
     """
     return {f"R@{k}": 100 * int(np.count_nonzero(np.asarray(ranks) <= k)) / len(ranks) for k in ks}
 
 
-def summarize(ranks: Ranks) -> Recalls:
-    """The recalls of both directions."""
-    return Recalls(recalls(ranks.text), recalls(ranks.image))
+def average_precision_at_r(positions_QR: NDArray[np.int64]) -> NDArray[np.float64]:
+    """AP@R of each query, in [0, 1] (Musgrave et al. 2020).
 
+    R is the number of positives of the query. AP@R sums, over the positives among the first R candidates, the share of positives up to
+    that position, and divides by R.
 
-def average_precisions(places_QR: NDArray[np.int64]) -> NDArray[np.float64]:
-    """AP@R of each query, in [0, 1]: R is the number of its positives; for each of them that is among the first R, the share of
-    positives up to there; the sum of these over R (Musgrave et al. 2020).
-
-    >>> average_precisions(np.array([[1, 3, 4], [2, 9, NOWHERE]])).round(4)
+    >>> average_precision_at_r(np.array([[1, 3, 4], [2, 9, NO_POSITION]])).round(4)
     array([0.5556, 0.25  ])
     """
-    num_Q = np.count_nonzero(places_QR != NOWHERE, axis=1)
-    precisions_QR = np.arange(1, places_QR.shape[1] + 1) / places_QR
-    return np.where(places_QR <= num_Q[:, None], precisions_QR, 0.0).sum(axis=1) / num_Q
+    num_positives_Q = np.count_nonzero(positions_QR != NO_POSITION, axis=1)
+    precision_QR = np.arange(1, positions_QR.shape[1] + 1) / positions_QR
+    return np.where(positions_QR <= num_positives_Q[:, None], precision_QR, 0.0).sum(axis=1) / num_positives_Q
 
 
 def measures(ranking: Ranking) -> dict[str, float]:
-    """Recalls and mAP@R in percent, and the median and the mean of the ranks."""
-    found = recalls(ranking.ranks)
-    mean_precision = 100 * float(average_precisions(ranking.places_QR).mean())
-    return found | {MAP: mean_precision, MEDIAN: float(np.median(ranking.ranks)), MEAN: float(ranking.ranks.mean())}
+    """Recall@K and mAP@R in percent, and the median and the mean rank."""
+    mean_precision = 100 * float(average_precision_at_r(ranking.positions_QR).mean())
+    others = {MAP_AT_R: mean_precision, MEDIAN_RANK: float(np.median(ranking.ranks)), MEAN_RANK: float(ranking.ranks.mean())}
+    return recall_at_k(ranking.ranks) | others
 
 
 def mean_measures(folds: Sequence[Rankings]) -> tuple[dict[str, float], dict[str, float]]:
-    """The measures of text and of image retrieval, averaged over folds."""
-    text, image = [measures(one.text) for one in folds], [measures(one.image) for one in folds]
-    of_text, of_image = ({name: float(np.mean([one[name] for one in way])) for name in way[0]} for way in (text, image))
-    return of_text, of_image
+    """The measures of text retrieval and of image retrieval, averaged over folds."""
+    return _mean([measures(fold.text) for fold in folds]), _mean([measures(fold.image) for fold in folds])
 
 
-def recalls_in(text_retrieval: dict[str, float], image_retrieval: dict[str, float]) -> Recalls:
-    """The recalls among the measures of both directions."""
-    return Recalls(*({f"R@{k}": way[f"R@{k}"] for k in KS} for way in (text_retrieval, image_retrieval)))
+def _mean(folds: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([fold[name] for fold in folds])) for name in folds[0]}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dcdctl.core import files
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError
-from dcdctl.core.evaluation import recall, significance
+from dcdctl.core.evaluation import significance
 from dcdctl.core.evaluation.cascade import DepthResult
 from dcdctl.core.evaluation.protocols import Protocol
 from dcdctl.core.evaluation.ranks import Rankings, RankTable
@@ -54,7 +54,7 @@ class Evaluation:
 
     @property
     def recalls(self) -> Recalls:
-        return recall.recalls_in(self.text_retrieval, self.image_retrieval)
+        return Recalls.from_measures(self.text_retrieval, self.image_retrieval)
 
     @property
     def text_ranks(self) -> NDArray[np.int64]:

@@ -1,14 +1,13 @@
-"""What a scorer reads of a corpus: its pictures and captions, or what frozen encoders made of them, kept on disk.
+"""What a model reads of a corpus: images and captions, or features, the outputs of frozen encoders, stored on disk.
 
-    ROOT/SPLIT-CORPUS-ENCODERS/plan.json          what is kept, written first: fingerprints and sizes
+    ROOT/SPLIT-CORPUS-ENCODERS/plan.json          fingerprints and sizes, written first
     ROOT/SPLIT-CORPUS-ENCODERS/lengths.npy        tokens of each caption
     ROOT/SPLIT-CORPUS-ENCODERS/images-00000.npy   float16, I x V x D, the images of a range
-    ROOT/SPLIT-CORPUS-ENCODERS/texts-00000.npy    float16, the tokens of their captions one after the other, without padding
+    ROOT/SPLIT-CORPUS-ENCODERS/texts-00000.npy    float16, the tokens of their captions, concatenated without padding
     ROOT/SPLIT-CORPUS-ENCODERS/features.json      completion marker, written last: size and SHA-256 of each file
 
-The folder's name holds the fingerprints of the corpus and of the encoders, so a root serves any number of both and nothing in it is ever
-read for another. A killed encoding resumes with the files that are missing. Files are memory-mapped, and compared with their checksums when
-they are first mapped.
+The folder's name holds the fingerprints of the corpus and of the encoders, so one root serves any number of both. A killed encoding resumes
+with the missing files. Files are memory-mapped, and compared with their checksums when they are first mapped.
 
 Shape letters: I images, T texts, V image tokens, L text tokens, D width of an encoder.
 """
@@ -44,16 +43,17 @@ FEATURES = Kind(
     make_again="run the same command again",
 )
 IMAGES_PER_FILE = 256
+"""Images in a file, and what a killed run loses at most."""
 IMAGE_CHUNK = 32
-"""Images encoded at a time."""
+"""Images encoded in one forward pass."""
 TEXT_CHUNK = 256
-"""Captions encoded at a time, those of similar length together."""
+"""Captions encoded in one forward pass; captions of similar length share one."""
 Index = NDArray[np.int64]
 Half = NDArray[np.float16]
 
 
 class Source(Protocol):
-    """Images and captions of a corpus as a scorer takes them, by index."""
+    """Images and captions of a corpus by index, as a model reads them: preprocessed, or encoded by its frozen encoders."""
 
     @property
     def corpus(self) -> Corpus: ...
@@ -64,15 +64,15 @@ class Source(Protocol):
 
 
 class CorpusSource:
-    """Pictures and captions, preprocessed whenever they are asked for; decoded pictures are kept up to `memory_bytes`."""
+    """Images and captions, preprocessed each time they are read; decoded images are kept in memory up to `memory_bytes`."""
 
     def __init__(self, corpus: Corpus, preprocess: Preprocessor, memory_bytes: int = 0) -> None:
         self.corpus, self.preprocess = corpus, preprocess
         self._bytes_left = memory_bytes
-        self._pictures: dict[int, Image.Image] = {}
+        self._decoded: dict[int, Image.Image] = {}
 
     def images(self, image_ix: Sequence[int] | Index) -> ImageBatch:
-        """The preprocessed pictures, in the order given."""
+        """The preprocessed images, in the order given."""
         return self.preprocess.images(self._read([int(image) for image in image_ix]))
 
     def texts(self, text_ix: Sequence[int] | Index) -> TextBatch:
@@ -80,23 +80,23 @@ class CorpusSource:
         return self.preprocess.texts([self.corpus.captions[int(text)] for text in text_ix])
 
     def _read(self, image_ix: list[int]) -> list[Image.Image]:
-        new = [image for image in image_ix if image not in self._pictures]
-        read = dict(zip(new, self.corpus.images(new), strict=True))
+        missing = [index for index in image_ix if index not in self._decoded]
+        read = dict(zip(missing, self.corpus.images(missing), strict=True))
         if self._bytes_left:
             self._keep(read)
-        return [read[image] if image in read else self._pictures[image] for image in image_ix]
+        return [read[index] if index in read else self._decoded[index] for index in image_ix]
 
-    def _keep(self, read: dict[int, Image.Image]) -> None:
-        for image, picture in read.items():
-            size = 3 * picture.width * picture.height
+    def _keep(self, images: dict[int, Image.Image]) -> None:
+        for index, image in images.items():
+            size = 3 * image.width * image.height
             if size <= self._bytes_left:
                 self._bytes_left -= size
-                self._pictures[image] = picture
+                self._decoded[index] = image
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a scorer's encoders made of a corpus, float16 on disk."""
+    """The features of a corpus, float16 on disk."""
 
     corpus: Corpus
     folder: Path
@@ -104,25 +104,25 @@ class Features:
     parts: dict[str, dict[str, Any]]
     """Size and SHA-256 of each file, by name."""
     only_first: bool = False
-    """Of an image only the token that stands for the whole is read, all that a dual encoder takes: V is 1."""
+    """Read only the first token of an image, which stands for the whole image and is all that a dual encoder needs; then V is 1."""
 
     def images(self, image_ix: Sequence[int] | Index) -> States:
         """Image features in the order given, I x V x D."""
-        parts, places = np.divmod(np.asarray(image_ix, dtype=np.int64), IMAGES_PER_FILE)
+        parts, rows = np.divmod(np.asarray(image_ix, dtype=np.int64), IMAGES_PER_FILE)
         num_tokens = 1 if self.only_first else self.plan["image_tokens"]
-        tokens = np.empty((len(places), num_tokens, self.plan["image_width"]), dtype=np.float16)
-        for row, part, place in zip(tokens, parts.tolist(), places.tolist(), strict=True):
-            row[:] = self._mapped("images", part)[place, :num_tokens]
+        tokens = np.empty((len(rows), num_tokens, self.plan["image_width"]), dtype=np.float16)
+        for image_tokens, part, row in zip(tokens, parts.tolist(), rows.tolist(), strict=True):
+            image_tokens[:] = self._mapped("images", part)[row, :num_tokens]
         return States(torch.from_numpy(tokens), torch.ones(tokens.shape[:2], dtype=torch.bool))
 
     def texts(self, text_ix: Sequence[int] | Index) -> States:
         """Text features in the order given, T x L x D, padded with zeros to the longest."""
-        wanted = np.asarray(text_ix, dtype=np.int64)
-        lengths, starts = self._lengths[wanted], self._starts[wanted]
-        parts = self.corpus.caption_image[wanted] // IMAGES_PER_FILE
-        tokens = np.zeros((len(wanted), int(lengths.max(initial=1)), self.plan["text_width"]), dtype=np.float16)
-        for row, part, start, length in zip(tokens, parts.tolist(), starts.tolist(), lengths.tolist(), strict=True):
-            row[:length] = self._mapped("texts", part)[start : start + length]
+        index_T = np.asarray(text_ix, dtype=np.int64)
+        lengths, starts = self._lengths[index_T], self._starts[index_T]
+        parts = self.corpus.caption_image[index_T] // IMAGES_PER_FILE
+        tokens = np.zeros((len(index_T), int(lengths.max(initial=1)), self.plan["text_width"]), dtype=np.float16)
+        for text_tokens, part, start, length in zip(tokens, parts.tolist(), starts.tolist(), lengths.tolist(), strict=True):
+            text_tokens[:length] = self._mapped("texts", part)[start : start + length]
         return States(torch.from_numpy(tokens), torch.from_numpy(np.arange(tokens.shape[1]) < lengths[:, None]))
 
     def _mapped(self, kind: str, part: int) -> Half:
@@ -136,7 +136,7 @@ class Features:
 
     @cached_property
     def _starts(self) -> Index:
-        """Where each caption's tokens begin in its file."""
+        """Start of each caption's tokens in its file."""
         starts = np.cumsum(self._lengths) - self._lengths
         parts = self.corpus.caption_image // IMAGES_PER_FILE
         return starts - starts[np.searchsorted(parts, parts)]
@@ -150,12 +150,12 @@ def open_source(corpus: Corpus, model: Model, compute: Compute, track: Track = s
 
 
 def open_or_build(root: Path, corpus: Corpus, model: Model, *, device: torch.device = CPU, track: Track = silent) -> Features:
-    """The features of a corpus, encoded first where they are not in `root` yet; ModelError for a scorer without encoders of its own.
+    """The features of a corpus, encoded and stored first if `root` lacks them.
 
-    The label of the progress says how large they become, before the first is written; InputError if the disk has no room for them.
+    The progress label shows their size on disk. ModelError for a model without encoders of its own, InputError if the disk is too small.
     """
     if model.encoders is None:
-        raise ModelError("this model has no encoders of its own whose features could be kept", hint="leave --features out")
+        raise ModelError("this model has no encoders of its own whose features could be stored", hint="leave --features out")
     expected = {"format": FEATURES.format, "corpus": corpus.fingerprint, "encoders": model.encoders.digest}
     build = Build(root / f"{corpus.split}-{corpus.fingerprint[:12]}-{model.encoders.digest[:12]}", expected, FEATURES)
     if not build.is_sealed:
@@ -227,24 +227,26 @@ def _build_part(
         for start in range(0, len(texts), TEXT_CHUNK):
             chunk = by_length[start : start + TEXT_CHUNK]
             tokens, mask = _to_half(encoders.text_features(source.texts(texts[chunk]).to(device)), build.folder / name)
-            for place, some, is_real in zip(starts[chunk].tolist(), tokens, mask, strict=True):
-                packed[place : place + int(is_real.sum())] = some[is_real]
+            for start_token, text_tokens, is_real in zip(starts[chunk].tolist(), tokens, mask, strict=True):
+                packed[start_token : start_token + int(is_real.sum())] = text_tokens[is_real]
         _save(build, name, packed)
     advance(len(texts))
 
 
 def size_in_bytes(plan: dict[str, Any]) -> int:
-    """What the features of a plan take on disk, headers not counted."""
+    """Size of the features of a plan on disk, without headers."""
     return 2 * (plan["images"] * plan["image_tokens"] * plan["image_width"] + plan["text_tokens"] * plan["text_width"])
 
 
 def _token_counts(source: CorpusSource) -> Index:
+    """Number of tokens of each caption."""
     chunks = range(0, source.corpus.num_captions, TEXT_CHUNK)
     counts = [source.texts(range(source.corpus.num_captions)[start : start + TEXT_CHUNK]).attention_mask.sum(dim=1) for start in chunks]
     return torch.cat(counts).numpy()
 
 
 def _to_half(states: States, path: Path) -> tuple[Half, NDArray[np.bool_]]:
+    """Tokens in float16, and the mask; ModelError if a number is too large for float16."""
     tokens = states.tokens.half().cpu().numpy()
     if not np.isfinite(tokens[states.mask.cpu().numpy()]).all():
         raise ModelError(f"{path}: the encoder's features are larger than float16 can hold", hint="leave --features out")
@@ -252,7 +254,7 @@ def _to_half(states: States, path: Path) -> tuple[Half, NDArray[np.bool_]]:
 
 
 def _first_text(corpus: Corpus, part: int) -> int:
-    """The first caption of a range of images; of the one behind the last, the number of captions."""
+    """The first caption of the images of a part; for the part after the last one, the number of captions."""
     return int(np.searchsorted(corpus.caption_image, part * IMAGES_PER_FILE))
 
 
@@ -268,8 +270,8 @@ def _save(build: Build, name: str, array: NDArray[Any]) -> None:
 
 @lru_cache(maxsize=256)
 def _mapped(path: Path, sha256: str) -> Half:
-    """A file of features, compared with its checksum and memory-mapped; it stays open while it is among those read last."""
-    # As a plain array: np.memmap's own indexing takes longer than what is read here at a time.
+    """A file of features, compared with its checksum and memory-mapped; the files that were read last stay open."""
+    # As a plain array: indexing np.memmap takes longer than reading one image or caption.
     return np.asarray(np.load(FEATURES.checked(path, sha256), mmap_mode="r"))
 
 

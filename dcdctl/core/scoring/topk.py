@@ -1,4 +1,7 @@
-"""The best candidates of blocks of scores, and of inner products of unit vectors."""
+"""Top-k: the best candidates of each query, from blocks of scores or from unit vectors.
+
+Shape letters: Q queries, G gallery, K best candidates, B queries of a block, D dimensions.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,18 @@ from torch import Tensor
 from dcdctl.core.errors import ModelError
 
 GROUP = 64
-"""Scores of a row whose highest is looked at first."""
+"""Scores of a row in one group, whose maximum is compared first."""
+BLOCK, GALLERY_BLOCK = 256, 16384
+"""Queries and gallery entries scored at a time: large enough for fast products, small enough for a processor's cache
+(benchmarks/retrieval.py)."""
+CHECKED = 4096
+"""Vectors checked for NaN at a time: checking all at once would copy them."""
 
 
 def top_k_of_rows(scores_QG: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Scores and positions of each row's k highest, best first; all of them where there are fewer.
+    """Scores and positions of the k highest scores of each row, best first; all of them if a row has fewer.
 
-    The k highest are to be found in the k groups with the highest maxima, so most of a long row is looked at once.
+    The k highest lie in the k groups with the highest maxima, so most scores of a long row are read once.
     """
     num_groups = scores_QG.shape[1] // GROUP
     if num_groups < 2 * k:
@@ -24,20 +32,14 @@ def top_k_of_rows(scores_QG: Tensor, k: int) -> tuple[Tensor, Tensor]:
     inside = torch.arange(GROUP, device=scores_QG.device)
     rest = torch.arange(num_groups * GROUP, scores_QG.shape[1], device=scores_QG.device).expand(len(scores_QG), -1)
     index = torch.cat([(group_QK[:, :, None] * GROUP + inside).flatten(1), rest], dim=1)
-    score_QK, place_QK = scores_QG.gather(1, index).topk(k, dim=1)
-    return score_QK, index.gather(1, place_QK)
-
-
-BLOCK, GALLERY_BLOCK = 256, 16384
-"""Queries and gallery entries scored at a time: enough for fast products, and a processor's cache holds them (benchmarks/retrieval.py)."""
-CHECKED = 4096
-"""Vectors that are looked at for NaN at a time: of all at once there would be copies."""
+    score_QK, position_QK = scores_QG.gather(1, index).topk(k, dim=1)
+    return score_QK, index.gather(1, position_QK)
 
 
 def top_k(
     queries_QD: Tensor, gallery_GD: Tensor, k: int, *, block: int = BLOCK, gallery_block: int = GALLERY_BLOCK
 ) -> tuple[Tensor, Tensor]:
-    """Scores and gallery indices of each query's k best by inner product, best first; all of the gallery where it has fewer than k."""
+    """Scores and gallery indices of each query's k best by inner product, best first; the whole gallery if it has fewer than k."""
     queries_QD, gallery_GD = finite_vectors(queries_QD), finite_vectors(gallery_GD)
     best = [_top_k_of_block(query_BD, gallery_GD, min(k, len(gallery_GD)), gallery_block) for query_BD in queries_QD.split(block)]
     return torch.cat([scores for scores, _ in best]), torch.cat([index for _, index in best])
@@ -47,15 +49,15 @@ def _top_k_of_block(query_BD: Tensor, gallery_GD: Tensor, k: int, gallery_block:
     scores_BK = query_BD.new_empty(len(query_BD), 0)
     index_BK = torch.empty(len(query_BD), 0, dtype=torch.int64, device=query_BD.device)
     for start in range(0, len(gallery_GD), gallery_block):
-        values_BK, place_BK = top_k_of_rows(query_BD @ gallery_GD[start : start + gallery_block].T, k)
-        scores_BK, index_BK = torch.cat([scores_BK, values_BK], dim=1), torch.cat([index_BK, place_BK + start], dim=1)
+        values_BK, position_BK = top_k_of_rows(query_BD @ gallery_GD[start : start + gallery_block].T, k)
+        scores_BK, index_BK = torch.cat([scores_BK, values_BK], dim=1), torch.cat([index_BK, position_BK + start], dim=1)
         scores_BK, kept_BK = scores_BK.topk(min(k, scores_BK.shape[1]), dim=1)
         index_BK = index_BK.gather(1, kept_BK)
     return scores_BK, index_BK
 
 
 def finite_vectors(vectors: Tensor) -> Tensor:
-    """The vectors in float32; ModelError if any number is NaN or infinite."""
+    """The vectors in float32; ModelError if a number is NaN or infinite."""
     vectors = vectors.detach().float()
     if not all(bool(part.isfinite().all()) for part in vectors.split(CHECKED)):
         raise ModelError("the model gives vectors that are NaN or infinite", hint="its training diverged: try a lower optimizer.lr")
