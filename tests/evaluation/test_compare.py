@@ -168,7 +168,7 @@ def test_tables_of_ranks_alone_are_compared_and_nothing_more_is_claimed(here, ma
         (["base", "gain", "--seed", -1], 2, "--seed"),
         (["base", "gain", "--queries", 31], 2, "--queries"),
         (["base", "gain", "--data", "x"], 2, "--html"),
-        ([], 2, "SIDE"),
+        ([], 2, "SYSTEM"),
     ],
 )
 def test_a_mistake_is_told_and_nothing_is_printed(here, words, code, message):
