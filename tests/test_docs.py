@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 
 import pytest
@@ -9,6 +10,8 @@ import typer
 import yaml
 from paths import ROOT
 from typed_commands import PAGES, commands, parse, typed_lines
+
+from dcdctl.cli.app import COMMANDS
 
 
 @pytest.mark.parametrize("line", commands())
@@ -24,6 +27,30 @@ def test_a_wrong_command_would_be_found(line):
 
 def test_the_readme_shows_commands():
     assert any(line.startswith("dcdctl ") for line in typed_lines(ROOT / "README.md"))
+
+
+def test_every_command_is_in_the_docs():
+    assert {name for name, *_ in COMMANDS} <= {line.split()[1] for line in commands()}
+
+
+def imported_names() -> list[tuple[str, str]]:
+    """What the code blocks of CONTRIBUTING.md import from dcdctl."""
+    lines = [line for line in typed_lines(ROOT / "CONTRIBUTING.md") if line.startswith("from dcdctl.")]
+    return [(module, name) for line in lines for module, names in [line[5:].split(" import ")] for name in names.split(", ")]
+
+
+@pytest.mark.parametrize(("module", "name"), imported_names())
+def test_what_the_examples_for_contributors_import_is_there(module, name):
+    if name != "verify_corpus":  # added by the example
+        assert hasattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(set(re.findall(r"`((?:dcdctl|tests|docs)/[a-z_/]+\.(?:py|md))`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))),
+)
+def test_the_files_for_contributors_are_there(path):
+    assert (ROOT / path).is_file()
 
 
 def test_the_make_targets_in_the_docs_exist():
