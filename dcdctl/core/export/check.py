@@ -101,7 +101,7 @@ def compare_logits(found: Tensor, wanted: Tensor, *, hint: str) -> Check:
 def checks_in_words(checks: Sequence[Check]) -> str:
     """What was found, in a few words.
 
-    >>> words([Check("fp32", lowest_cosine=1.0), Check("int8", lowest_cosine=0.99512)])
+    >>> checks_in_words([Check("fp32", lowest_cosine=1.0), Check("int8", lowest_cosine=0.99512)])
     'fp32 cosine at least 1.00000, int8 cosine at least 0.99512'
     """
     return ", ".join(
