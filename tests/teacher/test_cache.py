@@ -1,4 +1,4 @@
-"""The teacher's scores on disk: whole, the same every time, and only for what they were made of."""
+"""Teacher caches on disk: complete, reproducible, and refused for another corpus, teacher or plan."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COMPUTE = Compute(batch_size=64)
 
 @pytest.fixture(scope="module")
 def sharded():
-    """Small shards, so that a tiny corpus has several."""
+    """Small shards, so that a tiny corpus has several of them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "IMAGES_PER_SHARD", 5)
         yield
@@ -37,14 +37,14 @@ def sharded():
 
 @pytest.fixture(scope="module")
 def folder(corpus, teacher, tmp_path_factory, sharded) -> Path:
-    """A finished cache of seven shards. Not to be written to."""
+    """A finished cache of seven shards, read-only; tests that write use `copied`."""
     folder = tmp_path_factory.mktemp("cache") / "cache"
     build.build_cache(corpus, teacher, folder, CONFIG, compute=COMPUTE)
     return folder
 
 
 def at_size(corpus, image_size_px: int) -> models.ViltScorer:
-    """The teacher, with pictures of another size."""
+    """The teacher with another image size."""
     teacher = make_teacher(corpus.captions)
     teacher.preprocess = dataclasses.replace(teacher.preprocess, image_processor=vilt_image_processor(image_size_px))
     return teacher
@@ -68,7 +68,7 @@ def test_a_cache_holds_the_teachers_score_of_every_candidate(corpus, teacher, fo
     assert np.array_equal(cache.candidates.images_of_text.values, drawn.images_of_text.values)
 
 
-def test_lookup_is_by_index_and_nan_where_there_is_no_score(folder):
+def test_lookup_returns_scores_by_index_and_nan_for_missing_pairs(folder):
     cache = teacher_cache.read_cache(folder)
     order = np.random.default_rng(0).permutation(cache.num_pairs)[:60].reshape(6, 10)
     assert np.array_equal(cache.lookup(cache.image_P[order], cache.text_P[order]), cache.score_P[order])
@@ -79,13 +79,13 @@ def test_lookup_is_by_index_and_nan_where_there_is_no_score(folder):
     assert all((pair in scored) != missing for pair, missing in zip(zip(*everything.tolist(), strict=True), is_nan, strict=True))
 
 
-def test_a_caption_beyond_the_last_is_no_pair_of_the_next_image(folder):
+def test_a_caption_index_out_of_range_is_an_error(folder):
     cache = teacher_cache.read_cache(folder)
     with pytest.raises(ValueError, match=r"\[0, 160\)"):
         cache.lookup(np.array([0]), np.array([160]))
 
 
-def test_made_twice_the_bytes_are_the_same(corpus, teacher, folder, tmp_path, sharded):
+def test_two_builds_give_the_same_bytes_and_a_finished_cache_is_not_rewritten(corpus, teacher, folder, tmp_path, sharded):
     build.build_cache(corpus, teacher, tmp_path / "again", CONFIG, compute=COMPUTE)
     assert contents(tmp_path / "again") == contents(folder)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "again").iterdir()}
@@ -111,14 +111,14 @@ print(kill_often(work, Path(sys.argv[2]), Path(sys.argv[3]), num_kills=6))
 """
 
 
-def test_killed_again_and_again_it_ends_with_the_same_bytes(scenes_corpus_dir, tmp_path):
-    killed = run_script(SCRIPT, scenes_corpus_dir, tmp_path / "whole", tmp_path / "killed")
+def test_a_build_killed_repeatedly_resumes_to_the_same_bytes(scenes_corpus_dir, tmp_path):
+    killed = run_script(SCRIPT, scenes_corpus_dir, tmp_path / "uninterrupted", tmp_path / "killed")
     assert int(killed) >= 3
-    assert len(contents(tmp_path / "whole")) == 3 + 16
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert len(contents(tmp_path / "uninterrupted")) == 3 + 16
+    assert contents(tmp_path / "killed") == contents(tmp_path / "uninterrupted")
 
 
-def test_killed_before_the_plan_had_its_name_it_starts_all_the_same(corpus, teacher, folder, tmp_path, sharded):
+def test_a_build_killed_while_it_wrote_the_plan_starts_again(corpus, teacher, folder, tmp_path, sharded):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "plan.json.77.partial").write_text("{")
     build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
@@ -133,7 +133,7 @@ def test_an_unfinished_cache_is_refused(copied, tmp_path):
         teacher_cache.read_cache(tmp_path / "absent")
 
 
-def test_a_cache_of_another_corpus_or_teacher_is_refused_with_both_named(corpus, teacher, folder):
+def test_a_cache_of_another_corpus_or_teacher_is_refused_and_the_error_names_both(corpus, teacher, folder):
     few = corpus.subset(10)
     with pytest.raises(StaleError, match=f"another corpus \\({corpus.fingerprint[:12]}, not {few.fingerprint[:12]}\\)"):
         teacher_cache.read_cache(folder, corpus=few)
@@ -152,7 +152,7 @@ def test_a_cache_of_another_corpus_or_teacher_is_refused_with_both_named(corpus,
         ({"compute": Compute(precision="bfloat16")}, r"another precision \(float32, not bfloat16\)"),
     ],
 )
-def test_a_folder_of_another_plan_is_not_gone_on_with(corpus, teacher, copied, sharded, change, message):
+def test_a_build_with_another_plan_does_not_resume(corpus, teacher, copied, sharded, change, message):
     before = contents(copied)
     other = corpus.subset(change["corpus"]) if "corpus" in change else corpus
     scorer = at_size(corpus, change["image_size"]) if "image_size" in change else teacher
@@ -162,7 +162,7 @@ def test_a_folder_of_another_plan_is_not_gone_on_with(corpus, teacher, copied, s
     assert contents(copied) == before
 
 
-def test_a_folder_with_other_things_is_left_alone(corpus, teacher, tmp_path):
+def test_a_folder_with_other_files_is_refused_and_not_changed(corpus, teacher, tmp_path):
     (tmp_path / "thesis.txt").write_text("dear")
     with pytest.raises(StaleError, match=r"is not empty and holds no teacher cache \(found thesis\.txt\); name an empty or a new folder"):
         build.build_cache(corpus, teacher, tmp_path, CONFIG)
@@ -170,7 +170,7 @@ def test_a_folder_with_other_things_is_left_alone(corpus, teacher, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["pairs-00002.parquet", "items.parquet"])
-def test_a_missing_file_is_named_and_comes_back_as_the_hint_says(name, corpus, teacher, folder, copied, sharded):
+def test_a_missing_file_is_named_and_the_hint_restores_it(name, corpus, teacher, folder, copied, sharded):
     (copied / name).unlink()
     with pytest.raises(MissingError, match=rf"{name} is missing .*; delete cache\.json there and run `dcdctl cache-teacher` again"):
         teacher_cache.read_cache(copied)
@@ -179,7 +179,7 @@ def test_a_missing_file_is_named_and_comes_back_as_the_hint_says(name, corpus, t
     assert contents(copied) == contents(folder)
 
 
-def test_a_damaged_shard_is_named_when_it_is_read_and_the_others_serve(copied):
+def test_a_damaged_shard_is_named_when_it_is_read_and_other_shards_still_work(copied):
     path = copied / "pairs-00001.parquet"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -213,22 +213,22 @@ def test_a_teacher_in_train_mode_is_scored_without_dropout(corpus, teacher, fold
     assert contents(tmp_path / "cache") == contents(folder)
 
 
-def test_half_precision_is_honoured_and_recorded(corpus, teacher, folder, tmp_path):
+def test_bfloat16_is_used_and_recorded(corpus, teacher, folder, tmp_path):
     compute = Compute(batch_size=64, precision="bfloat16")
     cache = build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=compute)
     assert cache.plan["precision"] == "bfloat16"
     assert 1e-5 < np.abs(cache.score_P - teacher_cache.read_cache(folder).score_P).max() < 1
 
 
-def test_the_metadata_says_what_scores_depend_on(folder, teacher):
-    plan, whole = (json.loads((folder / name).read_text()) for name in ("plan.json", "cache.json"))
+def test_the_metadata_records_what_scores_depend_on(folder, teacher):
+    plan, seal = (json.loads((folder / name).read_text()) for name in ("plan.json", "cache.json"))
     assert (plan["split"], plan["images"], plan["captions"], plan["teacher"]) == ("train", 32, 160, teacher.digest)
     assert (plan["image_size_px"], plan["max_text_len"], plan["precision"]) == (64, 40, "float32")
-    assert whole["versions"]["torch"] == torch.__version__
-    assert set(whole["files"]) == {path.name for path in folder.glob("*.parquet")}
+    assert seal["versions"]["torch"] == torch.__version__
+    assert set(seal["files"]) == {path.name for path in folder.glob("*.parquet")}
 
 
-def test_roles_say_what_a_pair_is_to_either_query(corpus, folder):
+def test_roles_mark_positives_and_the_candidates_of_each_direction(corpus, folder):
     cache, drawn = teacher_cache.read_cache(folder), candidates.draw_candidates(corpus, CONFIG)
     for image, text, role in zip(cache.image_P.tolist(), cache.text_P.tolist(), cache.role_P.tolist(), strict=True):
         assert bool(role & candidates.POSITIVE) == (corpus.caption_image[text] == image)
@@ -237,7 +237,7 @@ def test_roles_say_what_a_pair_is_to_either_query(corpus, folder):
 
 
 @pytest.mark.parametrize("margins", [{"absolute_margin": 0.5}, {"relative_margin": 0.1}])
-def test_negatives_too_near_to_the_positives_are_no_candidates(margins, corpus, teacher, folder, tmp_path, sharded):
+def test_negatives_that_score_within_the_margin_are_dropped(margins, corpus, teacher, folder, tmp_path, sharded):
     config = dataclasses.replace(CONFIG, **margins)
     cache = build.build_cache(corpus, teacher, tmp_path / "cache", config, compute=COMPUTE)
     everything = teacher_cache.read_cache(folder).candidates
@@ -247,22 +247,22 @@ def test_negatives_too_near_to_the_positives_are_no_candidates(margins, corpus, 
         (everything.images_of_text, cache.candidates.images_of_text, False),
     ):
         for query in range(len(lists)):
-            own = corpus.captions_of(query) if is_image_query else [int(corpus.caption_image[query])]
-            found = lists[query]
-            pairs = [(np.full(len(some), query), np.array(some)) for some in (own, found)]
+            positives = corpus.captions_of(query) if is_image_query else [int(corpus.caption_image[query])]
+            negatives = lists[query]
+            pairs = [(np.full(len(items), query), np.array(items)) for items in (positives, negatives)]
             positive, negative = (cache.lookup(*(pair if is_image_query else pair[::-1])).astype(np.float64) for pair in pairs)
             if "absolute_margin" in margins:
                 near = negative > positive.mean() - 0.5
             else:
                 near = 1 / (1 + np.exp(-negative)) > 0.9 / (1 + np.exp(-positive.mean()))
-            assert kept[query].tolist() == found[~near].tolist()
+            assert kept[query].tolist() == negatives[~near].tolist()
             num_dropped += int(near.sum())
-    whole = json.loads((tmp_path / "cache" / "cache.json").read_text())
-    assert whole["dropped"]["margins"] == num_dropped > 0
+    seal = json.loads((tmp_path / "cache" / "cache.json").read_text())
+    assert seal["dropped"]["margins"] == num_dropped > 0
 
 
-class Counting:
-    """A teacher that counts the pairs it scores."""
+class PairCounter:
+    """Counts the pairs that a teacher scores."""
 
     def __init__(self, teacher, monkeypatch):
         self.num_pairs, score = 0, teacher.score_pairs
@@ -277,46 +277,46 @@ class Counting:
 def test_an_extended_cache_scores_only_the_new_pairs(corpus, teacher, folder, tmp_path, sharded, monkeypatch):
     old = teacher_cache.read_cache(folder)
     more = CandidateConfig(per_query=9, seed=1)
-    counter = Counting(teacher, monkeypatch)
+    counter = PairCounter(teacher, monkeypatch)
     cache = build.build_cache(corpus, teacher, tmp_path / "cache", more, compute=COMPUTE, extend=folder)
     assert counter.num_pairs == cache.num_pairs - old.num_pairs > 0
     assert np.array_equal(cache.lookup(old.image_P, old.text_P), old.score_P)
     drawn = candidates.draw_candidates(corpus, more)
     for query in range(corpus.num_images):
-        both = set(drawn.texts_of_image[query].tolist()) | set(old.candidates.texts_of_image[query].tolist())
-        assert set(cache.candidates.texts_of_image[query].tolist()) == both
+        expected = set(drawn.texts_of_image[query].tolist()) | set(old.candidates.texts_of_image[query].tolist())
+        assert set(cache.candidates.texts_of_image[query].tolist()) == expected
 
 
-def test_a_cache_to_extend_that_is_not_there_is_named(corpus, teacher, tmp_path):
+def test_a_missing_cache_to_extend_is_named(corpus, teacher, tmp_path):
     with pytest.raises(MissingError, match=r"there is no teacher cache in .*absent"):
         build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE, extend=tmp_path / "absent")
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_grown_corpus_finds_its_pictures_and_captions_again(corpus, teacher, tmp_path, sharded, monkeypatch):
+def test_extending_a_grown_corpus_matches_images_and_captions_by_content(corpus, teacher, tmp_path, sharded, monkeypatch):
     few, compute = corpus.subset(20), Compute(batch_size=64)
     build.build_cache(few, teacher, tmp_path / "few", CONFIG, compute=compute)
-    turned = Turned(corpus)
-    counter = Counting(teacher, monkeypatch)
-    cache = build.build_cache(turned, teacher, tmp_path / "grown", CONFIG, compute=compute, extend=tmp_path / "few")
+    larger = ReversedCorpus(corpus)
+    counter = PairCounter(teacher, monkeypatch)
+    cache = build.build_cache(larger, teacher, tmp_path / "grown", CONFIG, compute=compute, extend=tmp_path / "few")
     old = teacher_cache.read_cache(tmp_path / "few")
-    image, text = turned.image_of[old.image_P], turned.text_of[old.text_P]
+    image, text = larger.image_of[old.image_P], larger.text_of[old.text_P]
     assert np.array_equal(cache.lookup(image, text), old.score_P)
     assert counter.num_pairs == cache.num_pairs - old.num_pairs
 
 
-class Turned:
-    """A corpus with its images in the opposite order."""
+class ReversedCorpus:
+    """A corpus with its images in reverse order."""
 
     def __init__(self, corpus):
         self.corpus, self.split = corpus, corpus.split
         self.num_images, self.num_captions = corpus.num_images, corpus.num_captions
-        self.fingerprint = "turned" + corpus.fingerprint
+        self.fingerprint = "reversed" + corpus.fingerprint
         self.order = list(reversed(range(corpus.num_images)))
         texts = [list(corpus.captions_of(image)) for image in self.order]
-        self.captions = [corpus.captions[text] for own in texts for text in own]
-        self.caption_image = np.repeat(np.arange(self.num_images), [len(own) for own in texts])
-        self.image_of, self.text_of = np.argsort(self.order), np.argsort([text for own in texts for text in own])
+        self.captions = [corpus.captions[text] for captions in texts for text in captions]
+        self.caption_image = np.repeat(np.arange(self.num_images), [len(captions) for captions in texts])
+        self.image_of, self.text_of = np.argsort(self.order), np.argsort([text for captions in texts for text in captions])
 
     def images(self, image_ix):
         return self.corpus.images([self.order[int(image)] for image in image_ix])
@@ -330,14 +330,14 @@ class Turned:
 
 
 @pytest.mark.parametrize("change", ["teacher", "precision", "image_size_px"])
-def test_scores_made_in_another_way_are_not_taken_over(change, corpus, teacher, folder, tmp_path, sharded):
+def test_a_cache_with_another_teacher_precision_or_image_size_is_not_extended(change, corpus, teacher, folder, tmp_path, sharded):
     scorer = {"teacher": make_teacher(corpus.captions, seed=1), "image_size_px": at_size(corpus, 96)}.get(change, teacher)
     compute = Compute(batch_size=64, precision="bfloat16" if change == "precision" else "float32")
     with pytest.raises(StaleError, match=f"was made with another {change}"):
         build.build_cache(corpus, scorer, tmp_path / "cache", CONFIG, compute=compute, extend=folder)
 
 
-def test_a_plan_that_was_not_begun_may_be_replaced(corpus, teacher, folder, tmp_path, sharded):
+def test_an_estimate_writes_no_shard_and_its_plan_may_be_replaced(corpus, teacher, folder, tmp_path, sharded):
     job = build.plan_cache(corpus, teacher, tmp_path / "cache", CandidateConfig(per_query=7), compute=COMPUTE)
     estimate = teacher_estimate.estimate_cost(job)
     assert estimate.num_pairs == estimate.num_to_score > 32 * 7
@@ -348,38 +348,38 @@ def test_a_plan_that_was_not_begun_may_be_replaced(corpus, teacher, folder, tmp_
     assert contents(tmp_path / "cache") == contents(folder)
 
 
-def test_verify_scores_anew_and_finds_a_wrong_score(corpus, teacher, folder, copied, sharded):
+def test_verify_scores_pairs_again_and_finds_a_wrong_score(corpus, teacher, folder, copied, sharded):
     assert teacher_estimate.verify_scores(folder, corpus, teacher, 50, compute=COMPUTE) < 1e-5
-    path, whole = copied / "pairs-00002.parquet", json.loads((copied / "cache.json").read_text())
+    path, seal = copied / "pairs-00002.parquet", json.loads((copied / "cache.json").read_text())
     pairs = cache_format.read_pairs(path)
     wrong = cache_format.Pairs(pairs.image, pairs.text, pairs.score + np.float32(0.01), pairs.role)
     path.unlink()
     cache_format.write_pairs(path, wrong)
-    whole["files"][path.name] = artifacts.seal_of(path, pairs=len(wrong))
-    (copied / "cache.json").write_text(json.dumps(whole))
+    seal["files"][path.name] = artifacts.seal_of(path, pairs=len(wrong))
+    (copied / "cache.json").write_text(json.dumps(seal))
     with pytest.raises(StaleError, match=r"image 1\d with caption \d+ scores -?\d+\.\d+, and the cache has"):
         teacher_estimate.verify_scores(copied, corpus, teacher, 1000, compute=COMPUTE)
     with pytest.raises(StaleError, match="another precision"):
         teacher_estimate.verify_scores(folder, corpus, teacher, 5, compute=Compute(precision="bfloat16"))
 
 
-def test_two_runs_do_not_write_to_one_folder(corpus, teacher, tmp_path):
+def test_a_second_writer_to_the_same_folder_is_refused(corpus, teacher, tmp_path):
     with build.lock(tmp_path / "cache"), pytest.raises(StaleError, match=r"another run is writing to .*cache; wait until it ends"):
         build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
-def test_a_full_disk_is_an_error_and_what_is_scored_stays(corpus, teacher, folder, tmp_path, sharded, monkeypatch):
+def test_a_full_disk_is_an_error_and_finished_shards_are_kept(corpus, teacher, folder, tmp_path, sharded, monkeypatch):
     write, calls = cache_format.pq.write_table, []
 
-    def full(*arguments, **named):
+    def write_until_full(*arguments, **named):
         calls.append(1)
         if len(calls) > 10:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(*arguments, **named)
 
-    monkeypatch.setattr(cache_format.pq, "write_table", full)
+    monkeypatch.setattr(cache_format.pq, "write_table", write_until_full)
     with pytest.raises(InputError, match=r"there is no room left for .*pairs-00002\.parquet; make room and run the same command again"):
         build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""Which pairs are scored."""
+"""Candidates: the pairs that the teacher scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dcdctl.core.teacher import CandidateConfig, candidates, miners
 
 @pytest.fixture(scope="module")
 def twins(tmp_path_factory) -> Corpus:
-    """Twelve images of one to three captions; images 0, 1 and 2 share a text but for case and spaces."""
+    """Twelve images with one to three captions each; images 0, 1 and 2 share a text that differs only in case and spaces."""
     texts = [["A dog  runs", "one"], ["a dog runs"], ["two", "three", "a DOG runs"]]
     texts += [[f"text {i} {k}" for k in range(1 + i % 3)] for i in range(3, 12)]
     return make_corpus(tmp_path_factory.mktemp("twins") / "corpus", texts)
@@ -39,12 +39,12 @@ def assert_no_positive(corpus: Corpus, drawn: candidates.Candidates) -> None:
 
 @pytest.mark.parametrize("kind", ["random", "blocks"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_no_negative_says_what_a_caption_of_its_image_says(twins, kind, seed):
+def test_no_negative_has_the_text_of_a_caption_of_its_image(twins, kind, seed):
     assert_no_positive(twins, candidates.draw_candidates(twins, CandidateConfig(kind=kind, per_query=5, block_size=6, seed=seed)))
 
 
 @pytest.mark.parametrize("per_query", [1, 5, 9])
-def test_random_draws_as_many_different_ones_as_set_both_ways(twins, per_query):
+def test_random_candidates_are_unique_and_as_many_as_set_in_both_directions(twins, per_query):
     drawn = candidates.draw_candidates(twins, CandidateConfig(per_query=per_query))
     assert len(drawn.texts_of_image) == twins.num_images
     assert len(drawn.images_of_text) == twins.num_captions
@@ -52,9 +52,9 @@ def test_random_draws_as_many_different_ones_as_set_both_ways(twins, per_query):
         assert all(len(set(lists[i].tolist())) == len(lists[i]) == per_query for i in range(len(lists)))
 
 
-def test_random_takes_all_there_are_where_more_are_wanted(twins):
+def test_random_candidates_are_all_negatives_when_there_are_fewer_than_requested(twins):
     drawn = candidates.draw_candidates(twins, CandidateConfig(per_query=1000))
-    # The shared text makes three captions positives of images 0 to 2: their own others and the two twins' go as well.
+    # Three captions share a text, so they are positives of images 0 to 2 and are excluded along with each image's own captions.
     assert len(drawn.texts_of_image[1]) == twins.num_captions - 3
     assert len(drawn.texts_of_image[5]) == twins.num_captions - len(twins.captions_of(5))
     assert drawn.images_of_text[0].tolist() == list(range(3, 12))
@@ -71,7 +71,7 @@ def test_a_draw_depends_on_the_seed_alone(scenes, kind):
     assert draw(3) != draw(4)
 
 
-def test_a_random_draw_favours_no_caption(scenes):
+def test_random_candidates_are_uniform_over_captions(scenes):
     counts = np.zeros(scenes.num_captions)
     for seed in range(30):
         drawn = candidates.draw_candidates(scenes, CandidateConfig(per_query=15, seed=seed))
@@ -93,41 +93,43 @@ def test_every_pair_of_a_block_is_scored(scenes):
             assert image in drawn.images_of_text[int(text)]
 
 
-def test_the_last_block_is_filled_up(twins):
+def test_the_last_block_is_as_large_as_the_others(twins):
     drawn = candidates.draw_candidates(twins, CandidateConfig(kind="blocks", block_size=11, group_size=1))
     assert min(len(drawn.images_of_text[text]) for text in range(twins.num_captions)) >= 11 - 3
 
 
-def test_blocks_take_as_many_captions_of_an_image_as_set(scenes):
+def test_blocks_use_the_set_number_of_captions_per_image(scenes):
     drawn = candidates.draw_candidates(scenes, CandidateConfig(kind="blocks", block_size=8, captions_per_image=2))
-    taking_part = np.flatnonzero(np.diff(drawn.images_of_text.offsets))
-    assert np.bincount(scenes.caption_image[taking_part]).tolist() == [2] * 32
+    used_captions = np.flatnonzero(np.diff(drawn.images_of_text.offsets))
+    assert np.bincount(scenes.caption_image[used_captions]).tolist() == [2] * 32
 
 
-def test_more_rounds_give_more_neighbours(scenes):
-    once, thrice = (candidates.draw_candidates(scenes, CandidateConfig(kind="blocks", block_size=8, rounds=rounds)) for rounds in (1, 3))
-    assert len(thrice.texts_of_image.values) > 1.5 * len(once.texts_of_image.values)
+def test_more_rounds_give_more_candidates(scenes):
+    one_round, three_rounds = (
+        candidates.draw_candidates(scenes, CandidateConfig(kind="blocks", block_size=8, rounds=rounds)) for rounds in (1, 3)
+    )
+    assert len(three_rounds.texts_of_image.values) > 1.5 * len(one_round.texts_of_image.values)
 
 
-def test_clusters_put_siblings_together(scenes):
+def test_clusters_group_similar_scenes(scenes):
     groups = miners.clusters(scenes, 4)
     assert sorted(np.concatenate(groups).tolist()) == list(range(32))
     assert [len(group) for group in groups] == [4] * 8
-    # Scenes come in families of four that differ in one thing each.
+    # Scenes come in families of four that differ in a single attribute.
     pairs = [(int(a) // 4, int(b) // 4) for group in groups for a in group for b in group if a < b]
-    # By chance 3 in 31 would be siblings.
+    # By chance, 3 of 31 pairs would be of one family.
     assert sum(a == b for a, b in pairs) / len(pairs) > 0.6
 
 
-def test_clusters_equal_the_greedy_search_by_hand(twins, monkeypatch):
-    whole = [group.tolist() for group in miners.clusters(twins, 3)]
+def test_clusters_do_not_depend_on_the_chunk_size(twins, monkeypatch):
+    expected = [group.tolist() for group in miners.clusters(twins, 3)]
     monkeypatch.setattr(miners, "_SEEDS_PER_CHUNK", 2)
-    assert [group.tolist() for group in miners.clusters(twins, 3)] == whole
-    assert whole[0] == [0, 1, 2]
-    assert [len(group) for group in whole] == [3, 3, 3, 3]
+    assert [group.tolist() for group in miners.clusters(twins, 3)] == expected
+    assert expected[0] == [0, 1, 2]
+    assert [len(group) for group in expected] == [3, 3, 3, 3]
 
 
-def test_pairs_are_unique_sorted_and_hold_every_positive(twins):
+def test_pairs_are_unique_sorted_and_include_every_positive(twins):
     drawn = candidates.draw_candidates(twins, CandidateConfig(per_query=6))
     image, text, _ = drawn.pairs(twins.caption_image)
     pairs = list(zip(image.tolist(), text.tolist(), strict=True))

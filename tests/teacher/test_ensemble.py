@@ -1,4 +1,4 @@
-"""Several teachers as one: on one scale, weighted, and only where all have a score."""
+"""Teacher ensembles: scores on one scale, weighted, and only for pairs that all teachers scored."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from dcdctl.core.training import TrainingOptions, distill, recipe
 def folders(corpus, teacher, tmp_path_factory):
     """Caches of two teachers; the second has scored fewer pairs."""
     root = tmp_path_factory.mktemp("caches")
-    build.build_cache(corpus, teacher, root / "one", CandidateConfig(per_query=12))
-    build.build_cache(corpus, make_teacher(corpus.captions, seed=3), root / "other", CandidateConfig(per_query=9, seed=5))
-    return root / "one", root / "other"
+    build.build_cache(corpus, teacher, root / "first", CandidateConfig(per_query=12))
+    build.build_cache(corpus, make_teacher(corpus.captions, seed=3), root / "second", CandidateConfig(per_query=9, seed=5))
+    return root / "first", root / "second"
 
 
 @pytest.fixture
@@ -26,28 +26,28 @@ def caches(folders):
     return [teacher_cache.read_cache(folder) for folder in folders]
 
 
-def test_scores_are_standardised_averaged_and_brought_to_the_teachers_mean_scale_where_all_have_them(caches):
+def test_scores_are_standardized_averaged_and_rescaled_to_the_mean_scale_of_the_teachers(caches):
     ensemble = TeacherEnsemble(caches, [3, 1])
     everything = np.indices((32, 160)).reshape(2, -1)
-    one, other = (cache.lookup(*everything).astype(np.float64) for cache in caches)
-    shared = ~np.isnan(one) & ~np.isnan(other)
+    first, second = (cache.lookup(*everything).astype(np.float64) for cache in caches)
+    shared = ~np.isnan(first) & ~np.isnan(second)
     assert 160 < shared.sum() < min(cache.num_pairs for cache in caches)
-    expected = sum(weight * (scores - scores[shared].mean()) / scores[shared].std() for weight, scores in ((0.75, one), (0.25, other)))
-    mean, spread = (0.75 * of(one[shared]) + 0.25 * of(other[shared]) for of in (np.mean, np.std))
+    expected = sum(weight * (scores - scores[shared].mean()) / scores[shared].std() for weight, scores in ((0.75, first), (0.25, second)))
+    mean, spread = (0.75 * statistic(first[shared]) + 0.25 * statistic(second[shared]) for statistic in (np.mean, np.std))
     np.testing.assert_allclose(ensemble.lookup(*everything), np.where(shared, expected * spread + mean, np.nan), rtol=1e-5, atol=1e-6)
     assert set(zip(ensemble.image_P.tolist(), ensemble.text_P.tolist(), strict=True)) == set(
         zip(*everything[:, shared].tolist(), strict=True)
     )
 
 
-def test_the_same_teacher_twice_is_that_teacher(caches):
-    one = caches[0]
+def test_an_ensemble_of_one_teacher_twice_equals_that_teacher(caches):
+    cache = caches[0]
     np.testing.assert_allclose(
-        TeacherEnsemble([one, one]).lookup(one.image_P, one.text_P), one.lookup(one.image_P, one.text_P), rtol=1e-4, atol=1e-5
+        TeacherEnsemble([cache, cache]).lookup(cache.image_P, cache.text_P), cache.lookup(cache.image_P, cache.text_P), rtol=1e-4, atol=1e-5
     )
 
 
-def test_candidates_are_the_firsts_that_all_have_scored(caches):
+def test_candidates_are_those_of_the_first_cache_that_all_teachers_scored(caches):
     ensemble = TeacherEnsemble(caches)
     for image in range(32):
         expected = [text for text in caches[0].candidates.texts_of_image[image].tolist() if not np.isnan(caches[1].lookup(image, text))]
@@ -57,15 +57,15 @@ def test_candidates_are_the_firsts_that_all_have_scored(caches):
         assert ensemble.candidates.images_of_text[text].tolist() == expected
 
 
-def test_one_cache_is_itself_and_weights_must_fit(caches):
+def test_one_cache_is_returned_unchanged_and_weights_must_match_the_caches(caches):
     assert read_caches(caches[:1], ()) is caches[0]
     assert read_caches([], ()) is None
-    for some in (caches, caches[:1], []):
-        with pytest.raises(ConfigError, match=rf"teachers\.weights has 3 numbers, and there are {len(some)} caches"):
-            read_caches(some, (1.0, 2.0, 1.0))
+    for given in (caches, caches[:1], []):
+        with pytest.raises(ConfigError, match=rf"teachers\.weights has 3 numbers, and there are {len(given)} caches"):
+            read_caches(given, (1.0, 2.0, 1.0))
 
 
-def test_caches_of_two_corpora_do_not_go_together(corpus, teacher, caches, tmp_path):
+def test_caches_of_different_corpora_are_refused(corpus, teacher, caches, tmp_path):
     few = build.build_cache(corpus.subset(8), teacher, tmp_path / "few", CandidateConfig(per_query=3))
     with pytest.raises(StaleError, match="of different corpora"):
         TeacherEnsemble([caches[0], few])

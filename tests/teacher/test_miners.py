@@ -1,4 +1,4 @@
-"""Who is near whom: BM25, vectors and chance, each against a plain oracle; what must not be paired is left out."""
+"""Hard-negative miners: BM25, embeddings and random, each against a plain oracle; false negatives are excluded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEXTS = [
 ]
 
 
-# Twenty captions of the first image, and nineteen of the second, say the same: most of the small corpus is no negative for either.
+# Twenty captions of the first image and nineteen of the second have equal texts: few captions of this corpus are negatives for either.
 REPEATED = [[f"same thing {k}" for k in range(20)], [*(f"SAME thing {k}!" for k in range(19)), "x"]]
 REPEATED += [[f"other {image} {k}" for k in range(3)] for image in range(10)]
 
@@ -47,10 +47,10 @@ def repeated(tmp_path_factory):
 
 
 def true_pairs(corpus: Corpus) -> np.ndarray:
-    """Images x captions: whether the caption is one of the image's or has the same words as one."""
-    said = [" ".join(words(text)) for text in corpus.captions]
-    own = [{said[text] for text in corpus.captions_of(image)} for image in range(corpus.num_images)]
-    return np.array([[text in texts for text in said] for texts in own])
+    """Images x captions: whether the caption belongs to the image, or has the words of a caption that does."""
+    normalized = [" ".join(words(text)) for text in corpus.captions]
+    own = [{normalized[text] for text in corpus.captions_of(image)} for image in range(corpus.num_images)]
+    return np.array([[text in texts for text in normalized] for texts in own])
 
 
 def bm25(query: list[str], documents: list[list[str]]) -> list[float]:
@@ -86,7 +86,7 @@ def test_lexical_candidates_are_the_best_by_bm25(corpus):
             scores[is_true_IT[query] if direction == "text" else is_true_IT[:, query]] = -np.inf
             kept = lists[query]
             assert len(kept) == 3
-            # Ties may fall either way: the worst that is kept scores no less than the best that is not.
+            # Ties may go either way: the lowest score that is kept is no lower than the highest that is not.
             assert scores[kept].min() >= np.delete(scores, kept).max() - 1e-6
 
 
@@ -104,16 +104,16 @@ def test_equal_texts_are_no_negatives_whatever_their_case_spacing_and_punctuatio
 def test_equal_bm25_scores_keep_the_order_of_the_corpus():
     documents = ["sea", "a dog", "a cat", "a dog", "boat", "a dog", "a dog runs"]
     miner = miners.lexical_miner(["dog", "nothing of it", "!?"], documents)
-    # One of the documents that tie at the end has to stay out, and it is the last.
+    # Three documents tie for the two ranks, and the last of them is left out.
     assert miner(np.array([0]), 2).tolist() == [[1, 3]]
     assert miner(np.array([0]), 7).tolist() == [[1, 3, 5, 6, 0, 2, 4]]
     assert miner(np.array([1, 2]), 3).tolist() == [[0, 1, 2], [0, 1, 2]]
 
 
-def test_captions_without_a_word_are_mined_all_the_same(tmp_path):
+def test_captions_without_words_have_lexical_candidates(tmp_path):
     corpus = make_corpus(tmp_path / "corpus", [["!", "..."], ["?"], ["a dog"]])
     drawn = candidates.draw_candidates(corpus, CandidateConfig(kind="lexical"))
-    # Texts of punctuation alone are equal: nothing is left of them.
+    # Texts of punctuation alone are equal, because normalization leaves nothing of them.
     assert [drawn.texts_of_image[image].tolist() for image in range(3)] == [[3], [3], [0, 1, 2]]
     assert miners.lexical_miner(["?"], ["!", "..."])(np.array([0]), 2).tolist() == [[0, 1]]
 
@@ -127,17 +127,17 @@ from dcdctl.core import data, teacher
 drawn = teacher.draw_candidates(data.Corpus.open(Path(sys.argv[1]), "train"), teacher.CandidateConfig(kind="lexical", per_query=5))
 print(drawn.texts_of_image.values.tolist(), drawn.images_of_text.values.tolist())
 """
-    found = []
+    outputs = []
     for hash_seed in ("1", "2"):
-        # Words are numbered in the order of a set.
+        # The vocabulary is numbered in the order of a set, which depends on the hash seed.
         monkeypatch.setenv("PYTHONHASHSEED", hash_seed)
-        found.append(run_script(script, repeated.folder))
-    assert found[0] == found[1]
+        outputs.append(run_script(script, repeated.folder))
+    assert outputs[0] == outputs[1]
 
 
 @pytest.fixture(params=["dual", "clip", "siglip", "text"])
 def embedder(request, corpus, tmp_path):
-    """A reference to each kind of model that gives vectors."""
+    """A reference to a model of each kind that embeds images and captions."""
     if request.param == "dual":
         size = models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16, image_size=32)
         models.save(models.dual_student(size, corpus.captions), tmp_path / "dual")
@@ -145,14 +145,14 @@ def embedder(request, corpus, tmp_path):
     text = save_text("bert", corpus.captions, tmp_path / "text")
     if request.param == "text":
         return text
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    of_image = {**small, "image_size": SIDE, "patch_size": 8}
-    of_text = {**small, "vocab_size": 200, "bos_token_id": 0, "eos_token_id": 3, "pad_token_id": 1, "max_position_embeddings": 48}
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    vision_size = {**size, "image_size": SIDE, "patch_size": 8}
+    text_size = {**size, "vocab_size": 200, "bos_token_id": 0, "eos_token_id": 3, "pad_token_id": 1, "max_position_embeddings": 48}
     if request.param == "clip":
-        config = CLIPConfig(vision_config=of_image, text_config=of_text, projection_dim=8)
+        config = CLIPConfig(vision_config=vision_size, text_config=text_size, projection_dim=8)
         CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}).save_pretrained(text)
     else:
-        config = SiglipConfig(vision_config=of_image, text_config={**of_text, "projection_size": 16})
+        config = SiglipConfig(vision_config=vision_size, text_config={**text_size, "projection_size": 16})
         SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE}).save_pretrained(text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -162,8 +162,8 @@ def embedder(request, corpus, tmp_path):
 
 def test_embedding_candidates_are_the_best_by_inner_product(corpus, embedder):
     drawn = candidates.draw_candidates(corpus, CandidateConfig(kind="embedding", per_query=4, model=embedder))
-    found = embed.embed_corpus(embed.load_embedder(embedder, CPU), corpus)
-    scores_IT = (found.images_ID @ found.texts_TD.T).numpy()
+    embeddings = embed.embed_corpus(embed.load_embedder(embedder, CPU), corpus)
+    scores_IT = (embeddings.images_ID @ embeddings.texts_TD.T).numpy()
     is_true_IT = true_pairs(corpus)
     scores_IT = np.where(is_true_IT, -np.inf, scores_IT)
     for image in range(corpus.num_images):
@@ -173,40 +173,40 @@ def test_embedding_candidates_are_the_best_by_inner_product(corpus, embedder):
         assert drawn.images_of_text[text].tolist() == sorted(np.argsort(-scores_IT[:, text], kind="stable")[: min(4, allowed)].tolist())
 
 
-def test_vectors_have_length_1_and_stand_in_the_order_of_the_corpus(corpus, embedder):
-    found = embed.embed_corpus(embed.load_embedder(embedder, CPU), corpus)
-    torch.testing.assert_close(found.images_ID.norm(dim=1), torch.ones(5))
-    one = embed.load_embedder(embedder, CPU)
+def test_embeddings_have_norm_1_and_the_order_of_the_corpus(corpus, embedder):
+    embeddings = embed.embed_corpus(embed.load_embedder(embedder, CPU), corpus)
+    torch.testing.assert_close(embeddings.images_ID.norm(dim=1), torch.ones(5))
+    model = embed.load_embedder(embedder, CPU)
     with torch.no_grad():
         for text in (0, 7):
-            alone = torch.nn.functional.normalize(one.texts(one.preprocess.texts([corpus.captions[text]])).float(), dim=-1)[0]
-            torch.testing.assert_close(found.texts_TD[text], alone, rtol=1e-4, atol=1e-5)
+            expected_D = torch.nn.functional.normalize(model.texts(model.preprocess.texts([corpus.captions[text]])).float(), dim=-1)[0]
+            torch.testing.assert_close(embeddings.texts_TD[text], expected_D, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["vit", "siglip2", "t5"])
-def test_a_model_without_vectors_of_captions_is_refused(tmp_path, kind):
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+def test_a_model_that_does_not_embed_captions_is_refused(tmp_path, kind):
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     if kind == "vit":
         save_vision("tokens", tmp_path)
     elif kind == "siglip2":
-        AutoModel.from_config(Siglip2Config(vision_config=small, text_config={**small, "vocab_size": 99})).save_pretrained(tmp_path)
+        AutoModel.from_config(Siglip2Config(vision_config=size, text_config={**size, "vocab_size": 99})).save_pretrained(tmp_path)
     else:
         AutoModel.from_config(T5Config(vocab_size=99, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=f"is a {kind} model, whose vectors are not known here; name a run of a dual encoder"):
         embed.load_embedder(str(tmp_path), CPU)
 
 
-def test_mixed_candidates_have_their_shares(corpus):
+def test_mixed_candidates_follow_the_shares(corpus):
     def excluded(query, item):
         return np.isin(item, [0, 1]).astype(np.uint8)
 
     evens, odds = (lambda queries, width, first=first: np.array([range(first, 10, 2)]) for first in (0, 1))
     mixed = miners.mixed_miner([(evens, 3), (odds, 1)], excluded)
-    # Three even ones that may be, then an odd one; what is out stays where it was.
+    # Three allowed even items, then an odd one; excluded items keep their positions.
     assert mixed(np.array([0]), 10).tolist() == [[0, 2, 4, 6, 1, 3, 8, 5, 7, 9]]
-    found = miners.mine(mixed, 1, 10, 4, excluded)
-    assert found.candidates.tolist() == [2, 3, 4, 6]
-    assert found.num_dropped[:3].tolist() == [0, 2, 0]
+    mined = miners.mine(mixed, 1, 10, 4, excluded)
+    assert mined.candidates.tolist() == [2, 3, 4, 6]
+    assert mined.num_dropped[:3].tolist() == [0, 2, 0]
     config = CandidateConfig(kind="mixed", per_query=4, shares={"lexical": 1.0, "random": 1.0})
     drawn = candidates.draw_candidates(corpus, config)
     best = candidates.draw_candidates(corpus, CandidateConfig(kind="lexical", per_query=2))
@@ -215,27 +215,27 @@ def test_mixed_candidates_have_their_shares(corpus):
         assert set(best.texts_of_image[image].tolist()) <= set(drawn.texts_of_image[image].tolist())
 
 
-def test_what_two_miners_both_give_is_filled_up():
-    def nothing(query, item):
+def test_duplicates_of_two_miners_are_replaced_by_the_next_candidates():
+    def no_exclusion(query, item):
         return np.zeros(item.shape, dtype=np.uint8)
 
     ranked, repeating = (lambda queries, width, row=row: np.array([row]) for row in ([5, 6, 7, 8], [5, 5, 9, 6]))
-    found = miners.mine(miners.mixed_miner([(repeating, 2), (ranked, 2)], nothing), 1, 10, 4, nothing)
-    # 5 and 9 of the one, 6 of the other beside its 5, and then the one's next, 6, is there already: 7.
-    assert found.candidates.tolist() == [5, 6, 7, 9]
+    mined = miners.mine(miners.mixed_miner([(repeating, 2), (ranked, 2)], no_exclusion), 1, 10, 4, no_exclusion)
+    # The first miner gives 5 and 9. The second gives 6, as its 5 is a duplicate. The first miner's next, 6, is one too, so 7 follows.
+    assert mined.candidates.tolist() == [5, 6, 7, 9]
 
 
 @pytest.mark.parametrize(
     ("total", "shares", "counts"),
     [(15, [0.5, 0.5], [8, 7]), (4, [1, 1, 1], [1, 2, 1]), (1, [0.2, 0.8], [0, 1]), (63, [1, 3, 5], [7, 21, 35])],
 )
-def test_shares_sum_to_the_whole(total, shares, counts):
+def test_counts_by_shares_sum_to_the_total(total, shares, counts):
     assert miners.split_by_shares(total, shares) == counts
 
 
 @pytest.mark.parametrize("kind", ["random", "lexical", "embedding", "mixed"])
 @pytest.mark.parametrize("per_query", [1, 3, 20, 30])
-def test_a_query_has_as_many_as_set_or_all_there_are(repeated, kind, per_query):
+def test_a_query_has_the_set_number_of_candidates_or_all_its_negatives(repeated, kind, per_query):
     config = CandidateConfig(
         kind=kind, per_query=per_query, model="given" if kind == "embedding" else "", shares={"random": 1.0} if kind == "mixed" else {}
     )
@@ -250,100 +250,100 @@ def test_a_query_has_as_many_as_set_or_all_there_are(repeated, kind, per_query):
 
 
 @pytest.mark.parametrize(("chunk", "cells"), [(5, 1 << 22), (4096, 60)])
-def test_lexical_candidates_do_not_depend_on_how_queries_are_cut(repeated, monkeypatch, chunk, cells):
+def test_lexical_candidates_do_not_depend_on_chunk_sizes(repeated, monkeypatch, chunk, cells):
     config = CandidateConfig(kind="lexical", per_query=6)
-    whole = candidates.draw_candidates(repeated, config)
+    expected = candidates.draw_candidates(repeated, config)
     monkeypatch.setattr(miners, "QUERIES_PER_CHUNK", chunk)
     monkeypatch.setattr(miners, "MAX_MATRIX_ENTRIES", cells)
-    cut = candidates.draw_candidates(repeated, config)
-    assert cut.texts_of_image.values.tolist() == whole.texts_of_image.values.tolist()
-    assert cut.images_of_text.values.tolist() == whole.images_of_text.values.tolist()
-    assert cut.dropped == whole.dropped
+    chunked = candidates.draw_candidates(repeated, config)
+    assert chunked.texts_of_image.values.tolist() == expected.texts_of_image.values.tolist()
+    assert chunked.images_of_text.values.tolist() == expected.images_of_text.values.tolist()
+    assert chunked.dropped == expected.dropped
 
 
-def test_what_each_guard_left_out_is_counted(tmp_path):
+def test_dropped_false_negatives_are_counted_by_reason(tmp_path):
     corpus = make_corpus(tmp_path / "corpus", [["a dog", "grass"], ["A dog!"], ["sea"]])
-    # All there are: three pairs of an image and its own captions and one more, 0 with caption 2 and 1 with caption 0, each way.
+    # In each direction, four pairs of an image and its own caption, and two of equal text: image 0 with caption 2, image 1 with caption 0.
     drawn = candidates.draw_candidates(corpus, CandidateConfig(per_query=9))
     assert drawn.dropped == {"same image": 8, "equal text": 4}
     blocks = candidates.draw_candidates(corpus, CandidateConfig(kind="blocks", block_size=3, group_size=1, directions=("text",)))
     assert blocks.dropped == {"same image": 4, "equal text": 2}
-    # The best caption for image 0 that is not its own is the sea; its own two and the equal one come first.
+    # For image 0, its own two captions and the equal text rank first; the best candidate left is the sea.
     best = candidates.draw_candidates(corpus, CandidateConfig(kind="lexical", per_query=1, directions=("text",)))
     assert [best.texts_of_image[image].tolist() for image in range(3)] == [[3], [1], [0]]
     assert best.dropped == {"same image": 4, "equal text": 2}
 
 
-def test_blocks_gather_by_the_vectors_of_a_model(embedder, tmp_path):
+def test_blocks_group_images_by_the_embeddings_of_a_model(embedder, tmp_path):
     six = make_corpus(tmp_path / "six", [*TEXTS, ["a bird", "some birds fly"]])
     images_ID = embed.embed_corpus(embed.load_embedder(embedder, CPU), six).images_ID
     scores_I = (images_ID @ images_ID[0]).numpy()
     scores_I[0] = np.inf
     near = set(np.argsort(-scores_I)[:3].tolist())
     drawn = candidates.draw_candidates(six, CandidateConfig(kind="blocks", block_size=3, group_size=3, model=embedder))
-    # The first image takes the two that are nearest to it, and the others are left for each other.
+    # The first image is grouped with its two nearest images, and the remaining images form the other block.
     for image in range(6):
         others = {int(six.caption_image[text]) for text in drawn.texts_of_image[image]}
         assert others | {image} == (near if image in near else set(range(6)) - near)
 
 
 @pytest.mark.parametrize("kind", ["random", "lexical", "blocks"])
-def test_only_the_directions_asked_for_are_mined(corpus, kind):
+def test_only_the_requested_directions_are_mined(corpus, kind):
     drawn = candidates.draw_candidates(corpus, CandidateConfig(kind=kind, per_query=2, block_size=3, directions=("text",)))
     assert len(drawn.texts_of_image.values) > 0
     assert len(drawn.images_of_text.values) == 0
     assert len(drawn.images_of_text) == 10
 
 
-def resaved(picture: Image.Image) -> Image.Image:
-    """What is left of a picture after a JPEG of another size."""
+def resaved(image: Image.Image) -> Image.Image:
+    """The image, resized and compressed as a JPEG."""
     stream = io.BytesIO()
-    picture.resize((48, 48), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=70)
+    image.resize((48, 48), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=70)
     return Image.open(stream)
 
 
 @pytest.mark.parametrize("kind", ["random", "lexical", "blocks"])
-def test_pictures_that_look_alike_are_no_negatives_for_each_other(corpus, monkeypatch, kind):
-    pictures = corpus.images(range(5))
-    alike = [pictures[0], pictures[1], resaved(pictures[0]), pictures[3], pictures[4]]
-    monkeypatch.setattr(type(corpus), "images", lambda self, image_ix: [alike[int(image)] for image in image_ix])
-    assert 0 < (difference_hash(alike[0]) ^ difference_hash(alike[2])).bit_count() <= 10
+def test_near_duplicate_images_are_excluded_as_negatives(corpus, monkeypatch, kind):
+    images = corpus.images(range(5))
+    images[2] = resaved(images[0])
+    monkeypatch.setattr(type(corpus), "images", lambda self, image_ix: [images[int(image)] for image in image_ix])
+    assert 0 < (difference_hash(images[0]) ^ difference_hash(images[2])).bit_count() <= 10
     drawn = candidates.draw_candidates(corpus, CandidateConfig(kind=kind, per_query=9, block_size=5, duplicate_bits=10))
     assert {4, 5}.isdisjoint(drawn.texts_of_image[0].tolist())
     assert {0, 1}.isdisjoint(drawn.texts_of_image[2].tolist())
     assert 2 not in drawn.images_of_text[0]
-    # Two captions each way, and two images each way.
+    # Images 0 and 2 each drop the two captions of the other, and their four captions drop one image each.
     assert drawn.dropped["near-duplicate images"] == 8
 
 
-def test_others_take_the_place_of_pictures_that_look_alike(repeated):
-    # All noise pictures look alike where 40 of 64 bits may differ, and then nothing is left; at 20 bits every query has its three.
+def test_other_candidates_replace_near_duplicate_images(repeated):
+    # With 63 of 64 bits allowed to differ, all noise images are near duplicates and none is left. With 20 bits, every query has its three.
     for bits, count in ((20, 3), (63, 0)):
         drawn = candidates.mine_candidates(repeated, CandidateConfig(per_query=3, duplicate_bits=bits))
         assert set(np.diff(drawn.texts_of_image.offsets).tolist()) == {count}
         assert set(np.diff(drawn.images_of_text.offsets).tolist()) == {count}
 
 
-def test_the_first_guard_against_a_pair_gives_the_reason():
-    guards = FalseNegativeFilter(np.array([0, 0, 1, 2]), np.array([0, 1, 0, 2]), np.array([0b0, 0b1, 0b111], dtype=np.uint64), 1)
+def test_the_first_filter_that_excludes_a_pair_gives_the_reason():
+    exclusion = FalseNegativeFilter(np.array([0, 0, 1, 2]), np.array([0, 1, 0, 2]), np.array([0b0, 0b1, 0b111], dtype=np.uint64), 1)
     image, text = np.repeat(np.arange(3), 4), np.tile(np.arange(4), 3)
-    assert guards(image, text).reshape(3, 4).tolist() == [[1, 1, 2, 0], [2, 3, 1, 0], [0, 0, 0, 1]]
-    assert guards.for_captions(text, image).tolist() == guards(image, text).tolist()
+    assert exclusion(image, text).reshape(3, 4).tolist() == [[1, 1, 2, 0], [2, 3, 1, 0], [0, 0, 0, 1]]
+    assert exclusion.for_captions(text, image).tolist() == exclusion(image, text).tolist()
 
 
-def test_draws_are_different_and_a_function_of_the_seed(corpus):
+def test_random_candidates_depend_on_the_seed_alone(corpus):
     drawn = [
         candidates.draw_candidates(corpus, CandidateConfig(per_query=3, seed=seed)).texts_of_image.values.tolist() for seed in (1, 1, 2)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_chunks_do_not_change_who_is_excluded(monkeypatch):
+def test_exclusion_holds_in_every_chunk(monkeypatch):
     monkeypatch.setattr(miners, "QUERIES_PER_CHUNK", 7)
-    found = miners.mine(miners.random_miner([3], 50, 1000), 50, 1000, 20, lambda query, item: (item % 2 == 0).astype(np.uint8))
-    assert (found.candidates % 2 == 1).all()
-    assert len(set(zip(found.queries.tolist(), found.candidates.tolist(), strict=True))) == len(found.queries)
-    assert np.bincount(found.queries).tolist() == [20] * 50
+    mined = miners.mine(miners.random_miner([3], 50, 1000), 50, 1000, 20, lambda query, item: (item % 2 == 0).astype(np.uint8))
+    assert (mined.candidates % 2 == 1).all()
+    assert len(set(zip(mined.queries.tolist(), mined.candidates.tolist(), strict=True))) == len(mined.queries)
+    assert np.bincount(mined.queries).tolist() == [20] * 50
 
 
 def test_without_bm25s_the_error_says_how_to_install_it(corpus, monkeypatch):
@@ -364,6 +364,6 @@ def test_without_bm25s_the_error_says_how_to_install_it(corpus, monkeypatch):
         ({"relative_margin": 1.0}, r"candidates\.relative_margin must lie in \[0, 1\), got 1\.0"),
     ],
 )
-def test_settings_that_do_not_go_together_are_named(wrong, message):
+def test_inconsistent_settings_are_named(wrong, message):
     with pytest.raises(ConfigError, match=message):
         CandidateConfig(**wrong)

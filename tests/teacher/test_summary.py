@@ -1,4 +1,4 @@
-"""What a teacher cache holds, checked on a cache written by hand."""
+"""The summary of a teacher cache, checked on a cache written by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAIRS = [
     (2, 0, 5.0, BOTH),
     (2, 3, 7.0, POSITIVE),
 ]
-"""Image, caption, score, role: caption 2 of image 1 is nearer to image 0 than image 0's own; image 2 ties with caption 0's own image."""
+"""Image, caption, score, role. Caption 2 of image 1 outranks the captions of image 0; image 2 ties with the image of caption 0."""
 CAPTIONS = [["a dog", "a <b>dog</b>"], ["a cat & a dog"], ["a bird"]]
 
 
@@ -48,28 +48,28 @@ def folder(tmp_path, corpus):
     return folder
 
 
-def test_a_cache_is_summed_up_as_by_hand(folder):
-    found = summary.summarize_cache(cache.read_cache(folder), num_hardest=2)
-    assert (found.num_images, found.num_captions, found.num_pairs, found.dropped) == (3, 4, 7, {"equal text": 2})
+def test_the_summary_equals_the_one_worked_out_by_hand(folder):
+    result = summary.summarize_cache(cache.read_cache(folder), num_hardest=2)
+    assert (result.num_images, result.num_captions, result.num_pairs, result.dropped) == (3, 4, 7, {"equal text": 2})
     # Images 0 and 2 have negatives: 6 beats 5, 5 does not beat 7.
-    assert found.text_retrieval == summary.DirectionSummary(num_queries=2, num_negatives=2, positive_first=0.5, outranking=0.5)
-    # Caption 0 (own 5) has images 1 (-1) and 2 (5, a tie), caption 2 (own 2) has image 0 (6).
-    assert found.image_retrieval == summary.DirectionSummary(
+    assert result.text_retrieval == summary.DirectionSummary(num_queries=2, num_negatives=2, positive_first=0.5, outranking=0.5)
+    # Caption 0 (positive 5) has images 1 (-1) and 2 (5, a tie); caption 2 (positive 2) has image 0 (6).
+    assert result.image_retrieval == summary.DirectionSummary(
         num_queries=2, num_negatives=3, positive_first=0.0, outranking=pytest.approx(2 / 3)
     )
-    assert (sum(found.positives), sum(found.negatives)) == (4, 3)
-    assert (found.edges[0], found.edges[-1]) == (-1.0, 7.0)
-    assert found.hardest == [
+    assert (sum(result.positives), sum(result.negatives)) == (4, 3)
+    assert (result.edges[0], result.edges[-1]) == (-1.0, 7.0)
+    assert result.hardest == [
         summary.Negative(image=0, text=2, score=6.0, own_text=0, own_score=5.0),
         summary.Negative(image=2, text=0, score=5.0, own_text=3, own_score=7.0),
     ]
 
 
-def run_cli(*words):
-    return CliRunner().invoke(app, ["inspect", *map(str, words)], catch_exceptions=False)
+def run_cli(*arguments):
+    return CliRunner().invoke(app, ["inspect", *map(str, arguments)], catch_exceptions=False)
 
 
-def test_inspect_prints_a_document_with_captions(folder, corpus):
+def test_inspect_prints_json_with_captions(folder, corpus):
     result = run_cli(folder, "--data", corpus.folder, "--json", "--hardest", 1)
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
@@ -79,7 +79,7 @@ def test_inspect_prints_a_document_with_captions(folder, corpus):
     assert document["hardest"][0]["image_id"] == "i0"
 
 
-def test_inspect_shows_tables_and_writes_a_page_with_pictures(folder, corpus, tmp_path):
+def test_inspect_shows_tables_and_writes_a_page_with_images(folder, corpus, tmp_path):
     result = run_cli(folder, "--data", corpus.folder, "--html", tmp_path / "page.html")
     assert result.exit_code == 0, result.stderr
     assert "text retrieval: 2 queries, 2 negatives: positive first 50.0%, negatives above it 50.00%" in result.stdout
