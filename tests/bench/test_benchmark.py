@@ -1,4 +1,4 @@
-"""Times and speed-ups by hand: fake models move a fake clock by a known cost."""
+"""Benchmark times and speed-ups, worked out by hand: fake models advance a fake clock by known costs."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from dcdctl.core.bench.timer import Quantity, Sample
 from dcdctl.core.errors import ConfigError
 
 
-def test_the_three_speed_ups_are_those_of_the_known_costs():
-    pair, query, whole = (item.ratio for item in bench().speed_ups)
+def test_the_three_speed_ups_follow_from_the_known_costs():
+    pair, query, test_set = (item.ratio for item in bench().speed_ups)
     assert pair == pytest.approx((10 + 2 + 1) / (5 + 1))
     assert query == pytest.approx((2 + 100 * 1) / 1)
     # 4 images, 7 captions, 28 pairs
-    assert whole == pytest.approx((4 * 10 + 7 * 2 + 28 * 1) / (4 * 5 + 7 * 1))
+    assert test_set == pytest.approx((4 * 10 + 7 * 2 + 28 * 1) / (4 * 5 + 7 * 1))
 
 
-def test_a_fusion_student_pays_for_every_pair_too():
-    pair, query, whole = (item.ratio for item in bench(student=FakeFusion).speed_ups)
-    assert (pair, query, whole) == pytest.approx((2, 2, 2))
+def test_a_fusion_student_has_a_cost_per_pair():
+    pair, query, test_set = (item.ratio for item in bench(student=FakeFusion).speed_ups)
+    assert (pair, query, test_set) == pytest.approx((2, 2, 2))
 
 
-def test_the_steps_of_a_model_are_timed_one_by_one():
+def test_each_step_of_a_model_is_timed():
     times = bench().teacher
     assert (times.image_encode_ms, times.text_encode_ms) == pytest.approx((10, 2))
     assert times.pairs_per_s == pytest.approx(1000 / 13)
@@ -48,7 +48,7 @@ def test_a_query_without_cached_images_encodes_exactly_its_gallery():
         assert result.student.query(count, is_cached=True).seconds == pytest.approx(1 / 1000)
 
 
-def test_what_the_budget_does_not_cover_is_rate_times_count_and_says_so():
+def test_a_gallery_beyond_the_budget_is_extrapolated_and_marked():
     result = bench(budget_s=0.15, gallery_sizes=(20, 100, 1000))
     assert not result.teacher.query(100, is_cached=True).extrapolated
     beyond = result.teacher.query(1000, is_cached=True)
@@ -59,13 +59,13 @@ def test_what_the_budget_does_not_cover_is_rate_times_count_and_says_so():
     assert [item.extrapolated for item in bench(budget_s=0.05).speed_ups] == [False, True, True]
 
 
-def test_without_any_gallery_in_the_budget_a_query_is_made_of_the_single_steps():
+def test_without_a_timed_gallery_a_query_is_extrapolated_from_single_steps():
     beyond = bench(budget_s=0.01).teacher.query(100, is_cached=False)
     assert (beyond.seconds, beyond.extrapolated) == (pytest.approx((2 + 100 * 11) / 1000), True)
 
 
-def test_extrapolation_goes_on_from_the_largest_gallery_that_was_timed():
-    """Not from the single steps: here a gallery of 1,000 costs 6 ms more than its caption, though one image costs 1 ms."""
+def test_extrapolation_starts_from_the_largest_timed_gallery():
+    """The single steps would give another result: 1,000 images cost 6 ms in addition to the caption, but one image costs 1 ms."""
     draws = np.zeros((1, 1), dtype=np.int64)
     steps = SimpleNamespace(text=Sample(np.array([[0.002]]), draws), rank_s=Quantity(0.001, np.array([0.001])))
     timed = {count: QueryTiming(Quantity(seconds, np.array([seconds])), steps.text) for count, seconds in ((100, 0.1), (1000, 0.008))}
@@ -73,13 +73,13 @@ def test_extrapolation_goes_on_from_the_largest_gallery_that_was_timed():
     assert curve.expected(10_000).value == pytest.approx(0.002 + 10 * 0.006)
 
 
-def test_a_gallery_that_takes_too_much_memory_is_not_made():
-    result = bench(gallery_sizes=(100, 100_000), max_gallery_mib=1, budget_s=0.3)  # 16 bytes an image
+def test_a_gallery_above_the_memory_limit_is_extrapolated():
+    result = bench(gallery_sizes=(100, 100_000), max_gallery_mib=1, budget_s=0.3)  # 16 bytes per image
     assert [result.student.query(count, is_cached=True).extrapolated for count in (100, 100_000)] == [False, True]
     assert not bench(gallery_sizes=(100, 50_000), max_gallery_mib=1, budget_s=0.3).student.query(50_000, is_cached=True).extrapolated
 
 
-def test_the_latency_percentiles_are_over_single_pairs():
+def test_latency_percentiles_are_of_single_pairs():
     times = bench(corpus=FakeCorpus([1, 3])).teacher  # repeats alternate: 13, 33, 13 ms
     assert times.pair_p50_ms == pytest.approx(13)
     assert times.pair_p95_ms == pytest.approx(13 + 0.9 * 20)
@@ -88,7 +88,7 @@ def test_the_latency_percentiles_are_over_single_pairs():
 
 
 def test_teacher_and_student_are_timed_on_the_same_pairs():
-    """The teacher is so slow that it sees two of the four; the student's many repeats are of these two."""
+    """The slow teacher is timed on two of the four pairs, and the student repeats these two."""
     result = bench(corpus=FakeCorpus([1, 1, 9, 9]), budget_s=0.029, num_repeats=40, min_rounds=2)
     assert result.teacher.latencies["pair"].num_repeats == 2
     student = result.student.latencies["pair"]
@@ -96,7 +96,7 @@ def test_teacher_and_student_are_timed_on_the_same_pairs():
     assert student.p99.ms == pytest.approx(6)
 
 
-def test_a_percentile_of_too_few_repeats_says_so():
+def test_a_percentile_of_too_few_repeats_is_marked_unresolved():
     few, many = (bench(num_repeats=count).teacher.latencies["pair"] for count in (20, 100))
     assert (few.num_repeats, few.p50.is_resolved, few.p95.is_resolved, few.p99.is_resolved) == (20, True, True, False)
     assert many.p99.is_resolved
@@ -104,30 +104,30 @@ def test_a_percentile_of_too_few_repeats_says_so():
 
 def test_throughput_is_measured_for_every_batch_size():
     corpus = FakeCorpus([1, 3])
-    found = bench(corpus=corpus, batch_sizes=(1, 2, 4)).student.throughput
-    assert [one.batch_size for one in found] == [1, 2, 4, 8]
-    # The first image costs 5 ms, the second 15: one alone is the first, an even batch costs 10 ms an image in the mean.
-    assert [one.images_per_s for one in found] == pytest.approx([200, 100, 100, 100])
-    assert [one.pairs_per_s for one in found] == pytest.approx([1000 / 6, *[1000 / 11] * 3])
-    assert [one.captions_per_s for one in found] == pytest.approx([1000] * 4)
+    rates = bench(corpus=corpus, batch_sizes=(1, 2, 4)).student.throughput
+    assert [rate.batch_size for rate in rates] == [1, 2, 4, 8]
+    # The first image costs 5 ms and the second 15. A batch of one holds the first; an even batch costs 10 ms per image on average.
+    assert [rate.images_per_s for rate in rates] == pytest.approx([200, 100, 100, 100])
+    assert [rate.pairs_per_s for rate in rates] == pytest.approx([1000 / 6, *[1000 / 11] * 3])
+    assert [rate.captions_per_s for rate in rates] == pytest.approx([1000] * 4)
 
 
-def test_times_that_do_not_vary_have_intervals_without_width():
+def test_constant_times_have_intervals_of_zero_width():
     result = bench()
     for item in result.speed_ups:
         assert item.interval == pytest.approx((item.ratio, item.ratio))
 
 
-def test_times_that_vary_have_an_interval_around_them():
-    """Pairs of 13 and 33 ms: the teacher's median of draws of them is anything between."""
+def test_varying_times_have_an_interval_around_the_median():
+    """The teacher's pairs take 13 or 33 ms, so the median of a resample lies anywhere between."""
     result = bench(corpus=FakeCorpus([1, 3]), num_repeats=11)
     low, high = result.teacher.latencies["pair"].p50.interval_ms
     assert (low, high) == pytest.approx((13, 33))
     assert result.teacher.latencies["pair"].p50.ms == pytest.approx(13)
 
 
-def test_a_slow_stretch_that_hits_both_leaves_the_ratio_of_a_round_alone():
-    """Teacher and student of a round are both fast or both slow, and draws are of whole rounds."""
+def test_a_slow_round_of_both_models_does_not_change_their_ratio():
+    """In each round, both models are fast or both are slow, and resampling draws entire rounds."""
     result = bench(student=FakeFusion, corpus=FakeCorpus([1, 7, 1, 7]), num_repeats=12)
     pair = result.speed_ups[0]
     assert pair.interval == pytest.approx((2, 2))
@@ -135,7 +135,7 @@ def test_a_slow_stretch_that_hits_both_leaves_the_ratio_of_a_round_alone():
     assert high > 2 * low
 
 
-def test_the_curve_has_a_speed_up_for_every_gallery_both_ways():
+def test_the_curve_has_a_speed_up_for_every_gallery_with_and_without_cached_images():
     result = bench(budget_s=0.15)
     points = {(point.num_images, point.is_cached): point.speed_up for point in result.curve}
     assert set(points) == {(count, is_cached) for count in (20, 100) for is_cached in (True, False)}
@@ -145,7 +145,7 @@ def test_the_curve_has_a_speed_up_for_every_gallery_both_ways():
     assert points[100, False].ratio == pytest.approx((2 + 11 * 100) / (1 + 5 * 100))
 
 
-def test_the_bench_says_on_what_it_was_made_and_is_json():
+def test_the_result_is_json_and_records_machine_and_settings():
     threads = torch.get_num_threads()
     table = json.loads(json.dumps(bench(num_threads=1).to_json(), allow_nan=False))
     assert {"cpu", "device", "threads", "cores", "load_average", "torch", "transformers"} <= set(table["machine"])
@@ -157,33 +157,33 @@ def test_the_bench_says_on_what_it_was_made_and_is_json():
     assert torch.get_num_threads() == threads
 
 
-def test_without_onnx_runtime_the_column_says_why():
+def test_a_missing_onnx_column_gives_the_reason():
     assert bench().onnx.note == "not asked for"
-    asked = bench(is_onnx_timed=True, student=FakeFusion).onnx
-    assert (asked.times, asked.note) == (None, "does not export: the shapes of a fusion model depend on the data")
+    fusion = bench(is_onnx_timed=True, student=FakeFusion).onnx
+    assert (fusion.times, fusion.note) == (None, "does not export: the shapes of a fusion model depend on the data")
 
 
-class Precise(FakeFusion):
-    """Remembers whether it worked under autocast."""
+class AutocastRecorder(FakeFusion):
+    """Records the dtypes of autocast under which it ran."""
 
     def encode_texts(self, texts):
         self.types = {*getattr(self, "types", set()), torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None}
         return super().encode_texts(texts)
 
 
-@pytest.mark.parametrize(("precision", "wanted"), [("float32", None), ("bfloat16", torch.bfloat16)])
-def test_both_models_work_in_the_precision_asked_for(precision, wanted):
-    seen = []
+@pytest.mark.parametrize(("precision", "expected"), [("float32", None), ("bfloat16", torch.bfloat16)])
+def test_the_student_runs_in_the_requested_precision(precision, expected):
+    students = []
 
     def student(clock, costs):
-        seen.append(Precise(clock, costs))
-        return seen[0]
+        students.append(AutocastRecorder(clock, costs))
+        return students[0]
 
     bench(student=student, precision=precision)
-    assert seen[0].types == {wanted}
+    assert students[0].types == {expected}
 
 
-def test_the_processors_clock_stands_still_while_the_process_sleeps():
+def test_the_processor_clock_does_not_advance_while_the_process_sleeps():
     clock = bench_bench._clock(BenchConfig(clock="processor"), torch.device("cpu"))
     started = clock()
     threading.Event().wait(0.2)
@@ -191,18 +191,18 @@ def test_the_processors_clock_stands_still_while_the_process_sleeps():
     assert bench_bench._clock(BenchConfig(), torch.device("cpu")) is time.perf_counter
 
 
-def test_the_processors_clock_is_refused_for_a_gpu():
+def test_the_processor_clock_is_refused_for_a_gpu():
     with pytest.raises(ConfigError, match=r"say nothing of work on cuda; use --clock wall"):
         bench_bench._clock(BenchConfig(clock="processor"), torch.device("cuda"))
 
 
-def test_on_a_gpu_every_time_is_taken_when_its_work_is_done(monkeypatch):
-    """No GPU here: what would be waited for is recorded."""
-    waited = []
-    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+def test_on_a_gpu_the_clock_is_read_after_synchronization(monkeypatch):
+    """Calls of synchronize are recorded, because the test has no GPU."""
+    synchronized = []
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronized.append)
     device, clock = torch.device("cuda:1"), Clock()
     bench_bench._timer(BenchConfig(), device, clock).once(lambda number: clock.spend(7), 0)
-    assert waited == [device, device]
+    assert synchronized == [device, device]
 
 
 @pytest.mark.parametrize(
@@ -215,6 +215,6 @@ def test_on_a_gpu_every_time_is_taken_when_its_work_is_done(monkeypatch):
         ({"num_fresh_processes": -1}, "num_fresh_processes must be at least 0, got -1"),
     ],
 )
-def test_a_setting_that_cannot_be_is_an_error_that_names_it(settings, message):
+def test_an_invalid_setting_is_an_error_that_names_it(settings, message):
     with pytest.raises(ConfigError, match=message):
         BenchConfig(**settings)

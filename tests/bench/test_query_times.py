@@ -1,4 +1,4 @@
-"""bench.json read back."""
+"""Query times read from bench.json."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dcdctl.core.bench import read_times
 from dcdctl.core.errors import InputError
 
 
-def test_times_are_those_of_the_headline_gallery_with_images_encoded_before(tmp_path):
+def test_times_are_those_of_the_reference_gallery_with_cached_images(tmp_path):
     write_bench(tmp_path, "scenes-vilt", student_ms=2.0, teacher_ms=100.0)
     student, teacher = (read_times(tmp_path / "bench.json", side) for side in ("student", "teacher"))
     assert (student.query_ms, student.num_images, student.speed_up) == pytest.approx((2.0, 1000, 50.0))
@@ -20,11 +20,11 @@ def test_times_are_those_of_the_headline_gallery_with_images_encoded_before(tmp_
     assert student.machine == "Made-up CPU, 2 threads, torch 2.6"
 
 
-def test_an_absent_benchmark_is_none(tmp_path):
+def test_a_missing_benchmark_reads_as_none(tmp_path):
     assert read_times(tmp_path / "bench.json", "student") is None
 
 
-def test_a_benchmark_without_its_headline_gallery_is_refused(tmp_path):
+def test_a_benchmark_without_its_reference_gallery_is_refused(tmp_path):
     write_bench(tmp_path, "scenes-vilt")
     path = tmp_path / "bench.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "settings": {"headline_size": 12345}}))

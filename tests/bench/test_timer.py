@@ -1,4 +1,4 @@
-"""Turns and intervals by hand, on a fake clock."""
+"""Timing rounds and intervals, worked out by hand on a fake clock."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ def timer(clock: Clock, **settings) -> Timer:
     return Timer(**{"num_warmup": 2, "num_repeats": 30, "budget_s": 10, "clock": clock, **settings})
 
 
-def test_the_warm_up_is_dropped_and_the_repeats_are_as_many_as_asked_for():
+def test_warm_up_is_dropped_and_the_number_of_repeats_is_as_set():
     clock = Clock()
     costs = iter([900, 100, *([100] * 50)])
     sample = timer(clock).time_in_turn({"a": lambda number: clock.spend(next(costs))})["a"]
     assert sample.seconds_NK.ravel() == pytest.approx([0.1] * 30)
 
 
-def test_repeats_keep_to_the_budget_but_for_the_fewest_rounds():
+def test_repeats_stay_within_the_budget_after_the_minimum_of_rounds():
     clock = Clock()
     slow = {"a": lambda number: clock.spend(400)}
     assert timer(clock, budget_s=1).time_in_turn(slow)["a"].seconds_NK.ravel() == pytest.approx([0.4, 0.4])
     assert timer(clock, budget_s=1, min_rounds=3).time_in_turn(slow)["a"].num_repeats == 3
 
 
-def test_contestants_take_turns_and_the_fast_one_fills_the_rounds_of_the_slow():
+def test_models_alternate_and_the_fast_one_repeats_more_often_in_each_round():
     clock, order = Clock(), []
 
     def work(name, milliseconds):
@@ -44,36 +44,36 @@ def test_contestants_take_turns_and_the_fast_one_fills_the_rounds_of_the_slow():
     assert samples["fast"].seconds_NK.shape == (2, 3)
 
 
-def test_who_begins_a_round_is_drawn():
+def test_the_order_within_a_round_is_random():
     clock, order = Clock(), []
-    works = {name: lambda number, name=name: order.append(name) or clock.spend(1) for name in ("a", "b", "c")}
-    timer(clock, num_warmup=1).time_in_turn(works)
+    steps = {name: lambda number, name=name: order.append(name) or clock.spend(1) for name in ("a", "b", "c")}
+    timer(clock, num_warmup=1).time_in_turn(steps)
     rounds = [tuple(order[start : start + 3]) for start in range(3, len(order), 3)]
     assert len(rounds) == 30
     assert len(set(rounds)) == 6
 
 
-def test_the_clock_is_looked_at_when_the_device_is_done():
+def test_the_clock_is_read_after_the_device_has_finished():
     events: list[str] = []
 
     def clock() -> float:
         events.append("clock")
         return 0.0
 
-    waiting = Timer(num_warmup=1, num_repeats=1, budget_s=1, clock=clock, synchronize=lambda: events.append("wait"))
-    waiting.once(lambda number: events.append("work"), 0)
+    synchronized = Timer(num_warmup=1, num_repeats=1, budget_s=1, clock=clock, synchronize=lambda: events.append("wait"))
+    synchronized.once(lambda number: events.append("work"), 0)
     assert events == ["wait", "clock", "work", "wait", "clock"]
 
 
-def test_draws_are_of_rounds_and_the_same_for_all_contestants():
-    """Two rounds, the second five times as slow for both: their ratio is 4 in every draw, their times are not."""
+def test_resampling_draws_the_same_rounds_for_all_models():
+    """The second of two rounds is five times as slow for both models. Their ratio is 4 in every draw, while their times differ."""
     draws_RN = np.array([[0, 0], [0, 1], [1, 1]])
     ours, theirs = Sample(np.array([[4.0], [20.0]]), draws_RN), Sample(np.array([[1.0], [5.0]]), draws_RN)
     assert ours.median.draws_R == pytest.approx([4, 12, 20])
     assert (ours.median / theirs.median).draws_R == pytest.approx([4, 4, 4])
 
 
-def test_a_percentile_is_of_all_repeats_of_the_rounds_drawn():
+def test_a_percentile_covers_all_repeats_of_the_drawn_rounds():
     sample = Sample(np.array([[1.0, 2.0], [3.0, 5.0]]), np.array([[1, 1]]))
     assert sample.percentile(100).value == 5
     assert sample.percentile(0).value == 1
@@ -84,7 +84,7 @@ def test_an_interval_is_the_middle_95_percent_of_the_draws():
     assert Quantity(0.0, np.arange(1001.0)).interval == pytest.approx((25, 975))
 
 
-def test_what_follows_from_quantities_follows_draw_by_draw():
+def test_arithmetic_on_quantities_applies_to_each_draw():
     two, five = Quantity(2.0, np.array([1.0, 3.0])), Quantity(5.0, np.array([5.0, 6.0]))
     assert ((two + five).value, *(two + five).draws_R) == (7, 6, 9)
     assert (two * 10 / five).draws_R == pytest.approx([2, 5])
