@@ -1,4 +1,4 @@
-"""Artifacts: a killed build resumes, another plan is refused, and no damaged byte is read."""
+"""Artifacts: a killed build resumes, another plan is refused, and damaged files are never read."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PARTS = ("part-0", "part-1", "deep/part-2", "part-3")
 
 
 def make_toy(folder: Path, kind: Kind = TOY, *, seed: int = 0, restart: bool = False) -> list[str]:
-    """Build an artifact whose parts depend on a seed and on what is noted in planning; the parts that this call wrote."""
+    """Build an artifact whose parts depend on a seed and on a note made while planning; returns the parts that this call wrote."""
     build = Build(folder, {"format": kind.format, "settings": {"seed": seed}}, kind)
     written = []
     with build.lock():
@@ -65,26 +65,26 @@ def make_toy(folder: Path, kind: Kind = TOY, *, seed: int = 0, restart: bool = F
 
 
 @pytest.mark.parametrize("keeps_plan", [True, False])
-def test_a_build_killed_before_any_move_resumes_with_the_missing_parts_to_the_same_bytes(tmp_path, monkeypatch, keeps_plan):
+def test_a_build_killed_before_any_rename_writes_the_missing_parts_to_the_same_bytes(tmp_path, monkeypatch, keeps_plan):
     kind = dataclasses.replace(TOY, keeps_plan=keeps_plan)
-    assert make_toy(tmp_path / "whole", kind) == list(PARTS)
+    assert make_toy(tmp_path / "uninterrupted", kind) == list(PARTS)
     number, was_killed = 0, True
     while was_killed:
         folder = tmp_path / f"killed {number}"
         was_killed = killed_before(monkeypatch, number, lambda: make_toy(folder, kind))  # noqa: B023
-        there = {name: (folder / name).stat().st_mtime_ns for name in PARTS if (folder / name).exists()}
+        kept = {name: (folder / name).stat().st_mtime_ns for name in PARTS if (folder / name).exists()}
         is_sealed = (folder / kind.seal_file).exists()
-        # The oracle: exactly the parts that were not there are written, and none that were.
-        assert make_toy(folder, kind) == ([] if is_sealed else [name for name in PARTS if name not in there])
-        assert there.items() <= {name: (folder / name).stat().st_mtime_ns for name in PARTS}.items()
-        assert contents(folder) == contents(tmp_path / "whole"), number
+        # The oracle: exactly the missing parts are written, and the others are kept.
+        assert make_toy(folder, kind) == ([] if is_sealed else [name for name in PARTS if name not in kept])
+        assert kept.items() <= {name: (folder / name).stat().st_mtime_ns for name in PARTS}.items()
+        assert contents(folder) == contents(tmp_path / "uninterrupted"), number
         number += 1
     assert number > len(PARTS) + 3
-    assert sorted(contents(tmp_path / "whole")) == sorted([*PARTS, "toy.json", *(["plan.json"] if keeps_plan else [])])
+    assert sorted(contents(tmp_path / "uninterrupted")) == sorted([*PARTS, "toy.json", *(["plan.json"] if keeps_plan else [])])
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_begun_build_of_another_plan_is_refused_and_both_are_named(tmp_path):
+def test_a_started_build_of_another_plan_is_refused_and_the_error_names_both(tmp_path):
     make_toy(tmp_path / "toy")
     (tmp_path / "toy" / "toy.json").unlink()
     before = contents(tmp_path / "toy")
@@ -96,7 +96,7 @@ def test_a_begun_build_of_another_plan_is_refused_and_both_are_named(tmp_path):
     assert contents(tmp_path / "toy") == contents(tmp_path / "other")
 
 
-def test_a_folder_with_something_else_and_a_file_are_refused(tmp_path):
+def test_a_folder_with_other_files_and_a_path_to_a_file_are_refused(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("dear")
     message = r"thesis is not empty and holds no toy \(found thesis\.txt\); name an empty or a new folder with --out"
@@ -108,7 +108,7 @@ def test_a_folder_with_something_else_and_a_file_are_refused(tmp_path):
         make_toy(tmp_path / "file")
 
 
-def test_what_is_not_finished_or_of_another_format_is_no_artifact(tmp_path):
+def test_an_unfinished_artifact_or_one_of_another_format_is_refused(tmp_path):
     with pytest.raises(MissingError, match=r"there is no toy in .*toy \(no toy\.json\); run `make toy`"):
         TOY.read_seal(tmp_path / "toy")
     Build(tmp_path / "toy", {"format": 3}, TOY).begin()
@@ -131,28 +131,28 @@ def test_a_damaged_plan_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("keeps_plan", [True, False])
-def test_a_part_that_is_missing_or_damaged_is_named_with_the_next_step(tmp_path, keeps_plan):
+def test_a_missing_or_damaged_part_is_named_with_the_next_step(tmp_path, keeps_plan):
     kind = dataclasses.replace(TOY, keeps_plan=keeps_plan)
     make_toy(tmp_path, kind)
     seal = kind.read_seal(tmp_path)["files"]["part-1"]
     path = tmp_path / "part-1"
     assert kind.checked(path, seal["sha256"]) == path
     kind.check_part(path, seal["bytes"])
-    whole = path.read_bytes()
-    again = "delete part-1 and toy.json there and run `make toy` again" if keeps_plan else "delete the folder and run `make toy` again"
+    intact = path.read_bytes()
+    hint = "delete part-1 and toy.json there and run `make toy` again" if keeps_plan else "delete the folder and run `make toy` again"
     flip(path)
-    with pytest.raises(StaleError, match=f"part-1 is damaged: its SHA-256 is .{{12}}, not {seal['sha256'][:12]}; {again}"):
+    with pytest.raises(StaleError, match=f"part-1 is damaged: its SHA-256 is .{{12}}, not {seal['sha256'][:12]}; {hint}"):
         kind.checked(path, seal["sha256"])
-    path.write_bytes(whole[:-1])
-    with pytest.raises(StaleError, match=f"part-1 is damaged: it has {len(whole) - 1} bytes, not {len(whole)}; {again}"):
+    path.write_bytes(intact[:-1])
+    with pytest.raises(StaleError, match=f"part-1 is damaged: it has {len(intact) - 1} bytes, not {len(intact)}; {hint}"):
         kind.check_part(path, seal["bytes"])
     path.unlink()
     with pytest.raises(MissingError, match=r"part-1 is missing \(No such file or directory\); delete "):
         kind.check_part(path, seal["bytes"])
-    if keeps_plan:  # as the hint says
+    if keeps_plan:  # follow the hint
         (tmp_path / "toy.json").unlink()
         assert make_toy(tmp_path, kind) == ["part-1"]
-        assert path.read_bytes() == whole
+        assert path.read_bytes() == intact
 
 
 def test_the_first_difference_is_named_down_to_its_key():
@@ -184,9 +184,9 @@ def test_a_file_is_hashed_once_per_process_by_all_threads(tmp_path, monkeypatch)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
-def test_a_fork_does_not_wait_for_the_hash_of_a_thread_that_it_has_not(tmp_path):
+def test_a_forked_process_does_not_wait_for_a_hash_of_its_parent(tmp_path):
     (tmp_path / "part").write_bytes(b"part")
-    with artifacts._LOCKS.setdefault(os.getpid(), threading.Lock()):  # as another thread would hold it
+    with artifacts._LOCKS.setdefault(os.getpid(), threading.Lock()):  # held, as by a thread that hashes
         child = os.fork()
         if not child:
             sha256_of(tmp_path / "part")
@@ -206,7 +206,7 @@ with Build(Path(sys.argv[1]), {}, kind).lock():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX locks")
-def test_a_second_process_is_refused_in_one_line(tmp_path):
+def test_a_second_writer_process_is_refused_with_a_one_line_error(tmp_path):
     with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "toy")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == b"locked\n"
@@ -218,7 +218,7 @@ def test_a_second_process_is_refused_in_one_line(tmp_path):
 
 
 def flip(path: Path, at: float = 0.5) -> None:
-    """Change a bit at a share of a file's bytes; its modification time changes too, however coarse the clock is."""
+    """Flip a bit at a fraction of a file's length, and change its modification time, however coarse the clock is."""
     data = bytearray(path.read_bytes())
     data[int(at * (len(data) - 1))] ^= 1
     path.write_bytes(data)
@@ -227,7 +227,7 @@ def flip(path: Path, at: float = 0.5) -> None:
 
 
 def count_hashes(monkeypatch) -> list[Path]:
-    """The files that this process hashes from now on."""
+    """The list to which every file hashed from now on is added."""
     hashed: list[Path] = []
     compute = files.sha256_of
 
@@ -244,15 +244,15 @@ def count_hashes(monkeypatch) -> list[Path]:
 
 
 @dataclass
-class Made:
-    """An artifact in a folder."""
+class BuiltArtifact:
+    """A finished artifact and a function that reads it."""
 
     parts: list[Path]
     read: Callable[[], object]
-    """Open it and read all of it."""
+    """Open the artifact and read all of its parts."""
 
 
-def make_corpus(folder, corpus, monkeypatch) -> Made:
+def make_corpus(folder, corpus, monkeypatch) -> BuiltArtifact:
     source = find_manifest("scenes", ["counts.train=5", "counts.val=2", "counts.test=0", "side_px=16"])
     prepare_corpus(source, folder / "corpus", options=PrepareOptions(workers=1, shard_size=2))
 
@@ -261,36 +261,36 @@ def make_corpus(folder, corpus, monkeypatch) -> Made:
             opened = Corpus.open(folder / "corpus", split)
             opened.images(range(opened.num_images))
 
-    return Made(sorted(folder.glob("corpus/*.parquet")), read)
+    return BuiltArtifact(sorted(folder.glob("corpus/*.parquet")), read)
 
 
-def make_features(folder, corpus, monkeypatch) -> Made:
+def make_features(folder, corpus, monkeypatch) -> BuiltArtifact:
     monkeypatch.setattr(features, "IMAGES_PER_FILE", 8)
     pair = make_pair(corpus.captions, folder / "pair")
 
     def read():
-        kept = open_or_build(folder / "features", corpus, pair)
+        stored = open_or_build(folder / "features", corpus, pair)
         features._mapped.cache_clear()
-        kept.images(range(corpus.num_images))
-        kept.texts(range(corpus.num_captions))
+        stored.images(range(corpus.num_images))
+        stored.texts(range(corpus.num_captions))
 
     read()
-    return Made(sorted(folder.glob("features/*/*.npy")), read)
+    return BuiltArtifact(sorted(folder.glob("features/*/*.npy")), read)
 
 
-def make_cache(folder, corpus, monkeypatch) -> Made:
+def make_cache(folder, corpus, monkeypatch) -> BuiltArtifact:
     monkeypatch.setattr(build, "IMAGES_PER_SHARD", 8)
     plan = build.build_cache(corpus, make_teacher(corpus.captions), folder / "cache", CandidateConfig(per_query=3)).plan
 
     def read():
         read_cache(folder / "cache").lookup(np.arange(corpus.num_images), np.zeros(corpus.num_images))
-        part = corpus.subset(9)
-        build.reusable_pairs(folder / "cache", part, {**plan, "corpus": part.fingerprint})
+        subset = corpus.subset(9)
+        build.reusable_pairs(folder / "cache", subset, {**plan, "corpus": subset.fingerprint})
 
-    return Made(sorted(folder.glob("cache/*.parquet")), read)
+    return BuiltArtifact(sorted(folder.glob("cache/*.parquet")), read)
 
 
-def make_index(folder, corpus, monkeypatch) -> Made:
+def make_index(folder, corpus, monkeypatch) -> BuiltArtifact:
     parts = np.split(unit_vectors(120), 3)
     index = write_index(folder / "index", parts, removed=[3, 50], flat_up_to=30, segment_rows=50)
     commit.commit(index.folder, {**index.document, "generation": 2}, skipped=[{"path": "a.txt", "reason": "no image", "source": 0}])
@@ -302,53 +302,53 @@ def make_index(folder, corpus, monkeypatch) -> Made:
         opened.vectors(np.arange(opened.num_rows))
         commit.skipped_of(index.folder, opened.document)
 
-    return Made(sorted(path for path in index.folder.rglob("*") if path.is_file() and path.name != "index.json"), read)
+    return BuiltArtifact(sorted(path for path in index.folder.rglob("*") if path.is_file() and path.name != "index.json"), read)
 
 
-def make_negatives(folder, corpus, monkeypatch) -> Made:
+def make_negatives(folder, corpus, monkeypatch) -> BuiltArtifact:
     recipe = Recipe(batch=BatchConfig(negatives="mined"), candidates=CandidateConfig(per_query=8))
     source: Any = SimpleNamespace(corpus=corpus)
     negatives.save_mined(folder / "run", negatives.mine(source, recipe), corpus, recipe)
     monkeypatch.setattr(negatives, "mine", lambda *arguments: pytest.fail("mined again"))
-    return Made([folder / "run" / negatives.FILE], lambda: negatives.read_or_mine(folder / "run", source, recipe))
+    return BuiltArtifact([folder / "run" / negatives.FILE], lambda: negatives.read_or_mine(folder / "run", source, recipe))
 
 
-MADE = {"index": make_index, "negatives": make_negatives, "corpus": make_corpus, "cache": make_cache, "features": make_features}
+ARTIFACTS = {"index": make_index, "negatives": make_negatives, "corpus": make_corpus, "cache": make_cache, "features": make_features}
 
-SEALED = [name for name in MADE if name != "negatives"]
-"""Those with a seal beside their parts; mined negatives are one file with a checksum of its own."""
-
-
-@pytest.fixture(params=MADE)
-def made(request, tmp_path, corpus, monkeypatch) -> Made:
-    return MADE[request.param](tmp_path, corpus, monkeypatch)
+SEALED = [name for name in ARTIFACTS if name != "negatives"]
+"""The artifacts with a seal beside their parts; mined negatives are one file that contains its checksum."""
 
 
-def test_a_flipped_byte_in_any_part_is_an_error_that_names_the_file(made):
-    for path in made.parts:
-        whole = path.read_bytes()
+@pytest.fixture(params=ARTIFACTS)
+def artifact(request, tmp_path, corpus, monkeypatch) -> BuiltArtifact:
+    return ARTIFACTS[request.param](tmp_path, corpus, monkeypatch)
+
+
+def test_a_flipped_bit_in_any_part_is_an_error_that_names_the_file(artifact):
+    for path in artifact.parts:
+        intact = path.read_bytes()
         for at in (0, 0.5, 1):
             flip(path, at)
             with pytest.raises(DcdError, match=f"{path.name} is damaged: .*; delete .* again"):
-                made.read()
-            path.write_bytes(whole)
-    made.read()
+                artifact.read()
+            path.write_bytes(intact)
+    artifact.read()
 
 
-@pytest.mark.parametrize("made", SEALED, indirect=True)
-def test_swapped_parts_are_an_error(made):
-    first, second = sorted(made.parts, key=lambda path: path.stat().st_size)[-2:]
-    whole = first.read_bytes(), second.read_bytes()
-    assert whole[0] != whole[1]
-    first.write_bytes(whole[1])
-    second.write_bytes(whole[0])
+@pytest.mark.parametrize("artifact", SEALED, indirect=True)
+def test_swapped_parts_are_an_error(artifact):
+    first, second = sorted(artifact.parts, key=lambda path: path.stat().st_size)[-2:]
+    data = first.read_bytes(), second.read_bytes()
+    assert data[0] != data[1]
+    first.write_bytes(data[1])
+    second.write_bytes(data[0])
     with pytest.raises(DcdError, match=r"is damaged: .*; delete .* again"):
-        made.read()
+        artifact.read()
 
 
-@pytest.mark.parametrize("made", SEALED, indirect=True)
-def test_every_part_is_hashed_once_per_process(made, monkeypatch):
+@pytest.mark.parametrize("artifact", SEALED, indirect=True)
+def test_every_part_is_hashed_once_per_process(artifact, monkeypatch):
     hashed = count_hashes(monkeypatch)
-    made.read()
-    made.read()
-    assert sorted(path for path in hashed if path in made.parts) == made.parts
+    artifact.read()
+    artifact.read()
+    assert sorted(path for path in hashed if path in artifact.parts) == artifact.parts

@@ -1,4 +1,4 @@
-"""TOML and --set to frozen dataclasses."""
+"""Configs: frozen dataclasses made from TOML and --set, with checked ranges."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Outer:
     weights: Mapping[str, float] = field(default_factory=dict)
 
 
-def test_tables_become_dataclasses_and_whole_numbers_rates():
+def test_tables_become_dataclasses_and_integers_become_floats():
     built = config.build(Outer, {"name": "x", "inner": {"rate": 1, "sizes": [1, 2], "most": 3}, "weights": {"kl": 2}})
     assert built == Outer(name="x", inner=Inner(rate=1.0, sizes=(1, 2), most=3), weights={"kl": 2.0})
     assert isinstance(built.inner.rate, float)
@@ -60,12 +60,12 @@ def test_tables_become_dataclasses_and_whole_numbers_rates():
         ({"name": "x", "weights": {"kl": "much"}}, r"weights\.kl must be float"),
     ],
 )
-def test_a_wrong_table_is_an_error_that_names_key_and_value(table, message):
+def test_an_invalid_table_is_an_error_that_names_key_and_value(table, message):
     with pytest.raises(ConfigError, match=message):
         config.build(Outer, table)
 
 
-def test_sets_reach_into_tables_and_leave_the_original_alone():
+def test_assignments_change_nested_tables_and_not_the_original():
     table = {"inner": {"rate": 0.1, "kind": "a"}}
     changed = config.apply_sets(table, ["inner.rate=0.5", "inner.sizes=[1, 2]", "name=a b", "weights.dcd-kl=1", "path=runs/x"])
     assert changed == {
@@ -78,33 +78,33 @@ def test_sets_reach_into_tables_and_leave_the_original_alone():
 
 
 @pytest.mark.parametrize("assignment", ["rate", "=3", "inner.rate.x=1"])
-def test_a_set_that_cannot_be_made_is_an_error(assignment):
+def test_an_invalid_assignment_is_an_error(assignment):
     with pytest.raises(ConfigError, match="--set"):
         config.apply_sets({"inner": {"rate": 0.1}}, [assignment])
 
 
-def test_broken_toml_names_the_file_and_the_line(tmp_path):
+def test_invalid_toml_is_an_error_that_names_file_and_line(tmp_path):
     path = tmp_path / "bad.toml"
     path.write_text("a = 1\nb = = 2\n")
     with pytest.raises(ConfigError, match=r"bad\.toml is not valid TOML: .*line 2"):
         config.read_toml(path)
 
 
-def test_a_config_goes_through_its_plain_form_and_back():
+def test_a_config_survives_a_round_trip_through_a_table():
     built = Outer(name="x", inner=Inner(sizes=(1, 2), most=3), weights={"kl": 2.0})
     table = config.to_table(built)
     assert table["inner"]["sizes"] == [1, 2]
     assert config.build(Outer, table) == built
 
 
-def test_a_word_becomes_a_member_of_its_enum_and_a_plain_word_again():
+def test_a_string_becomes_an_enum_member_and_a_plain_string_again():
     @dataclass(frozen=True, kw_only=True)
     class Sides:
         sides: tuple[Side, ...] = tuple(Side)
 
     built = config._convert(Sides, {"sides": ["right"]}, "batch")
     assert built.sides[0] is Side.RIGHT
-    assert [type(word) for word in config.to_table(built)["sides"]] == [str]
+    assert [type(value) for value in config.to_table(built)["sides"]] == [str]
     with pytest.raises(ConfigError, match=r"^batch\.sides\[0\] must be one of left, right, got 'up'$"):
         config._convert(Sides, {"sides": ["up"]}, "batch")
 
@@ -126,7 +126,7 @@ class Ranged:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Whole:
+class WithRanged:
     ranged: Ranged = field(default_factory=Ranged)
 
 
@@ -151,14 +151,14 @@ class Whole:
         ({"kind": "c"}, r"ranged\.kind must be one of a, b, got 'c'"),
     ],
 )
-def test_a_value_out_of_range_is_named_however_the_config_is_made(wrong, message):
+def test_a_value_out_of_range_is_an_error_in_the_constructor_and_in_build(wrong, message):
     with pytest.raises(ConfigError, match=message):
         Ranged(**wrong)
     with pytest.raises(ConfigError, match=message):
-        config.build(Whole, {"ranged": wrong})
+        config.build(WithRanged, {"ranged": wrong})
 
 
-def test_values_at_the_ends_of_their_ranges_are_allowed():
+def test_values_at_the_bounds_of_their_ranges_are_allowed():
     built = Ranged(rate=1e-9, share=0.0, most=1, steps=(1, 2), betas=(0.0, 1.0), sides=("text", "image"), weights={"kl": 1e9})
     assert config.build(Ranged, config.to_table(built)) == built
 
@@ -174,7 +174,7 @@ def test_values_at_the_ends_of_their_ranges_are_allowed():
         (Between(0, 1, "()"), [0.5], [0, 1]),
     ],
 )
-def test_ranges_by_hand(constraint: Constraint, inside, outside):
+def test_a_range_admits_the_values_inside_it_only(constraint: Constraint, inside, outside):
     assert all(constraint.admits(value) for value in inside)
     assert not any(constraint.admits(value) for value in outside)
 

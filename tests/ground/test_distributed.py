@@ -1,4 +1,7 @@
-"""A teacher cache made by several processes: the same bytes as by one, and a process that dies loses nothing. Two: test_slices."""
+"""A teacher cache built by several processes: the same bytes as by one, and a process that dies loses no finished shard.
+
+tests/training/test_grad_cache.py has the test of a cache built by two processes.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +36,9 @@ main()
 def run(num_processes: int, folder: Path, data: Path, teacher: Path, script: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)] if num_processes > 1 else []
     sets = ["--set", "candidates.per_query=4"]
-    words = ["cache-teacher", "--data", data, "--teacher", teacher, "--out", folder, "--device", "cpu", "--batch-size", "64", *sets]
+    arguments = ["cache-teacher", "--data", data, "--teacher", teacher, "--out", folder, "--device", "cpu", "--batch-size", "64", *sets]
     return subprocess.run(
-        [sys.executable, *launch, str(script), *map(str, words)],
+        [sys.executable, *launch, str(script), *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
         capture_output=True,
         text=True,
@@ -52,42 +55,42 @@ def inputs(corpus, scenes_corpus_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(inputs, tmp_path_factory):
-    """The cache of one process, eleven shards."""
-    folder = tmp_path_factory.mktemp("alone") / "cache"
+def single_process_cache(inputs, tmp_path_factory):
+    """The cache built by one process, of eleven shards."""
+    folder = tmp_path_factory.mktemp("single") / "cache"
     assert run(1, folder, *inputs).returncode == 0
     assert len(list(folder.glob("pairs-*"))) == 11
     return folder
 
 
 @pytest.mark.slow
-def test_three_processes_make_the_same_bytes_and_one_of_them_speaks(alone, inputs, tmp_path):
-    done = run(3, tmp_path / "cache", *inputs)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("scored pairs of 32 images and 160 captions") == 1
-    assert done.stderr.count("pairs/s in a trial") == 1
-    assert contents(tmp_path / "cache") == contents(alone)
+def test_three_processes_write_the_same_bytes_and_only_one_reports(single_process_cache, inputs, tmp_path):
+    completed = run(3, tmp_path / "cache", *inputs)
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.count("scored pairs of 32 images and 160 captions") == 1
+    assert completed.stderr.count("pairs/s in a trial") == 1
+    assert contents(tmp_path / "cache") == contents(single_process_cache)
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_is_made_up_for_by_running_again(alone, inputs, tmp_path):
+def test_another_run_completes_the_cache_after_a_process_died(single_process_cache, inputs, tmp_path):
     died = run(2, tmp_path / "cache", *inputs, DIE_AFTER="pairs-00003.parquet")
     assert died.returncode != 0
     assert str(signal.SIGKILL.value) in died.stderr
     assert not (tmp_path / "cache" / "cache.json").exists()
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("pairs-*.parquet")}
     assert "pairs-00003.parquet" in kept
-    done = run(1, tmp_path / "cache", *inputs)
-    assert done.returncode == 0, done.stderr
-    assert contents(tmp_path / "cache") == contents(alone)
+    completed = run(1, tmp_path / "cache", *inputs)
+    assert completed.returncode == 0, completed.stderr
+    assert contents(tmp_path / "cache") == contents(single_process_cache)
     assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}.items()
 
 
 def test_every_index_belongs_to_one_process(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    parts = []
+    indices = []
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
-        parts += list(distributed.local_indices(11))
+        indices += list(distributed.local_indices(11))
         assert distributed.is_main() == (rank == 0)
-    assert sorted(parts) == list(range(11))
+    assert sorted(indices) == list(range(11))

@@ -1,4 +1,4 @@
-"""Errors and their hints, and the packages of optional extras."""
+"""Errors with hints, and errors for missing packages of optional extras."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_hint_follows_the_message():
     assert str(DcdError("no run")) == "no run"
 
 
-def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypatch):
+def test_missing_packages_are_named_with_the_install_command(monkeypatch):
     with pytest.raises(MissingError) as error:
         require_extra("serve", "json", "no_such_package", needed_by="serving")
     assert str(error.value) == "serving needs no-such-package, which is not installed; pip install 'dcdctl[serve]'"
@@ -34,7 +34,7 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypa
     )
 
 
-def test_packages_that_are_installed_are_not_imported():
+def test_the_check_for_packages_does_not_import_them():
     assert importlib.util.find_spec("this") is not None
     require_extra("serve", "this", "json", needed_by="serving")
     assert "this" not in sys.modules
@@ -46,21 +46,21 @@ def calls_of_require_extra() -> list[tuple[Path, ast.Call]]:
     return [(path, node) for path, node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "require_extra"]
 
 
-def test_every_extra_that_is_required_has_the_packages_in_the_project_file():
+def test_every_required_extra_lists_its_packages_in_pyproject():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     packages = {extra: {re.split(r"[>=<\[]", package)[0] for package in extras[extra]} for extra in extras}
     constants = {"*PACKAGES": {"onnx.py": onnx.PACKAGES, "server.py": server.PACKAGES}}
-    found = set()
+    required = set()
     for path, call in calls_of_require_extra():
         first, *rest = call.args
         if isinstance(first, ast.Constant):
             names = constants.get(ast.unparse(rest[0]), {}).get(path.name) or [ast.literal_eval(name) for name in rest]
             assert {name.replace("_", "-") for name in names} <= packages[first.value]
-            found.add(first.value)
-    assert found == {"timm", "mine", "wandb", "onnx", "eccv", "serve"}
+            required.add(first.value)
+    assert required == {"timm", "mine", "wandb", "onnx", "eccv", "serve"}
 
 
-def test_the_command_that_installs_an_extra_is_written_in_one_place():
+def test_only_errors_py_contains_the_install_command():
     assert [path.name for path in (ROOT / "dcdctl").rglob("*.py") if "pip install 'dcdctl" in path.read_text(encoding="utf-8")] == [
         "errors.py"
     ]

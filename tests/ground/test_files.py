@@ -1,4 +1,4 @@
-"""Files and folders that are written atomically, JSON, locks and checksums."""
+"""Atomic files and folders, JSON, locks and checksums."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dcdctl.core import files
 from dcdctl.core.errors import InputError, StaleError
 
 
-def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
     path = tmp_path / "scores.json"
     path.write_text("old")
 
@@ -33,7 +33,7 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["scores.json"]
 
 
-def test_the_file_has_no_name_before_it_is_whole(tmp_path):
+def test_a_file_does_not_exist_before_it_is_complete(tmp_path):
     with files.atomic_path(tmp_path / "deep" / "a.bin") as partial:
         partial.write_bytes(b"all")
         assert not (tmp_path / "deep" / "a.bin").exists()
@@ -55,7 +55,7 @@ def content(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_folder_takes_its_name_when_it_is_complete(tmp_path):
+def test_a_folder_does_not_exist_before_it_is_complete(tmp_path):
     folder = tmp_path / "runs" / "model"
     with files.atomic_folder(folder) as partial:
         (partial / "a.txt").write_text("a")
@@ -67,7 +67,7 @@ def test_a_folder_takes_its_name_when_it_is_complete(tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["in the block", "at the rename"])
-def test_a_folder_that_fails_leaves_the_old_one_and_nothing_else(tmp_path, monkeypatch, moment):
+def test_a_failed_folder_write_keeps_the_old_folder_and_leaves_nothing_else(tmp_path, monkeypatch, moment):
     folder = tmp_path / "model"
     fill(folder, "old")
     if moment == "at the rename":
@@ -79,7 +79,7 @@ def test_a_folder_that_fails_leaves_the_old_one_and_nothing_else(tmp_path, monke
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_killed_writer_leaves_the_old_folder(tmp_path):
+def test_a_killed_writer_keeps_the_old_folder(tmp_path):
     folder = tmp_path / "model"
     fill(folder, "old")
     if not (child := os.fork()):
@@ -93,7 +93,7 @@ def test_a_killed_writer_leaves_the_old_folder(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "other.1.partial"]
 
 
-def test_every_file_of_a_folder_is_on_the_disk_before_the_rename(tmp_path, monkeypatch):
+def test_every_file_of_a_folder_is_synced_before_the_rename(tmp_path, monkeypatch):
     synced = []
 
     def record(descriptor: int) -> None:
@@ -116,14 +116,14 @@ def test_a_full_disk_is_an_input_error_that_names_the_target(tmp_path, error):
     assert not list(tmp_path.iterdir())
 
 
-def test_partial_files_and_folders_are_written_in_one_place():
+def test_only_files_py_names_partial_files():
     writers = {
         path.name for path in (ROOT / "dcdctl").rglob("*.py") if re.search(r"getpid\(\)\}.*PARTIAL", path.read_text(encoding="utf-8"))
     }
     assert writers == {"files.py"}
 
 
-def test_json_keeps_the_order_of_keys_and_letters_beyond_ascii(tmp_path):
+def test_json_keeps_key_order_and_non_ascii_characters(tmp_path):
     files.write_json(tmp_path / "a.json", {"z": "é", "a": 1})
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
     assert text.index("z") < text.index("a")
@@ -131,7 +131,7 @@ def test_json_keeps_the_order_of_keys_and_letters_beyond_ascii(tmp_path):
     assert json.loads(text) == {"z": "é", "a": 1}
 
 
-def test_leftovers_of_killed_writers_do_not_take_a_folder(tmp_path):
+def test_a_folder_with_only_partial_files_counts_as_empty(tmp_path):
     (tmp_path / "plan.json.123.partial").write_text("{")
     assert files.is_vacant(tmp_path)
     assert files.is_vacant(tmp_path / "absent")
@@ -141,7 +141,7 @@ def test_leftovers_of_killed_writers_do_not_take_a_folder(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_digests_are_of_content_and_not_of_the_order_of_keys(tmp_path):
+def test_digests_depend_on_content_and_not_on_key_order(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert files.sha256_of(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
     assert files.digest_of({"a": 1, "b": 2}) == files.digest_of({"b": 2, "a": 1})
@@ -169,7 +169,7 @@ def test_damaged_json_is_an_error_that_names_the_file(tmp_path, data, message):
         files.read_json(path, error=StaleError, hint="build it again")
 
 
-def test_json_reads_back_as_it_was_written(tmp_path):
+def test_json_survives_a_round_trip(tmp_path):
     path = tmp_path / "a.json"
     files.write_json(path, {"é": [1, None]})
     assert files.read_json(path) == {"é": [1, None]}
@@ -180,47 +180,47 @@ def test_json_reads_back_as_it_was_written(tmp_path):
         files.read_json(path, kind=list)
 
 
-def test_json_files_are_read_in_one_place():
+def test_only_files_py_reads_json_files():
     pattern = re.compile(r"json\.(load\(|loads\([^\n]*read_(text|bytes)\()")
     readers = {path.name for path in (ROOT / "dcdctl").rglob("*.py") if pattern.search(path.read_text(encoding="utf-8"))}
     assert readers == {"files.py"}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX locks")
-@pytest.mark.parametrize("is_made_again", [False, True], ids=["removed", "removed and made again"])
-def test_a_lock_file_that_its_owner_removed_while_another_opened_it_is_no_lock(tmp_path, monkeypatch, is_made_again):
+@pytest.mark.parametrize("is_recreated", [False, True], ids=["removed", "removed and recreated"])
+def test_a_lock_file_removed_while_another_process_opens_it_is_opened_again(tmp_path, monkeypatch, is_recreated):
     folder, path = tmp_path / "cache", tmp_path / ".cache.lock-0"
     path.touch()
     open_file, opened = Path.open, []
 
-    def open_late(self, *arguments):
+    def open_before_release(self, *arguments):
         file = open_file(self, *arguments)
         opened.append(self.name)
-        if len(opened) == 1:  # here the owner ends
+        if len(opened) == 1:  # the owner releases its lock here
             path.unlink()
-            if is_made_again:
+            if is_recreated:
                 path.touch()
         return file
 
-    monkeypatch.setattr(Path, "open", open_late)
+    monkeypatch.setattr(Path, "open", open_before_release)
     with files.lock(folder):
         assert opened == [path.name] * 2
         assert path.exists()
         with pytest.raises(StaleError, match=f"another run is writing to {folder}; wait until it ends"), files.lock(folder):
             pass
-        with files.lock(folder, 1):  # another part of the work
+        with files.lock(folder, 1):  # a lock for another part
             pass
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_named_by_a_dot_has_a_lock(tmp_path, monkeypatch):
+def test_the_current_folder_can_be_locked(tmp_path, monkeypatch):
     (tmp_path / "cache").mkdir()
     monkeypatch.chdir(tmp_path / "cache")
     with files.lock(Path()):
         assert (tmp_path / ".cache.lock-0").exists()
 
 
-def test_an_output_folder_may_be_new_or_exist_and_nothing_is_written(tmp_path):
+def test_checking_an_output_path_accepts_new_and_existing_folders_and_writes_nothing(tmp_path):
     for folder in (tmp_path, tmp_path / "new" / "deep"):
         files.check_output_folder(folder)
         files.check_output_file(folder / "page.html")
@@ -236,7 +236,7 @@ def test_an_output_folder_may_be_new_or_exist_and_nothing_is_written(tmp_path):
         (files.check_output_file, "file/page.html", r"file cannot be written to: .*/file is a file; name another folder"),
     ],
 )
-def test_an_output_path_that_cannot_be_written_is_named_with_the_reason(tmp_path, check, name, message):
+def test_an_unwritable_output_path_is_named_with_the_reason(tmp_path, check, name, message):
     (tmp_path / "file").write_text("dear")
     (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match=message):

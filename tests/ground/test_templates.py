@@ -1,4 +1,4 @@
-"""Templates: what they escape, and what they refuse."""
+"""Templates: escaping, and errors for missing values."""
 
 from __future__ import annotations
 
