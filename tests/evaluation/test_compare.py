@@ -137,8 +137,8 @@ def test_the_tables_say_who_how_far_and_how_sure_within_80_columns(here):
     assert "ranks of images: 3 better with B than with A, 2 equal, 0 worse" in lines
     assert "ranks of captions: 3 better with B than with A, 3 equal, 1 worse" in lines
     assert lines[-2:] == [
-        "p: two-sided, of no difference in RSUM, all patterns of signs counted.",
-        "In brackets behind p: adjusted for 2 comparisons (Holm).",
+        "p: two-sided, for no difference in RSUM; all patterns of signs counted.",
+        "In parentheses after p: adjusted for 2 comparisons (Holm).",
     ]
 
 
@@ -154,7 +154,7 @@ def test_tables_of_ranks_alone_are_compared_and_nothing_more_is_claimed(here, ma
         write_ranks(here / f"{name}.parquet", made, *ranks)
     result = run_cli("one.parquet", "two.parquet", "--resamples", 100)
     assert result.exit_code == 0, result.stderr
-    assert "5 images, 7 captions; split and protocol not known: no result.json beside the ranks" in result.stdout
+    assert "5 images, 7 captions; split and protocol unknown: no result.json next to the ranks" in result.stdout
     assert document_of("one.parquet", "two.parquet")["split"] is None
 
 

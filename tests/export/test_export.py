@@ -333,4 +333,4 @@ def test_json_has_the_checks(sources, tmp_path):
     told = json.loads(CliRunner().invoke(app, words).stdout)
     assert (told["kind"], told["checks"]) == ("fusion", [{"precision": "fp32", "lowest_cosine": None, "largest_difference": 0.0}])
     assert told["checked_on"] == "32 pictures of the built-in corpus"
-    assert [part["what"] for part in told["missing"]] == ["recall", "speed", "licence of the weights"]
+    assert [part["what"] for part in told["missing"]] == ["recall", "speed", "license of the weights"]

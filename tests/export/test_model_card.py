@@ -63,7 +63,7 @@ def test_the_body_has_recalls_with_intervals_speed_teacher_data_and_recipe(run, 
     low, high = result["intervals"]["text_retrieval"]["R@1"]
     assert f"| Text retrieval | {result['text_retrieval']['R@1']:.2f} ({low:.1f} to {high:.1f}) |" in text
     assert "on scenes, split test: 16 images, 80 captions" in text
-    assert "1,000 images that were encoded before: 2.00 ms, 50.0 times as fast as scenes-vilt, on Made-up CPU, 2 threads" in text
+    assert "1,000 images, encoded beforehand: 2.00 ms, 50.0 times as fast as scenes-vilt, on Made-up CPU, 2 threads" in text
     assert "Trained on scenes, split train; seed 0. Teacher: scenes-vilt, cached scores of a teacher (fingerprint f00dfacecafe)." in text
     assert "dcdctl distill demo-dual --data scenes --out dual --teacher scenes-vilt" in text
     assert "\nloss.terms.margin-mse = " in text
@@ -81,8 +81,8 @@ def test_what_is_not_there_is_said_with_its_command(run, tmp_path):
     assert (card.data.eval_results, card.data.license) == (None, None)
     assert "## Recall\n\nNot measured: `dcdctl eval dual --data DIR`." in text
     assert "## Speed\n\nNot measured: `dcdctl bench dual --teacher REF --data DIR`." in text
-    assert "Weights: none was named when they were exported (`dcdctl export --license ID`)." in text
-    assert [part.what for part in missing_parts(read_history(str(run)), None)] == ["recall", "speed", "licence of the weights"]
+    assert "Weights: no license was given for the export (`dcdctl export --license ID`)." in text
+    assert [part.what for part in missing_parts(read_history(str(run)), None)] == ["recall", "speed", "license of the weights"]
 
 
 def test_another_corpus_where_the_runs_was_is_not_named(run, tmp_path):
@@ -91,7 +91,7 @@ def test_another_corpus_where_the_runs_was_is_not_named(run, tmp_path):
     facts["command"] = facts["command"][:-2]
     (run / "run.json").write_text(json.dumps(facts))
     card, text = card_of(run, tmp_path)
-    assert "Trained on a corpus that is not here (fingerprint eeeeeeeeeeee), split train; seed 0. No teacher." in text
+    assert "Trained on a corpus that is not available (fingerprint eeeeeeeeeeee), split train; seed 0. No teacher." in text
     assert "Training data" not in text
     assert card.data.tags == ["image-text-retrieval", "dcdctl", "onnx"]
 
@@ -105,7 +105,7 @@ def test_the_first_images_of_a_corpus_are_called_that(run, gallery, tmp_path):
 
 def test_a_model_that_is_no_run_says_so(tmp_path):
     _, text = card_of("scenes-vilt", tmp_path)
-    assert "Not known here: scenes-vilt is no run of `dcdctl distill`" in text
+    assert "Unknown: scenes-vilt is not a run of `dcdctl distill`" in text
 
 
 def test_pretrained_encoders_of_the_hub_are_base_models(run, tmp_path):

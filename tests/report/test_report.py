@@ -49,7 +49,7 @@ def test_a_whole_demo_has_five_systems_with_their_roles_and_no_gap(folders):
         ("dual-alone", "baseline"),
     ]
     # That the trainings were not measured in between is their recipe's choice, and told.
-    assert [part.what for part in found.missing if not part.what.startswith("recall in the course of")] == []
+    assert [part.what for part in found.missing if not part.what.startswith("recall during the training of")] == []
 
 
 def test_without_a_baseline_it_is_the_first_run_that_is_not_the_teacher(folders):
@@ -160,7 +160,7 @@ def test_a_corpus_that_has_moved_is_a_gap_and_can_be_named(folders, split):
         change(folder / "result.json", data="/nowhere")
     found = read_demo(folders)
     assert found.corpus is None
-    assert any(part.what == "pictures" and part.command.endswith("--data DIR") for part in found.missing)
+    assert any(part.what == "images" and part.command.endswith("--data DIR") for part in found.missing)
     again = report.read_report(folders, data=split.folder)
     assert again.corpus.fingerprint == split.fingerprint
 

@@ -129,7 +129,7 @@ def test_commands_and_fingerprints_of_the_runs_are_shown(text, found, split):
 
 
 def test_a_query_shows_the_first_five_of_every_model_and_marks_its_own(text, found):
-    cards = re.findall(r'<li class="query" data-way="image".*?</div></li>\n', text, re.DOTALL)
+    cards = re.findall(r'<li class="query" data-direction="image".*?</div></li>\n', text, re.DOTALL)
     assert len(cards) == 20
     query = next(one for one in range(80) if f'<p dir="auto">{found.models[0].answers.captions[one]}</p>' in cards[0])
     for system, section in zip(found.answering, re.findall('<div class="answer".*?</div>', cards[0]), strict=True):
@@ -140,7 +140,7 @@ def test_a_query_shows_the_first_five_of_every_model_and_marks_its_own(text, fou
 
 
 def test_numbers_of_queries_are_told(text):
-    assert "20 of 80 queries for images of a caption and 16 of 16 queries for captions of an image are here" in "".join(Page(text).texts)
+    assert "20 of 80 queries for images of a caption and 16 of 16 queries for captions of an image are shown" in "".join(Page(text).texts)
 
 
 def test_every_picture_is_in_the_page_once_and_small(text):
@@ -157,7 +157,7 @@ def test_every_picture_is_in_the_page_once_and_small(text):
 def test_pictures_are_named_for_those_who_do_not_see_them(text, split):
     named = [one["aria-label"] for one in Page(text).all("svg", role="img") if "aria-label" in one]
     assert named
-    assert {name.removesuffix(", the query's own") for name in named} <= set(split.image_ids)
+    assert {name.removesuffix(", a positive") for name in named} <= set(split.image_ids)
 
 
 def test_captions_ids_and_paths_cannot_become_markup(tmp_path):
@@ -185,7 +185,7 @@ def test_a_single_model_is_shown_without_comparisons(split, tmp_path):
     page = Page(text)
     assert page.all("select") == []
     assert {one["value"] for one in page.all("input", name="show")} == {"all", "both-hit", "both-miss"}
-    assert "queries for captions of an image are here: drawn at random (seed 0)." in "".join(page.texts)
+    assert "queries for captions of an image are shown: drawn at random (seed 0)." in "".join(page.texts)
 
 
 def test_without_the_corpus_pictures_have_their_names(split, tmp_path):

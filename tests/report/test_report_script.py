@@ -63,20 +63,22 @@ def see(found, tmp_path_factory):
 
 
 def read(html: str) -> Seen:
-    cards = re.findall(r'<li class="query" data-way="(\w+)" data-ranks="([\d ]+)"( hidden="")?>(.*?)<div class="answers">', html, re.DOTALL)
+    cards = re.findall(
+        r'<li class="query" data-direction="(\w+)" data-ranks="([\d ]+)"( hidden="")?>(.*?)<div class="answers">', html, re.DOTALL
+    )
     shown = [
         (way, tuple(map(int, ranks.split())), unescape(" ".join(re.findall(r'<p dir="auto">(.*?)</p>', words))))
         for way, ranks, hidden, words in cards
         if not hidden
     ]
-    return Seen(html, unescape(re.findall(r'id="told" role="status">(.*?)</p>', html)[0]), shown)
+    return Seen(html, unescape(re.findall(r'id="status" role="status">(.*?)</p>', html)[0]), shown)
 
 
 def test_at_first_the_first_twelve_images_of_captions_are_shown_and_the_filters_too(see):
     seen = see()
     assert [way for way, _, _ in seen.shown] == ["image"] * 12
     assert '<form id="filters">' in seen.html
-    assert seen.told.startswith("40 of the 40 queries kept here.")
+    assert seen.told.startswith("40 of the 40 queries on this page.")
 
 
 def test_wins_are_those_of_the_student_over_the_baseline_largest_first(see):
@@ -96,19 +98,22 @@ def test_losses_are_largest_first_too(see):
     ("show", "is_right"), [("both-hit", lambda one, other: one == other == 1), ("both-miss", lambda one, other: min(one, other) > 1)]
 )
 def test_hits_and_misses_of_both(see, show, is_right):
-    shown = see(f"#show={show}&way=both").shown
+    shown = see(f"#show={show}&direction=both").shown
     assert shown
     assert all(is_right(ranks[1], ranks[-1]) for _, ranks, _ in shown)
 
 
 def test_counts_are_of_the_whole_split(see, found):
     ours, base = (found.models[place].answers.table.ranks("text") for place in (1, -1))
-    expected = f"Of all 16 dual wins {np.sum(ours < base)} and loses {np.sum(ours > base)} to dual-alone; "
-    assert expected + f"both hit {np.sum((ours == 1) & (base == 1))}, both miss {np.sum((ours > 1) & (base > 1))}" in see("#way=text").told
+    expected = f"Over all 16 queries, dual wins {np.sum(ours < base)} and loses {np.sum(ours > base)} against dual-alone; "
+    assert (
+        expected + f"both hit {np.sum((ours == 1) & (base == 1))}, both miss {np.sum((ours > 1) & (base > 1))}"
+        in see("#direction=text").told
+    )
 
 
 def test_any_two_models_can_be_compared(see):
-    seen = see(f"#show=wins&ours={quote('dual + fusion, top 10')}&base=fusion&way=both")
+    seen = see(f"#show=wins&ours={quote('dual + fusion, top 10')}&base=fusion&direction=both")
     assert seen.shown
     assert all(ranks[2] < ranks[3] for _, ranks, _ in seen.shown)
     assert "dual + fusion, top 10 wins" in seen.told
@@ -116,8 +121,8 @@ def test_any_two_models_can_be_compared(see):
 
 
 def test_words_are_looked_for_in_the_query(see):
-    word = see("#way=both").shown[0][2].split()[1]
-    shown = see(f"#way=both&words={word}").shown
+    word = see("#direction=both").shown[0][2].split()[1]
+    shown = see(f"#direction=both&words={word}").shown
     assert shown
     assert all(word in words for _, _, words in shown)
     assert see("#words=nosuchword").shown == []
@@ -132,10 +137,10 @@ def test_clicks_and_typing_do_what_the_address_does_and_write_it(see):
       words.dispatchEvent(new Event("input", { bubbles: true }));
       document.body.dataset.address = location.hash;
     """
-    clicked, linked = see("", script), see("#show=wins&way=both&words=a")
+    clicked, linked = see("", script), see("#show=wins&direction=both&words=a")
     assert clicked.shown == linked.shown
     assert clicked.told == linked.told
-    assert clicked.address == "#show=wins&way=both&words=a"
+    assert clicked.address == "#show=wins&direction=both&words=a"
 
 
 def test_choosing_another_model_changes_what_a_win_is(see):
@@ -158,7 +163,7 @@ def test_a_link_to_a_section_leaves_the_filters_as_they_are(see):
 
 
 def test_an_address_of_another_page_shows_all(see):
-    assert see("#show=nonsense&ours=nobody&way=image").shown == see("").shown
+    assert see("#show=nonsense&ours=nobody&direction=image").shown == see("").shown
 
 
 def test_more_are_shown_when_asked_for(see):

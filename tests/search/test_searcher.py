@@ -148,7 +148,7 @@ def test_pictures_that_are_gone_are_found_and_stand_below_those_that_were_scored
     assert {hit["name"] for hit in document["hits"] if not hit["is_there"]} == {before[0].name, before[3].name}
     pages.write_search_page(tmp_path / "sheet.html", searcher.index, TEXT, answer)
     text = (tmp_path / "sheet.html").read_text()
-    assert text.count("the picture is gone") == 3
+    assert text.count("the image is gone") == 3
     assert len(Page(text).all("img")) == 3
 
 
@@ -234,6 +234,6 @@ def test_the_page_of_a_picture_shows_it(index, searcher, tmp_path):
     question = index.parent / "pictures" / "plain.png"
     pages.write_search_page(tmp_path / "sheet.html", searcher.index, question, searcher.ask(question, 2))
     alts = [image["alt"] for image in Page((tmp_path / "sheet.html").read_text()).all("img")]
-    assert alts[:2] == ["the picture that was asked for", "plain.png"]
+    assert alts[:2] == ["the query image", "plain.png"]
     with pytest.raises(InputError, match="cannot be written"):
         pages.write_search_page(tmp_path / "sheet.html" / "x.html", searcher.index, question, searcher.ask(question, 2))

@@ -108,7 +108,7 @@ def missing_parts(history: RunHistory, license: str | None) -> list[MissingPart]
     if history.times is None:
         missing.append(MissingPart("speed", _bench_command(history)))
     if license is None:
-        missing.append(MissingPart("licence of the weights", "dcdctl export --license ID"))
+        missing.append(MissingPart("license of the weights", "dcdctl export --license ID"))
     return missing
 
 
@@ -249,12 +249,12 @@ def _training_data(history: RunHistory) -> str:
         return ""
     index, _ = corpus
     citation = f" ({index['citation']})" if index.get("citation") else ""
-    return f"{index['name']}{citation}, {index.get('licence') or 'its licence is not known'}"
+    return f"{index['name']}{citation}, {index.get('licence') or 'license unknown'}"
 
 
 def _corpus_name(history: RunHistory, split: str, fingerprint: str, num_images: int | None) -> str:
     corpus = _corpus(history, split, fingerprint, num_images)
-    return f"a corpus that is not here (fingerprint {fingerprint[:12]})" if corpus is None else corpus[1]
+    return f"a corpus that is not available (fingerprint {fingerprint[:12]})" if corpus is None else corpus[1]
 
 
 def _corpus(history: RunHistory, split: str, fingerprint: str, num_images: int | None) -> tuple[dict[str, Any], str] | None:

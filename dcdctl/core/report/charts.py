@@ -154,9 +154,9 @@ def speed_against_recall(report: Report) -> Markup | None:
         return None
     labels = ChartLabels(
         name="speed-recall",
-        title="Speed against recall; the broken line joins what nothing else beats in both",
+        title="Recall against query time; the broken line is the Pareto front",
         description="; ".join(f"{name}: {x:,.3g} ms, RSUM {y:.1f}" for x, y, name in sorted(points)),
-        x_label="ms per query, logarithmic",
+        x_label="ms per query (logarithmic)",
         y_label="RSUM",
     )
     return scatter(labels, timed, pareto_front([(x, y) for x, y, _ in points]))
@@ -207,12 +207,14 @@ def _scores(name: str, direction: Direction, model: ModelResults) -> Markup:
     edges = np.histogram_bin_edges(np.concatenate([own_Q, other_Q]), NUM_BINS)
     above, below = (
         Series(label=label, color=color, x=[], y=np.histogram(values, edges)[0].tolist())
-        for label, color, values in (("its own", "c0", own_Q), ("hardest other", "c1", other_Q))
+        for label, color, values in (("best positive", "c0", own_Q), ("hardest negative", "c1", other_Q))
     )
     labels = ChartLabels(
         name=name,
         title=f"{model.label}: {'captions of an image' if direction == Direction.TEXT else 'images of a caption'}",
-        description=f"its own: median {np.median(own_Q):.3g}; hardest other: median {np.median(other_Q):.3g}" if len(other_Q) else "",
+        description=f"best positive: median {np.median(own_Q):.3g}; hardest negative: median {np.median(other_Q):.3g}"
+        if len(other_Q)
+        else "",
         x_label="score",
         y_label="queries",
     )

@@ -1,6 +1,6 @@
-"""The page of `dcdctl compare`: tables, and the queries whose ranks differ most, with images and first answers of both sides.
+"""The page of `dcdctl compare`: tables, and the queries whose ranks differ most, with images and first answers of both systems.
 
-A side of several runs is shown with the first answers of its first run.
+For a system with several runs, the first answers are those of its first run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dcdctl.core.report import compare_tables, html
 from dcdctl.core.report.html import EmbeddedImage
 
 NUM_ANSWERS = 5
-"""First answers shown for each side."""
+"""First answers shown for each system."""
 QUERY_PX = 160
 ANSWER_PX = 72
 MAX_QUERIES = 80
@@ -37,7 +37,7 @@ class _Ranked:
 
 @dataclass(frozen=True, kw_only=True)
 class _Query:
-    """A query with the ranks and first answers of both sides: the base, then the other."""
+    """A query with the ranks and first answers of both systems: the base, then the other."""
 
     direction: Direction
     index: int
@@ -52,9 +52,9 @@ class _Query:
 
 
 def open_corpus(report: ComparisonReport, data: Path | None = None) -> Corpus:
-    """The corpus whose images were queries: `data`, or the folder that an evaluation names.
+    """The corpus of the queries: `data`, or the folder that an evaluation names.
 
-    InputError where none is known, StaleError where it has other images or captions.
+    InputError if the folder is unknown, StaleError if the corpus has other images or captions.
     """
     queries, summary = report.queries, report.summary
     folder = _known_folder(report) if data is None else data
@@ -63,8 +63,8 @@ def open_corpus(report: ComparisonReport, data: Path | None = None) -> Corpus:
         corpus = Corpus.open(folder, split, len(queries.image_ids))
         if tuple(corpus.image_ids) == queries.image_ids and np.array_equal(corpus.caption_ids, queries.caption_ids):
             return corpus
-    wanted = f"the {len(queries.image_ids):,} images and {len(queries.caption_ids):,} captions of the ranks"
-    raise StaleError(f"{folder} does not have {wanted} in {' or '.join(splits)}", hint="name their corpus with --data DIR")
+    expected = f"the {len(queries.image_ids):,} images and {len(queries.caption_ids):,} captions of the ranks"
+    raise StaleError(f"{folder} does not have {expected} in {' or '.join(splits)}", hint="name their corpus with --data DIR")
 
 
 def write_comparison_page(path: Path, report: ComparisonReport, corpus: Corpus) -> None:
@@ -79,7 +79,7 @@ def write_comparison_page(path: Path, report: ComparisonReport, corpus: Corpus) 
         summary=compare_tables.comparison_summary(report),
         comparisons=[
             {
-                "heading": f"{pairwise.letter} beside {report.base}",
+                "heading": f"{pairwise.letter} compared with {report.base}",
                 "details": compare_tables.comparison_details(report, pairwise),
                 "rank_changes": compare_tables.rank_changes(report, pairwise),
             }
@@ -103,18 +103,18 @@ def _known_folder(report: ComparisonReport) -> Path:
     for folder in named:
         if Path(folder).is_dir():
             return Path(folder)
-    found = f"the corpus of the evaluation, {named[0]}, is not there" if named else "the evaluations do not say where their corpus is"
-    raise InputError(f"{found}, and the page shows its pictures", hint="name it with --data DIR")
+    problem = f"the corpus of the evaluation, {named[0]}, is not there" if named else "the evaluations do not say where their corpus is"
+    raise InputError(f"{problem}, and the page shows its images", hint="name it with --data DIR")
 
 
 def _queries(report: ComparisonReport, pairwise: PairwiseComparison) -> Iterator[tuple[str, list[_Query]]]:
-    """Title and queries of each direction and way."""
+    """Headings and queries: better and worse ones for each direction."""
     limit = max(1, MAX_QUERIES // (4 * len(report.comparisons)))
     for direction in Direction:
         shifts = pairwise.shifts[direction]
         kind = f"{direction.query}s"
-        for verb, some, count in (("better", shifts.better, shifts.num_better), ("worse", shifts.worse, shifts.num_worse)):
-            shown = some[:limit]
+        for verb, listed, count in (("better", shifts.better, shifts.num_better), ("worse", shifts.worse, shifts.num_worse)):
+            shown = listed[:limit]
             title = f"{pairwise.letter} {verb} than {report.base}, {direction.title}: {len(shown):,} of {count:,} {kind}"
             yield title, _with_answers(report, pairwise, direction, shown)
 
@@ -169,7 +169,7 @@ class _AnswerView:
 
 @dataclass(frozen=True)
 class _ColumnView:
-    """A side beside a query."""
+    """The rank and first answers of a system for a query."""
 
     letter: str
     ranks: tuple[int, ...]

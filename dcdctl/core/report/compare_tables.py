@@ -13,7 +13,7 @@ RECIPROCAL_RANK = "MRR"
 
 
 def comparison_document(report: ComparisonReport) -> dict[str, Any]:
-    """The comparison as a JSON-able document; recalls and mean reciprocal ranks in percent, intervals as [low, high]."""
+    """The comparison for JSON; recalls and mean reciprocal ranks in percent, intervals as [low, high]."""
     summary, queries = report.summary, report.queries
     return {
         "split": None if summary is None else summary.split,
@@ -36,17 +36,17 @@ def _system(system: System) -> dict[str, Any]:
 
 
 def _pairwise(report: ComparisonReport, pairwise: PairwiseComparison) -> dict[str, Any]:
-    found = pairwise.comparison
+    comparison = pairwise.comparison
     return {
         "side": pairwise.letter,
         "base": report.base,
-        "difference": _estimates(found.difference),
+        "difference": _estimates(comparison.difference),
         "sign_flip": {
-            "p_value": found.sign_flip_p_value,
+            "p_value": comparison.sign_flip_p_value,
             "holm_p_value": pairwise.holm_sign_flip_p_value,
-            "exact": found.sign_flip_is_exact,
+            "exact": comparison.sign_flip_is_exact,
         },
-        "bootstrap": {"p_value": found.p_value, "holm_p_value": pairwise.holm_p_value},
+        "bootstrap": {"p_value": comparison.p_value, "holm_p_value": pairwise.holm_p_value},
         "text_queries": _queries(report, pairwise, Direction.TEXT),
         "image_queries": _queries(report, pairwise, Direction.IMAGE),
     }
@@ -70,11 +70,14 @@ def _query(ranks: RankTable, direction: Direction, shift: RankShift) -> dict[str
 
 
 def _estimates(estimates: Estimates) -> dict[str, Any]:
-    ways = {
+    directions = {
         "text_retrieval": {**estimates.text_retrieval, RECIPROCAL_RANK: estimates.text_reciprocal_rank},
         "image_retrieval": {**estimates.image_retrieval, RECIPROCAL_RANK: estimates.image_reciprocal_rank},
     }
-    return {"rsum": _estimate(estimates.rsum), **{way: {name: _estimate(one) for name, one in all_.items()} for way, all_ in ways.items()}}
+    return {
+        "rsum": _estimate(estimates.rsum),
+        **{key: {name: _estimate(estimate) for name, estimate in by_name.items()} for key, by_name in directions.items()},
+    }
 
 
 def _estimate(estimate: Estimate) -> dict[str, Any]:
@@ -82,13 +85,13 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
 
 
 def comparison_facts(report: ComparisonReport) -> list[tuple[str, str]]:
-    """Who is compared, and on what."""
+    """The systems and the corpus of a comparison."""
     summary, queries = report.summary, report.queries
-    measured = [] if summary is None else [f"split {summary.split}", f"protocol {summary.protocol or 'not said'}"]
+    measured = [] if summary is None else [f"split {summary.split}", f"protocol {summary.protocol or 'unknown'}"]
     counts = f"{len(queries.image_ids):,} images, {len(queries.caption_ids):,} captions"
     return [
         *((letter, _about(system, is_base=letter == report.base)) for letter, system in report.systems.items()),
-        ("measured on", "; ".join([counts, *(measured or ["split and protocol not known: no result.json beside the ranks"])])),
+        ("measured on", "; ".join([counts, *(measured or ["split and protocol unknown: no result.json next to the ranks"])])),
         ("draws", f"{report.num_resamples:,}, seed {report.seed}"),
     ]
 
@@ -102,24 +105,24 @@ def _about(system: System, *, is_base: bool) -> str:
 
 
 def comparison_summary(report: ComparisonReport) -> Table:
-    """RSUM of each system, how far it is from the base's, and how likely that is by chance alone."""
+    """RSUM of each system, its difference from the base, and the p-values of the difference."""
     columns = ["", "RSUM", f"difference from {report.base}", "sign-flip p", "bootstrap p"]
     rows = []
     compared = {pairwise.letter: pairwise for pairwise in report.comparisons}
     for letter, estimates in report.estimates.items():
         cells = [letter, f"{estimates.rsum.value:.2f}"]
         if pairwise := compared.get(letter):
-            found = pairwise.comparison
-            chances = [(found.sign_flip_p_value, pairwise.holm_sign_flip_p_value), (found.p_value, pairwise.holm_p_value)]
-            rsum = found.difference.rsum
+            comparison = pairwise.comparison
+            p_values = [(comparison.sign_flip_p_value, pairwise.holm_sign_flip_p_value), (comparison.p_value, pairwise.holm_p_value)]
+            rsum = comparison.difference.rsum
             cells += [f"{signed(rsum.value)} {_interval(rsum)}"]
-            cells += [_p(raw) + (f" ({_p(holm)})" if len(compared) > 1 else "") for raw, holm in chances]
+            cells += [_p(raw) + (f" ({_p(holm)})" if len(compared) > 1 else "") for raw, holm in p_values]
         rows.append([*cells, *[""] * (len(columns) - len(cells))])
     return columns, rows
 
 
 def comparison_details(report: ComparisonReport, pairwise: PairwiseComparison) -> Table:
-    """Every recall and mean reciprocal rank of both, and the difference with its interval."""
+    """Recalls and mean reciprocal ranks of both systems, and the differences with their intervals."""
     parts = [_flat(estimates) for estimates in (pairwise.comparison.base, pairwise.comparison.ours, pairwise.comparison.difference)]
     rows = [
         [name, f"{base.value:.2f}", f"{ours.value:.2f}", signed(difference.value), _interval(difference)]
@@ -129,7 +132,7 @@ def comparison_details(report: ComparisonReport, pairwise: PairwiseComparison) -
 
 
 def rank_changes(report: ComparisonReport, pairwise: PairwiseComparison) -> list[str]:
-    """How many queries rank better and worse, a line a direction."""
+    """The numbers of queries that rank better and worse, a line per direction."""
     queries = {"images": pairwise.shifts[Direction.TEXT], "captions": pairwise.shifts[Direction.IMAGE]}
     return [
         f"ranks of {name}: {shifts.num_better:,} better with {pairwise.letter} than with {report.base}, "
@@ -139,21 +142,21 @@ def rank_changes(report: ComparisonReport, pairwise: PairwiseComparison) -> list
 
 
 def how_to_read(report: ComparisonReport) -> list[str]:
-    """What the brackets and p-values of the tables are, a line each."""
+    """Notes on the intervals and p-values of the tables."""
     is_exact = all(pairwise.comparison.sign_flip_is_exact for pairwise in report.comparisons)
     lines = [
-        f"[low, high]: the middle {100 * LEVEL:g} % of the draws of images. {RECIPROCAL_RANK}: mean of 100 / rank.",
-        f"p: two-sided, of no difference in RSUM{', all patterns of signs counted' if is_exact else ''}.",
+        f"[low, high]: {100 * LEVEL:g}% bootstrap interval over images. {RECIPROCAL_RANK}: mean of 100 / rank.",
+        f"p: two-sided, for no difference in RSUM{'; all patterns of signs counted' if is_exact else ''}.",
     ]
     return (
-        [*lines, f"In brackets behind p: adjusted for {len(report.comparisons)} comparisons (Holm)."]
+        [*lines, f"In parentheses after p: adjusted for {len(report.comparisons)} comparisons (Holm)."]
         if len(report.comparisons) > 1
         else lines
     )
 
 
 def signed(value: float) -> str:
-    """Two digits with a sign; what rounds to zero has a plus.
+    """Two digits with a sign; zero gets a plus.
 
     >>> signed(-0.001), signed(-1.238)
     ('+0.00', '-1.24')
@@ -171,9 +174,9 @@ def _p(p_value: float) -> str:
 
 def _flat(estimates: Estimates) -> dict[str, Estimate]:
     return {
-        **{f"text {name}": one for name, one in estimates.text_retrieval.items()},
+        **{f"text {name}": estimate for name, estimate in estimates.text_retrieval.items()},
         f"text {RECIPROCAL_RANK}": estimates.text_reciprocal_rank,
-        **{f"image {name}": one for name, one in estimates.image_retrieval.items()},
+        **{f"image {name}": estimate for name, estimate in estimates.image_retrieval.items()},
         f"image {RECIPROCAL_RANK}": estimates.image_reciprocal_rank,
         "RSUM": estimates.rsum,
     }

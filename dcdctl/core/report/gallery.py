@@ -156,10 +156,10 @@ def make_gallery(report: Report, colors: dict[str, str], num_queries: int = NUM_
 
 def _about(chosen: dict[Direction, list[int]], ranks: dict[Direction, list[NDArray[np.int64]]], *, is_comparison: bool) -> str:
     counts = [f"{len(chosen[direction]):,} of {len(ranks[direction][0]):,} queries for {title}" for direction, title in TITLES]
-    wins = "the largest wins and losses of each model against the baseline and the teacher in turns, and a third "
+    wins = "the largest wins and losses of each model against the baseline and the teacher in turn, and a third "
     return (
-        f"{' and '.join(counts)} are here: {wins if is_comparison else ''}drawn at random (seed {SEED}). "
-        f"Of each model the first {NUM_ANSWERS} answers; \N{CHECK MARK} is the query's own."
+        f"{' and '.join(counts)} are shown: {wins if is_comparison else ''}drawn at random (seed {SEED}). "
+        f"For each model the first {NUM_ANSWERS} answers; \N{CHECK MARK} marks a positive."
     )
 
 
@@ -189,7 +189,7 @@ def _shown_images(models: Sequence[ModelResults], chosen: dict[Direction, list[i
 
 def _embedded(corpus: Corpus, images: Sequence[int], track: Track) -> dict[int, EmbeddedImage]:
     embedded = {}
-    with track("read pictures", total=len(images), unit="images") as advance:
+    with track("read images", total=len(images), unit="images") as advance:
         for start in range(0, len(images), READ_BATCH):
             batch = images[start : start + READ_BATCH]
             for index, image in zip(batch, corpus.images(batch), strict=True):

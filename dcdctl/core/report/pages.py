@@ -90,7 +90,7 @@ def write_cache_page(path: Path, summary: CacheSummary, corpus: Corpus, title: s
 def _cache_pair(negative: Negative, corpus: Corpus) -> _CachePair:
     captions = [
         (negative.score, corpus.captions[negative.text], "negative"),
-        (negative.own_score, corpus.captions[negative.own_text], "its own"),
+        (negative.own_score, corpus.captions[negative.own_text], "own caption"),
     ]
     image = html.embed_image(corpus.images([negative.image])[0], CACHE_IMAGE_PX)
     return _CachePair(image, corpus.image_ids[negative.image], captions)
@@ -110,13 +110,13 @@ def write_search_page(path: Path, index: Index, question: str | Path, answer: An
     InputError if the file cannot be written.
     """
     query_image = html.embed_image(read_image(question), SEARCH_IMAGE_PX) if isinstance(question, Path) else None
-    with track("read pictures", total=len(answer.hits), unit="images") as advance:
+    with track("read images", total=len(answer.hits), unit="images") as advance:
         cards = list(_hit_cards(index, answer, advance))
     try:
         html.write(
             path,
             "search_results.html",
-            title=as_text(f"Like {question.name}" if isinstance(question, Path) else question),
+            title=as_text(f"Images like {question.name}" if isinstance(question, Path) else question),
             query_image=query_image,
             counts=f"{len(answer.hits):,} of {index.num_images:,} images, model {index.fingerprint[:8]}",
             notes=answer.notes,

@@ -117,7 +117,7 @@ def read_report(runs: Sequence[Path], *, teacher: Path | None = None, baseline: 
     missing = [part for model in models for part in _missing_of_model(model, models)]
     missing += [part for training in trainings for part in _missing_of_training(training)]
     if corpus is None and any(model.result for model in models):
-        missing.append(MissingPart("pictures", _command("report", *map(str, runs), "--data", "DIR")))
+        missing.append(MissingPart("images", _command("report", *map(str, runs), "--data", "DIR")))
     return Report(models=_compared(models), trainings=trainings, missing=_by_command(missing), corpus=corpus)
 
 
@@ -256,7 +256,7 @@ def _missing_of_training(training: Training) -> list[MissingPart]:
     if is_measured or not {"distill", "finetune-teacher"} & set(command[:2]):
         return []
     again = shlex.join([*command, "--set", "validation.every=100"])
-    return [MissingPart(f"recall in the course of {training.label}, by a new run", again)]
+    return [MissingPart(f"recall during the training of {training.label}, by a new run", again)]
 
 
 def _by_command(missing: Iterable[MissingPart]) -> tuple[MissingPart, ...]:

@@ -38,8 +38,8 @@ def write_report_page(path: Path, report: Report, *, num_queries: int = NUM_QUER
 
 
 def facts_of(report: Report) -> list[tuple[str, str]]:
-    """What the models were measured on, in words."""
-    facts = [("models", "; ".join(f"{one.label} ({one.role})" for one in report.models))]
+    """The models and what they were measured on, in words."""
+    facts = [("models", "; ".join(f"{model.label} ({model.role})" for model in report.models))]
     if (result := report.result) is None:
         return facts
     folds = f", the mean of {result.num_folds} folds" if result.num_folds > 1 else ""
@@ -58,7 +58,7 @@ def _gallery_sizes(report: Report) -> list[int]:
 
 
 def write_markdown(path: Path, report: Report) -> None:
-    """What was measured, the tables, what is left out."""
+    """Write the facts, the tables and the missing parts as Markdown."""
     facts = [f"- {name}: {_plain(value)}" for name, value in facts_of(report)]
     missing = ["## Left out", "", *(f"- {_plain(part.what)}: {_code(part.command)}" for part in report.missing)] if report.missing else []
     tables = [_markdown_table(table) for table in report_tables(report)]
@@ -66,7 +66,7 @@ def write_markdown(path: Path, report: Report) -> None:
 
 
 def write_csv(path: Path, report: Report) -> None:
-    """A row a model, not rounded; what was not measured is empty."""
+    """Write a row per model, unrounded; values that were not measured are empty."""
     rows = [_numbers(model) for model in report.models]
     names = list(dict.fromkeys(name for row in rows for name in row))
     stream = io.StringIO()
@@ -82,7 +82,7 @@ def _markdown_table(table: Table) -> str:
 
 
 def _cell(text: str) -> str:
-    """A cell with its small print in brackets.
+    """A cell with its small print in parentheses.
 
     >>> _cell("63.2\\n58.0 to 68.0"), _cell("a|b")
     ('63.2 (58.0 to 68.0)', 'a\\\\|b')
@@ -92,12 +92,12 @@ def _cell(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>#|~" else letter for letter in text)
+    """Text with Markdown's special characters escaped."""
+    return "".join(f"\\{character}" if character in "\\`*_{}[]<>#|~" else character for character in text)
 
 
 def _code(text: str) -> str:
-    """A code span, whatever is in it."""
+    """A code span, for any text."""
     fence = "`" * (1 + max((len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0))
     pad = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{fence}{pad}{text}{pad}{fence}"
@@ -114,19 +114,19 @@ def _numbers(model: ModelResults) -> dict[str, object]:
             "captions": result.num_captions,
         }
         row |= {"protocol": result.protocol, "corpus_fingerprint": result.fingerprint}
-        for way, name in RECALLS:
-            row |= _figure(f"{way}_{name}", result.retrieval[way].recalls[name])
+        for direction, name in RECALLS:
+            row |= _figure(f"{direction}_{name}", result.retrieval[direction].recalls[name])
         row |= _figure("rsum", result.rsum)
-        row |= {f"{way}_mAP@R": result.retrieval[way].map_at_r for way in Direction}
-        row |= {f"{way}_median_rank": result.retrieval[way].median_rank for way in Direction}
+        row |= {f"{direction}_mAP@R": result.retrieval[direction].map_at_r for direction in Direction}
+        row |= {f"{direction}_median_rank": result.retrieval[direction].median_rank for direction in Direction}
     if (times := model.times) is not None:
         row |= {"parameters": times.num_parameters, "ms_per_query": times.query_ms, "ms_extrapolated": times.is_extrapolated}
         row |= {"ms_gallery_images": times.num_images, "speed_up": times.speed_up}
     elif result is not None and result.depths:
         row |= {"ms_per_query": result.depths[-1].query_ms, "ms_extrapolated": False, "ms_gallery_images": result.num_images}
-    if (found := model.comparison) is not None:
-        rsum = found.difference.rsum
-        row |= _figure("rsum_difference", Figure(rsum.value, rsum.interval)) | {"p_value": found.p_value}
+    if (comparison := model.comparison) is not None:
+        rsum = comparison.difference.rsum
+        row |= _figure("rsum_difference", Figure(rsum.value, rsum.interval)) | {"p_value": comparison.p_value}
     return row
 
 
