@@ -1,1 +1,1 @@
-"""Verbs: one module a command."""
+"""The command line: one module per command, which parses, calls one function of the core, and shows the result."""

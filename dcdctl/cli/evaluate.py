@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dcdctl.cli.options import BatchSize, Data, Device, Features, Json, MaxImages, ModelRef, ModelSet, Rerank, Split, check_output_file
 from dcdctl.cli.views.terminal import bar, clock, note, show_json, show_table
+
+if TYPE_CHECKING:
+    from dcdctl.core.scoring import Workload
 
 ProtocolName = Annotated[
     str,
@@ -62,7 +65,7 @@ def evaluate(
         note(f"results -> {outcome.folder}")
 
 
-def _show_workload(workload: Any) -> None:
+def _show_workload(workload: Workload) -> None:
     rate = f"{workload.pairs_per_s:,.0f}" if workload.pairs_per_s >= 10 else f"{workload.pairs_per_s:.2g}"
     note(f"{workload.num_pairs:,} pairs to score: {rate} pairs/s in a trial, about {clock(workload.seconds)}")
 

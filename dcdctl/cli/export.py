@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dcdctl.cli.options import Json, ModelRef, ModelSet
 from dcdctl.cli.views.terminal import amount, bar, note, show, show_json
+
+if TYPE_CHECKING:
+    from dcdctl.core.export import Exported
 
 OutFolder = Annotated[Path, typer.Argument(help="New folder to write.", metavar="OUT")]
 To = Annotated[str, typer.Option("--to", help="transformers, sentence-transformers or onnx (docs/export.md).", metavar="FORMAT")]
@@ -45,7 +48,7 @@ def export(
     _show(outcome)
 
 
-def _show(outcome: Any) -> None:
+def _show(outcome: Exported) -> None:
     from dcdctl.core.export import checks_in_words
 
     show(f"{outcome.kind} model for {outcome.to} -> {outcome.folder} ({amount(outcome.num_bytes, 'bytes')})")

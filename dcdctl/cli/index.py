@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dcdctl.cli.options import BatchSize, Device, Split, Workers
 from dcdctl.cli.views.terminal import bar, note, show
+
+if TYPE_CHECKING:
+    from dcdctl.core.search import IndexChange
 
 Target = Annotated[
     str,
@@ -60,12 +63,11 @@ def index(
     _show(search.run_index_job(target, changes, images=images, out=out, compute=compute, track=bar))
 
 
-def _show(outcome: Any) -> None:
-    index = outcome.index
-    skipped = outcome.skipped
+def _show(change: IndexChange) -> None:
+    index, skipped = change.index, change.skipped
     for file in skipped[:NUM_SKIPPED_SHOWN]:
         note(f"left out: {file['path']!r}: {file['reason']}")
     if len(skipped) > NUM_SKIPPED_SHOWN:
         note(f"left out: {len(skipped) - NUM_SKIPPED_SHOWN:,} more, all listed in {index.folder / index.document['skipped']['file']}")
-    counts = "".join(f", {count:,} {change}" for change, count in (("added", outcome.added), ("removed", outcome.removed)) if count)
+    counts = "".join(f", {count:,} {action}" for action, count in (("added", change.added), ("removed", change.removed)) if count)
     show(f"{index.num_images:,} images{counts}, {index.dim} numbers each, search by {index.kind} -> {index.folder}")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from dcdctl.cli.options import Depth, Device, IndexFolder, Json, Page, Rerank, Threads
 from dcdctl.cli.views.terminal import bar, note, printable
+
+if TYPE_CHECKING:
+    from dcdctl.core.search import Answer, Index, Searcher
 
 Words = Annotated[
     list[str] | None,
@@ -77,7 +80,7 @@ def _check_usage(question: str | Path | None, rerank: str | None, depth: int | N
         raise typer.BadParameter("shows the answer to one query: add a text, or type :html FILE at the prompt", param_hint="--html")
 
 
-def _open(folder: Path, rerank: str | None, depth: int | None, device: str, threads: int | None) -> Any:
+def _open(folder: Path, rerank: str | None, depth: int | None, device: str, threads: int | None) -> Searcher:
     """The searcher; the index is checked before torch is imported, which takes seconds."""
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read by NumPy's and torch's libraries when they are imported
@@ -91,7 +94,7 @@ def _open(folder: Path, rerank: str | None, depth: int | None, device: str, thre
     return Searcher.for_index(index, device=devices.choose(device), rerank=rerank, depth=depth or DEPTH)
 
 
-def _write_page(path: Path, index: Any, question: str | Path, answer: Any) -> None:
+def _write_page(path: Path, index: Index, question: str | Path, answer: Answer) -> None:
     from dcdctl.core import report
 
     report.write_search_page(path, index, question, answer, track=bar)

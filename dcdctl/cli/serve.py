@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dcdctl.cli.options import Depth, Device, IndexFolder, Rerank
 from dcdctl.cli.views.terminal import note, show
+
+if TYPE_CHECKING:
+    from dcdctl.core.serve import Started
 
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; by default only this machine can connect.", metavar="ADDRESS")]
 Port = Annotated[int, typer.Option("--port", help="Port to listen on; 0 for any free port.", min=0, max=65535)]
@@ -42,7 +45,7 @@ def serve(
     serve(index, config, device=device, rerank=rerank, depth=depth, on_start=_show_start)
 
 
-def _show_start(started: Any) -> None:
+def _show_start(started: Started) -> None:
     show(f"{started.num_images:,} images at {started.url}")
     if not started.is_loopback:
         note("warning: every machine that can reach this one can search and see the images; there is no password (docs/deploy.md)")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dcdctl.cli.views import images
 from dcdctl.cli.views.terminal import note, printable, show, show_json
+
+if TYPE_CHECKING:
+    from dcdctl.core.search import Answer, Index
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class View:
     protocol: str | None
 
 
-def show_answer(view: View, index: Any, question: str | Path, answer: Any) -> None:
+def show_answer(view: View, index: Index, question: str | Path, answer: Answer) -> None:
     """Show an answer: one hit per line, or a JSON document."""
     if view.is_json:
         from dcdctl.core.search import answer_document
@@ -29,7 +32,7 @@ def show_answer(view: View, index: Any, question: str | Path, answer: Any) -> No
     note(f"{len(answer.hits):,} of {index.num_images:,} images in {_times(answer)}")
 
 
-def show_line(view: View, index: Any, question: str, answer: Any) -> None:
+def show_line(view: View, index: Index, question: str, answer: Answer) -> None:
     """Show an answer on one line: the query and the names of the hits, separated by tabs, or a JSON document."""
     if view.is_json:
         from dcdctl.core.search import answer_document
@@ -48,12 +51,12 @@ def show_failure(view: View, question: str, error: Exception) -> None:
     show(printable(as_text(question)))
 
 
-def _show_notes(answer: Any) -> None:
+def _show_notes(answer: Answer) -> None:
     for text in answer.notes:
         note(f"note: {printable(text)}")
 
 
-def _show_hits(view: View, index: Any, answer: Any) -> None:
+def _show_hits(view: View, index: Index, answer: Answer) -> None:
     from dcdctl.core.search import image_of
 
     is_reranked = any(hit.reranked is not None for hit in answer.hits)
@@ -66,7 +69,7 @@ def _show_hits(view: View, index: Any, answer: Any) -> None:
             show(images.escape_sequence(image, view.protocol).removesuffix("\n"))
 
 
-def _times(answer: Any) -> str:
+def _times(answer: Answer) -> str:
     parts = {"encoding": answer.encode_seconds, "search": answer.find_seconds, "re-ranking": answer.rerank_seconds}
     details = ", ".join(f"{name} {1000 * seconds:.1f}" for name, seconds in parts.items() if seconds)
     return f"{1000 * sum(parts.values()):.1f} ms ({details})"

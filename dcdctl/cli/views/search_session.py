@@ -10,11 +10,14 @@ import webbrowser
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from dcdctl.cli.views.search import View, show_answer, show_failure, show_line
 from dcdctl.cli.views.terminal import note, show_error
 from dcdctl.core.errors import DcdError
+
+if TYPE_CHECKING:
+    from dcdctl.core.search import Answer, Searcher
 
 PROMPT = "search> "
 HISTORY_LENGTH = 1000
@@ -32,14 +35,14 @@ class LastAnswer:
     """The last query with its answer, and its page if one was written."""
 
     question: str | Path
-    answer: Any
+    answer: Answer
     page: Path | None = None
 
 
 class Session:
     """The state of a prompt."""
 
-    def __init__(self, searcher: Any, view: View, k: int) -> None:
+    def __init__(self, searcher: Searcher, view: View, k: int) -> None:
         self.searcher, self.view, self.k = searcher, view, k
         self.last: LastAnswer | None = None
         self.is_over = False
@@ -115,12 +118,12 @@ class Session:
     }
 
 
-def run(searcher: Any, view: View, k: int) -> int:
+def run(searcher: Searcher, view: View, k: int) -> int:
     """Answer the queries of a prompt or of stdin; returns the exit code."""
     return _prompt(Session(searcher, view, k)) if sys.stdin.isatty() else _read_lines(searcher, view, k)
 
 
-def _read_lines(searcher: Any, view: View, k: int) -> int:
+def _read_lines(searcher: Searcher, view: View, k: int) -> int:
     """Answer each line of stdin as it arrives; 1 if a line could not be answered, otherwise 0."""
     num_failed = 0
     for number, raw in enumerate(sys.stdin.buffer, start=1):

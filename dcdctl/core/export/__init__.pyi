@@ -1,9 +1,10 @@
 from .check import checks_in_words
-from .export import ExportJob, export_model
+from .export import Exported, ExportJob, export_model
 from .hub import push_options
 
 __all__ = [
     "ExportJob",
+    "Exported",
     "checks_in_words",
     "export_model",
     "push_options",

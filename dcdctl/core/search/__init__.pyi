@@ -1,4 +1,4 @@
-from .build import Changes, run_index_job
+from .build import Changes, IndexChange, run_index_job
 from .index import Index
 from .query import Answer, Hit, answer_document, as_text, check_query, image_of, looks_like_a_path, read_image
 from .searcher import DEPTH, Searcher
@@ -11,6 +11,7 @@ __all__ = [
     "Changes",
     "Hit",
     "Index",
+    "IndexChange",
     "Searcher",
     "answer_document",
     "as_text",
