@@ -18,7 +18,7 @@ p_values = st.lists(st.floats(0, 1), min_size=1, max_size=6)
 @given(st.lists(st.integers(-3, 3), max_size=9))
 def test_all_patterns_of_signs_are_counted_and_zeros_change_nothing(differences):
     sums = [sum(sign * value for sign, value in zip(signs, differences, strict=True)) for signs in signs_of(len(differences))]
-    expected = np.mean([abs(one) >= abs(sum(differences)) for one in sums])
+    expected = np.mean([abs(flipped) >= abs(sum(differences)) for flipped in sums])
     assert sign_flip_test(np.array(differences, dtype=float), flips=1, seed=0) == SignFlip(pytest.approx(expected), is_exact=True)
 
 

@@ -22,31 +22,31 @@ def swept(depths: tuple[int, ...]) -> tuple[result.Evaluation, TableFusion]:
 def test_a_pair_that_both_directions_want_is_scored_once():
     # Image 0 finds caption 0, image 1 caption 1; captions 0 and 1 find their images, caption 2 finds image 0: three pairs, not five.
     rankings = ranks.rank_matrix(torch.tensor([[3.0, 1.0, 2.0], [1.0, 3.0, 0.0]]), np.array([0, 1, 1]))
-    lists = Shortlists(rankings, np.array([0, 1, 1]), 2)
-    assert lists.num_pairs(1) == 3
-    assert [one.tolist() for one in Shortlists(rankings, np.array([0, 1, 1]), 1).pairs] == [[0, 0, 1], [0, 2, 1]]
-    assert lists.num_pairs(2) == len(lists.pair_P) == 6
+    shortlists = Shortlists(rankings, np.array([0, 1, 1]), 2)
+    assert shortlists.num_pairs(1) == 3
+    assert [indices.tolist() for indices in Shortlists(rankings, np.array([0, 1, 1]), 1).pairs] == [[0, 0, 1], [0, 2, 1]]
+    assert shortlists.num_pairs(2) == len(shortlists.pair_P) == 6
 
 
 def test_every_depth_is_what_an_evaluation_at_that_depth_gives():
-    found, _ = swept((0, 1, 3, 6))
-    assert [one.depth for one in found.depths] == [0, 1, 3, 6]
+    evaluation, _ = swept((0, 1, 3, 6))
+    assert [result.depth for result in evaluation.depths] == [0, 1, 3, 6]
     alone = evaluate.evaluate_model(make_dual(), Numbers(OWNER))
-    assert (found.depths[0].text_retrieval, found.depths[0].image_retrieval) == (alone.text_retrieval, alone.image_retrieval)
-    assert found.depths[0].num_pairs == 0
-    for one in found.depths[1:]:
-        single, _ = swept((one.depth,))
-        assert (one.text_retrieval, one.image_retrieval) == (single.text_retrieval, single.image_retrieval)
-        assert one.num_pairs == single.pairs_scored
-    assert len({one.rsum for one in found.depths}) > 2
+    assert (evaluation.depths[0].text_retrieval, evaluation.depths[0].image_retrieval) == (alone.text_retrieval, alone.image_retrieval)
+    assert evaluation.depths[0].num_pairs == 0
+    for at_depth in evaluation.depths[1:]:
+        single, _ = swept((at_depth.depth,))
+        assert (at_depth.text_retrieval, at_depth.image_retrieval) == (single.text_retrieval, single.image_retrieval)
+        assert at_depth.num_pairs == single.pairs_scored
+    assert len({result.rsum for result in evaluation.depths}) > 2
 
 
 def test_pairs_are_scored_once_for_the_largest_depth(monkeypatch):
     monkeypatch.setattr(cascade, "query_ms", lambda *arguments: [1.0, 2.0, 3.0])
-    found, fusion = swept((1, 3, 6))
-    assert len(fusion.pairs) == len(set(fusion.pairs)) == found.pairs_scored == found.depths[-1].num_pairs
-    assert found.depth == 6
-    assert found.depths[-1].text_retrieval == found.text_retrieval
+    evaluation, fusion = swept((1, 3, 6))
+    assert len(fusion.pairs) == len(set(fusion.pairs)) == evaluation.pairs_scored == evaluation.depths[-1].num_pairs
+    assert evaluation.depth == 6
+    assert evaluation.depths[-1].text_retrieval == evaluation.text_retrieval
 
 
 class Clock:
@@ -70,9 +70,9 @@ def test_the_time_of_a_query_is_the_dual_encoders_and_that_of_so_many_pairs(monk
     monkeypatch.setattr(fusion, "encode_texts", clock.takes(fusion.encode_texts, lambda texts: 0.010 * len(texts)))
     monkeypatch.setattr(fusion, "score_pairs", clock.takes(fusion.score_pairs, lambda images, texts, image_P, text_P: 0.001 * len(image_P)))
     options = EvalOptions(depths=(0, 1, 4, 100), compute=Compute(batch_size=3))
-    found = evaluate.evaluate_model(dual, Numbers(OWNER), rerank=fusion, options=options)
+    evaluation = evaluate.evaluate_model(dual, Numbers(OWNER), rerank=fusion, options=options)
     # 2 ms to embed a caption; 10 ms to encode it for the fusion scorer and 1 ms a pair; there are ten images.
-    assert [one.ms_per_query for one in found.depths] == pytest.approx([2, 2 + 10 + 1, 2 + 10 + 4, 2 + 10 + 10])
+    assert [result.ms_per_query for result in evaluation.depths] == pytest.approx([2, 2 + 10 + 1, 2 + 10 + 4, 2 + 10 + 10])
 
 
 def test_the_front_holds_what_nothing_beats():
@@ -102,6 +102,6 @@ def test_depths_are_ascending_and_one_of_them_reranks(depths, message):
 
 
 def test_a_dual_encoder_with_more_candidates_asked_for_than_images_is_no_error():
-    found, _ = swept((0, 500))
+    evaluation, _ = swept((0, 500))
     table_IT = make_fusion().table_IT
-    assert found.text_ranks.tolist() == ranks.rank_matrix(table_IT, np.array(OWNER)).ranks.text.tolist()
+    assert evaluation.text_ranks.tolist() == ranks.rank_matrix(table_IT, np.array(OWNER)).ranks.text.tolist()

@@ -50,8 +50,10 @@ def document_of(*words):
 
 
 def test_the_document_has_the_numbers_of_both_and_of_the_difference_by_hand(here, made):
-    found = document_of("base", "gain", "--resamples", 200, "--seed", 3)
-    assert {key: found[key] for key in ("split", "images", "captions", "protocol", "corpus_fingerprint", "resamples", "seed", "level")} == {
+    document = document_of("base", "gain", "--resamples", 200, "--seed", 3)
+    assert {
+        key: document[key] for key in ("split", "images", "captions", "protocol", "corpus_fingerprint", "resamples", "seed", "level")
+    } == {
         "split": "train",
         "images": 5,
         "captions": 7,
@@ -61,61 +63,65 @@ def test_the_document_has_the_numbers_of_both_and_of_the_difference_by_hand(here
         "seed": 3,
         "level": 0.95,
     }
-    base, gain = found["sides"]
-    assert (found["base"], base["side"], base["name"], gain["side"], gain["runs"]) == ("A", "A", "base", "B", ["gain"])
+    base, gain = document["sides"]
+    assert (document["base"], base["side"], base["name"], gain["side"], gain["runs"]) == ("A", "A", "base", "B", ["gain"])
     assert (base["kind"], base["depth"]) == ("dual", None)
     assert base["text_retrieval"]["R@1"]["value"] == pytest.approx(100 / 5)
     assert gain["image_retrieval"]["R@5"]["value"] == pytest.approx(100 * 4 / 7)
-    (duel,) = found["comparisons"]
+    (comparison,) = document["comparisons"]
     # Hits at 1, 5 and 10: images 1, 3, 3 of 5 and 3, 5, 5; captions 1, 3, 5 of 7 and 3, 4, 6.
-    assert duel["difference"]["rsum"]["value"] == pytest.approx(100 * (6 / 5 + 4 / 7))
-    assert duel["difference"]["text_retrieval"]["MRR"]["value"] == pytest.approx(20 * (2 / 3 + 79 / 80 + 1 / 5 - 1 / 11))
-    low, high = duel["difference"]["rsum"]["interval"]
-    assert low <= duel["difference"]["rsum"]["value"] <= high
+    assert comparison["difference"]["rsum"]["value"] == pytest.approx(100 * (6 / 5 + 4 / 7))
+    assert comparison["difference"]["text_retrieval"]["MRR"]["value"] == pytest.approx(20 * (2 / 3 + 79 / 80 + 1 / 5 - 1 / 11))
+    low, high = comparison["difference"]["rsum"]["interval"]
+    assert low <= comparison["difference"]["rsum"]["value"] <= high
     # All five images gained, by a caption or as a query: only five equal signs are as far, 2 patterns of 32.
-    assert duel["sign_flip"] == {"p_value": 2 / 32, "holm_p_value": 2 / 32, "exact": True}
-    assert duel["bootstrap"]["p_value"] == duel["bootstrap"]["holm_p_value"]
+    assert comparison["sign_flip"] == {"p_value": 2 / 32, "holm_p_value": 2 / 32, "exact": True}
+    assert comparison["bootstrap"]["p_value"] == comparison["bootstrap"]["holm_p_value"]
 
 
 def test_the_document_names_the_queries_that_differ_most_both_ways(here):
-    duel = document_of("base", "gain", "--queries", 2)["comparisons"][0]
-    assert {key: duel["text_queries"][key] for key in ("better", "equal", "worse")} == {"better": 3, "equal": 2, "worse": 0}
-    assert duel["text_queries"]["most_better"] == [
+    comparison = document_of("base", "gain", "--queries", 2)["comparisons"][0]
+    assert {key: comparison["text_queries"][key] for key in ("better", "equal", "worse")} == {"better": 3, "equal": 2, "worse": 0}
+    assert comparison["text_queries"]["most_better"] == [
         {"query": 3, "image_id": "i3", "ranks": [1], "base_ranks": [80]},
         {"query": 1, "image_id": "i1", "ranks": [1], "base_ranks": [3]},
     ]
-    assert duel["image_queries"]["most_worse"] == [{"query": 5, "image_id": "i3", "caption_id": 31, "ranks": [40], "base_ranks": [30]}]
+    assert comparison["image_queries"]["most_worse"] == [
+        {"query": 5, "image_id": "i3", "caption_id": 31, "ranks": [40], "base_ranks": [30]}
+    ]
 
 
 def test_p_values_are_adjusted_for_all_comparisons_of_the_call(here):
-    duels = document_of("base", "gain", "mixed", "base")["comparisons"]
+    comparisons = document_of("base", "gain", "mixed", "base")["comparisons"]
     for test in ("sign_flip", "bootstrap"):
-        assert [duel[test]["holm_p_value"] for duel in duels] == holm([duel[test]["p_value"] for duel in duels])
-    assert duels[0]["sign_flip"]["holm_p_value"] == 3 * duels[0]["sign_flip"]["p_value"]
-    assert duels[2]["sign_flip"]["p_value"] == 1
+        assert [comparison[test]["holm_p_value"] for comparison in comparisons] == holm(
+            [comparison[test]["p_value"] for comparison in comparisons]
+        )
+    assert comparisons[0]["sign_flip"]["holm_p_value"] == 3 * comparisons[0]["sign_flip"]["p_value"]
+    assert comparisons[2]["sign_flip"]["p_value"] == 1
 
 
 def test_the_base_is_the_first_or_the_one_named(here):
     first, named = document_of("base", "gain", "mixed"), document_of("gain", "base", "mixed", "--base", "base")
     assert (first["base"], named["base"]) == ("A", "B")
-    assert [duel["side"] for duel in named["comparisons"]] == ["A", "C"]
-    for one, other in zip(first["comparisons"], named["comparisons"], strict=True):
-        assert one["difference"] == other["difference"]
+    assert [comparison["side"] for comparison in named["comparisons"]] == ["A", "C"]
+    for ours, expected in zip(first["comparisons"], named["comparisons"], strict=True):
+        assert ours["difference"] == expected["difference"]
 
 
 def test_runs_of_one_side_are_averaged(here):
     both = document_of("base", "gain,mixed")
     alone = document_of("base", "gain", "mixed")["comparisons"]
-    values = [duel["difference"]["rsum"]["value"] for duel in alone]
+    values = [comparison["difference"]["rsum"]["value"] for comparison in alone]
     assert both["comparisons"][0]["difference"]["rsum"]["value"] == pytest.approx(sum(values) / 2)
     assert both["sides"][1]["runs"] == ["gain", "mixed"]
     assert {"query": 0, "image_id": "i0", "ranks": [1, 9], "base_ranks": [1]} in both["comparisons"][0]["text_queries"]["most_worse"]
 
 
 def test_the_seed_decides_the_draws(here):
-    one, again, other = (document_of("base", "mixed", "--resamples", 500, "--seed", seed) for seed in (1, 1, 2))
-    assert one == again
-    assert one["comparisons"][0]["difference"] != other["comparisons"][0]["difference"]
+    first, again, other = (document_of("base", "mixed", "--resamples", 500, "--seed", seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first["comparisons"][0]["difference"] != other["comparisons"][0]["difference"]
 
 
 def test_the_tables_say_who_how_far_and_how_sure_within_80_columns(here):
@@ -192,12 +198,12 @@ def page(here, made):
 
 
 def test_the_page_keeps_text_as_text_and_loads_nothing(page):
-    found = Page(page)
-    assert not {"script", "link", "iframe"} & {tag for tag, _ in found.tags}
+    html = Page(page)
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in html.tags}
     assert page.count("b &amp; &lt;b&gt;c&lt;/b&gt;") >= 3  # as a caption of its image, as a place, as what stands for the picture
     assert page.count("&#34;&gt;&lt;script&gt;alert(1)&lt;/script&gt;") >= 3
     assert "<script" not in page
-    assert all(image["src"].startswith("data:image/jpeg;base64,") for image in found.all("img"))
+    assert all(image["src"].startswith("data:image/jpeg;base64,") for image in html.all("img"))
     assert "http" not in page
     assert "url(" not in page
 
@@ -217,17 +223,17 @@ def test_the_page_shows_queries_of_each_direction_and_way_with_the_ranks_and_fir
 
 
 def test_the_page_shows_pictures_of_the_first_images(page):
-    found = Page(page)
+    html = Page(page)
     # Three images and four captions differ, each with its picture; the captions with five places of both sides.
-    assert len(found.all("img")) == 7 + 4 * 2 * 5
-    assert len(found.all("section")) == 7
+    assert len(html.all("img")) == 7 + 4 * 2 * 5
+    assert len(html.all("section")) == 7
 
 
 def test_without_first_places_the_page_has_ranks_alone(here):
     assert run_cli("base", "gain", "--resamples", 100, "--html", here / "page.html").exit_code == 0
-    found = Page((here / "page.html").read_text())
-    assert len(found.all("img")) == len(found.all("section")) == 7
-    assert not found.all("ol")
+    html = Page((here / "page.html").read_text())
+    assert len(html.all("img")) == len(html.all("section")) == 7
+    assert not html.all("ol")
 
 
 def test_names_of_sides_are_escaped_too(here, made):

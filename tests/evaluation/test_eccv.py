@@ -67,25 +67,25 @@ def expected(scores_IT: np.ndarray, corpus, truths, known) -> dict:
     columns = {
         int(text): dict(zip(images, column.tolist(), strict=True)) for text, column in zip(corpus.caption_ids, scores_IT.T, strict=True)
     }
-    found: dict = {"eccv_caption": {}, "cxc": {}}
-    for way, key, scores in (("text_retrieval", "i2t", rows), ("image_retrieval", "t2i", columns)):
+    measures: dict = {"eccv_caption": {}, "cxc": {}}
+    for direction, key, scores in (("text_retrieval", "i2t", rows), ("image_retrieval", "t2i", columns)):
         of_eccv = [(places(scores[query], set(own)), len(set(own))) for query, own in truths["eccv_gts"][key].items()]
-        found["eccv_caption"][way] = {
+        measures["eccv_caption"][direction] = {
             "R@1": 100 * np.mean([where[0] == 1 for where, _ in of_eccv]),
             "R-Precision": 100 * np.mean([sum(place <= r for place in where) / r for where, r in of_eccv]),
             "mAP@R": 100 * np.mean([sum((nth + 1) / place for nth, place in enumerate(where) if place <= r) / r for where, r in of_eccv]),
         }
         best = [places(scores[query], set(own))[0] for query, own in truths["cxc_gts"][key].items()]
-        found["cxc"][way] = {f"R@{k}": 100 * np.mean(np.array(best) <= k) for k in (1, 5, 10)}
-    return found
+        measures["cxc"][direction] = {f"R@{k}": 100 * np.mean(np.array(best) <= k) for k in (1, 5, 10)}
+    return measures
 
 
 def measured(judge: Judge, scores_IT: np.ndarray, owner: np.ndarray) -> dict:
     return judge.measure(ranks.rank_matrix(torch.from_numpy(scores_IT), owner, num_top=judge.num_top))
 
 
-def flat(found: dict) -> list[float]:
-    return [value for judgement in found.values() for way in judgement.values() for value in way.values()]
+def flat(measures: dict) -> list[float]:
+    return [value for judgment in measures.values() for measures in judgment.values() for value in measures.values()]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -93,18 +93,18 @@ def test_measures_are_those_of_the_definitions_on_whole_lists(metrics, small, se
     corpus, truths, known = small
     scores_IT = np.random.default_rng(seed).standard_normal((NUM_IMAGES, len(corpus.caption_ids))).astype(np.float32)
     scores_IT[corpus.caption_image, range(len(corpus.caption_ids))] += 1
-    found, wanted = measured(Judge(metrics, corpus), scores_IT, corpus.caption_image), expected(scores_IT, corpus, truths, known)
-    assert found.keys() == wanted.keys()
-    assert {name: way.keys() for name, way in found.items()} == {name: way.keys() for name, way in wanted.items()}
-    assert flat(found) == pytest.approx(flat(wanted))
-    assert 5 < np.mean(flat(found)) < 95
+    measures, wanted = measured(Judge(metrics, corpus), scores_IT, corpus.caption_image), expected(scores_IT, corpus, truths, known)
+    assert measures.keys() == wanted.keys()
+    assert {name: judgment.keys() for name, judgment in measures.items()} == {name: judgment.keys() for name, judgment in wanted.items()}
+    assert flat(measures) == pytest.approx(flat(wanted))
+    assert 5 < np.mean(flat(measures)) < 95
 
 
 def test_a_tie_counts_against_every_positive(metrics, small):
     corpus, truths, known = small
     scores_IT = np.random.default_rng(0).integers(0, 40, (NUM_IMAGES, len(corpus.caption_ids))).astype(np.float32)
-    found = measured(Judge(metrics, corpus), scores_IT, corpus.caption_image)
-    assert flat(found) == pytest.approx(flat(expected(scores_IT, corpus, truths, known)))
+    measures = measured(Judge(metrics, corpus), scores_IT, corpus.caption_image)
+    assert flat(measures) == pytest.approx(flat(expected(scores_IT, corpus, truths, known)))
 
 
 def test_the_order_of_a_cascade_is_kept_though_its_scores_are_on_two_scales(metrics, small):
@@ -113,15 +113,18 @@ def test_the_order_of_a_cascade_is_kept_though_its_scores_are_on_two_scales(metr
     judge = Judge(metrics, corpus)
     plain = ranks.rank_matrix(torch.from_numpy(scores_IT), corpus.caption_image, num_top=judge.num_top)
     shift = np.where(np.arange(judge.num_top) < 5, -100, 0).astype(np.float32)
-    shifted = [dataclasses.replace(one, top_score_QK=one.top_score_QK + shift[: one.top_QK.shape[1]]) for one in (plain.text, plain.image)]
+    shifted = [
+        dataclasses.replace(ranking, top_score_QK=ranking.top_score_QK + shift[: ranking.top_QK.shape[1]])
+        for ranking in (plain.text, plain.image)
+    ]
     assert judge.measure(ranks.Rankings(*shifted)) == judge.measure(plain)
 
 
 def test_a_constant_model_finds_nothing(metrics, small):
     corpus, _, _ = small
-    found = measured(Judge(metrics, corpus), np.full((NUM_IMAGES, len(corpus.caption_ids)), 0.5, np.float32), corpus.caption_image)
-    assert found["eccv_caption"]["text_retrieval"] == {"R@1": 0, "R-Precision": 0, "mAP@R": 0}
-    assert found["cxc"]["text_retrieval"] == {"R@1": 0, "R@5": 0, "R@10": 0}
+    measures = measured(Judge(metrics, corpus), np.full((NUM_IMAGES, len(corpus.caption_ids)), 0.5, np.float32), corpus.caption_image)
+    assert measures["eccv_caption"]["text_retrieval"] == {"R@1": 0, "R-Precision": 0, "mAP@R": 0}
+    assert measures["cxc"]["text_retrieval"] == {"R@1": 0, "R@5": 0, "R@10": 0}
 
 
 def test_positives_that_tie_with_the_end_of_a_list_may_stand_behind_it(metrics, small):
@@ -137,9 +140,9 @@ def test_positives_that_tie_with_the_end_of_a_list_may_stand_behind_it(metrics, 
         equal = np.ones((len(top), judge.num_top), np.float32)
         return Ranking(positions_QR=np.ones((len(top), 1), int), positive_score_Q=equal[:, 0], top_QK=np.array(top), top_score_QK=equal)
 
-    found = judge.measure(ranks.Rankings(lists(images, corpus.caption_ids, "i2t"), lists(corpus.caption_ids, images, "t2i")))
-    assert found["eccv_caption"]["text_retrieval"]["mAP@R"] == found["eccv_caption"]["image_retrieval"]["mAP@R"] == 0
-    assert found["cxc"]["image_retrieval"]["R@10"] == 0
+    measures = judge.measure(ranks.Rankings(lists(images, corpus.caption_ids, "i2t"), lists(corpus.caption_ids, images, "t2i")))
+    assert measures["eccv_caption"]["text_retrieval"]["mAP@R"] == measures["eccv_caption"]["image_retrieval"]["mAP@R"] == 0
+    assert measures["cxc"]["image_retrieval"]["R@10"] == 0
 
 
 def coco(metrics) -> SimpleNamespace:
@@ -152,7 +155,7 @@ def coco(metrics) -> SimpleNamespace:
 
 def test_as_many_candidates_are_wanted_as_a_query_has_positives_at_most(metrics):
     corpus = coco(metrics)
-    assert Judge(metrics, corpus).num_top == 48  # of one picture
+    assert Judge(metrics, corpus).num_top == 48  # of one image
     owner = np.append(corpus.caption_image, [4999] * 10)
     more = corpus_of(np.array([int(name[-16:-4]) for name in corpus.image_ids]), np.append(corpus.caption_ids, -1 - np.arange(10)), owner)
     assert Judge(metrics, more).num_top == 58

@@ -30,10 +30,10 @@ def rewrite(path, change):
 
 def test_best_positive_scores_are_those_of_the_matrix(written, corpus):
     folder, scores_IT = written
-    found = answers_of(folder)
+    answers = answers_of(folder)
     own_IT = np.where(own_pairs(corpus), scores_IT, -np.inf)
-    np.testing.assert_array_equal(found.positive_scores["text"], own_IT.max(axis=1))
-    np.testing.assert_array_equal(found.positive_scores["image"], own_IT.max(axis=0))
+    np.testing.assert_array_equal(answers.positive_scores["text"], own_IT.max(axis=1))
+    np.testing.assert_array_equal(answers.positive_scores["image"], own_IT.max(axis=0))
 
 
 def test_first_answers_are_the_highest_of_the_matrix(written, corpus):
@@ -75,23 +75,23 @@ def test_what_older_tables_lack_is_empty(written):
     folder, _ = written
     rewrite(folder / "ranks.parquet", lambda table: table.drop(columns="score"))
     (folder / "top.parquet").unlink()
-    found = answers_of(folder)
-    assert (found.positive_scores, found.top) == ({}, {})
+    answers = answers_of(folder)
+    assert (answers.positive_scores, answers.top) == ({}, {})
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda table: table.drop(columns="is_own"), "no column 'is_own'"),
-        (lambda table: table[table["query"] > 0], "not of one evaluation"),
-        (lambda table: table.drop(index=3), "not of one evaluation"),
+        (lambda table: table[table["query"] > 0], "do not belong to one evaluation"),
+        (lambda table: table.drop(index=3), "do not belong to one evaluation"),
         (lambda table: table.assign(candidate=table["candidate"] + 1000), "not among the"),
     ],
 )
-def test_first_answers_that_do_not_fit_the_ranks_are_refused_by_name(written, change, said):
+def test_first_answers_that_do_not_fit_the_ranks_are_refused_by_name(written, change, message):
     folder, _ = written
     rewrite(folder / "top.parquet", change)
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         answers_of(folder)
     assert "top.parquet" in str(caught.value)
     assert "dcdctl eval" in str(caught.value)

@@ -69,7 +69,7 @@ def test_a_cascade_puts_the_first_of_the_dual_encoder_in_the_fusion_scorers_orde
     cosines_IT = dual.image_ID @ dual.text_TD.T
     # The plain way: one score that puts the first `depth` above the rest, by fusion within and by cosine below.
     expected = [], []
-    for found, own_QG, cosines_QG, fusion_QG in (
+    for ranks, own_QG, cosines_QG, fusion_QG in (
         (expected[0], torch.tensor(OWNER) == torch.arange(10)[:, None], cosines_IT, fusion.table_IT),
         (expected[1], torch.tensor(OWNER)[:, None] == torch.arange(10), cosines_IT.T, fusion.table_IT.T),
     ):
@@ -77,7 +77,7 @@ def test_a_cascade_puts_the_first_of_the_dual_encoder_in_the_fusion_scorers_orde
             combined_G = cosines_G.clone()
             first = cosines_G.topk(depth).indices
             combined_G[first] = 100 + fusion_G[first]
-            found.append(1 + int((combined_G[~own_G] >= combined_G[own_G].max()).sum()))
+            ranks.append(1 + int((combined_G[~own_G] >= combined_G[own_G].max()).sum()))
     assert ranks_of(result) == expected
     assert len(fusion.pairs) == len(set(fusion.pairs)) == result.pairs_scored <= depth * (10 + 18)
     assert (result.kind, result.depth) == ("cascade", depth)
@@ -113,7 +113,7 @@ def test_the_document_says_what_was_measured(corpus, fusion):
     document = evaluation_result.evaluation_document(result, "fake", "test")
     assert json.loads(json.dumps(document)) == document
     assert (document["images"], document["captions"], document["pairs_scored"]) == (10, 18, 180)
-    values = [document[way][name] for way in ("text_retrieval", "image_retrieval") for name in ("R@1", "R@5", "R@10")]
+    values = [document[key][name] for key in ("text_retrieval", "image_retrieval") for name in ("R@1", "R@5", "R@10")]
     assert document["rsum"] == pytest.approx(sum(values))
     assert document["mean_recall"] == pytest.approx(sum(values) / 6)
     assert document["text_retrieval"]["R@1"] == pytest.approx(100 * np.mean(result.text_ranks == 1))
@@ -129,24 +129,26 @@ FIVE_FOLDS = Protocol(name="five", num_folds=5)
 def test_a_protocol_of_folds_is_the_mean_of_galleries_of_their_own(kind, corpus, dual, fusion):
     model = fusion if kind == "fusion" else dual
     rerank = fusion if kind == "cascade" else None
-    found = evaluate.evaluate_model(model, corpus, rerank=rerank, options=EvalOptions(protocol=FIVE_FOLDS, depths=(3,)))
+    evaluation = evaluate.evaluate_model(model, corpus, rerank=rerank, options=EvalOptions(protocol=FIVE_FOLDS, depths=(3,)))
     scored, parts = list(fusion.pairs), []
     for first in range(0, 10, 2):
         texts = [text for text, image in enumerate(OWNER) if image in (first, first + 1)]
         part = Numbers([OWNER[text] - first for text in texts])
-        one = TableDual(dual.image_ID[first : first + 2], dual.text_TD[texts])
+        fold_dual = TableDual(dual.image_ID[first : first + 2], dual.text_TD[texts])
         other = TableFusion(fusion.table_IT[first : first + 2, texts])
         options = EvalOptions(depths=(3,))
-        parts.append(evaluate.evaluate_model(other if kind == "fusion" else one, part, rerank=other if rerank else None, options=options))
-        own = np.arange(found.text_ranks.size)[first : first + 2]
-        assert found.text_ranks[own].tolist() == parts[-1].text_ranks.tolist()
-        assert found.image_ranks[texts].tolist() == parts[-1].image_ranks.tolist()
-        assert (found.rankings.image.top_QK[texts] - first).tolist() == parts[-1].rankings.image.top_QK[:, :2].tolist()
-    for way in ("text_retrieval", "image_retrieval"):
-        for name, value in getattr(found, way).items():
-            assert value == pytest.approx(np.mean([getattr(part, way)[name] for part in parts]))
+        parts.append(
+            evaluate.evaluate_model(other if kind == "fusion" else fold_dual, part, rerank=other if rerank else None, options=options)
+        )
+        own = np.arange(evaluation.text_ranks.size)[first : first + 2]
+        assert evaluation.text_ranks[own].tolist() == parts[-1].text_ranks.tolist()
+        assert evaluation.image_ranks[texts].tolist() == parts[-1].image_ranks.tolist()
+        assert (evaluation.rankings.image.top_QK[texts] - first).tolist() == parts[-1].rankings.image.top_QK[:, :2].tolist()
+    for key in ("text_retrieval", "image_retrieval"):
+        for name, value in getattr(evaluation, key).items():
+            assert value == pytest.approx(np.mean([getattr(part, key)[name] for part in parts]))
     assert all(image // 2 == OWNER[text] // 2 for image, text in scored)
-    assert len(scored) == found.pairs_scored == sum(part.pairs_scored for part in parts)
+    assert len(scored) == evaluation.pairs_scored == sum(part.pairs_scored for part in parts)
 
 
 def test_folds_do_not_embed_anything_twice(corpus, dual, monkeypatch):
@@ -162,18 +164,18 @@ def test_a_document_has_intervals_of_the_bootstrap_over_images(corpus, dual):
     intervals = document["intervals"]
     assert (intervals["level"], intervals["resamples"]) == (0.95, 10_000)
     assert intervals["rsum"][0] < document["rsum"] < intervals["rsum"][1]
-    for way in ("text_retrieval", "image_retrieval"):
-        assert list(intervals[way]) == ["R@1", "R@5", "R@10"]
-        assert all(intervals[way][name][0] <= document[way][name] <= intervals[way][name][1] for name in intervals[way])
+    for key in ("text_retrieval", "image_retrieval"):
+        assert list(intervals[key]) == ["R@1", "R@5", "R@10"]
+        assert all(intervals[key][name][0] <= document[key][name] <= intervals[key][name][1] for name in intervals[key])
 
 
 def test_the_measures_of_a_document_are_those_of_its_ranks(corpus, dual):
     result = evaluate.evaluate_model(dual, corpus)
-    found = evaluation_result.evaluation_document(result, "fake", "test")["text_retrieval"]
-    assert list(found) == ["R@1", "R@5", "R@10", "mAP@R", "median_rank", "mean_rank"]
-    assert found["median_rank"] == np.median(result.text_ranks)
-    assert found["mean_rank"] == pytest.approx(result.text_ranks.mean())
-    assert found["mAP@R"] == pytest.approx(100 * recall.average_precision_at_r(result.rankings.text.positions_QR).mean())
+    measures = evaluation_result.evaluation_document(result, "fake", "test")["text_retrieval"]
+    assert list(measures) == ["R@1", "R@5", "R@10", "mAP@R", "median_rank", "mean_rank"]
+    assert measures["median_rank"] == np.median(result.text_ranks)
+    assert measures["mean_rank"] == pytest.approx(result.text_ranks.mean())
+    assert measures["mAP@R"] == pytest.approx(100 * recall.average_precision_at_r(result.rankings.text.positions_QR).mean())
 
 
 @torch.inference_mode()

@@ -29,8 +29,8 @@ def cascaded() -> Evaluation:
     return evaluate.evaluate_model(make_dual(), CORPUS, rerank=make_fusion(), options=EvalOptions(depths=(3,)))
 
 
-def write(folder: Path, found: Evaluation) -> None:
-    evaluation_files.write_evaluation(folder, result.evaluation_document(found, "fake", "test"), found, CORPUS)
+def write(folder: Path, evaluation: Evaluation) -> None:
+    evaluation_files.write_evaluation(folder, result.evaluation_document(evaluation, "fake", "test"), evaluation, CORPUS)
 
 
 def test_the_table_of_ranks_names_every_query(tmp_path, alone):
@@ -96,9 +96,9 @@ def test_a_cascade_leaves_the_dual_encoders_own_files_alone(tmp_path, alone, cas
 
 def test_ranks_are_read_back_for_comparisons(tmp_path, alone):
     write(tmp_path, alone)
-    found = evaluation_files.read_ranks(tmp_path / "ranks.parquet")
-    assert found.text_ranks.tolist() == alone.text_ranks.tolist()
-    assert found.caption_image.tolist() == OWNER
+    table = evaluation_files.read_ranks(tmp_path / "ranks.parquet")
+    assert table.text_ranks.tolist() == alone.text_ranks.tolist()
+    assert table.caption_image.tolist() == OWNER
 
 
 @pytest.mark.parametrize("failing", ["ranks.parquet", "top.parquet", "result.json"])

@@ -22,8 +22,8 @@ IMAGES, CAPTIONS = ["A", "B"], ["a1", "a2", "b1", "b2"]
 
 def tables() -> list[list[list[str]]]:
     """The cells of every table, header first."""
-    found = re.findall(r"(?:^\|.*\n)+", PAGE, re.MULTILINE)
-    rows = [[[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()] for table in found]
+    tables = re.findall(r"(?:^\|.*\n)+", PAGE, re.MULTILINE)
+    rows = [[[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()] for table in tables]
     return [[table[0], *table[2:]] for table in rows]
 
 
@@ -36,13 +36,15 @@ def rankings() -> Rankings:
     return ranks.rank_matrix(torch.tensor([[float(cell) for cell in row[1:]] for row in SCORES[1:]]), OWNER)
 
 
-@pytest.mark.parametrize(("way", "table", "queries", "candidates"), [("text", TEXT, IMAGES, CAPTIONS), ("image", IMAGE, CAPTIONS, IMAGES)])
-def test_order_places_ranks_and_precisions(rankings, way, table, queries, candidates):
-    ranking: Ranking = getattr(rankings, way)
+@pytest.mark.parametrize(
+    ("direction", "table", "queries", "candidates"), [("text", TEXT, IMAGES, CAPTIONS), ("image", IMAGE, CAPTIONS, IMAGES)]
+)
+def test_order_positions_ranks_and_precisions(rankings, direction, table, queries, candidates):
+    ranking: Ranking = getattr(rankings, direction)
     expected = [
         [
             query,
-            ", ".join(candidates[one] for one in order),
+            ", ".join(candidates[candidate] for candidate in order),
             ", ".join(str(place) for place in places if place != NO_POSITION),
             str(rank),
             f"{precision:.2f}",
@@ -64,8 +66,8 @@ def test_the_measures(rankings):
     for row, ranking in zip(MEASURES[1:], (rankings.text, rankings.image), strict=True):
         *percents, median, mean = recall.measures(ranking).values()
         assert row[1:] == [*(f"{value:.2f}" for value in percents), f"{median:.1f}", f"{mean:.2f}"]
-    found = recall.Recalls.from_ranks(rankings.ranks)
-    assert f"RSUM is {found.rsum:.2f}, the mean recall {found.mean_recall:.2f}." in PAGE
+    recalls = recall.Recalls.from_ranks(rankings.ranks)
+    assert f"RSUM is {recalls.rsum:.2f}, the mean recall {recalls.mean_recall:.2f}." in PAGE
 
 
 def test_the_draws(rankings):
@@ -73,28 +75,28 @@ def test_the_draws(rankings):
     for drawn, share, *values in DRAWS[1:]:
         images = [IMAGES.index(name) for name in drawn.split(", ")]
         captions = [text for image in images for text in np.flatnonzero(image == OWNER)]
-        found = recall.Recalls.from_ranks(Ranks(rankings.ranks.text[images], rankings.ranks.image[captions]))
-        assert values == [f"{one:.2f}" for one in (found.text_retrieval["R@1"], found.image_retrieval["R@1"], found.rsum)]
+        recalls = recall.Recalls.from_ranks(Ranks(rankings.ranks.text[images], rankings.ranks.image[captions]))
+        assert values == [f"{value:.2f}" for value in (recalls.text_retrieval["R@1"], recalls.image_retrieval["R@1"], recalls.rsum)]
         shares.append(share)
     assert shares == ["1/4", "1/2", "1/4"]
 
 
 def test_the_intervals(rankings):
-    found = significance.bootstrap([RankTable(("A", "B"), np.arange(4), OWNER, rankings.ranks.text, rankings.ranks.image)])
+    estimates = significance.bootstrap([RankTable(("A", "B"), np.arange(4), OWNER, rankings.ranks.text, rankings.ranks.image)])
     rsum, text, image = (
-        f"{one.interval.low:.2f} to {one.interval.high:.2f}"
-        for one in (found.rsum, found.text_retrieval["R@1"], found.image_retrieval["R@1"])
+        f"{estimate.interval.low:.2f} to {estimate.interval.high:.2f}"
+        for estimate in (estimates.rsum, estimates.text_retrieval["R@1"], estimates.image_retrieval["R@1"])
     )
     assert f"interval of RSUM is {rsum}, that of text R@1 is {text}, and that of image R@1 is {image}." in PAGE
 
 
 def test_the_protocols_are_those_of_the_program():
     rows = {row[0].strip("`"): row for row in PROTOCOLS[1:]}
-    assert list(rows) == [*(one.name for one in PAPER_PROTOCOLS), "whole", "first-N"]
-    for one in PAPER_PROTOCOLS:
-        assert rows[one.name][2] == f"`dcdctl prepare {one.data_set}`"
-        counts = manifest.find_manifest(str(one.data_set)).expected["test"]
-        if one.num_folds == 1:
-            assert rows[one.name][1].startswith(f"{counts.images:,} images and {counts.captions:,} captions")
+    assert list(rows) == [*(protocol.name for protocol in PAPER_PROTOCOLS), "whole", "first-N"]
+    for protocol in PAPER_PROTOCOLS:
+        assert rows[protocol.name][2] == f"`dcdctl prepare {protocol.data_set}`"
+        counts = manifest.find_manifest(str(protocol.data_set)).expected["test"]
+        if protocol.num_folds == 1:
+            assert rows[protocol.name][1].startswith(f"{counts.images:,} images and {counts.captions:,} captions")
         else:
-            assert f"five galleries of {counts.images // one.num_folds:,} consecutive images" in rows[one.name][1]
+            assert f"five galleries of {counts.images // protocol.num_folds:,} consecutive images" in rows[protocol.name][1]

@@ -20,11 +20,11 @@ TITLES = {"flickr30k-1k": "Flickr30K 1K", "coco-5k": "COCO 5K", "coco-1k": "COCO
 def papers(tmp_path, monkeypatch, request) -> list[Protocol]:
     """The papers' protocols, about test splits of 16 images, or so many, and five captions each."""
     tiny, num_images = [], getattr(request, "param", 16)
-    for one in PAPER_PROTOCOLS:
-        path = tmp_path / f"{one.name}.toml"
+    for protocol in PAPER_PROTOCOLS:
+        path = tmp_path / f"{protocol.name}.toml"
         counts = f"[expected.test]\nimages = {num_images}\ncaptions = {5 * num_images}\n"
-        path.write_text(f'format = "scenes"\nprotocol = "{TITLES[one.name]}: tiny"\ncounts = {{ test = 16 }}\n{counts}')
-        tiny.append(Protocol(name=one.name, num_folds=4 if one.num_folds > 1 else 1, data_set=str(path)))
+        path.write_text(f'format = "scenes"\nprotocol = "{TITLES[protocol.name]}: tiny"\ncounts = {{ test = 16 }}\n{counts}')
+        tiny.append(Protocol(name=protocol.name, num_folds=4 if protocol.num_folds > 1 else 1, data_set=str(path)))
     monkeypatch.setattr(protocols, "PAPER_PROTOCOLS", tuple(tiny))
     return tiny
 
@@ -40,14 +40,16 @@ def serving(scenes: Path, folder: Path, sentence: str | None) -> Path:
 
 
 def test_the_papers_protocols_are_those_of_the_manifests():
-    counts = {one.name: manifest.find_manifest(str(one.data_set)).expected["test"] for one in PAPER_PROTOCOLS}
-    assert {name: (one.images, one.captions) for name, one in counts.items()} == {
+    counts = {protocol.name: manifest.find_manifest(str(protocol.data_set)).expected["test"] for protocol in PAPER_PROTOCOLS}
+    assert {name: (expected.images, expected.captions) for name, expected in counts.items()} == {
         "flickr30k-1k": (1000, 5000),
         "coco-5k": (5000, 25010),
         "coco-1k": (5000, 25010),
     }
-    assert {one.name: manifest.find_manifest(str(one.data_set)).protocol.partition(":")[0] for one in PAPER_PROTOCOLS} == TITLES
-    assert {one.name: one.num_folds for one in PAPER_PROTOCOLS} == {"flickr30k-1k": 1, "coco-5k": 1, "coco-1k": 5}
+    assert {
+        protocol.name: manifest.find_manifest(str(protocol.data_set)).protocol.partition(":")[0] for protocol in PAPER_PROTOCOLS
+    } == TITLES
+    assert {protocol.name: protocol.num_folds for protocol in PAPER_PROTOCOLS} == {"flickr30k-1k": 1, "coco-5k": 1, "coco-1k": 5}
 
 
 @pytest.mark.parametrize(
@@ -68,26 +70,26 @@ def test_the_corpus_says_by_which_its_test_split_is_evaluated(scenes_corpus_dir,
 
 def test_a_protocol_that_is_asked_for_is_used(scenes_corpus_dir, tmp_path, papers):
     folder = serving(scenes_corpus_dir, tmp_path / "corpus", "COCO 5K: Karpathy's test split")
-    corpus, how = open_split(SplitChoice(folder, "test", "coco-1k"))
-    assert (how.name, how.num_folds) == ("coco-1k", 4)
-    assert [(list(fold.images), list(fold.texts)) for fold in folds_of(corpus, how)][1] == ([4, 5, 6, 7], list(range(20, 40)))
+    corpus, protocol = open_split(SplitChoice(folder, "test", "coco-1k"))
+    assert (protocol.name, protocol.num_folds) == ("coco-1k", 4)
+    assert [(list(fold.images), list(fold.texts)) for fold in folds_of(corpus, protocol)][1] == ([4, 5, 6, 7], list(range(20, 40)))
     assert open_split(SplitChoice(folder, "test", "whole"))[1] == WHOLE
 
 
 @pytest.mark.parametrize("choice", [("first-5", None), ("auto", 5), ("first-5", 5)])
 def test_the_first_images_are_a_protocol_of_their_own(scenes_corpus_dir, choice):
-    corpus, how = open_split(SplitChoice(scenes_corpus_dir, "test", *choice))
-    assert (corpus.num_images, corpus.num_captions, how.name) == (5, 25, "first-5")
+    corpus, protocol = open_split(SplitChoice(scenes_corpus_dir, "test", *choice))
+    assert (corpus.num_images, corpus.num_captions, protocol.name) == (5, 25, "first-5")
 
 
 def test_as_many_as_there_are_is_the_whole_split(scenes_corpus_dir):
-    corpus, how = open_split(SplitChoice(scenes_corpus_dir, "test", max_images=16))
-    assert (corpus.num_images, how) == (16, WHOLE)
+    corpus, protocol = open_split(SplitChoice(scenes_corpus_dir, "test", max_images=16))
+    assert (corpus.num_images, protocol) == (16, WHOLE)
 
 
 def test_counts_that_differ_are_an_error_that_tells_both(scenes_corpus_dir):
-    wanted = r"protocol coco-5k requires a test split of 5,000 images and 25,010 captions; split 'test' of .* has 16 and 80"
-    with pytest.raises(CorpusError, match=wanted) as error:
+    message = r"protocol coco-5k requires a test split of 5,000 images and 25,010 captions; split 'test' of .* has 16 and 80"
+    with pytest.raises(CorpusError, match=message) as error:
         open_split(SplitChoice(scenes_corpus_dir, "test", "coco-5k"))
     assert "dcdctl prepare coco" in error.value.hint
 
@@ -128,6 +130,6 @@ def test_the_first_images_of_another_protocol_are_the_users_error(scenes_corpus_
 def test_folds_cover_every_image_and_caption_once(scenes_corpus_dir):
     corpus = Corpus.open(scenes_corpus_dir, "test")
     folds = folds_of(corpus, Protocol(name="three", num_folds=3))
-    assert [one for fold in folds for one in fold.images] == list(range(16))
-    assert [one for fold in folds for one in fold.texts] == list(range(80))
+    assert [image for fold in folds for image in fold.images] == list(range(16))
+    assert [text for fold in folds for text in fold.texts] == list(range(80))
     assert all(corpus.caption_image[text] in fold.images for fold in folds for text in fold.texts)

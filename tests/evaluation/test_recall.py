@@ -30,13 +30,13 @@ def unit(seed: int, *shape: int) -> torch.Tensor:
 
 
 def all_of(rankings: Rankings) -> list[list[list[int]]]:
-    return [one.tolist() for way in (rankings.text, rankings.image) for one in (way.positions_QR, way.top_QK)]
+    return [array.tolist() for ranking in (rankings.text, rankings.image) for array in (ranking.positions_QR, ranking.top_QK)]
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"{case['images']}x{case['captions_per_image']}")
 def test_recalls_are_those_of_the_released_evaluation(case):
-    found = evaluation_ranks.rank_matrix(torch.tensor(case["scores_images_by_texts"]), np.array(case["text_owner"]))
-    text, image = recall.measures(found.text), recall.measures(found.image)
+    rankings = evaluation_ranks.rank_matrix(torch.tensor(case["scores_images_by_texts"]), np.array(case["text_owner"]))
+    text, image = recall.measures(rankings.text), recall.measures(rankings.image)
     for k in (1, 5, 10):
         assert text[f"R@{k}"] == pytest.approx(100 * case[f"tr_r{k}"], rel=1e-7)
         assert image[f"R@{k}"] == pytest.approx(100 * case[f"ir_r{k}"], rel=1e-7)
@@ -47,16 +47,16 @@ def test_recalls_are_those_of_the_released_evaluation(case):
 def test_rankings_by_vectors_are_those_of_the_matrix(counts, seed, block):
     owner = np.repeat(np.arange(len(counts)), counts)
     image_ID, text_TD = unit(seed, len(counts), 8), unit(seed + 1, len(owner), 8)
-    found = evaluation_ranks.rank_embeddings(image_ID, text_TD, owner, block=block)
-    assert all_of(found) == all_of(evaluation_ranks.rank_matrix(image_ID @ text_TD.T, owner))
+    rankings = evaluation_ranks.rank_embeddings(image_ID, text_TD, owner, block=block)
+    assert all_of(rankings) == all_of(evaluation_ranks.rank_matrix(image_ID @ text_TD.T, owner))
 
 
 @pytest.mark.parametrize("gallery_block", [4, 64])
 def test_rankings_do_not_depend_on_the_gallery_block(monkeypatch, gallery_block):
     owner, image_ID, text_TD = np.arange(40) // 2, unit(0, 20, 6), unit(1, 40, 6)
     monkeypatch.setattr(topk, "GALLERY_BLOCK", gallery_block)
-    found = evaluation_ranks.rank_embeddings(image_ID, text_TD, owner, block=7)
-    assert all_of(found) == all_of(evaluation_ranks.rank_matrix(image_ID @ text_TD.T, owner))
+    rankings = evaluation_ranks.rank_embeddings(image_ID, text_TD, owner, block=7)
+    assert all_of(rankings) == all_of(evaluation_ranks.rank_matrix(image_ID @ text_TD.T, owner))
 
 
 @pytest.mark.parametrize("num_images", [2, 33, 200])
@@ -64,10 +64,10 @@ def test_equal_vectors_are_a_tie_whatever_their_products_last_bits_are(num_image
     owner = np.repeat(np.arange(num_images), 3)
     for seed in range(8):
         vector_D = unit(seed, 256)
-        found = evaluation_ranks.rank_embeddings(vector_D.repeat(num_images, 1), vector_D.repeat(len(owner), 1), owner, block=30)
-        assert set(found.text.ranks.tolist()) == {3 * num_images - 2}
-        assert set(found.image.ranks.tolist()) == {num_images}
-        assert recall.measures(found.text)["R@1"] == recall.measures(found.image)["R@1"] == 0
+        rankings = evaluation_ranks.rank_embeddings(vector_D.repeat(num_images, 1), vector_D.repeat(len(owner), 1), owner, block=30)
+        assert set(rankings.text.ranks.tolist()) == {3 * num_images - 2}
+        assert set(rankings.image.ranks.tolist()) == {num_images}
+        assert recall.measures(rankings.text)["R@1"] == recall.measures(rankings.image)["R@1"] == 0
 
 
 def test_other_own_captions_never_count_against_the_best():
@@ -103,10 +103,10 @@ def test_streaming_top_k_equals_the_full_matrix(num_queries, gallery, k, block, 
 
 
 def test_recalls_add_up():
-    found = recall.Recalls.from_ranks(Ranks(np.array([1, 6]), np.array([1, 2, 11, 12])))
-    assert found == Recalls({"R@1": 50.0, "R@5": 50.0, "R@10": 100.0}, {"R@1": 25.0, "R@5": 50.0, "R@10": 50.0})
-    assert found.rsum == 325
-    assert found.mean_recall == pytest.approx(325 / 6)
+    recalls = recall.Recalls.from_ranks(Ranks(np.array([1, 6]), np.array([1, 2, 11, 12])))
+    assert recalls == Recalls({"R@1": 50.0, "R@5": 50.0, "R@10": 100.0}, {"R@1": 25.0, "R@5": 50.0, "R@10": 50.0})
+    assert recalls.rsum == 325
+    assert recalls.mean_recall == pytest.approx(325 / 6)
 
 
 def test_average_precision_counts_positives_among_the_first_r_only():
@@ -117,7 +117,7 @@ def test_average_precision_counts_positives_among_the_first_r_only():
 
 def test_measures_of_folds_are_averaged():
     matrices = [torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([[1.0, 2.0], [2.0, 1.0]])]
-    text, image = recall.mean_measures([evaluation_ranks.rank_matrix(one, np.array([0, 1])) for one in matrices])
+    text, image = recall.mean_measures([evaluation_ranks.rank_matrix(scores_IT, np.array([0, 1])) for scores_IT in matrices])
     assert text == image == {"R@1": 50.0, "R@5": 100.0, "R@10": 100.0, "mAP@R": 50.0, "median_rank": 1.5, "mean_rank": 1.5}
 
 
@@ -136,28 +136,28 @@ RANX = """
 import json, os, sys
 os.environ["NUMBA_DISABLE_JIT"] = "1"  # compiling takes longer than all else
 from ranx import Qrels, Run, evaluate
-found = []
-for way in json.load(open(sys.argv[1])):
-    run, qrels = Run(way["run"]), Qrels(way["qrels"])
+results = []
+for direction in json.load(open(sys.argv[1])):
+    run, qrels = Run(direction["run"]), Qrels(direction["qrels"])
     wanted = ["hit_rate@1", "hit_rate@5", "hit_rate@10", "mrr", *(f"map@{r}" for r in range(1, 6))]
     evaluate(qrels, run, wanted)
-    found.append(run.scores)
-json.dump(found, sys.stdout)
+    results.append(run.scores)
+json.dump(results, sys.stdout)
 """
 
 
 def test_every_query_is_measured_as_by_ranx(tmp_path, asked):
-    image_ID, text_TD, found = asked
+    image_ID, text_TD, rankings = asked
     ways = []
     for scores_QG, own in (
         (image_ID @ text_TD.T, [np.flatnonzero(image == OWNER).tolist() for image in range(30)]),
         (text_TD @ image_ID.T, [[image] for image in OWNER.tolist()]),
     ):
-        qrels = {f"q{query}": {f"c{one}": 1 for one in mine} for query, mine in enumerate(own)}
-        run = {f"q{query}": {f"c{one}": score for one, score in enumerate(row)} for query, row in enumerate(scores_QG.tolist())}
+        qrels = {f"q{query}": {f"c{candidate}": 1 for candidate in positives} for query, positives in enumerate(own)}
+        run = {f"q{query}": {f"c{candidate}": score for candidate, score in enumerate(row)} for query, row in enumerate(scores_QG.tolist())}
         ways.append({"qrels": qrels, "run": run})
     (tmp_path / "ways.json").write_text(json.dumps(ways))
-    for theirs, ours in zip(json.loads(run_script(RANX, tmp_path / "ways.json")), (found.text, found.image), strict=True):
+    for theirs, ours in zip(json.loads(run_script(RANX, tmp_path / "ways.json")), (rankings.text, rankings.image), strict=True):
         num_own = np.count_nonzero(ours.positions_QR != NO_POSITION, axis=1).tolist()
         expected = [theirs[f"map@{count}"][f"q{query}"] for query, count in enumerate(num_own)]
         assert average_precision_at_r(ours.positions_QR).tolist() == pytest.approx(expected)
@@ -174,23 +174,23 @@ class Given:
         self.queries, self.documents = queries, documents
 
     def encode_query(self, index: list[str], **_: object) -> torch.Tensor:
-        return self.queries[[int(one) for one in index]]
+        return self.queries[[int(name) for name in index]]
 
     def encode_document(self, index: list[str], **_: object) -> torch.Tensor:
-        return self.documents[[int(one) for one in index]]
+        return self.documents[[int(name) for name in index]]
 
 
 def test_recalls_are_the_accuracies_of_sentence_transformers(asked):
     from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
-    image_ID, text_TD, found = asked
+    image_ID, text_TD, rankings = asked
     ways = (
-        (image_ID, text_TD, [np.flatnonzero(image == OWNER).tolist() for image in range(30)], found.text),
-        (text_TD, image_ID, [[image] for image in OWNER.tolist()], found.image),
+        (image_ID, text_TD, [np.flatnonzero(image == OWNER).tolist() for image in range(30)], rankings.text),
+        (text_TD, image_ID, [[image] for image in OWNER.tolist()], rankings.image),
     )
     for queries, documents, own, ours in ways:
-        names, gallery = ({str(one): str(one) for one in range(len(side))} for side in (queries, documents))
-        relevant = {str(query): set(map(str, mine)) for query, mine in enumerate(own)}
+        names, gallery = ({str(row): str(row) for row in range(len(side))} for side in (queries, documents))
+        relevant = {str(query): set(map(str, positives)) for query, positives in enumerate(own)}
         cosine = {"cosine": lambda queries, documents: queries @ documents.T}
         measure = InformationRetrievalEvaluator(names, gallery, relevant, accuracy_at_k=[1, 5, 10], score_functions=cosine)
         accuracies = measure.compute_all_metrics(Given(queries, documents))["cosine"]["accuracy@k"]

@@ -7,6 +7,7 @@ import json
 import pytest
 from made_runs import cascade_changes, scores_of, write_evaluation
 
+from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import result
 from dcdctl.core.evaluation.significance import Interval
@@ -19,14 +20,14 @@ def folder(corpus, tmp_path):
 
 def test_recalls_come_with_their_intervals(folder):
     path = folder / "result.json"
-    written, found = json.loads(path.read_text()), result.read_summary(path)
-    for way in ("text", "image"):
+    written, summary = json.loads(path.read_text()), result.read_summary(path)
+    for direction in Direction:
         for name in ("R@1", "R@5", "R@10"):
-            figure = found.retrieval[way].recalls[name]
-            assert figure.value == written[f"{way}_retrieval"][name]
-            assert figure.interval == Interval(*written["intervals"][f"{way}_retrieval"][name])
-    assert found.rsum == result.Figure(written["rsum"], Interval(*written["intervals"]["rsum"]))
-    assert found.retrieval["image"].median_rank == written["image_retrieval"]["median_rank"]
+            figure = summary.retrieval[direction].recalls[name]
+            assert figure.value == written[direction.key][name]
+            assert figure.interval == Interval(*written["intervals"][direction.key][name])
+    assert summary.rsum == result.Figure(written["rsum"], Interval(*written["intervals"]["rsum"]))
+    assert summary.retrieval["image"].median_rank == written["image_retrieval"]["median_rank"]
 
 
 def test_a_document_of_before_has_neither_intervals_nor_map(folder):
@@ -35,16 +36,16 @@ def test_a_document_of_before_has_neither_intervals_nor_map(folder):
     del document["intervals"], document["protocol"]["name"], document["data"]
     del document["text_retrieval"]["mAP@R"]
     path.write_text(json.dumps(document))
-    found = result.read_summary(path)
-    assert (found.rsum.interval, found.protocol, found.data, found.retrieval["text"].map_at_r) == (None,) * 4
+    summary = result.read_summary(path)
+    assert (summary.rsum.interval, summary.protocol, summary.data, summary.retrieval["text"].map_at_r) == (None,) * 4
 
 
 def test_depths_of_a_cascade_come_in_their_order_and_without_that_of_no_cascade(corpus, tmp_path):
     changes = cascade_changes("runs/fusion", {20: (400.0, 30.0), 0: (250.0, 1.0), 5: (300.0, 9.0)})
     write_evaluation(tmp_path, corpus, scores_of(corpus, 2), prefix="cascade-", **changes)
-    found = result.read_summary(tmp_path / "cascade.json")
-    assert [(one.depth, one.rsum, one.query_ms) for one in found.depths] == [(5, 300.0, 9.0), (20, 400.0, 30.0)]
-    assert found.reranker == "runs/fusion"
+    summary = result.read_summary(tmp_path / "cascade.json")
+    assert [(depth.depth, depth.rsum, depth.query_ms) for depth in summary.depths] == [(5, 300.0, 9.0), (20, 400.0, 30.0)]
+    assert summary.reranker == "runs/fusion"
 
 
 def test_absent_documents_are_none(tmp_path):

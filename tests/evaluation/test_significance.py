@@ -57,12 +57,12 @@ def figures(estimates: Estimates) -> list[Estimate]:
 def figures_of(tables: Sequence[RankTable], images: Sequence[int]) -> list[float]:
     """The definition: each run's recalls of these images and their captions, as often as they are drawn; then the mean over runs."""
     runs = []
-    for one in tables:
-        captions = [text for image in images for text in np.flatnonzero(one.caption_image == image)]
-        ranks = Ranks(one.text_ranks[list(images)], one.image_ranks[captions])
-        found = recall.Recalls.from_ranks(ranks)
+    for run in tables:
+        captions = [text for image in images for text in np.flatnonzero(run.caption_image == image)]
+        ranks = Ranks(run.text_ranks[list(images)], run.image_ranks[captions])
+        recalls = recall.Recalls.from_ranks(ranks)
         reciprocal = [np.mean([100 / rank for rank in some]) for some in (ranks.text, ranks.image)]
-        runs.append([*found.text_retrieval.values(), *found.image_retrieval.values(), found.rsum, *reciprocal])
+        runs.append([*recalls.text_retrieval.values(), *recalls.image_retrieval.values(), recalls.rsum, *reciprocal])
     return np.mean(runs, axis=0).tolist()
 
 
@@ -74,15 +74,15 @@ def test_the_observed_difference_by_hand():
     # Three images with 1, 2 and 1 captions. Ours: both runs' hits, averaged; base: one run.
     ours = [table([0, 1, 1, 2], [1, 2, 6], [1, 1, 3, 20]), table([0, 1, 1, 2], [1, 1, 12], [1, 2, 1, 9])]
     base = [table([0, 1, 1, 2], [2, 2, 30], [4, 1, 1, 11])]
-    found = compare_ranks(ours, base, resamples=10)
+    comparison = compare_ranks(ours, base, resamples=10)
     # R@1 of text retrieval: 1 and 2 hits of 3, 50 % on average, less none. R@5: 2 of 3 for all. R@10: 3 and 2 of 3, less 2.
-    values = [one.value for one in found.difference.text_retrieval.values()]
+    values = [estimate.value for estimate in comparison.difference.text_retrieval.values()]
     assert values == pytest.approx([50, 0, 100 / 6])
     # Image retrieval, of 4 captions: 2 and 2 less 2; 3 and 3 less 3; 3 and 4 less 3.
-    assert [one.value for one in found.difference.image_retrieval.values()] == pytest.approx([0, 0, 12.5])
-    assert found.difference.rsum.value == pytest.approx(50 + 100 / 6 + 12.5)
-    assert list(found.difference.text_retrieval) == list(found.difference.image_retrieval) == ["R@1", "R@5", "R@10"]
-    assert (found.num_images, found.num_resamples, found.num_our_runs, found.num_base_runs) == (3, 10, 2, 1)
+    assert [estimate.value for estimate in comparison.difference.image_retrieval.values()] == pytest.approx([0, 0, 12.5])
+    assert comparison.difference.rsum.value == pytest.approx(50 + 100 / 6 + 12.5)
+    assert list(comparison.difference.text_retrieval) == list(comparison.difference.image_retrieval) == ["R@1", "R@5", "R@10"]
+    assert (comparison.num_images, comparison.num_resamples, comparison.num_our_runs, comparison.num_base_runs) == (3, 10, 2, 1)
 
 
 @given(sides=sides(), seed=st.integers(0, 100), block_images=st.integers(1, 40))
@@ -92,30 +92,30 @@ def test_counts_and_products_equal_a_loop_over_the_same_draws(sides, seed, block
     num_images, resamples = len(ours[0].image_ids), 23
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation_bootstrap, "BLOCK_IMAGES", block_images)
-        found, alone = compare_ranks(ours, base, resamples=resamples, seed=seed), bootstrap(ours, resamples=resamples, seed=seed)
+        comparison, alone = compare_ranks(ours, base, resamples=resamples, seed=seed), bootstrap(ours, resamples=resamples, seed=seed)
     draws = drawn(num_images, resamples, seed)
     ours_R9, base_R9 = (np.array([figures_of(tables, images) for images in draws]) for tables in (ours, base))
     for estimates, draws_R9, observed_9 in (
-        (found.difference, ours_R9 - base_R9, np.subtract(*(figures_of(tables, range(num_images)) for tables in (ours, base)))),
+        (comparison.difference, ours_R9 - base_R9, np.subtract(*(figures_of(tables, range(num_images)) for tables in (ours, base)))),
         (alone, ours_R9, figures_of(ours, range(num_images))),
     ):
-        assert [one.value for one in figures(estimates)] == pytest.approx(list(observed_9), abs=1e-9)
+        assert [estimate.value for estimate in figures(estimates)] == pytest.approx(list(observed_9), abs=1e-9)
         low_9, high_9 = np.percentile(draws_R9, [2.5, 97.5], axis=0)
-        assert [one.interval.low for one in figures(estimates)] == pytest.approx(low_9.tolist(), abs=1e-9)
-        assert [one.interval.high for one in figures(estimates)] == pytest.approx(high_9.tolist(), abs=1e-9)
+        assert [estimate.interval.low for estimate in figures(estimates)] == pytest.approx(low_9.tolist(), abs=1e-9)
+        assert [estimate.interval.high for estimate in figures(estimates)] == pytest.approx(high_9.tolist(), abs=1e-9)
     rsum_R = (ours_R9 - base_R9)[:, RSUM].round(9)
     rarer = min(sum(rsum_R <= 0), sum(rsum_R >= 0))
-    assert found.p_value == pytest.approx(min(1, 2 * (rarer + 1) / (resamples + 1)))
+    assert comparison.p_value == pytest.approx(min(1, 2 * (rarer + 1) / (resamples + 1)))
 
 
 @given(sides=sides(), seed=st.integers(0, 100))
 @settings(max_examples=40, deadline=None)
 def test_swapped_sides_negate_everything_but_the_p_value(sides, seed):
     ours, base = sides
-    one, other = compare_ranks(ours, base, resamples=50, seed=seed), compare_ranks(base, ours, resamples=50, seed=seed)
-    assert (one.p_value, one.sign_flip_p_value) == (other.p_value, other.sign_flip_p_value)
-    assert_alike(one.ours, other.base)
-    for mine, theirs in zip(figures(one.difference), figures(other.difference), strict=True):
+    forward, backward = compare_ranks(ours, base, resamples=50, seed=seed), compare_ranks(base, ours, resamples=50, seed=seed)
+    assert (forward.p_value, forward.sign_flip_p_value) == (backward.p_value, backward.sign_flip_p_value)
+    assert_alike(forward.ours, backward.base)
+    for mine, theirs in zip(figures(forward.difference), figures(backward.difference), strict=True):
         assert mine.value == -theirs.value
         assert [mine.interval.low, mine.interval.high] == pytest.approx([-theirs.interval.high, -theirs.interval.low], abs=1e-9)
 
@@ -124,9 +124,9 @@ def test_swapped_sides_negate_everything_but_the_p_value(sides, seed):
 def test_a_side_against_itself_is_zero_to_the_bit(num_runs):
     runs = [random_table(seed, [0, 0, 1, 2, 2, 2, 3]) for seed in range(num_runs)]
     # The base has each run twice: the same averages from other sums.
-    found = compare_ranks(runs, [*runs, *runs], resamples=200)
-    assert all(one == Estimate(0.0, Interval(0.0, 0.0)) for one in figures(found.difference)[: RSUM + 1])
-    assert found.p_value == found.sign_flip_p_value == 1
+    comparison = compare_ranks(runs, [*runs, *runs], resamples=200)
+    assert all(estimate == Estimate(0.0, Interval(0.0, 0.0)) for estimate in figures(comparison.difference)[: RSUM + 1])
+    assert comparison.p_value == comparison.sign_flip_p_value == 1
 
 
 def test_signs_of_three_images_by_hand():
@@ -134,9 +134,9 @@ def test_signs_of_three_images_by_hand():
     # two captions, 3 of 4 captions; the third one hit at 10 of text retrieval too little, 1 of 3. So 1 + 3/4 - 1/3 is as far from 0 as
     # 1 + 3/4 + 1/3, and further than 1 - 3/4 + 1/3 and 1 - 3/4 - 1/3: half of the patterns of signs.
     ours, base = table([0, 1, 1, 2], [1, 20, 20], [20, 1, 20, 20]), table([0, 1, 1, 2], [20, 20, 6], [20, 20, 20, 20])
-    found = compare_ranks([ours], [base], resamples=100)
-    assert found.difference.rsum.value == pytest.approx(100 * (1 + 3 / 4 - 1 / 3))
-    assert (found.sign_flip_p_value, found.sign_flip_is_exact) == (0.5, True)
+    comparison = compare_ranks([ours], [base], resamples=100)
+    assert comparison.difference.rsum.value == pytest.approx(100 * (1 + 3 / 4 - 1 / 3))
+    assert (comparison.sign_flip_p_value, comparison.sign_flip_is_exact) == (0.5, True)
 
 
 def test_captions_share_the_sign_of_their_image():
@@ -151,25 +151,25 @@ def test_exact_signs_equal_a_loop_that_swaps_the_models_image_by_image(sides):
     ours, base = sides
     num_images, rsums = len(ours[0].image_ids), []
     for is_swapped in itertools.product([False, True], repeat=num_images):
-        one, other = (swapped(*pair, is_swapped) for pair in ((ours, base), (base, ours)))
-        rsums.append(abs(np.subtract(*(figures_of(tables, range(num_images))[RSUM] for tables in (one, other)))))
-    found = compare_ranks(ours, base, resamples=100)
-    assert found.sign_flip_is_exact
-    assert found.sign_flip_p_value == pytest.approx(np.mean([rsum >= rsums[0] - 1e-9 for rsum in rsums]))
+        swapped_ours, swapped_base = (swapped(*pair, is_swapped) for pair in ((ours, base), (base, ours)))
+        rsums.append(abs(np.subtract(*(figures_of(tables, range(num_images))[RSUM] for tables in (swapped_ours, swapped_base)))))
+    comparison = compare_ranks(ours, base, resamples=100)
+    assert comparison.sign_flip_is_exact
+    assert comparison.sign_flip_p_value == pytest.approx(np.mean([rsum >= rsums[0] - 1e-9 for rsum in rsums]))
 
 
 def swapped(ours: Sequence[RankTable], base: Sequence[RankTable], is_swapped: Sequence[bool]) -> list[RankTable]:
-    """Ours with the base's ranks where an image is swapped; each run of one with each of the other, so that both count equally."""
+    """Ours with the base's ranks where an image is swapped; each of our runs with each of the base's, so that both count equally."""
     swap_I = np.array(is_swapped)
     swap_T = swap_I[ours[0].caption_image]
     return [
         dataclasses.replace(
-            one,
-            text_ranks=np.where(swap_I, other.text_ranks, one.text_ranks),
-            image_ranks=np.where(swap_T, other.image_ranks, one.image_ranks),
+            run,
+            text_ranks=np.where(swap_I, base_run.text_ranks, run.text_ranks),
+            image_ranks=np.where(swap_T, base_run.image_ranks, run.image_ranks),
         )
-        for one in ours
-        for other in base
+        for run in ours
+        for base_run in base
     ]
 
 
@@ -179,8 +179,8 @@ def test_models_that_are_alike_differ_by_sign_flips_as_often_as_the_level_says()
     p_values = []
     for _ in range(num_trials):
         hard_I = rng.integers(1, 20, num_images)  # as hard for both, so that the captions of an image are alike
-        one, other = (table(owner, hard_I + rng.integers(0, 9, num_images), hard_I[owner] + rng.integers(0, 9, len(owner))) for _ in "ab")
-        p_values.append(compare_ranks([one], [other], resamples=199).sign_flip_p_value)
+        ours, base = (table(owner, hard_I + rng.integers(0, 9, num_images), hard_I[owner] + rng.integers(0, 9, len(owner))) for _ in "ab")
+        p_values.append(compare_ranks([ours], [base], resamples=199).sign_flip_p_value)
     assert 0.06 < np.mean(np.array(p_values) <= 0.1) < 0.14
     assert 0.44 < np.mean(np.array(p_values) <= 0.5) < 0.56
 
@@ -188,62 +188,63 @@ def test_models_that_are_alike_differ_by_sign_flips_as_often_as_the_level_says()
 def test_reciprocal_ranks_see_what_no_recall_does():
     base = table(np.repeat(np.arange(30), 2), [40] * 30, [40] * 60)
     better = dataclasses.replace(base, image_ranks=base.image_ranks // 2)
-    found = compare_ranks([better], [base], resamples=100)
-    assert found.difference.rsum == Estimate(0.0, Interval(0.0, 0.0))
-    assert found.difference.image_reciprocal_rank.value == pytest.approx(100 / 20 - 100 / 40)
-    assert found.difference.image_reciprocal_rank.interval.low > 0
-    assert found.difference.text_reciprocal_rank.value == 0
+    comparison = compare_ranks([better], [base], resamples=100)
+    assert comparison.difference.rsum == Estimate(0.0, Interval(0.0, 0.0))
+    assert comparison.difference.image_reciprocal_rank.value == pytest.approx(100 / 20 - 100 / 40)
+    assert comparison.difference.image_reciprocal_rank.interval.low > 0
+    assert comparison.difference.text_reciprocal_rank.value == 0
 
 
 def test_sides_compared_together_are_compared_as_each_alone():
     owner = [0, 0, 1, 2, 2, 2, 3]
     base, *others = ([random_table(seed, owner) for seed in seeds] for seeds in ([0], [1], [2, 3], [4]))
     together = compare_all({str(i): side for i, side in enumerate(others)}, base, resamples=300, seed=5)
-    for found, alone in zip(together, [compare_ranks(side, base, resamples=300, seed=5) for side in others], strict=True):
-        assert (found.p_value, found.sign_flip_p_value) == (alone.p_value, alone.sign_flip_p_value)
-        assert_alike(found.difference, alone.difference)
+    for comparison, alone in zip(together, [compare_ranks(ours, base, resamples=300, seed=5) for ours in others], strict=True):
+        assert (comparison.p_value, comparison.sign_flip_p_value) == (alone.p_value, alone.sign_flip_p_value)
+        assert_alike(comparison.difference, alone.difference)
 
 
 def test_each_side_of_a_comparison_is_estimated_as_alone():
     ours, base = ([random_table(seed, [0, 1, 1, 2, 3, 3]) for seed in seeds] for seeds in ([1, 2], [3]))
-    found = compare_ranks(ours, base, resamples=300)
-    assert_alike(found.ours, bootstrap(ours, resamples=300))
-    assert_alike(found.base, bootstrap(base, resamples=300))
+    comparison = compare_ranks(ours, base, resamples=300)
+    assert_alike(comparison.ours, bootstrap(ours, resamples=300))
+    assert_alike(comparison.base, bootstrap(base, resamples=300))
 
 
-def assert_alike(one: Estimates, other: Estimates) -> None:
+def assert_alike(estimates: Estimates, expected: Estimates) -> None:
     """Equal but for the rounding of sums of reciprocal ranks, which is the processor's."""
-    for mine, theirs in zip(figures(one), figures(other), strict=True):
+    for mine, theirs in zip(figures(estimates), figures(expected), strict=True):
         assert mine.value == pytest.approx(theirs.value, abs=1e-9)
         assert [mine.interval.low, mine.interval.high] == pytest.approx([theirs.interval.low, theirs.interval.high], abs=1e-9)
 
 
 def test_an_image_brings_all_its_captions():
     # One image with a caption that is found and one with three that are not: a draw of both has 1 of 4.
-    found = bootstrap([table([0, 1, 1, 1], [1, 1], [1, 50, 50, 50])], resamples=1000)
-    assert found.image_retrieval["R@1"] == Estimate(25.0, Interval(0.0, 100.0))
-    assert found.text_retrieval["R@1"] == Estimate(100.0, Interval(100.0, 100.0))
+    estimates = bootstrap([table([0, 1, 1, 1], [1, 1], [1, 50, 50, 50])], resamples=1000)
+    assert estimates.image_retrieval["R@1"] == Estimate(25.0, Interval(0.0, 100.0))
+    assert estimates.text_retrieval["R@1"] == Estimate(100.0, Interval(100.0, 100.0))
 
 
 def test_pairing_takes_out_what_is_hard_for_both():
     base = random_table(0, np.repeat(np.arange(200), 5).tolist(), hardest=12)
     better = base.text_ranks.copy()
     better[base.text_ranks == 6] = 5
-    found = compare_ranks([dataclasses.replace(base, text_ranks=better)], [base], resamples=2000)
+    comparison = compare_ranks([dataclasses.replace(base, text_ranks=better)], [base], resamples=2000)
     width_of_difference, width_of_a_side = (
-        one.rsum.interval.high - one.rsum.interval.low for one in (found.difference, bootstrap([base], resamples=2000))
+        estimates.rsum.interval.high - estimates.rsum.interval.low
+        for estimates in (comparison.difference, bootstrap([base], resamples=2000))
     )
     assert width_of_difference < width_of_a_side / 3
-    assert found.difference.rsum.interval.low > 0
-    assert found.p_value == 2 / 2001
+    assert comparison.difference.rsum.interval.low > 0
+    assert comparison.p_value == 2 / 2001
 
 
 def test_the_seed_alone_decides():
     ours, base = (random_table(seed, np.repeat(np.arange(50), 2).tolist()) for seed in (1, 2))
-    one, again, other = (compare_ranks([ours], [base], resamples=500, seed=seed) for seed in (3, 3, 4))
-    assert one == again
-    assert one.difference.rsum.value == other.difference.rsum.value
-    assert one.difference.rsum.interval != other.difference.rsum.interval
+    first, again, other = (compare_ranks([ours], [base], resamples=500, seed=seed) for seed in (3, 3, 4))
+    assert first == again
+    assert first.difference.rsum.value == other.difference.rsum.value
+    assert first.difference.rsum.interval != other.difference.rsum.interval
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
@@ -274,9 +275,9 @@ def written(tmp_path):
             positions_QR=np.array(ranks)[:, None],
             positive_score_Q=np.ones(len(ranks)),
             top_QK=np.zeros((len(ranks), 1), int),
-            top_score_QK=one,
+            top_score_QK=scores,
         )
-        for ranks, one in (([1, 3, 12], np.ones((3, 1))), ([1, 2, 7, 1, 30, 5], np.ones((6, 1))))
+        for ranks, scores in (([1, 3, 12], np.ones((3, 1))), ([1, 2, 7, 1, 30, 5], np.ones((6, 1))))
     )
     shared = {"seconds": 0.1, "pairs_scored": 0, "kind": "dual", "depth": None, "depths": (), "features": None, "protocol": WHOLE}
     result = evaluation_result.Evaluation(
@@ -294,15 +295,15 @@ def written(tmp_path):
 
 def test_ranks_come_back_from_their_file(written):
     path, result, corpus = written
-    found = read_ranks(path)
-    assert found.image_ids == tuple(corpus.image_ids) == ("i0", "i1", "i2")
-    assert found.caption_ids.tolist() == corpus.caption_ids.tolist() == [0, 1, 10, 20, 21, 22]
-    assert found.caption_image.tolist() == [0, 0, 1, 2, 2, 2]
-    assert found.text_ranks.tolist() == [1, 3, 12]
-    assert found.image_ranks.tolist() == [1, 2, 7, 1, 30, 5]
-    values = bootstrap([found], resamples=10)
-    assert {name: one.value for name, one in values.image_retrieval.items()} == pytest.approx(result.recalls.image_retrieval)
-    assert {name: one.value for name, one in values.text_retrieval.items()} == pytest.approx(result.recalls.text_retrieval)
+    table = read_ranks(path)
+    assert table.image_ids == tuple(corpus.image_ids) == ("i0", "i1", "i2")
+    assert table.caption_ids.tolist() == corpus.caption_ids.tolist() == [0, 1, 10, 20, 21, 22]
+    assert table.caption_image.tolist() == [0, 0, 1, 2, 2, 2]
+    assert table.text_ranks.tolist() == [1, 3, 12]
+    assert table.image_ranks.tolist() == [1, 2, 7, 1, 30, 5]
+    values = bootstrap([table], resamples=10)
+    assert {name: estimate.value for name, estimate in values.image_retrieval.items()} == pytest.approx(result.recalls.image_retrieval)
+    assert {name: estimate.value for name, estimate in values.text_retrieval.items()} == pytest.approx(result.recalls.text_retrieval)
     assert values.rsum.value == pytest.approx(result.recalls.rsum)
 
 
@@ -338,27 +339,27 @@ def test_a_table_that_is_not_one_of_ranks_is_refused(written, message):
 
 
 def test_runs_of_other_queries_are_not_compared():
-    one = table([0, 1, 1], [1, 2], [1, 1, 1])
+    run = table([0, 1, 1], [1, 2], [1, 1, 1])
     odd = {
         "2 images and 2 captions, not 2 images and 3 captions": table([0, 1], [1, 2], [1, 1]),
-        "image 'other', not image 'i1'": dataclasses.replace(one, image_ids=("i0", "other")),
-        "caption 10 of 'i1', not caption 9 of 'i1'": dataclasses.replace(one, caption_ids=np.array([7, 8, 10])),
+        "image 'other', not image 'i1'": dataclasses.replace(run, image_ids=("i0", "other")),
+        "caption 10 of 'i1', not caption 9 of 'i1'": dataclasses.replace(run, caption_ids=np.array([7, 8, 10])),
         "caption 8 of 'i0', not caption 8 of 'i1'": table([0, 0, 1], [1, 2], [1, 1, 1]),
     }
     for message, other in odd.items():
         with pytest.raises(StaleError, match=f"run 2 of the base has other queries than run 1 of ours: {message}"):
-            compare_ranks([one], [one, other])
+            compare_ranks([run], [run, other])
         with pytest.raises(StaleError, match=f"run 2 of this system .*: {message}"):
-            bootstrap([one, other])
+            bootstrap([run, other])
 
 
 def test_a_system_without_runs_and_a_bootstrap_without_draws_are_errors():
-    one = table([0], [1], [1])
+    run = table([0], [1], [1])
     with pytest.raises(InputError, match="no table of ranks for ours"):
-        compare_ranks([], [one])
+        compare_ranks([], [run])
     with pytest.raises(InputError, match="no table of ranks for the base"):
-        compare_ranks([one], [])
+        compare_ranks([run], [])
     with pytest.raises(InputError, match="no table of ranks for this system"):
         bootstrap([])
     with pytest.raises(ValueError, match="expected at least one draw, got 0"):
-        compare_ranks([one], [one], resamples=0)
+        compare_ranks([run], [run], resamples=0)

@@ -72,10 +72,10 @@ def test_names_with_commas_between_them_are_runs_of_one_system(here, made):
 
 def test_a_system_is_found_by_its_name(here, made):
     write_evaluation(here / "bad", made, *BAD)
-    found = compare.read_systems(["good", "bad"])
-    assert compare.index_of(found, "bad/") == 1
+    systems = compare.read_systems(["good", "bad"])
+    assert compare.index_of(systems, "bad/") == 1
     with pytest.raises(InputError, match="worse is none of the systems; they are good and bad"):
-        compare.index_of(found, "worse")
+        compare.index_of(systems, "worse")
 
 
 OTHERWISE = {
@@ -90,7 +90,7 @@ OTHERWISE = {
 @pytest.mark.parametrize("message", OTHERWISE)
 def test_what_was_measured_otherwise_is_refused_by_both_names(here, made, message):
     write_evaluation(here / "bad", made, *BAD, **OTHERWISE[message])
-    with pytest.raises(StaleError, match=f"good and bad were not measured alike: {message}.*evaluate both alike"):
+    with pytest.raises(StaleError, match=f"good and bad were evaluated differently: {message}.*evaluate both the same way"):
         compare.read_systems(["good", "bad"])
     with pytest.raises(StaleError, match=message):
         compare.read_systems(["good,bad"])

@@ -34,7 +34,7 @@ def test_vectors_stand_in_the_order_of_the_corpus(source, batch_size, by_length)
 
 
 class Counting:
-    """A progress bar that remembers what it is told."""
+    """A progress bar that records its calls."""
 
     def __init__(self, counted: list) -> None:
         self.counted = counted

@@ -58,13 +58,13 @@ def kept(root, corpus, pair):
 def test_features_are_those_of_the_encoders(kept, corpus, pair):
     source = CorpusSource(corpus, pair.preprocess)
     image_ix, text_ix = [13, 2, 31, 2], [159, 0, 64, 60, 3, 0]
-    for found, expected in (
+    for features_read, expected in (
         (kept.images(image_ix), pair.encoders.image_features(source.images(image_ix))),
         (kept.texts(text_ix), pair.encoders.text_features(source.texts(text_ix))),
     ):
-        assert found.tokens.dtype == torch.float16
-        assert torch.equal(found.mask, expected.mask)
-        assert_close(found.tokens.float(), expected.tokens * expected.mask[..., None], **HALF)
+        assert features_read.tokens.dtype == torch.float16
+        assert torch.equal(features_read.mask, expected.mask)
+        assert_close(features_read.tokens.float(), expected.tokens * expected.mask[..., None], **HALF)
 
 
 def test_a_dual_encoder_may_read_the_first_token_alone(kept):
@@ -76,11 +76,11 @@ def test_a_dual_encoder_may_read_the_first_token_alone(kept):
 
 def test_scores_are_those_of_the_encoders(kept, corpus, pair):
     pairs = np.array([0, 30, 30, 12, 11]), np.array([0, 5, 159, 60, 61])
-    expected, found = (
+    expected, scores = (
         scoring_pairs.score_pairs(pair, source, *pairs, compute=Compute(batch_size=2))
         for source in (CorpusSource(corpus, pair.preprocess), kept)
     )
-    np.testing.assert_allclose(found, expected, **LOGITS)
+    np.testing.assert_allclose(scores, expected, **LOGITS)
     assert expected.std() > 0.1
 
 
@@ -96,17 +96,17 @@ def test_an_encoder_is_run_once(root, kept, corpus, pair, monkeypatch):
 
 
 def test_the_size_is_told_before_anything_is_encoded(tmp_path, corpus, pair):
-    told = []
+    labels = []
 
     @contextmanager
     def track(label, *, total, unit):
-        told.append((label, total, sorted(path.name for path in tmp_path.rglob("*-*.npy"))))
+        labels.append((label, total, sorted(path.name for path in tmp_path.rglob("*-*.npy"))))
         yield lambda count: None
 
-    found = open_or_build(tmp_path, corpus, pair, track=track)
-    size = features.size_in_bytes(found.plan)
-    assert told == [(f"encode 32 images, 160 captions to {size / 1e9:,.2f} GB", 192, [])]
-    paths = list(found.folder.glob("*-*.npy"))
+    stored = open_or_build(tmp_path, corpus, pair, track=track)
+    size = features.size_in_bytes(stored.plan)
+    assert labels == [(f"encode 32 images, 160 captions to {size / 1e9:,.2f} GB", 192, [])]
+    paths = list(stored.folder.glob("*-*.npy"))
     assert sum(np.load(path).nbytes for path in paths) == size
 
 
@@ -138,11 +138,11 @@ def test_a_killed_encoding_goes_on_and_ends_with_the_same_bytes(after, tmp_path,
         open_or_build(tmp_path, corpus, pair, track=track)
     half_way = {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*-*.npy")}
     assert len(half_way) == after
-    found = open_or_build(tmp_path, corpus, pair)
-    assert {path.name: path.read_bytes() for path in found.folder.iterdir()} == {
+    stored = open_or_build(tmp_path, corpus, pair)
+    assert {path.name: path.read_bytes() for path in stored.folder.iterdir()} == {
         path.name: path.read_bytes() for path in kept.folder.iterdir()
     }
-    assert half_way.items() <= {path.name: path.stat().st_mtime_ns for path in found.folder.iterdir()}.items()
+    assert half_way.items() <= {path.name: path.stat().st_mtime_ns for path in stored.folder.iterdir()}.items()
 
 
 def test_another_corpus_or_encoder_has_its_own_folder(root, kept, corpus, pair, tmp_path):

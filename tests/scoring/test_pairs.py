@@ -1,4 +1,4 @@
-"""Scoring pairs of a part of a corpus, and telling beforehand how long it takes."""
+"""Scoring pairs of a part of a corpus, and the estimate of the time."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def scorer_on(images: range, texts: range) -> PairScorer:
 def test_pairs_are_counted_from_the_first_image_and_caption_of_the_part(monkeypatch, image_chunk):
     monkeypatch.setattr(pairs, "IMAGE_CHUNK", image_chunk)
     image_P, text_P = np.array([0, 0, 1, 3, 3]), np.array([4, 0, 1, 2, 2])
-    found = scorer_on(range(3, 8), range(6, 13)).score(image_P, text_P)
-    assert found.tolist() == make_fusion().table_IT[image_P + 3, text_P + 6].tolist()
+    scores = scorer_on(range(3, 8), range(6, 13)).score(image_P, text_P)
+    assert scores.tolist() == make_fusion().table_IT[image_P + 3, text_P + 6].tolist()
 
 
 def test_a_workload_is_the_rate_of_a_trial_times_the_counts(monkeypatch):
@@ -40,10 +40,10 @@ def test_a_workload_is_the_rate_of_a_trial_times_the_counts(monkeypatch):
 
     monkeypatch.setattr(pairs.time, "perf_counter", lambda: now)
     takes("encode_images", 0.5), takes("encode_texts", 0.1), takes("score_pairs", 0.02)
-    found = opened.workload(num_pairs=1000, num_images=20, num_texts=18)
-    assert found.num_pairs == 1000
-    assert found.pairs_per_s == pytest.approx(50)
-    assert found.seconds == pytest.approx(1000 / 50 + 20 * 0.5 + 18 * 0.1)
+    workload = opened.workload(num_pairs=1000, num_images=20, num_texts=18)
+    assert workload.num_pairs == 1000
+    assert workload.pairs_per_s == pytest.approx(50)
+    assert workload.seconds == pytest.approx(1000 / 50 + 20 * 0.5 + 18 * 0.1)
 
 
 @pytest.mark.parametrize("rerank", [False, True])
@@ -55,9 +55,9 @@ def test_the_workload_is_told_before_anything_is_scored(rerank):
         heard.append((workload.num_pairs, len(fusion.pairs)))
 
     model = {"model": make_dual(), "rerank": fusion} if rerank else {"model": fusion}
-    found = evaluate.evaluate_model(**model, corpus=Numbers(OWNER), options=options, on_workload=on_workload)
-    num_trial = len(fusion.pairs) - found.pairs_scored
-    assert heard == [(found.pairs_scored, num_trial)]
+    evaluation = evaluate.evaluate_model(**model, corpus=Numbers(OWNER), options=options, on_workload=on_workload)
+    num_trial = len(fusion.pairs) - evaluation.pairs_scored
+    assert heard == [(evaluation.pairs_scored, num_trial)]
     assert num_trial > 0
 
 

@@ -30,10 +30,10 @@ def one_by_one(teacher, corpus, image_ix, text_ix) -> np.ndarray:
 def test_scores_equal_the_plain_way_pair_by_pair(teacher, corpus, pairs, batch_size, chunk, monkeypatch):
     monkeypatch.setattr(scoring_pairs, "TEXT_CHUNK", chunk)
     monkeypatch.setattr(scoring_pairs, "IMAGE_CHUNK", chunk)
-    found = scoring_pairs.score_pairs(teacher, CorpusSource(corpus, teacher.preprocess), *pairs, compute=Compute(batch_size=batch_size))
-    assert found.dtype == np.float32
-    assert found.std() > 0.05
-    np.testing.assert_allclose(found, one_by_one(teacher, corpus, *pairs), atol=1e-5)
+    scores = scoring_pairs.score_pairs(teacher, CorpusSource(corpus, teacher.preprocess), *pairs, compute=Compute(batch_size=batch_size))
+    assert scores.dtype == np.float32
+    assert scores.std() > 0.05
+    np.testing.assert_allclose(scores, one_by_one(teacher, corpus, *pairs), atol=1e-5)
 
 
 def test_every_pair_is_counted_once(teacher, corpus, pairs):

@@ -39,16 +39,16 @@ def write_ranks(path: Path, corpus: Corpus, text: Sequence[int], image: Sequence
 
 
 def document_of(corpus: Corpus, text: Sequence[int], image: Sequence[int], *, cascade: bool = False) -> dict[str, Any]:
-    found = recall.Recalls.from_ranks(Ranks(np.array(text), np.array(image)))
+    recalls = recall.Recalls.from_ranks(Ranks(np.array(text), np.array(image)))
     kind = {"kind": "cascade", "depth": 50} if cascade else {"kind": "dual", "depth": None}
     return {
         "model": "made",
         "split": corpus.split,
         "images": len(text),
         "captions": len(image),
-        "text_retrieval": found.text_retrieval,
-        "image_retrieval": found.image_retrieval,
-        "rsum": found.rsum,
+        "text_retrieval": recalls.text_retrieval,
+        "image_retrieval": recalls.image_retrieval,
+        "rsum": recalls.rsum,
         "protocol": {"name": "whole", "folds": 1, **kind, "ties": "count against the positive"},
         "corpus_fingerprint": corpus.fingerprint,
         "data": str(corpus.folder),

@@ -126,7 +126,7 @@ class ComparisonReport:
     @property
     def estimates(self) -> dict[str, Estimates]:
         """The recalls of each system, by letter."""
-        compared = {one.letter: one.comparison.ours for one in self.comparisons}
+        compared = {pairwise.letter: pairwise.comparison.ours for pairwise in self.comparisons}
         return {letter: compared.get(letter, self.comparisons[0].comparison.base) for letter in self.systems}
 
 
@@ -189,7 +189,7 @@ def read_systems(names: Sequence[str]) -> list[System]:
     for system in systems:
         _check_alike(system.runs, _kind_facts, "are not seeds of one system", "name them as two")
     runs = [run for system in systems for run in system.runs]
-    _check_alike(runs, _protocol_facts, "were not measured alike", "evaluate both alike with `dcdctl eval`")
+    _check_alike(runs, _protocol_facts, "were evaluated differently", "evaluate both the same way with `dcdctl eval`")
     check_queries({run.ref: run.ranks for run in runs})
     return systems
 
@@ -249,7 +249,7 @@ def _check_rsum(summary: EvalSummary, result_file: Path, ranks: RankTable, ranks
     if abs(rsum - summary.rsum.value) > MAX_ROUNDING:
         found = f"{ranks_file} has RSUM {rsum:.3f} and {result_file.name} beside it {summary.rsum.value:.3f}"
         hint = f"`dcdctl eval {ranks_file.parent} --data DIR` makes both"
-        raise StaleError(f"{found}: they are of different evaluations", hint=hint)
+        raise StaleError(f"{found}: they belong to different evaluations", hint=hint)
 
 
 def _kind_facts(summary: EvalSummary) -> dict[str, Any]:

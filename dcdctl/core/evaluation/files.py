@@ -205,7 +205,7 @@ def _top_of(rows: pa.Table, path: Path, num_queries: int, gallery_size: int) -> 
     query, place = np.divmod(np.arange(num_queries * k), max(1, k))
     if not k or not np.array_equal(columns["query"], query) or not np.array_equal(columns["place"], place + 1):
         expected = f"expected {num_queries:,} queries with the same number of candidates each"
-        raise InputError(f"{path} and the ranks beside it are not of one evaluation: {expected}", hint=TABLES_HINT)
+        raise InputError(f"{path} and the ranks beside it do not belong to one evaluation: {expected}", hint=TABLES_HINT)
     if not 0 <= columns["candidate"].min() <= columns["candidate"].max() < gallery_size:
         raise InputError(f"{path} names candidates that are not among the {gallery_size:,} of the ranks beside it", hint=TABLES_HINT)
     return TopCandidates(*(columns[name].reshape(num_queries, k) for name in ("candidate", "score", "is_own")))

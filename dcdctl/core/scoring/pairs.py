@@ -96,8 +96,8 @@ def score_pairs(
     def score_chunk(chunk: int, pairs: Index) -> Tensor:
         first = chunk * TEXT_CHUNK
         text_states = encode_texts(scorer, source, texts[by_length_T[first : first + TEXT_CHUNK]], compute)
-        places = torch.from_numpy(image_at_P[pairs]), torch.from_numpy(position_P[pairs] - first)
-        return score_block(scorer, image_states, text_states, *places, compute, advance)
+        ix = torch.from_numpy(image_at_P[pairs]), torch.from_numpy(position_P[pairs] - first)
+        return score_block(scorer, image_states, text_states, *ix, compute, advance)
 
     return _score_by_chunk(position_P // TEXT_CHUNK, score_chunk)
 
@@ -137,8 +137,8 @@ class PairScorer:
 
         def score_chunk(chunk: int, pairs: Index) -> Tensor:
             images, image_at_P = np.unique(image_P[pairs], return_inverse=True)
-            places = torch.from_numpy(image_at_P), torch.from_numpy(text_P[pairs])
-            return score_block(self.scorer, self.encode_images(images), self._text_states, *places, self.compute, advance)
+            ix = torch.from_numpy(image_at_P), torch.from_numpy(text_P[pairs])
+            return score_block(self.scorer, self.encode_images(images), self._text_states, *ix, self.compute, advance)
 
         return _score_by_chunk(image_P // IMAGE_CHUNK, score_chunk)
 
