@@ -1,9 +1,9 @@
-"""How a teacher cache fares at the size of COCO: plan, write and reopen, without a model.
+"""Cost of a teacher cache of COCO's size, without the teacher: plan, write and reopen.
 
     python benchmarks/cache_scale.py [--images 113287] [--captions 566747] [--per-query 63] OUT
 
-The corpus is made up: captions are random words, encoders' features are empty, and the scorer gives a number of the pair's indices. What
-is timed is all the rest. Ends with one JSON line.
+The corpus is made up: captions are random words, and the scorer computes a number from a pair's indices instead of running a model. The
+measured time is therefore that of everything except the teacher. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WORDS = [f"{first}{second}{third}" for first in "bdfgklmnprst" for second in "ae
 
 
 class MadeUp:
-    """A corpus without pictures."""
+    """A corpus of random words, without images."""
 
     split, fingerprint = "train", "made up"
 
@@ -50,8 +50,8 @@ class MadeUp:
         return image.to_bytes(8, "little")
 
 
-class Nothing:
-    """The features of a made-up corpus: each image and caption is its own index."""
+class IndexSource:
+    """Indices in place of features: each image and caption is encoded as its own index."""
 
     def __init__(self, corpus: MadeUp) -> None:
         self.corpus = corpus
@@ -68,8 +68,8 @@ def _indices(index: Any) -> States:
     return States(numbers[:, None, None], torch.ones(len(numbers), 1, dtype=torch.bool))
 
 
-class Stub(nn.Module):
-    """A scorer that costs nothing."""
+class FreeScorer(nn.Module):
+    """A scorer that costs almost nothing."""
 
     digest = "stub"
     preprocess = SimpleNamespace(image_size_px=384, max_text_len=40)
@@ -81,8 +81,8 @@ class Stub(nn.Module):
         return states
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
-        mixed = images.tokens[image_ix_P, 0, 0] * 7919 + texts.tokens[text_ix_P, 0, 0] * 104729
-        return (mixed % 20011).float() / 1000 - 10
+        hashed = images.tokens[image_ix_P, 0, 0] * 7919 + texts.tokens[text_ix_P, 0, 0] * 104729
+        return (hashed % 20011).float() / 1000 - 10
 
 
 def main() -> None:
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--per-query", type=int, default=63)
     options = parser.parse_args()
     corpus: Any = MadeUp(options.images, options.captions)
-    scorer: Any = Stub()
+    scorer: Any = FreeScorer()
     seconds = {}
     started = time.perf_counter()
 
@@ -105,24 +105,24 @@ def main() -> None:
 
     compute = Compute(batch_size=65_536)
     job = build.plan_cache(corpus, scorer, options.out, CandidateConfig(per_query=options.per_query), compute=compute)
-    job = replace(job, source=Nothing(corpus))
+    job = replace(job, source=IndexSource(corpus))
     lap("plan")
     build.score_planned(job)
     lap("score and seal")
     cache = teacher_cache.read_cache(options.out)
     lap("reopen")
     cache.lookup(np.array([options.images // 2]), np.array([0]))
-    lap("first lookup")
+    lap("first score")
     rng = np.random.default_rng(1)
     cache.lookup(rng.integers(0, options.images, 512 * 64), rng.integers(0, options.captions, 512 * 64))
-    lap("lookups of a batch, all over the cache")
+    lap("scores of a batch from all parts of the cache")
     num_candidates = len(cache.candidates.texts_of_image.values) + len(cache.candidates.images_of_text.values)
     lap("candidate lists")
     cache.lookup(rng.integers(0, options.images, 512 * 64), rng.integers(0, options.captions, 512 * 64))
-    lap("lookups of another batch")
+    lap("scores of another batch")
     size = sum(path.stat().st_size for path in options.out.iterdir())
-    found = {"pairs": cache.num_pairs, "candidates": num_candidates, "bytes_per_pair": round(size / cache.num_pairs, 2)}
-    sys.stdout.write(json.dumps({**found, "peak_mib": round(peak_mib()), "seconds": seconds}) + "\n")
+    sizes = {"pairs": cache.num_pairs, "candidates": num_candidates, "bytes_per_pair": round(size / cache.num_pairs, 2)}
+    sys.stdout.write(json.dumps({**sizes, "peak_mib": round(peak_mib()), "seconds": seconds}) + "\n")
 
 
 def peak_mib() -> float:

@@ -1,9 +1,9 @@
-"""How long `dcdctl compare` takes on a test set as large as COCO's.
+"""Run time of `dcdctl compare` on a test set of COCO's size.
 
-    OMP_NUM_THREADS=1 python benchmarks/comparing.py [--images 5000] [--captions 25010] [--sides 2] [--resamples 10000] [--repeats 5]
+    OMP_NUM_THREADS=1 python benchmarks/comparing.py [--images 5000] [--captions 25010] [--systems 2] [--resamples 10000] [--repeats 5]
 
-Ranks are drawn, geometric, and written as `dcdctl eval` writes them. Timed is all between the files and the tables of words, medians of
-the repeats; starting the program is not counted. Ends with one JSON line.
+The ranks are drawn from a geometric distribution and written in the format of `dcdctl eval`. The measurement covers everything from the
+files to the tables of words, without the start of the program. It reports medians of the repeats. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from dcdctl.core.report import compare_tables
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name, default in (("images", 5000), ("captions", 25_010), ("sides", 2), ("resamples", 10_000), ("repeats", 5)):
+    for name, default in (("images", 5000), ("captions", 25_010), ("systems", 2), ("resamples", 10_000), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     sizes = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        files = [write(Path(folder, f"{side}.parquet"), sizes.images, sizes.captions, seed=side) for side in range(sizes.sides)]
-        turns = [timed(lambda: compare(files, sizes.resamples)) for _ in range(sizes.repeats)]
-    wall_s, processor_s = (round(statistics.median(each), 2) for each in zip(*turns, strict=True))
+        files = [write(Path(folder, f"{system}.parquet"), sizes.images, sizes.captions, seed=system) for system in range(sizes.systems)]
+        rounds = [timed(lambda: compare(files, sizes.resamples)) for _ in range(sizes.repeats)]
+    wall_s, processor_s = (round(statistics.median(seconds), 2) for seconds in zip(*rounds, strict=True))
     sys.stdout.write(json.dumps({**vars(sizes), "wall_s": wall_s, "processor_s": processor_s}) + "\n")
 
 
@@ -45,7 +45,7 @@ def compare(files: list[Path], resamples: int) -> None:
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of the wall clock and of the processor; the latter are disturbed less by other work."""
+    """Wall-clock seconds and processor seconds; other work disturbs processor seconds less."""
     wall, processor = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - processor

@@ -1,15 +1,18 @@
-"""How many images a second a dual student is trained on, by our loop and by a bare PyTorch loop over the same encoders.
+"""Training rate of a dual student: dcdctl against a bare PyTorch loop over the same encoders.
 
     OMP_NUM_THREADS=1 python benchmarks/dual_step.py [--cases trained frozen] [--steps 3] [--frozen-steps 920] [--repeats 5] [--threads 1]
 
-InfoNCE, float32, on the CPU, random weights, optimiser as in the recipe dual-flickr8k. Trained: ViT-S/16 at 224 px and a BERT of 6 layers,
-384 wide, 32 JPEGs of 640 x 480 a step, none of them twice in a round; the bare loop reads them from a folder. Frozen: that recipe's linear
-layers over features on disk, 50 x 1280 an image, 12 to 24 x 384 a caption, 6,000 images, 256 a step; the bare loop maps the same files, and
-reads only what is used. Ours is all of `train`: drawing, reading, the log, TensorBoard, the view and checkpoints. The bare loop is
-told its batches; it preprocesses, tokenises and projects by the same calls, and has the same dropout, AdamW and allocator
-(`devices.choose`), so the losses agree. The ways take turns, now one first and now the other, after a step each that is not counted; rates
-are medians, ratios medians of the turns', of seconds and of processor seconds, which other work on the machine disturbs less. Ends with one
-JSON line.
+InfoNCE, float32, on the CPU, random weights, the optimizer of the recipe dual-flickr8k.
+- trained: ViT-S/16 at 224 px and a BERT of 6 layers and width 384, 32 JPEGs of 640 x 480 per step, each image once per round. The bare loop
+  reads them from a folder.
+- frozen: the recipe's linear layers over features on disk, 50 x 1280 per image and 12 to 24 x 384 per caption, 6,000 images, 256 per step.
+  The bare loop maps the same files and reads only what it uses.
+
+dcdctl runs all of `train`: drawing batches, reading, log, TensorBoard, live view and checkpoints. The bare loop gets its batches drawn
+beforehand. It preprocesses, tokenizes and projects by the same calls, with the same dropout, AdamW and allocator (`devices.choose`), so the
+losses agree. The two loops run in turn and change their order every round, after one step each that is not counted. Rates are medians.
+Ratios are medians over the rounds, of wall-clock seconds and of processor seconds, which other work on the machine disturbs less. Ends with
+one JSON line.
 """
 
 from __future__ import annotations
@@ -60,17 +63,17 @@ Index = NDArray[np.int64]
 Batches = list[tuple[list[int], list[int]]]
 """The images and captions of each step."""
 TRAINED = ["batch.size=32", "optimizer.lr=1e-4"]
-"""What is other than in the recipe where encoders are trained."""
+"""Changes to the recipe for trained encoders."""
 CAPTIONS_PER_IMAGE = 5
 IMAGE_TOKENS, IMAGE_WIDTH, MAX_TEXT_TOKENS = 50, 1280, 24
-"""Of the features: EfficientNet-Lite0's map at 224 px, its mean before it, and MiniLM's tokens."""
+"""Sizes of the features: the mean and the 7 x 7 map of EfficientNet-Lite0 at 224 px, and MiniLM's tokens."""
 VIT = ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536, image_size=224, patch_size=16)
 BERT = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model, what it is trained on, and the bare loop over it."""
+    """A model, its training data, and the bare loop that trains it."""
 
     model: models.DualModel
     source: Callable[[], Source]
@@ -78,7 +81,7 @@ class Case:
     bare: Callable[[Any, Batches, Recipe], float]
 
     def batches(self, num_steps: int) -> Batches:
-        """What our loop draws."""
+        """The batches that dcdctl draws."""
         indices: Any = Indices(self.source().corpus)
         batches: Any = AllPairsBatches(indices, self.recipe.batch, self.recipe.seed, None)
         drawn = [batches[step] for step in range(num_steps)]
@@ -86,7 +89,7 @@ class Case:
 
 
 class Indices:
-    """A source that gives the indices it is asked for."""
+    """A source that returns the requested indices in place of images and captions."""
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus
@@ -100,7 +103,7 @@ class Indices:
 
 @dataclass(frozen=True)
 class Round:
-    """What a way took, and the loss of its last step."""
+    """Time of one round, and the loss of its last step."""
 
     seconds: float
     processor_seconds: float
@@ -113,7 +116,7 @@ def timed(work: Callable[[], float]) -> Round:
     return Round(time.perf_counter() - started, time.process_time() - started_processor, loss)
 
 
-def ours(case: Case, num_steps: int, folder: Path) -> Round:
+def dcdctl(case: Case, num_steps: int, folder: Path) -> Round:
     """Train as the command does."""
     model, batches = copy.deepcopy(case.model), distill.make_batches(case.source(), case.recipe, None)
     run = runs.start_run(folder, case.recipe, "benchmark", {}, resume=False)
@@ -129,16 +132,16 @@ def ours(case: Case, num_steps: int, folder: Path) -> Round:
 
 
 def bare(case: Case, num_steps: int, folder: Path) -> Round:
-    """Train by the bare loop, on the same batches."""
+    """Train with the bare loop on the same batches."""
     model, batches = copy.deepcopy(case.model).train(), case.batches(num_steps)
     return timed(lambda: case.bare(model, batches, case.recipe))
 
 
-WAYS = {"bare": bare, "ours": ours}
+LOOPS = {"bare": bare, "dcdctl": dcdctl}
 
 
 def bare_steps(trained: nn.Module, batches: Batches, recipe: Recipe) -> Iterator[tuple[list[int], list[int], Callable[[Tensor], None]]]:
-    """The images and captions of each step, and what to do with its loss."""
+    """Images and captions of each step, and a function that updates the weights from its loss."""
     config = recipe.optimizer
     parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     groups = [
@@ -147,7 +150,7 @@ def bare_steps(trained: nn.Module, batches: Batches, recipe: Recipe) -> Iterator
     ]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
-    def descend(loss: Tensor) -> None:
+    def update(loss: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -155,23 +158,23 @@ def bare_steps(trained: nn.Module, batches: Batches, recipe: Recipe) -> Iterator
     for step, (image_ix, text_ix) in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = config.lr * learning_rate_factor(step, len(batches), config)
-        torch.default_generator.manual_seed(step)  # as our loop does where the recipe's seed is 0
-        yield image_ix, text_ix, descend
+        torch.default_generator.manual_seed(step)  # as dcdctl does for the recipe's seed 0
+        yield image_ix, text_ix, update
 
 
-def bare_trained(pictures: Path, captions: list[str], model: models.DualModel, batches: Batches, recipe: Recipe) -> float:
-    """All of both encoders trained on the JPEGs of a folder; the loss of the last step."""
+def bare_trained(folder: Path, captions: list[str], model: models.DualModel, batches: Batches, recipe: Recipe) -> float:
+    """Train both encoders on the JPEGs of a folder. Returns the loss of the last step."""
     network, preprocess = model.network, model.preprocess
-    for image_ix, text_ix, descend in bare_steps(network, batches, recipe):
-        images = preprocess.images([opened(pictures / file_name(image)) for image in image_ix]).pixel_values
+    for image_ix, text_ix, update in bare_steps(network, batches, recipe):
+        images = preprocess.images([decoded(folder / file_name(image)) for image in image_ix]).pixel_values
         texts = preprocess.texts([captions[text] for text in text_ix])
-        found = network(pixel_values=images, input_ids=texts.input_ids, attention_mask=texts.attention_mask, return_loss=True)
-        descend(found.loss)
-    return found.loss.item()
+        outputs = network(pixel_values=images, input_ids=texts.input_ids, attention_mask=texts.attention_mask, return_loss=True)
+        update(outputs.loss)
+    return outputs.loss.item()
 
 
 def bare_frozen(folder: Path, corpus: MadeUp, model: models.FrozenDual, batches: Batches, recipe: Recipe) -> float:
-    """Two linear layers trained on features on disk; the loss of the last step."""
+    """Train two linear layers on features on disk. Returns the loss of the last step."""
     images, texts = (
         [np.asarray(np.load(path, mmap_mode="r")) for path in sorted(folder.glob(f"{kind}-*.npy"))] for kind in ("images", "texts")
     )
@@ -180,7 +183,7 @@ def bare_frozen(folder: Path, corpus: MadeUp, model: models.FrozenDual, batches:
     starts = np.cumsum(lengths) - lengths
     starts -= starts[np.searchsorted(file_of, file_of)]
     projections, target = model.network.projections, torch.arange(recipe.batch.size)
-    for image_ix, text_ix, descend in bare_steps(projections, batches, recipe):
+    for image_ix, text_ix, update in bare_steps(projections, batches, recipe):
         first = torch.from_numpy(np.stack([images[i // IMAGES_PER_FILE][i % IMAGES_PER_FILE, :1] for i in image_ix]))
         tokens = torch.zeros(len(text_ix), int(lengths[text_ix].max()), BERT.hidden_size, dtype=torch.float16)
         for row, i in zip(tokens.numpy(), text_ix, strict=True):
@@ -188,11 +191,11 @@ def bare_frozen(folder: Path, corpus: MadeUp, model: models.FrozenDual, batches:
         mask = torch.arange(tokens.shape[1]) < torch.from_numpy(lengths[text_ix])[:, None]
         logits = projections.scale * projections.project_images(first) @ projections.project_texts(tokens, mask).T
         loss = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
-        descend(loss)
+        update(loss)
     return loss.item()
 
 
-def opened(path: Path) -> Image.Image:
+def decoded(path: Path) -> Image.Image:
     with Image.open(path) as image:
         return image.convert("RGB")
 
@@ -202,15 +205,15 @@ def file_name(image: int) -> str:
 
 
 def make_trained(folder: Path, num_images: int) -> Case:
-    """Two encoders that are trained, and a corpus of JPEGs that the command has prepared."""
+    """Two trainable encoders, and a corpus of JPEGs made by `dcdctl prepare`."""
     captions = MadeUp(num_images, num_images * CAPTIONS_PER_IMAGE).captions
-    pictures, vision, text = folder / "pictures", folder / "vision", folder / "text"
-    pictures.mkdir(parents=True)
+    images, vision, text = folder / "images", folder / "vision", folder / "text"
+    images.mkdir(parents=True)
     for image in range(num_images):
-        (pictures / file_name(image)).write_bytes(to_jpeg(made_up(image)))
+        (images / file_name(image)).write_bytes(to_jpeg(made_up(image)))
     lines = [f"{file_name(i // CAPTIONS_PER_IMAGE)},{caption}\n" for i, caption in enumerate(captions)]
     (folder / "pairs.csv").write_text("image,caption\n" + "".join(lines), encoding="utf-8")
-    prepare(pictures, folder / "pairs.csv", folder / "corpus", 0, 1)
+    prepare(images, folder / "pairs.csv", folder / "corpus", 0, 1)
     corpus = Corpus.open(folder / "corpus", "train")
     square_image_processor(VIT.image_size).save_pretrained(vision)
     models.word_piece(captions, 2000).save_pretrained(text)
@@ -218,11 +221,11 @@ def make_trained(folder: Path, num_images: int) -> Case:
         AutoModel.from_config(config).save_pretrained(path)
     model = models.dual_from_backbones(str(vision), str(text))
     source = functools.partial(CorpusSource, corpus, model.preprocess, distill.IMAGE_CACHE_BYTES)
-    return Case(model, source, training_recipe.load_recipe("dual-flickr8k", TRAINED), functools.partial(bare_trained, pictures, captions))
+    return Case(model, source, training_recipe.load_recipe("dual-flickr8k", TRAINED), functools.partial(bare_trained, images, captions))
 
 
 def make_frozen(folder: Path, num_images: int) -> Case:
-    """Linear layers over two encoders that are not run: the features are noise."""
+    """Linear layers over features of noise; the frozen encoders are never run."""
     corpus: Any = MadeUp(num_images, num_images * CAPTIONS_PER_IMAGE)
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
@@ -234,53 +237,53 @@ def make_frozen(folder: Path, num_images: int) -> Case:
         for kind, shape in (("images", (count, IMAGE_TOKENS, IMAGE_WIDTH)), ("texts", (num_tokens, BERT.hidden_size))):
             np.save(folder / f"{kind}-{part:05d}.npy", rng.standard_normal(shape, dtype=np.float32).astype(np.float16))
     plan = {"image_tokens": IMAGE_TOKENS, "image_width": IMAGE_WIDTH, "text_width": BERT.hidden_size}
-    chosen = training_recipe.load_recipe("dual-flickr8k")
+    recipe = training_recipe.load_recipe("dual-flickr8k")
     vision = AutoModel.from_config(TimmWrapperConfig(architecture="tf_efficientnet_lite0", num_labels=0))
-    size = models.ProjectionSize(projection_dim=chosen.model.projection_dim, dropout=chosen.model.dropout)
+    size = models.ProjectionSize(projection_dim=recipe.model.projection_dim, dropout=recipe.model.dropout)
     model = models.FrozenDual(FrozenDualNetwork(vision, AutoModel.from_config(BERT), size), None)
     seals = {path.name: seal_of(path) for path in folder.glob("*.npy")}
-    return Case(model, functools.partial(Features, corpus, folder, plan, seals), chosen, functools.partial(bare_frozen, folder, corpus))
+    return Case(model, functools.partial(Features, corpus, folder, plan, seals), recipe, functools.partial(bare_frozen, folder, corpus))
 
 
-def measure(name: str, case: Case, num_steps: int, repeats: int, folder: Path) -> dict[str, Any]:
-    """The figures of a case."""
-    for way, work in WAYS.items():
-        work(case, 1, folder / f"{way}-first")
-    rounds: dict[str, list[Round]] = {way: [] for way in WAYS}
-    for turn in range(repeats):
-        for way in sorted(WAYS, reverse=turn % 2 == 1):
-            rounds[way].append(WAYS[way](case, num_steps, folder / f"{way}-{turn}"))
-            sys.stdout.write(f"{name}, {way}: {rounds[way][-1].seconds:.2f} s\n")
+def measure(title: str, case: Case, num_steps: int, repeats: int, folder: Path) -> dict[str, Any]:
+    """Rates, ratios and losses of a case."""
+    for name, loop in LOOPS.items():
+        loop(case, 1, folder / f"{name}-first")
+    rounds: dict[str, list[Round]] = {name: [] for name in LOOPS}
+    for repeat in range(repeats):
+        for name in sorted(LOOPS, reverse=repeat % 2 == 1):
+            rounds[name].append(LOOPS[name](case, num_steps, folder / f"{name}-{repeat}"))
+            sys.stdout.write(f"{title}, {name}: {rounds[name][-1].seconds:.2f} s\n")
             sys.stdout.flush()
     num_images = num_steps * case.recipe.batch.size
-    turns = list(zip(rounds["ours"], rounds["bare"], strict=True))
+    rounds_of_both = list(zip(rounds["dcdctl"], rounds["bare"], strict=True))
     return {
         "steps": num_steps,
         "images_per_step": case.recipe.batch.size,
-        "images_per_s": {way: num_images / statistics.median(one.seconds for one in found) for way, found in rounds.items()},
-        "ratio": statistics.median(bare.seconds / ours.seconds for ours, bare in turns),
-        "processor_ratio": statistics.median(bare.processor_seconds / ours.processor_seconds for ours, bare in turns),
-        "loss": {way: found[-1].loss for way, found in rounds.items()},
+        "images_per_s": {name: num_images / statistics.median(each.seconds for each in timed) for name, timed in rounds.items()},
+        "ratio": statistics.median(bare.seconds / dcdctl.seconds for dcdctl, bare in rounds_of_both),
+        "processor_ratio": statistics.median(bare.processor_seconds / dcdctl.processor_seconds for dcdctl, bare in rounds_of_both),
+        "loss": {name: timed[-1].loss for name, timed in rounds.items()},
     }
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     lines = [
-        "| encoders | ours, images/s | bare loop, images/s | ours / bare | by processor seconds | last loss, ours | bare loop |",
+        "| encoders | dcdctl, images/s | bare loop, images/s | dcdctl / bare | by processor seconds | last loss, dcdctl | bare loop |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, found in results.items():
-        rates, loss = found["images_per_s"], found["loss"]
-        ratios = f"{found['ratio']:.3f} | {found['processor_ratio']:.3f}"
-        lines.append(f"| {name} | {rates['ours']:,.1f} | {rates['bare']:,.1f} | {ratios} | {loss['ours']:.4f} | {loss['bare']:.4f} |")
+    for name, result in results.items():
+        rates, loss = result["images_per_s"], result["loss"]
+        ratios = f"{result['ratio']:.3f} | {result['processor_ratio']:.3f}"
+        lines.append(f"| {name} | {rates['dcdctl']:,.1f} | {rates['bare']:,.1f} | {ratios} | {loss['dcdctl']:.4f} | {loss['bare']:.4f} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=("trained", "frozen"), default=["trained", "frozen"])
-    parser.add_argument("--steps", type=int, default=3, help="of a round with encoders that are trained")
-    parser.add_argument("--frozen-steps", type=int, default=920, help="of one with frozen encoders")
+    parser.add_argument("--steps", type=int, default=3, help="steps per round with trained encoders")
+    parser.add_argument("--frozen-steps", type=int, default=920, help="steps per round with frozen encoders")
     parser.add_argument("--frozen-images", type=int, default=6000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)

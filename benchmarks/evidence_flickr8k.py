@@ -1,4 +1,4 @@
-"""The plan `flickr8k`: what teachers bring students of real photos, with ablations; words typed in the work folder."""
+"""The plan `flickr8k`: students of real photos with and without teachers, and ablations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DUAL_LOSSES: dict[str, tuple[str, ...]] = {
     "DCD as released, lists": sets(loss__terms="{dcd-released=1.0}", loss__alpha=0.5) + LISTS,
     "DCD, lists": sets(loss__terms="{dcd=1.0}", loss__alpha=0.5, optimizer__lr_factors="{calibration=100}") + LISTS,
 }
-"""How each differs from recipe dual-flickr8k-distilled at T = 1."""
+"""Changes to recipe dual-flickr8k-distilled at T = 1 for each label."""
 FUSION_LOSSES: dict[str, tuple[str, ...]] = {
     "ground truth (BCE)": sets(loss__terms="{ground-truth=1.0}"),
     "InfoNCE": sets(loss__terms="{infonce=1.0}", batch__size=16),
@@ -36,15 +36,15 @@ FUSION_LOSSES: dict[str, tuple[str, ...]] = {
     "DCD as released": sets(loss__terms="{dcd-released=1.0}", loss__alpha=0.5),
     "DCD": sets(),
 }
-"""How each differs from recipe fusion-flickr8k."""
-WHOLE, FUSION, FEW = "Dual students, 6,000 photos", "Fusion students, 2 layers to 1", "Dual students, {} photos"
+"""Changes to recipe fusion-flickr8k for each label."""
+ALL_PHOTOS, FUSION, FEW_PHOTOS = "Dual students, 6,000 photos", "Fusion students, 2 layers to 1", "Dual students, {} photos"
 TRUTH, COSINE = "ground truth (BCE), no teacher", "its cosine alone"
 PLAIN = "runs/plain0-0"
-"""A dual student without a teacher, where one is enough."""
+"""The dual student without a teacher that other steps start from."""
 
 
 def flickr8k() -> list[Step]:
-    """6,000 photos of Flickr8k to train on, the 1,000 of val to report on."""
+    """6,000 photos of Flickr8k to train on, and the 1,000 photos of val to report on."""
     steps = [Step("data", "prepare", ("--karpathy", "karpathy.json", "--images", "images")), *map(_features, SIZES)]
     for parts in (_teacher, _duals, _losses, _fusions, _few):
         steps += [step for seed in SEEDS for step in parts(seed)]
@@ -55,12 +55,12 @@ SIZES = {"dual-flickr8k": "224", "dual-flickr8k-large": "288"}
 
 
 def _features(recipe: str) -> Step:
-    """One step of training, so that none of the runs in the tables pays for the features."""
+    """One training step, so that the cost of the features is charged to no run of the tables."""
     return Step(f"runs/features-{SIZES[recipe]}", "distill", (recipe, *FLICKR8K, *sets(optimizer__steps=1)), ("data",), measure=VAL)
 
 
 def _teacher(seed: int) -> list[Step]:
-    """The cosine at 288 px, the co-attention beside it, and its scores."""
+    """The cosine at 288 px, the co-attention that starts from it, and the scores of the latter."""
     own = (*FLICKR8K, *sets(seed=seed))
     table = "Teachers, 288 px"
     large = Step(f"runs/large-{seed}", "distill", ("dual-flickr8k-large", *own), ("runs/features-288",), table, COSINE, "", VAL)
@@ -72,68 +72,71 @@ def _teacher(seed: int) -> list[Step]:
 
 
 def _dual(name: str, seed: int, table: str, label: str, words: Iterable[str], *, caches: tuple[str, ...] = (), base: str = ALONE) -> Step:
-    """A dual student, of the recipe without a teacher where it has no caches; at T = 1 unless its words say otherwise."""
+    """A dual student. Without caches it uses the recipe without a teacher; T is 1 unless `words` set it."""
     recipe: tuple[str, ...] = ("dual-flickr8k",)
     if caches:
         recipe = ("dual-flickr8k-distilled", *(word for cache in caches for word in ("--cache", cache)), *sets(loss__temperature=1.0))
-    whole = (*recipe, *FLICKR8K, *sets(seed=seed), *words)
-    return Step(f"runs/{name}-{seed}", "distill", whole, caches or ("runs/features-224",), table, label, base, VAL)
+    arguments = (*recipe, *FLICKR8K, *sets(seed=seed), *words)
+    return Step(f"runs/{name}-{seed}", "distill", arguments, caches or ("runs/features-224",), table, label, base, VAL)
 
 
 def _duals(seed: int) -> list[Step]:
-    """The best students of the whole corpus with and without a teacher."""
-    long = _dual("plain1", seed, WHOLE, "InfoNCE, no teacher, 100 epochs", sets(optimizer__epochs=100))
-    taught = _dual("distilled", seed, WHOLE, "InfoNCE + KL, 100 epochs", (), caches=PAIRS)
+    """The best students of all photos, with and without a teacher."""
+    long = _dual("plain1", seed, ALL_PHOTOS, "InfoNCE, no teacher, 100 epochs", sets(optimizer__epochs=100))
+    distilled = _dual("distilled", seed, ALL_PHOTOS, "InfoNCE + KL, 100 epochs", (), caches=PAIRS)
     best = _dual(
-        "recipe", seed, WHOLE, "InfoNCE + KL at T = 2, 100 epochs (dual-flickr8k-distilled)", sets(loss__temperature=2.0), caches=PAIRS
+        "recipe", seed, ALL_PHOTOS, "InfoNCE + KL at T = 2, 100 epochs (dual-flickr8k-distilled)", sets(loss__temperature=2.0), caches=PAIRS
     )
-    return [_dual("plain0", seed, WHOLE, ALONE, ()), long, taught, best]
+    return [_dual("plain0", seed, ALL_PHOTOS, ALONE, ()), long, distilled, best]
 
 
 def _losses(seed: int) -> list[Step]:
-    """What students of the whole corpus learn from, everything else alike."""
+    """Students of all photos that differ only in their loss."""
     plain = {
         TRUTH: sets(loss__terms="{ground-truth=1.0}") + LISTS,
         "ground truth (softmax), no teacher": sets(loss__terms="{ranking=1.0}") + LISTS,
     }
-    steps = [_dual(f"truth{place}", seed, WHOLE, label, words) for place, (label, words) in enumerate(plain.items())]
-    taught = enumerate(DUAL_LOSSES.items())
-    return [*steps, *(_dual(f"dual{place}", seed, WHOLE, label, EQUAL + words, caches=PAIRS) for place, (label, words) in taught)]
+    steps = [_dual(f"truth{index}", seed, ALL_PHOTOS, label, words) for index, (label, words) in enumerate(plain.items())]
+    distilled = enumerate(DUAL_LOSSES.items())
+    return [*steps, *(_dual(f"dual{index}", seed, ALL_PHOTOS, label, EQUAL + words, caches=PAIRS) for index, (label, words) in distilled)]
 
 
 def _few(seed: int) -> list[Step]:
-    """Students whose corpus is small, as many steps as for the whole one; the teachers have seen 6,000 photos."""
+    """Students of 500 and 1,500 photos, with as many steps as for 6,000; the teachers were trained on 6,000 photos."""
     steps = []
     for count in (500, 1500):
-        some, epochs, table = ("--max-images", str(count)), 40 * 6000 // count, FEW.format(f"{count:,}")
-        words = ("--data", "data", *FEATURES, *some, "--recipe", "dual-flickr8k-distilled", *sets(candidates__block_size=250))
+        subset, epochs, table = ("--max-images", str(count)), 40 * 6000 // count, FEW_PHOTOS.format(f"{count:,}")
+        words = ("--data", "data", *FEATURES, *subset, "--recipe", "dual-flickr8k-distilled", *sets(candidates__block_size=250))
         cache = Step(f"caches/few{count}-{seed}", "cache-teacher", (*words, "--teacher", f"runs/pair-{seed}"), (f"runs/pair-{seed}",))
         caches = tuple(f"caches/few{count}-{each}" for each in SEEDS)
         alone = {
             ALONE: sets(optimizer__epochs=epochs // 4),
             "InfoNCE, no teacher, as many steps as with one": sets(optimizer__epochs=epochs),
         }
-        taught = {
+        distilled = {
             "InfoNCE + KL": sets(optimizer__epochs=epochs),
             "KL alone, dropout 0.1": sets(optimizer__epochs=epochs, loss__terms="{kl=4.0}", model__dropout=0.1),
         }
         steps.append(cache)
-        steps += [_dual(f"alone{count}-{place}", seed, table, label, (*some, *more)) for place, (label, more) in enumerate(alone.items())]
+        steps += [_dual(f"alone{count}-{index}", seed, table, label, (*subset, *more)) for index, (label, more) in enumerate(alone.items())]
         steps += [
-            _dual(f"taught{count}-{place}", seed, table, label, (*some, *more), caches=caches)
-            for place, (label, more) in enumerate(taught.items())
+            _dual(f"taught{count}-{index}", seed, table, label, (*subset, *more), caches=caches)
+            for index, (label, more) in enumerate(distilled.items())
         ]
     return steps
 
 
 def _fusions(seed: int) -> list[Step]:
-    """Half-depth students of one teacher; they re-rank what one dual student without a teacher finds."""
+    """Half-depth students of one teacher; they re-rank the results of one dual student without a teacher."""
     steps = []
-    for place, (label, words) in enumerate(FUSION_LOSSES.items()):
-        whole = ("fusion-flickr8k", "--teacher", "runs/pair-0", "--cache", PAIRS[0], "--data", "data", *FEATURES, *sets(seed=seed), *words)
+    for index, (label, words) in enumerate(FUSION_LOSSES.items()):
+        teacher = ("--teacher", "runs/pair-0", "--cache", PAIRS[0])
+        arguments = ("fusion-flickr8k", *teacher, "--data", "data", *FEATURES, *sets(seed=seed), *words)
         measure = (*VAL, "--depth", "20")
         base = next(iter(FUSION_LOSSES))
-        steps.append(Step(f"runs/fusion{place}-{seed}", "distill", whole, (PAIRS[0], PLAIN), FUSION, label, base, measure, measured=PLAIN))
+        steps.append(
+            Step(f"runs/fusion{index}-{seed}", "distill", arguments, (PAIRS[0], PLAIN), FUSION, label, base, measure, measured=PLAIN)
+        )
     return steps
 
 
@@ -147,11 +150,11 @@ MINED = {
     "lexical": sets(candidates__kind="lexical"),
     "embedding": sets(candidates__kind="embedding", candidates__model=PLAIN),
 }
-"""How caches of 15 candidates a query differ."""
+"""Changes to the caches of 15 candidates per query."""
 
 
 def _ablation_teachers() -> list[Step]:
-    """A co-attention of one layer, and caches of other shapes than the recipe's."""
+    """A co-attention of one layer, and caches with other candidates than the recipe's."""
     words = ("pair-flickr8k", *FLICKR8K, *sets(seed=0, model__dual_init="runs/large-0", model__num_layers=1))
     table, label, measure = "Teachers, 288 px", "co-attention of 1 layer, seed 0", (*VAL, "--depth", "50")
     shallow = Step("runs/shallow-0", "finetune-teacher", words, ("runs/large-0",), table, label, COSINE, measure, measured="runs/large-0")
@@ -176,12 +179,12 @@ def _ablation(name: str, table: str, label: str, words: tuple[str, ...], caches:
 
 
 def _pair_ablations() -> list[Step]:
-    """Of InfoNCE and KL over all scored pairs of a batch."""
+    """Ablations of InfoNCE and KL over all scored pairs of a batch."""
     table, base = "Ablations of InfoNCE + KL, 60 epochs, seed 0", "three teachers, as above"
-    one = PAIRS[:1]
+    one_teacher = PAIRS[:1]
     changes: dict[str, tuple[tuple[str, ...], Iterable[str]]] = {
         base: (sets(), PAIRS),
-        "one teacher": (sets(), one),
+        "one teacher": (sets(), one_teacher),
         "one teacher, of 1 layer": (sets(), ("caches/shallow-0",)),
         "one teacher, blocks of 64": (sets(), ("caches/blocks64-0",)),
         "one teacher, blocks of photos near each other": (sets(), ("caches/near-0",)),
@@ -192,11 +195,11 @@ def _pair_ablations() -> list[Step]:
         "weighted by the teacher's entropy (DCD-KL)": (sets(loss__terms="{infonce=1.0,dcd-kl=4.0}"), PAIRS),
         "dropout 0.1": (sets(model__dropout=0.1), PAIRS),
     }
-    return [_ablation(f"pairs{place}", table, label, *what, base) for place, (label, what) in enumerate(changes.items())]
+    return [_ablation(f"pairs{index}", table, label, *change, base) for index, (label, change) in enumerate(changes.items())]
 
 
 def _list_ablations() -> list[Step]:
-    """Of DCD, the positive and the 7 hardest of 15 drawn candidates."""
+    """Ablations of DCD, whose lists hold the positive and the 7 hardest of 15 drawn candidates."""
     table, base = "Ablations of DCD on lists, one teacher, seed 0", "alpha 0.5, 7 negatives of 15 drawn, random"
     dcd = DUAL_LOSSES["DCD, lists"]
     refresh = ("--teacher", "runs/pair-0", *sets(batch__refresh_steps="[400,700]"))
@@ -217,4 +220,4 @@ def _list_ablations() -> list[Step]:
         "a teacher of 1 layer": (sets(), "shallow-random-0"),
     }
     rows = enumerate(changes.items())
-    return [_ablation(f"lists{place}", table, label, dcd + words, (f"caches/{cache}",), base) for place, (label, (words, cache)) in rows]
+    return [_ablation(f"lists{index}", table, label, dcd + words, (f"caches/{cache}",), base) for index, (label, (words, cache)) in rows]

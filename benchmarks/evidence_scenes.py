@@ -1,4 +1,4 @@
-"""The plans `scenes` and `small`: the same table on drawn scenes and the built-in teacher; words typed in the work folder."""
+"""The plans `scenes` and `small`: students with and without a teacher on drawn scenes, with the built-in teacher."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCENES_DUAL_LOSSES: dict[str, tuple[str, ...]] = {
     "DCD as released, lists": sets(loss__terms="{dcd-released=1.0}", loss__alpha=0.5) + SCENES_LISTS,
     "DCD, lists": sets(loss__terms="{dcd=1.0}", loss__alpha=0.5, optimizer__lr_factors="{calibration=100}") + SCENES_LISTS,
 }
-"""How each differs from recipe demo-dual."""
+"""Changes to recipe demo-dual for each label."""
 SCENES_FUSION_LOSSES: dict[str, tuple[str, ...]] = {
     "ground truth (BCE)": sets(loss__terms="{ground-truth=1.0}"),
     "InfoNCE": sets(loss__terms="{infonce=1.0}", batch__size=12),
@@ -32,17 +32,17 @@ SCENES_FUSION_LOSSES: dict[str, tuple[str, ...]] = {
     "DCD as released": sets(loss__terms="{dcd-released=1.0}", loss__alpha=0.5),
     "DCD": sets(),
 }
-"""How each differs from recipe demo-fusion."""
+"""Changes to recipe demo-fusion for each label."""
 SMALL_DUAL, SMALL_FUSION = ("InfoNCE + margin-MSE", "KL", "DCD, lists"), ("ground truth (BCE)", "KL", "DCD")
 
 
 def scenes() -> list[Step]:
-    """Drawn scenes and the built-in teacher: 1,024 scenes to train on, 500 new ones (100 for fusion students) to report on."""
+    """1,024 scenes to train on, and 500 new scenes (100 for fusion students) to report on."""
     return [*_scenes_teacher(), *(step for seed in SEEDS for step in _scenes_students(seed, SCENES_DUAL_LOSSES, SCENES_FUSION_LOSSES))]
 
 
 def small() -> list[Step]:
-    """Of `scenes` some rows and two seeds."""
+    """A few rows of `scenes`, with two seeds."""
     students = (step for seed in SEEDS[:2] for step in _scenes_students(seed, SMALL_DUAL, SMALL_FUSION))
     return [*_scenes_teacher(), *(step for step in students if not step.out.startswith("runs/truth"))]
 
@@ -56,18 +56,18 @@ def _scenes_teacher() -> list[Step]:
 
 
 def _scenes_students(seed: int, dual_losses: Iterable[str], fusion_losses: Iterable[str]) -> list[Step]:
-    """Students of one seed; a dual student without a teacher has the words of demo-dual-alone."""
+    """Students of one seed."""
     own = (*SCENES, *sets(seed=seed))
     table = "Dual students, 1,024 scenes"
     alone = Step(f"runs/alone-{seed}", "distill", ("demo-dual-alone", *own), ("data",), table, ALONE, "", SCENES)
     truth = ("demo-dual-alone", *own, *sets(loss__terms="{ground-truth=1.0}", batch__size=24, batch__random_negatives=7))
     steps = [alone, Step(f"runs/truth-{seed}", "distill", truth, ("data",), table, "ground truth (BCE), no teacher, lists", ALONE, SCENES)]
-    for place, label in enumerate(dual_losses):
+    for index, label in enumerate(dual_losses):
         words = ("demo-dual", "--cache", SCENES_CACHE, *own, *SCENES_DUAL_LOSSES[label])
-        steps.append(Step(f"runs/dual{place}-{seed}", "distill", words, (SCENES_CACHE,), table, label, ALONE, SCENES))
+        steps.append(Step(f"runs/dual{index}-{seed}", "distill", words, (SCENES_CACHE,), table, label, ALONE, SCENES))
     table, base = "Fusion students, 6 layers to 3, 1,024 scenes", next(iter(SCENES_FUSION_LOSSES))
-    for place, label in enumerate(fusion_losses):
+    for index, label in enumerate(fusion_losses):
         words = ("demo-fusion", "--teacher", "scenes-vilt", "--cache", SCENES_CACHE, *own, *SCENES_FUSION_LOSSES[label])
         measure = (*SCENES, "--max-images", "100")
-        steps.append(Step(f"runs/fusion{place}-{seed}", "distill", words, (SCENES_CACHE,), table, label, base, measure))
+        steps.append(Step(f"runs/fusion{index}-{seed}", "distill", words, (SCENES_CACHE,), table, label, base, measure))
     return steps

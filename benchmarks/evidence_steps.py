@@ -1,4 +1,4 @@
-"""A step of a plan of evidence: one `dcdctl` command, and what its result is compared with."""
+"""A step of an evidence plan: one `dcdctl` command, and the row of the tables that its result belongs to."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ ALONE = "InfoNCE, no teacher"
 
 @dataclass(frozen=True)
 class Step:
-    """One command, and the row of a table its result belongs to."""
+    """A command with its dependencies, and the row of a table for its result."""
 
     out: str
-    """Folder it writes, in the work folder: data, caches/NAME or runs/NAME."""
+    """Output folder, relative to the work folder: data, caches/NAME or runs/NAME."""
     command: str
     words: tuple[str, ...]
     after: tuple[str, ...] = ()
-    """`out` of the steps it needs."""
+    """`out` of the steps that must finish first."""
     table: str = ""
-    """None where it only makes what others need."""
+    """Empty for a step that only prepares others."""
     label: str = ""
     base: str = ""
-    """Label of the row it is compared with."""
+    """Label of the row that this row is compared with."""
     measure: tuple[str, ...] = ()
-    """Words of `dcdctl eval` beside the run."""
+    """Arguments of `dcdctl eval` besides the run."""
     measured: str = ""
-    """What is evaluated where it is not the run alone: a dual encoder whose results the run re-ranks."""
+    """Dual encoder whose results the run re-ranks in its evaluation; empty if the run is evaluated alone."""
 
     @property
     def name(self) -> str:
@@ -38,5 +38,5 @@ class Step:
 
 
 def sets(**values: object) -> tuple[str, ...]:
-    """`--set` words; two underscores stand for a dot."""
+    """`--set` arguments; two underscores stand for a dot."""
     return tuple(word for key, value in values.items() for word in ("--set", f"{key.replace('__', '.')}={value}"))

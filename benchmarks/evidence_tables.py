@@ -1,6 +1,6 @@
-"""Tables and plots of the runs of a plan: means over seeds, spreads, paired bootstraps; from the small files under docs/results alone.
+"""Tables and plots of a plan's runs: means over seeds, spreads and paired bootstraps, from the small files under docs/results.
 
-Ranks of every query are too large to keep there: what is made from them is written to comparisons.json while they are in the work folder.
+The ranks of every query are too large to store there. While they are in the work folder, their comparisons are written to comparisons.json.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ HEADS = ("", "text R@1/5/10", "image R@1/5/10", "RSUM of each seed", "mean", "ag
 
 
 def write(steps: Iterable[Step], work: Path, results: Path) -> str:
-    """Write comparisons.json, tables.md and cost.png, and give the tables."""
+    """Write comparisons.json, tables.md and cost.png, and return the tables."""
     groups = _groups([step for step in steps if step.table and (results / _short(step) / "result.json").exists()])
     compared = _compared(groups, work, results)
     parts = []
     for table in dict.fromkeys(table for table, _ in groups):
-        rows = [_row(members, compared.get(f"{table} / {label}"), results) for (of, label), members in groups.items() if of == table]
+        rows = [_row(members, compared.get(f"{table} / {label}"), results) for (title, label), members in groups.items() if title == table]
         rule = ["---" for _ in HEADS]
         lines = ["| " + " | ".join(cells) + " |" for cells in (HEADS, rule, *rows)]
         parts.append(f"### {table}\n\n" + "\n".join(lines) + "\n")
@@ -43,7 +43,7 @@ def write(steps: Iterable[Step], work: Path, results: Path) -> str:
 
 
 def _groups(steps: list[Step]) -> dict[tuple[str, str], list[Step]]:
-    """The runs of each row of each table, one a seed."""
+    """The runs of each row of each table, one per seed."""
     groups: dict[tuple[str, str], list[Step]] = {}
     for step in steps:
         groups.setdefault((step.table, step.label), []).append(step)
@@ -51,45 +51,47 @@ def _groups(steps: list[Step]) -> dict[tuple[str, str], list[Step]]:
 
 
 def _compared(groups: dict[tuple[str, str], list[Step]], work: Path, results: Path) -> dict[str, Any]:
-    """Each row against the base of its table, by the ranks that are there; what was compared before is kept."""
+    """Each row against the base of its table. Rows whose ranks are not in the work folder keep their earlier comparison."""
     path = results / "comparisons.json"
     compared: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for (table, label), members in groups.items():
         base = groups.get((table, members[0].base), [])
-        files = [[work / step.out / "ranks.parquet" for step in side] for side in (members, base)]
-        if not base or members[0].base == label or not all(file.exists() for side in files for file in side):
+        files = [[work / step.out / "ranks.parquet" for step in steps] for steps in (members, base)]
+        if not base or members[0].base == label or not all(file.exists() for paths in files for file in paths):
             continue
-        found = significance.compare_ranks(*([evaluation_files.read_ranks(file) for file in side] for side in files))
-        compared[f"{table} / {label}"] = {"base": members[0].base, **asdict(found)}
+        comparison = significance.compare_ranks(*([evaluation_files.read_ranks(file) for file in paths] for paths in files))
+        compared[f"{table} / {label}"] = {"base": members[0].base, **asdict(comparison)}
     results.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(compared, indent=1) + "\n")
     return compared
 
 
 def _row(members: list[Step], compared: dict[str, Any] | None, results: Path) -> list[str]:
-    found = [_read(results / _short(step) / "result.json") for step in members]
-    recalls = ["/".join(f"{mean(each[direction.key][k] for each in found):.1f}" for k in ("R@1", "R@5", "R@10")) for direction in Direction]
-    sums = [each["rsum"] for each in found]
+    evaluated = [_read(results / _short(step) / "result.json") for step in members]
+    recalls = [
+        "/".join(f"{mean(each[direction.key][k] for each in evaluated):.1f}" for k in ("R@1", "R@5", "R@10")) for direction in Direction
+    ]
+    sums = [each["rsum"] for each in evaluated]
     spread = f" ± {stdev(sums):.1f}" if len(sums) > 1 else ""
-    against, chance = "", ""
+    difference, p_value = "", ""
     if compared is not None:
         rsum = compared["difference"]["rsum"]
-        against = f"{rsum['value']:+.1f} ({rsum['interval']['low']:+.1f} to {rsum['interval']['high']:+.1f})"
-        chance = f"{compared['p_value']:.4f}"
+        difference = f"{rsum['value']:+.1f} ({rsum['interval']['low']:+.1f} to {rsum['interval']['high']:+.1f})"
+        p_value = f"{compared['p_value']:.4f}"
     seconds = training_seconds(members, results)
     cost = "" if seconds is None else f"{seconds:,.0f} s"
-    return [members[0].label, *recalls, ", ".join(f"{each:.1f}" for each in sums), f"{mean(sums):.1f}{spread}", against, chance, cost]
+    return [members[0].label, *recalls, ", ".join(f"{each:.1f}" for each in sums), f"{mean(sums):.1f}{spread}", difference, p_value, cost]
 
 
 def training_seconds(members: list[Step], results: Path) -> float | None:
-    """Mean processor seconds of the trainings, start of the program included; None where all were cut and resumed."""
+    """Mean processor seconds of the trainings, including the start of the program; None if all of them were resumed."""
     costs = [_read(results / _short(step) / "cost.json").get("train_seconds") for step in members]
     known = [cost for cost in costs if cost is not None]
     return mean(known) if known else None
 
 
 def _plot(groups: dict[tuple[str, str], list[Step]], results: Path) -> None:
-    """RSUM against what training took, one panel a table, a point a seed."""
+    """Plot RSUM against training time: one panel per table, one point per seed."""
     tables = list(dict.fromkeys(table for table, _ in groups))
     if not tables:
         return
@@ -98,13 +100,13 @@ def _plot(groups: dict[tuple[str, str], list[Step]], results: Path) -> None:
     for panel in panels.flat[len(tables) :]:
         panel.set_axis_off()
     for panel, table in zip(panels.flat, tables, strict=False):
-        rows = [(label, members) for (of, label), members in groups.items() if of == table]
+        rows = [(label, members) for (title, label), members in groups.items() if title == table]
         for index, (label, members) in enumerate(rows):
             points = [(training_seconds([step], results), _read(results / _short(step) / "result.json")["rsum"]) for step in members]
             known = [(seconds, rsum) for seconds, rsum in points if seconds is not None]
             if known:
-                look = {"color": plt.get_cmap("tab20")(index % 20), "marker": "osD^vPX*<>"[index % 10]}
-                panel.scatter(*zip(*known, strict=True), label=label, s=36, **look)
+                style = {"color": plt.get_cmap("tab20")(index % 20), "marker": "osD^vPX*<>"[index % 10]}
+                panel.scatter(*zip(*known, strict=True), label=label, s=36, **style)
         panel.set_title(table, fontsize=10)
         panel.set_xlabel("training, processor seconds")
         panel.set_ylabel("RSUM")
@@ -120,5 +122,5 @@ def _short(step: Step) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document

@@ -1,4 +1,4 @@
-"""How far our numbers are from the official code's, fixture by fixture, as a table in Markdown; then one line of JSON.
+"""Largest differences between dcdctl and the official code, fixture by fixture: a Markdown table, then one JSON line.
 
 python benchmarks/fidelity.py
 """
@@ -17,28 +17,28 @@ import official_training
 from official import Comparison
 
 
-def row(fixture: str, what: str, found: list[Comparison]) -> dict[str, object]:
-    """One line of the table: the largest differences of some comparisons."""
+def row(fixture: str, part: str, comparisons: list[Comparison]) -> dict[str, object]:
+    """One row of the table: the largest differences of some comparisons."""
     return {
         "fixture": fixture,
-        "compared": what,
-        "numbers": sum(one.official.numel() for one in found),
-        "absolute": max(one.absolute for one in found),
-        "relative": max(one.relative for one in found),
-        "bound": found[0].bound,
+        "compared": part,
+        "numbers": sum(each.official.numel() for each in comparisons),
+        "absolute": max(each.absolute for each in comparisons),
+        "relative": max(each.relative for each in comparisons),
+        "bound": comparisons[0].bound,
     }
 
 
 def measure() -> list[dict[str, object]]:
-    """A row for each kind of thing that a fixture holds."""
+    """A row for each part of a fixture."""
     groups: dict[tuple[str, str], list[Comparison]] = {}
     for compare in (official.COMPARISONS | official_training.COMPARISONS).values():
-        for one in compare():
-            groups.setdefault((one.fixture, one.what), []).append(one)
-    return [row(*key, found) for key, found in groups.items()]
+        for comparison in compare():
+            groups.setdefault((comparison.fixture, comparison.part), []).append(comparison)
+    return [row(*key, comparisons) for key, comparisons in groups.items()]
 
 
-def shown(value: object) -> str:
+def as_text(value: object) -> str:
     return "none" if value == 0 else f"{value:.1e}"
 
 
@@ -49,10 +49,10 @@ def main() -> None:
         "| fixture | compared | numbers | largest difference | over the tensor's largest entry | asserted |",
         "|---|---|---|---|---|---|",
     ]
-    for one in rows:
-        bound = "exact" if one["bound"] == 0 else f"{one['bound']:.0e}"
-        differences = f"{shown(one['absolute'])} | {shown(one['relative'])}"
-        lines.append(f"| `{one['fixture']}` | {one['compared']} | {one['numbers']:,} | {differences} | {bound} |")
+    for line in rows:
+        bound = "exact" if line["bound"] == 0 else f"{line['bound']:.0e}"
+        differences = f"{as_text(line['absolute'])} | {as_text(line['relative'])}"
+        lines.append(f"| `{line['fixture']}` | {line['compared']} | {line['numbers']:,} | {differences} | {bound} |")
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.write(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows}) + "\n")
 

@@ -1,10 +1,10 @@
-"""Where the time of a first answer of `dcdctl search` goes, in fresh processes.
+"""Time of the first answer of `dcdctl search` by part, in fresh processes.
 
     python benchmarks/first_answer.py INDEX --processes 5
 
-Each process imports, opens, loads and answers twice, as the command does, and tells wall and processor milliseconds of each part, files
-being in the system's cache; processor time is that of all threads, and hardly grows when other work runs beside. Parts are medians over the
-processes. Ends with one JSON line.
+Each process imports, opens, loads and answers twice, like the command, and reports wall-clock and processor milliseconds of each part. The
+files are in the system's cache. Processor time is the sum over all threads and hardly grows when other work runs beside. The numbers are
+medians over the processes. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from pathlib import Path
 from statistics import median
 
 PARTS = {
-    "python": "the interpreter",
+    "python": "Python interpreter",
     "commands": "dcdctl's command line",
     "index_modules": "NumPy, pyarrow, the index's modules",
-    "open": "the index opened",
+    "open": "opening the index",
     "torch": "torch",
     "transformers": "transformers",
     "model_modules": "dcdctl's models",
-    "load": "the dual encoder loaded",
-    "fingerprint": "its fingerprint compared",
-    "encode": "the text encoded",
-    "find": "the nearest found, and named",
-    "encode_again": "another text encoded",
-    "find_again": "the nearest found, and named",
+    "load": "loading the dual encoder",
+    "fingerprint": "comparing its fingerprint",
+    "encode": "encoding the text",
+    "find": "finding and naming the nearest images",
+    "encode_again": "encoding another text",
+    "find_again": "finding and naming its nearest images",
 }
 
 
@@ -43,22 +43,22 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=5)
     parser.add_argument("--text", default="a dog in the snow")
     arguments = parser.parse_args()
-    found = [_run(arguments.index, arguments.text) for _ in range(arguments.processes)]
-    parts = {name: {kind: median(one[name][kind] for one in found) for kind in ("wall_ms", "processor_ms")} for name in PARTS}
-    for name, what in PARTS.items():
-        sys.stdout.write(f"{what:<38}{parts[name]['wall_ms']:>9,.0f} ms{parts[name]['processor_ms']:>9,.0f} ms of the processor\n")
+    results = [_run(arguments.index, arguments.text) for _ in range(arguments.processes)]
+    parts = {name: {kind: median(result[name][kind] for result in results) for kind in ("wall_ms", "processor_ms")} for name in PARTS}
+    for name, label in PARTS.items():
+        sys.stdout.write(f"{label:<40}{parts[name]['wall_ms']:>9,.0f} ms{parts[name]['processor_ms']:>9,.0f} ms of the processor\n")
     sys.stdout.write(json.dumps({"processes": arguments.processes, "cpus": os.cpu_count(), **parts}) + "\n")
 
 
 def _run(index: Path, text: str) -> dict[str, dict[str, float]]:
-    ordered = time.time()
-    command = [sys.executable, __file__, "--answer", str(index), text, str(ordered)]
+    started_at = time.time()
+    command = [sys.executable, __file__, "--answer", str(index), text, str(started_at)]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
 
 
-def _answer(index: str, text: str, ordered: float) -> None:
-    """One process: each part is timed where the command has it; imports are what is timed, so they stand here."""
-    parts = {"python": {"wall_ms": 1000 * (_BEGUN - ordered), "processor_ms": 1000 * _PROCESSOR}}
+def _answer(index: str, text: str, started_at: float) -> None:
+    """Measure one process and print its parts as JSON. The imports are part of the measurement, so they are not at the top of the file."""
+    parts = {"python": {"wall_ms": 1000 * (_STARTED - started_at), "processor_ms": 1000 * _PROCESSOR}}
 
     @contextmanager
     def part(name: str) -> Iterator[None]:
@@ -88,14 +88,14 @@ def _answer(index: str, text: str, ordered: float) -> None:
     for suffix, words in (("", text), ("_again", f"{text} again")):
         processor = time.process_time()
         answer: query.Answer = searcher.by_text(words, 10)
-        processor, whole = time.process_time() - processor, answer.encode_seconds + answer.find_seconds
+        processor, total = time.process_time() - processor, answer.encode_seconds + answer.find_seconds
         for name, seconds in (("encode", answer.encode_seconds), ("find", answer.find_seconds)):
-            parts[name + suffix] = {"wall_ms": 1000 * seconds, "processor_ms": 1000 * processor * seconds / whole}
+            parts[name + suffix] = {"wall_ms": 1000 * seconds, "processor_ms": 1000 * processor * seconds / total}
     sys.stdout.write(json.dumps(parts) + "\n")
 
 
 if __name__ == "__main__":
-    _BEGUN, _PROCESSOR = time.time(), time.process_time()
+    _STARTED, _PROCESSOR = time.time(), time.process_time()
     if sys.argv[1:2] == ["--answer"]:
         _answer(sys.argv[2], sys.argv[3], float(sys.argv[4]))
     else:

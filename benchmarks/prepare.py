@@ -1,11 +1,12 @@
-"""How fast pictures become a corpus, in how much memory, and how fast one is read back at random.
+"""Rate and memory of `dcdctl prepare`, and the time to read a random image back.
 
     python benchmarks/prepare.py OUT [--images 20000] [--photos ZIP] [--forms folder zip tar] [--sides 0 384] [--repeats 2] [--workers N]
 
-JPEGs of 640 x 480 pixels: photos of a zip, enlarged, or made-up pictures with detail at every scale; no two files are equal. Each form is
-written below OUT, `dcdctl prepare --csv` is run on it and timed from its start to its end, and all of it is removed again. A side of 0
-keeps the files as they are. Rates are the best of the repeats, memory is the most that the command and its workers held together (pages
-that they share count for each), reading is of 1,000 images at random in one process, files in the system's cache. Ends with one JSON line.
+The input is JPEGs of 640 x 480 pixels: enlarged photos of a zip, or made-up images with detail at every scale. No two files are equal. Each
+form is written below OUT, `dcdctl prepare --csv` runs on it and is timed from start to end, and everything is removed again. A side of 0
+keeps the files unchanged. Rates are the best of the repeats. Memory is the maximum of the sum over the command and its workers, where
+shared pages count for each process. Reading covers 1,000 random images in one process, with the files in the system's cache. Ends with
+one JSON line.
 """
 
 from __future__ import annotations
@@ -35,21 +36,21 @@ from PIL import Image
 
 from dcdctl.core.data import Corpus
 
-PICTURE_SIZE = (640, 480)
+IMAGE_SIZE = (640, 480)
 JPEG_QUALITY = 90
 NUM_DISTINCT = 500
-"""Pictures that are encoded; files beyond that are these again, each with a comment of its own."""
+"""Images that are encoded; further files repeat them with another JPEG comment."""
 MiB = 2**20
 
 
 def made_up(seed: int) -> Image.Image:
-    """A picture with detail at every scale, about as large as a photo when it is a JPEG."""
+    """An image with detail at every scale; its JPEG is about as large as that of a photo."""
     rng = np.random.default_rng(seed)
-    width, height = PICTURE_SIZE
+    width, height = IMAGE_SIZE
     layers = [
         np.asarray(
             Image.fromarray(rng.integers(0, 256, (height // cell, width // cell, 3), dtype=np.uint8)).resize(
-                PICTURE_SIZE, Image.Resampling.BICUBIC
+                IMAGE_SIZE, Image.Resampling.BICUBIC
             )
         )
         for cell in (160, 40, 10, 4)
@@ -58,16 +59,16 @@ def made_up(seed: int) -> Image.Image:
 
 
 def distinct_jpegs(photos: Path | None) -> list[bytes]:
-    """The pictures that the files are made of."""
-    found: list[bytes] = []
+    """The JPEGs that the files repeat."""
+    jpegs: list[bytes] = []
     if photos is None:
         return [to_jpeg(made_up(seed)) for seed in range(NUM_DISTINCT)]
     with zipfile.ZipFile(photos) as archive:
         names = [name for name in archive.namelist() if name.lower().endswith(".jpg")][:NUM_DISTINCT]
         for name in names:
             with archive.open(name) as file, Image.open(file) as image:
-                found.append(to_jpeg(image.convert("RGB").resize(PICTURE_SIZE, Image.Resampling.BICUBIC)))
-    return found
+                jpegs.append(to_jpeg(image.convert("RGB").resize(IMAGE_SIZE, Image.Resampling.BICUBIC)))
+    return jpegs
 
 
 def to_jpeg(image: Image.Image) -> bytes:
@@ -77,7 +78,7 @@ def to_jpeg(image: Image.Image) -> bytes:
 
 
 def files(jpegs: list[bytes], count: int) -> Iterator[tuple[str, bytes]]:
-    """Names and bytes of all files: a comment makes each its own."""
+    """Names and bytes of all files; a comment makes each file unique."""
     for i in range(count):
         data = jpegs[i % len(jpegs)]
         yield f"{i:07}.jpg", data[:2] + b"\xff\xfe\x00\x0a" + f"{i:08}".encode() + data[2:]
@@ -112,53 +113,54 @@ FORMS: dict[str, tuple[str, Callable[[Path, Iterator[tuple[str, bytes]]], None]]
 
 @dataclass(frozen=True)
 class Run:
-    """What a run of the command took."""
+    """Time and memory of one run of the command."""
 
     seconds: float
     peak_mib: float
-    """The most that its processes held together."""
+    """Maximum of the sum over its processes."""
     processor_seconds: float
 
 
 def prepare(images: Path, pairs: Path, out: Path, side_px: int, workers: int) -> Run:
-    """Run the command, with an eye on it."""
-    command = [sys.executable, "-c", "from dcdctl.cli.app import main; main()", "prepare", "--csv", pairs, "--images", images, "--out", out]
+    """Run the command, and sample its processes while it runs."""
+    command = [sys.executable, "-m", "dcdctl", "prepare", "--csv", str(pairs), "--images", str(images), "--out", str(out)]
     command += ["--workers", str(workers)] + (["--image-size", str(side_px)] if side_px else [])
-    started, peak_mib, processor_seconds = time.perf_counter(), 0.0, {}
-    with tempfile.TemporaryFile() as talk, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=talk) as process:
+    started, peak_mib = time.perf_counter(), 0.0
+    processor_seconds: dict[int, float] = {}
+    with tempfile.TemporaryFile() as messages, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=messages) as process:
         while process.poll() is None:
             tree = processes_below(process.pid)
             peak_mib = max(peak_mib, sum(mib for mib, _ in tree.values()))
-            processor_seconds |= {one: seconds for one, (_, seconds) in tree.items()}
+            processor_seconds |= {pid: seconds for pid, (_, seconds) in tree.items()}
             time.sleep(0.05)
         seconds = time.perf_counter() - started
         if process.returncode:
-            talk.seek(0)
-            raise SystemExit(f"prepare ended with {process.returncode}: {talk.read().decode()[-1000:]}")
+            messages.seek(0)
+            raise SystemExit(f"prepare ended with {process.returncode}: {messages.read().decode()[-1000:]}")
     return Run(seconds, peak_mib, sum(processor_seconds.values()))
 
 
 def processes_below(root: int) -> dict[int, tuple[float, float]]:
-    """A process and all below it: the MiB that each holds, and the processor seconds it took so far. Empty where there is no /proc."""
-    parents, found = {}, {}
+    """Memory in MiB and processor seconds of a process and its descendants; empty on systems without /proc."""
+    parents, usage = {}, {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
-        except OSError:  # it ended
+        except OSError:  # the process has ended
             continue
         process = int(path.parent.name)
         parents[process] = int(fields[1])
         mib = int(fields[21]) * os.sysconf("SC_PAGE_SIZE") / MiB
-        found[process] = mib, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        usage[process] = mib, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     tree, generation = set(), {root}
     while generation:
         tree |= generation
         generation = {process for process, parent in parents.items() if parent in generation}
-    return {process: found[process] for process in tree if process in found}
+    return {process: usage[process] for process in tree if process in usage}
 
 
 def random_read_ms(folder: Path, *, decoded: bool) -> float:
-    """Milliseconds that an image takes, its bytes or its pixels: the median of many at random."""
+    """Median milliseconds to read the bytes or the pixels of a random image."""
     corpus = Corpus.open(folder, "train")
     rng = random.Random(0)
     corpus.image_bytes(corpus.num_images - 1)
@@ -175,11 +177,11 @@ def random_read_ms(folder: Path, *, decoded: bool) -> float:
 
 
 def measure(options: argparse.Namespace, form: str, jpegs: list[bytes]) -> dict[str, Any]:
-    """The figures of one form, by side."""
+    """Measurements of one form, by side."""
     name, write = FORMS[form]
     images, pairs, out = options.out / name, options.out / "pairs.csv", options.out / "corpus"
     write(images, files(jpegs, options.images))
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for side_px in options.sides:
         runs: list[Run] = []
         for _ in range(options.repeats):
@@ -188,16 +190,17 @@ def measure(options: argparse.Namespace, form: str, jpegs: list[bytes]) -> dict[
         row = {"images_per_s": round(options.images / min(run.seconds for run in runs))}
         row["processor_ms"] = round(min(run.processor_seconds for run in runs) / options.images * 1e3, 2)
         row["peak_mib"] = round(max(run.peak_mib for run in runs))
-        row |= {f"random_{what}_ms": random_read_ms(out, decoded=what == "pixels") for what in ("bytes", "pixels")}
-        found[f"{side_px} px" if side_px else "as they are"] = row
-        sys.stdout.write(f"{form}, {side_px or 'as they are'}: {row}\n")
+        row |= {f"random_{part}_ms": random_read_ms(out, decoded=part == "pixels") for part in ("bytes", "pixels")}
+        side = f"{side_px} px" if side_px else "original size"
+        results[side] = row
+        sys.stdout.write(f"{form}, {side}: {row}\n")
         sys.stdout.flush()
     shutil.rmtree(out)
     if images.is_dir():
         shutil.rmtree(images)
     else:
         images.unlink()
-    return found
+    return results
 
 
 def main() -> None:
@@ -217,7 +220,7 @@ def main() -> None:
     results = {form: measure(options, form, jpegs) for form in options.forms}
     (options.out / "pairs.csv").unlink()
     setting = {"images": options.images, "workers": options.workers, "mean_bytes": round(statistics.mean(map(len, jpegs)))}
-    setting |= {"pictures": "made up" if options.photos is None else "photos", "pillow": PIL.__version__}
+    setting |= {"content": "made up" if options.photos is None else "photos", "pillow": PIL.__version__}
     sys.stdout.write(json.dumps({"machine": processor(), "commit": commit(), **setting, "results": results}) + "\n")
 
 
@@ -229,7 +232,7 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit that was measured, with a + if files differ from it."""
+    """The measured commit, with a + if files differ from it."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 

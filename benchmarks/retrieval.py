@@ -1,11 +1,11 @@
-"""How fast, and in how much memory, rankings follow from vectors: every place of every positive, and the first ten of every query.
+"""Time and memory of rankings from embeddings: the rank of every positive, and the first ten candidates of every query.
 
     python benchmarks/retrieval.py                                                   5,000 x 25,010, COCO's test split
     python benchmarks/retrieval.py --images 31000 --captions 155000 --repeats 1      31,000 x 155,000, larger than Flickr30K
 
-Vectors are made up: captions lie near their images, among many others. Beside it, in the same run and in turn, the bare product of the
-same vectors is timed, in the same blocks, its results thrown away: the ratio says what counting costs, on a busy machine as well. Seconds
-are wall clock; processor seconds are those of all threads. Peak memory is the whole process, PyTorch included. Ends with one JSON line.
+The vectors are made up: captions lie near their images, among many others. The same run alternates with the bare matrix product of the same
+vectors in the same blocks, whose results are discarded; the ratio gives the cost of counting, also on a busy machine. Seconds are wall
+clock; processor seconds are the sum over all threads. Peak memory is that of the whole process, including PyTorch. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ def vectors(num_images: int, num_captions: int, dim: int) -> tuple[Tensor, Tenso
 
 
 def product(image_ID: Tensor, text_TD: Tensor) -> None:
-    """All scores, a block at a time, as `retrieval` cuts them."""
+    """All scores, in the blocks of `ranks.rank_embeddings`."""
     for texts_BD in text_TD.split(topk.GALLERY_BLOCK):
         for images_BD in image_ID.split(topk.BLOCK):
             images_BD @ texts_BD.T
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds on the wall, and of all processors."""
+    """Wall-clock seconds, and processor seconds of all threads."""
     wall, processor = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - processor
 
 
 def peak_mib() -> float:
-    """Most memory this process has had."""
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    """Peak memory of this process."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
@@ -66,14 +66,14 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    devices.choose("cpu")  # as every command does: memory that was used once is kept
+    devices.choose("cpu")  # like every command: the process keeps the memory that it frees
     before_mib = peak_mib()
     image_ID, text_TD, owner = vectors(args.images, args.captions, args.dim)
     vectors_mib = (image_ID.nbytes + text_TD.nbytes) / 2**20
-    bare, ranked, found = [], [], {}
+    bare, ranked, kept = [], [], dict[str, ranks.Rankings]()
     for _ in range(args.repeats):
         bare.append(timed(lambda: product(image_ID, text_TD)))
-        ranked.append(timed(lambda: found.update(rankings=ranks.rank_embeddings(image_ID, text_TD, owner))))
+        ranked.append(timed(lambda: kept.update(rankings=ranks.rank_embeddings(image_ID, text_TD, owner))))
         say(f"product {bare[-1][0]:.2f} s, rankings {ranked[-1][0]:.2f} s")
     numbers = {
         "images": args.images,
@@ -82,12 +82,12 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "seconds": median(wall for wall, _ in ranked),
         "product_seconds": median(wall for wall, _ in bare),
-        "ratio": median(ours[0] / theirs[0] for ours, theirs in zip(ranked, bare, strict=True)),
-        "processor_ratio": median(ours[1] / theirs[1] for ours, theirs in zip(ranked, bare, strict=True)),
+        "ratio": median(ranking[0] / product[0] for ranking, product in zip(ranked, bare, strict=True)),
+        "processor_ratio": median(ranking[1] / product[1] for ranking, product in zip(ranked, bare, strict=True)),
         "peak_mib": peak_mib(),
         "before_mib": before_mib,
         "vectors_mib": vectors_mib,
-        "text_r1": recall.measures(found["rankings"].text)["R@1"],
+        "text_r1": recall.measures(kept["rankings"].text)["R@1"],
     }
     say(f"{numbers['seconds']:.2f} s, {numbers['ratio']:.2f} times the product")
     say(f"peak {numbers['peak_mib']:,.0f} MiB: {before_mib:,.0f} before, {vectors_mib:,.0f} of vectors")

@@ -1,10 +1,11 @@
-"""How much faster a fusion model's pairs are scored factorised than each from its pixels and tokens.
+"""Rate at which fusion models score pairs: factorized against plain.
 
     python benchmarks/scoring.py [--captions 64] [--repeats 3] [--threads 2] [--device cpu] [--models meter-6 meter-3 vilt-b32]
 
-Full-size models with random weights, one image against N captions. Plain: `score` encodes the image and the caption of every pair, captions
-padded to 40 tokens as released. Factorised: the image once, each caption once and unpadded, then `score_pairs`. Both ways take turns,
-each model in a process of its own; rates are medians. bfloat16 is timed, factorised, where the processor has it. Ends with one JSON line.
+Full-size models with random weights, one image against N captions. Plain: `score` encodes the image and the caption of every pair, with
+captions padded to 40 tokens as in the released code. Factorized: the image once, each caption once and unpadded, then `score_pairs`.
+Rounds alternate between the variants, each model runs in its own process, and rates are medians. Factorized bfloat16 is measured too where
+the processor has instructions for it. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from dcdctl.core.scoring import pairs
 
 RELEASED_TEXT_LEN = 40
 PLAIN_BATCH = 4
-"""Pairs that the plain way takes at a time; larger batches were not faster on a CPU."""
+"""Pairs in one plain forward pass; larger batches were not faster on a CPU."""
 MiB = 2**20
 
 
@@ -63,19 +64,19 @@ def vilt() -> ViltScorer:
 MODELS: dict[str, tuple[Callable[[], Any], tuple[int, int]]] = {
     "meter-6": (lambda: meter(6), (384, 384)),
     "meter-3": (lambda: meter(3), (384, 384)),
-    # A photo of 4 to 3, its shorter side 384 px.
+    # A photo with an aspect ratio of 4:3 whose shorter side is 384 px.
     "vilt-b32": (vilt, (384, 512)),
 }
 
 
 def main() -> None:
-    """Run each model in its own process, or the one named by --only in this one."""
+    """Measure each model in its own process, or the model of --only in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captions", type=int, default=64)
-    parser.add_argument("--text-len", type=int, default=16, help="tokens of a caption, specials counted")
+    parser.add_argument("--text-len", type=int, default=16, help="tokens per caption, including special tokens")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--plain-pairs", type=int, default=8, help="pairs that the plain way is timed on")
-    parser.add_argument("--batch-size", type=int, default=16, help="pairs at a time, factorised")
+    parser.add_argument("--plain-pairs", type=int, default=8, help="number of pairs for the plain variant")
+    parser.add_argument("--batch-size", type=int, default=16, help="pairs in one factorized forward pass")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
@@ -87,23 +88,23 @@ def main() -> None:
     results = {}
     for name in options.models:
         command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
-        found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        results[name] = json.loads(found.stdout.splitlines()[-1])
+        process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        results[name] = json.loads(process.stdout.splitlines()[-1])
         sys.stdout.write(f"{describe(name, results[name])}\n")
         sys.stdout.flush()
     setting = {name: getattr(options, name) for name in ("captions", "text_len", "batch_size", "threads", "device")}
     sys.stdout.write(json.dumps({"machine": processor(), "torch": torch.__version__, **setting, "models": results}) + "\n")
 
 
-def describe(name: str, found: dict[str, Any]) -> str:
-    head = f"{name}: {found['speed_up']:.2f}x, largest difference {found['largest_difference']:.1e}"
-    lines = [f"  {way:<20} {rate:8.2f} pairs/s" for way, rate in found["pairs_per_s"].items()]
-    return "\n".join([head, *lines, f"  peak memory, factorised: {found['peak_mib']:,.0f} MiB"])
+def describe(name: str, result: dict[str, Any]) -> str:
+    head = f"{name}: {result['speed_up']:.2f}x, largest difference {result['largest_difference']:.1e}"
+    lines = [f"  {variant:<20} {rate:8.2f} pairs/s" for variant, rate in result["pairs_per_s"].items()]
+    return "\n".join([head, *lines, f"  peak memory, factorized: {result['peak_mib']:,.0f} MiB"])
 
 
 @torch.inference_mode()
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Pairs per second of each way, and how far their scores differ."""
+    """Pairs per second of each variant, and the largest difference of their scores."""
     logging.set_verbosity_error()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -113,26 +114,26 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     scorer = make().to(device).eval()
     image = torch.randn(1, 3, *size, device=device)
     ids = torch.randint(5, 1000, (options.captions, options.text_len), device=device)
-    ways: dict[str, tuple[Callable[[], Tensor], int]] = {
+    variants: dict[str, tuple[Callable[[], Tensor], int]] = {
         "plain": (lambda: plain(scorer, image, ids[: options.plain_pairs]), options.plain_pairs),
-        "factorised": (lambda: factorised(scorer, image, ids, compute), options.captions),
+        "factorized": (lambda: factorized(scorer, image, ids, compute), options.captions),
     }
     if has_bfloat16(device):
-        ways["factorised bfloat16"] = lambda: factorised(scorer, image, ids, replace(compute, precision="bfloat16")), options.captions
-    # First, while nothing else has been run: a process on a CPU keeps the memory it frees.
+        variants["factorized bfloat16"] = lambda: factorized(scorer, image, ids, replace(compute, precision="bfloat16")), options.captions
+    # Memory is measured first, because a process on a CPU keeps the memory that it frees.
     reset_peak(device)
-    factorised(scorer, image, ids, compute)
+    factorized(scorer, image, ids, compute)
     peak = peak_mib(device)
-    scores = {way: work().float().cpu() for way, (work, _) in ways.items()}
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    scores = {variant: work().float().cpu() for variant, (work, _) in variants.items()}
+    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     for _ in range(options.repeats):
-        for way, (work, _) in ways.items():
-            seconds[way].append(timed(work, device))
-    rates = {way: count / statistics.median(seconds[way]) for way, (_, count) in ways.items()}
-    difference = (scores["factorised"][: options.plain_pairs] - scores["plain"]).abs().max().item()
+        for variant, (work, _) in variants.items():
+            seconds[variant].append(timed(work, device))
+    rates = {variant: count / statistics.median(seconds[variant]) for variant, (_, count) in variants.items()}
+    difference = (scores["factorized"][: options.plain_pairs] - scores["plain"]).abs().max().item()
     return {
-        "speed_up": rates["factorised"] / rates["plain"],
-        "speed_up_bfloat16": rates["factorised bfloat16"] / rates["plain"] if "factorised bfloat16" in rates else None,
+        "speed_up": rates["factorized"] / rates["plain"],
+        "speed_up_bfloat16": rates["factorized bfloat16"] / rates["plain"] if "factorized bfloat16" in rates else None,
         "largest_difference": difference,
         "pairs_per_s": rates,
         "peak_mib": peak,
@@ -140,16 +141,16 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def plain(scorer: models.FusionScorer, image: Tensor, ids: Tensor) -> Tensor:
-    """Each pair for itself, as released: pixels and 40 tokens in, a score out."""
+    """Each pair scored alone from its pixels and 40 tokens, as in the released code."""
     padded = torch.nn.functional.pad(ids, (0, RELEASED_TEXT_LEN - ids.shape[1]), value=1)
     mask = torch.zeros_like(padded)
     mask[:, : ids.shape[1]] = 1
     chunks = zip(padded.split(PLAIN_BATCH), mask.split(PLAIN_BATCH), strict=True)
-    return torch.cat([scorer.score(image.expand(len(some), -1, -1, -1).contiguous(), some, real) for some, real in chunks])
+    return torch.cat([scorer.score(image.expand(len(chunk), -1, -1, -1).contiguous(), chunk, real) for chunk, real in chunks])
 
 
-def factorised(scorer: models.FusionScorer, image: Tensor, ids: Tensor, compute: Compute) -> Tensor:
-    """The image once, each caption once, then the pairs."""
+def factorized(scorer: models.FusionScorer, image: Tensor, ids: Tensor, compute: Compute) -> Tensor:
+    """Pairs scored after the image and each caption have been encoded once."""
     with compute.autocast():
         images, texts = scorer.encode_images(ImageBatch(image)), scorer.encode_texts(TextBatch(ids, torch.ones_like(ids)))
     text_ix = torch.arange(len(ids), device=ids.device)
@@ -157,11 +158,11 @@ def factorised(scorer: models.FusionScorer, image: Tensor, ids: Tensor, compute:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the processor itself computes in bfloat16."""
+    """Whether the processor has instructions for bfloat16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
@@ -173,7 +174,7 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Let the peak be counted from here, where the system can."""
+    """Restart the measurement of peak memory, if the system supports it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif (file := Path("/proc/self/clear_refs")).exists():
@@ -181,7 +182,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_mib(device: torch.device) -> float:
-    """Most memory held since the last reset, the weights included; of the whole process where the peak cannot be reset."""
+    """Peak memory since the last reset, including the weights; since the start of the process if the peak cannot be reset."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MiB
     status = Path("/proc/self/status")

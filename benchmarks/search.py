@@ -1,18 +1,18 @@
-"""How fast, how well and in how many bytes an index of images is searched: the default, and others beside it; every vector is looked at.
+"""Speed, recall and size of an image index: exact search, and approximate kinds beside it.
 
     python benchmarks/search.py --images 10000 100000
     python benchmarks/search.py --images 1000000 --kinds hnsw
     python benchmarks/search.py --images 100000 --kinds ivf-pq --set ivf_pq.probes=128
 
-Vectors are made up, and written and searched as `dcdctl index` and `dcdctl search` do it. They are a mixture: 2,000 centres, and around
-each its images, both with a spectrum that falls off as the principal components of image embeddings do (standard deviation i^-0.5 in
-direction i, so that about 23 of 256 dimensions count: the participation ratio of the variances). A query is a fresh draw from the mixture,
-moved as captions are: noise of 0.4 of its length, and half of its length in a direction that all queries share. So no query is near to an
-image (the best cosine is about 0.67), and images of many centres compete.
+The vectors are made up, and written and searched as `dcdctl index` and `dcdctl search` do it. They are a mixture of 2,000 centers with
+images around each. Centers and images have a spectrum that falls off like the principal components of image embeddings: standard deviation
+i^-0.5 in direction i, so about 23 of 256 dimensions count (participation ratio of the variances). A query is a new sample of the mixture,
+moved like a caption: noise of 0.4 of its length, and half of its length in a direction that all queries share. So no query is close to an
+image (the best cosine is about 0.67), and images of many centers compete.
 
-The exact answer is that of a flat index over the same files. Latencies are those of one query after the other, without the encoder, files
-being in the system's cache; processor milliseconds are those of all threads, and hardly grow when other work runs beside. Opening is in a
-warm process. Ends with one JSON line.
+The exact answer comes from a flat index over the same files. Latencies are for single queries one after the other, without the encoder,
+with the files in the system's cache. Processor milliseconds are the sum over all threads and hardly grow when other work runs beside. The
+opening time is measured in a warm process. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.storage import ROWS_PER_PART, SourceImage
 
 K = 10
-NUM_CENTRES = 2000
+NUM_CENTERS = 2000
 OPENINGS = 5
 
 
@@ -52,14 +52,14 @@ class Mixture:
     def __init__(self, dim: int) -> None:
         rng = np.random.default_rng(7)
         self.dim, self.spectrum_D = dim, np.arange(1, dim + 1) ** -0.5
-        self.centre_CD = rng.normal(size=(NUM_CENTRES, dim)) * self.spectrum_D
+        self.center_CD = rng.normal(size=(NUM_CENTERS, dim)) * self.spectrum_D
         gap_D = rng.normal(size=dim) * self.spectrum_D[::-1]
         self.gap_D = gap_D / np.linalg.norm(gap_D)
 
     def images(self, count: int, seed: int) -> NDArray[np.floating]:
         """Unit vectors."""
         rng = np.random.default_rng([7, seed])
-        return unit(self.centre_CD[rng.integers(NUM_CENTRES, size=count)] + 0.7 * rng.normal(size=(count, self.dim)) * self.spectrum_D)
+        return unit(self.center_CD[rng.integers(NUM_CENTERS, size=count)] + 0.7 * rng.normal(size=(count, self.dim)) * self.spectrum_D)
 
     def queries(self, count: int) -> NDArray[np.floating]:
         noise_QD = np.random.default_rng([7, 2**32]).normal(size=(count, self.dim)) * self.dim**-0.5
@@ -71,7 +71,7 @@ def unit(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 def write_vectors(folder: Path, num_images: int, mixture: Mixture) -> list[dict[str, Any]]:
-    """The files of vectors, and what index.json says of them."""
+    """Write the files of vectors. Returns their entries in index.json."""
     parts = []
     for number, first in enumerate(range(0, num_images, ROWS_PER_PART)):
         vectors = mixture.images(min(ROWS_PER_PART, num_images - first), number).astype(np.float16)
@@ -83,7 +83,7 @@ def write_vectors(folder: Path, num_images: int, mixture: Mixture) -> list[dict[
 
 
 def seal(folder: Path, parts: list[dict[str, Any]], dim: int, config: IndexConfig) -> None:
-    """An index of these vectors, without a model and without pictures."""
+    """Write an index of these vectors, without a model and without images."""
     nothing = asdict(storage.Listed())
     document = {
         "format": storage.INDEX.format,
@@ -101,7 +101,7 @@ def seal(folder: Path, parts: list[dict[str, Any]], dim: int, config: IndexConfi
 
 
 def linked(folder: Path, vectors: Path) -> Path:
-    """A folder for another index over the same files of vectors."""
+    """A folder for another index over the same files of vectors, as hard links."""
     (folder / "vectors").mkdir(parents=True)
     for path in vectors.iterdir():
         os.link(path, folder / "vectors" / path.name)
@@ -118,7 +118,7 @@ def opening_ms(folder: Path) -> float:
 
 
 def measure(folder: Path, queries_QD: NDArray[np.floating]) -> tuple[dict[str, Any], NDArray[np.int64]]:
-    """What searching costs, and the rows that were found."""
+    """Search times, and the rows of the nearest images."""
     numbers: dict[str, Any] = {"open_ms": opening_ms(folder)}
     index = Index.open(folder)
     started = time.perf_counter()
@@ -169,8 +169,10 @@ def run(root: Path, num_images: int, args: argparse.Namespace) -> list[dict[str,
         built = {"build_seconds": time.perf_counter() - wall, "build_processor_seconds": time.process_time() - processor}
         say(f"{num_images:,} images, {kind}: built in {built['build_seconds']:.1f} s")
         size = sum(path.stat().st_size for path in folder.glob("ann/*")) / num_images
-        found, rows_QK = measure(folder, queries_QD)
-        results.append({**shared, "kind": kind, **built, "ann_bytes": size, "recall@10": recall(rows_QK[: len(true_QK)], true_QK), **found})
+        numbers, rows_QK = measure(folder, queries_QD)
+        results.append(
+            {**shared, "kind": kind, **built, "ann_bytes": size, "recall@10": recall(rows_QK[: len(true_QK)], true_QK), **numbers}
+        )
     shutil.rmtree(root)
     return results
 
@@ -193,16 +195,18 @@ def show(results: list[dict[str, Any]]) -> None:
         "batch_queries_per_s": ",.0f",
         "names_ms": ".1f",
     }
-    rows = [list(columns), *([format(one[name], form) for name, form in columns.items()] for one in results)]
+    rows = [list(columns), *([format(result[name], form) for name, form in columns.items()] for result in results)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     for row in rows:
         say("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
 
 
 def commit() -> str | None:
-    """The commit that is measured; None outside of a repository."""
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
-    return found.stdout.strip() or None
+    """The measured commit; None outside of a repository."""
+    process = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    )
+    return process.stdout.strip() or None
 
 
 def main() -> None:
@@ -212,7 +216,7 @@ def main() -> None:
     parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--queries", type=int, default=500)
-    parser.add_argument("--exact-queries", type=int, default=200, help="of these, looked for in the flat index too, for recall")
+    parser.add_argument("--exact-queries", type=int, default=200, help="number of queries for recall; these are also searched exactly")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -1,13 +1,13 @@
-"""Where `dcdctl serve` is full, and how it does there: requests a second, latencies, errors, memory.
+"""Capacity of `dcdctl serve`: requests per second, latencies, errors and memory at saturation.
 
-    python benchmarks/serve_load.py INDEX [--minutes 10] [--texts FILE] [--pictures 0.1] [--set max_batch=1 ...] [--max-clients 128]
+    python benchmarks/serve_load.py INDEX [--minutes 10] [--texts FILE] [--image-share 0.1] [--set max_batch=1 ...] [--max-clients 128]
 
-Starts a server on a free port of 127.0.0.1, and clients in another process. Each client asks, reads the answer, and asks again; its
-connection stays open, and after a 503 it waits as long as Retry-After says. The number of clients is doubled until requests a second no
-longer rise by 5 %; the smallest number that gave 95 % of the most is where the service is full. That number then asks for the minutes.
-Most requests are searches by texts, a share of them by uploaded pictures of the index (`--pictures`), and one client asks /healthz once a
-second. Then `--max-clients` at once, more than there are places in the queue, show how many are refused. Memory is the server's own,
-every second. Server and clients share the machine's processors. Ends with one JSON line.
+Starts a server on a free port of 127.0.0.1, and clients in another process. Each client sends a request, reads the answer and sends the
+next one over the same connection; after a 503 it waits for the time of Retry-After. The number of clients doubles until the requests per
+second rise by less than 5 %. The smallest number of clients with 95 % of the maximum rate saturates the service. This number of clients
+then runs for --minutes. Most requests search by text, a share of them uploads an image of the index, and one client requests /healthz once
+per second. Finally --max-clients run at once, more than the queue has room for, to measure how many requests are refused. Memory is that of
+the server, sampled every second. Server and clients share the processors of the machine. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ from urllib.parse import urlencode, urlsplit
 import numpy as np
 
 TEXTS = [
-    f"{article} {colour} {thing} {where}"
+    f"{article} {color} {thing} {position}"
     for article in ("a", "the", "one")
-    for colour in ("red", "blue", "small", "old")
+    for color in ("red", "blue", "small", "old")
     for thing in ("dog", "bus", "man", "circle", "house")
-    for where in ("in the snow", "on a road", "left of a tree", "at night")
+    for position in ("in the snow", "on a road", "left of a tree", "at night")
 ]
 STEP_S = 8.0
-"""How long each number of clients is tried; the first quarter of it is not counted."""
+"""Duration of the trial for each number of clients; its first quarter is not counted."""
 MiB = 2**20
 
 
 @dataclass
-class Tally:
-    """What clients have met; latencies in milliseconds, of answers that were a success."""
+class Counts:
+    """Statuses of all answers, and the latencies in milliseconds of the successful ones."""
 
     text_ms: list[float] = field(default_factory=list)
-    picture_ms: list[float] = field(default_factory=list)
+    image_ms: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
 
-    def __iadd__(self, other: Tally) -> Tally:
+    def __iadd__(self, other: Counts) -> Counts:
         self.text_ms += other.text_ms
-        self.picture_ms += other.picture_ms
+        self.image_ms += other.image_ms
         self.statuses += other.statuses
         return self
 
@@ -67,29 +67,29 @@ class Tally:
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked, by how many, for how long."""
+    """Requests to send, number of clients, and duration."""
 
     host: str
     port: int
     texts: list[str]
-    pictures: list[bytes]
-    picture_share: float
+    images: list[bytes]
+    image_share: float
     clients: int
     seconds: float
     warmup_s: float
 
 
-def client(load: Load, number: int, ends: float, counted_from: float, tally: Tally) -> None:
-    """Ask until the time is over."""
+def client(load: Load, number: int, ends: float, counted_from: float, counts: Counts) -> None:
+    """Send requests until the time is over."""
     rng, connection = random.Random(number), None
     while time.monotonic() < ends:
-        by_picture = bool(load.pictures) and rng.random() < load.picture_share
+        by_image = bool(load.images) and rng.random() < load.image_share
         started = time.monotonic()
         try:
             connection = connection or http.client.HTTPConnection(load.host, load.port, timeout=60)
-            if by_picture:
+            if by_image:
                 head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
-                body = head + rng.choice(load.pictures) + b"\r\n--x--\r\n"
+                body = head + rng.choice(load.images) + b"\r\n--x--\r\n"
                 connection.request("POST", "/search", body, {"Content-Type": "multipart/form-data; boundary=x"})
             else:
                 connection.request("GET", f"/search?{urlencode({'text': rng.choice(load.texts)})}")
@@ -100,27 +100,27 @@ def client(load: Load, number: int, ends: float, counted_from: float, tally: Tal
             connection, status = None, type(error).__name__
         took_ms = 1000 * (time.monotonic() - started)
         if started >= counted_from:
-            tally.statuses[status] += 1
+            counts.statuses[status] += 1
             if status == "200":
-                (tally.picture_ms if by_picture else tally.text_ms).append(took_ms)
+                (counts.image_ms if by_image else counts.text_ms).append(took_ms)
         if status == "503":
             time.sleep(float(answer.headers["Retry-After"]))
 
 
-def drive(load: Load) -> Tally:
-    """All clients of one load, a thread each; called in a process of its own."""
+def drive(load: Load) -> Counts:
+    """Run all clients of a load, one thread each; called in a separate process."""
     started = time.monotonic()
-    tallies = [Tally() for _ in range(load.clients)]
+    counts_of_clients = [Counts() for _ in range(load.clients)]
     arguments = (started + load.warmup_s + load.seconds, started + load.warmup_s)
-    threads = [threading.Thread(target=client, args=(load, number, *arguments, tally)) for number, tally in enumerate(tallies)]
+    threads = [threading.Thread(target=client, args=(load, number, *arguments, counts)) for number, counts in enumerate(counts_of_clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    whole = Tally()
-    for tally in tallies:
-        whole += tally
-    return whole
+    total = Counts()
+    for counts in counts_of_clients:
+        total += counts
+    return total
 
 
 @dataclass
@@ -151,7 +151,7 @@ def say(text: str) -> None:
 
 
 def rss_mib(pid: int) -> float:
-    """Of a Linux process; with other systems 0."""
+    """Resident memory of a Linux process; 0 on other systems."""
     path = Path(f"/proc/{pid}/status")
     return int(re.findall(r"VmRSS:\s+(\d+)", path.read_text())[0]) / 1024 if path.exists() else 0.0
 
@@ -164,35 +164,35 @@ def quantiles(values: list[float]) -> dict[str, float | None]:
 
 
 def slope_mib_per_minute(rss: list[float]) -> float:
-    """Of the straight line through the second half, when caches have filled."""
+    """Slope of a straight line through the second half, after caches have filled."""
     half = rss[len(rss) // 2 :]
     return float(60 * np.polyfit(np.arange(len(half)), half, 1)[0]) if len(half) > 2 else 0.0
 
 
-def step(load: Load, pool: Any, clients: int) -> dict[str, Any]:
-    """What so many clients get in a short while."""
-    tally = pool.apply(drive, (replace(load, clients=clients, seconds=0.75 * STEP_S, warmup_s=0.25 * STEP_S),))
-    per_s, text_ms, statuses = tally.num_ok / (0.75 * STEP_S), quantiles(tally.text_ms), dict(tally.statuses)
+def measure_step(load: Load, pool: Any, clients: int) -> dict[str, Any]:
+    """Measure a number of clients for a short time."""
+    counts = pool.apply(drive, (replace(load, clients=clients, seconds=0.75 * STEP_S, warmup_s=0.25 * STEP_S),))
+    per_s, text_ms, statuses = counts.num_ok / (0.75 * STEP_S), quantiles(counts.text_ms), dict(counts.statuses)
     say(f"{clients:>4} clients: {per_s:8.1f} requests/s, text p95 {text_ms['p95']} ms, {statuses}")
     return {"clients": clients, "requests_per_s": round(per_s, 1), "text_ms": text_ms, "statuses": statuses}
 
 
-def find_full(load: Load, pool: Any, max_clients: int) -> tuple[int, list[dict[str, Any]]]:
-    """The smallest number of clients that gives 95 % of the most requests a second, and what each number gave."""
+def find_saturation(load: Load, pool: Any, max_clients: int) -> tuple[int, list[dict[str, Any]]]:
+    """The smallest number of clients with 95 % of the maximum rate, and the measurements of all numbers of clients."""
     steps: list[dict[str, Any]] = []
     clients, num_flat = 1, 0
-    # Two in a row, as one may have met another program on this machine.
+    # Two flat steps in a row, because another program may have disturbed one of them.
     while clients <= max_clients and num_flat < 2:
-        before = max((one["requests_per_s"] for one in steps), default=0.0)
-        steps.append(step(load, pool, clients))
+        before = max((step["requests_per_s"] for step in steps), default=0.0)
+        steps.append(measure_step(load, pool, clients))
         num_flat = num_flat + 1 if steps[-1]["requests_per_s"] < 1.05 * before else 0
         clients *= 2
-    most = max(one["requests_per_s"] for one in steps)
-    return next(one["clients"] for one in steps if one["requests_per_s"] >= 0.95 * most), steps
+    most = max(step["requests_per_s"] for step in steps)
+    return next(step["clients"] for step in steps if step["requests_per_s"] >= 0.95 * most), steps
 
 
 def start(index: Path, arguments: list[str]) -> tuple[subprocess.Popen[str], str, int]:
-    """The server, and where it is."""
+    """Start the server. Returns its process, host and port."""
     command = [sys.executable, "-m", "dcdctl", "serve", str(index), "--port", "0", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -206,60 +206,62 @@ def start(index: Path, arguments: list[str]) -> tuple[subprocess.Popen[str], str
 
 
 def originals(host: str, port: int, count: int) -> list[bytes]:
-    """The first pictures of the index."""
-    connection, found = http.client.HTTPConnection(host, port), []
+    """The first images of the index."""
+    connection, images = http.client.HTTPConnection(host, port), []
     for row in range(count):
         connection.request("GET", f"/image/{row}?size=original")
         answer = connection.getresponse()
         body = answer.read()
-        found += [body] if answer.status == 200 else []
-    return found
+        images += [body] if answer.status == 200 else []
+    return images
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("index", type=Path)
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--texts", type=Path, help="one text a line; made-up ones if not given")
-    parser.add_argument("--pictures", type=float, default=0.1, help="share of requests that upload a picture")
+    parser.add_argument("--texts", type=Path, help="file with one text per line; default: made-up texts")
+    parser.add_argument("--image-share", type=float, default=0.1, help="share of requests that upload an image")
     parser.add_argument("--max-clients", type=int, default=128)
-    parser.add_argument("--set", action="append", default=[], dest="sets", metavar="KEY=VALUE", help="of `dcdctl serve`")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="sets", metavar="KEY=VALUE", help="setting of `dcdctl serve`; repeatable"
+    )
     parser.add_argument("--device", default="auto")
-    given = parser.parse_args()
-    texts = given.texts.read_text(encoding="utf-8").splitlines() if given.texts else TEXTS
-    arguments = ["--device", given.device, *(word for one in given.sets for word in ("--set", one))]
-    process, host, port = start(given.index, arguments)
+    options = parser.parse_args()
+    texts = options.texts.read_text(encoding="utf-8").splitlines() if options.texts else TEXTS
+    arguments = ["--device", options.device, *(word for setting in options.sets for word in ("--set", setting))]
+    process, host, port = start(options.index, arguments)
     try:
-        pictures = originals(host, port, 16) if given.pictures else []
-        load = Load(host, port, texts, pictures, given.pictures, clients=1, seconds=60 * given.minutes, warmup_s=2.0)
+        images = originals(host, port, 16) if options.image_share else []
+        load = Load(host, port, texts, images, options.image_share, clients=1, seconds=60 * options.minutes, warmup_s=2.0)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            clients, steps = find_full(load, pool, given.max_clients)
+            clients, steps = find_saturation(load, pool, options.max_clients)
             watch = Watch(host, port, process.pid)
             watching = threading.Thread(target=watch.run)
             watching.start()
-            tally = pool.apply(drive, (replace(load, clients=clients),))
+            counts = pool.apply(drive, (replace(load, clients=clients),))
             watch.ends.set()
             watching.join()
-            overload = step(load, pool, given.max_clients)
+            overload = measure_step(load, pool, options.max_clients)
     finally:
         process.send_signal(signal.SIGTERM)
         status = process.wait(timeout=60)
-    report(given, clients, [*steps, overload], tally, watch, status)
+    report(options, clients, [*steps, overload], counts, watch, status)
 
 
-def report(given: argparse.Namespace, clients: int, steps: list[dict[str, Any]], tally: Tally, watch: Watch, status: int) -> None:
-    num_asked = sum(tally.statuses.values())
+def report(options: argparse.Namespace, clients: int, steps: list[dict[str, Any]], counts: Counts, watch: Watch, status: int) -> None:
+    num_requests = sum(counts.statuses.values())
     result = {
         "benchmark": "serve_load",
-        "minutes": given.minutes,
-        "clients_where_full": clients,
-        "requests": num_asked,
-        "requests_per_s": round(tally.num_ok / (60 * given.minutes), 1),
-        "text_ms": quantiles(tally.text_ms),
-        "picture_ms": quantiles(tally.picture_ms),
+        "minutes": options.minutes,
+        "clients_at_saturation": clients,
+        "requests": num_requests,
+        "requests_per_s": round(counts.num_ok / (60 * options.minutes), 1),
+        "text_ms": quantiles(counts.text_ms),
+        "image_ms": quantiles(counts.image_ms),
         "healthz_ms": {**quantiles(watch.health_ms), "max": round(max(watch.health_ms), 2)},
-        "errors": num_asked - tally.num_ok,
-        "statuses": dict(tally.statuses),
+        "errors": num_requests - counts.num_ok,
+        "statuses": dict(counts.statuses),
         "rss_mib": {
             "first": round(watch.rss_mib[0], 1),
             "median": round(statistics.median(watch.rss_mib), 1),
@@ -268,14 +270,14 @@ def report(given: argparse.Namespace, clients: int, steps: list[dict[str, Any]],
         "rss_slope_mib_per_minute": round(slope_mib_per_minute(watch.rss_mib), 3),
         "exit_status": status,
         "steps": steps,
-        "settings": {"index": given.index.name, "pictures": given.pictures, "sets": given.sets, "device": given.device},
+        "settings": {"index": options.index.name, "image_share": options.image_share, "sets": options.sets, "device": options.device},
         "machine": {"processors": os.cpu_count(), "load_average": os.getloadavg(), "platform": platform.platform()},
     }
     for name in (
-        "clients_where_full",
+        "clients_at_saturation",
         "requests_per_s",
         "text_ms",
-        "picture_ms",
+        "image_ms",
         "healthz_ms",
         "statuses",
         "rss_mib",

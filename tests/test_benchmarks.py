@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from paths import ROOT, SUPPORT
+from paths import DOCS, ROOT, SUPPORT
 from typed_commands import parse
 
 from dcdctl.core.training import load_recipe
@@ -151,7 +151,7 @@ def test_a_changed_call_is_found():
 
 
 def test_a_name_that_a_neighbour_lost_is_found():
-    assert missing_local_names(ast.parse("from scoring import plain, fancy\nfrom official import told")) == {"scoring.fancy"}
+    assert missing_local_names(ast.parse("from scoring import plain, fancy\nfrom official import load")) == {"scoring.fancy"}
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +172,14 @@ def test_the_commands_of_a_plan_parse_and_their_recipes_load(evidence, plan):
             parse(shlex.join(["dcdctl", "eval", *model, *step.measure, "--out", step.out]))
         for recipe in values_of("--recipe", step.words):
             load_recipe(recipe, values_of("--set", step.words))
+
+
+@pytest.mark.parametrize("plan", ["flickr8k", "scenes"])
+def test_the_rows_of_a_plan_are_those_of_the_published_tables(evidence, plan):
+    page = (DOCS / "results.md").read_text(encoding="utf-8")
+    for step in evidence.PLANS[plan]():
+        assert not step.table or f"\n### {step.table}\n" in page
+        assert not step.label or f"\n| {step.label} |" in page
 
 
 def values_of(flag: str, words: tuple[str, ...]) -> list[str]:

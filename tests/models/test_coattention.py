@@ -46,7 +46,7 @@ def _inputs(tensors):
 
 @pytest.mark.parametrize("name", ["meter_full_384_keys", "meter_full_288_keys"])
 def test_scoring_has_a_use_for_all_of_a_full_size_checkpoint_but_for_known_leftovers(name):
-    state = {key: torch.empty(shape, device="meta") for key, shape in official.told(name)["keys"].items()}
+    state = {key: torch.empty(shape, device="meta") for key, shape in official.fixture_json(name)["keys"].items()}
     weights, unused = to_network(state)
     assert {key.split(".")[0] for key in unused} == {"itm_score", "text_transformer", "vit_model"}
     assert sum(tensor.numel() for tensor in weights.values()) == pytest.approx(318.8e6, abs=3e5)
@@ -210,7 +210,7 @@ def test_a_table_describes_a_network():
 @pytest.mark.slow
 @torch.no_grad()
 def test_a_full_size_checkpoint_at_384_px_scores_a_pair(words):
-    shapes = official.told("meter_full_384_keys")["keys"]
+    shapes = official.fixture_json("meter_full_384_keys")["keys"]
     generator = torch.Generator().manual_seed(0)
     state = {key: torch.empty(shape).normal_(std=0.03, generator=generator) for key, shape in shapes.items()}
     scorer = official_meter.from_state(state, {}, read_overrides({"tokenizer": words}), Path("full.ckpt"))

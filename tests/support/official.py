@@ -36,15 +36,15 @@ class Comparison(NamedTuple):
     """One tensor of ours and of the official code."""
 
     fixture: str
-    what: str
+    part: str
     ours: Tensor
     official: Tensor
     bound: float = BOUND
-    """Of `relative`."""
+    """Largest allowed value of `relative`."""
 
     @property
     def absolute(self) -> float:
-        """Largest difference of two entries; infinite if NaN stands in one tensor alone."""
+        """Largest difference of two entries; infinite if only one of the tensors has NaN there."""
         ours, official = self.ours.detach().double(), self.official.double()
         if ours.shape != official.shape or not torch.equal(ours.isnan(), official.isnan()):
             return torch.inf
@@ -56,23 +56,23 @@ class Comparison(NamedTuple):
         return self.absolute / max(self.official.double().nan_to_num(0).abs().max().item(), torch.finfo(torch.float32).tiny)
 
 
-def told(name: str) -> Any:
-    """What a fixture's JSON says."""
+def fixture_json(name: str) -> Any:
+    """The contents of a fixture's JSON file."""
     return json.loads((FIXTURES / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def load(name: str, **overrides: Any) -> Any:
-    """The scorer of a fixture's checkpoint, with a tokenizer of no matter: the fixtures hold token ids."""
+    """The scorer of a fixture's checkpoint, with any tokenizer, because the fixtures hold token ids."""
     with tempfile.TemporaryDirectory() as folder:
         byte_level_bpe(["a large red circle", "the small blue star"], 60).save_pretrained(folder)
         return models.load_fusion(FIXTURES / f"{name}.ckpt", {"tokenizer": folder, **overrides})
 
 
 def load_meter(name: str) -> models.CoAttentionScorer:
-    """The scorer of a METER fixture, at the image size and with the text heads that it was run with."""
-    known = told(name)
-    heads = known["text"]["num_attention_heads"]
-    return load(name, image_size=known["model"]["image_size"], **{"text.num_attention_heads": heads})
+    """The scorer of a METER fixture, with the image size and the text heads of the official run."""
+    facts = fixture_json(name)
+    heads = facts["text"]["num_attention_heads"]
+    return load(name, image_size=facts["model"]["image_size"], **{"text.num_attention_heads": heads})
 
 
 def pairs(num_images: int, num_texts: int) -> tuple[Tensor, Tensor]:
@@ -81,30 +81,30 @@ def pairs(num_images: int, num_texts: int) -> tuple[Tensor, Tensor]:
 
 
 def numbers(values: Any, dtype: torch.dtype = torch.float32) -> Tensor:
-    """JSON to a tensor; NaN is a string there."""
+    """Tensor of JSON values, where NaN is a string."""
     if isinstance(values, list):
         return torch.stack([numbers(value, dtype) for value in values])
     return torch.tensor(float(values), dtype=dtype)
 
 
 def watch(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """The last output of each module, once it has run."""
-    found: dict[str, Tensor] = {}
+    """A dict that receives the output of each module whenever it runs."""
+    outputs: dict[str, Tensor] = {}
     for name, module in modules.items():
         module.register_forward_hook(
-            lambda _, __, output, name=name: found.update({name: output[0] if isinstance(output, tuple) else output})
+            lambda _, __, output, name=name: outputs.update({name: output[0] if isinstance(output, tuple) else output})
         )
-    return found
+    return outputs
 
 
 @torch.no_grad()
 def meter(name: str) -> Iterator[Comparison]:
-    """Scores, and every layer on the way to them."""
+    """Scores, and the output of every layer before them."""
     scorer, tensors = load_meter(name), load_file(FIXTURES / f"{name}.safetensors")
     official = {key.removeprefix("out."): tensor for key, tensor in tensors.items() if key.startswith("out.")}
     pixels, ids, mask = tensors["in.pixel_values"], tensors["in.input_ids"], tensors["in.attention_mask"]
     network = scorer.network
-    found = watch(
+    outputs = watch(
         {
             "vit_after_ln_pre": network.vision.pre_layrnorm,
             **{f"vit_block_{i}": block for i, block in enumerate(network.vision.encoder.layers)},
@@ -119,14 +119,14 @@ def meter(name: str) -> Iterator[Comparison]:
             "image_feats": network.image_layers[-1],
         }
     )
-    network.rank_output.register_forward_pre_hook(lambda _, inputs: found.update(cls_feats=inputs[0]))
+    network.rank_output.register_forward_pre_hook(lambda _, inputs: outputs.update(cls_feats=inputs[0]))
     yield Comparison(name, "scores", scorer.score(pixels, ids, mask), official.pop("rank_score"))
-    pooled = found.pop("cls_feats")
+    pooled = outputs.pop("cls_feats")
     for part, ours in zip(("pooled_text", "pooled_image"), pooled.chunk(2, dim=1), strict=True):
         yield Comparison(name, "pooled features", ours, official.pop(part))
     yield Comparison(name, "pooled features", pooled, official.pop("cls_feats"))
-    for layer, ours in found.items():
-        # What stands at a padded position of a caption means nothing.
+    for layer, ours in outputs.items():
+        # The outputs at padded positions of a caption are arbitrary.
         rows = mask.bool() if "text" in layer else slice(None)
         yield Comparison(name, "layer outputs", ours[rows], official.pop(layer)[rows])
     positions = network.vision.embeddings.position_embedding.weight
@@ -140,13 +140,13 @@ def meter(name: str) -> Iterator[Comparison]:
 
 @torch.no_grad()
 def vilt(name: str) -> Iterator[Comparison]:
-    """Scores, and the captions' part of every layer."""
+    """Scores, and the caption part of every layer's output."""
     scorer, tensors = load(name), load_file(FIXTURES / f"{name}.safetensors")
     official = {key.removeprefix("out."): tensor for key, tensor in tensors.items() if key.startswith("out.")}
     pixels, area = tensors["in.pixel_values"], tensors["in.pixel_mask"]
     ids, mask = tensors["in.input_ids"], tensors["in.attention_mask"]
     network = scorer.network.vilt
-    found = watch(
+    outputs = watch(
         {
             "text_embeddings": network.embeddings.text_embeddings,
             **{f"text_part_block_{i}": layer for i, layer in enumerate(network.encoder.layer)},
@@ -155,18 +155,18 @@ def vilt(name: str) -> Iterator[Comparison]:
         }
     )
     yield Comparison(name, "scores", scorer.score(pixels, ids, mask, area), official.pop("rank_score"))
-    yield Comparison(name, "pooled features", found.pop("cls_feats"), official.pop("cls_feats"))
-    for layer, ours in found.items():
+    yield Comparison(name, "pooled features", outputs.pop("cls_feats"), official.pop("cls_feats"))
+    for layer, ours in outputs.items():
         yield Comparison(name, "layer outputs", ours[:, : ids.shape[1]][mask.bool()], official.pop(layer)[mask.bool()])
     matrix = official.pop("score_matrix_images_by_texts")
     scores = scorer(ImageBatch(pixels, area), TextBatch(ids, mask), *pairs(*matrix.shape)).view_as(matrix)
     yield Comparison(name, "pair scores", scores, matrix)
     unpadded = official.pop("rank_score_unpadded")
-    for i, (height, width) in enumerate(told(name)["image_sizes_hw"]):
-        picture, length = pixels[i : i + 1, :, :height, :width], int(mask[i].sum())
+    for i, (height, width) in enumerate(fixture_json(name)["image_sizes_hw"]):
+        image, length = pixels[i : i + 1, :, :height, :width], int(mask[i].sum())
         words = ids[i : i + 1, :length], mask[i : i + 1, :length]
-        yield Comparison(name, "scores, nothing padded", scorer.score(picture, *words), unpadded[i : i + 1])
-        alone = scorer(ImageBatch(picture), TextBatch(*words), torch.tensor([0]), torch.tensor([0]))
+        yield Comparison(name, "scores, nothing padded", scorer.score(image, *words), unpadded[i : i + 1])
+        alone = scorer(ImageBatch(image), TextBatch(*words), torch.tensor([0]), torch.tensor([0]))
         yield Comparison(name, "pair scores, nothing padded", alone, unpadded[i : i + 1])
     assert not official, f"not compared: {sorted(official)}"
 
@@ -180,12 +180,12 @@ def position_tables(name: str) -> Iterator[Comparison]:
 
 
 def parameter_shapes(name: str) -> Iterator[Comparison]:
-    """The parameters of a full-size checkpoint, renamed, and those of the network: the same names, and the same shapes."""
-    known = told(name)
-    state = {key: torch.empty(shape, device="meta") for key, shape in known.get("keys", known).items()}
+    """Shapes of a full-size checkpoint's parameters, renamed, and of the network's parameters of the same names."""
+    facts = fixture_json(name)
+    state = {key: torch.empty(shape, device="meta") for key, shape in facts.get("keys", facts).items()}
     with torch.device("meta"):
-        if "keys" in known:
-            vision = CLIPVisionConfig(hidden_size=768, num_hidden_layers=11, image_size=known["model"]["image_size"], patch_size=16)
+        if "keys" in facts:
+            vision = CLIPVisionConfig(hidden_size=768, num_hidden_layers=11, image_size=facts["model"]["image_size"], patch_size=16)
             text = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
             network, (renamed, _) = CoAttentionNetwork.from_configs(vision, text, FusionSize()), to_network(state)
         else:
@@ -197,28 +197,28 @@ def parameter_shapes(name: str) -> Iterator[Comparison]:
 
 
 def pixels(name: str = "preprocess_a") -> Iterator[Comparison]:
-    """Pictures of several sizes and modes as ViLT and METER see them."""
-    known, tensors = told(name), load_file(FIXTURES / f"{name}.safetensors")
+    """Preprocessed images of several sizes and modes, for ViLT and METER."""
+    facts, tensors = fixture_json(name), load_file(FIXTURES / f"{name}.safetensors")
     vilts = Preprocess(tokenizer=None, image_processor=vilt_image_processor(96), max_text_len=40)
     meters = Preprocess(tokenizer=None, image_processor=meter_image_processor(64), max_text_len=40, image_transform="meter")
-    for i in range(len(known["images"])):
+    for i in range(len(facts["images"])):
         values = tensors[f"in.{i}"].numpy()
-        picture = Image.fromarray(values[:, :, 0] if values.shape[2] == 1 else values)
-        yield Comparison(name, "ViLT's pixels", vilts.images([picture]).pixel_values[0], tensors[f"out.pixelbert96.{i}"], bound=0)
-        yield Comparison(name, "METER's pixels", meters.images([picture]).pixel_values[0], tensors[f"out.clip64.{i}"], bound=0)
+        image = Image.fromarray(values[:, :, 0] if values.shape[2] == 1 else values)
+        yield Comparison(name, "ViLT's pixels", vilts.images([image]).pixel_values[0], tensors[f"out.pixelbert96.{i}"], bound=0)
+        yield Comparison(name, "METER's pixels", meters.images([image]).pixel_values[0], tensors[f"out.clip64.{i}"], bound=0)
     full_size = Preprocess(tokenizer=None, image_processor=vilt_image_processor(), max_text_len=40)
-    for given, official in known["pixelbert_384_output_hw_of_input_hxw"].items():
-        height, width = map(int, given.split("x"))
+    for input_size, official in facts["pixelbert_384_output_hw_of_input_hxw"].items():
+        height, width = map(int, input_size.split("x"))
         size = full_size.images([Image.new("RGB", (width, height))]).pixel_values.shape[2:]
         yield Comparison(name, "ViLT's sizes at 384", torch.tensor(size), torch.tensor(official), bound=0)
 
 
 def recalls(name: str = "recall_a") -> Iterator[Comparison]:
-    """Recall@1, 5 and 10 both ways, as shares."""
-    for case in told(name)["cases"]:
+    """Recall@1, 5 and 10 in both directions, as shares."""
+    for case in fixture_json(name)["cases"]:
         rankings = ranks.rank_matrix(torch.tensor(case["scores_images_by_texts"]), np.array(case["text_owner"]))
-        found = recall.Recalls.from_ranks(rankings.ranks)
-        for kind, ours in (("tr", found.text_retrieval), ("ir", found.image_retrieval)):
+        own = recall.Recalls.from_ranks(rankings.ranks)
+        for kind, ours in (("tr", own.text_retrieval), ("ir", own.image_retrieval)):
             official = torch.tensor([case[f"{kind}_r{k}"] for k in recall.KS])
             yield Comparison(name, "recalls", torch.tensor([ours[f"R@{k}"] / 100 for k in recall.KS]), official, bound=1e-7)
 
