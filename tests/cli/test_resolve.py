@@ -72,12 +72,12 @@ class Mistake:
 CORPUS = Mistake("ABSENT", r"no corpus in ABSENT.*; .*`dcdctl prepare")
 CACHE = Mistake("ABSENT", r"no teacher cache in ABSENT.*; .*`dcdctl cache-teacher`")
 MODEL = Mistake("ABSENT", r"ABSENT does not exist; .*a model is a run folder")
-FUSION = [MODEL, Mistake("DUAL", r"DUAL is a dual encoder, expected a fusion scorer")]
+FUSION = [MODEL, Mistake("DUAL", r"DUAL is a dual encoder.*fusion scorer")]
 FOLDER = [
     Mistake("FILE", r"FILE is a file, a folder is expected; name another folder"),
     Mistake("FILE/new", r"FILE/new cannot be written to: FILE is a file; name another folder"),
 ]
-TAKEN = Mistake("TAKEN", r"TAKEN (holds something|is not empty).*; name an(other| empty or a new) folder")
+TAKEN = Mistake("TAKEN", r"TAKEN .*; name an(other| empty or a new) folder")
 PAGE = [
     Mistake("TAKEN", r"TAKEN is a folder, a file is expected; name a file"),
     Mistake("FILE/new.html", r"FILE cannot be written to: FILE is a file; name another folder"),
@@ -85,14 +85,14 @@ PAGE = [
 RECIPE = Mistake("absent", r"no recipe absent; known recipes: .*demo-dual")
 SETTING = Mistake("nonsense=1", r"unknown key nonsense; known keys here: ")
 EVALUATION = Mistake("ABSENT", r"ABSENT.*evaluation.*; `dcdctl eval")
-IMAGES = Mistake("ABSENT", r"ABSENT does not exist; --images takes a folder of")
+IMAGES = Mistake("ABSENT", r"ABSENT does not exist; .*--images")
 
 MISTAKES: dict[str, list[Mistake]] = {
     "--device": [
-        Mistake("gpu", r"device gpu is unknown, expected auto, cpu, cuda, cuda:1 or mps; try --device cpu or --device auto"),
-        Mistake("cuda:77", r"device cuda:77 cannot be used here: .+; try --device cpu or --device auto"),
+        Mistake("gpu", r"device gpu .*auto, cpu, cuda.*; try --device cpu"),
+        Mistake("cuda:77", r"device cuda:77 .*; try --device cpu"),
     ],
-    "--precision": [Mistake("int9", r"precision must be one of fp32, bf16, fp16, got int9; .+")],
+    "--precision": [Mistake("int9", r"precision .*fp32, bf16, fp16.*int9; .+")],
     "--set": [SETTING, Mistake("nonsense", r"--set \w+ key=value, got 'nonsense'; for example --set")],
     "--model-set": [
         Mistake("image_sise=9", r"unknown key model-set\.image_sise; known keys here: image_size"),
@@ -102,7 +102,7 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--recipe": [RECIPE],
     "recipe": [RECIPE],
     "--data": [CORPUS],
-    "--split": [Mistake("absent", r"CORPUS has no split 'absent'; it has train, val, test")],
+    "--split": [Mistake("absent", r"split 'absent'.*; .*train, val, test")],
     "--out": [*FOLDER, TAKEN],
     "out": [*FOLDER, TAKEN],
     "--features": [FOLDER[1]],
@@ -114,12 +114,12 @@ MISTAKES: dict[str, list[Mistake]] = {
     "model": [MODEL],
     "run": [MODEL],
     "checkpoint": [MODEL],
-    "target": [MODEL, Mistake("FUSION", r"FUSION is a fusion scorer, expected a dual encoder")],
+    "target": [MODEL, Mistake("FUSION", r"FUSION is a fusion scorer.*dual encoder")],
     "--rerank": FUSION,
     "--extend": [CACHE],
     "--cache": [CACHE],
     "index": [Mistake("ABSENT", r"ABSENT .*; .*dcdctl index")],
-    "folder": [Mistake("ABSENT", r"there is no folder ABSENT; .*dcdctl prepare.*dcdctl cache-teacher")],
+    "folder": [Mistake("ABSENT", r"ABSENT.*; .*dcdctl prepare.*dcdctl cache-teacher")],
     "systems": [EVALUATION],
     "runs": [EVALUATION],
     "--baseline": [EVALUATION],
@@ -127,24 +127,24 @@ MISTAKES: dict[str, list[Mistake]] = {
     "name": [Mistake("absent", r"absent.*; ")],
     "--from": [Mistake("ABSENT", r"ABSENT.*; --from takes a folder")],
     "--source": [Mistake("absent", r"absent.*; ")],
-    "--splits": [Mistake("absent", r"unknown split 'absent'; known splits: train, val")],
-    "--on-error": [Mistake("absent", r"on_error must be one of stop, skip, got 'absent'")],
+    "--splits": [Mistake("absent", r"split.*absent.*train, val")],
+    "--on-error": [Mistake("absent", r"on_error .*stop.*skip.*absent")],
     "--images": [IMAGES],
     "--add": [Mistake("ABSENT", IMAGES.message, {"target": "INDEX", "--images": UNSET, "--out": UNSET})],
-    "--image": [Mistake("ABSENT", r"ABSENT does not exist, .*", {"text": UNSET})],
-    "--protocol": [Mistake("absent", r"no protocol 'absent'; known: auto, whole")],
-    "--depth": [Mistake("x", r"--depth x is .*; for example --depth 0,5,10,20", {"--rerank": "FUSION"})],
-    "--clock": [Mistake("absent", r"clock must be one of wall, processor, got 'absent'")],
+    "--image": [Mistake("ABSENT", r"ABSENT does not exist", {"text": UNSET})],
+    "--protocol": [Mistake("absent", r"protocol.*absent.*; .*auto, whole")],
+    "--depth": [Mistake("x", r"--depth .*\bx\b.*; for example --depth 0,5,10,20", {"--rerank": "FUSION"})],
+    "--clock": [Mistake("absent", r"clock .*wall, processor.*absent")],
     "--reference-gallery": [Mistake("7", r"must be one of the gallery sizes 100, .*, got 7")],
     "--batch-sizes": [Mistake("x", r"'x' is not a list of whole numbers, such as 1,8,32", code=2)],
     "--gallery-sizes": [Mistake("x", r"'x' is not a list of whole numbers, such as 1,8,32", code=2)],
     "--budget": [Mistake("0", r"budget_s must be above 0, got 0")],
-    "--to": [Mistake("absent", r"--to absent is .*; known: transformers, sentence-transformers, onnx")],
-    "--license": [Mistake("No Name", r"--license No Name .*; for example apache-2.0")],
-    "--push-to-hub": [Mistake("absent", r"--push-to-hub absent .*; .*OWNER/NAME")],
+    "--to": [Mistake("absent", r"--to .*absent.*transformers, sentence-transformers, onnx")],
+    "--license": [Mistake("No Name", r"--license .*No Name.*; for example apache-2.0")],
+    "--push-to-hub": [Mistake("absent", r"--push-to-hub .*absent.*OWNER/NAME")],
     "--thumbnails": [Mistake("absent", r"'absent'", code=2)],
-    "--allow-host": [Mistake("a b", r"an allowed host .*, got 'a b'")],
-    "--host": [Mistake("no.such.host.invalid", r"host no\.such\.host\.invalid is not known here .*; --host 127\.0\.0\.1")],
+    "--allow-host": [Mistake("a b", r"allowed.host.*a b")],
+    "--host": [Mistake("192.0.2.1", r"192\.0\.2\.1.*; .*--host")],
     "--base": [Mistake("ABSENT", r"ABSENT .*; .* EVALUATION")],
 }
 """By option or argument, for all commands that have it."""
@@ -161,7 +161,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ("eval", "--out"): FOLDER,
     ("search", "--depth"): [],
     ("serve", "--depth"): [],
-    ("index", "--split"): [Mistake("absent", r"has no split 'absent'; it has train, val, test", {"--images": "CORPUS"})],
+    ("index", "--split"): [Mistake("absent", r"split 'absent'.*; .*train, val, test", {"--images": "CORPUS"})],
     ("export", "out"): [
         Mistake("FILE", r"FILE is a file, a new folder is expected; name another folder"),
         FOLDER[1],
