@@ -1,4 +1,4 @@
-"""Tiny models and the fixtures of the released code."""
+"""Tiny models, and models with outputs of the official code."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ DUAL_SIZE = DualSize(
 
 
 @dataclass(frozen=True)
-class Released:
-    """A model of the released code: its checkpoint, inputs and outputs."""
+class OfficialModel:
+    """A checkpoint of the official code, with inputs and the outputs that the official code gave for them."""
 
     checkpoint: Path
-    told: dict[str, Any]
+    facts: dict[str, Any]
     tensors: dict[str, Tensor]
     tokenizer: str
 
@@ -74,15 +74,15 @@ def tokenizer_dir(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(params=["vilt_tiny_a", "vilt_eps_a"])
-def released(request: pytest.FixtureRequest, tokenizer_dir: Path) -> Released:
+def official_model(request: pytest.FixtureRequest, tokenizer_dir: Path) -> OfficialModel:
     path = FIXTURES / request.param
-    told = json.loads(path.with_suffix(".json").read_text())
-    return Released(path.with_suffix(".ckpt"), told, load_file(path.with_suffix(".safetensors")), str(tokenizer_dir))
+    facts = json.loads(path.with_suffix(".json").read_text())
+    return OfficialModel(path.with_suffix(".ckpt"), facts, load_file(path.with_suffix(".safetensors")), str(tokenizer_dir))
 
 
 @pytest.fixture
 def vilt(tokenizer: Any) -> models.ViltScorer:
-    """An untrained ViLT with weights large enough that scores differ."""
+    """An untrained ViLT whose weights are large enough that scores differ."""
     return _widen(models.new_vilt(VILT_SIZE, tokenizer))
 
 
@@ -92,8 +92,8 @@ def dual(tokenizer: Any) -> models.DualModel:
 
 
 @pytest.fixture
-def pictures() -> list[Image.Image]:
-    return [picture(32, 32, 0), picture(64, 40, 1), picture(30, 50, 2)]
+def pil_images() -> list[Image.Image]:
+    return [noise_image(32, 32, 0), noise_image(64, 40, 1), noise_image(30, 50, 2)]
 
 
 @pytest.fixture
@@ -101,15 +101,15 @@ def captions() -> list[str]:
     return CAPTIONS
 
 
-def picture(width: int, height: int, seed: int, mode: str = "RGB") -> Image.Image:
-    """Noise on coarse blocks, so that resizing matters and keeps something to see."""
+def noise_image(width: int, height: int, seed: int, mode: str = "RGB") -> Image.Image:
+    """Noise in coarse blocks, so that resizing changes pixels but keeps the blocks visible."""
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)).resize((width, height)).convert(mode)
 
 
 @pytest.fixture(scope="session")
-def make_picture() -> Callable[..., Image.Image]:
-    return picture
+def make_image() -> Callable[..., Image.Image]:
+    return noise_image
 
 
 def _widen(model: Any) -> Any:

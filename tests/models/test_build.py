@@ -1,4 +1,4 @@
-"""A fusion student is a part of its teacher, and apart from it."""
+"""Students: fusion students made of layers of their teacher, and dual students."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from dcdctl.core.models import DualSize
 
 
 @torch.no_grad()
-def _scores(scorer, pictures, captions):
-    batch = scorer.preprocess.images(pictures), scorer.preprocess.texts(captions[:3])
+def _scores(scorer, pil_images, captions):
+    batch = scorer.preprocess.images(pil_images), scorer.preprocess.texts(captions[:3])
     return scorer(*batch, torch.arange(3), torch.arange(3))
 
 
-def test_a_student_with_all_layers_equals_its_teacher(vilt, pictures, captions):
+def test_a_student_with_all_layers_equals_its_teacher(vilt, pil_images, captions):
     student = vilt.student(range(4))
-    assert_close(_scores(student, pictures, captions), _scores(vilt, pictures, captions), rtol=1e-6, atol=1e-6)
+    assert_close(_scores(student, pil_images, captions), _scores(vilt, pil_images, captions), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("layers", [[0], [3], [0, 2], [1, 2, 3]])
-def test_a_student_holds_the_layers_asked_for(vilt, pictures, captions, layers):
+def test_a_student_has_the_requested_layers(vilt, pil_images, captions, layers):
     student = vilt.student(layers)
     assert len(student.layers) == student.network.config.num_hidden_layers == len(layers)
-    for own, index in zip(student.layers, layers, strict=True):
-        assert torch.equal(own.intermediate.dense.weight, vilt.layers[index].intermediate.dense.weight)
-    assert (_scores(student, pictures, captions) - _scores(vilt, pictures, captions)).abs().max() > 1e-3
+    for layer, index in zip(student.layers, layers, strict=True):
+        assert torch.equal(layer.intermediate.dense.weight, vilt.layers[index].intermediate.dense.weight)
+    assert (_scores(student, pil_images, captions) - _scores(vilt, pil_images, captions)).abs().max() > 1e-3
 
 
-def test_a_student_shares_no_storage_and_trains_whatever_its_teacher_does(vilt):
+def test_a_student_shares_no_storage_and_is_trainable_although_its_teacher_is_frozen(vilt):
     vilt.requires_grad_(False)
     student = vilt.student([0, 3])
-    own = {parameter.untyped_storage().data_ptr() for parameter in student.parameters()}
-    assert own.isdisjoint(parameter.untyped_storage().data_ptr() for parameter in vilt.parameters())
+    storages = {parameter.untyped_storage().data_ptr() for parameter in student.parameters()}
+    assert storages.isdisjoint(parameter.untyped_storage().data_ptr() for parameter in vilt.parameters())
     assert all(parameter.requires_grad for parameter in student.parameters())
     assert not any(parameter.requires_grad for parameter in vilt.parameters())
     assert vilt.network.config.num_hidden_layers == 4
 
 
-def test_a_student_is_saved_as_what_it_is(vilt, pictures, captions, tmp_path):
+def test_a_saved_student_loads_with_equal_scores(vilt, pil_images, captions, tmp_path):
     student = vilt.student([0, 3])
     models.save(student, tmp_path / "student")
-    again = models.load_fusion(tmp_path / "student")
-    assert_close(_scores(again, pictures, captions), _scores(student, pictures, captions), rtol=1e-6, atol=1e-6)
+    reloaded = models.load_fusion(tmp_path / "student")
+    assert_close(_scores(reloaded, pil_images, captions), _scores(student, pil_images, captions), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -58,16 +58,16 @@ def test_a_student_is_saved_as_what_it_is(vilt, pictures, captions, tmp_path):
         ([1, 1], r"ascend without repeats"),
     ],
 )
-def test_layers_that_make_no_student_are_refused(vilt, layers, message):
+def test_invalid_layers_of_a_student_are_refused(vilt, layers, message):
     with pytest.raises(ModelError, match=message):
         vilt.student(layers)
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, [0]), (2, [0]), (4, [0, 3]), (6, [0, 3, 5]), (12, [0, 2, 4, 7, 9, 11])])
-def test_every_other_layer_is_what_dcd_and_distilbert_take(count, expected):
+def test_every_other_layer_is_chosen_as_by_dcd_and_distilbert(count, expected):
     assert models.every_other(count) == expected
 
 
-def test_a_dual_student_knows_the_words_of_its_captions(captions):
+def test_the_vocabulary_of_a_dual_student_covers_its_captions(captions):
     student = models.dual_student(DualSize(hidden_size=16, intermediate_size=16, num_vision_layers=1, num_text_layers=1), captions)
     assert not (student.preprocess.texts(captions).input_ids == student.preprocess.tokenizer.unk_token_id).any()

@@ -1,4 +1,7 @@
-"""METER checkpoints and students; pairs score as each alone. That the numbers are the released ones is in test_official.py."""
+"""METER checkpoints and students, and scores of pairs.
+
+Batched pairs score as each pair alone. tests/training/test_official.py compares the numbers with those of the official code.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +29,18 @@ from dcdctl.core.training.loop import make_optimizer
 from dcdctl.core.training.recipe import OptimizerConfig
 
 TEXT_HEADS = 2
-"""Of the encoder in dcd_step_a; the other fixtures' tests name their own."""
+"""Attention heads of the text encoder in dcd_step_a; tests of other fixtures give theirs."""
 
 
 @pytest.fixture(scope="session")
-def words(tmp_path_factory):
+def tokenizer_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bpe")
     byte_level_bpe(["a large red circle", "the small blue star"], 60).save_pretrained(folder)
     return str(folder)
 
 
-def _load(path, words, **overrides):
-    return models.load_fusion(path, {"tokenizer": words, "text.num_attention_heads": TEXT_HEADS, **overrides})
+def _load(path, tokenizer_folder, **overrides):
+    return models.load_fusion(path, {"tokenizer": tokenizer_folder, "text.num_attention_heads": TEXT_HEADS, **overrides})
 
 
 def _inputs(tensors):
@@ -45,20 +48,20 @@ def _inputs(tensors):
 
 
 @pytest.mark.parametrize("name", ["meter_full_384_keys", "meter_full_288_keys"])
-def test_scoring_has_a_use_for_all_of_a_full_size_checkpoint_but_for_known_leftovers(name):
+def test_a_full_size_checkpoint_has_no_unused_weights_except_known_ones(name):
     state = {key: torch.empty(shape, device="meta") for key, shape in official.fixture_json(name)["keys"].items()}
     weights, unused = to_network(state)
     assert {key.split(".")[0] for key in unused} == {"itm_score", "text_transformer", "vit_model"}
     assert sum(tensor.numel() for tensor in weights.values()) == pytest.approx(318.8e6, abs=3e5)
 
 
-def test_a_student_checkpoint_gives_the_student():
+def test_a_student_checkpoint_loads_with_the_layers_of_the_student():
     student = official.load("dcd_step_a_student", image_size=24, **{"text.num_attention_heads": TEXT_HEADS})
     assert len(student.layers) == 3
     assert any(name.startswith("cross_modal_text_layers") for name in student.unused_keys)
 
 
-def test_a_student_owns_what_is_trained_and_shares_what_is_frozen():
+def test_a_student_copies_trainable_weights_and_shares_frozen_ones():
     teacher = official.load_meter("dcd_step_a_teacher")
     before = copy.deepcopy(teacher.network.state_dict())
     student = teacher.student([0, 3, 5])
@@ -77,7 +80,7 @@ def test_a_student_owns_what_is_trained_and_shares_what_is_frozen():
     assert student.network.text_layers.training
 
 
-def test_a_part_that_no_parameter_is_in_is_refused():
+def test_a_learning_rate_factor_for_an_unknown_part_is_refused():
     with pytest.raises(ConfigError, match=r"lr_factors\.cross_modal is no part of the model"):
         make_optimizer(official.load_meter("meter_tiny_a"), OptimizerConfig(lr_factors={"cross_modal": 5.0}))
 
@@ -87,12 +90,12 @@ def tiny():
     return torch.load(official.FIXTURES / "meter_tiny_a.ckpt", weights_only=True)
 
 
-def _reload(content, path, words, **overrides):
+def _reload(content, path, tokenizer_folder, **overrides):
     torch.save(content, path)
-    return _load(path, words, **{"text.num_attention_heads": 3, **overrides})
+    return _load(path, tokenizer_folder, **{"text.num_attention_heads": 3, **overrides})
 
 
-def test_settings_come_from_the_file():
+def test_settings_are_read_from_the_checkpoint():
     scorer = official.load_meter("meter_tiny_a")
     assert (scorer.preprocess.max_text_len, scorer.preprocess.image_size_px) == (16, 64)
     assert to_table(scorer.network.size) == {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "mlp_ratio": 4, "dropout": 0.1}
@@ -100,38 +103,38 @@ def test_settings_come_from_the_file():
     assert scorer.network.text_layers[0].self_attention.norm.eps == 1e-12
 
 
-def test_a_pretraining_checkpoint_is_ranked_by_its_matching_row(tiny, words, tmp_path):
+def test_a_pretraining_checkpoint_ranks_by_the_match_row_of_its_itm_head(tiny, tokenizer_folder, tmp_path):
     state = {name: tensor for name, tensor in tiny["state_dict"].items() if not name.startswith("rank_output")}
-    scorer = _reload({**tiny, "state_dict": {**state, "mlm_score.bias": torch.zeros(3)}}, tmp_path / "pretrained.ckpt", words)
+    scorer = _reload({**tiny, "state_dict": {**state, "mlm_score.bias": torch.zeros(3)}}, tmp_path / "pretrained.ckpt", tokenizer_folder)
     assert torch.equal(scorer.network.rank_output.weight, state["itm_score.fc.weight"][1:])
     assert torch.equal(scorer.network.rank_output.bias, state["itm_score.fc.bias"][1:])
     assert "mlm_score.bias" in scorer.unused_keys
 
 
-def test_what_is_missing_is_named(tiny, words, tmp_path):
+def test_missing_weights_are_named(tiny, tokenizer_folder, tmp_path):
     del tiny["state_dict"]["cross_modal_text_layers.1.output.LayerNorm.bias"]
     with pytest.raises(ModelError, match=r"lacks 1 parameters of a co-attention scorer: text_layers\.1\.feed_forward\.norm\.bias"):
-        _reload(tiny, tmp_path / "less.ckpt", words)
+        _reload(tiny, tmp_path / "less.ckpt", tokenizer_folder)
     del tiny["state_dict"]["vit_model.visual.conv1.weight"]
     with pytest.raises(ModelError, match=r"it lacks vision\.embeddings\.patch_embedding\.weight"):
-        _reload(tiny, tmp_path / "less.ckpt", words)
+        _reload(tiny, tmp_path / "less.ckpt", tokenizer_folder)
 
 
-def test_heads_that_nothing_tells_are_asked_for(tiny, words, tmp_path):
+def test_unknown_or_impossible_heads_and_image_sizes_are_errors(tiny, tokenizer_folder, tmp_path):
     with pytest.raises(
         ModelError, match=r"does not give text\.num_attention_heads, and its width is 48.*--model-set text\.num_attention_heads=N"
     ):
-        models.load(official.FIXTURES / "meter_tiny_a.ckpt", {"tokenizer": words})
+        models.load(official.FIXTURES / "meter_tiny_a.ckpt", {"tokenizer": tokenizer_folder})
     with pytest.raises(ModelError, match=r"width 48 is not a multiple of text\.num_attention_heads 5"):
-        _load(official.FIXTURES / "meter_tiny_a.ckpt", words, **{"text.num_attention_heads": 5})
+        _load(official.FIXTURES / "meter_tiny_a.ckpt", tokenizer_folder, **{"text.num_attention_heads": 5})
     with pytest.raises(ModelError, match="image_size 65 is not a multiple of the patch size 16"):
-        _load(official.FIXTURES / "meter_tiny_a.ckpt", words, image_size=65)
+        _load(official.FIXTURES / "meter_tiny_a.ckpt", tokenizer_folder, image_size=65)
 
 
-def test_a_weight_of_another_shape_is_named(tiny, words, tmp_path):
+def test_a_weight_of_another_shape_is_named(tiny, tokenizer_folder, tmp_path):
     tiny["state_dict"]["cross_modal_text_pooler.dense.bias"] = torch.zeros(3)
     with pytest.raises(ModelError, match=r"text_pooler\.bias is \(3,\), expected \(64,\)"):
-        _reload(tiny, tmp_path / "other.ckpt", words)
+        _reload(tiny, tmp_path / "other.ckpt", tokenizer_folder)
 
 
 def test_a_model_without_a_text_encoder_refuses_its_settings(vilt, dual, tmp_path):
@@ -143,16 +146,16 @@ def test_a_model_without_a_text_encoder_refuses_its_settings(vilt, dual, tmp_pat
 
 @pytest.mark.parametrize("name", ["meter_tiny_a", "meter_eps_a"])
 @torch.no_grad()
-def test_a_saved_scorer_loads_the_same_and_at_another_size(name, tmp_path):
+def test_a_saved_scorer_loads_with_equal_scores_and_at_another_image_size(name, tmp_path):
     scorer = official.load_meter(name)
     models.save(scorer, tmp_path / "saved")
-    again = models.load(tmp_path / "saved")
-    assert isinstance(again, CoAttentionScorer)
-    assert again.digest == scorer.digest
+    reloaded = models.load(tmp_path / "saved")
+    assert isinstance(reloaded, CoAttentionScorer)
+    assert reloaded.digest == scorer.digest
     side = scorer.preprocess.image_size_px
     pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     texts = scorer.preprocess.texts(["a red star", "the large circle"])
-    assert_close(again.score(pixels, *_ids(texts)), scorer.score(pixels, *_ids(texts)), rtol=1e-6, atol=1e-6)
+    assert_close(reloaded.score(pixels, *_ids(texts)), scorer.score(pixels, *_ids(texts)), rtol=1e-6, atol=1e-6)
     larger = models.load(tmp_path / "saved", {"image_size": side + 16})
     assert larger.preprocess.image_size_px == side + 16
     assert larger.network.vision.embeddings.position_embedding.weight.shape[0] == 1 + ((side + 16) // 16) ** 2
@@ -166,7 +169,7 @@ def _ids(texts):
 @pytest.mark.parametrize(("width", "num_heads"), [(32, 1), (48, 4), (96, 12)])
 @pytest.mark.parametrize("image_size", [8, 48])
 @torch.no_grad()
-def test_pairs_of_any_shape_score_as_each_alone(num_layers, width, num_heads, image_size):
+def test_pairs_score_as_each_alone_for_any_shape(num_layers, width, num_heads, image_size):
     torch.manual_seed(num_layers * width + image_size)
     vision = CLIPVisionConfig(
         hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, image_size=image_size, patch_size=8
@@ -185,35 +188,35 @@ def test_pairs_of_any_shape_score_as_each_alone(num_layers, width, num_heads, im
     image_ix, text_ix = torch.tensor([1, 0, 1, 0, 1]), torch.tensor([2, 0, 1, 2, 0])
     expected = scorer.score(pixels[image_ix], ids[text_ix], mask[text_ix])
     assert_close(scorer(ImageBatch(pixels), TextBatch(ids, mask), image_ix, text_ix), expected, rtol=1e-5, atol=1e-5)
-    short = scorer(ImageBatch(pixels), TextBatch(ids, mask), image_ix[2:3], text_ix[2:3])
-    assert_close(short, expected[2:3], rtol=1e-5, atol=1e-5)
+    single = scorer(ImageBatch(pixels), TextBatch(ids, mask), image_ix[2:3], text_ix[2:3])
+    assert_close(single, expected[2:3], rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_of_pairs_are_those_of_the_plain_way():
+def test_gradients_of_pairs_equal_those_of_the_reference_forward():
     tensors = load_file(official.FIXTURES / "meter_tiny_a.safetensors")
     pixels, ids, mask = _inputs(tensors)
-    one, other = official.load_meter("meter_tiny_a"), official.load_meter("meter_tiny_a")
-    one.score(pixels, ids, mask).square().sum().backward()
-    other(ImageBatch(pixels), TextBatch(ids, mask), torch.arange(4), torch.arange(4)).square().sum().backward()
-    for (name, plain), (_, pairs) in zip(one.named_parameters(), other.named_parameters(), strict=True):
-        expected = torch.zeros_like(plain) if plain.grad is None else plain.grad
-        found = torch.zeros_like(pairs) if pairs.grad is None else pairs.grad
-        assert_close(found, expected, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+    reference, paired = official.load_meter("meter_tiny_a"), official.load_meter("meter_tiny_a")
+    reference.score(pixels, ids, mask).square().sum().backward()
+    paired(ImageBatch(pixels), TextBatch(ids, mask), torch.arange(4), torch.arange(4)).square().sum().backward()
+    for (name, reference_weight), (_, weight) in zip(reference.named_parameters(), paired.named_parameters(), strict=True):
+        expected = torch.zeros_like(reference_weight) if reference_weight.grad is None else reference_weight.grad
+        gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        assert_close(gradient, expected, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_a_table_describes_a_network():
+def test_a_network_survives_a_round_trip_through_a_table():
     network = official.load_meter("meter_tiny_a").network
-    again = network_from_table(json.loads(json.dumps(network.to_table())))
-    assert {name: p.shape for name, p in again.named_parameters()} == {name: p.shape for name, p in network.named_parameters()}
+    reloaded = network_from_table(json.loads(json.dumps(network.to_table())))
+    assert {name: p.shape for name, p in reloaded.named_parameters()} == {name: p.shape for name, p in network.named_parameters()}
 
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_a_full_size_checkpoint_at_384_px_scores_a_pair(words):
+def test_a_full_size_checkpoint_at_384_px_scores_a_pair(tokenizer_folder):
     shapes = official.fixture_json("meter_full_384_keys")["keys"]
     generator = torch.Generator().manual_seed(0)
     state = {key: torch.empty(shape).normal_(std=0.03, generator=generator) for key, shape in shapes.items()}
-    scorer = official_meter.from_state(state, {}, read_overrides({"tokenizer": words}), Path("full.ckpt"))
+    scorer = official_meter.from_state(state, {}, read_overrides({"tokenizer": tokenizer_folder}), Path("full.ckpt"))
     del state
     assert (len(scorer.layers), scorer.preprocess.image_size_px, scorer.preprocess.max_text_len) == (6, 384, 40)
     images = scorer.preprocess.images([Image.effect_noise((500, 375), 90)])

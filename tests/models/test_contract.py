@@ -46,14 +46,14 @@ FAMILIES = {
     "frozen dual over CLIP": lambda captions, folder: frozen_dual(captions, folder, "clip"),
 }
 PROTOCOLS = {"fusion": FusionScorer, "dual": DualEncoder}
-# Each of three images with two of four captions; no row is like another.
+# Each of three images with two of four captions; all rows differ.
 IMAGE_IX = torch.tensor([[0, 0], [1, 1], [2, 2]])
 TEXT_IX = torch.tensor([[0, 3], [1, 0], [2, 1]])
 
 
 @pytest.fixture(params=FAMILIES)
 def model(request, captions, tmp_path):
-    """A random model of a family, its weights wide enough that inputs matter."""
+    """A random model of each family, with weights large enough that scores depend on the inputs."""
     model = FAMILIES[request.param](captions, tmp_path)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -64,8 +64,8 @@ def model(request, captions, tmp_path):
 
 
 @pytest.fixture
-def pairs(model, pictures, captions) -> Pairs:
-    return Pairs(model.preprocess.images(pictures), model.preprocess.texts(captions), IMAGE_IX, TEXT_IX)
+def pairs(model, pil_images, captions) -> Pairs:
+    return Pairs(model.preprocess.images(pil_images), model.preprocess.texts(captions), IMAGE_IX, TEXT_IX)
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def logits_of(model, pairs: Pairs) -> torch.Tensor:
 
 
 def members(protocol: type) -> set[str]:
-    """What a protocol asks for, without the part of nn.Module."""
+    """The members that a protocol requires beyond those of nn.Module."""
     return {
         name
         for base in protocol.__mro__[:-3]
@@ -83,7 +83,7 @@ def members(protocol: type) -> set[str]:
     }
 
 
-def test_every_family_that_loads_is_checked_here(captions, tmp_path):
+def test_every_family_that_loads_has_a_builder_here(captions, tmp_path):
     built = {name: build(captions, tmp_path / name) for name, build in FAMILIES.items()}
     for name, model in built.items():
         models.save(model, tmp_path / name / "model")
@@ -102,7 +102,7 @@ def test_a_model_has_the_members_of_its_protocol_with_their_parameters(model):
             assert inspect.signature(getattr(type(model), name)).parameters.keys() == inspect.signature(declared).parameters.keys(), name
 
 
-def test_logits_are_those_of_each_pair_alone(model, pairs):
+def test_logits_equal_those_of_each_pair_alone(model, pairs):
     logits_RC = logits_of(model, pairs)
     with torch.no_grad():
         if model.kind == "dual":
@@ -119,7 +119,7 @@ def test_logits_are_those_of_each_pair_alone(model, pairs):
     assert logits_RC.flatten().unique().numel() == 6
 
 
-def test_only_a_dual_encoder_gives_all_pairs_for_free(model, pairs):
+def test_only_a_dual_encoder_returns_the_logits_of_all_pairs(model, pairs):
     with torch.no_grad():
         logits_RC, all_IT = model.logits(model.outputs(pairs), pairs)
     assert (all_IT is None) == (model.kind == "fusion")
@@ -127,30 +127,30 @@ def test_only_a_dual_encoder_gives_all_pairs_for_free(model, pairs):
         assert torch.equal(all_IT[IMAGE_IX, TEXT_IX], logits_RC)
 
 
-def test_outputs_of_micro_batches_are_rows_of_those_of_the_whole(model, pairs, pictures, captions):
+def test_outputs_of_micro_batches_equal_rows_of_the_outputs_of_the_batch(model, pairs, pil_images, captions):
     preprocess = model.preprocess
     with torch.no_grad():
-        whole = model.outputs(pairs)
+        expected = model.outputs(pairs)
         if model.kind == "dual":
-            parts = [Pairs(preprocess.images(pictures[:1]), preprocess.texts(captions[:3]), IMAGE_IX, TEXT_IX)]
-            parts.append(Pairs(preprocess.images(pictures[1:]), preprocess.texts(captions[3:]), IMAGE_IX, TEXT_IX))
+            parts = [Pairs(preprocess.images(pil_images[:1]), preprocess.texts(captions[:3]), IMAGE_IX, TEXT_IX)]
+            parts.append(Pairs(preprocess.images(pil_images[1:]), preprocess.texts(captions[3:]), IMAGE_IX, TEXT_IX))
         else:
             parts = [
                 dataclasses.replace(pairs, image_ix_RC=IMAGE_IX[rows], text_ix_RC=TEXT_IX[rows]) for rows in (slice(0, 1), slice(1, 3))
             ]
         joined = [torch.cat(tensors) for tensors in zip(*map(model.outputs, parts), strict=True)]
-    assert len(joined) == len(whole)
-    for own, other in zip(joined, whole, strict=True):
-        assert other.dtype == torch.float32
-        assert_close(own, other, rtol=1e-4, atol=1e-5)
+    assert len(joined) == len(expected)
+    for tensor, expected_tensor in zip(joined, expected, strict=True):
+        assert expected_tensor.dtype == torch.float32
+        assert_close(tensor, expected_tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_calibration_changes_nothing_before_training(model):
+def test_calibration_is_the_identity_before_training(model):
     logits = torch.tensor([-3.0, 0.25, 7.0])
     assert torch.equal(model.calibrate(logits), logits)
 
 
-def test_the_digest_follows_every_weight_and_ignores_the_mode(model):
+def test_the_digest_depends_on_every_scoring_weight_and_not_on_the_mode(model):
     digest = model.digest
     assert model.train().digest == model.eval().digest == digest
     for name, parameter in model.named_parameters():
@@ -162,14 +162,14 @@ def test_the_digest_follows_every_weight_and_ignores_the_mode(model):
     assert model.digest == digest
 
 
-def test_features_of_the_encoders_stand_for_their_inputs(model, pairs):
+def test_logits_from_features_equal_logits_from_inputs(model, pairs):
     encoders: Encoders | None = model.encoders
     encode = (model.embed_images, model.embed_texts) if model.kind == "dual" else (model.encode_images, model.encode_texts)
     if encoders is None:
-        nothing = States(torch.zeros(1, 1, 8), torch.ones(1, 1, dtype=torch.bool))
+        features = States(torch.zeros(1, 1, 8), torch.ones(1, 1, dtype=torch.bool))
         for function in encode:
             with pytest.raises(ValueError, match="feature"):
-                function(nothing)
+                function(features)
         return
     with torch.no_grad():
         images, texts = encoders.image_features(pairs.images), encoders.text_features(pairs.texts)
@@ -179,7 +179,7 @@ def test_features_of_the_encoders_stand_for_their_inputs(model, pairs):
     assert torch.equal(from_features, logits_of(model, pairs))
 
 
-def test_frozen_encoders_give_the_same_features_in_training(model, pairs):
+def test_frozen_encoders_give_the_same_features_in_train_mode(model, pairs):
     if (encoders := model.encoders) is None:
         return
     encoders.freeze()
@@ -188,7 +188,7 @@ def test_frozen_encoders_give_the_same_features_in_training(model, pairs):
         before = encoders.image_features(pairs.images).tokens, encoders.text_features(pairs.texts).tokens
         model.train()
         after = encoders.image_features(pairs.images).tokens, encoders.text_features(pairs.texts).tokens
-    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert all(torch.equal(*features) for features in zip(before, after, strict=True))
     assert any(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -209,7 +209,7 @@ def test_a_student_has_the_chosen_layers_with_their_weights(model, pairs):
 
 def test_recomputed_activations_give_the_same_gradient(model, pairs):
     def gradients(model):
-        """The gradients, and how often a part of the network ran."""
+        """The gradients, and the number of module calls."""
         calls = []
         for module in model.modules():
             module.register_forward_hook(lambda *_: calls.append(1))
@@ -224,14 +224,14 @@ def test_recomputed_activations_give_the_same_gradient(model, pairs):
             recomputing.checkpoint_activations()
         return
     recomputing.checkpoint_activations()
-    (expected, num_calls), (found, num_calls_recomputing) = gradients(plain), gradients(recomputing)
+    (expected, num_calls), (recomputed, num_calls_recomputing) = gradients(plain), gradients(recomputing)
     assert num_calls_recomputing > num_calls
-    assert found.keys() == expected.keys()
-    for name, gradient in found.items():
+    assert recomputed.keys() == expected.keys()
+    for name, gradient in recomputed.items():
         assert_close(gradient, expected[name], rtol=1e-5, atol=1e-7, msg=name)
 
 
-def test_an_export_names_classes_that_exist_and_computes_the_same(model, pairs):
+def test_an_export_names_existing_classes_and_computes_equal_logits(model, pairs):
     spec = model.export_spec()
     if spec.code:
         code = (files.packaged("assets") / f"{spec.code}.py").read_text(encoding="utf-8")
@@ -246,12 +246,12 @@ def test_an_export_names_classes_that_exist_and_computes_the_same(model, pairs):
     assert_close(logits_of(exported, pairs), logits_of(model, pairs), rtol=1e-4, atol=1e-4)
 
 
-def test_a_saved_model_loads_as_the_same_family(model, pairs, tmp_path):
+def test_a_saved_model_loads_with_the_same_family_digest_and_logits(model, pairs, tmp_path):
     models.save(model, tmp_path / "model")
-    again = models.load(tmp_path / "model")
-    assert type(again) is type(model)
-    assert (again.digest, again.settings, again.unused_keys) == (model.digest, model.settings, ())
-    assert (again.encoders is None) == (model.encoders is None)
+    reloaded = models.load(tmp_path / "model")
+    assert type(reloaded) is type(model)
+    assert (reloaded.digest, reloaded.settings, reloaded.unused_keys) == (model.digest, model.settings, ())
+    assert (reloaded.encoders is None) == (model.encoders is None)
     if model.encoders is not None:
-        assert again.encoders.digest == model.encoders.digest
-    assert_close(logits_of(again, pairs), logits_of(model, pairs), rtol=1e-5, atol=1e-5)
+        assert reloaded.encoders.digest == model.encoders.digest
+    assert_close(logits_of(reloaded, pairs), logits_of(model, pairs), rtol=1e-5, atol=1e-5)

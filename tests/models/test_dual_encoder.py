@@ -1,4 +1,4 @@
-"""Dual encoders give unit vectors, and are plain transformers models on disk."""
+"""Dual encoders: unit embeddings, and saved models that plain transformers loads."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def backbones(tmp_path, tokenizer):
 
 
 @torch.no_grad()
-def test_embeddings_are_unit_vectors_that_differ(dual, pictures, captions):
-    images, texts = dual(dual.preprocess.images(pictures), dual.preprocess.texts(captions))
+def test_embeddings_are_unit_vectors_that_differ(dual, pil_images, captions):
+    images, texts = dual(dual.preprocess.images(pil_images), dual.preprocess.texts(captions))
     assert images.shape == (3, dual.embedding_dim)
     assert texts.shape == (4, dual.embedding_dim)
     for vectors in (images, texts):
@@ -51,7 +51,7 @@ def test_padding_changes_no_embedding(dual, captions):
 
 
 @torch.no_grad()
-def test_the_logit_scale_is_the_exponential_and_at_most_100(dual):
+def test_the_logit_scale_is_exponential_and_at_most_100(dual):
     dual.network.logit_scale.fill_(1.5)
     assert dual.logit_scale.item() == pytest.approx(4.4816890)
     dual.network.logit_scale.fill_(9.0)
@@ -59,19 +59,19 @@ def test_the_logit_scale_is_the_exponential_and_at_most_100(dual):
 
 
 @torch.no_grad()
-def test_plain_transformers_loads_a_saved_model_with_equal_embeddings(dual, pictures, captions, tmp_path):
+def test_plain_transformers_loads_a_saved_model_with_equal_embeddings(dual, pil_images, captions, tmp_path):
     models.save(dual, tmp_path / "dual")
     plain = VisionTextDualEncoderModel.from_pretrained(tmp_path / "dual").eval()
-    images, texts = dual.preprocess.images(pictures), dual.preprocess.texts(captions)
-    found = plain(input_ids=texts.input_ids, attention_mask=texts.attention_mask, pixel_values=images.pixel_values)
-    own_images, own_texts = dual(images, texts)
-    assert_close(found.image_embeds, own_images, rtol=0, atol=1e-6)
-    assert_close(found.text_embeds, own_texts, rtol=0, atol=1e-6)
-    assert_close(found.logits_per_image, dual.logit_scale * own_images @ own_texts.T, rtol=0, atol=1e-4)
+    images, texts = dual.preprocess.images(pil_images), dual.preprocess.texts(captions)
+    output = plain(input_ids=texts.input_ids, attention_mask=texts.attention_mask, pixel_values=images.pixel_values)
+    images_ID, texts_TD = dual(images, texts)
+    assert_close(output.image_embeds, images_ID, rtol=0, atol=1e-6)
+    assert_close(output.text_embeds, texts_TD, rtol=0, atol=1e-6)
+    assert_close(output.logits_per_image, dual.logit_scale * images_ID @ texts_TD.T, rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
-def test_two_backbones_keep_their_weights(backbones, pictures, captions):
+def test_a_dual_encoder_from_two_backbones_has_their_weights(backbones, pil_images, captions):
     model = models.dual_from_backbones(*backbones, projection_dim=8)
     assert model.preprocess.max_text_len == 20
     texts = model.preprocess.texts(captions)
@@ -79,17 +79,17 @@ def test_two_backbones_keep_their_weights(backbones, pictures, captions):
     pooled = bert(input_ids=texts.input_ids, attention_mask=texts.attention_mask).pooler_output
     expected = functional.normalize(model.network.text_projection(pooled), dim=-1)
     assert_close(model.embed_texts(texts), expected)
-    assert model.embed_images(model.preprocess.images(pictures)).shape == (3, 8)
+    assert model.embed_images(model.preprocess.images(pil_images)).shape == (3, 8)
 
 
-def test_two_backbones_give_the_same_model_for_the_same_seed_only(backbones):
+def test_a_dual_encoder_from_two_backbones_depends_on_the_seed_alone(backbones):
     before = torch.get_rng_state()
     digests = [models.dual_from_backbones(*backbones, seed=seed).digest for seed in (1, 1, 2)]
     assert digests[0] == digests[1] != digests[2]
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_backbone_that_is_not_there_is_named(backbones, tmp_path):
+def test_a_missing_backbone_is_named(backbones, tmp_path):
     with pytest.raises(ModelError, match=r"absent.*no such file or folder here"):
         models.dual_from_backbones(backbones[0], str(tmp_path / "absent"))
 
@@ -102,8 +102,8 @@ def test_a_text_backbone_without_pooling_is_refused(backbones, tokenizer, tmp_pa
         models.dual_from_backbones(backbones[0], str(tmp_path / "distil"))
 
 
-def test_gradients_reach_both_sides_and_the_scale(dual, pictures, captions):
-    images, texts = dual(dual.preprocess.images(pictures), dual.preprocess.texts(captions))
+def test_gradients_reach_both_projections_and_the_logit_scale(dual, pil_images, captions):
+    images, texts = dual(dual.preprocess.images(pil_images), dual.preprocess.texts(captions))
     (dual.logit_scale * images @ texts.T).square().sum().backward()
     network = dual.network
     for parameter in (network.visual_projection.weight, network.text_projection.weight, network.logit_scale):

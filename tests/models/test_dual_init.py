@@ -1,4 +1,4 @@
-"""A co-attention scorer that adds the scaled cosine of a dual encoder over the same encoders, and starts from it."""
+"""Co-attention scorers with `dual_init`: they start from a dual encoder over the same encoders and add its scaled cosine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COSINE = {"cosine.image_projection.weight", "cosine.image_projection.bias", "cos
 
 
 def make_dual(captions, folder, vision: str = "map", dropout: float = 0.0) -> models.FrozenDual:
-    """A dual encoder, saved as `dual`, its scale not the first one."""
+    """A dual encoder, saved as `dual`, with a logit scale that differs from the initial one."""
     refs = save_vision(vision, folder / "vision"), save_text("bert", captions, folder / "text")
     dual = models.new_frozen_dual(*refs, ProjectionSize(projection_dim=8, dropout=dropout), max_text_len=12, seed=3)
     with torch.no_grad():
@@ -38,13 +38,13 @@ def make_dual(captions, folder, vision: str = "map", dropout: float = 0.0) -> mo
 
 
 def scorer_from(folder, size: FusionSize = SMALL, **changed) -> models.CoAttentionScorer:
-    """A scorer over the encoders of that dual encoder, and from it."""
-    named = {"max_text_len": 12, "dual_init": str(folder / "dual"), **changed}
-    return models.new_coattention(str(folder / "vision"), str(folder / "text"), size, **named)
+    """A scorer over the encoders of the saved dual encoder, initialized from it."""
+    options = {"max_text_len": 12, "dual_init": str(folder / "dual"), **changed}
+    return models.new_coattention(str(folder / "vision"), str(folder / "text"), size, **options)
 
 
-def stirred(scorer: models.CoAttentionScorer) -> models.CoAttentionScorer:
-    """The scorer with weights wide enough that the fusion says something too."""
+def with_noise(scorer: models.CoAttentionScorer) -> models.CoAttentionScorer:
+    """The scorer with noise on its weights, so that the fusion layers contribute to scores."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in scorer.network.named_parameters():
@@ -59,39 +59,39 @@ def dual(captions, tmp_path):
 
 
 @torch.no_grad()
-def test_before_training_scores_are_the_duals(dual, pictures, captions, tmp_path):
+def test_before_training_scores_equal_those_of_the_dual_encoder(dual, pil_images, captions, tmp_path):
     scorer = scorer_from(tmp_path)
-    images, texts = scorer.preprocess.images(pictures), scorer.preprocess.texts(captions)
-    num_images, num_texts = len(pictures), len(captions)
+    images, texts = scorer.preprocess.images(pil_images), scorer.preprocess.texts(captions)
+    num_images, num_texts = len(pil_images), len(captions)
     pairs = torch.arange(num_images).repeat_interleave(num_texts), torch.arange(num_texts).repeat(num_images)
     images_ID, texts_TD = dual(images, texts)
     expected_IT = dual.logit_scale * images_ID @ texts_TD.T
-    found_IT = scorer(images, texts, *pairs).view(num_images, num_texts)
-    assert_close(found_IT, expected_IT, rtol=1e-6, atol=1e-6)
+    scores_IT = scorer(images, texts, *pairs).view(num_images, num_texts)
+    assert_close(scores_IT, expected_IT, rtol=1e-6, atol=1e-6)
     for dim in (0, 1):
-        assert torch.equal(found_IT.argsort(dim=dim, descending=True), expected_IT.argsort(dim=dim, descending=True))
+        assert torch.equal(scores_IT.argsort(dim=dim, descending=True), expected_IT.argsort(dim=dim, descending=True))
     assert expected_IT.std() > 1e-2
 
 
 @pytest.mark.parametrize("vision", ["tokens", "map"])
 @pytest.mark.parametrize(("width", "layers", "heads"), [(8, 1, 2), (24, 2, 3), (16, 3, 4)])
 @torch.no_grad()
-def test_pairs_score_as_each_alone(captions, pictures, tmp_path, vision, width, layers, heads):
+def test_pairs_score_as_each_alone(captions, pil_images, tmp_path, vision, width, layers, heads):
     make_dual(captions, tmp_path, vision)
-    scorer = stirred(scorer_from(tmp_path, FusionSize(hidden_size=width, num_layers=layers, num_heads=heads)))
-    images, texts = scorer.preprocess.images(pictures), scorer.preprocess.texts(captions)
+    scorer = with_noise(scorer_from(tmp_path, FusionSize(hidden_size=width, num_layers=layers, num_heads=heads)))
+    images, texts = scorer.preprocess.images(pil_images), scorer.preprocess.texts(captions)
     expected = scorer.score(images.pixel_values[IMAGES_P], texts.input_ids[TEXTS_P], texts.attention_mask[TEXTS_P])
-    found = scorer(images, texts, IMAGES_P, TEXTS_P)
-    assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    scores = scorer(images, texts, IMAGES_P, TEXTS_P)
+    assert_close(scores, expected, rtol=1e-5, atol=1e-5)
     cosine, scorer.network.cosine = scorer.network.cosine, None
     vectors = [cosine.project_images(scorer.encoders.image_features(images).tokens)[IMAGES_P]]
     vectors.append(cosine.project_texts(scorer.encoders.text_features(texts).tokens, texts.attention_mask.bool())[TEXTS_P])
     added = torch.tensor(2.0).exp() * (vectors[0] * vectors[1]).sum(dim=1)
-    assert_close(found - scorer(images, texts, IMAGES_P, TEXTS_P), added, rtol=1e-4, atol=1e-5)
+    assert_close(scores - scorer(images, texts, IMAGES_P, TEXTS_P), added, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-def test_a_scale_is_at_most_100(dual, tmp_path):
+def test_the_logit_scale_is_at_most_100(dual, tmp_path):
     cosine = scorer_from(tmp_path).network.cosine
     cosine.logit_scale.fill_(9.0)
     unit = torch.nn.functional.normalize(torch.ones(1, 8), dim=-1)
@@ -99,68 +99,68 @@ def test_a_scale_is_at_most_100(dual, tmp_path):
 
 
 @torch.no_grad()
-def test_a_saved_scorer_is_the_same_model(dual, pictures, captions, tmp_path):
-    scorer = stirred(scorer_from(tmp_path))
+def test_a_saved_scorer_loads_with_equal_digest_and_scores(dual, pil_images, captions, tmp_path):
+    scorer = with_noise(scorer_from(tmp_path))
     models.save(scorer, tmp_path / "saved")
-    told = json.loads((tmp_path / "saved" / "config.json").read_text())
-    assert told["cosine"] == {"projection_dim": 8, "dropout": 0.0}
-    again = models.load_fusion(tmp_path / "saved")
-    assert (again.digest, again.encoders.digest) == (scorer.digest, scorer.encoders.digest)
-    batch = scorer.preprocess.images(pictures), scorer.preprocess.texts(captions), IMAGES_P, TEXTS_P
-    assert_close(again(*batch), scorer(*batch), rtol=1e-6, atol=1e-6)
-    again.network.cosine.logit_scale.add_(0.1)
-    assert again.digest != scorer.digest
-    assert again.encoders.digest == scorer.encoders.digest == dual.encoders.digest
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert config["cosine"] == {"projection_dim": 8, "dropout": 0.0}
+    reloaded = models.load_fusion(tmp_path / "saved")
+    assert (reloaded.digest, reloaded.encoders.digest) == (scorer.digest, scorer.encoders.digest)
+    batch = scorer.preprocess.images(pil_images), scorer.preprocess.texts(captions), IMAGES_P, TEXTS_P
+    assert_close(reloaded(*batch), scorer(*batch), rtol=1e-6, atol=1e-6)
+    reloaded.network.cosine.logit_scale.add_(0.1)
+    assert reloaded.digest != scorer.digest
+    assert reloaded.encoders.digest == scorer.encoders.digest == dual.encoders.digest
 
 
-def test_models_without_a_cosine_are_as_they_were(captions, pictures, tmp_path):
+def test_models_without_a_cosine_have_no_cosine_weights_and_load_without_the_setting(captions, pil_images, tmp_path):
     pair = make_pair(captions, tmp_path)
     assert not any("cosine" in name for name in pair.state_dict())
-    assert pair.encode_images(pair.preprocess.images(pictures)).vectors is None
+    assert pair.encode_images(pair.preprocess.images(pil_images)).vectors is None
     models.save(pair, tmp_path / "saved")
     path = tmp_path / "saved" / "config.json"
-    told = json.loads(path.read_text())
-    assert told.pop("cosine") is None
-    path.write_text(json.dumps(told))  # as folders were before there was one
+    config = json.loads(path.read_text())
+    assert config.pop("cosine") is None
+    path.write_text(json.dumps(config))  # as in folders of models saved without the setting
     assert models.load(tmp_path / "saved").digest == pair.digest
 
 
 @pytest.mark.parametrize("layers", [[0, 1], [1]])
-def test_a_student_has_a_cosine_of_its_own_to_train(dual, pictures, captions, tmp_path, layers):
-    teacher = stirred(scorer_from(tmp_path))
+def test_a_student_trains_a_copy_of_the_cosine(dual, pil_images, captions, tmp_path, layers):
+    teacher = with_noise(scorer_from(tmp_path))
     student = teacher.student(layers)
-    batch = student.preprocess.images(pictures), student.preprocess.texts(captions), IMAGES_P, TEXTS_P
+    batch = student.preprocess.images(pil_images), student.preprocess.texts(captions), IMAGES_P, TEXTS_P
     assert torch.equal(student(*batch), teacher(*batch)) == (len(layers) == 2)
     student.train()(*batch).square().sum().backward()
     trained = {name for name, parameter in student.network.named_parameters() if parameter.grad is not None}
     assert {*COSINE, "cosine.logit_scale"} < trained
     assert not any(name.startswith(("vision.", "text.", "image_transform", "text_transform", "modality")) for name in trained)
-    own = {parameter.data_ptr() for parameter in student.network.cosine.parameters()}
-    assert own.isdisjoint(parameter.data_ptr() for parameter in teacher.network.cosine.parameters())
+    storages = {parameter.data_ptr() for parameter in student.network.cosine.parameters()}
+    assert storages.isdisjoint(parameter.data_ptr() for parameter in teacher.network.cosine.parameters())
 
 
 @pytest.mark.parametrize("recomputes", [False, True])
-def test_gradients_are_those_of_each_pair_alone(dual, pictures, captions, tmp_path, recomputes):
-    one, other = (stirred(scorer_from(tmp_path)) for _ in range(2))
-    for scorer in (one, other):
+def test_gradients_equal_those_of_each_pair_alone(dual, pil_images, captions, tmp_path, recomputes):
+    reference, paired = (with_noise(scorer_from(tmp_path)) for _ in range(2))
+    for scorer in (reference, paired):
         scorer.encoders.freeze()
         scorer.train()
     if recomputes:
-        other.checkpoint_activations()
-    images, texts = one.preprocess.images(pictures), one.preprocess.texts(captions)
-    one.score(images.pixel_values[IMAGES_P], texts.input_ids[TEXTS_P], texts.attention_mask[TEXTS_P]).square().sum().backward()
-    other(images, texts, IMAGES_P, TEXTS_P).square().sum().backward()
-    found = {name: parameter.grad for name, parameter in other.network.named_parameters() if name in {*COSINE, "cosine.logit_scale"}}
-    assert len(found) == 5
-    for name, gradient in found.items():
-        assert_close(gradient, one.network.get_parameter(name).grad, rtol=1e-4, atol=1e-4)
+        paired.checkpoint_activations()
+    images, texts = reference.preprocess.images(pil_images), reference.preprocess.texts(captions)
+    reference.score(images.pixel_values[IMAGES_P], texts.input_ids[TEXTS_P], texts.attention_mask[TEXTS_P]).square().sum().backward()
+    paired(images, texts, IMAGES_P, TEXTS_P).square().sum().backward()
+    gradients = {name: parameter.grad for name, parameter in paired.network.named_parameters() if name in {*COSINE, "cosine.logit_scale"}}
+    assert len(gradients) == 5
+    for name, gradient in gradients.items():
+        assert_close(gradient, reference.network.get_parameter(name).grad, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_vectors_are_float32_under_autocast(dual, pictures, captions, tmp_path):
+def test_embeddings_are_float32_under_autocast(dual, pil_images, captions, tmp_path):
     scorer = scorer_from(tmp_path)
     features = (
-        scorer.encoders.image_features(scorer.preprocess.images(pictures)),
+        scorer.encoders.image_features(scorer.preprocess.images(pil_images)),
         scorer.encoders.text_features(scorer.preprocess.texts(captions)),
     )
     plain = scorer(*features, IMAGES_P, TEXTS_P)
@@ -168,33 +168,33 @@ def test_vectors_are_float32_under_autocast(dual, pictures, captions, tmp_path):
         images, texts = scorer.encode_images(features[0]), scorer.encode_texts(features[1])
         rounded = scorer.score_pairs(images, texts, IMAGES_P, TEXTS_P)
     assert (images.vectors.dtype, texts.vectors.dtype, rounded.dtype) == (torch.float32,) * 3
-    assert torch.equal(rounded, plain)  # the fusion's share is 0 in any type
+    assert torch.equal(rounded, plain)  # the fusion adds 0 in any dtype
 
 
-def test_states_keep_their_vectors():
+def test_operations_on_states_keep_the_vectors():
     vectors_ND = torch.arange(6.0).view(3, 2).requires_grad_()
     states = States(torch.zeros(3, 4, 5), torch.ones(3, 4, dtype=torch.bool), vectors_ND)
     assert states.take(torch.tensor([2, 0, 2])).vectors.tolist() == [[4, 5], [0, 1], [4, 5]]
     assert States.cat([states, states.take(torch.tensor([1]))]).vectors.tolist() == [[0, 1], [2, 3], [4, 5], [2, 3]]
     assert not states.detach().vectors.requires_grad
     index = torch.zeros(1, 1, dtype=torch.int64)
-    there = devices.on_device(MicroBatch(states, states, index, index, ()), torch.device("meta"))
-    assert (there.images.vectors.device.type, there.texts.vectors.shape) == ("meta", (3, 2))
+    moved = devices.on_device(MicroBatch(states, states, index, index, ()), torch.device("meta"))
+    assert (moved.images.vectors.device.type, moved.texts.vectors.shape) == ("meta", (3, 2))
     with pytest.raises(ValueError, match="some parts have vectors and some have none"):
         States.cat([states, dataclasses.replace(states, vectors=None)])
 
 
 def test_pairs_of_a_corpus_score_the_same_from_features_on_disk(corpus, tmp_path):
     make_dual(corpus.captions, tmp_path)
-    scorer = stirred(scorer_from(tmp_path))
-    kept = open_or_build(tmp_path / "features", corpus, scorer)
-    pairs = {"image_ix": np.arange(40) % 7, "text_ix": np.arange(40) * 3, "compute": Compute(batch_size=8)}
+    scorer = with_noise(scorer_from(tmp_path))
+    features = open_or_build(tmp_path / "features", corpus, scorer)
+    pairs = {"image_P": np.arange(40) % 7, "text_P": np.arange(40) * 3, "compute": Compute(batch_size=8)}
     expected = scoring_pairs.score_pairs(scorer, CorpusSource(corpus, scorer.preprocess), **pairs)
-    assert np.allclose(scoring_pairs.score_pairs(scorer, kept, **pairs), expected, atol=0.02)  # float16 features
+    assert np.allclose(scoring_pairs.score_pairs(scorer, features, **pairs), expected, atol=0.02)  # float16 features
     assert expected.std() > 0.1
 
 
-def test_a_recipe_starts_from_a_dual_encoder_and_trains_both(corpus, tmp_path):
+def test_a_recipe_starts_from_a_dual_encoder_and_trains_cosine_and_fusion(corpus, tmp_path):
     dual = make_dual(corpus.captions, tmp_path, dropout=0.1)
     path = tmp_path / "pair.toml"
     path.write_text(
@@ -208,13 +208,13 @@ def test_a_recipe_starts_from_a_dual_encoder_and_trains_both(corpus, tmp_path):
     options = TrainingOptions(compute=Compute(features=tmp_path / "features"))
     inputs = distill.Inputs(corpus, [], None)
     run = distill.train(distill.TrainingJob("finetune-teacher", str(path), [], tmp_path / "run"), inputs, options=options)
-    after = dict(models.load_fusion(run.folder).network.named_parameters())
-    moved = {name for name, parameter in start.network.named_parameters() if not torch.equal(after[name], parameter)}
-    assert {*COSINE, "cosine.logit_scale", "rank_output.weight", "text_layers.0.feed_forward.up.weight"} <= moved
-    assert not any(name.startswith(("vision.", "text.")) for name in moved)
+    trained = dict(models.load_fusion(run.folder).network.named_parameters())
+    changed = {name for name, parameter in start.network.named_parameters() if not torch.equal(trained[name], parameter)}
+    assert {*COSINE, "cosine.logit_scale", "rank_output.weight", "text_layers.0.feed_forward.up.weight"} <= changed
+    assert not any(name.startswith(("vision.", "text.")) for name in changed)
 
 
-def test_a_dual_encoder_over_something_else_is_refused_by_name(dual, captions, tmp_path):
+def test_a_dual_init_that_does_not_fit_is_refused_and_named(dual, captions, tmp_path):
     with pytest.raises(
         ModelError, match=r"dual is a dual encoder over other encoders \(\w{8}\) than .*vision and .*text \(\w{8}\); give both"
     ):
@@ -242,7 +242,7 @@ def test_a_dual_encoder_over_something_else_is_refused_by_name(dual, captions, t
         {"vision": "", "text": "", "start": "runs/a"},
     ],
 )
-def test_a_cosine_is_for_new_fusion_models_over_frozen_encoders(changed):
+def test_dual_init_requires_a_new_fusion_model_over_frozen_encoders(changed):
     table = {"start": "new", "vision": "v", "text": "t", "frozen_encoders": True, "dual_init": "runs/dual"}
     ModelConfig(**table)
     with pytest.raises(ConfigError, match=r"model\.dual_init is for a new fusion model over model\.vision and model\.text"):

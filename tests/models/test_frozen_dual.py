@@ -1,4 +1,4 @@
-"""A dual encoder over encoders that stay as they are: any family, from pixels or from features, saved and loaded."""
+"""Dual encoders over two frozen encoders of any family, from pixels or from stored features."""
 
 from __future__ import annotations
 
@@ -31,59 +31,59 @@ def dual(request, captions, tmp_path):
 
 
 @torch.no_grad()
-def test_vectors_are_unit_and_those_of_the_features(dual, pictures, captions):
-    images, texts = dual.preprocess.images(pictures), dual.preprocess.texts(captions)
+def test_embeddings_are_unit_vectors_and_equal_those_from_features(dual, pil_images, captions):
+    images, texts = dual.preprocess.images(pil_images), dual.preprocess.texts(captions)
     images_ID, texts_TD = dual(images, texts)
-    assert images_ID.shape == (len(pictures), 8)
-    assert_close(images_ID.norm(dim=1), torch.ones(len(pictures)))
+    assert images_ID.shape == (len(pil_images), 8)
+    assert_close(images_ID.norm(dim=1), torch.ones(len(pil_images)))
     assert_close(dual.embed_images(dual.encoders.image_features(images)), images_ID, rtol=1e-6, atol=1e-6)
     assert_close(dual.embed_texts(dual.encoders.text_features(texts)), texts_TD, rtol=1e-6, atol=1e-6)
     assert images_ID.std(dim=0).min() > 1e-4
 
 
 @torch.no_grad()
-def test_a_captions_vector_is_of_the_mean_of_its_tokens_and_not_of_padding(captions, tmp_path):
+def test_a_caption_embedding_projects_the_mean_of_its_tokens_without_padding(captions, tmp_path):
     dual = make_dual(captions, tmp_path)
     text = dual.preprocess.texts(captions[:1])
     tokens_LW = dual.network.text(input_ids=text.input_ids, attention_mask=text.attention_mask).last_hidden_state[0]
     mean = tokens_LW.mean(dim=0)
     normed = (mean - mean.mean()) / (mean.var(unbiased=False) + 1e-5).sqrt()
-    wanted = dual.network.projections.text_projection(normed)
-    assert_close(dual.embed_texts(text)[0], wanted / wanted.norm(), rtol=1e-5, atol=1e-6)
-    assert_close(dual.embed_texts(dual.preprocess.texts(captions))[0], wanted / wanted.norm(), rtol=1e-4, atol=1e-5)
+    expected = dual.network.projections.text_projection(normed)
+    assert_close(dual.embed_texts(text)[0], expected / expected.norm(), rtol=1e-5, atol=1e-6)
+    assert_close(dual.embed_texts(dual.preprocess.texts(captions))[0], expected / expected.norm(), rtol=1e-4, atol=1e-5)
 
 
-def test_a_saved_dual_is_the_same_model(dual, pictures, captions, tmp_path):
+def test_a_saved_dual_loads_with_equal_digest_and_embeddings(dual, pil_images, captions, tmp_path):
     models.save(dual, tmp_path / "saved")
-    again = models.load_dual(tmp_path / "saved", {"max_text_len": 12})
-    assert isinstance(again, FrozenDual)
-    assert (again.digest, again.encoders.digest) == (dual.digest, dual.encoders.digest)
+    reloaded = models.load_dual(tmp_path / "saved", {"max_text_len": 12})
+    assert isinstance(reloaded, FrozenDual)
+    assert (reloaded.digest, reloaded.encoders.digest) == (dual.digest, dual.encoders.digest)
     assert_close(
-        again.embed_texts(again.preprocess.texts(captions)), dual.embed_texts(dual.preprocess.texts(captions)), rtol=1e-6, atol=1e-6
+        reloaded.embed_texts(reloaded.preprocess.texts(captions)), dual.embed_texts(dual.preprocess.texts(captions)), rtol=1e-6, atol=1e-6
     )
     with pytest.raises(ModelError, match="is a dual encoder, whose image_size is fixed by its weights"):
         models.load_dual(tmp_path / "saved", {"image_size": 64})
 
 
-def test_only_projections_are_trained_and_encoders_drop_nothing_out(dual, pictures, captions):
+def test_only_projections_are_trained_and_encoders_stay_in_eval_mode(dual, pil_images, captions):
     dual.train()
-    images_ID, texts_TD = dual(dual.preprocess.images(pictures), dual.preprocess.texts(captions))
+    images_ID, texts_TD = dual(dual.preprocess.images(pil_images), dual.preprocess.texts(captions))
     (images_ID.sum() + texts_TD.sum()).backward()
     trained = {name for name, parameter in dual.network.named_parameters() if parameter.grad is not None}
-    sides = {"projections.image_projection", "projections.text_projection"}
-    assert trained == {f"{side}.{part}" for side in sides for part in ("weight", "bias")}
+    projections = {"projections.image_projection", "projections.text_projection"}
+    assert trained == {f"{projection}.{part}" for projection in projections for part in ("weight", "bias")}
     assert not dual.network.vision.training
     assert dual.network.projections.dropout.training
 
 
-def test_a_co_attention_scorer_over_the_same_encoders_shares_the_features(captions, tmp_path):
+def test_a_co_attention_scorer_over_the_same_encoders_has_the_same_feature_digest(captions, tmp_path):
     dual = make_dual(captions, tmp_path)
     fusion = models.FusionSize(hidden_size=16, num_layers=1, num_heads=2)
     pair = models.new_coattention(str(tmp_path / "vision"), str(tmp_path / "text"), fusion, max_text_len=12)
     assert pair.encoders.digest == dual.encoders.digest
 
 
-def test_it_is_trained_and_evaluated_from_features_on_disk(corpus, tmp_path):
+def test_training_and_evaluation_run_from_features_on_disk(corpus, tmp_path):
     refs = save_vision("map", tmp_path / "vision"), save_text("bert", corpus.captions, tmp_path / "text")
     recipe = tmp_path / "dual.toml"
     recipe.write_text(
@@ -95,14 +95,14 @@ def test_it_is_trained_and_evaluated_from_features_on_disk(corpus, tmp_path):
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"]
     student = models.load_dual(run.folder)
-    kept = evaluate.evaluate_model(student, corpus, options=EvalOptions(compute=Compute(features=tmp_path / "features")))
-    anew = evaluate.evaluate_model(student, corpus)
-    assert kept.features == "float16"
-    assert abs(kept.recalls.rsum - anew.recalls.rsum) < 15  # 32 images: a hit is 3 points
+    from_features = evaluate.evaluate_model(student, corpus, options=EvalOptions(compute=Compute(features=tmp_path / "features")))
+    from_images = evaluate.evaluate_model(student, corpus)
+    assert from_features.features == "float16"
+    assert abs(from_features.recalls.rsum - from_images.recalls.rsum) < 15  # of 32 images, each hit is 3 points
     assert len(list((tmp_path / "features").iterdir())) == 1
 
 
-def test_frozen_encoders_of_a_dual_have_to_be_named(corpus):
+def test_frozen_encoders_require_two_named_encoders(corpus):
     with pytest.raises(ConfigError, match="frozen_encoders is for a model over two encoders"):
         ModelConfig(kind="dual", start="new", frozen_encoders=True)
     with pytest.raises(ConfigError, match=r"dropout must lie in \[0, 1\), got 1"):
@@ -111,12 +111,12 @@ def test_frozen_encoders_of_a_dual_have_to_be_named(corpus):
 
 @pytest.mark.parametrize(("vision", "levels"), [("timm map", (1, 3)), ("tokens", (0,)), ("clip", (1, 0))])
 @torch.no_grad()
-def test_earlier_stages_are_read_beside_the_output_and_kept_with_the_model(vision, levels, pictures, captions, tmp_path):
+def test_earlier_stages_are_added_to_the_output_and_saved_with_the_model(vision, levels, pil_images, captions, tmp_path):
     plain = make_dual(captions, tmp_path, vision)
     refs = str(tmp_path / "vision"), str(tmp_path / "text")
     spec = FeatureSpec(levels=levels, grid=2 if vision == "timm map" else None)
     dual = models.new_frozen_dual(*refs, SIZE, max_text_len=12, features=spec)
-    images = dual.preprocess.images(pictures)
+    images = dual.preprocess.images(pil_images)
     tokens_IVW, plain_IVW = dual.encoders.image_features(images).tokens, plain.encoders.image_features(images).tokens
     assert_close(tokens_IVW[:, 0, : plain_IVW.shape[2]], plain_IVW[:, 0])
     assert tokens_IVW.shape[1] == (5 if vision == "timm map" else plain_IVW.shape[1])
@@ -124,56 +124,56 @@ def test_earlier_stages_are_read_beside_the_output_and_kept_with_the_model(visio
     assert dual.encoders.digest != plain.encoders.digest
     if vision == "timm map":
         _, maps = dual.network.vision.timm_model.forward_intermediates(images.pixel_values, indices=list(levels))
-        means_IW = torch.cat([each.mean(dim=(2, 3)) for each in maps], dim=1)
+        means_IW = torch.cat([map_ICHW.mean(dim=(2, 3)) for map_ICHW in maps], dim=1)
         assert_close(tokens_IVW[:, 0, plain_IVW.shape[2] :], means_IW, rtol=1e-5, atol=1e-5)
     models.save(dual, tmp_path / "saved")
-    again = models.load_dual(tmp_path / "saved")
-    assert again.digest == dual.digest
-    assert_close(again.embed_images(images), dual.embed_images(images), rtol=1e-6, atol=1e-6)
+    reloaded = models.load_dual(tmp_path / "saved")
+    assert reloaded.digest == dual.digest
+    assert_close(reloaded.embed_images(images), dual.embed_images(images), rtol=1e-6, atol=1e-6)
     pair = models.new_coattention(*refs, models.FusionSize(hidden_size=12, num_layers=1, num_heads=2), max_text_len=12, features=spec)
     assert pair.encoders.digest == dual.encoders.digest
 
 
 @pytest.mark.parametrize(("vision", "levels"), [("timm map", (9,)), ("map", (0,)), ("timm tokens", (0,)), ("tokens", (1, 1))])
-def test_stages_an_encoder_does_not_have_are_refused(vision, levels, captions, tmp_path):
+def test_invalid_stages_of_an_encoder_are_refused(vision, levels, captions, tmp_path):
     refs = save_vision(vision, tmp_path / "vision"), save_text("bert", captions, tmp_path / "text")
     with pytest.raises(ModelError, match=r"model.vision_levels is \[.*\], not stages of"):
         models.new_frozen_dual(*refs, SIZE, max_text_len=12, features=FeatureSpec(levels=levels))
 
 
-def test_a_grid_is_for_encoders_with_maps(pictures, captions, tmp_path):
+def test_a_grid_requires_an_encoder_with_feature_maps(pil_images, captions, tmp_path):
     refs = save_vision("clip", tmp_path / "vision"), save_text("bert", captions, tmp_path / "text")
     dual = models.new_frozen_dual(*refs, SIZE, max_text_len=12, features=FeatureSpec(grid=2))
     with pytest.raises(ModelError, match=r"model\.vision_grid is for encoders with feature maps, and this one gives 17 tokens"):
-        dual.encoders.image_features(dual.preprocess.images(pictures))
+        dual.encoders.image_features(dual.preprocess.images(pil_images))
 
 
 @pytest.mark.parametrize("name", ["vision_grid", "vision_size"])
-def test_sides_are_at_least_one(name):
+def test_grid_and_image_size_are_at_least_one(name):
     with pytest.raises(ConfigError, match=rf"model\.{name} must be at least 1, got 0"):
         ModelConfig(kind="dual", start="new", vision="a", text="b", frozen_encoders=True, **{name: 0})
 
 
-def test_levels_are_for_frozen_encoders():
+def test_levels_require_frozen_encoders():
     with pytest.raises(ConfigError, match=r"model\.vision_levels, vision_grid and vision_size are for new models over"):
         ModelConfig(kind="dual", start="new", vision="a", text="b", vision_levels=(1,))
 
 
 @torch.no_grad()
-def test_a_convolutional_encoder_sees_larger_pictures_and_remembers_it(pictures, captions, tmp_path):
+def test_a_convolutional_encoder_takes_larger_images_and_saves_the_size(pil_images, captions, tmp_path):
     plain = make_dual(captions, tmp_path, "timm map")
     refs = str(tmp_path / "vision"), str(tmp_path / "text")
     dual = models.new_frozen_dual(*refs, SIZE, max_text_len=12, features=FeatureSpec(size=96))
-    assert dual.preprocess.images(pictures).pixel_values.shape[-2:] == (96, 96)
+    assert dual.preprocess.images(pil_images).pixel_values.shape[-2:] == (96, 96)
     assert dual.encoders.digest != plain.encoders.digest
     models.save(dual, tmp_path / "saved")
-    again = models.load_dual(tmp_path / "saved")
-    assert again.digest == dual.digest
-    assert again.preprocess.images(pictures).pixel_values.shape[-2:] == (96, 96)
+    reloaded = models.load_dual(tmp_path / "saved")
+    assert reloaded.digest == dual.digest
+    assert reloaded.preprocess.images(pil_images).pixel_values.shape[-2:] == (96, 96)
 
 
 @pytest.mark.parametrize("vision", ["map", "timm tokens", "tokens"])
-def test_other_encoders_see_the_size_they_were_made_for(vision, captions, tmp_path):
+def test_another_image_size_is_refused_for_other_encoders(vision, captions, tmp_path):
     refs = save_vision(vision, tmp_path / "vision"), save_text("bert", captions, tmp_path / "text")
     with pytest.raises(ModelError, match=r"model\.vision_size is for timm's models with feature maps"):
         models.new_frozen_dual(*refs, SIZE, max_text_len=12, features=FeatureSpec(size=96))

@@ -1,4 +1,4 @@
-"""Models by name: every kind of reference, saving and loading, fingerprints, and what a wrong reference is told."""
+"""Saving and loading models: every kind of reference, digests, overrides, and errors for wrong references."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dcdctl.core.models import load_save
 
 
 @torch.no_grad()
-def _outputs(model, pictures, captions):
-    batch = model.preprocess.images(pictures), model.preprocess.texts(captions[:3])
+def _outputs(model, pil_images, captions):
+    batch = model.preprocess.images(pil_images), model.preprocess.texts(captions[:3])
     if isinstance(model, models.DualModel):
         return torch.stack(model(*batch))
     return model(*batch, torch.arange(3), torch.arange(3))
@@ -28,20 +28,20 @@ def model(request):
     return request.getfixturevalue(request.param)
 
 
-def test_a_saved_model_loads_bit_for_bit(model, pictures, captions, tmp_path, capfd):
+def test_a_saved_model_loads_with_bit_identical_weights(model, pil_images, captions, tmp_path, capfd):
     models.save(model, tmp_path / "model")
-    again = models.load(tmp_path / "model")
-    for (name, own), (_, loaded) in zip(model.network.named_parameters(), again.network.named_parameters(), strict=True):
-        assert torch.equal(own, loaded), name
-    # Where in memory the weights lie decides which kernel multiplies them, and so the last bit.
-    assert_close(_outputs(again, pictures, captions), _outputs(model, pictures, captions), rtol=1e-6, atol=1e-6)
-    assert again.digest == model.digest
-    assert not again.training
-    assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
+    reloaded = models.load(tmp_path / "model")
+    for (name, saved), (_, loaded) in zip(model.network.named_parameters(), reloaded.network.named_parameters(), strict=True):
+        assert torch.equal(saved, loaded), name
+    # The memory address of the weights decides which kernel multiplies them, and so the last bit of the outputs.
+    assert_close(_outputs(reloaded, pil_images, captions), _outputs(model, pil_images, captions), rtol=1e-6, atol=1e-6)
+    assert reloaded.digest == model.digest
+    assert not reloaded.training
+    assert {parameter.dtype for parameter in reloaded.parameters()} == {torch.float32}
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_files_of_a_saved_model_are_equally_readable(model, tmp_path):
+def test_the_files_of_a_saved_model_have_default_permissions(model, tmp_path):
     models.save(model, tmp_path / "model")
     (tmp_path / "plain").write_text("")
     assert {path.stat().st_mode for path in (tmp_path / "model").iterdir()} == {(tmp_path / "plain").stat().st_mode}
@@ -49,40 +49,40 @@ def test_the_files_of_a_saved_model_are_equally_readable(model, tmp_path):
 
 def test_half_saves_half_the_bytes_and_loads_as_float32(model, tmp_path):
     models.save(model, tmp_path / "half", half=True)
-    again = models.load(tmp_path / "half")
+    reloaded = models.load(tmp_path / "half")
     assert {tensor.dtype for tensor in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.float16}
-    for (name, own), (_, loaded) in zip(model.network.named_parameters(), again.network.named_parameters(), strict=True):
+    for (name, saved), (_, loaded) in zip(model.network.named_parameters(), reloaded.network.named_parameters(), strict=True):
         assert loaded.dtype == torch.float32, name
-        assert torch.equal(loaded, own.half().float()), name
+        assert torch.equal(loaded, saved.half().float()), name
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_a_saved_vilt_loads_in_plain_transformers(vilt, pictures, captions, tmp_path):
+def test_a_saved_vilt_loads_in_plain_transformers(vilt, pil_images, captions, tmp_path):
     models.save(vilt, tmp_path / "vilt")
     plain, report = ViltForImageAndTextRetrieval.from_pretrained(tmp_path / "vilt", output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
-    images, texts = vilt.preprocess.images(pictures), vilt.preprocess.texts(captions[:3])
+    images, texts = vilt.preprocess.images(pil_images), vilt.preprocess.texts(captions[:3])
     with torch.no_grad():
-        found = plain.eval()(
+        output = plain.eval()(
             input_ids=texts.input_ids, attention_mask=texts.attention_mask, pixel_values=images.pixel_values, pixel_mask=images.pixel_mask
         )
-    assert torch.allclose(found.logits[:, 0], _outputs(vilt, pictures, captions), atol=1e-4)
+    assert torch.allclose(output.logits[:, 0], _outputs(vilt, pil_images, captions), atol=1e-4)
 
 
-def test_a_folder_of_transformers_gets_the_epsilons_as_released(tokenizer, vilt, pictures, captions, tmp_path):
+def test_a_transformers_folder_loads_with_the_epsilons_of_the_official_code(tokenizer, vilt, pil_images, captions, tmp_path):
     models.save(vilt, tmp_path / "vilt")
     (tmp_path / "vilt" / "dcdctl.json").unlink()
     config = ViltConfig.from_pretrained(tmp_path / "vilt")
     config.layer_norm_eps = 1e-12
     config.save_pretrained(tmp_path / "vilt")
-    again = models.load_fusion(tmp_path / "vilt")
-    assert again.layers[0].layernorm_before.eps == again.network.vilt.layernorm.eps == 1e-6
-    assert again.network.vilt.embeddings.text_embeddings.LayerNorm.eps == 1e-12
-    assert_close(_outputs(again, pictures, captions), _outputs(vilt, pictures, captions), rtol=1e-6, atol=1e-6)
+    reloaded = models.load_fusion(tmp_path / "vilt")
+    assert reloaded.layers[0].layernorm_before.eps == reloaded.network.vilt.layernorm.eps == 1e-6
+    assert reloaded.network.vilt.embeddings.text_embeddings.LayerNorm.eps == 1e-12
+    assert_close(_outputs(reloaded, pil_images, captions), _outputs(vilt, pil_images, captions), rtol=1e-6, atol=1e-6)
 
 
-def test_saving_replaces_a_model_and_nothing_else(vilt, dual, tmp_path):
+def test_saving_replaces_a_model_and_refuses_other_folders(vilt, dual, tmp_path):
     models.save(vilt, tmp_path / "model")
     models.save(dual, tmp_path / "model")
     assert isinstance(models.load(tmp_path / "model"), models.DualModel)
@@ -93,12 +93,12 @@ def test_saving_replaces_a_model_and_nothing_else(vilt, dual, tmp_path):
         models.save(vilt, tmp_path / "photos")
 
 
-def test_a_run_folder_means_its_model(vilt, tmp_path):
+def test_a_run_folder_loads_its_model(vilt, tmp_path):
     models.save(vilt, tmp_path / "run" / "model")
     assert models.load(tmp_path / "run").digest == vilt.digest
 
 
-def test_a_built_in_model_loads_by_name_and_a_folder_of_that_name_wins(vilt, dual, tmp_path, monkeypatch):
+def test_a_built_in_model_loads_by_name_unless_a_folder_has_that_name(vilt, dual, tmp_path, monkeypatch):
     monkeypatch.setattr(load_save, "_TEACHERS", tmp_path / "teachers")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match="no built-in model scenes-vilt"):
@@ -109,7 +109,7 @@ def test_a_built_in_model_loads_by_name_and_a_folder_of_that_name_wins(vilt, dua
     assert models.load("scenes-vilt").digest == dual.digest
 
 
-def test_the_fingerprint_sees_every_weight_and_setting(vilt, tmp_path):
+def test_the_digest_depends_on_weights_and_settings(vilt, tmp_path):
     models.save(vilt, tmp_path / "vilt")
     digests = [vilt.digest]
     digests += [models.load(tmp_path / "vilt", change).digest for change in ({"image_size": 64}, {"max_text_len": 8})]
@@ -119,7 +119,7 @@ def test_the_fingerprint_sees_every_weight_and_setting(vilt, tmp_path):
     assert len(set(digests)) == 4
 
 
-def test_overrides_reach_the_model(vilt, tmp_path, tokenizer_dir):
+def test_overrides_change_the_model(vilt, tmp_path, tokenizer_dir):
     models.save(vilt, tmp_path / "vilt")
     changed = models.load(
         tmp_path / "vilt", {"image_size": 64, "max_text_len": 8, "tokenizer": str(tokenizer_dir), "num_attention_heads": 2}
@@ -138,7 +138,7 @@ def test_overrides_reach_the_model(vilt, tmp_path, tokenizer_dir):
         ({"max_text_len": 2}, "max_text_len must be at least 3"),
     ],
 )
-def test_wrong_overrides_are_refused_before_anything_is_read(overrides, message):
+def test_invalid_overrides_are_refused_before_anything_is_read(overrides, message):
     with pytest.raises(ConfigError, match=message):
         models.load("owner/absent", overrides)
 
@@ -151,7 +151,7 @@ def test_assignments_become_overrides():
         models.parse_overrides(["size=3"])
 
 
-def test_the_other_kind_is_named(vilt, dual, tmp_path):
+def test_a_model_of_the_other_kind_is_refused_and_named(vilt, dual, tmp_path):
     models.save(vilt, tmp_path / "vilt")
     models.save(dual, tmp_path / "dual")
     assert models.load_dual(tmp_path / "dual").digest == dual.digest
@@ -161,7 +161,7 @@ def test_the_other_kind_is_named(vilt, dual, tmp_path):
         models.load_fusion(tmp_path / "dual")
 
 
-def test_a_dual_encoder_refuses_what_its_weights_fix(dual, tmp_path):
+def test_a_dual_encoder_refuses_overrides_that_its_weights_fix(dual, tmp_path):
     models.save(dual, tmp_path / "dual")
     with pytest.raises(ModelError, match="image_size is fixed by its weights; a dual encoder takes max_text_len and tokenizer"):
         models.load(tmp_path / "dual", {"image_size": 64})
@@ -169,7 +169,7 @@ def test_a_dual_encoder_refuses_what_its_weights_fix(dual, tmp_path):
         models.load(tmp_path / "dual", {"max_text_len": 99})
 
 
-def test_references_that_lead_nowhere(tmp_path):
+def test_an_invalid_reference_is_an_error_that_says_why(tmp_path):
     (tmp_path / "weights.bin").touch()
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.png").touch()
@@ -206,7 +206,7 @@ def test_a_reference_is_checked_without_opening_weights(vilt, tmp_path):
             models.check_ref(ref, kind="dual")
 
 
-def test_a_folder_that_lacks_weights_names_them(vilt, tmp_path):
+def test_missing_weights_of_a_folder_are_named(vilt, tmp_path):
     state = {name: tensor for name, tensor in vilt.network.state_dict().items() if not name.startswith("rank_output")}
     models.save(vilt, tmp_path / "vilt")
     vilt.network.save_pretrained(tmp_path / "vilt", state_dict=state)
@@ -216,8 +216,8 @@ def test_a_folder_that_lacks_weights_names_them(vilt, tmp_path):
 
 def test_a_folder_of_a_later_format_is_refused(vilt, tmp_path):
     models.save(vilt, tmp_path / "vilt")
-    told = json.loads((tmp_path / "vilt" / "dcdctl.json").read_text())
-    (tmp_path / "vilt" / "dcdctl.json").write_text(json.dumps({**told, "format": 2}))
+    document = json.loads((tmp_path / "vilt" / "dcdctl.json").read_text())
+    (tmp_path / "vilt" / "dcdctl.json").write_text(json.dumps({**document, "format": 2}))
     with pytest.raises(ModelError, match="has format 2, this dcdctl reads format 1; update dcdctl"):
         models.load(tmp_path / "vilt")
 
@@ -230,7 +230,7 @@ def test_damaged_json_of_a_model_is_named(dual, tmp_path, name):
         models.load(tmp_path / "model")
 
 
-def test_broken_weights_are_said_to_be_so(model, tmp_path):
+def test_damaged_weights_are_an_error_that_names_the_model(model, tmp_path):
     models.save(model, tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])

@@ -1,4 +1,4 @@
-"""Official checkpoints load whatever they carry besides weights, and say what they lack."""
+"""Checkpoints of the official code: they load with any content beside the weights, and missing weights are named."""
 
 from __future__ import annotations
 
@@ -27,75 +27,75 @@ from dcdctl.core.models.official_vilt import to_transformers
 
 
 @pytest.fixture
-def tiny(released):
-    return torch.load(released.checkpoint, weights_only=True)
+def tiny(official_model):
+    return torch.load(official_model.checkpoint, weights_only=True)
 
 
-def _reload(content, path, released, **overrides):
+def _reload(content, path, official_model, **overrides):
     torch.save(content, path)
-    return models.load_fusion(path, {"tokenizer": released.tokenizer, **overrides})
+    return models.load_fusion(path, {"tokenizer": official_model.tokenizer, **overrides})
 
 
-def _equal(one, other):
-    pairs = zip(one.named_parameters(), other.named_parameters(), strict=True)
-    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+def _has_equal_weights(first, second):
+    parameters = zip(first.named_parameters(), second.named_parameters(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in parameters)
 
 
-def test_scoring_has_a_use_for_all_of_a_full_size_checkpoint_but_for_known_leftovers():
-    told = json.loads((FIXTURES / "vilt_full_keys.json").read_text())
-    _, unused = to_transformers({name: torch.empty(shape, device="meta") for name, shape in told.items()})
-    assert len(told) == 163
+def test_a_full_size_checkpoint_has_no_unused_weights_except_known_ones():
+    shapes = json.loads((FIXTURES / "vilt_full_keys.json").read_text())
+    _, unused = to_transformers({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+    assert len(shapes) == 163
     assert unused == ["itm_score.fc.bias", "itm_score.fc.weight", "text_embeddings.position_ids"]
 
 
-def test_settings_come_from_the_file(released):
-    scorer = released.scorer()
-    assert scorer.preprocess.max_text_len == released.told["config"]["max_text_len"]
+def test_settings_are_read_from_the_checkpoint(official_model):
+    scorer = official_model.scorer()
+    assert scorer.preprocess.max_text_len == official_model.facts["config"]["max_text_len"]
     assert scorer.preprocess.image_size_px == 64
     assert scorer.network.config.num_attention_heads == 4
     assert scorer.network.config.hidden_dropout_prob == 0.1
     assert scorer.unused_keys == ("itm_score.fc.bias", "itm_score.fc.weight", "text_embeddings.position_ids")
 
 
-def test_overrides_win_over_the_file(released):
-    scorer = released.scorer(image_size=128, max_text_len=8)
+def test_overrides_replace_settings_of_the_checkpoint(official_model):
+    scorer = official_model.scorer(image_size=128, max_text_len=8)
     assert (scorer.preprocess.image_size_px, scorer.preprocess.max_text_len) == (128, 8)
 
 
-def test_bare_weights_load_when_told_the_heads(released, tiny, tmp_path):
-    scorer = _reload(tiny["state_dict"], tmp_path / "bare.ckpt", released, num_attention_heads=4)
-    assert _equal(scorer, released.scorer())
+def test_a_bare_state_dict_loads_with_given_heads(official_model, tiny, tmp_path):
+    scorer = _reload(tiny["state_dict"], tmp_path / "bare.ckpt", official_model, num_attention_heads=4)
+    assert _has_equal_weights(scorer, official_model.scorer())
     with pytest.raises(ModelError, match=r"attention heads unknown.*--model-set num_attention_heads=N"):
-        _reload(tiny["state_dict"], tmp_path / "bare.ckpt", released)
+        _reload(tiny["state_dict"], tmp_path / "bare.ckpt", official_model)
     with pytest.raises(ModelError, match="not a multiple of 5"):
-        _reload(tiny["state_dict"], tmp_path / "bare.ckpt", released, num_attention_heads=5)
+        _reload(tiny["state_dict"], tmp_path / "bare.ckpt", official_model, num_attention_heads=5)
 
 
-def test_without_a_ranking_head_the_matching_row_is_used(released, tiny, tmp_path):
+def test_without_a_ranking_head_the_match_row_of_the_itm_head_is_used(official_model, tiny, tmp_path):
     state = {name: tensor for name, tensor in tiny["state_dict"].items() if not name.startswith("rank_output")}
-    scorer = _reload({**tiny, "state_dict": state}, tmp_path / "pretrained.ckpt", released)
+    scorer = _reload({**tiny, "state_dict": state}, tmp_path / "pretrained.ckpt", official_model)
     assert torch.equal(scorer.network.rank_output.weight, state["itm_score.fc.weight"][1:])
     assert torch.equal(scorer.network.rank_output.bias, state["itm_score.fc.bias"][1:])
 
 
-def test_unknown_entries_are_reported(released, tiny, tmp_path):
+def test_unknown_weights_are_reported_as_unused(official_model, tiny, tmp_path):
     tiny["state_dict"]["mlm_score.bias"] = torch.zeros(3)
     tiny["state_dict"]["transformer.blocks.0.surprise.weight"] = torch.zeros(3)
-    scorer = _reload(tiny, tmp_path / "more.ckpt", released)
+    scorer = _reload(tiny, tmp_path / "more.ckpt", official_model)
     assert {"mlm_score.bias", "transformer.blocks.0.surprise.weight"} <= set(scorer.unused_keys)
 
 
-def test_missing_weights_are_named(released, tiny, tmp_path):
+def test_missing_weights_are_named(official_model, tiny, tmp_path):
     del tiny["state_dict"]["pooler.dense.bias"]
     with pytest.raises(ModelError, match=r"lacks 1 parameters of a ViLT scorer: vilt\.pooler\.dense\.bias"):
-        _reload(tiny, tmp_path / "less.ckpt", released)
+        _reload(tiny, tmp_path / "less.ckpt", official_model)
     del tiny["state_dict"]["text_embeddings.word_embeddings.weight"]
     with pytest.raises(ModelError, match=r"word_embeddings\.weight"):
-        _reload(tiny, tmp_path / "less.ckpt", released)
+        _reload(tiny, tmp_path / "less.ckpt", official_model)
 
 
-class Read(dict):
-    """Sacred's read-only dictionary: pickled as a call with all its entries."""
+class ReadOnlyDict(dict):
+    """Sacred's read-only dictionary, which is pickled as a call with all its entries."""
 
     def __reduce__(self):
         return type(self), (dict(self),)
@@ -103,9 +103,9 @@ class Read(dict):
 
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize(("name", "overrides"), [("vilt_tiny_a", {}), ("meter_tiny_a", {"text.num_attention_heads": 3})])
-def test_what_lightning_keeps_beside_the_weights_does_not_hinder(name, overrides, is_zip, tokenizer_dir, tmp_path, monkeypatch):
+def test_a_checkpoint_loads_with_lightning_objects_beside_the_weights(name, overrides, is_zip, tokenizer_dir, tmp_path, monkeypatch):
     lightning = types.ModuleType("absent_lightning")
-    for kind, base in {"ModelCheckpoint": object, "AttributeDict": dict, "ReadOnlyDict": Read}.items():
+    for kind, base in {"ModelCheckpoint": object, "AttributeDict": dict, "ReadOnlyDict": ReadOnlyDict}.items():
         setattr(lightning, kind, type(kind, (base,), {"__module__": "absent_lightning"}))
     lightning.Plugin = enum.Enum("Plugin", {"A": "a"}, type=str, module="absent_lightning")
     monkeypatch.setitem(sys.modules, "absent_lightning", lightning)
@@ -122,7 +122,7 @@ def test_what_lightning_keeps_beside_the_weights_does_not_hinder(name, overrides
     monkeypatch.delitem(sys.modules, "absent_lightning")
     settings = {"tokenizer": str(tokenizer_dir), **overrides}
     scorer = models.load_fusion(tmp_path / "full.ckpt", settings)
-    assert _equal(scorer, models.load_fusion(FIXTURES / f"{name}.ckpt", settings))
+    assert _has_equal_weights(scorer, models.load_fusion(FIXTURES / f"{name}.ckpt", settings))
     assert scorer.preprocess.max_text_len == config["max_text_len"]
     assert [entry["best"] for entry in read_checkpoint(tmp_path / "full.ckpt")["callbacks"].values()] == [{"a": 1}]
 
@@ -146,31 +146,31 @@ FORMATS = {
     "legacy": functools.partial(torch.save, _use_new_zipfile_serialization=False),
     "pickle": lambda content, path: path.write_bytes(pickle.dumps(content)),
 }
-PLACES = {"alone": lambda hostile: hostile, "nested": lambda hostile: {"hyper_parameters": {"config": [{"tokenizer": hostile}]}}}
+NESTINGS = {"alone": lambda hostile: hostile, "nested": lambda hostile: {"hyper_parameters": {"config": [{"tokenizer": hostile}]}}}
 
 
-@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("nest", NESTINGS.values(), ids=NESTINGS)
 @pytest.mark.parametrize("save", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize(("name", "call"), CALLS.items(), ids=["system", "exec"])
-def test_a_checkpoint_that_would_run_something_is_refused_and_nothing_of_it_runs(name, call, save, place, tmp_path):
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(name, call, save, nest, tmp_path):
     marker = tmp_path / "made-by-the-checkpoint"
-    save(place(call(marker)), tmp_path / "hostile.ckpt")
+    save(nest(call(marker)), tmp_path / "hostile.ckpt")
     with pytest.raises(ModelError, match=rf"hostile\.ckpt is refused: it asks for {name},.*a source you trust"):
         models.load(tmp_path / "hostile.ckpt")
     assert not marker.exists()
-    with contextlib.suppress(RuntimeError):  # A plain pickle runs, and then is found to be no checkpoint.
+    with contextlib.suppress(RuntimeError):  # A plain pickle runs its code before torch finds that it is no checkpoint.
         torch.load(tmp_path / "hostile.ckpt", weights_only=False)
     assert marker.exists()
 
 
-WAYS_AROUND = [
+INDIRECT_CALLS = [
     *(("subprocess", "Popen"), ("importlib.util", "module_from_spec"), ("__builtin__", "getattr"), ("io", "open")),
     ("torch.serialization", "os.execv"),
 ]
 
 
-@pytest.mark.parametrize(("module", "function"), WAYS_AROUND)
-def test_ways_around_are_refused_too(module, function, tmp_path):
+@pytest.mark.parametrize(("module", "function"), INDIRECT_CALLS)
+def test_indirect_ways_to_run_code_are_refused(module, function, tmp_path):
     (tmp_path / "hostile.ckpt").write_bytes(f"c{module}\n{function}\n(tR.".encode())
     with pytest.raises(ModelError, match=rf"it asks for {module}\.{function}"):
         read_checkpoint(tmp_path / "hostile.ckpt")
@@ -185,30 +185,30 @@ def test_ways_around_are_refused_too(module, function, tmp_path):
         ({"conv1.weight": torch.zeros(2)}, r"no official checkpoint of ViLT or METER: it has conv1\.weight"),
     ],
 )
-def test_other_checkpoints_are_named_as_what_they_are(content, message, tmp_path):
+def test_a_checkpoint_of_another_model_is_an_error_that_describes_it(content, message, tmp_path):
     torch.save(content, tmp_path / "other.ckpt")
     with pytest.raises(ModelError, match=message):
         models.load(tmp_path / "other.ckpt")
 
 
 @pytest.mark.parametrize("content", [b"", b"not found\n", b"PK\x03\x04 cut short"])
-def test_a_broken_download_is_said_to_be_one(content, tmp_path):
+def test_an_incomplete_download_is_an_error_that_says_so(content, tmp_path):
     (tmp_path / "broken.ckpt").write_bytes(content)
     with pytest.raises(ModelError, match=r"broken\.ckpt is not a PyTorch checkpoint.*download complete"):
         models.load(tmp_path / "broken.ckpt")
 
 
-def test_a_tokenizer_of_another_model_is_refused(released, tmp_path):
+def test_a_tokenizer_of_another_model_is_refused(official_model, tmp_path):
     models.word_piece(["".join(map(chr, range(33, 127)))], 200).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"the tokenizer has \d+ tokens, but the model's embedding table has (120|90) rows"):
-        models.load(released.checkpoint, {"tokenizer": str(tmp_path)})
+        models.load(official_model.checkpoint, {"tokenizer": str(tmp_path)})
 
 
-def test_more_text_than_positions_is_refused(released):
+def test_a_max_text_len_above_the_text_positions_is_refused(official_model):
     with pytest.raises(ModelError, match=r"max_text_len is 30, but the model has 1[26] text positions"):
-        released.scorer(max_text_len=30)
+        official_model.scorer(max_text_len=30)
 
 
-def test_the_default_tokenizer_needs_the_hub_and_the_error_names_the_way_out(released):
+def test_without_the_hub_the_error_names_the_option_for_a_tokenizer_folder(official_model):
     with pytest.raises(ModelError, match=r"bert-base-uncased.*--model-set tokenizer=FOLDER"):
-        models.load(released.checkpoint)
+        models.load(official_model.checkpoint)

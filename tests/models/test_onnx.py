@@ -1,4 +1,4 @@
-"""Dual encoders as ONNX files, against torch."""
+"""Dual encoders exported to ONNX, compared with torch."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def texts_of(model, corpus, count):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_the_vectors_of_any_number_of_images_and_captions_are_torchs(corpus, dual, towers, count):
+def test_embeddings_equal_those_of_torch_for_any_number_of_images_and_captions(corpus, dual, towers, count):
     onnx = OnnxDual(towers, dual.preprocess, device=CPU)
     images = dual.preprocess.images(corpus.images(range(count)))
     texts = texts_of(dual, corpus, count)
     assert models_onnx.check_onnx(onnx, dual, images, texts) < 5e-6
 
 
-def test_captions_may_have_any_length_and_padding_changes_nothing(corpus, dual, towers):
+def test_caption_embeddings_do_not_depend_on_padding(corpus, dual, towers):
     onnx = OnnxDual(towers, dual.preprocess, device=CPU)
     shortest, longest = dual.preprocess.texts([""]), dual.preprocess.texts([" ".join(corpus.captions[:3])])
     assert (shortest.input_ids.shape[1], longest.input_ids.shape[1]) == (2, dual.preprocess.max_text_len)
@@ -45,28 +45,28 @@ def test_captions_may_have_any_length_and_padding_changes_nothing(corpus, dual, 
     assert together.norm(dim=1) == pytest.approx([1, 1], abs=1e-6)
 
 
-def test_the_files_have_the_inputs_and_the_output_that_are_documented(towers):
+def test_the_files_have_the_documented_inputs_and_output(towers):
     import onnxruntime
 
-    found = {tower.name: onnxruntime.InferenceSession(str(tower)) for tower in (towers.image, towers.text)}
-    inputs = {name: {one.name: (one.shape, one.type) for one in session.get_inputs()} for name, session in found.items()}
+    sessions = {tower.name: onnxruntime.InferenceSession(str(tower)) for tower in (towers.image, towers.text)}
+    inputs = {name: {value.name: (value.shape, value.type) for value in session.get_inputs()} for name, session in sessions.items()}
     assert inputs["image.onnx"] == {"pixel_values": (["images", 3, 48, 48], "tensor(float)")}
-    words = (["texts", "tokens"], "tensor(int64)")
-    assert inputs["text.onnx"] == {"input_ids": words, "attention_mask": words}
-    assert [one.shape for session in found.values() for one in session.get_outputs()] == [["images", 8], ["texts", 8]]
+    token_ids = (["texts", "tokens"], "tensor(int64)")
+    assert inputs["text.onnx"] == {"input_ids": token_ids, "attention_mask": token_ids}
+    assert [output.shape for session in sessions.values() for output in session.get_outputs()] == [["images", 8], ["texts", 8]]
     assert towers.num_bytes == sum(path.stat().st_size for path in towers.image.parent.glob("*.onnx"))
 
 
 @pytest.mark.slow
-def test_a_dual_over_two_encoders_exports_too(corpus, tmp_path):
+def test_a_dual_encoder_over_two_frozen_encoders_exports(corpus, tmp_path):
     refs = save_vision("map", tmp_path / "vision"), save_text("bert", corpus.captions, tmp_path / "text")
-    pair = models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=16), max_text_len=30)
-    onnx = OnnxDual(models_onnx.export_onnx(pair, tmp_path / "towers"), pair.preprocess, device=CPU)
-    images = pair.preprocess.images(corpus.images(range(3)))
-    assert models_onnx.check_onnx(onnx, pair, images, texts_of(pair, corpus, 4)) < 1e-5
+    dual = models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=16), max_text_len=30)
+    onnx = OnnxDual(models_onnx.export_onnx(dual, tmp_path / "towers"), dual.preprocess, device=CPU)
+    images = dual.preprocess.images(corpus.images(range(3)))
+    assert models_onnx.check_onnx(onnx, dual, images, texts_of(dual, corpus, 4)) < 1e-5
 
 
-def test_vectors_that_are_others_are_an_error(corpus, dual, towers):
+def test_embeddings_that_differ_from_torch_are_an_error(corpus, dual, towers):
     other = models.new_dual(
         models.DualSize(hidden_size=16, num_vision_layers=1, num_text_layers=1, num_attention_heads=2, projection_dim=8, image_size=32),
         dual.preprocess.tokenizer,
@@ -78,53 +78,53 @@ def test_vectors_that_are_others_are_an_error(corpus, dual, towers):
         models_onnx.check_onnx(onnx, other, images, texts_of(dual, corpus, 2))
 
 
-def test_int8_weights_are_smaller_and_near(corpus, dual, towers, tmp_path):
-    small = models_onnx.quantize_dynamic(towers, tmp_path / "int8")
-    exact, near = (OnnxDual(one, dual.preprocess, device=CPU) for one in (towers, small))
+def test_int8_embeddings_are_close_to_float32_ones(corpus, dual, towers, tmp_path):
+    int8 = models_onnx.quantize_dynamic(towers, tmp_path / "int8")
+    exact, quantized = (OnnxDual(files, dual.preprocess, device=CPU) for files in (towers, int8))
     texts = texts_of(dual, corpus, 6)
-    cosines = (exact.embed_texts(texts) * near.embed_texts(texts)).sum(dim=1)
-    assert 0.98 < cosines.min() < 1 - 1e-6  # near, and not the same
-    assert b"MatMulInteger" in small.text.read_bytes()
+    cosines = (exact.embed_texts(texts) * quantized.embed_texts(texts)).sum(dim=1)
+    assert 0.98 < cosines.min() < 1 - 1e-6  # close but not equal
+    assert b"MatMulInteger" in int8.text.read_bytes()
     assert b"MatMulInteger" not in towers.text.read_bytes()
 
 
-def test_a_fusion_model_is_refused_and_leaves_nothing(teacher, tmp_path):
+def test_a_fusion_model_is_refused_without_a_file_written(teacher, tmp_path):
     with pytest.raises(ModelError, match="a fusion model does not export to ONNX: its shapes depend on the data"):
         models_onnx.export_onnx(teacher, tmp_path / "towers")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_that_torch_cannot_export_is_named_and_leaves_nothing(dual, tmp_path, monkeypatch):
+def test_a_model_that_torch_cannot_export_is_an_error_without_a_file_written(dual, tmp_path, monkeypatch):
     was_training = []
 
-    def counts_on_fingers(images):
+    def failing_embed_images(images):
         was_training.append(dual.training)
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr(dual, "embed_images", counts_on_fingers)
+    monkeypatch.setattr(dual, "embed_images", failing_embed_images)
     dual.train()
     with pytest.raises(ModelError, match="torch cannot export this model's image side to ONNX: RuntimeError: no such operator"):
         models_onnx.export_onnx(dual, tmp_path / "towers")
     assert list(tmp_path.iterdir()) == []
-    # A model in training is exported as it answers, without dropout, and left training.
+    # A model in train mode is exported in eval mode, without dropout, and returns to train mode.
     assert (was_training[0], dual.training) == (False, True)
     dual.eval()
 
 
-def test_a_folder_with_something_in_it_is_not_written_to(dual, tmp_path):
+def test_a_folder_that_is_not_empty_is_refused_and_not_changed(dual, tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(ModelError, match="is not empty"):
         models_onnx.export_onnx(dual, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
-def test_without_the_extra_the_error_names_it(dual, tmp_path, monkeypatch):
+def test_a_missing_package_is_an_error_that_names_the_extra(dual, tmp_path, monkeypatch):
     monkeypatch.setattr(models_onnx, "PACKAGES", ("onnx", "no_such_package"))
     with pytest.raises(MissingError, match=r"ONNX needs no-such-package, which is not installed; pip install 'dcdctl\[onnx\]'"):
         models_onnx.export_onnx(dual, tmp_path / "towers")
 
 
-def test_a_gpu_without_a_provider_is_an_error_that_says_what_there_is():
+def test_a_gpu_without_a_provider_is_an_error_that_lists_the_providers():
     with pytest.raises(MissingError, match=r"no provider for cuda \(it has CPUExecutionProvider\)"):
         models_onnx._providers(torch.device("cuda"), ["CPUExecutionProvider"])
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -132,5 +132,5 @@ def test_a_gpu_without_a_provider_is_an_error_that_says_what_there_is():
     assert models_onnx._providers(CPU, both) == ["CPUExecutionProvider"]
 
 
-def test_towers_are_found_by_their_folder(towers):
+def test_towers_are_opened_by_their_folder(towers):
     assert Towers.of(towers.image.parent) == towers

@@ -1,4 +1,4 @@
-"""Pixels equal the released transform and transformers' Pillow processors to the last bit."""
+"""Preprocessing: pixels are bit-identical to the official transforms and to the Pillow processors of transformers."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 from dcdctl.core.models import Preprocess
 from dcdctl.core.models.preprocess import meter_image_processor, square_image_processor, vilt_image_processor
 
-TOLD = json.loads((FIXTURES / "preprocess_a.json").read_text())
+OFFICIAL = json.loads((FIXTURES / "preprocess_a.json").read_text())
 
 
 def _with(image_processor, tokenizer=None):
     return Preprocess(tokenizer=tokenizer, image_processor=image_processor, max_text_len=40)
 
 
-def _released_pictures(transform="pixelbert96"):
+def _official_images(transform="pixelbert96"):
     tensors = load_file(FIXTURES / "preprocess_a.safetensors")
-    for i in range(len(TOLD["images"])):
+    for i in range(len(OFFICIAL["images"])):
         pixels = tensors[f"in.{i}"].numpy()
         yield Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), tensors[f"out.{transform}.{i}"]
 
 
-def test_pixels_equal_the_released_transform():
+def test_pixels_equal_those_of_the_official_vilt_transform():
     preprocess = _with(vilt_image_processor(96))
-    for image, expected in _released_pictures():
+    for image, expected in _official_images():
         assert torch.equal(preprocess.images([image]).pixel_values[0], expected)
 
 
-def test_pixels_equal_the_transform_of_meter():
+def test_pixels_equal_those_of_the_official_meter_transform():
     preprocess = Preprocess(tokenizer=None, image_processor=meter_image_processor(64), max_text_len=40, image_transform="meter")
-    pictures = list(_released_pictures("clip64"))
-    for image, expected in pictures:
+    examples = list(_official_images("clip64"))
+    for image, expected in examples:
         assert torch.equal(preprocess.images([image]).pixel_values[0], expected)
-    batch = preprocess.images([image for image, _ in pictures])
+    batch = preprocess.images([image for image, _ in examples])
     assert batch.pixel_mask is None
-    assert torch.equal(batch.pixel_values, torch.stack([expected for _, expected in pictures]))
+    assert torch.equal(batch.pixel_values, torch.stack([expected for _, expected in examples]))
 
 
 @pytest.mark.parametrize("processor", [vilt_image_processor(96), vilt_image_processor(64, size_divisor=16), square_image_processor(64)])
 def test_a_batch_equals_that_of_transformers(processor):
-    images = [image.convert("RGB") for image, _ in _released_pictures()]
+    images = [image.convert("RGB") for image, _ in _official_images()]
     ours, theirs = _with(processor).images(images), processor(images=images, return_tensors="pt")
     assert torch.equal(ours.pixel_values, theirs["pixel_values"])
     if "pixel_mask" in theirs:
@@ -55,33 +55,33 @@ def test_a_batch_equals_that_of_transformers(processor):
         assert not ours.pixel_mask.all()
 
 
-@pytest.mark.parametrize(("given", "expected"), TOLD["pixelbert_384_output_hw_of_input_hxw"].items())
-def test_sizes_at_384_equal_the_released_ones(given, expected):
+@pytest.mark.parametrize(("given", "expected"), OFFICIAL["pixelbert_384_output_hw_of_input_hxw"].items())
+def test_image_sizes_at_384_equal_those_of_the_official_code(given, expected):
     height, width = map(int, given.split("x"))
     batch = _with(vilt_image_processor()).images([Image.new("RGB", (width, height))])
     assert list(batch.pixel_values.shape[2:]) == expected
 
 
-def test_a_very_long_image_keeps_one_patch():
+def test_a_very_long_image_keeps_at_least_one_patch_row():
     assert _with(vilt_image_processor(64)).images([Image.new("RGB", (4000, 20))]).pixel_values.shape[2:] == (32, 96)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA", "I;16"])
-def test_any_mode_becomes_rgb(mode, make_picture):
-    image = make_picture(40, 30, 0, "L" if mode == "I;16" else mode).convert(mode)
+def test_any_mode_becomes_rgb(mode, make_image):
+    image = make_image(40, 30, 0, "L" if mode == "I;16" else mode).convert(mode)
     preprocess = _with(square_image_processor(32))
     assert torch.equal(preprocess.images([image]).pixel_values, preprocess.images([image.convert("RGB")]).pixel_values)
 
 
-def test_other_processors_are_called_as_they_are(make_picture):
-    images = [make_picture(40, 30, 0), make_picture(30, 50, 1)]
+def test_other_processors_are_called_unchanged(make_image):
+    images = [make_image(40, 30, 0), make_image(30, 50, 1)]
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 24, "width": 24})
     assert torch.equal(_with(processor).images(images).pixel_values, processor(images=images, return_tensors="pt")["pixel_values"])
     no_scale = ViTImageProcessorPil(size={"height": 16, "width": 16}, do_normalize=False)
     assert torch.equal(_with(no_scale).images(images).pixel_values, no_scale(images=images, return_tensors="pt")["pixel_values"])
 
 
-def test_captions_are_padded_to_the_longest_and_cut_with_specials_counted(tokenizer):
+def test_captions_are_padded_to_the_longest_and_truncated_including_special_tokens(tokenizer):
     preprocess = Preprocess(tokenizer=tokenizer, image_processor=square_image_processor(32), max_text_len=6)
     batch = preprocess.texts(["a", "a large red circle is left of a small blue square"])
     begin, end, pad = tokenizer.cls_token_id, tokenizer.sep_token_id, 0
@@ -92,14 +92,14 @@ def test_captions_are_padded_to_the_longest_and_cut_with_specials_counted(tokeni
     assert batch.input_ids[1, -1] == end
 
 
-def test_nothing_to_preprocess_is_a_wrong_call(vilt):
+def test_empty_input_is_an_error(vilt):
     with pytest.raises(ValueError, match="no images"):
         vilt.preprocess.images([])
     with pytest.raises(ValueError, match="no texts"):
         vilt.preprocess.texts([])
 
 
-def test_it_can_be_sent_to_a_worker(vilt, pictures, captions):
+def test_preprocessing_survives_pickling(vilt, pil_images, captions):
     copy = pickle.loads(pickle.dumps(vilt.preprocess))
-    assert torch.equal(copy.images(pictures).pixel_values, vilt.preprocess.images(pictures).pixel_values)
+    assert torch.equal(copy.images(pil_images).pixel_values, vilt.preprocess.images(pil_images).pixel_values)
     assert torch.equal(copy.texts(captions).input_ids, vilt.preprocess.texts(captions).input_ids)

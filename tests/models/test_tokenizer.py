@@ -1,4 +1,4 @@
-"""The small tokenizer is BERT-like and reproducible."""
+"""The WordPiece tokenizer: special tokens as in BERT, and a reproducible vocabulary."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from dcdctl.core import models
 
 
-def test_specials_come_first_and_captions_are_lower_cased(tokenizer):
+def test_special_tokens_come_first_and_captions_are_lowercased(tokenizer):
     assert tokenizer.convert_ids_to_tokens(range(5)) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     assert tokenizer.pad_token_id == 0
     assert tokenizer("A CROSS")["input_ids"] == tokenizer("a cross")["input_ids"]
@@ -17,17 +17,17 @@ def test_specials_come_first_and_captions_are_lower_cased(tokenizer):
 
 @pytest.mark.parametrize("vocab_size", [70, 120])
 def test_the_vocabulary_is_the_same_every_time(captions, vocab_size):
-    # The trainer's hash maps are seeded anew at every call, so one process is enough to see it.
+    # The trainer seeds its hash maps differently on every call, so calls within one process would show a difference.
     first, *others = [models.word_piece(captions, vocab_size).get_vocab() for _ in range(8)]
     assert all(other == first for other in others)
 
 
 @pytest.mark.parametrize("vocab_size", [60, 80, 500])
-def test_the_vocabulary_is_no_larger_than_asked(captions, vocab_size):
+def test_the_vocabulary_is_no_larger_than_requested(captions, vocab_size):
     assert len(models.word_piece(captions, vocab_size)) <= vocab_size
 
 
-def test_it_loads_again_as_it_was_saved(tokenizer, tokenizer_dir, captions):
-    again = AutoTokenizer.from_pretrained(tokenizer_dir)
-    assert again(captions)["input_ids"] == tokenizer(captions)["input_ids"]
-    assert again.get_vocab() == tokenizer.get_vocab()
+def test_a_saved_tokenizer_loads_unchanged(tokenizer, tokenizer_dir, captions):
+    reloaded = AutoTokenizer.from_pretrained(tokenizer_dir)
+    assert reloaded(captions)["input_ids"] == tokenizer(captions)["input_ids"]
+    assert reloaded.get_vocab() == tokenizer.get_vocab()

@@ -1,4 +1,4 @@
-"""Scores equal those of the released code and of transformers, whatever the batch, and draw nothing from the random state."""
+"""ViLT: scores equal those of the official code and of transformers in any batch, and do not change the random state."""
 
 from __future__ import annotations
 
@@ -19,48 +19,48 @@ def _all_pairs(num_images, num_texts):
 
 
 @torch.no_grad()
-def test_score_of_padded_images_equals_the_released_score(released):
-    images, texts = released.inputs()
-    scores = released.scorer().score(images.pixel_values, texts.input_ids, texts.attention_mask, images.pixel_mask)
-    assert_close(scores, released.tensors["out.rank_score"], **TOLERANCE)
+def test_scores_of_padded_images_equal_those_of_the_official_code(official_model):
+    images, texts = official_model.inputs()
+    scores = official_model.scorer().score(images.pixel_values, texts.input_ids, texts.attention_mask, images.pixel_mask)
+    assert_close(scores, official_model.tensors["out.rank_score"], **TOLERANCE)
 
 
 @torch.no_grad()
-def test_score_pairs_equals_the_released_matrix(released):
-    images, texts = released.inputs()
-    scorer, expected = released.scorer(), released.tensors["out.score_matrix_images_by_texts"]
+def test_score_pairs_equals_the_score_matrix_of_the_official_code(official_model):
+    images, texts = official_model.inputs()
+    scorer, expected = official_model.scorer(), official_model.tensors["out.score_matrix_images_by_texts"]
     scores = scorer.score_pairs(scorer.encode_images(images), scorer.encode_texts(texts), *_all_pairs(*expected.shape))
     assert_close(scores.view_as(expected), expected, **TOLERANCE)
 
 
 @torch.no_grad()
-def test_each_image_alone_and_unpadded_equals_the_released_score(released):
-    images, texts = released.inputs()
-    scorer = released.scorer()
-    for i, (height, width) in enumerate(released.told["image_sizes_hw"]):
+def test_scores_of_single_unpadded_images_equal_those_of_the_official_code(official_model):
+    images, texts = official_model.inputs()
+    scorer = official_model.scorer()
+    for i, (height, width) in enumerate(official_model.facts["image_sizes_hw"]):
         alone = images.pixel_values[i : i + 1, :, :height, :width]
         length = int(texts.attention_mask[i].sum())
         ids, mask = texts.input_ids[i : i + 1, :length], texts.attention_mask[i : i + 1, :length]
-        expected = released.tensors["out.rank_score_unpadded"][i : i + 1]
+        expected = official_model.tensors["out.rank_score_unpadded"][i : i + 1]
         assert_close(scorer.score(alone, ids, mask), expected, **TOLERANCE)
         states = scorer.encode_images(ImageBatch(alone)), scorer.encode_texts(TextBatch(ids, mask))
         assert_close(scorer.score_pairs(*states, torch.tensor([0]), torch.tensor([0])), expected, **TOLERANCE)
 
 
 @torch.no_grad()
-def test_without_a_pixel_mask_zero_pixels_count_as_padding(released):
-    images, texts = released.inputs()
-    scorer = released.scorer()
+def test_without_a_pixel_mask_zero_pixels_count_as_padding(official_model):
+    images, texts = official_model.inputs()
+    scorer = official_model.scorer()
     with_mask, without = scorer.encode_images(images), scorer.encode_images(ImageBatch(images.pixel_values))
     assert torch.equal(with_mask.mask, without.mask)
     assert torch.equal(with_mask.tokens, without.tokens)
     scores = scorer.score(images.pixel_values, texts.input_ids, texts.attention_mask)
-    assert_close(scores, released.tensors["out.rank_score"], **TOLERANCE)
+    assert_close(scores, official_model.tensors["out.rank_score"], **TOLERANCE)
 
 
 @torch.no_grad()
-def test_a_hole_in_the_picture_is_masked_as_in_transformers(vilt, pictures, captions):
-    images, texts = vilt.preprocess.images(pictures[:1]), vilt.preprocess.texts(captions[:1])
+def test_a_patch_of_zero_pixels_is_masked_as_in_transformers(vilt, pil_images, captions):
+    images, texts = vilt.preprocess.images(pil_images[:1]), vilt.preprocess.texts(captions[:1])
     images.pixel_values[0, :, 8:16, 16:24] = 0
     scores = vilt(ImageBatch(images.pixel_values), texts, torch.tensor([0]), torch.tensor([0]))
     assert vilt.encode_images(ImageBatch(images.pixel_values)).mask.sum() == 1 + 16 - 1
@@ -68,8 +68,8 @@ def test_a_hole_in_the_picture_is_masked_as_in_transformers(vilt, pictures, capt
 
 
 @torch.no_grad()
-def test_image_tokens_equal_those_of_transformers_up_to_order(vilt, pictures):
-    images = vilt.preprocess.images(pictures)
+def test_image_tokens_equal_those_of_transformers_up_to_order(vilt, pil_images):
+    images = vilt.preprocess.images(pil_images)
     states = vilt.encode_images(images)
     embeddings = vilt.network.vilt.embeddings
     tokens, mask, (patch_index, (_, width)) = embeddings.visual_embed(images.pixel_values, images.pixel_mask, max_image_length=-1)
@@ -77,93 +77,93 @@ def test_image_tokens_equal_those_of_transformers_up_to_order(vilt, pictures):
     assert_close(states.tokens[:, 0], tokens[:, 0])
     for i in range(len(images)):
         real = mask[i, 1:].bool()
-        place = patch_index[i, real, 0] * width + patch_index[i, real, 1]
-        assert_close(states.tokens[i, 1:][states.mask[i, 1:]], tokens[i, 1:][real][place.argsort()])
+        position = patch_index[i, real, 0] * width + patch_index[i, real, 1]
+        assert_close(states.tokens[i, 1:][states.mask[i, 1:]], tokens[i, 1:][real][position.argsort()])
 
 
 @torch.no_grad()
-def test_a_score_does_not_depend_on_what_else_is_in_the_batch(vilt, pictures, captions):
-    images, texts = vilt.preprocess.images(pictures), vilt.preprocess.texts(captions)
+def test_a_score_does_not_depend_on_the_rest_of_the_batch(vilt, pil_images, captions):
+    images, texts = vilt.preprocess.images(pil_images), vilt.preprocess.texts(captions)
     encoded = vilt.encode_images(images), vilt.encode_texts(texts)
     image_ix, text_ix = _all_pairs(3, 4)
     together = vilt.score_pairs(*encoded, image_ix, text_ix)
     for pair in range(12):
-        one = vilt.preprocess.images([pictures[image_ix[pair]]]), vilt.preprocess.texts([captions[text_ix[pair]]])
-        assert_close(vilt(*one, torch.tensor([0]), torch.tensor([0])), together[pair : pair + 1], **TOLERANCE)
+        alone = vilt.preprocess.images([pil_images[image_ix[pair]]]), vilt.preprocess.texts([captions[text_ix[pair]]])
+        assert_close(vilt(*alone, torch.tensor([0]), torch.tensor([0])), together[pair : pair + 1], **TOLERANCE)
     assert together.std() > 0.1
 
 
 @pytest.mark.parametrize("num_layers", range(1, 7))
 @pytest.mark.parametrize(("width", "num_heads"), [(8, 1), (24, 3), (48, 12)])
 @torch.no_grad()
-def test_pairs_of_any_shape_score_as_each_alone(num_layers, width, num_heads, tokenizer, pictures, captions):
+def test_pairs_score_as_each_alone_for_any_shape(num_layers, width, num_heads, tokenizer, pil_images, captions):
     size = ViltSize(
         hidden_size=width, num_hidden_layers=num_layers, num_attention_heads=num_heads, intermediate_size=16, image_size=32, patch_size=8
     )
     vilt = models.new_vilt(size, tokenizer, seed=num_layers)
     for parameter in vilt.parameters():
         parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(num_layers))
-    images, texts = vilt.preprocess.images(pictures), vilt.preprocess.texts(captions)
+    images, texts = vilt.preprocess.images(pil_images), vilt.preprocess.texts(captions)
     image_ix, text_ix = torch.tensor([2, 0, 1, 2, 0, 2]), torch.tensor([3, 0, 3, 1, 2, 3])
-    whole = images.pixel_values[image_ix], texts.input_ids[text_ix], texts.attention_mask[text_ix], images.pixel_mask[image_ix]
-    expected = vilt.score(*whole)
+    inputs = images.pixel_values[image_ix], texts.input_ids[text_ix], texts.attention_mask[text_ix], images.pixel_mask[image_ix]
+    expected = vilt.score(*inputs)
     assert_close(vilt(images, texts, image_ix, text_ix), expected, **TOLERANCE)
     assert_close(vilt(images, texts, image_ix[:1], text_ix[:1]), expected[:1], **TOLERANCE)
 
 
 @torch.no_grad()
-def test_scores_are_bit_identical_whatever_the_seed_and_leave_the_random_state_alone(vilt, pictures, captions):
-    images, texts = vilt.preprocess.images(pictures), vilt.preprocess.texts(captions[:3])
-    own = torch.arange(3)
-    found = []
+def test_scores_are_bit_identical_for_any_seed_and_keep_the_random_state(vilt, pil_images, captions):
+    images, texts = vilt.preprocess.images(pil_images), vilt.preprocess.texts(captions[:3])
+    diagonal = torch.arange(3)
+    scores = []
     for seed in (0, 1):
         torch.manual_seed(seed)
         np.random.seed(seed)
         before = torch.get_rng_state()
         plain = vilt.score(images.pixel_values, texts.input_ids, texts.attention_mask, images.pixel_mask)
-        found.append(torch.stack([plain, vilt(images, texts, own, own)]))
+        scores.append(torch.stack([plain, vilt(images, texts, diagonal, diagonal)]))
         assert torch.equal(before, torch.get_rng_state())
-    assert torch.equal(*found)
+    assert torch.equal(*scores)
 
 
 @torch.no_grad()
-def test_fused_tokens_lead_to_the_same_score(vilt, pictures, captions):
-    images, texts = vilt.encode_images(vilt.preprocess.images(pictures)), vilt.encode_texts(vilt.preprocess.texts(captions))
+def test_scores_from_fused_tokens_equal_those_of_score_pairs(vilt, pil_images, captions):
+    images, texts = vilt.encode_images(vilt.preprocess.images(pil_images)), vilt.encode_texts(vilt.preprocess.texts(captions))
     image_ix, text_ix = _all_pairs(3, 4)
     fused = vilt.fuse(images, texts, image_ix, text_ix)
     scores = vilt.network.rank_output(vilt.network.vilt.pooler(fused)).squeeze(-1)
     assert_close(scores, vilt.score_pairs(images, texts, image_ix, text_ix), **TOLERANCE)
 
 
-def test_gradients_equal_those_of_the_plain_way(vilt, pictures, captions):
-    images, texts = vilt.preprocess.images(pictures), vilt.preprocess.texts(captions[:3])
-    own = torch.arange(3)
+def test_gradients_of_pairs_equal_those_of_the_reference_forward(vilt, pil_images, captions):
+    images, texts = vilt.preprocess.images(pil_images), vilt.preprocess.texts(captions[:3])
+    diagonal = torch.arange(3)
     vilt.score(images.pixel_values, texts.input_ids, texts.attention_mask, images.pixel_mask).square().sum().backward()
-    plain = {name: parameter.grad.clone() for name, parameter in vilt.named_parameters() if parameter.grad is not None}
+    expected = {name: parameter.grad.clone() for name, parameter in vilt.named_parameters() if parameter.grad is not None}
     vilt.zero_grad()
-    vilt(images, texts, own, own).square().sum().backward()
+    vilt(images, texts, diagonal, diagonal).square().sum().backward()
     ours = {name: parameter.grad for name, parameter in vilt.named_parameters() if parameter.grad is not None}
-    assert plain.keys() == ours.keys()
-    for name, gradient in plain.items():
+    assert expected.keys() == ours.keys()
+    for name, gradient in expected.items():
         assert_close(ours[name], gradient, rtol=1e-3, atol=1e-4)
 
 
 @torch.no_grad()
-def test_dropout_is_active_in_training_only(vilt, pictures, captions):
-    batch = vilt.preprocess.images(pictures[:1]), vilt.preprocess.texts(captions[:1]), torch.tensor([0]), torch.tensor([0])
+def test_dropout_is_active_in_train_mode_only(vilt, pil_images, captions):
+    batch = vilt.preprocess.images(pil_images[:1]), vilt.preprocess.texts(captions[:1]), torch.tensor([0]), torch.tensor([0])
     assert torch.equal(vilt(*batch), vilt(*batch))
     vilt.train()
     assert not torch.equal(vilt(*batch), vilt(*batch))
 
 
 @torch.no_grad()
-def test_no_pairs_give_no_scores(vilt, pictures, captions):
-    images, texts = vilt.encode_images(vilt.preprocess.images(pictures)), vilt.encode_texts(vilt.preprocess.texts(captions))
-    none = torch.zeros(0, dtype=torch.long)
-    assert vilt.score_pairs(images, texts, none, none).shape == (0,)
+def test_no_pairs_give_no_scores(vilt, pil_images, captions):
+    images, texts = vilt.encode_images(vilt.preprocess.images(pil_images)), vilt.encode_texts(vilt.preprocess.texts(captions))
+    no_pairs = torch.zeros(0, dtype=torch.long)
+    assert vilt.score_pairs(images, texts, no_pairs, no_pairs).shape == (0,)
 
 
-def test_take_trims_to_the_longest_and_repeats():
+def test_take_trims_to_the_longest_row_and_may_repeat_rows():
     states = States(torch.arange(12.0).view(2, 3, 2), torch.tensor([[True, False, False], [True, True, False]]))
     taken = states.take(torch.tensor([1, 0, 1]))
     assert taken.tokens.tolist() == [[[6, 7], [8, 9]], [[0, 1], [2, 3]], [[6, 7], [8, 9]]]
@@ -172,12 +172,12 @@ def test_take_trims_to_the_longest_and_repeats():
 
 def test_cat_pads_to_the_longest_part():
     parts = [States(torch.ones(1, length, 2), torch.ones(1, length, dtype=torch.bool)) for length in (1, 3)]
-    whole = States.cat(parts)
-    assert whole.mask.tolist() == [[True, False, False], [True, True, True]]
-    assert whole.tokens.sum(dim=(1, 2)).tolist() == [2, 6]
+    joined = States.cat(parts)
+    assert joined.mask.tolist() == [[True, False, False], [True, True, True]]
+    assert joined.tokens.sum(dim=(1, 2)).tolist() == [2, 6]
 
 
-def test_a_new_model_is_the_same_for_the_same_seed_only_and_draws_nothing(tokenizer):
+def test_a_new_model_depends_on_the_seed_alone_and_keeps_the_random_state(tokenizer):
     size = ViltSize(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     before = torch.get_rng_state()
     digests = [models.new_vilt(size, tokenizer, seed).digest for seed in (1, 1, 2)]
@@ -185,19 +185,19 @@ def test_a_new_model_is_the_same_for_the_same_seed_only_and_draws_nothing(tokeni
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_a_new_model_tells_patches_apart(tokenizer):
+def test_the_position_embeddings_of_a_new_model_are_random(tokenizer):
     table = models.new_vilt(ViltSize(), tokenizer).network.vilt.embeddings.position_embeddings
     assert table.std().item() == pytest.approx(0.02, rel=0.1)
 
 
-def test_features_are_a_wrong_call(vilt):
+def test_features_as_input_are_an_error(vilt):
     states = States(torch.ones(1, 2, 32), torch.ones(1, 2, dtype=torch.bool))
     for encode in (vilt.encode_images, vilt.encode_texts):
         with pytest.raises(ValueError, match="whose features it could take"):
             encode(states)
 
 
-def test_too_long_a_caption_is_a_wrong_call(vilt):
+def test_a_caption_above_the_text_positions_is_an_error(vilt):
     with pytest.raises(ValueError, match="41 tokens, but the model has 40"):
         vilt.encode_texts(TextBatch(torch.ones(1, 41, dtype=torch.long), torch.ones(1, 41, dtype=torch.long)))
 
