@@ -1,6 +1,6 @@
 """What the official code computed for the inputs of the fixtures, beside what dcdctl computes: models, pixels and recalls.
 
-tests/models/test_official.py, tests/training/test_official.py and benchmarks/fidelity.py compare the two. The fixtures were made by METER
+tests/training/test_official.py and benchmarks/fidelity.py compare the two. The fixtures were made by METER
 f4f0934, ViLT 762fd39 and DCD fbb5ff0 with transformers 4.6.0, in float32 on a CPU. `official_training` has DCD's training.
 """
 
