@@ -1,6 +1,6 @@
-"""A timm model's own image transform as an image processor that is described in a preprocessor_config.json.
+"""The image transform of a timm model as an image processor with a preprocessor_config.json.
 
-transformers keeps that of timm's models in the model's config.json; here a timm model is one half of a model.
+transformers reads the transform of a timm model from config.json; here the timm model is only one of two encoders.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class TimmImageProcessor(TimmWrapperImageProcessor):
         return BaseImageProcessor.get_image_processor_dict.__func__(cls, folder, **options)
 
     def preprocess(self, images: Any, return_tensors: Any = "pt", **_: Any) -> Any:
-        """`pixel_values`, images x 3 x H x W; pictures of any mode."""
-        pictures = images if isinstance(images, (list, tuple)) else [images]
-        rgb = [picture.convert("RGB") if hasattr(picture, "convert") else picture for picture in pictures]
+        """`pixel_values`, images x 3 x H x W; for images of any mode."""
+        several = images if isinstance(images, (list, tuple)) else [images]
+        rgb = [image.convert("RGB") if hasattr(image, "convert") else image for image in several]
         return super().preprocess(rgb, return_tensors="pt")

@@ -1,4 +1,4 @@
-"""A dual encoder over two pretrained encoders, one linear layer a side. It travels with the weights and needs transformers alone.
+"""A dual encoder over two pretrained encoders with a linear layer each. It is saved with the weights and needs only transformers.
 
 model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)
 model.get_image_features(pixel_values).pooler_output                # unit vectors, images x D
@@ -22,7 +22,7 @@ TIMM = "timm_wrapper"
 
 
 class EncoderDualConfig(PreTrainedConfig):
-    """Both encoders' configurations as plain tables, and what comes after them."""
+    """The configurations of both encoders and of the projections, as plain tables."""
 
     model_type = "dcdctl-encoder-dual"
 
@@ -37,7 +37,7 @@ class EncoderDualConfig(PreTrainedConfig):
 
 
 class Projections(nn.Module):
-    """A linear layer a side, over normalized features, and the scale of the cosines."""
+    """A linear layer for each encoder, over normalized features, and the logit scale."""
 
     def __init__(self, image_width: int, text_width: int, dim: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class EncoderDualModel(PreTrainedModel):
     config_class = EncoderDualConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    # A pooler is not read, and files of some encoders hold none.
+    # The pooler is not used, and the files of some encoders have none.
     _keys_to_ignore_on_load_missing = (r"(vision|text)\.pooler\..*",)
 
     def __init__(self, config: Any) -> None:
@@ -67,9 +67,9 @@ class EncoderDualModel(PreTrainedModel):
         self.post_init()
 
     def get_image_features(self, pixel_values: torch.Tensor, **_: Any) -> Any:
-        """`pooler_output`: unit vectors, I x D; `last_hidden_state`: what stands for each image as a whole, I x 1 x its width."""
-        whole = self._whole(pixel_values)
-        return BaseModelOutputWithPooling(whole[:, None], self._project(self.projections.image_projection, whole))
+        """`pooler_output`: unit vectors, I x D; `last_hidden_state`: the feature of each whole image, I x 1 x width."""
+        features = self._image_features(pixel_values)
+        return BaseModelOutputWithPooling(features[:, None], self._project(self.projections.image_projection, features))
 
     def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> Any:
         """`pooler_output`: unit vectors, T x D, of the mean of the real tokens; `last_hidden_state`: the tokens."""
@@ -93,19 +93,19 @@ class EncoderDualModel(PreTrainedModel):
     def _project(projection: nn.Module, features: torch.Tensor) -> torch.Tensor:
         return functional.normalize(projection(functional.layer_norm(features, features.shape[-1:])), dim=-1)
 
-    def _whole(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The class token, or the mean over the places of a feature map, of the output and of the stages read beside it."""
+    def _image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The class token, or the mean over the positions of a feature map, for the output and the other levels that are read."""
         if self.levels and self.vision.config.model_type == TIMM:
             states, maps = self.vision.timm_model.forward_intermediates(pixel_values, indices=self.levels)
             return torch.cat([states, *(functional.adaptive_avg_pool2d(each, states.shape[2:]) for each in maps)], dim=1).mean(dim=(2, 3))
-        found = self.vision(pixel_values=pixel_values, output_hidden_states=bool(self.levels))
-        states = found.last_hidden_state
+        output = self.vision(pixel_values=pixel_values, output_hidden_states=bool(self.levels))
+        states = output.last_hidden_state
         if self.vision.config.model_type == "clip_vision_model":
             states = self.vision.post_layernorm(states)
         if self.levels:
-            states = torch.cat([states, *(found.hidden_states[level] for level in self.levels)], dim=-1)
+            states = torch.cat([states, *(output.hidden_states[level] for level in self.levels)], dim=-1)
         if states.ndim == 3:
-            # A square number of tokens is a map; encoders with a class token have one more.
+            # A square number of tokens is a feature map; encoders with a class token have one more.
             return states.mean(dim=1) if math.isqrt(states.shape[1]) ** 2 == states.shape[1] else states[:, 0]
         return states.mean(dim=(2, 3) if states.shape[1] == self._output_width() else (1, 2))
 

@@ -220,9 +220,9 @@ def test_the_card_has_the_lines_that_the_page_has(name, place, outcomes):
 
 
 def test_checks_are_what_was_compared(outcomes):
-    assert [(one.what, one.lowest_cosine > 0.9999) for one in outcomes["dual-sentences"].checks] == [("fp32", True)]
+    assert [(one.precision, one.lowest_cosine > 0.9999) for one in outcomes["dual-sentences"].checks] == [("fp32", True)]
     fp32, int8 = outcomes["dual-onnx"].checks
-    assert (fp32.what, int8.what) == ("fp32", "int8")
+    assert (fp32.precision, int8.precision) == ("fp32", "int8")
     assert fp32.lowest_cosine > int8.lowest_cosine > 0.98
     assert outcomes["dual-onnx"].checked_on == "16 images of scenes, split test"
     assert outcomes["co-attention"].checks[0].largest_difference == 0
@@ -240,8 +240,12 @@ def job_of(sources, tmp_path, **changes) -> ExportJob:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"to": "gguf"}, ConfigError, "--to gguf is no format; known: transformers, sentence-transformers, onnx"),
-        ({"license": "Apache License 2"}, ConfigError, "--license Apache License 2 is no name of the Hub's; for example apache-2.0"),
+        ({"to": "gguf"}, ConfigError, "--to gguf is not a format; known: transformers, sentence-transformers, onnx"),
+        (
+            {"license": "Apache License 2"},
+            ConfigError,
+            "--license Apache License 2 is not a license name of the Hub; for example apache-2.0",
+        ),
         ({"ref": "nowhere"}, ModelError, "nowhere does not exist"),
         ({"data": Path("nowhere")}, CorpusError, "nowhere"),
         ({"ref": "vilt", "to": "onnx"}, ModelError, "is a fusion model, which does not export to ONNX: its shapes depend on the data"),
@@ -278,7 +282,9 @@ def test_an_export_that_gives_other_vectors_is_none(sources, tmp_path, monkeypat
         torch.nn.init.normal_(model.network.text_projection.weight, generator=torch.Generator().manual_seed(0))
 
     monkeypatch.setattr(to_transformers, "write", forgetful)
-    with pytest.raises(ModelError, match=r"the exported fp32 model's vectors have a cosine of .* with the model's own, at least 0.9999"):
+    with pytest.raises(
+        ModelError, match=r"the exported fp32 model have a cosine of .* with those of the model, it must be at least 0.9999"
+    ):
         export.export_model(job_of(sources, tmp_path))
     assert list(tmp_path.iterdir()) == []
 
@@ -291,7 +297,7 @@ def test_int8_can_be_left_out(sources, onnx_student, tmp_path, monkeypatch):
 
     monkeypatch.setattr(onnx, "export_onnx", copied)
     found = export.export_model(job_of(sources, tmp_path, to="onnx", with_int8=False))
-    assert [one.what for one in found.checks] == ["fp32"]
+    assert [one.precision for one in found.checks] == ["fp32"]
     wanted = {name for name in contents(onnx_student.folder) if not name.startswith("int8")}
     assert set(contents(found.folder)) == wanted
 
@@ -332,5 +338,5 @@ def test_json_has_the_checks(sources, tmp_path):
     words = ["export", str(sources["pair-scorer"]), str(tmp_path / "out"), "--to", "transformers", "--json"]
     told = json.loads(CliRunner().invoke(app, words).stdout)
     assert (told["kind"], told["checks"]) == ("fusion", [{"precision": "fp32", "lowest_cosine": None, "largest_difference": 0.0}])
-    assert told["checked_on"] == "32 pictures of the built-in corpus"
+    assert told["checked_on"] == "32 images of the built-in corpus"
     assert [part["what"] for part in told["missing"]] == ["recall", "speed", "license of the weights"]

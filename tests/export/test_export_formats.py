@@ -54,7 +54,7 @@ def test_the_lowest_cosine_decides():
     check = export_check.compare_vectors("int8", Vectors(torch.cat([east, torch.tensor([[0.99, 0.1411]])]), 3 * east), both, hint="")
     assert check.lowest_cosine == pytest.approx(0.99, abs=1e-4)
     with pytest.raises(
-        ModelError, match=r"the exported int8 model's vectors have a cosine of 0\.60000 with the model's own, at least 0\.98 is"
+        ModelError, match=r"the exported int8 model have a cosine of 0\.60000 with those of the model, it must be at least 0\.98"
     ):
         export_check.compare_vectors("int8", Vectors(both.images_ID, north), both, hint="")
     with pytest.raises(ModelError, match="a cosine of nan"):
@@ -64,14 +64,14 @@ def test_the_lowest_cosine_decides():
 def test_logits_may_differ_by_rounding_alone():
     wanted = torch.tensor([3.0, -2.0])
     assert export_check.compare_logits(wanted + 2**-12, wanted, hint="").largest_difference == 2**-12
-    with pytest.raises(ModelError, match=r"scores differ from the model's own by 1.0e-02, at most 1e-03 is wanted"):
+    with pytest.raises(ModelError, match=r"differ from those of the model by 1.0e-02, at most 1e-03 is allowed"):
         export_check.compare_logits(wanted - 0.01, wanted, hint="")
 
 
 def test_samples_come_from_the_split_that_was_evaluated_or_from_scenes(scenes_corpus_dir):
     found = export_check.samples_of(scenes_corpus_dir, "val")
-    assert (len(found.pictures), len(found.captions), found.source) == (8, 8, "8 images of scenes, split val")
+    assert (len(found.images), len(found.captions), found.source) == (8, 8, "8 images of scenes, split val")
     assert export_check.samples_of(scenes_corpus_dir, "restval", 2).source == "2 images of scenes, split test"
     drawn = export_check.samples_of(None, num=2)
-    assert [picture.mode for picture in drawn.pictures] == ["RGB", "RGB"]
+    assert [image.mode for image in drawn.images] == ["RGB", "RGB"]
     assert len(set(drawn.captions)) == 2

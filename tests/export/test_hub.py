@@ -39,7 +39,7 @@ def test_every_file_arrives_in_a_repository_that_is_made_for_it(hub, folder, is_
 
 def test_one_that_is_there_is_added_to_but_a_public_one_is_not_private(hub, folder):
     hub.repos["me/dual"] = loopback_uploads.Repository(files={"notes.md": b"mine"})
-    with pytest.raises(SourceError, match=r"me/dual is there and public, a private one is wanted; name another repository"):
+    with pytest.raises(SourceError, match=r"me/dual exists and is public, but --private was given; name another repository"):
         export_hub.push_folder(folder, Push("me/dual", is_private=True))
     assert hub.repos["me/dual"].files == {"notes.md": b"mine"}
     export_hub.push_folder(folder, Push("me/dual"))
@@ -69,10 +69,10 @@ def test_a_hub_that_cannot_be_reached_is_said(folder, monkeypatch):
 
 def test_without_a_token_or_a_name_nothing_is_begun(monkeypatch):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    with pytest.raises(MissingError, match="pushing to me/dual needs a token of the Hub, and there is none; `hf auth login`, or"):
+    with pytest.raises(MissingError, match="pushing to me/dual needs a token for the Hub, and there is none; `hf auth login`, or"):
         export_hub.check(Push("me/dual"))
     for name in ("dual", "me/du al", "me/dual/three"):
-        with pytest.raises(ConfigError, match=r"--push-to-hub .*; OWNER/NAME is wanted"):
+        with pytest.raises(ConfigError, match=r"--push-to-hub .*; use OWNER/NAME"):
             export_hub.check(Push(name))
     with pytest.raises(ConfigError, match="--private is about what is pushed, and nothing is; add --push-to-hub"):
         export_hub.push_options(None, is_private=True)

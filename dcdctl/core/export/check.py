@@ -1,4 +1,4 @@
-"""Whether an exported folder gives what the model gives: compared on pictures and captions, before anyone is told that it is there."""
+"""The check of an exported folder: its vectors or logits are compared with the model's own, on images and captions."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from dcdctl.core.models import DualEncoder
 
 NUM_SAMPLES = 32
 LOWEST_COSINE = {"fp32": 0.9999, "int8": 0.98}
-"""Of an exported model's vector with the model's own, for every picture and caption."""
+"""Minimum cosine between the vectors of the exported and the original model, for every image and caption."""
 LARGEST_DIFFERENCE = 1e-3
-"""Of an exported scorer's logit from the scorer's own."""
+"""Maximum difference between the logits of the exported and the original model."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures and as many captions, one of each picture's own."""
+    """Images with one caption each."""
 
-    pictures: list[Image.Image]
+    images: list[Image.Image]
     captions: list[str]
     source: str
-    """Where they come from, in words."""
+    """Their origin, in words."""
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """Of the pictures and of the captions of samples."""
+    """The vectors of samples."""
 
     images_ID: Tensor
     texts_TD: Tensor
@@ -43,22 +43,22 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Check:
-    """How near what was exported comes to the model."""
+    """How close an exported model is to the original model."""
 
-    what: str
+    precision: str
     """fp32 or int8."""
     lowest_cosine: float | None = None
-    """Of vectors."""
+    """Between vectors."""
     largest_difference: float | None = None
-    """Of logits."""
+    """Between logits."""
 
 
 def samples_of(data: Path | None, split: str | None = None, num: int = NUM_SAMPLES) -> Samples:
-    """The first images of a split (the last where there is none of that name) with their first captions; without `data`, scenes."""
+    """The first images of a split with their first captions; of the last split if there is none of that name. Scenes without `data`."""
     if data is None:
         described = list(islice(describe_scenes(0, "test", 1), num))
-        pictures = [draw_scene(one.scene) for one in described]
-        return Samples(pictures, [one.statements[0].text for one in described], f"{num} pictures of the built-in corpus")
+        images = [draw_scene(description.scene) for description in described]
+        return Samples(images, [description.statements[0].text for description in described], f"{num} images of the built-in corpus")
     index = read_corpus_json(data)
     names = list(index["splits"])
     corpus = Corpus.open(data, split if split is not None and split in names else names[-1])
@@ -70,43 +70,43 @@ def samples_of(data: Path | None, split: str | None = None, num: int = NUM_SAMPL
 
 
 def vectors_of(model: DualEncoder, samples: Samples) -> Vectors:
-    """The vectors of samples by the model itself."""
+    """The vectors of samples by the original model."""
     device = next(iter(model.parameters())).device
     with torch.no_grad():
-        images = model.embed_images(model.preprocess.images(samples.pictures).to(device))
+        images = model.embed_images(model.preprocess.images(samples.images).to(device))
         texts = model.embed_texts(model.preprocess.texts(samples.captions).to(device))
     return Vectors(images.cpu(), texts.cpu())
 
 
-def compare_vectors(what: str, found: Vectors, wanted: Vectors, *, hint: str) -> Check:
-    """The lowest cosine of a found vector with the wanted one; ModelError where it is below what is asked of `what`."""
-    pairs = ((found.images_ID, wanted.images_ID), (found.texts_TD, wanted.texts_TD))
-    # One minimum over all: Python's would pass over a nan.
+def compare_vectors(precision: str, exported: Vectors, original: Vectors, *, hint: str) -> Check:
+    """The lowest cosine between exported and original vectors; ModelError if it is too low for the precision."""
+    pairs = ((exported.images_ID, original.images_ID), (exported.texts_TD, original.texts_TD))
+    # torch's minimum, because Python's would ignore a NaN.
     lowest = float(torch.cat([functional.cosine_similarity(ours.float(), theirs.float()) for ours, theirs in pairs]).min())
-    if not lowest >= LOWEST_COSINE[what]:
-        found_words = f"the exported {what} model's vectors have a cosine of {lowest:.5f} with the model's own"
-        raise ModelError(f"{found_words}, at least {LOWEST_COSINE[what]} is wanted", hint=hint)
-    return Check(what, lowest_cosine=lowest)
+    if not lowest >= LOWEST_COSINE[precision]:
+        cosine = f"the vectors of the exported {precision} model have a cosine of {lowest:.5f} with those of the model"
+        raise ModelError(f"{cosine}, it must be at least {LOWEST_COSINE[precision]}", hint=hint)
+    return Check(precision, lowest_cosine=lowest)
 
 
-def compare_logits(found: Tensor, wanted: Tensor, *, hint: str) -> Check:
-    """The largest difference of a found logit from the wanted one; ModelError where it is more than rounding."""
-    difference = float((found - wanted).abs().max())
+def compare_logits(exported: Tensor, original: Tensor, *, hint: str) -> Check:
+    """The largest difference between exported and original logits; ModelError if it is more than rounding."""
+    difference = float((exported - original).abs().max())
     if not difference <= LARGEST_DIFFERENCE:
-        found_words = f"the exported model's scores differ from the model's own by {difference:.1e}"
-        raise ModelError(f"{found_words}, at most {LARGEST_DIFFERENCE:.0e} is wanted", hint=hint)
+        message = f"the scores of the exported model differ from those of the model by {difference:.1e}"
+        raise ModelError(f"{message}, at most {LARGEST_DIFFERENCE:.0e} is allowed", hint=hint)
     return Check("fp32", largest_difference=difference)
 
 
 def checks_in_words(checks: Sequence[Check]) -> str:
-    """What was found, in a few words.
+    """The results of checks, in words.
 
     >>> checks_in_words([Check("fp32", lowest_cosine=1.0), Check("int8", lowest_cosine=0.99512)])
     'fp32 cosine at least 1.00000, int8 cosine at least 0.99512'
     """
     return ", ".join(
-        f"{one.what} cosine at least {one.lowest_cosine:.5f}"
-        if one.lowest_cosine is not None
-        else f"{one.what} scores at most {one.largest_difference:.1e} apart"
-        for one in checks
+        f"{check.precision} cosine at least {check.lowest_cosine:.5f}"
+        if check.lowest_cosine is not None
+        else f"{check.precision} scores at most {check.largest_difference:.1e} apart"
+        for check in checks
     )

@@ -1,6 +1,6 @@
-"""One `dcdctl export`: a model in another library's format, compared with itself, with a card, whole or absent.
+"""`dcdctl export`: a model in the format of another library, with a model card, written atomically.
 
-What is written is read back by the library it is written for and has to give what the model gives, before the folder takes its name.
+The exported files are read back by that library, and must give the same results as the model, before the folder takes its name.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class ExportJob:
-    """What is exported, and where to."""
+    """An export as the user requested it."""
 
     ref: str
     out: Path
     to: str
     data: Path | None = None
-    """Corpus whose pictures and captions the export is checked on; that of the run's evaluation where not named, or scenes."""
+    """Corpus for the check of the export; None: that of the run's evaluation, or the built-in scenes."""
     with_int8: bool = True
-    """Of ONNX: towers with int8 weights too."""
+    """For ONNX: also write towers with int8 weights."""
     license: str | None = None
-    """Of the weights, as the Hub names it: apache-2.0."""
+    """License of the weights, by its name on the Hub: apache-2.0."""
     push: Push | None = None
     model_sets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What came of it."""
+    """A finished export."""
 
     folder: Path
     to: str
@@ -56,17 +56,18 @@ class Exported:
     checks: tuple[Check, ...]
     checked_on: str
     missing: tuple[MissingPart, ...]
-    """What the card could not say."""
+    """Parts that the model card lacks."""
     page: str | None
-    """Where it was pushed."""
+    """The address where it was pushed."""
 
     def to_json(self) -> dict[str, Any]:
         checks = [
-            {"precision": one.what, "lowest_cosine": one.lowest_cosine, "largest_difference": one.largest_difference} for one in self.checks
+            {"precision": check.precision, "lowest_cosine": check.lowest_cosine, "largest_difference": check.largest_difference}
+            for check in self.checks
         ]
         missing = [{"what": part.what, "command": part.command} for part in self.missing]
-        told = {"folder": str(self.folder), "to": self.to, "kind": self.kind, "bytes": self.num_bytes}
-        return {**told, "checks": checks, "checked_on": self.checked_on, "missing": missing, "page": self.page}
+        facts = {"folder": str(self.folder), "to": self.to, "kind": self.kind, "bytes": self.num_bytes}
+        return {**facts, "checks": checks, "checked_on": self.checked_on, "missing": missing, "page": self.page}
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,10 @@ class ExportPlan:
 
 
 def export_model(job: ExportJob, track: Track = silent) -> Exported:
-    """Export a model; the folder is there, whole and checked, or it is not.
+    """Export a model into a new folder, atomically and checked.
 
-    ConfigError for a format that is none, ModelError for a model that it cannot hold and for one that is another when read back,
-    MissingError for a package, SourceError where it cannot be pushed: then the folder stays.
+    The errors of `resolve`; ModelError for a model that the format cannot hold, or that gives other results when it is read back;
+    SourceError if it cannot be pushed, and then the folder stays.
     """
     plan = resolve(job)
     to = plan.to
@@ -113,9 +114,9 @@ def resolve(job: ExportJob) -> ExportPlan:
     """
     to = next((known for known in FORMATS if known == job.to), None)
     if to is None:
-        raise ConfigError(f"--to {job.to} is no format", hint=f"known: {', '.join(FORMATS)}")
+        raise ConfigError(f"--to {job.to} is not a format", hint=f"known: {', '.join(FORMATS)}")
     if job.license is not None and not _LICENSE.fullmatch(job.license):
-        raise ConfigError(f"--license {job.license} is no name of the Hub's", hint="for example apache-2.0, mit, cc-by-4.0, other")
+        raise ConfigError(f"--license {job.license} is not a license name of the Hub", hint="for example apache-2.0, mit, cc-by-4.0, other")
     if job.push is not None:
         hub.check(job.push)
     if to == "sentence-transformers":
@@ -136,7 +137,7 @@ def _check_folder(out: Path) -> None:
 
 
 def _check_kind(model: Model, to: Format, ref: str) -> None:
-    """ModelError for a fusion scorer where vectors are wanted."""
+    """ModelError for a fusion model in a format of vectors."""
     if model.kind == "dual" or to == "transformers":
         return
     reason = "has no vectors" if to == "sentence-transformers" else "does not export to ONNX: its shapes depend on the data"
@@ -155,18 +156,19 @@ def _write(model: Model, to: Format, folder: Path, with_int8: bool) -> None:
 
 
 def _checks(model: Model, to: Format, folder: Path, samples: Samples, with_int8: bool) -> tuple[Check, ...]:
-    """What the files give, beside what the model gives."""
+    """The results of the exported files compared with those of the model."""
     if model.kind == "fusion":
-        found = to_transformers.score(folder, model, samples)
-        return (check.compare_logits(found, to_transformers.scores_of(model, samples), hint="nothing was written"),)
-    wanted = check.vectors_of(model, samples)
+        exported = to_transformers.score(folder, model, samples)
+        return (check.compare_logits(exported, to_transformers.scores_of(model, samples), hint="nothing was written"),)
+    original = check.vectors_of(model, samples)
     if to == "onnx":
         hints = {"fp32": "this model cannot be served by ONNX Runtime"} | ({INT8: "export it with --no-int8"} if with_int8 else {})
         return tuple(
-            check.compare_vectors(what, to_onnx.embed(folder, model, samples, what), wanted, hint=hint) for what, hint in hints.items()
+            check.compare_vectors(precision, to_onnx.embed(folder, model, samples, precision), original, hint=hint)
+            for precision, hint in hints.items()
         )
     embed = to_sentence_transformers.embed if to == "sentence-transformers" else to_transformers.embed
-    return (check.compare_vectors("fp32", embed(folder, model, samples), wanted, hint="nothing was written"),)
+    return (check.compare_vectors("fp32", embed(folder, model, samples), original, hint="nothing was written"),)
 
 
 def _card_content(model: Model, to: Format, job: ExportJob, checks: tuple[Check, ...], samples: Samples) -> model_card.CardContent:
@@ -176,7 +178,7 @@ def _card_content(model: Model, to: Format, job: ExportJob, checks: tuple[Check,
     task = None if model.kind == "fusion" else "sentence-similarity" if to == "sentence-transformers" else "feature-extraction"
     notes: tuple[str, ...] = ()
     if spec.code and to != "onnx":
-        notes = ("`trust_remote_code=True` runs the Python file that lies beside the weights: read it first.",)
+        notes = ("`trust_remote_code=True` runs the Python file next to the weights; read it first.",)
     return model_card.CardContent(
         name=name,
         title=_title(model),
@@ -193,11 +195,11 @@ def _card_content(model: Model, to: Format, job: ExportJob, checks: tuple[Check,
 
 def _title(model: Model) -> str:
     length, side = model.preprocess.max_text_len, model.preprocess.image_size_px
-    read = f"It reads pictures of {side} px and captions of up to {length} tokens."
+    inputs = f"It reads images of {side} px and captions of up to {length} tokens."
     if model.kind == "dual":
-        vectors = f"a picture and a caption are a vector of {model.embedding_dim} numbers each, compared by their cosine"
-        return f"A dual encoder for image-text retrieval: {vectors}. {read}"
-    return f"A cross-encoder for image-text retrieval: it looks at a picture and a caption together and scores how well they match. {read}"
+        vectors = f"it embeds images and captions as vectors of {model.embedding_dim} numbers, which are compared by their cosine"
+        return f"A dual encoder for image-text retrieval: {vectors}. {inputs}"
+    return f"A cross-encoder for image-text retrieval: it reads an image and a caption together and scores how well they match. {inputs}"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""An exported folder on the Hugging Face Hub, through `huggingface_hub`: HF_ENDPOINT and HF_TOKEN mean what they mean there."""
+"""Pushing an exported folder to the Hugging Face Hub with `huggingface_hub`, which reads HF_ENDPOINT and HF_TOKEN."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ COMMIT_MESSAGE = "Export by dcdctl"
 
 @dataclass(frozen=True)
 class Push:
-    """Where an export goes."""
+    """The repository for an export."""
 
     repo: str
     """OWNER/NAME."""
     is_private: bool = False
-    """Whether a repository that is made for it is seen by its owner alone."""
+    """Whether a new repository is visible to its owner only."""
 
 
 def push_options(repo: str | None, *, is_private: bool) -> Push | None:
-    """What the options of the command line say; ConfigError for a private push of nothing."""
+    """The push that the command line asks for; ConfigError for --private without a repository."""
     if repo is None and is_private:
-        raise ConfigError("--private is about what is pushed, and nothing is", hint="add --push-to-hub OWNER/NAME")
+        raise ConfigError("--private applies to a push, and there is none", hint="add --push-to-hub OWNER/NAME")
     return None if repo is None else Push(repo, is_private)
 
 
 def check(push: Push) -> None:
-    """Whether there is any hope, before anything is computed: ConfigError for a name that is none, MissingError without a token."""
+    """Check a push before anything is computed: ConfigError for an invalid name, MissingError without a token."""
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
@@ -41,18 +41,18 @@ def check(push: Push) -> None:
     try:
         validate_repo_id(push.repo)
     except HFValidationError as error:
-        raise ConfigError(f"--push-to-hub {push.repo} is no name of a repository", hint="OWNER/NAME is wanted") from error
+        raise ConfigError(f"--push-to-hub {push.repo} is not a repository name", hint="use OWNER/NAME") from error
     if push.repo.count("/") != 1:
-        raise ConfigError(f"--push-to-hub {push.repo} names no owner", hint="OWNER/NAME is wanted")
+        raise ConfigError(f"--push-to-hub {push.repo} names no owner", hint="use OWNER/NAME")
     if get_token() is None:
         hint = "`hf auth login`, or set HF_TOKEN to a token that may write"
-        raise MissingError(f"pushing to {push.repo} needs a token of the Hub, and there is none", hint=hint)
+        raise MissingError(f"pushing to {push.repo} needs a token for the Hub, and there is none", hint=hint)
 
 
 def push_folder(folder: Path, push: Push, track: Track = silent) -> str:
-    """The address of the commit that holds the folder; the repository is made where there is none.
+    """Push a folder, creating the repository if necessary. Returns the address of the commit.
 
-    SourceError for what the Hub refuses, and for a public repository where a private one is wanted: its visibility is not changed.
+    SourceError if the Hub refuses, and for an existing public repository if a private one is requested: its visibility is not changed.
     """
     from huggingface_hub import HfApi
 
@@ -63,7 +63,7 @@ def push_folder(folder: Path, push: Push, track: Track = silent) -> str:
         api.create_repo(push.repo, private=push.is_private, exist_ok=True)
         if push.is_private and not api.repo_info(push.repo).private:
             raise SourceError(
-                f"{push.repo} is there and public, a private one is wanted", hint=f"name another repository; the export is in {folder}"
+                f"{push.repo} exists and is public, but --private was given", hint=f"name another repository; the export is in {folder}"
             )
         with track(f"push to {push.repo}", total=num_bytes, unit="bytes") as advance, _without_bars():
             commit: Any = api.upload_folder(repo_id=push.repo, folder_path=folder, commit_message=COMMIT_MESSAGE)
@@ -73,7 +73,7 @@ def push_folder(folder: Path, push: Push, track: Track = silent) -> str:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """The Hub's own bars, one a file, stay away."""
+    """Without the progress bars of huggingface_hub, which shows one per file."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     were_disabled = are_progress_bars_disabled()

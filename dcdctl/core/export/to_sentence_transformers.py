@@ -1,9 +1,8 @@
-"""A dual encoder as a folder that `SentenceTransformer(FOLDER)` reads: it encodes captions, and pictures in a call of their own.
+"""A dual encoder as a folder that `SentenceTransformer(FOLDER)` reads; images and captions are encoded in separate calls.
 
-It is the folder for transformers with four more small files, in the layout of sentence-transformers from 5.4 on, when its Transformer
-module learned to call a model's get_text_features and get_image_features. So no module of ours is needed, neither in the folder nor
-installed; only a network that transformers has no class for (`ExportSpec.code`) is code in the folder and needs
-`trust_remote_code=True`.
+It is the folder for transformers with four more small files, in the layout of sentence-transformers from version 5.4: there its Transformer
+module calls get_text_features and get_image_features of a model. So no module of dcdctl is needed. Only a network that transformers has no
+class for (`ExportSpec.code`) is code in the folder and needs `trust_remote_code=True`.
 """
 
 from __future__ import annotations
@@ -23,42 +22,42 @@ from dcdctl.core.models import DualEncoder, silence_transformers
 
 EXTRA, PACKAGE = "sentence-transformers", "sentence_transformers"
 NORMALIZE = "1_Normalize"
-# The names of before 5.4, which every version knows; the first folder is the root.
+# Names from before 5.4, which every version knows; the first module is in the root folder.
 MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
     {"idx": 1, "name": "1", "path": NORMALIZE, "type": "sentence_transformers.models.Normalize"},
 ]
-SIDES = {
-    side: {"method": f"get_{side}_features", "method_output_name": "pooler_output"} for side in ("text", "image")
+MODALITIES = {
+    name: {"method": f"get_{name}_features", "method_output_name": "pooler_output"} for name in ("text", "image")
 }  # of a VisionTextDualEncoderModel
 
 
 def require() -> None:
-    """MissingError where sentence-transformers is not installed, or too old to read what is written."""
+    """MissingError if sentence-transformers is not installed, or too old for the layout."""
     require_extra(EXTRA, PACKAGE, needed_by=f"--to {EXTRA}")
     if importlib.util.find_spec(f"{PACKAGE}.base") is None:
         raise MissingError("the sentence-transformers installed here is older than 5.4", hint=install_command(EXTRA))
 
 
 def write(model: DualEncoder, folder: Path) -> None:
-    """Fill a folder that is not there yet."""
+    """Write into a new folder."""
     to_transformers.write(model, folder)
     files.write_json(folder / "modules.json", MODULES)
     table: dict[str, Any] = {"model_type": "SentenceTransformer", "prompts": {}, "similarity_fn_name": "cosine"}
     files.write_json(folder / "config_sentence_transformers.json", {**table, "default_prompt_name": None})
-    module = {"transformer_task": "feature-extraction", "modality_config": SIDES, "module_output_name": "sentence_embedding"}
-    # Torchvision, where it is installed, would resize pictures in another way than Pillow.
+    module = {"transformer_task": "feature-extraction", "modality_config": MODALITIES, "module_output_name": "sentence_embedding"}
+    # torchvision, if it is installed, would resize images differently than Pillow.
     files.write_json(folder / "sentence_bert_config.json", {**module, "processor_kwargs": {"backend": "pil"}})
     files.write_json(folder / NORMALIZE / "config.json", {"module_input_name": "sentence_embedding"})
 
 
 def embed(folder: Path, model: DualEncoder, samples: Samples) -> Vectors:
-    """The vectors of samples by what sentence-transformers reads from a folder, and nothing else of ours."""
+    """The vectors of samples by sentence-transformers alone, from a folder."""
     require()
     from sentence_transformers import SentenceTransformer
 
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
     with silence_transformers():
         encoder = SentenceTransformer(str(folder), device="cpu", trust_remote_code=bool(model.export_spec().code))
-    sides = (encoder.encode(side, show_progress_bar=False) for side in (samples.pictures, samples.captions))
-    return Vectors(*(torch.from_numpy(vectors) for vectors in sides))
+    both = (encoder.encode(inputs, show_progress_bar=False) for inputs in (samples.images, samples.captions))
+    return Vectors(*(torch.from_numpy(vectors) for vectors in both))

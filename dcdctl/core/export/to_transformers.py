@@ -1,9 +1,8 @@
-"""A model as a folder that transformers reads by itself, without dcdctl.
+"""A model as a folder that transformers reads without dcdctl.
 
-A dual encoder of one network is a VisionTextDualEncoderModel with its processor. One over two encoders (stages, mean of tokens,
-normalized features) is none: its folder holds a file of code that transformers runs where `trust_remote_code=True` allows it.
-A ViLT scorer is a ViltForImageAndTextRetrieval with its processor. A co-attention scorer has no class in transformers: its folder is
-read by `models.load_fusion`.
+A dual encoder of one network is a VisionTextDualEncoderModel with its processor. For a dual encoder over two backbones (stages, mean of
+tokens, normalized features) the folder has a code file, which transformers runs with `trust_remote_code=True`. A ViLT scorer is a
+ViltForImageAndTextRetrieval with its processor. A co-attention scorer has no class in transformers; `models.load_fusion` reads its folder.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _ASSETS = files.packaged("assets")
 
 
 def write(model: Model, folder: Path) -> None:
-    """Fill a folder that is not there yet."""
+    """Write into a new folder."""
     spec, exported = model.export_spec(), model.export_copy()
     models.save(exported, folder)
     if spec.code:
@@ -35,19 +34,19 @@ def write(model: Model, folder: Path) -> None:
 
 
 def _write_processor(spec: ExportSpec, preprocess: Preprocessor, folder: Path) -> None:
-    """What the AutoProcessor of transformers reads, beside the files of tokenizer and image processor."""
+    """The files of AutoProcessor, besides those of tokenizer and image processor."""
     if spec.timm_config is not None:
         write_timm_processor(spec, folder)
         files.write_json(folder / "processor_config.json", {"processor_class": spec.processor_class})
         return
     with silence_transformers():
         getattr(transformers, spec.processor_class)(preprocess.image_processor, preprocess.tokenizer).save_pretrained(folder)
-        # What reads image processors alone looks for them here.
+        # AutoImageProcessor looks for its file here.
         preprocess.image_processor.save_pretrained(folder)
 
 
 def embed(folder: Path, model: DualEncoder, samples: Samples) -> Vectors:
-    """The vectors of samples by what transformers reads from a folder, and nothing else of ours."""
+    """The vectors of samples by transformers alone, from a folder."""
     spec = model.export_spec()
     with silence_transformers():
         if spec.code:
@@ -57,7 +56,7 @@ def embed(folder: Path, model: DualEncoder, samples: Samples) -> Vectors:
             network = getattr(transformers, spec.model_class).from_pretrained(folder).eval()
             processor = getattr(transformers, spec.processor_class).from_pretrained(folder, backend="pil")
     with torch.no_grad():
-        pixels = processor(images=samples.pictures, return_tensors="pt")["pixel_values"]
+        pixels = processor(images=samples.images, return_tensors="pt")["pixel_values"]
         tokens = processor(text=samples.captions, padding=True, truncation=True, return_tensors="pt")
         images = network.get_image_features(pixel_values=pixels).pooler_output
         texts = network.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
@@ -65,32 +64,32 @@ def embed(folder: Path, model: DualEncoder, samples: Samples) -> Vectors:
 
 
 def score(folder: Path, model: FusionScorer, samples: Samples) -> Tensor:
-    """The logits of each sample's picture with its caption, by what is read from a folder."""
+    """The logits of each image with its caption, by a model read from a folder."""
     spec = model.export_spec()
     if not spec.model_class:
         return scores_of(models.load_fusion(folder), samples)
     with silence_transformers():
         network = getattr(transformers, spec.model_class).from_pretrained(folder).eval()
         processor = getattr(transformers, spec.processor_class).from_pretrained(folder, backend="pil")
-    batch = processor(images=samples.pictures, text=samples.captions, padding=True, truncation=True, return_tensors="pt")
-    # transformers draws the order of the patches.
+    batch = processor(images=samples.images, text=samples.captions, padding=True, truncation=True, return_tensors="pt")
+    # ViLT in transformers draws the order of its patches from the global random state.
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         logits: Tensor = network(**batch).logits.squeeze(-1)
     return logits
 
 
 def scores_of(model: FusionScorer, samples: Samples) -> Tensor:
-    """The logits of each sample's picture with its caption, by the model itself."""
+    """The logits of each image with its caption, by the original model."""
     device, ix = next(iter(model.parameters())).device, torch.arange(len(samples.captions))
     with torch.no_grad():
-        images = model.encode_images(model.preprocess.images(samples.pictures).to(device))
+        images = model.encode_images(model.preprocess.images(samples.images).to(device))
         texts = model.encode_texts(model.preprocess.texts(samples.captions).to(device))
         logits: Tensor = model.score_pairs(images, texts, ix.to(device), ix.to(device)).cpu()
     return logits
 
 
 def _add_code(spec: ExportSpec, folder: Path) -> None:
-    """Put the code beside the weights, and say in config.json what is in it."""
+    """Copy the code next to the weights, and name its classes in config.json."""
     shutil.copyfile(_ASSETS / f"{spec.code}.py", folder / f"{spec.code}.py")
     path = folder / "config.json"
     table = files.read_json(path)

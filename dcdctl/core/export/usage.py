@@ -1,4 +1,4 @@
-"""The lines of Python that load an exported model, as its card and docs/export.md show them; tests run them in processes of their own."""
+"""The Python code that loads an exported model, as its card and docs/export.md show it. Tests run this code in separate processes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ model = {model_class}.from_pretrained("{name}"{trust}).eval()
 processor = {processor_class}.from_pretrained("{name}", backend="pil"{trust})
 
 
-def embed_images(pictures):
-    """Unit vectors, one a picture."""
-    pixels = processor(images=[picture.convert("RGB") for picture in pictures], return_tensors="pt")
+def embed_images(images):
+    """A unit vector for each image."""
+    pixels = processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
     with torch.no_grad():
         return normalize(model.get_image_features(pixel_values=pixels["pixel_values"]).pooler_output, dim=-1)
 
 
 def embed_texts(captions):
-    """Unit vectors, one a caption."""
+    """A unit vector for each caption."""
     tokens = processor(text=captions, padding=True, truncation=True, return_tensors="pt")
     ids, mask = tokens["input_ids"], tokens["attention_mask"]
     with torch.no_grad():
@@ -58,17 +58,17 @@ text_tower = onnxruntime.InferenceSession(folder + "/text.onnx")
 
 
 def run(tower, inputs):
-    """Unit vectors of whatever a tower reads."""
-    return tower.run(["vectors"], {{one.name: np.asarray(inputs[one.name]) for one in tower.get_inputs()}})[0]
+    """The unit vectors of a tower."""
+    return tower.run(["vectors"], {{node.name: np.asarray(inputs[node.name]) for node in tower.get_inputs()}})[0]
 
 
-def embed_images(pictures):
-    """Unit vectors, one a picture."""
-    return run(image_tower, processor(images=[picture.convert("RGB") for picture in pictures], return_tensors="{tensors}"))
+def embed_images(images):
+    """A unit vector for each image."""
+    return run(image_tower, processor(images=[image.convert("RGB") for image in images], return_tensors="{tensors}"))
 
 
 def embed_texts(captions):
-    """Unit vectors, one a caption."""
+    """A unit vector for each caption."""
     return run(text_tower, tokenizer(captions, padding=True, truncation=True, return_tensors="np"))
 
 
@@ -83,10 +83,10 @@ model = {model_class}.from_pretrained("{name}").eval()
 processor = {processor_class}.from_pretrained("{name}", backend="pil")
 
 
-def score(pictures, captions):
-    """The logit of each picture with the caption in the same place, higher is better."""
-    pictures = [picture.convert("RGB") for picture in pictures]
-    batch = processor(images=pictures, text=captions, padding=True, truncation=True, return_tensors="pt")
+def score(images, captions):
+    """The logit of each image with the caption of the same index; higher is better."""
+    images = [image.convert("RGB") for image in images]
+    batch = processor(images=images, text=captions, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
         return model(**batch).logits.squeeze(-1)
 
@@ -103,12 +103,12 @@ from dcdctl.core import models
 model = models.load_fusion(folder)
 
 
-def score(pictures, captions):
-    """The logit of each picture with the caption in the same place, higher is better; each is encoded once."""
-    images = model.encode_images(model.preprocess.images(pictures))
-    texts = model.encode_texts(model.preprocess.texts(captions))
-    places = torch.arange(len(captions))
-    return model.score_pairs(images, texts, places, places)
+def score(images, captions):
+    """The logit of each image with the caption of the same index; higher is better. Each image and caption is encoded once."""
+    image_states = model.encode_images(model.preprocess.images(images))
+    text_states = model.encode_texts(model.preprocess.texts(captions))
+    index = torch.arange(len(captions))
+    return model.score_pairs(image_states, text_states, index, index)
 
 
 with torch.no_grad():
@@ -117,7 +117,7 @@ with torch.no_grad():
 
 
 def usage(model: Model, to: Format, name: str, *, is_on_hub: bool = False) -> str:
-    """The lines that load a model exported as `to`; `name` is its folder, or its repository on the Hub."""
+    """The code that loads a model exported as `to`; `name` is its folder, or its repository on the Hub."""
     spec = model.export_spec()
     trust = {"trust": ", trust_remote_code=True" if spec.code else ""}
     folder = f'folder = "{name}"'
@@ -138,10 +138,10 @@ def usage(model: Model, to: Format, name: str, *, is_on_hub: bool = False) -> st
 
 
 def requirements(model: Model, to: Format) -> list[str]:
-    """What has to be installed for it, as pip names it."""
+    """The packages that the code needs, by their names for pip."""
     spec = model.export_spec()
     if not spec.model_class:
         return ["dcdctl"]
     own = {"transformers": ["transformers>=5", "torch"], "sentence-transformers": ["sentence-transformers>=5.4"]}
-    # timm's own transform is torchvision's, which comes with it.
+    # timm's image transform needs torchvision, which is installed with timm.
     return [*own.get(to, ["onnxruntime", "transformers>=5"]), "pillow", *([] if spec.timm_config is None else ["timm"])]
