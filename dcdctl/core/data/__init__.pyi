@@ -14,7 +14,7 @@ from .image_archives import FolderImageFile, RowError, escapes_root
 from .images import MAX_PIXELS, ImageError, decode_image, difference_hash, media_type, thumbnail
 from .manifest import TEXT_FIELDS, Manifest, choose_manifest, find_manifest, known_manifests, manifests_folder
 from .prepare import PrepareOptions, prepare_corpus
-from .ragged_array import RaggedArray, offsets_of
+from .ragged_array import Index, RaggedArray, offsets_of
 from .scenes import COLORS, FAMILY_SIZE, GRID, SHAPES, SIZES, Scene, describe_family, describe_scenes, draw_scene
 from .source_files import SourceOptions
 
@@ -33,6 +33,7 @@ __all__ = [
     "Direction",
     "FolderImageFile",
     "ImageError",
+    "Index",
     "Manifest",
     "PrepareOptions",
     "RaggedArray",

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Index = NDArray[np.int64]
+"""Indices of images or captions, or positions of values; any shape."""
 
 
 @dataclass(frozen=True)

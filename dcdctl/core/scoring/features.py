@@ -28,7 +28,7 @@ from PIL import Image
 
 from dcdctl.core import distributed
 from dcdctl.core.artifacts import Build, Kind, seal_of
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import InputError, ModelError
 from dcdctl.core.models import Encoders, ImageBatch, Model, Preprocessor, States, TextBatch
@@ -48,7 +48,6 @@ IMAGE_CHUNK = 32
 """Images encoded in one forward pass."""
 TEXT_CHUNK = 256
 """Captions encoded in one forward pass; captions of similar length share one."""
-Index = NDArray[np.int64]
 Half = NDArray[np.float16]
 
 

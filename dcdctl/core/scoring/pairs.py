@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dcdctl.core.data import Index
 from dcdctl.core.devices import Compute
 from dcdctl.core.models import FusionScorer, States
 from dcdctl.core.progress import Advance
 from dcdctl.core.scoring.features import Source
 
-Index = NDArray[np.int64]
 T = TypeVar("T")
 IMAGE_CHUNK = 64
 """Images encoded in one forward pass; in a `PairScorer` also those in memory."""

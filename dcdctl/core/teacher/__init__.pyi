@@ -4,7 +4,6 @@ from .candidates import CandidateConfig, Candidates, draw_candidates, mine_candi
 from .estimate import Estimate
 from .false_negatives import FalseNegativeFilter
 from .job import CacheJob, cache_scores, verify_cache
-from .miners import Index
 from .summary import CacheSummary, Negative, cache_document, cache_facts, summarize_cache
 
 __all__ = [
@@ -14,7 +13,6 @@ __all__ = [
     "Candidates",
     "Estimate",
     "FalseNegativeFilter",
-    "Index",
     "Negative",
     "TeacherCache",
     "TeacherEnsemble",

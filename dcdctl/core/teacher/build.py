@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dcdctl.core import artifacts, distributed, files, scoring
 from dcdctl.core.artifacts import Build, seal_of
 from dcdctl.core.config import to_table
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import ON_CPU, Compute, versions
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.models import FusionScorer
@@ -35,7 +35,6 @@ from dcdctl.core.teacher.cache_format import (
     DROPPED_FILE,
     IMAGES_PER_SHARD,
     ITEMS_FILE,
-    Index,
     Pairs,
     pairs_name,
     planned_name,

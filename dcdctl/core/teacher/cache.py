@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts
-from dcdctl.core.data import Corpus, RaggedArray, offsets_of
+from dcdctl.core.data import Corpus, Index, RaggedArray, offsets_of
 from dcdctl.core.errors import ConfigError, StaleError
-from dcdctl.core.teacher.cache_format import CACHE, Index, pairs_name, read_pairs, shards_of
+from dcdctl.core.teacher.cache_format import CACHE, pairs_name, read_pairs, shards_of
 from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE, Candidates
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from dcdctl.core import files
 from dcdctl.core.artifacts import Kind
+from dcdctl.core.data import Index
 
 ITEMS_FILE, DROPPED_FILE = "items.parquet", "dropped.json"
 CACHE = Kind(
@@ -37,7 +38,6 @@ CACHE = Kind(
 IMAGES_PER_SHARD = 256
 SCHEMA = pa.schema([("image", pa.int32()), ("text", pa.int32()), ("score", pa.float32()), ("role", pa.uint8())])
 _ENCODINGS = {"image": "DELTA_BINARY_PACKED", "text": "DELTA_BINARY_PACKED", "score": "BYTE_STREAM_SPLIT", "role": "PLAIN"}
-Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

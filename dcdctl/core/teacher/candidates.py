@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from dcdctl.core import scoring
 from dcdctl.core.config import AtLeast, Between, Count, Distinct, NotEmpty, Positive, check_fields
-from dcdctl.core.data import Corpus, Direction, RaggedArray
+from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
 from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import Vectors
 from dcdctl.core.teacher import miners
 from dcdctl.core.teacher.false_negatives import FalseNegativeFilter, image_hashes
-from dcdctl.core.teacher.miners import Index, Miner, PairFilter, clusters
+from dcdctl.core.teacher.miners import Miner, PairFilter, clusters
 
 POSITIVE, TEXT_CANDIDATE, IMAGE_CANDIDATE = 1, 2, 4
 """Roles of a pair: the caption belongs to the image; the caption is a candidate of the image; the image is a candidate of the caption."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.data import Corpus, difference_hash
+from dcdctl.core.data import Corpus, Index, difference_hash
 from dcdctl.core.progress import Track, silent
 
-Index = NDArray[np.int64]
 Reasons = NDArray[np.uint8]
 """For each pair: 0 if it may be a negative, else the 1-based position of its reason in `FalseNegativeFilter.names`."""
 SAME_IMAGE, EQUAL_TEXT, DUPLICATE_IMAGE = "same image", "equal text", "near-duplicate images"

@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcdctl.core import scoring
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, Index
 from dcdctl.core.errors import require_extra
 from dcdctl.core.teacher.false_negatives import Reasons
 
-Index = NDArray[np.int64]
 Miner = Callable[[Index, int], Index]
 """Given queries and a number K, a Q x K matrix of the best K candidates per query, or all candidates if there are fewer."""
 PairFilter = Callable[[Index, Index], Reasons]

@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcdctl.core.data import Corpus, Direction, RaggedArray
+from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch
 from dcdctl.core.scoring import Features, Source
-from dcdctl.core.teacher import FalseNegativeFilter, Index, TeacherCache, TeacherEnsemble, text_classes
+from dcdctl.core.teacher import FalseNegativeFilter, TeacherCache, TeacherEnsemble, text_classes
 from dcdctl.core.training import negatives
 from dcdctl.core.training.batch import NO_IMAGES, NO_PAIRS, NO_TEXTS, UNSPLIT, Batch, MicroBatch, MicroBatchPlan
 from dcdctl.core.training.losses.weights import select_as_official

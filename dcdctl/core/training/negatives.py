@@ -22,12 +22,12 @@ from safetensors.numpy import save
 from dcdctl.core import artifacts, distributed, scoring, teacher
 from dcdctl.core.artifacts import Build, Kind
 from dcdctl.core.config import to_table
-from dcdctl.core.data import Corpus, Direction, RaggedArray
+from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
 from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError, MissingError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.scoring import Source
-from dcdctl.core.teacher import CandidateConfig, Candidates, Index
+from dcdctl.core.teacher import CandidateConfig, Candidates
 from dcdctl.core.training.recipe import Recipe
 
 FILE = "mined.safetensors"
