@@ -74,6 +74,6 @@ def test_without_a_token_or_a_name_nothing_is_begun(monkeypatch):
     for name in ("dual", "me/du al", "me/dual/three"):
         with pytest.raises(ConfigError, match=r"--push-to-hub .*; use OWNER/NAME"):
             export_hub.check(Push(name))
-    with pytest.raises(ConfigError, match="--private is about what is pushed, and nothing is; add --push-to-hub"):
+    with pytest.raises(ConfigError, match="--private applies to a push, and there is none; add --push-to-hub"):
         export_hub.push_options(None, is_private=True)
     assert export_hub.push_options(None, is_private=False) is None
