@@ -1,4 +1,4 @@
-"""`dcdctl bench` as a user types it, and what its tables say."""
+"""`dcdctl bench` on the command line, and its tables."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_bench_leaves_bench_json_and_prints_the_same(scenes_corpus_dir, folders)
     assert document["teacher"]["first_query"] is None
 
 
-def test_bench_shows_tables_that_mark_what_is_extrapolated(scenes_corpus_dir, folders):
+def test_bench_shows_tables_that_mark_extrapolated_times(scenes_corpus_dir, folders):
     result = run_cli(scenes_corpus_dir, folders, *SMALL, "--fresh-processes", 0, "--repeats", 4, "--no-onnx")
     assert result.exit_code == 0, result.stderr
     (million,) = [line for line in result.stdout.splitlines() if "1,000,000 encoded with it" in line]
@@ -85,7 +85,7 @@ def test_bench_shows_tables_that_mark_what_is_extrapolated(scenes_corpus_dir, fo
         (["--clock", "moon"], 1, "clock must be one of wall, processor, got 'moon'"),
     ],
 )
-def test_a_setting_that_cannot_be_ends_before_anything_is_timed(scenes_corpus_dir, folders, words, status, message):
+def test_a_wrong_setting_is_an_error_before_anything_is_timed(scenes_corpus_dir, folders, words, status, message):
     result = run_cli(scenes_corpus_dir, folders, *words)
     assert result.exit_code == status
     assert message in " ".join(result.stderr.replace("│", " ").split())
@@ -115,19 +115,19 @@ def test_a_percentile_of_too_few_repeats_has_a_star(capsys):
 
 
 @pytest.mark.parametrize(
-    ("load", "clock", "told"),
+    ("load", "clock", "message"),
     [
         (1.5, "wall", ""),
         (7.9, "wall", "busy: 7.9 processes needed 2 cores; all times are upper bounds"),
         (7.9, "processor", "busy: 7.9 processes needed 2 cores; times of fresh processes are upper bounds\n"),
     ],
 )
-def test_a_busy_machine_is_told(load, clock, told, capsys):
+def test_a_busy_machine_is_reported(load, clock, message, capsys):
     result = fake_bench(student=FakeFusion, clock_name=clock)
     bench_view.show_bench(dataclasses.replace(result, machine={**result.machine, "cores": 2, "load_average": [0.0, load]}))
     printed = capsys.readouterr().out
-    assert told in printed
-    assert ("busy" in printed) == bool(told)
+    assert message in printed
+    assert ("busy" in printed) == bool(message)
     assert ("CPU time, not wall-clock time" in printed) == (clock == "processor")
 
 

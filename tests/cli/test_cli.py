@@ -58,7 +58,7 @@ def clock(monkeypatch):
     return Clock
 
 
-def test_an_error_is_one_line_on_stderr_with_the_users_text_as_it_is():
+def test_an_error_is_one_line_on_stderr_with_the_users_text_unchanged():
     result = CliRunner().invoke(small_app(), ["stale"])
     assert result.exit_code == 1
     assert result.stdout == ""
@@ -70,13 +70,13 @@ def test_a_bug_keeps_its_traceback():
     assert isinstance(result.exception, ZeroDivisionError)
 
 
-def test_an_interrupt_ends_with_130_and_says_what_is_kept():
+def test_an_interrupt_exits_with_130_and_says_what_is_kept():
     result = CliRunner().invoke(small_app(), ["stop"])
     assert result.exit_code == 130
     assert "finished work is kept" in result.stderr
 
 
-def test_a_folder_that_is_no_corpus_ends_with_1_and_names_the_command_that_makes_one(tmp_path):
+def test_a_missing_corpus_exits_with_1_and_names_the_command_that_makes_one(tmp_path):
     result = CliRunner().invoke(app, ["bench", str(tmp_path), "--teacher", "x", "--data", str(tmp_path / "absent")])
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
@@ -85,7 +85,7 @@ def test_a_folder_that_is_no_corpus_ends_with_1_and_names_the_command_that_makes
 
 
 @pytest.mark.parametrize("arguments", [["bench"], ["distil"], ["distill", "--alpha", "1"]])
-def test_wrong_usage_ends_with_2(arguments):
+def test_wrong_usage_exits_with_2(arguments):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
     assert result.stdout == ""
@@ -112,10 +112,10 @@ def test_the_help_lists_every_command_under_its_panel():
 @pytest.mark.parametrize("command", NAMES)
 def test_every_command_has_a_sentence_and_help_for_each_option(command):
     tree = typer.main.get_command(app)
-    found = tree.commands[command]
-    assert found.help
-    assert found.help.strip().splitlines()[0].endswith(".")
-    assert [parameter.name for parameter in found.params if not getattr(parameter, "help", None)] == []
+    function = tree.commands[command]
+    assert function.help
+    assert function.help.strip().splitlines()[0].endswith(".")
+    assert [parameter.name for parameter in function.params if not getattr(parameter, "help", None)] == []
     assert CliRunner().invoke(app, [command, "-h"]).exit_code == 0
 
 
@@ -161,7 +161,7 @@ def test_help_takes_less_than_three_tenths_of_a_second():
     assert min(processor_seconds() for _ in range(3)) < 0.3
 
 
-def test_a_bar_in_a_pipe_tells_now_and_then_and_at_the_end(clock, capsys):
+def test_a_bar_in_a_pipe_prints_a_line_every_ten_seconds_and_at_the_end(clock, capsys):
     with terminal.bar("score [x]", total=100, unit="pairs") as advance:
         for second in range(1, 21):
             clock.now = float(second)
@@ -175,13 +175,13 @@ def test_a_bar_in_a_pipe_tells_now_and_then_and_at_the_end(clock, capsys):
     ]
 
 
-def test_a_bar_that_breaks_off_does_not_say_that_it_is_done(clock, capsys):
+def test_a_bar_of_failed_work_does_not_report_completion(clock, capsys):
     with pytest.raises(StaleError), terminal.bar("score", total=2, unit="pairs"):
         raise StaleError("no")
     assert capsys.readouterr().err == ""
 
 
-def test_a_bar_on_a_screen_shows_label_rate_and_time_left_and_leaves_stdout_alone(clock, monkeypatch, capsys):
+def test_a_bar_on_a_terminal_shows_label_rate_and_time_left_and_does_not_touch_stdout(clock, monkeypatch, capsys):
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)
     with terminal.bar("score [red]", total=100, unit="pairs") as advance:

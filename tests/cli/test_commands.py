@@ -1,4 +1,4 @@
-"""cache-teacher, distill and finetune-teacher as a user types them."""
+"""cache-teacher, distill and finetune-teacher on the command line."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def cache(run_cli, scenes_corpus_dir, teacher, tmp_path_factory):
     return folder
 
 
-def test_cache_teacher_leaves_a_cache_of_what_was_asked(scenes_corpus_dir, cache):
+def test_cache_teacher_writes_the_requested_cache(scenes_corpus_dir, cache):
     read = teacher_cache.read_cache(cache, corpus=Corpus.open(scenes_corpus_dir, "train"))
     assert read.plan["candidates"]["per_query"] == 4
     assert read.plan["precision"] == "float32"
     assert {path.name for path in cache.iterdir()} == {"plan.json", "items.parquet", "pairs-00000.parquet", "cache.json"}
 
 
-def test_cache_teacher_with_other_settings_into_the_same_folder_says_both(run_cli, scenes_corpus_dir, teacher, cache):
+def test_cache_teacher_with_other_settings_into_the_same_folder_names_both(run_cli, scenes_corpus_dir, teacher, cache):
     before = contents(cache)
     words = ["cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", cache, "--set", "candidates.per_query=4", *CPU]
     result = run_cli(*words, "--precision", "bf16")
@@ -75,7 +75,7 @@ def test_cache_teacher_takes_the_first_images_and_a_model_setting(run_cli, scene
     assert (plan["split"], plan["images"], plan["max_text_len"]) == ("test", 8, 9)
 
 
-def test_distill_leaves_a_student_and_says_what_is_next(run_cli, scenes_corpus_dir, teacher, cache, tmp_path):
+def test_distill_writes_a_student_and_names_the_next_command(run_cli, scenes_corpus_dir, teacher, cache, tmp_path):
     out = tmp_path / "run"
     words = ["tiny-student", "--data", scenes_corpus_dir, "--cache", cache, "--teacher", teacher, "--out", out]
     result = run_cli("distill", *words, "--set", "model.layers=[0, 2]", *LISTS, *CPU)
@@ -109,7 +109,7 @@ def test_distill_with_a_cache_of_another_teacher_is_one_line_and_no_run(run_cli,
     assert not (tmp_path / "run").exists()
 
 
-def test_finetune_teacher_leaves_a_teacher_that_can_be_cached(run_cli, scenes_corpus_dir, tmp_path):
+def test_finetune_teacher_writes_a_teacher_that_can_be_cached(run_cli, scenes_corpus_dir, tmp_path):
     out = tmp_path / "run"
     sets = [word for assignment in NEW for word in ("--set", assignment)]
     result = run_cli("finetune-teacher", "tiny-teacher", "--data", scenes_corpus_dir, "--out", out, *sets, *LISTS, *CPU)
@@ -121,7 +121,7 @@ def test_finetune_teacher_leaves_a_teacher_that_can_be_cached(run_cli, scenes_co
     assert run_cli("cache-teacher", *words).exit_code == 0
 
 
-def test_finetune_teacher_of_a_students_recipe_says_what_it_wants(run_cli, scenes_corpus_dir, tmp_path):
+def test_finetune_teacher_with_a_students_recipe_says_what_it_expects(run_cli, scenes_corpus_dir, tmp_path):
     result = run_cli("finetune-teacher", "demo-dual", "--data", scenes_corpus_dir, "--out", tmp_path / "run", *CPU)
     assert result.exit_code == 1
     assert result.stderr.startswith("error: recipe demo-dual trains a student; finetune-teacher expects a fusion model")
@@ -144,7 +144,7 @@ def test_a_misspelt_field_lists_the_known_ones(run_cli, scenes_corpus_dir, tmp_p
         (["--model-set", "max_text_len=9"], "--model-set is for the model named by --teacher, and none is named"),
     ],
 )
-def test_a_wrong_word_is_one_line_and_no_run(run_cli, scenes_corpus_dir, tmp_path, command, words, message):
+def test_a_wrong_value_is_one_line_and_no_run(run_cli, scenes_corpus_dir, tmp_path, command, words, message):
     result = run_cli(command, "tiny-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "run", *words)
     assert result.exit_code == 1
     assert result.stderr.startswith(f"error: {message}")
@@ -152,7 +152,7 @@ def test_a_wrong_word_is_one_line_and_no_run(run_cli, scenes_corpus_dir, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_every_option_of_a_training_reaches_it(run_cli, scenes_corpus_dir, tmp_path):
+def test_every_option_of_finetune_teacher_has_its_effect(run_cli, scenes_corpus_dir, tmp_path):
     out = tmp_path / "run"
     sets = [word for assignment in [*NEW, "batch.size=4", "batch.negatives=mined", "optimizer.steps=2"] for word in ("--set", assignment)]
     words = ["--data", scenes_corpus_dir, "--out", out, "--split", "test", "--max-images", 8, *sets, *CPU, "--precision", "bf16"]
@@ -166,7 +166,7 @@ def test_every_option_of_a_training_reaches_it(run_cli, scenes_corpus_dir, tmp_p
     assert "batch.size is 4, too few for 5 micro-batches" in refused.stderr
 
 
-def test_a_dry_run_says_what_it_would_take_and_scores_nothing(run_cli, scenes_corpus_dir, teacher, tmp_path):
+def test_a_dry_run_shows_the_estimate_and_scores_nothing(run_cli, scenes_corpus_dir, teacher, tmp_path):
     words = ["cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", tmp_path / "cache", "--device", "cpu"]
     result = run_cli(*words, "--set", "candidates.per_query=4", "--dry-run")
     assert result.exit_code == 0, result.stderr

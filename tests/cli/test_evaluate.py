@@ -1,4 +1,4 @@
-"""`dcdctl eval` as it is typed: what it prints and leaves, and what it says to mistakes."""
+"""`dcdctl eval` on the command line: output, files, and errors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read(path: Path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_it_prints_one_document_and_leaves_it_in_the_run(run, run_eval, scenes_corpus_dir):
+def test_it_prints_one_document_and_writes_it_into_the_run(run, run_eval, scenes_corpus_dir):
     result = run_eval(run, "--json")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
@@ -58,7 +58,7 @@ def test_it_prints_one_document_and_leaves_it_in_the_run(run, run_eval, scenes_c
     assert len(pd.read_parquet(run / "top.parquet")) == 960
 
 
-def test_a_cascade_is_kept_beside_the_dual_encoders_own_result(folders, run, run_eval):
+def test_a_cascade_does_not_replace_the_dual_encoders_own_result(folders, run, run_eval):
     alone = json.loads(run_eval(run, "--json").stdout)
     result = run_eval(run, "--rerank", folders / "vilt", "--depth", 4, "--json")
     assert result.exit_code == 0, result.output
@@ -70,7 +70,7 @@ def test_a_cascade_is_kept_beside_the_dual_encoders_own_result(folders, run, run
     assert read(run / "result.json") == alone
 
 
-def test_several_depths_are_shown_and_kept(folders, run, run_eval):
+def test_several_depths_are_shown_and_written(folders, run, run_eval):
     result = run_eval(run, "--rerank", folders / "vilt", "--depth", "5,0,2")
     assert result.exit_code == 0, result.output
     document = read(run / "cascade.json")
@@ -91,7 +91,7 @@ def test_a_table_shows_intervals_protocol_and_ranks(folders, run_eval):
     assert all(word in result.stdout for word in shown)
 
 
-def test_how_many_pairs_and_how_long_is_told_before_they_are_scored(folders, run_eval):
+def test_the_number_of_pairs_and_the_time_are_shown_before_scoring(folders, run_eval):
     result = run_eval(folders / "vilt", "--max-images", 3)
     first, *_, last = result.stderr.splitlines()
     assert first.startswith("45 pairs to score: ")
@@ -99,7 +99,7 @@ def test_how_many_pairs_and_how_long_is_told_before_they_are_scored(folders, run
     assert last.startswith("score: 45 pairs in")
 
 
-def test_a_model_that_is_no_run_leaves_its_results_where_it_is_told(folders, run_eval, tmp_path):
+def test_results_of_a_model_that_is_not_a_run_are_written_to_out(folders, run_eval, tmp_path):
     before = {path.name for path in (folders / "vilt").iterdir()}
     assert run_eval(folders / "vilt", "--max-images", 3).exit_code == 0
     assert {path.name for path in (folders / "vilt").iterdir()} == before
@@ -108,7 +108,7 @@ def test_a_model_that_is_no_run_leaves_its_results_where_it_is_told(folders, run
     assert f"results -> {tmp_path / 'teacher'}" in result.stderr
 
 
-def test_a_copy_of_the_ranks_goes_where_it_is_told(folders, run, run_eval, tmp_path):
+def test_a_copy_of_the_ranks_is_written_to_the_given_file(folders, run, run_eval, tmp_path):
     assert run_eval(run, "--ranks", tmp_path / "copy.parquet").exit_code == 0
     assert (tmp_path / "copy.parquet").read_bytes() == (run / "ranks.parquet").read_bytes()
     result = run_eval(folders / "vilt", "--ranks", run / "ranks.parquet")
@@ -116,7 +116,7 @@ def test_a_copy_of_the_ranks_goes_where_it_is_told(folders, run, run_eval, tmp_p
     assert "name another file with --ranks" in result.stderr
 
 
-def test_an_evaluation_that_fails_leaves_the_results_of_before(run, run_eval, monkeypatch):
+def test_a_failed_evaluation_keeps_the_earlier_results(run, run_eval, monkeypatch):
     assert run_eval(run).exit_code == 0
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     monkeypatch.setattr("dcdctl.core.evaluation.rankers.rank_by_dual", lambda *arguments: 1 / 0)
@@ -143,14 +143,14 @@ def test_two_evaluations_do_not_write_into_one_folder_at_once(run, run_eval):
         (["--eccv"], "ECCV Caption requires the protocol coco-5k, and"),
     ],
 )
-def test_a_mistake_is_told_with_what_to_do(run, run_eval, options, message):
+def test_a_mistake_is_an_error_with_the_next_step(run, run_eval, options, message):
     result = run_eval(run, *options)
     assert result.exit_code == 1
     assert message in result.stderr
     assert not list(run.glob("*result.json"))
 
 
-def test_a_missing_run_says_what_to_do(run_eval, tmp_path):
+def test_a_missing_run_is_an_error_with_the_next_step(run_eval, tmp_path):
     result = run_eval(tmp_path / "absent")
     assert result.exit_code == 1
     assert "dcdctl distill" in result.stderr

@@ -1,4 +1,4 @@
-"""`dcdctl index` as it is typed: what it says, and what it leaves behind; by one process and by two."""
+"""`dcdctl index` on the command line: output and files, in one process and in two."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ def dual(corpus, tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    return put(tmp_path / "pictures", {**{f"{seed}.png": png(seed) for seed in range(8)}, "not\na picture.txt": b"x"})
+def images(tmp_path):
+    return put(tmp_path / "images", {**{f"{seed}.png": png(seed) for seed in range(8)}, "not\nan image.txt": b"x"})
 
 
 def run(*words):
     return CliRunner().invoke(app, ["index", *map(str, words)])
 
 
-def test_an_index_is_built_looked_at_and_changed(dual, pictures, tmp_path):
+def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
     index = tmp_path / "index"
-    made = run(dual, "--images", pictures, "--out", index)
+    made = run(dual, "--images", images, "--out", index)
     assert made.exit_code == 0, made.output
     assert made.stdout == f"8 images, 8 numbers each, search by flat -> {index}\n"
-    assert r"left out: 'not\na picture.txt': not an image file" in made.stderr
-    put(pictures, {"new.png": png(20)})
-    assert run(index, "--add", pictures).stdout.startswith("9 images, 1 added, 8 numbers each")
+    assert r"left out: 'not\nan image.txt': not an image file" in made.stderr
+    put(images, {"new.png": png(20)})
+    assert run(index, "--add", images).stdout.startswith("9 images, 1 added, 8 numbers each")
     assert run(index, "--remove", "0.png", "--remove", "[12].png").stdout.startswith("6 images, 3 removed,")
-    (pictures / "new.png").unlink()
+    (images / "new.png").unlink()
     assert run(index, "--remove-gone").stdout.startswith("5 images, 1 removed,")
-    assert run(index, "--remove", "3.png", "--add", pictures).stdout.startswith("8 images, 4 added, 1 removed,")
+    assert run(index, "--remove", "3.png", "--add", images).stdout.startswith("8 images, 4 added, 1 removed,")
     before = contents(index)
     looked = run(index)
     assert looked.stdout.startswith("8 images, 8 numbers each, search by flat")
@@ -67,24 +67,24 @@ def test_an_index_is_built_looked_at_and_changed(dual, pictures, tmp_path):
     ("words", "message"),
     [
         (["RUN"], "RUN (no index.json); make one with `dcdctl index RUN --images DIR --out"),
-        (["PICTURES"], "pictures (no index.json); make one with"),
-        (["DUAL", "--images", "PICTURES"], "--images and --out are for a new index only"),
+        (["IMAGES"], "images (no index.json); make one with"),
+        (["DUAL", "--images", "IMAGES"], "--images and --out are for a new index only"),
         (["DUAL", "--out", "NEW"], "--images and --out are for a new index only"),
         (
-            ["DUAL", "--images", "PICTURES", "--out", "NEW", "--add", "PICTURES"],
+            ["DUAL", "--images", "IMAGES", "--out", "NEW", "--add", "IMAGES"],
             "--images and --out are for a new index only",
         ),
-        (["RUN", "--images", "PICTURES", "--out", "NEW"], "RUN does not exist; a model is a run folder"),
+        (["RUN", "--images", "IMAGES", "--out", "NEW"], "RUN does not exist; a model is a run folder"),
         (["DUAL", "--images", "ABSENT", "--out", "NEW"], "ABSENT does not exist; --images takes a folder"),
-        (["DUAL", "--images", "PICTURES", "--out", "NEW", "--set", "kind=magic"], "kind must be one of flat, hnsw, ivf-pq, got 'magic'"),
-        (["DUAL", "--images", "PICTURES", "--out", "NEW", "--set", "hnsw.width=3"], "unknown key hnsw.width; known keys here: neighbours"),
-        (["DUAL", "--images", "PICTURES", "--out", "NEW", "--precision", "fp8"], "precision must be one of fp32, bf16, fp16"),
-        (["DUAL", "--images", "PICTURES", "--out", "FILE"], "is a file, a folder is expected"),
+        (["DUAL", "--images", "IMAGES", "--out", "NEW", "--set", "kind=magic"], "kind must be one of flat, hnsw, ivf-pq, got 'magic'"),
+        (["DUAL", "--images", "IMAGES", "--out", "NEW", "--set", "hnsw.width=3"], "unknown key hnsw.width; known keys here: neighbours"),
+        (["DUAL", "--images", "IMAGES", "--out", "NEW", "--precision", "fp8"], "precision must be one of fp32, bf16, fp16"),
+        (["DUAL", "--images", "IMAGES", "--out", "FILE"], "is a file, a folder is expected"),
     ],
 )
-def test_a_mistake_is_one_line_with_what_to_do(dual, pictures, tmp_path, words, message):
+def test_a_mistake_is_one_line_with_the_next_step(dual, images, tmp_path, words, message):
     (tmp_path / "FILE").write_text("x")
-    places = {"DUAL": dual, "PICTURES": pictures} | {name: tmp_path / name for name in ("RUN", "NEW", "FILE", "ABSENT")}
+    places = {"DUAL": dual, "IMAGES": images} | {name: tmp_path / name for name in ("RUN", "NEW", "FILE", "ABSENT")}
     done = run(*(places.get(word, word) for word in words))
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.startswith("error: ")
@@ -93,18 +93,18 @@ def test_a_mistake_is_one_line_with_what_to_do(dual, pictures, tmp_path, words, 
     assert not (tmp_path / "NEW").exists()
 
 
-def test_a_run_in_place_of_an_index_is_told_apart(tmp_path):
+def test_a_run_in_place_of_an_index_is_recognized(tmp_path):
     put(tmp_path, {"run/run.json": b"{}"})
     assert "is a run, not an index; make one: dcdctl index" in run(tmp_path / "run").stderr
 
 
 @pytest.mark.slow
-def test_two_processes_with_workers_write_the_files_of_one_without(dual, pictures, tmp_path, monkeypatch):
+def test_two_processes_with_workers_write_the_files_of_one_without(dual, images, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "ROWS_PER_PART", 3)
     settings = IndexConfig(flat_up_to=2, segment_rows=4)
-    build.build(str(dual), pictures, tmp_path / "alone", settings, compute=Compute(batch_size=2))
+    build.build(str(dual), images, tmp_path / "alone", settings, compute=Compute(batch_size=2))
     (tmp_path / "script.py").write_text(SCRIPT)
-    words = ["--images", pictures, "--out", tmp_path / "both", "--set", "flat_up_to=2", "--set", "segment_rows=4"]
+    words = ["--images", images, "--out", tmp_path / "both", "--set", "flat_up_to=2", "--set", "segment_rows=4"]
     more = ["--batch-size", "2", "--workers", "1", "--device", "cpu"]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""An official METER checkpoint as a user gives it to `convert`, `eval`, `cache-teacher` and `distill`."""
+"""An official METER checkpoint in `convert`, `eval`, `cache-teacher` and `distill`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def converted(model_sets, tmp_path_factory):
     return folder
 
 
-def test_convert_says_what_it_needs(tmp_path):
+def test_convert_names_the_missing_setting(tmp_path):
     result = run_cli("convert", CHECKPOINT, tmp_path / "meter", "--model-set", "text.num_attention_heads=3")
     assert result.exit_code == 1
     assert "roberta-base" in result.stderr

@@ -1,4 +1,4 @@
-"""`dcdctl report` as a user types it."""
+"""`dcdctl report` on the command line."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def test_a_page_a_markdown_file_and_a_table_are_written_and_the_page_is_named(fo
     assert len(files["--csv"].read_text().splitlines()) == 6
 
 
-def test_what_is_left_out_is_told_with_its_command(tmp_path):
+def test_a_missing_part_is_reported_with_the_command_that_makes_it(tmp_path):
     run = write_run(tmp_path / "run")
     result = run_cli("report", run, "--out", tmp_path / "r.html")
     assert result.exit_code == 0
     assert f"left out: times of run: `dcdctl bench {run} --teacher REF --data DIR`\n" in result.stderr
 
 
-def test_a_folder_that_holds_nothing_ends_with_1_and_leaves_no_page(tmp_path):
+def test_an_empty_folder_exits_with_1_and_writes_no_page(tmp_path):
     result = run_cli("report", tmp_path / "absent", "--out", tmp_path / "r.html")
     assert result.exit_code == 1
     assert "holds nothing to show" in result.stderr
@@ -46,5 +46,5 @@ def test_a_folder_that_holds_nothing_ends_with_1_and_leaves_no_page(tmp_path):
     assert not (tmp_path / "r.html").exists()
 
 
-def test_a_run_is_wanted():
+def test_a_run_is_required():
     assert run_cli("report").exit_code == 2

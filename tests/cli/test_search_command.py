@@ -1,4 +1,4 @@
-"""`dcdctl search` as a user types it: once, through a pipe, at the prompt; and what reaches the terminal."""
+"""`dcdctl search` on the command line, with queries from stdin, and at the prompt; and what reaches the terminal."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ def names_in(answer):
     return [terminal.printable(hit.name) for hit in answer.hits]
 
 
-def test_a_text_is_answered_a_hit_a_line_and_names_cannot_steer_the_terminal(index, searcher):
+def test_each_hit_is_one_line_and_names_cannot_control_the_terminal(index, searcher):
     result = run_cli(index, *TEXT.split(), "--k", 12, *CPU)
     assert result.exit_code == 0, result.stderr
     head, *lines = result.stdout.splitlines()
     assert head.split() == ["#", "cosine", "image"]
-    wanted = searcher.by_text(TEXT, 12)
-    assert [line.split(maxsplit=2)[2] for line in lines] == names_in(wanted)
-    assert [line.split()[:2] for line in lines] == [[str(place), f"{hit.score:.4f}"] for place, hit in enumerate(wanted.hits, start=1)]
+    answer = searcher.by_text(TEXT, 12)
+    assert [line.split(maxsplit=2)[2] for line in lines] == names_in(answer)
+    assert [line.split()[:2] for line in lines] == [[str(place), f"{hit.score:.4f}"] for place, hit in enumerate(answer.hits, start=1)]
     assert not UNSAFE.search(result.stdout)
     assert {"[red]brackets[.png", r"esc\u001b[31m.png", r"\u202egnp.png"} <= {line.split(maxsplit=2)[2] for line in lines}
     assert f"12 of {len(NAMES)} images in " in result.stderr
 
 
-def test_json_is_one_document_with_the_names_as_they_are(index, searcher):
+def test_json_is_one_document_with_unchanged_names(index, searcher):
     result = run_cli(index, TEXT, "-k", 12, "--json", *CPU)
     document = json.loads(result.stdout)
     assert [hit["name"] for hit in document["hits"]] == [hit.name for hit in searcher.by_text(TEXT, 12).hits]
@@ -69,7 +69,7 @@ def test_json_is_one_document_with_the_names_as_they_are(index, searcher):
     assert result.stderr == ""
 
 
-def test_a_second_model_shows_both_numbers_and_a_page_is_written(index, tmp_path):
+def test_a_reranker_shows_both_scores_and_a_page_is_written(index, tmp_path):
     words = ["--rerank", index.parent / "fusion", "--depth", 3, "--k", 4, "--html", tmp_path / "found.html"]
     result = run_cli(index, TEXT, *words, *CPU)
     assert result.exit_code == 0, result.stderr
@@ -82,14 +82,14 @@ def test_a_second_model_shows_both_numbers_and_a_page_is_written(index, tmp_path
     assert f"page -> {tmp_path / 'found.html'}" in result.stderr
 
 
-def test_a_picture_finds_itself_and_a_picture_that_is_gone_is_named_so(tmp_path):
+def test_an_image_finds_itself_and_a_missing_file_is_marked(tmp_path):
     index = make_index(tmp_path)
     (tmp_path / "pictures" / "plain.png").rename(tmp_path / "plain.png")
     result = run_cli(index, "--image", tmp_path / "plain.png", "--k", 1, *CPU)
     assert result.stdout.splitlines()[1].split() == ["1", "1.0000", "plain.png", "(gone)"]
 
 
-def test_a_pipe_gets_a_line_for_each_line(index, searcher):
+def test_each_line_of_stdin_gives_one_line(index, searcher):
     stdin = f"\ufeff{TEXT}\n\n  red  \r\n".encode() + b"caf\xe9\n:k 5\nblue"
     result = run_cli(index, "--k", 2, *CPU, stdin=stdin)
     assert result.exit_code == 1
@@ -101,7 +101,7 @@ def test_a_pipe_gets_a_line_for_each_line(index, searcher):
     assert run_cli(index, *CPU, stdin=b"red\n").exit_code == 0
 
 
-def test_a_pipe_gets_a_json_document_for_each_line(index):
+def test_each_line_of_stdin_gives_one_json_document(index):
     result = run_cli(index, "--k", 1, "--json", *CPU, stdin=b"red\n\xff\nblue\n")
     documents = [json.loads(line) for line in result.stdout.splitlines()]
     assert [document["query"]["text"] for document in documents] == ["red", "\ufffd", "blue"]
@@ -110,7 +110,7 @@ def test_a_pipe_gets_a_json_document_for_each_line(index):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["red", "--image", "x.png"], "give one of them"),
         (["red", "--depth", "5"], "add --rerank"),
@@ -120,22 +120,22 @@ def test_a_pipe_gets_a_json_document_for_each_line(index):
         (["red", "--thumbnails", "sixel"], "'kitty', 'iterm2'"),
     ],
 )
-def test_options_that_make_no_sense_end_with_2(index, monkeypatch, words, told):
+def test_options_without_effect_exit_with_2(index, monkeypatch, words, message):
     monkeypatch.chdir(index.parent)
     result = run_cli(index, *words)
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert message in result.stderr
     assert result.stdout == ""
 
 
-def test_what_was_perhaps_meant_is_told_beside_the_error(index):
+def test_a_hint_names_what_was_perhaps_meant(index):
     result = run_cli("red dog", index)
     assert result.exit_code == 1
     assert "INDEX comes first" in result.stderr
     assert "dcdctl index" in result.stderr
 
 
-def test_a_wrong_index_or_query_is_told_before_torch_is_imported(index, tmp_path):
+def test_a_wrong_index_or_query_is_an_error_before_torch_is_imported(index, tmp_path):
     script = """
 import sys
 from dcdctl.cli.app import app
@@ -149,7 +149,7 @@ print(sorted({"torch", "transformers", "rich"} & set(sys.modules)))
     assert run_script(script, index, tmp_path).splitlines() == ["1", "1", "1", "[]"]
 
 
-def test_threads_are_those_that_were_asked_for(index, monkeypatch):
+def test_the_number_of_threads_is_the_given_one(index, monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", str(before))
     try:
@@ -189,7 +189,7 @@ def prompt(searcher, monkeypatch, tmp_path, capsys):
     return run
 
 
-def test_the_prompt_answers_and_commands_change_what_comes(prompt, index, tmp_path):
+def test_the_prompt_answers_and_its_commands_work(prompt, index, tmp_path):
     code, out, err = prompt(
         "red", ":k 3", "red", f":image {index.parent / 'pictures' / 'plain.png'}", f":html {tmp_path / 'a.html'}", ":quit"
     )
@@ -236,7 +236,7 @@ def test_the_prompt_opens_the_page_of_the_last_answer(prompt, monkeypatch, tmp_p
         ({}, None),
     ],
 )
-def test_pictures_are_sent_by_what_the_terminal_speaks_and_never_elsewhere(monkeypatch, environment, spoken):
+def test_the_protocol_for_images_is_that_of_the_terminal_and_none_elsewhere(monkeypatch, environment, spoken):
     assert terminal_images.protocol("kitty", environment) is None  # stdout is no terminal here
     monkeypatch.setattr(sys, "stdout", type("Terminal", (io.StringIO,), {"isatty": lambda _: True})())
     assert terminal_images.protocol("auto", environment) == spoken
@@ -244,9 +244,9 @@ def test_pictures_are_sent_by_what_the_terminal_speaks_and_never_elsewhere(monke
     assert terminal_images.protocol("iterm2", environment) == "iterm2"
 
 
-def test_a_picture_for_kitty_comes_in_chunks_that_are_one_png():
-    picture = Image.effect_noise((600, 400), 80)
-    sent = terminal_images.escape_sequence(picture, "kitty")
+def test_an_image_for_kitty_is_one_png_in_chunks():
+    image = Image.effect_noise((600, 400), 80)
+    sent = terminal_images.escape_sequence(image, "kitty")
     parts = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", sent)
     assert "".join(f"\x1b_G{keys};{data}\x1b\\" for keys, data in parts) + "\n" == sent
     assert [dict(key.split("=") for key in keys.split(","))["m"] for keys, _ in parts] == ["1"] * (len(parts) - 1) + ["0"]
@@ -256,20 +256,20 @@ def test_a_picture_for_kitty_comes_in_chunks_that_are_one_png():
     assert (shown.format, shown.size) == ("PNG", (288, 192))
 
 
-def test_a_picture_for_iterm_says_how_many_bytes_it_has():
+def test_an_image_for_iterm_gives_its_number_of_bytes():
     sent = terminal_images.escape_sequence(Image.new("RGBA", (10, 20), (9, 9, 9, 0)), "iterm2")
     size, data = re.fullmatch(r"\x1b\]1337;File=inline=1;size=(\d+);height=6;preserveAspectRatio=1:([^\x07]*)\x07\n", sent).groups()
     assert len(base64.b64decode(data)) == int(size)
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (10, 20)
 
 
-def test_pictures_stand_below_their_lines(searcher, capsys):
+def test_images_are_below_their_lines(searcher, capsys):
     show_answer(View(False, "iterm2"), searcher.index, TEXT, searcher.by_text(TEXT, 2))
     lines = capsys.readouterr().out.splitlines()
     assert [line.startswith("\x1b]1337") for line in lines] == [False, False, True, False, True]
 
 
-def test_what_does_not_print_is_escaped_and_what_does_is_not():
+def test_only_unprintable_characters_are_escaped():
     for unsafe, shown in (("\x1b[2J", r"\u001b[2J"), ("\x9b", r"\u009b"), ("\u202e", r"\u202e"), ("\n", r"\u000a"), ("\udce9", r"\udce9")):
         assert terminal.printable(f"a{unsafe}") == f"a{shown}"
     for safe in ("caf\u00e9 [red]", "\u72ac", "\U0001f469\u200d\U0001f680", "\u00a0"):

@@ -1,4 +1,4 @@
-"""`dcdctl serve` as it is started, and how it ends; and the commands of docs/deploy.md, as they stand there."""
+"""`dcdctl serve`: start and end; and the commands of docs/deploy.md, unchanged."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def error_of(*arguments: object) -> str:
     return result.stderr
 
 
-def test_where_no_index_is_the_command_that_makes_one_is_named(tmp_path):
+def test_a_missing_index_names_the_command_that_makes_one(tmp_path):
     assert "dcdctl index" in error_of(tmp_path / "absent", "--port", 0)
 
 
-def test_a_wrong_index_is_told_before_torch_is_imported(tmp_path):
+def test_a_wrong_index_is_an_error_before_torch_is_imported(tmp_path):
     script = """
 import sys
 from typer.testing import CliRunner
@@ -58,7 +58,7 @@ print(result.exit_code, sorted({"torch", "transformers", "fastapi"} & set(sys.mo
     assert run_script(script, tmp_path / "absent") == "1 []\n"
 
 
-def test_a_depth_of_nothing_is_a_usage_error(made):
+def test_a_depth_without_a_reranker_is_a_usage_error(made):
     result = serve(made.index, "--depth", 5)
     assert result.exit_code == 2
     assert "add --rerank REF" in result.stderr
@@ -78,7 +78,7 @@ def test_an_index_without_its_model_is_not_served(made, tmp_path):
     assert "model" in error_of(half, "--port", 0)
 
 
-def test_a_port_that_is_taken_is_told_before_anything_is_loaded(tmp_path):
+def test_a_taken_port_is_an_error_before_anything_is_loaded(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         message = error_of(tmp_path / "absent", "--port", port)
@@ -86,7 +86,7 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(tmp_path):
     assert message == f"error: port {port} of 127.0.0.1 is used by another program; {hint}\n"
 
 
-def test_a_host_that_is_none_is_told(tmp_path):
+def test_an_unknown_host_is_an_error(tmp_path):
     assert "host no such host is not known here" in error_of(tmp_path, "--host", "no such host")
     assert "cannot listen on 192.0.2.1, port 0" in error_of(tmp_path, "--host", "192.0.2.1", "--port", 0)
 
@@ -101,7 +101,7 @@ def test_a_host_that_is_none_is_told(tmp_path):
         (["--allow-host", "a.org:80"], "a name without a port"),
     ],
 )
-def test_a_wrong_limit_is_told(tmp_path, arguments, message):
+def test_a_wrong_limit_is_an_error(tmp_path, arguments, message):
     assert message in error_of(tmp_path, *arguments)
 
 
@@ -110,7 +110,7 @@ def test_a_package_that_is_missing_is_named_with_the_extra(tmp_path, monkeypatch
     assert "serving needs python-multipart, which is not installed; pip install 'dcdctl[serve]'" in error_of(tmp_path)
 
 
-def test_the_extra_has_every_package_that_is_asked_for():
+def test_the_extra_has_every_package_that_is_required():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     assert {re.split(r"[>=<]", package)[0] for package in extras["serve"]} == {name.replace("_", "-") for name in server.PACKAGES}
@@ -141,9 +141,9 @@ def test_the_commands_of_the_page_lead_from_a_run_to_a_page(made, tmp_path, monk
     command = [sys.executable, "-W", "error", "-m", *shlex.split(serve_it), "--port", "0"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            told = process.stdout.readline()
-            assert told.startswith(f"{len(served.NAMES)} images at http://127.0.0.1:")
-            url = told.split()[-1]
+            message = process.stdout.readline()
+            assert message.startswith(f"{len(served.NAMES)} images at http://127.0.0.1:")
+            url = message.split()[-1]
             assert "<form" in httpx2.get(url, timeout=60).text
             found = httpx2.get(f"{url}search", params={"text": "a red bus", "k": 3}, timeout=60).json()["results"]
             assert len(found) == 3

@@ -1,4 +1,4 @@
-"""What the user sees of a training."""
+"""The view of a training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def clock(monkeypatch):
     return Clock
 
 
-def test_in_a_pipe_a_line_now_and_then_tells_loss_speed_and_time_left(clock, capsys):
+def test_in_a_pipe_a_line_every_ten_seconds_shows_loss_speed_and_time_left(clock, capsys):
     with training_view.view(total=8, done=2, unit="pairs", per_step=100) as on_step:
         for step in range(3, 9):
             clock.now += 4.0
@@ -43,7 +43,7 @@ def test_in_a_pipe_a_line_now_and_then_tells_loss_speed_and_time_left(clock, cap
     ]
 
 
-def test_on_a_screen_a_table_shows_every_part_of_the_loss_and_leaves_stdout_alone(clock, monkeypatch, capsys):
+def test_on_a_terminal_a_table_shows_every_part_of_the_loss_and_does_not_touch_stdout(clock, monkeypatch, capsys):
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)
     with training_view.view(total=1000, done=0, unit="images", per_step=64) as on_step:
@@ -57,13 +57,13 @@ def test_on_a_screen_a_table_shows_every_part_of_the_loss_and_leaves_stdout_alon
     shown = screen.getvalue()
     assert all(text in shown for text in ("4 of 1,000", "1.5000", "1.2500", "[red]", "2.5e-05", "32 images/s", "33:12 left"))
     assert "val RSUM 200.0, best 201.0" in shown
-    # Not drawn so soon after the picture before.
+    # Not redrawn so soon after the last frame.
     assert "5 of 1,000" not in shown
     assert "val_text_r1" not in shown
     assert capsys.readouterr().out == "a result\n"
 
 
-def test_other_processes_than_the_first_say_nothing(clock, monkeypatch, capsys):
+def test_only_the_first_process_prints(clock, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(sys, "stderr", Screen())
     with training_view.view(total=2, done=0) as on_step:
@@ -72,7 +72,7 @@ def test_other_processes_than_the_first_say_nothing(clock, monkeypatch, capsys):
     assert sys.stderr.getvalue() == ""
 
 
-def test_a_training_that_breaks_off_does_not_say_that_it_is_done(clock, capsys):
+def test_a_failed_training_does_not_report_completion(clock, capsys):
     with pytest.raises(ZeroDivisionError), training_view.view(total=2, done=0):
         raise ZeroDivisionError
     assert capsys.readouterr().err == ""
