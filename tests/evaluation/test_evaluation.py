@@ -194,3 +194,15 @@ def test_a_tiny_vilt_is_ranked_as_by_its_plain_scores(scenes_corpus_dir):
     counter.add(scores_IT)
     result = evaluate.evaluate_model(fusion, corpus.subset(6), options=EvalOptions(compute=Compute(batch_size=16)))
     assert ranks_of(result) == tuple(counter.rankings().of(direction).ranks.tolist() for direction in Direction)
+
+
+@pytest.mark.parametrize("kind", ["fusion", "dual", "cascade"])
+def test_the_precision_is_that_of_the_options(scenes_corpus_dir, kind):
+    corpus = Corpus.open(scenes_corpus_dir, "test").subset(4)
+    fusion, dual = make_models(corpus.captions)
+    model, rerank = (fusion, None) if kind == "fusion" else (dual, fusion if kind == "cascade" else None)
+    scores = []
+    for precision in ("float32", "bfloat16"):
+        options = EvalOptions(compute=Compute(precision=precision))
+        scores.append(evaluate.evaluate_model(model, corpus, rerank=rerank, options=options).rankings.image.positive_score_Q)
+    assert 0 < np.abs(scores[0] - scores[1]).max() < 0.1

@@ -34,36 +34,38 @@ def write_evaluation(
     """ranks.parquet, top.parquet and result.json, or a cascade's with the prefix "cascade-"; `changes` are of the document."""
     folder.mkdir(parents=True, exist_ok=True)
     own_IT, images, captions = own_pairs(corpus), np.arange(corpus.num_images), np.arange(corpus.num_captions)
-    ways = {"text": (scores_IT, own_IT), "image": (scores_IT.T, own_IT.T)}
-    best = {way: np.where(own, scores, -np.inf).max(axis=1) for way, (scores, own) in ways.items()}
-    ranks = {way: 1 + ((scores >= best[way][:, None]) & ~own).sum(axis=1) for way, (scores, own) in ways.items()}
+    sides = {"text": (scores_IT, own_IT), "image": (scores_IT.T, own_IT.T)}
+    best = {direction: np.where(own, scores, -np.inf).max(axis=1) for direction, (scores, own) in sides.items()}
+    ranks = {direction: 1 + ((scores >= best[direction][:, None]) & ~own).sum(axis=1) for direction, (scores, own) in sides.items()}
     nothing = [None] * len(images)
     text = {"query": images, "image_id": corpus.image_ids, "caption_id": pd.array(nothing, dtype="Int64"), "caption": nothing}
     ids = np.array(corpus.image_ids)[corpus.caption_image]
     image = {"query": captions, "image_id": ids, "caption_id": pd.array(corpus.caption_ids, dtype="Int64"), "caption": corpus.captions}
     rows = [
-        pd.DataFrame({"direction": way, **columns, "rank": ranks[way], "score": best[way].astype(np.float32)})
-        for way, columns in (("text", text), ("image", image))
+        pd.DataFrame({"direction": direction, **columns, "rank": ranks[direction], "score": best[direction].astype(np.float32)})
+        for direction, columns in (("text", text), ("image", image))
     ]
     pd.concat(rows, ignore_index=True).to_parquet(folder / f"{prefix}ranks.parquet", index=False)
-    pd.concat([_top(way, *ways[way]) for way in ways], ignore_index=True).to_parquet(folder / f"{prefix}top.parquet", index=False)
+    pd.concat([_top(direction, *sides[direction]) for direction in sides], ignore_index=True).to_parquet(
+        folder / f"{prefix}top.parquet", index=False
+    )
     estimates = significance.bootstrap([files.read_ranks(folder / f"{prefix}ranks.parquet")], resamples=50)
     document = {**_document(corpus, model or str(folder), ranks, estimates), **changes}
     (folder / ("cascade.json" if prefix else "result.json")).write_text(json.dumps(document))
     return folder
 
 
-def _top(way: str, scores_QG: NDArray[np.float32], is_own_QG: NDArray[np.bool_]) -> pd.DataFrame:
+def _top(direction: str, scores_QG: NDArray[np.float32], is_positive_QG: NDArray[np.bool_]) -> pd.DataFrame:
     order_QK = np.argsort(-scores_QG, axis=1, kind="stable")[:, :NUM_TOP]
-    num_queries, num_places = order_QK.shape
+    num_queries, k = order_QK.shape
     return pd.DataFrame(
         {
-            "direction": way,
-            "query": np.repeat(np.arange(num_queries), num_places),
-            "place": np.tile(np.arange(1, num_places + 1, dtype=np.int16), num_queries),
+            "direction": direction,
+            "query": np.repeat(np.arange(num_queries), k),
+            "place": np.tile(np.arange(1, k + 1, dtype=np.int16), num_queries),
             "candidate": order_QK.ravel(),
             "score": np.take_along_axis(scores_QG, order_QK, axis=1).ravel(),
-            "is_own": np.take_along_axis(is_own_QG, order_QK, axis=1).ravel(),
+            "is_own": np.take_along_axis(is_positive_QG, order_QK, axis=1).ravel(),
         }
     )
 
@@ -71,12 +73,12 @@ def _top(way: str, scores_QG: NDArray[np.float32], is_own_QG: NDArray[np.bool_])
 def _document(corpus: Corpus, model: str, ranks: dict[str, NDArray[np.int64]], estimates: Any) -> dict[str, Any]:
     both = {"text_retrieval": ranks["text"], "image_retrieval": ranks["image"]}
     recalls = {name: {f"R@{k}": 100 * float((rank_Q <= k).mean()) for k in (1, 5, 10)} for name, rank_Q in both.items()}
-    # Of this fixture's models mAP@R is said to be what R@1 is.
+    # In this fixture mAP@R is simply R@1.
     more = {
         name: {"mAP@R": recalls[name]["R@1"], "median_rank": float(np.median(rank_Q)), "mean_rank": float(rank_Q.mean())}
         for name, rank_Q in both.items()
     }
-    rsum = sum(value for found in recalls.values() for value in found.values())
+    rsum = sum(value for by_name in recalls.values() for value in by_name.values())
     bounds = {name: {k: [e.interval.low, e.interval.high] for k, e in getattr(estimates, name).items()} for name in both}
     return {
         "model": model,
@@ -104,7 +106,7 @@ def _document(corpus: Corpus, model: str, ranks: dict[str, NDArray[np.int64]], e
 
 def cascade_changes(reranker: str, depths: dict[int, tuple[float, float]]) -> dict[str, Any]:
     """What is changed in the document of a cascade; for each depth RSUM and milliseconds."""
-    found = [
+    rows = [
         {"depth": depth, "text_retrieval": {}, "image_retrieval": {}, "rsum": rsum, "ms_per_query": ms, "pairs": 9, "on_front": True}
         for depth, (rsum, ms) in depths.items()
     ]
@@ -116,7 +118,7 @@ def cascade_changes(reranker: str, depths: dict[int, tuple[float, float]]) -> di
         "features": None,
         "ties": "count against the positive",
     }
-    return {"reranker": reranker, "depths": found, "protocol": protocol}
+    return {"reranker": reranker, "depths": rows, "protocol": protocol}
 
 
 def write_run(folder: Path, name: str = "demo-dual", *, seed: int = 0, is_measured: bool = False) -> Path:
