@@ -9,27 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import room_table
 from paths import ROOT
+from room_rules import GROUND, MAY_IMPORT
 
 PACKAGE = ROOT / "dcdctl"
 CORE, CLI = PACKAGE / "core", PACKAGE / "cli"
-
-MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "data": (),
-    "models": ("data",),
-    "scoring": ("data", "models"),
-    "teacher": ("data", "models", "scoring"),
-    "evaluation": ("data", "models", "scoring"),
-    "training": ("data", "models", "scoring", "teacher", "evaluation"),
-    "bench": ("data", "models"),
-    "search": ("data", "models", "scoring"),
-    "serve": ("data", "search"),
-    "report": ("data", "teacher", "evaluation", "training", "bench", "search"),
-    "export": ("data", "models", "evaluation", "bench", "report"),
-}
-"""The rooms in order, and the earlier rooms that each one reads. Ground files are free to all; `demo.py` uses every room."""
-GROUND = ("errors", "files", "artifacts", "progress", "config", "devices", "distributed", "templates")
-"""The ground files in order; each imports only those before it."""
 
 
 def imported(path: Path, *, top_only: bool = False) -> set[str]:
@@ -172,3 +157,7 @@ def test_commands_import_core_in_their_bodies(path):
     assert {name for name in at_top if name.startswith("dcdctl.core")} <= light
     heavy = {"torch", "transformers", "numpy", "pandas", "pyarrow", "PIL", "click"} | ({"rich"} if "views" not in path.parts else set())
     assert not {name.split(".")[0] for name in at_top} & heavy
+
+
+def test_the_tables_of_the_architecture_page_are_those_of_the_docstrings():
+    assert room_table.parts(room_table.PAGE.read_text(encoding="utf-8"))[1] == room_table.tables(), "run python tests/support/room_table.py"

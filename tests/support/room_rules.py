@@ -1,0 +1,20 @@
+"""The rooms of dcdctl/core in order, and what each may import."""
+
+from __future__ import annotations
+
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "data": (),
+    "models": ("data",),
+    "scoring": ("data", "models"),
+    "teacher": ("data", "models", "scoring"),
+    "evaluation": ("data", "models", "scoring"),
+    "training": ("data", "models", "scoring", "teacher", "evaluation"),
+    "bench": ("data", "models"),
+    "search": ("data", "models", "scoring"),
+    "serve": ("data", "search"),
+    "report": ("data", "teacher", "evaluation", "training", "bench", "search"),
+    "export": ("data", "models", "evaluation", "bench", "report"),
+}
+"""The rooms in order, and the earlier rooms that each one reads. Ground files are free to all; `demo.py` uses every room."""
+GROUND = ("errors", "files", "artifacts", "progress", "config", "devices", "distributed", "templates")
+"""The ground files in order; each imports only those before it."""

@@ -1,0 +1,48 @@
+"""The tables of docs/architecture.md, made from the docstrings of the rooms and their files; run this file to write them."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from paths import DOCS, ROOT
+from room_rules import GROUND, MAY_IMPORT
+
+CORE = ROOT / "dcdctl" / "core"
+PAGE = DOCS / "architecture.md"
+BEGIN, END = "<!-- rooms: written by tests/support/room_table.py -->\n", "<!-- /rooms -->"
+
+
+def contract(path: Path) -> str:
+    """The first sentence of a module's docstring."""
+    text = " ".join((ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0].split())
+    end = text.find(". ")
+    return text if end < 0 else text[: end + 1]
+
+
+def tables() -> str:
+    """The table of rooms, then a table of files per room."""
+    lines = ["| # | room | contract | may import |", "|---|---|---|---|"]
+    lines.append(f"| 0 | ground: {', '.join(GROUND)} | what every room may use | earlier ground files |")
+    for number, (room, earlier) in enumerate(MAY_IMPORT.items(), start=1):
+        lines.append(f"| {number} | `{room}/` | {contract(CORE / room / '__init__.py')} | {', '.join(['ground', *earlier])} |")
+    lines.append(f"| | `demo.py` | {contract(CORE / 'demo.py')} | all rooms |")
+    lines += ["", "Which file holds what:", "", "| file | contract |", "|---|---|"]
+    for folder in (*(f"{name}.py" for name in GROUND), *MAY_IMPORT):
+        paths = [CORE / folder] if folder.endswith(".py") else sorted((CORE / folder).rglob("*.py"))
+        for path in paths:
+            if path != CORE / folder / "__init__.py":
+                lines.append(f"| `{path.relative_to(CORE)}` | {contract(path)} |")
+    return "\n" + "\n".join(lines) + "\n\n"
+
+
+def parts(text: str) -> tuple[str, str, str]:
+    """The page before the tables, the tables, and the page after them."""
+    before, _, rest = text.partition(BEGIN)
+    section, _, after = rest.partition(END)
+    return before + BEGIN, section, END + after
+
+
+if __name__ == "__main__":
+    before, _, after = parts(PAGE.read_text(encoding="utf-8"))
+    PAGE.write_text(before + tables() + after, encoding="utf-8")
