@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import subprocess
 
 import pytest
 import typer
@@ -87,3 +88,12 @@ def test_every_room_has_a_reference_page(room):
 @pytest.mark.parametrize("fixture", sorted({path.stem for path in (ROOT / "tests" / "fixtures").iterdir()}))
 def test_the_page_on_fidelity_says_what_became_of_each_fixture(fixture):
     assert f"`{fixture}`" in (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")
+
+
+def test_the_files_that_pages_name_exist():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for page in PAGES:
+        if "results" in page.parts:
+            continue
+        for path in re.findall(r"`([\w/.-]+/[\w.-]+\.(?:py|js|css))`", page.read_text(encoding="utf-8")):
+            assert any(f"/{name}".endswith(f"/{path}") for name in listed), f"{page.name} names {path}"
