@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import io
 import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import typer
 import yaml
-from paths import ROOT
+from paths import DOCS, ROOT
 from typed_commands import PAGES, commands, parse, typed_lines
 
 from dcdctl.cli.app import COMMANDS
@@ -88,3 +93,96 @@ def test_every_room_has_a_reference_page(room):
 @pytest.mark.parametrize("fixture", sorted({path.stem for path in (ROOT / "tests" / "fixtures").iterdir()}))
 def test_the_page_on_fidelity_says_what_became_of_each_fixture(fixture):
     assert f"`{fixture}`" in (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")
+
+
+BRITISH = "(?:optimi|normali|tokeni|factori|quanti|initiali|minimi|maximi|summari|recogni|synchroni|seriali|memori|organi|speciali)"
+WORDING = {
+    r"go(?:es|ing|ne)? on|went on": "resume, continue",
+    r"(?:is|are|was|were|be) wanted": "expected, required",
+    r"anew": "again",
+    r"can be had|(?:is|are|was|were) to be had|com(?:e|es|ing) by|came by": "available, obtained",
+    r"talk goes to": "progress and messages go to",
+    r"whole or (?:not at all|absent|nothing)": "written atomically",
+    r"the sign that": "completion marker",
+    r"nobody's business": "for privacy, ignored because",
+    r"the house": "architecture, built-in",
+    r"so-manieth": "every N-th",
+    r"lets? alone|left alone|leaves? alone": "does nothing if it is complete",
+    r"whence": "from where",
+    r"pictures?": "image",
+    r"\w*colour\w*": "color",
+    r"\w*neighbour\w*": "neighbor",
+    r"licenc(?:e|es|ed|ing)": "license",
+    rf"\w*{BRITISH}s(?:e|es|ed|er|ers|ing|ation|ations)": "the ending -ize, -ization",
+    r"cent(?:re|res|red)": "center",
+    r"behaviours?": "behavior",
+    r"Of (?!course)[^.!?]{1,60}?,": "the subject first",
+}
+"""Expressions that make a sentence hard to read, and what to write instead. A pattern with a capital holds at the start of a sentence."""
+SENTENCE_START = r"(?:(?<=^)|(?<=[.!?] )|(?<=[|*-] ))"
+ALLOWED = {
+    ("dcdctl/core/data/corpus_summary.py", "licence"): "a key of corpus.json",
+    ("dcdctl/core/data/manifest.py", "licence"): "the old key of manifests, which an error names",
+    ("dcdctl/core/data/prepare.py", "licence"): "a key of corpus.json",
+    ("dcdctl/core/export/model_card.py", "licence"): "a key of corpus.json",
+}
+"""Files in which a word of WORDING is data, with the reason."""
+
+
+def prose_files() -> list[Path]:
+    """The files whose text users and contributors read."""
+    pages = [page for page in PAGES if page.parent.parent != DOCS / "results"]
+    package = [path for suffix in ("py", "toml", "html", "j2", "js", "css") for path in (ROOT / "dcdctl").rglob(f"*.{suffix}")]
+    return [
+        *pages,
+        ROOT / "CHANGELOG.md",
+        *sorted(package),
+        *sorted((ROOT / "benchmarks").glob("*.py")),
+        *sorted((ROOT / "data_manifests").rglob("*.toml")),
+    ]
+
+
+def passages(path: Path) -> Iterator[tuple[int, str]]:
+    """Line number and text of the comments and string literals of a Python file, and of the lines of any other file."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        strings = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+        yield from ((node.lineno, part) for node in strings for part in node.value.split("\n\n"))
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        yield from ((token.start[0], token.string) for token in tokens if token.type == tokenize.COMMENT)
+    elif path.name == "CHANGELOG.md":
+        unreleased = text[: text.find("\n## [", text.index("## [Unreleased]") + 1)]
+        yield from enumerate(re.sub(r"`[^`\n]*`", "``", unreleased).splitlines(), 1)  # code may be an old name
+    else:
+        yield from enumerate(text.splitlines(), 1)
+
+
+def hard_to_read(text: str) -> Iterator[tuple[str, str]]:
+    """The expressions of WORDING in a passage, each with its replacement."""
+    flat = " ".join(text.split())
+    for pattern, better in WORDING.items():
+        before, flags = (SENTENCE_START, 0) if pattern.startswith("Of") else (r"(?<![\w-])", re.IGNORECASE)
+        yield from ((match[0], better) for match in re.finditer(f"{before}(?:{pattern})(?![\\w-])", flat, flags))
+
+
+@pytest.mark.parametrize("path", prose_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_prose_is_plain_american_english(path):
+    name = str(path.relative_to(ROOT))
+    found = [(line, words, better) for line, text in passages(path) for words, better in hard_to_read(text)]
+    assert [f"{name}:{line}: {words!r} -> {better}" for line, words, better in found if (name, words.lower()) not in ALLOWED] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("A killed run\n    goes on where it was.", ["goes on"]),
+        ("Of these, two are read. Of course, not.", ["Of these,"]),
+        ("It ends. Of a pair\n(encoded), one image.", ["Of a pair (encoded),"]),
+        ("number of images, or of texts, each", []),
+        ("its Neighbours, their colours, optimising and factorised", ["colours", "Neighbours", "optimising", "factorised"]),
+        ("whole or absent, if anew pictures are wanted", ["are wanted", "anew", "whole or absent", "pictures"]),
+        ("the optimizer's color license, an optimist", []),
+    ],
+)
+def test_an_expression_that_is_hard_to_read_is_found(text, words):
+    assert [found for found, _ in hard_to_read(text)] == words

@@ -27,11 +27,11 @@ class DemoConfig:
     """The size of the demo."""
 
     train_images: int = 1024
-    """As small beside the teacher's own training as a user's pictures are beside a pretrained model's."""
+    """Few compared with the teacher's own training images, like a user's images compared with those of a pretrained model."""
     val_images: int = 32
     test_images: int = 64
     image_size_px: int = 64
-    """What the models see; the pictures are made smaller once, not at every step."""
+    """Size of the images for the models; they are resized once, not in every step."""
     depths: tuple[int, ...] = (5, 10, 20)
     """Candidates of each query that the cascade re-ranks, ascending; the last is the table's."""
     steps: int | None = None
@@ -104,7 +104,7 @@ def run_demo(
     data = _prepare(out, config, track)
     teacher_ref = BUILT_IN_TEACHER
     if train_teacher:
-        say("   train the teacher anew: this takes long")
+        say("   train the teacher again: this takes long")
         teacher_ref = str(_train_teacher(out, compute, track))
     teacher = models.load_fusion(teacher_ref)
     say("2. cache-teacher: score candidates once")
@@ -156,7 +156,7 @@ def _distill(
     sets += [] if config.steps is None else [f"optimizer.steps={config.steps}"]
     recipe = training.load_recipe(name)
     start = teacher if recipe.model.kind == "fusion" else None
-    # Without the teacher's scores there are no neighbourhoods either: batches at random are what one has, and are better there.
+    # Neighborhoods need the teacher's scores. Without them batches are random, which is also better for that student.
     inputs = Inputs(Corpus.open(data, "train"), [cache] if recipe.loss.needs_teacher else [], start)
     job = TrainingJob("distill", name, sets, _folder(out, name), resume=True)
     run = training.train(job, inputs, options=TrainingOptions(compute=compute), track=track)

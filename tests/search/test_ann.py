@@ -19,7 +19,7 @@ from dcdctl.core.search.storage import Segment
 VECTORS = unit_vectors(900)
 PARTS = [VECTORS[:500], VECTORS[500:]]
 QUERIES = unit_vectors(40, seed=1).astype(np.float32)
-GRAPHS = {"flat_up_to": 100, "segment_rows": 300, "candidates": 20, "hnsw": {"neighbours": 8, "build_width": 32, "search_width": 32}}
+GRAPHS = {"flat_up_to": 100, "segment_rows": 300, "candidates": 20, "hnsw": {"neighbors": 8, "build_width": 32, "search_width": 32}}
 
 
 def ranges(*bounds):

@@ -85,7 +85,7 @@ class ModelTimes:
     pair_p95_ms: float
     pair_p99_ms: float
     latencies: dict[str, Latency]
-    """Of a pair (encoding included), one image, one caption, and a query over the reference gallery, encoded before (absent if that was
+    """Latencies of a pair including encoding, one image, one caption, and a query over the encoded reference gallery (absent if
     extrapolated)."""
     pairs_per_s: float
     """In batches of `settings.batch_size`, encoding included."""
@@ -132,7 +132,7 @@ class OnnxTimes:
     largest_difference: float | None
     """Between a coordinate of its vectors and of torch's."""
     file_bytes: int | None
-    """Of both files, with float32 weights."""
+    """Size of both files together, with float32 weights."""
     speed_ups: tuple[SpeedUp, ...]
 
 

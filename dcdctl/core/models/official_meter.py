@@ -23,7 +23,7 @@ from dcdctl.core.models.preprocess import METER, meter_image_processor
 
 TOKENIZER = "roberta-base"
 IMAGE_SIZE = 384
-"""Of the retrieval models, for a file without its configuration."""
+"""Image size of the released retrieval models, used if a file lacks its configuration."""
 CLIP_HEAD_WIDTH = 64
 """Width of a head in CLIP; METER's code computes the number of heads from it."""
 PAD_TOKEN = 1

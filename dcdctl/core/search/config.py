@@ -16,7 +16,7 @@ LEAST_FOR_CODES = 1000
 class HnswConfig:
     """A graph of neighbors (Malkov & Yashunin 2016) over vectors with one byte per number."""
 
-    neighbours: Count = 16
+    neighbors: Count = 16
     """Edges per vector; twice as many on the lowest level."""
     build_width: Count = 128
     """Candidates kept during the search for the neighbors of a vector, when the graph is built."""
