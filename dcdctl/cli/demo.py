@@ -28,7 +28,7 @@ def demo(
 
     compute = Compute(device=devices.choose(device))
     config = core.DemoConfig(steps=steps)
-    result = core.run_demo(out, train_teacher=train_teacher, config=config, compute=compute, say=note, track=bar)
+    result = core.run_demo(out, train_teacher=train_teacher, config=config, compute=compute, announce=note, track=bar)
     show_json(result.to_json()) if json else _show(result, out)
     (note if json else show)(f"report -> {result.page}")
 

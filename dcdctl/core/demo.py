@@ -1,4 +1,4 @@
-"""The whole of dynamic contrastive distillation on the built-in corpus, in minutes on a CPU."""
+"""All of dynamic contrastive distillation on the built-in corpus, in minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class DemoConfig:
     image_size_px: int = 64
     """Size of the images for the models; they are resized once, not in every step."""
     depths: tuple[int, ...] = (5, 10, 20)
-    """Candidates of each query that the cascade re-ranks, ascending; the last is the table's."""
+    """Candidates per query that the cascade re-ranks, ascending; the table shows the last."""
     steps: int | None = None
-    """Training steps of each student, in place of the recipes'."""
+    """Training steps of each student; None for those of the recipes."""
     measure_every: int = 50
-    """Training steps between measurements on the validation split, which change nothing."""
+    """Training steps between measurements on the validation split. They do not affect the training."""
     bench: BenchConfig = field(
         default_factory=lambda: BenchConfig(
             budget_s=1.0, num_repeats=10, batch_sizes=(32,), gallery_sizes=(100, 1000, 10000), num_fresh_processes=0, is_onnx_timed=False
@@ -50,7 +50,7 @@ DEFAULT = DemoConfig()
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the final table."""
+    """A row of the final table."""
 
     model: str
     evaluation: Evaluation
@@ -68,18 +68,18 @@ class DemoResult:
     """The report."""
 
     def to_json(self) -> dict[str, Any]:
-        """The table as a JSON-able document."""
-        keep = ("images", "captions", "text_retrieval", "image_retrieval", "rsum")
+        """The table for JSON."""
+        keys = ("images", "captions", "text_retrieval", "image_retrieval", "rsum")
         rows = []
         for row in self.rows:
             document = evaluation.evaluation_document(row.evaluation, row.model, "test")
-            rows.append({"model": row.model, **{key: document[key] for key in keep}, "query_ms": row.query_ms, "speed_up": row.speed_up})
+            rows.append({"model": row.model, **{key: document[key] for key in keys}, "query_ms": row.query_ms, "speed_up": row.speed_up})
         return {"rows": rows, "gallery_size": self.gallery_size, "machine": self.machine}
 
 
 @dataclass(frozen=True)
-class Models:
-    """What is measured; the students by their recipes."""
+class MeasuredModels:
+    """The models that are measured; the students by recipe."""
 
     teacher_ref: str
     teacher: Any
@@ -92,7 +92,7 @@ def run_demo(
     train_teacher: bool = False,
     config: DemoConfig = DEFAULT,
     compute: Compute = ON_CPU,
-    say: Callable[[str], None] = lambda text: None,
+    announce: Callable[[str], None] = lambda text: None,
     track: Track = silent,
 ) -> DemoResult:
     """Prepare, cache, distill two students, train one without the teacher, evaluate all and report; finished steps are not repeated.
@@ -100,23 +100,23 @@ def run_demo(
     InputError if `out` holds something that is not a demo, or cannot be written.
     """
     _check_folder(out)
-    say("1. prepare: draw the corpus")
+    announce("1. prepare: draw the corpus")
     data = _prepare(out, config, track)
     teacher_ref = BUILT_IN_TEACHER
     if train_teacher:
-        say("   train the teacher again: this takes long")
+        announce("   train the teacher again: this takes long")
         teacher_ref = str(_train_teacher(out, compute, track))
     teacher = models.load_fusion(teacher_ref)
-    say("2. cache-teacher: score candidates once")
+    announce("2. cache-teacher: score candidates once")
     cache = _cache(data, teacher, out, compute, track)
-    say("3. distill: a fusion student, a dual student, and the same dual student without the teacher")
+    announce("3. distill: a fusion student, a dual student, and the same dual student without the teacher")
     students = {name: _distill(name, data, out, teacher, cache, config, compute, track) for name in (FUSION, DUAL, DUAL_ALONE)}
-    say("4. eval and bench: recall both ways, time of a query")
-    measured = _measure(Models(teacher_ref, teacher, students), Corpus.open(data, "test"), config, compute, out, track)
-    say("5. report: all of it on one page")
+    announce("4. eval and bench: recall in both directions, time per query")
+    result = _measure(MeasuredModels(teacher_ref, teacher, students), Corpus.open(data, "test"), config, compute, out, track)
+    announce("5. report: all results on one page")
     folders = [_folder(out, name) for name in (DUAL, FUSION)]
-    report.write_report_page(measured.page, report.read_report(folders, teacher=out / TEACHER_FOLDER, baseline=_folder(out, DUAL_ALONE)))
-    return measured
+    report.write_report_page(result.page, report.read_report(folders, teacher=out / TEACHER_FOLDER, baseline=_folder(out, DUAL_ALONE)))
+    return result
 
 
 def _check_folder(out: Path) -> None:
@@ -163,43 +163,43 @@ def _distill(
     return models.load(run.folder)
 
 
-def _measure(trained: Models, corpus: Corpus, config: DemoConfig, compute: Compute, out: Path, track: Track) -> DemoResult:
-    """Evaluate all five and time four, each in its folder; a cascade takes what its dual encoder does, and what it takes to re-rank."""
+def _measure(trained: MeasuredModels, corpus: Corpus, config: DemoConfig, compute: Compute, out: Path, track: Track) -> DemoResult:
+    """Evaluate all five and time four, each in its folder. The time of the cascade is that of its dual encoder plus the re-ranking."""
     settings, students = config.bench, trained.students
     folders = {name: _folder(out, name) for name in students}
-    # At 0 nothing is re-ranked: what a depth takes is what it takes more.
-    how = EvalOptions(compute=compute, depths=(0, *config.depths))
-    teacher = evaluation.evaluate_model(trained.teacher, corpus, options=how, track=track)
-    _keep(out / TEACHER_FOLDER, trained.teacher_ref, teacher, corpus)
-    found, benches = {}, {}
+    # Depth 0 re-ranks nothing; the time of a depth is its difference from depth 0.
+    options = EvalOptions(compute=compute, depths=(0, *config.depths))
+    teacher = evaluation.evaluate_model(trained.teacher, corpus, options=options, track=track)
+    _write_evaluation(out / TEACHER_FOLDER, trained.teacher_ref, teacher, corpus)
+    evaluations, benches = {}, {}
     for name, student in students.items():
-        found[name] = evaluation.evaluate_model(student, corpus, options=how, track=track)
-        _keep(folders[name], str(folders[name]), found[name], corpus)
+        evaluations[name] = evaluation.evaluate_model(student, corpus, options=options, track=track)
+        _write_evaluation(folders[name], str(folders[name]), evaluations[name], corpus)
         pair = ModelPair(teacher=trained.teacher_ref, student=str(folders[name]), overrides={}, data=corpus.folder, split=corpus.split)
         benches[name] = compare_saved(pair, settings, device=compute.device, track=track)
-    cascade = evaluation.evaluate_model(students[DUAL], corpus, rerank=students[FUSION], options=how, track=track)
-    _keep(folders[DUAL], str(folders[DUAL]), cascade, corpus, reranker=str(folders[FUSION]))
+    cascade = evaluation.evaluate_model(students[DUAL], corpus, rerank=students[FUSION], options=options, track=track)
+    _write_evaluation(folders[DUAL], str(folders[DUAL]), cascade, corpus, reranker=str(folders[FUSION]))
     seconds = {name: bench.student.query(settings.reference_gallery, is_cached=True).seconds for name, bench in benches.items()}
     teacher_s = benches[DUAL].teacher.query(settings.reference_gallery, is_cached=True).seconds
     cascade_s = seconds[DUAL] + (cascade.depths[-1].ms_per_query - cascade.depths[0].ms_per_query) / 1000
     labels = [
         ("teacher (ViLT, 6 layers)", teacher, teacher_s),
-        ("fusion student (3 layers), DCD", found[FUSION], seconds[FUSION]),
-        ("dual student, with the teacher's scores", found[DUAL], seconds[DUAL]),
-        ("the same dual, without a teacher", found[DUAL_ALONE], seconds[DUAL_ALONE]),
+        ("fusion student (3 layers), DCD", evaluations[FUSION], seconds[FUSION]),
+        ("dual student, with the teacher's scores", evaluations[DUAL], seconds[DUAL]),
+        ("the same dual, without a teacher", evaluations[DUAL_ALONE], seconds[DUAL_ALONE]),
         (f"cascade: dual, top {config.depths[-1]} by fusion student", cascade, cascade_s),
     ]
-    rows = [Row(model=name, evaluation=one, query_ms=1000 * s, speed_up=teacher_s / s) for name, one, s in labels]
+    rows = [Row(model=name, evaluation=measured, query_ms=1000 * s, speed_up=teacher_s / s) for name, measured, s in labels]
     result = DemoResult(rows, settings.reference_gallery, benches[DUAL].machine, out / "report.html")
     files.write_json(out / "demo.json", result.to_json())
     return result
 
 
 def _folder(out: Path, name: str) -> Path:
-    """The run of a student."""
+    """The run folder of a student."""
     return out / name.removeprefix("demo-")
 
 
-def _keep(folder: Path, model: str, found: Evaluation, corpus: Corpus, **more: Any) -> None:
-    """Leave an evaluation in a folder, as `dcdctl eval` does."""
-    evaluation.write_evaluation(folder, {**evaluation.evaluation_document(found, model, corpus.split), **more}, found, corpus)
+def _write_evaluation(folder: Path, model: str, measured: Evaluation, corpus: Corpus, **more: Any) -> None:
+    """Write an evaluation into a folder, like `dcdctl eval`."""
+    evaluation.write_evaluation(folder, {**evaluation.evaluation_document(measured, model, corpus.split), **more}, measured, corpus)
