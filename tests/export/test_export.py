@@ -170,7 +170,7 @@ def recalls(ranks: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 @pytest.mark.parametrize("name", ["dual-transformers", "dual-sentences", "dual-onnx"])
-def test_a_fresh_process_finds_what_eval_found(name, read_back, sources, gallery):
+def test_a_fresh_process_ranks_like_eval(name, read_back, sources, gallery):
     ranks, kept = rankings(read_back[name], gallery), pd.read_parquet(sources["dual"] / "ranks.parquet")
     result = json.loads((sources["dual"] / "result.json").read_text())
     for way in ("text", "image"):
@@ -188,7 +188,7 @@ def test_int8_moves_few_queries(read_back, sources, gallery):
 
 
 @pytest.mark.parametrize("name", ["dual-transformers", "pair-transformers", "dual-sentences", "pair-sentences", "dual-onnx"])
-def test_vectors_are_the_models_own_also_of_pictures_with_transparency_and_long_captions(name, read_back, sources, gallery):
+def test_vectors_equal_the_models_also_for_transparent_images_and_long_captions(name, read_back, sources, gallery):
     model = models.load_dual(sources[name.partition("-")[0]])
     assert any(len(ids) > 12 for ids in model.preprocess.tokenizer(gallery.captions)["input_ids"])
     pictures = [*gallery.images(range(gallery.num_images)), *odd_pictures()]
@@ -199,7 +199,7 @@ def test_vectors_are_the_models_own_also_of_pictures_with_transparency_and_long_
 
 
 @pytest.mark.parametrize("name", ["vilt-transformers", "co-attention"])
-def test_a_fusion_students_scores_are_its_own(name, read_back, sources, gallery):
+def test_scores_of_a_fusion_student_equal_the_models(name, read_back, sources, gallery):
     scorer = models.load_fusion(sources[JOBS[name][0]])
     pictures = [*gallery.images(range(gallery.num_images)), *odd_pictures()]
     ix = torch.arange(len(pictures))
@@ -211,7 +211,7 @@ def test_a_fusion_students_scores_are_its_own(name, read_back, sources, gallery)
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_the_card_has_the_lines_that_the_page_has(name, place, outcomes):
+def test_the_card_has_the_code_of_the_docs(name, place, outcomes):
     card = (place / name / "README.md").read_text(encoding="utf-8")
     if name in BLOCKS:
         assert f"```python\n{BLOCKS[name]}```" in card
@@ -219,7 +219,7 @@ def test_the_card_has_the_lines_that_the_page_has(name, place, outcomes):
     assert outcomes[name].num_bytes == sum(len(content) for content in contents(place / name).values())
 
 
-def test_checks_are_what_was_compared(outcomes):
+def test_checks_report_what_was_compared(outcomes):
     assert [(one.precision, one.lowest_cosine > 0.9999) for one in outcomes["dual-sentences"].checks] == [("fp32", True)]
     fp32, int8 = outcomes["dual-onnx"].checks
     assert (fp32.precision, int8.precision) == ("fp32", "int8")
@@ -228,7 +228,7 @@ def test_checks_are_what_was_compared(outcomes):
     assert outcomes["co-attention"].checks[0].largest_difference == 0
 
 
-def test_a_folder_for_transformers_is_the_same_model_here(place, outcomes, sources):
+def test_an_exported_folder_loads_as_the_same_model(place, outcomes, sources):
     for name, source in (("dual-transformers", "dual"), ("pair-sentences", "pair"), ("co-attention", "pair-scorer")):
         assert models.load(place / name).digest == models.load(sources[source]).digest
 
@@ -252,7 +252,7 @@ def job_of(sources, tmp_path, **changes) -> ExportJob:
         ({"ref": "pair-scorer", "to": "sentence-transformers"}, ModelError, "is a fusion model, which has no vectors"),
     ],
 )
-def test_what_cannot_be_exported_leaves_nothing(changes, error, message, sources, tmp_path):
+def test_a_refused_export_leaves_no_folder(changes, error, message, sources, tmp_path):
     if changes.get("ref") in sources:
         changes = {**changes, "ref": str(sources[changes["ref"]])}
     with pytest.raises(error, match=re.escape(message)):
@@ -260,7 +260,7 @@ def test_what_cannot_be_exported_leaves_nothing(changes, error, message, sources
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_holds_something_is_not_touched(sources, tmp_path):
+def test_a_folder_that_is_not_empty_is_not_touched(sources, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "letter.txt").write_text("dear")
     with pytest.raises(ConfigError, match=r"out is not empty, a new folder is expected"):
@@ -274,7 +274,7 @@ def test_a_folder_that_holds_something_is_not_touched(sources, tmp_path):
     assert contents(tmp_path) == {"out/letter.txt": b"dear"}
 
 
-def test_an_export_that_gives_other_vectors_is_none(sources, tmp_path, monkeypatch):
+def test_an_export_with_other_vectors_is_refused(sources, tmp_path, monkeypatch):
     write = to_transformers.write
 
     def forgetful(model, folder):
@@ -316,7 +316,7 @@ def test_a_killed_export_leaves_no_folder_and_the_next_one_cleans_up(sources, tm
 
 
 @pytest.mark.parametrize("to", ["sentence-transformers", "onnx"])
-def test_without_its_package_a_format_is_refused_by_name(to, sources, tmp_path, monkeypatch):
+def test_a_format_with_a_missing_package_is_refused_by_name(to, sources, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx, "PACKAGES", ("onnx", "no_such_package"))
     monkeypatch.setattr(to_sentence_transformers, "PACKAGE", "no_such_package")
     with pytest.raises(MissingError, match=rf"which is not installed; pip install 'dcdctl\[{to}\]'"):

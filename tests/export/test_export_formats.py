@@ -23,7 +23,7 @@ def samples(corpus) -> Samples:
     ("vision", "levels", "text"),
     [("tokens", (0, 1), "bert"), ("map", (), "distilbert"), ("windows", (), "bert"), ("timm tokens", (), "bert"), ("clip", (1,), "bert")],
 )
-def test_the_code_that_travels_computes_what_the_model_computes(vision, levels, text, corpus, samples, tmp_path):
+def test_the_saved_code_gives_the_vectors_of_the_model(vision, levels, text, corpus, samples, tmp_path):
     refs = save_vision(vision, tmp_path / "vision"), save_text(text, corpus.captions, tmp_path / "text")
     spec = models.FeatureSpec(levels=levels)
     pair = models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=8), max_text_len=20, features=spec)
@@ -33,7 +33,7 @@ def test_the_code_that_travels_computes_what_the_model_computes(vision, levels, 
     torch.testing.assert_close(found.texts_TD, wanted.texts_TD, atol=1e-6, rtol=0)
 
 
-def test_a_vilts_text_epsilon_is_kept_by_larger_embeddings(corpus, samples, tmp_path):
+def test_scaled_embeddings_keep_the_effect_of_the_text_epsilon_of_vilt(corpus, samples, tmp_path):
     """Quiet embeddings feel it: left as they are, the scores would be others."""
     teacher = make_teacher(corpus.captions)
     embeddings = teacher.network.vilt.embeddings.text_embeddings

@@ -31,13 +31,13 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("is_private", [False, True])
-def test_every_file_arrives_in_a_repository_that_is_made_for_it(hub, folder, is_private):
+def test_every_file_is_pushed_to_a_new_repository(hub, folder, is_private):
     page = export_hub.push_folder(folder, Push("me/dual", is_private))
     assert page == f"{hub.url}/me/dual/commit/{40 * 'b'}"
     assert (hub.repos["me/dual"].files, hub.repos["me/dual"].is_private) == (contents(folder), is_private)
 
 
-def test_one_that_is_there_is_added_to_but_a_public_one_is_not_private(hub, folder):
+def test_an_existing_repository_is_updated_but_a_public_one_refused_with_private(hub, folder):
     hub.repos["me/dual"] = loopback_uploads.Repository(files={"notes.md": b"mine"})
     with pytest.raises(SourceError, match=r"me/dual exists and is public, but --private was given; name another repository"):
         export_hub.push_folder(folder, Push("me/dual", is_private=True))
@@ -53,21 +53,21 @@ def test_one_that_is_there_is_added_to_but_a_public_one_is_not_private(hub, fold
         ({"hf_me"}, "/commit/main", r"me/dual was not pushed: the Hub answers 500; the export is in .*: `hf upload me/dual .*out \.`"),
     ],
 )  # fmt: skip
-def test_what_goes_wrong_is_said_and_the_folder_stays(hub, folder, tokens, refused, message):
+def test_a_failed_push_gives_the_reason_and_keeps_the_folder(hub, folder, tokens, refused, message):
     hub.tokens, hub.refused, before = tokens, refused, contents(folder)
     with pytest.raises(SourceError, match=message):
         export_hub.push_folder(folder, Push("me/dual"))
     assert contents(folder) == before
 
 
-def test_a_hub_that_cannot_be_reached_is_said(folder, monkeypatch):
+def test_an_unreachable_hub_is_an_error(folder, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_me")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(SourceError, match=r"me/dual was not pushed: .*onnect"):
         export_hub.push_folder(folder, Push("me/dual"))
 
 
-def test_without_a_token_or_a_name_nothing_is_begun(monkeypatch):
+def test_without_a_token_or_a_valid_name_nothing_is_computed(monkeypatch):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(MissingError, match="pushing to me/dual needs a token for the Hub, and there is none; `hf auth login`, or"):
         export_hub.check(Push("me/dual"))

@@ -40,7 +40,7 @@ def card_of(ref, tmp_path, license=None, **changes) -> tuple[ModelCard, str]:
     return card, card.text
 
 
-def test_the_head_is_what_the_hub_reads(run, gallery, tmp_path):
+def test_the_header_is_readable_by_the_hub(run, gallery, tmp_path):
     card, _ = card_of(run, tmp_path, "apache-2.0")
     result = json.loads((run / "result.json").read_text())
     assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == ("apache-2.0", "transformers", "feature-extraction")
@@ -74,7 +74,7 @@ def test_the_body_has_recalls_with_intervals_speed_teacher_data_and_recipe(run, 
     assert missing_parts(read_history(str(run)), "apache-2.0") == []
 
 
-def test_what_is_not_there_is_said_with_its_command(run, tmp_path):
+def test_missing_measurements_are_replaced_by_their_commands(run, tmp_path):
     for name in ("result.json", "bench.json"):
         (run / name).unlink()
     card, text = card_of(run, tmp_path)
@@ -85,7 +85,7 @@ def test_what_is_not_there_is_said_with_its_command(run, tmp_path):
     assert [part.what for part in missing_parts(read_history(str(run)), None)] == ["recall", "speed", "license of the weights"]
 
 
-def test_another_corpus_where_the_runs_was_is_not_named(run, tmp_path):
+def test_a_changed_corpus_is_not_named(run, tmp_path):
     facts = json.loads((run / "run.json").read_text())
     facts["inputs"] |= {"corpus": 64 * "e", "cache": None}
     facts["command"] = facts["command"][:-2]
@@ -96,14 +96,14 @@ def test_another_corpus_where_the_runs_was_is_not_named(run, tmp_path):
     assert card.data.tags == ["image-text-retrieval", "dcdctl", "onnx"]
 
 
-def test_the_first_images_of_a_corpus_are_called_that(run, gallery, tmp_path):
+def test_the_first_images_of_a_corpus_are_named_as_such(run, gallery, tmp_path):
     write_evaluation(run, gallery.subset(5), scores_of(gallery.subset(5), 2))
     card, text = card_of(run, tmp_path)
     assert "on scenes, first 5 images, split test: 5 images, 25 captions" in text
     assert card.data.eval_results[0].dataset_type == "scenes-first-5-images"
 
 
-def test_a_model_that_is_no_run_says_so(tmp_path):
+def test_a_model_outside_a_run_has_no_training_history(tmp_path):
     _, text = card_of("scenes-vilt", tmp_path)
     assert "Unknown: scenes-vilt is not a run of `dcdctl distill`" in text
 
@@ -124,5 +124,5 @@ def test_pretrained_encoders_of_the_hub_are_base_models(run, tmp_path):
         ("~/runs/dual/", "dual/"), ("--lr", "--lr"), ("owner/name", "owner/name"),
     ],
 )  # fmt: skip
-def test_folders_of_the_machine_are_cut_off(word, shown):
+def test_folders_of_the_machine_are_removed(word, shown):
     assert public(word) == shown

@@ -83,7 +83,7 @@ def test_nothing_is_fetched_and_nothing_styles_the_rest_of_the_page():
     assert "<metadata" not in page
 
 
-def test_text_is_text_and_is_escaped_and_no_formula():
+def test_text_is_escaped_and_not_read_as_a_formula():
     figure = charts.lines(labels(title=HOSTILE), [curve(HOSTILE, 3, 1)])
     svg = svg_of(figure)
     texts = ["".join(element.itertext()) for element in svg.iter("{http://www.w3.org/2000/svg}text")]
@@ -93,12 +93,12 @@ def test_text_is_text_and_is_escaped_and_no_formula():
 
 
 @pytest.mark.parametrize("kind", ["lines", "scatter"])
-def test_labels_stand_beside_what_they_name(kind):
+def test_curves_and_points_are_labeled(kind):
     texts = ["".join(element.itertext()) for element in svg_of(made()[kind]).iter("{http://www.w3.org/2000/svg}text")]
     assert {"a", "b"} <= set(texts)
 
 
-def test_counts_below_the_line_are_counts():
+def test_counts_below_the_axis_are_shown_positive():
     texts = ["".join(element.itertext()) for element in svg_of(made()["mirrored"]).iter("{http://www.w3.org/2000/svg}text")]
     assert not [text for text in texts if text.startswith(("-", "\N{MINUS SIGN}"))]
 
@@ -110,12 +110,12 @@ def test_times_within_a_power_of_ten_have_ticks_with_numbers():
 
 
 @pytest.mark.parametrize("y", [(1.0,), (2.0, 2.0)])
-def test_a_curve_without_extent_can_be_drawn(y):
+def test_a_single_point_and_a_constant_curve_can_be_drawn(y):
     assert "<path" in charts.lines(labels(), [curve("flat", *y)])
 
 
 @given(places=st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_labels_are_moved_apart_in_their_order_and_none_off_the_top(places):
+def test_labels_are_moved_apart_in_order_and_stay_below_the_top(places):
     moved = charts.spread(places, gap=0.1)
     ordered = [moved[i] for i in sorted(range(len(places)), key=lambda i: places[i])]
     assert max(moved) <= 1

@@ -19,17 +19,17 @@ def test_the_largest_win_and_the_largest_loss_come_first():
     assert choose([ours, base], [(0, 1)], 6)[:4] == [5, 1, 2, 3]
 
 
-def test_from_ten_to_one_is_more_than_from_a_hundred_to_fifty():
+def test_a_gain_from_rank_10_to_1_is_larger_than_from_100_to_50():
     ours, base = ranks(50, 1, 7, 7, 7, 7), ranks(100, 10, 7, 7, 7, 7)
     assert choose([ours, base], [(0, 1)], 3)[:2] == [1, 0]
 
 
-def test_pairs_take_turns():
+def test_pairs_are_chosen_from_in_turn():
     base, first, second = ranks(9, 9, 9, 9, 9, 9, 9, 9, 9), ranks(1, 2, 3, 9, 9, 9, 9, 9, 9), ranks(9, 9, 9, 1, 2, 3, 9, 9, 9)
     assert choose([first, second, base], [(0, 2), (1, 2)], 6)[:4] == [0, 3, 1, 4]
 
 
-def test_a_third_is_drawn_at_random_by_the_seed():
+def test_a_third_is_drawn_at_random_and_depends_on_the_seed():
     rng = np.random.default_rng(1)
     ours, base = (rng.integers(1, 200, 500) for _ in range(2))
     one, other, again = (choose([ours, base], [(0, 1)], 30, seed) for seed in (0, 1, 0))
@@ -39,14 +39,14 @@ def test_a_third_is_drawn_at_random_by_the_seed():
     assert set(one[20:]) != set(other[20:])
 
 
-def test_without_a_pair_that_differs_all_are_random():
+def test_without_differences_all_queries_are_drawn_at_random():
     same = ranks(*range(1, 51))
     assert len(choose([same], [(0, 0)], 12)) == 12
 
 
 @given(seed=st.integers(0, 1000), num_queries=st.integers(1, 30), count=st.integers(1, 40))
 @settings(max_examples=40, deadline=None)
-def test_as_many_as_asked_for_or_all_each_once(seed, num_queries, count):
+def test_the_requested_number_of_queries_or_all_are_chosen_once_each(seed, num_queries, count):
     rng = np.random.default_rng(seed)
     tables = [rng.integers(1, 9, num_queries) for _ in range(3)]
     found = choose(tables, [(0, 2), (1, 2)], count)
@@ -57,12 +57,12 @@ def test_as_many_as_asked_for_or_all_each_once(seed, num_queries, count):
 
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=30, deadline=None)
-def test_outcomes_of_the_swapped_pair_are_swapped(seed):
+def test_wins_of_a_swapped_pair_are_swapped(seed):
     rng = np.random.default_rng(seed)
     ours, base = (rng.integers(1, 5, 40) for _ in range(2))
     one, other = count_wins(ours, base), count_wins(base, ours)
     assert (one.wins, one.losses, one.both_hit, one.both_miss) == (other.losses, other.wins, other.both_hit, other.both_miss)
 
 
-def test_outcomes_by_hand():
+def test_wins_by_hand():
     assert count_wins(ranks(1, 1, 2, 5, 5), ranks(1, 2, 1, 5, 9)) == WinCounts(wins=2, losses=1, both_hit=1, both_miss=2)

@@ -39,7 +39,7 @@ def change(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_a_whole_demo_has_five_systems_with_their_roles_and_no_gap(folders):
+def test_a_complete_demo_has_five_models_with_their_roles_and_no_missing_part(folders):
     found = read_demo(folders)
     assert [(one.label, one.role) for one in found.models] == [
         ("teacher", "teacher"),
@@ -52,23 +52,23 @@ def test_a_whole_demo_has_five_systems_with_their_roles_and_no_gap(folders):
     assert [part.what for part in found.missing if not part.what.startswith("recall during the training of")] == []
 
 
-def test_without_a_baseline_it_is_the_first_run_that_is_not_the_teacher(folders):
+def test_the_default_baseline_is_the_first_run_that_is_not_the_teacher(folders):
     teacher, dual, fusion, alone = folders
     assert report.read_report([dual, alone]).of_role("baseline").folder == dual
     assert report.read_report([teacher, fusion, dual], teacher=teacher).of_role("baseline").folder == fusion
 
 
-def test_a_teacher_alone_is_no_baseline(folders):
+def test_a_teacher_alone_is_not_a_baseline(folders):
     assert report.read_report([folders[0]], teacher=folders[0]).of_role("baseline") is None
 
 
-def test_folders_of_one_name_are_told_apart_by_those_above(folders, tmp_path):
+def test_folders_of_equal_names_are_labeled_with_their_parent_folders(folders, tmp_path):
     shutil.copytree(folders[1], tmp_path / "other" / "dual")
     found = report.read_report([folders[1], tmp_path / "other" / "dual"])
     assert [one.label for one in found.models if not one.is_cascade] == ["demo/dual", "other/dual"]
 
 
-def test_a_folder_named_twice_is_one_run(folders):
+def test_a_folder_given_twice_is_one_run(folders):
     assert len(report.read_report([folders[2], folders[2]]).models) == 1
 
 
@@ -95,7 +95,7 @@ def test_the_teachers_times_are_in_the_benchmarks_of_its_students(folders):
         ({"protocol": {"name": "coco-1k", "folds": 5, "kind": "fusion", "depth": None}}, "protocol coco-1k in 5 folds"),
     ],
 )
-def test_results_that_cannot_be_compared_are_refused_and_both_sides_named(folders, changes, said):
+def test_results_that_cannot_be_compared_are_refused_and_both_folders_named(folders, changes, said):
     change(folders[2] / "result.json", **changes)
     with pytest.raises(StaleError) as caught:
         read_demo(folders)
@@ -110,14 +110,14 @@ def test_a_dual_a_fusion_and_a_cascade_are_one_protocol(folders):
     assert len(read_demo(folders).models) == 5
 
 
-def test_a_folder_with_nothing_to_show_is_refused_with_the_command_that_fills_it(folders, tmp_path):
+def test_an_empty_folder_is_refused_with_the_command_that_fills_it(folders, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(MissingError, match=r"empty holds nothing to show") as caught:
         report.read_report([folders[1], tmp_path / "empty"])
     assert "dcdctl eval REF --data DIR --out" in str(caught.value)
 
 
-def test_what_is_missing_is_told_with_commands_that_parse(folders, tmp_path):
+def test_missing_parts_have_commands_that_parse(folders, tmp_path):
     run = write_run(tmp_path / "a run", "demo-dual")
     for name in ("top.parquet", "bench.json"):
         (folders[2] / name).unlink()
@@ -139,23 +139,23 @@ def test_what_is_missing_is_told_with_commands_that_parse(folders, tmp_path):
         parse(command)
 
 
-def test_an_evaluation_of_a_model_that_is_no_run_is_made_again_into_its_folder(folders):
+def test_the_command_for_a_model_outside_a_run_writes_into_its_evaluation_folder(folders):
     (folders[0] / "top.parquet").unlink()
     found = read_demo(folders)
     assert commands(found)[0] == f"dcdctl eval scenes-vilt --data {found.corpus.folder} --split test --out {folders[0]}"
 
 
-def test_a_cascade_is_made_again_with_its_reranker_and_depth(folders):
+def test_the_command_for_a_cascade_has_its_reranker_and_depth(folders):
     (folders[1] / "cascade-top.parquet").unlink()
     found = read_demo(folders)
     assert f"dcdctl eval {folders[1]} --data {found.corpus.folder} --split test --rerank {folders[2]} --depth 10" in commands(found)
 
 
-def test_pictures_come_from_where_the_corpus_was(folders, split):
+def test_images_are_read_from_the_corpus_of_the_evaluation(folders, split):
     assert read_demo(folders).corpus.folder == split.folder
 
 
-def test_a_corpus_that_has_moved_is_a_gap_and_can_be_named(folders, split):
+def test_a_moved_corpus_is_a_missing_part_and_can_be_named(folders, split):
     for folder in folders:
         change(folder / "result.json", data="/nowhere")
     found = read_demo(folders)
@@ -171,7 +171,7 @@ def test_the_first_images_of_a_split_are_found_in_it(split, tmp_path):
     assert report.read_report([folder]).corpus.fingerprint == some.fingerprint
 
 
-def test_another_corpus_by_name_is_refused(folders, corpus, tmp_path):
+def test_a_different_corpus_is_refused(folders, corpus, tmp_path):
     folder = write_evaluation(tmp_path / "run", corpus, scores_of(corpus, 1), split="test")
     with pytest.raises(StaleError, match="the results are on split test of the corpus"):
         report.read_report([folder], data=corpus.folder)
@@ -184,7 +184,7 @@ def test_a_run_that_was_never_evaluated_is_shown_by_its_training(tmp_path):
     assert any(command.startswith("dcdctl eval") for command in commands(found))
 
 
-def test_a_measured_training_is_no_gap(tmp_path, split):
+def test_a_training_with_validation_misses_nothing(tmp_path, split):
     folder = write_run(tmp_path / "run", is_measured=True)
     write_evaluation(folder, split, scores_of(split, 2))
     write_bench(folder, "scenes-vilt")
@@ -197,7 +197,7 @@ def test_nothing_is_written_by_reading(folders):
     assert {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*")} == before
 
 
-def test_ranks_of_the_systems_are_their_own(folders):
+def test_every_model_has_its_own_ranks(folders):
     found = read_demo(folders)
     ranks = [one.answers.table.ranks("image") for one in found.models]
     assert len({rank_Q.tobytes() for rank_Q in ranks}) == 5

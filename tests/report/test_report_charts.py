@@ -31,14 +31,14 @@ def told(chart):
     return re.findall("<desc[^>]*>(.*?)</desc>", chart)[0]
 
 
-def test_teacher_and_baseline_have_the_colors_of_text_and_no_two_students_one(found):
+def test_teacher_and_baseline_have_text_colors_and_students_distinct_colors(found):
     colors = report_charts.colors(found)
     assert (colors["teacher"], colors["dual-alone"]) == ("text", "quiet")
     students = [colors[one.label] for one in found.models if one.role == "student"]
     assert len(set(students)) == len(students) == 3
 
 
-def test_points_are_models_by_their_benchmarks_and_cascades_by_their_depths(found):
+def test_points_are_benchmarks_of_models_and_depths_of_cascades(found):
     said = told(report_charts.speed_against_recall(found))
     rsum = {one.label: one.result.rsum.value for one in found.models}
     assert f"teacher: 100 ms, RSUM {rsum['teacher']:.1f}" in said
@@ -47,17 +47,17 @@ def test_points_are_models_by_their_benchmarks_and_cascades_by_their_depths(foun
     assert "dual + fusion, top 10: 7.5 ms, RSUM 350.0" in said
 
 
-def test_one_point_is_no_chart(split, tmp_path):
+def test_a_single_point_gives_no_chart(split, tmp_path):
     folder = write_evaluation(tmp_path / "run", split, scores_of(split, 1))
     assert report_charts.speed_against_recall(report.read_report([folder])) is None
 
 
-def test_the_front_rises_and_has_the_fastest_and_the_best():
+def test_the_pareto_front_rises_from_the_fastest_to_the_best():
     points = [(5.0, 300.0), (1.0, 200.0), (4.0, 290.0), (2.0, 100.0), (9.0, 300.0), (1.0, 150.0)]
     assert report_charts.pareto_front(points) == [(1.0, 200.0), (4.0, 290.0), (5.0, 300.0)]
 
 
-def test_a_loss_of_several_parts_is_drawn_with_them_and_one_of_one_once(found):
+def test_a_loss_with_several_parts_is_drawn_with_them_and_a_single_loss_once(found):
     dual, fusion, _, _ = report_charts.training_curves(found)
     assert told(dual) == (
         "all: from 1.2 at step 0 to 0.03871 at step 30; infonce: from 0.6 at step 0 to 0.01935 at step 30; "
@@ -67,20 +67,20 @@ def test_a_loss_of_several_parts_is_drawn_with_them_and_one_of_one_once(found):
     assert told(fusion).startswith("dcd: from 2 at step 0")
 
 
-def test_recall_is_drawn_of_the_trainings_that_were_measured(tmp_path):
+def test_recall_is_drawn_for_trainings_with_validation(tmp_path):
     runs = [write_run(tmp_path / name, is_measured=is_measured) for name, is_measured in (("a", True), ("b", False))]
     charts = report_charts.training_curves(report.read_report(runs))
     assert titles(charts) == ["Loss of a", "Loss of b", "Recall on the validation split", "Learning rate"]
     assert told(charts[2]) == "a: from 100 at step 0 to 130 at step 30"
 
 
-def test_scores_are_drawn_of_each_model_and_of_no_cascade(found):
+def test_scores_are_drawn_for_models_and_not_for_cascades(found):
     scores = report_charts.scores(found)
     assert titles(scores["image"]) == [f"{name}: images of a caption" for name in ("teacher", "dual", "fusion", "dual-alone")]
     assert titles(scores["text"])[0] == "teacher: captions of an image"
 
 
-def test_a_model_without_scores_has_no_chart_of_them(split, tmp_path):
+def test_a_model_without_scores_has_no_score_chart(split, tmp_path):
     folder = write_evaluation(tmp_path / "run", split, scores_of(split, 1))
     (folder / "top.parquet").unlink()
     assert report_charts.scores(report.read_report([folder])) == {"text": [], "image": []}

@@ -74,7 +74,7 @@ def page_of(folders: list[Path], tmp_path: Path) -> str:
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_page_needs_nothing_else(text):
+def test_the_page_is_self_contained(text):
     page = Page(text)
     links = [value for _, attributes in page.elements for name in ("src", "href", "xlink:href") if (value := attributes.get(name))]
     assert links
@@ -93,7 +93,7 @@ def test_the_same_report_is_the_same_page(found, text, tmp_path):
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == text
 
 
-def test_light_dark_phone_and_paper_are_thought_of(text):
+def test_the_page_supports_light_and_dark_mode_phones_and_print(text):
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
     assert 'name="viewport" content="width=device-width' in text
@@ -112,7 +112,7 @@ def test_tables_have_captions_and_heads_with_scopes(text):
     assert {one.get("scope") for one in page.all("th")} == {"col", "row"}
 
 
-def test_every_section_that_is_linked_is_there_and_every_id_once(text):
+def test_every_linked_section_exists_and_ids_are_unique(text):
     page = Page(text)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -128,7 +128,7 @@ def test_commands_and_fingerprints_of_the_runs_are_shown(text, found, split):
     assert split.fingerprint[:12] in shown
 
 
-def test_a_query_shows_the_first_five_of_every_model_and_marks_its_own(text, found):
+def test_a_query_shows_five_answers_of_every_model_and_marks_positives(text, found):
     cards = re.findall(r'<li class="query" data-direction="image".*?</div></li>\n', text, re.DOTALL)
     assert len(cards) == 20
     query = next(one for one in range(80) if f'<p dir="auto">{found.models[0].answers.captions[one]}</p>' in cards[0])
@@ -139,11 +139,11 @@ def test_a_query_shows_the_first_five_of_every_model_and_marks_its_own(text, fou
         assert f"rank {system.answers.table.ranks('image')[query]}<" in section
 
 
-def test_numbers_of_queries_are_told(text):
+def test_the_page_gives_the_numbers_of_queries(text):
     assert "20 of 80 queries for images of a caption and 16 of 16 queries for captions of an image are shown" in "".join(Page(text).texts)
 
 
-def test_every_picture_is_in_the_page_once_and_small(text):
+def test_every_image_is_in_the_page_once_as_a_thumbnail(text):
     page = Page(text)
     sources = [one["href"] for one in page.all("image")]
     assert len(sources) == len(set(sources)) == 16
@@ -154,7 +154,7 @@ def test_every_picture_is_in_the_page_once_and_small(text):
     assert shown == {f"#{one['id']}" for one in page.all("symbol")}
 
 
-def test_pictures_are_named_for_those_who_do_not_see_them(text, split):
+def test_images_have_labels_for_screen_readers(text, split):
     named = [one["aria-label"] for one in Page(text).all("svg", role="img") if "aria-label" in one]
     assert named
     assert {name.removesuffix(", a positive") for name in named} <= set(split.image_ids)
@@ -188,7 +188,7 @@ def test_a_single_model_is_shown_without_comparisons(split, tmp_path):
     assert "queries for captions of an image are shown: drawn at random (seed 0)." in "".join(page.texts)
 
 
-def test_without_the_corpus_pictures_have_their_names(split, tmp_path):
+def test_without_the_corpus_image_names_are_shown(split, tmp_path):
     folder = write_evaluation(tmp_path / "run", split, scores_of(split, 1), data="/nowhere")
     text = page_of([folder], tmp_path)
     page = Page(text)
@@ -197,14 +197,14 @@ def test_without_the_corpus_pictures_have_their_names(split, tmp_path):
     assert "dcdctl report" in "".join(page.texts)
 
 
-def test_what_is_missing_is_left_out_with_its_command(tmp_path):
+def test_missing_parts_are_left_out_and_listed_with_commands(tmp_path):
     folder = write_run(tmp_path / "run")
     page = Page(page_of([folder], tmp_path))
     assert [one["href"] for one in page.all("a")] == ["#training", "#what-was-run"]
     assert f"dcdctl eval {folder} --data DIR --split test" in "".join(page.texts)
 
 
-def test_no_gallery_where_no_query_is_wanted(found, tmp_path):
+def test_zero_queries_leave_out_the_gallery(found, tmp_path):
     write.write_report_page(tmp_path / "report.html", found, num_queries=0)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.all("ol", id="query-list") == page.all("symbol") == page.all("a", href="#queries") == []

@@ -74,7 +74,7 @@ def read(html: str) -> Seen:
     return Seen(html, unescape(re.findall(r'id="status" role="status">(.*?)</p>', html)[0]), shown)
 
 
-def test_at_first_the_first_twelve_images_of_captions_are_shown_and_the_filters_too(see):
+def test_at_first_twelve_caption_queries_and_the_filters_are_shown(see):
     seen = see()
     assert [way for way, _, _ in seen.shown] == ["image"] * 12
     assert '<form id="filters">' in seen.html
@@ -97,13 +97,13 @@ def test_losses_are_largest_first_too(see):
 @pytest.mark.parametrize(
     ("show", "is_right"), [("both-hit", lambda one, other: one == other == 1), ("both-miss", lambda one, other: min(one, other) > 1)]
 )
-def test_hits_and_misses_of_both(see, show, is_right):
+def test_filters_for_hits_and_misses_of_both_models(see, show, is_right):
     shown = see(f"#show={show}&direction=both").shown
     assert shown
     assert all(is_right(ranks[1], ranks[-1]) for _, ranks, _ in shown)
 
 
-def test_counts_are_of_the_whole_split(see, found):
+def test_counts_cover_the_whole_split(see, found):
     ours, base = (found.models[place].answers.table.ranks("text") for place in (1, -1))
     expected = f"Over all 16 queries, dual wins {np.sum(ours < base)} and loses {np.sum(ours > base)} against dual-alone; "
     assert (
@@ -120,7 +120,7 @@ def test_any_two_models_can_be_compared(see):
     assert '<span class="ours">dual + fusion, top 10</span> wins' in seen.html
 
 
-def test_words_are_looked_for_in_the_query(see):
+def test_the_word_filter_searches_the_query(see):
     word = see("#direction=both").shown[0][2].split()[1]
     shown = see(f"#direction=both&words={word}").shown
     assert shown
@@ -128,7 +128,7 @@ def test_words_are_looked_for_in_the_query(see):
     assert see("#words=nosuchword").shown == []
 
 
-def test_clicks_and_typing_do_what_the_address_does_and_write_it(see):
+def test_clicks_and_typing_act_like_the_address_and_update_it(see):
     script = """
       document.querySelector('input[value="wins"]').click();
       document.querySelector('input[value="both"]').click();
@@ -143,7 +143,7 @@ def test_clicks_and_typing_do_what_the_address_does_and_write_it(see):
     assert clicked.address == "#show=wins&direction=both&words=a"
 
 
-def test_choosing_another_model_changes_what_a_win_is(see):
+def test_selecting_another_model_changes_the_wins(see):
     script = """
       document.querySelector('input[value="wins"]').click();
       const base = document.querySelector('select[name="base"]');
@@ -154,7 +154,7 @@ def test_choosing_another_model_changes_what_a_win_is(see):
     assert all(ranks[1] < ranks[3] for _, ranks, _ in shown)
 
 
-def test_a_link_to_a_section_leaves_the_filters_as_they_are(see):
+def test_a_link_to_a_section_does_not_change_the_filters(see):
     script = """
       document.querySelector('input[value="losses"]').click();
       location.hash = "results";
@@ -162,15 +162,15 @@ def test_a_link_to_a_section_leaves_the_filters_as_they_are(see):
     assert see("", script).shown == see("#show=losses").shown
 
 
-def test_an_address_of_another_page_shows_all(see):
+def test_unknown_values_in_the_address_are_ignored(see):
     assert see("#show=nonsense&ours=nobody&direction=image").shown == see("").shown
 
 
-def test_more_are_shown_when_asked_for(see):
+def test_a_button_shows_more_queries(see):
     assert len(see("", "document.getElementById('more').click()").shown) == 24
 
 
-def test_filters_are_fields_that_a_keyboard_reaches(see):
+def test_filters_are_reachable_by_keyboard(see):
     script = """
       const form = document.getElementById("filters");
       const fields = Array.from(form.elements, (one) => one.matches("fieldset") || (one.labels.length === 1 && one.tabIndex === 0));

@@ -34,7 +34,7 @@ def cells(table, row, column):
     return line[table.columns.index(column)]
 
 
-def test_a_recall_stands_with_its_interval(found):
+def test_a_recall_is_shown_with_its_interval(found):
     document = json.loads((found.models[1].folder / "result.json").read_text())
     low, high = document["intervals"]["image_retrieval"]["R@5"]
     value = document["image_retrieval"]["R@5"]
@@ -49,14 +49,14 @@ def test_the_difference_is_signed_and_the_baseline_has_none(found):
 
 
 @pytest.mark.parametrize(("p_value", "shown"), [(0.00019, "<\N{NO-BREAK SPACE}0.001"), (0.0318, "0.032"), (1.0, "1.000")])
-def test_a_small_p_is_a_bound(found, p_value, shown):
+def test_a_small_p_value_is_shown_as_a_bound(found, p_value, shown):
     system = found.models[1]
     changed = dataclasses.replace(system, comparison=dataclasses.replace(system.comparison, p_value=p_value))
     table = table_named(dataclasses.replace(found, models=(changed,)), "Difference")
     assert cells(table, "dual", "p") == shown
 
 
-def test_times_say_among_how_many_images_and_whether_they_were_measured(found):
+def test_times_have_the_gallery_size_and_a_mark_if_extrapolated(found):
     table = table_named(found, "Size and speed")
     assert cells(table, "teacher", "ms per query") == "~100.00\namong 1,000 images"
     assert cells(table, "dual", "ms per query") == "1.00\namong 1,000 images"
@@ -75,7 +75,7 @@ def test_recipes_show_what_differs_and_only_that(found):
     assert "seed" not in names
 
 
-def test_the_recipe_of_a_single_run_is_whole(tmp_path):
+def test_the_recipe_of_a_single_run_is_complete(tmp_path):
     table = table_named(report.read_report([write_run(tmp_path / "run")]), "Recipes")
     assert cells(table, "batch.size", "run") == "64"
     assert cells(table, "optimizer.schedule", "run") == "cosine"
@@ -89,7 +89,7 @@ def test_runs_show_seeds_fingerprints_and_versions(found):
 
 
 @pytest.mark.parametrize(("cache", "shown"), [("d", 12 * "d"), ("de", f"{12 * 'd'}, {12 * 'e'}")])
-def test_runs_show_whose_scores_they_learnt_from(tmp_path, cache, shown):
+def test_runs_show_the_teachers_of_their_caches(tmp_path, cache, shown):
     plans = [{"format": 2, "teacher": 64 * letter, "candidates": {"kind": "blocks"}} for letter in cache]
     run = write_run(tmp_path / "run")
     facts = json.loads((run / "run.json").read_text())
@@ -109,13 +109,13 @@ def test_markdown_has_every_table_with_rows_of_equal_length(found, tmp_path):
     assert "- measured on: test: 16 images, 80 captions" in blocks[1].splitlines()
 
 
-def test_markdown_shows_names_as_they_are(split, tmp_path):
+def test_markdown_escapes_names(split, tmp_path):
     folder = write_evaluation(tmp_path / "a|b_*c*", split, scores_of(split, 1))
     write.write_markdown(tmp_path / "report.md", report.read_report([folder]))
     assert r"| a\|b\_\*c\* (baseline) |" in (tmp_path / "report.md").read_text()
 
 
-def test_markdown_names_the_commands_for_what_is_left_out(split, tmp_path):
+def test_markdown_lists_missing_parts_with_their_commands(split, tmp_path):
     folder = write_evaluation(tmp_path / "run", split, scores_of(split, 1))
     write.write_markdown(tmp_path / "report.md", report.read_report([folder]))
     assert f"`dcdctl bench {folder} --teacher REF --data {split.folder}`" in (tmp_path / "report.md").read_text()

@@ -46,12 +46,12 @@ def segments(*bounds):
         (145, [(0, 100), (100, 110)], [(0, 100), (100, 145)]),
     ],
 )
-def test_which_rows_have_a_segment(num_rows, there, expected):
+def test_segment_ranges_by_number_of_rows(num_rows, there, expected):
     config = IndexConfig(segment_rows=100, flat_up_to=30)
     assert segment_ranges(num_rows, segments(*there), config) == ranges(*expected)
 
 
-def test_a_flat_index_has_none():
+def test_a_flat_index_has_no_segment():
     assert segment_ranges(10**9, [], IndexConfig(kind="flat")) == []
 
 
@@ -67,7 +67,7 @@ def recall(index, vectors, removed=()):
     return found, np.mean([len(set(rows) & set(expected)) / 10 for rows, expected in zip(found.rows_QK.tolist(), true, strict=True)])
 
 
-def test_a_graph_finds_nearly_all_and_scores_are_those_of_a_flat_index(graph, tmp_path):
+def test_a_graph_has_high_recall_and_exact_scores(graph, tmp_path):
     vectors = np.concatenate([VECTORS, unit_vectors(50, seed=2)])
     assert [one.stop for one in graph.segments] == [300, 600, 900]
     found, share = recall(graph, vectors)
@@ -80,7 +80,7 @@ def test_a_graph_finds_nearly_all_and_scores_are_those_of_a_flat_index(graph, tm
     assert (found.rows_QK >= 900).any()  # rows without a segment are found too
 
 
-def test_removed_rows_do_not_crowd_out_the_others(tmp_path):
+def test_removed_rows_do_not_displace_others(tmp_path):
     gone = [row for row in range(900) if row % 8]
     index = write_index(tmp_path, PARTS, removed=gone, **GRAPHS)
     found, share = recall(index, VECTORS, gone)
@@ -88,20 +88,20 @@ def test_removed_rows_do_not_crowd_out_the_others(tmp_path):
     assert not set(found.rows_QK.ravel().tolist()) & set(gone)
 
 
-def test_more_than_a_segment_has_may_be_asked_for(graph):
+def test_k_may_exceed_the_size_of_a_segment(graph):
     rows = graph.nearest(QUERIES[:2], 2000).rows_QK
     assert ((rows >= 0).sum(axis=1) > 900).all()
     assert (rows[:, 950:] == -1).all()
 
 
-def test_a_segment_has_the_same_bytes_whatever_is_built_beside_it(graph, tmp_path, monkeypatch):
+def test_the_bytes_of_a_segment_do_not_depend_on_parallel_builds(graph, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
     write_index(tmp_path, [*PARTS, unit_vectors(50, seed=2)], **GRAPHS)
     assert contents(tmp_path / "ann") == contents(graph.folder / "ann")
     assert len(contents(tmp_path / "ann")) == 3
 
 
-def test_lists_of_codes_find_nearly_all(tmp_path):
+def test_inverted_lists_have_high_recall(tmp_path):
     pytest.importorskip("faiss")
     vectors = unit_vectors(2100)
     settings = {"kind": "ivf-pq", "flat_up_to": 1000, "segment_rows": 1050, "ivf_pq": {"probes": 20, "numbers_per_byte": 2}}
@@ -113,7 +113,7 @@ def test_lists_of_codes_find_nearly_all(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "extra"), [("hnsw", "index"), ("ivf-pq", "index-pq")])
-def test_a_package_that_is_missing_is_named_with_its_extra(kind, extra, monkeypatch):
+def test_a_missing_package_is_named_with_its_extra(kind, extra, monkeypatch):
     monkeypatch.setitem(sys.modules, "usearch" if kind == "hnsw" else "faiss", None)
     with pytest.raises(MissingError, match=rf"kind {kind} needs .*pip install 'dcdctl\[{extra}\]', or search exactly with --set kind=flat"):
         ann.packages(kind)
@@ -136,13 +136,13 @@ def test_opening_an_index_opens_no_segment(graph, monkeypatch):
     assert len(Index.open(graph.folder).segments) == 3
 
 
-def test_a_package_that_is_missing_is_named_when_an_index_is_opened(graph, monkeypatch):
+def test_a_missing_package_is_named_when_an_index_is_opened(graph, monkeypatch):
     monkeypatch.setitem(sys.modules, "usearch", None)
     with pytest.raises(MissingError, match="an index of kind hnsw needs"):
         Index.open(graph.folder)
 
 
-def test_a_segment_that_cannot_be_built_ends_the_others(tmp_path, monkeypatch):
+def test_a_failed_segment_stops_the_others(tmp_path, monkeypatch):
     build = ann._BUILD["hnsw"]
 
     def fail(path, rows, *arguments):
@@ -161,6 +161,6 @@ def test_a_segment_that_cannot_be_built_ends_the_others(tmp_path, monkeypatch):
     "settings",
     [{"flat_up_to": -1}, {"segment_rows": 0}, {"candidates": 0}, {"kind": "ivf-pq", "flat_up_to": 10}],
 )
-def test_settings_without_meaning_are_refused(settings):
+def test_invalid_settings_are_refused(settings):
     with pytest.raises(ConfigError, match="at least"):
         IndexConfig(**settings)

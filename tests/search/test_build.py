@@ -75,7 +75,7 @@ def skipped(index):
     return found
 
 
-def test_the_images_of_a_corpus_are_found_by_their_own_vectors(dual, scenes_corpus_dir, tmp_path):
+def test_images_of_a_corpus_are_found_by_their_vectors(dual, scenes_corpus_dir, tmp_path):
     index = build(str(dual), scenes_corpus_dir, tmp_path / "index", FLAT, split="val", compute=BATCHES)
     corpus, model = Corpus.open(scenes_corpus_dir, "val"), models.load_dual(index.folder / "model")
     index.expect(model.digest)
@@ -89,7 +89,7 @@ def test_the_images_of_a_corpus_are_found_by_their_own_vectors(dual, scenes_corp
     ]
 
 
-def test_a_folder_of_all_sorts(dual, tmp_path, monkeypatch):
+def test_images_in_a_folder_are_indexed_and_other_files_skipped_with_reasons(dual, tmp_path, monkeypatch):
     good = {
         "a.png": png(1),
         "no ending": png(2, kind="JPEG"),
@@ -138,7 +138,7 @@ def test_a_folder_of_all_sorts(dual, tmp_path, monkeypatch):
         assert name in {index.name(row) for row in index.nearest(vector, 2).rows_QK[0]}
 
 
-def test_a_name_that_is_not_utf_8_is_left_out_by_name(dual, pictures, tmp_path):
+def test_a_file_name_that_is_not_utf_8_is_skipped(dual, pictures, tmp_path):
     try:
         (pictures / os.fsdecode(b"caf\xe9.png")).write_bytes(png(1))
     except OSError:
@@ -148,7 +148,7 @@ def test_a_name_that_is_not_utf_8_is_left_out_by_name(dual, pictures, tmp_path):
     assert index.num_images == 7
 
 
-def test_a_folder_that_may_not_be_read_is_named(dual, pictures, tmp_path, monkeypatch):
+def test_an_unreadable_folder_is_named(dual, pictures, tmp_path, monkeypatch):
     scandir = os.scandir
 
     def refuse(path):
@@ -162,7 +162,7 @@ def test_a_folder_that_may_not_be_read_is_named(dual, pictures, tmp_path, monkey
     assert index.num_images == 4
 
 
-def test_an_index_inside_its_folder_of_pictures_is_passed_over(dual, pictures):
+def test_an_index_inside_its_image_folder_is_ignored(dual, pictures):
     index = build(str(dual), pictures, pictures / "index", FLAT)
     assert (index.num_images, skipped(index)) == (7, {})
     again = update(index.folder, Changes(add=pictures))
@@ -180,7 +180,7 @@ def test_an_index_inside_its_folder_of_pictures_is_passed_over(dual, pictures):
         ("index", "are inside the index"),
     ],
 )
-def test_where_there_is_no_picture_nothing_is_left_but_an_error(dual, tmp_path, images, message):
+def test_without_images_the_build_is_an_error_and_leaves_no_folder(dual, tmp_path, images, message):
     (tmp_path / "empty").mkdir()
     put(tmp_path, {"1.txt": b"x", "texts/1.txt": b"x", "texts/2.txt": b"y", "index/photos/1.png": png(1)})
     with pytest.raises(InputError, match=message):
@@ -188,7 +188,7 @@ def test_where_there_is_no_picture_nothing_is_left_but_an_error(dual, tmp_path, 
     assert not (tmp_path / "new" / "index.json").exists()
 
 
-def test_no_room_and_no_permission_are_said_before_anything_is_embedded(dual, pictures, tmp_path, monkeypatch):
+def test_missing_disk_space_and_permissions_are_reported_before_embedding(dual, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=7 * (200 + 3 * 8) - 1))
     with pytest.raises(InputError, match=r"7 images need 0\.00 GB in .*, and 0\.00 GB are free"):
         build(str(dual), pictures, tmp_path / "index", FLAT)
@@ -199,7 +199,7 @@ def test_no_room_and_no_permission_are_said_before_anything_is_embedded(dual, pi
     assert build(str(dual), pictures, tmp_path / "index", FLAT).num_images == 7
 
 
-def test_what_is_there_already_is_not_written_over(dual, pictures, tmp_path, corpus):
+def test_an_existing_index_is_not_overwritten(dual, pictures, tmp_path, corpus):
     index = build(str(dual), pictures, tmp_path / "index", FLAT)
     before = contents(index.folder)
     other = put(tmp_path / "other", {"x.png": png(1)})
@@ -229,19 +229,19 @@ def test_what_is_there_already_is_not_written_over(dual, pictures, tmp_path, cor
     assert contents(index.folder) == before
 
 
-def test_a_fusion_model_has_no_vectors(scenes_corpus_dir, corpus, tmp_path):
+def test_a_fusion_model_is_refused(scenes_corpus_dir, corpus, tmp_path):
     models.save(make_models(corpus.captions)[0], tmp_path / "fusion")
     with pytest.raises(ModelError, match="is a fusion scorer, expected a dual encoder"):
         build(str(tmp_path / "fusion"), scenes_corpus_dir, tmp_path / "index", FLAT)
     assert not (tmp_path / "index").exists()
 
 
-def test_a_split_that_is_not_there_is_named(dual, scenes_corpus_dir, tmp_path):
+def test_a_missing_split_is_named(dual, scenes_corpus_dir, tmp_path):
     with pytest.raises(CorpusError, match="has no split 'tset'; it has train, val, test"):
         build(str(dual), scenes_corpus_dir, tmp_path / "index", FLAT, split="tset")
 
 
-def test_vectors_that_are_not_numbers_are_refused(dual, pictures, tmp_path):
+def test_vectors_that_are_not_finite_are_refused(dual, pictures, tmp_path):
     model = models.load_dual(dual)
     with torch.no_grad():
         model.network.visual_projection.weight[0, 0] = torch.inf
@@ -293,7 +293,7 @@ def test_processes_share_the_parts_and_the_segments(dual, pictures, tmp_path, mo
 
 
 @pytest.mark.parametrize("after", range(3))
-def test_a_build_that_was_killed_goes_on_and_ends_with_the_same_bytes(dual, pictures, tmp_path, after):
+def test_a_killed_build_resumes_to_the_same_bytes(dual, pictures, tmp_path, after):
     put(pictures, {"bad.png": b"x"})
     whole = build(str(dual), pictures, tmp_path / "whole", GRAPHS, compute=BATCHES)
 
@@ -322,7 +322,7 @@ def test_a_build_that_was_killed_goes_on_and_ends_with_the_same_bytes(dual, pict
 
 
 @pytest.mark.usefixtures("loaded_once")
-def test_a_build_killed_before_any_file_takes_its_place_goes_on(dual, tmp_path, monkeypatch):
+def test_a_build_killed_before_any_rename_resumes(dual, tmp_path, monkeypatch):
     pictures = put(tmp_path / "pictures", {f"{seed}.png": png(seed) for seed in range(4)} | {"bad.png": b""})
     whole = build(str(dual), pictures, tmp_path / "whole", GRAPHS)
     number = 0
@@ -339,7 +339,7 @@ def test_a_build_killed_before_any_file_takes_its_place_goes_on(dual, tmp_path, 
     assert number > 8
 
 
-def test_images_are_added_and_rows_stay_what_they_are(dual, pictures, scenes_corpus_dir, tmp_path):
+def test_adding_images_keeps_the_rows(dual, pictures, scenes_corpus_dir, tmp_path):
     index = build(str(dual), pictures, tmp_path / "index", GRAPHS)
     before = names(index)
     put(pictures, {"aa/new.png": png(50), "broken.png": b"x"})
@@ -364,7 +364,7 @@ def test_images_are_added_and_rows_stay_what_they_are(dual, pictures, scenes_cor
     assert again.num_rows == 17  # nothing is new
 
 
-def test_images_are_removed_by_name_and_pattern_and_may_come_back(dual, pictures, tmp_path):
+def test_images_are_removed_by_name_and_pattern_and_can_be_added_again(dual, pictures, tmp_path):
     index = build(str(dual), pictures, tmp_path / "index", GRAPHS)
     rows = {name: index.rows_of(name)[0] for name in names(index)}
     fewer = update(index.folder, Changes(remove=("0.png", "sub/*")))
@@ -384,13 +384,13 @@ def test_images_are_removed_by_name_and_pattern_and_may_come_back(dual, pictures
     assert (none.num_images, none.nearest(np.ones((1, 8)), 2).rows_QK.tolist()) == (0, [[-1, -1]])
 
 
-def test_a_name_with_brackets_is_a_name_first(dual, tmp_path):
+def test_a_name_with_brackets_is_matched_exactly_first(dual, tmp_path):
     folder = put(tmp_path / "pictures", {"a[1].png": png(1), "a1.png": png(2), "b.png": png(3)})
     index = build(str(dual), folder, tmp_path / "index", FLAT)
     assert names(update(index.folder, Changes(remove=("a[1].png",)))) == ["a1.png", "b.png"]
 
 
-def test_what_is_gone_is_removed_unless_the_whole_folder_is(dual, pictures, tmp_path):
+def test_images_that_are_gone_are_removed_unless_the_whole_folder_is_gone(dual, pictures, tmp_path):
     index = build(str(dual), pictures, tmp_path / "index", FLAT)
     (pictures / "2.png").unlink()
     assert "2.png" not in names(update(index.folder, Changes(remove_gone=True)))
@@ -400,7 +400,7 @@ def test_what_is_gone_is_removed_unless_the_whole_folder_is(dual, pictures, tmp_
     assert Index.open(index.folder).num_images == 6
 
 
-def test_settings_are_changed_later(dual, pictures, tmp_path):
+def test_settings_can_be_changed_later(dual, pictures, tmp_path):
     index = build(str(dual), pictures, tmp_path / "index", GRAPHS)
     graphs = contents(index.folder / "ann")
     wider = update(index.folder, Changes(sets=("hnsw.search_width=99",)))
@@ -414,7 +414,7 @@ def test_settings_are_changed_later(dual, pictures, tmp_path):
 
 @pytest.mark.usefixtures("loaded_once")
 @pytest.mark.parametrize("changes", [{"add": True}, {"remove": ("0.png",), "sets": ("segment_rows=3",)}], ids=["add", "remove"])
-def test_a_change_that_was_killed_leaves_the_old_index_or_the_new_one(dual, pictures, tmp_path, monkeypatch, changes):
+def test_a_killed_change_leaves_the_old_index_or_the_new_one(dual, pictures, tmp_path, monkeypatch, changes):
     build(str(dual), pictures, tmp_path / "old", GRAPHS)
     put(pictures, {f"z{seed}.png": png(20 + seed) for seed in range(4)})
     changes = Changes(**{**changes, **({"add": pictures} if "add" in changes else {})})
@@ -442,7 +442,7 @@ def test_a_change_that_was_killed_leaves_the_old_index_or_the_new_one(dual, pict
     assert number > 3
 
 
-def test_what_another_change_has_planned_is_not_gone_on_with(dual, pictures, tmp_path, monkeypatch):
+def test_the_plan_of_another_change_is_not_resumed(dual, pictures, tmp_path, monkeypatch):
     index = build(str(dual), pictures, tmp_path / "index", FLAT)
     first = put(tmp_path / "first", {f"a{seed}.png": png(30 + seed) for seed in range(4)})
     second = put(tmp_path / "second", {f"b{seed}.png": png(40 + seed) for seed in range(4)})
@@ -477,7 +477,7 @@ def test_damaged_json_of_an_index_is_named(dual, tmp_path):
         build(str(dual), images, index.folder, IndexConfig())
 
 
-def test_a_corpus_that_became_another_is_refused(dual, scenes_corpus_dir, tmp_path):
+def test_a_changed_corpus_is_refused(dual, scenes_corpus_dir, tmp_path):
     data = shutil.copytree(scenes_corpus_dir, tmp_path / "data")
     index = build(str(dual), data, tmp_path / "index", FLAT, split="val")
     assert index.has_image(0)
@@ -495,7 +495,7 @@ def test_a_corpus_that_became_another_is_refused(dual, scenes_corpus_dir, tmp_pa
     assert not Index.open(index.folder).has_image(0)
 
 
-def test_two_at_once_are_refused(dual, pictures, tmp_path):
+def test_two_changes_at_once_are_refused(dual, pictures, tmp_path):
     build(str(dual), pictures, tmp_path / "index", FLAT)
     with search_build.lock(tmp_path / "index"), pytest.raises(StaleError, match="another run is writing to"):
         update(tmp_path / "index", Changes(remove=("0.png",)))
@@ -503,7 +503,7 @@ def test_two_at_once_are_refused(dual, pictures, tmp_path):
         update(tmp_path / "index", Changes(add=pictures, precision="bfloat16"))
 
 
-def test_an_index_with_another_model_in_it_takes_no_images(dual, pictures, tmp_path, corpus):
+def test_an_index_whose_model_was_replaced_accepts_no_images(dual, pictures, tmp_path, corpus):
     index = build(str(dual), pictures, tmp_path / "index", FLAT)
     model = make_models(corpus.captions)[1]
     with torch.no_grad():

@@ -25,21 +25,21 @@ def test_rows_are_those_of_a_full_sort(block, k):
         assert [row for row in rows if row >= 0] == exact(vectors, query, k)
 
 
-def test_equal_vectors_have_equal_scores_and_all_of_them_are_found_in_order():
+def test_equal_vectors_have_equal_scores_and_are_found_in_row_order():
     vectors = np.tile(unit_vectors(1, dim=67), (500, 1))
     result = found(vectors, unit_vectors(2, dim=67, seed=1).astype(np.float32), 20, block=33)
     assert result.rows_QK.tolist() == [list(range(20))] * 2
     assert (result.scores_QK == result.scores_QK[:, :1]).all()
 
 
-def test_a_score_is_the_cosine_whatever_the_lengths():
+def test_a_score_is_the_cosine_for_vectors_of_any_length():
     vectors = np.array([[3, 4], [0.25, 0], [-6, -8]], dtype=np.float16)
     result = found(vectors, np.array([[30.0, 40.0]]), 3, block=2)
     assert result.rows_QK.tolist() == [[0, 1, 2]]
     np.testing.assert_array_equal(result.scores_QK, np.array([[1.0, 0.6, -1.0]], dtype=np.float32))
 
 
-def test_where_there_are_fewer_than_k_the_rest_is_no_row():
+def test_missing_answers_have_row_minus_one():
     gone = np.array([True, False, False])
     result = found(np.eye(3, dtype=np.float16), np.array([[1.0, 0.5, 0.2]]), 4, block=2, is_gone=gone)
     assert result.rows_QK.tolist() == [[1, 2, -1, -1]]

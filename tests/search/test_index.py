@@ -46,7 +46,7 @@ def test_the_nearest_are_those_of_a_full_sort(folder, k, monkeypatch):
         assert [row for row in rows if row >= 0] == exact(VECTORS, query, k)
 
 
-def test_vectors_that_do_not_fit_into_memory_are_searched_all_the_same(folder, monkeypatch):
+def test_vectors_beyond_the_memory_limit_are_searched_too(folder, monkeypatch):
     whole = Index.open(folder).nearest(QUERIES, 5)
     monkeypatch.setattr(search_index, "FLOAT_BYTES", 0)
     index = Index.open(folder)
@@ -63,14 +63,14 @@ def test_every_row_has_its_name_and_is_found_by_it(folder):
 
 
 @pytest.mark.parametrize("row", [-1, 60])
-def test_there_is_no_row_outside(folder, row):
+def test_rows_out_of_range_are_an_error(folder, row):
     with pytest.raises(IndexError):
         Index.open(folder).name(row)
     with pytest.raises(MissingError, match=f"has no image {row}"):
         Index.open(folder).image_bytes(row)
 
 
-def test_threads_find_what_one_finds(folder):
+def test_threads_give_the_answers_of_one_thread(folder):
     index = Index.open(folder)
     whole = index.nearest(QUERIES, 5).rows_QK
     with ThreadPoolExecutor(8) as pool:
@@ -87,14 +87,14 @@ def test_opening_reads_no_row(folder, monkeypatch):
     assert (len(Index.open(folder)), Index.open(folder).dim, Index.open(folder).kind) == (60, 16, "flat")
 
 
-def test_another_model_is_refused_and_both_are_named(folder):
+def test_a_different_model_is_refused_and_both_are_named(folder):
     index = Index.open(folder)
     index.expect("a" * 64)
     with pytest.raises(StaleError, match="made with the model aaaaaaaa, and this is the model bbbbbbbb"):
         index.expect("b" * 64)
 
 
-def test_removed_rows_are_not_found_and_their_pictures_not_handed_out(tmp_path):
+def test_removed_rows_are_neither_found_nor_readable(tmp_path):
     (tmp_path / "pictures").mkdir()
     for row in range(60):
         (tmp_path / "pictures" / f"{row}.png").write_bytes(b"picture %d" % row)
@@ -110,7 +110,7 @@ def test_removed_rows_are_not_found_and_their_pictures_not_handed_out(tmp_path):
         index.image_bytes(17)
 
 
-def test_a_picture_is_never_read_from_outside_its_folder(tmp_path):
+def test_an_image_is_never_read_from_outside_its_folder(tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     (tmp_path / "secret").write_bytes(b"secret")
@@ -139,7 +139,7 @@ def test_whether_an_image_exists_is_known_without_reading_it(tmp_path, monkeypat
     assert [row for row in range(-1, index.num_rows + 1) if index.has_image(row)] == [3, 4]
 
 
-def test_a_path_that_climbs_out_is_refused_even_where_the_index_has_it(tmp_path):
+def test_a_path_out_of_the_folder_is_refused_even_if_the_index_has_it(tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "secret").write_bytes(b"secret")
     index = write_index(tmp_path / "index", PARTS, images=tmp_path / "pictures")
@@ -164,7 +164,7 @@ def test_a_path_that_climbs_out_is_refused_even_where_the_index_has_it(tmp_path)
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), StaleError, r"part-00002\.parquet is damaged: it has .* bytes, not"),
     ],
 )
-def test_a_file_that_is_missing_or_cut_off_is_named(tmp_path, harm, error, message):
+def test_a_missing_or_truncated_file_is_named(tmp_path, harm, error, message):
     write_index(tmp_path, PARTS)
     harm(tmp_path / "vectors" / "part-00002.parquet")
     with pytest.raises(error, match=message):
@@ -182,7 +182,7 @@ def test_a_file_that_is_missing_or_cut_off_is_named(tmp_path, harm, error, messa
         (lambda document: document["sources"][0].update(path=None), r"sources\[0\]\.path must be str"),
     ],
 )
-def test_a_document_that_was_tampered_with_is_refused_by_name(tmp_path, change, message):
+def test_a_manipulated_document_is_refused_by_name(tmp_path, change, message):
     write_index(tmp_path, PARTS)
     document = json.loads((tmp_path / "index.json").read_text())
     change(document)
@@ -213,7 +213,7 @@ def test_k_is_at_least_one(folder, k):
         Index.open(folder).nearest(QUERIES, k)
 
 
-def test_queries_of_another_width_are_refused_and_none_are_no_mistake(folder):
+def test_queries_of_another_width_are_refused_and_no_queries_are_allowed(folder):
     index = Index.open(folder)
     with pytest.raises(ValueError, match="Q x 16"):
         index.nearest(QUERIES[:, :4], 1)

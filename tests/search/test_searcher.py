@@ -53,7 +53,7 @@ def cosines_by_name(index: Path, text: str) -> dict[str, float]:
     return dict(zip(names, torch.nn.functional.cosine_similarity(images, query[None]).tolist(), strict=True))
 
 
-def test_a_text_finds_the_pictures_of_the_largest_cosines(index, searcher):
+def test_a_text_finds_the_images_of_the_highest_cosines(index, searcher):
     wanted = cosines_by_name(index, TEXT)
     answer = searcher.by_text(TEXT, 5)
     assert [hit.name for hit in answer.hits] == sorted(wanted, key=lambda name: -wanted[name])[:5]
@@ -62,7 +62,7 @@ def test_a_text_finds_the_pictures_of_the_largest_cosines(index, searcher):
     assert answer.notes == ()
 
 
-def test_texts_asked_together_have_the_answers_they_have_alone(searcher):
+def test_texts_searched_together_have_the_answers_of_each_alone(searcher):
     texts = [*CAPTIONS, "red"]
     together = searcher.by_texts(texts, 12)
     for text, answer in zip(texts, together, strict=True):
@@ -72,14 +72,14 @@ def test_texts_asked_together_have_the_answers_they_have_alone(searcher):
 
 
 @pytest.mark.parametrize("name", ["plain.png", "sub/d\u00e9j\u00e0.png"])
-def test_a_picture_of_the_index_is_found_first(index, searcher, name):
+def test_an_image_of_the_index_is_found_first(index, searcher, name):
     first = searcher.by_image(picture_at(index, name), 3).hits[0]
     assert first.name == name
     assert first.score == pytest.approx(1, abs=1e-3)
     assert searcher.ask(index.parent / "pictures" / name, 1).hits == (first,)
 
 
-def test_a_k_beyond_the_index_finds_every_picture_once(searcher):
+def test_a_k_beyond_the_index_finds_every_image_once(searcher):
     hits = searcher.by_text(TEXT, 10**9).hits
     assert len({hit.row for hit in hits}) == len(hits) == len(NAMES)
     with pytest.raises(ConfigError, match="at least 1"):
@@ -87,12 +87,12 @@ def test_a_k_beyond_the_index_finds_every_picture_once(searcher):
 
 
 @pytest.mark.parametrize("text", ["", " \t\n", "\u200b", "\x07", "x" * (MAX_CHARACTERS + 1), "caf\udce9"])
-def test_a_text_without_anything_to_read_is_an_error(searcher, text):
+def test_a_text_without_tokens_is_an_error(searcher, text):
     with pytest.raises(InputError):
         searcher.by_text(text, 3)
 
 
-def test_what_is_not_read_of_a_text_is_told(searcher):
+def test_unread_parts_of_a_text_are_noted(searcher):
     most = searcher.model.preprocess.max_text_len
     (note,) = searcher.by_text("red " * 40, 1).notes
     assert note == f"the text has 42 tokens, and the model reads the first {most}"
@@ -123,7 +123,7 @@ def logits_by_name(index: Path, names: list[str], text: str) -> dict[str, float]
     }
 
 
-def test_a_second_model_orders_the_first_answers_and_no_more(index, searcher, reranking):
+def test_a_reranker_orders_the_first_answers_only(index, searcher, reranking):
     first = [hit.name for hit in searcher.by_text(TEXT, 7).hits]
     logits = logits_by_name(index, first[:5], TEXT)
     hits = reranking.by_text(TEXT, 7).hits
@@ -134,7 +134,7 @@ def test_a_second_model_orders_the_first_answers_and_no_more(index, searcher, re
     assert reranking.by_text(TEXT, 2).hits == hits[:2]
 
 
-def test_pictures_that_are_gone_are_found_and_stand_below_those_that_were_scored(index, tmp_path):
+def test_images_that_are_gone_rank_below_reranked_images(index, tmp_path):
     searcher = Searcher.open(make_index(tmp_path / "gone"), device=CPU, rerank=str(index.parent / "fusion"), depth=5)
     before = searcher.by_text(TEXT, 5).hits
     for hit in (before[0], before[3]):
@@ -152,7 +152,7 @@ def test_pictures_that_are_gone_are_found_and_stand_below_those_that_were_scored
     assert len(Page(text).all("img")) == 3
 
 
-def test_a_second_model_refuses_pictures_and_depths_of_nothing(index, reranking):
+def test_a_reranker_refuses_images_and_a_depth_of_zero(index, reranking):
     with pytest.raises(ConfigError, match="cannot re-rank images by an image"):
         reranking.by_image(picture_at(index, "plain.png"), 3)
     with pytest.raises(ConfigError, match="depth of 0"):
@@ -161,7 +161,7 @@ def test_a_second_model_refuses_pictures_and_depths_of_nothing(index, reranking)
         Searcher.open(index, device=CPU, rerank=str(index.parent / "dual"))
 
 
-def test_an_index_without_its_model_or_with_another_is_refused(index, tmp_path):
+def test_an_index_without_its_model_or_with_another_model_is_refused(index, tmp_path):
     copy = tmp_path / "index"
     shutil.copytree(index, copy)
     shutil.rmtree(copy / "model")
@@ -174,13 +174,13 @@ def test_an_index_without_its_model_or_with_another_is_refused(index, tmp_path):
         Searcher.open(copy, device=CPU)
 
 
-def test_the_index_answers_from_another_place(index, searcher, tmp_path):
+def test_a_moved_index_gives_the_same_answers(index, searcher, tmp_path):
     shutil.copytree(index, tmp_path / "moved")
     moved = Searcher.open(tmp_path / "moved", device=CPU)
     assert moved.by_text(TEXT, 4).hits == searcher.by_text(TEXT, 4).hits
 
 
-def test_a_file_that_is_no_picture_says_what_it_is(tmp_path):
+def test_a_query_file_that_is_not_an_image_is_described(tmp_path):
     (tmp_path / "text.jpg").write_text("hello")
     for path, found in ((tmp_path, "is a folder"), (tmp_path / "no.jpg", "does not exist"), (tmp_path / "text.jpg", "not an image file")):
         with pytest.raises(InputError, match=found):
@@ -191,14 +191,14 @@ def test_a_file_that_is_no_picture_says_what_it_is(tmp_path):
         read_image(tmp_path / ("x" * 300))
 
 
-def test_a_picture_is_asked_for_as_the_index_sees_it(tmp_path, searcher):
+def test_a_query_image_is_preprocessed_like_indexed_images(tmp_path, searcher):
     Image.new("RGBA", (40, 20), (200, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.new("RGB", (40, 20), (200, 0, 0)).save(tmp_path / "opaque.png")
     clear, opaque = (searcher.ask(tmp_path / name, 12).hits for name in ("clear.png", "opaque.png"))
     assert clear == opaque
 
 
-def test_what_was_perhaps_meant_is_told(index, tmp_path):
+def test_texts_that_are_paths_get_a_note(index, tmp_path):
     (tmp_path / "dog.jpg").write_bytes(b"x")
     assert "is an index" in looks_like_a_path(str(index))
     assert f"--image {tmp_path / 'dog.jpg'}" in looks_like_a_path(str(tmp_path / "dog.jpg"))
@@ -217,7 +217,7 @@ def test_a_document_has_every_number_and_is_text(searcher):
     assert as_text("caf\u00e9") == "caf\u00e9"
 
 
-def test_the_page_holds_its_pictures_and_escapes_names_and_texts(index, searcher, tmp_path):
+def test_the_page_embeds_its_images_and_escapes_names_and_texts(index, searcher, tmp_path):
     question = "<script>alert(1)</script> red"
     pages.write_search_page(tmp_path / "sheet.html", searcher.index, question, searcher.by_text(question, 12))
     text = (tmp_path / "sheet.html").read_text()
@@ -230,7 +230,7 @@ def test_the_page_holds_its_pictures_and_escapes_names_and_texts(index, searcher
     assert "http" not in text
 
 
-def test_the_page_of_a_picture_shows_it(index, searcher, tmp_path):
+def test_the_page_of_an_image_query_shows_the_image(index, searcher, tmp_path):
     question = index.parent / "pictures" / "plain.png"
     pages.write_search_page(tmp_path / "sheet.html", searcher.index, question, searcher.ask(question, 2))
     alts = [image["alt"] for image in Page((tmp_path / "sheet.html").read_text()).all("img")]

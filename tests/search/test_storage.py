@@ -23,7 +23,7 @@ def write(path, count, dim=5, skipped=()):
 
 
 @pytest.mark.parametrize(("count", "dim"), [(1, 1), (5, 16), (1024, 3), (1025, 7), (2500, 512)])
-def test_mapped_vectors_are_those_that_readers_of_parquet_find(tmp_path, count, dim):
+def test_mapped_vectors_equal_those_of_parquet_readers(tmp_path, count, dim):
     path = tmp_path / "part-00000.parquet"
     vectors, places = write(path, count, dim)
     part, _ = storage.describe_part(path, 3, dim)
@@ -41,20 +41,20 @@ def test_duckdb_reads_the_vectors(tmp_path):
     np.testing.assert_array_equal(np.array([vector for _, vector in found], dtype=np.float16), vectors)
 
 
-def test_a_part_keeps_what_was_skipped_and_may_be_empty(tmp_path):
+def test_a_part_lists_skipped_files_and_may_be_empty(tmp_path):
     lost = [SkippedFile(path="x.txt", reason="no picture")]
     write(tmp_path / "part.parquet", 0, skipped=lost)
     part, found = storage.describe_part(tmp_path / "part.parquet", 0, 5)
     assert (part.rows, part.vectors_at, found) == (0, (), lost)
 
 
-def test_the_same_rows_are_the_same_bytes(tmp_path):
+def test_equal_rows_give_equal_bytes(tmp_path):
     for name in "ab":
         write(tmp_path / name, 1500)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_blocks_are_the_rows_that_are_asked_for(tmp_path):
+def test_blocks_are_the_requested_rows(tmp_path):
     vectors, parts = [], []
     for number, count in enumerate((4, 1, 6)):
         path = tmp_path / "vectors" / storage.part_name(number)
@@ -73,7 +73,7 @@ def test_blocks_are_the_rows_that_are_asked_for(tmp_path):
         ({"plan.json": "{}"}, "the index in .* is not finished; run the same `dcdctl index` again: it resumes"),
     ],
 )
-def test_where_there_is_no_index_the_command_that_makes_one_is_named(tmp_path, written, message):
+def test_a_missing_index_names_the_command_that_makes_one(tmp_path, written, message):
     folder = tmp_path / "index"
     for name, text in (written or {}).items():
         folder.mkdir()
@@ -85,7 +85,7 @@ def test_where_there_is_no_index_the_command_that_makes_one_is_named(tmp_path, w
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}', '{"format": 99}', "\xff"])
-def test_another_format_is_refused(tmp_path, text):
+def test_a_different_format_is_refused(tmp_path, text):
     (tmp_path / "index.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(StaleError, match=r"index\.json .*; delete the folder and run the same `dcdctl index` again"):
         storage.read_document(tmp_path)

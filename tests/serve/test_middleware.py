@@ -67,15 +67,15 @@ def test_an_upload_is_refused_as_soon_as_it_is_too_large(searcher):
     assert sent(serve_app.build(searcher, CONFIG), endless()) == (413, 6)
 
 
-def test_of_an_upload_that_says_it_is_too_large_nothing_is_read(searcher):
+def test_an_upload_announced_as_too_large_is_not_read(searcher):
     assert sent(serve_app.build(searcher, CONFIG), endless(), **{"Content-Length": "100000000"}) == (413, 0)
 
 
-def test_an_upload_that_does_not_come_is_given_up(searcher):
+def test_an_upload_that_stalls_is_refused(searcher):
     assert sent(serve_app.build(searcher, replace(CONFIG, max_upload_s=0.01)), stuck()) == (408, 1)
 
 
-def test_a_full_queue_is_told_at_once_and_health_still_answers(searcher):
+def test_a_full_queue_is_refused_at_once_and_health_still_answers(searcher):
     held = served.HeldSearcher.of(searcher)
 
     async def work(client: httpx2.AsyncClient) -> list[int]:
@@ -96,7 +96,7 @@ def test_a_full_queue_is_told_at_once_and_health_still_answers(searcher):
     assert asking(serve_app.build(held, CONFIG), work) == [200, 200]
 
 
-def test_texts_that_waited_are_answered_together_and_each_as_if_alone(searcher):
+def test_waiting_texts_are_answered_together_with_the_answers_of_each_alone(searcher):
     held, texts = served.HeldSearcher.of(searcher), ["a red bus", "two dogs", " ", "a man", "a horse"]
     config = replace(CONFIG, max_waiting=10, max_batch=2)
 
@@ -122,7 +122,7 @@ def test_texts_that_waited_are_answered_together_and_each_as_if_alone(searcher):
             assert [one["row"] for one in answer.json()["results"]] == [hit.row for hit in searcher.by_text(text, k).hits]
 
 
-def test_who_gives_up_takes_no_answer_from_those_that_waited_with_them(searcher):
+def test_a_cancelled_text_does_not_affect_others_in_its_batch(searcher):
     held = served.HeldSearcher.of(searcher)
 
     async def work(client: httpx2.AsyncClient) -> list[int]:
@@ -139,7 +139,7 @@ def test_who_gives_up_takes_no_answer_from_those_that_waited_with_them(searcher)
     assert held.batches == [["a"], ["c"]]
 
 
-def test_what_waited_too_long_is_not_begun(searcher):
+def test_requests_that_waited_too_long_are_not_started(searcher):
     app = serve_app.build(searcher, replace(CONFIG, max_wait_s=1e-9))
 
     async def work(client: httpx2.AsyncClient) -> list[httpx2.Response]:
@@ -150,7 +150,7 @@ def test_what_waited_too_long_is_not_begun(searcher):
         assert "waited too long" in answer.json()["error"]
 
 
-def test_beyond_so_many_requests_only_health_and_metrics_answer(searcher):
+def test_beyond_the_request_limit_only_health_and_metrics_answer(searcher):
     held = served.HeldSearcher.of(searcher)
 
     async def work(client: httpx2.AsyncClient) -> list[int]:
@@ -163,7 +163,7 @@ def test_beyond_so_many_requests_only_health_and_metrics_answer(searcher):
     assert asking(serve_app.build(held, replace(CONFIG, max_requests=1)), work) == [503, 503, 503, 200, 200, 200]
 
 
-def test_as_many_clients_as_there_are_places_are_never_refused(searcher):
+def test_clients_up_to_the_queue_size_are_never_refused(searcher):
     async def ask_on(client: httpx2.AsyncClient) -> set[int]:
         return {(await client.get(f"/search?text=a+bus&k={k}")).status_code for k in range(1, 13)}
 

@@ -124,7 +124,7 @@ def test_an_image_that_is_dropped_is_searched_by(see):
     assert '<p class="numbers">1.000</p>' in html
 
 
-def test_what_cannot_be_searched_for_is_told(see):
+def test_invalid_queries_show_an_error(see):
     html, _ = see("#large")
     assert told(html) == "large.png has 0.2 MiB; at most 0.1 MiB can be sent."
     html, page = see("?row=99")

@@ -76,7 +76,7 @@ def test_a_text_finds_what_the_searcher_finds(client, searcher):
     assert len(hits) == 7
 
 
-def test_a_picture_of_the_index_and_the_same_file_uploaded_find_it_first(client, made):
+def test_an_image_of_the_index_and_the_same_file_uploaded_find_it_first(client, made):
     row = made.row(served.LARGE)
     by_row = client.get("/search", params={"row": row}).json()["results"]
     by_file = upload(client, (made.photos / served.LARGE).read_bytes()).json()["results"]
@@ -86,7 +86,7 @@ def test_a_picture_of_the_index_and_the_same_file_uploaded_find_it_first(client,
     assert len(by_row) == CONFIG.default_k
 
 
-def test_names_come_as_they_are(client):
+def test_names_are_returned_unchanged(client):
     found = client.get("/search", params={"text": "a horse", "k": 50}).json()["results"]
     assert sorted(one["name"] for one in found) == sorted(served.NAMES)
 
@@ -107,7 +107,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("address", WRONG)
-def test_a_wrong_question_is_told_what_is_wrong(client, address):
+def test_an_invalid_request_gets_an_error_that_names_the_problem(client, address):
     answer = client.get(address)
     assert answer.status_code == 422
     assert WRONG[address] in answer.json()["error"]
@@ -120,7 +120,7 @@ def test_a_wrong_question_is_told_what_is_wrong(client, address):
         *("/image/../index.json", "/image/..%2f..%2fetc%2fpasswd", "/image//etc/passwd", "/../../etc/passwd", "/search.html", "/nope"),
     ],
 )
-def test_what_is_not_there_is_not_found(client, address):
+def test_unknown_paths_and_rows_are_not_found(client, address):
     answer = client.get(address)
     assert answer.status_code in (404, 422)
     assert "root:" not in answer.text
@@ -146,14 +146,14 @@ NOT_TAKEN = {
 
 
 @pytest.mark.parametrize("name", NOT_TAKEN)
-def test_what_is_no_picture_is_refused(client, name):
+def test_uploads_that_are_not_images_are_refused(client, name):
     data, message = NOT_TAKEN[name]
     answer = upload(client, data, "holiday.jpg")
     assert answer.status_code == 422
     assert re.search(message, answer.json()["error"])
 
 
-def test_a_form_without_a_picture_is_told_so(client):
+def test_a_form_without_an_image_is_refused(client):
     assert client.post("/search", data={"image": "words"}).status_code == 422
     assert "image: Field required" in client.post("/search", files={"other": b"x"}).json()["error"]
     assert client.post("/search", content=b"{}", headers={"Content-Type": "application/json"}).status_code == 422
@@ -176,7 +176,7 @@ def test_an_original_is_the_file_with_the_type_of_its_contents(own, own_client):
     assert own_client.get(f"/image/{own.row(served.LARGE)}?size=original").headers["content-type"] == "image/png"
 
 
-def test_a_browser_that_has_a_picture_is_told_so_until_it_changes(own, own_client):
+def test_a_browser_cache_is_valid_until_the_image_changes(own, own_client):
     client, address = own_client, f"/image/{own.row('07.png')}"
     first = client.get(address)
     known = {"If-None-Match": f'"other", W/{first.headers["etag"]}'}
@@ -203,7 +203,7 @@ SPOILED: dict[str, Callable[[Path, Path], object]] = {
 
 
 @pytest.mark.parametrize("what", SPOILED)
-def test_a_picture_that_is_not_what_was_indexed_is_not_served(own, own_client, tmp_path, what):
+def test_images_that_are_gone_or_damaged_are_not_served(own, own_client, tmp_path, what):
     name = f"{list(SPOILED).index(what):02}.png"
     client, row = own_client, own.row(name)
     assert client.get(f"/image/{row}").status_code == 200
@@ -214,7 +214,7 @@ def test_a_picture_that_is_not_what_was_indexed_is_not_served(own, own_client, t
         assert answer.json() == {"error": f"image {row} is not in this index, or not where it was"}
 
 
-def test_what_is_removed_while_it_is_served_is_neither_found_nor_shown_any_more(made, tmp_path):
+def test_images_removed_during_service_are_neither_found_nor_shown(made, tmp_path):
     folder = shutil.copytree(made.index, tmp_path / "index")
     row, client = made.row("03.png"), client_of(Searcher.open(folder, device=served.CPU))
     addresses = (f"/image/{row}", f"/image/{row}?size=original", f"/search?row={row}")
@@ -229,7 +229,7 @@ def test_what_is_removed_while_it_is_served_is_neither_found_nor_shown_any_more(
 
 
 @pytest.mark.parametrize("what", ["is being changed", "is of another model"])
-def test_while_an_index_cannot_be_opened_the_service_answers_from_what_it_was(made, tmp_path, caplog, what):
+def test_while_an_index_cannot_be_opened_the_service_answers_from_the_previous_one(made, tmp_path, caplog, what):
     folder = shutil.copytree(made.index, tmp_path / "index")
     client = client_of(Searcher.open(folder, device=served.CPU))
     before = client.get("/search?text=a+bus").json()["results"]
@@ -241,7 +241,7 @@ def test_while_an_index_cannot_be_opened_the_service_answers_from_what_it_was(ma
     assert ("the service continues with the previous one" in caplog.text) == (what == "is of another model")
 
 
-def test_only_loopbacks_names_are_answered_to_on_loopback(searcher):
+def test_on_loopback_only_loopback_names_are_accepted(searcher):
     def statuses(config: ServiceConfig, *, is_loopback: bool) -> list[int]:
         client = client_of(searcher, config, is_loopback=is_loopback)
         hosts = ("localhost:80", "127.0.0.1", "[::1]:8000", "evil.example", "search.example.org")
@@ -253,7 +253,7 @@ def test_only_loopbacks_names_are_answered_to_on_loopback(searcher):
     assert statuses(CONFIG, is_loopback=False) == [200] * 5
 
 
-def test_other_sites_are_given_nothing(client):
+def test_other_sites_may_not_embed_or_read_responses(client):
     for address in ("/", "/search?text=a", "/image/0", "/nope", "/openapi.json"):
         answer = client.get(address, headers={"Origin": "https://evil.example"})
         assert not [name for name in answer.headers if name.startswith("access-control")]
@@ -261,7 +261,7 @@ def test_other_sites_are_given_nothing(client):
         assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
 
 
-def test_the_pages_need_nothing_that_the_service_does_not_have(client):
+def test_the_pages_load_only_files_of_the_service(client):
     for address in ("/", "/docs"):
         answer = client.get(address)
         page = Page(answer.text)
@@ -275,13 +275,13 @@ def test_the_pages_need_nothing_that_the_service_does_not_have(client):
         assert (policy["default-src"], policy["script-src"], policy["style-src"]) == ("'none'", "'self'", "'self'")
 
 
-def test_the_page_knows_the_limits(client):
+def test_the_page_has_the_limits_of_the_service(client):
     body = Page(client.get("/").text).all("body")[0]
     assert body == {"data-k": "5", "data-max-k": "50", "data-max-upload-bytes": str(MAX_UPLOAD)}
     assert f"{len(served.NAMES)} images." in client.get("/").text
 
 
-def test_the_page_about_the_routes_has_each_of_the_openapi_document(client):
+def test_the_docs_page_has_every_route_of_the_openapi_document(client):
     schema = client.get("/openapi.json").json()
     page = client.get("/docs").text
     assert set(schema["paths"]) == {"/search", "/image/{row}", "/healthz", "/metrics"}
@@ -317,13 +317,13 @@ def test_metrics_count_requests_by_route_and_status(searcher):
     assert samples(client, "process_resident_memory_bytes")[()] > 2**20
 
 
-def test_health_tells_what_is_searched(client, searcher):
+def test_health_reports_what_is_searched(client, searcher):
     health = client.get("/healthz").json()
     assert (health["status"], health["images"], health["model"]) == ("ok", len(served.NAMES), searcher.index.fingerprint[:12])
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("/secret/folder"), StaleError("/secret/folder is another", hint="index it again")])
-def test_what_the_user_cannot_put_right_is_told_without_details(searcher, monkeypatch, error, caplog):
+def test_errors_that_users_cannot_fix_are_reported_without_details(searcher, monkeypatch, error, caplog):
     def fail(*_: object) -> None:
         raise error
 
@@ -335,7 +335,7 @@ def test_what_the_user_cannot_put_right_is_told_without_details(searcher, monkey
     assert samples(client, "dcdctl_requests_total") == {("GET", "/search", "500"): 1}
 
 
-def test_with_a_second_model_texts_are_reranked_and_pictures_are_not(searcher):
+def test_with_a_reranker_texts_are_reranked_and_images_are_not(searcher):
     scorer = make_models(served.CAPTIONS)[0]
     second = replace(searcher, reranker=Reranker("runs/fusion", scorer, 3, served.CPU))
     client = client_of(second)
@@ -355,6 +355,6 @@ def test_with_a_second_model_texts_are_reranked_and_pictures_are_not(searcher):
         *({"max_pixels": images.MAX_PIXELS + 1}, {"allowed_hosts": ("a.org:80",)}, {"allowed_hosts": ("a*b",)}),
     ],
 )
-def test_settings_that_cannot_be_are_refused_by_name(wrong):
+def test_invalid_settings_are_refused_by_name(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong)).replace("allowed_hosts", "an allowed host")):
         ServiceConfig(**wrong)
