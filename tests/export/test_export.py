@@ -1,4 +1,4 @@
-"""`dcdctl export` from a run to what other libraries make of its folders, in processes of their own."""
+"""`dcdctl export` from a run to the results of other libraries in separate processes."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def outcomes(place, sources, scenes_corpus_dir, onnx_student) -> dict[str, expor
 
 @pytest.fixture(scope="session")
 def read_back(place, outcomes, gallery) -> dict[str, Any]:
-    """What each folder gives in a process that runs the page's own lines; dcdctl cannot be imported there, but for its own format."""
+    """The results of each folder in a process that runs the code of the docs; dcdctl is importable only for its own format."""
     (place / "pictures").mkdir()
     for image in range(gallery.num_images):
         gallery.image(image).save(place / "pictures" / f"{image:03}.png")
@@ -148,13 +148,13 @@ def read_back(place, outcomes, gallery) -> dict[str, Any]:
 
 
 def odd_pictures() -> list[Image.Image]:
-    """Neither square nor RGB: one half transparent, one grey."""
+    """Neither square nor RGB: one half transparent, one gray."""
     across = np.linspace(0, 255, 90 * 50 * 4).reshape(50, 90, 4).astype(np.uint8)
     return [Image.fromarray(across), Image.fromarray(across[:, :, 0])]
 
 
 def rankings(found: dict[str, Any], gallery: Corpus) -> dict[str, Any]:
-    """The place of the first right answer of each query, a tie counting against it."""
+    """The rank of the first correct answer of each query; ties count against it."""
     scores_IT = found["images"][: gallery.num_images] @ found["texts"].T
     own_IT = gallery.caption_image[None, :] == np.arange(gallery.num_images)[:, None]
     best_I, best_T = np.where(own_IT, scores_IT, -np.inf).max(axis=1), np.where(own_IT, scores_IT, -np.inf).max(axis=0)
@@ -179,7 +179,7 @@ def test_a_fresh_process_ranks_like_eval(name, read_back, sources, gallery):
 
 
 def test_int8_moves_few_queries(read_back, sources, gallery):
-    """Of 16 images one, of 80 captions one in twenty may pass the place that a recall counts to: vectors turn by a degree or less."""
+    """One of 16 images, and one in twenty of 80 captions, may cross the cutoff of a recall: vectors turn by a degree or less."""
     result = json.loads((sources["dual"] / "result.json").read_text())
     found = recalls(rankings(read_back["dual-onnx-int8"], gallery))
     for name, allowed in (("text_retrieval", 100 / 16), ("image_retrieval", 5)):

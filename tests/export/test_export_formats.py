@@ -1,4 +1,4 @@
-"""What is written for transformers, model by model; the fresh processes are in test_export.py."""
+"""Folders for transformers by model; tests in fresh processes are in test_export.py."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_saved_code_gives_the_vectors_of_the_model(vision, levels, text, cor
 
 
 def test_scaled_embeddings_keep_the_effect_of_the_text_epsilon_of_vilt(corpus, samples, tmp_path):
-    """Quiet embeddings feel it: left as they are, the scores would be others."""
+    """Small embeddings are affected by the epsilon: unscaled, the scores would differ."""
     teacher = make_teacher(corpus.captions)
     embeddings = teacher.network.vilt.embeddings.text_embeddings
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Pushing an export, against a server that plays the Hub."""
+"""Pushing an export, against a local server in place of the Hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dcdctl.core.errors import ConfigError, MissingError, SourceError
 from dcdctl.core.export import hub as export_hub
 from dcdctl.core.export.hub import Push
 
-# huggingface_hub sends large files in a way that its own HTTP client calls old.
+# huggingface_hub sends large files in a way that its HTTP client warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 
 

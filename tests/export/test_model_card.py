@@ -20,7 +20,7 @@ def gallery(scenes_corpus_dir):
 
 @pytest.fixture
 def run(gallery, tmp_path):
-    """A run that was trained with a teacher's cache on the train split of a corpus that is there, evaluated and timed."""
+    """A run that was trained with a teacher's cache on the train split of an available corpus, evaluated and timed."""
     folder = write_evaluation(write_run(tmp_path / "runs" / "dual"), gallery, scores_of(gallery, 2))
     write_bench(folder, "/models/scenes-vilt", student_ms=2, teacher_ms=100)
     facts = json.loads((folder / "run.json").read_text())

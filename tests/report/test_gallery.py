@@ -1,4 +1,4 @@
-"""Which queries are shown."""
+"""The queries that a report shows."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def test_a_complete_demo_has_five_models_with_their_roles_and_no_missing_part(fo
         ("fusion", "student"),
         ("dual-alone", "baseline"),
     ]
-    # That the trainings were not measured in between is their recipe's choice, and told.
+    # The recipes measure nothing during training, which counts as a missing part.
     assert [part.what for part in found.missing if not part.what.startswith("recall during the training of")] == []
 
 

@@ -1,4 +1,4 @@
-"""Which charts a report has, and of what."""
+"""The charts of a report and their data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of a report, as a file: that it is whole, safe and needs nothing else."""
+"""The page of a report, as a file: complete, safe and self-contained."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VOID = {"meta", "br", "input", "img", "use", "path", "image"}
 
 
 class Page(HTMLParser):
-    """Elements with their attributes, and whether all that is opened is closed."""
+    """Elements with their attributes; asserts that every tag is closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

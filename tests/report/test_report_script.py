@@ -37,7 +37,7 @@ class Seen:
 
     @property
     def address(self) -> str:
-        """What the page says is its address after #, where a test asked it."""
+        """The part of the address after #, if the script of a test wrote it into the page."""
         return unescape(re.findall(r'data-address="([^"]*)"', self.html)[0])
 
 
@@ -176,5 +176,5 @@ def test_filters_are_reachable_by_keyboard(see):
       const fields = Array.from(form.elements, (one) => one.matches("fieldset") || (one.labels.length === 1 && one.tabIndex === 0));
       document.body.dataset.address = fields.every(Boolean) && fields.length;
     """
-    # Two groups of buttons, five and three buttons, two choices, one search.
+    # Two groups with five and three buttons, two selects, one search field.
     assert see("", script).address == "13"

@@ -1,4 +1,4 @@
-"""Approximate search: which rows have a segment, and that what it proposes is scored exactly."""
+"""Approximate search: ranges of segments, and exact scores of their candidates."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def segments(*bounds):
         (30, [], []),
         (31, [], [(0, 31)]),
         (100, [], [(0, 100)]),
-        (130, [], [(0, 100)]),  # the last 30 are looked at one by one
+        (130, [], [(0, 100)]),  # the last 30 are searched exactly
         (131, [], [(0, 100), (100, 131)]),
         (131, [(0, 100)], [(0, 100), (100, 131)]),
         (130, [(0, 100)], [(0, 100)]),
-        (160, [(0, 100), (100, 131)], [(0, 100), (100, 131)]),  # added since, and few
+        (160, [(0, 100), (100, 131)], [(0, 100), (100, 131)]),  # few added since
         (162, [(0, 100), (100, 131)], [(0, 100), (100, 162)]),
         (210, [(0, 100), (100, 131)], [(0, 100), (100, 200)]),
         (145, [(0, 100), (100, 110)], [(0, 100), (100, 145)]),

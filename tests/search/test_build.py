@@ -1,4 +1,4 @@
-"""Building and changing an index: what is a picture and what is not, and that a kill at any moment costs nothing."""
+"""Building and changing an index: skipped files, and kills at any moment."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BATCHES = Compute(batch_size=2)
 
 @pytest.fixture(scope="module")
 def dual(corpus, tmp_path_factory):
-    """A random dual encoder, saved."""
+    """A saved random dual encoder."""
     folder = tmp_path_factory.mktemp("models") / "dual"
     models.save(make_models(corpus.captions)[1], folder)
     return folder
@@ -48,14 +48,14 @@ def _small_parts(monkeypatch):
 
 @pytest.fixture
 def loaded_once(dual, monkeypatch):
-    """The model is read from its file once: what is tested beside it is done many times."""
+    """The model is read from its file only once, because most tests load it many times."""
     model = models.load_dual(dual)
     monkeypatch.setattr(models_models, "load_dual", lambda ref: model)
 
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Seven."""
+    """A folder of seven images."""
     return put(tmp_path / "pictures", {f"{'sub/' if seed % 2 else ''}{seed}.png": png(seed) for seed in range(7)})
 
 
@@ -225,7 +225,7 @@ def test_an_existing_index_is_not_overwritten(dual, pictures, tmp_path, corpus):
     with pytest.raises(StaleError, match=r"another precision \(float32, not bfloat16\)"):
         build(str(dual), pictures, index.folder, FLAT, compute=Compute(precision="bfloat16"))
     assert contents(index.folder) == before
-    assert build(str(dual), pictures, index.folder, FLAT).num_images == 7  # the same again is no mistake
+    assert build(str(dual), pictures, index.folder, FLAT).num_images == 7  # the same build again is allowed
     assert contents(index.folder) == before
 
 
@@ -259,7 +259,7 @@ def test_worker_processes_change_nothing(dual, pictures, tmp_path, monkeypatch):
     assert contents(helped.folder) == contents(alone.folder)
     source = embed.find_source(pictures, "test")
     data = embed.ImageDataset(tmp_path, source, models.load_dual(dual).preprocess)
-    assert pickle.loads(pickle.dumps(data)).source == source  # as they need it
+    assert pickle.loads(pickle.dumps(data)).source == source  # as worker processes need it
 
 
 def test_processes_share_the_parts_and_the_segments(dual, pictures, tmp_path, monkeypatch):
@@ -270,7 +270,7 @@ def test_processes_share_the_parts_and_the_segments(dual, pictures, tmp_path, mo
         nonlocal waits
         waits -= 1
         if not waits:
-            raise Killed  # where a process waits for the others, the next one has its turn
+            raise Killed  # when a process waits for the others, the next one runs
 
     monkeypatch.setattr(distributed, "barrier", wait)
     monkeypatch.setattr(distributed, "main_first", nullcontext)
@@ -314,7 +314,7 @@ def test_a_killed_build_resumes_to_the_same_bytes(dual, pictures, tmp_path, afte
     with pytest.raises(MissingError, match="is not finished; run the same `dcdctl index` again"):
         Index.open(tmp_path / "index")
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "index" / "vectors").glob("*")}
-    put(pictures, {"later.png": png(99)})  # what came since is not planned
+    put(pictures, {"later.png": png(99)})  # new files are not planned
     build(str(dual), pictures, tmp_path / "index", GRAPHS, compute=Compute(batch_size=2))
     assert contents(tmp_path / "index") == contents(whole.folder)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept

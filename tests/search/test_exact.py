@@ -1,4 +1,4 @@
-"""The nearest vectors: scores are exact cosines, ties go to the smaller row, whatever the blocks."""
+"""The nearest vectors: scores are exact cosines, ties go to the smaller row, for any blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An open index: what it finds, names and hands out, and what it refuses to."""
+"""An open index: search, names and image files, and what it refuses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUERIES = unit_vectors(9, seed=1).astype(np.float32)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three parts of row groups of five."""
+    """Three parts with row groups of five."""
     folder = tmp_path_factory.mktemp("index")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(storage, "ROWS_PER_GROUP", 5)

@@ -1,4 +1,4 @@
-"""What an index answers to texts and pictures, alone and with a second model."""
+"""Search by texts and images, with and without a re-ranker."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def picture_at(index: Path, name: str) -> Image.Image:
 
 @torch.no_grad()
 def cosines_by_name(index: Path, text: str) -> dict[str, float]:
-    """The oracle: every picture embedded by the model itself, its vector rounded as an index keeps it."""
+    """The oracle: every image embedded by the model, its vector rounded as in an index."""
     model = models.load_dual(index / "model")
     names = sorted(str(path.relative_to(index.parent / "pictures")) for path in (index.parent / "pictures").rglob("*.png"))
     images = model.embed_images(model.preprocess.images([picture_at(index, name) for name in names])).half().double()
@@ -113,7 +113,7 @@ def test_threads_get_the_answers_of_their_texts(searcher):
 
 @torch.no_grad()
 def logits_by_name(index: Path, names: list[str], text: str) -> dict[str, float]:
-    """The oracle: each pair scored alone, the plain way."""
+    """The oracle: each pair scored alone with `score`."""
     scorer = models.load_fusion(index.parent / "fusion")
     words = scorer.preprocess.texts([text])
     images = [scorer.preprocess.images([picture_at(index, name)]) for name in names]

@@ -1,4 +1,4 @@
-"""The files of an index: what is mapped is what any reader of Parquet reads."""
+"""The files of an index: mapped vectors equal those of any Parquet reader."""
 
 from __future__ import annotations
 

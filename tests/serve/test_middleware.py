@@ -1,4 +1,4 @@
-"""What one client may take from the others: bodies, time, and places in the queue."""
+"""Limits between clients: request bodies, time, and slots in the queue."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def searcher(tmp_path_factory) -> Searcher:
 
 
 def asking(app: ASGIApp, work: Callable[[httpx2.AsyncClient], Awaitable[Any]]) -> Any:
-    """What the work returns, with a client for the app."""
+    """The result of the work, which gets a client for the app."""
 
     async def run() -> Any:
         async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as client:
@@ -36,7 +36,7 @@ def asking(app: ASGIApp, work: Callable[[httpx2.AsyncClient], Awaitable[Any]]) -
 
 
 def sent(app: ASGIApp, chunks: AsyncIterator[bytes], **headers: str) -> tuple[int, int]:
-    """The status of an upload, and how many chunks of it were taken."""
+    """The status of an upload, and the number of its chunks that were read."""
     num_taken = 0
 
     async def counted() -> AsyncIterator[bytes]:
@@ -107,14 +107,14 @@ def test_waiting_texts_are_answered_together_with_the_answers_of_each_alone(sear
         asked = [ask(1)]
         await asyncio.to_thread(held.begun.wait)
         asked += [ask(k) for k in range(2, 6)]
-        # All are asked before the first may end: a request gets its place in the queue without waiting for anything.
+        # All requests are sent before the first may end: a request gets its slot without waiting.
         while 'dcdctl_under_way{work="search"} 5.0' not in (await client.get("/metrics")).text:
             await asyncio.sleep(0)
         held.may_end.set()
         return await asyncio.gather(*asked)
 
     answers = asking(serve_app.build(held, config), work)
-    # A batch with a text that cannot be answered is asked again one by one.
+    # The texts of a batch with an invalid text are searched again one by one.
     assert held.batches == [["a red bus"], ["two dogs", " "], ["two dogs"], [" "], ["a man", "a horse"]]
     assert [one.status_code for one in answers] == [200, 200, 422, 200, 200]
     for k, (text, answer) in enumerate(zip(texts, answers, strict=True), start=1):

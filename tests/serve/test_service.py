@@ -1,4 +1,4 @@
-"""What the service answers, asked without a network."""
+"""The responses of the service, requested without a network."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def searcher(made) -> Searcher:
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory) -> served.Made:
-    """Another, whose pictures are spoiled, each by one test."""
+    """Another index, whose images are damaged, each by one test."""
     return served.make(tmp_path_factory.mktemp("served") / "own")
 
 
@@ -293,7 +293,7 @@ def test_the_docs_page_has_every_route_of_the_openapi_document(client):
 
 
 def samples(client: TestClient, name: str) -> dict[tuple[str, ...], float]:
-    """Of a metric the values of its labels, by name of the label, and its value."""
+    """The values of a metric by the values of its labels, in order of the label names."""
     families = text_string_to_metric_families(client.get("/metrics").text)
     found = [one for family in families for one in family.samples if one.name == name]
     return {tuple(value for _, value in sorted(one.labels.items())): one.value for one in found}
