@@ -1,4 +1,4 @@
-"""How the suite runs in several processes: one thread each, and somewhat more of them than there are cores, as tests wait for others."""
+"""Settings for a test run in several processes: one thread each, and more processes than cores, because tests wait for subprocesses."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ WORKER = "PYTEST_XDIST_WORKER"
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Three where there are two cores."""
+    """One and a half times the number of cores."""
     cores = os.cpu_count() or 1
     return cores + cores // 2
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One thread for each of several test processes, and for what they start. The one that only deals tests out needs no fixtures, whose
-    imports take seconds."""
+    """Use one thread in each of several test processes, and in the processes that they start.
+
+    The process that only distributes the tests needs no fixtures, and their imports take seconds.
+    """
     if WORKER in os.environ:
         import torch
 

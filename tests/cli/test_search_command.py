@@ -84,7 +84,7 @@ def test_a_reranker_shows_both_scores_and_a_page_is_written(index, tmp_path):
 
 def test_an_image_finds_itself_and_a_missing_file_is_marked(tmp_path):
     index = make_index(tmp_path)
-    (tmp_path / "pictures" / "plain.png").rename(tmp_path / "plain.png")
+    (tmp_path / "images" / "plain.png").rename(tmp_path / "plain.png")
     result = run_cli(index, "--image", tmp_path / "plain.png", "--k", 1, *CPU)
     assert result.stdout.splitlines()[1].split() == ["1", "1.0000", "plain.png", "(gone)"]
 
@@ -114,7 +114,7 @@ def test_each_line_of_stdin_gives_one_json_document(index):
     [
         (["red", "--image", "x.png"], "give one of them"),
         (["red", "--depth", "5"], "add --rerank"),
-        (["--image", "pictures/plain.png", "--rerank", "fusion"], "scores an image with a text"),
+        (["--image", "images/plain.png", "--rerank", "fusion"], "scores an image with a text"),
         (["--html", "x.html"], "add a text"),
         (["red", "--k", "0"], "greater than or equal to 1"),
         (["red", "--thumbnails", "sixel"], "'kitty', 'iterm2'"),
@@ -191,7 +191,7 @@ def prompt(searcher, monkeypatch, tmp_path, capsys):
 
 def test_the_prompt_answers_and_its_commands_work(prompt, index, tmp_path):
     code, out, err = prompt(
-        "red", ":k 3", "red", f":image {index.parent / 'pictures' / 'plain.png'}", f":html {tmp_path / 'a.html'}", ":quit"
+        "red", ":k 3", "red", f":image {index.parent / 'images' / 'plain.png'}", f":html {tmp_path / 'a.html'}", ":quit"
     )
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == ["#", "1", "2", "#", "1", "2", "3", "#", "1", "2", "3"]

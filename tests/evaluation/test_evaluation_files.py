@@ -41,7 +41,7 @@ def test_the_table_of_ranks_names_every_query(tmp_path, alone):
     assert text["rank"].tolist() == alone.text_ranks.tolist()
     assert image["rank"].tolist() == alone.image_ranks.tolist()
     assert text.caption.isna().all()
-    assert image.image_id.tolist() == [f"picture {owner}" for owner in OWNER]
+    assert image.image_id.tolist() == [f"image {owner}" for owner in OWNER]
     assert image.caption_id.tolist() == list(range(100, 118))
     assert image.caption.tolist() == CORPUS.captions
 

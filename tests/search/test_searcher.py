@@ -40,14 +40,14 @@ def reranking(index):
 
 
 def picture_at(index: Path, name: str) -> Image.Image:
-    return data_images.decode_image((index.parent / "pictures" / name).read_bytes())
+    return data_images.decode_image((index.parent / "images" / name).read_bytes())
 
 
 @torch.no_grad()
 def cosines_by_name(index: Path, text: str) -> dict[str, float]:
     """The oracle: every image embedded by the model, its vector rounded as in an index."""
     model = models.load_dual(index / "model")
-    names = sorted(str(path.relative_to(index.parent / "pictures")) for path in (index.parent / "pictures").rglob("*.png"))
+    names = sorted(str(path.relative_to(index.parent / "images")) for path in (index.parent / "images").rglob("*.png"))
     images = model.embed_images(model.preprocess.images([picture_at(index, name) for name in names])).half().double()
     query = model.embed_texts(model.preprocess.texts([text]))[0].double()
     return dict(zip(names, torch.nn.functional.cosine_similarity(images, query[None]).tolist(), strict=True))
@@ -76,7 +76,7 @@ def test_an_image_of_the_index_is_found_first(index, searcher, name):
     first = searcher.by_image(picture_at(index, name), 3).hits[0]
     assert first.name == name
     assert first.score == pytest.approx(1, abs=1e-3)
-    assert searcher.ask(index.parent / "pictures" / name, 1).hits == (first,)
+    assert searcher.ask(index.parent / "images" / name, 1).hits == (first,)
 
 
 def test_a_k_beyond_the_index_finds_every_image_once(searcher):
@@ -138,8 +138,8 @@ def test_images_that_are_gone_rank_below_reranked_images(index, tmp_path):
     searcher = Searcher.open(make_index(tmp_path / "gone"), device=CPU, rerank=str(index.parent / "fusion"), depth=5)
     before = searcher.by_text(TEXT, 5).hits
     for hit in (before[0], before[3]):
-        (tmp_path / "gone" / "pictures" / hit.name).unlink()
-    (tmp_path / "gone" / "pictures" / before[1].name).write_bytes(b"no picture")
+        (tmp_path / "gone" / "images" / hit.name).unlink()
+    (tmp_path / "gone" / "images" / before[1].name).write_bytes(b"no picture")
     answer = searcher.by_text(TEXT, 6)
     assert [hit.name for hit in answer.hits[:2]] == [before[2].name, before[4].name]
     assert {hit.name for hit in answer.hits[2:5]} == {before[i].name for i in (0, 1, 3)}
@@ -231,7 +231,7 @@ def test_the_page_embeds_its_images_and_escapes_names_and_texts(index, searcher,
 
 
 def test_the_page_of_an_image_query_shows_the_image(index, searcher, tmp_path):
-    question = index.parent / "pictures" / "plain.png"
+    question = index.parent / "images" / "plain.png"
     pages.write_search_page(tmp_path / "sheet.html", searcher.index, question, searcher.ask(question, 2))
     alts = [image["alt"] for image in Page((tmp_path / "sheet.html").read_text()).all("img")]
     assert alts[:2] == ["the query image", "plain.png"]

@@ -36,7 +36,7 @@ VISION: dict[str, Any] = {
         projection_dim=8,
     ),
 }
-"""With and without a class token, maps with channels first, and one side of two."""
+"""Encoders with and without a class token, with maps whose channels come first, and the vision side of a dual encoder."""
 TEXT: dict[str, Any] = {
     "bert": lambda size: BertConfig(vocab_size=size, max_position_embeddings=48, **_SMALL),
     "distilbert": lambda size: DistilBertConfig(vocab_size=size, max_position_embeddings=48, dim=16, hidden_dim=16, n_layers=1, n_heads=2),

@@ -1,8 +1,8 @@
-"""A real HTTP server on 127.0.0.1 that plays a file server and the Hugging Face Hub, faults included, and keeps what it was asked.
+"""A real HTTP server on 127.0.0.1 that plays a file server and the Hugging Face Hub, faults included, and records the requests.
 
 with loopback.serve(files={"a.zip": b"..."}, datasets={"me/birds": {"data/0.parquet": b"..."}}) as server:
     server.url + "/a.zip"                                  # ETag, Last-Modified, ranges, If-Range
-    server.faults["/a.zip"] = loopback.Fault(cut_after=10)  # the next answer for that path; times=None: every one
+    server.faults["/a.zip"] = loopback.Fault(cut_after=10)  # the next answer for that path; times=None: every answer
     os.environ["HF_ENDPOINT"] = server.url                 # in a subprocess: read when huggingface_hub is imported
     server.requests                                        # Request(method, path, headers, status, sent)
 """
@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 LFS_BYTES = 1024
-"""A Hub file of this size or more is a large one: named by its SHA-256, and sent from another host. Smaller ones are named as git does."""
+"""Minimum size of a large file of the Hub: named by its SHA-256, and sent from another host. Git's digest names smaller files."""
 LAST_MODIFIED = "Mon, 01 Jan 2024 00:00:00 GMT"
 
 Files = Mapping[str, bytes] | Path
@@ -35,9 +35,9 @@ class Fault:
     """What goes wrong at a path, for the next `times` requests; None: for all."""
 
     status: int = 0
-    """Answered in place of the file."""
+    """Status sent in place of the file; 0 sends the file."""
     headers: dict[str, str] = field(default_factory=dict)
-    """Added to the answer, or in place of its own."""
+    """Headers added to the answer; they replace its own headers of the same name."""
     cut_after: int | None = None
     """Bytes of the body that are sent before the connection is dropped."""
     body: bytes | None = None
@@ -53,7 +53,7 @@ class Request:
 
     method: str
     path: str
-    """As asked, with the query and with %-escapes."""
+    """As requested, with the query and with %-escapes."""
     headers: dict[str, str]
     """By lower-case name."""
     status: int = 0
@@ -75,9 +75,9 @@ class Loopback:
         self.faults: dict[str, Fault] = {}
         """By path, without the query."""
         self.commit = ""
-        """Of every repository, in place of the one that its files make."""
+        """Commit of every repository; empty for the commit that follows from its files."""
         self.etags = self.ranges = True
-        """Whether files have an ETag and a date; whether parts of them can be asked for."""
+        """Whether files have an ETag and a date; whether byte ranges are served."""
         self.requests, self.held = list[Request](), list[threading.Event]()
         self.url = self.cdn_url = ""
 
@@ -86,7 +86,7 @@ class Loopback:
         return [request for request in self.requests if request.method == "GET" and request.path.partition("?")[0] == path]
 
     def take_fault(self, path: str) -> Fault:
-        """The fault that is due, used up by one."""
+        """The fault of this request; a limited fault counts down."""
         fault = self.faults.get(path, Fault())
         if fault.times is not None:
             fault.times -= 1
@@ -186,11 +186,11 @@ class _Handler(BaseHTTPRequestHandler):
             """The client has gone, which is its right."""
 
     def _cut_to_range(self, answer: _Answer, headers: Mapping[str, str]) -> None:
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("range", ""))
+        requested = re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("range", ""))
         is_same = headers.get("if-range", answer.headers["ETag"]) in (answer.headers["ETag"], LAST_MODIFIED)
-        if asked is not None and is_same and self.loopback.ranges:
-            total, start = len(answer.body), int(asked[1])
-            end = min(int(asked[2] or total), total - 1)
+        if requested is not None and is_same and self.loopback.ranges:
+            total, start = len(answer.body), int(requested[1])
+            end = min(int(requested[2] or total), total - 1)
             part = f"{start}-{end}" if start < total else "*"
             answer.status, answer.body = 206 if start < total else 416, answer.body[start : end + 1]
             answer.headers["Content-Range"] = f"bytes {part}/{total}"

@@ -85,17 +85,17 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, {"warnings": [], "errors": []}
         if path.endswith(".git/info/lfs/objects/batch"):
             where = f"{self.hub.url}/upload"
-            objects = [{**one, "actions": {"upload": {"href": f"{where}/{one['oid']}"}}} for one in json.loads(body)["objects"]]
+            objects = [{**file, "actions": {"upload": {"href": f"{where}/{file['oid']}"}}} for file in json.loads(body)["objects"]]
             return 200, {"transfer": "basic", "objects": objects}
         if api := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(preupload|commit)/main|/revision/main)?", path):
             return self._repository(api[1], api[2], body)
         return 404, {"error": f"no {path}"}
 
-    def _create(self, wanted: dict[str, Any]) -> tuple[int, Any]:
-        name = "/".join(filter(None, (wanted.get("organization"), wanted["name"])))
+    def _create(self, requested: dict[str, Any]) -> tuple[int, Any]:
+        name = "/".join(filter(None, (requested.get("organization"), requested["name"])))
         if name in self.hub.repos:
             return 409, {"error": "it is there", "url": f"{self.hub.url}/{name}"}
-        self.hub.repos[name] = Repository(bool(wanted.get("private")) or wanted.get("visibility") == "private")
+        self.hub.repos[name] = Repository(bool(requested.get("private")) or requested.get("visibility") == "private")
         return 200, {"url": f"{self.hub.url}/{name}", "name": name}
 
     def _repository(self, name: str, action: str | None, body: bytes) -> tuple[int, Any]:
@@ -107,8 +107,8 @@ class _Handler(BaseHTTPRequestHandler):
         if action == "preupload":
             modes = {True: "lfs", False: "regular"}
             files = [
-                {"path": one["path"], "uploadMode": modes[one["path"].endswith((".safetensors", ".onnx"))], "shouldIgnore": False}
-                for one in json.loads(body)["files"]
+                {"path": file["path"], "uploadMode": modes[file["path"].endswith((".safetensors", ".onnx"))], "shouldIgnore": False}
+                for file in json.loads(body)["files"]
             ]
             return 200, {"files": files}
         for line in map(json.loads, body.decode().splitlines()):

@@ -1,4 +1,4 @@
-"""Indices of images from made-up vectors: no model, and pictures only where a test puts some."""
+"""Image indices of made-up vectors, without a model; a test adds image files where it needs them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def exact(vectors_RD: NDArray[np.float16], query_D: NDArray[np.floating], k: int
 
 
 def killed_before(monkeypatch: object, number: int, work: Callable[[], object]) -> bool:
-    """Do some work, but die before the file of this number (from 0) takes its place; whether it came that far."""
+    """Do some work, but die before the file operation of this number, from 0. Returns whether the work got that far."""
     count = -1
 
     def counted(move: Callable[..., object]) -> Callable[..., object]:

@@ -1,4 +1,4 @@
-"""A small index of noise pictures with names that are hard to show."""
+"""A small index of noise images whose names are hard to print."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ NAMES = ["plain.png", "[red]brackets[.png", "esc\x1b[31m.png", "\u202egnp.png", 
 
 
 def make_index(folder: Path) -> Path:
-    """INDEX of twelve pictures in `folder/pictures`; beside it a dual encoder, `dual`, and a fusion scorer, `fusion`."""
+    """An index of the twelve images in `folder/images`. Beside it are a dual encoder, `dual`, and a fusion scorer, `fusion`."""
     rng = np.random.default_rng(0)
     for name in NAMES:
-        path = folder / "pictures" / (name if name.endswith(".png") else f"{name}.png")
+        path = folder / "images" / (name if name.endswith(".png") else f"{name}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         # A colour each and some noise: noise alone looks the same to a network.
         pixels = rng.integers(0, 255, 3) + rng.integers(-40, 40, (32, 32, 3))
@@ -31,5 +31,5 @@ def make_index(folder: Path) -> Path:
             if parameter.ndim > 1:
                 parameter.data.mul_(4)
         models.save(model, folder / name)
-    build.build(str(folder / "dual"), folder / "pictures", folder / "index", IndexConfig())
+    build.build(str(folder / "dual"), folder / "images", folder / "index", IndexConfig())
     return folder / "index"

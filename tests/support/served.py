@@ -23,14 +23,14 @@ from dcdctl.core.serve import server as serve_server
 CPU = torch.device("cpu")
 CAPTIONS = ["a red bus", "two dogs in the snow", "a man on a horse"]
 NAMES = ["<img src=x onerror=alert(1)>.png", "a & b \"c\" 'd'.jpg", "犬 \u202eslow.png", "photo.jpg", *(f"{i:02}.png" for i in range(8))]
-"""Of the files, in no particular order."""
+"""Names of the image files, in no particular order."""
 LARGE, WIDE = "photo.jpg", (900, 300)
-"""The picture that is not small; as it is stored it lies on its side."""
+"""The only large image; its EXIF orientation turns it by 90 degrees."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """A dual encoder, a folder of pictures, and their index."""
+    """A dual encoder, a folder of images, and their index."""
 
     run: Path
     photos: Path
@@ -61,7 +61,7 @@ def make(folder: Path) -> Made:
 
 @dataclass(frozen=True)
 class HeldSearcher(Searcher):
-    """A searcher that answers only once it is let to, as a slow model would."""
+    """A searcher that answers only after `may_end` is set, like a slow model."""
 
     begun: threading.Event = field(default_factory=threading.Event)
     may_end: threading.Event = field(default_factory=threading.Event)

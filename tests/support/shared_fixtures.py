@@ -34,7 +34,7 @@ def corpus(scenes_corpus_dir: Path) -> Corpus:
 
 @pytest.fixture(scope="session")
 def dual_run(scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder of a random dual student, evaluated on the test split; pictures are resized for it, most captions cut."""
+    """A run folder of a random dual student, evaluated on the test split; it resizes the images and truncates most captions."""
     gallery = Corpus.open(scenes_corpus_dir, "test")
     run = write_run(tmp_path_factory.mktemp("runs") / "dual", "demo-dual-alone")
     models.save(make_wide_dual(gallery.captions), run / "model")
@@ -60,5 +60,5 @@ def teacher(corpus: Corpus) -> models.ViltScorer:
 
 @pytest.fixture(scope="session")
 def noise_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of twelve pictures, as `noise_index.make_index` makes it. Not to be written to."""
+    """An index of twelve images, as `noise_index.make_index` makes it. Not to be written to."""
     return make_index(tmp_path_factory.mktemp("index"))

@@ -15,13 +15,13 @@ OWNER = [0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 6, 6, 7, 8, 8, 8, 8, 9]
 
 
 class Numbers:
-    """A corpus without pictures: an image is its index, a caption the text of its index, padded to some length."""
+    """A corpus of numbers: an image is its index, a caption the text of its index, padded to some length."""
 
     def __init__(self, owner: list[int]) -> None:
         self.caption_image = np.array(owner)
         self.num_captions, self.num_images = len(owner), max(owner) + 1
         self.captions = [str(text) + " !" * (text % 5) for text in range(len(owner))]
-        self.image_ids = [f"picture {image}" for image in range(self.num_images)]
+        self.image_ids = [f"image {image}" for image in range(self.num_images)]
         self.caption_ids = np.arange(len(owner)) + 100
         self.fingerprint = f"numbers {len(owner)}"
         self.folder, self.split = Path("numbers"), "test"
@@ -94,7 +94,7 @@ def make_dual() -> TableDual:
 
 
 def make_fusion() -> TableFusion:
-    """Scores for OWNER, own pairs above others by and large."""
+    """Scores for OWNER, mostly higher for own pairs."""
     generator = torch.Generator().manual_seed(1)
     table_IT = torch.randn(10, 18, generator=generator)
     table_IT[OWNER, range(18)] += 1.5

@@ -1,4 +1,4 @@
-"""Tiny models and corpora for tests, and a way to kill what is running."""
+"""Tiny models and corpora for tests, and functions that run and kill processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TEACHER_SETS = ["model.hidden_size=32", "model.num_layers=3", "model.vocab_size=
 
 
 def make_teacher(captions: Sequence[str], seed: int = 0, size: models.ViltSize = SIZE) -> models.ViltScorer:
-    """A random ViLT whose scores spread over some units, so that an order of them means something."""
+    """A random ViLT whose scores spread over several units, so that rounding does not change their order."""
     teacher = models.new_vilt(size, models.word_piece(captions, 200), seed)
     with torch.no_grad():
         for parameter in teacher.parameters():
@@ -48,7 +48,7 @@ def make_models(captions: Sequence[str]) -> tuple[models.ViltScorer, models.Dual
 
 
 def make_wide_dual(captions: Sequence[str]) -> models.DualModel:
-    """A random dual encoder whose weights are wide enough to tell pictures apart; it reads pictures of 48 px and 12 tokens."""
+    """A random dual encoder whose weights are large enough that its vectors differ; it reads images of 48 px and 12 tokens."""
     size = models.DualSize(
         hidden_size=16, num_attention_heads=2, intermediate_size=32, image_size=48, patch_size=16, max_text_len=12,
         num_vision_layers=1, num_text_layers=1, projection_dim=8,
@@ -61,7 +61,7 @@ def make_wide_dual(captions: Sequence[str]) -> models.DualModel:
 
 
 def make_corpus(folder: Path, captions: Sequence[Sequence[str]]) -> Corpus:
-    """A corpus of noise pictures with these captions."""
+    """A corpus of noise images with these captions."""
     rng = np.random.default_rng(0)
     rows = [_row(rng, image, texts) for image, texts in enumerate(captions)]
     folder.mkdir(parents=True)
@@ -83,7 +83,7 @@ def _row(rng: np.random.Generator, image: int, texts: Sequence[str]) -> CorpusRo
 
 
 def run_script(script: str, *arguments: object) -> str:
-    """What a Python script prints, run in a process of its own with one thread; an AssertionError with its stderr where it fails."""
+    """The output of a Python script in a separate process with one thread; AssertionError with its stderr if it fails."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(SUPPORT)]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", script, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
@@ -92,8 +92,10 @@ def run_script(script: str, *arguments: object) -> str:
 
 
 def kill_often(work: Callable[[Path], None], whole: Path, victim: Path, num_kills: int) -> int:
-    """Do the work into `whole` undisturbed; then into `victim`, killed at random moments before it is let through. How many
-    children the signal met alive. For a process with one thread, since the work is done in forks of it."""
+    """Do the work into `whole` without interruption; then into `victim`, killed at random moments before it is allowed to finish.
+
+    Returns how many of the children were alive when they were killed. The work runs in forks of this process, which must have one thread.
+    """
     started = time.monotonic()
     _in_fork(work, whole, None)
     seconds = time.monotonic() - started
