@@ -143,6 +143,7 @@ class Build:
         """
         assert self.kind.keeps_plan or kept or not self.is_sealed, "the parts of a finished artifact would be removed"
         found = self.kind.read_plan(self.folder) if (self.folder / self.kind.plan_file).exists() else None
+        # A subset, because the plan file also holds notes.
         if found is not None and self.plan.items() <= found.items():
             files.remove_partials(self.folder)
             return {key: value for key, value in found.items() if key not in self.plan}
@@ -175,6 +176,7 @@ class Build:
 
     def seal(self, document: Mapping[str, Any], parts: Collection[str]) -> None:
         """Write the seal, and remove what a finished artifact does not need: all but its parts."""
+        # The seal comes before the cleaning: a run that is killed in between leaves a finished artifact and superfluous files.
         files.write_json(self.folder / self.kind.seal_file, document)
         self.clean(parts)
 

@@ -159,6 +159,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def apply_sets(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """A copy of the table with `a.b=value` assignments applied; a value is read as TOML, or as plain text if it is not TOML."""
+    # A copy at every level, because assignments set values in inner tables.
     result = _copy(table)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -205,6 +206,7 @@ def to_table(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: to_table(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
+        # A list, as JSON and TOML give it back: a tuple would differ from the saved config.
         return [to_table(item) for item in value]
     return value.value if isinstance(value, Enum) else value
 
@@ -259,6 +261,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a table, got {value!r}")
         return {key: _convert(arguments[1], item, _join(where, key)) for key, item in value.items()}
+    # TOML distinguishes 1 from 1.0, and users write either for a float. A bool is an int in Python, but not a number in a recipe.
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is not Any and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):

@@ -121,6 +121,7 @@ def run_demo(
 
 def _check_folder(out: Path) -> None:
     files.check_output_folder(out)
+    # The folder `data` is what a demo writes first.
     if not files.is_vacant(out) and not (out / "data").is_dir():
         raise InputError(f"{out} holds something that is not a demo", hint="name an empty or a new folder with --out")
 
@@ -152,6 +153,7 @@ def _cache(data: Path, teacher: Any, out: Path, compute: Compute, track: Track) 
 def _distill(
     name: str, data: Path, out: Path, teacher: Any, cache: TeacherCache, config: DemoConfig, compute: Compute, track: Track
 ) -> Any:
+    # keep=last, because the measurements must not choose the weights.
     sets = [f"validation.every={config.measure_every}", "validation.keep=last"]
     sets += [] if config.steps is None else [f"optimizer.steps={config.steps}"]
     recipe = training.load_recipe(name)

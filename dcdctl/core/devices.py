@@ -66,6 +66,7 @@ def choose(name: str) -> torch.device:
     except RuntimeError as error:  # its message lists twenty kinds of device
         raise ConfigError(f"device {name} is unknown, expected auto, cpu, cuda, cuda:1 or mps", hint=hint) from error
     try:
+        # torch.device also accepts devices that this machine lacks: only an allocation fails. AssertionError: torch without CUDA.
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -86,6 +87,7 @@ def _keep_freed_memory() -> None:
     training step.
     """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        # No block through mmap, which would be unmapped when freed; no trimming of the heap (largest int), which grows by 64 MiB at a time.
         for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
             mallopt(option, value)
 
@@ -118,6 +120,7 @@ def in_pinned_memory(batch: T) -> T:
 def _with_fields(batch: T, method: str, *arguments: Any, **options: Any) -> T:
     """A copy of a dataclass in which each field that has the method is replaced by its result."""
     fields: Any = dataclasses.fields(batch)  # type: ignore[arg-type]
+    # Not dataclasses.asdict, which copies every tensor.
     values = {field.name: getattr(batch, field.name) for field in fields}
     changed = {name: getattr(value, method)(*arguments, **options) for name, value in values.items() if hasattr(value, method)}
     return dataclasses.replace(batch, **changed)  # type: ignore[type-var]
@@ -155,10 +158,12 @@ def cpu_name() -> str:
     """The model name of the processor from /proc/cpuinfo, else what Python reports."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    # On ARM there is no such line.
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def num_cores() -> int:
     """The number of CPU cores that this process may use."""
+    # os.cpu_count counts all cores of the machine, also those that taskset or a container withholds.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

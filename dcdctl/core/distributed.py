@@ -78,6 +78,7 @@ def all_sum(tensor: Tensor) -> Tensor:
         return tensor
     _connect()
     is_supported = tensor.device.type in ("cpu", "cuda")  # neither gloo nor NCCL reduces tensors on mps
+    # A copy, because all_reduce works in place.
     summed = tensor.detach().clone() if is_supported else tensor.detach().cpu()
     torch.distributed.all_reduce(summed)
     return summed.to(tensor.device)
@@ -85,6 +86,7 @@ def all_sum(tensor: Tensor) -> Tensor:
 
 def check_equal(number: int, name: str) -> None:
     """ConfigError if a number, called `name` in the message, differs between the processes."""
+    # Each process fills its own place and leaves zeros elsewhere, so the sum holds the number of every process.
     by_rank = torch.zeros(world_size(), dtype=torch.int64)
     by_rank[rank()] = number
     numbers = all_sum(by_rank).tolist()
@@ -107,11 +109,13 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if world_size() == 1:
         return
     for bucket in _buckets([parameter for parameter in parameters if parameter.requires_grad]):
+        # A parameter may have a gradient in some processes only. All take part in the same all-reduce, with zeros for what is missing.
         has_gradient = torch.tensor([float(parameter.grad is not None) for parameter in bucket], device=bucket[0].device)
         flat = [torch.zeros_like(parameter).flatten() if parameter.grad is None else parameter.grad.flatten() for parameter in bucket]
         summed = all_sum(torch.cat([has_gradient, *(gradient.float() for gradient in flat)]))
         pieces = summed[len(bucket) :].split([parameter.numel() for parameter in bucket])
         for parameter, num_owners, piece in zip(bucket, summed[: len(bucket)].tolist(), pieces, strict=True):
+            # A copy, because a view would keep the whole bucket in memory.
             parameter.grad = piece.view_as(parameter).to(parameter.dtype, copy=True) if num_owners else None
 
 

@@ -75,6 +75,7 @@ def install_command(extra: str) -> str:
 
 def _is_installed(module: str) -> bool:
     """Whether a module can be imported, without importing it."""
+    # Before find_spec, which raises ValueError for a loaded module without a spec.
     if module in sys.modules:
         return sys.modules[module] is not None
     return importlib.util.find_spec(module) is not None

@@ -63,6 +63,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 path.rename(replaced)  # the target of a rename must be empty
             partial.rename(path)
     finally:
+        # The second rename failed: the old folder returns to its place.
         if replaced.exists() and not path.exists():
             replaced.rename(path)
         shutil.rmtree(partial, ignore_errors=True)
@@ -71,6 +72,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def _partial_of(path: Path) -> Path:
     """The name under which this process writes a file or folder until it is complete."""
+    # The process ID separates two processes that write the same file.
     return path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
 
 
@@ -99,6 +101,7 @@ def lock(folder: Path, part: int = 0) -> Iterator[None]:
     The lock ends with its process, also if that is killed. It does nothing on systems without POSIX locks.
     """
     absolute = folder.absolute()  # "." has no name
+    # Beside the folder, because a file inside it would make an empty folder count as occupied.
     path = absolute.with_name(f".{absolute.name}.lock-{part}")
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _locked(path)
@@ -183,6 +186,7 @@ def check_output_file(path: Path) -> None:
 def _check_writable(folder: Path) -> None:
     """InputError if the folder, or the nearest folder above it that exists, cannot be written to."""
     folder = folder.expanduser().absolute()
+    # Not Path.exists, which may raise PermissionError below a folder that cannot be entered.
     existing = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))
     if not existing.is_dir():
         raise InputError(f"{folder} cannot be written to: {existing} is a file", hint="name another folder")

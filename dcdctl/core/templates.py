@@ -28,6 +28,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        # Jinja drops the last line break of a template by default.
         keep_trailing_newline=True,
     )
     environment.filters["thousands"] = _thousands

@@ -115,6 +115,7 @@ class CorpusRow:
 
     def digest(self, image_digest: bytes | None = None) -> bytes:
         """The SHA-256 of id, captions and image bytes. A known `image_digest` saves hashing the image again."""
+        # JSON, because it marks where each text ends: captions "ab", "c" must not equal "a", "bc".
         id_and_captions = json.dumps([self.image_id, list(self.captions)]).encode()
         return hashlib.sha256(hashlib.sha256(id_and_captions).digest() + (image_digest or self.image_digest())).digest()
 
@@ -196,6 +197,7 @@ class Corpus:
         return corpus if max_images is None else corpus.subset(max_images)
 
     def __getstate__(self) -> dict[str, Any]:
+        # A threading.local cannot be pickled, and open files belong to one process.
         return {key: value for key, value in self.__dict__.items() if key != "_open"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -218,6 +220,7 @@ class Corpus:
     def caption_ids(self) -> npt.NDArray[np.int64]:
         """The source's number of each caption."""
         numbers = [column.flatten().to_numpy() for column in self._column("caption_ids")]
+        # With an empty array, because np.concatenate refuses an empty list.
         return np.concatenate([*numbers, np.empty(0, np.int64)])[: self.num_captions]
 
     @cached_property
@@ -277,6 +280,7 @@ class Corpus:
     def _column(self, name: str) -> Iterator[pa.Array]:
         for shard, end in enumerate(self._shard_ends):
             yield from self._file(shard)[0].read(columns=[name]).column(name).chunks
+            # A subset may end inside a shard; callers cut off the rest.
             if end >= self.num_images:
                 return
 
@@ -294,6 +298,7 @@ class Corpus:
         """The image bytes of a row group. The last one is kept in memory: reading in order reads each row group once."""
         self._file(shard)
         if self._open.group_key != (shard, group):
+            # The old row group is released first, so that only one is in memory.
             self._open.group_key = self._open.group = None
             table = self._file(shard)[0].read_row_group(group, columns=["image.bytes"])
             self._open.group_key, self._open.group = (shard, group), table.column("image").chunk(0).field("bytes")

@@ -36,11 +36,13 @@ _SIGNATURES = {
     "PNG": rb"\x89PNG\r\n\x1a\n",
     "GIF": rb"GIF8[79]a",
     "WEBP": rb"RIFF....WEBP",
+    # A plus sign in place of the asterisk: BigTIFF.
     "TIFF": rb"II[*+]\0|MM\0[*+]",
     "BMP": rb"BM",
     "PPM": rb"P[1-7fF]\s",
 }
 _SIGNATURE = re.compile(b"|".join(b"(?P<%s>%s)" % (name.encode(), head) for name, head in _SIGNATURES.items()), re.DOTALL)
+# The end of the longest signature, that of WEBP.
 _SIGNATURE_BYTES = 12
 
 
@@ -121,6 +123,7 @@ def summarize_corpus(folder: Path, split: str | None = None, *, max_images: int 
         splits = {name: _inspect_split(corpus, advance) for name, corpus in opened.items()}
     return CorpusInspection(
         name=index["name"],
+        # `licence` is the key of corpus.json format 1.
         license=index.get("licence") or "",
         source=(index.get("source") or {}).get("kind", ""),
         num_left_out=reasons.total(),
@@ -140,6 +143,7 @@ def _inspect_split(corpus: Corpus, advance: Advance) -> SplitInspection:
     for rows in _rows(corpus):
         data = rows.column("image").field("bytes")
         num_bytes += pc.sum(pc.binary_length(data).cast(pa.int64())).as_py()
+        # Only the first bytes become Python objects.
         formats.update(format_of(head) for head in pc.binary_slice(data, 0, _SIGNATURE_BYTES).to_pylist())
         widths.append(rows.column("width").to_numpy())
         heights.append(rows.column("height").to_numpy())

@@ -153,6 +153,7 @@ class ParquetImageFile:
             value = _open_column(self.path, self.row_group, self.column).value(self.row_in_group)
         except (pa.ArrowException, OSError) as error:
             raise RowError(f"its image cannot be read from {self.path.name} ({error})") from error
+        # A buffer, so that a large file is rejected before it is copied.
         data = value.as_buffer()
         if data is None:
             raise RowError(f"{self.path.name} has no bytes of its image in column {self.column!r}, at most a path")
@@ -258,6 +259,7 @@ class _Zip:
     def image_file(self, name: str) -> ImageFile:
         if escapes_root(name):
             raise RowError(f"its path in the zip leads out of it ({name})")
+        # The upper 16 bits hold the Unix file mode.
         if stat.S_ISLNK(_open_zip(self.path).getinfo(name).external_attr >> 16):
             raise RowError(f"it is a link in the zip, expected a file ({name})")
         return ZipImageFile(self.path, name)
@@ -318,6 +320,7 @@ def _tar_entries(path: Path) -> dict[str, TarEntry]:
     """All members except folders, in archive order, by name without a leading `./`; the later of two with one name, as when unpacking."""
     entries = {}
     try:
+        # "r:" refuses compressed tars, whose members cannot be read at an offset.
         with tarfile.open(path, "r:") as archive:
             for info in archive:
                 if not info.isdir():
@@ -340,12 +343,14 @@ def _why_refused(info: tarfile.TarInfo) -> str:
         return "its path in the tar leads out of it"
     if info.issym() or info.islnk():
         return f"it is a link in the tar to {info.linkname}, expected a file"
+    # The bytes of a sparse member are not stored in one piece.
     return "" if info.isreg() and not info.issparse() else "it is a device or another special file in the tar"
 
 
 def _zip_members(path: Path) -> list[str]:
     """The names of all files in a zip, in archive order; InputError if it is not a zip."""
     try:
+        # A zip may hold a name twice; zipfile reads the later one.
         return list(dict.fromkeys(info.filename for info in _open_zip(path).infolist() if not info.is_dir()))
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise InputError(f"{path} is not a zip ({error})", hint=_NOT_AN_ARCHIVE_HINT) from error
@@ -380,6 +385,7 @@ class _ImageColumn:
     """The image files of a row group, read a few rows at a time: some writers put a whole file into one row group."""
 
     def __init__(self, path: Path, row_group: int, column: str) -> None:
+        # pre_buffer would read the column of the whole row group into memory before the first batch.
         self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=PARQUET_BUFFER_BYTES)
         schema = self._file.schema_arrow
         if column not in schema.names:

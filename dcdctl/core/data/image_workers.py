@@ -87,4 +87,5 @@ def _end_with_parent() -> None:
 
 def _exit_after(sentinel: int) -> None:
     connection.wait([sentinel])
+    # Not sys.exit, which would end only this thread.
     os._exit(1)

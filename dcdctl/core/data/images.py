@@ -16,8 +16,10 @@ from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """The formats that are decoded. Pillow knows more, and starts another program for some of them (EPS)."""
+# Pillow's limit is None if a program has switched it off.
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26
 """A larger image counts as a decompression bomb: Pillow's own limit, 89 megapixels."""
+# The highest quality that Pillow recommends.
 JPEG_QUALITY = 95
 THUMBNAIL_QUALITY = 80
 HASH_REDUCING_GAP = 4
@@ -138,6 +140,7 @@ def _open_image(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Im
         except UnidentifiedImageError as error:
             raise ImageError(f"not an image file of a supported format ({', '.join(FORMATS)}){_guess_other_format(data)}") from error
         except _DECODE_ERRORS as error:
+            # Pillow raises a plain ValueError for this, with the name of its limit in the text.
             if "MAX_TEXT" in str(error):
                 raise ImageError("its text or color profile unpacks to too many bytes, it may be a decompression bomb") from error
             raise ImageError(f"the image is truncated or damaged ({error})") from error

@@ -135,6 +135,7 @@ def choose_manifest(
         "annotations" if flag == "--karpathy" else "pairs": str(path),
         "images": [str(folder) for folder in images],
     }
+    # Karpathy's files are named dataset_NAME.json.
     return _parse_manifest(config.apply_sets(table, sets), path.stem.removeprefix("dataset_"), Path())
 
 

@@ -121,6 +121,7 @@ def nearest_hashes(hashes_A: NDArray[np.uint64], hashes_B: NDArray[np.uint64]) -
             distance_RC = np.bitwise_count(hashes_A[part, None] ^ hashes_B[None, offset : offset + _BLOCK])
             nearest_R = distance_RC.argmin(axis=1)
             bits_R = distance_RC[np.arange(len(nearest_R)), nearest_R]
+            # Strictly nearer, so that the first of equally near hashes wins across blocks too.
             is_nearer_R = bits_R < bits_A[part]
             nearest_A[part] = np.where(is_nearer_R, nearest_R + offset, nearest_A[part])
             bits_A[part] = np.where(is_nearer_R, bits_R, bits_A[part])
@@ -128,6 +129,7 @@ def nearest_hashes(hashes_A: NDArray[np.uint64], hashes_B: NDArray[np.uint64]) -
 
 
 def _overlap(held_out: SplitImages, other: SplitImages, near_bits: int) -> Overlap:
+    # Reversed, so that the first of several rows with the same file wins.
     first_row = {digest: row for row, digest in reversed(list(enumerate(other.digests)))}
     same = [(row, first_row[digest]) for row, digest in enumerate(held_out.digests) if digest in first_row]
     same_rows = {row for row, _ in same}

@@ -108,12 +108,14 @@ def prepare_corpus(
     check = RowCheck(splits=options.splits, max_images=options.max_images, skip_bad=options.on_error == "skip")
     listing = list_source(located.source, check)
     listed = {split: SplitCounts(images=count, captions=listing.captions[split]) for split, count in listing.counts.items()}
+    # Before any image is read, and again below, because damaged images may be skipped.
     check_protocol(manifest, listed, options.splits, options.max_images)
     # `licence` is the key of corpus.json format 1.
     plan: dict[str, Any] = {"format": CORPUS.format, "name": manifest.name, "licence": manifest.license}
     plan |= {"citation": manifest.citation, "source": dict(listing.provenance), "counts": dict(listing.counts)}
     plan |= {"options": options.to_plan()}
     digest = files.digest_of(plan)
+    # Shards of other library versions are not mixed, because their bytes may differ. A finished corpus is valid with any version.
     build = Build(out, {"plan": digest, "pillow": PIL.__version__, "pyarrow": pa.__version__}, CORPUS)
     with build.lock():
         if build.is_sealed:
@@ -138,6 +140,7 @@ def _already_there(out: Path, digest: str) -> CorpusSummary:
         raise InputError(message, hint="remove it, or write elsewhere with --out")
     for entry in (shard for split in index["splits"].values() for shard in split["shards"]):
         CORPUS.check_part(out / entry["file"])
+    # A run that is killed after the seal leaves the plan.
     (out / CORPUS.plan_file).unlink(missing_ok=True)
     return _summary(out, index, already_there=True)
 
@@ -210,6 +213,7 @@ class ShardProgress:
         path, known = self.build.folder / name, self.shards.get(name)
         if known is None or self.build.missing([name]) or sha256_of(path) != known["entry"]["sha256"]:
             return None
+        # The hashes come from the notes, because computing them again would decode every image.
         hashes, skipped = [int(value, 16) for value in known["hashes"]], [SkippedRow(**skip) for skip in known["skipped"]]
         shard = Shard(entry=known["entry"], hashes=hashes, skipped=skipped)
         for row in corpus.read_shard(path):
@@ -232,6 +236,7 @@ def _write_splits(listing: Listing, build: Build, options: PrepareOptions, track
             splits[split] = []
             for number in range(num_shards):
                 name = corpus.shard_name(split, number, num_shards)
+                # Taken for a finished shard too, because `rows` is an iterator.
                 part = list(itertools.islice(rows, options.shard_size))
                 shard = progress.finished(name)
                 if shard is None:

@@ -55,6 +55,7 @@ class RaggedArray:
     def from_pairs(rows: Index, values: Index, count: int) -> RaggedArray:
         """`count` lists from pairs in any order: the values of a list ascend, each once."""
         pairs = np.unique(np.stack([rows, values], axis=1), axis=0)
+        # A copy, because a column is a strided view that keeps both columns in memory.
         return RaggedArray(np.searchsorted(pairs[:, 0], np.arange(count + 1)).astype(np.int64), pairs[:, 1].copy())
 
 
@@ -64,4 +65,5 @@ def offsets_of(lengths: ArrayLike) -> Index:
     >>> offsets_of([2, 0, 3])
     array([0, 2, 2, 5])
     """
+    # int64 explicitly, because the cumulative sum of an empty list is float64.
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -175,13 +175,16 @@ def describe_scenes(seed: int, split: str, num_captions: int = 5) -> Iterator[De
 
 def describe_family(seed: int, split: str, index: int, num_captions: int = 5) -> list[DescribedScene]:
     """The four scenes of one family."""
+    # Random hashes a text seed with SHA-512, so scenes are equal in every process.
     rng = random.Random(f"scenes/{seed}/{split}/{index}")
     return [DescribedScene(scene, _write_statements(rng, scene, num_captions)) for scene in _draw_family(rng, split)]
 
 
 def split_of(scene: Scene) -> str:
     """The only split in which the family of this scene may appear."""
+    # Without positions, and colors apart from shapes: the four members of a family have the same key.
     key = sorted((thing.shape, thing.size) for thing in scene.objects), sorted(thing.color for thing in scene.objects)
+    # Not hash(), which differs between processes.
     bucket = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") % 10
     return next(split for split, buckets in SPLIT_BUCKETS.items() if bucket in buckets)
 

@@ -92,6 +92,7 @@ def _sources_to_try(manifest: Manifest, options: SourceOptions) -> list[str]:
     }
     if not any(len(missing[name]) < len(files_needed(manifest, name)) for name in names):
         raise InputError(f"{options.placed} holds no file of {manifest.name}", hint=_placing_hint(manifest, names))
+    # The sort is stable: among equals, the manifest's order of preference decides.
     return sorted(names, key=lambda name: len(missing[name]))
 
 

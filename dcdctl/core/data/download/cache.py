@@ -86,6 +86,7 @@ def fetch_file(file: RemoteFile, *, offline: bool = False, track: Track = silent
     SourceError: it is not available, it is not the expected file, or it is not in the cache and `offline` (or HF_HUB_OFFLINE) is set.
     InputError: the disk is full, or the cache cannot be written.
     """
+    # The hash of the URL separates files of the same name.
     target = cache_folder() / "downloads" / f"{_short(file.url)}-{file.name}"
     offline_reason = _offline_reason(offline)
     with _disk_errors(file.url, target.parent), _exclusive(target):
@@ -125,6 +126,7 @@ def expand(pattern: str, *, offline: bool = False) -> list[RemoteFile]:
 
 def _fetch_plain(file: RemoteFile, target: Path, offline_reason: str, track: Track) -> LocalFile:
     record = _read_json(_record_path(target))
+    # SHA-256 in any case, because it is recorded at the first download and compared later.
     kinds = {"sha256", *_checksum_kind(file)}
     if target.exists():
         digests = _digests(target, kinds, record)
@@ -150,6 +152,7 @@ def _fetch_plain(file: RemoteFile, target: Path, offline_reason: str, track: Tra
     if error is not None:
         http.discard(partial)
         raise error
+    # A rename may reach the disk before the content of the file.
     with partial.open("rb") as data:
         os.fsync(data.fileno())
     # The record is written first: a run that is killed in between leaves a complete partial file and its record.
@@ -172,10 +175,12 @@ def _fetch_from_hub(file: RemoteFile, target: Path, offline_reason: str, track: 
     record = _read_json(_record_path(target))
     digests = _digests(path, {"sha256", *_checksum_kind(file), *([blob_hash] if blob_hash else [])}, record)
     if blob_hash and digests[blob_hash] != blob.name:
+        # huggingface_hub does not verify files of its cache: it would return the damaged file again.
         blob.unlink()
         path.unlink(missing_ok=True)
         hint = "it was removed: run the same command again"
         raise SourceError(f"{file.url} has {blob_hash} {digests[blob_hash]}, expected {blob.name} from the Hub", hint=hint)
+    # With the Hub's hash the record is not compared: a branch such as main may have moved to other content since the first download.
     error = _difference(file, path, digests, {} if blob_hash else record)
     if error is not None:
         raise error
@@ -240,6 +245,7 @@ def _offline_reason(offline: bool) -> str:
     """The flag or variable that forbids the network; empty if none does."""
     if offline:
         return "--offline"
+    # The values that huggingface_hub reads as true.
     return "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE") else ""
 
 
@@ -266,6 +272,7 @@ def _disk_errors(what: str, folder: Path, *, keeps_partial: bool = True) -> Iter
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = f"make room and run the same command again{': what was downloaded is kept' if keeps_partial else ''}"
             raise InputError(f"there is no room left for {what} in {folder}", hint=hint) from error
+        # ENOTDIR and EEXIST: there is a file in the place of a folder.
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             hint = "set DCDCTL_CACHE (and for files of the Hub HF_HOME) to a folder that can be written"
             raise InputError(f"the cache cannot be written ({error})", hint=hint) from error

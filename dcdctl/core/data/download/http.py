@@ -45,8 +45,10 @@ class _RetryError(Exception):
 
 def hashes_of(path: Path, kinds: Collection[str]) -> dict[str, Any]:
     """Hash objects over all bytes of a file, by kind: sha256, md5, or git-sha1, git's name of a file. They can be updated further."""
+    # usedforsecurity=False, because FIPS builds of OpenSSL refuse MD5 otherwise.
     hashes = {kind: hashlib.new(kind.removeprefix("git-"), usedforsecurity=False) for kind in sorted(kinds)}
     if "git-sha1" in hashes:
+        # git hashes the size before the content.
         hashes["git-sha1"].update(f"blob {path.stat().st_size}\0".encode())
     if path.exists():
         with path.open("rb") as file:
@@ -70,6 +72,7 @@ def get(url: str, partial: Path, *, size: int | None, kinds: Collection[str], ha
     """
     import httpx2
 
+    # Uncompressed, because lengths and ranges of a compressed response are not those of the file.
     headers = {"Accept-Encoding": "identity", "User-Agent": f"dcdctl/{__version__}"}
     with httpx2.Client(follow_redirects=True, timeout=TIMEOUT_SECONDS, headers=headers) as client:
         transfer = _Transfer(client=client, url=url, partial=partial, size=size, kinds=kinds, has_checksum=has_checksum, begin=begin)
@@ -112,8 +115,10 @@ class _Transfer:
 
         notes = self._read_notes()
         start = self.length()
+        # A complete partial file, left by a run that was killed before the rename, needs no request: the server would answer 416.
         if not start or start != notes.get("size"):
             headers = {"Range": f"bytes={start}-"} if start else {}
+            # If the file has changed, If-Range makes the server send all of it instead of the rest.
             if start and notes["validator"]:
                 headers["If-Range"] = notes["validator"]
             try:
@@ -148,6 +153,7 @@ class _Transfer:
     def _check_response(self, response: httpx2.Response) -> None:
         """SourceError or _RetryError unless the response is the file."""
         status, status_text = response.status_code, f"{response.status_code} {response.reason_phrase}"
+        # The partial file is longer than the server's file, which must have changed.
         if status == 416:
             self._drop()
             raise _RetryError(status_text)
@@ -161,12 +167,14 @@ class _Transfer:
             raise SourceError(f"{self.url} does not exist ({status_text})", hint="it may have moved: find it and place it by hand")
         if status not in (200, 206):
             raise SourceError(f"{self.url} was refused ({status_text})", hint=BY_HAND_HINT)
+        # Some servers answer 200 with a login or error page.
         name = self.url.partition("?")[0]
         if response.headers.get("content-type", "").startswith("text/html") and not name.endswith((".html", ".htm")):
             raise SourceError(f"{self.url} is a web page, expected a file", hint=BY_HAND_HINT)
 
     def _receive(self, response: httpx2.Response, start: int) -> dict[str, str]:
         """Write the bytes of the response after the partial file, or in its place."""
+        # The server does not support ranges, or its file has changed.
         if response.status_code != 206:
             self._drop()
             start = 0
@@ -177,6 +185,7 @@ class _Transfer:
         if None not in (total, self.size) and total != self.size:
             self._drop()
             raise SourceError(f"{self.url} has {total:,} bytes, expected {self.size:,}")
+        # The notes precede the bytes: a killed run leaves a partial file that can be resumed.
         if not _is_encoded(response.headers):  # a partial encoded file cannot be resumed
             write_json(_notes_of(self.partial), {"url": self.url, "validator": _validator(response.headers), "size": total})
         if self.advance is None:
@@ -184,6 +193,7 @@ class _Transfer:
             self.advance = self.begin(None if full_size is None else full_size - start, start > 0)
         hashes = hashes_of(self.partial, self.kinds)
         with self.partial.open("ab") as file:
+            # iter_bytes decodes a compressed response, iter_raw would not.
             for block in response.iter_bytes():
                 file.write(block)
                 for value in hashes.values():
@@ -223,6 +233,7 @@ def _total(headers: Mapping[str, str], start: int) -> int | None:
 def _validator(headers: Mapping[str, str]) -> str:
     """The value for If-Range: a strong ETag, else the date; empty if there is neither."""
     etag = headers.get("etag", "")
+    # If-Range requires a strong ETag (RFC 9110): a weak one may stay the same when bytes change.
     return etag if etag and not etag.startswith("W/") else headers.get("last-modified", "")
 
 

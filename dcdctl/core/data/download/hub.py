@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 from dcdctl.core.errors import ConfigError, SourceError
 from dcdctl.core.progress import Track
 
+# Revisions have no slash here, except refs/convert/NAME and refs/pr/NUMBER.
 URL = re.compile(
     r"hf://(?P<kind>datasets/)?(?P<repo>(?!datasets/|models/|spaces/)[^/@*]+/[^/@*]+)(@(?P<revision>refs/(?:convert|pr)/[^/*]+|[^/*]+))?/(?P<path>.+)",
 )
@@ -68,6 +69,7 @@ def get(file: HubPath, *, offline: bool, track: Track) -> Path:
     if offline:
         # Not hf_hub_download with local_files_only, which may still make a request to the Hub.
         cached = try_to_load_from_cache(file.repo, file.path, repo_type=file.kind, revision=file.revision, cache_dir=cache_folder())
+        # Besides None, the result may be an object that stands for a file known not to exist.
         if not isinstance(cached, str):
             raise SourceError(f"{file.url} is not in the cache of the Hub")
         return Path(cached)
@@ -130,6 +132,7 @@ def _explain(file: HubPath, error: Exception) -> SourceError:
     """The answer of the Hub in one line, with a hint."""
     from huggingface_hub import errors
 
+    # huggingface_hub reports an unreachable or refusing Hub as a missing local file; the cause holds the reason.
     cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None else error
     status = getattr(getattr(cause, "response", None), "status_code", None)
     # First, because it is a subclass of RepositoryNotFoundError.

@@ -120,7 +120,11 @@ def read_csv(path: Path) -> list[tuple[int, dict[str, Any]]]:
     by_role = _find_columns(path, _read_header(path))
     try:
         with warnings.catch_warnings():
+            # Surplus cells, as from a caption with an unquoted comma: with index_col=False pandas drops them with a warning.
+            # Without it, pandas may take the first column for an index.
             warnings.simplefilter("error", pd.errors.ParserWarning)
+            # keep_default_na=False, because a caption may be "None" or "NA"; short rows are still filled with NaN.
+            # Blank lines are kept to count lines.
             table = pd.read_csv(
                 path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False, encoding="utf-8-sig"
             ).fillna("")
@@ -182,6 +186,7 @@ def _parse_cell(role: str, text: str) -> Any:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return text
+    # A caption in quotation marks is a JSON string too; the marks belong to the caption.
     return text if isinstance(value, str) else value
 
 

@@ -101,6 +101,7 @@ class _Scanner:
             try:
                 value, end = self._decoder.raw_decode(self._buffer, self._position)
             except json.JSONDecodeError:
+                # Either cut off by the end of the buffer or wrong: only more text decides.
                 if not self._read(size):
                     raise
             else:

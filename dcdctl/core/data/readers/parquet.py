@@ -68,6 +68,7 @@ class ParquetSource:
                     yield from _entries(self, name, splits)
 
         rows = group_by_image(entries(), check, merge=True)
+        # Not a checksum of the files, because listing does not read the image bytes in them.
         provenance: dict[str, Any] = {"kind": "parquet", "captions_sha256": _captions_digest(rows)}
         if self.splits is not None:
             provenance["splits"] = file_checksum(self.splits)
@@ -177,6 +178,7 @@ def _find_columns(path: Path, schema: pa.Schema, source: ParquetSource, *, has_s
     image_id = require(source.id_column, "the identity of images") if source.id_column else ""
     if not image_id and pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
         image_id = f"{image}.path"
+    # By number: as text, caption_10 precedes caption_2.
     numbered = sorted((name for name in schema.names if _NUMBERED.fullmatch(name)), key=lambda name: int(name.rpartition("_")[2]))
     if source.caption_column:
         captions = (require(source.caption_column, "the captions"),)

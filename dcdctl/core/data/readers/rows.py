@@ -161,12 +161,14 @@ def group_by_image(entries: Iterable[Entry], check: RowCheck, *, merge: bool) ->
                 continue
             path = entry.image_path()
             is_new = path not in by_path
+            # A full split still accepts further captions of its images.
             if is_new and check.is_full(len(rows[split])):
                 continue
             if not is_new and not merge:
                 raise RowError(f"the same image as {by_path[path][1].where}")
             if not is_new and by_path[path][0] != split:
                 raise RowError(f"its split is {split}, but {by_path[path][0]} in {by_path[path][1].where}")
+            # All that may fail precedes the first change, so that a rejected row leaves nothing behind.
             captions, caption_ids = entry.captions(), entry.caption_ids()
             if is_new:
                 by_path[path] = split, SourceRow(entry.where, path, path, entry.image_file(path), [], [])
@@ -246,6 +248,7 @@ def read_caption(value: Any, name: str) -> str:
         raise RowError(f"{name} is {describe_value(value)}, expected text")
     if not value.strip():
         raise RowError(f"{name} is empty")
+    # JSON may hold half of a surrogate pair, which UTF-8 cannot store.
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -255,6 +258,7 @@ def read_caption(value: Any, name: str) -> str:
 
 def read_caption_ids(value: Any, count: int) -> list[int] | None:
     """The numbers of `count` captions; None if the value is anything else."""
+    # Not isinstance, because a bool is an int. 64 bits, because the corpus stores int64.
     if isinstance(value, list) and len(value) == count and all(type(number) is int and abs(number) < 2**63 for number in value):
         return value
     return None

@@ -78,6 +78,7 @@ class Sample:
 
     def captions(self) -> list[str]:
         if "txt" in self.members:
+            # Not splitlines, because a caption may contain a Unicode line separator.
             lines = self._text("txt").split("\n")
             return read_captions([line for line in lines if line.strip()])
         if "json" not in self.members:
@@ -108,6 +109,7 @@ def _samples(path: Path, split: str) -> Iterator[Sample]:
     store = ImageStore(path)
     members: dict[str, dict[str, str]] = {}
     for name in store.members():
+        # In WebDataset the key ends at the first dot of the file name.
         stem, _, suffix = PurePosixPath(name).name.partition(".")
         key = str(PurePosixPath(name).with_name(stem)) if stem else name
         members.setdefault(key, {})[suffix.lower()] = name
