@@ -34,9 +34,11 @@ def bootstrap_sums(values_IC: NDArray[np.float64], resamples: int, seed: int) ->
     """(R, C): the sums of the columns over each draw of I images with replacement."""
     rng, num_images, sums = np.random.default_rng(seed), len(values_IC), []
     for size in _blocks(resamples, num_images):
+        # Each draw counts in a range of its own, so one bincount serves the whole block.
         image_BI = rng.integers(num_images, size=(size, num_images)) + num_images * np.arange(size)[:, None]
         # Drawing indices and counting them gives multinomial counts ten times faster than drawing the counts.
         counts_BI = np.bincount(image_BI.ravel(), minlength=image_BI.size).reshape(image_BI.shape)
+        # float64 has a fast matrix product, and its sums of whole numbers are exact.
         sums.append(counts_BI.astype(np.float64) @ values_IC)
     return np.concatenate(sums)
 
@@ -55,6 +57,7 @@ def sign_flip_test(difference_I: NDArray[np.float64], flips: int, seed: int) -> 
     if len(nonzero_I) <= MAX_EXACT_IMAGES:
         patterns_PI = np.arange(1 << len(nonzero_I))[:, None] >> np.arange(len(nonzero_I)) & 1
         return SignFlip(float(np.mean(np.abs(_signed_sums(patterns_PI, nonzero_I)) >= observed)), is_exact=True)
+    # The observed pattern counts as one of the drawn ones, so that no p-value is 0.
     rng, num_as_far = np.random.default_rng((seed, _SIGN_STREAM)), 1
     for size in _blocks(flips, len(nonzero_I)):
         words_BW = rng.integers(1 << 64, size=(size, -(-len(nonzero_I) // 64)), dtype=np.uint64)

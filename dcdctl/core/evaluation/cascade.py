@@ -152,10 +152,13 @@ def _median_ms(steps: Sequence[Callable[[Query], object]], queries: Sequence[Que
     """The median time of each step over rounds of one query each; the first round warms up and does not count."""
     began, rounds = time.perf_counter(), []
     for count, query in enumerate(itertools.cycle(queries)):
+        # One round more than the bounds say, because the first one is not counted.
         if count > MAX_ROUNDS or (count > MIN_ROUNDS and time.perf_counter() - began > BUDGET_S):
             break
         times = []
+        # All depths in every round, so that other work on the machine slows all of them alike.
         for step in steps:
+            # A GPU runs behind the program: without waiting, only the start of its work would be timed.
             devices.synchronize(device)
             started = time.perf_counter()
             step(query)

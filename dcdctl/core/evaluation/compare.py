@@ -172,8 +172,10 @@ def find_rank_shifts(ours: Sequence[RankTable], base: Sequence[RankTable], direc
     (RankShift(query=1, ours=(9,), base=(1,)),)
     """
     ours_QR, base_QR = (np.column_stack([table.ranks(direction) for table in tables]) for tables in (ours, base))
+    # Ratios of ranks: from 40 to 20 is as much as from 2 to 1.
     log_ours_Q, log_base_Q = np.log(ours_QR).mean(axis=1), np.log(base_QR).mean(axis=1)
     gain_Q = (log_base_Q - log_ours_Q).round(DECIMALS)
+    # np.lexsort sorts by its last key first.
     order_Q = np.lexsort([np.minimum(log_ours_Q, log_base_Q), -np.abs(gain_Q)])
     better, worse = order_Q[gain_Q[order_Q] > 0], order_Q[gain_Q[order_Q] < 0]
     listed = [
@@ -203,6 +205,7 @@ def index_of(systems: Sequence[System], name: str) -> int:
 
 
 def _refs(name: str) -> list[str]:
+    # A path that exists may contain a comma.
     refs = [name] if Path(name).exists() else name.split(",")
     if not all(refs):
         raise InputError(f"a name in {name!r} is empty", hint="separate the seeds of a system by single commas")

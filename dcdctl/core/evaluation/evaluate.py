@@ -159,8 +159,10 @@ def run_evaluation(
     Raises what `resolve` raises before anything is opened; StaleError while another evaluation writes into the same folder.
     """
     plan = resolve(job, options, out, ranks)
+    # Before the model is loaded: of two evaluations into one folder, the second fails at once.
     with _claimed(plan.folder):
         corpus, protocol = open_split(job.choice)
+        # Before the weights, because it may refuse the corpus, and it decides how many candidates are kept.
         judge = _judge(corpus, protocol) if job.with_eccv else None
         num_top = options.num_top if judge is None else max(options.num_top, judge.num_top)
         model = models.load(job.model, plan.overrides, track)

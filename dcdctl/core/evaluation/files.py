@@ -144,7 +144,9 @@ def _read_ranks(path: Path, optional: tuple[str, ...] = ()) -> pa.Table:
             if missing := set(_RANKS) - present:
                 raise InputError(f"{path} is not a table of ranks: it has no column {min(missing)!r}", hint=RANKS_HINT)
             schema = pa.schema(_RANKS | {name: _OPTIONAL[name] for name in optional if name in present})
+            # pyarrow reads columns in the order of the file, and casts only columns in the order of the schema.
             table = file.read(schema.names).select(schema.names).cast(schema)
+    # pyarrow reports a damaged page as OSError, which is no ArrowException.
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a table of ranks ({error})", hint=RANKS_HINT) from error
     if fault := _fault(table):
@@ -200,6 +202,7 @@ def _read_top(path: Path, ranks: RankTable) -> dict[Direction, TopCandidates]:
 
 def _top_of(rows: pa.Table, path: Path, num_queries: int, gallery_size: int) -> TopCandidates:
     """The rows of one direction as arrays; they must be the first K candidates of every query, numbered from 1."""
+    # Booleans are bits in Arrow, so they cannot be read without a copy.
     columns = {name: rows[name].to_numpy(zero_copy_only=False) for name in ("query", "place", "candidate", "score", "is_own")}
     k = rows.num_rows // num_queries
     query, place = np.divmod(np.arange(num_queries * k), max(1, k))
@@ -233,6 +236,7 @@ def write_evaluation(folder: Path, document: dict[str, Any], evaluation: Evaluat
     """Write the two tables, and the document last."""
     names = file_names(is_cascade=evaluation.kind == "cascade")
     result_file = folder / str(names.result)
+    # First, so that a killed evaluation leaves no numbers beside other ranks.
     result_file.unlink(missing_ok=True)
     write_ranks(folder / names.ranks, evaluation, corpus)
     _write_top(folder / str(names.top), evaluation)
@@ -250,6 +254,7 @@ def write_ranks(path: Path, evaluation: Evaluation, corpus: Corpus) -> None:
         "direction": Direction.TEXT.value,
         "query": np.arange(num_images),
         "image_id": image_ids,
+        # Nullable integers, because a missing value makes ordinary ones floats.
         "caption_id": pd.array([pd.NA] * num_images, dtype="Int64"),
         "caption": pd.Series([None] * num_images, dtype="str"),
         "rank": evaluation.text_ranks,

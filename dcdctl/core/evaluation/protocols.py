@@ -81,6 +81,7 @@ def open_split(choice: SplitChoice) -> tuple[Corpus, Protocol]:
 def folds_of(corpus: Corpus, protocol: Protocol) -> list[Fold]:
     """The galleries of a protocol, of equal size up to one image."""
     ends = [corpus.num_images * fold // protocol.num_folds for fold in range(protocol.num_folds + 1)]
+    # Captions are in the order of their images, so consecutive images have consecutive captions.
     text_ends = np.searchsorted(corpus.caption_image, ends).tolist()
     pairs = zip(itertools.pairwise(ends), itertools.pairwise(text_ends), strict=True)
     return [Fold(range(*images), range(*texts)) for images, texts in pairs]

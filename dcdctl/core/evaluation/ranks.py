@@ -166,6 +166,7 @@ class RankCounter:
         row = row_T[column]
         positive = scores_IT[row, column]
         is_above = positive[:, None] >= self._threshold_IR[row + first_image]
+        # An image has several captions in a block, and `-=` would subtract only one of them.
         np.subtract.at(self._above_IR, row + first_image, is_above.astype(np.int64))
         self._above_T[column + texts.start] -= positive >= self._threshold_T[column + texts.start]
 
@@ -244,6 +245,7 @@ def rank_embeddings(
     """Rankings by inner product of unit vectors, `block` images at a time."""
     image_ID, text_TD = finite_vectors(image_ID), finite_vectors(text_TD)
     image_T = torch.tensor(caption_image, dtype=torch.int64, device=image_ID.device)
+    # Products of single pairs round differently from the blocks below; the margin of the counter covers that.
     positive_T = torch.cat(
         [(image_ID[image_B] * text_BD).sum(dim=1) for image_B, text_BD in zip(image_T.split(block), text_TD.split(block), strict=True)]
     )
@@ -309,12 +311,14 @@ def rerank(
     is_within_QD = is_positive_QD & (np.cumsum(is_positive_QD, axis=1) <= num_within_Q[:, None])
     negatives_QD = np.where(is_positive_QD, -np.inf, scores_QD)
     within_QR = -np.sort(-np.where(is_within_QD, scores_QD, -np.inf), axis=1)[:, : first.positions_QR.shape[1]]
+    # A copy, because all depths of a cascade start from the same ranking.
     positions_QR, positive_score_Q = first.positions_QR.copy(), first.positive_score_Q
     for nth, score_Q in enumerate(within_QR.T):
         before_Q = np.count_nonzero(negatives_QD >= tie_thresholds(score_Q, margin)[:, None], axis=1)
         positions_QR[:, nth] = np.where(score_Q > -np.inf, before_Q + nth + 1, positions_QR[:, nth])
     if within_QR.shape[1]:
         positive_score_Q = np.where(within_QR[:, 0] > -np.inf, within_QR[:, 0], first.positive_score_Q)
+    # The last key sorts first: by score, and positives after other candidates with the same score.
     order_QD = np.lexsort((is_positive_QD, -scores_QD), axis=1)
     top_QD = np.take_along_axis(first.top_QK[:, :depth], order_QD, axis=1)
     top_scores = [np.take_along_axis(scores_QD, order_QD, axis=1), first.top_score_QK[:, depth:]]
@@ -343,6 +347,7 @@ def concatenate(rankings: Sequence[Ranking], offsets: Sequence[int]) -> Ranking:
 
 def tie_thresholds(scores: NDArray[np.float32], margin: float) -> NDArray[np.float32]:
     """The lowest scores that tie with positives of these scores."""
+    # Rounding errors grow with the magnitude of a score; below 1 the margin is absolute.
     return (scores - margin * np.maximum(np.abs(scores), 1)).astype(np.float32) if margin else scores
 
 
@@ -380,6 +385,7 @@ def _count_in_columns(is_above: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 def _checked(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     """The scores as contiguous float32; ModelError if one is NaN or infinite."""
+    # NaN and infinity reach the minimum or the maximum, which need no mask as large as the block.
     if scores.size and not (np.isfinite(scores.min()) and np.isfinite(scores.max())):
         raise ModelError("the model gives scores that are NaN or infinite", hint="its training diverged: try a lower optimizer.lr")
     return np.ascontiguousarray(scores, dtype=np.float32)

@@ -106,6 +106,7 @@ def check_queries(named: Mapping[str, RankTable]) -> None:
     """StaleError that names both if a table has other queries than the first one."""
     (first_name, first), *others = named.items()
     for name, table in others:
+        # Lists of different lengths differ in their first entry, the counts.
         pairs = zip(_queries(table), _queries(first), strict=False)
         if difference := next((f"{query}, not {expected}" for query, expected in pairs if query != expected), None):
             raise StaleError(f"{name} has other queries than {first_name}: {difference}", hint="evaluate both on the same corpus and split")
@@ -149,6 +150,7 @@ def _columns(tables: Sequence[RankTable]) -> NDArray[np.float64]:
     text_IC, image_IC = np.zeros((2, len(tables[0].image_ids), len(KS) + 1))
     for table in tables:
         text_IC += _hits_and_reciprocals(table.text_ranks)
+        # An image has several captions, and `+=` would add only one of them.
         np.add.at(image_IC, table.caption_image, _hits_and_reciprocals(table.image_ranks))
     return np.hstack([text_IC, image_IC])
 

@@ -89,4 +89,5 @@ class Batch(Pairs):
 
     def pin_memory(self) -> Batch:
         """The same batch in pinned memory, which a GPU reads directly."""
+        # `in_pinned_memory` pins only fields that can pin themselves, and a tuple cannot.
         return replace(in_pinned_memory(self), micro_batches=tuple(micro_batch.pin_memory() for micro_batch in self.micro_batches))

@@ -45,6 +45,7 @@ class _Batches(torch.utils.data.Dataset[Batch]):
 
     def __init__(self, source: Source, config: BatchConfig, seed: int, plan: MicroBatchPlan) -> None:
         self.corpus, self.config, self.seed, self.plan = source.corpus, config, seed, plan
+        # A dual encoder reads one token of its stored features, so the others stay on disk.
         self.source = replace(source, only_first=True) if plan.by_side and isinstance(source, Features) else source
         self._epoch = -1
         check_size(config, plan)
@@ -65,6 +66,7 @@ class _Batches(torch.utils.data.Dataset[Batch]):
             yield MicroBatch(*self._read(image_RC[rows.computed], text_RC[rows.computed]), (rows,))
 
     def _micro_batches_by_side(self, image_RC: Index, text_RC: Index) -> Iterator[MicroBatch]:
+        # Ascending as in `_distinct`: the indices of the pairs count the joined outputs of all micro-batches in this order.
         images, texts = np.unique(image_RC), np.unique(text_RC)
         for sides in zip(self.plan.row_ranges(len(images)), self.plan.row_ranges(len(texts)), strict=True):
             parts = self.source.images(images[sides[0].computed]), self.source.texts(texts[sides[1].computed])
@@ -89,6 +91,7 @@ class _Batches(torch.utils.data.Dataset[Batch]):
         return FalseNegativeFilter(self.corpus.caption_image, self._text_class)
 
     def _rng(self, *key: int) -> np.random.Generator:
+        # The first number of the key separates the order of an epoch (0) from the draws of a list or a step (1).
         return np.random.default_rng([self.seed, *key])
 
 
@@ -105,6 +108,7 @@ class CandidateListBatches(_Batches):
         super().__init__(source, config, seed, plan)
         self.cache = cache
         self._captions = np.arange(source.corpus.num_captions) if cache is None else self._with_enough_candidates(cache)
+        # Not rounded: a batch may end one epoch and begin the next.
         self.batches_per_epoch = len(self._captions) / config.size
 
     def with_mined(self, mined: MinedNegatives) -> CandidateListBatches:
@@ -134,6 +138,7 @@ class CandidateListBatches(_Batches):
             missing_BN = np.full(image_BN.shape, np.nan, dtype=np.float32)
             return self._with_matches(image_BN, text_BN, missing_BN, missing_BN)
         teacher_BK = torch.from_numpy(self.cache.lookup(image_BN, text_BN))
+        # The released code hands its loss sorted scores, which are not in the order of the columns. Only the released losses read these.
         column_BN, official_BN = select_as_official(teacher_BK, self.config.hard_negatives)
         return self._with_matches(
             np.take_along_axis(image_BN, column_BN.numpy(), axis=1),
@@ -151,6 +156,7 @@ class CandidateListBatches(_Batches):
         epoch, position = divmod(sample, len(self._captions))
         text = int(self._order(epoch)[position])
         image = int(self.corpus.caption_image[text])
+        # Seeded by the number of the list, so that a resumed run draws it without drawing the earlier ones.
         rng = self._rng(1, sample)
         direction = self.config.directions[sample % len(self.config.directions)]
         step = sample // self.config.size
@@ -175,10 +181,12 @@ class CandidateListBatches(_Batches):
     def _negative_images(self, rng: np.random.Generator, text: int, step: int) -> Index:
         if self.cache is not None:
             return self._sample(rng, self.cache.candidates.images_of_text[text])
+        # An image whose caption has the same text matches too, so it is no negative.
         positives = set(self.corpus.caption_image[self._text_class == self._text_class[text]].tolist())
         return self._draw(rng, self._mined_of(rng, Direction.IMAGE, text, step), self.corpus.num_images, positives, int)
 
     def _sample(self, rng: np.random.Generator, candidates: Index) -> Index:
+        # The released code draws with replacement from all captions; a query's cached candidates are distinct, and so are these.
         return rng.choice(candidates, self.config.random_negatives, replace=False)
 
     def _mined_of(self, rng: np.random.Generator, direction: Direction, query: int, step: int) -> Index | None:
@@ -215,7 +223,9 @@ class AllPairsBatches(_Batches):
 
     def __getitem__(self, step: int) -> Batch:
         epoch, position = divmod(step, self.corpus.num_images // self.config.size)
+        # Sorting removes the order within a batch, in which `random_batches` and `neighbor_batches` differ.
         image_Q = np.sort(self._epoch_batches(epoch)[position])
+        # The captions of an image are consecutive in a corpus.
         first_Q, end_Q = (np.searchsorted(self.corpus.caption_image, image_Q, side) for side in ("left", "right"))
         text_G = first_Q + self._rng(1, step).integers(end_Q - first_Q)
         image_QG, text_QG = np.broadcast_arrays(image_Q[:, None], text_G[None, :])

@@ -220,6 +220,7 @@ def _load_models(plan: TrainingPlan, opened: _Files, inputs: TrainingInputs, tra
     """Load the teacher, make the initial model, and encode the corpus once if its frozen encoders' features are stored."""
     teacher = inputs.load_teacher(opened.caches, track)
     model = initial_model.make_model(plan.recipe, opened.corpus.captions, teacher, track)
+    # The main process stores the features; the others then find them complete.
     with distributed.main_first():
         source = make_source(model, opened.corpus, plan.options.compute, track)
     return _Training(plan, opened, teacher, model, source)
@@ -246,6 +247,7 @@ def count_steps(recipe: Recipe, batches_per_epoch: float) -> int:
     """Optimizer steps of a run."""
     if recipe.optimizer.steps is not None:
         return recipe.optimizer.steps
+    # Rounded down, as in the released code.
     return max(1, int(recipe.optimizer.epochs * batches_per_epoch))
 
 
@@ -290,6 +292,7 @@ def _facts(training: _Training) -> dict[str, Any]:
         "cache": None if opened.scores is None else opened.scores.plan,
         "start": training.model.digest,
         "precision": options.compute.precision,
+        # Stored features are rounded to float16, so they change numbers; their folder does not.
         "features": None if options.compute.features is None else "float16",
         "validation": None if opened.validation is None else opened.validation.fingerprint,
     }
@@ -313,6 +316,8 @@ def _run_steps(training: _Training, run: Run, batches: TrainingBatches, schedule
         options=options,
         validation=validate,
     )
+    # Each stop leaves a checkpoint, so a run that is killed during a refresh mines again with the same weights. A resumed run passes
+    # the earlier stops without a step and reads their finished caches.
     for stop in [*schedule.refresh_steps, None]:
         unit, per_step = work_per_step(recipe, scores)
         train_until(batches=batches, until=stop, watch=functools.partial(watch, unit=unit, per_step=per_step))

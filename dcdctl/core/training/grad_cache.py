@@ -117,6 +117,7 @@ def _backward_in_micro_batches(
     del last_outputs
     for number, micro_batch in earlier:
         _backprop_micro_batch(outputs(number, micro_batch), leaves, micro_batch.row_ranges)
+    # A sum, not the mean of DistributedDataParallel: the loss is already that of the whole batch.
     distributed.sum_gradients(model.parameters())
     return values
 
@@ -128,7 +129,9 @@ def _gather_outputs(local: Sequence[tuple[Tensor, ...]], micro_batches: Sequence
         row_ranges = [micro_batch.row_ranges[number] for micro_batch in micro_batches]
         rows = outputs[0].new_zeros(row_ranges[0].total, *outputs[0].shape[1:])
         for row_range, output in zip(row_ranges, outputs, strict=True):
+            # Detached: the gradient of the loss stops at the leaves, and each micro-batch propagates its share later.
             rows[row_range.start : row_range.stop] = output.detach()[: row_range.stop - row_range.start]
+        # Rows of other processes are zeros here, so the sum over processes holds every row once.
         leaves.append(distributed.all_sum(rows).requires_grad_())
     return leaves
 

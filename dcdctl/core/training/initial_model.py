@@ -30,6 +30,7 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | 
     check(recipe, has_teacher=teacher is not None)
     if teacher is None:
         teacher = _new_fusion(config, captions, recipe.seed) if config.start == "new" else models.load_fusion(config.start, track=track)
+    # Trained weights are copies, because the teacher still scores the pairs of a refresh.
     model = teacher.student(config.layers) if config.layers else copy.deepcopy(teacher).requires_grad_(True)
     if config.frozen_encoders:
         if model.encoders is None:

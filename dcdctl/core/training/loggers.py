@@ -23,9 +23,11 @@ class Log:
         self._path = run.folder / "metrics.jsonl"
         earlier = [line for line in run.metrics() if line["step"] < first_step]
         files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in earlier))
+        # Event files are not rewritten: purge_step hides what a killed run logged after its last checkpoint.
         self._events = SummaryWriter(str(run.folder / "tensorboard"), purge_step=first_step or None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        # Closed after each line, so a killed run leaves at most one incomplete line, which `Run.metrics` skips.
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
@@ -41,6 +43,7 @@ class WandbLog:
     def __init__(self, run: Run, project: str) -> None:
         path = run.folder / "wandb.json"
         run_id = files.read_json(path, hint="delete it to start another run at Weights & Biases").get("id") if path.exists() else None
+        # "allow" also starts a run whose id is not known yet, so the first start and a resumed one are the same call.
         self._wandb_run: Any = require().init(
             project=project, name=run.folder.name, dir=str(run.folder), config=run.facts()["recipe"], id=run_id, resume="allow"
         )

@@ -78,6 +78,7 @@ def train(
     model.to(compute.device).train()
     _check_micro_batches(model, objective, options)
     optimizer = make_optimizer(model, config)
+    # Only small float16 gradients underflow; bfloat16 has the exponents of float32.
     scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "float16")
     step_compute = StepCompute(compute=compute, scaler=scaler, micro_batch_plan=options.micro_batch_plan)
     first = runs.load_checkpoint(run, model, optimizer, scaler)
@@ -85,6 +86,7 @@ def train(
     distributed.broadcast_weights(model)
     sampler = range(first, num_steps if until is None else until)
     is_cuda = compute.device.type == "cuda"
+    # batch_size=None, because an item of the data set is a whole batch already.
     loader = DataLoader(batches, batch_size=None, sampler=sampler, num_workers=compute.workers, pin_memory=is_cuda)
     with _logs(run, first, options) as log, watch(total=num_steps, done=first) as on_step:
         for step, batch in enumerate(loader, start=first):
@@ -142,6 +144,7 @@ def _update_weights(
     """One optimizer step, with the gradient clipped to a norm if the recipe sets one."""
     set_rates(optimizer, rate)
     if max_grad_norm is not None:
+        # Before clipping: the recipe's norm is that of the gradient without the loss scale.
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     scaler.step(optimizer)
@@ -153,6 +156,7 @@ def learning_rate_factor(step: int, num_steps: int, config: OptimizerConfig) -> 
 
     s/W, then (N-s)/(N-W) for `linear`, as in the released code, or half a cosine from 1 to 0 for `cosine`.
     """
+    # Rounded down, and the first step has rate 0, as in the released code.
     warmup = int(config.warmup_share * num_steps)
     if step < warmup:
         return step / warmup
@@ -180,6 +184,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         )
     options = [{"params": parameters, "decay": decay, "lr_factor": factor} for (factor, decay), parameters in groups.items()]
     beta_1, beta_2 = config.betas
+    # torch's default eps, 1e-8, is that of the released code. `set_rates` sets the decay of every step.
     return torch.optim.AdamW(options, lr=config.lr, betas=(beta_1, beta_2), weight_decay=0.0, fused=True)
 
 

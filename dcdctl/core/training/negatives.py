@@ -94,7 +94,9 @@ def mine(source: Source, recipe: Recipe, device: torch.device = CPU, track: Trac
 
 def for_lists(mined: Candidates, recipe: Recipe, num_steps: int) -> MinedNegatives:
     """The mined negatives of a training of `num_steps`; ConfigError if the processes read different ones."""
+    # Processes that mined differently would build different batches: a silently wrong loss.
     distributed.check_equal(_checksum(mined), "their mined negatives")
+    # Adding 0.5 rounds halves up; `round` would round them to even numbers.
     per_list = max(1, int(recipe.batch.mined_share * recipe.batch.random_negatives + 0.5))
     return MinedNegatives(mined, per_list, int(recipe.batch.mined_from * num_steps + 0.5))
 
@@ -117,6 +119,7 @@ def read_or_mine(folder: Path, source: Source, recipe: Recipe, device: torch.dev
             parts = {name: [file.get_tensor(f"{name}.{part}").astype(np.int64) for part in ("offsets", "values")] for name in LISTS}
         mined = Candidates(**{name: RaggedArray(*part) for name, part in parts.items()}, dropped=header["dropped"])
         is_damaged = _checksum(mined) != header["checksum"]
+    # json reports a damaged header as ValueError; a header of another program has no key "mined".
     except (SafetensorError, ValueError, KeyError) as error:
         raise MINED.damaged(path, str(error)) from error
     if is_damaged:
@@ -131,6 +134,7 @@ def save_mined(folder: Path, mined: Candidates, corpus: Corpus, recipe: Recipe) 
         header = {**build.plan, "dropped": mined.dropped, "checksum": _checksum(mined)}
         named = list(zip(LISTS, (mined.texts_of_image, mined.images_of_text), strict=True))
         arrays = {f"{name}.offsets": lists.offsets for name, lists in named}
+        # int32 halves the values on disk; the checksum is of the int64 arrays, to which reading converts them.
         arrays |= {f"{name}.values": lists.values.astype(np.int32) for name, lists in named}
         with build.write(FILE) as partial:
             partial.write_bytes(save(arrays, metadata={"mined": json.dumps(header)}))
@@ -153,6 +157,7 @@ def _checksum(mined: Candidates) -> int:
 
 def draw(rng: np.random.Generator, population: int, count: int, is_positive: Callable[[int], bool]) -> Index:
     """Random negatives from the whole corpus, with replacement as in the released code, and never a positive of the query."""
+    # The released code does not exclude other captions of the same image.
     chosen: list[int] = []
     for _ in range(MAX_DRAW_ROUNDS):
         chosen += [int(i) for i in rng.integers(0, population, count) if not is_positive(int(i))]

@@ -54,6 +54,7 @@ def loss_terms(
     `all_IT` holds a dual encoder's logits of all images of the batch with all its captions. Only losses that compare logits with logits
     see calibrated logits (`Loss.calibrated`).
     """
+    # Autocast gives half precision, in which losses are never computed.
     logits_RC = logits_RC.float()
     calibrated_RC = logits_RC if calibrate is None else calibrate(logits_RC)
 

@@ -42,6 +42,7 @@ class LossConfig:
 
     terms: dict[str, Positive] = field(default_factory=lambda: {"dcd": 1.0})
     """Loss name (docs/losses.md) -> weight. All of them work on lists of candidates, or all of them on all pairs of a batch."""
+    # 0.2, and 1 for the temperature, are constants of the released code.
     alpha: Share = 0.2
     """dcd, dcd-released: weight of the distillation term, in [0, 1]; the ground truth gets the rest. wsl-released: factor of that term."""
     temperature: Positive = 1.0
@@ -127,6 +128,7 @@ class ModelConfig:
     image_mean: float = 0.5
     image_std: Positive = 0.5
     """new models: mean and standard deviation that normalize the pixels of every channel, where white is 1."""
+    # The length of METER and ViLT in retrieval, special tokens included.
     max_text_len: int = 40
     vocab_size: Count = 4000
     """new models: maximum number of word pieces, trained on the captions of the train split."""
@@ -168,6 +170,7 @@ class BatchConfig:
 
     size: Annotated[int, AtLeast(2)] = 32
     """Queries (lists) or images, each with one caption (all pairs)."""
+    # The released code draws 15 for COCO and 63 for Flickr30K, and keeps 7 of them.
     random_negatives: Count = 15
     """Lists: negatives drawn at random for a query, before the hardest are kept. Queries with fewer cached candidates are left out."""
     hard_negatives: Count = 7
@@ -193,6 +196,7 @@ class BatchConfig:
 class OptimizerConfig:
     """The `[optimizer]` table."""
 
+    # All defaults but lr, lr_factors and save_every are those of DCD's released training.
     lr: Positive = 1e-4
     lr_factors: dict[str, Positive] = field(default_factory=dict)
     """Part of the model (a component of its parameters' dotted names, such as text_layers) -> factor of the learning rate."""

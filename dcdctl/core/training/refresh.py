@@ -50,10 +50,13 @@ def refresh_cache(
     The student reads `source`; the teacher scores with `compute` (`teacher_compute`), because the two may have features of different
     encoders.
     """
+    # cache.json is written last, so a refresh that has it is complete.
     if (folder / "cache.json").exists():
         return read_cache(folder, corpus=source.corpus, teacher=teacher.digest)
     planned = build(CandidateConfig, cache.plan["candidates"], "candidates")
+    # Each refresh draws another random pool, and the same one again if it is repeated.
     config = replace(planned, seed=planned.seed + step)
+    # Without dropout the candidates are a function of the weights; `loop.train` switches back to training mode.
     student.eval()
     if student.kind == "dual":
         mined = _nearest_by_vectors(student, source, config, compute.device, track)
@@ -77,6 +80,7 @@ def teacher_compute(cache: TeacherCache, compute: Compute) -> Compute:
 def _nearest_by_vectors(student: DualEncoder, source: Source, config: CandidateConfig, device: torch.device, track: Track) -> Candidates:
     """The nearest images and captions by a dual student's vectors."""
     vectors = scoring.embed_with_model(student, source, device, track)
+    # The vectors are given, so no model is loaded by this name.
     nearest = replace(config, kind="embedding", shares={}, model="the student")
     return mine_candidates(source.corpus, nearest, vectors)
 
@@ -90,6 +94,7 @@ def _hardest_of_pool(student: FusionScorer, source: Source, config: CandidateCon
         query = lists.rows
         pairs = (query, lists.values) if is_image_query else (lists.values, query)
         scores = scoring.score_pairs(student, source, *pairs, compute=Compute(device=device)) if len(query) else np.empty(0)
+        # A stable sort: equal scores keep the order of the pool.
         order = np.lexsort((-scores, query))
         rank = np.arange(len(query)) - lists.offsets[query[order]]
         best = order[rank < config.per_query]

@@ -132,6 +132,7 @@ def save_checkpoint(
         torch.save(optimizer.state_dict(), partial / "optimizer.pt")
         if scaler is not None and scaler.is_enabled():
             files.write_json(partial / "scaler.json", scaler.state_dict())
+    # Only after the new checkpoint is complete, so that a kill at any time leaves one.
     for old in run.checkpoint_steps()[:-KEPT_CHECKPOINTS]:
         shutil.rmtree(run.folder / "checkpoints" / f"step-{old}")
 
@@ -143,6 +144,7 @@ def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
         return 0
     folder = run.folder / "checkpoints" / f"step-{steps[-1]}"
     _load_weights(folder / "weights.safetensors", model)
+    # weights_only, because unpickling a file must not run its code.
     optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
     scale = folder / "scaler.json"
     if scaler is not None and scaler.is_enabled() and scale.exists():
@@ -154,6 +156,7 @@ def _load_weights(path: Path, model: nn.Module) -> None:
     weights = load_file(path)
     if different := set(weights) ^ set(_unshared(model)):
         raise StaleError(f"{path.parent} is of another model: it differs in {min(different)}", hint="name another folder with --out")
+    # Not strict: the file has tied weights under one name only. All other differences are found above.
     model.load_state_dict(weights, strict=False)
 
 
@@ -169,6 +172,7 @@ def best_rsum(run: Run) -> float:
 def save_best(run: Run, step: int, rsum: float, model: nn.Module) -> None:
     """Save atomically the weights after `step` steps as the best so far."""
     with files.atomic_path(run.folder / BEST_WEIGHTS) as partial:
+        # repr keeps every digit: a resumed run that reaches this sum again must not exceed it.
         save_file(_unshared(model), partial, metadata={"step": str(step), "rsum": repr(rsum)})
 
 
@@ -184,6 +188,7 @@ def finish(run: Run, model: Model, *, half: bool = False) -> None:
 
 def _unshared(model: nn.Module) -> dict[str, Tensor]:
     """The parameters and buffers, each storage once: tied weights are restored through the one parameter that is kept."""
+    # safetensors refuses tensors that share memory.
     first: dict[int, str] = {}
     state = model.state_dict()
     return {name: tensor for name, tensor in state.items() if first.setdefault(tensor.data_ptr(), name) == name}

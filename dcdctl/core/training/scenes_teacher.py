@@ -89,6 +89,7 @@ def candidate_logits(scorer: FusionScorer, images: States, texts: States, text_i
 
 def matching_loss(logits_BK: Tensor, text_ix_BK: Tensor) -> Tensor:
     """Cross-entropy of the true caption among an image's candidates, and of the true image among a caption's; their mean."""
+    # A column is a permutation of the captions, so its argsort gives the image that each caption is compared with.
     by_caption_BK = logits_BK.gather(0, text_ix_BK.argsort(dim=0))
     target_B = torch.zeros(len(logits_BK), dtype=torch.int64, device=logits_BK.device)
     return (functional.cross_entropy(logits_BK, target_B) + functional.cross_entropy(by_caption_BK, target_B)) / 2
@@ -232,7 +233,9 @@ def pretraining_objective(config: PretrainingConfig) -> Objective:
         length = batch.masked_ids_BL.shape[1]
         masked_logits = model.word_logits(tokens[:, :length][batch.is_masked_BL])
         words = functional.cross_entropy(masked_logits, batch.texts.input_ids[batch.is_masked_BL])
+        # The class token stands between the caption and the patches.
         word_logits_BVW = model.word_logits(tokens[:, length + 1 :])
+        # Masked words alone do not teach the images; naming objects with the word embeddings teaches colors and shapes in minutes.
         objects = torch.stack(
             [
                 functional.cross_entropy(word_logits_BVW[..., ids].flatten(0, 1), batch.objects_BV3[..., k].flatten(), ignore_index=IGNORED)

@@ -27,6 +27,7 @@ def infonce(logits_QG: Tensor, same_mask: Tensor | None = None) -> Tensor:
     logits_QG = in_full_precision(logits_QG)
     if same_mask is not None:
         on_diagonal = torch.eye(len(logits_QG), dtype=torch.bool, device=logits_QG.device)
+        # A mask that covers the diagonal would remove the positive and make the loss infinite.
         logits_QG = logits_QG.masked_fill(same_mask & ~on_diagonal, -torch.inf)
     target_Q = torch.arange(len(logits_QG), device=logits_QG.device)
     return (functional.cross_entropy(logits_QG, target_Q) + functional.cross_entropy(logits_QG.T, target_Q)) / 2
@@ -97,6 +98,7 @@ def mse_pairs(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, *, temp
     >>> mse_pairs(torch.tensor([[1.0, 0.0], [9.0, 1.0]]), torch.zeros(2, 2), scored_QG, temperature=1.0)  # (1 + 0 + 1) / 3
     tensor(0.6667)
     """
+    # Both sides are masked before the difference, because masking the error would leave 0 * NaN in the gradient.
     teacher_QG = in_full_precision(teacher_QG.detach()).masked_fill(~scored_QG, 0) / temperature
     error_QG = (in_full_precision(student_QG).masked_fill(~scored_QG, 0) - teacher_QG).square()
     if weights is not None:
@@ -128,6 +130,7 @@ def _margins(student_QG: Tensor, teacher_QG: Tensor, scored_QG: Tensor, temperat
     distance_QG = (in_full_precision(student_QG) - in_full_precision(teacher_QG.detach()) / temperature).masked_fill(~scored_QG, 0)
     mean_Q1 = distance_QG.sum(dim=1, keepdim=True) / num_scored_Q.clamp(min=1)[:, None]
     variance_Q = mean_of_known((distance_QG - mean_Q1).square(), scored_QG)
+    # A row with one scored pair has variance 0, so only the count must leave it out.
     return weighted(variance_Q, weight_Q).sum() / (num_scored_Q >= 2).sum().clamp(min=1)
 
 
@@ -148,5 +151,6 @@ def _listwise(
     if not is_dynamic:
         return student_temperature**2 * kl_Q.sum() / num_rows
     decisiveness_Q = decisiveness(in_full_precision(teacher_QG.detach()) / temperature, scored_QG & is_counted_Q[:, None])
+    # Every row that counts has at least 1, so the clamp acts only where none counts.
     decisiveness_Q = decisiveness_Q * num_rows / decisiveness_Q.sum().clamp(min=1)
     return student_temperature**2 * (decisiveness_Q * kl_Q).sum() / num_rows

@@ -57,12 +57,15 @@ def dcd_parts(
     """
     teacher_BN, student_BN = in_full_precision(teacher_BN.detach()), in_full_precision(student_BN)
     known_BN = known_columns(teacher_BN, known_BN)
+    # Masked before the arithmetic: a NaN that is masked afterwards still makes the gradient NaN.
     teacher_BN, student_BN = teacher_BN.masked_fill(~known_BN, 0), student_BN.masked_fill(~known_BN, 0)
     counts_B = known_BN.any(dim=1)
+    # Without the temperature, as in the released code.
     share_B = entropy_share(teacher_BN, known_BN)
     # The released code multiplies the mean over the whole batch, so weights and temperature cancel; here each query has its own weight.
     error_B = mean_of_known((teacher_BN / temperature - student_BN / temperature).square(), known_BN)
     kd = temperature**2 * (sureness(share_B, counts_B) * weighted(error_B, weight_B)).sum()
+    # The released code classifies each pair by itself; there is no softmax over the candidates.
     nll = (share_B * mean_of_known(binary_cross_entropy(student_BN), known_BN)).sum()
     return _mix(kd, nll, alpha)
 

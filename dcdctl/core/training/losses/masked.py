@@ -41,6 +41,7 @@ def kl_of_rows(student_QG: Tensor, teacher_QG: Tensor, known_QG: Tensor, tempera
     log_p_QG = log_softmax(in_full_precision(teacher_QG.detach()) / temperature, known_QG)
     log_q_QG = log_softmax(in_full_precision(student_QG) / student_temperature, known_QG)
     p_QG = log_p_QG.exp()
+    # Where p underflows to 0 its logarithm may be -inf, and 0 * inf is NaN.
     matters_QG = known_QG & (p_QG > 0)
     return (p_QG * (log_p_QG - log_q_QG).masked_fill(~matters_QG, 0)).sum(dim=1)
 

@@ -117,6 +117,7 @@ def _full_correlations(scores_QG: Tensor, known_QG: Tensor) -> tuple[Tensor, Ten
     variance_QQ = centered_QG.square() @ known.T - sum_QQ.square() / num_QQ
     covariance_QQ = centered_QG @ centered_QG.T - sum_QQ * sum_QQ.T / num_QQ
     varies_QQ = (variance_QQ > MIN_VARIANCE) & (variance_QQ.T > MIN_VARIANCE)
+    # The root of 0 has an infinite gradient, which the mask below would turn into NaN.
     correlation_QQ = covariance_QQ / (variance_QQ * variance_QQ.T).clamp(min=MIN_VARIANCE**2).sqrt()
     is_other_QQ = ~torch.eye(len(known), dtype=torch.bool, device=known.device)
     return correlation_QQ, varies_QQ & (shared_QQ >= MIN_SHARED) & is_other_QQ

@@ -24,6 +24,7 @@ def select_hardest(teacher_BK: Tensor, num_hard: int) -> Tensor:
     """
     _check_num_hard(teacher_BK, num_hard)
     negatives_BK = teacher_BK[:, 1:].nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    # The released code leaves the order of ties to the sort; a stable one is the same on every device.
     hardest_BN = negatives_BK.argsort(dim=1, descending=True, stable=True)[:, :num_hard] + 1
     return functional.pad(hardest_BN, (1, 0), value=0)
 
@@ -66,6 +67,7 @@ def entropy(teacher_BK: Tensor, known_BK: Tensor | None = None) -> Tensor:
     known_BK = known_columns(teacher_BK, known_BK)
     log_p_BK = log_softmax(teacher_BK, known_BK)
     p_BK = log_p_BK.exp().masked_fill(~known_BK, 0)
+    # 0 log 0 counts as 0; it is NaN in the released code.
     return -(p_BK * log_p_BK.masked_fill(p_BK == 0, 0)).sum(dim=1)
 
 
@@ -93,6 +95,7 @@ def sureness(share_B: Tensor, counts_B: Tensor) -> Tensor:
     tensor([0.2689, 0.7311])
     """
     exponent_B = (1 - share_B).square().masked_fill(~counts_B, -torch.inf)
+    # The softmax is NaN if no row counts; the second mask makes that 0.
     return exponent_B.softmax(dim=0).masked_fill(~counts_B, 0)
 
 
