@@ -123,8 +123,7 @@ def read_csv(path: Path) -> list[tuple[int, dict[str, Any]]]:
             # Surplus cells, as from a caption with an unquoted comma: with index_col=False pandas drops them with a warning.
             # Without it, pandas may take the first column for an index.
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            # keep_default_na=False, because a caption may be "None" or "NA"; short rows are still filled with NaN.
-            # Blank lines are kept to count lines.
+            # keep_default_na=False, because a caption may be "None" or "NA". Blank lines are kept, so that lines can be counted.
             table = pd.read_csv(
                 path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False, encoding="utf-8-sig"
             ).fillna("")
