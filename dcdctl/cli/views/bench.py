@@ -161,6 +161,7 @@ def digits(value: float) -> str:
     >>> digits(0.01234), digits(1.5), digits(99.96), digits(12345.6), digits(0)
     ('0.0123', '1.50', '100', '12,346', '0')
     """
+    # Each limit is the smallest number that rounds up to one more digit before the point: 99.95 becomes 100.
     for decimals, limit in ((0, 99.95), (1, 9.995), (2, 0.9995), (3, 0.09995), (4, 0.0)):
         if value > limit:
             return f"{value:,.{decimals}f}"

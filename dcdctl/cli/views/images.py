@@ -52,6 +52,7 @@ def escape_sequence(image: Image, protocol: str) -> str:
     small = image.convert("RGB")
     small.thumbnail((2 * SIDE_PX, SIDE_PX))
     stream = io.BytesIO()
+    # kitty's protocol has no JPEG.
     small.save(stream, "PNG" if protocol == KITTY else "JPEG")
     data = base64.b64encode(stream.getvalue()).decode()
     if protocol == KITTY:

@@ -126,6 +126,7 @@ def run(searcher: Searcher, view: View, k: int) -> int:
 def _read_lines(searcher: Searcher, view: View, k: int) -> int:
     """Answer each line of stdin as it arrives; 1 if a line could not be answered, otherwise 0."""
     num_failed = 0
+    # Bytes, because one line that is not UTF-8 must not end the others; files from Windows may begin with a byte order mark.
     for number, raw in enumerate(sys.stdin.buffer, start=1):
         text = raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff").strip()
         if not text:
@@ -146,6 +147,7 @@ def _prompt(session: Session) -> int:
             try:
                 session.do(_read_prompt())
             except EOFError:
+                # Ctrl-D leaves the cursor on the line of the prompt.
                 note("")
                 break
             except KeyboardInterrupt:

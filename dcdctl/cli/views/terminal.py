@@ -40,6 +40,7 @@ class ErrorGroup(TyperGroup):
             raise
         except KeyboardInterrupt as interrupt:
             note("interrupted: finished work is kept")
+            # 128 + SIGINT, as shells report an interrupted program.
             raise typer.Exit(130) from interrupt
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -99,6 +100,7 @@ def note(text: str) -> None:
 
 def is_main() -> bool:
     """Whether this process prints: the first of several (`core/distributed.py`). Errors are printed by the process that has them."""
+    # torchrun sets RANK; asking torch.distributed would import torch, which takes seconds.
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -343,6 +343,7 @@ def _missing_packages() -> str:
 
 def _exported(model: DualEncoder, inputs: Inputs, folder: Path) -> OnnxStudent:
     try:
+        # The files hold float32, whatever the autocast precision of the benchmark.
         with torch.inference_mode(False), torch.autocast(device_of(model).type, enabled=False):
             towers = models.export_onnx(model, folder / "towers")
             onnx = models.OnnxDual(towers, model.preprocess, device=device_of(model))

@@ -110,6 +110,7 @@ def _run(request: ColdStartRequest) -> ColdStartTimes:
     package = str(files.PACKAGE.parent)
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     # -P: files in the current folder cannot replace modules.
+    # time.time, because perf_counter starts at another point in each process.
     command = [sys.executable, "-P", "-c", _SCRIPT, json.dumps({**asdict(request), "started": time.time()})]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -117,6 +118,7 @@ def _run(request: ColdStartRequest) -> ColdStartTimes:
         raise ModelError(
             f"a fresh process that loads {request.ref} could not answer: {reason}", hint="--fresh-processes 0 leaves this measurement out"
         )
+    # The last line, because a library may have printed to stdout before.
     return build(ColdStartTimes, json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -170,6 +172,7 @@ def _answer_twice(model: Model, corpus: Corpus, request: ColdStartRequest, devic
 
     def search() -> Tensor:
         text = steps.encode_texts(model.preprocess.texts([corpus.captions[0]]).to(device))
+        # The copy to the CPU waits for the GPU, so both times are of finished work.
         return steps.rank(gallery, text).topk(min(FIRST, request.num_images)).indices.cpu()
 
     search()

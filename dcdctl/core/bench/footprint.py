@@ -59,6 +59,7 @@ def _matrix_by_vector(matrix: Shape, vector: Shape, *rest: Any, **named: Any) ->
     return 2 * math.prod(matrix)
 
 
+# Without these, torch counts 70.5 of the 73.4 million operations of a pair of the built-in teacher.
 _MISSING_IN_TORCH: dict[Any, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten.mv: _matrix_by_vector,

@@ -14,6 +14,7 @@ from dcdctl.core.progress import Advance
 
 BLOCK_IMAGES = 1000
 """Images of a block when a dual model scores a test set."""
+# Calls of `RateMeasurement.time` in `rates`, and in `_batch_times` for each batch size.
 NUM_SINGLE_STEPS = 5
 STEPS_OF_A_BATCH = 3
 
@@ -134,6 +135,7 @@ def _batch_times(measurement: RateMeasurement, size: int) -> dict[str, BatchTime
 
 
 def _rank(model: BenchModel) -> Work:
+    # Encoded outside the timed work: only the ranking counts.
     gallery, text = model.gallery(model.inputs.batch_size), model.steps.encode_texts(model.inputs.singles[0][1])
     return lambda number: model.steps.rank(gallery, text)
 
@@ -178,6 +180,7 @@ class QueryCurve:
 
         def work(number: int) -> Tensor:
             if not self.is_cached:
+                # The outputs are dropped, because the gallery already holds the same images.
                 for chunk in inputs.chunks(count):
                     steps.encode_images(chunk)
             scores_N = steps.rank(gallery, steps.encode_texts(inputs.singles[number % len(inputs.singles)][1]))
@@ -190,6 +193,7 @@ def queries(measurement: RateMeasurement, by_model: Mapping[str, Rates], *, is_c
     """Query times by model and gallery size; extrapolated where timing would take too long."""
     config = measurement.config
     curves = {name: QueryCurve(model, by_model[name], is_cached) for name, model in measurement.models.items()}
+    # Ascending, because a size that is too large is extrapolated from the smaller ones.
     for count in sorted(config.gallery_sizes):
         works = {name: curve.query(count) for name, curve in curves.items() if curve.is_feasible(count, config)}
         samples = measurement.timer.time_in_turn(works) if works else {}

@@ -99,6 +99,7 @@ class Timer:
 
     def once(self, work: Work, number: int) -> float:
         """Seconds for the work of one round."""
+        # Work that an earlier step left on the device must not count.
         self.synchronize()
         started = self.clock()
         work(number)
@@ -113,6 +114,7 @@ class Timer:
         per_round = {name: max(1, count // num_rounds) for name, count in affordable.items()}
         seconds: dict[str, list[list[float]]] = {name: [] for name in works}
         for number in range(num_rounds):
+            # Sorted first, so that the order depends only on the seed.
             for name in self.rng.permutation(sorted(works)).tolist():
                 seconds[name].append([self.once(works[name], number) for _ in range(per_round[name])])
         draws_RN = self.rng.integers(num_rounds, size=(NUM_DRAWS, num_rounds))
@@ -123,4 +125,5 @@ class Timer:
         warm = self.once(work, 0)
         if warm < self.budget_s / 10:  # slow work is warm after one run
             warm = min([warm, *(self.once(work, 0) for _ in range(self.num_warmup - 1))])
+        # A coarse clock may show the same time twice, so the warm-up may last 0 seconds.
         return self.num_repeats if warm <= 0 else min(self.num_repeats, int(self.budget_s / warm))

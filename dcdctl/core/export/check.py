@@ -18,7 +18,8 @@ from dcdctl.core.models import DualEncoder
 
 NUM_SAMPLES = 32
 LOWEST_COSINE = {"fp32": 0.9999, "int8": 0.98}
-"""Minimum cosine between the vectors of the exported and the original model, for every image and caption."""
+"""Minimum cosine between the vectors of the exported and the original model, for every image and caption. With int8 weights the captions of
+MiniLM-L6 reach 0.991; products that saturated gave 0.913."""
 LARGEST_DIFFERENCE = 1e-3
 """Maximum difference between the logits of the exported and the original model."""
 
@@ -83,6 +84,7 @@ def compare_vectors(precision: str, exported: Vectors, original: Vectors, *, hin
     pairs = ((exported.images_ID, original.images_ID), (exported.texts_TD, original.texts_TD))
     # torch's minimum, because Python's would ignore a NaN.
     lowest = float(torch.cat([functional.cosine_similarity(ours.float(), theirs.float()) for ours, theirs in pairs]).min())
+    # Not `<`, which would let a NaN pass.
     if not lowest >= LOWEST_COSINE[precision]:
         cosine = f"the vectors of the exported {precision} model have a cosine of {lowest:.5f} with those of the model"
         raise ModelError(f"{cosine}, it must be at least {LOWEST_COSINE[precision]}", hint=hint)
@@ -92,6 +94,7 @@ def compare_vectors(precision: str, exported: Vectors, original: Vectors, *, hin
 def compare_logits(exported: Tensor, original: Tensor, *, hint: str) -> Check:
     """The largest difference between exported and original logits; ModelError if it is more than rounding."""
     difference = float((exported - original).abs().max())
+    # Not `>`, which would let a NaN pass.
     if not difference <= LARGEST_DIFFERENCE:
         message = f"the scores of the exported model differ from those of the model by {difference:.1e}"
         raise ModelError(f"{message}, at most {LARGEST_DIFFERENCE:.0e} is allowed", hint=hint)

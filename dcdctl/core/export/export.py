@@ -101,6 +101,7 @@ def export_model(job: ExportJob, track: Track = silent) -> Exported:
             model_card.write(folder, _card_content(model, to, job, checks, samples), history)
             advance(1)
         num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    # After the folder has its name, so that it stays if the push fails.
     page = None if job.push is None else hub.push_folder(job.out, job.push, track)
     missing = tuple(model_card.missing_parts(history, job.license))
     return Exported(job.out, to, model.kind, num_bytes, checks, samples.source, missing, page)

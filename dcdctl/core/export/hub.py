@@ -42,6 +42,7 @@ def check(push: Push) -> None:
         validate_repo_id(push.repo)
     except HFValidationError as error:
         raise ConfigError(f"--push-to-hub {push.repo} is not a repository name", hint="use OWNER/NAME") from error
+    # huggingface_hub also accepts names without an owner.
     if push.repo.count("/") != 1:
         raise ConfigError(f"--push-to-hub {push.repo} names no owner", hint="use OWNER/NAME")
     if get_token() is None:

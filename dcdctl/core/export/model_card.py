@@ -249,6 +249,7 @@ def _training_data(history: RunHistory) -> str:
         return ""
     index, _ = corpus
     citation = f" ({index['citation']})" if index.get("citation") else ""
+    # "licence" is the spelling of the key in corpus.json.
     return f"{index['name']}{citation}, {index.get('licence') or 'license unknown'}"
 
 

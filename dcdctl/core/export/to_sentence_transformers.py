@@ -35,6 +35,7 @@ MODALITIES = {
 def require() -> None:
     """MissingError if sentence-transformers is not installed, or too old for the layout."""
     require_extra(EXTRA, PACKAGE, needed_by=f"--to {EXTRA}")
+    # This package exists from version 5.4 on.
     if importlib.util.find_spec(f"{PACKAGE}.base") is None:
         raise MissingError("the sentence-transformers installed here is older than 5.4", hint=install_command(EXTRA))
 

@@ -7,6 +7,7 @@ from typing import Literal
 from dcdctl.core.models import Model
 
 Format = Literal["transformers", "sentence-transformers", "onnx"]
+# backend="pil", because torchvision, if it is installed, would resize images differently than Pillow.
 _TRANSFORMERS = '''\
 import torch
 from PIL import Image

@@ -39,7 +39,9 @@ _VARIABLES = ("text", "quiet", "line", "page", *(f"c{number}" for number in rang
 # Colors that nothing else uses; each is replaced by its variable in the finished SVG.
 _PLACEHOLDERS = {name: f"#0b1d{number:02x}" for number, name in enumerate(_VARIABLES)}
 _LOOK: dict[Any, Any] = {
+    # Text stays text, in the page's font, instead of outlines.
     "svg.fonttype": "none",
+    # Labels come from users and may contain dollar signs.
     "text.parse_math": False,
     "axes.formatter.use_mathtext": False,
     "font.size": _FONT_PX,
@@ -61,6 +63,7 @@ _SIDES: tuple[tuple[tuple[int, int], Literal["left", "right"], Literal["top", "b
 )
 """Where the name of a point may be: its offset from the point in pixels, and the corner of the name at that place."""
 _SVG = "http://www.w3.org/2000/svg"
+# Otherwise ElementTree writes the prefix ns0 before every tag.
 ElementTree.register_namespace("", _SVG)
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
@@ -231,6 +234,7 @@ def lines(labels: ChartLabels, curves: Sequence[Series]) -> Markup:
         axes.margins(x=0.02)
         axes.grid(axis="y")
         low, high = axes.get_ylim()
+        # Labels are placed in shares of the height of the axes, which take about 0.78 of the chart's.
         ends = [(curve.y[-1] - low) / (high - low) for curve in curves]
         for curve, height in zip(curves, spread(ends, gap=1.25 * _FONT_PX / (0.78 * SMALL[1])), strict=True):
             axes.text(1.02, height, curve.label, color=_PLACEHOLDERS[curve.color], transform=axes.transAxes, va="center")
@@ -298,6 +302,7 @@ def _name_points(axes: Axes, series: Sequence[Series]) -> None:
     """Write the name of each point at the first of `_SIDES` that is free; a rising front does not cross the first, the lower right."""
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
+    # The constrained layout moves the axes when it is drawn; positions are final only then.
     figure.draw_without_rendering()
     centers = [(x, y) for points in series for x, y in zip(points.x, points.y, strict=True)]
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in axes.transData.transform(centers)]
@@ -315,6 +320,7 @@ def _name_points(axes: Axes, series: Sequence[Series]) -> None:
 def _chart(labels: ChartLabels, size: tuple[float, float], draw: Callable[[Axes], None]) -> Markup:
     """An HTML figure: the title, then the SVG of what `draw` puts on the axes."""
     # One CSS pixel is one point of the SVG and of the figure.
+    # Without a salt, the ids in the SVG would be random.
     with mpl.rc_context({**_LOOK, "svg.hashsalt": labels.name}), warnings.catch_warnings():
         # The browser draws the letters that matplotlib has no font for.
         warnings.filterwarnings("ignore", message="Glyph ")
@@ -325,6 +331,7 @@ def _chart(labels: ChartLabels, size: tuple[float, float], draw: Callable[[Axes]
         axes.set_ylabel(labels.y_label)
         draw(axes)
         stream = io.StringIO()
+        # By default the metadata have the date, so equal numbers would give other bytes.
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     # ElementTree has escaped the texts in the SVG.
     return templates.render("chart.html", title=labels.title, svg=Markup(_for_page(stream.getvalue(), labels)))
@@ -350,6 +357,7 @@ def _for_page(svg: str, labels: ChartLabels) -> str:
 
 def _attribute(value: str, prefix: str) -> str:
     """An attribute with prefixed ids and with the page's variables for colors."""
+    # matplotlib writes colors into style attributes, so an attribute that begins with # is a reference.
     value = re.sub(r"^#|(?<=url\(#)", lambda match: f"{match.group()}{prefix}-", value)
     for name, placeholder in _PLACEHOLDERS.items():
         value = value.replace(placeholder, f"var(--{name})")

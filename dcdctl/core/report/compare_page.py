@@ -109,6 +109,7 @@ def _known_folder(report: ComparisonReport) -> Path:
 
 def _queries(report: ComparisonReport, pairwise: PairwiseComparison) -> Iterator[tuple[str, list[_Query]]]:
     """Headings and queries: better and worse ones for each direction."""
+    # Four lists per comparison: better and worse, in two directions.
     limit = max(1, MAX_QUERIES // (4 * len(report.comparisons)))
     for direction in Direction:
         shifts = pairwise.shifts[direction]

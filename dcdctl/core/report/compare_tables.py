@@ -161,6 +161,7 @@ def signed(value: float) -> str:
     >>> signed(-0.001), signed(-1.238)
     ('+0.00', '-1.24')
     """
+    # Adding 0.0 turns a negative zero into a positive one.
     return f"{round(value, 2) + 0.0:+.2f}"
 
 
@@ -169,6 +170,7 @@ def _interval(difference: Estimate) -> str:
 
 
 def _p(p_value: float) -> str:
+    # A smaller value would be shown as 0.0000.
     return f"{p_value:.4f}" if p_value >= 5e-5 else f"{p_value:.0e}"
 
 

@@ -139,6 +139,7 @@ def make_gallery(report: Report, colors: dict[str, str], num_queries: int = NUM_
     models = report.answering
     if not models or not num_queries:
         return None
+    # A single model is compared with itself: there are no wins, so all of its queries are drawn at random.
     pairs = _pairs(models) or [(0, 0)]
     ranks = {direction: [_answers(model).table.ranks(direction) for model in models] for direction in Direction}
     chosen = {direction: choose(ranks[direction], pairs, num_queries) for direction in Direction}

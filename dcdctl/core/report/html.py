@@ -35,6 +35,7 @@ class EmbeddedImage:
 
 def embed_image(image: Image.Image, side_px: int, *, encoding: str = "JPEG", quality: int = JPEG_QUALITY) -> EmbeddedImage:
     """An image whose longer side is at most `side_px`."""
+    # JPEG has neither palettes nor transparency.
     small = image.convert("RGB")
     small.thumbnail((side_px, side_px))
     stream = io.BytesIO()

@@ -140,6 +140,7 @@ def _transposed(columns: Iterable[dict[str, str]]) -> dict[str, list[str]]:
 def _value(value: Any) -> str:
     """A value as in a recipe; the first digits of a fingerprint."""
     if isinstance(value, str):
+        # A SHA-256 in hexadecimal.
         is_digest = len(value) == 64 and set(value) <= set("0123456789abcdef")
         return value[:FINGERPRINT_DIGITS] if is_digest else value or '""'
     return NOTHING if value is None else json.dumps(value, ensure_ascii=False)

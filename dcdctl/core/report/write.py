@@ -70,6 +70,7 @@ def write_csv(path: Path, report: Report) -> None:
     rows = [_numbers(model) for model in report.models]
     names = list(dict.fromkeys(name for row in rows for name in row))
     stream = io.StringIO()
+    # The csv module ends lines with \r\n by default.
     writer = csv.DictWriter(stream, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -98,6 +99,7 @@ def _plain(text: str) -> str:
 
 def _code(text: str) -> str:
     """A code span, for any text."""
+    # In CommonMark a code span may contain shorter runs of backticks than its fence.
     fence = "`" * (1 + max((len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0))
     pad = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{fence}{pad}{text}{pad}{fence}"

@@ -30,6 +30,7 @@ Blocks = Iterable[Floats]
 """The unit vectors of the rows of a segment, in order, in blocks."""
 HIGHEST = 127
 """The largest value of a signed byte whose negative is one too."""
+# faiss's own default for k-means, set explicitly because the bytes of a segment depend on it.
 SEED = 1234
 
 
@@ -87,6 +88,7 @@ def build_all(
     lock, is_stopped = threading.Lock(), threading.Event()
 
     def report(count: int) -> None:
+        # The only way to stop a thread in the middle of a segment.
         if is_stopped.is_set():
             raise InterruptedError("another segment failed")
         with lock:
@@ -94,6 +96,7 @@ def build_all(
 
     def build(rows: range) -> None:
         path = folder / file_name(config.kind, rows, generation)
+        # A killed build left a complete segment, because segments are written atomically.
         if not path.exists():
             with files.atomic_path(path) as partial:
                 _BUILD[config.kind](partial, rows, blocks_of, dim, config, report)
@@ -135,9 +138,11 @@ class Graph:
         self._views = [self._view()]
 
     def candidates(self, queries_QD: Floats, count: int) -> Rows:
+        # Each query has its own scale, which does not change the order of its inner products.
         codes_QD = np.rint(queries_QD * (HIGHEST / np.abs(queries_QD).max(axis=1, keepdims=True))).astype(np.int8)
         with self._borrowed() as view:
             matches = view.search(codes_QD, min(count, len(view)), threads=1)
+        # For a single query usearch returns one-dimensional matches without counts.
         keys_QC = np.atleast_2d(matches.keys).astype(np.int64)
         counts_Q = np.atleast_1d(matches.counts if hasattr(matches, "counts") else keys_QC.shape[1])
         return np.where(np.arange(keys_QC.shape[1]) < counts_Q[:, None], keys_QC, -1)
@@ -161,6 +166,7 @@ class Graph:
             view = Index.restore(str(self._path), view=True, enable_key_lookups=False)
         except (ValueError, RuntimeError, OSError) as error:
             raise INDEX.damaged(self._path, str(error)) from error
+        # Set here, not in the file: another search width needs no new graph.
         view.expansion_search = self._width
         return view
 
@@ -170,6 +176,7 @@ def _build_graph(path: Path, rows: range, blocks_of: Callable[[range], Blocks], 
     from usearch.index import Index
 
     settings = config.hnsw
+    # Candidates are scored again, so one byte per number finds as much as float16 and takes three fifths of the bytes.
     graph = Index(
         ndim=dim,
         metric="ip",
@@ -210,6 +217,7 @@ class InvertedLists:
 def _build_lists(path: Path, rows: range, blocks_of: Callable[[range], Blocks], dim: int, config: IndexConfig, advance: Advance) -> None:
     faiss, settings = _faiss(), config.ivf_pq
     _one_thread(faiss)
+    # faiss warns if k-means has fewer than 39 vectors per centroid.
     num_lists = max(1, min(round(settings.lists_per_root * len(rows) ** 0.5), len(rows) // 40))
     num_bytes = max(1, round(dim / settings.numbers_per_byte))
     while dim % num_bytes:  # each byte of a code covers the same number of numbers
@@ -217,6 +225,7 @@ def _build_lists(path: Path, rows: range, blocks_of: Callable[[range], Blocks], 
     lists = faiss.index_factory(dim, f"IVF{num_lists},PQ{num_bytes}", faiss.METRIC_INNER_PRODUCT)
     lists.cp.seed = lists.pq.cp.seed = SEED
     lists.do_polysemous_training = False  # minutes of simulated annealing, for a filter that is not used here
+    # A byte of a code has 256 centroids, which are learned from the same vectors as the lists.
     count = min(len(rows), max(settings.train_per_list * num_lists, 64 * 256))
     lists.train(_sample(blocks_of(rows), len(rows), count))
     for block_RD in blocks_of(rows):

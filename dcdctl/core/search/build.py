@@ -93,6 +93,7 @@ def update(folder: Path, changes: Changes, *, compute: Compute = IN_SMALL_BATCHE
     """Change the settings or the images of an index. Rows keep their images. InputError if a name to remove matches no image."""
     storage.read_document(folder)  # an error, before a lock file is written next to another folder
     with lock(folder):
+        # Again, because another run may have changed the index before this one had the lock.
         document = storage.read_document(folder)
         if changes.precision not in (None, document["precision"]):
             message = f"the index {folder} is of precision {document['precision']}, not {changes.precision}"
@@ -139,6 +140,7 @@ def _begin(build: Build, model: models.DualEncoder) -> None:
     if not notes["rows"]:
         shutil.rmtree(folder)
         raise InputError(f"there is no image in {source['path']}", hint="--images takes a folder of images or a corpus")
+    # Before the notes: a plan without `rows` is one that was killed here, and starts over.
     models.save(model, folder / "model")
     build.note(**notes)
 
@@ -156,6 +158,7 @@ def _begin_adding(folder: Path, document: Document, source: ImageSource) -> None
     build = Build(folder, plan, INDEX)
     if "rows" in build.begin(restart=True, kept=storage.files_of(document)):
         return
+    # After the highest number in use (part-00003.parquet), because files of an index are never overwritten.
     first = 1 + max((int(part["file"][5:-8]) for part in document["parts"]), default=-1)
     known = commit.ids_of(Index(folder, document), number)
     build.note(**_plan_parts(build, source=number, first_part=first, known=known))
@@ -179,6 +182,7 @@ def _plan_parts(build: Build, *, source: int, first_part: int, known: set[str]) 
     for images in embed.in_parts(new_images(), storage.ROWS_PER_PART):
         storage.write_planned(folder / PLANNED / storage.part_name(first_part + len(rows)), images)
         rows.append(len(images))
+    # A full disk is an error here, not after the images were embedded.
     needed = sum(rows) * (BYTES_PER_IMAGE + 3 * plan["model"]["dim"])
     if (free := shutil.disk_usage(folder).free) < needed:
         raise InputError(f"{sum(rows):,} images need {needed / 1e9:,.2f} GB in {folder}, and {free / 1e9:,.2f} GB are free")
@@ -209,6 +213,7 @@ def _embed_and_commit(folder: Path, document: Document, model: models.DualEncode
     before = commit.skipped_of(folder, document)
     skipped = [file for file in before if file["source"] != plan["source"]] + [{**file, "source": plan["source"]} for file in skipped_now]
     planned = {key: plan[key] for key in ("generation", "sources", "model", "precision", "settings")}
+    # Nothing is new, so the index keeps its generation and its sources.
     if not parts and skipped == before:
         planned = {}
     commit.commit(folder, {**document, **planned, "parts": [*document["parts"], *parts]}, skipped=skipped, track=track)

@@ -51,6 +51,7 @@ def rows_to_remove(index: Index, names: Sequence[str], *, gone: bool) -> Rows | 
         return None
     if gone:
         _check_folders(index)
+    # A file name may contain * or [, so a name that is an image id is not read as a pattern.
     patterns = {name: re.compile(re.escape(name) + r"\Z" if index.rows_of(name) else fnmatch.translate(name)) for name in names}
     unused, rows = set(names), []
     for first, part, ids in _parts(index):
@@ -74,6 +75,7 @@ def rows_to_remove(index: Index, names: Sequence[str], *, gone: bool) -> Rows | 
 
 def _check_folders(index: Index) -> None:
     for source in index.document["sources"]:
+        # Otherwise an unmounted disk would remove all of its images.
         if source["kind"] == "folder" and not Path(source["path"]).is_dir():
             hint = "is its disk mounted? Nothing was removed"
             raise InputError(f"the image folder {source['path']} is gone", hint=hint)
@@ -111,6 +113,7 @@ def commit(
     distributed.barrier()  # until all have read what is about to be replaced
     with distributed.main_first():
         if distributed.is_main():
+            # The generation in the names keeps the files of the old index intact until index.json is replaced.
             generation = document["generation"]
             listed: dict[str, Any] = {}
             if removed is not None:
@@ -162,6 +165,7 @@ def _segments(folder: Path, document: dict[str, Any], track: Track) -> list[Segm
 
 def _write_removed(path: Path, rows: Rows) -> dict[str, Any]:
     if len(rows):
+        # An open file, because np.save appends .npy to other names.
         with files.atomic_path(path) as partial, partial.open("wb") as file:
             np.save(file, rows)
     return _listed(path, len(rows))

@@ -69,7 +69,9 @@ def _files(root: Path, ignored: Path) -> Iterator[SourceImage | SkippedFile]:
         yield from (SkippedFile(path=_printable(_relative(Path(error.filename), root)), reason=f"{error.strerror}") for error in failed)
         failed.clear()
         here = Path(folder)
+        # os.walk lists links to folders among the folders, and does not follow them.
         links = [name for name in folders if (here / name).is_symlink()]
+        # In place, because os.walk visits what this list then holds; sorted, because file systems list in any order.
         folders[:] = sorted(name for name in folders if name not in links and _is_visible(name) and here / name != ignored)
         for name in sorted([*names, *links]):
             if _is_visible(name):
@@ -179,6 +181,7 @@ def read_ahead(data: ImageDataset, chunks: Sequence[ReadChunk], workers: int) ->
                 raise item
             yield item
     except RuntimeError as error:
+        # torch raises a plain RuntimeError for a worker that was killed.
         if "DataLoader worker" not in str(error):
             raise
         raise InputError("a worker process died, perhaps because memory ran out", hint="try again with --workers 0") from error
@@ -240,6 +243,7 @@ def embed(task: EmbeddingTask, track: Track = silent) -> None:
 
 
 def _embed_part(task: EmbeddingTask, part: int, reading: Iterator[ReadImages], advance: Advance) -> None:
+    # A part without a readable image is written empty, so that a resumed run does not read its files again.
     vectors: list[Half] = [np.empty((0, task.model.embedding_dim), dtype=np.float16)]
     images: list[SourceImage] = []
     skipped: list[SkippedFile] = []

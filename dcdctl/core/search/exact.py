@@ -31,6 +31,7 @@ class Nearest:
 
 def unit(vectors_QD: NDArray[np.floating], dim: int) -> Floats:
     """Queries as float32 unit vectors; ValueError if they are not Q x `dim`, not finite, or zero."""
+    # In float64, so that the numbers are rounded only once, at the end.
     queries = np.asarray(vectors_QD, dtype=np.float64)
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise ValueError(f"queries must be a Q x {dim} array, got {queries.shape}")
@@ -71,9 +72,11 @@ def rough(queries_QD: Floats, blocks: Iterable[tuple[int, Floats]], k: int, is_g
         scores_QR = queries_QD @ block_RD.T
         if is_gone is not None:
             scores_QR[:, is_gone[first : first + len(block_RD)]] = -np.inf
+        # A block of at most k rows does not bound the score of the k-th best.
         if len(block_RD) > k:
             worst = np.maximum(worst, np.partition(scores_QR, -k, axis=1)[:, -k] - np.float32(ROUNDING))
         for parts, scores_R, lowest in zip(kept, scores_QR, worst, strict=True):
+            # The second comparison drops removed rows while `lowest` is still -inf.
             rows = np.flatnonzero((scores_R >= lowest) & (scores_R > -np.inf))
             parts.append((rows + first, scores_R[rows]))
     return [_best_of(parts, k) for parts in kept]
@@ -94,6 +97,7 @@ def exact(queries_QD: Floats, candidates: list[Rows], vectors_of: Callable[[Rows
     rows_QK = np.full((len(queries_QD), k), NO_ROW, dtype=np.int64)
     for query, (query_D, rows) in enumerate(zip(queries_QD, candidates, strict=True)):
         scores = cosines(query_D, vectors_of(rows))
+        # lexsort sorts by its last key first: by score, then by row.
         order = np.lexsort((rows, -scores))[:k]
         scores_QK[query, : len(order)], rows_QK[query, : len(order)] = scores[order], rows[order]
     return Nearest(scores_QK, rows_QK)

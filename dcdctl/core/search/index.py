@@ -50,12 +50,15 @@ class Index:
         self.is_removed = _removed(folder, document, self.num_rows)
         self.config = _settings(folder, document)
         self.segments = [Segment(**entry) for entry in document["segments"]]
+        # A missing package is an error on opening, not in the first query.
         for segment in self.segments:
             ann.packages(segment.kind)
         self._unit: dict[int, Floats] = {}
+        # Caches of this instance: a decorated method would keep every opened index alive.
         self._strings = lru_cache(maxsize=1024)(self._read_strings)
         self._footer = lru_cache(maxsize=OPEN_FILES)(pq.read_metadata)
         self._mapped = lru_cache(maxsize=OPEN_FILES)(self._map)
+        # Unbounded, because each query asks every segment.
         self._segment = lru_cache(maxsize=None)(self._open_segment)
         self._corpus = lru_cache(maxsize=OPEN_FILES)(_open_corpus)
 
@@ -65,6 +68,7 @@ class Index:
         written."""
         folder = Path(folder)
         document = storage.read_document(folder)
+        # Only sizes, to open in milliseconds; checksums are compared when a file is first read.
         for name, entry in storage.files_of(document).items():
             INDEX.check_part(folder / name, entry.get("bytes"))
         return Index(folder, document)
@@ -121,6 +125,7 @@ class Index:
             live = [rows + segment.first_row if gone is None else rows[~gone[rows]] + segment.first_row for rows in candidates]
             if count == segment.rows or all(len(rows) >= enough for rows in live):
                 return live
+            # Removed rows took the places of others, so more candidates are requested.
             count = min(4 * count, segment.rows)
 
     def vectors(self, rows: Rows) -> Half:
@@ -225,6 +230,7 @@ class Index:
             yield from self._read_unit(rows)
             return
         if not self._unit:
+            # Assigned as a whole, so that another thread never sees a part of it.
             self._unit = dict(self._read_unit(rows))
         yield from self._unit.items()
 

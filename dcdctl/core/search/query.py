@@ -60,6 +60,7 @@ def checked_text(text: str) -> str:
     if len(words) > MAX_CHARACTERS:
         raise InputError(f"the query has {len(words):,} characters, at most {MAX_CHARACTERS:,} are read", hint="a sentence is enough")
     try:
+        # Command-line bytes that are not UTF-8 reach Python as lone surrogates, which do not encode.
         words.encode()
     except UnicodeEncodeError as error:
         raise InputError("the query holds bytes that are not UTF-8 text", hint="use a UTF-8 terminal or file") from error

@@ -174,17 +174,20 @@ class Searcher:
     def _notes(self, text: str, ids: Tensor) -> tuple[str, ...]:
         """Notes on the tokens of a text; InputError if it has none."""
         tokenizer, limit = self.model.preprocess.tokenizer, self.model.preprocess.max_text_len
+        # The unknown token is a special one for transformers, but it stands for a word of the text.
         words = set(ids.tolist()) - (set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
         if not words:
             raise InputError(f"the model reads nothing in {text!r}", hint="search in words")
         notes = []
         if words == {tokenizer.unk_token_id}:
             notes.append("the model knows none of these words: the hits are random")
+        # verbose=False, because transformers would warn about the same length.
         if len(ids) == limit and (length := len(tokenizer(text, verbose=False)["input_ids"])) > limit:
             notes.append(f"the text has {length:,} tokens, and the model reads the first {limit}")
         return tuple(notes)
 
 
 def _on_cpu(vectors_QD: Tensor) -> NDArray[np.float32]:
+    # NumPy has no bfloat16.
     array: NDArray[np.float32] = vectors_QD.float().cpu().numpy()
     return array

@@ -44,6 +44,7 @@ INDEX = Kind(
 ROWS_PER_PART = 8192
 """Images in a file of vectors; a killed run loses at most this much work."""
 ROWS_PER_GROUP = 1024
+"""Rows of a row group. The name of a hit is read with all names of its group."""
 _SKIPPED = b"dcdctl.skipped"
 
 
@@ -174,6 +175,7 @@ def write_part(path: Path, images: Sequence[SourceImage], vectors_RD: Half, skip
     metadata = {_SKIPPED: json.dumps([asdict(file) for file in skipped])}
     table = pa.Table.from_arrays([*_columns(images), vector], schema=schema(dim).with_metadata(metadata))
     compression = {name: "zstd" for name in IMAGE_COLUMNS.names} | {"vector.list.element": "none"}
+    # One plain page per row group can be memory-mapped; pyarrow would start a new page at each MiB.
     with files.atomic_path(path) as partial:
         pq.write_table(
             table,
@@ -184,6 +186,7 @@ def write_part(path: Path, images: Sequence[SourceImage], vectors_RD: Half, skip
             write_statistics=["image_id"],
             data_page_size=1 << 30,
         )
+        # The offsets rely on how pyarrow lays out a page, so each file is compared with the given numbers.
         written = _vectors_at(partial, dim)
         if not all(np.array_equal(block_RD, vectors_RD[first : first + len(block_RD)], equal_nan=True) for first, block_RD in written):
             raise AssertionError("this version of pyarrow lays out vectors in another way")
@@ -214,6 +217,7 @@ def _vectors_at(path: Path, dim: int) -> list[tuple[int, Half]]:
     firsts = itertools.accumulate((group.num_rows for group in groups), initial=0)
     raw = path.read_bytes()
     return [
+        # Parquet stores numbers as little-endian on every machine.
         (first, np.frombuffer(raw, dtype="<f2", count=dim * group.num_rows, offset=_offset(group, dim)).reshape(-1, dim))
         for first, group in zip(firsts, groups, strict=False)
     ]
@@ -260,6 +264,7 @@ def read_document(folder: Path) -> dict[str, Any]:
     """The content of index.json; MissingError if there is no finished index, StaleError if it is damaged or of another format."""
     document = INDEX.read_seal(folder)
     try:
+        # Only the check is used: a change edits the plain document and writes it back.
         configs.build(_Contents, document)
     except ConfigError as error:
         message = f"{folder / INDEX_FILE} is not as this dcdctl writes it: {error}"

@@ -28,6 +28,7 @@ from dcdctl.core.serve.workers import BusyError, LiveSearcher, TextBatcher, Work
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "[::1]")
 NOT_RERANKED = "not re-ranked: the re-ranker compares images with texts only"
+# Rows are int64 numbers.
 MAX_ROW = 2**63 - 1
 
 
@@ -117,6 +118,7 @@ def build(searcher: Searcher, config: ServiceConfig, *, is_loopback: bool = True
     _add_error_handlers(app, service)
     if hosts := _hosts(config, is_loopback):
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
+    # The outermost layer, so that requests with a wrong host are counted and get the headers too.
     return LimitsMiddleware(app, config, service.metrics)
 
 
@@ -155,6 +157,7 @@ async def _by_image(service: Service, read: Callable[[Searcher], Image.Image], k
     def work() -> Answer:
         searcher = service.searcher.now()
         # A re-ranker compares images with texts only.
+        # The image is decoded in the thread too: the event loop must stay free for other requests.
         answer = replace(searcher, reranker=None).by_image(read(searcher), k)
         return answer if searcher.reranker is None else replace(answer, notes=(*answer.notes, NOT_RERANKED))
 

@@ -55,6 +55,7 @@ def respond(index: Index, row: int, size: Size, if_none_match: str, config: Serv
 
 def tag_of(data: bytes, part: str = "") -> str:
     """The ETag of a response made from these bytes."""
+    # blake2b accepts at most 16 bytes as `person`.
     return f'"{hashlib.blake2b(data, digest_size=16, person=part.encode()[:16]).hexdigest()}"'
 
 

@@ -51,6 +51,7 @@ class Metrics:
         """Record the stages of a search; `num_together` texts were encoded together."""
         stages = {"encode": answer.encode_seconds, "find": answer.find_seconds, "rerank": answer.rerank_seconds}
         for stage, seconds in stages.items():
+            # Searches without a re-ranker would fill its histogram with zeros.
             if seconds or stage != "rerank":
                 self._stages.labels(stage).observe(seconds)
         self._batches.observe(num_together)

@@ -39,6 +39,7 @@ class LimitsMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # 500 is what the client gets if the app fails before it responds.
         started, status = time.perf_counter(), 500
 
         async def send_with_headers(message: Message) -> None:
@@ -86,6 +87,7 @@ class _LimitedBody:
         self._read, self._is_complete = 0, False
 
     async def __call__(self) -> Message:
+        # After the body only a disconnect can arrive, at any time.
         if self._is_complete:
             return await self._receive()
         self._check(self._size)
@@ -118,4 +120,5 @@ def _route(scope: Scope) -> str:
 
 
 def _method(scope: Scope) -> str:
+    # A client may send any word as a method, and each would become a series of its own.
     return scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other"

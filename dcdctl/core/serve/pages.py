@@ -73,6 +73,7 @@ def _limits(schema: dict[str, Any]) -> Iterator[str]:
     for option in schema.get("anyOf", [schema]):
         if (kind := option.get("type")) not in (None, "null"):
             yield " or ".join(map(str, option["enum"])) if "enum" in option else str(kind)
+        # The maximum of a row is the largest int64, which tells a reader nothing.
         if "maximum" in option and option["maximum"] < 2**32:
             yield f"{option.get('minimum', 0)} to {option['maximum']}"
         if "maxLength" in option:

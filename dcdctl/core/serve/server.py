@@ -21,6 +21,7 @@ from dcdctl.core.errors import InputError, require_extra
 from dcdctl.core.search import Index
 from dcdctl.core.serve.config import ServiceConfig
 
+# The default of uvicorn.
 BACKLOG = 2048
 PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 """Import names of the packages of the extra `serve`."""
@@ -63,6 +64,7 @@ def serve(
         from dcdctl.core.serve.app import build
 
         searcher = Searcher.for_index(index, device=devices.choose(device), rerank=rerank, depth=DEPTH if depth is None else depth)
+        # A link-local IPv6 address ends with its interface: fe80::1%eth0.
         is_loopback = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
         app = build(searcher, config, is_loopback=is_loopback)
         settings = uvicorn.Config(
@@ -72,8 +74,10 @@ def serve(
             access_log=False,
             server_header=False,
             ws="none",
+            # uvicorn would choose the installed HTTP parser and event loop; with these it runs the same everywhere.
             http="h11",
             loop="asyncio",
+            # uvicorn takes whole seconds.
             timeout_graceful_shutdown=math.ceil(config.shutdown_s),
         )
         # From here on clients can connect, and wait until the server has started.
@@ -96,6 +100,7 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, kind, protocol)
     with listener:
+        # Without it, a restart would have to wait until closed connections time out.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with _bind_errors(host, port):
             listener.bind(address)

@@ -37,7 +37,9 @@ class LiveSearcher:
         """The searcher of the index on disk; of the last usable index while it is being changed or is damaged."""
         if (stamp := self._read_stamp()) not in (None, self._stamp):
             with self._lock:
+                # Another thread may have opened it while this one waited for the lock.
                 if stamp != self._stamp:
+                    # The stamp is kept for an unusable index too, so that its error is logged once.
                     self._searcher, self._stamp = self._reopened(), stamp
         return self._searcher
 
@@ -46,6 +48,7 @@ class LiveSearcher:
             status = self._path.stat()
         except OSError:
             return None
+        # index.json is replaced by renaming: the inode differs even within one tick of the clock.
         return (status.st_mtime_ns, status.st_ino, status.st_size)
 
     def _reopened(self) -> Searcher:
@@ -114,6 +117,7 @@ class Workers:
         self._gauge.set(self._num_used)
 
 
+# Compared by identity, because two clients may ask the same text.
 @dataclass(frozen=True, eq=False)
 class _WaitingText:
     text: str
@@ -152,6 +156,7 @@ class TextBatcher:
         self._searcher, self._workers, self._metrics = searcher, workers, metrics
         # A re-ranker processes each text by itself, so the first text would wait for the last.
         self._max_size = 1 if searcher.now().reranker is not None else config.max_batch
+        # Full from the start, so the first text opens a batch of its own.
         self._open = _Batch(0)
 
     async def answer(self, text: str, k: int) -> Answer:
