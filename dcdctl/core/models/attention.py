@@ -69,6 +69,7 @@ def into_source(heads: Heads, dense: nn.Linear, long_PND: Tensor, short_PSD: Ten
     query_HdD = _by_head(heads.query.weight, num_heads)
     key_PHSd, value_PHSd = heads.split(heads.key(short_PSD)), heads.split(heads.value(short_PSD))
     folded_PCD = (key_PHSd @ query_HdD).flatten(1, 2)
+    # The query's bias adds a different amount for each source token, so unlike the key's bias it changes the softmax.
     bias_P1C = (key_PHSd @ heads.query.bias.view(num_heads, -1, 1)).flatten(1)[:, None, :]
     scores_PNC = torch.baddbmm(bias_P1C, long_PND, folded_PCD.transpose(1, 2))
     mask = None if mask_PS is None else mask_PS[:, None, None, :]
@@ -82,7 +83,9 @@ def _shares(heads: Heads, scores: Tensor, mask: Tensor | None) -> Tensor:
     """Attention probabilities: the softmax of the scaled scores over the last dimension, with dropout in training."""
     scores = scores / math.sqrt(heads.key.weight.shape[0] // heads.num_heads)
     if mask is not None:
+        # METER adds -10000 to padding instead; the probabilities are equal.
         scores = scores.masked_fill(~mask, -torch.inf)
+    # This function drops in every mode by default; outside training the rate of `heads` is 0.
     return functional.dropout(scores.softmax(dim=-1), heads.dropout)
 
 
@@ -97,6 +100,7 @@ def recomputed(module: nn.Module, run: Callable[[*Ts], R], *arguments: *Ts) -> R
     In training, if `module.recomputes` is set, its activations are not kept but computed again in the backward pass, with the same dropout.
     """
     if getattr(module, "recomputes", False) and module.training and torch.is_grad_enabled():
+        # The reentrant form gives weights no gradient if no input requires one, as behind frozen encoders.
         result: R = checkpoint(run, *arguments, use_reentrant=False)
         return result
     return run(*arguments)
@@ -108,6 +112,7 @@ def enable_checkpointing(encoders: Iterable[nn.Module]) -> bool:
     False if none of them is trained and supports it.
     """
     trained = [encoder for encoder in encoders if any(parameter.requires_grad for parameter in encoder.parameters())]
+    # A list, so that every encoder is enabled: `any` stops a generator at its first success.
     return any([_enable(encoder) for encoder in trained])
 
 

@@ -85,9 +85,11 @@ def load_text(ref: str) -> nn.Module:
 def _load(ref: str, side: str, input_name: str) -> nn.Module:
     with hub_errors(ref, hint="name a folder or Hub id of an encoder of transformers or timm"), needing_timm(ref):
         config = AutoConfig.from_pretrained(ref)
+        # The type is given, since transformers 5 otherwise keeps that of the file, which may be float16.
         encoder, report = AutoModel.from_pretrained(
             ref, config=getattr(config, side, config), dtype=torch.float32, output_loading_info=True
         )
+    # A checkpoint may lack a pooler: only tokens are read.
     check_complete(ref, (name for name in report["missing_keys"] if not name.startswith("pooler.")), "its encoder")
     if encoder.main_input_name != input_name:
         raise ModelError(
@@ -187,6 +189,7 @@ def _level_widths(encoder: Any) -> list[int]:
         return [] if _has_positions(encoder) else [int(stage["num_chs"]) for stage in encoder.timm_model.feature_info]
     if getattr(config, "hidden_sizes", None) or getattr(config, "depths", None):
         return []
+    # Hidden states start with the embeddings, before those of the layers.
     return [int(config.hidden_size)] * (int(config.num_hidden_layers) + 1)
 
 
@@ -264,6 +267,7 @@ class EncoderPair:
             if is_frozen:
                 encoder.eval()
             for module in encoder.modules():
+                # The common base of all BatchNorm classes, SyncBatchNorm included; torch has no public name for it.
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
 

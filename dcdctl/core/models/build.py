@@ -38,6 +38,7 @@ def new_coattention(
     vision, text = backbones.load_vision(vision_ref, features), backbones.load_text(text_ref)
     tokenizer = load_tokenizer(text_ref, "model.text names a text model with its tokenizer")
     with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed the generators of GPUs too, which this fork does not restore.
         torch.default_generator.manual_seed(seed)
         network = CoAttentionNetwork(vision, text, size)
     check_vocabulary(tokenizer, network.text_config.vocab_size)
@@ -77,6 +78,7 @@ def _check_encoders(scorer: CoAttentionScorer, vision_ref: str, text_ref: str) -
     for ref, encode in sides:
         try:
             encode()
+        # Encoders have no common error for an input that they do not support.
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             hint = "vision: a backbone that gives tokens or a feature map; text: an encoder such as BERT, RoBERTa or CLIP's"
@@ -92,4 +94,5 @@ def every_other(num_layers: int) -> list[int]:
     [0, 2, 4, 7, 9, 11]
     """
     count = (num_layers + 1) // 2
+    # Halves are rounded up; `round` takes 2.5 to 2, and DCD takes layer 3 of 6.
     return [int(index * (num_layers - 1) / max(count - 1, 1) + 0.5) for index in range(count)]

@@ -25,6 +25,7 @@ _REBUILDERS = {
     ("torch._utils", "_rebuild_parameter"),
     ("collections", "OrderedDict"),
 }
+# Placeholders would make these harmless too. A checkpoint that names them is refused because weights never need them.
 _HOSTILE_MODULES = {
     *("os", "posix", "nt", "sys", "subprocess", "_posixsubprocess", "commands", "shutil", "pty", "signal"),
     *("importlib", "_frozen_importlib", "imp", "runpy", "pkgutil", "code", "codeop", "ctypes", "_ctypes"),
@@ -44,11 +45,13 @@ def digest_of_model(model: nn.Module, settings: Mapping[str, Any], *, without: s
     `without` names a submodule to leave out, because it is not saved with the model.
     """
     digest = hashlib.sha256()
+    # Sorted, because a state dict has the order in which modules were created.
     for name, value in sorted(model.state_dict().items()):
         if without and name.startswith(f"{without}."):
             continue
         tensor = value.cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # Bytes, since NumPy has no bfloat16; flattened, since torch cannot view a scalar as several bytes.
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     digest.update(files.digest_of(settings).encode())
     return digest.hexdigest()
@@ -73,6 +76,7 @@ def save_own(network: nn.Module, table: Mapping[str, Any], folder: Path, *, half
     """Write config.json from a table and the weights of a network that is not a class of transformers; float16 where `half`."""
     state = to_dtype(network.state_dict(), torch.float16 if half else torch.float32)
     files.write_json(folder / "config.json", table)
+    # safetensors refuses tensors that are not contiguous.
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
 
 
@@ -119,6 +123,7 @@ class _InertUnpickler(pickle.Unpickler):
         return type(name, (_Inert,), {"__module__": __name__})
 
 
+# torch.load takes a module with these two names: it reads zip files with `Unpickler`, and files before torch 1.6 also with `load`.
 _INERT_PICKLE = types.ModuleType("inert_pickle")
 _INERT_PICKLE.__dict__.update(Unpickler=_InertUnpickler, load=lambda file, **options: _InertUnpickler(file, **options).load())
 
@@ -141,12 +146,14 @@ def read_checkpoint(path: Path) -> Any:
             try:
                 return torch.load(path, map_location="cpu", weights_only=True)
             except pickle.UnpicklingError:
+                # The safe reader refuses Lightning's classes. The inert unpickler replaces them, and calls no code of the file either.
                 return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_INERT_PICKLE)
     except _HostileError as error:
         raise ModelError(
             f"{path} is refused: it asks for {error}, which can run any code and which no weights need; no code was run",
             hint="get the checkpoint from a source you trust",
         ) from error
+    # The error of a damaged file depends on where the damage is.
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{path} is not a PyTorch checkpoint: {lines[0]}", hint="is the download complete?") from error

@@ -82,6 +82,7 @@ class Attention(nn.Module):
             heads.split(self.key(source_BMD)),
             heads.split(self.value(source_BMD)),
             attn_mask=None if mask_BM is None else mask_BM[:, None, None, :],
+            # This function drops in eval mode too, so the rate of `heads` is 0 there.
             dropout_p=heads.dropout,
         )
         return self.finish(self.dense(context_BHNd.transpose(1, 2).flatten(2)), tokens_BND)
@@ -149,6 +150,7 @@ class CoAttentionNetwork(nn.Module):
                 nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
                 if isinstance(module, nn.Linear):
                     nn.init.zeros_(module.bias)
+        # Set last, so that the initialization above leaves its weights as they are.
         self.cosine = cosine
 
     @classmethod
@@ -240,6 +242,7 @@ def score_pairs(network: CoAttentionNetwork, images: States, texts: States, imag
     mask_PL = None if bool(mask_TL.all()) else mask_TL[text_at_P]
     streams = select_rows(text_TLD, text_at_P), select_rows(image_IVD, image_at_P)
     for step, layers in enumerate(network.steps):
+        # The ranking head reads only the first tokens of the last step.
         num_queries = 1 if step == len(network.steps) - 1 else None
         if step == 0:
             # Before the first cross-attention a stream depends on one image or caption alone, not on the pair.

@@ -62,6 +62,7 @@ class CoAttentionScorer(FusionModel):
         shared = {id(module): module for module in self.network.shared_modules}
         # deepcopy does not copy what its memo holds, so the student keeps the teacher's own modules.
         network = copy.deepcopy(self.network, memo=dict(shared))
+        # In this order: the network contains the shared parts, which must end up frozen.
         network.requires_grad_(True)
         for module in shared.values():
             module.requires_grad_(False)
@@ -140,6 +141,7 @@ def from_folder(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | N
     folder, overrides = Path(ref), read_overrides(table)
     config = files.read_json(folder / "config.json", error=ModelError, hint="save the model again")
     with hub_errors(ref, hint="save the model again"):
+        # A saved model may be float16; it computes in float32.
         weights = to_dtype(load_file(folder / WEIGHTS_FILE), torch.float32)
     if overrides.image_size is not None:
         if saved["image_transform"] != METER:
@@ -186,5 +188,6 @@ def resize_positions(table_ND: Tensor, side: int) -> Tensor:
     first, rest = table_ND[:1], table_ND[1:]
     old_side = math.isqrt(len(rest))
     square = rest.T.reshape(1, -1, old_side, old_side)
+    # As in METER's code: corners are not aligned, and there is no antialiasing.
     resized = functional.interpolate(square, size=(side, side), mode="bicubic", align_corners=False)
     return torch.cat([first, resized.flatten(2)[0].T])

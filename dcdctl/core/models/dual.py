@@ -109,6 +109,7 @@ class DualModel(nn.Module, ABC):
         """The logits of the pairs, R x C, and of all images with all texts, I x T."""
         images_ID, texts_TD = outputs
         all_IT = self.logit_scale * images_ID @ texts_TD.T
+        # Flat positions, so that `select_rows` can be used: the gradient of `all_IT[image, text]` is not repeatable on a CPU.
         flat_ix_RC = pairs.image_ix_RC * all_IT.shape[1] + pairs.text_ix_RC
         return select_rows(all_IT.flatten(), flat_ix_RC.flatten()).view(flat_ix_RC.shape), all_IT
 

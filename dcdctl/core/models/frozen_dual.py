@@ -133,6 +133,7 @@ def new_frozen_dual(
     vision, text = backbones.load_vision(vision_ref, features), backbones.load_text(text_ref)
     tokenizer = load_tokenizer(text_ref, "model.text names a text model with its tokenizer")
     with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed the generators of GPUs too, which this fork does not restore.
         torch.default_generator.manual_seed(seed)
         network = FrozenDualNetwork(vision, text, size)
     check_vocabulary(tokenizer, network.text_config.vocab_size)
@@ -154,6 +155,7 @@ def from_folder(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | N
     network = FrozenDualNetwork(vision, text, ProjectionSize(**config["projection"]))
     own = network.state_dict()
     check_complete(folder, set(own) - set(weights), "a dual encoder")
+    # A saved model may be float16; it computes in float32.
     network.load_state_dict({name: weights[name].to(own[name].dtype) for name in own})
     tokenizer = load_tokenizer(overrides.tokenizer or ref)
     check_vocabulary(tokenizer, network.text_config.vocab_size)

@@ -91,6 +91,7 @@ class FusionModel(nn.Module, ABC):
 
     def checkpoint_activations(self) -> None:
         """Compute activations again in the backward pass: those of the fusion layers, and of trained encoders that support it."""
+        # The result does not matter: the fusion layers can always be computed again.
         enable_checkpointing(self._encoder_modules)
         self.network.recomputes = True  # type: ignore[assignment]
 

@@ -55,6 +55,7 @@ def load(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Tra
     teacher (`published`; its file is downloaded once), and a Hub id.
     """
     settings = dict(overrides or {})
+    # Read here only to refuse a wrong setting before anything is downloaded or opened.
     read_overrides(settings)
     form, source = _locate(ref)
     if form == "checkpoint":
@@ -140,6 +141,7 @@ def _check_folder(folder: Path) -> None:
 def _locate(ref: str | Path) -> tuple[Literal["folder", "checkpoint", "published", "hub"], str]:
     """What a reference names, and the folder, file, name or Hub id that it is loaded from; ModelError if it names nothing."""
     path = Path(ref).expanduser()
+    # A file or folder of the user with this name comes first.
     if str(ref) in BUILT_IN and not path.exists():
         return "folder", str(_built_in_folder(str(ref)))
     if path.is_file():
@@ -150,6 +152,7 @@ def _locate(ref: str | Path) -> tuple[Literal["folder", "checkpoint", "published
         return "folder", str(_model_folder(path))
     if published.find(str(ref)) is not None:
         return "published", str(ref)
+    # The path of a missing file, such as runs/teacher.ckpt, has the form of a Hub id.
     if not _HUB_ID.fullmatch(str(ref)) or path.suffix == ".ckpt":
         raise ModelError(f"{ref} does not exist", hint=ACCEPTED)
     return "hub", str(ref)
@@ -207,6 +210,7 @@ def _model_type(ref: str, *, is_ours: bool) -> str:
     if is_ours:
         return _saved_type(Path(ref))  # transformers does not know all of our types
     with hub_errors(ref, hint=ACCEPTED):
+        # Code of a repository is never run; without this argument transformers would ask.
         return str(AutoConfig.from_pretrained(ref, trust_remote_code=False).model_type)
 
 

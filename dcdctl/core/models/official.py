@@ -24,16 +24,19 @@ def unpack(loaded: Any, path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any
     state = {key: value for key, value in weights.items() if isinstance(value, Tensor)} if isinstance(weights, Mapping) else {}
     if not state:
         raise ModelError(f"{path} holds no weights", hint="a checkpoint is {'state_dict': ...}, or the weights themselves")
+    # Lightning keeps the run's configuration in hyper_parameters, under "config".
     hyper = loaded.get("hyper_parameters") or {}
     return state, hyper.get("config", hyper) if isinstance(hyper, Mapping) else {}
 
 
 def ranking_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The head that ranks: `rank_output`. A pre-training checkpoint has none, and the "match" row of its matching head is used."""
+    # In a fine-tuned checkpoint the two heads differ: `rank_output` started as that row and was trained on its own.
     head = {name: state[name] for name in ("rank_output.weight", "rank_output.bias") if name in state}
     for part in ("weight", "bias"):
         matching = state.get(f"itm_score.fc.{part}")
         if matching is not None:
+            # A copy: the released code shares the storage of both heads, and on a CPU loading one overwrites the other.
             head.setdefault(f"rank_output.{part}", matching[MATCH_ROW : MATCH_ROW + 1].clone())
     return head
 

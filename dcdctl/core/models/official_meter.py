@@ -98,6 +98,7 @@ def from_state(state: Mapping[str, Tensor], hyper: Mapping[str, Any], overrides:
         raise ModelError(f"{path} is not a METER with CLIP and RoBERTa: it lacks {min(_NEEDED - weights.keys())}")
     image_size = overrides.image_size or int(hyper.get("image_size") or IMAGE_SIZE)
     vision, text, size = _configs(weights, hyper, overrides, image_size, path)
+    # Always, as in METER's code: at the same size this changes nothing.
     weights[POSITIONS] = resize_positions(weights[POSITIONS], image_size // vision.patch_size)
     network = CoAttentionNetwork.from_configs(vision, text, size)
     unknown = load_weights(network, weights, path)
@@ -128,12 +129,14 @@ def _rename(name: str, tensor: Tensor) -> dict[str, Tensor]:
     if block := _BLOCK.fullmatch(name):
         prefix, part = f"vision.encoder.layers.{block[1]}", block[2]
         if part == "attn.in_proj":
+            # CLIP stacks the three projections in the order query, key, value.
             thirds = zip("qkv", tensor.chunk(3), strict=True)
             return {f"{prefix}.self_attn.{letter}_proj.{block[3]}": third for letter, third in thirds}
         return {f"{prefix}.{_BLOCK_PARTS[part]}.{block[3]}": tensor} if part in _BLOCK_PARTS else {}
     if name == "token_type_embeddings.weight":
         # NLVR2 checkpoints have a third row, for a second image.
         return {"modality.weight": tensor[:2]}
+    # A buffer of older versions of transformers, not a weight.
     if name.endswith("position_ids"):
         return {}
     for official, ours in _PREFIXES.items():
@@ -152,6 +155,7 @@ def _configs(
     vision = CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=shape["vision.encoder.layers.0.mlp.fc1.weight"][0],
+        # METER drops CLIP's last block when it builds the model, so the checkpoint already has one block fewer.
         num_hidden_layers=_count(shape, "vision.encoder.layers."),
         num_attention_heads=width // CLIP_HEAD_WIDTH,
         image_size=image_size,
@@ -168,12 +172,14 @@ def _configs(
         num_attention_heads=_heads(overrides.text.num_attention_heads, text_width, "text.num_attention_heads", path),
         max_position_embeddings=shape["text.embeddings.position_embeddings.weight"][0],
         type_vocab_size=shape["text.embeddings.token_type_embeddings.weight"][0],
+        # That of roberta-base; the fusion layers differ (FUSION_EPS).
         layer_norm_eps=1e-5,
         pad_token_id=PAD_TOKEN,
     )
     up, fusion_width = shape["text_layers.0.feed_forward.up.weight"]
     size = FusionSize(
         hidden_size=fusion_width,
+        # Counted: `num_layers` in METER's configuration is not used for the fusion.
         num_layers=_count(shape, "text_layers."),
         num_heads=_heads(overrides.num_attention_heads or hyper.get("num_heads"), fusion_width, "num_attention_heads", path),
         mlp_ratio=up // fusion_width,

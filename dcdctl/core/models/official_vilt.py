@@ -52,6 +52,7 @@ def from_state(state: Mapping[str, Tensor], hyper: Mapping[str, Any], overrides:
     weights, unused = to_transformers(state)
     config = _config_of(weights, hyper, overrides.num_attention_heads, path)
     network = build_network(config)
+    # Not strict, since unneeded entries are only reported; missing ones are an error.
     missing, unexpected = network.load_state_dict(weights, strict=False)
     check_complete(path, missing, "a ViLT scorer")
     processor = vilt_image_processor(overrides.image_size or hyper.get("image_size") or config.image_size)
@@ -82,6 +83,7 @@ def _rename(key: str, tensor: Tensor) -> dict[str, Tensor]:
             names = ("query", "key", "value")
             return {f"{layer}.attention.attention.{name}.{kind}": third for name, third in zip(names, tensor.chunk(3), strict=True)}
         return {f"{layer}.{_BLOCK_PARTS[part]}.{kind}": tensor} if part in _BLOCK_PARTS else {}
+    # A buffer of older versions of transformers, not a weight.
     if key.endswith("position_ids"):
         return {}
     for official, ours in _PREFIXES.items():
@@ -121,5 +123,6 @@ def _config_of(weights: Mapping[str, Tensor], hyper: Mapping[str, Any], num_head
         # The attention of timm, which the official code uses, applies no dropout to attention probabilities.
         attention_probs_dropout_prob=0.0,
         layer_norm_eps=BLOCK_EPS,
+        # transformers 5 has no default. It decides only the gradient of the padding row.
         pad_token_id=0,
     )

@@ -152,6 +152,7 @@ def check_onnx(onnx: OnnxDual, model: DualEncoder, images: ImageBatch, texts: Te
     with torch.no_grad():
         pairs = ((onnx.embed_images(images), model.embed_images(images)), (onnx.embed_texts(texts), model.embed_texts(texts)))
     difference = max(largest_difference(vectors, expected) for vectors, expected in pairs)
+    # Written this way, NaN fails too.
     if not difference <= LARGEST_DIFFERENCE:
         problem = f"ONNX Runtime's vectors differ from torch's by {difference:.1e}"
         raise ModelError(f"{problem}, expected at most {LARGEST_DIFFERENCE:.0e}", hint="this model cannot be served by ONNX Runtime")
@@ -211,6 +212,7 @@ def _write(tower: nn.Module, example: tuple[Tensor, ...], inputs: tuple[str, ...
             )
             assert program is not None
             program.save(path, external_data=weights > EXTERNAL_FROM_BYTES)
+    # The errors of torch's exporter have no common class, and the reason is the cause of the outer one.
     except Exception as error:
         reason = f"{type(error.__cause__ or error).__name__}: {str(error.__cause__ or error).splitlines()[0][:200]}"
         raise ModelError(f"torch cannot export this model's {path.stem} side to ONNX: {reason}") from error

@@ -146,6 +146,7 @@ class Preprocess:
     def _lookup(self) -> np.ndarray[Any, Any]:
         """3 x 256: the normalized value of each gray level of each channel."""
         processor = self.image_processor
+        # The processor takes images with channels first, so the gray levels are given as an image of 16 x 16 pixels.
         levels = np.broadcast_to(np.arange(256, dtype=np.uint8).reshape(1, 16, 16), (3, 16, 16))
         values = processor.normalize(processor.rescale(levels, processor.rescale_factor), processor.image_mean, processor.image_std)
         return np.ascontiguousarray(values.reshape(3, 256), dtype=np.float32)
@@ -154,6 +155,7 @@ class Preprocess:
         """Width and height after resizing: the shorter side as set, the longer side at most 1333/800 of it, both cut to the divisor."""
         width, height = size
         shorter, divisor = self.image_size_px, int(self.image_processor.size_divisor)
+        # Rounded down as in the official code: 639 for 384, not 640.
         longest = int(VILT_LONGER_PER_SHORTER * shorter)
         scale = shorter / min(height, width)
         new_height, new_width = (shorter, scale * width) if height < width else (scale * height, shorter)
@@ -167,6 +169,7 @@ class Preprocess:
     def _normalize_and_pad(self, images: Sequence[Image.Image]) -> ImageBatch:
         sizes = {image.size for image in images}
         width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
+        # ViLT's official code recognizes padding by zeros after normalization; images of one size have none.
         values = np.empty if len(sizes) == 1 else np.zeros
         pixels = values((len(images), 3, height, width), dtype=np.float32)
         mask = np.ones((len(images), height, width), dtype=np.bool_)
@@ -193,13 +196,16 @@ def _meter_crop(image: Image.Image, side: int, resample: Image.Resampling) -> Im
     width, height = image.size
     shorter = min(width, height)
     size = (side, int(side * height / width)) if width == shorter else (int(side * width / height), side)
+    # Pillow multiplies RGBA by alpha while it resizes, so transparent images would differ if they were made RGB first.
     resized = image.convert("RGBA").resize(size, resample=resample)
+    # CLIP's processor in transformers rounds down here, one pixel off for some sizes.
     left, top = (round((length - side) / 2) for length in size)
     return resized.crop((left, top, left + side, top + side)).convert("RGB")
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, int | float | str | bool | None):
+        # Files have 1 or 1.0 for the same setting, which must not change a digest.
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
@@ -237,6 +243,7 @@ def load_tokenizer(ref: str, hint: str = "name a tokenizer with `--model-set tok
 def load_image_processor(ref: str) -> Any:
     """The image processor of a folder or Hub id, the Pillow version if there is one."""
     with hub_errors(ref, hint="a model needs its preprocessor_config.json"):
+        # The torchvision version differs by one gray level in some pixels.
         return AutoImageProcessor.from_pretrained(ref, backend="pil", trust_remote_code=False)
 
 
@@ -289,6 +296,7 @@ def hub_errors(ref: str, *, hint: str) -> Iterator[None]:
     try:
         with silence_transformers() if is_local else contextlib.nullcontext():
             yield
+    # transformers raises OSError for missing files, and also where the Hub is unreachable.
     except (OSError, ValueError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         kind = "" if is_local else " (no such file or folder here, so it was looked up as a Hugging Face Hub id)"

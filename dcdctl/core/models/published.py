@@ -61,6 +61,7 @@ def known() -> dict[str, PublishedTeacher]:
 def find(name: str) -> PublishedTeacher | None:
     """The teacher of this name; None if there is none."""
     path = _folder() / f"{name}.toml"
+    # A Hub id has a slash, and a name must not lead to another folder.
     return config.build(PublishedTeacher, config.read_toml(path)) if "/" not in name and path.is_file() else None
 
 

@@ -117,6 +117,7 @@ class ViltScorer(FusionModel):
         embeddings = self.network.vilt.embeddings
         pixel_mask = _mask_of(images.pixel_values) if images.pixel_mask is None else images.pixel_mask
         patches_IDhw = embeddings.patch_embeddings(images.pixel_values)
+        # To the nearest pixel, the default, as in the official code; interpolation takes no booleans.
         valid_Ihw = functional.interpolate(pixel_mask[:, None].float(), size=patches_IDhw.shape[2:])[:, 0].bool()
         tokens = patches_IDhw.flatten(2).transpose(1, 2) + self._patch_positions(valid_Ihw)
         tokens, mask = _pack(tokens, valid_Ihw.flatten(1))
@@ -192,6 +193,7 @@ class ViltScorer(FusionModel):
         # transformers draws the order of patches from the CPU generator. A fork with a fixed seed leaves the global state untouched.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
+            # A length of -1 keeps all patches; a positive one drops random patches of larger images.
             image_embeds, patch_mask, _ = self.network.vilt.embeddings.visual_embed(pixel_values, pixel_mask, max_image_length=-1)
         logits_B1 = self.network(
             input_ids=input_ids, attention_mask=attention_mask, image_embeds=image_embeds, pixel_mask=patch_mask
@@ -255,6 +257,7 @@ def _attend(layer: Any, projected: Sequence[Tensor], mask_PN: Tensor | None, num
 
 def _finish_block(layer: Any, tokens_PND: Tensor, context_PND: Tensor) -> Tensor:
     """The block after its attention, for as many of the first tokens as `context_PND` has."""
+    # This module of transformers ignores its second argument and leaves the residual to the block.
     tokens = tokens_PND[:, : context_PND.shape[1]] + layer.attention.output(context_PND, None)
     return layer.output(layer.intermediate(layer.layernorm_after(tokens)), tokens)
 
@@ -304,6 +307,7 @@ def new_vilt(size: ViltSize, tokenizer: Any, seed: int = 0) -> ViltScorer:
         layer_norm_eps=BLOCK_EPS,
     )
     with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed the generators of GPUs too, which this fork does not restore.
         torch.default_generator.manual_seed(seed)
         network = build_network(config)
         # transformers initializes these two with zeros, which leaves all patches alike; timm, and so ViLT, draws them.
@@ -320,6 +324,7 @@ def from_pretrained(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any]
     hint = "give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"
     with hub_errors(ref, hint=hint):
         config = ViltConfig.from_pretrained(ref)
+        # A converted file, not ours: its one epsilon is that of the text embeddings.
         if saved is None and config.layer_norm_eps == TEXT_EPS:
             config.layer_norm_eps = BLOCK_EPS
         if overrides.num_attention_heads is not None:

@@ -133,6 +133,7 @@ def new_dual(size: DualSize, tokenizer: Any, seed: int = 0) -> VisionTextDual:
         patch_size=size.patch_size,
         use_absolute_position_embeddings=True,
         use_mean_pooling=True,
+        # In a BeitConfig 0 means no layer scale.
         layer_scale_init_value=0.0,
         drop_path_rate=0.0,
         **shared,
@@ -146,6 +147,7 @@ def new_dual(size: DualSize, tokenizer: Any, seed: int = 0) -> VisionTextDual:
     )
     config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=size.projection_dim)
     with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed the generators of GPUs too, which this fork does not restore.
         torch.default_generator.manual_seed(seed)
         network = VisionTextDualEncoderModel(config)
         nn.init.normal_(network.vision_model.embeddings.position_embeddings, std=POSITION_STD)
@@ -168,6 +170,7 @@ def dual_from_backbones(
     with torch.random.fork_rng(devices=[]), hub_errors(vision_ref, hint=f"with {text_ref} as its text side"):
         torch.default_generator.manual_seed(seed)
         network = VisionTextDualEncoderModel.from_vision_text_pretrained(vision_ref, text_ref, projection_dim=projection_dim)
+    # transformers 5 keeps the type of the file, which may be float16.
     network = network.float()
     tokenizer = load_tokenizer(text_ref)
     check_vocabulary(tokenizer, network.config.text_config.vocab_size)

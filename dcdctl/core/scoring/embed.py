@@ -90,6 +90,7 @@ def embed_all(
     texts_TD = torch.empty_like(sorted_TD).index_copy_(0, torch.tensor(order, device=sorted_TD.device), sorted_TD)
     if embedder.images is None:
         image_T = torch.from_numpy(corpus.caption_image).to(texts_TD.device)
+        # The sum has the direction of the mean, and its length is normalized.
         sums_ID = texts_TD.new_zeros(corpus.num_images, texts_TD.shape[1]).index_add_(0, image_T, texts_TD)
         return Vectors(functional.normalize(sums_ID, dim=-1), texts_TD)
     with track("embed images", total=corpus.num_images, unit="images") as advance:
@@ -192,6 +193,7 @@ class _FixedLengthPreprocess(Preprocess):
 
     def texts(self, texts: Sequence[str]) -> TextBatch:
         tokens = self.tokenizer(list(texts), padding="max_length", truncation=True, max_length=self.max_text_len, return_tensors="pt")
+        # A mask of ones, since SigLIP reads padding as tokens.
         return TextBatch(tokens["input_ids"], torch.ones_like(tokens["input_ids"]))
 
 

@@ -138,6 +138,7 @@ class Features:
         """Start of each caption's tokens in its file."""
         starts = np.cumsum(self._lengths) - self._lengths
         parts = self.corpus.caption_image // IMAGES_PER_FILE
+        # Captions are sorted by image, so the first position of a part is that of its first caption.
         return starts - starts[np.searchsorted(parts, parts)]
 
 
@@ -188,6 +189,7 @@ def _build(folder: Path, expected: dict[str, Any], source: CorpusSource, encoder
     build.begin()
     _save(build, "lengths.npy", lengths.astype(np.uint16))
     parts = range(-(-corpus.num_images // IMAGES_PER_FILE))
+    # A resumed run needs room only for what is missing.
     bytes_left = size_in_bytes(plan) - sum(path.stat().st_size for path in folder.glob("*-*.npy"))
     if (free := shutil.disk_usage(folder).free) < bytes_left:
         raise InputError(f"the features need {_gigabytes(bytes_left)} more in {folder}, and {_gigabytes(free)} are free")
@@ -213,6 +215,7 @@ def _build_part(
     images = range(part * IMAGES_PER_FILE, min((part + 1) * IMAGES_PER_FILE, corpus.num_images))
     name = _name("images", part)
     if build.missing([name]):
+        # Batches start again in each part, so a resumed run encodes the same batches and writes the same bytes.
         chunks = [images[start : start + IMAGE_CHUNK] for start in range(0, len(images), IMAGE_CHUNK)]
         encoded = [_to_half(encoders.image_features(source.images(chunk).to(device)), build.folder / name) for chunk in chunks]
         _save(build, name, np.concatenate([tokens for tokens, _ in encoded]))

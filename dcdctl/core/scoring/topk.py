@@ -25,11 +25,13 @@ def top_k_of_rows(scores_QG: Tensor, k: int) -> tuple[Tensor, Tensor]:
     The k highest lie in the k groups with the highest maxima, so most scores of a long row are read once.
     """
     num_groups = scores_QG.shape[1] // GROUP
+    # With fewer groups the chosen ones would be more than half of the row, and little would be saved.
     if num_groups < 2 * k:
         return scores_QG.topk(min(k, scores_QG.shape[1]), dim=1)
     maxima = scores_QG[:, : num_groups * GROUP].unflatten(1, (num_groups, GROUP)).amax(dim=2)
     group_QK = maxima.topk(k, dim=1, sorted=False).indices
     inside = torch.arange(GROUP, device=scores_QG.device)
+    # The scores after the last full group are in no maximum, so all of them are compared.
     rest = torch.arange(num_groups * GROUP, scores_QG.shape[1], device=scores_QG.device).expand(len(scores_QG), -1)
     index = torch.cat([(group_QK[:, :, None] * GROUP + inside).flatten(1), rest], dim=1)
     score_QK, position_QK = scores_QG.gather(1, index).topk(k, dim=1)
@@ -58,6 +60,7 @@ def _top_k_of_block(query_BD: Tensor, gallery_GD: Tensor, k: int, gallery_block:
 
 def finite_vectors(vectors: Tensor) -> Tensor:
     """The vectors in float32; ModelError if a number is NaN or infinite."""
+    # In half precision close candidates would have equal scores.
     vectors = vectors.detach().float()
     if not all(bool(part.isfinite().all()) for part in vectors.split(CHECKED)):
         raise ModelError("the model gives vectors that are NaN or infinite", hint="its training diverged: try a lower optimizer.lr")

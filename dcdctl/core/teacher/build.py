@@ -44,6 +44,7 @@ from dcdctl.core.teacher.cache_format import (
 )
 from dcdctl.core.teacher.candidates import CandidateConfig, Candidates
 
+# 8 bytes are enough for a caption, which is only compared with the captions of its image.
 _SCHEMA = pa.schema([("image", pa.binary(16)), ("captions", pa.list_(pa.binary(8)))])
 SAME = ("image_size_px", "max_text_len", "teacher", "precision", "features")
 """Fields of the plan that must be equal in a cache and the cache that it extends."""
@@ -58,6 +59,7 @@ def write_items(path: Path, corpus: Corpus, track: Track = silent) -> None:
             captions.append([_digest(corpus.captions[text].encode(), 8) for text in corpus.captions_of(image)])
             advance(1)
     with files.atomic_path(path) as partial:
+        # Digests look like random bytes, so compression and dictionaries would gain nothing.
         pq.write_table(pa.table({"image": images, "captions": captions}, schema=_SCHEMA), partial, compression="none", use_dictionary=False)
 
 
@@ -91,6 +93,7 @@ def merge(pairs: Pairs, old: Pairs, num_texts: int) -> Pairs:
 
 def _new_indices(path: Path, corpus: Corpus) -> tuple[Index, Index]:
     """The index in the corpus of each old image and each old caption; -1 if the corpus lacks it."""
+    # Reversed, so that the first of several equal images is found.
     images = {_digest(corpus.image_bytes(image), 16): image for image in reversed(range(corpus.num_images))}
     table = pq.read_table(path)
     new_image, new_text = [], []
@@ -176,6 +179,7 @@ def plan_cache(
 ) -> CacheJob:
     """Write into the folder which pairs are to be scored; nothing is scored. `drawn` are candidates in place of the recipe's."""
     build = Build(folder, make_plan(corpus, teacher, config, compute, extend), CACHE)
+    # The main process encodes missing features, and the others find them.
     with distributed.main_first():
         source = open_source(corpus, teacher, compute, track)
 
@@ -185,6 +189,7 @@ def plan_cache(
     with distributed.main_first():
         if distributed.is_main():
             _begin(build, corpus, draw, extend, track)
+    # The released code keeps the teacher's dropout on, so its scores of equal pairs differ.
     teacher.to(compute.device).eval()
     return CacheJob(build, corpus, teacher, source, compute)
 
@@ -208,6 +213,7 @@ def make_plan(
         "candidates": to_table(config),
         "precision": compute.precision,
         "features": kind_of(compute),
+        # The seal holds the checksum of every shard, so its own checksum stands for the cache.
         "extends": None if extend is None else files.sha256_of(extend / CACHE.seal_file),
         "images_per_shard": IMAGES_PER_SHARD,
     }
@@ -217,16 +223,19 @@ def score_planned(job: CacheJob, *, track: Track = silent) -> TeacherCache:
     """Score this process's share of the missing shards, and seal the cache."""
     if not job.build.is_sealed:
         missing = set(job.missing)
+        # A share of all shards: processes look at different times, so their lists of missing shards may differ.
         mine = [shard for shard in distributed.local_indices(len(job.shards)) if shard in missing]
         total = sum(_count_unscored(job.folder / planned_name(shard)) for shard in mine)
         with track("score", total=total, unit="pairs") as advance:
             for shard in mine:
                 pairs = read_pairs(job.folder / planned_name(shard))
                 todo = np.isnan(pairs.score)
+                # Arrays that come from pyarrow are read-only.
                 scores = pairs.score.copy()
                 if todo.any():
                     scores[todo] = score_pairs(job, pairs.image[todo], pairs.text[todo], advance)
                 write_pairs(job.folder / pairs_name(shard), Pairs(pairs.image, pairs.text, scores, pairs.role))
+        # The seal needs the shards of all processes.
         distributed.barrier()
     with distributed.main_first():
         if distributed.is_main():
@@ -252,6 +261,7 @@ def _begin(build: Build, corpus: Corpus, draw: Callable[[], Candidates], extend:
     if build.is_sealed:
         return
     shards = range(len(shards_of(build.plan)))
+    # A shard that is scored does not need its planned file.
     is_planned = all(len(build.missing([planned_name(shard), pairs_name(shard)])) < 2 for shard in shards)
     if not is_planned or build.missing([DROPPED_FILE]):
         _check_room(build.folder, corpus)
@@ -283,6 +293,7 @@ def _seal(job: CacheJob) -> None:
     """Write cache.json unless it is there, and remove the files that only the build needed."""
     build, names = job.build, [pairs_name(shard) for shard in job.shards]
     parts = [ITEMS_FILE, *names]
+    # A run that was killed after sealing may have left files of the build.
     if build.is_sealed:
         return build.clean(parts)
     pairs = {name: seal_of(build.folder / name, pairs=len(read_pairs(build.folder / name))) for name in names}

@@ -74,10 +74,12 @@ class TeacherCache:
         if not images.size or not self.num_pairs:
             return np.full(images.shape, np.nan, dtype=np.float32)
         self._read(np.unique(images // self.plan["images_per_shard"]))
+        # A binary search for all pairs at once, each among the pairs of its image; np.searchsorted has one range for all.
         low, end = self._starts_I[images], self._starts_I[images + 1]
         high = end.copy()
         while (open_ones := low < high).any():
             middle = (low + high) // 2
+            # A search that has ended may point behind the last pair.
             is_less = self._text_P[np.minimum(middle, self.num_pairs - 1)] < texts
             low = np.where(open_ones & is_less, middle + 1, low)
             high = np.where(open_ones & ~is_less, middle, high)
@@ -95,6 +97,7 @@ class TeacherCache:
             dropped["margins"] = int(near_text.sum() + near_image.sum())
             is_text, is_image = is_text & ~near_text, is_image & ~near_image
         texts_of_image = RaggedArray.from_sorted(image_P[is_text], text_P[is_text].astype(np.int64), self.num_images)
+        # Stable, so that the images of a caption stay sorted.
         by_text = np.argsort(text_P[is_image], kind="stable")
         images_of_text = RaggedArray.from_sorted(text_P[is_image][by_text], image_P[is_image][by_text], self.num_texts)
         return Candidates(texts_of_image, images_of_text, dropped)
@@ -151,6 +154,7 @@ def read_cache(folder: Path, *, corpus: Corpus | None = None, teacher: str | Non
 
 
 def _sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
+    # In float64: in float32 the sigmoid of every logit above about 17 is 1, and a margin could not tell them apart.
     return torch.from_numpy(np.asarray(logits, dtype=np.float64)).sigmoid().numpy()
 
 
@@ -221,6 +225,7 @@ class TeacherEnsemble:
     def _moments(self) -> list[tuple[float, float]]:
         """Mean and standard deviation of each teacher's scores."""
         shared = self._scores_KP[:, self._is_shared].astype(np.float64)
+        # A teacher whose scores are all equal has no spread to divide by.
         return [(float(scores.mean()), float(scores.std()) or 1.0) for scores in shared]
 
 

@@ -36,7 +36,9 @@ CACHE = Kind(
     make_again="run `dcdctl cache-teacher` again with the same options",
 )
 IMAGES_PER_SHARD = 256
+"""Images in a shard, which one process scores and writes atomically: what a killed run loses at most per process."""
 SCHEMA = pa.schema([("image", pa.int32()), ("text", pa.int32()), ("score", pa.float32()), ("role", pa.uint8())])
+# Sorted positions differ by little, and the high bytes of scores repeat; with zstd a pair took 5.4 of 13 bytes on a trial corpus.
 _ENCODINGS = {"image": "DELTA_BINARY_PACKED", "text": "DELTA_BINARY_PACKED", "score": "BYTE_STREAM_SPLIT", "role": "PLAIN"}
 
 
@@ -77,6 +79,7 @@ def write_pairs(path: Path, pairs: Pairs) -> None:
     }
     with files.atomic_path(path) as partial:
         table = pa.table(columns, schema=SCHEMA)
+        # pyarrow accepts encodings only for columns without a dictionary.
         pq.write_table(table, partial, compression="zstd", use_dictionary=False, column_encoding=_ENCODINGS)
 
 
@@ -84,4 +87,5 @@ def read_pairs(path: Path) -> Pairs:
     """The pairs of a shard."""
     table = pq.read_table(path, schema=SCHEMA)
     image, text, score, role = (table[name].to_numpy() for name in SCHEMA.names)
+    # Products of both, such as the keys of pairs, do not fit into int32.
     return Pairs(image.astype(np.int64), text.astype(np.int64), score, role)

@@ -127,6 +127,7 @@ def text_classes(captions: list[str]) -> Index:
 def mine_candidates(corpus: Corpus, config: CandidateConfig, vectors: Vectors | None = None, track: Track = silent) -> Candidates:
     """Candidates mined separately for each query, of every kind except blocks. The kind embedding needs `vectors`."""
     num_images, num_texts = corpus.num_images, corpus.num_captions
+    # The released code may draw captions of the same image as negatives; here they are removed.
     false_negatives = _false_negatives(corpus, config, track)
     lists = {Direction.TEXT: RaggedArray.empty(num_images), Direction.IMAGE: RaggedArray.empty(num_texts)}
     num_dropped = np.zeros(256, dtype=np.int64)
@@ -150,6 +151,7 @@ def _counts(false_negatives: FalseNegativeFilter, num_dropped: Index) -> dict[st
 
 def _miner(corpus: Corpus, config: CandidateConfig, direction: Direction, vectors: Vectors | None, reason_against: PairFilter) -> Miner:
     """The miner of a recipe for one direction."""
+    # Each direction has its own random draws.
     seed = [config.seed, SIMPLE_KINDS.index("random") + (1 if direction == Direction.TEXT else 2)]
     sizes = (corpus.num_images, corpus.num_captions) if direction == Direction.TEXT else (corpus.num_captions, corpus.num_images)
 
@@ -188,6 +190,7 @@ def _draw_blocks(corpus: Corpus, config: CandidateConfig, vectors: Vectors | Non
         texts_of_image = RaggedArray.from_pairs(image, text, corpus.num_images)
     if Direction.IMAGE in config.directions:
         images_of_text = RaggedArray.from_pairs(text, image, corpus.num_captions)
+    # A removed pair is missing in the lists of each direction.
     return Candidates(texts_of_image, images_of_text, _counts(false_negatives, np.bincount(reason, minlength=256) * len(config.directions)))
 
 

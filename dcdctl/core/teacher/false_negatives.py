@@ -31,6 +31,7 @@ class FalseNegativeFilter:
     def __call__(self, image: Index, text: Index) -> Reasons:
         """The reason of each pair; images are the queries."""
         reasons = np.zeros(image.shape, dtype=np.uint8)
+        # From the last reason to the first, so that a pair with several gets the first.
         if self._hash_I is not None:
             reasons[np.bitwise_count(self._hash_I[image] ^ self._hash_I[self._caption_image[text]]) <= self._bits] = 3
         # Most texts occur once. Looking up the others takes time when there are millions of pairs.

@@ -69,6 +69,7 @@ def cache_scores(
     """
     plan = resolve(job)
     corpus = Corpus.open(job.data, job.split, job.max_images)
+    # A missing or damaged cache is an error before the teacher is loaded.
     if job.extend is not None:
         read_cache(job.extend)
     teacher = models.load_fusion(job.teacher, plan.overrides, track)

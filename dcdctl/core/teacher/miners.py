@@ -25,6 +25,7 @@ Miner = Callable[[Index, int], Index]
 """Given queries and a number K, a Q x K matrix of the best K candidates per query, or all candidates if there are fewer."""
 PairFilter = Callable[[Index, Index], Reasons]
 """Given queries and candidates, arrays of one shape: 0 where the pair is allowed, else the reason against it."""
+# Both numbers decide which queries `random_miner` draws for together, so another value gives other random candidates.
 QUERIES_PER_CHUNK = 4096
 MAX_MATRIX_ENTRIES = 1 << 22
 """Bounds the memory when queries need many candidates to find enough."""
@@ -116,6 +117,7 @@ def mixed_miner(miners: Sequence[tuple[Miner, int]], reason_against: PairFilter)
             num_before_QK = is_allowed_QK.cumsum(axis=1) - is_allowed_QK
             matrices.append(matrix_QK)
             ranks.append(np.where(num_before_QK < count, turn, turn + len(miners)).astype(np.int8))
+        # Stable, so that candidates of one rank keep their miner's order.
         order_QK = np.argsort(np.concatenate(ranks, axis=1), axis=1, kind="stable")
         return np.take_along_axis(np.concatenate(matrices, axis=1), order_QK, axis=1)
 
@@ -128,6 +130,7 @@ def split_by_shares(total: int, shares: Sequence[float]) -> list[int]:
     >>> split_by_shares(5, [1, 1]), split_by_shares(4, [1, 1, 1])
     ([3, 2], [1, 2, 1])
     """
+    # Rounding the cumulative sums instead of the shares keeps the total.
     ends = np.floor(total * np.cumsum(shares) / np.sum(shares) + 0.5).astype(int)
     return np.diff(ends, prepend=0).tolist()
 
@@ -137,6 +140,7 @@ def mine(miner: Miner, num_queries: int, population: int, count: int, reason_aga
     parts = []
     for start in range(0, num_queries, QUERIES_PER_CHUNK):
         remaining = np.arange(start, min(start + QUERIES_PER_CHUNK, num_queries))
+        # Twice the count leaves room for repeats and false negatives. Reasons are uint8, hence 256 counts.
         keys, num_dropped, width = [], np.zeros(256, dtype=np.int64), 2 * count + 8
         while len(remaining):
             short, num_at_once = [], max(1, MAX_MATRIX_ENTRIES // min(width, population))
@@ -173,6 +177,7 @@ def _choose(
 
 def _is_first(matrix_QK: Index) -> NDArray[np.bool_]:
     """Whether an entry is the first of its value in its row."""
+    # Stable, so that among equal entries the first in the row stays first.
     order_QK = np.argsort(matrix_QK, axis=1, kind="stable")
     sorted_QK = np.take_along_axis(matrix_QK, order_QK, axis=1)
     is_new_QK = np.ones(matrix_QK.shape, dtype=bool)
@@ -198,7 +203,9 @@ def clusters(corpus: Corpus, cluster_size: int, vectors_ID: NDArray[np.float32] 
         for seed, similarity in zip(seeds.tolist(), vectors[seeds] @ vectors[free].T, strict=True):
             if not is_free[seed]:
                 continue
+            # `free` is from the start of the chunk; earlier seeds of the chunk have taken some of its images.
             similarity[~is_free[free]] = -np.inf
+            # A seed belongs to its own cluster, even if others have equal words or a larger product with it.
             similarity[np.searchsorted(free, seed)] = np.inf
             best = np.argsort(-similarity, kind="stable")[:cluster_size]
             cluster = np.sort(free[best[is_free[free[best]]]])
@@ -217,6 +224,7 @@ def _word_vectors(corpus: Corpus) -> NDArray[np.float32]:
             columns.append(words.setdefault(word, len(words)))
     pairs = np.unique(np.array([rows, columns]), axis=1)
     frequency = np.bincount(pairs[1], minlength=len(words))
+    # Stable, so that the processor does not decide which of equally frequent words are kept.
     common = np.argsort(-frequency, kind="stable")[:_MAX_WORDS]
     column_of_word = np.full(len(words), -1)
     column_of_word[common] = np.arange(len(common))
@@ -224,4 +232,5 @@ def _word_vectors(corpus: Corpus) -> NDArray[np.float32]:
     kept = column_of_word[pairs[1]] >= 0
     vectors[pairs[0][kept], column_of_word[pairs[1][kept]]] = np.log(1 + corpus.num_images / frequency[pairs[1][kept]])
     norms = np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float32)
+    # An image none of whose words is kept has a vector of zeros.
     return vectors / np.maximum(norms, np.float32(1e-12))

@@ -88,6 +88,7 @@ def summarize_cache(cache: TeacherCache, num_hardest: int = 20) -> CacheSummary:
 
 def _best(query_P: NDArray[np.int64], score_P: NDArray[np.float32], num_queries: int) -> NDArray[np.float32]:
     best_Q = np.full(num_queries, -np.inf, dtype=np.float32)
+    # Not best_Q[query_P] = ..., which keeps one score of a query that repeats.
     np.maximum.at(best_Q, query_P, score_P)
     return best_Q
 
@@ -136,6 +137,7 @@ def cache_document(summary: CacheSummary, corpus: Corpus | None = None) -> dict[
     """The summary as a JSON document. With the corpus, hard negatives have their captions and image ids."""
     document = asdict(summary)
     for direction in Direction:
+        # JSON has no NaN, the only value that differs from itself.
         document[direction.key] = {key: None if value != value else value for key, value in document[direction.key].items()}
     if corpus is not None:
         for entry in document["hardest"]:
