@@ -47,6 +47,7 @@ def dcdctl(
     """Turn a slow image-text cross-encoder into search in milliseconds, by Dynamic Contrastive Distillation."""
 
 
+# Each function imports the core when it is called, so that --help loads no torch.
 COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("demo", "Start here", demo, "demo --out demo"),
     ("prepare", "Data", prepare, "prepare flickr30k --out data/flickr30k"),

@@ -127,6 +127,7 @@ def _loss(number: int, training: Training) -> Markup:
     # A loss with a single part equals that part.
     keys = ["loss", *parts] if len(parts) > 1 else ["loss"]
     names = {"loss": "all" if len(parts) > 1 else (parts or ["loss"])[0]}
+    # From -1, because the first key is the loss, which has the color of the text.
     series = [
         _curve(training, key, names.get(key, key), "text" if key == "loss" else f"c{color}") for color, key in enumerate(keys, start=-1)
     ]
