@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import subprocess
 import sys
@@ -17,9 +18,15 @@ PACKAGE = ROOT / "dcdctl"
 CORE, CLI = PACKAGE / "core", PACKAGE / "cli"
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a file, parsed once for all tests."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imported(path: Path, *, top_only: bool = False) -> set[str]:
     """Dotted names a file imports, wherever in it; `from a import b` is a.b."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     names: set[str] = set()
     for node in tree.body if top_only else ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -42,7 +49,7 @@ def face(room: str) -> set[str]:
 
 def used_by_name(path: Path, room: str) -> set[str]:
     """The attributes of a room that a file reads, where it imports the room itself."""
-    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    nodes = ast.walk(parsed(path))
     return {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == room}
 
 
