@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcdctl.cli.options import BatchSize, Data, Device, Features, MaxImages, ModelSet, Out, Precision, Sets, Split, Teacher
+from dcdctl.cli.options import BatchSize, Data, Device, Features, MaxImages, ModelSet, Out, Precision, Sets, Split, Teacher, check_recipe
 
 if TYPE_CHECKING:
     from dcdctl.core.teacher import Estimate
 
 RecipeName = Annotated[
-    str, typer.Option("--recipe", help="Recipe whose [candidates] table says what to score: a name or a .toml file.", metavar="RECIPE")
+    str,
+    typer.Option(
+        "--recipe",
+        help="Recipe whose [candidates] table says what to score: a name or a .toml file.",
+        callback=check_recipe,
+        metavar="RECIPE",
+    ),
 ]
 Extend = Annotated[Path | None, typer.Option("--extend", help="Finished cache whose scores are reused.", metavar="CACHE")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the number of pairs, the time and the disk space, then stop.")]

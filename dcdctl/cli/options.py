@@ -28,11 +28,40 @@ def check_output_file(path: Path | None) -> Path | None:
     return path
 
 
+# These callbacks run before a command imports any model, so a misspelled name is an error as soon as torch is imported.
+
+
+def check_recipe(ref: str) -> str:
+    """Callback of a recipe argument: an error if there is no such recipe."""
+    from dcdctl.core.training import check_recipe_name
+
+    check_recipe_name(ref)
+    return ref
+
+
+def check_device(name: str) -> str:
+    """Callback of `--device`: an error if this machine lacks the device. The names that every machine has need no import of torch."""
+    if name not in ("auto", "cpu"):
+        from dcdctl.core import devices
+
+        devices.choose(name)
+    return name
+
+
+def check_precision(name: str) -> str:
+    """Callback of `--precision`: an error if there is no such precision. The default needs no import of torch."""
+    if name != "fp32":
+        from dcdctl.core import devices
+
+        devices.precision(name)
+    return name
+
+
 # What a command reads
 Data = Annotated[Path, typer.Option("--data", help="Folder written by `dcdctl prepare`.", metavar="DIR")]
 Split = Annotated[str, typer.Option("--split", help="Split of the corpus.", metavar="NAME")]
 MaxImages = Annotated[int | None, typer.Option("--max-images", help="Use only the first N images of the split.", min=1, metavar="N")]
-RecipeArgument = Annotated[str, typer.Argument(help="Recipe: a name or a .toml file.", metavar="RECIPE")]
+RecipeArgument = Annotated[str, typer.Argument(help="Recipe: a name or a .toml file.", callback=check_recipe, metavar="RECIPE")]
 ModelRef = Annotated[str, typer.Argument(help="Run folder, or another model reference.", metavar="RUN")]
 IndexFolder = Annotated[Path, typer.Argument(help="Folder written by `dcdctl index`.", metavar="INDEX")]
 Teacher = Annotated[
@@ -58,8 +87,12 @@ ModelSet = Annotated[
 ]
 
 # Where and how to compute
-Device = Annotated[str, typer.Option("--device", help="auto (the GPU if there is one), cpu, cuda, cuda:1 or mps.", metavar="NAME")]
-Precision = Annotated[str, typer.Option("--precision", help="fp32, or bf16 or fp16 if the hardware supports it.", metavar="NAME")]
+Device = Annotated[
+    str, typer.Option("--device", help="auto (the GPU if there is one), cpu, cuda, cuda:1 or mps.", callback=check_device, metavar="NAME")
+]
+Precision = Annotated[
+    str, typer.Option("--precision", help="fp32, or bf16 or fp16 if the hardware supports it.", callback=check_precision, metavar="NAME")
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Images, captions or pairs in one forward pass.", min=1, metavar="N")]
 Workers = Annotated[int, typer.Option("--workers", help="Processes that read and decode images ahead.", min=0, metavar="N")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads of torch; by default torch decides.", min=1, metavar="N")]

@@ -20,7 +20,6 @@ from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
 from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.scoring import Vectors
 from dcdctl.core.teacher import miners
 from dcdctl.core.teacher.false_negatives import FalseNegativeFilter, image_hashes
 from dcdctl.core.teacher.miners import Miner, PairFilter, clusters
@@ -124,7 +123,7 @@ def text_classes(captions: list[str]) -> Index:
     return np.array([seen.setdefault(" ".join(_WORD.findall(text.lower())), len(seen)) for text in captions], dtype=np.int64)
 
 
-def mine_candidates(corpus: Corpus, config: CandidateConfig, vectors: Vectors | None = None, track: Track = silent) -> Candidates:
+def mine_candidates(corpus: Corpus, config: CandidateConfig, vectors: scoring.Vectors | None = None, track: Track = silent) -> Candidates:
     """Candidates mined separately for each query, of every kind except blocks. The kind embedding needs `vectors`."""
     num_images, num_texts = corpus.num_images, corpus.num_captions
     # The released code may draw captions of the same image as negatives; here they are removed.
@@ -149,7 +148,9 @@ def _counts(false_negatives: FalseNegativeFilter, num_dropped: Index) -> dict[st
     return {name: int(num_dropped[reason]) for reason, name in enumerate(false_negatives.names, start=1)}
 
 
-def _miner(corpus: Corpus, config: CandidateConfig, direction: Direction, vectors: Vectors | None, reason_against: PairFilter) -> Miner:
+def _miner(
+    corpus: Corpus, config: CandidateConfig, direction: Direction, vectors: scoring.Vectors | None, reason_against: PairFilter
+) -> Miner:
     """The miner of a recipe for one direction."""
     # Each direction has its own random draws.
     seed = [config.seed, SIMPLE_KINDS.index("random") + (1 if direction == Direction.TEXT else 2)]
@@ -170,7 +171,7 @@ def _miner(corpus: Corpus, config: CandidateConfig, direction: Direction, vector
     return miners.mixed_miner([(simple(kind), count) for kind, count in zip(config.shares, counts, strict=True)], reason_against)
 
 
-def _draw_blocks(corpus: Corpus, config: CandidateConfig, vectors: Vectors | None, track: Track) -> Candidates:
+def _draw_blocks(corpus: Corpus, config: CandidateConfig, vectors: scoring.Vectors | None, track: Track) -> Candidates:
     rng = np.random.default_rng([config.seed, 2])
     groups = clusters(corpus, config.group_size, None if vectors is None else vectors.images_ID.cpu().numpy())
     image_parts, text_parts = [], []

@@ -1,6 +1,6 @@
 from .distill import InputRefs, Inputs, TrainingJob, train
 from .loop import TrainingOptions
-from .recipe import load_recipe
+from .recipe import check_recipe_name, load_recipe
 from .runs import Run, start_run
 from .scenes_teacher import GradingConfig, PretrainingConfig, grade, pretrain
 
@@ -12,6 +12,7 @@ __all__ = [
     "Run",
     "TrainingJob",
     "TrainingOptions",
+    "check_recipe_name",
     "grade",
     "load_recipe",
     "pretrain",

@@ -267,12 +267,17 @@ def names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
-def load_recipe(ref: str, sets: Sequence[str] = ()) -> Recipe:
-    """A recipe by name or from a .toml file, with `key=value` overrides applied."""
+def check_recipe_name(ref: str) -> Path:
+    """The file of a recipe; ConfigError with the known names if there is none."""
     path = Path(ref) if ref.endswith(".toml") else RECIPES / f"{ref}.toml"
     if not path.is_file():
         raise ConfigError(f"no recipe {ref}", hint=f"known recipes: {', '.join(names())}; or name a .toml file")
-    table = apply_sets(read_toml(path), sets)
+    return path
+
+
+def load_recipe(ref: str, sets: Sequence[str] = ()) -> Recipe:
+    """A recipe by name or from a .toml file, with `key=value` overrides applied."""
+    table = apply_sets(read_toml(check_recipe_name(ref)), sets)
     for former, name in RENAMED.items():
         section, _, key = former.partition(".")
         if isinstance(table.get(section), Mapping) and key in table[section]:
