@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcdctl.cli.options import BatchSize, Data, Device, Features, MaxImages, ModelSet, Out, Precision, Sets, Split, Teacher, check_recipe
+from dcdctl.cli.options import (
+    BatchSize,
+    Data,
+    Device,
+    Features,
+    MaxImages,
+    ModelSet,
+    Out,
+    Precision,
+    Sets,
+    Split,
+    Teacher,
+    check_overrides,
+    check_recipe,
+)
 
 if TYPE_CHECKING:
     from dcdctl.core.teacher import Estimate
@@ -46,6 +60,7 @@ def cache_teacher(
     precision: Precision = "fp32",
 ) -> None:
     """Score each query's candidates with the teacher, once. Training reads the scores and never runs the teacher."""
+    check_overrides(recipe, sets)
     from dcdctl.cli.views.terminal import bar, show
     from dcdctl.core import devices, training
     from dcdctl.core.devices import Compute

@@ -38,6 +38,7 @@ def distill(
     resume: options.Resume = False,
 ) -> None:
     """Train a student on the teacher's cached scores."""
+    options.check_overrides(recipe, sets)
     from dcdctl.cli.views.terminal import bar, show
     from dcdctl.cli.views.training import view
     from dcdctl.core import devices

@@ -32,6 +32,7 @@ def finetune_teacher(
     resume: options.Resume = False,
 ) -> None:
     """Train a cross-encoder to rank captions and images. The true one competes with sampled or mined ones."""
+    options.check_overrides(recipe, sets)
     from dcdctl.cli.views.terminal import bar, show
     from dcdctl.cli.views.training import view
     from dcdctl.core import devices

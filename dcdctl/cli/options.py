@@ -39,6 +39,21 @@ def check_recipe(ref: str) -> str:
     return ref
 
 
+def check_overrides(recipe: str, sets: list[str] | None) -> None:
+    """An error for an override that the recipe does not take. Call it first in a command: the imports of a training take seconds."""
+    from dcdctl.core.training import load_recipe
+
+    load_recipe(recipe, sets or [])
+
+
+def check_output_folder(path: Path) -> Path:
+    """Callback of `--out`: an error before any work if the folder cannot be written."""
+    from dcdctl.core import files
+
+    files.check_output_folder(path)
+    return path
+
+
 def check_device(name: str) -> str:
     """Callback of `--device`: an error if this machine lacks the device. The names that every machine has need no import of torch."""
     if name not in ("auto", "cpu"):
@@ -105,7 +120,7 @@ CheckpointActivations = Annotated[
 ]
 
 # What a command writes
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", metavar="DIR")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", callback=check_output_folder, metavar="DIR")]
 Page = Annotated[Path | None, typer.Option("--html", help="Also write a page with the images.", callback=check_output_file, metavar="FILE")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
