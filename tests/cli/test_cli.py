@@ -214,3 +214,42 @@ def test_no_command_module_is_left_out_of_the_app():
     modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {"__init__", "app", "options"}
     named = {command.callback.__module__.rpartition(".")[2] for command in typer.main.get_command(app).commands.values()}
     assert named == modules
+
+
+# Exit code, last line of stderr, and the heavy libraries that the process has imported, per command line.
+MISTAKES = """
+import contextlib, io, json, sys
+from dcdctl.cli.app import app
+for words in json.loads(sys.argv[1]):
+    said, code = io.StringIO(), 0
+    try:
+        with contextlib.redirect_stderr(said):
+            app(words)
+    except SystemExit as end:
+        code = end.code
+    imported = sorted({"transformers", "torchvision", "tensorboard"} & set(sys.modules))
+    print(json.dumps([code, said.getvalue().strip().splitlines()[-1], imported]))
+"""
+
+
+def test_a_wrong_name_is_an_error_before_models_are_imported(tmp_path):
+    data, file = ["--data", str(tmp_path / "absent")], tmp_path / "file"
+    file.write_text("")
+    out, cache = ["--out", str(tmp_path / "out")], ["--teacher", "scenes-vilt"]
+    cases = [
+        (["distill", "nosuchrecipe", *data, *out], "no recipe nosuchrecipe"),
+        (["distill", "demo-dual", *data, *out, "--set", "loss.alhpa=2"], "unknown key loss.alhpa"),
+        (["distill", "demo-dual", *data, *out, "--precision", "int9"], "got int9"),
+        (["distill", "demo-dual", *data, *out, "--device", "gpu7"], "gpu7"),
+        (["distill", "demo-dual", *data, "--out", str(file)], "is a file"),
+        (["finetune-teacher", "tiny-teacher", *data, *out, "--set", "batch.sizee=2"], "unknown key batch.sizee"),
+        (["cache-teacher", *data, *out, *cache, "--recipe", "nosuchrecipe"], "no recipe nosuchrecipe"),
+        (["cache-teacher", *data, *out, *cache, "--set", "candidates.kindd=x"], "unknown key candidates.kindd"),
+    ]
+    words = json.dumps([words for words, _ in cases])
+    done = subprocess.run([sys.executable, "-c", MISTAKES, words], capture_output=True, text=True, check=True)
+    for (command, message), line in zip(cases, done.stdout.splitlines(), strict=True):
+        code, said, imported = json.loads(line)
+        assert code == 1, command
+        assert message in said, command
+        assert imported == [], command
