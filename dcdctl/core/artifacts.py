@@ -30,6 +30,8 @@ _DIGESTS: dict[tuple[str, int, int], str] = {}
 """The SHA-256 of the files hashed by this process, by path, size and modification time."""
 _LOCKS: dict[int, threading.Lock] = {}
 """One lock per process: a child made by fork would inherit a lock that another thread of its parent holds."""
+CHECKSUM = "checksum"
+"""The entry of our JSON documents that holds the SHA-256 of all other entries, independent of spaces and of the order of keys."""
 ELSEWHERE = "name another folder, or delete this one"
 _DIGEST = re.compile(r"[0-9a-f]{32,}")
 
@@ -190,6 +192,25 @@ class Build:
         if self.is_sealed and not self.kind.keeps_plan:
             (self.folder / self.kind.plan_file).unlink(missing_ok=True)
         files.remove_partials(self.folder)
+
+
+def write_document(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically, with a checksum of its content as its last entry."""
+    files.write_json(path, {**document, CHECKSUM: files.digest_of(document)})
+
+
+def read_document(path: Path, format: int | None = None, *, error: type[DcdError] = StaleError, hint: str = "") -> Document:
+    """The JSON object that `write_document` wrote, without its checksum.
+
+    `error` with `hint` if the file cannot be read, is of another format than `format`, or does not match its checksum. The format is
+    compared first, because files of earlier formats have no checksum.
+    """
+    document = files.read_json(path, error=error, hint=hint)
+    if format is not None and (found := document.get("format")) != format:
+        raise error(f"{path} is of format {found!r}, this dcdctl reads format {format}", hint=hint)
+    if document.pop(CHECKSUM, None) != files.digest_of(document):
+        raise error(f"{path} is damaged: its content does not match its checksum", hint=hint)
+    return document
 
 
 def seal_of(path: Path, **facts: Any) -> Document:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -352,3 +353,22 @@ def test_every_part_is_hashed_once_per_process(artifact, monkeypatch):
     artifact.read()
     artifact.read()
     assert sorted(path for path in hashed if path in artifact.parts) == artifact.parts
+
+
+def test_a_document_with_any_changed_character_is_damaged_or_equal(tmp_path):
+    path = tmp_path / "plan.json"
+    document = {"format": 3, "margin": 0.25, "name": "Straße", "files": {"a": [1, 2]}}
+    artifacts.write_document(path, document)
+    assert artifacts.read_document(path, 3) == document
+    raw = path.read_bytes()
+    for at in range(len(raw)):
+        for bit in range(8):
+            path.write_bytes(raw[:at] + bytes([raw[at] ^ 1 << bit]) + raw[at + 1 :])
+            with contextlib.suppress(StaleError):
+                assert artifacts.read_document(path, 3) == document
+
+
+def test_a_document_of_an_earlier_format_is_named_by_its_format(tmp_path):
+    files.write_json(tmp_path / "plan.json", {"format": 2})
+    with pytest.raises(StaleError, match="is of format 2, this dcdctl reads format 3; make it again"):
+        artifacts.read_document(tmp_path / "plan.json", 3, hint="make it again")
