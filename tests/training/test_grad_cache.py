@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,14 +72,27 @@ def inputs(corpus, calm, cache_folder) -> Inputs:
     return Inputs(corpus, [cache.read_cache(cache_folder, corpus=corpus, teacher=calm.digest)], calm)
 
 
-def gradients_of(inputs: Inputs, kind: str, count: int, *, dropout: str = "0.0", step: int = 1) -> tuple[dict, dict[str, torch.Tensor]]:
+def gradients_of(
+    inputs: Inputs,
+    kind: str,
+    count: int,
+    *,
+    dropout: str = "0.0",
+    step: int = 1,
+    precision: str = "float32",
+    objective: type[PairObjective] = PairObjective,
+    scale: float | None = None,
+) -> tuple[dict, dict[str, torch.Tensor]]:
     """The loss and the gradients of one step from the start."""
     recipe = training_recipe.load_recipe("tiny-student", [*KINDS[kind], f"model.dropout={dropout}"])
     model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher).train()
+    if scale is not None:
+        model.network.logit_scale.data.fill_(math.log(scale))
     micro_batch_plan = MicroBatchPlan(count, range(count))
     batch = distill.make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], micro_batch_plan)[step]
-    options = StepCompute(compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=micro_batch_plan)
-    values = backward(model, PairObjective(recipe.loss), batch, StepInfo(step=step, num_steps=4, seed=0), options)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    options = StepCompute(compute=Compute(precision=precision), scaler=scaler, micro_batch_plan=micro_batch_plan)
+    values = backward(model, objective(recipe.loss), batch, StepInfo(step=step, num_steps=4, seed=0), options)
     return values, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
@@ -181,6 +196,23 @@ def test_half_precision_and_its_scale_go_with_micro_batches(inputs, tmp_path):
         two = trained(inputs, "dual all pairs", tmp_path / f"{precision}-2", compute=compute, micro_batches=2)
         assert whole_run.metrics()[0]["loss"] == pytest.approx(two.metrics()[0]["loss"], rel=0.02)
         assert whole_run.metrics()[-1]["loss"] == pytest.approx(two.metrics()[-1]["loss"], rel=0.05)
+
+
+class _LossOutsideAutocast(PairObjective):
+    def loss(self, *arguments: Any) -> dict[str, torch.Tensor]:
+        with torch.autocast("cpu", enabled=False):
+            return super().loss(*arguments)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "dual" in kind])
+def test_in_half_precision_the_loss_of_vectors_is_that_of_float32(inputs, kind, count):
+    options = {"precision": "bfloat16", "scale": 100.0}
+    values, gradients = gradients_of(inputs, kind, count, **options)
+    expected, expected_gradients = gradients_of(inputs, kind, count, objective=_LossOutsideAutocast, **options)
+    assert values == expected
+    for name, gradient in expected_gradients.items():
+        assert torch.equal(gradients[name], gradient), name
 
 
 def test_what_cannot_be_split_is_refused(inputs, tmp_path):

@@ -9,8 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from encoders import make_pair
 from loss_inputs import draw
 from paths import DOCS
+from tiny import make_teacher
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -19,7 +21,7 @@ from dcdctl.core.models.dual import Calibration
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.training import runs
 from dcdctl.core.training.batch import Batch
-from dcdctl.core.training.batch_sampler import CandidateListBatches
+from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches
 from dcdctl.core.training.losses import official, weights
 from dcdctl.core.training.losses.table import LOSSES
 from dcdctl.core.training.objective import PairObjective, loss_terms, term_weights
@@ -205,3 +207,54 @@ def test_a_batch_of_lists_knows_which_of_its_images_and_captions_belong_together
         assert batch.true_IT[i].tolist() == [corpus.captions[text] in words for text in texts]
     assert batch.true_IT[batch.image_ix_RC[:, 0], batch.text_ix_RC[:, 0]].all()
     assert not batch.true_IT[batch.image_ix_RC[:, 1:], batch.text_ix_RC[:, 1:]].any()
+
+
+def in_half(on: bool = True) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=on)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_under_autocast_the_gradient_of_infonce_is_that_of_float32(corpus, dual, scale):
+    dual.network.logit_scale.data.fill_(math.log(scale))
+    batch = AllPairsBatches(CorpusSource(corpus, dual.preprocess), BatchConfig(size=24), 0, None)[0]
+    objective = PairObjective(LossConfig(terms={"infonce": 1.0}))
+    with in_half(), torch.no_grad():
+        vectors = objective.outputs(dual, batch)
+    assert_close([part.norm(dim=1) for part in vectors], [torch.ones(24)] * 2, rtol=1e-6, atol=0)
+
+    def gradient(half: bool) -> list[Tensor]:
+        leaves = [part.clone().requires_grad_() for part in vectors]
+        with in_half(half):
+            loss = objective.loss(dual, leaves, batch, 1.0)["infonce"]
+        return list(torch.autograd.grad(loss, [*leaves, dual.network.logit_scale]))
+
+    assert_close(gradient(half=True), gradient(half=False), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.on == "all pairs"])
+def test_under_autocast_losses_of_all_pairs_are_those_of_float32(name):
+    student, teacher = draw(1, 6, 6, scale=30.0), draw(2, 6, 6)
+    config = LossConfig(terms={name: 1.0})
+    with in_half():
+        half = loss_terms(student, made_batch(teacher), config, 1.0)
+    assert half == loss_terms(student, made_batch(teacher), config, 1.0)
+
+
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.on == "lists"])
+def test_under_autocast_losses_on_lists_are_those_of_float32(name):
+    student, teacher = draw(1, 6, 5, scale=30.0), draw(2, 6, 5)
+    config = LossConfig(terms={name: 1.0})
+    with in_half():
+        half = loss_terms(student, made_batch(teacher), config, 1.0)
+    assert half == loss_terms(student, made_batch(teacher), config, 1.0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["vilt", "co-attention"])
+def test_under_autocast_the_head_of_a_fusion_model_does_not_round_its_logits(corpus, family, tmp_path):
+    model = make_teacher(corpus.captions) if family == "vilt" else make_pair(corpus.captions, tmp_path)
+    batch = CandidateListBatches(CorpusSource(corpus, model.preprocess), BatchConfig(size=8, random_negatives=3), 0, None)[0]
+    with in_half():
+        (logits,) = model.eval().outputs(batch)
+    assert logits.dtype == torch.float32
+    assert (logits != logits.bfloat16().float()).float().mean() > 0.9

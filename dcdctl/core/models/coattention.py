@@ -202,7 +202,9 @@ class CoAttentionNetwork(nn.Module):
     def rank(self, text_BND: Tensor, image_BND: Tensor) -> Tensor:
         """Logits of B pairs from the first tokens of both streams."""
         pooled = [self.text_pooler(text_BND[:, 0]).tanh(), self.image_pooler(image_BND[:, 0]).tanh()]
-        logits: Tensor = self.rank_output(torch.cat(pooled, dim=-1)).squeeze(-1)
+        # Autocast would round the logit itself: to one of 128 steps between 8 and 16 in bfloat16, so that close candidates tie.
+        with torch.autocast(text_BND.device.type, enabled=False):
+            logits: Tensor = self.rank_output(torch.cat(pooled, dim=-1).to(self.rank_output.weight.dtype)).squeeze(-1)
         return logits
 
     def add_cosine(self, logits_P: Tensor, image_PD: Tensor | None, text_PD: Tensor | None) -> Tensor:

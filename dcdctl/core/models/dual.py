@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.attention import enable_checkpointing
@@ -34,6 +35,11 @@ class Calibration(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         """The logits on the teacher's scale, float32."""
         return self.log_scale.exp() * logits.float() + self.offset
+
+
+def unit_vectors(vectors_ND: Tensor) -> Tensor:
+    """The vectors divided by their lengths, in float32: in half precision a length would be wrong by up to 0.4 %."""
+    return functional.normalize(vectors_ND.float(), dim=-1)
 
 
 class DualModel(nn.Module, ABC):
@@ -106,9 +112,11 @@ class DualModel(nn.Module, ABC):
         return images_ID.float(), texts_TD.float()
 
     def logits(self, outputs: Sequence[Tensor], pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """The logits of the pairs, R x C, and of all images with all texts, I x T."""
+        """The logits of the pairs, R x C, and of all images with all texts, I x T; float32, also under autocast."""
         images_ID, texts_TD = outputs
-        all_IT = self.logit_scale * images_ID @ texts_TD.T
+        # Autocast would round the vectors of this product: at a scale of 100 a step of bfloat16 is half a logit.
+        with torch.autocast(images_ID.device.type, enabled=False):
+            all_IT = self.logit_scale * images_ID.float() @ texts_TD.float().T
         # Flat positions, so that `select_rows` can be used: the gradient of `all_IT[image, text]` is not repeatable on a CPU.
         flat_ix_RC = pairs.image_ix_RC * all_IT.shape[1] + pairs.text_ix_RC
         return select_rows(all_IT.flatten(), flat_ix_RC.flatten()).view(flat_ix_RC.shape), all_IT

@@ -157,8 +157,11 @@ class ViltScorer(FusionModel):
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """Logits of P pairs, given as positions in `images` and `texts`."""
         class_P1D = self._run_layers(images, texts, image_ix_P, text_ix_P, num_queries=1)
-        vilt = self.network.vilt
-        return self.network.rank_output(vilt.pooler(vilt.layernorm(class_P1D))).squeeze(-1)
+        vilt, head = self.network.vilt, self.network.rank_output
+        pooled_PD = vilt.pooler(vilt.layernorm(class_P1D))
+        # Autocast would round the logit itself: to one of 128 steps between 8 and 16 in bfloat16, so that close candidates tie.
+        with torch.autocast(pooled_PD.device.type, enabled=False):
+            return head(pooled_PD.to(head.weight.dtype)).squeeze(-1)
 
     def fuse(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         """The tokens of P pairs after all layers and the final norm, P x N x D: text first, then image."""

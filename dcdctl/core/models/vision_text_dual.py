@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AutoConfig, BeitConfig, BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models.backbones import MAX_LOGIT_SCALE
 from dcdctl.core.models.checkpoint import check_complete, digest_of_model, save_pretrained
-from dcdctl.core.models.dual import DualModel
+from dcdctl.core.models.dual import DualModel, unit_vectors
 from dcdctl.core.models.overrides import check_dual_overrides, read_overrides
 from dcdctl.core.models.preprocess import (
     Preprocess,
@@ -93,14 +92,14 @@ class VisionTextDual(DualModel):
         """Unit vectors, I x D. ValueError for features."""
         if isinstance(images, States):
             raise ValueError("this dual encoder takes pixels, not the features of an encoder")
-        return functional.normalize(self.network.get_image_features(pixel_values=images.pixel_values).pooler_output, dim=-1)
+        return unit_vectors(self.network.get_image_features(pixel_values=images.pixel_values).pooler_output)
 
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
         """Unit vectors, T x D. ValueError for features."""
         if isinstance(texts, States):
             raise ValueError("this dual encoder takes tokens, not the features of an encoder")
         output = self.network.get_text_features(input_ids=texts.input_ids, attention_mask=texts.attention_mask)
-        return functional.normalize(output.pooler_output, dim=-1)
+        return unit_vectors(output.pooler_output)
 
     @property
     def _encoder_modules(self) -> tuple[nn.Module, ...]:
