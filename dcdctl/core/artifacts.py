@@ -32,6 +32,8 @@ _LOCKS: dict[int, threading.Lock] = {}
 """One lock per process: a child made by fork would inherit a lock that another thread of its parent holds."""
 CHECKSUM = "checksum"
 """The entry of our JSON documents that holds the SHA-256 of all other entries, independent of spaces and of the order of keys."""
+FILES = "files"
+"""The entry of a JSON document that lists other files: size and SHA-256, by path relative to the folder of the document."""
 ELSEWHERE = "name another folder, or delete this one"
 _DIGEST = re.compile(r"[0-9a-f]{32,}")
 
@@ -216,6 +218,41 @@ def read_document(path: Path, format: int | None = None, *, error: type[DcdError
 def seal_of(path: Path, **facts: Any) -> Document:
     """What a seal says about a part: its size, its SHA-256, and facts that readers need."""
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path), **facts}
+
+
+def list_files(folder: Path, names: Iterable[str]) -> Document:
+    """What a document says under `FILES` about files of its folder."""
+    return {name: seal_of(folder / name) for name in names}
+
+
+def listed_files(path: Path, document: Mapping[str, Any], *, error: type[DcdError] = StaleError, hint: str = "") -> dict[str, Document]:
+    """The files that the document at `path` lists; `error` if it lists none, or not as `list_files` does."""
+    listed = document.get(FILES)
+    if not isinstance(listed, dict) or not all(isinstance(entry, dict) and {"bytes", "sha256"} <= set(entry) for entry in listed.values()):
+        raise error(f"{path} does not list the size and the SHA-256 of the files beside it", hint=hint)
+    return listed
+
+
+def damages(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What is wrong with each file that is not as `list_files` listed it; the size is compared before a file is hashed."""
+    for name, entry in listed.items():
+        path = folder / name
+        try:
+            size = path.stat().st_size
+            if size != entry["bytes"]:
+                yield f"{path} is damaged: it has {size:,} bytes, not {entry['bytes']:,}"
+            elif (found := sha256_of(path)) != entry["sha256"]:
+                yield f"{path} is damaged: its SHA-256 is {found[:12]}, not {str(entry['sha256'])[:12]}"
+        except FileNotFoundError:
+            yield f"{path} is missing"
+        except OSError as error:
+            yield f"{path} cannot be read: {error.strerror}"
+
+
+def check_files(folder: Path, listed: Mapping[str, Mapping[str, Any]], *, error: type[DcdError] = StaleError, hint: str = "") -> None:
+    """`error` that names the first file that is not as it was listed, if there is one."""
+    for damage in damages(folder, listed):
+        raise error(damage, hint=hint)
 
 
 def sha256_of(path: Path) -> str:

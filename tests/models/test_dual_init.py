@@ -121,7 +121,8 @@ def test_models_without_a_cosine_have_no_cosine_weights_and_load_without_the_set
     path = tmp_path / "saved" / "config.json"
     config = json.loads(path.read_text())
     assert config.pop("cosine") is None
-    path.write_text(json.dumps(config))  # as in folders of models saved without the setting
+    path.write_text(json.dumps(config))  # the setting has a default
+    models.seal_again(tmp_path / "saved")
     assert models.load(tmp_path / "saved").digest == pair.digest
 
 

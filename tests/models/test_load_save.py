@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import BertConfig, ViltConfig, ViltForImageAndTextRetrieval
 
@@ -210,23 +211,72 @@ def test_missing_weights_of_a_folder_are_named(vilt, tmp_path):
     state = {name: tensor for name, tensor in vilt.network.state_dict().items() if not name.startswith("rank_output")}
     models.save(vilt, tmp_path / "vilt")
     vilt.network.save_pretrained(tmp_path / "vilt", state_dict=state)
+    models.seal_again(tmp_path / "vilt")
     with pytest.raises(ModelError, match=r"lacks 2 parameters of a ViLT scorer: rank_output\.bias, rank_output\.weight"):
         models.load(tmp_path / "vilt")
 
 
-def test_a_folder_of_a_later_format_is_refused(vilt, tmp_path):
+def test_a_folder_of_an_earlier_format_is_refused_by_name_with_the_next_step(vilt, tmp_path):
     models.save(vilt, tmp_path / "vilt")
-    document = json.loads((tmp_path / "vilt" / "dcdctl.json").read_text())
-    (tmp_path / "vilt" / "dcdctl.json").write_text(json.dumps({**document, "format": 2}))
-    with pytest.raises(ModelError, match="has format 2, this dcdctl reads format 1; update dcdctl"):
+    (tmp_path / "vilt" / "dcdctl.json").write_text(json.dumps({"format": 1, "kind": "fusion", "max_text_len": 40}))
+    for read in (models.load, models.check_ref):
+        with pytest.raises(ModelError, match=r"dcdctl\.json is of format 1, this dcdctl reads format 2; save it again .*dcdctl convert"):
+            read(tmp_path / "vilt")
+
+
+def test_every_changed_missing_and_added_file_of_a_saved_model_is_named(model, tmp_path):
+    models.save(model, tmp_path / "model")
+    for path in sorted((tmp_path / "model").iterdir()):
+        content = path.read_bytes()
+        for damaged, message in (
+            (content[:-1], f"{path.name} is damaged: it has {len(content) - 1:,} bytes, not {len(content):,}"),
+            (content[:-1] + bytes([content[-1] ^ 1]), f"{path.name} is damaged: its SHA-256 is "),
+            (None, f"{path.name} is missing"),
+        ):
+            if path.name == load_save.SETTINGS_FILE:
+                break
+            path.unlink()
+            if damaged is not None:
+                path.write_bytes(damaged)
+            with pytest.raises(ModelError, match=re.escape(message)):
+                models.load(tmp_path / "model")
+        path.write_bytes(content)
+    models.load(tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("notes")
+    models.load(tmp_path / "model")
+    (tmp_path / "model" / "added_tokens.json").write_text('{"dog": 3}')
+    with pytest.raises(ModelError, match=r"added_tokens\.json was added to a saved model"):
+        models.load(tmp_path / "model")
+
+
+def test_a_flip_in_the_list_of_files_is_named(vilt, tmp_path):
+    models.save(vilt, tmp_path / "vilt")
+    path = tmp_path / "vilt" / "dcdctl.json"
+    path.write_text(path.read_text().replace('"max_text_len": 40', '"max_text_len": 41'))
+    with pytest.raises(ModelError, match=r"dcdctl\.json is damaged: its content does not match its checksum; save it again"):
         models.load(tmp_path / "vilt")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named_in_folders_of_every_family(model, tmp_path, number):
+    models.save(model, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name, tensor in weights.items() if tensor.ndim == 2)
+    weights[name][0, 0] = number
+    save_file(weights, path, metadata={"format": "pt"})
+    models.seal_again(tmp_path / "model")
+    with pytest.raises(ModelError, match=r"model: 1 of [\d,]+ numbers of the weights \S+ are not finite"):
+        models.load(tmp_path / "model")
 
 
 @pytest.mark.parametrize("name", ["dcdctl.json", "config.json"])
 def test_damaged_json_of_a_model_is_named(dual, tmp_path, name):
     models.save(dual, tmp_path / "model")
     (tmp_path / "model" / name).write_text("[]")
-    with pytest.raises(ModelError, match=rf"{name} holds no JSON object; save the model again"):
+    if name == "config.json":
+        models.seal_again(tmp_path / "model")
+    with pytest.raises(ModelError, match=rf"{name} holds no JSON object; save "):
         models.load(tmp_path / "model")
 
 
@@ -234,5 +284,6 @@ def test_damaged_weights_are_an_error_that_names_the_model(model, tmp_path):
     models.save(model, tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
+    (tmp_path / "model" / "dcdctl.json").unlink()
     with pytest.raises(ModelError, match=r"cannot load .*model: "):
         models.load(tmp_path / "model")

@@ -57,6 +57,12 @@ def test_settings_are_read_from_the_checkpoint(official_model):
     assert scorer.unused_keys == ("itm_score.fc.bias", "itm_score.fc.weight", "text_embeddings.position_ids")
 
 
+def test_weights_of_a_checkpoint_that_are_not_finite_are_named(official_model, tiny, tmp_path):
+    tiny["state_dict"]["rank_output.bias"][0] = float("nan")
+    with pytest.raises(ModelError, match=r"damaged\.ckpt: 1 of 1 numbers of the weights network\.rank_output\.bias are not finite"):
+        _reload(tiny, tmp_path / "damaged.ckpt", official_model)
+
+
 def test_overrides_replace_settings_of_the_checkpoint(official_model):
     scorer = official_model.scorer(image_size=128, max_text_len=8)
     assert (scorer.preprocess.image_size_px, scorer.preprocess.max_text_len) == (128, 8)

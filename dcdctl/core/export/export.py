@@ -148,12 +148,14 @@ def _check_kind(model: Model, to: Format, ref: str) -> None:
 def _write(model: Model, to: Format, folder: Path, with_int8: bool) -> None:
     if to == "transformers":
         to_transformers.write(model, folder)
+        models.seal_again(folder)  # the folder of `models.save` has more files now
         return
     assert model.kind == "dual"  # `_check_kind`
     if to == "onnx":
         to_onnx.write(model, folder, with_int8=with_int8)
     else:
         to_sentence_transformers.write(model, folder)
+        models.seal_again(folder)
 
 
 def _checks(model: Model, to: Format, folder: Path, samples: Samples, with_int8: bool) -> tuple[Check, ...]:

@@ -1,10 +1,11 @@
 from .backbones import FeatureSpec, ProjectionSize
 from .build import every_other, new_coattention
+from .checkpoint import check_finite
 from .coattention import FusionSize
 from .coattention_scorer import CoAttentionScorer
 from .dual import DualModel
 from .frozen_dual import FrozenDual, new_frozen_dual
-from .load_save import check_ref, convert, load, load_dual, load_fusion, save
+from .load_save import check_ref, convert, load, load_dual, load_fusion, save, seal_again
 from .onnx import (
     ONNX_OUTPUT,
     OnnxDual,
@@ -46,6 +47,7 @@ __all__ = [
     "Towers",
     "ViltScorer",
     "ViltSize",
+    "check_finite",
     "check_onnx",
     "check_ref",
     "convert",
@@ -70,6 +72,7 @@ __all__ = [
     "quantize_dynamic",
     "require_onnx",
     "save",
+    "seal_again",
     "silence_transformers",
     "word_piece",
 ]

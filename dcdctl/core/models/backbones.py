@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModel, TimmWrapperImageProcessor
 
 from dcdctl.core.config import Between, Count, check_fields
 from dcdctl.core.errors import ModelError, require_extra
-from dcdctl.core.models.checkpoint import check_complete, digest_of_model
+from dcdctl.core.models.checkpoint import check_complete, check_finite, digest_of_model
 from dcdctl.core.models.preprocess import Preprocess, hub_errors, load_image_processor
 from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
 
@@ -91,6 +91,7 @@ def _load(ref: str, side: str, input_name: str) -> nn.Module:
         )
     # A checkpoint may lack a pooler: only tokens are read.
     check_complete(ref, (name for name in report["missing_keys"] if not name.startswith("pooler.")), "its encoder")
+    check_finite(encoder.state_dict(), ref)
     if encoder.main_input_name != input_name:
         raise ModelError(
             f"{ref} is a {encoder.config.model_type} model and reads {encoder.main_input_name}, expected one that reads {input_name}"

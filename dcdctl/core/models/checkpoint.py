@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dcdctl.core import files
-from dcdctl.core.errors import ModelError
+from dcdctl.core.errors import DcdError, ModelError
 from dcdctl.core.models.preprocess import silence_transformers
 
 WEIGHTS_FILE = "model.safetensors"
@@ -63,6 +63,15 @@ def check_complete(source: object, missing: Iterable[str], what: str) -> None:
     if names:
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         raise ModelError(f"{source} lacks {len(names)} parameters of {what}: {', '.join(names[:8])}{more}")
+
+
+def check_finite(state: Mapping[str, Tensor], source: object, *, error: type[DcdError] = ModelError, hint: str = "") -> None:
+    """`error` that names the first tensor with a number that is not finite; ModelError by default."""
+    for name, tensor in sorted(state.items()):
+        # The extremes are NaN if any number is, and need no copy: 0.05 s for 100 million numbers on two cores.
+        if tensor.is_floating_point() and tensor.numel() and not all(extreme.isfinite() for extreme in tensor.aminmax()):
+            num_bad = int(tensor.numel() - tensor.isfinite().sum())
+            raise error(f"{source}: {num_bad:,} of {tensor.numel():,} numbers of the weights {name} are not finite", hint=hint)
 
 
 def save_pretrained(network: Any, folder: Path, *, half: bool = False) -> None:

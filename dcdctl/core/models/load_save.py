@@ -1,7 +1,7 @@
 """Load a model by reference, and save it; `FAMILIES` is the table of model families.
 
-A folder with config.json is loaded by the family that the `model_type` there names. A folder that `save` wrote also has dcdctl.json, with
-the settings that no other file holds.
+A folder with config.json is loaded by the family that the `model_type` there names. A folder that `save` wrote also has dcdctl.json. It
+holds the settings that no other file holds, and the size and SHA-256 of every other file; `load` compares them before it reads anything.
 
 A new family is a module with a subclass of `FusionModel` or `DualModel` and a loader, one line in `FAMILIES`, and one in
 tests/models/test_contract.py.
@@ -10,16 +10,16 @@ tests/models/test_contract.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from transformers import AutoConfig
 
-from dcdctl.core import files
+from dcdctl.core import artifacts, files
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import coattention_scorer, frozen_dual, official, official_meter, official_vilt, published, vilt, vision_text_dual
-from dcdctl.core.models.checkpoint import read_checkpoint
+from dcdctl.core.models.checkpoint import check_finite, read_checkpoint
 from dcdctl.core.models.overrides import parse_overrides, read_overrides
 from dcdctl.core.models.preprocess import hub_errors
 from dcdctl.core.models.protocols import DualEncoder, FusionScorer, Model
@@ -36,8 +36,11 @@ FAMILIES: dict[str, tuple[Kind, Loader]] = {
 }
 """The kind and the loader of each family, by `model_type` in config.json. A model is saved by its own `save_network`."""
 BUILT_IN = ("scenes-vilt",)
-SETTINGS_FILE = "dcdctl.json"
-FORMAT_VERSION = 1
+CONFIG_FILE, SETTINGS_FILE = "config.json", "dcdctl.json"
+FORMAT_VERSION = 2
+REMAKE = "save it again with this dcdctl: `dcdctl convert`, `distill`, `index` or `export` makes such a folder"
+NOTES = ("*.md", "LICENSE*", ".*")
+"""Files that may be added to a saved model, because no loader reads them."""
 ACCEPTED = (
     "a model is a run folder, a transformers folder (ViLT or vision-text-dual-encoder), an official ViLT or METER .ckpt, "
     f"a Hugging Face Hub id (owner/name), built in ({', '.join(BUILT_IN)}), or a name that `dcdctl prepare --list` shows"
@@ -58,13 +61,14 @@ def load(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Tra
     # Read here only to refuse a wrong setting before anything is downloaded or opened.
     read_overrides(settings)
     form, source = _locate(ref)
-    if form == "checkpoint":
-        return _load_official(Path(source), settings)
-    if form != "published":
-        return _load_pretrained(source, settings)
-    teacher = published.known()[source]
-    source, settings = published.locate(teacher, settings, track)
-    return _load_pretrained(source, settings) if teacher.hub else _load_official(Path(source), settings)
+    is_official = form == "checkpoint"
+    if form == "published":
+        teacher = published.known()[source]
+        is_official = not teacher.hub
+        source, settings = published.locate(teacher, settings, track)
+    model = _load_official(Path(source), settings) if is_official else _load_pretrained(source, settings)
+    check_finite(model.state_dict(), source)
+    return model
 
 
 def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None, *, kind: Kind | None = None) -> None:
@@ -112,10 +116,28 @@ def save(model: Model, folder: Path, *, half: bool = False) -> None:
     with files.atomic_folder(folder) as partial:
         model.save_network(partial, half=half)
         model.preprocess.save(partial)
-        files.write_json(partial / SETTINGS_FILE, {"format": FORMAT_VERSION, **model.settings})
+        _seal(partial, model.settings)
         # safetensors creates files that only their owner may read; give them the mode of the other files.
         for weights in partial.glob("*.safetensors"):
             weights.chmod((partial / SETTINGS_FILE).stat().st_mode)
+
+
+def seal_again(folder: Path) -> None:
+    """List the files of a folder that `save` wrote again, after files were added or changed."""
+    _seal(folder, {key: value for key, value in _read_seal(folder).items() if key not in ("format", artifacts.FILES)})
+
+
+def _seal(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write dcdctl.json."""
+    listed = artifacts.list_files(folder, sorted(_file_names(folder)))
+    artifacts.write_document(folder / SETTINGS_FILE, {"format": FORMAT_VERSION, **settings, artifacts.FILES: listed})
+
+
+def _file_names(folder: Path) -> set[str]:
+    """The paths of the files that dcdctl.json lists, relative to the folder."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    names = (path for path in paths if not any(Path(part).match(note) for part in path.parts for note in NOTES))
+    return {path.as_posix() for path in names} - {SETTINGS_FILE}
 
 
 def convert(ref: str | Path, folder: Path, model_set: Sequence[str] = (), track: Track = silent) -> Model:
@@ -134,7 +156,7 @@ def convert(ref: str | Path, folder: Path, model_set: Sequence[str] = (), track:
 def _check_folder(folder: Path) -> None:
     """InputError if a model cannot be written to a folder, ModelError if the folder holds something other than a model."""
     files.check_output_folder(folder)
-    if not files.is_vacant(folder) and not (folder / "config.json").exists():
+    if not files.is_vacant(folder) and not (folder / CONFIG_FILE).exists():
         raise ModelError(f"{folder} holds something that is not a model", hint="name an empty or a new folder")
 
 
@@ -160,7 +182,7 @@ def _locate(ref: str | Path) -> tuple[Literal["folder", "checkpoint", "published
 
 def _built_in_folder(name: str) -> Path:
     folder = _TEACHERS / name
-    if not (folder / "config.json").exists():
+    if not (folder / CONFIG_FILE).exists():
         raise ModelError(f"this installation has no built-in model {name}", hint="install dcdctl from its wheel again")
     return folder
 
@@ -168,7 +190,7 @@ def _built_in_folder(name: str) -> Path:
 def _model_folder(path: Path) -> Path:
     """The folder itself, or `model/` in a run folder; ModelError if neither holds a model."""
     for folder in (path, path / "model"):
-        if (folder / "config.json").exists():
+        if any((folder / name).exists() for name in (CONFIG_FILE, SETTINGS_FILE)):
             return folder
     if (path / "run.json").exists():
         raise ModelError(f"the run {path} has no finished model", hint="finish it with --resume")
@@ -189,7 +211,7 @@ def _load_official(path: Path, table: Mapping[str, Any]) -> FusionScorer:
 
 def _load_pretrained(ref: str, overrides: Mapping[str, Any]) -> Model:
     """The model of a folder with config.json, or of a Hub id."""
-    saved = _read_settings(Path(ref) / SETTINGS_FILE)
+    saved = _read_settings(Path(ref))
     model_type = _model_type(ref, is_ours=saved is not None)
     if model_type not in FAMILIES:
         raise ModelError(f"{ref} is a {model_type} model", hint=ACCEPTED)
@@ -197,13 +219,26 @@ def _load_pretrained(ref: str, overrides: Mapping[str, Any]) -> Model:
     return loader(ref, overrides, saved)
 
 
-def _read_settings(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
+def _read_settings(folder: Path) -> dict[str, Any] | None:
+    """dcdctl.json; None if there is none. ModelError if a file of the folder is not as it was saved."""
+    if not (folder / SETTINGS_FILE).exists():
         return None
-    saved = files.read_json(path, error=ModelError, hint="save the model again")
-    if saved.get("format") != FORMAT_VERSION:
-        raise ModelError(f"{path} has format {saved.get('format')}, this dcdctl reads format {FORMAT_VERSION}", hint="update dcdctl")
+    saved = _read_seal(folder)
+    for damage in find_damages(folder, saved):
+        raise ModelError(damage, hint=REMAKE)
     return saved
+
+
+def _read_seal(folder: Path) -> dict[str, Any]:
+    return artifacts.read_document(folder / SETTINGS_FILE, FORMAT_VERSION, error=ModelError, hint=REMAKE)
+
+
+def find_damages(folder: Path, saved: Mapping[str, Any] | None = None) -> Iterator[str]:
+    """What is wrong with the files of a folder that `save` wrote, and which files were added. ModelError for a damaged dcdctl.json."""
+    listed = artifacts.listed_files(folder / SETTINGS_FILE, saved or _read_seal(folder), error=ModelError, hint=REMAKE)
+    yield from artifacts.damages(folder, listed)
+    for name in sorted(_file_names(folder) - set(listed)):
+        yield f"{folder / name} was added to a saved model, and a loader might read it"
 
 
 def _model_type(ref: str, *, is_ours: bool) -> str:
@@ -215,7 +250,11 @@ def _model_type(ref: str, *, is_ours: bool) -> str:
 
 
 def _saved_type(folder: Path) -> str:
-    return str(files.read_json(folder / "config.json", error=ModelError, hint="save the model again").get("model_type"))
+    path = folder / CONFIG_FILE
+    if (folder / SETTINGS_FILE).exists():
+        listed = artifacts.listed_files(folder / SETTINGS_FILE, _read_seal(folder), error=ModelError, hint=REMAKE)
+        artifacts.check_files(folder, {name: seal for name, seal in listed.items() if name == CONFIG_FILE}, error=ModelError, hint=REMAKE)
+    return str(files.read_json(path, error=ModelError, hint="save the model again").get("model_type"))
 
 
 def _wrong_kind(ref: str | Path, found: Kind) -> ModelError:

@@ -16,7 +16,7 @@ from transformers import AutoConfig, BeitConfig, BertConfig, VisionTextDualEncod
 
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models.backbones import MAX_LOGIT_SCALE
-from dcdctl.core.models.checkpoint import check_complete, digest_of_model, save_pretrained
+from dcdctl.core.models.checkpoint import check_complete, check_finite, digest_of_model, save_pretrained
 from dcdctl.core.models.dual import DualModel, unit_vectors
 from dcdctl.core.models.overrides import check_dual_overrides, read_overrides
 from dcdctl.core.models.preprocess import (
@@ -171,6 +171,7 @@ def dual_from_backbones(
         network = VisionTextDualEncoderModel.from_vision_text_pretrained(vision_ref, text_ref, projection_dim=projection_dim)
     # transformers 5 keeps the type of the file, which may be float16.
     network = network.float()
+    check_finite(network.state_dict(), f"{vision_ref}, {text_ref}")
     tokenizer = load_tokenizer(text_ref)
     check_vocabulary(tokenizer, network.config.text_config.vocab_size)
     length = min(max_text_len, num_text_positions(network.config.text_config))

@@ -155,7 +155,9 @@ def load_embedder(ref: str, device: torch.device) -> Embedder:
         config = AutoConfig.from_pretrained(ref)
         if config.model_type in OUR_MODEL_TYPES:
             return dual_embedder(models.load_dual(ref), device)
-        network = AutoModel.from_pretrained(ref, dtype=torch.float32).to(device).eval()
+        network = AutoModel.from_pretrained(ref, dtype=torch.float32).eval()
+    models.check_finite(network.state_dict(), ref)
+    network.to(device)
     # SigLIP 2 with variable resolution needs more input than pixels.
     if hasattr(network, "get_image_features") and hasattr(network, "get_text_features") and config.model_type != "siglip2":
         return _clip_embedder(ref, network, config, device)
