@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from dcdctl.core.artifacts import seal_of, write_document
 from dcdctl.core.data import Corpus, Direction, corpus, images
 from dcdctl.core.data.corpus import CorpusRow
 from dcdctl.core.errors import CorpusError
-from dcdctl.core.files import sha256_of
 
 
 def make_row(i, num_captions=2, data=None):
@@ -41,10 +41,10 @@ def write_corpus(folder, rows, rows_a_shard):
     for number, part in enumerate(parts):
         name = corpus.shard_name("train", number, len(parts))
         list(corpus.write_shard(folder / name, part))
-        shards.append({"file": name, "sha256": sha256_of(folder / name), "rows": len(part)})
+        shards.append({"file": name, **seal_of(folder / name, rows=len(part))})
     fingerprint = corpus.fingerprint_of(row.digest() for row in rows)
     entry = {"images": len(rows), "captions": sum(len(row.captions) for row in rows), "fingerprint": fingerprint, "shards": shards}
-    (folder / "corpus.json").write_text(json.dumps({"format": 1, "name": "made", "splits": {"train": entry}}))
+    write_document(folder / "corpus.json", {"format": 2, "name": "made", "splits": {"train": entry}})
     return Corpus.open(folder, "train")
 
 
@@ -247,8 +247,9 @@ def test_another_format_is_an_error(scenes_corpus_dir, tmp_path):
     (tmp_path / "copy" / "corpus.json").write_text('["format"]')
     with pytest.raises(CorpusError, match=r"corpus\.json holds no JSON object; delete the folder"):
         Corpus.open(tmp_path / "copy", "train")
-    (tmp_path / "copy" / "corpus.json").write_text('{"format": 2}')
-    with pytest.raises(CorpusError, match="of format 2, this dcdctl reads format 1"):
+    (tmp_path / "copy" / "corpus.json").write_text('{"format": 1}')
+    message = "of format 1, this dcdctl reads format 2; delete the folder and run the same `dcdctl prepare` again"
+    with pytest.raises(CorpusError, match=message):
         Corpus.open(tmp_path / "copy", "train")
 
 

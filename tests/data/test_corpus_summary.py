@@ -13,12 +13,12 @@ from tiny import make_corpus
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
+from dcdctl.core.artifacts import seal_of, write_document
 from dcdctl.core.data import Corpus, corpus_summary
 from dcdctl.core.data.corpus import CorpusRow, fingerprint_of, shard_name, write_shard
 from dcdctl.core.data.corpus_summary import Spread
 from dcdctl.core.data.images import FORMATS
 from dcdctl.core.errors import CorpusError, InputError
-from dcdctl.core.files import sha256_of
 from dcdctl.core.report import html, pages
 from dcdctl.core.teacher import candidates
 
@@ -54,7 +54,7 @@ def write_split(folder, name, captions, first) -> dict:
     for number, part in enumerate(parts):
         file = shard_name(name, number, len(parts))
         digests += [row.digest() for row in write_shard(folder / file, part)]
-        shards.append({"file": file, "sha256": sha256_of(folder / file), "rows": len(part)})
+        shards.append({"file": file, **seal_of(folder / file, rows=len(part))})
     return {"images": len(rows), "captions": sum(map(len, captions)), "fingerprint": fingerprint_of(digests), "shards": shards}
 
 
@@ -62,13 +62,13 @@ def write_split(folder, name, captions, first) -> dict:
 def folder(tmp_path):
     folder = tmp_path / "corpus"
     folder.mkdir()
-    index = {"format": 1, "name": "hand", "licence": "CC0 <b>", "source": {"kind": "csv"}, "protocol": "the 1K of May"}
+    index = {"format": 2, "name": "hand", "licence": "CC0 <b>", "source": {"kind": "csv"}, "protocol": "the 1K of May"}
     index["splits"] = {"train": write_split(folder, "train", TRAIN, 0), "val": write_split(folder, "val", VAL, 3)}
     skip = {"row": "row 7", "image": "gone.jpg"}
     index["skipped"] = [skip | {"reason": reason} for reason in ("no such image", "the image is truncated", "no such image")]
     overlap = {"same_file": 1000, "near": 0, "examples": [{"image": "a", "like": "b", "bits": None}]}
     index["leakage"] = {"near_bits": 2, "overlaps": {"val in train": overlap}}
-    (folder / "corpus.json").write_text(json.dumps(index))
+    write_document(folder / "corpus.json", index)
     return folder
 
 

@@ -204,7 +204,8 @@ def test_corpus_json_has_the_provenance(scenes_corpus_dir, tmp_path, images):
     assert index["source"]["annotations"] == {"file": "dataset.json", "sha256": sha256_of(tmp_path / "dataset.json")}
     assert str(tmp_path) not in json.dumps(index)
     shard = index["splits"]["train"]["shards"][0]
-    assert shard == {"file": "train-00000-of-00001.parquet", "sha256": sha256_of(tmp_path / "out" / shard["file"]), "rows": 1}
+    path = tmp_path / "out" / "train-00000-of-00001.parquet"
+    assert shard == {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path), "rows": 1}
     built_in = json.loads((scenes_corpus_dir / "corpus.json").read_text())
     assert built_in["source"] | {"options": None} == {"kind": "scenes", "seed": 0, "side_px": 64, "captions": 5, "options": None}
     assert built_in["skipped"] == []
@@ -502,15 +503,16 @@ def test_a_shard_that_was_changed_after_it_was_written_is_written_again(tmp_path
     assert shard.read_bytes() == whole
 
 
-def test_a_corpus_of_a_version_without_protocols_is_still_accepted(tmp_path):
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_a_corpus_of_an_earlier_format_is_refused_by_name(tmp_path, is_finished):
     source = manifest.find_manifest("scenes", ["counts.train=3", "counts.val=0", "counts.test=2", "side_px=16"])
     prepare_corpus(source, tmp_path / "out", options=PrepareOptions(workers=1))
-    path = tmp_path / "out" / "corpus.json"
-    index = json.loads(path.read_text())
-    path.write_text(json.dumps({key: value for key, value in index.items() if key not in ("protocol", "leakage")}))
-    again = prepare_corpus(source, tmp_path / "out", options=PrepareOptions(workers=1))
-    assert (again.already_there, again.protocol) == (True, "none: not checked when the corpus was made")
-    assert "protocol: none" in str(again)
+    name = "corpus.json" if is_finished else "prepare.json"
+    (tmp_path / "out" / "corpus.json").rename(tmp_path / "out" / name)
+    (tmp_path / "out" / name).write_text(json.dumps({"format": 1, "name": "scenes", "splits": {}}))
+    message = rf"{name} is of format 1, this dcdctl reads format 2; delete the folder and run the same `dcdctl prepare` again"
+    with pytest.raises(CorpusError, match=message):
+        prepare_corpus(source, tmp_path / "out", options=PrepareOptions(workers=1))
 
 
 SCRIPT = """

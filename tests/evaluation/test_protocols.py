@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from dcdctl.core import artifacts
 from dcdctl.core.data import Corpus, manifest
 from dcdctl.core.errors import ConfigError, CorpusError
 from dcdctl.core.evaluation import SplitChoice, protocols
@@ -32,10 +32,10 @@ def papers(tmp_path, monkeypatch, request) -> list[Protocol]:
 def serving(scenes: Path, folder: Path, sentence: str | None) -> Path:
     """The corpus, saying that it serves a protocol."""
     shutil.copytree(scenes, folder)
-    index = json.loads((folder / "corpus.json").read_text())
+    index = artifacts.read_document(folder / "corpus.json")
     index.pop("protocol")
     index |= {} if sentence is None else {"protocol": sentence}
-    (folder / "corpus.json").write_text(json.dumps(index))
+    artifacts.write_document(folder / "corpus.json", index)
     return folder
 
 

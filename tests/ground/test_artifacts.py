@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -122,6 +123,19 @@ def test_an_unfinished_artifact_or_one_of_another_format_is_refused(tmp_path):
         (tmp_path / "toy" / "toy.json").write_text(text)
         with pytest.raises(StaleError, match=message):
             TOY.read_seal(tmp_path / "toy")
+
+
+def test_a_plan_of_another_build_is_named(tmp_path):
+    make_toy(tmp_path / "toy")
+    make_toy(tmp_path / "other", seed=1)
+    assert TOY.read_plan_and_seal(tmp_path / "toy")[0]["settings"] == {"seed": 0}
+    shutil.copyfile(tmp_path / "other" / "plan.json", tmp_path / "toy" / "plan.json")
+    message = r"plan\.json belongs to another build: its checksum is \w{12}, toy\.json names \w{12}; delete the folder and run `make toy`"
+    with pytest.raises(StaleError, match=message):
+        TOY.read_plan_and_seal(tmp_path / "toy")
+    (tmp_path / "toy" / "toy.json").unlink()
+    with pytest.raises(StaleError, match=r"another settings\.seed \(1, not 0\)"):
+        Build(tmp_path / "toy", {"format": 3, "settings": {"seed": 0}}, TOY).seal({"format": 3}, PARTS)
 
 
 def test_a_damaged_plan_is_named(tmp_path):
@@ -372,3 +386,10 @@ def test_a_document_of_an_earlier_format_is_named_by_its_format(tmp_path):
     files.write_json(tmp_path / "plan.json", {"format": 2})
     with pytest.raises(StaleError, match="is of format 2, this dcdctl reads format 3; make it again"):
         artifacts.read_document(tmp_path / "plan.json", 3, hint="make it again")
+
+
+@pytest.mark.parametrize("text", ['{"name": "\\ud800", "checksum": ""}', '{"a":' * 900 + "1" + "}" * 900])
+def test_a_document_that_has_no_checksum_is_damaged(tmp_path, text):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(StaleError, match=r"plan\.json is (damaged|not JSON)"):
+        artifacts.read_document(tmp_path / "plan.json")

@@ -15,7 +15,7 @@ from encoders import make_pair
 from tiny import make_corpus
 from torch.testing import assert_close
 
-from dcdctl.core import files, models
+from dcdctl.core import artifacts, files, models
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.evaluation import EvalOptions, evaluate
@@ -163,16 +163,23 @@ def test_a_folder_that_is_not_what_its_name_says_is_refused(root, kept, corpus, 
     with pytest.raises(StaleError, match=r"images-00001\.npy is damaged: it has [\d,]+ bytes, not [\d,]+; delete .* again"):
         open_or_build(tmp_path, corpus, pair)
     damaged.write_bytes((kept.folder / damaged.name).read_bytes())
-    plan = json.loads((folder / "plan.json").read_text())
-    for key, value, message in (
-        # Encoders whose digest begins alike: the folder would have the same name.
-        ("encoders", other := plan["encoders"][:12] + "0" * 52, rf"made with another encoders \({other}, not {plan['encoders']}\)"),
-        ("format", 1, r"made with another format \(1, not 2\); name another folder, or delete this one"),
-    ):
-        (folder / "plan.json").write_text(json.dumps({**plan, key: value}))
-        with pytest.raises(StaleError, match=message):
+    plan, seal = features.FEATURES.read_plan_and_seal(folder)
+    # Encoders whose digest begins alike: the folder would have the same name.
+    other = {**plan, "encoders": plan["encoders"][:12] + "0" * 52}
+    artifacts.write_document(folder / "plan.json", other)
+    with pytest.raises(StaleError, match=r"plan\.json belongs to another build: its checksum is \w{12}, features\.json names \w{12};"):
+        open_or_build(tmp_path, corpus, pair)
+    artifacts.write_document(folder / "features.json", {**seal, artifacts.PLAN_CHECKSUM: files.digest_of(other)})
+    with pytest.raises(StaleError, match=rf"made with another encoders \({other['encoders']}, not {plan['encoders']}\)"):
+        open_or_build(tmp_path, corpus, pair)
+    for name in ("plan.json", "features.json"):
+        (folder / name).write_text(json.dumps({**json.loads((kept.folder / name).read_text()), "format": 2}))
+        with pytest.raises(
+            StaleError, match=rf"{name} is of format 2, this dcdctl reads format 3; delete the folder and run the same command"
+        ):
             open_or_build(tmp_path, corpus, pair)
-    (folder / "plan.json").write_text(json.dumps(plan))
+        shutil.copyfile(kept.folder / name, folder / name)
+    shutil.copyfile(kept.folder / "features.json", folder / "features.json")
     for name, what in (("plan.json", "the folder"), ("features.json", "it")):
         (folder / name).write_text("{")
         with pytest.raises(StaleError, match=rf"{name} is not JSON: .*; delete {what} and run the same command again"):

@@ -17,7 +17,7 @@ from made_index import Killed, killed_before
 from PIL import Image
 from tiny import contents, make_models
 
-from dcdctl.core import distributed, models
+from dcdctl.core import artifacts, distributed, models
 from dcdctl.core import models as models_models
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
@@ -481,9 +481,9 @@ def test_a_changed_corpus_is_refused(dual, scenes_corpus_dir, tmp_path):
     data = shutil.copytree(scenes_corpus_dir, tmp_path / "data")
     index = build(str(dual), data, tmp_path / "index", FLAT, split="val")
     assert index.has_image(0)
-    document = json.loads((data / "corpus.json").read_text())
+    document = artifacts.read_document(data / "corpus.json")
     document["splits"]["val"]["fingerprint"] = "f" * 64
-    (data / "corpus.json").write_text(json.dumps(document))
+    artifacts.write_document(data / "corpus.json", document)
     with pytest.raises(StaleError, match="holds another corpus now"):
         Index.open(index.folder).image_bytes(0)
     assert not Index.open(index.folder).has_image(0)

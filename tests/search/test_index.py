@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_index import exact, unit_vectors, write_index
 
+from dcdctl.core import artifacts
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.search import Index, storage
 from dcdctl.core.search import index as search_index
@@ -184,9 +184,9 @@ def test_a_missing_or_truncated_file_is_named(tmp_path, harm, error, message):
 )
 def test_a_manipulated_document_is_refused_by_name(tmp_path, change, message):
     write_index(tmp_path, PARTS)
-    document = json.loads((tmp_path / "index.json").read_text())
+    document = artifacts.read_document(tmp_path / "index.json")
     change(document)
-    (tmp_path / "index.json").write_text(json.dumps(document))
+    artifacts.write_document(tmp_path / "index.json", document)
     with pytest.raises(StaleError, match=rf"index\.json is not as this dcdctl writes it: {message}"):
         Index.open(tmp_path)
 
@@ -200,9 +200,9 @@ def test_a_damaged_document_is_named(tmp_path):
 
 def test_settings_of_a_later_version_are_refused(tmp_path):
     write_index(tmp_path, PARTS)
-    document = json.loads((tmp_path / "index.json").read_text())
+    document = artifacts.read_document(tmp_path / "index.json")
     document["settings"]["sorcery"] = 1
-    (tmp_path / "index.json").write_text(json.dumps(document))
+    artifacts.write_document(tmp_path / "index.json", document)
     with pytest.raises(StaleError, match="sorcery"):
         Index.open(tmp_path)
 

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 from tiny import make_models
 
+from dcdctl.core import artifacts
 from dcdctl.core.data import images
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.search import Searcher, build
@@ -233,10 +234,10 @@ def test_while_an_index_cannot_be_opened_the_service_answers_from_the_previous_o
     folder = shutil.copytree(made.index, tmp_path / "index")
     client = client_of(Searcher.open(folder, device=served.CPU))
     before = client.get("/search?text=a+bus").json()["results"]
-    document = (folder / "index.json").read_text(encoding="utf-8")
+    document = artifacts.read_document(folder / "index.json")
     (folder / "index.json").unlink()
     if what == "is of another model":
-        (folder / "index.json").write_text(document.replace(made.searcher.index.fingerprint, 64 * "a"), encoding="utf-8")
+        artifacts.write_document(folder / "index.json", {**document, "model": {**document["model"], "fingerprint": 64 * "a"}})
     assert client.get("/search?text=a+bus").json()["results"] == before
     assert ("the service continues with the previous one" in caplog.text) == (what == "is of another model")
 

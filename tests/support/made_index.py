@@ -43,7 +43,7 @@ def write_index(
         first += len(vectors)
     nothing = asdict(storage.Listed())
     document = {
-        "format": 2,
+        "format": storage.INDEX.format,
         "generation": 1,
         "model": {"kind": "dual", "dim": parts[0].shape[1], "fingerprint": "a" * 64},
         "precision": "float32",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import random
 import signal
@@ -20,9 +19,9 @@ from paths import ROOT, SUPPORT
 from PIL import Image
 
 from dcdctl.core import models
+from dcdctl.core.artifacts import seal_of, write_document
 from dcdctl.core.data import Corpus
 from dcdctl.core.data.corpus import CorpusRow, fingerprint_of, shard_name, write_shard
-from dcdctl.core.files import sha256_of
 
 SIZE = models.ViltSize(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=64, patch_size=16)
 TEACHER_SETS = ["model.hidden_size=32", "model.num_layers=3", "model.vocab_size=200"]
@@ -67,9 +66,9 @@ def make_corpus(folder: Path, captions: Sequence[Sequence[str]]) -> Corpus:
     folder.mkdir(parents=True)
     name = shard_name("train", 0, 1)
     digest = fingerprint_of([row.digest() for row in write_shard(folder / name, rows)])
-    shard = {"file": name, "sha256": sha256_of(folder / name), "rows": len(rows)}
+    shard = {"file": name, **seal_of(folder / name, rows=len(rows))}
     entry = {"images": len(rows), "captions": sum(map(len, captions)), "fingerprint": digest, "shards": [shard]}
-    (folder / "corpus.json").write_text(json.dumps({"format": 1, "name": "made", "splits": {"train": entry}}))
+    write_document(folder / "corpus.json", {"format": 2, "name": "made", "splits": {"train": entry}})
     return Corpus.open(folder, "train")
 
 

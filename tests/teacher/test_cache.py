@@ -200,10 +200,18 @@ def test_damaged_json_of_a_cache_is_named(copied, name, hint):
         teacher_cache.read_cache(copied)
 
 
+def test_a_plan_of_another_cache_is_named(copied):
+    plan = artifacts.read_document(copied / "plan.json")
+    artifacts.write_document(copied / "plan.json", {**plan, "candidates": {**plan["candidates"], "absolute_margin": 0.5}})
+    with pytest.raises(StaleError, match=r"plan\.json belongs to another build: its checksum is .*; delete the folder and run"):
+        teacher_cache.read_cache(copied)
+
+
 def test_a_cache_of_another_format_is_refused(copied):
     seal = json.loads((copied / "cache.json").read_text())
-    (copied / "cache.json").write_text(json.dumps({**seal, "format": 1}))
-    with pytest.raises(StaleError, match="is of format 1, this dcdctl reads format 2"):
+    (copied / "cache.json").write_text(json.dumps({**seal, "format": 2}))
+    message = "is of format 2, this dcdctl reads format 3; delete the folder and run `dcdctl cache-teacher` again"
+    with pytest.raises(StaleError, match=message):
         teacher_cache.read_cache(copied)
 
 
@@ -350,13 +358,13 @@ def test_an_estimate_writes_no_shard_and_its_plan_may_be_replaced(corpus, teache
 
 def test_verify_scores_pairs_again_and_finds_a_wrong_score(corpus, teacher, folder, copied, sharded):
     assert teacher_estimate.verify_scores(folder, corpus, teacher, 50, compute=COMPUTE) < 1e-5
-    path, seal = copied / "pairs-00002.parquet", json.loads((copied / "cache.json").read_text())
+    path, seal = copied / "pairs-00002.parquet", artifacts.read_document(copied / "cache.json")
     pairs = cache_format.read_pairs(path)
     wrong = cache_format.Pairs(pairs.image, pairs.text, pairs.score + np.float32(0.01), pairs.role)
     path.unlink()
     cache_format.write_pairs(path, wrong)
     seal["files"][path.name] = artifacts.seal_of(path, pairs=len(wrong))
-    (copied / "cache.json").write_text(json.dumps(seal))
+    artifacts.write_document(copied / "cache.json", seal)
     with pytest.raises(StaleError, match=r"image 1\d with caption \d+ scores -?\d+\.\d+, and the cache has"):
         teacher_estimate.verify_scores(copied, corpus, teacher, 1000, compute=COMPUTE)
     with pytest.raises(StaleError, match="another precision"):

@@ -10,9 +10,9 @@ from tiny import make_corpus
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.core import artifacts, files
+from dcdctl.core.artifacts import Build, seal_of
 from dcdctl.core.teacher import cache, cache_format, summary
-from dcdctl.core.teacher.cache_format import Pairs
+from dcdctl.core.teacher.cache_format import CACHE, Pairs
 from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE
 
 BOTH = TEXT_CANDIDATE | IMAGE_CANDIDATE
@@ -41,10 +41,11 @@ def folder(tmp_path, corpus):
     image, text, score, role = (np.array(column) for column in zip(*PAIRS, strict=True))
     cache_format.write_pairs(folder / "pairs-00000.parquet", Pairs(image, text, score.astype(np.float32), role))
     margins = {"absolute_margin": None, "relative_margin": None}
-    plan = {"format": 2, "corpus": corpus.fingerprint, "images": 3, "captions": 4, "images_per_shard": 256, "candidates": margins}
-    files.write_json(folder / "plan.json", plan)
-    seal = artifacts.seal_of(folder / "pairs-00000.parquet", pairs=len(PAIRS))
-    files.write_json(folder / "cache.json", {"format": 2, "dropped": {"equal text": 2}, "files": {"pairs-00000.parquet": seal}})
+    plan = {"format": 3, "corpus": corpus.fingerprint, "images": 3, "captions": 4, "images_per_shard": 256, "candidates": margins}
+    build = Build(folder, plan, CACHE)
+    build.note()
+    name = "pairs-00000.parquet"
+    build.seal({"format": 3, "dropped": {"equal text": 2}, "files": {name: seal_of(folder / name, pairs=len(PAIRS))}}, [name])
     return folder
 
 

@@ -35,7 +35,7 @@ from dcdctl.core.errors import CorpusError
 CORPUS_FILE = "corpus.json"
 CORPUS = Kind(
     name="corpus",
-    format=1,
+    format=2,
     seal_file=CORPUS_FILE,
     plan_file="prepare.json",
     keeps_plan=False,
@@ -168,6 +168,7 @@ class ShardFile(NamedTuple):
     """A shard, as corpus.json names it."""
 
     file: str
+    bytes: int
     sha256: str
     rows: int
 
@@ -192,7 +193,7 @@ class Corpus:
             raise CorpusError(f"{folder} has no split {split!r}", hint=f"it has {', '.join(index['splits'])}")
         shards = [ShardFile(**shard) for shard in entry["shards"]]
         for shard in shards:
-            CORPUS.check_part(folder / shard.file)
+            CORPUS.check_part(folder / shard.file, shard.bytes)
         corpus = Corpus(folder, split, name=index["name"], fingerprint=entry["fingerprint"], shards=shards, num_images=entry["images"])
         return corpus if max_images is None else corpus.subset(max_images)
 

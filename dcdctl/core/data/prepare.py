@@ -19,7 +19,7 @@ import PIL
 import pyarrow as pa
 
 from dcdctl.core import config, files
-from dcdctl.core.artifacts import Build, sha256_of
+from dcdctl.core.artifacts import Build, seal_of, sha256_of
 from dcdctl.core.config import Count
 from dcdctl.core.data import corpus, images, near_duplicates, source_files
 from dcdctl.core.data.corpus import CORPUS
@@ -116,7 +116,7 @@ def prepare_corpus(
     plan |= {"options": options.to_plan()}
     digest = files.digest_of(plan)
     # Shards of other library versions are not mixed, because their bytes may differ. A finished corpus is valid with any version.
-    build = Build(out, {"plan": digest, "pillow": PIL.__version__, "pyarrow": pa.__version__}, CORPUS)
+    build = Build(out, {"format": CORPUS.format, "plan": digest, "pillow": PIL.__version__, "pyarrow": pa.__version__}, CORPUS)
     with build.lock():
         if build.is_sealed:
             return _already_there(out, digest)
@@ -139,7 +139,7 @@ def _already_there(out: Path, digest: str) -> CorpusSummary:
         message = f"{out} holds a finished corpus, {index['name']}, made from other files or with other options"
         raise InputError(message, hint="remove it, or write elsewhere with --out")
     for entry in (shard for split in index["splits"].values() for shard in split["shards"]):
-        CORPUS.check_part(out / entry["file"])
+        CORPUS.check_part(out / entry["file"], entry["bytes"])
     # A run that is killed after the seal leaves the plan.
     (out / CORPUS.plan_file).unlink(missing_ok=True)
     return _summary(out, index, already_there=True)
@@ -147,9 +147,7 @@ def _already_there(out: Path, digest: str) -> CorpusSummary:
 
 def _summary(out: Path, index: dict[str, Any], notes: Sequence[str] = (), *, already_there: bool) -> CorpusSummary:
     splits = {split: entry | {"shards": len(entry["shards"])} for split, entry in index["splits"].items()}
-    # Corpora of early versions have neither of these two.
-    saved: dict[str, Any] = {"protocol": "none: not checked when the corpus was made", "leakage": {}}
-    saved |= {key: index[key] for key in ("name", "protocol", "leakage", "skipped") if key in index}
+    saved = {key: index[key] for key in ("name", "protocol", "leakage", "skipped")}
     return CorpusSummary(folder=str(out), splits=splits, notes=list(notes), already_there=already_there, **saved)
 
 
@@ -268,7 +266,7 @@ def _write_shard(path: Path, rows: Sequence[SourceRow], check_images: CheckImage
 
     for row in corpus.write_shard(path, usable_rows()):
         shard.add(row)
-    shard.entry = {"file": path.name, "sha256": sha256_of(path), "rows": len(shard.row_digests)}
+    shard.entry = {"file": path.name, **seal_of(path, rows=len(shard.row_digests))}
     return shard
 
 

@@ -36,7 +36,7 @@ from dcdctl.core.progress import Advance, Track, silent
 
 FEATURES = Kind(
     name="features",
-    format=2,
+    format=3,
     seal_file="features.json",
     files=("lengths.npy", "images-*.npy", "texts-*.npy"),
     make="run the command with --features",
@@ -162,9 +162,9 @@ def open_or_build(root: Path, corpus: Corpus, model: Model, *, device: torch.dev
         with build.lock(distributed.rank()):
             model.to(device).eval()
             _build(build.folder, expected, CorpusSource(corpus, model.preprocess), model.encoders, device, track)
-    plan = FEATURES.read_plan(build.folder)
+    plan, seal = FEATURES.read_plan_and_seal(build.folder)
     build.expect(plan)
-    parts = FEATURES.read_seal(build.folder)["files"]
+    parts = seal["files"]
     for name, seal in parts.items():
         FEATURES.check_part(build.folder / name, seal["bytes"])
     return Features(corpus, build.folder, plan, parts)

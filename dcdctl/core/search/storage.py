@@ -34,7 +34,7 @@ from dcdctl.core.search.exact import Half
 INDEX_FILE, PLANNED = "index.json", "planned"
 INDEX = Kind(
     name="index",
-    format=2,
+    format=3,
     seal_file=INDEX_FILE,
     keeps_plan=False,
     files=("vectors/*", "ann/*", "removed-*.npy", "skipped-*.json", PLANNED),

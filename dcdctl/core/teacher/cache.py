@@ -142,8 +142,8 @@ def read_cache(folder: Path, *, corpus: Corpus | None = None, teacher: str | Non
     `corpus` and `teacher` (a fingerprint) are what the reader expects. StaleError names both sides if they differ, and a file that is
     damaged; MissingError if there is no finished cache, or if a file of it is missing.
     """
-    seal = CACHE.read_seal(folder)
-    cache = TeacherCache(folder, CACHE.read_plan(folder), seal)
+    plan, seal = CACHE.read_plan_and_seal(folder)
+    cache = TeacherCache(folder, plan, seal)
     if corpus is not None:
         artifacts.expect(folder, cache.plan, {"corpus": corpus.fingerprint})
     if teacher is not None:

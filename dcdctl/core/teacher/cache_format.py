@@ -29,7 +29,7 @@ from dcdctl.core.data import Index
 ITEMS_FILE, DROPPED_FILE = "items.parquet", "dropped.json"
 CACHE = Kind(
     name="teacher cache",
-    format=2,
+    format=3,
     seal_file="cache.json",
     files=("pairs-*.parquet", "planned-*.parquet", ITEMS_FILE, DROPPED_FILE),
     make="make one with `dcdctl cache-teacher`",
