@@ -1,16 +1,15 @@
-"""The contract of models/protocols.py, checked for every model family: a new family adds its builder to FAMILIES here."""
+"""The contract of models/protocols.py, checked for every model family (tests/support/families.py)."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import inspect
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from encoders import make_pair, save_text, save_vision
+from families import FAMILIES, with_noise
 from torch.testing import assert_close
 
 from dcdctl.core import files, models
@@ -18,33 +17,6 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.models import DualEncoder, FusionScorer, Pairs, States, load_save
 from dcdctl.core.models.protocols import Encoders
 
-
-def refs(captions, folder: Path, vision: str) -> tuple[str, str]:
-    return save_vision(vision, folder / "vision"), save_text("bert", captions, folder / "text")
-
-
-def frozen_dual(captions, folder: Path, vision: str):
-    return models.new_frozen_dual(*refs(captions, folder, vision), models.ProjectionSize(projection_dim=8), max_text_len=12)
-
-
-def from_backbones(captions, folder: Path, vision: str):
-    return models.dual_from_backbones(*refs(captions, folder, vision), projection_dim=8)
-
-
-FAMILIES = {
-    "vilt": lambda captions, folder: models.new_vilt(
-        models.ViltSize(hidden_size=16, num_attention_heads=2, num_hidden_layers=3, intermediate_size=16), models.word_piece(captions, 120)
-    ),
-    "co-attention": make_pair,
-    "co-attention over CLIP": lambda captions, folder: make_pair(captions, folder, "clip"),
-    "dual": lambda captions, folder: models.dual_student(
-        models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16, projection_dim=8), captions, vocab_size=120
-    ),
-    "dual of two encoders": lambda captions, folder: from_backbones(captions, folder, "tokens"),
-    "dual from CLIP": lambda captions, folder: from_backbones(captions, folder, "clip"),
-    "frozen dual": lambda captions, folder: frozen_dual(captions, folder, "map"),
-    "frozen dual over CLIP": lambda captions, folder: frozen_dual(captions, folder, "clip"),
-}
 PROTOCOLS = {"fusion": FusionScorer, "dual": DualEncoder}
 # Each of three images with two of four captions; all rows differ.
 IMAGE_IX = torch.tensor([[0, 0], [1, 1], [2, 2]])
@@ -54,13 +26,7 @@ TEXT_IX = torch.tensor([[0, 3], [1, 0], [2, 1]])
 @pytest.fixture(params=FAMILIES)
 def model(request, captions, tmp_path):
     """A random model of each family, with weights large enough that scores depend on the inputs."""
-    model = FAMILIES[request.param](captions, tmp_path)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if not name.startswith("calibration."):
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
+    return with_noise(FAMILIES[request.param](captions, tmp_path))
 
 
 @pytest.fixture

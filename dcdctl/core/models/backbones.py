@@ -21,7 +21,8 @@ from transformers import AutoConfig, AutoModel, TimmWrapperImageProcessor
 
 from dcdctl.core.config import Between, Count, check_fields
 from dcdctl.core.errors import ModelError, require_extra
-from dcdctl.core.models.checkpoint import check_complete, check_finite, digest_of_model
+from dcdctl.core.models.checkpoint import check_complete, check_finite
+from dcdctl.core.models.fingerprint import digest_of
 from dcdctl.core.models.preprocess import Preprocess, hub_errors, load_image_processor
 from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
 
@@ -223,23 +224,10 @@ class EncoderPair:
     preprocess: Preprocess
 
     @property
-    def spec(self) -> FeatureSpec:
-        """Which outputs of the vision encoder are its features; `size` is in the settings of `preprocess`."""
-        return spec_of(self.vision.config)
-
-    @property
-    def unseen_settings(self) -> list[Any]:
-        """For digests: the settings of both encoders that the shapes of their weights do not show."""
-        heads = [getattr(encoder.config, "num_attention_heads", None) for encoder in (self.vision, self.text)]
-        spec = self.spec
-        return [*heads, *spec.levels, *([] if spec.grid is None else [f"grid {spec.grid}"])]
-
-    @property
     def digest(self) -> str:
         """See `Encoders.digest`."""
-        preprocess = {**self.preprocess.settings, "transform": self.preprocess.image_transform}
         both = nn.ModuleDict({"vision": self.vision, "text": self.text})
-        return digest_of_model(both, {**preprocess, "heads": self.unseen_settings})
+        return digest_of(both, config=config_tables(self.vision.config, self.text.config), preprocess=self.preprocess.settings)
 
     @property
     def text_width(self) -> int:

@@ -1,8 +1,7 @@
-"""Weights on disk: digests, saving, and reading a .ckpt of another program without running its code."""
+"""Weights on disk: saving, and reading a .ckpt of another program without running its code."""
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import types
 import warnings
@@ -37,24 +36,6 @@ _HOSTILE_BUILTINS = {
     *("eval", "exec", "execfile", "compile", "__import__", "open", "file", "input", "breakpoint"),
     *("getattr", "setattr", "delattr", "globals", "locals", "vars", "apply"),
 }
-
-
-def digest_of_model(model: nn.Module, settings: Mapping[str, Any], *, without: str = "") -> str:
-    """SHA-256, in hex, of the name, type, shape and bytes of every tensor of a model, and of JSON-able settings.
-
-    `without` names a submodule to leave out, because it is not saved with the model.
-    """
-    digest = hashlib.sha256()
-    # Sorted, because a state dict has the order in which modules were created.
-    for name, value in sorted(model.state_dict().items()):
-        if without and name.startswith(f"{without}."):
-            continue
-        tensor = value.cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        # Bytes, since NumPy has no bfloat16; flattened, since torch cannot view a scalar as several bytes.
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    digest.update(files.digest_of(settings).encode())
-    return digest.hexdigest()
 
 
 def check_complete(source: object, missing: Iterable[str], what: str) -> None:

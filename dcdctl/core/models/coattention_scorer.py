@@ -21,7 +21,7 @@ from dcdctl.core import files
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import backbones, coattention
 from dcdctl.core.models.backbones import EncoderPair
-from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, digest_of_model, save_own, to_dtype
+from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, save_own, to_dtype
 from dcdctl.core.models.coattention import CoAttentionNetwork, FusionLayer, network_from_table
 from dcdctl.core.models.fusion import FusionModel
 from dcdctl.core.models.overrides import read_overrides
@@ -78,10 +78,9 @@ class CoAttentionScorer(FusionModel):
         return {"kind": "fusion", "max_text_len": self.preprocess.max_text_len, "image_transform": self.preprocess.image_transform}
 
     @property
-    def digest(self) -> str:
-        """See `FusionScorer.digest`."""
-        network = {"heads": [*self.encoders.unseen_settings, self.network.size.num_heads]}
-        return digest_of_model(self, {**self.settings, **self.preprocess.settings, "network": network})
+    def config(self) -> dict[str, Any]:
+        """See `FusionModel.config`."""
+        return {"model_type": MODEL_TYPE, **self.network.to_table()}
 
     @property
     def encoders(self) -> EncoderPair:
@@ -132,7 +131,7 @@ class CoAttentionScorer(FusionModel):
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write config.json and the weights."""
-        save_own(self.network, {"model_type": MODEL_TYPE, **self.network.to_table()}, folder, half=half)
+        save_own(self.network, self.config, folder, half=half)
 
 
 def from_folder(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> CoAttentionScorer:

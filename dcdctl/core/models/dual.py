@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.attention import enable_checkpointing
+from dcdctl.core.models.fingerprint import digest_of
 from dcdctl.core.models.preprocess import Preprocess
 from dcdctl.core.models.protocols import Encoders, ExportSpec, ImageBatch, Pairs, States, TextBatch, select_rows
 
@@ -58,11 +59,6 @@ class DualModel(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def digest(self) -> str:
-        """See `DualEncoder.digest`."""
-
-    @property
-    @abstractmethod
     def embedding_dim(self) -> int:
         """See `DualEncoder.embedding_dim`."""
 
@@ -88,6 +84,11 @@ class DualModel(nn.Module, ABC):
     def export_spec(self) -> ExportSpec:
         """See `DualEncoder.export_spec`."""
 
+    @property
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """All settings of the network, as config.json holds them."""
+
     @abstractmethod
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """See `DualEncoder.save_network`."""
@@ -96,6 +97,11 @@ class DualModel(nn.Module, ABC):
     def settings(self) -> dict[str, Any]:
         """What dcdctl.json holds."""
         return {"kind": "dual", "max_text_len": self.preprocess.max_text_len}
+
+    @property
+    def digest(self) -> str:
+        """See `DualEncoder.digest`."""
+        return digest_of(self.network, config=self.config, preprocess=self.preprocess.settings, settings=self.settings)
 
     @property
     def encoders(self) -> Encoders | None:

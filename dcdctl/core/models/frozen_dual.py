@@ -19,7 +19,7 @@ from dcdctl.core import files
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import backbones
 from dcdctl.core.models.backbones import EncoderPair, FeatureSpec, Projections, ProjectionSize
-from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, digest_of_model, save_own
+from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, save_own
 from dcdctl.core.models.dual import DualModel
 from dcdctl.core.models.overrides import check_dual_overrides, read_overrides
 from dcdctl.core.models.preprocess import Preprocess, check_text_length, check_vocabulary, hub_errors, load_tokenizer, num_text_positions
@@ -68,10 +68,9 @@ class FrozenDual(DualModel):
         self.encoders.freeze()
 
     @property
-    def digest(self) -> str:
-        """See `DualEncoder.digest`."""
-        settings = {**self.settings, **self.preprocess.settings, "heads": self.encoders.unseen_settings}
-        return digest_of_model(self, settings, without="calibration")
+    def config(self) -> dict[str, Any]:
+        """See `DualModel.config`."""
+        return {"model_type": MODEL_TYPE, **self.network.to_table()}
 
     @property
     def encoders(self) -> EncoderPair:
@@ -120,7 +119,7 @@ class FrozenDual(DualModel):
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write config.json and the weights."""
-        save_own(self.network, {"model_type": MODEL_TYPE, **self.network.to_table()}, folder, half=half)
+        save_own(self.network, self.config, folder, half=half)
 
 
 def new_frozen_dual(

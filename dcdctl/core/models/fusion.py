@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.attention import enable_checkpointing
+from dcdctl.core.models.fingerprint import digest_of
 from dcdctl.core.models.preprocess import Preprocess
 from dcdctl.core.models.protocols import Encoders, ExportSpec, ImageBatch, Pairs, States, TextBatch
 
@@ -50,17 +51,22 @@ class FusionModel(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def digest(self) -> str:
-        """See `FusionScorer.digest`."""
+    def settings(self) -> dict[str, Any]:
+        """See `FusionScorer.settings`."""
 
     @property
     @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """See `FusionScorer.settings`."""
+    def config(self) -> dict[str, Any]:
+        """All settings of the network, as config.json holds them."""
 
     @abstractmethod
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """See `FusionScorer.save_network`."""
+
+    @property
+    def digest(self) -> str:
+        """See `FusionScorer.digest`."""
+        return digest_of(self.network, config=self.config, preprocess=self.preprocess.settings, settings=self.settings)
 
     @property
     def encoders(self) -> Encoders | None:

@@ -4,7 +4,7 @@ A folder with config.json is loaded by the family that the `model_type` there na
 holds the settings that no other file holds, and the size and SHA-256 of every other file; `load` compares them before it reads anything.
 
 A new family is a module with a subclass of `FusionModel` or `DualModel` and a loader, one line in `FAMILIES`, and one in
-tests/models/test_contract.py.
+tests/support/families.py.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ from transformers import (
 from transformers.utils import logging
 
 from dcdctl.core.errors import ModelError
+from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
 from dcdctl.core.models.protocols import ImageBatch, TextBatch
 
 METER: Literal["meter"] = "meter"
@@ -44,11 +45,6 @@ VILT_SIZE_DIVISOR = 32
 """ViLT cuts the sides of a resized image to multiples of its patch size."""
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """Special tokens of a new tokenizer, in the order of their ids."""
-# Entries of an image processor that can change a pixel.
-_SETTINGS = (
-    *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
-    *("do_normalize", "image_mean", "image_std", "do_pad", "size_divisor", "data_config"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +89,15 @@ class Preprocess:
         size = dict(self.image_processor.size)
         return int(size.get("shortest_edge") or size.get("height") or min(value for value in size.values() if value))
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """Everything that decides the tensors of an image and a caption, JSON-able; part of a model's digest."""
-        processor = self.image_processor.to_dict()
-        image = {name: _plain(processor[name]) for name in _SETTINGS if processor.get(name) is not None}
-        if self.image_transform:
-            image["transform"] = self.image_transform
-        return {"image": image, "max_text_len": self.max_text_len, "vocabulary": sorted(self.tokenizer.get_vocab().items())}
+        return {
+            "image": processor_settings(self.image_processor),
+            "image_transform": self.image_transform,
+            "max_text_len": self.max_text_len,
+            "tokenizer": tokenizer_settings(self.tokenizer),
+        }
 
     def save(self, folder: Path) -> None:
         """Write the files of the tokenizer and the image processor."""
@@ -201,15 +198,6 @@ def _meter_crop(image: Image.Image, side: int, resample: Image.Resampling) -> Im
     # CLIP's processor in transformers rounds down here, one pixel off for some sizes.
     left, top = (round((length - side) / 2) for length in size)
     return resized.crop((left, top, left + side, top + side)).convert("RGB")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, int | float | str | bool | None):
-        # Files have 1 or 1.0 for the same setting, which must not change a digest.
-        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return {key: _plain(item) for key, item in sorted(dict(value).items()) if item is not None}
 
 
 def vilt_image_processor(image_size: int = 384, size_divisor: int = VILT_SIZE_DIVISOR, mean: float = 0.5, std: float = 0.5) -> Any:

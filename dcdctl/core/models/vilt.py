@@ -24,7 +24,7 @@ from transformers import ViltConfig, ViltForImageAndTextRetrieval
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import attention
 from dcdctl.core.models.attention import Heads, recomputed
-from dcdctl.core.models.checkpoint import check_complete, digest_of_model, save_pretrained
+from dcdctl.core.models.checkpoint import check_complete, save_pretrained
 from dcdctl.core.models.fusion import FusionModel
 from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
 from dcdctl.core.models.preprocess import (
@@ -104,11 +104,9 @@ class ViltScorer(FusionModel):
         return {"kind": "fusion", "max_text_len": self.preprocess.max_text_len, "text_layer_norm_eps": text_eps}
 
     @property
-    def digest(self) -> str:
-        """See `FusionScorer.digest`."""
-        config = self.network.config
-        network = {name: getattr(config, name) for name in ("num_attention_heads", "layer_norm_eps", "hidden_act")}
-        return digest_of_model(self, {**self.settings, **self.preprocess.settings, "network": network})
+    def config(self) -> dict[str, Any]:
+        """See `FusionModel.config`."""
+        return dict(self.network.config.to_dict())
 
     def encode_images(self, images: ImageBatch | States) -> States:
         """Embedded images, I x V x D: the class token, then the patches inside the image, row by row. ValueError for features."""

@@ -16,7 +16,7 @@ from transformers import AutoConfig, BeitConfig, BertConfig, VisionTextDualEncod
 
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models.backbones import MAX_LOGIT_SCALE
-from dcdctl.core.models.checkpoint import check_complete, check_finite, digest_of_model, save_pretrained
+from dcdctl.core.models.checkpoint import check_complete, check_finite, save_pretrained
 from dcdctl.core.models.dual import DualModel, unit_vectors
 from dcdctl.core.models.overrides import check_dual_overrides, read_overrides
 from dcdctl.core.models.preprocess import (
@@ -72,11 +72,9 @@ class VisionTextDual(DualModel):
     network: VisionTextDualEncoderModel
 
     @property
-    def digest(self) -> str:
-        """See `DualEncoder.digest`."""
-        configs = (self.network.config.vision_config, self.network.config.text_config)
-        heads = [getattr(config, "num_attention_heads", None) for config in configs]
-        return digest_of_model(self, {**self.settings, **self.preprocess.settings, "heads": heads}, without="calibration")
+    def config(self) -> dict[str, Any]:
+        """See `DualModel.config`."""
+        return dict(self.network.config.to_dict())
 
     @property
     def embedding_dim(self) -> int:

@@ -1,0 +1,49 @@
+"""A tiny model of every family, and of encoders that a family treats differently; a new family adds its builder to `FAMILIES`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from encoders import make_pair, save_text, save_vision
+
+from dcdctl.core import models
+
+
+def refs(captions: list[str], folder: Path, vision: str) -> tuple[str, str]:
+    return save_vision(vision, folder / "vision"), save_text("bert", captions, folder / "text")
+
+
+def frozen_dual(captions: list[str], folder: Path, vision: str) -> models.FrozenDual:
+    return models.new_frozen_dual(*refs(captions, folder, vision), models.ProjectionSize(projection_dim=8), max_text_len=12)
+
+
+def from_backbones(captions: list[str], folder: Path, vision: str) -> models.DualModel:
+    return models.dual_from_backbones(*refs(captions, folder, vision), projection_dim=8)
+
+
+FAMILIES: dict[str, Any] = {
+    "vilt": lambda captions, folder: models.new_vilt(
+        models.ViltSize(hidden_size=16, num_attention_heads=2, num_hidden_layers=3, intermediate_size=16), models.word_piece(captions, 120)
+    ),
+    "co-attention": make_pair,
+    "co-attention over CLIP": lambda captions, folder: make_pair(captions, folder, "clip"),
+    "dual": lambda captions, folder: models.dual_student(
+        models.DualSize(hidden_size=16, num_attention_heads=2, intermediate_size=16, projection_dim=8), captions, vocab_size=120
+    ),
+    "dual of two encoders": lambda captions, folder: from_backbones(captions, folder, "tokens"),
+    "dual from CLIP": lambda captions, folder: from_backbones(captions, folder, "clip"),
+    "frozen dual": lambda captions, folder: frozen_dual(captions, folder, "map"),
+    "frozen dual over CLIP": lambda captions, folder: frozen_dual(captions, folder, "clip"),
+}
+
+
+def with_noise(model: Any) -> Any:
+    """The model in eval mode, with weights large enough that scores depend on the inputs."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.startswith("calibration."):
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
