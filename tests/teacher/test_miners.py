@@ -113,8 +113,8 @@ def test_equal_bm25_scores_keep_the_order_of_the_corpus():
 def test_captions_without_words_have_lexical_candidates(tmp_path):
     corpus = make_corpus(tmp_path / "corpus", [["!", "..."], ["?"], ["a dog"]])
     drawn = candidates.draw_candidates(corpus, CandidateConfig(kind="lexical"))
-    # Texts of punctuation alone are equal, because normalization leaves nothing of them.
-    assert [drawn.texts_of_image[image].tolist() for image in range(3)] == [[3], [3], [0, 1, 2]]
+    # Texts of punctuation alone are different texts, so they are negatives of each other.
+    assert [drawn.texts_of_image[image].tolist() for image in range(3)] == [[2, 3], [0, 1, 3], [0, 1, 2]]
     assert miners.lexical_miner(["?"], ["!", "..."])(np.array([0]), 2).tolist() == [[0, 1]]
 
 

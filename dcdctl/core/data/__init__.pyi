@@ -1,3 +1,4 @@
+from .captions import text_key, tokens_of
 from .corpus import CORPUS_FILE, Corpus, Direction, read_corpus_json
 from .corpus_summary import (
     MAX_WORDS_COUNTED,
@@ -62,5 +63,7 @@ __all__ = [
     "prepare_corpus",
     "read_corpus_json",
     "summarize_corpus",
+    "text_key",
     "thumbnail",
+    "tokens_of",
 ]

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dcdctl.core.data import near_duplicates
+from dcdctl.core.data.captions import text_key, words_of
 from dcdctl.core.data.corpus import CORPUS, CORPUS_FILE, ROW_GROUP_ROWS, Corpus, read_corpus_json
 from dcdctl.core.errors import InputError
 from dcdctl.core.progress import Advance, Track, silent
@@ -30,7 +31,6 @@ MAX_REASONS = 5
 _MARKER_FILES: dict[Kind, tuple[str, ...]] = {"cache": ("cache.json", "plan.json"), "corpus": (CORPUS_FILE, CORPUS.plan_file)}
 """The files that identify a folder: the seal, which is written last, and the plan of unfinished work."""
 _COLUMNS = ["width", "height", "captions", "image.bytes"]
-_WORD = re.compile(r"[^\W_]+")
 _SIGNATURES = {
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n\x1a\n",
@@ -75,9 +75,9 @@ class SplitInspection:
     captions_by_words: list[int]
     """The number of captions with 0, 1, 2, ... words; the last bin, `MAX_WORDS_COUNTED`, includes longer ones."""
     different_words: int
-    """A word is a run of letters and digits, in lower case."""
+    """Words as in `captions.words_of`: they hold a letter or a digit, and case makes no difference."""
     repeated: float
-    """The share of captions that equal another caption of the split, except for case, spacing and punctuation."""
+    """The share of captions with the text of another caption of the split (`captions.text_key`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ def _inspect_split(corpus: Corpus, advance: Advance) -> SplitInspection:
             caption_words = words_of(text)
             lengths.append(len(caption_words))
             words.update(caption_words)
-            texts[" ".join(caption_words)] += 1
+            texts[text_key(text)] += 1
         advance(rows.num_rows)
     width, height = np.concatenate(widths), np.concatenate(heights)
     return SplitInspection(
@@ -186,15 +186,6 @@ def _rows(corpus: Corpus) -> Iterator[pa.RecordBatch]:
 
 def _spread(values: NDArray[Any]) -> Spread:
     return Spread(min=int(values.min()), mean=float(values.mean()), median=float(np.median(values)), max=int(values.max()))
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a caption. Captions with the same words count as equal, as in `teacher.text_classes`.
-
-    >>> words_of("A dog's tail_wags!")
-    ['a', 'dog', 's', 'tail', 'wags']
-    """
-    return _WORD.findall(text.lower())
 
 
 def format_of(head: bytes) -> str:

@@ -6,7 +6,6 @@ always candidates and are not drawn. Every result is a function of the corpus an
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from dcdctl.core import scoring
 from dcdctl.core.config import AtLeast, Between, Count, Distinct, NotEmpty, Positive, check_fields
-from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
+from dcdctl.core.data import Corpus, Direction, Index, RaggedArray, text_key
 from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import Track, silent
@@ -26,7 +25,6 @@ from dcdctl.core.teacher.miners import Miner, PairFilter, clusters
 
 POSITIVE, TEXT_CANDIDATE, IMAGE_CANDIDATE = 1, 2, 4
 """Roles of a pair: the caption belongs to the image; the caption is a candidate of the image; the image is a candidate of the caption."""
-_WORD = re.compile(r"[^\W_]+")
 SIMPLE_KINDS = ("random", "lexical", "embedding")
 
 
@@ -118,9 +116,9 @@ def draw_candidates(corpus: Corpus, config: CandidateConfig, *, device: torch.de
 
 
 def text_classes(captions: list[str]) -> Index:
-    """A number for each caption; captions that differ only in case, spacing and punctuation get the same number."""
+    """A number for each caption; captions with equal text (`data.text_key`) get the same number."""
     seen: dict[str, int] = {}
-    return np.array([seen.setdefault(" ".join(_WORD.findall(text.lower())), len(seen)) for text in captions], dtype=np.int64)
+    return np.array([seen.setdefault(text_key(text), len(seen)) for text in captions], dtype=np.int64)
 
 
 def mine_candidates(corpus: Corpus, config: CandidateConfig, vectors: scoring.Vectors | None = None, track: Track = silent) -> Candidates:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcdctl.core import scoring
-from dcdctl.core.data import Corpus, Index
+from dcdctl.core.data import Corpus, Index, tokens_of
 from dcdctl.core.errors import require_extra
 from dcdctl.core.teacher.false_negatives import Reasons
 
@@ -69,14 +69,14 @@ def load_bm25s() -> Any:
 def lexical_miner(queries: Sequence[str], documents: Sequence[str]) -> Miner:
     """Documents by BM25, best first, ties by position. MissingError if bm25s is not installed."""
     bm25s = load_bm25s()
-    tokens = [_words(document) for document in documents]
+    tokens = [tokens_of(document) for document in documents]
     index = bm25s.BM25(backend="numpy")
     if any(tokens):
         index.index(tokens, show_progress=False)
     vocabulary = set(index.vocab_dict) if any(tokens) else set()
 
     def best(query: str, width: int) -> Index:
-        words = [word for word in _words(query) if word in vocabulary]
+        words = [word for word in tokens_of(query) if word in vocabulary]
         return _first(index.get_scores(words) if words else np.zeros(len(documents), dtype=np.float32), width)
 
     return lambda chunk, width: np.stack([best(queries[query], width) for query in chunk])
@@ -89,10 +89,6 @@ def _first(scores: NDArray[np.float32], count: int) -> Index:
     least = np.partition(scores, -count)[-count]
     above = np.flatnonzero(scores > least)
     return np.concatenate([above[np.argsort(-scores[above], kind="stable")], np.flatnonzero(scores == least)[: count - len(above)]])
-
-
-def _words(text: str) -> list[str]:
-    return "".join(letter if letter.isalnum() else " " for letter in text.lower()).split()
 
 
 def embedding_miner(queries_QD: Tensor, gallery_GD: Tensor) -> Miner:
