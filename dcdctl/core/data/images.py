@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """The formats that are decoded. Pillow knows more, and starts another program for some of them (EPS)."""
@@ -40,6 +40,18 @@ _UPRIGHT = {
 # Pillow's decoders raise all of these on damaged files.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, struct.error, zlib.error)
 _HEAD_BYTES = 512
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""The markers of a JPEG that begin a frame: its size and its kind of coding."""
+_HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)
+# In the data of a scan, 255 is followed by 0 or begins a restart marker.
+_END_OF_SCAN = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]", re.DOTALL)
+_SMALLER_THAN_HEADER = "the image is truncated or damaged (its data ends before the last pixels of its header)"
+_PADDING = bytes(16)
+"""The decoder of a complete JPEG looks at most 8 bytes past the end of its data."""
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""First column, first row, column step and row step of the passes of an interlaced PNG."""
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Numbers of a pixel by the color type of a PNG."""
 _OTHER_FORMATS = {
     (b"<svg",): "an SVG drawing: save it as PNG",
     (b"<!doctype html", b"<html"): "a web page: the download may have failed",
@@ -73,7 +85,7 @@ def decode_image(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
     Transparency and color profiles are ignored, as image processors of models do; 16 bits per channel become 8.
     """
     with _open_image(data, max_pixels) as image:
-        image.load()
+        _load(image, data)
         return _rotate_upright(_to_rgb(image), _orientation(image))
 
 
@@ -83,7 +95,7 @@ def thumbnail(data: bytes, side_px: int) -> bytes:
         # A large JPEG is decoded at a fraction of its size.
         scale = SHRINK_REDUCING_GAP * side_px / max(image.size)
         image.draft(None, (round(scale * image.width), round(scale * image.height)))
-        image.load()
+        _load(image, data)
         small = _rotate_upright(_to_rgb(image), _orientation(image))
     small.thumbnail((side_px, side_px), Image.Resampling.BICUBIC, reducing_gap=SHRINK_REDUCING_GAP)
     stream = io.BytesIO()
@@ -103,10 +115,10 @@ def check_image(data: bytes, max_side_px: int | None = None) -> CheckedImage:
     with _open_image(data) as image:
         width, height = image.size
         if max_side_px is not None and min(width, height) > max_side_px:
-            return _shrink(image, max_side_px)
+            return _shrink(image, data, max_side_px)
         # A gray JPEG at an eighth of the size is decoded to its end too, in half the time, and is enough for the hash.
         image.draft("L", (9 * HASH_REDUCING_GAP, 8 * HASH_REDUCING_GAP))
-        image.load()
+        _load(image, data)
         orientation = _orientation(image)
         hash_bits = difference_hash(_rotate_upright(_to_rgb(image), orientation))
     if orientation >= 5:  # rotated by 90 degrees
@@ -121,6 +133,8 @@ def _open_image(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Im
     Pillow's warning about a decompression bomb is an error; its warnings about odd metadata are ignored.
     """
     limit = min(max_pixels or MAX_PIXELS, MAX_PIXELS)
+    # A setting of the whole process: another library may have switched it on, and gray would then replace what is missing.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -131,6 +145,9 @@ def _open_image(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Im
                 # Compared here too, because warning filters are shared by all threads: another one may have reset them.
                 if image.width * image.height > limit:
                     raise _too_many_pixels(f"{image.width * image.height:,}, ", limit)
+                # Before any memory for pixels is allocated.
+                if _is_too_short(image, data):
+                    raise ImageError(_SMALLER_THAN_HEADER)
                 yield image
         except ImageError:
             raise
@@ -148,6 +165,84 @@ def _open_image(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Im
 
 def _too_many_pixels(size: str, limit: int) -> ImageError:
     return ImageError(f"too many pixels, it may be a decompression bomb ({size}the limit is {limit:,})")
+
+
+def _load(image: Image.Image, data: bytes) -> None:
+    """Decode an image to its end; ImageError if its data ends before the last pixels of its header, which Pillow fills in."""
+    # The tiles of an uncompressed TIFF may leave rows out.
+    covered = sum((box[2] - box[0]) * (box[3] - box[1]) for _, box, *_ in getattr(image, "tile", ()) if box is not None)
+    if image.format == "TIFF" and covered < image.width * image.height:
+        raise ImageError(_SMALLER_THAN_HEADER)
+    size = image.width, image.height
+    image.load()
+    width, height = image.size
+    # Filled pixels are at the end. The second look takes as long as decoding, so images whose end is of another color are spared it.
+    if image.format in ("JPEG", "MPO"):
+        last = image.getpixel((width - 1, height - 1))
+        is_complete = not {127, 128}.issuperset(last if isinstance(last, tuple) else (last,)) or _is_complete_jpeg(data)
+    elif image.format == "PNG":
+        is_complete = image.crop((0, height - 1, width, height)).getbbox(alpha_only=False) is not None or _is_complete_png(data, *size)
+    else:
+        is_complete = True
+    if not is_complete:
+        raise ImageError(_SMALLER_THAN_HEADER)
+
+
+def _is_too_short(image: Image.Image, data: bytes) -> bool:
+    """Whether a JPEG has not even one bit for each block of 8 x 8 pixels; every Huffman code has at least one."""
+    if image.format not in ("JPEG", "MPO"):
+        return False
+    return 8 * len(data) < -(-image.width // 8) * -(-image.height // 8) and _find_scan(data)[0] in _HUFFMAN_FRAMES
+
+
+def _find_scan(data: bytes) -> tuple[int, int]:
+    """The marker of a JPEG's frame, and the position of the data of its first scan; zeros if it has none."""
+    frame, position = 0, 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:  # a fill byte
+            position += 1
+            continue
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker == 0xDA:
+            return frame, position
+        frame = marker if marker in _JPEG_FRAMES else frame
+    return 0, 0
+
+
+def _is_complete_jpeg(data: bytes) -> bool:
+    """Whether the data of a JPEG of one sequential scan reach to its last block, apart from a few blocks; True for other JPEGs.
+
+    libjpeg fills the rest with gray if it meets the end marker early. Without the marker it asks for more data.
+    """
+    frame, start = _find_scan(data)
+    end = _END_OF_SCAN.search(data, start)
+    if frame not in (0xC0, 0xC1) or end is None or end[0][-1] != 0xD9:
+        return True
+    with Image.open(io.BytesIO(data[: end.start()] + _PADDING), formats=("JPEG",)) as image:
+        image.draft("L", (1, 1))
+        try:
+            image.load()
+        except OSError:
+            return False
+    return True
+
+
+def _is_complete_png(data: bytes, width: int, height: int) -> bool:
+    """Whether the data of a PNG unpack to all rows of its header."""
+    depth, color_type, *_, interlaced = data[24:29]
+    bits = depth * _PNG_CHANNELS[color_type]
+    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sides = [(-(-(width - left) // across), -(-(height - top) // down)) for left, top, across, down in passes]
+    # Each row begins with a byte that names its filter.
+    num_left = sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sides if columns > 0 and rows > 0)
+    unpacked, position = zlib.decompressobj(), 8
+    while position + 8 <= len(data) and num_left > 0:
+        length = int.from_bytes(data[position : position + 4], "big")
+        if data[position + 4 : position + 8] == b"IDAT":
+            num_left -= len(unpacked.decompress(data[position + 8 : position + 8 + length], num_left))
+        position += 12 + length
+    return num_left <= 0
 
 
 def _guess_other_format(data: bytes) -> str:
@@ -184,14 +279,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _shrink(image: Image.Image, side_px: int) -> CheckedImage:
+def _shrink(image: Image.Image, data: bytes, side_px: int) -> CheckedImage:
     """Shrink an image that is not decoded yet: a JPEG to a JPEG, any other format to a PNG."""
     scale = side_px / min(image.size)
     width, height = (max(side_px, round(side * scale)) for side in image.size)
     is_jpeg = image.format in ("JPEG", "MPO")
     # Only a JPEG can be decoded at a fraction of its size.
     image.draft(None, (SHRINK_REDUCING_GAP * width, SHRINK_REDUCING_GAP * height))
-    image.load()
+    _load(image, data)
     smaller = _to_rgb(image).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=SHRINK_REDUCING_GAP)
     smaller = _rotate_upright(smaller, _orientation(image))
     buffer = io.BytesIO()
