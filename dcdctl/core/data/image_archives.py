@@ -6,12 +6,16 @@ names that annotations use.
 
 from __future__ import annotations
 
+import bz2
+import copy
+import lzma
 import os
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -25,6 +29,10 @@ from dcdctl.core.errors import InputError
 MAX_FILE_BYTES = 256 << 20
 """Larger image files are rejected unread. An uncompressed 8-bit RGB image of 89 megapixels, the most that is decoded, has this size."""
 TAR_BLOCK_BYTES = 512
+ZIP_READ_BYTES = 1 << 14
+"""Of LZMA, zipfile unpacks all that was read: so few bytes unpack to at most some 100 MB."""
+MAX_INFLATION = 200
+"""A column of a Parquet file that unpacks to more than `MAX_FILE_BYTES` and to more than this multiple of its size is refused."""
 PARQUET_BATCH_ROWS = 16
 PARQUET_BUFFER_BYTES = 1 << 20
 _NO_ROWS = pa.nulls(0, pa.binary())  # not pa.array, for which pyarrow imports pandas: a third of a second in every process
@@ -90,13 +98,37 @@ class ZipImageFile:
     member: str
 
     def read(self) -> bytes:
-        archive = _open_zip(self.archive)
-        _reject_large_file(archive.getinfo(self.member).file_size)
+        info = _open_zip(self.archive).getinfo(self.member)
+        _reject_large_file(max(info.file_size, info.compress_size))
         try:
-            return archive.read(self.member)
+            data = self._content(info)
         # RuntimeError: the member is encrypted.
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError) as error:
             raise RowError(f"its image cannot be read from {self.archive.name} ({error})") from error
+        if len(data) != info.file_size:
+            length = "more" if len(data) > info.file_size else f"{len(data):,}"
+            raise RowError(f"its image cannot be read from {self.archive.name} (the zip says {info.file_size:,} bytes, it holds {length})")
+        if zlib.crc32(data) != info.CRC:
+            raise RowError(f"its image cannot be read from {self.archive.name} (its CRC-32 differs)")
+        return data
+
+    def _content(self, info: zipfile.ZipInfo) -> bytes:
+        """The bytes of the member, at most one more than the directory of the zip says: the directory may lie."""
+        limit = info.file_size + 1
+        # zipfile cuts off what exceeds the size that it knows, after unpacking it, and compares the CRC-32 of the rest.
+        probe = copy.copy(info)
+        probe.CRC, probe.file_size = None, limit  # type: ignore[assignment]  # zipfile compares no CRC-32 then
+        if info.compress_type == zipfile.ZIP_BZIP2:
+            # zipfile unpacks bzip2 without a limit, and 4,096 bytes may unpack to 3 GB.
+            probe.compress_type, probe.file_size = zipfile.ZIP_STORED, info.compress_size
+            with _open_zip(self.archive).open(probe) as file:
+                return bz2.BZ2Decompressor().decompress(file.read(), limit)
+        blocks = []
+        with _open_zip(self.archive).open(probe) as file:
+            while limit > 0 and (block := file.read(min(limit, ZIP_READ_BYTES))):
+                limit -= len(block)
+                blocks.append(block)
+        return b"".join(blocks)
 
     def stamp(self) -> str:
         info = _open_zip(self.archive).getinfo(self.member)
@@ -327,7 +359,7 @@ def _tar_entries(path: Path) -> dict[str, TarEntry]:
                     name = PurePosixPath(info.name).as_posix()
                     entries[name] = TarEntry(info.offset_data, info.size, int(info.mtime), _why_refused(info))
             end = archive.offset
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         raise InputError(f"{path} is not a tar ({error})", hint=_NOT_AN_ARCHIVE_HINT) from error
     # tarfile takes a damaged header for the end of the archive. A real end is a block of zeros.
     with path.open("rb") as file:
@@ -341,6 +373,8 @@ def _why_refused(info: tarfile.TarInfo) -> str:
     """Why a member of a tar is not read; empty if it is."""
     if escapes_root(info.name):
         return "its path in the tar leads out of it"
+    if info.size < 0:
+        return "its size in the tar is negative"
     if info.issym() or info.islnk():
         return f"it is a link in the tar to {info.linkname}, expected a file"
     # The bytes of a sparse member are not stored in one piece.
@@ -352,7 +386,7 @@ def _zip_members(path: Path) -> list[str]:
     try:
         # A zip may hold a name twice; zipfile reads the later one.
         return list(dict.fromkeys(info.filename for info in _open_zip(path).infolist() if not info.is_dir()))
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
         raise InputError(f"{path} is not a zip ({error})", hint=_NOT_AN_ARCHIVE_HINT) from error
 
 
@@ -395,6 +429,7 @@ class _ImageColumn:
         if not (self._is_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
             raise pa.ArrowTypeError(f"column {column!r} holds {kind}, expected struct<bytes, path> or binary")
         self._row_group, self._column = row_group, f"{column}.bytes" if self._is_struct else column
+        refuse_inflation(self._file.metadata, row_group, [self._column])
         # The batches to come, and the rows in memory with the number of their first one. Without rows, reading starts at the top.
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._start, self._rows = 0, _NO_ROWS
@@ -419,6 +454,19 @@ class _ImageColumn:
 
     def _read_from_top(self) -> Iterator[pa.RecordBatch]:
         return self._file.iter_batches(PARQUET_BATCH_ROWS, row_groups=[self._row_group], columns=[self._column], use_threads=False)
+
+
+def refuse_inflation(metadata: pq.FileMetaData, row_group: int, columns: Collection[str]) -> None:
+    """pa.ArrowInvalid if columns of a row group unpack to far more than captions and image files do, before they are read.
+
+    A column is named as a whole or by its path, such as image.bytes.
+    """
+    group = metadata.row_group(row_group)
+    for chunk in map(group.column, range(group.num_columns)):
+        is_read = chunk.path_in_schema in columns or chunk.path_in_schema.partition(".")[0] in columns
+        unpacked, stored = chunk.total_uncompressed_size, chunk.total_compressed_size
+        if is_read and unpacked > max(MAX_FILE_BYTES, MAX_INFLATION * stored):
+            raise pa.ArrowInvalid(f"{stored:,} bytes of its column {chunk.path_in_schema} unpack to {unpacked:,}")
 
 
 def _reject_large_file(size: int) -> None:

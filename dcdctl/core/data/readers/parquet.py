@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dcdctl.core.data.image_archives import ImageFile, ParquetImageFile, RowError
+from dcdctl.core.data.image_archives import ImageFile, ParquetImageFile, RowError, refuse_inflation
 from dcdctl.core.data.readers.karpathy import splits_by_name
 from dcdctl.core.data.readers.rows import (
     SPLITS,
@@ -143,13 +143,23 @@ def _entries(source: ParquetSource, name: str, splits: Mapping[str, str] | None)
             names = [*caption_columns, *filter(None, (columns.numbers, columns.split, columns.image_id))]
             first = 0
             for group in range(file.num_row_groups):
-                for i, value in enumerate(file.read_row_group(group, columns=names).to_pylist()):
+                for i, value in enumerate(_read_texts(path, file, group, names)):
                     stored = ParquetImageFile(path, group, i, source.image_column)
                     split = None if name == "all" else name
                     where = f"{path.name} row {first + i}"
                     yield ParquetEntry(where, value, columns, split, splits, f"{name}/{position:06}", stored)
                     position += 1
                 first += file.metadata.row_group(group).num_rows
+
+
+def _read_texts(path: Path, file: pq.ParquetFile, group: int, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a row group with these columns; InputError if they are damaged, or unpack to far more than captions do."""
+    try:
+        refuse_inflation(file.metadata, group, columns)
+        rows: list[dict[str, Any]] = file.read_row_group(group, columns=columns).to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"row group {group} of {path} cannot be read ({error})", hint="a download may have been cut off") from error
+    return rows
 
 
 def _open_file(path: Path) -> pq.ParquetFile:
