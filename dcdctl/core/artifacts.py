@@ -284,6 +284,18 @@ def sha256_of(path: Path) -> str:
         return _DIGESTS[key]
 
 
+def known_digests() -> dict[tuple[str, int, int], str]:
+    """The checksums of the files that this process has hashed, for `know_digests` in a process that it starts."""
+    with _LOCKS.setdefault(os.getpid(), threading.Lock()):
+        return dict(_DIGESTS)
+
+
+def know_digests(digests: Mapping[tuple[str, int, int], str]) -> None:
+    """Take over the checksums that another process has computed. A file that has changed since is hashed again."""
+    with _LOCKS.setdefault(os.getpid(), threading.Lock()):
+        _DIGESTS.update(digests)
+
+
 def expect(where: Path, found: Mapping[str, Any], expected: Mapping[str, Any], *, hint: str = ELSEWHERE) -> None:
     """StaleError if `found` differs from `expected` in a key of `expected`; it names the first difference with both sides."""
     for key, value in expected.items():

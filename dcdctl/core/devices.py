@@ -1,4 +1,4 @@
-"""Devices and precisions by the names that users type, memory settings, and a description of the machine for results."""
+"""Devices and precisions by the names that users type, worker processes, memory settings, and the machine as results describe it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import dataclasses
 import os
 import platform
 import sys
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from dcdctl import __version__
-from dcdctl.core.errors import ConfigError
+from dcdctl.core import artifacts
+from dcdctl.core.errors import ConfigError, DcdError, InputError
 
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -90,6 +93,54 @@ def _keep_freed_memory() -> None:
         # No block through mmap, which would be unmapped when freed; no trimming of the heap (largest int), which grows by 64 MiB at a time.
         for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
             mallopt(option, value)
+
+
+def read_ahead(
+    items: Dataset[T], keys: Sequence[Any], workers: int, *, start_method: str | None = None, pin_memory: bool = False
+) -> Iterator[T]:
+    """The items of these keys in order, read ahead by worker processes; by this process if there are none.
+
+    A DcdError of a worker is raised here with its own message; InputError if a worker was killed.
+    """
+    loader: Any = DataLoader(
+        _ErrorsAsItems(items),
+        batch_size=None,
+        sampler=keys,
+        num_workers=workers,
+        multiprocessing_context=start_method if workers else None,
+        pin_memory=pin_memory,
+    )
+    try:
+        for item in loader:
+            if isinstance(item, DcdError):
+                raise item
+            yield item
+    except RuntimeError as error:
+        # torch raises a plain RuntimeError for a worker that was killed.
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError("a worker process died, perhaps because memory ran out", hint="try again with --workers 0") from error
+
+
+class _ErrorsAsItems(Dataset[Any]):
+    """A data set that returns errors that the user can fix: torch would add a worker's traceback to the message of a raised error."""
+
+    def __init__(self, items: Dataset[Any]) -> None:
+        self.items = items
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self.items[key]
+        except DcdError as error:
+            return error
+
+    # A forked worker inherits the checksums that its parent has computed; a spawned one is given them, and hashes no file again.
+    def __getstate__(self) -> dict[str, Any]:
+        return {"items": self.items, "digests": artifacts.known_digests()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.items = state["items"]
+        artifacts.know_digests(state["digests"])
 
 
 def precision(name: str) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from damage import damage_image
 from PIL import Image
 
 from dcdctl.core.artifacts import seal_of, write_document
@@ -240,6 +241,19 @@ def test_a_damaged_shard_is_named(ragged):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CorpusError, match=r"train-00001-of-00003.parquet is damaged"):
         Corpus.open(ragged.folder, "train").image(50)
+
+
+def test_a_damaged_image_inside_a_shard_is_named(scenes_corpus_dir, tmp_path):
+    folder = shutil.copytree(scenes_corpus_dir, tmp_path / "copy")
+    name = damage_image(folder, "val", 3, image_file(0)[:50])
+    opened = Corpus.open(folder, "val")
+    message = (
+        rf"image '{name}' of split val in .*copy cannot be decoded: the image is truncated.*; delete the folder and run .*prepare` again"
+    )
+    for read in (lambda: opened.image(3), lambda: opened.images([1, 3]), lambda: opened.subset(5).images([3])):
+        with pytest.raises(CorpusError, match=message):
+            read()
+    assert len(opened.images([0, 1, 2, 4])) == 4
 
 
 def test_another_format_is_an_error(scenes_corpus_dir, tmp_path):

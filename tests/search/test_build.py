@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from damage import damage_image
 from image_files import png, put
 from made_index import Killed, killed_before
 from PIL import Image
@@ -241,10 +242,17 @@ def test_a_missing_split_is_named(dual, scenes_corpus_dir, tmp_path):
         build(str(dual), scenes_corpus_dir, tmp_path / "index", FLAT, split="tset")
 
 
+def test_a_damaged_image_of_a_corpus_is_an_error(dual, scenes_corpus_dir, tmp_path):
+    data = shutil.copytree(scenes_corpus_dir, tmp_path / "data")
+    name = damage_image(data, "val", 2)
+    with pytest.raises(CorpusError, match=rf"image '{name}' of split val in .*data cannot be decoded: not an image"):
+        build(str(dual), data, tmp_path / "index", FLAT, split="val")
+
+
 def test_vectors_that_are_not_finite_are_refused(dual, pictures, tmp_path):
     model = models.load_dual(dual)
     with torch.no_grad():
-        model.network.visual_projection.weight[0, 0] = torch.inf
+        model.network.visual_projection.weight[0] = 3e38  # finite, but its products are not
     models.save(model, tmp_path / "broken")
     with pytest.raises(ModelError, match="zero, NaN or infinite"):
         build(str(tmp_path / "broken"), pictures, tmp_path / "index", FLAT)

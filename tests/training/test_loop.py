@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from dcdctl.core.devices import Compute
-from dcdctl.core.errors import ConfigError
+from dcdctl.core.errors import ConfigError, CorpusError
 from dcdctl.core.training import TrainingOptions, loop, runs
 from dcdctl.core.training.loop import learning_rate_factor, make_optimizer
 from dcdctl.core.training.recipe import OptimizerConfig, Recipe
@@ -73,13 +73,13 @@ def squares(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
     return {"square": 0.5 * error.square().mean(), "absolute": 0.1 * error.abs().mean()}
 
 
-def train(folder: Path, objective=squares, *, steps=60, options=None, **config) -> tuple[runs.Run, nn.Module]:
+def train(folder: Path, objective=squares, *, steps=60, options=None, batches=None, **config) -> tuple[runs.Run, nn.Module]:
     recipe = Recipe(optimizer=OptimizerConfig(**{"lr": 0.1, "steps": steps, "weight_decay": 0.0, "save_every": 25, **config}))
     run = runs.start_run(folder, recipe, "test", {}, resume=True)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.1), nn.Linear(8, 1))
     options = options or TrainingOptions()
-    loop.train(run, model, Lines(), objective, recipe.optimizer, num_steps=steps, seed=0, options=options)
+    loop.train(run, model, batches or Lines(), objective, recipe.optimizer, num_steps=steps, seed=0, options=options)
     return run, model
 
 
@@ -141,6 +141,21 @@ def test_workers_change_no_number(tmp_path):
     _, alone = train(tmp_path / "alone", steps=12)
     _, with_workers = train(tmp_path / "helped", steps=12, options=TrainingOptions(compute=Compute(workers=1)))
     assert all(torch.equal(first, second) for first, second in zip(alone.parameters(), with_workers.parameters(), strict=True))
+
+
+class DamagedLines(Lines):
+    """The same, but for the batch of step 3."""
+
+    def __getitem__(self, step: int) -> Batch:
+        if step == 3:
+            raise CorpusError("image 'x' of split train cannot be decoded")
+        return super().__getitem__(step)
+
+
+def test_an_error_of_a_worker_is_one_line(tmp_path):
+    with pytest.raises(CorpusError) as raised:
+        train(tmp_path, steps=12, options=TrainingOptions(compute=Compute(workers=1)), batches=DamagedLines())
+    assert str(raised.value) == "image 'x' of split train cannot be decoded"
 
 
 SCRIPT = """

@@ -243,17 +243,24 @@ class Corpus:
         return self._group_bytes(shard, group)[row].as_py()
 
     def image(self, image_ix: int) -> Image.Image:
-        """An image, upright and RGB."""
-        return images.decode_image(self.image_bytes(image_ix))
+        """An image, upright and RGB; CorpusError if its bytes are no image."""
+        return self._decode(image_ix, self.image_bytes(image_ix))
 
     def images(self, image_ix: Sequence[int]) -> list[Image.Image]:
-        """Images in the given order; each row group is read once."""
+        """Images in the given order; each row group is read once. CorpusError if the bytes of one are no image."""
         decoded: dict[int, Image.Image] = {}
         by_group = itertools.groupby(sorted({int(ix) for ix in image_ix}), key=lambda ix: self._locate(ix)[:2])
         for (shard, group), members in by_group:
             column = self._group_bytes(shard, group)
-            decoded.update({ix: images.decode_image(column[self._locate(ix)[2]].as_py()) for ix in members})
+            decoded.update({ix: self._decode(ix, column[self._locate(ix)[2]].as_py()) for ix in members})
         return [decoded[int(ix)] for ix in image_ix]
+
+    def _decode(self, image_ix: int, data: bytes) -> Image.Image:
+        try:
+            return images.decode_image(data)
+        except images.ImageError as error:
+            where = f"image {self.image_ids[image_ix]!r} of split {self.split} in {self.folder}"
+            raise CorpusError(f"{where} cannot be decoded: {error}", hint=CORPUS.remake) from error
 
     def subset(self, max_images: int) -> Corpus:
         """The first images as a corpus with its own fingerprint; the corpus itself if it has no more images."""

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dcdctl.core import data, distributed
 from dcdctl.core.data import Corpus, FolderImageFile, ImageError, RowError
-from dcdctl.core.devices import Compute
-from dcdctl.core.errors import DcdError, InputError, ModelError
+from dcdctl.core.devices import Compute, read_ahead
+from dcdctl.core.errors import InputError, ModelError
 from dcdctl.core.models import DualEncoder, ImageBatch, Preprocessor
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.scoring import embed_batch
@@ -127,7 +127,7 @@ class ReadImages:
     skipped: list[SkippedFile]
 
 
-class ImageDataset(Dataset[ReadImages | DcdError]):
+class ImageDataset(Dataset[ReadImages]):
     """The planned parts of a source, read in chunks; small, because it is copied to every worker process."""
 
     def __init__(self, planned: Path, source: ImageSource, preprocess: Preprocessor) -> None:
@@ -135,18 +135,12 @@ class ImageDataset(Dataset[ReadImages | DcdError]):
         self._part: tuple[int, list[SourceImage]] = (-1, [])
         self._corpus: Corpus | None = None
 
-    def __getitem__(self, chunk: ReadChunk) -> ReadImages | DcdError:
-        """The images of a chunk, or an error. It is returned because a worker process would change the message of a raised error."""
-        try:
-            return self._read(chunk)
-        except DcdError as error:
-            return error
-
-    def _read(self, chunk: ReadChunk) -> ReadImages:
+    def __getitem__(self, chunk: ReadChunk) -> ReadImages:
+        """The images of a chunk. CorpusError for a damaged image of a corpus; a file of a folder is skipped."""
         pixels, images, skipped = [], [], []
         for image in self._images(chunk.part)[chunk.start : chunk.stop]:
             try:
-                decoded = data.decode_image(self._bytes_of(image))
+                decoded = self._decoded(image)
                 _refuse_strip(decoded)
                 # One by one, because photos are large until they are resized.
                 pixels.append(self.preprocess.images([decoded]).pixel_values)
@@ -160,31 +154,17 @@ class ImageDataset(Dataset[ReadImages | DcdError]):
             self._part = part, storage.read_images(self.planned / storage.part_name(part))
         return self._part[1]
 
-    def _bytes_of(self, image: SourceImage) -> bytes:
+    def _decoded(self, image: SourceImage) -> Image.Image:
         if image.corpus_row is None:
-            return FolderImageFile(Path(self.source.path), str(image.path)).read()
+            return data.decode_image(FolderImageFile(Path(self.source.path), str(image.path)).read())
         if self._corpus is None:
             self._corpus = Corpus.open(Path(self.source.path), str(self.source.split))
-        return self._corpus.image_bytes(image.corpus_row)
+        return self._corpus.image(image.corpus_row)
 
 
-def read_ahead(data: ImageDataset, chunks: Sequence[ReadChunk], workers: int) -> Iterator[ReadImages]:
+def read_chunks(images: ImageDataset, chunks: Sequence[ReadChunk], workers: int) -> Iterator[ReadImages]:
     """The chunks in order, read by worker processes, two chunks per worker ahead; few chunks are read in this process."""
-    if not chunks:
-        return
-    workers = min(workers, len(chunks) // CHUNKS_PER_WORKER)
-    context = START_METHOD if workers else None
-    loader: Any = DataLoader(data, batch_size=None, sampler=chunks, num_workers=workers, multiprocessing_context=context)
-    try:
-        for item in loader:
-            if isinstance(item, DcdError):
-                raise item
-            yield item
-    except RuntimeError as error:
-        # torch raises a plain RuntimeError for a worker that was killed.
-        if "DataLoader worker" not in str(error):
-            raise
-        raise InputError("a worker process died, perhaps because memory ran out", hint="try again with --workers 0") from error
+    return read_ahead(images, chunks, min(workers, len(chunks) // CHUNKS_PER_WORKER), start_method=START_METHOD)
 
 
 def _refuse_strip(image: Image.Image) -> None:
@@ -235,7 +215,7 @@ def embed(task: EmbeddingTask, track: Track = silent) -> None:
     chunks = [ReadChunk(part, start, min(start + size, count)) for part, count in counts.items() for start in range(0, count, size)]
     if not local:
         return distributed.barrier()
-    reading = read_ahead(ImageDataset(task.folder / PLANNED, task.source, task.model.preprocess), chunks, task.compute.workers)
+    reading = read_chunks(ImageDataset(task.folder / PLANNED, task.source, task.model.preprocess), chunks, task.compute.workers)
     with track("embed", total=sum(counts.values()), unit="images") as advance:
         for part in local:
             _embed_part(task, part, reading, advance)

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dcdctl.core import distributed
-from dcdctl.core.devices import ON_CPU, Compute
+from dcdctl.core.devices import ON_CPU, Compute, read_ahead
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import Watch, silent, step_bar
 from dcdctl.core.training import grad_cache, loggers, runs
@@ -86,10 +86,9 @@ def train(
     distributed.broadcast_weights(model)
     sampler = range(first, num_steps if until is None else until)
     is_cuda = compute.device.type == "cuda"
-    # batch_size=None, because an item of the data set is a whole batch already.
-    loader = DataLoader(batches, batch_size=None, sampler=sampler, num_workers=compute.workers, pin_memory=is_cuda)
+    read = read_ahead(batches, sampler, compute.workers, pin_memory=is_cuda)
     with _logs(run, first, options) as log, watch(total=num_steps, done=first) as on_step:
-        for step, batch in enumerate(loader, start=first):
+        for step, batch in enumerate(read, start=first):
             started = time.perf_counter()
             rate = config.lr * learning_rate_factor(step, num_steps, config)
             optimizer.zero_grad(set_to_none=True)
