@@ -200,6 +200,20 @@ def test_damaged_json_of_a_cache_is_named(copied, name, hint):
         teacher_cache.read_cache(copied)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_refused(copied, bad):
+    path, seal = copied / "pairs-00001.parquet", artifacts.read_document(copied / "cache.json")
+    pairs = cache_format.read_pairs(path)
+    score = pairs.score.copy()
+    score[3] = bad
+    cache_format.write_pairs(path, dataclasses.replace(pairs, score=score))
+    seal["files"][path.name] = artifacts.seal_of(path, pairs=len(pairs))
+    artifacts.write_document(copied / "cache.json", seal)
+    cache = teacher_cache.read_cache(copied)
+    with pytest.raises(StaleError, match=rf"pairs-00001\.parquet is damaged: 1 of its {len(pairs)} scores are not finite; delete"):
+        assert cache.score_P is None
+
+
 def test_a_plan_of_another_cache_is_named(copied):
     plan = artifacts.read_document(copied / "plan.json")
     artifacts.write_document(copied / "plan.json", {**plan, "candidates": {**plan["candidates"], "absolute_margin": 0.5}})

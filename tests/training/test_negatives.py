@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -19,6 +20,7 @@ import torch
 from byte_level import byte_level_bpe
 from encoders import make_pair, save_text, save_vision
 from paths import FIXTURES
+from safetensors.numpy import save
 from tiny import make_corpus
 from torch.testing import assert_close
 from typer.testing import CliRunner
@@ -279,6 +281,34 @@ def test_negatives_of_another_run_and_damaged_ones_are_refused(corpus, tmp_path)
     path.unlink()
     trained(corpus, tmp_path / "run", "optimizer.steps=1", resume=True)
     assert path.read_bytes() == whole
+
+
+def test_no_flipped_bits_of_mined_negatives_are_unnoticed(pairs_corpus, tmp_path):
+    recipe = Recipe(batch=replace(MINED, directions=("image",)), candidates=CandidateConfig(per_query=4))
+    negatives.save_mined(tmp_path, negatives.mine(Indices(pairs_corpus), recipe), pairs_corpus, recipe)
+    path = tmp_path / "mined.safetensors"
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    header_bits = 8 * (8 + int.from_bytes(whole[:8], "little"))
+    flips = [[bit] for bit in rng.choice(header_bits, 1000, replace=False).tolist()]
+    # Two changed digits of a header may look like another valid header.
+    flips += rng.integers(0, header_bits, (1500, 2)).tolist() + rng.integers(0, 8 * len(whole), (500, 2)).tolist()
+    for bits in flips:
+        damaged = bytearray(whole)
+        for bit in bits:
+            damaged[bit // 8] ^= 1 << bit % 8
+        if damaged == whole:
+            continue
+        path.write_bytes(damaged)
+        with pytest.raises(StaleError, match=r"mined\.safetensors is (damaged|of format)"):
+            negatives.read_or_mine(tmp_path, Indices(pairs_corpus), recipe)
+
+
+def test_mined_negatives_of_an_earlier_format_are_refused_by_name(pairs_corpus, tmp_path):
+    header = {"mined": json.dumps({"format": 1, "checksum": 17})}
+    (tmp_path / "mined.safetensors").write_bytes(save({"texts_of_image.offsets": np.zeros(2)}, header))
+    message = r"mined\.safetensors is of format 1, this dcdctl reads format 2; delete it and resume with --resume: it is mined again"
+    with pytest.raises(StaleError, match=message):
+        negatives.read_or_mine(tmp_path, Indices(pairs_corpus), Recipe(batch=MINED))
 
 
 def test_candidates_that_cannot_be_had_leave_no_run_folder(corpus, tmp_path):

@@ -126,9 +126,11 @@ class TeacherCache:
 
     def _read(self, shards: Index) -> None:
         for shard in shards[~self._is_read[shards]].tolist():
-            name = pairs_name(shard)
-            pairs = read_pairs(CACHE.checked(self.folder / name, self.seal["files"][name]["sha256"]))
-            images = self._shards[shard]
+            path, images = self.folder / pairs_name(shard), self._shards[shard]
+            pairs = read_pairs(CACHE.checked(path, self.seal["files"][path.name]["sha256"]))
+            # The teacher's scores are checked when they are written; other programs may write NaN, which would count as not scored.
+            if num_bad := int(np.count_nonzero(~np.isfinite(pairs.score))):
+                raise CACHE.damaged(path, f"{num_bad:,} of its {len(pairs):,} scores are not finite")
             here = slice(self._first[shard], self._first[shard + 1])
             self._text_P[here], self._score_P[here], self._role_P[here] = pairs.text, pairs.score, pairs.role
             starts = self._first[shard] + np.searchsorted(pairs.image, np.arange(images.start, images.stop + 1))

@@ -7,6 +7,7 @@ mines once; the other processes, and a run that resumes, read the file. Draws ar
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import zlib
 from collections.abc import Callable
@@ -16,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
 
 from dcdctl.core import artifacts, distributed, scoring, teacher
 from dcdctl.core.artifacts import Build, Kind
@@ -31,10 +32,10 @@ from dcdctl.core.teacher import CandidateConfig, Candidates
 from dcdctl.core.training.recipe import Recipe
 
 FILE = "mined.safetensors"
-"""In a run's folder: `offsets` (int64) and `values` (int32) of each of LISTS; in the header, the plan and a checksum."""
+"""In a run's folder: `offsets` (int64) and `values` (int32) of each of LISTS; in the header, the plan and a checksum of the file."""
 MINED = Kind(
     name="mined negatives",
-    format=1,
+    format=2,
     seal_file=FILE,
     files=(FILE,),
     make="resume with --resume",
@@ -42,6 +43,8 @@ MINED = Kind(
 )
 """The only part is its own seal."""
 LISTS = ("texts_of_image", "images_of_text")
+NO_CHECKSUM = "0" * 64
+"""What stands in the place of the SHA-256 of the file while it is computed."""
 MAX_DRAW_ROUNDS = 50
 """Maximum number of rejection-sampling rounds before the population counts as exhausted."""
 
@@ -111,33 +114,45 @@ def read_or_mine(folder: Path, source: Source, recipe: Recipe, device: torch.dev
     build = Build(folder, _plan(source.corpus, recipe), MINED)
     if not build.is_sealed:
         return mine(source, recipe, device, track)
-    path = folder / FILE
+    header, arrays = read_mined(folder / FILE)
+    artifacts.expect(folder / FILE, header, build.plan, hint="name another folder with --out")
+    parts = {name: [arrays[f"{name}.{part}"].astype(np.int64) for part in ("offsets", "values")] for name in LISTS}
+    return Candidates(**{name: RaggedArray(*part) for name, part in parts.items()}, dropped=header["dropped"])
+
+
+def read_mined(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """The header and the arrays of a file of mined negatives; StaleError if it is damaged or of another format."""
     try:
-        with safe_open(path, framework="np") as file:
-            header = json.loads((file.metadata() or {})["mined"])
-            artifacts.expect(path, header, build.plan, hint="name another folder with --out")
-            parts = {name: [file.get_tensor(f"{name}.{part}").astype(np.int64) for part in ("offsets", "values")] for name in LISTS}
-        mined = Candidates(**{name: RaggedArray(*part) for name, part in parts.items()}, dropped=header["dropped"])
-        is_damaged = _checksum(mined) != header["checksum"]
-    # json reports a damaged header as ValueError; a header of another program has no key "mined".
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise MINED.damaged(path, str(error)) from error
-    if is_damaged:
-        raise MINED.damaged(path, "its checksum is another")
-    return mined
+        data = path.read_bytes()
+        header = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["mined"])
+        found, checksum = header["format"], str(header["checksum"]).encode()
+    except OSError as error:
+        raise MINED.damaged(path, f"it cannot be read ({error.strerror})") from error
+    # A damaged header may hold anything, and one of another program lacks the keys.
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise MINED.damaged(path, f"its header cannot be read ({error})") from error
+    if found != MINED.format:
+        hint = f"delete it and {MINED.make_again}"
+        raise MINED.error(f"{path} is of format {found!r}, this dcdctl reads format {MINED.format}", hint=hint)
+    # Of the whole file, because a changed digit in the header may be valid, too.
+    if checksum != hashlib.sha256(data.replace(checksum, NO_CHECKSUM.encode(), 1)).hexdigest().encode():
+        raise MINED.damaged(path, "its content does not match its checksum")
+    return header, load(data)
 
 
 def save_mined(folder: Path, mined: Candidates, corpus: Corpus, recipe: Recipe) -> None:
     """Save mined negatives in a run's folder, atomically, unless they are there already."""
     build = Build(folder, _plan(corpus, recipe), MINED)
     if not build.is_sealed:
-        header = {**build.plan, "dropped": mined.dropped, "checksum": _checksum(mined)}
+        header = {**build.plan, "dropped": mined.dropped, "checksum": NO_CHECKSUM}
         named = list(zip(LISTS, (mined.texts_of_image, mined.images_of_text), strict=True))
         arrays = {f"{name}.offsets": lists.offsets for name, lists in named}
-        # int32 halves the values on disk; the checksum is of the int64 arrays, to which reading converts them.
+        # int32 halves the values on disk.
         arrays |= {f"{name}.values": lists.values.astype(np.int32) for name, lists in named}
+        data = save(arrays, metadata={"mined": json.dumps(header)})
+        checksum = hashlib.sha256(data).hexdigest()
         with build.write(FILE) as partial:
-            partial.write_bytes(save(arrays, metadata={"mined": json.dumps(header)}))
+            partial.write_bytes(data.replace(NO_CHECKSUM.encode(), checksum.encode(), 1))
 
 
 def _config(recipe: Recipe) -> CandidateConfig:
