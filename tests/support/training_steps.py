@@ -1,0 +1,78 @@
+"""One training step of a tiny student and its gradients, by one process or by several that share the batch."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dcdctl.core import distributed, models
+from dcdctl.core.data import Corpus
+from dcdctl.core.devices import Compute
+from dcdctl.core.scoring import CorpusSource
+from dcdctl.core.teacher import read_cache
+from dcdctl.core.training import Inputs, distill, initial_model
+from dcdctl.core.training import recipe as training_recipe
+from dcdctl.core.training.batch import MicroBatchPlan
+from dcdctl.core.training.grad_cache import StepCompute, StepInfo, backward
+from dcdctl.core.training.objective import PairObjective
+
+BATCH = ["batch.size=8", "batch.random_negatives=7", "batch.hard_negatives=3", "candidates.kind=blocks", "candidates.block_size=8"]
+FUSION = ["model.layers=[0, 2]", *BATCH]
+DUAL = [
+    *("model.kind=dual", "model.start=new", "model.layers=[]", "model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1"),
+    *("model.projection_dim=16", "model.vocab_size=200", *BATCH),
+]
+KINDS = {
+    "fusion lists": [*FUSION, "loss.terms={ dcd = 1.0 }"],
+    "fusion all pairs": [*FUSION, "loss.terms={ kl = 1.0 }"],
+    "dual all pairs": [*DUAL, "loss.terms={ infonce = 1.0, dcd-kl = 0.5 }"],
+    "dual calibrated": [*DUAL, "loss.terms={ margin-mse = 0.1 }"],
+    "dual lists": [*DUAL, "loss.terms={ dcd = 1.0 }"],
+    "dual hard": [*DUAL, "loss.terms={ infonce-hard = 1.0 }"],
+}
+"""Recipes by what their loss works on."""
+
+
+def gradients_of(
+    inputs: Inputs,
+    kind: str,
+    plan: MicroBatchPlan,
+    *,
+    dropout: str = "0.0",
+    step: int = 1,
+    precision: str = "float32",
+    objective: type[PairObjective] = PairObjective,
+    scale: float | None = None,
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """The loss and the gradients of one step from the start; in several processes those of all of them."""
+    recipe = training_recipe.load_recipe("tiny-student", [*KINDS[kind], f"model.dropout={dropout}"])
+    model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher).train()
+    if scale is not None:
+        model.network.logit_scale.data.fill_(math.log(scale))
+    batch = distill.make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], plan)[step]
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    options = StepCompute(compute=Compute(precision=precision), scaler=scaler, micro_batch_plan=plan)
+    values = backward(model, objective(recipe.loss), batch, StepInfo(step=step, num_steps=4, seed=0), options)
+    return values, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def save_shared_gradients(data: str, teacher: str, cache: str, out: str) -> None:
+    """Write the gradients of each kind, split into one and two micro-batches per process, to OUT/KIND-COUNT-RANK.safetensors."""
+    corpus = Corpus.open(Path(data), "train")
+    inputs = Inputs(corpus, [read_cache(Path(cache))], models.load_fusion(teacher))
+    Path(out).mkdir(exist_ok=True)
+    rank, num_processes = distributed.rank(), distributed.world_size()
+    for kind in KINDS:
+        for count in (1, 2):
+            plan = MicroBatchPlan(num_processes * count, range(rank * count, (rank + 1) * count))
+            _, gradients = gradients_of(inputs, kind, plan)
+            save_file(gradients, Path(out) / f"{kind}-{count}-{rank}.safetensors")
+
+
+def relative_differences(gradients: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
+    """For each parameter, the length of the difference of two gradients over the length of the expected one."""
+    return {name: float((gradients[name] - gradient).norm() / gradient.norm()) for name, gradient in expected.items()}
