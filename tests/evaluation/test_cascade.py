@@ -7,7 +7,7 @@ import pytest
 import torch
 from tables import OWNER, Numbers, TableFusion, make_dual, make_fusion
 
-from dcdctl.core.devices import Compute
+from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import EvalOptions, cascade, evaluate, rankers, ranks, result
 from dcdctl.core.evaluation.cascade import DepthResult, Shortlists, on_front
@@ -73,6 +73,23 @@ def test_the_time_of_a_query_is_the_dual_encoders_and_that_of_so_many_pairs(monk
     evaluation = evaluate.evaluate_model(dual, Numbers(OWNER), rerank=fusion, options=options)
     # 2 ms to embed a caption; 10 ms to encode it for the fusion scorer and 1 ms a pair; there are ten images.
     assert [result.ms_per_query for result in evaluation.depths] == pytest.approx([2, 2 + 10 + 1, 2 + 10 + 4, 2 + 10 + 10])
+
+
+def test_the_clock_waits_for_the_device_before_and_after_a_step(monkeypatch):
+    """On a GPU a step only starts its work; it ends while the program waits for the device."""
+    clock, running = Clock(monkeypatch), [0.0]
+
+    def start(seconds: float) -> None:
+        clock.now += 0.001
+        running[0] += seconds
+
+    def wait(device: torch.device) -> None:
+        clock.now, running[0] = clock.now + running[0], 0.0
+
+    monkeypatch.setattr("dcdctl.core.devices.synchronize", wait)
+    start(5.0)  # work of an earlier step, which is nobody's time
+    steps = [lambda query: start(0.010), lambda query: start(0.050)]
+    assert cascade._median_ms(steps, [None], CPU) == pytest.approx([11, 51])
 
 
 def test_the_front_holds_what_nothing_beats():

@@ -79,6 +79,25 @@ def test_lookup_returns_scores_by_index_and_nan_for_missing_pairs(folder):
     assert all((pair in scored) != missing for pair, missing in zip(zip(*everything.tolist(), strict=True), is_nan, strict=True))
 
 
+def test_an_unscored_pair_never_gets_the_score_of_the_next_image(tmp_path):
+    """Each image is scored with captions of its own alone, so that past its end lie the next image's; image 2 has no pair at all."""
+    scores = {(0, 0): 0.5, (0, 1): 1.5, (1, 2): 2.5, (1, 4): 3.5, (3, 5): 4.5, (4, 6): 5.5, (4, 7): 6.5}
+    plan, seal = {"images": 5, "captions": 8, "images_per_shard": 2}, {}
+    for shard, images in enumerate(cache_format.shards_of(plan)):
+        inside = [(image, text, score) for (image, text), score in scores.items() if image in images]
+        image, text, score = (np.array([row[column] for row in inside]) for column in range(3))
+        name = cache_format.pairs_name(shard)
+        cache_format.write_pairs(tmp_path / name, cache_format.Pairs(image, text, score, np.ones(len(inside), dtype=np.uint8)))
+        seal[name] = artifacts.seal_of(tmp_path / name, pairs=len(inside))
+    image, text = np.indices((5, 8))
+    expected = np.array([[scores.get((i, t), np.nan) for t in range(8)] for i in range(5)], dtype=np.float32)
+    np.testing.assert_array_equal(teacher_cache.TeacherCache(tmp_path, plan, {"files": seal}).lookup(image, text), expected)
+    # Each pair in a cache that has read no other shard.
+    for i, t in ((0, 2), (1, 5), (2, 5), (3, 6), (4, 0), (1, 0), (3, 4)):
+        lonely = teacher_cache.TeacherCache(tmp_path, plan, {"files": seal})
+        assert np.isnan(lonely.lookup(np.array([i]), np.array([t]))).all()
+
+
 def test_a_caption_index_out_of_range_is_an_error(folder):
     cache = teacher_cache.read_cache(folder)
     with pytest.raises(ValueError, match=r"\[0, 160\)"):

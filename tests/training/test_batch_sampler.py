@@ -11,12 +11,12 @@ import pytest
 import torch
 from tiny import make_corpus
 
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, RaggedArray
 from dcdctl.core.errors import ConfigError, MissingError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, TeacherCache, build
 from dcdctl.core.training.batch import Batch
-from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches
+from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches, Neighbors, find_neighbors, neighbor_batches
 from dcdctl.core.training.recipe import BatchConfig
 
 
@@ -218,6 +218,59 @@ def test_an_epoch_of_all_pairs_has_every_image_once_in_another_order_each_time(c
     first, second = ([known(batches[step])[0][:, 0].tolist() for step in steps_of] for steps_of in (range(4), range(4, 8)))
     assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(32))
     assert first != second
+
+
+def test_every_step_draws_other_captions_of_the_same_images(corpus, known):
+    """A batch as large as the corpus has the same images in each step."""
+    batches = AllPairsBatches(CorpusSource(corpus, Named()), BatchConfig(size=32), 0, None)
+    drawn = [[texts[q] for q, texts in enumerate(known(batches[step])[1])] for step in (0, 1, 2, 0)]
+    assert drawn[0] == drawn[3]
+    for first, second in ((0, 1), (1, 2), (0, 2)):
+        # Of five captions an image, a fifth are alike by chance.
+        assert sum(a == b for a, b in zip(drawn[first], drawn[second], strict=True)) < 16
+    other = AllPairsBatches(CorpusSource(corpus, Named()), BatchConfig(size=32), 1, None)
+    assert [texts[q] for q, texts in enumerate(known(other[0])[1])] != drawn[0]
+
+
+def test_a_query_has_other_negatives_in_every_epoch_and_with_another_seed(corpus, known):
+    """A batch as large as an epoch has each caption once."""
+    config = BatchConfig(size=160, random_negatives=3, directions=("text",))
+
+    def negatives_of(seed: int, step: int) -> list[tuple[str, ...]]:
+        _, text_BN = known(CandidateListBatches(CorpusSource(corpus, Named()), config, seed, None)[step])
+        return [tuple(row) for row in text_BN]
+
+    first, again, later, other = negatives_of(0, 0), negatives_of(0, 0), negatives_of(0, 1), negatives_of(1, 0)
+    assert first == again
+    assert len({row[1:] for row in first}) > 150
+    for rows in (later, other):
+        assert sorted(row[0] for row in rows) == sorted(row[0] for row in first)
+        assert [row[0] for row in rows] != [row[0] for row in first]
+        assert len({row[1:] for row in rows} & {row[1:] for row in first}) < 8
+
+
+def test_images_that_share_most_scored_pairs_come_together():
+    # Images 0 and 3 share three pairs, 1 and 2 as well; every other two share one.
+    counts = np.array([[0, 1, 1, 3], [1, 0, 3, 1], [1, 3, 0, 1], [3, 1, 1, 0]])
+    image, other = np.nonzero(counts)
+    neighbors = Neighbors(RaggedArray.from_sorted(image, other, 4), counts[image, other])
+    for seed in range(8):
+        batches = neighbor_batches(neighbors, 2, np.random.default_rng(seed))
+        assert sorted(sorted(batch.tolist()) for batch in batches) == [[0, 3], [1, 2]]
+
+
+def test_shared_pairs_are_counted_from_both_sides(corpus, drawn):
+    counts = np.zeros((32, 32), dtype=np.int64)
+    for image, text in zip(drawn.image_P.tolist(), drawn.text_P.tolist(), strict=True):
+        owner = int(corpus.caption_image[text])
+        if owner != image:
+            counts[image, owner] += 1
+            counts[owner, image] += 1
+    neighbors = find_neighbors(drawn, corpus)
+    assert counts.max() > 1
+    assert neighbors.num_pairs.tolist() == counts[counts > 0].tolist()
+    assert neighbors.images.values.tolist() == np.nonzero(counts)[1].tolist()
+    assert neighbors.images.lengths.tolist() == (counts > 0).sum(axis=1).tolist()
 
 
 def test_captions_that_say_the_same_are_marked(tmp_path):

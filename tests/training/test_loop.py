@@ -137,6 +137,20 @@ def test_float16_keeps_its_loss_scale_in_the_checkpoint(tmp_path):
     assert run.metrics()[-1]["loss"] < 0.3 * run.metrics()[0]["loss"]
 
 
+def test_float16_gradients_are_clipped_without_their_loss_scale():
+    def clipped(scale: float) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale > 1)
+        scaler.scale(10 * model(torch.ones(4, 3)).square().sum()).backward()
+        loop._update_weights(model, make_optimizer(model, OptimizerConfig()), scaler, 0.1, 0.5)
+        return [parameter.grad for parameter in model.parameters()]
+
+    plain, scaled = clipped(1), clipped(1024)
+    assert float(torch.cat([gradient.flatten() for gradient in scaled]).norm()) == pytest.approx(0.5, rel=1e-4)
+    assert all(torch.allclose(*both) for both in zip(plain, scaled, strict=True))
+
+
 def test_workers_change_no_number(tmp_path):
     _, alone = train(tmp_path / "alone", steps=12)
     _, with_workers = train(tmp_path / "helped", steps=12, options=TrainingOptions(compute=Compute(workers=1)))

@@ -95,6 +95,20 @@ def test_a_fusion_student_keeps_the_highest_of_a_pool_by_its_own_scores(corpus, 
         assert saved.texts_of_image[image].tolist() == sorted(texts[np.argsort(-scores)[:3]].tolist())
 
 
+def test_every_refresh_draws_another_pool_and_a_repeated_one_the_same(corpus, teacher, tmp_path):
+    few = corpus.subset(12)
+    cache = build.build_cache(few, teacher, tmp_path / "cache", CandidateConfig(per_query=1, directions=("text",)))
+
+    def candidates_after(name: str, step: int) -> list[list[int]]:
+        source = CorpusSource(few, teacher.preprocess)
+        refreshed = refresh.refresh_cache(cache, tmp_path / name, teacher, teacher, source, compute=Compute(), step=step)
+        return [refreshed.candidates.texts_of_image[image].tolist() for image in range(12)]
+
+    first, again, later = candidates_after("first", 2), candidates_after("again", 2), candidates_after("later", 4)
+    assert first == again
+    assert sum(a != b for a, b in zip(first, later, strict=True)) > 6
+
+
 def test_what_a_refresh_needs_is_said_before_the_run_begins(inputs, corpus, tmp_path):
     sets = [*DUAL, "batch.refresh_steps=[2]"]
     with pytest.raises(ConfigError, match=r"batch\.refresh_steps needs one cache and its teacher"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from safetensors import safe_open
 from tiny import contents
@@ -10,7 +12,9 @@ from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, CorpusError
 from dcdctl.core.evaluation import evaluate
+from dcdctl.core.teacher import CandidateConfig, build_cache
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, recipe, runs
+from dcdctl.core.training.objective import PairObjective
 
 DUAL = [
     *("model.kind=dual", "model.start=new", "model.layers=[]", "model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1"),
@@ -71,6 +75,24 @@ def test_measuring_changes_no_loss_and_a_run_without_has_no_best(corpus, measure
     assert losses.items() <= {line["step"]: line["loss"] for line in measured.metrics()}.items()
     assert runs.best_rsum(run) == -1
     assert not any("best" in name for name in contents(run.folder))
+
+
+@pytest.mark.parametrize("between", ["validation.every=1", "batch.refresh_steps=[1]"])
+def test_dropout_goes_on_after_a_validation_and_after_a_refresh(corpus, teacher, tmp_path, monkeypatch, between):
+    """Both compute without dropout; a step that did too would train another model without a word."""
+    modes: list[bool] = []
+
+    def outputs(objective: PairObjective, model: Any, pairs: Any, real: Any = PairObjective.outputs) -> Any:
+        modes.append(all(module.training for module in model.modules()))
+        return real(objective, model, pairs)
+
+    monkeypatch.setattr(PairObjective, "outputs", outputs)
+    sets = [*DUAL, "model.dropout=0.1", "optimizer.steps=3", "validation.max_images=3", between]
+    cache = build_cache(corpus, teacher, tmp_path / "cache", CandidateConfig(per_query=2))
+    distill.train(
+        TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), Inputs(corpus, [cache], teacher), options=TrainingOptions()
+    )
+    assert modes == [True] * 3
 
 
 def test_only_a_higher_sum_is_better(corpus, val, tmp_path, monkeypatch):
