@@ -31,6 +31,8 @@ import evidence_scenes
 import evidence_tables
 from evidence_steps import Step
 
+from dcdctl.core import artifacts
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 PLANS = {"flickr8k": evidence_flickr8k.flickr8k, "scenes": evidence_scenes.scenes, "small": evidence_scenes.small}
@@ -66,7 +68,7 @@ class Workspace:
             cost["eval_seconds"] = self._measure(step)
             if resume:
                 del cost["train_seconds"]  # a resumed run measures only its last part
-            (folder / "cost.json").write_text(json.dumps(cost) + "\n")
+            artifacts.write_document(folder / "cost.json", cost)
         self.publish(step)
 
     def _measure(self, step: Step) -> float:
@@ -76,12 +78,13 @@ class Workspace:
         if step.measured:
             folder = self.folder(step)
             (folder / "result.json").unlink(missing_ok=True)
-            for source, target in (
-                ("cascade-ranks.parquet", "ranks.parquet"),
-                ("cascade-top.parquet", "top.parquet"),
-                ("cascade.json", "result.json"),
-            ):
-                (folder / source).replace(folder / target)
+            document = artifacts.read_document(folder / "cascade.json")
+            for name in list(document[artifacts.FILES]):
+                target = name.removeprefix("cascade-")
+                (folder / name).replace(folder / target)
+                document[artifacts.FILES][target] = document[artifacts.FILES].pop(name)
+            artifacts.write_document(folder / "result.json", document)
+            (folder / "cascade.json").unlink()
         return seconds
 
     def publish(self, step: Step) -> None:

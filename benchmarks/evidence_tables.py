@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib as mpl
 from evidence_steps import Step
 
+from dcdctl.core import artifacts
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import files as evaluation_files
 from dcdctl.core.evaluation import significance
@@ -122,5 +123,4 @@ def _short(step: Step) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(path.read_text())
-    return document
+    return artifacts.read_document(path, hint="restore it, or run the benchmark again")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
+from evaluations import change_json
 from made_runs import write_bench
 
 from dcdctl.core.bench import read_times
@@ -27,6 +26,14 @@ def test_a_missing_benchmark_reads_as_none(tmp_path):
 def test_a_benchmark_without_its_reference_gallery_is_refused(tmp_path):
     write_bench(tmp_path, "scenes-vilt")
     path = tmp_path / "bench.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "settings": {"headline_size": 12345}}))
+    change_json(path, settings={"headline_size": 12345})
     with pytest.raises(InputError, match=r"bench\.json is not as `dcdctl bench` writes it"):
+        read_times(path, "student")
+
+
+def test_a_changed_digit_in_a_benchmark_is_refused(tmp_path):
+    write_bench(tmp_path, "scenes-vilt", student_ms=2.0)
+    path = tmp_path / "bench.json"
+    path.write_text(path.read_text().replace("0.002", "0.001"))
+    with pytest.raises(InputError, match=r"bench\.json is damaged: its content does not match its checksum; run `dcdctl bench` again"):
         read_times(path, "student")

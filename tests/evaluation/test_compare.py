@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from evaluations import write_evaluation, write_ranks, write_top
+from evaluations import reseal, write_evaluation, write_ranks, write_top
 from html_page import Page
 from tiny import make_corpus
 from typer.testing import CliRunner
@@ -269,6 +269,7 @@ def test_the_split_of_ranks_alone_is_found_by_their_images(here, made, scenes_co
 
 def test_first_places_that_are_none_are_refused(here):
     (here / "gain" / "top.parquet").write_text("query,place")
+    reseal(here / "gain")
     result = run_cli("base", "gain", "--resamples", 100, "--html", here / "page.html")
     assert result.exit_code == 1
     assert "gain/top.parquet is not a table of best candidates" in result.stderr
@@ -280,6 +281,7 @@ def test_first_places_of_other_images_are_refused(here, made):
     path = here / "gain" / "top.parquet"
     top = pd.read_parquet(path)
     top.assign(candidate=top.candidate.where(top.direction == "text", 5)).to_parquet(path)
+    reseal(path.parent)
     result = run_cli("base", "gain", "--resamples", 100, "--html", here / "page.html")
     assert result.exit_code == 1
     assert (

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from evaluations import reseal
 from made_runs import own_pairs, scores_of, write_evaluation
 
 from dcdctl.core.errors import InputError
@@ -26,6 +27,7 @@ def answers_of(folder: Path) -> Answers | None:
 
 def rewrite(path, change):
     change(pd.read_parquet(path)).to_parquet(path, index=False)
+    reseal(path.parent)
 
 
 def test_best_positive_scores_are_those_of_the_matrix(written, corpus):
@@ -100,5 +102,6 @@ def test_first_answers_that_do_not_fit_the_ranks_are_refused_by_name(written, ch
 def test_a_file_that_is_no_table_is_refused_by_name(written):
     folder, _ = written
     (folder / "top.parquet").write_text("no Parquet")
+    reseal(folder)
     with pytest.raises(InputError, match=r"top.parquet is not a table of best candidates"):
         answers_of(folder)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tables import OWNER, Numbers, make_dual, make_fusion
 
-from dcdctl.core import files
+from dcdctl.core import artifacts, files
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import EvalOptions, Evaluation, evaluate, result
 from dcdctl.core.evaluation import files as evaluation_files
-from dcdctl.core.evaluation.files import CASCADE_FILES, MODEL_FILES, check_copy
+from dcdctl.core.evaluation.files import CASCADE_FILES, MODEL_FILES, EvalResult, check_copy
 
 CORPUS = Numbers(OWNER)
 
@@ -129,3 +132,39 @@ def test_a_copy_of_the_ranks_never_replaces_those_that_numbers_belong_to(tmp_pat
     check_copy(tmp_path / "run" / "ranks.parquet", tmp_path / "run", MODEL_FILES)
     check_copy(tmp_path / "run" / "mine.parquet", None, MODEL_FILES)
     check_copy(tmp_path / "ranks.parquet", None, MODEL_FILES)
+
+
+@pytest.mark.parametrize("name", ["ranks.parquet", "top.parquet", "result.json"])
+def test_a_flipped_bit_in_any_file_of_an_evaluation_is_named(tmp_path, alone, name):
+    write(tmp_path, alone)
+    content = (tmp_path / name).read_bytes()
+    for at in range(0, len(content) - 1, len(content) // 40):  # the last byte of a document is a line end
+        (tmp_path / name).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(InputError, match=re.escape(name)):
+            assert EvalResult.load(tmp_path).answers
+    (tmp_path / name).write_bytes(content)
+    assert EvalResult.load(tmp_path).answers
+
+
+def test_a_copy_of_the_ranks_has_a_checksum_of_its_rows(tmp_path, alone):
+    evaluation_files.write_ranks(tmp_path / "copy.parquet", alone, CORPUS)
+    whole = pq.read_table(tmp_path / "copy.parquet")
+    ranks = whole["rank"].to_numpy().copy()
+    ranks[3] += 1
+    position = whole.column_names.index("rank")
+    pq.write_table(whole.set_column(position, "rank", pa.array(ranks)), tmp_path / "changed.parquet")
+    with pytest.raises(InputError, match=r"changed\.parquet is damaged: its rows do not match its checksum; "):
+        evaluation_files.read_ranks(tmp_path / "changed.parquet")
+    pq.write_table(whole.replace_schema_metadata(None), tmp_path / "foreign.parquet")
+    assert evaluation_files.read_ranks(tmp_path / "foreign.parquet").text_ranks.tolist() == alone.text_ranks.tolist()
+
+
+def test_tables_that_a_document_does_not_list_do_not_belong_to_it(tmp_path, alone):
+    write(tmp_path, alone)
+    document = artifacts.read_document(tmp_path / "result.json")
+    del document["files"]["top.parquet"]
+    artifacts.write_document(tmp_path / "result.json", document)
+    with pytest.raises(InputError, match=r"top\.parquet does not belong to result\.json beside it"):
+        assert EvalResult.load(tmp_path).answers
+    (tmp_path / "top.parquet").unlink()
+    assert EvalResult.load(tmp_path).answers.top == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from evaluations import write_json
 from made_runs import cascade_changes, scores_of, write_evaluation
 
 from dcdctl.core.data import Direction
@@ -35,7 +36,7 @@ def test_a_document_of_before_has_neither_intervals_nor_map(folder):
     document = json.loads(path.read_text())
     del document["intervals"], document["protocol"]["name"], document["data"]
     del document["text_retrieval"]["mAP@R"]
-    path.write_text(json.dumps(document))
+    write_json(path, document)
     summary = result.read_summary(path)
     assert (summary.rsum.interval, summary.protocol, summary.data, summary.retrieval["text"].map_at_r) == (None,) * 4
 
@@ -64,6 +65,6 @@ def test_a_document_that_lacks_a_number_is_refused_with_the_command_that_writes_
     path = folder / "result.json"
     document = json.loads(path.read_text())
     del document["image_retrieval"]["R@5"]
-    path.write_text(json.dumps(document))
+    write_json(path, document)
     with pytest.raises(InputError, match=r"result\.json is not as `dcdctl eval` writes it: it has no 'R@5'; `dcdctl eval "):
         result.read_summary(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from evaluations import write_evaluation, write_ranks, write_top
+from evaluations import reseal, write_evaluation, write_json, write_ranks, write_top
 from tiny import make_corpus
 
 from dcdctl.core.errors import InputError, StaleError
@@ -115,6 +115,9 @@ def test_models_of_different_kinds_are_two_systems_and_not_one(here, made, chang
 
 def test_ranks_of_another_evaluation_than_the_result_are_refused(here, made):
     write_ranks(here / "good" / "ranks.parquet", made, *BAD)
+    with pytest.raises(InputError, match=r"good/ranks\.parquet is damaged: its SHA-256 is .*, not .*; `dcdctl eval`"):
+        compare.read_systems(["good"])
+    reseal(here / "good")
     with pytest.raises(
         StaleError, match=r"good/ranks.parquet has RSUM 225.000 and result.json beside it 541.667: .*dcdctl eval good .*makes both"
     ):
@@ -144,7 +147,7 @@ def test_what_is_not_there_is_the_users_error_and_says_what_makes_it(here, made)
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "result.json is not JSON"), ("[1]", "result.json holds no JSON object"), ("{}", "no 'model'")]
+    ("text", "message"), [("{", "result.json is not JSON"), ("[1]", "result.json holds no JSON object"), ("{}", "result.json is damaged")]
 )
 def test_a_result_that_is_none_is_refused(here, text, message):
     (here / "good" / "result.json").write_text(text)
@@ -158,7 +161,7 @@ def test_a_result_of_before_protocols_had_names_is_alike_only_with_its_like(here
         path = here / name / "result.json"
         document = json.loads(path.read_text())
         document["protocol"] = {key: document["protocol"][key] for key in ("kind", "depth", "ties")}
-        path.write_text(json.dumps(document))
+        write_json(path, document)
     assert len(compare.read_systems(["old", "older"])) == 2
     with pytest.raises(StaleError, match="the protocol's name is None for old, 'whole' for good"):
         compare.read_systems(["good", "old"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from evaluations import write_json
 from huggingface_hub import ModelCard
 from made_runs import scores_of, write_bench, write_evaluation, write_run
 
@@ -26,7 +27,7 @@ def run(gallery, tmp_path):
     facts = json.loads((folder / "run.json").read_text())
     facts["inputs"] |= {"corpus": Corpus.open(gallery.folder, "train").fingerprint, "cache": {"teacher": "f00dfacecafe1234"}}
     facts["command"] = ["dcdctl", "distill", "demo-dual", "--data", str(gallery.folder), "--out", str(folder), "--teacher", "scenes-vilt"]
-    (folder / "run.json").write_text(json.dumps(facts))
+    write_json(folder / "run.json", facts)
     return folder
 
 
@@ -89,7 +90,7 @@ def test_a_changed_corpus_is_not_named(run, tmp_path):
     facts = json.loads((run / "run.json").read_text())
     facts["inputs"] |= {"corpus": 64 * "e", "cache": None}
     facts["command"] = facts["command"][:-2]
-    (run / "run.json").write_text(json.dumps(facts))
+    write_json(run / "run.json", facts)
     card, text = card_of(run, tmp_path)
     assert "Trained on a corpus that is not available (fingerprint eeeeeeeeeeee), split train; seed 0. No teacher." in text
     assert "Training data" not in text
@@ -111,7 +112,7 @@ def test_a_model_outside_a_run_has_no_training_history(tmp_path):
 def test_pretrained_encoders_of_the_hub_are_base_models(run, tmp_path):
     facts = json.loads((run / "run.json").read_text())
     facts["recipe"]["model"] |= {"vision": "timm/tf_efficientnet_lite0.in1k", "text": "/models/minilm"}
-    (run / "run.json").write_text(json.dumps(facts))
+    write_json(run / "run.json", facts)
     card, text = card_of(run, tmp_path)
     assert card.data.base_model == ["timm/tf_efficientnet_lite0.in1k"]
     assert '\nmodel.text = "minilm"\n' in text

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluations import change_json
 from made_runs import scores_of, write_bench, write_demo, write_evaluation, write_run
 from typed_commands import parse
 
@@ -36,7 +36,7 @@ def commands(found: report.Report) -> list[str]:
 
 
 def change(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    change_json(path, **changes)
 
 
 def test_a_complete_demo_has_five_models_with_their_roles_and_no_missing_part(folders):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from evaluations import reseal
 from made_runs import scores_of, write_demo, write_evaluation, write_run
 from PIL import Image
 from tiny import make_corpus
@@ -169,6 +170,7 @@ def test_captions_ids_and_paths_cannot_become_markup(tmp_path):
             table = pd.read_parquet(folder / name)
             if "image_id" in table:
                 table.assign(image_id=[f"<i onclick=x>{one}" for one in table["image_id"]]).to_parquet(folder / name, index=False)
+        reseal(folder)
         folders.append(write_run(folder))
     text = page_of(folders, tmp_path)
     page = Page(text)

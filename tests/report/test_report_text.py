@@ -7,6 +7,7 @@ import dataclasses
 import json
 
 import pytest
+from evaluations import write_json
 from made_runs import scores_of, write_demo, write_evaluation, write_run
 
 from dcdctl.core.data import Corpus
@@ -94,7 +95,7 @@ def test_runs_show_the_teachers_of_their_caches(tmp_path, cache, shown):
     run = write_run(tmp_path / "run")
     facts = json.loads((run / "run.json").read_text())
     facts["inputs"]["cache"] = plans if len(plans) > 1 else plans[0]
-    (run / "run.json").write_text(json.dumps(facts))
+    write_json(run / "run.json", facts)
     assert cells(table_named(report.read_report([run]), "Runs"), "input: scores of teacher", "run") == shown
 
 

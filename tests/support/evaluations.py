@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from dcdctl.core import artifacts
 from dcdctl.core.data import Corpus
 from dcdctl.core.evaluation import recall
 from dcdctl.core.evaluation.ranks import Ranks
@@ -25,8 +26,27 @@ def write_evaluation(
     document = document_of(corpus, text, image, cascade=cascade)
     for key, value in changes.items():
         (document["protocol"] if key in document["protocol"] else document)[key] = value
-    (folder / ("cascade.json" if cascade else "result.json")).write_text(json.dumps(document))
+    write_json(folder / ("cascade.json" if cascade else "result.json"), document)
+    reseal(folder)
     return folder
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """A document as dcdctl writes it, with its checksum, in place of the one that is there."""
+    artifacts.write_document(path, {key: value for key, value in document.items() if key != artifacts.CHECKSUM})
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    """Change keys of a document, and its checksum."""
+    write_json(path, {**json.loads(path.read_text()), **changes})
+
+
+def reseal(folder: Path) -> None:
+    """List the tables of an evaluation in its documents again, as if they had been written with these tables."""
+    for prefix, name in (("", "result.json"), ("cascade-", "cascade.json")):
+        if (folder / name).exists():
+            tables = [table for table in (f"{prefix}ranks.parquet", f"{prefix}top.parquet") if (folder / table).exists()]
+            change_json(folder / name, files=artifacts.list_files(folder, tables))
 
 
 def write_ranks(path: Path, corpus: Corpus, text: Sequence[int], image: Sequence[int]) -> Path:
@@ -71,4 +91,5 @@ def write_top(path: Path, corpus: Corpus, first_text: Sequence[Sequence[int]], f
         for place, candidate in enumerate(candidates, 1)
     ]
     pd.DataFrame(rows).to_parquet(path, index=False)
+    reseal(path.parent)
     return path

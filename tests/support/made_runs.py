@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from evaluations import reseal, write_json
 from numpy.typing import NDArray
 
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus
 from dcdctl.core.evaluation import files, significance
-from dcdctl.core.training import recipe
+from dcdctl.core.training import recipe, runs
 
 NUM_TOP = 10
 
@@ -51,7 +51,8 @@ def write_evaluation(
     )
     estimates = significance.bootstrap([files.read_ranks(folder / f"{prefix}ranks.parquet")], resamples=50)
     document = {**_document(corpus, model or str(folder), ranks, estimates), **changes}
-    (folder / ("cascade.json" if prefix else "result.json")).write_text(json.dumps(document))
+    write_json(folder / ("cascade.json" if prefix else "result.json"), document)
+    reseal(folder)
     return folder
 
 
@@ -133,13 +134,13 @@ def write_run(folder: Path, name: str = "demo-dual", *, seed: int = 0, is_measur
         "command": ["dcdctl", "distill", name, "--data", "data/my scenes", "--out", str(folder)],
         "versions": {"dcdctl": "0.1.0", "torch": "2.6"},
     }
-    (folder / "run.json").write_text(json.dumps(facts))
+    write_json(folder / "run.json", facts)
     lines = []
     for step in range(0, 31, 10):
         parts = {term: weight * 2.0 / (1 + step) for term, weight in config.loss.terms.items()}
         line = {"step": step, "loss": sum(parts.values()), **parts, "lr": 1e-3 * (1 - step / 40), "seconds": 0.1}
         lines.append({**line, "val_rsum": 100.0 + step} if is_measured else line)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "metrics.jsonl").write_text("".join(map(runs.metrics_line, lines)))
     return folder
 
 
@@ -164,7 +165,7 @@ def write_bench(folder: Path, teacher_model: str, *, student_ms: float = 2.0, te
         "speed_ups": [],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench.json").write_text(json.dumps(document))
+    write_json(folder / "bench.json", document)
 
 
 def write_demo(folder: Path, corpus: Corpus) -> list[Path]:

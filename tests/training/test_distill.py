@@ -114,7 +114,14 @@ def test_a_distilled_student_is_a_run_that_loads_again(inputs, teacher, tmp_path
     assert facts["inputs"]["corpus"] == inputs.corpus.fingerprint
     assert facts["inputs"]["cache"]["teacher"] == before
     assert facts["inputs"]["start"] == teacher.student([0, 2]).digest
-    assert {path.name for path in run.folder.iterdir()} == {"run.json", "metrics.jsonl", "tensorboard", "checkpoints", "model"}
+    assert {path.name for path in run.folder.iterdir()} == {
+        "run.json",
+        "metrics.jsonl",
+        "metrics.json",
+        "tensorboard",
+        "checkpoints",
+        "model",
+    }
 
 
 def test_a_finished_run_is_left_alone(inputs, tmp_path):
@@ -289,4 +296,4 @@ def test_run_json_is_read_back(inputs, tmp_path):
     run = distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS)
     assert runs.open_run(run.folder).is_finished
     (line,) = run.metrics()
-    assert json.loads((run.folder / "metrics.jsonl").read_text()) == line
+    assert json.loads((run.folder / "metrics.jsonl").read_text()).items() >= line.items()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 import sys
 import types
 from typing import Any
 
 import pytest
 
-from dcdctl.core.errors import MissingError
+from dcdctl.core import artifacts
+from dcdctl.core.errors import InputError, MissingError
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, runs
 
 SETS = [
@@ -70,12 +71,17 @@ def test_it_is_told_what_the_run_folder_holds_and_a_run_that_goes_on_is_the_same
     assert "val_rsum" in wandb_run.lines[1]
     assert wandb_run.axis == ("*", "step")
     assert wandb_run.is_finished
-    assert json.loads((run.folder / "wandb.json").read_text()) == {"project": "search", "id": "r4nd0m"}
+    path = run.folder / "wandb.json"
+    assert artifacts.read_document(path) == {"project": "search", "id": "r4nd0m"}
     run.model_folder.rename(tmp_path / "model")
     go()
     options, wandb_run = server[1]
     assert options["id"] == "r4nd0m"
     assert [line["step"] for line in wandb_run.lines] == [10, 11]
+    shutil.rmtree(run.model_folder)
+    path.write_text(path.read_text().replace("r4nd0m", "r5nd0m"))
+    with pytest.raises(InputError, match=r"wandb\.json is damaged: .*; delete it to start another run at Weights & Biases"):
+        go()
 
 
 def test_a_package_that_is_not_there_is_named_before_the_training(corpus, tmp_path, monkeypatch):

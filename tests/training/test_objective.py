@@ -25,7 +25,7 @@ from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBat
 from dcdctl.core.training.losses import official, weights
 from dcdctl.core.training.losses.table import LOSSES
 from dcdctl.core.training.objective import PairObjective, loss_terms, term_weights
-from dcdctl.core.training.recipe import BatchConfig, LossConfig
+from dcdctl.core.training.recipe import BatchConfig, LossConfig, Recipe
 
 SIZE = models.DualSize(
     hidden_size=16, num_vision_layers=1, num_text_layers=1, num_attention_heads=2, intermediate_size=16, projection_dim=8
@@ -158,7 +158,7 @@ def test_calibration_is_trained_kept_in_checkpoints_and_no_part_of_the_model(cor
     optimizer.step()
     moved = dual.calibration.log_scale.item(), dual.calibration.offset.item()
     assert 0 not in moved
-    run = runs.Run(tmp_path)
+    run = runs.start_run(tmp_path, Recipe(), "distill", {}, resume=False)
     runs.save_checkpoint(run, 1, dual, optimizer)
     fresh = models.dual_student(SIZE, corpus.captions, vocab_size=200)
     runs.load_checkpoint(run, fresh, torch.optim.AdamW(fresh.parameters(), lr=0.1))

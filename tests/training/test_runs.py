@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from dcdctl.core import models
 from dcdctl.core.config import to_table
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.training import loggers, runs
@@ -70,12 +72,71 @@ def test_no_run_says_how_to_make_one(tmp_path):
 
 def test_damaged_files_of_a_run_are_named(tmp_path):
     run = start(tmp_path / "run")
-    (run.folder / "metrics.jsonl").write_text('{"step": 0}\n{"st\n{"step": 20}\n')
-    with pytest.raises(InputError, match=r"metrics\.jsonl has a line that is not JSON"):
+    for content, message in (
+        (run_json(run).replace('"seed": 3', '"seed": 4'), r"run\.json is damaged: its content does not match its checksum; restore it"),
+        ('{"what": ', r"run\.json is not JSON: .*; restore it"),
+    ):
+        (run.folder / "run.json").write_text(content)
+        with pytest.raises(InputError, match=message):
+            start(tmp_path / "run", resume=True)
+
+
+def run_json(run):
+    return (run.folder / "run.json").read_text()
+
+
+def logged(run, *losses):
+    log = loggers.Log(run, 0)
+    for step, loss in enumerate(losses):
+        log.write(step, {"loss": loss})
+    log.close()
+    return (run.folder / "metrics.jsonl").read_bytes()
+
+
+def test_every_flipped_byte_of_the_metrics_is_named_with_its_line(tmp_path):
+    run = start(tmp_path / "run")
+    content = logged(run, 1.5, 0.25, 0.125)
+    ends = [k for k, byte in enumerate(content) if byte == ord("\n")]
+    for k in range(len(content)):
+        (run.folder / "metrics.jsonl").write_bytes(content[:k] + bytes([content[k] ^ 1]) + content[k + 1 :])
+        if k == ends[-1]:
+            assert [line["step"] for line in run.metrics()] == [0, 1]  # as if it was killed while it wrote the last line
+            continue
+        with pytest.raises(
+            InputError, match=rf"line {1 + sum(end < k for end in ends)} of .*metrics\.jsonl is damaged: .*; restore it, or"
+        ):
+            run.metrics()
+
+
+def test_a_line_of_an_earlier_version_or_with_another_number_is_damaged(tmp_path):
+    run = start(tmp_path / "run")
+    content = logged(run, 1.5)
+    for changed in (b'{"step": 0, "loss": 1.5}\n', content.replace(b"1.5", b"1.6"), b"[1]\n", b"\xff\n"):
+        (run.folder / "metrics.jsonl").write_bytes(changed)
+        with pytest.raises(InputError, match=r"line 1 of .*metrics\.jsonl is damaged"):
+            run.metrics()
+
+
+def test_a_log_that_resumes_after_an_incomplete_line_has_equal_bytes(tmp_path):
+    run = start(tmp_path / "run")
+    content = logged(run, 1 / 3, float("nan"), 2e-9)
+    for length in range(content.rindex(b"\n", 0, -1) + 1, len(content)):
+        (run.folder / "metrics.jsonl").write_bytes(content[:length])
+        log = loggers.Log(run, 2)
+        log.write(2, {"loss": 2e-9})
+        log.close()
+        assert (run.folder / "metrics.jsonl").read_bytes() == content
+
+
+def test_a_finished_run_names_metrics_that_it_did_not_write(tmp_path, monkeypatch):
+    run = start(tmp_path / "run")
+    content = logged(run, 1.5, 0.25)
+    monkeypatch.setattr(models, "save", lambda model, folder, half: folder.mkdir())
+    runs.finish(run, nn.Linear(1, 1))
+    assert [line["loss"] for line in run.metrics()] == [1.5, 0.25]
+    (run.folder / "metrics.jsonl").write_bytes(content[: content.index(b"\n") + 1])  # every line of it is intact
+    with pytest.raises(InputError, match=r"metrics\.jsonl is damaged: it has \d+ bytes, not \d+; restore it, or"):
         run.metrics()
-    (run.folder / "run.json").write_text('{"what": ')
-    with pytest.raises(InputError, match=r"run\.json is not JSON: .*; restore it"):
-        start(tmp_path / "run", resume=True)
 
 
 def test_a_log_drops_what_comes_after_the_step_it_goes_on_from(tmp_path):
@@ -127,12 +188,6 @@ def test_a_checkpoint_brings_back_weights_moments_and_loss_scale_and_two_are_kep
         step(model, optimizer)
         runs.save_checkpoint(run, count, model, optimizer, scaler)
     assert run.checkpoint_steps() == [2, 3]
-    scale = run.folder / "checkpoints" / "step-3" / "scaler.json"
-    written = scale.read_text()
-    scale.write_text(written[:-9])
-    with pytest.raises(InputError, match=r"step-3/scaler\.json is not JSON: .*; delete .*step-3 to resume"):
-        runs.load_checkpoint(run, Tied(), optimizer, scaler)
-    scale.write_text(written)
     fresh = Tied()
     fresh_optimizer, fresh_scaler = optimizer_of(fresh), torch.amp.GradScaler("cpu")
     assert runs.load_checkpoint(run, fresh, fresh_optimizer, fresh_scaler) == 3
@@ -150,6 +205,106 @@ def test_no_checkpoint_is_step_0_and_one_of_another_model_is_refused(tmp_path):
     loaded = nn.Linear(3, 3)
     with pytest.raises(StaleError, match=r"step-4 is of another model: it differs in bias"):
         runs.load_checkpoint(run, loaded, optimizer_of(loaded))
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run with checkpoints after 2 and 3 steps and best weights, and a function that resumes it with another model."""
+    run, model = start(tmp_path / "run"), Tied()
+    optimizer, scaler = optimizer_of(model), torch.amp.GradScaler("cpu", init_scale=512.0)
+    runs.save_best(run, 1, 1 / 3, model)
+    for count in (1, 2, 3):
+        step(model, optimizer)
+        runs.save_checkpoint(run, count, model, optimizer, scaler)
+
+    def resume(into: runs.Run = run) -> int:
+        fresh = Tied()
+        return runs.load_checkpoint(into, fresh, optimizer_of(fresh), torch.amp.GradScaler("cpu"))
+
+    return run, resume
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.pt", "scaler.json", "checkpoint.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "zero", "unlink"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_resumes(trained, name, damage):
+    run, resume = trained
+    folder = run.folder / "checkpoints" / "step-3"
+    content = (folder / name).read_bytes()
+    middle = len(content) // 2
+    changed = {
+        "flip": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        "cut": content[:-9],  # the last byte of JSON is a line end, which nothing depends on
+        "zero": bytes(len(content)),
+    }
+    (folder / name).unlink()
+    if damage in changed:
+        (folder / name).write_bytes(changed[damage])
+    with pytest.raises(StaleError, match=rf"step-3.*{name}") as caught:
+        resume()
+    if (name, damage) != ("checkpoint.json", "unlink"):
+        assert caught.value.hint == f"delete {folder} to resume from step 2"
+    shutil.rmtree(folder)
+    assert resume() == 2
+    (run.folder / "checkpoints" / "step-2" / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(StaleError, match=r"step-2/optimizer\.pt is damaged: .*; delete .*step-2 to resume from the first step"):
+        resume()
+
+
+def test_a_checkpoint_of_an_earlier_format_is_refused_by_name(trained):
+    run, resume = trained
+    (run.folder / "checkpoints" / "step-3" / "checkpoint.json").unlink()
+    with pytest.raises(StaleError, match=r"step-3 has no checkpoint\.json, so it is of format 1 .*; train into another folder"):
+        resume()
+
+
+def test_a_checkpoint_of_another_step_or_run_is_noticed(trained, tmp_path):
+    run, resume = trained
+    two, three = (run.folder / "checkpoints" / f"step-{count}" for count in (2, 3))
+    other = start(tmp_path / "other", Recipe(seed=4))
+    shutil.copytree(run.folder / "checkpoints", other.folder / "checkpoints")
+    with pytest.raises(StaleError, match=r"other/checkpoints/best holds a checkpoint of another run"):
+        runs.best_rsum(other)
+    with pytest.raises(StaleError, match=r"other/checkpoints/step-3 holds a checkpoint of another run"):
+        resume(other)
+    shutil.copy(two / "weights.safetensors", three)
+    with pytest.raises(StaleError, match=r"step-3/weights\.safetensors is damaged: its SHA-256 is"):
+        resume()
+    shutil.rmtree(three)
+    two.rename(three)
+    with pytest.raises(StaleError, match=r"step-3 holds the checkpoint of step 2"):
+        resume()
+
+
+def test_weights_of_a_checkpoint_that_are_not_finite_are_named(tmp_path):
+    run, model = start(tmp_path / "run"), Tied()
+    with torch.no_grad():
+        model.second.bias[1] = float("inf")
+    runs.save_checkpoint(run, 4, model, optimizer_of(model))
+    with pytest.raises(StaleError, match=r"weights\.safetensors: 1 of 3 numbers of the weights second\.bias are not finite; delete"):
+        runs.load_checkpoint(run, Tied(), optimizer_of(model))
+
+
+def test_the_best_weights_are_those_that_their_seal_names(trained):
+    run, resume = trained
+    assert runs.best_rsum(run) == 1 / 3
+    best = Tied()
+    runs.save_best(run, 3, 0.5, best)
+    folder = run.folder / "checkpoints" / "best"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.json", "weights-3.safetensors"]
+    loaded = Tied()
+    runs.load_best(run, loaded)
+    assert torch.equal(loaded.first.bias, best.first.bias)
+    seal = (folder / "checkpoint.json").read_text()
+    for name, content, message in (
+        ("weights-3.safetensors", (folder / "weights-3.safetensors").read_bytes()[:-1], r"weights-3\.safetensors is damaged: it has"),
+        ("checkpoint.json", seal.replace("0.5", "0.6").encode(), r"best/checkpoint\.json is damaged: its content"),
+    ):
+        (folder / name).write_bytes(content)
+        with pytest.raises(StaleError, match=message):
+            runs.load_best(run, Tied())
+    (folder / "checkpoint.json").unlink()
+    with pytest.raises(StaleError, match=r"best is not as .*step-3 expects it: it lacks weights of RSUM 0\.333"):
+        resume()
 
 
 def test_a_half_written_checkpoint_is_none_and_is_cleared_away(tmp_path):

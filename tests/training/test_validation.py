@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from safetensors import safe_open
 from tiny import contents
 
 from dcdctl.core import models
@@ -59,8 +58,9 @@ def test_the_weights_that_did_best_become_the_model(measured, val):
     lines = [line for line in measured.metrics() if "val_rsum" in line]
     best = max(lines, key=lambda line: line["val_rsum"])
     assert rsum(measured, val) == best["val_rsum"]
-    with safe_open(measured.folder / "checkpoints" / "best" / "weights.safetensors", "pt") as file:
-        assert file.metadata() == {"step": str(best["step"] + 1), "rsum": repr(best["val_rsum"])}
+    seal = runs.read_best_seal(measured)
+    assert (seal["step"], seal["rsum"]) == (best["step"] + 1, best["val_rsum"])
+    assert list(seal["files"]) == [f"weights-{best['step'] + 1}.safetensors"]
 
 
 def test_the_last_weights_become_the_model_where_the_recipe_says_so(corpus, val, measured, tmp_path):
@@ -99,8 +99,7 @@ def test_only_a_higher_sum_is_better(corpus, val, tmp_path, monkeypatch):
     """Equal sums leave the weights that came first."""
     monkeypatch.setattr("dcdctl.core.evaluation.recall.Recalls.rsum", property(lambda recalls: 100.0))
     run = train(corpus, tmp_path / "run", "validation.every=4")
-    with safe_open(run.folder / "checkpoints" / "best" / "weights.safetensors", "pt") as file:
-        assert file.metadata()["step"] == "4"
+    assert runs.read_best_seal(run)["step"] == 4
 
 
 def test_some_images_of_another_split_are_measured(corpus, scenes_corpus_dir, tmp_path):

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 
-from dcdctl.core import devices, files, models
+from dcdctl.core import artifacts, devices, files, models
 from dcdctl.core.bench import cold_start, footprint, rates, result
 from dcdctl.core.bench.cold_start import ColdStartRequest, FirstQuery
 from dcdctl.core.bench.config import BenchConfig
@@ -115,7 +115,7 @@ def compare_saved(pair: ModelPair, config: BenchConfig, *, device: torch.device,
     result = compare(teacher.to(device), student.to(device), corpus, config, fresh=fresh, clock=plan.clock, track=track)
     result = dataclasses.replace(result, student_model=pair.student, teacher_model=pair.teacher)
     if plan.result_file is not None:
-        files.write_json(plan.result_file, result.to_json())
+        artifacts.write_document(plan.result_file, result.to_json())
     return result
 
 

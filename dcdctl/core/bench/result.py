@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dcdctl.core import files
+from dcdctl.core import artifacts
 from dcdctl.core.bench.cold_start import FirstQuery
 from dcdctl.core.bench.config import BenchConfig
 from dcdctl.core.bench.footprint import Footprint
@@ -210,7 +210,7 @@ def read_times(path: Path, model: Literal["teacher", "student"]) -> QueryTimes |
     """The query time of the teacher or the student in a bench.json; None if there is no such file. InputError for a damaged one."""
     if not path.exists():
         return None
-    document = files.read_json(path, hint="run `dcdctl bench` again")
+    document = artifacts.read_document(path, error=InputError, hint="run `dcdctl bench` again")
     try:
         return _query_times(document, model)
     except (KeyError, TypeError, ValueError, StopIteration) as error:

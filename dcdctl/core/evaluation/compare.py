@@ -215,8 +215,9 @@ def _refs(name: str) -> list[str]:
 def _read(ref: str) -> EvaluatedRun:
     folder, names = _find(ref)
     ranks_file = folder / names.ranks
-    ranks = read_ranks(ranks_file)
     result = EvalResult.load(folder, names)
+    result.check_tables()
+    ranks = read_ranks(ranks_file)
     if result.summary is not None:
         _check_rsum(result.summary, folder / str(names.result), ranks, ranks_file)
     return EvaluatedRun(ref, result, ranks)

@@ -5,12 +5,14 @@
     DIR/result.json              the document of `result.evaluation_document`, written last
 
 The files of a cascade are cascade-ranks.parquet, cascade-top.parquet and cascade.json, so they never replace those of its dual encoder.
-docs/formats.md describes the columns. The old document is removed first: a killed evaluation leaves no document, and never one that
-belongs to other ranks.
+docs/formats.md describes the columns. The document lists size and SHA-256 of both tables, which are compared before a table is read. A
+table also holds a checksum of its rows, for copies without a document. The old document is removed first: a killed evaluation leaves no
+document, and never one that belongs to other ranks.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,13 +25,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dcdctl.core import files
+from dcdctl.core import artifacts, files
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation.ranks import NUM_TOP, RANKS_HINT, Ranking, RankTable
 from dcdctl.core.evaluation.result import EvalSummary, Evaluation, read_summary
 
 TABLES_HINT = "`dcdctl eval` writes both tables again"
+_CHECKSUM = b"dcdctl.checksum"
+"""The key of a table's metadata that holds the checksum of its rows."""
 _RANKS = {"direction": pa.string(), "query": pa.int64(), "image_id": pa.string(), "caption_id": pa.int64(), "rank": pa.int64()}
 _OPTIONAL = {"caption": pa.string(), "score": pa.float32()}
 """Columns that a table of ranks may lack: older versions did not write them."""
@@ -107,11 +111,25 @@ class EvalResult:
     def ranks_file(self) -> Path:
         return self.folder / self.names.ranks
 
+    def check_tables(self) -> None:
+        """InputError for a table that is not the one that the document lists. Missing tables and missing documents are no error."""
+        if self.summary is None:
+            return
+        for name in (self.names.ranks, self.names.top):
+            if name is None or not (self.folder / name).exists():
+                continue
+            listed = self.summary.files.get(name)
+            if listed is None:
+                found = f"{self.folder / name} does not belong to {self.names.result} beside it, which does not list it"
+                raise InputError(found, hint=TABLES_HINT)
+            artifacts.check_files(self.folder, {name: listed}, error=InputError, hint=TABLES_HINT)
+
     @cached_property
     def answers(self) -> Answers | None:
         """Ranks, scores and best candidates of every query; None without a table of ranks. InputError for a damaged table."""
         if not self.ranks_file.exists():
             return None
+        self.check_tables()
         columns = _read_ranks(self.ranks_file, optional=tuple(_OPTIONAL))
         table, is_caption = _rank_table(columns), np.array(columns["direction"].to_pylist()) == Direction.IMAGE
         positive_scores: dict[Direction, NDArray[np.float32]] = {}
@@ -145,10 +163,12 @@ def _read_ranks(path: Path, optional: tuple[str, ...] = ()) -> pa.Table:
                 raise InputError(f"{path} is not a table of ranks: it has no column {min(missing)!r}", hint=RANKS_HINT)
             schema = pa.schema(_RANKS | {name: _OPTIONAL[name] for name in optional if name in present})
             # pyarrow reads columns in the order of the file, and casts only columns in the order of the schema.
-            table = file.read(schema.names).select(schema.names).cast(schema)
+            whole = file.read()
+            table = whole.select(schema.names).cast(schema)
     # pyarrow reports a damaged page as OSError, which is no ArrowException.
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a table of ranks ({error})", hint=RANKS_HINT) from error
+    _check_rows(path, whole, RANKS_HINT)
     if fault := _fault(table):
         raise InputError(f"{path} is not a table of ranks: {fault}", hint=RANKS_HINT)
     return table
@@ -188,12 +208,13 @@ def _fault(table: pa.Table) -> str | None:
 
 def _read_top(path: Path, ranks: RankTable) -> dict[Direction, TopCandidates]:
     try:
-        table = pq.read_table(path.absolute())
+        whole = table = pq.read_table(path.absolute())
         if missing := [name for name in _TOP if name not in table.column_names]:
             raise InputError(f"{path} is not a table of best candidates: it has no column {missing[0]!r}", hint=TABLES_HINT)
         table = table.select(list(_TOP)).cast(pa.schema(_TOP)).sort_by([("query", "ascending"), ("place", "ascending")])
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a table of best candidates ({error})", hint=TABLES_HINT) from error
+    _check_rows(path, whole, TABLES_HINT)
     num_images, num_captions = len(ranks.text_ranks), len(ranks.image_ranks)
     sizes = {Direction.TEXT: (num_images, num_captions), Direction.IMAGE: (num_captions, num_images)}
     text, image = _by_direction(table)
@@ -240,7 +261,8 @@ def write_evaluation(folder: Path, document: dict[str, Any], evaluation: Evaluat
     result_file.unlink(missing_ok=True)
     write_ranks(folder / names.ranks, evaluation, corpus)
     _write_top(folder / str(names.top), evaluation)
-    files.write_json(result_file, document)
+    listed = artifacts.list_files(folder, [names.ranks, str(names.top)])
+    artifacts.write_document(result_file, {**document, artifacts.FILES: listed})
 
 
 def write_ranks(path: Path, evaluation: Evaluation, corpus: Corpus) -> None:
@@ -296,6 +318,30 @@ def _top_table(direction: Direction, ranking: Ranking, is_positive_QK: NDArray[n
     return pd.DataFrame(columns)
 
 
-def _write(path: Path, table: pd.DataFrame) -> None:
+def _write(path: Path, frame: pd.DataFrame) -> None:
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    metadata = {**(table.schema.metadata or {}), _CHECKSUM: _digest(table)}
     with files.atomic_path(path) as partial:
-        table.to_parquet(partial, index=False)
+        pq.write_table(table.replace_schema_metadata(metadata), partial)
+
+
+def _check_rows(path: Path, table: pa.Table, hint: str) -> None:
+    """InputError if the rows of a table that we wrote do not match its checksum; tables of other programs have none."""
+    expected = (table.schema.metadata or {}).get(_CHECKSUM)
+    if expected is not None and expected != _digest(table):
+        raise InputError(f"{path} is damaged: its rows do not match its checksum", hint=hint)
+
+
+def _digest(table: pa.Table) -> bytes:
+    """Checksum of the columns of a table: names, types and values, independent of how Parquet stores them."""
+    digest = hashlib.sha256()
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        digest.update(f"{name} {column.type}\n".encode())
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            digest.update(files.digest_of(column.to_pylist()).encode())
+        else:
+            # The value below a missing one is not stored.
+            digest.update(column.is_null().to_numpy(zero_copy_only=False).tobytes())
+            digest.update(column.fill_null(False if pa.types.is_boolean(column.type) else 0).to_numpy(zero_copy_only=False).tobytes())
+    return digest.hexdigest().encode()

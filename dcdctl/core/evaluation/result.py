@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core import files
+from dcdctl.core import artifacts
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import significance
@@ -175,6 +175,8 @@ class EvalSummary:
     reranker: str | None
     depths: tuple[Depth, ...]
     """cascade: its depths above 0, ascending."""
+    files: dict[str, artifacts.Document]
+    """Size and SHA-256 of the tables beside the document, by file name."""
 
     @property
     def gallery_size(self) -> int:
@@ -199,16 +201,17 @@ def read_summary(path: Path) -> EvalSummary | None:
     if not path.exists():
         return None
     hint = f"`dcdctl eval {path.parent} --data DIR` writes it again"
-    document = files.read_json(path, hint=hint)
+    document = artifacts.read_document(path, error=InputError, hint=hint)
+    listed = artifacts.listed_files(path, document, error=InputError, hint=hint)
     try:
-        return _summary(document)
+        return _summary(document, listed)
     except KeyError as error:
         raise InputError(f"{path} is not as `dcdctl eval` writes it: it has no {error}", hint=hint) from error
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is not as `dcdctl eval` writes it ({type(error).__name__}: {error})", hint=hint) from error
 
 
-def _summary(document: dict[str, Any]) -> EvalSummary:
+def _summary(document: dict[str, Any], listed: dict[str, artifacts.Document]) -> EvalSummary:
     model, protocol, intervals = document["model"], document["protocol"], document.get("intervals") or {}
     depths = [
         Depth(depth=row["depth"], rsum=row["rsum"], query_ms=row["ms_per_query"], is_on_front=row["on_front"])
@@ -232,6 +235,7 @@ def _summary(document: dict[str, Any]) -> EvalSummary:
         data=document.get("data"),
         reranker=document.get("reranker"),
         depths=tuple(sorted(depths, key=lambda depth: depth.depth)),
+        files=listed,
     )
 
 

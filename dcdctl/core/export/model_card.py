@@ -16,11 +16,11 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub import ModelCard, ModelCardData
 
-from dcdctl.core import files, templates
+from dcdctl.core import artifacts, templates
 from dcdctl.core.bench import QueryTimes, read_times
 from dcdctl.core.config import flatten
 from dcdctl.core.data import CORPUS_FILE, Corpus, Direction, read_corpus_json
-from dcdctl.core.errors import DcdError
+from dcdctl.core.errors import DcdError, InputError
 from dcdctl.core.evaluation import EvalResult, EvalSummary, Figure
 from dcdctl.core.report import MissingPart
 
@@ -93,7 +93,8 @@ class _Training:
 def read_history(ref: str, data: Path | None = None) -> RunHistory:
     """The history in a run folder; empty for a model that is no run."""
     folder = Path(ref)
-    facts = files.read_json(folder / "run.json", hint="restore it, or export another run") if (folder / "run.json").exists() else None
+    path = folder / "run.json"
+    facts = artifacts.read_document(path, error=InputError, hint="restore it, or export another run") if path.exists() else None
     result, times = EvalResult.load(folder).summary, read_times(folder / "bench.json", "student")
     named = [data, None if result is None or result.data is None else Path(result.data), *_option_values(facts, "--data")]
     corpora = dict.fromkeys(path for path in named if path is not None and (path / CORPUS_FILE).exists())

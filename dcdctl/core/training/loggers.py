@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from dcdctl.core import files
-from dcdctl.core.errors import require_extra
-from dcdctl.core.training.runs import Run
+from dcdctl.core import artifacts, files
+from dcdctl.core.errors import InputError, require_extra
+from dcdctl.core.training.runs import METRICS_FILE, Run, metrics_line
 
 Write = Callable[[int, Mapping[str, float]], None]
 """Writes the numbers of a step."""
@@ -20,16 +19,16 @@ class Log:
     """metrics.jsonl and TensorBoard of a run. Later lines than `first_step`, logged by a run that was killed, are removed."""
 
     def __init__(self, run: Run, first_step: int) -> None:
-        self._path = run.folder / "metrics.jsonl"
+        self._path = run.folder / METRICS_FILE
         earlier = [line for line in run.metrics() if line["step"] < first_step]
-        files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in earlier))
+        files.write_text(self._path, "".join(map(metrics_line, earlier)))
         # Event files are not rewritten: purge_step hides what a killed run logged after its last checkpoint.
         self._events = SummaryWriter(str(run.folder / "tensorboard"), purge_step=first_step or None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         # Closed after each line, so a killed run leaves at most one incomplete line, which `Run.metrics` skips.
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(metrics_line({"step": step, **values}))
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
 
@@ -42,13 +41,14 @@ class WandbLog:
 
     def __init__(self, run: Run, project: str) -> None:
         path = run.folder / "wandb.json"
-        run_id = files.read_json(path, hint="delete it to start another run at Weights & Biases").get("id") if path.exists() else None
+        hint = "delete it to start another run at Weights & Biases"
+        run_id = artifacts.read_document(path, error=InputError, hint=hint).get("id") if path.exists() else None
         # "allow" also starts a run whose id is not known yet, so the first start and a resumed one are the same call.
         self._wandb_run: Any = require().init(
             project=project, name=run.folder.name, dir=str(run.folder), config=run.facts()["recipe"], id=run_id, resume="allow"
         )
         if run_id is None:
-            files.write_json(path, {"project": project, "id": self._wandb_run.id})
+            artifacts.write_document(path, {"project": project, "id": self._wandb_run.id})
         # Log the step as a value: the step counter of Weights & Biases cannot go back to a checkpoint.
         self._wandb_run.define_metric("*", step_metric="step")
 

@@ -1,14 +1,18 @@
 """Run folders: the settings of a training run, its metrics, its checkpoints and its model.
 
 RUN/run.json             resolved recipe, fingerprints, versions, command line, seed; written once
-RUN/metrics.jsonl        one line per logged step
+RUN/metrics.jsonl        one line per logged step, each with a short checksum
+RUN/metrics.json         size and SHA-256 of metrics.jsonl, written when the training ends
 RUN/tensorboard/         the same as TensorBoard events
 RUN/checkpoints/step-N/  weights (safetensors), optimizer state, loss scale (float16 only); the two newest are kept
-RUN/checkpoints/best/    weights with the highest sum of recalls so far; `step` and `rsum` in their header
+RUN/checkpoints/best/    weights with the highest sum of recalls so far
 RUN/mined.safetensors    mined negatives, if the recipe mines (`negatives.py`)
 RUN/wandb.json           id of the run at Weights & Biases, with --wandb
 RUN/model/               the trained model, with tokenizer and image processor; completion marker, written last
 RUN/result.json          from `dcdctl eval`;  RUN/cascade.json  with --rerank;  RUN/bench.json  from `dcdctl bench`
+
+A folder of checkpoints has a seal, checkpoint.json: the run, the step, and size and SHA-256 of its files. They are compared before one of
+them is loaded. All JSON files hold a checksum of their own (`artifacts.write_document`).
 """
 
 from __future__ import annotations
@@ -16,12 +20,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -33,7 +38,14 @@ from dcdctl.core.models import Model
 
 KEPT_CHECKPOINTS = 2
 """One more than needed, in case the newest turns out damaged."""
-BEST_WEIGHTS = Path("checkpoints", "best", "weights.safetensors")
+WEIGHTS_FILE, OPTIMIZER_FILE, SCALER_FILE = "weights.safetensors", "optimizer.pt", "scaler.json"
+BEST = Path("checkpoints", "best")
+SEAL_FILE = "checkpoint.json"
+CHECKPOINT_FORMAT = 2
+"""Checkpoints of format 1 have no seal."""
+METRICS_FILE, METRICS_SEAL = "metrics.jsonl", "metrics.json"
+SHORT = 16
+"""Hexadecimal digits of the checksum of a line of metrics: all 64 would be longer than the numbers."""
 
 
 @dataclass(frozen=True)
@@ -52,21 +64,57 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """run.json."""
-        return files.read_json(self.folder / "run.json", hint="restore it, or train into another folder")
+        return artifacts.read_document(self.folder / "run.json", error=InputError, hint="restore it, or train into another folder")
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the run in the seals of its checkpoints: SHA-256 of run.json."""
+        return files.digest_of(self.facts())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The logged steps, oldest first, without a last line that a killed run left incomplete."""
-        path = self.folder / "metrics.jsonl"
-        complete, _, _ = (path.read_text(encoding="utf-8") if path.exists() else "").rpartition("\n")
-        try:
-            return [json.loads(line) for line in complete.splitlines()]
-        except ValueError as error:
-            raise InputError(f"{path} has a line that is not JSON: {error}", hint="remove the line") from error
+        """The logged steps, oldest first, without a last line that a killed run left incomplete; none without a file.
+
+        InputError that names a damaged line, or the file if a finished run has another one than it wrote.
+        """
+        path = self.folder / METRICS_FILE
+        if not path.exists():
+            return []
+        if self.is_finished:
+            listed = self.metrics_seal()
+            artifacts.check_files(self.folder, listed, error=InputError, hint=RESTORE_METRICS)
+        *complete, _ = path.read_bytes().split(b"\n")
+        return [_read_metrics_line(path, number, line) for number, line in enumerate(complete, start=1)]
+
+    def metrics_seal(self) -> dict[str, artifacts.Document]:
+        """What metrics.json of a finished run lists."""
+        path = self.folder / METRICS_SEAL
+        document = artifacts.read_document(path, error=InputError, hint=RESTORE_METRICS)
+        return artifacts.listed_files(path, document, error=InputError, hint=RESTORE_METRICS)
 
     def checkpoint_steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending."""
         paths = (self.folder / "checkpoints").glob("step-*")
         return sorted(int(path.name.removeprefix("step-")) for path in paths if path.name.removeprefix("step-").isdigit())
+
+
+RESTORE_METRICS = f"restore it, or delete {METRICS_FILE}: the curves of a report need it, and nothing else does"
+
+
+def metrics_line(values: Mapping[str, Any]) -> str:
+    """The line of metrics.jsonl for a logged step."""
+    return json.dumps({**values, artifacts.CHECKSUM: files.digest_of(values)[:SHORT]}) + "\n"
+
+
+def _read_metrics_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(line.decode())
+        is_intact = isinstance(values, dict) and values.pop(artifacts.CHECKSUM, "") == files.digest_of(values)[:SHORT]
+    except (ValueError, RecursionError):
+        is_intact = False
+    if not is_intact:
+        raise InputError(f"line {number} of {path} is damaged: it does not match its checksum", hint=RESTORE_METRICS)
+    result: dict[str, Any] = values
+    return result
 
 
 class SeededConfig(Protocol):
@@ -93,10 +141,10 @@ def start_run(folder: Path, recipe: SeededConfig, kind: str, inputs: dict[str, A
     """
     facts = {"what": kind, "recipe": to_table(recipe), "inputs": inputs}
     _check_taken(folder, facts, resume=resume)
-    for part in (folder, folder / "checkpoints", folder / BEST_WEIGHTS.parent):
+    for part in (folder, folder / "checkpoints", folder / BEST):
         files.remove_partials(part)
     if not (folder / "run.json").exists():
-        files.write_json(folder / "run.json", {**facts, "seed": recipe.seed, "command": _command(), "versions": versions()})
+        artifacts.write_document(folder / "run.json", {**facts, "seed": recipe.seed, "command": _command(), "versions": versions()})
     return Run(folder)
 
 
@@ -127,62 +175,123 @@ def save_checkpoint(
     run: Run, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
 ) -> None:
     """Save atomically everything that the steps after `step` depend on, and delete old checkpoints."""
-    with files.atomic_folder(run.folder / "checkpoints" / f"step-{step}") as partial:
-        save_file(_unshared(model), partial / "weights.safetensors")
-        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+    with files.atomic_folder(_checkpoint_folder(run, step)) as partial:
+        save_file(_unshared(model), partial / WEIGHTS_FILE)
+        torch.save(optimizer.state_dict(), partial / OPTIMIZER_FILE)
+        names = [WEIGHTS_FILE, OPTIMIZER_FILE]
         if scaler is not None and scaler.is_enabled():
-            files.write_json(partial / "scaler.json", scaler.state_dict())
+            files.write_json(partial / SCALER_FILE, scaler.state_dict())
+            names.append(SCALER_FILE)
+        _write_seal(partial, run, names, step=step, best_rsum=best_rsum(run))
     # Only after the new checkpoint is complete, so that a kill at any time leaves one.
     for old in run.checkpoint_steps()[:-KEPT_CHECKPOINTS]:
-        shutil.rmtree(run.folder / "checkpoints" / f"step-{old}")
+        shutil.rmtree(_checkpoint_folder(run, old))
 
 
 def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None) -> int:
-    """Load the newest checkpoint into model, optimizer and loss scale; returns the step to resume with, 0 without a checkpoint."""
-    steps = run.checkpoint_steps()
-    if not steps:
+    """Load the newest checkpoint into model, optimizer and loss scale; returns the step to resume with, 0 without a checkpoint.
+
+    StaleError that names the file and says how to resume from the checkpoint before it, if this one is damaged or not the one of its name.
+    """
+    *earlier, step = [0, *run.checkpoint_steps()]
+    if not earlier:
         return 0
-    folder = run.folder / "checkpoints" / f"step-{steps[-1]}"
-    _load_weights(folder / "weights.safetensors", model)
+    folder = _checkpoint_folder(run, step)
+    hint = f"delete {folder} to resume from {f'step {earlier[-1]}' if earlier[-1] else 'the first step'}"
+    seal = read_checkpoint_seal(run, step, hint)
+    artifacts.check_files(folder, seal[artifacts.FILES], hint=hint)
+    if best_rsum(run) < seal["best_rsum"]:
+        found = f"{run.folder / BEST} is not as {folder} expects it: it lacks weights of RSUM {seal['best_rsum']:.3f}"
+        raise StaleError(found, hint="restore it, or train into another folder")
+    _load_weights(folder / WEIGHTS_FILE, model, hint)
     # weights_only, because unpickling a file must not run its code.
-    optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-    scale = folder / "scaler.json"
-    if scaler is not None and scaler.is_enabled() and scale.exists():
-        scaler.load_state_dict(files.read_json(scale, hint=f"delete {folder} to resume from the checkpoint before it"))
-    return steps[-1]
+    optimizer.load_state_dict(torch.load(folder / OPTIMIZER_FILE, weights_only=True))
+    if scaler is not None and scaler.is_enabled() and SCALER_FILE in seal[artifacts.FILES]:
+        scaler.load_state_dict(files.read_json(folder / SCALER_FILE, error=StaleError, hint=hint))
+    return step
 
 
-def _load_weights(path: Path, model: nn.Module) -> None:
+def _checkpoint_folder(run: Run, step: int) -> Path:
+    return run.folder / "checkpoints" / f"step-{step}"
+
+
+def _write_seal(folder: Path, run: Run, names: Sequence[str], **facts: Any) -> None:
+    document = {"format": CHECKPOINT_FORMAT, "run": run.digest, **facts, artifacts.FILES: artifacts.list_files(folder, names)}
+    artifacts.write_document(folder / SEAL_FILE, document)
+
+
+def read_checkpoint_seal(run: Run, step: int, hint: str = "") -> artifacts.Document:
+    """The seal of the checkpoint of a step; StaleError if it is damaged, of an earlier format, of another step, or of another run."""
+    folder = _checkpoint_folder(run, step)
+    if not (folder / SEAL_FILE).exists():
+        found = f"{folder} has no {SEAL_FILE}, so it is of format 1 and has no checksums; this dcdctl reads format {CHECKPOINT_FORMAT}"
+        raise StaleError(found, hint="train into another folder with --out")
+    seal = _read_seal(run, folder, hint)
+    if seal["step"] != step:
+        raise StaleError(f"{folder} holds the checkpoint of step {seal['step']}", hint=hint)
+    return seal
+
+
+def _read_seal(run: Run, folder: Path, hint: str) -> artifacts.Document:
+    path = folder / SEAL_FILE
+    seal = artifacts.read_document(path, CHECKPOINT_FORMAT, hint=hint)
+    artifacts.listed_files(path, seal, hint=hint)
+    if seal["run"] != run.digest:
+        raise StaleError(f"{folder} holds a checkpoint of another run: {path.name} and run.json do not belong together", hint=hint)
+    return seal
+
+
+def _load_weights(path: Path, model: nn.Module, hint: str) -> None:
     weights = load_file(path)
     if different := set(weights) ^ set(_unshared(model)):
         raise StaleError(f"{path.parent} is of another model: it differs in {min(different)}", hint="name another folder with --out")
+    models.check_finite(weights, path, error=StaleError, hint=hint)
     # Not strict: the file has tied weights under one name only. All other differences are found above.
     model.load_state_dict(weights, strict=False)
 
 
 def best_rsum(run: Run) -> float:
     """The sum of recalls of the best weights saved so far; -1 if there are none."""
-    path = run.folder / BEST_WEIGHTS
-    if not path.exists():
-        return -1.0
-    with safe_open(path, framework="pt") as file:
-        return float(file.metadata()["rsum"])
+    seal = read_best_seal(run)
+    return -1.0 if seal is None else float(seal["rsum"])
+
+
+def read_best_seal(run: Run) -> artifacts.Document | None:
+    """The seal of the best weights; None if there are none. StaleError if it is damaged or of another run."""
+    folder = run.folder / BEST
+    if not (folder / SEAL_FILE).exists():
+        return None
+    return _read_seal(run, folder, f"restore {folder}, or train into another folder")
 
 
 def save_best(run: Run, step: int, rsum: float, model: nn.Module) -> None:
     """Save atomically the weights after `step` steps as the best so far."""
-    with files.atomic_path(run.folder / BEST_WEIGHTS) as partial:
-        # repr keeps every digit: a resumed run that reaches this sum again must not exceed it.
-        save_file(_unshared(model), partial, metadata={"step": str(step), "rsum": repr(rsum)})
+    folder = run.folder / BEST
+    # A name of its own, so that the seal switches from the old weights to the new ones in one rename.
+    name = f"weights-{step}.safetensors"
+    with files.atomic_path(folder / name) as partial:
+        save_file(_unshared(model), partial)
+    _write_seal(folder, run, [name], step=step, rsum=rsum)
+    for old in folder.glob("weights*.safetensors"):
+        if old.name != name:
+            old.unlink()
 
 
 def load_best(run: Run, model: nn.Module) -> None:
-    """Load the best weights into the model."""
-    _load_weights(run.folder / BEST_WEIGHTS, model)
+    """Load the best weights into the model; StaleError if they are missing or damaged."""
+    folder, seal = run.folder / BEST, read_best_seal(run)
+    hint = "restore it, train into another folder, or set validation.keep=last in another run"
+    if seal is None:
+        raise StaleError(f"{folder / SEAL_FILE} is missing", hint=hint)
+    artifacts.check_files(folder, seal[artifacts.FILES], hint=hint)
+    (name,) = seal[artifacts.FILES]
+    _load_weights(folder / name, model, hint)
 
 
 def finish(run: Run, model: Model, *, half: bool = False) -> None:
-    """Save the trained model in the run folder, atomically; its presence marks the run as finished."""
+    """Seal the metrics, then save the trained model in the run folder, atomically; its presence marks the run as finished."""
+    if (run.folder / METRICS_FILE).exists():
+        artifacts.write_document(run.folder / METRICS_SEAL, {artifacts.FILES: artifacts.list_files(run.folder, [METRICS_FILE])})
     models.save(model.to("cpu"), run.model_folder, half=half)
 
 
