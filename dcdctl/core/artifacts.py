@@ -218,13 +218,15 @@ def read_document(
 ) -> Document:
     """The JSON object that `write_document` wrote, without its checksum.
 
-    `error` if the file cannot be read or does not match its checksum, with `hint`, or if it is of another format than `format`, with
-    `remake` or else `hint`. The format is compared first, because files of earlier formats have no checksum.
+    `error` if the file cannot be read or does not match its checksum, with `hint`, or if it is of another format than `format` or has no
+    checksum, with `remake` or else `hint`. The format is compared first, because files of earlier formats have no checksum.
     """
     document = files.read_json(path, error=error, hint=hint)
     if format is not None and (found := document.get("format")) != format:
         raise error(f"{path} is of format {found!r}, this dcdctl reads format {format}", hint=remake or hint)
     checksum = document.pop(CHECKSUM, None)
+    if checksum is None:
+        raise error(f"{path} has no checksum, so an earlier version of dcdctl or another program wrote it", hint=remake or hint)
     try:
         is_intact = checksum == files.digest_of(document)
     except (ValueError, RecursionError):  # lone surrogates and deep nesting, which json reads and does not write
@@ -249,6 +251,9 @@ def listed_files(path: Path, document: Mapping[str, Any], *, error: type[DcdErro
     listed = document.get(FILES)
     if not isinstance(listed, dict) or not all(isinstance(entry, dict) and {"bytes", "sha256"} <= set(entry) for entry in listed.values()):
         raise error(f"{path} does not list the size and the SHA-256 of the files beside it", hint=hint)
+    # A document of a stranger could name a device, which has no end.
+    if outside := [name for name in listed if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise error(f"{path} lists a file outside of its folder: {outside[0]}", hint=hint)
     return listed
 
 

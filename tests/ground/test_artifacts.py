@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -391,5 +392,35 @@ def test_a_document_of_an_earlier_format_is_named_by_its_format(tmp_path):
 @pytest.mark.parametrize("text", ['{"name": "\\ud800", "checksum": ""}', '{"a":' * 900 + "1" + "}" * 900])
 def test_a_document_that_has_no_checksum_is_damaged(tmp_path, text):
     (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(StaleError, match=r"plan\.json is (damaged|not JSON)"):
+    with pytest.raises(StaleError, match=r"plan\.json (is damaged|is not JSON|has no checksum)"):
         artifacts.read_document(tmp_path / "plan.json")
+
+
+def test_a_document_without_a_checksum_is_of_an_earlier_version(tmp_path):
+    files.write_json(tmp_path / "run.json", {"seed": 3})
+    with pytest.raises(StaleError, match=r"run\.json has no checksum, so an earlier version of dcdctl or another program wrote it; train"):
+        artifacts.read_document(tmp_path / "run.json", hint="train again")
+
+
+def test_listed_files_are_compared_and_every_damage_is_named(tmp_path):
+    for name in ("kept", "flipped", "cut", "gone"):
+        (tmp_path / name).write_bytes(b"0123456789")
+    listed = artifacts.list_files(tmp_path, ["kept", "flipped", "cut", "gone"])
+    artifacts.check_files(tmp_path, listed)
+    (tmp_path / "flipped").write_bytes(b"0123456798")
+    (tmp_path / "cut").write_bytes(b"012345678")
+    (tmp_path / "gone").unlink()
+    flipped, cut, gone = artifacts.damages(tmp_path, listed)
+    assert re.search(r"flipped is damaged: its SHA-256 is [0-9a-f]{12}, not 84d89877f0d4", flipped)
+    assert "cut is damaged: it has 9 bytes, not 10" in cut
+    assert gone.endswith("gone is missing")
+    with pytest.raises(StaleError, match=r"flipped is damaged.*; make it again"):
+        artifacts.check_files(tmp_path, listed, hint="make it again")
+
+
+@pytest.mark.parametrize(
+    "listed", [None, [], {"a": 3}, {"a": {"bytes": 3}}, {"/dev/zero": {"bytes": 0, "sha256": ""}}, {"../a": {"bytes": 0, "sha256": ""}}]
+)
+def test_a_list_that_is_none_or_leads_outside_is_refused(tmp_path, listed):
+    with pytest.raises(StaleError, match=r"seal\.json (does not list the size|lists a file outside of its folder: (/dev/zero|\.\./a))"):
+        artifacts.listed_files(tmp_path / "seal.json", {"files": listed})

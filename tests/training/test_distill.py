@@ -101,6 +101,9 @@ def test_logits_stand_in_the_columns_of_their_pairs(inputs, kind, loss):
         assert float(logits_RC[row, column]) == pytest.approx(float(alone), abs=2e-5)
 
 
+RUN_FILES = {"run.json", "metrics.jsonl", "metrics.json", "tensorboard", "checkpoints", "model"}
+
+
 def test_a_distilled_student_is_a_run_that_loads_again(inputs, teacher, tmp_path):
     before = teacher.digest
     sets = [*FUSION, "optimizer.steps=3", "optimizer.save_every=2"]
