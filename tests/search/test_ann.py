@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from made_index import exact, unit_vectors, write_index
 from tiny import contents
 
+from dcdctl.core import artifacts
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.search import Index, ann
 from dcdctl.core.search.ann import segment_ranges
@@ -129,6 +131,38 @@ def test_a_damaged_segment_is_named(tmp_path):
         opened.nearest(QUERIES, 3)
     with pytest.raises(StaleError, match=f"{path.name} is damaged"):
         opened.check()
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf-pq"])
+def test_a_segment_of_other_vectors_is_named(tmp_path, kind):
+    pytest.importorskip("usearch" if kind == "hnsw" else "faiss")
+    settings = {"kind": kind, "flat_up_to": 1000, "segment_rows": 1050}
+    index, other = (
+        write_index(tmp_path / "a", [unit_vectors(1100)], **settings),
+        write_index(tmp_path / "b", [unit_vectors(1040)], **settings),
+    )
+    path = index.folder / "ann" / index.segments[0].file
+    shutil.copyfile(other.folder / "ann" / other.segments[0].file, path)
+    document = artifacts.read_document(index.folder / "index.json")
+    document["segments"][0] |= artifacts.seal_of(path)
+    artifacts.write_document(index.folder / "index.json", document)
+    with pytest.raises(
+        StaleError, match=f"{path.name} is damaged: index.json says that it has 1,050 vectors of 16 numbers, and it has 1,040"
+    ):
+        Index.open(index.folder).nearest(QUERIES, 3)
+
+
+def test_a_graph_that_changes_after_it_was_opened_is_named(tmp_path):
+    index = write_index(tmp_path, PARTS, **GRAPHS)
+    index.nearest(QUERIES, 3)
+    graph = index._segment(index.segments[0])
+    path = tmp_path / "ann" / index.segments[0].file
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.unlink()  # the open views keep the old file
+    path.write_bytes(damaged)
+    with graph._borrowed(), pytest.raises(StaleError, match=f"{path.name} is damaged: its SHA-256"):  # as another thread does
+        index.nearest(QUERIES, 3)
 
 
 def test_opening_an_index_opens_no_segment(graph, monkeypatch):

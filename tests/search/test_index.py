@@ -191,6 +191,39 @@ def test_a_manipulated_document_is_refused_by_name(tmp_path, change, message):
         Index.open(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda document: document.update(images=61), "61 images, and parts of 60 rows, 0 removed"),
+        (lambda document: document["parts"][1].update(source=1), "a part whose source it does not list"),
+        (lambda document: document["segments"][0].update(first_row=5), "segments that do not follow each other"),
+        (lambda document: document["segments"][0].update(rows=99), "segments that do not follow each other"),
+    ],
+)
+def test_a_document_that_contradicts_itself_is_named(tmp_path, change, message):
+    write_index(tmp_path, PARTS, flat_up_to=30)
+    document = artifacts.read_document(tmp_path / "index.json")
+    change(document)
+    artifacts.write_document(tmp_path / "index.json", document)
+    with pytest.raises(StaleError, match=rf"index\.json contradicts itself: it has {message}; delete the folder"):
+        Index.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [([3, 4, 4], "it lists 2 rows, and index.json says 3"), ([3, 4, 60], "does not list rows"), ([0.5, 1, 2], "does not list rows")],
+)
+def test_removed_rows_that_do_not_fit_are_named(tmp_path, rows, message):
+    write_index(tmp_path, PARTS, removed=[3, 4, 5])
+    document = artifacts.read_document(tmp_path / "index.json")
+    path = tmp_path / document["removed"]["file"]
+    np.save(path, np.array(rows))
+    document["removed"]["sha256"] = artifacts.sha256_of(path)
+    artifacts.write_document(tmp_path / "index.json", document)
+    with pytest.raises(StaleError, match=rf"{path.name} is damaged: .*{message}"):
+        Index.open(tmp_path)
+
+
 def test_a_damaged_document_is_named(tmp_path):
     write_index(tmp_path, PARTS)
     (tmp_path / "index.json").write_text("[]")

@@ -161,6 +161,18 @@ def test_a_reranker_refuses_images_and_a_depth_of_zero(index, reranking):
         Searcher.open(index, device=CPU, rerank=str(index.parent / "dual"))
 
 
+@pytest.mark.parametrize("bad", [0.0, torch.nan, torch.inf])
+def test_query_vectors_and_logits_that_are_not_finite_are_refused(searcher, reranking, index, monkeypatch, bad):
+    monkeypatch.setattr(reranking.reranker.scorer, "score_pairs", lambda *_: torch.tensor([1.0, torch.nan]))
+    with pytest.raises(ModelError, match="fusion gives scores that are NaN or infinite"):
+        reranking.by_text(TEXT, 2)
+    for name in ("embed_texts", "embed_images"):
+        monkeypatch.setattr(searcher.model, name, lambda _: torch.full((1, searcher.index.dim), bad))
+    for ask in (lambda: searcher.by_text(TEXT), lambda: searcher.by_image(picture_at(index, "plain.png"))):
+        with pytest.raises(ModelError, match="vectors of queries that are zero, NaN or infinite; its training diverged"):
+            ask()
+
+
 def test_an_index_without_its_model_or_with_another_model_is_refused(index, tmp_path):
     copy = tmp_path / "index"
     shutil.copytree(index, copy)

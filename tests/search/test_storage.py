@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from made_index import unit_vectors
 
+from dcdctl.core import artifacts
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.search import storage
 from dcdctl.core.search.storage import SkippedFile, SourceImage
@@ -24,14 +27,69 @@ def write(path, count, dim=5, skipped=()):
 
 @pytest.mark.parametrize(("count", "dim"), [(1, 1), (5, 16), (1024, 3), (1025, 7), (2500, 512)])
 def test_mapped_vectors_equal_those_of_parquet_readers(tmp_path, count, dim):
-    path = tmp_path / "part-00000.parquet"
+    path = tmp_path / "vectors" / "part-00000.parquet"
     vectors, places = write(path, count, dim)
     part, _ = storage.describe_part(path, 3, dim)
-    np.testing.assert_array_equal(np.concatenate(storage.mapped(path, part, dim)), vectors)
+    np.testing.assert_array_equal(np.concatenate(storage.mapped(tmp_path, part, dim)), vectors)
     table = pq.read_table(path)
     np.testing.assert_array_equal(np.stack(table.column("vector").to_numpy()), vectors)
     assert storage.read_images(path) == places
     assert (part.rows, part.source, part.bytes) == (count, 3, path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda part: replace(part, vectors_at=(part.vectors_at[0] + 2, *part.vectors_at[1:])),
+        lambda part: replace(part, vectors_at=part.vectors_at[::-1]),
+        lambda part: replace(part, vectors_at=part.vectors_at[:1]),
+        lambda part: replace(part, vectors_at=(*part.vectors_at, 4)),
+        lambda part: replace(part, vectors_at=(part.bytes, *part.vectors_at[1:])),
+        lambda part: replace(part, rows=part.rows - 1),
+        lambda part: replace(part, rows=part.rows + 1024),
+    ],
+)
+def test_a_part_with_other_rows_or_vectors_elsewhere_is_named(tmp_path, change):
+    path = tmp_path / "vectors" / "part.parquet"
+    write(path, 1200)
+    part, _ = storage.describe_part(path, 0, 5)
+    wrong, message = change(part), r"part\.parquet is damaged: index\.json says that it has [\d,]+ rows with vectors of \d numbers at byte"
+    for read in (storage.mapped, storage.part_path):
+        with pytest.raises(StaleError, match=message):
+            read(tmp_path, wrong, 5)
+    with pytest.raises(StaleError, match=message):
+        storage.mapped(tmp_path, part, 4)
+    assert len(storage.mapped(tmp_path, part, 5)) == 2
+
+
+def test_a_part_that_is_not_parquet_is_named(tmp_path):
+    (tmp_path / "vectors").mkdir()
+    path = tmp_path / "vectors" / "part.parquet"
+    path.write_bytes(b"no vectors")
+    part = storage.Part(file=path.name, source=0, rows=1, vectors_at=(4,), **artifacts.seal_of(path))
+    with pytest.raises(StaleError, match=r"part\.parquet is damaged: it is not a Parquet file"):
+        storage.mapped(tmp_path, part, 5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_vectors_of_a_part_that_are_not_finite_are_refused(tmp_path, bad):
+    path = tmp_path / "vectors" / "part.parquet"
+    vectors = unit_vectors(1200, 5)
+    vectors[1100, 3] = bad
+    storage.write_part(path, [SourceImage(image_id=str(row), path=str(row)) for row in range(1200)], vectors)
+    part, _ = storage.describe_part(path, 0, 5)
+    for _ in range(2):
+        with pytest.raises(
+            StaleError, match=r"part\.parquet is damaged: it has vectors that are NaN or infinite; delete the folder and run"
+        ):
+            storage.mapped(tmp_path, part, 5)
+
+
+def test_every_finite_float16_is_finite():
+    bits = np.arange(2**16).astype(np.uint16)
+    numbers = bits.view(np.float16)
+    assert storage._all_finite(numbers[np.isfinite(numbers)])
+    assert not any(storage._all_finite(numbers[i : i + 1]) for i in np.flatnonzero(~np.isfinite(numbers)))
 
 
 def test_duckdb_reads_the_vectors(tmp_path):

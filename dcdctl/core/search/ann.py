@@ -24,7 +24,7 @@ from dcdctl.core.errors import require_extra
 from dcdctl.core.progress import Advance
 from dcdctl.core.search.config import HnswConfig, IndexConfig, IvfPqConfig
 from dcdctl.core.search.exact import Floats, Rows
-from dcdctl.core.search.storage import INDEX, Segment
+from dcdctl.core.search.storage import INDEX, INDEX_FILE, Segment
 
 Blocks = Iterable[Floats]
 """The unit vectors of the rows of a segment, in order, in blocks."""
@@ -112,10 +112,23 @@ def build_all(
             raise
 
 
-def open_segment(folder: Path, segment: Segment, config: IndexConfig) -> OpenSegment:
-    """A memory-mapped segment; StaleError if the file is damaged."""
-    path = INDEX.checked(folder / segment.file, segment.sha256)
-    return Graph(path, config.hnsw) if segment.kind == "hnsw" else InvertedLists(path, config.ivf_pq)
+def open_segment(folder: Path, segment: Segment, dim: int, config: IndexConfig) -> OpenSegment:
+    """A memory-mapped segment; StaleError if the file is damaged, or is of other vectors than index.json says."""
+    if segment.kind == "hnsw":
+        return Graph(folder, segment, dim, config.hnsw)
+    return InvertedLists(folder, segment, dim, config.ivf_pq)
+
+
+def _checked(folder: Path, segment: Segment) -> Path:
+    """The file of a segment, compared with its checksum before native code maps it: a damaged graph would end the process by a signal."""
+    return INDEX.checked(folder / segment.file, segment.sha256)
+
+
+def _expect(path: Path, segment: Segment, dim: int, found: tuple[int, int]) -> None:
+    """StaleError if a segment has other numbers of rows and of numbers per vector than index.json says."""
+    if found != (segment.rows, dim):
+        expected = f"{INDEX_FILE} says that it has {segment.rows:,} vectors of {dim} numbers"
+        raise INDEX.damaged(path, f"{expected}, and it has {found[0]:,} of {found[1]}")
 
 
 def packages(kind: str) -> dict[str, str]:
@@ -133,8 +146,8 @@ def packages(kind: str) -> dict[str, str]:
 class Graph:
     """A graph of usearch. A view serves one call at a time, so parallel calls use separate views."""
 
-    def __init__(self, path: Path, config: HnswConfig) -> None:
-        self._path, self._width = path, config.search_width
+    def __init__(self, folder: Path, segment: Segment, dim: int, config: HnswConfig) -> None:
+        self._folder, self._segment, self._dim, self._width = folder, segment, dim, config.search_width
         self._views = [self._view()]
 
     def candidates(self, queries_QD: Floats, count: int) -> Rows:
@@ -162,10 +175,13 @@ class Graph:
         packages("hnsw")
         from usearch.index import Index
 
+        # Compared for every view, since the file may have changed after the first one.
+        path = _checked(self._folder, self._segment)
         try:
-            view = Index.restore(str(self._path), view=True, enable_key_lookups=False)
+            view = Index.restore(str(path), view=True, enable_key_lookups=False)
         except (ValueError, RuntimeError, OSError) as error:
-            raise INDEX.damaged(self._path, str(error)) from error
+            raise INDEX.damaged(path, str(error)) from error
+        _expect(path, self._segment, self._dim, (len(view), view.ndim))
         # Set here, not in the file: another search width needs no new graph.
         view.expansion_search = self._width
         return view
@@ -200,12 +216,13 @@ def _build_graph(path: Path, rows: range, blocks_of: Callable[[range], Blocks], 
 class InvertedLists:
     """Inverted lists of faiss with product-quantization codes."""
 
-    def __init__(self, path: Path, config: IvfPqConfig) -> None:
-        faiss = _faiss()
+    def __init__(self, folder: Path, segment: Segment, dim: int, config: IvfPqConfig) -> None:
+        faiss, path = _faiss(), _checked(folder, segment)
         try:
             self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
             raise INDEX.damaged(path, str(error).splitlines()[0]) from error
+        _expect(path, segment, dim, (self._index.ntotal, self._index.d))
         self._parameters = faiss.SearchParametersIVF(nprobe=config.probes)
 
     def candidates(self, queries_QD: Floats, count: int) -> Rows:

@@ -85,7 +85,11 @@ def _parts(index: Index) -> Any:
     """The first row, the part and its image ids, for each part."""
     first = 0
     for part in index.parts:
-        yield first, part, pq.read_table(storage.part_path(index.folder, part), columns=["image_id"]).column("image_id").to_pylist()
+        yield (
+            first,
+            part,
+            pq.read_table(storage.part_path(index.folder, part, index.dim), columns=["image_id"]).column("image_id").to_pylist(),
+        )
         first += part.rows
 
 

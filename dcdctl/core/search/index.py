@@ -148,7 +148,7 @@ class Index:
         """The rows of an image id, without removed rows; several if several folders have a file of that name."""
         rows = []
         for number, part in enumerate(self.parts):
-            path = storage.part_path(self.folder, part)
+            path = storage.part_path(self.folder, part, self.dim)
             # Row groups whose range of ids excludes it are not read.
             if part.rows and len(pq.read_table(path, columns=["image_id"], filters=[("image_id", "=", image_id)])):
                 ids = pq.read_table(path, columns=["image_id"]).column("image_id")
@@ -212,16 +212,16 @@ class Index:
         return self._strings(column, part, group)[within].as_py()
 
     def _read_strings(self, column: str, part: int, group: int) -> pa.Array:
-        path = storage.part_path(self.folder, self.parts[part])
+        path = storage.part_path(self.folder, self.parts[part], self.dim)
         # Ten names may be in ten files, and opening a file takes longer than reading from it.
         file = pq.ParquetFile(path, metadata=self._footer(path), memory_map=True, pre_buffer=False)
         return file.read_row_group(group, columns=[column], use_threads=False).column(column).combine_chunks()
 
     def _map(self, part: int) -> tuple[Half, ...]:
-        return storage.mapped(self.folder / "vectors" / self.parts[part].file, self.parts[part], self.dim)
+        return storage.mapped(self.folder, self.parts[part], self.dim)
 
     def _open_segment(self, segment: Segment) -> OpenSegment:
-        return ann.open_segment(self.folder / "ann", segment, self.config)
+        return ann.open_segment(self.folder / "ann", segment, self.dim, self.config)
 
     def _unit_blocks(self) -> Iterator[tuple[int, Floats]]:
         """Vectors outside the segments, as float32 unit vectors in blocks, each with its first row."""
@@ -251,8 +251,14 @@ def _removed(folder: Path, document: dict[str, Any], num_rows: int) -> NDArray[n
     listed = Listed(**document["removed"])
     if listed.file is None or listed.sha256 is None:
         return None
+    path = INDEX.checked(folder / listed.file, listed.sha256)
     is_removed = np.zeros(num_rows, dtype=np.bool_)
-    is_removed[np.load(INDEX.checked(folder / listed.file, listed.sha256))] = True
+    try:
+        is_removed[np.load(path)] = True
+    except (ValueError, LookupError) as error:
+        raise INDEX.damaged(path, f"it does not list rows of the index ({error})") from error
+    if (found := int(is_removed.sum())) != listed.count:
+        raise INDEX.damaged(path, f"it lists {found:,} rows, and {storage.INDEX_FILE} says {listed.count:,}")
     return is_removed
 
 

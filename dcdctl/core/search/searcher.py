@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from dcdctl.core import models
-from dcdctl.core.errors import ConfigError, InputError
+from dcdctl.core.errors import ConfigError, InputError, ModelError
 from dcdctl.core.models import States
 from dcdctl.core.search.index import Index
 from dcdctl.core.search.query import Answer, Hit, checked_text, image_of, read_image
@@ -82,7 +82,10 @@ class Reranker:
 
     def _score(self, images: States, texts: States) -> list[float]:
         image_ix = torch.arange(len(images), device=self.device)
-        return self.scorer.score_pairs(images, texts, image_ix, torch.zeros_like(image_ix)).float().tolist()
+        logits = self.scorer.score_pairs(images, texts, image_ix, torch.zeros_like(image_ix)).float()
+        if not bool(logits.isfinite().all()):
+            raise ModelError(f"{self.ref} gives scores that are NaN or infinite", hint="its training diverged: re-rank with another model")
+        return logits.tolist()
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,9 @@ class Searcher:
         """The answers to vectors whose encoding began at `started`."""
         if k < 1:
             raise ConfigError(f"k must be at least 1, got {k}")
+        if not (np.isfinite(vectors_QD).all() and vectors_QD.any(axis=1).all()):
+            hint = "its training diverged: index the images with another model"
+            raise ModelError("the model gives vectors of queries that are zero, NaN or infinite", hint=hint)
         encoded = time.perf_counter()
         nearest = self.index.nearest(vectors_QD, min(k, self.index.num_images))
         hits_Q = [

@@ -8,7 +8,8 @@
     INDEX/plan.json, planned/              only during a build: the images of each part
 
 A part's vectors are stored plain, one page per row group: the numbers have the same layout in the file as in memory, and are memory-mapped.
-index.json holds the SHA-256 of every file; it is compared when a process first reads or maps the file.
+index.json holds the SHA-256 of every file; it is compared when a process first reads or maps the file. So are the places and the numbers of
+the vectors of a part.
 Shape letters: R rows, D width.
 """
 
@@ -46,6 +47,10 @@ ROWS_PER_PART = 8192
 ROWS_PER_GROUP = 1024
 """Rows of a row group. The name of a hit is read with all names of its group."""
 _SKIPPED = b"dcdctl.skipped"
+_WELL_LAID: set[tuple[Part, int]] = set()
+"""The parts whose layout this process has compared, with the width of their vectors; a part has its SHA-256."""
+_FINITE: set[str] = set()
+"""The SHA-256 of the parts whose numbers this process has checked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,8 +204,7 @@ def _columns(images: Sequence[SourceImage]) -> list[pa.Array]:
 def describe_part(path: Path, source: int, dim: int) -> tuple[Part, list[SkippedFile]]:
     """The entry in index.json of a written part, and the files that were skipped when it was written."""
     file = pq.ParquetFile(path)
-    groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
-    offsets = tuple(_offset(group, dim) for group in groups if group.num_rows)
+    offsets = tuple(offset for _, offset in _layout(file.metadata, dim))
     skipped = [SkippedFile(**entry) for entry in json.loads(file.schema_arrow.metadata[_SKIPPED])]
     return Part(file=path.name, source=source, rows=file.metadata.num_rows, **seal_of(path), vectors_at=offsets), skipped
 
@@ -234,20 +238,60 @@ def read_images(path: Path) -> list[SourceImage]:
     return [SourceImage(**row) for row in pq.read_table(path, columns=IMAGE_COLUMNS.names).to_pylist()]
 
 
-def part_path(folder: Path, part: Part) -> Path:
-    """The file of a part; StaleError if it is damaged."""
-    return INDEX.checked(folder / "vectors" / part.file, part.sha256)
+def part_path(folder: Path, part: Part, dim: int) -> Path:
+    """The file of a part. StaleError if it is damaged, or if its rows and the places of its vectors are not those of index.json."""
+    path = INDEX.checked(folder / "vectors" / part.file, part.sha256)
+    if (part, dim) not in _WELL_LAID:
+        _check_layout(path, part, dim)
+        _WELL_LAID.add((part, dim))
+    return path
 
 
-def mapped(path: Path, part: Part, dim: int) -> tuple[Half, ...]:
-    """The vectors of each row group of a part, memory-mapped."""
-    raw = np.memmap(INDEX.checked(path, part.sha256), dtype=np.uint8, mode="r")
-    counts = [min(ROWS_PER_GROUP, part.rows - first) for first in range(0, part.rows, ROWS_PER_GROUP)]
+def mapped(folder: Path, part: Part, dim: int) -> tuple[Half, ...]:
+    """The vectors of each row group of a part, memory-mapped. StaleError also if a number is not finite."""
+    path = part_path(folder, part, dim)
+    raw = np.memmap(path, dtype=np.uint8, mode="r")
     # Plain arrays, because indexing a np.memmap takes longer than reading a few vectors.
-    return tuple(
-        np.frombuffer(raw, dtype="<f2", count=count * dim, offset=offset).reshape(count, dim)
-        for count, offset in zip(counts, part.vectors_at, strict=True)
+    groups = tuple(
+        np.frombuffer(raw, dtype="<f2", count=count * dim, offset=offset).reshape(count, dim) for count, offset in _groups_of(part)
     )
+    if part.sha256 not in _FINITE:
+        if not all(map(_all_finite, groups)):
+            raise INDEX.damaged(path, "it has vectors that are NaN or infinite")
+        _FINITE.add(part.sha256)
+    return groups
+
+
+def _groups_of(part: Part) -> list[tuple[int, int]]:
+    """The number of rows of each row group of a part, and the file offset of its numbers, as index.json says."""
+    counts = (min(ROWS_PER_GROUP, part.rows - first) for first in range(0, part.rows, ROWS_PER_GROUP))
+    return list(zip(counts, part.vectors_at, strict=False))
+
+
+def _check_layout(path: Path, part: Part, dim: int) -> None:
+    try:
+        groups = _layout(pq.read_metadata(path), dim)
+    except pa.ArrowException as error:
+        raise INDEX.damaged(path, f"it is not a Parquet file ({error})") from error
+    if groups != _groups_of(part) or len(groups) != len(part.vectors_at):
+        expected = f"{part.rows:,} rows with vectors of {dim} numbers at byte {', '.join(map(str, part.vectors_at))}"
+        raise INDEX.damaged(path, f"{INDEX_FILE} says that it has {expected}, and it has not")
+
+
+def _layout(metadata: pq.FileMetaData, dim: int) -> list[tuple[int, int]]:
+    """The number of rows of each row group that is not empty, and the file offset of its numbers."""
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    return [(group.num_rows, _offset(group, dim)) for group in groups if group.num_rows]
+
+
+def _all_finite(vectors_RD: Half) -> bool:
+    """Whether all numbers are finite.
+
+    >>> _all_finite(np.array([[6e4, -6e4]], np.float16)), _all_finite(np.array([[-np.inf]], np.float16))
+    (True, False)
+    """
+    # np.isfinite takes 20 times as long for float16. As whole numbers, the infinities and NaN are the largest of each sign.
+    return bool(vectors_RD.view("<i2").max() < 0x7C00 and vectors_RD.view("<u2").max() < 0xFC00)
 
 
 def read_blocks(folder: Path, parts: Sequence[Part], dim: int, rows: range) -> Iterator[tuple[int, Half]]:
@@ -256,7 +300,7 @@ def read_blocks(folder: Path, parts: Sequence[Part], dim: int, rows: range) -> I
     for part in parts:
         start, stop = max(rows.start, first), min(rows.stop, first + part.rows)
         if start < stop:
-            yield start, np.concatenate(mapped(folder / "vectors" / part.file, part, dim))[start - first : stop - first]
+            yield start, np.concatenate(mapped(folder, part, dim))[start - first : stop - first]
         first += part.rows
 
 
@@ -269,7 +313,23 @@ def read_document(folder: Path) -> dict[str, Any]:
     except ConfigError as error:
         message = f"{folder / INDEX_FILE} is not as this dcdctl writes it: {error}"
         raise StaleError(message, hint="update dcdctl, or build the index again") from error
+    _check_counts(folder / INDEX_FILE, document)
     return document
+
+
+def _check_counts(path: Path, document: dict[str, Any]) -> None:
+    """StaleError if the entries of index.json do not fit together."""
+    num_rows, removed = sum(part["rows"] for part in document["parts"]), document["removed"]["count"]
+    starts = [segment["first_row"] for segment in document["segments"]]
+    stops = [segment["first_row"] + segment["rows"] for segment in document["segments"]]
+    are_sources_known = all(0 <= part["source"] < len(document["sources"]) for part in document["parts"])
+    for fits, problem in (
+        (document["images"] == num_rows - removed, f"{document['images']:,} images, and parts of {num_rows:,} rows, {removed:,} removed"),
+        (starts == [0, *stops][: len(starts)] and max(stops, default=0) <= num_rows, "segments that do not follow each other"),
+        (are_sources_known, "a part whose source it does not list"),
+    ):
+        if not fits:
+            raise StaleError(f"{path} contradicts itself: it has {problem}", hint=INDEX.remake)
 
 
 def parts_of(document: dict[str, Any]) -> list[Part]:
