@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, overload
 
 import dcdctl
@@ -21,6 +21,7 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 PARTIAL_SUFFIX = ".partial"
+MAX_NAME_BYTES = 150
 PACKAGE = Path(dcdctl.__file__).parent
 
 
@@ -162,6 +163,24 @@ def read_json(path: Path, *, kind: type[Any] = dict, error: type[DcdError] = Inp
     if not isinstance(value, kind):
         raise error(f"{path} holds no JSON {'array' if kind is list else 'object'}", hint=hint)
     return value
+
+
+def escapes_root(name: str) -> bool:
+    """Whether a file name, read as a POSIX or as a Windows path, leads out of the folder in which it is looked up."""
+    windows = PureWindowsPath(name)
+    return PurePosixPath(name).is_absolute() or bool(windows.drive or windows.root) or ".." in windows.parts
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a text can name a file of any folder: no folders in it, no control characters, not too long.
+
+    >>> [is_file_name(name) for name in ("birds.zip", "../evil", "a\\b", "..", "", "x" * 151)]
+    [True, False, False, False, False, False]
+    """
+    # File systems allow 255 bytes; the rest is for what we add, such as ".partial".
+    is_short = 0 < len(name.encode("utf-8", "surrogatepass")) <= MAX_NAME_BYTES
+    has_control_characters = any(character < " " or character == "\x7f" for character in name)
+    return is_short and not has_control_characters and name != "." and not escapes_root(name) and not {"/", "\\"} & set(name)
 
 
 def is_vacant(folder: Path) -> bool:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import loopback
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from loopback import Fault, commit_of
 
 import dcdctl
@@ -278,6 +281,108 @@ def test_a_compressed_transfer_is_decompressed_and_never_resumed(server):
     assert [request.headers.get("range") for request in server.requests] == [None, None]
     server.faults["/b.json"] = Fault(status=200, body=packed, headers={"Content-Encoding": "gzip"})
     assert fetch_file(RemoteFile(url=f"{server.url}/b.json", size=len(BODY))).path.read_bytes() == BODY
+
+
+# A server that does not keep to the rules: the file is downloaded from the start, or the error says why
+
+
+def leave_partial(server, keep: int) -> None:
+    """The partial file of an earlier run, with its notes."""
+    path = fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path
+    path.with_name(f"{path.name}.sha256").unlink()
+    path.rename(f"{path}.partial")
+    os.truncate(f"{path}.partial", keep)
+    notes = {"validator": f'"{hashlib.md5(BODY).hexdigest()}"', "size": len(BODY)}
+    Path(f"{path}.partial.json").write_text(json.dumps(notes))
+    server.requests.clear()
+
+
+@pytest.mark.parametrize("checksum", ["", f"sha256:{sha256(OTHER)}"])
+def test_the_rest_of_a_changed_file_is_refused_even_if_the_server_ignores_if_range(server, checksum):
+    leave_partial(server, 100_000)
+    server.files["a.zip"], server.if_range = OTHER, False
+    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip", checksum=checksum)).path.read_bytes() == OTHER
+    assert [(request.status, request.sent) for request in server.requests] == [(206, len(OTHER) - 100_000), (200, len(OTHER))]
+
+
+REST = len(BODY) - 100_000
+RANGE_LIES = {
+    "no ETag": {"ETag": "", "Last-Modified": ""},
+    "a weak ETag": {"ETag": 'W/"x"'},
+    "another total": {"Content-Range": f"bytes 100000-{len(BODY) - 1}/{len(BODY) + 7}"},
+    "another start": {"Content-Range": f"bytes 0-{REST - 1}/{len(BODY)}"},
+    "an end before its start": {"Content-Range": f"bytes 100000-99999/{len(BODY)}"},
+    "an end that does not fit its length": {"Content-Range": f"bytes 100000-{len(BODY) - 9}/{len(BODY)}"},
+    "no range": {"Content-Range": ""},
+    "words for numbers": {"Content-Range": "bytes a-b/c"},
+    "a number of 5,000 digits": {"Content-Range": f"bytes {'1' * 5000}-2/3"},
+    "another unit": {"Content-Range": f"pages 100000-{len(BODY) - 1}/{len(BODY)}"},
+    "a compressed part": {"Content-Encoding": "gzip"},
+}
+
+
+@pytest.mark.parametrize("case", RANGE_LIES)
+def test_a_rest_that_does_not_fit_the_partial_file_starts_again(server, case):
+    leave_partial(server, 100_000)
+    server.faults["/a.zip"] = Fault(headers=RANGE_LIES[case])
+    assert fetch_file(RemoteFile(url=f"{server.url}/a.zip")).path.read_bytes() == BODY
+    assert [request.headers.get("range") for request in server.requests] == ["bytes=100000-", None]
+
+
+def test_a_part_of_the_file_that_nobody_asked_for_is_an_error(server):
+    server.faults["/a.zip"] = Fault(
+        status=206, body=BODY[5:], headers={"Content-Range": f"bytes 5-{len(BODY) - 1}/{len(BODY)}"}, times=None
+    )
+    with pytest.raises(SourceError, match=r"gave up after 5 attempts \(it sent a part of the file that was not requested\)"):
+        fetch_file(RemoteFile(url=f"{server.url}/a.zip"))
+
+
+PACKED = gzip.compress(BODY)
+BAD_BODIES = {
+    "packed data that end early": (PACKED[:-20], "gzip", r"gave up after 5 attempts \(its compressed data end early\)"),
+    "damaged packed data": (PACKED[:50] + b"x" * 50 + PACKED[100:], "gzip", r"gave up after 5 attempts \(its compressed data are damaged"),
+    "packed data that unpack to too much": (gzip.compress(BODY * 50), "gzip", "it sent more than the 307,200 bytes of the file"),
+    "another encoding": (PACKED, "br", "is sent with content-encoding br, expected the plain file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_BODIES)
+def test_a_compressed_transfer_that_does_not_give_the_file_is_an_error(server, cache, case):
+    body, encoding, message = BAD_BODIES[case]
+    server.faults["/a.zip"] = Fault(body=body, headers={"Content-Encoding": encoding}, times=None)
+    with pytest.raises(SourceError, match=message):
+        fetch_file(RemoteFile(url=f"{server.url}/a.zip", size=len(BODY)))
+    assert all(path.stat().st_size <= len(BODY) for path in (cache / "downloads").iterdir())
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    cut=st.integers(1, 1999),
+    changes=st.booleans(),
+    etags=st.booleans(),
+    ranges=st.booleans(),
+    if_range=st.booleans(),
+    has_checksum=st.booleans(),
+    length=st.integers(1500, 2500),
+)
+def test_a_download_is_one_version_of_the_file_and_never_a_mix(server, cache, cut, changes, etags, ranges, if_range, has_checksum, length):
+    shutil.rmtree(cache, ignore_errors=True)
+    old, new = b"a" * 2000, b"b" * length if changes else b"a" * 2000
+    server.files["a.zip"], server.etags, server.ranges, server.if_range = old, etags, ranges, if_range
+    server.faults["/a.zip"] = Fault(cut_after=cut)
+
+    def track(label, *, total, unit):
+        server.files["a.zip"] = new
+        return counting([])(label, total=total, unit=unit)
+
+    checksum = f"sha256:{sha256(new)}" if has_checksum else ""
+    try:
+        fetched = fetch_file(RemoteFile(url=f"{server.url}/a.zip", checksum=checksum), track=track).path.read_bytes()
+    except SourceError:
+        assert has_checksum
+        assert changes
+    else:
+        assert fetched == new
 
 
 # A server that fails
@@ -646,6 +751,11 @@ def test_offline_a_pattern_uses_the_cached_list(hub):
             {"url": "https://host/a", "checksum": "sha1:ab"},
             "the checksum of https://host/a must be sha256:HEX or md5:HEX, got 'sha1:ab'",
         ),
+        ({"url": "https://host/a%00b"}, "https://host/a%00b does not end with a file name"),
+        ({"url": "https://host/a%2F%2e%2e"}, "https://host/a%2F%2e%2e does not end with a file name"),
+        ({"url": "https://host/..%5C..%5Cevil"}, "https://host/..%5C..%5Cevil does not end with a file name"),
+        ({"url": f"https://host/{'x' * 151}"}, f"https://host/{'x' * 151} does not end with a file name"),
+        ({"url": "hf://datasets/me/birds/../../evil/a.csv"}, "hf://datasets/me/birds/../../evil/a.csv leads out of its repository"),
     ],
 )
 def test_an_invalid_description_of_a_file_is_an_error(known, words):

@@ -29,6 +29,20 @@ def test_scenes_has_the_documented_defaults():
     assert manifest.find_manifest("scenes").sources == {"scenes": ScenesSource(counts=counts, side_px=128, seed=0, captions=5)}
 
 
+@pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "..", ".", "", "a/b", "a\\\\b", "C:evil", "a\\u0000b", "a\\nb", "x" * 200])
+def test_a_name_that_is_not_that_of_a_folder_is_an_error(tmp_path, name):
+    (tmp_path / "mine.toml").write_text(f'name = "{name}"\nformat = "csv"\npairs = "p.csv"\nimages = "."\n')
+    with pytest.raises(ConfigError, match=r"is not the name of a folder; write letters and digits, without / or \.\."):
+        manifest.find_manifest(str(tmp_path / "mine.toml"))
+
+
+@pytest.mark.parametrize("other", ["/etc/passwd", "../secret", "..\\\\secret", "C:\\\\secret"])
+def test_another_name_of_a_placed_file_stays_in_its_folder(tmp_path, other):
+    (tmp_path / "mine.toml").write_text(f'format = "csv"\npairs = "p.csv"\nimages = "."\n[files."p.csv"]\nalso = ["{other}"]\n')
+    with pytest.raises(ConfigError, match=r"files.p.csv.also leads out of the folder of placed files"):
+        manifest.find_manifest(str(tmp_path / "mine.toml"))
+
+
 def test_a_set_changes_one_field_and_leaves_the_others():
     [source] = manifest.find_manifest("scenes", ["counts.train=7", "seed=3"]).sources.values()
     assert source == ScenesSource(counts={"train": 7, "val": 200, "test": 500}, seed=3)

@@ -78,6 +78,8 @@ class Loopback:
         """Commit of every repository; empty for the commit that follows from its files."""
         self.etags = self.ranges = True
         """Whether files have an ETag and a date; whether byte ranges are served."""
+        self.if_range = True
+        """Whether If-Range is honored."""
         self.requests, self.held = list[Request](), list[threading.Event]()
         self.url = self.cdn_url = ""
 
@@ -187,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _cut_to_range(self, answer: _Answer, headers: Mapping[str, str]) -> None:
         requested = re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("range", ""))
-        is_same = headers.get("if-range", answer.headers["ETag"]) in (answer.headers["ETag"], LAST_MODIFIED)
+        is_same = not self.loopback.if_range or headers.get("if-range", answer.headers["ETag"]) in (answer.headers["ETag"], LAST_MODIFIED)
         if requested is not None and is_same and self.loopback.ranges:
             total, start = len(answer.body), int(requested[1])
             end = min(int(requested[2] or total), total - 1)

@@ -11,7 +11,7 @@ from .corpus_summary import (
 )
 from .download.cache import RemoteFile, fetch_file
 from .download.hub import hub_connection
-from .image_archives import FolderImageFile, RowError, escapes_root
+from .image_archives import FolderImageFile, RowError
 from .images import MAX_PIXELS, ImageError, decode_image, difference_hash, media_type, thumbnail
 from .manifest import TEXT_FIELDS, Manifest, choose_manifest, find_manifest, known_manifests, manifests_folder
 from .prepare import PrepareOptions, prepare_corpus
@@ -52,7 +52,6 @@ __all__ = [
     "describe_scenes",
     "difference_hash",
     "draw_scene",
-    "escapes_root",
     "fetch_file",
     "find_manifest",
     "hub_connection",

@@ -18,19 +18,20 @@ import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dcdctl.core.errors import InputError
+from dcdctl.core.files import escapes_root
 
 MAX_FILE_BYTES = 256 << 20
 """Larger image files are rejected unread. An uncompressed 8-bit RGB image of 89 megapixels, the most that is decoded, has this size."""
 TAR_BLOCK_BYTES = 512
 ZIP_READ_BYTES = 1 << 14
-"""Of LZMA, zipfile unpacks all that was read: so few bytes unpack to at most some 100 MB."""
+"""How much is read at once: zipfile unpacks all of it for LZMA, to at most some 100 MB."""
 MAX_INFLATION = 200
 """A column of a Parquet file that unpacks to more than `MAX_FILE_BYTES` and to more than this multiple of its size is refused."""
 PARQUET_BATCH_ROWS = 16
@@ -313,12 +314,6 @@ class _Tar:
         if entry.refused:
             raise RowError(f"{entry.refused} ({name})")
         return TarImageFile(self.path, name, entry)
-
-
-def escapes_root(name: str) -> bool:
-    """Whether a file name, read as a POSIX or as a Windows path, leads out of the folder in which it is looked up."""
-    windows = PureWindowsPath(name)
-    return PurePosixPath(name).is_absolute() or bool(windows.drive or windows.root) or ".." in windows.parts
 
 
 def _open_container(path: Path) -> _Container:

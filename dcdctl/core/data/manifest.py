@@ -81,6 +81,11 @@ class Manifest:
 
     def __post_init__(self) -> None:
         check_splits("expected", self.expected)
+        if not files.is_file_name(self.name):  # it names the folder of the corpus
+            raise ConfigError(f"name {self.name!r} is not the name of a folder", hint="write letters and digits, without / or ..")
+        for name, file in self.files.items():
+            if outside := next((other for other in file.also if files.escapes_root(other)), None):
+                raise ConfigError(f"files.{name}.also leads out of the folder of placed files ({outside!r})", hint="write a file name")
 
 
 def manifests_folder() -> Path:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dcdctl.core import config, data
+from dcdctl.core import config, files
 from dcdctl.core.data import Corpus, FolderImageFile, RowError
 from dcdctl.core.errors import ConfigError, CorpusError, MissingError, StaleError
 from dcdctl.core.search import ann, exact, storage
@@ -192,7 +192,7 @@ class Index:
     def _path(self, row: int) -> str:
         """The path of an image in its folder; MissingError if it leads out of the folder."""
         path = str(self._string(row, "path"))
-        if data.escapes_root(path):
+        if files.escapes_root(path):
             raise MissingError(f"the image {path!r} of the index {self.folder} lies outside its folder")
         return path
 

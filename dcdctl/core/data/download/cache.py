@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from dcdctl.core.data.download import http, hub
 from dcdctl.core.data.download.hub import HubPath
 from dcdctl.core.errors import ConfigError, InputError, SourceError
-from dcdctl.core.files import PARTIAL_SUFFIX, read_json, write_json
+from dcdctl.core.files import PARTIAL_SUFFIX, is_file_name, read_json, write_json
 from dcdctl.core.progress import Advance, Track, silent
 
 try:
@@ -46,7 +46,7 @@ class RemoteFile:
             HubPath.parse(self.url)
         elif urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).netloc:
             raise ConfigError(f"{self.url!r} is not a URL to download from: expected https://, http:// or hf://")
-        if self.name in ("", ".", ".."):
+        if not is_file_name(self.name):
             raise ConfigError(f"{self.url} does not end with a file name")
         if self.checksum and not CHECKSUM.fullmatch(self.checksum):
             raise ConfigError(f"the checksum of {self.url} must be sha256:HEX or md5:HEX, got {self.checksum!r}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
-from collections.abc import Callable, Collection, Mapping
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -30,6 +32,10 @@ TIMEOUT_SECONDS = 30.0
 """The longest time without an answer from a server."""
 RETRY_STATUS = {408, 429, *range(500, 600)}
 """Status codes for which another attempt may help."""
+_CONTENT_RANGE = re.compile(r"bytes (?P<first>\d{1,18})-(?P<last>\d{1,18})/(?P<size>\d{1,18}|\*)")
+_GZIP = 16 + zlib.MAX_WBITS
+_MAX_BLOCK_BYTES = 1 << 20
+"""What is unpacked at once."""
 BY_HAND_HINT = "it may need a login or accepted terms: download the file with a browser and place it by hand"
 Begin = Callable[[int | None, bool], Advance]
 """Opens the progress bar: called once, with the number of bytes to download and whether they resume a partial file."""
@@ -124,7 +130,7 @@ class _Transfer:
             try:
                 with self.client.stream("GET", self.url, headers=headers) as response:
                     self._check_response(response)
-                    return self._receive(response, start)
+                    return self._receive(response, start, notes)
             except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.ProxyError) as error:
                 raise _RetryError(str(error) or type(error).__name__) from error
             except (httpx2.RequestError, httpx2.InvalidURL) as error:
@@ -172,37 +178,82 @@ class _Transfer:
         if response.headers.get("content-type", "").startswith("text/html") and not name.endswith((".html", ".htm")):
             raise SourceError(f"{self.url} is a web page, expected a file", hint=BY_HAND_HINT)
 
-    def _receive(self, response: httpx2.Response, start: int) -> dict[str, str]:
+    def _receive(self, response: httpx2.Response, start: int, notes: Mapping[str, Any]) -> dict[str, str]:
         """Write the bytes of the response after the partial file, or in its place."""
-        # The server does not support ranges, or its file has changed.
-        if response.status_code != 206:
+        # With 200 the server does not support ranges, or its file has changed.
+        if response.status_code == 206:
+            self._check_rest(response.headers, start, notes)
+        else:
             self._drop()
             start = 0
-        elif not response.headers.get("content-range", "").startswith(f"bytes {start}-"):
-            self._drop()
-            raise _RetryError("it sent a part of the file that was not requested")
         total = _total(response.headers, start)
-        if None not in (total, self.size) and total != self.size:
+        if _differ(total, self.size):
             self._drop()
             raise SourceError(f"{self.url} has {total:,} bytes, expected {self.size:,}")
         # The notes precede the bytes: a killed run leaves a partial file that can be resumed.
-        if not _is_encoded(response.headers):  # a partial encoded file cannot be resumed
+        if not _encoding(response.headers):  # a partial encoded file cannot be resumed
             write_json(_notes_of(self.partial), {"url": self.url, "validator": _validator(response.headers), "size": total})
+        expected = total if total is not None else self.size
         if self.advance is None:
-            full_size = total if total is not None else self.size
-            self.advance = self.begin(None if full_size is None else full_size - start, start > 0)
+            self.advance = self.begin(None if expected is None else expected - start, start > 0)
         hashes = hashes_of(self.partial, self.kinds)
+        received = start
         with self.partial.open("ab") as file:
-            # iter_bytes decodes a compressed response, iter_raw would not.
-            for block in response.iter_bytes():
+            for block in self._decoded(response):
+                received += len(block)
+                if expected is not None and received > expected:
+                    break
                 file.write(block)
                 for value in hashes.values():
                     value.update(block)
                 self._show(len(block))
-        expected = total if total is not None else self.size
-        if expected is not None and self.length() < expected:
-            raise _RetryError(f"it ended after {self.length():,} of {expected:,} bytes")
+        if expected is not None and received > expected:
+            self._drop()
+            raise _RetryError(f"it sent more than the {expected:,} bytes of the file")
+        if expected is not None and received < expected:
+            raise _RetryError(f"it ended after {received:,} of {expected:,} bytes")
         return _hex(hashes)
+
+    def _check_rest(self, headers: Mapping[str, str], start: int, notes: Mapping[str, Any]) -> None:
+        """_RetryError, which starts again from the first byte, unless a response of status 206 is the rest of the partial file."""
+        span = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
+        length = headers.get("content-length", "")
+        problem = ""
+        if span is None or int(span["first"]) != start or not start or _encoding(headers):
+            problem = "it sent a part of the file that was not requested"
+        elif int(span["last"]) < start or (length.isdecimal() and int(length) != int(span["last"]) + 1 - start):
+            problem = "the part that it sent has another length than it says"
+        # Some servers ignore If-Range: the rest may then be that of another version of the file.
+        elif notes.get("validator", "") != _validator(headers) or _differ(notes.get("size"), _total(headers, start)):
+            problem = "the file has changed on the server"
+        if problem:
+            self._drop()
+            raise _RetryError(problem)
+
+    def _decoded(self, response: httpx2.Response) -> Iterator[bytes]:
+        """The bytes of the file; those of a server that compresses, although `identity` was requested, are unpacked."""
+        encoding = _encoding(response.headers)
+        if not encoding:
+            yield from response.iter_raw()
+            return
+        if encoding not in ("gzip", "x-gzip"):
+            raise SourceError(f"{self.url} is sent with content-encoding {encoding}, expected the plain file", hint=BY_HAND_HINT)
+        # Not iter_bytes, which takes packed data that end early for complete.
+        unpacked = zlib.decompressobj(_GZIP)
+        try:
+            for block in response.iter_raw():
+                while block:
+                    yield unpacked.decompress(block, _MAX_BLOCK_BYTES)
+                    block = unpacked.unconsumed_tail
+        except zlib.error as error:
+            raise _RetryError(f"its compressed data are damaged ({error})") from error
+        if not unpacked.eof:
+            raise _RetryError("its compressed data end early")
+
+
+def _differ(size: int | None, other: int | None) -> bool:
+    """Whether two sizes are known and not the same."""
+    return None not in (size, other) and size != other
 
 
 def _notes_of(partial: Path) -> Path:
@@ -214,18 +265,17 @@ def _hex(hashes: Mapping[str, Any]) -> dict[str, str]:
     return {kind: value.hexdigest() for kind, value in hashes.items()}
 
 
-def _is_encoded(headers: Mapping[str, str]) -> bool:
-    """Whether the server compresses although `identity` was requested: its bytes are not those of the file."""
-    return headers.get("content-encoding", "identity") != "identity"
+def _encoding(headers: Mapping[str, str]) -> str:
+    """How the server compresses although `identity` was requested; empty if the bytes are those of the file."""
+    return headers.get("content-encoding", "").strip().lower().replace("identity", "")
 
 
 def _total(headers: Mapping[str, str], start: int) -> int | None:
     """The size of the whole file in bytes according to a response; None if unknown."""
-    if _is_encoded(headers):
+    if _encoding(headers):
         return None
-    after_slash = headers.get("content-range", "").rpartition("/")[2]
-    if after_slash.isdecimal():
-        return int(after_slash)
+    if span := _CONTENT_RANGE.fullmatch(headers.get("content-range", "")):
+        return int(span["size"]) if span["size"].isdecimal() else None
     length = headers.get("content-length", "")
     return start + int(length) if length.isdecimal() else None
 

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from dcdctl.core.errors import ConfigError, SourceError
+from dcdctl.core.files import escapes_root
 from dcdctl.core.progress import Track
 
 # Revisions have no slash here, except refs/convert/NAME and refs/pr/NUMBER.
@@ -38,6 +39,8 @@ class HubPath:
         match = URL.fullmatch(url)
         if match is None:
             raise ConfigError(f"{url} is not hf://datasets/OWNER/NAME@REVISION/PATH, nor hf://OWNER/NAME@REVISION/PATH")
+        if escapes_root(match["path"]):
+            raise ConfigError(f"{url} leads out of its repository")
         kind = "dataset" if match["kind"] else "model"
         return cls(url=url, repo=match["repo"], kind=kind, revision=unquote(match["revision"] or "main"), path=match["path"])
 
