@@ -20,7 +20,7 @@ from dcdctl.core import artifacts
 from dcdctl.core.errors import ConfigError, DcdError, InputError
 
 T = TypeVar("T")
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
 """Options of mallopt, from glibc's malloc.h."""
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 CPU = torch.device("cpu")
@@ -51,17 +51,19 @@ class Compute:
 ON_CPU = Compute()
 
 
-def choose(name: str) -> torch.device:
+def choose(name: str, *, keep_memory: bool = True) -> torch.device:
     """The torch device of a name; `auto` is the GPU if there is one, else the CPU. ConfigError if this machine lacks the device.
 
-    Choosing the CPU makes the process keep the memory that it frees (`_keep_freed_memory`).
+    Choosing the CPU makes the process keep the memory that it frees, for speed, or return it to the system.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
         # Each process of a torchrun job has its own GPU.
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    if name == "cpu":
+    if not keep_memory:
+        _return_freed_memory()
+    elif name == "cpu":
         _keep_freed_memory()
     hint = "try --device cpu or --device auto"
     try:
@@ -89,9 +91,22 @@ def _keep_freed_memory() -> None:
     By default glibc returns each block to the system, which hands it out again page by page. That took a third to a half of the time of a
     training step.
     """
+    # No block through mmap, which would be unmapped when freed; no trimming of the heap (largest int), which grows by 64 MiB at a time.
+    _set_malloc((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
+
+
+def _return_freed_memory() -> None:
+    """Make glibc return large blocks of memory that are freed; does nothing with another C library.
+
+    By default its threshold rises to the size of freed blocks, up to 32 MiB, and the memory of one decoded image is kept for good.
+    """
+    # Pillow decodes into blocks of 16 MiB.
+    _set_malloc((M_MMAP_THRESHOLD, 2**22))
+
+
+def _set_malloc(*options: tuple[int, int]) -> None:
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        # No block through mmap, which would be unmapped when freed; no trimming of the heap (largest int), which grows by 64 MiB at a time.
-        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
+        for option, value in options:
             mallopt(option, value)
 
 

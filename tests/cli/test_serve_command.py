@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ import httpx2
 import pytest
 import served
 from paths import ROOT
+from PIL import Image
 from tiny import run_script
 from typer.testing import CliRunner
 
@@ -124,6 +126,21 @@ def first_commands() -> list[str]:
     return block[1].splitlines()
 
 
+def resident_bytes(url: str) -> float:
+    """The resident memory of the service; 0 where its metrics do not have it (macOS)."""
+    lines = httpx2.get(f"{url}metrics", timeout=60).text.splitlines()
+    return next((float(line.split()[1]) for line in lines if line.startswith("process_resident_memory_bytes ")), 0.0)
+
+
+def assert_memory_of_uploads_is_returned(url: str) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (6000, 6000)).save(stream, "PNG", compress_level=1)
+    decoded_bytes, before = 4 * 6000 * 6000, resident_bytes(url)
+    for _ in range(2):
+        assert httpx2.post(f"{url}search", files={"image": ("a.png", stream.getvalue())}, timeout=60).status_code == 200
+    assert resident_bytes(url) - before < decoded_bytes / 3
+
+
 def test_the_commands_of_the_page_lead_from_a_run_to_a_page(made, tmp_path, monkeypatch):
     install, index, search, serve_it = first_commands()
     extras = re.fullmatch(r"pip install 'dcdctl\[(.*)\]'", install)[1].split(",")
@@ -148,6 +165,7 @@ def test_the_commands_of_the_page_lead_from_a_run_to_a_page(made, tmp_path, monk
             found = httpx2.get(f"{url}search", params={"text": "a red bus", "k": 3}, timeout=60).json()["results"]
             assert len(found) == 3
             assert httpx2.get(f"{url}image/{found[0]['row']}", timeout=60).headers["content-type"] == "image/jpeg"
+            assert_memory_of_uploads_is_returned(url)
         finally:
             process.send_signal(signal.SIGTERM)
         rest = process.communicate(timeout=120)

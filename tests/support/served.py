@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import uvicorn
 from PIL import Image
-from starlette.types import ASGIApp
 from tiny import make_models
 
 from dcdctl.core import models
 from dcdctl.core.search import Answer, Index, Searcher, build
 from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.serve import ServiceConfig
 from dcdctl.core.serve import server as serve_server
+from dcdctl.core.serve.middleware import LimitsMiddleware
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a red bus", "two dogs in the snow", "a man on a horse"]
@@ -79,11 +79,11 @@ class HeldSearcher(Searcher):
 
 
 @contextmanager
-def serving(app: ASGIApp) -> Iterator[str]:
+def serving(app: LimitsMiddleware, config: ServiceConfig | None = None) -> Iterator[str]:
     """The URL of a real server, without a slash at its end."""
     with serve_server.bound("127.0.0.1", 0) as listener:
         listener.listen()
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", http="h11", loop="asyncio"))
+        server = serve_server.http_server(app, config or ServiceConfig())
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -14,7 +14,6 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp
 
 from dcdctl import __version__
 from dcdctl.core.data import ImageError
@@ -88,7 +87,7 @@ class Service:
         return Service(live, config, metrics, searching, reading, TextBatcher(live, searching, config, metrics))
 
 
-def build(searcher: Searcher, config: ServiceConfig, *, is_loopback: bool = True) -> ASGIApp:
+def build(searcher: Searcher, config: ServiceConfig, *, is_loopback: bool = True) -> LimitsMiddleware:
     """The service as an ASGI app. Its threads stop at the end of its lifespan."""
     service = Service.of(searcher, config)
 

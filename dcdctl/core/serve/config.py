@@ -11,7 +11,7 @@ from dcdctl.core.config import AtLeast, Between, Count, NotEmpty, Positive, buil
 from dcdctl.core.data import MAX_PIXELS
 from dcdctl.core.errors import ConfigError
 
-MiB = 2**20
+MiB, KiB = 2**20, 2**10
 RENAMED = {"picture_workers": "image_workers", "max_waiting_pictures": "max_waiting_images"}
 """Settings of earlier versions, and what they are called now."""
 
@@ -53,6 +53,17 @@ class ServiceConfig:
     """Maximum number of image requests that wait for a thread: the pages of about ten users at the same time."""
     max_requests: Count = 512
     """Maximum number of requests in progress, unfinished uploads included; /healthz and /metrics are always answered."""
+    max_connections: Count = 1000
+    """Maximum number of open connections; fewer where the process may open fewer files (`ulimit -n`). Beyond it, the connection that has
+    waited longest for a request is closed."""
+    max_header_s: Positive = 10.0
+    """Maximum time for the request line and the headers to arrive, from the start of the connection or from their first byte."""
+    max_header_bytes: Count = 16 * KiB
+    """Maximum size of the request line and the headers."""
+    max_idle_s: Positive = 5.0
+    """Time that a connection stays open between two requests; rounded up to whole seconds."""
+    max_send_s: Positive = 30.0
+    """Maximum time in which a client reads an answer."""
     retry_after_s: Count = 1
     """The Retry-After of a 503 answer."""
     thumbnail_px: Count = 320

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dcdctl.core.serve.config import MiB, ServiceConfig
+from dcdctl.core.serve.config import KiB, MiB, ServiceConfig
 from dcdctl.core.serve.metrics import Metrics
 
 ALWAYS_ANSWERED = ("/healthz", "/metrics")
@@ -32,7 +32,7 @@ class LimitsMiddleware:
     """An ASGI app around another."""
 
     def __init__(self, app: ASGIApp, config: ServiceConfig, metrics: Metrics) -> None:
-        self._app, self._config, self._metrics = app, config, metrics
+        self._app, self._config, self.metrics = app, config, metrics
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,20 +51,24 @@ class LimitsMiddleware:
 
         self._count(1)
         try:
-            is_refused = self._in_flight > self._config.max_requests and scope["path"] not in ALWAYS_ANSWERED
-            await (self._refuse if is_refused else self._app)(
-                scope, _LimitedBody(scope, receive, self._config, self._metrics), send_with_headers
-            )
+            await self._answer(scope)(scope, _LimitedBody(scope, receive, self._config, self.metrics), send_with_headers)
         finally:
             self._count(-1)
-            self._metrics.answered(_route(scope), _method(scope), status, time.perf_counter() - started)
+            self.metrics.answered(_route(scope), _method(scope), status, time.perf_counter() - started)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await refusal("too many requests", self._config, self._metrics)(scope, receive, send)
+    def _answer(self, scope: Scope) -> ASGIApp:
+        """What answers a request: the app, or a refusal."""
+        if _header_bytes(scope) > self._config.max_header_bytes:
+            self.metrics.rejected("headers too large")
+            error = f"the request line and headers are too large, at most {self._config.max_header_bytes / KiB:g} KiB are accepted"
+            return JSONResponse({"error": error}, status_code=431, headers={"Connection": "close"})
+        if self._in_flight > self._config.max_requests and scope["path"] not in ALWAYS_ANSWERED:
+            return refusal("too many requests", self._config, self.metrics)
+        return self._app
 
     def _count(self, change: int) -> None:
         self._in_flight += change
-        self._metrics.in_flight.set(self._in_flight)
+        self.metrics.in_flight.set(self._in_flight)
 
 
 def refusal(reason: str, config: ServiceConfig, metrics: Metrics) -> JSONResponse:
@@ -106,6 +110,11 @@ class _LimitedBody:
         if size > self._config.max_upload_bytes:
             self._metrics.rejected("upload too large")
             raise HTTPException(413, f"the upload is too large, at most {self._config.max_upload_bytes / MiB:g} MiB are accepted")
+
+
+def _header_bytes(scope: Scope) -> int:
+    """Size of the request line and the headers. The parser compares it only while they are incomplete."""
+    return len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(name) + len(value) for name, value in scope["headers"])
 
 
 def _add_headers(message: MutableMapping[str, Any]) -> None:

@@ -16,13 +16,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dcdctl.core.errors import InputError, require_extra
 from dcdctl.core.search import Index
 from dcdctl.core.serve.config import ServiceConfig
 
+if TYPE_CHECKING:
+    import uvicorn
+
+    from dcdctl.core.serve.middleware import LimitsMiddleware
+
 # The default of uvicorn.
 BACKLOG = 2048
+MAX_RECORD_CHARS = 8_000
+"""Maximum length of a log record: a traceback through the web framework has about 6,000 characters."""
 PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 """Import names of the packages of the extra `serve`."""
 
@@ -57,35 +65,58 @@ def serve(
     with bound(config.host, config.port) as listener:
         index = Index.open(folder)
         index.check()  # a damaged file is an error now, and no query waits for the comparison
-        import uvicorn
-
         from dcdctl.core import devices
         from dcdctl.core.search import DEPTH, Searcher
         from dcdctl.core.serve.app import build
+        from dcdctl.core.serve.connections import fit_to_open_files
 
-        searcher = Searcher.for_index(index, device=devices.choose(device), rerank=rerank, depth=DEPTH if depth is None else depth)
+        # Most of the time a service waits; the memory of a large upload belongs to other programs by then.
+        chosen = devices.choose(device, keep_memory=False)
+        searcher = Searcher.for_index(index, device=chosen, rerank=rerank, depth=DEPTH if depth is None else depth)
+        # The index and the libraries have opened their files by now.
+        config = fit_to_open_files(config)
         # A link-local IPv6 address ends with its interface: fe80::1%eth0.
         is_loopback = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
-        app = build(searcher, config, is_loopback=is_loopback)
-        settings = uvicorn.Config(
-            app,
-            # Logs failures only; requests are not logged, for privacy.
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            ws="none",
-            # uvicorn would choose the installed HTTP parser and event loop; with these it runs the same everywhere.
-            http="h11",
-            loop="asyncio",
-            # uvicorn takes whole seconds.
-            timeout_graceful_shutdown=math.ceil(config.shutdown_s),
-        )
+        server = http_server(build(searcher, config, is_loopback=is_loopback), config)
         # From here on clients can connect, and wait until the server has started.
         with _bind_errors(config.host, config.port):
             listener.listen(BACKLOG)
         on_start(Started(url_of(listener), searcher.index.num_images, is_loopback))
-        with _ended_by_signals():
-            uvicorn.Server(settings).run(sockets=[listener])
+        with _bounded_log(), _ended_by_signals():
+            server.run(sockets=[listener])
+
+
+def http_server(app: LimitsMiddleware, config: ServiceConfig) -> uvicorn.Server:
+    """uvicorn with the limits of the settings, for an app of `app.build`; it runs on a socket that listens."""
+    import uvicorn
+
+    from dcdctl.core.serve.connections import MAX_ACCEPTED_AT_ONCE, protocol_of
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            # asyncio uses `backlog` as the number of connections accepted at once, too; the system's queue may be longer.
+            for listener in sockets or ():
+                listener.listen(BACKLOG)
+
+    settings = uvicorn.Config(
+        app,
+        log_config=None,
+        # Requests are not logged, for privacy. Malformed ones are counted in the metrics, so that a flood of them cannot fill a disk.
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        # uvicorn would choose the installed HTTP parser and event loop; with these it runs the same everywhere.
+        http=protocol_of(config, app.metrics),
+        loop="asyncio",
+        backlog=MAX_ACCEPTED_AT_ONCE,
+        h11_max_incomplete_event_size=config.max_header_bytes,
+        # uvicorn takes whole seconds.
+        timeout_keep_alive=math.ceil(config.max_idle_s),
+        timeout_graceful_shutdown=math.ceil(config.shutdown_s),
+    )
+    return Server(settings)
 
 
 def require() -> None:
@@ -128,6 +159,43 @@ def _bind_errors(host: str, port: int) -> Iterator[None]:
         raise InputError(
             f"cannot listen on {host}, port {port} ({error.strerror})", hint="--host must be an address of this machine"
         ) from error
+
+
+class _BoundedFormatter(logging.Formatter):
+    """Log records of bounded length without control characters, because an error may quote what a client has sent."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if len(text) <= MAX_RECORD_CHARS:
+            return text
+        # A traceback names the request at its beginning, and the error at its end.
+        return f"{text[: MAX_RECORD_CHARS // 2]} ... {text[-MAX_RECORD_CHARS // 2 :]}"
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        # uvicorn's messages end with a line break before the traceback.
+        return _printable(super().formatMessage(record).rstrip("\n"))
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(_printable, super().formatException(ei).split("\n")))
+
+
+def _printable(line: str) -> str:
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+
+
+@contextmanager
+def _bounded_log() -> Iterator[None]:
+    """The handler that Python uses for warnings and errors if a program has set up no other writes bounded records."""
+    handler = logging.lastResort
+    if handler is None:
+        yield
+        return
+    before = handler.formatter
+    handler.setFormatter(_BoundedFormatter())
+    try:
+        yield
+    finally:
+        handler.setFormatter(before)
 
 
 @contextmanager

@@ -1,0 +1,208 @@
+"""Connections of clients: a cap on their number, and deadlines for requests to arrive and for answers to be read.
+
+uvicorn parses and answers requests; the classes here only watch its connections. A client that is slow on purpose occupies a socket, which
+is an open file, so without a cap some hundred such clients would keep everyone out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.serve.config import ServiceConfig
+from dcdctl.core.serve.metrics import Metrics
+
+RESERVED_CONNECTIONS = 8
+"""Connections beyond `max_requests`, so that /healthz and /metrics are answered while all requests are in progress."""
+MAX_ACCEPTED_AT_ONCE = 8
+"""Connections that are accepted before those already accepted are counted. asyncio would accept 2,048, each of which is an open file."""
+RESERVED_FILES = 64
+"""Files that may be open besides connections and uploads: connections about to be closed, images that are read, an index opened again."""
+FILES_PER_CONNECTION = 2
+"""A socket, and the temporary file of an upload of more than 1 MiB."""
+# The middleware answers a slow upload with 408 first; the connection is closed if nothing reads the upload.
+UPLOAD_GRACE_S = 1.0
+OPEN_FILES = Path("/dev/fd")
+
+
+def fit_to_open_files(config: ServiceConfig, limit: int | None = None) -> ServiceConfig:
+    """The settings with as many connections as the process may open files; ConfigError if that leaves hardly any.
+
+    `limit` is the number of files that the process may open; by default the system's limit (`ulimit -n`).
+    """
+    limit = open_file_limit() if limit is None else limit
+    if limit is None:
+        max_connections = config.max_connections
+    else:
+        num_free = limit - len(list(OPEN_FILES.iterdir())) - RESERVED_FILES
+        max_connections = min(config.max_connections, num_free // FILES_PER_CONNECTION)
+    if max_connections <= RESERVED_CONNECTIONS:
+        if max_connections == config.max_connections:
+            raise ConfigError(f"max_connections must be more than {RESERVED_CONNECTIONS}, got {max_connections}")
+        raise ConfigError(f"this process may open {limit} files only, too few for connections", hint="raise the limit: ulimit -n 1024")
+    return replace(config, max_connections=max_connections, max_requests=min(config.max_requests, max_connections - RESERVED_CONNECTIONS))
+
+
+def open_file_limit() -> int | None:
+    """How many files the process may open; None if the system has no limit, or none that Python can read."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY or not OPEN_FILES.is_dir() else soft
+
+
+class Activity(Enum):
+    """What a connection is open for, in the order in which connections are closed when there are too many."""
+
+    WAITING = "waiting for a request"
+    SENDING = "waiting for the client to read the answer"
+    ANSWERING = "answering a request"
+
+
+class ConnectionPool:
+    """The open connections of a service, at most `max_connections`; used from one event loop."""
+
+    def __init__(self, config: ServiceConfig, metrics: Metrics) -> None:
+        self.config, self._metrics = config, metrics
+        self._connections: dict[Activity, dict[Connection, None]] = {activity: {} for activity in Activity}
+
+    def set(self, connection: Connection, activity: Activity) -> None:
+        """Note what a connection does now. A connection that starts something else becomes the youngest of those that do the same."""
+        if connection not in self._connections[activity]:
+            self._forget(connection)
+            self._connections[activity][connection] = None
+            self._metrics.connections.set(len(self))
+
+    def add(self, connection: Connection) -> None:
+        """Add a new connection. If there are too many, the one that has waited longest is closed, which may be the new one."""
+        self.set(connection, Activity.WAITING)
+        if len(self) > self.config.max_connections:
+            by_age = [one for activity in (Activity.WAITING, Activity.SENDING) for one in self._connections[activity]]
+            # The new connection comes last: its request may be on its way, and may be answered in no time.
+            victim = next((one for one in by_age if one is not connection), connection)
+            victim.drop("too many connections")
+
+    def remove(self, connection: Connection) -> None:
+        """Forget a closed connection."""
+        self._forget(connection)
+        self._metrics.connections.set(len(self))
+
+    def rejected(self, reason: str) -> None:
+        """Count a connection or request refused by a limit."""
+        self._metrics.rejected(reason)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._connections.values()))
+
+    def _forget(self, connection: Connection) -> None:
+        for connections in self._connections.values():
+            connections.pop(connection, None)
+
+
+class Connection(H11Protocol):
+    """A connection of uvicorn that is closed when its request does not arrive, or its answer is not read, in time."""
+
+    pool: ConnectionPool
+    """Set by `protocol_of`, because uvicorn makes the objects."""
+    _awaited: str | None = None
+    _request_timer: asyncio.TimerHandle | None = None
+    _send_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # By default asyncio reports unsent bytes from 64 KiB on, and a client that reads nothing could hold a smaller answer for ever.
+        transport.set_write_buffer_limits(high=0)
+        self.pool.add(self)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._cancel_timers()
+        self.pool.remove(self)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._send_timer = self.loop.call_later(self.pool.config.max_send_s, self.drop, "answer read too slowly")
+        self._watch()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+        self._send_timer = None
+        self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        if self._is_answering():
+            # Half of an answer cannot be followed by another one.
+            self.drop("not HTTP")
+        else:
+            self.pool.rejected("not HTTP")
+            super().send_400_response(msg)
+
+    def drop(self, reason: str) -> None:
+        """Close the connection at once, whatever it has still to read or to send."""
+        self.pool.rejected(reason)
+        self._cancel_timers()
+        # It counts no longer, although asyncio closes the socket a little later.
+        self.pool.remove(self)
+        self.transport.abort()
+
+    def _watch(self) -> None:
+        """Note what the connection does, and start the deadline of what it waits for."""
+        if self.transport.is_closing() and self._send_timer is None:
+            return
+        self.pool.set(self, self._activity())
+        awaited = self._awaited_part()
+        if awaited != self._awaited:
+            self._awaited = awaited
+            if self._request_timer is not None:
+                self._request_timer.cancel()
+            config = self.pool.config
+            seconds = {"headers": config.max_header_s, "body": config.max_upload_s + UPLOAD_GRACE_S}
+            self._request_timer = self.loop.call_later(seconds[awaited], self.drop, "request too slow") if awaited else None
+
+    def _activity(self) -> Activity:
+        if self._is_answering():
+            return Activity.ANSWERING
+        return Activity.SENDING if self._send_timer is not None else Activity.WAITING
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _awaited_part(self) -> str | None:
+        """The part of a request that has yet to arrive; None while the request is complete, or none has begun after an answer."""
+        if self.conn.their_state is h11.SEND_BODY:
+            return "body"
+        # Between requests uvicorn's timer runs until the first byte arrives.
+        return "headers" if self.conn.their_state is h11.IDLE and self.timeout_keep_alive_task is None else None
+
+    def _cancel_timers(self) -> None:
+        for timer in (self._request_timer, self._send_timer):
+            if timer is not None:
+                timer.cancel()
+
+
+def protocol_of(config: ServiceConfig, metrics: Metrics) -> type[Connection]:
+    """The class of the connections of one service, for uvicorn."""
+
+    class PooledConnection(Connection):
+        pool = ConnectionPool(config, metrics)
+
+    return PooledConnection

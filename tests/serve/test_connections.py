@@ -1,0 +1,312 @@
+"""Clients that are slow, silent or not HTTP, and a real server on loopback that keeps answering the others."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+import served
+from starlette.types import Receive, Scope, Send
+
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.search import Searcher
+from dcdctl.core.serve import ServiceConfig, connections, server
+from dcdctl.core.serve import app as serve_app
+from dcdctl.core.serve.metrics import Metrics
+from dcdctl.core.serve.middleware import LimitsMiddleware
+
+HASTY_S = 0.2
+WAIT_S = 60.0
+"""How long a test waits for what should happen soon."""
+PATIENT = ServiceConfig(max_header_s=WAIT_S, max_idle_s=WAIT_S, max_send_s=WAIT_S, max_upload_s=WAIT_S)
+"""All deadlines are longer than a test, also on a busy machine."""
+UPLOAD = b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000\r\n\r\n--x\r\n"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> served.Made:
+    return served.make(tmp_path_factory.mktemp("connections") / "all")
+
+
+@pytest.fixture(scope="module")
+def searcher(made) -> Searcher:
+    return made.searcher
+
+
+@contextmanager
+def serving(searcher: Searcher, config: ServiceConfig) -> Iterator[tuple[str, int]]:
+    """The address of a real server for the searcher."""
+    with served.serving(serve_app.build(searcher, config), config) as url:
+        yield urlsplit(url).hostname, urlsplit(url).port
+
+
+def get(address: tuple[str, int], path: str) -> httpx2.Response:
+    return httpx2.get(f"http://{address[0]}:{address[1]}{path}", timeout=WAIT_S)
+
+
+def rejected(address: tuple[str, int], reason: str) -> int:
+    lines = [line for line in get(address, "/metrics").text.splitlines() if f'rejected_total{{reason="{reason}"}}' in line]
+    return int(float(lines[0].split()[-1])) if lines else 0
+
+
+def is_closed(client: socket.socket) -> bool:
+    """Whether the server closes the connection before the test gives up."""
+    client.settimeout(WAIT_S)
+    try:
+        while client.recv(2**16):
+            pass
+    except ConnectionError:
+        pass
+    return True
+
+
+@contextmanager
+def sending(client: socket.socket, data: bytes, every_s: float = HASTY_S / 20) -> Iterator[None]:
+    """Send one byte after the other while the block runs, until the server closes the connection."""
+    ends = threading.Event()
+
+    def send() -> None:
+        for number in range(10**6):
+            if ends.wait(every_s):
+                return
+            try:
+                client.sendall(data[number % len(data) :][:1])
+            except OSError:
+                return
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        ends.set()
+        thread.join()
+
+
+def test_more_slow_clients_than_connections_do_not_keep_others_out(searcher, made):
+    config = replace(PATIENT, max_connections=12, max_requests=4)
+    with ExitStack() as stack:
+        address = stack.enter_context(serving(searcher, config))
+        attackers = [stack.enter_context(socket.create_connection(address)) for _ in range(40)]
+        for attacker in attackers:
+            attacker.sendall(b"GET /search?text=a HTTP/1.1\r\nHost: localhost\r\nX-")
+        photo = (made.photos / "07.png").read_bytes()
+        for _ in range(3):
+            assert get(address, "/healthz").status_code == 200
+            assert get(address, "/search?text=a+bus").status_code == 200
+            url = f"http://{address[0]}:{address[1]}/search"
+            assert httpx2.post(url, files={"image": ("a.png", photo)}, timeout=WAIT_S).status_code == 200
+        assert rejected(address, "too many connections") >= 40 - config.max_connections
+        open_now = next(line for line in get(address, "/metrics").text.splitlines() if line.startswith("dcdctl_connections"))
+        assert 1 <= float(open_now.split()[-1]) <= config.max_connections
+        # The oldest were closed, without an answer.
+        assert all(map(is_closed, attackers[:20]))
+
+
+def test_while_all_requests_are_in_progress_health_answers_and_others_are_refused(searcher):
+    held = served.HeldSearcher.of(searcher)
+    config = replace(PATIENT, max_connections=12, max_requests=4, max_waiting=10)
+    with ExitStack() as stack:
+        address = stack.enter_context(serving(held, config))
+        # The server's threads end when the searches do.
+        stack.callback(held.may_end.set)
+        busy = [stack.enter_context(socket.create_connection(address)) for _ in range(12)]
+        for client in busy:
+            client.sendall(b"GET /search?text=a HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        held.begun.wait(WAIT_S)
+        silent = [stack.enter_context(socket.create_connection(address)) for _ in range(20)]
+        assert get(address, "/healthz").status_code == 200
+        assert get(address, "/search?text=b").status_code == 503
+        held.may_end.set()
+        statuses = []
+        for client in busy:
+            client.settimeout(WAIT_S)
+            statuses.append(client.recv(12)[-3:])
+        assert statuses.count(b"200") == config.max_requests
+        assert set(statuses) <= {b"200", b"503", b""}
+        assert all(map(is_closed, silent[:8]))
+
+
+WAITING: dict[str, tuple[dict[str, float], bytes, bytes]] = {
+    "sends nothing": ({"max_header_s": HASTY_S}, b"", b""),
+    "sends a part of a header": ({"max_header_s": HASTY_S}, b"GET / HTTP/1.1\r\nHost: loc", b""),
+    "sends a byte of a header from time to time": ({"max_header_s": HASTY_S}, b"GET / HTTP/1.1\r\nX-Slow: ", b"a"),
+    "is slow with the second request": (
+        {"max_header_s": HASTY_S, "max_idle_s": WAIT_S},
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2 + b"GET / HTTP/1.1\r\nX-Slow: ",
+        b"a",
+    ),
+    "trickles a body that no route reads": (
+        {"max_upload_s": HASTY_S / 2},
+        b"POST /nope HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n",
+        b"a",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WAITING)
+def test_a_client_is_disconnected_when_its_request_does_not_arrive_in_time(searcher, monkeypatch, what):
+    monkeypatch.setattr(connections, "UPLOAD_GRACE_S", 0.0)
+    settings, head, rest = WAITING[what]
+    with serving(searcher, replace(PATIENT, **settings)) as address, socket.create_connection(address) as client:
+        client.sendall(head)
+        with sending(client, rest or b"?") if rest else ExitStack():
+            assert is_closed(client)
+        assert rejected(address, "request too slow") == 1
+
+
+def test_an_upload_that_trickles_is_answered_408_and_disconnected(searcher):
+    with serving(searcher, replace(PATIENT, max_upload_s=HASTY_S)) as address, socket.create_connection(address) as client:
+        client.sendall(UPLOAD)
+        client.settimeout(WAIT_S)
+        with sending(client, b"-"):
+            assert client.recv(12) == b"HTTP/1.1 408"
+            assert is_closed(client)
+        assert rejected(address, "upload too slow") == 1
+
+
+def test_a_slow_request_in_time_is_answered(searcher):
+    with serving(searcher, PATIENT) as address, socket.create_connection(address) as client:
+        client.settimeout(WAIT_S)
+        for byte in b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2:
+            client.sendall(bytes([byte]))
+        assert client.recv(12) == b"HTTP/1.1 200"
+        assert rejected(address, "request too slow") == 0
+
+
+def test_an_idle_connection_is_closed_after_a_while(searcher):
+    with serving(searcher, replace(PATIENT, max_idle_s=HASTY_S)) as address, socket.create_connection(address) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert is_closed(client)
+        assert rejected(address, "request too slow") == 0
+
+
+def large_answer(searcher: Searcher, config: ServiceConfig, num_bytes: int) -> LimitsMiddleware:
+    """An app whose answers are larger than what the system buffers."""
+
+    async def answer(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(num_bytes).encode())]})
+        await send({"type": "http.response.body", "body": bytes(num_bytes)})
+
+    return LimitsMiddleware(answer, config, Metrics(lambda: searcher.index))
+
+
+@pytest.mark.parametrize("num_requests", [1, 3])
+def test_a_client_that_does_not_read_the_answer_is_disconnected(searcher, num_requests):
+    num_bytes, config = 32 * 2**20, replace(PATIENT, max_send_s=HASTY_S)
+    app = large_answer(searcher, config, num_bytes)
+    with served.serving(app, config) as url:
+        address = (urlsplit(url).hostname, urlsplit(url).port)
+        with socket.create_connection(address) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * num_requests)
+            until(lambda: 'reason="answer read too slowly"} 1.0' in app.metrics.text().decode())
+            # What the system had buffered is all that arrives.
+            client.settimeout(WAIT_S)
+            assert sum(map(len, received(client))) < num_bytes
+        until(lambda: "dcdctl_connections 0.0" in app.metrics.text().decode())
+        assert "dcdctl_requests_in_flight 0.0" in app.metrics.text().decode()
+
+
+def test_too_many_clients_that_do_not_read_their_answers_do_not_keep_others_out(searcher):
+    config = replace(PATIENT, max_connections=10, max_requests=2)
+    app = large_answer(searcher, config, 16 * 2**20)
+    with served.serving(app, config) as url, ExitStack() as stack:
+        address = (urlsplit(url).hostname, urlsplit(url).port)
+        for _ in range(12):
+            client = stack.enter_context(socket.create_connection(address))
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.recv(12) == b"HTTP/1.1 200"
+        assert httpx2.get(url, timeout=WAIT_S).status_code == 200
+
+
+def received(client: socket.socket) -> Iterator[bytes]:
+    """What arrives until the connection is closed or reset."""
+    try:
+        while data := client.recv(2**20):
+            yield data
+    except ConnectionError:
+        return
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds; AssertionError if it does not soon."""
+    ends = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+
+
+NOT_HTTP = {
+    "a request line of 1 MB": b"GET /" + b"a" * 10**6 + b" HTTP/1.1\r\n\r\n",
+    "a header of 1 MB": b"GET / HTTP/1.1\r\nX-Long: " + b"a" * 10**6 + b"\r\n\r\n",
+    "control characters": b"GET /\x1b[2J\x07 HTTP/1.1\r\nHost: \x1b]0;x\x07\r\n\r\n",
+    "no request": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 3 + b"\r\n\r\n",
+    "a length of 5000 digits": b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
+    "a wrong chunk": UPLOAD.replace(b"Content-Length: 1000", b"Transfer-Encoding: chunked") + b"nonsense\r\n",
+    "another protocol": b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: \x09h2c\r\nX: 1\r\n\r\nnonsense\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("what", NOT_HTTP)
+def test_malformed_requests_are_counted_and_not_logged(searcher, caplog, capfd, what):
+    caplog.set_level(logging.WARNING)
+    with serving(searcher, PATIENT) as address, socket.create_connection(address) as client:
+        with suppress(ConnectionError):
+            client.sendall(NOT_HTTP[what])
+        assert is_closed(client)
+        assert rejected(address, "not HTTP") == 1
+    assert caplog.text == ""
+    assert capfd.readouterr() == ("", "")
+
+
+def test_headers_that_arrive_at_once_and_are_too_large_are_refused(searcher):
+    with serving(searcher, replace(PATIENT, max_header_bytes=1000)) as address:
+        answer = httpx2.get(f"http://{address[0]}:{address[1]}/search?text=a", headers={"X-Long": 1000 * "a"}, timeout=WAIT_S)
+        assert (answer.status_code, answer.json()["error"]) == (
+            431,
+            "the request line and headers are too large, at most 0.976562 KiB are accepted",
+        )
+        assert rejected(address, "headers too large") == 1
+
+
+def test_a_client_that_leaves_during_an_upload_is_not_logged(searcher, caplog):
+    with serving(searcher, PATIENT) as address:
+        with socket.create_connection(address) as client:
+            client.sendall(UPLOAD)
+        until(lambda: "dcdctl_requests_in_flight 1.0" in get(address, "/metrics").text)
+    assert caplog.text == ""
+
+
+def test_log_records_are_bounded_and_have_no_control_characters():
+    try:
+        raise ValueError("\x1b[2J" + "a" * 10**6)
+    except ValueError:
+        error = sys.exc_info()
+    record = logging.LogRecord("uvicorn.error", logging.ERROR, "x.py", 1, "failed: %s\n", ("one\ntwo\x07\u202e",), error)
+    text = server._BoundedFormatter().format(record)
+    assert text.startswith("failed: one\\ntwo\\x07\\u202e\nTraceback")
+    assert len(text) < server.MAX_RECORD_CHARS + 10
+    assert text.endswith("aaa")
+    assert all(char.isprintable() or char == "\n" for char in text)
+
+
+def test_the_open_files_of_the_process_limit_connections_and_requests():
+    num_open = len(list(connections.OPEN_FILES.iterdir()))
+    free = num_open + connections.RESERVED_FILES
+    fitted = connections.fit_to_open_files(PATIENT, limit=free + 100)
+    assert abs(fitted.max_connections - 50) <= 2
+    assert fitted.max_requests == fitted.max_connections - connections.RESERVED_CONNECTIONS
+    assert connections.fit_to_open_files(PATIENT, limit=10**6) == PATIENT
+    with pytest.raises(ConfigError, match=r"may open .* files only, too few for connections; raise the limit: ulimit -n 1024"):
+        connections.fit_to_open_files(PATIENT, limit=free + 10)
+    with pytest.raises(ConfigError, match="max_connections must be more than 8, got 8"):
+        connections.fit_to_open_files(replace(PATIENT, max_connections=8), limit=10**6)
