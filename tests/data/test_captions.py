@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dcdctl.core.data.captions import text_key, tokens_of, words_of
-from dcdctl.core.teacher import candidates, miners
+from dcdctl.core.teacher import false_negatives, miners
 
 EQUAL = {
     "case, spacing and punctuation": [
@@ -42,18 +42,18 @@ DIFFERENT = {
 @pytest.mark.parametrize("texts", EQUAL.values(), ids=EQUAL)
 def test_texts_that_read_alike_are_equal(texts):
     assert len({text_key(text) for text in texts}) == 1
-    assert set(candidates.text_classes(texts)) == {0}
+    assert set(false_negatives.text_classes(texts)) == {0}
 
 
 @pytest.mark.parametrize("texts", DIFFERENT.values(), ids=DIFFERENT)
 def test_texts_that_say_something_else_are_different(texts):
     assert len({text_key(text) for text in texts}) == len(texts)
-    assert candidates.text_classes(texts).tolist() == list(range(len(texts)))
+    assert false_negatives.text_classes(texts).tolist() == list(range(len(texts)))
 
 
 def test_a_caption_without_letters_is_its_exact_text_and_no_caption_of_words():
     assert text_key("  ?! ") == "?!"
-    assert candidates.text_classes(["?!", "? !", "", "?!\n", "a", "!a?"]).tolist() == [0, 1, 2, 0, 3, 3]
+    assert false_negatives.text_classes(["?!", "? !", "", "?!\n", "a", "!a?"]).tolist() == [0, 1, 2, 0, 3, 3]
 
 
 def test_a_vowel_sign_is_part_of_its_word_and_an_emoji_a_token():

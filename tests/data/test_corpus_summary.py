@@ -21,7 +21,7 @@ from dcdctl.core.data.corpus_summary import Spread
 from dcdctl.core.data.images import FORMATS
 from dcdctl.core.errors import CorpusError, InputError
 from dcdctl.core.report import html, pages
-from dcdctl.core.teacher import candidates
+from dcdctl.core.teacher import false_negatives
 
 TRAIN = [["A dog.", "a DOG", "two dogs on_grass"], ['"><script>alert(1)</script>'], ["a dog", "...", "!"]]
 VAL = [["una gatto nero"]]
@@ -123,7 +123,7 @@ def test_the_first_images_are_those_of_a_subset(folder):
 def test_equal_captions_are_the_false_negatives_of_each_other(scenes_corpus_dir):
     captions = Corpus.open(scenes_corpus_dir, "train").captions
     texts = [*captions, "A  man's_hat", "a man s hat!", "Straße", "STRASSE", "!!", "??", "! !"]
-    classes, keys = candidates.text_classes(texts), [text_key(text) for text in texts]
+    classes, keys = false_negatives.text_classes(texts), [text_key(text) for text in texts]
     assert np.array_equal(np.unique(classes, return_inverse=True)[1], [list(dict.fromkeys(keys)).index(text) for text in keys])
 
 

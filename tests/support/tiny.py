@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +60,12 @@ def make_wide_dual(captions: Sequence[str]) -> models.DualModel:
     return dual
 
 
-def make_corpus(folder: Path, captions: Sequence[Sequence[str]]) -> Corpus:
-    """A corpus of noise images with these captions."""
+def make_corpus(folder: Path, captions: Sequence[Sequence[str]], copies: Mapping[int, int] | None = None) -> Corpus:
+    """A corpus of noise images with these captions; `copies` maps an image to an earlier one whose file it has."""
     rng = np.random.default_rng(0)
     rows = [_row(rng, image, texts) for image, texts in enumerate(captions)]
+    for copy, original in (copies or {}).items():
+        rows[copy] = replace(rows[copy], data=rows[original].data)
     folder.mkdir(parents=True)
     name = shard_name("train", 0, 1)
     digest = fingerprint_of([row.digest() for row in write_shard(folder / name, rows)])

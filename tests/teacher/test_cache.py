@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import contents, make_teacher, run_script
+from tiny import contents, make_corpus, make_teacher, run_script
 
 from dcdctl.core import artifacts, models
 from dcdctl.core.devices import Compute
@@ -19,7 +19,7 @@ from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.models.preprocess import vilt_image_processor
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.scoring import pairs as scoring_pairs
-from dcdctl.core.teacher import CandidateConfig, build, cache_format, candidates
+from dcdctl.core.teacher import CandidateConfig, build, cache_format, candidates, summary
 from dcdctl.core.teacher import cache as teacher_cache
 from dcdctl.core.teacher import estimate as teacher_estimate
 
@@ -368,6 +368,68 @@ class ReversedCorpus:
     def captions_of(self, image):
         first, last = np.searchsorted(self.caption_image, [image, image + 1]).tolist()
         return range(first, last)
+
+
+PAIRS = [[f"image {i} shows {word}" for word in ("this", "that")] for i in range(6)]
+ALL = CandidateConfig(per_query=99)
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory):
+    """Six images with two captions each; image 3 is a copy of image 0."""
+    return make_corpus(tmp_path_factory.mktemp("twins") / "corpus", PAIRS, copies={3: 0})
+
+
+@pytest.fixture(scope="module")
+def all_scored(twins, teacher, tmp_path_factory):
+    """A cache of every pair, made without looking for duplicates: those of images 0 and 3 are negatives."""
+    return build.build_cache(twins, teacher, tmp_path_factory.mktemp("all") / "cache", ALL)
+
+
+def lists_of(cache: teacher_cache.TeacherCache) -> tuple[list[list[int]], list[list[int]]]:
+    """The candidates of every image, and of every caption."""
+    lists = cache.candidates.texts_of_image, cache.candidates.images_of_text
+    return tuple([part[i].tolist() for i in range(len(part))] for part in lists)  # type: ignore[return-value]
+
+
+def test_an_extended_cache_keeps_scores_of_duplicates_and_not_their_roles(twins, teacher, all_scored, tmp_path):
+    assert all_scored.candidates.texts_of_image[0].tolist() == list(range(2, 12))
+    cache = build.build_cache(twins, teacher, tmp_path / "cache", dataclasses.replace(ALL, duplicate_bits=0), extend=all_scored.folder)
+    not_of = {0: {0, 1, 6, 7}, 3: {0, 1, 6, 7}}
+    texts = [[text for text in range(12) if text not in not_of.get(image, {2 * image, 2 * image + 1})] for image in range(6)]
+    images = [[image for image in range(6) if text not in not_of.get(image, {2 * image, 2 * image + 1})] for text in range(12)]
+    assert lists_of(cache) == (texts, images)
+    assert cache.num_pairs == 72
+    assert np.array_equal(cache.lookup(*np.ogrid[:6, :12]), all_scored.lookup(*np.ogrid[:6, :12]))
+    found = summary.summarize_cache(cache)
+    # 6 images x 12 captions without 12 positives and 4 pairs of duplicates
+    assert (sum(found.positives), sum(found.negatives)) == (12, 56)
+    assert found.dropped["near-duplicate images"] == 8
+
+
+def test_an_extended_cache_has_candidates_of_the_new_directions_alone(twins, teacher, all_scored, tmp_path):
+    only = CandidateConfig(per_query=1, directions=("image",))
+    cache = build.build_cache(twins, teacher, tmp_path / "cache", only, extend=all_scored.folder)
+    assert cache.candidates.texts_of_image.lengths.tolist() == [0] * 6
+    assert cache.candidates.images_of_text.lengths.tolist() == [5] * 12
+    assert cache.num_pairs == all_scored.num_pairs
+
+
+def test_the_margins_of_an_extended_cache_hold_for_old_candidates(twins, teacher, all_scored, tmp_path):
+    none = CandidateConfig(per_query=1, absolute_margin=1e6)
+    cache = build.build_cache(twins, teacher, tmp_path / "cache", none, extend=all_scored.folder)
+    assert cache.candidates.texts_of_image.lengths.sum() == cache.candidates.images_of_text.lengths.sum() == 0
+    assert cache.num_pairs == all_scored.num_pairs
+
+
+def test_a_text_that_a_new_caption_makes_equal_is_no_candidate_of_the_extended_cache(twins, teacher, all_scored, tmp_path):
+    grown = make_corpus(tmp_path / "corpus", [PAIRS[0], [*PAIRS[1], PAIRS[2][1].upper()], *PAIRS[2:]])
+    cache = build.build_cache(grown, teacher, tmp_path / "cache", CandidateConfig(per_query=1), extend=all_scored.folder)
+    # Image 1 has captions 2, 3 and 4; captions 5 and 6 are those of image 2, and 4 equals 6.
+    assert {4, 6}.isdisjoint(cache.candidates.texts_of_image[1].tolist())
+    assert 1 not in cache.candidates.images_of_text[6]
+    assert 5 in cache.candidates.texts_of_image[1]
+    assert cache.lookup(np.array([1]), np.array([6])) == all_scored.lookup(np.array([1]), np.array([5]))
 
 
 @pytest.mark.parametrize("change", ["teacher", "precision", "image_size_px"])

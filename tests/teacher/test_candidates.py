@@ -8,7 +8,7 @@ from tiny import make_corpus
 
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.teacher import CandidateConfig, candidates, miners
+from dcdctl.core.teacher import CandidateConfig, candidates, false_negatives, miners
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_every_pair_of_a_block_is_scored(scenes):
         block = {image, *(int(scenes.caption_image[text]) for text in drawn.texts_of_image[image])}
         assert len(block) == 8
         others = {text for other in block - {image} for text in scenes.captions_of(other)}
-        classes = candidates.text_classes(scenes.captions)
+        classes = false_negatives.text_classes(scenes.captions)
         own = {classes[text] for text in scenes.captions_of(image)}
         assert set(drawn.texts_of_image[image].tolist()) == {text for text in others if classes[text] not in own}
         for text in drawn.texts_of_image[image]:

@@ -19,7 +19,7 @@ from dcdctl.core import models
 from dcdctl.core.data import Corpus, difference_hash
 from dcdctl.core.errors import ConfigError, MissingError, ModelError
 from dcdctl.core.scoring import embed
-from dcdctl.core.teacher import CandidateConfig, FalseNegativeFilter, candidates, miners
+from dcdctl.core.teacher import CandidateConfig, FalseNegativeFilter, candidates, false_negatives, miners
 
 CPU = torch.device("cpu")
 TEXTS = [
@@ -91,7 +91,7 @@ def test_lexical_candidates_are_the_best_by_bm25(corpus):
 
 
 def test_equal_texts_are_no_negatives_whatever_their_case_spacing_and_punctuation(corpus):
-    classes = candidates.text_classes(corpus.captions)
+    classes = false_negatives.text_classes(corpus.captions)
     assert classes[2] == classes[3]
     assert classes[1] == classes[9]
     for kind in ("random", "lexical"):

@@ -14,10 +14,13 @@ from tiny import make_corpus
 from dcdctl.core.data import Corpus, RaggedArray
 from dcdctl.core.errors import ConfigError, MissingError
 from dcdctl.core.scoring import CorpusSource
-from dcdctl.core.teacher import CandidateConfig, TeacherCache, build
-from dcdctl.core.training.batch import Batch
+from dcdctl.core.teacher import CandidateConfig, Candidates, TeacherCache, build, false_negative_filter
+from dcdctl.core.training import distill, load_recipe
+from dcdctl.core.training.batch import Batch, MicroBatchPlan
 from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches, Neighbors, find_neighbors, neighbor_batches
-from dcdctl.core.training.recipe import BatchConfig
+from dcdctl.core.training.negatives import MinedNegatives
+from dcdctl.core.training.objective import loss_terms
+from dcdctl.core.training.recipe import BatchConfig, LossConfig
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +284,100 @@ def test_captions_that_say_the_same_are_marked(tmp_path):
     expected = [[q != g and {int(image_QG[q, g]), [*twins.captions].index(text_QG[q][g])} == {0, 1} for g in range(3)] for q in range(3)]
     assert batch.same_RC.tolist() == expected
     assert batch.same_RC.sum() == 2
+
+
+CLONES = [[f"{word} {i}" for word in ("one", "two", "three")] for i in range(6)]
+"""Captions of six images, of which image 4 is a copy of image 1."""
+
+
+@pytest.fixture(scope="module")
+def clones(tmp_path_factory) -> Corpus:
+    return make_corpus(tmp_path_factory.mktemp("clones") / "corpus", CLONES, copies={4: 1})
+
+
+def batches_of(corpus: Corpus, bits: int | None, cache: TeacherCache | None = None, **config: Any) -> Any:
+    kind = CandidateListBatches if "random_negatives" in config else AllPairsBatches
+    return kind(Indices(corpus), BatchConfig(**config), 0, cache, false_negatives=false_negative_filter(corpus, bits))  # type: ignore[arg-type]
+
+
+class Indices:
+    """A source that gives the indices of images and captions in their place."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+
+    def images(self, image_ix: np.ndarray) -> np.ndarray:
+        return image_ix
+
+    def texts(self, text_ix: np.ndarray) -> np.ndarray:
+        return text_ix
+
+
+def test_duplicate_images_are_marked_in_a_batch_of_all_pairs_if_the_recipe_looks_for_them(clones):
+    batch = batches_of(clones, 0, size=6)[0]
+    assert torch.nonzero(batch.same_RC).tolist() == [[1, 4], [4, 1]]
+    assert not batches_of(clones, None, size=6)[0].same_RC.any()
+
+
+def test_duplicate_images_are_matches_in_a_batch_of_lists(clones):
+    batch = batches_of(clones, 0, size=8, random_negatives=3)[0]
+    image_IT, text_IT = np.broadcast_arrays(batch.images[:, None], batch.texts // 3)
+    expected_IT = (image_IT == text_IT) | (np.isin(image_IT, [1, 4]) & np.isin(text_IT, [1, 4]))
+    assert batch.true_IT.tolist() == expected_IT.tolist()
+
+
+def has_clone(batch: Batch, image: Any, text: Any) -> np.ndarray:
+    """For each list, whether a negative is an image and a caption of the two equal images."""
+    image_BN, text_BN = image[batch.image_ix_RC.numpy()], text[batch.text_ix_RC.numpy()] // 3
+    return (np.isin(image_BN, [1, 4]) & np.isin(text_BN, [1, 4]))[:, 1:].any(axis=1)
+
+
+@pytest.mark.parametrize("source", ["whole corpus", "mined", "cache"])
+def test_no_list_has_a_duplicate_image_as_a_negative_wherever_its_negatives_come_from(clones, teacher, tmp_path, source):
+    # Neither the cache nor the mined lists are made with duplicate_bits.
+    cache = build.build_cache(clones, teacher, tmp_path / "cache", CandidateConfig(per_query=99)) if source == "cache" else None
+    for bits, is_found in ((None, True), (0, False)):
+        config = {"size": 12, "random_negatives": 3, "hard_negatives": 3, "negatives": "mined" if source == "mined" else "random"}
+        batches = batches_of(clones, bits, cache, **config)
+        if source == "mined":
+            nothing = Candidates(RaggedArray.empty(6), RaggedArray.empty(18))
+            batches = batches.with_mined(MinedNegatives(nothing, 3))
+        drawn = [batches[step] for step in range(6)]
+        assert np.concatenate([has_clone(batch, batch.images, batch.texts) for batch in drawn]).any() == is_found
+
+
+def test_without_duplicate_bits_batches_are_those_of_a_filter_without_hashes(clones):
+    for config in ({"size": 6}, {"size": 8, "random_negatives": 3}):
+        plain = (CandidateListBatches if "random_negatives" in config else AllPairsBatches)(Indices(clones), BatchConfig(**config), 0, None)
+        first, second = plain[3], batches_of(clones, None, **config)[3]
+        assert all(np.array_equal(getattr(first, part), getattr(second, part)) for part in ("images", "texts", "text_ix_RC", "same_RC"))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_training_takes_duplicate_bits_from_its_recipe_in_micro_batches_too(clones, count):
+    plan, marked = MicroBatchPlan(count, range(count)), []
+    for sets in ([], ["candidates.duplicate_bits=0"]):
+        settings = load_recipe("demo-dual-alone", ["batch.size=6", *sets])
+        marked.append(distill.make_batches(CorpusSource(clones, Named()), settings, None, plan)[0].same_RC.sum())
+    assert marked == [0, 2]
+
+
+@pytest.mark.parametrize("bits", [None, 0])
+def test_infonce_pushes_duplicate_images_apart_only_if_nobody_looks_for_them(clones, bits):
+    batch = batches_of(clones, bits, size=6)[0]
+    logits_QG = torch.zeros(6, 6, requires_grad=True)
+    loss_terms(logits_QG, batch, LossConfig(terms={"infonce": 1.0}), 1.0)["infonce"].backward()
+    gradient_QG = logits_QG.grad
+    # Equal logits: each of n candidates has probability 1 / n, in the mean of the two directions over six queries.
+    is_clone = torch.zeros(6, 6, dtype=torch.bool)
+    is_clone[[1, 4], [4, 1]] = True
+    expected = torch.full((6, 6), 1 / 36)
+    if bits is not None:
+        # Row 1 and column 1 have five candidates each, and so have row 4 and column 4.
+        expected[[1, 4], :] += (1 / 5 - 1 / 6) / 12
+        expected[:, [1, 4]] += (1 / 5 - 1 / 6) / 12
+        expected[is_clone] = 0
+    torch.testing.assert_close(gradient_QG, expected - torch.eye(6) / 6)
 
 
 def test_a_batch_larger_than_the_split_is_an_error(corpus):

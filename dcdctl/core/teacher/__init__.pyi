@@ -1,8 +1,8 @@
 from .build import build_cache
 from .cache import TeacherCache, TeacherEnsemble, read_cache, read_caches
-from .candidates import CandidateConfig, Candidates, draw_candidates, mine_candidates, text_classes
+from .candidates import CandidateConfig, Candidates, draw_candidates, mine_candidates
 from .estimate import Estimate
-from .false_negatives import FalseNegativeFilter
+from .false_negatives import FalseNegativeFilter, false_negative_filter
 from .job import CacheJob, cache_scores, verify_cache
 from .summary import CacheSummary, Negative, cache_document, cache_facts, summarize_cache
 
@@ -21,10 +21,10 @@ __all__ = [
     "cache_facts",
     "cache_scores",
     "draw_candidates",
+    "false_negative_filter",
     "mine_candidates",
     "read_cache",
     "read_caches",
     "summarize_cache",
-    "text_classes",
     "verify_cache",
 ]

@@ -10,7 +10,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ from dcdctl.core.teacher.cache_format import (
     shards_of,
     write_pairs,
 )
-from dcdctl.core.teacher.candidates import CandidateConfig, Candidates
+from dcdctl.core.teacher.candidates import POSITIVE, ROLES, CandidateConfig, Candidates
+from dcdctl.core.teacher.false_negatives import false_negative_filter
 
 # 8 bytes are enough for a caption, which is only compared with the captions of its image.
 _SCHEMA = pa.schema([("image", pa.binary(16)), ("captions", pa.list_(pa.binary(8)))])
@@ -80,8 +81,20 @@ def reusable_pairs(folder: Path, corpus: Corpus, plan: dict[str, Any]) -> Pairs:
     return Pairs(image[order], text[order], cache.score_P[order], cache.role_P[order])
 
 
+def without_refused_roles(old: Pairs, corpus: Corpus, config: CandidateConfig, track: Track = silent) -> Pairs:
+    """Pairs of an old cache with their scores, and with only the roles that the new plan allows.
+
+    A pair is no candidate of a direction that the plan lacks, nor if the plan's filter calls it a false negative. The margins of the new
+    plan apply to all candidates when the cache is read.
+    """
+    reason_against = false_negative_filter(corpus, config.duplicate_bits, track)
+    allowed = sum(role for direction, role in ROLES.items() if direction in config.directions)
+    role_P = np.where(reason_against(old.image, old.text) > 0, old.role & POSITIVE, old.role & (POSITIVE | allowed))
+    return replace(old, role=role_P.astype(np.uint8))
+
+
 def merge(pairs: Pairs, old: Pairs, num_texts: int) -> Pairs:
-    """All pairs of both, each once, with the old scores and the roles of both."""
+    """All pairs of both, each once, with the old scores and the roles of both; an old pair may have no role."""
     new_keys, old_keys = (part.image * num_texts + part.text for part in (pairs, old))
     keys = np.union1d(new_keys, old_keys)
     score, role = np.full(len(keys), np.nan, dtype=np.float32), np.zeros(len(keys), dtype=np.uint8)
@@ -188,7 +201,7 @@ def plan_cache(
 
     with distributed.main_first():
         if distributed.is_main():
-            _begin(build, corpus, draw, extend, track)
+            _begin(build, corpus, config, draw, extend, track)
     # The released code keeps the teacher's dropout on, so its scores of equal pairs differ.
     teacher.to(compute.device).eval()
     return CacheJob(build, corpus, teacher, source, compute)
@@ -255,7 +268,9 @@ def score_pairs(job: CacheJob, image_P: Index, text_P: Index, advance: Advance |
     return found
 
 
-def _begin(build: Build, corpus: Corpus, draw: Callable[[], Candidates], extend: Path | None, track: Track) -> None:
+def _begin(
+    build: Build, corpus: Corpus, config: CandidateConfig, draw: Callable[[], Candidates], extend: Path | None, track: Track
+) -> None:
     """Make the folder this plan's, with the pairs of every shard that is not scored. Another plan is replaced if none of it is scored."""
     build.begin(restart=not any(build.folder.glob("pairs-*.parquet")))
     if build.is_sealed:
@@ -269,7 +284,8 @@ def _begin(build: Build, corpus: Corpus, draw: Callable[[], Candidates], extend:
         image, text, role = drawn.pairs(corpus.caption_image)
         pairs = Pairs(image, text, np.full(len(image), np.nan, dtype=np.float32), role)
         if extend is not None:
-            pairs = merge(pairs, reusable_pairs(extend, corpus, build.plan), corpus.num_captions)
+            old = without_refused_roles(reusable_pairs(extend, corpus, build.plan), corpus, config, track)
+            pairs = merge(pairs, old, corpus.num_captions)
         files.write_json(build.folder / DROPPED_FILE, drawn.dropped)
         _write_planned(build, pairs)
     if build.missing([ITEMS_FILE]):

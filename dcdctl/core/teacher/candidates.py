@@ -15,16 +15,18 @@ from numpy.typing import NDArray
 
 from dcdctl.core import scoring
 from dcdctl.core.config import AtLeast, Between, Count, Distinct, NotEmpty, Positive, check_fields
-from dcdctl.core.data import Corpus, Direction, Index, RaggedArray, text_key
+from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
 from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import miners
-from dcdctl.core.teacher.false_negatives import FalseNegativeFilter, image_hashes
+from dcdctl.core.teacher.false_negatives import FalseNegativeFilter, false_negative_filter
 from dcdctl.core.teacher.miners import Miner, PairFilter, clusters
 
 POSITIVE, TEXT_CANDIDATE, IMAGE_CANDIDATE = 1, 2, 4
 """Roles of a pair: the caption belongs to the image; the caption is a candidate of the image; the image is a candidate of the caption."""
+ROLES = {Direction.TEXT: TEXT_CANDIDATE, Direction.IMAGE: IMAGE_CANDIDATE}
+"""The role of the candidates of each direction."""
 SIMPLE_KINDS = ("random", "lexical", "embedding")
 
 
@@ -46,7 +48,7 @@ class CandidateConfig:
     """embedding: a run of a dual encoder, a CLIP-like model or a text encoder. blocks: the same, instead of the words of the captions."""
     duplicate_bits: Annotated[int, Between(0, 64, "[)")] | None = None
     """Images whose 64-bit difference hashes differ in at most this many bits count as duplicates: neither is a negative for the other's
-    captions. Unset: duplicates are not searched for."""
+    captions, in a cache and in the batches of a training. Unset: duplicates are not searched for."""
     absolute_margin: float | None = None
     """Removes negatives that score above the mean score of the query's positives minus this margin. Unset: no margin."""
     relative_margin: Annotated[float, Between(0, 1, "[)")] | None = None
@@ -108,6 +110,17 @@ class Candidates:
         keys = coded[starts] >> 3
         return keys // num_texts, keys % num_texts, role
 
+    def without_false_negatives(self, reason_against: FalseNegativeFilter) -> Candidates:
+        """The candidates that a filter has no reason against."""
+        images, texts = self.texts_of_image.rows, self.images_of_text.rows
+        is_text = reason_against(images, self.texts_of_image.values) == 0
+        is_image = reason_against(self.images_of_text.values, texts) == 0
+        return Candidates(
+            RaggedArray.from_sorted(images[is_text], self.texts_of_image.values[is_text], len(self.texts_of_image)),
+            RaggedArray.from_sorted(texts[is_image], self.images_of_text.values[is_image], len(self.images_of_text)),
+            self.dropped,
+        )
+
 
 def draw_candidates(corpus: Corpus, config: CandidateConfig, *, device: torch.device = CPU, track: Track = silent) -> Candidates:
     """The negatives of every query of a corpus, without false negatives."""
@@ -115,17 +128,11 @@ def draw_candidates(corpus: Corpus, config: CandidateConfig, *, device: torch.de
     return _draw_blocks(corpus, config, vectors, track) if config.kind == "blocks" else mine_candidates(corpus, config, vectors, track)
 
 
-def text_classes(captions: list[str]) -> Index:
-    """A number for each caption; captions with equal text (`data.text_key`) get the same number."""
-    seen: dict[str, int] = {}
-    return np.array([seen.setdefault(text_key(text), len(seen)) for text in captions], dtype=np.int64)
-
-
 def mine_candidates(corpus: Corpus, config: CandidateConfig, vectors: scoring.Vectors | None = None, track: Track = silent) -> Candidates:
     """Candidates mined separately for each query, of every kind except blocks. The kind embedding needs `vectors`."""
     num_images, num_texts = corpus.num_images, corpus.num_captions
     # The released code may draw captions of the same image as negatives; here they are removed.
-    false_negatives = _false_negatives(corpus, config, track)
+    false_negatives = false_negative_filter(corpus, config.duplicate_bits, track)
     lists = {Direction.TEXT: RaggedArray.empty(num_images), Direction.IMAGE: RaggedArray.empty(num_texts)}
     num_dropped = np.zeros(256, dtype=np.int64)
     for direction in config.directions:
@@ -135,11 +142,6 @@ def mine_candidates(corpus: Corpus, config: CandidateConfig, vectors: scoring.Ve
         lists[direction] = RaggedArray.from_sorted(result.queries, result.candidates, sizes[0])
         num_dropped += result.num_dropped
     return Candidates(lists[Direction.TEXT], lists[Direction.IMAGE], _counts(false_negatives, num_dropped))
-
-
-def _false_negatives(corpus: Corpus, config: CandidateConfig, track: Track) -> FalseNegativeFilter:
-    hash_I = None if config.duplicate_bits is None else image_hashes(corpus, track)
-    return FalseNegativeFilter(corpus.caption_image, text_classes(corpus.captions), hash_I, config.duplicate_bits or 0)
 
 
 def _counts(false_negatives: FalseNegativeFilter, num_dropped: Index) -> dict[str, int]:
@@ -181,7 +183,7 @@ def _draw_blocks(corpus: Corpus, config: CandidateConfig, vectors: scoring.Vecto
             text_parts.append(np.tile(texts, len(images)))
     keys = np.unique(np.concatenate(image_parts) * corpus.num_captions + np.concatenate(text_parts))
     image, text = keys // corpus.num_captions, keys % corpus.num_captions
-    false_negatives = _false_negatives(corpus, config, track)
+    false_negatives = false_negative_filter(corpus, config.duplicate_bits, track)
     reason = false_negatives(image, text)
     image, text = image[reason == 0], text[reason == 0]
     texts_of_image, images_of_text = RaggedArray.empty(corpus.num_images), RaggedArray.empty(corpus.num_captions)

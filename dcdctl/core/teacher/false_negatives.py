@@ -6,10 +6,12 @@ corpus: an image is a row of its split, a caption counts captions in row order.
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.data import Corpus, Index, difference_hash
+from dcdctl.core.data import Corpus, Index, difference_hash, text_key
 from dcdctl.core.progress import Track, silent
 
 Reasons = NDArray[np.uint8]
@@ -22,11 +24,24 @@ class FalseNegativeFilter:
 
     def __init__(self, caption_image: Index, text_class: Index, hash_I: NDArray[np.uint64] | None = None, duplicate_bits: int = 0) -> None:
         """`text_class` gives equal texts the same number. Images whose `hash_I` differ in at most `duplicate_bits` bits are duplicates."""
-        self._caption_image, self._class, self._num_classes = caption_image, text_class, int(text_class.max()) + 1
+        self._caption_image, self._num_classes = caption_image, int(text_class.max()) + 1
+        self.text_class = text_class
         self._true_keys = np.unique(caption_image * self._num_classes + text_class)
-        self._is_repeated_T = np.bincount(text_class)[text_class] > 1
+        self.is_repeated_T = np.bincount(text_class)[text_class] > 1
+        """Whether another caption has equal text."""
         self._hash_I, self._bits = hash_I, duplicate_bits
         self.names = (SAME_IMAGE, EQUAL_TEXT) if hash_I is None else (SAME_IMAGE, EQUAL_TEXT, DUPLICATE_IMAGE)
+
+    @property
+    def knows_duplicates(self) -> bool:
+        """Whether duplicate images are looked for."""
+        return self._hash_I is not None
+
+    def duplicates_of(self, image: int) -> frozenset[int]:
+        """The image and its duplicates; empty if duplicates are not looked for."""
+        if self._hash_I is None:
+            return frozenset()
+        return frozenset(np.flatnonzero(np.bitwise_count(self._hash_I ^ self._hash_I[image]) <= self._bits).tolist())
 
     def __call__(self, image: Index, text: Index) -> Reasons:
         """The reason of each pair; images are the queries."""
@@ -35,7 +50,7 @@ class FalseNegativeFilter:
         if self._hash_I is not None:
             reasons[np.bitwise_count(self._hash_I[image] ^ self._hash_I[self._caption_image[text]]) <= self._bits] = 3
         # Most texts occur once. Looking up the others takes time when there are millions of pairs.
-        repeated = np.nonzero(self._is_repeated_T[text])
+        repeated = np.nonzero(self.is_repeated_T[text])
         reasons[repeated] = np.where(self._has_equal_text(image[repeated], text[repeated]), 2, reasons[repeated])
         reasons[self._caption_image[text] == image] = 1
         return reasons
@@ -45,16 +60,33 @@ class FalseNegativeFilter:
         return self(image, text)
 
     def _has_equal_text(self, image: Index, text: Index) -> NDArray[np.bool_]:
-        keys = image * self._num_classes + self._class[text]
+        keys = image * self._num_classes + self.text_class[text]
         position = np.minimum(np.searchsorted(self._true_keys, keys), len(self._true_keys) - 1)
         return self._true_keys[position] == keys
 
 
+def false_negative_filter(corpus: Corpus, duplicate_bits: int | None, track: Track = silent) -> FalseNegativeFilter:
+    """The filter of a corpus; `duplicate_bits` is that of a recipe's `[candidates]`, and None looks for no duplicate images."""
+    hash_I = None if duplicate_bits is None else image_hashes(corpus, track)
+    return FalseNegativeFilter(corpus.caption_image, text_classes(corpus.captions), hash_I, duplicate_bits or 0)
+
+
+def text_classes(captions: list[str]) -> Index:
+    """A number for each caption; captions with equal text (`data.text_key`) get the same number."""
+    seen: dict[str, int] = {}
+    return np.array([seen.setdefault(text_key(text), len(seen)) for text in captions], dtype=np.int64)
+
+
+_HASHES: WeakKeyDictionary[Corpus, NDArray[np.uint64]] = WeakKeyDictionary()
+
+
 def image_hashes(corpus: Corpus, track: Track = silent) -> NDArray[np.uint64]:
-    """The difference hash of every image."""
-    hashes = []
-    with track("compare images", total=corpus.num_images, unit="images") as advance:
-        for image in range(corpus.num_images):
-            hashes.append(difference_hash(corpus.images([image])[0]))
-            advance(1)
-    return np.array(hashes, dtype=np.uint64)
+    """The difference hash of every image; every image is decoded, once per process and opened corpus."""
+    if corpus not in _HASHES:
+        hashes = []
+        with track("compare images", total=corpus.num_images, unit="images") as advance:
+            for image in range(corpus.num_images):
+                hashes.append(difference_hash(corpus.images([image])[0]))
+                advance(1)
+        _HASHES[corpus] = np.array(hashes, dtype=np.uint64)
+    return _HASHES[corpus]

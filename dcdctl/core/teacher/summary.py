@@ -68,6 +68,8 @@ class CacheSummary:
 def summarize_cache(cache: TeacherCache, num_hardest: int = 20) -> CacheSummary:
     """Read a whole cache and summarize it."""
     is_own = (cache.role_P & POSITIVE) > 0
+    # A pair that an extended cache reuses may have no role any more.
+    is_negative = (cache.role_P & (TEXT_CANDIDATE | IMAGE_CANDIDATE)) > 0
     edges = np.histogram_bin_edges(cache.score_P, NUM_BINS)
     image_P, text_P = cache.image_P, cache.text_P.astype(np.int64)
     best_I = _best(image_P[is_own], cache.score_P[is_own], cache.num_images)
@@ -81,7 +83,7 @@ def summarize_cache(cache: TeacherCache, num_hardest: int = 20) -> CacheSummary:
         image_retrieval=_direction(cache, cache.candidates.images_of_text, best_T, is_image_query=False),
         edges=edges.tolist(),
         positives=np.histogram(cache.score_P[is_own], edges)[0].tolist(),
-        negatives=np.histogram(cache.score_P[~is_own], edges)[0].tolist(),
+        negatives=np.histogram(cache.score_P[is_negative], edges)[0].tolist(),
         hardest=_hardest(cache, image_P, text_P, best_I, num_hardest),
     )
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch
 from dcdctl.core.scoring import Features, Source
-from dcdctl.core.teacher import FalseNegativeFilter, TeacherCache, TeacherEnsemble, text_classes
+from dcdctl.core.teacher import Candidates, FalseNegativeFilter, TeacherCache, TeacherEnsemble, false_negative_filter
 from dcdctl.core.training import negatives
 from dcdctl.core.training.batch import NO_IMAGES, NO_PAIRS, NO_TEXTS, UNSPLIT, Batch, MicroBatch, MicroBatchPlan
 from dcdctl.core.training.losses.weights import select_as_official
@@ -43,8 +42,11 @@ def check_size(config: BatchConfig, plan: MicroBatchPlan) -> None:
 class _Batches(torch.utils.data.Dataset[Batch]):
     """A data set whose item number s is the batch of step s."""
 
-    def __init__(self, source: Source, config: BatchConfig, seed: int, plan: MicroBatchPlan) -> None:
+    def __init__(
+        self, source: Source, config: BatchConfig, seed: int, plan: MicroBatchPlan, false_negatives: FalseNegativeFilter | None
+    ) -> None:
         self.corpus, self.config, self.seed, self.plan = source.corpus, config, seed, plan
+        self.false_negatives = false_negatives or false_negative_filter(source.corpus, None)
         # A dual encoder reads one token of its stored features, so the others stay on disk.
         self.source = replace(source, only_first=True) if plan.by_side and isinstance(source, Features) else source
         self._epoch = -1
@@ -77,18 +79,9 @@ class _Batches(torch.utils.data.Dataset[Batch]):
         (images, image_ix_RC), (texts, text_ix_RC) = _distinct(image_RC), _distinct(text_RC)
         return self.source.images(images), self.source.texts(texts), *_broadcast(image_ix_RC, text_ix_RC)
 
-    @cached_property
-    def _text_class(self) -> Index:
-        """A number per caption; captions with equal texts share it."""
-        return text_classes(self.corpus.captions)
-
     def _is_match(self, image_QG: Index, text_QG: Index) -> NDArray[np.bool_]:
-        """Whether each caption, or one with the same text, belongs to its image."""
-        return self._false_negatives(image_QG, text_QG) > 0
-
-    @cached_property
-    def _false_negatives(self) -> FalseNegativeFilter:
-        return FalseNegativeFilter(self.corpus.caption_image, self._text_class)
+        """Whether each caption belongs to its image, or cannot be its negative for another reason (`FalseNegativeFilter`)."""
+        return self.false_negatives(image_QG, text_QG) > 0
 
     def _rng(self, *key: int) -> np.random.Generator:
         # The first number of the key separates the order of an epoch (0) from the draws of a list or a step (1).
@@ -104,10 +97,19 @@ class CandidateListBatches(_Batches):
 
     mined: MinedNegatives | None = None
 
-    def __init__(self, source: Source, config: BatchConfig, seed: int, cache: TeacherScores | None, plan: MicroBatchPlan = UNSPLIT) -> None:
-        super().__init__(source, config, seed, plan)
+    def __init__(
+        self,
+        source: Source,
+        config: BatchConfig,
+        seed: int,
+        cache: TeacherScores | None,
+        plan: MicroBatchPlan = UNSPLIT,
+        false_negatives: FalseNegativeFilter | None = None,
+    ) -> None:
+        super().__init__(source, config, seed, plan, false_negatives)
         self.cache = cache
-        self._captions = np.arange(source.corpus.num_captions) if cache is None else self._with_enough_candidates(cache)
+        self._candidates = None if cache is None else self._allowed(cache.candidates)
+        self._captions = np.arange(source.corpus.num_captions) if self._candidates is None else self._with_enough(self._candidates)
         # Not rounded: a batch may end one epoch and begin the next.
         self.batches_per_epoch = len(self._captions) / config.size
 
@@ -117,10 +119,13 @@ class CandidateListBatches(_Batches):
         batches.mined = mined
         return batches
 
-    def _with_enough_candidates(self, cache: TeacherScores) -> Index:
+    def _allowed(self, candidates: Candidates) -> Candidates:
+        """A cache's candidates without duplicate images: the cache may have been made without looking for them."""
+        return candidates.without_false_negatives(self.false_negatives) if self.false_negatives.knows_duplicates else candidates
+
+    def _with_enough(self, candidates: Candidates) -> Index:
         """The captions with enough candidates in each direction of the recipe, for the caption or for its image."""
-        num_texts_I = cache.candidates.texts_of_image.lengths
-        num_images_T = cache.candidates.images_of_text.lengths
+        num_texts_I, num_images_T = candidates.texts_of_image.lengths, candidates.images_of_text.lengths
         counts = {Direction.TEXT: num_texts_I[self.corpus.caption_image], Direction.IMAGE: num_images_T}
         fewest_T = np.min([counts[direction] for direction in self.config.directions], axis=0)
         captions: Index = np.flatnonzero(fewest_T >= self.config.random_negatives)
@@ -172,18 +177,26 @@ class CandidateListBatches(_Batches):
         return self._epoch_order
 
     def _negative_texts(self, rng: np.random.Generator, image: int, step: int) -> Index:
-        if self.cache is not None:
-            return self._sample(rng, self.cache.candidates.texts_of_image[image])
-        positive_classes = set(self._text_class[list(self.corpus.captions_of(image))].tolist())
+        if self._candidates is not None:
+            return self._sample(rng, self._candidates.texts_of_image[image])
+        text_class, duplicates = self.false_negatives.text_class, self.false_negatives.duplicates_of(image)
+        positive_classes = set(text_class[list(self.corpus.captions_of(image))].tolist())
+
+        def is_positive(text: int) -> bool:
+            return int(text_class[text]) in positive_classes or int(self.corpus.caption_image[text]) in duplicates
+
         mined = self._mined_of(rng, Direction.TEXT, image, step)
-        return self._draw(rng, mined, self.corpus.num_captions, positive_classes, lambda text: int(self._text_class[text]))
+        return self._draw(rng, mined, self.corpus.num_captions, is_positive, lambda text: int(text_class[text]))
 
     def _negative_images(self, rng: np.random.Generator, text: int, step: int) -> Index:
-        if self.cache is not None:
-            return self._sample(rng, self.cache.candidates.images_of_text[text])
+        if self._candidates is not None:
+            return self._sample(rng, self._candidates.images_of_text[text])
         # An image whose caption has the same text matches too, so it is no negative.
-        positives = set(self.corpus.caption_image[self._text_class == self._text_class[text]].tolist())
-        return self._draw(rng, self._mined_of(rng, Direction.IMAGE, text, step), self.corpus.num_images, positives, int)
+        text_class = self.false_negatives.text_class
+        positives = set(self.corpus.caption_image[text_class == text_class[text]].tolist())
+        positives |= self.false_negatives.duplicates_of(int(self.corpus.caption_image[text]))
+        mined = self._mined_of(rng, Direction.IMAGE, text, step)
+        return self._draw(rng, mined, self.corpus.num_images, positives.__contains__, int)
 
     def _sample(self, rng: np.random.Generator, candidates: Index) -> Index:
         # The released code draws with replacement from all captions; a query's cached candidates are distinct, and so are these.
@@ -197,12 +210,17 @@ class CandidateListBatches(_Batches):
         return None if step < self.mined.first_step else self.mined.sample(rng, direction, query)
 
     def _draw(
-        self, rng: np.random.Generator, mined: Index | None, population: int, positive_classes: set[int], class_of: Callable[[int], int]
+        self,
+        rng: np.random.Generator,
+        mined: Index | None,
+        population: int,
+        is_positive: Callable[[int], bool],
+        class_of: Callable[[int], int],
     ) -> Index:
         count = self.config.random_negatives
         if mined is None:
-            return negatives.draw(rng, population, count, lambda i: class_of(i) in positive_classes)
-        return negatives.pad_with_random(rng, mined, count, population, positive_classes, class_of)
+            return negatives.draw(rng, population, count, is_positive)
+        return negatives.pad_with_random(rng, mined, count, population, is_positive, class_of)
 
 
 class AllPairsBatches(_Batches):
@@ -212,8 +230,16 @@ class AllPairsBatches(_Batches):
     positives of others.
     """
 
-    def __init__(self, source: Source, config: BatchConfig, seed: int, cache: TeacherScores | None, plan: MicroBatchPlan = UNSPLIT) -> None:
-        super().__init__(source, config, seed, plan)
+    def __init__(
+        self,
+        source: Source,
+        config: BatchConfig,
+        seed: int,
+        cache: TeacherScores | None,
+        plan: MicroBatchPlan = UNSPLIT,
+        false_negatives: FalseNegativeFilter | None = None,
+    ) -> None:
+        super().__init__(source, config, seed, plan, false_negatives)
         corpus = source.corpus
         if corpus.num_images < config.size:
             raise ConfigError(f"batch.size is {config.size}, the split has only {corpus.num_images} images")
@@ -237,16 +263,12 @@ class AllPairsBatches(_Batches):
     def _is_same(self, image_QG: Index, text_QG: Index) -> NDArray[np.bool_]:
         """Off the diagonal: whether the caption of another image also matches this one."""
         same_QG = np.zeros(image_QG.shape, dtype=bool)
-        # A text that occurs once matches only its own image, on the diagonal.
-        columns = np.flatnonzero(self._is_repeated_T[text_QG[0]])
+        # A text that occurs once matches only its own image, on the diagonal, and the duplicates of that.
+        is_checked_G = self.false_negatives.is_repeated_T[text_QG[0]] | self.false_negatives.knows_duplicates
+        columns = np.flatnonzero(is_checked_G)
         same_QG[:, columns] = self._is_match(image_QG[:, columns], text_QG[:, columns])
         np.fill_diagonal(same_QG, False)
         return same_QG
-
-    @cached_property
-    def _is_repeated_T(self) -> NDArray[np.bool_]:
-        """Whether another caption has the same text."""
-        return np.bincount(self._text_class)[self._text_class] > 1
 
     def _epoch_batches(self, epoch: int) -> list[Index]:
         if epoch != self._epoch:

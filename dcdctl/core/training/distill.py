@@ -21,7 +21,7 @@ from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.progress import Track, Watch, silent, step_bar
 from dcdctl.core.scoring import CorpusSource, Source
-from dcdctl.core.teacher import TeacherCache, read_cache, read_caches
+from dcdctl.core.teacher import TeacherCache, false_negative_filter, read_cache, read_caches
 from dcdctl.core.training import initial_model, loggers, loop, negatives, runs, validation
 from dcdctl.core.training.batch import UNSPLIT, MicroBatchPlan
 from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches, TeacherScores, TrainingBatches, check_size
@@ -174,7 +174,7 @@ def train(job: TrainingJob, inputs: TrainingInputs, *, options: TrainingOptions,
     with files.lock(job.out, distributed.rank()):
         opened = _open_files(plan, inputs)
         training = _load_models(plan, opened, inputs, track)
-        batches = make_batches(training.source, plan.recipe, opened.scores, options.micro_batch_plan)
+        batches = make_batches(training.source, plan.recipe, opened.scores, options.micro_batch_plan, track)
         num_steps = count_steps(plan.recipe, batches.batches_per_epoch)
         schedule = _schedule(plan.recipe, num_steps, opened.scores, training.teacher)
         run, batches = _start_run(training, batches, num_steps, track)
@@ -236,11 +236,15 @@ def make_source(model: Model, corpus: Corpus, compute: Compute, track: Track) ->
     return scoring.open_source(corpus, model, compute, track)
 
 
-def make_batches(source: Source, recipe: Recipe, scores: TeacherScores | None, plan: MicroBatchPlan = UNSPLIT) -> TrainingBatches:
+def make_batches(
+    source: Source, recipe: Recipe, scores: TeacherScores | None, plan: MicroBatchPlan = UNSPLIT, track: Track = silent
+) -> TrainingBatches:
     """The batches of a recipe's loss, which has scores if it needs them."""
     assert scores is not None or not recipe.loss.needs_teacher
     kind = CandidateListBatches if recipe.loss.on_lists else AllPairsBatches
-    return kind(source, recipe.batch, recipe.seed, scores, replace(plan, by_side=recipe.model.kind == "dual"))
+    # The recipe decides, not the plan of a cache: a loss without a teacher needs the filter too.
+    false_negatives = false_negative_filter(source.corpus, recipe.candidates.duplicate_bits, track)
+    return kind(source, recipe.batch, recipe.seed, scores, replace(plan, by_side=recipe.model.kind == "dual"), false_negatives)
 
 
 def count_steps(recipe: Recipe, batches_per_epoch: float) -> int:

@@ -182,16 +182,21 @@ def draw(rng: np.random.Generator, population: int, count: int, is_positive: Cal
 
 
 def pad_with_random(
-    rng: np.random.Generator, mined: Index, count: int, population: int, positive_classes: set[int], class_of: Callable[[int], int]
+    rng: np.random.Generator,
+    mined: Index,
+    count: int,
+    population: int,
+    is_positive: Callable[[int], bool],
+    class_of: Callable[[int], int],
 ) -> Index:
     """Mined negatives, padded with random ones to `count`: no positives, and no two of one class while the population has others."""
     chosen = mined.tolist()
-    seen = positive_classes | {class_of(i) for i in chosen}
+    seen = {class_of(i) for i in chosen}
     for _ in range(MAX_DRAW_ROUNDS if len(chosen) < count else 0):
         for i in rng.integers(0, population, count).tolist():
-            if len(chosen) < count and class_of(i) not in seen:
+            if len(chosen) < count and class_of(i) not in seen and not is_positive(i):
                 chosen.append(i)
                 seen.add(class_of(i))
     # A corpus of a few images runs out of classes: then some repeat.
-    repeated = draw(rng, population, count - len(chosen), lambda i: class_of(i) in positive_classes)
+    repeated = draw(rng, population, count - len(chosen), is_positive)
     return np.concatenate([chosen, repeated]).astype(np.int64)
