@@ -1,4 +1,4 @@
-"""A tiny model of every family, and of encoders that a family treats differently; a new family adds its builder to `FAMILIES`."""
+"""Tiny models of every family; a new family adds its builder to `FAMILIES`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from encoders import make_pair, save_text, save_vision
+from official import load_meter
 
 from dcdctl.core import models
 
@@ -23,6 +24,13 @@ def from_backbones(captions: list[str], folder: Path, vision: str) -> models.Dua
     return models.dual_from_backbones(*refs(captions, folder, vision), projection_dim=8)
 
 
+def with_cosine(captions: list[str], folder: Path, vision: str) -> models.CoAttentionScorer:
+    dual = folder / "dual"
+    models.save(frozen_dual(captions, folder, vision), dual)
+    size = models.FusionSize(hidden_size=24, num_layers=1, num_heads=3)
+    return models.new_coattention(str(folder / "vision"), str(folder / "text"), size, max_text_len=12, dual_init=str(dual))
+
+
 FAMILIES: dict[str, Any] = {
     "vilt": lambda captions, folder: models.new_vilt(
         models.ViltSize(hidden_size=16, num_attention_heads=2, num_hidden_layers=3, intermediate_size=16), models.word_piece(captions, 120)
@@ -37,6 +45,14 @@ FAMILIES: dict[str, Any] = {
     "frozen dual": lambda captions, folder: frozen_dual(captions, folder, "map"),
     "frozen dual over CLIP": lambda captions, folder: frozen_dual(captions, folder, "clip"),
 }
+VARIANTS: dict[str, Any] = {
+    **FAMILIES,
+    "co-attention over timm": lambda captions, folder: make_pair(captions, folder, "timm map", "distilbert"),
+    "co-attention with a cosine": lambda captions, folder: with_cosine(captions, folder, "map"),
+    "frozen dual over timm": lambda captions, folder: frozen_dual(captions, folder, "timm tokens"),
+    "METER": lambda captions, folder: load_meter("meter_tiny_a"),
+}
+"""All families, and what they treat differently: encoders of timm, added logits, METER's image transform and a byte-level tokenizer."""
 
 
 def with_noise(model: Any) -> Any:

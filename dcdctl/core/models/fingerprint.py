@@ -44,11 +44,11 @@ _TIMM_SOURCE = frozenset(
 _PROCESSOR = frozenset(_NAMES | {"do_convert_rgb"})
 # A call sets truncation and padding of the backend, from its arguments and `_TOKENIZER_ATTRIBUTES`. No decoder is ever called.
 _BACKEND = ("version", "truncation", "padding", "decoder")
-_TOKENIZER_ATTRIBUTES = (
-    *("truncation_side", "padding_side", "pad_token", "pad_token_id", "pad_token_type_id", "split_special_tokens", "model_input_names"),
+_TOKENIZER_ATTRIBUTES = ("truncation_side", "padding_side", "pad_token_id", "split_special_tokens", "model_input_names")
+"""All that decides token ids and mask besides the backend. `model_max_length` is never read, because `Preprocess` gives a length."""
+_SLOW_TOKENIZER = frozenset(
+    _NAMES | {"model_max_length", "chat_template", "backend", "is_local", "local_files_only", "tokenizer_file", "special_tokens_map_file"}
 )
-"""All that a call reads of a fast tokenizer besides its backend. `model_max_length` is not read, because `Preprocess` gives a length."""
-_SLOW_TOKENIZER = frozenset(_NAMES | {"model_max_length", "chat_template", "tokenizer_file", "special_tokens_map_file"})
 
 
 def digest_of(

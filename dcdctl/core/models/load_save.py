@@ -216,7 +216,8 @@ def _load_pretrained(ref: str, overrides: Mapping[str, Any]) -> Model:
     if model_type not in FAMILIES:
         raise ModelError(f"{ref} is a {model_type} model", hint=ACCEPTED)
     _, loader = FAMILIES[model_type]
-    return loader(ref, overrides, saved)
+    with hub_errors(ref, hint=ACCEPTED if saved is None else REMAKE):
+        return loader(ref, overrides, saved)
 
 
 def _read_settings(folder: Path) -> dict[str, Any] | None:

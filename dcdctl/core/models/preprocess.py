@@ -33,7 +33,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from dcdctl.core.errors import ModelError
+from dcdctl.core.errors import DcdError, ModelError
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
 from dcdctl.core.models.protocols import ImageBatch, TextBatch
 
@@ -279,16 +279,22 @@ def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
 
 @contextlib.contextmanager
 def hub_errors(ref: str, *, hint: str) -> Iterator[None]:
-    """Turn the errors of transformers for missing or broken files, or for an unreachable Hub, into a ModelError."""
+    """Turn the errors of libraries for missing or broken files, or for an unreachable Hub, into a ModelError; others pass."""
     is_local = Path(ref).exists()
     try:
         with silence_transformers() if is_local else contextlib.nullcontext():
             yield
-    # transformers raises OSError for missing files, and also where the Hub is unreachable.
-    except (OSError, ValueError, SafetensorError) as error:
+    except (DcdError, MemoryError):
+        raise
+    # transformers raises OSError for missing files, and also where the Hub is unreachable. A setting that it does not know is a KeyError,
+    # TypeError or AttributeError, and weights of other shapes are a RuntimeError. For what it cannot read, tokenizers raises a plain
+    # Exception, so no list of types is complete.
+    except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
+        is_clear = isinstance(error, OSError | ValueError | SafetensorError)
+        reason = lines[0] if is_clear else f"{type(error).__name__}: {lines[0]}"
         kind = "" if is_local else " (no such file or folder here, so it was looked up as a Hugging Face Hub id)"
-        raise ModelError(f"cannot load {ref}{kind}: {lines[0]}", hint=hint) from error
+        raise ModelError(f"cannot load {ref}{kind}: {reason}", hint=hint) from error
 
 
 @contextlib.contextmanager
