@@ -24,6 +24,7 @@ from typing import Any
 
 from dcdctl.core import files
 from dcdctl.core.errors import DcdError, MissingError, StaleError
+from dcdctl.core.progress import Track
 
 Document = dict[str, Any]
 """A JSON object."""
@@ -122,10 +123,10 @@ class Kind:
     def check_folder(self, folder: Path) -> None:
         """StaleError for a folder with something else in it than an artifact of this kind, InputError if it cannot be written to."""
         files.check_output_folder(folder)
-        if files.is_vacant(folder) or any((folder / name).exists() for name in (self.plan_file, self.seal_file)):
+        found = files.names_in(folder) if folder.exists() else []
+        if not found or any((folder / name).exists() for name in (self.plan_file, self.seal_file)):
             return
-        found = min(path.name for path in folder.iterdir() if not path.name.endswith(files.PARTIAL_SUFFIX))
-        message = f"{folder} is not empty and holds no {self.name} (found {found})"
+        message = f"{folder} is not empty and holds no {self.name} (found {found[0]})"
         raise StaleError(message, hint="name an empty or a new folder with --out")
 
 
@@ -143,9 +144,9 @@ class Build:
         """Whether the artifact is finished."""
         return (self.folder / self.kind.seal_file).exists()
 
-    def lock(self, rank: int = 0) -> AbstractContextManager[None]:
-        """The folder for this run alone, as far as the process of a rank writes to it; StaleError if another run has it."""
-        return files.lock(self.folder, rank)
+    def lock(self, *, wait: Track | None = None) -> AbstractContextManager[None]:
+        """The folder for this process alone; StaleError if another run has it, or `wait` for that run (`files.lock`)."""
+        return files.lock(self.folder, wait=wait)
 
     def begin(self, *, restart: bool = False, kept: Collection[str] = ()) -> Document:
         """Make the folder this plan's, and return the notes of an earlier run of the same plan; none for a new build.

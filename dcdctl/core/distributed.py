@@ -9,12 +9,14 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import torch.distributed
 from torch import Tensor, nn
 
+from dcdctl.core import files
 from dcdctl.core.errors import ConfigError, DcdError
 
 TIMEOUT = timedelta(days=7)
@@ -70,6 +72,16 @@ def main_first() -> Iterator[None]:
         raise
     if is_main():
         barrier()
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Lock a folder for the processes of this run; StaleError in the main process, and DcdError in the others, if another run has it."""
+    with ExitStack() as held:
+        # The main process first: it decides whether the folder is this run's, and no other process takes a part of it before.
+        with main_first():
+            held.enter_context(files.lock(folder, rank()))
+        yield
 
 
 def all_sum(tensor: Tensor) -> Tensor:

@@ -7,14 +7,19 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, overload
 
 import dcdctl
 from dcdctl.core.errors import DcdError, InputError, StaleError
+from dcdctl.core.progress import Track
 
 try:
     import fcntl
@@ -22,6 +27,11 @@ except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 PARTIAL_SUFFIX = ".partial"
 MAX_NAME_BYTES = 150
+PARTIAL_NAME = re.compile(rf".*\.(?P<host>[0-9a-f]{{8}})-(?P<process>\d+){re.escape(PARTIAL_SUFFIX)}")
+KEPT_S = 24 * 3600.0
+"""How long an incomplete file of another machine is kept after its last change: this one cannot see whether its process lives."""
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
+"""What `flock` raises on a file system without locks."""
 PACKAGE = Path(dcdctl.__file__).parent
 
 
@@ -49,7 +59,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """An empty folder to fill, beside `path`; it is renamed to `path` when the block succeeds and removed when it fails.
 
-    A folder at `path` is replaced, and keeps its content until the new one is complete.
+    A folder at `path` is replaced, and keeps its content until the new one is complete. If two processes fill the same folder, the last one
+    to complete it replaces the other's.
     """
     partial, replaced = _partial_of(path), _partial_of(path.with_name(f"{path.name}.replaced"))
     shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had this process ID
@@ -60,9 +71,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             for file in partial.rglob("*"):
                 if file.is_file():
                     _sync(file)
-            if path.is_dir():
-                path.rename(replaced)  # the target of a rename must be empty
-            partial.rename(path)
+            _replace_folder(partial, path, replaced)
     finally:
         # The second rename failed: the old folder returns to its place.
         if replaced.exists() and not path.exists():
@@ -71,10 +80,32 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
+def _replace_folder(partial: Path, path: Path, replaced: Path) -> None:
+    """Rename `partial` to `path`, and the folder that is there to `replaced`."""
+    while True:
+        if path.is_dir():  # the target of a rename must be empty
+            shutil.rmtree(replaced, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another process has moved it away
+                path.rename(replaced)
+        try:
+            partial.rename(path)
+            return
+        except OSError as error:
+            # Another process has completed the folder since.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not path.is_dir():
+                raise
+
+
 def _partial_of(path: Path) -> Path:
     """The name under which this process writes a file or folder until it is complete."""
-    # The process ID separates two processes that write the same file.
-    return path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    # Machine and process ID separate two processes that write the same file; containers number their processes alike.
+    return path.with_name(f"{path.name}.{_host()}-{os.getpid()}{PARTIAL_SUFFIX}")
+
+
+@cache
+def _host() -> str:
+    """Eight digits for this machine or container."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def _sync(path: Path) -> None:
@@ -96,42 +127,96 @@ def _disk_full_as_input_error(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def lock(folder: Path, part: int = 0) -> Iterator[None]:
-    """Lock a folder, or a numbered part of the work on it, for this process; StaleError if another process holds the lock.
+def lock(folder: Path, part: int = 0, *, wait: Track | None = None) -> Iterator[None]:
+    """Lock a folder, or a numbered part of the work on it, for this process.
 
-    The lock ends with its process, also if that is killed. It does nothing on systems without POSIX locks.
+    StaleError if another process holds the lock; with `wait` the block starts when the other process ends, and `wait` shows that. Part 0 is
+    also refused while another process holds any other part. The lock ends with its process, also if that is killed.
+
+    Over NFS the lock holds between machines if the server supports locks. It does nothing on file systems and systems without locks.
     """
-    absolute = folder.absolute()  # "." has no name
-    # Beside the folder, because a file inside it would make an empty folder count as occupied.
-    path = absolute.with_name(f".{absolute.name}.lock-{part}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = _locked(path)
+    path = _lock_path(folder, part)
+    file = _locked(path, is_waiting=False)
+    if file is None and wait is not None:
+        with wait(f"wait for another run that is writing to {folder}", total=None, unit=""):
+            file = _locked(path, is_waiting=True)
     if file is None:
-        raise StaleError(f"another run is writing to {folder}", hint="wait until it ends, or name another folder")
+        raise _is_busy(folder)
     with file:
         try:
+            if part == 0:
+                _check_other_parts(folder, path)
             yield
         finally:
-            path.unlink(missing_ok=True)
+            _unlink_own(path, file)
 
 
-def _locked(path: Path) -> IO[str] | None:
-    """A lock file, open and locked; None if another process has locked it."""
+def _lock_path(folder: Path, part: int) -> Path:
+    """The lock file of a folder: beside it, because a file inside would make an empty folder count as occupied.
+
+    It is inside the folder if the folder above cannot be written to, as where a volume is mounted.
+    """
+    # One path for all names of the folder; unlike Path.resolve, realpath accepts loops of links.
+    real = Path(os.path.realpath(folder))
+    real.parent.mkdir(parents=True, exist_ok=True)
+    is_inside = real.is_dir() and not os.access(real.parent, os.W_OK | os.X_OK)
+    return (real if is_inside else real.parent) / f".{real.name}.lock-{part}"
+
+
+def _is_busy(folder: Path) -> StaleError:
+    return StaleError(f"another run is writing to {folder}", hint="wait until it ends, or name another folder")
+
+
+def _check_other_parts(folder: Path, own: Path) -> None:
+    """StaleError if a process of an earlier run, whose first process has ended, still holds another part."""
+    for path in own.parent.glob(f"{glob.escape(own.name.removesuffix('0'))}*"):
+        if path != own:
+            file = _locked(path, is_waiting=False)
+            if file is None:
+                raise _is_busy(folder)
+            with file:
+                _unlink_own(path, file)
+
+
+def _locked(path: Path, *, is_waiting: bool) -> IO[str] | None:
+    """A lock file, open and locked; None if another process has locked it and this one is not to wait."""
     if fcntl is None:
         return path.open("a")
     while True:
         file = path.open("a")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The last owner may have removed the file after it was opened here: its name is free, so a lock on it excludes nobody.
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if is_waiting else fcntl.LOCK_NB))
         except BlockingIOError:
             file.close()
             return None
-        except FileNotFoundError:
-            pass
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return file
+            file.close()
+            if error.errno != errno.ESTALE:
+                raise
+            continue
+        # The last owner may have removed the file after it was opened here: its name is free, so a lock on it excludes nobody.
+        if _is_at(path, file):
+            return file
         file.close()
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    """Whether an open file is the one that has this path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError as error:
+        # ESTALE: removed by another client of an NFS server.
+        if error.errno not in (errno.ENOENT, errno.ESTALE):
+            raise
+        return False
+
+
+def _unlink_own(path: Path, file: IO[str]) -> None:
+    """Remove a lock file that this process has locked, unless somebody removed it and another process has made its own since."""
+    if _is_at(path, file):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -184,8 +269,15 @@ def is_file_name(name: str) -> bool:
 
 
 def is_vacant(folder: Path) -> bool:
-    """Whether a folder is missing or empty, apart from incomplete files that killed processes left."""
-    return not folder.exists() or all(path.name.endswith(PARTIAL_SUFFIX) for path in folder.iterdir())
+    """Whether a folder is missing or empty, apart from locks and incomplete files that killed processes left."""
+    return not folder.exists() or not names_in(folder)
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder, sorted, without locks and incomplete files."""
+    lock_name = f".{Path(os.path.realpath(folder)).name}.lock-"
+    names = (path.name for path in folder.iterdir())
+    return sorted(name for name in names if not name.endswith(PARTIAL_SUFFIX) and not name.startswith(lock_name))
 
 
 def check_output_folder(folder: Path) -> None:
@@ -214,12 +306,46 @@ def _check_writable(folder: Path) -> None:
 
 
 def remove_partials(folder: Path, name: str = "") -> None:
-    """Delete the incomplete files and folders that killed processes left in a folder; those of `name` only if it is given."""
+    """Delete the incomplete files and folders that killed processes left in a folder; those of `name` only if it is given.
+
+    What a living process writes stays.
+    """
     for path in sorted(folder.glob(f"{glob.escape(name)}.*{PARTIAL_SUFFIX}" if name else f"*{PARTIAL_SUFFIX}")):
+        if _is_being_written(path):
+            continue
         if path.is_dir():
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _is_being_written(path: Path) -> bool:
+    """Whether a partial file or folder may belong to a living process."""
+    owner = PARTIAL_NAME.fullmatch(path.name)
+    if owner is None:
+        return False
+    if owner["host"] != _host():
+        return _seconds_since_change(path) < KEPT_S
+    return int(owner["process"]) != os.getpid() and is_alive(int(owner["process"]))
+
+
+def _seconds_since_change(path: Path) -> float:
+    """Seconds since a file, or a file of a folder, was last changed; infinite for a path that no longer exists."""
+    try:
+        return time.time() - max(file.stat().st_mtime for file in (path, *path.rglob("*")))
+    except FileNotFoundError:
+        return 0.0  # somebody is at work there
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine runs."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # of another user; a number that no process has
+        return True
+    return True
 
 
 def sha256_of(path: Path) -> str:

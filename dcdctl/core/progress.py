@@ -14,7 +14,10 @@ also `val_rsum` and `val_best_rsum`."""
 
 
 class Track(Protocol):
-    """Opens a progress bar: `with track("score", total=1000, unit="pairs") as advance: advance(64)`."""
+    """Opens a progress bar: `with track("score", total=1000, unit="pairs") as advance: advance(64)`.
+
+    The unit is empty where nothing can be counted, as while another run is waited for.
+    """
 
     def __call__(self, label: str, *, total: int | None, unit: str) -> AbstractContextManager[Advance]: ...
 

@@ -6,8 +6,11 @@ import errno
 import hashlib
 import json
 import os
+import random
 import re
 import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from safetensors import SafetensorError
 
 from dcdctl.core import files
 from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.progress import silent
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
@@ -211,6 +215,124 @@ def test_a_lock_file_removed_while_another_process_opens_it_is_opened_again(tmp_
         with files.lock(folder, 1):  # a lock for another part
             pass
     assert list(tmp_path.iterdir()) == []
+
+
+HELD_TIMES = 25
+
+
+def hold_often(folder: Path, *, is_waiting: bool) -> None:
+    """Hold a lock many times, in a process of its own; each time make and remove a file that only one holder can make."""
+    held = 0
+    while held < HELD_TIMES:
+        try:
+            with files.lock(folder, wait=silent if is_waiting else None):
+                os.close(os.open(folder / "holder", os.O_CREAT | os.O_EXCL))
+                time.sleep(0.001)
+                (folder / "holder").unlink()
+            held += 1
+        except StaleError:
+            assert not is_waiting
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX locks")
+def test_no_two_of_many_processes_hold_a_lock_at_once(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    flock = fcntl.flock
+    # Between opening a lock file and locking it there is time for its owner to remove it.
+    monkeypatch.setattr(fcntl, "flock", lambda file, operation: (time.sleep(0.001 * random.random()), flock(file, operation)))
+    children = []
+    for number in range(8):
+        if not (child := os.fork()):
+            code = 1
+            try:
+                hold_often(folder, is_waiting=number % 2 == 0)
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 8
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX locks")
+def test_a_lock_file_that_somebody_replaced_stays_on_release(tmp_path):
+    path = tmp_path / ".cache.lock-0"
+    with files.lock(tmp_path / "cache"):
+        path.unlink()
+        path.write_text("another process's")
+    assert path.read_text() == "another process's"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX locks")
+def test_the_first_part_is_refused_while_another_part_is_held(tmp_path):
+    with files.lock(tmp_path / "cache", 1):
+        with pytest.raises(StaleError, match="another run is writing to"), files.lock(tmp_path / "cache"):
+            pass
+        with files.lock(tmp_path / "cache", 2):
+            pass
+    (tmp_path / ".cache.lock-3").touch()  # of a killed process
+    with files.lock(tmp_path / "cache"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no POSIX locks")
+def test_all_names_of_a_folder_share_one_lock(tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "link").symlink_to("cache")
+    with files.lock(tmp_path / "link"), pytest.raises(StaleError, match="another run is writing to"), files.lock(tmp_path / "cache"):
+        pass
+
+
+def test_a_folder_inside_one_that_cannot_be_written_is_locked_from_inside(tmp_path, monkeypatch):
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with files.lock(tmp_path / "cache"):
+        assert [path.name for path in (tmp_path / "cache").iterdir()] == [".cache.lock-0"]
+        assert files.is_vacant(tmp_path / "cache")
+
+
+def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
+    def flock(file: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with files.lock(tmp_path / "cache"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_living_process_writes_is_no_leftover(tmp_path):
+    host = files._partial_of(tmp_path).name.split(".")[-2].split("-")[0]
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    leftovers = {f"a.{host}-{ended.pid}.partial", f"b.{host}-{os.getpid()}.partial", "c.77.partial", "old.00000000-1.partial"}
+    live = {f"d.{host}-{os.getppid()}.partial", "e.00000000-1.partial"}
+    for name in leftovers | live:
+        (tmp_path / name).touch()
+    os.utime(tmp_path / "old.00000000-1.partial", (0, 0))
+    files.remove_partials(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == live
+
+
+def test_two_processes_that_fill_one_folder_leave_one_of_them_whole(tmp_path):
+    folder = tmp_path / "model"
+    fill(folder, "old")
+    if not (child := os.fork()):
+        code = 1
+        try:
+            for _ in range(100):
+                fill(folder, "child")
+            code = 0
+        finally:
+            os._exit(code)
+    for _ in range(100):
+        fill(folder, "parent")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert content(folder) in ({"deep/a.txt": text, "b.txt": text} for text in ("child", "parent"))
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_the_current_folder_can_be_locked(tmp_path, monkeypatch):

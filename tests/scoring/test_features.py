@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections import namedtuple
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
@@ -187,10 +187,21 @@ def test_a_folder_that_is_not_what_its_name_says_is_refused(root, kept, corpus, 
         shutil.copyfile(kept.folder / name, folder / name)
 
 
-def test_features_that_another_run_is_writing_are_refused(tmp_path, kept, corpus, pair):
-    with files.lock(tmp_path / kept.folder.name), pytest.raises(StaleError, match=r"another run is writing to .*; wait until it ends"):
-        open_or_build(tmp_path, corpus, pair)
-    assert not list(tmp_path.rglob("*.npy"))
+def test_features_that_another_run_is_writing_are_awaited_and_not_encoded_again(tmp_path, kept, corpus, pair, monkeypatch):
+    folder, labels = tmp_path / kept.folder.name, []
+
+    @contextmanager
+    def track(label, *, total, unit):
+        labels.append(label)
+        shutil.copytree(kept.folder, folder)  # the other run ends
+        lock.close()
+        yield lambda count: None
+
+    monkeypatch.setattr(features, "_build", None)
+    with ExitStack() as lock:
+        lock.enter_context(files.lock(folder))
+        assert open_or_build(tmp_path, corpus, pair, track=track).parts == kept.parts
+    assert labels == [f"wait for another run that is writing to {folder}"]
 
 
 def test_a_model_without_encoders_is_refused(tmp_path, corpus, teacher):

@@ -24,7 +24,6 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, InputError, MissingError, ModelError, StaleError
 from dcdctl.core.search import Changes, Index, embed, storage
-from dcdctl.core.search import build as search_build
 from dcdctl.core.search.build import build, update
 from dcdctl.core.search.config import IndexConfig
 
@@ -505,7 +504,7 @@ def test_a_changed_corpus_is_refused(dual, scenes_corpus_dir, tmp_path):
 
 def test_two_changes_at_once_are_refused(dual, pictures, tmp_path):
     build(str(dual), pictures, tmp_path / "index", FLAT)
-    with search_build.lock(tmp_path / "index"), pytest.raises(StaleError, match="another run is writing to"):
+    with distributed.lock(tmp_path / "index"), pytest.raises(StaleError, match="another run is writing to"):
         update(tmp_path / "index", Changes(remove=("0.png",)))
     with pytest.raises(ConfigError, match="is of precision float32, not bfloat16"):
         update(tmp_path / "index", Changes(add=pictures, precision="bfloat16"))

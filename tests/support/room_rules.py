@@ -16,5 +16,5 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "export": ("data", "models", "evaluation", "bench", "report"),
 }
 """The rooms in order, and the earlier rooms that each one reads. Ground files are free to all; `demo.py` uses every room."""
-GROUND = ("errors", "files", "artifacts", "progress", "config", "devices", "distributed", "templates")
+GROUND = ("errors", "progress", "files", "artifacts", "config", "devices", "distributed", "templates")
 """The ground files in order; each imports only those before it."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import contents, make_corpus, make_teacher, run_script
 
-from dcdctl.core import artifacts, models
+from dcdctl.core import artifacts, distributed, models
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.models.preprocess import vilt_image_processor
@@ -467,7 +467,7 @@ def test_verify_scores_pairs_again_and_finds_a_wrong_score(corpus, teacher, fold
 
 
 def test_a_second_writer_to_the_same_folder_is_refused(corpus, teacher, tmp_path):
-    with build.lock(tmp_path / "cache"), pytest.raises(StaleError, match=r"another run is writing to .*cache; wait until it ends"):
+    with distributed.lock(tmp_path / "cache"), pytest.raises(StaleError, match=r"another run is writing to .*cache; wait until it ends"):
         build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]

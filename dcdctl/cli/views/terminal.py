@@ -161,6 +161,8 @@ def _moving_bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
 def _sparse_lines(label: str, total: int | None, unit: str) -> Iterator[Advance]:
     started = last_line = time.monotonic()
     done = 0
+    if not unit:  # it may last as long as another run does
+        note(f"{label} ...")
 
     def advance(count: int) -> None:
         nonlocal done, last_line
@@ -172,7 +174,7 @@ def _sparse_lines(label: str, total: int | None, unit: str) -> Iterator[Advance]
 
     yield advance
     seconds = time.monotonic() - started
-    note(f"{label}: {amount(done, unit)} in {clock(seconds)}{rate(done, unit, seconds)}")
+    note(f"{label}: {amount(done, unit)} in {clock(seconds)}{rate(done, unit, seconds)}" if unit else f"{label}: {clock(seconds)}")
 
 
 def so_far(done: int, total: int | None, unit: str, seconds: float) -> str:

@@ -26,7 +26,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dcdctl.core import distributed
 from dcdctl.core.artifacts import Build, Kind, seal_of
 from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import CPU, Compute
@@ -152,16 +151,18 @@ def open_source(corpus: Corpus, model: Model, compute: Compute, track: Track = s
 def open_or_build(root: Path, corpus: Corpus, model: Model, *, device: torch.device = CPU, track: Track = silent) -> Features:
     """The features of a corpus, encoded and stored first if `root` lacks them.
 
-    The progress label shows their size on disk. ModelError for a model without encoders of its own, InputError if the disk is too small.
+    The progress label shows their size on disk. If another run is encoding them, this one waits for it and reads what it stored.
+    ModelError for a model without encoders of its own, InputError if the disk is too small.
     """
     if model.encoders is None:
         raise ModelError("this model has no encoders of its own whose features could be stored", hint="leave --features out")
     expected = {"format": FEATURES.format, "corpus": corpus.fingerprint, "encoders": model.encoders.digest}
     build = Build(root / f"{corpus.split}-{corpus.fingerprint[:12]}-{model.encoders.digest[:12]}", expected, FEATURES)
     if not build.is_sealed:
-        with build.lock(distributed.rank()):
-            model.to(device).eval()
-            _build(build.folder, expected, CorpusSource(corpus, model.preprocess), model.encoders, device, track)
+        with build.lock(wait=track):
+            if not build.is_sealed:  # another run may have sealed it meanwhile
+                model.to(device).eval()
+                _build(build.folder, expected, CorpusSource(corpus, model.preprocess), model.encoders, device, track)
     plan, seal = FEATURES.read_plan_and_seal(build.folder)
     build.expect(plan)
     parts = seal["files"]

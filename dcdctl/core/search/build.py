@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,7 @@ def build(
         "settings": configs.to_table(config),
     }
     planned = Build(folder, plan, INDEX)
-    with planned.lock(distributed.rank()):
+    with distributed.lock(folder):
         with distributed.main_first():
             if distributed.is_main():
                 _begin(planned, model)
@@ -92,7 +91,7 @@ def build(
 def update(folder: Path, changes: Changes, *, compute: Compute = IN_SMALL_BATCHES, track: Track = silent) -> Index:
     """Change the settings or the images of an index. Rows keep their images. InputError if a name to remove matches no image."""
     storage.read_document(folder)  # an error, before a lock file is written next to another folder
-    with lock(folder):
+    with distributed.lock(folder):
         # Again, because another run may have changed the index before this one had the lock.
         document = storage.read_document(folder)
         if changes.precision not in (None, document["precision"]):
@@ -111,11 +110,6 @@ def update(folder: Path, changes: Changes, *, compute: Compute = IN_SMALL_BATCHE
             index.expect(model.digest)
             _embed_and_commit(folder, document, model, compute, track)
     return Index.open(folder)
-
-
-def lock(folder: Path) -> AbstractContextManager[None]:
-    """A lock on the folder for this process; StaleError if another run holds it."""
-    return files.lock(folder, distributed.rank())
 
 
 def _refuse_inside(folder: Path, source: ImageSource) -> None:

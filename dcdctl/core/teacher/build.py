@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -168,15 +167,10 @@ def build_cache(
     pairs whose image and caption are also in this corpus are reused with their scores. StaleError if the folder holds a cache of another
     corpus, teacher or plan.
     """
-    with lock(folder):
+    with distributed.lock(folder):
         return score_planned(
             plan_cache(corpus, teacher, folder, config, compute=compute, extend=extend, drawn=drawn, track=track), track=track
         )
-
-
-def lock(folder: Path) -> AbstractContextManager[None]:
-    """The folder for this run alone, as far as this process writes to it; StaleError if another run has it."""
-    return files.lock(folder, distributed.rank())
 
 
 def plan_cache(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcdctl.core import files, models
+from dcdctl.core import distributed, files, models
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.progress import Track, silent
@@ -73,7 +73,7 @@ def cache_scores(
     if job.extend is not None:
         read_cache(job.extend)
     teacher = models.load_fusion(job.teacher, plan.overrides, track)
-    with build.lock(job.out):
+    with distributed.lock(job.out):
         planned = build.plan_cache(corpus, teacher, job.out, job.candidates, compute=job.compute, extend=job.extend, track=track)
         on_estimate(estimate.estimate_cost(planned))
         return None if dry_run else build.score_planned(planned, track=track)

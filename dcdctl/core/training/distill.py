@@ -171,7 +171,7 @@ def train(job: TrainingJob, inputs: TrainingInputs, *, options: TrainingOptions,
     the models raise.
     """
     plan = resolve(job, inputs, options)
-    with files.lock(job.out, distributed.rank()):
+    with distributed.lock(job.out):
         opened = _open_files(plan, inputs)
         training = _load_models(plan, opened, inputs, track)
         batches = make_batches(training.source, plan.recipe, opened.scores, options.micro_batch_plan, track)

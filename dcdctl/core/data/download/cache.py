@@ -16,13 +16,9 @@ from urllib.parse import unquote, urlsplit
 from dcdctl.core.data.download import http, hub
 from dcdctl.core.data.download.hub import HubPath
 from dcdctl.core.errors import ConfigError, InputError, SourceError
-from dcdctl.core.files import PARTIAL_SUFFIX, is_file_name, read_json, write_json
+from dcdctl.core.files import PARTIAL_SUFFIX, is_file_name, lock, read_json, write_json
 from dcdctl.core.progress import Advance, Track, silent
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system
-    fcntl = None  # type: ignore[assignment]
 HUB = "hf://"
 CHECKSUM = re.compile(r"sha256:[0-9a-fA-F]{64}|md5:[0-9a-fA-F]{32}")
 BLOB_HASHES = {64: "sha256", 40: "git-sha1"}
@@ -89,7 +85,7 @@ def fetch_file(file: RemoteFile, *, offline: bool = False, track: Track = silent
     # The hash of the URL separates files of the same name.
     target = cache_folder() / "downloads" / f"{_short(file.url)}-{file.name}"
     offline_reason = _offline_reason(offline)
-    with _disk_errors(file.url, target.parent), _exclusive(target):
+    with _disk_errors(file.url, target.parent), lock(target, wait=track):
         if file.is_on_hub:
             with _disk_errors(file.url, hub.cache_folder(), keeps_partial=False):
                 return _fetch_from_hub(file, target, offline_reason, track)
@@ -251,15 +247,6 @@ def _offline_reason(offline: bool) -> str:
 
 def _not_cached(file: RemoteFile, reason: str) -> SourceError:
     return SourceError(f"{file.url} is not in the cache and {reason} is set", hint="run once without it, or place the file by hand")
-
-
-@contextmanager
-def _exclusive(target: Path) -> Iterator[None]:
-    """Exclusive access to a file of the cache; other processes wait. Systems without POSIX locks have none."""
-    with target.with_name(f".{target.name}.lock").open("a") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file ends the lock; the file stays, because another process may be waiting for it
 
 
 @contextmanager
