@@ -85,9 +85,20 @@ class Kind:
             raise self.error(f"{folder / self.plan_file} belongs to another build: {names}", hint=self.remake)
         return plan, seal
 
-    def check_part(self, path: Path, size: int | None = None) -> None:
-        """`missing` if a part is not there, `error` if it has not the size of the seal."""
+    def check_part(self, folder: Path, name: str, size: int | None = None) -> None:
+        """`missing` if a part is not there, `error` if it lies outside the folder or has not the size of the seal.
+
+        Call it for every part that a seal names before any of them is opened: the seal may be that of a stranger.
+        """
+        path = folder / name
+        if files.escapes_root(name):
+            raise self.error(f"{folder / self.seal_file} names a file outside of its folder: {name}", hint=self.remake)
         try:
+            if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+                raise self.error(f"{path} is a link that leads out of {folder}", hint="copy the file to its place")
+            # A pipe or a device has no end.
+            if path.exists() and not path.is_file():
+                raise self.error(f"{path} is not a regular file", hint=self.remake)
             found = path.stat().st_size
         except OSError as error:
             hint = f"delete {self.seal_file} there and {self.make_again}" if self.keeps_plan else self.remake
@@ -253,7 +264,7 @@ def listed_files(path: Path, document: Mapping[str, Any], *, error: type[DcdErro
     if not isinstance(listed, dict) or not all(isinstance(entry, dict) and {"bytes", "sha256"} <= set(entry) for entry in listed.values()):
         raise error(f"{path} does not list the size and the SHA-256 of the files beside it", hint=hint)
     # A document of a stranger could name a device, which has no end.
-    if outside := [name for name in listed if Path(name).is_absolute() or ".." in Path(name).parts]:
+    if outside := [name for name in listed if files.escapes_root(name)]:
         raise error(f"{path} lists a file outside of its folder: {outside[0]}", hint=hint)
     return listed
 

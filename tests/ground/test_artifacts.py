@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -153,7 +154,7 @@ def test_a_missing_or_damaged_part_is_named_with_the_next_step(tmp_path, keeps_p
     seal = kind.read_seal(tmp_path)["files"]["part-1"]
     path = tmp_path / "part-1"
     assert kind.checked(path, seal["sha256"]) == path
-    kind.check_part(path, seal["bytes"])
+    kind.check_part(tmp_path, "part-1", seal["bytes"])
     intact = path.read_bytes()
     hint = "delete part-1 and toy.json there and run `make toy` again" if keeps_plan else "delete the folder and run `make toy` again"
     flip(path)
@@ -161,10 +162,10 @@ def test_a_missing_or_damaged_part_is_named_with_the_next_step(tmp_path, keeps_p
         kind.checked(path, seal["sha256"])
     path.write_bytes(intact[:-1])
     with pytest.raises(StaleError, match=f"part-1 is damaged: it has {len(intact) - 1} bytes, not {len(intact)}; {hint}"):
-        kind.check_part(path, seal["bytes"])
+        kind.check_part(tmp_path, "part-1", seal["bytes"])
     path.unlink()
     with pytest.raises(MissingError, match=r"part-1 is missing \(No such file or directory\); delete "):
-        kind.check_part(path, seal["bytes"])
+        kind.check_part(tmp_path, "part-1", seal["bytes"])
     if keeps_plan:  # follow the hint
         (tmp_path / "toy.json").unlink()
         assert make_toy(tmp_path, kind) == ["part-1"]
@@ -335,6 +336,9 @@ SEALED = [name for name in ARTIFACTS if name != "negatives"]
 """The artifacts with a seal beside their parts; mined negatives are one file that contains its checksum."""
 
 
+SEALS = ("index.json", "corpus.json", "cache.json", "features.json")
+
+
 @pytest.fixture(params=ARTIFACTS)
 def artifact(request, tmp_path, corpus, monkeypatch) -> BuiltArtifact:
     return ARTIFACTS[request.param](tmp_path, corpus, monkeypatch)
@@ -349,6 +353,46 @@ def test_a_flipped_bit_in_any_part_is_an_error_that_names_the_file(artifact):
                 artifact.read()
             path.write_bytes(intact)
     artifact.read()
+
+
+OUTSIDE = ("../elsewhere/{}", "{folder}/elsewhere/{}", "..\\\\elsewhere\\\\{}", "a/../../elsewhere/{}")
+
+
+@pytest.mark.parametrize("artifact", SEALED, indirect=True)
+def test_a_part_outside_of_the_folder_is_refused_by_name_before_a_file_is_opened(artifact, tmp_path, monkeypatch):
+    # A copy of each part is there: only the names are wrong.
+    (tmp_path / "elsewhere").mkdir()
+    for path in artifact.parts:
+        shutil.copy(path, tmp_path / "elsewhere")
+
+    def hashed(path):
+        assert "elsewhere" not in str(path)
+        return sha256_of(path)
+
+    monkeypatch.setattr(artifacts, "sha256_of", hashed)
+    seal = next(path / name for path in artifact.parts[0].parents for name in SEALS if (path / name).is_file())
+    intact = seal.read_text(encoding="utf-8")
+    for path in artifact.parts:
+        for where in OUTSIDE:
+            name = where.format(path.name, folder=tmp_path)
+            document = json.loads(intact.replace(f'"{path.name}"', f'"{name}"'))
+            document.pop(artifacts.CHECKSUM)
+            artifacts.write_document(seal, document)
+            with pytest.raises(DcdError, match=rf"{seal.name} names a file outside of its folder: .*elsewhere"):
+                artifact.read()
+
+
+@pytest.mark.parametrize("artifact", SEALED, indirect=True)
+def test_a_part_that_is_a_link_out_of_the_folder_or_a_pipe_is_refused_by_name(artifact, tmp_path):
+    path = artifact.parts[-1]
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DcdError, match=rf"{path.name} is a link that leads out of .*; copy the file to its place"):
+        artifact.read()
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DcdError, match=f"{path.name} is not a regular file"):
+        artifact.read()
 
 
 @pytest.mark.parametrize("artifact", SEALED, indirect=True)

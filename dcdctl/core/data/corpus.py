@@ -193,7 +193,7 @@ class Corpus:
             raise CorpusError(f"{folder} has no split {split!r}", hint=f"it has {', '.join(index['splits'])}")
         shards = [ShardFile(**shard) for shard in entry["shards"]]
         for shard in shards:
-            CORPUS.check_part(folder / shard.file, shard.bytes)
+            CORPUS.check_part(folder, shard.file, shard.bytes)
         corpus = Corpus(folder, split, name=index["name"], fingerprint=entry["fingerprint"], shards=shards, num_images=entry["images"])
         return corpus if max_images is None else corpus.subset(max_images)
 

@@ -139,7 +139,7 @@ def _already_there(out: Path, digest: str) -> CorpusSummary:
         message = f"{out} holds a finished corpus, {index['name']}, made from other files or with other options"
         raise InputError(message, hint="remove it, or write elsewhere with --out")
     for entry in (shard for split in index["splits"].values() for shard in split["shards"]):
-        CORPUS.check_part(out / entry["file"], entry["bytes"])
+        CORPUS.check_part(out, entry["file"], entry["bytes"])
     # A run that is killed after the seal leaves the plan.
     (out / CORPUS.plan_file).unlink(missing_ok=True)
     return _summary(out, index, already_there=True)

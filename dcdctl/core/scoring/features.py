@@ -167,7 +167,7 @@ def open_or_build(root: Path, corpus: Corpus, model: Model, *, device: torch.dev
     build.expect(plan)
     parts = seal["files"]
     for name, seal in parts.items():
-        FEATURES.check_part(build.folder / name, seal["bytes"])
+        FEATURES.check_part(build.folder, name, seal["bytes"])
     return Features(corpus, build.folder, plan, parts)
 
 

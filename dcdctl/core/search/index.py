@@ -68,9 +68,6 @@ class Index:
         written."""
         folder = Path(folder)
         document = storage.read_document(folder)
-        # Only sizes, to open in milliseconds; checksums are compared when a file is first read.
-        for name, entry in storage.files_of(document).items():
-            INDEX.check_part(folder / name, entry.get("bytes"))
         return Index(folder, document)
 
     def __repr__(self) -> str:

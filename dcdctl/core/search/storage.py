@@ -19,7 +19,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -305,7 +305,11 @@ def read_blocks(folder: Path, parts: Sequence[Part], dim: int, rows: range) -> I
 
 
 def read_document(folder: Path) -> dict[str, Any]:
-    """The content of index.json; MissingError if there is no finished index, StaleError if it is damaged or of another format."""
+    """The content of index.json. Opens no other file, and compares their sizes.
+
+    MissingError if there is no finished index, or if a file is missing; StaleError if a file is damaged, of another format, or outside of
+    the folder.
+    """
     document = INDEX.read_seal(folder)
     try:
         # Only the check is used: a change edits the plain document and writes it back.
@@ -314,6 +318,9 @@ def read_document(folder: Path) -> dict[str, Any]:
         message = f"{folder / INDEX_FILE} is not as this dcdctl writes it: {error}"
         raise StaleError(message, hint="update dcdctl, or build the index again") from error
     _check_counts(folder / INDEX_FILE, document)
+    # Names and sizes only, to open in milliseconds; checksums are compared when a file is first read.
+    for name, entry in files_of(document).items():
+        INDEX.check_part(folder, name, entry.get("bytes"))
     return document
 
 
@@ -339,6 +346,7 @@ def parts_of(document: dict[str, Any]) -> list[Part]:
 
 def files_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The entry of each file of an index, by its path in the folder."""
-    entries = {f"vectors/{part['file']}": part for part in document["parts"]}
-    entries |= {f"ann/{segment['file']}": segment for segment in document["segments"]}
+    # Joined as paths, so that an absolute name stays one and is refused.
+    entries = {PurePosixPath("vectors", part["file"]).as_posix(): part for part in document["parts"]}
+    entries |= {PurePosixPath("ann", segment["file"]).as_posix(): segment for segment in document["segments"]}
     return entries | {listed["file"]: listed for listed in (document["removed"], document["skipped"]) if listed["file"] is not None}

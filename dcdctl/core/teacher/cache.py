@@ -145,13 +145,13 @@ def read_cache(folder: Path, *, corpus: Corpus | None = None, teacher: str | Non
     damaged; MissingError if there is no finished cache, or if a file of it is missing.
     """
     plan, seal = CACHE.read_plan_and_seal(folder)
+    for name, part in seal["files"].items():
+        CACHE.check_part(folder, name, part["bytes"])
     cache = TeacherCache(folder, plan, seal)
     if corpus is not None:
         artifacts.expect(folder, cache.plan, {"corpus": corpus.fingerprint})
     if teacher is not None:
         cache.check_teacher(teacher)
-    for name, part in seal["files"].items():
-        CACHE.check_part(folder / name, part["bytes"])
     return cache
 
 
