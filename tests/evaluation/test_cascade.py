@@ -11,6 +11,8 @@ from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import EvalOptions, cascade, evaluate, rankers, ranks, result
 from dcdctl.core.evaluation.cascade import DepthResult, Shortlists, on_front
+from dcdctl.core.evaluation.protocols import WHOLE, folds_of
+from dcdctl.core.progress import silent
 
 
 def swept(depths: tuple[int, ...]) -> tuple[result.Evaluation, TableFusion]:
@@ -64,7 +66,10 @@ class Clock:
         return timed
 
 
-def test_the_time_of_a_query_is_the_dual_encoders_and_that_of_so_many_pairs(monkeypatch):
+@pytest.mark.parametrize("timed_images", [64, 4])
+def test_the_time_of_a_query_is_the_dual_encoders_and_that_of_so_many_pairs(monkeypatch, timed_images):
+    # A few images stand in for more candidates than they are.
+    monkeypatch.setattr(cascade, "TIMED_IMAGES", timed_images)
     clock, dual, fusion = Clock(monkeypatch), make_dual(), make_fusion()
     monkeypatch.setattr(dual, "embed_texts", clock.takes(dual.embed_texts, lambda texts: 0.002 * len(texts)))
     monkeypatch.setattr(fusion, "encode_texts", clock.takes(fusion.encode_texts, lambda texts: 0.010 * len(texts)))
@@ -90,6 +95,24 @@ def test_the_clock_waits_for_the_device_before_and_after_a_step(monkeypatch):
     start(5.0)  # work of an earlier step, which is nobody's time
     steps = [lambda query: start(0.010), lambda query: start(0.050)]
     assert cascade._median_ms(steps, [None], CPU) == pytest.approx([11, 51])
+
+
+def test_a_time_is_the_median_of_the_rounds_after_the_first(monkeypatch):
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(cascade, "MAX_ROUNDS", 3)
+    seconds = iter([0.100, 0.001, 0.006, 0.002])
+    assert cascade._median_ms([clock.takes(lambda query: None, lambda query: next(seconds))], [None], CPU) == pytest.approx([2])
+
+
+def test_a_cascade_keeps_more_candidates_than_it_reranks():
+    corpus = Numbers(OWNER)
+    task = rankers.RankingTask(corpus, EvalOptions(depths=(2,), num_top=5), folds_of(corpus, WHOLE), silent, None)
+    (rankings,) = rankers.rank_by_cascade(make_dual(), make_fusion(), task).folds
+    (first,) = rankers.rank_by_dual(make_dual(), task).folds
+    for ranking, before in ((rankings.text, first.text), (rankings.image, first.image)):
+        assert ranking.top_QK.shape[1] == 5
+        assert ranking.top_QK[:, 2:].tolist() == before.top_QK[:, 2:].tolist()
+        assert np.sort(ranking.top_QK[:, :2]).tolist() == np.sort(before.top_QK[:, :2]).tolist()
 
 
 def test_the_front_holds_what_nothing_beats():

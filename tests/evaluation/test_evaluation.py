@@ -11,6 +11,7 @@ from tables import OWNER, Numbers, TableDual, TableFusion, make_dual, make_fusio
 from tiny import make_models
 from torch import Tensor
 
+from dcdctl.core import scoring
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ModelError
@@ -55,7 +56,10 @@ def test_a_dual_encoder_is_ranked_by_its_cosines(corpus, dual, batch_size):
 
 @pytest.mark.parametrize(("batch_size", "image_chunk"), [(1, 64), (7, 3), (1000, 1)])
 def test_a_fusion_scorer_is_ranked_by_every_pair_scored_once(monkeypatch, corpus, fusion, batch_size, image_chunk):
-    monkeypatch.setattr(pairs, "IMAGE_CHUNK", image_chunk)
+    # Rankers read the chunk of images from the room, `PairScorer` from its own file.
+    assert scoring.IMAGE_CHUNK == pairs.IMAGE_CHUNK
+    for holder in (scoring, pairs):
+        monkeypatch.setattr(holder, "IMAGE_CHUNK", image_chunk)
     result = evaluate.evaluate_model(fusion, corpus, options=EvalOptions(compute=Compute(batch_size=batch_size)))
     assert ranks_of(result) == ranks_of_table(fusion.table_IT, OWNER)
     assert sorted(fusion.pairs) == [(image, text) for image in range(10) for text in range(18)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -75,6 +76,34 @@ def test_first_candidates_by_blocks_have_the_highest_scores_in_order(problem, im
         assert ranking.top_score_QK.tolist() == (-np.sort(-scores_QG, axis=1)[:, :k]).tolist()
         assert np.take_along_axis(scores_QG, ranking.top_QK, axis=1).tolist() == ranking.top_score_QK.tolist()
         assert all(len(set(row)) == k for row in ranking.top_QK.tolist())
+
+
+@st.composite
+def uneven_blocks(draw: st.DrawFn, num_images: int, num_texts: int) -> list[tuple[slice, slice]]:
+    """Blocks that cover a score matrix, of different sizes and in any order."""
+
+    def parts(count: int) -> list[slice]:
+        cuts = draw(st.sets(st.integers(1, max(1, count - 1)), max_size=4)) if count > 1 else set()
+        ends = [0, *sorted(cuts), count]
+        return [slice(*pair) for pair in pairwise(ends)]
+
+    return draw(st.permutations([(images, texts) for texts in parts(num_texts) for images in parts(num_images)]))
+
+
+@given(data=st.data(), num_top=st.integers(1, 6), seed=st.integers(0, 99))
+@settings(max_examples=100, deadline=None)
+def test_blocks_of_any_size_in_any_order_give_the_same_rankings(data, num_top, seed):
+    owner = np.repeat(np.arange(12), 2)
+    scores_IT = np.random.default_rng(seed).permutation(12 * 24).reshape(12, 24).astype(np.float32)
+    expected = counted(scores_IT, owner.tolist(), num_top=num_top)
+    counter = RankCounter(scores_IT[owner, range(24)], owner, num_top=num_top)
+    for images, texts in data.draw(uneven_blocks(12, 24)):
+        counter.add(scores_IT[images, texts], images.start, texts.start)
+    rankings = counter.rankings()
+    for ranking, whole in zip((rankings.text, rankings.image), expected, strict=True):
+        assert ranking.positions_QR.tolist() == whole.positions_QR.tolist()
+        assert ranking.top_QK.tolist() == whole.top_QK.tolist()
+        assert ranking.top_score_QK.tolist() == whole.top_score_QK.tolist()
 
 
 def test_candidates_of_many_blocks_are_sorted_in_as_they_come():

@@ -202,7 +202,8 @@ class _ColumnTops:
 
     def add(self, scores_GQ: NDArray[np.float32], first: int, queries: slice) -> None:
         worst_Q = self._score_QK[queries, -1]
-        if len(scores_GQ) >= self._score_QK.shape[1] and np.isinf(worst_Q).all():
+        # The best, not the worst: a query that has fewer than K candidates yet must keep them.
+        if len(scores_GQ) >= self._score_QK.shape[1] and np.isinf(self._score_QK[queries, 0]).all():
             # All scores of the first block would wait.
             score_KQ, index_KQ = torch.from_numpy(scores_GQ).topk(self._score_QK.shape[1], dim=0)
             self._score_QK[queries], self._index_QK[queries] = score_KQ.T.numpy(), index_KQ.T.numpy() + first
