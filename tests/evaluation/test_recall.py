@@ -54,7 +54,7 @@ def test_rankings_by_vectors_are_those_of_the_matrix(counts, seed, block):
 @pytest.mark.parametrize("gallery_block", [4, 64])
 def test_rankings_do_not_depend_on_the_gallery_block(monkeypatch, gallery_block):
     owner, image_ID, text_TD = np.arange(40) // 2, unit(0, 20, 6), unit(1, 40, 6)
-    monkeypatch.setattr(topk, "GALLERY_BLOCK", gallery_block)
+    monkeypatch.setattr(evaluation_ranks, "GALLERY_BLOCK", gallery_block)
     rankings = evaluation_ranks.rank_embeddings(image_ID, text_TD, owner, block=7)
     assert all_of(rankings) == all_of(evaluation_ranks.rank_matrix(image_ID @ text_TD.T, owner))
 
