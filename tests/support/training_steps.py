@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dcdctl.core import distributed, models
 from dcdctl.core.data import Corpus
@@ -65,12 +65,34 @@ def save_shared_gradients(data: str, teacher: str, cache: str, out: str) -> None
     corpus = Corpus.open(Path(data), "train")
     inputs = Inputs(corpus, [read_cache(Path(cache))], models.load_fusion(teacher))
     Path(out).mkdir(exist_ok=True)
+    save_shared_tensors(out)
     rank, num_processes = distributed.rank(), distributed.world_size()
     for kind in KINDS:
         for count in (1, 2):
             plan = MicroBatchPlan(num_processes * count, range(rank * count, (rank + 1) * count))
             _, gradients = gradients_of(inputs, kind, plan)
             save_file(gradients, Path(out) / f"{kind}-{count}-{rank}.safetensors")
+
+
+def save_shared_tensors(out: str) -> None:
+    """Write what two processes with different weights and gradients share, to OUT/shared-RANK.safetensors."""
+    rank = distributed.rank()
+    model = nn.Linear(2, 3)
+    model.register_buffer("mean", torch.zeros(2))
+    model.register_buffer("count", torch.tensor(rank))
+    for tensor in model.state_dict().values():
+        tensor.fill_(rank + 1)
+    distributed.broadcast_weights(model)
+    shared = {f"weights.{name}": tensor for name, tensor in model.state_dict().items()}
+    # Gradients in both processes, in the second, in none, and of a parameter that is not trained; several buckets.
+    parameters = {name: nn.Parameter(torch.zeros(size)) for name, size in (("both", 3), ("second", 2), ("none", 1), ("scalar", ()))}
+    parameters["frozen"] = nn.Parameter(torch.zeros(2), requires_grad=False)
+    parameters["both"].grad, parameters["scalar"].grad = torch.full((3,), rank + 1.0), torch.tensor(rank + 0.5)
+    parameters["second"].grad = torch.tensor([4.0, 5.0]) if rank else None
+    distributed.BUCKET_SIZE = 4
+    distributed.sum_gradients(parameters.values())
+    shared |= {f"gradient.{name}": parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+    save_file(shared, Path(out) / f"shared-{rank}.safetensors")
 
 
 def relative_differences(gradients: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:

@@ -174,12 +174,14 @@ class Draws:
 
     def __init__(self) -> None:
         self.drawn: list[float] = []
+        self.progress: list[float] = []
 
     def outputs(self, model: nn.Linear, pairs: object) -> tuple[torch.Tensor, ...]:
         self.drawn.append(float(torch.rand(())))
         return (model(torch.ones(1, 2)).float(),)
 
     def loss(self, model: nn.Linear, outputs: Sequence[torch.Tensor], batch: object, progress: float) -> dict[str, torch.Tensor]:
+        self.progress.append(progress)
         return {"sum": outputs[0].sum()}
 
 
@@ -194,6 +196,8 @@ def test_each_step_and_micro_batch_draws_its_own_dropout_and_the_second_pass_rep
         # Whatever was drawn before must not matter.
         torch.rand(step + 3)
         backward(nn.Linear(2, 1), objective, replace(batch, micro_batches=micro_batches), info, options)
+        # Schedules of the loss go by the steps before this one.
+        assert objective.progress == [step / 4]
         return objective.drawn
 
     first = drawn(0, 0, 3)
@@ -385,6 +389,20 @@ def test_two_processes_have_the_gradient_of_one(together, whole_gradients, kind,
     assert_same_gradients(first, whole_gradients[kind][1])
     assert first.keys() == second.keys()
     assert all(torch.equal(gradient, second[name]) for name, gradient in first.items())
+
+
+def test_processes_start_from_the_weights_of_the_first_and_sum_the_gradients_that_any_of_them_has(together):
+    for rank in (0, 1):
+        shared = {name: tensor.tolist() for name, tensor in load_file(together[0] / "gradients" / f"shared-{rank}.safetensors").items()}
+        assert shared == {
+            "weights.weight": [[1, 1]] * 3,
+            "weights.bias": [1, 1, 1],
+            "weights.mean": [1, 1],
+            "weights.count": rank + 1,  # whole numbers, such as positions, are no weights
+            "gradient.both": [3, 3, 3],
+            "gradient.second": [4, 5],
+            "gradient.scalar": 2,
+        }
 
 
 @pytest.mark.parametrize("name", ["lists", "pairs"])
