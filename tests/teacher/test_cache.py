@@ -79,23 +79,58 @@ def test_lookup_returns_scores_by_index_and_nan_for_missing_pairs(folder):
     assert all((pair in scored) != missing for pair, missing in zip(zip(*everything.tolist(), strict=True), is_nan, strict=True))
 
 
+def made_cache(folder: Path, pairs: dict[tuple[int, int], tuple[float, int]], size: tuple[int, int], **margins: float):
+    """A function that opens a cache of these pairs, image and caption -> score and role, in shards of two images."""
+    plan, seal = {"images": size[0], "captions": size[1], "images_per_shard": 2}, {}
+    plan["candidates"] = {"absolute_margin": None, "relative_margin": None, **margins}
+    for shard, images in enumerate(cache_format.shards_of(plan)):
+        inside = [(image, text, *pair) for (image, text), pair in sorted(pairs.items()) if image in images]
+        columns = [np.array([row[column] for row in inside]) for column in range(4)]
+        name = cache_format.pairs_name(shard)
+        cache_format.write_pairs(folder / name, cache_format.Pairs(*columns))
+        seal[name] = artifacts.seal_of(folder / name, pairs=len(inside))
+    return lambda: teacher_cache.TeacherCache(folder, plan, {"files": seal})
+
+
 def test_an_unscored_pair_never_gets_the_score_of_the_next_image(tmp_path):
     """Each image is scored with captions of its own alone, so that past its end lie the next image's; image 2 has no pair at all."""
     scores = {(0, 0): 0.5, (0, 1): 1.5, (1, 2): 2.5, (1, 4): 3.5, (3, 5): 4.5, (4, 6): 5.5, (4, 7): 6.5}
-    plan, seal = {"images": 5, "captions": 8, "images_per_shard": 2}, {}
-    for shard, images in enumerate(cache_format.shards_of(plan)):
-        inside = [(image, text, score) for (image, text), score in scores.items() if image in images]
-        image, text, score = (np.array([row[column] for row in inside]) for column in range(3))
-        name = cache_format.pairs_name(shard)
-        cache_format.write_pairs(tmp_path / name, cache_format.Pairs(image, text, score, np.ones(len(inside), dtype=np.uint8)))
-        seal[name] = artifacts.seal_of(tmp_path / name, pairs=len(inside))
-    image, text = np.indices((5, 8))
+    opened = made_cache(tmp_path, {pair: (score, candidates.POSITIVE) for pair, score in scores.items()}, (5, 8))
     expected = np.array([[scores.get((i, t), np.nan) for t in range(8)] for i in range(5)], dtype=np.float32)
-    np.testing.assert_array_equal(teacher_cache.TeacherCache(tmp_path, plan, {"files": seal}).lookup(image, text), expected)
+    np.testing.assert_array_equal(opened().lookup(*np.indices((5, 8))), expected)
     # Each pair in a cache that has read no other shard.
     for i, t in ((0, 2), (1, 5), (2, 5), (3, 6), (4, 0), (1, 0), (3, 4)):
-        lonely = teacher_cache.TeacherCache(tmp_path, plan, {"files": seal})
-        assert np.isnan(lonely.lookup(np.array([i]), np.array([t]))).all()
+        assert np.isnan(opened().lookup(np.array([i]), np.array([t]))).all()
+
+
+TEXT, IMAGE = candidates.TEXT_CANDIDATE, candidates.IMAGE_CANDIDATE
+
+
+def test_the_absolute_margin_by_hand(tmp_path):
+    # Image 0 has captions 0 and 1, of mean 3; image 1 has caption 2, image 2 caption 3.
+    pairs = {(0, 0): (2.0, 1), (0, 1): (4.0, 1), (1, 2): (9.0, 1), (2, 3): (-1.0, 1)}
+    # A pair may be near for its image and not for its caption: 2 - 1 is exactly at the margin and stays, 2.5 lies within.
+    pairs |= {
+        (0, 2): (2.0, TEXT | IMAGE),
+        (0, 3): (2.5, TEXT | IMAGE),
+        (1, 0): (1.5, TEXT | IMAGE),
+        (1, 1): (3.5, TEXT),
+        (2, 1): (0.0, IMAGE),
+    }
+    cache = made_cache(tmp_path, pairs, (3, 4), absolute_margin=1.0)()
+    assert [cache.candidates.texts_of_image[image].tolist() for image in range(3)] == [[2], [0, 1], []]
+    # For caption 0 the mean is 2, for caption 3 it is -1.
+    assert [cache.candidates.images_of_text[text].tolist() for text in range(4)] == [[], [2], [0], []]
+    assert cache.candidates.dropped == {"margins": 3}
+
+
+def test_the_relative_margin_tells_large_logits_apart_and_adds_to_the_absolute_one(tmp_path):
+    """In float32 the sigmoid of each of these logits is 1."""
+    pairs = {(0, 0): (20.0, 1), (1, 1): (30.0, 1), (2, 2): (30.0, 1), (0, 1): (17.5, TEXT), (0, 2): (19.0, TEXT), (1, 0): (27.5, TEXT)}
+    alone = made_cache(tmp_path, pairs, (3, 3), relative_margin=1e-8)()
+    assert [alone.candidates.texts_of_image[image].tolist() for image in range(3)] == [[1], [], []]
+    both = made_cache(tmp_path, pairs, (3, 3), relative_margin=1e-8, absolute_margin=3.0)()
+    assert [both.candidates.texts_of_image[image].tolist() for image in range(3)] == [[], [], []]
 
 
 def test_a_caption_index_out_of_range_is_an_error(folder):

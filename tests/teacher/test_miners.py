@@ -268,6 +268,8 @@ def test_dropped_false_negatives_are_counted_by_reason(tmp_path):
     assert drawn.dropped == {"same image": 8, "equal text": 4}
     blocks = candidates.draw_candidates(corpus, CandidateConfig(kind="blocks", block_size=3, group_size=1, directions=("text",)))
     assert blocks.dropped == {"same image": 4, "equal text": 2}
+    both = candidates.draw_candidates(corpus, CandidateConfig(kind="blocks", block_size=3, group_size=1))
+    assert both.dropped == {"same image": 8, "equal text": 4}
     # For image 0, its own two captions and the equal text rank first; the best candidate left is the sea.
     best = candidates.draw_candidates(corpus, CandidateConfig(kind="lexical", per_query=1, directions=("text",)))
     assert [best.texts_of_image[image].tolist() for image in range(3)] == [[3], [1], [0]]
