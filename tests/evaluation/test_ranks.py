@@ -169,6 +169,18 @@ def test_the_first_of_long_rows_are_those_of_the_whole_row(width):
     assert torch.equal(index_QK, expected.indices)
 
 
+@pytest.mark.parametrize("k", [1, 3, 15])
+def test_ties_at_the_last_place_of_long_rows_leave_out_no_better_score(k):
+    # Ten values in 1,927 columns: every group of a row has the highest one, and the columns after the last group too.
+    scores_QG = torch.randint(10, (9, 64 * 30 + 7), generator=torch.Generator().manual_seed(0)).float()
+    scores_QG[3] = 0.0
+    scores_QG[3, [5, 64 * 30 + 3]] = 1.0  # two better ones, one of them beyond the groups
+    score_QK, index_QK = top_k_of_rows(scores_QG, k)
+    assert torch.equal(score_QK, scores_QG.topk(k, dim=1).values)
+    assert torch.equal(scores_QG.gather(1, index_QK), score_QK)
+    assert all(len(set(row)) == k for row in index_QK.tolist())
+
+
 def test_rankings_of_several_galleries_keep_their_positions_and_shift_their_indices():
     rankings = [counted(np.array(scores, dtype=np.float32), owner)[0] for scores, owner in (([[2, 1]], [0, 0]), ([[1, 2], [0, 1]], [0, 1]))]
     joined = ranks.concatenate(rankings, [0, 2])

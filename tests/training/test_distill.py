@@ -16,7 +16,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, MissingError, ModelError, StaleError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, build, cache
-from dcdctl.core.training import InputRefs, Inputs, TrainingJob, TrainingOptions, distill, initial_model, runs
+from dcdctl.core.training import InputRefs, Inputs, TrainingJob, TrainingOptions, distill, grad_cache, initial_model, runs
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches
 from dcdctl.core.training.losses.table import LOSSES
@@ -178,6 +178,27 @@ def test_a_dual_goes_on_from_a_reference(corpus, tmp_path):
     models.save(dual, tmp_path / "dual")
     recipe = training_recipe.load_recipe("tiny-student", [*DUAL, f"model.start={tmp_path / 'dual'}"])
     assert initial_model.make_model(recipe, corpus.captions, None).digest == dual.digest
+
+
+def test_the_seed_of_a_recipe_reaches_batches_and_dropout(inputs, tmp_path, monkeypatch):
+    steps: list[tuple[int, int, int]] = []
+
+    def backward(model: Any, objective: Any, batch: Any, info: Any, options: Any, real: Any = grad_cache.backward) -> Any:
+        steps.append((info.seed, info.step, info.num_steps))
+        return real(model, objective, batch, info, options)
+
+    monkeypatch.setattr(grad_cache, "backward", backward)
+    sets = [*DUAL, terms("infonce"), "optimizer.steps=2", "seed=7"]
+    distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), Inputs(inputs.corpus, [], None), options=OPTIONS)
+    assert steps == [(7, 0, 2), (7, 1, 2)]
+    for loss, kind in (("infonce", AllPairsBatches), ("ranking", CandidateListBatches)):
+        recipe = training_recipe.load_recipe("tiny-student", [*DUAL, terms(loss), "seed=7"])
+        source = CorpusSource(inputs.corpus, initial_model.make_model(recipe, inputs.corpus.captions, None).preprocess)
+        batch, expected, other = (
+            drawn.texts.input_ids.tolist()
+            for drawn in (distill.make_batches(source, recipe, None)[1], *(kind(source, recipe.batch, seed, None)[1] for seed in (7, 0)))
+        )
+        assert batch == expected != other
 
 
 def test_steps_are_what_is_set_or_what_the_epochs_take(inputs):

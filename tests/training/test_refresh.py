@@ -137,6 +137,12 @@ def test_student_and_teacher_read_the_features_of_their_own_encoders(corpus, tmp
     assert_close(torch.from_numpy(new.score_P), torch.as_tensor(expected), rtol=1e-5, atol=1e-5)
 
 
+def test_a_refresh_scores_at_the_precision_of_its_cache(inputs, tmp_path):
+    compute = Compute(precision="bfloat16", batch_size=7, features=tmp_path)
+    # This cache was scored in float32 without stored features; the student may be trained in bfloat16 with some.
+    assert refresh.teacher_compute(inputs.caches[0], compute) == Compute(precision="float32", batch_size=7)
+
+
 def test_a_refresh_without_the_features_of_its_cache_says_so(corpus, tmp_path):
     pair = make_pair(corpus.captions, tmp_path / "pair")
     config = CandidateConfig(per_query=4)
