@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -62,6 +63,10 @@ def pictures(tmp_path):
 def vectors_of(model, images):
     with torch.no_grad():
         return model.embed_images(model.preprocess.images(images)).numpy()
+
+
+def index_image(index, row):
+    return Image.open(io.BytesIO(index.image_bytes(row))).convert("RGB")
 
 
 def names(index):
@@ -297,6 +302,21 @@ def test_processes_share_the_parts_and_the_segments(dual, pictures, tmp_path, mo
     monkeypatch.setattr(storage, "ROWS_PER_GROUP", 2)
     build(str(dual), pictures, folder, GRAPHS)
     assert contents(folder) == contents(whole.folder)
+
+
+def test_a_part_without_images_does_not_let_a_later_one_overwrite_a_file(dual, loaded_once, pictures, tmp_path):
+    """A part of unreadable files alone is no part of the index, so its number is free and a higher one is in use."""
+    index = build(str(dual), pictures, tmp_path / "index", FLAT, compute=BATCHES)
+    mixed = put(tmp_path / "mixed", {**{f"{seed}.png": b"x" for seed in range(3)}, "9.png": png(9)})
+    more = put(tmp_path / "more", {f"{seed}.png": png(seed) for seed in range(20, 22)})
+    index = update(index.folder, Changes(add=mixed), compute=BATCHES)
+    assert [part.file for part in index.parts][-1] == "part-00004.parquet"
+    index = update(index.folder, Changes(add=more), compute=BATCHES)
+    assert len({part.file for part in index.parts}) == len(index.parts) == 5
+    index.check()
+    found = index.nearest(vectors_of(models.load_dual(str(dual)), [index_image(index, row) for row in range(10)]), 1)
+    assert found.rows_QK.ravel().tolist() == list(range(10))
+    assert names(index)[7:] == ["9.png", "20.png", "21.png"]
 
 
 @pytest.mark.parametrize("after", range(3))
