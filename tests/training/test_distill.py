@@ -173,6 +173,30 @@ def test_a_new_teacher_and_a_new_dual_are_made_of_the_recipes_sizes(corpus):
     assert dual.embed_texts(texts).shape == (1, 16)
 
 
+def test_every_size_of_a_recipe_reaches_a_new_model(corpus):
+    """No two of the numbers are alike, and none is the default."""
+    sets = ["hidden_size=24", "num_heads=3", "num_layers=4", "image_size=48", "patch_size=12", "image_mean=0.3", "image_std=0.2"]
+    sets = [f"model.{assignment}" for assignment in [*sets, "max_text_len=17", "vocab_size=60", "dropout=0.15"]]
+    shared = {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 96, "hidden_dropout_prob": 0.15}
+    vision = {**shared, "num_hidden_layers": 4, "image_size": 48, "patch_size": 12}
+
+    fusion = initial_model.make_model(training_recipe.load_recipe("tiny-teacher", sets), corpus.captions, None)
+    start = ["model.kind=dual", "model.start=new", "model.layers=[]", "model.num_text_layers=2", "model.projection_dim=10"]
+    dual = initial_model.make_model(training_recipe.load_recipe("tiny-student", [*start, *sets]), corpus.captions, None)
+    config = dual.network.config
+    for part, expected in (
+        (fusion.network.config, {**vision, "max_position_embeddings": 17, "vocab_size": 60}),
+        (config.vision_config, vision),
+        (config.text_config, {**shared, "num_hidden_layers": 2, "max_position_embeddings": 17, "vocab_size": 60}),
+        (config, {"projection_dim": 10}),
+    ):
+        assert {name: getattr(part, name) for name in expected} == expected
+    for model in (fusion, dual):
+        processor = model.preprocess.image_processor
+        assert (set(processor.image_mean), set(processor.image_std)) == ({0.3}, {0.2})
+        assert (model.preprocess.max_text_len, len(model.preprocess.tokenizer)) == (17, 60)
+
+
 def test_a_dual_goes_on_from_a_reference(corpus, tmp_path):
     dual = initial_model.make_model(training_recipe.load_recipe("tiny-student", [*DUAL, "seed=9"]), corpus.captions, None)
     models.save(dual, tmp_path / "dual")

@@ -44,7 +44,8 @@ def test_vectors_do_not_decay_and_frozen_parameters_are_left_out():
 
 def test_the_rates_of_a_step_are_the_recipes_factor_and_the_official_decay():
     model = nn.ModuleDict({"head": nn.Linear(3, 2), "rest": nn.Linear(2, 2)})
-    optimizer = make_optimizer(model, OptimizerConfig(weight_decay=0.3, lr_factors={"head": 5.0}))
+    optimizer = make_optimizer(model, OptimizerConfig(weight_decay=0.3, betas=(0.5, 0.7), lr_factors={"head": 5.0}))
+    assert {(group["betas"], group["eps"]) for group in optimizer.param_groups} == {((0.5, 0.7), 1e-8)}
     loop.set_rates(optimizer, 0.1)
     rates = {tuple(group["params"][0].shape): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups}
     # Rate a (1 - a w) and decay w / (1 - a w), with a = 0.1 times the factor; the vectors of either part do not decay.
