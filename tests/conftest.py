@@ -1,10 +1,11 @@
-"""Settings for a test run in several processes: one thread each, and more processes than cores, because tests wait for subprocesses."""
+"""Settings of a test run: none of its user's; in several processes one thread each, and more processes than cores, because tests wait."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+from processes import clear_user_settings
 
 WORKER = "PYTEST_XDIST_WORKER"
 
@@ -17,10 +18,12 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Use one thread in each of several test processes, and in the processes that they start.
+    """Remove the user's settings, and use one thread in each of several test processes; both also for the processes that they start.
 
-    The process that only distributes the tests needs no fixtures, and their imports take seconds.
+    Libraries read the settings when they are imported, so a fixture would come too late. The process that only distributes the tests needs
+    no fixtures, and their imports take seconds.
     """
+    clear_user_settings(os.environ)
     if WORKER in os.environ:
         import torch
 
@@ -28,3 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
     if WORKER in os.environ or not config.getoption("numprocesses", default=None):
         config.pluginmanager.import_plugin("shared_fixtures")
+
+
+@pytest.fixture(autouse=True)
+def _environment_without_user_settings() -> None:
+    """AssertionError if an earlier test left a setting behind that this one would depend on."""
+    left = dict(os.environ)
+    clear_user_settings(left)
+    assert left == dict(os.environ)

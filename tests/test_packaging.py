@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 import sysconfig
 import tomllib
@@ -12,6 +11,7 @@ import venv
 import zipfile
 from pathlib import Path
 
+import processes
 import pytest
 from paths import ROOT
 
@@ -22,7 +22,7 @@ from dcdctl import __version__
 def wheel(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
-    subprocess.run(build, check=True, capture_output=True, text=True)
+    processes.run(build, check=True, capture_output=True, text=True)
     return next(out.glob("*.whl"))
 
 
@@ -59,14 +59,14 @@ def test_the_installed_wheel_finds_its_manifests_from_another_folder(wheel, tmp_
     venv.create(tmp_path / "clean")
     python = tmp_path / "clean" / "bin" / "python"
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", "--quiet", str(wheel)]
-    subprocess.run(install, env=clean, check=True, capture_output=True)
+    processes.run(install, env=clean, check=True, capture_output=True)
     # The dependencies come from here; our own package does not, as a path file inside a path file is not followed.
     site = next((tmp_path / "clean" / "lib").glob("python*/site-packages"))
     (site / "dependencies.pth").write_text("\n".join({sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]}))
 
     def run(*arguments: str) -> str:
         command = [str(python.with_name("dcdctl")), *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=clean, check=True, capture_output=True, text=True).stdout
+        return processes.run(command, cwd=tmp_path, env=clean, check=True, capture_output=True, text=True).stdout
 
     assert run("--version") == f"dcdctl {__version__}\n"
     listed = run("prepare", "--list")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import room_table
 from paths import ROOT
@@ -106,7 +106,7 @@ def test_opening_a_room_imports_none_of_its_files():
     code = (
         f"import sys; {'; '.join(f'import dcdctl.core.{room}' for room in MAY_IMPORT)}; print(*(set(sys.modules) & {{'torch', 'numpy'}}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = processes.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import json
 import resource
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import typer
 from typed_commands import parse
@@ -135,7 +135,7 @@ def test_the_version_is_the_packages():
 
 
 def test_python_m_dcdctl_is_the_same_program():
-    result = subprocess.run([sys.executable, "-m", "dcdctl", "--version"], capture_output=True, text=True, check=True)
+    result = processes.run([sys.executable, "-m", "dcdctl", "--version"], capture_output=True, text=True, check=True)
     assert result.stdout == f"dcdctl {__version__}\n"
 
 
@@ -146,7 +146,7 @@ def test_help_loads_nothing_heavy():
         "try: app(['--help'])\nexcept SystemExit: pass\n"
         f"print('loaded', sorted({heavy!r} & set(sys.modules)))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = processes.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Usage: " in result.stdout
     assert result.stdout.splitlines()[-1] == "loaded []"
 
@@ -154,7 +154,7 @@ def test_help_loads_nothing_heavy():
 def test_help_takes_less_than_three_tenths_of_a_second():
     def processor_seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "dcdctl", "--help"], capture_output=True, check=True)
+        processes.run([sys.executable, "-m", "dcdctl", "--help"], capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -247,7 +247,7 @@ def test_a_wrong_name_is_an_error_before_models_are_imported(tmp_path):
         (["cache-teacher", *data, *out, *cache, "--set", "candidates.kindd=x"], "unknown key candidates.kindd"),
     ]
     words = json.dumps([words for words, _ in cases])
-    done = subprocess.run([sys.executable, "-c", MISTAKES, words], capture_output=True, text=True, check=True)
+    done = processes.run([sys.executable, "-c", MISTAKES, words], capture_output=True, text=True, check=True)
     for (command, message), line in zip(cases, done.stdout.splitlines(), strict=True):
         code, said, imported = json.loads(line)
         assert code == 1, command

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
+import processes
 import pytest
 from image_files import png, put
 from tiny import contents, make_models
@@ -107,7 +107,7 @@ def test_two_processes_with_workers_write_the_files_of_one_without(dual, images,
     words = ["--images", images, "--out", tmp_path / "both", "--set", "flat_up_to=2", "--set", "segment_rows=4"]
     more = ["--batch-size", "2", "--workers", "1", "--device", "cpu"]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, *launch, str(tmp_path / "script.py"), "index", str(dual), *map(str, [*words, *more])],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -19,6 +19,7 @@ import pytest
 import served
 from paths import ROOT
 from PIL import Image
+from processes import TIMEOUT_S
 from tiny import run_script
 from typer.testing import CliRunner
 
@@ -128,7 +129,7 @@ def first_commands() -> list[str]:
 
 def resident_bytes(url: str) -> float:
     """The resident memory of the service; 0 where its metrics do not have it (macOS)."""
-    lines = httpx2.get(f"{url}metrics", timeout=60).text.splitlines()
+    lines = httpx2.get(f"{url}metrics", timeout=TIMEOUT_S).text.splitlines()
     return next((float(line.split()[1]) for line in lines if line.startswith("process_resident_memory_bytes ")), 0.0)
 
 
@@ -137,7 +138,7 @@ def assert_memory_of_uploads_is_returned(url: str) -> None:
     Image.new("RGB", (6000, 6000)).save(stream, "PNG", compress_level=1)
     decoded_bytes, before = 4 * 6000 * 6000, resident_bytes(url)
     for _ in range(2):
-        assert httpx2.post(f"{url}search", files={"image": ("a.png", stream.getvalue())}, timeout=60).status_code == 200
+        assert httpx2.post(f"{url}search", files={"image": ("a.png", stream.getvalue())}, timeout=TIMEOUT_S).status_code == 200
     assert resident_bytes(url) - before < decoded_bytes / 3
 
 
@@ -161,14 +162,14 @@ def test_the_commands_of_the_page_lead_from_a_run_to_a_page(made, tmp_path, monk
             message = process.stdout.readline()
             assert message.startswith(f"{len(served.NAMES)} images at http://127.0.0.1:")
             url = message.split()[-1]
-            assert "<form" in httpx2.get(url, timeout=60).text
-            found = httpx2.get(f"{url}search", params={"text": "a red bus", "k": 3}, timeout=60).json()["results"]
+            assert "<form" in httpx2.get(url, timeout=TIMEOUT_S).text
+            found = httpx2.get(f"{url}search", params={"text": "a red bus", "k": 3}, timeout=TIMEOUT_S).json()["results"]
             assert len(found) == 3
-            assert httpx2.get(f"{url}image/{found[0]['row']}", timeout=60).headers["content-type"] == "image/jpeg"
+            assert httpx2.get(f"{url}image/{found[0]['row']}", timeout=TIMEOUT_S).headers["content-type"] == "image/jpeg"
             assert_memory_of_uploads_is_returned(url)
         finally:
             process.send_signal(signal.SIGTERM)
-        rest = process.communicate(timeout=120)
+        rest = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, rest) == (0, ("", "Ctrl-C stops it\n"))
 
 

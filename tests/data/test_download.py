@@ -22,6 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loopback import Fault, commit_of
+from processes import TIMEOUT_S
 
 import dcdctl
 from dcdctl.core.data import RemoteFile, fetch_file
@@ -221,7 +222,7 @@ def start(tmp_path: Path, url: str, **environment: str) -> subprocess.Popen[str]
 
 
 def wait_for(condition) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + TIMEOUT_S
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.002)
     assert condition()
@@ -693,11 +694,11 @@ def test_a_cut_hub_download_is_resumed(hub):
 def test_the_environment_of_the_hub_is_read_and_stderr_stays_clean(server, tmp_path):
     server.gated["me/birds"] = "hf_right"
     names = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": server.url, "HF_TOKEN": "hf_right"}
-    said, talk = start(tmp_path, "hf://datasets/me/birds/data/*.parquet", **names).communicate(timeout=60)
+    said, talk = start(tmp_path, "hf://datasets/me/birds/data/*.parquet", **names).communicate(timeout=TIMEOUT_S)
     assert (said, talk) == ("ready\nmatches the Hub's hash 3000\nmatches the Hub's hash 900\n", "")
     assert [path.name for path in tmp_path.glob("home/hub/*/blobs/*") if path.name == sha256(b"a" * 3000)]
     asked = len(server.requests)
-    said, talk = start(tmp_path, "hf://datasets/me/birds/data/*.parquet", **names, HF_HUB_OFFLINE="1").communicate(timeout=60)
+    said, talk = start(tmp_path, "hf://datasets/me/birds/data/*.parquet", **names, HF_HUB_OFFLINE="1").communicate(timeout=TIMEOUT_S)
     assert (said, talk) == ("ready\nmatches the Hub's hash 3000\nmatches the Hub's hash 900\n", "")
     assert len(server.requests) == asked
 

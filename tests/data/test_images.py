@@ -6,11 +6,11 @@ import io
 import json
 import random
 import struct
-import subprocess
 import sys
 import zlib
 
 import numpy as np
+import processes
 import pytest
 import typer
 from PIL import Image
@@ -309,7 +309,7 @@ def test_postscript_starts_no_program(tmp_path):
     script.chmod(0o755)
     (tmp_path / "a.jpg").write_bytes(REJECTED["postscript"][0] + b"showpage\n%%EOF\n")
     code = "import sys; from pathlib import Path; from dcdctl.core.data import images; images.check_image(Path(sys.argv[1]).read_bytes())"
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-c", code, tmp_path / "a.jpg"], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
     )
     assert "ImageError" in done.stderr
@@ -338,7 +338,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 )
 def test_an_image_10_000_pixels_wide_fits_into_memory(tmp_path, mode, form, limit_mb):
     (tmp_path / "wide").write_bytes(image_file(Image.new(mode, (10_000, 5_600)), form))
-    done = subprocess.run([sys.executable, "-c", MEASURE, tmp_path / "wide"], capture_output=True, text=True, check=True)
+    done = processes.run([sys.executable, "-c", MEASURE, tmp_path / "wide"], capture_output=True, text=True, check=True)
     assert int(done.stdout) / 1024 < limit_mb
 
 

@@ -89,9 +89,9 @@ def test_coco_is_compared_in_seconds_and_little_memory():
     rng = np.random.default_rng(0)
     hashes_A, hashes_B = (rng.integers(0, 2**64, n, dtype=np.uint64) for n in (5_000, 113_287))
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     near_duplicates.nearest_hashes(hashes_A, hashes_B)
-    seconds, (_, peak) = time.perf_counter() - started, tracemalloc.get_traced_memory()
+    seconds, (_, peak) = time.process_time() - started, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 16 << 20
-    assert seconds < 10  # 0.3 s where nothing else runs
+    assert seconds < 10  # processor time, which other programs hardly change; 0.3 s on two cores

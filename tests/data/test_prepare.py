@@ -15,10 +15,12 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import processes
 import pyarrow.parquet as pq
 import pytest
 import typer
 from PIL import Image
+from processes import TIMEOUT_S
 from typer.testing import CliRunner
 
 import dcdctl
@@ -543,20 +545,20 @@ def test_a_run_that_is_killed_repeatedly_ends_with_the_same_bytes(tmp_path, work
     for _ in range(3):
         process = subprocess.Popen(command, env=environment)
         # Wait until one more shard is on record, then strike at a random moment of the next ones.
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + TIMEOUT_S
         while len(recorded_shards(out)) <= len(kept) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.04))
         process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        assert process.wait(TIMEOUT_S) == -signal.SIGKILL
         times = {name: (out / name).stat().st_mtime_ns for name in recorded_shards(out)}
         assert {name: times[name] for name in kept} == kept  # finished shards are not made again
         assert not (out / "corpus.json").exists()
         kept = times
     assert kept
-    subprocess.run(command, env=environment, check=True)
+    processes.run(command, env=environment, check=True)
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
-    subprocess.run([sys.executable, str(script), str(tmp_path / "unkilled"), "1"], env=environment, check=True)
+    processes.run([sys.executable, str(script), str(tmp_path / "unkilled"), "1"], env=environment, check=True)
     killed, unkilled = ({path.name: sha256_of(path) for path in folder.iterdir()} for folder in (out, tmp_path / "unkilled"))
     assert killed == unkilled
     assert len(killed) == 15 + 1 + 3 + 1

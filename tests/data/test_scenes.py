@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections import Counter, defaultdict
 from itertools import islice
 
 import numpy as np
+import processes
 import pytest
 from paths import ROOT, SUPPORT
 from scene_digest import digest_of_scenes
@@ -25,7 +25,7 @@ def test_scenes():
 def test_images_and_captions_are_the_same_in_another_process():
     code = "import sys; sys.path.insert(0, sys.argv[1]); from scene_digest import digest_of_scenes; print(digest_of_scenes(12))"
     environment = {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"}
-    other = subprocess.run([sys.executable, "-c", code, str(SUPPORT)], env=environment, check=True, capture_output=True, text=True)
+    other = processes.run([sys.executable, "-c", code, str(SUPPORT)], env=environment, check=True, capture_output=True, text=True)
     assert other.stdout.strip() == digest_of_scenes(12)
 
 

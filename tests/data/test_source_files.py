@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import loopback
+import processes
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -314,7 +315,7 @@ def run_through(server: loopback.Loopback, folder: Path, *words: object) -> subp
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {"HF_ENDPOINT": server.url, "HF_HOME": str(folder / "hf"), "DCDCTL_CACHE": str(folder / "cache"), "NO_COLOR": "1"}
     command = [sys.executable, "-m", "dcdctl", *map(str, words)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return processes.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_one_data_set_from_a_zip_a_folder_and_the_hub_has_one_fingerprint(tmp_path):

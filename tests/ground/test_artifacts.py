@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from encoders import make_pair
 from made_index import killed_before, unit_vectors, write_index
+from processes import TIMEOUT_S
 from tiny import contents, make_teacher
 
 from dcdctl.core import artifacts, files
@@ -230,7 +231,7 @@ def test_a_second_writer_process_is_refused_with_a_one_line_error(tmp_path):
         with pytest.raises(StaleError) as refused:
             make_toy(tmp_path / "toy")
         assert str(refused.value) == f"another run is writing to {tmp_path / 'toy'}; wait until it ends, or name another folder"
-        writer.communicate(b"\n")
+        writer.communicate(b"\n", timeout=TIMEOUT_S)
     assert make_toy(tmp_path / "toy") == list(PARTS)
 
 

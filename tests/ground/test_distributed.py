@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 from tiny import contents, make_teacher
 
@@ -37,7 +38,7 @@ def run(num_processes: int, folder: Path, data: Path, teacher: Path, script: Pat
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)] if num_processes > 1 else []
     sets = ["--set", "candidates.per_query=4"]
     arguments = ["cache-teacher", "--data", data, "--teacher", teacher, "--out", folder, "--device", "cpu", "--batch-size", "64", *sets]
-    return subprocess.run(
+    return processes.run(
         [sys.executable, *launch, str(script), *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
         capture_output=True,

@@ -8,12 +8,12 @@ from __future__ import annotations
 import functools
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from html import unescape
 from urllib.parse import quote
 
 import numpy as np
+import processes
 import pytest
 from made_runs import write_demo
 
@@ -57,7 +57,7 @@ def see(found, tmp_path_factory):
     def look(address: str = "", script: str = "") -> Seen:
         (folder / "copy.html").write_text(page.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
         command = [str(BROWSER), *OPTIONS, f"--user-data-dir={folder / 'profile'}", "--dump-dom", f"file://{folder}/copy.html{address}"]
-        return read(subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout)
+        return read(processes.run(command, capture_output=True, text=True, check=True).stdout)
 
     return look
 

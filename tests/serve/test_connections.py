@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 import served
+from processes import TIMEOUT_S
 from starlette.types import Receive, Scope, Send
 
 from dcdctl.core.errors import ConfigError
@@ -25,9 +26,7 @@ from dcdctl.core.serve.metrics import Metrics
 from dcdctl.core.serve.middleware import LimitsMiddleware
 
 HASTY_S = 0.2
-WAIT_S = 60.0
-"""How long a test waits for what should happen soon."""
-PATIENT = ServiceConfig(max_header_s=WAIT_S, max_idle_s=WAIT_S, max_send_s=WAIT_S, max_upload_s=WAIT_S)
+PATIENT = ServiceConfig(max_header_s=TIMEOUT_S, max_idle_s=TIMEOUT_S, max_send_s=TIMEOUT_S, max_upload_s=TIMEOUT_S)
 """All deadlines are longer than a test, also on a busy machine."""
 UPLOAD = b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000\r\n\r\n--x\r\n"
 
@@ -50,7 +49,7 @@ def serving(searcher: Searcher, config: ServiceConfig) -> Iterator[tuple[str, in
 
 
 def get(address: tuple[str, int], path: str) -> httpx2.Response:
-    return httpx2.get(f"http://{address[0]}:{address[1]}{path}", timeout=WAIT_S)
+    return httpx2.get(f"http://{address[0]}:{address[1]}{path}", timeout=TIMEOUT_S)
 
 
 def rejected(address: tuple[str, int], reason: str) -> int:
@@ -60,7 +59,7 @@ def rejected(address: tuple[str, int], reason: str) -> int:
 
 def is_closed(client: socket.socket) -> bool:
     """Whether the server closes the connection before the test gives up."""
-    client.settimeout(WAIT_S)
+    client.settimeout(TIMEOUT_S)
     try:
         while client.recv(2**16):
             pass
@@ -104,7 +103,7 @@ def test_more_slow_clients_than_connections_do_not_keep_others_out(searcher, mad
             assert get(address, "/healthz").status_code == 200
             assert get(address, "/search?text=a+bus").status_code == 200
             url = f"http://{address[0]}:{address[1]}/search"
-            assert httpx2.post(url, files={"image": ("a.png", photo)}, timeout=WAIT_S).status_code == 200
+            assert httpx2.post(url, files={"image": ("a.png", photo)}, timeout=TIMEOUT_S).status_code == 200
         assert rejected(address, "too many connections") >= 40 - config.max_connections
         open_now = next(line for line in get(address, "/metrics").text.splitlines() if line.startswith("dcdctl_connections"))
         assert 1 <= float(open_now.split()[-1]) <= config.max_connections
@@ -122,14 +121,14 @@ def test_while_all_requests_are_in_progress_health_answers_and_others_are_refuse
         busy = [stack.enter_context(socket.create_connection(address)) for _ in range(12)]
         for client in busy:
             client.sendall(b"GET /search?text=a HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        held.begun.wait(WAIT_S)
+        held.begun.wait(TIMEOUT_S)
         silent = [stack.enter_context(socket.create_connection(address)) for _ in range(20)]
         assert get(address, "/healthz").status_code == 200
         assert get(address, "/search?text=b").status_code == 503
         held.may_end.set()
         statuses = []
         for client in busy:
-            client.settimeout(WAIT_S)
+            client.settimeout(TIMEOUT_S)
             statuses.append(client.recv(12)[-3:])
         assert statuses.count(b"200") == config.max_requests
         assert set(statuses) <= {b"200", b"503", b""}
@@ -141,7 +140,7 @@ WAITING: dict[str, tuple[dict[str, float], bytes, bytes]] = {
     "sends a part of a header": ({"max_header_s": HASTY_S}, b"GET / HTTP/1.1\r\nHost: loc", b""),
     "sends a byte of a header from time to time": ({"max_header_s": HASTY_S}, b"GET / HTTP/1.1\r\nX-Slow: ", b"a"),
     "is slow with the second request": (
-        {"max_header_s": HASTY_S, "max_idle_s": WAIT_S},
+        {"max_header_s": HASTY_S, "max_idle_s": TIMEOUT_S},
         b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2 + b"GET / HTTP/1.1\r\nX-Slow: ",
         b"a",
     ),
@@ -167,7 +166,7 @@ def test_a_client_is_disconnected_when_its_request_does_not_arrive_in_time(searc
 def test_an_upload_that_trickles_is_answered_408_and_disconnected(searcher):
     with serving(searcher, replace(PATIENT, max_upload_s=HASTY_S)) as address, socket.create_connection(address) as client:
         client.sendall(UPLOAD)
-        client.settimeout(WAIT_S)
+        client.settimeout(TIMEOUT_S)
         with sending(client, b"-"):
             assert client.recv(12) == b"HTTP/1.1 408"
             assert is_closed(client)
@@ -176,7 +175,7 @@ def test_an_upload_that_trickles_is_answered_408_and_disconnected(searcher):
 
 def test_a_slow_request_in_time_is_answered(searcher):
     with serving(searcher, PATIENT) as address, socket.create_connection(address) as client:
-        client.settimeout(WAIT_S)
+        client.settimeout(TIMEOUT_S)
         for byte in b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2:
             client.sendall(bytes([byte]))
         assert client.recv(12) == b"HTTP/1.1 200"
@@ -210,7 +209,7 @@ def test_a_client_that_does_not_read_the_answer_is_disconnected(searcher, num_re
             client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * num_requests)
             until(lambda: 'reason="answer read too slowly"} 1.0' in app.metrics.text().decode())
             # What the system had buffered is all that arrives.
-            client.settimeout(WAIT_S)
+            client.settimeout(TIMEOUT_S)
             assert sum(map(len, received(client))) < num_bytes
         until(lambda: "dcdctl_connections 0.0" in app.metrics.text().decode())
         assert "dcdctl_requests_in_flight 0.0" in app.metrics.text().decode()
@@ -225,7 +224,7 @@ def test_too_many_clients_that_do_not_read_their_answers_do_not_keep_others_out(
             client = stack.enter_context(socket.create_connection(address))
             client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert client.recv(12) == b"HTTP/1.1 200"
-        assert httpx2.get(url, timeout=WAIT_S).status_code == 200
+        assert httpx2.get(url, timeout=TIMEOUT_S).status_code == 200
 
 
 def received(client: socket.socket) -> Iterator[bytes]:
@@ -239,7 +238,7 @@ def received(client: socket.socket) -> Iterator[bytes]:
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait until a condition holds; AssertionError if it does not soon."""
-    ends = time.monotonic() + WAIT_S
+    ends = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < ends
         time.sleep(0.01)
@@ -270,7 +269,7 @@ def test_malformed_requests_are_counted_and_not_logged(searcher, caplog, capfd, 
 
 def test_headers_that_arrive_at_once_and_are_too_large_are_refused(searcher):
     with serving(searcher, replace(PATIENT, max_header_bytes=1000)) as address:
-        answer = httpx2.get(f"http://{address[0]}:{address[1]}/search?text=a", headers={"X-Long": 1000 * "a"}, timeout=WAIT_S)
+        answer = httpx2.get(f"http://{address[0]}:{address[1]}/search?text=a", headers={"X-Long": 1000 * "a"}, timeout=TIMEOUT_S)
         assert (answer.status_code, answer.json()["error"]) == (
             431,
             "the request line and headers are too large, at most 0.976562 KiB are accepted",

@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 import served
+from processes import TIMEOUT_S
 from starlette.types import ASGIApp
 
 from dcdctl.core.search import Searcher
@@ -30,7 +31,7 @@ def asking(app: ASGIApp, work: Callable[[httpx2.AsyncClient], Awaitable[Any]]) -
 
     async def run() -> Any:
         async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as client:
-            return await asyncio.wait_for(work(client), timeout=60)
+            return await asyncio.wait_for(work(client), timeout=TIMEOUT_S)
 
     return asyncio.run(run())
 

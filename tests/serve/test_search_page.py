@@ -8,9 +8,9 @@ from __future__ import annotations
 import functools
 import re
 import shutil
-import subprocess
 from html import unescape
 
+import processes
 import pytest
 import served
 from html_page import Page
@@ -77,7 +77,7 @@ def see(url, tmp_path_factory):
     @functools.cache
     def look(address: str) -> tuple[str, Page]:
         command = [str(BROWSER), *OPTIONS, f"--user-data-dir={profile}", "--virtual-time-budget=6000", "--dump-dom", f"{url}/{address}"]
-        html = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True).stdout
+        html = processes.run(command, capture_output=True, text=True, check=True).stdout
         return html, Page(html)
 
     return look

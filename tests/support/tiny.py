@@ -6,15 +6,14 @@ import io
 import os
 import random
 import signal
-import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import processes
 import torch
 from paths import ROOT, SUPPORT
 from PIL import Image
@@ -88,7 +87,7 @@ def run_script(script: str, *arguments: object) -> str:
     """The output of a Python script in a separate process with one thread; AssertionError with its stderr if it fails."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(SUPPORT)]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = processes.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -98,31 +97,32 @@ def kill_often(work: Callable[[Path], None], whole: Path, victim: Path, num_kill
 
     Returns how many of the children were alive when they were killed. The work runs in forks of this process, which must have one thread.
     """
-    started = time.monotonic()
-    _in_fork(work, whole, None)
-    seconds = time.monotonic() - started
+    _, seconds = _in_fork(work, whole, None)
     rng = random.Random(0)
-    killed = sum(_in_fork(work, victim, seconds * rng.uniform(0.1, 0.5)) for _ in range(num_kills))
+    killed = sum(_in_fork(work, victim, seconds * rng.uniform(0.1, 0.5))[0] for _ in range(num_kills))
     _in_fork(work, victim, None)
     return killed
 
 
-def _in_fork(work: Callable[[Path], None], folder: Path, killed_after_s: float | None) -> bool:
-    """Whether the work was killed before it was done."""
+def _in_fork(work: Callable[[Path], None], folder: Path, killed_after_s: float | None) -> tuple[bool, float]:
+    """Whether the work was killed before it was done, and the processor time that it took.
+
+    The moment is in processor time too, so that other programs do not change how far the work gets.
+    """
     child = os.fork()
     if not child:
         try:
+            if killed_after_s is not None:
+                # Python sets no handler for SIGPROF, so the system ends the process as with SIGKILL: nothing is cleaned up.
+                signal.setitimer(signal.ITIMER_PROF, killed_after_s)
             work(folder)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
-    if killed_after_s is not None:
-        time.sleep(killed_after_s)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+    _, status, usage = os.wait4(child, 0)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
+    return os.WIFSIGNALED(status), usage.ru_utime + usage.ru_stime
 
 
 def contents(folder: Path) -> dict[str, bytes]:

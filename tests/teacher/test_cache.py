@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from tiny import contents, make_corpus, make_teacher, run_script
 
 from dcdctl.core import artifacts, distributed, models
+from dcdctl.core.artifacts import Build
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.models.preprocess import vilt_image_processor
@@ -149,6 +151,7 @@ def test_two_builds_give_the_same_bytes_and_a_finished_cache_is_not_rewritten(co
 
 SCRIPT = """
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -534,3 +537,31 @@ def test_a_pair_takes_at_most_twelve_bytes(tmp_path):
     cache_format.write_pairs(tmp_path / "pairs", cache_format.Pairs(image, text, rng.normal(size=len(image)).astype(np.float32), role))
     assert (tmp_path / "pairs").stat().st_size <= build.BYTES_PER_PAIR * len(image)
     assert np.array_equal(cache_format.read_pairs(tmp_path / "pairs").text, text)
+
+
+class CountedBuild(Build):
+    """A build that counts how often it asks the file system about a part."""
+
+    num_asked = 0
+
+    def missing(self, parts: Iterable[str]) -> list[str]:
+        names = list(parts)
+        CountedBuild.num_asked += len(names)
+        return super().missing(names)
+
+
+def test_each_shard_of_a_cache_is_looked_up_a_few_times_however_many_there_are(corpus, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "Build", CountedBuild)
+
+    def num_asked_per_shard(images_per_shard: int) -> float:
+        monkeypatch.setattr(build, "IMAGES_PER_SHARD", images_per_shard)
+        monkeypatch.setattr(CountedBuild, "num_asked", 0)
+        folder = tmp_path / str(images_per_shard)
+        job = build.plan_cache(corpus, teacher, folder, CandidateConfig(per_query=2), compute=COMPUTE)
+        teacher_estimate.estimate_cost(job)
+        build.score_planned(job)
+        teacher_estimate.estimate_cost(job)
+        return CountedBuild.num_asked / len(job.shards)
+
+    # A part or two are no shards: the digests of the images, and what mining dropped.
+    assert num_asked_per_shard(1) == pytest.approx(num_asked_per_shard(8), abs=1)

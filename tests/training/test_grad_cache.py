@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from encoders import VISION, make_pair
@@ -337,7 +338,7 @@ def launch(folder: Path, commands: list[list[str]]) -> subprocess.CompletedProce
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(folder / "script.py")]
     path = os.pathsep.join([str(ROOT), str(SUPPORT)])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([*start, json.dumps(commands)], env=environment, capture_output=True, text=True, check=False)
+    return processes.run([*start, json.dumps(commands)], env=environment, capture_output=True, text=True, check=False)
 
 
 def scoring(data: Path, teacher: Path, out: Path) -> list[str]:

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
 from byte_level import byte_level_bpe
@@ -341,7 +341,7 @@ def test_of_two_processes_one_mines_and_both_draw_from_it(corpus, scenes_corpus_
     words = ["finetune-teacher", "tiny-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "run", "--device", "cpu", *sets]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tmp_path / "script.py", tmp_path]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([str(word) for word in [*launch, *words]], env=environment, capture_output=True, text=True, check=False)
+    done = processes.run([str(word) for word in [*launch, *words]], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "miners").read_text() == "0"
     losses = [line["loss"] for line in runs.open_run(tmp_path / "run").metrics()]

@@ -144,9 +144,8 @@ class CacheJob:
     def shards(self) -> range:
         return range(len(shards_of(self.build.plan)))
 
-    @property
-    def missing(self) -> list[int]:
-        """The shards that are not scored yet."""
+    def find_missing(self) -> list[int]:
+        """The shards that are not scored yet. Each call asks the file system about every shard."""
         return [shard for shard in self.shards if self.build.missing([pairs_name(shard)])]
 
 
@@ -229,7 +228,7 @@ def make_plan(
 def score_planned(job: CacheJob, *, track: Track = silent) -> TeacherCache:
     """Score this process's share of the missing shards, and seal the cache."""
     if not job.build.is_sealed:
-        missing = set(job.missing)
+        missing = set(job.find_missing())
         # A share of all shards: processes look at different times, so their lists of missing shards may differ.
         mine = [shard for shard in distributed.local_indices(len(job.shards)) if shard in missing]
         total = sum(_count_unscored(job.folder / planned_name(shard)) for shard in mine)
