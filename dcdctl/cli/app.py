@@ -23,6 +23,7 @@ from dcdctl.cli.prepare import prepare
 from dcdctl.cli.report import report
 from dcdctl.cli.search import search
 from dcdctl.cli.serve import serve
+from dcdctl.cli.verify import verify
 from dcdctl.cli.views.terminal import ErrorGroup, show
 
 app = typer.Typer(
@@ -51,6 +52,7 @@ def dcdctl(
 COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("demo", "Start here", demo, "demo --out demo"),
     ("prepare", "Data", prepare, "prepare flickr30k --out data/flickr30k"),
+    ("verify", "Data", verify, "verify data/flickr30k"),
     ("convert", "Teacher", convert, "convert vilt_irtr_f30k.ckpt models/vilt-flickr30k"),
     ("finetune-teacher", "Teacher", finetune_teacher, "finetune-teacher vilt-flickr30k-teacher --data data/flickr30k --out runs/teacher"),
     ("cache-teacher", "Teacher", cache_teacher, "cache-teacher --data data/flickr30k --teacher runs/teacher --out cache/flickr30k"),

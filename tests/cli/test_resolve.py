@@ -39,6 +39,7 @@ UNSET = "UNSET"
 VALID: dict[str, Words] = {
     "demo": {"--out": "NEW"},
     "prepare": {"name": "scenes", "--out": "NEW"},
+    "verify": {"path": "CORPUS"},
     "convert": {"checkpoint": "FUSION", "out": "NEW"},
     "finetune-teacher": {"recipe": "tiny-teacher", "--data": "CORPUS", "--out": "NEW"},
     "cache-teacher": {"--data": "CORPUS", "--teacher": "FUSION", "--out": "NEW"},
@@ -155,6 +156,11 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ("prepare", "--jsonl"): [Mistake("ABSENT", r"ABSENT cannot be read .*; .*JSON", {"name": UNSET, "--images": "PHOTOS"})],
     ("prepare", "--images"): [Mistake("ABSENT", r"ABSENT .*; .*", {"name": UNSET, "--csv": "PAIRS.csv"})],
     ("inspect", "--data"): [Mistake("ABSENT", CORPUS.message, {"folder": "CACHE"})],
+    ("verify", "path"): [
+        Mistake("ABSENT", r"ABSENT is not there, a folder is expected; name a folder of artifacts"),
+        Mistake("FILE", r"FILE is a file, a folder is expected; name a folder of artifacts"),
+        Mistake("TAKEN", r"TAKEN holds no artifact of dcdctl, but letter\.txt; name a corpus"),
+    ],
     ("compare", "--data"): [Mistake("ABSENT", CORPUS.message, {"--html": "NEW.html"})],
     ("report", "--out"): PAGE,
     ("report", "--teacher"): [EVALUATION],

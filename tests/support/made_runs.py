@@ -10,6 +10,7 @@ import pandas as pd
 from evaluations import reseal, write_json
 from numpy.typing import NDArray
 
+from dcdctl.core import artifacts
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus
 from dcdctl.core.evaluation import files, significance
@@ -141,6 +142,7 @@ def write_run(folder: Path, name: str = "demo-dual", *, seed: int = 0, is_measur
         line = {"step": step, "loss": sum(parts.values()), **parts, "lr": 1e-3 * (1 - step / 40), "seconds": 0.1}
         lines.append({**line, "val_rsum": 100.0 + step} if is_measured else line)
     (folder / "metrics.jsonl").write_text("".join(map(runs.metrics_line, lines)))
+    write_json(folder / "metrics.json", {"files": artifacts.list_files(folder, ["metrics.jsonl"])})
     return folder
 
 

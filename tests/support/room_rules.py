@@ -15,6 +15,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "report": ("data", "teacher", "evaluation", "training", "bench", "search"),
     "export": ("data", "models", "evaluation", "bench", "report"),
 }
-"""The rooms in order, and the earlier rooms that each one reads. Ground files are free to all; `demo.py` uses every room."""
+"""The rooms in order, and the earlier rooms that each one reads. Ground files are free to all."""
+WHOLE = ("demo", "verify")
+"""Files beside the rooms that use all of them."""
 GROUND = ("errors", "progress", "files", "artifacts", "config", "devices", "distributed", "templates")
 """The ground files in order; each imports only those before it."""

@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 from paths import DOCS, ROOT
-from room_rules import GROUND, MAY_IMPORT
+from room_rules import GROUND, MAY_IMPORT, WHOLE
 
 CORE = ROOT / "dcdctl" / "core"
 PAGE = DOCS / "architecture.md"
@@ -26,7 +26,7 @@ def tables() -> str:
     lines.append(f"| 0 | ground: {', '.join(GROUND)} | what every room may use | earlier ground files |")
     for number, (room, earlier) in enumerate(MAY_IMPORT.items(), start=1):
         lines.append(f"| {number} | `{room}/` | {contract(CORE / room / '__init__.py')} | {', '.join(['ground', *earlier])} |")
-    lines.append(f"| | `demo.py` | {contract(CORE / 'demo.py')} | all rooms |")
+    lines += [f"| | `{name}.py` | {contract(CORE / f'{name}.py')} | all rooms |" for name in WHOLE]
     lines += ["", "Which file holds what:", "", "| file | contract |", "|---|---|"]
     for folder in (*(f"{name}.py" for name in GROUND), *MAY_IMPORT):
         paths = [CORE / folder] if folder.endswith(".py") else sorted((CORE / folder).rglob("*.py"))

@@ -303,7 +303,7 @@ def test_the_best_weights_are_those_that_their_seal_names(trained):
         with pytest.raises(StaleError, match=message):
             runs.load_best(run, Tied())
     (folder / "checkpoint.json").unlink()
-    with pytest.raises(StaleError, match=r"best is not as .*step-3 expects it: it lacks weights of RSUM 0\.333"):
+    with pytest.raises(StaleError, match=r"best/checkpoint\.json is missing or old: at step 3 the best RSUM was 0\.333"):
         resume()
 
 

@@ -1,5 +1,5 @@
 from .captions import text_key, tokens_of
-from .corpus import CORPUS_FILE, Corpus, Direction, read_corpus_json
+from .corpus import CORPUS, CORPUS_FILE, Corpus, Direction, find_faults, read_corpus_json
 from .corpus_summary import (
     MAX_WORDS_COUNTED,
     CorpusInspection,
@@ -21,6 +21,7 @@ from .source_files import SourceOptions
 
 __all__ = [
     "COLORS",
+    "CORPUS",
     "CORPUS_FILE",
     "FAMILY_SIZE",
     "GRID",
@@ -53,6 +54,7 @@ __all__ = [
     "difference_hash",
     "draw_scene",
     "fetch_file",
+    "find_faults",
     "find_manifest",
     "hub_connection",
     "known_manifests",

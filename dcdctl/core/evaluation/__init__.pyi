@@ -1,6 +1,6 @@
 from .compare import ComparisonReport, PairwiseComparison, RankShift, System, compare_systems
 from .evaluate import EvalJob, evaluate_model, run_evaluation
-from .files import CASCADE_FILES, Answers, EvalResult, write_evaluation
+from .files import CASCADE_FILES, MODEL_FILES, Answers, EvalResult, write_evaluation
 from .protocols import SplitChoice
 from .rankers import EvalOptions
 from .ranks import RankTable
@@ -12,6 +12,7 @@ __all__ = [
     "CASCADE_FILES",
     "KS",
     "LEVEL",
+    "MODEL_FILES",
     "Answers",
     "Comparison",
     "ComparisonReport",

@@ -1,11 +1,11 @@
 from .backbones import FeatureSpec, ProjectionSize
 from .build import every_other, new_coattention
-from .checkpoint import check_finite
+from .checkpoint import check_finite, check_finite_file
 from .coattention import FusionSize
 from .coattention_scorer import CoAttentionScorer
 from .dual import DualModel
 from .frozen_dual import FrozenDual, new_frozen_dual
-from .load_save import check_ref, convert, load, load_dual, load_fusion, save, seal_again
+from .load_save import SETTINGS_FILE, check_ref, convert, find_damages, load, load_dual, load_fusion, save, seal_again
 from .onnx import (
     ONNX_OUTPUT,
     OnnxDual,
@@ -25,6 +25,7 @@ from .vision_text_dual import DualSize, dual_from_backbones, dual_student, new_d
 
 __all__ = [
     "ONNX_OUTPUT",
+    "SETTINGS_FILE",
     "CoAttentionScorer",
     "DualEncoder",
     "DualModel",
@@ -48,6 +49,7 @@ __all__ = [
     "ViltScorer",
     "ViltSize",
     "check_finite",
+    "check_finite_file",
     "check_onnx",
     "check_ref",
     "convert",
@@ -55,6 +57,7 @@ __all__ = [
     "dual_student",
     "every_other",
     "export_onnx",
+    "find_damages",
     "hub_errors",
     "list_published",
     "load",

@@ -15,7 +15,7 @@ Shape letters: I images, T texts, V image tokens, L text tokens, D width of an e
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -234,6 +234,22 @@ def _build_part(
                 packed[start_token : start_token + int(is_real.sum())] = text_tokens[is_real]
         _save(build, name, packed)
     advance(len(texts))
+
+
+def find_faults(folder: Path, plan: dict[str, Any], names: Iterable[str]) -> Iterator[str]:
+    """What is wrong with the numbers of files that have the right checksums: another shape or type than planned, or not finite."""
+    counts = dict.fromkeys(("images", "texts", "lengths"), 0)
+    for name in sorted(names):
+        array, kind = np.load(folder / name, mmap_mode="r"), name.partition("-")[0].removesuffix(".npy")
+        counts[kind] += int(array.sum(dtype=np.int64)) if kind == "lengths" else len(array)
+        shape = {"images": (plan["image_tokens"], plan["image_width"]), "texts": (plan["text_width"],), "lengths": ()}[kind]
+        if array.shape[1:] != shape or array.dtype != (np.uint16 if kind == "lengths" else np.float16):
+            yield f"{folder / name} holds {array.dtype} of shape {array.shape}, expected (count, {', '.join(map(str, shape))})"
+        elif kind != "lengths" and (num_bad := int(array.size - np.isfinite(array).sum())):
+            yield f"{folder / name}: {num_bad:,} of {array.size:,} numbers are not finite"
+    expected = {"images": plan["images"], "texts": plan["text_tokens"], "lengths": plan["text_tokens"]}
+    # Files that are damaged are not counted.
+    yield from (f"{folder} has {counts[kind]:,} {kind}, expected {expected[kind]:,}" for kind in counts if counts[kind] > expected[kind])
 
 
 def size_in_bytes(plan: dict[str, Any]) -> int:

@@ -304,6 +304,12 @@ def read_blocks(folder: Path, parts: Sequence[Part], dim: int, rows: range) -> I
         first += part.rows
 
 
+def check_vectors(folder: Path, document: dict[str, Any]) -> None:
+    """StaleError for the first file of vectors that is damaged, laid out in another way, or not finite."""
+    for part in parts_of(document):
+        mapped(folder, part, document["model"]["dim"])
+
+
 def read_document(folder: Path) -> dict[str, Any]:
     """The content of index.json. Opens no other file, and compares their sizes.
 

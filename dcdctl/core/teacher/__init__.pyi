@@ -1,5 +1,6 @@
 from .build import build_cache
 from .cache import TeacherCache, TeacherEnsemble, read_cache, read_caches
+from .cache_format import CACHE
 from .candidates import CandidateConfig, Candidates, draw_candidates, mine_candidates
 from .estimate import Estimate
 from .false_negatives import FalseNegativeFilter, false_negative_filter
@@ -7,6 +8,7 @@ from .job import CacheJob, cache_scores, verify_cache
 from .summary import CacheSummary, Negative, cache_document, cache_facts, summarize_cache
 
 __all__ = [
+    "CACHE",
     "CacheJob",
     "CacheSummary",
     "CandidateConfig",

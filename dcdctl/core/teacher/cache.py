@@ -8,7 +8,7 @@ Shape letters: P pairs of the whole cache, I images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,21 @@ class TeacherCache:
         if relative is not None:
             is_near |= _sigmoid(self.score_P) > _sigmoid(mean_P) * (1 - relative)
         return is_near
+
+    def find_faults(self) -> Iterator[str]:
+        """What is wrong with the pairs of files that have the right checksums. StaleError for scores that are not finite."""
+        self._all()
+        for shard, images in enumerate(self._shards):
+            pairs = read_pairs(self.folder / pairs_name(shard))
+            key = pairs.image * self.num_texts + pairs.text
+            for is_wrong, fault in (
+                ((pairs.image < images.start) | (pairs.image >= images.stop), f"images outside of {images.start} to {images.stop - 1}"),
+                ((pairs.text < 0) | (pairs.text >= self.num_texts), f"captions outside of 0 to {self.num_texts - 1}"),
+                (np.diff(key, prepend=-1) <= 0, "pairs that are not in order, or twice"),
+                ((pairs.role == 0) | (pairs.role > POSITIVE + TEXT_CANDIDATE + IMAGE_CANDIDATE), "pairs without a role"),
+            ):
+                if is_wrong.any():
+                    yield f"{self.folder / pairs_name(shard)} has {fault}: {int(is_wrong.sum()):,} of {len(pairs):,}"
 
     def _all(self) -> TeacherCache:
         self._read(np.arange(len(self._shards)))

@@ -1,7 +1,8 @@
 from .distill import InputRefs, Inputs, TrainingJob, train
 from .loop import TrainingOptions
+from .negatives import read_mined
 from .recipe import check_recipe_name, load_recipe
-from .runs import Run, start_run
+from .runs import Run, check_best, start_run
 from .scenes_teacher import GradingConfig, PretrainingConfig, grade, pretrain
 
 __all__ = [
@@ -12,10 +13,12 @@ __all__ = [
     "Run",
     "TrainingJob",
     "TrainingOptions",
+    "check_best",
     "check_recipe_name",
     "grade",
     "load_recipe",
     "pretrain",
+    "read_mined",
     "start_run",
     "train",
 ]

@@ -20,9 +20,9 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,6 +84,30 @@ class Run:
             artifacts.check_files(self.folder, listed, error=InputError, hint=RESTORE_METRICS)
         *complete, _ = path.read_bytes().split(b"\n")
         return [_read_metrics_line(path, number, line) for number, line in enumerate(complete, start=1)]
+
+    def metrics_damages(self) -> Iterator[str]:
+        """What is wrong with metrics.jsonl, every damaged line included."""
+        path = self.folder / METRICS_FILE
+        if self.is_finished and ((self.folder / METRICS_SEAL).exists() or path.exists()):
+            try:
+                yield from artifacts.damages(self.folder, self.metrics_seal())
+            except InputError as error:
+                yield str(error.args[0])
+        if path.exists():
+            for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+                try:
+                    _read_metrics_line(path, number, line)
+                except InputError as error:
+                    yield str(error.args[0])
+
+    def checkpoint_seals(self) -> dict[Path, Callable[[], artifacts.Document]]:
+        """The folder of each checkpoint, and of the best weights, with a function that reads its seal or raises StaleError."""
+        seals: dict[Path, Callable[[], artifacts.Document]] = {
+            _checkpoint_folder(self, step): partial(read_checkpoint_seal, self, step) for step in self.checkpoint_steps()
+        }
+        if (self.folder / BEST / SEAL_FILE).exists():
+            seals[self.folder / BEST] = partial(_read_seal, self, self.folder / BEST, "")
+        return seals
 
     def metrics_seal(self) -> dict[str, artifacts.Document]:
         """What metrics.json of a finished run lists."""
@@ -200,15 +224,20 @@ def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
     hint = f"delete {folder} to resume from {f'step {earlier[-1]}' if earlier[-1] else 'the first step'}"
     seal = read_checkpoint_seal(run, step, hint)
     artifacts.check_files(folder, seal[artifacts.FILES], hint=hint)
-    if best_rsum(run) < seal["best_rsum"]:
-        found = f"{run.folder / BEST} is not as {folder} expects it: it lacks weights of RSUM {seal['best_rsum']:.3f}"
-        raise StaleError(found, hint="restore it, or train into another folder")
+    check_best(run, seal)
     _load_weights(folder / WEIGHTS_FILE, model, hint)
     # weights_only, because unpickling a file must not run its code.
     optimizer.load_state_dict(torch.load(folder / OPTIMIZER_FILE, weights_only=True))
     if scaler is not None and scaler.is_enabled() and SCALER_FILE in seal[artifacts.FILES]:
         scaler.load_state_dict(files.read_json(folder / SCALER_FILE, error=StaleError, hint=hint))
     return step
+
+
+def check_best(run: Run, seal: artifacts.Document) -> None:
+    """StaleError if the best weights that a run had at a checkpoint are gone: it would take worse ones for the best."""
+    if best_rsum(run) < seal["best_rsum"]:
+        found = f"{run.folder / BEST / SEAL_FILE} is missing or old: at step {seal['step']} the best RSUM was {seal['best_rsum']:.3f}"
+        raise StaleError(found, hint="restore it, or train into another folder")
 
 
 def _checkpoint_folder(run: Run, step: int) -> Path:

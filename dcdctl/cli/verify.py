@@ -1,0 +1,33 @@
+"""`dcdctl verify`: compares all files of an artifact with their checksums."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dcdctl.cli.options import Json
+from dcdctl.cli.views.terminal import bar, show, show_json, show_table
+
+Folder = Annotated[
+    Path, typer.Argument(help="Corpus, cache, features, index, run, model or evaluation, or a folder of them.", metavar="PATH")
+]
+
+
+def verify(path: Folder, json: Json = False) -> None:
+    """Check every file of an artifact against its checksum. Reads all of it, and names every damage."""
+    from dcdctl.core.verify import verify as verify_artifacts
+
+    found = verify_artifacts(path, bar)
+    if json:
+        show_json(found.to_json())
+    else:
+        rows = [[item.path, item.kind, f"{len(item.files):,}", f"{item.num_bytes:,}", item.state] for item in found.artifacts]
+        show_table("", ["path", "kind", "files", "bytes", "state"], rows)
+        for unknown in found.unknown:
+            show(f"not part of it: {unknown}")
+        for problem in found.problems:
+            show(f"problem: {problem}")
+    if not found.is_well:
+        raise typer.Exit(1)

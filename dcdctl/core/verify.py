@@ -1,0 +1,274 @@
+"""Every file of an artifact, or of a folder of artifacts, compared with its checksum and read once.
+
+A folder is recognized by its documents: corpus.json, cache.json, features.json, index.json, run.json, dcdctl.json, result.json,
+cascade.json. A folder may hold several artifacts, such as a run with its evaluation, and folders of artifacts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from dcdctl.core import artifacts, bench, data, models, scoring, search, teacher, training
+from dcdctl.core.artifacts import Kind
+from dcdctl.core.errors import DcdError, InputError, StaleError
+from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, EvalResult
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.training import Run
+
+Read = TypeVar("Read")
+State = Literal["ok", "damaged", "unfinished"]
+PLANNED: tuple[Kind, ...] = (teacher.CACHE, scoring.FEATURES, search.INDEX)
+"""The artifacts with a plan.json. Without a seal, the names of their parts tell which one it is."""
+
+
+@dataclass(kw_only=True)
+class VerifiedArtifact:
+    """An artifact, its files, and what is wrong with them."""
+
+    path: Path
+    kind: str
+    files: dict[Path, int] = field(default_factory=dict)
+    """The size of each file that belongs to it; 0 if it is missing."""
+    damages: list[str] = field(default_factory=list)
+    is_finished: bool = True
+
+    @property
+    def state(self) -> State:
+        return "damaged" if self.damages else "ok" if self.is_finished else "unfinished"
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(self.files.values())
+
+    def add(self, *paths: Path) -> None:
+        """Count files that belong to it and that exist."""
+        self.files.update({path: path.stat().st_size for path in paths if path.is_file()})
+
+    def compare(self, folder: Path, listed: Mapping[str, Mapping[str, Any]], track: Track) -> set[str]:
+        """Compare files with their sizes and checksums; returns the names of the intact ones."""
+        intact = set()
+        with track(f"compare {self.path.name}", total=sum(_size(folder / name) for name in listed), unit="bytes") as advance:
+            for name, entry in listed.items():
+                size = _size(folder / name)
+                self.files[folder / name] = size
+                found = list(artifacts.damages(folder, {name: entry}))
+                self.damages += found
+                intact |= set() if found else {name}
+                advance(size)
+        return intact
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Note an error of the block as a damage, without its hint."""
+        try:
+            yield
+        except DcdError as error:
+            self.damages.append(str(error.args[0]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What `verify` found."""
+
+    artifacts: tuple[VerifiedArtifact, ...]
+    unknown: tuple[Path, ...]
+    """Files that belong to none of the artifacts."""
+
+    @property
+    def is_well(self) -> bool:
+        """Whether every artifact is finished and undamaged."""
+        return all(artifact.state == "ok" for artifact in self.artifacts)
+
+    @property
+    def problems(self) -> list[str]:
+        """Every damage, and the unfinished artifacts."""
+        unfinished = [f"{artifact.path}: the {artifact.kind} is not finished" for artifact in self.artifacts if not artifact.is_finished]
+        return [damage for artifact in self.artifacts for damage in artifact.damages] + unfinished
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [
+            {
+                "path": str(artifact.path),
+                "kind": artifact.kind,
+                "files": len(artifact.files),
+                "bytes": artifact.num_bytes,
+                "state": artifact.state,
+                "damages": artifact.damages,
+            }
+            for artifact in self.artifacts
+        ]
+        return {"ok": self.is_well, "artifacts": rows, "not_part": [str(path) for path in self.unknown]}
+
+
+def verify(path: Path, track: Track = silent) -> Verification:
+    """Check all artifacts in a folder, however deep. InputError if there is none."""
+    if not path.is_dir():
+        raise InputError(f"{path} is {'a file' if path.exists() else 'not there'}, a folder is expected", hint="name a folder of artifacts")
+    found: list[VerifiedArtifact] = []
+    present: set[Path] = set()
+    for parent, folders, names in os.walk(path):
+        folders.sort()
+        folder = Path(parent)
+        present |= {folder / name for name in names if not name.startswith(".")}
+        found += [check(folder, track) for markers, check in CHECKS if any(marker in names for marker in markers)]
+        if "plan.json" in names and not any(kind.seal_file in names for kind in PLANNED):
+            found.append(_unfinished(folder))
+    if not found:
+        content = ", ".join(sorted(child.name for child in path.iterdir())[:6]) or "nothing"
+        raise InputError(f"{path} holds no artifact of dcdctl, but {content}", hint="name a corpus, a cache, an index, a run or a model")
+    known = {file for artifact in found for file in artifact.files}
+    return Verification(artifacts=tuple(found), unknown=tuple(sorted(present - known)))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _unfinished(folder: Path) -> VerifiedArtifact:
+    kind = next((kind for kind in PLANNED if any(any(folder.glob(pattern)) for pattern in kind.files)), None)
+    artifact = VerifiedArtifact(path=folder, kind="artifact" if kind is None else kind.name, is_finished=False)
+    _add_unlisted(artifact, kind)
+    if kind is not None:
+        with artifact.noting():
+            kind.read_plan(folder)
+    return artifact
+
+
+def _add_unlisted(artifact: VerifiedArtifact, kind: Kind | None) -> None:
+    """Count the files that a kind of artifact may have, where no seal lists them."""
+    artifact.add(artifact.path / "plan.json")
+    for pattern in () if kind is None else kind.files:
+        for path in artifact.path.glob(pattern):
+            artifact.add(*(path.rglob("*") if path.is_dir() else [path]))
+
+
+def _sealed(folder: Path, kind: Kind, read: Callable[[Path], Read]) -> tuple[VerifiedArtifact, Read | None]:
+    """An artifact, and what `read` returns of its seal; None for a damaged seal."""
+    artifact = VerifiedArtifact(path=folder, kind=kind.name)
+    artifact.add(folder / kind.seal_file, folder / kind.plan_file)
+    with artifact.noting():
+        return artifact, read(folder)
+    _add_unlisted(artifact, kind)
+    return artifact, None
+
+
+def _corpus(folder: Path, track: Track) -> VerifiedArtifact:
+    if not (folder / data.CORPUS_FILE).exists():
+        return VerifiedArtifact(path=folder, kind="corpus", files={folder / data.CORPUS.plan_file: 0}, is_finished=False)
+    artifact, index = _sealed(folder, data.CORPUS, data.read_corpus_json)
+    if index is None:
+        return artifact
+    for split, entry in index["splits"].items():
+        shards = {shard["file"]: shard for shard in entry["shards"]}
+        if artifact.compare(folder, shards, track) != set(shards):
+            continue  # the rows of a damaged shard have no meaning
+        with artifact.noting(), track(f"read {split}", total=entry["images"], unit="images") as advance:
+            artifact.damages += data.find_faults(data.Corpus.open(folder, split), entry, advance)
+    return artifact
+
+
+def _cache(folder: Path, track: Track) -> VerifiedArtifact:
+    artifact, documents = _sealed(folder, teacher.CACHE, teacher.CACHE.read_plan_and_seal)
+    if documents is not None:
+        listed = documents[1]["files"]
+        if artifact.compare(folder, listed, track) == set(listed):
+            with artifact.noting():
+                artifact.damages += teacher.read_cache(folder).find_faults()
+    return artifact
+
+
+def _features(folder: Path, track: Track) -> VerifiedArtifact:
+    artifact, documents = _sealed(folder, scoring.FEATURES, scoring.FEATURES.read_plan_and_seal)
+    if documents is not None:
+        plan, seal = documents
+        artifact.damages += scoring.find_faults(folder, plan, artifact.compare(folder, seal["files"], track))
+    return artifact
+
+
+def _index(folder: Path, track: Track) -> VerifiedArtifact:
+    artifact, document = _sealed(folder, search.INDEX, search.read_document)
+    if document is None:
+        return artifact
+    listed = search.files_of(document)
+    for name, entry in listed.items():
+        # The two small lists have a checksum and no size.
+        entry.setdefault("bytes", _size(folder / name))
+    if artifact.compare(folder, listed, track) == set(listed):
+        with artifact.noting():
+            search.check_vectors(folder, document)
+    if not (folder / "model" / "dcdctl.json").exists():
+        artifact.damages.append(f"{folder / 'model'} is missing, or has no dcdctl.json")
+    return artifact
+
+
+def _run(folder: Path, track: Track) -> VerifiedArtifact:
+    run = Run(folder)
+    artifact = VerifiedArtifact(path=folder, kind="run", is_finished=run.is_finished)
+    artifact.add(folder / "run.json", folder / "metrics.jsonl", folder / "metrics.json", folder / "bench.json", folder / "wandb.json")
+    # TensorBoard has a checksum of its own in every record, and no number is read from its files.
+    artifact.add(*(folder / "tensorboard").rglob("*"))
+    with artifact.noting():
+        run.facts()
+    artifact.damages += run.metrics_damages()
+    if (folder / "bench.json").exists():
+        with artifact.noting():
+            bench.read_times(folder / "bench.json", "student")
+    if (folder / "wandb.json").exists():
+        with artifact.noting():
+            artifacts.read_document(folder / "wandb.json")
+    if (mined := folder / "mined.safetensors").exists():
+        artifact.add(mined)
+        with artifact.noting():
+            training.read_mined(mined)
+    for checkpoint, read in run.checkpoint_seals().items():
+        artifact.add(checkpoint / "checkpoint.json")
+        with artifact.noting():
+            seal = read()
+            for name in artifact.compare(checkpoint, seal[artifacts.FILES], track):
+                if name.endswith(".safetensors"):
+                    models.check_finite_file(checkpoint / name, error=StaleError)
+            if "best_rsum" in seal:
+                training.check_best(run, seal)
+    return artifact
+
+
+def _model(folder: Path, track: Track) -> VerifiedArtifact:
+    artifact = VerifiedArtifact(path=folder, kind="model")
+    artifact.add(*folder.rglob("*"))
+    with artifact.noting(), track(f"compare {folder.name}", total=None, unit="files"):
+        artifact.damages += models.find_damages(folder)
+        for path in sorted(folder.glob("*.safetensors")) if not artifact.damages else ():
+            models.check_finite_file(path)
+    return artifact
+
+
+def _evaluation(folder: Path, track: Track) -> VerifiedArtifact:
+    artifact = VerifiedArtifact(path=folder, kind="evaluation")
+    for names in (MODEL_FILES, CASCADE_FILES):
+        if not (folder / str(names.result)).exists():
+            continue
+        artifact.add(folder / str(names.result))
+        with artifact.noting():
+            result = EvalResult.load(folder, names)
+            assert result.summary is not None
+            listed = result.summary.files
+            if artifact.compare(folder, listed, track) == set(listed) and listed:
+                _ = result.answers  # read, to see that both tables fit the document
+    return artifact
+
+
+CHECKS: list[tuple[tuple[str, ...], Callable[[Path, Track], VerifiedArtifact]]] = [
+    ((data.CORPUS_FILE, data.CORPUS.plan_file), _corpus),
+    ((teacher.CACHE.seal_file,), _cache),
+    ((scoring.FEATURES.seal_file,), _features),
+    ((search.INDEX.seal_file,), _index),
+    (("run.json",), _run),
+    ((models.SETTINGS_FILE,), _model),
+    ((str(MODEL_FILES.result), str(CASCADE_FILES.result)), _evaluation),
+]
+"""The documents by which an artifact is recognized, and its check."""

@@ -1,0 +1,248 @@
+"""`dcdctl verify`: every damage of every kind of artifact is named, and nothing is said of intact ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from encoders import make_pair
+from made_index import unit_vectors, write_index
+from made_runs import scores_of, write_bench, write_evaluation
+from safetensors.torch import load_file, save_file
+from tiny import make_corpus, make_teacher, make_wide_dual
+from torch import nn
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.core import artifacts, models, verify
+from dcdctl.core.data.corpus import read_shard, write_shard
+from dcdctl.core.errors import InputError
+from dcdctl.core.evaluation import EvalResult
+from dcdctl.core.scoring import FEATURES, open_or_build
+from dcdctl.core.search import INDEX
+from dcdctl.core.teacher import CACHE, CandidateConfig, build_cache
+from dcdctl.core.training import loggers, runs
+from dcdctl.core.training.recipe import Recipe
+
+TEXTS = [[f"image {image} caption {k}" for k in range(2)] for image in range(12)]
+
+
+def make_run(folder: Path, corpus_folder: Path) -> Path:
+    """A finished run with two checkpoints, best weights, logs, an evaluation and a benchmark."""
+    run = runs.start_run(folder, Recipe(), "distill", {"corpus": "c"}, resume=False)
+    network = nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW(network.parameters())
+    log = loggers.Log(run, 0)
+    for step in (1, 2):
+        log.write(step, {"loss": 1 / step})
+        runs.save_best(run, step, 100.0 + step, network)
+        runs.save_checkpoint(run, step, network, optimizer, torch.amp.GradScaler("cpu"))
+    log.close()
+    write_bench(folder, "teacher")
+    runs.finish(run, make_wide_dual([text for texts in TEXTS for text in texts]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one of every kind of artifact. Not to be written to."""
+    root = tmp_path_factory.mktemp("all")
+    corpus = make_corpus(root / "data" / "corpus", TEXTS)
+    teacher = make_teacher(corpus.captions)
+    build_cache(corpus, teacher, root / "data" / "cache", CandidateConfig(per_query=3))
+    pair = make_pair(corpus.captions, root.parent / f"{root.name}-encoders")
+    open_or_build(root / "data" / "features", corpus, pair)
+    dual = make_wide_dual(corpus.captions)
+    write_index(root / "index", [unit_vectors(8, dim=8)], removed=[3])
+    models.save(dual, root / "index" / "model")
+    make_run(root / "run", corpus.folder)
+    write_evaluation(root / "run", corpus, scores_of(corpus, 2))
+    models.save(dual, root / "models" / "dual")
+    return root
+
+
+@pytest.fixture
+def copied(intact: Path, tmp_path: Path) -> Path:
+    artifacts._DIGESTS.clear()  # a new process remembers nothing
+    return shutil.copytree(intact, tmp_path / "all")
+
+
+def test_intact_artifacts_of_every_kind_are_well(intact):
+    found = verify.verify(intact)
+    kinds = ["corpus", "evaluation", "features", "index", "model", "model", "model", "run", "teacher cache"]
+    assert sorted(item.kind for item in found.artifacts) == kinds
+    assert found.problems == []
+    assert found.unknown == ()
+    assert found.is_well
+    present = {path for path in intact.rglob("*") if path.is_file() and not path.name.startswith(".")}
+    assert {path for item in found.artifacts for path in item.files} == present
+    assert sum(item.num_bytes for item in found.artifacts) == sum(path.stat().st_size for path in present)
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def files_of(root: Path) -> Iterator[Path]:
+    return (
+        path for path in sorted(root.rglob("*")) if path.is_file() and "tensorboard" not in path.parts and not path.name.startswith(".")
+    )
+
+
+def test_every_flipped_or_missing_or_cut_file_of_a_folder_of_artifacts_is_named(intact, copied):
+    changes: dict[str, Callable[[Path], None]] = {
+        "flip": flipped,
+        "cut": lambda path: path.write_bytes(path.read_bytes()[:-7]),
+        "unlink": Path.unlink,
+    }
+    documents = {"corpus.json", "run.json", "dcdctl.json", "result.json", CACHE.seal_file, FEATURES.seal_file, INDEX.seal_file}
+    documents |= {"bench.json"}  # a run may lack it
+    for path in files_of(copied):
+        for name, change in changes.items():
+            if name == "unlink" and path.name in documents:
+                continue  # without its document a folder is no artifact, or an unfinished one
+            content, place = path.read_bytes(), path.relative_to(copied).parts
+            change(path)
+            # Only the artifact, because reading all of them for every damage would take long.
+            artifact = copied.joinpath(*place[: 2 if place[0] in ("data", "models") else 1])
+            named = [problem for problem in verify.verify(artifact).problems if path.name in problem]
+            path.write_bytes(content)
+            assert named, f"{name} of {path.relative_to(copied)}"
+    assert verify.verify(copied).is_well
+
+
+def test_all_damages_are_named_and_not_only_the_first(copied, run_verify):
+    damaged = [copied / "data" / "corpus" / "train-00000-of-00001.parquet", copied / "models" / "dual" / "config.json"]
+    damaged += [copied / "run" / "checkpoints" / "step-1" / name for name in ("weights.safetensors", "optimizer.pt")]
+    for path in damaged:
+        flipped(path)
+    metrics = copied / "run" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("loss", "lose"))
+    result = run_verify(copied)
+    assert result.exit_code == 1
+    problems = [line for line in result.stdout.splitlines() if line.startswith("problem: ")]
+    for path in damaged:
+        assert sum(f"{path} is damaged: its SHA-256 is" in line for line in problems) == 1
+    assert [f"line {number} of {metrics} is damaged" in line for number, line in zip((1, 2), problems[-2:], strict=True)]
+    assert sum("metrics.jsonl" in line for line in problems) == 3  # the file and both lines
+
+
+@pytest.fixture
+def run_verify():
+    return lambda *words: CliRunner().invoke(app, ["verify", *map(str, words)], catch_exceptions=False)
+
+
+def test_the_table_and_the_json_say_what_was_checked(intact, run_verify):
+    result = run_verify(intact / "data")
+    assert result.exit_code == 0
+    assert "teacher cache" in result.stdout
+    result = run_verify(intact / "run", "--json")
+    document = json.loads(result.stdout)
+    assert document["ok"]
+    assert document["not_part"] == []
+    kinds = {row["kind"]: row for row in document["artifacts"]}
+    assert set(kinds) == {"run", "evaluation", "model"}
+    assert kinds["evaluation"] == {
+        "path": str(intact / "run"), "kind": "evaluation", "files": 3, "state": "ok", "damages": [],
+        "bytes": sum((intact / "run" / name).stat().st_size for name in ("ranks.parquet", "top.parquet", "result.json")),
+    }  # fmt: skip
+
+
+def test_files_that_no_artifact_names_are_listed_and_do_no_harm(copied, run_verify):
+    strange = [copied / "notes.txt", copied / "data" / "cache" / "pairs-00009.parquet", copied / "run" / "model.77.partial"]
+    for path in strange:
+        path.write_text("dear")
+    result = run_verify(copied)
+    assert result.exit_code == 0
+    assert [line for line in result.stdout.splitlines() if line.startswith("not part of it: ")] == [
+        f"not part of it: {path}" for path in sorted(strange)
+    ]
+
+
+def test_unfinished_artifacts_are_said_to_be_so(copied):
+    for seal, kind in ((copied / "data" / "cache" / "cache.json", "teacher cache"), (copied / "index" / "index.json", "index")):
+        content = seal.read_bytes()
+        seal.unlink()
+        (seal.parent / "plan.json").touch() if kind == "index" else None
+        (item,) = (item for item in verify.verify(seal.parent).artifacts if item.kind == kind)
+        assert not item.is_finished
+        seal.write_bytes(content)
+        (seal.parent / "plan.json").unlink() if kind == "index" else None
+    shutil.rmtree(copied / "run" / "model")
+    assert [f"{copied / 'run'}: the run is not finished"] == verify.verify(copied / "run").problems
+
+
+def test_an_evaluation_whose_table_is_gone_and_an_index_without_model_are_damaged(copied):
+    (copied / "run" / "top.parquet").unlink()
+    shutil.rmtree(copied / "index" / "model")
+    problems = verify.verify(copied).problems
+    assert f"{copied / 'run' / 'top.parquet'} is missing" in problems
+    assert f"{copied / 'index' / 'model'} is missing, or has no dcdctl.json" in problems
+    assert EvalResult.load(copied / "run").answers.top == {}
+
+
+def resealed_corpus(folder: Path, change: Callable[[list], None]) -> None:
+    """Write the shard of a corpus again with checksums that fit, as a program with a bug would."""
+    path = folder / "train-00000-of-00001.parquet"
+    rows = list(read_shard(path))
+    change(rows)
+    list(write_shard(path, rows))
+    document = artifacts.read_document(folder / "corpus.json")
+    document["splits"]["train"]["shards"][0] |= artifacts.seal_of(path, rows=len(rows))
+    artifacts.write_document(folder / "corpus.json", document)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": b"no image"}, r"image 'i2' of split train of .* cannot be decoded"),
+        ({"width": 31}, r"image 'i2' .* is 32 x 32 pixels, and its row says 31 x 32"),
+        ({"captions": []}, r"image 'i2' .* has no caption"),
+        ({"caption_ids": [7]}, r"image 'i2' .* has 2 captions and 1 caption ids"),
+        ({"image_id": "i3"}, r"image 'i3' .* is there twice"),
+        ({"captions": ["other", "words"]}, r"corpus\.json has fingerprint [0-9a-f]+, and its rows have [0-9a-f]+"),
+    ],
+)
+def test_rows_of_a_corpus_that_contradict_each_other_are_named(copied, change, message):
+    folder = copied / "data" / "corpus"
+    resealed_corpus(folder, lambda rows: rows.__setitem__(2, dataclasses.replace(rows[2], **change)))
+    problems = verify.verify(folder).problems
+    assert any(re.search(message, problem) for problem in problems), problems
+
+
+def test_weights_and_features_that_are_not_finite_are_named(copied):
+    path = copied / "models" / "dual" / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name, tensor in weights.items() if tensor.ndim == 2)
+    weights[name][0, 0] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+    models.seal_again(path.parent)
+    (features,) = (copied / "data" / "features").iterdir()
+    array = np.load(features / "images-00000.npy")
+    array[0, 0, 0] = np.inf
+    np.save(features / "images-00000.npy", array)
+    seal = artifacts.read_document(features / "features.json")
+    seal["files"]["images-00000.npy"] = artifacts.seal_of(features / "images-00000.npy")
+    artifacts.write_document(features / "features.json", seal)
+    first, second = sorted(verify.verify(copied).problems)
+    assert "images-00000.npy: 1 of " in first
+    assert f"numbers of the weights {name} are not finite" in second
+
+
+def test_a_path_without_artifacts_is_the_users_error(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(InputError, match=r"holds no artifact of dcdctl, but letter\.txt; name a corpus"):
+        verify.verify(tmp_path)
+    with pytest.raises(InputError, match=r"letter\.txt is a file, a folder is expected"):
+        verify.verify(tmp_path / "letter.txt")
+    with pytest.raises(InputError, match="absent is not there, a folder is expected"):
+        verify.verify(tmp_path / "absent")
