@@ -102,6 +102,18 @@ def test_streaming_top_k_equals_the_full_matrix(num_queries, gallery, k, block, 
     assert all(len(set(row)) == len(row) for row in index_QK.tolist())
 
 
+def test_vectors_in_half_precision_are_compared_in_float32():
+    """Products in bfloat16 have three digits, so that close candidates would tie."""
+    queries_QD, gallery_GD = unit(0, 4, 64).bfloat16(), unit(1, 300, 64).bfloat16()
+    scores_QK, index_QK = topk.top_k(queries_QD, gallery_GD, 300)
+    expected_QG = queries_QD.float() @ gallery_GD.float().T
+    assert scores_QK.dtype == torch.float32
+    assert torch.equal(index_QK, expected_QG.topk(300).indices)
+    owner = np.arange(300) // 75
+    rankings = evaluation_ranks.rank_embeddings(queries_QD, gallery_GD, owner)
+    assert all_of(rankings) == all_of(evaluation_ranks.rank_matrix(expected_QG, owner))
+
+
 def test_recalls_add_up():
     recalls = recall.Recalls.from_ranks(Ranks(np.array([1, 6]), np.array([1, 2, 11, 12])))
     assert recalls == Recalls({"R@1": 50.0, "R@5": 50.0, "R@10": 100.0}, {"R@1": 25.0, "R@5": 50.0, "R@10": 50.0})

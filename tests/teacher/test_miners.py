@@ -261,6 +261,13 @@ def test_lexical_candidates_do_not_depend_on_chunk_sizes(repeated, monkeypatch, 
     assert chunked.dropped == expected.dropped
 
 
+def test_every_chunk_of_queries_has_random_candidates_of_its_own():
+    miner = miners.random_miner([3, 1], 12_000, 500)
+    first, second = (miner(np.arange(start, start + 4096), 5) for start in (0, 4096))
+    assert (first != second).mean() > 0.9
+    assert np.array_equal(first, miner(np.arange(4096), 5))
+
+
 def test_dropped_false_negatives_are_counted_by_reason(tmp_path):
     corpus = make_corpus(tmp_path / "corpus", [["a dog", "grass"], ["A dog!"], ["sea"]])
     # In each direction, four pairs of an image and its own caption, and two of equal text: image 0 with caption 2, image 1 with caption 0.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from encoders import make_pair, save_text, save_vision
+from tiny import make_teacher
 from torch.testing import assert_close
 
 from dcdctl.core import models
@@ -99,9 +100,12 @@ def test_every_refresh_draws_another_pool_and_a_repeated_one_the_same(corpus, te
     few = corpus.subset(12)
     cache = build.build_cache(few, teacher, tmp_path / "cache", CandidateConfig(per_query=1, directions=("text",)))
 
+    student = make_teacher(few.captions, seed=4)
+
     def candidates_after(name: str, step: int) -> list[list[int]]:
-        source = CorpusSource(few, teacher.preprocess)
-        refreshed = refresh.refresh_cache(cache, tmp_path / name, teacher, teacher, source, compute=Compute(), step=step)
+        # A student in the middle of its training has dropout, and mines without.
+        source = CorpusSource(few, student.train().preprocess)
+        refreshed = refresh.refresh_cache(cache, tmp_path / name, student, teacher, source, compute=Compute(), step=step)
         return [refreshed.candidates.texts_of_image[image].tolist() for image in range(12)]
 
     first, again, later = candidates_after("first", 2), candidates_after("again", 2), candidates_after("later", 4)
