@@ -33,6 +33,12 @@ def test_vectors_stand_in_the_order_of_the_corpus(source, batch_size, by_length)
     assert sum(count for count in counted if isinstance(count, int)) == len(OWNER) + len(dual.image_ID)
 
 
+def test_a_model_in_the_middle_of_its_training_embeds_in_eval_mode():
+    dual = make_dual().train()
+    dual_embedder(dual, CPU)
+    assert not dual.training
+
+
 class Counting:
     """A progress bar that records its calls."""
 

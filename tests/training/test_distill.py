@@ -230,6 +230,8 @@ def test_steps_are_what_is_set_or_what_the_epochs_take(inputs):
     assert distill.count_steps(recipe, 7.5) == 100
     assert distill.count_steps(training_recipe.load_recipe("vilt-coco"), 7.5) == 75
     assert distill.count_steps(training_recipe.load_recipe("vilt-coco", ["optimizer.epochs=0.01"]), 7.5) == 1
+    # 3.75 steps are rounded down, as in the released code.
+    assert distill.count_steps(training_recipe.load_recipe("vilt-coco", ["optimizer.epochs=0.5"]), 7.5) == 3
 
 
 @pytest.mark.parametrize(

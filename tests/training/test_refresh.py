@@ -19,6 +19,7 @@ from dcdctl.core.scoring import CorpusSource, embed, features, pairs
 from dcdctl.core.teacher import CandidateConfig, build, candidates
 from dcdctl.core.teacher import cache as teacher_cache
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, initial_model, recipe, refresh
+from dcdctl.core.training.objective import PairObjective
 
 CPU = torch.device("cpu")
 FUSION = ["model.layers=[0, 2]", "batch.size=4", "batch.random_negatives=2", "batch.hard_negatives=1", "optimizer.steps=6"]
@@ -111,6 +112,34 @@ def test_every_refresh_draws_another_pool_and_a_repeated_one_the_same(corpus, te
     first, again, later = candidates_after("first", 2), candidates_after("again", 2), candidates_after("later", 4)
     assert first == again
     assert sum(a != b for a, b in zip(first, later, strict=True)) > 6
+
+
+def test_a_refresh_comes_between_its_steps_and_the_later_ones_read_its_cache(inputs, tmp_path, monkeypatch):
+    events: list[str] = []
+
+    def make_batches(source, recipe, scores, *rest):
+        events.append(f"batches of {scores.num_pairs} pairs")
+        return real_make_batches(source, recipe, scores, *rest)
+
+    def refresh_cache(*arguments, step, real=distill.refresh_cache, **named):
+        events.append(f"refresh before step {step}")
+        return real(*arguments, step=step, **named)
+
+    def outputs(objective, model, pairs, real=PairObjective.outputs):
+        events.append("step")
+        return real(objective, model, pairs)
+
+    real_make_batches = distill.make_batches
+    monkeypatch.setattr(distill, "make_batches", make_batches)
+    monkeypatch.setattr(distill, "refresh_cache", refresh_cache)
+    monkeypatch.setattr(PairObjective, "outputs", outputs)
+    run([*DUAL, "batch.refresh_steps=[1, 3]", "optimizer.steps=4"], inputs, tmp_path / "run")
+    sizes = [cache.num_pairs for cache in inputs.caches]
+    sizes += [teacher_cache.read_cache(tmp_path / "run" / "caches" / f"step-{step}").num_pairs for step in (1, 3)]
+    batches = [f"batches of {size} pairs" for size in sizes]
+    assert len(set(batches)) == 3
+    expected = [batches[0], "step", "refresh before step 1", batches[1], "step", "step", "refresh before step 3", batches[2], "step"]
+    assert events == expected
 
 
 def test_what_a_refresh_needs_is_said_before_the_run_begins(inputs, corpus, tmp_path):
