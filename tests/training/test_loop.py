@@ -63,6 +63,9 @@ def test_a_schedule_rises_from_0_to_1_and_falls(schedule):
     assert all(before > after > 0 for before, after in pairwise(factors[10:]))
     assert learning_rate_factor(30, 50, config) == pytest.approx(0.5)
     assert learning_rate_factor(0, 1, OptimizerConfig(warmup_share=0.0)) == 1
+    # 5.8 steps of warm-up are rounded down, as in the released code.
+    config = OptimizerConfig(schedule=schedule, warmup_share=0.1)
+    assert [learning_rate_factor(step, 58, config) for step in (4, 5)] == pytest.approx([0.8, 1])
 
 
 class Batch:
@@ -107,6 +110,11 @@ def test_training_lowers_the_loss_and_logs_the_parts(tmp_path):
     assert metrics[1]["lr"] == pytest.approx(0.1 * (60 - 10) / (60 - 6))
     assert run.checkpoint_steps() == [25, 50]
     assert not model.training
+
+
+def test_the_last_step_leaves_no_checkpoint_because_the_model_follows(tmp_path):
+    run, _ = train(tmp_path, steps=6, save_every=3)
+    assert run.checkpoint_steps() == [3]
 
 
 def test_a_loss_that_is_not_a_number_is_an_error_that_names_step_and_part(tmp_path):
