@@ -28,8 +28,10 @@ from dcdctl.core.progress import Track
 
 Document = dict[str, Any]
 """A JSON object."""
-_DIGESTS: dict[tuple[str, int, int], str] = {}
-"""The SHA-256 of the files hashed by this process, by path, size and modification time."""
+FileVersion = tuple[str, int, int, int, int]
+"""Path, inode, size, and the times of the last change of content and of metadata; another if the file is written to or replaced."""
+_DIGESTS: dict[FileVersion, str] = {}
+"""The SHA-256 of the files hashed by this process."""
 _LOCKS: dict[int, threading.Lock] = {}
 """One lock per process: a child made by fork would inherit a lock that another thread of its parent holds."""
 CHECKSUM = "checksum"
@@ -292,22 +294,23 @@ def check_files(folder: Path, listed: Mapping[str, Mapping[str, Any]], *, error:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file in hex, computed once per process for a path, size and modification time."""
+    """The SHA-256 of a file in hex, computed once per process until the file changes."""
     status = path.stat()
-    key = (str(path.absolute()), status.st_size, status.st_mtime_ns)
+    # The size and the modification time alone are equal for a file that was copied over this one with its times.
+    key = (str(path.absolute()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     with _LOCKS.setdefault(os.getpid(), threading.Lock()):
         if key not in _DIGESTS:
             _DIGESTS[key] = files.sha256_of(path)
         return _DIGESTS[key]
 
 
-def known_digests() -> dict[tuple[str, int, int], str]:
+def known_digests() -> dict[FileVersion, str]:
     """The checksums of the files that this process has hashed, for `know_digests` in a process that it starts."""
     with _LOCKS.setdefault(os.getpid(), threading.Lock()):
         return dict(_DIGESTS)
 
 
-def know_digests(digests: Mapping[tuple[str, int, int], str]) -> None:
+def know_digests(digests: Mapping[FileVersion, str]) -> None:
     """Take over the checksums that another process has computed. A file that has changed since is hashed again."""
     with _LOCKS.setdefault(os.getpid(), threading.Lock()):
         _DIGESTS.update(digests)

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 import dcdctl
 from dcdctl.cli.prepare import prepare as prepare_command
 from dcdctl.cli.views.terminal import ErrorGroup
-from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare_corpus
+from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare, prepare_corpus
 from dcdctl.core.errors import ConfigError, CorpusError, InputError, StaleError
 from dcdctl.core.files import lock, sha256_of
 
@@ -515,6 +515,36 @@ def test_a_corpus_of_an_earlier_format_is_refused_by_name(tmp_path, is_finished)
     message = rf"{name} is of format 1, this dcdctl reads format 2; delete the folder and run the same `dcdctl prepare` again"
     with pytest.raises(CorpusError, match=message):
         prepare_corpus(source, tmp_path / "out", options=PrepareOptions(workers=1))
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "swapped", "noted"])
+def test_a_resumed_run_writes_a_damaged_finished_shard_again(tmp_path, monkeypatch, damage):
+    def run(out):
+        source = manifest.find_manifest("scenes", ["counts.train=6", "counts.val=0", "counts.test=0", "side_px=16"])
+        prepare_corpus(source, out, options=PrepareOptions(workers=1, shard_size=2))
+
+    run(tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare, "_find_leakage", lambda splits: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "out")
+    first, second = (tmp_path / "out" / f"train-0000{shard}-of-00003.parquet" for shard in (0, 1))
+    data = first.read_bytes()
+    if damage == "flipped":
+        first.write_bytes(data[:-200] + bytes([data[-200] ^ 1]) + data[-199:])
+    elif damage == "truncated":
+        first.write_bytes(data[:-1])
+    elif damage == "swapped":
+        first.write_bytes(second.read_bytes())
+        second.write_bytes(data)
+    else:
+        path = tmp_path / "out" / "prepare.json"
+        path.write_text(path.read_text().replace('"hashes": [\n        "', '"hashes": [\n        "0'))
+        with pytest.raises(CorpusError, match=r"prepare\.json is damaged: its content does not match its checksum; delete the folder"):
+            run(tmp_path / "out")
+        return
+    run(tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 SCRIPT = """

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,6 +199,21 @@ def test_a_file_is_hashed_once_per_process_by_all_threads(tmp_path, monkeypatch)
     flip(path)
     assert sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
     assert hashed == [path, path]
+
+
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_a_file_that_changes_and_keeps_its_size_and_time_is_hashed_again(tmp_path, is_replaced):
+    path, status = tmp_path / "part", None
+    for data in (b"one", b"two"):
+        if is_replaced:
+            files.write_text(path, data.decode())
+        else:
+            path.write_bytes(data)
+        if status is not None:
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert sha256_of(path) == hashlib.sha256(data).hexdigest()
+        status = path.stat()
+        time.sleep(0.02)  # a coarse clock of the file system
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -148,7 +148,7 @@ def test_a_damaged_file_is_named_or_harmless(kind, count, tmp_path, record_prope
     artifact = KINDS[kind](tmp_path)
     outcomes = count_outcomes(artifact, np.random.default_rng(count), count)
     for (damage, outcome), number in sorted(outcomes.items()):
-        record_property(f"{kind}, {damage}, {outcome}", number)  # shown by --junitxml
+        record_property(f"{kind}, {damage}, {outcome}", number)  # shown by --junitxml FILE -o junit_family=legacy
     assert outcomes.total() > 3 * count * len(artifact.files)
     # Harmless are changed spaces in JSON.
     assert sum(number for (_, outcome), number in outcomes.items() if outcome == NAMED) > 0.9 * outcomes.total()
