@@ -149,6 +149,6 @@ def test_a_damaged_file_is_named_or_harmless(kind, count, tmp_path, record_prope
     outcomes = count_outcomes(artifact, np.random.default_rng(count), count)
     for (damage, outcome), number in sorted(outcomes.items()):
         record_property(f"{kind}, {damage}, {outcome}", number)  # shown by --junitxml FILE -o junit_family=legacy
-    assert outcomes.total() > 3 * count * len(artifact.files)
+    assert outcomes.total() > 2 * count * len(artifact.files)  # not 3, because zeros over zeros are no damage
     # Harmless are changed spaces in JSON.
     assert sum(number for (_, outcome), number in outcomes.items() if outcome == NAMED) > 0.9 * outcomes.total()
