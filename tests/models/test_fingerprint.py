@@ -18,7 +18,13 @@ from flips import CAPTIONS, Baseline, flips, images
 from huggingface_hub import constants
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
-from transformers import EsmTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    ConvNextImageProcessorPil,
+    EfficientNetImageProcessorPil,
+    EsmTokenizer,
+    MobileViTImageProcessorPil,
+    PreTrainedTokenizerFast,
+)
 
 from dcdctl.core import models
 from dcdctl.core.models import fingerprint
@@ -213,6 +219,23 @@ def test_settings_that_change_no_score_leave_the_fingerprint(saved, name):
     before = both(model)
     setattr(model.encoders.text.config, name, {0: "x"} if name == "id2label" else 0.25)
     assert both(model) == before
+
+
+@pytest.mark.parametrize(
+    ("processor", "changed"),
+    [
+        (EfficientNetImageProcessorPil, {"rescale_offset": True}),
+        (EfficientNetImageProcessorPil, {"include_top": False}),
+        (ConvNextImageProcessorPil, {"crop_pct": 0.5}),
+        (MobileViTImageProcessorPil, {"do_flip_channel_order": False}),
+    ],
+)
+def test_a_setting_of_one_image_processor_changes_its_pixels_and_its_settings(processor, changed):
+    size = {"shortest_edge": 32} if processor is not EfficientNetImageProcessorPil else {"height": 32, "width": 32}
+    plain, other = (processor(size=size, crop_size={"height": 24, "width": 24}, **settings) for settings in ({}, changed))
+    pixels = [each(images=images()[:1], return_tensors="pt")["pixel_values"] for each in (plain, other)]
+    assert not torch.equal(*pixels)
+    assert processor_settings(plain) != processor_settings(other)
 
 
 def test_a_tokenizer_read_by_the_backend_keeps_its_settings():
