@@ -55,7 +55,12 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("verify", "Data", verify, "verify data/flickr30k"),
     ("convert", "Teacher", convert, "convert vilt_irtr_f30k.ckpt models/vilt-flickr30k"),
     ("finetune-teacher", "Teacher", finetune_teacher, "finetune-teacher vilt-flickr30k-teacher --data data/flickr30k --out runs/teacher"),
-    ("cache-teacher", "Teacher", cache_teacher, "cache-teacher --data data/flickr30k --teacher runs/teacher --out cache/flickr30k"),
+    (
+        "cache-teacher",
+        "Teacher",
+        cache_teacher,
+        "cache-teacher --data data/flickr30k --teacher runs/teacher --recipe vilt-flickr30k --out cache/flickr30k",
+    ),
     ("inspect", "Teacher", inspect, "inspect data/flickr30k --html flickr30k.html"),
     ("distill", "Student", distill, "distill demo-dual --data data/scenes --cache cache/scenes --out runs/dual"),
     ("eval", "Proof", evaluate, "eval runs/student --data data/flickr30k"),

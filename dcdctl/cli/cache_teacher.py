@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from dcdctl.core.teacher import Estimate
 
 RecipeName = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--recipe",
-        help="Recipe whose [candidates] table says what to score: a name or a .toml file.",
+        help="Recipe of the student, whose [candidates] say what to score: a name or a .toml file. Required except with --verify.",
         callback=check_recipe,
         metavar="RECIPE",
     ),
@@ -46,7 +46,7 @@ def cache_teacher(
     data: Data,
     teacher: Teacher,
     out: Out,
-    recipe: RecipeName = "vilt-flickr30k",
+    recipe: RecipeName = None,
     sets: Sets = None,
     split: Split = "train",
     max_images: MaxImages = None,
@@ -60,7 +60,7 @@ def cache_teacher(
     precision: Precision = "fp32",
 ) -> None:
     """Score each query's candidates with the teacher, once. Training reads the scores and never runs the teacher."""
-    check_overrides(recipe, sets)
+    _check_recipe(recipe, sets, verify)
     from dcdctl.cli.views.terminal import bar, show
     from dcdctl.core import devices, training
     from dcdctl.core.devices import Compute
@@ -69,7 +69,7 @@ def cache_teacher(
     numbers = devices.precision(precision)
     job = CacheJob(
         teacher=teacher, model_set=model_set or (), data=data, split=split, max_images=max_images, out=out,
-        candidates=training.load_recipe(recipe, sets or ()).candidates, extend=extend,
+        candidates=None if recipe is None else training.load_recipe(recipe, sets or ()).candidates, extend=extend,
         compute=Compute(device=devices.choose(device), precision=numbers, batch_size=batch_size, features=features),
     )  # fmt: skip
     if verify is not None:
@@ -78,6 +78,17 @@ def cache_teacher(
     cache = cache_scores(job, dry_run=dry_run, track=bar, on_estimate=_show_estimate)
     if cache is not None:
         show(f"{cache.num_pairs:,} scored pairs of {cache.num_images:,} images and {cache.num_texts:,} captions -> {out}")
+
+
+def _check_recipe(recipe: str | None, sets: list[str] | None, verify: int | None) -> None:
+    """An error, before any import of a model, for a missing recipe or an override that it does not take."""
+    if recipe is not None:
+        return check_overrides(recipe, sets)
+    # The cache that is verified has its own plan.
+    if verify is None or sets:
+        from dcdctl.core.training import require_recipe_of_cache
+
+        require_recipe_of_cache()
 
 
 def _show_estimate(estimate: Estimate) -> None:

@@ -44,4 +44,4 @@ def finetune_teacher(
     compute = Compute(device=devices.choose(device), precision=devices.precision(precision), workers=workers, features=features)
     settings = TrainingOptions(compute=compute, micro_batches=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
     run = train(job, refs, options=settings, track=bar, watch=view)
-    show(f"teacher -> {run.model_folder}; next: dcdctl cache-teacher --teacher {out} --data {data} --out CACHE")
+    show(f"teacher -> {run.model_folder}; next: dcdctl cache-teacher --teacher {out} --data {data} --recipe RECIPE --out CACHE")

@@ -31,11 +31,12 @@ def check_output_file(path: Path | None) -> Path | None:
 # These callbacks run before a command imports any model, so a misspelled name is an error as soon as torch is imported.
 
 
-def check_recipe(ref: str) -> str:
+def check_recipe(ref: str | None) -> str | None:
     """Callback of a recipe argument: an error if there is no such recipe."""
-    from dcdctl.core.training import check_recipe_name
+    if ref is not None:
+        from dcdctl.core.training import check_recipe_name
 
-    check_recipe_name(ref)
+        check_recipe_name(ref)
     return ref
 
 

@@ -244,7 +244,7 @@ def test_a_wrong_name_is_an_error_before_models_are_imported(tmp_path):
         (["distill", "demo-dual", *data, "--out", str(file)], "is a file"),
         (["finetune-teacher", "tiny-teacher", *data, *out, "--set", "batch.sizee=2"], "unknown key batch.sizee"),
         (["cache-teacher", *data, *out, *cache, "--recipe", "nosuchrecipe"], "no recipe nosuchrecipe"),
-        (["cache-teacher", *data, *out, *cache, "--set", "candidates.kindd=x"], "unknown key candidates.kindd"),
+        (["cache-teacher", *data, *out, *cache, "--recipe", "tiny-student", "--set", "candidates.kindd=x"], "unknown key candidates.kindd"),
     ]
     words = json.dumps([words for words, _ in cases])
     done = processes.run([sys.executable, "-c", MISTAKES, words], capture_output=True, text=True, check=True)

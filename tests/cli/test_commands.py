@@ -19,6 +19,7 @@ from dcdctl.core.teacher import cache as teacher_cache
 Run = Callable[..., Any]
 LISTS = ["--set", "batch.size=8", "--set", "batch.random_negatives=4", "--set", "batch.hard_negatives=2", "--set", "optimizer.steps=3"]
 NEW = ["model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1", "model.vocab_size=200", "model.projection_dim=16"]
+FOUR = ["--recipe", "tiny-student", "--set", "candidates.per_query=4"]
 CPU = ["--device", "cpu"]
 
 
@@ -42,8 +43,7 @@ def teacher(scenes_corpus_dir, tmp_path_factory):
 @pytest.fixture(scope="module")
 def cache(run_cli, scenes_corpus_dir, teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache") / "cache"
-    sets = ["--set", "candidates.per_query=4"]
-    result = run_cli("cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", folder, *sets, *CPU)
+    result = run_cli("cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", folder, *FOUR, *CPU)
     assert result.exit_code == 0, result.stderr
     assert result.stdout == f"{teacher_cache.read_cache(folder).num_pairs:,} scored pairs of 32 images and 160 captions -> {folder}\n"
     assert "score: " in result.stderr
@@ -59,7 +59,7 @@ def test_cache_teacher_writes_the_requested_cache(scenes_corpus_dir, cache):
 
 def test_cache_teacher_with_other_settings_into_the_same_folder_names_both(run_cli, scenes_corpus_dir, teacher, cache):
     before = contents(cache)
-    words = ["cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", cache, "--set", "candidates.per_query=4", *CPU]
+    words = ["cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", cache, *FOUR, *CPU]
     result = run_cli(*words, "--precision", "bf16")
     assert result.exit_code == 1
     assert "another precision (float32, not bfloat16); name another folder, or delete this one" in result.stderr
@@ -68,7 +68,7 @@ def test_cache_teacher_with_other_settings_into_the_same_folder_names_both(run_c
 
 
 def test_cache_teacher_takes_the_first_images_and_a_model_setting(run_cli, scenes_corpus_dir, teacher, tmp_path):
-    words = ["--max-images", 8, "--split", "test", "--model-set", "max_text_len=9", "--set", "candidates.per_query=4", *CPU]
+    words = ["--max-images", 8, "--split", "test", "--model-set", "max_text_len=9", *FOUR, *CPU]
     result = run_cli("cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", tmp_path / "cache", *words)
     assert result.exit_code == 0, result.stderr
     plan = json.loads((tmp_path / "cache" / "plan.json").read_text())
@@ -114,10 +114,10 @@ def test_finetune_teacher_writes_a_teacher_that_can_be_cached(run_cli, scenes_co
     sets = [word for assignment in NEW for word in ("--set", assignment)]
     result = run_cli("finetune-teacher", "tiny-teacher", "--data", scenes_corpus_dir, "--out", out, *sets, *LISTS, *CPU)
     assert result.exit_code == 0, result.stderr
-    next_step = f"dcdctl cache-teacher --teacher {out} --data {scenes_corpus_dir} --out CACHE"
+    next_step = f"dcdctl cache-teacher --teacher {out} --data {scenes_corpus_dir} --recipe RECIPE --out CACHE"
     assert result.stdout == f"teacher -> {out / 'model'}; next: {next_step}\n"
     assert json.loads((out / "run.json").read_text())["what"] == "finetune-teacher"
-    words = ["--data", scenes_corpus_dir, "--teacher", out, "--out", tmp_path / "cache", "--set", "candidates.per_query=2", *CPU]
+    words = ["--data", scenes_corpus_dir, "--teacher", out, "--out", tmp_path / "cache", *FOUR, *CPU]
     assert run_cli("cache-teacher", *words).exit_code == 0
 
 
@@ -166,9 +166,23 @@ def test_every_option_of_finetune_teacher_has_its_effect(run_cli, scenes_corpus_
     assert "batch.size is 4, too few for 5 micro-batches" in refused.stderr
 
 
+def test_cache_teacher_asks_for_its_recipe_and_lists_those_with_candidates(run_cli, scenes_corpus_dir, teacher, tmp_path):
+    words = ["cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", tmp_path / "cache", *CPU]
+    for more in ([], ["--dry-run"], ["--verify", 5, "--set", "candidates.per_query=4"]):
+        result = run_cli(*words, *more)
+        assert result.exit_code == 1
+        assert result.stderr.startswith(
+            "error: no --recipe is named, and its [candidates] say which pairs the teacher scores; name the recipe"
+        )
+        listed = result.stderr.rpartition("one of ")[2].strip().split(", ")
+        assert {"demo-dual", "tiny-student", "vilt-flickr30k", "meter-coco"} <= set(listed)
+        assert {"demo-dual-alone", "tiny-teacher", "pair-flickr8k"}.isdisjoint(listed)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_dry_run_shows_the_estimate_and_scores_nothing(run_cli, scenes_corpus_dir, teacher, tmp_path):
     words = ["cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", tmp_path / "cache", "--device", "cpu"]
-    result = run_cli(*words, "--set", "candidates.per_query=4", "--dry-run")
+    result = run_cli(*words, *FOUR, "--dry-run")
     assert result.exit_code == 0, result.stderr
     assert re.search(r"\d+ pairs, \d+ to score: [\d,]+ pairs/s in a trial, about [\d:]+; at most 0\.0 MB on disk", result.stderr)
     assert result.stdout == ""
@@ -177,7 +191,7 @@ def test_a_dry_run_shows_the_estimate_and_scores_nothing(run_cli, scenes_corpus_
 
 def test_a_cache_is_extended_and_verified_from_the_command_line(run_cli, scenes_corpus_dir, teacher, cache, tmp_path):
     words = ["cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--device", "cpu"]
-    extended = run_cli(*words, "--out", tmp_path / "more", "--set", "candidates.per_query=6", "--extend", cache)
+    extended = run_cli(*words, "--out", tmp_path / "more", "--recipe", "tiny-student", "--set", "candidates.per_query=6", "--extend", cache)
     assert extended.exit_code == 0, extended.stderr
     old, new = teacher_cache.read_cache(cache), teacher_cache.read_cache(tmp_path / "more")
     assert f"{new.num_pairs:,} pairs, {new.num_pairs - old.num_pairs:,} to score" in extended.stderr

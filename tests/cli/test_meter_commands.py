@@ -17,6 +17,7 @@ from dcdctl.core.teacher import cache
 from dcdctl.core.training import runs
 
 CHECKPOINT = FIXTURES / "meter_tiny_a.ckpt"
+RECIPE = ["--recipe", "tiny-student"]
 CPU = ["--device", "cpu"]
 
 
@@ -66,7 +67,9 @@ def test_a_checkpoint_is_evaluated_like_its_conversion(scenes_corpus_dir, model_
 
 def test_a_student_of_a_meter_is_distilled_from_its_cache(scenes_corpus_dir, converted, corpus, tmp_path):
     data = ["--data", scenes_corpus_dir, *CPU]
-    cached = run_cli("cache-teacher", "--teacher", converted, "--out", tmp_path / "cache", "--set", "candidates.per_query=4", *data)
+    cached = run_cli(
+        "cache-teacher", "--teacher", converted, "--out", tmp_path / "cache", *RECIPE, "--set", "candidates.per_query=4", *data
+    )
     assert cached.exit_code == 0, cached.stderr
     assert cache.read_cache(tmp_path / "cache", corpus=Corpus.open(scenes_corpus_dir, "train"), teacher=models.load(converted).digest)
     sets = ["model.layers=[1]", "batch.size=4", "batch.random_negatives=4", "batch.hard_negatives=2", "optimizer.steps=3"]
@@ -88,7 +91,9 @@ def test_features_on_disk_serve_eval_the_cache_and_the_student(scenes_corpus_dir
     evaluated = run_cli("eval", converted, "--json", *data)
     assert evaluated.exit_code == 0, evaluated.stderr
     assert json.loads(evaluated.stdout)["protocol"]["features"] == "float16"
-    cached = run_cli("cache-teacher", "--teacher", converted, "--out", tmp_path / "cache", "--set", "candidates.per_query=4", *data)
+    cached = run_cli(
+        "cache-teacher", "--teacher", converted, "--out", tmp_path / "cache", *RECIPE, "--set", "candidates.per_query=4", *data
+    )
     assert cached.exit_code == 0, cached.stderr
     assert "encode 8 images, 40 captions to 0.00 GB" in cached.stderr
     sets = ["model.layers=[1]", "batch.size=4", "batch.random_negatives=4", "batch.hard_negatives=2", "optimizer.steps=1"]
@@ -112,5 +117,7 @@ def test_a_meter_is_fine_tuned_in_both_directions_and_caches(scenes_corpus_dir, 
     changed = {name for name, weight in after.items() if not weight.equal(before[name])}
     parts = ("vision.", "text.", "text_transform.", "image_transform.", "text_layers.", "image_pooler.", "rank_output.")
     assert all(any(name.startswith(part) for name in changed) for part in parts)
-    cached = run_cli("cache-teacher", "--teacher", tmp_path / "run", "--out", tmp_path / "cache", "--set", "candidates.per_query=2", *data)
+    cached = run_cli(
+        "cache-teacher", "--teacher", tmp_path / "run", "--out", tmp_path / "cache", *RECIPE, "--set", "candidates.per_query=2", *data
+    )
     assert cached.exit_code == 0, cached.stderr

@@ -42,7 +42,7 @@ VALID: dict[str, Words] = {
     "verify": {"path": "CORPUS"},
     "convert": {"checkpoint": "FUSION", "out": "NEW"},
     "finetune-teacher": {"recipe": "tiny-teacher", "--data": "CORPUS", "--out": "NEW"},
-    "cache-teacher": {"--data": "CORPUS", "--teacher": "FUSION", "--out": "NEW"},
+    "cache-teacher": {"--data": "CORPUS", "--teacher": "FUSION", "--recipe": "tiny-student", "--out": "NEW"},
     "inspect": {"folder": "CORPUS"},
     "distill": {"recipe": "demo-dual-alone", "--data": "CORPUS", "--out": "NEW"},
     "eval": {"model": "DUAL", "--data": "CORPUS"},

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no 
 SMALL = ["model.hidden_size=16", "model.num_layers=1", "model.num_text_layers=1", "model.vocab_size=99", "model.projection_dim=8"]
 SETS = [word for sets in [*SMALL, "batch.size=4", "optimizer.steps=2"] for word in ("--set", sets)]
 COUNTS = [word for split in ("train", "val", "test") for word in ("--set", f"counts.{split}=2")]
+ONE = ["--recipe", "tiny-student", "--set", "candidates.per_query=1"]
 CPU = ["--device", "cpu"]
 
 
@@ -87,7 +88,7 @@ def commands(stage: Path, out: Path) -> dict[str, list[object]]:
     return {
         "prepare": ["prepare", "scenes", *COUNTS, "--out", out, "--workers", 1],
         "distill --resume": ["distill", "demo-dual-alone", *data, "--out", out, "--resume", *SETS, *CPU],
-        "cache-teacher": ["cache-teacher", *data, "--teacher", stage / "teacher", "--out", out, "--set", "candidates.per_query=1", *CPU],
+        "cache-teacher": ["cache-teacher", *data, "--teacher", stage / "teacher", "--out", out, *ONE, *CPU],
         "index": ["index", stage / "dual", "--images", stage / "images", "--out", out, "--workers", 0, *CPU],
         "export": ["export", stage / "dual", out, "--to", "transformers"],
     }  # fmt: skip
@@ -116,7 +117,7 @@ def test_of_two_runs_the_second_is_refused_in_one_line_and_the_first_is_whole(na
 
 def test_of_two_runs_with_the_same_features_the_second_waits_and_uses_what_the_first_stored(stage, tmp_path, monkeypatch):
     data = ["--data", stage / "corpus", "--split", "test", "--teacher", stage / "pair"]
-    words = ["cache-teacher", *data, "--set", "candidates.per_query=1", *CPU, "--features", tmp_path / "features"]
+    words = ["cache-teacher", *data, *ONE, *CPU, "--features", tmp_path / "features"]
     with paused_in_first_write([*words, "--out", tmp_path / "first"]) as resume:
         lock = fcntl.flock
 

@@ -36,7 +36,7 @@ main()
 
 def run(num_processes: int, folder: Path, data: Path, teacher: Path, script: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)] if num_processes > 1 else []
-    sets = ["--set", "candidates.per_query=4"]
+    sets = ["--recipe", "tiny-student", "--set", "candidates.per_query=4"]
     arguments = ["cache-teacher", "--data", data, "--teacher", teacher, "--out", folder, "--device", "cpu", "--batch-size", "64", *sets]
     return processes.run(
         [sys.executable, *launch, str(script), *map(str, arguments)],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from tiny import make_teacher
@@ -63,6 +65,16 @@ def test_one_cache_is_returned_unchanged_and_weights_must_match_the_caches(cache
     for given in (caches, caches[:1], []):
         with pytest.raises(ConfigError, match=rf"teachers\.weights has 3 numbers, and there are {len(given)} caches"):
             read_caches(given, (1.0, 2.0, 1.0))
+
+
+@pytest.mark.parametrize("how", ["same path", "spelling", "link", "copy"])
+def test_a_cache_named_twice_is_refused_however_it_is_named(folders, tmp_path, how):
+    first, second = folders
+    (tmp_path / "link").symlink_to(first, target_is_directory=True)
+    shutil.copytree(first, tmp_path / "copy")
+    again = {"same path": first, "spelling": first / ".." / "first", "link": tmp_path / "link", "copy": tmp_path / "copy"}[how]
+    with pytest.raises(ConfigError, match=r"first and .* are one cache, by the checksums of their files; name each cache once"):
+        read_caches([teacher_cache.read_cache(folder) for folder in (first, second, again)], ())
 
 
 def test_caches_of_different_corpora_are_refused(corpus, teacher, caches, tmp_path):

@@ -344,7 +344,18 @@ def launch(folder: Path, commands: list[list[str]]) -> subprocess.CompletedProce
 def scoring(data: Path, teacher: Path, out: Path) -> list[str]:
     """The command that makes a cache."""
     places = ["--data", data, "--teacher", teacher, "--out", out]
-    return ["cache-teacher", *map(str, places), "--device", "cpu", "--batch-size", "64", "--set", "candidates.per_query=4"]
+    return [
+        "cache-teacher",
+        *map(str, places),
+        "--device",
+        "cpu",
+        "--batch-size",
+        "64",
+        "--recipe",
+        "tiny-student",
+        "--set",
+        "candidates.per_query=4",
+    ]
 
 
 @pytest.fixture(scope="module")

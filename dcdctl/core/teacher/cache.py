@@ -8,6 +8,7 @@ Shape letters: P pairs of the whole cache, I images.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -247,9 +248,24 @@ class TeacherEnsemble:
 
 
 def read_caches(caches: Sequence[TeacherCache], weights: Sequence[float]) -> TeacherCache | TeacherEnsemble | None:
-    """None, the only cache, or an ensemble of several caches. ConfigError if the number of weights differs from the number of caches."""
+    """None, the only cache, or an ensemble of several caches.
+
+    ConfigError if the number of weights differs from the number of caches, or if two caches hold the same scores.
+    """
     if len(caches) > 1:
+        _check_different(caches)
         return TeacherEnsemble(caches, weights)
     if len(weights) not in (0, len(caches)):
         raise ConfigError(f"teachers.weights has {len(weights)} numbers, and there are {len(caches)} caches")
     return caches[0] if caches else None
+
+
+def _check_different(caches: Sequence[TeacherCache]) -> None:
+    # By content: the paths of one folder may differ by a link or a spelling, and a copy counts its teacher twice as well.
+    folders: dict[str, Path] = {}
+    for cache in caches:
+        content = json.dumps(cache.seal["files"], sort_keys=True)
+        if content in folders:
+            found = f"{folders[content]} and {cache.folder} are one cache, by the checksums of their files"
+            raise ConfigError(found, hint="name each cache once; teachers.weights gives the caches different shares")
+        folders[content] = cache.folder

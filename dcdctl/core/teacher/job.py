@@ -25,7 +25,8 @@ class CacheJob:
     teacher: str
     data: Path
     out: Path
-    candidates: CandidateConfig
+    candidates: CandidateConfig | None
+    """None for `verify_cache`: the finished cache has its own."""
     split: str = "train"
     max_images: int | None = None
     model_set: Sequence[str] = ()
@@ -53,7 +54,8 @@ def resolve(job: CacheJob) -> CachePlan:
     """
     overrides = models.parse_overrides(job.model_set)
     models.check_ref(job.teacher, overrides, kind="fusion")
-    job.candidates.require_packages()
+    if job.candidates is not None:
+        job.candidates.require_packages()
     CACHE.check_folder(job.out)
     if job.compute.features is not None:
         files.check_output_folder(job.compute.features)
@@ -67,6 +69,7 @@ def cache_scores(
 
     `on_estimate` receives the number of pairs, the time and the disk space before anything is scored.
     """
+    assert job.candidates is not None
     plan = resolve(job)
     corpus = Corpus.open(job.data, job.split, job.max_images)
     # A missing or damaged cache is an error before the teacher is loaded.

@@ -1,7 +1,7 @@
 from .distill import InputRefs, Inputs, TrainingJob, train
 from .loop import TrainingOptions
 from .negatives import read_mined
-from .recipe import check_recipe_name, load_recipe
+from .recipe import check_recipe_name, load_recipe, require_recipe_of_cache
 from .runs import Run, check_best, start_run
 from .scenes_teacher import GradingConfig, PretrainingConfig, grade, pretrain
 
@@ -19,6 +19,7 @@ __all__ = [
     "load_recipe",
     "pretrain",
     "read_mined",
+    "require_recipe_of_cache",
     "start_run",
     "train",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 from dcdctl.core import files
 from dcdctl.core.config import (
@@ -273,6 +273,16 @@ def check_recipe_name(ref: str) -> Path:
     if not path.is_file():
         raise ConfigError(f"no recipe {ref}", hint=f"known recipes: {', '.join(names())}; or name a .toml file")
     return path
+
+
+def require_recipe_of_cache() -> NoReturn:
+    """ConfigError that lists the recipes whose `[candidates]` a cache can be made for."""
+    # No default: one recipe's cache has four times the pairs that another one needs, or pairs that it cannot use.
+    known = ", ".join(name for name in names() if "candidates" in read_toml(check_recipe_name(name)))
+    raise ConfigError(
+        "no --recipe is named, and its [candidates] say which pairs the teacher scores",
+        hint=f"name the recipe that the student will be trained with, a .toml file or one of {known}",
+    )
 
 
 def load_recipe(ref: str, sets: Sequence[str] = ()) -> Recipe:
