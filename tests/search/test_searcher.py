@@ -62,7 +62,9 @@ def test_a_text_finds_the_images_of_the_highest_cosines(index, searcher):
     assert answer.notes == ()
 
 
-def test_texts_searched_together_have_the_answers_of_each_alone(searcher):
+@pytest.mark.parametrize("batch", [64, 2])
+def test_texts_searched_together_have_the_answers_of_each_alone(searcher, batch, monkeypatch):
+    monkeypatch.setattr("dcdctl.core.search.searcher.TEXT_BATCH", batch)
     texts = [*CAPTIONS, "red"]
     together = searcher.by_texts(texts, 12)
     for text, answer in zip(texts, together, strict=True):
@@ -123,7 +125,10 @@ def logits_by_name(index: Path, names: list[str], text: str) -> dict[str, float]
     }
 
 
-def test_a_reranker_orders_the_first_answers_only(index, searcher, reranking):
+@pytest.mark.parametrize("batch", [16, 3])
+def test_a_reranker_orders_the_first_answers_only(index, searcher, reranking, batch, monkeypatch):
+    # Five candidates: the last batch of three is not full.
+    monkeypatch.setattr("dcdctl.core.search.searcher.IMAGE_BATCH", batch)
     first = [hit.name for hit in searcher.by_text(TEXT, 7).hits]
     logits = logits_by_name(index, first[:5], TEXT)
     hits = reranking.by_text(TEXT, 7).hits
@@ -131,6 +136,7 @@ def test_a_reranker_orders_the_first_answers_only(index, searcher, reranking):
     assert {hit.name: hit.reranked for hit in hits[:5]} == pytest.approx(logits, abs=1e-4)
     assert [hit.reranked for hit in hits[5:]] == [None, None]
     assert [hit.name for hit in hits[:5]] != first[:5]
+    assert reranking.by_text(TEXT, 7).notes == ()
     assert reranking.by_text(TEXT, 2).hits == hits[:2]
 
 
