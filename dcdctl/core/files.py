@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import glob
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -26,6 +28,13 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 PARTIAL_SUFFIX = ".partial"
+# In this order, because the mark of UTF-16 begins that of UTF-32.
+_BYTE_ORDER_MARKS = {
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
 MAX_NAME_BYTES = 150
 PARTIAL_NAME = re.compile(rf".*\.(?P<host>[0-9a-f]{{8}})-(?P<process>\d+){re.escape(PARTIAL_SUFFIX)}")
 KEPT_S = 24 * 3600.0
@@ -219,10 +228,55 @@ def _unlink_own(path: Path, file: IO[str]) -> None:
         path.unlink(missing_ok=True)
 
 
+def encoding_error(path: Path) -> InputError | None:
+    """The error for a text file that is not UTF-8, with the first line that is not, and the encoding that it may have; None for UTF-8."""
+    data = path.read_bytes()
+    guess = next((name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), "")
+    # UTF-16 without a mark: every other byte of Latin letters is zero.
+    if not guess and data[:200].count(0) > len(data[:200]) // 4:
+        guess = "UTF-16"
+    try:
+        data.decode()
+        reason, line = "it has zero bytes", 1
+    except UnicodeDecodeError as error:
+        reason, line = error.reason, data.count(b"\n", 0, error.start) + 1
+    else:
+        if not guess:
+            return None
+    found = f"it looks like {guess}" if guess else f"{reason} on line {line:,}"
+    return InputError(f"{path} is not UTF-8 text ({found})", hint="save it as UTF-8")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table atomically as CSV; None becomes an empty cell, and text that a spreadsheet would compute gets an apostrophe."""
+    stream = io.StringIO()
+    for row in (columns, *rows):
+        cells = [csv_cell(value) for value in row]
+        # The csv module ends lines with \r\n by default, and quotes only the characters that end its lines.
+        quoting = csv.QUOTE_ALL if any("\r" in str(cell) for cell in cells) else csv.QUOTE_MINIMAL
+        csv.writer(stream, lineterminator="\n", quoting=quoting).writerow(cells)
+    write_text(path, stream.getvalue())
+
+
+def csv_cell(value: object) -> object:
+    """A value for a cell of a CSV. Numbers stay; text that begins like a formula gets an apostrophe, by which spreadsheets show it as text.
+
+    >>> [csv_cell(value) for value in ("=cmd|' /C calc'!A0", "-5", -5, "a dog", "@x", None)]
+    ["'=cmd|' /C calc'!A0", "'-5", -5, 'a dog', "'@x", None]
+    """
+    if not isinstance(value, str):
+        return value
+    # A folder name may hold bytes that are not UTF-8.
+    text = value.encode("utf-8", "replace").decode()
+    # A spreadsheet ignores white space before a formula. Full-width signs count as well.
+    begins_formula = text.lstrip().startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20")) or text.startswith(("\t", "\r", "\n"))
+    return f"'{text}" if begins_formula else text
 
 
 def write_json(path: Path, value: Any) -> None:

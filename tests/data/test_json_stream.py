@@ -72,7 +72,7 @@ def test_an_error_gives_the_position_in_the_file_as_json_does(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b'{"images": ["a\xff"]}', "is not UTF-8 text (invalid start byte)"),
+        (b'{"images": ["a\xff"]}', "is not UTF-8 text (invalid start byte on line 1)"),
         (b'{"images": [%s]}' % (b"1" * 5000), "is not JSON: Exceeds the limit (4300 digits)"),
         (b'{"images": [' + b"[" * 100_000 + b"]" * 100_000 + b"]}", "is not JSON: maximum recursion depth exceeded"),
         (b"", "is not JSON: Expecting value: line 1 column 1 (char 0)"),

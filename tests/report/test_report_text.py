@@ -122,6 +122,15 @@ def test_markdown_lists_missing_parts_with_their_commands(split, tmp_path):
     assert f"`dcdctl bench {folder} --teacher REF --data {split.folder}`" in (tmp_path / "report.md").read_text()
 
 
+def test_csv_holds_no_formula_of_a_folder_name(split, tmp_path):
+    folder = write_evaluation(tmp_path / "=HYPERLINK(1)", split, scores_of(split, 1))
+    write.write_csv(tmp_path / "report.csv", report.read_report([folder]))
+    with (tmp_path / "report.csv").open(newline="") as file:
+        [row] = csv.DictReader(file)
+    assert row["model"] == "'=HYPERLINK(1)"
+    assert float(row["rsum"]) > 0
+
+
 def test_csv_read_back_is_what_was_measured(found, tmp_path):
     write.write_csv(tmp_path / "report.csv", found)
     with (tmp_path / "report.csv").open(newline="") as file:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shlex
 from pathlib import Path
 
@@ -69,12 +67,7 @@ def write_csv(path: Path, report: Report) -> None:
     """Write a row per model, unrounded; values that were not measured are empty."""
     rows = [_numbers(model) for model in report.models]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    stream = io.StringIO()
-    # The csv module ends lines with \r\n by default.
-    writer = csv.DictWriter(stream, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write_text(path, stream.getvalue())
+    files.write_csv(path, names, [[row.get(name) for name in names] for row in rows])
 
 
 def _markdown_table(table: Table) -> str:

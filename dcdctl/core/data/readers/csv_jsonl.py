@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
+from dcdctl.core import files
 from dcdctl.core.config import check_fields
 from dcdctl.core.data.image_archives import ImageFile, ImageStore, RowError
 from dcdctl.core.data.readers.rows import (
@@ -130,6 +131,8 @@ def read_csv(path: Path) -> list[tuple[int, dict[str, Any]]]:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", hint="--csv takes a CSV file") from error
     except (ValueError, pd.errors.ParserWarning) as error:
+        if isinstance(error, UnicodeError) and (wrong_encoding := files.encoding_error(path)):
+            raise wrong_encoding from error
         raise InputError(f"{path} is not a CSV of image and caption: {' '.join(str(error).split())}", hint=_CSV_HINT) from error
     table.columns = table.columns.str.strip()
     columns = [table[name].tolist() for name in table.columns]
@@ -147,11 +150,16 @@ def _read_header(path: Path) -> list[str]:
     """The names of the columns."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return [name.strip() for name in next(csv.reader(file), [])]
+            names = [name.strip() for name in next(csv.reader(file), [])]
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", hint="--csv takes a CSV file") from error
     except (ValueError, csv.Error) as error:
+        if isinstance(error, UnicodeError) and (wrong_encoding := files.encoding_error(path)):
+            raise wrong_encoding from error
         raise InputError(f"{path} is not a CSV of image and caption: {error}", hint=_CSV_HINT) from error
+    if any("\0" in name for name in names) and (wrong_encoding := files.encoding_error(path)):
+        raise wrong_encoding
+    return names
 
 
 def _find_columns(path: Path, names: list[str]) -> dict[str, str]:
@@ -197,7 +205,9 @@ def _read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", hint=_JSONL_HINT) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error.reason})", hint=_JSONL_HINT) from error
+        raise files.encoding_error(path) or error from error
+    if "\0" in lines[0] and (wrong_encoding := files.encoding_error(path)):
+        raise wrong_encoding
     for line, text in enumerate(lines, start=1):
         if text.strip():
             rows.append((line, _parse_object(path, line, text)))

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from dcdctl.core import files
 from dcdctl.core.data.readers.rows import describe_value
 from dcdctl.core.errors import InputError
 
@@ -49,7 +50,7 @@ def items(path: Path, key: str, hint: str) -> Iterator[Any]:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", hint=hint) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error.reason})", hint=_CUT_OFF_HINT) from error
+        raise files.encoding_error(path) or error from error
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not JSON: {error.msg}: {scanner.locate(error.pos)}", hint=_CUT_OFF_HINT) from error
     except (ValueError, RecursionError) as error:  # an integer of more than 4,300 digits; a value that is nested too deep

@@ -96,10 +96,12 @@ class Sample:
         return None
 
     def _text(self, suffix: str) -> str:
+        data = self.store.read(self.members[suffix])
         try:
-            return self.store.read(self.members[suffix]).decode("utf-8-sig")
+            return data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise RowError(f"its {suffix} is not UTF-8 text ({error.reason})") from error
+            line = data.count(b"\n", 0, error.start) + 1
+            raise RowError(f"its {suffix} is not UTF-8 text ({error.reason} on line {line}): save it as UTF-8") from error
 
     def image_file(self, path: str) -> ImageFile:
         return self.store.find(path.removeprefix(f"{self.split_name}/"))
