@@ -42,6 +42,16 @@ PLAN_CHECKSUM = "plan_checksum"
 """The entry of a seal that holds the checksum of the plan that the artifact keeps."""
 ELSEWHERE = "name another folder, or delete this one"
 _DIGEST = re.compile(r"[0-9a-f]{32,}")
+_FOLDERS = {
+    "a corpus": (("corpus.json", "prepare.json"), "give it to --data or --images"),
+    "an index": (("index.json",), "give it to `dcdctl search` or `dcdctl serve`"),
+    "a teacher cache": (("cache.json",), "give it to --cache"),
+    "stored features": (("features.json",), "give the folder above it to --features"),
+    "a run": (("run.json",), "give it as RUN"),
+    "a saved model": (("dcdctl.json", "config.json"), "give it as RUN or --teacher"),
+    "an evaluation": (("result.json", "cascade.json"), "give it to `dcdctl report` or `dcdctl compare`"),
+}
+"""The folders that dcdctl writes: the files by which they are recognized, and where such a folder belongs. The first match counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +80,8 @@ class Kind:
         """The seal of a finished artifact; `missing` if there is none, `error` if it is damaged or of another format."""
         path = folder / self.seal_file
         if not path.is_file():
+            if other := other_folder_error(folder, self.name, self.make, error=self.missing):
+                raise other
             if (folder / self.plan_file).is_file():
                 raise self.missing(f"the {self.name} in {folder} is not finished", hint=f"{self.make_again}: it resumes")
             raise self.missing(f"there is no {self.name} in {folder} (no {self.seal_file})", hint=self.make)
@@ -220,6 +232,24 @@ class Build:
         if self.is_sealed and not self.kind.keeps_plan:
             (self.folder / self.kind.plan_file).unlink(missing_ok=True)
         files.remove_partials(self.folder)
+
+
+def kind_of_folder(folder: Path) -> str:
+    """What dcdctl wrote a folder as, with its article: "a corpus", "a run"; empty for other folders.
+
+    A run with an evaluation in it is a run; an index is an index, although it holds a model.
+    """
+    return next((kind for kind, (names, _) in _FOLDERS.items() if any((folder / name).is_file() for name in names)), "")
+
+
+def other_folder_error(folder: Path, expected: str, make: str = "", *, error: type[DcdError] = MissingError) -> DcdError | None:
+    """The error for a folder of another kind than `expected`, such as "corpus", which says where it belongs; None for other folders."""
+    kind = kind_of_folder(folder)
+    if not kind or kind.partition(" ")[2] == expected:
+        return None
+    article = "an" if expected[0] in "aeiou" else "a"
+    next_steps = [_FOLDERS[kind][1], *([make] if make else [])]
+    return error(f"{folder} is {kind}, {article} {expected} is expected", hint=", or ".join(next_steps))
 
 
 def write_document(path: Path, document: Mapping[str, Any]) -> None:

@@ -259,8 +259,8 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object
     for row in (columns, *rows):
         cells = [csv_cell(value) for value in row]
         # The csv module ends lines with \r\n by default, and quotes only the characters that end its lines.
-        quoting = csv.QUOTE_ALL if any("\r" in str(cell) for cell in cells) else csv.QUOTE_MINIMAL
-        csv.writer(stream, lineterminator="\n", quoting=quoting).writerow(cells)
+        has_return = any("\r" in str(cell) for cell in cells)
+        csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL).writerow(cells)
     write_text(path, stream.getvalue())
 
 

@@ -220,16 +220,16 @@ def test_images_of_a_cache_are_a_usage_error(tmp_path):
 
 
 def test_the_error_for_another_folder_says_what_it_holds_and_what_is_expected(tmp_path):
-    for name in ("run.json", "a", "b", "c"):
+    for name in ("0.txt", "a", "b", "c"):
         (tmp_path / name).touch()
     result = run_cli(tmp_path)
     assert result.exit_code == 1
-    assert "holds a, b, c and 1 more; expected a corpus (corpus.json) or a teacher cache (cache.json)" in result.stderr
+    assert "holds 0.txt, a, b and 1 more; expected a corpus (corpus.json) or a teacher cache (cache.json)" in result.stderr
     assert "dcdctl prepare" in result.stderr
     with pytest.raises(InputError, match="there is no folder"):
         corpus_summary.artifact_kind(tmp_path / "absent")
-    with pytest.raises(InputError, match=r"run\.json is a file"):
-        corpus_summary.artifact_kind(tmp_path / "run.json")
+    with pytest.raises(InputError, match=r"0\.txt is a file"):
+        corpus_summary.artifact_kind(tmp_path / "0.txt")
 
 
 @pytest.mark.parametrize(("sign", "error"), [("prepare.json", "`dcdctl prepare` again"), ("plan.json", "`dcdctl cache-teacher` again")])

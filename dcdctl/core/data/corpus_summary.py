@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dcdctl.core.artifacts import kind_of_folder, other_folder_error
 from dcdctl.core.data import near_duplicates
 from dcdctl.core.data.captions import text_key, words_of
-from dcdctl.core.data.corpus import CORPUS, CORPUS_FILE, ROW_GROUP_ROWS, Corpus, read_corpus_json
+from dcdctl.core.data.corpus import CORPUS_FILE, ROW_GROUP_ROWS, Corpus, read_corpus_json
 from dcdctl.core.errors import InputError
 from dcdctl.core.progress import Advance, Track, silent
 
@@ -28,8 +29,6 @@ Kind = Literal["cache", "corpus"]
 MAX_WORDS_COUNTED = 40
 """The last bin of the histogram of caption lengths: so many words or more."""
 MAX_REASONS = 5
-_MARKER_FILES: dict[Kind, tuple[str, ...]] = {"cache": ("cache.json", "plan.json"), "corpus": (CORPUS_FILE, CORPUS.plan_file)}
-"""The files that identify a folder: the seal, which is written last, and the plan of unfinished work."""
 _COLUMNS = ["width", "height", "captions", "image.bytes"]
 _SIGNATURES = {
     "JPEG": rb"\xff\xd8\xff",
@@ -99,9 +98,14 @@ class CorpusInspection:
 
 def artifact_kind(folder: Path) -> Kind:
     """Whether a folder is a teacher cache or a corpus, finished or not; InputError if it is neither."""
-    for kind, names in _MARKER_FILES.items():
-        if any((folder / name).is_file() for name in names):
-            return kind
+    kind = kind_of_folder(folder)
+    if kind == "a corpus":
+        return "corpus"
+    # The plan of an unfinished cache.
+    if kind == "a teacher cache" or (not kind and (folder / "plan.json").is_file()):
+        return "cache"
+    if other := other_folder_error(folder, "corpus or a teacher cache", error=InputError):
+        raise other
     if not folder.exists():
         problem = f"there is no folder {folder}"
     elif not folder.is_dir():

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from dcdctl.core.artifacts import kind_of_folder, other_folder_error
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.evaluation import significance
@@ -237,6 +238,8 @@ def _find(ref: str) -> tuple[Path, FileNames]:
             if not (path / str(names.result)).is_file():
                 raise InputError(f"{path} has {names.ranks} and no {names.result}: its evaluation was cut off", hint=_how_to_make(path))
             return path, names
+    if kind_of_folder(path) not in ("a run", "an evaluation") and (other := other_folder_error(path, "evaluation", error=InputError)):
+        raise other
     missing = (CASCADE_FILES if is_cascade else MODEL_FILES).ranks
     raise InputError(f"{path} has no {missing}, so it is no evaluation", hint=_how_to_make(path, " --rerank REF" if is_cascade else ""))
 

@@ -194,6 +194,8 @@ def _model_folder(path: Path) -> Path:
             return folder
     if (path / "run.json").exists():
         raise ModelError(f"the run {path} has no finished model", hint="finish it with --resume")
+    if other := artifacts.other_folder_error(path, "model", ACCEPTED, error=ModelError):
+        raise other
     content = ", ".join(sorted(child.name for child in path.iterdir())[:6]) or "nothing"
     raise ModelError(f"{path} is no model: it holds {content}, and neither config.json nor model/", hint=ACCEPTED)
 

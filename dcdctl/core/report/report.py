@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from dcdctl.core import evaluation
+from dcdctl.core import artifacts, evaluation
 from dcdctl.core.bench import QueryTimes, read_times
 from dcdctl.core.config import flatten
 from dcdctl.core.data import CORPUS_FILE, Corpus, Direction
@@ -139,7 +139,7 @@ def _models(folder: Path, label: str, role: Role) -> list[ModelResults]:
     model = ModelResults(label=label, role=role, folder=folder, result=own.summary, answers=own.answers, times=times)
     cascade = cascaded.summary
     if (model.result, model.answers, model.times, cascade) == (None,) * 4 and not (folder / "run.json").exists():
-        raise MissingError(
+        raise artifacts.other_folder_error(folder, "run or an evaluation") or MissingError(
             f"{folder} holds nothing to show: neither a run (run.json) nor an evaluation (result.json)",
             hint=f"`dcdctl eval REF --data DIR --out {shlex.quote(str(folder))}` makes it an evaluation of any model",
         )

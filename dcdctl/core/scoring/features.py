@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dcdctl.core.artifacts import Build, Kind, seal_of
+from dcdctl.core.artifacts import Build, Kind, other_folder_error, seal_of
 from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import CPU, Compute
 from dcdctl.core.errors import InputError, ModelError
@@ -157,6 +157,8 @@ def open_or_build(root: Path, corpus: Corpus, model: Model, *, device: torch.dev
     if model.encoders is None:
         raise ModelError("this model has no encoders of its own whose features could be stored", hint="leave --features out")
     expected = {"format": FEATURES.format, "corpus": corpus.fingerprint, "encoders": model.encoders.digest}
+    if other := other_folder_error(root, "folder for features", "name a new folder", error=InputError):
+        raise other
     build = Build(root / f"{corpus.split}-{corpus.fingerprint[:12]}-{model.encoders.digest[:12]}", expected, FEATURES)
     if not build.is_sealed:
         with build.lock(wait=track):

@@ -23,7 +23,7 @@ from dcdctl.core.search.commit import skipped_of
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.embed import IN_SMALL_BATCHES, EmbeddingTask
 from dcdctl.core.search.index import Index
-from dcdctl.core.search.storage import INDEX, INDEX_FILE, PLANNED, ImageSource, Listed, SkippedFile, SourceImage
+from dcdctl.core.search.storage import INDEX, PLANNED, ImageSource, Listed, SkippedFile, SourceImage
 
 BYTES_PER_IMAGE = 200
 """On disk, besides three bytes per number of a vector: two in the file of vectors, one in a graph."""
@@ -262,7 +262,7 @@ def run_index_job(
 
 
 def _change_open_index(folder: Path, changes: Changes, compute: Compute, track: Track) -> IndexChange:
-    if not (folder / INDEX_FILE).exists() and (folder / "run.json").exists():
+    if artifacts.kind_of_folder(folder) == "a run":
         raise ConfigError(f"{folder} is a run, not an index", hint=f"make one: dcdctl index {folder} --images DIR --out INDEX")
     before = Index.open(folder)
     if changes == Changes(split=changes.split, precision=changes.precision):

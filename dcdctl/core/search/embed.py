@@ -20,7 +20,7 @@ from PIL import Image
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from dcdctl.core import data, distributed
+from dcdctl.core import artifacts, data, distributed
 from dcdctl.core.data import Corpus, FolderImageFile, ImageError, RowError
 from dcdctl.core.devices import Compute, read_ahead
 from dcdctl.core.errors import InputError, ModelError
@@ -49,6 +49,8 @@ def find_source(images: Path, split: str) -> ImageSource:
     path = path.resolve()
     if (path / data.CORPUS_FILE).is_file():
         return ImageSource(kind="corpus", path=str(path), split=split, fingerprint=Corpus.open(path, split).fingerprint)
+    if other := artifacts.other_folder_error(path, "folder of images or a corpus", error=InputError):
+        raise other
     if not os.access(path, os.R_OK | os.X_OK):
         raise InputError(f"the folder {images} cannot be read", hint="change its permissions, or name another")
     return ImageSource(kind="folder", path=str(path))

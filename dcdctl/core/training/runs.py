@@ -191,7 +191,8 @@ def _command() -> list[str]:
 def open_run(folder: Path) -> Run:
     """An existing run; MissingError if there is none."""
     if not (folder / "run.json").exists():
-        raise MissingError(f"{folder} holds no run", hint="make one with `dcdctl distill`")
+        make = "make one with `dcdctl distill`"
+        raise artifacts.other_folder_error(folder, "run", make) or MissingError(f"{folder} holds no run", hint=make)
     return Run(folder)
 
 
