@@ -77,6 +77,16 @@ def test_exif_orientation_is_undone(form, orientation):
     assert_shows(data, UPRIGHT, within=3)
 
 
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_thumbnail_is_upright(orientation):
+    exif = Image.Exif()
+    exif[images.EXIF_ORIENTATION] = orientation
+    data = image_file(np.ascontiguousarray(STORED[orientation]), "PNG", exif=exif)
+    small = np.asarray(Image.open(io.BytesIO(images.thumbnail(data, max(UPRIGHT.shape)))))
+    assert small.shape == UPRIGHT.shape
+    assert np.abs(small.astype(int) - UPRIGHT).mean() < 20  # a JPEG; turned otherwise, it is off by far more
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_an_orientation_that_there_is_not_is_upright(orientation):
     exif = Image.Exif()
