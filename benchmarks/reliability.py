@@ -183,10 +183,12 @@ def _image(array: Any) -> Any:
     return Image.fromarray(array)
 
 
-def outcome_of(ended: Ended, expected: str | None = None) -> str:
-    """The column of a trial; without `expected`, any result is harmless."""
-    if ended.kind in ("ok", "stopped"):
-        return "harmless" if ended.kind == "stopped" or expected in (None, ended.text) else "wrong"
+def outcome_of(ended: Ended, expected: str | None = None, *, may_run_on: bool = False) -> str:
+    """The column of a trial; without `expected`, any result is harmless. A command that hangs counts as a traceback."""
+    if ended.kind == "ok":
+        return "harmless" if expected in (None, ended.text) else "wrong"
+    if ended.kind == "stopped" and may_run_on:
+        return "harmless"
     return "named" if ended.kind == "named" else "traceback"
 
 
@@ -369,7 +371,7 @@ def wrong_lines(stage: Stage, rng: random.Random, trials: int) -> Rows:
             return dcdctl(*words)
 
         ended = in_fork(work, limit_s=20)
-        yield f"command line, {mistake}", outcome_of(ended), f"{' '.join(map(str, words))[:300]}: {ended}"
+        yield f"command line, {mistake}", outcome_of(ended, may_run_on=True), f"{' '.join(map(str, words))[:300]}: {ended}"
         shutil.rmtree(scratch, ignore_errors=True)
 
 
