@@ -125,6 +125,8 @@ def test_every_ingredient_changes_the_fingerprint(saved, variant):
     changes = dict(PREPROCESS_CHANGES)
     for name in configs(saved(variant).model):
         changes[f"configuration: {name}"] = lambda model, name=name: setattr(configs(model)[name], "setting_of_a_later_version", 3)
+    for name in () if saved(variant).model.encoders is None else ("vision", "text"):
+        changes[f"weights: {name}"] = lambda model, name=name: next(getattr(model.encoders, name).parameters()).data.add_(1e-3)
     before = both(saved(variant).model)
     for name, change in changes.items():
         model = copy.deepcopy(saved(variant).model)
