@@ -40,6 +40,8 @@ FILES = "files"
 """The entry of a JSON document that lists other files: size and SHA-256, by path relative to the folder of the document."""
 PLAN_CHECKSUM = "plan_checksum"
 """The entry of a seal that holds the checksum of the plan that the artifact keeps."""
+RUN = "run"
+"""The entry of a document in a run folder that names the run."""
 ELSEWHERE = "name another folder, or delete this one"
 _DIGEST = re.compile(r"[0-9a-f]{32,}")
 _FOLDERS = {
@@ -283,6 +285,18 @@ def read_document(
 def seal_of(path: Path, **facts: Any) -> Document:
     """What a seal says about a part: its size, its SHA-256, and facts that readers need."""
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path), **facts}
+
+
+def run_of(folder: Path) -> Document:
+    """What a document says of the run in whose folder it lies: the SHA-256 of what run.json holds; nothing outside of run folders."""
+    path = folder / "run.json"
+    return {RUN: files.digest_of(read_document(path, hint="restore it"))} if path.exists() else {}
+
+
+def expect_run(path: Path, document: Mapping[str, Any], *, error: type[DcdError] = StaleError, hint: str = "") -> None:
+    """`error` if a document lies in the folder of a run and was written for another one."""
+    if (found := run_of(path.parent)) and document.get(RUN) != found[RUN]:
+        raise error(f"{path} does not belong to the run of run.json beside it", hint=hint)
 
 
 def list_files(folder: Path, names: Iterable[str]) -> Document:

@@ -86,9 +86,9 @@ class Verification:
 
     @property
     def problems(self) -> list[str]:
-        """Every damage, and the unfinished artifacts."""
+        """Every damage once, and the unfinished artifacts."""
         unfinished = [f"{artifact.path}: the {artifact.kind} is not finished" for artifact in self.artifacts if not artifact.is_finished]
-        return [damage for artifact in self.artifacts for damage in artifact.damages] + unfinished
+        return list(dict.fromkeys(damage for artifact in self.artifacts for damage in artifact.damages)) + unfinished
 
     def to_json(self) -> dict[str, Any]:
         rows = [
@@ -228,8 +228,12 @@ def _run(folder: Path, track: Track) -> VerifiedArtifact:
     for checkpoint, read in run.checkpoint_seals().items():
         artifact.add(checkpoint / "checkpoint.json")
         with artifact.noting():
-            seal = read()
-            for name in artifact.compare(checkpoint, seal[artifacts.FILES], track):
+            read()
+        with artifact.noting():
+            # Also if run.json is damaged: all damages are named.
+            path = checkpoint / "checkpoint.json"
+            seal = artifacts.read_document(path)
+            for name in artifact.compare(checkpoint, artifacts.listed_files(path, seal), track):
                 if name.endswith(".safetensors"):
                     models.check_finite_file(checkpoint / name, error=StaleError)
             if "best_rsum" in seal:
@@ -252,13 +256,12 @@ def _evaluation(folder: Path, track: Track) -> VerifiedArtifact:
     for names in (MODEL_FILES, CASCADE_FILES):
         if not (folder / str(names.result)).exists():
             continue
-        artifact.add(folder / str(names.result))
+        path = folder / str(names.result)
+        artifact.add(path)
         with artifact.noting():
-            result = EvalResult.load(folder, names)
-            assert result.summary is not None
-            listed = result.summary.files
-            if artifact.compare(folder, listed, track) == set(listed) and listed:
-                _ = result.answers  # read, to see that both tables fit the document
+            artifact.compare(folder, artifacts.listed_files(path, artifacts.read_document(path)), track)
+        with artifact.noting():
+            _ = EvalResult.load(folder, names).answers  # read, to see that both tables fit the document
     return artifact
 
 

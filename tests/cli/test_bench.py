@@ -16,7 +16,7 @@ from dcdctl.cli.app import app
 from dcdctl.cli.bench import bench as command
 from dcdctl.cli.bench import sizes
 from dcdctl.cli.views import bench as bench_view
-from dcdctl.core import models
+from dcdctl.core import artifacts, models
 from dcdctl.core.bench import BenchConfig
 
 SMALL = [
@@ -34,7 +34,7 @@ def folders(corpus, teacher, tmp_path_factory):
         hidden_size=16, num_vision_layers=1, num_text_layers=1, num_attention_heads=2, intermediate_size=24, projection_dim=8, image_size=32
     )
     models.save(models.new_dual(size, models.word_piece(corpus.captions, 200)), root / "run" / "model")
-    (root / "run" / "run.json").write_text("{}")
+    artifacts.write_document(root / "run" / "run.json", {"seed": 0})
     return root
 
 
@@ -47,7 +47,8 @@ def test_bench_leaves_bench_json_and_prints_the_same(scenes_corpus_dir, folders)
     result = run_cli(scenes_corpus_dir, folders, *SMALL, "--fresh-processes", 0, "--repeats", 4, "--threads", 1, "--json")
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
-    assert json.loads((folders / "run" / "bench.json").read_text(encoding="utf-8")) == document
+    written = artifacts.read_document(folders / "run" / "bench.json")
+    assert written == {**document, **artifacts.run_of(folders / "run")}
     assert (document["student_model"], document["teacher_model"]) == (str(folders / "run"), str(folders / "teacher"))
     assert document["settings"]["gallery_sizes"] == [10, 1000000]
     assert (document["settings"]["num_repeats"], document["settings"]["budget_s"]) == (4, 0.02)

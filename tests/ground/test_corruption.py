@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from damage import NAMED, Artifact, count_outcomes
+from damage import NAMED, Artifact, as_new_process, count_outcomes, damages
+from damaged_runs import RUN_KINDS
 from encoders import make_pair
 from made_index import unit_vectors, write_index
 from noise_index import CAPTIONS, make_index
@@ -24,6 +27,7 @@ from dcdctl.core.search import Index, Searcher, commit
 from dcdctl.core.teacher import CandidateConfig, build, read_cache, summarize_cache
 from dcdctl.core.training import negatives, refresh
 from dcdctl.core.training.recipe import BatchConfig, Recipe
+from dcdctl.core.verify import verify
 
 TRIALS = 2
 """Damages of each kind for each file."""
@@ -124,6 +128,7 @@ KINDS: dict[str, Callable[[Path], Artifact]] = {
     "image index": index_kind,
     "model of an image index": model_of_index_kind,
     "mined negatives": negatives_kind,
+    **RUN_KINDS,
 }
 
 
@@ -152,3 +157,36 @@ def test_a_damaged_file_is_named_or_harmless(kind, count, tmp_path, record_prope
     assert outcomes.total() > 2 * count * len(artifact.files)  # not 3, because zeros over zeros are no damage
     # Harmless are changed spaces in JSON.
     assert sum(number for (_, outcome), number in outcomes.items() if outcome == NAMED) > 0.9 * outcomes.total()
+
+
+DOCUMENTS = {
+    *("corpus.json", "cache.json", "features.json", "plan.json", "index.json", "run.json", "dcdctl.json", "result.json"),
+    *("cascade.json", "bench.json", "metrics.json", "checkpoint.json"),
+}
+"""Files that no other file lists: they have a checksum of their content, which does not depend on spaces."""
+NOT_ALONE = {"mined negatives", "model of an image index", "run in a model card", "evaluation in a comparison"}
+"""Not recognized without the rest of the run, or the same folder as another kind."""
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(MANY_TRIALS // 3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in NOT_ALONE])
+def test_verify_finds_every_damage_of_a_listed_file(kind, count, tmp_path, record_property):
+    artifact = KINDS[kind](tmp_path)
+    as_new_process()
+    expected, trials = verify(artifact.folder).problems, Counter[str]()
+    for damage, contents in damages(artifact, np.random.default_rng(count), count):
+        intact = {path: path.read_bytes() for path in contents}
+        if contents == intact:
+            continue
+        for path, data in contents.items():
+            path.write_bytes(data)
+        as_new_process()
+        is_found = verify(artifact.folder).problems != expected
+        for path, data in intact.items():
+            path.write_bytes(data)
+        if not is_found:
+            assert all(path.name in DOCUMENTS and json.loads(contents[path]) == json.loads(intact[path]) for path in contents), damage
+        trials["found" if is_found else "harmless"] += 1
+    for outcome, number in trials.items():
+        record_property(f"verify of {kind}, {outcome}", number)
+    assert verify(artifact.folder).problems == expected

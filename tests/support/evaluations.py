@@ -32,8 +32,13 @@ def write_evaluation(
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """A document as dcdctl writes it, with its checksum, in place of the one that is there."""
-    artifacts.write_document(path, {key: value for key, value in document.items() if key != artifacts.CHECKSUM})
+    """A document as dcdctl writes it, with its checksum and, in a run folder, its run, in place of the one that is there."""
+    run = {} if path.name == "run.json" else artifacts.run_of(path.parent)
+    artifacts.write_document(path, {key: value for key, value in document.items() if key != artifacts.CHECKSUM} | run)
+    if path.name == "run.json":
+        for name in ("result.json", "cascade.json", "bench.json", "metrics.json"):
+            if (path.parent / name).exists():
+                change_json(path.parent / name)
 
 
 def change_json(path: Path, **changes: Any) -> None:

@@ -26,7 +26,7 @@ from torch.testing import assert_close
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.core import models
+from dcdctl.core import artifacts, models
 from dcdctl.core.data import Corpus, RaggedArray
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.scoring import CorpusSource, embed, features
@@ -359,7 +359,7 @@ def test_vectors_of_features_are_those_of_the_images(corpus, tmp_path, monkeypat
     dual = models.new_frozen_dual(*refs, models.ProjectionSize(projection_dim=8), max_text_len=12)
     (tmp_path / "run").mkdir()
     models.save(dual, tmp_path / "run" / "model")
-    (tmp_path / "run" / "run.json").write_text("{}")
+    artifacts.write_document(tmp_path / "run" / "run.json", {"seed": 0})
     expected = embed.embed_source(str(tmp_path / "run"), CorpusSource(corpus, dual.preprocess), torch.device("cpu"))
     stored = features.open_or_build(tmp_path / "features", corpus, dual)
     monkeypatch.setattr(Corpus, "images", lambda *_: pytest.fail("an image was read"))

@@ -101,6 +101,7 @@ def resolve(pair: ModelPair, config: BenchConfig, device: torch.device) -> Bench
     result_file = Path(pair.student, "bench.json") if Path(pair.student, "run.json").exists() else None
     if result_file is not None:
         files.check_output_file(result_file)
+        artifacts.run_of(result_file.parent)  # an error before any work if run.json is damaged
     return BenchPlan(_clock(config, device), result_file)
 
 
@@ -115,7 +116,7 @@ def compare_saved(pair: ModelPair, config: BenchConfig, *, device: torch.device,
     result = compare(teacher.to(device), student.to(device), corpus, config, fresh=fresh, clock=plan.clock, track=track)
     result = dataclasses.replace(result, student_model=pair.student, teacher_model=pair.teacher)
     if plan.result_file is not None:
-        artifacts.write_document(plan.result_file, result.to_json())
+        artifacts.write_document(plan.result_file, {**result.to_json(), **artifacts.run_of(plan.result_file.parent)})
     return result
 
 

@@ -211,6 +211,7 @@ def read_times(path: Path, model: Literal["teacher", "student"]) -> QueryTimes |
     if not path.exists():
         return None
     document = artifacts.read_document(path, error=InputError, hint="run `dcdctl bench` again")
+    artifacts.expect_run(path, document, error=InputError, hint="run `dcdctl bench` again")
     try:
         return _query_times(document, model)
     except (KeyError, TypeError, ValueError, StopIteration) as error:

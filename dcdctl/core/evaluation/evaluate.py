@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dcdctl.core import files, models
+from dcdctl.core import artifacts, files, models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.evaluation import eccv, rankers, ranks, recall, result
@@ -136,6 +136,8 @@ def resolve(job: EvalJob, options: EvalOptions, out: Path | None = None, ranks: 
     if job.with_eccv:
         eccv.load_package()
     folder = result_folder(job.model, out)
+    if folder is not None:
+        artifacts.run_of(folder)  # an error before any work if the run's own run.json is damaged
     for path in (folder, options.compute.features):
         if path is not None:
             files.check_output_folder(path)

@@ -262,7 +262,7 @@ def write_evaluation(folder: Path, document: dict[str, Any], evaluation: Evaluat
     write_ranks(folder / names.ranks, evaluation, corpus)
     _write_top(folder / str(names.top), evaluation)
     listed = artifacts.list_files(folder, [names.ranks, str(names.top)])
-    artifacts.write_document(result_file, {**document, artifacts.FILES: listed})
+    artifacts.write_document(result_file, {**document, **artifacts.run_of(folder), artifacts.FILES: listed})
 
 
 def write_ranks(path: Path, evaluation: Evaluation, corpus: Corpus) -> None:

@@ -202,6 +202,7 @@ def read_summary(path: Path) -> EvalSummary | None:
         return None
     hint = f"`dcdctl eval {path.parent} --data DIR` writes it again"
     document = artifacts.read_document(path, error=InputError, hint=hint)
+    artifacts.expect_run(path, document, error=InputError, hint=hint)
     listed = artifacts.listed_files(path, document, error=InputError, hint=hint)
     try:
         return _summary(document, listed)

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from dcdctl.core import artifacts, files, models
 from dcdctl.core.config import to_table
 from dcdctl.core.devices import versions
-from dcdctl.core.errors import InputError, MissingError, StaleError
+from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError
 from dcdctl.core.models import Model
 
 KEPT_CHECKPOINTS = 2
@@ -91,7 +91,7 @@ class Run:
         if self.is_finished and ((self.folder / METRICS_SEAL).exists() or path.exists()):
             try:
                 yield from artifacts.damages(self.folder, self.metrics_seal())
-            except InputError as error:
+            except DcdError as error:  # also of run.json
                 yield str(error.args[0])
         if path.exists():
             for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
@@ -113,6 +113,7 @@ class Run:
         """What metrics.json of a finished run lists."""
         path = self.folder / METRICS_SEAL
         document = artifacts.read_document(path, error=InputError, hint=RESTORE_METRICS)
+        artifacts.expect_run(path, document, error=InputError, hint=RESTORE_METRICS)
         return artifacts.listed_files(path, document, error=InputError, hint=RESTORE_METRICS)
 
     def checkpoint_steps(self) -> list[int]:
@@ -246,7 +247,7 @@ def _checkpoint_folder(run: Run, step: int) -> Path:
 
 
 def _write_seal(folder: Path, run: Run, names: Sequence[str], **facts: Any) -> None:
-    document = {"format": CHECKPOINT_FORMAT, "run": run.digest, **facts, artifacts.FILES: artifacts.list_files(folder, names)}
+    document = {"format": CHECKPOINT_FORMAT, artifacts.RUN: run.digest, **facts, artifacts.FILES: artifacts.list_files(folder, names)}
     artifacts.write_document(folder / SEAL_FILE, document)
 
 
@@ -266,7 +267,7 @@ def _read_seal(run: Run, folder: Path, hint: str) -> artifacts.Document:
     path = folder / SEAL_FILE
     seal = artifacts.read_document(path, CHECKPOINT_FORMAT, hint=hint)
     artifacts.listed_files(path, seal, hint=hint)
-    if seal["run"] != run.digest:
+    if seal[artifacts.RUN] != run.digest:
         raise StaleError(f"{folder} holds a checkpoint of another run: {path.name} and run.json do not belong together", hint=hint)
     return seal
 
@@ -321,7 +322,8 @@ def load_best(run: Run, model: nn.Module) -> None:
 def finish(run: Run, model: Model, *, half: bool = False) -> None:
     """Seal the metrics, then save the trained model in the run folder, atomically; its presence marks the run as finished."""
     if (run.folder / METRICS_FILE).exists():
-        artifacts.write_document(run.folder / METRICS_SEAL, {artifacts.FILES: artifacts.list_files(run.folder, [METRICS_FILE])})
+        listed = artifacts.list_files(run.folder, [METRICS_FILE])
+        artifacts.write_document(run.folder / METRICS_SEAL, {artifacts.RUN: run.digest, artifacts.FILES: listed})
     models.save(model.to("cpu"), run.model_folder, half=half)
 
 
