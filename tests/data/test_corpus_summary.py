@@ -244,6 +244,9 @@ def test_an_absent_split_and_a_damaged_shard_are_named(folder):
     result = run_cli(folder, "--split", "test")
     assert result.exit_code == 1
     assert "has no split 'test'; it has train, val" in result.stderr
-    (folder / "train-00001-of-00002.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(CorpusError, match=r"train-00001-of-00002\.parquet is damaged"):
-        corpus_summary.summarize_corpus(folder)
+    path = folder / "train-00001-of-00002.parquet"
+    data = path.read_bytes()
+    for damaged, reason in ((b"PAR1 no more", "it has 12 bytes, not"), (data[:40] + bytes([data[40] ^ 1]) + data[41:], "its SHA-256 is")):
+        path.write_bytes(damaged)
+        with pytest.raises(CorpusError, match=rf"train-00001-of-00002\.parquet is damaged: {reason}"):
+            corpus_summary.summarize_corpus(folder)
