@@ -284,7 +284,7 @@ def hub_errors(ref: str, *, hint: str) -> Iterator[None]:
     try:
         with silence_transformers() if is_local else contextlib.nullcontext():
             yield
-    except (DcdError, MemoryError):
+    except (DcdError, ImportError, MemoryError):  # not about the files; `needing_timm` names a missing timm
         raise
     # transformers raises OSError for missing files, and also where the Hub is unreachable. A setting that it does not know is a KeyError,
     # TypeError or AttributeError, and weights of other shapes are a RuntimeError. For what it cannot read, tokenizers raises a plain
