@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 
 import pytest
 from hostile_images import encoded
+from typer.testing import CliRunner
 
+from dcdctl.cli.app import app
+from dcdctl.cli.views.terminal import show_table
 from dcdctl.core.data import Corpus, PrepareOptions, choose_manifest, prepare_corpus
 from dcdctl.core.errors import InputError
 
@@ -47,3 +52,65 @@ def test_another_encoding_is_an_error_with_the_line(tmp_path, form, encoding):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_utf_8_with_and_without_a_mark_is_read(tmp_path, form, encoding):
     assert prepare(tmp_path, form, "\n".join(FORMATS[form]).encode(encoding)).captions == ["a dog", "größer"]
+
+
+READ = {
+    "a NUL": "a\0b",
+    "300,000 letters": "x" * 300_000,
+    "75,000 words": "dog " * 75_000,
+    "control characters": "\x1b[31mred\x07",
+    "text from right to left": "\u202egnp.exe",
+    "a byte order mark": "\ufeffdog",
+    "a joiner alone": "\u200d",
+    "100,000 accents": "a" + "\u0301" * 100_000,
+    "a line break": "a\nb",
+    "a carriage return": "a\rb",
+    "no character": "\uffff",
+    "an invisible tag": "\U000e0001",
+}
+REFUSED = {"half a surrogate pair": "a \ud800 dog", "a byte that is not UTF-8": "\udce9", "white space": " \t ", "a hard space": "\u00a0"}
+
+
+def rows_with(form, caption):
+    """An annotation file whose one image has this caption."""
+    if form == "csv":
+        stream = io.StringIO()
+        csv.writer(stream, quoting=csv.QUOTE_ALL).writerows([["image", "caption"], ["a.jpg", caption]])
+        return stream.getvalue().encode("utf-8", "surrogatepass")
+    if form == "jsonl":
+        return json.dumps({"image": "a.jpg", "caption": caption}).encode()
+    return json.dumps({"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": caption}]}]}).encode()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("case", READ)
+def test_an_odd_caption_is_stored_as_it_is(tmp_path, form, case):
+    assert prepare(tmp_path, form, rows_with(form, READ[case])).captions == [READ[case]]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_caption_that_is_no_text_is_refused_by_name(tmp_path, form, case):
+    with pytest.raises(InputError, match=r"is not Unicode text|the caption is empty|caption 0 is empty|is not UTF-8 text"):
+        prepare(tmp_path, form, rows_with(form, REFUSED[case]))
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred.jpg", "\u202egnp.jpg", "[bold]x.jpg"])
+def test_an_image_id_cannot_control_the_terminal(tmp_path, name):
+    (tmp_path / name).write_bytes(encoded("JPEG"))
+    (tmp_path / "rows").write_text(json.dumps({"image": name, "caption": f"{name} \x1b[0m"}), encoding="utf-8")
+    words = ["prepare", "--jsonl", tmp_path / "rows", "--images", tmp_path, "--out", tmp_path / "\x1b[2Jout", "--workers", "1"]
+    for arguments in (words, ["inspect", tmp_path / "\x1b[2Jout"]):
+        result = CliRunner().invoke(app, [*map(str, arguments)])
+        assert result.exit_code == 0
+        assert not {"\x1b", "\u202e"} & set(result.stdout + result.stderr)
+    assert Corpus.open(tmp_path / "\x1b[2Jout", "train").image_ids == [name]
+
+
+def test_a_table_shows_markup_and_control_characters_as_text(capsys):
+    show_table("[red]t\x1b[0m", ["\x1b", "b"], [["[bold]x[/bold]", "\x1b[31m"], ["a\nb", "\u202e"]], caption="\x07[/]")
+    shown = capsys.readouterr().out
+    assert "[bold]x[/bold]" in shown
+    assert "[red]t\\u001b[0m" in shown
+    assert "\\u0007[/]" in shown
+    assert not {"\x1b", "\u202e", "\x07"} & set(shown)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcdctl.cli.views import images
-from dcdctl.cli.views.terminal import note, printable, show, show_json
+from dcdctl.cli.views.terminal import note, printable, show, show_image, show_json
 
 if TYPE_CHECKING:
     from dcdctl.core.search import Answer, Index
@@ -66,7 +66,7 @@ def _show_hits(view: View, index: Index, answer: Answer) -> None:
         gone = "" if index.has_image(hit.row) else "  (gone)"
         show(f"{position:>4}  {logit}{hit.score:>6.4f}  {printable(hit.name)}{gone}")
         if view.protocol is not None and (image := image_of(index, hit.row)) is not None:
-            show(images.escape_sequence(image, view.protocol).removesuffix("\n"))
+            show_image(images.escape_sequence(image, view.protocol).removesuffix("\n"))
 
 
 def _times(answer: Answer) -> str:

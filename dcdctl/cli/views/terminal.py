@@ -86,16 +86,27 @@ def _escaped(character: str) -> str:
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 
 
+def printable_lines(text: str) -> str:
+    """The same for text of several lines; line breaks and tabs stay."""
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+
+
 def show(text: str) -> None:
-    """Print a line of the result on stdout, unchanged."""
+    """Print lines of the result on stdout; characters that do not print are escaped."""
     if is_main():
-        typer.echo(text)
+        typer.echo(printable_lines(text))
+
+
+def show_image(sequence: str) -> None:
+    """Print an escape sequence that draws an image on stdout."""
+    if is_main():
+        typer.echo(sequence)
 
 
 def note(text: str) -> None:
-    """Print a message on stderr, unchanged."""
+    """Print a message on stderr; characters that do not print are escaped."""
     if is_main():
-        typer.echo(text, err=True)
+        typer.echo(printable_lines(text), err=True)
 
 
 def is_main() -> bool:
@@ -117,16 +128,16 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable_lines(str(cell)) for cell in row] for row in rows]
     table = Table()
     for i, column in enumerate(columns):
         is_text = any(row[i][:1].isalpha() or row[i].startswith("#") for row in cells)
-        table.add_column(Text(column), justify="left" if i == 0 or is_text else "right", overflow="fold")
+        table.add_column(Text(printable_lines(column)), justify="left" if i == 0 or is_text else "right", overflow="fold")
     for row in cells:
         table.add_row(*map(Text, row))
     # A file has no width: make the table as wide as it needs, so that a script never reads a folded cell.
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 400, highlight=False)
-    for part in (Text(title), table, Text(caption)):
+    for part in (Text(printable_lines(title)), table, Text(printable_lines(caption))):
         if part:
             console.print(part)
 
@@ -134,6 +145,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
 @contextmanager
 def bar(label: str, *, total: int | None, unit: str) -> Iterator[Advance]:
     """A Track on stderr, with rate and time left: a moving bar on a terminal, otherwise a line every few seconds and one at the end."""
+    label = printable(label)
     with _moving_bar(label, total, unit) if is_main() and sys.stderr.isatty() else _sparse_lines(label, total, unit) as advance:
         yield advance
 
