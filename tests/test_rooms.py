@@ -159,7 +159,7 @@ def test_core_neither_prints_nor_exits(path):
 
 @pytest.mark.parametrize("path", sorted(CLI.rglob("*.py")), ids=lambda path: str(path.relative_to(CLI)))
 def test_commands_import_core_in_their_bodies(path):
-    light = {"dcdctl.core.errors.DcdError", "dcdctl.core.progress.Advance"}
+    light = {f"dcdctl.core.{name}" for name in ("errors.DcdError", "errors.as_user_error", "progress.Advance")}
     at_top = imported(path, top_only=True)
     assert {name for name in at_top if name.startswith("dcdctl.core")} <= light
     heavy = {"torch", "transformers", "numpy", "pandas", "pyarrow", "PIL", "click"} | ({"rich"} if "views" not in path.parts else set())

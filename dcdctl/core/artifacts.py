@@ -117,8 +117,10 @@ class Kind:
                 raise self.error(f"{path} is not a regular file", hint=self.remake)
             found = path.stat().st_size
         except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                raise files.unreadable(path, error, error=self.error) from error
             hint = f"delete {self.seal_file} there and {self.make_again}" if self.keeps_plan else self.remake
-            raise self.missing(f"{path} is missing ({error.strerror})", hint=hint) from error
+            raise self.missing(f"{path} is missing", hint=hint) from error
         if size is not None and found != size:
             raise self.damaged(path, f"it has {found:,} bytes, not {size:,}")
 
@@ -127,7 +129,7 @@ class Kind:
         try:
             found = sha256_of(path)
         except OSError as error:
-            raise self.damaged(path, f"it cannot be read ({error.strerror})") from error
+            raise files.unreadable(path, error, error=self.error, hint=self._repair(path)) from error
         if found != sha256:
             raise self.damaged(path, "its SHA-256 is {}, not {}".format(*_named(found, sha256)))
         return path

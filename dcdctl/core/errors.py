@@ -14,8 +14,12 @@ A message says what was found and what was expected; `hint` gives the next step.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
+import re
 import sys
+from pathlib import Path
 
 
 class DcdError(Exception):
@@ -56,6 +60,91 @@ class StaleError(DcdError):
 
 class MissingError(DcdError):
     """Something required is missing."""
+
+
+_MAKE_ROOM = "make room and run the same command again: finished files are kept"
+_PERMISSIONS = "change its permissions, or those of the folders above it"
+_ELSEWHERE = "name another file or folder"
+_OS_HINTS = {
+    errno.EACCES: _PERMISSIONS,
+    errno.EPERM: _PERMISSIONS,
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: _ELSEWHERE,
+    errno.EISDIR: _ELSEWHERE,
+    errno.EEXIST: _ELSEWHERE,
+    errno.ENOTEMPTY: _ELSEWHERE,
+    errno.EROFS: _ELSEWHERE,
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.ELOOP: "mend the links",
+    errno.EMFILE: "raise the limit with `ulimit -n 4096`, or use fewer --workers",
+    errno.ENFILE: "close other programs",
+    errno.EFBIG: _ELSEWHERE,
+    errno.EIO: "check the disk",
+    errno.ENODEV: _ELSEWHERE,
+    errno.ENXIO: _ELSEWHERE,
+    errno.EBUSY: "try again when no other program uses it",
+    errno.ETXTBSY: "try again when no other program uses it",
+    errno.ESTALE: "try again: the file server has removed it",
+}
+"""What a user does about an error of the operating system. The others are bugs of ours, or have their own error."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_GPU_MEMORY = re.compile(r"(CUDA|HIP|MPS|XPU|GPU)[^\n]*out of memory")
+_CPU_MEMORY = re.compile(r"not enough memory|[Cc]an.?t allocate memory|[Uu]nable to allocate|std::bad_alloc")
+_TORCH_WRITE = re.compile(r"PytorchStreamWriter|inline_container\.cc|\bunexpected pos\b|basic_ios::clear|iostream error")
+"""What torch says if it cannot write a file; it does not say why."""
+
+
+def as_user_error(error: BaseException, path: Path | None = None, *, kind: type[DcdError] = InputError) -> DcdError | None:
+    """The error to show in one line if a user can put it right: a full disk, a permission, a path, too little memory. None for a bug.
+
+    `path` is the file at work, named where the error names none, or an unfinished one. Damage is for the reader of a file to say.
+    """
+    if isinstance(error, DcdError):
+        return error
+    number = _os_number(error)
+    name = _name_of(error, path)
+    where = f" for {name}" if name else ""
+    if number in _NO_ROOM or (isinstance(error, RuntimeError) and _TORCH_WRITE.search(str(error))):
+        found = f"there is no room left{where}" if number else f"{name or 'a file'} cannot be written, perhaps because the disk is full"
+        return kind(found, hint=_MAKE_ROOM)
+    if _GPU_MEMORY.search(str(error)) and isinstance(error, RuntimeError):
+        hint = "use a smaller --batch-size; in a training, --accumulate N or --checkpoint-activations"
+        return kind("the GPU has too little memory for this", hint=hint)
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or (isinstance(error, RuntimeError) and _CPU_MEMORY.search(str(error))):
+        hint = "use a smaller --batch-size or fewer --workers, or a machine with more memory"
+        return kind(f"there is too little memory{where}", hint=hint)
+    # A missing file without a name, or one of an unnamed library, is a bug.
+    if number not in _OS_HINTS or (name is None and number not in (errno.EMFILE, errno.ENFILE)):
+        return None
+    if number == errno.ENOENT and name is not None and Path(name).is_symlink():
+        return kind(f"{name} is a link to {Path(name).readlink()}, which does not exist", hint="mend the link")
+    return kind(f"{name or 'a file'} cannot be used: {os.strerror(number)}", hint=_OS_HINTS[number])
+
+
+def _os_number(error: BaseException) -> int:
+    """The number of an error of the operating system; 0 if it is none. Libraries may give it in their text only."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from "):
+        return errno.ELOOP  # Path.resolve
+    # Not other built-in errors, such as a ValueError of ours that quotes one of the system.
+    if type(error).__module__ == "builtins" and not isinstance(error, OSError | RuntimeError):
+        return 0
+    # Such as safetensors: "I/O error: No space left on device (os error 28)".
+    if found := re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error)):
+        return int(found[1] or found[2])
+    return next((number for number in (*_NO_ROOM, errno.EACCES, errno.EMFILE) if os.strerror(number) in str(error)), 0)
+
+
+def _name_of(error: BaseException, path: Path | None) -> str | None:
+    """The file that an error is about."""
+    names = [getattr(error, attribute, None) for attribute in ("filename", "filename2")]
+    if loop := re.fullmatch(r"Symlink loop from '(.*)'", str(error)):
+        names = [loop[1]]
+    named = next((os.fsdecode(name) for name in names if isinstance(name, str | bytes)), None)
+    if path is not None and (named is None or ".partial" in named):
+        return str(path)
+    return named
 
 
 def require_extra(extra: str, *modules: str, needed_by: str, or_else: str = "") -> None:

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, overload
 
 import dcdctl
-from dcdctl.core.errors import DcdError, InputError, StaleError
+from dcdctl.core.errors import DcdError, InputError, StaleError, as_user_error
 from dcdctl.core.progress import Track
 
 try:
@@ -53,15 +53,17 @@ def packaged(name: str) -> Path:
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A path to write to, beside `path`; it is renamed to `path` when the block succeeds and removed when it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial_of(path)
     try:
-        with _disk_full_as_input_error(path):
+        with user_errors(path):
+            refuse_device(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield partial
             _sync(partial)
             partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # such as a name that is too long, which the block has reported
+            partial.unlink()
 
 
 @contextmanager
@@ -73,9 +75,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     partial, replaced = _partial_of(path), _partial_of(path.with_name(f"{path.name}.replaced"))
     shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had this process ID
-    partial.mkdir(parents=True)
     try:
-        with _disk_full_as_input_error(path):
+        with user_errors(path):
+            refuse_device(path)
+            partial.mkdir(parents=True)
             yield partial
             for file in partial.rglob("*"):
                 if file.is_file():
@@ -83,7 +86,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             _replace_folder(partial, path, replaced)
     finally:
         # The second rename failed: the old folder returns to its place.
-        if replaced.exists() and not path.exists():
+        if os.path.exists(replaced) and not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a name that is too long
             replaced.rename(path)
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
@@ -124,15 +127,22 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _disk_full_as_input_error(path: Path) -> Iterator[None]:
+def user_errors(path: Path, kind: type[DcdError] = InputError) -> Iterator[None]:
+    """Raise what a user can put right as a DcdError that names `path`: a full disk, a permission, a path (`errors.as_user_error`)."""
     try:
         yield
     except Exception as error:
-        # safetensors raises an error of its own, which has the reason in its text only.
-        if not any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
+        if (user_error := as_user_error(error, path, kind=kind)) is None or user_error is error:
             raise
-        hint = "make room and run the same command again: finished files are kept"
-        raise InputError(f"there is no room left for {path}", hint=hint) from error
+        raise user_error from error
+
+
+def unreadable(path: Path, reason: OSError, *, error: type[DcdError] = InputError, hint: str = "") -> DcdError:
+    """The error for a file that cannot be read. `hint` is for a missing file: what is there must not be deleted for a permission."""
+    translated = as_user_error(reason, path)
+    if not isinstance(reason, FileNotFoundError) and translated is not None:
+        hint = translated.hint
+    return error(f"{path} cannot be read: {reason.strerror}", hint=hint)
 
 
 @contextmanager
@@ -144,8 +154,9 @@ def lock(folder: Path, part: int = 0, *, wait: Track | None = None) -> Iterator[
 
     Over NFS the lock holds between machines if the server supports locks. It does nothing on file systems and systems without locks.
     """
-    path = _lock_path(folder, part)
-    file = _locked(path, is_waiting=False)
+    with user_errors(folder):
+        path = _lock_path(folder, part)
+        file = _locked(path, is_waiting=False)
     if file is None and wait is not None:
         with wait(f"wait for another run that is writing to {folder}", total=None, unit=""):
             file = _locked(path, is_waiting=True)
@@ -296,7 +307,7 @@ def read_json(path: Path, *, kind: type[Any] = dict, error: type[DcdError] = Inp
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as reason:
-        raise error(f"{path} cannot be read: {reason.strerror}", hint=hint) from reason
+        raise unreadable(path, reason, error=error, hint=hint) from reason
     except (ValueError, RecursionError) as reason:  # json gives up on deep nesting with a RecursionError
         raise error(f"{path} is not JSON: {reason}", hint=hint) from reason
     if not isinstance(value, kind):
@@ -334,8 +345,15 @@ def names_in(folder: Path) -> list[str]:
     return sorted(name for name in names if not name.endswith(PARTIAL_SUFFIX) and not name.startswith(lock_name))
 
 
+def refuse_device(path: Path) -> None:
+    """InputError for a device, a pipe or a socket: a rename would replace it, also /dev/null of the whole machine."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # noqa: PTH110, PTH113, PTH112 - never raise
+        raise InputError(f"{path} is a device or a pipe, a file is expected", hint="name another file or folder")
+
+
 def check_output_folder(folder: Path) -> None:
     """InputError if no folder can be created or written to at this path. Writes nothing, and ignores what the folder holds."""
+    refuse_device(folder)
     if folder.is_file():
         raise InputError(f"{folder} is a file, a folder is expected", hint="name another folder")
     _check_writable(folder)
@@ -343,6 +361,7 @@ def check_output_folder(folder: Path) -> None:
 
 def check_output_file(path: Path) -> None:
     """InputError if no file can be written at this path. Writes nothing; an existing file is no error."""
+    refuse_device(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder, a file is expected", hint="name a file")
     _check_writable(path.parent)

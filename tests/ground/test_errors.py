@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import ast
+import errno
 import importlib.util
+import os
 import re
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
+import torch
+import typer
 from paths import ROOT
+from safetensors import SafetensorError
+from typer.testing import CliRunner
 
-from dcdctl.core.errors import DcdError, MissingError, require_extra
+from dcdctl.cli.app import app
+from dcdctl.core.errors import DcdError, InputError, MissingError, ModelError, as_user_error, require_extra
 from dcdctl.core.models import onnx
 from dcdctl.core.serve import server
 
@@ -20,6 +29,90 @@ from dcdctl.core.serve import server
 def test_the_hint_follows_the_message():
     assert str(DcdError("no run", hint="make one")) == "no run; make one"
     assert str(DcdError("no run")) == "no run"
+
+
+def os_error(number: int, path: str | None = "a.json") -> OSError:
+    return OSError(number, os.strerror(number), path)
+
+
+FULL = "there is no room left for out/model; make room and run the same command again: finished files are kept"
+TORCH = "[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (os_error(errno.ENOSPC, None), FULL),
+        (os_error(errno.ENOSPC, "out/model.00000000-7.partial/x"), FULL),
+        (os_error(errno.EDQUOT, None), FULL),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), FULL),
+        (pa.ArrowException("[Errno 28] Error writing bytes to file"), FULL),
+        (RuntimeError(TORCH), "out/model cannot be written, perhaps because the disk is full; make room .*"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "out/model cannot be written, perhaps .*"),
+        (os_error(errno.EACCES), "a.json cannot be used: Permission denied; change its permissions, or those of the folders above it"),
+        (os_error(errno.EROFS), "a.json cannot be used: Read-only file system; name another file or folder"),
+        (os_error(errno.ENOENT), "a.json cannot be used: No such file or directory; check the path"),
+        (os_error(errno.ELOOP), "a.json cannot be used: Too many levels of symbolic links; mend the links"),
+        (os_error(errno.ENAMETOOLONG), "a.json cannot be used: File name too long; use a shorter name"),
+        (os_error(errno.EMFILE), "a.json cannot be used: Too many open files; raise the limit .*"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "the GPU has too little memory for this; .*--batch-size.*"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            "there is too little memory for out/model; .*",
+        ),
+        (MemoryError(), "there is too little memory for out/model; .*"),
+    ],
+)
+def test_what_a_user_can_put_right_is_one_line_with_a_next_step(error, message):
+    found = as_user_error(error, Path("out/model"))
+    assert re.fullmatch(message, str(found)), found
+    assert "delete" not in str(found)
+    assert isinstance(found, InputError)
+    assert isinstance(as_user_error(error, Path("out/model"), kind=ModelError), ModelError)
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        ValueError("x"),
+        ValueError("[Errno 13] Permission denied"),
+        KeyError("a"),
+        TypeError("a"),
+        AssertionError("No space left on device"),
+        RuntimeError("shape mismatch"),
+        RecursionError(),
+        OSError("no number"),
+        BrokenPipeError(errno.EPIPE, "Broken pipe"),
+        os_error(errno.EBADF),
+        os_error(errno.EACCES, None),
+        typer.Exit(3),
+    ],
+)
+def test_a_bug_is_no_user_error(bug):
+    assert as_user_error(bug) is None
+
+
+def test_the_command_line_shows_user_errors_in_one_line_and_keeps_the_traceback_of_a_bug(monkeypatch):
+    def fails(error: Exception) -> Any:
+        def inspect(*arguments: object) -> None:
+            raise error
+
+        monkeypatch.setattr("dcdctl.core.data.read_corpus_json", inspect)
+        monkeypatch.setattr(Path, "is_file", inspect)
+        return CliRunner().invoke(app, ["inspect", "corpus"])
+
+    shown = fails(os_error(errno.EACCES, "corpus/corpus.json"))
+    assert shown.exit_code == 1
+    assert shown.stderr == (
+        "error: corpus/corpus.json cannot be used: Permission denied; change its permissions, or those of the folders above it\n"
+    )
+    assert isinstance(fails(ValueError("a slip of ours")).exception, ValueError)
+
+
+def test_a_dangling_link_is_named_with_its_target(tmp_path):
+    (tmp_path / "link").symlink_to("nowhere")
+    found = as_user_error(os_error(errno.ENOENT, str(tmp_path / "link")))
+    assert str(found) == f"{tmp_path}/link is a link to nowhere, which does not exist; mend the link"
 
 
 def test_missing_packages_are_named_with_the_install_command(monkeypatch):

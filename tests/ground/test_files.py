@@ -392,6 +392,27 @@ def test_an_unwritable_output_path_is_named_with_the_reason(tmp_path, check, nam
         check(tmp_path / name)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes")
+def test_a_device_is_refused_and_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def write_folder() -> None:
+        with files.atomic_folder(pipe):
+            pass
+
+    for write in (
+        files.check_output_file,
+        files.check_output_folder,
+        lambda path: files.write_text(path, "x"),
+        lambda _: write_folder(),
+    ):
+        with pytest.raises(InputError, match=f"{pipe} is a device or a pipe, a file is expected; name another"):
+            write(pipe)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
 def test_an_output_path_without_permission_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: mode == os.F_OK and path == tmp_path)
     for check in (files.check_output_folder, files.check_output_file):

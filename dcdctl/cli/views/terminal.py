@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from dcdctl.cli.options import RENAMED
-from dcdctl.core.errors import DcdError
+from dcdctl.core.errors import DcdError, as_user_error
 from dcdctl.core.progress import Advance
 
 JOINERS = "\u200c\u200d"
@@ -27,17 +27,22 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class ErrorGroup(TyperGroup):
-    """Shows a DcdError as one line and exits with 1; any other exception is a bug and keeps its traceback. Help lists commands by panel."""
+    """Shows what a user can put right as one line and exits with 1; any other exception is a bug and keeps its traceback.
+
+    Help lists commands by panel.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except DcdError as error:
-            show_error(error)
-            raise typer.Exit(1) from error
         except typer.TyperException as error:  # a usage error: shown by Typer, with exit code 2
             _name_new_option(error)
             raise
+        except Exception as error:
+            if (user_error := as_user_error(error)) is None:
+                raise
+            show_error(user_error)
+            raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
             note("interrupted: finished work is kept")
             # 128 + SIGINT, as shells report an interrupted program.
