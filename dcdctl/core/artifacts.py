@@ -38,6 +38,8 @@ CHECKSUM = "checksum"
 """The entry of our JSON documents that holds the SHA-256 of all other entries, independent of spaces and of the order of keys."""
 FILES = "files"
 """The entry of a JSON document that lists other files: size and SHA-256, by path relative to the folder of the document."""
+DIGEST_SUFFIX = ".sha256"
+"""Of the file beside a part of an unfinished artifact that holds the checksum of the part."""
 PLAN_CHECKSUM = "plan_checksum"
 """The entry of a seal that holds the checksum of the plan that the artifact keeps."""
 RUN = "run"
@@ -211,13 +213,28 @@ class Build:
 
     @contextmanager
     def write(self, part: str) -> Iterator[Path]:
-        """A path to write a part to; the part appears when the block ends well."""
+        """A path to write a part to; the part appears when the block ends well, and its checksum beside it until the artifact is sealed."""
         with files.atomic_path(self.folder / part) as partial:
             yield partial
-        sha256_of(self.folder / part)  # while it is in memory: the seal and the first reader of this process need it
+            digest = files.sha256_of(partial)  # while it is in memory
+            # Before the part, so that no part is without its checksum.
+            files.write_text(self._noted(part), digest)
+        know_digests({_version_of(self.folder / part): digest})
+
+    def written(self, part: str) -> Path:
+        """The path of a part of an unfinished artifact; `error` if it is not as an earlier run or this one wrote it."""
+        path, noted = self.folder / part, self._noted(part)
+        return self.kind.checked(path, noted.read_text(encoding="utf-8", errors="replace")) if noted.exists() else path
+
+    def _noted(self, part: str) -> Path:
+        """The file with the checksum of a part."""
+        return self.folder / f"{part}{DIGEST_SUFFIX}"
 
     def seal(self, document: Mapping[str, Any], parts: Collection[str]) -> None:
         """Write the seal, and remove what a finished artifact does not need: all but its parts."""
+        for part in parts:
+            self.written(part)
+            self._noted(part).unlink(missing_ok=True)
         if self.kind.keeps_plan:
             plan = self.kind.read_plan(self.folder)  # from the disk, because it also holds notes
             self.expect(plan)
@@ -228,7 +245,8 @@ class Build:
 
     def clean(self, kept: Collection[str]) -> None:
         """Remove the files of this kind of artifact that are not `kept`, and the plan of a finished one if it does not keep it."""
-        for path in sorted(path for pattern in self.kind.files for path in self.folder.glob(pattern)):
+        patterns = [f"{pattern}{suffix}" for pattern in self.kind.files for suffix in ("", DIGEST_SUFFIX)]
+        for path in sorted({path for pattern in patterns for path in self.folder.glob(pattern)}):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             elif path.relative_to(self.folder).as_posix() not in kept:
@@ -341,13 +359,17 @@ def check_files(folder: Path, listed: Mapping[str, Mapping[str, Any]], *, error:
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file in hex, computed once per process until the file changes."""
-    status = path.stat()
-    # The size and the modification time alone are equal for a file that was copied over this one with its times.
-    key = (str(path.absolute()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    key = _version_of(path)
     with _LOCKS.setdefault(os.getpid(), threading.Lock()):
         if key not in _DIGESTS:
             _DIGESTS[key] = files.sha256_of(path)
         return _DIGESTS[key]
+
+
+def _version_of(path: Path) -> FileVersion:
+    status = path.stat()
+    # The size and the modification time alone are equal for a file that was copied over this one with its times.
+    return str(path.absolute()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def known_digests() -> dict[FileVersion, str]:

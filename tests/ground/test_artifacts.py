@@ -129,6 +129,25 @@ def test_an_unfinished_artifact_or_one_of_another_format_is_refused(tmp_path):
             TOY.read_seal(tmp_path / "toy")
 
 
+@pytest.mark.parametrize("damaged", ["part-1", "part-1.sha256"])
+def test_a_part_that_is_damaged_before_the_build_resumes_is_named(tmp_path, monkeypatch, damaged):
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Build, "seal", kill)
+        with pytest.raises(KeyboardInterrupt):
+            make_toy(tmp_path)
+    flip(tmp_path / damaged)
+    with pytest.raises(
+        StaleError, match=r"part-1 is damaged: its SHA-256 is .*; delete part-1 and toy\.json there and run `make toy` again"
+    ):
+        make_toy(tmp_path)
+    (tmp_path / "part-1").unlink()
+    assert make_toy(tmp_path) == ["part-1"]
+    assert sorted(contents(tmp_path)) == sorted([*PARTS, "plan.json", "toy.json"])
+
+
 def test_a_plan_of_another_build_is_named(tmp_path):
     make_toy(tmp_path / "toy")
     make_toy(tmp_path / "other", seed=1)

@@ -19,17 +19,21 @@ from dcdctl.core import distributed, models
 
 SCRIPT = """
 import os, sys
+from contextlib import contextmanager
 import torch
 torch.set_num_threads(1)
 from dcdctl.cli.app import main
+from dcdctl.core.artifacts import Build
 from dcdctl.core.teacher import build
 build.IMAGES_PER_SHARD = 3
-write = build.write_pairs
-def write_and_die(path, pairs):
-    write(path, pairs)
-    if path.name == os.environ.get("DIE_AFTER"):
+write = Build.write
+@contextmanager
+def write_and_die(self, part):
+    with write(self, part) as path:
+        yield path
+    if part == os.environ.get("DIE_AFTER"):
         os.kill(os.getpid(), 9)
-build.write_pairs = write_and_die
+Build.write = write_and_die
 main()
 """
 

@@ -182,6 +182,25 @@ def test_a_build_killed_while_it_wrote_the_plan_starts_again(corpus, teacher, fo
     assert contents(tmp_path / "cache") == contents(folder)
 
 
+@pytest.mark.parametrize("name", ["planned-00003.parquet", "pairs-00001.parquet", "items.parquet", "dropped.json"])
+def test_a_file_of_an_unfinished_cache_that_is_damaged_is_named(corpus, teacher, tmp_path, sharded, monkeypatch, name):
+    write = build.write_pairs
+
+    def write_or_die(path, pairs):
+        if path.name.startswith("pairs-00003"):
+            raise KeyboardInterrupt
+        write(path, pairs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(build, "write_pairs", write_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
+    path = tmp_path / "cache" / name
+    path.write_bytes(path.read_bytes().replace(b"0", b"1") if name == "dropped.json" else path.read_bytes()[:-1] + b"x")
+    with pytest.raises(StaleError, match=rf"{name} is damaged: .*; delete"):
+        build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
+
+
 def test_an_unfinished_cache_is_refused(copied, tmp_path):
     (copied / "cache.json").unlink()
     with pytest.raises(MissingError, match=r"the teacher cache in .* is not finished; run `dcdctl cache-teacher` again .*: it resumes"):
@@ -524,7 +543,7 @@ def test_a_full_disk_is_an_error_and_finished_shards_are_kept(corpus, teacher, f
     with pytest.raises(InputError, match=r"there is no room left for .*pairs-00002\.parquet; make room and run the same command again"):
         build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     monkeypatch.undo()
-    assert len(list((tmp_path / "cache").glob("pairs-*"))) == 2
+    assert len(list((tmp_path / "cache").glob("pairs-*.parquet"))) == 2
     monkeypatch.setattr(build, "IMAGES_PER_SHARD", 5)
     build.build_cache(corpus, teacher, tmp_path / "cache", CONFIG, compute=COMPUTE)
     assert contents(tmp_path / "cache") == contents(folder)

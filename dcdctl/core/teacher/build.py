@@ -51,16 +51,15 @@ SAME = ("image_size_px", "max_text_len", "teacher", "precision", "features")
 
 
 def write_items(path: Path, corpus: Corpus, track: Track = silent) -> None:
-    """Write the digest of each image and of each of its captions."""
+    """Write the digest of each image and of each of its captions to a file."""
     images, captions = [], []
     with track("read images", total=corpus.num_images, unit="images") as advance:
         for image in range(corpus.num_images):
             images.append(_digest(corpus.image_bytes(image), 16))
             captions.append([_digest(corpus.captions[text].encode(), 8) for text in corpus.captions_of(image)])
             advance(1)
-    with files.atomic_path(path) as partial:
-        # Digests look like random bytes, so compression and dictionaries would gain nothing.
-        pq.write_table(pa.table({"image": images, "captions": captions}, schema=_SCHEMA), partial, compression="none", use_dictionary=False)
+    # Digests look like random bytes, so compression and dictionaries would gain nothing.
+    pq.write_table(pa.table({"image": images, "captions": captions}, schema=_SCHEMA), path, compression="none", use_dictionary=False)
 
 
 def reusable_pairs(folder: Path, corpus: Corpus, plan: dict[str, Any]) -> Pairs:
@@ -231,16 +230,17 @@ def score_planned(job: CacheJob, *, track: Track = silent) -> TeacherCache:
         missing = set(job.find_missing())
         # A share of all shards: processes look at different times, so their lists of missing shards may differ.
         mine = [shard for shard in distributed.local_indices(len(job.shards)) if shard in missing]
-        total = sum(_count_unscored(job.folder / planned_name(shard)) for shard in mine)
+        total = sum(_count_unscored(job.build.written(planned_name(shard))) for shard in mine)
         with track("score", total=total, unit="pairs") as advance:
             for shard in mine:
-                pairs = read_pairs(job.folder / planned_name(shard))
+                pairs = read_pairs(job.build.written(planned_name(shard)))
                 todo = np.isnan(pairs.score)
                 # Arrays that come from pyarrow are read-only.
                 scores = pairs.score.copy()
                 if todo.any():
                     scores[todo] = score_pairs(job, pairs.image[todo], pairs.text[todo], advance)
-                write_pairs(job.folder / pairs_name(shard), Pairs(pairs.image, pairs.text, scores, pairs.role))
+                with job.build.write(pairs_name(shard)) as partial:
+                    write_pairs(partial, Pairs(pairs.image, pairs.text, scores, pairs.role))
         # The seal needs the shards of all processes.
         distributed.barrier()
     with distributed.main_first():
@@ -279,10 +279,11 @@ def _begin(
         if extend is not None:
             old = without_refused_roles(reusable_pairs(extend, corpus, build.plan), corpus, config, track)
             pairs = merge(pairs, old, corpus.num_captions)
-        files.write_json(build.folder / DROPPED_FILE, drawn.dropped)
+        artifacts.write_document(build.folder / DROPPED_FILE, drawn.dropped)
         _write_planned(build, pairs)
     if build.missing([ITEMS_FILE]):
-        write_items(build.folder / ITEMS_FILE, corpus, track)
+        with build.write(ITEMS_FILE) as partial:
+            write_items(partial, corpus, track)
 
 
 def _check_room(folder: Path, corpus: Corpus) -> None:
@@ -295,7 +296,8 @@ def _write_planned(build: Build, pairs: Pairs) -> None:
         inside = slice(*np.searchsorted(pairs.image, (images.start, images.stop)).tolist())
         if build.missing([pairs_name(shard)]):
             part = Pairs(pairs.image[inside], pairs.text[inside], pairs.score[inside], pairs.role[inside])
-            write_pairs(build.folder / planned_name(shard), part)
+            with build.write(planned_name(shard)) as partial:
+                write_pairs(partial, part)
 
 
 def _seal(job: CacheJob) -> None:
@@ -305,8 +307,8 @@ def _seal(job: CacheJob) -> None:
     # A run that was killed after sealing may have left files of the build.
     if build.is_sealed:
         return build.clean(parts)
-    pairs = {name: seal_of(build.folder / name, pairs=len(read_pairs(build.folder / name))) for name in names}
-    dropped = files.read_json(build.folder / DROPPED_FILE, error=StaleError, hint=CACHE.remake)
+    pairs = {name: seal_of(build.folder / name, pairs=len(read_pairs(build.written(name)))) for name in names}
+    dropped = artifacts.read_document(build.folder / DROPPED_FILE, hint=CACHE.remake)
     seal = {"format": CACHE.format, "pairs": sum(part["pairs"] for part in pairs.values()), "dropped": dropped, "versions": versions()}
     seal["files"] = {ITEMS_FILE: seal_of(build.folder / ITEMS_FILE), **pairs}
     seal["dropped"] = {**dropped, **TeacherCache(build.folder, build.plan, seal).candidates.dropped}

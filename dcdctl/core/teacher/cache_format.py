@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dcdctl.core import files
 from dcdctl.core.artifacts import Kind
 from dcdctl.core.data import Index
 
@@ -70,17 +69,16 @@ def planned_name(shard: int) -> str:
 
 
 def write_pairs(path: Path, pairs: Pairs) -> None:
-    """Write a shard atomically."""
+    """Write a shard."""
     columns = {
         "image": pairs.image.astype(np.int32),
         "text": pairs.text.astype(np.int32),
         "score": pairs.score.astype(np.float32),
         "role": pairs.role.astype(np.uint8),
     }
-    with files.atomic_path(path) as partial:
-        table = pa.table(columns, schema=SCHEMA)
-        # pyarrow accepts encodings only for columns without a dictionary.
-        pq.write_table(table, partial, compression="zstd", use_dictionary=False, column_encoding=_ENCODINGS)
+    table = pa.table(columns, schema=SCHEMA)
+    # pyarrow accepts encodings only for columns without a dictionary.
+    pq.write_table(table, path, compression="zstd", use_dictionary=False, column_encoding=_ENCODINGS)
 
 
 def read_pairs(path: Path) -> Pairs:

@@ -43,10 +43,10 @@ class Estimate:
 def estimate_cost(job: CacheJob) -> Estimate:
     """Number of pairs, the rate of a short trial, and the time and space that the remaining pairs need."""
     missing = job.find_missing()
-    planned = [read_pairs(job.folder / planned_name(shard)) for shard in missing]
+    planned = [read_pairs(job.build.written(planned_name(shard))) for shard in missing]
     num_to_score = sum(int(np.isnan(pairs.score).sum()) for pairs in planned)
     whole = sorted(set(job.shards) - set(missing))
-    num_pairs = sum(map(len, planned)) + sum(len(read_pairs(job.folder / pairs_name(shard))) for shard in whole)
+    num_pairs = sum(map(len, planned)) + sum(len(read_pairs(job.build.written(pairs_name(shard)))) for shard in whole)
     rate = _trial(job, next((pairs for pairs in planned if np.isnan(pairs.score).any()), None))
     seconds = num_to_score / rate / distributed.world_size() if num_to_score else 0.0
     return Estimate(

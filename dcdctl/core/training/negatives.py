@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from dcdctl.core import artifacts, distributed, scoring, teacher
+from dcdctl.core import artifacts, distributed, files, scoring, teacher
 from dcdctl.core.artifacts import Build, Kind
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
@@ -151,7 +151,7 @@ def save_mined(folder: Path, mined: Candidates, corpus: Corpus, recipe: Recipe) 
         arrays |= {f"{name}.values": lists.values.astype(np.int32) for name, lists in named}
         data = save(arrays, metadata={"mined": json.dumps(header)})
         checksum = hashlib.sha256(data).hexdigest()
-        with build.write(FILE) as partial:
+        with files.atomic_path(folder / FILE) as partial:
             partial.write_bytes(data.replace(NO_CHECKSUM.encode(), checksum.encode(), 1))
 
 
