@@ -39,7 +39,7 @@ def distill(
 ) -> None:
     """Train a student on the teacher's cached scores."""
     options.check_overrides(recipe, sets)
-    from dcdctl.cli.views.terminal import bar, show
+    from dcdctl.cli.views.terminal import bar, note, show
     from dcdctl.cli.views.training import view
     from dcdctl.core import devices
     from dcdctl.core.devices import Compute
@@ -49,5 +49,5 @@ def distill(
     refs = InputRefs(data=data, split=split, max_images=max_images, caches=cache or [], teacher=teacher, model_set=model_set or [])
     compute = Compute(device=devices.choose(device), precision=devices.precision(precision), workers=workers, features=features)
     settings = TrainingOptions(compute=compute, micro_batches=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
-    run = train(job, refs, options=settings, track=bar, watch=view)
+    run = train(job, refs, options=settings, track=bar, watch=view, say=note)
     show(f"student -> {run.model_folder}; next: dcdctl eval {out} --data {data}")

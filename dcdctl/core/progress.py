@@ -13,6 +13,10 @@ OnStep = Callable[[int, Mapping[str, float]], None]
 also `val_rsum` and `val_best_rsum`."""
 
 
+Say = Callable[[str], None]
+"""Called with a line for the user that is no error."""
+
+
 class Track(Protocol):
     """Opens a progress bar: `with track("score", total=1000, unit="pairs") as advance: advance(64)`.
 
@@ -34,6 +38,10 @@ class Watch(Protocol):
 def silent(label: str, *, total: int | None, unit: str) -> Iterator[Advance]:
     """A `Track` that shows nothing."""
     yield lambda count: None
+
+
+def unsaid(line: str) -> None:
+    """A `Say` that shows nothing."""
 
 
 def step_bar(track: Track) -> Watch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from itertools import chain
 from typing import Any
@@ -214,6 +215,24 @@ def test_smaller_batches_are_parts_of_blocks_and_drawn_ones_are_better_than_chan
     assert share(4, blocks) > 0.95
     by_chance = drawn.num_pairs / (32 * 160)
     assert share(8, drawn) > by_chance + 0.02
+
+
+def test_the_scored_share_of_a_batch_counts_its_negatives_alone(corpus, blocks, drawn):
+    for cache in (blocks, drawn):
+        batches = AllPairsBatches(CorpusSource(corpus, Named()), BatchConfig(size=8), 0, cache)
+        parts = [batches[step] for step in range(16)]
+        expected = [float((~part.teacher_RC.isnan()).sum() - 8) / 56 for part in parts]
+        assert [part.scored_share for part in parts] == pytest.approx(expected)
+        assert batches.coverage(99).scored == pytest.approx(np.mean(expected))
+        assert batches.coverage(3).scored == pytest.approx(np.mean(expected[:3]))
+        negatives = [~part.teacher_RC.isnan() & ~torch.eye(8, dtype=torch.bool) for part in parts]
+        queries = [(scored.any(0).float().mean() + scored.any(1).float().mean()) / 2 for scored in negatives]
+        assert batches.coverage(99).queries == pytest.approx(np.mean(queries))
+    lists = CandidateListBatches(CorpusSource(corpus, Named()), LISTS, 0, drawn)
+    assert (lists[0].scored_share, lists.coverage(1).queries) == (1.0, 1.0)
+    hidden = lists[0].teacher_RC.clone()
+    hidden[:, :2] = torch.nan
+    assert dataclasses.replace(lists[0], teacher_RC=hidden).scored_share == 3 / 4
 
 
 def test_an_epoch_of_all_pairs_has_every_image_once_in_another_order_each_time(corpus, blocks, known):

@@ -14,6 +14,7 @@ from tiny import contents, make_teacher
 from dcdctl.core import files, models
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, MissingError, ModelError, StaleError
+from dcdctl.core.report import report, tables
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, build, cache
 from dcdctl.core.training import InputRefs, Inputs, TrainingJob, TrainingOptions, distill, grad_cache, initial_model, runs
@@ -347,3 +348,56 @@ def test_run_json_is_read_back(inputs, tmp_path):
     assert runs.open_run(run.folder).is_finished
     (line,) = run.metrics()
     assert json.loads((run.folder / "metrics.jsonl").read_text()).items() >= line.items()
+
+
+def test_a_run_says_in_what_its_cache_differs_and_how_much_of_a_batch_it_covers(inputs, tmp_path):
+    lines: list[str] = []
+    sets = [*DUAL, terms("infonce", "kl"), "optimizer.steps=2", "candidates.block_size=16", "candidates.seed=3"]
+    run = distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS, say=lines.append)
+    differences = [
+        "candidates.block_size is 16 in the recipe and 8 in the cache",
+        "candidates.seed is 3 in the recipe and 0 in the cache",
+    ]
+    assert lines == [
+        *differences,
+        "the cache covers 100% of the queries of a batch with a negative or more, and has scores of 100.0% of the negatives of a batch",
+    ]
+    assert run.facts()["inputs"]["different_candidates"] == differences
+    assert (run.facts()["inputs"]["covered_queries"], run.facts()["inputs"]["scored_share"]) == (1.0, 1.0)
+    assert [line["scored"] for line in run.metrics()] == [1.0, 1.0]
+    shown = {row[0]: row[1] for row in tables._runs(report.read_report([run.folder])).rows}
+    assert shown["input: scored_share"] == "1.0"
+    assert differences[1] in shown["input: different_candidates"]
+
+
+def test_a_run_whose_cache_is_its_recipes_says_no_difference_and_lists_their_queries(inputs, tmp_path):
+    lines: list[str] = []
+    sets = [*FUSION, "optimizer.steps=1"]
+    run = distill.train(TrainingJob("distill", "tiny-student", sets, tmp_path / "run"), inputs, options=OPTIONS, say=lines.append)
+    found = "the captions with batch.random_negatives = 7 candidates"
+    assert lines == [f"the cache covers 100% of {found}, and has scores of 100.0% of the negatives of a batch"]
+    assert "different_candidates" not in run.facts()["inputs"]
+    assert (run.facts()["inputs"]["covered_queries"], run.metrics()[0]["scored"]) == (1.0, 1.0)
+
+
+def test_a_cache_that_covers_too_little_of_a_batch_or_too_few_queries_is_refused(corpus, teacher, tmp_path):
+    few = build.build_cache(corpus, teacher, tmp_path / "few", CandidateConfig(per_query=1, directions=("text",)))
+    given = Inputs(corpus, [few], teacher)
+    # Every image has one negative, and a batch has a fifth of all captions: about a fifth of the queries have theirs.
+    everything = [*DUAL, "batch.size=32", terms("infonce", "kl"), "optimizer.steps=2"]
+    with pytest.raises(
+        ConfigError, match=r"covers [12]\d% of the queries .* of 0\.\d% of the negatives.*; 50% of the queries are expected; make"
+    ):
+        distill.train(TrainingJob("distill", "tiny-student", everything, tmp_path / "run"), given, options=OPTIONS)
+    # With a margin, candidates are removed after they are scored, and lists become short.
+    scores = inputs_of(corpus, teacher, tmp_path / "margin", CandidateConfig(per_query=6, absolute_margin=0.0))
+    lists = ["model.layers=[0, 2]", "batch.size=4", "batch.random_negatives=5", "batch.hard_negatives=1", "optimizer.steps=1"]
+    with pytest.raises(
+        ConfigError, match=r"covers \d+% of the captions with .* = 5 candidates.*; 50% of the queries are expected; set batch\.rand"
+    ):
+        distill.train(TrainingJob("distill", "tiny-student", lists, tmp_path / "run"), scores, options=OPTIONS)
+    assert not (tmp_path / "run").exists()
+
+
+def inputs_of(corpus: Any, teacher: Any, folder: Path, config: CandidateConfig) -> Inputs:
+    return Inputs(corpus, [build.build_cache(corpus, teacher, folder, config)], teacher)

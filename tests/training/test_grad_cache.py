@@ -181,6 +181,9 @@ class Draws:
         self.drawn.append(float(torch.rand(())))
         return (model(torch.ones(1, 2)).float(),)
 
+    def numbers(self, batch: object) -> dict[str, float]:
+        return {}
+
     def loss(self, model: nn.Linear, outputs: Sequence[torch.Tensor], batch: object, progress: float) -> dict[str, torch.Tensor]:
         self.progress.append(progress)
         return {"sum": outputs[0].sum()}

@@ -33,7 +33,7 @@ SMALL, LARGE = (340.0, 230.0), (480.0, 340.0)
 """Width and height in CSS pixels: a chart in a grid, and a chart by itself."""
 _FONT_PX = 11.0
 _MARKERS = "osD^vPX*"
-_NOT_A_LOSS = {"step", "loss", "lr", "seconds"}
+_NOT_A_LOSS = {"step", "loss", "lr", "seconds", "scored"}
 """Keys of metrics.jsonl that are not a part of the loss."""
 _VARIABLES = ("text", "quiet", "line", "page", *(f"c{number}" for number in range(NUM_COLORS)))
 # Colors that nothing else uses; each is replaced by its variable in the finished SVG.

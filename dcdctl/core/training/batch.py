@@ -83,6 +83,16 @@ class Batch(Pairs):
     true_IT: Tensor | None = None
     """Lists: which of the batch's images and captions match, in the order of the indices of the pairs."""
 
+    @property
+    def scored_share(self) -> float:
+        """The share of the negatives with a teacher score: the pairs outside column 0 of lists, or off the diagonal of all pairs."""
+        is_negative_RC = torch.ones(self.teacher_RC.shape, dtype=torch.bool)
+        if self.true_IT is None:
+            is_negative_RC.fill_diagonal_(False)
+        else:
+            is_negative_RC[:, 0] = False
+        return float((~self.teacher_RC[is_negative_RC].isnan()).float().mean())
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device; its micro-batches stay, since each is moved when it is computed."""
         return on_device(self, device)

@@ -29,6 +29,10 @@ from dcdctl.core.training.losses.weights import select_as_official
 from dcdctl.core.training.negatives import MinedNegatives
 from dcdctl.core.training.recipe import BatchConfig
 
+COVERED_STEPS = 16
+"""Batches over which coverage is measured before a training: that of a single batch varies by a few percent."""
+LEAST_QUERIES = 0.5
+"""Below this share of the queries a training is refused: the teacher would teach nothing about most of them (docs/losses.md)."""
 TeacherScores = TeacherCache | TeacherEnsemble
 
 
@@ -37,6 +41,26 @@ def check_size(config: BatchConfig, plan: MicroBatchPlan) -> None:
     if config.size < plan.count:
         hint = "set a smaller --accumulate, or start fewer processes"
         raise ConfigError(f"batch.size is {config.size}, too few for {plan.count} micro-batches in all processes together", hint=hint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """How far a cache covers what the loss of a recipe needs."""
+
+    queries: float
+    """The share of the queries that the cache has enough scores for; the others learn nothing from the teacher."""
+    of_queries: str
+    scored: float
+    """The share of the negatives of a batch with a teacher score."""
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.queries:.0%} of {self.of_queries}, and has scores of {self.scored:.1%} of the negatives of a batch"
+
+    def check(self) -> None:
+        """ConfigError if most queries would learn nothing from the teacher."""
+        if self.queries < LEAST_QUERIES:
+            raise ConfigError(f"the cache covers {self}; {LEAST_QUERIES:.0%} of the queries are expected", hint=self.hint)
 
 
 class _Batches(torch.utils.data.Dataset[Batch]):
@@ -118,6 +142,15 @@ class CandidateListBatches(_Batches):
         batches = copy.copy(self)
         batches.mined = mined
         return batches
+
+    def coverage(self, num_steps: int) -> Coverage:
+        """How many captions lists are made for; every negative of a list has a teacher score."""
+        return Coverage(
+            queries=len(self._captions) / self.corpus.num_captions,
+            of_queries=f"the captions with batch.random_negatives = {self.config.random_negatives} candidates",
+            scored=1.0,
+            hint="set batch.random_negatives lower, or cache more: --set candidates.per_query=N, or candidates.block_size=N for blocks",
+        )
 
     def _allowed(self, candidates: Candidates) -> Candidates:
         """A cache's candidates without duplicate images: the cache may have been made without looking for them."""
@@ -247,7 +280,29 @@ class AllPairsBatches(_Batches):
         self.batches_per_epoch = float(corpus.num_images // config.size)
         self._neighbors = None if cache is None else find_neighbors(cache, corpus)
 
+    def coverage(self, num_steps: int) -> Coverage:
+        """How many queries of the first batches, in both directions, have a scored negative, and how many negatives are scored."""
+        assert self.cache is not None
+        is_negative_QG = ~np.eye(self.config.size, dtype=bool)
+        pairs = (self._pairs(step) for step in range(min(num_steps, COVERED_STEPS)))
+        scored = np.stack([~np.isnan(self.cache.lookup(*pair)) & is_negative_QG for pair in pairs])
+        return Coverage(
+            # A query with its positive alone has no order to teach: the losses leave it out.
+            queries=float((scored.any(axis=1).mean() + scored.any(axis=2).mean()) / 2),
+            of_queries="the queries of a batch with a negative or more",
+            scored=float(scored[:, is_negative_QG].mean()),
+            hint="make a cache with the student's recipe (dcdctl cache-teacher --recipe), or set batch.size to candidates.block_size",
+        )
+
     def __getitem__(self, step: int) -> Batch:
+        image_QG, text_QG = self._pairs(step)
+        missing_QG = np.full(image_QG.shape, np.nan, dtype=np.float32)
+        teacher_QG = missing_QG if self.cache is None else self.cache.lookup(image_QG, text_QG)
+        batch = self._assemble(image_QG[:, :1], text_QG[:1], teacher_QG, teacher_QG)
+        return replace(batch, same_RC=torch.from_numpy(self._is_same(image_QG, text_QG)))
+
+    def _pairs(self, step: int) -> tuple[Index, Index]:
+        """The images and captions of all pairs of a batch."""
         epoch, position = divmod(step, self.corpus.num_images // self.config.size)
         # Sorting removes the order within a batch, in which `random_batches` and `neighbor_batches` differ.
         image_Q = np.sort(self._epoch_batches(epoch)[position])
@@ -255,10 +310,7 @@ class AllPairsBatches(_Batches):
         first_Q, end_Q = (np.searchsorted(self.corpus.caption_image, image_Q, side) for side in ("left", "right"))
         text_G = first_Q + self._rng(1, step).integers(end_Q - first_Q)
         image_QG, text_QG = np.broadcast_arrays(image_Q[:, None], text_G[None, :])
-        missing_QG = np.full(image_QG.shape, np.nan, dtype=np.float32)
-        teacher_QG = missing_QG if self.cache is None else self.cache.lookup(image_QG, text_QG)
-        batch = self._assemble(image_Q[:, None], text_G[None, :], teacher_QG, teacher_QG)
-        return replace(batch, same_RC=torch.from_numpy(self._is_same(image_QG, text_QG)))
+        return image_QG, text_QG
 
     def _is_same(self, image_QG: Index, text_QG: Index) -> NDArray[np.bool_]:
         """Off the diagonal: whether the caption of another image also matches this one."""

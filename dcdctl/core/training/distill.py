@@ -7,6 +7,7 @@ resolve (recipe and settings) -> open files -> load the teacher -> initial model
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Any, Literal, Protocol, cast
 from torch import nn
 
 from dcdctl.core import distributed, files, models, scoring
+from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.models import FusionScorer, Model
-from dcdctl.core.progress import Track, Watch, silent, step_bar
+from dcdctl.core.progress import Say, Track, Watch, silent, step_bar, unsaid
 from dcdctl.core.scoring import CorpusSource, Source
 from dcdctl.core.teacher import TeacherCache, false_negative_filter, read_cache, read_caches
 from dcdctl.core.training import initial_model, loggers, loop, negatives, runs, validation
@@ -164,8 +166,19 @@ class _Schedule:
     refresh_steps: Sequence[int]
 
 
-def train(job: TrainingJob, inputs: TrainingInputs, *, options: TrainingOptions, track: Track = silent, watch: Watch | None = None) -> Run:
+def train(
+    job: TrainingJob,
+    inputs: TrainingInputs,
+    *,
+    options: TrainingOptions,
+    track: Track = silent,
+    watch: Watch | None = None,
+    say: Say = unsaid,
+) -> Run:
     """Train a model and return its finished run; `watch` sees the steps, `track` the other work, and also the steps if `watch` is None.
+
+    `say` gets a line for each field in which the candidates of a cache differ from the recipe's, and one on how far the caches cover what
+    the recipe needs; ConfigError if that is too little.
 
     Raises what `resolve` raises before it opens anything, StaleError if another run is writing to the folder, and then what the files and
     the models raise.
@@ -177,7 +190,8 @@ def train(job: TrainingJob, inputs: TrainingInputs, *, options: TrainingOptions,
         batches = make_batches(training.source, plan.recipe, opened.scores, options.micro_batch_plan, track)
         num_steps = count_steps(plan.recipe, batches.batches_per_epoch)
         schedule = _schedule(plan.recipe, num_steps, opened.scores, training.teacher)
-        run, batches = _start_run(training, batches, num_steps, track)
+        fit = _fit_of_caches(training, batches, num_steps, say)
+        run, batches = _start_run(training, batches, num_steps, fit, track)
         if not run.is_finished:
             _run_steps(training, run, batches, schedule, track, watch or step_bar(track))
     return run
@@ -266,13 +280,43 @@ def _schedule(recipe: Recipe, num_steps: int, scores: TeacherScores | None, teac
     return _Schedule(num_steps, steps)
 
 
-def _start_run(training: _Training, batches: TrainingBatches, num_steps: int, track: Track) -> tuple[Run, TrainingBatches]:
+def _fit_of_caches(training: _Training, batches: TrainingBatches, num_steps: int, say: Say) -> dict[str, Any]:
+    """How the caches fit the recipe, for run.json; ConfigError if they cover too little of what its loss needs."""
+    recipe, caches = training.plan.recipe, training.opened.caches
+    differences = [
+        line for number, cache in enumerate(caches, start=1) for line in _differences(recipe, cache, number if caches[1:] else None)
+    ]
+    for line in differences:
+        say(line)
+    fit: dict[str, Any] = {"different_candidates": differences} if differences else {}
+    if recipe.loss.needs_teacher:
+        coverage = batches.coverage(num_steps)
+        coverage.check()
+        say(f"the cache covers {coverage}")
+        fit |= {"covered_queries": round(coverage.queries, 4), "scored_share": round(coverage.scored, 4)}
+    return fit
+
+
+def _differences(recipe: Recipe, cache: TeacherCache, number: int | None) -> list[str]:
+    """A line for each field in which the recipe's candidates differ from those that a cache was made with."""
+    expected, found = to_table(recipe.candidates), cache.plan["candidates"]
+    name = "the cache" if number is None else f"cache {number}"
+    return [
+        f"candidates.{field} is {json.dumps(expected[field])} in the recipe and {json.dumps(found[field])} in {name}"
+        for field in expected
+        if expected[field] != found[field]
+    ]
+
+
+def _start_run(
+    training: _Training, batches: TrainingBatches, num_steps: int, fit: dict[str, Any], track: Track
+) -> tuple[Run, TrainingBatches]:
     """The run, started or resumed by the main process, and the batches, with mined negatives if the recipe mines.
 
     Mining comes before the folder is made, so that a failure leaves no folder. The other processes read what the main one saved.
     """
     job, recipe, options = training.plan.job, training.plan.recipe, training.plan.options
-    facts, mined = _facts(training), None
+    facts, mined = {**_facts(training), **fit}, None
     with distributed.main_first():
         if recipe.batch.negatives == "mined":
             mined = negatives.read_or_mine(job.out, training.source, recipe, options.compute.device, track)

@@ -34,6 +34,10 @@ class MicroBatchObjective(Protocol):
         """float32 tensors, one per row range of a micro-batch, with a row for each of its rows."""
         ...
 
+    def numbers(self, batch: Any) -> dict[str, float]:
+        """What is logged of a batch, on the CPU, beside its loss."""
+        ...
+
     def loss(self, model: Any, outputs: Sequence[Tensor], batch: Batch, progress: float) -> dict[str, Tensor]:
         """The weighted terms of the loss; `progress` is the completed share of the training."""
         ...

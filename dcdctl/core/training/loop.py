@@ -93,7 +93,8 @@ def train(
             rate = config.lr * learning_rate_factor(step, num_steps, config)
             optimizer.zero_grad(set_to_none=True)
             info = StepInfo(step=step, num_steps=num_steps, seed=seed)
-            values = {**grad_cache.backward(model, objective, batch, info, step_compute), "lr": rate}
+            numbers = objective.numbers(batch) if isinstance(objective, MicroBatchObjective) else {}
+            values = {**grad_cache.backward(model, objective, batch, info, step_compute), **numbers, "lr": rate}
             _update_weights(model, optimizer, scaler, rate, config.max_grad_norm)
             values["seconds"] = time.perf_counter() - started
             done = step + 1

@@ -24,6 +24,10 @@ class PairObjective:
         """The weighted loss terms at the end of the training."""
         return self.loss(model, self.outputs(model, batch), batch, 1.0)
 
+    def numbers(self, batch: Batch) -> dict[str, float]:
+        """What is logged of a batch beside its loss: the share of its negatives with a teacher score, if the loss needs these."""
+        return {"scored": batch.scored_share} if self.config.needs_teacher else {}
+
     def outputs(self, model: Model, pairs: Pairs) -> tuple[Tensor, ...]:
         """The model's outputs for a micro-batch, from which `loss` computes the logits."""
         return model.outputs(pairs)
