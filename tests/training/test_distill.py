@@ -386,14 +386,14 @@ def test_a_cache_that_covers_too_little_of_a_batch_or_too_few_queries_is_refused
     # Every image has one negative, and a batch has a fifth of all captions: about a fifth of the queries have theirs.
     everything = [*DUAL, "batch.size=32", terms("infonce", "kl"), "optimizer.steps=2"]
     with pytest.raises(
-        ConfigError, match=r"covers [12]\d% of the queries .* of 0\.\d% of the negatives.*; 50% of the queries are expected; make"
+        ConfigError, match=r"covers [12]\d% of the queries .* of 0\.\d% of the negatives.*; 33% of the queries are expected; make"
     ):
         distill.train(TrainingJob("distill", "tiny-student", everything, tmp_path / "run"), given, options=OPTIONS)
     # With a margin, candidates are removed after they are scored, and lists become short.
     scores = inputs_of(corpus, teacher, tmp_path / "margin", CandidateConfig(per_query=6, absolute_margin=0.0))
     lists = ["model.layers=[0, 2]", "batch.size=4", "batch.random_negatives=5", "batch.hard_negatives=1", "optimizer.steps=1"]
     with pytest.raises(
-        ConfigError, match=r"covers \d+% of the captions with .* = 5 candidates.*; 50% of the queries are expected; set batch\.rand"
+        ConfigError, match=r"covers \d+% of the captions with .* = 5 candidates.*; 33% of the queries are expected; set batch\.rand"
     ):
         distill.train(TrainingJob("distill", "tiny-student", lists, tmp_path / "run"), scores, options=OPTIONS)
     assert not (tmp_path / "run").exists()

@@ -31,7 +31,7 @@ from dcdctl.core.training.recipe import BatchConfig
 
 COVERED_STEPS = 16
 """Batches over which coverage is measured before a training: that of a single batch varies by a few percent."""
-LEAST_QUERIES = 0.5
+LEAST_QUERIES = 1 / 3
 """Below this share of the queries a training is refused: the teacher would teach nothing about most of them (docs/losses.md)."""
 TeacherScores = TeacherCache | TeacherEnsemble
 
