@@ -26,6 +26,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
+from dcdctl.core import files
 from dcdctl.core.errors import ConfigError
 
 T = TypeVar("T")
@@ -153,7 +154,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; ConfigError names the file and the line that is wrong."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise files.unreadable(path, error, error=ConfigError) from error
+    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8, numbers of thousands of digits, and deep nesting
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
@@ -179,7 +182,7 @@ def parse_value(text: str) -> Any:
     """The value of a TOML expression, or the text itself if it is not TOML."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text.strip()
 
 

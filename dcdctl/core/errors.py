@@ -139,8 +139,9 @@ def _os_number(error: BaseException) -> int:
 def _name_of(error: BaseException, path: Path | None) -> str | None:
     """The file that an error is about."""
     names = [getattr(error, attribute, None) for attribute in ("filename", "filename2")]
-    if loop := re.fullmatch(r"Symlink loop from '(.*)'", str(error)):
-        names = [loop[1]]
+    # Path.resolve and pyarrow give the name in the text only.
+    if quoted := re.search(r"(?:^Symlink loop from|Failed to open local file) '(.*?)'", str(error)):
+        names = [quoted[1]]
     named = next((os.fsdecode(name) for name in names if isinstance(name, str | bytes)), None)
     if path is not None and (named is None or ".partial" in named):
         return str(path)

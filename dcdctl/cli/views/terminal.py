@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,8 @@ class ErrorGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _no_user_errors_of_threads():
+                return super().invoke(ctx)
         except typer.TyperException as error:  # a usage error: shown by Typer, with exit code 2
             _name_new_option(error)
             raise
@@ -61,6 +63,17 @@ class ErrorGroup(TyperGroup):
         for panel, rows in panels.items():
             with formatter.section(panel):
                 formatter.write_dl(rows, col_max=20)
+
+
+@contextmanager
+def _no_user_errors_of_threads() -> Iterator[None]:
+    """Without the traceback of a thread that a full disk stops, such as TensorBoard's: the main thread reports the same error."""
+    show = threading.excepthook
+    threading.excepthook = lambda args: None if args.exc_value is not None and as_user_error(args.exc_value) else show(args)
+    try:
+        yield
+    finally:
+        threading.excepthook = show
 
 
 def _name_new_option(error: Any) -> None:

@@ -165,6 +165,8 @@ def _read_ranks(path: Path, optional: tuple[str, ...] = ()) -> pa.Table:
             # pyarrow reads columns in the order of the file, and casts only columns in the order of the schema.
             whole = file.read()
             table = whole.select(schema.names).cast(schema)
+    except PermissionError as error:
+        raise files.unreadable(path, error) from error
     # pyarrow reports a damaged page as OSError, which is no ArrowException.
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a table of ranks ({error})", hint=RANKS_HINT) from error
@@ -212,6 +214,8 @@ def _read_top(path: Path, ranks: RankTable) -> dict[Direction, TopCandidates]:
         if missing := [name for name in _TOP if name not in table.column_names]:
             raise InputError(f"{path} is not a table of best candidates: it has no column {missing[0]!r}", hint=TABLES_HINT)
         table = table.select(list(_TOP)).cast(pa.schema(_TOP)).sort_by([("query", "ascending"), ("place", "ascending")])
+    except PermissionError as error:
+        raise files.unreadable(path, error) from error
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a table of best candidates ({error})", hint=TABLES_HINT) from error
     _check_rows(path, whole, TABLES_HINT)

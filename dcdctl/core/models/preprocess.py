@@ -33,7 +33,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from dcdctl.core.errors import DcdError, ModelError
+from dcdctl.core.errors import DcdError, ModelError, as_user_error
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
 from dcdctl.core.models.protocols import ImageBatch, TextBatch
 
@@ -290,6 +290,8 @@ def hub_errors(ref: str, *, hint: str) -> Iterator[None]:
     # TypeError or AttributeError, and weights of other shapes are a RuntimeError. For what it cannot read, tokenizers raises a plain
     # Exception, so no list of types is complete.
     except Exception as error:
+        if isinstance(error, PermissionError) and (refusal := as_user_error(error, kind=ModelError)) is not None:
+            raise refusal from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         is_clear = isinstance(error, OSError | ValueError | SafetensorError)
         reason = lines[0] if is_clear else f"{type(error).__name__}: {lines[0]}"
