@@ -16,6 +16,7 @@ from dcdctl.core.config import to_table
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.training import loggers, runs
 from dcdctl.core.training.recipe import LossConfig, Recipe
+from dcdctl.core.verify import verify
 
 RECIPE = Recipe(seed=3)
 
@@ -273,6 +274,19 @@ def test_a_checkpoint_of_another_step_or_run_is_noticed(trained, tmp_path):
     two.rename(three)
     with pytest.raises(StaleError, match=r"step-3 holds the checkpoint of step 2"):
         resume()
+
+
+def test_seals_of_a_checkpoint_and_of_the_best_weights_are_not_exchanged(trained):
+    run, resume = trained
+    paths = [run.folder / "checkpoints" / name / "checkpoint.json" for name in ("best", "step-3")]
+    best, newest = (path.read_text() for path in paths)
+    paths[0].write_text(newest)
+    with pytest.raises(StaleError, match=r"best/checkpoint\.json belongs to another folder of checkpoints: it has no rsum"):
+        runs.best_rsum(run)
+    paths[1].write_text(best)
+    with pytest.raises(StaleError, match=r"step-3/checkpoint\.json belongs to another folder of checkpoints: it has no best_rsum"):
+        resume()
+    assert len(verify(run.folder).problems) > 2
 
 
 def test_weights_of_a_checkpoint_that_are_not_finite_are_named(tmp_path):

@@ -106,7 +106,7 @@ class Run:
             _checkpoint_folder(self, step): partial(read_checkpoint_seal, self, step) for step in self.checkpoint_steps()
         }
         if (self.folder / BEST / SEAL_FILE).exists():
-            seals[self.folder / BEST] = partial(_read_seal, self, self.folder / BEST, "")
+            seals[self.folder / BEST] = partial(_read_seal, self, self.folder / BEST, "rsum", "")
         return seals
 
     def metrics_seal(self) -> dict[str, artifacts.Document]:
@@ -257,18 +257,21 @@ def read_checkpoint_seal(run: Run, step: int, hint: str = "") -> artifacts.Docum
     if not (folder / SEAL_FILE).exists():
         found = f"{folder} has no {SEAL_FILE}, so it is of format 1 and has no checksums; this dcdctl reads format {CHECKPOINT_FORMAT}"
         raise StaleError(found, hint="train into another folder with --out")
-    seal = _read_seal(run, folder, hint)
+    seal = _read_seal(run, folder, "best_rsum", hint)
     if seal["step"] != step:
         raise StaleError(f"{folder} holds the checkpoint of step {seal['step']}", hint=hint)
     return seal
 
 
-def _read_seal(run: Run, folder: Path, hint: str) -> artifacts.Document:
+def _read_seal(run: Run, folder: Path, own_key: str, hint: str) -> artifacts.Document:
     path = folder / SEAL_FILE
     seal = artifacts.read_document(path, CHECKPOINT_FORMAT, hint=hint)
     artifacts.listed_files(path, seal, hint=hint)
     if seal[artifacts.RUN] != run.digest:
         raise StaleError(f"{folder} holds a checkpoint of another run: {path.name} and run.json do not belong together", hint=hint)
+    # Only the best weights have an RSUM of their own, and only checkpoints know the best one of their run.
+    if own_key not in seal:
+        raise StaleError(f"{path} belongs to another folder of checkpoints: it has no {own_key}", hint=hint)
     return seal
 
 
@@ -292,7 +295,7 @@ def read_best_seal(run: Run) -> artifacts.Document | None:
     folder = run.folder / BEST
     if not (folder / SEAL_FILE).exists():
         return None
-    return _read_seal(run, folder, f"restore {folder}, or train into another folder")
+    return _read_seal(run, folder, "rsum", f"restore {folder}, or train into another folder")
 
 
 def save_best(run: Run, step: int, rsum: float, model: nn.Module) -> None:
