@@ -82,7 +82,8 @@ def names(folder: Path) -> set[str]:
 @pytest.mark.parametrize("command", [some(command, ("prepare", "export")) for command in WRITERS])
 def test_a_place_that_cannot_be_written_is_one_line_and_nothing_is_written(command, places):
     before, counts, wrong = names(places), Counter(), []
-    for place in PLACES:
+    # A file, or a link to nothing, is replaced by a page.
+    for place in [place for place in PLACES if command not in ("compare", "report") or place not in ("pairs.csv", "loop")]:
         found, text = outcome(line(command, place), places)
         counts[found] += 1
         if found != "named" or not re.search(rf"{place[:4]}|/proc/nowhere|[Uu]sage", text) or "delete" in text:
