@@ -1,230 +1,91 @@
-"""Counts for docs/reliability.md: kills, damaged files, full disks, hostile files and wrong command lines, on tiny artifacts.
+"""Counts for docs/reliability.md: kills, damaged files, full disks, places, hostile files and wrong command lines, on tiny artifacts.
 
-    python benchmarks/reliability.py [--trials 20] [--seed 0] [--only kills damages disks files lines] [--json]
+    python benchmarks/reliability.py [--trials 20] [--seed 0] [--only kills damages disks places files documents lines] [--json]
 
-Each trial is a command in a process of its own, in a temporary folder. It ends in one of four ways:
+Each trial is a command, or the reading of an artifact, in a fork of this process, in a temporary folder. It ends in one of these ways:
 
-- named: one line that starts with "error:", or a usage error, with exit status 1 or 2
+- named: an error of one line that names the file or its folder, or a usage error, with exit status 1 or 2
 - harmless: the result of an undisturbed run; for kills and full disks, after the same command ran again
-- wrong: another result
+- unnamed: an error of one line that does not name the damaged file
+- wrong: another result, or a wrong value that was accepted
 - traceback: any other exception, another exit status, or a signal
+- hang: more than 60 s of processor time, or 300 s
 
-`--trials` is the number per row. Prints one table, or one JSON document. Wrong and traceback must be 0.
+`--trials` is the number per row. Prints one table, or one JSON document. All but the first two must be 0.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import os
 import random
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "ground"))
+sys.path.extend(str(Path(__file__).parent.parent / "tests" / name) for name in ("support", "ground", "data", "models", "cli"))
 
 import numpy as np
-import torch
-import typer
 from damage import Artifact, as_new_process, damages, digest_of
-from hostile_images import LARGER, OF_SIZE, encoded
+from every_command import without_root
+from made_index import unit_vectors, write_index
+from reliability_hostile import documents, hostile_files
+from reliability_lines import wrong_lines
+from reliability_trials import CPU, GOOD, OUTCOMES, Ended, Job, Part, Stage, Trial, dcdctl, in_fork, outcome_of, trained
 from test_corruption import KINDS
-from typer.testing import CliRunner
 
-from dcdctl.cli.app import app
-from dcdctl.core.errors import DcdError
+from dcdctl.core.config import to_table
+from dcdctl.core.search import Index
+from dcdctl.core.training import load_recipe
 
-OUTCOMES = ("named", "harmless", "wrong", "traceback")
-LIMIT_S = 120
-"""A trial that takes longer is ended; a wrong command line may start a service that runs until it is stopped."""
-CPU = ("--device", "cpu")
-SIZES = ("model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1", "model.vocab_size=200", "model.projection_dim=16")
-BATCH = ("batch.size=8", "batch.random_negatives=4", "batch.hard_negatives=2")
+KILL_TRIES = 5
+"""Moments that are tried for one kill. The processor time of a command varies, so some come when it has finished."""
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a process ended: `kind` is ok, named, traceback, signal or stopped."""
+def kills(stage: Stage, rng: random.Random, trials: int) -> Iterator[Trial]:
+    """SIGKILL at a random moment of processor time, then the same command: its result must be that of an undisturbed run.
 
-    kind: str
-    text: str = ""
-    """The result, or the message."""
-
-
-def in_fork(work: Callable[[], str], *, limit_s: float = LIMIT_S, kill_after_s: float | None = None) -> Ended:
-    """Do the work in a child process, which writes how it ended into a file."""
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
-        child = os.fork()
-        if not child:
-            with contextlib.redirect_stderr(io.StringIO()):
-                json.dump(vars(_ended(work)), file)
-                file.flush()
-            os._exit(0)
-        ends = time.monotonic() + (limit_s if kill_after_s is None else kill_after_s)
-        is_stopped = False
-        while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-            if time.monotonic() > ends and not is_stopped:
-                os.kill(child, signal.SIGKILL)
-                is_stopped = True
-            time.sleep(0.001)
-        file.seek(0)
-        data = file.read()
-    if data and ended[1] == 0:
-        return Ended(**json.loads(data))
-    return Ended("stopped") if is_stopped else Ended("signal", f"wait status {ended[1]}")
-
-
-def _ended(work: Callable[[], str]) -> Ended:
-    torch.set_num_threads(1)
-    try:
-        return Ended("ok", work())
-    except DcdError as error:
-        return Ended("named", str(error))
-    except SystemExit as error:
-        return Ended("named", str(error))
-    except BaseException as error:
-        return Ended("traceback", repr(error)[:2000])
-
-
-def dcdctl(*words: object) -> str:
-    """stdout of a command; SystemExit with the message for an error that it names, else the exception."""
-    result = CliRunner().invoke(app, list(map(str, words)))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    lines = result.stderr.strip().splitlines()
-    if result.exit_code == 0:
-        return result.stdout
-    if result.exit_code == 2 or (result.exit_code == 1 and lines and lines[-1].startswith("error:")):
-        raise SystemExit(lines[-1])
-    raise RuntimeError(f"exit status {result.exit_code}: {result.stderr[-500:]}")
-
-
-def sets(*assignments: str) -> list[str]:
-    """The assignments as options."""
-    return [word for assignment in assignments for word in ("--set", assignment)]
-
-
-def contents(folder: Path) -> str:
-    """A checksum of all files of a folder."""
-    return digest_of({str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()})
-
-
-def trained(folder: Path) -> str:
-    """A checksum of a run's weights and metrics, without the times."""
-    drop = ("seconds", "checksum")
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    values = [{key: value for key, value in line.items() if key not in drop and "per_s" not in key} for line in lines]
-    return digest_of([values, (folder / "model" / "model.safetensors").read_bytes()])
-
-
-@dataclass(frozen=True)
-class Job:
-    """A command that writes `out`, and what its result is."""
-
-    name: str
-    words: Callable[[Path], list[object]]
-    result: Callable[[Path], str] = contents
-
-
-class Stage:
-    """One of everything, tiny: a corpus, a teacher, a cache, a dual student and images."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.corpus, self.teacher, self.cache, self.dual, self.photos = (
-            folder / name for name in ("corpus", "teacher", "cache", "dual", "photos")
-        )
-        scenes = sets("counts.train=24", "counts.val=4", "counts.test=8", "side_px=32")
-        prepare = ["prepare", "scenes", "--workers", 1, *scenes]
-        distill = ["distill", "demo-dual", "--data", self.corpus, "--cache", self.cache, *CPU, "--resume"]
-        steps = sets(*SIZES, "batch.size=8", "optimizer.steps=6", "optimizer.save_every=2", "validation.every=3", "validation.max_images=4")
-        pretrain = ["finetune-teacher", "tiny-teacher", "--data", self.corpus, *CPU, *sets(*SIZES, *BATCH, "optimizer.steps=2")]
-        score = ["cache-teacher", "--data", self.corpus, "--teacher", self.teacher, "--recipe", "demo-dual", *CPU]
-        self.jobs = [
-            Job("prepare", lambda out: [*prepare, "--out", out]),
-            Job("cache-teacher", lambda out: [*score, "--out", out]),
-            Job("distill", lambda out: [*distill, *steps, "--out", out], trained),
-            Job("index", lambda out: ["index", self.dual, "--images", self.photos, "--workers", 0, *CPU, "--out", out]),
-        ]
-        by_name = {job.name: job for job in self.jobs}
-        self.make("prepare", by_name["prepare"].words(self.corpus))
-        self.make("finetune-teacher", [*pretrain, "--out", self.teacher])
-        self.make("cache-teacher", by_name["cache-teacher"].words(self.cache))
-        self.make("distill", by_name["distill"].words(self.dual))
-        self.make("eval", ["eval", self.dual, "--data", self.corpus, *CPU])
-        self.photos.mkdir()
-        for number in range(12):
-            noise = np.random.default_rng(number).integers(0, 255, (32, 32, 3), dtype=np.uint8)
-            (self.photos / f"{number:02}.png").write_bytes(encoded("PNG", _image(noise)))
-        self.distill = [*distill, *steps]
-
-    @staticmethod
-    def make(name: str, words: Sequence[object]) -> None:
-        if (ended := in_fork(lambda: dcdctl(*words), limit_s=1800)).kind != "ok":
-            raise SystemExit(f"{name} did not end well: {ended}")
-
-
-def _image(array: Any) -> Any:
-    from PIL import Image
-
-    return Image.fromarray(array)
-
-
-def outcome_of(ended: Ended, expected: str | None = None, *, may_run_on: bool = False) -> str:
-    """The column of a trial; without `expected`, any result is harmless. A command that hangs counts as a traceback."""
-    if ended.kind == "ok":
-        return "harmless" if expected in (None, ended.text) else "wrong"
-    if ended.kind == "stopped" and may_run_on:
-        return "harmless"
-    return "named" if ended.kind == "named" else "traceback"
-
-
-Rows = Iterator[tuple[str, str, str]]
-"""Trials: the row of the table, the outcome, and the details of one that must not be."""
-
-
-def kills(stage: Stage, rng: random.Random, trials: int) -> Rows:
-    """SIGKILL at a random moment, then the same command again: its result must be that of an undisturbed run."""
+    A command that has finished before its kill is no trial.
+    """
     for job in stage.jobs:
-        undisturbed = stage.folder / "undisturbed" / job.name
-        started = time.monotonic()
-        stage.make(job.name, job.words(undisturbed))
-        seconds, expected = time.monotonic() - started, job.result(undisturbed)
+        _, expected, seconds = stage.undisturbed(job)
         for trial in range(trials):
-            out = stage.folder / "kills" / f"{job.name}-{trial}"
-            moment = rng.uniform(0.0, seconds)
-            in_fork(lambda out=out, job=job: dcdctl(*job.words(out)), kill_after_s=moment)
-            yield f"kill, {job.name}", *_again(job, out, expected, f"killed after {moment:.3f} s")
-            shutil.rmtree(out, ignore_errors=True)
+            for attempt in range(KILL_TRIES):
+                out = stage.folder / "kills" / f"{job.name.replace(' ', '-')}-{trial}-{attempt}"
+                out.parent.mkdir(exist_ok=True)
+                job.start(out)
+                moment = rng.uniform(0.0, 0.95 * seconds)
+                killed = in_fork(lambda out=out, job=job: dcdctl(*job.words(out)), kill_at_cpu_s=moment)
+                if killed.kind == "killed":
+                    yield f"kill, {job.name}", *_again(job, out, expected, f"killed after {moment:.3f} of {seconds:.3f} s")
+                shutil.rmtree(out, ignore_errors=True)
+                if killed.kind == "killed":
+                    break
 
 
 def _again(job: Job, out: Path, expected: str, details: str) -> tuple[str, str]:
-    """The outcome of the same command again."""
+    """The outcome of the same command again, which must end well."""
 
     def work() -> str:
         dcdctl(*job.words(out))
         return job.result(out)
 
     ended = in_fork(work)
-    return outcome_of(ended, expected), f"{details}: {ended}"
+    outcome = outcome_of(ended, expected)
+    return "wrong" if outcome == "named" else outcome, f"{details}: {ended}"
 
 
-def damaged_files(stage: Stage, rng: random.Random, trials: int) -> Rows:
+def damaged_files(stage: Stage, rng: random.Random, trials: int) -> Iterator[Trial]:
     """Flipped bits, zeros, truncated, longer and swapped files, then a full read."""
-    for name, make in {**KINDS, **run_kinds(stage)}.items():
+    for name, make in {**KINDS, "index of inverted lists": inverted_lists_kind, **run_kinds(stage)}.items():
         folder = stage.folder / "damages" / name.replace(" ", "-")
         folder.mkdir(parents=True)
         artifact = make(folder)
@@ -235,8 +96,9 @@ def damaged_files(stage: Stage, rng: random.Random, trials: int) -> Rows:
             return digest_of(artifact.read(artifact.folder))
 
         intact_result = in_fork(read)
-        assert intact_result.kind == "ok", intact_result
-        cases = list(damages(artifact, seeds, 1 + trials // (3 * len(artifact.files))))
+        if intact_result.kind != "ok":
+            raise SystemExit(f"the intact {name}: {intact_result}")
+        cases = [case for case in damages(artifact, seeds, 1 + trials // (3 * len(artifact.files))) if _is_damage(case[1])]
         for kind, changed in rng.sample(cases, min(trials, len(cases))):
             intact = {path: path.read_bytes() for path in changed}
             for path, data in changed.items():
@@ -244,142 +106,141 @@ def damaged_files(stage: Stage, rng: random.Random, trials: int) -> Rows:
             ended = in_fork(read)
             for path, data in intact.items():
                 path.write_bytes(data)
-            yield f"damage, {name}", outcome_of(ended, intact_result.text), f"{kind} of {', '.join(map(str, changed))}: {ended}"
+            about = [word for path in changed for word in (path.name, str(path.parent))]
+            yield f"damage, {name}", outcome_of(ended, intact_result.text, about), f"{kind} of {', '.join(map(str, changed))}: {ended}"
+
+
+def _is_damage(changed: dict[Path, bytes]) -> bool:
+    """Whether the new contents differ from those on disk: zeros over zeros are no damage."""
+    return any(path.read_bytes() != data for path, data in changed.items())
+
+
+def inverted_lists_kind(folder: Path) -> Artifact:
+    for name, seed in (("made", 0), ("other", 1)):
+        settings = {"kind": "ivf-pq", "flat_up_to": 1000, "segment_rows": 1050, "ivf_pq": {"probes": 20, "numbers_per_byte": 2}}
+        write_index(folder / name, [unit_vectors(2100, 8, seed=seed)], **settings)
+    queries = unit_vectors(4, 8, seed=2).astype(np.float32)
+    return Artifact(folder / "made", folder / "other", lambda path: Index.open(path).nearest(queries, 5))
 
 
 def run_kinds(stage: Stage) -> dict[str, Callable[[Path], Artifact]]:
-    """A run folder as its readers read it: evaluation and report, and a resumed training."""
+    """A run folder as commands read it, the features of an evaluation, and a recipe."""
 
     def finished(folder: Path) -> Artifact:
         shutil.copytree(stage.dual, folder / "made")
 
         def read(path: Path) -> Any:
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                evaluated = dcdctl("eval", path, "--data", stage.corpus, *CPU, "--json", "--out", f"{scratch}/eval")
+                evaluated = json.loads(dcdctl("eval", path, "--data", stage.corpus, *CPU, "--json", "--out", f"{scratch}/eval"))
                 dcdctl("report", path, "--out", f"{scratch}/page.html", "--csv", f"{scratch}/numbers.csv")
-                return evaluated, Path(scratch, "numbers.csv").read_bytes()
+                return evaluated | {"seconds": 0}, Path(scratch, "numbers.csv").read_bytes()
 
-        return Artifact(
-            folder / "made", folder / "absent", read, lambda path: "checkpoints" not in path.parts and "tensorboard" not in path.parts
-        )
+        # The checkpoints of a finished run are removed, and nothing reads the logs of TensorBoard.
+        return Artifact(folder / "made", folder / "absent", read, lambda path: not {"checkpoints", "tensorboard"} & {*path.parts})
 
     def unfinished(folder: Path) -> Artifact:
-        shutil.copytree(stage.dual, folder / "made")
+        killed = in_fork(lambda: dcdctl(*stage.distill, "--out", folder / "made"), kill_at_cpu_s=1e9)
+        if killed.kind != "ok":
+            raise SystemExit(f"the run to resume: {killed}")
         shutil.rmtree(folder / "made" / "model")
 
         def read(path: Path) -> Any:
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                # Training changes the run, so each reading has a copy; the recipe names no folder.
+                # Training changes the run, so each reading has a copy.
                 copy = shutil.copytree(path, Path(scratch) / "made")
                 dcdctl(*stage.distill, "--out", copy)
                 return trained(copy)
 
         return Artifact(folder / "made", folder / "absent", read, lambda path: "tensorboard" not in path.parts)
 
-    return {"finished run": finished, "checkpoint": unfinished}
+    def recipe(folder: Path) -> Artifact:
+        """A recipe has no checksum: what is left as a valid recipe is what the user wrote, so only how it ends counts."""
+        (folder / "made").mkdir()
+        shutil.copy(Path(__file__).parent.parent / "dcdctl" / "recipes" / "demo-dual.toml", folder / "made" / "recipe.toml")
+
+        def read(path: Path) -> Any:
+            to_table(load_recipe(str(path / "recipe.toml"), []))
+
+        return Artifact(folder / "made", folder / "absent", read)
+
+    return {"finished run (eval, report)": finished, "unfinished run (distill --resume)": unfinished, "recipe TOML": recipe}
 
 
-def full_disks(stage: Stage, rng: random.Random, trials: int) -> Rows:
+def full_disks(stage: Stage, rng: random.Random, trials: int) -> Iterator[Trial]:
     """A small file system, or a limit on the size of files where none can be mounted; then the same command with room."""
-    for job in stage.jobs:
-        undisturbed = stage.folder / "with room" / job.name
-        stage.make(job.name, job.words(undisturbed))
-        expected, sizes = job.result(undisturbed), [path.stat().st_size for path in undisturbed.rglob("*") if path.is_file()]
+    for job in [*stage.jobs, *stage.more_jobs]:
+        undisturbed, expected, _ = stage.undisturbed(job)
+        sizes = [path.stat().st_size for path in undisturbed.rglob("*") if path.is_file()]
         for trial in range(trials):
-            disk = stage.folder / "disks" / f"{job.name}-{trial}"
+            level = (trial + rng.random()) / trials
+            disk = stage.folder / "disks" / f"{job.name.replace(' ', '-')}-{trial}"
             disk.mkdir(parents=True)
-            room = max(4096, int(rng.uniform(0, 1) * sum(sizes)))
-            mount = ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(disk)]
-            is_mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
-            largest = None if is_mounted else int(rng.uniform(0, 1) * max(sizes))
-
-            def work(job: Job = job, out: Path = disk / "out", largest: int | None = largest) -> str:
-                if largest is not None:
-                    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
-                return dcdctl(*job.words(out))
-
+            is_mounted = _mount(disk, "size=256M")
             try:
-                ended = in_fork(work)
-                yield f"full disk, {job.name}", outcome_of(ended), f"room for {room if is_mounted else largest}: {ended}"
+                job.start(disk / "out")
+                file_system = os.statvfs(disk)
+                used = (file_system.f_blocks - file_system.f_bfree) * file_system.f_frsize
+                room = used + max(4096, int(level * (sum(-(-size // 4096) * 4096 for size in sizes) - used)))
                 if is_mounted:
-                    subprocess.run(["mount", "-o", "remount,size=64M", str(disk)], check=True)
-                yield f"full disk, {job.name}, again", *_again(job, disk / "out", expected, "with room")
+                    _mount(disk, f"remount,size={room}")
+                mechanism = "tmpfs" if is_mounted else "RLIMIT_FSIZE"
+
+                largest = None if is_mounted else int(level * max(sizes))
+                ended = in_fork(lambda job=job, out=disk / "out", largest=largest: _limited(job.words(out), largest))
+                yield f"full disk ({mechanism}), {job.name}", outcome_of(ended), f"filled at {level:.2f}: {ended}"
+                if is_mounted:
+                    _mount(disk, "remount,size=256M")
+                yield f"with room again, {job.name}", *_again(job, disk / "out", expected, f"was filled at {level:.2f}")
             finally:
                 if is_mounted:
                     subprocess.run(["umount", str(disk)], check=True)
                 shutil.rmtree(disk, ignore_errors=True)
 
 
-def hostile_files(stage: Stage, rng: random.Random, trials: int) -> Rows:
-    """Images that promise more than they hold, and tables with random changes, given to `prepare`."""
-    header, good = "image,caption\n", encoded("PNG")
-    for trial in range(trials):
-        folder = stage.folder / "hostile" / str(trial)
-        folder.mkdir(parents=True)
-        (folder / "good.png").write_bytes(good)
-        form, size = rng.choice(list(OF_SIZE)), rng.choice([*LARGER, (60_000, 60_000)])
-        data = bytearray(OF_SIZE[form](*size))
-        table = bytearray((header + "odd.png,a dog\ngood.png,two cats\n").encode())
-        victim = rng.choice(["image header", "image bytes", "table bytes"])
-        if victim != "image header":
-            changed = data if victim == "image bytes" else table
-            for _ in range(rng.randint(1, 8)):
-                changed[rng.randrange(len(changed))] = rng.randrange(256)
-        (folder / "odd.png").write_bytes(data)
-        (folder / "pairs.csv").write_bytes(table)
-        words = ["prepare", "--csv", folder / "pairs.csv", "--images", folder, "--out", folder / "out", "--workers", 1]
-        ended = in_fork(lambda words=words: dcdctl(*words))
-        yield f"hostile file, {victim}", outcome_of(ended), f"{form} {size}: {ended}"
-        shutil.rmtree(folder)
+def _limited(words: list[object], largest: int | None) -> str:
+    """Run a command that may write files up to a size."""
+    if largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
+    return dcdctl(*words)
 
 
-VALUES = ("absent", "-1", "0", "", "1e999", "nan", "/proc/x", "../..", "=cmd", "\u202e", "a" * 100_000, "--", "cuda:77", "key=", "\0")
+def _mount(folder: Path, options: str) -> bool:
+    return subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, check=False).returncode == 0
 
 
-def wrong_lines(stage: Stage, rng: random.Random, trials: int) -> Rows:
-    """Valid command lines with one option that has a wrong value or none, or that is unknown."""
-    index = stage.folder / "index"
-    stage.make("index", ["index", stage.dual, "--images", stage.photos, "--workers", 0, *CPU, "--out", index])
-    valid: dict[str, list[object]] = {job.name: job.words(Path("OUT")) for job in stage.jobs}
-    valid |= {
-        "eval": ["eval", stage.dual, "--data", stage.corpus, *CPU, "--out", "OUT"],
-        "report": ["report", stage.dual, "--out", "OUT.html"],
-        "inspect": ["inspect", stage.cache],
-        "search": ["search", index, "a dog"],
-        "export": ["export", stage.dual, "OUT", "--to", "transformers"],
-        "compare": ["compare", stage.dual, stage.dual],
-        "convert": ["convert", stage.teacher, "OUT"],
-        "bench": ["bench", stage.dual, "--teacher", stage.teacher, "--data", stage.corpus, "--split", "test", *CPU],
-    }
-    tree: Any = typer.main.get_command(app)
-    for trial in range(trials):
-        name = rng.choice(list(valid))
-        scratch = stage.folder / "lines" / str(trial)
-        scratch.mkdir(parents=True)
-        words, option = list(valid[name]), rng.choice([one for one in tree.commands[name].params if one.name != "help"])
-        mistake = rng.choice(["wrong value", "no value", "unknown option"])
-        flag = option.opts[0]
-        if mistake == "unknown option":
-            words.append("--nonsense")
-        elif not flag.startswith("--"):
-            words[1] = rng.choice(VALUES)
-        else:
-            words += [flag] if mistake == "no value" else [flag, rng.choice(VALUES)]
-
-        def work(words: list[object] = words, scratch: Path = scratch) -> str:
-            os.chdir(scratch)
-            return dcdctl(*words)
-
-        ended = in_fork(work, limit_s=20)
-        yield f"command line, {mistake}", outcome_of(ended, may_run_on=True), f"{' '.join(map(str, words))[:300]}: {ended}"
-        shutil.rmtree(scratch, ignore_errors=True)
+PLACES = ("/proc/x", "pipe", "pipe/x", "FILE", "FILE/x", "no-permission/x", "x" * 300, "loop", "loop/x", "dangling/x")
 
 
-PARTS: dict[str, Callable[[Stage, random.Random, int], Rows]] = {
+def wrong_places(stage: Stage, rng: random.Random, trials: int) -> Iterator[Trial]:
+    """An output that cannot be written: no permission, a file, a pipe, a loop of links. The order is random."""
+    os.mkfifo(stage.folder / "pipe")
+    (stage.folder / "no-permission").mkdir(mode=0o500)
+    (stage.folder / "loop").symlink_to("loop")
+    (stage.folder / "dangling").symlink_to("/proc/nowhere")
+    # These two change their first argument.
+    jobs = [job for job in [*stage.jobs, *stage.more_jobs] if job.name not in ("index --add", "bench")]
+    cases = [(job, place) for job in jobs for place in PLACES]
+    for job, place in rng.sample(cases, min(len(cases), trials * len(jobs))):
+
+        def work(job: Job = job, place: str = place) -> str:
+            with without_root():
+                return dcdctl(*job.words(Path(stage.folder / place)))
+
+        ended = in_fork(work)
+        yield "no permission, or a wrong place", _refused(ended, (place[:4], "/proc/nowhere")), f"{job.name} into {place[:20]}: {ended}"
+
+
+def _refused(ended: Ended, about: tuple[str, ...]) -> str:
+    return "wrong" if ended.kind == "ok" else outcome_of(ended, about=about)
+
+
+PARTS: dict[str, Part] = {
     "kills": kills,
     "damages": damaged_files,
     "disks": full_disks,
+    "places": wrong_places,
     "files": hostile_files,
+    "documents": documents,
     "lines": wrong_lines,
 }
 
@@ -396,16 +257,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stage = Stage(Path(folder))
         for part in options.only:
+            started = time.monotonic()
             for row, outcome, details in PARTS[part](stage, random.Random(f"{options.seed} {part}"), options.trials):
                 counts.setdefault(row, Counter())[outcome] += 1
-                if outcome in ("wrong", "traceback"):
+                if outcome not in GOOD:
                     bad.append(f"{row}: {outcome}: {details}")
                     sys.stderr.write(bad[-1][:1500] + "\n")
+            sys.stderr.write(f"{part}: {time.monotonic() - started:,.0f} s\n")
     rows = [{"row": row, "trials": count.total(), **{name: count[name] for name in OUTCOMES}} for row, count in counts.items()]
     if options.json:
         sys.stdout.write(json.dumps({"seed": options.seed, "rows": rows, "bad": bad}) + "\n")
         return
-    sys.stdout.write(f"| | trials | {' | '.join(OUTCOMES)} |\n|---|---|---|---|---|---|\n")
+    sys.stdout.write(f"| | trials | {' | '.join(OUTCOMES)} |\n|---|{'---|' * (1 + len(OUTCOMES))}\n")
     for counted in rows:
         sys.stdout.write(f"| {' | '.join(f'{value:,}' if isinstance(value, int) else str(value) for value in counted.values())} |\n")
 

@@ -1,0 +1,303 @@
+"""What benchmarks/reliability.py tries: processes with limits, and a folder with one of everything that commands read."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.extend(str(Path(__file__).parent.parent / "tests" / name) for name in ("support", "ground", "data", "models", "cli"))
+
+import numpy as np
+import torch
+from damage import digest_of
+from encoders import make_pair
+from PIL import Image
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.core import models
+from dcdctl.core.data import Corpus
+from dcdctl.core.errors import DcdError
+from dcdctl.core.search import Index
+
+OUTCOMES = ("named", "harmless", "unnamed", "wrong", "traceback", "hang")
+GOOD = ("named", "harmless")
+CPU_LIMIT_S, WALL_LIMIT_S = 60.0, 300.0
+"""Processor time and time of a trial, after which it counts as a hang. A busy machine needs the second to be large."""
+CPU = ("--device", "cpu")
+SIZES = ("model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1", "model.vocab_size=200", "model.projection_dim=16")
+BATCH = ("batch.size=8", "batch.random_negatives=4", "batch.hard_negatives=2")
+CHECKPOINTS = ("optimizer.steps=6", "optimizer.save_every=2", "validation.every=3", "validation.max_images=4")
+BENCH = ("--num-images", 2, "--batch-sizes", 1, "--gallery-sizes", 10, "--reference-gallery", 10, "--repeats", 1, "--fresh-processes", 0)
+TIMES = {"seconds", "ms_per_query", "pairs_per_s", "checksum", "images_per_s", "queries_per_s"}
+"""Entries of documents that differ from run to run."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: `kind` is ok, named, traceback, signal, hang or killed."""
+
+    kind: str
+    text: str = ""
+    """The result, or the message."""
+    cpu_s: float = 0.0
+    """Processor time that it took."""
+
+
+def in_fork(
+    work: Callable[[], str], *, cpu_s: float = CPU_LIMIT_S, wall_s: float = WALL_LIMIT_S, kill_at_cpu_s: float | None = None
+) -> Ended:
+    """Do the work in a child process, which writes how it ended into a file.
+
+    `kill_at_cpu_s` is the processor time after which the child gets SIGKILL; it may end before.
+    """
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        child = os.fork()
+        if not child:
+            os.setpgid(0, 0)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 1)
+            os.dup2(nowhere, 2)
+            with contextlib.redirect_stderr(io.StringIO()):
+                json.dump(vars(_ended(work)), file)
+                file.flush()
+            os._exit(0)
+        kind, status, used_s = _wait(child, cpu_s, wall_s, kill_at_cpu_s)
+        file.seek(0)
+        data = file.read()
+    if data and status == 0:
+        return Ended(**{**json.loads(data), "cpu_s": used_s})
+    return Ended(kind or "signal", f"wait status {status}", used_s)
+
+
+def _wait(child: int, cpu_s: float, wall_s: float, kill_at_cpu_s: float | None) -> tuple[str, int, float]:
+    """Why the child was killed (empty if it was not), its wait status, and its processor time in seconds."""
+    kind, ends, clock = "", time.monotonic() + wall_s, (~child << 3) | 2  # the clock of a process on Linux
+    while True:
+        pid, status, usage = os.wait4(child, os.WNOHANG)
+        if pid:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child, signal.SIGKILL)  # workers that it left behind
+            return kind, status, usage.ru_utime + usage.ru_stime
+        used_s = 0.0
+        with contextlib.suppress(OSError):
+            used_s = time.clock_gettime(clock)
+        if not kind and kill_at_cpu_s is not None and used_s > kill_at_cpu_s:
+            kind = "killed"
+        elif not kind and (used_s > cpu_s or time.monotonic() > ends):
+            kind = "hang"
+        if kind:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.0005)
+
+
+def _ended(work: Callable[[], str]) -> Ended:
+    torch.set_num_threads(1)
+    try:
+        return Ended("ok", work())
+    except DcdError as error:
+        return Ended("named", str(error))
+    except SystemExit as error:
+        return Ended("named", str(error))
+    except BaseException as error:
+        return Ended("traceback", f"{error!r}"[:1500] + _place_of(error))
+
+
+def _place_of(error: BaseException) -> str:
+    """The last lines of the traceback, as file names and line numbers."""
+    places, frame = [], error.__traceback__
+    while frame is not None:
+        places.append(f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}")
+        frame = frame.tb_next
+    return f" at {' '.join(places[-6:])}"
+
+
+def dcdctl(*words: object) -> str:
+    """stdout of a command; SystemExit with the message for an error that it names, else the exception."""
+    result = CliRunner().invoke(app, list(map(str, words)))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    lines = result.stderr.strip().splitlines()
+    if result.exit_code == 0:
+        return result.stdout
+    is_one_line = sum(line.startswith("error:") for line in lines) == 1 and lines[-1].startswith("error:")
+    if result.exit_code == 2 or (result.exit_code == 1 and is_one_line):
+        raise SystemExit(lines[-1])
+    raise RuntimeError(f"exit status {result.exit_code}: {result.stderr[-500:]}")
+
+
+def sets(*assignments: str) -> list[str]:
+    """The assignments as options."""
+    return [word for assignment in assignments for word in ("--set", assignment)]
+
+
+def contents(folder: Path) -> str:
+    """A checksum of all files of a folder."""
+    return digest_of({str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()})
+
+
+def trained(folder: Path) -> str:
+    """A checksum of a run's model (weights, tokenizer, settings) and of its metrics without the times."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    values = [{key: value for key, value in line.items() if key not in TIMES and "per_s" not in key} for line in lines]
+    return digest_of([values, models.load(folder).digest, contents(folder / "model")])
+
+
+def measured(folder: Path) -> str:
+    """A checksum of an evaluation's ranks, answers and numbers without the times, and of the features beside it."""
+    tables = [path.read_bytes() for path in sorted((folder / "eval").glob("*.parquet"))]
+    document = json.loads((folder / "eval" / "result.json").read_text(encoding="utf-8"))
+    return digest_of([tables, {key: value for key, value in document.items() if key not in TIMES}, contents(folder / "features")])
+
+
+def searched(folder: Path) -> str:
+    """A checksum of names and vectors of an index by row, and of what is nearest to each."""
+    index = Index.open(folder)
+    rows = np.arange(index.num_rows)
+    vectors = index.vectors(rows)
+    return digest_of([[index.name(row) for row in rows.tolist()], vectors, index.nearest(vectors.astype(np.float32), 3)])
+
+
+def listing(folder: Path) -> str:
+    """The names of all files: of what holds times or dates."""
+    return "\n".join(sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command that writes `out`, and what its result is."""
+
+    name: str
+    words: Callable[[Path], list[object]]
+    result: Callable[[Path], str] = contents
+    start: Callable[[Path], object] = lambda out: None
+    """What is there before."""
+
+
+class Stage:
+    """One of everything, tiny. The names are those of tests/cli/test_resolve.py."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.corpus, self.fusion, self.dual, self.cache = (folder / name for name in ("CORPUS", "FUSION", "DUAL", "CACHE"))
+        self.photos, self.more, self.index, self.pair = (folder / name for name in ("PHOTOS", "MORE", "INDEX", "PAIR"))
+        self.jobs = self._resuming_jobs()
+        self.more_jobs = self._other_writers()
+        self._make_inputs()
+
+    def _resuming_jobs(self) -> list[Job]:
+        """Commands that resume after a kill."""
+        data, steps = ("--data", self.corpus), sets(*SIZES, "batch.size=8", *CHECKPOINTS)
+        prepare = ["prepare", "scenes", "--workers", 1, *sets("counts.train=24", "counts.val=4", "counts.test=8", "side_px=32")]
+        self.distill: list[object] = ["distill", "demo-dual", *data, "--cache", self.cache, *CPU, "--resume", *steps]
+        pretrain = ["finetune-teacher", "tiny-teacher", *data, *CPU, "--resume", *sets(*SIZES, *BATCH, *CHECKPOINTS)]
+        score = ["cache-teacher", *data, "--teacher", self.fusion, "--recipe", "demo-dual", *CPU]
+        embed = ["index", self.dual, "--images", self.photos, "--workers", 0, *CPU]
+        return [
+            Job("prepare", lambda out: [*prepare, "--out", out]),
+            Job("finetune-teacher", lambda out: [*pretrain, "--out", out], trained),
+            Job("cache-teacher", lambda out: [*score, "--out", out]),
+            Job("distill", lambda out: [*self.distill, "--out", out], trained),
+            Job("index", lambda out: [*embed, "--out", out]),
+            Job(
+                "index --add",
+                lambda out: ["index", out, "--add", self.more, "--workers", 0, *CPU],
+                searched,
+                lambda out: shutil.copytree(self.index, out),
+            ),
+            Job("eval", lambda out: ["eval", self.dual, *data, *CPU, "--out", out / "eval"], measured),
+            Job(
+                "eval --features",
+                lambda out: ["eval", self.pair, *data, *CPU, "--out", out / "eval", "--features", out / "features"],
+                measured,
+            ),
+        ]
+
+    def _other_writers(self) -> list[Job]:
+        """Commands that start again."""
+        pair = ("--teacher", self.fusion, "--data", self.corpus, "--split", "test")
+        bench = Job(
+            "bench",
+            lambda out: ["bench", out, *pair, "--budget", 0.05, "--no-onnx", *BENCH, *CPU],
+            listing,
+            lambda out: shutil.copytree(self.dual, out),
+        )
+        report = Job("report", lambda out: ["report", self.dual, "--out", out / "page.html", "--csv", out / "numbers.csv"], listing)
+        kinds = ("transformers", "sentence-transformers", "onnx")
+        exports = [Job(f"export --to {kind}", lambda out, kind=kind: ["export", self.dual, out, "--to", kind], listing) for kind in kinds]
+        return [Job("convert", lambda out: ["convert", self.fusion, out]), *exports, report, bench]
+
+    def _make_inputs(self) -> None:
+        by_name = {job.name: job for job in self.jobs}
+        self.make("prepare", by_name["prepare"].words(self.corpus))
+        for folder, first, count in ((self.photos, 0, 12), (self.more, 12, 6)):
+            folder.mkdir()
+            for number in range(first, first + count):
+                noise = np.random.default_rng(number).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(folder / f"{number:02}.png")
+        for name, folder in (
+            ("finetune-teacher", self.fusion),
+            ("cache-teacher", self.cache),
+            ("distill", self.dual),
+            ("index", self.index),
+        ):
+            self.make(name, by_name[name].words(folder))
+        for name in ("EVALUATION", "EVALUATION2"):
+            self.make("eval", ["eval", self.dual, "--data", self.corpus, *CPU, "--out", self.folder / name])
+        self.make("eval", ["eval", self.dual, "--data", self.corpus, *CPU])
+        self.make("bench", self.more_jobs[-1].words(self.dual))
+
+        def save_pair() -> str:
+            models.save(make_pair(list(Corpus.open(self.corpus, "train").captions), self.folder / "encoders"), self.pair)
+            return ""
+
+        if (ended := in_fork(save_pair)).kind != "ok":
+            raise SystemExit(f"the pair of encoders: {ended}")
+        (self.folder / "PAIRS.csv").write_text("image,caption\n00.png,a dog\n")
+        (self.folder / "TAKEN").mkdir()
+        (self.folder / "TAKEN" / "letter.txt").write_text("dear")
+        (self.folder / "FILE").write_text("dear")
+
+    @staticmethod
+    def make(name: str, words: Sequence[object]) -> Ended:
+        """Run a command that must end well."""
+        if (ended := in_fork(lambda: dcdctl(*words), cpu_s=600, wall_s=3600)).kind != "ok":
+            raise SystemExit(f"{name} did not end well: {ended}")
+        return ended
+
+    def undisturbed(self, job: Job) -> tuple[Path, str, float]:
+        """The folder, the result and the processor time of a job."""
+        out = self.folder / "undisturbed" / job.name.replace(" ", "-")
+        if not out.exists():
+            out.parent.mkdir(exist_ok=True)
+            job.start(out)
+        ended = self.make(job.name, job.words(out))
+        return out, job.result(out), ended.cpu_s
+
+
+def outcome_of(ended: Ended, expected: str | None = None, about: Sequence[str] = ()) -> str:
+    """The column of a trial.
+
+    Without `expected`, any result is harmless. A message must hold one of the words of `about`, if there are any.
+    """
+    if ended.kind == "ok":
+        return "harmless" if expected in (None, ended.text) else "wrong"
+    if ended.kind == "named":
+        return "named" if not about or any(word in ended.text for word in about) else "unnamed"
+    return "hang" if ended.kind == "hang" else "traceback"
+
+
+Trial = tuple[str, str, str]
+"""The row of the table, the outcome, and the details of one that must not be."""
+Part = Callable[[Stage, random.Random, int], Iterator[Trial]]
