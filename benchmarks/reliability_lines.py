@@ -30,7 +30,7 @@ NAMED = {
 """Options that take one of several names, or numbers between commas."""
 WRONG_NAMES = ["absent", "CPU0", "tést", "\0", "a" * 5000, "../x", "cuda:x", "-", "*", "\u202e", "\ud800", "trai n"]
 PLACES = {
-    "--data": ("CORPUS",), "--teacher": ("FUSION",), "--rerank": ("FUSION",), "--cache": ("CACHE",), "--extend": ("CACHE",),
+    "--data": ("CORPUS",), "--teacher": ("FUSION", "PAIR"), "--rerank": ("FUSION", "PAIR"), "--cache": ("CACHE",), "--extend": ("CACHE",),
     "index": ("INDEX",), "model": ("DUAL", "FUSION", "PAIR"), "run": ("DUAL", "FUSION", "PAIR"), "checkpoint": ("DUAL", "FUSION", "PAIR"),
     "folder": ("CORPUS", "CACHE"), "systems": ("EVALUATION", "DUAL"), "runs": ("EVALUATION", "DUAL", "FUSION"),
     "target": ("DUAL", "INDEX"), "--baseline": ("EVALUATION", "DUAL"), "--base": ("EVALUATION", "DUAL"),
@@ -81,11 +81,9 @@ def unknown_name(stage: Stage, rng: random.Random) -> list[object]:
 
 
 def other_kind(stage: Stage, rng: random.Random) -> list[object]:
-    def kind(one: Any) -> str:
-        right = PLACES[one.opts[0]]
-        return rng.choice([name for name in KINDS if name not in right])
-
-    return _typed(stage, rng, lambda one: one.opts[0] in PLACES, kind)
+    command, option = rng.choice([(name, option) for name in VALID for option in _options(name) if option in PLACES])
+    right = PLACES["runs"] if (command, option) == ("report", "--teacher") else PLACES[option]
+    return _line(stage, command, {option: rng.choice([name for name in KINDS if name not in right])})
 
 
 def missing_value(stage: Stage, rng: random.Random) -> list[object]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from dcdctl.core import files
-from dcdctl.core.errors import ConfigError
+from dcdctl.core.errors import ConfigError, DcdError
 
 T = TypeVar("T")
 
@@ -200,6 +200,18 @@ def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
         if name not in table and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{_join(where, name)} is missing")
     return cls(**{key: _convert(hints[key], value, _join(where, key)) for key, value in table.items()})
+
+
+def check_document(cls: type[T], document: Mapping[str, Any], path: Path, *, error: type[DcdError], hint: str) -> None:
+    """`error` that names the entry if a document lacks an entry of a dataclass, or has one of another type; it may have further ones.
+
+    A document of a stranger can have a checksum that fits.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    try:
+        build(cls, {key: value for key, value in document.items() if key in known})
+    except ConfigError as reason:
+        raise error(f"{path} is not as this dcdctl writes it: {reason}", hint=hint) from reason
 
 
 def to_table(value: Any) -> Any:

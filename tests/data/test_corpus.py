@@ -18,7 +18,7 @@ import pytest
 from damage import damage_image
 from PIL import Image
 
-from dcdctl.core.artifacts import seal_of, write_document
+from dcdctl.core.artifacts import read_document, seal_of, write_document
 from dcdctl.core.data import Corpus, Direction, corpus, images
 from dcdctl.core.data.corpus import CorpusRow
 from dcdctl.core.errors import CorpusError
@@ -316,3 +316,19 @@ def test_a_direction_names_what_is_asked_and_what_is_found():
         ("text_retrieval", "text retrieval", "image", "caption"),
         ("image_retrieval", "image retrieval", "caption", "image"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("splits", "text", "splits must be a table"),
+        ("protocol", 7, "protocol must be str"),
+        ("leakage", {"repeats": {"train": []}}, r"leakage\.repeats\.train must be int"),
+        ("name", None, "name must be str"),
+    ],
+)
+def test_a_document_of_a_stranger_with_an_entry_of_another_type_is_refused_by_name(ragged, key, value, message):
+    path = ragged.folder / "corpus.json"
+    write_document(path, {**read_document(path), key: value})
+    with pytest.raises(CorpusError, match=rf"corpus\.json is not as this dcdctl writes it: {message}"):
+        Corpus.open(ragged.folder, "train")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from evaluations import write_json
+from evaluations import change_json, write_json
 from made_runs import cascade_changes, scores_of, write_evaluation
 
 from dcdctl.core.data import Direction
@@ -68,3 +68,10 @@ def test_a_document_that_lacks_a_number_is_refused_with_the_command_that_writes_
     write_json(path, document)
     with pytest.raises(InputError, match=r"result\.json is not as `dcdctl eval` writes it: it has no 'R@5'; `dcdctl eval "):
         result.read_summary(path)
+
+
+@pytest.mark.parametrize(("changes", "message"), [({"rsum": "."}, "rsum.value must be float"), ({"split": 1e308}, "split must be str")])
+def test_a_document_of_a_stranger_with_an_entry_of_another_type_is_refused_by_name(folder, changes, message):
+    change_json(folder / "result.json", **changes)
+    with pytest.raises(InputError, match=rf"result\.json is not as this dcdctl writes it: {message}"):
+        result.read_summary(folder / "result.json")

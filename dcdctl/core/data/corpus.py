@@ -14,11 +14,11 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,14 +26,56 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dcdctl.core import files
+from dcdctl.core import config, files
 from dcdctl.core.artifacts import Kind
 from dcdctl.core.data import images
+from dcdctl.core.data.near_duplicates import Overlap
 from dcdctl.core.data.ragged_array import offsets_of
 from dcdctl.core.errors import CorpusError
 from dcdctl.core.progress import Advance
 
 CORPUS_FILE = "corpus.json"
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A shard, as corpus.json names it."""
+
+    file: str
+    bytes: int
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Split:
+    """A split, as corpus.json describes it."""
+
+    images: int
+    captions: int
+    fingerprint: str
+    shards: tuple[ShardFile, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Leakage:
+    """Images that splits share, as corpus.json counts them."""
+
+    near_bits: int = 0
+    overlaps: Mapping[str, Overlap] = field(default_factory=dict)
+    repeats: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Contents:
+    """The entries of corpus.json that readers use."""
+
+    name: str
+    splits: Mapping[str, _Split]
+    protocol: str = ""
+    leakage: _Leakage | None = None
+
+
 CORPUS = Kind(
     name="corpus",
     format=2,
@@ -162,16 +204,9 @@ def fingerprint_of(row_digests: Iterable[bytes]) -> str:
 
 def read_corpus_json(folder: Path) -> dict[str, Any]:
     """The content of corpus.json; CorpusError if there is no corpus, or if it is unfinished, damaged or of another format."""
-    return CORPUS.read_seal(folder)
-
-
-class ShardFile(NamedTuple):
-    """A shard, as corpus.json names it."""
-
-    file: str
-    bytes: int
-    sha256: str
-    rows: int
+    index = CORPUS.read_seal(folder)
+    config.check_document(_Contents, index, folder / CORPUS_FILE, error=CorpusError, hint=CORPUS.remake)
+    return index
 
 
 class Corpus:

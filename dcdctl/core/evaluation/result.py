@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts
+from dcdctl.core.config import check_document, to_table
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import significance
@@ -205,11 +206,13 @@ def read_summary(path: Path) -> EvalSummary | None:
     artifacts.expect_run(path, document, error=InputError, hint=hint)
     listed = artifacts.listed_files(path, document, error=InputError, hint=hint)
     try:
-        return _summary(document, listed)
+        summary = _summary(document, listed)
     except KeyError as error:
         raise InputError(f"{path} is not as `dcdctl eval` writes it: it has no {error}", hint=hint) from error
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is not as `dcdctl eval` writes it ({type(error).__name__}: {error})", hint=hint) from error
+    check_document(EvalSummary, to_table(summary), path, error=InputError, hint=hint)
+    return summary
 
 
 def _summary(document: dict[str, Any], listed: dict[str, artifacts.Document]) -> EvalSummary:

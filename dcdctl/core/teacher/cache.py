@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 
 from dcdctl.core import artifacts
+from dcdctl.core.config import check_document
 from dcdctl.core.data import Corpus, Index, RaggedArray, offsets_of
 from dcdctl.core.errors import ConfigError, StaleError
-from dcdctl.core.teacher.cache_format import CACHE, pairs_name, read_pairs, shards_of
+from dcdctl.core.teacher.cache_format import CACHE, CacheContents, pairs_name, read_pairs, shards_of
 from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE, Candidates
 
 
@@ -161,6 +162,7 @@ def read_cache(folder: Path, *, corpus: Corpus | None = None, teacher: str | Non
     damaged; MissingError if there is no finished cache, or if a file of it is missing.
     """
     plan, seal = CACHE.read_plan_and_seal(folder)
+    check_document(CacheContents, seal, folder / CACHE.seal_file, error=CACHE.error, hint=CACHE.remake)
     for name, part in seal["files"].items():
         CACHE.check_part(folder, name, part["bytes"])
     cache = TeacherCache(folder, plan, seal)

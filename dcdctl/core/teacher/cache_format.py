@@ -13,6 +13,7 @@ A pair has image and text (int32, positions in the corpus; a shard is sorted by 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,25 @@ from dcdctl.core.artifacts import Kind
 from dcdctl.core.data import Index
 
 ITEMS_FILE, DROPPED_FILE = "items.parquet", "dropped.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """A file, as cache.json names it."""
+
+    bytes: int
+    sha256: str
+    pairs: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheContents:
+    """The entries of cache.json that readers use."""
+
+    dropped: Mapping[str, int]
+    files: Mapping[str, _Part]
+
+
 CACHE = Kind(
     name="teacher cache",
     format=3,
