@@ -90,8 +90,10 @@ _OS_HINTS = {
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _GPU_MEMORY = re.compile(r"(CUDA|HIP|MPS|XPU|GPU)[^\n]*out of memory")
 _CPU_MEMORY = re.compile(r"not enough memory|[Cc]an.?t allocate memory|[Uu]nable to allocate|std::bad_alloc")
-_TORCH_WRITE = re.compile(r"PytorchStreamWriter|inline_container\.cc|\bunexpected pos\b|basic_ios::clear|iostream error")
-"""What torch says if it cannot write a file; it does not say why."""
+_FAILED_WRITE = re.compile(
+    r"PytorchStreamWriter|inline_container\.cc|\bunexpected pos\b|basic_ios::clear|iostream error|^\d+ requested and \d+ written$"
+)
+"""What torch and NumPy say if they cannot write a file; they do not say why."""
 
 
 def as_user_error(error: BaseException, path: Path | None = None, *, kind: type[DcdError] = InputError) -> DcdError | None:
@@ -104,7 +106,7 @@ def as_user_error(error: BaseException, path: Path | None = None, *, kind: type[
     number = _os_number(error)
     name = _name_of(error, path)
     where = f" for {name}" if name else ""
-    if number in _NO_ROOM or (isinstance(error, RuntimeError) and _TORCH_WRITE.search(str(error))):
+    if number in _NO_ROOM or (isinstance(error, RuntimeError | OSError) and _FAILED_WRITE.search(str(error))):
         found = f"there is no room left{where}" if number else f"{name or 'a file'} cannot be written, perhaps because the disk is full"
         return kind(found, hint=_MAKE_ROOM)
     if _GPU_MEMORY.search(str(error)) and isinstance(error, RuntimeError):
