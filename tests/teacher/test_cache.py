@@ -592,3 +592,11 @@ def test_a_document_of_a_stranger_with_an_entry_of_another_type_is_refused_by_na
     artifacts.write_document(path, {**artifacts.read_document(path), key: value})
     with pytest.raises(StaleError, match=rf"cache\.json is not as this dcdctl writes it: {key}.* must be"):
         teacher_cache.read_cache(copied)
+
+
+def test_a_part_with_another_number_of_pairs_than_cache_json_says_is_named(copied):
+    document = artifacts.read_document(copied / "cache.json")
+    document["files"]["pairs-00001.parquet"]["pairs"] -= 1
+    artifacts.write_document(copied / "cache.json", document)
+    with pytest.raises(StaleError, match=r"pairs-00001\.parquet is damaged: it has \d+ pairs, cache\.json says \d+"):
+        teacher_cache.read_cache(copied).lookup(np.arange(30)[:, None], np.arange(30))
