@@ -168,6 +168,7 @@ def make_index(folder: Path, num_rows: int, dim: int, *, has_graph: bool) -> tup
         vectors = RNG.normal(size=(min(ROWS_PER_PART, num_rows - first), dim)).astype(np.float16)
         names = [f"{row // 1000:05d}/{row:09d}.jpg" for row in range(first, first + len(vectors))]
         path = folder / "vectors" / storage.part_name(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
         storage.write_part(path, [SourceImage(image_id=name, path=name) for name in names], vectors)
         parts.append(asdict(storage.describe_part(path, 0, dim)[0]))
     settings = config.build(IndexConfig, {"kind": "hnsw", "hnsw": {"build_width": 8}} if has_graph else {"kind": "flat"})

@@ -77,6 +77,7 @@ def write_vectors(folder: Path, num_images: int, mixture: Mixture) -> list[dict[
         vectors = mixture.images(min(ROWS_PER_PART, num_images - first), number).astype(np.float16)
         paths = [f"{row // 1000:05d}/{row:09d}.jpg" for row in range(first, first + len(vectors))]
         path = folder / "vectors" / storage.part_name(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
         storage.write_part(path, [SourceImage(image_id=name, path=name) for name in paths], vectors)
         parts.append(asdict(storage.describe_part(path, 0, mixture.dim)[0]))
     return parts

@@ -226,6 +226,11 @@ class Build:
         path, noted = self.folder / part, self._noted(part)
         return self.kind.checked(path, noted.read_text(encoding="utf-8", errors="replace")) if noted.exists() else path
 
+    def is_written(self, part: str) -> bool:
+        """Whether a part of an unfinished artifact is as it was written; a part that is not can be written again."""
+        path, noted = self.folder / part, self._noted(part)
+        return path.exists() and noted.exists() and sha256_of(path) == noted.read_text(encoding="utf-8", errors="replace")
+
     def _noted(self, part: str) -> Path:
         """The file with the checksum of a part."""
         return self.folder / f"{part}{DIGEST_SUFFIX}"
@@ -234,7 +239,6 @@ class Build:
         """Write the seal, and remove what a finished artifact does not need: all but its parts."""
         for part in parts:
             self.written(part)
-            self._noted(part).unlink(missing_ok=True)
         if self.kind.keeps_plan:
             plan = self.kind.read_plan(self.folder)  # from the disk, because it also holds notes
             self.expect(plan)

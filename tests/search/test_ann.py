@@ -12,7 +12,7 @@ from made_index import exact, unit_vectors, write_index
 from tiny import contents
 
 from dcdctl.core import artifacts
-from dcdctl.core.errors import ConfigError, MissingError, StaleError
+from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError
 from dcdctl.core.search import Index, ann
 from dcdctl.core.search.ann import segment_ranges
 from dcdctl.core.search.config import IndexConfig
@@ -186,7 +186,7 @@ def test_a_failed_segment_stops_the_others(tmp_path, monkeypatch):
 
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
     monkeypatch.setitem(ann._BUILD, "hnsw", fail)
-    with pytest.raises(MemoryError):
+    with pytest.raises(InputError, match=r"too little memory for .*ann/hnsw-0+300-300-1"):
         write_index(tmp_path, PARTS, **GRAPHS)
     assert not (tmp_path / "index.json").exists()
 

@@ -21,6 +21,7 @@ from tiny import contents, make_models
 
 from dcdctl.core import artifacts, distributed, models
 from dcdctl.core import models as models_models
+from dcdctl.core.artifacts import DIGEST_SUFFIX, Build
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, InputError, MissingError, ModelError, StaleError
@@ -270,7 +271,7 @@ def test_worker_processes_change_nothing(dual, pictures, tmp_path, monkeypatch):
     helped = build(str(dual), pictures, tmp_path / "b", FLAT, compute=Compute(batch_size=2, workers=2))
     assert contents(helped.folder) == contents(alone.folder)
     source = embed.find_source(pictures, "test")
-    data = embed.ImageDataset(tmp_path, source, models.load_dual(dual).preprocess)
+    data = embed.ImageDataset(Build(tmp_path, {}, storage.INDEX), source, models.load_dual(dual).preprocess)
     assert pickle.loads(pickle.dumps(data)).source == source  # as worker processes need it
 
 
@@ -293,7 +294,7 @@ def test_processes_share_the_parts_and_the_segments(dual, pictures, tmp_path, mo
             before, waits = set(folder.glob(f"{step}/*")), 1 if step == "vectors" else 2  # after embedding; after building
             with pytest.raises(Killed):
                 build(str(dual), pictures, folder, GRAPHS)
-            written[step, rank] = sorted(path.name for path in set(folder.glob(f"{step}/*")) - before)
+            written[step, rank] = sorted(path.name for path in set(folder.glob(f"{step}/*")) - before if path.suffix != DIGEST_SUFFIX)
     assert written["vectors", "0"] == ["part-00000.parquet", "part-00002.parquet"]
     assert written["vectors", "1"] == ["part-00001.parquet"]
     assert [len(written["ann", rank]) for rank in "01"] == [1, 1]
@@ -340,12 +341,70 @@ def test_a_killed_build_resumes_to_the_same_bytes(dual, pictures, tmp_path, afte
         build(str(dual), pictures, tmp_path / "index", GRAPHS, compute=BATCHES, track=dying)
     with pytest.raises(MissingError, match="is not finished; run the same `dcdctl index` again"):
         Index.open(tmp_path / "index")
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "index" / "vectors").glob("*")}
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "index" / "vectors").glob("*.parquet")}
     put(pictures, {"later.png": png(99)})  # new files are not planned
     build(str(dual), pictures, tmp_path / "index", GRAPHS, compute=Compute(batch_size=2))
     assert contents(tmp_path / "index") == contents(whole.folder)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert len(kept) == after
+
+
+DAMAGED = [
+    ("planned/part-00001.parquet", 1),
+    ("vectors/part-00000.parquet", 1),
+    ("vectors/part-00001.parquet.sha256", 2),
+    ("ann/hnsw*-1", 3),
+]
+
+
+@pytest.mark.usefixtures("loaded_once")
+@pytest.mark.parametrize(("name", "after"), DAMAGED)
+def test_a_part_that_is_damaged_before_the_build_resumes_is_made_again(dual, tmp_path, monkeypatch, name, after):
+    pictures = put(tmp_path / "pictures", {f"{seed}.png": png(seed) for seed in range(6)})
+    whole, folder = build(str(dual), pictures, tmp_path / "whole", GRAPHS), tmp_path / "index"
+    write, written = Build.write, []
+
+    @contextmanager
+    def write_or_die(self, part):
+        if len(written) == after:
+            raise Killed
+        with write(self, part) as path:
+            yield path
+        written.extend([part] * (not part.startswith("planned")))
+
+    def kill(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Build, "write", write_or_die)
+        patched.setattr(Build, "seal", kill)
+        with pytest.raises(Killed):
+            build(str(dual), pictures, folder, GRAPHS)
+    damaged = next(folder.glob(name))
+    found = damaged.read_bytes()[:-1] + b"x"
+    damaged.write_bytes(found)
+    build(str(dual), pictures, folder, GRAPHS)
+    assert not damaged.exists() or damaged.read_bytes() != found
+    assert contents(folder) == contents(whole.folder)
+
+
+@pytest.mark.usefixtures("loaded_once")
+def test_a_graph_of_a_killed_change_to_other_settings_is_not_taken(dual, pictures, tmp_path, monkeypatch):
+    index = build(str(dual), pictures, tmp_path / "index", FLAT)
+    shutil.copytree(index.folder, tmp_path / "other")
+    sets = ("kind=hnsw", "flat_up_to=0")
+    expected = update(tmp_path / "other", Changes(sets=(*sets, "hnsw.neighbors=2")))
+
+    def kill(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Build, "seal", kill)
+        with pytest.raises(Killed):
+            update(index.folder, Changes(sets=(*sets, "hnsw.neighbors=32")))
+    assert list(index.folder.glob("ann/hnsw-*"))
+    update(index.folder, Changes(sets=(*sets, "hnsw.neighbors=2")))
+    assert contents(index.folder) == contents(expected.folder)
 
 
 @pytest.mark.usefixtures("loaded_once")
@@ -476,7 +535,7 @@ def test_the_plan_of_another_change_is_not_resumed(dual, pictures, tmp_path, mon
     part = storage.write_part
 
     def write_one(path, *arguments):
-        if path.name.endswith("4.parquet"):
+        if path.name.startswith("part-00004.parquet"):
             raise Killed
         part(path, *arguments)
 

@@ -18,6 +18,7 @@ from dcdctl.core.search.storage import SkippedFile, SourceImage
 
 def write(path, count, dim=5, skipped=()):
     vectors = unit_vectors(count, dim)
+    path.parent.mkdir(parents=True, exist_ok=True)
     places = [
         SourceImage(image_id=f"a/{row}", path=None if row % 2 else f"ä\n{row}", corpus_row=row if row % 2 else None) for row in range(count)
     ]

@@ -38,6 +38,7 @@ def write_index(
     for number, vectors in enumerate(parts):
         names = [f"{row}.png" for row in range(first, first + len(vectors))]
         path = folder / "vectors" / part_name(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
         storage.write_part(path, [SourceImage(image_id=name, path=name) for name in names], vectors)
         entries.append(asdict(storage.describe_part(path, 0, vectors.shape[1])[0]))
         first += len(vectors)

@@ -18,8 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core import files
-from dcdctl.core.artifacts import seal_of
+from dcdctl.core.artifacts import Build, seal_of
 from dcdctl.core.errors import require_extra
 from dcdctl.core.progress import Advance
 from dcdctl.core.search.config import HnswConfig, IndexConfig, IvfPqConfig
@@ -42,10 +41,10 @@ class OpenSegment(Protocol):
         ...
 
 
-def describe(folder: Path, kind: str, rows: range, generation: int) -> Segment:
+def describe(build: Build, kind: str, rows: range, generation: int) -> Segment:
     """The entry in index.json of a written segment."""
-    name = file_name(kind, rows, generation)
-    return Segment(file=name, kind=kind, first_row=rows.start, rows=len(rows), **seal_of(folder / name))
+    path = build.written(segment_path(kind, rows, generation))
+    return Segment(file=path.name, kind=kind, first_row=rows.start, rows=len(rows), **seal_of(path))
 
 
 def segment_ranges(num_rows: int, existing: Sequence[Segment], config: IndexConfig) -> list[range]:
@@ -65,16 +64,17 @@ def segment_ranges(num_rows: int, existing: Sequence[Segment], config: IndexConf
     return ranges if is_built or len(ranges[-1]) > config.flat_up_to else ranges[:-1]
 
 
-def file_name(kind: str, rows: range, generation: int) -> str:
+def segment_path(kind: str, rows: range, generation: int) -> str:
+    """The path of a segment in the folder of the index.
+
+    >>> segment_path("hnsw", range(0, 1000), 2)
+    'ann/hnsw-000000000000-1000-2'
     """
-    >>> file_name("hnsw", range(0, 1000), 2)
-    'hnsw-000000000000-1000-2'
-    """
-    return f"{kind}-{rows.start:012d}-{len(rows)}-{generation}"
+    return f"ann/{kind}-{rows.start:012d}-{len(rows)}-{generation}"
 
 
 def build_all(
-    folder: Path,
+    build: Build,
     ranges: Sequence[range],
     blocks_of: Callable[[range], Blocks],
     dim: int,
@@ -94,16 +94,16 @@ def build_all(
         with lock:
             advance(count)
 
-    def build(rows: range) -> None:
-        path = folder / file_name(config.kind, rows, generation)
-        # A killed build left a complete segment, because segments are written atomically.
-        if not path.exists():
-            with files.atomic_path(path) as partial:
+    def build_one(rows: range) -> None:
+        name = segment_path(config.kind, rows, generation)
+        # A killed build left complete segments; one that was damaged since is built again.
+        if not build.is_written(name):
+            with build.write(name) as partial:
                 _BUILD[config.kind](partial, rows, blocks_of, dim, config, report)
 
     with ThreadPoolExecutor(max(1, min(threads, len(ranges)))) as pool:
         try:
-            for future in [pool.submit(build, rows) for rows in ranges]:
+            for future in [pool.submit(build_one, rows) for rows in ranges]:
                 future.result()
         except BaseException:
             # Otherwise the program would wait minutes for the segments in progress.

@@ -7,7 +7,7 @@ the same bytes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ def _begin(build: Build, model: models.DualEncoder) -> None:
         if (folder / INDEX.plan_file).exists() and INDEX.read_plan(folder)["generation"] <= document["generation"]:
             build.clean(storage.files_of(document))  # killed when everything else was done
         return
-    if "rows" in build.begin(restart=not any(folder.glob("vectors/part-*.parquet"))):
+    if _is_planned(build, build.begin(restart=not any(folder.glob("vectors/part-*.parquet"))), kept=()):
         return
     notes = _plan_parts(build, source=0, first_part=0, known=set())
     if not notes["rows"]:
@@ -150,12 +150,26 @@ def _begin_adding(folder: Path, document: Document, source: ImageSource) -> None
     plan = {key: document[key] for key in ("format", "model", "precision", "settings")}
     plan |= {"generation": document["generation"] + 1, "sources": sources, "source": number}
     build = Build(folder, plan, INDEX)
-    if "rows" in build.begin(restart=True, kept=storage.files_of(document)):
+    kept = storage.files_of(document)
+    if _is_planned(build, build.begin(restart=True, kept=kept), kept):
         return
     # After the highest number in use (part-00003.parquet), because files of an index are never overwritten.
     first = 1 + max((int(part["file"][5:-8]) for part in document["parts"]), default=-1)
     known = commit.ids_of(Index(folder, document), number)
     build.note(**_plan_parts(build, source=number, first_part=first, known=known))
+
+
+def _is_planned(build: Build, notes: Document, kept: Collection[str]) -> bool:
+    """Whether a killed run has planned the parts; if its plan is damaged, all of its files are removed, and planning starts over."""
+    if "rows" not in notes:
+        return False
+    parts = range(notes["first_part"], notes["first_part"] + len(notes["rows"]))
+    if all(build.is_written(storage.planned_name(part)) for part in parts):
+        return True
+    # The files of vectors too: the images may be others by now.
+    build.clean(kept)
+    build.note()
+    return False
 
 
 def _plan_parts(build: Build, *, source: int, first_part: int, known: set[str]) -> Document:
@@ -174,7 +188,8 @@ def _plan_parts(build: Build, *, source: int, first_part: int, known: set[str]) 
 
     rows: list[int] = []
     for images in embed.in_parts(new_images(), storage.ROWS_PER_PART):
-        storage.write_planned(folder / PLANNED / storage.part_name(first_part + len(rows)), images)
+        with build.write(storage.planned_name(first_part + len(rows))) as partial:
+            storage.write_planned(partial, images)
         rows.append(len(images))
     # A full disk is an error here, not after the images were embedded.
     needed = sum(rows) * (BYTES_PER_IMAGE + 3 * plan["model"]["dim"])
@@ -198,7 +213,7 @@ def _embed_and_commit(folder: Path, document: Document, model: models.DualEncode
     plan = INDEX.read_plan(folder)
     task = EmbeddingTask(folder, plan, model, replace(compute, precision=plan["precision"]))
     embed.embed(task, track)
-    described = [storage.describe_part(task.path(part), plan["source"], model.embedding_dim) for part in task.parts]
+    described = [storage.describe_part(task.build.written(task.name(part)), plan["source"], model.embedding_dim) for part in task.parts]
     parts = [asdict(part) for part, _ in described if part.rows]
     skipped_now = [*plan["skipped"], *(asdict(file) for _, files_of_part in described for file in files_of_part)]
     if not (parts or document["parts"]):
@@ -219,7 +234,13 @@ def _changed(folder: Path, document: Document, changes: Changes, track: Track) -
     config = configs.build(IndexConfig, table)
     ann.packages(config.kind)
     removed = commit.rows_to_remove(Index(folder, document), changes.remove, gone=changes.remove_gone)
-    changed = {**document, "generation": document["generation"] + 1, "settings": configs.to_table(config)}
+    settings, kept = configs.to_table(config), storage.files_of(document)
+    # Segments are named by their rows only: those that a killed change to other settings left must not be taken.
+    plan = {"format": INDEX.format, "generation": document["generation"] + 1, "settings": settings, "changes": "settings"}
+    with distributed.main_first():
+        if distributed.is_main():
+            Build(folder, plan, INDEX).begin(restart=True, kept=kept)
+    changed = {**document, "generation": document["generation"] + 1, "settings": settings}
     if not config.builds_as(configs.build(IndexConfig, document["settings"])):
         changed["segments"] = []
     return commit.commit(folder, changed, removed=removed, track=track)

@@ -146,7 +146,7 @@ def _in_order(document: dict[str, Any], segments: list[Segment]) -> dict[str, An
 
 def _segments(folder: Path, document: dict[str, Any], track: Track) -> list[Segment]:
     """The segments of an index, after the processes have built the missing ones."""
-    config = configs.build(IndexConfig, document["settings"])
+    build, config = Build(folder, {}, INDEX), configs.build(IndexConfig, document["settings"])
     parts, dim, generation = storage.parts_of(document), document["model"]["dim"], document["generation"]
     existing = [Segment(**entry) for entry in document["segments"]]
     ranges = ann.segment_ranges(sum(part.rows for part in parts), existing, config)
@@ -162,9 +162,9 @@ def _segments(folder: Path, document: dict[str, Any], track: Track) -> list[Segm
         local = [missing[number] for number in distributed.local_indices(len(missing))]
         with track(f"build {config.kind}", total=sum(map(len, local)), unit="vectors") as advance:
             threads = torch.get_num_threads()
-            ann.build_all(folder / "ann", local, blocks_of, dim, config, generation, threads=threads, advance=advance)
+            ann.build_all(build, local, blocks_of, dim, config, generation, threads=threads, advance=advance)
         distributed.barrier()
-    return [by_rows[rows] if rows in by_rows else ann.describe(folder / "ann", config.kind, rows, generation) for rows in ranges]
+    return [by_rows[rows] if rows in by_rows else ann.describe(build, config.kind, rows, generation) for rows in ranges]
 
 
 def _write_removed(path: Path, rows: Rows) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from dcdctl.core import artifacts, data, distributed
+from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus, FolderImageFile, ImageError, RowError
 from dcdctl.core.devices import Compute, read_ahead
 from dcdctl.core.errors import InputError, ModelError
@@ -29,7 +30,7 @@ from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.scoring import embed_batch
 from dcdctl.core.search import storage
 from dcdctl.core.search.exact import Half
-from dcdctl.core.search.storage import PLANNED, ImageSource, SkippedFile, SourceImage, part_name
+from dcdctl.core.search.storage import INDEX, ImageSource, SkippedFile, SourceImage, part_name
 
 MAX_ASPECT = 200
 """Maximum aspect ratio. The shorter side is resized to the input size of the model, so a longer strip would take gigabytes."""
@@ -132,8 +133,8 @@ class ReadImages:
 class ImageDataset(Dataset[ReadImages]):
     """The planned parts of a source, read in chunks; small, because it is copied to every worker process."""
 
-    def __init__(self, planned: Path, source: ImageSource, preprocess: Preprocessor) -> None:
-        self.planned, self.source, self.preprocess = planned, source, preprocess
+    def __init__(self, build: Build, source: ImageSource, preprocess: Preprocessor) -> None:
+        self.build, self.source, self.preprocess = build, source, preprocess
         self._part: tuple[int, list[SourceImage]] = (-1, [])
         self._corpus: Corpus | None = None
 
@@ -153,7 +154,7 @@ class ImageDataset(Dataset[ReadImages]):
 
     def _images(self, part: int) -> list[SourceImage]:
         if self._part[0] != part:
-            self._part = part, storage.read_images(self.planned / storage.part_name(part))
+            self._part = part, storage.read_images(self.build.written(storage.planned_name(part)))
         return self._part[1]
 
     def _decoded(self, image: SourceImage) -> Image.Image:
@@ -199,8 +200,13 @@ class EmbeddingTask:
     def source(self) -> ImageSource:
         return ImageSource(**self.plan["sources"][self.plan["source"]])
 
-    def path(self, part: int) -> Path:
-        return self.folder / "vectors" / part_name(part)
+    @property
+    def build(self) -> Build:
+        return Build(self.folder, self.plan, INDEX)
+
+    def name(self, part: int) -> str:
+        """The path of a file of vectors in the folder of the index."""
+        return f"vectors/{part_name(part)}"
 
     def num_planned(self, part: int) -> int:
         """Number of files of a part, including files that turn out not to be images."""
@@ -212,12 +218,14 @@ def embed(task: EmbeddingTask, track: Track = silent) -> None:
     """Write this process's share of the missing parts, and wait for the other processes."""
     task.model.to(task.compute.device).eval()
     size = task.compute.batch_size
-    local = [task.parts[number] for number in distributed.local_indices(len(task.parts)) if not task.path(task.parts[number]).exists()]
+    mine = [task.parts[number] for number in distributed.local_indices(len(task.parts))]
+    # A part that was damaged since a killed run wrote it is written again.
+    local = [part for part in mine if not task.build.is_written(task.name(part))]
     counts = {part: task.num_planned(part) for part in local}
     chunks = [ReadChunk(part, start, min(start + size, count)) for part, count in counts.items() for start in range(0, count, size)]
     if not local:
         return distributed.barrier()
-    reading = read_chunks(ImageDataset(task.folder / PLANNED, task.source, task.model.preprocess), chunks, task.compute.workers)
+    reading = read_chunks(ImageDataset(task.build, task.source, task.model.preprocess), chunks, task.compute.workers)
     with track("embed", total=sum(counts.values()), unit="images") as advance:
         for part in local:
             _embed_part(task, part, reading, advance)
@@ -238,7 +246,8 @@ def _embed_part(task: EmbeddingTask, part: int, reading: Iterator[ReadImages], a
         skipped += read.skipped
         advance(read.chunk.stop - done)
         done = read.chunk.stop
-    storage.write_part(task.path(part), images, np.concatenate(vectors), skipped)
+    with task.build.write(task.name(part)) as partial:
+        storage.write_part(partial, images, np.concatenate(vectors), skipped)
 
 
 def _vectors(task: EmbeddingTask, images: ImageBatch) -> Half:

@@ -27,7 +27,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dcdctl.core import config as configs
-from dcdctl.core import files
 from dcdctl.core.artifacts import Kind, seal_of
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.search.exact import Half
@@ -173,28 +172,32 @@ def part_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
+def planned_name(number: int) -> str:
+    """The path of the planned images of a part in the folder of the index."""
+    return f"{PLANNED}/{part_name(number)}"
+
+
 def write_part(path: Path, images: Sequence[SourceImage], vectors_RD: Half, skipped: Sequence[SkippedFile] = ()) -> None:
-    """Write a file of vectors atomically; its metadata lists the skipped files."""
+    """Write a file of vectors; its metadata lists the skipped files."""
     dim = vectors_RD.shape[1]
     vector = pa.FixedSizeListArray.from_arrays(pa.array(vectors_RD.reshape(-1)), type=schema(dim).field("vector").type)
     metadata = {_SKIPPED: json.dumps([asdict(file) for file in skipped])}
     table = pa.Table.from_arrays([*_columns(images), vector], schema=schema(dim).with_metadata(metadata))
     compression = {name: "zstd" for name in IMAGE_COLUMNS.names} | {"vector.list.element": "none"}
-    # One plain page per row group can be memory-mapped; pyarrow would start a new page at each MiB.
-    with files.atomic_path(path) as partial:
-        pq.write_table(
-            table,
-            partial,
-            row_group_size=ROWS_PER_GROUP,
-            compression=compression,
-            use_dictionary=False,
-            write_statistics=["image_id"],
-            data_page_size=1 << 30,
-        )
-        # The offsets rely on how pyarrow lays out a page, so each file is compared with the given numbers.
-        written = _vectors_at(partial, dim)
-        if not all(np.array_equal(block_RD, vectors_RD[first : first + len(block_RD)], equal_nan=True) for first, block_RD in written):
-            raise AssertionError("this version of pyarrow lays out vectors in another way")
+    pq.write_table(
+        table,
+        path,
+        row_group_size=ROWS_PER_GROUP,
+        compression=compression,
+        use_dictionary=False,
+        write_statistics=["image_id"],
+        # One plain page per row group can be memory-mapped; pyarrow would start a new page at each MiB.
+        data_page_size=1 << 30,
+    )
+    # The offsets rely on how pyarrow lays out a page, so each file is compared with the given numbers.
+    written = _vectors_at(path, dim)
+    if not all(np.array_equal(block_RD, vectors_RD[first : first + len(block_RD)], equal_nan=True) for first, block_RD in written):
+        raise AssertionError("this version of pyarrow lays out vectors in another way")
 
 
 def _columns(images: Sequence[SourceImage]) -> list[pa.Array]:
@@ -229,8 +232,7 @@ def _vectors_at(path: Path, dim: int) -> list[tuple[int, Half]]:
 
 def write_planned(path: Path, images: Sequence[SourceImage]) -> None:
     """Write the images of a part, before they are embedded."""
-    with files.atomic_path(path) as partial:
-        pq.write_table(pa.Table.from_arrays(_columns(images), schema=IMAGE_COLUMNS), partial, compression="zstd")
+    pq.write_table(pa.Table.from_arrays(_columns(images), schema=IMAGE_COLUMNS), path, compression="zstd")
 
 
 def read_images(path: Path) -> list[SourceImage]:
