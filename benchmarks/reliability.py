@@ -236,12 +236,12 @@ def _refused(ended: Ended, about: tuple[str, ...]) -> str:
 
 PARTS: dict[str, tuple[Part, int]] = {
     "kills": (kills, 14),
-    "damages": (damaged_files, 70),
+    "damages": (damaged_files, 60),
     "disks": (full_disks, 4),
     "places": (wrong_places, len(PLACES)),
-    "files": (hostile_files, 25),
-    "documents": (documents, 25),
-    "lines": (wrong_lines, 45),
+    "files": (hostile_files, 20),
+    "documents": (documents, 10),
+    "lines": (wrong_lines, 40),
 }
 """What is tried, and the number of trials per row."""
 

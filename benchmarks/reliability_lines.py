@@ -29,9 +29,10 @@ NAMED = {
 }
 """Options that take one of several names, or numbers between commas."""
 WRONG_NAMES = ["absent", "CPU0", "tést", "\0", "a" * 5000, "../x", "cuda:x", "-", "*", "\u202e", "\ud800", "trai n"]
+MODELS = ("DUAL", "FUSION", "PAIR", "INDEX")  # an index holds its model
 PLACES = {
     "--data": ("CORPUS",), "--teacher": ("FUSION", "PAIR"), "--rerank": ("FUSION", "PAIR"), "--cache": ("CACHE",), "--extend": ("CACHE",),
-    "index": ("INDEX",), "model": ("DUAL", "FUSION", "PAIR"), "run": ("DUAL", "FUSION", "PAIR"), "checkpoint": ("DUAL", "FUSION", "PAIR"),
+    "index": ("INDEX",), "model": MODELS, "run": MODELS, "checkpoint": MODELS,
     "folder": ("CORPUS", "CACHE"), "systems": ("EVALUATION", "DUAL"), "runs": ("EVALUATION", "DUAL", "FUSION"),
     "target": ("DUAL", "INDEX"), "--baseline": ("EVALUATION", "DUAL"), "--base": ("EVALUATION", "DUAL"),
 }  # fmt: skip
