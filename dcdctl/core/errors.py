@@ -92,8 +92,9 @@ _GPU_MEMORY = re.compile(r"(CUDA|HIP|MPS|XPU|GPU)[^\n]*out of memory")
 _CPU_MEMORY = re.compile(r"not enough memory|[Cc]an.?t allocate memory|[Uu]nable to allocate|std::bad_alloc")
 _FAILED_WRITE = re.compile(
     r"PytorchStreamWriter|inline_container\.cc|\bunexpected pos\b|basic_ios::clear|iostream error|^\d+ requested and \d+ written$"
+    r"|^Error parsing message with type 'onnx"
 )
-"""What torch and NumPy say if they cannot write a file; they do not say why."""
+"""What torch and NumPy say if they cannot write a file; they do not say why. ONNX does not notice, and reads what it wrote."""
 
 
 def as_user_error(error: BaseException, path: Path | None = None, *, kind: type[DcdError] = InputError) -> DcdError | None:
@@ -106,7 +107,7 @@ def as_user_error(error: BaseException, path: Path | None = None, *, kind: type[
     number = _os_number(error)
     name = _name_of(error, path)
     where = f" for {name}" if name else ""
-    if number in _NO_ROOM or (isinstance(error, RuntimeError | OSError) and _FAILED_WRITE.search(str(error))):
+    if number in _NO_ROOM or (_is_of_library(error) and _FAILED_WRITE.search(str(error))):
         found = f"there is no room left{where}" if number else f"{name or 'a file'} cannot be written, perhaps because the disk is full"
         return kind(found, hint=_MAKE_ROOM)
     if _GPU_MEMORY.search(str(error)) and isinstance(error, RuntimeError):
@@ -121,6 +122,11 @@ def as_user_error(error: BaseException, path: Path | None = None, *, kind: type[
     if number == errno.ENOENT and name is not None and Path(name).is_symlink():
         return kind(f"{name} is a link to {Path(name).readlink()}, which does not exist", hint="mend the link")
     return kind(f"{name or 'a file'} cannot be used: {os.strerror(number)}", hint=_OS_HINTS[number])
+
+
+def _is_of_library(error: BaseException) -> bool:
+    """Whether torch, NumPy or ONNX (protobuf) may have raised an error that says that a write failed."""
+    return isinstance(error, RuntimeError | OSError) or type(error).__module__ == "google.protobuf.message"
 
 
 def _os_number(error: BaseException) -> int:

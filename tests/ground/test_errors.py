@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 import torch
 import typer
+from google.protobuf.message import DecodeError
 from paths import ROOT
 from safetensors import SafetensorError
 from typer.testing import CliRunner
@@ -49,6 +50,10 @@ TORCH = "[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"
         (pa.ArrowException("[Errno 28] Error writing bytes to file"), FULL),
         (RuntimeError(TORCH), "out/model cannot be written, perhaps because the disk is full; make room .*"),
         (OSError("18544 requested and 16320 written"), "out/model cannot be written, perhaps because the disk is full; make room .*"),
+        (
+            DecodeError("Error parsing message with type 'onnx.ModelProto': Wire format was corrupt"),
+            "out/model cannot be written, perhaps because the disk is full; make room .*",
+        ),
         (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "out/model cannot be written, perhaps .*"),
         (os_error(errno.EACCES), "a.json cannot be used: Permission denied; change its permissions, or those of the folders above it"),
         (os_error(errno.EROFS), "a.json cannot be used: Read-only file system; name another file or folder"),
