@@ -123,3 +123,10 @@ def test_a_renamed_field_names_its_new_name(former, tmp_path):
         recipe.load_recipe(str(tmp_path / "own.toml"))
     section, field = now.split(".")
     assert hasattr(getattr(recipe.Recipe(), section), field)
+
+
+def test_an_unknown_key_of_a_recipe_file_is_named_with_the_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[gandidates]\n")
+    with pytest.raises(ConfigError, match=r"recipe .*mine\.toml: unknown key gandidates; known keys here: description"):
+        recipe.load_recipe(str(path))

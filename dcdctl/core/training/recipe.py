@@ -292,4 +292,9 @@ def load_recipe(ref: str, sets: Sequence[str] = ()) -> Recipe:
         section, _, key = former.partition(".")
         if isinstance(table.get(section), Mapping) and key in table[section]:
             raise ConfigError(f"the recipe field {former} is called {name}", hint="rename it")
-    return build(Recipe, table)
+    try:
+        return build(Recipe, table)
+    except ConfigError as error:
+        if not ref.endswith(".toml"):
+            raise
+        raise ConfigError(f"recipe {ref}: {error.args[0]}", hint=error.hint) from error
