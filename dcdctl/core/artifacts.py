@@ -347,23 +347,30 @@ def _is_seal(entry: object) -> bool:
 def damages(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """What is wrong with each file that is not as `list_files` listed it; the size is compared before a file is hashed."""
     for name, entry in listed.items():
-        path = folder / name
-        try:
-            size = path.stat().st_size
-            if size != entry["bytes"]:
-                yield f"{path} is damaged: it has {size:,} bytes, not {entry['bytes']:,}"
-            elif (found := sha256_of(path)) != entry["sha256"]:
-                yield f"{path} is damaged: its SHA-256 is {found[:12]}, not {str(entry['sha256'])[:12]}"
-        except FileNotFoundError:
-            yield f"{path} is missing"
-        except OSError as error:
-            yield f"{path} cannot be read: {error.strerror}"
+        if (damage := _damage_of(folder / name, entry)) is not None:
+            yield str(damage.args[0])
+
+
+def _damage_of(path: Path, entry: Mapping[str, Any], error: type[DcdError] = StaleError, hint: str = "") -> DcdError | None:
+    """The error for a file that is not as it was listed. `hint` is for damage: a file that may not be read is not to be made again."""
+    try:
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            return error(f"{path} is damaged: it has {size:,} bytes, not {entry['bytes']:,}", hint=hint)
+        if (found := sha256_of(path)) != entry["sha256"]:
+            return error(f"{path} is damaged: its SHA-256 is {found[:12]}, not {str(entry['sha256'])[:12]}", hint=hint)
+    except FileNotFoundError:
+        return error(f"{path} is missing", hint=hint)
+    except OSError as reason:
+        return files.unreadable(path, reason, error=error, hint=hint)
+    return None
 
 
 def check_files(folder: Path, listed: Mapping[str, Mapping[str, Any]], *, error: type[DcdError] = StaleError, hint: str = "") -> None:
     """`error` that names the first file that is not as it was listed, if there is one."""
-    for damage in damages(folder, listed):
-        raise error(damage, hint=hint)
+    for name, entry in listed.items():
+        if (damage := _damage_of(folder / name, entry, error, hint)) is not None:
+            raise damage
 
 
 def sha256_of(path: Path) -> str:

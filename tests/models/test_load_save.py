@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import BertConfig, ViltConfig, ViltForImageAndTextRetrieval
 
-from dcdctl.core import models
+from dcdctl.core import artifacts, models
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models import load_save
 
@@ -277,6 +278,19 @@ def test_damaged_json_of_a_model_is_named(dual, tmp_path, name):
     if name == "config.json":
         models.seal_again(tmp_path / "model")
     with pytest.raises(ModelError, match=rf"{name} holds no JSON object; save "):
+        models.load(tmp_path / "model")
+
+
+def test_a_file_without_permission_is_not_to_be_saved_again(dual, tmp_path, monkeypatch):
+    models.save(dual, tmp_path / "model")
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(artifacts, "sha256_of", refuse)
+    with pytest.raises(
+        ModelError, match=r"config\.json cannot be read: Permission denied; change its permissions, or those of the folders"
+    ):
         models.load(tmp_path / "model")
 
 

@@ -227,7 +227,9 @@ def _read_settings(folder: Path) -> dict[str, Any] | None:
     if not (folder / SETTINGS_FILE).exists():
         return None
     saved = _read_seal(folder)
-    for damage in find_damages(folder, saved):
+    listed = _listed(folder, saved)
+    artifacts.check_files(folder, listed, error=ModelError, hint=REMAKE)
+    for damage in _added(folder, listed):
         raise ModelError(damage, hint=REMAKE)
     return saved
 
@@ -236,10 +238,20 @@ def _read_seal(folder: Path) -> dict[str, Any]:
     return artifacts.read_document(folder / SETTINGS_FILE, FORMAT_VERSION, error=ModelError, hint=REMAKE)
 
 
-def find_damages(folder: Path, saved: Mapping[str, Any] | None = None) -> Iterator[str]:
+def _listed(folder: Path, saved: Mapping[str, Any]) -> dict[str, artifacts.Document]:
+    """The files that dcdctl.json lists."""
+    return artifacts.listed_files(folder / SETTINGS_FILE, saved, error=ModelError, hint=REMAKE)
+
+
+def find_damages(folder: Path) -> Iterator[str]:
     """What is wrong with the files of a folder that `save` wrote, and which files were added. ModelError for a damaged dcdctl.json."""
-    listed = artifacts.listed_files(folder / SETTINGS_FILE, saved or _read_seal(folder), error=ModelError, hint=REMAKE)
+    listed = _listed(folder, _read_seal(folder))
     yield from artifacts.damages(folder, listed)
+    yield from _added(folder, listed)
+
+
+def _added(folder: Path, listed: Mapping[str, Any]) -> Iterator[str]:
+    """Which files were added to a folder that `save` wrote."""
     for name in sorted(_file_names(folder) - set(listed)):
         yield f"{folder / name} was added to a saved model, and a loader might read it"
 
@@ -255,7 +267,7 @@ def _model_type(ref: str, *, is_ours: bool) -> str:
 def _saved_type(folder: Path) -> str:
     path = folder / CONFIG_FILE
     if (folder / SETTINGS_FILE).exists():
-        listed = artifacts.listed_files(folder / SETTINGS_FILE, _read_seal(folder), error=ModelError, hint=REMAKE)
+        listed = _listed(folder, _read_seal(folder))
         artifacts.check_files(folder, {name: seal for name, seal in listed.items() if name == CONFIG_FILE}, error=ModelError, hint=REMAKE)
     return str(files.read_json(path, error=ModelError, hint="save the model again").get("model_type"))
 
