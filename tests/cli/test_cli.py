@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import resource
 import sys
+import threading
 from pathlib import Path
 
 import processes
@@ -30,6 +32,19 @@ def small_app() -> typer.Typer:
     @small.command()
     def stale() -> None:
         raise StaleError("/data/[coco]/x was made\nfrom [red]another", hint="run `dcdctl cache-teacher`")
+
+    @small.command()
+    def thread(is_full: bool = True, is_repeated: bool = False) -> None:
+        error = OSError(errno.ENOSPC, "No space left on device", "events.out") if is_full else ZeroDivisionError("of a thread")
+
+        def write() -> None:
+            raise error
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        writer.join()
+        if is_repeated:
+            raise error
 
     @small.command()
     def bug() -> None:
@@ -68,6 +83,22 @@ def test_an_error_is_one_line_on_stderr_with_the_users_text_unchanged():
 def test_a_bug_keeps_its_traceback():
     result = CliRunner().invoke(small_app(), ["bug"])
     assert isinstance(result.exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("options", [[], ["--is-repeated"]])
+def test_a_full_disk_in_a_thread_lets_the_command_fail_with_one_line(options):
+    result = CliRunner().invoke(small_app(), ["thread", *options])
+    assert result.exit_code == 1
+    assert (
+        result.stderr == "error: there is no room left for events.out; make room and run the same command again: finished files are kept\n"
+    )
+
+
+def test_a_bug_in_a_thread_keeps_its_traceback(monkeypatch):
+    shown = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: shown.append(str(args.exc_value)))
+    CliRunner().invoke(small_app(), ["thread", "--no-is-full"])
+    assert shown == ["of a thread"]
 
 
 def test_an_interrupt_exits_with_130_and_says_what_is_kept():

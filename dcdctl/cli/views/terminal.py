@@ -30,20 +30,27 @@ SECONDS_BETWEEN_LINES = 10.0
 class ErrorGroup(TyperGroup):
     """Shows what a user can put right as one line and exits with 1; any other exception is a bug and keeps its traceback.
 
+    A thread that fails, such as one that writes for TensorBoard, lets the command fail when it ends.
     Help lists commands by panel.
     """
 
     def invoke(self, ctx: Any) -> Any:
+        of_threads: list[DcdError] = []
         try:
-            with _no_user_errors_of_threads():
-                return super().invoke(ctx)
+            with _user_errors_of_threads(of_threads):
+                result = super().invoke(ctx)
+            if of_threads:
+                raise of_threads[0]
+            return result
         except typer.TyperException as error:  # a usage error: shown by Typer, with exit code 2
             _name_new_option(error)
             raise
         except Exception as error:
-            if (user_error := as_user_error(error)) is None:
+            user_error = as_user_error(error)
+            for shown in _different([*([] if user_error is None else [user_error]), *of_threads], error):
+                show_error(shown)
+            if user_error is None and not (of_threads and isinstance(error, typer.Exit)):
                 raise
-            show_error(user_error)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
             note("interrupted: finished work is kept")
@@ -66,14 +73,36 @@ class ErrorGroup(TyperGroup):
 
 
 @contextmanager
-def _no_user_errors_of_threads() -> Iterator[None]:
-    """Without the traceback of a thread that a full disk stops, such as TensorBoard's: the main thread reports the same error."""
+def _user_errors_of_threads(errors: list[DcdError]) -> Iterator[None]:
+    """Collect the errors of threads that a user can put right, such as a full disk, without their traceback."""
     show = threading.excepthook
-    threading.excepthook = lambda args: None if args.exc_value is not None and as_user_error(args.exc_value) else show(args)
+
+    def note_error(args: threading.ExceptHookArgs) -> None:
+        error = None if args.exc_value is None else as_user_error(args.exc_value)
+        if error is None:
+            show(args)
+        else:
+            error.__cause__ = error.__cause__ or args.exc_value
+            errors.append(error)
+
+    threading.excepthook = note_error
     try:
         yield
     finally:
         threading.excepthook = show
+
+
+def _different(errors: Sequence[DcdError], main: Exception) -> Iterator[DcdError]:
+    """The errors without repeats: of the same text, or of a thread whose error the main thread has raised again."""
+    texts, causes, cause = set(), [], main.__cause__ or main.__context__
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for i, error in enumerate(errors):
+        is_repeat = str(error) in texts or (i > 0 and error.__cause__ in [main, *causes])
+        texts.add(str(error))
+        if not is_repeat:
+            yield error
 
 
 def _name_new_option(error: Any) -> None:
