@@ -52,6 +52,16 @@ def bench_model(model, corpus):
     return BenchModel(timed_model(model, 2), inputs_for(model.preprocess, corpus, torch.device("cpu"), num_images=2, batch_size=2))
 
 
+def test_the_product_of_a_dual_encoder_is_in_float32_under_autocast(corpus, tiny_dual):
+    timed = bench_model(tiny_dual, corpus)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        gallery, texts = timed.gallery(5), timed.texts
+        row, block = timed.steps.rank(gallery, texts), timed.steps.block(gallery, texts)
+    assert gallery.dtype == texts.dtype == torch.float32
+    torch.testing.assert_close(block, gallery @ texts.T, rtol=0, atol=0)
+    torch.testing.assert_close(row, gallery @ texts[0], rtol=0, atol=0)
+
+
 def block(num_tokens: int, width: int, inner: int) -> int:
     """Multiply-adds of a transformer block: four projections, attention, feed-forward."""
     return num_tokens * (4 * width * width + 2 * width * inner) + 2 * num_tokens * num_tokens * width

@@ -87,12 +87,18 @@ class TimedFusion:
 
 
 class TimedDual:
-    """A dual encoder: a vector per image, a vector per caption, and a matrix product."""
+    """A dual encoder: a vector per image, a vector per caption, and a matrix product in float32, as evaluation and search compute it."""
 
     kind = "dual"
 
     def __init__(self, model: DualEncoder) -> None:
-        self.encode_images, self.encode_texts = model.embed_images, model.embed_texts
+        self._model = model
+
+    def encode_images(self, batch: Any) -> Tensor:
+        return self._model.embed_images(batch).float()
+
+    def encode_texts(self, batch: Any) -> Tensor:
+        return self._model.embed_texts(batch).float()
 
     def score_matching(self, images: Tensor, texts: Tensor) -> Tensor:
         return (images * texts).sum(dim=-1)
@@ -107,10 +113,17 @@ class TimedDual:
         return float(images.shape[1])
 
     def rank(self, gallery: Tensor, text: Tensor) -> Tensor:
-        return gallery @ text[0]
+        with _in_float32(gallery):
+            return gallery @ text[0]
 
     def block(self, gallery: Tensor, texts: Tensor) -> Tensor:
-        return gallery @ texts.T
+        with _in_float32(gallery):
+            return gallery @ texts.T
+
+
+def _in_float32(vectors: Tensor) -> torch.autocast:
+    """Without the autocast of the benchmark, which would round the vectors of a product."""
+    return torch.autocast(vectors.device.type, enabled=False)
 
 
 @dataclass(frozen=True, kw_only=True)
