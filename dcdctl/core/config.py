@@ -20,7 +20,7 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -158,6 +158,30 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise files.unreadable(path, error, error=ConfigError) from error
     except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8, numbers of thousands of digits, and deep nesting
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def parse_toml(path: Path, parse: Callable[[dict[str, Any]], T], sets: Sequence[str] = ()) -> T:
+    """What `parse` makes of the tables of a TOML file, with `a.b=value` assignments applied.
+
+    Its errors name the file, unless an assignment is wrong.
+    """
+    table = read_toml(path)
+    changed = apply_sets(table, sets)
+    try:
+        return parse(changed)
+    except DcdError as error:
+        if not sets or _error_of(parse, table) == error.args:
+            raise type(error)(f"{path}: {error.args[0]}", hint=error.hint) from error
+        raise
+
+
+def _error_of(parse: Callable[[dict[str, Any]], Any], table: dict[str, Any]) -> tuple[Any, ...]:
+    """The message of the error for a table; empty if it has none."""
+    try:
+        parse(table)
+    except DcdError as error:
+        return error.args
+    return ()
 
 
 def apply_sets(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:

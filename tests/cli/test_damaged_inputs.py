@@ -164,9 +164,8 @@ def trial(stage: Path, command: str, file: str, damage: Damage) -> tuple[str, st
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     if result.exit_code == 0:
         return "harmless", ""
-    # A shortened recipe is still a recipe, and the line names its key.
     parts = {path.name, file, str(path.parent.name)}
-    if result.exit_code == 1 and len(errors) == 1 and (path.suffix == ".toml" or any(part in errors[0] for part in parts)):
+    if result.exit_code == 1 and len(errors) == 1 and any(part in errors[0] for part in parts):
         return "named", errors[0]
     return "unnamed", f"exit {result.exit_code}: {result.stderr[-500:]}"
 

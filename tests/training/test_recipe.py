@@ -112,6 +112,17 @@ def test_a_wrong_recipe_names_the_field_and_the_value(sets, message):
         recipe.load_recipe("vilt-flickr30k", sets)
 
 
+def test_an_error_names_the_recipe_file_unless_a_set_is_wrong(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text("[loss]\nalpha = 7\n")
+    for sets in ([], ["seed=1"], ["loss.terms.kl=1"]):
+        with pytest.raises(ConfigError, match=rf"^{re.escape(str(path))}: loss\.alpha must lie in "):
+            recipe.load_recipe(str(path), sets)
+    path.write_text("[loss]\nalpha = 0.5\n")
+    with pytest.raises(ConfigError, match=r"^loss\.alpha must lie in .* got 7"):
+        recipe.load_recipe(str(path), ["loss.alpha=7"])
+
+
 @pytest.mark.parametrize("former", recipe.RENAMED)
 def test_a_renamed_field_names_its_new_name(former, tmp_path):
     now = recipe.RENAMED[former]
@@ -128,5 +139,5 @@ def test_a_renamed_field_names_its_new_name(former, tmp_path):
 def test_an_unknown_key_of_a_recipe_file_is_named_with_the_file(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("[gandidates]\n")
-    with pytest.raises(ConfigError, match=r"recipe .*mine\.toml: unknown key gandidates; known keys here: description"):
+    with pytest.raises(ConfigError, match=r"mine\.toml: unknown key gandidates; known keys here: description"):
         recipe.load_recipe(str(path))

@@ -186,7 +186,7 @@ def _difference(manifest: Manifest, counts: Mapping[str, SplitCounts], split: st
 
 
 def _read_manifest(path: Path, sets: Sequence[str]) -> Manifest:
-    return _parse_manifest(config.apply_sets(config.read_toml(path), sets), path.stem, path.parent)
+    return config.parse_toml(path, lambda table: _parse_manifest(table, path.stem, path.parent), sets)
 
 
 @dataclass(frozen=True)

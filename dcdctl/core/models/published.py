@@ -55,14 +55,18 @@ class PublishedTeacher:
 
 def known() -> dict[str, PublishedTeacher]:
     """All published teachers, by name."""
-    return {path.stem: config.build(PublishedTeacher, config.read_toml(path)) for path in sorted(_folder().glob("*.toml"))}
+    return {path.stem: _read(path) for path in sorted(_folder().glob("*.toml"))}
 
 
 def find(name: str) -> PublishedTeacher | None:
     """The teacher of this name; None if there is none."""
     path = _folder() / f"{name}.toml"
     # A Hub id has a slash, and a name must not lead to another folder.
-    return config.build(PublishedTeacher, config.read_toml(path)) if "/" not in name and path.is_file() else None
+    return _read(path) if "/" not in name and path.is_file() else None
+
+
+def _read(path: Path) -> PublishedTeacher:
+    return config.parse_toml(path, lambda table: config.build(PublishedTeacher, table))
 
 
 def locate(teacher: PublishedTeacher, overrides: Mapping[str, Any], track: Track = silent) -> tuple[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from dcdctl.core import files
 from dcdctl.core.config import (
@@ -22,9 +22,9 @@ from dcdctl.core.config import (
     NotEmpty,
     Positive,
     Share,
-    apply_sets,
     build,
     check_fields,
+    parse_toml,
     read_toml,
 )
 from dcdctl.core.data import Direction
@@ -287,14 +287,12 @@ def require_recipe_of_cache() -> NoReturn:
 
 def load_recipe(ref: str, sets: Sequence[str] = ()) -> Recipe:
     """A recipe by name or from a .toml file, with `key=value` overrides applied."""
-    table = apply_sets(read_toml(check_recipe_name(ref)), sets)
+    return parse_toml(check_recipe_name(ref), _to_recipe, sets)
+
+
+def _to_recipe(table: Mapping[str, Any]) -> Recipe:
     for former, name in RENAMED.items():
         section, _, key = former.partition(".")
         if isinstance(table.get(section), Mapping) and key in table[section]:
             raise ConfigError(f"the recipe field {former} is called {name}", hint="rename it")
-    try:
-        return build(Recipe, table)
-    except ConfigError as error:
-        if not ref.endswith(".toml"):
-            raise
-        raise ConfigError(f"recipe {ref}: {error.args[0]}", hint=error.hint) from error
+    return build(Recipe, table)
