@@ -9,7 +9,7 @@ Each trial is a command, or the reading of an artifact, in a fork of this proces
 - unnamed: an error of one line that does not name the damaged file
 - wrong: another result, or a wrong value that was accepted
 - traceback: any other exception, another exit status, or a signal
-- hang: more than 60 s of processor time, or 300 s
+- hang: more than 60 s of processor time (a command line: 30 s), or 300 s
 
 Prints one table, or one JSON document. All columns but the first two must be 0. Parts give the same counts alone and together.
 """

@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 
-from dcdctl.core.models import Preprocess
+from dcdctl.core.errors import ModelError
+from dcdctl.core.models import Preprocess, preprocess
 from dcdctl.core.models.preprocess import meter_image_processor, square_image_processor, vilt_image_processor
 
 OFFICIAL = json.loads((FIXTURES / "preprocess_a.json").read_text())
@@ -103,3 +104,9 @@ def test_preprocessing_survives_pickling(vilt, pil_images, captions):
     copy = pickle.loads(pickle.dumps(vilt.preprocess))
     assert torch.equal(copy.images(pil_images).pixel_values, vilt.preprocess.images(pil_images).pixel_values)
     assert torch.equal(copy.texts(captions).input_ids, vilt.preprocess.texts(captions).input_ids)
+
+
+@pytest.mark.parametrize("length", [-1, 0, 2])
+def test_a_text_length_without_room_for_a_word_is_refused(length):
+    with pytest.raises(ModelError, match=f"max_text_len must be at least 3, got {length}"):
+        preprocess.check_text_length(length, 40)

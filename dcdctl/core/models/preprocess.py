@@ -251,7 +251,9 @@ def word_piece(captions: Iterable[str], vocab_size: int = 2000) -> BertTokenizer
 
 
 def check_text_length(max_text_len: int, num_positions: int) -> int:
-    """`max_text_len`; ModelError if the model has fewer text positions."""
+    """`max_text_len`; ModelError if the model has fewer text positions, or if there is no room for a word."""
+    if max_text_len < 3:  # [CLS], a word, [SEP]; the settings of a saved model are not checked as those of --model-set are
+        raise ModelError(f"max_text_len must be at least 3, got {max_text_len}")
     if max_text_len > num_positions:
         problem = f"max_text_len is {max_text_len}, but the model has {num_positions} text positions"
         raise ModelError(problem, hint=f"use at most {num_positions}")
