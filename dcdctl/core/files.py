@@ -403,7 +403,7 @@ def _is_being_written(path: Path) -> bool:
 
 
 def _seconds_since_change(path: Path) -> float:
-    """Seconds since a file, or a file of a folder, was last changed; infinite for a path that no longer exists."""
+    """Seconds since a file, or a file of a folder, was last changed; 0 for a path that no longer exists."""
     try:
         return time.time() - max(file.stat().st_mtime for file in (path, *path.rglob("*")))
     except FileNotFoundError:
