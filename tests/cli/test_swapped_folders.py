@@ -21,7 +21,7 @@ FOLDERS = {
 COMMANDS = {
     "a corpus": [
         ["eval", "scenes-vilt", "--data", "X"],
-        ["cache-teacher", "--teacher", "scenes-vilt", "--data", "X", "--out", "out"],
+        ["cache-teacher", "--recipe", "demo-dual", "--teacher", "scenes-vilt", "--data", "X", "--out", "out"],
         ["distill", "demo-dual", "--data", "X", "--cache", "ABSENT", "--out", "out"],
         ["finetune-teacher", "vilt-flickr30k-teacher", "--data", "X", "--out", "out"],
     ],

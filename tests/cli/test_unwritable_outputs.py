@@ -6,7 +6,6 @@ import os
 import re
 import resource
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 from every_command import COMMANDS, NEW, inside, make_stage, without_root
+from processes import run
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -123,14 +123,14 @@ def test_a_write_that_fails_at_any_size_is_one_line_and_leaves_no_half_file(comm
 @contextmanager
 def small_disk(folder: Path, kilobytes: int) -> Iterator[None]:
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", folder], capture_output=True, check=False)
+    mounted = run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", folder], capture_output=True)
     if mounted.returncode:
         folder.rmdir()
         pytest.skip("only root may mount a small disk")
     try:
         yield
     finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)  # a traceback may keep a file open
+        run(["umount", "--lazy", folder], check=True)  # a traceback may keep a file open
         folder.rmdir()
 
 

@@ -42,6 +42,7 @@ def test_scaled_embeddings_keep_the_effect_of_the_text_epsilon_of_vilt(corpus, s
             table.weight.mul_(0.02)
     wanted = to_transformers.scores_of(teacher, samples)
     to_transformers.write(teacher, tmp_path / "out")
+    models.seal_again(tmp_path / "out")  # as `export` does
     torch.testing.assert_close(to_transformers.score(tmp_path / "out", teacher, samples), wanted, atol=1e-4, rtol=0)
     torch.testing.assert_close(to_transformers.scores_of(models.load(tmp_path / "out"), samples), wanted, atol=1e-4, rtol=0)
     models.save(teacher, tmp_path / "as it is")
