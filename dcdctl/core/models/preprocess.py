@@ -34,6 +34,7 @@ from transformers import (
 from transformers.utils import logging
 
 from dcdctl.core.errors import DcdError, ModelError, as_user_error
+from dcdctl.core.models.config_sizes import check_sizes
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
 from dcdctl.core.models.protocols import ImageBatch, TextBatch
 
@@ -284,18 +285,22 @@ def hub_errors(ref: str, *, hint: str) -> Iterator[None]:
     """Turn the errors of libraries for missing or broken files, or for an unreachable Hub, into a ModelError; others pass."""
     is_local = Path(ref).exists()
     try:
+        check_sizes(Path(ref))
         with silence_transformers() if is_local else contextlib.nullcontext():
             yield
-    except (DcdError, ImportError, MemoryError):  # not about the files; `needing_timm` names a missing timm
+    except (DcdError, ImportError):  # not about the files; `needing_timm` names a missing timm
         raise
     # transformers raises OSError for missing files, and also where the Hub is unreachable. A setting that it does not know is a KeyError,
     # TypeError or AttributeError, and weights of other shapes are a RuntimeError. For what it cannot read, tokenizers raises a plain
     # Exception, so no list of types is complete.
     except Exception as error:
-        if isinstance(error, PermissionError) and (refusal := as_user_error(error, kind=ModelError)) is not None:
+        is_named = isinstance(error, PermissionError | MemoryError)
+        if is_named and (refusal := as_user_error(error, Path(ref), kind=ModelError)) is not None:
             raise refusal from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         is_clear = isinstance(error, OSError | ValueError | SafetensorError)
+        if lines[0].endswith(":"):  # what follows is the reason
+            lines[0] = " ".join(map(str.strip, lines[:2]))
         reason = lines[0] if is_clear else f"{type(error).__name__}: {lines[0]}"
         kind = "" if is_local else " (no such file or folder here, so it was looked up as a Hugging Face Hub id)"
         raise ModelError(f"cannot load {ref}{kind}: {reason}", hint=hint) from error

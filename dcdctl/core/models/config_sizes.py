@@ -1,0 +1,84 @@
+"""Sizes in the config.json of a model folder, compared with its weights before a library builds the model.
+
+A library builds as many layers as config.json says, which may take hours, and allocates what the weights lack, which may take terabytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from dcdctl.core import files
+from dcdctl.core.errors import ModelError
+
+WIDTHS = {
+    *("hidden_size", "hidden_sizes", "embedding_size", "embed_dim", "dim", "hidden_dim", "intermediate_size", "projection_dim"),
+    *("num_channels", "num_attention_heads", "n_heads", "num_heads", "num_key_value_heads"),
+}
+"""Fields that are a dimension of some weight, or smaller than one."""
+ROWS = {"vocab_size", "type_vocab_size", "modality_type_vocab_size", "num_labels"}
+"""Fields that are the rows of a table. An encoder may have none of it, and its configuration the default of its library."""
+LAYERS = {"num_hidden_layers", "n_layers", "num_layers", "depths"}
+"""Fields that count layers, each of which has weights."""
+OTHERS = {"max_position_embeddings", "image_size", "patch_size"}
+"""Fields that may exceed every dimension: rotary positions have no weights, and an image has more pixels than patches."""
+FIELDS = WIDTHS | ROWS | LAYERS | OTHERS
+MIN_WIDTH, MIN_ROWS = 2**13, 2**19
+"""Accepted whatever the weights are."""
+MAX_POSITIONS, MAX_IMAGE_SIZE = 2**22, 2**14
+"""The largest accepted numbers of positions, and of pixels of a side."""
+MAX_LAYERS = 1000
+"""The largest accepted number of layers where there are no safetensors, such as for a .bin file."""
+HINT = "restore config.json, or name another model"
+
+
+def check_sizes(folder: Path) -> None:
+    """ModelError that names config.json and the field if a size is no whole number, negative, or too large for the weights of the folder.
+
+    Does nothing without config.json, such as for a Hub id.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    sizes = list(_sizes(files.read_json(path, error=ModelError, hint=HINT)))
+    limits = _limits(folder)
+    for name, field, value in sizes:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ModelError(f"{path}: {name} is {_shown(value)}, expected a whole number", hint=HINT)
+        limit = limits[field]
+        if not 0 <= value <= limit:
+            raise ModelError(f"{path}: {name} is {_shown(value)}, expected a number from 0 to {limit:,}", hint=HINT)
+
+
+def _sizes(root: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """The sizes in a configuration and in those of its encoders: dotted name, field and value; a list gives one for each item."""
+    tables: list[tuple[str, dict[str, Any]]] = [("", root)]
+    while tables:
+        where, table = tables.pop()
+        for field, value in table.items():
+            name = f"{where}{field}"
+            if field in FIELDS:
+                # A list within a list is no size.
+                yield from ((name, field, item) for item in (value if isinstance(value, list) else [value]) if item is not None)
+            elif isinstance(value, dict):
+                tables.append((f"{name}.", value))
+
+
+def _limits(folder: Path) -> dict[str, int]:
+    """The largest accepted value of each field."""
+    shapes: list[list[int]] = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "np") as weights:
+            shapes += [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118 - not a dict
+    largest = max((size for shape in shapes for size in shape), default=0)
+    limits = dict.fromkeys(WIDTHS, max(MIN_WIDTH, largest)) | dict.fromkeys(ROWS, max(MIN_ROWS, largest))
+    limits |= dict.fromkeys(LAYERS, len(shapes) or MAX_LAYERS) | dict.fromkeys(OTHERS, MAX_IMAGE_SIZE)
+    return limits | {"max_position_embeddings": MAX_POSITIONS}
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
