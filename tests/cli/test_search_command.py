@@ -13,6 +13,7 @@ import webbrowser
 
 import pytest
 import torch
+from hostile_images import OF_SIZE, TALLER, encoded
 from html_page import Page
 from noise_index import CAPTIONS, NAMES, make_index
 from PIL import Image
@@ -87,6 +88,22 @@ def test_an_image_finds_itself_and_a_missing_file_is_marked(tmp_path):
     (tmp_path / "images" / "plain.png").rename(tmp_path / "plain.png")
     result = run_cli(index, "--image", tmp_path / "plain.png", "--k", 1, *CPU)
     assert result.stdout.splitlines()[1].split() == ["1", "1.0000", "plain.png", "(gone)"]
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (encoded("PNG")[:-500], "truncated or damaged"),
+        (OF_SIZE["jpeg"](*TALLER), "truncated or damaged"),
+        (OF_SIZE["jpeg"](60_000, 60_000), "decompression bomb"),
+    ],
+    ids=["truncated", "taller in its header", "huge in its header"],
+)
+def test_a_hostile_image_is_one_line_that_names_it(index, tmp_path, data, problem):
+    (tmp_path / "query").write_bytes(data)
+    result = run_cli(index, "--image", tmp_path / "query", *CPU)
+    assert result.exit_code == 1
+    assert re.fullmatch(rf"error: [^\n]*{tmp_path}/query[^\n]*{problem}[^\n]*\n", result.stderr)
 
 
 def test_each_line_of_stdin_gives_one_line(index, searcher):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from damage import damage_image
+from hostile_images import TALLER, jpeg_of_size
 from image_files import png, put
 from made_index import Killed, killed_before
 from PIL import Image
@@ -109,6 +110,8 @@ def test_images_in_a_folder_are_indexed_and_other_files_skipped_with_reasons(dua
         "empty.jpg": (b"", "0 bytes"),
         "text.txt": (b"a text", "not an image file"),
         "cut.png": (png(8)[:300], "truncated or damaged"),
+        "taller.jpg": (jpeg_of_size(*TALLER, png(8, kind="JPEG")), "truncated or damaged"),
+        "huge.jpg": (jpeg_of_size(60_000, 60_000, png(8, kind="JPEG")), "decompression bomb"),
         "drawing.svg": (b"<svg></svg>", "SVG"),
         "strip.png": (png(9, size=(500, 1)), "more than 200 times as long as wide"),
         "large.png": (png(10) + bytes(9000), "larger than 8,000 bytes"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import served
+from hostile_images import OF_SIZE, TALLER
 from html_page import Page
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
@@ -142,6 +143,8 @@ NOT_TAKEN = {
     "too many pixels": (png((600, 501)), r"too many pixels, it may be a decompression bomb \(300,600, the limit is 300,000\)"),
     "a bomb": (b"P6 65535 65535 255\n", r"decompression bomb \(4,294,836,225, the limit is 300,000\)"),
     "half a file": (png((40, 40))[:-30], "truncated"),
+    "a taller size in the header": (OF_SIZE["jpeg"](*TALLER), "truncated or damaged"),
+    "a large size in the header": (OF_SIZE["jpeg"](60_000, 60_000), "decompression bomb"),
     "many passes": (jpeg_of_scans(101), "a JPEG of 1.. scans, at most 100"),
 }
 
