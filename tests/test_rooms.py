@@ -24,17 +24,26 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imported(path: Path, *, top_only: bool = False) -> set[str]:
+@functools.cache
+def nodes_of(path: Path) -> dict[type[ast.AST], list[ast.AST]]:
+    """The nodes of a file by their class, found once for all tests."""
+    found: dict[type[ast.AST], list[ast.AST]] = {}
+    for node in ast.walk(parsed(path)):
+        found.setdefault(type(node), []).append(node)
+    return found
+
+
+@functools.cache
+def imported(path: Path, *, top_only: bool = False) -> frozenset[str]:
     """Dotted names a file imports, wherever in it; `from a import b` is a.b."""
-    tree = parsed(path)
     names: set[str] = set()
-    for node in tree.body if top_only else ast.walk(tree):
+    for node in parsed(path).body if top_only else [*nodes_of(path).get(ast.Import, ()), *nodes_of(path).get(ast.ImportFrom, ())]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
 
 
 def core_names(path: Path) -> set[tuple[str, ...]]:
@@ -47,10 +56,16 @@ def face(room: str) -> set[str]:
     return set(importlib.import_module(f"dcdctl.core.{room}").__all__)
 
 
+@functools.cache
+def read_attributes(path: Path) -> frozenset[tuple[str, str]]:
+    """The `name.attribute` of a file."""
+    nodes = nodes_of(path).get(ast.Attribute, ())
+    return frozenset((node.value.id, node.attr) for node in nodes if isinstance(node.value, ast.Name))
+
+
 def used_by_name(path: Path, room: str) -> set[str]:
     """The attributes of a room that a file reads, where it imports the room itself."""
-    nodes = ast.walk(parsed(path))
-    return {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == room}
+    return {attribute for name, attribute in read_attributes(path) if name == room}
 
 
 def test_core_holds_these_rooms_and_ground_files():
@@ -112,7 +127,7 @@ def test_opening_a_room_imports_none_of_its_files():
 
 def model_classes() -> set[str]:
     """The classes of core/models that are networks, models or protocols of models."""
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (CORE / "models").glob("*.py")]
+    trees = [parsed(path) for path in (CORE / "models").glob("*.py")]
     bases = {
         node.name: {ast.unparse(base) for base in node.bases} for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)
     }
@@ -144,7 +159,7 @@ def test_nothing_outside_models_asks_for_the_class_of_a_model():
     for code in ("isinstance(x, models.DualModel | A)", "isinstance(x, (A, FrozenDual))", "hasattr(run.student, 'layers')"):
         assert questions_about_kind(ast.parse(code), classes) == [code]
     outside = [path for path in PACKAGE.rglob("*.py") if CORE / "models" not in path.parents]
-    found = {str(path.relative_to(PACKAGE)): questions_about_kind(ast.parse(path.read_text(encoding="utf-8")), classes) for path in outside}
+    found = {str(path.relative_to(PACKAGE)): questions_about_kind(parsed(path), classes) for path in outside}
     assert {name: code for name, code in found.items() if code} == {}, "add a member to the protocols in core/models/protocols.py instead"
 
 
@@ -153,7 +168,7 @@ def test_core_neither_prints_nor_exits(path):
     roots = {name.split(".")[0] for name in imported(path)}
     assert not roots & {"typer", "click", "rich"}
     assert not any(name.startswith("dcdctl.cli") for name in imported(path))
-    calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    calls = [ast.unparse(node.func) for node in nodes_of(path).get(ast.Call, ())]
     assert not {"print", "exit", "sys.exit"} & set(calls)
 
 

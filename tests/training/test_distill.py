@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from tiny import contents, make_teacher
 
 from dcdctl.core import files, models
@@ -326,7 +327,9 @@ def test_a_taken_folder_fails_before_any_file_is_opened(inputs, tmp_path):
         distill.train(TrainingJob("distill", "tiny-student", sets, run.model_folder), refs, options=OPTIONS)
 
 
-def test_files_are_opened_before_the_teacher_is_loaded(scenes_corpus_dir, cache_folder, tmp_path):
+def test_files_are_opened_before_the_teacher_is_loaded(scenes_corpus_dir, cache_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # a Hub that does not answer is asked again for half a minute
+
     def run(sets: list[str], **refs: Any) -> None:
         job = TrainingJob("distill", "tiny-student", [*FUSION, *sets], tmp_path / "run")
         named = InputRefs(**{"data": scenes_corpus_dir, "caches": [cache_folder], "teacher": "absent/teacher", **refs})
