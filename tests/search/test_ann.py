@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from dcdctl.core import artifacts
 from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError
 from dcdctl.core.search import Index, ann
 from dcdctl.core.search.ann import segment_ranges
-from dcdctl.core.search.config import IndexConfig
+from dcdctl.core.search.config import HnswConfig, IndexConfig, IvfPqConfig
 from dcdctl.core.search.storage import Segment
 
 VECTORS = unit_vectors(900)
@@ -110,8 +111,17 @@ def test_inverted_lists_have_high_recall(tmp_path):
     index = write_index(tmp_path / "a", [vectors], **settings)
     assert (index.kind, len(index.segments)) == ("ivf-pq", 2)
     assert recall(index, vectors)[1] >= 0.95
-    write_index(tmp_path / "b", [vectors], **settings)
+    # Codes are learned from at least 64 vectors for each of their 256 centroids, here from all, however few a list asks for.
+    write_index(tmp_path / "b", [vectors], **{**settings, "ivf_pq": {**settings["ivf_pq"], "train_per_list": 1}})
     assert contents(tmp_path / "a" / "ann") == contents(tmp_path / "b" / "ann")
+
+
+def test_settings_of_a_query_build_the_same_segment():
+    config = IndexConfig()
+    for same in ({"flat_up_to": 5}, {"candidates": 7}, {"hnsw": HnswConfig(search_width=9)}, {"ivf_pq": IvfPqConfig(probes=3)}):
+        assert config.builds_as(replace(config, **same)), same
+    for other in ({"kind": "flat"}, {"segment_rows": 5000}, {"hnsw": HnswConfig(neighbors=9)}, {"ivf_pq": IvfPqConfig(numbers_per_byte=3)}):
+        assert not config.builds_as(replace(config, **other)), other
 
 
 @pytest.mark.parametrize(("kind", "extra"), [("hnsw", "index"), ("ivf-pq", "index-pq")])
