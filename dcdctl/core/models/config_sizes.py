@@ -28,6 +28,8 @@ OTHERS = {"max_position_embeddings", "image_size", "patch_size"}
 FIELDS = WIDTHS | ROWS | LAYERS | OTHERS
 MIN_WIDTH, MIN_ROWS = 2**13, 2**19
 """Accepted whatever the weights are."""
+MAX_WIDTH = 2**16
+"""The largest accepted width where there are no safetensors, such as for a .bin file: several times that of the widest encoders."""
 MAX_POSITIONS, MAX_IMAGE_SIZE = 2**22, 2**14
 """The largest accepted numbers of positions, and of pixels of a side."""
 MAX_LAYERS = 1000
@@ -74,7 +76,7 @@ def _limits(folder: Path) -> dict[str, int]:
         with safe_open(path, "np") as weights:
             shapes += [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118 - not a dict
     largest = max((size for shape in shapes for size in shape), default=0)
-    limits = dict.fromkeys(WIDTHS, max(MIN_WIDTH, largest)) | dict.fromkeys(ROWS, max(MIN_ROWS, largest))
+    limits = dict.fromkeys(WIDTHS, max(MIN_WIDTH, largest) if shapes else MAX_WIDTH) | dict.fromkeys(ROWS, max(MIN_ROWS, largest))
     limits |= dict.fromkeys(LAYERS, len(shapes) or MAX_LAYERS) | dict.fromkeys(OTHERS, MAX_IMAGE_SIZE)
     return limits | {"max_position_embeddings": MAX_POSITIONS}
 
