@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -156,7 +157,11 @@ def test_a_placed_file_is_compared_with_the_known_checksum(tmp_path, server):
     for name, data in FILES.items():
         (placed / name).write_bytes(data)
     text = (birds(tmp_path, server.url), tmp_path / "birds.toml")[1].read_text()
-    for known, said in (("md5:" + "0" * 32, "its md5 is not the known 000000000000...: packed again, or damaged"),):
+    right = hashlib.md5(FILES["images.zip"]).hexdigest()
+    for known, said in (
+        (f"md5:{right}", "checksum matches"),
+        ("md5:" + "0" * 32, "its md5 is not the known 000000000000...: packed again, or damaged"),
+    ):
         (tmp_path / "birds.toml").write_text(text.replace('also = ["jpg"]', f'also = ["jpg"]\nchecksum = "{known}"', 1))
         notes = source_files.locate(manifest.find_manifest(str(tmp_path / "birds.toml")), SourceOptions(placed=placed)).notes
         assert notes[1] == f"images.zip: placed by hand, {said}"

@@ -104,12 +104,18 @@ def test_the_bytes_of_a_segment_do_not_depend_on_parallel_builds(graph, tmp_path
     assert len(contents(tmp_path / "ann")) == 3
 
 
-def test_inverted_lists_have_high_recall(tmp_path):
-    pytest.importorskip("faiss")
+def test_inverted_lists_have_high_recall(tmp_path, monkeypatch):
+    faiss = pytest.importorskip("faiss")
+    limits = []
+    set_threads = faiss.omp_set_num_threads
+    monkeypatch.setattr(faiss, "omp_set_num_threads", lambda count: (limits.append(count), set_threads(count)))
     vectors = unit_vectors(2100)
     settings = {"kind": "ivf-pq", "flat_up_to": 1000, "segment_rows": 1050, "ivf_pq": {"probes": 20, "numbers_per_byte": 2}}
     index = write_index(tmp_path / "a", [vectors], **settings)
     assert (index.kind, len(index.segments)) == ("ivf-pq", 2)
+    # One list for every 40 vectors, and one thread, because several would make the bytes of a build depend on their order.
+    assert [faiss.read_index(str(tmp_path / "a" / "ann" / segment.file)).nlist for segment in index.segments] == [26, 26]
+    assert limits == [1, 1]
     assert recall(index, vectors)[1] >= 0.95
     # Codes are learned from at least 64 vectors for each of their 256 centroids, here from all, however few a list asks for.
     write_index(tmp_path / "b", [vectors], **{**settings, "ivf_pq": {**settings["ivf_pq"], "train_per_list": 1}})

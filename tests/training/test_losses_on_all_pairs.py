@@ -174,6 +174,27 @@ def test_rows_that_do_not_vary_say_nothing_of_affinity():
     assert (student.grad == 0).all()
 
 
+def test_dcd_kl_against_the_loop_over_rows():
+    student, teacher, scored = draw(0, 6, 6), 3 * draw(1, 6, 6), scored_some(2, 6)
+    scored[4] = False
+    scored[4, 4] = True  # a row with one scored pair does not count
+
+    def one_way(student: Tensor, teacher: Tensor, scored: Tensor) -> Tensor:
+        divergences, certainties = [], []
+        for row in range(6):
+            known = scored[row].nonzero().flatten()
+            if len(known) < 2:
+                continue
+            p, log_q = (teacher[row, known] / 2).softmax(0), (student[row, known] / 3).log_softmax(0)
+            divergences.append((p * (p.log() - log_q)).sum())
+            certainties.append(len(known) * (p * p.log()).sum().exp())
+        weights = torch.stack(certainties) / torch.stack(certainties).mean()
+        return 9 * (weights * torch.stack(divergences)).mean()
+
+    loss = all_pairs.dcd_kl(student, teacher, scored, temperature=2.0, student_temperature=3.0)
+    assert_close(loss, both_ways(one_way, student, teacher, scored), **CLOSE)
+
+
 def test_mse_pairs_is_the_mean_over_the_scored_pairs_and_weighs_each_by_its_row_and_column():
     student, teacher, scored = draw(0, 5, 5), draw(1, 5, 5), scored_some(2)
     error = (student - teacher / 2).square()
