@@ -162,6 +162,14 @@ def test_a_parquet_file_that_unpacks_to_far_more_is_refused_before_it_is_read(tm
     assert pa.total_allocated_bytes() - before < 1 << 20
 
 
+def test_a_small_column_may_unpack_to_any_multiple_of_its_size(tmp_path):
+    image = bytes(1 << 20)
+    table = pa.table({"image": [{"bytes": image, "path": "a.jpg"}]})
+    pq.write_table(table, tmp_path / "rows.parquet", compression="zstd", use_dictionary=False)
+    assert (tmp_path / "rows.parquet").stat().st_size * image_archives.MAX_INFLATION < len(image)
+    assert ParquetImageFile(tmp_path / "rows.parquet", 0, 0).read() == image
+
+
 def test_a_damaged_caption_column_is_named(tmp_path):
     rows = [{"image": {"bytes": b"x", "path": f"{i}.jpg"}, "captions": [f"caption {i}" * 20]} for i in range(200)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", compression="zstd", use_dictionary=False)

@@ -55,6 +55,7 @@ def test_settings_are_read_from_the_checkpoint(official_model):
     assert scorer.network.config.num_attention_heads == 4
     assert scorer.network.config.hidden_dropout_prob == 0.1
     assert scorer.unused_keys == ("itm_score.fc.bias", "itm_score.fc.weight", "text_embeddings.position_ids")
+    assert scorer.network.config.pad_token_id == 0  # the padding row gets no gradient
 
 
 def test_weights_of_a_checkpoint_that_are_not_finite_are_named(official_model, tiny, tmp_path):

@@ -170,6 +170,16 @@ def test_take_trims_to_the_longest_row_and_may_repeat_rows():
     assert taken.mask.tolist() == [[True, True], [True, False], [True, True]]
 
 
+def test_pinned_states_are_the_same_states(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
+    states = States(torch.arange(12.0).view(2, 3, 2), torch.ones(2, 3, dtype=torch.bool))
+    copied = states.pin_memory()
+    assert torch.equal(copied.tokens, states.tokens)
+    assert torch.equal(copied.mask, states.mask)
+    assert len(pinned) == 2
+
+
 def test_cat_pads_to_the_longest_part():
     parts = [States(torch.ones(1, length, 2), torch.ones(1, length, dtype=torch.bool)) for length in (1, 3)]
     joined = States.cat(parts)
