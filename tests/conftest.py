@@ -25,9 +25,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     clear_user_settings(os.environ)
     if WORKER in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        # Threads that wait must not spin: tests that use several would take the time of the other processes.
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         import torch
 
-        os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
     if WORKER in os.environ or not config.getoption("numprocesses", default=None):
         config.pluginmanager.import_plugin("shared_fixtures")

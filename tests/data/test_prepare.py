@@ -5,25 +5,18 @@ from __future__ import annotations
 import io
 import json
 import os
-import random
-import signal
-import subprocess
-import sys
-import time
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
-import processes
 import pyarrow.parquet as pq
 import pytest
 import typer
 from PIL import Image
-from processes import TIMEOUT_S
+from tiny import run_script
 from typer.testing import CliRunner
 
-import dcdctl
 from dcdctl.cli.prepare import prepare as prepare_command
 from dcdctl.cli.views.terminal import ErrorGroup
 from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare, prepare_corpus
@@ -548,50 +541,43 @@ def test_a_resumed_run_writes_a_damaged_finished_shard_again(tmp_path, monkeypat
 
 
 SCRIPT = """
-import sys
+import json, sys
 from pathlib import Path
+import pandas  # pyarrow imports it with the first table, which would take most of each fork's time
 from dcdctl.core.data import PrepareOptions, find_manifest, prepare_corpus
+from tiny import kill_often
 
-if __name__ == "__main__":
-    source = find_manifest("scenes", ["counts.train=240", "counts.val=8", "counts.test=40", "side_px=96"])
-    prepare_corpus(source, Path(sys.argv[1]), options=PrepareOptions(workers=int(sys.argv[2]), shard_size=16))
-"""
+source = find_manifest("scenes", ["counts.train=240", "counts.val=8", "counts.test=40", "side_px=96"])
+kept: dict[str, int] = {}
+is_complete = []
 
 
-def recorded_shards(out: Path) -> list[str]:
+def work(out: Path) -> None:
+    prepare_corpus(source, out, options=PrepareOptions(workers=int(sys.argv[3]), shard_size=16))
+
+
+def check(out: Path) -> None:
     plan = out / "prepare.json"
-    return list(json.loads(plan.read_text()).get("shards", ())) if plan.exists() else []
+    shards = json.loads(plan.read_text()).get("shards", ()) if plan.exists() else kept
+    times = {name: (out / name).stat().st_mtime_ns for name in shards}
+    assert {name: times[name] for name in kept} == kept, "finished shards are not made again"
+    kept.update(times)
+    is_complete.append((out / "corpus.json").exists())
+
+
+killed = kill_often(work, Path(sys.argv[1]), Path(sys.argv[2]), num_kills=3, latest=0.35, check=check)
+print(json.dumps([killed, len(kept), is_complete]))
+"""
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_that_is_killed_repeatedly_ends_with_the_same_bytes(tmp_path, workers):
-    script, out = tmp_path / "script.py", tmp_path / "out"
-    script.write_text(SCRIPT)
-    environment = os.environ | {"PYTHONPATH": str(Path(dcdctl.__file__).parent.parent)}
-    command = [sys.executable, str(script), str(out), str(workers)]
-    rng = random.Random(workers)
-    kept: dict[str, int] = {}
-    for _ in range(3):
-        process = subprocess.Popen(command, env=environment)
-        # Wait until one more shard is on record, then strike at a random moment of the next ones.
-        deadline = time.monotonic() + TIMEOUT_S
-        while len(recorded_shards(out)) <= len(kept) and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.04))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait(TIMEOUT_S) == -signal.SIGKILL
-        times = {name: (out / name).stat().st_mtime_ns for name in recorded_shards(out)}
-        assert {name: times[name] for name in kept} == kept  # finished shards are not made again
-        assert not (out / "corpus.json").exists()
-        kept = times
-    assert kept
-    processes.run(command, env=environment, check=True)
-    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
-    processes.run([sys.executable, str(script), str(tmp_path / "unkilled"), "1"], env=environment, check=True)
-    killed, unkilled = ({path.name: sha256_of(path) for path in folder.iterdir()} for folder in (out, tmp_path / "unkilled"))
-    assert killed == unkilled
-    assert len(killed) == 15 + 1 + 3 + 1
+    killed, num_kept, is_complete = json.loads(run_script(SCRIPT, tmp_path / "whole", tmp_path / "victim", workers))
+    assert (killed, is_complete) == (3, [False, False, False, True])
+    assert num_kept > 1
+    assert contents(tmp_path / "victim") == contents(tmp_path / "whole")
+    assert len(contents(tmp_path / "victim")) == 15 + 1 + 3 + 1
 
 
 def test_progress_counts_every_row_once(tmp_path, images):

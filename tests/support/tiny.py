@@ -92,15 +92,28 @@ def run_script(script: str, *arguments: object) -> str:
     return done.stdout
 
 
-def kill_often(work: Callable[[Path], None], whole: Path, victim: Path, num_kills: int) -> int:
+def kill_often(
+    work: Callable[[Path], None],
+    whole: Path,
+    victim: Path,
+    num_kills: int,
+    *,
+    latest: float = 0.5,
+    check: Callable[[Path], None] = lambda victim: None,
+) -> int:
     """Do the work into `whole` without interruption; then into `victim`, killed at random moments before it is allowed to finish.
 
     Returns how many of the children were alive when they were killed. The work runs in forks of this process, which must have one thread.
+    The moments are between a tenth and `latest` of the time of the whole work. `check` gets `victim` after each kill, and at the end.
     """
     _, seconds = _in_fork(work, whole, None)
     rng = random.Random(0)
-    killed = sum(_in_fork(work, victim, seconds * rng.uniform(0.1, 0.5))[0] for _ in range(num_kills))
+    killed = 0
+    for _ in range(num_kills):
+        killed += _in_fork(work, victim, seconds * rng.uniform(0.1, latest))[0]
+        check(victim)
     _in_fork(work, victim, None)
+    check(victim)
     return killed
 
 

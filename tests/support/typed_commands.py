@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from pathlib import Path
@@ -25,11 +26,17 @@ def commands() -> list[str]:
     return [line for page in PAGES for line in typed_lines(page) if line.startswith("dcdctl ")]
 
 
+@functools.cache
+def command_tree() -> typer.core.TyperGroup:
+    """The real command tree, which takes a moment to build."""
+    return typer.main.get_command(app)
+
+
 def parse(line: str) -> None:
     """Let the real command tree read a line without running it; a usage error is raised."""
     shell_words = shlex.split(line, comments=True)
     end = next((i for i, word in enumerate(shell_words) if word in ("|", ">", "&&", ";")), len(shell_words))
-    tree = typer.main.get_command(app)
+    tree = command_tree()
     try:
         with tree.make_context("dcdctl", shell_words[1:end]) as context:
             name, command, rest = tree.resolve_command(context, [*context._protected_args, *context.args])
