@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -315,12 +316,29 @@ def parquet_of(rows: list[int]) -> bytes:
     return buffer.getvalue()
 
 
-def run_through(server: loopback.Loopback, folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    """The command, with the Hub on the loopback server and caches in the folder."""
+COMMANDS = """
+import contextlib, io, json, sys
+from dcdctl.cli.app import app
+
+for words in json.loads(sys.argv[1]):
+    code = 0
+    with contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.redirect_stderr(io.StringIO()) as stderr:
+        try:
+            app(words, prog_name="dcdctl")
+        except SystemExit as end:
+            code = end.code or 0
+    print(json.dumps([words, code, stdout.getvalue(), stderr.getvalue()]))
+"""
+
+
+def run_through(server: loopback.Loopback, folder: Path, *commands: Sequence[object]) -> list[subprocess.CompletedProcess[str]]:
+    """The commands one after the other in a process of their own, with the Hub on the loopback server and caches in the folder."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {"HF_ENDPOINT": server.url, "HF_HOME": str(folder / "hf"), "DCDCTL_CACHE": str(folder / "cache"), "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "dcdctl", *map(str, words)]
-    return processes.run(command, env=environment, capture_output=True, text=True, check=False)
+    words = json.dumps([list(map(str, command)) for command in commands])
+    done = processes.run([sys.executable, "-c", COMMANDS, words], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [subprocess.CompletedProcess(*json.loads(line)) for line in done.stdout.splitlines()]
 
 
 def test_one_data_set_from_a_zip_a_folder_and_the_hub_has_one_fingerprint(tmp_path):
@@ -356,13 +374,12 @@ images = "images.zip"
             "hub": [tmp_path / "hub.toml"],
             "hub zip": [tmp_path / "hub.toml", "--source", "zip"],
         }
-        for name, words in runs.items():
-            done = run_through(server, tmp_path, "prepare", *words, "--out", tmp_path / "out" / name)
+        for done in run_through(server, tmp_path, *(["prepare", *words, "--out", tmp_path / "out" / name] for name, words in runs.items())):
             assert done.returncode == 0, done.stderr
         asked = [request.path for request in server.requests]
         assert "/datasets/me/birds/resolve/main/data/all-1.parquet" in asked
         before = len(server.requests)
-        again = run_through(server, tmp_path, "prepare", tmp_path / "hub.toml", "--offline", "--out", tmp_path / "out" / "offline")
+        (again,) = run_through(server, tmp_path, ["prepare", tmp_path / "hub.toml", "--offline", "--out", tmp_path / "out" / "offline"])
         assert again.returncode == 0, again.stderr
         assert len(server.requests) == before
     found = {name: contents(tmp_path / "out" / name) for name in (*runs, "offline")}
@@ -376,7 +393,7 @@ def test_a_tiny_vilt_is_loaded_by_its_name_on_the_hub(tmp_path, scenes_corpus_di
     models.save(make_teacher(corpus.captions), tmp_path / "vilt")
     with loopback.serve(models={"me/vilt": tmp_path / "vilt"}) as server:
         words = ["eval", "me/vilt", "--data", scenes_corpus_dir, "--max-images", 4, "--json"]
-        done = run_through(server, tmp_path, *words)
+        (done,) = run_through(server, tmp_path, words)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["images"] == 4
 
@@ -390,17 +407,17 @@ def test_flickr30k_from_the_hub_is_an_error_if_its_test_split_is_not_the_papers(
     hub = {"nlphuji/flickr30k": {"flickr_annotations_30k.csv": table, "flickr30k-images.zip": archive()}}
     with loopback.serve(datasets=hub) as server:
         server.commit = "2b239befc81b6e3f035ce6bd52f5f4d60f5625f7"
-        refused = run_through(server, tmp_path, "prepare", "flickr30k", "--out", tmp_path / "out")
+        prepare = ["prepare", "flickr30k", "--out", tmp_path / "out"]
+        refused, done = run_through(server, tmp_path, prepare, [*prepare, "--max-images", 1, "--json"])
         assert refused.returncode == 1
         assert "error: flickr30k: split 'test' has 1 images and 2 captions, the papers' has 1,000 and 5,000" in refused.stderr
         assert "Traceback" not in refused.stderr
-        done = run_through(server, tmp_path, "prepare", "flickr30k", "--out", tmp_path / "out", "--max-images", 1, "--json")
         assert done.returncode == 0, done.stderr
         summary = json.loads(done.stdout)
         assert summary["protocol"] == "none: only the first 1 images of each split"
         assert summary["notes"] == [f"{name}: matches the Hub's hash" for name in ("flickr_annotations_30k.csv", "flickr30k-images.zip")]
     with loopback.serve(datasets={}, gated={}) as server:
-        dead = run_through(server, tmp_path / "other", "prepare", "flickr30k", "--out", tmp_path / "dead")
+        (dead,) = run_through(server, tmp_path / "other", ["prepare", "flickr30k", "--out", tmp_path / "dead"])
         assert dead.returncode == 1
         assert "no source of flickr30k is available. hub-zip: " in dead.stderr
         assert "hub-parquet: " in dead.stderr
