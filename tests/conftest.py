@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from processes import clear_user_settings
-
-WORKER = "PYTEST_XDIST_WORKER"
+from processes import WORKER, clear_user_settings
 
 
 @pytest.hookimpl(optionalhook=True)

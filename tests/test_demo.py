@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from processes import make_once
 
 from dcdctl.core import demo, files
 from dcdctl.core.bench import BenchConfig
@@ -29,8 +31,7 @@ SMALL = DemoConfig(train_images=64, val_images=4, test_images=6, depths=(2, 3), 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, demo.DemoResult]:
-    out = tmp_path_factory.mktemp("demo")
-    return out, demo.run_demo(out, config=SMALL)
+    return make_once(tmp_path_factory, "demo", lambda out: (out, demo.run_demo(out, config=SMALL)))
 
 
 def test_the_table_has_teacher_students_baseline_and_cascade(finished: tuple[Path, demo.DemoResult]) -> None:
@@ -77,8 +78,9 @@ def test_its_page_has_a_time_for_every_model_and_a_measured_training(finished: t
     assert all("val_rsum" in one.metrics[-1] for one in found.trainings)
 
 
-def test_a_second_demo_trains_nothing_again(finished: tuple[Path, demo.DemoResult]) -> None:
-    out, result = finished
+def test_a_second_demo_trains_nothing_again(finished: tuple[Path, demo.DemoResult], tmp_path: Path) -> None:
+    first, result = finished
+    out = shutil.copytree(first, tmp_path / "again")
     weights = out / "dual" / "model" / "model.safetensors"
     before = weights.stat().st_mtime_ns
     again = demo.run_demo(out, config=SMALL)

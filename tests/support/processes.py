@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import subprocess
-from collections.abc import MutableMapping, Sequence
-from typing import Any
+from collections.abc import Callable, MutableMapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+Made = TypeVar("Made")
+WORKER = "PYTEST_XDIST_WORKER"
+"""The environment variable that names a process of several that share the tests."""
 
 TIMEOUT_S = 600
 """How long tests wait for a process or a server. Generous, because a test that passes does not wait for it."""
@@ -23,3 +32,21 @@ def clear_user_settings(environment: MutableMapping[str, str]) -> None:
 def run(command: Sequence[object], **options: Any) -> subprocess.CompletedProcess[Any]:
     """`subprocess.run` with the time limit."""
     return subprocess.run(list(map(str, command)), timeout=TIMEOUT_S, **options)
+
+
+def make_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Made]) -> Made:
+    """What `make` returns for a new folder, made by the first process that asks and loaded by the others of this test run.
+
+    For what takes many seconds, because the tests of a module may run in any of the processes. The folder is not to be written to.
+    """
+    from dcdctl.core.files import lock
+    from dcdctl.core.progress import silent
+
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if WORKER in os.environ else own) / f"once-{name}"
+    with lock(folder, wait=silent):
+        made = folder / "made.pickle"
+        if not made.exists():
+            (folder / "work").mkdir(parents=True)
+            made.write_bytes(pickle.dumps(make(folder / "work")))
+        return pickle.loads(made.read_bytes())
