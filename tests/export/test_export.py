@@ -18,6 +18,7 @@ import torch
 from encoders import make_pair, save_text, save_vision
 from paths import DOCS
 from PIL import Image
+from processes import make_once
 from tiny import contents, make_teacher, run_script
 from typer.testing import CliRunner
 
@@ -132,7 +133,12 @@ def outcomes(place, sources, scenes_corpus_dir, onnx_student) -> dict[str, expor
 
 
 @pytest.fixture(scope="session")
-def read_back(place, outcomes, gallery) -> dict[str, Any]:
+def read_back(place, outcomes, gallery, tmp_path_factory) -> dict[str, Any]:
+    """`by_the_code_of_the_docs`, computed once for all test processes."""
+    return make_once(tmp_path_factory, "exports-read-back", lambda _: by_the_code_of_the_docs(place, gallery))
+
+
+def by_the_code_of_the_docs(place: Path, gallery: Corpus) -> dict[str, Any]:
     """The results of each folder in a process that runs the code of the docs; dcdctl is importable only for its own format."""
     (place / "pictures").mkdir()
     for image in range(gallery.num_images):
@@ -295,7 +301,7 @@ def test_int8_can_be_left_out(sources, onnx_student, tmp_path, monkeypatch):
         shutil.copytree(onnx_student.folder, folder, ignore=shutil.ignore_patterns("int8", "*.json", "*.md"), dirs_exist_ok=True)
         return Towers.of(folder)
 
-    monkeypatch.setattr(onnx, "export_onnx", copied)
+    monkeypatch.setattr(models, "export_onnx", copied)
     found = export.export_model(job_of(sources, tmp_path, to="onnx", with_int8=False))
     assert [one.precision for one in found.checks] == ["fp32"]
     wanted = {name for name in contents(onnx_student.folder) if not name.startswith("int8")}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from made_runs import write_run
 from noise_index import make_index
+from processes import make_once
 from tiny import make_teacher, make_wide_dual
 
 from dcdctl.core import models
@@ -47,9 +48,11 @@ def dual_run(scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="session")
 def onnx_student(dual_run: Path, scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """That student, exported to ONNX. Not to be written to."""
-    return export.export_model(
-        ExportJob(ref=str(dual_run), out=tmp_path_factory.mktemp("exports") / "dual-onnx", to="onnx", data=scenes_corpus_dir)
-    )
+
+    def make(folder: Path) -> Exported:
+        return export.export_model(ExportJob(ref=str(dual_run), out=folder / "dual-onnx", to="onnx", data=scenes_corpus_dir))
+
+    return make_once(tmp_path_factory, "dual-onnx", make)
 
 
 @pytest.fixture(scope="module")
