@@ -337,6 +337,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+def test_an_image_may_have_as_many_pixels_as_permitted():
+    data = image_file(Image.new("RGB", (6, 4)))
+    assert decode_image(data, max_pixels=24).size == (6, 4)
+    with pytest.raises(ImageError, match=r"too many pixels.*\(24, the limit is 23\)"):
+        decode_image(data, max_pixels=23)
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="ru_maxrss counts bytes there, kilobytes here")
 @pytest.mark.parametrize(
     ("mode", "form", "limit_mb"),

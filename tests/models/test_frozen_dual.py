@@ -134,10 +134,18 @@ def test_earlier_stages_are_added_to_the_output_and_saved_with_the_model(vision,
     assert pair.encoders.digest == dual.encoders.digest
 
 
-@pytest.mark.parametrize(("vision", "levels"), [("timm map", (9,)), ("map", (0,)), ("timm tokens", (0,)), ("tokens", (1, 1))])
-def test_invalid_stages_of_an_encoder_are_refused(vision, levels, captions, tmp_path):
+@pytest.mark.parametrize(
+    ("vision", "levels", "hint"),
+    [
+        ("timm map", (9,), "known: 0 to "),
+        ("map", (0,), "timm's models with feature maps and transformers have some"),
+        ("timm tokens", (0,), "timm's models with feature maps and transformers have some"),
+        ("tokens", (1, 1), "known: 0 to "),
+    ],
+)
+def test_invalid_stages_of_an_encoder_are_refused(vision, levels, hint, captions, tmp_path):
     refs = save_vision(vision, tmp_path / "vision"), save_text("bert", captions, tmp_path / "text")
-    with pytest.raises(ModelError, match=r"model.vision_levels is \[.*\], not stages of"):
+    with pytest.raises(ModelError, match=rf"model.vision_levels is \[.*\], not stages of .*{hint}"):
         models.new_frozen_dual(*refs, SIZE, max_text_len=12, features=FeatureSpec(levels=levels))
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,6 +53,27 @@ def segments(*bounds):
 def test_segment_ranges_by_number_of_rows(num_rows, there, expected):
     config = IndexConfig(segment_rows=100, flat_up_to=30)
     assert segment_ranges(num_rows, segments(*there), config) == ranges(*expected)
+
+
+class RecordingView:
+    """A view of a graph of 300 vectors that notes the codes it is asked for."""
+
+    def __init__(self):
+        self.codes = []
+
+    def __len__(self):
+        return 300
+
+    def search(self, codes_QD, count, threads):
+        self.codes.append(codes_QD)
+        return SimpleNamespace(keys=np.zeros((len(codes_QD), count)))
+
+
+def test_the_numbers_of_a_query_use_the_whole_range_of_a_byte(graph):
+    segment = ann.open_segment(graph.folder / "ann", graph.segments[0], VECTORS.shape[1], Index.open(graph.folder).config)
+    segment._views = [view := RecordingView()]
+    segment.candidates(QUERIES, 3)
+    assert np.abs(view.codes[0]).max(axis=1).tolist() == [127] * len(QUERIES)
 
 
 def test_a_flat_index_has_no_segment():
