@@ -56,7 +56,7 @@ def test_segment_ranges_by_number_of_rows(num_rows, there, expected):
 
 
 class RecordingView:
-    """A view of a graph of 300 vectors that notes the codes it is asked for."""
+    """A view of a graph of 300 vectors that notes the codes it is asked for, and finds two vectors for each."""
 
     def __init__(self):
         self.codes = []
@@ -66,13 +66,13 @@ class RecordingView:
 
     def search(self, codes_QD, count, threads):
         self.codes.append(codes_QD)
-        return SimpleNamespace(keys=np.zeros((len(codes_QD), count)))
+        return SimpleNamespace(keys=np.full((len(codes_QD), count), 7), counts=np.full(len(codes_QD), 2))
 
 
 def test_the_numbers_of_a_query_use_the_whole_range_of_a_byte(graph):
     segment = ann.open_segment(graph.folder / "ann", graph.segments[0], VECTORS.shape[1], Index.open(graph.folder).config)
     segment._views = [view := RecordingView()]
-    segment.candidates(QUERIES, 3)
+    assert segment.candidates(QUERIES, 4).tolist() == [[7, 7, -1, -1]] * len(QUERIES)
     assert np.abs(view.codes[0]).max(axis=1).tolist() == [127] * len(QUERIES)
 
 
