@@ -114,6 +114,17 @@ def test_matching_reads_each_column_from_the_caption_too() -> None:
     assert loss.item() == pytest.approx((np.mean(rows) + np.mean(columns)) / 2, abs=1e-6)
 
 
+def test_matching_compares_a_caption_with_the_images_that_drew_it() -> None:
+    text_ix_BK = torch.tensor([[0, 1], [1, 2], [2, 0]])
+    logits_BK = torch.tensor([[2.0, 0.5], [1.0, 3.0], [0.0, -1.0]])
+    score = {(image, text): logits_BK[image, k].item() for image, row in enumerate(text_ix_BK.tolist()) for k, text in enumerate(row)}
+    drew = {text: image for image, (_, text) in enumerate(text_ix_BK.tolist())}
+    rows = [np.logaddexp(*row) - row[0] for row in logits_BK.tolist()]
+    columns = [np.logaddexp(score[text, text], score[drew[text], text]) - score[text, text] for text in range(3)]
+    loss = scenes_teacher.matching_loss(logits_BK, text_ix_BK)
+    assert loss.item() == pytest.approx((np.mean(rows) + np.mean(columns)) / 2, abs=1e-6)
+
+
 def test_pretraining_leaves_a_half_precision_model_that_scores(tmp_path: Path) -> None:
     run = runs.start_run(tmp_path / "run", SMALL, "pretrain-teacher", {}, resume=True)
     scenes_teacher.pretrain(run, SMALL, options=TrainingOptions())
