@@ -157,6 +157,9 @@ def test_a_block_left_out_or_an_image_without_caption_is_a_wrong_call():
         counter.rankings()
     with pytest.raises(ValueError, match="at least one caption"):
         RankCounter(np.ones(2, dtype=np.float32), np.array([0, 2]))
+    for num_positives in (0, 1, 3):
+        with pytest.raises(ValueError, match=f"{num_positives} positive scores for 2 captions"):
+            RankCounter(np.ones(num_positives, dtype=np.float32), np.array([0, 1]))
 
 
 @pytest.mark.parametrize("width", [5, 200, 1000, 64 * 30 + 7])
