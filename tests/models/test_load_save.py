@@ -208,6 +208,18 @@ def test_a_reference_is_checked_without_opening_weights(vilt, tmp_path):
             models.check_ref(ref, kind="dual")
 
 
+def test_a_check_names_a_damaged_configuration_with_the_next_step(vilt, tmp_path):
+    models.save(vilt, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace("vilt", "bert", 1))
+    with pytest.raises(ModelError, match=r"config\.json is damaged: .*; save it again with this dcdctl"):
+        models.check_ref(tmp_path / "model")
+    seal = tmp_path / "model" / "dcdctl.json"
+    artifacts.write_document(seal, {**artifacts.read_document(seal), "files": {"config.json": {}}})
+    with pytest.raises(ModelError, match=r"dcdctl\.json does not list .*; save it again with this dcdctl"):
+        models.check_ref(tmp_path / "model")
+
+
 def test_missing_weights_of_a_folder_are_named(vilt, tmp_path):
     state = {name: tensor for name, tensor in vilt.network.state_dict().items() if not name.startswith("rank_output")}
     models.save(vilt, tmp_path / "vilt")
