@@ -174,6 +174,7 @@ def map_lines(work: Path, selection: list[str]) -> None:
     tracer = coverage.Coverage(data_file=None, source=[str(ROOT / CORE)], config_file=False)
     seconds: dict[str, float] = defaultdict(float)
     users: dict[str, list[str]] = defaultdict(list)
+    failed: set[str] = set()
 
     class Contexts:
         """Lines that a fixture runs belong to all tests that use it, not only to the first one."""
@@ -196,6 +197,8 @@ def map_lines(work: Path, selection: list[str]) -> None:
 
         def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
             seconds[report.nodeid] += report.duration
+            if report.failed:
+                failed.add(report.nodeid)
 
     tracer.start()
     status = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *selection], plugins=[Contexts()])
@@ -211,12 +214,14 @@ def map_lines(work: Path, selection: list[str]) -> None:
     tests = sorted(seconds)
     number = {test: i for i, test in enumerate(tests)}
     document = {
-        "status": int(status),
+        "failed": sorted(failed),
         "tests": [[test, round(seconds[test], 3)] for test in tests],
         "lines": {file: {line: [number[test] for test in found] for line, found in by_line.items()} for file, by_line in lines.items()},
     }
     (work / "map.json").write_text(json.dumps(document))
-    say(f"{len(tests)} tests, {sum(seconds.values()):.0f} s, pytest's exit status {int(status)}")
+    say(
+        f"{len(tests)} tests, {sum(seconds.values()):.0f} s, {len(failed)} of them failed (never run for a mutant), exit status {int(status)}"
+    )
 
 
 class LineMap:
@@ -225,6 +230,7 @@ class LineMap:
     def __init__(self, path: Path) -> None:
         document = json.loads(path.read_text())
         self.tests = [test for test, _ in document["tests"]]
+        self.failed = set(document["failed"])
         self.seconds = [seconds for _, seconds in document["tests"]]
         self.lines = {file: {int(line): tests for line, tests in by_line.items()} for file, by_line in document["lines"].items()}
 
@@ -235,6 +241,7 @@ class LineMap:
         numbers = numbers or [i for i, test in enumerate(self.tests) if test.startswith(f"tests/{mutant.room}/")] or range(len(self.tests))
         stem = Path(mutant.file).stem
         # Tests of the mirrored file first: they are the ones that should notice.
+        numbers = [i for i in numbers if self.tests[i] not in self.failed]
         ordered = sorted(numbers, key=lambda i: (f"test_{stem}" not in self.tests[i], self.seconds[i]))
         chosen, spent = [], 0.0
         for i in ordered:
