@@ -219,9 +219,7 @@ def map_lines(work: Path, selection: list[str]) -> None:
         "lines": {file: {line: [number[test] for test in found] for line, found in by_line.items()} for file, by_line in lines.items()},
     }
     (work / "map.json").write_text(json.dumps(document))
-    say(
-        f"{len(tests)} tests, {sum(seconds.values()):.0f} s, {len(failed)} of them failed (never run for a mutant), exit status {int(status)}"
-    )
+    say(f"{len(tests)} tests, {sum(seconds.values()):.0f} s; {len(failed)} failed, and are never run for a mutant")
 
 
 class LineMap:
