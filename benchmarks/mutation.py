@@ -201,7 +201,7 @@ def map_lines(work: Path, selection: list[str]) -> None:
                 failed.add(report.nodeid)
 
     tracer.start()
-    status = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *selection], plugins=[Contexts()])
+    pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *selection], plugins=[Contexts()])
     tracer.stop()
     lines: dict[str, dict[int, list[str]]] = {}
     data = tracer.get_data()
