@@ -46,6 +46,7 @@ SWAPS: dict[type, type] = {
     ast.And: ast.Or, ast.Or: ast.And,
 }  # fmt: skip
 CONTROL_EVERY = 25
+SLOW_SETUP_S = 8.0
 
 
 @dataclass(frozen=True)
@@ -229,24 +230,37 @@ class LineMap:
         document = json.loads(path.read_text())
         self.tests = [test for test, _ in document["tests"]]
         self.failed = set(document["failed"])
+        self._longest: dict[str, float] = defaultdict(float)
+        for test, seconds in document["tests"]:
+            file = test.partition("::")[0]
+            self._longest[file] = max(self._longest[file], seconds)
         self.seconds = [seconds for _, seconds in document["tests"]]
         self.lines = {file: {int(line): tests for line, tests in by_line.items()} for file, by_line in document["lines"].items()}
+
+    def setup(self, i: int) -> float:
+        """Seconds that a shared fixture of the test's file may take, which were charged to the first test that used it."""
+        return self._longest[self.tests[i].partition("::")[0]]
 
     def select(self, mutant: Mutant, budget: float) -> tuple[list[str], int]:
         """The tests to run, and the number of candidates."""
         by_line = self.lines.get(mutant.file, {})
         numbers = by_line.get(mutant.line) or sorted({test for tests in by_line.values() for test in tests})
         numbers = numbers or [i for i, test in enumerate(self.tests) if test.startswith(f"tests/{mutant.room}/")] or range(len(self.tests))
-        stem = Path(mutant.file).stem
-        # Tests of the mirrored file first: they are the ones that should notice.
         numbers = [i for i in numbers if self.tests[i] not in self.failed]
-        ordered = sorted(numbers, key=lambda i: (f"test_{stem}" not in self.tests[i], self.seconds[i]))
-        chosen, spent = [], 0.0
-        for i in ordered:
-            spent += self.seconds[i]
+        stem = Path(mutant.file).stem
+
+        def order(i: int) -> tuple[bool, bool, float]:
+            # Tests of the mirrored file early: they are the ones that should notice.
+            return self.setup(i) > SLOW_SETUP_S, f"test_{stem}" not in self.tests[i], self.seconds[i]
+
+        chosen, files, spent = [], set(), 0.0
+        for i in sorted(numbers, key=order):
+            file = self.tests[i].partition("::")[0]
+            spent += self.seconds[i] + (0 if file in files else self.setup(i))
             if chosen and spent > budget:
                 break
             chosen.append(self.tests[i])
+            files.add(file)
         return chosen, len(numbers)
 
 
