@@ -212,7 +212,7 @@ def test_a_client_that_does_not_read_the_answer_is_disconnected(searcher, num_re
             client.settimeout(TIMEOUT_S)
             assert sum(map(len, received(client))) < num_bytes
         until(lambda: "dcdctl_connections 0.0" in app.metrics.text().decode())
-        assert "dcdctl_requests_in_flight 0.0" in app.metrics.text().decode()
+        until(lambda: "dcdctl_requests_in_flight 0.0" in app.metrics.text().decode())  # the task ends after its connection
 
 
 def test_too_many_clients_that_do_not_read_their_answers_do_not_keep_others_out(searcher):
