@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dcdctl.core.data import RowError, image_archives
-from dcdctl.core.data.image_archives import ImageStore, ParquetImageFile, TarImageFile
+from dcdctl.core.data.image_archives import ImageStore, TarImageFile
+from dcdctl.core.data.parquet_images import ParquetImageFile
 from dcdctl.core.errors import InputError
 
 FILES = {"train2014/x.jpg": b"x of train", "train2014/y.jpg": b"y", "val2014/x.jpg": b"x of val", "ü 犬.png": b"named in Unicode"}

@@ -1,4 +1,4 @@
-"""Image files in folders, zips, tars and Parquet files: found by name without reading them, then read one at a time in any order.
+"""Image files in folders, zips and tars: found by name without reading them, then read one at a time in any order.
 
 An `ImageFile` is an image that is not read yet: small, and cheap to pickle for worker processes. An `ImageStore` finds image files by the
 names that annotations use.
@@ -15,14 +15,11 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Protocol
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dcdctl.core.errors import InputError
 from dcdctl.core.files import escapes_root
@@ -32,11 +29,6 @@ MAX_FILE_BYTES = 256 << 20
 TAR_BLOCK_BYTES = 512
 ZIP_READ_BYTES = 1 << 14
 """How much is read at once: zipfile unpacks all of it for LZMA, to at most some 100 MB."""
-MAX_INFLATION = 200
-"""A column of a Parquet file that unpacks to more than `MAX_FILE_BYTES` and to more than this multiple of its size is refused."""
-PARQUET_BATCH_ROWS = 16
-PARQUET_BUFFER_BYTES = 1 << 20
-_NO_ROWS = pa.nulls(0, pa.binary())  # not pa.array, for which pyarrow imports pandas: a third of a second in every process
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 """The first bytes of a compressed file, and the name of the compression."""
 _NOT_AN_ARCHIVE_HINT = "--images takes a folder or a zip or a tar; a download may have been cut off"
@@ -84,7 +76,7 @@ class FolderImageFile:
         path = self.root / self.name
         if not path.resolve().is_relative_to(_resolve_folder(self.root)):
             raise RowError(f"its image is a link that leads out of the folder {self.root}")
-        _reject_large_file(path.stat().st_size)
+        reject_large_file(path.stat().st_size)
         return path
 
     def stamp(self) -> str:
@@ -100,7 +92,7 @@ class ZipImageFile:
 
     def read(self) -> bytes:
         info = _open_zip(self.archive).getinfo(self.member)
-        _reject_large_file(max(info.file_size, info.compress_size))
+        reject_large_file(max(info.file_size, info.compress_size))
         try:
             data = self._content(info)
         # RuntimeError: the member is encrypted.
@@ -156,7 +148,7 @@ class TarImageFile:
     entry: TarEntry
 
     def read(self) -> bytes:
-        _reject_large_file(self.entry.size)
+        reject_large_file(self.entry.size)
         try:
             with self.archive.open("rb", buffering=0) as file:
                 file.seek(self.entry.offset)
@@ -170,31 +162,6 @@ class TarImageFile:
 
     def stamp(self) -> str:
         return f"{self.member} {self.entry.size} {self.entry.modified}"
-
-
-@dataclass(frozen=True, slots=True)
-class ParquetImageFile:
-    """An image file in a row of a Parquet file, in a column of struct<bytes, path>, as on the Hugging Face Hub, or of plain bytes."""
-
-    path: Path
-    row_group: int
-    row_in_group: int
-    column: str = "image"
-
-    def read(self) -> bytes:
-        try:
-            value = _open_column(self.path, self.row_group, self.column).value(self.row_in_group)
-        except (pa.ArrowException, OSError) as error:
-            raise RowError(f"its image cannot be read from {self.path.name} ({error})") from error
-        # A buffer, so that a large file is rejected before it is copied.
-        data = value.as_buffer()
-        if data is None:
-            raise RowError(f"{self.path.name} has no bytes of its image in column {self.column!r}, at most a path")
-        _reject_large_file(data.size)
-        return data.to_pybytes()
-
-    def stamp(self) -> str:
-        return f"{self.path.name} {self.path.stat().st_size} {self.row_group} {self.row_in_group}"
 
 
 class ImageStore:
@@ -389,20 +356,11 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     return _cached_zip(path, path.stat().st_mtime_ns, os.getpid())
 
 
-def _open_column(path: Path, row_group: int, column: str) -> _ImageColumn:
-    return _cached_column(path, path.stat().st_mtime_ns, os.getpid(), row_group, column)
-
-
 # The caches know the process because a forked process must not share a file position, and the time of the last change because a path may
-# get other content. Four zips: COCO comes in two. One column: its batch of images is in memory, and rows are read in order.
+# get other content. Four zips: COCO comes in two.
 @lru_cache(maxsize=4)
 def _cached_zip(path: Path, mtime_ns: int, process: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
-
-
-@lru_cache(maxsize=1)
-def _cached_column(path: Path, mtime_ns: int, process: int, row_group: int, column: str) -> _ImageColumn:
-    return _ImageColumn(path, row_group, column)
 
 
 @lru_cache(maxsize=4)
@@ -410,60 +368,7 @@ def _resolve_folder(folder: Path) -> Path:
     return folder.resolve()
 
 
-class _ImageColumn:
-    """The image files of a row group, read a few rows at a time: some writers put a whole file into one row group."""
-
-    def __init__(self, path: Path, row_group: int, column: str) -> None:
-        # pre_buffer would read the column of the whole row group into memory before the first batch.
-        self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=PARQUET_BUFFER_BYTES)
-        schema = self._file.schema_arrow
-        if column not in schema.names:
-            raise pa.ArrowKeyError(f"it has no column {column!r}, its columns are {', '.join(schema.names)}")
-        kind = schema.field(column).type
-        self._is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-        if not (self._is_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-            raise pa.ArrowTypeError(f"column {column!r} holds {kind}, expected struct<bytes, path> or binary")
-        self._row_group, self._column = row_group, f"{column}.bytes" if self._is_struct else column
-        refuse_inflation(self._file.metadata, row_group, [self._column])
-        # The batches to come, and the rows in memory with the number of their first one. Without rows, reading starts at the top.
-        self._batches: Iterator[pa.RecordBatch] = iter(())
-        self._start, self._rows = 0, _NO_ROWS
-
-    def value(self, row: int) -> pa.Scalar:
-        """The image file in a row, a binary or null. Fast for ascending rows; a row before the last one reads from the top again.
-
-        pa.ArrowException or OSError if it cannot be read.
-        """
-        batches, start, rows = self._batches, self._start, self._rows
-        self._batches, self._start, self._rows = iter(()), 0, _NO_ROWS  # in case the next batch is damaged
-        if row < start or not len(rows):
-            batches, start, rows = self._read_from_top(), 0, _NO_ROWS
-        while row >= start + len(rows):
-            start += len(rows)
-            batch = next(batches, None)
-            if batch is None:
-                raise pa.ArrowIndexError(f"row group {self._row_group} ends before row {row}")
-            rows = batch.column(0).field("bytes") if self._is_struct else batch.column(0)
-        self._batches, self._start, self._rows = batches, start, rows
-        return rows[row - start]
-
-    def _read_from_top(self) -> Iterator[pa.RecordBatch]:
-        return self._file.iter_batches(PARQUET_BATCH_ROWS, row_groups=[self._row_group], columns=[self._column], use_threads=False)
-
-
-def refuse_inflation(metadata: pq.FileMetaData, row_group: int, columns: Collection[str]) -> None:
-    """pa.ArrowInvalid if columns of a row group unpack to far more than captions and image files do, before they are read.
-
-    A column is named as a whole or by its path, such as image.bytes.
-    """
-    group = metadata.row_group(row_group)
-    for chunk in map(group.column, range(group.num_columns)):
-        is_read = chunk.path_in_schema in columns or chunk.path_in_schema.partition(".")[0] in columns
-        unpacked, stored = chunk.total_uncompressed_size, chunk.total_compressed_size
-        if is_read and unpacked > max(MAX_FILE_BYTES, MAX_INFLATION * stored):
-            raise pa.ArrowInvalid(f"{stored:,} bytes of its column {chunk.path_in_schema} unpack to {unpacked:,}")
-
-
-def _reject_large_file(size: int) -> None:
+def reject_large_file(size: int) -> None:
+    """RowError for an image file of more than `MAX_FILE_BYTES`."""
     if size > MAX_FILE_BYTES:
         raise RowError(f"its image file is larger than {MAX_FILE_BYTES:,} bytes")

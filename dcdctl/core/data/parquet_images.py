@@ -1,0 +1,110 @@
+"""Image files in rows of Parquet files, read a few rows at a time, and refused before they unpack to far more than images do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dcdctl.core.data.image_archives import MAX_FILE_BYTES, RowError, reject_large_file
+
+MAX_INFLATION = 200
+"""A column of a Parquet file that unpacks to more than `MAX_FILE_BYTES` and to more than this multiple of its size is refused."""
+PARQUET_BATCH_ROWS = 16
+PARQUET_BUFFER_BYTES = 1 << 20
+_NO_ROWS = pa.nulls(0, pa.binary())  # not pa.array, for which pyarrow imports pandas: a third of a second in every process
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetImageFile:
+    """An image file in a row of a Parquet file, in a column of struct<bytes, path>, as on the Hugging Face Hub, or of plain bytes."""
+
+    path: Path
+    row_group: int
+    row_in_group: int
+    column: str = "image"
+
+    def read(self) -> bytes:
+        try:
+            value = _open_column(self.path, self.row_group, self.column).value(self.row_in_group)
+        except (pa.ArrowException, OSError) as error:
+            raise RowError(f"its image cannot be read from {self.path.name} ({error})") from error
+        # A buffer, so that a large file is rejected before it is copied.
+        data = value.as_buffer()
+        if data is None:
+            raise RowError(f"{self.path.name} has no bytes of its image in column {self.column!r}, at most a path")
+        reject_large_file(data.size)
+        return data.to_pybytes()
+
+    def stamp(self) -> str:
+        return f"{self.path.name} {self.path.stat().st_size} {self.row_group} {self.row_in_group}"
+
+
+def _open_column(path: Path, row_group: int, column: str) -> _ImageColumn:
+    return _cached_column(path, path.stat().st_mtime_ns, os.getpid(), row_group, column)
+
+
+# The key has the process and the time of the last change, for the reasons given in `image_archives`. One column, because its batch of
+# images is in memory and rows are read in order.
+@lru_cache(maxsize=1)
+def _cached_column(path: Path, mtime_ns: int, process: int, row_group: int, column: str) -> _ImageColumn:
+    return _ImageColumn(path, row_group, column)
+
+
+class _ImageColumn:
+    """The image files of a row group, read a few rows at a time: some writers put a whole file into one row group."""
+
+    def __init__(self, path: Path, row_group: int, column: str) -> None:
+        # pre_buffer would read the column of the whole row group into memory before the first batch.
+        self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=PARQUET_BUFFER_BYTES)
+        schema = self._file.schema_arrow
+        if column not in schema.names:
+            raise pa.ArrowKeyError(f"it has no column {column!r}, its columns are {', '.join(schema.names)}")
+        kind = schema.field(column).type
+        self._is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+        if not (self._is_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+            raise pa.ArrowTypeError(f"column {column!r} holds {kind}, expected struct<bytes, path> or binary")
+        self._row_group, self._column = row_group, f"{column}.bytes" if self._is_struct else column
+        refuse_inflation(self._file.metadata, row_group, [self._column])
+        # The batches to come, and the rows in memory with the number of their first one. Without rows, reading starts at the top.
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._start, self._rows = 0, _NO_ROWS
+
+    def value(self, row: int) -> pa.Scalar:
+        """The image file in a row, a binary or null. Fast for ascending rows; a row before the last one reads from the top again.
+
+        pa.ArrowException or OSError if it cannot be read.
+        """
+        batches, start, rows = self._batches, self._start, self._rows
+        self._batches, self._start, self._rows = iter(()), 0, _NO_ROWS  # in case the next batch is damaged
+        if row < start or not len(rows):
+            batches, start, rows = self._read_from_top(), 0, _NO_ROWS
+        while row >= start + len(rows):
+            start += len(rows)
+            batch = next(batches, None)
+            if batch is None:
+                raise pa.ArrowIndexError(f"row group {self._row_group} ends before row {row}")
+            rows = batch.column(0).field("bytes") if self._is_struct else batch.column(0)
+        self._batches, self._start, self._rows = batches, start, rows
+        return rows[row - start]
+
+    def _read_from_top(self) -> Iterator[pa.RecordBatch]:
+        return self._file.iter_batches(PARQUET_BATCH_ROWS, row_groups=[self._row_group], columns=[self._column], use_threads=False)
+
+
+def refuse_inflation(metadata: pq.FileMetaData, row_group: int, columns: Collection[str]) -> None:
+    """pa.ArrowInvalid if columns of a row group unpack to far more than captions and image files do, before they are read.
+
+    A column is named as a whole or by its path, such as image.bytes.
+    """
+    group = metadata.row_group(row_group)
+    for chunk in map(group.column, range(group.num_columns)):
+        is_read = chunk.path_in_schema in columns or chunk.path_in_schema.partition(".")[0] in columns
+        unpacked, stored = chunk.total_uncompressed_size, chunk.total_compressed_size
+        if is_read and unpacked > max(MAX_FILE_BYTES, MAX_INFLATION * stored):
+            raise pa.ArrowInvalid(f"{stored:,} bytes of its column {chunk.path_in_schema} unpack to {unpacked:,}")
