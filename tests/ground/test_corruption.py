@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from damage import NAMED, Artifact, as_new_process, count_outcomes, damages
+from damage import NAMED, Artifact, as_new_process, count_outcomes, damages, replaced
 from damaged_runs import RUN_KINDS
 from encoders import make_pair
 from made_index import unit_vectors, write_index
@@ -176,14 +176,10 @@ def test_verify_finds_every_damage_of_a_listed_file(kind, count, tmp_path, recor
     expected, trials = verify(artifact.folder).problems, Counter[str]()
     for damage, contents in damages(artifact, np.random.default_rng(count), count):
         intact = {path: path.read_bytes() for path in contents}
-        if contents == intact:
-            continue
-        for path, data in contents.items():
-            path.write_bytes(data)
-        as_new_process()
-        is_found = verify(artifact.folder).problems != expected
-        for path, data in intact.items():
-            path.write_bytes(data)
+        with replaced(contents) as is_changed:
+            if not is_changed:
+                continue
+            is_found = verify(artifact.folder).problems != expected
         if not is_found:
             assert all(path.name in DOCUMENTS and json.loads(contents[path]) == json.loads(intact[path]) for path in contents), damage
         trials["found" if is_found else "harmless"] += 1

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,20 @@ def _edited(data: bytes, start: int, new: bytes) -> bytes:
     return data[:start] + new + data[start + len(new) :]
 
 
+@contextmanager
+def replaced(contents: Mapping[Path, bytes]) -> Iterator[bool]:
+    """Files with other contents in the block, as a new process sees them; yields whether any byte is another."""
+    intact = {path: path.read_bytes() for path in contents}
+    for path, data in contents.items():
+        path.write_bytes(data)
+    as_new_process()
+    try:
+        yield contents != intact
+    finally:
+        for path, data in intact.items():
+            path.write_bytes(data)
+
+
 def count_outcomes(artifact: Artifact, rng: np.random.Generator, count: int) -> Counter[tuple[str, str]]:
     """The number of trials by damage and outcome; AssertionError with the damage for an outcome that must not be."""
     as_new_process()
@@ -74,15 +89,10 @@ def count_outcomes(artifact: Artifact, rng: np.random.Generator, count: int) -> 
     names = {path.name for path in artifact.files}
     outcomes: Counter[tuple[str, str]] = Counter()
     for damage, contents in damages(artifact, rng, count):
-        intact = {path: path.read_bytes() for path in contents}
-        if contents == intact:
-            continue
-        for path, data in contents.items():
-            path.write_bytes(data)
-        as_new_process()
-        outcome, result = _outcome(artifact, expected, names)
-        for path, data in intact.items():
-            path.write_bytes(data)
+        with replaced(contents) as is_changed:
+            if not is_changed:
+                continue
+            outcome, result = _outcome(artifact, expected, names)
         assert outcome in (NAMED, HARMLESS), f"{damage} of {', '.join(path.name for path in contents)}: {outcome}: {result}"
         outcomes[damage, outcome] += 1
     as_new_process()
