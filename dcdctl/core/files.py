@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -85,9 +86,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                     _sync(file)
             _replace_folder(partial, path, replaced)
     finally:
-        # The second rename failed: the old folder returns to its place.
-        if os.path.exists(replaced) and not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a name that is too long
-            replaced.rename(path)
+        # The second rename failed: the old folder returns to its place, unless another process has filled it.
+        if os.path.exists(partial) and os.path.exists(replaced):  # noqa: PTH110 - Path.exists raises for a name that is too long
+            with suppress(OSError):
+                replaced.rename(path)
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
 
@@ -103,8 +105,7 @@ def _replace_folder(partial: Path, path: Path, replaced: Path) -> None:
             partial.rename(path)
             return
         except OSError as error:
-            # Another process has completed the folder since.
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not path.is_dir():
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # else another process has completed the folder since
                 raise
 
 
@@ -347,7 +348,11 @@ def names_in(folder: Path) -> list[str]:
 
 def refuse_device(path: Path) -> None:
     """InputError for a device, a pipe or a socket: a rename would replace it, also /dev/null of the whole machine."""
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # noqa: PTH110, PTH113, PTH112 - never raise
+    try:  # one look: between two, another process can replace a folder
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # absent, unreadable, or no path at all: the operation that follows names it
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise InputError(f"{path} is a device or a pipe, a file is expected", hint="name another file or folder")
 
 
