@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -364,14 +365,18 @@ def scoring(data: Path, teacher: Path, out: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def together(inputs, calm, cache_folder, scenes_corpus_dir, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The folder of what two processes made, a cache and runs one after the other, and what they said."""
-    folder = tmp_path_factory.mktemp("together")
+    make = functools.partial(by_two_processes, inputs=inputs, calm=calm, cache_folder=cache_folder, corpus_dir=scenes_corpus_dir)
+    return processes.make_once(tmp_path_factory, "two-processes", make)
+
+
+def by_two_processes(folder: Path, inputs, calm, cache_folder, corpus_dir) -> tuple[Path, subprocess.CompletedProcess[str]]:
     models.save(calm, folder / "teacher")
     trained(inputs, "dual all pairs", folder / "stopped", *MEASURED)
     shutil.rmtree(folder / "stopped" / "model")
-    commands = [scoring(scenes_corpus_dir, folder / "teacher", folder / "cache")]
-    commands.append(["gradients", *map(str, (scenes_corpus_dir, folder / "teacher", cache_folder, folder / "gradients"))])
+    commands = [scoring(corpus_dir, folder / "teacher", folder / "cache")]
+    commands.append(["gradients", *map(str, (corpus_dir, folder / "teacher", cache_folder, folder / "gradients"))])
     for name, (kind, more, options) in TOGETHER.items():
-        places = ["--data", scenes_corpus_dir, "--cache", cache_folder, "--out", folder / name, "--device", "cpu"]
+        places = ["--data", corpus_dir, "--cache", cache_folder, "--out", folder / name, "--device", "cpu"]
         places += ["--teacher", folder / "teacher"] if kind.startswith("fusion") else []
         sets = [word for assignment in [*KINDS[kind], *SHORT, *MEASURED, *more] for word in ("--set", assignment)]
         commands.append(["distill", "tiny-student", *map(str, places), *sets, *options])
