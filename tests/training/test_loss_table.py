@@ -22,8 +22,10 @@ from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import LossConfig, load_recipe
 
 NUM_ROWS, NUM_COLUMNS = 6, 6
-ALPHA, T, MARGIN, AFFINITY_T, WEIGHT = 0.35, 2.5, 1.5, 0.4, 0.7
+ALPHA, T, MARGIN, AFFINITY_T, SMOOTHING, WEIGHT = 0.35, 2.5, 1.5, 0.4, 0.3, 0.7
 SETS = [f"loss.alpha={ALPHA}", f"loss.temperature={T}", f"loss.plausible_margin={MARGIN}", f"loss.affinity_temperature={AFFINITY_T}"]
+OPTIONS = {"label_smoothing": SMOOTHING}
+"""Settings that only some losses have: a recipe may set them for these alone."""
 FACTOR, OFFSET = 1.7, -0.4
 """Of the calibration."""
 
@@ -44,7 +46,7 @@ DIRECT: dict[str, Direct] = {
     "ground-truth": lambda s, c, b, a: lists.ground_truth(s, "bce"),
     "ranking": lambda s, c, b, a: lists.ground_truth(s, "softmax"),
     "infonce-hard": lambda s, c, b, a: lists.infonce_hard(a, b.true_IT, b.image_ix_RC, b.text_ix_RC),
-    "infonce": lambda s, c, b, a: all_pairs.infonce(s, b.same_RC),
+    "infonce": lambda s, c, b, a: all_pairs.infonce(s, b.same_RC, label_smoothing=SMOOTHING),
     "kl": lambda s, c, b, a: all_pairs.kl(s, *scored(b), temperature=T),
     "dcd-kl": lambda s, c, b, a: all_pairs.dcd_kl(s, *scored(b), temperature=T),
     "wsl-pairs": lambda s, c, b, a: all_pairs.wsl_pairs(s, *scored(b), temperature=T, same_mask=b.same_RC),
@@ -72,6 +74,7 @@ READERS = {
     "temperature": {"mse", "wsl", "kl", "dcd-kl", "wsl-pairs", "mse-pairs", "margin-mse", "cprd"},
     "plausible_margin": {"cprd"},
     "affinity_temperature": {"affinity"},
+    "label_smoothing": {"infonce"},
     "calibration": {"dcd", "mse", "mse-pairs", "margin-mse"},
     "a teacher's score": TEACHER - {"dcd-released", "wsl-released"},
     "which pairs are scored": TEACHER - {"dcd-released", "wsl-released"},
@@ -125,7 +128,8 @@ STUDENT_RC, ALL_IT = draw(0, NUM_ROWS, NUM_COLUMNS), draw(2, NUM_ROWS, NUM_ROWS)
 
 def config_of(name: str, *sets: str) -> LossConfig:
     """The loss of a recipe, as the command line sets it."""
-    return load_recipe("tiny-student", [*SETS, f"loss.terms={{ {name} = {WEIGHT} }}", *sets]).loss
+    options = [f"loss.{option}={OPTIONS[option]}" for option in LOSSES[name].options]
+    return load_recipe("tiny-student", [*SETS, *options, f"loss.terms={{ {name} = {WEIGHT} }}", *sets]).loss
 
 
 def loss_of(
@@ -173,7 +177,7 @@ def test_each_setting_and_part_of_a_batch_moves_the_losses_that_read_it_and_no_o
     other_true = batch.true_IT.clone()
     other_true[2, 5] = True
     moved = {
-        **{field: loss_of(name, replace(config, **{field: getattr(defaults, field)}), batch) for field in list(READERS)[:4]},
+        **{field: loss_of(name, replace(config, **{field: getattr(defaults, field)}), batch) for field in list(READERS)[:5]},
         "calibration": loss_of(name, config, batch, calibrate=calibration(1, 0)),
         "a teacher's score": loss_of(name, config, replace(batch, teacher_RC=more_scores)),
         "which pairs are scored": loss_of(name, config, replace(batch, teacher_RC=fewer_scores)),
@@ -191,3 +195,4 @@ def test_every_loss_of_the_table_is_here():
     assert WEIGHTED.keys() == {name for name, loss in LOSSES.items() if loss.confidence}
     assert READERS["calibration"] == {name for name, loss in LOSSES.items() if loss.calibrated}
     assert {name for name, loss in LOSSES.items() if loss.teacher} == TEACHER
+    assert all(READERS[option] == {name for name, loss in LOSSES.items() if option in loss.options} for option in OPTIONS)

@@ -185,17 +185,37 @@ def test_infonce_by_hand_and_without_pairs_that_match_too():
         all_pairs.infonce(torch.zeros(2, 3))
 
 
-def test_a_masked_pair_has_no_influence_on_infonce():
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_a_masked_pair_has_no_influence_on_infonce(smoothing):
     logits_QG, same = draw(3, 4, 4), torch.zeros(4, 4, dtype=torch.bool)
     same[1, 2] = True
     changed_QG = logits_QG.clone()
     changed_QG[1, 2] = 1e4
     changed_QG.requires_grad_()
-    value = all_pairs.infonce(changed_QG, same)
-    assert_close(value, all_pairs.infonce(logits_QG, same))
+    value = all_pairs.infonce(changed_QG, same, label_smoothing=smoothing)
+    assert_close(value, all_pairs.infonce(logits_QG, same, label_smoothing=smoothing))
     value.backward()
     assert torch.isfinite(changed_QG.grad).all()
     assert changed_QG.grad[1, 2] == 0
+
+
+def test_smoothed_labels_are_those_of_torch_where_nothing_is_masked():
+    logits_QG, target_Q = 3 * draw(3, 5, 5), torch.arange(5)
+    for smoothing in (0.1, 0.6):
+        rows, columns = (torch.nn.functional.cross_entropy(each, target_Q, label_smoothing=smoothing) for each in (logits_QG, logits_QG.T))
+        assert_close(all_pairs.infonce(logits_QG, label_smoothing=smoothing), (rows + columns) / 2)
+    # Without smoothing the loss keeps every bit.
+    assert torch.equal(all_pairs.infonce(logits_QG, label_smoothing=0.0), all_pairs.infonce(logits_QG))
+
+
+def test_smoothed_labels_by_hand_share_their_mass_among_the_pairs_that_are_not_masked():
+    logits_QG = torch.tensor([[math.log(2.0), 0.0, 0.0], [0.0, math.log(2.0), 9.0], [0.0, 0.0, math.log(2.0)]])
+    # Pair (1, 2) is masked: row 1 and column 2 have two pairs, with q = (1/3, 2/3) and targets (0.15, 0.85) at smoothing 0.3.
+    same = torch.tensor([[False, False, False], [False, False, True], [False, False, False]])
+    masked = 0.85 * math.log(3 / 2) + 0.15 * math.log(3)
+    # The other two rows and columns have three pairs, with q = (1/2, 1/4, 1/4) and targets (0.8, 0.1, 0.1).
+    whole = 0.8 * math.log(2) + 0.2 * math.log(4)
+    assert all_pairs.infonce(logits_QG, same, label_smoothing=0.3).item() == pytest.approx((masked + 2 * whole) / 3)
 
 
 def test_kl_by_hand():

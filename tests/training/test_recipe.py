@@ -83,6 +83,11 @@ def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path):
         (["loss.terms={ infonce = 1 }", "loss.schedules.infonce=confidence"], r"loss\.schedules\.infonce cannot be confidence"),
         (["loss.plausible_margin=-1"], r"loss\.plausible_margin must be at least 0, got -1"),
         (["loss.plausible_margin=nan"], r"loss\.plausible_margin must be at least 0, got nan"),
+        (["loss.terms={ infonce = 1 }", "loss.label_smoothing=1"], r"loss\.label_smoothing must lie in \[0, 1\), got 1"),
+        (
+            ["loss.label_smoothing=0.1"],
+            r"loss\.label_smoothing is 0\.1, and no loss of the recipe reads it: loss\.terms has dcd; remove .* or add one of infonce",
+        ),
         (["loss.affinity_temperature=0"], r"loss\.affinity_temperature must be above 0, got 0"),
         (["batch.size=1"], r"batch\.size must be at least 2, got 1"),
         (["batch.hard_negatives=64"], r"hard_negatives must be at most batch\.random_negatives, got 64 of 63"),

@@ -54,6 +54,8 @@ class LossConfig:
     """cprd: teaches the order of the negatives whose logit, divided by the temperature, is at most this far below the positive's."""
     affinity_temperature: Positive = 0.1
     """affinity: divides the correlations of teacher and student, which lie between -1 and 1."""
+    label_smoothing: Annotated[float, Between(0, 1, "[)")] = 0.0
+    """infonce: share of the target that all pairs of the denominator get in equal parts, in [0, 1); the positive gets the rest."""
 
     def __post_init__(self) -> None:
         check_fields(self, "loss")
@@ -67,6 +69,7 @@ class LossConfig:
                 hint="; ".join(f"{on}: {names}" for on, names in named.items()),
             )
         self._check_schedules()
+        self._check_options()
 
     def _check_schedules(self) -> None:
         for name, schedule in self.schedules.items():
@@ -75,6 +78,16 @@ class LossConfig:
             if schedule == "confidence" and not LOSSES[name].confidence:
                 hint = f"confidence is for {', '.join(name for name, loss in LOSSES.items() if loss.confidence)}"
                 raise ConfigError(f"loss.schedules.{name} cannot be confidence", hint=hint)
+
+    def _check_options(self) -> None:
+        for name in sorted(frozenset[str]().union(*(loss.options for loss in LOSSES.values()))):
+            readers = [loss for loss, entry in LOSSES.items() if name in entry.options]
+            value = getattr(self, name)
+            if value and not self.terms.keys() & set(readers):
+                raise ConfigError(
+                    f"loss.{name} is {value}, and no loss of the recipe reads it: loss.terms has {', '.join(self.terms)}",
+                    hint=f"remove loss.{name}, or add one of {', '.join(readers)}",
+                )
 
     @property
     def on_lists(self) -> bool:

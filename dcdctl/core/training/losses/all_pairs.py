@@ -14,10 +14,15 @@ from dcdctl.core.training.losses.masked import in_full_precision, kl_of_rows, me
 from dcdctl.core.training.losses.weights import Weights, confidence_pairs, decisiveness
 
 
-def infonce(logits_QG: Tensor, same_mask: Tensor | None = None) -> Tensor:
+def infonce(logits_QG: Tensor, same_mask: Tensor | None = None, *, label_smoothing: float = 0.0) -> Tensor:
     """Softmax cross-entropy over a batch, mean of both directions; the diagonal is the positive.
 
     Pairs in `same_mask` (Q x G, True where a pair off the diagonal matches too) are left out of both directions, as false negatives.
+    With `label_smoothing` e, each of the K_i pairs in the denominator of row i gets the target e / K_i, and the positive 1 - e more:
+
+        loss = mean_i [ (1 - e) * -log q_ii + e * mean over j of -log q_ij ],   q_i = softmax of s_i over its K_i pairs
+
+    This is the convention of `torch.nn.functional.cross_entropy` (Szegedy et al. 2016, arXiv 1512.00567).
 
     >>> infonce(torch.zeros(4, 4))  # log 4
     tensor(1.3863)
@@ -30,7 +35,18 @@ def infonce(logits_QG: Tensor, same_mask: Tensor | None = None) -> Tensor:
         # A mask that covers the diagonal would remove the positive and make the loss infinite.
         logits_QG = logits_QG.masked_fill(same_mask & ~on_diagonal, -torch.inf)
     target_Q = torch.arange(len(logits_QG), device=logits_QG.device)
-    return (functional.cross_entropy(logits_QG, target_Q) + functional.cross_entropy(logits_QG.T, target_Q)) / 2
+    loss = (functional.cross_entropy(logits_QG, target_Q) + functional.cross_entropy(logits_QG.T, target_Q)) / 2
+    if label_smoothing == 0:
+        return loss
+    uniform = (_uniform_cross_entropy(logits_QG) + _uniform_cross_entropy(logits_QG.T)) / 2
+    return (1 - label_smoothing) * loss + label_smoothing * uniform
+
+
+def _uniform_cross_entropy(logits_QG: Tensor) -> Tensor:
+    """Cross-entropy with equal targets for all pairs of a row; a pair with logit -inf is left out. A mean over rows."""
+    # torch's own label smoothing would give a masked pair a target too, and its loss is infinite.
+    in_denominator_QG = logits_QG != -torch.inf
+    return mean_of_known(-logits_QG.log_softmax(dim=1), in_denominator_QG).mean()
 
 
 def kl(

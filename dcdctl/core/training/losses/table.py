@@ -60,6 +60,8 @@ class Loss:
     """Whether it compares logits with logits: then it sees a dual model's on the teacher's scale (`DualModel.calibration`)."""
     confidence: bool = False
     """Whether the schedule `confidence` can weigh it query by query; `wsl` and `wsl-pairs` do so by themselves."""
+    options: frozenset[str] = frozenset()
+    """Fields of `LossConfig` that only some losses have and that this one reads; a recipe may set them only for such a loss."""
 
 
 def _infonce_hard(t: TermInputs) -> Tensor:
@@ -104,7 +106,11 @@ LOSSES: dict[str, Loss] = {
     "ground-truth": Loss(term=lambda t: lists.ground_truth(t.student_RC, "bce"), on="lists"),
     "ranking": Loss(term=lambda t: lists.ground_truth(t.student_RC, "softmax"), on="lists"),
     "infonce-hard": Loss(term=_infonce_hard, on="lists"),
-    "infonce": Loss(term=lambda t: all_pairs.infonce(t.student_RC, t.batch.same_RC), on="all pairs"),
+    "infonce": Loss(
+        term=lambda t: all_pairs.infonce(t.student_RC, t.batch.same_RC, label_smoothing=t.config.label_smoothing),
+        on="all pairs",
+        options=frozenset({"label_smoothing"}),
+    ),
     "kl": Loss(
         term=lambda t: all_pairs.kl(t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.config.temperature, weights=t.weights),
         on="all pairs",
