@@ -1,4 +1,4 @@
-"""Does a teacher help? Trains, evaluates and compares the students of a plan: `evidence_flickr8k.py` or `evidence_scenes.py`.
+"""Does a teacher help? Trains, evaluates and compares the students of a plan: `evidence_flickr8k.py`, `evidence_scenes.py` ...
 
     python benchmarks/evidence.py flickr8k --work work/flickr8k --vision EFFICIENTNET --text MINILM --karpathy JSON --images ZIP
     python benchmarks/evidence.py scenes --work work/scenes
@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import evidence_flickr8k
+import evidence_fresh
 import evidence_scenes
 import evidence_tables
 from evidence_steps import Step
@@ -35,7 +36,13 @@ from dcdctl.core import artifacts
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
-PLANS = {"flickr8k": evidence_flickr8k.flickr8k, "scenes": evidence_scenes.scenes, "small": evidence_scenes.small}
+PLANS = {
+    "flickr8k": evidence_flickr8k.flickr8k,
+    "fresh-flickr8k": evidence_fresh.fresh_flickr8k,
+    "fresh-scenes": evidence_fresh.fresh_scenes,
+    "scenes": evidence_scenes.scenes,
+    "small": evidence_scenes.small,
+}
 
 
 @dataclass(frozen=True)
