@@ -128,6 +128,23 @@ def test_the_digest_depends_on_every_scoring_weight_and_not_on_the_mode(model):
     assert model.digest == digest
 
 
+def test_dropout_acts_in_train_mode_only_is_saved_and_is_no_part_of_the_digest(model, pairs, tmp_path):
+    if model.encoders is not None:
+        model.encoders.freeze()  # trained ones keep their own
+    digest, expected = model.digest, logits_of(model, pairs)
+    model.set_dropout(0.25)
+    models.save(model, tmp_path / "model")
+    loaded = models.load(tmp_path / "model")
+    for changed in (model, loaded):
+        if changed.encoders is not None:
+            changed.encoders.freeze()
+        assert changed.digest == digest
+        assert_close(logits_of(changed.eval(), pairs), expected)
+        assert not torch.equal(logits_of(changed.train(), pairs), logits_of(changed.train(), pairs))
+        changed.set_dropout(0.0)
+        assert_close(logits_of(changed.train(), pairs), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_logits_from_features_equal_logits_from_inputs(model, pairs):
     encoders: Encoders | None = model.encoders
     encode = (model.embed_images, model.embed_texts) if model.kind == "dual" else (model.encode_images, model.encode_texts)

@@ -124,3 +124,22 @@ def _enable(encoder: Any) -> bool:
     else:
         encoder.gradient_checkpointing_enable({"use_reentrant": False})  # its older name
     return True
+
+
+def set_hidden_dropout(network: Any, probability: float) -> bool:
+    """Set the dropout of embeddings and sublayer outputs in a network of transformers, its configuration included.
+
+    Attention probabilities then have none. False if its configuration has no hidden dropout, as CLIP's.
+    """
+    config = network.config
+    if not hasattr(config, "hidden_dropout_prob"):
+        return False
+    config.hidden_dropout_prob, config.attention_probs_dropout_prob = probability, 0.0
+    # A network without storage has the settings that the configuration gives. Architectures keep them under many names, some as numbers.
+    with torch.device("meta"):
+        twin: nn.Module = type(network)(config)
+    for name, module in network.named_modules():
+        for key, value in vars(twin.get_submodule(name)).items():
+            if isinstance(value, float) and (key == "p" or "drop" in key):
+                setattr(module, key, value)
+    return True

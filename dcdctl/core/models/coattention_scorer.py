@@ -97,6 +97,13 @@ class CoAttentionScorer(FusionModel):
         self.encoders.restore_eval_mode()
         return self
 
+    def set_dropout(self, probability: float) -> None:
+        """See `FusionScorer.set_dropout`; this is drop_rate in METER's code, whose RoBERTa keeps its own too."""
+        self.network.size = dataclasses.replace(self.network.size, dropout=probability)
+        for module in nn.ModuleList([self.network.text_layers, self.network.image_layers]).modules():
+            if isinstance(module, nn.Dropout):
+                module.p = probability
+
     def encode_images(self, images: ImageBatch | States) -> States:
         """The image stream before the fusion, I x V x D, of images or of their features."""
         features = self.encoders.image_features(images) if isinstance(images, ImageBatch) else images

@@ -90,6 +90,10 @@ class DualModel(nn.Module, ABC):
         """All settings of the network, as config.json holds them."""
 
     @abstractmethod
+    def set_dropout(self, probability: float) -> None:
+        """See `DualEncoder.set_dropout`."""
+
+    @abstractmethod
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """See `DualEncoder.save_network`."""
 

@@ -87,6 +87,12 @@ class FrozenDual(DualModel):
         self.encoders.restore_eval_mode()
         return self
 
+    def set_dropout(self, probability: float) -> None:
+        """See `DualEncoder.set_dropout`."""
+        projections = self.network.projections
+        projections.size = dataclasses.replace(projections.size, dropout=probability)
+        projections.dropout.p = probability
+
     @property
     def embedding_dim(self) -> int:
         """Length D of the vectors."""

@@ -101,6 +101,10 @@ class FusionModel(nn.Module, ABC):
         enable_checkpointing(self._encoder_modules)
         self.network.recomputes = True  # type: ignore[assignment]
 
+    @abstractmethod
+    def set_dropout(self, probability: float) -> None:
+        """See `FusionScorer.set_dropout`."""
+
     def export_spec(self) -> ExportSpec:
         """No class but ours computes this model, unless a family says otherwise."""
         return ExportSpec()

@@ -286,6 +286,15 @@ class _Model(_Module, Protocol):
         """Compute activations again in the backward pass, to save memory; ModelError if no part of the model supports it."""
         ...
 
+    def set_dropout(self, probability: float) -> None:
+        """Set the dropout of training, as in a new model of this family; no score in eval mode changes. ModelError if there is none.
+
+        ViLT and duals whose encoders are trained: embeddings and sublayer outputs, none of attention probabilities. Co-attention: sublayer
+        outputs and attention probabilities of the fusion layers. Duals over frozen encoders: the features. Other parts keep their own.
+        A saved model's config.json has the number; the digest does not depend on it.
+        """
+        ...
+
     def export_spec(self) -> ExportSpec:
         """The classes that read this model without dcdctl, once `export_copy` is saved."""
         ...

@@ -23,7 +23,7 @@ from transformers import ViltConfig, ViltForImageAndTextRetrieval
 
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import attention
-from dcdctl.core.models.attention import Heads, recomputed
+from dcdctl.core.models.attention import Heads, recomputed, set_hidden_dropout
 from dcdctl.core.models.checkpoint import check_complete, save_pretrained
 from dcdctl.core.models.fusion import FusionModel
 from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
@@ -200,6 +200,10 @@ class ViltScorer(FusionModel):
             input_ids=input_ids, attention_mask=attention_mask, image_embeds=image_embeds, pixel_mask=patch_mask
         ).logits
         return logits_B1.squeeze(-1)
+
+    def set_dropout(self, probability: float) -> None:
+        """See `FusionScorer.set_dropout`; attention probabilities have none in the official code either."""
+        set_hidden_dropout(self.network, probability)
 
     def export_spec(self) -> ExportSpec:
         """A class of transformers."""

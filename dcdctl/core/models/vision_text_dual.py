@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, BeitConfig, BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
 from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.models.attention import set_hidden_dropout
 from dcdctl.core.models.backbones import MAX_LOGIT_SCALE
 from dcdctl.core.models.checkpoint import check_complete, check_finite, save_pretrained
 from dcdctl.core.models.dual import DualModel, unit_vectors
@@ -102,6 +103,12 @@ class VisionTextDual(DualModel):
     @property
     def _encoder_modules(self) -> tuple[nn.Module, ...]:
         return self.network.vision_model, self.network.text_model
+
+    def set_dropout(self, probability: float) -> None:
+        """See `DualEncoder.set_dropout`; an encoder without hidden dropout, such as CLIP's, has none then either."""
+        if not sum(set_hidden_dropout(encoder, probability) for encoder in self._encoder_modules):
+            types = " and ".join(encoder.config.model_type for encoder in (self.network.vision_model, self.network.text_model))
+            raise ModelError(f"no encoder of this dual encoder has dropout that can be set ({types})", hint="leave model.dropout out")
 
     def export_spec(self) -> ExportSpec:
         """A class of transformers."""

@@ -24,9 +24,17 @@ def check(recipe: Recipe, *, has_teacher: bool) -> None:
 
 def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | None, track: Track = silent) -> Model:
     """The model that a recipe trains, with its first weights, downloaded if necessary. The teacher is copied, not changed."""
+    if recipe.model.kind == "dual":
+        model: Model = _make_dual(recipe.model, captions, recipe.seed)
+    else:
+        model = _make_fusion(recipe, captions, teacher, track)
+    if recipe.model.dropout is not None:
+        model.set_dropout(recipe.model.dropout)
+    return model
+
+
+def _make_fusion(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | None, track: Track) -> FusionScorer:
     config = recipe.model
-    if config.kind == "dual":
-        return _make_dual(config, captions, recipe.seed)
     check(recipe, has_teacher=teacher is not None)
     if teacher is None:
         teacher = _new_fusion(config, captions, recipe.seed) if config.start == "new" else models.load_fusion(config.start, track=track)
@@ -42,7 +50,7 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | 
 def _new_fusion(config: ModelConfig, captions: Sequence[str], seed: int) -> FusionScorer:
     if config.vision:
         fusion = models.FusionSize(
-            hidden_size=config.hidden_size, num_layers=config.num_layers, num_heads=config.num_heads, dropout=config.dropout
+            hidden_size=config.hidden_size, num_layers=config.num_layers, num_heads=config.num_heads, dropout=_new_dropout(config)
         )
         sides = config.vision, config.text
         length, dual_init = config.max_text_len, config.dual_init or None
@@ -57,9 +65,13 @@ def _new_fusion(config: ModelConfig, captions: Sequence[str], seed: int) -> Fusi
         image_mean=config.image_mean,
         image_std=config.image_std,
         max_text_len=config.max_text_len,
-        hidden_dropout_prob=config.dropout,
+        hidden_dropout_prob=_new_dropout(config),
     )
     return models.new_vilt(size, models.word_piece(captions, config.vocab_size), seed)
+
+
+def _new_dropout(config: ModelConfig) -> float:
+    return 0.0 if config.dropout is None else config.dropout
 
 
 def _feature_spec(config: ModelConfig) -> FeatureSpec:
@@ -70,7 +82,7 @@ def _make_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> DualE
     if config.start != "new":
         return models.load_dual(config.start)
     if config.vision and config.frozen_encoders:
-        projection = models.ProjectionSize(projection_dim=config.projection_dim, dropout=config.dropout)
+        projection = models.ProjectionSize(projection_dim=config.projection_dim, dropout=_new_dropout(config))
         sides = config.vision, config.text
         return models.new_frozen_dual(*sides, projection, max_text_len=config.max_text_len, features=_feature_spec(config), seed=seed)
     if config.vision and config.text:
@@ -87,6 +99,6 @@ def _make_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> DualE
         image_mean=config.image_mean,
         image_std=config.image_std,
         max_text_len=config.max_text_len,
-        hidden_dropout_prob=config.dropout,
+        hidden_dropout_prob=_new_dropout(config),
     )
     return models.dual_student(size, captions, vocab_size=config.vocab_size, seed=seed)

@@ -145,7 +145,11 @@ class ModelConfig:
     max_text_len: int = 40
     vocab_size: Count = 4000
     """new models: maximum number of word pieces, trained on the captions of the train split."""
-    dropout: Annotated[float, Between(0, 1, "[)")] = 0.0
+    dropout: Annotated[float, Between(0, 1, "[)")] | None = None
+    """Dropout in training. Not set: none in new layers, while pretrained models and the teacher keep their own. A number holds for both.
+    ViLT, and a dual encoder that is trained as a whole: embeddings and sublayer outputs, while attention probabilities have none.
+    Co-attention and METER: the fusion layers, attention probabilities included; trained encoders keep their own. Dual over frozen
+    encoders: the features."""
 
     def __post_init__(self) -> None:
         check_fields(self, "model")

@@ -1,0 +1,127 @@
+"""The dropout of the model that a recipe trains, whatever it starts from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import frozen_dual, refs
+from official import load_meter
+from tiny import contents
+from torch import nn
+from torch.testing import assert_close
+
+from dcdctl.core import files, models
+from dcdctl.core.errors import ModelError
+from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, initial_model, recipe
+
+STEPS = ["batch.size=4", "batch.random_negatives=3", "optimizer.steps=4", "optimizer.save_every=2", "optimizer.lr=1e-3"]
+
+
+@pytest.fixture(scope="module")
+def vilt(corpus) -> models.ViltScorer:
+    """A ViLT whose configuration has no dropout, like those on the Hub, with weights large enough that scores depend on the inputs."""
+    size = models.ViltSize(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, image_size=48, hidden_dropout_prob=0.0
+    )
+    scorer = models.new_vilt(size, models.word_piece(corpus.captions, 120), seed=3)
+    with torch.no_grad():
+        for parameter in scorer.parameters():
+            parameter *= 2
+    return scorer
+
+
+def make(teacher: Any, *sets: str, name: str = "vilt-coco", captions: list[str] | None = None) -> Any:
+    loaded = recipe.load_recipe(name, list(sets))
+    return initial_model.make_model(loaded, captions or [], teacher)
+
+
+def dropouts(model: nn.Module) -> Counter[float]:
+    return Counter(module.p for module in model.modules() if isinstance(module, nn.Dropout))
+
+
+def scores(model: Any, corpus: Any) -> torch.Tensor:
+    preprocess, rows = model.preprocess, torch.arange(3)
+    images, texts = preprocess.images([corpus.image(i) for i in range(3)]), preprocess.texts(corpus.captions[:3])
+    with torch.no_grad():
+        logits: torch.Tensor = model(images, texts, rows, rows)
+    return logits
+
+
+@pytest.mark.parametrize("start", ["teacher", "reference"])
+def test_a_vilt_without_dropout_is_trained_with_the_recipes(vilt, corpus, tmp_path, start):
+    models.save(vilt, tmp_path / "hub")
+    begin = [] if start == "teacher" else [f"model.start={tmp_path / 'hub'}"]
+    student = make(vilt if start == "teacher" else None, "model.layers=[0, 2]", *begin)
+    # Embeddings of both sides, two sublayers in each of two layers; two attentions.
+    assert dropouts(student) == {0.1: 6, 0.0: 2}
+    assert dropouts(vilt) == {0.0: 11}
+    student.train()
+    assert not torch.equal(scores(student, corpus), scores(student, corpus))
+    assert_close(scores(student.eval(), corpus), scores(vilt.student([0, 2]).eval(), corpus), rtol=0, atol=0)
+    assert student.digest == vilt.student([0, 2]).digest
+
+
+def test_a_saved_student_has_its_dropout_in_its_configuration(vilt, tmp_path):
+    models.save(make(vilt, "model.layers=[0, 2]"), tmp_path / "student")
+    config = files.read_json(tmp_path / "student" / "config.json")
+    assert (config["hidden_dropout_prob"], config["attention_probs_dropout_prob"]) == (0.1, 0.0)
+    again = make(None, "model.layers=[]", f"model.start={tmp_path / 'student'}", name="tiny-teacher")
+    assert dropouts(again) == {0.1: 6, 0.0: 2}, "a recipe without model.dropout keeps the model's own"
+    assert dropouts(make(again, "model.layers=[]", "model.dropout=0")) == {0.0: 8}
+
+
+def test_a_resumed_run_has_the_dropout_of_its_recipe(vilt, corpus, tmp_path, monkeypatch):
+    def run(folder: Path, *sets: str, resume: bool = False) -> list[float]:
+        job = TrainingJob("finetune-teacher", "tiny-teacher", ["model.start=teacher", *STEPS, *sets], folder, resume)
+        return [line["loss"] for line in distill.train(job, Inputs(corpus, [], vilt), options=TrainingOptions()).metrics()]
+
+    whole = run(tmp_path / "whole", "model.dropout=0.3")
+    save = distill.runs.save_checkpoint
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        save(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distill.runs, "save_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", "model.dropout=0.3")
+    monkeypatch.undo()
+    assert run(tmp_path / "killed", "model.dropout=0.3", resume=True) == whole
+    assert contents(tmp_path / "killed" / "model") == contents(tmp_path / "whole" / "model")
+    assert run(tmp_path / "without") != whole
+
+
+def test_a_meter_student_keeps_the_released_dropout_of_its_fusion_layers():
+    teacher = load_meter("meter_tiny_a")
+    student = make(teacher, "model.layers=[0]", name="meter-coco")
+    assert dropouts(student.network.text_layers) == dropouts(student.network.image_layers) == {0.1: 3}
+    assert student.network.size.dropout == 0.1
+    changed = make(teacher, "model.layers=[0]", "model.dropout=0.3", name="meter-coco")
+    assert dropouts(changed.network.text_layers) == {0.3: 3}
+    assert changed.config["fusion"]["dropout"] == 0.3
+    assert teacher.network.size.dropout == 0.1
+    assert dropouts(changed.network.text) == dropouts(teacher.network.text), "encoders keep their own"
+    assert not changed.train().network.text.training, "a frozen encoder has no dropout"
+
+
+def test_every_kind_of_dual_takes_the_recipes_dropout(corpus, tmp_path):
+    sets = ["model.kind=dual", "model.layers=[]", "model.start=new", "model.dropout=0.35"]
+    pair = [f"model.{side}={ref}" for side, ref in zip(("vision", "text"), refs(corpus.captions, tmp_path, "tokens"), strict=True)]
+    whole = make(None, *sets, *pair)
+    assert dropouts(whole) == {0.35: 5, 0.0: 1}  # one layer in each encoder: embeddings, two sublayers; BERT's attention
+    assert whole.config["text_config"]["hidden_dropout_prob"] == whole.config["vision_config"]["hidden_dropout_prob"] == 0.35
+    models.save(frozen_dual(corpus.captions, tmp_path / "frozen", "map"), tmp_path / "dual")
+    loaded = make(None, *sets, f"model.start={tmp_path / 'dual'}")
+    assert loaded.network.projections.dropout.p == loaded.config["projection"]["dropout"] == 0.35
+
+
+def test_a_dual_encoder_without_dropout_refuses_it(corpus, tmp_path):
+    dual = models.dual_from_backbones(*refs(corpus.captions, tmp_path, "clip"), projection_dim=8)
+    dual.network.text_model = dual.network.vision_model
+    message = r"no encoder .* has dropout that can be set \(clip_vision_model and clip_vision_model\); leave model\.dropout out"
+    with pytest.raises(ModelError, match=message):
+        dual.set_dropout(0.1)
