@@ -75,7 +75,7 @@ def check_precision(name: str) -> str:
 
 # What a command reads
 Data = Annotated[Path, typer.Option("--data", help="Folder written by `dcdctl prepare`.", metavar="DIR")]
-Split = Annotated[str, typer.Option("--split", help="Split of the corpus.", metavar="NAME")]
+Split = Annotated[str, typer.Option("--split", help="Split of the corpus; train+val reads two as one.", metavar="NAME")]
 MaxImages = Annotated[int | None, typer.Option("--max-images", help="Use only the first N images of the split.", min=1, metavar="N")]
 RecipeArgument = Annotated[str, typer.Argument(help="Recipe: a name or a .toml file.", callback=check_recipe, metavar="RECIPE")]
 ModelRef = Annotated[str, typer.Argument(help="Run folder, or another model reference.", metavar="RUN")]

@@ -201,3 +201,29 @@ def test_a_cache_is_extended_and_verified_from_the_command_line(run_cli, scenes_
     refused = run_cli(*words, "--out", tmp_path / "more", "--verify", 50, "--precision", "bf16")
     assert refused.exit_code == 1
     assert "was made with another precision" in refused.stderr
+
+
+def test_joined_splits_go_from_cache_to_student_to_recall(run_cli, scenes_corpus_dir, teacher, cache, tmp_path):
+    """The scores of train are reused, and the cache of the joined splits fits no other."""
+    data = ["--data", scenes_corpus_dir]
+    words = ["--split", "train+val", "--teacher", teacher, "--extend", cache, "--out", tmp_path / "joined"]
+    result = run_cli("cache-teacher", *data, *words, *FOUR, *CPU)
+    assert result.exit_code == 0, result.stderr
+    assert "40 images and 200 captions" in result.stdout
+    joined = teacher_cache.read_cache(tmp_path / "joined", corpus=Corpus.open(scenes_corpus_dir, "train+val"))
+    assert joined.plan["split"] == "train+val"
+    words = ["--teacher", teacher, "--cache", tmp_path / "joined", "--out", tmp_path / "run"]
+    train = ["distill", "tiny-student", *data, *words, *LISTS, *CPU]
+    result = run_cli(*train)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "was made with another corpus" in result.stderr
+    result = run_cli(*train, "--split", "train+val", "--set", "validation.every=2")
+    assert result.exit_code == 1
+    assert "validation.split is val, and the training reads --split train+val" in result.stderr
+    assert not (tmp_path / "run").exists()
+    assert run_cli(*train, "--split", "train+val").exit_code == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["inputs"]["split"] == "train+val"
+    result = run_cli("eval", tmp_path / "run", *data, "--split", "val+test", "--json", *CPU)
+    assert (json.loads(result.stdout)["split"], json.loads(result.stdout)["images"]) == ("val+test", 24)
+    result = run_cli("inspect", scenes_corpus_dir, "--split", "train+val", "--json")
+    assert json.loads(result.stdout)["splits"]["train+val"]["images"] == 40

@@ -21,6 +21,7 @@ from PIL import Image
 from dcdctl.core.artifacts import read_document, seal_of, write_document
 from dcdctl.core.data import Corpus, Direction, corpus, images
 from dcdctl.core.data.corpus import CorpusRow
+from dcdctl.core.data.manifest import find_manifest
 from dcdctl.core.errors import CorpusError
 
 
@@ -195,6 +196,50 @@ def test_a_subset_has_the_first_images_and_its_own_fingerprint(ragged):
     assert ragged.subset(100) is ragged
     with pytest.raises(IndexError):
         part.image(6)
+
+
+def test_joined_splits_are_one_gallery_whose_parts_stay_as_they_are(scenes_corpus_dir):
+    train, val = Corpus.open(scenes_corpus_dir, "train"), Corpus.open(scenes_corpus_dir, "val")
+    joined = Corpus.open(scenes_corpus_dir, "train+val")
+    assert (joined.num_images, joined.num_captions) == (32 + 8, 160 + 40)
+    assert joined.image_ids == train.image_ids + val.image_ids
+    assert joined.captions == train.captions + val.captions
+    assert joined.captions_of(32) == range(160, 165)
+    assert joined.caption_image.tolist() == [i for i in range(40) for _ in range(5)]
+    assert [joined.image_bytes(i) for i in (31, 32, 39)] == [train.image_bytes(31), val.image_bytes(0), val.image_bytes(7)]
+    assert Corpus.open(scenes_corpus_dir, "train").fingerprint == train.fingerprint
+    assert Corpus.open(scenes_corpus_dir, "train+val").fingerprint == joined.fingerprint
+    others = [train, val, Corpus.open(scenes_corpus_dir, "val+train"), Corpus.open(scenes_corpus_dir, "train+val+test"), joined.subset(39)]
+    assert joined.fingerprint not in {other.fingerprint for other in others}
+    assert joined.subset(33).captions == train.captions + val.captions[:5]
+
+
+def test_joined_flickr30k_has_the_images_that_the_released_code_trains_on():
+    expected = find_manifest("flickr30k").expected
+    assert expected["train"].images + expected["val"].images == 30_014
+    assert expected["train"].captions + expected["val"].captions == 5 * 30_014
+    # COCO's restval is in train.
+    assert find_manifest("coco").expected["train"].images == 113_287
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("train+dev", r"has no split 'dev', a part of 'train\+dev'; it has train, val, test; \+ joins splits, as in train\+val"),
+        ("train,val", r"has no split 'train,val'; it has train, val, test; \+ joins splits, as in train\+val"),
+        ("train+", r"has no split '', a part of 'train\+'"),
+        ("train + val", r"has no split 'train ', a part of 'train \+ val'"),
+        ("val+train+val", r"split 'val\+train\+val' has 'val' twice; name each split once"),
+    ],
+)
+def test_splits_that_cannot_be_joined_are_named(scenes_corpus_dir, split, message):
+    with pytest.raises(CorpusError, match=message):
+        Corpus.open(scenes_corpus_dir, split)
+
+
+def test_a_corpus_prepared_without_val_cannot_be_joined_with_it(ragged):
+    with pytest.raises(CorpusError, match=r"has no split 'val', a part of 'train\+val'; it has train$"):
+        Corpus.open(ragged.folder, "train+val")
 
 
 def test_the_fingerprint_covers_ids_captions_images_and_order(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -112,6 +113,23 @@ def test_a_split_that_is_not_there_is_an_error_before_anything_is_written(corpus
     with pytest.raises(CorpusError, match="has no split 'restval'; it has train, val, test"):
         train(corpus, tmp_path / "run", "validation.every=4", "validation.split=restval")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("trained", "measured"), [("train+val", "val"), ("val+train", "test+val"), ("train", "train")])
+def test_a_split_that_is_trained_on_does_not_choose_the_weights(scenes_corpus_dir, tmp_path, trained, measured):
+    joined = Corpus.open(scenes_corpus_dir, trained)
+    message = rf"validation\.split is {re.escape(measured)}, and the training reads --split {re.escape(trained)}; set validation\.split"
+    with pytest.raises(ConfigError, match=message):
+        train(joined, tmp_path / "run", "validation.every=12", f"validation.split={measured}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_on_joined_splits_is_measured_on_another_one(scenes_corpus_dir, tmp_path):
+    joined = Corpus.open(scenes_corpus_dir, "train+val")
+    run = train(joined, tmp_path / "run", "validation.every=12", "validation.split=test")
+    inputs = run.facts()["inputs"]
+    assert (inputs["split"], inputs["corpus"]) == ("train+val", joined.fingerprint)
+    assert run.metrics()[-1]["val_rsum"] > 0
 
 
 @pytest.mark.parametrize(

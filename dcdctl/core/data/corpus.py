@@ -35,6 +35,8 @@ from dcdctl.core.errors import CorpusError
 from dcdctl.core.progress import Advance
 
 CORPUS_FILE = "corpus.json"
+JOIN = "+"
+"""Stands between splits that are read as one. No split has it in its name."""
 
 
 @dataclass(frozen=True)
@@ -209,8 +211,28 @@ def read_corpus_json(folder: Path) -> dict[str, Any]:
     return index
 
 
+def _check_distinct(split: str) -> list[str]:
+    """The names of joined splits; CorpusError if one is joined twice."""
+    parts = split.split(JOIN)
+    if repeated := next((part for part in parts if parts.count(part) > 1), None):
+        raise CorpusError(f"split {split!r} has {repeated!r} twice", hint="name each split once")
+    return parts
+
+
+def _entry(folder: Path, entries: Mapping[str, Any], split: str, requested: str) -> dict[str, Any]:
+    """The entry of a split in corpus.json; CorpusError if there is none."""
+    if split not in entries:
+        known = f"it has {', '.join(entries)}" + (
+            f"; {JOIN} joins splits, as in {JOIN.join(list(entries)[:2])}" if len(entries) > 1 else ""
+        )
+        of = "" if split == requested else f", a part of {requested!r}"
+        raise CorpusError(f"{folder} has no split {split!r}{of}", hint=known)
+    entry: dict[str, Any] = entries[split]
+    return entry
+
+
 class Corpus:
-    """One split of a prepared corpus. Images are read on demand; safe to pickle, to fork and to share between threads."""
+    """A split of a prepared corpus, or several joined. Images are read on demand; safe to pickle, to fork and to share between threads."""
 
     def __init__(self, folder: Path, split: str, *, name: str, fingerprint: str, shards: Sequence[ShardFile], num_images: int) -> None:
         self.folder, self.split, self.name, self.fingerprint = folder, split, name, fingerprint
@@ -221,17 +243,25 @@ class Corpus:
 
     @staticmethod
     def open(folder: Path, split: str, max_images: int | None = None) -> Corpus:
-        """A split of the corpus in a folder, or its first images; CorpusError if it is absent, unfinished or without that split."""
+        """A split of the corpus in a folder, or its first images; CorpusError if it is absent, unfinished or without that split.
+
+        `train+val` is the images of train, followed by those of val: one gallery with a fingerprint of its own.
+        """
         folder = Path(folder)
         index = read_corpus_json(folder)
-        entry = index["splits"].get(split)
-        if entry is None:
-            raise CorpusError(f"{folder} has no split {split!r}", hint=f"it has {', '.join(index['splits'])}")
-        shards = [ShardFile(**shard) for shard in entry["shards"]]
+        entries = [_entry(folder, index["splits"], part, split) for part in _check_distinct(split)]
+        shards = [ShardFile(**shard) for entry in entries for shard in entry["shards"]]
         for shard in shards:
             CORPUS.check_part(folder, shard.file, shard.bytes)
-        corpus = Corpus(folder, split, name=index["name"], fingerprint=entry["fingerprint"], shards=shards, num_images=entry["images"])
+        prints = [entry["fingerprint"] for entry in entries]
+        fingerprint = files.digest_of({"joined": prints}) if prints[1:] else prints[0]
+        num_images = sum(entry["images"] for entry in entries)
+        corpus = Corpus(folder, split, name=index["name"], fingerprint=fingerprint, shards=shards, num_images=num_images)
         return corpus if max_images is None else corpus.subset(max_images)
+
+    def shares_split(self, split: str) -> bool:
+        """Whether this corpus and a split of the same folder, either of which may be several joined, have a split in common."""
+        return not set(self.split.split(JOIN)).isdisjoint(split.split(JOIN))
 
     def __getstate__(self) -> dict[str, Any]:
         # A threading.local cannot be pickled, and open files belong to one process.

@@ -242,7 +242,7 @@ class ValidationConfig:
     every: Annotated[int, AtLeast(0)] = 0
     """Steps between validations, the last of which is always at the end; 0 for no validation."""
     split: str = "val"
-    """Split of the training corpus."""
+    """Split of the training corpus; an error if the training reads it too (--split train+val)."""
     max_images: Count | None = None
     """Only the first images of the split, and their captions. A fusion model scores every image with every caption, so a few hundred images
     are practical."""

@@ -8,6 +8,7 @@ from typing import Any
 from dcdctl.core import distributed, evaluation
 from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.devices import Compute
+from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import EvalOptions
 from dcdctl.core.training import runs
 from dcdctl.core.training.recipe import ValidationConfig
@@ -53,5 +54,11 @@ class Validation:
 
 
 def open_corpus(corpus: Corpus, config: ValidationConfig) -> Corpus:
-    """The split that a training on `corpus` is validated on; CorpusError if its folder has no such split."""
+    """The split that a training on `corpus` is validated on; CorpusError if its folder has no such split.
+
+    ConfigError if the training reads that split too: recalls on its own images would choose the weights that know them best by heart.
+    """
+    if corpus.shares_split(config.split):
+        hint = f"set validation.split to another split, set validation.every to 0, or train without {config.split}"
+        raise ConfigError(f"validation.split is {config.split}, and the training reads --split {corpus.split}", hint=hint)
     return Corpus.open(corpus.folder, config.split, config.max_images)
