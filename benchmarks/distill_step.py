@@ -52,7 +52,7 @@ class Step:
         """An untrained student, without dropout, so that the losses of the variants can be compared."""
         student = self.teacher.student(LAYERS).eval()
         self.optimizers[student] = make_optimizer(student, OptimizerConfig())
-        set_rates(self.optimizers[student], 1e-4)
+        set_rates(self.optimizers[student], 1e-4, update=1)
         return student
 
     @torch.inference_mode()

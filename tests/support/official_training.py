@@ -160,7 +160,7 @@ def optimizer_steps(name: str = "optim_a") -> Iterator[Comparison]:
     parameters = dict(zip(model.names, [*model.head, *model.fusion], strict=True))
     for step, official in enumerate(OPTIMIZER["steps"]):
         rate = config.lr * learning_rate_factor(step, settings["max_steps"], config)
-        set_rates(optimizer, rate)
+        set_rates(optimizer, rate, step + 1)
         for key, parameter in parameters.items():
             parameter.grad = torch.tensor(official["grad"][key])
         optimizer.step()

@@ -46,13 +46,17 @@ def test_the_rates_of_a_step_are_the_recipes_factor_and_the_official_decay():
     model = nn.ModuleDict({"head": nn.Linear(3, 2), "rest": nn.Linear(2, 2)})
     optimizer = make_optimizer(model, OptimizerConfig(weight_decay=0.3, betas=(0.5, 0.7), lr_factors={"head": 5.0}))
     assert {(group["betas"], group["eps"]) for group in optimizer.param_groups} == {((0.5, 0.7), 1e-8)}
-    loop.set_rates(optimizer, 0.1)
+    loop.set_rates(optimizer, 0.1, 3)
     rates = {tuple(group["params"][0].shape): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups}
     # Rate a (1 - a w) and decay w / (1 - a w), with a = 0.1 times the factor; the vectors of either part do not decay.
     assert len(optimizer.param_groups) == 4
     assert rates[2, 3] == pytest.approx((0.5 * (1 - 0.5 * 0.3), 0.3 / (1 - 0.5 * 0.3)))
     assert rates[2, 2] == pytest.approx((0.1 * (1 - 0.1 * 0.3), 0.3 / (1 - 0.1 * 0.3)))
     assert sorted(group["lr"] for group in optimizer.param_groups if not group["decay"]) == pytest.approx([0.1, 0.5])
+    # Eps over the square root of 1 - 0.7^3, each time from the recipe's eps.
+    for _ in range(2):
+        loop.set_rates(optimizer, 0.1, 3)
+        assert [group["eps"] for group in optimizer.param_groups] == pytest.approx([1e-8 / math.sqrt(0.657)] * 4)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
@@ -164,12 +168,95 @@ def test_float16_gradients_are_clipped_without_their_loss_scale():
         model = nn.Linear(3, 2)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale > 1)
         scaler.scale(10 * model(torch.ones(4, 3)).square().sum()).backward()
-        loop._update_weights(model, make_optimizer(model, OptimizerConfig()), scaler, 0.1, 0.5)
+        loop._update_weights(model, make_optimizer(model, OptimizerConfig()), scaler, 0.5)
         return [parameter.grad for parameter in model.parameters()]
 
     plain, scaled = clipped(1), clipped(1024)
     assert float(torch.cat([gradient.flatten() for gradient in scaled]).norm()) == pytest.approx(0.5, rel=1e-4)
     assert all(torch.allclose(*both) for both in zip(plain, scaled, strict=True))
+
+
+class Pushes(Dataset[torch.Tensor]):
+    """Gradients of a step, about as large as eps."""
+
+    def __init__(self, size: float, overflows: tuple[int, ...] = ()) -> None:
+        self.size, self.overflows = size, overflows
+
+    def __getitem__(self, step: int) -> torch.Tensor:
+        push = self.size * (1 + 0.5 * torch.rand(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(step)))
+        return torch.full_like(push, 1e305) if step in self.overflows else push
+
+
+class Pushed(nn.Module):
+    """A matrix whose gradient is the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.linspace(-1, 1, 6, dtype=torch.float64).view(3, 2))
+
+
+def push(model: Pushed, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"push": (model.matrix * batch).sum()}
+
+
+NUM_PUSHES = 12
+PUSHED = OptimizerConfig(lr=0.01, steps=NUM_PUSHES, weight_decay=0.1)
+
+
+def pushed(folder: Path, pushes: Pushes, *, until: int | None = None, precision: str = "float32") -> torch.Tensor:
+    run, model = runs.start_run(folder, Recipe(optimizer=PUSHED), "test", {}, resume=True), Pushed()
+    options = TrainingOptions(compute=Compute(precision=precision))
+    loop.train(run, model, pushes, push, PUSHED, num_steps=NUM_PUSHES, seed=0, until=until, options=options)
+    return model.matrix.detach()
+
+
+def transformers_adamw(pushes: Pushes) -> torch.Tensor:
+    """The AdamW of transformers 4.6 (`correct_bias=True`), written out; a step with an overflow changes and counts nothing."""
+    matrix, (beta_1, beta_2) = Pushed().matrix.detach(), PUSHED.betas
+    first = second = torch.zeros_like(matrix)
+    update = 0
+    for step in range(NUM_PUSHES):
+        if step in pushes.overflows:
+            continue
+        update, rate = update + 1, PUSHED.lr * learning_rate_factor(step, NUM_PUSHES, PUSHED)
+        first = beta_1 * first + (1 - beta_1) * pushes[step]
+        second = beta_2 * second + (1 - beta_2) * pushes[step].square()
+        step_size = rate * math.sqrt(1 - beta_2**update) / (1 - beta_1**update)
+        matrix = matrix - step_size * first / (second.sqrt() + 1e-8)
+        matrix = matrix - rate * PUSHED.weight_decay * matrix
+    return matrix
+
+
+def torch_adamw(pushes: Pushes) -> torch.Tensor:
+    """The same rates and decays with torch's eps, which is added after the correction of the second moment's bias."""
+    model = Pushed()
+    optimizer = make_optimizer(model, PUSHED)
+    for step in range(NUM_PUSHES):
+        loop.set_rates(optimizer, PUSHED.lr * learning_rate_factor(step, NUM_PUSHES, PUSHED), step + 1)
+        optimizer.param_groups[0]["eps"] = 1e-8
+        model.matrix.grad = pushes[step]
+        optimizer.step()
+    return model.matrix.detach()
+
+
+@pytest.mark.parametrize("size", [1e-7, 1e-9])
+def test_tiny_gradients_move_weights_as_in_the_released_optimizer(tmp_path, size):
+    released = transformers_adamw(Pushes(size))
+    assert torch.allclose(pushed(tmp_path, Pushes(size)), released, rtol=0, atol=1e-11 * PUSHED.lr)
+    assert (torch_adamw(Pushes(size)) - released).abs().min() > 0.4 * PUSHED.lr
+
+
+def test_a_resumed_run_counts_the_updates_before_it(tmp_path):
+    whole = pushed(tmp_path / "whole", Pushes(1e-9))
+    pushed(tmp_path / "halves", Pushes(1e-9), until=5)
+    assert torch.equal(pushed(tmp_path / "halves", Pushes(1e-9)), whole)
+
+
+def test_a_step_that_the_loss_scale_skips_is_no_update(tmp_path):
+    pushes = Pushes(1e-9, overflows=(0, 3))
+    pushed(tmp_path, pushes, until=5, precision="float16")
+    resumed = pushed(tmp_path, pushes, precision="float16")
+    assert torch.allclose(resumed, transformers_adamw(pushes), rtol=0, atol=1e-11 * PUSHED.lr)
 
 
 def test_workers_change_no_number(tmp_path):

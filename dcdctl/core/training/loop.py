@@ -52,6 +52,8 @@ class TrainingOptions:
         return MicroBatchPlan(distributed.world_size() * self.micro_batches, range(first, first + self.micro_batches))
 
 
+EPS = 1e-8
+"""Adam's eps in the released code."""
 UNWATCHED = step_bar(silent)
 
 
@@ -95,7 +97,8 @@ def train(
             info = StepInfo(step=step, num_steps=num_steps, seed=seed)
             numbers = objective.numbers(batch) if isinstance(objective, MicroBatchObjective) else {}
             values = {**grad_cache.backward(model, objective, batch, info, step_compute), **numbers, "lr": rate}
-            _update_weights(model, optimizer, scaler, rate, config.max_grad_norm)
+            set_rates(optimizer, rate, _next_update(optimizer, scaler, step))
+            _update_weights(model, optimizer, scaler, config.max_grad_norm)
             values["seconds"] = time.perf_counter() - started
             done = step + 1
             if validation is not None and validation.is_due(done, num_steps):
@@ -138,11 +141,17 @@ def _logs(run: Run, first_step: int, options: TrainingOptions) -> Iterator[logge
         yield write
 
 
-def _update_weights(
-    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, rate: float, max_grad_norm: float | None
-) -> None:
+def _next_update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, step: int) -> int:
+    """Number of the update that a step makes, counted from 1 as the optimizer does it."""
+    if not scaler.is_enabled():
+        return step + 1
+    # A scaler skips the steps whose gradient overflows, and only the optimizer counts without them. Its counter lies on the device: reading
+    # it waits for the device, so it is read only where the number of the step is not enough.
+    return 1 + next((int(state["step"]) for state in optimizer.state.values()), 0)
+
+
+def _update_weights(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, max_grad_norm: float | None) -> None:
     """One optimizer step, with the gradient clipped to a norm if the recipe sets one."""
-    set_rates(optimizer, rate)
     if max_grad_norm is not None:
         # Before clipping: the recipe's norm is that of the gradient without the loss scale.
         scaler.unscale_(optimizer)
@@ -184,17 +193,23 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         )
     options = [{"params": parameters, "decay": decay, "lr_factor": factor} for (factor, decay), parameters in groups.items()]
     beta_1, beta_2 = config.betas
-    # torch's default eps, 1e-8, is that of the released code. `set_rates` sets the decay of every step.
-    return torch.optim.AdamW(options, lr=config.lr, betas=(beta_1, beta_2), weight_decay=0.0, fused=True)
+    # `set_rates` sets the decay and eps of every step.
+    return torch.optim.AdamW(options, lr=config.lr, betas=(beta_1, beta_2), eps=EPS, weight_decay=0.0, fused=True)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rates and weight decays of a step in the groups of `make_optimizer`.
+def set_rates(optimizer: torch.optim.Optimizer, rate: float, update: int) -> None:
+    """Set the learning rates, weight decays and eps of a step in the groups of `make_optimizer`; its update is counted from 1.
 
-    The AdamW of the released code decays a weight after the update, p <- (1 - a w) (p - a u); torch decays it before the update,
-    p <- (1 - a w) p - a u. With the rate a (1 - a w) and the decay w / (1 - a w), torch computes the released update.
+    With these values torch's AdamW computes the update of the released code, the AdamW of transformers 4.6, which differs in two places:
+
+    - It decays a weight after the update, p <- (1 - a w) (p - a u); torch decays it before the update, p <- (1 - a w) p - a u. The rate
+      a (1 - a w) and the decay w / (1 - a w) make them equal.
+    - Its eps is added before the correction of the second moment's bias: u = (m / c_1) sqrt(c_2) / (sqrt(v) + eps), where c_i is
+      1 - beta_i^t at update t. torch adds it after: u = (m / c_1) / (sqrt(v / c_2) + eps). The eps of eps / sqrt(c_2) makes them equal.
     """
     for group in optimizer.param_groups:
+        # From the constant and not from the group, which holds the eps of the step before, also after a resume.
+        group["eps"] = EPS / math.sqrt(1 - group["betas"][1] ** update)
         group_rate = rate * group["lr_factor"]
         undecayed = 1 - group_rate * group["decay"]
         group.update(lr=group_rate * undecayed, weight_decay=group["decay"] / undecayed)
