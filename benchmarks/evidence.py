@@ -26,6 +26,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+import evidence_fair
 import evidence_flickr8k
 import evidence_fresh
 import evidence_scenes
@@ -37,6 +38,7 @@ from dcdctl.core import artifacts
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 PLANS = {
+    "fair": evidence_fair.fair,
     "flickr8k": evidence_flickr8k.flickr8k,
     "fresh-flickr8k": evidence_fresh.fresh_flickr8k,
     "fresh-scenes": evidence_fresh.fresh_scenes,
@@ -206,6 +208,8 @@ def main() -> None:
         link = args.work / (f"{name}.json" if name == "karpathy" else name)
         if path is not None and not link.is_symlink():
             link.symlink_to(path.resolve())
+    if args.plan == "fair" and args.karpathy is not None:
+        evidence_fair.write_choosing_split(args.karpathy, args.work / "choosing.json")
     workspace, steps = Workspace(args.plan, args.work.resolve()), PLANS[args.plan]()
     started = time.perf_counter()
     if unknown := set(args.table) - {step.table for step in steps}:

@@ -35,6 +35,10 @@ NumQueries = Annotated[
 Resamples = Annotated[
     int, typer.Option("--resamples", help="Resamples of the bootstrap and of the sign-flip test.", min=100, max=1_000_000, metavar="N")
 ]
+DrawSeeds = Annotated[
+    bool,
+    typer.Option("--draw-seeds", help="Draw the seeds of each system too, so that intervals cover them; needs two or more per system."),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the resamples.", min=0, metavar="N")]
 
 
@@ -46,6 +50,7 @@ def compare(
     queries: NumQueries = 6,
     resamples: Resamples = 10_000,
     seed: Seed = 0,
+    draw_seeds: DrawSeeds = False,
     json: Json = False,
 ) -> None:
     """Test whether models differ, query by query. Differences with intervals, p-values, and the queries that differ most."""
@@ -56,7 +61,7 @@ def compare(
         raise typer.BadParameter("is the corpus of the page: name a file with --html", param_hint="--data")
     if data is not None:
         read_corpus_json(data)
-    comparison = evaluation.compare_systems(systems, base, resamples=resamples, seed=seed, num_queries=queries)
+    comparison = evaluation.compare_systems(systems, base, resamples=resamples, seed=seed, draw_seeds=draw_seeds, num_queries=queries)
     if html is not None:
         report.write_comparison_page(html, comparison, report.open_corpus(comparison, data))
         note(f"page -> {html}")

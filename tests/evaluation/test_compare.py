@@ -133,7 +133,7 @@ def test_the_tables_say_who_how_far_and_how_sure_within_80_columns(here):
         "  B: gain (dual)",
         "  C: mixed (dual)",
         "  measured on: 5 images, 7 captions; split train; protocol whole",
-        "  draws: 200, seed 0",
+        "  draws: 200 of images, seed 0",
     ]
     assert max(map(len, lines)) <= 80
     (row,) = [line for line in lines if line.startswith("│ B │")]
@@ -146,6 +146,20 @@ def test_the_tables_say_who_how_far_and_how_sure_within_80_columns(here):
         "p: two-sided, for no difference in RSUM; all patterns of signs counted.",
         "In parentheses after p: adjusted for 2 comparisons (Holm).",
     ]
+
+
+def test_drawn_seeds_widen_the_interval_and_are_named(here):
+    words = ("base,mixed", "gain,mixed", "--resamples", 200)
+    averaged, drawn = document_of(*words), document_of(*words, "--draw-seeds")
+    assert (averaged["draws_seeds"], drawn["draws_seeds"]) == (False, True)
+    rsums = [document["comparisons"][0]["difference"]["rsum"] for document in (averaged, drawn)]
+    assert rsums[0]["value"] == rsums[1]["value"]
+    widths = [high - low for low, high in (rsum["interval"] for rsum in rsums)]
+    assert widths[1] > 1.2 * widths[0]
+    result = run_cli(*words, "--draw-seeds")
+    assert "  draws: 200 of images and of runs, seed 0" in result.stdout.splitlines()
+    assert "bootstrap interval over images and runs." in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
 
 
 def test_a_cascade_is_named_with_its_depth(here, made):
@@ -172,6 +186,7 @@ def test_tables_of_ranks_alone_are_compared_and_nothing_more_is_claimed(here, ma
         (["base", "gain", "--base", "mixed"], 1, "mixed is none of the systems; they are base and gain"),
         (["base", "gain", "--resamples", 99], 2, "--resamples"),
         (["base", "gain", "--seed", -1], 2, "--seed"),
+        (["base,mixed", "gain", "--draw-seeds"], 1, "B has 1 run, drawing its seeds needs 2 or more"),
         (["base", "gain", "--queries", 31], 2, "--queries"),
         (["base", "gain", "--data", "x"], 2, "--html"),
         ([], 2, "SYSTEM"),

@@ -39,11 +39,11 @@ RSUM = 6
 
 
 @st.composite
-def sides(draw: st.DrawFn) -> tuple[list[RankTable], list[RankTable]]:
-    """One to three runs a side on images with any numbers of captions, in any order."""
+def sides(draw: st.DrawFn, min_runs: int = 1) -> tuple[list[RankTable], list[RankTable]]:
+    """Up to three runs a side on images with any numbers of captions, in any order."""
     counts = draw(st.lists(st.integers(1, 4), min_size=1, max_size=8))
     owner = draw(st.permutations([image for image, count in enumerate(counts) for _ in range(count)]))
-    seeds = st.lists(st.integers(0, 10_000), min_size=1, max_size=3)
+    seeds = st.lists(st.integers(0, 10_000), min_size=min_runs, max_size=3)
     ours, base = draw(seeds), draw(seeds)
     return [random_table(seed, owner) for seed in ours], [random_table(seed, owner) for seed in base]
 
@@ -106,6 +106,42 @@ def test_counts_and_products_equal_a_loop_over_the_same_draws(sides, seed, block
     rsum_R = (ours_R9 - base_R9)[:, RSUM].round(9)
     rarer = min(sum(rsum_R <= 0), sum(rsum_R >= 0))
     assert comparison.p_value == pytest.approx(min(1, 2 * (rarer + 1) / (resamples + 1)))
+
+
+@given(sides=sides(min_runs=2), seed=st.integers(0, 100))
+@settings(max_examples=40, deadline=None)
+def test_drawn_seeds_equal_a_loop_over_the_same_images_and_runs(sides, seed):
+    resamples, num_images = 23, len(sides[0][0].image_ids)
+    comparison = compare_ranks(*sides, resamples=resamples, seed=seed, draw_seeds=True)
+    runs = [drawn_runs(len(tables), resamples, seed, stream) for tables, stream in zip(sides, (2, 3), strict=True)]
+    ours_R9, base_R9 = (
+        np.array([figures_of([tables[run] for run in taken], images) for taken, images in zip(of_draws, images_R, strict=True)])
+        for tables, of_draws, images_R in zip(sides, runs, [drawn(num_images, resamples, seed)] * 2, strict=True)
+    )
+    for estimates, draws_R9 in ((comparison.difference, ours_R9 - base_R9), (comparison.ours, ours_R9), (comparison.base, base_R9)):
+        low_9, high_9 = np.percentile(draws_R9, [2.5, 97.5], axis=0)
+        assert [estimate.interval.low for estimate in figures(estimates)] == pytest.approx(low_9.tolist(), abs=1e-9)
+        assert [estimate.interval.high for estimate in figures(estimates)] == pytest.approx(high_9.tolist(), abs=1e-9)
+    rsum_R = (ours_R9 - base_R9)[:, RSUM].round(9)
+    assert comparison.p_value == pytest.approx(min(1, 2 * (min(sum(rsum_R <= 0), sum(rsum_R >= 0)) + 1) / (resamples + 1)))
+    # The seeds drawn change no difference and no sign flip.
+    averaged = compare_ranks(*sides, resamples=resamples, seed=seed)
+    assert [estimate.value for estimate in figures(comparison.difference)] == [estimate.value for estimate in figures(averaged.difference)]
+    assert comparison.sign_flip_p_value == averaged.sign_flip_p_value
+
+
+def drawn_runs(num_runs: int, resamples: int, seed: int, stream: int) -> list[list[int]]:
+    return np.random.default_rng((seed, stream)).integers(num_runs, size=(resamples, num_runs - 1)).tolist()
+
+
+@given(sides=sides(), copies=st.integers(2, 4), seed=st.integers(0, 100))
+@settings(max_examples=40, deadline=None)
+def test_drawn_seeds_change_nothing_if_all_runs_are_equal(sides, copies, seed):
+    ours, base = ([tables[0]] * copies for tables in sides)
+    with_seeds, averaged = (compare_ranks(ours, base, resamples=50, seed=seed, draw_seeds=draws) for draws in (True, False))
+    assert with_seeds.p_value == averaged.p_value
+    for estimates in ("difference", "ours", "base"):
+        assert_alike(getattr(with_seeds, estimates), getattr(averaged, estimates))
 
 
 @given(sides=sides(), seed=st.integers(0, 100))
@@ -266,6 +302,20 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     assert 0.89 < hits / num_trials < 0.99
 
 
+def test_intervals_with_drawn_seeds_hold_the_truth_where_runs_differ():
+    # Runs of both systems find 50 % of the captions on average, and some 10 % more or less each: the true difference is 0.
+    rng, num_images, num_trials, hits = np.random.default_rng(0), 150, 100, {True: 0, False: 0}
+    owner = np.arange(num_images)
+    for _ in range(num_trials):
+        shares = rng.normal(0.5, 0.1, (2, 5))
+        runs = [[table(owner, [1] * num_images, np.where(rng.random(len(owner)) < share, 1, 99)) for share in side] for side in shares]
+        for draw_seeds in hits:
+            interval = compare_ranks(*runs, resamples=200, draw_seeds=draw_seeds).difference.rsum.interval
+            hits[draw_seeds] += interval.low <= 0 <= interval.high
+    assert 0.85 < hits[True] / num_trials < 0.99
+    assert hits[False] / num_trials < 0.75
+
+
 @pytest.fixture
 def written(tmp_path):
     """Ranks on a corpus whose images have 2, 1 and 3 captions, as `dcdctl eval --ranks` writes them."""
@@ -361,5 +411,8 @@ def test_a_system_without_runs_and_a_bootstrap_without_draws_are_errors():
         compare_ranks([run], [])
     with pytest.raises(InputError, match="no table of ranks for this system"):
         bootstrap([])
+    for ours, base, name in (([run], [run, run], "ours"), ([run, run], [run], "the base")):
+        with pytest.raises(InputError, match=f"{name} has 1 run, drawing its seeds needs 2 or more"):
+            compare_ranks(ours, base, draw_seeds=True)
     with pytest.raises(ValueError, match="expected at least one draw, got 0"):
         compare_ranks([run], [run], resamples=0)

@@ -113,6 +113,8 @@ class ComparisonReport:
     comparisons: tuple[PairwiseComparison, ...]
     num_resamples: int
     seed: int
+    draws_seeds: bool = False
+    """Whether the intervals and the p-values of the bootstrap cover the runs of a system too."""
 
     @property
     def queries(self) -> RankTable:
@@ -132,12 +134,18 @@ class ComparisonReport:
 
 
 def compare_systems(
-    names: Sequence[str], base: str | None = None, *, resamples: int = 10_000, seed: int = 0, num_queries: int = 6
+    names: Sequence[str],
+    base: str | None = None,
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+    draw_seeds: bool = False,
+    num_queries: int = 6,
 ) -> ComparisonReport:
     """Compare each system with the base, which is the first one unless named.
 
     Up to `num_queries` queries that rank better, and as many that rank worse, are listed for each direction. InputError for a system that
-    does not exist, StaleError for systems that cannot be compared.
+    does not exist, or that has one run and seeds to draw; StaleError for systems that cannot be compared.
     """
     if not 2 <= len(names) <= len(LETTERS):
         raise InputError(f"got {len(names)} systems, expected 2 to {len(LETTERS)}", hint="name two or more evaluations")
@@ -146,7 +154,7 @@ def compare_systems(
     base_tables = systems[base_letter].tables
     others = {letter: system for letter, system in systems.items() if letter != base_letter}
     tables = {letter: system.tables for letter, system in others.items()}
-    comparisons = significance.compare_all(tables, base_tables, resamples=resamples, seed=seed)
+    comparisons = significance.compare_all(tables, base_tables, resamples=resamples, seed=seed, draw_seeds=draw_seeds)
     holm_p_values = holm([comparison.p_value for comparison in comparisons])
     holm_sign_flip_p_values = holm([comparison.sign_flip_p_value for comparison in comparisons])
     pairwise = [
@@ -160,7 +168,9 @@ def compare_systems(
         )
         for i, (letter, system) in enumerate(others.items())
     ]
-    return ComparisonReport(systems=systems, base=base_letter, comparisons=tuple(pairwise), num_resamples=resamples, seed=seed)
+    return ComparisonReport(
+        systems=systems, base=base_letter, comparisons=tuple(pairwise), num_resamples=resamples, seed=seed, draws_seeds=draw_seeds
+    )
 
 
 def find_rank_shifts(ours: Sequence[RankTable], base: Sequence[RankTable], direction: Direction, num_queries: int) -> RankShifts:

@@ -6,10 +6,14 @@ draws, so that images that are hard for all of them do not hide their difference
 shows how much a result depends on which images are in the split. Runs that differ in the seed are averaged query by query, not drawn: how
 much a result depends on the seed is not in the interval.
 
+With `draw_seeds`, each draw also takes N - 1 of the N runs of a system with replacement. N draws would make the variance of their mean too
+small by the factor (N - 1) / N. Systems draw their runs independently, also if the seeds are equal: what a seed does to both of them makes
+the interval too wide rather than too narrow.
+
 Sign-flip test: how often would a difference in RSUM be as large if, image by image, it were chance which of two systems has which hits?
 
 Shape letters: I images, T texts (captions); R draws, the first of them every image once; S systems, the base last; C columns of a system,
-half of them for text retrieval and half for image retrieval: hits at each K, and the reciprocal rank.
+half of them for text retrieval and half for image retrieval: hits at each K, and the reciprocal rank; N runs of a system.
 """
 
 from __future__ import annotations
@@ -27,6 +31,10 @@ from dcdctl.core.evaluation.recall import KS
 
 LEVEL = 0.95
 """Share of the draws within an interval."""
+MIN_DRAWN_SEEDS = 2
+"""Fewest runs of a system whose seeds can be drawn: one run does not show how runs differ."""
+_OUR_SEEDS, _BASE_SEEDS = 2, 3
+"""Streams of the drawn seeds: one for the base, one for all others, so that a comparison does not depend on what else is compared."""
 
 
 @dataclass(frozen=True)
@@ -76,24 +84,32 @@ class Comparison:
     num_base_runs: int
 
 
-def compare_ranks(ours: Sequence[RankTable], base: Sequence[RankTable], *, resamples: int = 10_000, seed: int = 0) -> Comparison:
+def compare_ranks(
+    ours: Sequence[RankTable], base: Sequence[RankTable], *, resamples: int = 10_000, seed: int = 0, draw_seeds: bool = False
+) -> Comparison:
     """How much better a system retrieves than the base, from runs on the same queries; both are measured on the same draws.
 
-    InputError for a system without runs, StaleError for ranks of other queries.
+    With `draw_seeds`, the draws are of runs too, except those of the sign-flip test. InputError for a system without runs, or with one run
+    whose seeds are to be drawn; StaleError for ranks of other queries.
 
     >>> run = RankTable(("a", "b"), np.arange(2), np.arange(2), np.array([1, 1]), np.array([1, 7]))
     >>> comparison = compare_ranks([run], [run])
     >>> comparison.difference.rsum, comparison.p_value
     (Estimate(value=0.0, interval=Interval(low=0.0, high=0.0)), 1.0)
     """
-    return compare_all({"ours": ours}, base, resamples=resamples, seed=seed)[0]
+    return compare_all({"ours": ours}, base, resamples=resamples, seed=seed, draw_seeds=draw_seeds)[0]
 
 
 def compare_all(
-    systems: Mapping[str, Sequence[RankTable]], base: Sequence[RankTable], *, resamples: int = 10_000, seed: int = 0
+    systems: Mapping[str, Sequence[RankTable]],
+    base: Sequence[RankTable],
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+    draw_seeds: bool = False,
 ) -> list[Comparison]:
     """Each system, by name, against the base, all on the same draws. Raises what `compare_ranks` raises."""
-    draws = _draw({**systems, "the base": base}, resamples, seed)
+    draws = _draw({**systems, "the base": base}, resamples, seed, draw_seeds=draw_seeds)
     return [_against_base(draws, system, resamples, seed) for system in range(len(systems))]
 
 
@@ -129,20 +145,49 @@ class _Draws:
     """The columns, summed over the images of each draw."""
     captions_R1: NDArray[np.float64]
     """Number of captions of each draw."""
+    taken_RS: NDArray[np.float64]
+    """Number of runs of each system that a draw takes, a run that is taken twice counted twice."""
     runs_S: tuple[int, ...]
     """Number of runs of each system."""
 
 
-def _draw(systems: Mapping[str, Sequence[RankTable]], resamples: int, seed: int) -> _Draws:
+def _draw(systems: Mapping[str, Sequence[RankTable]], resamples: int, seed: int, *, draw_seeds: bool = False) -> _Draws:
     if empty := [name for name, tables in systems.items() if not tables]:
         raise InputError(f"there is no table of ranks for {empty[0]}, expected at least one", hint=RANKS_HINT)
+    if draw_seeds and (few := [name for name, tables in systems.items() if len(tables) < MIN_DRAWN_SEEDS]):
+        hint = "name the runs of each seed, separated by commas, or leave --draw-seeds out"
+        raise InputError(f"{few[0]} has 1 run, drawing its seeds needs {MIN_DRAWN_SEEDS} or more", hint=hint)
     check_queries({f"run {i} of {name}": table for name, tables in systems.items() for i, table in enumerate(tables, 1)})
+    runs_S = tuple(map(len, systems.values()))
     columns_SIC = np.stack([_columns(tables) for tables in systems.values()])
     num_captions_I = np.bincount(next(iter(systems.values()))[0].caption_image)
-    values_IC = np.column_stack([*columns_SIC, num_captions_I])
-    sums_RC = np.vstack([values_IC.sum(axis=0), bootstrap_sums(values_IC, resamples, seed)])
-    num_systems, _, num_columns = columns_SIC.shape
-    return _Draws(columns_SIC, sums_RC[:, :-1].reshape(-1, num_systems, num_columns), sums_RC[:, -1:], tuple(map(len, systems.values())))
+    # Runs that are drawn apart need sums apart.
+    apart = [_columns([table]) for tables in systems.values() for table in tables] if draw_seeds else list(columns_SIC)
+    drawn_RC = bootstrap_sums(np.column_stack([*apart, num_captions_I]), resamples, seed)
+    drawn_RSC = drawn_RC[:, :-1].reshape(resamples, len(apart), -1)
+    taken_RS = np.broadcast_to(np.array(runs_S, dtype=np.float64), (resamples, len(runs_S)))
+    if draw_seeds:
+        taken_RSN = _drawn_runs(runs_S, resamples, seed)
+        drawn_RSC, taken_RS = np.einsum("rsn,rnc->rsc", taken_RSN, drawn_RSC), taken_RSN.sum(axis=2)
+    return _Draws(
+        columns_SIC,
+        np.vstack([columns_SIC.sum(axis=1)[None], drawn_RSC]),
+        np.vstack([num_captions_I.sum(keepdims=True)[None], drawn_RC[:, -1:]]),
+        np.vstack([np.array(runs_S, dtype=np.float64), taken_RS]),
+        runs_S,
+    )
+
+
+def _drawn_runs(runs_S: Sequence[int], resamples: int, seed: int) -> NDArray[np.float64]:
+    """(R, S, N): how often each draw takes each run of each system; N counts the runs of all systems, and those of others are 0."""
+    taken_RSN, first = np.zeros((resamples, len(runs_S), sum(runs_S))), 0
+    for system, num_runs in enumerate(runs_S):
+        is_base = system == len(runs_S) - 1
+        rng = np.random.default_rng((seed, _BASE_SEEDS if is_base else _OUR_SEEDS))
+        run_RN = first + rng.integers(num_runs, size=(resamples, num_runs - 1))
+        np.add.at(taken_RSN, (np.arange(resamples)[:, None], system, run_RN), 1)
+        first += num_runs
+    return taken_RSN
 
 
 def _columns(tables: Sequence[RankTable]) -> NDArray[np.float64]:
@@ -160,15 +205,16 @@ def _hits_and_reciprocals(rank_Q: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _system_estimates(draws: _Draws, system: int) -> Estimates:
-    return _estimates(_percents(draws.sums_RSC[:, system], draws, draws.runs_S[system]))
+    return _estimates(_percents(draws.sums_RSC[:, system], draws, draws.taken_RS[:, system]))
 
 
 def _against_base(draws: _Draws, system: int, resamples: int, seed: int) -> Comparison:
     num_our_runs, num_base_runs = draws.runs_S[system], draws.runs_S[-1]
     # Hits are whole numbers. Multiplied crosswise they stay whole, so a draw without a difference gives exactly zero.
-    sums_RC = draws.sums_RSC[:, system] * num_base_runs - draws.sums_RSC[:, -1] * num_our_runs
+    our_taken_R, base_taken_R = draws.taken_RS[:, system], draws.taken_RS[:, -1]
+    sums_RC = draws.sums_RSC[:, system] * base_taken_R[:, None] - draws.sums_RSC[:, -1] * our_taken_R[:, None]
     columns_IC = draws.columns_SIC[system] * num_base_runs - draws.columns_SIC[-1] * num_our_runs
-    percents_RC = _percents(sums_RC, draws, num_base_runs * num_our_runs)
+    percents_RC = _percents(sums_RC, draws, our_taken_R * base_taken_R)
     text_IC, image_IC = np.hsplit(columns_IC, 2)
     num_images, num_captions = len(columns_IC), draws.captions_R1[0, 0]
     # Each image's share of the difference in RSUM, times images and captions: a whole number.
@@ -188,13 +234,13 @@ def _against_base(draws: _Draws, system: int, resamples: int, seed: int) -> Comp
     )
 
 
-def _percents(sums_RC: NDArray[np.float64], draws: _Draws, num_runs: int) -> NDArray[np.float64]:
-    """(R, C + 1): the columns as means over queries, and RSUM, in percent, from sums over `num_runs` runs."""
+def _percents(sums_RC: NDArray[np.float64], draws: _Draws, num_runs_R: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(R, C + 1): the columns as means over queries, and RSUM, in percent, from sums over `num_runs_R` runs."""
     num_images = draws.columns_SIC.shape[1]
     text_RC, image_RC = np.hsplit(sums_RC, 2)
     # One division per direction: if the sums of the directions cancel, so do their quotients, to the bit.
     rsum_R = text_RC[:, :-1].sum(axis=1) / num_images + image_RC[:, :-1].sum(axis=1) / draws.captions_R1[:, 0]
-    return 100 / num_runs * np.column_stack([text_RC / num_images, image_RC / draws.captions_R1, rsum_R])
+    return (100 / num_runs_R)[:, None] * np.column_stack([text_RC / num_images, image_RC / draws.captions_R1, rsum_R])
 
 
 def _estimates(percents_RC: NDArray[np.float64]) -> Estimates:

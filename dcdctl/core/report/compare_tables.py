@@ -24,6 +24,7 @@ def comparison_document(report: ComparisonReport) -> dict[str, Any]:
         "level": LEVEL,
         "resamples": report.num_resamples,
         "seed": report.seed,
+        "draws_seeds": report.draws_seeds,
         "base": report.base,
         "sides": [{"side": letter, **_system(system), **_estimates(report.estimates[letter])} for letter, system in report.systems.items()],
         "comparisons": [_pairwise(report, pairwise) for pairwise in report.comparisons],
@@ -92,7 +93,7 @@ def comparison_facts(report: ComparisonReport) -> list[tuple[str, str]]:
     return [
         *((letter, _about(system, is_base=letter == report.base)) for letter, system in report.systems.items()),
         ("measured on", "; ".join([counts, *(measured or ["split and protocol unknown: no result.json next to the ranks"])])),
-        ("draws", f"{report.num_resamples:,}, seed {report.seed}"),
+        ("draws", f"{report.num_resamples:,} of images{' and of runs' if report.draws_seeds else ''}, seed {report.seed}"),
     ]
 
 
@@ -144,10 +145,13 @@ def rank_changes(report: ComparisonReport, pairwise: PairwiseComparison) -> list
 def how_to_read(report: ComparisonReport) -> list[str]:
     """Notes on the intervals and p-values of the tables."""
     is_exact = all(pairwise.comparison.sign_flip_is_exact for pairwise in report.comparisons)
+    drawn = "images and runs" if report.draws_seeds else "images"
     lines = [
-        f"[low, high]: {100 * LEVEL:g}% bootstrap interval over images. {RECIPROCAL_RANK}: mean of 100 / rank.",
+        f"[low, high]: {100 * LEVEL:g}% bootstrap interval over {drawn}. {RECIPROCAL_RANK}: mean of 100 / rank.",
         f"p: two-sided, for no difference in RSUM{'; all patterns of signs counted' if is_exact else ''}.",
     ]
+    if report.draws_seeds:
+        lines.append("The bootstrap draws the runs of each system; the sign-flip test averages them.")
     return (
         [*lines, f"In parentheses after p: adjusted for {len(report.comparisons)} comparisons (Holm)."]
         if len(report.comparisons) > 1
