@@ -158,7 +158,7 @@ def test_drawn_seeds_widen_the_interval_and_are_named(here):
     assert widths[1] > 1.2 * widths[0]
     result = run_cli(*words, "--draw-seeds")
     assert "  draws: 200 of images and of runs, seed 0" in result.stdout.splitlines()
-    assert "bootstrap interval over images and runs." in result.stdout
+    assert "95% interval over images and runs." in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 

@@ -145,13 +145,13 @@ def rank_changes(report: ComparisonReport, pairwise: PairwiseComparison) -> list
 def how_to_read(report: ComparisonReport) -> list[str]:
     """Notes on the intervals and p-values of the tables."""
     is_exact = all(pairwise.comparison.sign_flip_is_exact for pairwise in report.comparisons)
-    drawn = "images and runs" if report.draws_seeds else "images"
+    interval = "interval over images and runs" if report.draws_seeds else "bootstrap interval over images"
     lines = [
-        f"[low, high]: {100 * LEVEL:g}% bootstrap interval over {drawn}. {RECIPROCAL_RANK}: mean of 100 / rank.",
+        f"[low, high]: {100 * LEVEL:g}% {interval}. {RECIPROCAL_RANK}: mean of 100 / rank.",
         f"p: two-sided, for no difference in RSUM{'; all patterns of signs counted' if is_exact else ''}.",
     ]
     if report.draws_seeds:
-        lines.append("The bootstrap draws the runs of each system; the sign-flip test averages them.")
+        lines.append("The bootstrap draws the runs of a system; the sign-flip test averages them.")
     return (
         [*lines, f"In parentheses after p: adjusted for {len(report.comparisons)} comparisons (Holm)."]
         if len(report.comparisons) > 1
