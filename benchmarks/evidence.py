@@ -28,6 +28,7 @@ from pathlib import Path
 
 import evidence_fair
 import evidence_flickr8k
+import evidence_forks
 import evidence_fresh
 import evidence_scenes
 import evidence_tables
@@ -53,6 +54,8 @@ class Workspace:
 
     plan: str
     work: Path
+    forks: bool = False
+    """Whether commands are forks of this process (`evidence_forks`)."""
 
     @property
     def results(self) -> Path:
@@ -115,12 +118,16 @@ class Workspace:
         with log.open("a") as output:
             output.write("dcdctl " + " ".join(words) + "\n")
             output.flush()
-            command = [sys.executable, "-m", "dcdctl", *words]
-            with subprocess.Popen(command, cwd=self.work, env=environment, stdout=output, stderr=output) as process:
-                _, status, usage = os.wait4(process.pid, 0)
-                process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise RuntimeError(f"{step.name} ended with {process.returncode}; the end of {log}:\n" + log.read_text()[-1500:])
+            if self.forks:
+                _, status, usage = os.wait4(evidence_forks.start(words, self.work, output), 0)
+                code = os.waitstatus_to_exitcode(status)
+            else:
+                command = [sys.executable, "-m", "dcdctl", *words]
+                with subprocess.Popen(command, cwd=self.work, env=environment, stdout=output, stderr=output) as process:
+                    _, status, usage = os.wait4(process.pid, 0)
+                    code = process.returncode = os.waitstatus_to_exitcode(status)
+        if code:
+            raise RuntimeError(f"{step.name} ended with {code}; the end of {log}:\n" + log.read_text()[-1500:])
         return usage.ru_utime + usage.ru_stime
 
 
@@ -198,6 +205,9 @@ def main() -> None:
     parser.add_argument("--karpathy", type=Path, help="flickr8k: dataset_flickr8k.json")
     parser.add_argument("--images", type=Path, help="flickr8k: folder or zip of the photos")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--forks", action="store_true", help="fork commands from this process; costs then leave the start of the program out"
+    )
     parser.add_argument("--table", action="append", default=[], help="run only this table and the steps it needs; repeatable")
     parser.add_argument("--tables-only", action="store_true", help="run nothing; compare existing runs and write the tables")
     args = parser.parse_args()
@@ -210,10 +220,12 @@ def main() -> None:
             link.symlink_to(path.resolve())
     if args.plan == "fair" and args.karpathy is not None:
         evidence_fair.write_choosing_split(args.karpathy, args.work / "choosing.json")
-    workspace, steps = Workspace(args.plan, args.work.resolve()), PLANS[args.plan]()
+    workspace, steps = Workspace(args.plan, args.work.resolve(), args.forks), PLANS[args.plan]()
     started = time.perf_counter()
     if unknown := set(args.table) - {step.table for step in steps}:
         parser.error(f"no table {', '.join(unknown)}; there are {', '.join(dict.fromkeys(step.table for step in steps if step.table))}")
+    if args.forks:
+        evidence_forks.import_all()
     failed = [] if args.tables_only else run_all(workspace, select_steps(workspace, steps, args.table), args.jobs)
     if not args.tables_only:
         workspace.results.mkdir(parents=True, exist_ok=True)
