@@ -17,6 +17,8 @@ from paths import DOCS, ROOT
 from typed_commands import PAGES, commands, parse, typed_lines
 
 from dcdctl.cli.app import COMMANDS
+from dcdctl.core.training import load_recipe
+from dcdctl.core.training.recipe import names as recipe_names
 
 
 @pytest.mark.parametrize("line", commands())
@@ -28,6 +30,38 @@ def test_every_command_in_the_docs_parses(line):
 def test_a_wrong_command_would_be_found(line):
     with pytest.raises(typer.TyperException):
         parse(line)
+
+
+def commands_of_head(path: Path) -> list[str]:
+    """The commands in the first comment of a recipe or manifest, without the note in parentheses after them."""
+    head = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    return [re.sub(r"\s{2,}\(.*", "", line[2:]) for line in head if line.startswith("# dcdctl ")]
+
+
+PACKAGED = sorted([*(ROOT / "dcdctl" / "recipes").glob("*.toml"), *(ROOT / "data_manifests").rglob("*.toml")])
+
+
+@pytest.mark.parametrize("path", PACKAGED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_recipe_or_manifest_opens_with_a_command_that_parses_and_names_it(path):
+    assert path.read_text(encoding="utf-8").startswith("# dcdctl ")
+    lines = commands_of_head(path)
+    for line in lines:
+        parse(line)
+    named = {word for line in lines for word in line.split()[2:]}
+    recipes = [load_recipe(word) for word in named & set(recipe_names())]
+    assert path.stem in named | {recipe.model.start for recipe in recipes}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "data_manifests" / "teachers").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_manifest_of_a_teacher_names_the_recipe_of_its_data_set(path):
+    (line,) = commands_of_head(path)
+    words = line.split()
+    recipe = words[words.index("--recipe") + 1] if words[1] == "cache-teacher" else words[2]
+    assert words[words.index("--data") + 1] == f"data/{recipe.removesuffix('-teacher').split('-')[1]}"
+    if words[1] == "cache-teacher":
+        assert recipe == words[words.index("--teacher") + 1] == path.stem
+    else:
+        assert load_recipe(recipe).model.start == path.stem
 
 
 def test_the_readme_shows_commands():
