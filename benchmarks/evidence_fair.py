@@ -1,7 +1,8 @@
 """The plan `fair`: what part of a distilled student's gain is regularization, resolution, data and knowledge, on Flickr8k.
 
 Teachers and students of a row see the same photos unless its label says otherwise. Settings were chosen on the last 1,000 photos of train
-(tables "Chosen on train"), with students and teachers of the photos before them; results are reported on val.
+(tables "Chosen on train"), with students and teachers of the photos before them; results are reported on val. Teachers and students of
+one seed belong together; the co-attention has one seed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from evidence_steps import Step, sets
+from evidence_steps import SEEDS, Step, sets
 
 FEATURES = ("--features", "features")
 ENCODERS = (*FEATURES, *sets(model__vision="vision", model__text="text"))
@@ -20,20 +21,68 @@ SIZES = (500, 1500, ALL)
 NUM_CHOOSING = 5000
 """Photos before the last 1,000 of train: settings for 6,000 photos are chosen with students of these."""
 RECIPES = {224: "dual-flickr8k", 288: "dual-flickr8k-large"}
-TABLE, CHOOSING = "Flickr8k, {:,} photos", "Chosen on train, {:,} photos"
+TABLE, CHOOSING, FUSION = "Flickr8k, {:,} photos", "Chosen on train, {:,} photos", "Fusion students, 2 layers to 1, fresh negatives"
 
 EPOCH_CHOICES = {500: (30, 60, 120, 240), 1500: (20, 40, 80, 160), ALL: (40, 70, 100)}
-"""Epochs of undistilled students to choose from."""
-DROPOUT_CHOICES = (0.4, 0.6)
+"""Epochs of undistilled students to choose from; those chosen are EPOCHS."""
+EPOCHS = {(500, 224): 120, (500, 288): 120, (1500, 224): 80, (1500, 288): 80, (ALL, 224): 40, (ALL, 288): 40}
+DROPOUTS = (0.2, 0.6)
+"""Dropout of undistilled students to choose from, besides the recipes' 0.4, which stayed."""
+SMOOTHINGS = (0.05, 0.1, 0.2)
+SMOOTHING = dict.fromkeys(SIZES, 0.1)
+TAUGHT_EPOCHS = {500: 480, 1500: 160, ALL: 100}
+"""Epochs of distilled students: 940 steps for few photos, 2,340 for all."""
+WITH_INFONCE, KL_ALONE, WARM_KL_ALONE = "InfoNCE + KL, T = 2, dropout 0.3", "KL alone, T = 1, dropout 0.1", "KL alone, T = 2, dropout 0.1"
+TAUGHT: dict[str, tuple[str, ...]] = {
+    WITH_INFONCE: sets(),
+    KL_ALONE: sets(loss__terms="{kl=4.0}", loss__temperature=1.0, model__dropout=0.1),
+    WARM_KL_ALONE: sets(loss__terms="{kl=4.0}", model__dropout=0.1),
+}
+"""Changes to recipe dual-flickr8k-distilled to choose from."""
+SELF, SAME, MORE = "self-distillation", "dual teacher at 288 px", "dual teacher at 288 px, trained on 6,000 photos (more data)"
+TAUGHT_CHOSEN = {(label, size): WITH_INFONCE for label in (SELF, SAME, MORE) for size in SIZES}
+
+PLAIN, LONG, LARGE = "undistilled, 224 px", "undistilled, 224 px, as many steps as distilled", "undistilled, 288 px"
+SMOOTH = "label smoothing"
+DYNAMIC, ENSEMBLE = "dual teacher at 288 px, DCD-KL in place of KL", "three dual teachers at 288 px"
+PAIR, PAIR_ITSELF = "co-attention teacher at 288 px", "the co-attention teacher itself, re-ranking the first 50 of its dual"
+BETTER_TEACHERS: dict[str, str] = {}
+"""Label and run folder of further dual teachers of 6,000 photos, such as `{"a teacher with trained encoders": "runs/tuned-0"}`."""
+PARTS = {
+    "more steps": (LONG, PLAIN),
+    "regularization: label smoothing": (SMOOTH, PLAIN),
+    "regularization: self-distillation": (SELF, PLAIN),
+    "resolution: a teacher at 288 px in place of itself": (SAME, SELF),
+    "resolution without a teacher": (LARGE, PLAIN),
+    "data: a teacher of 6,000 photos in place of the same photos": (MORE, SAME),
+    "knowledge: three teachers in place of one": (ENSEMBLE, SAME),
+    "knowledge: co-attention in place of a dual encoder": (PAIR, SAME),
+    "dynamic weights: DCD-KL in place of KL": (DYNAMIC, SAME),
+    "the student at 224 px against its teacher at 288 px": (SAME, LARGE),
+}
+"""Parts of a gain: the difference of two rows."""
+FUSION_LOSSES: dict[str, tuple[str, ...]] = {
+    "ground truth (BCE)": sets(loss__terms="{ground-truth=1.0}"),
+    "MSE and ground truth": sets(loss__terms="{mse=0.5,ground-truth=0.5}"),
+    "DCD": sets(),
+    "DCD as released": sets(loss__terms="{dcd-released=1.0}"),
+    "InfoNCE": sets(loss__terms="{infonce=1.0}", batch__size=16),
+    "KL": sets(loss__terms="{kl=1.0}", batch__size=16),
+}
+"""Changes to recipe fusion-flickr8k for each label."""
 
 
 def fair() -> list[Step]:
-    """Every row of the fair tables, the most important first, after the steps that chose its settings."""
+    """The steps that choose settings, then every row of the fair tables, the most important first."""
     steps = [
         Step("data", "prepare", ("--karpathy", "karpathy.json", "--images", "images")),
         Step("choosing", "prepare", ("--karpathy", "choosing.json", "--images", "images")),
     ]
-    return [*steps, *(step for data in ("choosing", "data") for step in _features(data)), *_chosen()]
+    steps += [step for data in ("choosing", "data") for step in _features(data)]
+    steps += [*_choose_undistilled(), *_choose_distilled()]
+    for rows in (_undistilled_rows, _distilled_rows, _regularized_rows, _more_teacher_rows, _co_attention_rows):
+        steps += [step for size in SIZES for seed in SEEDS for step in rows(size, seed)]
+    return [*steps, *(step for seed in SEEDS for step in _fusion_rows(seed))]
 
 
 def write_choosing_split(karpathy: Path, target: Path) -> None:
@@ -65,17 +114,121 @@ def _features_of(data: str, size: int, pixels: int) -> str:
     return f"runs/features-{data}-{size}-{pixels}"
 
 
-def _undistilled(name: str, data: str, size: int, pixels: int, table: str, label: str, base: str, words: Iterable[str], seed: int) -> Step:
+def _undistilled(size: int, pixels: int, words: Iterable[str], name: str, row: tuple[str, str, str], data: str, seed: int) -> Step:
+    """A dual encoder that learns from the photos alone; `row` is table, label and base."""
     arguments = (RECIPES[pixels], *_photos(data, size), *ENCODERS, *sets(seed=seed), *words)
-    return Step(f"runs/{name}-{seed}", "distill", arguments, (_features_of(data, size, pixels),), table, label, base, _val(data))
+    return Step(f"runs/{name}-{seed}", "distill", arguments, (_features_of(data, size, pixels),), *row, _val(data))
 
 
-def _chosen() -> Iterator[Step]:
-    """Students of seed 0 on the photos before the last 1,000 of train, measured on these 1,000."""
+def _distilled(
+    size: int, teachers: tuple[str, ...], words: Iterable[str], name: str, row: tuple[str, str, str], data: str, seed: int
+) -> Step:
+    """A dual encoder at 224 px that learns from dual teachers, or from caches of other teachers."""
+    taught = (word for teacher in teachers for word in ("--cache" if teacher.startswith("caches/") else "--teacher", teacher))
+    settings = sets(seed=seed, optimizer__epochs=TAUGHT_EPOCHS[size])
+    arguments = ("dual-flickr8k-distilled", *taught, *_photos(data, size), *ENCODERS, *settings, *words)
+    needs = (*teachers, _features_of(data, size, 224))
+    return Step(f"runs/{name}-{seed}", "distill", arguments, needs, *row, _val(data))
+
+
+def _choose_undistilled() -> Iterator[Step]:
+    """Undistilled students of seed 0 on the photos before the last 1,000 of train, measured on these 1,000."""
     for pixels in RECIPES:
         for size in SIZES:
             table, base = CHOOSING.format(size), f"undistilled, 224 px, {EPOCH_CHOICES[size][0]} epochs"
             for epochs in EPOCH_CHOICES[size]:
-                label = f"undistilled, {pixels} px, {epochs} epochs"
-                words = sets(optimizer__epochs=epochs)
-                yield _undistilled(f"choose{size}-{pixels}-{epochs}", "choosing", size, pixels, table, label, base, words, 0)
+                row = (table, f"undistilled, {pixels} px, {epochs} epochs", base)
+                name = f"choose{size}-{pixels}-{epochs}"
+                yield _undistilled(size, pixels, sets(optimizer__epochs=epochs), name, row, "choosing", 0)
+    for size in SIZES:
+        table, base, epochs = CHOOSING.format(size), f"undistilled, 224 px, {EPOCH_CHOICES[size][0]} epochs", EPOCHS[size, 224]
+        changes = {
+            **{f"dropout {value}": sets(model__dropout=value) for value in DROPOUTS},
+            **{f"label smoothing {value}": sets(loss__label_smoothing=value) for value in SMOOTHINGS},
+        }
+        for index, (change, words) in enumerate(changes.items()):
+            row = (table, f"undistilled, 224 px, {epochs} epochs, {change}", base)
+            yield _undistilled(size, 224, (*sets(optimizer__epochs=epochs), *words), f"choose{size}-change{index}", row, "choosing", 0)
+
+
+def _choose_distilled() -> Iterator[Step]:
+    """Distilled students of few photos, as in `_choose_undistilled`; for all photos the recipe's settings were chosen so before."""
+    for size in SIZES[:-1]:
+        table, base = CHOOSING.format(size), f"undistilled, 224 px, {EPOCH_CHOICES[size][0]} epochs"
+        teachers = {
+            SELF: f"runs/choose{size}-224-{EPOCHS[size, 224]}-0",
+            SAME: f"runs/choose{size}-288-{EPOCHS[size, 288]}-0",
+            MORE: f"runs/choose{ALL}-288-{EPOCHS[ALL, 288]}-0",
+        }
+        for kind, (label, teacher) in enumerate(teachers.items()):
+            for index, (change, words) in enumerate(TAUGHT.items()):
+                row = (table, f"{label}: {change}", base)
+                yield _distilled(size, (teacher,), words, f"choose{size}-taught{kind}{index}", row, "choosing", 0)
+
+
+def _row(size: int, label: str) -> tuple[str, str, str]:
+    return TABLE.format(size), label, PLAIN
+
+
+def _large(size: int, seed: int) -> str:
+    return f"runs/large{size}-{seed}"
+
+
+def _undistilled_rows(size: int, seed: int) -> Iterator[Step]:
+    """No teacher; the students at 288 px are the dual teachers of other rows."""
+    for pixels, label, name in ((224, PLAIN, "plain"), (288, LARGE, "large")):
+        words = sets(optimizer__epochs=EPOCHS[size, pixels])
+        yield _undistilled(size, pixels, words, f"{name}{size}", _row(size, label), "data", seed)
+
+
+def _distilled_rows(size: int, seed: int) -> Iterator[Step]:
+    """The student itself as its teacher, a larger dual encoder of the same photos, and one of all photos."""
+    teachers = {SELF: f"runs/plain{size}-{seed}", SAME: _large(size, seed), MORE: _large(ALL, seed)}
+    for index, (label, teacher) in enumerate(teachers.items()):
+        if label != MORE or size != ALL:
+            words = TAUGHT[TAUGHT_CHOSEN[label, size]]
+            yield _distilled(size, (teacher,), words, f"taught{size}-{index}", _row(size, label), "data", seed)
+
+
+def _regularized_rows(size: int, seed: int) -> Iterator[Step]:
+    """Label smoothing, and as many steps as the distilled students take."""
+    words = sets(optimizer__epochs=EPOCHS[size, 224], loss__label_smoothing=SMOOTHING[size])
+    yield _undistilled(size, 224, words, f"smooth{size}", _row(size, SMOOTH), "data", seed)
+    words = sets(optimizer__epochs=TAUGHT_EPOCHS[size])
+    yield _undistilled(size, 224, words, f"long{size}", _row(size, LONG), "data", seed)
+
+
+def _more_teacher_rows(size: int, seed: int) -> Iterator[Step]:
+    """Dynamic weights, and other teachers."""
+    chosen = TAUGHT[TAUGHT_CHOSEN[SAME, size]]
+    terms = "{dcd-kl=4.0}" if TAUGHT_CHOSEN[SAME, size] != WITH_INFONCE else "{infonce=1.0,dcd-kl=4.0}"
+    dynamic = (*chosen, *sets(loss__terms=terms))
+    yield _distilled(size, (_large(size, seed),), dynamic, f"dynamic{size}", _row(size, DYNAMIC), "data", seed)
+    three = tuple(_large(size, each) for each in SEEDS)
+    yield _distilled(size, three, chosen, f"ensemble{size}", _row(size, ENSEMBLE), "data", seed)
+    for index, (label, teacher) in enumerate(BETTER_TEACHERS.items()):
+        yield _distilled(size, (teacher,), chosen, f"better{size}-{index}", _row(size, label), "data", seed)
+
+
+def _co_attention_rows(size: int, seed: int) -> Iterator[Step]:
+    """A co-attention that starts from the dual encoder at 288 px, trained on the same photos; one teacher for the students of all seeds."""
+    cache = f"caches/pair{size}-0"
+    if seed == SEEDS[0]:
+        large = _large(size, 0)
+        words = ("pair-flickr8k", *_photos("data", size), *ENCODERS, *sets(seed=0, model__dual_init=large))
+        row, measure = _row(size, PAIR_ITSELF), (*_val("data"), "--depth", "50")
+        pair = Step(f"runs/pair{size}-0", "finetune-teacher", words, (large,), *row, measure, measured=large)
+        scoring = (*_photos("data", size), *FEATURES, "--teacher", pair.out, "--recipe", "dual-flickr8k-distilled")
+        yield from (pair, Step(cache, "cache-teacher", scoring, (pair.out,)))
+    chosen = TAUGHT[TAUGHT_CHOSEN[SAME, size]]
+    yield _distilled(size, (cache,), chosen, f"paired{size}", _row(size, PAIR), "data", seed)
+
+
+def _fusion_rows(seed: int) -> Iterator[Step]:
+    """Half-depth students of the co-attention of all photos, which re-rank the first 20 of an undistilled dual encoder."""
+    pair, cache, plain = f"runs/pair{ALL}-0", f"caches/pair{ALL}-0", f"runs/plain{ALL}-0"
+    for index, (label, words) in enumerate(FUSION_LOSSES.items()):
+        row = (FUSION, label, next(iter(FUSION_LOSSES)))
+        arguments = ("fusion-flickr8k", "--teacher", pair, "--cache", cache, "--data", "data", *FEATURES, *sets(seed=seed), *words)
+        measure = (*_val("data"), "--depth", "20")
+        yield Step(f"runs/fusion{index}-{seed}", "distill", arguments, (cache, plain), *row, measure, measured=plain)
