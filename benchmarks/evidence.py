@@ -46,6 +46,8 @@ PLANS = {
     "scenes": evidence_scenes.scenes,
     "small": evidence_scenes.small,
 }
+PARTS = {"fair": {evidence_fair.TABLE.format(size): evidence_fair.PARTS for size in evidence_fair.SIZES}}
+"""Differences of rows that a plan reports besides those from the base of a table."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ def main() -> None:
     if not args.tables_only:
         workspace.results.mkdir(parents=True, exist_ok=True)
         (workspace.results / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
-    sys.stdout.write(evidence_tables.write(steps, workspace.work, workspace.results))
+    sys.stdout.write(evidence_tables.write(steps, workspace.work, workspace.results, PARTS.get(args.plan)))
     say(f"{(time.perf_counter() - started) / 60:.1f} minutes")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")

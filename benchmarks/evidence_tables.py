@@ -6,7 +6,7 @@ The ranks of every query are too large to store there. While they are in the wor
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
@@ -26,16 +26,25 @@ from matplotlib import pyplot as plt
 HEADS = ("", "text R@1/5/10", "image R@1/5/10", "RSUM of each seed", "mean", "against the base, 95 % interval", "p", "training")
 
 
-def write(steps: Iterable[Step], work: Path, results: Path) -> str:
-    """Write comparisons.json, tables.md and cost.png, and return the tables."""
+def write(steps: Iterable[Step], work: Path, results: Path, parts_of: Mapping[str, Mapping[str, tuple[str, str]]] | None = None) -> str:
+    """Write comparisons.json, tables.md and cost.png, and return the tables.
+
+    `parts_of` names, for tables, differences of two rows; they become a table of their own. In a plan with such parts, the intervals cover
+    the seeds of rows with two runs or more (`dcdctl compare --draw-seeds`).
+    """
     groups = _groups([step for step in steps if step.table and (results / _short(step) / "result.json").exists()])
-    compared = _compared(groups, work, results)
+    parts_of = parts_of or {}
+    pairs = {f"{table} / {label}": (table, label, members[0].base) for (table, label), members in groups.items()}
+    pairs |= {f"{table} / {part}": (table, *rows) for table, parts in parts_of.items() for part, rows in parts.items()}
+    compared = _compared(pairs, groups, work, results, draw_seeds=bool(parts_of))
     parts = []
     for table in dict.fromkeys(table for table, _ in groups):
         rows = [_row(members, compared.get(f"{table} / {label}"), results) for (title, label), members in groups.items() if title == table]
         rule = ["---" for _ in HEADS]
         lines = ["| " + " | ".join(cells) + " |" for cells in (HEADS, rule, *rows)]
         parts.append(f"### {table}\n\n" + "\n".join(lines) + "\n")
+    if parts_of:
+        parts.append(_parts_table(parts_of, compared))
     document = "\n".join(parts)
     results.mkdir(parents=True, exist_ok=True)
     (results / "tables.md").write_text(document)
@@ -51,20 +60,42 @@ def _groups(steps: list[Step]) -> dict[tuple[str, str], list[Step]]:
     return groups
 
 
-def _compared(groups: dict[tuple[str, str], list[Step]], work: Path, results: Path) -> dict[str, Any]:
-    """Each row against the base of its table. Rows whose ranks are not in the work folder keep their earlier comparison."""
+def _compared(
+    pairs: Mapping[str, tuple[str, str, str]], groups: dict[tuple[str, str], list[Step]], work: Path, results: Path, *, draw_seeds: bool
+) -> dict[str, Any]:
+    """The differences of pairs of rows, each a table, a label and the label of its base, by name.
+
+    Rows whose ranks are not in the work folder keep their earlier comparison.
+    """
     path = results / "comparisons.json"
     compared: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for (table, label), members in groups.items():
-        base = groups.get((table, members[0].base), [])
+    for name, (table, label, base_label) in pairs.items():
+        members, base = groups.get((table, label), []), groups.get((table, base_label), [])
         files = [[work / step.out / "ranks.parquet" for step in steps] for steps in (members, base)]
-        if not base or members[0].base == label or not all(file.exists() for paths in files for file in paths):
+        if not members or not base or base_label == label or not all(file.exists() for paths in files for file in paths):
             continue
-        comparison = significance.compare_ranks(*([evaluation_files.read_ranks(file) for file in paths] for paths in files))
-        compared[f"{table} / {label}"] = {"base": members[0].base, **asdict(comparison)}
+        tables = [[evaluation_files.read_ranks(file) for file in paths] for paths in files]
+        draws_seeds = draw_seeds and min(map(len, tables)) >= significance.MIN_DRAWN_SEEDS
+        comparison = significance.compare_ranks(*tables, draw_seeds=draws_seeds)
+        compared[name] = {"base": base_label, "draws_seeds": draws_seeds, **asdict(comparison)}
     results.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(compared, indent=1) + "\n")
     return compared
+
+
+def _parts_table(parts_of: Mapping[str, Mapping[str, tuple[str, str]]], compared: Mapping[str, Any]) -> str:
+    """A row for each part of a gain and a column for each table: the difference in RSUM with its interval."""
+    names = dict.fromkeys(part for parts in parts_of.values() for part in parts)
+    rows = [[part, *(_difference(compared.get(f"{table} / {part}")) for table in parts_of)] for part in names]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (["", *parts_of], ["---"] * (len(parts_of) + 1), *rows)]
+    return "### Parts of the gain\n\n" + "\n".join(lines) + "\n"
+
+
+def _difference(compared: dict[str, Any] | None) -> str:
+    if compared is None:
+        return ""
+    rsum = compared["difference"]["rsum"]
+    return f"{rsum['value']:+.1f} ({rsum['interval']['low']:+.1f} to {rsum['interval']['high']:+.1f})"
 
 
 def _row(members: list[Step], compared: dict[str, Any] | None, results: Path) -> list[str]:
@@ -74,11 +105,7 @@ def _row(members: list[Step], compared: dict[str, Any] | None, results: Path) ->
     ]
     sums = [each["rsum"] for each in evaluated]
     spread = f" ± {stdev(sums):.1f}" if len(sums) > 1 else ""
-    difference, p_value = "", ""
-    if compared is not None:
-        rsum = compared["difference"]["rsum"]
-        difference = f"{rsum['value']:+.1f} ({rsum['interval']['low']:+.1f} to {rsum['interval']['high']:+.1f})"
-        p_value = f"{compared['p_value']:.4f}"
+    difference, p_value = _difference(compared), "" if compared is None else f"{compared['p_value']:.4f}"
     seconds = training_seconds(members, results)
     cost = "" if seconds is None else f"{seconds:,.0f} s"
     return [members[0].label, *recalls, ", ".join(f"{each:.1f}" for each in sums), f"{mean(sums):.1f}{spread}", difference, p_value, cost]
