@@ -12,9 +12,13 @@ from dcdctl.cli import options
 CacheFolders = Annotated[
     list[Path] | None, typer.Option("--cache", help="Folder written by `dcdctl cache-teacher`; repeat for several teachers.", metavar="DIR")
 ]
-TeacherRef = Annotated[
-    str | None,
-    typer.Option("--teacher", help="Model that a fusion student starts from: the one that made the cache.", metavar="REF"),
+TeacherRefs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--teacher",
+        help="With --cache: the model that made it, from which a fusion student starts. Without: a dual encoder to learn from; repeatable.",
+        metavar="REF",
+    ),
 ]
 
 
@@ -23,7 +27,7 @@ def distill(
     data: options.Data,
     out: options.Out,
     cache: CacheFolders = None,
-    teacher: TeacherRef = None,
+    teacher: TeacherRefs = None,
     sets: options.Sets = None,
     split: options.Split = "train",
     max_images: options.MaxImages = None,
@@ -37,7 +41,7 @@ def distill(
     wandb: options.Wandb = None,
     resume: options.Resume = False,
 ) -> None:
-    """Train a student on the teacher's cached scores."""
+    """Train a student on a teacher's scores: cached ones, or those of a dual encoder, which needs no cache."""
     options.check_overrides(recipe, sets)
     from dcdctl.cli.views.terminal import bar, note, show
     from dcdctl.cli.views.training import view
@@ -46,7 +50,7 @@ def distill(
     from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, train
 
     job = TrainingJob("distill", recipe, sets or [], out, resume)
-    refs = InputRefs(data=data, split=split, max_images=max_images, caches=cache or [], teacher=teacher, model_set=model_set or [])
+    refs = InputRefs(data=data, split=split, max_images=max_images, caches=cache or [], teachers=teacher or [], model_set=model_set or [])
     compute = Compute(device=devices.choose(device), precision=devices.precision(precision), workers=workers, features=features)
     settings = TrainingOptions(compute=compute, micro_batches=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
     run = train(job, refs, options=settings, track=bar, watch=view, say=note)

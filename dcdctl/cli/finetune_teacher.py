@@ -40,7 +40,7 @@ def finetune_teacher(
     from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, train
 
     job = TrainingJob("finetune-teacher", recipe, sets or [], out, resume)
-    refs = InputRefs(data=data, split=split, max_images=max_images, teacher=teacher, model_set=model_set or [])
+    refs = InputRefs(data=data, split=split, max_images=max_images, teachers=[teacher] if teacher else [], model_set=model_set or [])
     compute = Compute(device=devices.choose(device), precision=devices.precision(precision), workers=workers, features=features)
     settings = TrainingOptions(compute=compute, micro_batches=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
     run = train(job, refs, options=settings, track=bar, watch=view)

@@ -107,12 +107,17 @@ def check_equal(number: int, name: str) -> None:
 
 
 @torch.no_grad()
+def broadcast(tensor: Tensor) -> None:
+    """Fill a floating-point tensor, of equal shape in all processes, with the numbers of the main process."""
+    if world_size() > 1:
+        tensor.copy_(all_sum(tensor if is_main() else torch.zeros_like(tensor)))
+
+
 def broadcast_weights(module: nn.Module) -> None:
     """Copy the parameters and floating-point buffers of the main process to all others."""
-    if world_size() > 1:
-        for tensor in [*module.parameters(), *module.buffers()]:
-            if tensor.is_floating_point():
-                tensor.copy_(all_sum(tensor if is_main() else torch.zeros_like(tensor)))
+    for tensor in [*module.parameters(), *module.buffers()]:
+        if tensor.is_floating_point():
+            broadcast(tensor)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models import FusionSize, ProjectionSize, States
 from dcdctl.core.scoring import CorpusSource, open_or_build
 from dcdctl.core.scoring import pairs as scoring_pairs
-from dcdctl.core.training import TrainingOptions, distill, initial_model, recipe
+from dcdctl.core.training import Inputs, TrainingOptions, distill, initial_model, recipe
 from dcdctl.core.training.batch import MicroBatch
 from dcdctl.core.training.recipe import ModelConfig
 
@@ -207,7 +207,7 @@ def test_a_recipe_starts_from_a_dual_encoder_and_trains_cosine_and_fusion(corpus
     assert torch.equal(start.network.cosine.image_projection.weight, dual.network.projections.image_projection.weight)
     assert start.network.cosine.logit_scale.item() == 2
     options = TrainingOptions(compute=Compute(features=tmp_path / "features"))
-    inputs = distill.Inputs(corpus, [], None)
+    inputs = Inputs(corpus, [], None)
     run = distill.train(distill.TrainingJob("finetune-teacher", str(path), [], tmp_path / "run"), inputs, options=options)
     trained = dict(models.load_fusion(run.folder).network.named_parameters())
     changed = {name for name, parameter in start.network.named_parameters() if not torch.equal(trained[name], parameter)}

@@ -267,25 +267,25 @@ def read_all(refs: InputRefs) -> None:
 
 
 def test_inputs_that_do_not_belong_together_are_refused(scenes_corpus_dir, corpus, teacher_folder, cache_folder, tmp_path):
-    read_all(InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teacher=str(teacher_folder)))
+    read_all(InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teachers=[str(teacher_folder)]))
     with pytest.raises(StaleError, match="another corpus"):
-        read_all(InputRefs(data=scenes_corpus_dir, max_images=10, caches=[cache_folder], teacher=str(teacher_folder)))
+        read_all(InputRefs(data=scenes_corpus_dir, max_images=10, caches=[cache_folder], teachers=[str(teacher_folder)]))
     with pytest.raises(StaleError, match="another corpus"):
         read_all(InputRefs(data=scenes_corpus_dir, split="val", caches=[cache_folder]))
     models.save(make_teacher(corpus.captions, seed=1), tmp_path / "other")
     with pytest.raises(StaleError, match="another teacher"):
-        read_all(InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teacher=str(tmp_path / "other")))
+        read_all(InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teachers=[str(tmp_path / "other")]))
     with pytest.raises(StaleError, match="none of the caches was made with the teacher"):
-        read_all(InputRefs(data=scenes_corpus_dir, caches=[cache_folder, cache_folder], teacher=str(tmp_path / "other")))
+        read_all(InputRefs(data=scenes_corpus_dir, caches=[cache_folder, cache_folder], teachers=[str(tmp_path / "other")]))
     with pytest.raises(StaleError, match="another teacher"):
-        read_all(InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teacher=str(teacher_folder), model_set=["max_text_len=9"]))
+        read_all(InputRefs(data=scenes_corpus_dir, caches=[cache_folder], teachers=[str(teacher_folder)], model_set=["max_text_len=9"]))
     with pytest.raises(MissingError, match="there is no teacher cache"):
         read_all(InputRefs(data=scenes_corpus_dir, caches=[tmp_path / "absent"]))
     with pytest.raises(ConfigError, match="--model-set is for the model named by --teacher"):
         InputRefs(data=scenes_corpus_dir, model_set=["max_text_len=9"])
 
 
-MISSING_REFS: dict[str, Any] = {"data": Path("absent/data"), "caches": [Path("absent/cache")], "teacher": "absent/teacher"}
+MISSING_REFS: dict[str, Any] = {"data": Path("absent/data"), "caches": [Path("absent/cache")], "teachers": ["absent/teacher"]}
 """Files that are not there: an error about anything else shows that none was opened."""
 
 
@@ -296,7 +296,7 @@ MISSING_REFS: dict[str, Any] = {"data": Path("absent/data"), "caches": [Path("ab
         ("tiny-student", ["batch.sise=8"], {}, "unknown key batch.sise"),
         ("tiny-student", ["batch.size=1"], {}, "batch.size must be at least 2"),
         ("tiny-student", [], {"caches": []}, "needs the teacher's scores"),
-        ("tiny-student", [], {"teacher": None}, "starts from its teacher, and no teacher is given"),
+        ("tiny-student", [], {"teachers": []}, "starts from its teacher, and no teacher is given"),
         ("tiny-student", ["batch.negatives=mined"], {}, "with a cache the negatives are those of the cache"),
     ],
 )
@@ -332,7 +332,7 @@ def test_files_are_opened_before_the_teacher_is_loaded(scenes_corpus_dir, cache_
 
     def run(sets: list[str], **refs: Any) -> None:
         job = TrainingJob("distill", "tiny-student", [*FUSION, *sets], tmp_path / "run")
-        named = InputRefs(**{"data": scenes_corpus_dir, "caches": [cache_folder], "teacher": "absent/teacher", **refs})
+        named = InputRefs(**{"data": scenes_corpus_dir, "caches": [cache_folder], "teachers": ["absent/teacher"], **refs})
         distill.train(job, named, options=OPTIONS)
 
     with pytest.raises(MissingError, match="there is no teacher cache"):

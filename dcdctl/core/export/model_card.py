@@ -22,7 +22,7 @@ from dcdctl.core.config import flatten
 from dcdctl.core.data import CORPUS_FILE, Corpus, Direction, read_corpus_json
 from dcdctl.core.errors import DcdError, InputError
 from dcdctl.core.evaluation import EvalResult, EvalSummary, Figure
-from dcdctl.core.report import MissingPart
+from dcdctl.core.report import MissingPart, teachers_of
 
 TASK = "image-text-retrieval"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -48,7 +48,7 @@ class RunHistory:
     @property
     def has_teacher(self) -> bool:
         """Whether it learned from the scores of another model."""
-        return self.facts is not None and bool(self.facts["inputs"].get("cache"))
+        return self.facts is not None and bool(teachers_of(self.facts["inputs"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,14 +231,14 @@ def _training(history: RunHistory) -> _Training | None:
 
 def _teacher(facts: dict[str, Any]) -> str:
     """The models whose scores it learned from, in a sentence."""
-    cache = facts["inputs"].get("cache")
-    plans = cache if isinstance(cache, list) else [] if cache is None else [cache]
+    fingerprints = teachers_of(facts["inputs"])
     refs = [public(str(ref)) for ref in _option_values(facts, "--teacher")]
-    if not plans and not refs:
+    if not fingerprints and not refs:
         return "No teacher."
-    if plans:
-        fingerprints = ", ".join(str(plan["teacher"])[:12] for plan in plans)
-        refs.append(f"cached scores of {'a teacher' if len(plans) == 1 else f'{len(plans)} teachers'} (fingerprint {fingerprints})")
+    if fingerprints:
+        kind = "cached scores" if facts["inputs"].get("cache") else "scores"
+        teachers = "a teacher" if len(fingerprints) == 1 else f"{len(fingerprints)} teachers"
+        refs.append(f"{kind} of {teachers} (fingerprint {', '.join(fingerprint[:12] for fingerprint in fingerprints)})")
     return f"Teacher: {', '.join(refs)}."
 
 

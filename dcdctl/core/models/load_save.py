@@ -71,16 +71,16 @@ def load(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Tra
     return model
 
 
-def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None, *, kind: Kind | None = None) -> None:
-    """Check a reference without opening weights or fetching anything.
+def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None, *, kind: Kind | None = None) -> Kind | None:
+    """The kind of model that a reference names; None for a Hub id, whose kind is not known before it is loaded.
 
-    ModelError if it names nothing here and cannot be a Hub id, or if it names a model of another kind; ConfigError for a wrong model
-    setting. The kind of a Hub id is not known before it is loaded.
+    Opens no weights and fetches nothing. ModelError if the reference names nothing here and cannot be a Hub id, or if it names a model of
+    another kind than `kind`; ConfigError for a wrong model setting.
     """
     read_overrides(dict(overrides or {}))
     form, source = _locate(ref)
     if form == "hub":
-        return
+        return None
     found: Kind = "fusion"  # official checkpoints and published teachers
     if form == "folder":
         model_type = _saved_type(Path(source))
@@ -89,6 +89,7 @@ def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None, *, ki
         found, _ = FAMILIES[model_type]
     if kind not in (None, found):
         raise _wrong_kind(ref, found)
+    return found
 
 
 def load_fusion(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> FusionScorer:

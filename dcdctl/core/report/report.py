@@ -6,7 +6,7 @@ What a folder lacks is a `MissingPart` with the command that adds it. Results th
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -269,3 +269,14 @@ def _by_command(missing: Iterable[MissingPart]) -> tuple[MissingPart, ...]:
 
 def _command(name: str, *words: str) -> str:
     return shlex.join(["dcdctl", name, *words])
+
+
+def teachers_of(inputs: Mapping[str, Any]) -> list[str]:
+    """The fingerprints of the teachers whose scores a training learned from, by the inputs in its run.json.
+
+    >>> teachers_of({"cache": None, "teachers": [{"teacher": "3f"}, {"teacher": "a0"}]})
+    ['3f', 'a0']
+    """
+    # A cache, or a dual teacher that scored the batches itself; a list for several.
+    scores = inputs.get("cache") or inputs.get("teachers") or []
+    return [str(plan["teacher"]) for plan in (scores if isinstance(scores, list) else [scores])]

@@ -10,7 +10,7 @@ from typing import Any
 from dcdctl.core.config import flatten
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import KS, LEVEL, Estimate, Figure
-from dcdctl.core.report.report import ModelResults, Report, Training
+from dcdctl.core.report.report import ModelResults, Report, Training, teachers_of
 
 NOTHING = "\N{EN DASH}"
 """Shown for values that were not measured."""
@@ -109,11 +109,10 @@ def _runs(report: Report) -> Table:
 
 
 def _inputs(training: Training) -> dict[str, str]:
-    """The inputs of a training; for teacher caches, the teachers. Their corpus and candidates are those of the training and its recipe."""
+    """The inputs of a training; for scores, the teachers. Their corpus and candidates are those of the training and its recipe."""
     inputs = training.facts["inputs"]
-    caches = inputs.get("cache") or []
-    teachers = [_value(cache["teacher"]) for cache in (caches if isinstance(caches, list) else [caches])]
-    others = {f"input: {name}": _value(value) for name, value in flatten(inputs).items() if not name.startswith("cache")}
+    teachers = [_value(fingerprint) for fingerprint in teachers_of(inputs)]
+    others = {f"input: {name}": _value(value) for name, value in flatten(inputs).items() if not name.startswith(("cache", "teachers"))}
     return {**others, "input: scores of teacher": ", ".join(teachers) or NOTHING}
 
 

@@ -9,7 +9,7 @@ Shape letters: I images, T texts, D width of a vector.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -134,7 +134,8 @@ def embed_with_model(model: DualEncoder, source: Source, device: torch.device, t
     embedder = dual_embedder(model, device)
     if not (isinstance(source, Features) and model.encoders is not None and model.encoders.digest == source.plan["encoders"]):
         return embed_corpus(embedder, source.corpus, track)
-    # Features are read fastest in the order in which they are stored.
+    # A dual encoder reads one token of an image's features; and features are read fastest in the order in which they are stored.
+    source = replace(source, only_first=True)
     return embed_all(embedder, source, Compute(device=device, batch_size=BATCH_SIZE), by_length=False, track=track)
 
 

@@ -2,9 +2,11 @@ from .build import build_cache
 from .cache import TeacherCache, TeacherEnsemble, read_cache, read_caches
 from .cache_format import CACHE
 from .candidates import CandidateConfig, Candidates, draw_candidates, mine_candidates
+from .embedded import EmbeddedScores, EmbeddedTeacher, EmbeddedTeachers, embedded_teachers
 from .estimate import Estimate
 from .false_negatives import FalseNegativeFilter, false_negative_filter
 from .job import CacheJob, cache_scores, verify_cache
+from .scores import TeacherScores, check_weights
 from .summary import CacheSummary, Negative, cache_document, cache_facts, summarize_cache
 
 __all__ = [
@@ -13,16 +15,22 @@ __all__ = [
     "CacheSummary",
     "CandidateConfig",
     "Candidates",
+    "EmbeddedScores",
+    "EmbeddedTeacher",
+    "EmbeddedTeachers",
     "Estimate",
     "FalseNegativeFilter",
     "Negative",
     "TeacherCache",
     "TeacherEnsemble",
+    "TeacherScores",
     "build_cache",
     "cache_document",
     "cache_facts",
     "cache_scores",
+    "check_weights",
     "draw_candidates",
+    "embedded_teachers",
     "false_negative_filter",
     "mine_candidates",
     "read_cache",

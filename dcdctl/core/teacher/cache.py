@@ -24,6 +24,7 @@ from dcdctl.core.data import Corpus, Index, RaggedArray, offsets_of
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.teacher.cache_format import CACHE, CacheContents, pairs_name, read_pairs, shards_of
 from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE, Candidates
+from dcdctl.core.teacher.scores import AverageScores, check_weights, in_range
 
 
 class TeacherCache:
@@ -63,16 +64,18 @@ class TeacherCache:
         return self._all()._role_P
 
     @property
+    def scored_pairs(self) -> tuple[Index, NDArray[np.int32]]:
+        """The images and the captions of all pairs, sorted."""
+        return self.image_P, self.text_P
+
+    @property
     def starts_I(self) -> Index:
         """Offsets of the pairs of each image, and last their number. Valid for images whose shard has been read."""
         return self._starts_I
 
     def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> NDArray[np.float32]:
         """The scores of these pairs, in their shape; NaN for pairs that the teacher has not scored."""
-        images, texts = np.broadcast_arrays(np.asarray(image_ix, dtype=np.int64), np.asarray(text_ix, dtype=np.int64))
-        for what, index, count in (("image", images, self.num_images), ("caption", texts, self.num_texts)):
-            if index.size and not 0 <= index.min() <= index.max() < count:
-                raise ValueError(f"{what} indices must lie in [0, {count}), got {index.min()} to {index.max()}")
+        images, texts = np.broadcast_arrays(*in_range(image_ix, text_ix, self.num_images, self.num_texts))
         if not images.size or not self.num_pairs:
             return np.full(images.shape, np.nan, dtype=np.float32)
         self._read(np.unique(images // self.plan["images_per_shard"]))
@@ -180,24 +183,13 @@ def _sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
     return torch.from_numpy(np.asarray(logits, dtype=np.float64)).sigmoid().numpy()
 
 
-class TeacherEnsemble:
-    """Several teachers as one. Its candidates are those of the first cache that all teachers have scored.
-
-    Each teacher's scores are standardized over the pairs that all teachers have scored, averaged with weights, and scaled to the weighted
-    mean of the teachers' means and standard deviations. The average is thus a logit like theirs, and a temperature keeps its meaning. Pairs
-    without a score of every teacher have none: an average over fewer teachers would be another kind of score.
-    """
+class TeacherEnsemble(AverageScores):
+    """The teachers of several caches as one. Its candidates are those of the first cache that all teachers have scored."""
 
     def __init__(self, caches: Sequence[TeacherCache], weights: Sequence[float] = ()) -> None:
         """`weights` are normalized to a sum of 1; equal weights if empty. StaleError if the caches belong to different corpora."""
-        if weights and len(weights) != len(caches):
-            raise ConfigError(f"teachers.weights has {len(weights)} numbers, and there are {len(caches)} caches")
-        if len({cache.plan["corpus"] for cache in caches}) > 1:
-            raise StaleError("the caches are of different corpora", hint="make each with the same --data, --split and --max-images")
+        super().__init__(caches, weights, "caches")
         self.caches = list(caches)
-        shares = np.array(weights or [1.0] * len(caches))
-        self.weights = shares / shares.sum()
-        self.plan: list[dict[str, Any]] = [cache.plan for cache in caches]
 
     @property
     def image_P(self) -> Index:
@@ -207,12 +199,10 @@ class TeacherEnsemble:
     def text_P(self) -> NDArray[np.int32]:
         return self.caches[0].text_P[self._is_shared]
 
-    def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> NDArray[np.float32]:
-        """The average scores of these pairs, in their shape; NaN for pairs that a teacher has not scored."""
-        parts = zip(self.caches, self.weights, self._moments, strict=True)
-        total = sum(weight * (cache.lookup(image_ix, text_ix) - mean) / spread for cache, weight, (mean, spread) in parts)
-        mean, spread = np.average(self._moments, axis=0, weights=self.weights)
-        return np.asarray(total * spread + mean, dtype=np.float32)
+    @property
+    def scored_pairs(self) -> tuple[Index, NDArray[np.int32]]:
+        """The images and the captions of the first cache's pairs that all teachers have scored."""
+        return self.image_P, self.text_P
 
     @cached_property
     def candidates(self) -> Candidates:
@@ -259,8 +249,7 @@ def read_caches(caches: Sequence[TeacherCache], weights: Sequence[float]) -> Tea
     if len(caches) > 1:
         _check_different(caches)
         return TeacherEnsemble(caches, weights)
-    if len(weights) not in (0, len(caches)):
-        raise ConfigError(f"teachers.weights has {len(weights)} numbers, and there are {len(caches)} caches")
+    check_weights(weights, len(caches), "caches")
     return caches[0] if caches else None
 
 

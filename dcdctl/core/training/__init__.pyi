@@ -1,4 +1,5 @@
-from .distill import InputRefs, Inputs, TrainingJob, train
+from .distill import TrainingJob, train
+from .inputs import InputRefs, Inputs
 from .loop import TrainingOptions
 from .negatives import read_mined
 from .recipe import check_recipe_name, load_recipe, require_recipe_of_cache

@@ -22,7 +22,7 @@ from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch
 from dcdctl.core.scoring import Features, Source
-from dcdctl.core.teacher import Candidates, FalseNegativeFilter, TeacherCache, TeacherEnsemble, false_negative_filter
+from dcdctl.core.teacher import Candidates, FalseNegativeFilter, TeacherScores, false_negative_filter
 from dcdctl.core.training import negatives
 from dcdctl.core.training.batch import NO_IMAGES, NO_PAIRS, NO_TEXTS, UNSPLIT, Batch, MicroBatch, MicroBatchPlan
 from dcdctl.core.training.losses.weights import select_as_official
@@ -33,7 +33,6 @@ COVERED_STEPS = 16
 """Batches over which coverage is measured before a training: that of a single batch varies by a few percent."""
 LEAST_QUERIES = 1 / 3
 """Below this share of the queries a training is refused: the teacher would teach nothing about most of them (docs/losses.md)."""
-TeacherScores = TeacherCache | TeacherEnsemble
 
 
 def check_size(config: BatchConfig, plan: MicroBatchPlan) -> None:
@@ -132,7 +131,8 @@ class CandidateListBatches(_Batches):
     ) -> None:
         super().__init__(source, config, seed, plan, false_negatives)
         self.cache = cache
-        self._candidates = None if cache is None else self._allowed(cache.candidates)
+        cached = None if cache is None else cache.candidates
+        self._candidates = None if cached is None else self._allowed(cached)
         self._captions = np.arange(source.corpus.num_captions) if self._candidates is None else self._with_enough(self._candidates)
         # Not rounded: a batch may end one epoch and begin the next.
         self.batches_per_epoch = len(self._captions) / config.size
@@ -278,6 +278,7 @@ class AllPairsBatches(_Batches):
             raise ConfigError(f"batch.size is {config.size}, the split has only {corpus.num_images} images")
         self.cache = cache
         self.batches_per_epoch = float(corpus.num_images // config.size)
+        # A teacher that scores every pair has no neighbors, so its batches are those of a training without a teacher.
         self._neighbors = None if cache is None else find_neighbors(cache, corpus)
 
     def coverage(self, num_steps: int) -> Coverage:
@@ -297,7 +298,7 @@ class AllPairsBatches(_Batches):
     def __getitem__(self, step: int) -> Batch:
         image_QG, text_QG = self._pairs(step)
         missing_QG = np.full(image_QG.shape, np.nan, dtype=np.float32)
-        teacher_QG = missing_QG if self.cache is None else self.cache.lookup(image_QG, text_QG)
+        teacher_QG = missing_QG if self.cache is None else self.cache.lookup(image_QG[:, :1], text_QG[:1])
         batch = self._assemble(image_QG[:, :1], text_QG[:1], teacher_QG, teacher_QG)
         return replace(batch, same_RC=torch.from_numpy(self._is_same(image_QG, text_QG)))
 
@@ -342,12 +343,15 @@ class Neighbors:
     num_pairs: Index
 
 
-def find_neighbors(cache: TeacherScores, corpus: Corpus) -> Neighbors:
-    """The images that share scored pairs: a caption of one is scored with the other."""
+def find_neighbors(scores: TeacherScores, corpus: Corpus) -> Neighbors | None:
+    """The images that share scored pairs: a caption of one is scored with the other. None if every pair is scored."""
+    if scores.scored_pairs is None:
+        return None
+    image_P, text_P = scores.scored_pairs
     num_images = corpus.num_images
-    owner_P = corpus.caption_image[cache.text_P]
-    is_between_P = cache.image_P != owner_P
-    image, other = cache.image_P[is_between_P], owner_P[is_between_P]
+    owner_P = corpus.caption_image[text_P]
+    is_between_P = image_P != owner_P
+    image, other = image_P[is_between_P], owner_P[is_between_P]
     keys, counts = np.unique(np.concatenate([image * num_images + other, other * num_images + image]), return_counts=True)
     return Neighbors(RaggedArray.from_pairs(keys // num_images, keys % num_images, num_images), counts)
 

@@ -11,22 +11,23 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 from torch import nn
 
-from dcdctl.core import distributed, files, models, scoring
+from dcdctl.core import distributed, files, scoring
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
-from dcdctl.core.errors import ConfigError, StaleError
+from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.progress import Say, Track, Watch, silent, step_bar, unsaid
 from dcdctl.core.scoring import CorpusSource, Source
-from dcdctl.core.teacher import TeacherCache, false_negative_filter, read_cache, read_caches
+from dcdctl.core.teacher import EmbeddedScores, TeacherCache, TeacherScores, embedded_teachers, false_negative_filter, read_caches
 from dcdctl.core.training import initial_model, loggers, loop, negatives, runs, validation
 from dcdctl.core.training.batch import UNSPLIT, MicroBatchPlan
-from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches, TeacherScores, TrainingBatches, check_size
+from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches, TrainingBatches, check_size
+from dcdctl.core.training.inputs import TrainingInputs, check_teachers, scores_batches
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import Recipe, load_recipe
@@ -52,79 +53,6 @@ class TrainingJob:
     """Resume the run in `out`, if there is one."""
 
 
-class TrainingInputs(Protocol):
-    """The corpus, the caches and the teacher of a training: by name (`InputRefs`), or in memory (`Inputs`)."""
-
-    @property
-    def caches(self) -> Sequence[object]:
-        """One entry per cache."""
-
-    @property
-    def teacher(self) -> object | None:
-        """None where the training has no teacher model."""
-
-    def open(self) -> tuple[Corpus, Sequence[TeacherCache]]:
-        """The corpus and the caches made from it."""
-
-    def load_teacher(self, caches: Sequence[TeacherCache], track: Track) -> FusionScorer | None:
-        """The teacher; StaleError if none of the caches holds its scores."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputRefs:
-    """What a training reads, by name; ModelError if the teacher names no model, ConfigError for wrong model settings."""
-
-    data: Path
-    split: str = "train"
-    max_images: int | None = None
-    caches: Sequence[Path] = ()
-    teacher: str | None = None
-    model_set: Sequence[str] = ()
-    """Settings that the teacher's files lack: image_size=384."""
-
-    def __post_init__(self) -> None:
-        overrides = models.parse_overrides(self.model_set)
-        if self.teacher is not None:
-            models.check_ref(self.teacher, overrides, kind="fusion")
-        elif overrides:
-            raise ConfigError("--model-set is for the model named by --teacher, and none is named", hint="name it with --teacher")
-
-    def open(self) -> tuple[Corpus, list[TeacherCache]]:
-        """Open the corpus and the caches, whose scores are read later; StaleError if a cache was made from another corpus."""
-        corpus = Corpus.open(self.data, self.split, self.max_images)
-        return corpus, [read_cache(cache, corpus=corpus) for cache in self.caches]
-
-    def load_teacher(self, caches: Sequence[TeacherCache], track: Track = silent) -> FusionScorer | None:
-        """Load the teacher's weights; StaleError if the cache, or each of several, was made with another teacher."""
-        if self.teacher is None:
-            return None
-        model = models.load_fusion(self.teacher, models.parse_overrides(self.model_set), track)
-        if len(caches) == 1:
-            caches[0].check_teacher(model.digest)
-        elif caches and model.digest not in {cache.plan["teacher"] for cache in caches}:
-            raise StaleError(
-                f"none of the caches was made with the teacher {self.teacher}", hint="name the teacher whose scores are cached"
-            )
-        return model
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a training reads, in memory: opened files, and the loaded teacher if there is one."""
-
-    corpus: Corpus
-    caches: Sequence[TeacherCache]
-    teacher: FusionScorer | None
-
-    def open(self) -> tuple[Corpus, Sequence[TeacherCache]]:
-        """The corpus and the caches, which are open."""
-        return self.corpus, self.caches
-
-    def load_teacher(self, caches: Sequence[TeacherCache], track: Track = silent) -> FusionScorer | None:
-        """The teacher, which is loaded."""
-        return self.teacher
-
-
 @dataclass(frozen=True)
 class TrainingPlan:
     """A training whose recipe and settings are checked, with nothing opened yet."""
@@ -132,6 +60,8 @@ class TrainingPlan:
     job: TrainingJob
     recipe: Recipe
     options: TrainingOptions
+    scores_batches: bool
+    """Whether dual teachers score the batches, without a cache."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +71,7 @@ class _Files:
     corpus: Corpus
     caches: Sequence[TeacherCache]
     scores: TeacherScores | None
-    """The scores of all caches together."""
+    """The scores of all caches together; None without a cache."""
     validation: Corpus | None
     """The split that the model is validated on, if it is."""
 
@@ -153,9 +83,17 @@ class _Training:
     plan: TrainingPlan
     opened: _Files
     teacher: FusionScorer | None
+    """The model that the student starts from."""
+    embedded: EmbeddedScores | None
+    """The scores of dual teachers, if these score the batches."""
     model: Model
     """The initial model, trained in place."""
     source: Source
+
+    @property
+    def scores(self) -> TeacherScores | None:
+        """The scores that the student learns from; None if its loss needs none."""
+        return self.embedded or self.opened.scores
 
 
 @dataclass(frozen=True)
@@ -187,9 +125,10 @@ def train(
     with distributed.lock(job.out):
         opened = _open_files(plan, inputs)
         training = _load_models(plan, opened, inputs, track)
-        batches = make_batches(training.source, plan.recipe, opened.scores, options.micro_batch_plan, track)
+        batches = make_batches(training.source, plan.recipe, training.scores, options.micro_batch_plan, track)
         num_steps = count_steps(plan.recipe, batches.batches_per_epoch)
         schedule = _schedule(plan.recipe, num_steps, opened.scores, training.teacher)
+        _embed_for_teachers(training, track)
         fit = _fit_of_caches(training, batches, num_steps, say)
         run, batches = _start_run(training, batches, num_steps, fit, track)
         if not run.is_finished:
@@ -200,9 +139,9 @@ def train(
 def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) -> TrainingPlan:
     """The plan of a training. Reads the recipe and looks at the output folder; opens no corpus, no cache and no weights.
 
-    ConfigError for a wrong recipe or override, for a recipe of another kind of training, or for one that needs a cache where none is
-    given; ModelError if it needs a teacher where none is given; MissingError if a package is not installed; StaleError or InputError if
-    the output folder is taken or cannot be written.
+    ConfigError for a wrong recipe or override, for a recipe of another kind of training, or for one that needs scores where none are
+    given; ModelError if it needs a teacher where none is given, or one of the other kind; MissingError if a package is not installed;
+    StaleError or InputError if the output folder is taken or cannot be written.
     """
     recipe = load_recipe(job.recipe, job.sets)
     if job.kind == "finetune-teacher" and (recipe.model.kind != "fusion" or recipe.loss.needs_teacher):
@@ -210,9 +149,9 @@ def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) 
         raise ConfigError(f"recipe {job.recipe} trains a student", hint=hint)
     if options.wandb is not None:
         loggers.require()
-    initial_model.check(recipe, has_teacher=inputs.teacher is not None)
-    if recipe.loss.needs_teacher and not inputs.caches:
-        raise ConfigError(f"loss {', '.join(recipe.loss.terms)} needs the teacher's scores", hint="name a cache with --cache")
+    is_scored = scores_batches(recipe, inputs)
+    initial_model.check(recipe, has_teacher=bool(inputs.teacher_kinds) and not is_scored)
+    check_teachers(recipe, inputs)
     negatives.check(recipe, has_cache=bool(inputs.caches))
     if recipe.batch.negatives == "mined":
         recipe.candidates.require_packages()
@@ -220,24 +159,41 @@ def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) 
     runs.check_folder(job.out, recipe, job.kind, resume=job.resume)
     if options.compute.features is not None:
         files.check_output_folder(options.compute.features)
-    return TrainingPlan(job, recipe, options)
+    return TrainingPlan(job, recipe, options, is_scored)
 
 
 def _open_files(plan: TrainingPlan, inputs: TrainingInputs) -> _Files:
     corpus, caches = inputs.open()
-    scores = read_caches(caches, plan.recipe.teachers.weights)
+    scores = None if plan.scores_batches else read_caches(caches, plan.recipe.teachers.weights)
     config = plan.recipe.validation
     return _Files(corpus, caches, scores, validation.open_corpus(corpus, config) if config.every else None)
 
 
 def _load_models(plan: TrainingPlan, opened: _Files, inputs: TrainingInputs, track: Track) -> _Training:
-    """Load the teacher, make the initial model, and encode the corpus once if its frozen encoders' features are stored."""
-    teacher = inputs.load_teacher(opened.caches, track)
+    """Load the teachers, make the initial model, and encode the corpus once if its frozen encoders' features are stored."""
+    teacher, embedded = None, None
+    if plan.scores_batches:
+        duals, weights = inputs.load_dual_teachers(track), plan.recipe.teachers.weights
+        embedded = embedded_teachers(duals, opened.corpus, plan.options.compute, weights)
+    else:
+        teacher = inputs.load_teacher(opened.caches, track)
     model = initial_model.make_model(plan.recipe, opened.corpus.captions, teacher, track)
     # The main process stores the features; the others then find them complete.
     with distributed.main_first():
         source = make_source(model, opened.corpus, plan.options.compute, track)
-    return _Training(plan, opened, teacher, model, source)
+    return _Training(plan, opened, teacher, embedded, model, source)
+
+
+def _embed_for_teachers(training: _Training, track: Track) -> None:
+    """Embed the corpus with the dual teachers, if these score the batches and the run has steps left.
+
+    Before the run folder is made, so that a failure leaves no folder, and after a folder of other teachers is refused.
+    """
+    job = training.plan.job
+    if training.embedded is None or Run(job.out).is_finished:
+        return
+    runs.check_folder(job.out, training.plan.recipe, job.kind, resume=job.resume, inputs=_facts(training))
+    training.embedded.embed(track)
 
 
 def make_source(model: Model, corpus: Corpus, compute: Compute, track: Track) -> Source:
@@ -281,7 +237,7 @@ def _schedule(recipe: Recipe, num_steps: int, scores: TeacherScores | None, teac
 
 
 def _fit_of_caches(training: _Training, batches: TrainingBatches, num_steps: int, say: Say) -> dict[str, Any]:
-    """How the caches fit the recipe, for run.json; ConfigError if they cover too little of what its loss needs."""
+    """How the scores fit the recipe, for run.json; ConfigError if caches cover too little of what its loss needs."""
     recipe, caches = training.plan.recipe, training.opened.caches
     differences = [
         line for number, cache in enumerate(caches, start=1) for line in _differences(recipe, cache, number if caches[1:] else None)
@@ -289,11 +245,14 @@ def _fit_of_caches(training: _Training, batches: TrainingBatches, num_steps: int
     for line in differences:
         say(line)
     fit: dict[str, Any] = {"different_candidates": differences} if differences else {}
-    if recipe.loss.needs_teacher:
+    if training.opened.scores is not None and recipe.loss.needs_teacher:
         coverage = batches.coverage(num_steps)
         coverage.check()
         say(f"the cache covers {coverage}")
         fit |= {"covered_queries": round(coverage.queries, 4), "scored_share": round(coverage.scored, 4)}
+    if training.embedded is not None:
+        say("the dual teacher scores every pair, so batches are drawn as without a teacher")
+        fit |= {"covered_queries": 1.0, "scored_share": 1.0}
     return fit
 
 
@@ -343,12 +302,13 @@ def _facts(training: _Training) -> dict[str, Any]:
         # Stored features are rounded to float16, so they change numbers; their folder does not.
         "features": None if options.compute.features is None else "float16",
         "validation": None if opened.validation is None else opened.validation.fingerprint,
+        **({} if training.embedded is None else {"teachers": training.embedded.plan}),
     }
 
 
 def _run_steps(training: _Training, run: Run, batches: TrainingBatches, schedule: _Schedule, track: Track, watch: Watch) -> None:
     """Train the model, refresh the cache between the steps where the recipe asks for it, and save the model."""
-    recipe, options, scores = training.plan.recipe, training.plan.options, training.opened.scores
+    recipe, options, scores = training.plan.recipe, training.plan.options, training.scores
     if options.checkpoint_activations:
         training.model.checkpoint_activations()
     measured = training.opened.validation

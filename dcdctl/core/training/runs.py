@@ -149,13 +149,17 @@ class SeededConfig(Protocol):
     def seed(self) -> int: ...
 
 
-def check_folder(folder: Path, recipe: SeededConfig, kind: str, *, resume: bool) -> None:
+def check_folder(folder: Path, recipe: SeededConfig, kind: str, *, resume: bool, inputs: Mapping[str, Any] | None = None) -> None:
     """StaleError if a folder cannot take a run of this recipe: it is taken and `resume` is not set, or it holds something else.
 
-    InputError if it cannot be written. Looks at run.json alone, before anything is loaded; `start_run` compares what the run reads.
+    InputError if it cannot be written. Looks at run.json alone, before anything is loaded; `start_run` compares what the run reads, and
+    here `inputs`, if that is known already, is what it reads at least.
     """
     files.check_output_folder(folder)
     _check_taken(folder, {"what": kind, "recipe": to_table(recipe)}, resume=resume)
+    if inputs is not None and (folder / "run.json").exists():
+        known, expected = ({f"inputs.{name}": value for name, value in part.items()} for part in (Run(folder).facts()["inputs"], inputs))
+        artifacts.expect(folder, known, expected, hint="name another folder with --out")
 
 
 def start_run(folder: Path, recipe: SeededConfig, kind: str, inputs: dict[str, Any], *, resume: bool) -> Run:

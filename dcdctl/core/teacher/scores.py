@@ -1,0 +1,98 @@
+"""What a training asks of its teachers: the scores of pairs, and which pairs have one; and the average of several teachers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dcdctl.core.data import Index
+from dcdctl.core.errors import ConfigError, StaleError
+from dcdctl.core.teacher.candidates import Candidates
+
+Scores = NDArray[np.float32]
+
+
+class TeacherScores(Protocol):
+    """Scores of one teacher or of several: of the pairs of a cache, or of every pair, computed when they are looked up."""
+
+    @property
+    def plan(self) -> dict[str, Any] | list[dict[str, Any]]:
+        """What the scores depend on, as JSON values; a list for several teachers."""
+        ...
+
+    @property
+    def candidates(self) -> Candidates | None:
+        """The negatives of every query that have a score; None if every pair has one."""
+        ...
+
+    @property
+    def scored_pairs(self) -> tuple[Index, NDArray[Any]] | None:
+        """The images and the captions of all pairs that have a score; None if every pair has one."""
+        ...
+
+    def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> Scores:
+        """The scores of these pairs, in their common shape; NaN for pairs without a score."""
+        ...
+
+
+class OneTeacher(Protocol):
+    """The scores of a teacher that may be averaged with others."""
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """See `TeacherScores.plan`; it names the corpus."""
+        ...
+
+    def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> Scores:
+        """See `TeacherScores.lookup`."""
+        ...
+
+
+class AverageScores(ABC):
+    """Several teachers as one.
+
+    Each teacher's scores are standardized over the pairs that all teachers have scored, averaged with weights, and scaled to the weighted
+    mean of the teachers' means and standard deviations. The average is thus a logit like theirs, and a temperature keeps its meaning. Pairs
+    without a score of every teacher have none: an average over fewer teachers would be another kind of score.
+    """
+
+    def __init__(self, teachers: Sequence[OneTeacher], weights: Sequence[float], noun: str) -> None:
+        """`weights` are normalized to a sum of 1; equal weights if empty. `noun` is what messages call the teachers."""
+        check_weights(weights, len(teachers), noun)
+        if len({teacher.plan["corpus"] for teacher in teachers}) > 1:
+            raise StaleError(f"the {noun} are of different corpora", hint="make each with the same --data, --split and --max-images")
+        shares = np.array(weights or [1.0] * len(teachers))
+        self.weights = shares / shares.sum()
+        self.plan = [teacher.plan for teacher in teachers]
+        self._teachers = teachers
+
+    @property
+    @abstractmethod
+    def _moments(self) -> list[tuple[float, float]]:
+        """Mean and standard deviation of each teacher's scores, over the pairs that all teachers have scored."""
+
+    def lookup(self, image_ix: NDArray[Any], text_ix: NDArray[Any]) -> Scores:
+        """The average scores of these pairs, in their shape; NaN for pairs that a teacher has not scored."""
+        parts = zip(self._teachers, self.weights, self._moments, strict=True)
+        total = sum(weight * (teacher.lookup(image_ix, text_ix) - mean) / spread for teacher, weight, (mean, spread) in parts)
+        mean, spread = np.average(self._moments, axis=0, weights=self.weights)
+        return np.asarray(total * spread + mean, dtype=np.float32)
+
+
+def check_weights(weights: Sequence[float], num_teachers: int, noun: str) -> None:
+    """ConfigError if there are weights, and not one for each teacher."""
+    if len(weights) not in (0, num_teachers):
+        raise ConfigError(f"teachers.weights has {len(weights)} numbers, and there are {num_teachers} {noun}")
+
+
+def in_range(image_ix: NDArray[Any], text_ix: NDArray[Any], num_images: int, num_texts: int) -> tuple[Index, Index]:
+    """The indices of pairs as int64; ValueError if one is outside of the corpus."""
+    images, texts = np.asarray(image_ix, dtype=np.int64), np.asarray(text_ix, dtype=np.int64)
+    for what, index, count in (("image", images, num_images), ("caption", texts, num_texts)):
+        if index.size and not 0 <= index.min() <= index.max() < count:
+            raise ValueError(f"{what} indices must lie in [0, {count}), got {index.min()} to {index.max()}")
+    return images, texts

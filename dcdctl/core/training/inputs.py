@@ -1,0 +1,161 @@
+"""What a training reads: a corpus, the caches of its teachers' scores, and the teachers themselves; by name or in memory.
+
+A teacher model is one of two things. Dual encoders score the batches of a loss that needs scores, where no cache does. Otherwise the only
+one is the fusion scorer that the student starts from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from dcdctl.core import models
+from dcdctl.core.data import Corpus
+from dcdctl.core.errors import ConfigError, ModelError, StaleError
+from dcdctl.core.models import DualEncoder, FusionScorer
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.teacher import TeacherCache, check_weights, read_cache
+from dcdctl.core.training.recipe import Recipe
+
+NamedKind = tuple[str, Literal["fusion", "dual"] | None]
+"""The name of a teacher model and its kind; None for a Hub id, whose kind is not known before it is loaded."""
+
+
+class TrainingInputs(Protocol):
+    """The corpus, the caches and the teachers of a training: by name (`InputRefs`), or in memory (`Inputs`)."""
+
+    @property
+    def caches(self) -> Sequence[object]:
+        """One entry per cache."""
+
+    @property
+    def teacher_kinds(self) -> Sequence[NamedKind]:
+        """The teacher models; empty where the training has none."""
+
+    def open(self) -> tuple[Corpus, Sequence[TeacherCache]]:
+        """The corpus and the caches made from it."""
+
+    def load_teacher(self, caches: Sequence[TeacherCache], track: Track) -> FusionScorer | None:
+        """The model that the student starts from; StaleError if none of the caches holds its scores."""
+
+    def load_dual_teachers(self, track: Track) -> Sequence[tuple[str, DualEncoder]]:
+        """The models that score the batches, with their names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputRefs:
+    """What a training reads, by name; ModelError if a teacher names no model, ConfigError for wrong model settings."""
+
+    data: Path
+    split: str = "train"
+    max_images: int | None = None
+    caches: Sequence[Path] = ()
+    teachers: Sequence[str] = ()
+    model_set: Sequence[str] = ()
+    """Settings that the teachers' files lack: image_size=384."""
+    teacher_kinds: Sequence[NamedKind] = field(init=False)
+
+    def __post_init__(self) -> None:
+        overrides = models.parse_overrides(self.model_set)
+        if overrides and not self.teachers:
+            raise ConfigError("--model-set is for the model named by --teacher, and none is named", hint="name it with --teacher")
+        object.__setattr__(self, "teacher_kinds", [(ref, models.check_ref(ref, overrides)) for ref in self.teachers])
+
+    def open(self) -> tuple[Corpus, list[TeacherCache]]:
+        """Open the corpus and the caches, whose scores are read later; StaleError if a cache was made from another corpus."""
+        corpus = Corpus.open(self.data, self.split, self.max_images)
+        return corpus, [read_cache(cache, corpus=corpus) for cache in self.caches]
+
+    def load_teacher(self, caches: Sequence[TeacherCache], track: Track = silent) -> FusionScorer | None:
+        """Load the teacher's weights; StaleError if the cache, or each of several, was made with another teacher."""
+        if not self.teachers:
+            return None
+        (ref,) = self.teachers
+        model = models.load_fusion(ref, models.parse_overrides(self.model_set), track)
+        if len(caches) == 1:
+            caches[0].check_teacher(model.digest)
+        elif caches and model.digest not in {cache.plan["teacher"] for cache in caches}:
+            raise StaleError(f"none of the caches was made with the teacher {ref}", hint="name the teacher whose scores are cached")
+        return model
+
+    def load_dual_teachers(self, track: Track = silent) -> list[tuple[str, DualEncoder]]:
+        """Load the weights of all teachers; ModelError if one is no dual encoder."""
+        overrides = models.parse_overrides(self.model_set)
+        return [(ref, models.load_dual(ref, overrides)) for ref in self.teachers]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a training reads, in memory: opened files, and loaded models."""
+
+    corpus: Corpus
+    caches: Sequence[TeacherCache]
+    teacher: FusionScorer | None
+    """The model that a student starts from, if there is one."""
+    dual_teachers: Sequence[DualEncoder] = ()
+    """The models that score the batches, if no cache does."""
+
+    @property
+    def teacher_kinds(self) -> list[NamedKind]:
+        """All teacher models."""
+        fusion: list[NamedKind] = [] if self.teacher is None else [("the teacher", "fusion")]
+        return [*fusion, *((name, model.kind) for name, model in self.load_dual_teachers())]
+
+    def open(self) -> tuple[Corpus, Sequence[TeacherCache]]:
+        """The corpus and the caches, which are open."""
+        return self.corpus, self.caches
+
+    def load_teacher(self, caches: Sequence[TeacherCache], track: Track = silent) -> FusionScorer | None:
+        """The teacher, which is loaded."""
+        return self.teacher
+
+    def load_dual_teachers(self, track: Track = silent) -> list[tuple[str, DualEncoder]]:
+        """The dual teachers, which are loaded."""
+        return [(f"dual teacher {number}", model) for number, model in enumerate(self.dual_teachers, start=1)]
+
+
+def scores_batches(recipe: Recipe, inputs: TrainingInputs) -> bool:
+    """Whether the teacher models score the batches; otherwise caches do, or nothing does."""
+    is_needed = recipe.loss.needs_teacher and not inputs.caches and recipe.model.start != "teacher"
+    return is_needed and bool(inputs.teacher_kinds)
+
+
+def check_teachers(recipe: Recipe, inputs: TrainingInputs) -> None:
+    """ConfigError or ModelError if the recipe's loss has no scores or has them twice, or if a teacher is of the wrong kind."""
+    losses, duals = ", ".join(recipe.loss.terms), [name for name, kind in inputs.teacher_kinds if kind == "dual"]
+    if recipe.loss.needs_teacher and not inputs.caches:
+        return _check_dual_teachers(recipe, inputs, losses, duals)
+    if duals and inputs.caches:
+        raise ConfigError(
+            f"--cache and the dual encoder {duals[0]} both give scores", hint="leave one out: a dual --teacher needs no cache"
+        )
+    if duals:
+        found = f"{duals[0]} is a dual encoder, expected a fusion scorer to start from: loss {losses} learns from no teacher"
+        raise ModelError(found, hint="leave --teacher out, or name a loss that has a teacher, such as kl")
+    if len(inputs.teacher_kinds) > 1:
+        found = f"--teacher names {len(inputs.teacher_kinds)} models, expected the one that the student starts from"
+        raise ConfigError(found, hint="several teachers are several --cache, or dual encoders without a cache")
+
+
+def _check_dual_teachers(recipe: Recipe, inputs: TrainingInputs, losses: str, duals: Sequence[str]) -> None:
+    """An error if the teacher models cannot score the batches of a recipe."""
+    if duals and recipe.model.start == "teacher":
+        raise ModelError(
+            f"this model starts from its teacher, and {duals[0]} is a dual encoder",
+            hint="name a fusion scorer with --teacher and its cache with --cache, or set model.start",
+        )
+    if not scores_batches(recipe, inputs) or any(kind == "fusion" for _, kind in inputs.teacher_kinds):
+        raise ConfigError(
+            f"loss {losses} needs the teacher's scores",
+            hint="name a cache with --cache, which `dcdctl cache-teacher` makes, or a dual encoder with --teacher, which needs no cache",
+        )
+    check_weights(recipe.teachers.weights, len(inputs.teacher_kinds), "teachers")
+    if recipe.batch.refresh_steps:
+        raise ConfigError(
+            "batch.refresh_steps adds candidates to a cache, and a dual --teacher scores every pair without one", hint="set it to []"
+        )
+    for name in ("absolute_margin", "relative_margin"):
+        if getattr(recipe.candidates, name) is not None:
+            raise ConfigError(f"candidates.{name} is for the candidates of a cache, and a dual --teacher has none", hint="leave it out")

@@ -1,0 +1,232 @@
+"""Dual teachers without a cache: the scores of a cache of all pairs, and the batches of a training without a teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from encoders import save_text, save_vision
+from tiny import contents, make_wide_dual
+
+from dcdctl.core import artifacts, models
+from dcdctl.core.devices import Compute
+from dcdctl.core.errors import ConfigError, StaleError
+from dcdctl.core.models import ImageBatch, ProjectionSize, TextBatch
+from dcdctl.core.report import read_report, tables, teachers_of
+from dcdctl.core.scoring import CorpusSource
+from dcdctl.core.teacher import (
+    EmbeddedTeacher,
+    EmbeddedTeachers,
+    TeacherCache,
+    TeacherEnsemble,
+    cache_format,
+    candidates,
+    embedded_teachers,
+)
+from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, initial_model, load_recipe, loop, runs
+from dcdctl.core.training.objective import PairObjective
+
+SMALL = ["model.hidden_size=16", "model.num_layers=1", "model.num_text_layers=1", "model.num_heads=2", "model.projection_dim=8"]
+BATCH = ["batch.size=8", "batch.random_negatives=7", "batch.hard_negatives=3", "model.vocab_size=200"]
+DUAL = ["model.kind=dual", "model.start=new", "model.layers=[]", *SMALL, *BATCH]
+
+
+def noisy(model: Any, seed: int) -> Any:
+    """The model with other weights, and vectors far from each other."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@pytest.fixture(scope="module")
+def duals(corpus, tmp_path_factory) -> list[models.DualModel]:
+    """Two dual encoders: one reads images of 48 px and 12 tokens, the other has frozen encoders of its own and reads 32 px."""
+    folder = tmp_path_factory.mktemp("encoders")
+    refs = save_vision("tokens", folder / "vision"), save_text("bert", corpus.captions, folder / "text")
+    frozen = models.new_frozen_dual(*refs, ProjectionSize(projection_dim=6), max_text_len=20)
+    noisy(frozen.network.projections, 2)
+    return [noisy(make_wide_dual(corpus.captions), 1), frozen]
+
+
+@pytest.fixture(scope="module")
+def embedded(duals, corpus) -> list[EmbeddedTeacher]:
+    teachers = [EmbeddedTeacher(model, corpus, Compute()) for model in duals]
+    for teacher in teachers:
+        teacher.embed()
+    return teachers
+
+
+@torch.no_grad()
+def logits_of(model: models.DualModel, corpus: Any) -> np.ndarray:
+    """The logits of all images with all captions, by one forward pass."""
+    source = CorpusSource(corpus, model.preprocess)
+    images: ImageBatch = source.images(range(corpus.num_images))
+    texts: TextBatch = source.texts(range(corpus.num_captions))
+    logits_IT: torch.Tensor = model.logit_scale * model.embed_images(images) @ model.embed_texts(texts).T
+    return logits_IT.numpy()
+
+
+def cache_of(logits_IT: np.ndarray, corpus: Any, folder: Path) -> TeacherCache:
+    """A cache of all pairs, in one shard."""
+    folder.mkdir()
+    image, text = (index.flatten() for index in np.indices(logits_IT.shape))
+    is_own = corpus.caption_image[text] == image
+    role = np.where(is_own, candidates.POSITIVE, candidates.TEXT_CANDIDATE + candidates.IMAGE_CANDIDATE)
+    name = cache_format.pairs_name(0)
+    cache_format.write_pairs(folder / name, cache_format.Pairs(image, text, logits_IT.flatten(), role))
+    plan = {
+        "images": corpus.num_images,
+        "captions": corpus.num_captions,
+        "images_per_shard": corpus.num_images,
+        "corpus": "",
+        "teacher": "",
+    }
+    plan["candidates"] = {"absolute_margin": None, "relative_margin": None}
+    return TeacherCache(folder, plan, {"files": {name: artifacts.seal_of(folder / name, pairs=len(image))}})
+
+
+@pytest.fixture(scope="module")
+def caches(duals, corpus, tmp_path_factory) -> list[TeacherCache]:
+    folder = tmp_path_factory.mktemp("caches")
+    return [cache_of(logits_of(model, corpus), corpus, folder / str(i)) for i, model in enumerate(duals)]
+
+
+class Uncached:
+    """The scores of a cache of all pairs, to be drawn from like those of an embedded teacher."""
+
+    candidates = None
+    scored_pairs = None
+
+    def __init__(self, cache: TeacherCache | TeacherEnsemble) -> None:
+        self.plan, self.lookup = cache.plan, cache.lookup
+
+
+def batches_of(corpus: Any, recipe: Any, scores: Any) -> tuple[Any, Any]:
+    """The initial model of a recipe, and its batches."""
+    model = initial_model.make_model(recipe, corpus.captions, None).eval()
+    return model, distill.make_batches(CorpusSource(corpus, model.preprocess), recipe, scores)
+
+
+def test_scores_are_the_logits_of_the_model_for_any_shape_of_pairs(duals, embedded, corpus):
+    rng = np.random.default_rng(0)
+    image, text = rng.integers(0, 32, (40, 9)), rng.integers(0, 160, (40, 9))
+    for model, teacher in zip(duals, embedded, strict=True):
+        logits_IT = logits_of(model, corpus)
+        assert logits_IT.std() > 0.5
+        for pairs in ((image, text), (image[:, :1], text), (image[:, :1], text[:1]), (image[0], text[0]), (image[0, 0], text[0, 0])):
+            np.testing.assert_allclose(teacher.lookup(*pairs), logits_IT[pairs], rtol=1e-4, atol=1e-4)
+        for outside in ((-1, 0), (0, 160), (32, 0)):
+            with pytest.raises(ValueError, match="indices must lie in"):
+                teacher.lookup(*map(np.array, outside))
+
+
+@pytest.mark.parametrize("loss", ["kl", "dcd-kl", "margin-mse", "dcd", "dcd-released", "wsl"])
+def test_losses_are_those_of_a_cache_that_holds_the_same_scores(embedded, caches, corpus, loss):
+    recipe = load_recipe("tiny-student", [*DUAL, f"loss.terms={{ {loss} = 1.0 }}", "loss.temperature=2.0"])
+    scores = [embedded[0], Uncached(caches[0]) if recipe.loss.on_lists else caches[0]]
+    for step in (0, 3, 5):
+        losses = []
+        for each in scores:
+            model, batches = batches_of(corpus, recipe, each)
+            losses.append(float(PairObjective(recipe.loss)(model, batches[step])[loss].detach()))
+        assert losses[0] == pytest.approx(losses[1], rel=2e-5)
+        assert losses[0] > 0
+
+
+def test_batches_of_all_pairs_are_those_of_a_training_without_a_teacher(embedded, corpus):
+    recipe = load_recipe("tiny-student", [*DUAL, "loss.terms={ infonce = 1.0, kl = 1.0 }"])
+    _, taught = batches_of(corpus, recipe, embedded[0])
+    _, alone = batches_of(corpus, load_recipe("tiny-student", [*DUAL, "loss.terms={ infonce = 1.0 }"]), None)
+    assert taught.batches_per_epoch == alone.batches_per_epoch
+    for step in range(10):
+        for ours, theirs in zip(taught._pairs(step), alone._pairs(step), strict=True):
+            assert np.array_equal(ours, theirs)
+        assert not taught[step].teacher_RC.isnan().any()
+        assert alone[step].teacher_RC.isnan().all()
+    assert taught.coverage(3).scored == taught.coverage(3).queries == 1.0
+
+
+def test_lists_keep_the_hardest_of_fresh_draws_from_the_whole_corpus(embedded, corpus):
+    """Every draw is seen without a teacher; with one, the positive and the hardest of the same draw are left."""
+    sets = [*DUAL, "batch.directions=['text']", "batch.random_negatives=12"]
+    _, taught = batches_of(corpus, load_recipe("tiny-student", [*sets, "loss.terms={ dcd = 1.0 }"]), embedded[1])
+    _, alone = batches_of(corpus, load_recipe("tiny-student", [*sets, "loss.terms={ ranking = 1.0 }"]), None)
+    negatives: dict[int, set[int]] = {}
+    for step in range(60):
+        drawn = [alone._list(sample) for sample in range(8 * step, 8 * step + 8)]
+        image_BN, text_BN = (np.stack(indices) for indices in zip(*drawn, strict=True))
+        scores_BN = embedded[1].lookup(image_BN, text_BN)
+        expected = [[row[0], *sorted(row[1:], reverse=True)[:3]] for row in scores_BN.tolist()]
+        np.testing.assert_allclose(taught[step].teacher_RC, expected, rtol=1e-5)
+        for images, texts in zip(image_BN.tolist(), text_BN.tolist(), strict=True):
+            negatives.setdefault(images[0], set()).update(texts[1:])
+    # 15 lists of 12 per image: about 100 different ones of 160, where a cache of 12 would show the same 12.
+    assert np.mean([len(texts) for texts in negatives.values()]) > 80
+    for image, texts in negatives.items():
+        assert not {corpus.captions[text] for text in texts} & {corpus.captions[text] for text in corpus.captions_of(image)}
+
+
+def test_several_teachers_are_averaged_as_their_caches_are(embedded, caches, duals, corpus):
+    for weights in ((), (3.0, 1.0)):
+        ensemble, expected = EmbeddedTeachers(embedded, weights), TeacherEnsemble(caches, weights)
+        np.testing.assert_allclose(ensemble._moments, expected._moments, rtol=1e-4)
+        everything = np.indices((32, 160))
+        np.testing.assert_allclose(ensemble.lookup(*everything), expected.lookup(*everything), rtol=1e-3, atol=1e-4)
+        assert ensemble.plan == [teacher.plan for teacher in embedded]
+    with pytest.raises(ConfigError, match=r"teachers\.weights has 3 numbers, and there are 2 teachers"):
+        embedded_teachers([("a", duals[0]), ("b", duals[1])], corpus, Compute(), (1, 2, 3))
+    with pytest.raises(ConfigError, match="the teachers a and c are one model, by their fingerprints; name each teacher once"):
+        embedded_teachers([("a", duals[0]), ("b", duals[1]), ("c", duals[0])], corpus, Compute())
+
+
+TERMS = [*DUAL, "loss.terms={ infonce = 1.0, kl = 2.0 }", "loss.temperature=2.0", "optimizer.steps=6", "optimizer.save_every=4"]
+
+
+def train(corpus: Any, out: Path, duals: Any, *sets: str, **job: Any) -> Any:
+    plan = TrainingJob("distill", "tiny-student", [*TERMS, *sets], out, **job)
+    return distill.train(plan, Inputs(corpus, [], None, duals), options=TrainingOptions())
+
+
+def losses_of(run: Any) -> list[dict[str, float]]:
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in run.metrics()]
+
+
+def test_a_run_names_its_teachers_and_resumes_with_them_alone(duals, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    weights = "teachers.weights=[2, 1]"
+    whole = train(corpus, tmp_path / "whole", duals, weights)
+    inputs = whole.facts()["inputs"]
+    assert inputs["cache"] is None
+    assert (inputs["covered_queries"], inputs["scored_share"]) == (1.0, 1.0)
+    assert teachers_of(inputs) == [model.digest for model in duals]
+    shown = {row[0]: row[1] for row in tables._runs(read_report([whole.folder])).rows}
+    assert shown["input: scores of teacher"].split(", ") == [
+        model.digest[: len(part)] for model, part in zip(duals, shown["input: scores of teacher"].split(", "), strict=True)
+    ]
+    assert not [name for name in shown if "input: teachers" in name]
+
+    def killed(*arguments: Any, save: Any = runs.save_checkpoint) -> None:
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "killed"
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(corpus, folder, duals, weights)
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddedTeacher, "embed", None)  # other teachers are refused before they embed anything
+        for others, named in ((duals[::-1], weights), (duals[:1], "teachers.weights=[1]")):
+            with pytest.raises(StaleError, match=r"made with another (inputs\.teachers|recipe\.teachers)"):
+                train(corpus, folder, others, named, resume=True)
+    resumed = train(corpus, folder, duals, weights, resume=True)
+    assert losses_of(resumed) == losses_of(whole)
+    assert contents(resumed.model_folder) == contents(whole.model_folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddedTeacher, "embed", None)  # a finished run needs no scores
+        assert train(corpus, folder, duals, weights, resume=True).is_finished
