@@ -17,7 +17,9 @@ from paths import DOCS, ROOT
 from typed_commands import PAGES, commands, parse, typed_lines
 
 from dcdctl.cli.app import COMMANDS
+from dcdctl.core.config import to_table
 from dcdctl.core.training import load_recipe
+from dcdctl.core.training.recipe import Recipe
 from dcdctl.core.training.recipe import names as recipe_names
 
 
@@ -127,6 +129,30 @@ def test_every_room_has_a_reference_page(room):
 @pytest.mark.parametrize("fixture", sorted({path.stem for path in (ROOT / "tests" / "fixtures").iterdir()}))
 def test_the_page_on_fidelity_says_what_became_of_each_fixture(fixture):
     assert f"`{fixture}`" in (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")
+
+
+def differences_from_the_papers() -> list[list[str]]:
+    """The cells of each row of docs/paper-versus-here.md, without those that name a group."""
+    page = (DOCS / "paper-versus-here.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    return [row for row in rows[1:] if not row[0].startswith("**")]
+
+
+@pytest.mark.parametrize("row", differences_from_the_papers(), ids=lambda row: row[0][:40])
+def test_a_difference_from_the_papers_is_filled_in_and_its_numbers_have_a_source(row):
+    what, released, here, _, effect = row
+    assert what
+    assert released
+    assert here
+    assert effect.startswith(("none", "not measured", "equal", "rounding")) or "](results.md#" in effect or effect == "see the previous row"
+    assert not re.search(r"\d", effect) or re.search(r"\]\((?:results|fidelity)\.md", effect)
+
+
+def test_the_fields_on_the_page_of_differences_are_fields_of_a_recipe():
+    tables = to_table(Recipe())
+    names = re.findall(r"`([a-z]+)\.([a-z_]+)`", (DOCS / "paper-versus-here.md").read_text(encoding="utf-8"))
+    assert len(names) > 10
+    assert [f"{table}.{field}" for table, field in names if field not in tables[table]] == []
 
 
 BRITISH = "(?:optimi|normali|tokeni|factori|quanti|initiali|minimi|maximi|summari|recogni|synchroni|seriali|memori|organi|speciali)"
