@@ -149,6 +149,9 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--base": [Mistake("ABSENT", r"ABSENT .*; .* EVALUATION")],
 }
 """By option or argument, for all commands that have it."""
+TAUGHT = {"--set": "loss.terms={ kl = 1.0 }"}
+KL = {"recipe": "dual-flickr8k-self"}
+"""A loss that needs scores, by an override and by a recipe."""
 OWN: dict[tuple[str, str], list[Mistake]] = {
     ("prepare", "--csv"): [
         Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read .*; --csv takes a CSV file", {"name": UNSET, "--images": "PHOTOS"})
@@ -165,6 +168,16 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ("report", "--out"): PAGE,
     ("report", "--teacher"): [EVALUATION],
     ("eval", "--out"): FOLDER,
+    ("distill", "--teacher"): [
+        MODEL,
+        Mistake("DUAL", r"DUAL is a dual encoder.*fusion scorer.*loss infonce learns from no teacher; leave --teacher out"),
+        Mistake("DUAL", r"--cache and the dual encoder DUAL both give scores; leave one out", {**TAUGHT, "--cache": "CACHE"}),
+        Mistake("DUAL", r"starts from its teacher, and DUAL is a dual encoder; name a fusion scorer", {"recipe": "tiny-student"}),
+        Mistake("FUSION", r"loss kl needs the teacher's scores; .*`dcdctl cache-teacher`.*a dual encoder with --teacher, wh", TAUGHT),
+        Mistake("DUAL", r"batch\.refresh_steps adds .* to a cache, and a dual --teacher", {**KL, "--set": "batch.refresh_steps=[5]"}),
+        Mistake("DUAL", r"candidates\.relative_margin is for .* cache.*; leave it out", {**KL, "--set": "candidates.relative_margin=0.1"}),
+        Mistake("DUAL", r"teachers\.weights has 2 numbers, and there are 1 teachers", {**KL, "--set": "teachers.weights=[1, 2]"}),
+    ],
     ("search", "--depth"): [],
     ("serve", "--depth"): [],
     ("index", "--split"): [Mistake("absent", r"split 'absent'.*; .*train, val, test", {"--images": "CORPUS"})],

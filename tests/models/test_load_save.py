@@ -161,6 +161,11 @@ def test_a_model_of_the_other_kind_is_refused_and_named(vilt, dual, tmp_path):
         models.load_dual(tmp_path / "vilt")
     with pytest.raises(ModelError, match="dual is a dual encoder, expected a fusion scorer"):
         models.load_fusion(tmp_path / "dual")
+    # Of a folder that other programs wrote, and of a model of the Hub: before its weights are opened.
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_bytes((tmp_path / "vilt" / "config.json").read_bytes())
+    with pytest.raises(ModelError, match="bare is a fusion scorer, expected a dual encoder"):
+        models.load_dual(tmp_path / "bare")
 
 
 def test_a_dual_encoder_refuses_overrides_that_its_weights_fix(dual, tmp_path):

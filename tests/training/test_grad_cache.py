@@ -20,7 +20,7 @@ import torch
 from encoders import VISION, make_pair
 from paths import ROOT, SUPPORT
 from safetensors.torch import load_file
-from tiny import contents, make_teacher
+from tiny import contents, make_teacher, make_wide_dual
 from torch import nn
 from training_steps import KINDS, gradients_of, relative_differences
 from typer.testing import CliRunner
@@ -332,6 +332,7 @@ TOGETHER: dict[str, tuple[str, list[str], list[str]]] = {
     "pairs": ("dual all pairs", [], []),
     "stopped": ("dual all pairs", [], ["--resume", "--accumulate", "2"]),
     "dropout": ("dual all pairs", ["model.dropout=0.2"], []),
+    "dual teacher": ("dual lists", [], []),
 }
 """Trainings by two processes: what is trained, more of the recipe, more options."""
 
@@ -375,8 +376,10 @@ def by_two_processes(folder: Path, inputs, calm, cache_folder, corpus_dir) -> tu
     shutil.rmtree(folder / "stopped" / "model")
     commands = [scoring(corpus_dir, folder / "teacher", folder / "cache")]
     commands.append(["gradients", *map(str, (corpus_dir, folder / "teacher", cache_folder, folder / "gradients"))])
+    models.save(make_wide_dual(inputs.corpus.captions), folder / "dual")
     for name, (kind, more, options) in TOGETHER.items():
-        places = ["--data", corpus_dir, "--cache", cache_folder, "--out", folder / name, "--device", "cpu"]
+        places = ["--data", corpus_dir, "--out", folder / name, "--device", "cpu"]
+        places += ["--teacher", folder / "dual"] if name == "dual teacher" else ["--cache", cache_folder]
         places += ["--teacher", folder / "teacher"] if kind.startswith("fusion") else []
         sets = [word for assignment in [*KINDS[kind], *SHORT, *MEASURED, *more] for word in ("--set", assignment)]
         commands.append(["distill", "tiny-student", *map(str, places), *sets, *options])
@@ -430,6 +433,13 @@ def test_two_processes_train_what_one_does(together, inputs, name, tmp_path):
     alone = trained(inputs, TOGETHER[name][0], tmp_path / "alone", *MEASURED)
     assert [line["step"] for line in alone.metrics()] == [0, 1, 3]
     assert_same_training(alone, training_runs.open_run(together[0] / name))
+
+
+def test_two_processes_learn_from_a_dual_teacher_what_one_does(together, inputs, tmp_path):
+    """The first process embeds the corpus. Without its vectors the other would keep other negatives of every list."""
+    dual = make_wide_dual(inputs.corpus.captions)
+    alone = trained(Inputs(inputs.corpus, [], None, [dual]), "dual lists", tmp_path / "alone", *MEASURED)
+    assert_same_training(alone, training_runs.open_run(together[0] / "dual teacher"))
 
 
 def test_a_run_of_one_process_goes_on_with_two(together, inputs, tmp_path):

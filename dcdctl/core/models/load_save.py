@@ -57,16 +57,23 @@ def load(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Tra
     A reference is tried as a built-in name, a .ckpt file, a folder with config.json, a run folder (with `model/`), the name of a published
     teacher (`published`; its file is downloaded once), and a Hub id.
     """
+    return _load(ref, overrides, track)
+
+
+def _load(ref: str | Path, overrides: Mapping[str, Any] | None, track: Track, kind: Kind | None = None) -> Model:
+    """`load`; ModelError for a model of another kind than `kind`, before its weights are downloaded or opened."""
     settings = dict(overrides or {})
     # Read here only to refuse a wrong setting before anything is downloaded or opened.
     read_overrides(settings)
     form, source = _locate(ref)
+    if form in ("checkpoint", "published") and kind == "dual":
+        raise _wrong_kind(ref, "fusion")
     is_official = form == "checkpoint"
     if form == "published":
         teacher = published.known()[source]
         is_official = not teacher.hub
         source, settings = published.locate(teacher, settings, track)
-    model = _load_official(Path(source), settings) if is_official else _load_pretrained(source, settings)
+    model = _load_official(Path(source), settings) if is_official else _load_pretrained(source, settings, kind)
     check_finite(model.state_dict(), source)
     return model
 
@@ -94,17 +101,15 @@ def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None, *, ki
 
 def load_fusion(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> FusionScorer:
     """The fusion scorer that a reference names; ModelError if it names another kind of model."""
-    model = load(ref, overrides, track)
-    if model.kind != "fusion":
-        raise _wrong_kind(ref, model.kind)
+    model = _load(ref, overrides, track, "fusion")
+    assert model.kind == "fusion"
     return model
 
 
 def load_dual(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> DualEncoder:
     """The dual encoder that a reference names; ModelError if it names another kind of model."""
-    model = load(ref, overrides)
-    if model.kind != "dual":
-        raise _wrong_kind(ref, model.kind)
+    model = _load(ref, overrides, silent, "dual")
+    assert model.kind == "dual"
     return model
 
 
@@ -212,13 +217,15 @@ def _load_official(path: Path, table: Mapping[str, Any]) -> FusionScorer:
     raise ModelError(f"{path} is no official checkpoint of ViLT or METER: it has {', '.join(sorted(state)[:3])}, ...")
 
 
-def _load_pretrained(ref: str, overrides: Mapping[str, Any]) -> Model:
-    """The model of a folder with config.json, or of a Hub id."""
+def _load_pretrained(ref: str, overrides: Mapping[str, Any], kind: Kind | None) -> Model:
+    """The model of a folder with config.json, or of a Hub id; ModelError for a model of another kind."""
     saved = _read_settings(Path(ref))
     model_type = _model_type(ref, is_ours=saved is not None)
     if model_type not in FAMILIES:
         raise ModelError(f"{ref} is a {model_type} model", hint=ACCEPTED)
-    _, loader = FAMILIES[model_type]
+    found, loader = FAMILIES[model_type]
+    if kind not in (None, found):
+        raise _wrong_kind(ref, found)
     with hub_errors(ref, hint=ACCEPTED if saved is None else REMAKE):
         return loader(ref, overrides, saved)
 
