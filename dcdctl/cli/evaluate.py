@@ -57,7 +57,7 @@ def evaluate(
     choice = SplitChoice(data, split, protocol, max_images)
     job = EvalJob(model=model, choice=choice, rerank=rerank, depth=depth, model_sets=tuple(model_set or ()), with_eccv=eccv)
     options = EvalOptions(compute=Compute(device=devices.choose(device), batch_size=batch_size, features=features))
-    outcome = run_evaluation(job, options, out=out, ranks=ranks, track=bar, on_workload=_show_workload)
+    outcome = run_evaluation(job, options, out=out, ranks=ranks, track=bar, on_workload=_show_workload, say=note)
     if json:
         return show_json(outcome.document)
     _show(outcome.document)

@@ -226,5 +226,7 @@ def test_joined_splits_go_from_cache_to_student_to_recall(run_cli, scenes_corpus
     assert json.loads((tmp_path / "run" / "run.json").read_text())["inputs"]["split"] == "train+val"
     result = run_cli("eval", tmp_path / "run", *data, "--split", "val+test", "--max-images", 10, "--json", *CPU)
     assert (json.loads(result.stdout)["split"], json.loads(result.stdout)["images"]) == ("val+test", 10)
+    assert "run was trained on split train+val: recalls on val+test do not show how it does on other images" in result.stderr
+    assert "was trained on" not in run_cli("eval", tmp_path / "run", *data, "--split", "test", "--max-images", 2, "--json", *CPU).stderr
     result = run_cli("inspect", scenes_corpus_dir, "--split", "train+val", "--json")
     assert json.loads(result.stdout)["splits"]["train+val"]["images"] == 40

@@ -75,6 +75,15 @@ def test_the_body_has_recalls_with_intervals_speed_teacher_data_and_recipe(run, 
     assert missing_parts(read_history(str(run)), "apache-2.0") == []
 
 
+def test_a_run_trained_on_joined_splits_names_both(run, gallery, tmp_path):
+    facts = json.loads((run / "run.json").read_text())
+    joined = Corpus.open(gallery.folder, "train+val")
+    facts["inputs"] |= {"corpus": joined.fingerprint, "split": joined.split}
+    write_json(run / "run.json", facts)
+    _, text = card_of(run, tmp_path, "apache-2.0")
+    assert "Trained on scenes, split train+val; seed 0." in text
+
+
 def test_missing_measurements_are_replaced_by_their_commands(run, tmp_path):
     for name in ("result.json", "bench.json"):
         (run / name).unlink()

@@ -13,7 +13,7 @@ from typing import Any
 
 from dcdctl.core import artifacts, files, models
 from dcdctl.core.data import Corpus
-from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.errors import ConfigError, CorpusError, ModelError
 from dcdctl.core.evaluation import eccv, rankers, ranks, recall, result
 from dcdctl.core.evaluation.files import check_copy, file_names, result_folder, write_evaluation, write_ranks
 from dcdctl.core.evaluation.protocols import Fold, Protocol, SplitChoice, folds_of, open_split
@@ -21,7 +21,7 @@ from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
 from dcdctl.core.evaluation.ranks import Rankings, RankTable
 from dcdctl.core.evaluation.result import Evaluation, Kind
 from dcdctl.core.models import FusionScorer, Model
-from dcdctl.core.progress import Track, silent
+from dcdctl.core.progress import Say, Track, silent, unsaid
 
 DEFAULT = EvalOptions()
 
@@ -155,8 +155,11 @@ def run_evaluation(
     ranks: Path | None = None,
     track: Track = silent,
     on_workload: OnWorkload | None = None,
+    say: Say = unsaid,
 ) -> EvalOutcome:
     """Evaluate and write: into `out`, or into the model's run if it is one; `ranks` is a file for another copy of the ranks.
+
+    `say` gets a line if the model's run was trained on the split.
 
     Raises what `resolve` raises before anything is opened; StaleError while another evaluation writes into the same folder.
     """
@@ -164,6 +167,8 @@ def run_evaluation(
     # Before the model is loaded: of two evaluations into one folder, the second fails at once.
     with _claimed(plan.folder):
         corpus, protocol = open_split(job.choice)
+        if (trained := _training_split(job.model, corpus)) is not None:
+            say(f"{job.model} was trained on split {trained}: recalls on {corpus.split} do not show how it does on other images")
         # Before the weights, because it may refuse the corpus, and it decides how many candidates are kept.
         judge = _judge(corpus, protocol) if job.with_eccv else None
         num_top = options.num_top if judge is None else max(options.num_top, judge.num_top)
@@ -179,6 +184,18 @@ def run_evaluation(
         if ranks is not None:
             write_ranks(ranks, evaluation, corpus)
     return EvalOutcome(document, plan.folder)
+
+
+def _training_split(ref: str, corpus: Corpus) -> str | None:
+    """The split that a run was trained on, if it shares images with this one; None also if that is unknown, as after --max-images."""
+    path = Path(ref, "run.json")
+    inputs: dict[str, Any] = artifacts.read_document(path, hint="restore it").get("inputs", {}) if path.exists() else {}
+    split = inputs.get("split", "")
+    try:
+        is_same = corpus.shares_split(split) and Corpus.open(corpus.folder, split).fingerprint == inputs.get("corpus")
+    except CorpusError:  # another data set, whose splits have the same names
+        return None
+    return split if is_same else None
 
 
 def _judge(corpus: Corpus, protocol: Protocol) -> eccv.Judge:

@@ -263,22 +263,15 @@ def _corpus(history: RunHistory, split: str, fingerprint: str, num_images: int |
     """corpus.json and the name of a corpus: all of a split, or its first `num_images`. None if no folder holds the same corpus."""
     for folder in history.data:
         index = read_corpus_json(folder)
-        entry = index["splits"].get(split)
-        if entry is None:
+        try:
+            whole = Corpus.open(folder, split)
+        except DcdError:
             continue
-        if entry["fingerprint"] == fingerprint:
+        if whole.fingerprint == fingerprint:
             return index, str(index["name"])
-        if num_images is not None and num_images < entry["images"] and _is_start(folder, split, fingerprint, num_images):
+        if num_images is not None and num_images < whole.num_images and whole.subset(num_images).fingerprint == fingerprint:
             return index, f"{index['name']}, first {num_images:,} images"
     return None
-
-
-def _is_start(folder: Path, split: str, fingerprint: str, num_images: int) -> bool:
-    """Whether a fingerprint is that of the first images of a split."""
-    try:
-        return Corpus.open(folder, split, num_images).fingerprint == fingerprint
-    except DcdError:
-        return False
 
 
 def _option_values(facts: dict[str, Any] | None, option: str) -> list[Path]:
