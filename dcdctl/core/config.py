@@ -185,7 +185,10 @@ def _error_of(parse: Callable[[dict[str, Any]], Any], table: dict[str, Any]) -> 
 
 
 def apply_sets(table: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """A copy of the table with `a.b=value` assignments applied; a value is read as TOML, or as plain text if it is not TOML."""
+    """A copy of the table with `a.b=value` assignments applied; a value is read as TOML, or as plain text if it is not TOML.
+
+    The text none unsets a field that has no value by default.
+    """
     # A copy at every level, because assignments set values in inner tables.
     result = _copy(table)
     for assignment in assignments:
@@ -278,7 +281,8 @@ def _annotations(cls: Any) -> dict[str, Any]:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
+        # TOML has no null, so "none" unsets a field; a text may really be "none".
+        if type(None) in arguments and (value is None or (value == "none" and str not in arguments)):
             return None
         return _convert_to_one_of(_without_none(arguments), value, where)
     if origin is Literal:

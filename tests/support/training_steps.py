@@ -31,7 +31,8 @@ KINDS = {
     "fusion all pairs": [*FUSION, "loss.terms={ kl = 1.0 }"],
     "dual all pairs": [*DUAL, "loss.terms={ infonce = 1.0, dcd-kl = 0.5 }"],
     "dual calibrated": [*DUAL, "loss.terms={ margin-mse = 0.1 }"],
-    "dual lists": [*DUAL, "loss.terms={ dcd = 1.0 }"],
+    # Groups of 3, 3 and 2 lists: no number of micro-batches or processes splits a batch of 8 like that.
+    "dual lists": [*DUAL, "loss.terms={ dcd = 1.0 }", "loss.weight_group=3"],
     "dual hard": [*DUAL, "loss.terms={ infonce-hard = 1.0 }"],
 }
 """Recipes by what their loss works on."""

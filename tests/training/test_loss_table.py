@@ -22,9 +22,9 @@ from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import LossConfig, load_recipe
 
 NUM_ROWS, NUM_COLUMNS = 6, 6
-ALPHA, T, MARGIN, AFFINITY_T, SMOOTHING, WEIGHT = 0.35, 2.5, 1.5, 0.4, 0.3, 0.7
+ALPHA, T, MARGIN, AFFINITY_T, SMOOTHING, GROUP, WEIGHT = 0.35, 2.5, 1.5, 0.4, 0.3, 4, 0.7
 SETS = [f"loss.alpha={ALPHA}", f"loss.temperature={T}", f"loss.plausible_margin={MARGIN}", f"loss.affinity_temperature={AFFINITY_T}"]
-OPTIONS = {"label_smoothing": SMOOTHING}
+OPTIONS = {"label_smoothing": SMOOTHING, "weight_group": GROUP}
 """Settings that only some losses have: a recipe may set them for these alone."""
 FACTOR, OFFSET = 1.7, -0.4
 """Of the calibration."""
@@ -37,12 +37,17 @@ def scored(batch: Batch) -> tuple[Tensor, Tensor]:
     return batch.teacher_RC.nan_to_num(), ~batch.teacher_RC.isnan()
 
 
+def of_both_groups(loss: Callable[..., Tensor], student_BN: Tensor, teacher_BN: Tensor) -> Tensor:
+    """The mean over six lists, of a group of four and a group of two."""
+    return torch.stack([len(s) / 6 * loss(s, t, alpha=ALPHA) for s, t in zip(student_BN.split(4), teacher_BN.split(4), strict=True)]).sum()
+
+
 DIRECT: dict[str, Direct] = {
-    "dcd": lambda s, c, b, a: lists.dcd(c, b.teacher_RC, alpha=ALPHA, temperature=T),
-    "dcd-released": lambda s, c, b, a: official.dcd_official(s, b.official_teacher_RC, alpha=ALPHA),
+    "dcd": lambda s, c, b, a: lists.dcd(c, b.teacher_RC, alpha=ALPHA, temperature=T, group=GROUP),
+    "dcd-released": lambda s, c, b, a: of_both_groups(official.dcd_official, s, b.official_teacher_RC),
     "mse": lambda s, c, b, a: lists.mse(c, b.teacher_RC, temperature=T),
     "wsl": lambda s, c, b, a: lists.wsl(s, b.teacher_RC, temperature=T),
-    "wsl-released": lambda s, c, b, a: official.wsl_official(s, b.official_teacher_RC, alpha=ALPHA),
+    "wsl-released": lambda s, c, b, a: of_both_groups(official.wsl_official, s, b.official_teacher_RC),
     "ground-truth": lambda s, c, b, a: lists.ground_truth(s, "bce"),
     "ranking": lambda s, c, b, a: lists.ground_truth(s, "softmax"),
     "infonce-hard": lambda s, c, b, a: lists.infonce_hard(a, b.true_IT, b.image_ix_RC, b.text_ix_RC),
@@ -56,7 +61,7 @@ DIRECT: dict[str, Direct] = {
     "affinity": lambda s, c, b, a: relations.affinity(s, *scored(b), temperature=AFFINITY_T),
 }
 WEIGHTED: dict[str, Callable[[Tensor, Batch, weights.Weights], Tensor]] = {
-    "dcd": lambda c, b, w: lists.dcd(c, b.teacher_RC, alpha=ALPHA, temperature=T, weight_B=w.rows_Q),
+    "dcd": lambda c, b, w: lists.dcd(c, b.teacher_RC, alpha=ALPHA, temperature=T, weight_B=w.rows_Q, group=GROUP),
     "mse": lambda c, b, w: lists.mse(c, b.teacher_RC, temperature=T, weight_B=w.rows_Q),
     "kl": lambda c, b, w: all_pairs.kl(c, *scored(b), temperature=T, weights=w),
     "dcd-kl": lambda c, b, w: all_pairs.dcd_kl(c, *scored(b), temperature=T, weights=w),
@@ -75,6 +80,7 @@ READERS = {
     "plausible_margin": {"cprd"},
     "affinity_temperature": {"affinity"},
     "label_smoothing": {"infonce"},
+    "weight_group": {"dcd", "dcd-released", "wsl-released"},
     "calibration": {"dcd", "mse", "mse-pairs", "margin-mse"},
     "a teacher's score": TEACHER - {"dcd-released", "wsl-released"},
     "which pairs are scored": TEACHER - {"dcd-released", "wsl-released"},
@@ -177,7 +183,7 @@ def test_each_setting_and_part_of_a_batch_moves_the_losses_that_read_it_and_no_o
     other_true = batch.true_IT.clone()
     other_true[2, 5] = True
     moved = {
-        **{field: loss_of(name, replace(config, **{field: getattr(defaults, field)}), batch) for field in list(READERS)[:5]},
+        **{field: loss_of(name, replace(config, **{field: getattr(defaults, field)}), batch) for field in list(READERS)[:6]},
         "calibration": loss_of(name, config, batch, calibrate=calibration(1, 0)),
         "a teacher's score": loss_of(name, config, replace(batch, teacher_RC=more_scores)),
         "which pairs are scored": loss_of(name, config, replace(batch, teacher_RC=fewer_scores)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -87,6 +88,71 @@ def test_dcd_by_hand():
     kd = weak * 0.5 + strong * 2.0  # T squared takes out what dividing by T put in
     nll = (math.log(2) + math.log(1 + math.e)) / 2
     assert [part.item() for part in parts] == pytest.approx([0.25 * kd + 0.75 * nll, kd, nll])
+
+
+def test_weights_within_groups_by_hand():
+    # H = log 2, 0; log 2, log 2; log 2: groups of two, two and one list, which count 2/5, 2/5 and 1/5.
+    teacher_BN = torch.tensor([[1.0, 1.0], [1e4, 0.0], [2.0, 2.0], [3.0, 3.0], [4.0, 4.0]])
+    by_group = weights.dcd_weights(teacher_BN, group=2)
+    weak, strong = 1 / (1 + math.e), math.e / (1 + math.e)  # softmax of (1 - 1)^2 and (1 - 0)^2
+    assert by_group.nll_B.tolist() == pytest.approx([0.4, 0.0, 0.2, 0.2, 0.2])
+    assert by_group.kd_B.tolist() == pytest.approx([0.4 * weak, 0.4 * strong, 0.2, 0.2, 0.2])
+    whole = weights.dcd_weights(teacher_BN)
+    assert whole.nll_B.tolist() == pytest.approx([0.25, 0.0, 0.25, 0.25, 0.25])
+    assert whole.kd_B.tolist() == pytest.approx([math.exp((1 - w) ** 2) / (math.e + 4 * math.exp(0.75**2)) for w in whole.nll_B.tolist()])
+    # An error in the teacher's sure list alone: its weight is 0.4 e / (1 + e) in the distillation, and 0 in the ground truth.
+    student_BN = teacher_BN + torch.tensor([[0.0, 0.0], [0.0, 2.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    parts = lists.dcd_parts(student_BN, teacher_BN, alpha=0.25, temperature=1.0, group=2)
+    # BCE of (x, x) is log(1 + e^-x) / 2 + log(1 + e^x) / 2.
+    bce = [(math.log1p(math.exp(-x)) + math.log1p(math.exp(x))) / 2 for x in (1, 2, 3, 4)]
+    nll = 0.4 * bce[0] + 0.2 * sum(bce[1:])
+    assert [part.item() for part in parts] == pytest.approx([0.25 * 0.4 * strong * 2 + 0.75 * nll, 0.4 * strong * 2, nll])
+
+
+@pytest.mark.parametrize("group", [1, 3, 4, 11, 20, None])
+def test_a_loss_in_groups_is_the_mean_of_its_groups_over_their_lists(group):
+    student_BN, teacher_BN = draw(0, 11, 6), draw(1, 11, 6, scale=3.0)
+    groups = list(zip(student_BN.split(group or 11), teacher_BN.split(group or 11), strict=True))
+
+    def mean(loss):
+        return sum(len(student) / 11 * loss(student, teacher) for student, teacher in groups)
+
+    ours = mean(lambda student, teacher: lists.dcd(student, teacher, alpha=0.3, temperature=1.0))
+    assert_close(lists.dcd(student_BN, teacher_BN, alpha=0.3, temperature=1.0, group=group), ours)
+    for released in (official.dcd_official, official.wsl_official):
+        loss = functools.partial(released, alpha=0.3)
+        assert_close(official.in_groups(loss, student_BN, teacher_BN, group), mean(loss))
+        if group is None:
+            assert torch.equal(official.in_groups(loss, student_BN, teacher_BN, None), loss(student_BN, teacher_BN))
+
+
+def test_a_query_without_any_teacher_score_counts_for_nothing_in_its_group():
+    student_BN, teacher_BN = draw(0, 5, 6), draw(1, 5, 6)
+    teacher_BN[1] = math.nan
+    nll_B, kd_B = weights.dcd_weights(teacher_BN, group=2)
+    assert (nll_B[1], kd_B[1]) == (0, 0)
+    # The groups have one, two and one of the four lists that count.
+    assert [kd_B[:2].sum().item(), kd_B[2:4].sum().item(), kd_B[4].item()] == pytest.approx([0.25, 0.5, 0.25])
+    assert nll_B.sum().item() == pytest.approx(1)
+    nothing = lists.dcd_parts(student_BN, torch.full_like(teacher_BN, math.nan), alpha=0.2, temperature=1.0, group=2)
+    assert torch.stack(nothing).tolist() == [0, 0, 0]
+
+
+def test_groups_keep_the_spread_of_the_weights_that_a_large_batch_loses():
+    teacher_BN = draw(5, 512, 8, scale=2.0)
+    entropy_B = weights.entropy(teacher_BN)
+    relative_std = (entropy_B.std() / entropy_B.mean()).item()
+    by_group = 512 * weights.dcd_weights(teacher_BN, group=8).kd_B
+    alone = torch.cat([8 * weights.dcd_weights(scores_BN).kd_B for scores_BN in teacher_BN.split(8)])
+    assert_close(by_group, alone, rtol=1e-5, atol=0)
+    # To first order the spread is 2 (1 - 1/n) std(e) / n in a group of n, with entropies of Hbar (1 + e).
+    assert by_group.std().item() == pytest.approx(2 * (1 - 1 / 8) * relative_std / 8, rel=0.2)
+    assert by_group.std() > 0.05
+    whole = 512 * weights.dcd_weights(teacher_BN).kd_B
+    assert (whole - 1).abs().max() < 0.01
+    assert whole.std().item() == pytest.approx(2 * (1 - 1 / 512) * relative_std / 512, rel=0.1)
+    # The weights of the ground truth do not fade: each query counts 1 + e.
+    assert (512 * weights.dcd_weights(teacher_BN).nll_B).std().item() == pytest.approx(relative_std, rel=1e-4)
 
 
 def test_dcd_weights_each_query_and_the_released_loss_does_not():

@@ -32,6 +32,8 @@ def test_the_papers_setting_is_the_papers(teacher):
         assert (loaded.batch.hard_negatives, loaded.loss.alpha, loaded.loss.temperature) == (7, 0.2, 1.0)
         assert (loaded.optimizer.betas, loaded.optimizer.weight_decay, loaded.optimizer.warmup_share) == ((0.9, 0.98), 0.01, 0.1)
         assert (loaded.optimizer.epochs, loaded.batch.size, loaded.seed) == (10, 512, 12345)
+        # 512 lists in micro-batches of 8: on a whole batch r would be even within a percent.
+        assert loaded.loss.weight_group == 8
 
 
 def test_meters_recipes_boost_the_fusion_part_and_know_one_direction():
@@ -49,11 +51,22 @@ def test_a_set_reaches_every_table():
 
 def test_schedules_are_read_from_the_recipe_and_go_through_json():
     terms = "loss.terms={ infonce = 1, margin-mse = 0.5, kl = 2 }"
-    loaded = recipe.load_recipe("vilt-coco", [terms, 'loss.schedules={ infonce = "linear-down", kl = "confidence" }'])
+    loaded = recipe.load_recipe(
+        "vilt-coco", ["loss.weight_group=none", terms, 'loss.schedules={ infonce = "linear-down", kl = "confidence" }']
+    )
     assert loaded.loss.schedules == {"infonce": "linear-down", "kl": "confidence"}
     assert loaded.loss.is_calibrated
-    assert not recipe.load_recipe("vilt-coco", ["loss.terms={ kl = 1 }"]).loss.is_calibrated
+    assert not recipe.load_recipe("vilt-coco", ["loss.weight_group=none", "loss.terms={ kl = 1 }"]).loss.is_calibrated
     assert build(Recipe, json.loads(json.dumps(to_table(loaded)))) == loaded
+
+
+def test_none_unsets_a_field_of_a_recipe():
+    assert recipe.load_recipe("vilt-coco", ["loss.weight_group=none"]).loss.weight_group is None
+    assert recipe.load_recipe("demo-fusion", ["optimizer.max_grad_norm=none"]).optimizer.max_grad_norm is None
+    # A text may really be none, and other fields have no such value.
+    assert recipe.load_recipe("tiny-teacher", ["description=none"]).description == "none"
+    with pytest.raises(ConfigError, match=r"loss\.alpha must be float, got 'none'"):
+        recipe.load_recipe("vilt-coco", ["loss.alpha=none"])
 
 
 def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path):
@@ -86,7 +99,13 @@ def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path):
         (["loss.terms={ infonce = 1 }", "loss.label_smoothing=1"], r"loss\.label_smoothing must lie in \[0, 1\), got 1"),
         (
             ["loss.label_smoothing=0.1"],
-            r"loss\.label_smoothing is 0\.1, and no loss of the recipe reads it: loss\.terms has dcd; remove .* or add one of infonce",
+            r"loss\.label_smoothing is 0\.1, and no loss of the recipe reads it: loss\.terms has dcd; set it to 0.0, or add one of infonce",
+        ),
+        (["loss.weight_group=0"], r"loss\.weight_group must be at least 1, got 0"),
+        (["loss.weight_group=half"], r"loss\.weight_group must be int, got 'half'"),
+        (
+            ["loss.weight_group=8", "loss.terms={ mse = 1, ranking = 1 }"],
+            r"loss\.weight_group is 8, and no loss .* loss\.terms has mse, ranking; set it to none, or add one of dcd, dcd-released, wsl-r",
         ),
         (["loss.affinity_temperature=0"], r"loss\.affinity_temperature must be above 0, got 0"),
         (["batch.size=1"], r"batch\.size must be at least 2, got 1"),

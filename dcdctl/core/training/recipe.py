@@ -54,6 +54,9 @@ class LossConfig:
     """cprd: teaches the order of the negatives whose logit, divided by the temperature, is at most this far below the positive's."""
     affinity_temperature: Positive = 0.1
     """affinity: divides the correlations of teacher and student, which lie between -1 and 1."""
+    weight_group: Count | None = None
+    """dcd, dcd-released, wsl-released: consecutive lists of a batch among which their weights are normalized, as the released code does in
+    the micro-batch of one device; the whole batch if not set, in which the weights of the distillation fade as it grows."""
     label_smoothing: Annotated[float, Between(0, 1, "[)")] = 0.0
     """infonce: share of the target that all pairs of the denominator get in equal parts, in [0, 1); the positive gets the rest."""
 
@@ -80,13 +83,13 @@ class LossConfig:
                 raise ConfigError(f"loss.schedules.{name} cannot be confidence", hint=hint)
 
     def _check_options(self) -> None:
-        for name in sorted(frozenset[str]().union(*(loss.options for loss in LOSSES.values()))):
+        for name, value_if_unset in (("label_smoothing", 0.0), ("weight_group", None)):
             readers = [loss for loss, entry in LOSSES.items() if name in entry.options]
             value = getattr(self, name)
-            if value and not self.terms.keys() & set(readers):
+            if value != value_if_unset and not self.terms.keys() & set(readers):
                 raise ConfigError(
                     f"loss.{name} is {value}, and no loss of the recipe reads it: loss.terms has {', '.join(self.terms)}",
-                    hint=f"remove loss.{name}, or add one of {', '.join(readers)}",
+                    hint=f"set it to {'none' if value_if_unset is None else value_if_unset}, or add one of {', '.join(readers)}",
                 )
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dcdctl.core.training.losses.masked import binary_cross_entropy, in_full_precision, kl_of_rows, known_columns, mean_of_known, weighted
-from dcdctl.core.training.losses.weights import confidence, entropy_share, sureness
+from dcdctl.core.training.losses.weights import confidence, dcd_weights
 
 
 class Parts(NamedTuple):
@@ -32,9 +32,10 @@ def dcd(
     temperature: float,
     known_BN: Tensor | None = None,
     weight_B: Tensor | None = None,
+    group: int | None = None,
 ) -> Tensor:
     """Dynamic contrastive distillation: the teacher's certainty weights each query; `dcd_parts` has the equations."""
-    return dcd_parts(student_BN, teacher_BN, alpha=alpha, temperature=temperature, known_BN=known_BN, weight_B=weight_B).total
+    return dcd_parts(student_BN, teacher_BN, alpha=alpha, temperature=temperature, known_BN=known_BN, weight_B=weight_B, group=group).total
 
 
 def dcd_parts(
@@ -45,10 +46,11 @@ def dcd_parts(
     temperature: float,
     known_BN: Tensor | None = None,
     weight_B: Tensor | None = None,
+    group: int | None = None,
 ) -> Parts:
     """The terms of `dcd`; the columns of teacher and student belong to the same pairs.
 
-        KD  = T^2 * sum_i r_i * mean_j (t_ij/T - s_ij/T)^2      r as in `sureness`, w as in `entropy_share`
+        KD  = T^2 * sum_i r_i * mean_j (t_ij/T - s_ij/T)^2      r and w as in `dcd_weights`, within groups of `group` lists
         NLL = sum_i w_i * mean_j BCE(s_ij, 1 if j = 0 else 0)
         total = alpha * KD + (1 - alpha) * NLL
 
@@ -59,14 +61,13 @@ def dcd_parts(
     known_BN = known_columns(teacher_BN, known_BN)
     # Masked before the arithmetic: a NaN that is masked afterwards still makes the gradient NaN.
     teacher_BN, student_BN = teacher_BN.masked_fill(~known_BN, 0), student_BN.masked_fill(~known_BN, 0)
-    counts_B = known_BN.any(dim=1)
     # Without the temperature, as in the released code.
-    share_B = entropy_share(teacher_BN, known_BN)
+    weights = dcd_weights(teacher_BN, known_BN, group=group)
     # The released code multiplies the mean over the whole batch, so weights and temperature cancel; here each query has its own weight.
     error_B = mean_of_known((teacher_BN / temperature - student_BN / temperature).square(), known_BN)
-    kd = temperature**2 * (sureness(share_B, counts_B) * weighted(error_B, weight_B)).sum()
+    kd = temperature**2 * (weights.kd_B * weighted(error_B, weight_B)).sum()
     # The released code classifies each pair by itself; there is no softmax over the candidates.
-    nll = (share_B * mean_of_known(binary_cross_entropy(student_BN), known_BN)).sum()
+    nll = (weights.nll_B * mean_of_known(binary_cross_entropy(student_BN), known_BN)).sum()
     return _mix(kd, nll, alpha)
 
 

@@ -5,6 +5,9 @@ tests/fixtures holds values that the released code computed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 from dcdctl.core.training.losses.lists import Parts, ground_truth
@@ -40,6 +43,18 @@ def dcd_official_parts(student_BN: Tensor, teacher_BN: Tensor | None, *, alpha: 
     kd = temperature**2 * (weight_B * error).sum()
     nll = (share_B * binary_cross_entropy(student_BN).mean(dim=1)).sum()
     return Parts(alpha * kd + (1 - alpha) * nll, kd, nll)
+
+
+def in_groups(loss: Callable[[Tensor, Tensor], Tensor], student_BN: Tensor, teacher_BN: Tensor, group: int | None) -> Tensor:
+    """A released loss of `group` consecutive lists at a time, as of one device's micro-batch: the mean over the lists of all groups.
+
+    The released code averages the losses of equal micro-batches over devices and accumulated steps. The last group may be smaller here, and
+    counts by its number of lists. Without `group`: the loss of the whole batch.
+    """
+    size = max(1, len(student_BN)) if group is None else group
+    parts = list(zip(student_BN.split(size), teacher_BN.split(size), strict=True))
+    # A Python number as the share keeps the bits of a single group.
+    return torch.stack([len(student_GN) / len(student_BN) * loss(student_GN, teacher_GN) for student_GN, teacher_GN in parts]).sum()
 
 
 def wsl_official(student_BN: Tensor, teacher_BN: Tensor, *, alpha: float, temperature: float = 1.0) -> Tensor:

@@ -5,6 +5,7 @@ To add one: a function in this package, an entry here, and a row in docs/losses.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -71,20 +72,33 @@ def _infonce_hard(t: TermInputs) -> Tensor:
     return lists.infonce_hard(t.all_IT, t.batch.true_IT, t.batch.image_ix_RC, t.batch.text_ix_RC)
 
 
+def _in_groups(t: TermInputs, loss: Callable[..., Tensor]) -> Tensor:
+    """A released loss, of groups of `weight_group` lists."""
+    alpha, group = t.config.alpha, t.config.weight_group
+    return official.in_groups(functools.partial(loss, alpha=alpha), t.student_RC, t.batch.official_teacher_RC, group)
+
+
 LOSSES: dict[str, Loss] = {
     "dcd": Loss(
         term=lambda t: lists.dcd(
-            t.student_RC, t.batch.teacher_RC, alpha=t.config.alpha, temperature=t.config.temperature, weight_B=t.weight_B
+            t.student_RC,
+            t.batch.teacher_RC,
+            alpha=t.config.alpha,
+            temperature=t.config.temperature,
+            weight_B=t.weight_B,
+            group=t.config.weight_group,
         ),
         on="lists",
         teacher=True,
         calibrated=True,
         confidence=True,
+        options=frozenset({"weight_group"}),
     ),
     "dcd-released": Loss(
-        term=lambda t: official.dcd_official(t.student_RC, t.batch.official_teacher_RC, alpha=t.config.alpha),
+        term=lambda t: _in_groups(t, official.dcd_official),
         on="lists",
         teacher=True,
+        options=frozenset({"weight_group"}),
     ),
     "mse": Loss(
         term=lambda t: lists.mse(t.student_RC, t.batch.teacher_RC, temperature=t.config.temperature, weight_B=t.weight_B),
@@ -99,9 +113,10 @@ LOSSES: dict[str, Loss] = {
         teacher=True,
     ),
     "wsl-released": Loss(
-        term=lambda t: official.wsl_official(t.student_RC, t.batch.official_teacher_RC, alpha=t.config.alpha),
+        term=lambda t: _in_groups(t, official.wsl_official),
         on="lists",
         teacher=True,
+        options=frozenset({"weight_group"}),
     ),
     "ground-truth": Loss(term=lambda t: lists.ground_truth(t.student_RC, "bce"), on="lists"),
     "ranking": Loss(term=lambda t: lists.ground_truth(t.student_RC, "softmax"), on="lists"),

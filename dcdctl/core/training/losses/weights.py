@@ -81,22 +81,60 @@ def entropy_share(teacher_BK: Tensor, known_BK: Tensor | None = None) -> Tensor:
     tensor([0.9982, 0.0018])
     """
     known_BK = known_columns(teacher_BK, known_BK)
-    entropy_B = entropy(teacher_BK, known_BK)
-    counts_B = known_BK.any(dim=1).to(entropy_B.dtype)
-    total = entropy_B.sum()
-    return torch.where(total > 0, entropy_B / total.clamp(min=torch.finfo(total.dtype).tiny), counts_B / counts_B.sum().clamp(min=1))
+    return _share(entropy(teacher_BK, known_BK), known_BK.any(dim=1))
+
+
+def _share(entropy_B: Tensor, counts_B: Tensor) -> Tensor:
+    """`entropy_share` from the entropies and the rows that have a known score; along the last dimension."""
+    total = entropy_B.sum(dim=-1, keepdim=True)
+    equal_B = counts_B / counts_B.sum(dim=-1, keepdim=True).clamp(min=1)
+    return torch.where(total > 0, entropy_B / total.clamp(min=torch.finfo(total.dtype).tiny), equal_B.to(entropy_B.dtype))
 
 
 @torch.no_grad()
 def sureness(share_B: Tensor, counts_B: Tensor) -> Tensor:
     """r_i = softmax over i of (1 - w_i)^2: about 1/B each, more where the teacher is certain; 0 for rows outside `counts_B`.
 
+    The batch is the last dimension.
+
     >>> sureness(torch.tensor([1.0, 0.0]), torch.tensor([True, True]))
     tensor([0.2689, 0.7311])
     """
     exponent_B = (1 - share_B).square().masked_fill(~counts_B, -torch.inf)
     # The softmax is NaN if no row counts; the second mask makes that 0.
-    return exponent_B.softmax(dim=0).masked_fill(~counts_B, 0)
+    return exponent_B.softmax(dim=-1).masked_fill(~counts_B, 0)
+
+
+class DcdWeights(NamedTuple):
+    """DCD's weights of the queries of a batch; both sum to 1."""
+
+    nll_B: Tensor
+    """w, of the ground truth: `entropy_share`."""
+    kd_B: Tensor
+    """r, of the distillation: `sureness`."""
+
+
+@torch.no_grad()
+def dcd_weights(teacher_BK: Tensor, known_BK: Tensor | None = None, *, group: int | None = None) -> DcdWeights:
+    """w and r, each normalized among `group` consecutive queries; the last group may be smaller. Without `group`, in the whole batch.
+
+    A group's weights are multiplied by its share of the queries that have a known score, so a query counts 1 / B on average in every group.
+    In a whole batch r is about 1 / B for every query, because w_i is; in a group of n it differs between queries as in a batch of n.
+
+    >>> scores = torch.tensor([[0.0, 0.0], [9.0, -9.0], [0.0, 0.0], [0.0, 0.0]])  # unsure, sure, unsure, unsure
+    >>> dcd_weights(scores, group=2).kd_B
+    tensor([0.1345, 0.3655, 0.2500, 0.2500])
+    """
+    known_BK = known_columns(teacher_BK, known_BK)
+    size = max(1, len(teacher_BK)) if group is None else group
+    # Groups G x queries S. Padding counts like a query without known scores: for nothing.
+    padding = (0, -len(teacher_BK) % size)
+    entropy_GS = functional.pad(entropy(teacher_BK, known_BK), padding).view(-1, size)
+    counts_GS = functional.pad(known_BK.any(dim=1), padding).view(-1, size)
+    of_batch_G1 = counts_GS.sum(dim=1, keepdim=True) / counts_GS.sum().clamp(min=1)
+    share_GS = _share(entropy_GS, counts_GS)
+    weights_GS = (of_batch_G1 * share_GS, of_batch_G1 * sureness(share_GS, counts_GS))
+    return DcdWeights(*(each_GS.flatten()[: len(teacher_BK)] for each_GS in weights_GS))
 
 
 @torch.no_grad()
