@@ -139,6 +139,15 @@ def test_missing_parts_have_commands_that_parse(folders, tmp_path):
         parse(command)
 
 
+def test_no_recall_during_a_training_is_asked_for_where_it_read_val(folders, tmp_path):
+    run = write_run(tmp_path / "run", "demo-dual")
+    lacks = "recall during the training of "
+    for split, is_asked in (("train", True), ("train+val", False)):
+        change(run / "run.json", inputs={"corpus": 64 * "c", "split": split, "cache": None})
+        found = report.read_report([*folders[1:], run], teacher=folders[0])
+        assert any(lacks in part.what and str(run) in part.command for part in found.missing) == is_asked
+
+
 def test_the_command_for_a_model_outside_a_run_writes_into_its_evaluation_folder(folders):
     (folders[0] / "top.parquet").unlink()
     found = read_demo(folders)

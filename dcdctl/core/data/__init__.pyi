@@ -1,5 +1,5 @@
 from .captions import text_key, tokens_of
-from .corpus import CORPUS, CORPUS_FILE, Corpus, Direction, find_faults, read_corpus_json
+from .corpus import CORPUS, CORPUS_FILE, Corpus, Direction, find_faults, read_corpus_json, share_split
 from .corpus_summary import (
     MAX_WORDS_COUNTED,
     CorpusInspection,
@@ -63,6 +63,7 @@ __all__ = [
     "offsets_of",
     "prepare_corpus",
     "read_corpus_json",
+    "share_split",
     "summarize_corpus",
     "text_key",
     "thumbnail",

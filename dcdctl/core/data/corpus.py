@@ -211,6 +211,15 @@ def read_corpus_json(folder: Path) -> dict[str, Any]:
     return index
 
 
+def share_split(split: str, other: str) -> bool:
+    """Whether two names, each of a split or of several joined, have a split in common.
+
+    >>> share_split("train+val", "val"), share_split("train+val", "test")
+    (True, False)
+    """
+    return not set(split.split(JOIN)).isdisjoint(other.split(JOIN))
+
+
 def _check_distinct(split: str) -> list[str]:
     """The names of joined splits; CorpusError if one is joined twice."""
     parts = split.split(JOIN)
@@ -258,10 +267,6 @@ class Corpus:
         num_images = sum(entry["images"] for entry in entries)
         corpus = Corpus(folder, split, name=index["name"], fingerprint=fingerprint, shards=shards, num_images=num_images)
         return corpus if max_images is None else corpus.subset(max_images)
-
-    def shares_split(self, split: str) -> bool:
-        """Whether this corpus and a split of the same folder, either of which may be several joined, have a split in common."""
-        return not set(self.split.split(JOIN)).isdisjoint(split.split(JOIN))
 
     def __getstate__(self) -> dict[str, Any]:
         # A threading.local cannot be pickled, and open files belong to one process.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dcdctl.core import artifacts, files, models
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, share_split
 from dcdctl.core.errors import ConfigError, CorpusError, ModelError
 from dcdctl.core.evaluation import eccv, rankers, ranks, recall, result
 from dcdctl.core.evaluation.files import check_copy, file_names, result_folder, write_evaluation, write_ranks
@@ -192,7 +192,7 @@ def _training_split(ref: str, corpus: Corpus) -> str | None:
     inputs: dict[str, Any] = artifacts.read_document(path, hint="restore it").get("inputs", {}) if path.exists() else {}
     split = inputs.get("split", "")
     try:
-        is_same = corpus.shares_split(split) and Corpus.open(corpus.folder, split).fingerprint == inputs.get("corpus")
+        is_same = share_split(corpus.split, split) and Corpus.open(corpus.folder, split).fingerprint == inputs.get("corpus")
     except CorpusError:  # another data set, whose splits have the same names
         return None
     return split if is_same else None

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from dcdctl.core import artifacts, evaluation
 from dcdctl.core.bench import QueryTimes, read_times
 from dcdctl.core.config import flatten
-from dcdctl.core.data import CORPUS_FILE, Corpus, Direction
+from dcdctl.core.data import CORPUS_FILE, Corpus, Direction, share_split
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.evaluation import CASCADE_FILES, Answers, Comparison, EvalResult, EvalSummary
 from dcdctl.core.training import Run
@@ -254,6 +254,9 @@ def _missing_of_training(training: Training) -> list[MissingPart]:
         return [MissingPart(f"training curves of {training.label}", shlex.join(command))]
     is_measured = any("val_rsum" in line for line in training.metrics)
     if is_measured or not {"distill", "finetune-teacher"} & set(command[:2]):
+        return []
+    # A training does not validate on a split that it reads, and the default is val.
+    if share_split(str(training.facts["inputs"].get("split")), "val"):
         return []
     again = shlex.join([*command, "--set", "validation.every=100"])
     return [MissingPart(f"recall during the training of {training.label}, by a new run", again)]

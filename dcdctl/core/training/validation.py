@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dcdctl.core import distributed, evaluation
-from dcdctl.core.data import Corpus, Direction
+from dcdctl.core.data import Corpus, Direction, share_split
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.evaluation import EvalOptions
@@ -58,7 +58,7 @@ def open_corpus(corpus: Corpus, config: ValidationConfig) -> Corpus:
 
     ConfigError if the training reads that split too: recalls on its own images would choose the weights that know them best by heart.
     """
-    if corpus.shares_split(config.split):
+    if share_split(corpus.split, config.split):
         hint = f"set validation.split to another split, set validation.every to 0, or train without {config.split}"
         raise ConfigError(f"validation.split is {config.split}, and the training reads --split {corpus.split}", hint=hint)
     return Corpus.open(corpus.folder, config.split, config.max_images)
