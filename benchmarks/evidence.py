@@ -32,6 +32,7 @@ import evidence_forks
 import evidence_fresh
 import evidence_scenes
 import evidence_tables
+import evidence_weights
 from evidence_steps import Step
 
 from dcdctl.core import artifacts
@@ -45,6 +46,7 @@ PLANS = {
     "fresh-scenes": evidence_fresh.fresh_scenes,
     "scenes": evidence_scenes.scenes,
     "small": evidence_scenes.small,
+    "weights": evidence_weights.weights,
 }
 PARTS = {"fair": {evidence_fair.TABLE.format(size): evidence_fair.PARTS for size in evidence_fair.SIZES}}
 """Differences of rows that a plan reports besides those from the base of a table."""
