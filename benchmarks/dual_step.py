@@ -1,12 +1,16 @@
-"""Training rate of a dual student: dcdctl against a bare PyTorch loop over the same encoders.
+"""Training rate of a dual student: dcdctl against a bare PyTorch loop over the same encoders, and with a teacher against without.
 
     OMP_NUM_THREADS=1 python benchmarks/dual_step.py [--cases trained frozen] [--steps 3] [--frozen-steps 920] [--repeats 5] [--threads 1]
+    OMP_NUM_THREADS=1 python benchmarks/dual_step.py --cases teacher --frozen-steps 230
 
 InfoNCE, float32, on the CPU, random weights, the optimizer of the recipe dual-flickr8k.
 - trained: ViT-S/16 at 224 px and a BERT of 6 layers and width 384, 32 JPEGs of 640 x 480 per step, each image once per round. The bare loop
   reads them from a folder.
 - frozen: the recipe's linear layers over features on disk, 50 x 1280 per image and 12 to 24 x 384 per caption, 6,000 images, 256 per step.
   The bare loop maps the same files and reads only what it uses.
+- teacher: the frozen student without a teacher (InfoNCE), with a cache, and with a dual teacher (InfoNCE and KL, recipes
+  dual-flickr8k-distilled and dual-flickr8k-self). The cache has blocks of 128 images with all their captions, as its recipe has; the dual
+  teacher has vectors of 512 numbers. Scores are noise. Reading the cache and embedding the corpus, once per training, are not counted.
 
 dcdctl runs all of `train`: drawing batches, reading, log, TensorBoard, live view and checkpoints. The bare loop gets its batches drawn
 beforehand. It preprocesses, tokenizes and projects by the same calls, with the same dropout, AdamW and allocator (`devices.choose`), so the
@@ -19,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import functools
 import json
 import statistics
@@ -52,6 +57,8 @@ from dcdctl.core.models.frozen_dual import FrozenDualNetwork
 from dcdctl.core.models.preprocess import square_image_processor
 from dcdctl.core.scoring import CorpusSource, Features, Source
 from dcdctl.core.scoring.features import IMAGES_PER_FILE
+from dcdctl.core.teacher import EmbeddedTeacher, TeacherCache, TeacherScores, cache_format
+from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE
 from dcdctl.core.training import distill, runs
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training.batch_sampler import AllPairsBatches
@@ -116,12 +123,12 @@ def timed(work: Callable[[], float]) -> Round:
     return Round(time.perf_counter() - started, time.process_time() - started_processor, loss)
 
 
-def dcdctl(case: Case, num_steps: int, folder: Path) -> Round:
+def dcdctl(case: Case, num_steps: int, folder: Path, scores: TeacherScores | None = None) -> Round:
     """Train as the command does."""
-    model, batches = copy.deepcopy(case.model), distill.make_batches(case.source(), case.recipe, None)
+    model, batches = copy.deepcopy(case.model), distill.make_batches(case.source(), case.recipe, scores)
     run = runs.start_run(folder, case.recipe, "benchmark", {}, resume=False)
     objective, config = PairObjective(case.recipe.loss), case.recipe.optimizer
-    unit, per_step = distill.work_per_step(case.recipe, None)
+    unit, per_step = distill.work_per_step(case.recipe, scores)
     watch = functools.partial(view, unit=unit, per_step=per_step)
 
     def work() -> float:
@@ -267,6 +274,72 @@ def measure(title: str, case: Case, num_steps: int, repeats: int, folder: Path) 
     }
 
 
+class NoiseTeacher(EmbeddedTeacher):
+    """A dual teacher of random unit vectors, without a model."""
+
+    def __init__(self, corpus: Corpus, width: int) -> None:
+        self.plan, self._scale = {"corpus": corpus.fingerprint}, 20.0
+        counts = (corpus.num_images, corpus.num_captions)
+        self._images_ID, self._texts_TD = (functional.normalize(torch.randn(count, width), dim=-1) for count in counts)
+
+
+def noise_cache(corpus: Corpus, folder: Path, block_size: int) -> TeacherCache:
+    """A cache of random scores of every image of a block with every caption of it."""
+    rng = np.random.default_rng(0)
+    first_text = np.searchsorted(corpus.caption_image, np.arange(corpus.num_images + 1))
+    plan = {"images": corpus.num_images, "captions": corpus.num_captions, "images_per_shard": block_size, "corpus": corpus.fingerprint}
+    plan["candidates"] = {"absolute_margin": None, "relative_margin": None}
+    parts = {}
+    folder.mkdir(parents=True)
+    for shard, images in enumerate(cache_format.shards_of(plan)):
+        texts = np.arange(first_text[images.start], first_text[images.stop])
+        image_P, text_P = np.repeat(images, len(texts)), np.tile(texts, len(images))
+        role_P = np.where(corpus.caption_image[text_P] == image_P, POSITIVE, TEXT_CANDIDATE + IMAGE_CANDIDATE)
+        score_P = rng.standard_normal(len(image_P), dtype=np.float32)
+        name = cache_format.pairs_name(shard)
+        cache_format.write_pairs(folder / name, cache_format.Pairs(image_P, text_P, score_P, role_P))
+        parts[name] = seal_of(folder / name, pairs=len(image_P))
+    return TeacherCache(folder, plan, {"files": parts})
+
+
+def measure_teachers(case: Case, num_steps: int, repeats: int, folder: Path) -> dict[str, Any]:
+    """Seconds and processor seconds of a step of each variant, and their ratios to those of a step without a teacher."""
+    corpus, recipes = case.source().corpus, {"without": "dual-flickr8k", "cache": "dual-flickr8k-distilled", "dual": "dual-flickr8k-self"}
+    loaded = {name: training_recipe.load_recipe(recipe) for name, recipe in recipes.items()}
+    cache = noise_cache(corpus, folder / "cache", loaded["cache"].candidates.block_size)
+    scores = {"without": None, "cache": cache, "dual": NoiseTeacher(corpus, loaded["dual"].model.projection_dim)}
+    cases = {name: dataclasses.replace(case, recipe=recipe) for name, recipe in loaded.items()}
+    rounds: dict[str, list[Round]] = {name: [] for name in cases}
+    for name, each in cases.items():
+        dcdctl(each, 1, folder / f"{name}-first", scores[name])
+    for repeat in range(repeats):
+        # Each variant comes first in some rounds and last in others.
+        for name in [*cases][repeat % 3 :] + [*cases][: repeat % 3]:
+            rounds[name].append(dcdctl(cases[name], num_steps, folder / f"{name}-{repeat}", scores[name]))
+            sys.stdout.write(f"teacher, {name}: {rounds[name][-1].processor_seconds:.2f} s of the processor\n")
+            sys.stdout.flush()
+
+    def ratio(name: str, kind: str) -> float:
+        pairs = zip(rounds[name], rounds["without"], strict=True)
+        return statistics.median(getattr(taught, kind) / getattr(alone, kind) for taught, alone in pairs)
+
+    return {
+        name: {
+            "processor_ms_per_step": 1e3 * statistics.median(each.processor_seconds for each in timed) / num_steps,
+            "ratio": ratio(name, "seconds"),
+            "processor_ratio": ratio(name, "processor_seconds"),
+        }
+        for name, timed in rounds.items()
+    }
+
+
+def teacher_table(result: dict[str, dict[str, float]]) -> str:
+    lines = ["| teacher | processor, ms per step | to a step without | by processor seconds |", "|---|---|---|---|"]
+    for name, row in result.items():
+        lines.append(f"| {name} | {row['processor_ms_per_step']:.1f} | {row['ratio']:.2f} | {row['processor_ratio']:.2f} |")
+    return "\n".join(lines)
+
+
 def table(results: dict[str, dict[str, Any]]) -> str:
     lines = [
         "| encoders | dcdctl, images/s | bare loop, images/s | dcdctl / bare | by processor seconds | last loss, dcdctl | bare loop |",
@@ -281,7 +354,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=("trained", "frozen"), default=["trained", "frozen"])
+    parser.add_argument("--cases", nargs="+", choices=("trained", "frozen", "teacher"), default=["trained", "frozen"])
     parser.add_argument("--steps", type=int, default=3, help="steps per round with trained encoders")
     parser.add_argument("--frozen-steps", type=int, default=920, help="steps per round with frozen encoders")
     parser.add_argument("--frozen-images", type=int, default=6000)
@@ -292,18 +365,22 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     devices.choose("cpu")
-    results = {}
+    results, taught = {}, {}
     with tempfile.TemporaryDirectory() as scratch:
         for name in options.cases:
             made = Path(scratch, name, "made")
+            if name == "teacher":
+                case = make_frozen(made, options.frozen_images)
+                taught = measure_teachers(case, options.frozen_steps, options.repeats, made.parent)
+                continue
             if name == "trained":
                 num_steps, case = options.steps, make_trained(made, 32 * options.steps)
             else:
                 num_steps, case = options.frozen_steps, make_frozen(made, options.frozen_images)
             results[name] = measure(name, case, num_steps, options.repeats, made.parent)
     setting = {"machine": processor(), "torch": torch.__version__, "threads": options.threads, "repeats": options.repeats}
-    sys.stdout.write(table(results) + "\n")
-    sys.stdout.write(json.dumps({**setting, "cases": results}) + "\n")
+    sys.stdout.write("\n\n".join(([table(results)] if results else []) + ([teacher_table(taught)] if taught else [])) + "\n")
+    sys.stdout.write(json.dumps({**setting, "cases": {**results, **taught}}) + "\n")
 
 
 if __name__ == "__main__":
