@@ -246,7 +246,7 @@ def make_frozen(folder: Path, num_images: int) -> Case:
     plan = {"image_tokens": IMAGE_TOKENS, "image_width": IMAGE_WIDTH, "text_width": BERT.hidden_size}
     recipe = training_recipe.load_recipe("dual-flickr8k")
     vision = AutoModel.from_config(TimmWrapperConfig(architecture="tf_efficientnet_lite0", num_labels=0))
-    size = models.ProjectionSize(projection_dim=recipe.model.projection_dim, dropout=recipe.model.dropout)
+    size = models.ProjectionSize(projection_dim=recipe.model.projection_dim, dropout=recipe.model.dropout or 0.0)
     model = models.FrozenDual(FrozenDualNetwork(vision, AutoModel.from_config(BERT), size), None)
     seals = {path.name: seal_of(path) for path in folder.glob("*.npy")}
     return Case(model, functools.partial(Features, corpus, folder, plan, seals), recipe, functools.partial(bare_frozen, folder, corpus))
