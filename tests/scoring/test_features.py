@@ -239,7 +239,7 @@ def test_caches_and_losses_are_those_of_the_encoders(root, corpus, pair, tmp_pat
 
 def test_encoders_that_are_trained_have_no_features(root, corpus, pair, tmp_path):
     inputs = Inputs(corpus, [], pair)
-    sets = [*TRAIN, "model.layers=[]", "loss.terms={ranking = 1.0}"]
+    sets = [*TRAIN, "model.layers=[]", "loss.terms={ranking = 1.0}", "loss.weight_group=none"]
     options = TrainingOptions(compute=Compute(features=root))
     with pytest.raises(ConfigError, match=r"--features stores the outputs of frozen encoders, and these encoders are trained; set"):
         distill.train(TrainingJob("finetune-teacher", "vilt-flickr30k", sets, tmp_path / "run"), inputs, options=options)
