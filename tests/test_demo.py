@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast, get_args
 
 import pytest
 from processes import make_once
 
+from dcdctl.cli import demo as demo_command
 from dcdctl.core import demo, files
 from dcdctl.core.bench import BenchConfig
 from dcdctl.core.demo import DemoConfig
+from dcdctl.core.evaluation import Evaluation
+from dcdctl.core.evaluation.recall import Recalls
 from dcdctl.core.report import report
 
 QUICK = BenchConfig(
@@ -21,11 +26,12 @@ QUICK = BenchConfig(
     num_warmup=1,
     num_repeats=2,
     budget_s=0.05,
-    gallery_sizes=(20,),
+    gallery_sizes=(20, 40),
     reference_gallery=20,
     num_fresh_processes=0,
     is_onnx_timed=False,
 )
+PAGE_ROWS: tuple[demo.RowName, ...] = ("teacher", "dual", "cascade", "fusion", "dual alone")
 SMALL = DemoConfig(train_images=64, val_images=4, test_images=6, depths=(2, 3), steps=2, bench=QUICK)
 
 
@@ -34,13 +40,49 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, demo.DemoR
     return make_once(tmp_path_factory, "demo", lambda out: (out, demo.run_demo(out, config=SMALL)))
 
 
-def test_the_table_has_teacher_students_baseline_and_cascade(finished: tuple[Path, demo.DemoResult]) -> None:
+def test_the_table_has_teacher_cascades_students_and_baseline(finished: tuple[Path, demo.DemoResult]) -> None:
     _, result = finished
-    assert [row.model.split()[0] for row in result.rows] == ["teacher", "fusion", "dual", "the", "cascade:"]
-    assert result.rows[0].speed_up == 1.0
+    assert [row.name for row in result.rows] == ["teacher", "cascade", "dual", "dual alone", "fusion", "fusion cascade"]
+    assert [row.model for row in result.rows[:2]] == ["teacher (ViLT, 6 layers)", "dual, top 3 by the teacher"]
+    assert (result.rows[0].query.speed_up, result.rows[0].large_query.speed_up) == (1.0, 1.0)
     for row in result.rows:
-        assert row.speed_up == pytest.approx(result.rows[0].query_ms / row.query_ms)
+        assert (row.query.num_images, row.large_query.num_images) == (20, 40)
+        assert row.query.speed_up == pytest.approx(result.rows[0].query.ms / row.query.ms)
+        assert row.large_query.speed_up == pytest.approx(result.rows[0].large_query.ms / row.large_query.ms)
         assert len(row.evaluation.text_ranks) == 6
+
+
+@pytest.mark.parametrize(("name", "scorer"), [("cascade", "teacher"), ("fusion cascade", "fusion")])
+def test_a_cascade_orders_its_candidates_by_the_scores_of_its_re_ranker(
+    finished: tuple[Path, demo.DemoResult], name: demo.RowName, scorer: demo.RowName
+) -> None:
+    _, result = finished
+    cascade, alone = (result.row(row).evaluation.rankings.image for row in (name, scorer))
+    first_QK = cascade.top_QK[:, :3]
+    for query, candidates in enumerate(first_QK):
+        # Six images are fewer than the candidates that are kept, so the scorer's own rankings hold the score of every pair.
+        score_of = dict(zip(alone.top_QK[query].tolist(), alone.top_score_QK[query].tolist(), strict=True))
+        expected = [score_of[image] for image in candidates.tolist()]
+        assert cascade.top_score_QK[query, :3].tolist() == pytest.approx(expected, abs=1e-5)
+        assert expected == sorted(expected, reverse=True)
+
+
+def test_the_cascade_of_the_report_is_that_of_the_teacher(finished: tuple[Path, demo.DemoResult]) -> None:
+    out, result = finished
+    document = json.loads((out / "dual" / "cascade.json").read_text(encoding="utf-8"))
+    assert (document["reranker"], document["rsum"]) == (demo.BUILT_IN_TEACHER, result.row("cascade").evaluation.recalls.rsum)
+
+
+def test_re_ranking_takes_the_same_time_in_every_gallery(finished: tuple[Path, demo.DemoResult]) -> None:
+    _, result = finished
+    dual = result.row("dual")
+    for name in ("cascade", "fusion cascade"):
+        row = result.row(name)
+        zero, *_, deepest = row.evaluation.depths
+        rerank_ms = deepest.ms_per_query - zero.ms_per_query
+        assert rerank_ms > 0
+        assert row.query.ms == pytest.approx(dual.query.ms + rerank_ms)
+        assert row.large_query.ms == pytest.approx(dual.large_query.ms + rerank_ms)
 
 
 def test_the_built_in_teacher_knows_more_than_chance(finished: tuple[Path, demo.DemoResult]) -> None:
@@ -66,15 +108,13 @@ def test_it_ends_with_a_page_on_all_five(finished: tuple[Path, demo.DemoResult])
     assert [one.role for one in found.models] == ["teacher", "student", "student", "student", "baseline"]
     for system in found.models:
         assert f'<th scope="row">{system.label}' in page
-    assert [one.result.rsum.value for one in found.models if one.result] == [
-        result.rows[place].evaluation.recalls.rsum for place in (0, 2, 4, 1, 3)
-    ]
+    assert [one.result.rsum.value for one in found.models if one.result] == [result.row(name).evaluation.recalls.rsum for name in PAGE_ROWS]
 
 
 def test_its_page_has_a_time_for_every_model_and_a_measured_training(finished: tuple[Path, demo.DemoResult]) -> None:
     out, _ = finished
     found = report.read_report([out / "dual", out / "fusion"], teacher=out / "teacher", baseline=out / "dual-alone")
-    assert [one.label for one in found.models if one.times is None] == ["dual + fusion, top 3"]
+    assert [one.label for one in found.models if one.times is None] == ["dual + scenes-vilt, top 3"]
     assert all("val_rsum" in one.metrics[-1] for one in found.trainings)
 
 
@@ -91,3 +131,92 @@ def test_a_second_demo_trains_nothing_again(finished: tuple[Path, demo.DemoResul
 def test_the_built_in_teacher_is_small_enough_to_ship() -> None:
     folder = files.packaged("teachers") / demo.BUILT_IN_TEACHER
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 4 * 2**20
+
+
+Recall1 = tuple[float, float]
+"""R@1 of text retrieval and of image retrieval."""
+
+
+def made_up(tmp_path: Path, **changes: tuple[Recall1, float, float]) -> demo.DemoResult:
+    """A result with these R@1 and times in milliseconds over 1,000 and 10,000 images; the latter is extrapolated for the teacher."""
+    default: dict[str, tuple[Recall1, float, float]] = {
+        "teacher": ((100.0, 100.0), 600.0, 6000.0),
+        "cascade": ((96.9, 97.8), 15.0, 20.0),
+        "dual": ((25.0, 20.0), 2.0, 6.0),
+        "dual alone": ((23.0, 19.0), 2.0, 6.0),
+        "fusion": ((58.0, 53.0), 300.0, 3000.0),
+        "fusion cascade": ((59.0, 52.0), 8.5, 13.0),
+    }
+    values = {**default, **{name.replace("_", " "): value for name, value in changes.items()}}
+    teacher = values["teacher"]
+
+    def cost(name: str, place: int) -> demo.QueryCost:
+        ms = (0.0, *values[name][1:])[place]
+        size = (0, 1000, 10000)[place]
+        return demo.QueryCost(num_images=size, ms=ms, speed_up=(0.0, *teacher[1:])[place] / ms, extrapolated=place == 2)
+
+    def measured(name: str) -> Evaluation:
+        text, image = ({f"R@{k}": value for k in (1, 5, 10)} for value in values[name][0])
+        recalls = Recalls(text, image)
+        return cast(Evaluation, SimpleNamespace(recalls=recalls, depth=20, text_ranks=range(64)))
+
+    rows = [
+        demo.Row(name=name, model=name, evaluation=measured(name), query=cost(name, 1), large_query=cost(name, 2))
+        for name in get_args(demo.RowName)
+    ]
+    return demo.DemoResult(rows, {"cpu": "Made-up CPU", "threads": 2}, tmp_path / "report.html")
+
+
+def test_the_summary_says_what_was_won_and_lost(tmp_path: Path) -> None:
+    assert made_up(tmp_path).summary.splitlines() == [
+        "With the dual student's first 20 re-ranked by the teacher, a search is 40 times faster than the teacher alone over 1,000 images "
+        "and 300 times faster than the teacher alone over 10,000 images, extrapolated. "
+        "R@1 loses 3.1 points in text retrieval and 2.2 points in image retrieval.",
+        "Without re-ranking, the dual student is 300 times faster than the teacher alone over 1,000 images "
+        "and 1,000 times faster than the teacher alone over 10,000 images, extrapolated. "
+        "R@1 loses 75 points in text retrieval and 80 points in image retrieval.",
+        "The teacher's scores raised the dual student's RSUM by 9 points.",
+        "The fusion student is 2.0 times faster than the teacher alone over 1,000 images "
+        "and 2.0 times faster than the teacher alone over 10,000 images, extrapolated. "
+        "R@1 loses 42 points in text retrieval and 47 points in image retrieval.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cascade", "words"),
+    [
+        ((100.0, 100.0), "R@1 loses nothing."),
+        ((99.96, 100.0), "R@1 loses nothing."),
+        ((99.0, 100.0), "R@1 loses 1 point in text retrieval."),
+        ((100.0, 98.5), "R@1 loses 1.5 points in image retrieval."),
+    ],
+)
+def test_the_summary_says_when_a_cascade_loses_little_or_nothing(tmp_path: Path, cascade: Recall1, words: str) -> None:
+    assert made_up(tmp_path, cascade=(cascade, 15.0, 20.0)).summary.splitlines()[0].endswith(f"extrapolated. {words}")
+
+
+def test_the_summary_says_when_something_is_worse_than_expected(tmp_path: Path) -> None:
+    result = made_up(
+        tmp_path,
+        teacher=((90.0, 90.0), 600.0, 6000.0),
+        cascade=((91.0, 89.0), 1200.0, 6000.0),
+        dual_alone=((30.0, 20.0), 2.0, 6.0),
+    )
+    cascade, _, scores, _ = result.summary.splitlines()
+    assert "a search is 2.0 times slower than the teacher alone over 1,000 images and as fast as the teacher alone over 10,000" in cascade
+    assert cascade.endswith("R@1 loses 1 point in image retrieval but gains 1 point in text retrieval.")
+    assert scores == "The teacher's scores lowered the dual student's RSUM by 15 points."
+    same = made_up(tmp_path, dual_alone=((25.0, 20.0), 2.0, 6.0)).summary
+    assert "The teacher's scores did not change the dual student's RSUM." in same
+
+
+def test_the_command_shows_the_table_its_extrapolated_times_and_the_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = made_up(tmp_path)
+    demo_command._show(result, tmp_path)
+    shown = capsys.readouterr().out
+    assert "64 new scenes, Made-up CPU, 2 threads" in shown
+    head, cascade = (next(line for line in shown.splitlines() if word in line) for word in ("RSUM", "15.0 ms"))
+    assert [cell.strip() for cell in head.strip("┃").split("┃")][-3:] == ["query", "speed-up", "10,000 images"]
+    assert [cell.strip() for cell in cascade.strip("│").split("│")][-3:] == ["15.0 ms", "40x", "300x*"]
+    assert "* extrapolated" in shown
+    assert result.summary in shown

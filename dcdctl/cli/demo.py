@@ -11,7 +11,7 @@ from dcdctl.cli.options import Device, Json
 from dcdctl.cli.views.terminal import bar, note, show, show_json, show_table
 
 if TYPE_CHECKING:
-    from dcdctl.core.demo import DemoResult
+    from dcdctl.core.demo import DemoResult, QueryCost
 
 OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; steps finished in it are not repeated.", metavar="DIR")]
 TrainTeacher = Annotated[bool, typer.Option("--train-teacher", help="First train the built-in teacher again (long on a CPU).")]
@@ -34,12 +34,30 @@ def demo(
 
 
 def _show(result: DemoResult, out: Path) -> None:
+    first = result.rows[0]
     rows = []
     for row in result.rows:
         recalls = row.evaluation.recalls
         both = [" ".join(f"{value:4.1f}" for value in recall.values()) for recall in (recalls.text_retrieval, recalls.image_retrieval)]
-        rows.append([row.model, *both, f"{recalls.rsum:.1f}", f"{row.query_ms:,.1f} ms", f"{row.speed_up:,.0f}x"])
+        time = f"{row.query.ms:,.1f} ms{_mark(row.query)}"
+        rows.append([row.model, *both, f"{recalls.rsum:.1f}", time, _speed_up(row.query), _speed_up(row.large_query)])
     machine = result.machine
-    title = f"{len(result.rows[0].evaluation.text_ranks)} new scenes, {machine['cpu']}, {machine['threads']} threads"
-    caption = f"R@1/5/10. Time: one caption against {result.gallery_size:,} encoded images. All files are in {out}."
-    show_table(title, ("", "text retrieval", "image retrieval", "RSUM", "query", "speed-up"), rows, caption=caption)
+    num_scenes, num_images = len(first.evaluation.text_ranks), first.query.num_images
+    title = f"{num_scenes} new scenes, {machine['cpu']}, {machine['threads']} threads"
+    heads = ("", "text retrieval", "image retrieval", "RSUM", "query", "speed-up", f"{first.large_query.num_images:,} images")
+    lines = [
+        f"R@1/5/10 among the {num_scenes} scenes; in a larger gallery the right image is less often among the first that are re-ranked.",
+        f"Time and speed-up: one caption against {num_images:,} encoded images.",
+        "* extrapolated: time grows linearly with the number of images; re-ranking takes the same time in every gallery.",
+        f"All files are in {out}.",
+    ]
+    show_table(title, heads, rows, caption="\n".join(lines))
+    show(f"\n{result.summary}\n")
+
+
+def _speed_up(cost: QueryCost) -> str:
+    return f"{cost.speed_up:,.0f}x{_mark(cost)}"
+
+
+def _mark(cost: QueryCost) -> str:
+    return "*" if cost.extrapolated else ""

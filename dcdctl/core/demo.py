@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dcdctl.core import data, evaluation, files, models, report, training
-from dcdctl.core.bench import BenchConfig, ModelPair, compare_saved
-from dcdctl.core.data import Corpus
+from dcdctl.core.bench import BenchConfig, ModelPair, ModelTimes, compare_saved
+from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import EvalOptions, Evaluation
@@ -20,6 +20,7 @@ from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions
 BUILT_IN_TEACHER = "scenes-vilt"
 FUSION, DUAL, DUAL_ALONE = "demo-fusion", "demo-dual", "demo-dual-alone"
 TEACHER_FOLDER = "teacher"
+RowName = Literal["teacher", "cascade", "dual", "dual alone", "fusion", "fusion cascade"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,23 +50,51 @@ DEFAULT = DemoConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueryCost:
+    """What a caption costs against a gallery of encoded images."""
+
+    num_images: int
+    ms: float
+    speed_up: float
+    """The teacher's time over this one."""
+    extrapolated: bool
+    """Whether this time, or the teacher's, was computed from smaller galleries."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """A row of the final table."""
 
+    name: RowName
     model: str
+    """Its label."""
     evaluation: Evaluation
-    query_ms: float
-    """One caption against the images of the reference gallery, encoded before."""
-    speed_up: float
+    query: QueryCost
+    """Against the reference gallery."""
+    large_query: QueryCost
+    """Against the largest gallery."""
+
+    def recall_at_1(self, direction: Direction) -> float:
+        """R@1 of one direction, in percent."""
+        recalls = self.evaluation.recalls
+        return (recalls.text_retrieval if direction == Direction.TEXT else recalls.image_retrieval)["R@1"]
 
 
 @dataclass(frozen=True)
 class DemoResult:
     rows: list[Row]
-    gallery_size: int
     machine: dict[str, Any]
     page: Path
     """The report."""
+
+    def row(self, name: RowName) -> Row:
+        """The row of this name."""
+        return next(row for row in self.rows if row.name == name)
+
+    @property
+    def summary(self) -> str:
+        """What was won and what was lost, in words."""
+        return _summary(self)
 
     def to_json(self) -> dict[str, Any]:
         """The table for JSON."""
@@ -73,8 +102,9 @@ class DemoResult:
         rows = []
         for row in self.rows:
             document = evaluation.evaluation_document(row.evaluation, row.model, "test")
-            rows.append({"model": row.model, **{key: document[key] for key in keys}, "query_ms": row.query_ms, "speed_up": row.speed_up})
-        return {"rows": rows, "gallery_size": self.gallery_size, "machine": self.machine}
+            costs = {"query_ms": row.query.ms, "speed_up": row.query.speed_up, "large_gallery": asdict(row.large_query)}
+            rows.append({"name": row.name, "model": row.model, **{key: document[key] for key in keys}, **costs})
+        return {"rows": rows, "gallery_size": self.rows[0].query.num_images, "machine": self.machine, "summary": self.summary}
 
 
 @dataclass(frozen=True)
@@ -166,8 +196,8 @@ def _distill(
 
 
 def _measure(trained: MeasuredModels, corpus: Corpus, config: DemoConfig, compute: Compute, out: Path, track: Track) -> DemoResult:
-    """Evaluate all five and time four, each in its folder. The time of the cascade is that of its dual encoder plus the re-ranking."""
-    settings, students = config.bench, trained.students
+    """Evaluate all six, each into its folder, and time the four that are not cascades."""
+    students = trained.students
     folders = {name: _folder(out, name) for name in students}
     # Depth 0 re-ranks nothing; the time of a depth is its difference from depth 0.
     options = EvalOptions(compute=compute, depths=(0, *config.depths))
@@ -178,23 +208,41 @@ def _measure(trained: MeasuredModels, corpus: Corpus, config: DemoConfig, comput
         evaluations[name] = evaluation.evaluate_model(student, corpus, options=options, track=track)
         _write_evaluation(folders[name], str(folders[name]), evaluations[name], corpus)
         pair = ModelPair(teacher=trained.teacher_ref, student=str(folders[name]), overrides={}, data=corpus.folder, split=corpus.split)
-        benches[name] = compare_saved(pair, settings, device=compute.device, track=track)
-    cascade = evaluation.evaluate_model(students[DUAL], corpus, rerank=students[FUSION], options=options, track=track)
-    _write_evaluation(folders[DUAL], str(folders[DUAL]), cascade, corpus, reranker=str(folders[FUSION]))
-    seconds = {name: bench.student.query(settings.reference_gallery, is_cached=True).seconds for name, bench in benches.items()}
-    teacher_s = benches[DUAL].teacher.query(settings.reference_gallery, is_cached=True).seconds
-    cascade_s = seconds[DUAL] + (cascade.depths[-1].ms_per_query - cascade.depths[0].ms_per_query) / 1000
-    labels = [
-        ("teacher (ViLT, 6 layers)", teacher, teacher_s),
-        ("fusion student (3 layers), DCD", evaluations[FUSION], seconds[FUSION]),
-        ("dual student, with the teacher's scores", evaluations[DUAL], seconds[DUAL]),
-        ("the same dual, without a teacher", evaluations[DUAL_ALONE], seconds[DUAL_ALONE]),
-        (f"cascade: dual, top {config.depths[-1]} by fusion student", cascade, cascade_s),
+        benches[name] = compare_saved(pair, config.bench, device=compute.device, track=track)
+    by_teacher, by_fusion = (
+        evaluation.evaluate_model(students[DUAL], corpus, rerank=scorer, options=options, track=track)
+        for scorer in (trained.teacher, students[FUSION])
+    )
+    _write_evaluation(folders[DUAL], str(folders[DUAL]), by_teacher, corpus, reranker=trained.teacher_ref)
+    times = benches[DUAL].teacher
+    depth = config.depths[-1]
+    labels: list[tuple[RowName, str, Evaluation, ModelTimes]] = [
+        ("teacher", "teacher (ViLT, 6 layers)", teacher, times),
+        ("cascade", f"dual, top {depth} by the teacher", by_teacher, benches[DUAL].student),
+        ("dual", "dual, with the teacher's scores", evaluations[DUAL], benches[DUAL].student),
+        ("dual alone", "dual, without a teacher", evaluations[DUAL_ALONE], benches[DUAL_ALONE].student),
+        ("fusion", "fusion student (3 layers), DCD", evaluations[FUSION], benches[FUSION].student),
+        ("fusion cascade", f"dual, top {depth} by the fusion student", by_fusion, benches[DUAL].student),
     ]
-    rows = [Row(model=name, evaluation=measured, query_ms=1000 * s, speed_up=teacher_s / s) for name, measured, s in labels]
-    result = DemoResult(rows, settings.reference_gallery, benches[DUAL].machine, out / "report.html")
+    rows = [_row(name, label, measured, student, times, config.bench) for name, label, measured, student in labels]
+    result = DemoResult(rows, benches[DUAL].machine, out / "report.html")
     files.write_json(out / "demo.json", result.to_json())
     return result
+
+
+def _row(name: RowName, label: str, measured: Evaluation, student: ModelTimes, teacher: ModelTimes, config: BenchConfig) -> Row:
+    """A row of the table. A cascade takes the time of its dual encoder, which `student` has, and that of re-ranking."""
+    # Re-ranking has the same number of candidates in a gallery of any size.
+    rerank_s = (measured.depths[-1].ms_per_query - measured.depths[0].ms_per_query) / 1000 if measured.depths else 0.0
+
+    def cost(num_images: int) -> QueryCost:
+        of_student, of_teacher = (times.query(num_images, is_cached=True) for times in (student, teacher))
+        seconds = of_student.seconds + rerank_s
+        extrapolated = of_student.extrapolated or of_teacher.extrapolated
+        return QueryCost(num_images=num_images, ms=1000 * seconds, speed_up=of_teacher.seconds / seconds, extrapolated=extrapolated)
+
+    costs = (cost(config.reference_gallery), cost(max(config.gallery_sizes)))
+    return Row(name=name, model=label, evaluation=measured, query=costs[0], large_query=costs[1])
 
 
 def _folder(out: Path, name: str) -> Path:
@@ -205,3 +253,62 @@ def _folder(out: Path, name: str) -> Path:
 def _write_evaluation(folder: Path, model: str, measured: Evaluation, corpus: Corpus, **more: Any) -> None:
     """Write an evaluation into a folder, like `dcdctl eval`."""
     evaluation.write_evaluation(folder, {**evaluation.evaluation_document(measured, model, corpus.split), **more}, measured, corpus)
+
+
+def _summary(result: DemoResult) -> str:
+    """Sentences on what the students won and lost."""
+    teacher, dual, alone, fusion = (result.row(name) for name in ("teacher", "dual", "dual alone", "fusion"))
+    cascade = result.row("cascade")
+    depth = cascade.evaluation.depth
+    return "\n".join(
+        [
+            f"With the dual student's first {depth} re-ranked by the teacher, a search is {_speed(cascade)}. {_recall(cascade, teacher)}.",
+            f"Without re-ranking, the dual student is {_speed(dual)}. {_recall(dual, teacher)}.",
+            f"{_effect_of_scores(dual, alone)}.",
+            f"The fusion student is {_speed(fusion)}. {_recall(fusion, teacher)}.",
+        ]
+    )
+
+
+def _speed(row: Row) -> str:
+    """How fast a query is compared with the teacher alone, over both galleries."""
+    costs = [row.query] if row.query.num_images == row.large_query.num_images else [row.query, row.large_query]
+    words = []
+    for cost in costs:
+        ratio = _ratio(cost.speed_up) if cost.speed_up >= 1 else _ratio(1 / cost.speed_up)
+        comparison = "as fast as" if ratio == "1.0" else f"{ratio} times {'faster' if cost.speed_up > 1 else 'slower'} than"
+        extrapolated = ", extrapolated" if cost.extrapolated else ""
+        words.append(f"{comparison} the teacher alone over {cost.num_images:,} images{extrapolated}")
+    return " and ".join(words)
+
+
+def _ratio(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _recall(row: Row, base: Row) -> str:
+    """What R@1 has lost or won against another row."""
+    changes = {direction: row.recall_at_1(direction) - base.recall_at_1(direction) for direction in Direction}
+    words = {direction: f"{_points(abs(change))} in {direction} retrieval" for direction, change in changes.items()}
+    lost, won = ([words[direction] for direction in Direction if _is_change(sign * changes[direction])] for sign in (-1, 1))
+    parts = [f"{verb} {' and '.join(side)}" for verb, side in (("loses", lost), ("gains", won)) if side]
+    return f"R@1 {' but '.join(parts)}" if parts else "R@1 loses nothing"
+
+
+def _effect_of_scores(dual: Row, alone: Row) -> str:
+    """What the teacher's scores brought to the dual student."""
+    change = dual.evaluation.recalls.rsum - alone.evaluation.recalls.rsum
+    if not _is_change(abs(change)):
+        return "The teacher's scores did not change the dual student's RSUM"
+    verb = "raised" if change > 0 else "lowered"
+    return f"The teacher's scores {verb} the dual student's RSUM by {_points(abs(change))}"
+
+
+def _is_change(value: float) -> bool:
+    """Whether a gain is more than zero in the digits that are shown."""
+    return float(f"{value:.1f}") > 0
+
+
+def _points(value: float) -> str:
+    digits = f"{value:.1f}".removesuffix(".0")
+    return f"{digits} point{'' if digits == '1' else 's'}"
