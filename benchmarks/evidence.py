@@ -26,6 +26,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+import evidence_cascade
 import evidence_fair
 import evidence_flickr8k
 import evidence_forks
@@ -45,6 +46,7 @@ PLANS = {
     "fresh-flickr8k": evidence_fresh.fresh_flickr8k,
     "fresh-scenes": evidence_fresh.fresh_scenes,
     "scenes": evidence_scenes.scenes,
+    "scenes-cascade": evidence_cascade.scenes_cascade,
     "small": evidence_scenes.small,
     "weights": evidence_weights.weights,
 }

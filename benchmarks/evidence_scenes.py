@@ -32,7 +32,16 @@ SCENES_FUSION_LOSSES: dict[str, tuple[str, ...]] = {
     "DCD as released": sets(loss__terms="{dcd-released=1.0}", loss__alpha=0.5),
     "DCD": sets(),
 }
-"""Changes to recipe demo-fusion for each label."""
+"""Changes to recipe demo-fusion and `SCENES_FUSION` for each label."""
+SCENES_FUSION = sets(
+    candidates__block_size=16,
+    candidates__group_size=1,
+    candidates__captions_per_image=5,
+    model__layers="[0,3,5]",
+    batch__random_negatives=15,
+    optimizer__steps=100,
+)
+"""What the fusion students of these tables have in common: the cache of the dual students, without families of scenes, and 3 layers."""
 SMALL_DUAL, SMALL_FUSION = ("InfoNCE + margin-MSE", "KL", "DCD, lists"), ("ground truth (BCE)", "KL", "DCD")
 
 
@@ -67,7 +76,7 @@ def _scenes_students(seed: int, dual_losses: Iterable[str], fusion_losses: Itera
         steps.append(Step(f"runs/dual{index}-{seed}", "distill", words, (SCENES_CACHE,), table, label, ALONE, SCENES))
     table, base = "Fusion students, 6 layers to 3, 1,024 scenes", next(iter(SCENES_FUSION_LOSSES))
     for index, label in enumerate(fusion_losses):
-        words = ("demo-fusion", "--teacher", "scenes-vilt", "--cache", SCENES_CACHE, *own, *SCENES_FUSION_LOSSES[label])
+        words = ("demo-fusion", "--teacher", "scenes-vilt", "--cache", SCENES_CACHE, *own, *SCENES_FUSION, *SCENES_FUSION_LOSSES[label])
         measure = (*SCENES, "--max-images", "100")
         steps.append(Step(f"runs/fusion{index}-{seed}", "distill", words, (SCENES_CACHE,), table, label, base, measure))
     return steps

@@ -8,16 +8,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast, get_args
 
+import numpy as np
 import pytest
 from processes import make_once
 
 from dcdctl.cli import demo as demo_command
 from dcdctl.core import demo, files
 from dcdctl.core.bench import BenchConfig
+from dcdctl.core.data import FAMILY_SIZE, Corpus
 from dcdctl.core.demo import DemoConfig
 from dcdctl.core.evaluation import Evaluation
 from dcdctl.core.evaluation.recall import Recalls
 from dcdctl.core.report import report
+from dcdctl.core.teacher import read_cache
 
 QUICK = BenchConfig(
     num_images=4,
@@ -85,6 +88,19 @@ def test_re_ranking_takes_the_same_time_in_every_gallery(finished: tuple[Path, d
         assert row.large_query.ms == pytest.approx(dual.large_query.ms + rerank_ms)
 
 
+def test_the_fusion_student_meets_scenes_of_the_same_family_as_negatives(finished: tuple[Path, demo.DemoResult]) -> None:
+    out, _ = finished
+    corpus = Corpus.open(out / "data", "train")
+
+    def share_with_sibling(folder: str) -> float:
+        """The share of images with a candidate caption of another scene of their family."""
+        candidates = read_cache(out / folder, corpus=corpus).candidates.texts_of_image
+        family = corpus.caption_image // FAMILY_SIZE
+        return float(np.mean([(family[candidates[image]] == image // FAMILY_SIZE).any() for image in range(corpus.num_images)]))
+
+    assert share_with_sibling("cache-fusion") > 0.8
+
+
 def test_the_built_in_teacher_knows_more_than_chance(finished: tuple[Path, demo.DemoResult]) -> None:
     """Six pictures: four siblings and two of another family; by chance the sum of the R@1 is a third of 200 at most."""
     _, result = finished
@@ -96,7 +112,7 @@ def test_what_it_leaves_behind_is_what_the_commands_leave(finished: tuple[Path, 
     out, result = finished
     assert json.loads((out / "demo.json").read_text(encoding="utf-8"))["rows"] == result.to_json()["rows"]
     assert (out / "data" / "corpus.json").exists()
-    assert (out / "cache" / "cache.json").exists()
+    assert all((out / folder / "cache.json").exists() for folder in ("cache", "cache-fusion"))
     assert {path.name for path in out.iterdir() if (path / "run.json").exists()} == {"fusion", "dual", "dual-alone"}
 
 

@@ -19,6 +19,8 @@ from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions
 
 BUILT_IN_TEACHER = "scenes-vilt"
 FUSION, DUAL, DUAL_ALONE = "demo-fusion", "demo-dual", "demo-dual-alone"
+CACHES = {DUAL: "cache", FUSION: "cache-fusion"}
+"""Folder of the teacher's scores for each student. Scenes of one family are the best negatives for a fusion student, not for a dual."""
 TEACHER_FOLDER = "teacher"
 RowName = Literal["teacher", "cascade", "dual", "dual alone", "fusion", "fusion cascade"]
 
@@ -137,10 +139,10 @@ def run_demo(
         announce("   train the teacher again: this takes long")
         teacher_ref = str(_train_teacher(out, compute, track))
     teacher = models.load_fusion(teacher_ref)
-    announce("2. cache-teacher: score candidates once")
-    cache = _cache(data, teacher, out, compute, track)
-    announce("3. distill: a fusion student, a dual student, and the same dual student without the teacher")
-    students = {name: _distill(name, data, out, teacher, cache, config, compute, track) for name in (FUSION, DUAL, DUAL_ALONE)}
+    announce("2. cache-teacher: score the candidates of both kinds of students once")
+    caches = {name: _cache(name, data, teacher, out, compute, track) for name in CACHES}
+    announce("3. distill: a dual student, the same dual student without the teacher, and a fusion student")
+    students = {name: _distill(name, data, out, teacher, caches.get(name), config, compute, track) for name in (DUAL, DUAL_ALONE, FUSION)}
     announce("4. eval and bench: recall in both directions, time per query")
     result = _measure(MeasuredModels(teacher_ref, teacher, students), Corpus.open(data, "test"), config, compute, out, track)
     announce("5. report: all results on one page")
@@ -175,13 +177,15 @@ def _train_teacher(out: Path, compute: Compute, track: Track) -> Path:
     return run.folder
 
 
-def _cache(data: Path, teacher: Any, out: Path, compute: Compute, track: Track) -> TeacherCache:
-    candidates = training.load_recipe(DUAL).candidates
-    return build_cache(Corpus.open(data, "train"), teacher.to(compute.device), out / "cache", candidates, compute=compute, track=track)
+def _cache(name: str, data: Path, teacher: Any, out: Path, compute: Compute, track: Track) -> TeacherCache:
+    """The teacher's scores of the candidates that a student's recipe asks for."""
+    candidates = training.load_recipe(name).candidates
+    corpus, folder = Corpus.open(data, "train"), out / CACHES[name]
+    return build_cache(corpus, teacher.to(compute.device), folder, candidates, compute=compute, track=track)
 
 
 def _distill(
-    name: str, data: Path, out: Path, teacher: Any, cache: TeacherCache, config: DemoConfig, compute: Compute, track: Track
+    name: str, data: Path, out: Path, teacher: Any, cache: TeacherCache | None, config: DemoConfig, compute: Compute, track: Track
 ) -> Any:
     # keep=last, because the measurements must not choose the weights.
     sets = [f"validation.every={config.measure_every}", "validation.keep=last"]
@@ -189,7 +193,7 @@ def _distill(
     recipe = training.load_recipe(name)
     start = teacher if recipe.model.kind == "fusion" else None
     # Neighborhoods need the teacher's scores. Without them batches are random, which is also better for that student.
-    inputs = Inputs(Corpus.open(data, "train"), [cache] if recipe.loss.needs_teacher else [], start)
+    inputs = Inputs(Corpus.open(data, "train"), [] if cache is None else [cache], start)
     job = TrainingJob("distill", name, sets, _folder(out, name), resume=True)
     run = training.train(job, inputs, options=TrainingOptions(compute=compute), track=track)
     return models.load(run.folder)
@@ -215,13 +219,13 @@ def _measure(trained: MeasuredModels, corpus: Corpus, config: DemoConfig, comput
     )
     _write_evaluation(folders[DUAL], str(folders[DUAL]), by_teacher, corpus, reranker=trained.teacher_ref)
     times = benches[DUAL].teacher
-    depth = config.depths[-1]
+    depth, num_layers = config.depths[-1], len(training.load_recipe(FUSION).model.layers)
     labels: list[tuple[RowName, str, Evaluation, ModelTimes]] = [
         ("teacher", "teacher (ViLT, 6 layers)", teacher, times),
         ("cascade", f"dual, top {depth} by the teacher", by_teacher, benches[DUAL].student),
         ("dual", "dual, with the teacher's scores", evaluations[DUAL], benches[DUAL].student),
         ("dual alone", "dual, without a teacher", evaluations[DUAL_ALONE], benches[DUAL_ALONE].student),
-        ("fusion", "fusion student (3 layers), DCD", evaluations[FUSION], benches[FUSION].student),
+        ("fusion", f"fusion student ({num_layers} layers), DCD", evaluations[FUSION], benches[FUSION].student),
         ("fusion cascade", f"dual, top {depth} by the fusion student", by_fusion, benches[DUAL].student),
     ]
     rows = [_row(name, label, measured, student, times, config.bench) for name, label, measured, student in labels]
