@@ -23,7 +23,7 @@ NUM_CHOOSING = 5000
 RECIPES = {224: "dual-flickr8k", 288: "dual-flickr8k-large"}
 TABLE, CHOOSING, FUSION = "Flickr8k, {:,} photos", "Chosen on train, {:,} photos", "Fusion students, 2 layers to 1, fresh negatives"
 
-EPOCH_CHOICES = {500: (30, 60, 120, 240), 1500: (20, 40, 80, 160), ALL: (40, 70, 100)}
+EPOCH_CHOICES = {500: (30, 60, 120, 240), 1500: (20, 40, 80, 160), ALL: (40, 100)}
 """Epochs of undistilled students to choose from; those chosen are EPOCHS."""
 EPOCHS = {(500, 224): 120, (500, 288): 120, (1500, 224): 80, (1500, 288): 80, (ALL, 224): 40, (ALL, 288): 40}
 DROPOUTS = (0.2, 0.6)
