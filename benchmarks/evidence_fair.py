@@ -79,8 +79,10 @@ def fair() -> list[Step]:
         Step("choosing", "prepare", ("--karpathy", "choosing.json", "--images", "images")),
     ]
     steps += [step for data in ("choosing", "data") for step in _features(data)]
-    steps += [*_choose_undistilled(), *_choose_distilled()]
-    for rows in (_undistilled_rows, _distilled_rows, _regularized_rows, _more_teacher_rows, _co_attention_rows):
+    steps += _choose_epochs()
+    steps += [step for size in SIZES for seed in SEEDS for step in _undistilled_rows(size, seed)]
+    steps += [*_choose_distilled(), *_choose_regularization()]
+    for rows in (_distilled_rows, _regularized_rows, _more_teacher_rows, _co_attention_rows):
         steps += [step for size in SIZES for seed in SEEDS for step in rows(size, seed)]
     return [*steps, *(step for seed in SEEDS for step in _fusion_rows(seed))]
 
@@ -131,7 +133,7 @@ def _distilled(
     return Step(f"runs/{name}-{seed}", "distill", arguments, needs, *row, _val(data))
 
 
-def _choose_undistilled() -> Iterator[Step]:
+def _choose_epochs() -> Iterator[Step]:
     """Undistilled students of seed 0 on the photos before the last 1,000 of train, measured on these 1,000."""
     for pixels in RECIPES:
         for size in SIZES:
@@ -140,6 +142,10 @@ def _choose_undistilled() -> Iterator[Step]:
                 row = (table, f"undistilled, {pixels} px, {epochs} epochs", base)
                 name = f"choose{size}-{pixels}-{epochs}"
                 yield _undistilled(size, pixels, sets(optimizer__epochs=epochs), name, row, "choosing", 0)
+
+
+def _choose_regularization() -> Iterator[Step]:
+    """Dropout and label smoothing, chosen as the epochs are."""
     for size in SIZES:
         table, base, epochs = CHOOSING.format(size), f"undistilled, 224 px, {EPOCH_CHOICES[size][0]} epochs", EPOCHS[size, 224]
         changes = {
@@ -152,7 +158,7 @@ def _choose_undistilled() -> Iterator[Step]:
 
 
 def _choose_distilled() -> Iterator[Step]:
-    """Distilled students of few photos, as in `_choose_undistilled`; for all photos the recipe's settings were chosen so before."""
+    """Distilled students of few photos, as in `_choose_epochs`; for all photos the recipe's settings were chosen so before."""
     for size in SIZES[:-1]:
         table, base = CHOOSING.format(size), f"undistilled, 224 px, {EPOCH_CHOICES[size][0]} epochs"
         teachers = {
