@@ -79,11 +79,18 @@ def fair() -> list[Step]:
         Step("choosing", "prepare", ("--karpathy", "choosing.json", "--images", "images")),
     ]
     steps += [step for data in ("choosing", "data") for step in _features(data)]
-    steps += _choose_epochs()
-    steps += [step for size in SIZES for seed in SEEDS for step in _undistilled_rows(size, seed)]
-    steps += [*_choose_distilled(), *_choose_regularization()]
-    for rows in (_distilled_rows, _regularized_rows, _more_teacher_rows, _co_attention_rows):
-        steps += [step for size in SIZES for seed in SEEDS for step in rows(size, seed)]
+    epochs = list(_choose_epochs())
+    steps += (step for step in epochs if not step.out.startswith(f"runs/choose{ALL}"))
+    steps += (step for size in SIZES[:-1] for seed in SEEDS for step in _undistilled_rows(size, seed))
+    # Teachers of 6,000 photos, and of 5,000 to choose with, come before the students of few photos that learn from them.
+    steps += (step for seed in SEEDS for step in _undistilled_rows(ALL, seed))
+    steps += (step for step in epochs if step.out.startswith(f"runs/choose{ALL}"))
+    for size in SIZES:
+        steps += [*_choose_distilled(size), *(step for seed in SEEDS for step in _distilled_rows(size, seed))]
+    for size in SIZES:
+        steps += [*_choose_regularization(size), *(step for seed in SEEDS for step in _regularized_rows(size, seed))]
+    for rows in (_more_teacher_rows, _co_attention_rows):
+        steps += (step for size in SIZES for seed in SEEDS for step in rows(size, seed))
     return [*steps, *(step for seed in SEEDS for step in _fusion_rows(seed))]
 
 
@@ -144,32 +151,32 @@ def _choose_epochs() -> Iterator[Step]:
                 yield _undistilled(size, pixels, sets(optimizer__epochs=epochs), name, row, "choosing", 0)
 
 
-def _choose_regularization() -> Iterator[Step]:
+def _choose_regularization(size: int) -> Iterator[Step]:
     """Dropout and label smoothing, chosen as the epochs are."""
-    for size in SIZES:
-        table, base, epochs = CHOOSING.format(size), f"undistilled, 224 px, {EPOCH_CHOICES[size][0]} epochs", EPOCHS[size, 224]
-        changes = {
-            **{f"dropout {value}": sets(model__dropout=value) for value in DROPOUTS},
-            **{f"label smoothing {value}": sets(loss__label_smoothing=value) for value in SMOOTHINGS},
-        }
-        for index, (change, words) in enumerate(changes.items()):
-            row = (table, f"undistilled, 224 px, {epochs} epochs, {change}", base)
-            yield _undistilled(size, 224, (*sets(optimizer__epochs=epochs), *words), f"choose{size}-change{index}", row, "choosing", 0)
+    table, base, epochs = CHOOSING.format(size), f"undistilled, 224 px, {EPOCH_CHOICES[size][0]} epochs", EPOCHS[size, 224]
+    changes = {
+        **{f"label smoothing {value}": sets(loss__label_smoothing=value) for value in SMOOTHINGS},
+        **{f"dropout {value}": sets(model__dropout=value) for value in DROPOUTS},
+    }
+    for index, (change, words) in enumerate(changes.items()):
+        row = (table, f"undistilled, 224 px, {epochs} epochs, {change}", base)
+        yield _undistilled(size, 224, (*sets(optimizer__epochs=epochs), *words), f"choose{size}-change{index}", row, "choosing", 0)
 
 
-def _choose_distilled() -> Iterator[Step]:
+def _choose_distilled(size: int) -> Iterator[Step]:
     """Distilled students of few photos, as in `_choose_epochs`; for all photos the recipe's settings were chosen so before."""
-    for size in SIZES[:-1]:
-        table, base = CHOOSING.format(size), f"undistilled, 224 px, {EPOCH_CHOICES[size][0]} epochs"
-        teachers = {
-            SELF: f"runs/choose{size}-224-{EPOCHS[size, 224]}-0",
-            SAME: f"runs/choose{size}-288-{EPOCHS[size, 288]}-0",
-            MORE: f"runs/choose{ALL}-288-{EPOCHS[ALL, 288]}-0",
-        }
-        for kind, (label, teacher) in enumerate(teachers.items()):
-            for index, (change, words) in enumerate(TAUGHT.items()):
-                row = (table, f"{label}: {change}", base)
-                yield _distilled(size, (teacher,), words, f"choose{size}-taught{kind}{index}", row, "choosing", 0)
+    if size == ALL:
+        return
+    table, base = CHOOSING.format(size), f"undistilled, 224 px, {EPOCH_CHOICES[size][0]} epochs"
+    teachers = {
+        SELF: f"runs/choose{size}-224-{EPOCHS[size, 224]}-0",
+        SAME: f"runs/choose{size}-288-{EPOCHS[size, 288]}-0",
+        MORE: f"runs/choose{ALL}-288-{EPOCHS[ALL, 288]}-0",
+    }
+    for kind, (label, teacher) in enumerate(teachers.items()):
+        for index, (change, words) in enumerate(TAUGHT.items()):
+            row = (table, f"{label}: {change}", base)
+            yield _distilled(size, (teacher,), words, f"choose{size}-taught{kind}{index}", row, "choosing", 0)
 
 
 def _row(size: int, label: str) -> tuple[str, str, str]:
