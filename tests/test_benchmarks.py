@@ -162,7 +162,7 @@ def evidence():
         yield importlib.import_module("evidence")
 
 
-@pytest.mark.parametrize("plan", ["flickr8k", "fresh-flickr8k", "fresh-scenes", "scenes", "scenes-cascade", "small", "weights"])
+@pytest.mark.parametrize("plan", ["fair", "flickr8k", "fresh-flickr8k", "fresh-scenes", "scenes", "scenes-cascade", "small", "weights"])
 def test_the_commands_of_a_plan_parse_and_their_recipes_load(evidence, plan):
     for step in evidence.PLANS[plan]():
         parse(shlex.join(["dcdctl", step.command, *step.words, "--out", step.out]))
