@@ -37,7 +37,7 @@ FUSION_LOSSES: dict[str, tuple[str, ...]] = {
     "DCD": sets(),
 }
 """Changes to recipe fusion-flickr8k for each label."""
-ALL_PHOTOS, FUSION, FEW_PHOTOS = "Dual students, 6,000 photos", "Fusion students, 2 layers to 1", "Dual students, {} photos"
+ALL_PHOTOS, FUSION = "Dual students, 6,000 photos", "Fusion students, 2 layers to 1"
 TRUTH, COSINE = "ground truth (BCE), no teacher", "its cosine alone"
 PLAIN = "runs/plain0-0"
 """The dual student without a teacher that other steps start from."""
@@ -46,7 +46,7 @@ PLAIN = "runs/plain0-0"
 def flickr8k() -> list[Step]:
     """6,000 photos of Flickr8k to train on, and the 1,000 photos of val to report on."""
     steps = [Step("data", "prepare", ("--karpathy", "karpathy.json", "--images", "images")), *map(_features, SIZES)]
-    for parts in (_teacher, _duals, _losses, _fusions, _few):
+    for parts in (_teacher, _duals, _losses, _fusions):
         steps += [step for seed in SEEDS for step in parts(seed)]
     return [*steps, *_ablations()]
 
@@ -99,31 +99,6 @@ def _losses(seed: int) -> list[Step]:
     steps = [_dual(f"truth{index}", seed, ALL_PHOTOS, label, words) for index, (label, words) in enumerate(plain.items())]
     distilled = enumerate(DUAL_LOSSES.items())
     return [*steps, *(_dual(f"dual{index}", seed, ALL_PHOTOS, label, EQUAL + words, caches=PAIRS) for index, (label, words) in distilled)]
-
-
-def _few(seed: int) -> list[Step]:
-    """Students of 500 and 1,500 photos, with as many steps as for 6,000; the teachers were trained on 6,000 photos."""
-    steps = []
-    for count in (500, 1500):
-        subset, epochs, table = ("--max-images", str(count)), 40 * 6000 // count, FEW_PHOTOS.format(f"{count:,}")
-        words = ("--data", "data", *FEATURES, *subset, "--recipe", "dual-flickr8k-distilled", *sets(candidates__block_size=250))
-        cache = Step(f"caches/few{count}-{seed}", "cache-teacher", (*words, "--teacher", f"runs/pair-{seed}"), (f"runs/pair-{seed}",))
-        caches = tuple(f"caches/few{count}-{each}" for each in SEEDS)
-        alone = {
-            ALONE: sets(optimizer__epochs=epochs // 4),
-            "InfoNCE, no teacher, as many steps as with one": sets(optimizer__epochs=epochs),
-        }
-        distilled = {
-            "InfoNCE + KL": sets(optimizer__epochs=epochs),
-            "KL alone, dropout 0.1": sets(optimizer__epochs=epochs, loss__terms="{kl=4.0}", model__dropout=0.1),
-        }
-        steps.append(cache)
-        steps += [_dual(f"alone{count}-{index}", seed, table, label, (*subset, *more)) for index, (label, more) in enumerate(alone.items())]
-        steps += [
-            _dual(f"taught{count}-{index}", seed, table, label, (*subset, *more), caches=caches)
-            for index, (label, more) in enumerate(distilled.items())
-        ]
-    return steps
 
 
 def _fusions(seed: int) -> list[Step]:
