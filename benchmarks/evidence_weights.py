@@ -1,7 +1,7 @@
 """The plan `weights`: does it matter in groups of how many lists DCD's weights are normalized (`loss.weight_group`)?
 
-All students are those of recipe fusion-flickr8k and differ only in their loss. At batch 32 they take the recipe's 250 steps; at batch 256
-they take 60, which are twice as many lists.
+All students are those of recipe fusion-flickr8k, on 1,500 photos, and differ only in their loss; the teacher was trained on 6,000 photos. At
+batch 32 they take the recipe's 250 steps; at batch 256 they take 60, which are twice as many lists.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ VAL = ("--data", "data", *FEATURES, "--split", "val", "--depth", "20")
 CACHE = "caches/pair-0"
 STEPS = {32: 250, 256: 60}
 """Batch size -> steps."""
-TABLE = "Fusion students, batch {}, weights within groups"
+TABLE = "Fusion students, 1,500 photos, batch {}"
 LOSSES = {"dcd": "DCD", "dcd-released": "DCD as released"}
 GROUPS = {"dcd": ("none", 8, 4), "dcd-released": ("none", 8)}
-BLOCKS = sets(candidates__block_size=32)
-"""A quarter of the recipe's pairs: a query has 31 images or 155 captions, of which 15 are drawn."""
+CANDIDATES = ("--max-images", "1500", *sets(candidates__block_size=32))
+"""A query has 31 images or 155 captions, of which 15 are drawn; the recipe has blocks of 128."""
 
 
 def label(loss: str, group: int | str) -> str:
@@ -31,7 +31,7 @@ def weights() -> list[Step]:
     large = Step("runs/large-0", "distill", ("dual-flickr8k-large", *encoders, *sets(seed=0)), ("data",), measure=VAL[:-2])
     words = ("pair-flickr8k", *encoders, *sets(seed=0, model__dual_init=large.out))
     pair = Step("runs/pair-0", "finetune-teacher", words, (large.out,), measure=VAL, measured=large.out)
-    scoring = ("--data", "data", *FEATURES, "--teacher", pair.out, "--recipe", "fusion-flickr8k", *BLOCKS)
+    scoring = ("--data", "data", *FEATURES, "--teacher", pair.out, "--recipe", "fusion-flickr8k", *CANDIDATES)
     cache = Step(CACHE, "cache-teacher", scoring, (pair.out,))
     return [
         Step("data", "prepare", ("--karpathy", "karpathy.json", "--images", "images")),
@@ -52,6 +52,6 @@ def weights() -> list[Step]:
 def _student(loss: str, group: int | str, size: int, seed: int, first: str, teacher: str) -> Step:
     """A student that re-ranks the results of the dual encoder `first`."""
     changes = sets(seed=seed, batch__size=size, optimizer__steps=STEPS[size], loss__terms=f"{{{loss}=1.0}}", loss__weight_group=group)
-    words = ("fusion-flickr8k", "--data", "data", *FEATURES, "--teacher", teacher, "--cache", CACHE, *BLOCKS, *changes)
+    words = ("fusion-flickr8k", "--data", "data", *FEATURES, "--teacher", teacher, "--cache", CACHE, *CANDIDATES, *changes)
     row = (TABLE.format(size), label(loss, group), label("dcd", "none"), VAL, first)
     return Step(f"runs/{loss}-{group}-{size}-{seed}", "distill", words, (CACHE,), *row)
