@@ -1,7 +1,7 @@
 """The plan `weights`: does it matter in groups of how many lists DCD's weights are normalized (`loss.weight_group`)?
 
-All students are those of recipe fusion-flickr8k, on 1,500 photos, and differ only in their loss; the teacher was trained on 6,000 photos. At
-batch 32 they take the recipe's 250 steps; at batch 256 they take 60, which are twice as many lists.
+All students are those of recipe fusion-flickr8k, on 1,500 photos, and differ only in their loss. The teacher was trained on 6,000 photos.
+At batch 32 they take the recipe's 250 steps; at batch 256 they take 60, which are twice as many lists.
 """
 
 from __future__ import annotations
