@@ -40,18 +40,21 @@ def distill(
     checkpoint_activations: options.CheckpointActivations = False,
     wandb: options.Wandb = None,
     resume: options.Resume = False,
+    dry_run: options.TrainingDryRun = False,
 ) -> None:
     """Train a student on a teacher's scores: cached ones, or those of a dual encoder, which needs no cache."""
     options.check_overrides(recipe, sets)
     from dcdctl.cli.views.terminal import bar, note, show
-    from dcdctl.cli.views.training import view
+    from dcdctl.cli.views.training import show_preview, view
     from dcdctl.core import devices
     from dcdctl.core.devices import Compute
-    from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, train
+    from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, preview, train
 
     job = TrainingJob("distill", recipe, sets or [], out, resume)
     refs = InputRefs(data=data, split=split, max_images=max_images, caches=cache or [], teachers=teacher or [], model_set=model_set or [])
     compute = Compute(device=devices.choose(device), precision=devices.precision(precision), workers=workers, features=features)
     settings = TrainingOptions(compute=compute, micro_batches=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
+    if dry_run:
+        return show_preview(preview(job, refs, settings, track=bar))
     run = train(job, refs, options=settings, track=bar, watch=view, say=note)
     show(f"student -> {run.model_folder}; next: dcdctl eval {out} --data {data}")

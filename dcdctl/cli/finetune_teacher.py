@@ -30,18 +30,21 @@ def finetune_teacher(
     checkpoint_activations: options.CheckpointActivations = False,
     wandb: options.Wandb = None,
     resume: options.Resume = False,
+    dry_run: options.TrainingDryRun = False,
 ) -> None:
     """Train a cross-encoder to rank captions and images. The true one competes with sampled or mined ones."""
     options.check_overrides(recipe, sets)
-    from dcdctl.cli.views.terminal import bar, show
-    from dcdctl.cli.views.training import view
+    from dcdctl.cli.views.terminal import bar, note, show
+    from dcdctl.cli.views.training import show_preview, view
     from dcdctl.core import devices
     from dcdctl.core.devices import Compute
-    from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, train
+    from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, preview, train
 
     job = TrainingJob("finetune-teacher", recipe, sets or [], out, resume)
     refs = InputRefs(data=data, split=split, max_images=max_images, teachers=[teacher] if teacher else [], model_set=model_set or [])
     compute = Compute(device=devices.choose(device), precision=devices.precision(precision), workers=workers, features=features)
     settings = TrainingOptions(compute=compute, micro_batches=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
-    run = train(job, refs, options=settings, track=bar, watch=view)
+    if dry_run:
+        return show_preview(preview(job, refs, settings, track=bar))
+    run = train(job, refs, options=settings, track=bar, watch=view, say=note)
     show(f"teacher -> {run.model_folder}; next: dcdctl cache-teacher --teacher {out} --data {data} --recipe RECIPE --out CACHE")

@@ -124,5 +124,8 @@ CheckpointActivations = Annotated[
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", callback=check_output_folder, metavar="DIR")]
 Page = Annotated[Path | None, typer.Option("--html", help="Also write a page with the images.", callback=check_output_file, metavar="FILE")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")]
+TrainingDryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show the steps, and how many different negatives a query meets; load no model, write nothing.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Wandb = Annotated[str | None, typer.Option("--wandb", help="Also log to this Weights & Biases project (extra wandb).", metavar="PROJECT")]

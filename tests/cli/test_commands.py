@@ -91,6 +91,28 @@ def test_distill_writes_a_student_and_names_the_next_command(run_cli, scenes_cor
     assert run_cli("distill", *words, "--set", "model.layers=[0, 2]", *LISTS, *CPU, "--resume").exit_code == 0
 
 
+def test_a_dry_run_of_a_training_shows_its_negatives_and_writes_nothing(run_cli, scenes_corpus_dir, cache, tmp_path):
+    out = tmp_path / "run"
+    words = ["--data", scenes_corpus_dir, "--out", out, *LISTS, "--set", "optimizer.steps=60", *CPU, "--dry-run"]
+    # The teacher is not opened, so that any reference of a model will do.
+    result = run_cli("distill", "tiny-student", "--cache", cache, "--teacher", "owner/absent", *words)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith("steps: 60\nbatches per epoch: 20\nepochs: 3\nbatch: 8 lists\nthe cache covers: 100% of the captions")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if line.startswith("│")]
+    assert [(row[0], *row[2:6], row[6]) for row in rows] == [
+        ("image", "4", "4", "2", "2", "32"),
+        ("caption", "4", "4", "2", rows[1][5], "32"),
+    ]
+    assert result.stderr.count("warning: 4 of the 4 cached candidates") == 1
+    assert "--set candidates.per_query=40" in result.stderr
+    tuned = run_cli("finetune-teacher", "tiny-teacher", *words)
+    assert tuned.exit_code == 0, tuned.stderr
+    assert "│ image   │" in tuned.stdout
+    assert "155" in tuned.stdout
+    assert not tuned.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_distill_makes_a_dual_without_a_teacher_model(run_cli, scenes_corpus_dir, cache, tmp_path):
     sets = [word for assignment in [*NEW, "batch.size=8", "optimizer.steps=2"] for word in ("--set", assignment)]
     words = ["--data", scenes_corpus_dir, "--cache", cache, "--out", tmp_path / "run", *sets, *CPU, "--precision", "bf16"]

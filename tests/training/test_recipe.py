@@ -27,7 +27,7 @@ def test_a_recipe_parses_goes_through_json_and_opens_with_its_command(name):
 @pytest.mark.parametrize("teacher", ["vilt", "meter"])
 def test_the_papers_setting_is_the_papers(teacher):
     flickr, coco = recipe.load_recipe(f"{teacher}-flickr30k"), recipe.load_recipe(f"{teacher}-coco")
-    assert (flickr.candidates.per_query, coco.candidates.per_query) == (63, 15)
+    assert (flickr.batch.random_negatives, coco.batch.random_negatives) == (63, 15)
     for loaded in (flickr, coco):
         assert (loaded.batch.hard_negatives, loaded.loss.alpha, loaded.loss.temperature) == (7, 0.2, 1.0)
         assert (loaded.optimizer.betas, loaded.optimizer.weight_decay, loaded.optimizer.warmup_share) == ((0.9, 0.98), 0.01, 0.1)

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dcdctl.cli.views.terminal import SECONDS_BETWEEN_LINES, clock, is_main, note, rate
+from dcdctl.cli.views.terminal import SECONDS_BETWEEN_LINES, clock, is_main, note, rate, show, show_table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from dcdctl.core.progress import OnStep
+    from dcdctl.core.training import Preview
 
 SECONDS_BETWEEN_FRAMES = 0.2
 """How often the table is redrawn."""
@@ -127,3 +128,14 @@ def _sparse_lines(state: TrainingProgress) -> Iterator[Callable[[], None]]:
 
     yield show
     note(f"{state.line()}, {clock(state.seconds)} in all")
+
+
+def show_preview(preview: Preview) -> None:
+    """Print what a training would do."""
+    for name, value in preview.facts():
+        show(f"{name}: {value}")
+    columns, rows = preview.table()
+    if rows:
+        show_table("negatives", columns, rows, "means over the counted queries, for the whole training")
+    for line in preview.fit.warnings():
+        note(line)

@@ -39,7 +39,8 @@ class CandidateConfig:
     captions. embedding: by the vectors of `model`. mixed: `shares` of these kinds. blocks: images are grouped into blocks, and every
     caption of a block is scored against every image of it. A batch of one block then has a teacher score for every pair."""
     per_query: Count = 15
-    """All kinds except blocks: negatives per query and direction. The released code draws 63 on Flickr30K and 15 on COCO."""
+    """All kinds except blocks: negatives per query and direction. Take many more than batch.random_negatives, or every list of a query has
+    the same ones."""
     directions: Annotated[tuple[Direction, ...], NotEmpty(), Distinct()] = tuple(Direction)
     """text: caption candidates for each image (the only direction of the released code); image: image candidates for each caption."""
     shares: dict[str, Positive] = field(default_factory=dict)

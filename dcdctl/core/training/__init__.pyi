@@ -1,4 +1,5 @@
-from .distill import TrainingJob, train
+from .distill import TrainingJob, preview, train
+from .fit import Preview
 from .inputs import InputRefs, Inputs
 from .loop import TrainingOptions
 from .negatives import read_mined
@@ -11,6 +12,7 @@ __all__ = [
     "InputRefs",
     "Inputs",
     "PretrainingConfig",
+    "Preview",
     "Run",
     "TrainingJob",
     "TrainingOptions",
@@ -19,6 +21,7 @@ __all__ = [
     "grade",
     "load_recipe",
     "pretrain",
+    "preview",
     "read_mined",
     "require_recipe_of_cache",
     "start_run",

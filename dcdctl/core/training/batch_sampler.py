@@ -10,7 +10,7 @@ positives on the diagonal; R rows and C columns stand for either.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -170,15 +170,38 @@ class CandidateListBatches(_Batches):
         return captions
 
     def __getitem__(self, step: int) -> Batch:
-        lists = [self._list(sample) for sample in range(step * self.config.size, (step + 1) * self.config.size)]
-        image_BN, text_BN = (np.stack(indices) for indices in zip(*lists, strict=True))
+        return self._with_matches(*self.kept(range(step * self.config.size, (step + 1) * self.config.size)))
+
+    def queries(self, direction: Direction) -> Index:
+        """The images (text retrieval) or the captions that lists are made for, ascending."""
+        return np.unique(self.corpus.caption_image[self._captions]) if direction == Direction.TEXT else self._captions
+
+    def num_candidates(self, direction: Direction, query: int) -> int:
+        """How many candidates a query's negatives are drawn from: those of the cache or, without one, the captions or images of others."""
+        if self._candidates is not None:
+            lists = self._candidates.texts_of_image if direction == Direction.TEXT else self._candidates.images_of_text
+            return len(lists[query])
+        return self.corpus.num_captions - len(self.corpus.captions_of(query)) if direction == Direction.TEXT else self.corpus.num_images - 1
+
+    def samples_of(self, direction: Direction, queries: Index, num_steps: int) -> Index:
+        """The numbers of all lists that these queries have in a training, ascending. List s has the direction s modulo their number."""
+        sides, num_lists = self.config.directions, num_steps * self.config.size
+        is_counted_T = np.isin(self.corpus.caption_image if direction == Direction.TEXT else np.arange(self.corpus.num_captions), queries)
+        per_epoch = len(self._captions)
+        epochs = range(-(-num_lists // per_epoch))
+        sample_S = np.concatenate([epoch * per_epoch + np.flatnonzero(is_counted_T[self._order(epoch)]) for epoch in epochs])
+        return sample_S[(sample_S < num_lists) & (sample_S % len(sides) == sides.index(direction))]
+
+    def kept(self, samples: Iterable[int]) -> tuple[Index, Index, NDArray[np.float32], NDArray[np.float32]]:
+        """Images and captions of the lists of these numbers, the positive in column 0, and the teacher's scores in two orders (`Batch`)."""
+        image_BN, text_BN = (np.stack(indices) for indices in zip(*map(self._list, samples), strict=True))
         if self.cache is None:
             missing_BN = np.full(image_BN.shape, np.nan, dtype=np.float32)
-            return self._with_matches(image_BN, text_BN, missing_BN, missing_BN)
+            return image_BN, text_BN, missing_BN, missing_BN
         teacher_BK = torch.from_numpy(self.cache.lookup(image_BN, text_BN))
         # The released code hands its loss sorted scores, which are not in the order of the columns. Only the released losses read these.
         column_BN, official_BN = select_as_official(teacher_BK, self.config.hard_negatives)
-        return self._with_matches(
+        return (
             np.take_along_axis(image_BN, column_BN.numpy(), axis=1),
             np.take_along_axis(text_BN, column_BN.numpy(), axis=1),
             teacher_BK.gather(1, column_BN).numpy(),

@@ -7,7 +7,6 @@ resolve (recipe and settings) -> open files -> load the teacher -> initial model
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,17 +15,17 @@ from typing import Any, Literal, cast
 from torch import nn
 
 from dcdctl.core import distributed, files, scoring
-from dcdctl.core.config import to_table
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.models import FusionScorer, Model
+from dcdctl.core.models import FusionScorer, ImageBatch, Model, TextBatch
 from dcdctl.core.progress import Say, Track, Watch, silent, step_bar, unsaid
 from dcdctl.core.scoring import CorpusSource, Source
 from dcdctl.core.teacher import EmbeddedScores, TeacherCache, TeacherScores, embedded_teachers, false_negative_filter, read_caches
 from dcdctl.core.training import initial_model, loggers, loop, negatives, runs, validation
 from dcdctl.core.training.batch import UNSPLIT, MicroBatchPlan
 from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches, TrainingBatches, check_size
+from dcdctl.core.training.fit import DualTeachers, Fit, Preview, measure_fit
 from dcdctl.core.training.inputs import TrainingInputs, check_teachers, scores_batches
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.objective import PairObjective
@@ -95,6 +94,13 @@ class _Training:
         """The scores that the student learns from; None if its loss needs none."""
         return self.embedded or self.opened.scores
 
+    @property
+    def dual_teachers(self) -> DualTeachers:
+        """Whether dual teachers score the batches, and have embedded the corpus: they have not where the run is finished."""
+        if self.embedded is None:
+            return "none"
+        return "unread" if Run(self.plan.job.out).is_finished else "embedded"
+
 
 @dataclass(frozen=True)
 class _Schedule:
@@ -115,8 +121,8 @@ def train(
 ) -> Run:
     """Train a model and return its finished run; `watch` sees the steps, `track` the other work, and also the steps if `watch` is None.
 
-    `say` gets a line for each field in which the candidates of a cache differ from the recipe's, and one on how far the caches cover what
-    the recipe needs; ConfigError if that is too little.
+    `say` gets a line for each field in which the candidates of a cache differ from the recipe's, and the lines of `Fit`; ConfigError if the
+    caches cover too little of what the recipe needs.
 
     Raises what `resolve` raises before it opens anything, StaleError if another run is writing to the folder, and then what the files and
     the models raise.
@@ -127,13 +133,46 @@ def train(
         training = _load_models(plan, opened, inputs, track)
         batches = make_batches(training.source, plan.recipe, training.scores, options.micro_batch_plan, track)
         num_steps = count_steps(plan.recipe, batches.batches_per_epoch)
-        schedule = _schedule(plan.recipe, num_steps, opened.scores, training.teacher)
+        schedule = _schedule(plan.recipe, num_steps, opened.scores, has_teacher=training.teacher is not None)
         _embed_for_teachers(training, track)
-        fit = _fit_of_caches(training, batches, num_steps, say)
+        fit = measure_fit(plan.recipe, opened.caches, batches, num_steps, dual_teachers=training.dual_teachers)
+        for line in fit.differences:
+            say(line)
+        fit.check()
+        for line in fit.lines():
+            say(line)
         run, batches = _start_run(training, batches, num_steps, fit, track)
         if not run.is_finished:
             _run_steps(training, run, batches, schedule, track, watch or step_bar(track))
     return run
+
+
+def preview(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions, track: Track = silent) -> Preview:
+    """What `train` would do: its steps, and how its batches and caches fit the recipe. Opens files, loads no model and writes nothing.
+
+    Raises what `train` raises before it loads a model; too little coverage is part of the answer.
+    """
+    plan = resolve(job, inputs, options)
+    opened, recipe = _open_files(plan, inputs), plan.recipe
+    # Dual teachers are not loaded: their scores choose among the drawn negatives, and change no number of batches.
+    batches = _make_batches(_UnreadSource(opened.corpus), recipe, opened.scores, options.micro_batch_plan, track)
+    num_steps = count_steps(recipe, batches.batches_per_epoch)
+    _schedule(recipe, num_steps, opened.scores, has_teacher=bool(inputs.teacher_kinds) and not plan.scores_batches)
+    fit = measure_fit(recipe, opened.caches, batches, num_steps, dual_teachers="unread" if plan.scores_batches else "none")
+    return Preview(num_steps=num_steps, batches_per_epoch=batches.batches_per_epoch, fit=fit)
+
+
+@dataclass(frozen=True)
+class _UnreadSource:
+    """A corpus for batches whose images and captions are never read, so that no model is needed."""
+
+    corpus: Corpus
+
+    def images(self, image_ix: Sequence[int] | Index) -> ImageBatch:
+        raise AssertionError("a preview reads no images")
+
+    def texts(self, text_ix: Sequence[int] | Index) -> TextBatch:
+        raise AssertionError("a preview reads no captions")
 
 
 def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) -> TrainingPlan:
@@ -211,6 +250,10 @@ def make_batches(
 ) -> TrainingBatches:
     """The batches of a recipe's loss, which has scores if it needs them."""
     assert scores is not None or not recipe.loss.needs_teacher
+    return _make_batches(source, recipe, scores, plan, track)
+
+
+def _make_batches(source: Source, recipe: Recipe, scores: TeacherScores | None, plan: MicroBatchPlan, track: Track) -> TrainingBatches:
     kind = CandidateListBatches if recipe.loss.on_lists else AllPairsBatches
     # The recipe decides, not the plan of a cache: a loss without a teacher needs the filter too.
     false_negatives = false_negative_filter(source.corpus, recipe.candidates.duplicate_bits, track)
@@ -225,10 +268,10 @@ def count_steps(recipe: Recipe, batches_per_epoch: float) -> int:
     return max(1, int(recipe.optimizer.epochs * batches_per_epoch))
 
 
-def _schedule(recipe: Recipe, num_steps: int, scores: TeacherScores | None, teacher: FusionScorer | None) -> _Schedule:
+def _schedule(recipe: Recipe, num_steps: int, scores: TeacherScores | None, *, has_teacher: bool) -> _Schedule:
     """The steps of a training; ConfigError if its cache cannot be refreshed as the recipe asks."""
     steps = [step for step in recipe.batch.refresh_steps if step < num_steps]
-    if steps and (teacher is None or not isinstance(scores, TeacherCache)):
+    if steps and not (has_teacher and isinstance(scores, TeacherCache)):
         raise ConfigError("batch.refresh_steps needs one cache and its teacher", hint="name them with --cache and --teacher")
     if steps and distributed.world_size() > 1:
         message = f"batch.refresh_steps is for one process, and there are {distributed.world_size()}"
@@ -236,52 +279,19 @@ def _schedule(recipe: Recipe, num_steps: int, scores: TeacherScores | None, teac
     return _Schedule(num_steps, steps)
 
 
-def _fit_of_caches(training: _Training, batches: TrainingBatches, num_steps: int, say: Say) -> dict[str, Any]:
-    """How the scores fit the recipe, for run.json; ConfigError if caches cover too little of what its loss needs."""
-    recipe, caches = training.plan.recipe, training.opened.caches
-    differences = [
-        line for number, cache in enumerate(caches, start=1) for line in _differences(recipe, cache, number if caches[1:] else None)
-    ]
-    for line in differences:
-        say(line)
-    fit: dict[str, Any] = {"different_candidates": differences} if differences else {}
-    if training.opened.scores is not None and recipe.loss.needs_teacher:
-        coverage = batches.coverage(num_steps)
-        coverage.check()
-        say(f"the cache covers {coverage}")
-        fit |= {"covered_queries": round(coverage.queries, 4), "scored_share": round(coverage.scored, 4)}
-    if training.embedded is not None:
-        say("the dual teacher scores every pair, so batches are drawn as without a teacher")
-        fit |= {"covered_queries": 1.0, "scored_share": 1.0}
-    return fit
-
-
-def _differences(recipe: Recipe, cache: TeacherCache, number: int | None) -> list[str]:
-    """A line for each field in which the recipe's candidates differ from those that a cache was made with."""
-    expected, found = to_table(recipe.candidates), cache.plan["candidates"]
-    name = "the cache" if number is None else f"cache {number}"
-    return [
-        f"candidates.{field} is {json.dumps(expected[field])} in the recipe and {json.dumps(found[field])} in {name}"
-        for field in expected
-        if expected[field] != found[field]
-    ]
-
-
-def _start_run(
-    training: _Training, batches: TrainingBatches, num_steps: int, fit: dict[str, Any], track: Track
-) -> tuple[Run, TrainingBatches]:
+def _start_run(training: _Training, batches: TrainingBatches, num_steps: int, fit: Fit, track: Track) -> tuple[Run, TrainingBatches]:
     """The run, started or resumed by the main process, and the batches, with mined negatives if the recipe mines.
 
     Mining comes before the folder is made, so that a failure leaves no folder. The other processes read what the main one saved.
     """
     job, recipe, options = training.plan.job, training.plan.recipe, training.plan.options
-    facts, mined = {**_facts(training), **fit}, None
+    facts, mined = {**_facts(training), **fit.inputs()}, None
     with distributed.main_first():
         if recipe.batch.negatives == "mined":
             mined = negatives.read_or_mine(job.out, training.source, recipe, options.compute.device, track)
         run = Run(job.out)
         if distributed.is_main():
-            run = runs.start_run(job.out, recipe, job.kind, facts, resume=job.resume)
+            run = runs.start_run(job.out, recipe, job.kind, facts, resume=job.resume, measured=fit.measured())
             if mined is not None:
                 negatives.save_mined(run.folder, mined, training.source.corpus, recipe)
     if mined is None:

@@ -162,18 +162,21 @@ def check_folder(folder: Path, recipe: SeededConfig, kind: str, *, resume: bool,
         artifacts.expect(folder, known, expected, hint="name another folder with --out")
 
 
-def start_run(folder: Path, recipe: SeededConfig, kind: str, inputs: dict[str, Any], *, resume: bool) -> Run:
+def start_run(
+    folder: Path, recipe: SeededConfig, kind: str, inputs: dict[str, Any], *, resume: bool, measured: Mapping[str, Any] | None = None
+) -> Run:
     """Make a run folder, or resume the one that is there.
 
     `inputs` are the fingerprints of what the run reads. StaleError if the folder is taken and `resume` is not set, or if its run was
-    started with another recipe or other inputs.
+    started with another recipe or other inputs. `measured` is kept beside them and not compared: it follows from them.
     """
     facts = {"what": kind, "recipe": to_table(recipe), "inputs": inputs}
     _check_taken(folder, facts, resume=resume)
     for part in (folder, folder / "checkpoints", folder / BEST):
         files.remove_partials(part)
     if not (folder / "run.json").exists():
-        artifacts.write_document(folder / "run.json", {**facts, "seed": recipe.seed, "command": _command(), "versions": versions()})
+        more = {"seed": recipe.seed, "command": _command(), "versions": versions()}
+        artifacts.write_document(folder / "run.json", {**facts, **(measured or {}), **more})
     return Run(folder)
 
 
