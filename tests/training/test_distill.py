@@ -26,7 +26,8 @@ from dcdctl.core.training.objective import PairObjective
 
 OPTIONS = TrainingOptions()
 SMALL = ["model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1", "model.projection_dim=16", "model.vocab_size=200"]
-BATCH = ["batch.size=8", "batch.random_negatives=7", "batch.hard_negatives=3", "candidates.kind=blocks", "candidates.block_size=8"]
+CANDIDATES = ["candidates.kind=blocks", "candidates.block_size=8", "candidates.per_query=15"]
+BATCH = ["batch.size=8", "batch.random_negatives=7", "batch.hard_negatives=3", *CANDIDATES]
 FUSION = ["model.layers=[0, 2]", *BATCH]
 DUAL = ["model.kind=dual", "model.start=new", "model.layers=[]", *SMALL, *BATCH]
 
