@@ -468,7 +468,7 @@ def test_what_the_first_process_refuses_ends_the_others_without_a_traceback(inpu
 
 def test_new_candidates_in_the_middle_are_for_one_process(inputs, monkeypatch):
     recipe = training_recipe.load_recipe("tiny-student", [*KINDS["fusion lists"], "batch.refresh_steps=[2]"])
-    assert distill._schedule(recipe, 4, inputs.caches[0], inputs.teacher).refresh_steps == [2]
+    assert distill._schedule(recipe, 4, inputs.caches[0], has_teacher=True).refresh_steps == [2]
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"batch\.refresh_steps is for one process, and there are 2; start it without torchrun"):
-        distill._schedule(recipe, 4, inputs.caches[0], inputs.teacher)
+        distill._schedule(recipe, 4, inputs.caches[0], has_teacher=True)
