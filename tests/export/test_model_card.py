@@ -106,6 +106,15 @@ def test_a_changed_corpus_is_not_named(run, tmp_path):
     assert card.data.tags == ["image-text-retrieval", "dcdctl", "onnx"]
 
 
+def test_dual_teachers_without_a_cache_are_named(run, tmp_path):
+    facts = json.loads((run / "run.json").read_text())
+    facts["inputs"] |= {"cache": None, "teachers": [{"teacher": "f00dfacecafe1234"}, {"teacher": "abcdabcdabcd1234"}]}
+    write_json(run / "run.json", facts)
+    card, text = card_of(run, tmp_path)
+    assert "Teacher: scenes-vilt, scores of 2 teachers (fingerprint f00dfacecafe, abcdabcdabcd)." in text
+    assert "knowledge-distillation" in card.data.tags
+
+
 def test_the_first_images_of_a_corpus_are_named_as_such(run, gallery, tmp_path):
     write_evaluation(run, gallery.subset(5), scores_of(gallery.subset(5), 2))
     card, text = card_of(run, tmp_path)

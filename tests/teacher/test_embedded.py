@@ -16,6 +16,7 @@ from dcdctl.core import artifacts, models
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.models import ImageBatch, ProjectionSize, TextBatch
+from dcdctl.core.progress import silent
 from dcdctl.core.report import read_report, tables, teachers_of
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import (
@@ -255,6 +256,17 @@ def test_a_teacher_reads_its_own_pixels_or_its_own_features(duals, embedded, cor
         teacher.embed()
         np.testing.assert_allclose(teacher.lookup(*everything), expected.lookup(*everything), **close)
     assert contents(tmp_path / "features") == before
+
+
+def test_the_weights_of_a_recipe_reach_its_teachers(duals, corpus, tmp_path):
+    job, inputs = (
+        TrainingJob("distill", "tiny-student", [*TERMS, "teachers.weights=[3, 1]"], tmp_path / "run"),
+        Inputs(corpus, [], None, duals),
+    )
+    plan = distill.resolve(job, inputs, TrainingOptions())
+    scores = distill._load_models(plan, distill._open_files(plan, inputs), inputs, silent).scores
+    assert isinstance(scores, EmbeddedTeachers)
+    assert scores.weights.tolist() == [0.75, 0.25]
 
 
 def test_vectors_that_are_not_finite_are_refused_and_leave_no_run(duals, corpus, tmp_path):
