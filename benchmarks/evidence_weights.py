@@ -15,7 +15,8 @@ STEPS = {32: 250, 256: 60}
 """Batch size -> steps."""
 TABLE = "Fusion students, images against captions, batch {}"
 LOSSES = {"dcd": "DCD", "dcd-released": "DCD as released"}
-GROUPS = {"dcd": ("none", 8, 4), "dcd-released": ("none", 8)}
+ROWS = (("dcd", ("none", 8)), ("dcd-released", ("none", 8)), ("dcd", (4,)))
+"""Losses and the groups of their weights; all seeds of a line come before the next, so that the rows of a killed plan can be compared."""
 DIRECTION = '["text"]'
 CANDIDATES = sets(candidates__kind="random", candidates__per_query=30, candidates__directions=DIRECTION)
 """An image has 30 captions, of which 15 are drawn; in this training it comes up once to three times."""
@@ -39,12 +40,11 @@ def weights() -> list[Step]:
         large,
         pair,
         cache,
-        # One seed after the other, so that the rows of a killed plan can be compared.
         *(
             _student(loss, group, size, seed, large.out, pair.out)
+            for loss, groups in ROWS
             for seed in SEEDS
             for size in reversed(STEPS)
-            for loss, groups in GROUPS.items()
             for group in groups
         ),
     ]
