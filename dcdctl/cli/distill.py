@@ -42,7 +42,7 @@ def distill(
     resume: options.Resume = False,
     dry_run: options.TrainingDryRun = False,
 ) -> None:
-    """Train a student on a teacher's scores: cached ones, or those of a dual encoder, which needs no cache."""
+    """Train a student on a teacher's scores. They come from a cache, or from a dual encoder, which needs none."""
     options.check_overrides(recipe, sets)
     from dcdctl.cli.views.terminal import bar, note, show
     from dcdctl.cli.views.training import show_preview, view
