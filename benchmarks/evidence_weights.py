@@ -15,8 +15,8 @@ STEPS = {32: 250, 256: 60}
 """Batch size -> steps."""
 TABLE = "Fusion students, images against captions, batch {}"
 LOSSES = {"dcd": "DCD", "dcd-released": "DCD as released"}
-ROWS = (("dcd", ("none", 8)), ("dcd-released", ("none", 8)), ("dcd", (4,)))
-"""Losses and the groups of their weights; all seeds of a line come before the next, so that the rows of a killed plan can be compared."""
+ROWS = (("dcd", ("none", 8), (256, 32)), ("dcd-released", ("none", 8), (256,)), ("dcd", (4,), (256,)))
+"""Losses, the groups of their weights, and batch sizes. All seeds of an entry come before the next, so a killed plan has whole rows."""
 DIRECTION = '["text"]'
 CANDIDATES = sets(candidates__kind="random", candidates__per_query=30, candidates__directions=DIRECTION)
 """An image has 30 captions, of which 15 are drawn; in this training it comes up once to three times."""
@@ -42,9 +42,9 @@ def weights() -> list[Step]:
         cache,
         *(
             _student(loss, group, size, seed, large.out, pair.out)
-            for loss, groups in ROWS
+            for loss, groups, sizes in ROWS
             for seed in SEEDS
-            for size in reversed(STEPS)
+            for size in sizes
             for group in groups
         ),
     ]
