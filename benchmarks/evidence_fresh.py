@@ -43,6 +43,8 @@ class Setting:
     table: str
     measure: tuple[str, ...]
     measured: str = ""
+    changes: tuple[str, ...] = ()
+    """Recipe fields of the students besides those of their lists."""
 
 
 def fresh_flickr8k() -> list[Step]:
@@ -81,6 +83,7 @@ def fresh_scenes() -> list[Step]:
         after="data",
         table=SCENES_TABLE,
         measure=data,
+        changes=sets(model__layers="[0, 3, 5]"),
     )
     size = sets(counts__train=SCENES, counts__val=0, counts__test=100)
     return [Step("data", "prepare", ("scenes", "--image-size", "64", *size)), *_students(setting)]
@@ -101,7 +104,8 @@ def _students(setting: Setting) -> list[Step]:
         candidates = sets(candidates__kind="random", candidates__directions=DIRECTION, candidates__per_query=times * DRAWN)
         words = (*setting.data, "--teacher", setting.teacher, "--recipe", setting.recipe, *candidates)
         cache = Step(f"caches/random-{times}x", "cache-teacher", words, (setting.after,))
-        own = (setting.recipe, *setting.data, "--teacher", setting.teacher, "--cache", cache.out, *candidates, *lists, *sets(seed=seed))
+        own = (setting.recipe, *setting.data, "--teacher", setting.teacher, "--cache", cache.out)
+        own += (*candidates, *lists, *setting.changes, *sets(seed=seed))
         row = (setting.table, label(times), label(TIMES[0]), setting.measure, setting.measured)
         caches += [cache] if seed == SEEDS[0] else []
         runs.append(Step(f"runs/fresh{times}x-{seed}", "distill", own, (cache.out,), *row))
