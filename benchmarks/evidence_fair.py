@@ -80,19 +80,22 @@ def fair() -> list[Step]:
         Step("choosing", "prepare", ("--karpathy", "choosing.json", "--images", "images")),
     ]
     steps += [step for data in ("choosing", "data") for step in _features(data)]
+    few = [(size, seed) for size in SIZES[:-1] for seed in SEEDS]
+    many = [(ALL, seed) for seed in SEEDS]
     epochs = list(_choose_epochs())
-    steps += (step for step in epochs if not step.out.startswith(f"runs/choose{ALL}"))
-    steps += (step for size in SIZES[:-1] for seed in SEEDS for step in _undistilled_rows(size, seed))
-    # Teachers of 6,000 photos, and of 5,000 to choose with, come before the students of few photos that learn from them.
-    steps += (step for seed in SEEDS for step in _undistilled_rows(ALL, seed))
-    steps += (step for step in epochs if step.out.startswith(f"runs/choose{ALL}"))
-    for size in SIZES:
+    steps += [step for step in epochs if not step.out.startswith(f"runs/choose{ALL}")]
+    # Teachers of 6,000 photos come before the students of few photos that learn from them.
+    steps += [step for photos in (*few, *many) for step in _undistilled_rows(*photos)]
+    for size in SIZES[:-1]:
         steps += [*_choose_distilled(size), *(step for seed in SEEDS for step in _distilled_rows(size, seed))]
-    for size in SIZES:
+    for size in SIZES[:-1]:
         steps += [*_choose_regularization(size), *(step for seed in SEEDS for step in _regularized_rows(size, seed))]
-    for rows in (_more_teacher_rows, _co_attention_rows):
-        steps += (step for size in SIZES for seed in SEEDS for step in rows(size, seed))
-    return [*steps, *(step for seed in SEEDS for step in _fusion_rows(seed))]
+    steps += [step for photos in many for step in _distilled_rows(*photos)]
+    steps += [step for rows in (_more_teacher_rows, _co_attention_rows) for photos in few for step in rows(*photos)]
+    steps += [*_choose_regularization(ALL), *epochs]
+    steps += [step for rows in (_regularized_rows, _more_teacher_rows, _co_attention_rows) for photos in many for step in rows(*photos)]
+    steps += [step for seed in SEEDS for step in _fusion_rows(seed)]
+    return list({step.out: step for step in steps}.values())
 
 
 def write_choosing_split(karpathy: Path, target: Path) -> None:
@@ -167,8 +170,6 @@ def _choose_regularization(size: int) -> Iterator[Step]:
 
 def _choose_distilled(size: int) -> Iterator[Step]:
     """Distilled students of few photos, as in `_choose_epochs`; for all photos the recipe's settings were chosen so before."""
-    if size == ALL:
-        return
     table, base = CHOOSING.format(size), f"undistilled, 224 px, {EPOCH_CHOICES[size][0]} epochs"
     teachers = {
         SELF: f"runs/choose{size}-224-{EPOCHS[size, 224]}-0",
