@@ -86,11 +86,11 @@ def fair() -> list[Step]:
     steps += [step for step in epochs if not step.out.startswith(f"runs/choose{ALL}")]
     # Teachers of 6,000 photos come before the students of few photos that learn from them.
     steps += [step for photos in (*few, *many) for step in _undistilled_rows(*photos)]
-    for size in SIZES[:-1]:
-        steps += [*_choose_distilled(size), *(step for seed in SEEDS for step in _distilled_rows(size, seed))]
+    steps += [*_choose_distilled(SIZES[0]), *(step for photos in few for step in _distilled_rows(*photos))]
     for size in SIZES[:-1]:
         steps += [*_choose_regularization(size), *(step for seed in SEEDS for step in _regularized_rows(size, seed))]
     steps += [step for photos in many for step in _distilled_rows(*photos)]
+    steps += _choose_distilled(SIZES[1])
     steps += [step for rows in (_more_teacher_rows, _co_attention_rows) for photos in few for step in rows(*photos)]
     steps += [*_choose_regularization(ALL), *epochs]
     steps += [step for rows in (_regularized_rows, _more_teacher_rows, _co_attention_rows) for photos in many for step in rows(*photos)]
