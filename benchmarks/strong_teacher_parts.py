@@ -7,6 +7,7 @@ vectors.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -300,7 +301,8 @@ def contrast(scale: Tensor, images_ID: Tensor, texts_IKD: Tensor) -> Tensor:
 
 def set_rates(optimizer: torch.optim.Optimizer, rates: dict[str, float], progress: float) -> None:
     """Warm-up over a twentieth of the steps, then half a cosine to 0; one rate per parameter group."""
-    factor = min(1.0, progress / 0.05 + 0.02) * 0.5 * (1 + np.cos(np.pi * progress))
+    # Plain floats: torch.load refuses the scalars of numpy in the state of an optimizer.
+    factor = min(1.0, progress / 0.05 + 0.02) * 0.5 * (1 + math.cos(math.pi * progress))
     for group, rate in zip(optimizer.param_groups, rates.values(), strict=True):
         group["lr"] = rate * factor
 
