@@ -182,6 +182,16 @@ def test_the_rows_of_a_plan_are_those_of_the_published_tables(evidence, plan):
         assert not step.label or f"\n| {step.label} |" in page
 
 
+def test_the_measured_rows_of_the_fair_tables_are_on_the_page(evidence):
+    page = (DOCS / "results.md").read_text(encoding="utf-8")
+    steps = [step for step in evidence.PLANS["fair"]() if step.table.startswith("Flickr8k")]
+    measured = [step for step in steps if (DOCS / "results" / "fair" / step.out.split("/")[1] / "result.json").exists()]
+    assert len(measured) > len(steps) / 2
+    for step in measured:
+        assert f"\n### {step.table}\n" in page
+        assert f"\n| {step.label} |" in page
+
+
 def values_of(flag: str, words: tuple[str, ...]) -> list[str]:
     """The words behind each occurrence of a flag."""
     return [value for word, value in pairwise(words) if word == flag]
