@@ -43,14 +43,15 @@ def _show(result: DemoResult, out: Path) -> None:
         rows.append([row.model, *both, f"{recalls.rsum:.1f}", time, _speed_up(row.query), _speed_up(row.large_query)])
     machine = result.machine
     num_scenes, num_images = len(first.evaluation.text_ranks), first.query.num_images
-    title = f"{num_scenes} new scenes, {machine['cpu']}, {machine['threads']} threads"
+    title = f"{num_scenes} new scenes, {machine['cpu']}, {machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
     heads = ("", "text retrieval", "image retrieval", "RSUM", "query", "speed-up", f"{first.large_query.num_images:,} images")
     lines = [
         f"R@1/5/10 among the {num_scenes} scenes; in a larger gallery the right image is less often among the first that are re-ranked.",
         f"Time and speed-up: one caption against {num_images:,} encoded images.",
-        "* extrapolated: time grows linearly with the number of images; re-ranking takes the same time in every gallery.",
-        f"All files are in {out}.",
     ]
+    if any(cost.extrapolated for row in result.rows for cost in (row.query, row.large_query)):
+        lines.append("* extrapolated: time grows linearly with the number of images; re-ranking takes the same time in every gallery.")
+    lines.append(f"All files are in {out}.")
     show_table(title, heads, rows, caption="\n".join(lines))
     show(f"\n{result.summary}\n")
 

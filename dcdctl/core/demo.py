@@ -43,7 +43,7 @@ class DemoConfig:
     """Training steps between measurements on the validation split. They do not affect the training."""
     bench: BenchConfig = field(
         default_factory=lambda: BenchConfig(
-            budget_s=1.0, num_repeats=10, batch_sizes=(32,), gallery_sizes=(100, 1000, 10000), num_fresh_processes=0, is_onnx_timed=False
+            budget_s=1.0, num_repeats=5, batch_sizes=(32,), gallery_sizes=(100, 1000, 10000), num_fresh_processes=0, is_onnx_timed=False
         )
     )
 
@@ -276,18 +276,20 @@ def _summary(result: DemoResult) -> str:
 
 def _speed(row: Row) -> str:
     """How fast a query is compared with the teacher alone, over both galleries."""
-    costs = [row.query] if row.query.num_images == row.large_query.num_images else [row.query, row.large_query]
-    words = []
-    for cost in costs:
-        ratio = _ratio(cost.speed_up) if cost.speed_up >= 1 else _ratio(1 / cost.speed_up)
-        comparison = "as fast as" if ratio == "1.0" else f"{ratio} times {'faster' if cost.speed_up > 1 else 'slower'} than"
-        extrapolated = ", extrapolated" if cost.extrapolated else ""
-        words.append(f"{comparison} the teacher alone over {cost.num_images:,} images{extrapolated}")
+    words = [f"{_comparison(row.query)} the teacher alone over {_gallery(row.query)}"]
+    if row.large_query.num_images != row.query.num_images:
+        words.append(f"{_comparison(row.large_query)} it over {_gallery(row.large_query)}")
     return " and ".join(words)
 
 
-def _ratio(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+def _comparison(cost: QueryCost) -> str:
+    ratio = max(cost.speed_up, 1 / cost.speed_up)
+    digits = f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"
+    return "as fast as" if digits == "1.0" else f"{digits} times {'faster' if cost.speed_up > 1 else 'slower'} than"
+
+
+def _gallery(cost: QueryCost) -> str:
+    return f"{cost.num_images:,} images{' (extrapolated)' if cost.extrapolated else ''}"
 
 
 def _recall(row: Row, base: Row) -> str:
