@@ -14,7 +14,7 @@ from processes import make_once
 
 from dcdctl.cli import demo as demo_command
 from dcdctl.core import demo, files
-from dcdctl.core.bench import BenchConfig
+from dcdctl.core.bench import BenchConfig, ModelTimes
 from dcdctl.core.data import FAMILY_SIZE, Corpus
 from dcdctl.core.demo import DemoConfig
 from dcdctl.core.evaluation import Evaluation
@@ -101,6 +101,30 @@ def test_the_fusion_student_meets_scenes_of_the_same_family_as_negatives(finishe
     assert share_with_sibling("cache-fusion") > 0.8
 
 
+@pytest.mark.parametrize(
+    ("student_extrapolated", "teacher_extrapolated", "flags"),
+    [(False, False, (False, False)), (False, True, (False, True)), (True, False, (True, True))],
+)
+def test_a_time_and_its_speed_up_tell_whether_they_were_extrapolated(
+    student_extrapolated: bool, teacher_extrapolated: bool, flags: tuple[bool, bool]
+) -> None:
+    def times(seconds: float, extrapolated: bool) -> ModelTimes:
+        """Made-up times: measured over 20 images, and over 40 as given."""
+        durations = {
+            20: SimpleNamespace(seconds=seconds, extrapolated=False),
+            40: SimpleNamespace(seconds=2 * seconds, extrapolated=extrapolated),
+        }
+        return cast(ModelTimes, SimpleNamespace(query=lambda size, is_cached: durations[size] if is_cached else None))
+
+    depths = (SimpleNamespace(ms_per_query=1.0), SimpleNamespace(ms_per_query=31.0))
+    measured = cast(Evaluation, SimpleNamespace(depths=depths))
+    row = demo._row("cascade", "", measured, times(0.010, student_extrapolated), times(4.0, teacher_extrapolated), QUICK)
+    assert (row.query.ms, row.query.speed_up) == pytest.approx((40.0, 100.0))
+    assert (row.large_query.ms, row.large_query.speed_up) == pytest.approx((50.0, 160.0))
+    assert (row.query.ms_extrapolated, row.query.speed_up_extrapolated) == (False, False)
+    assert (row.large_query.ms_extrapolated, row.large_query.speed_up_extrapolated) == flags
+
+
 def test_the_built_in_teacher_knows_more_than_chance(finished: tuple[Path, demo.DemoResult]) -> None:
     """Six pictures: four siblings and two of another family; by chance the sum of the R@1 is a third of 200 at most."""
     _, result = finished
@@ -169,7 +193,13 @@ def made_up(tmp_path: Path, **changes: tuple[Recall1, float, float]) -> demo.Dem
     def cost(name: str, place: int) -> demo.QueryCost:
         ms = (0.0, *values[name][1:])[place]
         size = (0, 1000, 10000)[place]
-        return demo.QueryCost(num_images=size, ms=ms, speed_up=(0.0, *teacher[1:])[place] / ms, extrapolated=place == 2)
+        return demo.QueryCost(
+            num_images=size,
+            ms=ms,
+            speed_up=(0.0, *teacher[1:])[place] / ms,
+            ms_extrapolated=place == 2 and name == "teacher",
+            speed_up_extrapolated=place == 2,
+        )
 
     def measured(name: str) -> Evaluation:
         text, image = ({f"R@{k}": value for k in (1, 5, 10)} for value in values[name][0])

@@ -39,7 +39,7 @@ def _show(result: DemoResult, out: Path) -> None:
     for row in result.rows:
         recalls = row.evaluation.recalls
         both = [" ".join(f"{value:4.1f}" for value in recall.values()) for recall in (recalls.text_retrieval, recalls.image_retrieval)]
-        time = f"{row.query.ms:,.1f} ms{_mark(row.query)}"
+        time = f"{row.query.ms:,.1f} ms{_mark(row.query.ms_extrapolated)}"
         rows.append([row.model, *both, f"{recalls.rsum:.1f}", time, _speed_up(row.query), _speed_up(row.large_query)])
     machine = result.machine
     num_scenes, num_images = len(first.evaluation.text_ranks), first.query.num_images
@@ -49,7 +49,7 @@ def _show(result: DemoResult, out: Path) -> None:
         f"R@1/5/10 among the {num_scenes} scenes; in a larger gallery the right image is less often among the first that are re-ranked.",
         f"Time and speed-up: one caption against {num_images:,} encoded images.",
     ]
-    if any(cost.extrapolated for row in result.rows for cost in (row.query, row.large_query)):
+    if any(cost.speed_up_extrapolated for row in result.rows for cost in (row.query, row.large_query)):
         lines.append("* extrapolated: time grows linearly with the number of images; re-ranking takes the same time in every gallery.")
     lines.append(f"All files are in {out}.")
     show_table(title, heads, rows, caption="\n".join(lines))
@@ -57,8 +57,8 @@ def _show(result: DemoResult, out: Path) -> None:
 
 
 def _speed_up(cost: QueryCost) -> str:
-    return f"{cost.speed_up:,.0f}x{_mark(cost)}"
+    return f"{cost.speed_up:,.0f}x{_mark(cost.speed_up_extrapolated)}"
 
 
-def _mark(cost: QueryCost) -> str:
-    return "*" if cost.extrapolated else ""
+def _mark(is_extrapolated: bool) -> str:
+    return "*" if is_extrapolated else ""
