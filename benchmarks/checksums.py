@@ -29,7 +29,7 @@ import numpy as np
 from dcdctl.core import artifacts, config
 from dcdctl.core.artifacts import Build, Kind, seal_of
 from dcdctl.core.data import Corpus
-from dcdctl.core.data.corpus import CorpusRow, shard_name, write_shard
+from dcdctl.core.data.shards import CorpusRow, shard_name, write_shard
 from dcdctl.core.scoring import features, open_or_build
 from dcdctl.core.search import Index, commit, storage
 from dcdctl.core.search.config import IndexConfig

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core import artifacts, models, verify
-from dcdctl.core.data.corpus import read_shard, write_shard
+from dcdctl.core.data.shards import read_shard, write_shard
 from dcdctl.core.errors import InputError
 from dcdctl.core.evaluation import EvalResult
 from dcdctl.core.scoring import FEATURES, open_or_build

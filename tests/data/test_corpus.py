@@ -19,9 +19,9 @@ from damage import damage_image
 from PIL import Image
 
 from dcdctl.core.artifacts import read_document, seal_of, write_document
-from dcdctl.core.data import Corpus, Direction, corpus, images
-from dcdctl.core.data.corpus import CorpusRow
+from dcdctl.core.data import Corpus, Direction, images
 from dcdctl.core.data.manifest import find_manifest
+from dcdctl.core.data.shards import ROW_GROUP_BYTES, CorpusRow, fingerprint_of, read_shard, shard_name, write_shard
 from dcdctl.core.errors import CorpusError
 
 
@@ -41,10 +41,10 @@ def write_corpus(folder, rows, rows_a_shard):
     shards = []
     parts = [rows[i : i + rows_a_shard] for i in range(0, len(rows), rows_a_shard)]
     for number, part in enumerate(parts):
-        name = corpus.shard_name("train", number, len(parts))
-        list(corpus.write_shard(folder / name, part))
+        name = shard_name("train", number, len(parts))
+        list(write_shard(folder / name, part))
         shards.append({"file": name, **seal_of(folder / name, rows=len(part))})
-    fingerprint = corpus.fingerprint_of(row.digest() for row in rows)
+    fingerprint = fingerprint_of(row.digest() for row in rows)
     entry = {"images": len(rows), "captions": sum(len(row.captions) for row in rows), "fingerprint": fingerprint, "shards": shards}
     write_document(folder / "corpus.json", {"format": 2, "name": "made", "splits": {"train": entry}})
     return Corpus.open(folder, "train")
@@ -76,13 +76,13 @@ def test_the_schema_is_the_documented_one(scenes_corpus_dir):
 
 def test_a_row_reads_back_as_it_was_written(tmp_path):
     rows = [make_row(i, 1 + i % 3) for i in range(70)]
-    assert list(corpus.write_shard(tmp_path / "x.parquet", rows)) == rows
-    assert list(corpus.read_shard(tmp_path / "x.parquet")) == rows
+    assert list(write_shard(tmp_path / "x.parquet", rows)) == rows
+    assert list(read_shard(tmp_path / "x.parquet")) == rows
 
 
 def test_row_groups_hold_at_most_32_rows_and_two_megabytes_of_images(tmp_path):
     rows = [make_row(i, data=bytes(10)) for i in range(40)] + [make_row(i, data=bytes(900_000)) for i in range(5)]
-    list(corpus.write_shard(tmp_path / "x.parquet", rows))
+    list(write_shard(tmp_path / "x.parquet", rows))
     metadata = pq.ParquetFile(tmp_path / "x.parquet").metadata
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [32, 10, 2, 1]
 
@@ -135,7 +135,7 @@ def test_reading_all_images_holds_one_row_group_at_a_time(tmp_path):
         high = max(high, pa.total_allocated_bytes() - before)
     python_peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert high < 4 * corpus.ROW_GROUP_BYTES  # 8 of 40 MB: the group, and the reader's own buffers
+    assert high < 4 * ROW_GROUP_BYTES  # 8 of 40 MB: the group, and the reader's own buffers
     assert python_peak < 2_000_000
 
 
@@ -252,7 +252,7 @@ def test_the_fingerprint_covers_ids_captions_images_and_order(tmp_path):
         [rows[1], rows[0], *rows[2:]],
         rows[:3],
     ]
-    prints = [corpus.fingerprint_of(row.digest() for row in variant) for variant in [rows, *changes]]
+    prints = [fingerprint_of(row.digest() for row in variant) for variant in [rows, *changes]]
     assert len(set(prints)) == 1 + len(changes)
 
 

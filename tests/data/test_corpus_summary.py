@@ -16,9 +16,9 @@ from dcdctl.cli.app import app
 from dcdctl.core.artifacts import seal_of, write_document
 from dcdctl.core.data import Corpus, corpus_summary
 from dcdctl.core.data.captions import text_key
-from dcdctl.core.data.corpus import CorpusRow, fingerprint_of, shard_name, write_shard
 from dcdctl.core.data.corpus_summary import Spread
 from dcdctl.core.data.images import FORMATS
+from dcdctl.core.data.shards import CorpusRow, fingerprint_of, shard_name, write_shard
 from dcdctl.core.errors import CorpusError, InputError
 from dcdctl.core.report import html, pages
 from dcdctl.core.teacher import false_negatives

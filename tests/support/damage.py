@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from dcdctl.core import artifacts
-from dcdctl.core.data.corpus import read_shard, write_shard
+from dcdctl.core.data.shards import read_shard, write_shard
 from dcdctl.core.errors import DcdError
 from dcdctl.core.scoring import features
 from dcdctl.core.search import storage

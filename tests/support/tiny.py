@@ -23,7 +23,7 @@ from PIL import Image
 from dcdctl.core import models
 from dcdctl.core.artifacts import seal_of, write_document
 from dcdctl.core.data import Corpus
-from dcdctl.core.data.corpus import CorpusRow, fingerprint_of, shard_name, write_shard
+from dcdctl.core.data.shards import CorpusRow, fingerprint_of, shard_name, write_shard
 
 SIZE = models.ViltSize(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=64, patch_size=16)
 TEACHER_SETS = ["model.hidden_size=32", "model.num_layers=3", "model.vocab_size=200"]

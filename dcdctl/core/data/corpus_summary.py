@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from dcdctl.core.artifacts import kind_of_folder, other_folder_error
 from dcdctl.core.data import near_duplicates
 from dcdctl.core.data.captions import text_key, words_of
-from dcdctl.core.data.corpus import CORPUS_FILE, ROW_GROUP_ROWS, Corpus, read_corpus_json
+from dcdctl.core.data.corpus import CORPUS_FILE, Corpus, read_corpus_json
+from dcdctl.core.data.shards import ROW_GROUP_ROWS
 from dcdctl.core.errors import InputError
 from dcdctl.core.progress import Advance, Track, silent
 

@@ -21,13 +21,14 @@ import pyarrow as pa
 from dcdctl.core import config, files
 from dcdctl.core.artifacts import Build, seal_of, sha256_of
 from dcdctl.core.config import Count
-from dcdctl.core.data import corpus, images, near_duplicates, source_files
-from dcdctl.core.data.corpus import CORPUS
+from dcdctl.core.data import images, near_duplicates, source_files
+from dcdctl.core.data.corpus import CORPUS, CORPUS_FILE, read_corpus_json
 from dcdctl.core.data.image_workers import CHUNK_IMAGES, CheckImages, image_pool
 from dcdctl.core.data.manifest import Manifest, SplitCounts, check_protocol
 from dcdctl.core.data.near_duplicates import Leakage
 from dcdctl.core.data.readers import list_source
 from dcdctl.core.data.readers.rows import SKIP_HINT, SPLITS, Listing, RowCheck, SkippedRow, SourceRow, empty_split_hint
+from dcdctl.core.data.shards import CorpusRow, fingerprint_of, read_shard, shard_name, write_shard
 from dcdctl.core.data.source_files import LocatedSource, SourceOptions
 from dcdctl.core.devices import num_cores
 from dcdctl.core.errors import InputError
@@ -85,7 +86,7 @@ class CorpusSummary:
         lines += [f"  {name}: {value}" for name, value in near_duplicates.leakage_facts(self.leakage)]
         lines += [f"  {note}" for note in self.notes]
         if self.skipped:
-            lines.append(f"  {len(self.skipped):,} rows skipped, listed in {corpus.CORPUS_FILE}; the first: {self.skipped[0]['reason']}")
+            lines.append(f"  {len(self.skipped):,} rows skipped, listed in {CORPUS_FILE}; the first: {self.skipped[0]['reason']}")
         return "\n".join(lines)
 
 
@@ -134,7 +135,7 @@ def prepare_corpus(
 
 
 def _already_there(out: Path, digest: str) -> CorpusSummary:
-    index = corpus.read_corpus_json(out)
+    index = read_corpus_json(out)
     if index.get("plan") != digest:
         message = f"{out} holds a finished corpus, {index['name']}, made from other files or with other options"
         raise InputError(message, hint="remove it, or write elsewhere with --out")
@@ -160,7 +161,7 @@ def _entry(shards: Sequence[Shard]) -> dict[str, Any]:
     return {
         "images": sum(shard.entry["rows"] for shard in shards),
         "captions": sum(shard.captions for shard in shards),
-        "fingerprint": corpus.fingerprint_of(digest for shard in shards for digest in shard.row_digests),
+        "fingerprint": fingerprint_of(digest for shard in shards for digest in shard.row_digests),
         "shards": [shard.entry for shard in shards],
     }
 
@@ -178,7 +179,7 @@ class Shard:
     """The difference hash of each image, see `images.difference_hash`."""
     skipped: list[SkippedRow] = field(default_factory=list)
 
-    def add(self, row: corpus.CorpusRow) -> None:
+    def add(self, row: CorpusRow) -> None:
         """Count a written row."""
         image_digest = row.image_digest()
         self.captions += len(row.captions)
@@ -214,7 +215,7 @@ class ShardProgress:
         # The hashes come from the notes, because computing them again would decode every image.
         hashes, skipped = [int(value, 16) for value in known["hashes"]], [SkippedRow(**skip) for skip in known["skipped"]]
         shard = Shard(entry=known["entry"], hashes=hashes, skipped=skipped)
-        for row in corpus.read_shard(path):
+        for row in read_shard(path):
             shard.add(row)
         return shard
 
@@ -233,7 +234,7 @@ def _write_splits(listing: Listing, build: Build, options: PrepareOptions, track
             num_shards = math.ceil(count / options.shard_size)
             splits[split] = []
             for number in range(num_shards):
-                name = corpus.shard_name(split, number, num_shards)
+                name = shard_name(split, number, num_shards)
                 # Taken for a finished shard too, because `rows` is an iterator.
                 part = list(itertools.islice(rows, options.shard_size))
                 shard = progress.finished(name)
@@ -253,7 +254,7 @@ def _write_splits(listing: Listing, build: Build, options: PrepareOptions, track
 def _write_shard(path: Path, rows: Sequence[SourceRow], check_images: CheckImages, *, skip_bad: bool, advance: Advance) -> Shard:
     shard = Shard()
 
-    def usable_rows() -> Iterator[corpus.CorpusRow]:
+    def usable_rows() -> Iterator[CorpusRow]:
         for row, result in zip(rows, check_images(row.image_file for row in rows), strict=True):
             advance(1)
             if isinstance(result, images.CheckedImage):
@@ -264,16 +265,16 @@ def _write_shard(path: Path, rows: Sequence[SourceRow], check_images: CheckImage
             else:
                 raise InputError(f"{row.where} {json.dumps(row.path, ensure_ascii=False)}: {result.reason}", hint=SKIP_HINT)
 
-    for row in corpus.write_shard(path, usable_rows()):
+    for row in write_shard(path, usable_rows()):
         shard.add(row)
     shard.entry = {"file": path.name, **seal_of(path, rows=len(shard.row_digests))}
     return shard
 
 
-def _corpus_row(row: SourceRow, image: images.CheckedImage) -> corpus.CorpusRow:
+def _corpus_row(row: SourceRow, image: images.CheckedImage) -> CorpusRow:
     # An image that was shrunk may have become a PNG.
     path = str(PurePosixPath(row.path).with_suffix(".png")) if image.became_png else row.path
-    return corpus.CorpusRow(
+    return CorpusRow(
         image_id=row.image_id,
         path=path,
         data=image.data,

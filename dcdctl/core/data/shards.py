@@ -1,0 +1,120 @@
+"""The rows of a corpus and its shards: Parquet files that `datasets` reads as an image data set.
+
+One row per image. Image bytes are stored as they came; the other columns are compressed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dcdctl.core import files
+
+ROW_GROUP_ROWS = 32
+ROW_GROUP_BYTES = 2 << 20
+"""Row groups are small because reading one image reads its row group."""
+_VALUES = {"image_id": "string", "width": "int32", "height": "int32"}
+# "Sequence" and not its newer name "List", because every version of `datasets` reads it.
+_FEATURES: dict[str, Any] = {
+    **{name: {"dtype": dtype, "_type": "Value"} for name, dtype in _VALUES.items()},
+    "image": {"_type": "Image"},
+    "captions": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "Sequence"},
+    "caption_ids": {"feature": {"dtype": "int64", "_type": "Value"}, "_type": "Sequence"},
+}
+_COLUMNS = [
+    ("image_id", pa.string()),
+    ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("captions", pa.list_(pa.string())),
+    ("caption_ids", pa.list_(pa.int64())),
+]
+SCHEMA = pa.schema(_COLUMNS, metadata={"huggingface": json.dumps({"info": {"features": {name: _FEATURES[name] for name, _ in _COLUMNS}}})})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CorpusRow:
+    """An image with its captions; `width` and `height` are those of the upright image."""
+
+    image_id: str
+    path: str
+    data: bytes
+    width: int
+    height: int
+    captions: Sequence[str]
+    caption_ids: Sequence[int]
+
+    def image_digest(self) -> bytes:
+        """The SHA-256 of the image bytes."""
+        return hashlib.sha256(self.data).digest()
+
+    def digest(self, image_digest: bytes | None = None) -> bytes:
+        """The SHA-256 of id, captions and image bytes. A known `image_digest` saves hashing the image again."""
+        # JSON, because it marks where each text ends: captions "ab", "c" must not equal "a", "bc".
+        id_and_captions = json.dumps([self.image_id, list(self.captions)]).encode()
+        return hashlib.sha256(hashlib.sha256(id_and_captions).digest() + (image_digest or self.image_digest())).digest()
+
+
+def shard_name(split: str, shard: int, num_shards: int) -> str:
+    """The file name of a shard.
+
+    >>> shard_name("val", 0, 3)
+    'val-00000-of-00003.parquet'
+    """
+    return f"{split}-{shard:05}-of-{num_shards:05}.parquet"
+
+
+def write_shard(path: Path, rows: Iterable[CorpusRow]) -> Iterator[CorpusRow]:
+    """Write rows to a shard atomically, and yield each row once it is written."""
+    # Not the image bytes, which are compressed already.
+    compression = {"image_id": "zstd", "image.path": "zstd", "captions.list.element": "zstd", "caption_ids.list.element": "zstd"}
+    with (
+        files.atomic_path(path) as partial,
+        pq.ParquetWriter(partial, SCHEMA, compression=compression, use_dictionary=False, write_statistics=["image_id"]) as writer,
+    ):
+        for group in _row_groups(rows):
+            writer.write_table(_to_table(group), row_group_size=len(group))
+            yield from group
+
+
+def read_shard(path: Path) -> Iterator[CorpusRow]:
+    """The rows of a shard, one row group in memory at a time."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            for row in file.read_row_group(group).to_pylist():
+                image = row.pop("image")
+                yield CorpusRow(path=image["path"], data=image["bytes"], **row)
+
+
+def fingerprint_of(row_digests: Iterable[bytes]) -> str:
+    """The fingerprint of a split from the digests of its rows, in order."""
+    total = hashlib.sha256(b"dcdctl corpus 1")
+    for digest in row_digests:
+        total.update(digest)
+    return total.hexdigest()
+
+
+def _row_groups(rows: Iterable[CorpusRow]) -> Iterator[list[CorpusRow]]:
+    group: list[CorpusRow] = []
+    size = 0
+    for row in rows:
+        if group and (len(group) == ROW_GROUP_ROWS or size + len(row.data) > ROW_GROUP_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += len(row.data)
+    if group:
+        yield group
+
+
+def _to_table(rows: Sequence[CorpusRow]) -> pa.Table:
+    columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names if name != "image"}
+    columns["image"] = [{"bytes": row.data, "path": row.path} for row in rows]
+    return pa.Table.from_pydict(columns, schema=SCHEMA)
