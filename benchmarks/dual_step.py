@@ -53,7 +53,7 @@ from dcdctl.cli.views.training import view
 from dcdctl.core import devices, models
 from dcdctl.core.artifacts import seal_of
 from dcdctl.core.data import Corpus
-from dcdctl.core.models.frozen_dual import FrozenDualNetwork
+from dcdctl.core.models.families.frozen_dual import FrozenDualNetwork
 from dcdctl.core.models.preprocess import square_image_processor
 from dcdctl.core.scoring import CorpusSource, Features, Source
 from dcdctl.core.scoring.features import IMAGES_PER_FILE

@@ -31,8 +31,8 @@ from transformers.utils import logging
 from dcdctl.core import devices, models
 from dcdctl.core.devices import Compute
 from dcdctl.core.models import CoAttentionScorer, FusionSize, ImageBatch, TextBatch, ViltScorer
-from dcdctl.core.models.coattention import CoAttentionNetwork
-from dcdctl.core.models.vilt import BLOCK_EPS, build_network
+from dcdctl.core.models.families.coattention import CoAttentionNetwork
+from dcdctl.core.models.families.vilt import BLOCK_EPS, build_network
 from dcdctl.core.scoring import pairs
 
 RELEASED_TEXT_LEN = 40

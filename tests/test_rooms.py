@@ -127,7 +127,7 @@ def test_opening_a_room_imports_none_of_its_files():
 
 def model_classes() -> set[str]:
     """The classes of core/models that are networks, models or protocols of models."""
-    trees = [parsed(path) for path in (CORE / "models").glob("*.py")]
+    trees = [parsed(path) for path in (CORE / "models").rglob("*.py")]
     bases = {
         node.name: {ast.unparse(base) for base in node.bases} for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)
     }

@@ -21,9 +21,10 @@ from transformers import CLIPVisionConfig, RobertaConfig
 from dcdctl.core import models
 from dcdctl.core.config import to_table
 from dcdctl.core.errors import ConfigError, ModelError
-from dcdctl.core.models import CoAttentionScorer, FusionSize, ImageBatch, TextBatch, official_meter
-from dcdctl.core.models.coattention import CoAttentionNetwork, network_from_table
-from dcdctl.core.models.official_meter import to_network
+from dcdctl.core.models import CoAttentionScorer, FusionSize, ImageBatch, TextBatch
+from dcdctl.core.models.families.coattention import CoAttentionNetwork, network_from_table
+from dcdctl.core.models.official import meter as official_meter
+from dcdctl.core.models.official.meter import to_network
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.training.loop import make_optimizer
 from dcdctl.core.training.recipe import OptimizerConfig

@@ -23,7 +23,7 @@ from paths import FIXTURES
 from dcdctl.core import models
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.checkpoint import read_checkpoint
-from dcdctl.core.models.official_vilt import to_transformers
+from dcdctl.core.models.official.vilt import to_transformers
 
 
 @pytest.fixture

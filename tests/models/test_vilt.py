@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch, ViltSize
-from dcdctl.core.models.vilt import _pack
+from dcdctl.core.models.families.vilt import _pack
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
 

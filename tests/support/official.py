@@ -23,10 +23,11 @@ from transformers import CLIPVisionConfig, RobertaConfig, ViltConfig, ViltForIma
 
 from dcdctl.core import models
 from dcdctl.core.evaluation import ranks, recall
-from dcdctl.core.models import FusionSize, ImageBatch, Preprocess, TextBatch, official_vilt
-from dcdctl.core.models.coattention import CoAttentionNetwork
-from dcdctl.core.models.coattention_scorer import resize_positions
-from dcdctl.core.models.official_meter import to_network
+from dcdctl.core.models import FusionSize, ImageBatch, Preprocess, TextBatch
+from dcdctl.core.models.families.coattention import CoAttentionNetwork
+from dcdctl.core.models.families.coattention_scorer import resize_positions
+from dcdctl.core.models.official import vilt as official_vilt
+from dcdctl.core.models.official.meter import to_network
 from dcdctl.core.models.preprocess import meter_image_processor, vilt_image_processor
 
 BOUND = 1e-5

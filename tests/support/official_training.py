@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dcdctl.core.models import ImageBatch, TextBatch
-from dcdctl.core.models.official_meter import to_network
+from dcdctl.core.models.official.meter import to_network
 from dcdctl.core.training import recipe
 from dcdctl.core.training.loop import learning_rate_factor, make_optimizer, set_rates
 from dcdctl.core.training.losses import lists, weights

@@ -1,10 +1,12 @@
 from .backbones import FeatureSpec, ProjectionSize
 from .build import every_other, new_coattention
 from .checkpoint import check_finite, check_finite_file
-from .coattention import FusionSize
-from .coattention_scorer import CoAttentionScorer
 from .dual import DualModel
-from .frozen_dual import FrozenDual, new_frozen_dual
+from .families.coattention import FusionSize
+from .families.coattention_scorer import CoAttentionScorer
+from .families.frozen_dual import FrozenDual, new_frozen_dual
+from .families.vilt import ViltScorer, ViltSize, new_vilt
+from .families.vision_text_dual import DualSize, dual_from_backbones, dual_student, new_dual
 from .load_save import SETTINGS_FILE, check_ref, convert, find_damages, load, load_dual, load_fusion, save, seal_again
 from .onnx import (
     ONNX_OUTPUT,
@@ -20,8 +22,6 @@ from .overrides import parse_overrides
 from .preprocess import Preprocess, hub_errors, load_image_processor, load_tokenizer, num_text_positions, silence_transformers, word_piece
 from .protocols import DualEncoder, Encoders, ExportSpec, FusionScorer, ImageBatch, Model, Pairs, Preprocessor, States, TextBatch
 from .published import list_published
-from .vilt import ViltScorer, ViltSize, new_vilt
-from .vision_text_dual import DualSize, dual_from_backbones, dual_student, new_dual
 
 __all__ = [
     "ONNX_OUTPUT",

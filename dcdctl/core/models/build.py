@@ -8,9 +8,9 @@ from PIL import Image
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import backbones
 from dcdctl.core.models.backbones import FeatureSpec
-from dcdctl.core.models.coattention import CoAttentionNetwork, FusionSize
-from dcdctl.core.models.coattention_scorer import CoAttentionScorer
-from dcdctl.core.models.frozen_dual import FrozenDual
+from dcdctl.core.models.families.coattention import CoAttentionNetwork, FusionSize
+from dcdctl.core.models.families.coattention_scorer import CoAttentionScorer
+from dcdctl.core.models.families.frozen_dual import FrozenDual
 from dcdctl.core.models.load_save import load_dual
 from dcdctl.core.models.preprocess import Preprocess, check_vocabulary, load_tokenizer, num_text_positions
 

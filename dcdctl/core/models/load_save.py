@@ -3,14 +3,16 @@
 A folder with config.json is loaded by the family that the `model_type` there names. A folder that `save` wrote also has dcdctl.json. It
 holds the settings that no other file holds, and the size and SHA-256 of every other file; `load` compares them before it reads anything.
 
-A new family is a module with a subclass of `FusionModel` or `DualModel` and a loader, one line in `FAMILIES`, and one in
-tests/support/families.py.
+A new family is a file of `families` with a subclass of `FusionModel` or `DualModel` and a function `load`, one line in `FAMILIES`, and one
+in tests/support/families.py.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,23 +20,39 @@ from transformers import AutoConfig
 
 from dcdctl.core import artifacts, files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import coattention_scorer, frozen_dual, official, official_meter, official_vilt, published, vilt, vision_text_dual
+from dcdctl.core.models import families, official, published
 from dcdctl.core.models.checkpoint import check_finite, read_checkpoint
+from dcdctl.core.models.official import meter as official_meter
+from dcdctl.core.models.official import vilt as official_vilt
 from dcdctl.core.models.overrides import parse_overrides, read_overrides
 from dcdctl.core.models.preprocess import hub_errors
 from dcdctl.core.models.protocols import DualEncoder, FusionScorer, Model
 from dcdctl.core.progress import Track, silent
 
-Loader = Callable[[str, Mapping[str, Any], Mapping[str, Any] | None], Model]
-"""From a folder or Hub id, the user's overrides, and the contents of dcdctl.json, None where there is no such file."""
 Kind = Literal["fusion", "dual"]
-FAMILIES: dict[str, tuple[Kind, Loader]] = {
-    "vilt": ("fusion", vilt.from_pretrained),
-    "vision-text-dual-encoder": ("dual", vision_text_dual.from_pretrained),
-    coattention_scorer.MODEL_TYPE: ("fusion", coattention_scorer.from_folder),
-    frozen_dual.MODEL_TYPE: ("dual", frozen_dual.from_folder),
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family: models of one architecture, loaded by one file."""
+
+    kind: Kind
+    file: str
+    """A file of `families`, imported when a model of the family is loaded: the classes of transformers take seconds to import."""
+
+    def load(self, ref: str, overrides: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Model:
+        """The model of a folder or Hub id, by the file's `load`; `saved` is dcdctl.json, None where there is no such file."""
+        model: Model = importlib.import_module(f"{families.__name__}.{self.file}").load(ref, overrides, saved)
+        return model
+
+
+FAMILIES = {
+    "vilt": Family("fusion", "vilt"),
+    "vision-text-dual-encoder": Family("dual", "vision_text_dual"),
+    "dcdctl-co-attention": Family("fusion", "coattention_scorer"),
+    "dcdctl-encoder-dual": Family("dual", "frozen_dual"),
 }
-"""The kind and the loader of each family, by `model_type` in config.json. A model is saved by its own `save_network`."""
+"""Families by `model_type` in config.json. A model is saved by its own `save_network`."""
 BUILT_IN = ("scenes-vilt",)
 CONFIG_FILE, SETTINGS_FILE = "config.json", "dcdctl.json"
 FORMAT_VERSION = 2
@@ -93,7 +111,7 @@ def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None, *, ki
         model_type = _saved_type(Path(source))
         if model_type not in FAMILIES:
             raise ModelError(f"{ref} is a {model_type} model", hint=ACCEPTED)
-        found, _ = FAMILIES[model_type]
+        found = FAMILIES[model_type].kind
     if kind not in (None, found):
         raise _wrong_kind(ref, found)
     return found
@@ -223,11 +241,11 @@ def _load_pretrained(ref: str, overrides: Mapping[str, Any], kind: Kind | None) 
     model_type = _model_type(ref, is_ours=saved is not None)
     if model_type not in FAMILIES:
         raise ModelError(f"{ref} is a {model_type} model", hint=ACCEPTED)
-    found, loader = FAMILIES[model_type]
-    if kind not in (None, found):
-        raise _wrong_kind(ref, found)
+    family = FAMILIES[model_type]
+    if kind not in (None, family.kind):
+        raise _wrong_kind(ref, family.kind)
     with hub_errors(ref, hint=ACCEPTED if saved is None else REMAKE):
-        return loader(ref, overrides, saved)
+        return family.load(ref, overrides, saved)
 
 
 def _read_settings(folder: Path) -> dict[str, Any] | None:

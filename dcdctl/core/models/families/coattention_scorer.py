@@ -19,10 +19,11 @@ from torch.nn import functional
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import backbones, coattention
+from dcdctl.core.models import backbones
 from dcdctl.core.models.backbones import EncoderPair
 from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, save_own, to_dtype
-from dcdctl.core.models.coattention import CoAttentionNetwork, FusionLayer, network_from_table
+from dcdctl.core.models.families import coattention
+from dcdctl.core.models.families.coattention import CoAttentionNetwork, FusionLayer, network_from_table
 from dcdctl.core.models.fusion import FusionModel
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import (
@@ -141,7 +142,7 @@ class CoAttentionScorer(FusionModel):
         save_own(self.network, self.config, folder, half=half)
 
 
-def from_folder(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> CoAttentionScorer:
+def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> CoAttentionScorer:
     """The scorer of a folder that `load_save.save` wrote; `table` are the user's overrides, `saved` is its dcdctl.json."""
     assert saved is not None
     folder, overrides = Path(ref), read_overrides(table)

@@ -1,4 +1,4 @@
-"""What the readers of official checkpoints share (`official_vilt`, `official_meter`)."""
+"""What the readers of official checkpoints share (`vilt`, `meter`)."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def new_frozen_dual(
     return FrozenDual(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=length))
 
 
-def from_folder(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> FrozenDual:
+def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> FrozenDual:
     """The dual encoder of a folder that `load_save.save` wrote; `table` are the user's overrides, `saved` is its dcdctl.json."""
     assert saved is not None
     folder, overrides = Path(ref), read_overrides(table)

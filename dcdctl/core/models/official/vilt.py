@@ -13,10 +13,10 @@ from transformers import ViltConfig
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.checkpoint import check_complete
+from dcdctl.core.models.families.vilt import BLOCK_EPS, ViltScorer, build_network
 from dcdctl.core.models.official import make_preprocess, ranking_head
 from dcdctl.core.models.overrides import Overrides, check_no_text_encoder
 from dcdctl.core.models.preprocess import vilt_image_processor
-from dcdctl.core.models.vilt import BLOCK_EPS, ViltScorer, build_network
 
 TOKENIZER = "bert-base-uncased"
 BASE_WIDTH, BASE_HEADS = 768, 12

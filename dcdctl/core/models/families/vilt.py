@@ -322,7 +322,7 @@ def new_vilt(size: ViltSize, tokenizer: Any, seed: int = 0) -> ViltScorer:
     return ViltScorer(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=size.max_text_len))
 
 
-def from_pretrained(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> ViltScorer:
+def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> ViltScorer:
     """The scorer of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json if the folder has one."""
     overrides = read_overrides(table)
     check_no_text_encoder(overrides, ref)

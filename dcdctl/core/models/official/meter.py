@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, RobertaConfig
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.coattention import CoAttentionNetwork, FusionSize
-from dcdctl.core.models.coattention_scorer import POSITIONS, CoAttentionScorer, check_image_size, load_weights, resize_positions
+from dcdctl.core.models.families.coattention import CoAttentionNetwork, FusionSize
+from dcdctl.core.models.families.coattention_scorer import POSITIONS, CoAttentionScorer, check_image_size, load_weights, resize_positions
 from dcdctl.core.models.official import make_preprocess, ranking_head
 from dcdctl.core.models.overrides import Overrides
 from dcdctl.core.models.preprocess import METER, meter_image_processor

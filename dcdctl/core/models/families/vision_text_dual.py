@@ -194,7 +194,7 @@ def _check_pooled(model: VisionTextDual, text_ref: str) -> None:
         raise ModelError(f"{text_ref} gives no pooled output", hint="take a text model with a pooler, such as BERT or RoBERTa") from error
 
 
-def from_pretrained(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> VisionTextDual:
+def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> VisionTextDual:
     """The dual encoder of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json, if there is one."""
     overrides = read_overrides(table)
     check_dual_overrides(overrides, ref)

@@ -1,0 +1,1 @@
+"""The model families: each file loads one, and subclasses `FusionModel` or `DualModel` for it."""
