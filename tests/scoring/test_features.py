@@ -146,13 +146,36 @@ def test_a_killed_encoding_goes_on_and_ends_with_the_same_bytes(after, tmp_path,
 
 
 def test_another_corpus_or_encoder_has_its_own_folder(root, kept, corpus, pair, tmp_path):
-    assert open_or_build(root, corpus.subset(4), pair).folder != kept.folder
     other = make_pair(corpus.captions, tmp_path)
     with torch.no_grad():
         other.network.vision.embeddings.cls_token[0, 0, 0] += 1
-    assert open_or_build(root, corpus.subset(4), other).folder != open_or_build(root, corpus.subset(4), pair).folder
+    first, second = (
+        open_or_build(tmp_path / "features", corpus.subset(4), other),
+        open_or_build(tmp_path / "features", corpus.subset(5), other),
+    )
+    assert len({kept.folder.name, first.folder.name, second.folder.name}) == 3
+    assert open_or_build(tmp_path / "features", corpus.subset(4), pair).folder.name not in (kept.folder.name, first.folder.name)
     # What comes after the encoders may differ: a student reads its teacher's.
     assert open_or_build(root, corpus, pair.student([1])).folder == kept.folder
+
+
+def test_the_first_images_are_read_from_the_features_of_the_whole_split(kept, root, corpus, pair, monkeypatch):
+    first = corpus.subset(17)  # 12 images are in the first file
+    monkeypatch.setattr(features, "_build", None)
+    found = open_or_build(root, first, pair)
+    assert found.folder == kept.folder
+    image_ix, text_ix = [16, 0, 12], [first.num_captions - 1, 0, 61, 60]
+    for states, expected in ((found.images(image_ix), kept.images(image_ix)), (found.texts(text_ix), kept.texts(text_ix))):
+        assert torch.equal(states.tokens, expected.tokens)
+        assert torch.equal(states.mask, expected.mask)
+
+
+def test_the_first_images_alone_are_encoded_where_the_whole_split_is_not_stored(tmp_path, corpus, pair):
+    first = corpus.subset(5)
+    found = open_or_build(tmp_path, first, pair)
+    assert found.plan["images"] == 5
+    open_or_build(tmp_path, corpus, pair)
+    assert open_or_build(tmp_path, first, pair).folder == found.folder
 
 
 def test_a_folder_that_is_not_what_its_name_says_is_refused(root, kept, corpus, pair, tmp_path):

@@ -163,6 +163,8 @@ class Corpus:
     def __init__(self, folder: Path, split: str, *, name: str, fingerprint: str, shards: Sequence[ShardFile], num_images: int) -> None:
         self.folder, self.split, self.name, self.fingerprint = folder, split, name, fingerprint
         self.num_images = num_images
+        self.whole: Corpus = self
+        """The corpus whose first images these are; the corpus itself unless it is a `subset`."""
         self._shards = tuple(shards)
         self._shard_ends = list(itertools.accumulate(shard.rows for shard in shards))
         self._open = threading.local()
@@ -257,7 +259,9 @@ class Corpus:
         if max_images >= self.num_images:
             return self
         fingerprint = files.digest_of({"parent": self.fingerprint, "first": max_images})
-        return Corpus(self.folder, self.split, name=self.name, fingerprint=fingerprint, shards=self._shards, num_images=max_images)
+        first = Corpus(self.folder, self.split, name=self.name, fingerprint=fingerprint, shards=self._shards, num_images=max_images)
+        first.whole = self.whole
+        return first
 
     @property
     def num_shards(self) -> int:

@@ -6,8 +6,9 @@
     ROOT/SPLIT-CORPUS-ENCODERS/texts-00000.npy    float16, the tokens of their captions, concatenated without padding
     ROOT/SPLIT-CORPUS-ENCODERS/features.json      completion marker, written last: size and SHA-256 of each file
 
-The folder's name holds the fingerprints of the corpus and of the encoders, so one root serves any number of both. A killed encoding resumes
-with the missing files. Files are memory-mapped, and compared with their checksums when they are first mapped.
+The folder's name holds the fingerprints of the corpus and of the encoders, so one root serves any number of both. The first images of a
+split (`--max-images`) are read from the features of the whole split if these are stored. A killed encoding resumes with the missing files.
+Files are memory-mapped, and compared with their checksums when they are first mapped.
 
 Shape letters: I images, T texts, V image tokens, L text tokens, D width of an encoder.
 """
@@ -130,7 +131,8 @@ class Features:
     @cached_property
     def _lengths(self) -> Index:
         path = FEATURES.checked(self.folder / "lengths.npy", self.parts["lengths.npy"]["sha256"])
-        return np.load(path).astype(np.int64)
+        # Those of a whole split begin with those of its first images.
+        return np.load(path).astype(np.int64)[: self.corpus.num_captions]
 
     @cached_property
     def _starts(self) -> Index:
@@ -156,15 +158,16 @@ def open_or_build(root: Path, corpus: Corpus, model: Model, *, device: torch.dev
     """
     if model.encoders is None:
         raise ModelError("this model has no encoders of its own whose features could be stored", hint="leave --features out")
-    expected = {"format": FEATURES.format, "corpus": corpus.fingerprint, "encoders": model.encoders.digest}
     if other := other_folder_error(root, "folder for features", "name a new folder", error=InputError):
         raise other
-    build = Build(root / f"{corpus.split}-{corpus.fingerprint[:12]}-{model.encoders.digest[:12]}", expected, FEATURES)
+    build = _build_of(root, corpus, model.encoders)
+    if not build.is_sealed and corpus.whole is not corpus and (of_whole := _build_of(root, corpus.whole, model.encoders)).is_sealed:
+        build = of_whole
     if not build.is_sealed:
         with build.lock(wait=track):
             if not build.is_sealed:  # another run may have sealed it meanwhile
                 model.to(device).eval()
-                _build(build.folder, expected, CorpusSource(corpus, model.preprocess), model.encoders, device, track)
+                _build(build, CorpusSource(corpus, model.preprocess), model.encoders, device, track)
     plan, seal = FEATURES.read_plan_and_seal(build.folder)
     build.expect(plan)
     parts = seal["files"]
@@ -173,13 +176,19 @@ def open_or_build(root: Path, corpus: Corpus, model: Model, *, device: torch.dev
     return Features(corpus, build.folder, plan, parts)
 
 
+def _build_of(root: Path, corpus: Corpus, encoders: Encoders) -> Build:
+    """The folder of a corpus and encoders, and what its plan must say."""
+    expected = {"format": FEATURES.format, "corpus": corpus.fingerprint, "encoders": encoders.digest}
+    return Build(root / f"{corpus.split}-{corpus.fingerprint[:12]}-{encoders.digest[:12]}", expected, FEATURES)
+
+
 @torch.inference_mode()
-def _build(folder: Path, expected: dict[str, Any], source: CorpusSource, encoders: Encoders, device: torch.device, track: Track) -> None:
-    corpus = source.corpus
+def _build(planned: Build, source: CorpusSource, encoders: Encoders, device: torch.device, track: Track) -> None:
+    corpus, folder = source.corpus, planned.folder
     lengths = _token_counts(source)
     first_image = encoders.image_features(source.images([0]).to(device)).tokens
     plan = {
-        **expected,
+        **planned.plan,
         "split": corpus.split,
         "images": corpus.num_images,
         "captions": corpus.num_captions,
