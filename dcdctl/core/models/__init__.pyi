@@ -5,6 +5,7 @@ from .dual import DualModel
 from .families.coattention import FusionSize
 from .families.coattention_scorer import CoAttentionScorer
 from .families.frozen_dual import FrozenDual, new_frozen_dual
+from .families.raw_pairs import RawPairScorer, RawPreprocess
 from .families.vilt import ViltScorer, ViltSize, new_vilt
 from .families.vision_text_dual import DualSize, dual_from_backbones, dual_student, new_dual
 from .load_save import SETTINGS_FILE, check_ref, convert, find_damages, load, load_dual, load_fusion, save, seal_again
@@ -43,6 +44,8 @@ __all__ = [
     "Preprocess",
     "Preprocessor",
     "ProjectionSize",
+    "RawPairScorer",
+    "RawPreprocess",
     "States",
     "TextBatch",
     "Towers",

@@ -1,0 +1,193 @@
+"""The base of scorers that read whole images and captions, such as another library's cross-encoder.
+
+Such a scorer has no part that depends on an image or a caption alone. Its "encoded" images are the pixels and its "encoded" captions are
+the UTF-8 bytes, so every caller that scores pairs of a corpus works unchanged, and the scorer gets back the same pixels and strings.
+
+Shape letters: I images, T texts, P pairs, B aligned pairs, H and W pixels, L bytes, N tokens of an encoded input.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Never, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dcdctl.core.errors import ModelError
+from dcdctl.core.models.fusion import FusionModel
+from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
+
+HEADER = 2
+"""Tokens before the pixels of an encoded image: its width and its height, each a number of three bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawPreprocess:
+    """Images as uint8 RGB pixels and captions as UTF-8 bytes. The scorer preprocesses them itself."""
+
+    tokenizer: Any = None
+    """A fast tokenizer of transformers that counts the tokens of a caption; without one, characters are counted."""
+    image_processor: Any = None
+    max_text_len: int = 0
+    """Maximum number of tokens or characters of a caption; 0 for no limit."""
+    image_size_px: int = 0
+    """0, because images keep their size."""
+
+    def images(self, images: Sequence[Image.Image]) -> ImageBatch:
+        """The pixels of the images, I x 3 x H x W, uint8, with a mask."""
+        if not images:
+            raise ValueError("no images to preprocess")
+        width, height = (max(image.size[side] for image in images) for side in (0, 1))
+        pixels, mask = np.zeros((len(images), 3, height, width), dtype=np.uint8), np.zeros((len(images), height, width), dtype=np.bool_)
+        for i, image in enumerate(images):
+            pixels[i, :, : image.height, : image.width] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+            mask[i, : image.height, : image.width] = True
+        return ImageBatch(torch.from_numpy(pixels), torch.from_numpy(mask))
+
+    def texts(self, texts: Sequence[str]) -> TextBatch:
+        """The bytes of the captions, T x L, uint8; each caption is cut to `max_text_len`, if that is not 0."""
+        if not texts:
+            raise ValueError("no texts to preprocess")
+        encoded = [self._cut(text).encode() for text in texts]
+        ids = np.zeros((len(texts), max(1, *map(len, encoded))), dtype=np.uint8)
+        mask = np.zeros_like(ids, dtype=np.int64)
+        for t, content in enumerate(encoded):
+            ids[t, : len(content)] = np.frombuffer(content, dtype=np.uint8)
+            mask[t, : len(content)] = 1
+        return TextBatch(torch.from_numpy(ids), torch.from_numpy(mask))
+
+    def _cut(self, text: str) -> str:
+        if not self.max_text_len:
+            return text
+        if self.tokenizer is None:
+            return text[: self.max_text_len]
+        # verbose=False, because transformers warns about texts that are longer than the model's own limit.
+        ends = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        return text if len(ends) <= self.max_text_len else text[: ends[self.max_text_len - 1][1]]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides what the scorer is given. What it does with it is in its own settings."""
+        return {"max_text_len": self.max_text_len, "counts": "characters" if self.tokenizer is None else "tokens"}
+
+    def save(self, folder: Path) -> None:
+        """No files, because this has no settings of its own."""
+
+    def self_contained(self) -> Self:
+        """This object: it adds no step to a saved tokenizer or image processor."""
+        return self
+
+
+class RawPairScorer(FusionModel):
+    """A scorer that a subclass defines by `_score`, from images and strings to logits.
+
+    It is a teacher and a re-ranker. It can be neither trained nor saved here, and has no student of fewer layers.
+    """
+
+    preprocess: RawPreprocess  # type: ignore[assignment]
+
+    def __init__(self, network: nn.Module, preprocess: RawPreprocess | None = None) -> None:
+        """`network` has the weights; an empty nn.Module for a scorer without any."""
+        super().__init__(network, preprocess or RawPreprocess())  # type: ignore[arg-type]
+
+    @abstractmethod
+    def _score(self, images: list[Image.Image], texts: list[str], image_ix: list[int], text_ix: list[int]) -> Tensor:
+        """Raw logits of P pairs, given as positions in RGB images and captions that all occur in a pair."""
+
+    @property
+    @abstractmethod
+    def noun(self) -> str:
+        """What messages call the scorer, with its article."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Settings of the network; none unless a subclass has them."""
+        return {}
+
+    @property
+    def num_layers(self) -> int:
+        """0: no fusion layer can be taken out of such a scorer."""
+        return 0
+
+    def encode_images(self, images: ImageBatch | States) -> States:
+        """The images as tokens, uint8, I x N x 3 on the CPU: width, height, and then the pixels row by row."""
+        if isinstance(images, States):
+            raise ValueError("this scorer has no encoders, so it reads no features")
+        assert images.pixel_mask is not None
+        mask_IHW, pixels_IHW3 = images.pixel_mask.cpu(), images.pixel_values.cpu().permute(0, 2, 3, 1)
+        sizes = [(int(mask[0].sum()), int(mask[:, 0].sum())) for mask in mask_IHW]
+        longest = HEADER + max(width * height for width, height in sizes)
+        tokens_IN3 = torch.zeros(len(sizes), longest, 3, dtype=torch.uint8)
+        lengths_I = torch.tensor([HEADER + width * height for width, height in sizes])
+        for i, (width, height) in enumerate(sizes):
+            tokens_IN3[i, :HEADER] = torch.tensor([list(side.to_bytes(3, "big")) for side in (width, height)], dtype=torch.uint8)
+            tokens_IN3[i, HEADER : lengths_I[i]] = pixels_IHW3[i, :height, :width].reshape(-1, 3)
+        return States(tokens_IN3, torch.arange(longest) < lengths_I[:, None])
+
+    def encode_texts(self, texts: TextBatch | States) -> States:
+        """The captions as tokens, uint8, T x L x 1 on the CPU: their bytes."""
+        if isinstance(texts, States):
+            raise ValueError("this scorer has no encoders, so it reads no features")
+        return States(texts.input_ids.cpu()[..., None], texts.attention_mask.cpu().bool())
+
+    def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
+        """Logits of P pairs, given as positions in `images` and `texts`; each image and caption is unpacked once."""
+        used_images, image_at_P = image_ix_P.cpu().unique(return_inverse=True)
+        used_texts, text_at_P = text_ix_P.cpu().unique(return_inverse=True)
+        pictures = [_image(images.tokens[image]) for image in used_images.tolist()]
+        captions = [_text(texts.tokens[text], texts.mask[text]) for text in used_texts.tolist()]
+        return self._score(pictures, captions, image_at_P.tolist(), text_at_P.tolist())
+
+    def score(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
+        """Logits of B aligned pairs, each pair scored alone: the oracle of `score_pairs`."""
+        images = self.encode_images(ImageBatch(pixel_values, pixel_mask))
+        texts = self.encode_texts(TextBatch(input_ids, attention_mask))
+        alone = (self._score_alone(_image(images.tokens[b]), _text(texts.tokens[b], texts.mask[b])) for b in range(len(images)))
+        return torch.cat(list(alone))
+
+    def _score_alone(self, image: Image.Image, text: str) -> Tensor:
+        """The logit of one pair by the plainest way that the scorer has, a tensor of one number."""
+        return self._score([image], [text], [0], [0])
+
+    def _with_layers(self, layers: list[int]) -> Never:
+        raise self._refusal("has no layers that a student could take over")
+
+    def student(self, layers: Sequence[int]) -> Never:
+        """ModelError: such a scorer has no student of fewer layers."""
+        self._with_layers(list(layers))
+
+    def set_dropout(self, probability: float) -> Never:
+        """ModelError: such a scorer is not trained here."""
+        raise self._refusal("cannot be trained here")
+
+    def checkpoint_activations(self) -> Never:
+        """ModelError: such a scorer is not trained here."""
+        raise self._refusal("cannot be trained here")
+
+    def save_network(self, folder: Path, *, half: bool = False) -> Never:
+        """ModelError: such a scorer is used where it is."""
+        raise ModelError(f"{self.noun} cannot be saved or exported", hint="give its own reference wherever it is needed")
+
+    def export_copy(self) -> Never:
+        """ModelError: such a scorer is used where it is."""
+        self.save_network(Path())
+
+    def _refusal(self, problem: str) -> ModelError:
+        hint = "use it as the teacher of a dual encoder (a recipe with model.kind = dual), or to re-rank"
+        return ModelError(f"{self.noun} {problem}", hint=hint)
+
+
+def _image(tokens_N3: Tensor) -> Image.Image:
+    width, height = (int.from_bytes(bytes(side), "big") for side in tokens_N3[:HEADER].tolist())
+    pixels = tokens_N3[HEADER : HEADER + width * height].reshape(height, width, 3)
+    return Image.fromarray(pixels.numpy())
+
+
+def _text(tokens_L1: Tensor, mask_L: Tensor) -> str:
+    return bytes(tokens_L1[mask_L, 0].tolist()).decode()
