@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dcdctl.cli.options import (
-    BatchSize,
     Data,
     Device,
     Features,
     MaxImages,
     ModelSet,
     Out,
+    PairBatchSize,
     Precision,
     Sets,
     Split,
@@ -55,7 +55,7 @@ def cache_teacher(
     extend: Extend = None,
     dry_run: DryRun = False,
     verify: Verify = None,
-    batch_size: BatchSize = 256,
+    batch_size: PairBatchSize = None,
     device: Device = "auto",
     precision: Precision = "fp32",
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcdctl.cli.options import BatchSize, Data, Device, Features, Json, MaxImages, ModelRef, ModelSet, Rerank, Split, check_output_file
+from dcdctl.cli.options import Data, Device, Features, Json, MaxImages, ModelRef, ModelSet, PairBatchSize, Rerank, Split, check_output_file
 from dcdctl.cli.views.terminal import bar, clock, note, show_json, show_table
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def evaluate(
     rerank: Rerank = None,
     depth: Depth = None,
     max_images: MaxImages = None,
-    batch_size: BatchSize = 256,
+    batch_size: PairBatchSize = None,
     device: Device = "auto",
     model_set: ModelSet = None,
     features: Features = None,

@@ -110,6 +110,10 @@ Precision = Annotated[
     str, typer.Option("--precision", help="fp32, or bf16 or fp16 if the hardware supports it.", callback=check_precision, metavar="NAME")
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Images, captions or pairs in one forward pass.", min=1, metavar="N")]
+PairBatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", help="Images, captions or pairs in one forward pass; by default the model's (256).", min=1, metavar="N"),
+]
 Workers = Annotated[int, typer.Option("--workers", help="Processes that read and decode images ahead.", min=0, metavar="N")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads of torch; by default torch decides.", min=1, metavar="N")]
 Accumulate = Annotated[

@@ -33,8 +33,8 @@ class Compute:
     device: torch.device = CPU
     precision: str = "float32"
     """Torch name of the type to compute in: float32 without autocast, bfloat16 or float16 under autocast."""
-    batch_size: int = 256
-    """Images, captions or pairs in one forward pass without gradients. A recipe sets the batch size of training."""
+    batch_size: int | None = None
+    """Images, captions or pairs in one forward pass without gradients; None for the model's choice. A recipe sets that of training."""
     workers: int = 0
     """Processes that read and decode images ahead; 0 reads them in this process."""
     features: Path | None = None

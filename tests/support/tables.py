@@ -49,12 +49,15 @@ class TableFusion(nn.Module):
 
     kind = "fusion"
     encoders = None
+    pairs_per_batch = 256
+    groups_by_image = False
 
     def __init__(self, table_IT: Tensor) -> None:
         super().__init__()
         self.preprocess, self.table_IT = Preprocess(), table_IT
         self.pairs: list[tuple[int, int]] = []
         self.num_encoded_texts = 0
+        self.batches: list[list[tuple[int, int]]] = []
 
     def encode_images(self, images: ImageBatch) -> States:
         return States(images.pixel_values[:, :, 0], torch.ones(len(images), 1, dtype=torch.bool))
@@ -65,7 +68,8 @@ class TableFusion(nn.Module):
 
     def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
         image_P, text_P = images.tokens[image_ix_P, 0, 0], texts.tokens[text_ix_P, 0, 0]
-        self.pairs += zip(image_P.tolist(), text_P.tolist(), strict=True)
+        self.batches.append(list(zip(image_P.tolist(), text_P.tolist(), strict=True)))
+        self.pairs += self.batches[-1]
         return self.table_IT[image_P, text_P]
 
 

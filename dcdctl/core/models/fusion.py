@@ -24,6 +24,8 @@ class FusionModel(nn.Module, ABC):
     """Base of the fusion scorers; created in eval mode. `unused_keys` are the entries of a checkpoint that scoring does not need."""
 
     kind: Literal["fusion"] = "fusion"
+    pairs_per_batch = 256
+    groups_by_image = False
     network: nn.Module
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:

@@ -319,6 +319,16 @@ class FusionScorer(_Model, Protocol):
         """Number of fusion layers."""
         ...
 
+    @property
+    def pairs_per_batch(self) -> int:
+        """Pairs in one call of `score_pairs`, unless the user sets a batch size."""
+        ...
+
+    @property
+    def groups_by_image(self) -> bool:
+        """Whether pairs of one image cost less in one batch. Callers then score them one after another, and few images at a time."""
+        ...
+
     def student(self, layers: Sequence[int]) -> FusionScorer:
         """A trainable scorer with only these fusion layers, which ascend; it starts from copies of their weights."""
         ...

@@ -37,6 +37,8 @@ from dcdctl.core.models import (
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.scoring.features import CorpusSource, Features, Source
 
+DEFAULT_BATCH_SIZE = 256
+"""Images or captions per forward pass, unless the user sets a batch size."""
 BATCH_SIZE = 64
 """Images or captions per forward pass of a miner's model. Not an option: mined candidates could depend on its rounding."""
 MAX_TEXT_LEN = 64
@@ -108,8 +110,9 @@ def _embed_in_batches(
 ) -> Tensor:
     """The vectors of these images or captions, in this order."""
     batches = []
-    for start in range(0, len(indices), compute.batch_size):
-        batch_ix = indices[start : start + compute.batch_size]
+    size = compute.batch_size or DEFAULT_BATCH_SIZE
+    for start in range(0, len(indices), size):
+        batch_ix = indices[start : start + size]
         vectors = embed_batch(embed, read(batch_ix), compute)
         batches.append(functional.normalize(vectors, dim=-1) if normalize else vectors)
         advance(len(batch_ix))

@@ -1,7 +1,8 @@
 """Pair scores of a fusion model: many image-caption pairs, each image and caption encoded once, and how long they will take.
 
-`score_pairs` scores any pairs of a corpus; all their images are in memory at once, their captions come in chunks. `PairScorer` scores
-pairs of a part of a corpus again and again; all captions stay in memory, the images come in chunks.
+`score_pairs` scores any pairs of a corpus; all their images are in memory at once, their captions come in chunks. For a model that groups
+pairs by image, the images come in chunks instead, each with all captions that it is paired with. `PairScorer` scores pairs of a part of a
+corpus again and again; all captions stay in memory, the images come in chunks.
 
 Shape letters: P pairs, T texts.
 """
@@ -71,19 +72,44 @@ def score_block(
     image_ix_P, text_ix_P = image_ix_P.to(length_T.device), text_ix_P.to(length_T.device)
     # Captions of one length share a batch, so that no pair is computed with more padding than it needs.
     order_P = torch.argsort(length_T[text_ix_P], stable=True)
+    batch_size = pairs_per_batch(scorer, compute)
+    batches = _by_image(order_P, image_ix_P, batch_size) if scorer.groups_by_image else order_P.split(batch_size)
     scores_P = torch.empty(len(order_P), dtype=torch.float32)
     with compute.autocast():
-        for batch in order_P.split(compute.batch_size):
+        for batch in batches:
             scores_P[batch.cpu()] = scorer.score_pairs(images, texts, image_ix_P[batch], text_ix_P[batch]).float().cpu()
             if advance is not None:
                 advance(len(batch))
     return scores_P
 
 
+def pairs_per_batch(scorer: FusionScorer, compute: Compute) -> int:
+    """The batch size of the user, else that of the model."""
+    return compute.batch_size or scorer.pairs_per_batch
+
+
+def _by_image(order_P: Tensor, image_ix_P: Tensor, batch_size: int) -> list[Tensor]:
+    """The pairs in batches of at most `batch_size`, image after image; only pairs of an image that exceed a batch are split.
+
+    >>> [batch.tolist() for batch in _by_image(torch.arange(6), torch.tensor([1, 0, 1, 0, 1, 2]), batch_size=3)]
+    [[1, 3], [0, 2, 4], [5]]
+    """
+    order_P = order_P[torch.argsort(image_ix_P[order_P], stable=True)]
+    batches: list[Tensor] = []
+    for group in order_P.split(image_ix_P[order_P].unique_consecutive(return_counts=True)[1].tolist()):
+        if batches and len(batches[-1]) + len(group) <= batch_size:
+            batches[-1] = torch.cat([batches[-1], group])
+        else:
+            batches += group.split(batch_size)
+    return batches
+
+
 def score_pairs(
     scorer: FusionScorer, source: Source, image_P: Index, text_P: Index, *, compute: Compute, advance: Advance | None = None
 ) -> NDArray[np.float32]:
-    """Logits of pairs of a corpus, in the order given. Memory grows with the number of different images."""
+    """Logits of pairs of a corpus, in the order given. Memory grows with the number of different images, unless pairs are grouped."""
+    if scorer.groups_by_image:
+        return _score_grouped(scorer, source, image_P, text_P, compute=compute, advance=advance)
     images, image_at_P = np.unique(image_P, return_inverse=True)
     texts, text_at_P = np.unique(text_P, return_inverse=True)
     # Captions with a similar number of characters share a chunk, so that little of it is padding.
@@ -100,6 +126,20 @@ def score_pairs(
         return score_block(scorer, image_states, text_states, *ix, compute, advance)
 
     return _score_by_chunk(position_P // TEXT_CHUNK, score_chunk)
+
+
+def _score_grouped(
+    scorer: FusionScorer, source: Source, image_P: Index, text_P: Index, *, compute: Compute, advance: Advance | None
+) -> NDArray[np.float32]:
+    """`score_pairs` with one chunk of images at a time, and all captions that they are paired with."""
+
+    def score_chunk(chunk: int, pairs: Index) -> Tensor:
+        (images, image_at_P), (texts, text_at_P) = (np.unique(ix_P[pairs], return_inverse=True) for ix_P in (image_P, text_P))
+        states = encode_images(scorer, source, images, compute), encode_texts(scorer, source, texts, compute)
+        return score_block(scorer, *states, torch.from_numpy(image_at_P), torch.from_numpy(text_at_P), compute, advance)
+
+    # By rank among the images of these pairs: a cache may use few of the corpus.
+    return _score_by_chunk(np.unique(image_P, return_inverse=True)[1] // IMAGE_CHUNK, score_chunk)
 
 
 def _score_by_chunk(chunk_P: Index, score_chunk: Callable[[int, Index], Tensor]) -> NDArray[np.float32]:
@@ -132,6 +172,11 @@ class PairScorer:
     texts: range
     compute: Compute
 
+    @property
+    def batch_size(self) -> int:
+        """Pairs in one forward pass."""
+        return pairs_per_batch(self.scorer, self.compute)
+
     def score(self, image_P: Index, text_P: Index, advance: Advance | None = None) -> NDArray[np.float32]:
         """Logits of the pairs, in the order given."""
 
@@ -157,7 +202,7 @@ class PairScorer:
         text_s, texts = _timed(lambda: self._encode_texts(text_ix))
 
         def trial(scale: int) -> tuple[int, Callable[[], object]]:
-            count = min(scale * self.compute.batch_size, num_pairs)
+            count = min(scale * self.batch_size, num_pairs)
             image_P, text_P = (torch.from_numpy(rng.integers(len(states), size=count)) for states in (images, texts))
             return count, partial(score_block, self.scorer, images, texts, image_P, text_P, self.compute)
 

@@ -38,7 +38,9 @@ START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_met
 """Start method of worker processes. Not fork: a forked copy of a process with threads may hang."""
 CHUNKS_PER_WORKER = 8
 """Minimum number; fewer chunks are read in less time than a process takes to start."""
-IN_SMALL_BATCHES = Compute(batch_size=32)
+DEFAULT_BATCH_SIZE = 32
+"""Images per forward pass, unless the user sets a batch size."""
+IN_SMALL_BATCHES = Compute(batch_size=DEFAULT_BATCH_SIZE)
 
 
 def find_source(images: Path, split: str) -> ImageSource:
@@ -217,7 +219,7 @@ class EmbeddingTask:
 def embed(task: EmbeddingTask, track: Track = silent) -> None:
     """Write this process's share of the missing parts, and wait for the other processes."""
     task.model.to(task.compute.device).eval()
-    size = task.compute.batch_size
+    size = task.compute.batch_size or DEFAULT_BATCH_SIZE
     mine = [task.parts[number] for number in distributed.local_indices(len(task.parts))]
     # A part that was damaged since a killed run wrote it is written again.
     local = [part for part in mine if not task.build.is_written(task.name(part))]

@@ -90,6 +90,8 @@ class RawPairScorer(FusionModel):
     It is a teacher and a re-ranker. It can be neither trained nor saved here, and has no student of fewer layers.
     """
 
+    # Whole images are large: only a chunk of them is in memory when pairs are grouped.
+    groups_by_image = True
     preprocess: RawPreprocess  # type: ignore[assignment]
 
     def __init__(self, network: nn.Module, preprocess: RawPreprocess | None = None) -> None:
