@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
@@ -36,6 +37,13 @@ class EncoderDualConfig(PreTrainedConfig):
         return self.projection.get("projection_dim")
 
 
+def _new_encoder(config: Any) -> Any:
+    if type(config) in transformers.MODEL_MAPPING:
+        return AutoModel.from_config(config)
+    # AutoModel knows few sides of CLIP-like models. Their classes are named as their configurations, such as SiglipTextConfig.
+    return getattr(transformers, type(config).__name__.removesuffix("Config") + "Model")(config)
+
+
 class Projections(nn.Module):
     """A linear layer for each encoder, over normalized features, and the logit scale."""
 
@@ -57,7 +65,7 @@ class EncoderDualModel(PreTrainedModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.vision, self.text = (AutoModel.from_config(AutoConfig.for_model(**dict(side))) for side in (config.vision, config.text))
+        self.vision, self.text = (_new_encoder(AutoConfig.for_model(**dict(side))) for side in (config.vision, config.text))
         for encoder in (self.vision, self.text):
             pooler = getattr(encoder, "pooler", None)
             if isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
@@ -100,7 +108,7 @@ class EncoderDualModel(PreTrainedModel):
             return torch.cat([states, *(functional.adaptive_avg_pool2d(each, states.shape[2:]) for each in maps)], dim=1).mean(dim=(2, 3))
         output = self.vision(pixel_values=pixel_values, output_hidden_states=bool(self.levels))
         states = output.last_hidden_state
-        if self.vision.config.model_type == "clip_vision_model":
+        if self.vision.config.model_type in ("clip_vision_model", "metaclip_2_vision_model"):
             states = self.vision.post_layernorm(states)
         if self.levels:
             states = torch.cat([states, *(output.hidden_states[level] for level in self.levels)], dim=-1)

@@ -132,7 +132,7 @@ def test_an_encoder_that_does_not_fit_is_refused_and_named(captions, tmp_path):
     with pytest.raises(ModelError, match=r"text holds no tokenizer's vocabulary; model\.text names a text model with its tokenizer"):
         models.new_coattention(vision, text, SMALL)
     square_image_processor(SIDE + 8).save_pretrained(vision)
-    with pytest.raises(ModelError, match=r"vision cannot be one side of a co-attention model: .*doesn't match.*; vision: a backbone"):
+    with pytest.raises(ModelError, match=r"vision cannot be the vision side of a model: .*doesn't match.*; take a backbone"):
         models.new_coattention(vision, save_text("bert", captions, tmp_path / "text"), SMALL)
 
 

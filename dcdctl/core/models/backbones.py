@@ -8,28 +8,39 @@ feature map, D length of vectors.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+import transformers
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel, TimmWrapperImageProcessor
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, TimmWrapperImageProcessor
 
 from dcdctl.core.config import Between, Count, check_fields
 from dcdctl.core.errors import ModelError, require_extra
 from dcdctl.core.models.checkpoint import check_complete, check_finite
 from dcdctl.core.models.fingerprint import digest_of
-from dcdctl.core.models.preprocess import Preprocess, hub_errors, load_image_processor
+from dcdctl.core.models.preprocess import Preprocess, hub_errors, load_image_processor, num_text_positions
 from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
 
 TIMM = "timm_wrapper"
 """The model type of timm's models in transformers."""
 LEVELS, GRID = "dcdctl_levels", "dcdctl_grid"
 """Entries of a vision encoder's configuration that hold its `FeatureSpec`, so that it is saved, loaded and part of digests."""
+Side = Literal["vision", "text"]
+INPUTS: dict[Side, str] = {"vision": "pixel_values", "text": "input_ids"}
+HINTS: dict[Side, str] = {
+    "vision": "take a backbone that gives tokens or a feature map, such as ViT or DINOv2, or a CLIP-like model",
+    "text": "take a text encoder such as BERT or RoBERTa, or a CLIP-like model",
+}
+NORMALIZED_AFTERWARDS = ("clip_vision_model", "metaclip_2_vision_model")
+"""Vision encoders whose tokens are normalized by `post_layernorm`, as in METER; transformers normalizes only their class token."""
 FIRST_LOGIT_SCALE = 20.0
 MAX_LOGIT_SCALE = 100.0
 """As in CLIP: a larger scale makes training unstable."""
@@ -57,7 +68,7 @@ def load_vision(ref: str, spec: FeatureSpec = FeatureSpec.DEFAULT) -> nn.Module:
 
     The spec is stored in the encoder's configuration. ModelError for a stage that the encoder does not have, or a size that it cannot take.
     """
-    encoder: Any = _load(ref, "vision_config", "pixel_values")
+    encoder: Any = _load(ref, "vision")
     if spec.levels:
         _check_levels(encoder, spec.levels, ref)
         setattr(encoder.config, LEVELS, list(spec.levels))
@@ -80,25 +91,75 @@ def _check_levels(encoder: nn.Module, levels: tuple[int, ...], ref: str) -> None
 
 def load_text(ref: str) -> nn.Module:
     """The pretrained text encoder of a folder or Hub id, or the text side of a CLIP-like model."""
-    return _load(ref, "text_config", "input_ids")
+    return _load(ref, "text")
 
 
-def _load(ref: str, side: str, input_name: str) -> nn.Module:
+def _load(ref: str, side: Side) -> nn.Module:
     with hub_errors(ref, hint="name a folder or Hub id of an encoder of transformers or timm"), needing_timm(ref):
-        config = AutoConfig.from_pretrained(ref)
+        config = AutoConfig.from_pretrained(ref, trust_remote_code=False)
+        own = getattr(config, f"{side}_config", None)
+        if side == "text" and hasattr(own or config, "vocab_size"):
+            num_text_positions(own or config)  # refuses T5 and other relative positions before weights are opened
         # The type is given, since transformers 5 otherwise keeps that of the file, which may be float16.
-        encoder, report = AutoModel.from_pretrained(
-            ref, config=getattr(config, side, config), dtype=torch.float32, output_loading_info=True
-        )
+        whole, report = encoder_class(config).from_pretrained(ref, dtype=torch.float32, output_loading_info=True)
+    # AutoModel knows the text side of CLIP alone, so the side of a model of two is taken from the whole.
+    encoder = whole if own is None else getattr(whole, f"{side}_model", None)
+    if encoder is None or (own is not None and not hasattr(transformers, type(encoder).__name__)):
+        raise ModelError(f"{ref} is a {config.model_type} model, whose {side} side cannot be taken alone", hint=HINTS[side])
+    prefix = "" if own is None else f"{side}_model."
+    missing = (name.removeprefix(prefix) for name in report["missing_keys"] if name.startswith(prefix))
     # A checkpoint may lack a pooler: only tokens are read.
-    check_complete(ref, (name for name in report["missing_keys"] if not name.startswith("pooler.")), "its encoder")
+    check_complete(ref, (name for name in missing if not name.startswith("pooler.")), f"its {side} encoder")
     check_finite(encoder.state_dict(), ref)
-    if encoder.main_input_name != input_name:
-        raise ModelError(
-            f"{ref} is a {encoder.config.model_type} model and reads {encoder.main_input_name}, expected one that reads {input_name}"
-        )
+    _check_inputs(encoder, ref, side)
     loaded: nn.Module = encoder
     return loaded
+
+
+def _check_inputs(encoder: Any, ref: str, side: Side) -> None:
+    """ModelError unless the encoder computes from pixels, or from token ids, alone."""
+    found, expected = encoder.main_input_name, INPUTS[side]
+    if found != expected:
+        read = f"{ref} is a {encoder.config.model_type} model and reads {found}, expected one that reads {expected}"
+        raise ModelError(read, hint=HINTS[side])
+    parameters = inspect.signature(encoder.forward).parameters.values()
+    required = [each.name for each in parameters if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD]
+    if others := [name for name in required if name != expected]:
+        found = f"{ref} is a {encoder.config.model_type} model, which needs {' and '.join(others)} besides {expected}"
+        raise ModelError(found, hint="take a model of a fixed image size" if side == "vision" else HINTS[side])
+
+
+def new_encoder(config: Any) -> Any:
+    """An untrained encoder of this configuration."""
+    found = encoder_class(config)
+    return AutoModel.from_config(config) if found is AutoModel else found(config)
+
+
+def encoder_class(config: Any) -> Any:
+    """What loads an encoder of this configuration: AutoModel, or a class that AutoModel does not know."""
+    if type(config) in MODEL_MAPPING:
+        return AutoModel
+    # AutoModel knows few sides of CLIP-like models. Their classes are named as their configurations, such as SiglipTextConfig.
+    return getattr(transformers, type(config).__name__.removesuffix("Config") + "Model")
+
+
+@torch.no_grad()
+def check_sides(
+    preprocess: Preprocess, vision: tuple[str, Callable[[ImageBatch], object]], text: tuple[str, Callable[[TextBatch], object]]
+) -> None:
+    """ModelError, which names the encoder, if an image or a caption does not pass through it; each is a reference and what encodes."""
+    size = preprocess.image_size_px
+    sides: tuple[tuple[str, Side, Callable[[], object]], ...] = (
+        (vision[0], "vision", lambda: vision[1](preprocess.images([Image.new("RGB", (size, size))]))),
+        (text[0], "text", lambda: text[1](preprocess.texts(["a"]))),
+    )
+    for ref, side, encode in sides:
+        try:
+            encode()
+        # Encoders have no common error for an input that they do not support.
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ModelError(f"{ref} cannot be the {side} side of a model: {reason[0]}", hint=HINTS[side]) from error
 
 
 def load_processor(ref: str, config: Any) -> Any:
@@ -149,8 +210,7 @@ def vision_tokens(encoder: Any, pixel_values: Tensor, width: int) -> Tensor:
         return to_tokens(states, width, spec.grid)
     output = encoder(pixel_values=pixel_values, output_hidden_states=bool(spec.levels))
     states = output.last_hidden_state
-    if encoder.config.model_type == "clip_vision_model":
-        # transformers normalizes only the class token, METER all tokens.
+    if encoder.config.model_type in NORMALIZED_AFTERWARDS:
         states = encoder.post_layernorm(states)
     if spec.levels:
         states = torch.cat([states, *(output.hidden_states[level] for level in spec.levels)], dim=-1)
@@ -189,7 +249,7 @@ def _level_widths(encoder: Any) -> list[int]:
     if config.model_type == TIMM:
         # A model with tokens gives its stages as maps, without the class token.
         return [] if _has_positions(encoder) else [int(stage["num_chs"]) for stage in encoder.timm_model.feature_info]
-    if getattr(config, "hidden_sizes", None) or getattr(config, "depths", None):
+    if not hasattr(config, "hidden_size") or getattr(config, "hidden_sizes", None) or getattr(config, "depths", None):
         return []
     # Hidden states start with the embeddings, before those of the layers.
     return [int(config.hidden_size)] * (int(config.num_hidden_layers) + 1)
@@ -210,7 +270,8 @@ def _output_width(encoder: Any) -> int:
             return int(width)
     sizes = getattr(config, "hidden_sizes", None)
     if not sizes:
-        raise ModelError(f"the configuration of a {config.model_type} vision encoder does not give the width of its features")
+        found = f"the configuration of a {config.model_type} vision encoder does not give the width of its features"
+        raise ModelError(found, hint=HINTS["vision"])
     return int(sizes[-1])
 
 

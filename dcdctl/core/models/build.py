@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from PIL import Image
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import backbones
@@ -50,7 +49,7 @@ def new_coattention(
     scorer = CoAttentionScorer(network, preprocess)
     if dual_init is not None:
         _start_from_dual(scorer, dual_init, f"{vision_ref} and {text_ref}")
-    _check_encoders(scorer, vision_ref, text_ref)
+    backbones.check_sides(preprocess, (vision_ref, scorer.encode_images), (text_ref, scorer.encode_texts))
     return scorer
 
 
@@ -65,24 +64,6 @@ def _start_from_dual(scorer: CoAttentionScorer, ref: str, encoders: str) -> None
         hint = "give both the same model.vision, vision_levels, vision_size, text and max_text_len"
         raise ModelError(f"{ref} is a dual encoder over other encoders ({found[:8]}) than {encoders} ({expected[:8]})", hint=hint)
     scorer.network.start_from(dual.network.projections)
-
-
-@torch.no_grad()
-def _check_encoders(scorer: CoAttentionScorer, vision_ref: str, text_ref: str) -> None:
-    """ModelError if an image or a caption does not pass through its encoder."""
-    size = scorer.preprocess.image_size_px
-    sides = (
-        (vision_ref, lambda: scorer.encode_images(scorer.preprocess.images([Image.new("RGB", (size, size))]))),
-        (text_ref, lambda: scorer.encode_texts(scorer.preprocess.texts(["a"]))),
-    )
-    for ref, encode in sides:
-        try:
-            encode()
-        # Encoders have no common error for an input that they do not support.
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            hint = "vision: a backbone that gives tokens or a feature map; text: an encoder such as BERT, RoBERTa or CLIP's"
-            raise ModelError(f"{ref} cannot be one side of a co-attention model: {reason[0]}", hint=hint) from error
 
 
 def every_other(num_layers: int) -> list[int]:

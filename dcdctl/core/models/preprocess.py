@@ -79,7 +79,10 @@ class Preprocess:
         """Captions as token ids, T x L, cut to `max_text_len` tokens including special ones, padded to the longest."""
         if not texts:
             raise ValueError("no texts to preprocess")
-        tokens = self.tokenizer(list(texts), padding="longest", truncation=True, max_length=self.max_text_len, return_tensors="pt")
+        # SigLIP's tokenizers give no mask unless asked.
+        tokens = self.tokenizer(
+            list(texts), padding="longest", truncation=True, max_length=self.max_text_len, return_attention_mask=True, return_tensors="pt"
+        )
         return TextBatch(tokens["input_ids"], tokens["attention_mask"])
 
     @property

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Self, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 
 from dcdctl.core.config import Between, Count, check_fields
 from dcdctl.core.errors import ConfigError
@@ -157,8 +157,8 @@ class CoAttentionNetwork(nn.Module):
     def from_configs(cls, vision_config: Any, text_config: Any, size: FusionSize, cosine: ProjectionSize | None = None) -> Self:
         """The network over untrained encoders of these configurations."""
         with backbones.needing_timm(f"the vision encoder {getattr(vision_config, 'architecture', '')}"):
-            vision = AutoModel.from_config(vision_config)
-        text = AutoModel.from_config(text_config)
+            vision = backbones.new_encoder(vision_config)
+        text = backbones.new_encoder(text_config)
         if cosine is None:
             return cls(vision, text, size)
         return cls(vision, text, size, Projections(backbones.image_width(vision), text.config.hidden_size, cosine))

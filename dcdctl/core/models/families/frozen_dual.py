@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
@@ -144,7 +144,9 @@ def new_frozen_dual(
     check_vocabulary(tokenizer, network.text_config.vocab_size)
     processor = backbones.load_processor(vision_ref, network.vision_config)
     length = min(max_text_len, num_text_positions(network.text_config))
-    return FrozenDual(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=length))
+    dual = FrozenDual(network, Preprocess(tokenizer=tokenizer, image_processor=processor, max_text_len=length))
+    backbones.check_sides(dual.preprocess, (vision_ref, dual.embed_images), (text_ref, dual.embed_texts))
+    return dual
 
 
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) -> FrozenDual:
@@ -156,7 +158,7 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None) ->
     with hub_errors(ref, hint="save the model again"):
         weights = load_file(folder / WEIGHTS_FILE)
     with backbones.needing_timm(folder):
-        vision, text = (AutoModel.from_config(AutoConfig.for_model(**config[name])) for name in ("vision", "text"))
+        vision, text = (backbones.new_encoder(AutoConfig.for_model(**config[name])) for name in ("vision", "text"))
     network = FrozenDualNetwork(vision, text, ProjectionSize(**config["projection"]))
     own = network.state_dict()
     check_complete(folder, set(own) - set(weights), "a dual encoder")

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoConfig, BeitConfig, BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
+from transformers import AutoModel, BeitConfig, BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
 from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.models import backbones
 from dcdctl.core.models.attention import set_hidden_dropout
 from dcdctl.core.models.backbones import MAX_LOGIT_SCALE
-from dcdctl.core.models.checkpoint import check_complete, check_finite, save_pretrained
+from dcdctl.core.models.checkpoint import check_complete, save_pretrained
 from dcdctl.core.models.dual import DualModel, unit_vectors
 from dcdctl.core.models.overrides import check_dual_overrides, read_overrides
 from dcdctl.core.models.preprocess import (
@@ -38,6 +40,9 @@ MAX_TEXT_LEN = 40
 POSITION_STD = 0.2
 """Standard deviation of a new image encoder's position embeddings. A narrow encoder learns positions late if they are small beside its
 patches."""
+
+
+FROZEN_HINT = "set model.frozen_encoders = true, or take a ViT, DINOv2, CLIP or SigLIP with a text encoder such as BERT or RoBERTa"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,31 +172,51 @@ def dual_student(size: DualSize, captions: Iterable[str], *, vocab_size: int = 2
 def dual_from_backbones(
     vision_ref: str, text_ref: str, projection_dim: int = 256, max_text_len: int = MAX_TEXT_LEN, seed: int = 0
 ) -> VisionTextDual:
-    """A dual encoder over two pretrained backbones (folders or Hub ids); only the two projections are new."""
-    for ref in (vision_ref, text_ref):
-        with hub_errors(ref, hint="name a local folder or a Hub id of a transformers model"):
-            AutoConfig.from_pretrained(ref)
-    with torch.random.fork_rng(devices=[]), hub_errors(vision_ref, hint=f"with {text_ref} as its text side"):
+    """A dual encoder over two pretrained backbones (folders or Hub ids); only the two projections are new.
+
+    ModelError for a backbone that VisionTextDualEncoderModel cannot hold; `new_frozen_dual` takes more.
+    """
+    with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        network = VisionTextDualEncoderModel.from_vision_text_pretrained(vision_ref, text_ref, projection_dim=projection_dim)
-    # transformers 5 keeps the type of the file, which may be float16.
-    network = network.float()
-    check_finite(network.state_dict(), f"{vision_ref}, {text_ref}")
+        # In this order, because a pooler that a checkpoint lacks takes random numbers too.
+        vision, text = backbones.load_vision(vision_ref), backbones.load_text(text_ref)
+        for ref, side, encoder in ((vision_ref, "vision", vision), (text_ref, "text", text)):
+            _check_trainable(ref, side, encoder.config)
+        config = VisionTextDualEncoderConfig.from_vision_text_configs(vision.config, text.config, projection_dim=projection_dim)
+        network = VisionTextDualEncoderModel(config, vision, text)
     tokenizer = load_tokenizer(text_ref)
     check_vocabulary(tokenizer, network.config.text_config.vocab_size)
     length = min(max_text_len, num_text_positions(network.config.text_config))
     model = VisionTextDual(network, Preprocess(tokenizer=tokenizer, image_processor=load_image_processor(vision_ref), max_text_len=length))
-    _check_pooled(model, text_ref)
+    _check_pooled(model, vision_ref, text_ref)
     return model
 
 
-def _check_pooled(model: VisionTextDual, text_ref: str) -> None:
-    """ModelError for a text backbone without a pooled output, such as DistilBERT."""
-    try:
-        with torch.no_grad():
-            model.embed_texts(model.preprocess.texts(["a"]))
-    except (AttributeError, TypeError) as error:
-        raise ModelError(f"{text_ref} gives no pooled output", hint="take a text model with a pooler, such as BERT or RoBERTa") from error
+def _check_trainable(ref: str, side: str, config: Any) -> None:
+    """ModelError for an encoder that transformers cannot read again as a side of a VisionTextDualEncoderModel."""
+    problem = ""
+    if backbones.encoder_class(config) is not AutoModel:
+        problem = "AutoModel does not know it alone"
+    elif not isinstance(getattr(config, "hidden_size", None), int):
+        problem = "its configuration gives no hidden_size"
+    if problem:
+        found = f"the {side} encoder of {ref} ({config.model_type}) cannot be trained in a VisionTextDualEncoderModel: {problem}"
+        raise ModelError(found, hint=FROZEN_HINT)
+
+
+@torch.no_grad()
+def _check_pooled(model: VisionTextDual, vision_ref: str, text_ref: str) -> None:
+    """ModelError for a backbone without a pooled output, such as DistilBERT."""
+    size = model.preprocess.image_size_px
+    sides = (
+        (vision_ref, lambda: model.embed_images(model.preprocess.images([Image.new("RGB", (size, size))]))),
+        (text_ref, lambda: model.embed_texts(model.preprocess.texts(["a"]))),
+    )
+    for ref, embed in sides:
+        try:
+            embed()
+        except (AttributeError, TypeError) as error:
+            raise ModelError(f"{ref} gives no pooled output", hint=FROZEN_HINT) from error
 
 
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> VisionTextDual:
