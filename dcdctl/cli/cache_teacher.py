@@ -18,14 +18,22 @@ from dcdctl.cli.options import (
     Precision,
     Sets,
     Split,
-    Teacher,
     check_overrides,
     check_recipe,
+    refuse,
 )
 
 if TYPE_CHECKING:
-    from dcdctl.core.teacher import Estimate
+    from dcdctl.core.teacher import Estimate, ExternalJob, TeacherCache
 
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher",
+        help="Name (prepare --list), Hub id, transformers folder, official .ckpt or run folder. Not with --plan-only and --scores.",
+        metavar="REF",
+    ),
+]
 RecipeName = Annotated[
     str | None,
     typer.Option(
@@ -40,12 +48,23 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the number of pair
 Verify = Annotated[
     int | None, typer.Option("--verify", help="Compute N scores of a finished cache again and compare them.", min=1, metavar="N")
 ]
+PlanOnly = Annotated[bool, typer.Option("--plan-only", help="Write the pairs without a score to OUT/work, for another program to score.")]
+With = Annotated[
+    str | None,
+    typer.Option("--with", help="With --plan-only: also write captions, paths, bytes (of the images); comma-separated.", metavar="NAMES"),
+]
+Scores = Annotated[
+    list[str] | None,
+    typer.Option("--scores", help="Take scores by ids: Parquet, CSV or JSON lines, a folder or a pattern; repeatable.", metavar="FILE"),
+]
+TeacherName = Annotated[str | None, typer.Option("--teacher-name", help="With --scores: the model that gave them.", metavar="NAME")]
+EXTERNAL = "is for a model that dcdctl runs, and --plan-only and --scores run none"
 
 
 def cache_teacher(
     data: Data,
-    teacher: Teacher,
     out: Out,
+    teacher: Teacher = None,
     recipe: RecipeName = None,
     sets: Sets = None,
     split: Split = "train",
@@ -55,29 +74,86 @@ def cache_teacher(
     extend: Extend = None,
     dry_run: DryRun = False,
     verify: Verify = None,
+    plan_only: PlanOnly = False,
+    with_columns: With = None,
+    scores: Scores = None,
+    teacher_name: TeacherName = None,
     batch_size: PairBatchSize = None,
     device: Device = "auto",
     precision: Precision = "fp32",
 ) -> None:
     """Score each query's candidates with the teacher, once. Training reads the scores and never runs the teacher."""
+    own: dict[str, object] = {
+        "--teacher": teacher,
+        "--model-set": model_set,
+        "--features": features,
+        "--dry-run": dry_run or None,
+        "--verify": verify,
+    }
+    own |= {"--precision": None if precision == "fp32" else precision, "--batch-size": batch_size}
+    _check_external(own, plan_only, with_columns, scores, teacher_name)
     _check_recipe(recipe, sets, verify)
     from dcdctl.cli.views.terminal import bar, show
     from dcdctl.core import devices, training
     from dcdctl.core.devices import Compute
-    from dcdctl.core.teacher import CacheJob, cache_scores, verify_cache
+    from dcdctl.core.teacher import CacheJob, ExternalJob, cache_scores, verify_cache
 
+    candidates = None if recipe is None else training.load_recipe(recipe, sets or ()).candidates
+    if teacher is None:
+        assert candidates is not None
+        job = ExternalJob(
+            data=data, out=out, candidates=candidates, split=split, max_images=max_images, extend=extend, device=devices.choose(device)
+        )
+        return _plan(job, with_columns) if plan_only else _take(job, scores or [], teacher_name or "")
     numbers = devices.precision(precision)
-    job = CacheJob(
+    cache_job = CacheJob(
         teacher=teacher, model_set=model_set or (), data=data, split=split, max_images=max_images, out=out,
-        candidates=None if recipe is None else training.load_recipe(recipe, sets or ()).candidates, extend=extend,
+        candidates=candidates, extend=extend,
         compute=Compute(device=devices.choose(device), precision=numbers, batch_size=batch_size, features=features),
     )  # fmt: skip
     if verify is not None:
-        difference = verify_cache(job, verify, track=bar)
+        difference = verify_cache(cache_job, verify, track=bar)
         return show(f"{out}: {verify:,} pairs scored again, the largest difference is {difference:.1e}")
-    cache = cache_scores(job, dry_run=dry_run, track=bar, on_estimate=_show_estimate)
+    cache = cache_scores(cache_job, dry_run=dry_run, track=bar, on_estimate=_show_estimate)
     if cache is not None:
-        show(f"{cache.num_pairs:,} scored pairs of {cache.num_images:,} images and {cache.num_texts:,} captions -> {out}")
+        _show_cache(cache)
+
+
+def _check_external(own: dict[str, object], plan_only: bool, with_columns: str | None, scores: list[str] | None, name: str | None) -> None:
+    """A usage error for options that do not go together; `own` are those of a model that dcdctl runs."""
+    if not plan_only:
+        refuse({"--with": with_columns}, "is for a work list: add --plan-only")
+    if not scores:
+        refuse({"--teacher-name": name}, "is for scores from elsewhere: name their files with --scores")
+    if plan_only or scores:
+        refuse(own, EXTERNAL)
+    elif own["--teacher"] is None:
+        raise typer.BadParameter("name the model that scores, or use --plan-only or --scores", param_hint="--teacher")
+    if plan_only:
+        refuse({"--scores": scores}, "and --plan-only are two steps: plan first, then give the scores")
+    elif scores and not name:
+        raise typer.BadParameter("name the model that gave the scores", param_hint="--teacher-name")
+
+
+def _plan(job: ExternalJob, with_columns: str | None) -> None:
+    from dcdctl.cli.views.terminal import bar, show
+    from dcdctl.core.teacher import parse_extras, plan_work
+
+    work = plan_work(job, parse_extras(with_columns), track=bar)
+    show(f"{work.num_pairs:,} pairs without a score in {work.num_files:,} files -> {work.folder}")
+
+
+def _take(job: ExternalJob, scores: list[str], teacher_name: str) -> None:
+    from dcdctl.cli.views.terminal import bar
+    from dcdctl.core.teacher import take_scores
+
+    _show_cache(take_scores(job, scores, teacher_name, track=bar))
+
+
+def _show_cache(cache: TeacherCache) -> None:
+    from dcdctl.cli.views.terminal import show
+
+    show(f"{cache.num_pairs:,} scored pairs of {cache.num_images:,} images and {cache.num_texts:,} captions -> {cache.folder}")
 
 
 def _check_recipe(recipe: str | None, sets: list[str] | None, verify: int | None) -> None:

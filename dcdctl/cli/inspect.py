@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dcdctl.cli.options import Json, MaxImages, Page
+from dcdctl.cli.options import Json, MaxImages, Page, refuse
 from dcdctl.cli.views.terminal import bar, note, show, show_json, show_table
 
 Folder = Annotated[Path, typer.Argument(help="Folder written by `dcdctl prepare` or `dcdctl cache-teacher`.", metavar="DIR|CACHE")]
@@ -41,19 +41,12 @@ def inspect(
     from dcdctl.core.data import artifact_kind
 
     if artifact_kind(folder) == "corpus":
-        _refuse({"--data": data, "--hardest": hardest}, f"is for a teacher cache, and {folder} is a corpus")
-        _refuse({"--num-images": num_images if html is None else None}, "is for the page: name a file with --html")
+        refuse({"--data": data, "--hardest": hardest}, f"is for a teacher cache, and {folder} is a corpus")
+        refuse({"--num-images": num_images if html is None else None}, "is for the page: name a file with --html")
         return _inspect_corpus(folder, split, max_images, html, num_images, json)
-    _refuse({"--num-images": num_images}, f"is for a corpus, and {folder} is a teacher cache")
-    _refuse({"--html": html if data is None else None}, "needs the images: name their corpus with --data")
+    refuse({"--num-images": num_images}, f"is for a corpus, and {folder} is a teacher cache")
+    refuse({"--html": html if data is None else None}, "needs the images: name their corpus with --data")
     _inspect_cache(folder, data, split or "train", max_images, 10 if hardest is None else hardest, html, json)
-
-
-def _refuse(options: dict[str, object], why: str) -> None:
-    """A usage error for an option that was given and has no effect here."""
-    for name, value in options.items():
-        if value is not None:
-            raise typer.BadParameter(why, param_hint=name)
 
 
 def _inspect_corpus(folder: Path, split: str | None, max_images: int | None, html: Path | None, num_images: int | None, json: bool) -> None:

@@ -28,6 +28,13 @@ def check_output_file(path: Path | None) -> Path | None:
     return path
 
 
+def refuse(options: dict[str, object], why: str) -> None:
+    """A usage error for an option that was given and has no effect here."""
+    for name, value in options.items():
+        if value is not None:
+            raise typer.BadParameter(why, param_hint=name)
+
+
 # These callbacks run before a command imports any model, so a misspelled name is an error as soon as torch is imported.
 
 

@@ -7,6 +7,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tiny import contents, make_teacher
 from typer.testing import CliRunner
@@ -223,6 +226,31 @@ def test_a_cache_is_extended_and_verified_from_the_command_line(run_cli, scenes_
     refused = run_cli(*words, "--out", tmp_path / "more", "--verify", 50, "--precision", "bf16")
     assert refused.exit_code == 1
     assert "was made with another precision" in refused.stderr
+
+
+def test_a_cache_is_planned_scored_elsewhere_and_sealed(run_cli, scenes_corpus_dir, cache, tmp_path):
+    words = ["cache-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "cache", *FOUR, *CPU]
+    planned = run_cli(*words, "--plan-only", "--with", "captions,paths")
+    assert planned.exit_code == 0, planned.stderr
+    own = teacher_cache.read_cache(cache)
+    work = tmp_path / "cache" / "work"
+    assert planned.stdout == f"{own.num_pairs} pairs without a score in 1 files -> {work}\n"
+    rows = pq.read_table(work / "work-00000.parquet")
+    assert rows.schema.names == ["image_id", "caption_id", "image_index", "caption_index", "caption", "image_path"]
+    scored = rows.append_column("score", pa.array(own.lookup(rows["image_index"].to_numpy(), rows["caption_index"].to_numpy())))
+    pq.write_table(scored[:-1], tmp_path / "scores.parquet")
+    take = [*words, "--scores", tmp_path / "scores.parquet", "--teacher-name", "a vilt"]
+    partial = run_cli(*take)
+    assert (partial.exit_code, partial.stdout) == (1, "")
+    assert f"1 of {own.num_pairs} pairs" in partial.stderr
+    scored[-1:].select(["image_id", "caption_id", "score"]).to_pandas().to_json(tmp_path / "last.jsonl", orient="records", lines=True)
+    taken = run_cli(*take, "--scores", tmp_path / "last.jsonl")
+    assert taken.exit_code == 0, taken.stderr
+    assert taken.stdout == f"{own.num_pairs} scored pairs of 32 images and 160 captions -> {tmp_path / 'cache'}\n"
+    np.testing.assert_allclose(teacher_cache.read_cache(tmp_path / "cache").score_P, own.score_P, rtol=1e-6)
+    verified = run_cli("cache-teacher", "--data", scenes_corpus_dir, "--teacher", "vilt-coco", "--out", tmp_path / "cache", "--verify", 5)
+    assert verified.exit_code == 1
+    assert "are those of a vilt, which dcdctl cannot compute again; score some pairs again elsewhere" in verified.stderr
 
 
 def test_joined_splits_go_from_cache_to_student_to_recall(run_cli, scenes_corpus_dir, teacher, cache, tmp_path):

@@ -152,7 +152,31 @@ MISTAKES: dict[str, list[Mistake]] = {
 TAUGHT = {"--set": "loss.terms={ kl = 1.0 }"}
 KL = {"recipe": "dual-flickr8k-self"}
 """A loss that needs scores, by an override and by a recipe."""
+PLAN, TAKE = ({"--teacher": UNSET, **words} for words in ({"--plan-only": ""}, {"--scores": "PAIRS.csv", "--teacher-name": "a"}))
+"""Two ways to make a cache without a model."""
 OWN: dict[tuple[str, str], list[Mistake]] = {
+    ("cache-teacher", "--teacher"): [
+        *FUSION,
+        Mistake("UNSET", r"--teacher: name the model that scores, or use --plan-only or --scores", code=2),
+        Mistake(
+            "FUSION", r"--teacher: is for a model that dcdctl runs, and --plan-only and --scores run none", {"--plan-only": ""}, code=2
+        ),
+    ],
+    ("cache-teacher", "--with"): [
+        Mistake("captions,images", r"--with takes captions, paths, bytes, got 'images'; for example --with captions,paths", PLAN),
+        Mistake("captions", r"--with: is for a work list: add --plan-only", code=2),
+    ],
+    ("cache-teacher", "--scores"): [
+        Mistake("ABSENT.csv", r"ABSENT\.csv does not exist; --scores takes a file, a folder or a pattern in quotes", TAKE),
+        Mistake("FILE", r"FILE is no file of scores by its name; a file of scores ends with \.parquet, ", TAKE),
+        Mistake("TAKEN", r"TAKEN holds no file of scores; ", TAKE),
+        Mistake("PAIRS.csv", r"--scores: and --plan-only are two steps", PLAN, code=2),
+        Mistake("PAIRS.csv", r"--teacher-name: name the model that gave the scores", {"--teacher": UNSET}, code=2),
+    ],
+    ("cache-teacher", "--teacher-name"): [
+        Mistake("a\nb", r"--teacher-name must be a line of text, got 'a\\nb'; name the model", TAKE),
+        Mistake("a", r"--teacher-name: is for scores from elsewhere: name their files with --scores", code=2),
+    ],
     ("prepare", "--csv"): [
         Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read .*; --csv takes a CSV file", {"name": UNSET, "--images": "PHOTOS"})
     ],

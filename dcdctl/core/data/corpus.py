@@ -203,6 +203,11 @@ class Corpus:
         return [image_id for column in self._column("image_id") for image_id in column.to_pylist()][: self.num_images]
 
     @cached_property
+    def image_paths(self) -> list[str]:
+        """The path of each image's file in its source, relative to the folder or the archive of the images."""
+        return [path for column in self._column("image.path") for path in column.field("path").to_pylist()][: self.num_images]
+
+    @cached_property
     def captions(self) -> list[str]:
         """The text of each caption."""
         return [text for column in self._column("captions") for text in column.flatten().to_pylist()][: self.num_captions]
@@ -279,7 +284,7 @@ class Corpus:
 
     def _column(self, name: str) -> Iterator[pa.Array]:
         for shard, end in enumerate(self._shard_ends):
-            yield from self._file(shard)[0].read(columns=[name]).column(name).chunks
+            yield from self._file(shard)[0].read(columns=[name]).column(name.partition(".")[0]).chunks
             # A subset may end inside a shard; callers cut off the rest.
             if end >= self.num_images:
                 return

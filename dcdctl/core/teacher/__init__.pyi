@@ -4,10 +4,12 @@ from .cache_format import CACHE
 from .candidates import CandidateConfig, Candidates, draw_candidates, mine_candidates
 from .embedded import EmbeddedScores, EmbeddedTeacher, EmbeddedTeachers, embedded_teachers
 from .estimate import Estimate
+from .external_scores import ExternalJob, plan_work, take_scores
 from .false_negatives import FalseNegativeFilter, false_negative_filter
 from .job import CacheJob, cache_scores, verify_cache
 from .scores import TeacherScores, check_weights
 from .summary import CacheSummary, Negative, cache_document, cache_facts, summarize_cache
+from .work_list import parse_extras
 
 __all__ = [
     "CACHE",
@@ -19,6 +21,7 @@ __all__ = [
     "EmbeddedTeacher",
     "EmbeddedTeachers",
     "Estimate",
+    "ExternalJob",
     "FalseNegativeFilter",
     "Negative",
     "TeacherCache",
@@ -33,8 +36,11 @@ __all__ = [
     "embedded_teachers",
     "false_negative_filter",
     "mine_candidates",
+    "parse_extras",
+    "plan_work",
     "read_cache",
     "read_caches",
     "summarize_cache",
+    "take_scores",
     "verify_cache",
 ]

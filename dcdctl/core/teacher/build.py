@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from dcdctl.core.teacher.cache_format import (
     DROPPED_FILE,
     IMAGES_PER_SHARD,
     ITEMS_FILE,
+    NUM_GIVEN,
     Pairs,
     pairs_name,
     planned_name,
@@ -68,7 +69,7 @@ def reusable_pairs(folder: Path, corpus: Corpus, plan: dict[str, Any]) -> Pairs:
     StaleError if the cache is of another teacher, or was scored with other settings.
     """
     cache = read_cache(folder)
-    artifacts.expect(folder, cache.plan, {key: plan[key] for key in SAME})
+    artifacts.expect(folder, cache.plan, {key: plan[key] for key in SAME if key in plan})
     if cache.plan["corpus"] == plan["corpus"]:
         return Pairs(cache.image_P, cache.text_P.astype(np.int64), cache.score_P, cache.role_P)
     items = CACHE.checked(folder / ITEMS_FILE, cache.seal["files"][ITEMS_FILE]["sha256"])
@@ -193,7 +194,7 @@ def plan_cache(
 
     with distributed.main_first():
         if distributed.is_main():
-            _begin(build, corpus, config, draw, extend, track)
+            begin(build, corpus, config, draw, extend=extend, track=track)
     # The released code keeps the teacher's dropout on, so its scores of equal pairs differ.
     teacher.to(compute.device).eval()
     return CacheJob(build, corpus, teacher, source, compute)
@@ -205,19 +206,27 @@ def make_plan(
     """Everything that a cache's content depends on; MissingError if there is no cache to extend."""
     if extend is not None:
         cache.read_cache(extend)
+    scorer = {
+        # Before the teacher, whose digest changes with them: the first difference is reported, and these are plainer.
+        "image_size_px": teacher.preprocess.image_size_px,
+        "max_text_len": teacher.preprocess.max_text_len,
+        "teacher": teacher.digest,
+        "precision": compute.precision,
+        "features": kind_of(compute),
+    }
+    return plan_of(corpus, config, scorer, extend)
+
+
+def plan_of(corpus: Corpus, config: CandidateConfig, scorer: Mapping[str, Any], extend: Path | None) -> dict[str, Any]:
+    """A plan: the corpus, its candidates, and what is known of the scorer."""
     return {
         "format": CACHE.format,
         "corpus": corpus.fingerprint,
         "split": corpus.split,
         "images": corpus.num_images,
         "captions": corpus.num_captions,
-        # Before the teacher, whose digest changes with them: the first difference is reported, and these are plainer.
-        "image_size_px": teacher.preprocess.image_size_px,
-        "max_text_len": teacher.preprocess.max_text_len,
-        "teacher": teacher.digest,
+        **scorer,
         "candidates": to_table(config),
-        "precision": compute.precision,
-        "features": kind_of(compute),
         # The seal holds the checksum of every shard, so its own checksum stands for the cache.
         "extends": None if extend is None else files.sha256_of(extend / CACHE.seal_file),
         "images_per_shard": IMAGES_PER_SHARD,
@@ -245,7 +254,7 @@ def score_planned(job: CacheJob, *, track: Track = silent) -> TeacherCache:
         distributed.barrier()
     with distributed.main_first():
         if distributed.is_main():
-            _seal(job)
+            seal(job.build)
     return cache.read_cache(job.folder, corpus=job.corpus, teacher=job.teacher.digest)
 
 
@@ -261,13 +270,22 @@ def score_pairs(job: CacheJob, image_P: Index, text_P: Index, advance: Advance |
     return found
 
 
-def _begin(
-    build: Build, corpus: Corpus, config: CandidateConfig, draw: Callable[[], Candidates], extend: Path | None, track: Track
-) -> None:
-    """Make the folder this plan's, with the pairs of every shard that is not scored. Another plan is replaced if none of it is scored."""
-    build.begin(restart=not any(build.folder.glob("pairs-*.parquet")))
+def begin(
+    build: Build,
+    corpus: Corpus,
+    config: CandidateConfig,
+    draw: Callable[[], Candidates],
+    *,
+    extend: Path | None = None,
+    track: Track = silent,
+) -> dict[str, Any]:
+    """Make the folder this plan's, with the pairs of every shard that is not scored, and return the notes of the plan.
+
+    Another plan is replaced if none of it is scored.
+    """
+    notes = build.begin(restart=not _has_scores(build.folder))
     if build.is_sealed:
-        return
+        return notes
     shards = range(len(shards_of(build.plan)))
     # A shard that is scored does not need its planned file.
     is_planned = all(len(build.missing([planned_name(shard), pairs_name(shard)])) < 2 for shard in shards)
@@ -284,6 +302,14 @@ def _begin(
     if build.missing([ITEMS_FILE]):
         with build.write(ITEMS_FILE) as partial:
             write_items(partial, corpus, track)
+    return notes
+
+
+def _has_scores(folder: Path) -> bool:
+    """Whether a folder has a scored shard, or a planned one with some scores that were given from elsewhere."""
+    if any(folder.glob("pairs-*.parquet")):
+        return True
+    return (folder / CACHE.plan_file).exists() and NUM_GIVEN in CACHE.read_plan(folder)
 
 
 def _check_room(folder: Path, corpus: Corpus) -> None:
@@ -300,19 +326,19 @@ def _write_planned(build: Build, pairs: Pairs) -> None:
                 write_pairs(partial, part)
 
 
-def _seal(job: CacheJob) -> None:
+def seal(build: Build) -> None:
     """Write cache.json unless it is there, and remove the files that only the build needed."""
-    build, names = job.build, [pairs_name(shard) for shard in job.shards]
+    names = [pairs_name(shard) for shard in range(len(shards_of(build.plan)))]
     parts = [ITEMS_FILE, *names]
     # A run that was killed after sealing may have left files of the build.
     if build.is_sealed:
         return build.clean(parts)
     pairs = {name: seal_of(build.folder / name, pairs=len(read_pairs(build.written(name)))) for name in names}
     dropped = artifacts.read_document(build.folder / DROPPED_FILE, hint=CACHE.remake)
-    seal = {"format": CACHE.format, "pairs": sum(part["pairs"] for part in pairs.values()), "dropped": dropped, "versions": versions()}
-    seal["files"] = {ITEMS_FILE: seal_of(build.folder / ITEMS_FILE), **pairs}
-    seal["dropped"] = {**dropped, **TeacherCache(build.folder, build.plan, seal).candidates.dropped}
-    build.seal(seal, parts)
+    document = {"format": CACHE.format, "pairs": sum(part["pairs"] for part in pairs.values()), "dropped": dropped, "versions": versions()}
+    document["files"] = {ITEMS_FILE: seal_of(build.folder / ITEMS_FILE), **pairs}
+    document["dropped"] = {**dropped, **TeacherCache(build.folder, build.plan, document).candidates.dropped}
+    build.seal(document, parts)
 
 
 def kind_of(compute: Compute) -> str | None:

@@ -22,7 +22,7 @@ from dcdctl.core import artifacts
 from dcdctl.core.config import check_document
 from dcdctl.core.data import Corpus, Index, RaggedArray, offsets_of
 from dcdctl.core.errors import ConfigError, StaleError
-from dcdctl.core.teacher.cache_format import CACHE, CacheContents, pairs_name, read_pairs, shards_of
+from dcdctl.core.teacher.cache_format import CACHE, TEACHER_NAME, CacheContents, pairs_name, read_pairs, shards_of
 from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE, Candidates
 from dcdctl.core.teacher.scores import AverageScores, check_weights, in_range
 
@@ -43,9 +43,16 @@ class TeacherCache:
         self._score_P = np.empty(self.num_pairs, dtype=np.float32)
         self._role_P = np.empty(self.num_pairs, dtype=np.uint8)
 
+    @property
+    def teacher_name(self) -> str | None:
+        """Who gave the scores, if they come from elsewhere (`external_scores`); None for scores that dcdctl computed."""
+        name: str | None = self.plan.get(TEACHER_NAME)
+        return name
+
     def check_teacher(self, fingerprint: str) -> None:
-        """StaleError if the scores are of another teacher than this one."""
-        artifacts.expect(self.folder, self.plan, {"teacher": fingerprint})
+        """StaleError if the scores are of another teacher than this one. For scores from elsewhere the user's word counts."""
+        if self.teacher_name is None:
+            artifacts.expect(self.folder, self.plan, {"teacher": fingerprint})
 
     @property
     def image_P(self) -> Index:

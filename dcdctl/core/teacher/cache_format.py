@@ -5,10 +5,13 @@
     CACHE/planned-00000.parquet   pairs of a range of images before scoring; removed when the cache is finished
     CACHE/dropped.json            number of rejected candidates, by reason; removed when the cache is finished
     CACHE/pairs-00000.parquet     the same pairs, scored
+    CACHE/work/                   the planned pairs without a score, by id, for other engines (`work_list`); removed likewise
     CACHE/cache.json              completion marker, written last: counts, versions, size and SHA-256 of each file
 
 A pair has image and text (int32, positions in the corpus; a shard is sorted by them), score (float32, the teacher's raw logit) and role
 (uint8, a sum of POSITIVE, TEXT_CANDIDATE and IMAGE_CANDIDATE of `candidates`).
+
+A planned pair has a score too, where an extended cache or a file of scores (`external_scores`) gave one; else it is NaN.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ from numpy.typing import NDArray
 from dcdctl.core.artifacts import Kind
 from dcdctl.core.data import Index
 
-ITEMS_FILE, DROPPED_FILE = "items.parquet", "dropped.json"
+ITEMS_FILE, DROPPED_FILE, WORK_FOLDER = "items.parquet", "dropped.json", "work"
+TEACHER_NAME, SCORES_DIGEST, NUM_GIVEN = "teacher_name", "scores_sha256", "given_scores"
+"""Notes in the plan of a cache whose scores come from elsewhere: its teacher, a digest of all scores, and, before that, their number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +55,7 @@ CACHE = Kind(
     name="teacher cache",
     format=3,
     seal_file="cache.json",
-    files=("pairs-*.parquet", "planned-*.parquet", ITEMS_FILE, DROPPED_FILE),
+    files=("pairs-*.parquet", "planned-*.parquet", ITEMS_FILE, DROPPED_FILE, WORK_FOLDER),
     make="make one with `dcdctl cache-teacher`",
     make_again="run `dcdctl cache-teacher` again with the same options",
 )

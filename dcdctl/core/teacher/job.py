@@ -89,6 +89,6 @@ def verify_cache(job: CacheJob, count: int, *, track: Track = silent) -> float:
     """
     plan = resolve(job)
     corpus = Corpus.open(job.data, job.split, job.max_images)
-    read_cache(job.out, corpus=corpus)
+    estimate.check_verifiable(read_cache(job.out, corpus=corpus))
     teacher = models.load_fusion(job.teacher, plan.overrides, track)
     return estimate.verify_scores(job.out, corpus, teacher, count, compute=job.compute, track=track)

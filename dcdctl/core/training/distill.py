@@ -273,6 +273,11 @@ def _schedule(recipe: Recipe, num_steps: int, scores: TeacherScores | None, *, h
     steps = [step for step in recipe.batch.refresh_steps if step < num_steps]
     if steps and not (has_teacher and isinstance(scores, TeacherCache)):
         raise ConfigError("batch.refresh_steps needs one cache and its teacher", hint="name them with --cache and --teacher")
+    if steps and isinstance(scores, TeacherCache) and scores.teacher_name is not None:
+        found = f"the scores of {scores.folder} are those of {scores.teacher_name}, which dcdctl cannot compute"
+        raise ConfigError(
+            f"batch.refresh_steps adds candidates, and {found}", hint="set it to [], and extend the cache by hand with --extend"
+        )
     if steps and distributed.world_size() > 1:
         message = f"batch.refresh_steps is for one process, and there are {distributed.world_size()}"
         raise ConfigError(message, hint="start it without torchrun; --accumulate needs less memory")

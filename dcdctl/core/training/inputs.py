@@ -69,14 +69,17 @@ class InputRefs:
         return corpus, [read_cache(cache, corpus=corpus) for cache in self.caches]
 
     def load_teacher(self, caches: Sequence[TeacherCache], track: Track = silent) -> FusionScorer | None:
-        """Load the teacher's weights; StaleError if the cache, or each of several, was made with another teacher."""
+        """Load the teacher's weights; StaleError if the cache, or each of several, was made with another teacher.
+
+        For scores from elsewhere the user's word counts that they are this teacher's.
+        """
         if not self.teachers:
             return None
         (ref,) = self.teachers
         model = models.load_fusion(ref, models.parse_overrides(self.model_set), track)
         if len(caches) == 1:
             caches[0].check_teacher(model.digest)
-        elif caches and model.digest not in {cache.plan["teacher"] for cache in caches}:
+        elif caches and not any(cache.teacher_name or model.digest == cache.plan["teacher"] for cache in caches):
             raise StaleError(f"none of the caches was made with the teacher {ref}", hint="name the teacher whose scores are cached")
         return model
 

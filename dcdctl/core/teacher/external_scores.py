@@ -1,0 +1,327 @@
+"""A cache whose scores come from elsewhere: planned here, scored by any engine, read by ids, checked and sealed here.
+
+Scores may come in several calls. Each call checks all rows that it is given before it stores one. A shard is written when every pair of it
+has a score; the scores of other shards are kept with their planned pairs. The cache is sealed when nothing is missing.
+
+Memory: 12 bytes per planned pair, and one batch of rows. Shape letters: P planned pairs, B rows of a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+
+from dcdctl.core import distributed
+from dcdctl.core.artifacts import Build
+from dcdctl.core.data import Corpus, Index, offsets_of
+from dcdctl.core.devices import CPU
+from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.teacher import build, candidates, score_files
+from dcdctl.core.teacher.cache import TeacherCache, read_cache
+from dcdctl.core.teacher.cache_format import (
+    CACHE,
+    NUM_GIVEN,
+    SCORES_DIGEST,
+    TEACHER_NAME,
+    Pairs,
+    pairs_name,
+    planned_name,
+    read_pairs,
+    shards_of,
+    write_pairs,
+)
+from dcdctl.core.teacher.candidates import CandidateConfig
+from dcdctl.core.teacher.work_list import Extra, WorkList, write_work_list
+
+NO_SCORER = dict.fromkeys(("image_size_px", "max_text_len", "precision", "features"))
+"""What a plan says of a teacher that dcdctl runs."""
+NUM_EXAMPLES = 3
+"""Of each fault that a message names."""
+NUM_SHARDS_NAMED = 10
+"""Unfinished shards that a message names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExternalJob:
+    """Which pairs another program scores, and the folder of their cache."""
+
+    data: Path
+    out: Path
+    candidates: CandidateConfig
+    split: str = "train"
+    max_images: int | None = None
+    extend: Path | None = None
+    """Finished cache of the same external teacher whose scores are reused."""
+    device: torch.device = CPU
+    """For the model of `candidates`, if they have one."""
+
+
+def plan_work(job: ExternalJob, extras: Sequence[Extra] = (), *, track: Track = silent) -> WorkList:
+    """Plan the cache, or find it planned, and write the pairs that have no score yet to its work list.
+
+    StaleError if the folder holds a cache of another corpus or plan, or a finished one.
+    """
+    _resolve(job)
+    with _opened(job, track) as opened:
+        if opened.build.is_sealed:
+            raise StaleError(f"the teacher cache in {job.out} is finished: no pair is left to score", hint="name another folder with --out")
+        return write_work_list(opened.build, opened.corpus, extras, track)
+
+
+def take_scores(job: ExternalJob, names: Sequence[str], teacher: str, *, track: Track = silent) -> TeacherCache:
+    """The sealed cache with the scores of these files (`score_files.find_files`), which `teacher` gave.
+
+    A pair may be in several rows with the same score, since engines repeat a task that failed. InputError for rows that do not fit, by kind
+    with examples; then nothing is stored. MissingError if pairs still have no score; then what was given is stored, and a further call may
+    bring the rest. StaleError if the folder or `job.extend` holds scores of another teacher.
+    """
+    _resolve(job)
+    if not teacher.strip() or not teacher.isprintable():
+        raise ConfigError(f"--teacher-name must be a line of text, got {teacher!r}", hint="name the model, its version and its prompt")
+    paths = score_files.find_files(names)
+    with _opened(job, track) as opened:
+        _check_name(job, opened.notes.get(TEACHER_NAME), teacher)
+        given = _GivenScores(opened.corpus, opened.build)
+        with track("read scores", total=len(paths), unit="files") as advance:
+            for path in paths:
+                given.read(path)
+                advance(1)
+        given.faults.check()
+        if not opened.build.is_sealed:
+            given.store(teacher)
+        given.check_complete()
+        build.seal(opened.build)
+    return read_cache(job.out, corpus=opened.corpus)
+
+
+def _resolve(job: ExternalJob) -> None:
+    """An error for what can be checked before anything is opened."""
+    if distributed.world_size() > 1:
+        raise ConfigError(
+            f"--plan-only and --scores are for one process, and there are {distributed.world_size()}", hint="start it without torchrun"
+        )
+    job.candidates.require_packages()
+    CACHE.check_folder(job.out)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A planned cache."""
+
+    corpus: Corpus
+    build: Build
+    notes: dict[str, Any]
+
+
+@contextmanager
+def _opened(job: ExternalJob, track: Track) -> Iterator[_Opened]:
+    """The planned cache of a job, whose folder is locked."""
+    corpus = Corpus.open(job.data, job.split, job.max_images)
+    old = None if job.extend is None else read_cache(job.extend)
+    if old is not None and old.teacher_name is None:
+        raise StaleError(f"the scores of {job.extend} are those of a model that dcdctl ran", hint="extend it with --teacher")
+    planned = Build(job.out, build.plan_of(corpus, job.candidates, NO_SCORER, job.extend), CACHE)
+    with distributed.lock(job.out):
+        notes = build.begin(
+            planned,
+            corpus,
+            job.candidates,
+            lambda: candidates.draw_candidates(corpus, job.candidates, device=job.device, track=track),
+            extend=job.extend,
+            track=track,
+        )
+        if old is not None and TEACHER_NAME not in notes:
+            notes = {TEACHER_NAME: old.teacher_name}
+            planned.note(**notes)
+        yield _Opened(corpus, planned, notes)
+
+
+def _check_name(job: ExternalJob, found: str | None, expected: str) -> None:
+    if found not in (None, expected):
+        where = job.out if job.extend is None else f"{job.out}, which extends {job.extend},"
+        raise StaleError(f"{where} has scores of {found!r}, not of {expected!r}", hint="name another folder with --out")
+
+
+@dataclass
+class _Faults:
+    """What is wrong with rows, by kind: how many, and examples."""
+
+    found: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
+
+    def add(self, kind: str, examples: Sequence[str], count: int) -> None:
+        """Count rows of a kind."""
+        if count:
+            num, named = self.found.get(kind, (0, []))
+            self.found[kind] = num + count, [*named, *examples][:NUM_EXAMPLES]
+
+    def check(self) -> None:
+        """InputError if a row has a fault."""
+        if self.found:
+            parts = [f"{count:,} {kind} ({'; '.join(named)})" for kind, (count, named) in self.found.items()]
+            raise InputError(f"the scores do not fit the plan: {', '.join(parts)}", hint="nothing was stored; correct them and try again")
+
+
+@dataclass(frozen=True)
+class _Ids:
+    """The ids of a corpus and their indices."""
+
+    corpus: Corpus
+
+    @cached_property
+    def images(self) -> pa.Array:
+        return pa.array(self.corpus.image_ids, pa.string())
+
+    @cached_property
+    def captions(self) -> pa.Array:
+        return pa.array(self.corpus.caption_ids)
+
+    @cached_property
+    def texts(self) -> pa.Array:
+        return pa.array(self.corpus.captions, pa.string())
+
+    def index(self, batch: pa.RecordBatch, what: str) -> Index:
+        """The index of the image or the caption that each row names by its id; -1 for none.
+
+        By the index of the row, if it has one, which must be that of the id: in joined splits, an id may be that of several captions.
+        """
+        own: pa.Array = self.images if what == "image" else self.captions
+        ids = batch.column(f"{what}_id")
+        if f"{what}_index" not in batch.schema.names:
+            self._check_unique(own, what)
+            return _numbers(pc.index_in(ids, value_set=own), -1)
+        index_B = _numbers(batch.column(f"{what}_index"), -1)
+        index_B = np.where((index_B >= 0) & (index_B < len(own)), index_B, -1)
+        is_own = pc.equal(own.take(pa.array(np.maximum(index_B, 0))), ids).fill_null(False).to_numpy(zero_copy_only=False)
+        return np.where(is_own, index_B, -1)
+
+    def _check_unique(self, own: pa.Array, what: str) -> None:
+        counts = pc.value_counts(own)
+        if len(counts) < len(own):
+            repeated = next(entry["values"] for entry in counts.to_pylist() if entry["counts"] > 1)
+            raise InputError(
+                f"{self.corpus.folder} has several {what}s with the id {repeated!r} in split {self.corpus.split}",
+                hint=f"keep the columns image_index and caption_index of the work list, which tell the {what}s apart",
+            )
+
+
+def _numbers(column: pa.Array, null: int) -> Index:
+    return column.fill_null(null).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+class _GivenScores:
+    """The planned pairs of a cache, and the scores that are known of them."""
+
+    def __init__(self, corpus: Corpus, planned: Build) -> None:
+        self.corpus, self.build, self.faults, self._ids = corpus, planned, _Faults(), _Ids(corpus)
+        self._is_whole = [not planned.missing([pairs_name(shard)]) for shard in range(len(shards_of(planned.plan)))]
+        shards = [self._read(shard) for shard in range(len(self._is_whole))]
+        self._first = offsets_of([len(pairs) for pairs in shards])
+        # Ascending, because the pairs of a shard are sorted, and so are the shards.
+        self._key_P = np.concatenate([pairs.image * corpus.num_captions + pairs.text for pairs in shards])
+        self._score_P = np.concatenate([pairs.score for pairs in shards])
+
+    def _read(self, shard: int) -> Pairs:
+        return read_pairs(self.build.written((pairs_name if self._is_whole[shard] else planned_name)(shard)))
+
+    def _count(self, where: slice) -> int:
+        """The number of known scores."""
+        return int(np.count_nonzero(~np.isnan(self._score_P[where])))
+
+    def read(self, path: Path) -> None:
+        """Take the scores of a file; rows that do not fit are noted in `faults`."""
+        for batch in score_files.read_batches(path):
+            self._take(batch, path.name)
+
+    def _take(self, batch: pa.RecordBatch, where: str) -> None:
+        """Take the scores of some rows. A row counts as one fault, the first that it has."""
+        image_B, text_B = self._ids.index(batch, "image"), self._ids.index(batch, "caption")
+        with np.errstate(over="ignore"):  # a number that float32 cannot hold becomes infinite, which is a fault
+            score_B = batch.column("score").fill_null(np.nan).to_numpy(zero_copy_only=False).astype(np.float32)
+        position_B, is_planned = self._find(image_B, text_B)
+        is_open = np.ones(len(score_B), dtype=bool)
+
+        def fault(kind: str, is_wrong: NDArray[np.bool_], other_B: NDArray[np.float32] | None = None) -> None:
+            nonlocal is_open
+            rows = np.flatnonzero(is_wrong & is_open)
+            others = ["" if other_B is None else f" and {other_B[row]}" for row in rows[:NUM_EXAMPLES]]
+            self.faults.add(kind, [self._named(batch, int(row), other, where) for row, other in zip(rows, others, strict=False)], len(rows))
+            is_open &= ~is_wrong
+
+        fault("rows of unknown images", image_B < 0)
+        fault("rows of unknown captions", text_B < 0)
+        if "caption" in batch.schema.names:
+            own = self._ids.texts.take(pa.array(np.maximum(text_B, 0)))
+            fault("rows with another caption than the corpus", ~pc.equal(own, batch.column("caption")).fill_null(False).to_numpy(False))
+        fault("rows of pairs that are not planned", ~is_planned)
+        fault("scores that are not finite", ~np.isfinite(score_B))
+        rows, known_B = np.flatnonzero(is_open), self._score_P[position_B]
+        self._score_P[position_B[rows]] = np.where(np.isnan(known_B[rows]), score_B[rows], known_B[rows])
+        # After the assignment, so that two rows of this batch are compared, too.
+        known_B = self._score_P[position_B]
+        fault("rows of pairs with two different scores", known_B != score_B, known_B)
+
+    def _find(self, image_B: Index, text_B: Index) -> tuple[Index, NDArray[np.bool_]]:
+        """The position of each pair among the planned ones, and whether it is planned."""
+        key_B = image_B * self.corpus.num_captions + text_B
+        position_B = np.minimum(np.searchsorted(self._key_P, key_B), len(self._key_P) - 1)
+        return position_B, (self._key_P[position_B] == key_B) & (image_B >= 0) & (text_B >= 0)
+
+    def _named(self, batch: pa.RecordBatch, row: int, other: str, where: str) -> str:
+        image, caption, score = (batch.column(name)[row].as_py() for name in score_files.REQUIRED)
+        return f"image {image!r} with caption {caption}: {score}{other} in {where}"
+
+    def store(self, teacher: str) -> None:
+        """Write the shards that have all scores, and keep the other scores with the planned pairs."""
+        # The note comes first: from then on no other plan replaces this one.
+        notes: dict[str, Any] = {TEACHER_NAME: teacher}
+        self.build.note(**notes, **{NUM_GIVEN: self._count(slice(None))})
+        for shard, is_whole in enumerate(self._is_whole):
+            here = slice(self._first[shard], self._first[shard + 1])
+            if is_whole:
+                continue
+            pairs = self._read(shard)
+            num_known, is_changed = self._count(here), not np.array_equal(pairs.score, self._score_P[here], equal_nan=True)
+            name = pairs_name(shard) if num_known == len(pairs) else planned_name(shard)
+            if is_changed or num_known == len(pairs):
+                with self.build.write(name) as partial:
+                    write_pairs(partial, Pairs(pairs.image, pairs.text, self._score_P[here], pairs.role))
+        if self._count(slice(None)) == len(self._key_P):
+            self.build.note(**notes, teacher=f"external:{teacher}", **{SCORES_DIGEST: self._digest()})
+
+    def _digest(self) -> str:
+        """The SHA-256 of all pairs and their scores, whatever order and format they came in."""
+        digest = hashlib.sha256(b"dcdctl scores 1")
+        for values, kind in ((self._key_P, "<i8"), (self._score_P, "<f4")):
+            for first, end in itertools.pairwise(self._first.tolist()):  # by shard, because tobytes copies
+                digest.update(values[first:end].astype(kind).tobytes())
+        return digest.hexdigest()
+
+    def check_complete(self) -> None:
+        """MissingError that names the shards in which pairs have no score."""
+        missing = {}
+        for shard in range(len(self._is_whole)):
+            here = slice(self._first[shard], self._first[shard + 1])
+            missing[shard] = int(here.stop - here.start) - self._count(here)
+        unfinished = {shard: count for shard, count in missing.items() if count}
+        if not unfinished:
+            return
+        named = [f"shard {shard}: {count:,}" for shard, count in list(unfinished.items())[:NUM_SHARDS_NAMED]]
+        more = f", and {len(unfinished) - len(named):,} more shards" if len(unfinished) > len(named) else ""
+        raise MissingError(
+            f"{sum(unfinished.values()):,} of {len(self._key_P):,} pairs in {self.build.folder} have no score yet, "
+            f"in {len(unfinished):,} of {len(missing):,} shards ({', '.join(named)}{more})",
+            hint="the given scores are stored; give the others with --scores, `--plan-only` writes a work list of what is missing",
+        )

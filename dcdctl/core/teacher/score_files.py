@@ -1,0 +1,131 @@
+"""Files of scores from elsewhere, read in batches: Parquet, CSV or JSON lines, one pair a row.
+
+Columns: image_id, caption_id and score; image_index, caption_index and caption of the work list are read where a file still has them.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.json as pa_json
+import pyarrow.parquet as pq
+
+from dcdctl.core import files
+from dcdctl.core.errors import InputError
+
+COLUMNS = {
+    "image_id": pa.string(),
+    "caption_id": pa.int64(),
+    "score": pa.float64(),
+    "image_index": pa.int64(),
+    "caption_index": pa.int64(),
+    "caption": pa.string(),
+}
+"""Every column that is read, with the type to which it is converted."""
+REQUIRED = ("image_id", "caption_id", "score")
+ROWS_PER_BATCH = 2**18
+BYTES_PER_BATCH = 2**25
+"""Of a text file."""
+PARQUET, CSV, JSON_LINES = (".parquet", ".pq"), (".csv",), (".jsonl", ".ndjson", ".json")
+SUFFIXES = (*PARQUET, *CSV, *JSON_LINES)
+_ROWS_HINT = f"give a row per pair with {', '.join(REQUIRED)}"
+
+
+def find_files(names: Sequence[str]) -> list[Path]:
+    """The files of scores that are named, each once: files, folders with such files however deep, and patterns such as `out/*.csv`.
+
+    InputError for a name without a file, and for a file of another kind. Names in a folder that begin with `_` or `.` are left out, since
+    engines write markers and checksums under such names.
+    """
+    return list(dict.fromkeys(path for name in names for path in _expand(name)))
+
+
+def _expand(name: str) -> list[Path]:
+    path = Path(name)
+    if path.is_dir():
+        inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file() and file.suffix.lower() in SUFFIXES)
+        found = [path / file for file in sorted(inside) if not any(part.startswith(("_", ".")) for part in file.parts)]
+        if not found:
+            raise InputError(f"{path} holds no file of scores", hint=f"a file of scores ends with {', '.join(SUFFIXES)}")
+        return found
+    matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(name, recursive=True))]  # noqa: PTH207  # a pattern may be absolute
+    if not matches:
+        raise InputError(f"{name} does not exist", hint="--scores takes a file, a folder or a pattern in quotes")
+    if other := next((match for match in matches if match.suffix.lower() not in SUFFIXES), None):
+        raise InputError(f"{other} is no file of scores by its name", hint=f"a file of scores ends with {', '.join(SUFFIXES)}")
+    return matches
+
+
+def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The rows of a file, with those of COLUMNS that it has, in the types of COLUMNS; InputError for a file that cannot be used."""
+    read = _read_parquet if path.suffix.lower() in PARQUET else _read_csv if path.suffix.lower() in CSV else _read_json_lines
+    try:
+        for batch in read(path):
+            _require_columns(path, batch.schema.names)
+            yield _cast(batch)
+    except OSError as error:
+        raise files.unreadable(path, error) from error
+    except (pa.ArrowException, ValueError) as error:
+        raise InputError(f"{path} cannot be read as scores: {str(error).splitlines()[0]}", hint=_ROWS_HINT) from error
+
+
+def _require_columns(path: Path, names: Sequence[str]) -> None:
+    if missing := [name for name in REQUIRED if name not in names]:
+        raise InputError(f"{path} has no column {missing[0]} (it has {', '.join(names) or 'none'})", hint=_ROWS_HINT)
+    if repeated := next((name for name in COLUMNS if list(names).count(name) > 1), None):
+        raise InputError(f"{path} has the column {repeated} twice", hint=_ROWS_HINT)
+
+
+def _cast(batch: pa.RecordBatch) -> pa.RecordBatch:
+    columns: dict[str, Any] = {}
+    for name, kind in COLUMNS.items():
+        if name in batch.schema.names:
+            column = batch.column(name)
+            columns[name] = column if column.type == kind else column.cast(kind)
+    return pa.record_batch(columns)
+
+
+def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        _require_columns(path, names)
+        yield from file.iter_batches(ROWS_PER_BATCH, columns=[name for name in names if name in COLUMNS])
+
+
+def _read_csv(path: Path) -> Iterator[pa.RecordBatch]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        names = next(csv.reader(file), [])
+    _require_columns(path, names)
+    options: dict[str, Any] = {
+        "read_options": pa_csv.ReadOptions(block_size=BYTES_PER_BATCH),
+        "parse_options": pa_csv.ParseOptions(newlines_in_values=True),
+        # Of the known columns alone: the types of the others are guessed from the first block, and may not hold in the next.
+        "convert_options": pa_csv.ConvertOptions(column_types=COLUMNS, include_columns=[name for name in names if name in COLUMNS]),
+    }
+    with pa_csv.open_csv(path, **options) as reader:
+        yield from reader
+
+
+def _read_json_lines(path: Path) -> Iterator[pa.RecordBatch]:
+    with path.open("rb") as file:
+        first = file.readline()
+        # With a schema a missing column is a column of nulls, so the first row tells what there is.
+        row = json.loads(first) if first.strip() else {}
+        if not isinstance(row, dict):
+            raise ValueError("a line is not a JSON object")
+        _require_columns(path, list(row))
+        schema = pa.schema([(name, kind) for name, kind in COLUMNS.items() if name in row])
+        parse = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+        for lines in itertools.chain([[first]], iter(lambda: file.readlines(BYTES_PER_BATCH), [])):
+            if block := b"".join(lines).strip():
+                table = pa_json.read_json(io.BytesIO(block), pa_json.ReadOptions(block_size=len(block) + 1), parse)
+                yield from table.to_batches()
