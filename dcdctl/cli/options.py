@@ -92,7 +92,7 @@ Teacher = Annotated[
     typer.Option("--teacher", help="Name (prepare --list), Hub id, transformers folder, official .ckpt or run folder.", metavar="REF"),
 ]
 Rerank = Annotated[
-    str | None, typer.Option("--rerank", help="Fusion model that re-ranks the first candidates of each query.", metavar="REF")
+    str | None, typer.Option("--rerank", help="Model, fusion or dual, that re-ranks the first candidates of each query.", metavar="REF")
 ]
 Depth = Annotated[
     int | None, typer.Option("--depth", help="With --rerank: number of candidates to re-rank per query (50).", min=1, metavar="N")

@@ -73,7 +73,6 @@ class Mistake:
 CORPUS = Mistake("ABSENT", r"no corpus in ABSENT.*; .*`dcdctl prepare")
 CACHE = Mistake("ABSENT", r"no teacher cache in ABSENT.*; .*`dcdctl cache-teacher`")
 MODEL = Mistake("ABSENT", r"ABSENT does not exist; .*a model is a run folder")
-FUSION = [MODEL, Mistake("DUAL", r"DUAL is a dual encoder.*fusion scorer")]
 FOLDER = [
     Mistake("FILE", r"FILE is a file, a folder is expected; name another folder"),
     Mistake("FILE/new", r"FILE/new cannot be written to: FILE is a file; name another folder"),
@@ -111,12 +110,12 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--markdown": [PAGE[1]],
     "--csv": [PAGE[1]],
     "--ranks": PAGE,
-    "--teacher": FUSION,
+    "--teacher": [MODEL],
     "model": [MODEL],
     "run": [MODEL],
     "checkpoint": [MODEL],
     "target": [MODEL, Mistake("FUSION", r"FUSION is a fusion scorer.*dual encoder")],
-    "--rerank": FUSION,
+    "--rerank": [MODEL],
     "--extend": [CACHE],
     "--cache": [CACHE],
     "index": [Mistake("ABSENT", r"ABSENT .*; .*dcdctl index")],
@@ -156,7 +155,7 @@ PLAN, TAKE = ({"--teacher": UNSET, **words} for words in ({"--plan-only": ""}, {
 """Two ways to make a cache without a model."""
 OWN: dict[tuple[str, str], list[Mistake]] = {
     ("cache-teacher", "--teacher"): [
-        *FUSION,
+        MODEL,
         Mistake("UNSET", r"--teacher: name the model that scores, or use --plan-only or --scores", code=2),
         Mistake(
             "FUSION", r"--teacher: is for a model that dcdctl runs, and --plan-only and --scores run none", {"--plan-only": ""}, code=2
@@ -258,7 +257,7 @@ class WeightsOpenedError(Exception):
     """What a test sees where a command opens weights: not an error that a command may show."""
 
 
-WEIGHT_READERS = (load_save.load, load_save.load_fusion, load_save.load_dual, safetensors.safe_open, load_file)
+WEIGHT_READERS = (load_save.load, load_save.load_fusion, load_save.load_scorer, load_save.load_dual, safetensors.safe_open, load_file)
 """What opens weights, by whatever name a module has imported it."""
 
 

@@ -12,6 +12,7 @@ import torch
 from html_page import Page
 from noise_index import CAPTIONS, NAMES, make_index
 from PIL import Image
+from tiny import make_models
 
 from dcdctl.core import models
 from dcdctl.core.data import images as data_images
@@ -163,8 +164,22 @@ def test_a_reranker_refuses_images_and_a_depth_of_zero(index, reranking):
         reranking.by_image(picture_at(index, "plain.png"), 3)
     with pytest.raises(ConfigError, match="depth of 0"):
         Searcher.open(index, device=CPU, rerank=str(index.parent / "fusion"), depth=0)
-    with pytest.raises(ModelError, match="expected a fusion scorer"):
-        Searcher.open(index, device=CPU, rerank=str(index.parent / "dual"))
+
+
+@torch.no_grad()
+def test_a_dual_encoder_reranks_by_its_scaled_cosines(index, searcher, tmp_path):
+    other = make_models(CAPTIONS)[1]
+    for parameter in other.parameters():
+        parameter.data.mul_(-5 if parameter.ndim > 1 else 1)
+    models.save(other, tmp_path / "other")
+    first = [hit.name for hit in searcher.by_text(TEXT, 7).hits]
+    images_ID = other.embed_images(other.preprocess.images([picture_at(index, name) for name in first[:5]]))
+    text_D = other.embed_texts(other.preprocess.texts([TEXT]))[0]
+    logits = dict(zip(first[:5], (other.logit_scale * images_ID @ text_D).tolist(), strict=True))
+    hits = Searcher.open(index, device=CPU, rerank=str(tmp_path / "other"), depth=5).by_text(TEXT, 7).hits
+    assert [hit.name for hit in hits] == [*sorted(first[:5], key=lambda name: -logits[name]), *first[5:]]
+    assert {hit.name: hit.reranked for hit in hits[:5]} == pytest.approx(logits, abs=1e-5)
+    assert [hit.name for hit in hits[:5]] != first[:5]
 
 
 @pytest.mark.parametrize("bad", [0.0, torch.nan, torch.inf])

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 from tiny import make_models
 
-from dcdctl.core import artifacts
+from dcdctl.core import artifacts, models
 from dcdctl.core.data import images
 from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.search import Searcher, build
@@ -339,8 +339,10 @@ def test_errors_that_users_cannot_fix_are_reported_without_details(searcher, mon
     assert samples(client, "dcdctl_requests_total") == {("GET", "/search", "500"): 1}
 
 
-def test_with_a_reranker_texts_are_reranked_and_images_are_not(searcher):
-    scorer = make_models(served.CAPTIONS)[0]
+@pytest.mark.parametrize("kind", ["fusion", "dual"])
+def test_with_a_reranker_texts_are_reranked_and_images_are_not(searcher, kind):
+    fusion, dual = make_models(served.CAPTIONS)
+    scorer = fusion if kind == "fusion" else models.DualScorer(dual)
     second = replace(searcher, reranker=Reranker("runs/fusion", scorer, 3, served.CPU))
     client = client_of(second)
     assert client.get("/healthz").json()["reranker"] == "runs/fusion"

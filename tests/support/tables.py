@@ -51,6 +51,7 @@ class TableFusion(nn.Module):
     encoders = None
     pairs_per_batch = 256
     groups_by_image = False
+    keeps_states = False
 
     def __init__(self, table_IT: Tensor) -> None:
         super().__init__()

@@ -377,6 +377,7 @@ def by_two_processes(folder: Path, inputs, calm, cache_folder, corpus_dir) -> tu
     commands = [scoring(corpus_dir, folder / "teacher", folder / "cache")]
     commands.append(["gradients", *map(str, (corpus_dir, folder / "teacher", cache_folder, folder / "gradients"))])
     models.save(make_wide_dual(inputs.corpus.captions), folder / "dual")
+    commands.append(scoring(corpus_dir, folder / "dual", folder / "dual-cache"))
     for name, (kind, more, options) in TOGETHER.items():
         places = ["--data", corpus_dir, "--out", folder / name, "--device", "cpu"]
         places += ["--teacher", folder / "dual"] if name == "dual teacher" else ["--cache", cache_folder]
@@ -388,18 +389,19 @@ def by_two_processes(folder: Path, inputs, calm, cache_folder, corpus_dir) -> tu
     return folder, done
 
 
-def test_two_processes_write_the_cache_of_one(together, scenes_corpus_dir, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("teacher", "cache"), [("teacher", "cache"), ("dual", "dual-cache")])
+def test_two_processes_write_the_cache_of_one(together, scenes_corpus_dir, teacher, cache, monkeypatch, tmp_path):
     monkeypatch.setattr(build, "IMAGES_PER_SHARD", 3)
-    result = CliRunner().invoke(app, scoring(scenes_corpus_dir, together[0] / "teacher", tmp_path / "alone"), catch_exceptions=False)
+    result = CliRunner().invoke(app, scoring(scenes_corpus_dir, together[0] / teacher, tmp_path / "alone"), catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
     assert len(list((tmp_path / "alone").glob("pairs-*"))) == 11
-    assert contents(together[0] / "cache") == contents(tmp_path / "alone")
+    assert contents(together[0] / cache) == contents(tmp_path / "alone")
 
 
 def test_of_two_processes_one_speaks(together):
     _, done = together
-    assert done.stdout.count("scored pairs of 32 images and 160 captions") == 1
-    assert done.stderr.count("pairs/s in a trial") == 1
+    assert done.stdout.count("scored pairs of 32 images and 160 captions") == 2
+    assert done.stderr.count("pairs/s in a trial") == 2
     assert done.stdout.count("student -> ") == len(TOGETHER)
     assert done.stderr.count("train: 4/4 steps, loss ") == len(TOGETHER)
 

@@ -97,7 +97,7 @@ def resolve(pair: ModelPair, config: BenchConfig, device: torch.device) -> Bench
     the device, InputError if the result cannot be written.
     """
     models.check_ref(pair.student)
-    models.check_ref(pair.teacher, pair.overrides, kind="fusion")
+    models.check_ref(pair.teacher, pair.overrides)
     result_file = Path(pair.student, "bench.json") if Path(pair.student, "run.json").exists() else None
     if result_file is not None:
         files.check_output_file(result_file)
@@ -109,7 +109,7 @@ def compare_saved(pair: ModelPair, config: BenchConfig, *, device: torch.device,
     """The benchmark of two saved models; saved as bench.json if the student is a run folder."""
     plan = resolve(pair, config, device)
     corpus = Corpus.open(pair.data, pair.split)
-    teacher, student = models.load_fusion(pair.teacher, pair.overrides, track), models.load(pair.student)
+    teacher, student = models.load(pair.teacher, pair.overrides, track), models.load(pair.student)
     # Before the models are moved to a GPU, so that the processes have all of its memory.
     requests = pair.requests(config, device) if config.num_fresh_processes else {}
     fresh = cold_start.measure(requests, config.num_fresh_processes, track) if requests else {}
@@ -121,7 +121,7 @@ def compare_saved(pair: ModelPair, config: BenchConfig, *, device: torch.device,
 
 
 def compare(
-    teacher: FusionScorer,
+    teacher: FusionScorer | DualEncoder,
     student: FusionScorer | DualEncoder,
     corpus: Corpus,
     config: BenchConfig,

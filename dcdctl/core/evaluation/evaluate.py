@@ -85,7 +85,7 @@ class EvalJob:
     model: str
     choice: SplitChoice
     rerank: str | None = None
-    """Fusion scorer of a cascade."""
+    """Re-ranker of a cascade: a fusion scorer, or another dual encoder."""
     depth: str | None = None
     """Depth of the cascade, or several: "0,5,10"; None for that of the options."""
     model_sets: tuple[str, ...] = ()
@@ -132,7 +132,7 @@ def resolve(job: EvalJob, options: EvalOptions, out: Path | None = None, ranks: 
             raise
         raise ModelError(error.args[0], hint=f"make a run with `dcdctl distill`; {error.hint}".removesuffix("; ")) from error
     if job.rerank is not None:
-        models.check_ref(job.rerank, kind="fusion")
+        models.check_ref(job.rerank)
     if job.with_eccv:
         eccv.load_package()
     folder = result_folder(job.model, out)
@@ -173,7 +173,7 @@ def run_evaluation(
         judge = _judge(corpus, protocol) if job.with_eccv else None
         num_top = options.num_top if judge is None else max(options.num_top, judge.num_top)
         model = models.load(job.model, plan.overrides, track)
-        reranker = None if job.rerank is None else models.load_fusion(job.rerank, track=track)
+        reranker = None if job.rerank is None else models.load_scorer(job.rerank, track=track)
         options = replace(plan.options, protocol=protocol, num_top=num_top)
         evaluation = evaluate_model(model, corpus, rerank=reranker, options=options, track=track, on_workload=on_workload)
         document = result.evaluation_document(evaluation, job.model, corpus.split)

@@ -3,8 +3,9 @@
 - dual: every image and caption is embedded once, and scores are streamed.
 - fusion: every pair is scored, in chunks of images. The positives come first, so that no score needs to be kept. Each caption is encoded
   once and each image twice, which costs little compared with its pairs.
-- cascade: the dual encoder finds the first `depth` captions of each image and images of each caption, and the fusion scorer orders them;
-  candidates below keep the dual encoder's order. Of several depths only the deepest is scored: its scores give the others.
+- cascade: the dual encoder finds the first `depth` captions of each image and images of each caption, and a fusion scorer, or another dual
+  encoder as one, orders them; candidates below keep the first one's order. Of several depths only the deepest is scored: its scores give
+  the others.
 
 Each fold of a protocol is a gallery of its own. A dual encoder still embeds once; a fusion scorer scores only pairs within a fold.
 
@@ -163,7 +164,7 @@ def _fold_scorers(scorer: FusionScorer, task: RankingTask) -> Callable[[Fold], P
     """A function that gives the pair scorer of a fold."""
     compute = task.options.compute
     scorer.to(compute.device).eval()
-    source = open_source(task.corpus, scorer, compute, task.track)
+    source = scoring.encode_corpus(scorer, open_source(task.corpus, scorer, compute, task.track), compute, track=task.track)
     return lambda fold: PairScorer(scorer=scorer, source=source, images=fold.images, texts=fold.texts, compute=compute)
 
 

@@ -2,13 +2,14 @@ from .backbones import FeatureSpec, ProjectionSize
 from .build import every_other, new_coattention
 from .checkpoint import check_finite, check_finite_file
 from .dual import DualModel
+from .dual_scorer import DualScorer, pair_products, vector_states
 from .families.coattention import FusionSize
 from .families.coattention_scorer import CoAttentionScorer
 from .families.frozen_dual import FrozenDual, new_frozen_dual
 from .families.raw_pairs import RawPairScorer, RawPreprocess
 from .families.vilt import ViltScorer, ViltSize, new_vilt
 from .families.vision_text_dual import DualSize, dual_from_backbones, dual_student, new_dual
-from .load_save import SETTINGS_FILE, check_ref, convert, find_damages, load, load_dual, load_fusion, save, seal_again
+from .load_save import SETTINGS_FILE, check_ref, convert, find_damages, load, load_dual, load_fusion, load_scorer, save, seal_again
 from .onnx import (
     ONNX_OUTPUT,
     OnnxDual,
@@ -30,6 +31,7 @@ __all__ = [
     "CoAttentionScorer",
     "DualEncoder",
     "DualModel",
+    "DualScorer",
     "DualSize",
     "Encoders",
     "ExportSpec",
@@ -67,6 +69,7 @@ __all__ = [
     "load_dual",
     "load_fusion",
     "load_image_processor",
+    "load_scorer",
     "load_tokenizer",
     "new_coattention",
     "new_dual",
@@ -74,11 +77,13 @@ __all__ = [
     "new_vilt",
     "num_text_positions",
     "onnxruntime_version",
+    "pair_products",
     "parse_overrides",
     "quantize_dynamic",
     "require_onnx",
     "save",
     "seal_again",
     "silence_transformers",
+    "vector_states",
     "word_piece",
 ]

@@ -26,6 +26,7 @@ class FusionModel(nn.Module, ABC):
     kind: Literal["fusion"] = "fusion"
     pairs_per_batch = 256
     groups_by_image = False
+    keeps_states = False
     network: nn.Module
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, unused_keys: tuple[str, ...] = ()) -> None:

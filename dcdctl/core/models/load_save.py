@@ -22,6 +22,7 @@ from dcdctl.core import artifacts, files
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import families, official, published
 from dcdctl.core.models.checkpoint import check_finite, read_checkpoint
+from dcdctl.core.models.dual_scorer import DualScorer
 from dcdctl.core.models.official import meter as official_meter
 from dcdctl.core.models.official import vilt as official_vilt
 from dcdctl.core.models.overrides import parse_overrides, read_overrides
@@ -122,6 +123,12 @@ def load_fusion(ref: str | Path, overrides: Mapping[str, Any] | None = None, tra
     model = _load(ref, overrides, track, "fusion")
     assert model.kind == "fusion"
     return model
+
+
+def load_scorer(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> FusionScorer:
+    """Any model as a fusion scorer: a dual encoder scores a pair by its scaled cosine (`DualScorer`)."""
+    model = load(ref, overrides, track)
+    return model if model.kind == "fusion" else DualScorer(model)
 
 
 def load_dual(ref: str | Path, overrides: Mapping[str, Any] | None = None) -> DualEncoder:

@@ -315,6 +315,12 @@ class FusionScorer(_Model, Protocol):
     def kind(self) -> Literal["fusion"]: ...
 
     @property
+    def keeps_states(self) -> bool:
+        """Whether states are small enough to keep those of a whole corpus, such as unit vectors; then each item is encoded once for all its
+        pairs."""
+        ...
+
+    @property
     def num_layers(self) -> int:
         """Number of fusion layers."""
         ...

@@ -126,8 +126,9 @@ def embed_corpus(embedder: Embedder, corpus: Corpus, track: Track = silent) -> V
 
 
 def embed_source(ref: str, source: Source, device: torch.device, track: Track = silent) -> Vectors:
-    """The unit vectors of a source's corpus, by the model that a reference names; a run reads the source's features if it can."""
-    if (Path(ref) / "run.json").exists():
+    """The unit vectors of a source's corpus, by the model that a reference names; a run or a model that
+    dcdctl saved reads the source's features if it can."""
+    if _is_ours(ref):
         return embed_with_model(models.load_dual(ref), source, device, track)
     return embed_corpus(load_embedder(ref, device), source.corpus, track)
 
@@ -153,10 +154,10 @@ def load_embedder(ref: str, device: torch.device) -> Embedder:
 
     ModelError for any other model.
     """
-    if (Path(ref) / "run.json").exists():
+    if _is_ours(ref):
         return dual_embedder(models.load_dual(ref), device)
     with hub_errors(ref, hint="candidates.model requires a run of a dual encoder, a CLIP-like model or a text encoder"):
-        config = AutoConfig.from_pretrained(ref)
+        config = AutoConfig.from_pretrained(ref, trust_remote_code=False)
         if config.model_type in OUR_MODEL_TYPES:
             return dual_embedder(models.load_dual(ref), device)
         network = AutoModel.from_pretrained(ref, dtype=torch.float32).eval()
@@ -170,6 +171,11 @@ def load_embedder(ref: str, device: torch.device) -> Embedder:
         raise ModelError(found, hint="name a run of a dual encoder, a CLIP-like or a text model")
     preprocess = Preprocess(tokenizer=_tokenizer(ref), image_processor=None, max_text_len=_max_text_len(config))
     return Embedder(preprocess=preprocess, texts=lambda batch: _mean_pooled(network, batch), images=None, device=device)
+
+
+def _is_ours(ref: str) -> bool:
+    """Whether a reference is a run, or a folder that `models.save` wrote, whose type transformers may not know."""
+    return any((Path(ref) / name).exists() for name in ("run.json", models.SETTINGS_FILE))
 
 
 def _clip_embedder(ref: str, network: Any, config: Any, device: torch.device) -> Embedder:

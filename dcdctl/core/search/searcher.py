@@ -1,4 +1,4 @@
-"""Search by text or by image: the nearest images of an index, optionally re-ranked by a fusion model.
+"""Search by text or by image: the nearest images of an index, optionally re-ranked by another model.
 
 Shape letters: Q queries, K answers per query, D width of the vectors.
 """
@@ -35,7 +35,7 @@ IMAGE_BATCH = 16
 
 @dataclass(frozen=True)
 class Reranker:
-    """A fusion model that re-ranks the first hits of a search."""
+    """A fusion scorer, or a dual encoder as one, that re-ranks the first hits of a search."""
 
     ref: str
     scorer: models.FusionScorer
@@ -44,10 +44,10 @@ class Reranker:
 
     @staticmethod
     def open(ref: str, *, depth: int, device: torch.device) -> Reranker:
-        """The fusion model that `models.load` knows by this name; ModelError for another kind of model, ConfigError for a depth below 1."""
+        """The model that `models.load` knows by this name; ConfigError for a depth below 1."""
         if depth < 1:
             raise ConfigError(f"a depth of {depth} re-ranks nothing, it must be at least 1")
-        return Reranker(ref, models.load_fusion(ref).to(device).eval(), depth, device)
+        return Reranker(ref, models.load_scorer(ref).to(device).eval(), depth, device)
 
     def apply(self, text: str, answer: Answer, index: Index) -> Answer:
         """The answer with its first `depth` hits ordered by logits; equal logits keep their order.
@@ -106,13 +106,13 @@ class Searcher:
 
     @staticmethod
     def for_index(index: Index, *, device: torch.device, rerank: str | None = None, depth: int = DEPTH) -> Searcher:
-        """A searcher with the dual encoder of an index; `rerank` is a fusion model, named as for `models.load`.
+        """A searcher with the dual encoder of an index; `rerank` is a fusion scorer or another dual encoder, named as for
+        `models.load`.
 
-        MissingError if the index lacks its model, StaleError if another model made its vectors, ModelError if a model cannot be loaded or
-        is of another kind.
+        MissingError if the index lacks its model, StaleError if another model made its vectors, ModelError if a model cannot be loaded.
         """
         if rerank is not None:
-            models.check_ref(rerank, kind="fusion")
+            models.check_ref(rerank)
         model = models.load_dual(index.model).to(device).eval()
         index.expect(model.digest)
         return Searcher(index, model, device, None if rerank is None else Reranker.open(rerank, depth=depth, device=device))

@@ -239,6 +239,8 @@ def score_planned(job: CacheJob, *, track: Track = silent) -> TeacherCache:
         missing = set(job.find_missing())
         # A share of all shards: processes look at different times, so their lists of missing shards may differ.
         mine = [shard for shard in distributed.local_indices(len(job.shards)) if shard in missing]
+        # Before any shard, for a teacher whose states can be kept: a shard needs captions of nearly the whole corpus.
+        source = scoring.encode_corpus(job.teacher, job.source, job.compute, track=track, is_shared=True) if missing else job.source
         total = sum(_count_unscored(job.build.written(planned_name(shard))) for shard in mine)
         with track("score", total=total, unit="pairs") as advance:
             for shard in mine:
@@ -247,7 +249,7 @@ def score_planned(job: CacheJob, *, track: Track = silent) -> TeacherCache:
                 # Arrays that come from pyarrow are read-only.
                 scores = pairs.score.copy()
                 if todo.any():
-                    scores[todo] = score_pairs(job, pairs.image[todo], pairs.text[todo], advance)
+                    scores[todo] = score_pairs(replace(job, source=source), pairs.image[todo], pairs.text[todo], advance)
                 with job.build.write(pairs_name(shard)) as partial:
                     write_pairs(partial, Pairs(pairs.image, pairs.text, scores, pairs.role))
         # The seal needs the shards of all processes.

@@ -16,7 +16,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import StaleError
 from dcdctl.core.models import FusionScorer
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.scoring import measure_rate, open_source
+from dcdctl.core.scoring import PairScorer, measure_rate, open_source
 from dcdctl.core.teacher.build import BYTES_PER_PAIR, CacheJob, kind_of, score_pairs
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
 from dcdctl.core.teacher.cache_format import CACHE, Pairs, pairs_name, planned_name, read_pairs
@@ -47,26 +47,31 @@ def estimate_cost(job: CacheJob) -> Estimate:
     num_to_score = sum(int(np.isnan(pairs.score).sum()) for pairs in planned)
     whole = sorted(set(job.shards) - set(missing))
     num_pairs = sum(map(len, planned)) + sum(len(read_pairs(job.build.written(pairs_name(shard)))) for shard in whole)
-    rate = _trial(job, next((pairs for pairs in planned if np.isnan(pairs.score).any()), None))
+    rate = _trial(job, next((pairs for pairs in planned if np.isnan(pairs.score).any()), None), num_to_score)
     seconds = num_to_score / rate / distributed.world_size() if num_to_score else 0.0
     return Estimate(
         num_pairs=num_pairs, num_to_score=num_to_score, pairs_per_s=rate, seconds=seconds, disk_bytes=BYTES_PER_PAIR * num_pairs
     )
 
 
-def _trial(job: CacheJob, pairs: Pairs | None) -> float:
+def _trial(job: CacheJob, pairs: Pairs | None, num_to_score: int) -> float:
     """Pairs per second for the first images of a shard. The time includes the encoding of images and captions, as in the full run."""
     if pairs is None:
         return 0.0
+    if job.teacher.keeps_states:
+        # Each image and caption is encoded once for all its pairs, which no trial on a few images can show.
+        num_images, num_texts = job.corpus.num_images, job.corpus.num_captions
+        trial = PairScorer(scorer=job.teacher, source=job.source, images=range(num_images), texts=range(num_texts), compute=job.compute)
+        return num_to_score / trial.workload(num_to_score, num_images, num_texts).seconds
     todo = np.flatnonzero(np.isnan(pairs.score))
     image_P, text_P = pairs.image[todo], pairs.text[todo]
     images = np.unique(image_P)
 
-    def trial(num_images: int) -> tuple[int, Callable[[], object]]:
+    def score_first(num_images: int) -> tuple[int, Callable[[], object]]:
         chosen = np.isin(image_P, images[:num_images])
         return int(chosen.sum()), partial(score_pairs, job, image_P[chosen], text_P[chosen])
 
-    return measure_rate(trial, len(todo))
+    return measure_rate(score_first, len(todo))
 
 
 def check_verifiable(cache: TeacherCache) -> None:

@@ -53,7 +53,7 @@ def resolve(job: CacheJob) -> CachePlan:
     that is not installed, StaleError or InputError if the output folder is taken or cannot be written.
     """
     overrides = models.parse_overrides(job.model_set)
-    models.check_ref(job.teacher, overrides, kind="fusion")
+    models.check_ref(job.teacher, overrides)
     if job.candidates is not None:
         job.candidates.require_packages()
     CACHE.check_folder(job.out)
@@ -75,7 +75,7 @@ def cache_scores(
     # A missing or damaged cache is an error before the teacher is loaded.
     if job.extend is not None:
         read_cache(job.extend)
-    teacher = models.load_fusion(job.teacher, plan.overrides, track)
+    teacher = models.load_scorer(job.teacher, plan.overrides, track)
     with distributed.lock(job.out):
         planned = build.plan_cache(corpus, teacher, job.out, job.candidates, compute=job.compute, extend=job.extend, track=track)
         on_estimate(estimate.estimate_cost(planned))
@@ -90,5 +90,5 @@ def verify_cache(job: CacheJob, count: int, *, track: Track = silent) -> float:
     plan = resolve(job)
     corpus = Corpus.open(job.data, job.split, job.max_images)
     estimate.check_verifiable(read_cache(job.out, corpus=corpus))
-    teacher = models.load_fusion(job.teacher, plan.overrides, track)
+    teacher = models.load_scorer(job.teacher, plan.overrides, track)
     return estimate.verify_scores(job.out, corpus, teacher, count, compute=job.compute, track=track)

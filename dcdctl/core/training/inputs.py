@@ -128,11 +128,17 @@ def scores_batches(recipe: Recipe, inputs: TrainingInputs) -> bool:
 def check_teachers(recipe: Recipe, inputs: TrainingInputs) -> None:
     """ConfigError or ModelError if the recipe's loss has no scores or has them twice, or if a teacher is of the wrong kind."""
     losses, duals = ", ".join(recipe.loss.terms), [name for name, kind in inputs.teacher_kinds if kind == "dual"]
+    if duals and recipe.model.start == "teacher":
+        raise ModelError(
+            f"this model starts from its teacher, and {duals[0]} is a dual encoder",
+            hint="name a fusion scorer with --teacher and its cache with --cache, or set model.start",
+        )
     if recipe.loss.needs_teacher and not inputs.caches:
-        return _check_dual_teachers(recipe, inputs, losses, duals)
+        return _check_dual_teachers(recipe, inputs, losses)
     if duals and inputs.caches:
         raise ConfigError(
-            f"--cache and the dual encoder {duals[0]} both give scores", hint="leave one out: a dual --teacher needs no cache"
+            f"--cache and the dual encoder {duals[0]} both give scores",
+            hint="leave one out; to average both, cache the dual encoder too and name both caches",
         )
     if duals:
         found = f"{duals[0]} is a dual encoder, expected a fusion scorer to start from: loss {losses} learns from no teacher"
@@ -142,13 +148,8 @@ def check_teachers(recipe: Recipe, inputs: TrainingInputs) -> None:
         raise ConfigError(found, hint="several teachers are several --cache, or dual encoders without a cache")
 
 
-def _check_dual_teachers(recipe: Recipe, inputs: TrainingInputs, losses: str, duals: Sequence[str]) -> None:
+def _check_dual_teachers(recipe: Recipe, inputs: TrainingInputs, losses: str) -> None:
     """An error if the teacher models cannot score the batches of a recipe."""
-    if duals and recipe.model.start == "teacher":
-        raise ModelError(
-            f"this model starts from its teacher, and {duals[0]} is a dual encoder",
-            hint="name a fusion scorer with --teacher and its cache with --cache, or set model.start",
-        )
     if not scores_batches(recipe, inputs) or any(kind == "fusion" for _, kind in inputs.teacher_kinds):
         raise ConfigError(
             f"loss {losses} needs the teacher's scores",

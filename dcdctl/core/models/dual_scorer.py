@@ -1,0 +1,146 @@
+"""A dual encoder where a fusion scorer is expected: as the teacher of a cache, or as a re-ranker.
+
+Shape letters: I images, T texts, N vectors, P pairs, D length of the vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import torch
+from torch import Tensor, nn
+
+from dcdctl.core.errors import ModelError
+from dcdctl.core.models.fusion import FusionModel
+from dcdctl.core.models.preprocess import Preprocess
+from dcdctl.core.models.protocols import DualEncoder, Encoders, ExportSpec, ImageBatch, States, TextBatch
+
+DENSE_FACTOR = 24
+"""All images times all texts is computed at once if that has at most this many times the pairs asked for. Gathering the vectors of 5,500
+pairs takes as long as the product of 256 images with 512 texts (width 512, one core)."""
+PAIRS_AT_A_TIME = 256
+"""Pairs whose vectors a CPU gathers at a time: they fit its cache, and 16,384 pairs take 10 ms in place of 50."""
+
+
+def vector_states(vectors_ND: Tensor) -> States:
+    """States that are unit vectors alone: one token of width 0 each."""
+    count = len(vectors_ND)
+    return States(vectors_ND.new_empty(count, 1, 0), torch.ones(count, 1, dtype=torch.bool, device=vectors_ND.device), vectors_ND)
+
+
+def pair_products(images_ID: Tensor, texts_TD: Tensor, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
+    """Inner products of P pairs of vectors, given as positions; float32, also under autocast.
+
+    >>> pair_products(torch.eye(2), torch.tensor([[3.0, 4.0]]), torch.tensor([1, 0]), torch.tensor([0, 0]))
+    tensor([4., 3.])
+    """
+    if len(images_ID) * len(texts_TD) <= DENSE_FACTOR * len(image_ix_P):
+        with torch.autocast(images_ID.device.type, enabled=False):
+            all_IT = images_ID @ texts_TD.T
+        return all_IT.flatten().index_select(0, image_ix_P * len(texts_TD) + text_ix_P)
+    products_P = images_ID.new_empty(len(image_ix_P))
+    step = PAIRS_AT_A_TIME if images_ID.device.type == "cpu" else max(1, len(image_ix_P))
+    for part, image_ix, text_ix in zip(products_P.split(step), image_ix_P.split(step), text_ix_P.split(step), strict=True):
+        torch.sum(images_ID.index_select(0, image_ix).mul_(texts_TD.index_select(0, text_ix)), dim=1, out=part)
+    return products_P
+
+
+class DualScorer(FusionModel):
+    """A dual encoder as a fusion scorer whose logit is the scaled cosine of two vectors.
+
+    Its states are the unit vectors. Its digest is the dual encoder's own, because both give the same scores.
+    """
+
+    pairs_per_batch = 65_536
+    keeps_states = True
+
+    def __init__(self, dual: DualEncoder) -> None:
+        """The dual encoder is shared, not copied. It may have more parameters than its scores need, such as a calibration."""
+        # The protocols list only the parts that other rooms use; every dual encoder that loads is a module with a `Preprocess`.
+        super().__init__(cast(nn.Module, dual), cast(Preprocess, dual.preprocess), dual.unused_keys)
+
+    @property
+    def dual(self) -> DualEncoder:
+        """The dual encoder."""
+        return cast(DualEncoder, self.network)
+
+    @property
+    def digest(self) -> str:
+        """The dual encoder's."""
+        return self.dual.digest
+
+    @property
+    def encoders(self) -> Encoders | None:
+        """The dual encoder's."""
+        return self.dual.encoders
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The dual encoder's."""
+        return self.dual.settings
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Empty: no digest is computed from it."""
+        return {}
+
+    def encode_images(self, images: ImageBatch | States) -> States:
+        """The unit vectors of I images, of their features, or of images that are encoded already."""
+        if isinstance(images, States) and images.vectors is not None:
+            return images
+        return vector_states(self.dual.embed_images(images).float())
+
+    def encode_texts(self, texts: TextBatch | States) -> States:
+        """The unit vectors of T captions, of their features, or of captions that are encoded already."""
+        if isinstance(texts, States) and texts.vectors is not None:
+            return texts
+        return vector_states(self.dual.embed_texts(texts).float())
+
+    def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
+        """Scaled cosines of P pairs, float32, also under autocast."""
+        assert images.vectors is not None
+        assert texts.vectors is not None
+        return self.dual.logit_scale.detach() * pair_products(images.vectors, texts.vectors, image_ix_P, text_ix_P)
+
+    def score(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
+        """Scaled cosines of B aligned pairs."""
+        images_BD = self.dual.embed_images(ImageBatch(pixel_values, pixel_mask))
+        texts_BD = self.dual.embed_texts(TextBatch(input_ids, attention_mask))
+        return self.dual.logit_scale * (images_BD * texts_BD).sum(dim=-1)
+
+    @property
+    def num_layers(self) -> int:
+        """None at all."""
+        return 0
+
+    def _with_layers(self, layers: list[int]) -> NoReturn:
+        raise AssertionError("student refuses all layers")
+
+    def student(self, layers: Sequence[int]) -> NoReturn:
+        """ModelError: there are no fusion layers."""
+        raise ModelError(
+            "a dual encoder has no fusion layers to choose a student's from",
+            hint="train a dual student (model.kind dual), or name a fusion scorer with --teacher",
+        )
+
+    def set_dropout(self, probability: float) -> None:
+        """ModelError: as a scorer it is not trained."""
+        raise ModelError("a dual encoder that scores pairs is not trained", hint="train it as a dual encoder: model.kind dual")
+
+    def checkpoint_activations(self) -> None:
+        """ModelError: as a scorer it is not trained."""
+        self.set_dropout(0.0)
+
+    def save_network(self, folder: Path, *, half: bool = False) -> None:
+        """Write the dual encoder's own files."""
+        self.dual.save_network(folder, half=half)
+
+    def export_spec(self) -> ExportSpec:
+        """The dual encoder's."""
+        return self.dual.export_spec()
+
+    def export_copy(self) -> DualScorer:
+        """The same scorer over the dual encoder's copy."""
+        return DualScorer(self.dual.export_copy())

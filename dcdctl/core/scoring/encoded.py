@@ -1,0 +1,83 @@
+"""A corpus encoded once for all its pairs, by a scorer whose states are small enough to keep: the unit vectors of a dual encoder.
+
+Shape letters: I images, T texts, D width of a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dcdctl.core import distributed
+from dcdctl.core.data import Corpus, Index
+from dcdctl.core.devices import Compute
+from dcdctl.core.models import FusionScorer, States, vector_states
+from dcdctl.core.progress import Track, silent
+from dcdctl.core.scoring.features import Features, Source
+
+IMAGE_CHUNK, TEXT_CHUNK = 64, 512
+"""Images and captions encoded in one forward pass."""
+
+
+@dataclass(frozen=True)
+class EncodedCorpus:
+    """The unit vectors of a corpus as the states of its images and captions; a scorer encodes them no more."""
+
+    corpus: Corpus
+    images_ID: Tensor
+    texts_TD: Tensor
+
+    def images(self, image_ix: Sequence[int] | Index) -> States:
+        """The states of these images, in the order given."""
+        return vector_states(self.images_ID[torch.as_tensor(image_ix, device=self.images_ID.device)])
+
+    def texts(self, text_ix: Sequence[int] | Index) -> States:
+        """The states of these captions, in the order given."""
+        return vector_states(self.texts_TD[torch.as_tensor(text_ix, device=self.texts_TD.device)])
+
+
+@torch.inference_mode()
+def encode_corpus(scorer: FusionScorer, source: Source, compute: Compute, *, track: Track = silent, is_shared: bool = False) -> Source:
+    """What a scorer reads to score pairs: the whole corpus encoded, if the scorer keeps its states; else the source as it is.
+
+    The batches are the same in every call, so a vector does not depend on the pairs that need it. If several processes call this together
+    with `is_shared`, each encodes its share of the batches, and all of them have all vectors.
+    """
+    if not scorer.keeps_states:
+        return source
+    scorer.to(compute.device).eval()
+    corpus = source.corpus
+    # Captions of similar length share a batch, so that little of it is padding.
+    text_order: Sequence[int] = sorted(range(corpus.num_captions), key=lambda text: len(corpus.captions[text]))
+    if isinstance(source, Features):
+        # A dual encoder reads one token of an image's features; and features are read fastest in the order in which they are stored.
+        source, text_order = replace(source, only_first=True), range(corpus.num_captions)
+
+    def encode_images(batch: Sequence[int]) -> States:
+        return scorer.encode_images(source.images(batch).to(compute.device))
+
+    def encode_texts(batch: Sequence[int]) -> States:
+        return scorer.encode_texts(source.texts(batch).to(compute.device))
+
+    def encode(noun: str, order: Sequence[int], step: int, states_of: Callable[[Sequence[int]], States]) -> Tensor:
+        batches = [order[start : start + step] for start in range(0, len(order), step)]
+        with track(f"encode {noun}", total=len(order), unit=noun) as advance, compute.autocast():
+            # Every process needs the width of the vectors, also one without a batch of its own.
+            first_1D = _vectors(states_of(batches[0][:1]))
+            vectors_ND = first_1D.new_zeros(len(order), first_1D.shape[1])
+            for number in distributed.local_indices(len(batches)) if is_shared else range(len(batches)):
+                vectors_ND[torch.tensor(batches[number], device=vectors_ND.device)] = _vectors(states_of(batches[number]))
+                advance(len(batches[number]))
+        # Rows of other processes are zeros here.
+        return distributed.all_sum(vectors_ND) if is_shared else vectors_ND
+
+    images_ID = encode("images", range(corpus.num_images), IMAGE_CHUNK, encode_images)
+    return EncodedCorpus(corpus, images_ID, encode("captions", text_order, TEXT_CHUNK, encode_texts))
+
+
+def _vectors(states: States) -> Tensor:
+    assert states.vectors is not None
+    return states.vectors
