@@ -1,6 +1,6 @@
 """Floating-point operations of full-size models, counted as `dcdctl bench` counts them.
 
-    python benchmarks/flops.py [--captions 64] [--text-len 16] [--models meter-6 meter-3 vilt-b32]
+    python benchmarks/flops.py [--captions 64] [--text-len 16] [--models meter-6 meter-3 blip-base ...]
 
 Random weights, one image against N captions. Plain: one pair from its pixels and 40 padded tokens, as in the released code. Factorized:
 the image once, each caption once and unpadded, then every pair; the count is per pair. A multiply-add is two operations. Ends with one

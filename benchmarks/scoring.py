@@ -1,6 +1,6 @@
 """Rate at which fusion models score pairs: factorized against plain.
 
-    python benchmarks/scoring.py [--captions 64] [--repeats 3] [--threads 2] [--device cpu] [--models meter-6 meter-3 vilt-b32]
+    python benchmarks/scoring.py [--captions 64] [--repeats 3] [--threads 2] [--device cpu] [--models meter-6 meter-3 blip-base ...]
 
 Full-size models with random weights, one image against N captions. Plain: `score` encodes the image and the caption of every pair, with
 captions padded to 40 tokens as in the released code. Factorized: the image once, each caption once and unpadded, then `score_pairs`.
@@ -25,12 +25,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, RobertaConfig, ViltConfig
+from transformers import (
+    BlipConfig,
+    BlipForImageTextRetrieval,
+    BridgeTowerConfig,
+    BridgeTowerForImageAndTextRetrieval,
+    CLIPVisionConfig,
+    RobertaConfig,
+    ViltConfig,
+)
 from transformers.utils import logging
 
 from dcdctl.core import devices, models
 from dcdctl.core.devices import Compute
 from dcdctl.core.models import CoAttentionScorer, FusionSize, ImageBatch, TextBatch, ViltScorer
+from dcdctl.core.models.families.blip import BlipScorer
+from dcdctl.core.models.families.bridgetower import BridgeTowerScorer
 from dcdctl.core.models.families.coattention import CoAttentionNetwork
 from dcdctl.core.models.families.vilt import BLOCK_EPS, build_network
 from dcdctl.core.scoring import pairs
@@ -61,11 +71,27 @@ def vilt() -> ViltScorer:
     return ViltScorer(build_network(ViltConfig(max_position_embeddings=40, layer_norm_eps=BLOCK_EPS)), None)
 
 
+def blip(num_layers: int) -> BlipScorer:
+    """BLIP with ViT-B/16 at 384 px, random weights; its text encoder has `num_layers` of 12 layers."""
+    config = BlipConfig(text_config={"num_attention_heads": 12, "num_hidden_layers": num_layers}, vision_config={"initializer_range": 0.02})
+    return BlipScorer(BlipForImageTextRetrieval(config), None)
+
+
+def bridgetower(num_layers: int) -> BridgeTowerScorer:
+    """BridgeTower base (encoders of 12 layers) at 384 px, random weights."""
+    config = BridgeTowerConfig(num_hidden_layers=num_layers, vision_config={"image_size": 384})
+    return BridgeTowerScorer(BridgeTowerForImageAndTextRetrieval(config), None)
+
+
 MODELS: dict[str, tuple[Callable[[], Any], tuple[int, int]]] = {
     "meter-6": (lambda: meter(6), (384, 384)),
     "meter-3": (lambda: meter(3), (384, 384)),
     # A photo with an aspect ratio of 4:3 whose shorter side is 384 px.
     "vilt-b32": (vilt, (384, 512)),
+    "blip-base": (lambda: blip(12), (384, 384)),
+    "blip-base-6": (lambda: blip(6), (384, 384)),
+    "bridgetower-base": (lambda: bridgetower(6), (384, 384)),
+    "bridgetower-base-3": (lambda: bridgetower(3), (384, 384)),
 }
 
 

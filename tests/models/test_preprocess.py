@@ -10,7 +10,7 @@ import torch
 from paths import FIXTURES
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
+from transformers import BlipImageProcessorPil, BridgeTowerImageProcessorPil, CLIPImageProcessorPil, ViTImageProcessorPil
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import Preprocess, preprocess
@@ -46,12 +46,22 @@ def test_pixels_equal_those_of_the_official_meter_transform():
     assert torch.equal(batch.pixel_values, torch.stack([expected for _, expected in examples]))
 
 
-@pytest.mark.parametrize("processor", [vilt_image_processor(96), vilt_image_processor(64, size_divisor=16), square_image_processor(64)])
+@pytest.mark.parametrize(
+    "processor",
+    [
+        vilt_image_processor(96),
+        vilt_image_processor(64, size_divisor=16),
+        square_image_processor(64),
+        BlipImageProcessorPil(size={"height": 64, "width": 48}),
+        BridgeTowerImageProcessorPil(size={"shortest_edge": 96}, crop_size={"shortest_edge": 64}),
+        BridgeTowerImageProcessorPil(size={"shortest_edge": 70}, crop_size={"shortest_edge": 71}),  # resized to 64, black around it
+    ],
+)
 def test_a_batch_equals_that_of_transformers(processor):
     images = [image.convert("RGB") for image, _ in _official_images()]
     ours, theirs = _with(processor).images(images), processor(images=images, return_tensors="pt")
     assert torch.equal(ours.pixel_values, theirs["pixel_values"])
-    if "pixel_mask" in theirs:
+    if ours.pixel_mask is not None:
         assert torch.equal(ours.pixel_mask.long(), theirs["pixel_mask"])
         assert not ours.pixel_mask.all()
 
@@ -65,6 +75,15 @@ def test_image_sizes_at_384_equal_those_of_the_official_code(given, expected):
 
 def test_a_very_long_image_keeps_at_least_one_patch_row():
     assert _with(vilt_image_processor(64)).images([Image.new("RGB", (4000, 20))]).pixel_values.shape[2:] == (32, 96)
+
+
+def test_a_very_long_image_is_cropped_to_a_square():
+    processor = BridgeTowerImageProcessorPil(size={"shortest_edge": 64}, crop_size={"shortest_edge": 64})
+    pixels = _with(processor).images([Image.new("RGB", (4000, 20), "white")]).pixel_values[0, 0]
+    assert pixels.shape == (64, 64)
+    black, white = pixels[0, 0], pixels[32, 32]
+    assert (pixels[16:48] == white).all()  # the long side is 96 px, the short one is one patch of 32
+    assert (torch.cat([pixels[:16], pixels[48:]]) == black).all()
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA", "I;16"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from encoders import make_pair, save_text, save_vision
+from matching import make_blip, make_blip2, make_bridgetower
 from official import load_meter
 
 from dcdctl.core import models
@@ -35,6 +36,9 @@ FAMILIES: dict[str, Any] = {
     "vilt": lambda captions, folder: models.new_vilt(
         models.ViltSize(hidden_size=16, num_attention_heads=2, num_hidden_layers=3, intermediate_size=16), models.word_piece(captions, 120)
     ),
+    "BLIP": lambda captions, folder: make_blip(captions),
+    "BLIP-2": lambda captions, folder: make_blip2(captions),
+    "BridgeTower": lambda captions, folder: make_bridgetower(captions),
     "co-attention": make_pair,
     "co-attention over CLIP": lambda captions, folder: make_pair(captions, folder, "clip"),
     "dual": lambda captions, folder: models.dual_student(

@@ -1,8 +1,9 @@
 """A model as a folder that transformers reads without dcdctl.
 
 A dual encoder of one network is a VisionTextDualEncoderModel with its processor. For a dual encoder over two backbones (stages, mean of
-tokens, normalized features) the folder has a code file, which transformers runs with `trust_remote_code=True`. A ViLT scorer is a
-ViltForImageAndTextRetrieval with its processor. A co-attention scorer has no class in transformers; `models.load_fusion` reads its folder.
+tokens, normalized features) the folder has a code file, which transformers runs with `trust_remote_code=True`. A ViLT, BLIP, BLIP-2 or
+BridgeTower scorer is a model of transformers with its processor. A co-attention scorer has no class in transformers; `models.load_fusion`
+reads its folder.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ def score(folder: Path, model: FusionScorer, samples: Samples) -> Tensor:
     batch = processor(images=samples.images, text=samples.captions, padding=True, truncation=True, return_tensors="pt")
     # ViLT in transformers draws the order of its patches from the global random state.
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        logits: Tensor = network(**batch).logits.squeeze(-1)
-    return logits
+        columns: Tensor = getattr(network(**batch, **spec.options), spec.output)
+    return columns[:, 1] - columns[:, 0] if spec.is_two_rows else columns.squeeze(-1)
 
 
 def scores_of(model: FusionScorer, samples: Samples) -> Tensor:

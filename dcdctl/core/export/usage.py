@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dcdctl.core.models import Model
+from dcdctl.core.models import ExportSpec, Model
 
 Format = Literal["transformers", "sentence-transformers", "onnx"]
 # backend="pil", because torchvision, if it is installed, would resize images differently than Pillow.
@@ -89,7 +89,7 @@ def score(images, captions):
     images = [image.convert("RGB") for image in images]
     batch = processor(images=images, text=captions, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
-        return model(**batch).logits.squeeze(-1)
+        {logit}
 
 
 scores = score([Image.open("photo.png")] * 2, ["a dog in the snow", "a cat on a mat"])
@@ -126,7 +126,8 @@ def usage(model: Model, to: Format, name: str, *, is_on_hub: bool = False) -> st
         folder = f'from huggingface_hub import snapshot_download\n\nfolder = snapshot_download("{name}")'
     classes = {"model_class": spec.model_class, "processor_class": spec.processor_class}
     if model.kind == "fusion":
-        return (_CROSS_ENCODER if spec.model_class else _FUSION).format(name=name, folder=folder, **classes)
+        template = _CROSS_ENCODER if spec.model_class else _FUSION
+        return template.format(name=name, folder=folder, logit=_logit(spec), **classes)
     if to == "sentence-transformers":
         return _SENTENCE_TRANSFORMERS.format(name=name, **trust)
     if to == "onnx":
@@ -136,6 +137,14 @@ def usage(model: Model, to: Format, name: str, *, is_on_hub: bool = False) -> st
     if spec.code:
         classes = {"model_class": "AutoModel", "processor_class": "AutoProcessor"}
     return _TRANSFORMERS.format(name=name, **classes, **trust)
+
+
+def _logit(spec: ExportSpec) -> str:
+    """The statements that return the logits of a batch."""
+    output = f"model(**batch{''.join(f', {name}={value}' for name, value in spec.options.items())}).{spec.output}"
+    if not spec.is_two_rows:
+        return f"return {output}.squeeze(-1)"
+    return f"no_match, match = {output}.unbind(dim=1)\n        return match - no_match"
 
 
 def requirements(model: Model, to: Format) -> list[str]:

@@ -1,11 +1,13 @@
-"""Attention with folded projections, and activation checkpointing, for fusion layers.
+"""Attention with folded and shared projections, activation checkpointing, and dropout, for fusion layers.
 
 Folding moves the projections of a long side into the short side: q . (W y) = (W^T q) . y, and sum_t a_t (W y_t) = W (sum_t a_t y_t). A few
 vectors as wide as the stream then replace D x D products with every token of the long side. The result equals that of projecting every
 token, including biases and dropout of attention probabilities.
 
-Shape letters: P pairs, S tokens of the short side, N and M tokens of the long side, D width, H heads, d width of a head, C = S x H folded
-vectors.
+Where several pairs have the same image, their queries share one row (`Groups`), so that the image is projected once for all of them.
+
+Shape letters: P pairs, I images, G groups of pairs of one image, R pairs of a group, S tokens of the short side, N and M tokens of the long
+side, D width, H heads, d width of a head, C = S x H folded vectors.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+
+from dcdctl.core.models.protocols import select_rows
 
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
@@ -43,6 +47,67 @@ class Heads:
         """Whether folding, and two products of each long token with the folded vectors, cost less than two projections of each token."""
         width = self.key.weight.shape[0]
         return short * (self.num_heads * long + width) < long * width
+
+
+def attend_and_project(
+    heads: Heads, dense: nn.Linear, tokens_PND: Tensor, source_PMD: Tensor, mask_PM: Tensor | None, num_queries: int | None = None
+) -> Tensor:
+    """The output of attention of the first `num_queries` tokens to a source, projected by `dense`, by the cheapest of three equal ways.
+
+    `mask_PM` is True for a real source token, None if all are real. Residual, LayerNorm and output dropout are left to the caller.
+    """
+    queries_PSD = tokens_PND[:, :num_queries]
+    num_queries, num_sources = queries_PSD.shape[1], source_PMD.shape[1]
+    if heads.is_worth_folding(num_queries, num_sources):
+        folded: Tensor = dense(into_queries(heads, queries_PSD, source_PMD, mask_PM))
+        return folded
+    if heads.is_worth_folding(num_sources, num_queries):
+        return into_source(heads, dense, queries_PSD, source_PMD, mask_PM)
+    context_PHSd = functional.scaled_dot_product_attention(
+        heads.split(heads.query(queries_PSD)),
+        heads.split(heads.key(source_PMD)),
+        heads.split(heads.value(source_PMD)),
+        attn_mask=None if mask_PM is None else mask_PM[:, None, None, :],
+        # This function drops in eval mode too, so the rate of `heads` is 0 there.
+        dropout_p=heads.dropout,
+    )
+    output: Tensor = dense(context_PHSd.transpose(1, 2).flatten(2))
+    return output
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Pairs in rows by their image. Each row is padded with copies of pair 0 to the longest one; their results are not read."""
+
+    image_ix_G: Tensor
+    """The image of each group."""
+    pair_ix_GR: Tensor
+    """The pairs of each group."""
+    cell_P: Tensor
+    """Where each pair is in the flattened `pair_ix_GR`."""
+
+    @classmethod
+    def of(cls, image_ix_P: Tensor, num_images: int) -> Groups:
+        """One group for each image; each pair is a group of its own where that would leave rows more than half empty on average."""
+        cells = torch.arange(len(image_ix_P), device=image_ix_P.device)
+        counts_I = image_ix_P.bincount(minlength=num_images)
+        width = int(counts_I.max()) if len(cells) else 1
+        if num_images * width > 2 * len(cells):
+            return cls(image_ix_P, cells[:, None], cells)
+        order_P = image_ix_P.argsort(stable=True)
+        rank_P = torch.empty_like(cells)
+        rank_P[order_P] = cells - (counts_I.cumsum(0) - counts_I)[image_ix_P[order_P]]
+        cell_P = image_ix_P * width + rank_P
+        pair_ix = torch.zeros(num_images * width, dtype=cells.dtype, device=cells.device)
+        pair_ix[cell_P] = cells
+        return cls(torch.arange(num_images, device=cells.device), pair_ix.view(num_images, width), cell_P)
+
+    def attend(self, heads: Heads, dense: nn.Linear, tokens_PSD: Tensor, image_GMD: Tensor) -> Tensor:
+        """`attend_and_project` for the tokens of pairs and the images of their groups; all image tokens are real."""
+        num_groups, width = self.pair_ix_GR.shape
+        grouped = select_rows(tokens_PSD, self.pair_ix_GR.flatten()).unflatten(0, (num_groups, width)).flatten(1, 2)
+        output = attend_and_project(heads, dense, grouped, image_GMD, None)
+        return select_rows(output.unflatten(1, (width, -1)).flatten(0, 1), self.cell_P)
 
 
 def into_queries(heads: Heads, short_PSD: Tensor, long_PMD: Tensor, mask_PM: Tensor | None) -> Tensor:
@@ -126,18 +191,19 @@ def _enable(encoder: Any) -> bool:
     return True
 
 
-def set_hidden_dropout(network: Any, probability: float) -> bool:
+def set_hidden_dropout(network: Any, probability: float, part: str = "") -> bool:
     """Set the dropout of embeddings and sublayer outputs in a network of transformers, its configuration included.
 
-    Attention probabilities then have none. False if its configuration has no hidden dropout, as CLIP's.
+    `part` names the part of the configuration that has it, such as text_config. Attention probabilities then have none. False if there is
+    no hidden dropout, as in CLIP.
     """
-    config = network.config
+    config = getattr(network.config, part) if part else network.config
     if not hasattr(config, "hidden_dropout_prob"):
         return False
     config.hidden_dropout_prob, config.attention_probs_dropout_prob = probability, 0.0
     # A network without storage has the settings that the configuration gives. Architectures keep them under many names, some as numbers.
     with torch.device("meta"):
-        twin: nn.Module = type(network)(config)
+        twin: nn.Module = type(network)(network.config)
     for name, module in network.named_modules():
         for key, value in vars(twin.get_submodule(name)).items():
             if isinstance(value, float) and (key == "p" or "drop" in key):

@@ -52,6 +52,9 @@ FAMILIES = {
     "vision-text-dual-encoder": Family("dual", "vision_text_dual"),
     "dcdctl-co-attention": Family("fusion", "coattention_scorer"),
     "dcdctl-encoder-dual": Family("dual", "frozen_dual"),
+    "blip": Family("fusion", "blip"),
+    "blip-2": Family("fusion", "blip2"),
+    "bridgetower": Family("fusion", "bridgetower"),
 }
 """Families by `model_type` in config.json. A model is saved by its own `save_network`."""
 BUILT_IN = ("scenes-vilt",)
@@ -61,8 +64,9 @@ REMAKE = "save it again with this dcdctl: `dcdctl convert`, `distill`, `index` o
 NOTES = ("*.md", "LICENSE*", ".*")
 """Files that may be added to a saved model, because no loader reads them."""
 ACCEPTED = (
-    "a model is a run folder, a transformers folder (ViLT or vision-text-dual-encoder), an official ViLT or METER .ckpt, "
-    f"a Hugging Face Hub id (owner/name), built in ({', '.join(BUILT_IN)}), or a name that `dcdctl prepare --list` shows"
+    "a model is a run folder, a transformers folder (ViLT, BLIP, BLIP-2, BridgeTower or vision-text-dual-encoder), "
+    f"an official ViLT or METER .ckpt, a Hugging Face Hub id (owner/name), "
+    f"built in ({', '.join(BUILT_IN)}), or a name that `dcdctl prepare --list` shows"
 )
 _TEACHERS = files.packaged("teachers")
 # The Hub has a few models without an owner, none of them a scorer. A misspelt run name should not wait for the network.

@@ -59,12 +59,15 @@ def check_no_text_encoder(overrides: Overrides, ref: object) -> None:
 
 def check_dual_overrides(overrides: Overrides, ref: object) -> None:
     """ModelError if a setting is given that the weights of a dual encoder fix."""
+    check_fixed_overrides(overrides, ref, "a dual encoder")
+
+
+def check_fixed_overrides(overrides: Overrides, ref: object, what: str) -> None:
+    """ModelError if a setting is given that the weights of `what`, such as "a dual encoder", fix."""
     check_no_text_encoder(overrides, ref)
     for name in ("image_size", "num_attention_heads"):
         if getattr(overrides, name) is not None:
-            raise ModelError(
-                f"{ref} is a dual encoder, whose {name} is fixed by its weights", hint="a dual encoder takes max_text_len and tokenizer"
-            )
+            raise ModelError(f"{ref} is {what}, whose {name} is fixed by its weights", hint=f"{what} takes max_text_len and tokenizer")
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:

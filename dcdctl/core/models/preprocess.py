@@ -44,6 +44,7 @@ VILT_LONGER_PER_SHORTER = 1333 / 800
 """Largest ratio of the longer to the shorter side of a resized image, as in ViLT's official code."""
 VILT_SIZE_DIVISOR = 32
 """ViLT cuts the sides of a resized image to multiples of its patch size."""
+_SQUARE_PROCESSORS = ("ViTImageProcessor", "DeiTImageProcessor", "BlipImageProcessor")
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """Special tokens of a new tokenizer, in the order of their ids."""
 
@@ -68,6 +69,10 @@ class Preprocess:
         rgb_images = [image if image.mode == "RGB" else image.convert("RGB") for image in images]
         if self._is_vilt:
             return self._normalize_and_pad([_resize(image, self._vilt_size(image.size), self._resample) for image in rgb_images])
+        if self._is_bridgetower:
+            crop = int(self.image_processor.crop_size["shortest_edge"])
+            resized = (_resize(image, self._vilt_size(image.size), self._resample) for image in rgb_images)
+            return ImageBatch(self._normalize_and_pad([_center(image, crop) for image in resized]).pixel_values)
         if self._is_square:
             size = self.image_processor.size
             side = (int(size["width"]), int(size["height"]))
@@ -126,9 +131,16 @@ class Preprocess:
         return processor["image_processor_type"] == "ViltImageProcessor" and self._resizes_and_normalizes(processor)
 
     @cached_property
+    def _is_bridgetower(self) -> bool:
+        """ViLT's resizing, then a square from the center. The processor itself fails for very long images."""
+        processor = self.image_processor.to_dict()
+        is_known = processor["image_processor_type"] == "BridgeTowerImageProcessor" and bool(processor.get("do_center_crop"))
+        return is_known and self._resizes_and_normalizes(processor)
+
+    @cached_property
     def _is_square(self) -> bool:
         processor = self.image_processor.to_dict()
-        is_known = processor["image_processor_type"] in ("ViTImageProcessor", "DeiTImageProcessor") and not processor.get("do_center_crop")
+        is_known = processor["image_processor_type"] in _SQUARE_PROCESSORS and not processor.get("do_center_crop")
         return (
             is_known
             and {name for name, value in dict(processor["size"]).items() if value} == {"height", "width"}
@@ -186,6 +198,12 @@ class Preprocess:
 
 def _resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
     return image if image.size == size else image.resize(size, resample=resample)
+
+
+def _center(image: Image.Image, side: int) -> Image.Image:
+    """The central square of an image; black where the image is smaller."""
+    left, top = ((length - side) // 2 for length in image.size)
+    return image.crop((left, top, left + side, top + side))
 
 
 def _meter_crop(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:

@@ -6,8 +6,8 @@ N tokens of an encoded input, D width of tokens or vectors, W width of features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
@@ -234,6 +234,12 @@ class ExportSpec:
     """The class of transformers, or of `code`, that reads the folder; empty if only dcdctl reads it."""
     processor_class: str = ""
     """The class of transformers that joins the tokenizer and the image processor."""
+    output: str = "logits"
+    """The field of a fusion model's output that holds its logits."""
+    is_two_rows: bool = False
+    """Whether that field has two numbers per pair, no match and match, whose difference is the logit."""
+    options: Mapping[str, bool] = field(default_factory=dict)
+    """Arguments of a fusion model's forward pass besides the batch."""
     code: str = ""
     """The module of dcdctl/assets that defines `model_class`; it is saved with the weights and needs `trust_remote_code`."""
     timm_config: Any = None

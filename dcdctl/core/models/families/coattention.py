@@ -28,7 +28,7 @@ from transformers import AutoConfig
 from dcdctl.core.config import Between, Count, check_fields
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import backbones
-from dcdctl.core.models.attention import Heads, into_queries, into_source, recomputed
+from dcdctl.core.models.attention import Heads, attend_and_project, recomputed
 from dcdctl.core.models.backbones import Projections, ProjectionSize
 from dcdctl.core.models.protocols import States, select_rows
 
@@ -285,13 +285,5 @@ def _fuse(layer: FusionLayer, tokens_PND: Tensor, other_PMD: Tensor, other_mask_
 
 def attend(attention: Attention, tokens_PND: Tensor, source_PMD: Tensor, mask_PM: Tensor | None, num_queries: int | None = None) -> Tensor:
     """`Attention.forward` for the first `num_queries` tokens, by the cheapest of three equal computations."""
-    queries_PND, heads = tokens_PND[:, :num_queries], attention.heads
-    num_queries, num_sources = queries_PND.shape[1], source_PMD.shape[1]
-    if heads.is_worth_folding(num_queries, num_sources):
-        output_PND = attention.dense(into_queries(heads, queries_PND, source_PMD, mask_PM))
-    elif heads.is_worth_folding(num_sources, num_queries):
-        output_PND = into_source(heads, attention.dense, queries_PND, source_PMD, mask_PM)
-    else:
-        attended: Tensor = attention(queries_PND, source_PMD, mask_PM)
-        return attended
-    return attention.finish(output_PND, queries_PND)
+    output_PND = attend_and_project(attention.heads, attention.dense, tokens_PND, source_PMD, mask_PM, num_queries)
+    return attention.finish(output_PND, tokens_PND[:, :num_queries])

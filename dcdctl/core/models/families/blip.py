@@ -1,0 +1,110 @@
+"""BLIP (Li et al., ICML 2022) with its matching head as a fusion scorer: the weights of transformers, our own forward pass.
+
+The image is encoded once. A text layer attends to the caption, then to the image. The first layer's attention to the caption does not
+depend on the image and is computed once per caption; keys and values of an image are computed once for all of its pairs in a call, or
+folded into the queries where that is cheaper; the last layer computes only the first token. `score` is the plain way.
+
+The scores are those of transformers. Its forward pass starts a caption with [CLS], where the original code puts [ENC] (id 30523) before it
+scores a pair (salesforce/BLIP train_retrieval.py; huggingface/transformers#25629), so published recalls need not be reached exactly.
+
+Shape letters: I images, T texts, P pairs, B aligned pairs, G groups of pairs of one image, L text tokens, M image tokens, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Self
+
+from torch import Tensor, nn
+from transformers import BlipForImageTextRetrieval
+
+from dcdctl.core.models.attention import Groups, recomputed
+from dcdctl.core.models.families.matching import MatchingScorer, finish, heads_of, self_attend
+from dcdctl.core.models.protocols import States, TextBatch, select_rows
+
+
+class BlipScorer(MatchingScorer):
+    """Scores image-caption pairs with the matching head of a BLIP."""
+
+    network: BlipForImageTextRetrieval
+    family = "BLIP"
+    network_class = BlipForImageTextRetrieval
+    processor_class = "BlipProcessor"
+    output = "itm_score"
+    head = "itm_head"
+    unread = ("vision_proj", "text_proj")
+    max_text_len = 35  # as in train_retrieval.py
+    example = "Salesforce/blip-itm-base-coco"
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The text layers, each of which attends to the image."""
+        layers: nn.ModuleList = self.network.text_encoder.encoder.layer
+        return layers
+
+    @property
+    def num_layers(self) -> int:
+        """Number of text layers."""
+        return len(self.layers)
+
+    @property
+    def _encoder_modules(self) -> tuple[nn.Module, ...]:
+        return (self.network.vision_model,)
+
+    def _with_layers(self, layers: list[int]) -> Self:
+        network = copy.deepcopy(self.network)
+        network.text_encoder.encoder.layer = nn.ModuleList([network.text_encoder.encoder.layer[index] for index in layers])
+        for config in (network.config.text_config, network.text_encoder.config):
+            config.num_hidden_layers = len(layers)
+        return type(self)(network, self.preprocess)
+
+    def _image_tokens(self, pixel_values: Tensor) -> Tensor:
+        tokens: Tensor = self.network.vision_model(pixel_values=pixel_values).last_hidden_state
+        return tokens
+
+    def _text_tokens(self, texts: TextBatch) -> Tensor:
+        tokens: Tensor = self.network.text_encoder.embeddings(input_ids=texts.input_ids)
+        return tokens
+
+    def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
+        """Logits of P pairs, given as positions in `images` and `texts`."""
+        used_texts, text_at_P = text_ix_P.unique(return_inverse=True)
+        used_images, image_at_P = image_ix_P.unique(return_inverse=True)
+        texts = texts.take(used_texts)
+        mask_TL = None if bool(texts.mask.all()) else texts.mask
+        mask_PL = None if mask_TL is None else mask_TL[text_at_P]
+        groups = Groups.of(image_at_P, len(used_images))
+        image_GMD = select_rows(images.tokens, used_images[groups.image_ix_G])
+        tokens_PLD = texts.tokens
+
+        def run_layer(layer: Any, tokens_PLD: Tensor, image_GMD: Tensor, is_first: bool, num_queries: int | None) -> Tensor:
+            self_attention = layer.attention
+            if is_first:
+                attended_TLD = self_attend(self_attention.self, self_attention.output, tokens_PLD, mask_TL, num_queries)
+                attended_PLD = select_rows(attended_TLD, text_at_P)
+            else:
+                attended_PLD = self_attend(self_attention.self, self_attention.output, tokens_PLD, mask_PL, num_queries)
+            return feed_forward(layer, cross_attend(layer.crossattention, attended_PLD, image_GMD, groups))
+
+        for index, layer in enumerate(self.layers):
+            count = 1 if index == self.num_layers - 1 else None
+            tokens_PLD = recomputed(self.network, run_layer, layer, tokens_PLD, image_GMD, index == 0, count)
+        return self.match(tokens_PLD[:, 0])
+
+
+def cross_attend(attention: Any, tokens_PSD: Tensor, image_GMD: Tensor, groups: Groups) -> Tensor:
+    """The tokens of pairs after attention to their images, with residual and LayerNorm."""
+    inner = attention.self
+    return finish(attention.output, groups.attend(heads_of(inner), attention.output.dense, tokens_PSD, image_GMD), tokens_PSD)
+
+
+def feed_forward(layer: Any, tokens_PND: Tensor) -> Tensor:
+    """The tokens after a layer's feed-forward part."""
+    output: Tensor = layer.feed_forward_chunk(tokens_PND)
+    return output
+
+
+def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> BlipScorer:
+    """See `MatchingScorer.load`."""
+    return BlipScorer.load(ref, table, saved)

@@ -1,0 +1,216 @@
+"""BridgeTower (Xu et al., AAAI 2023) with its matching head as a fusion scorer: the weights of transformers, our own forward pass.
+
+Both encoders run alone up to a level. From there on each of their layers feeds one fusion layer of two streams, text and image: a link
+tower adds the encoder's tokens to the stream, then the stream attends to itself and to the other one. With n fusion layers over encoders
+of L layers, fusion layer k reads encoder layer L - n + k; all but the first have a link tower. No encoder layer reads the fusion.
+
+So the encoders' lower layers are computed once per image or caption, the upper ones once for all pairs of a call, and so is the
+self-attention of the first fusion layer. Projections are folded where that is cheaper (`attention`); the last fusion layer computes only
+the first tokens. `score` is the plain way. transformers pads no image stream and does not read the pixel mask, and neither does this file.
+
+Shape letters: I images, T texts, P pairs, B aligned pairs, L text tokens, M image tokens, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch import Tensor, nn
+from transformers import BridgeTowerForImageAndTextRetrieval
+
+from dcdctl.core.errors import ModelError
+from dcdctl.core.models.attention import attend_and_project, recomputed
+from dcdctl.core.models.families.matching import MatchingScorer, finish, heads_of, self_attend
+from dcdctl.core.models.protocols import States, TextBatch, select_rows
+
+TEXT_ROW, IMAGE_ROW = 0, 1
+"""Rows of the token type embeddings."""
+Streams = tuple[Tensor, Tensor]
+"""Text and image."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One fusion layer, and the link towers before it; None before the first layer. Text first."""
+
+    text: Any
+    image: Any
+    text_link: Any = None
+    image_link: Any = None
+
+
+class BridgeTowerScorer(MatchingScorer):
+    """Scores image-caption pairs with the matching head of a BridgeTower."""
+
+    network: BridgeTowerForImageAndTextRetrieval
+    family = "BridgeTower"
+    network_class = BridgeTowerForImageAndTextRetrieval
+    processor_class = "BridgeTowerProcessor"
+    output = "logits"
+    head = "itm_score.fc"
+    unread = ("bridgetower.text_model.pooler",)
+    max_text_len = 40  # `task_finetune_irtr_*` in microsoft/BridgeTower src/config.py
+    example = "BridgeTower/bridgetower-base-itm-mlm"
+
+    @property
+    def num_layers(self) -> int:
+        """Number of fusion layers."""
+        return len(self._body.cross_modal_text_layers)
+
+    @property
+    def _body(self) -> Any:
+        return self.network.bridgetower
+
+    @property
+    def _split(self) -> int:
+        """Number of layers of each encoder that run before the first fusion layer."""
+        return len(self._body.text_model.encoder.layer) - self.num_layers + 1
+
+    def _with_layers(self, layers: list[int]) -> Self:
+        """The student reads the last layers of the encoders, as any BridgeTower of so many fusion layers does."""
+        network = copy.deepcopy(self.network)
+        body = network.bridgetower
+        for name in ("cross_modal_text_layers", "cross_modal_image_layers"):
+            setattr(body, name, nn.ModuleList([getattr(body, name)[index] for index in layers]))
+        for name in ("cross_modal_text_link_tower", "cross_modal_image_link_tower"):
+            # Fusion layer k has link tower k - 1. The first layer of a student has none.
+            setattr(body, name, nn.ModuleList([getattr(body, name)[index - 1] for index in layers[1:]]))
+        if not network.config.share_cross_modal_transformer_layers:
+            for name in ("cross_modal_text_transform", "cross_modal_image_transform"):
+                setattr(body, name, nn.ModuleList([getattr(body, name)[index] for index in layers]))
+        network.config.num_hidden_layers = body.config.num_hidden_layers = len(layers)
+        return type(self)(network, self.preprocess)
+
+    def _image_tokens(self, pixel_values: Tensor) -> Tensor:
+        """After the lower layers of the vision encoder."""
+        visual = self._body.vision_model.visual
+        tokens_MID: Tensor = visual.forward_pre(pixel_values)
+        for block in visual.transformer.resblocks[: self._split]:
+            tokens_MID = recomputed(self.network, block, tokens_MID)
+        return tokens_MID.transpose(0, 1)
+
+    def _text_tokens(self, texts: TextBatch) -> Tensor:
+        """After the lower layers of the text encoder."""
+        text_model, mask = self._body.text_model, texts.attention_mask.bool()
+        tokens_TLD: Tensor = text_model.embeddings(input_ids=texts.input_ids)
+        mask_TL = None if bool(mask.all()) else mask
+        for layer in text_model.encoder.layer[: self._split]:
+            tokens_TLD = recomputed(self.network, _run_text_layer, layer, tokens_TLD, mask_TL)
+        return tokens_TLD
+
+    def score_pairs(self, images: States, texts: States, image_ix_P: Tensor, text_ix_P: Tensor) -> Tensor:
+        """Logits of P pairs, given as positions in `images` and `texts`."""
+        used_texts, text_at_P = text_ix_P.unique(return_inverse=True)
+        used_images, image_at_P = image_ix_P.unique(return_inverse=True)
+        texts = texts.take(used_texts)
+        mask_TL = None if bool(texts.mask.all()) else texts.mask
+        mask_PL = None if mask_TL is None else mask_TL[text_at_P]
+        levels = self._levels(texts.tokens, mask_TL, select_rows(images.tokens, used_images))
+        streams = next(levels)
+
+        def at_pairs(text_TLD: Tensor, image_IMD: Tensor) -> Streams:
+            return select_rows(text_TLD, text_at_P), select_rows(image_IMD, image_at_P)
+
+        def run_first(layer: _Layer, streams: Streams, num_queries: int | None) -> Streams:
+            # No stream depends on the other side yet, so each image and caption attends to itself once, whatever the number of its pairs.
+            return _cross_attend(layer, at_pairs(*_self_attend(layer, streams, mask_TL, num_queries)), at_pairs(*streams), mask_PL)
+
+        def run(layer: _Layer, streams: Streams, level: Streams, num_queries: int | None) -> Streams:
+            text, image = at_pairs(*level)
+            streams = layer.text_link(text, streams[0], None), layer.image_link(image, streams[1], None)
+            return _cross_attend(layer, _self_attend(layer, streams, mask_PL, num_queries), streams, mask_PL)
+
+        for index, layer in enumerate(self._layers()):
+            count = 1 if index == self.num_layers - 1 else None
+            if index == 0:
+                streams = recomputed(self.network, run_first, layer, streams, count)
+            else:
+                streams = recomputed(self.network, run, layer, streams, next(levels), count)
+        return self.match(self._body.get_cls_features(*streams))
+
+    def _layers(self) -> Iterator[_Layer]:
+        body = self._body
+        for index, (text, image) in enumerate(zip(body.cross_modal_text_layers, body.cross_modal_image_layers, strict=True)):
+            if index == 0:
+                yield _Layer(text, image)
+            else:
+                yield _Layer(text, image, body.cross_modal_text_link_tower[index - 1], body.cross_modal_image_link_tower[index - 1])
+
+    def _levels(self, text_TLD: Tensor, mask_TL: Tensor | None, image_IMD: Tensor) -> Iterator[Streams]:
+        """What each fusion layer reads of the encoders, T x L x D and I x M x D, from the tokens after their lower layers."""
+        body, types = self._body, self._body.token_type_embeddings.weight
+        visual, text_layers = body.vision_model.visual, body.text_model.encoder.layer
+        image_MID = image_IMD.transpose(0, 1)
+        for index in range(self.num_layers):
+            if index > 0:
+                text_TLD = recomputed(self.network, _run_text_layer, text_layers[self._split + index - 1], text_TLD, mask_TL)
+                image_MID = recomputed(self.network, visual.transformer.resblocks[self._split + index - 1], image_MID)
+            text = body._apply_text_transform(text_TLD, index) + types[TEXT_ROW]
+            image = body._apply_image_transform(visual.forward_post(image_MID), index) + types[IMAGE_ROW]
+            if index == 0:
+                text, image = body.cross_modal_text_layernorm(text), body.cross_modal_image_layernorm(image)
+            yield text, image
+
+    @classmethod
+    def _check_config(cls, config: Any, ref: str) -> None:
+        super()._check_config(config, ref)
+        vision = config.vision_config
+        unsupported = {"share_link_tower_layers": config.share_link_tower_layers, "remove_last_layer": vision.remove_last_layer}
+        for name, is_set in unsupported.items():
+            if is_set:  # transformers has these settings, but its forward pass fails
+                raise ModelError(f"{ref} has {name}, which transformers cannot compute", hint=f"use a model such as {cls.example}")
+        layers = config.text_config.num_hidden_layers, vision.num_hidden_layers
+        if layers[0] != layers[1] or not 1 <= config.num_hidden_layers <= layers[0]:
+            raise ModelError(
+                f"{ref} has {config.num_hidden_layers} fusion layers over encoders of {layers[0]} and {layers[1]} layers",
+                hint="both encoders need as many layers as each other, and at least as many as the fusion",
+            )
+
+    @classmethod
+    def _num_positions(cls, config: Any) -> int:
+        # As in RoBERTa, the first position comes after the padding id.
+        return super()._num_positions(config) - int(config.text_config.pad_token_id) - 1
+
+    @classmethod
+    def _checked_processor(cls, processor: Any, config: Any, ref: str) -> Any:
+        """The image processor with a crop of the size that the vision encoder takes; it takes no other."""
+        # Older files have no crop size, or a height and a width, which the Pillow processor of transformers cannot use.
+        processor.crop_size = {"shortest_edge": config.vision_config.image_size}
+        if not processor.do_center_crop:
+            raise ModelError(f"{ref}: the image processor does not crop images to a square", hint="restore preprocessor_config.json")
+        return processor
+
+
+def _run_text_layer(layer: Any, tokens_TLD: Tensor, mask_TL: Tensor | None) -> Tensor:
+    attended_TLD = self_attend(layer.attention.self, layer.attention.output, tokens_TLD, mask_TL)
+    output: Tensor = layer.feed_forward_chunk(attended_TLD)
+    return output
+
+
+def _self_attend(layer: _Layer, streams: Streams, text_mask: Tensor | None, num_queries: int | None) -> Streams:
+    """The first `num_queries` tokens of both streams after self-attention."""
+    text, image = (part.attention for part in (layer.text, layer.image))
+    return (
+        self_attend(text.self, text.output, streams[0], text_mask, num_queries),
+        self_attend(image.self, image.output, streams[1], None, num_queries),
+    )
+
+
+def _cross_attend(layer: _Layer, attended: Streams, before: Streams, text_mask: Tensor | None) -> Streams:
+    """Both streams after the layer: self-attended tokens attend to the other stream as it was before the layer."""
+    return _fuse(layer.text, attended[0], before[1], None), _fuse(layer.image, attended[1], before[0], text_mask)
+
+
+def _fuse(part: Any, tokens_PND: Tensor, other_PMD: Tensor, other_mask_PM: Tensor | None) -> Tensor:
+    cross = part.crossattention
+    projected_PND = attend_and_project(heads_of(cross.self), cross.output.dense, tokens_PND, other_PMD, other_mask_PM)
+    fused: Tensor = part.feed_forward_chunk(finish(cross.output, projected_PND, tokens_PND))
+    return fused
+
+
+def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> BridgeTowerScorer:
+    """See `MatchingScorer.load`."""
+    return BridgeTowerScorer.load(ref, table, saved)
