@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from duals import DUALS, save_dual
 from encoders import make_pair, save_text, save_vision
 from matching import make_blip, make_blip2, make_bridgetower
 from official import load_meter
@@ -32,6 +34,10 @@ def with_cosine(captions: list[str], folder: Path, vision: str) -> models.CoAtte
     return models.new_coattention(str(folder / "vision"), str(folder / "text"), size, max_text_len=12, dual_init=str(dual))
 
 
+def saved_dual(kind: str, captions: list[str], folder: Path) -> models.DualModel:
+    return models.load_dual(save_dual(kind, captions, folder / kind))
+
+
 FAMILIES: dict[str, Any] = {
     "vilt": lambda captions, folder: models.new_vilt(
         models.ViltSize(hidden_size=16, num_attention_heads=2, num_hidden_layers=3, intermediate_size=16), models.word_piece(captions, 120)
@@ -48,6 +54,7 @@ FAMILIES: dict[str, Any] = {
     "dual from CLIP": lambda captions, folder: from_backbones(captions, folder, "clip"),
     "frozen dual": lambda captions, folder: frozen_dual(captions, folder, "map"),
     "frozen dual over CLIP": lambda captions, folder: frozen_dual(captions, folder, "clip"),
+    **{kind: partial(saved_dual, kind) for kind in DUALS},
 }
 VARIANTS: dict[str, Any] = {
     **FAMILIES,
@@ -66,4 +73,8 @@ def with_noise(model: Any) -> Any:
         for name, parameter in model.named_parameters():
             if not name.startswith("calibration."):
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        for module in model.modules():
+            # transformers makes this row of a Chinese-CLIP 0 when it loads one; no real token reads it.
+            if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+                module.weight[module.padding_idx] = 0
     return model.eval()

@@ -9,7 +9,19 @@ from .families.frozen_dual import FrozenDual, new_frozen_dual
 from .families.raw_pairs import RawPairScorer, RawPreprocess
 from .families.vilt import ViltScorer, ViltSize, new_vilt
 from .families.vision_text_dual import DualSize, dual_from_backbones, dual_student, new_dual
-from .load_save import SETTINGS_FILE, check_ref, convert, find_damages, load, load_dual, load_fusion, load_scorer, save, seal_again
+from .load_save import (
+    DUAL_TYPES,
+    SETTINGS_FILE,
+    check_ref,
+    convert,
+    find_damages,
+    load,
+    load_dual,
+    load_fusion,
+    load_scorer,
+    save,
+    seal_again,
+)
 from .onnx import (
     ONNX_OUTPUT,
     OnnxDual,
@@ -21,11 +33,12 @@ from .onnx import (
     require_onnx,
 )
 from .overrides import parse_overrides
-from .preprocess import Preprocess, hub_errors, load_image_processor, load_tokenizer, num_text_positions, silence_transformers, word_piece
+from .preprocess import Preprocess, hub_errors, load_tokenizer, num_text_positions, silence_transformers, word_piece
 from .protocols import DualEncoder, Encoders, ExportSpec, FusionScorer, ImageBatch, Model, Pairs, Preprocessor, States, TextBatch
 from .published import list_published
 
 __all__ = [
+    "DUAL_TYPES",
     "ONNX_OUTPUT",
     "SETTINGS_FILE",
     "CoAttentionScorer",
@@ -68,7 +81,6 @@ __all__ = [
     "load",
     "load_dual",
     "load_fusion",
-    "load_image_processor",
     "load_scorer",
     "load_tokenizer",
     "new_coattention",

@@ -67,6 +67,11 @@ class DualModel(nn.Module, ABC):
     def logit_scale(self) -> Tensor:
         """See `DualEncoder.logit_scale`."""
 
+    @property
+    def logit_bias(self) -> Tensor | None:
+        """See `DualEncoder.logit_bias`; None unless a family has one."""
+        return None
+
     @abstractmethod
     def embed_images(self, images: ImageBatch | States) -> Tensor:
         """See `DualEncoder.embed_images`."""
@@ -127,6 +132,8 @@ class DualModel(nn.Module, ABC):
         # Autocast would round the vectors of this product: at a scale of 100 a step of bfloat16 is half a logit.
         with torch.autocast(images_ID.device.type, enabled=False):
             all_IT = self.logit_scale * images_ID.float() @ texts_TD.float().T
+            if self.logit_bias is not None:
+                all_IT = all_IT + self.logit_bias
         # Flat positions, so that `select_rows` can be used: the gradient of `all_IT[image, text]` is not repeatable on a CPU.
         flat_ix_RC = pairs.image_ix_RC * all_IT.shape[1] + pairs.text_ix_RC
         return select_rows(all_IT.flatten(), flat_ix_RC.flatten()).view(flat_ix_RC.shape), all_IT

@@ -50,6 +50,7 @@ class Family:
 FAMILIES = {
     "vilt": Family("fusion", "vilt"),
     "vision-text-dual-encoder": Family("dual", "vision_text_dual"),
+    **{name: Family("dual", "clip") for name in ("clip", "metaclip_2", "siglip", "siglip2", "chinese_clip", "align")},
     "dcdctl-co-attention": Family("fusion", "coattention_scorer"),
     "dcdctl-encoder-dual": Family("dual", "frozen_dual"),
     "blip": Family("fusion", "blip"),
@@ -57,6 +58,8 @@ FAMILIES = {
     "bridgetower": Family("fusion", "bridgetower"),
 }
 """Families by `model_type` in config.json. A model is saved by its own `save_network`."""
+DUAL_TYPES = frozenset(name for name, family in FAMILIES.items() if family.kind == "dual")
+"""The `model_type` of all dual encoders that load."""
 BUILT_IN = ("scenes-vilt",)
 CONFIG_FILE, SETTINGS_FILE = "config.json", "dcdctl.json"
 FORMAT_VERSION = 2

@@ -58,6 +58,8 @@ class Preprocess:
     max_text_len: int
     image_transform: Literal["", "meter"] = ""
     """meter: images are resized and cropped as in METER's code, which no processor of transformers reproduces to the pixel."""
+    pads_texts: bool = False
+    """Pad every caption to `max_text_len`, and mask no padding, as SigLIP was trained."""
 
     def images(self, images: Sequence[Image.Image]) -> ImageBatch:
         """Images of any size and mode as one batch: pixel values, I x 3 x H x W, and the mask if sizes may differ."""
@@ -78,23 +80,29 @@ class Preprocess:
             side = (int(size["width"]), int(size["height"]))
             batch = self._normalize_and_pad([_resize(image, side, self._resample) for image in rgb_images])
             return ImageBatch(batch.pixel_values)
-        return ImageBatch(self.image_processor(images=rgb_images, return_tensors="pt")["pixel_values"])
+        processed = self.image_processor(images=rgb_images, return_tensors="pt")
+        if "spatial_shapes" in processed:  # SigLIP 2 with variable resolution
+            return ImageBatch(processed["pixel_values"], processed["pixel_attention_mask"].bool(), processed["spatial_shapes"])
+        return ImageBatch(processed["pixel_values"])
 
     def texts(self, texts: Sequence[str]) -> TextBatch:
-        """Captions as token ids, T x L, cut to `max_text_len` tokens including special ones, padded to the longest."""
+        """Captions as token ids, T x L, cut to `max_text_len` tokens including special ones, padded to the longest or by `pads_texts`."""
         if not texts:
             raise ValueError("no texts to preprocess")
+        padding = "max_length" if self.pads_texts else "longest"
         # SigLIP's tokenizers give no mask unless asked.
-        tokens = self.tokenizer(
-            list(texts), padding="longest", truncation=True, max_length=self.max_text_len, return_attention_mask=True, return_tensors="pt"
-        )
-        return TextBatch(tokens["input_ids"], tokens["attention_mask"])
+        options = {"truncation": True, "max_length": self.max_text_len, "return_attention_mask": True, "return_tensors": "pt"}
+        tokens = self.tokenizer(list(texts), padding=padding, **options)
+        ids = tokens["input_ids"]
+        return TextBatch(ids, torch.ones_like(ids) if self.pads_texts else tokens["attention_mask"])
 
     @property
     def image_size_px(self) -> int:
         """The shorter side of a resized image."""
         if self._is_timm:
             return int(self.image_processor.data_config["input_size"][-1])
+        if self.image_processor.size is None:  # a number of patches in place of a size
+            return int(self.image_processor.max_num_patches**0.5) * int(self.image_processor.patch_size)
         size = dict(self.image_processor.size)
         return int(size.get("shortest_edge") or size.get("height") or min(value for value in size.values() if value))
 
@@ -106,6 +114,7 @@ class Preprocess:
             "image_transform": self.image_transform,
             "max_text_len": self.max_text_len,
             "tokenizer": tokenizer_settings(self.tokenizer),
+            **({"pads_texts": True} if self.pads_texts else {}),
         }
 
     def save(self, folder: Path) -> None:

@@ -24,21 +24,34 @@ class ImageBatch:
     """Preprocessed images of one size, padded with zeros at the right and the bottom."""
 
     pixel_values: Tensor
-    """I x 3 x H x W, normalized."""
+    """I x 3 x H x W, normalized. For a model that takes sequences of patches, I x N x values of a patch, row by row."""
     pixel_mask: Tensor | None = None
-    """I x H x W, True inside the image; None for a model that takes images of one size only."""
+    """I x H x W, or I x N for patches, True inside the image; None for a model that takes images of one size only."""
+    grid: Tensor | None = None
+    """I x 2, rows and columns of each image's patches; None for a model that takes pixels."""
 
     def __len__(self) -> int:
         return len(self.pixel_values)
 
     def to(self, device: Device, *, non_blocking: bool = False) -> ImageBatch:
         """The same batch on another device."""
-        mask = None if self.pixel_mask is None else self.pixel_mask.to(device, non_blocking=non_blocking)
-        return ImageBatch(self.pixel_values.to(device, non_blocking=non_blocking), mask)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> ImageBatch:
         """The same batch in pinned memory, from which a copy to a GPU is asynchronous."""
-        return ImageBatch(self.pixel_values.pin_memory(), None if self.pixel_mask is None else self.pixel_mask.pin_memory())
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> ImageBatch:
+        mask, grid = (None if tensor is None else change(tensor) for tensor in (self.pixel_mask, self.grid))
+        return ImageBatch(change(self.pixel_values), mask, grid)
+
+    @staticmethod
+    def cat(parts: Sequence[ImageBatch]) -> ImageBatch:
+        """All images in order, of parts that have one size and belong to one model."""
+        masks = [part.pixel_mask for part in parts if part.pixel_mask is not None]
+        grids = [part.grid for part in parts if part.grid is not None]
+        pixels = torch.cat([part.pixel_values for part in parts])
+        return ImageBatch(pixels, torch.cat(masks) if masks else None, torch.cat(grids) if grids else None)
 
 
 @dataclass(frozen=True)
@@ -363,7 +376,7 @@ class FusionScorer(_Model, Protocol):
 
 
 class DualEncoder(_Model, Protocol):
-    """A model that embeds images and captions separately; a score is the cosine of two vectors times `logit_scale`."""
+    """A model that embeds images and captions separately; a score is the cosine of two vectors times `logit_scale`, plus `logit_bias`."""
 
     @property
     def kind(self) -> Literal["dual"]: ...
@@ -371,6 +384,11 @@ class DualEncoder(_Model, Protocol):
     @property
     def logit_scale(self) -> Tensor:
         """Factor from cosine to logit; 0-dimensional."""
+        ...
+
+    @property
+    def logit_bias(self) -> Tensor | None:
+        """Offset of all logits, 0-dimensional, of a model that has one (SigLIP); it changes no ranking."""
         ...
 
     @property

@@ -30,7 +30,6 @@ from dcdctl.core.models import (
     States,
     TextBatch,
     hub_errors,
-    load_image_processor,
     load_tokenizer,
     num_text_positions,
 )
@@ -42,9 +41,7 @@ DEFAULT_BATCH_SIZE = 256
 BATCH_SIZE = 64
 """Images or captions per forward pass of a miner's model. Not an option: mined candidates could depend on its rounding."""
 MAX_TEXT_LEN = 64
-"""Tokens of a caption that a CLIP-like model or a text encoder reads; fewer if the model has fewer positions."""
-OUR_MODEL_TYPES = ("vision-text-dual-encoder",)
-"""Model types in config.json that `models.load_dual` reads."""
+"""Tokens of a caption that a text encoder reads; fewer if the model has fewer positions."""
 
 Images = ImageBatch | States
 """Pixels, or stored features of frozen encoders."""
@@ -150,25 +147,22 @@ def dual_embedder(model: DualEncoder, device: torch.device) -> Embedder:
 
 
 def load_embedder(ref: str, device: torch.device) -> Embedder:
-    """The embedder of a run folder, a model folder or a Hub id: a dual encoder, a CLIP-like model, or a text encoder with mean pooling.
+    """The embedder of a run folder, a model folder or a Hub id: a dual encoder, or a text encoder with mean pooling.
 
     ModelError for any other model.
     """
     if _is_ours(ref):
         return dual_embedder(models.load_dual(ref), device)
-    with hub_errors(ref, hint="candidates.model requires a run of a dual encoder, a CLIP-like model or a text encoder"):
+    with hub_errors(ref, hint="candidates.model requires a dual encoder or a text encoder"):
         config = AutoConfig.from_pretrained(ref, trust_remote_code=False)
-        if config.model_type in OUR_MODEL_TYPES:
+        if config.model_type in models.DUAL_TYPES:
             return dual_embedder(models.load_dual(ref), device)
-        network = AutoModel.from_pretrained(ref, dtype=torch.float32).eval()
-    models.check_finite(network.state_dict(), ref)
-    network.to(device)
-    # SigLIP 2 with variable resolution needs more input than pixels.
-    if hasattr(network, "get_image_features") and hasattr(network, "get_text_features") and config.model_type != "siglip2":
-        return _clip_embedder(ref, network, config, device)
+        network = AutoModel.from_pretrained(ref, dtype=torch.float32, trust_remote_code=False).eval()
     if hasattr(network, "get_image_features") or network.main_input_name != "input_ids" or config.is_encoder_decoder:
         found = f"{ref} is a {config.model_type} model, whose vectors are not known here"
-        raise ModelError(found, hint="name a run of a dual encoder, a CLIP-like or a text model")
+        raise ModelError(found, hint="name a dual encoder, such as a CLIP, or a text model")
+    models.check_finite(network.state_dict(), ref)
+    network.to(device)
     preprocess = Preprocess(tokenizer=_tokenizer(ref), image_processor=None, max_text_len=_max_text_len(config))
     return Embedder(preprocess=preprocess, texts=lambda batch: _mean_pooled(network, batch), images=None, device=device)
 
@@ -178,49 +172,12 @@ def _is_ours(ref: str) -> bool:
     return any((Path(ref) / name).exists() for name in ("run.json", models.SETTINGS_FILE))
 
 
-def _clip_embedder(ref: str, network: Any, config: Any, device: torch.device) -> Embedder:
-    settings = {
-        "tokenizer": _tokenizer(ref),
-        "image_processor": load_image_processor(ref),
-        "max_text_len": _max_text_len(config.text_config),
-    }
-    is_siglip = config.model_type == "siglip"
-    preprocess = _FixedLengthPreprocess(**settings) if is_siglip else Preprocess(**settings)
-
-    def embed_texts(batch: Texts) -> Tensor:
-        assert isinstance(batch, TextBatch)
-        # SigLIP pools the last position, whatever token it holds, so it was trained without a mask.
-        mask = {} if is_siglip else {"attention_mask": batch.attention_mask}
-        return _pooled(network.get_text_features(input_ids=batch.input_ids, **mask))
-
-    def embed_images(batch: Images) -> Tensor:
-        assert isinstance(batch, ImageBatch)
-        return _pooled(network.get_image_features(pixel_values=batch.pixel_values))
-
-    return Embedder(preprocess=preprocess, texts=embed_texts, images=embed_images, device=device)
-
-
-class _FixedLengthPreprocess(Preprocess):
-    """Pads every caption to the maximum length, as SigLIP was trained."""
-
-    def texts(self, texts: Sequence[str]) -> TextBatch:
-        tokens = self.tokenizer(list(texts), padding="max_length", truncation=True, max_length=self.max_text_len, return_tensors="pt")
-        # A mask of ones, since SigLIP reads padding as tokens.
-        return TextBatch(tokens["input_ids"], torch.ones_like(tokens["input_ids"]))
-
-
 def _tokenizer(ref: str) -> Any:
     return load_tokenizer(ref, "a model's folder needs its tokenizer")
 
 
 def _max_text_len(text_config: Any) -> int:
     return min(MAX_TEXT_LEN, num_text_positions(text_config))
-
-
-def _pooled(output: Any) -> Tensor:
-    """The vectors, which transformers returns in an output object since version 5."""
-    vectors: Tensor = output if isinstance(output, Tensor) else output.pooler_output
-    return vectors
 
 
 def _mean_pooled(network: Any, batch: Texts) -> Tensor:

@@ -148,11 +148,11 @@ class ImageDataset(Dataset[ReadImages]):
                 decoded = self._decoded(image)
                 _refuse_strip(decoded)
                 # One by one, because photos are large until they are resized.
-                pixels.append(self.preprocess.images([decoded]).pixel_values)
+                pixels.append(self.preprocess.images([decoded]))
                 images.append(image)
             except (RowError, ImageError) as error:
                 skipped.append(SkippedFile(path=image.path or image.image_id, reason=str(error)))
-        return ReadImages(chunk, ImageBatch(torch.cat(pixels)) if pixels else None, images, skipped)
+        return ReadImages(chunk, ImageBatch.cat(pixels) if pixels else None, images, skipped)
 
     def _images(self, part: int) -> list[SourceImage]:
         if self._part[0] != part:

@@ -47,7 +47,7 @@ class EmbeddedTeacher:
         # The precision of the training is none of its teacher's: vectors are always computed in float32.
         features = None if self._compute.features is None else "float16"
         self.plan: dict[str, Any] = {"teacher": model.digest, "corpus": corpus.fingerprint, "features": features}
-        self._scale = model.logit_scale.item()
+        self._scale, self._bias = model.logit_scale.item(), 0.0 if model.logit_bias is None else model.logit_bias.item()
         self._images_ID, self._texts_TD = torch.empty(0), torch.empty(0)
 
     def embed(self, track: Track = silent) -> None:
@@ -80,7 +80,7 @@ class EmbeddedTeacher:
             images, texts = np.broadcast_arrays(images, texts)
             flat = torch.from_numpy(images.flatten()), torch.from_numpy(texts.flatten())
             scores = models.pair_products(self._images_ID, self._texts_TD, *flat).view(images.shape)
-        return (self._scale * scores).numpy()
+        return (self._scale * scores + self._bias).numpy()
 
     @cached_property
     def moments(self) -> tuple[float, float]:
@@ -93,7 +93,7 @@ class EmbeddedTeacher:
         mean = float(image_D @ text_D)
         variance = max(float((image_DD * text_DD).sum()) - mean**2, 0.0)
         # A teacher whose scores are all equal has no spread to divide by.
-        return self._scale * mean, self._scale * variance**0.5 or 1.0
+        return self._scale * mean + self._bias, self._scale * variance**0.5 or 1.0
 
 
 class EmbeddedTeachers(AverageScores):

@@ -1,0 +1,140 @@
+"""CLIP and its relatives in transformers as dual encoders: MetaCLIP 2, SigLIP, SigLIP 2, Chinese-CLIP and ALIGN.
+
+Vectors and scores are those of the library's own class. The trained projections are kept, so a student that starts from such a model has
+its zero-shot quality.
+
+Shape letters: I images, T texts, D length of the vectors, N patches of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from dcdctl.core.models.backbones import MAX_LOGIT_SCALE
+from dcdctl.core.models.checkpoint import check_complete
+from dcdctl.core.models.dual import unit_vectors
+from dcdctl.core.models.families.vision_text_dual import VisionTextDual
+from dcdctl.core.models.overrides import check_dual_overrides, read_overrides
+from dcdctl.core.models.preprocess import (
+    Preprocess,
+    check_text_length,
+    check_vocabulary,
+    hub_errors,
+    load_image_processor,
+    load_tokenizer,
+    num_text_positions,
+)
+from dcdctl.core.models.protocols import ExportSpec, ImageBatch, States, TextBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """How models of one type read captions, and what reads the models."""
+
+    model_class: str
+    processor_class: str
+    max_text_len: int | None = None
+    """Tokens of a caption, special ones included; None for as many as the model has positions."""
+    pads_texts: bool = False
+    """Every caption is padded to the maximum length, and the model attends to the padding, as in its training."""
+
+
+VARIANTS = {
+    "clip": Variant(model_class="CLIPModel", processor_class="CLIPProcessor"),
+    "metaclip_2": Variant(model_class="MetaClip2Model", processor_class="CLIPProcessor"),
+    "siglip": Variant(model_class="SiglipModel", processor_class="SiglipProcessor", pads_texts=True),
+    # SigLIP 2 with variable resolution (NaFlex); with a fixed one it has the type siglip.
+    "siglip2": Variant(model_class="Siglip2Model", processor_class="Siglip2Processor", pads_texts=True),
+    # Both have a BERT with 512 positions for their captions, which were shorter in training: 52 tokens in Chinese-CLIP's code, and 64 in
+    # the processor of ALIGN.
+    "chinese_clip": Variant(model_class="ChineseCLIPModel", processor_class="ChineseCLIPProcessor", max_text_len=52),
+    "align": Variant(model_class="AlignModel", processor_class="AlignProcessor", max_text_len=64),
+}
+"""By `model_type` in config.json."""
+
+
+class ClipDual(VisionTextDual):
+    """Embeds images and captions with a CLIPModel of transformers, or a model of the same form."""
+
+    network: Any  # the classes have no common base with these members
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length D of the vectors."""
+        config = self.network.config
+        # SigLIP has no projection of images: the vectors have the width of its image encoder.
+        return int(getattr(config, "projection_dim", None) or config.vision_config.hidden_size)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """Factor from cosine to logit; learned, 0-dimensional. Models that were trained as CLIP was have at most 100."""
+        network = self.network
+        if network.config.model_type == "align":
+            return torch.as_tensor(1 / network.temperature.reshape(()))
+        # SigLIP stores a vector of one number.
+        scale: Tensor = network.logit_scale.reshape(()).exp()
+        return scale.clamp(max=MAX_LOGIT_SCALE) if self.logit_bias is None else scale
+
+    @property
+    def logit_bias(self) -> Tensor | None:
+        """SigLIP's learned offset of all logits, 0-dimensional; None for the other models."""
+        bias: Tensor | None = getattr(self.network, "logit_bias", None)
+        return None if bias is None else bias.reshape(())
+
+    def embed_images(self, images: ImageBatch | States) -> Tensor:
+        """Unit vectors, I x D. ValueError for features."""
+        if isinstance(images, States) or images.grid is None:
+            return super().embed_images(images)
+        pixels, mask = images.pixel_values, images.pixel_mask
+        output = self.network.get_image_features(pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=images.grid)
+        return unit_vectors(output.pooler_output)
+
+    def embed_texts(self, texts: TextBatch | States) -> Tensor:
+        """Unit vectors, T x D. ValueError for features."""
+        if isinstance(texts, States) or not VARIANTS[self.network.config.model_type].pads_texts:
+            return super().embed_texts(texts)
+        # No mask: the model pools its last position, whatever token that has.
+        return unit_vectors(self.network.get_text_features(input_ids=texts.input_ids).pooler_output)
+
+    def train(self, mode: bool = True) -> Self:
+        """Train mode, except for the BatchNorms of ALIGN, which keep their statistics: others would depend on the size of a micro-batch."""
+        super().train(mode)
+        for module in self.network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def export_spec(self) -> ExportSpec:
+        """A class of transformers."""
+        variant = VARIANTS[self.network.config.model_type]
+        return ExportSpec(model_class=variant.model_class, processor_class=variant.processor_class)
+
+
+def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> ClipDual:
+    """The dual encoder of a transformers folder or Hub id; `table` are the user's overrides, `saved` is dcdctl.json, if there is one."""
+    overrides = read_overrides(table)
+    check_dual_overrides(overrides, ref)
+    with hub_errors(ref, hint="give a folder that holds config.json, model.safetensors, tokenizer and preprocessor_config.json"):
+        network, report = AutoModel.from_pretrained(ref, dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
+    variant = VARIANTS[network.config.model_type]
+    check_complete(ref, report["missing_keys"], f"a {variant.model_class}")
+    tokenizer = load_tokenizer(overrides.tokenizer or ref)
+    check_vocabulary(tokenizer, network.config.text_config.vocab_size)
+    num_positions = num_text_positions(network.config.text_config)
+    length = overrides.max_text_len or (saved["max_text_len"] if saved else min(variant.max_text_len or num_positions, num_positions))
+    return ClipDual(
+        network,
+        Preprocess(
+            tokenizer=tokenizer,
+            image_processor=load_image_processor(ref),
+            max_text_len=check_text_length(length, num_positions),
+            pads_texts=variant.pads_texts,
+        ),
+        tuple(sorted(report["unexpected_keys"])),
+    )

@@ -1,0 +1,95 @@
+"""CLIP and its relatives: the vectors and scores of their own library, texts padded and cut as in their training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from duals import DUALS, save_dual
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+from torch.nn import functional
+from torch.testing import assert_close
+from transformers import AutoModel
+
+from dcdctl.core import models
+from dcdctl.core.errors import ModelError
+
+CAPTIONS = ["a dog runs over grass", "two people", "a man with a red hat stands in front of a house and looks at the sea", "a dog"]
+SIZES = [(50, 70), (64, 31), (32, 32), (97, 40)]
+
+
+@pytest.fixture(scope="module")
+def photos():
+    rng = np.random.default_rng(4)
+    return [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in SIZES]
+
+
+@pytest.fixture(scope="module", params=DUALS)
+def folder(request, tmp_path_factory):
+    return save_dual(request.param, CAPTIONS, tmp_path_factory.mktemp("dual"))
+
+
+@torch.no_grad()
+def vectors_of(model, images, texts):
+    return model.embed_images(model.preprocess.images(images)), model.embed_texts(model.preprocess.texts(texts))
+
+
+def test_vectors_equal_those_of_sentence_transformers(folder, photos):
+    images_ID, texts_TD = vectors_of(models.load_dual(folder), photos, CAPTIONS)
+    oracle = SentenceTransformer(str(folder), processor_kwargs={"backend": "pil"}, device="cpu")
+    expected = torch.from_numpy(oracle.encode(photos, normalize_embeddings=True))
+    assert_close(images_ID, expected, rtol=1e-5, atol=1e-5)
+    if "siglip" not in AutoModel.from_pretrained(folder).config.model_type:  # that library pads SigLIP's captions to the longest
+        assert_close(texts_TD, torch.from_numpy(oracle.encode(CAPTIONS, normalize_embeddings=True)), rtol=1e-5, atol=1e-5)
+    assert len(images_ID.round(decimals=3).unique(dim=0)) == len(texts_TD.round(decimals=3).unique(dim=0)) == 4
+
+
+@torch.no_grad()
+def test_logits_equal_those_of_the_plain_forward_pass(folder, photos):
+    model, network = models.load_dual(folder), AutoModel.from_pretrained(folder).eval()
+    is_siglip = "siglip" in network.config.model_type
+    length = network.config.text_config.max_position_embeddings
+    padding = {"padding": "max_length", "max_length": length} if is_siglip else {"padding": "longest"}
+    texts = dict(model.preprocess.tokenizer(CAPTIONS, truncation=True, return_tensors="pt", **({"max_length": length} | padding)))
+    if is_siglip:
+        del texts["attention_mask"]
+    images = model.preprocess.image_processor(images=photos, return_tensors="pt")
+    if network.config.model_type == "align":  # its forward pass divides by the temperature in place
+        images_ID, texts_TD = network.get_image_features(**images).pooler_output, network.get_text_features(**texts).pooler_output
+        expected_IT = functional.normalize(images_ID, dim=-1) @ functional.normalize(texts_TD, dim=-1).T / network.temperature
+    else:
+        expected_IT = network(**images, **texts).logits_per_image
+    pairs = models.Pairs(
+        model.preprocess.images(photos), model.preprocess.texts(CAPTIONS), torch.arange(4)[:, None], torch.arange(4)[:, None]
+    )
+    _, all_IT = model.logits(model.outputs(pairs), pairs)
+    assert_close(all_IT, expected_IT, rtol=1e-5, atol=1e-4)
+
+
+def test_a_caption_has_the_same_vector_in_any_batch(folder, photos):
+    model = models.load_dual(folder)
+    _, together_TD = vectors_of(model, photos, CAPTIONS)
+    _, alone_TD = vectors_of(model, photos, CAPTIONS[1:2])
+    assert_close(alone_TD[0], together_TD[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_saved_model_is_a_folder_of_its_own_library(folder, photos, tmp_path):
+    model = models.load_dual(folder)
+    models.save(model, tmp_path / "model")
+    again = models.load_dual(tmp_path / "model")
+    assert again.digest == model.digest
+    plain, expected = AutoModel.from_pretrained(tmp_path / "model"), AutoModel.from_pretrained(folder)
+    assert type(plain) is type(expected)
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in expected.state_dict().items())
+
+
+def test_long_captions_are_cut_to_the_length_of_training(folder):
+    model = models.load_dual(folder)
+    expected = {"chinese_clip": 52, "align": 64}.get(model.config["model_type"], 24)
+    assert model.preprocess.texts([" ".join(["dog"] * 200)]).input_ids.shape == (1, expected)
+
+
+def test_a_size_that_the_weights_fix_is_refused(folder):
+    with pytest.raises(ModelError, match="image_size is fixed by its weights"):
+        models.load_dual(folder, {"image_size": 64})

@@ -1,0 +1,97 @@
+"""Tiny random dual encoders as their own library saves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AlignConfig,
+    AutoModel,
+    ChineseCLIPConfig,
+    ChineseCLIPImageProcessorPil,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    EfficientNetImageProcessorPil,
+    MetaClip2Config,
+    Siglip2Config,
+    Siglip2ImageProcessorPil,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+)
+
+from dcdctl.core import models
+
+SIDE = 32
+_SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+_VISION = {**_SMALL, "image_size": SIDE, "patch_size": 8}
+_ALIGN_VISION = {
+    "image_size": SIDE,
+    "width_coefficient": 1.0,
+    "depth_coefficient": 1.0,
+    "hidden_dim": 16,
+    "kernel_sizes": [3],
+    "strides": [2],
+}
+_ALIGN_VISION |= {"in_channels": [32], "out_channels": [16], "num_block_repeats": [1], "expand_ratios": [1], "depthwise_padding": []}
+_CROP = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
+_SQUARE = {"height": SIDE, "width": SIDE}
+
+
+def _clip(text: dict[str, Any]) -> tuple[Any, Any]:
+    return CLIPConfig(vision_config=_VISION, text_config=text, projection_dim=8), CLIPImageProcessorPil(**_CROP)
+
+
+def _metaclip(text: dict[str, Any]) -> tuple[Any, Any]:
+    return MetaClip2Config(vision_config=_VISION, text_config=text, projection_dim=8), CLIPImageProcessorPil(**_CROP)
+
+
+def _siglip(text: dict[str, Any]) -> tuple[Any, Any]:
+    config = SiglipConfig(vision_config=_VISION, text_config={**text, "projection_size": 16})
+    return config, SiglipImageProcessorPil(size=_SQUARE)
+
+
+def _siglip2(text: dict[str, Any]) -> tuple[Any, Any]:
+    # The patches of the released models: their processor in transformers has these numbers in place of those that it was saved with.
+    vision = {**_SMALL, "patch_size": 16, "num_patches": 256}
+    config = Siglip2Config(vision_config=vision, text_config={**text, "projection_size": 16})
+    return config, Siglip2ImageProcessorPil(patch_size=16, max_num_patches=256)
+
+
+def _chinese_clip(text: dict[str, Any]) -> tuple[Any, Any]:
+    config = ChineseCLIPConfig(vision_config=_VISION, text_config={**text, "max_position_embeddings": 64}, projection_dim=8)
+    return config, ChineseCLIPImageProcessorPil(**_CROP)
+
+
+def _align(text: dict[str, Any]) -> tuple[Any, Any]:
+    config = AlignConfig(vision_config=_ALIGN_VISION, text_config={**text, "max_position_embeddings": 80}, projection_dim=16)
+    return config, EfficientNetImageProcessorPil(size=_SQUARE, do_center_crop=False)
+
+
+DUALS = {"CLIP": _clip, "MetaCLIP 2": _metaclip, "SigLIP": _siglip, "SigLIP 2": _siglip2, "Chinese-CLIP": _chinese_clip, "ALIGN": _align}
+
+
+def save_dual(kind: str, captions: list[str], folder: Path) -> Path:
+    """A folder with weights large enough that vectors depend on their input, a tokenizer that has learned the captions, and a processor."""
+    tokenizer = models.word_piece(captions, 120)
+    # transformers reads it as the tokenizer of SigLIP 2 there, which adds two tokens.
+    text = {
+        **_SMALL,
+        "vocab_size": len(tokenizer) + 2,
+        "max_position_embeddings": 24,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "pad_token_id": 0,
+    }
+    config, processor = DUALS[kind](text)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(5)
+        network = AutoModel.from_config(config)
+        for name, parameter in network.named_parameters():
+            if name not in ("logit_scale", "logit_bias", "temperature"):
+                parameter += 0.2 * torch.randn(parameter.shape)
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
