@@ -65,6 +65,9 @@ def test_logits_equal_those_of_the_plain_forward_pass(folder, photos):
     )
     _, all_IT = model.logits(model.outputs(pairs), pairs)
     assert_close(all_IT, expected_IT, rtol=1e-5, atol=1e-4)
+    scorer, rows, columns = models.load_scorer(folder), torch.tensor([0, 2, 2]), torch.tensor([3, 0, 1])
+    found_P = scorer.score_pairs(scorer.encode_images(pairs.images), scorer.encode_texts(pairs.texts), rows, columns)
+    assert_close(found_P, expected_IT[rows, columns], rtol=1e-5, atol=1e-4)
 
 
 def test_a_caption_has_the_same_vector_in_any_batch(folder, photos):

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from duals import save_dual
 from encoders import save_text, save_vision
 from tiny import contents, make_wide_dual
 
@@ -69,7 +70,8 @@ def logits_of(model: models.DualModel, corpus: Any) -> np.ndarray:
     source = CorpusSource(corpus, model.preprocess)
     images: ImageBatch = source.images(range(corpus.num_images))
     texts: TextBatch = source.texts(range(corpus.num_captions))
-    logits_IT: torch.Tensor = model.logit_scale * model.embed_images(images) @ model.embed_texts(texts).T
+    bias = 0 if model.logit_bias is None else model.logit_bias
+    logits_IT: torch.Tensor = model.logit_scale * model.embed_images(images) @ model.embed_texts(texts).T + bias
     return logits_IT.numpy()
 
 
@@ -172,6 +174,17 @@ def test_lists_keep_the_hardest_of_fresh_draws_from_the_whole_corpus(embedded, c
     assert np.mean([len(texts) for texts in negatives.values()]) > 80
     for image, texts in negatives.items():
         assert not {corpus.captions[text] for text in texts} & {corpus.captions[text] for text in corpus.captions_of(image)}
+
+
+def test_the_offset_of_a_siglip_is_part_of_its_scores(corpus, tmp_path):
+    model = models.load_dual(save_dual("SigLIP", corpus.captions, tmp_path))
+    model.network.logit_bias.data.fill_(-3.0)
+    teacher = EmbeddedTeacher(model, corpus, Compute())
+    teacher.embed()
+    scores_IT = logits_of(model, corpus)
+    assert scores_IT.mean() < -2.5
+    np.testing.assert_allclose(teacher.lookup(np.arange(3)[:, None], np.arange(4)[None]), scores_IT[:3, :4], rtol=1e-5)
+    np.testing.assert_allclose(teacher.moments, (scores_IT.mean(), scores_IT.std()), rtol=1e-4)
 
 
 def test_several_teachers_are_averaged_as_their_caches_are(embedded, caches, duals, corpus):
