@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import constants
-from tiny import contents, make_teacher
+from tiny import contents, make_models, make_teacher
 
 from dcdctl.core import files, models
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, MissingError, ModelError, StaleError
 from dcdctl.core.report import report, tables
 from dcdctl.core.scoring import CorpusSource
-from dcdctl.core.teacher import CandidateConfig, build, cache
+from dcdctl.core.teacher import CandidateConfig, build, cache, measure_spread
 from dcdctl.core.training import InputRefs, Inputs, TrainingJob, TrainingOptions, distill, grad_cache, initial_model, runs
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches
@@ -53,6 +54,39 @@ def inputs(corpus, teacher, cache_folder) -> Inputs:
 
 def terms(*names: str) -> str:
     return "loss.terms={ " + ", ".join(f"{name} = 1.0" for name in names) + " }"
+
+
+def test_temperature_auto_is_that_of_the_cache_and_trains_like_the_number(inputs, tmp_path):
+    said: list[str] = []
+    found = measure_spread(inputs.caches[0]).temperature
+    assert found is not None
+    assert abs(found - 1) > 0.1
+    runs_by_value = {}
+    for value in ("auto", str(found), "1.0"):
+        sets = [*DUAL, terms("kl"), f"loss.temperature={value}", "optimizer.steps=2"]
+        job = TrainingJob("distill", "tiny-student", sets, tmp_path / value)
+        runs_by_value[value] = distill.train(job, Inputs(inputs.corpus, inputs.caches, None), options=OPTIONS, say=said.append)
+    losses = {value: [step["loss"] for step in run.metrics()] for value, run in runs_by_value.items()}
+    assert losses["auto"] == losses[str(found)] != losses["1.0"]
+    facts = runs_by_value["auto"].facts()
+    assert (facts["recipe"]["loss"]["temperature"], facts["inputs"]["temperature"]) == ("auto", found)
+    assert said.count(f"loss.temperature is auto: {found:g} for these scores") == 1
+    # The run resumes with the same recipe.
+    again = TrainingJob(
+        "distill", "tiny-student", [*DUAL, terms("kl"), "loss.temperature=auto", "optimizer.steps=2"], tmp_path / "auto", True
+    )
+    assert distill.train(again, Inputs(inputs.corpus, inputs.caches, None), options=OPTIONS).is_finished
+    preview = distill.preview(replace(again, out=tmp_path / "new"), Inputs(inputs.corpus, inputs.caches, None), OPTIONS)
+    assert ("loss.temperature", f"auto: {found:g}") in preview.facts()
+
+
+def test_temperature_auto_without_a_cache_is_an_error(inputs, corpus, tmp_path):
+    _, dual = make_models(corpus.captions)
+    job = TrainingJob("distill", "tiny-student", [*DUAL, terms("kl"), "loss.temperature=auto"], tmp_path / "run")
+    with pytest.raises(
+        ConfigError, match=r"temperature is auto, which is taken from the scores of a cache, and there is none; name one with"
+    ):
+        distill.train(job, Inputs(corpus, [], None, [dual]), options=OPTIONS)
 
 
 @pytest.mark.parametrize("kind", [FUSION, DUAL], ids=["fusion", "dual"])

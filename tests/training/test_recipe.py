@@ -83,6 +83,12 @@ def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path):
         (["loss.alpha=1.5"], r"loss\.alpha must lie in \[0, 1\], got 1\.5"),
         (["loss.alpha=nan"], r"loss\.alpha must lie in \[0, 1\], got nan"),
         (["loss.temperature=0"], r"loss\.temperature must be above 0, got 0"),
+        (["loss.temperature=inf"], r"loss\.temperature must be above 0, got inf; or auto, which takes it from the cache"),
+        (["loss.temperature=half"], r"loss\.temperature must be float, got 'half'"),
+        (
+            ["loss.temperature=auto", "loss.terms={ ranking = 1 }", "loss.weight_group=none"],
+            r"loss\.temperature is auto, and no loss of the recipe has a teacher: loss\.terms has ranking; leave it out, or add a loss",
+        ),
         (["loss.terms.dcdd=1"], r"loss\.terms has dcdd; known losses: dcd, "),
         (["loss.terms={}"], r"loss\.terms has nothing"),
         (["loss.terms.dcd=-1"], r"loss\.terms\.dcd must be above 0, got -1"),

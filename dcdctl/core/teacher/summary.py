@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dcdctl.core.data import Corpus, Direction, RaggedArray
 from dcdctl.core.teacher.cache import TeacherCache
 from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE
+from dcdctl.core.teacher.spread import ENTROPY_SHARE, NUM_NEGATIVES, ScoreSpread, measure_spread
 
 NUM_BINS = 24
 
@@ -61,6 +62,7 @@ class CacheSummary:
     """Edges of the histogram bins, ascending; one more than there are bins."""
     positives: list[int]
     negatives: list[int]
+    spread: ScoreSpread
     hardest: list[Negative]
     """Sorted by the lead over the best positive caption of the same image, largest first."""
 
@@ -84,6 +86,7 @@ def summarize_cache(cache: TeacherCache, num_hardest: int = 20) -> CacheSummary:
         edges=edges.tolist(),
         positives=np.histogram(cache.score_P[is_own], edges)[0].tolist(),
         negatives=np.histogram(cache.score_P[is_negative], edges)[0].tolist(),
+        spread=measure_spread(cache),
         hardest=_hardest(cache, image_P, text_P, best_I, num_hardest),
     )
 
@@ -138,14 +141,29 @@ def _pairs_of(cache: TeacherCache, image: int) -> slice:
 def cache_document(summary: CacheSummary, corpus: Corpus | None = None) -> dict[str, Any]:
     """The summary as a JSON document. With the corpus, hard negatives have their captions and image ids."""
     document = asdict(summary)
-    for direction in Direction:
+    for part in (*(direction.key for direction in Direction), "spread"):
         # JSON has no NaN, the only value that differs from itself.
-        document[direction.key] = {key: None if value != value else value for key, value in document[direction.key].items()}
+        document[part] = {key: None if value != value else value for key, value in document[part].items()}
     if corpus is not None:
         for entry in document["hardest"]:
             entry["image_id"] = corpus.image_ids[entry["image"]]
             entry["caption"], entry["own_caption"] = corpus.captions[entry["text"]], corpus.captions[entry["own_text"]]
     return document
+
+
+def _spread_facts(spread: ScoreSpread) -> list[tuple[str, str]]:
+    if not spread.num_lists:
+        return []
+    apart = (
+        f"standard deviation {spread.std:.2f} of all, {spread.within_list_std:.2f} within a list; positive {spread.gap:+.2f} to the hardest"
+    )
+    entropy = f"{spread.entropy:.2f} nats, {spread.entropy_share:.0%} of the largest possible, at temperature 1"
+    if spread.temperature is None:
+        advice = "none: the best scores of too many lists are equal"
+    else:
+        advice = f"{spread.temperature:g}, where the entropy is {ENTROPY_SHARE:.0%} of the largest possible"
+    lists = f"scores in {spread.num_lists:,} lists of at most {1 + NUM_NEGATIVES}"
+    return [(lists, apart), ("entropy", entropy), ("loss.temperature", advice)]
 
 
 def cache_facts(summary: CacheSummary) -> list[tuple[str, str]]:
@@ -158,6 +176,7 @@ def cache_facts(summary: CacheSummary) -> list[tuple[str, str]]:
         if direction.num_queries:
             shares = f"positive first {direction.positive_first:.1%}, negatives above it {direction.outranking:.2%}"
             facts.append((name, f"{direction.num_queries:,} queries, {direction.num_negatives:,} negatives: {shares}"))
+    facts += _spread_facts(summary.spread)
     if summary.dropped:
         facts.append(("removed", ", ".join(f"{count:,} by {reason}" for reason, count in summary.dropped.items())))
     return facts

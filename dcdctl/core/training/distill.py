@@ -21,7 +21,16 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import FusionScorer, ImageBatch, Model, TextBatch
 from dcdctl.core.progress import Say, Track, Watch, silent, step_bar, unsaid
 from dcdctl.core.scoring import CorpusSource, Source
-from dcdctl.core.teacher import EmbeddedScores, TeacherCache, TeacherScores, embedded_teachers, false_negative_filter, read_caches
+from dcdctl.core.teacher import (
+    EmbeddedScores,
+    TeacherCache,
+    TeacherEnsemble,
+    TeacherScores,
+    embedded_teachers,
+    false_negative_filter,
+    measure_spread,
+    read_caches,
+)
 from dcdctl.core.training import initial_model, loggers, loop, negatives, runs, validation
 from dcdctl.core.training.batch import UNSPLIT, MicroBatchPlan
 from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches, TrainingBatches, check_size
@@ -29,7 +38,7 @@ from dcdctl.core.training.fit import DualTeachers, Fit, Preview, measure_fit
 from dcdctl.core.training.inputs import TrainingInputs, check_teachers, scores_batches
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.objective import PairObjective
-from dcdctl.core.training.recipe import Recipe, load_recipe
+from dcdctl.core.training.recipe import LossConfig, Recipe, load_recipe
 from dcdctl.core.training.refresh import refresh_cache, teacher_compute
 from dcdctl.core.training.runs import Run
 from dcdctl.core.training.validation import Validation
@@ -69,10 +78,12 @@ class _Files:
 
     corpus: Corpus
     caches: Sequence[TeacherCache]
-    scores: TeacherScores | None
+    scores: TeacherCache | TeacherEnsemble | None
     """The scores of all caches together; None without a cache."""
     validation: Corpus | None
     """The split that the model is validated on, if it is."""
+    temperature: float | None
+    """What `loss.temperature` auto stands for; None if the recipe has a number."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +152,8 @@ def train(
         fit.check()
         for line in fit.lines():
             say(line)
+        if opened.temperature is not None:
+            say(f"loss.temperature is auto: {opened.temperature:g} for these scores")
         run, batches = _start_run(training, batches, num_steps, fit, track)
         if not run.is_finished:
             _run_steps(training, run, batches, schedule, track, watch or step_bar(track))
@@ -159,7 +172,7 @@ def preview(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions, 
     num_steps = count_steps(recipe, batches.batches_per_epoch)
     _schedule(recipe, num_steps, opened.scores, has_teacher=bool(inputs.teacher_kinds) and not plan.scores_batches)
     fit = measure_fit(recipe, opened.caches, batches, num_steps, dual_teachers="unread" if plan.scores_batches else "none")
-    return Preview(num_steps=num_steps, batches_per_epoch=batches.batches_per_epoch, fit=fit)
+    return Preview(num_steps=num_steps, batches_per_epoch=batches.batches_per_epoch, fit=fit, temperature=opened.temperature)
 
 
 @dataclass(frozen=True)
@@ -191,6 +204,9 @@ def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) 
     is_scored = scores_batches(recipe, inputs)
     initial_model.check(recipe, has_teacher=bool(inputs.teacher_kinds) and not is_scored)
     check_teachers(recipe, inputs)
+    if recipe.loss.temperature == "auto" and not inputs.caches:
+        found = "loss.temperature is auto, which is taken from the scores of a cache, and there is none"
+        raise ConfigError(found, hint="name one with --cache, or set a number")
     negatives.check(recipe, has_cache=bool(inputs.caches))
     if recipe.batch.negatives == "mined":
         recipe.candidates.require_packages()
@@ -205,7 +221,17 @@ def _open_files(plan: TrainingPlan, inputs: TrainingInputs) -> _Files:
     corpus, caches = inputs.open()
     scores = None if plan.scores_batches else read_caches(caches, plan.recipe.teachers.weights)
     config = plan.recipe.validation
-    return _Files(corpus, caches, scores, validation.open_corpus(corpus, config) if config.every else None)
+    measured = validation.open_corpus(corpus, config) if config.every else None
+    return _Files(corpus, caches, scores, measured, _recommended(scores) if plan.recipe.loss.temperature == "auto" else None)
+
+
+def _recommended(scores: TeacherCache | TeacherEnsemble | None) -> float:
+    """The temperature that the spread of the scores recommends; ConfigError if it recommends none."""
+    assert scores is not None
+    found = measure_spread(scores).temperature
+    if found is None:
+        raise ConfigError("loss.temperature is auto, and the best scores of too many lists of the cache are equal", hint="set a number")
+    return found
 
 
 def _load_models(plan: TrainingPlan, opened: _Files, inputs: TrainingInputs, track: Track) -> _Training:
@@ -318,6 +344,7 @@ def _facts(training: _Training) -> dict[str, Any]:
         "features": None if options.compute.features is None else "float16",
         "validation": None if opened.validation is None else opened.validation.fingerprint,
         **({} if training.embedded is None else {"teachers": training.embedded.plan}),
+        **({} if opened.temperature is None else {"temperature": opened.temperature}),
     }
 
 
@@ -332,7 +359,7 @@ def _run_steps(training: _Training, run: Run, batches: TrainingBatches, schedule
         loop.train,
         run,
         cast(nn.Module, training.model),  # the protocol lists only the part of nn.Module that other rooms use
-        objective=PairObjective(recipe.loss),
+        objective=PairObjective(_resolved(recipe.loss, training.opened.temperature)),
         config=recipe.optimizer,
         num_steps=schedule.num_steps,
         seed=recipe.seed,
@@ -357,6 +384,11 @@ def work_per_step(recipe: Recipe, scores: TeacherScores | None) -> tuple[str, in
         return "images", size
     num_negatives = recipe.batch.random_negatives if scores is None else recipe.batch.hard_negatives
     return "pairs", size * (1 + num_negatives if recipe.loss.on_lists else size)
+
+
+def _resolved(loss: LossConfig, temperature: float | None) -> LossConfig:
+    """The loss with a number in the place of auto."""
+    return loss if temperature is None else replace(loss, temperature=temperature)
 
 
 def _refresh(training: _Training, run: Run, cache: TeacherScores | None, step: int, track: Track) -> TeacherCache:

@@ -202,6 +202,8 @@ class Preview:
     num_steps: int
     batches_per_epoch: float
     fit: Fit
+    temperature: float | None = None
+    """What `loss.temperature` auto stands for; None if the recipe has a number."""
 
     def facts(self) -> list[tuple[str, str]]:
         """Name and value of each fact."""
@@ -211,6 +213,8 @@ class Preview:
         facts.append(("batch", f"{batch.size:,} {'lists' if self.fit.recipe.loss.on_lists else 'images, each with one caption'}"))
         if coverage is not None:
             facts.append(("the cache covers", str(coverage)))
+        if self.temperature is not None:
+            facts.append(("loss.temperature", f"auto: {self.temperature:g}"))
         if self.fit.has_dual_teachers:
             facts.append(("scores", "every pair, by the dual teacher"))
         if self.fit.not_counted:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 from dcdctl.core import files
 from dcdctl.core.config import (
+    Above,
     Ascending,
     AtLeast,
     Between,
@@ -45,8 +46,9 @@ class LossConfig:
     # 0.2, and 1 for the temperature, are constants of the released code.
     alpha: Share = 0.2
     """dcd, dcd-released: weight of the distillation term, in [0, 1]; the ground truth gets the rest. wsl-released: factor of that term."""
-    temperature: Positive = 1.0
-    """T in the equations of docs/losses.md: divides the teacher's logits, and in some losses the student's too."""
+    temperature: float | Literal["auto"] = 1.0
+    """T in the equations of docs/losses.md: divides the teacher's logits, and in some losses the student's too. auto: the one that
+    `dcdctl inspect` recommends for the cache, or for the average of several."""
     schedules: dict[str, Schedule] = field(default_factory=dict)
     """Loss name -> how its weight changes during the training: constant (the default), linear-up from 0 to its weight, linear-down from its
     weight to 0, or confidence: each query's distillation term counts by how much the student still has to learn about it, as in wsl."""
@@ -71,8 +73,19 @@ class LossConfig:
                 f"loss.terms mixes losses on candidate lists with losses on all pairs of a batch: {', '.join(self.terms)}",
                 hint="; ".join(f"{on}: {names}" for on, names in named.items()),
             )
+        self._check_temperature()
         self._check_schedules()
         self._check_options()
+
+    def _check_temperature(self) -> None:
+        if self.temperature == "auto":
+            if not self.needs_teacher:
+                raise ConfigError(
+                    f"loss.temperature is auto, and no loss of the recipe has a teacher: loss.terms has {', '.join(self.terms)}",
+                    hint="leave it out, or add a loss that has a teacher, such as kl",
+                )
+        elif not Above(0).admits(self.temperature):
+            raise ConfigError(f"loss.temperature must {Above(0)}, got {self.temperature}", hint="or auto, which takes it from the cache")
 
     def _check_schedules(self) -> None:
         for name, schedule in self.schedules.items():

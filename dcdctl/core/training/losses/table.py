@@ -34,6 +34,12 @@ class TermInputs:
     """A dual model's logits of all images of the batch with all its captions."""
 
     @property
+    def temperature(self) -> float:
+        """`loss.temperature` as a number; a training puts one in the place of auto."""
+        assert self.config.temperature != "auto"
+        return self.config.temperature
+
+    @property
     def teacher_RC(self) -> Tensor:
         """The teacher's logits, 0 where it has not scored a pair."""
         return self.batch.teacher_RC.nan_to_num()
@@ -84,7 +90,7 @@ LOSSES: dict[str, Loss] = {
             t.student_RC,
             t.batch.teacher_RC,
             alpha=t.config.alpha,
-            temperature=t.config.temperature,
+            temperature=t.temperature,
             weight_B=t.weight_B,
             group=t.config.weight_group,
         ),
@@ -101,14 +107,14 @@ LOSSES: dict[str, Loss] = {
         options=frozenset({"weight_group"}),
     ),
     "mse": Loss(
-        term=lambda t: lists.mse(t.student_RC, t.batch.teacher_RC, temperature=t.config.temperature, weight_B=t.weight_B),
+        term=lambda t: lists.mse(t.student_RC, t.batch.teacher_RC, temperature=t.temperature, weight_B=t.weight_B),
         on="lists",
         teacher=True,
         calibrated=True,
         confidence=True,
     ),
     "wsl": Loss(
-        term=lambda t: lists.wsl(t.student_RC, t.batch.teacher_RC, temperature=t.config.temperature),
+        term=lambda t: lists.wsl(t.student_RC, t.batch.teacher_RC, temperature=t.temperature),
         on="lists",
         teacher=True,
     ),
@@ -127,33 +133,31 @@ LOSSES: dict[str, Loss] = {
         options=frozenset({"label_smoothing"}),
     ),
     "kl": Loss(
-        term=lambda t: all_pairs.kl(t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.config.temperature, weights=t.weights),
+        term=lambda t: all_pairs.kl(t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.temperature, weights=t.weights),
         on="all pairs",
         teacher=True,
         confidence=True,
     ),
     "dcd-kl": Loss(
-        term=lambda t: all_pairs.dcd_kl(t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.config.temperature, weights=t.weights),
+        term=lambda t: all_pairs.dcd_kl(t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.temperature, weights=t.weights),
         on="all pairs",
         teacher=True,
         confidence=True,
     ),
     "wsl-pairs": Loss(
-        term=lambda t: all_pairs.wsl_pairs(
-            t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.config.temperature, same_mask=t.batch.same_RC
-        ),
+        term=lambda t: all_pairs.wsl_pairs(t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.temperature, same_mask=t.batch.same_RC),
         on="all pairs",
         teacher=True,
     ),
     "mse-pairs": Loss(
-        term=lambda t: all_pairs.mse_pairs(t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.config.temperature, weights=t.weights),
+        term=lambda t: all_pairs.mse_pairs(t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.temperature, weights=t.weights),
         on="all pairs",
         teacher=True,
         calibrated=True,
         confidence=True,
     ),
     "margin-mse": Loss(
-        term=lambda t: all_pairs.margin_mse(t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.config.temperature, weights=t.weights),
+        term=lambda t: all_pairs.margin_mse(t.student_RC, t.teacher_RC, t.scored_RC, temperature=t.temperature, weights=t.weights),
         on="all pairs",
         teacher=True,
         calibrated=True,
@@ -165,7 +169,7 @@ LOSSES: dict[str, Loss] = {
             t.teacher_RC,
             t.scored_RC,
             margin=t.config.plausible_margin,
-            temperature=t.config.temperature,
+            temperature=t.temperature,
             same_mask=t.batch.same_RC,
             weights=t.weights,
         ),
