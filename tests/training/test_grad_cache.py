@@ -333,6 +333,7 @@ TOGETHER: dict[str, tuple[str, list[str], list[str]]] = {
     "stopped": ("dual all pairs", [], ["--resume", "--accumulate", "2"]),
     "dropout": ("dual all pairs", ["model.dropout=0.2"], []),
     "dual teacher": ("dual lists", [], []),
+    "vectors": ("dual all pairs", ["loss.terms={ infonce = 1.0, embedding-l2 = 0.5, embedding-affinity = 1.0 }"], []),
 }
 """Trainings by two processes: what is trained, more of the recipe, more options."""
 
@@ -380,7 +381,7 @@ def by_two_processes(folder: Path, inputs, calm, cache_folder, corpus_dir) -> tu
     commands.append(scoring(corpus_dir, folder / "dual", folder / "dual-cache"))
     for name, (kind, more, options) in TOGETHER.items():
         places = ["--data", corpus_dir, "--out", folder / name, "--device", "cpu"]
-        places += ["--teacher", folder / "dual"] if name == "dual teacher" else ["--cache", cache_folder]
+        places += ["--teacher", folder / "dual"] if name in ("dual teacher", "vectors") else ["--cache", cache_folder]
         places += ["--teacher", folder / "teacher"] if kind.startswith("fusion") else []
         sets = [word for assignment in [*KINDS[kind], *SHORT, *MEASURED, *more] for word in ("--set", assignment)]
         commands.append(["distill", "tiny-student", *map(str, places), *sets, *options])
@@ -442,6 +443,13 @@ def test_two_processes_learn_from_a_dual_teacher_what_one_does(together, inputs,
     dual = make_wide_dual(inputs.corpus.captions)
     alone = trained(Inputs(inputs.corpus, [], None, [dual]), "dual lists", tmp_path / "alone", *MEASURED)
     assert_same_training(alone, training_runs.open_run(together[0] / "dual teacher"))
+
+
+def test_two_processes_learn_from_vectors_what_one_does(together, inputs, tmp_path):
+    """The gradient of the projection comes from one process."""
+    kind, more, _ = TOGETHER["vectors"]
+    alone = trained(Inputs(inputs.corpus, [], None, [make_wide_dual(inputs.corpus.captions)]), kind, tmp_path / "alone", *MEASURED, *more)
+    assert_same_training(alone, training_runs.open_run(together[0] / "vectors"))
 
 
 def test_a_run_of_one_process_goes_on_with_two(together, inputs, tmp_path):

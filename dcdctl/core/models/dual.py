@@ -38,6 +38,23 @@ class Calibration(nn.Module):
         return self.log_scale.exp() * logits.float() + self.offset
 
 
+class Projection(nn.Module):
+    """A learned linear map from a student's vectors to the width of a teacher's, for losses that compare vectors with vectors.
+
+    One map for images and captions, so that it keeps how they lie to each other. It changes no ranking, so it is neither saved with the
+    model nor part of its digest. At first it copies coordinates: the student may have been made from the teacher.
+    """
+
+    def __init__(self, width: int, teacher_width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(teacher_width, width))
+
+    def forward(self, vectors_ND: Tensor) -> Tensor:
+        """The mapped vectors, N x E, float32, also under autocast."""
+        with torch.autocast(vectors_ND.device.type, enabled=False):
+            return functional.linear(vectors_ND.float(), self.weight)
+
+
 def unit_vectors(vectors_ND: Tensor) -> Tensor:
     """The vectors divided by their lengths, in float32: in half precision a length would be wrong by up to 0.4 %."""
     return functional.normalize(vectors_ND.float(), dim=-1)
@@ -55,6 +72,7 @@ class DualModel(nn.Module, ABC):
         self.preprocess = preprocess
         self.unused_keys = unused_keys
         self.calibration = Calibration()
+        self.projection: Projection | None = None
         self.eval()
 
     @property
@@ -142,6 +160,17 @@ class DualModel(nn.Module, ABC):
         """The logits on the teacher's scale, float32."""
         calibrated: Tensor = self.calibration(logits)
         return calibrated
+
+    def add_projection(self, teacher_width: int) -> None:
+        """See `DualEncoder.add_projection`."""
+        self.projection = Projection(self.embedding_dim, teacher_width)
+
+    def project(self, vectors_ND: Tensor) -> Tensor:
+        """See `DualEncoder.project`."""
+        if self.projection is None:
+            raise ValueError("add_projection comes before project")
+        projected_NE: Tensor = self.projection(vectors_ND)
+        return projected_NE
 
     def checkpoint_activations(self) -> None:
         """Compute activations of trained encoders again in the backward pass; ModelError if no encoder supports it."""

@@ -404,6 +404,14 @@ class DualEncoder(_Model, Protocol):
         """Unit vectors, T x D. A model with `encoders` takes their features as well."""
         ...
 
+    def add_projection(self, teacher_width: int) -> None:
+        """Add a learned linear map to the width of a teacher's vectors, for training alone: it is neither saved nor in the digest."""
+        ...
+
+    def project(self, vectors_ND: Tensor) -> Tensor:
+        """The vectors after that map, N x E, float32. ValueError before `add_projection`."""
+        ...
+
 
 Model = FusionScorer | DualEncoder
 """What `load` gives; `model.kind` tells which of the two."""

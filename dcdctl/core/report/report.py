@@ -275,11 +275,11 @@ def _command(name: str, *words: str) -> str:
 
 
 def teachers_of(inputs: Mapping[str, Any]) -> list[str]:
-    """The fingerprints of the teachers whose scores a training learned from, by the inputs in its run.json.
+    """The fingerprints of the teachers whose scores or vectors a training learned from, by the inputs in its run.json.
 
     >>> teachers_of({"cache": None, "teachers": [{"teacher": "3f"}, {"teacher": "a0"}]})
     ['3f', 'a0']
     """
-    # A cache, or a dual teacher that scored the batches itself; a list for several.
-    scores = inputs.get("cache") or inputs.get("teachers") or []
-    return [str(plan["teacher"]) for plan in (scores if isinstance(scores, list) else [scores])]
+    # Caches, and dual teachers that scored the batches or gave their vectors; a list for several.
+    plans = [inputs.get(name) or [] for name in ("cache", "teachers")]
+    return [str(plan["teacher"]) for found in plans for plan in (found if isinstance(found, list) else [found])]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcdctl.core import distributed, models, scoring
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import DualEncoder
@@ -48,6 +48,7 @@ class EmbeddedTeacher:
         features = None if self._compute.features is None else "float16"
         self.plan: dict[str, Any] = {"teacher": model.digest, "corpus": corpus.fingerprint, "features": features}
         self._scale, self._bias = model.logit_scale.item(), 0.0 if model.logit_bias is None else model.logit_bias.item()
+        self.width = model.embedding_dim
         self._images_ID, self._texts_TD = torch.empty(0), torch.empty(0)
 
     def embed(self, track: Track = silent) -> None:
@@ -82,6 +83,10 @@ class EmbeddedTeacher:
             scores = models.pair_products(self._images_ID, self._texts_TD, *flat).view(images.shape)
         return (self._scale * scores + self._bias).numpy()
 
+    def vectors(self, image_ix: Index, text_ix: Index) -> tuple[Tensor, Tensor]:
+        """The unit vectors of these images and of these captions."""
+        return self._images_ID[torch.from_numpy(image_ix)], self._texts_TD[torch.from_numpy(text_ix)]
+
     @cached_property
     def moments(self) -> tuple[float, float]:
         """Mean and standard deviation of the scores of all images with all captions.
@@ -112,6 +117,23 @@ class EmbeddedTeachers(AverageScores):
             teacher.embed(track)
         # Before worker processes copy this object: each would compute them again.
         _ = self._moments
+
+    @property
+    def width(self) -> int:
+        """Length of the joined vectors."""
+        return sum(teacher.width for teacher in self.teachers)
+
+    def vectors(self, image_ix: Index, text_ix: Index) -> tuple[Tensor, Tensor]:
+        """The vectors of all teachers side by side, each times the root of its weight.
+
+        They are unit vectors again, and their inner product is the weighted mean of the teachers' cosines.
+        """
+        parts = [
+            [weight**0.5 * part for part in teacher.vectors(image_ix, text_ix)]
+            for weight, teacher in zip(self.weights.tolist(), self.teachers, strict=True)
+        ]
+        images, texts = zip(*parts, strict=True)
+        return torch.cat(images, dim=1), torch.cat(texts, dim=1)
 
     @cached_property
     def _moments(self) -> list[tuple[float, float]]:

@@ -69,6 +69,22 @@ UNSPLIT = MicroBatchPlan()
 
 
 @dataclass(frozen=True)
+class TeacherVectors:
+    """A dual teacher's unit vectors of the images and captions of a batch, each once, in the order of the indices of the pairs."""
+
+    images_IE: Tensor
+    texts_TE: Tensor
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> TeacherVectors:
+        """The same vectors on another device."""
+        return on_device(self, device)
+
+    def pin_memory(self) -> TeacherVectors:
+        """The same vectors in pinned memory, which a GPU reads directly."""
+        return in_pinned_memory(self)
+
+
+@dataclass(frozen=True)
 class Batch(Pairs):
     """What one step sees."""
 
@@ -82,6 +98,8 @@ class Batch(Pairs):
     """The micro-batches that this process computes, if the batch is split; `images` and `texts` are then empty."""
     true_IT: Tensor | None = None
     """Lists: which of the batch's images and captions match, in the order of the indices of the pairs."""
+    teacher_vectors: TeacherVectors | None = None
+    """For losses of vectors: the dual teacher's."""
 
     @property
     def scored_share(self) -> float:

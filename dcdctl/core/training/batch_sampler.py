@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -22,9 +23,9 @@ from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import ImageBatch, States, TextBatch
 from dcdctl.core.scoring import Features, Source
-from dcdctl.core.teacher import Candidates, FalseNegativeFilter, TeacherScores, false_negative_filter
+from dcdctl.core.teacher import Candidates, EmbeddedScores, FalseNegativeFilter, TeacherScores, false_negative_filter
 from dcdctl.core.training import negatives
-from dcdctl.core.training.batch import NO_IMAGES, NO_PAIRS, NO_TEXTS, UNSPLIT, Batch, MicroBatch, MicroBatchPlan
+from dcdctl.core.training.batch import NO_IMAGES, NO_PAIRS, NO_TEXTS, UNSPLIT, Batch, MicroBatch, MicroBatchPlan, TeacherVectors
 from dcdctl.core.training.losses.weights import select_as_official
 from dcdctl.core.training.negatives import MinedNegatives
 from dcdctl.core.training.recipe import BatchConfig
@@ -65,6 +66,9 @@ class Coverage:
 class _Batches(torch.utils.data.Dataset[Batch]):
     """A data set whose item number s is the batch of step s."""
 
+    vectors: EmbeddedScores | None = None
+    """Dual teachers whose vectors the loss needs."""
+
     def __init__(
         self, source: Source, config: BatchConfig, seed: int, plan: MicroBatchPlan, false_negatives: FalseNegativeFilter | None
     ) -> None:
@@ -75,15 +79,22 @@ class _Batches(torch.utils.data.Dataset[Batch]):
         self._epoch = -1
         check_size(config, plan)
 
+    def with_vectors(self, teachers: EmbeddedScores | None) -> Self:
+        """The same batches with the vectors of dual teachers, which embed the corpus before the first batch is read."""
+        batches = copy.copy(self)
+        batches.vectors = teachers
+        return batches
+
     def _assemble(self, image_RC: Index, text_RC: Index, teacher_RC: NDArray[np.float32], official_RC: NDArray[np.float32]) -> Batch:
         """The batch of these pairs. For all pairs `image_RC` may be a column and `text_RC` a row."""
         scores = (torch.from_numpy(teacher_RC.astype(np.float32)), torch.from_numpy(official_RC.astype(np.float32)))
         same_RC = torch.zeros(teacher_RC.shape, dtype=torch.bool)
+        vectors = None if self.vectors is None else TeacherVectors(*self.vectors.vectors(np.unique(image_RC), np.unique(text_RC)))
         if self.plan.count == 1:
-            return Batch(*self._read(image_RC, text_RC), *scores, same_RC)
+            return Batch(*self._read(image_RC, text_RC), *scores, same_RC, teacher_vectors=vectors)
         split = self._micro_batches_by_side if self.plan.by_side else self._micro_batches_by_row
         pair_ix = _broadcast(_distinct(image_RC)[1], _distinct(text_RC)[1])
-        return Batch(NO_IMAGES, NO_TEXTS, *pair_ix, *scores, same_RC, tuple(split(image_RC, text_RC)))
+        return Batch(NO_IMAGES, NO_TEXTS, *pair_ix, *scores, same_RC, tuple(split(image_RC, text_RC)), teacher_vectors=vectors)
 
     def _micro_batches_by_row(self, image_RC: Index, text_RC: Index) -> Iterator[MicroBatch]:
         image_RC, text_RC = np.broadcast_arrays(image_RC, text_RC)

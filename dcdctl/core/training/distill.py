@@ -35,7 +35,7 @@ from dcdctl.core.training import initial_model, loggers, loop, negatives, runs, 
 from dcdctl.core.training.batch import UNSPLIT, MicroBatchPlan
 from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches, TrainingBatches, check_size
 from dcdctl.core.training.fit import DualTeachers, Fit, Preview, measure_fit
-from dcdctl.core.training.inputs import TrainingInputs, check_teachers, scores_batches
+from dcdctl.core.training.inputs import TrainingInputs, check_teachers, embeds_corpus, scores_batches
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import LossConfig, Recipe, load_recipe
@@ -70,6 +70,8 @@ class TrainingPlan:
     options: TrainingOptions
     scores_batches: bool
     """Whether dual teachers score the batches, without a cache."""
+    embeds_corpus: bool
+    """Whether dual teachers embed the corpus, for that or for a loss of their vectors."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class _Training:
     teacher: FusionScorer | None
     """The model that the student starts from."""
     embedded: EmbeddedScores | None
-    """The scores of dual teachers, if these score the batches."""
+    """The dual teachers, if they score the batches or the loss compares vectors."""
     model: Model
     """The initial model, trained in place."""
     source: Source
@@ -103,12 +105,17 @@ class _Training:
     @property
     def scores(self) -> TeacherScores | None:
         """The scores that the student learns from; None if its loss needs none."""
-        return self.embedded or self.opened.scores
+        return self.embedded if self.plan.scores_batches else self.opened.scores
+
+    @property
+    def vectors(self) -> EmbeddedScores | None:
+        """The dual teachers whose vectors the loss compares; None if it compares none."""
+        return self.embedded if self.plan.recipe.loss.vector_terms else None
 
     @property
     def dual_teachers(self) -> DualTeachers:
         """Whether dual teachers score the batches, and have embedded the corpus: they have not where the run is finished."""
-        if self.embedded is None:
+        if not self.plan.scores_batches:
             return "none"
         return "unread" if Run(self.plan.job.out).is_finished else "embedded"
 
@@ -142,7 +149,9 @@ def train(
     with distributed.lock(job.out):
         opened = _open_files(plan, inputs)
         training = _load_models(plan, opened, inputs, track)
-        batches = make_batches(training.source, plan.recipe, training.scores, options.micro_batch_plan, track)
+        batches = make_batches(training.source, plan.recipe, training.scores, options.micro_batch_plan, track).with_vectors(
+            training.vectors
+        )
         num_steps = count_steps(plan.recipe, batches.batches_per_epoch)
         schedule = _schedule(plan.recipe, num_steps, opened.scores, has_teacher=training.teacher is not None)
         _embed_for_teachers(training, track)
@@ -170,7 +179,7 @@ def preview(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions, 
     # Dual teachers are not loaded: their scores choose among the drawn negatives, and change no number of batches.
     batches = _make_batches(_UnreadSource(opened.corpus), recipe, opened.scores, options.micro_batch_plan, track)
     num_steps = count_steps(recipe, batches.batches_per_epoch)
-    _schedule(recipe, num_steps, opened.scores, has_teacher=bool(inputs.teacher_kinds) and not plan.scores_batches)
+    _schedule(recipe, num_steps, opened.scores, has_teacher=bool(inputs.teacher_kinds) and not plan.embeds_corpus)
     fit = measure_fit(recipe, opened.caches, batches, num_steps, dual_teachers="unread" if plan.scores_batches else "none")
     return Preview(num_steps=num_steps, batches_per_epoch=batches.batches_per_epoch, fit=fit, temperature=opened.temperature)
 
@@ -201,8 +210,8 @@ def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) 
         raise ConfigError(f"recipe {job.recipe} trains a student", hint=hint)
     if options.wandb is not None:
         loggers.require()
-    is_scored = scores_batches(recipe, inputs)
-    initial_model.check(recipe, has_teacher=bool(inputs.teacher_kinds) and not is_scored)
+    is_embedded = embeds_corpus(recipe, inputs)
+    initial_model.check(recipe, has_teacher=bool(inputs.teacher_kinds) and not is_embedded)
     check_teachers(recipe, inputs)
     if recipe.loss.temperature == "auto" and not inputs.caches:
         found = "loss.temperature is auto, which is taken from the scores of a cache, and there is none"
@@ -214,12 +223,12 @@ def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) 
     runs.check_folder(job.out, recipe, job.kind, resume=job.resume)
     if options.compute.features is not None:
         files.check_output_folder(options.compute.features)
-    return TrainingPlan(job, recipe, options, is_scored)
+    return TrainingPlan(job, recipe, options, scores_batches(recipe, inputs), is_embedded)
 
 
 def _open_files(plan: TrainingPlan, inputs: TrainingInputs) -> _Files:
     corpus, caches = inputs.open()
-    scores = None if plan.scores_batches else read_caches(caches, plan.recipe.teachers.weights)
+    scores = read_caches(caches, plan.recipe.teachers.weights) if caches or not plan.embeds_corpus else None
     config = plan.recipe.validation
     measured = validation.open_corpus(corpus, config) if config.every else None
     return _Files(corpus, caches, scores, measured, _recommended(scores) if plan.recipe.loss.temperature == "auto" else None)
@@ -237,12 +246,17 @@ def _recommended(scores: TeacherCache | TeacherEnsemble | None) -> float:
 def _load_models(plan: TrainingPlan, opened: _Files, inputs: TrainingInputs, track: Track) -> _Training:
     """Load the teachers, make the initial model, and encode the corpus once if its frozen encoders' features are stored."""
     teacher, embedded = None, None
-    if plan.scores_batches:
-        duals, weights = inputs.load_dual_teachers(track), plan.recipe.teachers.weights
+    if plan.embeds_corpus:
+        # With caches the weights are those of the caches, and the dual teachers have equal ones.
+        duals, weights = inputs.load_dual_teachers(track), () if opened.caches else plan.recipe.teachers.weights
         embedded = embedded_teachers(duals, opened.corpus, plan.options.compute, weights)
     else:
         teacher = inputs.load_teacher(opened.caches, track)
     model = initial_model.make_model(plan.recipe, opened.corpus.captions, teacher, track)
+    if plan.recipe.loss.vector_terms:
+        assert embedded is not None
+        assert model.kind == "dual"
+        model.add_projection(embedded.width)
     # The main process stores the features; the others then find them complete.
     with distributed.main_first():
         source = make_source(model, opened.corpus, plan.options.compute, track)
@@ -373,7 +387,7 @@ def _run_steps(training: _Training, run: Run, batches: TrainingBatches, schedule
         train_until(batches=batches, until=stop, watch=functools.partial(watch, unit=unit, per_step=per_step))
         if stop is not None:
             scores = _refresh(training, run, scores, stop, track)
-            batches = make_batches(training.source, recipe, scores, options.micro_batch_plan)
+            batches = make_batches(training.source, recipe, scores, options.micro_batch_plan).with_vectors(training.vectors)
     _save_model(run, training.model, validate)
 
 

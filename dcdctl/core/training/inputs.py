@@ -125,6 +125,11 @@ def scores_batches(recipe: Recipe, inputs: TrainingInputs) -> bool:
     return is_needed and bool(inputs.teacher_kinds)
 
 
+def embeds_corpus(recipe: Recipe, inputs: TrainingInputs) -> bool:
+    """Whether the teacher models are dual encoders that embed the corpus: to score the batches, or for a loss of their vectors."""
+    return bool(inputs.teacher_kinds) and (scores_batches(recipe, inputs) or bool(recipe.loss.vector_terms))
+
+
 def check_teachers(recipe: Recipe, inputs: TrainingInputs) -> None:
     """ConfigError or ModelError if the recipe's loss has no scores or has them twice, or if a teacher is of the wrong kind."""
     losses, duals = ", ".join(recipe.loss.terms), [name for name, kind in inputs.teacher_kinds if kind == "dual"]
@@ -133,8 +138,14 @@ def check_teachers(recipe: Recipe, inputs: TrainingInputs) -> None:
             f"this model starts from its teacher, and {duals[0]} is a dual encoder",
             hint="name a fusion scorer with --teacher and its cache with --cache, or set model.start",
         )
+    if recipe.loss.vector_terms and (not inputs.teacher_kinds or any(kind == "fusion" for _, kind in inputs.teacher_kinds)):
+        raise ConfigError(
+            f"loss {', '.join(recipe.loss.vector_terms)} needs the vectors of a dual teacher", hint="name a dual encoder with --teacher"
+        )
     if recipe.loss.needs_teacher and not inputs.caches:
         return _check_dual_teachers(recipe, inputs, losses)
+    if recipe.loss.vector_terms:
+        return None
     if duals and inputs.caches:
         raise ConfigError(
             f"--cache and the dual encoder {duals[0]} both give scores",

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dcdctl.core.models import Model, Pairs
 from dcdctl.core.training.batch import Batch
-from dcdctl.core.training.losses.table import LOSSES, TermInputs
+from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES, TermInputs, VectorInputs
 from dcdctl.core.training.losses.weights import Weights, confidence, confidence_pairs
 from dcdctl.core.training.recipe import LossConfig
 
@@ -35,7 +36,8 @@ class PairObjective:
     def loss(self, model: Model, outputs: Sequence[Tensor], batch: Batch, progress: float) -> dict[str, Tensor]:
         """The weighted loss terms; `progress` is the completed share of the training."""
         logits_RC, all_IT = model.logits(outputs, batch)
-        return loss_terms(logits_RC, batch, self.config, progress, calibrate=model.calibrate, all_IT=all_IT)
+        terms = loss_terms(logits_RC, batch, self.config, progress, calibrate=model.calibrate, all_IT=all_IT)
+        return terms | vector_terms(model, outputs, batch, self.config, progress)
 
 
 def term_weights(config: LossConfig, progress: float) -> dict[str, float]:
@@ -67,7 +69,21 @@ def loss_terms(
         student_RC = calibrated_RC if loss.calibrated else logits_RC
         return loss.term(TermInputs(student_RC, batch, config, _query_weights(name, config, logits_RC, batch), all_IT))
 
-    return {name: weight * term(name) for name, weight in term_weights(config, progress).items()}
+    return {name: weight * term(name) for name, weight in term_weights(config, progress).items() if name in LOSSES}
+
+
+def vector_terms(model: Model, outputs: Sequence[Tensor], batch: Batch, config: LossConfig, progress: float) -> dict[str, Tensor]:
+    """The weighted loss terms that compare a dual model's vectors, its `outputs`, with its teacher's: means of images and captions."""
+    if not config.vector_terms:
+        return {}
+    assert model.kind == "dual"
+    assert batch.teacher_vectors is not None
+    teachers = batch.teacher_vectors.images_IE, batch.teacher_vectors.texts_TE
+    sides = [
+        VectorInputs(student.float(), model.project(student), teacher, config) for student, teacher in zip(outputs, teachers, strict=True)
+    ]
+    weights = term_weights(config, progress)
+    return {name: weights[name] * torch.stack([VECTOR_LOSSES[name](side) for side in sides]).mean() for name in config.vector_terms}
 
 
 def _query_weights(name: str, config: LossConfig, logits_RC: Tensor, batch: Batch) -> Weights | None:

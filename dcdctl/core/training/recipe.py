@@ -31,7 +31,7 @@ from dcdctl.core.config import (
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.teacher import CandidateConfig
-from dcdctl.core.training.losses.table import LOSSES
+from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES, Loss
 
 Decay = Annotated[float, Between(0, 1, "[)")]
 Schedule = Literal["constant", "linear-up", "linear-down", "confidence"]
@@ -42,7 +42,8 @@ class LossConfig:
     """The `[loss]` table: the terms of the loss, and their settings."""
 
     terms: dict[str, Positive] = field(default_factory=lambda: {"dcd": 1.0})
-    """Loss name (docs/losses.md) -> weight. All of them work on lists of candidates, or all of them on all pairs of a batch."""
+    """Loss name (docs/losses.md) -> weight. All of them work on lists of candidates, or all of them on all pairs of a batch. Losses of
+    vectors (embedding-...) go with both; alone they take batches of all pairs."""
     # 0.2, and 1 for the temperature, are constants of the released code.
     alpha: Share = 0.2
     """dcd, dcd-released: weight of the distillation term, in [0, 1]; the ground truth gets the rest. wsl-released: factor of that term."""
@@ -55,7 +56,7 @@ class LossConfig:
     plausible_margin: Annotated[float, AtLeast(0)] = 5.0
     """cprd: teaches the order of the negatives whose logit, divided by the temperature, is at most this far below the positive's."""
     affinity_temperature: Positive = 0.1
-    """affinity: divides the correlations of teacher and student, which lie between -1 and 1."""
+    """affinity, embedding-affinity: divides the correlations or cosines of teacher and student, which lie between -1 and 1."""
     weight_group: Count | None = None
     """dcd, dcd-released, wsl-released: consecutive lists of a batch among which their weights are normalized, as the released code does in
     the micro-batch of one device; the whole batch if not set, in which the weights of the distillation fade as it grows."""
@@ -64,10 +65,11 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "loss")
-        unknown = [name for name in self.terms if name not in LOSSES]
+        unknown = [name for name in self.terms if name not in LOSSES and name not in VECTOR_LOSSES]
         if unknown or not self.terms:
-            raise ConfigError(f"loss.terms has {', '.join(unknown) or 'nothing'}", hint=f"known losses: {', '.join(LOSSES)}")
-        if len({LOSSES[name].on for name in self.terms}) > 1:
+            known = ", ".join([*LOSSES, *VECTOR_LOSSES])
+            raise ConfigError(f"loss.terms has {', '.join(unknown) or 'nothing'}", hint=f"known losses: {known}")
+        if len({loss.on for loss in self._of_scores}) > 1:
             named = {on: ", ".join(name for name, loss in LOSSES.items() if loss.on == on) for on in ("lists", "all pairs")}
             raise ConfigError(
                 f"loss.terms mixes losses on candidate lists with losses on all pairs of a batch: {', '.join(self.terms)}",
@@ -91,7 +93,7 @@ class LossConfig:
         for name, schedule in self.schedules.items():
             if name not in self.terms:
                 raise ConfigError(f"loss.schedules.{name} has no loss: loss.terms has {', '.join(self.terms)}")
-            if schedule == "confidence" and not LOSSES[name].confidence:
+            if schedule == "confidence" and not (name in LOSSES and LOSSES[name].confidence):
                 hint = f"confidence is for {', '.join(name for name, loss in LOSSES.items() if loss.confidence)}"
                 raise ConfigError(f"loss.schedules.{name} cannot be confidence", hint=hint)
 
@@ -106,19 +108,29 @@ class LossConfig:
                 )
 
     @property
+    def _of_scores(self) -> list[Loss]:
+        """The losses of the terms that compare scores."""
+        return [LOSSES[name] for name in self.terms if name in LOSSES]
+
+    @property
     def on_lists(self) -> bool:
         """Whether the terms work on candidate lists; otherwise on all pairs of a batch."""
-        return LOSSES[next(iter(self.terms))].on == "lists"
+        return any(loss.on == "lists" for loss in self._of_scores)
 
     @property
     def needs_teacher(self) -> bool:
         """Whether a term needs the teacher's scores."""
-        return any(LOSSES[name].teacher for name in self.terms)
+        return any(loss.teacher for loss in self._of_scores)
+
+    @property
+    def vector_terms(self) -> list[str]:
+        """The terms that need a dual teacher's vectors."""
+        return [name for name in self.terms if name in VECTOR_LOSSES]
 
     @property
     def is_calibrated(self) -> bool:
         """Whether a dual model's calibration is trained."""
-        return any(LOSSES[name].calibrated for name in self.terms)
+        return any(loss.calibrated for loss in self._of_scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +297,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.loss.vector_terms and self.model.kind != "dual":
+            raise ConfigError(
+                f"loss {', '.join(self.loss.vector_terms)} compares vectors, and a {self.model.kind} model has none",
+                hint="set model.kind to dual, or leave it out",
+            )
         if self.loss.on_lists and self.loss.needs_teacher and self.batch.hard_negatives > self.batch.random_negatives:
             counts = f"{self.batch.hard_negatives} of {self.batch.random_negatives}"
             raise ConfigError(f"batch.hard_negatives must be at most batch.random_negatives, got {counts}")

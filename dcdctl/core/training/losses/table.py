@@ -1,4 +1,4 @@
-"""Every loss that a recipe can name, with the batches and the scores that it needs.
+"""Every loss that a recipe can name: those of scores (`LOSSES`), with the batches that they need, and those of vectors (`VECTOR_LOSSES`).
 
 To add one: a function in this package, an entry here, and a row in docs/losses.md.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from dcdctl.core.training.batch import Batch
-from dcdctl.core.training.losses import all_pairs, lists, official, relations
+from dcdctl.core.training.losses import all_pairs, lists, official, relations, vectors
 from dcdctl.core.training.losses.weights import Weights
 
 if TYPE_CHECKING:
@@ -186,3 +186,23 @@ LOSSES: dict[str, Loss] = {
         confidence=True,
     ),
 }
+
+
+@dataclass(frozen=True)
+class VectorInputs:
+    """What a loss of vectors is computed from: the vectors of the images of a batch, or of its captions, each once."""
+
+    student_ND: Tensor
+    projected_NE: Tensor
+    """The same after the learned projection to the width of the teacher's."""
+    teacher_NE: Tensor
+    config: LossConfig
+
+
+VECTOR_LOSSES: dict[str, Callable[[VectorInputs], Tensor]] = {
+    "embedding-cosine": lambda v: vectors.embedding_cosine(v.projected_NE, v.teacher_NE),
+    "embedding-l2": lambda v: vectors.embedding_l2(v.projected_NE, v.teacher_NE),
+    "embedding-affinity": lambda v: vectors.embedding_affinity(v.student_ND, v.teacher_NE, temperature=v.config.affinity_temperature),
+}
+"""Losses that compare a dual student's vectors with a dual teacher's, on the batches of the other terms. The mean of the images'
+term and of the captions' term enters the loss."""
