@@ -10,7 +10,7 @@ from .corpus_summary import (
     summarize_corpus,
 )
 from .download.cache import RemoteFile, fetch_file
-from .download.hub import hub_connection
+from .download.hub import hub_connection, hub_requests
 from .image_archives import FolderImageFile, RowError
 from .images import MAX_PIXELS, ImageError, decode_image, difference_hash, media_type, thumbnail
 from .manifest import TEXT_FIELDS, Manifest, choose_manifest, find_manifest, known_manifests, manifests_folder
@@ -57,6 +57,7 @@ __all__ = [
     "find_faults",
     "find_manifest",
     "hub_connection",
+    "hub_requests",
     "known_manifests",
     "manifests_folder",
     "media_type",

@@ -34,6 +34,7 @@ from transformers import (
 from transformers.utils import logging
 
 from dcdctl.core.errors import DcdError, ModelError, as_user_error
+from dcdctl.core.models import hub
 from dcdctl.core.models.config_sizes import check_sizes
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
 from dcdctl.core.models.protocols import ImageBatch, TextBatch
@@ -316,7 +317,7 @@ def hub_errors(ref: str, *, hint: str) -> Iterator[None]:
     is_local = Path(ref).exists()
     try:
         check_sizes(Path(ref))
-        with silence_transformers() if is_local else contextlib.nullcontext():
+        with silence_transformers() if is_local else hub.reading(ref):
             yield
     except (DcdError, ImportError):  # not about the files; `needing_timm` names a missing timm
         raise

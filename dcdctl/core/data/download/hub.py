@@ -109,10 +109,23 @@ def _connection(file: HubPath) -> AbstractContextManager[str | None]:
 
 @contextmanager
 def hub_connection(explain: Callable[[Exception], SourceError]) -> Iterator[str | None]:
-    """The endpoint of the Hub. Errors of the block become what `explain` makes of them; huggingface_hub logs nothing to stderr."""
+    """`hub_requests`; errors of the block become what `explain` makes of them."""
     import httpx2
-    from huggingface_hub import constants
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+    try:
+        with hub_requests() as endpoint:
+            yield endpoint
+    except (OSError, httpx2.HTTPError, httpx2.InvalidURL, EntryNotFoundError, HFValidationError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # an error of the disk, not of the Hub
+        raise explain(error) from error
+
+
+@contextmanager
+def hub_requests() -> Iterator[str | None]:
+    """The endpoint of the Hub, to which all requests of the block go; huggingface_hub logs nothing to stderr."""
+    from huggingface_hub import constants
     from huggingface_hub.utils import logging
 
     endpoint, verbosity, is_xet_off = _endpoint(), logging.get_verbosity(), constants.HF_HUB_DISABLE_XET
@@ -122,10 +135,6 @@ def hub_connection(explain: Callable[[Exception], SourceError]) -> Iterator[str 
         constants.HF_HUB_DISABLE_XET = True
     try:
         yield endpoint
-    except (OSError, httpx2.HTTPError, httpx2.InvalidURL, EntryNotFoundError, HFValidationError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # an error of the disk, not of the Hub
-        raise explain(error) from error
     finally:
         constants.HF_HUB_DISABLE_XET = is_xet_off
         logging.set_verbosity(verbosity)

@@ -1,0 +1,140 @@
+"""Models of the Hub, from a real server on this machine, without any, and from the cache."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+
+import loopback
+import pytest
+from huggingface_hub import HfApi, constants, hf_api
+from loopback import Fault
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.core import models
+from dcdctl.core.errors import ModelError
+from dcdctl.core.models import hub
+
+FETCH = r"on a machine with a network run `hf download me/vilt --local-dir DIR`, and give DIR in place of me/vilt, such as `--teacher DIR`"
+
+
+@pytest.fixture
+def folder(vilt, tmp_path):
+    """A model as other libraries publish it, without dcdctl.json."""
+    models.save(vilt, tmp_path / "vilt")
+    (tmp_path / "vilt" / "dcdctl.json").unlink()
+    return tmp_path / "vilt"
+
+
+@pytest.fixture
+def online(tmp_path, monkeypatch):
+    """Sets the address of the Hub. Its libraries read it from the environment once per process, in three places."""
+
+    def set_address(url: str) -> None:
+        hub._problem.cache_clear()
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template.replace(constants.ENDPOINT, url))
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(hf_api.api, "endpoint", url)
+        monkeypatch.setattr("transformers.utils.hub.hf_api", lambda: HfApi(endpoint=url))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    # Requests that keep the address of an earlier test are repeated.
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    return set_address
+
+
+@pytest.fixture
+def nobody():
+    """An address of this machine where nothing listens."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{unused.getsockname()[1]}"
+
+
+def test_a_model_of_the_hub_is_read_from_its_cache_once_the_hub_is_gone(online, nobody, folder, capfd):
+    with loopback.serve(models={"me/vilt": folder}) as server:
+        online(server.url)
+        digest = models.load("me/vilt").digest
+    assert digest == models.load(folder).digest
+    online(nobody)
+    capfd.readouterr()
+    assert models.load("me/vilt").digest == digest
+    assert "Retrying" not in capfd.readouterr().err
+
+
+def test_a_model_that_cannot_be_fetched_is_one_error_that_says_what_to_fetch_where(online, nobody, scenes_corpus_dir, tmp_path):
+    online(nobody)
+    url = re.escape(f"{nobody}/me/vilt")
+    message = (
+        rf"^me/vilt is no file or folder here and not complete in the cache of the Hub, and {url} was not read \(.*refused.*\); {FETCH}$"
+    )
+    for load in (models.load, models.load_dual, models.load_tokenizer):
+        with pytest.raises(ModelError, match=message):
+            load("me/vilt")
+    words = ["eval", "me/vilt", "--data", str(scenes_corpus_dir), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert re.fullmatch(rf"error: {message[1:-1]}\n", result.stderr)
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "preprocessor_config.json"])
+def test_a_cached_copy_that_lacks_a_file_is_not_complete(missing, online, nobody, folder):
+    with loopback.serve(models={"me/vilt": folder}) as server:
+        online(server.url)
+        models.load("me/vilt")
+    (cached,) = (folder.parent / "cache").rglob(f"snapshots/*/{missing}")
+    cached.unlink()
+    online(nobody)
+    with pytest.raises(ModelError, match=rf"me/vilt was not read \(.*refused.*\); {FETCH}"):
+        models.load("me/vilt")
+
+
+def test_hf_hub_offline_makes_no_request(online, folder, monkeypatch):
+    with loopback.serve(models={"me/vilt": folder}) as server:
+        online(server.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(ModelError, match=rf"me/vilt was not read \(HF_HUB_OFFLINE is set\); {FETCH}"):
+            models.load("me/vilt")
+        assert server.requests == []
+    assert constants.HF_HUB_OFFLINE
+
+
+def test_a_missing_a_gated_and_a_broken_repository_are_told_apart(online, folder, monkeypatch):
+    with loopback.serve(models={"me/vilt": folder, "me/gated": folder}, gated={"me/gated": "hf_key"}) as server:
+        online(server.url)
+        with pytest.raises(
+            ModelError, match=rf"me/absent is no file or folder here, and {server.url}/me/absent does not exist or is private"
+        ):
+            models.load("me/absent")
+        with pytest.raises(
+            ModelError, match=rf"me/gated is gated on the Hub \(40[13]\); accept the terms at {server.url}/me/gated, and set HF_"
+        ):
+            models.load("me/gated")
+        server.faults["/me/vilt/resolve/main/config.json"] = Fault(status=503, times=None)
+        with pytest.raises(ModelError, match=rf"{server.url}/me/vilt was not read \(it answered 503\); {FETCH}"):
+            models.load("me/vilt")
+        assert sum("me/vilt" in request.path for request in server.requests) == 1
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for(online, folder, monkeypatch):
+    monkeypatch.setattr(hub, "TIMEOUT_S", 0.1)
+    with loopback.serve(models={"me/vilt": folder}) as server:
+        online(server.url)
+        server.faults["/me/vilt/resolve/main/config.json"] = Fault(hold=threading.Event(), times=None)
+        with pytest.raises(ModelError, match=rf"me/vilt was not read \(.*[Tt]imed? ?out.*\); {FETCH}"):
+            models.load("me/vilt")
+
+
+@pytest.mark.parametrize("ref", ["/srv/models/absent", "../absent/bert", "a/b/c"])
+def test_a_path_is_not_looked_up_on_the_hub(ref, online, nobody):
+    online(nobody)
+    with pytest.raises(
+        ModelError, match=f"^{re.escape(ref)} does not exist; name a folder, or a model of the Hugging Face Hub as OWNER/NAME"
+    ):
+        models.dual_from_backbones(ref, ref)
