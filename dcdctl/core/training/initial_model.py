@@ -39,7 +39,9 @@ def _make_fusion(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer 
     if teacher is None:
         teacher = _new_fusion(config, captions, recipe.seed) if config.start == "new" else models.load_fusion(config.start, track=track)
     # Trained weights are copies, because the teacher still scores the pairs of a refresh.
-    model = teacher.student(config.layers) if config.layers else copy.deepcopy(teacher).requires_grad_(True)
+    # A scorer without fusion layers, such as a dual encoder, says why it has no student.
+    is_chosen = config.layers or not teacher.num_layers
+    model = teacher.student(config.layers) if is_chosen else copy.deepcopy(teacher).requires_grad_(True)
     if config.frozen_encoders:
         if model.encoders is None:
             raise ConfigError("model.frozen_encoders is set, and the model has no separate encoders: a ViLT fuses pixels and words")

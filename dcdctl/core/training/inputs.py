@@ -76,7 +76,7 @@ class InputRefs:
         if not self.teachers:
             return None
         (ref,) = self.teachers
-        model = models.load_fusion(ref, models.parse_overrides(self.model_set), track)
+        model = models.load_scorer(ref, models.parse_overrides(self.model_set), track)
         if len(caches) == 1:
             caches[0].check_teacher(model.digest)
         elif caches and not any(cache.teacher_name or model.digest == cache.plan["teacher"] for cache in caches):
@@ -146,12 +146,13 @@ def check_teachers(recipe: Recipe, inputs: TrainingInputs) -> None:
         return _check_dual_teachers(recipe, inputs, losses)
     if recipe.loss.vector_terms:
         return None
-    if duals and inputs.caches:
+    # Before a refresh the dual encoder scores the new candidates of its own cache.
+    if duals and inputs.caches and not recipe.batch.refresh_steps:
         raise ConfigError(
             f"--cache and the dual encoder {duals[0]} both give scores",
             hint="leave one out; to average both, cache the dual encoder too and name both caches",
         )
-    if duals:
+    if duals and not inputs.caches:
         found = f"{duals[0]} is a dual encoder, expected a fusion scorer to start from: loss {losses} learns from no teacher"
         raise ModelError(found, hint="leave --teacher out, or name a loss that has a teacher, such as kl")
     if len(inputs.teacher_kinds) > 1:
