@@ -248,6 +248,8 @@ def test_a_cache_is_planned_scored_elsewhere_and_sealed(run_cli, scenes_corpus_d
     assert taken.exit_code == 0, taken.stderr
     assert taken.stdout == f"{own.num_pairs} scored pairs of 32 images and 160 captions -> {tmp_path / 'cache'}\n"
     np.testing.assert_allclose(teacher_cache.read_cache(tmp_path / "cache").score_P, own.score_P, rtol=1e-6)
+    assert "\n  scores from elsewhere: a vilt\n" in run_cli("inspect", tmp_path / "cache").stdout
+    assert "elsewhere" not in run_cli("inspect", cache).stdout
     verified = run_cli("cache-teacher", "--data", scenes_corpus_dir, "--teacher", "vilt-coco", "--out", tmp_path / "cache", "--verify", 5)
     assert verified.exit_code == 1
     assert "are those of a vilt, which dcdctl cannot compute again; score some pairs again elsewhere" in verified.stderr

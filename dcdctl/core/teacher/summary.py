@@ -51,6 +51,8 @@ class Negative:
 class CacheSummary:
     """What `dcdctl inspect` shows of a teacher cache."""
 
+    teacher_name: str | None
+    """Who gave the scores, if they come from elsewhere; None for scores that dcdctl computed."""
     num_images: int
     num_captions: int
     num_pairs: int
@@ -77,6 +79,7 @@ def summarize_cache(cache: TeacherCache, num_hardest: int = 20) -> CacheSummary:
     best_I = _best(image_P[is_own], cache.score_P[is_own], cache.num_images)
     best_T = _best(text_P[is_own], cache.score_P[is_own], cache.num_texts)
     return CacheSummary(
+        teacher_name=cache.teacher_name,
         num_images=cache.num_images,
         num_captions=cache.num_texts,
         num_pairs=cache.num_pairs,
@@ -172,6 +175,8 @@ def cache_facts(summary: CacheSummary) -> list[tuple[str, str]]:
         ("images, captions", f"{summary.num_images:,}, {summary.num_captions:,}"),
         ("pairs", f"{summary.num_pairs:,}, of which {sum(summary.positives):,} true"),
     ]
+    if summary.teacher_name is not None:
+        facts.append(("scores from elsewhere", summary.teacher_name))
     for name, direction in (("text retrieval", summary.text_retrieval), ("image retrieval", summary.image_retrieval)):
         if direction.num_queries:
             shares = f"positive first {direction.positive_first:.1%}, negatives above it {direction.outranking:.2%}"

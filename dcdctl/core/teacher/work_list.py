@@ -9,6 +9,7 @@ each other, so that a scorer can encode it once.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -138,7 +139,8 @@ class _Writer:
 
 
 def _digest_of(pairs: Pairs) -> str:
-    return files.digest_of([pairs.image.tolist(), pairs.text.tolist()])
+    columns = [np.asarray(column, dtype="<i8").tobytes() for column in (pairs.image, pairs.text)]
+    return hashlib.sha256(b"".join(columns)).hexdigest()
 
 
 def _content_of(path: Path) -> artifacts.Document | None:
