@@ -11,6 +11,7 @@ from duals import DUALS, save_dual
 from encoders import make_pair, save_text, save_vision
 from matching import make_blip, make_blip2, make_bridgetower
 from official import load_meter
+from vlm import save_reranker
 
 from dcdctl.core import models
 
@@ -56,6 +57,8 @@ FAMILIES: dict[str, Any] = {
     "frozen dual over CLIP": lambda captions, folder: frozen_dual(captions, folder, "clip"),
     **{kind: partial(saved_dual, kind) for kind in DUALS},
 }
+READ_ONLY: dict[str, Any] = {"CrossEncoder": lambda captions, folder: models.load(save_reranker(folder / "reranker", captions))}
+"""Families that are teachers and re-rankers only, by their name in `load_save.FAMILIES`: neither trained nor saved."""
 VARIANTS: dict[str, Any] = {
     **FAMILIES,
     "co-attention over timm": lambda captions, folder: make_pair(captions, folder, "timm map", "distilbert"),

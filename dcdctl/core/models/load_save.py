@@ -1,6 +1,7 @@
 """Load a model by reference, and save it; `FAMILIES` is the table of model families.
 
-A folder with config.json is loaded by the family that the `model_type` there names. A folder that `save` wrote also has dcdctl.json. It
+A folder with config.json is loaded by the family that the `model_type` there names, unless config_sentence_transformers.json says that it
+is a CrossEncoder. A folder that `save` wrote also has dcdctl.json. It
 holds the settings that no other file holds, and the size and SHA-256 of every other file; `load` compares them before it reads anything.
 
 A new family is a file of `families` with a subclass of `FusionModel` or `DualModel` and a function `load`, one line in `FAMILIES`, and one
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from transformers import AutoConfig
+from transformers.utils import cached_file
 
 from dcdctl.core import artifacts, files
 from dcdctl.core.errors import ModelError
@@ -25,7 +27,7 @@ from dcdctl.core.models.checkpoint import check_finite, read_checkpoint
 from dcdctl.core.models.dual_scorer import DualScorer
 from dcdctl.core.models.official import meter as official_meter
 from dcdctl.core.models.official import vilt as official_vilt
-from dcdctl.core.models.overrides import parse_overrides, read_overrides
+from dcdctl.core.models.overrides import Overrides, check_no_cross_encoder, parse_overrides, read_overrides
 from dcdctl.core.models.preprocess import hub_errors
 from dcdctl.core.models.protocols import DualEncoder, FusionScorer, Model
 from dcdctl.core.progress import Track, silent
@@ -47,6 +49,8 @@ class Family:
         return model
 
 
+CROSS_ENCODER = "CrossEncoder"
+"""The `model_type` in config_sentence_transformers.json; config.json has that of the network inside."""
 FAMILIES = {
     "vilt": Family("fusion", "vilt"),
     "vision-text-dual-encoder": Family("dual", "vision_text_dual"),
@@ -56,19 +60,21 @@ FAMILIES = {
     "blip": Family("fusion", "blip"),
     "blip-2": Family("fusion", "blip2"),
     "bridgetower": Family("fusion", "bridgetower"),
+    CROSS_ENCODER: Family("fusion", "cross_encoder"),
 }
-"""Families by `model_type` in config.json. A model is saved by its own `save_network`."""
+"""Families by `model_type` in config.json, or in config_sentence_transformers.json. A model is saved by its own `save_network`."""
 DUAL_TYPES = frozenset(name for name, family in FAMILIES.items() if family.kind == "dual")
 """The `model_type` of all dual encoders that load."""
 BUILT_IN = ("scenes-vilt",)
 CONFIG_FILE, SETTINGS_FILE = "config.json", "dcdctl.json"
+CROSS_ENCODER_FILE = "config_sentence_transformers.json"
 FORMAT_VERSION = 2
 REMAKE = "save it again with this dcdctl: `dcdctl convert`, `distill`, `index` or `export` makes such a folder"
 NOTES = ("*.md", "LICENSE*", ".*")
 """Files that may be added to a saved model, because no loader reads them."""
 ACCEPTED = (
     "a model is a run folder, a transformers folder (ViLT, BLIP, BLIP-2, BridgeTower or vision-text-dual-encoder), "
-    f"an official ViLT or METER .ckpt, a Hugging Face Hub id (owner/name), "
+    "a CrossEncoder of sentence-transformers that reads images, an official ViLT or METER .ckpt, a Hugging Face Hub id (owner/name), "
     f"built in ({', '.join(BUILT_IN)}), or a name that `dcdctl prepare --list` shows"
 )
 _TEACHERS = files.packaged("teachers")
@@ -90,7 +96,7 @@ def _load(ref: str | Path, overrides: Mapping[str, Any] | None, track: Track, ki
     """`load`; ModelError for a model of another kind than `kind`, before its weights are downloaded or opened."""
     settings = dict(overrides or {})
     # Read here only to refuse a wrong setting before anything is downloaded or opened.
-    read_overrides(settings)
+    _check_settings(read_overrides(settings), ref)
     form, source = _locate(ref)
     if form in ("checkpoint", "published") and kind == "dual":
         raise _wrong_kind(ref, "fusion")
@@ -110,7 +116,7 @@ def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None, *, ki
     Opens no weights and fetches nothing. ModelError if the reference names nothing here and cannot be a Hub id, or if it names a model of
     another kind than `kind`; ConfigError for a wrong model setting.
     """
-    read_overrides(dict(overrides or {}))
+    _check_settings(read_overrides(dict(overrides or {})), ref)
     form, source = _locate(ref)
     if form == "hub":
         return None
@@ -123,6 +129,13 @@ def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None, *, ki
     if kind not in (None, found):
         raise _wrong_kind(ref, found)
     return found
+
+
+def _check_settings(overrides: Overrides, ref: str | Path) -> None:
+    """ModelError for a setting of another kind of model than a reference names; what a Hub id names is checked when it is known."""
+    form, source = _locate(ref)
+    if form != "hub" and not (form == "folder" and _is_cross_encoder(Path(source))):
+        check_no_cross_encoder(overrides, ref)
 
 
 def load_fusion(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> FusionScorer:
@@ -228,7 +241,8 @@ def _built_in_folder(name: str) -> Path:
 def _model_folder(path: Path) -> Path:
     """The folder itself, or `model/` in a run folder; ModelError if neither holds a model."""
     for folder in (path, path / "model"):
-        if any((folder / name).exists() for name in (CONFIG_FILE, SETTINGS_FILE)):
+        # The network of a cross-encoder may be in a folder of its own.
+        if any((folder / name).exists() for name in (CONFIG_FILE, SETTINGS_FILE)) or _is_cross_encoder(folder):
             return folder
     if (path / "run.json").exists():
         raise ModelError(f"the run {path} has no finished model", hint="finish it with --resume")
@@ -255,6 +269,8 @@ def _load_pretrained(ref: str, overrides: Mapping[str, Any], kind: Kind | None) 
     model_type = _model_type(ref, is_ours=saved is not None)
     if model_type not in FAMILIES:
         raise ModelError(f"{ref} is a {model_type} model", hint=ACCEPTED)
+    if model_type != CROSS_ENCODER:
+        check_no_cross_encoder(read_overrides(overrides), ref)
     family = FAMILIES[model_type]
     if kind not in (None, family.kind):
         raise _wrong_kind(ref, family.kind)
@@ -299,12 +315,31 @@ def _added(folder: Path, listed: Mapping[str, Any]) -> Iterator[str]:
 def _model_type(ref: str, *, is_ours: bool) -> str:
     if is_ours:
         return _saved_type(Path(ref))  # transformers does not know all of our types
+    if _is_cross_encoder(Path(ref)):
+        return CROSS_ENCODER
     with hub_errors(ref, hint=ACCEPTED):
+        if not Path(ref).is_dir() and _is_cross_encoder_of_hub(ref):
+            return CROSS_ENCODER
         # Code of a repository is never run; without this argument transformers would ask.
         return str(AutoConfig.from_pretrained(ref, trust_remote_code=False).model_type)
 
 
+def _is_cross_encoder(folder: Path) -> bool:
+    """Whether a folder is a CrossEncoder of sentence-transformers."""
+    path = folder / CROSS_ENCODER_FILE
+    return path.is_file() and files.read_json(path, error=ModelError, hint="save the model again").get("model_type") == CROSS_ENCODER
+
+
+def _is_cross_encoder_of_hub(ref: str) -> bool:
+    """Whether a Hub id is a CrossEncoder; any trouble with the Hub is reported when config.json is read."""
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")}
+    found = cached_file(ref, CROSS_ENCODER_FILE, **quiet)
+    return found is not None and _is_cross_encoder(Path(found).parent)
+
+
 def _saved_type(folder: Path) -> str:
+    if _is_cross_encoder(folder):
+        return CROSS_ENCODER
     path = folder / CONFIG_FILE
     if (folder / SETTINGS_FILE).exists():
         listed = _listed(folder, _read_seal(folder))

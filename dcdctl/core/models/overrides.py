@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from dcdctl.core import config
 from dcdctl.core.config import AtLeast, Count
 from dcdctl.core.errors import ConfigError, ModelError
+
+IMAGE_FIRST: Literal["image-first"] = "image-first"
+OF_CROSS_ENCODERS = ("dtype", "attention", "prompt", "order", "min_pixels", "max_pixels")
+"""Settings of a CrossEncoder of sentence-transformers that no other model has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +32,24 @@ class Overrides:
     image_size: Count | None = None
     """Shorter side of the resized image, in pixels."""
     max_text_len: Annotated[int, AtLeast(3)] | None = None  # [CLS], a word, [SEP]
-    """Maximum number of tokens of a caption, including [CLS] and [SEP]."""
+    """Maximum number of tokens of a caption, including [CLS] and [SEP]; a cross-encoder of sentence-transformers adds none of these."""
     tokenizer: str | None = None
     """Folder or Hub id of a tokenizer."""
     num_attention_heads: Count | None = None
     """Attention heads (METER: of the fusion layers); an official checkpoint without its configuration does not give their number."""
     text: TextOverrides = TextOverrides()
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Number type of the weights; float32 if None."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
+    """Implementation of attention in transformers. It is not part of the digest, because it changes no score beyond rounding."""
+    prompt: str | None = None
+    """The instruction before a pair; if None, the default prompt that is saved with the model."""
+    order: Literal["image-first", "text-first"] | None = None
+    """Which of image and caption is the query, and so comes first in the prompt. Only image-first, the default, shares the image's part."""
+    min_pixels: Count | None = None
+    """Least number of pixels of a resized image."""
+    max_pixels: Count | None = None
+    """Largest number of pixels of a resized image; fewer make fewer tokens."""
 
     def __post_init__(self) -> None:
         config.check_fields(self, "model-set")
@@ -55,6 +71,13 @@ def check_no_text_encoder(overrides: Overrides, ref: object) -> None:
     """ModelError if a setting of the text encoder is given for a model without one, or whose files give it."""
     if overrides.text != TextOverrides():
         raise ModelError(f"text.num_attention_heads is for METER checkpoints, and {ref} is none", hint="leave that setting out")
+
+
+def check_no_cross_encoder(overrides: Overrides, ref: object) -> None:
+    """ModelError if a setting is given that only a cross-encoder of sentence-transformers has."""
+    for name in OF_CROSS_ENCODERS:
+        if getattr(overrides, name) is not None:
+            raise ModelError(f"{name} is for cross-encoders of sentence-transformers, and {ref} is none", hint="leave that setting out")
 
 
 def check_dual_overrides(overrides: Overrides, ref: object) -> None:

@@ -1,0 +1,252 @@
+"""Cross-encoders of sentence-transformers that read images, such as Qwen3-VL-Reranker, as teachers and re-rankers.
+
+A score is the raw output of `CrossEncoder.predict`, without its sigmoid. Captions of one image share the computation of the image where
+the model allows it (`shared_prefix`).
+
+Shape letters: P pairs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dcdctl.core.errors import MissingError, ModelError, install_command, require_extra
+from dcdctl.core.models.checkpoint import check_complete
+from dcdctl.core.models.families.raw_pairs import RawPairScorer, RawPreprocess
+from dcdctl.core.models.families.shared_prefix import TOLERANCES, Pair, SharedPrefix, SharingError
+from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
+from dcdctl.core.models.overrides import IMAGE_FIRST, OF_CROSS_ENCODERS, Overrides, check_no_text_encoder, read_overrides
+from dcdctl.core.models.preprocess import hub_errors
+
+EXTRA = "sentence-transformers"
+SETTINGS = f"it takes {', '.join((*OF_CROSS_ENCODERS, 'max_text_len'))}"
+NUM_CHECKED = 2
+"""Captions whose scores are compared with those of the plain way before a prefix is shared."""
+
+
+class CrossEncoderScorer(RawPairScorer):
+    """A CrossEncoder with images; `ref` is where it was loaded from, for messages."""
+
+    noun = "a cross-encoder of sentence-transformers"
+    # A pair has hundreds of tokens, and 16 of them fill a processor or a small GPU.
+    pairs_per_batch = 16
+
+    def __init__(self, encoder: nn.Module, preprocess: RawPreprocess, *, ref: str, prompt: str, order: str = IMAGE_FIRST) -> None:
+        super().__init__(encoder, preprocess)
+        self.ref, self.prompt, self.order = ref, prompt, order
+        self._shared: SharedPrefix | None = None
+        self._is_checked = False
+        if order == IMAGE_FIRST:
+            try:
+                with _named_errors(ref):
+                    self._shared = SharedPrefix(encoder, self._pair, prompt)
+            except SharingError as reason:
+                self._share_no_more(reason)
+
+    @property
+    def encoder(self) -> Any:
+        """The CrossEncoder."""
+        return self.network
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether captions of an image share its computation."""
+        return self._shared is not None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration of the network of transformers."""
+        config: dict[str, Any] = self.encoder[0].model.config.to_dict()
+        return config
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All further settings of the cross-encoder that decide a score."""
+        transformer = self.encoder[0]
+        processor = transformer.processor
+        return {
+            "kind": "fusion",
+            "prompt": self.prompt,
+            "order": self.order,
+            "dtype": str(transformer.model.dtype),
+            "modules": [[type(module).__name__, module.get_config_dict()] for module in self.encoder],
+            "float32_modules": getattr(self.encoder, "keep_in_fp32_modules", None),
+            "max_seq_length": self.encoder.max_seq_length,
+            "processor": [type(processor).__name__, processor_settings(processor)],
+            # The classes with and without torchvision have the same settings and differ in some pixels.
+            "image_processor": type(getattr(processor, "image_processor", None)).__name__,
+            "chat_template": [processor.chat_template, transformer.tokenizer.chat_template],
+            "tokenizer": tokenizer_settings(transformer.tokenizer),
+        }
+
+    def _pair(self, image: Image.Image, text: str) -> Pair:
+        # As dictionaries: a caption that is the path or the address of an image would be read as that image.
+        pair = {"image": image}, {"text": text}
+        return pair if self.order == IMAGE_FIRST else pair[::-1]
+
+    @torch.inference_mode()
+    def _score(self, images: list[Image.Image], texts: list[str], image_ix: list[int], text_ix: list[int]) -> Tensor:
+        scores_P = torch.empty(len(image_ix))
+        groups: defaultdict[int, list[int]] = defaultdict(list)
+        for pair, image in enumerate(image_ix):
+            groups[image].append(pair)
+        rest: list[int] = []
+        for image, group in groups.items():
+            fitting = [pair for pair in group if self._shared is not None and self._shared.fits(texts[text_ix[pair]])]
+            shared = self._score_shared(images[image], [texts[text_ix[pair]] for pair in fitting])
+            if shared is None:
+                rest += group
+                continue
+            scores_P[fitting] = shared
+            rest += sorted(set(group) - set(fitting))
+        if rest:
+            scores_P[rest] = self._predict([self._pair(images[image_ix[pair]], texts[text_ix[pair]]) for pair in rest])
+        return scores_P
+
+    def _score_alone(self, image: Image.Image, text: str) -> Tensor:
+        return self._predict([self._pair(image, text)])
+
+    def _predict(self, pairs: list[Pair]) -> Tensor:
+        """The logits of pairs by the library's own way, in one batch, on the CPU."""
+        with _named_errors(self.ref):
+            scores: Tensor = self.encoder.predict(
+                pairs,
+                prompt=self.prompt,
+                batch_size=len(pairs),
+                activation_fn=nn.Identity(),
+                convert_to_tensor=True,
+                show_progress_bar=False,
+            )
+        return scores.float().cpu()
+
+    def _score_shared(self, image: Image.Image, captions: list[str]) -> Tensor | None:
+        """The logits of captions of one image by a shared prefix; None where the plain way is taken."""
+        if self._shared is None or not captions or (len(captions) == 1 and not self._shared.has_prefix_of(image)):
+            return None
+        try:
+            with _named_errors(self.ref):
+                scores = self._shared.scores(image, captions).cpu()
+        except SharingError as reason:
+            self._share_no_more(reason)
+            return None
+        if not self._is_checked:
+            self._is_checked = True
+            plain = self._predict([self._pair(image, caption) for caption in captions[:NUM_CHECKED]])
+            difference = float(((scores[:NUM_CHECKED] - plain).abs() / plain.abs().clamp(min=1)).max())
+            if not difference <= self._tolerance:
+                self._share_no_more(f"scores would differ by {difference:.1e}")
+                return None
+        return scores
+
+    def _share_no_more(self, reason: object) -> None:
+        """Score all further pairs in the plain way, and say so."""
+        self._shared = None
+        message = "%s: captions do not share the computation of their image, so scoring is slower: %s"
+        logging.getLogger("dcdctl").warning(message, self.ref, reason)
+
+    @property
+    def _tolerance(self) -> float:
+        device = self.encoder.device.type
+        cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        return max(TOLERANCES[cast], TOLERANCES[self.encoder[0].model.dtype])
+
+
+def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> CrossEncoderScorer:
+    """The cross-encoder of a folder or Hub id; `table` are the user's settings. No code of the folder is run."""
+    overrides = read_overrides(table)
+    check_no_text_encoder(overrides, ref)
+    for name in ("image_size", "tokenizer", "num_attention_heads"):
+        if getattr(overrides, name) is not None:
+            raise ModelError(f"{ref} is a cross-encoder of sentence-transformers, which takes no {name}", hint=SETTINGS)
+    require_extra(EXTRA, "sentence_transformers", needed_by=f"the cross-encoder {ref}")
+    encoder = _load_encoder(ref, overrides)
+    _check(encoder, ref)
+    _set_image_size(encoder, overrides, ref)
+    prompt = overrides.prompt
+    if prompt is None:
+        prompt = encoder.prompts[encoder.default_prompt_name] if encoder.default_prompt_name is not None else ""
+    preprocess = RawPreprocess(tokenizer=encoder[0].tokenizer, max_text_len=overrides.max_text_len or 0)
+    scorer = CrossEncoderScorer(encoder, preprocess, ref=ref, prompt=prompt, order=overrides.order or IMAGE_FIRST)
+    # One pair shows whether processor and chat template can carry an image with a caption.
+    scorer._predict([scorer._pair(Image.new("RGB", (64, 64)), "a")])
+    return scorer
+
+
+def _load_encoder(ref: str, overrides: Overrides) -> Any:
+    from sentence_transformers import CrossEncoder
+
+    model_kwargs: dict[str, Any] = {"dtype": getattr(torch, overrides.dtype or "float32")}
+    if overrides.attention is not None:
+        model_kwargs["attn_implementation"] = overrides.attention
+    with _quiet(), hub_errors(ref, hint=f"{ref} is a cross-encoder of sentence-transformers; try `CrossEncoder(...)` of that library"):
+        try:
+            return CrossEncoder(
+                ref,
+                device="cpu",
+                trust_remote_code=False,
+                local_files_only=Path(ref).is_dir(),
+                model_kwargs=model_kwargs,
+                activation_fn=nn.Identity(),
+            )
+        except ImportError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise MissingError(f"{ref} needs a package that is not installed: {reason}", hint=install_command(EXTRA)) from error
+
+
+def _check(encoder: Any, ref: str) -> None:
+    """ModelError unless a cross-encoder scores pairs of an image and a text, with one number, from weights that were all saved."""
+    if not {"image", "message"} <= set(encoder.modalities):
+        found = ", ".join(map(str, encoder.modalities))
+        raise ModelError(f"{ref} is a cross-encoder without images: it reads {found}", hint="take one such as Qwen3-VL-Reranker")
+    if encoder.num_labels != 1:
+        raise ModelError(f"{ref} gives {encoder.num_labels} scores for a pair, expected one")
+    # transformers fills missing weights with random numbers, and marks those that it has read.
+    parameters = dict(encoder[0].model.named_parameters())
+    check_complete(ref, {name for name, value in parameters.items() if not getattr(value, "_is_hf_initialized", False)}, "a cross-encoder")
+
+
+def _set_image_size(encoder: Any, overrides: Overrides, ref: str) -> None:
+    """Set the bounds of a resized image's number of pixels; ModelError if the processor has none."""
+    bounds = {"shortest_edge": overrides.min_pixels, "longest_edge": overrides.max_pixels}
+    given = {name: value for name, value in bounds.items() if value is not None}
+    if not given:
+        return
+    processor: Any = getattr(encoder[0].processor, "image_processor", None)
+    if "min_pixels" not in getattr(getattr(processor, "valid_kwargs", None), "__annotations__", {}):
+        raise ModelError(f"the image processor of {ref} has no bounds for the number of pixels", hint="leave min_pixels and max_pixels out")
+    # In Qwen's processors these names hold numbers of pixels.
+    size = {name: processor.size[name] for name in bounds} | given
+    if size["shortest_edge"] > size["longest_edge"]:
+        raise ModelError(f"min_pixels {size['shortest_edge']:,} is more than max_pixels {size['longest_edge']:,}", hint="set both")
+    processor.size = size
+
+
+@contextlib.contextmanager
+def _named_errors(ref: str) -> Iterator[None]:
+    """Turn the errors of a processor for a pair that it cannot read into a ModelError."""
+    try:
+        yield
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"{ref} cannot score a pair: {reason}", hint="the model's processor or chat template refuses it") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the notes of sentence-transformers on prompts and number types, which dcdctl sets itself."""
+    logger = logging.getLogger("sentence_transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
