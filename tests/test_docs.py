@@ -59,11 +59,17 @@ def test_the_manifest_of_a_teacher_names_the_recipe_of_its_data_set(path):
     (line,) = commands_of_head(path)
     words = line.split()
     recipe = words[words.index("--recipe") + 1] if words[1] == "cache-teacher" else words[2]
-    assert words[words.index("--data") + 1] == f"data/{recipe.removesuffix('-teacher').split('-')[1]}"
+    named_data = words[words.index("--data") + 1]
+    assert (ROOT / "data_manifests" / f"{named_data.removeprefix('data/')}.toml").is_file()
     if words[1] == "cache-teacher":
-        assert recipe == words[words.index("--teacher") + 1] == path.stem
+        assert words[words.index("--teacher") + 1] == path.stem
+        assert load_recipe(recipe).candidates.kind
     else:
         assert load_recipe(recipe).model.start == path.stem
+    if path.stem in recipe_names():
+        assert recipe == path.stem
+    if "-" in recipe.removesuffix("-teacher") and recipe.split("-")[1] in ("coco", "flickr30k"):
+        assert named_data == f"data/{recipe.split('-')[1]}"
 
 
 def test_the_readme_shows_commands():

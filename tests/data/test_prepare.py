@@ -635,6 +635,13 @@ def test_the_command_lists_the_manifests(run_cli):
     document = json.loads(run_cli("--list", "--json").stdout)
     assert [one["name"] for one in document["data_sets"]] == ["coco", "flickr30k", "flickr8k", "scenes"]
     assert [one["name"] for one in document["teachers"]] == [
+        "blip-coco",
+        "blip-flickr30k",
+        "blip-large-coco",
+        "blip-large-flickr30k",
+        "blip2-coco",
+        "blip2",
+        "bridgetower",
         "meter-coco",
         "meter-flickr30k",
         "meter-pretrained",

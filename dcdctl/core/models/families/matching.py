@@ -33,6 +33,8 @@ NO_MATCH, MATCH = 0, 1
 class MatchingScorer(FusionModel):
     """Scores image-caption pairs with a matching head of transformers; a family names its classes, its head and its unused parts."""
 
+    # Keys and values of an image, and BridgeTower's upper encoder layers, are shared by the pairs of a batch.
+    groups_by_image = True
     network: Any
     family: ClassVar[str]
     """As messages name it."""
