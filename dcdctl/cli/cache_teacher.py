@@ -18,6 +18,7 @@ from dcdctl.cli.options import (
     Precision,
     Sets,
     Split,
+    announce_code,
     check_overrides,
     check_recipe,
     refuse,
@@ -30,7 +31,9 @@ Teacher = Annotated[
     str | None,
     typer.Option(
         "--teacher",
-        help="Name (prepare --list), Hub id, transformers folder, official .ckpt or run folder. Not with --plan-only and --scores.",
+        help="Name (prepare --list), Hub id, transformers folder, official .ckpt, run folder, or module:function (code that runs). "
+        "Not with --plan-only and --scores.",
+        callback=announce_code,
         metavar="REF",
     ),
 ]

@@ -5,6 +5,7 @@ Typer reads the options of a command from its signature, so each command lists t
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,10 @@ RENAMED = {
     ("search", "--pictures"): "--thumbnails",
 }
 """Options of earlier versions -> the option that replaced them, named in the error."""
+
+
+CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+"""A reference to Python code, module:function."""
 
 
 def check_output_file(path: Path | None) -> Path | None:
@@ -80,19 +85,37 @@ def check_precision(name: str) -> str:
     return name
 
 
+def announce_code(ref: str | None) -> str | None:
+    """Callback of an option that names a model: one line on stderr if it names Python code, which runs."""
+    if ref is not None and CODE.fullmatch(ref) and not Path(ref).exists():
+        typer.echo(f"runs code: {ref}", err=True)
+    return ref
+
+
 # What a command reads
 Data = Annotated[Path, typer.Option("--data", help="Folder written by `dcdctl prepare`.", metavar="DIR")]
 Split = Annotated[str, typer.Option("--split", help="Split of the corpus; train+val reads two as one.", metavar="NAME")]
 MaxImages = Annotated[int | None, typer.Option("--max-images", help="Use only the first N images of the split.", min=1, metavar="N")]
 RecipeArgument = Annotated[str, typer.Argument(help="Recipe: a name or a .toml file.", callback=check_recipe, metavar="RECIPE")]
-ModelRef = Annotated[str, typer.Argument(help="Run folder, or another model reference.", metavar="RUN")]
+ModelRef = Annotated[str, typer.Argument(help="Run folder, or another model reference.", callback=announce_code, metavar="RUN")]
 IndexFolder = Annotated[Path, typer.Argument(help="Folder written by `dcdctl index`.", metavar="INDEX")]
 Teacher = Annotated[
     str,
-    typer.Option("--teacher", help="Name (prepare --list), Hub id, transformers folder, official .ckpt or run folder.", metavar="REF"),
+    typer.Option(
+        "--teacher",
+        help="Name (prepare --list), Hub id, transformers folder, official .ckpt, run folder, or module:function (code that runs).",
+        callback=announce_code,
+        metavar="REF",
+    ),
 ]
 Rerank = Annotated[
-    str | None, typer.Option("--rerank", help="Model, fusion or dual, that re-ranks the first candidates of each query.", metavar="REF")
+    str | None,
+    typer.Option(
+        "--rerank",
+        help="Model that re-ranks the first candidates of each query: fusion, dual, or module:function (code that runs).",
+        callback=announce_code,
+        metavar="REF",
+    ),
 ]
 Depth = Annotated[
     int | None, typer.Option("--depth", help="With --rerank: number of candidates to re-rank per query (50).", min=1, metavar="N")

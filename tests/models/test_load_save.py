@@ -187,7 +187,7 @@ def test_an_invalid_reference_is_an_error_that_says_why(tmp_path):
         (tmp_path / "weights.bin", r"weights\.bin is a file, but not a \.ckpt; a model is a run folder"),
         (tmp_path / "photos", r"is no model: it holds one\.png, and neither config\.json nor model/; a model is"),
         (tmp_path / "run", "run has no finished model; finish it with --resume"),
-        (tmp_path / "bert", "bert is a bert model; a model is a run folder"),
+        (tmp_path / "bert", r"bert is a bert model, a family .*: vilt, .*clip.*`--teacher module:function`.*`--scores`"),
         (tmp_path / "absent", "absent does not exist; a model is"),
         ("absent.ckpt", "absent.ckpt does not exist; a model is"),
         ("runs", "runs does not exist; a model is"),

@@ -25,6 +25,7 @@ from dcdctl.core.errors import ModelError
 from dcdctl.core.models import families, official, published
 from dcdctl.core.models.checkpoint import check_finite, read_checkpoint
 from dcdctl.core.models.dual_scorer import DualScorer
+from dcdctl.core.models.families import python_function
 from dcdctl.core.models.official import meter as official_meter
 from dcdctl.core.models.official import vilt as official_vilt
 from dcdctl.core.models.overrides import Overrides, check_no_cross_encoder, parse_overrides, read_overrides
@@ -73,10 +74,15 @@ REMAKE = "save it again with this dcdctl: `dcdctl convert`, `distill`, `index` o
 NOTES = ("*.md", "LICENSE*", ".*")
 """Files that may be added to a saved model, because no loader reads them."""
 ACCEPTED = (
-    "a model is a run folder, a transformers folder (ViLT, BLIP, BLIP-2, BridgeTower or vision-text-dual-encoder), "
-    "a CrossEncoder of sentence-transformers that reads images, an official ViLT or METER .ckpt, a Hugging Face Hub id (owner/name), "
-    f"built in ({', '.join(BUILT_IN)}), or a name that `dcdctl prepare --list` shows"
+    "a model is a run folder, a transformers folder or Hub id (owner/name) of a family that loads "
+    f"({', '.join(name for name in FAMILIES if not name.startswith('dcdctl-'))}), an official ViLT or METER .ckpt, "
+    f"module:function (Python code of yours), built in ({', '.join(BUILT_IN)}), or a name that `dcdctl prepare --list` shows"
 )
+ALWAYS_OPEN = (
+    f"these families load: {', '.join(name for name in FAMILIES if not name.startswith('dcdctl-'))}; any other model is a teacher by a "
+    "Python function (`--teacher module:function`), or by its scores (`dcdctl cache-teacher --plan-only`, then `--scores`)"
+)
+"""The hint for a model whose family does not load."""
 _TEACHERS = files.packaged("teachers")
 # The Hub has a few models without an owner, none of them a scorer. A misspelt run name should not wait for the network.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -86,8 +92,8 @@ _KINDS: dict[Kind, str] = {"fusion": "a fusion scorer", "dual": "a dual encoder"
 def load(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> Model:
     """The model that a reference names, in eval mode, in float32 on the CPU.
 
-    A reference is tried as a built-in name, a .ckpt file, a folder with config.json, a run folder (with `model/`), the name of a published
-    teacher (`published`; its file is downloaded once), and a Hub id.
+    A reference is tried as a built-in name, a .ckpt file, a folder with config.json, a run folder (with `model/`), module:function (which
+    runs), the name of a published teacher (`published`; its file is downloaded once), and a Hub id.
     """
     return _load(ref, overrides, track)
 
@@ -98,8 +104,10 @@ def _load(ref: str | Path, overrides: Mapping[str, Any] | None, track: Track, ki
     # Read here only to refuse a wrong setting before anything is downloaded or opened.
     _check_settings(read_overrides(settings), ref)
     form, source = _locate(ref)
-    if form in ("checkpoint", "published") and kind == "dual":
+    if form in ("checkpoint", "published", "function") and kind == "dual":
         raise _wrong_kind(ref, "fusion")
+    if form == "function":
+        return python_function.load(source, settings)
     is_official = form == "checkpoint"
     if form == "published":
         teacher = published.known()[source]
@@ -120,11 +128,13 @@ def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None, *, ki
     form, source = _locate(ref)
     if form == "hub":
         return None
-    found: Kind = "fusion"  # official checkpoints and published teachers
+    found: Kind = "fusion"  # official checkpoints, published teachers and Python functions
+    if form == "function":
+        python_function.check(source)
     if form == "folder":
         model_type = _saved_type(Path(source))
         if model_type not in FAMILIES:
-            raise ModelError(f"{ref} is a {model_type} model", hint=ACCEPTED)
+            raise ModelError(f"{ref} is a {model_type} model, a family that is not known here", hint=ALWAYS_OPEN)
         found = FAMILIES[model_type].kind
     if kind not in (None, found):
         raise _wrong_kind(ref, found)
@@ -211,7 +221,7 @@ def _check_folder(folder: Path) -> None:
         raise ModelError(f"{folder} holds something that is not a model", hint="name an empty or a new folder")
 
 
-def _locate(ref: str | Path) -> tuple[Literal["folder", "checkpoint", "published", "hub"], str]:
+def _locate(ref: str | Path) -> tuple[Literal["folder", "checkpoint", "published", "function", "hub"], str]:
     """What a reference names, and the folder, file, name or Hub id that it is loaded from; ModelError if it names nothing."""
     path = Path(ref).expanduser()
     # A file or folder of the user with this name comes first.
@@ -223,6 +233,8 @@ def _locate(ref: str | Path) -> tuple[Literal["folder", "checkpoint", "published
         return "checkpoint", str(path)
     if path.is_dir():
         return "folder", str(_model_folder(path))
+    if python_function.is_reference(str(ref)):
+        return "function", str(ref)
     if published.find(str(ref)) is not None:
         return "published", str(ref)
     # The path of a missing file, such as runs/teacher.ckpt, has the form of a Hub id.
@@ -268,7 +280,7 @@ def _load_pretrained(ref: str, overrides: Mapping[str, Any], kind: Kind | None) 
     saved = _read_settings(Path(ref))
     model_type = _model_type(ref, is_ours=saved is not None)
     if model_type not in FAMILIES:
-        raise ModelError(f"{ref} is a {model_type} model", hint=ACCEPTED)
+        raise ModelError(f"{ref} is a {model_type} model, a family that is not known here", hint=ALWAYS_OPEN)
     if model_type != CROSS_ENCODER:
         check_no_cross_encoder(read_overrides(overrides), ref)
     family = FAMILIES[model_type]

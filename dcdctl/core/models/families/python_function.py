@@ -1,0 +1,162 @@
+"""One's own scorer: a Python function, or an object with `score`, from images and captions to scores. It is code of the user, and it runs.
+
+`module:function` takes a list of P PIL images (RGB) and a list of P captions, and returns P numbers, higher is better. `module:Class`, or a
+function without parameters, makes an object with such a `score`; the object may have `version`, `fingerprint` and `pairs_per_batch`.
+
+Shape letters: P pairs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dcdctl.core import files
+from dcdctl.core.errors import ModelError
+from dcdctl.core.models.families.raw_pairs import RawPairScorer, RawPreprocess
+from dcdctl.core.models.overrides import read_overrides
+
+_REF = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+FIND = "run the command in its folder, or install its package"
+EXAMPLE = "def score(images, texts): return one number per pair, higher is better"
+
+
+class PythonScorer(RawPairScorer):
+    """Scores pairs with a callable of the user."""
+
+    def __init__(self, ref: str, target: Any, declared: Mapping[str, Any], max_text_len: int = 0) -> None:
+        """`declared` is what decides the scores: digests of source files, and what the object says of itself."""
+        super().__init__(nn.Module(), RawPreprocess(max_text_len=max_text_len))
+        self.ref, self.call, self.declared = ref, getattr(target, "score", target), dict(declared)
+        # Not a parameter of the call, since only the author knows what fits the memory.
+        self.pairs_per_batch = int(getattr(target, "pairs_per_batch", type(self).pairs_per_batch))
+
+    @property
+    def noun(self) -> str:
+        """What messages call the scorer."""
+        return f"the function {self.ref}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All of the code that the digest covers. What the code reads at run time is not known here."""
+        return {"kind": "fusion", "python": self.declared}
+
+    def _score(self, images: list[Image.Image], texts: list[str], image_ix: list[int], text_ix: list[int]) -> Tensor:
+        pairs = [images[image] for image in image_ix], [texts[text] for text in text_ix]
+        try:
+            result = self.call(*pairs)
+        except Exception as error:
+            # The traceback of the user's code is what the user needs; it stays as it is.
+            error.add_note(f"{self.ref} was called with {len(text_ix)} pairs; the first caption is {pairs[1][0]!r}")
+            raise
+        return _checked(self.ref, result, pairs[1])
+
+
+def _checked(ref: str, result: Any, texts: Sequence[str]) -> Tensor:
+    """The scores as float32, P. ModelError unless they are P finite numbers."""
+    expected = f"expected {len(texts)} numbers, one for each pair"
+    if isinstance(result, Tensor):
+        result = result.detach().cpu()
+    shape = tuple(getattr(result, "shape", ())) or None
+    if shape is not None and shape != (len(texts),):
+        raise ModelError(f"{ref} returned an array of shape {shape}, {expected}", hint=EXAMPLE)
+    if isinstance(result, str | bytes | Mapping) or not (hasattr(result, "__len__") and hasattr(result, "__iter__")):
+        raise ModelError(f"{ref} returned {type(result).__name__}, {expected}", hint=EXAMPLE)
+    values = [value.item() if hasattr(value, "item") else value for value in result]
+    if len(values) != len(texts):
+        raise ModelError(f"{ref} returned {len(values)} scores, {expected}", hint=EXAMPLE)
+    for value, text in zip(values, texts, strict=True):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ModelError(f"{ref} returned {value!r} for the caption {text!r}, expected a number", hint=EXAMPLE)
+        if not math.isfinite(value):
+            raise ModelError(f"{ref} returned {value} for the caption {text!r}, expected a finite number", hint="return a raw logit")
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def is_reference(ref: str) -> bool:
+    """Whether a reference is of the form module:function."""
+    return _REF.fullmatch(ref) is not None
+
+
+def check(ref: str) -> None:
+    """ModelError if the module of module:function is not there; runs no code of it."""
+    _see_current_folder()
+    top = ref.partition(":")[0].partition(".")[0]
+    if importlib.util.find_spec(top) is None:
+        raise ModelError(f"there is no Python module {top} for {ref}", hint=FIND)
+
+
+def load(ref: str, table: Mapping[str, Any]) -> PythonScorer:
+    """The scorer of module:function; `table` are the user's overrides. Imports the module, which runs its code.
+
+    ModelError if there is no such module or name, or if it is neither a scorer nor makes one.
+    """
+    overrides = read_overrides(table)
+    if others := sorted(set(table) - {"max_text_len"}):
+        raise ModelError(f"{ref} is Python code, which has no setting {others[0]}", hint="it takes max_text_len only")
+    check(ref)
+    module_name, _, name = ref.partition(":")
+    try:
+        module: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if not module_name.startswith(str(error.name)):
+            raise  # an import of the user's module, whose traceback shows it
+        raise ModelError(f"there is no Python module {module_name}", hint=FIND) from error
+    target = module
+    for part in name.split("."):
+        if not hasattr(target, part):
+            known = ", ".join(sorted(each for each in vars(module) if callable(getattr(module, each)) and not each.startswith("_"))[:8])
+            raise ModelError(f"{module_name} has no {name}", hint=f"it has {known}" if known else EXAMPLE)
+        target = getattr(target, part)
+    scorer = _made(ref, target)
+    return PythonScorer(ref, scorer, _declared(ref, module, target, scorer), overrides.max_text_len or 0)
+
+
+def _made(ref: str, target: Any) -> Any:
+    """A function of images and texts, or an object with `score`."""
+    if not inspect.isclass(target) and (callable(getattr(target, "score", None)) or _takes(target, 2)):
+        return target
+    if callable(target) and _takes(target, 0):
+        made = target()
+        if callable(getattr(made, "score", None)) or _takes(made, 2):
+            return made
+    raise ModelError(f"{ref} neither takes images and texts nor makes an object with score(images, texts)", hint=EXAMPLE)
+
+
+def _takes(target: Any, count: int) -> bool:
+    """Whether a call with this many positional arguments is possible."""
+    try:
+        inspect.signature(target).bind(*range(count))
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _declared(ref: str, module: Any, target: Any, scorer: Any) -> dict[str, Any]:
+    """What the digest of the scorer covers: the name, the source files of its module and class, and what it declares."""
+    said = {name: str(getattr(scorer, name)) for name in ("name", "version", "fingerprint") if hasattr(scorer, name)}
+    modules = {module, inspect.getmodule(target), inspect.getmodule(type(scorer)) if not inspect.isfunction(scorer) else None}
+    paths = {Path(each.__file__) for each in modules if getattr(each, "__file__", None)}
+    sources = sorted(files.sha256_of(path) for path in paths if path.suffix == ".py")
+    if not sources and "fingerprint" not in said:
+        raise ModelError(f"{ref} has no source file to tell versions apart", hint="give the object a `fingerprint`")
+    return {"function": ref.partition(":")[2], "sources": sources, **said}
+
+
+def _see_current_folder() -> None:
+    """Let modules of the current folder be imported, as `python -m` does; a console script does not."""
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    importlib.invalidate_caches()

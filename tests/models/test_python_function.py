@@ -1,0 +1,150 @@
+"""A Python function of the user as a scorer: its scores, its digest, and errors by name."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.core import models
+from dcdctl.core.errors import ConfigError, ModelError
+
+SOURCE = """
+import numpy as np
+import torch
+
+def brightness(images, texts):
+    return [float(np.asarray(image)[0, 0, 0]) + len(text) for image, text in zip(images, texts)]
+
+class Scaled:
+    name, version, pairs_per_batch = "scaled", "1", 2
+    factor = 2.0
+    calls = []
+    def score(self, images, texts):
+        self.calls.append(len(texts))
+        return torch.tensor([self.factor * score for score in brightness(images, texts)], dtype=torch.float64)
+
+def make():
+    return Scaled()
+
+def short(images, texts): return [1.0]
+def square(images, texts): return np.zeros((len(texts), 1))
+def words(images, texts): return ["high" for text in texts]
+def one(images, texts): return 1.0
+def undefined(images, texts): return [float("nan")] * len(texts)
+def broken(images, texts): raise KeyError("no such caption")
+def alone(images): return []
+number = 3
+"""
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """The name of a module in the current folder."""
+    name = f"own_scorer_{next(_numbers)}"
+    (tmp_path / f"{name}.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    yield name
+    sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(("name", "factor"), [("brightness", 1), ("Scaled", 2), ("make", 2)])
+def test_scores_are_those_of_the_function_for_the_same_pixels_and_strings(module, name, factor, pil_images, captions):
+    scorer = models.load_scorer(f"{module}:{name}")
+    images, texts = scorer.encode_images(scorer.preprocess.images(pil_images)), scorer.encode_texts(scorer.preprocess.texts(captions))
+    image_ix, text_ix = torch.tensor([2, 0, 1, 2]), torch.tensor([0, 3, 1, 1])
+    expected = [int(np.asarray(pil_images[i])[0, 0, 0]) + len(captions[t]) for i, t in ((2, 0), (0, 3), (1, 1), (2, 1))]
+    assert scorer.score_pairs(images, texts, image_ix, text_ix).tolist() == [factor * score for score in expected]
+
+
+def test_the_digest_covers_the_source_the_name_and_what_the_object_declares(module, tmp_path):
+    def digest(name):
+        sys.modules.pop(module, None)
+        return models.load(f"{module}:{name}").digest
+
+    before = {name: digest(name) for name in ("brightness", "short", "Scaled")}
+    assert len(set(before.values())) == 3
+    assert digest("brightness") == before["brightness"]
+    path = tmp_path / f"{module}.py"
+    for change in (("len(text)", "len(text) * 9"), ('"scaled", "1"', '"scaled", "02"')):
+        path.write_text(SOURCE.replace(*change))
+        assert digest("Scaled") != before["Scaled"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("short", r"short returned 1 scores, expected 2 numbers, one for each pair"),
+        ("square", r"square returned an array of shape \(2, 1\), expected 2 numbers"),
+        ("words", r"words returned 'high' for the caption 'a cross', expected a number"),
+        ("one", r"one returned float, expected 2 numbers"),
+        ("undefined", r"undefined returned nan for the caption 'a cross', expected a finite number"),
+    ],
+)
+def test_wrong_scores_are_refused_by_name(module, name, message, pil_images):
+    scorer = models.load_scorer(f"{module}:{name}")
+    images, texts = scorer.preprocess.images(pil_images[:2]), scorer.preprocess.texts(["a cross", "a dog"])
+    with pytest.raises(ModelError, match=message):
+        scorer(images, texts, torch.tensor([0, 1]), torch.tensor([0, 1]))
+
+
+def test_an_error_in_the_function_keeps_its_traceback_and_says_for_which_pairs(module, pil_images):
+    scorer = models.load_scorer(f"{module}:broken")
+    with pytest.raises(KeyError, match="no such caption") as caught:
+        scorer(scorer.preprocess.images(pil_images), scorer.preprocess.texts(["a cross"]), torch.tensor([0]), torch.tensor([0]))
+    assert caught.value.__notes__ == [f"{module}:broken was called with 1 pairs; the first caption is 'a cross'"]
+
+
+def test_a_reference_that_names_no_scorer_is_refused(module, tmp_path):
+    (tmp_path / "needs_absent.py").write_text("import absent_package\n")
+    for ref, message in (
+        ("absent_module:score", "there is no Python module absent_module for absent_module:score"),
+        (f"{module}.part:score", f"there is no Python module {module}.part"),
+        (f"{module}:absent", f"{module} has no absent; it has Scaled, alone, brightness"),
+        (f"{module}:alone", "alone neither takes images and texts nor makes an object with score"),
+        (f"{module}:number", "number neither takes images and texts nor makes an object with score"),
+        (f"{module}:a:b", f"{module}:a:b does not exist; a model is"),
+    ):
+        with pytest.raises(ModelError, match=re.escape(message)):
+            models.load(ref)
+    with pytest.raises(ModuleNotFoundError, match="absent_package"):
+        models.load("needs_absent:score")
+    with pytest.raises(ModelError, match="absent_module"):
+        models.check_ref("absent_module:score")
+    assert models.check_ref(f"{module}:brightness") == "fusion"
+    with pytest.raises(ModelError, match="is a fusion scorer, expected a dual encoder"):
+        models.load_dual(f"{module}:brightness")
+    with pytest.raises((ConfigError, ModelError), match="image_size"):
+        models.load(f"{module}:brightness", {"image_size": 32})
+
+
+def test_a_function_scores_a_cache_is_verified_and_re_ranks(module, scenes_corpus_dir, tmp_path, dual):
+    models.save(dual, tmp_path / "dual")
+
+    def run(*words):
+        result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+        assert result.exit_code == 0, result.stderr
+        assert f"runs code: {module}:Scaled\n" in result.stderr
+        return result.stdout
+
+    data = ["--data", scenes_corpus_dir, "--device", "cpu"]
+    words = ["cache-teacher", *data, "--teacher", f"{module}:Scaled", "--out", tmp_path / "cache", "--max-images", 8]
+    run(*words, "--recipe", "tiny-student", "--set", "candidates.per_query=3")
+    assert max(sys.modules[module].Scaled.calls) == 2
+    run(*words, "--verify", 5)
+    ranking = [*data, "--split", "train", "--max-images", 8, "--json"]
+    alone = json.loads(run("eval", f"{module}:Scaled", *ranking, "--out", tmp_path / "alone"))
+    whole = ["--rerank", f"{module}:Scaled", "--depth", 40, "--out", tmp_path / "cascade"]
+    cascade = json.loads(run("eval", tmp_path / "dual", *ranking, *whole))
+    assert [cascade[name] for name in ("text_retrieval", "image_retrieval")] == [
+        alone[name] for name in ("text_retrieval", "image_retrieval")
+    ]
