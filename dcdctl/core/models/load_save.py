@@ -22,7 +22,7 @@ from transformers.utils import cached_file
 
 from dcdctl.core import artifacts, files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import families, official, published
+from dcdctl.core.models import families, official, plugins, published
 from dcdctl.core.models.checkpoint import check_finite, read_checkpoint
 from dcdctl.core.models.dual_scorer import DualScorer
 from dcdctl.core.models.families import python_function
@@ -133,9 +133,7 @@ def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None, *, ki
         python_function.check(source)
     if form == "folder":
         model_type = _saved_type(Path(source))
-        if model_type not in FAMILIES:
-            raise ModelError(f"{ref} is a {model_type} model, a family that is not known here", hint=ALWAYS_OPEN)
-        found = FAMILIES[model_type].kind
+        found = _family(ref, model_type).kind
     if kind not in (None, found):
         raise _wrong_kind(ref, found)
     return found
@@ -279,15 +277,20 @@ def _load_pretrained(ref: str, overrides: Mapping[str, Any], kind: Kind | None) 
     """The model of a folder with config.json, or of a Hub id; ModelError for a model of another kind."""
     saved = _read_settings(Path(ref))
     model_type = _model_type(ref, is_ours=saved is not None)
-    if model_type not in FAMILIES:
-        raise ModelError(f"{ref} is a {model_type} model, a family that is not known here", hint=ALWAYS_OPEN)
+    family = _family(ref, model_type)
     if model_type != CROSS_ENCODER:
         check_no_cross_encoder(read_overrides(overrides), ref)
-    family = FAMILIES[model_type]
     if kind not in (None, family.kind):
         raise _wrong_kind(ref, family.kind)
     with hub_errors(ref, hint=ACCEPTED if saved is None else REMAKE):
         return family.load(ref, overrides, saved)
+
+
+def _family(ref: str | Path, model_type: str) -> Family | plugins.Plugin:
+    """The family of a model_type; ModelError if neither dcdctl nor an installed package has it."""
+    if family := FAMILIES.get(model_type) or plugins.find(model_type):
+        return family
+    raise ModelError(f"{ref} is a {model_type} model, a family that is not known here", hint=ALWAYS_OPEN)
 
 
 def _read_settings(folder: Path) -> dict[str, Any] | None:
@@ -325,10 +328,11 @@ def _added(folder: Path, listed: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _model_type(ref: str, *, is_ours: bool) -> str:
-    if is_ours:
-        return _saved_type(Path(ref))  # transformers does not know all of our types
     if _is_cross_encoder(Path(ref)):
         return CROSS_ENCODER
+    # transformers knows neither all of our types nor those of other packages.
+    if is_ours or ((Path(ref) / CONFIG_FILE).is_file() and plugins.find(_saved_type(Path(ref)))):
+        return _saved_type(Path(ref))
     with hub_errors(ref, hint=ACCEPTED):
         if not Path(ref).is_dir() and _is_cross_encoder_of_hub(ref):
             return CROSS_ENCODER
