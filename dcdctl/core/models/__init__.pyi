@@ -36,6 +36,7 @@ from .overrides import parse_overrides
 from .preprocess import Preprocess, hub_errors, load_tokenizer, num_text_positions, silence_transformers, word_piece
 from .protocols import DualEncoder, Encoders, ExportSpec, FusionScorer, ImageBatch, Model, Pairs, Preprocessor, States, TextBatch
 from .published import list_published
+from .towers import TrainedParts, require_peft
 
 __all__ = [
     "DUAL_TYPES",
@@ -64,6 +65,7 @@ __all__ = [
     "States",
     "TextBatch",
     "Towers",
+    "TrainedParts",
     "ViltScorer",
     "ViltSize",
     "check_finite",
@@ -93,6 +95,7 @@ __all__ = [
     "parse_overrides",
     "quantize_dynamic",
     "require_onnx",
+    "require_peft",
     "save",
     "seal_again",
     "silence_transformers",

@@ -296,6 +296,11 @@ class EncoderPair:
         return int(self.text.config.hidden_size)
 
     @property
+    def pools_texts(self) -> bool:
+        """False: a caption has a feature for each token."""
+        return False
+
+    @property
     def is_frozen(self) -> bool:
         """Whether training leaves both encoders unchanged, as it does those of the paper's student."""
         return not any(parameter.requires_grad for encoder in (self.vision, self.text) for parameter in encoder.parameters())

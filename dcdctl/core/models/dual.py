@@ -19,6 +19,7 @@ from dcdctl.core.models.attention import enable_checkpointing
 from dcdctl.core.models.fingerprint import digest_of
 from dcdctl.core.models.preprocess import Preprocess
 from dcdctl.core.models.protocols import Encoders, ExportSpec, ImageBatch, Pairs, States, TextBatch, select_rows
+from dcdctl.core.models.towers import TrainedParts
 
 
 class Calibration(nn.Module):
@@ -171,6 +172,27 @@ class DualModel(nn.Module, ABC):
             raise ValueError("add_projection comes before project")
         projected_NE: Tensor = self.projection(vectors_ND)
         return projected_NE
+
+    def set_trained(self, parts: TrainedParts) -> None:
+        """See `DualEncoder.set_trained`; ModelError unless all parts are trained, or a family has others."""
+        if parts.which != "all":
+            raise self._without_towers(f"model.trained {parts.which}")
+
+    def merge_adapters(self) -> None:
+        """See `DualEncoder.merge_adapters`."""
+
+    def depth_of(self, parameter: str) -> int:
+        """See `DualEncoder.depth_of`; ModelError unless a family has towers."""
+        raise self._without_towers("optimizer.layer_decay")
+
+    def keep_layers(self, vision: Sequence[int], text: Sequence[int]) -> None:
+        """See `DualEncoder.keep_layers`; ModelError for any choice unless a family has towers."""
+        if vision or text:
+            raise self._without_towers("model.vision_layers and model.text_layers")
+
+    def _without_towers(self, field: str) -> ModelError:
+        found = f"{field} is for dual encoders of transformers, such as CLIP and SigLIP, and this is a {self.config['model_type']}"
+        return ModelError(found, hint="leave it out, or name another model.start")
 
     def checkpoint_activations(self) -> None:
         """Compute activations of trained encoders again in the backward pass; ModelError if no encoder supports it."""

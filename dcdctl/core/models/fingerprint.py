@@ -52,15 +52,23 @@ _SLOW_TOKENIZER = frozenset(
 
 
 def digest_of(
-    network: nn.Module, *, config: Mapping[str, Any], preprocess: Mapping[str, Any], settings: Mapping[str, Any] | None = None
+    network: nn.Module,
+    *,
+    config: Mapping[str, Any],
+    preprocess: Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
+    leave_out: str = "",
 ) -> str:
     """SHA-256, in hex, of the name, type, shape and bytes of every tensor of a network, and of all settings that change its scores.
 
     `config` is what config.json holds, `preprocess` is `Preprocess.settings`, and `settings` is what dcdctl.json holds.
+    Tensors whose names start with `leave_out` do not count, if it is not empty.
     """
     digest = hashlib.sha256(f"{VERSION}\n".encode())
     # Sorted, because a state dict has the order in which modules were created.
     for name, value in sorted(network.state_dict().items()):
+        if leave_out and name.startswith(leave_out):
+            continue
         tensor = value.cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         # Bytes, since NumPy has no bfloat16; flattened, since torch cannot view a scalar as several bytes.

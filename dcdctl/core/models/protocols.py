@@ -16,6 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dcdctl.core.models.towers import TrainedParts
+
 Device = torch.device | str | int
 
 
@@ -222,6 +224,11 @@ class Encoders(Protocol):
         ...
 
     @property
+    def pools_texts(self) -> bool:
+        """Whether the features of a caption are one token, its pooled output; otherwise one for each token of the caption."""
+        ...
+
+    @property
     def is_frozen(self) -> bool:
         """Whether training leaves both encoders unchanged."""
         ...
@@ -235,7 +242,7 @@ class Encoders(Protocol):
         ...
 
     def text_features(self, texts: TextBatch) -> States:
-        """Features of T captions, T x L x W."""
+        """Features of T captions, T x L x W; T x 1 x W if the encoders pool texts."""
         ...
 
 
@@ -261,6 +268,9 @@ class ExportSpec:
 
 class _Model(_Module, Protocol):
     """Members that both kinds of model have, so that callers need not distinguish them."""
+
+    network: Any
+    """The module that holds all saved weights."""
 
     @property
     def preprocess(self) -> Preprocessor: ...
@@ -402,6 +412,29 @@ class DualEncoder(_Model, Protocol):
 
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
         """Unit vectors, T x D. A model with `encoders` takes their features as well."""
+        ...
+
+    def set_trained(self, parts: TrainedParts) -> None:
+        """Let training change only these parts; ModelError for a family that has no such parts.
+
+        With adapters (lora), `merge_adapters` must be called before the model is saved. With `projections`, `encoders` gives the frozen
+        towers, whose pooled outputs may be stored.
+        """
+        ...
+
+    def merge_adapters(self) -> None:
+        """Add the adapters of `set_trained` to the weights that they adapt, and remove them; does nothing without adapters."""
+        ...
+
+    def depth_of(self, parameter: str) -> int:
+        """Distance of a parameter, by its dotted name, from the top of its tower; ModelError for a family without towers of layers.
+
+        0 for projections, logit scale and what follows the layers, 1 for the last layer, N + 1 for what comes before N layers.
+        """
+        ...
+
+    def keep_layers(self, vision: Sequence[int], text: Sequence[int]) -> None:
+        """Remove all layers of the towers but these, which ascend; an empty list keeps all. ModelError for layers that a tower lacks."""
         ...
 
     def add_projection(self, teacher_width: int) -> None:

@@ -1,7 +1,7 @@
 """What a model reads of a corpus: images and captions, or features, the outputs of frozen encoders, stored on disk.
 
     ROOT/SPLIT-CORPUS-ENCODERS/plan.json          fingerprints and sizes, written first
-    ROOT/SPLIT-CORPUS-ENCODERS/lengths.npy        tokens of each caption
+    ROOT/SPLIT-CORPUS-ENCODERS/lengths.npy        tokens of each caption; 1 each if the encoders pool texts
     ROOT/SPLIT-CORPUS-ENCODERS/images-00000.npy   float16, I x V x D, the images of a range
     ROOT/SPLIT-CORPUS-ENCODERS/texts-00000.npy    float16, the tokens of their captions, concatenated without padding
     ROOT/SPLIT-CORPUS-ENCODERS/features.json      completion marker, written last: size and SHA-256 of each file
@@ -185,7 +185,7 @@ def _build_of(root: Path, corpus: Corpus, encoders: Encoders) -> Build:
 @torch.inference_mode()
 def _build(planned: Build, source: CorpusSource, encoders: Encoders, device: torch.device, track: Track) -> None:
     corpus, folder = source.corpus, planned.folder
-    lengths = _token_counts(source)
+    lengths = np.ones(corpus.num_captions, dtype=np.int64) if encoders.pools_texts else _token_counts(source)
     first_image = encoders.image_features(source.images([0]).to(device)).tokens
     plan = {
         **planned.plan,

@@ -17,7 +17,7 @@ from torch import nn
 from dcdctl.core import distributed, files, scoring
 from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import Compute
-from dcdctl.core.errors import ConfigError
+from dcdctl.core.errors import ConfigError, StaleError
 from dcdctl.core.models import FusionScorer, ImageBatch, Model, TextBatch
 from dcdctl.core.progress import Say, Track, Watch, silent, step_bar, unsaid
 from dcdctl.core.scoring import CorpusSource, Source
@@ -38,7 +38,7 @@ from dcdctl.core.training.fit import DualTeachers, Fit, Preview, measure_fit
 from dcdctl.core.training.inputs import TrainingInputs, check_teachers, embeds_corpus, scores_batches
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.objective import PairObjective
-from dcdctl.core.training.recipe import LossConfig, Recipe, load_recipe
+from dcdctl.core.training.recipe import LORA, LossConfig, Recipe, load_recipe
 from dcdctl.core.training.refresh import refresh_cache, teacher_compute
 from dcdctl.core.training.runs import Run
 from dcdctl.core.training.validation import Validation
@@ -280,7 +280,7 @@ def make_source(model: Model, corpus: Corpus, compute: Compute, track: Track) ->
     if compute.features is None:
         return CorpusSource(corpus, model.preprocess, IMAGE_CACHE_BYTES)
     if model.encoders is not None and not model.encoders.is_frozen:
-        hint = "set model.frozen_encoders or model.layers, or leave --features out"
+        hint = "set model.frozen_encoders, model.layers or model.trained=projections, or leave --features out"
         raise ConfigError("--features stores the outputs of frozen encoders, and these encoders are trained", hint=hint)
     return scoring.open_source(corpus, model, compute, track)
 
@@ -388,7 +388,7 @@ def _run_steps(training: _Training, run: Run, batches: TrainingBatches, schedule
         if stop is not None:
             scores = _refresh(training, run, scores, stop, track)
             batches = make_batches(training.source, recipe, scores, options.micro_batch_plan).with_vectors(training.vectors)
-    _save_model(run, training.model, validate)
+    _save_model(run, training, validate)
 
 
 def work_per_step(recipe: Recipe, scores: TeacherScores | None) -> tuple[str, int]:
@@ -414,10 +414,26 @@ def _refresh(training: _Training, run: Run, cache: TeacherScores | None, step: i
     return refresh_cache(cache, folder, training.model, training.teacher, training.source, compute=compute, step=step, track=track)
 
 
-def _save_model(run: Run, model: Model, validate: Validation | None) -> None:
-    """Save the trained model, or the best one by validation, in the run folder."""
+def _save_model(run: Run, training: _Training, validate: Validation | None) -> None:
+    """Save the trained model, or the best one by validation, in the run folder, averaged with its start if the recipe says so."""
+    model, share = training.model, training.plan.recipe.model.average_with_start
     with distributed.main_first():
         if distributed.is_main():
             if validate is not None:
                 validate.choose(model)
+            if model.kind == "dual":
+                model.merge_adapters()
+            if share:
+                initial_model.average_with_start(model, _start_again(run, training), share)
             runs.finish(run, model)
+
+
+def _start_again(run: Run, training: _Training) -> Model:
+    """The initial model, made again; StaleError if the reference names another model than when the run started."""
+    recipe = training.plan.recipe
+    unadapted = replace(recipe, model=replace(recipe.model, trained="all", trained_layers=None, lora_rank=LORA.rank, lora_alpha=LORA.alpha))
+    start = initial_model.make_model(unadapted, training.opened.corpus.captions, training.teacher)
+    if start.digest != (expected := run.facts()["inputs"]["start"]):
+        found = f"{recipe.model.start} has changed since the run started ({start.digest[:8]}, not {expected[:8]})"
+        raise StaleError(found, hint="restore it, and resume with --resume to average with it")
+    return start

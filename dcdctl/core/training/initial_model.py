@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, ModelError
-from dcdctl.core.models import DualEncoder, FeatureSpec, FusionScorer, Model
+from dcdctl.core.models import DualEncoder, FeatureSpec, FusionScorer, Model, TrainedParts
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.training.recipe import ModelConfig, Recipe
 
@@ -18,6 +18,8 @@ def check(recipe: Recipe, *, has_teacher: bool) -> None:
         raise ModelError("this model starts from its teacher, and no teacher is given", hint="name it with --teacher")
     if recipe.model.start not in ("teacher", "new") and (recipe.model.kind == "dual" or not has_teacher):
         models.check_ref(recipe.model.start, kind=recipe.model.kind)
+    if recipe.model.trained == "lora":
+        models.require_peft()
     if recipe.model.dual_init:
         models.check_ref(recipe.model.dual_init, kind="dual")
 
@@ -30,7 +32,26 @@ def make_model(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | 
         model = _make_fusion(recipe, captions, teacher, track)
     if recipe.model.dropout is not None:
         model.set_dropout(recipe.model.dropout)
+    # After the dropout, whose setting copies the network: an adapted one has other modules.
+    if model.kind == "dual":
+        model.set_trained(_trained_parts(recipe))
     return model
+
+
+def _trained_parts(recipe: Recipe) -> TrainedParts:
+    config = recipe.model
+    return TrainedParts(
+        which=config.trained, num_layers=config.trained_layers or 0, rank=config.lora_rank, alpha=config.lora_alpha, seed=recipe.seed
+    )
+
+
+def average_with_start(model: Model, start: Model, share: float) -> None:
+    """Replace the weights w of a trained model by (1 - share) w + share w_0, where w_0 are those of its start."""
+    initial = start.network.state_dict()
+    for name, tensor in model.network.state_dict().items():
+        if tensor.is_floating_point():
+            # On the CPU in float32, so that the result does not depend on the device.
+            tensor.copy_((1 - share) * tensor.cpu() + share * initial[name].cpu())
 
 
 def _make_fusion(recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | None, track: Track) -> FusionScorer:
@@ -81,8 +102,12 @@ def _feature_spec(config: ModelConfig) -> FeatureSpec:
 
 
 def _make_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> DualEncoder:
-    if config.start != "new":
-        return models.load_dual(config.start)
+    dual = models.load_dual(config.start) if config.start != "new" else _new_dual(config, captions, seed)
+    dual.keep_layers(config.vision_layers, config.text_layers)
+    return dual
+
+
+def _new_dual(config: ModelConfig, captions: Sequence[str], seed: int) -> DualEncoder:
     if config.vision and config.frozen_encoders:
         projection = models.ProjectionSize(projection_dim=config.projection_dim, dropout=_new_dropout(config))
         sides = config.vision, config.text

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from dcdctl.core import distributed
 from dcdctl.core.devices import ON_CPU, Compute, read_ahead
 from dcdctl.core.errors import ConfigError
+from dcdctl.core.models import DualEncoder
 from dcdctl.core.progress import Watch, silent, step_bar
 from dcdctl.core.training import grad_cache, loggers, runs
 from dcdctl.core.training.batch import MicroBatchPlan
@@ -89,6 +90,7 @@ def train(
     sampler = range(first, num_steps if until is None else until)
     is_cuda = compute.device.type == "cuda"
     read = read_ahead(batches, sampler, compute.workers, pin_memory=is_cuda)
+    at_start = _validate_start(model, validation) if first == 0 else {}
     with _logs(run, first, options) as log, watch(total=num_steps, done=first) as on_step:
         for step, batch in enumerate(read, start=first):
             started = time.perf_counter()
@@ -105,11 +107,20 @@ def train(
                 values |= validation.measure(model, done)
                 model.train()
             if step % LOG_EVERY == 0 or done == num_steps or "val_rsum" in values:
-                log(step, values)
+                log(step, values if step else {**values, **at_start})
             if (done % config.save_every == 0 or done == until) and done < num_steps and distributed.is_main():
                 runs.save_checkpoint(run, done, model, optimizer, scaler)
             on_step(done, values)
     model.eval()
+
+
+def _validate_start(model: nn.Module, validation: Validation | None) -> dict[str, float]:
+    """The recalls of the initial model, if the recipe validates it; their names begin with start_ in place of val_."""
+    if validation is None or not validation.config.at_start:
+        return {}
+    values = validation.measure(model, 0)
+    model.train()
+    return {f"start_{name.removeprefix('val_')}": value for name, value in values.items() if name != "val_best_rsum"}
 
 
 def _check_micro_batches(model: nn.Module, objective: Objective | MicroBatchObjective, options: TrainingOptions) -> None:
@@ -176,8 +187,9 @@ def learning_rate_factor(step: int, num_steps: int, config: OptimizerConfig) -> 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; no weight decay on biases, LayerNorms and other vectors.
 
-    Each group carries `lr_factor`, a factor of the learning rate, and `decay`, from which `set_rates` sets the rates of a step. ConfigError
-    if a part in `lr_factors` has no parameters.
+    Each group carries `lr_factor`, a factor of the learning rate, and `decay`, from which `set_rates` sets the rates of a step. The factor
+    is that of `lr_factors`, times `layer_decay` to the power of the parameter's depth. ConfigError if a part in `lr_factors` has no
+    parameters, ModelError if rates depend on the depth in a model without towers.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     used_parts = set()
@@ -186,6 +198,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         used_parts.update(parts)
         if parameter.requires_grad:
             factor = config.lr_factors[parts[0]] if parts else 1.0
+            if config.layer_decay < 1:
+                factor *= config.layer_decay ** cast(DualEncoder, model).depth_of(name)
             groups.setdefault((factor, config.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     if unused := config.lr_factors.keys() - used_parts:
         raise ConfigError(

@@ -30,10 +30,13 @@ from dcdctl.core.config import (
 )
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import ConfigError
+from dcdctl.core.models import TrainedParts
 from dcdctl.core.teacher import CandidateConfig
 from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES, Loss
 
 Decay = Annotated[float, Between(0, 1, "[)")]
+LORA = TrainedParts(which="lora")
+"""The defaults of adapters."""
 Schedule = Literal["constant", "linear-up", "linear-down", "confidence"]
 
 
@@ -156,6 +159,21 @@ class ModelConfig:
     frozen_encoders: bool = False
     """Keep vision and text unchanged, so that their features can be stored on disk (--features). fusion: the layers between them are
     trained; dual: one linear layer per side."""
+    trained: Literal["all", "last-layers", "projections", "lora"] = "all"
+    """dual with a pretrained start: what is trained besides the projections and the logit scale. last-layers: the last `trained_layers` of
+    each encoder, with its final norm. projections: nothing; --features then stores the outputs of both encoders. lora: low-rank adapters
+    of all linear layers of both encoders (extra peft), merged into the weights at the end."""
+    trained_layers: Count | None = None
+    """last-layers: how many of each encoder."""
+    lora_rank: Count = LORA.rank
+    lora_alpha: Count = LORA.alpha
+    """lora: an adapter of rank r adds lora_alpha / r times its product to a weight."""
+    vision_layers: Annotated[tuple[int, ...], Ascending()] = ()
+    text_layers: Annotated[tuple[int, ...], Ascending()] = ()
+    """dual: layers of the start's image and text encoder to keep, counted from 0; empty for all."""
+    average_with_start: Share = 0.0
+    """Share s of the start's weights in the saved model: s times the start's plus 1 - s times the trained ones (WiSE-FT, Wortsman et al.
+    2022). It returns some of the zero-shot quality that a training costs."""
     dual_init: str = ""
     """fusion over frozen vision and text: a dual encoder over the same two, whose scaled cosine is added to the logit; empty for none."""
     projection_dim: Count = 256
@@ -184,7 +202,8 @@ class ModelConfig:
         if bool(self.vision) != bool(self.text):
             raise ConfigError("model.vision and model.text go together, and one of them is empty")
         if self.kind == "dual" and self.layers:
-            raise ConfigError("model.layers chooses layers of a fusion model, and model.kind is dual")
+            hint = "choose layers of a dual encoder with model.vision_layers and model.text_layers"
+            raise ConfigError("model.layers chooses layers of a fusion model, and model.kind is dual", hint=hint)
         if self.kind == "dual" and self.start == "teacher":
             raise ConfigError("a dual encoder cannot start from a fusion teacher", hint="set model.start to new, or to a dual encoder")
         if self.vision and self.start != "new":
@@ -196,6 +215,38 @@ class ModelConfig:
             raise ConfigError(message, hint="set model.frozen_encoders, and name both encoders")
         if self.dual_init and not (self.kind == "fusion" and self.vision and self.frozen_encoders):
             raise ConfigError("model.dual_init is for a new fusion model over model.vision and model.text, with model.frozen_encoders")
+        self._check_start()
+        self._check_trained()
+
+    @property
+    def _is_pretrained_dual(self) -> bool:
+        return self.kind == "dual" and (self.start != "new" or (bool(self.vision) and not self.frozen_encoders))
+
+    def _check_start(self) -> None:
+        """ConfigError for settings of the start that this kind of model does not have."""
+        for name in ("vision_layers", "text_layers"):
+            if getattr(self, name) and not self._is_pretrained_dual:
+                raise ConfigError(f"model.{name} is for a dual encoder with a pretrained start", hint="leave it out, or set model.start")
+        if self.average_with_start and self.start == "new":
+            raise ConfigError("model.average_with_start is for a pretrained model.start, and it is new", hint="set it to 0")
+        if self.average_with_start and (self.layers or self.vision_layers or self.text_layers):
+            found = "model.average_with_start averages with the start's weights, and a model of fewer layers does not compute what they do"
+            raise ConfigError(found, hint="set it to 0, or keep all layers")
+
+    def _check_trained(self) -> None:
+        """ConfigError for a choice of trained parts that this kind of model does not have, or that its own settings contradict."""
+        if self.trained != "all" and not self._is_pretrained_dual:
+            found = f"model.trained is {self.trained}, which is for a dual encoder with a pretrained start"
+            raise ConfigError(found, hint="set it to all; model.frozen_encoders trains the layers over two encoders")
+        if self.trained == "last-layers" and self.trained_layers is None:
+            raise ConfigError(
+                "model.trained is last-layers, and model.trained_layers is not set", hint="set the number of layers, such as 4"
+            )
+        if self.trained_layers is not None and self.trained != "last-layers":
+            raise ConfigError(f"model.trained_layers is for model.trained last-layers, and it is {self.trained}", hint="leave it out")
+        if (self.lora_rank, self.lora_alpha) != (LORA.rank, LORA.alpha) and self.trained != "lora":
+            found = f"model.lora_rank and model.lora_alpha are for model.trained lora, and it is {self.trained}"
+            raise ConfigError(found, hint="leave them out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +296,9 @@ class OptimizerConfig:
     lr: Positive = 1e-4
     lr_factors: dict[str, Positive] = field(default_factory=dict)
     """Part of the model (a component of its parameters' dotted names, such as text_layers) -> factor of the learning rate."""
+    layer_decay: Annotated[float, Between(0, 1, "(]")] = 1.0
+    """dual: factor of the learning rate from one layer to the one below it. Projections and final norms have the whole rate, the last layer
+    of N this factor, and the embeddings its power N + 1."""
     weight_decay: Annotated[float, AtLeast(0)] = 0.01
     """Not applied to biases and LayerNorms."""
     betas: tuple[Decay, Decay] = (0.9, 0.98)
@@ -269,6 +323,8 @@ class ValidationConfig:
 
     every: Annotated[int, AtLeast(0)] = 0
     """Steps between validations, the last of which is always at the end; 0 for no validation."""
+    at_start: bool = False
+    """Also validate before the first step. The start's recalls are logged as start_..., and its weights may be the best ones."""
     split: str = "val"
     """Split of the training corpus; an error if the training reads it too (--split train+val)."""
     max_images: Count | None = None
@@ -279,6 +335,8 @@ class ValidationConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "validation")
+        if self.at_start and not self.every:
+            raise ConfigError("validation.at_start is set, and validation.every is 0", hint="set validation.every to a number of steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,6 +363,9 @@ class Recipe:
         if self.loss.on_lists and self.loss.needs_teacher and self.batch.hard_negatives > self.batch.random_negatives:
             counts = f"{self.batch.hard_negatives} of {self.batch.random_negatives}"
             raise ConfigError(f"batch.hard_negatives must be at most batch.random_negatives, got {counts}")
+        if self.optimizer.layer_decay < 1 and self.model.kind != "dual":
+            hint = "set it to 1; optimizer.lr_factors sets the rates of parts of a fusion model"
+            raise ConfigError("optimizer.layer_decay is for dual encoders, and model.kind is fusion", hint=hint)
 
 
 RECIPES = files.packaged("recipes")

@@ -3,11 +3,12 @@
 Vectors and scores are those of the library's own class. The trained projections are kept, so a student that starts from such a model has
 its zero-shot quality.
 
-Shape letters: I images, T texts, D length of the vectors, N patches of an image.
+Shape letters: I images, T texts, W width of an encoder, D length of the vectors, N patches of an image.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -18,7 +19,6 @@ from transformers import AutoModel
 
 from dcdctl.core.models.backbones import MAX_LOGIT_SCALE
 from dcdctl.core.models.checkpoint import check_complete
-from dcdctl.core.models.dual import unit_vectors
 from dcdctl.core.models.families.vision_text_dual import VisionTextDual
 from dcdctl.core.models.overrides import check_dual_overrides, read_overrides
 from dcdctl.core.models.preprocess import (
@@ -30,7 +30,8 @@ from dcdctl.core.models.preprocess import (
     load_tokenizer,
     num_text_positions,
 )
-from dcdctl.core.models.protocols import ExportSpec, ImageBatch, States, TextBatch
+from dcdctl.core.models.protocols import ExportSpec, ImageBatch, TextBatch
+from dcdctl.core.models.towers import Tower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class Variant:
     processor_class: str
     max_text_len: int | None = None
     """Tokens of a caption, special ones included; None for as many as the model has positions."""
+    text_position: int | None = None
+    """The token that stands for a caption; None for the pooled output of the text encoder."""
     pads_texts: bool = False
     """Every caption is padded to the maximum length, and the model attends to the padding, as in its training."""
 
@@ -48,21 +51,19 @@ class Variant:
 VARIANTS = {
     "clip": Variant(model_class="CLIPModel", processor_class="CLIPProcessor"),
     "metaclip_2": Variant(model_class="MetaClip2Model", processor_class="CLIPProcessor"),
-    "siglip": Variant(model_class="SiglipModel", processor_class="SiglipProcessor", pads_texts=True),
+    "siglip": Variant(model_class="SiglipModel", processor_class="SiglipProcessor", text_position=-1, pads_texts=True),
     # SigLIP 2 with variable resolution (NaFlex); with a fixed one it has the type siglip.
-    "siglip2": Variant(model_class="Siglip2Model", processor_class="Siglip2Processor", pads_texts=True),
+    "siglip2": Variant(model_class="Siglip2Model", processor_class="Siglip2Processor", text_position=-1, pads_texts=True),
     # Both have a BERT with 512 positions for their captions, which were shorter in training: 52 tokens in Chinese-CLIP's code, and 64 in
     # the processor of ALIGN.
-    "chinese_clip": Variant(model_class="ChineseCLIPModel", processor_class="ChineseCLIPProcessor", max_text_len=52),
-    "align": Variant(model_class="AlignModel", processor_class="AlignProcessor", max_text_len=64),
+    "chinese_clip": Variant(model_class="ChineseCLIPModel", processor_class="ChineseCLIPProcessor", text_position=0, max_text_len=52),
+    "align": Variant(model_class="AlignModel", processor_class="AlignProcessor", text_position=0, max_text_len=64),
 }
 """By `model_type` in config.json."""
 
 
 class ClipDual(VisionTextDual):
     """Embeds images and captions with a CLIPModel of transformers, or a model of the same form."""
-
-    network: Any  # the classes have no common base with these members
 
     @property
     def embedding_dim(self) -> int:
@@ -87,20 +88,42 @@ class ClipDual(VisionTextDual):
         bias: Tensor | None = getattr(self.network, "logit_bias", None)
         return None if bias is None else bias.reshape(())
 
-    def embed_images(self, images: ImageBatch | States) -> Tensor:
-        """Unit vectors, I x D. ValueError for features."""
-        if isinstance(images, States) or images.grid is None:
-            return super().embed_images(images)
-        pixels, mask = images.pixel_values, images.pixel_mask
-        output = self.network.get_image_features(pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=images.grid)
-        return unit_vectors(output.pooler_output)
+    @property
+    def _variant(self) -> Variant:
+        return VARIANTS[self.network.config.model_type]
 
-    def embed_texts(self, texts: TextBatch | States) -> Tensor:
-        """Unit vectors, T x D. ValueError for features."""
-        if isinstance(texts, States) or not VARIANTS[self.network.config.model_type].pads_texts:
-            return super().embed_texts(texts)
-        # No mask: the model pools its last position, whatever token that has.
-        return unit_vectors(self.network.get_text_features(input_ids=texts.input_ids).pooler_output)
+    def pool_images(self, images: ImageBatch) -> Tensor:
+        """See `VisionTextDual.pool_images`."""
+        if images.grid is None:
+            return super().pool_images(images)
+        pixels, mask = images.pixel_values, images.pixel_mask
+        output = self.network.vision_model(pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=images.grid)
+        return output.pooler_output
+
+    def pool_texts(self, texts: TextBatch) -> Tensor:
+        """See `VisionTextDual.pool_texts`."""
+        # A model that attends to the padding gets no mask.
+        mask = None if self._variant.pads_texts else texts.attention_mask
+        output = self.network.text_model(input_ids=texts.input_ids, attention_mask=mask)
+        position = self._variant.text_position
+        return output.pooler_output if position is None else output.last_hidden_state[:, position]
+
+    def project_images(self, pooled_IW: Tensor) -> Tensor:
+        """See `VisionTextDual.project_images`; SigLIP and ALIGN have no projection of images."""
+        projection = getattr(self.network, "visual_projection", None)
+        return pooled_IW if projection is None else projection(pooled_IW)
+
+    def project_texts(self, pooled_TW: Tensor) -> Tensor:
+        """See `VisionTextDual.project_texts`; SigLIP has the projection in its text encoder."""
+        projection = getattr(self.network, "text_projection", None)
+        return self.network.text_model.head(pooled_TW) if projection is None else projection(pooled_TW)
+
+    @property
+    def towers(self) -> tuple[Tower, Tower]:
+        """See `VisionTextDual.towers`."""
+        image, text = super().towers
+        inside = "" if hasattr(self.network, "text_projection") else "network.text_model.head"
+        return image, dataclasses.replace(text, projection=inside)
 
     def train(self, mode: bool = True) -> Self:
         """Train mode, except for the BatchNorms of ALIGN, which keep their statistics: others would depend on the size of a micro-batch."""
@@ -112,8 +135,7 @@ class ClipDual(VisionTextDual):
 
     def export_spec(self) -> ExportSpec:
         """A class of transformers."""
-        variant = VARIANTS[self.network.config.model_type]
-        return ExportSpec(model_class=variant.model_class, processor_class=variant.processor_class)
+        return ExportSpec(model_class=self._variant.model_class, processor_class=self._variant.processor_class)
 
 
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> ClipDual:

@@ -1,14 +1,15 @@
-"""Dual encoders over a VisionTextDualEncoderModel of transformers, all of whose weights are trained.
+"""Dual encoders over a VisionTextDualEncoderModel of transformers, all or some of whose weights are trained.
 
-Shape letters: I images, T texts, D length of the vectors.
+Shape letters: I images, T texts, W width of an encoder, D length of the vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from PIL import Image
@@ -22,6 +23,7 @@ from dcdctl.core.models.backbones import MAX_LOGIT_SCALE
 from dcdctl.core.models.checkpoint import check_complete, save_pretrained
 from dcdctl.core.models.dual import DualModel, unit_vectors
 from dcdctl.core.models.overrides import check_dual_overrides, read_overrides
+from dcdctl.core.models.pooled import PooledTowers
 from dcdctl.core.models.preprocess import (
     Preprocess,
     check_text_length,
@@ -34,6 +36,7 @@ from dcdctl.core.models.preprocess import (
     word_piece,
 )
 from dcdctl.core.models.protocols import ExportSpec, ImageBatch, States, TextBatch
+from dcdctl.core.models.towers import Tower, TrainedParts, add_adapters, depth_of, freeze_others, keep_layers, use_eval_mode_where_frozen
 
 MAX_TEXT_LEN = 40
 """Tokens of a caption unless set otherwise, as in the official retrieval models."""
@@ -75,7 +78,10 @@ class DualSize:
 class VisionTextDual(DualModel):
     """Embeds images and captions with a VisionTextDualEncoderModel of transformers."""
 
-    network: VisionTextDualEncoderModel
+    network: Any  # a VisionTextDualEncoderModel, or another network of transformers with two encoders of these names
+    _parts = TrainedParts()
+    _adapted: Any = None
+    """PEFT's model around the network, while it has adapters."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -93,21 +99,91 @@ class VisionTextDual(DualModel):
         return self.network.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
 
     def embed_images(self, images: ImageBatch | States) -> Tensor:
-        """Unit vectors, I x D. ValueError for features."""
-        if isinstance(images, States):
-            raise ValueError("this dual encoder takes pixels, not the features of an encoder")
-        return unit_vectors(self.network.get_image_features(pixel_values=images.pixel_values).pooler_output)
+        """Unit vectors, I x D. ValueError for features, unless only projections are trained."""
+        pooled_IW = self._stored(images) if isinstance(images, States) else self.pool_images(images)
+        return unit_vectors(self.project_images(pooled_IW))
 
     def embed_texts(self, texts: TextBatch | States) -> Tensor:
-        """Unit vectors, T x D. ValueError for features."""
-        if isinstance(texts, States):
-            raise ValueError("this dual encoder takes tokens, not the features of an encoder")
-        output = self.network.get_text_features(input_ids=texts.input_ids, attention_mask=texts.attention_mask)
-        return unit_vectors(output.pooler_output)
+        """Unit vectors, T x D. ValueError for features, unless only projections are trained."""
+        pooled_TW = self._stored(texts) if isinstance(texts, States) else self.pool_texts(texts)
+        return unit_vectors(self.project_texts(pooled_TW))
+
+    def pool_images(self, images: ImageBatch) -> Tensor:
+        """What the image encoder gives for whole images, I x W, before the projection."""
+        return self.network.vision_model(pixel_values=images.pixel_values).pooler_output
+
+    def pool_texts(self, texts: TextBatch) -> Tensor:
+        """What the text encoder gives for whole captions, T x W, before the projection."""
+        return self.network.text_model(input_ids=texts.input_ids, attention_mask=texts.attention_mask).pooler_output
+
+    def project_images(self, pooled_IW: Tensor) -> Tensor:
+        """Vectors of any length, I x D."""
+        return self.network.visual_projection(pooled_IW)
+
+    def project_texts(self, pooled_TW: Tensor) -> Tensor:
+        """Vectors of any length, T x D."""
+        return self.network.text_projection(pooled_TW)
+
+    def _stored(self, features: States) -> Tensor:
+        if self.encoders is None:
+            raise ValueError("this dual encoder takes pixels and tokens, not the features of an encoder")
+        return features.tokens[:, 0].float()
 
     @property
     def _encoder_modules(self) -> tuple[nn.Module, ...]:
         return self.network.vision_model, self.network.text_model
+
+    @property
+    def towers(self) -> tuple[Tower, Tower]:
+        """The image and the text encoder."""
+        vision, text = self._encoder_modules
+        return Tower("image", "network.vision_model", vision), Tower("text", "network.text_model", text)
+
+    @property
+    def encoders(self) -> PooledTowers | None:
+        """The towers, with pooled outputs as features, if only projections are trained; else None."""
+        return PooledTowers(self) if self._parts.which == "projections" else None
+
+    def set_trained(self, parts: TrainedParts) -> None:
+        """See `DualEncoder.set_trained`."""
+        if parts.which == "lora":
+            # Not as an attribute of the module, which would list every parameter twice.
+            object.__setattr__(self, "_adapted", add_adapters(self.network, self.towers, parts))
+        self._parts = parts
+        freeze_others(self, self.towers, parts)
+        self.train(self.training)
+
+    def merge_adapters(self) -> None:
+        """See `DualEncoder.merge_adapters`."""
+        if self._adapted is not None:
+            self.network = self._adapted.merge_and_unload()
+            object.__setattr__(self, "_adapted", None)
+
+    @property
+    def digest(self) -> str:
+        """See `DualEncoder.digest`; with adapters, the one of the model that they are merged into."""
+        if self._adapted is None:
+            return super().digest
+        merged = copy.deepcopy(self)
+        merged.merge_adapters()
+        return merged.digest
+
+    def depth_of(self, parameter: str) -> int:
+        """See `DualEncoder.depth_of`."""
+        return depth_of(self.towers, parameter)
+
+    def keep_layers(self, vision: Sequence[int], text: Sequence[int]) -> None:
+        """See `DualEncoder.keep_layers`."""
+        own = self.network.config.vision_config, self.network.config.text_config
+        for tower, kept, config in zip(self.towers, (vision, text), own, strict=True):
+            if kept:
+                keep_layers(tower, kept, config)
+
+    def train(self, mode: bool = True) -> Self:
+        """Train mode, except for frozen parts, which have no dropout."""
+        super().train(mode)
+        use_eval_mode_where_frozen(self.network)
+        return self
 
     def set_dropout(self, probability: float) -> None:
         """See `DualEncoder.set_dropout`; an encoder without hidden dropout, such as CLIP's, has none then either."""
@@ -121,6 +197,7 @@ class VisionTextDual(DualModel):
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write config.json and the weights, as transformers reads them."""
+        assert self._adapted is None, "adapters are merged before a model is saved"
         save_pretrained(self.network, folder, half=half)
 
 

@@ -1,0 +1,76 @@
+"""The frozen towers of a dual encoder whose projections are trained: a feature is one pooled output for each image and each caption.
+
+Shape letters: I images, T texts, W width of a tower.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dcdctl.core.models.backbones import config_tables
+from dcdctl.core.models.fingerprint import digest_of
+from dcdctl.core.models.preprocess import Preprocess
+from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
+from dcdctl.core.models.towers import Tower
+
+
+class PoolingDual(Protocol):
+    """A dual encoder that gives the outputs of its towers before the projections."""
+
+    preprocess: Preprocess
+
+    @property
+    def network(self) -> Any: ...
+
+    @property
+    def towers(self) -> tuple[Tower, Tower]: ...
+
+    def pool_images(self, images: ImageBatch) -> Tensor: ...
+
+    def pool_texts(self, texts: TextBatch) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class PooledTowers:
+    """The `encoders` of a dual encoder whose towers are frozen."""
+
+    model: PoolingDual
+    is_frozen = True
+    pools_texts = True
+
+    @property
+    def digest(self) -> str:
+        """See `Encoders.digest`. Projections do not count, so a trained model shares the features of its start."""
+        vision, text = self.model.towers
+        inside = text.projection.removeprefix(f"{text.name}.")
+        return digest_of(
+            nn.ModuleDict({"vision": vision.module, "text": text.module}),
+            config=config_tables(vision.module.config, text.module.config),
+            preprocess=self.model.preprocess.settings,
+            settings={"features": "pooled", "model_type": self.model.network.config.model_type},
+            leave_out=f"text.{inside}." if inside else "",
+        )
+
+    @property
+    def text_width(self) -> int:
+        """See `Encoders.text_width`."""
+        return int(self.model.towers[1].module.config.hidden_size)
+
+    def freeze(self) -> None:
+        """Does nothing: `set_trained` has frozen them."""
+
+    def image_features(self, images: ImageBatch) -> States:
+        """Features of I images, I x 1 x W."""
+        return _one_token(self.model.pool_images(images))
+
+    def text_features(self, texts: TextBatch) -> States:
+        """Features of T captions, T x 1 x W."""
+        return _one_token(self.model.pool_texts(texts))
+
+
+def _one_token(pooled: Tensor) -> States:
+    return States(pooled[:, None], torch.ones(len(pooled), 1, dtype=torch.bool, device=pooled.device))

@@ -1,0 +1,155 @@
+"""The two towers of a dual encoder: the parts that a training changes, how deep a parameter lies, and layers that are left out.
+
+A tower is an image or a text encoder: embeddings, then layers, then final norms or a head. Its projection maps the pooled output to the
+joint space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from dcdctl.core.errors import ModelError, require_extra
+
+ParameterName = str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedParts:
+    """The parts of a dual encoder that a training changes; the logit scale and bias always belong to them."""
+
+    which: Literal["all", "last-layers", "projections", "lora"] = "all"
+    """last-layers: the last `num_layers` of each tower, with what follows them. projections: only these. lora: low-rank adapters of all
+    linear layers of both towers, and the projections."""
+    num_layers: int = 0
+    rank: int = 8
+    """lora: inner dimension r of an adapter."""
+    alpha: int = 16
+    """lora: an adapter adds alpha / r times B A to a weight."""
+    seed: int = 0
+    """lora: seed of the first weights of A; B starts at 0."""
+
+
+@dataclass(frozen=True)
+class Tower:
+    """An encoder in a model."""
+
+    side: Literal["image", "text"]
+    name: str
+    """Dotted name of the encoder in the model."""
+    module: Any
+    projection: str = ""
+    """Dotted name of the projection in the model, if it lies inside the encoder (SigLIP's texts)."""
+
+    @property
+    def layers(self) -> tuple[str, nn.ModuleList]:
+        """The dotted name in the model, and the layers, first to last; ModelError for an encoder without a list of layers."""
+        # The outermost list: layers may hold lists of their own.
+        for name, module in self.module.named_modules():
+            if isinstance(module, nn.ModuleList) and len(module):
+                return f"{self.name}.{name}", module
+        raise ModelError(
+            f"the {self.side} encoder ({self.module.config.model_type}) has no list of layers", hint="set model.trained to all"
+        )
+
+    def contains(self, parameter: ParameterName) -> bool:
+        """Whether a parameter belongs to the encoder, and not to a projection."""
+        is_projection = bool(self.projection) and parameter.startswith(f"{self.projection}.")
+        return parameter.startswith(f"{self.name}.") and not is_projection
+
+    def depth_of(self, parameter: ParameterName) -> int:
+        """Distance of one of its parameters from the top: 0 behind the layers, 1 in the last layer, N + 1 before the N layers."""
+        prefix, layers = self.layers
+        if parameter.startswith(f"{prefix}."):
+            return len(layers) - int(parameter.removeprefix(f"{prefix}.").partition(".")[0])
+        # Modules are registered in the order in which they compute: embeddings, layers, final norms.
+        for name, _ in self.module.named_parameters(prefix=self.name):
+            if name == parameter:
+                return len(layers) + 1
+            if name.startswith(f"{prefix}."):
+                break
+        return 0
+
+
+def depth_of(towers: Sequence[Tower], parameter: ParameterName) -> int:
+    """Distance of a parameter from the top of its tower; 0 for projections, logit scale and calibration."""
+    return next((tower.depth_of(parameter) for tower in towers if tower.contains(parameter)), 0)
+
+
+def freeze_others(model: nn.Module, towers: Sequence[Tower], parts: TrainedParts) -> None:
+    """Let only these parts of a model be trained. ModelError if a tower has fewer layers than `parts` names."""
+    if parts.which == "last-layers":
+        for tower in towers:
+            if parts.num_layers > (found := len(tower.layers[1])):
+                raise ModelError(f"model.trained_layers is {parts.num_layers}, and the {tower.side} encoder has {found} layers")
+    for name, parameter in model.named_parameters():
+        is_trained = parts.which == "all" or not any(tower.contains(name) for tower in towers)
+        if parts.which == "last-layers":
+            is_trained = depth_of(towers, name) <= parts.num_layers
+        # PEFT names the two factors of an adapter lora_A and lora_B.
+        parameter.requires_grad_(is_trained or (parts.which == "lora" and ".lora_" in name))
+
+
+def use_eval_mode_where_frozen(network: nn.Module) -> None:
+    """Undo `Module.train` in modules whose parameters are all frozen: their outputs have no dropout, so they may be stored."""
+    for module in network.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def keep_layers(tower: Tower, kept: Sequence[int], config: Any) -> None:
+    """Remove all other layers of a tower, and give their number to its configurations; `config` is the one that is saved.
+
+    ModelError for layers that the tower lacks, and for one whose layers differ in their form.
+    """
+    prefix, layers = tower.layers
+    configs = [config, *(module.config for module in tower.module.modules() if hasattr(module, "config"))]
+    field = f"model.{'vision' if tower.side == 'image' else 'text'}_layers"
+    # Swin and similar encoders have stages of several depths, EfficientNet blocks of several forms.
+    has_stages = hasattr(config, "depths") or hasattr(config, "num_block_repeats")
+    if has_stages or getattr(config, "num_hidden_layers", None) != len(layers):
+        found = f"{field} chooses layers, and those of the {tower.side} encoder ({tower.module.config.model_type}) differ in their form"
+        raise ModelError(found, hint=f"leave {field} out")
+    if kept and not 0 <= kept[0] <= kept[-1] < len(layers):
+        raise ModelError(f"{field} is {list(kept)}, and the {tower.side} encoder has layers 0 to {len(layers) - 1}")
+    parent, _, name = prefix.removeprefix(f"{tower.name}.").rpartition(".")
+    setattr(tower.module.get_submodule(parent), name, nn.ModuleList(layers[index] for index in kept))
+    for each in configs:
+        each.num_hidden_layers = len(kept)
+
+
+def require_peft() -> None:
+    """MissingError if the package of the extra is not installed."""
+    require_extra("peft", "peft", needed_by="model.trained lora", or_else="set model.trained to last-layers")
+
+
+def add_adapters(network: nn.Module, towers: Sequence[Tower], parts: TrainedParts) -> Any:
+    """Put LoRA adapters into a network (the first part of the towers' names), in place; returns PEFT's view of it, which merges them.
+
+    The outputs do not change, because B is 0. ModelError for a tower whose layers hold no linear layers.
+    """
+    require_peft()
+    import peft
+
+    targets = [name for tower in towers for name in _linear_layers(tower)]
+    config = peft.LoraConfig(r=parts.rank, lora_alpha=parts.alpha, target_modules=targets, lora_dropout=0.0)
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed the generators of GPUs too, which this fork does not restore.
+        torch.default_generator.manual_seed(parts.seed)
+        return peft.LoraModel(network, config, "default")
+
+
+def _linear_layers(tower: Tower) -> Iterator[str]:
+    """Dotted names in the network of the linear layers of a tower's layers."""
+    prefix, layers = tower.layers
+    _, _, path = prefix.partition(".")
+    names = [f"{path}.{name}" for name, module in layers.named_modules() if type(module) is nn.Linear]
+    if not names:
+        found = f"the layers of the {tower.side} encoder ({tower.module.config.model_type}) hold no linear layers for LoRA adapters"
+        raise ModelError(found, hint="set model.trained to last-layers")
+    yield from names

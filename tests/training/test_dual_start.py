@@ -1,0 +1,357 @@
+"""Students that start from a pretrained dual encoder: its recalls before the first step, the parts that are trained, and its average."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from duals import DUALS, save_dual
+from families import frozen_dual
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from dcdctl.core import models
+from dcdctl.core.data import Corpus
+from dcdctl.core.devices import Compute
+from dcdctl.core.errors import ConfigError, MissingError, ModelError, StaleError
+from dcdctl.core.evaluation import evaluate
+from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, initial_model, recipe, runs
+from dcdctl.core.training.loop import make_optimizer
+
+STEPS = ["model.kind=dual", "model.layers=[]", "batch.size=8", "loss.terms={ infonce = 1.0 }", "optimizer.steps=3", "optimizer.lr=1e-3"]
+STEPS += ["optimizer.warmup_share=0.0", "optimizer.weight_decay=0.0"]
+
+
+def save_start(kind: str, corpus: Corpus, folder: Path) -> Path:
+    """A tiny model in two layers per tower, saved again by us: transformers changes some unused weights when it loads a model."""
+    models.save(models.load_dual(save_dual(kind, corpus.captions, folder / "start")), folder / "start")
+    return folder / "start"
+
+
+@pytest.fixture(scope="module", params=DUALS)
+def start(request, corpus, tmp_path_factory) -> Path:
+    return save_start(request.param, corpus, tmp_path_factory.mktemp("start"))
+
+
+@pytest.fixture(scope="module")
+def projected(start, corpus, tmp_path_factory) -> runs.Run:
+    """A run from each start, of three steps."""
+    folder = tmp_path_factory.mktemp("projected") / "run"
+    return train(
+        corpus, start, folder, "model.trained=projections", "validation.every=3", "validation.at_start=true", "validation.keep=last"
+    )
+
+
+@pytest.fixture(scope="module")
+def clip(corpus, tmp_path_factory) -> Path:
+    return save_start("CLIP", corpus, tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def siglip(corpus, tmp_path_factory) -> Path:
+    return save_start("SigLIP", corpus, tmp_path_factory.mktemp("siglip"))
+
+
+def train(
+    corpus: Corpus, start: Path, folder: Path, *sets: str, features: Path | None = None, resume: bool = False, watch: Any = None
+) -> runs.Run:
+    job = TrainingJob("distill", "tiny-student", [*STEPS, f"model.start={start}", *sets], folder, resume)
+    return distill.train(job, Inputs(corpus, [], None), options=TrainingOptions(compute=Compute(features=features)), watch=watch)
+
+
+def make(start: Path | str, *sets: str) -> Any:
+    return initial_model.make_model(recipe.load_recipe("tiny-student", [*STEPS, f"model.start={start}", *sets]), [], None)
+
+
+def trained_names(model: Any) -> set[str]:
+    return {name for name, parameter in model.network.named_parameters() if parameter.requires_grad}
+
+
+def vectors(model: Any, corpus: Corpus) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.no_grad():
+        images, texts = model.preprocess.images([corpus.image(i) for i in range(4)]), model.preprocess.texts(corpus.captions[:6])
+        return model.embed_images(images), model.embed_texts(texts)
+
+
+def changed(run: runs.Run, start: Path) -> set[str]:
+    """The names of the saved weights that differ from those of the start."""
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, run.model_folder))
+    assert before.keys() == after.keys()
+    return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+
+
+def test_before_the_first_step_a_student_has_the_recalls_of_its_start(start, projected, scenes_corpus_dir):
+    line, *others = projected.metrics()
+    expected = evaluate.evaluate_model(models.load_dual(start), Corpus.open(scenes_corpus_dir, "val")).recalls
+    for direction, percents in (("text", expected.text_retrieval), ("image", expected.image_retrieval)):
+        assert {f"R@{k}": line[f"start_{direction}_r{k}"] for k in (1, 5, 10)} == percents
+    assert line["start_rsum"] == expected.rsum
+    assert not any(name.startswith("start_") for other in others for name in other)
+    assert projected.facts()["inputs"]["start"] == models.load_dual(start).digest
+
+
+def test_the_start_may_be_the_best_model_of_its_run(clip, corpus, tmp_path):
+    run = train(corpus, clip, tmp_path / "run", "validation.every=3", "validation.at_start=true", "optimizer.lr=10.0")
+    line = run.metrics()[-1]
+    assert line["val_best_rsum"] == run.metrics()[0]["start_rsum"] > line["val_rsum"]
+    assert not changed(run, clip)
+
+
+def test_projections_are_trained_alone(start, projected):
+    expected = {"logit_scale", "logit_bias", "temperature", "visual_projection.weight", "text_projection.weight", "text_projection.bias"}
+    expected |= {"text_model.head.weight", "text_model.head.bias"}  # SigLIP
+    assert changed(projected, start) == expected & load_file(start / "model.safetensors").keys()
+
+
+def test_the_last_layer_is_trained_with_final_norms_and_projections(clip):
+    names = trained_names(make(clip, "model.trained=last-layers", "model.trained_layers=1"))
+    outside = {name for name in names if ".layers.1." not in name}
+    norms = {"vision_model.post_layernorm", "text_model.final_layer_norm"}
+    assert outside == {f"{norm}.{part}" for norm in norms for part in ("weight", "bias")} | {
+        "logit_scale", "visual_projection.weight", "text_projection.weight",
+    }  # fmt: skip
+    # Attention with four projections, two norms and an MLP of two layers, a weight and a bias each, in each tower.
+    assert len(names - outside) == 2 * 16
+
+
+def test_a_siglip_head_is_trained_with_the_last_layers(siglip):
+    names = trained_names(make(siglip, "model.trained=last-layers", "model.trained_layers=1"))
+    assert {"vision_model.head.probe", "text_model.head.weight", "logit_bias"} <= names
+    assert not any(".layers.0." in name or "embeddings" in name for name in names)
+
+
+def test_frozen_parts_have_no_dropout_and_trained_ones_have(corpus, tmp_path):
+    folder = save_start("Chinese-CLIP", corpus, tmp_path)
+    for sets, is_random in ((["model.trained=projections"], False), (["model.trained=last-layers", "model.trained_layers=1"], True)):
+        model = make(folder, *sets).train()
+        texts = [vectors(model, corpus)[1] for _ in range(2)]
+        assert torch.equal(*texts) != is_random, sets
+    assert not model.network.text_model.embeddings.dropout.training
+    assert model.network.text_model.encoder.layer[1].output.dropout.training
+
+
+def test_the_learning_rate_falls_with_the_distance_from_the_top(start):
+    model = make(start)
+    prefix = "network.text_model."
+    layer = (
+        "encoder.layer"
+        if "layer.0" in str(list(model.state_dict())) and hasattr(model.network.text_model.encoder, "layer")
+        else "encoder.layers"
+    )
+    depths = {name: model.depth_of(name) for name, _ in model.named_parameters()}
+    assert {depth for name, depth in depths.items() if name.startswith(f"{prefix}{layer}.1.")} == {1}
+    assert {depth for name, depth in depths.items() if name.startswith(f"{prefix}{layer}.0.")} == {2}
+    assert {depth for name, depth in depths.items() if name.startswith(f"{prefix}embeddings.")} == {3}
+    rest = {name for name in depths if not name.startswith((f"{prefix}encoder.", f"{prefix}embeddings.", "network.vision_model."))}
+    assert {depths[name] for name in rest} == {0}
+    optimizer = make_optimizer(model, recipe.OptimizerConfig(layer_decay=0.5, lr_factors={"text_model": 4.0}))
+    factors = {id(p): group["lr_factor"] for group in optimizer.param_groups for p in group["params"]}
+    by_name = dict(model.named_parameters())
+    assert {factors[id(by_name[name])] for name in depths if name.startswith(f"{prefix}embeddings.")} == {4.0 * 0.5**3}
+    assert factors[id(model.calibration.offset)] == 1
+
+
+def test_layers_of_the_towers_are_kept_with_their_weights(start, corpus, tmp_path):
+    is_align = models.load_dual(start).config["model_type"] == "align"
+    if is_align:
+        with pytest.raises(
+            ModelError, match=r"model.vision_layers chooses layers, and those of the image encoder \(align_vision_model\) differ"
+        ):
+            make(start, "model.vision_layers=[0]")
+        model = make(start, "model.text_layers=[1]")
+    else:
+        model = make(start, "model.vision_layers=[1]", "model.text_layers=[1]")
+    models.save(model, tmp_path / "model")
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, tmp_path / "model"))
+    for name, tensor in after.items():
+        source = name.replace("layers.0.", "layers.1.").replace("layer.0.", "layer.1.")
+        assert torch.equal(tensor, before[source]), name
+    assert sum("layer" in name for name in after) < sum("layer" in name for name in before)
+    # The library builds the model from the saved configuration alone.
+    for vector, expected in zip(vectors(models.load_dual(tmp_path / "model"), corpus), vectors(model, corpus), strict=True):
+        assert torch.equal(vector, expected)
+    assert not torch.allclose(vectors(model, corpus)[1], vectors(models.load_dual(start), corpus)[1])
+
+
+def test_layers_that_a_tower_lacks_are_named(clip):
+    with pytest.raises(ModelError, match=r"model.text_layers is \[0, 2\], and the text encoder has layers 0 to 1"):
+        make(clip, "model.text_layers=[0, 2]")
+    with pytest.raises(ModelError, match=r"model.trained_layers is 3, and the image encoder has 2 layers"):
+        make(clip, "model.trained=last-layers", "model.trained_layers=3")
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_the_saved_weights_are_the_average_of_start_and_end(clip, corpus, tmp_path, share):
+    plain = train(corpus, clip, tmp_path / "plain")
+    averaged = train(corpus, clip, tmp_path / "averaged", f"model.average_with_start={share}")
+    start, end, found = (load_file(folder / "model.safetensors") for folder in (clip, plain.model_folder, averaged.model_folder))
+    assert averaged.facts()["recipe"]["model"]["average_with_start"] == share
+    for name, tensor in found.items():
+        assert torch.equal(tensor, (1 - share) * end[name] + share * start[name] if tensor.is_floating_point() else start[name]), name
+    assert any(not torch.equal(start[name], end[name]) for name in start)
+
+
+def test_a_start_that_has_changed_is_not_averaged(clip, corpus, tmp_path, monkeypatch):
+    make_model = initial_model.make_model
+    made = []
+
+    def make_another(*arguments: Any) -> Any:
+        made.append(make_model(*arguments))
+        if len(made) > 1:
+            made[-1].network.logit_scale.data += 1
+        return made[-1]
+
+    monkeypatch.setattr(initial_model, "make_model", make_another)
+    with pytest.raises(StaleError, match=r"has changed since the run started .*; restore it"):
+        train(corpus, clip, tmp_path / "run", "model.average_with_start=0.5")
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "SigLIP", "Chinese-CLIP"])
+def test_lora_starts_at_the_start_and_is_merged_into_its_weights(kind, corpus, tmp_path):
+    folder = save_start(kind, corpus, tmp_path)
+    model = make(folder, "model.trained=lora", "model.lora_rank=2", "model.lora_alpha=6")
+    assert model.digest == models.load_dual(folder).digest
+    for vector, expected in zip(vectors(model, corpus), vectors(models.load_dual(folder), corpus), strict=True):
+        assert_close(vector, expected, rtol=0, atol=1e-6)
+    towers = {name for name in trained_names(model) if ".layer" in name}
+    assert towers
+    assert all(".lora_A." in name or ".lora_B." in name for name in towers)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    adapted, digest = vectors(model, corpus), model.digest
+    assert not torch.allclose(adapted[0], vectors(models.load_dual(folder), corpus)[0], atol=1e-3)
+    weights = dict(model.network.named_parameters())
+    name = next(name for name in weights if name.endswith(".lora_A.default.weight")).removesuffix(".lora_A.default.weight")
+    base, a, b = (
+        weights[f"{name}.{part}"].detach().clone() for part in ("base_layer.weight", "lora_A.default.weight", "lora_B.default.weight")
+    )
+    assert a.shape[0] == 2
+    model.merge_adapters()
+    models.save(model, tmp_path / "model")
+    loaded = models.load_dual(tmp_path / "model")
+    assert loaded.digest == model.digest == digest
+    # An adapter adds alpha / r B A.
+    assert_close(loaded.network.state_dict()[f"{name}.weight"], base + 3 * b @ a, rtol=1e-6, atol=1e-7)
+    for vector, expected in zip(vectors(loaded, corpus), adapted, strict=True):
+        assert_close(vector, expected, rtol=0, atol=1e-5)
+
+
+def test_a_run_with_adapters_is_saved_without_them_and_may_be_averaged(clip, corpus, tmp_path):
+    run = train(corpus, clip, tmp_path / "run", "model.trained=lora", "validation.every=2")
+    names = changed(run, clip)  # equal names: nothing of the adapters is saved
+    assert {"visual_projection.weight", "text_projection.weight"} <= names
+    assert all(name.endswith("weight") for name in names - {"logit_scale"})
+    assert sum("layers" in name for name in names) == 2 * 2 * 6
+    averaged = train(corpus, clip, tmp_path / "averaged", "model.trained=lora", "validation.every=2", "model.average_with_start=0.5")
+    start, end, found = (load_file(folder / "model.safetensors") for folder in (clip, run.model_folder, averaged.model_folder))
+    name = "text_model.encoder.layers.0.mlp.fc1.weight"
+    assert_close(found[name], (start[name] + end[name]) / 2)
+
+
+class StoppedError(Exception):
+    """A run is killed."""
+
+
+def test_a_killed_run_with_adapters_resumes_to_the_same_model(clip, corpus, tmp_path):
+    sets = ["model.trained=lora", "optimizer.steps=6", "optimizer.save_every=2"]
+
+    @contextmanager
+    def stopping(**_: Any) -> Iterator[Any]:
+        def on_step(done: int, _: Any) -> None:
+            if done == 5:
+                raise StoppedError
+
+        yield on_step
+
+    with pytest.raises(StoppedError):
+        train(corpus, clip, tmp_path / "killed", *sets, watch=stopping)
+    checkpoint = load_file(tmp_path / "killed" / "checkpoints" / "step-4" / "weights.safetensors")
+    assert any(".lora_B." in name and tensor.any() for name, tensor in checkpoint.items())
+    resumed, whole = train(corpus, clip, tmp_path / "killed", *sets, resume=True), train(corpus, clip, tmp_path / "whole", *sets)
+    files = [run.model_folder / "model.safetensors" for run in (resumed, whole)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_vectors_from_pooled_features_equal_those_from_inputs(start, corpus):
+    model = make(start, "model.trained=projections")
+    images, texts = model.preprocess.images([corpus.image(i) for i in range(4)]), model.preprocess.texts(corpus.captions[:6])
+    with torch.no_grad():
+        features = model.encoders.image_features(images), model.encoders.text_features(texts)
+        assert [states.tokens.shape[1] for states in features] == [1, 1]
+        found = model.embed_images(features[0]), model.embed_texts(features[1])
+    for vector, expected in zip(found, vectors(model, corpus), strict=True):
+        assert torch.equal(vector, expected)
+    # A trained model reads the features of its start; other towers have other features.
+    digest = model.encoders.digest
+    for name, parameter in model.network.named_parameters():
+        if parameter.requires_grad:
+            parameter.data += 1
+        elif "text_model.encoder" in name:
+            last = parameter
+    assert model.encoders.digest == digest
+    last.data += 1
+    assert model.encoders.digest != digest
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "SigLIP"])
+def test_projections_are_trained_from_stored_features(kind, corpus, tmp_path):
+    start, sets = save_start(kind, corpus, tmp_path), ["model.trained=projections"]
+    stored = train(corpus, start, tmp_path / "stored", *sets, features=tmp_path / "features")
+    plain = train(corpus, start, tmp_path / "plain", *sets)
+    losses = [[line["loss"] for line in run.metrics()] for run in (stored, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[0] != losses[1]  # rounded to float16
+    assert losses[0][-1] != losses[0][0]
+    (folder,) = (tmp_path / "features").iterdir()
+    assert folder.joinpath("texts-00000.npy").stat().st_size == 128 + 2 * 16 * corpus.num_captions
+
+
+def test_features_of_trained_towers_are_refused(clip, corpus, tmp_path):
+    for sets in ([], ["model.trained=lora"]):
+        with pytest.raises(ModelError, match="no encoders of its own"):
+            train(corpus, clip, tmp_path / "run", *sets, features=tmp_path / "features")
+
+
+def test_peft_is_required_before_weights_are_opened(corpus, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingError, match=r"model.trained lora needs peft, .*; pip install 'dcdctl\[peft\]', or set model.trained to"):
+        train(corpus, Path("owner/clip"), tmp_path / "run", "model.trained=lora")
+
+
+def test_a_dual_encoder_without_such_parts_is_named(corpus, tmp_path):
+    models.save(frozen_dual(corpus.captions, tmp_path, "map"), tmp_path / "model")
+    for field in ("model.trained=projections", "model.trained=lora", "model.vision_layers=[0]"):
+        with pytest.raises(
+            ModelError, match="is for dual encoders of transformers, such as CLIP and SigLIP, and this is a dcdctl-encoder-dual"
+        ):
+            make(tmp_path / "model", field)
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["model.trained=lora", "model.kind=fusion", "model.layers=[0]"], "model.trained is lora, which is for a dual encoder"),
+        (["model.trained=projections", "model.start=new"], "model.trained is projections, which is for a dual encoder"),
+        (["model.trained=last-layers"], "model.trained_layers is not set"),
+        (["model.trained_layers=2"], "model.trained_layers is for model.trained last-layers, and it is all"),
+        (["model.lora_rank=2"], "model.lora_rank and model.lora_alpha are for model.trained lora"),
+        (["model.vision_layers=[0]", "model.start=new"], "model.vision_layers is for a dual encoder with a pretrained start"),
+        (["model.text_layers=[1, 0]"], "model.text_layers must ascend"),
+        (["model.average_with_start=0.5", "model.vision_layers=[0]"], "a model of fewer layers does not compute what they do"),
+        (["model.average_with_start=0.5", "model.start=new"], "average_with_start is for a pretrained model.start"),
+        (["model.average_with_start=1.5"], "must lie in"),
+        (["optimizer.layer_decay=0.5", "model.kind=fusion"], "optimizer.layer_decay is for dual encoders"),
+        (["optimizer.layer_decay=0.0"], "must lie in"),
+        (["validation.at_start=true"], "validation.every is 0"),
+    ],
+)
+def test_a_recipe_that_contradicts_itself_is_refused_before_anything_is_opened(sets, message):
+    with pytest.raises(ConfigError, match=message):
+        recipe.load_recipe("tiny-student", ["model.kind=dual", "model.layers=[]", "model.start=owner/clip", *sets])
