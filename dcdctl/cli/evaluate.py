@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcdctl.cli.options import Data, Device, Features, Json, MaxImages, ModelRef, ModelSet, PairBatchSize, Rerank, Split, check_output_file
+from dcdctl.cli.options import (
+    Data,
+    Device,
+    Features,
+    Json,
+    MaxImages,
+    ModelRef,
+    ModelSet,
+    PairBatchSize,
+    Rerank,
+    RerankSet,
+    Split,
+    check_output_file,
+)
 from dcdctl.cli.views.terminal import bar, clock, note, show_json, show_table
 
 if TYPE_CHECKING:
@@ -38,6 +51,7 @@ def evaluate(
     split: Split = "test",
     protocol: ProtocolName = "auto",
     rerank: Rerank = None,
+    rerank_set: RerankSet = None,
     depth: Depth = None,
     max_images: MaxImages = None,
     batch_size: PairBatchSize = None,
@@ -55,7 +69,8 @@ def evaluate(
     from dcdctl.core.evaluation import EvalJob, EvalOptions, SplitChoice, run_evaluation
 
     choice = SplitChoice(data, split, protocol, max_images)
-    job = EvalJob(model=model, choice=choice, rerank=rerank, depth=depth, model_sets=tuple(model_set or ()), with_eccv=eccv)
+    sets = {"model_sets": tuple(model_set or ()), "rerank_sets": tuple(rerank_set or ())}
+    job = EvalJob(model=model, choice=choice, rerank=rerank, depth=depth, with_eccv=eccv, **sets)
     options = EvalOptions(compute=Compute(device=devices.choose(device), batch_size=batch_size, features=features))
     outcome = run_evaluation(job, options, out=out, ranks=ranks, track=bar, on_workload=_show_workload, say=note)
     if json:

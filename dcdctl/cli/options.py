@@ -117,6 +117,10 @@ Rerank = Annotated[
         metavar="REF",
     ),
 ]
+RerankSet = Annotated[
+    list[str] | None,
+    typer.Option("--rerank-set", help="With --rerank: set what its files lack: dtype=bfloat16; repeatable.", metavar="NAME=VALUE"),
+]
 Depth = Annotated[
     int | None, typer.Option("--depth", help="With --rerank: number of candidates to re-rank per query (50).", min=1, metavar="N")
 ]

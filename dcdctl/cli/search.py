@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dcdctl.cli.options import Depth, Device, IndexFolder, Json, Page, Rerank, Threads
+from dcdctl.cli.options import Depth, Device, IndexFolder, Json, Page, Rerank, RerankSet, Threads
 from dcdctl.cli.views.terminal import bar, note, printable
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def search(
     image: ImageFile = None,
     k: NumAnswers = 10,
     rerank: Rerank = None,
+    rerank_set: RerankSet = None,
     depth: Depth = None,
     html: Page = None,
     json: Json = False,
@@ -46,7 +47,7 @@ def search(
     question = _question(text, image)
     _check_usage(question, rerank, depth, html)
     view = View(json, images.protocol(thumbnails, os.environ))
-    searcher = _open(index, rerank, depth, device, threads)
+    searcher = _open(index, {"rerank": rerank, "depth": depth, "rerank_set": rerank_set or ()}, device, threads)
     if question is None:
         raise typer.Exit(search_session.run(searcher, view, k))
     answer = searcher.ask(question, k)
@@ -80,18 +81,18 @@ def _check_usage(question: str | Path | None, rerank: str | None, depth: int | N
         raise typer.BadParameter("shows the answer to one query: add a text, or type :html FILE at the prompt", param_hint="--html")
 
 
-def _open(folder: Path, rerank: str | None, depth: int | None, device: str, threads: int | None) -> Searcher:
-    """The searcher; the index is checked before torch is imported, which takes seconds."""
+def _open(folder: Path, reranking: dict[str, Any], device: str, threads: int | None) -> Searcher:
+    """The searcher, with these arguments of `for_index`; the index is checked before torch is imported, which takes seconds."""
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read by NumPy's and torch's libraries when they are imported
     from dcdctl.core.search import Index
 
     index = Index.open(folder)
     from dcdctl.core import devices
-    from dcdctl.core.search import DEPTH, Searcher
+    from dcdctl.core.search import Searcher
 
     devices.use_threads(threads)
-    return Searcher.for_index(index, device=devices.choose(device), rerank=rerank, depth=depth or DEPTH)
+    return Searcher.for_index(index, device=devices.choose(device), **reranking)
 
 
 def _write_page(path: Path, index: Index, question: str | Path, answer: Answer) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcdctl.cli.options import Depth, Device, IndexFolder, Rerank
+from dcdctl.cli.options import Depth, Device, IndexFolder, Rerank, RerankSet
 from dcdctl.cli.views.terminal import note, show
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def serve(
     port: Port = 8000,
     allow_host: AllowHost = None,
     rerank: Rerank = None,
+    rerank_set: RerankSet = None,
     depth: Depth = None,
     device: Device = "auto",
     limits: Limits = None,
@@ -42,7 +43,7 @@ def serve(
         raise typer.BadParameter("is the number of candidates to re-rank: add --rerank REF", param_hint="--depth")
     binding = {"host": host, "port": port, "allowed_hosts": allow_host or []}
     config = build_config(apply_sets({}, limits or []) | binding)
-    serve(index, config, device=device, rerank=rerank, depth=depth, on_start=_show_start)
+    serve(index, config, device=device, rerank=rerank, depth=depth, rerank_set=rerank_set or (), on_start=_show_start)
 
 
 def _show_start(started: Started) -> None:

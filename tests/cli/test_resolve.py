@@ -99,6 +99,10 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("image_size", r"--model-set \w+ NAME=VALUE, got 'image_size'; for example --model-set image_size=384"),
         Mistake("image_size=0", r"image_size must be at least 1, got 0"),
     ],
+    "--rerank-set": [
+        Mistake("dtipe=bfloat16", r"unknown key rerank-set\.dtipe; known keys here: image_size"),
+        Mistake("dtype", r"--rerank-set \w+ NAME=VALUE, got 'dtype'; for example --rerank-set image_size=384"),
+    ],
     "--recipe": [RECIPE],
     "recipe": [RECIPE],
     "--data": [CORPUS],

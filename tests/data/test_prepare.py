@@ -642,9 +642,11 @@ def test_the_command_lists_the_manifests(run_cli):
         "blip2-coco",
         "blip2",
         "bridgetower",
+        "jina-reranker-m0",
         "meter-coco",
         "meter-flickr30k",
         "meter-pretrained",
+        "qwen3-vl-reranker-2b",
         "vilt-coco",
         "vilt-flickr30k",
     ]

@@ -294,13 +294,15 @@ def test_the_published_teachers_have_recalls():
     known = published.known()
     recalls = {name: one.published for name, one in known.items()}
     blip = {"blip-coco", "blip-flickr30k", "blip-large-coco", "blip-large-flickr30k", "blip2", "blip2-coco", "bridgetower"}
-    assert set(recalls) == {"meter-flickr30k", "meter-coco", "meter-pretrained", "vilt-flickr30k", "vilt-coco"} | blip
+    rerankers = {"jina-reranker-m0", "qwen3-vl-reranker-2b"}
+    on_the_hub = blip | rerankers
+    assert set(recalls) == {"meter-flickr30k", "meter-coco", "meter-pretrained", "vilt-flickr30k", "vilt-coco"} | on_the_hub
     assert recalls["meter-flickr30k"]["Flickr30K 1K"].image_retrieval == (82.2, 96.3, 98.4)
     assert recalls["blip2-coco"]["COCO 5K"].text_retrieval == (85.4, 97.0, 98.5)
     assert recalls["meter-pretrained"] == {}
     # The weights of the others fix it.
-    assert all(one.overrides.get("image_size") == (None if name in blip else 384) for name, one in known.items())
-    assert {one.hub.split("/")[0] for name, one in known.items() if name in blip} == {"Salesforce", "BridgeTower"}
+    assert all(one.overrides.get("image_size") == (None if name in on_the_hub else 384) for name, one in known.items())
+    assert {one.hub.split("/")[0] for name, one in known.items() if name in on_the_hub} == {"Salesforce", "BridgeTower", "Qwen", "jinaai"}
     assert published.find("meter") is None
     assert published.find("teachers/meter-coco") is None
     with pytest.raises(ConfigError, match="needs either a url or a hub name"):

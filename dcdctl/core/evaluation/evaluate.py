@@ -86,6 +86,8 @@ class EvalJob:
     choice: SplitChoice
     rerank: str | None = None
     """Re-ranker of a cascade: a fusion scorer, or another dual encoder."""
+    rerank_sets: tuple[str, ...] = ()
+    """Settings of the re-ranker, such as "dtype=bfloat16"."""
     depth: str | None = None
     """Depth of the cascade, or several: "0,5,10"; None for that of the options."""
     model_sets: tuple[str, ...] = ()
@@ -112,6 +114,8 @@ class EvalPlan:
     """With the depths of the job."""
     overrides: dict[str, Any]
     """Settings of the model."""
+    rerank_overrides: dict[str, Any]
+    """Settings of the re-ranker."""
     folder: Path | None
     """Where the results are written; None if they are only returned."""
     ranks: Path | None
@@ -124,7 +128,8 @@ def resolve(job: EvalJob, options: EvalOptions, out: Path | None = None, ranks: 
     ModelError for a reference that names nothing, ConfigError for a wrong setting of the model or a wrong depth, MissingError if
     ECCV Caption is asked for and not installed, InputError if the results cannot be written.
     """
-    options, overrides = _with_depths(options, job), models.parse_overrides(job.model_sets)
+    options = _with_depths(options, job)
+    overrides, rerank_overrides = models.parse_overrides(job.model_sets), models.parse_overrides(job.rerank_sets, "rerank-set")
     try:
         models.check_ref(job.model, overrides)
     except ModelError as error:
@@ -132,7 +137,9 @@ def resolve(job: EvalJob, options: EvalOptions, out: Path | None = None, ranks: 
             raise
         raise ModelError(error.args[0], hint=f"make a run with `dcdctl distill`; {error.hint}".removesuffix("; ")) from error
     if job.rerank is not None:
-        models.check_ref(job.rerank)
+        models.check_ref(job.rerank, rerank_overrides)
+    elif rerank_overrides:
+        raise ConfigError("--rerank-set sets up a re-ranker, and there is none", hint="add --rerank REF")
     if job.with_eccv:
         eccv.load_package()
     folder = result_folder(job.model, out)
@@ -144,7 +151,7 @@ def resolve(job: EvalJob, options: EvalOptions, out: Path | None = None, ranks: 
     if ranks is not None:
         check_copy(ranks, folder, file_names(is_cascade=job.rerank is not None))
         files.check_output_file(ranks)
-    return EvalPlan(job, options, overrides, folder, ranks)
+    return EvalPlan(job, options, overrides, rerank_overrides, folder, ranks)
 
 
 def run_evaluation(
@@ -173,7 +180,7 @@ def run_evaluation(
         judge = _judge(corpus, protocol) if job.with_eccv else None
         num_top = options.num_top if judge is None else max(options.num_top, judge.num_top)
         model = models.load(job.model, plan.overrides, track)
-        reranker = None if job.rerank is None else models.load_scorer(job.rerank, track=track)
+        reranker = None if job.rerank is None else models.load_scorer(job.rerank, plan.rerank_overrides, track)
         options = replace(plan.options, protocol=protocol, num_top=num_top)
         evaluation = evaluate_model(model, corpus, rerank=reranker, options=options, track=track, on_workload=on_workload)
         document = result.evaluation_document(evaluation, job.model, corpus.split)

@@ -1,4 +1,4 @@
-"""Settings of a model that the user may set where its files lack them or differ (`--model-set NAME=VALUE`)."""
+"""Settings of a model that the user may set where its files lack them or differ (`--model-set NAME=VALUE`, `--rerank-set`)."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Overrides:
         config.check_fields(self, "model-set")
 
 
-def read_overrides(table: Mapping[str, Any]) -> Overrides:
-    """The overrides in a table, whose names may be dotted. ConfigError for an unknown name lists the known ones."""
+def read_overrides(table: Mapping[str, Any], option: str = "model-set") -> Overrides:
+    """The overrides in a table, whose names may be dotted. ConfigError for an unknown name of the option lists the known ones."""
     nested: dict[str, Any] = {}
     for name, value in table.items():
         outer, dot, inner = name.partition(".")
@@ -64,7 +64,7 @@ def read_overrides(table: Mapping[str, Any]) -> Overrides:
             nested.setdefault(outer, {})[inner] = value
         else:
             nested[name] = value
-    return config.build(Overrides, nested, "model-set")
+    return config.build(Overrides, nested, option)
 
 
 def check_no_text_encoder(overrides: Overrides, ref: object) -> None:
@@ -93,8 +93,8 @@ def check_fixed_overrides(overrides: Overrides, ref: object, what: str) -> None:
             raise ModelError(f"{ref} is {what}, whose {name} is fixed by its weights", hint=f"{what} takes max_text_len and tokenizer")
 
 
-def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
-    """The table of `NAME=VALUE` assignments, checked.
+def parse_overrides(assignments: Sequence[str], option: str = "model-set") -> dict[str, Any]:
+    """The table of `NAME=VALUE` assignments of a command-line option, checked.
 
     >>> parse_overrides(["image_size=384", "tokenizer=words/bert"])
     {'image_size': 384, 'tokenizer': 'words/bert'}
@@ -103,7 +103,7 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals or not name.strip():
-            raise ConfigError(f"--model-set expects NAME=VALUE, got {assignment!r}", hint="for example --model-set image_size=384")
+            raise ConfigError(f"--{option} expects NAME=VALUE, got {assignment!r}", hint=f"for example --{option} image_size=384")
         table[name.strip()] = config.parse_value(value)
-    read_overrides(table)
+    read_overrides(table, option)
     return table

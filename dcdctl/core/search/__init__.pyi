@@ -1,11 +1,10 @@
 from .build import Changes, IndexChange, run_index_job
 from .index import Index
 from .query import Answer, Hit, answer_document, as_text, check_query, image_of, looks_like_a_path, read_image
-from .searcher import DEPTH, Searcher
+from .searcher import Searcher
 from .storage import INDEX, INDEX_FILE, check_vectors, files_of, read_document
 
 __all__ = [
-    "DEPTH",
     "INDEX",
     "INDEX_FILE",
     "Answer",

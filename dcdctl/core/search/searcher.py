@@ -43,11 +43,12 @@ class Reranker:
     device: torch.device
 
     @staticmethod
-    def open(ref: str, *, depth: int, device: torch.device) -> Reranker:
-        """The model that `models.load` knows by this name; ConfigError for a depth below 1."""
+    def open(ref: str, *, depth: int | None, device: torch.device, settings: Sequence[str] = ()) -> Reranker:
+        """The model that `models.load` knows by this name, with settings such as "dtype=bfloat16"; ConfigError for a depth below 1."""
+        depth = DEPTH if depth is None else depth
         if depth < 1:
             raise ConfigError(f"a depth of {depth} re-ranks nothing, it must be at least 1")
-        return Reranker(ref, models.load_scorer(ref).to(device).eval(), depth, device)
+        return Reranker(ref, models.load_scorer(ref, models.parse_overrides(settings, "rerank-set")).to(device).eval(), depth, device)
 
     def apply(self, text: str, answer: Answer, index: Index) -> Answer:
         """The answer with its first `depth` hits ordered by logits; equal logits keep their order.
@@ -100,22 +101,30 @@ class Searcher:
     _tokenizing: Any = field(default_factory=threading.Lock, repr=False)
 
     @staticmethod
-    def open(folder: Path, *, device: torch.device, rerank: str | None = None, depth: int = DEPTH) -> Searcher:
+    def open(folder: Path, *, device: torch.device, rerank: str | None = None, depth: int | None = None) -> Searcher:
         """The searcher of the index in a folder; see `for_index`. MissingError and StaleError of `Index.open`."""
         return Searcher.for_index(Index.open(folder), device=device, rerank=rerank, depth=depth)
 
     @staticmethod
-    def for_index(index: Index, *, device: torch.device, rerank: str | None = None, depth: int = DEPTH) -> Searcher:
-        """A searcher with the dual encoder of an index; `rerank` is a fusion scorer or another dual encoder, named as for
-        `models.load`.
+    def for_index(
+        index: Index, *, device: torch.device, rerank: str | None = None, depth: int | None = None, rerank_set: Sequence[str] = ()
+    ) -> Searcher:
+        """A searcher with the dual encoder of an index.
+
+        `rerank` is a fusion scorer or another dual encoder, named as for `models.load`, and `rerank_set` its settings (`Reranker.open`). It
+        orders the first `depth` candidates, `DEPTH` if None.
 
         MissingError if the index lacks its model, StaleError if another model made its vectors, ModelError if a model cannot be loaded.
         """
+        overrides = models.parse_overrides(rerank_set, "rerank-set")
         if rerank is not None:
-            models.check_ref(rerank)
+            models.check_ref(rerank, overrides)
+        elif overrides:
+            raise ConfigError("--rerank-set sets up a re-ranker, and there is none", hint="add --rerank REF")
         model = models.load_dual(index.model).to(device).eval()
         index.expect(model.digest)
-        return Searcher(index, model, device, None if rerank is None else Reranker.open(rerank, depth=depth, device=device))
+        reranker = None if rerank is None else Reranker.open(rerank, depth=depth, device=device, settings=rerank_set)
+        return Searcher(index, model, device, reranker)
 
     def ask(self, question: str | Path, k: int = NUM_ANSWERS) -> Answer:
         """The answer to a text, or to the image in a file."""

@@ -12,7 +12,7 @@ import math
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,7 @@ def serve(
     device: str,
     rerank: str | None = None,
     depth: int | None = None,
+    rerank_set: Sequence[str] = (),
     on_start: Callable[[Started], None],
 ) -> None:
     """Answer searches of an index until SIGINT or SIGTERM; requests in progress are answered first.
@@ -66,13 +67,13 @@ def serve(
         index = Index.open(folder)
         index.check()  # a damaged file is an error now, and no query waits for the comparison
         from dcdctl.core import devices
-        from dcdctl.core.search import DEPTH, Searcher
+        from dcdctl.core.search import Searcher
         from dcdctl.core.serve.app import build
         from dcdctl.core.serve.connections import fit_to_open_files
 
         # Most of the time a service waits; the memory of a large upload belongs to other programs by then.
         chosen = devices.choose(device, keep_memory=False)
-        searcher = Searcher.for_index(index, device=chosen, rerank=rerank, depth=DEPTH if depth is None else depth)
+        searcher = Searcher.for_index(index, device=chosen, rerank=rerank, depth=depth, rerank_set=rerank_set)
         # The index and the libraries have opened their files by now.
         config = fit_to_open_files(config)
         # A link-local IPv6 address ends with its interface: fe80::1%eth0.
