@@ -14,14 +14,14 @@ from torch.testing import assert_close
 
 from dcdctl.core import files, models
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import DualEncoder, FusionScorer, Pairs, States, load_save
+from dcdctl.core.models import DualEncoder, FusionScorer, Pairs, States, folders, load_save
 from dcdctl.core.models.protocols import Encoders
 
 PROTOCOLS = {"fusion": FusionScorer, "dual": DualEncoder}
 # Each of three images with two of four captions; all rows differ.
 IMAGE_IX = torch.tensor([[0, 0], [1, 1], [2, 2]])
 TEXT_IX = torch.tensor([[0, 3], [1, 0], [2, 1]])
-WITHOUT_DROPOUT = ("clip", "metaclip_2", "siglip", "siglip2")
+WITHOUT_DROPOUT = ("clip", "metaclip_2", "siglip", "siglip2", "open_clip")
 """Types of dual encoders whose configuration has no dropout but that of attention probabilities."""
 of_all_families = pytest.mark.parametrize("model", [*FAMILIES, *READ_ONLY], indirect=True)
 
@@ -56,7 +56,7 @@ def test_every_family_that_loads_has_a_builder_here(captions, tmp_path):
     built = {name: build(captions, tmp_path / name) for name, build in FAMILIES.items()}
     for name, model in built.items():
         models.save(model, tmp_path / name / "model")
-    types = {files.read_json(tmp_path / name / "model" / "config.json")["model_type"] for name in built}
+    types = {folders.type_of(tmp_path / name / "model") for name in built}
     assert types | set(READ_ONLY) == set(load_save.FAMILIES)
 
 

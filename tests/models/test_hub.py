@@ -5,15 +5,19 @@ from __future__ import annotations
 import re
 import socket
 import threading
+from dataclasses import replace
 
 import loopback
 import pytest
+import torch
+from duals import save_dual
 from huggingface_hub import HfApi, constants, hf_api
 from loopback import Fault
+from open_clips import save_open_clip
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.core import models
+from dcdctl.core import models, scoring
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import hub
 
@@ -93,6 +97,65 @@ def test_a_cached_copy_that_lacks_a_file_is_not_complete(missing, online, nobody
     online(nobody)
     with pytest.raises(ModelError, match=rf"me/vilt was not read \(.*refused.*\); {FETCH}"):
         models.load("me/vilt")
+
+
+def other_model(folder, tmp_path, captions):
+    """The files of a model with other weights and another tokenizer than that of a folder."""
+    scorer = models.load(folder)
+    with torch.no_grad():
+        next(scorer.network.parameters()).add_(1)
+    scorer.preprocess = replace(scorer.preprocess, tokenizer=models.word_piece(captions, 60))
+    models.save(scorer, tmp_path / "other")
+    (tmp_path / "other" / "dcdctl.json").unlink()
+    return {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()}
+
+
+def test_a_revision_gives_weights_and_tokenizer_of_one_commit(online, nobody, folder, tmp_path, captions):
+    old = other_model(folder, tmp_path, captions)
+    commit = loopback.commit_of(old)
+    with loopback.serve(models={"me/vilt": folder}) as server:
+        server.branches["me/vilt"] = {"v1": old}
+        online(server.url)
+        digest, old_digest = models.load("me/vilt").digest, models.load(tmp_path / "other").digest
+        assert digest == models.load(folder).digest != old_digest
+        assert models.load("me/vilt@v1").digest == models.load(f"me/vilt@{commit}").digest == old_digest
+        words = len(models.load_tokenizer("me/vilt@v1"))
+        assert words == len(models.load_tokenizer(str(tmp_path / "other"))) != len(models.load_tokenizer("me/vilt"))
+        with pytest.raises(ModelError, match=rf"{server.url}/me/vilt has no revision v2 \(404\); see {server.url}/me/vilt/tree/main"):
+            models.load("me/vilt@v2")
+        assert not any(path.endswith(".py") for path in (request.path for request in server.requests))
+    online(nobody)
+    assert models.load("me/vilt@v1").digest == old_digest
+    with pytest.raises(ModelError, match="run `hf download me/vilt --revision v3 --local-dir DIR`, and give DIR in place of me/vilt@v3"):
+        models.load("me/vilt@v3")
+
+
+def test_the_encoders_of_a_new_model_are_read_at_a_revision(online, tmp_path, captions):
+    dual = save_dual("CLIP", captions, tmp_path / "clip")
+    with loopback.serve(models={"me/clip": {"README.md": b"empty"}}) as server:
+        server.branches["me/clip"] = {"v1": {path.name: path.read_bytes() for path in dual.iterdir()}}
+        online(server.url)
+        expected = models.new_frozen_dual(str(dual), str(dual), models.ProjectionSize(projection_dim=8), max_text_len=12)
+        found = models.new_frozen_dual("me/clip@v1", "me/clip@v1", models.ProjectionSize(projection_dim=8), max_text_len=12)
+        assert found.digest == expected.digest
+        assert scoring.load_embedder("me/clip@v1", torch.device("cpu")).images is not None
+
+
+def test_a_repository_is_read_like_its_folder_and_no_more_of_it(online, tmp_path, captions):
+    """One of open_clip, with files for other libraries; one that dcdctl saved, whose seal is compared."""
+    folder = save_open_clip("open_clip SigLIP", captions, tmp_path)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    others = {"open_clip_pytorch_model.bin": b"no", "modeling.py": b"no", "onnx/model.onnx": b"no"}
+    models.save(models.load_dual(folder), tmp_path / "model")
+    with loopback.serve(models={"me/siglip": files | others, "me/sealed": tmp_path / "model"}) as server:
+        online(server.url)
+        expected = models.load_dual(folder).digest
+        assert models.load_dual("me/siglip").digest == expected
+        assert not any(name in request.path for request in server.requests for name in others)
+        assert models.load_dual("me/sealed").digest == expected
+        server.repos["models"]["me/sealed"]["open_clip_config.json"] += b" "
+        with pytest.raises(ModelError, match=r"open_clip_config\.json is damaged"):
+            models.load_dual("me/sealed")
 
 
 def test_hf_hub_offline_makes_no_request(online, folder, monkeypatch):

@@ -11,6 +11,7 @@ from duals import DUALS, save_dual
 from encoders import make_pair, save_text, save_vision
 from matching import make_blip, make_blip2, make_bridgetower
 from official import load_meter
+from open_clips import save_open_clip
 from vlm import save_reranker
 
 from dcdctl.core import models
@@ -39,6 +40,10 @@ def saved_dual(kind: str, captions: list[str], folder: Path) -> models.DualModel
     return models.load_dual(save_dual(kind, captions, folder / kind))
 
 
+def saved_open_clip(kind: str, captions: list[str], folder: Path) -> models.DualModel:
+    return models.load_dual(save_open_clip(kind, captions, folder))
+
+
 FAMILIES: dict[str, Any] = {
     "vilt": lambda captions, folder: models.new_vilt(
         models.ViltSize(hidden_size=16, num_attention_heads=2, num_hidden_layers=3, intermediate_size=16), models.word_piece(captions, 120)
@@ -56,6 +61,7 @@ FAMILIES: dict[str, Any] = {
     "frozen dual": lambda captions, folder: frozen_dual(captions, folder, "map"),
     "frozen dual over CLIP": lambda captions, folder: frozen_dual(captions, folder, "clip"),
     **{kind: partial(saved_dual, kind) for kind in DUALS},
+    **{kind: partial(saved_open_clip, kind) for kind in ("open_clip SigLIP", "open_clip with BERT")},
 }
 READ_ONLY: dict[str, Any] = {"CrossEncoder": lambda captions, folder: models.load(save_reranker(folder / "reranker", captions))}
 """Families that are teachers and re-rankers only, by their name in `load_save.FAMILIES`: neither trained nor saved."""

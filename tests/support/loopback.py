@@ -74,6 +74,8 @@ class Loopback:
         """Path to path or URL."""
         self.faults: dict[str, Fault] = {}
         """By path, without the query."""
+        self.branches: dict[str, dict[str, dict[str, bytes]]] = {}
+        """Files of a repository by branch or tag, besides those of main."""
         self.commit = ""
         """Commit of every repository; empty for the commit that follows from its files."""
         self.etags = self.ranges = True
@@ -220,6 +222,10 @@ class _Handler(BaseHTTPRequestHandler):
         token = self.loopback.gated.get(repo)
         if token is not None and self.headers.get("Authorization") != f"Bearer {token}":
             return _Answer(status=403 if "Authorization" in self.headers else 401, headers={"X-Error-Code": "GatedRepo"})
+        # A commit, or another name of one.
+        others = {name: tree for branch, tree in self.loopback.branches.get(repo, {}).items() for name in (branch, commit_of(tree))}
+        if revision in others:
+            return answer(others[revision])
         if revision not in ("main", self._commit(files)):
             return _Answer(status=404, headers={"X-Error-Code": "RevisionNotFound"})
         return answer(files)
@@ -241,6 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _from_cdn(self, name: str) -> _Answer:
         trees = [tree for repos in self.loopback.repos.values() for tree in repos.values()]
+        trees += [tree for branches in self.loopback.branches.values() for tree in branches.values()]
         bodies = {hashlib.sha256(body).hexdigest(): body for tree in trees for body in tree.values()}
         return _file(bodies[name], name) if name in bodies else _Answer(status=404)
 

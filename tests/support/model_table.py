@@ -9,9 +9,9 @@ from typing import Any
 from families import FAMILIES, READ_ONLY
 from paths import DOCS
 
-from dcdctl.core import files, models
+from dcdctl.core import models
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import load_save
+from dcdctl.core.models import folders, load_save
 
 PAGE = DOCS / "models.md"
 BEGIN, END = "<!-- models: written by tests/support/model_table.py -->\n", "<!-- /models -->"
@@ -22,12 +22,14 @@ TESTED = {
     "vilt": "equal to the outputs of the official code on its tiny checkpoints; equal to transformers, random weights",
     "dcdctl-co-attention": "METER: equal to the outputs of the official code on its tiny checkpoints; other pairs: " + OWN,
     "dcdctl-encoder-dual": OWN,
+    "open_clip": "equal to open_clip's own vectors, random weights; no published weights tried",
     "CrossEncoder": "equal to `CrossEncoder.predict` one pair at a time, a Qwen3-VL with random weights; no published weights tried",
 }
 """How each family was tested, by model_type; the others are compared with the library that they come from."""
 SOURCES = {
     "dcdctl-co-attention": "a run or a converted METER .ckpt",
     "dcdctl-encoder-dual": "a run over frozen encoders",
+    "open_clip": "folder or Hub id of open_clip",
     "CrossEncoder": "folder or Hub id of sentence-transformers that reads images",
 }
 """What is loaded, where it is no folder of transformers."""
@@ -39,7 +41,7 @@ def built(root: Path) -> dict[str, Any]:
     for name, build in FAMILIES.items():
         model = build(CAPTIONS, root / name)
         models.save(model, root / name / "model")
-        found.setdefault(files.read_json(root / name / "model" / "config.json")["model_type"], model)
+        found.setdefault(folders.type_of(root / name / "model"), model)
     return {**found, **{name: build(CAPTIONS, root / name) for name, build in READ_ONLY.items()}}
 
 
@@ -52,6 +54,8 @@ def table(by_type: dict[str, Any]) -> str:
         export = f"`{model.export_spec().model_class}`" if model.export_spec().model_class else "read by dcdctl only"
         if model_type in READ_ONLY:
             export = "no"
+        if model_type == folders.OPEN_CLIP:
+            export = "`dcdctl convert`, read by open_clip"
         rows.append(
             f"| `{model_type}` | {source} | yes, {family.kind} | {_student(model)} | {export} | {TESTED.get(model_type, LIBRARY)} |"
         )

@@ -138,7 +138,10 @@ def _check_folder(out: Path) -> None:
 
 
 def _check_kind(model: Model, to: Format, ref: str) -> None:
-    """ModelError for a fusion model in a format of vectors."""
+    """ModelError for a fusion model in a format of vectors, and for a dual encoder that only its own library reads."""
+    if model.kind == "dual" and not model.export_spec().model_class:
+        hint = f"`dcdctl convert {ref} OUT` writes a folder that its own library reads"
+        raise ModelError(f"{ref} is no model of transformers, and cannot be exported to {to}", hint=hint)
     if model.kind == "dual" or to == "transformers":
         return
     reason = "has no vectors" if to == "sentence-transformers" else "does not export to ONNX: its shapes depend on the data"

@@ -25,7 +25,7 @@ from dcdctl.core.evaluation import EvalResult, EvalSummary, Figure
 from dcdctl.core.report import MissingPart, teachers_of
 
 TASK = "image-text-retrieval"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@.+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ def public(word: str) -> str:
 
 
 def _header(content: CardContent, history: RunHistory) -> ModelCardData:
-    encoders = [ref for tower in ("vision", "text") if (ref := history.recipe.get(f"model.{tower}")) and _is_hub_id(ref)]
+    encoders = [repo for tower in ("vision", "text") if (repo := _hub_repo(history.recipe.get(f"model.{tower}") or ""))]
     return ModelCardData(
         model_name=content.name,
         library_name=content.library,
@@ -284,5 +284,7 @@ def _toml(value: Any) -> str:
     return json.dumps(public(value) if isinstance(value, str) else value)
 
 
-def _is_hub_id(ref: str) -> bool:
-    return _HUB_ID.fullmatch(ref) is not None and not Path(ref).exists()
+def _hub_repo(ref: str) -> str | None:
+    """OWNER/NAME of a Hub id, without its revision; None for any other reference."""
+    match = _HUB_ID.fullmatch(ref)
+    return None if match is None or Path(ref).exists() else match[1]

@@ -9,12 +9,13 @@ from .families.frozen_dual import FrozenDual, new_frozen_dual
 from .families.raw_pairs import RawPairScorer, RawPreprocess
 from .families.vilt import ViltScorer, ViltSize, new_vilt
 from .families.vision_text_dual import DualSize, dual_from_backbones, dual_student, new_dual
+from .hub import hub_source
 from .load_save import (
-    DUAL_TYPES,
     SETTINGS_FILE,
     check_ref,
     convert,
     find_damages,
+    is_dual,
     load,
     load_dual,
     load_fusion,
@@ -39,7 +40,6 @@ from .published import list_published
 from .towers import TrainedParts, require_peft
 
 __all__ = [
-    "DUAL_TYPES",
     "ONNX_OUTPUT",
     "SETTINGS_FILE",
     "CoAttentionScorer",
@@ -79,6 +79,8 @@ __all__ = [
     "export_onnx",
     "find_damages",
     "hub_errors",
+    "hub_source",
+    "is_dual",
     "list_published",
     "load",
     "load_dual",

@@ -24,6 +24,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, TimmWrapperImageP
 
 from dcdctl.core.config import Between, Count, check_fields
 from dcdctl.core.errors import ModelError, require_extra
+from dcdctl.core.models import hub
 from dcdctl.core.models.checkpoint import check_complete, check_finite
 from dcdctl.core.models.fingerprint import digest_of
 from dcdctl.core.models.preprocess import Preprocess, hub_errors, load_image_processor, num_text_positions
@@ -96,12 +97,13 @@ def load_text(ref: str) -> nn.Module:
 
 def _load(ref: str, side: Side) -> nn.Module:
     with hub_errors(ref, hint="name a folder or Hub id of an encoder of transformers or timm"), needing_timm(ref):
-        config = AutoConfig.from_pretrained(ref, trust_remote_code=False)
+        source = hub.hub_source(ref)
+        config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
         own = getattr(config, f"{side}_config", None)
         if side == "text" and hasattr(own or config, "vocab_size"):
             num_text_positions(own or config)  # refuses T5 and other relative positions before weights are opened
         # The type is given, since transformers 5 otherwise keeps that of the file, which may be float16.
-        whole, report = encoder_class(config).from_pretrained(ref, dtype=torch.float32, output_loading_info=True)
+        whole, report = encoder_class(config).from_pretrained(**source, dtype=torch.float32, output_loading_info=True)
     # AutoModel knows the text side of CLIP alone, so the side of a model of two is taken from the whole.
     encoder = whole if own is None else getattr(whole, f"{side}_model", None)
     if encoder is None or (own is not None and not hasattr(transformers, type(encoder).__name__)):

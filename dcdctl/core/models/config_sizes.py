@@ -1,11 +1,11 @@
-"""Sizes in the config.json of a model folder, compared with its weights before a library builds the model.
+"""Sizes in the configuration of a model folder, compared with its weights before a library builds the model.
 
 A library builds as many layers as config.json says, which may take hours, and allocates what the weights lack, which may take terabytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
+from dcdctl.core.models.folders import OPEN_CLIP_FILE
 
 WIDTHS = {
     *("hidden_size", "hidden_sizes", "embedding_size", "embed_dim", "dim", "hidden_dim", "intermediate_size", "projection_dim"),
@@ -26,6 +27,9 @@ LAYERS = {"num_hidden_layers", "n_layers", "num_layers", "depths"}
 OTHERS = {"max_position_embeddings", "image_size", "patch_size"}
 """Fields that may exceed every dimension: rotary positions have no weights, and an image has more pixels than patches."""
 FIELDS = WIDTHS | ROWS | LAYERS | OTHERS
+OF_OPEN_CLIP = {"width": "hidden_size", "head_width": "hidden_size", "heads": "num_heads", "layers": "num_layers"}
+OF_OPEN_CLIP |= {"context_length": "max_position_embeddings"}
+"""Names of such fields in open_clip_config.json alone, and what they count."""
 MIN_WIDTH, MIN_ROWS = 2**13, 2**19
 """Accepted whatever the weights are."""
 MAX_WIDTH = 2**16
@@ -34,19 +38,22 @@ MAX_POSITIONS, MAX_IMAGE_SIZE = 2**22, 2**14
 """The largest accepted numbers of positions, and of pixels of a side."""
 MAX_LAYERS = 1000
 """The largest accepted number of layers where there are no safetensors, such as for a .bin file."""
-HINT = "restore config.json, or name another model"
+HINT = "restore it, or name another model"
 
 
 def check_sizes(folder: Path) -> None:
-    """ModelError that names config.json and the field if a size is no whole number, negative, or too large for the weights of the folder.
+    """ModelError that names the file and the field if a size is no whole number, negative, or too large for the weights of the folder.
 
-    Does nothing without config.json, such as for a Hub id.
+    Does nothing without a configuration, such as for a Hub id.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        return
-    sizes = list(_sizes(files.read_json(path, error=ModelError, hint=HINT)))
-    limits = _limits(folder)
+    for name, aliases in (("config.json", {}), (OPEN_CLIP_FILE, OF_OPEN_CLIP)):
+        if (folder / name).is_file():
+            _check_file(folder / name, aliases)
+
+
+def _check_file(path: Path, aliases: Mapping[str, str]) -> None:
+    sizes = list(_sizes(files.read_json(path, error=ModelError, hint=HINT), aliases))
+    limits = _limits(path.parent)
     for name, field, value in sizes:
         if isinstance(value, bool) or not isinstance(value, int):
             raise ModelError(f"{path}: {name} is {_shown(value)}, expected a whole number", hint=HINT)
@@ -55,13 +62,13 @@ def check_sizes(folder: Path) -> None:
             raise ModelError(f"{path}: {name} is {_shown(value)}, expected a number from 0 to {limit:,}", hint=HINT)
 
 
-def _sizes(root: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+def _sizes(root: dict[str, Any], aliases: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
     """The sizes in a configuration and in those of its encoders: dotted name, field and value; a list gives one for each item."""
     tables: list[tuple[str, dict[str, Any]]] = [("", root)]
     while tables:
         where, table = tables.pop()
-        for field, value in table.items():
-            name = f"{where}{field}"
+        for found, value in table.items():
+            name, field = f"{where}{found}", aliases.get(found, found)
             if field in FIELDS:
                 # A list within a list is no size.
                 yield from ((name, field, item) for item in (value if isinstance(value, list) else [value]) if item is not None)

@@ -61,6 +61,13 @@ def unit_vectors(vectors_ND: Tensor) -> Tensor:
     return functional.normalize(vectors_ND.float(), dim=-1)
 
 
+def keep_statistics(network: nn.Module) -> None:
+    """Put BatchNorms into eval mode, so that they keep their statistics: those of a batch would depend on the size of a micro-batch."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
 class DualModel(nn.Module, ABC):
     """Base of the dual encoders; created in eval mode. `unused_keys` are the entries of a checkpoint that embedding does not need."""
 

@@ -1,23 +1,87 @@
-"""Models of the Hugging Face Hub: what is read of them, and the one error of a repository that cannot be read."""
+"""Models of the Hugging Face Hub, OWNER/NAME or OWNER/NAME@REVISION: which files are fetched, and the one error if they cannot be read.
+
+A model is fetched into the cache of huggingface_hub and then read as a folder: tokenizer, image processor and weights are of one commit,
+and no Python file is fetched unless dcdctl itself saved it there, which never runs it.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from glob import escape
+from pathlib import Path
 
 import httpx2
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+from huggingface_hub import constants, get_cached_repo_tree, get_hf_file_metadata, hf_hub_url, snapshot_download
 from huggingface_hub import errors as hub
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from dcdctl.core import data
 from dcdctl.core.errors import ModelError
 
 TIMEOUT_S = 10.0
 """How long the Hub may take to answer the first request, before the copy in its cache is read instead."""
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>\w[\w./-]*))?")
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+"""Configurations and tokenizers."""
+_WEIGHTS = (re.compile(r"(.*/)?model(-\d+-of-\d+)?\.safetensors"), re.compile(r"(.*/)?pytorch_model(-\d+-of-\d+)?\.bin"))
+"""Files of weights, and those that stand in for them. Files for other number types or runtimes have other names."""
+
+
+def is_id(ref: str) -> bool:
+    """Whether a reference has the form OWNER/NAME or OWNER/NAME@REVISION."""
+    # The Hub has a few models without an owner, none of them a scorer. A misspelt run name should not wait for the network.
+    match = _ID.fullmatch(ref)
+    return match is not None and "/" in match["repo"]
+
+
+def hub_source(ref: str) -> dict[str, str]:
+    """The first arguments of `from_pretrained`: the folder or repository, and its revision, a branch, tag or commit."""
+    match = None if Path(ref).exists() else _ID.fullmatch(ref)
+    if match is None or match["revision"] is None:
+        return {"pretrained_model_name_or_path": ref}
+    return {"pretrained_model_name_or_path": match["repo"], "revision": match["revision"]}
+
+
+def fetch(ref: str) -> Path:
+    """The folder in the cache with the small files of a repository. Call it within `reading`."""
+    repo, revision = _parts(ref)
+    is_off = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(SMALL_FILES), endpoint=constants.ENDPOINT))
+    finally:
+        if not is_off:
+            enable_progress_bars()
+
+
+def fetch_more(ref: str, folder: Path, choose: Callable[[Sequence[str]], Sequence[str]]) -> None:
+    """Add to a folder of `fetch` the files that `choose` picks from those of the commit."""
+    try:
+        listed = [entry.path for entry in get_cached_repo_tree(_parts(ref)[0], revision=folder.name)]
+    except OSError:
+        return  # another program has filled the cache, and the Hub is not asked
+    if chosen := [escape(path) for path in choose(listed)]:
+        snapshot_download(_parts(ref)[0], revision=folder.name, allow_patterns=chosen, endpoint=constants.ENDPOINT)
+
+
+def weights_among(paths: Sequence[str]) -> list[str]:
+    """The files of weights that transformers reads, safetensors if there are any.
+
+    >>> weights_among(["model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "2_Dense/model.safetensors"])
+    ['model.safetensors', '2_Dense/model.safetensors']
+    """
+    found = ([path for path in paths if pattern.fullmatch(path)] for pattern in _WEIGHTS)
+    return next((some for some in found if some), [])
+
+
+def _parts(ref: str) -> tuple[str, str | None]:
+    match = _ID.fullmatch(ref)
+    assert match is not None  # `reading` checks it
+    return match["repo"], match["revision"]
 
 
 _outer_problem: ContextVar[str] = ContextVar("outer_problem", default="")
@@ -52,9 +116,10 @@ def reading(ref: str) -> Iterator[None]:
 @lru_cache
 def _problem(ref: str, endpoint: str) -> str:
     """Why the Hub cannot be asked for a repository; empty if it can. ModelError if the Hub has none of this name, or refuses it."""
-    page = f"{endpoint}/{ref}"
+    repo, revision = _parts(ref)
+    page = f"{endpoint}/{repo}"
     try:
-        get_hf_file_metadata(hf_hub_url(ref, constants.CONFIG_NAME, endpoint=endpoint), timeout=TIMEOUT_S)
+        get_hf_file_metadata(hf_hub_url(repo, constants.CONFIG_NAME, revision=revision, endpoint=endpoint), timeout=TIMEOUT_S)
     except hub.EntryNotFoundError:
         return ""  # a repository without config.json, as the caller finds out
     # First, because it is a subclass of RepositoryNotFoundError.
@@ -64,6 +129,8 @@ def _problem(ref: str, endpoint: str) -> str:
     except hub.RepositoryNotFoundError as error:
         found = f"{ref} is no file or folder here, and {page} does not exist or is private ({_status(error)})"
         raise ModelError(found, hint="check the name; for a private model set HF_TOKEN") from error
+    except hub.RevisionNotFoundError as error:
+        raise ModelError(f"{page} has no revision {revision} ({_status(error)})", hint=f"see {page}/tree/main") from error
     except hub.HfHubHTTPError as error:
         if _status(error) in (401, 403):
             raise ModelError(f"{page} was refused ({_status(error)})", hint="set HF_TOKEN to a token that may read it") from error
@@ -87,8 +154,8 @@ def _is_not_cached(error: BaseException | None) -> bool:
 
 
 def _unreachable(ref: str, problem: str) -> ModelError:
-    found = (
-        f"{ref} is no file or folder here and not complete in the cache of the Hub, and {constants.ENDPOINT}/{ref} was not read ({problem})"
-    )
-    hint = f"on a machine with a network run `hf download {ref} --local-dir DIR`, and give DIR in place of {ref}, such as `--teacher DIR`"
+    repo, revision = _parts(ref)
+    page, download = f"{constants.ENDPOINT}/{repo}", f"hf download {repo}" + (f" --revision {revision}" if revision else "")
+    found = f"{ref} is no file or folder here and not complete in the cache of the Hub, and {page} was not read ({problem})"
+    hint = f"on a machine with a network run `{download} --local-dir DIR`, and give DIR in place of {ref}, such as `--teacher DIR`"
     return ModelError(found, hint=hint)

@@ -1,8 +1,8 @@
 """Load a model by reference, and save it; `FAMILIES` is the table of model families.
 
-A folder with config.json is loaded by the family that the `model_type` there names, unless config_sentence_transformers.json says that it
-is a CrossEncoder. A folder that `save` wrote also has dcdctl.json. It
-holds the settings that no other file holds, and the size and SHA-256 of every other file; `load` compares them before it reads anything.
+A folder is loaded by the family of its model's type (`folders`), and so is the folder that a Hub id is fetched into (`hub`). A folder that
+`save` wrote also has dcdctl.json. It holds the settings that no other file holds, and the size and SHA-256 of every other file; `load`
+compares them before it reads anything.
 
 A new family is a file of `families` with a subclass of `FusionModel` or `DualModel` and a function `load`, one line in `FAMILIES`, and one
 in tests/support/families.py.
@@ -11,21 +11,18 @@ in tests/support/families.py.
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AutoConfig
-from transformers.utils import cached_file
-
 from dcdctl.core import artifacts, files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import families, official, plugins, published
+from dcdctl.core.models import families, folders, hub, official, plugins, published
 from dcdctl.core.models.checkpoint import check_finite, read_checkpoint
 from dcdctl.core.models.dual_scorer import DualScorer
 from dcdctl.core.models.families import python_function
+from dcdctl.core.models.folders import CONFIG_FILE, CROSS_ENCODER, OPEN_CLIP
 from dcdctl.core.models.official import meter as official_meter
 from dcdctl.core.models.official import vilt as official_vilt
 from dcdctl.core.models.overrides import Overrides, check_no_cross_encoder, parse_overrides, read_overrides
@@ -50,8 +47,6 @@ class Family:
         return model
 
 
-CROSS_ENCODER = "CrossEncoder"
-"""The `model_type` in config_sentence_transformers.json; config.json has that of the network inside."""
 FAMILIES = {
     "vilt": Family("fusion", "vilt"),
     "vision-text-dual-encoder": Family("dual", "vision_text_dual"),
@@ -62,19 +57,19 @@ FAMILIES = {
     "blip-2": Family("fusion", "blip2"),
     "bridgetower": Family("fusion", "bridgetower"),
     CROSS_ENCODER: Family("fusion", "cross_encoder"),
+    OPEN_CLIP: Family("dual", "open_clip"),
 }
-"""Families by `model_type` in config.json, or in config_sentence_transformers.json. A model is saved by its own `save_network`."""
+"""Families by the type of a folder's model (`folders.type_of`). A model is saved by its own `save_network`."""
 DUAL_TYPES = frozenset(name for name, family in FAMILIES.items() if family.kind == "dual")
 """The `model_type` of all dual encoders that load."""
 BUILT_IN = ("scenes-vilt",)
-CONFIG_FILE, SETTINGS_FILE = "config.json", "dcdctl.json"
-CROSS_ENCODER_FILE = "config_sentence_transformers.json"
+SETTINGS_FILE = "dcdctl.json"
 FORMAT_VERSION = 2
 REMAKE = "save it again with this dcdctl: `dcdctl convert`, `distill`, `index` or `export` makes such a folder"
 NOTES = ("*.md", "LICENSE*", ".*")
 """Files that may be added to a saved model, because no loader reads them."""
 ACCEPTED = (
-    "a model is a run folder, a transformers folder or Hub id (owner/name) of a family that loads "
+    "a model is a run folder, a folder or Hub id (owner/name or owner/name@revision) of a family that loads "
     f"({', '.join(name for name in FAMILIES if not name.startswith('dcdctl-'))}), an official ViLT or METER .ckpt, "
     f"module:function (Python code of yours), built in ({', '.join(BUILT_IN)}), or a name that `dcdctl prepare --list` shows"
 )
@@ -84,16 +79,15 @@ ALWAYS_OPEN = (
 )
 """The hint for a model whose family does not load."""
 _TEACHERS = files.packaged("teachers")
-# The Hub has a few models without an owner, none of them a scorer. A misspelt run name should not wait for the network.
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _KINDS: dict[Kind, str] = {"fusion": "a fusion scorer", "dual": "a dual encoder"}
 
 
 def load(ref: str | Path, overrides: Mapping[str, Any] | None = None, track: Track = silent) -> Model:
     """The model that a reference names, in eval mode, in float32 on the CPU.
 
-    A reference is tried as a built-in name, a .ckpt file, a folder with config.json, a run folder (with `model/`), module:function (which
-    runs), the name of a published teacher (`published`; its file is downloaded once), and a Hub id.
+    A reference is tried as a built-in name, a .ckpt file, a model folder, a run folder (with `model/`), module:function (which runs), the
+    name of a published teacher (`published`; its file is downloaded once), and a Hub id (`OWNER/NAME`, or `OWNER/NAME@REVISION` for a
+    branch, tag or commit).
     """
     return _load(ref, overrides, track)
 
@@ -132,17 +126,26 @@ def check_ref(ref: str | Path, overrides: Mapping[str, Any] | None = None, *, ki
     if form == "function":
         python_function.check(source)
     if form == "folder":
-        model_type = _saved_type(Path(source))
-        found = _family(ref, model_type).kind
+        found = _family(Path(source), ref).kind
     if kind not in (None, found):
         raise _wrong_kind(ref, found)
     return found
 
 
+def is_dual(ref: str | Path) -> bool:
+    """Whether a folder holds, or a Hub id names, a dual encoder; the small files of a Hub id are fetched."""
+    if (folder := Path(ref)).is_dir():
+        return folders.holds_model(folder) and _checked_type(folder) in DUAL_TYPES
+    if not hub.is_id(str(ref)):
+        return False
+    with hub_errors(str(ref), hint=ACCEPTED):
+        return folders.type_of(hub.fetch(str(ref))) in DUAL_TYPES
+
+
 def _check_settings(overrides: Overrides, ref: str | Path) -> None:
     """ModelError for a setting of another kind of model than a reference names; what a Hub id names is checked when it is known."""
     form, source = _locate(ref)
-    if form != "hub" and not (form == "folder" and _is_cross_encoder(Path(source))):
+    if form != "hub" and not (form == "folder" and folders.is_cross_encoder(Path(source))):
         check_no_cross_encoder(overrides, ref)
 
 
@@ -215,7 +218,7 @@ def convert(ref: str | Path, folder: Path, model_set: Sequence[str] = (), track:
 def _check_folder(folder: Path) -> None:
     """InputError if a model cannot be written to a folder, ModelError if the folder holds something other than a model."""
     files.check_output_folder(folder)
-    if not files.is_vacant(folder) and not (folder / CONFIG_FILE).exists():
+    if not files.is_vacant(folder) and not folders.holds_model(folder):
         raise ModelError(f"{folder} holds something that is not a model", hint="name an empty or a new folder")
 
 
@@ -236,7 +239,7 @@ def _locate(ref: str | Path) -> tuple[Literal["folder", "checkpoint", "published
     if published.find(str(ref)) is not None:
         return "published", str(ref)
     # The path of a missing file, such as runs/teacher.ckpt, has the form of a Hub id.
-    if not _HUB_ID.fullmatch(str(ref)) or path.suffix == ".ckpt":
+    if not hub.is_id(str(ref)) or path.suffix == ".ckpt":
         raise ModelError(f"{ref} does not exist", hint=ACCEPTED)
     return "hub", str(ref)
 
@@ -251,8 +254,7 @@ def _built_in_folder(name: str) -> Path:
 def _model_folder(path: Path) -> Path:
     """The folder itself, or `model/` in a run folder; ModelError if neither holds a model."""
     for folder in (path, path / "model"):
-        # The network of a cross-encoder may be in a folder of its own.
-        if any((folder / name).exists() for name in (CONFIG_FILE, SETTINGS_FILE)) or _is_cross_encoder(folder):
+        if (folder / SETTINGS_FILE).exists() or folders.holds_model(folder):
             return folder
     if (path / "run.json").exists():
         raise ModelError(f"the run {path} has no finished model", hint="finish it with --resume")
@@ -274,23 +276,44 @@ def _load_official(path: Path, table: Mapping[str, Any]) -> FusionScorer:
 
 
 def _load_pretrained(ref: str, overrides: Mapping[str, Any], kind: Kind | None) -> Model:
-    """The model of a folder with config.json, or of a Hub id; ModelError for a model of another kind."""
-    saved = _read_settings(Path(ref))
-    model_type = _model_type(ref, is_ours=saved is not None)
-    family = _family(ref, model_type)
-    if model_type != CROSS_ENCODER:
-        check_no_cross_encoder(read_overrides(overrides), ref)
+    """The model of a folder or of a Hub id; ModelError for a model of another kind."""
+    if Path(ref).is_dir():
+        return _load_folder(Path(ref), _family(Path(ref), ref, kind), overrides)
+    with hub_errors(ref, hint=ACCEPTED):
+        folder = hub.fetch(ref)
+        family = _family(folder, ref, kind)
+        hub.fetch_more(ref, folder, lambda paths: _needed(folder, paths))
+        return _load_folder(folder, family, overrides)
+
+
+def _family(folder: Path, ref: str | Path, kind: Kind | None = None) -> Family | plugins.Plugin:
+    """The family of the model in a folder; ModelError if neither dcdctl nor an installed package has it, or if it is of another kind."""
+    model_type = _checked_type(folder)
+    if model_type is None:
+        raise ModelError(f"{ref} has no model_type in {CONFIG_FILE}", hint=ACCEPTED)
+    family = FAMILIES.get(model_type) or plugins.find(model_type)
+    if family is None:
+        raise ModelError(f"{ref} is a {model_type} model, a family that is not known here", hint=ALWAYS_OPEN)
     if kind not in (None, family.kind):
         raise _wrong_kind(ref, family.kind)
-    with hub_errors(ref, hint=ACCEPTED if saved is None else REMAKE):
-        return family.load(ref, overrides, saved)
+    return family
 
 
-def _family(ref: str | Path, model_type: str) -> Family | plugins.Plugin:
-    """The family of a model_type; ModelError if neither dcdctl nor an installed package has it."""
-    if family := FAMILIES.get(model_type) or plugins.find(model_type):
-        return family
-    raise ModelError(f"{ref} is a {model_type} model, a family that is not known here", hint=ALWAYS_OPEN)
+def _needed(folder: Path, paths: Sequence[str]) -> list[str]:
+    """Which files of a repository a model needs besides its small ones: those that dcdctl.json lists, or weights."""
+    if (folder / SETTINGS_FILE).exists():
+        return sorted(set(_listed(folder, _read_seal(folder))) & set(paths))
+    if folders.type_of(folder) == OPEN_CLIP:
+        return folders.open_clip_weights(paths)
+    return hub.weights_among(paths)
+
+
+def _load_folder(folder: Path, family: Family | plugins.Plugin, overrides: Mapping[str, Any]) -> Model:
+    saved = _read_settings(folder)
+    if family is not FAMILIES[CROSS_ENCODER]:
+        check_no_cross_encoder(read_overrides(overrides), folder)
+    with hub_errors(str(folder), hint=ACCEPTED if saved is None else REMAKE):
+        return family.load(str(folder), overrides, saved)
 
 
 def _read_settings(folder: Path) -> dict[str, Any] | None:
@@ -327,40 +350,13 @@ def _added(folder: Path, listed: Mapping[str, Any]) -> Iterator[str]:
         yield f"{folder / name} was added to a saved model, and a loader might read it"
 
 
-def _model_type(ref: str, *, is_ours: bool) -> str:
-    if _is_cross_encoder(Path(ref)):
-        return CROSS_ENCODER
-    # transformers knows neither all of our types nor those of other packages.
-    if is_ours or ((Path(ref) / CONFIG_FILE).is_file() and plugins.find(_saved_type(Path(ref)))):
-        return _saved_type(Path(ref))
-    with hub_errors(ref, hint=ACCEPTED):
-        if not Path(ref).is_dir() and _is_cross_encoder_of_hub(ref):
-            return CROSS_ENCODER
-        # Code of a repository is never run; without this argument transformers would ask.
-        return str(AutoConfig.from_pretrained(ref, trust_remote_code=False).model_type)
-
-
-def _is_cross_encoder(folder: Path) -> bool:
-    """Whether a folder is a CrossEncoder of sentence-transformers."""
-    path = folder / CROSS_ENCODER_FILE
-    return path.is_file() and files.read_json(path, error=ModelError, hint="save the model again").get("model_type") == CROSS_ENCODER
-
-
-def _is_cross_encoder_of_hub(ref: str) -> bool:
-    """Whether a Hub id is a CrossEncoder; any trouble with the Hub is reported when config.json is read."""
-    quiet = {f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")}
-    found = cached_file(ref, CROSS_ENCODER_FILE, **quiet)
-    return found is not None and _is_cross_encoder(Path(found).parent)
-
-
-def _saved_type(folder: Path) -> str:
-    if _is_cross_encoder(folder):
-        return CROSS_ENCODER
-    path = folder / CONFIG_FILE
+def _checked_type(folder: Path) -> str | None:
+    """The type of the model in a folder, whose deciding files are as they were saved."""
     if (folder / SETTINGS_FILE).exists():
         listed = _listed(folder, _read_seal(folder))
-        artifacts.check_files(folder, {name: seal for name, seal in listed.items() if name == CONFIG_FILE}, error=ModelError, hint=REMAKE)
-    return str(files.read_json(path, error=ModelError, hint="save the model again").get("model_type"))
+        deciding = {name: seal for name, seal in listed.items() if name in folders.DECIDING}
+        artifacts.check_files(folder, deciding, error=ModelError, hint=REMAKE)
+    return folders.type_of(folder)
 
 
 def _wrong_kind(ref: str | Path, found: Kind) -> ModelError:

@@ -249,22 +249,29 @@ def square_image_processor(image_size: int, mean: float = 0.5, std: float = 0.5)
     return ViTImageProcessorPil(size=size, resample=Image.Resampling.BICUBIC, image_mean=[mean] * 3, image_std=[std] * 3)
 
 
-def load_tokenizer(ref: str, hint: str = "name a tokenizer with `--model-set tokenizer=FOLDER`") -> Any:
+TOKENIZER_HINT = "name a tokenizer with `--model-set tokenizer=FOLDER`"
+
+
+def load_tokenizer(ref: str, hint: str = TOKENIZER_HINT) -> Any:
     """The tokenizer of a folder or Hub id; ModelError if there is none."""
     with hub_errors(ref, hint=hint):
         # A folder may hold code for transformers (`dcdctl export`). Without this argument transformers would ask whether to run it.
-        tokenizer = AutoTokenizer.from_pretrained(ref, trust_remote_code=False)
-    # For a folder without a vocabulary, transformers makes a tokenizer that has only special tokens.
+        tokenizer = AutoTokenizer.from_pretrained(**hub.hub_source(ref), trust_remote_code=False)
+    check_words(tokenizer, ref, hint)
+    return tokenizer
+
+
+def check_words(tokenizer: Any, ref: str, hint: str) -> None:
+    """ModelError for a tokenizer without words, which transformers makes for a folder without a vocabulary."""
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError(f"{ref} holds no tokenizer's vocabulary", hint=hint)
-    return tokenizer
 
 
 def load_image_processor(ref: str) -> Any:
     """The image processor of a folder or Hub id, the Pillow version if there is one."""
     with hub_errors(ref, hint="a model needs its preprocessor_config.json"):
         # The torchvision version differs by one gray level in some pixels.
-        return AutoImageProcessor.from_pretrained(ref, backend="pil", trust_remote_code=False)
+        return AutoImageProcessor.from_pretrained(**hub.hub_source(ref), backend="pil", trust_remote_code=False)
 
 
 def word_piece(captions: Iterable[str], vocab_size: int = 2000) -> BertTokenizer:

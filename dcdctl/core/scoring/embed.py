@@ -151,13 +151,12 @@ def load_embedder(ref: str, device: torch.device) -> Embedder:
 
     ModelError for any other model.
     """
-    if _is_ours(ref):
+    if _is_ours(ref) or models.is_dual(ref):
         return dual_embedder(models.load_dual(ref), device)
     with hub_errors(ref, hint="candidates.model requires a dual encoder or a text encoder"):
-        config = AutoConfig.from_pretrained(ref, trust_remote_code=False)
-        if config.model_type in models.DUAL_TYPES:
-            return dual_embedder(models.load_dual(ref), device)
-        network = AutoModel.from_pretrained(ref, dtype=torch.float32, trust_remote_code=False).eval()
+        source = models.hub_source(ref)
+        config = AutoConfig.from_pretrained(**source, trust_remote_code=False)
+        network = AutoModel.from_pretrained(**source, dtype=torch.float32, trust_remote_code=False).eval()
     if hasattr(network, "get_image_features") or network.main_input_name != "input_ids" or config.is_encoder_decoder:
         found = f"{ref} is a {config.model_type} model, whose vectors are not known here"
         raise ModelError(found, hint="name a dual encoder, such as a CLIP, or a text model")

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModel
 
 from dcdctl.core.models.backbones import MAX_LOGIT_SCALE
 from dcdctl.core.models.checkpoint import check_complete
+from dcdctl.core.models.dual import keep_statistics
 from dcdctl.core.models.families.vision_text_dual import VisionTextDual
 from dcdctl.core.models.overrides import check_dual_overrides, read_overrides
 from dcdctl.core.models.preprocess import (
@@ -126,11 +127,9 @@ class ClipDual(VisionTextDual):
         return image, dataclasses.replace(text, projection=inside)
 
     def train(self, mode: bool = True) -> Self:
-        """Train mode, except for the BatchNorms of ALIGN, which keep their statistics: others would depend on the size of a micro-batch."""
+        """Train mode, except for the BatchNorms of ALIGN."""
         super().train(mode)
-        for module in self.network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        keep_statistics(self.network)
         return self
 
     def export_spec(self) -> ExportSpec:

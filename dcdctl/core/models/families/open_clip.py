@@ -1,0 +1,351 @@
+"""Models of open_clip as dual encoders: folders with open_clip_config.json, such as MobileCLIP 2 and the ViTs of LAION.
+
+open_clip builds the network, transforms images and tokenizes captions, so vectors and scores are its own. Its weights are read without
+running code of the folder.
+
+Shape letters: I images, T texts, D length of the vectors, L tokens of a caption.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from dcdctl.core import files
+from dcdctl.core.errors import ModelError, require_extra
+from dcdctl.core.models.attention import enable_checkpointing
+from dcdctl.core.models.backbones import MAX_LOGIT_SCALE
+from dcdctl.core.models.checkpoint import check_complete, to_dtype
+from dcdctl.core.models.dual import DualModel, keep_statistics, unit_vectors
+from dcdctl.core.models.fingerprint import tokenizer_settings
+from dcdctl.core.models.folders import OPEN_CLIP, OPEN_CLIP_FILE, OPEN_CLIP_WEIGHTS, open_clip_weights
+from dcdctl.core.models.overrides import Overrides, check_no_text_encoder, read_overrides
+from dcdctl.core.models.preprocess import TOKENIZER_HINT, check_words, hub_errors
+from dcdctl.core.models.protocols import ExportSpec, ImageBatch, States, TextBatch
+
+WEIGHTS_FILE = OPEN_CLIP_WEIGHTS[0]
+TEXT_CONFIG = "hf_text_config"
+"""Folder of the configuration of a text encoder of transformers, which open_clip_config.json gives only as a Hub id."""
+HINT = f"an open_clip folder holds {OPEN_CLIP_FILE}, {WEIGHTS_FILE} and the files of its tokenizer, unless that is CLIP's own"
+
+
+class OpenClipTokenizer:
+    """A tokenizer of open_clip with the members of a tokenizer of transformers that dcdctl reads."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    @property
+    def hugging_face(self) -> Any:
+        """The tokenizer of transformers inside; None for CLIP's own, which open_clip implements."""
+        return getattr(self.tokenizer, "tokenizer", None)
+
+    @property
+    def model_max_length(self) -> int:
+        """Tokens of a caption, special ones and padding included."""
+        return int(self.tokenizer.context_length)
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Ids that stand for no text. CLIP's own tokenizer pads with 0."""
+        inner = self.hugging_face
+        return list(inner.all_special_ids) if inner is not None else [0, *self.tokenizer.all_special_ids]
+
+    @property
+    def unk_token_id(self) -> int | None:
+        """The id of unknown words; None for CLIP's own tokenizer, which knows all bytes."""
+        return None if self.hugging_face is None else self.hugging_face.unk_token_id
+
+    def __call__(self, text: str, verbose: bool = True) -> dict[str, list[int]]:
+        """All tokens of a text, neither cut nor padded."""
+        if (inner := self.hugging_face) is not None:
+            return {"input_ids": list(inner(self.tokenizer.clean_fn(text), verbose=verbose)["input_ids"])}
+        start, end = self.tokenizer.all_special_ids[:2]
+        return {"input_ids": [start, *self.tokenizer.encode(text), end]}
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the ids of a caption, JSON-able."""
+        shared = {"class": type(self.tokenizer).__name__, "length": self.model_max_length, "clean": self.tokenizer.clean_fn.__name__}
+        if (inner := self.hugging_face) is not None:
+            own = {"mode": self.tokenizer.tokenizer_mode, "strips_sep": self.tokenizer.strip_sep_token}
+            return {**shared, **own, "tokenizer": tokenizer_settings(inner)}
+        # Tokens in the order of their ids, and merges in the order of their ranks.
+        vocabulary = hashlib.sha256("\n".join([*self.tokenizer.encoder, *map(" ".join, self.tokenizer.bpe_ranks)]).encode())
+        return {**shared, "tokenizer": vocabulary.hexdigest(), "pattern": self.tokenizer.pat.pattern}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenClipPreprocess:
+    """Images and captions to tensors by the transform and the tokenizer of open_clip."""
+
+    tokenizer: OpenClipTokenizer
+    image_config: Mapping[str, Any]
+    """The fields of open_clip's PreprocessCfg: size, mean, std, interpolation, resize_mode, ..."""
+    vocab_size: int
+    image_processor: Any = None
+    """None: open_clip's transform is none of transformers."""
+
+    @property
+    def max_text_len(self) -> int:
+        """Tokens of every caption: shorter ones are padded, longer ones are cut."""
+        return self.tokenizer.model_max_length
+
+    @property
+    def image_size_px(self) -> int:
+        """Shorter side of a preprocessed image."""
+        size = self.image_config["size"]
+        return int(size if isinstance(size, int) else min(size))
+
+    @cached_property
+    def _transform(self) -> Any:
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
+        return image_transform_v2(PreprocessCfg(**self.image_config), is_train=False)
+
+    def images(self, images: Sequence[Image.Image]) -> ImageBatch:
+        """Images of any size and mode as one batch, I x 3 x H x W."""
+        if not images:
+            raise ValueError("no images to preprocess")
+        return ImageBatch(torch.stack([self._transform(image) for image in images]))
+
+    def texts(self, texts: Sequence[str]) -> TextBatch:
+        """Captions as token ids, T x L, all cut and padded to L tokens; ModelError for an id that the model has no embedding of."""
+        if not texts:
+            raise ValueError("no texts to preprocess")
+        ids = self.tokenizer.tokenizer(list(texts))
+        if (largest := int(ids.max())) >= self.vocab_size:
+            problem = f"the tokenizer gives the id {largest:,}, but the model's embedding table has {self.vocab_size:,} rows"
+            raise ModelError(problem, hint="use the tokenizer the model was trained with: `--model-set tokenizer=FOLDER`")
+        return TextBatch(ids, torch.ones_like(ids))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the tensors of an image and a caption, JSON-able; part of a model's digest."""
+        return {"image": dict(self.image_config), "tokenizer": self.tokenizer.settings}
+
+    def save(self, folder: Path) -> None:
+        """Write the files of a tokenizer of transformers; the settings of images are in open_clip_config.json."""
+        if self.tokenizer.hugging_face is not None:
+            self.tokenizer.hugging_face.save_pretrained(folder)
+
+    def self_contained(self) -> Self:
+        """This object: open_clip itself takes every step."""
+        return self
+
+
+class OpenClipDual(DualModel):
+    """Embeds images and captions with a CLIP or CustomTextCLIP of open_clip."""
+
+    network: Any  # open_clip's classes have no common base
+    preprocess: OpenClipPreprocess  # type: ignore[assignment]
+
+    def __init__(
+        self, network: nn.Module, preprocess: OpenClipPreprocess, table: Mapping[str, Any], unused_keys: tuple[str, ...] = ()
+    ) -> None:
+        """`table` is the content of open_clip_config.json."""
+        super().__init__(network, preprocess, unused_keys)  # type: ignore[arg-type]
+        self.table = copy.deepcopy(dict(table))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """open_clip_config.json, and the configuration of a text encoder of transformers in place of its name."""
+        config = {"model_type": OPEN_CLIP, **copy.deepcopy(self.table)}
+        if (text := self._text_config) is not None:
+            config["model_cfg"]["text_cfg"]["hf_model_name"] = text.to_dict()
+        return config
+
+    @property
+    def _text_config(self) -> Any:
+        return getattr(getattr(self.network, "text", None), "config", None)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length D of the vectors."""
+        return int(self.table["model_cfg"]["embed_dim"])
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """Factor from cosine to logit; learned, 0-dimensional. Models that were trained as CLIP was have at most 100."""
+        scale: Tensor = self.network.logit_scale.reshape(()).exp()
+        return scale.clamp(max=MAX_LOGIT_SCALE) if self.logit_bias is None else scale
+
+    @property
+    def logit_bias(self) -> Tensor | None:
+        """SigLIP's learned offset of all logits, 0-dimensional; None for the other models."""
+        bias: Tensor | None = self.network.logit_bias
+        return None if bias is None else bias.reshape(())
+
+    def embed_images(self, images: ImageBatch | States) -> Tensor:
+        """Unit vectors, I x D. ValueError for features."""
+        if isinstance(images, States):
+            raise ValueError("this dual encoder takes pixels, not the features of an encoder")
+        return unit_vectors(self.network.encode_image(images.pixel_values))
+
+    def embed_texts(self, texts: TextBatch | States) -> Tensor:
+        """Unit vectors, T x D. ValueError for features."""
+        if isinstance(texts, States):
+            raise ValueError("this dual encoder takes tokens, not the features of an encoder")
+        return unit_vectors(self.network.encode_text(texts.input_ids))
+
+    @property
+    def _encoder_modules(self) -> tuple[nn.Module, ...]:
+        return self.network.visual, getattr(self.network, "text", self.network)
+
+    def set_dropout(self, probability: float) -> None:
+        """ModelError: open_clip's encoders have no dropout of embeddings and sublayer outputs."""
+        raise ModelError("no encoder of this dual encoder has dropout that can be set (open_clip)", hint="leave model.dropout out")
+
+    def checkpoint_activations(self) -> None:
+        """Compute activations again in the backward pass."""
+        if self._text_config is None:
+            self.network.set_grad_checkpointing()
+        else:  # open_clip calls a name that transformers has deprecated
+            self.network.visual.set_grad_checkpointing()
+            enable_checkpointing([self.network.text.transformer])
+
+    def train(self, mode: bool = True) -> Self:
+        """Train mode, except for the BatchNorms of image encoders such as MobileCLIP's."""
+        super().train(mode)
+        keep_statistics(self.network)
+        return self
+
+    def export_spec(self) -> ExportSpec:
+        """No class of transformers: open_clip reads the saved folder."""
+        return ExportSpec()
+
+    def export_copy(self) -> Self:
+        """The same network: its folder needs no dcdctl."""
+        return type(self)(self.network, self.preprocess, self.table)
+
+    def save_network(self, folder: Path, *, half: bool = False) -> None:
+        """Write open_clip_config.json and the weights, as open_clip reads them."""
+        files.write_json(folder / OPEN_CLIP_FILE, self.table)
+        state = to_dtype(self.network.state_dict(), torch.float16 if half else torch.float32)
+        save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}, folder / WEIGHTS_FILE)
+        if self._text_config is not None:
+            self._text_config.save_pretrained(folder / TEXT_CONFIG)
+
+
+def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> OpenClipDual:
+    """The dual encoder of an open_clip folder; `table` are the user's overrides, `saved` is dcdctl.json, which adds nothing here.
+
+    MissingError if open_clip is not installed, ModelError for a folder that it cannot read or a setting that the weights fix.
+    """
+    require_extra("open-clip", "open_clip", needed_by=f"{ref}, a model of open_clip,")
+    overrides, folder = read_overrides(table), Path(ref)
+    _check_overrides(overrides, ref)
+    with hub_errors(ref, hint=HINT), _quietly():
+        config = files.read_json(folder / OPEN_CLIP_FILE, error=ModelError, hint=HINT)
+        if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config.get("model_cfg", {})):
+            raise ModelError(f"{folder / OPEN_CLIP_FILE} has no model_cfg with embed_dim, vision_cfg and text_cfg", hint=HINT)
+        network = _build(folder, config)
+        unused = _load_weights(network, folder)
+        preprocess = OpenClipPreprocess(
+            tokenizer=OpenClipTokenizer(_tokenizer(folder, config, overrides)),
+            image_config=_image_config(network),
+            vocab_size=int((network if hasattr(network, "vocab_size") else network.text).vocab_size),
+        )
+    return OpenClipDual(network, preprocess, config, unused)
+
+
+def _check_overrides(overrides: Overrides, ref: str) -> None:
+    """ModelError for a setting that the weights fix."""
+    check_no_text_encoder(overrides, ref)
+    for name in ("image_size", "num_attention_heads", "max_text_len"):
+        if getattr(overrides, name) is not None:
+            raise ModelError(f"{ref} is a model of open_clip, whose {name} is fixed by its weights", hint="leave that setting out")
+
+
+def _build(folder: Path, config: Mapping[str, Any]) -> Any:
+    """The network of a configuration, with random weights."""
+    import open_clip
+
+    text = dict(config["model_cfg"]["text_cfg"])
+    if name := text.get("hf_model_name"):
+        source = str(folder / TEXT_CONFIG) if (folder / TEXT_CONFIG).is_dir() else str(name)
+        with hub_errors(source, hint=f"fetch config.json of {name}, and put it into {folder / TEXT_CONFIG}"):
+            # open_clip would let transformers ask whether to run code of this repository; a type that is known here has none.
+            AutoConfig.from_pretrained(source, trust_remote_code=False)
+            text |= {"hf_model_name": source, "hf_model_pretrained": False}
+            return open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False, text_cfg=text)
+    return open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
+
+
+def _load_weights(network: nn.Module, folder: Path) -> tuple[str, ...]:
+    """Read the weights of a folder into a network; the names of those that it does not need."""
+    import open_clip
+
+    path = _weights_file(folder)
+    report = open_clip.load_checkpoint(network, str(path), strict=False)
+    check_complete(path, report.missing_keys, "a model of open_clip")
+    return tuple(sorted(report.unexpected_keys))
+
+
+def _weights_file(folder: Path) -> Path:
+    """The file that open_clip would read; ModelError if there is none, or several of unknown names."""
+    found = open_clip_weights(path.name for path in folder.iterdir())
+    if len(found) == 1:
+        return folder / found[0]
+    listed = ", ".join(found) or "no weights"
+    raise ModelError(f"{folder} holds {listed}, expected one file of weights", hint=f"name the right one {WEIGHTS_FILE}")
+
+
+def _tokenizer(folder: Path, config: Mapping[str, Any], overrides: Overrides) -> Any:
+    """The tokenizer of open_clip for a folder; ModelError if it draws the tokens of long captions at random."""
+    import open_clip
+
+    text = config["model_cfg"]["text_cfg"]
+    if reduction := (text.get("tokenizer_kwargs") or {}).get("reduction_mask"):
+        found = f"{folder} cuts long captions by reduction_mask={reduction}, which is for training"
+        raise ModelError(found, hint=f"remove reduction_mask from tokenizer_kwargs in {OPEN_CLIP_FILE}: captions are then cut at their end")
+    if not text.get("hf_tokenizer_name"):
+        if overrides.tokenizer is not None:
+            raise ModelError(f"{folder} has CLIP's own tokenizer, which takes no other vocabulary", hint="leave --model-set tokenizer out")
+        return open_clip.get_tokenizer(f"local-dir:{folder}")
+    # Without these files transformers would make a tokenizer that knows no word.
+    has_own = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
+    source = overrides.tokenizer or (str(folder) if has_own else str(text["hf_tokenizer_name"]))
+    with hub_errors(source, hint=TOKENIZER_HINT):
+        tokenizer = open_clip.tokenizer.HFTokenizer(
+            source,
+            context_length=text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH),
+            tokenizer_mode=text.get("tokenizer_mode"),
+            **{**(text.get("tokenizer_kwargs") or {}), "trust_remote_code": False},
+        )
+    check_words(tokenizer.tokenizer, source, TOKENIZER_HINT)
+    return tokenizer
+
+
+def _image_config(network: Any) -> dict[str, Any]:
+    from open_clip.transform import PreprocessCfg
+
+    config = asdict(PreprocessCfg(**network.visual.preprocess_cfg))
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without open_clip's messages about its progress. For those, Python would also set up a handler of the root logger."""
+    silent, before = logging.NullHandler(), logging.root.manager.disable
+    logging.root.addHandler(silent)
+    # It warns that a network without weights is random, but they are read next.
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+        logging.root.removeHandler(silent)
