@@ -34,6 +34,8 @@ KINDS = {
     # Groups of 3, 3 and 2 lists: no number of micro-batches or processes splits a batch of 8 like that.
     "dual lists": [*DUAL, "loss.terms={ dcd = 1.0 }", "loss.weight_group=3"],
     "dual hard": [*DUAL, "loss.terms={ infonce-hard = 1.0 }"],
+    "dual widths": [*DUAL, "loss.terms={ infonce = 1.0, margin-mse = 0.1 }", "loss.dims=[4, 16]"],
+    "dual widths of lists": [*DUAL, "loss.terms={ dcd = 1.0 }", "loss.dims=[4, 16]"],
 }
 """Recipes by what their loss works on."""
 

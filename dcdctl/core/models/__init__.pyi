@@ -1,7 +1,7 @@
 from .backbones import FeatureSpec, ProjectionSize
 from .build import every_other, new_coattention
 from .checkpoint import check_finite, check_finite_file
-from .dual import DualModel
+from .dual import DualModel, prefix_vectors
 from .dual_scorer import DualScorer, pair_products, vector_states
 from .families.coattention import FusionSize
 from .families.coattention_scorer import CoAttentionScorer
@@ -95,6 +95,7 @@ __all__ = [
     "onnxruntime_version",
     "pair_products",
     "parse_overrides",
+    "prefix_vectors",
     "quantize_dynamic",
     "require_onnx",
     "require_peft",

@@ -68,6 +68,15 @@ def keep_statistics(network: nn.Module) -> None:
             module.eval()
 
 
+def prefix_vectors(vectors_ND: Tensor, dims: int) -> Tensor:
+    """The first `dims` numbers of unit vectors, divided by their lengths, N x `dims`, float32; at full width the vectors as they are.
+
+    >>> prefix_vectors(torch.tensor([[0.48, 0.36, 0.8]]), 2)
+    tensor([[0.8000, 0.6000]])
+    """
+    return vectors_ND.float() if dims == vectors_ND.shape[1] else unit_vectors(vectors_ND[:, :dims])
+
+
 class DualModel(nn.Module, ABC):
     """Base of the dual encoders; created in eval mode. `unused_keys` are the entries of a checkpoint that embedding does not need."""
 

@@ -253,6 +253,7 @@ def _load_models(plan: TrainingPlan, opened: _Files, inputs: TrainingInputs, tra
     else:
         teacher = inputs.load_teacher(opened.caches, track)
     model = initial_model.make_model(plan.recipe, opened.corpus.captions, teacher, track)
+    _check_dims(plan.recipe.loss.dims, model)
     if plan.recipe.loss.vector_terms:
         assert embedded is not None
         assert model.kind == "dual"
@@ -261,6 +262,13 @@ def _load_models(plan: TrainingPlan, opened: _Files, inputs: TrainingInputs, tra
     with distributed.main_first():
         source = make_source(model, opened.corpus, plan.options.compute, track)
     return _Training(plan, opened, teacher, embedded, model, source)
+
+
+def _check_dims(dims: Sequence[int], model: Model) -> None:
+    """ConfigError if a width of `loss.dims` is above that of the model's vectors."""
+    if dims and model.kind == "dual" and dims[-1] > model.embedding_dim:
+        message = f"loss.dims ends with {dims[-1]}, and the vectors of the model have {model.embedding_dim} numbers"
+        raise ConfigError(message, hint=f"end it with {model.embedding_dim}, the full width")
 
 
 def _embed_for_teachers(training: _Training, track: Track) -> None:

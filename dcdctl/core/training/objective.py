@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dcdctl.core.models import Model, Pairs
+from dcdctl.core.models import Model, Pairs, prefix_vectors
 from dcdctl.core.training.batch import Batch
 from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES, TermInputs, VectorInputs
 from dcdctl.core.training.losses.weights import Weights, confidence, confidence_pairs
@@ -35,9 +35,19 @@ class PairObjective:
 
     def loss(self, model: Model, outputs: Sequence[Tensor], batch: Batch, progress: float) -> dict[str, Tensor]:
         """The weighted loss terms; `progress` is the completed share of the training."""
-        logits_RC, all_IT = model.logits(outputs, batch)
-        terms = loss_terms(logits_RC, batch, self.config, progress, calibrate=model.calibrate, all_IT=all_IT)
+        if not self.config.dims:
+            terms = self._terms(model, outputs, batch, progress)
+        else:
+            # GradCache's outputs are the whole vectors, so the prefixes are exact in micro-batches and several processes too.
+            prefixes = ([prefix_vectors(side, dims) for side in outputs] for dims in self.config.dims)
+            of_each = [self._terms(model, prefix, batch, progress) for prefix in prefixes]
+            terms = {name: torch.stack([of_one[name] for of_one in of_each]).mean() for name in of_each[0]}
         return terms | vector_terms(model, outputs, batch, self.config, progress)
+
+    def _terms(self, model: Model, outputs: Sequence[Tensor], batch: Batch, progress: float) -> dict[str, Tensor]:
+        """The weighted terms that compare scores, from the model's outputs or from prefixes of its vectors."""
+        logits_RC, all_IT = model.logits(outputs, batch)
+        return loss_terms(logits_RC, batch, self.config, progress, calibrate=model.calibrate, all_IT=all_IT)
 
 
 def term_weights(config: LossConfig, progress: float) -> dict[str, float]:

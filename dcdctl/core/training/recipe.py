@@ -66,6 +66,10 @@ class LossConfig:
     label_smoothing: Annotated[float, Between(0, 1, "[)")] = 0.0
     """infonce: share of the target that all pairs of the denominator get in equal parts, in [0, 1); the positive gets the rest."""
 
+    dims: Annotated[tuple[Count, ...], Ascending()] = ()
+    """dual: widths at which the vectors must be good (Matryoshka). Each loss of scores is the mean of its values on the first numbers of
+    the vectors, for each width. Losses of vectors take all numbers. Empty: the full width alone, which a list names as its last."""
+
     def __post_init__(self) -> None:
         check_fields(self, "loss")
         unknown = [name for name in self.terms if name not in LOSSES and name not in VECTOR_LOSSES]
@@ -109,6 +113,10 @@ class LossConfig:
                     f"loss.{name} is {value}, and no loss of the recipe reads it: loss.terms has {', '.join(self.terms)}",
                     hint=f"set it to {'none' if value_if_unset is None else value_if_unset}, or add one of {', '.join(readers)}",
                 )
+
+        if self.dims and not self._of_scores:
+            message = f"loss.dims is for losses of scores, and loss.terms has {', '.join(self.terms)}, which take vectors of full width"
+            raise ConfigError(message, hint="leave loss.dims out, or add a loss of scores, such as infonce")
 
     @property
     def _of_scores(self) -> list[Loss]:
@@ -360,6 +368,10 @@ class Recipe:
                 f"loss {', '.join(self.loss.vector_terms)} compares vectors, and a {self.model.kind} model has none",
                 hint="set model.kind to dual, or leave it out",
             )
+        if self.loss.dims and self.model.kind != "dual":
+            widths = ", ".join(map(str, self.loss.dims))
+            message = f"loss.dims is {widths}, which are widths of vectors, and a {self.model.kind} model has none"
+            raise ConfigError(message, hint="set model.kind to dual, or leave loss.dims out")
         if self.loss.on_lists and self.loss.needs_teacher and self.batch.hard_negatives > self.batch.random_negatives:
             counts = f"{self.batch.hard_negatives} of {self.batch.random_negatives}"
             raise ConfigError(f"batch.hard_negatives must be at most batch.random_negatives, got {counts}")
