@@ -280,5 +280,9 @@ def test_joined_splits_go_from_cache_to_student_to_recall(run_cli, scenes_corpus
     assert (json.loads(result.stdout)["split"], json.loads(result.stdout)["images"]) == ("val+test", 10)
     assert "run was trained on split train+val: recalls on val+test do not show how it does on other images" in result.stderr
     assert "was trained on" not in run_cli("eval", tmp_path / "run", *data, "--split", "test", "--max-images", 2, "--json", *CPU).stderr
+    few = [*data, "--max-images", 8, "--set", "model.layers=[0, 2]", "--set", "loss.terms={ground-truth=1.0}", *LISTS, *CPU]
+    assert run_cli("distill", "tiny-student", *few, "--teacher", teacher, "--out", tmp_path / "few").exit_code == 0
+    result = run_cli("eval", tmp_path / "few", *data, "--split", "train", "--max-images", 2, "--json", *CPU)
+    assert "few was trained on split train: recalls on train" in result.stderr
     result = run_cli("inspect", scenes_corpus_dir, "--split", "train+val", "--json")
     assert json.loads(result.stdout)["splits"]["train+val"]["images"] == 40

@@ -194,12 +194,14 @@ def run_evaluation(
 
 
 def _training_split(ref: str, corpus: Corpus) -> str | None:
-    """The split that a run was trained on, if it shares images with this one; None also if that is unknown, as after --max-images."""
+    """The split that a run was trained on, if it shares images with this one."""
     path = Path(ref, "run.json")
     inputs: dict[str, Any] = artifacts.read_document(path, hint="restore it").get("inputs", {}) if path.exists() else {}
     split = inputs.get("split", "")
     try:
-        is_same = share_split(corpus.split, split) and Corpus.open(corpus.folder, split).fingerprint == inputs.get("corpus")
+        is_same = share_split(corpus.split, split) and Corpus.open(corpus.folder, split, inputs.get("images")).fingerprint == inputs.get(
+            "corpus"
+        )
     except CorpusError:  # another data set, whose splits have the same names
         return None
     return split if is_same else None

@@ -359,6 +359,7 @@ def _facts(training: _Training) -> dict[str, Any]:
     return {
         "corpus": opened.corpus.fingerprint,
         "split": opened.corpus.split,
+        "images": opened.corpus.num_images,
         "cache": None if opened.scores is None else opened.scores.plan,
         "start": training.model.digest,
         "precision": options.compute.precision,
