@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from transformers import (
     AlignConfig,
     AutoModel,
@@ -70,6 +72,16 @@ def _align(text: dict[str, Any]) -> tuple[Any, Any]:
 
 
 DUALS = {"CLIP": _clip, "MetaCLIP 2": _metaclip, "SigLIP": _siglip, "SigLIP 2": _siglip2, "Chinese-CLIP": _chinese_clip, "ALIGN": _align}
+
+
+def save_sentence_transformer(captions: list[str], folder: Path, *, with_dense: bool) -> Path:
+    """The folder of a SentenceTransformer over a CLIP, as that library saves it; with or without a layer behind the CLIP."""
+    transformer = Transformer(str(save_dual("CLIP", captions, folder / "clip")), processor_kwargs={"backend": "pil"})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(9)
+        modules = [transformer, *([Dense(in_features=8, out_features=6)] if with_dense else []), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(folder / "sentences"), create_model_card=False)
+    return folder / "sentences"
 
 
 def save_dual(kind: str, captions: list[str], folder: Path) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from duals import DUALS, save_dual
+from duals import DUALS, save_dual, save_sentence_transformer
 from encoders import make_pair, save_text, save_vision
 from matching import make_blip, make_blip2, make_bridgetower
 from official import load_meter
@@ -63,8 +63,11 @@ FAMILIES: dict[str, Any] = {
     **{kind: partial(saved_dual, kind) for kind in DUALS},
     **{kind: partial(saved_open_clip, kind) for kind in ("open_clip SigLIP", "open_clip with BERT")},
 }
-READ_ONLY: dict[str, Any] = {"CrossEncoder": lambda captions, folder: models.load(save_reranker(folder / "reranker", captions))}
-"""Families that are teachers and re-rankers only, by their name in `load_save.FAMILIES`: neither trained nor saved."""
+READ_ONLY: dict[str, Any] = {
+    "CrossEncoder": lambda captions, folder: models.load(save_reranker(folder / "reranker", captions)),
+    "SentenceTransformer": lambda captions, folder: models.load(save_sentence_transformer(captions, folder, with_dense=True)),
+}
+"""Families that are teachers and re-rankers only, by their name in `load_save.FAMILIES`: they are not trained."""
 VARIANTS: dict[str, Any] = {
     **FAMILIES,
     "co-attention over timm": lambda captions, folder: make_pair(captions, folder, "timm map", "distilbert"),

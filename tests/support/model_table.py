@@ -12,6 +12,7 @@ from paths import DOCS
 from dcdctl.core import models
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models import folders, load_save
+from dcdctl.core.models.towers import TrainedParts
 
 PAGE = DOCS / "models.md"
 BEGIN, END = "<!-- models: written by tests/support/model_table.py -->\n", "<!-- /models -->"
@@ -23,6 +24,7 @@ TESTED = {
     "dcdctl-co-attention": "METER: equal to the outputs of the official code on its tiny checkpoints; other pairs: " + OWN,
     "dcdctl-encoder-dual": OWN,
     "open_clip": "equal to open_clip's own vectors, random weights; no published weights tried",
+    "SentenceTransformer": "equal to `SentenceTransformer.encode`, a CLIP with a dense layer, random weights; no published weights tried",
     "CrossEncoder": "equal to `CrossEncoder.predict` one pair at a time, a Qwen3-VL with random weights; no published weights tried",
 }
 """How each family was tested, by model_type; the others are compared with the library that they come from."""
@@ -31,6 +33,7 @@ SOURCES = {
     "dcdctl-encoder-dual": "a run over frozen encoders",
     "open_clip": "folder or Hub id of open_clip",
     "CrossEncoder": "folder or Hub id of sentence-transformers that reads images",
+    "SentenceTransformer": "folder or Hub id of sentence-transformers that embeds images and texts",
 }
 """What is loaded, where it is no folder of transformers."""
 
@@ -63,9 +66,10 @@ def table(by_type: dict[str, Any]) -> str:
 
 
 def _student(model: Any) -> str:
-    if model.kind == "dual":
-        return "dual"
     try:
+        if model.kind == "dual":
+            model.set_trained(TrainedParts())
+            return "dual"
         model.student([0])
     except ModelError:
         return "no"

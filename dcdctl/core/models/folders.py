@@ -9,7 +9,7 @@ from typing import Any
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, MODULES_FILE = "config.json", "modules.json"
 OPEN_CLIP, OPEN_CLIP_FILE = "open_clip", "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = (
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth"),
@@ -18,24 +18,35 @@ OPEN_CLIP_WEIGHTS = (
 """Names of weights, in the order in which open_clip looks for them."""
 CROSS_ENCODER, SENTENCE_TRANSFORMERS_FILE = "CrossEncoder", "config_sentence_transformers.json"
 """The `model_type` in that file; config.json has the type of the network inside."""
-DECIDING = (CONFIG_FILE, OPEN_CLIP_FILE, SENTENCE_TRANSFORMERS_FILE)
+SENTENCE_TRANSFORMER = "SentenceTransformer"
+MODULE_CONFIG_FILE = "sentence_bert_config.json"
+"""The settings of the first module."""
+DECIDING = (CONFIG_FILE, OPEN_CLIP_FILE, SENTENCE_TRANSFORMERS_FILE, MODULES_FILE, MODULE_CONFIG_FILE)
 """The files that decide the type."""
+SAME_VECTORS = frozenset(
+    {"clip", "metaclip_2", "siglip", "siglip2", "chinese_clip", "align", "vision-text-dual-encoder", "dcdctl-encoder-dual"}
+)
+"""Types of networks whose own vectors a SentenceTransformer without further modules gives."""
 
 
 def holds_model(folder: Path) -> bool:
     """Whether a folder has one of the files that `type_of` reads."""
-    # The network of a cross-encoder may be in a folder of its own.
-    return any((folder / name).is_file() for name in (CONFIG_FILE, OPEN_CLIP_FILE)) or is_cross_encoder(folder)
+    # The networks of sentence-transformers may be in folders of their own.
+    return any((folder / name).is_file() for name in (CONFIG_FILE, OPEN_CLIP_FILE, MODULES_FILE)) or is_cross_encoder(folder)
 
 
 def type_of(folder: Path) -> str | None:
     """The type of the model in a folder; None if config.json does not give it. ModelError for a file that cannot be read.
 
-    A folder that both transformers and open_clip read, as LAION's are, is one of transformers.
+    A folder that both transformers and open_clip read, as LAION's are, is one of transformers. A SentenceTransformer has the type of its
+    network if it gives that network's own vectors, or embeds texts alone.
     """
     if is_cross_encoder(folder):
         return CROSS_ENCODER
-    found = _read(folder / CONFIG_FILE).get("model_type")
+    network = network_folder(folder)
+    found = _read(network / CONFIG_FILE).get("model_type")
+    if (folder / MODULES_FILE).is_file() and _embeds_images(folder, network) and not _is_network_alone(folder, found):
+        return SENTENCE_TRANSFORMER
     if found is None and (folder / OPEN_CLIP_FILE).is_file():
         return OPEN_CLIP
     return found if isinstance(found, str) else None
@@ -45,6 +56,56 @@ def open_clip_weights(names: Iterable[str]) -> list[str]:
     """The file of weights that open_clip reads among these; all files of weights, if none has a name that it prefers."""
     found = [name for name in names if "/" not in name and Path(name).suffix in (".safetensors", ".bin", ".pth", ".pt")]
     return next(([name] for name in OPEN_CLIP_WEIGHTS if name in found), sorted(found))
+
+
+def network_folder(folder: Path) -> Path:
+    """The folder of the first network: that of a SentenceTransformer's first module, else the folder itself."""
+    path = next((str(module.get("path", "")) for module in _modules(folder)), "")
+    return folder / path if not files.escapes_root(path) and (folder / path / CONFIG_FILE).is_file() else folder
+
+
+def is_sentence_transformer(folder: Path) -> bool:
+    """Whether a folder is a SentenceTransformer, of whatever inputs."""
+    return (folder / MODULES_FILE).is_file() and not is_cross_encoder(folder)
+
+
+def module_types(folder: Path) -> list[str]:
+    """The dotted names of the classes of a SentenceTransformer's modules."""
+    return [str(module.get("type", "")) for module in _modules(folder)]
+
+
+def _modules(folder: Path) -> list[dict[str, Any]]:
+    """The entries of modules.json, empty if there is no such file. ModelError if it is no list of tables."""
+    path = folder / MODULES_FILE
+    if not path.is_file():
+        return []
+    entries = files.read_json(path, kind=list, error=ModelError, hint="save the model again")
+    if not (entries and all(isinstance(entry, dict) for entry in entries)):
+        raise ModelError(f"{path} is no list of modules", hint="save the model again")
+    return entries
+
+
+def _embeds_images(folder: Path, network: Path) -> bool:
+    """Whether the first module of a SentenceTransformer reads images, as far as its files tell."""
+    settings, config = _read(network / MODULE_CONFIG_FILE), _read(network / CONFIG_FILE)
+    modalities = settings.get("modality_config")
+    names = modalities if isinstance(modalities, dict) else {"image"} if "vision_config" in config else {}
+    return bool({"image", "message"} & set(names)) or module_types(folder)[0].endswith((".CLIPModel", ".Router"))
+
+
+def _is_network_alone(folder: Path, model_type: object) -> bool:
+    """Whether the vectors of a SentenceTransformer are those of its network, except for their lengths."""
+    first, *others = (name.rpartition(".")[2] for name in module_types(folder))
+    settings, prompts = _read(network_folder(folder) / MODULE_CONFIG_FILE), _read(folder / SENTENCE_TRANSFORMERS_FILE)
+    methods = {name: each.get("method") for name, each in (settings.get("modality_config") or {}).items() if isinstance(each, dict)}
+    return (
+        model_type in SAME_VECTORS
+        and first in ("Transformer", "CLIPModel")
+        and set(others) <= {"Normalize"}
+        and all(method == f"get_{name}_features" for name, method in methods.items())
+        # Such settings cut or change captions, and may cut vectors.
+        and not any((settings.get("max_seq_length"), prompts.get("default_prompt_name"), prompts.get("truncate_dim")))
+    )
 
 
 def is_cross_encoder(folder: Path) -> bool:

@@ -69,13 +69,17 @@ def fetch_more(ref: str, folder: Path, choose: Callable[[Sequence[str]], Sequenc
 
 
 def weights_among(paths: Sequence[str]) -> list[str]:
-    """The files of weights that transformers reads, safetensors if there are any.
+    """The files of weights that transformers reads, of each folder the safetensors if there are any.
 
-    >>> weights_among(["model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "2_Dense/model.safetensors"])
-    ['model.safetensors', '2_Dense/model.safetensors']
+    >>> weights_among(["model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "2_Dense/pytorch_model.bin"])
+    ['model.safetensors', '2_Dense/pytorch_model.bin']
     """
-    found = ([path for path in paths if pattern.fullmatch(path)] for pattern in _WEIGHTS)
-    return next((some for some in found if some), [])
+    chosen: list[str] = []
+    for folder in dict.fromkeys(path.rpartition("/")[0] for path in paths):
+        inside = [path for path in paths if path.rpartition("/")[0] == folder]
+        found = ([path for path in inside if pattern.fullmatch(path)] for pattern in _WEIGHTS)
+        chosen += next((some for some in found if some), [])
+    return chosen
 
 
 def _parts(ref: str) -> tuple[str, str | None]:

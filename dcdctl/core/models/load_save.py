@@ -22,7 +22,7 @@ from dcdctl.core.models import families, folders, hub, official, plugins, publis
 from dcdctl.core.models.checkpoint import check_finite, read_checkpoint
 from dcdctl.core.models.dual_scorer import DualScorer
 from dcdctl.core.models.families import python_function
-from dcdctl.core.models.folders import CONFIG_FILE, CROSS_ENCODER, OPEN_CLIP
+from dcdctl.core.models.folders import CONFIG_FILE, CROSS_ENCODER, OPEN_CLIP, SENTENCE_TRANSFORMER
 from dcdctl.core.models.official import meter as official_meter
 from dcdctl.core.models.official import vilt as official_vilt
 from dcdctl.core.models.overrides import Overrides, check_no_cross_encoder, parse_overrides, read_overrides
@@ -58,6 +58,7 @@ FAMILIES = {
     "bridgetower": Family("fusion", "bridgetower"),
     CROSS_ENCODER: Family("fusion", "cross_encoder"),
     OPEN_CLIP: Family("dual", "open_clip"),
+    SENTENCE_TRANSFORMER: Family("dual", "sentence_transformer"),
 }
 """Families by the type of a folder's model (`folders.type_of`). A model is saved by its own `save_network`."""
 DUAL_TYPES = frozenset(name for name, family in FAMILIES.items() if family.kind == "dual")
@@ -292,6 +293,9 @@ def _family(folder: Path, ref: str | Path, kind: Kind | None = None) -> Family |
     if model_type is None:
         raise ModelError(f"{ref} has no model_type in {CONFIG_FILE}", hint=ACCEPTED)
     family = FAMILIES.get(model_type) or plugins.find(model_type)
+    if family is None and folders.is_sentence_transformer(folder):
+        found = f"{ref} is a SentenceTransformer over a {model_type}, which embeds texts alone"
+        raise ModelError(found, hint="name it as candidates.model; a dual encoder embeds images and texts")
     if family is None:
         raise ModelError(f"{ref} is a {model_type} model, a family that is not known here", hint=ALWAYS_OPEN)
     if kind not in (None, family.kind):
@@ -312,8 +316,9 @@ def _load_folder(folder: Path, family: Family | plugins.Plugin, overrides: Mappi
     saved = _read_settings(folder)
     if family is not FAMILIES[CROSS_ENCODER]:
         check_no_cross_encoder(read_overrides(overrides), folder)
-    with hub_errors(str(folder), hint=ACCEPTED if saved is None else REMAKE):
-        return family.load(str(folder), overrides, saved)
+    source = folder if family is FAMILIES[SENTENCE_TRANSFORMER] else folders.network_folder(folder)
+    with hub_errors(str(source), hint=ACCEPTED if saved is None else REMAKE):
+        return family.load(str(source), overrides, saved)
 
 
 def _read_settings(folder: Path) -> dict[str, Any] | None:

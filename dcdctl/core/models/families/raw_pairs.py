@@ -185,6 +185,19 @@ class RawPairScorer(FusionModel):
         return ModelError(f"{self.noun} {problem}", hint=hint)
 
 
+def pictures_of(images: ImageBatch) -> list[Image.Image]:
+    """The images of a batch that `RawPreprocess` made."""
+    assert images.pixel_mask is not None
+    mask_IHW, pixels_IHW3 = images.pixel_mask.cpu(), images.pixel_values.cpu().permute(0, 2, 3, 1)
+    sizes = [(int(mask[0].sum()), int(mask[:, 0].sum())) for mask in mask_IHW]
+    return [Image.fromarray(pixels[:height, :width].numpy()) for (width, height), pixels in zip(sizes, pixels_IHW3, strict=True)]
+
+
+def captions_of(texts: TextBatch) -> list[str]:
+    """The captions of a batch that `RawPreprocess` made."""
+    return [_text(ids[:, None], mask) for ids, mask in zip(texts.input_ids.cpu(), texts.attention_mask.cpu().bool(), strict=True)]
+
+
 def _image(tokens_N3: Tensor) -> Image.Image:
     width, height = (int.from_bytes(bytes(side), "big") for side in tokens_N3[:HEADER].tolist())
     pixels = tokens_N3[HEADER : HEADER + width * height].reshape(height, width, 3)

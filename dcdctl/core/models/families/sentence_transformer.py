@@ -1,0 +1,195 @@
+"""Models of sentence-transformers that embed images and texts, as dual encoders that are not trained here.
+
+`SentenceTransformer.encode` computes the vectors: images and captions reach it as they are, and it preprocesses them itself. A folder whose
+only network is a CLIP or one of its relatives is no such model: it is loaded by the family of that network (`folders.network_folder`).
+
+Shape letters: I images, T texts, D length of the vectors.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Never, cast
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dcdctl.core.errors import ModelError, require_extra
+from dcdctl.core.models.checkpoint import check_complete
+from dcdctl.core.models.dual import DualModel, unit_vectors
+from dcdctl.core.models.families.raw_pairs import RawPreprocess, captions_of, pictures_of
+from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
+from dcdctl.core.models.folders import MODULES_FILE, SENTENCE_TRANSFORMER, module_types
+from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
+from dcdctl.core.models.preprocess import hub_errors, num_text_positions
+from dcdctl.core.models.protocols import ExportSpec, ImageBatch, States, TextBatch
+from dcdctl.core.models.towers import TrainedParts
+
+HINT = "use it for eval, index, candidates.model, or as a teacher; start a student from a CLIP or SigLIP of transformers or open_clip"
+
+
+class ByteTokens:
+    """The bytes of a caption where a tokenizer of transformers is expected; none of them is special or unknown."""
+
+    all_special_ids: tuple[int, ...] = ()
+    unk_token_id = None
+
+    def __call__(self, text: str, verbose: bool = True) -> dict[str, list[int]]:
+        """The bytes of a text."""
+        return {"input_ids": list(text.encode())}
+
+
+class SentenceTransformerDual(DualModel):
+    """Embeds images and captions with a SentenceTransformer; `ref` is where it was loaded from, for messages."""
+
+    preprocess: RawPreprocess  # type: ignore[assignment]
+
+    def __init__(self, encoder: nn.Module, ref: str) -> None:
+        super().__init__(encoder, RawPreprocess(tokenizer=ByteTokens()))  # type: ignore[arg-type]
+        self.ref = ref
+        # One image and one caption show whether the processor reads both.
+        image, text = self._encode([{"image": Image.new("RGB", (64, 64))}]), self._encode([{"text": "a"}])
+        if image.shape != text.shape:
+            raise ModelError(f"{ref} embeds images in {image.shape[1]} numbers and texts in {text.shape[1]}")
+        self._width = text.shape[1]
+
+    @property
+    def encoder(self) -> Any:
+        """The SentenceTransformer."""
+        return self.network
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The modules and their settings, and the configuration of a network of transformers."""
+        modules = [[type(module).__name__, module.get_config_dict()] for module in self.encoder]
+        network = getattr(self.encoder[0], "model", None)
+        return {"model_type": SENTENCE_TRANSFORMER, "modules": modules, "network": network.config.to_dict() if network is not None else {}}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All further settings that decide a vector, those of the processor among them."""
+        encoder, processor = self.encoder, self.encoder[0].processor
+        tokenizer = getattr(processor, "tokenizer", processor)
+        return {
+            "kind": "dual",
+            "prompts": encoder.prompts,
+            "default_prompt": encoder.default_prompt_name,
+            "truncate_dim": encoder.truncate_dim,
+            "max_seq_length": encoder.max_seq_length,
+            "processor": [type(processor).__name__, processor_settings(processor) if hasattr(processor, "to_dict") else {}],
+            # The classes with and without torchvision have the same settings and differ in some pixels.
+            "image_processor": type(getattr(processor, "image_processor", None)).__name__,
+            "tokenizer": tokenizer_settings(tokenizer),
+        }
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length D of the vectors."""
+        return self._width
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """1: sentence-transformers compares vectors by their cosine alone."""
+        return torch.ones((), device=self.calibration.offset.device)
+
+    def embed_images(self, images: ImageBatch | States) -> Tensor:
+        """Unit vectors, I x D. ValueError for features."""
+        if isinstance(images, States):
+            raise ValueError("this dual encoder takes images, not the features of an encoder")
+        return self._encode([{"image": picture} for picture in pictures_of(images)])
+
+    def embed_texts(self, texts: TextBatch | States) -> Tensor:
+        """Unit vectors, T x D. ValueError for features."""
+        if isinstance(texts, States):
+            raise ValueError("this dual encoder takes captions, not the features of an encoder")
+        return self._encode([{"text": caption} for caption in captions_of(texts)])
+
+    def _encode(self, inputs: list[dict[str, Any]]) -> Tensor:
+        # As dictionaries: a caption that is the path or the address of an image would be read as that image.
+        vectors: Tensor = self.encoder.encode(inputs, batch_size=len(inputs), convert_to_tensor=True, show_progress_bar=False)
+        # A copy, because the library computes in inference mode, whose tensors take no part in a loss.
+        return unit_vectors(vectors.clone())
+
+    @property
+    def _encoder_modules(self) -> tuple[nn.Module, ...]:
+        return (self.encoder,)
+
+    def set_trained(self, parts: TrainedParts) -> Never:
+        """ModelError: such a model is not trained here."""
+        raise ModelError(f"{self.ref} is a model of sentence-transformers, which cannot be trained here", hint=HINT)
+
+    def set_dropout(self, probability: float) -> Never:
+        """ModelError: such a model is not trained here."""
+        self.set_trained(TrainedParts())
+
+    def checkpoint_activations(self) -> Never:
+        """ModelError: such a model is not trained here."""
+        self.set_trained(TrainedParts())
+
+    def export_spec(self) -> ExportSpec:
+        """No class of transformers: sentence-transformers reads the saved folder."""
+        return ExportSpec()
+
+    def save_network(self, folder: Path, *, half: bool = False) -> None:
+        """Write the folder of a SentenceTransformer."""
+        encoder = copy.deepcopy(self.encoder).half() if half else self.encoder
+        with _quietly():
+            encoder.save_pretrained(str(folder), create_model_card=False)
+
+
+def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> SentenceTransformerDual:
+    """The model of a SentenceTransformer's folder; `table` are the user's overrides, of which it takes none.
+
+    MissingError if sentence-transformers is not installed; ModelError for a model of texts alone, for modules with code of their own, and
+    for a setting. No code of the folder is run.
+    """
+    overrides = read_overrides(table)
+    check_no_text_encoder(overrides, ref)
+    for name in ("image_size", "max_text_len", "tokenizer", "num_attention_heads"):
+        if getattr(overrides, name) is not None:
+            raise ModelError(f"{ref} is a model of sentence-transformers, whose {name} is its own", hint="leave that setting out")
+    if foreign := [name for name in module_types(Path(ref)) if not name.startswith("sentence_transformers.")]:
+        raise ModelError(f"{ref} has a module {foreign[0]}, whose code is not run", hint=f"{MODULES_FILE} names it; take another model")
+    require_extra("sentence-transformers", "sentence_transformers", needed_by=f"{ref}, a model of sentence-transformers,")
+    from sentence_transformers import SentenceTransformer
+
+    with _quietly(), hub_errors(ref, hint=f"try `SentenceTransformer({ref!r})`"):
+        encoder = SentenceTransformer(
+            ref, device="cpu", trust_remote_code=False, local_files_only=True, model_kwargs={"dtype": torch.float32}
+        ).float()
+        if not {"image", "text"} <= set(encoder.modalities):
+            found = ", ".join(map(str, encoder.modalities))
+            raise ModelError(f"{ref} embeds {found} alone, and a dual encoder embeds images and texts", hint="name it as candidates.model")
+        if hasattr(network := cast(Any, encoder[0]), "model"):
+            # transformers fills missing weights with random numbers, and marks those that it has read.
+            missing = {name for name, value in network.named_parameters() if not getattr(value, "_is_hf_initialized", False)}
+            check_complete(ref, missing, "its network")
+            _cap_length(encoder, network.model.config)
+        return SentenceTransformerDual(encoder.requires_grad_(False), ref)
+
+
+def _cap_length(encoder: Any, config: Any) -> None:
+    """Cut captions at the last position of the text encoder. The library does so only where the network has one configuration."""
+    text_config = config.get_text_config()
+    if not hasattr(text_config, "max_position_embeddings"):
+        return
+    limit = num_text_positions(text_config)
+    if encoder.max_seq_length is None or encoder.max_seq_length > limit:
+        encoder.max_seq_length = limit
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the notes of sentence-transformers on its progress."""
+    logger = logging.getLogger("sentence_transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

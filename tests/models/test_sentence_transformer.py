@@ -1,0 +1,190 @@
+"""SentenceTransformers that embed images and texts: the vectors of `encode`, and a CLIP inside that is loaded as a CLIP."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from duals import save_sentence_transformer
+from encoders import save_text
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch.testing import assert_close
+
+from dcdctl.core import models, scoring
+from dcdctl.core.errors import ModelError
+from dcdctl.core.models import folders
+
+CAPTIONS = ["a dog runs over grass", "two people", "a man with a red hat stands before a house and looks at the sea", "a dog"]
+SIZES = [(50, 70), (64, 31), (32, 32), (97, 40)]
+
+
+@pytest.fixture(scope="module")
+def photos():
+    rng = np.random.default_rng(4)
+    return [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in SIZES]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return save_sentence_transformer(CAPTIONS, tmp_path_factory.mktemp("plain"), with_dense=False)
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    return save_sentence_transformer(CAPTIONS, tmp_path_factory.mktemp("dense"), with_dense=True)
+
+
+@torch.no_grad()
+def vectors_of(model, images, texts):
+    return model.embed_images(model.preprocess.images(images)), model.embed_texts(model.preprocess.texts(texts))
+
+
+def own_vectors(folder, images, texts, **options):
+    encoder = SentenceTransformer(str(folder), device="cpu", **options)
+    return tuple(torch.from_numpy(encoder.encode(inputs, normalize_embeddings=True)) for inputs in (images, texts))
+
+
+def assert_equal_and_varied(found, expected):
+    assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert all(len(vectors.round(decimals=3).unique(dim=0)) == 4 for vectors in found)
+
+
+def edit(folder, tmp_path, name, change):
+    """A copy of a folder with a changed JSON file."""
+    shutil.copytree(folder, tmp_path / "edited")
+    path = tmp_path / "edited" / name
+    table = json.loads(path.read_text())
+    change(table)
+    path.write_text(json.dumps(table))
+    return tmp_path / "edited"
+
+
+def test_vectors_equal_those_of_encode_whatever_the_size_of_a_batch(dense, photos):
+    model = models.load_dual(dense)
+    found, expected = vectors_of(model, photos, CAPTIONS), own_vectors(dense, photos, CAPTIONS)
+    assert_equal_and_varied(found, expected)
+    alone = vectors_of(model, photos[1:2], CAPTIONS[2:3])
+    assert_close(alone, (expected[0][1:2], expected[1][2:3]), rtol=1e-4, atol=1e-5)
+    assert model.embedding_dim == 6
+    assert (float(model.logit_scale), model.logit_bias) == (1.0, None)
+
+
+def test_a_caption_longer_than_the_model_reads_is_cut(dense):
+    model = models.load_dual(dense)
+    texts_TD = vectors_of(model, [Image.new("RGB", (8, 8))], ["two people " * 40, "two people " * 50])[1]
+    assert_close(texts_TD[0], texts_TD[1])
+
+
+def test_a_caption_that_is_the_path_of_an_image_is_read_as_text(dense, photos, tmp_path):
+    path = tmp_path / "photo.png"
+    photos[0].save(path)
+    model = models.load_dual(dense)
+    images_ID, texts_TD = vectors_of(model, photos[:1], [str(path)])
+    assert not torch.allclose(images_ID, texts_TD, atol=1e-3)
+
+
+def test_a_network_alone_is_loaded_by_its_own_family(plain, photos):
+    model = models.load_dual(plain)
+    assert folders.type_of(plain) == "clip"
+    assert_equal_and_varied(vectors_of(model, photos, CAPTIONS), own_vectors(plain, photos, CAPTIONS, processor_kwargs={"backend": "pil"}))
+    assert model.export_spec().model_class == "CLIPModel"
+
+
+def test_a_network_in_a_folder_of_its_own_is_found(plain, photos, tmp_path):
+    folder = tmp_path / "older"
+    (folder / "0_CLIPModel").mkdir(parents=True)
+    for path in plain.iterdir():
+        if path.is_file() and path.name not in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
+            shutil.copy(path, folder / "0_CLIPModel")
+    entry = {"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}
+    (folder / "modules.json").write_text(json.dumps([entry]))
+    assert models.load_dual(folder).digest == models.load_dual(plain).digest
+    (folder / "modules.json").write_text(json.dumps([{**entry, "path": "../older/0_CLIPModel"}]))
+    with pytest.raises(ModelError):
+        models.load_dual(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("sentence_bert_config.json", lambda table: table.update(max_seq_length=4)),
+        (
+            "config_sentence_transformers.json",
+            lambda table: table.update(prompts={"query": "two "}, default_prompt_name="query"),
+        ),
+    ],
+)
+def test_settings_that_change_vectors_are_honored_and_in_the_digest(name, change, plain, photos, tmp_path):
+    folder = edit(plain, tmp_path, name, change)
+    model = models.load_dual(folder)
+    assert type(model).__name__ == "SentenceTransformerDual"
+    found = vectors_of(model, photos, CAPTIONS)
+    assert_close(found, own_vectors(folder, photos, CAPTIONS), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found[1], vectors_of(models.load_dual(plain), photos, CAPTIONS)[1], atol=1e-3)
+    twin = edit(folder, tmp_path / "twin", "sentence_bert_config.json", lambda table: table.update(max_seq_length=6))
+    assert models.load_dual(twin).digest != model.digest
+
+
+def test_a_saved_model_is_sealed_and_read_by_both_libraries(dense, photos, tmp_path):
+    model = models.load_dual(dense)
+    expected = vectors_of(model, photos, CAPTIONS)
+    models.save(model, tmp_path / "model")
+    loaded = models.load_dual(tmp_path / "model")
+    assert (loaded.digest, type(loaded)) == (model.digest, type(model))
+    assert_close(own_vectors(tmp_path / "model", photos, CAPTIONS), expected, rtol=1e-5, atol=1e-5)
+    models.save(model, tmp_path / "half", half=True)
+    assert_close(vectors_of(models.load_dual(tmp_path / "half"), photos, CAPTIONS), expected, rtol=0, atol=5e-3)
+    weights = tmp_path / "model" / "1_Dense" / "model.safetensors"
+    state = load_file(weights)
+    save_file({name: tensor + 1 for name, tensor in state.items()}, weights)
+    with pytest.raises(ModelError, match=r"1_Dense/model\.safetensors is damaged"):
+        models.load_dual(tmp_path / "model")
+
+
+def test_it_is_refused_for_training_by_name(dense):
+    model = models.load_dual(dense)
+    for train in (lambda: model.set_dropout(0.1), model.checkpoint_activations):
+        with pytest.raises(ModelError, match="is a model of sentence-transformers, which cannot be trained here; use it for eval, index"):
+            train()
+
+
+def test_a_model_of_texts_alone_is_refused_by_name_and_embeds_candidates(captions, tmp_path):
+    transformer = Transformer(save_text("bert", captions, tmp_path / "bert"))
+    SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())], device="cpu").save(str(tmp_path / "texts"))
+    with pytest.raises(
+        ModelError, match=r"texts is a SentenceTransformer over a bert, which embeds texts alone; name it as candidates\.model"
+    ):
+        models.load_dual(tmp_path / "texts")
+    embedder = scoring.load_embedder(str(tmp_path / "texts"), torch.device("cpu"))
+    assert embedder.images is None
+
+
+def test_no_code_of_a_folder_is_run(dense, tmp_path):
+    (tmp_path / "hostile.py").write_text("raise SystemExit('code ran')")
+    folder = edit(dense, tmp_path, "modules.json", lambda table: table[1].update(type="hostile.Dense"))
+    shutil.copy(tmp_path / "hostile.py", folder)
+    with pytest.raises(ModelError, match=r"has a module hostile\.Dense, whose code is not run"):
+        models.load_dual(folder)
+
+
+@pytest.mark.parametrize("name", ["image_size", "max_text_len", "tokenizer"])
+def test_it_takes_no_settings(name, dense):
+    with pytest.raises(ModelError, match=f"is a model of sentence-transformers, whose {name} is its own"):
+        models.load_dual(dense, {name: "words" if name == "tokenizer" else 8})
+
+
+def test_a_missing_weight_is_an_error(dense, tmp_path):
+    shutil.copytree(dense, tmp_path / "folder")
+    path = tmp_path / "folder" / "model.safetensors"
+    state = load_file(path)
+    del state["visual_projection.weight"]
+    save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 parameters of its network: .*visual_projection\.weight"):
+        models.load_dual(tmp_path / "folder")
