@@ -91,7 +91,7 @@ class Index:
     def model(self) -> Path:
         """The folder of the dual encoder that made the vectors; MissingError if it is gone."""
         folder = self.folder / "model"
-        if not (folder / "config.json").is_file():
+        if not (folder / "dcdctl.json").is_file():
             hint = f"copy it to {folder}, or index again"
             raise MissingError(f"the index {self.folder} lacks its model {self.fingerprint[:8]}", hint=hint)
         return folder
