@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -42,6 +42,19 @@ RanksFile = Annotated[
     Path | None, typer.Option("--ranks", help="Also write the ranks to this file.", callback=check_output_file, metavar="FILE")
 ]
 
+Dims = Annotated[
+    str | None, typer.Option("--dims", help="Compare only the first N numbers of each vector; with --vector-table a list.", metavar="N,...")
+]
+Vectors = Annotated[
+    Literal["float32", "int8", "binary"], typer.Option("--vectors", help="Compare vectors by these codes, as an index does.")
+]
+Rescore = Annotated[
+    int | None, typer.Option("--rescore", help="With int8 or binary: score the first N again by float32 vectors.", min=1, metavar="N")
+]
+VectorTable = Annotated[
+    bool, typer.Option("--vector-table", help="Only print what shorter, int8 and binary vectors cost, from one embedding of the split.")
+]
+
 RECALLS = ("R@1", "R@5", "R@10")
 
 
@@ -61,17 +74,25 @@ def evaluate(
     eccv: Eccv = False,
     out: OutFolder = None,
     ranks: RanksFile = None,
+    dims: Dims = None,
+    vectors: Vectors = "float32",
+    rescore: Rescore = None,
+    vector_table: VectorTable = False,
     json: Json = False,
 ) -> None:
     """Measure the retrieval of a model or a cascade. Recall with intervals, mAP@R, median rank; time per depth of a cascade."""
     from dcdctl.core import devices
     from dcdctl.core.devices import Compute
-    from dcdctl.core.evaluation import EvalJob, EvalOptions, SplitChoice, run_evaluation
+    from dcdctl.core.evaluation import EvalJob, EvalOptions, FormChoice, SplitChoice, run_evaluation, run_vector_table
 
     choice = SplitChoice(data, split, protocol, max_images)
     sets = {"model_sets": tuple(model_set or ()), "rerank_sets": tuple(rerank_set or ())}
-    job = EvalJob(model=model, choice=choice, rerank=rerank, depth=depth, with_eccv=eccv, **sets)
+    forms = FormChoice(dims=dims, kind=vectors, rescore=rescore)
+    job = EvalJob(model=model, choice=choice, rerank=rerank, depth=depth, with_eccv=eccv, forms=forms, **sets)
     options = EvalOptions(compute=Compute(device=devices.choose(device), batch_size=batch_size, features=features))
+    if vector_table:
+        table = run_vector_table(job, options, out=out, ranks=ranks, track=bar, say=note)
+        return show_json(table) if json else _show_vector_table(table)
     outcome = run_evaluation(job, options, out=out, ranks=ranks, track=bar, on_workload=_show_workload, say=note)
     if json:
         return show_json(outcome.document)
@@ -105,6 +126,26 @@ def _show(document: dict[str, Any]) -> None:
         _show_depths(document)
     if "eccv_caption" in document:
         _show_eccv(document)
+
+
+def _show_vector_table(document: dict[str, Any]) -> None:
+    from dcdctl.core.data import Direction
+
+    columns = ["vectors", "dims", "text R@1/5/10", "image R@1/5/10", "rsum", "change", "bytes per image"]
+    rows = [
+        [
+            row["kind"] if row["rescore"] is None else f"{row['kind']}, first {row['rescore']:,} by float32",
+            f"{row['dims']:,}",
+            *(" / ".join(f"{row[direction.key][name]:.2f}" for name in RECALLS) for direction in Direction),
+            f"{row['rsum']:.2f}",
+            f"{row['rsum_change']:+.2f}",
+            f"{row['bytes_per_image']:,}",
+        ]
+        for row in document["rows"]
+    ]
+    title = f"{document['model']} on {document['split']}, protocol {document['protocol']['name']}: "
+    caption = "Change: of rsum, from float32 at full width. Bytes: what a search reads per image, without the float vectors of candidates."
+    show_table(f"{title}{document['images']:,} images, {document['captions']:,} captions", columns, rows, caption=caption)
 
 
 def _show_depths(document: dict[str, Any]) -> None:

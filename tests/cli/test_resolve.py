@@ -205,6 +205,15 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("DUAL", r"candidates\.relative_margin is for .* cache.*; leave it out", {**KL, "--set": "candidates.relative_margin=0.1"}),
         Mistake("DUAL", r"teachers\.weights has 2 numbers, and there are 1 teachers", {**KL, "--set": "teachers.weights=[1, 2]"}),
     ],
+    ("eval", "--dims"): [
+        Mistake("many", r"--dims must be a number.* got many; for example --dims 64,128"),
+        Mistake("8,16", r"--dims 8,16 names several widths, .*; add --vector-table"),
+    ],
+    ("eval", "--vectors"): [
+        Mistake("int4", r"'int4'", code=2),
+        Mistake("float32", r"--rescore 5 .* --vectors is float32; add --vectors int8", {"--rescore": "5"}),
+        Mistake("int8", r"--vector-table measures all kinds.*; leave --vectors", {"--vector-table": ""}),
+    ],
     ("search", "--depth"): [],
     ("serve", "--depth"): [],
     ("index", "--split"): [Mistake("absent", r"split 'absent'.*; .*train, val, test", {"--images": "CORPUS"})],

@@ -80,6 +80,7 @@ class TableDual(nn.Module):
 
     def __init__(self, image_ID: Tensor, text_TD: Tensor) -> None:
         super().__init__()
+        self.embedding_dim = image_ID.shape[1]
         self.preprocess, self.image_ID, self.text_TD = Preprocess(), image_ID, text_TD
         self.logit_scale = torch.tensor(10.0)
 

@@ -1,5 +1,5 @@
 from .compare import ComparisonReport, PairwiseComparison, RankShift, System, compare_systems
-from .evaluate import EvalJob, evaluate_model, run_evaluation
+from .evaluate import EvalJob, evaluate_model, run_evaluation, run_vector_table
 from .files import CASCADE_FILES, MODEL_FILES, Answers, EvalResult, write_evaluation
 from .protocols import SplitChoice
 from .rankers import EvalOptions
@@ -7,6 +7,7 @@ from .ranks import RankTable
 from .recall import KS
 from .result import EvalSummary, Evaluation, Figure, evaluation_document
 from .significance import LEVEL, Comparison, Estimate, Estimates, Interval, compare_ranks
+from .vectors import FormChoice
 
 __all__ = [
     "CASCADE_FILES",
@@ -24,6 +25,7 @@ __all__ = [
     "EvalSummary",
     "Evaluation",
     "Figure",
+    "FormChoice",
     "Interval",
     "PairwiseComparison",
     "RankShift",
@@ -35,5 +37,6 @@ __all__ = [
     "evaluate_model",
     "evaluation_document",
     "run_evaluation",
+    "run_vector_table",
     "write_evaluation",
 ]

@@ -75,8 +75,8 @@ class Shortlists:
         """Number of pairs at a smaller depth."""
         return len(self._pairs(depth))
 
-    def rerank(self, scores_P: NDArray[np.float32], depth: int, *, num_top: int = NUM_TOP) -> Rankings:
-        """The rankings at a depth, from the scores of all pairs."""
+    def rerank(self, scores_P: NDArray[np.float32], depth: int, *, num_top: int = NUM_TOP, margin: float = LOGIT_ROUNDING) -> Rankings:
+        """The rankings at a depth, from the scores of all pairs; scores within `margin` of a positive tie with it."""
         text, image = self.rankings.text, self.rankings.image
         pair_IK, pair_TK = self._text_pairs(self.depth), self._image_pairs(self.depth)
         is_positive_IK = self.image_T[text.top_QK[:, : self.depth]] == np.arange(len(pair_IK))[:, None]
@@ -86,8 +86,8 @@ class Shortlists:
             return scores_P[np.searchsorted(self.pair_P, pair_QK)]
 
         return Rankings(
-            rerank(text, scores(pair_IK), is_positive_IK, depth, margin=LOGIT_ROUNDING, num_top=num_top),
-            rerank(image, scores(pair_TK), is_positive_TK, depth, margin=LOGIT_ROUNDING, num_top=num_top),
+            rerank(text, scores(pair_IK), is_positive_IK, depth, margin=margin, num_top=num_top),
+            rerank(image, scores(pair_TK), is_positive_TK, depth, margin=margin, num_top=num_top),
         )
 
     def _pairs(self, depth: int) -> NDArray[np.int64]:

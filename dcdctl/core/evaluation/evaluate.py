@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dcdctl.core import artifacts, files, models
 from dcdctl.core.data import Corpus, share_split
 from dcdctl.core.errors import ConfigError, CorpusError, ModelError
-from dcdctl.core.evaluation import eccv, rankers, ranks, recall, result
+from dcdctl.core.evaluation import eccv, rankers, ranks, recall, result, vectors
 from dcdctl.core.evaluation.files import check_copy, file_names, result_folder, write_evaluation, write_ranks
 from dcdctl.core.evaluation.protocols import Fold, Protocol, SplitChoice, folds_of, open_split
 from dcdctl.core.evaluation.rankers import EvalOptions, OnWorkload, RankingTask
 from dcdctl.core.evaluation.ranks import Rankings, RankTable
 from dcdctl.core.evaluation.result import Evaluation, Kind
+from dcdctl.core.evaluation.vectors import FormChoice, VectorForm
 from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.progress import Say, Track, silent, unsaid
 
@@ -38,9 +39,12 @@ def evaluate_model(
     """Rank every caption for every image and every image for every caption; `rerank` orders the first candidates again.
 
     `on_workload` receives the number of pairs and an estimate of the time, by a short trial, before a fusion scorer scores them.
-    ModelError if `rerank` is given with a fusion scorer, or stored features with a model that reads none.
+    ModelError if `rerank` is given with a fusion scorer, stored features with a model that reads none, or a form of vectors with anything
+    but a dual encoder alone.
     """
     started = time.perf_counter()
+    if options.form != VectorForm() and (model.kind == "fusion" or rerank is not None):
+        raise _no_vectors()
     task = RankingTask(corpus, options, folds_of(corpus, options.protocol), track, on_workload)
     if options.compute.features is not None and model.kind == "dual" and model.encoders is None and rerank is None:
         raise ModelError("a dual encoder's features are its vectors, which are computed only once anyway", hint="leave --features out")
@@ -64,6 +68,7 @@ def evaluate_model(
         protocol=options.protocol,
         depth=options.depths[-1] if kind == "cascade" else None,
         depths=ranked.depths,
+        form=options.form,
         features=None if options.compute.features is None else "float16",
         pairs_scored=ranked.num_pairs,
         seconds=time.perf_counter() - started,
@@ -94,6 +99,8 @@ class EvalJob:
     """Settings of the model, such as "image_size=384"."""
     with_eccv: bool = False
     """Also measure ECCV Caption and CrissCrossed Captions."""
+    forms: FormChoice = field(default_factory=FormChoice)
+    """How the vectors of a dual encoder are compared."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,7 @@ def resolve(job: EvalJob, options: EvalOptions, out: Path | None = None, ranks: 
     ModelError for a reference that names nothing, ConfigError for a wrong setting of the model or a wrong depth, MissingError if
     ECCV Caption is asked for and not installed, InputError if the results cannot be written.
     """
-    options = _with_depths(options, job)
+    options = replace(_with_depths(options, job), form=job.forms.single)
     overrides, rerank_overrides = models.parse_overrides(job.model_sets), models.parse_overrides(job.rerank_sets, "rerank-set")
     try:
         models.check_ref(job.model, overrides)
@@ -142,7 +149,10 @@ def resolve(job: EvalJob, options: EvalOptions, out: Path | None = None, ranks: 
         raise ConfigError("--rerank-set sets up a re-ranker, and there is none", hint="add --rerank REF")
     if job.with_eccv:
         eccv.load_package()
-    folder = result_folder(job.model, out)
+    if options.form != VectorForm() and job.rerank is not None:
+        raise _no_vectors()
+    # Results by other vectors are not those of the run, and would replace them there.
+    folder = result_folder(job.model, out) if options.form == VectorForm() else out
     if folder is not None:
         artifacts.run_of(folder)  # an error before any work if the run's own run.json is damaged
     for path in (folder, options.compute.features):
@@ -173,9 +183,7 @@ def run_evaluation(
     plan = resolve(job, options, out, ranks)
     # Before the model is loaded: of two evaluations into one folder, the second fails at once.
     with _claimed(plan.folder):
-        corpus, protocol = open_split(job.choice)
-        if (trained := _training_split(job.model, corpus)) is not None:
-            say(f"{job.model} was trained on split {trained}: recalls on {corpus.split} do not show how it does on other images")
+        corpus, protocol = _open_split(job, say)
         # Before the weights, because it may refuse the corpus, and it decides how many candidates are kept.
         judge = _judge(corpus, protocol) if job.with_eccv else None
         num_top = options.num_top if judge is None else max(options.num_top, judge.num_top)
@@ -191,6 +199,58 @@ def run_evaluation(
         if ranks is not None:
             write_ranks(ranks, evaluation, corpus)
     return EvalOutcome(document, plan.folder)
+
+
+def run_vector_table(
+    job: EvalJob,
+    options: EvalOptions,
+    *,
+    out: Path | None = None,
+    ranks: Path | None = None,
+    track: Track = silent,
+    say: Say = unsaid,
+) -> dict[str, Any]:
+    """What shorter and quantized vectors cost, from one embedding of the split: a JSON-able document with a row for each form.
+
+    The widths are those of the job; without any, those of `loss.dims` in the recipe of a run, or else halves of the full width.
+
+    Raises what `resolve` raises before anything is opened; ModelError for a fusion scorer.
+    """
+    if (job.forms.kind, job.rerank, job.with_eccv, out, ranks) != ("float32", None, False, None, None):
+        message = "--vector-table measures all kinds of vectors of one model, and writes no file"
+        raise ConfigError(message, hint="leave --vectors, --rerank, --eccv, --out and --ranks out")
+    plan = resolve(replace(job, forms=FormChoice()), options)
+    widths = job.forms.widths or vectors.trained_widths(job.model)
+    corpus, protocol = _open_split(job, say)
+    model = models.load(job.model, plan.overrides, track)
+    if model.kind != "dual":
+        raise _no_vectors()
+    forms = vectors.forms_of(model.embedding_dim, widths, job.forms.rescore)
+    task = RankingTask(corpus, replace(options, protocol=protocol), folds_of(corpus, protocol), track, None)
+    ranked = rankers.rank_by_forms(model, forms, task)
+    return {
+        "model": job.model,
+        "split": corpus.split,
+        "images": corpus.num_images,
+        "captions": corpus.num_captions,
+        "protocol": {"name": protocol.name, "folds": protocol.num_folds, "ties": "count against the positive"},
+        "corpus_fingerprint": corpus.fingerprint,
+        "rows": vectors.table_rows(forms, ranked),
+    }
+
+
+def _no_vectors() -> ModelError:
+    return ModelError(
+        "forms of vectors are those of a dual encoder alone", hint="leave --dims, --vectors, --rescore and --vector-table out"
+    )
+
+
+def _open_split(job: EvalJob, say: Say) -> tuple[Corpus, Protocol]:
+    """The split of a job and its protocol; says so if the model was trained on the split."""
+    corpus, protocol = open_split(job.choice)
+    if (trained := _training_split(job.model, corpus)) is not None:
+        say(f"{job.model} was trained on split {trained}: recalls on {corpus.split} do not show how it does on other images")
+    return corpus, protocol
 
 
 def _training_split(ref: str, corpus: Corpus) -> str | None:

@@ -14,8 +14,8 @@ Shape letters: I images, T texts (captions), P pairs, D dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import numpy as np
@@ -27,14 +27,16 @@ from dcdctl.core.config import Ascending, AtLeast, NotEmpty, check_fields
 from dcdctl.core.data import Corpus
 from dcdctl.core.devices import ON_CPU, Compute
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.evaluation import cascade, ranks, recall
+from dcdctl.core.evaluation import cascade, recall
 from dcdctl.core.evaluation.cascade import DepthResult, Shortlists
 from dcdctl.core.evaluation.protocols import WHOLE, Fold, Protocol
 from dcdctl.core.evaluation.ranks import NUM_TOP, RankCounter, Rankings
+from dcdctl.core.evaluation.vectors import VectorForm, rank_vectors
 from dcdctl.core.models import DualEncoder, FusionScorer
 from dcdctl.core.progress import Advance, Track
 from dcdctl.core.scoring import LOGIT_ROUNDING, PairScorer, Workload, dual_embedder, embed_all, open_source
 
+ALL_NUMBERS = VectorForm()
 OnWorkload = Callable[[Workload], None]
 """Receives the cost of scoring, before a fusion scorer starts."""
 
@@ -49,6 +51,8 @@ class EvalOptions:
     compute: Compute = ON_CPU
     num_top: int = NUM_TOP
     """Candidates of each query that are kept."""
+    form: VectorForm = field(default_factory=VectorForm)
+    """dual: how its vectors are compared."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -84,7 +88,18 @@ class RankingResult:
 
 def rank_by_dual(model: DualEncoder, task: RankingTask) -> RankingResult:
     """Rank by the cosines of a dual encoder."""
-    return RankingResult(_rank_embeddings(*_embed(model, task), task, task.options.num_top))
+    (folds,) = rank_by_forms(model, [task.options.form], task)
+    return RankingResult(folds)
+
+
+def rank_by_forms(model: DualEncoder, forms: Sequence[VectorForm], task: RankingTask) -> list[list[Rankings]]:
+    """The rankings of each fold, for each form of vectors, from one embedding of the split. ConfigError for a form that is too wide."""
+    widest = max((form.dims for form in forms if form.dims is not None), default=None)
+    if widest is not None and widest > model.embedding_dim:
+        message = f"--dims is {widest}, and the vectors of the model have {model.embedding_dim} numbers"
+        raise ConfigError(message, hint=f"at most --dims {model.embedding_dim}")
+    image_ID, text_TD = _embed(model, task)
+    return [_rank_embeddings(image_ID, text_TD, task, task.options.num_top, form) for form in forms]
 
 
 def rank_by_fusion(scorer: FusionScorer, task: RankingTask) -> RankingResult:
@@ -135,12 +150,13 @@ def _embed(model: DualEncoder, task: RankingTask) -> tuple[Tensor, Tensor]:
     return vectors.images_ID, vectors.texts_TD
 
 
-def _rank_embeddings(image_ID: Tensor, text_TD: Tensor, task: RankingTask, num_top: int) -> list[Rankings]:
+def _rank_embeddings(image_ID: Tensor, text_TD: Tensor, task: RankingTask, num_top: int, form: VectorForm = ALL_NUMBERS) -> list[Rankings]:
     return [
-        ranks.rank_embeddings(
+        rank_vectors(
             image_ID[fold.images.start : fold.images.stop],
             text_TD[fold.texts.start : fold.texts.stop],
             task.image_T(fold),
+            form,
             num_top=num_top,
         )
         for fold in task.folds

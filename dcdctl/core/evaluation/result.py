@@ -19,6 +19,7 @@ from dcdctl.core.evaluation.protocols import Protocol
 from dcdctl.core.evaluation.ranks import Rankings, RankTable
 from dcdctl.core.evaluation.recall import KS, Recalls
 from dcdctl.core.evaluation.significance import Interval
+from dcdctl.core.evaluation.vectors import VectorForm
 
 Kind = Literal["dual", "fusion", "cascade"]
 RESAMPLES = 10_000
@@ -42,6 +43,8 @@ class Evaluation:
     """cascade: candidates per query that are re-ranked."""
     depths: tuple[DepthResult, ...]
     """cascade: each of several depths; empty for one depth."""
+    form: VectorForm
+    """dual: how its vectors were compared."""
     features: Literal["float16"] | None
     """Number type of the stored encoder outputs; None if none were read."""
     pairs_scored: int
@@ -88,6 +91,7 @@ def evaluation_document(evaluation: Evaluation, model_name: str, split: str) -> 
             "depth": evaluation.depth,
             "features": evaluation.features,
             "ties": "count against the positive",
+            **({} if evaluation.form == VectorForm() else {"vectors": evaluation.form.to_document()}),
         },
         "pairs_scored": evaluation.pairs_scored,
         "seconds": evaluation.seconds,
