@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dcdctl.core.export import Exported
 
 OutFolder = Annotated[Path, typer.Argument(help="New folder to write.", metavar="OUT")]
-To = Annotated[str, typer.Option("--to", help="transformers, sentence-transformers or onnx (docs/export.md).", metavar="FORMAT")]
+To = Annotated[str, typer.Option("--to", help="transformers, sentence-transformers, open-clip or onnx (docs/export.md).", metavar="FORMAT")]
 Data = Annotated[
     Path | None,
     typer.Option("--data", help="Corpus to check the export on; by default that of the evaluation, or scenes.", metavar="DIR"),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-from duals import save_sentence_transformer
+from duals import save_dual, save_sentence_transformer
 from open_clips import save_open_clip
+from paths import DOCS
+from PIL import Image
 from sentence_transformers import SentenceTransformer
 from typer.testing import CliRunner
 
@@ -117,10 +120,31 @@ def test_a_student_of_sentence_transformers_is_refused_by_name(folders, scenes_c
     assert "is a model of sentence-transformers, which cannot be trained here; use it for eval, index, candidates.model" in result.stderr
 
 
-def test_an_export_names_the_library_that_reads_the_folder(folders, tmp_path):
-    for kind in KINDS:
-        result = invoke("export", folders[kind], tmp_path / "out", "--to", "transformers")
+def test_an_export_is_a_folder_of_the_library_with_a_card(folders, tmp_path, monkeypatch):
+    for kind, to in (("open_clip", "open-clip"), ("sentence-transformers", "sentence-transformers")):
+        run_cli("export", folders[kind], tmp_path / to, "--to", to)
+        images, texts = [Image.effect_noise((50, 40), 90).convert("RGB")], ["a red star", "a blue square"]
+        np.testing.assert_allclose(
+            own_scores(kind, tmp_path / to, images, texts), own_scores(kind, folders[kind], images, texts), atol=1e-5
+        )
+        assert "fp32 cosine at least 1.00000" in (tmp_path / to / "README.md").read_text()
+        if kind == "open_clip":  # the code of the card, which docs/export.md shows too
+            images[0].save(tmp_path / "photo.png")
+            code = re.findall(r"```python\n(.*?)```", (tmp_path / to / "README.md").read_text(), re.DOTALL)[0]
+            page = re.findall(r"```python\n(import open_clip.*?)```", (DOCS / "export.md").read_text(), re.DOTALL)[0]
+            assert code == page.replace("dual-openclip", "open-clip")
+            monkeypatch.chdir(tmp_path)
+            exec(code, space := {})
+            torch.testing.assert_close(
+                space["images"], models.load_dual(to).embed_images(models.load_dual(to).preprocess.images(images)).detach()
+            )
+        assert models.load_dual(tmp_path / to).digest == models.load_dual(folders[kind]).digest
+        result = invoke("export", folders[kind], tmp_path / "out", "--to", "onnx")
         assert result.exit_code == 1
-        assert "is no model of transformers, and cannot be exported to transformers; `dcdctl convert" in result.stderr
-        run_cli("convert", folders[kind], tmp_path / kind)
-        assert models.load_dual(tmp_path / kind).digest == models.load_dual(folders[kind]).digest
+        assert f"is a model of {to}, and cannot be exported to onnx; export it with --to {to}" in result.stderr
+
+
+def test_a_model_of_transformers_is_no_folder_of_open_clip(corpus, tmp_path):
+    result = invoke("export", save_dual("CLIP", corpus.captions[:20], tmp_path / "clip"), tmp_path / "out", "--to", "open-clip")
+    assert result.exit_code == 1
+    assert "clip is no model of open_clip, which cannot read it; export it with --to transformers" in result.stderr

@@ -143,7 +143,7 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--batch-sizes": [Mistake("x", r"'x' is not a list of whole numbers, such as 1,8,32", code=2)],
     "--gallery-sizes": [Mistake("x", r"'x' is not a list of whole numbers, such as 1,8,32", code=2)],
     "--budget": [Mistake("0", r"budget_s must be above 0, got 0")],
-    "--to": [Mistake("absent", r"--to .*absent.*transformers, sentence-transformers, onnx")],
+    "--to": [Mistake("absent", r"--to .*absent.*transformers, sentence-transformers, open-clip, onnx")],
     "--license": [Mistake("No Name", r"--license .*No Name.*; for example apache-2.0")],
     "--push-to-hub": [Mistake("absent", r"--push-to-hub .*absent.*OWNER/NAME")],
     "--thumbnails": [Mistake("absent", r"'absent'", code=2)],

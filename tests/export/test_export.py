@@ -246,7 +246,7 @@ def job_of(sources, tmp_path, **changes) -> ExportJob:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"to": "gguf"}, ConfigError, "--to gguf is not a format; known: transformers, sentence-transformers, onnx"),
+        ({"to": "gguf"}, ConfigError, "--to gguf is not a format; known: transformers, sentence-transformers, open-clip, onnx"),
         (
             {"license": "Apache License 2"},
             ConfigError,

@@ -55,10 +55,10 @@ def table(by_type: dict[str, Any]) -> str:
         model = by_type[model_type]
         source = SOURCES.get(model_type, "folder or Hub id of transformers")
         export = f"`{model.export_spec().model_class}`" if model.export_spec().model_class else "read by dcdctl only"
-        if model_type in READ_ONLY:
+        if model_type == folders.CROSS_ENCODER:
             export = "no"
-        if model_type == folders.OPEN_CLIP:
-            export = "`dcdctl convert`, read by open_clip"
+        if library := model.export_spec().library:
+            export = f"`--to {library}`"
         rows.append(
             f"| `{model_type}` | {source} | yes, {family.kind} | {_student(model)} | {export} | {TESTED.get(model_type, LIBRARY)} |"
         )

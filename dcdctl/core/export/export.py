@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from dcdctl.core import files, models
 from dcdctl.core.errors import ConfigError, ModelError
-from dcdctl.core.export import check, hub, model_card, to_onnx, to_sentence_transformers, to_transformers, usage
+from dcdctl.core.export import check, hub, model_card, to_onnx, to_open_clip, to_sentence_transformers, to_transformers, usage
 from dcdctl.core.export.check import Check, Samples
 from dcdctl.core.export.hub import Push
 from dcdctl.core.export.to_onnx import INT8
@@ -24,6 +24,12 @@ from dcdctl.core.progress import Track, silent
 from dcdctl.core.report import MissingPart
 
 FORMATS: tuple[Format, ...] = get_args(Format)
+_EMBED = {
+    "transformers": to_transformers.embed,
+    "sentence-transformers": to_sentence_transformers.embed,
+    to_open_clip.EXTRA: to_open_clip.embed,
+}
+"""What embeds samples by a library alone, from an exported folder."""
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
@@ -124,6 +130,8 @@ def resolve(job: ExportJob) -> ExportPlan:
         to_sentence_transformers.require()
     if to == "onnx":
         models.require_onnx()
+    if to == to_open_clip.EXTRA:
+        to_open_clip.require()
     overrides = models.parse_overrides(job.model_sets)
     models.check_ref(job.ref, overrides)
     _check_folder(job.out)
@@ -140,8 +148,12 @@ def _check_folder(out: Path) -> None:
 def _check_kind(model: Model, to: Format, ref: str) -> None:
     """ModelError for a fusion model in a format of vectors, and for a dual encoder that only its own library reads."""
     if model.kind == "dual" and not model.export_spec().model_class:
-        hint = f"`dcdctl convert {ref} OUT` writes a folder that its own library reads"
-        raise ModelError(f"{ref} is no model of transformers, and cannot be exported to {to}", hint=hint)
+        if model.export_spec().library == to:
+            return
+        own = model.export_spec().library
+        raise ModelError(f"{ref} is a model of {own}, and cannot be exported to {to}", hint=f"export it with --to {own}")
+    if to == to_open_clip.EXTRA:
+        raise ModelError(f"{ref} is no model of open_clip, which cannot read it", hint="export it with --to transformers")
     if model.kind == "dual" or to == "transformers":
         return
     reason = "has no vectors" if to == "sentence-transformers" else "does not export to ONNX: its shapes depend on the data"
@@ -156,6 +168,8 @@ def _write(model: Model, to: Format, folder: Path, with_int8: bool) -> None:
     assert model.kind == "dual"  # `_check_kind`
     if to == "onnx":
         to_onnx.write(model, folder, with_int8=with_int8)
+    elif to == to_open_clip.EXTRA:
+        to_open_clip.write(model, folder)
     else:
         to_sentence_transformers.write(model, folder)
         models.seal_again(folder)
@@ -173,14 +187,14 @@ def _checks(model: Model, to: Format, folder: Path, samples: Samples, with_int8:
             check.compare_vectors(precision, to_onnx.embed(folder, model, samples, precision), original, hint=hint)
             for precision, hint in hints.items()
         )
-    embed = to_sentence_transformers.embed if to == "sentence-transformers" else to_transformers.embed
+    embed = _EMBED[to]
     return (check.compare_vectors("fp32", embed(folder, model, samples), original, hint="nothing was written"),)
 
 
 def _card_content(model: Model, to: Format, job: ExportJob, checks: tuple[Check, ...], samples: Samples) -> model_card.CardContent:
     name = job.out.resolve().name if job.push is None else job.push.repo
     spec = model.export_spec()
-    library = to if spec.model_class else "dcdctl"
+    library = to if spec.model_class or spec.library else "dcdctl"
     task = None if model.kind == "fusion" else "sentence-similarity" if to == "sentence-transformers" else "feature-extraction"
     notes: tuple[str, ...] = ()
     if spec.code and to != "onnx":

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dcdctl.core import files
+from dcdctl.core import files, models
 from dcdctl.core.errors import MissingError, install_command, require_extra
 from dcdctl.core.export import to_transformers
 from dcdctl.core.export.check import Samples, Vectors
@@ -42,6 +42,9 @@ def require() -> None:
 
 def write(model: DualEncoder, folder: Path) -> None:
     """Write into a new folder."""
+    if model.export_spec().library == EXTRA:
+        models.save(model.export_copy(), folder)
+        return
     to_transformers.write(model, folder)
     files.write_json(folder / "modules.json", MODULES)
     table: dict[str, Any] = {"model_type": "SentenceTransformer", "prompts": {}, "similarity_fn_name": "cosine"}

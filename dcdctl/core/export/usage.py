@@ -6,7 +6,7 @@ from typing import Literal
 
 from dcdctl.core.models import ExportSpec, Model
 
-Format = Literal["transformers", "sentence-transformers", "onnx"]
+Format = Literal["transformers", "sentence-transformers", "open-clip", "onnx"]
 # backend="pil", because torchvision, if it is installed, would resize images differently than Pillow.
 _TRANSFORMERS = '''\
 import torch
@@ -43,6 +43,21 @@ model = SentenceTransformer("{name}"{trust})
 images = model.encode([Image.open("photo.png").convert("RGB")])
 texts = model.encode(["a dog in the snow"])
 scores = model.similarity(texts, images)
+"""
+_OPEN_CLIP = """\
+import open_clip
+import torch
+from PIL import Image
+
+{folder}
+model, transform = open_clip.create_model_from_pretrained("local-dir:" + folder)
+model.eval()
+tokenizer = open_clip.get_tokenizer("local-dir:" + folder)
+
+with torch.no_grad():
+    images = model.encode_image(torch.stack([transform(Image.open("photo.png").convert("RGB"))]), normalize=True)
+    texts = model.encode_text(tokenizer(["a dog in the snow"]), normalize=True)
+scores = texts @ images.T
 """
 _ONNX = '''\
 import numpy as np
@@ -130,6 +145,8 @@ def usage(model: Model, to: Format, name: str, *, is_on_hub: bool = False) -> st
         return template.format(name=name, folder=folder, logit=_logit(spec), **classes)
     if to == "sentence-transformers":
         return _SENTENCE_TRANSFORMERS.format(name=name, **trust)
+    if to == "open-clip":
+        return _OPEN_CLIP.format(folder=folder)
     if to == "onnx":
         has_timm = spec.timm_config is not None
         image_code = ", trust_remote_code=True" if has_timm else ""
@@ -150,7 +167,9 @@ def _logit(spec: ExportSpec) -> str:
 def requirements(model: Model, to: Format) -> list[str]:
     """The packages that the code needs, by their names for pip."""
     spec = model.export_spec()
-    if not spec.model_class:
+    if to == "open-clip":
+        return ["open_clip_torch>=3.3", "pillow"]
+    if not spec.model_class and not spec.library:
         return ["dcdctl"]
     own = {"transformers": ["transformers>=5", "torch"], "sentence-transformers": ["sentence-transformers>=5.4"]}
     # timm's image transform needs torchvision, which is installed with timm.

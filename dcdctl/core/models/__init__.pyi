@@ -6,6 +6,7 @@ from .dual_scorer import DualScorer, pair_products, vector_states
 from .families.coattention import FusionSize
 from .families.coattention_scorer import CoAttentionScorer
 from .families.frozen_dual import FrozenDual, new_frozen_dual
+from .families.open_clip import quiet_open_clip
 from .families.raw_pairs import RawPairScorer, RawPreprocess
 from .families.vilt import ViltScorer, ViltSize, new_vilt
 from .families.vision_text_dual import DualSize, dual_from_backbones, dual_student, new_dual
@@ -97,6 +98,7 @@ __all__ = [
     "parse_overrides",
     "prefix_vectors",
     "quantize_dynamic",
+    "quiet_open_clip",
     "require_onnx",
     "require_peft",
     "save",

@@ -251,7 +251,9 @@ class ExportSpec:
     """What reads a saved model without dcdctl."""
 
     model_class: str = ""
-    """The class of transformers, or of `code`, that reads the folder; empty if only dcdctl reads it."""
+    """The class of transformers, or of `code`, that reads the folder; empty if none does."""
+    library: str = ""
+    """The format of `dcdctl export` that the saved folder has by itself: open-clip or sentence-transformers."""
     processor_class: str = ""
     """The class of transformers that joins the tokenizer and the image processor."""
     output: str = "logits"

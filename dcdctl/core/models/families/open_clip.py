@@ -225,7 +225,7 @@ class OpenClipDual(DualModel):
 
     def export_spec(self) -> ExportSpec:
         """No class of transformers: open_clip reads the saved folder."""
-        return ExportSpec()
+        return ExportSpec(library="open-clip")
 
     def export_copy(self) -> Self:
         """The same network: its folder needs no dcdctl."""
@@ -248,7 +248,7 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     require_extra("open-clip", "open_clip", needed_by=f"{ref}, a model of open_clip,")
     overrides, folder = read_overrides(table), Path(ref)
     _check_overrides(overrides, ref)
-    with hub_errors(ref, hint=HINT), _quietly():
+    with hub_errors(ref, hint=HINT), quiet_open_clip():
         config = files.read_json(folder / OPEN_CLIP_FILE, error=ModelError, hint=HINT)
         if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config.get("model_cfg", {})):
             raise ModelError(f"{folder / OPEN_CLIP_FILE} has no model_cfg with embed_dim, vision_cfg and text_cfg", hint=HINT)
@@ -338,7 +338,7 @@ def _image_config(network: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quiet_open_clip() -> Iterator[None]:
     """Without open_clip's messages about its progress. For those, Python would also set up a handler of the root logger."""
     silent, before = logging.NullHandler(), logging.root.manager.disable
     logging.root.addHandler(silent)

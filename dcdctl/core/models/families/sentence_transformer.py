@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Never, cast
+from typing import Any, Never, Self, cast
 
 import torch
 from PIL import Image
@@ -133,7 +133,11 @@ class SentenceTransformerDual(DualModel):
 
     def export_spec(self) -> ExportSpec:
         """No class of transformers: sentence-transformers reads the saved folder."""
-        return ExportSpec()
+        return ExportSpec(library="sentence-transformers")
+
+    def export_copy(self) -> Self:
+        """The same model: its folder needs no dcdctl."""
+        return self
 
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write the folder of a SentenceTransformer."""
