@@ -34,9 +34,9 @@ def distill(
     model_set: options.ModelSet = None,
     features: options.Features = None,
     device: options.Device = "auto",
-    precision: options.Precision = "fp32",
+    precision: options.TrainingPrecision = "auto",
     workers: options.Workers = 0,
-    accumulate: options.Accumulate = 1,
+    accumulate: options.Accumulate = "auto",
     checkpoint_activations: options.CheckpointActivations = False,
     wandb: options.Wandb = None,
     resume: options.Resume = False,
@@ -48,12 +48,12 @@ def distill(
     from dcdctl.cli.views.training import show_preview, view
     from dcdctl.core import devices
     from dcdctl.core.devices import Compute
-    from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, preview, train
+    from dcdctl.core.training import InputRefs, TrainingJob, preview, train
 
     job = TrainingJob("distill", recipe, sets or [], out, resume)
     refs = InputRefs(data=data, split=split, max_images=max_images, caches=cache or [], teachers=teacher or [], model_set=model_set or [])
-    compute = Compute(device=devices.choose(device), precision=devices.precision(precision), workers=workers, features=features)
-    settings = TrainingOptions(compute=compute, micro_batches=accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
+    compute = Compute(device=devices.choose(device), workers=workers, features=features)
+    settings = options.training_options(compute, precision, accumulate, checkpoint_activations, wandb)
     if dry_run:
         return show_preview(preview(job, refs, settings, track=bar))
     run = train(job, refs, options=settings, track=bar, watch=view, say=note)

@@ -6,10 +6,15 @@ Typer reads the options of a command from its signature, so each command lists t
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from dcdctl.core.devices import Compute
+    from dcdctl.core.training import TrainingOptions
 
 RENAMED = {
     ("bench", "--headline"): "--reference-gallery",
@@ -85,6 +90,33 @@ def check_precision(name: str) -> str:
     return name
 
 
+def check_training_precision(name: str) -> str:
+    """Callback of `--precision` of a training, which may be auto."""
+    return name if name == "auto" else check_precision(name)
+
+
+def check_accumulate(text: str) -> str:
+    """Callback of `--accumulate`: a usage error for anything but auto and a number of at least 1."""
+    if text != "auto" and not (text.isdecimal() and int(text)):
+        raise typer.BadParameter(f"expected auto or a number of at least 1, got {text!r}", param_hint="--accumulate")
+    return text
+
+
+def training_options(compute: Compute, precision: str, accumulate: str, checkpoint_activations: bool, wandb: str | None) -> TrainingOptions:
+    """Where and how to train; a trial of the first step chooses what is auto."""
+    from dcdctl.core import devices
+    from dcdctl.core.training import TrainingOptions
+
+    return TrainingOptions(
+        compute=replace(compute, precision=devices.precision("fp32" if precision == "auto" else precision)),
+        micro_batches=1 if accumulate == "auto" else int(accumulate),
+        tries_micro_batches=accumulate == "auto",
+        tries_precision=precision == "auto",
+        checkpoint_activations=checkpoint_activations,
+        wandb=wandb,
+    )
+
+
 def announce_code(ref: str | None) -> str | None:
     """Callback of an option that names a model: one line on stderr if it names Python code, which runs."""
     if ref is not None and CODE.fullmatch(ref) and not Path(ref).exists():
@@ -143,6 +175,15 @@ Device = Annotated[
 Precision = Annotated[
     str, typer.Option("--precision", help="fp32, or bf16 or fp16 if the hardware supports it.", callback=check_precision, metavar="NAME")
 ]
+TrainingPrecision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="auto (bf16 on a GPU where a step is faster in it, else fp32), fp32, or bf16 or fp16 if the hardware supports it.",
+        callback=check_training_precision,
+        metavar="NAME",
+    ),
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Images, captions or pairs in one forward pass.", min=1, metavar="N")]
 PairBatchSize = Annotated[
     int | None,
@@ -151,8 +192,13 @@ PairBatchSize = Annotated[
 Workers = Annotated[int, typer.Option("--workers", help="Processes that read and decode images ahead.", min=0, metavar="N")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads of torch; by default torch decides.", min=1, metavar="N")]
 Accumulate = Annotated[
-    int,
-    typer.Option("--accumulate", help="Split each batch into N micro-batches to save memory (same loss).", min=1, metavar="N"),
+    str,
+    typer.Option(
+        "--accumulate",
+        help="Split each batch into N micro-batches to save memory (same loss); auto doubles N from 1 until the first step fits.",
+        callback=check_accumulate,
+        metavar="N",
+    ),
 ]
 CheckpointActivations = Annotated[
     bool, typer.Option("--checkpoint-activations", help="Recompute activations instead of storing them: less memory, more time.")

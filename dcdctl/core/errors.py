@@ -110,10 +110,10 @@ def as_user_error(error: BaseException, path: Path | None = None, *, kind: type[
     if number in _NO_ROOM or (_is_of_library(error) and _FAILED_WRITE.search(str(error))):
         found = f"there is no room left{where}" if number else f"{name or 'a file'} cannot be written, perhaps because the disk is full"
         return kind(found, hint=_MAKE_ROOM)
-    if _GPU_MEMORY.search(str(error)) and isinstance(error, RuntimeError):
-        hint = "use a smaller --batch-size; in a training, --accumulate N or --checkpoint-activations"
+    if _is_gpu_out_of_memory(error):
+        hint = "use a smaller --batch-size or --precision bf16; in a training, also --accumulate N or --checkpoint-activations"
         return kind("the GPU has too little memory for this", hint=hint)
-    if isinstance(error, MemoryError) or number == errno.ENOMEM or (isinstance(error, RuntimeError) and _CPU_MEMORY.search(str(error))):
+    if number == errno.ENOMEM or is_out_of_memory(error):
         hint = "use a smaller --batch-size or fewer --workers, or a machine with more memory"
         return kind(f"there is too little memory{where}", hint=hint)
     # A missing file without a name, or one of an unnamed library, is a bug.
@@ -122,6 +122,18 @@ def as_user_error(error: BaseException, path: Path | None = None, *, kind: type[
     if number == errno.ENOENT and name is not None and Path(name).is_symlink():
         return kind(f"{name} is a link to {Path(name).readlink()}, which does not exist", hint="mend the link")
     return kind(f"{name or 'a file'} cannot be used: {os.strerror(number)}", hint=_OS_HINTS[number])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python or torch says that memory ran out, of a GPU or of the machine."""
+    is_of_cpu = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _CPU_MEMORY.search(str(error)) is not None)
+    return is_of_cpu or _is_gpu_out_of_memory(error)
+
+
+def _is_gpu_out_of_memory(error: BaseException) -> bool:
+    # By name, because this module does not import torch; other libraries raise plain RuntimeErrors.
+    is_named = type(error).__name__ == "OutOfMemoryError" and isinstance(error, RuntimeError)
+    return is_named or (isinstance(error, RuntimeError) and _GPU_MEMORY.search(str(error)) is not None)
 
 
 def _is_of_library(error: BaseException) -> bool:

@@ -93,6 +93,10 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("cuda:77", r"device cuda:77 .*; try --device cpu"),
     ],
     "--precision": [Mistake("int9", r"precision .*fp32, bf16, fp16.*int9; .+")],
+    "--accumulate": [
+        Mistake("0", r"--accumulate: expected auto or a number of at least 1, got '0'", code=2),
+        Mistake("many", r"--accumulate: expected auto or a number of at least 1, got 'many'", code=2),
+    ],
     "--set": [SETTING, Mistake("nonsense", r"--set \w+ key=value, got 'nonsense'; for example --set")],
     "--model-set": [
         Mistake("image_sise=9", r"unknown key model-set\.image_sise; known keys here: image_size"),

@@ -79,6 +79,13 @@ class _Batches(torch.utils.data.Dataset[Batch]):
         self._epoch = -1
         check_size(config, plan)
 
+    def with_plan(self, plan: MicroBatchPlan) -> Self:
+        """The same batches in other micro-batches; ConfigError if they have fewer rows than micro-batches."""
+        check_size(self.config, plan)
+        batches = copy.copy(self)
+        batches.plan = replace(plan, by_side=self.plan.by_side)
+        return batches
+
     def with_vectors(self, teachers: EmbeddedScores | None) -> Self:
         """The same batches with the vectors of dual teachers, which embed the corpus before the first batch is read."""
         batches = copy.copy(self)

@@ -17,7 +17,7 @@ from torch import nn
 from dcdctl.core import distributed, files, scoring
 from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import Compute
-from dcdctl.core.errors import ConfigError, StaleError
+from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import FusionScorer, ImageBatch, Model, TextBatch
 from dcdctl.core.progress import Say, Track, Watch, silent, step_bar, unsaid
 from dcdctl.core.scoring import CorpusSource, Source
@@ -31,16 +31,18 @@ from dcdctl.core.teacher import (
     measure_spread,
     read_caches,
 )
-from dcdctl.core.training import initial_model, loggers, loop, negatives, runs, validation
+from dcdctl.core.training import initial_model, loggers, loop, negatives, runs, trial, validation
 from dcdctl.core.training.batch import UNSPLIT, MicroBatchPlan
 from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches, TrainingBatches, check_size
 from dcdctl.core.training.fit import DualTeachers, Fit, Preview, measure_fit
+from dcdctl.core.training.grad_cache import StepInfo
 from dcdctl.core.training.inputs import TrainingInputs, check_teachers, embeds_corpus, scores_batches
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.objective import PairObjective
-from dcdctl.core.training.recipe import LORA, LossConfig, Recipe, load_recipe
+from dcdctl.core.training.recipe import LossConfig, Recipe, load_recipe
 from dcdctl.core.training.refresh import refresh_cache, teacher_compute
 from dcdctl.core.training.runs import Run
+from dcdctl.core.training.trial import Trial
 from dcdctl.core.training.validation import Validation
 
 IMAGE_CACHE_BYTES = 512 * 2**20
@@ -149,9 +151,8 @@ def train(
     with distributed.lock(job.out):
         opened = _open_files(plan, inputs)
         training = _load_models(plan, opened, inputs, track)
-        batches = make_batches(training.source, plan.recipe, training.scores, options.micro_batch_plan, track).with_vectors(
-            training.vectors
-        )
+        batches = make_batches(training.source, plan.recipe, training.scores, plan.options.micro_batch_plan, track)
+        batches = batches.with_vectors(training.vectors)
         num_steps = count_steps(plan.recipe, batches.batches_per_epoch)
         schedule = _schedule(plan.recipe, num_steps, opened.scores, has_teacher=training.teacher is not None)
         _embed_for_teachers(training, track)
@@ -163,9 +164,11 @@ def train(
             say(line)
         if opened.temperature is not None:
             say(f"loss.temperature is auto: {opened.temperature:g} for these scores")
+        training, batches = _settle(training, batches, num_steps, say)
         run, batches = _start_run(training, batches, num_steps, fit, track)
         if not run.is_finished:
-            _run_steps(training, run, batches, schedule, track, watch or step_bar(track))
+            with trial.memory_errors(training.plan.options, plan.recipe.batch.size):
+                _run_steps(training, run, batches, schedule, track, watch or step_bar(track))
     return run
 
 
@@ -223,7 +226,7 @@ def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) 
     runs.check_folder(job.out, recipe, job.kind, resume=job.resume)
     if options.compute.features is not None:
         files.check_output_folder(options.compute.features)
-    return TrainingPlan(job, recipe, options, scores_batches(recipe, inputs), is_embedded)
+    return TrainingPlan(job, recipe, trial.recorded(Run(job.out), options), scores_batches(recipe, inputs), is_embedded)
 
 
 def _open_files(plan: TrainingPlan, inputs: TrainingInputs) -> _Files:
@@ -332,6 +335,20 @@ def _schedule(recipe: Recipe, num_steps: int, scores: TeacherScores | None, *, h
     return _Schedule(num_steps, steps)
 
 
+def _settle(training: _Training, batches: TrainingBatches, num_steps: int, say: Say) -> tuple[_Training, TrainingBatches]:
+    """The training and its batches with the settings that a trial of the first step chooses."""
+    plan, model = training.plan, cast(nn.Module, training.model)  # the protocol lists only the part of nn.Module that other rooms use
+    if plan.options.checkpoint_activations:
+        training.model.checkpoint_activations()
+    info = StepInfo(step=0, num_steps=num_steps, seed=plan.recipe.seed)
+    options = trial.settle(plan.options, Trial(model, batches, _objective(training), info, trial.precisions(plan.options)), say)
+    return replace(training, plan=replace(plan, options=options)), batches.with_plan(options.micro_batch_plan)
+
+
+def _objective(training: _Training) -> PairObjective:
+    return PairObjective(_resolved(training.plan.recipe.loss, training.opened.temperature))
+
+
 def _start_run(training: _Training, batches: TrainingBatches, num_steps: int, fit: Fit, track: Track) -> tuple[Run, TrainingBatches]:
     """The run, started or resumed by the main process, and the batches, with mined negatives if the recipe mines.
 
@@ -339,12 +356,13 @@ def _start_run(training: _Training, batches: TrainingBatches, num_steps: int, fi
     """
     job, recipe, options = training.plan.job, training.plan.recipe, training.plan.options
     facts, mined = {**_facts(training), **fit.inputs()}, None
+    measured = {**fit.measured(), "micro_batches": options.micro_batches}
     with distributed.main_first():
         if recipe.batch.negatives == "mined":
             mined = negatives.read_or_mine(job.out, training.source, recipe, options.compute.device, track)
         run = Run(job.out)
         if distributed.is_main():
-            run = runs.start_run(job.out, recipe, job.kind, facts, resume=job.resume, measured=fit.measured())
+            run = runs.start_run(job.out, recipe, job.kind, facts, resume=job.resume, measured=measured)
             if mined is not None:
                 negatives.save_mined(run.folder, mined, training.source.corpus, recipe)
     if mined is None:
@@ -374,15 +392,13 @@ def _facts(training: _Training) -> dict[str, Any]:
 def _run_steps(training: _Training, run: Run, batches: TrainingBatches, schedule: _Schedule, track: Track, watch: Watch) -> None:
     """Train the model, refresh the cache between the steps where the recipe asks for it, and save the model."""
     recipe, options, scores = training.plan.recipe, training.plan.options, training.scores
-    if options.checkpoint_activations:
-        training.model.checkpoint_activations()
     measured = training.opened.validation
     validate = None if measured is None else Validation(run, measured, recipe.validation, options.compute)
     train_until = functools.partial(
         loop.train,
         run,
-        cast(nn.Module, training.model),  # the protocol lists only the part of nn.Module that other rooms use
-        objective=PairObjective(_resolved(recipe.loss, training.opened.temperature)),
+        cast(nn.Module, training.model),
+        objective=_objective(training),
         config=recipe.optimizer,
         num_steps=schedule.num_steps,
         seed=recipe.seed,
@@ -425,24 +441,13 @@ def _refresh(training: _Training, run: Run, cache: TeacherScores | None, step: i
 
 def _save_model(run: Run, training: _Training, validate: Validation | None) -> None:
     """Save the trained model, or the best one by validation, in the run folder, averaged with its start if the recipe says so."""
-    model, share = training.model, training.plan.recipe.model.average_with_start
+    model = training.model
     with distributed.main_first():
         if distributed.is_main():
             if validate is not None:
                 validate.choose(model)
             if model.kind == "dual":
                 model.merge_adapters()
-            if share:
-                initial_model.average_with_start(model, _start_again(run, training), share)
+            captions, start_digest = training.opened.corpus.captions, run.facts()["inputs"]["start"]
+            initial_model.average_with_start(model, training.plan.recipe, captions, training.teacher, start_digest)
             runs.finish(run, model)
-
-
-def _start_again(run: Run, training: _Training) -> Model:
-    """The initial model, made again; StaleError if the reference names another model than when the run started."""
-    recipe = training.plan.recipe
-    unadapted = replace(recipe, model=replace(recipe.model, trained="all", trained_layers=None, lora_rank=LORA.rank, lora_alpha=LORA.alpha))
-    start = initial_model.make_model(unadapted, training.opened.corpus.captions, training.teacher)
-    if start.digest != (expected := run.facts()["inputs"]["start"]):
-        found = f"{recipe.model.start} has changed since the run started ({start.digest[:8]}, not {expected[:8]})"
-        raise StaleError(found, hint="restore it, and resume with --resume to average with it")
-    return start

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dcdctl.core import models
-from dcdctl.core.errors import ConfigError, ModelError
+from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.models import DualEncoder, FeatureSpec, FusionScorer, Model, TrainedParts
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.training.recipe import ModelConfig, Recipe
+from dcdctl.core.training.recipe import LORA, ModelConfig, Recipe
 
 
 def check(recipe: Recipe, *, has_teacher: bool) -> None:
@@ -45,8 +46,19 @@ def _trained_parts(recipe: Recipe) -> TrainedParts:
     )
 
 
-def average_with_start(model: Model, start: Model, share: float) -> None:
-    """Replace the weights w of a trained model by (1 - share) w + share w_0, where w_0 are those of its start."""
+def average_with_start(model: Model, recipe: Recipe, captions: Sequence[str], teacher: FusionScorer | None, start_digest: str) -> None:
+    """Replace the weights w of a trained model by (1 - s) w + s w_0, with the recipe's share s and the weights w_0 of its start.
+
+    The start is made again; StaleError if its digest is not that of the run's start, because the reference names another model now.
+    """
+    share = recipe.model.average_with_start
+    if not share:
+        return
+    unadapted = replace(recipe.model, trained="all", trained_layers=None, lora_rank=LORA.rank, lora_alpha=LORA.alpha)
+    start = make_model(replace(recipe, model=unadapted), captions, teacher)
+    if start.digest != start_digest:
+        found = f"{recipe.model.start} has changed since the run started ({start.digest[:8]}, not {start_digest[:8]})"
+        raise StaleError(found, hint="restore it, and resume with --resume to average with it")
     initial = start.network.state_dict()
     for name, tensor in model.network.state_dict().items():
         if tensor.is_floating_point():

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -41,10 +41,23 @@ class TrainingOptions:
     compute: Compute = ON_CPU
     micro_batches: int = 1
     """Micro-batches that each process splits its share of a batch into, to save memory. Each draws its own dropout."""
+    tries_micro_batches: bool = False
+    """Whether a trial of the first step may double `micro_batches` until a batch fits into memory (`trial.settle`)."""
+    tries_precision: bool = False
+    """Whether it may replace the precision by bfloat16, if a step is faster in it."""
     checkpoint_activations: bool = False
     """Store only the inputs of each layer and compute the layer again for the gradient: less memory, more time."""
     wandb: str | None = None
     """Weights & Biases project that also receives the logged numbers."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing to try."""
+        return not (self.tries_micro_batches or self.tries_precision)
+
+    def settled(self) -> TrainingOptions:
+        """The same options with nothing to try."""
+        return replace(self, tries_micro_batches=False, tries_precision=False)
 
     @property
     def micro_batch_plan(self) -> MicroBatchPlan:
