@@ -21,7 +21,7 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from evidence_cascade import DEPTHS, FUSION, STUDENTS, TEACHER, run_name
+from evidence_cascade import DEPTHS, DUAL, FUSION, STUDENTS, TEACHER, run_name
 from evidence_steps import SEEDS
 from numpy.typing import NDArray
 
@@ -94,6 +94,8 @@ def measure(gallery: Gallery, seeds: list[int]) -> Iterator[dict[str, Any]]:
         if fusion_IT is not None:
             yield gallery.row(FUSION, seed, None, rank_all(fusion_IT, image_T))
         for label in STUDENTS:
+            if not (gallery.work / run_name(label, seed) / "model").exists():
+                continue
             _, image_ID, text_TD = gallery.embedded(run_name(label, seed))
             deepest = max(DEPTHS)
             first = ranks.rank_embeddings(image_ID, text_TD, image_T, num_top=deepest)
@@ -176,7 +178,7 @@ def main() -> None:
     if args.only_scores:
         gallery.scores(args.only_scores)
         return
-    seeds = [seed for seed in SEEDS if all((args.work / run_name(label, seed) / "model").exists() for label in STUDENTS)]
+    seeds = [seed for seed in SEEDS if (args.work / run_name(DUAL, seed) / "model").exists()]
     rows = list(measure(gallery, seeds))
     path = RESULTS / "depths.json"
     times_ms = json.loads(path.read_text())["ms_per_query"] if path.exists() else {}

@@ -1,4 +1,4 @@
-"""The plan `scenes-cascade`: students for cascades over 500 test scenes, trained longer and on more scenes than those of the demo.
+"""The plan `scenes-cascade`: the students of the demo for cascades over 500 test scenes, and a dual student with four times the training.
 
 `cascade_depths.py` measures them, alone and as the two halves of cascades.
 """
@@ -9,12 +9,14 @@ from evidence_steps import SEEDS, Step, sets
 
 TEACHER = "scenes-vilt"
 DUAL, ALONE, FUSION = "dual", "dual without a teacher", "fusion student"
-STUDENTS = {DUAL: "dual", ALONE: "alone"}
+LONG = "dual, 4,096 scenes and 3,600 steps"
+STUDENTS = {DUAL: "dual", ALONE: "alone", LONG: "long"}
 """The dual students, with the names of their runs."""
 DEPTHS = (5, 10, 20, 30, 50, 75, 100, 150, 200, 300)
 TABLE = "Dual students of the cascades, 500 test scenes"
 DATA = ("--data", "data")
-CACHE, FUSION_CACHE = "caches/dual", "caches/fusion"
+MORE_DATA = ("--data", "more-data")
+CACHE, FUSION_CACHE, MORE_CACHE = "caches/dual", "caches/fusion", "caches/more"
 
 
 def run_name(label: str, seed: int) -> str:
@@ -24,13 +26,19 @@ def run_name(label: str, seed: int) -> str:
 
 def scenes_cascade() -> list[Step]:
     """The corpus, the caches, and three students of each seed."""
-    size = sets(counts__train=1024, counts__val=0)
+    size, more = (sets(counts__train=count, counts__val=0) for count in (1024, 4096))
     steps = [
         Step("data", "prepare", ("scenes", "--image-size", "64", *size)),
         Step(CACHE, "cache-teacher", (*DATA, "--teacher", TEACHER, "--recipe", "demo-dual"), ("data",)),
         Step(FUSION_CACHE, "cache-teacher", (*DATA, "--teacher", TEACHER, "--recipe", "demo-fusion"), ("data",)),
     ]
-    return [*steps, *(step for seed in SEEDS for step in _students(seed))]
+    steps += [step for seed in SEEDS for step in _students(seed)]
+    steps.append(Step("more-data", "prepare", ("scenes", "--image-size", "64", *more)))
+    steps.append(Step(MORE_CACHE, "cache-teacher", (*MORE_DATA, "--teacher", TEACHER, "--recipe", "demo-dual"), ("more-data",)))
+    for seed in SEEDS:
+        words = ("demo-dual", *MORE_DATA, *sets(seed=seed, optimizer__steps=3600), "--cache", MORE_CACHE)
+        steps.append(Step(run_name(LONG, seed), "distill", words, (MORE_CACHE,), TABLE, LONG, ALONE, DATA))
+    return steps
 
 
 def _students(seed: int) -> list[Step]:
