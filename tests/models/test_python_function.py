@@ -127,24 +127,20 @@ def test_a_reference_that_names_no_scorer_is_refused(module, tmp_path):
         models.load(f"{module}:brightness", {"image_size": 32})
 
 
-def test_a_function_scores_a_cache_is_verified_and_re_ranks(module, scenes_corpus_dir, tmp_path, dual):
+def test_commands_announce_the_code_and_keep_to_its_batch_size(module, scenes_corpus_dir, tmp_path, dual):
     models.save(dual, tmp_path / "dual")
 
     def run(*words):
+        words = *words, "--data", scenes_corpus_dir, "--teacher", f"{module}:Scaled", "--device", "cpu"
         result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
         assert result.exit_code == 0, result.stderr
         assert f"runs code: {module}:Scaled\n" in result.stderr
         return result.stdout
 
-    data = ["--data", scenes_corpus_dir, "--device", "cpu"]
-    words = ["cache-teacher", *data, "--teacher", f"{module}:Scaled", "--out", tmp_path / "cache", "--max-images", 8]
-    run(*words, "--recipe", "tiny-student", "--set", "candidates.per_query=3")
+    candidates = ["--recipe", "tiny-student", "--set", "candidates.per_query=3", "--max-images", 8]
+    run("cache-teacher", *candidates, "--out", tmp_path / "cache")
     assert max(sys.modules[module].Scaled.calls) == 2
-    run(*words, "--verify", 5)
-    ranking = [*data, "--split", "train", "--max-images", 8, "--json"]
-    alone = json.loads(run("eval", f"{module}:Scaled", *ranking, "--out", tmp_path / "alone"))
-    whole = ["--rerank", f"{module}:Scaled", "--depth", 40, "--out", tmp_path / "cascade"]
-    cascade = json.loads(run("eval", tmp_path / "dual", *ranking, *whole))
-    assert [cascade[name] for name in ("text_retrieval", "image_retrieval")] == [
-        alone[name] for name in ("text_retrieval", "image_retrieval")
-    ]
+    words = ["--num-images", 2, "--batch-size", 2, "--batch-sizes", "2", "--gallery-sizes", "10", "--reference-gallery", 10]
+    words += ["--budget", 0.02, "--fresh-processes", 0, "--repeats", 4, "--no-onnx", "--json"]
+    document = json.loads(run("bench", tmp_path / "dual", *words))
+    assert (document["teacher"]["kind"], document["student"]["kind"]) == ("fusion", "dual")

@@ -208,7 +208,7 @@ def _facts(model: FusionScorer | DualEncoder, bench_model: BenchModel, fresh: Fi
     return ModelFacts(
         kind=bench_model.steps.kind,
         runtime=f"torch {torch.__version__}",
-        dtype=str(next(iter(model.parameters())).dtype).removeprefix("torch."),
+        dtype=next((str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()), "unknown"),
         footprint=footprint.of_model(model, bench_model),
         first_query=fresh,
     )

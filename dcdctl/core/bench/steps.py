@@ -175,8 +175,8 @@ def timed_model(model: FusionScorer | DualEncoder, batch_size: int) -> TimedMode
 
 
 def device_of(model: FusionScorer | DualEncoder) -> torch.device:
-    """The device of the first parameter."""
-    return next(iter(model.parameters())).device
+    """The device of the first parameter; the CPU for a model without any, such as a Python function, whose own device is not known."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def inputs_for(
