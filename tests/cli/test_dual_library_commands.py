@@ -60,26 +60,6 @@ def own_scores(kind, folder, images, texts):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_recalls_and_hits_are_those_of_the_library(kind, folders, scenes_corpus_dir, tmp_path):
-    folder, corpus = folders[kind], Corpus.open(scenes_corpus_dir, "test", 6)
-    images = [corpus.image(index) for index in range(6)]
-    scores_IT = own_scores(kind, folder, images, corpus.captions)
-    data = ["--data", scenes_corpus_dir, "--max-images", 6]
-    document = json.loads(run_cli("eval", folder, *data, "--out", tmp_path / "eval", "--json", *CPU).stdout)
-    own_image_T = np.array([image for image in range(6) for _ in corpus.captions_of(image)])
-    assert document["image_retrieval"]["R@1"] == pytest.approx(100 * (scores_IT.argmax(axis=0) == own_image_T).mean())
-
-    (tmp_path / "images").mkdir()
-    for number, image in enumerate(images):
-        image.save(tmp_path / "images" / f"{number}.png")
-    run_cli("index", folder, "--images", tmp_path / "images", "--out", tmp_path / "index", *CPU)
-    found = json.loads(run_cli("search", tmp_path / "index", corpus.captions[7], "--k", 6, "--json", *CPU).stdout)
-    names = [hit["name"] for hit in found["hits"]]
-    order = np.argsort(-scores_IT[:, 7], kind="stable")
-    assert [str(name).rpartition("/")[2] for name in names] == [f"{number}.png" for number in order]
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_it_chooses_candidates_and_teaches(kind, folders, scenes_corpus_dir, tmp_path):
     folder, data = folders[kind], ["--data", scenes_corpus_dir, "--max-images", 6, *CPU]
     sets = ["candidates.kind=embedding", f"candidates.model={folder}", "candidates.per_query=3"]

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from dcdctl.core import files, models
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import DualEncoder, FusionScorer, Pairs, States, folders, load_save
+from dcdctl.core.models import DualEncoder, FusionScorer, Pairs, States
 from dcdctl.core.models.protocols import Encoders
 
 PROTOCOLS = {"fusion": FusionScorer, "dual": DualEncoder}
@@ -50,14 +50,6 @@ def members(protocol: type) -> set[str]:
         for name, value in vars(base).items()
         if (inspect.isfunction(value) or isinstance(value, property)) and not name.startswith("_") and not hasattr(torch.nn.Module, name)
     }
-
-
-def test_every_family_that_loads_has_a_builder_here(captions, tmp_path):
-    built = {name: build(captions, tmp_path / name) for name, build in FAMILIES.items()}
-    for name, model in built.items():
-        models.save(model, tmp_path / name / "model")
-    types = {folders.type_of(tmp_path / name / "model") for name in built}
-    assert types | set(READ_ONLY) == set(load_save.FAMILIES)
 
 
 @of_all_families

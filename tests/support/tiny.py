@@ -61,10 +61,15 @@ def make_wide_dual(captions: Sequence[str]) -> models.DualModel:
     return dual
 
 
-def make_corpus(folder: Path, captions: Sequence[Sequence[str]], copies: Mapping[int, int] | None = None) -> Corpus:
-    """A corpus of noise images with these captions; `copies` maps an image to an earlier one whose file it has."""
+def make_corpus(
+    folder: Path, captions: Sequence[Sequence[str]], copies: Mapping[int, int] | None = None, *, has_colors: bool = False
+) -> Corpus:
+    """A corpus of noise images with these captions; `copies` maps an image to an earlier one whose file it has.
+
+    With `has_colors` each image has a color of its own: noise alone looks the same to a network.
+    """
     rng = np.random.default_rng(0)
-    rows = [_row(rng, image, texts) for image, texts in enumerate(captions)]
+    rows = [_row(rng, image, texts, has_colors=has_colors) for image, texts in enumerate(captions)]
     for copy, original in (copies or {}).items():
         rows[copy] = replace(rows[copy], data=rows[original].data)
     folder.mkdir(parents=True)
@@ -76,9 +81,12 @@ def make_corpus(folder: Path, captions: Sequence[Sequence[str]], copies: Mapping
     return Corpus.open(folder, "train")
 
 
-def _row(rng: np.random.Generator, image: int, texts: Sequence[str]) -> CorpusRow:
+def _row(rng: np.random.Generator, image: int, texts: Sequence[str], *, has_colors: bool) -> CorpusRow:
     stream = io.BytesIO()
-    Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(stream, "PNG")
+    pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    if has_colors:
+        pixels = pixels // 4 + rng.integers(0, 191, 3, dtype=np.uint8)
+    Image.fromarray(pixels).save(stream, "PNG")
     ids = [image * 10 + k for k in range(len(texts))]
     return CorpusRow(
         image_id=f"i{image}", path=f"{image}.png", data=stream.getvalue(), width=32, height=32, captions=list(texts), caption_ids=ids

@@ -89,14 +89,11 @@ def test_a_cache_holds_scale_times_cosine_of_the_teachers_vectors(name, folders,
     assert (cache.plan["image_size_px"], cache.plan["max_text_len"]) == ((48, 12) if name == "whole" else (32, 20))
 
 
-def test_verify_finds_the_scores_of_a_dual_teacher_again(folders, cached, scenes_corpus_dir):
-    words = ["cache-teacher", "--data", scenes_corpus_dir, "--out", cached["whole"], "--verify", 50, "--device", "cpu", "--teacher"]
-    result = run_cli(*words, folders["whole"])
-    assert result.exit_code == 0, result.stderr
-    assert float(re.search(r"difference is (\S+)", result.stdout)[1]) < 1e-5
-    other = run_cli(*words, folders["frozen"])
-    assert other.exit_code == 1
-    assert "another max_text_len" in other.stderr or "another teacher" in other.stderr
+def test_verify_with_another_dual_teacher_is_refused(folders, cached, scenes_corpus_dir):
+    words = ["cache-teacher", "--data", scenes_corpus_dir, "--out", cached["whole"], "--verify", 50, "--device", "cpu"]
+    result = run_cli(*words, "--teacher", folders["frozen"])
+    assert result.exit_code == 1
+    assert "another max_text_len" in result.stderr or "another teacher" in result.stderr
 
 
 def test_stored_features_give_the_scores_of_their_vectors(folders, corpus, cached, tmp_path):
@@ -224,32 +221,6 @@ def test_a_fusion_student_has_no_start_in_a_dual_scorer(folders, corpus):
     for layers in ("[0]", "[]"):
         with pytest.raises(ModelError, match="no fusion layers"):
             initial_model.make_model(load_recipe("tiny-student", [f"model.layers={layers}"]), corpus.captions, scorer)
-
-
-@pytest.mark.parametrize("depth", [3, 7])
-def test_eval_reranks_with_a_dual_encoder_as_one_sort_of_both_scores(folders, scenes_corpus_dir, depth, tmp_path):
-    words = ["eval", folders["whole"], "--data", scenes_corpus_dir, "--rerank", folders["frozen"], "--depth", depth, "--device", "cpu"]
-    result = run_cli(*words, "--out", tmp_path / "out", "--json")
-    assert result.exit_code == 0, result.stderr
-    document, corpus = json.loads(result.stdout), Corpus.open(scenes_corpus_dir, "test")
-    first_IT, second_IT = logits_of(folders["whole"], corpus), logits_of(folders["frozen"], corpus)
-
-    is_own_IT = corpus.caption_image == np.arange(corpus.num_images)[:, None]
-
-    def recalls(first_QG: np.ndarray, second_QG: np.ndarray, is_own_QG: np.ndarray) -> dict[str, float]:
-        """Recalls of one score that puts the first `depth` above the rest, by the second model within and by the first below."""
-        scores_QG, top_QK = first_QG.copy(), np.argsort(-first_QG, axis=1)[:, :depth]
-        np.put_along_axis(scores_QG, top_QK, 1000 + np.take_along_axis(second_QG, top_QK, axis=1), axis=1)
-        best_Q1 = np.where(is_own_QG, scores_QG, -np.inf).max(axis=1, keepdims=True)
-        rank_Q = 1 + (~is_own_QG & (scores_QG >= best_Q1)).sum(axis=1)
-        return {"mean_rank": float(rank_Q.mean()), **{f"R@{k}": 100 * float((rank_Q <= k).mean()) for k in (1, 5, 10)}}
-
-    expected = {"text_retrieval": recalls(first_IT, second_IT, is_own_IT), "image_retrieval": recalls(first_IT.T, second_IT.T, is_own_IT.T)}
-    for key, measures in expected.items():
-        assert {name: document[key][name] for name in measures} == pytest.approx(measures), key
-    assert recalls(first_IT.T, first_IT.T, is_own_IT.T) != expected["image_retrieval"]
-    assert document["protocol"]["kind"] == "cascade"
-    assert document["reranker"] == str(folders["frozen"])
 
 
 def test_bench_times_two_dual_encoders_on_the_same_pairs(folders, scenes_corpus_dir):

@@ -1,0 +1,215 @@
+"""Every family through the commands, from a folder that its own library saved: cache, student, evaluation, re-ranking, index, search.
+
+All numbers are compared with the logits that the library computes from the same folder (tests/support/origins.py).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+from numpy.typing import NDArray
+from origins import ORIGINS, OWN_MODULE, Origin
+from tiny import make_corpus
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.core import models
+from dcdctl.core.data import Corpus
+from dcdctl.core.errors import ModelError
+from dcdctl.core.teacher import read_cache
+from dcdctl.core.training import runs
+
+SENTENCE = "a large red circle is left of small blue square the tiny green star sits above big pink heart there moon below brown arrow"
+WORDS = SENTENCE.split()
+CAPTIONS = [[" ".join(WORDS[i : i + 4]), " ".join(WORDS[i + 3 : i + 6 + 2 * (i % 3)])] for i in range(8)]
+"""All different, of 3, 4, 5 and 7 words."""
+DEPTH = 3
+RECIPE = """
+[candidates]
+kind = "random"
+per_query = 4
+[model]
+kind = "dual"
+start = "new"
+hidden_size = 16
+num_heads = 2
+num_layers = 1
+num_text_layers = 1
+projection_dim = 8
+image_size = 32
+vocab_size = 120
+[loss]
+terms = { kl = 1.0 }
+[batch]
+size = 4
+random_negatives = 3
+hard_negatives = 2
+[optimizer]
+lr = 1e-3
+steps = 2
+"""
+FEWER_LAYERS = ["model.kind=fusion", "model.start=teacher"]
+FEWER_LAYERS += ["batch.size=4", "batch.random_negatives=3", "batch.hard_negatives=2", "optimizer.steps=2"]
+QUERY = CAPTIONS[3][1]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A family's model in a folder, and what its library computes."""
+
+    origin: Origin
+    ref: str
+    folder: Path
+    corpus: Corpus
+
+    @cached_property
+    def logits_IT(self) -> NDArray[np.float32]:
+        """The logits of the library for all images and captions of the corpus."""
+        return self.origin.logits(self.ref, self.corpus.images(range(len(CAPTIONS))), self.corpus.captions).float().numpy()
+
+    def cli(self, *words: object, exit_code: int = 0) -> str:
+        """What a command prints, or the error of one that fails."""
+        result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+        assert result.exit_code == exit_code, result.stderr
+        return result.stderr if exit_code else result.stdout
+
+    def on_data(self, *words: object, exit_code: int = 0) -> str:
+        return self.cli(*words, "--data", self.corpus.folder, "--device", "cpu", exit_code=exit_code)
+
+    def evaluate(self, *words: object) -> dict[str, Any]:
+        return json.loads(self.on_data("eval", *words, "--split", "train", "--json"))
+
+    def search(self, model: str | Path, *words: object) -> list[dict[str, Any]]:
+        """The hits of the query in a new index of a model."""
+        index = self.folder / "index"
+        words = (*words, "-k", len(CAPTIONS), "--json", "--device", "cpu")
+        self.cli("index", model, "--images", self.corpus.folder, "--split", "train", "--out", index, "--workers", 0, "--device", "cpu")
+        return json.loads(self.cli("search", index, QUERY, *words))["hits"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Corpus:
+    """Eight images of 32 px with two captions each."""
+    return make_corpus(tmp_path_factory.mktemp("data") / "corpus", CAPTIONS, has_colors=True)
+
+
+@pytest.fixture(scope="module", params=ORIGINS)
+def made(request, corpus, tmp_path_factory) -> Iterator[Made]:
+    origin, folder = ORIGINS[request.param], tmp_path_factory.mktemp("family")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        patch.syspath_prepend(folder / "saved")  # where a user's own scorer is
+        made = Made(origin, origin.save(corpus.captions, folder / "saved"), folder, corpus)
+        if origin.settings is not None:
+            made.cli("convert", made.ref, folder / "converted", *origin.settings(corpus.captions, folder))
+            made = replace(made, ref=str(folder / "converted"))
+        (folder / "recipe.toml").write_text(RECIPE)
+        yield made
+        sys.modules.pop(OWN_MODULE, None)
+
+
+@pytest.fixture(scope="module")
+def cache(made) -> Path:
+    """The cache of the family's scores."""
+    made.on_data("cache-teacher", "--teacher", made.ref, "--recipe", made.folder / "recipe.toml", "--out", made.folder / "cache")
+    return made.folder / "cache"
+
+
+@pytest.fixture(scope="module")
+def student(made, cache) -> Path:
+    """A dual student trained on the cache."""
+    made.on_data("distill", made.folder / "recipe.toml", "--cache", cache, "--out", made.folder / "run")
+    return made.folder / "run"
+
+
+def cosines(model: Path, corpus: Corpus) -> NDArray[np.float32]:
+    """Cosines of a dual student's vectors, I x T."""
+    dual = models.load_dual(model)
+    with torch.no_grad():
+        images_ID = dual.embed_images(dual.preprocess.images(corpus.images(range(len(CAPTIONS)))))
+        return (images_ID @ dual.embed_texts(dual.preprocess.texts(corpus.captions)).T).numpy()
+
+
+def recalls(first_QG: NDArray[np.float32], second_QG: NDArray[np.float32], is_own_QG: NDArray[np.bool_]) -> dict[str, float]:
+    """Recalls of one score that puts the first `DEPTH` above the rest, by the second model within and by the first below."""
+    scores_QG, top_QK = first_QG.copy(), np.argsort(-first_QG, axis=1)[:, :DEPTH]
+    np.put_along_axis(scores_QG, top_QK, 1000 + np.take_along_axis(second_QG, top_QK, axis=1), axis=1)
+    best_Q1 = np.where(is_own_QG, scores_QG, -np.inf).max(axis=1, keepdims=True)
+    rank_Q = 1 + (~is_own_QG & (scores_QG >= best_Q1)).sum(axis=1)
+    return {"mean_rank": float(rank_Q.mean()), **{f"R@{k}": 100 * float((rank_Q <= k).mean()) for k in (1, 5, 10)}}
+
+
+def check_recalls(document: dict[str, Any], first_IT: NDArray[np.float32], second_IT: NDArray[np.float32], corpus: Corpus) -> None:
+    is_own_IT = corpus.caption_image == np.arange(len(CAPTIONS))[:, None]
+    expected = {
+        "text_retrieval": recalls(first_IT, second_IT, is_own_IT),
+        "image_retrieval": recalls(first_IT.T, second_IT.T, is_own_IT.T),
+    }
+    for key, measures in expected.items():
+        assert {name: document[key][name] for name in measures} == pytest.approx(measures), key
+
+
+def test_a_cache_holds_the_logits_of_the_library(made, cache):
+    scored = read_cache(cache, corpus=made.corpus)
+    assert min(made.logits_IT.std(axis=axis).min() for axis in (0, 1)) > 0.01
+    np.testing.assert_allclose(scored.score_P, made.logits_IT[scored.image_P, scored.text_P], rtol=1e-4, atol=1e-4)
+    verified = made.on_data("cache-teacher", "--teacher", made.ref, "--out", cache, "--verify", 5)
+    assert float(re.search(r"5 pairs scored again, the largest difference is (\S+)", verified)[1]) < 1e-4
+
+
+def test_eval_ranks_by_the_logits_of_the_library(made, student):
+    assert runs.open_run(student).metrics()[-1]["kl"] > 0
+    document = made.evaluate(student, "--rerank", made.ref, "--depth", DEPTH)
+    check_recalls(document, cosines(student, made.corpus), made.logits_IT, made.corpus)
+    assert document["reranker"] == made.ref
+    if made.origin.kind == "dual":
+        check_recalls(made.evaluate(made.ref), made.logits_IT, made.logits_IT, made.corpus)
+
+
+def test_search_ranks_by_the_logits_of_the_library(made, student):
+    text = made.corpus.captions.index(QUERY)
+    logits_I = made.logits_IT[:, text]
+    if made.origin.kind == "dual":
+        assert [hit["row"] for hit in made.search(made.ref)] == np.argsort(-logits_I).tolist()
+        return
+    hits = made.search(student, "--rerank", made.ref, "--depth", DEPTH)
+    found = np.argsort(-cosines(student, made.corpus)[:, text])
+    expected = sorted(found[:DEPTH], key=lambda image: -logits_I[image])
+    assert [hit["row"] for hit in hits] == [*expected, *found[DEPTH:]]
+    np.testing.assert_allclose([hit["reranked"] for hit in hits[:DEPTH]], logits_I[expected], rtol=1e-4, atol=1e-4)
+
+
+def test_a_dual_encoder_teaches_without_a_cache_and_a_fusion_scorer_has_a_student_of_fewer_layers(made, cache):
+    words = ["distill", made.origin.recipe or made.folder / "recipe.toml", "--teacher", made.ref, "--out", made.folder / "other"]
+    if made.origin.kind == "dual":
+        made.on_data(*words)
+        assert runs.open_run(made.folder / "other").metrics()[-1]["kl"] > 0
+        return
+    words += ["--cache", cache, *(f"--set={each}" for each in FEWER_LAYERS), f"--set=model.layers={list(made.origin.layers)}"]
+    before = student_or_refusal(models.load(made.ref), made.origin.layers)
+    if isinstance(before, str):
+        assert before in made.on_data(*words, exit_code=1)
+        return
+    made.on_data(*words)
+    after = models.load(made.folder / "other").state_dict()
+    trained = {name for name, parameter in before.named_parameters() if parameter.requires_grad}
+    assert {name for name, weight in before.state_dict().items() if not weight.equal(after[name])} == trained
+
+
+def student_or_refusal(model: models.FusionScorer, layers: Sequence[int]) -> models.FusionScorer | str:
+    """A student of some layers, or the reason why there is none."""
+    try:
+        return model.student(layers)
+    except ModelError as error:
+        return str(error)
