@@ -91,7 +91,8 @@ class Index:
     def model(self) -> Path:
         """The folder of the dual encoder that made the vectors; MissingError if it is gone."""
         folder = self.folder / "model"
-        if not (folder / "dcdctl.json").is_file():
+        # Models of open_clip have no config.json of their own.
+        if not any((folder / name).is_file() for name in ("config.json", "dcdctl.json")):
             hint = f"copy it to {folder}, or index again"
             raise MissingError(f"the index {self.folder} lacks its model {self.fingerprint[:8]}", hint=hint)
         return folder
