@@ -213,7 +213,7 @@ def commit() -> str | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--kinds", nargs="+", default=["hnsw"], choices=["hnsw", "ivf-pq"])
+    parser.add_argument("--kinds", nargs="+", default=["hnsw"], choices=["hnsw", "ivf-pq", "int8", "binary"])
     parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--queries", type=int, default=500)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,11 +25,19 @@ Remove = Annotated[
 ]
 RemoveGone = Annotated[bool, typer.Option("--remove-gone", help="Remove the images whose files no longer exist.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a search setting: kind=flat, hnsw or ivf-pq; repeatable.", metavar="KEY=VALUE")
+    list[str] | None,
+    typer.Option("--set", help="Override a search setting: kind=flat, hnsw, ivf-pq, int8 or binary; repeatable.", metavar="KEY=VALUE"),
 ]
 Precision = Annotated[
     str | None,
     typer.Option("--precision", help="Precision of a new index: fp32, or bf16 if the hardware supports it.", metavar="NAME"),
+]
+
+Dims = Annotated[
+    int | None, typer.Option("--dims", help="New index: store and search only the first N numbers of each vector.", min=1, metavar="N")
+]
+Vectors = Annotated[
+    Literal["int8", "binary"] | None, typer.Option("--vectors", help="Search by these codes, then score candidates again: --set kind=int8.")
 ]
 
 NUM_SKIPPED_SHOWN = 5
@@ -49,6 +57,8 @@ def index(
     batch_size: BatchSize = 32,
     device: Device = "auto",
     precision: Precision = None,
+    dims: Dims = None,
+    vectors: Vectors = None,
 ) -> None:
     """Make images searchable, or change an index. A dual encoder embeds the images of a folder or a corpus once."""
     from dcdctl.core import devices, search
@@ -57,8 +67,9 @@ def index(
 
     precision = None if precision is None else devices.precision(precision)
     compute = Compute(device=devices.choose(device), batch_size=batch_size, workers=workers)
+    chosen = [f"{name}={value}" for name, value in (("dims", dims), ("kind", vectors)) if value is not None]
     changes = Changes(
-        sets=tuple(sets or ()), remove=tuple(remove or ()), remove_gone=remove_gone, add=add, split=split, precision=precision
+        sets=(*(sets or ()), *chosen), remove=tuple(remove or ()), remove_gone=remove_gone, add=add, split=split, precision=precision
     )
     _show(search.run_index_job(target, changes, images=images, out=out, compute=compute, track=bar))
 

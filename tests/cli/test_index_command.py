@@ -76,7 +76,10 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
         ),
         (["RUN", "--images", "IMAGES", "--out", "NEW"], "RUN does not exist; a model is a run folder"),
         (["DUAL", "--images", "ABSENT", "--out", "NEW"], "ABSENT does not exist; --images takes a folder"),
-        (["DUAL", "--images", "IMAGES", "--out", "NEW", "--set", "kind=magic"], "kind must be one of flat, hnsw, ivf-pq, got 'magic'"),
+        (
+            ["DUAL", "--images", "IMAGES", "--out", "NEW", "--set", "kind=magic"],
+            "kind must be one of flat, hnsw, ivf-pq, int8, binary, got 'magic'",
+        ),
         (["DUAL", "--images", "IMAGES", "--out", "NEW", "--set", "hnsw.width=3"], "unknown key hnsw.width; known keys here: neighbors"),
         (["DUAL", "--images", "IMAGES", "--out", "NEW", "--precision", "fp8"], "precision must be one of fp32, bf16, fp16"),
         (["DUAL", "--images", "IMAGES", "--out", "FILE"], "is a file, a folder is expected"),

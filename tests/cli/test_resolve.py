@@ -218,6 +218,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("float32", r"--rescore 5 .* --vectors is float32; add --vectors int8", {"--rescore": "5"}),
         Mistake("int8", r"--vector-table measures all kinds.*; leave --vectors", {"--vector-table": ""}),
     ],
+    ("index", "--vectors"): [Mistake("int4", r"'int4'", code=2)],
     ("search", "--depth"): [],
     ("serve", "--depth"): [],
     ("index", "--split"): [Mistake("absent", r"split 'absent'.*; .*train, val, test", {"--images": "CORPUS"})],

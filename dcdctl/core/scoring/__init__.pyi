@@ -2,13 +2,14 @@ from .embed import Vectors, dual_embedder, embed_all, embed_batch, embed_corpus,
 from .encoded import encode_corpus
 from .features import FEATURES, CorpusSource, Features, Source, find_faults, open_or_build, open_source
 from .pairs import IMAGE_CHUNK, LOGIT_ROUNDING, PairScorer, Workload, measure_rate, score_pairs
-from .quantize import VectorKind, bytes_per_vector, decoded
+from .quantize import HIGHEST, VectorKind, binary_codes, bytes_per_vector, decoded, int8_codes
 from .topk import BLOCK, GALLERY_BLOCK, finite_vectors, top_k, top_k_of_rows
 
 __all__ = [
     "BLOCK",
     "FEATURES",
     "GALLERY_BLOCK",
+    "HIGHEST",
     "IMAGE_CHUNK",
     "LOGIT_ROUNDING",
     "CorpusSource",
@@ -18,6 +19,7 @@ __all__ = [
     "VectorKind",
     "Vectors",
     "Workload",
+    "binary_codes",
     "bytes_per_vector",
     "decoded",
     "dual_embedder",
@@ -29,6 +31,7 @@ __all__ = [
     "encode_corpus",
     "find_faults",
     "finite_vectors",
+    "int8_codes",
     "load_embedder",
     "measure_rate",
     "open_or_build",

@@ -1,4 +1,4 @@
-"""Approximate search over a range of rows: graphs by usearch, inverted lists by faiss. Both only propose candidates.
+"""Approximate search over a range of rows: graphs by usearch, inverted lists by faiss, codes by NumPy. All only propose candidates.
 
 One thread builds a segment from the vectors of its rows alone, so its bytes are reproducible. Several segments are built in parallel.
 Shape letters: Q queries, R rows, D width, C candidates.
@@ -18,17 +18,19 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dcdctl.core import scoring
 from dcdctl.core.artifacts import Build, seal_of
 from dcdctl.core.errors import require_extra
 from dcdctl.core.progress import Advance
+from dcdctl.core.scoring import HIGHEST
 from dcdctl.core.search.config import HnswConfig, IndexConfig, IvfPqConfig
 from dcdctl.core.search.exact import Floats, Rows
 from dcdctl.core.search.storage import INDEX, INDEX_FILE, Segment
 
 Blocks = Iterable[Floats]
 """The unit vectors of the rows of a segment, in order, in blocks."""
-HIGHEST = 127
-"""The largest value of a signed byte whose negative is one too."""
+CODES = 8192
+"""Codes that are converted and compared at a time: they fit a processor's cache."""
 # faiss's own default for k-means, set explicitly because the bytes of a segment depend on it.
 SEED = 1234
 
@@ -116,6 +118,8 @@ def open_segment(folder: Path, segment: Segment, dim: int, config: IndexConfig) 
     """A memory-mapped segment; StaleError if the file is damaged, or is of other vectors than index.json says."""
     if segment.kind == "hnsw":
         return Graph(folder, segment, dim, config.hnsw)
+    if segment.kind in ("int8", "binary"):
+        return (Int8Codes if segment.kind == "int8" else BinaryCodes)(_codes(folder, segment, dim))
     return InvertedLists(folder, segment, dim, config.ivf_pq)
 
 
@@ -133,7 +137,7 @@ def _expect(path: Path, segment: Segment, dim: int, found: tuple[int, int]) -> N
 
 def packages(kind: str) -> dict[str, str]:
     """The package that a kind needs, with its version; MissingError if it is not installed."""
-    if kind == "flat":
+    if kind in ("flat", "int8", "binary"):
         return {}
     module, package, extra = ("usearch", "usearch", "index") if kind == "hnsw" else ("faiss", "faiss-cpu", "index-pq")
     require_extra(extra, module, needed_by=f"an index of kind {kind}", or_else="search exactly with --set kind=flat")
@@ -213,6 +217,74 @@ def _build_graph(path: Path, rows: range, blocks_of: Callable[[range], Blocks], 
     graph.save(str(path))
 
 
+class Int8Codes:
+    """The int8 codes of a segment, all of which are compared with a query by the cosine of codes."""
+
+    def __init__(self, codes_RD: NDArray[np.int8]) -> None:
+        self._codes_RD = codes_RD
+        blocks = (codes_RD[first : first + CODES].astype(np.float32) for first in range(0, len(codes_RD), CODES))
+        self._length_R = np.concatenate([np.maximum(np.linalg.norm(block_RD, axis=1), 1) for block_RD in blocks])
+
+    def candidates(self, queries_QD: Floats, count: int) -> Rows:
+        codes_QD = scoring.int8_codes(queries_QD).astype(np.float32)
+        scores_QR = np.empty((len(codes_QD), len(self._codes_RD)), np.float32)
+        for first in range(0, len(self._codes_RD), CODES):
+            # Products of bytes are exact in float32 up to 1,040 numbers, and BLAS has no integers.
+            scores_QR[:, first : first + CODES] = codes_QD @ self._codes_RD[first : first + CODES].astype(np.float32).T
+        scores_QR /= self._length_R
+        count = min(count, scores_QR.shape[1])
+        best_QC = np.argpartition(-scores_QR, count - 1, axis=1)[:, :count]
+        order_QC = np.argsort(-np.take_along_axis(scores_QR, best_QC, axis=1), axis=1, kind="stable")
+        return np.take_along_axis(best_QC, order_QC, axis=1)
+
+
+class BinaryCodes:
+    """The bits of a segment, all of which are compared with a query by the number of equal ones; ties by row."""
+
+    def __init__(self, words_RW: NDArray[np.uint64]) -> None:
+        self._words_RW = words_RW
+
+    def candidates(self, queries_QD: Floats, count: int) -> Rows:
+        num_rows = len(self._words_RW)
+        rows_R, count = np.arange(num_rows), min(count, num_rows)
+        best = []
+        for words_W in _words(queries_QD):
+            unequal_R = np.bitwise_count(self._words_RW ^ words_W).sum(axis=1, dtype=np.int64)
+            # One number for both, so that equal distances are in the order of rows.
+            keys_R = unequal_R * num_rows + rows_R
+            best.append(np.sort(np.partition(keys_R, count - 1)[:count]) % num_rows)
+        return np.stack(best)
+
+
+def _words(vectors_ND: Floats) -> NDArray[np.uint64]:
+    """The binary codes of vectors as words of 64 bits; zeros fill the last word."""
+    codes_NB = scoring.binary_codes(vectors_ND)
+    return np.pad(codes_NB, ((0, 0), (0, -codes_NB.shape[1] % 8))).view("<u8")
+
+
+def _codes(folder: Path, segment: Segment, dim: int) -> NDArray[Any]:
+    """The memory-mapped codes of a segment; StaleError if they are not those that index.json describes."""
+    path = _checked(folder, segment)
+    dtype, width = (np.dtype(np.int8), dim) if segment.kind == "int8" else (np.dtype("<u8"), -(-dim // 64))
+    try:
+        codes: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError) as error:
+        raise INDEX.damaged(path, str(error)) from error
+    if codes.dtype != dtype or codes.shape != (segment.rows, width):
+        raise INDEX.damaged(path, f"it has no {segment.kind} codes of {segment.rows:,} vectors of {dim} numbers")
+    return codes
+
+
+def _build_codes(path: Path, rows: range, blocks_of: Callable[[range], Blocks], dim: int, config: IndexConfig, advance: Advance) -> None:
+    parts = []
+    for block_RD in blocks_of(rows):
+        parts.append(scoring.int8_codes(block_RD) if config.kind == "int8" else _words(block_RD))
+        advance(len(block_RD))
+    # An open file, because np.save appends .npy to other names.
+    with path.open("wb") as file:
+        np.save(file, np.concatenate(parts))
+
+
 class InvertedLists:
     """Inverted lists of faiss with product-quantization codes."""
 
@@ -274,4 +346,4 @@ def _one_thread(faiss: Any) -> None:
     faiss.omp_set_num_threads(1)
 
 
-_BUILD: dict[str, Callable[..., None]] = {"hnsw": _build_graph, "ivf-pq": _build_lists}
+_BUILD: dict[str, Callable[..., None]] = {"hnsw": _build_graph, "ivf-pq": _build_lists, "int8": _build_codes, "binary": _build_codes}

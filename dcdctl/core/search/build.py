@@ -71,7 +71,7 @@ def build(
     plan = {
         "format": INDEX.format,
         "generation": 1,
-        "model": {"kind": "dual", "dim": model.embedding_dim, "fingerprint": model.digest},
+        "model": {"kind": "dual", "dim": _stored_width(config, model), "fingerprint": model.digest},
         "sources": [asdict(source)],
         "precision": compute.precision,
         "settings": configs.to_table(config),
@@ -86,6 +86,14 @@ def build(
             empty = {**plan, "removed": nothing, "skipped": nothing, "parts": [], "segments": []}
             _embed_and_commit(folder, empty, model, compute, track)
     return Index.open(folder)
+
+
+def _stored_width(config: IndexConfig, model: models.DualEncoder) -> int:
+    """Numbers of a stored vector; ConfigError if the model has fewer."""
+    if config.dims is not None and config.dims > model.embedding_dim:
+        message = f"dims is {config.dims}, and the vectors of the model have {model.embedding_dim} numbers"
+        raise ConfigError(message, hint=f"set it to at most {model.embedding_dim}, or leave it out")
+    return config.dims or model.embedding_dim
 
 
 def update(folder: Path, changes: Changes, *, compute: Compute = IN_SMALL_BATCHES, track: Track = silent) -> Index:
@@ -200,7 +208,9 @@ def _plan_parts(build: Build, *, source: int, first_part: int, known: set[str]) 
 
 def _expect(build: Build, document: Document) -> None:
     """StaleError if a finished index is not the planned one; images that were added later are no difference."""
-    found = {**document, "sources": document["sources"][:1]}
+    # Built and written again, so that an index of a version without a setting has its default.
+    settings = configs.to_table(configs.build(IndexConfig, document["settings"]))
+    found = {**document, "sources": document["sources"][:1], "settings": settings}
     for keys, hint in (
         (("model", "sources", "precision"), "name another folder with --out"),
         (("settings",), f"change them with `dcdctl index {build.folder} --set ...`"),
@@ -213,7 +223,7 @@ def _embed_and_commit(folder: Path, document: Document, model: models.DualEncode
     plan = INDEX.read_plan(folder)
     task = EmbeddingTask(folder, plan, model, replace(compute, precision=plan["precision"]))
     embed.embed(task, track)
-    described = [storage.describe_part(task.build.written(task.name(part)), plan["source"], model.embedding_dim) for part in task.parts]
+    described = [storage.describe_part(task.build.written(task.name(part)), plan["source"], task.dim) for part in task.parts]
     parts = [asdict(part) for part, _ in described if part.rows]
     skipped_now = [*plan["skipped"], *(asdict(file) for _, files_of_part in described for file in files_of_part)]
     if not (parts or document["parts"]):
@@ -232,6 +242,10 @@ def _changed(folder: Path, document: Document, changes: Changes, track: Track) -
     """index.json after the settings were changed and images removed."""
     table = configs.apply_sets(document["settings"], changes.sets)
     config = configs.build(IndexConfig, table)
+    before = configs.build(IndexConfig, document["settings"])
+    if config.dims != before.dims:
+        message = f"the vectors of {folder} have {document['model']['dim']} numbers, and dims is fixed when an index is made"
+        raise ConfigError(message, hint="make a new index with --dims")
     ann.packages(config.kind)
     removed = commit.rows_to_remove(Index(folder, document), changes.remove, gone=changes.remove_gone)
     settings, kept = configs.to_table(config), storage.files_of(document)
@@ -241,7 +255,7 @@ def _changed(folder: Path, document: Document, changes: Changes, track: Track) -
         if distributed.is_main():
             Build(folder, plan, INDEX).begin(restart=True, kept=kept)
     changed = {**document, "generation": document["generation"] + 1, "settings": settings}
-    if not config.builds_as(configs.build(IndexConfig, document["settings"])):
+    if not config.builds_as(before):
         changed["segments"] = []
     return commit.commit(folder, changed, removed=removed, track=track)
 

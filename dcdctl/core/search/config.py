@@ -46,10 +46,12 @@ class IvfPqConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexConfig:
-    """How vectors are searched. Candidates of `hnsw` and `ivf-pq` are scored again with the stored vectors."""
+    """How vectors are searched. Candidates of all kinds but `flat` are scored again with the stored vectors."""
 
-    kind: Literal["flat", "hnsw", "ivf-pq"] = "hnsw"
-    """flat: exact search over all vectors."""
+    kind: Literal["flat", "hnsw", "ivf-pq", "int8", "binary"] = "hnsw"
+    """flat: exact search over all vectors. int8, binary: search over the codes of all vectors, see `scoring.quantize`."""
+    dims: Count | None = None
+    """Only the first numbers of each vector are stored and searched, divided by their length; None for all. Fixed when an index is made."""
     flat_up_to: Annotated[int, AtLeast(0)] = 50_000
     """Up to this many vectors are searched exactly for every kind, which is fast enough: all vectors of a small index, or the last ones."""
     segment_rows: Count = 262_144

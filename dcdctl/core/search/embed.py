@@ -25,7 +25,7 @@ from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus, FolderImageFile, ImageError, RowError
 from dcdctl.core.devices import Compute, read_ahead
 from dcdctl.core.errors import InputError, ModelError
-from dcdctl.core.models import DualEncoder, ImageBatch, Preprocessor
+from dcdctl.core.models import DualEncoder, ImageBatch, Preprocessor, prefix_vectors
 from dcdctl.core.progress import Advance, Track, silent
 from dcdctl.core.scoring import embed_batch
 from dcdctl.core.search import storage
@@ -199,6 +199,11 @@ class EmbeddingTask:
         return range(self.plan["first_part"], self.plan["first_part"] + len(self.plan["rows"]))
 
     @property
+    def dim(self) -> int:
+        """Numbers of a stored vector."""
+        return int(self.plan["model"]["dim"])
+
+    @property
     def source(self) -> ImageSource:
         return ImageSource(**self.plan["sources"][self.plan["source"]])
 
@@ -236,7 +241,7 @@ def embed(task: EmbeddingTask, track: Track = silent) -> None:
 
 def _embed_part(task: EmbeddingTask, part: int, reading: Iterator[ReadImages], advance: Advance) -> None:
     # A part without a readable image is written empty, so that a resumed run does not read its files again.
-    vectors: list[Half] = [np.empty((0, task.model.embedding_dim), dtype=np.float16)]
+    vectors: list[Half] = [np.empty((0, task.dim), dtype=np.float16)]
     images: list[SourceImage] = []
     skipped: list[SkippedFile] = []
     done = 0
@@ -253,7 +258,7 @@ def _embed_part(task: EmbeddingTask, part: int, reading: Iterator[ReadImages], a
 
 
 def _vectors(task: EmbeddingTask, images: ImageBatch) -> Half:
-    vectors_ID = functional.normalize(embed_batch(task.model.embed_images, images, task.compute), dim=-1)
+    vectors_ID = prefix_vectors(functional.normalize(embed_batch(task.model.embed_images, images, task.compute), dim=-1), task.dim)
     if not bool((vectors_ID.isfinite().all(dim=-1) & vectors_ID.any(dim=-1)).all()):
         hint = "try --precision fp32; if that does not help, its training diverged"
         raise ModelError("the model gives vectors that are zero, NaN or infinite", hint=hint)

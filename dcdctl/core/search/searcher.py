@@ -175,7 +175,7 @@ class Searcher:
             hint = "its training diverged: index the images with another model"
             raise ModelError("the model gives vectors of queries that are zero, NaN or infinite", hint=hint)
         encoded = time.perf_counter()
-        nearest = self.index.nearest(vectors_QD, min(k, self.index.num_images))
+        nearest = self.index.nearest(vectors_QD[:, : self.index.dim], min(k, self.index.num_images))
         hits_Q = [
             tuple(self._hit(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0)
             for rows, scores in zip(nearest.rows_QK.tolist(), nearest.scores_QK.tolist(), strict=True)

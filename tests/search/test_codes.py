@@ -1,0 +1,112 @@
+"""Indices of int8 and binary codes, and of short vectors, against plain loops over the stored numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from image_files import png, put
+from made_index import exact, unit_vectors, write_index
+from tiny import make_models
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.core import models
+from dcdctl.core.errors import ConfigError, StaleError
+from dcdctl.core.search import Index, commit
+from dcdctl.core.search.config import IndexConfig
+
+QUERIES = unit_vectors(12, dim=70, seed=1).astype(np.float32)
+VECTORS = unit_vectors(400, dim=70)
+SETTINGS = {"flat_up_to": 0, "segment_rows": 150, "candidates": 20}
+
+
+def nearest_by_codes(kind: str, query_D, rows: range, count: int) -> list[int]:
+    """The first rows of a segment by the codes, number by number."""
+    scored = []
+    for row in rows:
+        vector = VECTORS[row].astype(np.float32)
+        if kind == "binary":
+            score = sum((q > 0) == (v > 0) for q, v in zip(query_D, vector, strict=True))
+        else:
+            codes = [np.rint(side * (127 / np.abs(side).max())).astype(int) for side in (query_D, vector)]
+            score = int(codes[0] @ codes[1]) / np.sqrt(int(codes[1] @ codes[1]))
+        scored.append((-score, row))
+    return [row for _, row in sorted(scored)[:count]]
+
+
+@pytest.mark.parametrize("kind", ["int8", "binary"])
+def test_the_candidates_of_every_segment_are_the_nearest_by_codes_and_the_best_of_them_by_numbers_are_found(kind, tmp_path):
+    index = write_index(tmp_path / "index", [VECTORS[:250], VECTORS[250:]], kind=kind, **SETTINGS)
+    assert (index.kind, [len(range(s.first_row, s.stop)) for s in index.segments]) == (kind, [150, 150, 100])
+    found = index.nearest(QUERIES, 5).rows_QK
+    by_bits_alone = 0
+    for query_D, rows_K in zip(QUERIES, found.tolist(), strict=True):
+        kept = [row for s in index.segments for row in nearest_by_codes(kind, query_D, range(s.first_row, s.stop), 20)]
+        others = [row for row in range(400) if row not in kept]
+        assert rows_K == exact(VECTORS, query_D, 5, others)
+        by_bits_alone += rows_K != exact(VECTORS, query_D, 5)
+    assert (by_bits_alone > 0) == (kind == "binary")
+
+
+@pytest.mark.parametrize("kind", ["int8", "binary"])
+def test_with_every_row_a_candidate_the_answer_is_exact_without_removed_rows(kind, tmp_path):
+    gone = [0, 3, 160, 399]
+    index = write_index(tmp_path / "index", [VECTORS], removed=gone, kind=kind, **{**SETTINGS, "candidates": 400})
+    assert [rows.tolist() for rows in index.nearest(QUERIES, 9).rows_QK] == [exact(VECTORS, query, 9, gone) for query in QUERIES]
+
+
+def test_other_codes_are_built_from_the_stored_vectors_and_damaged_ones_are_refused(tmp_path):
+    folder = tmp_path / "index"
+    write_index(folder, [VECTORS], kind="int8", **SETTINGS)
+    sizes = {"int8": 70 * 150, "binary": 16 * 150}
+    for kind, size in sizes.items():
+        result = CliRunner().invoke(app, ["index", str(folder), "--set", f"kind={kind}", "--set", "candidates=30"], catch_exceptions=False)
+        assert f"search by {kind}" in result.stdout
+        assert Index.open(folder).segments[0].bytes == size + 128
+    path = folder / "ann" / Index.open(folder).segments[0].file
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(StaleError, match="is damaged"):
+        Index.open(folder).nearest(QUERIES, 1)
+
+
+def run(*words: object) -> str:
+    result = CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def test_an_index_of_short_vectors_holds_prefixes_and_stays_one(corpus, tmp_path):
+    models.save(make_models(corpus.captions)[1], tmp_path / "dual")
+    images = put(tmp_path / "images", {f"{seed}.png": png(seed) for seed in range(6)})
+    made = ["index", tmp_path / "dual", "--images", images, "--device", "cpu", "--out"]
+    run(*made, tmp_path / "full")
+    short = [*made, tmp_path / "short", "--dims", 3, "--vectors", "binary", "--set", "flat_up_to=2"]
+    assert run(*short).startswith("6 images, 3 numbers each, search by binary")
+    assert run(*short).startswith("6 images, 3 numbers each")  # done already
+    full, index = Index.open(tmp_path / "full"), Index.open(tmp_path / "short")
+    prefixes = full.vectors(np.arange(6))[:, :3].astype(np.float64)
+    expected = prefixes / np.linalg.norm(prefixes, axis=1, keepdims=True)
+    np.testing.assert_allclose(index.vectors(np.arange(6)), expected, atol=2e-3)
+    put(images, {"new.png": png(9)})
+    assert run("index", tmp_path / "short", "--add", images).startswith("7 images, 1 added, 3 numbers each")
+    found = run("search", tmp_path / "short", "--image", images / "new.png", "-k", 1, "--device", "cpu", "--json")
+    assert '"new.png"' in found
+    for words, message in (
+        (["index", tmp_path / "short", "--set", "dims=5"], "have 3 numbers, and dims is fixed when an index is made; make a new index"),
+        ([*made, tmp_path / "wide", "--dims", 4000], "dims is 4000, and the vectors of the model have 8 numbers; set it to at most 8"),
+        ([*made, tmp_path / "short", "--dims", 4], "name another folder with --out"),
+    ):
+        result = CliRunner().invoke(app, list(map(str, words)))
+        assert result.exit_code == 1
+        assert message in result.stderr
+    assert not (tmp_path / "wide").exists()
+
+
+def test_an_index_of_a_version_without_dims_is_the_same_as_a_new_one(tmp_path):
+    index = write_index(tmp_path / "index", [VECTORS], kind="flat")
+    document = dict(index.document)
+    document["settings"] = {key: value for key, value in document["settings"].items() if key != "dims"}
+    commit.commit(tmp_path / "index", document)
+    assert Index.open(tmp_path / "index").config == IndexConfig(kind="flat")
+    with pytest.raises(ConfigError, match="dims must be at least 1"):
+        IndexConfig(dims=0)
