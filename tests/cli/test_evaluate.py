@@ -156,9 +156,3 @@ def test_a_missing_run_is_an_error_with_the_next_step(run_eval, tmp_path):
     assert result.exit_code == 1
     assert "dcdctl distill" in result.stderr
     assert "absent" in result.stderr
-
-
-def test_it_refuses_to_rerank_with_a_dual_encoder(run, run_eval):
-    result = run_eval(run, "--rerank", run)
-    assert result.exit_code == 1
-    assert "expected a fusion scorer" in result.stderr

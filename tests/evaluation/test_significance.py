@@ -22,6 +22,7 @@ from dcdctl.core.evaluation.files import read_ranks
 from dcdctl.core.evaluation.protocols import WHOLE
 from dcdctl.core.evaluation.ranks import Ranking, Ranks
 from dcdctl.core.evaluation.significance import Interval, bootstrap, compare_all
+from dcdctl.core.evaluation.vectors import VectorForm
 
 
 def table(owner: Sequence[int], text_ranks: Sequence[int], image_ranks: Sequence[int]) -> RankTable:
@@ -329,7 +330,16 @@ def written(tmp_path):
         )
         for ranks, scores in (([1, 3, 12], np.ones((3, 1))), ([1, 2, 7, 1, 30, 5], np.ones((6, 1))))
     )
-    shared = {"seconds": 0.1, "pairs_scored": 0, "kind": "dual", "depth": None, "depths": (), "features": None, "protocol": WHOLE}
+    shared = {
+        "seconds": 0.1,
+        "pairs_scored": 0,
+        "kind": "dual",
+        "depth": None,
+        "depths": (),
+        "features": None,
+        "protocol": WHOLE,
+        "form": VectorForm(),
+    }
     result = evaluation_result.Evaluation(
         text_retrieval=recall.measures(text),
         image_retrieval=recall.measures(image),

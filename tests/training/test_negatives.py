@@ -312,7 +312,7 @@ def test_mined_negatives_of_an_earlier_format_are_refused_by_name(pairs_corpus, 
 
 
 def test_candidates_that_cannot_be_had_leave_no_run_folder(corpus, tmp_path):
-    with pytest.raises(ModelError, match=r"candidates\.model requires a run of a dual encoder"):
+    with pytest.raises(ModelError, match=r"absent does not exist; name a folder"):
         trained(corpus, tmp_path / "run", "candidates.kind=embedding", f"candidates.model={tmp_path / 'absent'}")
     assert not (tmp_path / "run").exists()
 

@@ -62,7 +62,7 @@ def fetch_more(ref: str, folder: Path, choose: Callable[[Sequence[str]], Sequenc
     """Add to a folder of `fetch` the files that `choose` picks from those of the commit."""
     try:
         listed = [entry.path for entry in get_cached_repo_tree(_parts(ref)[0], revision=folder.name)]
-    except OSError:
+    except (OSError, hub.CachedRepoTreeNotFoundError):
         return  # another program has filled the cache, and the Hub is not asked
     if chosen := [escape(path) for path in choose(listed)]:
         snapshot_download(_parts(ref)[0], revision=folder.name, allow_patterns=chosen, endpoint=constants.ENDPOINT)
@@ -93,11 +93,11 @@ _outer_problem: ContextVar[str] = ContextVar("outer_problem", default="")
 
 
 @contextmanager
-def reading(ref: str) -> Iterator[None]:
+def reading(ref: str, use: str = "") -> Iterator[None]:
     """The files of a repository are downloaded in the block; where the Hub does not answer, they are read from its cache.
 
-    ModelError if there is no such repository, or if the Hub does not answer and the cache lacks a file. huggingface_hub logs nothing: it
-    would try each file five times, and say so.
+    ModelError if there is no such repository, or if the Hub does not answer and the cache lacks a file; `use` says how a folder is named
+    then. huggingface_hub logs nothing: it would try each file five times, and say so.
     """
     if not _ID.fullmatch(ref):
         raise ModelError(f"{ref} does not exist", hint="name a folder, or a model of the Hugging Face Hub as OWNER/NAME")
@@ -110,7 +110,7 @@ def reading(ref: str) -> Iterator[None]:
             yield
         except Exception as error:
             if problem and _is_not_cached(error):
-                raise _unreachable(ref, problem) from error
+                raise _unreachable(ref, problem, use) from error
             raise
         finally:
             constants.HF_HUB_OFFLINE = was_offline
@@ -157,9 +157,9 @@ def _is_not_cached(error: BaseException | None) -> bool:
     return False
 
 
-def _unreachable(ref: str, problem: str) -> ModelError:
+def _unreachable(ref: str, problem: str, use: str) -> ModelError:
     repo, revision = _parts(ref)
     page, download = f"{constants.ENDPOINT}/{repo}", f"hf download {repo}" + (f" --revision {revision}" if revision else "")
     found = f"{ref} is no file or folder here and not complete in the cache of the Hub, and {page} was not read ({problem})"
-    hint = f"on a machine with a network run `{download} --local-dir DIR`, and give DIR in place of {ref}, such as `--teacher DIR`"
-    return ModelError(found, hint=hint)
+    use = use or f"give DIR in place of {ref}, such as `--teacher DIR`"
+    return ModelError(found, hint=f"on a machine with a network run `{download} --local-dir DIR`, and {use}")

@@ -252,9 +252,9 @@ def square_image_processor(image_size: int, mean: float = 0.5, std: float = 0.5)
 TOKENIZER_HINT = "name a tokenizer with `--model-set tokenizer=FOLDER`"
 
 
-def load_tokenizer(ref: str, hint: str = TOKENIZER_HINT) -> Any:
-    """The tokenizer of a folder or Hub id; ModelError if there is none."""
-    with hub_errors(ref, hint=hint):
+def load_tokenizer(ref: str, hint: str = TOKENIZER_HINT, use: str = "") -> Any:
+    """The tokenizer of a folder or Hub id; ModelError if there is none. `use` is that of `hub.reading`."""
+    with hub_errors(ref, hint=hint, use=use):
         # A folder may hold code for transformers (`dcdctl export`). Without this argument transformers would ask whether to run it.
         tokenizer = AutoTokenizer.from_pretrained(**hub.hub_source(ref), trust_remote_code=False)
     check_words(tokenizer, ref, hint)
@@ -319,12 +319,12 @@ def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
 
 
 @contextlib.contextmanager
-def hub_errors(ref: str, *, hint: str) -> Iterator[None]:
-    """Turn the errors of libraries for missing or broken files, or for an unreachable Hub, into a ModelError; others pass."""
+def hub_errors(ref: str, *, hint: str, use: str = "") -> Iterator[None]:
+    """Turn the errors of libraries for missing or broken files, or an unreachable Hub (`hub.reading`), into a ModelError; others pass."""
     is_local = Path(ref).exists()
     try:
         check_sizes(Path(ref))
-        with silence_transformers() if is_local else hub.reading(ref):
+        with silence_transformers() if is_local else hub.reading(ref, use):
             yield
     except (DcdError, ImportError):  # not about the files; `needing_timm` names a missing timm
         raise

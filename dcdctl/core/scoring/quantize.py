@@ -45,7 +45,7 @@ def decoded(vectors_ND: NDArray[np.float32], kind: VectorKind) -> NDArray[np.flo
 
     For binary codes the score is the share of equal bits minus the share of unequal ones.
 
-    >>> decoded(np.array([[0.8, -0.6], [0.1, 0.9]], np.float32), "binary").round(4).tolist()
+    >>> decoded(np.array([[0.8, -0.6], [0.1, 0.9]], np.float32), "binary").astype(float).round(4).tolist()
     [[0.7071, -0.7071], [0.7071, 0.7071]]
     """
     if kind == "binary":

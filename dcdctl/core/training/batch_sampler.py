@@ -161,6 +161,12 @@ class CandidateListBatches(_Batches):
         batches.mined = mined
         return batches
 
+    def with_random(self) -> CandidateListBatches:
+        """The same queries with random negatives, as many as are to be mined."""
+        batches = copy.copy(self)
+        batches.config = replace(self.config, negatives="random")
+        return batches
+
     def coverage(self, num_steps: int) -> Coverage:
         """How many captions lists are made for; every negative of a list has a teacher score."""
         return Coverage(

@@ -341,7 +341,9 @@ def _settle(training: _Training, batches: TrainingBatches, num_steps: int, say: 
     if plan.options.checkpoint_activations:
         training.model.checkpoint_activations()
     info = StepInfo(step=0, num_steps=num_steps, seed=plan.recipe.seed)
-    options = trial.settle(plan.options, Trial(model, batches, _objective(training), info, trial.precisions(plan.options)), say)
+    # Negatives are mined after the trial, and random ones take the same time and memory.
+    tried = batches.with_random() if isinstance(batches, CandidateListBatches) and batches.config.negatives == "mined" else batches
+    options = trial.settle(plan.options, Trial(model, tried, _objective(training), info, trial.precisions(plan.options)), say)
     return replace(training, plan=replace(plan, options=options)), batches.with_plan(options.micro_batch_plan)
 
 

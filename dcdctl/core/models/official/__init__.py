@@ -10,7 +10,14 @@ from torch import Tensor
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.overrides import Overrides
-from dcdctl.core.models.preprocess import Preprocess, check_text_length, check_vocabulary, load_tokenizer, num_text_positions
+from dcdctl.core.models.preprocess import (
+    TOKENIZER_HINT,
+    Preprocess,
+    check_text_length,
+    check_vocabulary,
+    load_tokenizer,
+    num_text_positions,
+)
 
 MATCH_ROW = 1
 """The row of the two-way matching head that stands for "match"."""
@@ -54,7 +61,7 @@ def make_preprocess(
 
     `tokenizer` is the official one; `text_config` gives the size of the model's vocabulary and its number of text positions.
     """
-    loaded = load_tokenizer(overrides.tokenizer or tokenizer)
+    loaded = load_tokenizer(overrides.tokenizer or tokenizer, use=TOKENIZER_HINT)
     check_vocabulary(loaded, text_config.vocab_size)
     num_positions = num_text_positions(text_config)
     length = overrides.max_text_len or int(hyper.get("max_text_len") or min(MAX_TEXT_LEN, num_positions))
