@@ -213,3 +213,35 @@ def student_or_refusal(model: models.FusionScorer, layers: Sequence[int]) -> mod
         return model.student(layers)
     except ModelError as error:
         return str(error)
+
+
+@pytest.mark.parametrize("made", ["CrossEncoder"], indirect=True)
+def test_settings_reach_the_teacher_of_a_cache_and_the_re_ranker(made, student):
+    scorer = models.load_scorer(made.ref, {"order": "text-first"})
+    image_P, text_P = (torch.from_numpy(index.flatten()) for index in np.indices(made.logits_IT.shape))
+    states = scorer.encode_images(scorer.preprocess.images(made.corpus.images(range(len(CAPTIONS)))))
+    with torch.no_grad():
+        scores_P = scorer.score_pairs(states, scorer.encode_texts(scorer.preprocess.texts(made.corpus.captions)), image_P, text_P)
+    other_IT = scores_P.view(made.logits_IT.shape).numpy()
+    assert np.abs(other_IT - made.logits_IT).max() > 0.01
+
+    words = [
+        "--teacher",
+        made.ref,
+        "--recipe",
+        made.folder / "recipe.toml",
+        "--out",
+        made.folder / "text-first",
+        "--model-set",
+        "order=text-first",
+    ]
+    made.on_data("cache-teacher", *words)
+    scores = read_cache(made.folder / "text-first")
+    np.testing.assert_allclose(scores.score_P, other_IT[scores.image_P, scores.text_P], rtol=1e-4, atol=1e-4)
+
+    words = ["--rerank", made.ref, "--rerank-set", "order=text-first", "--depth", DEPTH]
+    check_recalls(made.evaluate(student, *words, "--out", made.folder / "cascade"), cosines(student, made.corpus), other_IT, made.corpus)
+    logits = {hit["row"]: hit["reranked"] for hit in made.search(student, *words) if hit["reranked"] is not None}
+    text = made.corpus.captions.index(QUERY)
+    assert logits == pytest.approx({row: other_IT[row, text] for row in logits}, rel=1e-4, abs=1e-4)
+    assert len(logits) == DEPTH
