@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging as stdlib_logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -359,3 +360,15 @@ def silence_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if had_bar:
             logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def quiet_sentence_transformers() -> Iterator[None]:
+    """Without the notes of sentence-transformers on its progress, and on prompts and number types, which dcdctl sets itself."""
+    logger = stdlib_logging.getLogger("sentence_transformers")
+    level = logger.level
+    logger.setLevel(stdlib_logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

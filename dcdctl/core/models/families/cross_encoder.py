@@ -25,7 +25,7 @@ from dcdctl.core.models.families.raw_pairs import RawPairScorer, RawPreprocess
 from dcdctl.core.models.families.shared_prefix import TOLERANCES, Pair, SharedPrefix, SharingError
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
 from dcdctl.core.models.overrides import IMAGE_FIRST, OF_CROSS_ENCODERS, Overrides, check_no_text_encoder, read_overrides
-from dcdctl.core.models.preprocess import hub_errors
+from dcdctl.core.models.preprocess import hub_errors, quiet_sentence_transformers
 
 EXTRA = "sentence-transformers"
 SETTINGS = f"it takes {', '.join((*OF_CROSS_ENCODERS, 'max_text_len'))}"
@@ -187,7 +187,10 @@ def _load_encoder(ref: str, overrides: Overrides) -> Any:
     model_kwargs: dict[str, Any] = {"dtype": getattr(torch, overrides.dtype or "float32")}
     if overrides.attention is not None:
         model_kwargs["attn_implementation"] = overrides.attention
-    with _quiet(), hub_errors(ref, hint=f"{ref} is a cross-encoder of sentence-transformers; try `CrossEncoder(...)` of that library"):
+    with (
+        quiet_sentence_transformers(),
+        hub_errors(ref, hint=f"{ref} is a cross-encoder of sentence-transformers; try `CrossEncoder(...)` of that library"),
+    ):
         try:
             return CrossEncoder(
                 ref,
@@ -238,15 +241,3 @@ def _named_errors(ref: str) -> Iterator[None]:
     except ValueError as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"{ref} cannot score a pair: {reason}", hint="the model's processor or chat template refuses it") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the notes of sentence-transformers on prompts and number types, which dcdctl sets itself."""
-    logger = logging.getLogger("sentence_transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -9,9 +9,7 @@ Shape letters: I images, T texts, D length of the vectors.
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Never, Self, cast
 
@@ -26,7 +24,7 @@ from dcdctl.core.models.families.raw_pairs import RawPreprocess, captions_of, pi
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
 from dcdctl.core.models.folders import MODULES_FILE, SENTENCE_TRANSFORMER, module_types
 from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
-from dcdctl.core.models.preprocess import hub_errors, num_text_positions
+from dcdctl.core.models.preprocess import hub_errors, num_text_positions, quiet_sentence_transformers
 from dcdctl.core.models.protocols import ExportSpec, ImageBatch, States, TextBatch
 from dcdctl.core.models.towers import TrainedParts
 
@@ -142,7 +140,7 @@ class SentenceTransformerDual(DualModel):
     def save_network(self, folder: Path, *, half: bool = False) -> None:
         """Write the folder of a SentenceTransformer."""
         encoder = copy.deepcopy(self.encoder).half() if half else self.encoder
-        with _quietly():
+        with quiet_sentence_transformers():
             encoder.save_pretrained(str(folder), create_model_card=False)
 
 
@@ -162,7 +160,7 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
     require_extra("sentence-transformers", "sentence_transformers", needed_by=f"{ref}, a model of sentence-transformers,")
     from sentence_transformers import SentenceTransformer
 
-    with _quietly(), hub_errors(ref, hint=f"try `SentenceTransformer({ref!r})`"):
+    with quiet_sentence_transformers(), hub_errors(ref, hint=f"try `SentenceTransformer({ref!r})`"):
         encoder = SentenceTransformer(
             ref, device="cpu", trust_remote_code=False, local_files_only=True, model_kwargs={"dtype": torch.float32}
         ).float()
@@ -185,15 +183,3 @@ def _cap_length(encoder: Any, config: Any) -> None:
     limit = num_text_positions(text_config)
     if encoder.max_seq_length is None or encoder.max_seq_length > limit:
         encoder.max_seq_length = limit
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the notes of sentence-transformers on its progress."""
-    logger = logging.getLogger("sentence_transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
