@@ -61,7 +61,8 @@ from dcdctl.core.teacher import EmbeddedTeacher, TeacherCache, TeacherScores, ca
 from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE
 from dcdctl.core.training import distill, runs
 from dcdctl.core.training import recipe as training_recipe
-from dcdctl.core.training.batch_sampler import AllPairsBatches
+from dcdctl.core.training.batches.all_pairs import AllPairsBatches
+from dcdctl.core.training.batches.make import make_batches
 from dcdctl.core.training.loop import learning_rate_factor, train
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import Recipe
@@ -125,7 +126,7 @@ def timed(work: Callable[[], float]) -> Round:
 
 def dcdctl(case: Case, num_steps: int, folder: Path, scores: TeacherScores | None = None) -> Round:
     """Train as the command does."""
-    model, batches = copy.deepcopy(case.model), distill.make_batches(case.source(), case.recipe, scores)
+    model, batches = copy.deepcopy(case.model), make_batches(case.source(), case.recipe, scores)
     run = runs.start_run(folder, case.recipe, "benchmark", {}, resume=False)
     objective, config = PairObjective(case.recipe.loss), case.recipe.optimizer
     unit, per_step = distill.work_per_step(case.recipe, scores)

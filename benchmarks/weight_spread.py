@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dcdctl.core.data import Corpus, Index
 from dcdctl.core.teacher import read_cache
-from dcdctl.core.training.batch_sampler import CandidateListBatches
+from dcdctl.core.training.batches.lists import CandidateListBatches
 from dcdctl.core.training.losses import weights
 from dcdctl.core.training.recipe import load_recipe
 

@@ -19,7 +19,7 @@ from dcdctl.core.models import FusionSize, ProjectionSize, States
 from dcdctl.core.scoring import CorpusSource, open_or_build
 from dcdctl.core.scoring import pairs as scoring_pairs
 from dcdctl.core.training import Inputs, TrainingOptions, distill, initial_model, recipe
-from dcdctl.core.training.batch import MicroBatch
+from dcdctl.core.training.batches.batch import MicroBatch
 from dcdctl.core.training.recipe import ModelConfig
 
 SMALL = FusionSize(hidden_size=16, num_layers=2, num_heads=2, dropout=0.0)

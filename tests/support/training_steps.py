@@ -14,9 +14,10 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import read_cache
-from dcdctl.core.training import Inputs, distill, initial_model
+from dcdctl.core.training import Inputs, initial_model
 from dcdctl.core.training import recipe as training_recipe
-from dcdctl.core.training.batch import MicroBatchPlan
+from dcdctl.core.training.batches.batch import MicroBatchPlan
+from dcdctl.core.training.batches.make import make_batches
 from dcdctl.core.training.grad_cache import StepCompute, StepInfo, backward
 from dcdctl.core.training.objective import PairObjective
 
@@ -56,7 +57,7 @@ def gradients_of(
     model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher).train()
     if scale is not None:
         model.network.logit_scale.data.fill_(math.log(scale))
-    batch = distill.make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], plan)[step]
+    batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], plan)[step]
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     options = StepCompute(compute=Compute(precision=precision), scaler=scaler, micro_batch_plan=plan)
     values = backward(model, objective(recipe.loss), batch, StepInfo(step=step, num_steps=4, seed=0), options)

@@ -30,6 +30,7 @@ from dcdctl.core.teacher import (
     embedded_teachers,
 )
 from dcdctl.core.training import InputRefs, Inputs, TrainingJob, TrainingOptions, distill, initial_model, load_recipe, loop, runs
+from dcdctl.core.training.batches.make import make_batches
 from dcdctl.core.training.objective import PairObjective
 
 SMALL = ["model.hidden_size=16", "model.num_layers=1", "model.num_text_layers=1", "model.num_heads=2", "model.projection_dim=8"]
@@ -113,7 +114,7 @@ class Uncached:
 def batches_of(corpus: Any, recipe: Any, scores: Any) -> tuple[Any, Any]:
     """The initial model of a recipe, and its batches."""
     model = initial_model.make_model(recipe, corpus.captions, None).eval()
-    return model, distill.make_batches(CorpusSource(corpus, model.preprocess), recipe, scores)
+    return model, make_batches(CorpusSource(corpus, model.preprocess), recipe, scores)
 
 
 def test_scores_are_the_logits_of_the_model_for_any_shape_of_pairs(duals, embedded, corpus):

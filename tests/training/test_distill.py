@@ -21,7 +21,9 @@ from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, build, cache, measure_spread
 from dcdctl.core.training import InputRefs, Inputs, TrainingJob, TrainingOptions, distill, grad_cache, initial_model, runs
 from dcdctl.core.training import recipe as training_recipe
-from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches
+from dcdctl.core.training.batches.all_pairs import AllPairsBatches
+from dcdctl.core.training.batches.lists import CandidateListBatches
+from dcdctl.core.training.batches.make import count_steps, make_batches
 from dcdctl.core.training.losses.table import LOSSES
 from dcdctl.core.training.objective import PairObjective
 
@@ -95,7 +97,7 @@ def test_every_loss_falls_on_a_fixed_batch(inputs, loss, kind):
     recipe = training_recipe.load_recipe("tiny-student", [*kind, terms(loss), "optimizer.lr=1e-3"])
     # In eval mode: what dropout does to scores as large as these teachers' is more than a step.
     model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher).eval()
-    batch = distill.make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[0]
+    batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[0]
     objective, optimizer = PairObjective(recipe.loss), torch.optim.AdamW(model.parameters(), lr=1e-4 if kind is FUSION else 1e-3)
     values = []
     for _ in range(12):
@@ -112,7 +114,7 @@ def test_every_loss_falls_on_a_fixed_batch(inputs, loss, kind):
 def test_terms_are_weighted_and_named(inputs):
     recipe = training_recipe.load_recipe("tiny-student", [*DUAL, "loss.terms={ infonce = 0.25, kl = 2.0 }"])
     model = initial_model.make_model(recipe, inputs.corpus.captions, None)
-    batch = distill.make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[0]
+    batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[0]
     both = PairObjective(recipe.loss)(model, batch)
     for name, weight in (("infonce", 0.25), ("kl", 2.0)):
         alone = PairObjective(training_recipe.load_recipe("tiny-student", [*DUAL, terms(name)]).loss)(model, batch)
@@ -125,7 +127,7 @@ def test_terms_are_weighted_and_named(inputs):
 def test_logits_stand_in_the_columns_of_their_pairs(inputs, kind, loss):
     recipe = training_recipe.load_recipe("tiny-student", [*kind, terms(loss)])
     model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher)
-    batch = distill.make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[1]
+    batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0])[1]
     logits_RC, _ = model.logits(model.outputs(batch), batch)
     for row, column in ((0, 0), (2, 3), (7, 1)):
         i, t = int(batch.image_ix_RC[row, column]), int(batch.text_ix_RC[row, column])
@@ -257,18 +259,18 @@ def test_the_seed_of_a_recipe_reaches_batches_and_dropout(inputs, tmp_path, monk
         source = CorpusSource(inputs.corpus, initial_model.make_model(recipe, inputs.corpus.captions, None).preprocess)
         batch, expected, other = (
             drawn.texts.input_ids.tolist()
-            for drawn in (distill.make_batches(source, recipe, None)[1], *(kind(source, recipe.batch, seed, None)[1] for seed in (7, 0)))
+            for drawn in (make_batches(source, recipe, None)[1], *(kind(source, recipe.batch, seed, None)[1] for seed in (7, 0)))
         )
         assert batch == expected != other
 
 
 def test_steps_are_what_is_set_or_what_the_epochs_take(inputs):
     recipe = training_recipe.load_recipe("tiny-student", [*DUAL, "optimizer.steps=100"])
-    assert distill.count_steps(recipe, 7.5) == 100
-    assert distill.count_steps(training_recipe.load_recipe("vilt-coco"), 7.5) == 75
-    assert distill.count_steps(training_recipe.load_recipe("vilt-coco", ["optimizer.epochs=0.01"]), 7.5) == 1
+    assert count_steps(recipe, 7.5) == 100
+    assert count_steps(training_recipe.load_recipe("vilt-coco"), 7.5) == 75
+    assert count_steps(training_recipe.load_recipe("vilt-coco", ["optimizer.epochs=0.01"]), 7.5) == 1
     # 3.75 steps are rounded down, as in the released code.
-    assert distill.count_steps(training_recipe.load_recipe("vilt-coco", ["optimizer.epochs=0.5"]), 7.5) == 3
+    assert count_steps(training_recipe.load_recipe("vilt-coco", ["optimizer.epochs=0.5"]), 7.5) == 3
 
 
 @pytest.mark.parametrize(
@@ -277,13 +279,13 @@ def test_steps_are_what_is_set_or_what_the_epochs_take(inputs):
 )
 def test_a_loss_has_the_batches_it_works_on_and_needs_scores_or_not(inputs, teacher, loss, kind, tmp_path):
     recipe = training_recipe.load_recipe("tiny-student", [*FUSION, terms(loss)])
-    assert isinstance(distill.make_batches(CorpusSource(inputs.corpus, teacher.preprocess), recipe, inputs.caches[0]), kind)
+    assert isinstance(make_batches(CorpusSource(inputs.corpus, teacher.preprocess), recipe, inputs.caches[0]), kind)
     if LOSSES[loss].teacher:
         job = TrainingJob("distill", "tiny-student", [*FUSION, terms(loss)], tmp_path / "run")
         with pytest.raises(ConfigError, match=f"loss {loss} needs the teacher's scores; name a cache with --cache"):
             distill.resolve(job, Inputs(inputs.corpus, [], teacher), OPTIONS)
     else:
-        assert distill.make_batches(CorpusSource(inputs.corpus, teacher.preprocess), recipe, None)[0].teacher_RC.isnan().all()
+        assert make_batches(CorpusSource(inputs.corpus, teacher.preprocess), recipe, None)[0].teacher_RC.isnan().all()
 
 
 def test_a_wrong_recipe_leaves_no_run_folder(corpus, teacher, tmp_path):

@@ -13,7 +13,8 @@ from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.report import report, tables
 from dcdctl.core.teacher import CandidateConfig, TeacherCache, build
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, fit, recipe, runs
-from dcdctl.core.training.batch_sampler import CandidateListBatches
+from dcdctl.core.training.batches.lists import CandidateListBatches
+from dcdctl.core.training.batches.make import make_batches
 from dcdctl.core.training.recipe import BatchConfig, load_recipe
 
 DRAWN, KEPT, STEPS = 3, 2, 64
@@ -129,7 +130,7 @@ def test_a_cache_that_is_drawn_empty_is_a_warning_with_the_way_out(corpus, cache
 
     def lines(cache: TeacherCache, *sets: str) -> list[str]:
         settings = load_recipe("tiny-student", [*TINY, f"optimizer.steps={STEPS}", *sets])
-        batches = distill.make_batches(Indices(corpus), settings, cache)  # type: ignore[arg-type]
+        batches = make_batches(Indices(corpus), settings, cache)  # type: ignore[arg-type]
         return list(fit.measure_fit(settings, [cache], batches, STEPS).lines())
 
     random = ["candidates.kind=random", "candidates.per_query=3"]
@@ -148,14 +149,14 @@ def test_a_cache_that_is_drawn_empty_is_a_warning_with_the_way_out(corpus, cache
     # A query with one list meets nothing twice.
     assert len(lines(caches[1], *random, "batch.directions=['image']")) == 3
     few = load_recipe("tiny-student", [*TINY, "optimizer.steps=16", "batch.directions=['image']"])
-    batches = distill.make_batches(Indices(corpus), few, caches[1])  # type: ignore[arg-type]
+    batches = make_batches(Indices(corpus), few, caches[1])  # type: ignore[arg-type]
     assert not list(fit.measure_fit(few, [caches[1]], batches, 16).warnings())
 
 
 def test_what_is_not_counted_is_said(corpus, caches):
     def note(*sets: str) -> tuple[str, int]:
         settings = load_recipe("tiny-student", [*TINY, *sets])
-        batches = distill.make_batches(Indices(corpus), settings, caches[10])  # type: ignore[arg-type]
+        batches = make_batches(Indices(corpus), settings, caches[10])  # type: ignore[arg-type]
         measured = fit.measure_fit(settings, [caches[10]], batches, STEPS)
         assert any(measured.not_counted in line for line in measured.lines()) or not measured.negatives
         return measured.not_counted, len(measured.negatives)

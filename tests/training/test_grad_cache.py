@@ -34,7 +34,8 @@ from dcdctl.core.teacher import CandidateConfig, build, cache
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, initial_model
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training import runs as training_runs
-from dcdctl.core.training.batch import MicroBatchPlan, RowRange
+from dcdctl.core.training.batches.batch import MicroBatchPlan, RowRange
+from dcdctl.core.training.batches.make import make_batches
 from dcdctl.core.training.grad_cache import StepCompute, StepInfo, backward
 from dcdctl.core.training.loop import _check_micro_batches
 from dcdctl.core.training.objective import PairObjective
@@ -95,8 +96,8 @@ def test_a_micro_batch_holds_only_its_own_pictures(inputs):
         recipe = training_recipe.load_recipe("tiny-student", KINDS[kind])
         model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher)
         source = CorpusSource(inputs.corpus, model.preprocess)
-        whole = distill.make_batches(source, recipe, inputs.caches[0])[0]
-        local = distill.make_batches(source, recipe, inputs.caches[0], MicroBatchPlan(4, range(2, 4)))[0]
+        whole = make_batches(source, recipe, inputs.caches[0])[0]
+        local = make_batches(source, recipe, inputs.caches[0], MicroBatchPlan(4, range(2, 4)))[0]
         assert [rows.total for rows in local.micro_batches[0].row_ranges] == (
             [*map(len, (whole.images, whole.texts))] if "dual" in kind else [8]
         )
@@ -153,7 +154,7 @@ def test_dropout_is_the_same_in_both_passes_and_another_in_each_micro_batch(inpu
     micro_batch_plan = MicroBatchPlan(2, range(2))
     options = StepCompute(compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=micro_batch_plan)
     model = initial_model.make_model(recipe, inputs.corpus.captions, None).train()
-    batch = distill.make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], micro_batch_plan)[0]
+    batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], micro_batch_plan)[0]
     info = StepInfo(step=0, num_steps=4, seed=0)
     before = backward(model, PairObjective(recipe.loss), batch, info, options)["loss"]
     gradient = [None if parameter.grad is None else parameter.grad.clone() for parameter in model.parameters()]
@@ -194,7 +195,7 @@ def test_each_step_and_micro_batch_draws_its_own_dropout_and_the_second_pass_rep
     def drawn(step: int, seed: int, count: int) -> list[float]:
         plan, objective = MicroBatchPlan(count, range(count)), Draws()
         recipe = training_recipe.load_recipe("tiny-student", KINDS["fusion lists"])
-        batch = distill.make_batches(CorpusSource(inputs.corpus, inputs.teacher.preprocess), recipe, inputs.caches[0], plan)[step]
+        batch = make_batches(CorpusSource(inputs.corpus, inputs.teacher.preprocess), recipe, inputs.caches[0], plan)[step]
         micro_batches = tuple(replace(part, row_ranges=(RowRange(i, i + 1, count),)) for i, part in enumerate(batch.micro_batches))
         options = StepCompute(compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=plan)
         info = StepInfo(step=step, num_steps=4, seed=seed)

@@ -16,8 +16,9 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import EmbeddedTeacher
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, load_recipe
-from dcdctl.core.training.batch import Batch
-from dcdctl.core.training.batch_sampler import AllPairsBatches
+from dcdctl.core.training.batches.all_pairs import AllPairsBatches
+from dcdctl.core.training.batches.batch import Batch
+from dcdctl.core.training.batches.make import make_batches
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import BatchConfig, LossConfig
 
@@ -76,7 +77,7 @@ def test_losses_of_vectors_see_the_full_width(corpus, dual):
     values = []
     for more in ([], ["loss.dims=[2, 8]"]):
         recipe = load_recipe("tiny-student", [*sets, *more])
-        batches = distill.make_batches(CorpusSource(corpus, dual.preprocess), recipe, teacher).with_vectors(teacher)
+        batches = make_batches(CorpusSource(corpus, dual.preprocess), recipe, teacher).with_vectors(teacher)
         dual.add_projection(8)
         values.append(PairObjective(recipe.loss)(dual, batches[0]))
     assert_close(values[0]["embedding-affinity"], values[1]["embedding-affinity"], rtol=0, atol=0)

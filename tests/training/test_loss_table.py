@@ -15,7 +15,7 @@ from loss_inputs import draw
 from torch import Tensor
 
 from dcdctl.core.models.dual import Calibration
-from dcdctl.core.training.batch import Batch
+from dcdctl.core.training.batches.batch import Batch
 from dcdctl.core.training.losses import all_pairs, lists, official, relations, weights
 from dcdctl.core.training.losses.table import LOSSES
 from dcdctl.core.training.objective import PairObjective

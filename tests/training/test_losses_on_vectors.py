@@ -26,7 +26,8 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, EmbeddedTeacher, build_cache, embedded_teachers
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, initial_model, load_recipe, runs
-from dcdctl.core.training.batch import MicroBatchPlan
+from dcdctl.core.training.batches.batch import MicroBatchPlan
+from dcdctl.core.training.batches.make import make_batches
 from dcdctl.core.training.grad_cache import StepCompute, StepInfo, backward
 from dcdctl.core.training.losses import vectors
 from dcdctl.core.training.losses.table import VECTOR_LOSSES, VectorInputs
@@ -135,7 +136,7 @@ def made(corpus: Any, recipe: Any, teachers: Any) -> tuple[Any, Any]:
     """The initial model of a recipe with its projection, and its batches."""
     model = initial_model.make_model(recipe, corpus.captions, None)
     model.add_projection(teachers.width)
-    batches = distill.make_batches(CorpusSource(corpus, model.preprocess), recipe, teachers if recipe.loss.needs_teacher else None)
+    batches = make_batches(CorpusSource(corpus, model.preprocess), recipe, teachers if recipe.loss.needs_teacher else None)
     return model, batches.with_vectors(teachers)
 
 
@@ -192,7 +193,7 @@ def test_the_gradient_of_micro_batches_is_that_of_the_whole(corpus, embedded, co
     for plan in (MicroBatchPlan(), MicroBatchPlan(count, range(count))):
         model = initial_model.make_model(recipe, corpus.captions, None).train()
         model.add_projection(embedded.width)
-        batches = distill.make_batches(CorpusSource(corpus, model.preprocess), recipe, embedded, plan).with_vectors(embedded)
+        batches = make_batches(CorpusSource(corpus, model.preprocess), recipe, embedded, plan).with_vectors(embedded)
         compute = StepCompute(compute=Compute(), scaler=torch.amp.GradScaler("cpu", enabled=False), micro_batch_plan=plan)
         values = backward(model, PairObjective(recipe.loss), batches[1], StepInfo(step=1, num_steps=4, seed=0), compute)
         gradients.append((values, {name: each.grad for name, each in model.named_parameters() if each.grad is not None}))

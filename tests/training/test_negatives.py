@@ -33,8 +33,8 @@ from dcdctl.core.scoring import CorpusSource, embed, features
 from dcdctl.core.teacher import CandidateConfig, Candidates, candidates
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, negatives, runs
 from dcdctl.core.training import recipe as training_recipe
-from dcdctl.core.training.batch import MicroBatchPlan
-from dcdctl.core.training.batch_sampler import CandidateListBatches
+from dcdctl.core.training.batches.batch import MicroBatchPlan
+from dcdctl.core.training.batches.lists import CandidateListBatches
 from dcdctl.core.training.negatives import MinedNegatives
 from dcdctl.core.training.recipe import BatchConfig, Recipe
 

@@ -20,8 +20,9 @@ from dcdctl.core import models
 from dcdctl.core.models.dual import Calibration
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.training import runs
-from dcdctl.core.training.batch import Batch
-from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches
+from dcdctl.core.training.batches.all_pairs import AllPairsBatches
+from dcdctl.core.training.batches.batch import Batch
+from dcdctl.core.training.batches.lists import CandidateListBatches
 from dcdctl.core.training.losses import official, weights
 from dcdctl.core.training.losses.table import LOSSES
 from dcdctl.core.training.objective import PairObjective, loss_terms, term_weights

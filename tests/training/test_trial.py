@@ -16,6 +16,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.errors import InputError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, initial_model, recipe, runs, trial
+from dcdctl.core.training.batches.make import make_batches
 from dcdctl.core.training.grad_cache import StepInfo
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.trial import Trial
@@ -144,7 +145,7 @@ def test_the_precision_is_the_one_with_the_shorter_step(corpus, slow):
 
     model.network.vision_model.register_forward_pre_hook(wait)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    batches = distill.make_batches(CorpusSource(corpus, model.preprocess), loaded, None)
+    batches = make_batches(CorpusSource(corpus, model.preprocess), loaded, None)
     step = Trial(model, batches, PairObjective(loaded.loss), StepInfo(step=0, num_steps=4, seed=0), ("float32", "bfloat16"))
     found = trial.settle(AUTO, step, said.append)
     assert found == replace(AUTO.settled(), compute=replace(AUTO.compute, precision="bfloat16" if slow == "float32" else "float32"))

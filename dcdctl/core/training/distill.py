@@ -15,10 +15,10 @@ from typing import Any, Literal, cast
 from torch import nn
 
 from dcdctl.core import distributed, files, scoring
-from dcdctl.core.data import Corpus, Index
+from dcdctl.core.data import Corpus
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.models import FusionScorer, ImageBatch, Model, TextBatch
+from dcdctl.core.models import FusionScorer, Model
 from dcdctl.core.progress import Say, Track, Watch, silent, step_bar, unsaid
 from dcdctl.core.scoring import CorpusSource, Source
 from dcdctl.core.teacher import (
@@ -27,13 +27,13 @@ from dcdctl.core.teacher import (
     TeacherEnsemble,
     TeacherScores,
     embedded_teachers,
-    false_negative_filter,
     measure_spread,
     read_caches,
 )
 from dcdctl.core.training import initial_model, loggers, loop, negatives, runs, trial, validation
-from dcdctl.core.training.batch import UNSPLIT, MicroBatchPlan
-from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches, TrainingBatches, check_size
+from dcdctl.core.training.batches.lists import CandidateListBatches
+from dcdctl.core.training.batches.make import TrainingBatches, count_steps, make_batches, preview_batches
+from dcdctl.core.training.batches.sampler import check_size
 from dcdctl.core.training.fit import DualTeachers, Fit, Preview, measure_fit
 from dcdctl.core.training.grad_cache import StepInfo
 from dcdctl.core.training.inputs import TrainingInputs, check_teachers, embeds_corpus, scores_batches
@@ -180,24 +180,11 @@ def preview(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions, 
     plan = resolve(job, inputs, options)
     opened, recipe = _open_files(plan, inputs), plan.recipe
     # Dual teachers are not loaded: their scores choose among the drawn negatives, and change no number of batches.
-    batches = _make_batches(_UnreadSource(opened.corpus), recipe, opened.scores, options.micro_batch_plan, track)
+    batches = preview_batches(opened.corpus, recipe, opened.scores, options.micro_batch_plan, track)
     num_steps = count_steps(recipe, batches.batches_per_epoch)
     _schedule(recipe, num_steps, opened.scores, has_teacher=bool(inputs.teacher_kinds) and not plan.embeds_corpus)
     fit = measure_fit(recipe, opened.caches, batches, num_steps, dual_teachers="unread" if plan.scores_batches else "none")
     return Preview(num_steps=num_steps, batches_per_epoch=batches.batches_per_epoch, fit=fit, temperature=opened.temperature)
-
-
-@dataclass(frozen=True)
-class _UnreadSource:
-    """A corpus for batches whose images and captions are never read, so that no model is needed."""
-
-    corpus: Corpus
-
-    def images(self, image_ix: Sequence[int] | Index) -> ImageBatch:
-        raise AssertionError("a preview reads no images")
-
-    def texts(self, text_ix: Sequence[int] | Index) -> TextBatch:
-        raise AssertionError("a preview reads no captions")
 
 
 def resolve(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions) -> TrainingPlan:
@@ -294,29 +281,6 @@ def make_source(model: Model, corpus: Corpus, compute: Compute, track: Track) ->
         hint = "set model.frozen_encoders, model.layers or model.trained=projections, or leave --features out"
         raise ConfigError("--features stores the outputs of frozen encoders, and these encoders are trained", hint=hint)
     return scoring.open_source(corpus, model, compute, track)
-
-
-def make_batches(
-    source: Source, recipe: Recipe, scores: TeacherScores | None, plan: MicroBatchPlan = UNSPLIT, track: Track = silent
-) -> TrainingBatches:
-    """The batches of a recipe's loss, which has scores if it needs them."""
-    assert scores is not None or not recipe.loss.needs_teacher
-    return _make_batches(source, recipe, scores, plan, track)
-
-
-def _make_batches(source: Source, recipe: Recipe, scores: TeacherScores | None, plan: MicroBatchPlan, track: Track) -> TrainingBatches:
-    kind = CandidateListBatches if recipe.loss.on_lists else AllPairsBatches
-    # The recipe decides, not the plan of a cache: a loss without a teacher needs the filter too.
-    false_negatives = false_negative_filter(source.corpus, recipe.candidates.duplicate_bits, track)
-    return kind(source, recipe.batch, recipe.seed, scores, replace(plan, by_side=recipe.model.kind == "dual"), false_negatives)
-
-
-def count_steps(recipe: Recipe, batches_per_epoch: float) -> int:
-    """Optimizer steps of a run."""
-    if recipe.optimizer.steps is not None:
-        return recipe.optimizer.steps
-    # Rounded down, as in the released code.
-    return max(1, int(recipe.optimizer.epochs * batches_per_epoch))
 
 
 def _schedule(recipe: Recipe, num_steps: int, scores: TeacherScores | None, *, has_teacher: bool) -> _Schedule:

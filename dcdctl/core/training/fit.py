@@ -17,7 +17,9 @@ import numpy as np
 from dcdctl.core.config import to_table
 from dcdctl.core.data import Direction
 from dcdctl.core.teacher import TeacherCache
-from dcdctl.core.training.batch_sampler import CandidateListBatches, Coverage, TrainingBatches
+from dcdctl.core.training.batches.lists import CandidateListBatches
+from dcdctl.core.training.batches.make import TrainingBatches
+from dcdctl.core.training.batches.sampler import Coverage
 from dcdctl.core.training.recipe import Recipe
 
 MAX_QUERIES = 32

@@ -20,7 +20,7 @@ from dcdctl.core import distributed
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import Pairs
-from dcdctl.core.training.batch import Batch, MicroBatch, MicroBatchPlan, RowRange
+from dcdctl.core.training.batches.batch import Batch, MicroBatch, MicroBatchPlan, RowRange
 
 Objective = Callable[[Any, Any], dict[str, Tensor]]
 """Model and batch to the weighted terms of the loss; their sum is minimized."""

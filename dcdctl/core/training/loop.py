@@ -23,7 +23,7 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import DualEncoder
 from dcdctl.core.progress import Watch, silent, step_bar
 from dcdctl.core.training import grad_cache, loggers, runs
-from dcdctl.core.training.batch import MicroBatchPlan
+from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.grad_cache import MicroBatchObjective, Objective, StepCompute, StepInfo
 from dcdctl.core.training.loggers import WandbLog
 from dcdctl.core.training.recipe import OptimizerConfig

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dcdctl.core.models import Model, Pairs, prefix_vectors
-from dcdctl.core.training.batch import Batch
+from dcdctl.core.training.batches.batch import Batch
 from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES, TermInputs, VectorInputs
 from dcdctl.core.training.losses.weights import Weights, confidence, confidence_pairs
 from dcdctl.core.training.recipe import LossConfig

@@ -17,7 +17,7 @@ from dcdctl.core import devices, distributed
 from dcdctl.core.errors import InputError, is_out_of_memory
 from dcdctl.core.progress import Say
 from dcdctl.core.training import grad_cache
-from dcdctl.core.training.batch_sampler import TrainingBatches
+from dcdctl.core.training.batches.make import TrainingBatches
 from dcdctl.core.training.grad_cache import MicroBatchObjective, StepCompute, StepInfo
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.runs import Run

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from dcdctl.core.training.batch import Batch
+from dcdctl.core.training.batches.batch import Batch
 from dcdctl.core.training.losses import all_pairs, lists, official, relations, vectors
 from dcdctl.core.training.losses.weights import Weights
 

@@ -16,9 +16,11 @@ from dcdctl.core.data import Corpus, RaggedArray
 from dcdctl.core.errors import ConfigError, MissingError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, Candidates, TeacherCache, build, false_negative_filter
-from dcdctl.core.training import distill, load_recipe
-from dcdctl.core.training.batch import Batch, MicroBatchPlan
-from dcdctl.core.training.batch_sampler import AllPairsBatches, CandidateListBatches, Neighbors, find_neighbors, neighbor_batches
+from dcdctl.core.training import load_recipe
+from dcdctl.core.training.batches.all_pairs import AllPairsBatches, Neighbors, find_neighbors, neighbor_batches
+from dcdctl.core.training.batches.batch import Batch, MicroBatchPlan
+from dcdctl.core.training.batches.lists import CandidateListBatches
+from dcdctl.core.training.batches.make import make_batches
 from dcdctl.core.training.negatives import MinedNegatives
 from dcdctl.core.training.objective import loss_terms
 from dcdctl.core.training.recipe import BatchConfig, LossConfig
@@ -377,7 +379,7 @@ def test_a_training_takes_duplicate_bits_from_its_recipe_in_micro_batches_too(cl
     plan, marked = MicroBatchPlan(count, range(count)), []
     for sets in ([], ["candidates.duplicate_bits=0"]):
         settings = load_recipe("demo-dual-alone", ["batch.size=6", *sets])
-        marked.append(distill.make_batches(CorpusSource(clones, Named()), settings, None, plan)[0].same_RC.sum())
+        marked.append(make_batches(CorpusSource(clones, Named()), settings, None, plan)[0].same_RC.sum())
     assert marked == [0, 2]
 
 

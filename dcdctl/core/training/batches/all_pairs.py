@@ -1,0 +1,156 @@
+"""Batches of images with one caption each, all pairs of which are candidates: random, or neighborhoods of a cache.
+
+Shape letters as in `batches`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dcdctl.core.data import Corpus, Index, RaggedArray
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.scoring import Source
+from dcdctl.core.teacher import FalseNegativeFilter, TeacherScores
+from dcdctl.core.training.batches.batch import UNSPLIT, Batch, MicroBatchPlan
+from dcdctl.core.training.batches.sampler import Batches, Coverage
+from dcdctl.core.training.recipe import BatchConfig
+
+COVERED_STEPS = 16
+"""Batches over which coverage is measured before a training: that of a single batch varies by a few percent."""
+
+
+class AllPairsBatches(Batches):
+    """Batches of images with one caption each, all pairs of which are candidates.
+
+    With a cache, a batch is a neighborhood of it: images that share scored pairs come together, so the hard candidates of one query are the
+    positives of others.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        config: BatchConfig,
+        seed: int,
+        cache: TeacherScores | None,
+        plan: MicroBatchPlan = UNSPLIT,
+        false_negatives: FalseNegativeFilter | None = None,
+    ) -> None:
+        super().__init__(source, config, seed, plan, false_negatives)
+        corpus = source.corpus
+        if corpus.num_images < config.size:
+            raise ConfigError(f"batch.size is {config.size}, the split has only {corpus.num_images} images")
+        self.cache = cache
+        self.batches_per_epoch = float(corpus.num_images // config.size)
+        # A teacher that scores every pair has no neighbors, so its batches are those of a training without a teacher.
+        self._neighbors = None if cache is None else find_neighbors(cache, corpus)
+
+    def coverage(self, num_steps: int) -> Coverage:
+        """How many queries of the first batches, in both directions, have a scored negative, and how many negatives are scored."""
+        assert self.cache is not None
+        is_negative_QG = ~np.eye(self.config.size, dtype=bool)
+        pairs = (self._pairs(step) for step in range(min(num_steps, COVERED_STEPS)))
+        scored = np.stack([~np.isnan(self.cache.lookup(*pair)) & is_negative_QG for pair in pairs])
+        return Coverage(
+            # A query with its positive alone has no order to teach: the losses leave it out.
+            queries=float((scored.any(axis=1).mean() + scored.any(axis=2).mean()) / 2),
+            of_queries="the queries of a batch with a negative or more",
+            scored=float(scored[:, is_negative_QG].mean()),
+            hint="make a cache with the student's recipe (dcdctl cache-teacher --recipe), or set batch.size to candidates.block_size",
+        )
+
+    def __getitem__(self, step: int) -> Batch:
+        image_QG, text_QG = self._pairs(step)
+        missing_QG = np.full(image_QG.shape, np.nan, dtype=np.float32)
+        teacher_QG = missing_QG if self.cache is None else self.cache.lookup(image_QG[:, :1], text_QG[:1])
+        batch = self._assemble(image_QG[:, :1], text_QG[:1], teacher_QG, teacher_QG)
+        return replace(batch, same_RC=torch.from_numpy(self._is_same(image_QG, text_QG)))
+
+    def _pairs(self, step: int) -> tuple[Index, Index]:
+        """The images and captions of all pairs of a batch."""
+        epoch, position = divmod(step, self.corpus.num_images // self.config.size)
+        # Sorting removes the order within a batch, in which `random_batches` and `neighbor_batches` differ.
+        image_Q = np.sort(self._epoch_batches(epoch)[position])
+        # The captions of an image are consecutive in a corpus.
+        first_Q, end_Q = (np.searchsorted(self.corpus.caption_image, image_Q, side) for side in ("left", "right"))
+        text_G = first_Q + self._rng(1, step).integers(end_Q - first_Q)
+        image_QG, text_QG = np.broadcast_arrays(image_Q[:, None], text_G[None, :])
+        return image_QG, text_QG
+
+    def _is_same(self, image_QG: Index, text_QG: Index) -> NDArray[np.bool_]:
+        """Off the diagonal: whether the caption of another image also matches this one."""
+        same_QG = np.zeros(image_QG.shape, dtype=bool)
+        # A text that occurs once matches only its own image, on the diagonal, and the duplicates of that.
+        is_checked_G = self.false_negatives.is_repeated_T[text_QG[0]] | self.false_negatives.knows_duplicates
+        columns = np.flatnonzero(is_checked_G)
+        same_QG[:, columns] = self._is_match(image_QG[:, columns], text_QG[:, columns])
+        np.fill_diagonal(same_QG, False)
+        return same_QG
+
+    def _epoch_batches(self, epoch: int) -> list[Index]:
+        if epoch != self._epoch:
+            rng, size = self._rng(0, epoch), self.config.size
+            near = self._neighbors
+            batches = random_batches(self.corpus.num_images, size, rng) if near is None else neighbor_batches(near, size, rng)
+            self._epoch, self._epoch_images = epoch, batches
+        return self._epoch_images
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """For each image, the images that it shares scored pairs with, and how many pairs."""
+
+    images: RaggedArray
+    num_pairs: Index
+
+
+def find_neighbors(scores: TeacherScores, corpus: Corpus) -> Neighbors | None:
+    """The images that share scored pairs: a caption of one is scored with the other. None if every pair is scored."""
+    if scores.scored_pairs is None:
+        return None
+    image_P, text_P = scores.scored_pairs
+    num_images = corpus.num_images
+    owner_P = corpus.caption_image[text_P]
+    is_between_P = image_P != owner_P
+    image, other = image_P[is_between_P], owner_P[is_between_P]
+    keys, counts = np.unique(np.concatenate([image * num_images + other, other * num_images + image]), return_counts=True)
+    return Neighbors(RaggedArray.from_pairs(keys // num_images, keys % num_images, num_images), counts)
+
+
+def neighbor_batches(neighbors: Neighbors, size: int, rng: np.random.Generator) -> list[Index]:
+    """Batches of one size, in random order, each image in at most one.
+
+    A batch starts from a random image and adds the image that shares most scored pairs with it, ties broken at random. Images that fill no
+    batch at the end are left out.
+    """
+    num_images = len(neighbors.images)
+    is_free = np.ones(num_images, dtype=bool)
+    batches = []
+    for _ in range(num_images // size):
+        # Shared pairs are integers, so a random number in [0, 1) decides only between equal counts.
+        priority = np.where(is_free, rng.random(num_images), -np.inf)
+        batch: list[int] = []
+        while len(batch) < size:
+            image = int(priority.argmax())
+            batch.append(image)
+            row = slice(neighbors.images.offsets[image], neighbors.images.offsets[image + 1])
+            priority[neighbors.images.values[row]] += neighbors.num_pairs[row]
+            priority[image] = -np.inf
+        is_free[batch] = False
+        batches.append(np.array(batch, dtype=np.int64))
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def random_batches(num_images: int, size: int, rng: np.random.Generator) -> list[Index]:
+    """The batches of `neighbor_batches` for images without neighbors, up to the order within a batch, without its search per image."""
+    is_free = np.ones(num_images, dtype=bool)
+    batches = []
+    for _ in range(num_images // size):
+        priority = np.where(is_free, rng.random(num_images), -np.inf)
+        batch = np.argpartition(priority, -size)[-size:]
+        is_free[batch] = False
+        batches.append(batch)
+    return [batches[i] for i in rng.permutation(len(batches))]

@@ -1,0 +1,199 @@
+"""Batches of candidate lists: a query, its positive, and negatives drawn from a cache, from the corpus, or from mined ones.
+
+Shape letters as in `batches`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dcdctl.core.data import Direction, Index
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.scoring import Source
+from dcdctl.core.teacher import Candidates, FalseNegativeFilter, TeacherScores
+from dcdctl.core.training import negatives
+from dcdctl.core.training.batches.batch import UNSPLIT, Batch, MicroBatchPlan
+from dcdctl.core.training.batches.sampler import Batches, Coverage
+from dcdctl.core.training.losses.weights import select_as_official
+from dcdctl.core.training.negatives import MinedNegatives
+from dcdctl.core.training.recipe import BatchConfig
+
+
+class CandidateListBatches(Batches):
+    """Batches of candidate lists: a query, its positive and its hardest negatives.
+
+    With a cache, the negatives are drawn from the query's cached candidates and the hardest by the teacher's score are kept. Without one
+    they are drawn from the whole corpus, or from mined negatives (`with_mined`), and all are kept.
+    """
+
+    mined: MinedNegatives | None = None
+
+    def __init__(
+        self,
+        source: Source,
+        config: BatchConfig,
+        seed: int,
+        cache: TeacherScores | None,
+        plan: MicroBatchPlan = UNSPLIT,
+        false_negatives: FalseNegativeFilter | None = None,
+    ) -> None:
+        super().__init__(source, config, seed, plan, false_negatives)
+        self.cache = cache
+        cached = None if cache is None else cache.candidates
+        self._candidates = None if cached is None else self._allowed(cached)
+        self._captions = np.arange(source.corpus.num_captions) if self._candidates is None else self._with_enough(self._candidates)
+        # Not rounded: a batch may end one epoch and begin the next.
+        self.batches_per_epoch = len(self._captions) / config.size
+
+    def with_mined(self, mined: MinedNegatives) -> CandidateListBatches:
+        """The same queries with mined negatives. They come after counting the batches, because `mined_from` is a share of all steps."""
+        batches = copy.copy(self)
+        batches.mined = mined
+        return batches
+
+    def with_random(self) -> CandidateListBatches:
+        """The same queries with random negatives, as many as are to be mined."""
+        batches = copy.copy(self)
+        batches.config = replace(self.config, negatives="random")
+        return batches
+
+    def coverage(self, num_steps: int) -> Coverage:
+        """How many captions lists are made for; every negative of a list has a teacher score."""
+        return Coverage(
+            queries=len(self._captions) / self.corpus.num_captions,
+            of_queries=f"the captions with batch.random_negatives = {self.config.random_negatives} candidates",
+            scored=1.0,
+            hint="set batch.random_negatives lower, or cache more: --set candidates.per_query=N, or candidates.block_size=N for blocks",
+        )
+
+    def _allowed(self, candidates: Candidates) -> Candidates:
+        """A cache's candidates without duplicate images: the cache may have been made without looking for them."""
+        return candidates.without_false_negatives(self.false_negatives) if self.false_negatives.knows_duplicates else candidates
+
+    def _with_enough(self, candidates: Candidates) -> Index:
+        """The captions with enough candidates in each direction of the recipe, for the caption or for its image."""
+        num_texts_I, num_images_T = candidates.texts_of_image.lengths, candidates.images_of_text.lengths
+        counts = {Direction.TEXT: num_texts_I[self.corpus.caption_image], Direction.IMAGE: num_images_T}
+        fewest_T = np.min([counts[direction] for direction in self.config.directions], axis=0)
+        captions: Index = np.flatnonzero(fewest_T >= self.config.random_negatives)
+        if not len(captions):
+            raise ConfigError(
+                f"batch.random_negatives is {self.config.random_negatives}, the cache has at most {fewest_T.max()} candidates for a query",
+                hint="set it lower, or cache more: --set candidates.per_query=N, or candidates.block_size=N for blocks",
+            )
+        return captions
+
+    def __getitem__(self, step: int) -> Batch:
+        return self._with_matches(*self.kept(range(step * self.config.size, (step + 1) * self.config.size)))
+
+    def queries(self, direction: Direction) -> Index:
+        """The images (text retrieval) or the captions that lists are made for, ascending."""
+        return np.unique(self.corpus.caption_image[self._captions]) if direction == Direction.TEXT else self._captions
+
+    def num_candidates(self, direction: Direction, query: int) -> int:
+        """How many candidates a query's negatives are drawn from: those of the cache or, without one, the captions or images of others."""
+        if self._candidates is not None:
+            lists = self._candidates.texts_of_image if direction == Direction.TEXT else self._candidates.images_of_text
+            return len(lists[query])
+        return self.corpus.num_captions - len(self.corpus.captions_of(query)) if direction == Direction.TEXT else self.corpus.num_images - 1
+
+    def samples_of(self, direction: Direction, queries: Index, num_steps: int) -> Index:
+        """The numbers of all lists that these queries have in a training, ascending. List s has the direction s modulo their number."""
+        sides, num_lists = self.config.directions, num_steps * self.config.size
+        is_counted_T = np.isin(self.corpus.caption_image if direction == Direction.TEXT else np.arange(self.corpus.num_captions), queries)
+        per_epoch = len(self._captions)
+        epochs = range(-(-num_lists // per_epoch))
+        sample_S = np.concatenate([epoch * per_epoch + np.flatnonzero(is_counted_T[self._order(epoch)]) for epoch in epochs])
+        return sample_S[(sample_S < num_lists) & (sample_S % len(sides) == sides.index(direction))]
+
+    def kept(self, samples: Iterable[int]) -> tuple[Index, Index, NDArray[np.float32], NDArray[np.float32]]:
+        """Images and captions of the lists of these numbers, the positive in column 0, and the teacher's scores in two orders (`Batch`)."""
+        image_BN, text_BN = (np.stack(indices) for indices in zip(*map(self._list, samples), strict=True))
+        if self.cache is None:
+            missing_BN = np.full(image_BN.shape, np.nan, dtype=np.float32)
+            return image_BN, text_BN, missing_BN, missing_BN
+        teacher_BK = torch.from_numpy(self.cache.lookup(image_BN, text_BN))
+        # The released code hands its loss sorted scores, which are not in the order of the columns. Only the released losses read these.
+        column_BN, official_BN = select_as_official(teacher_BK, self.config.hard_negatives)
+        return (
+            np.take_along_axis(image_BN, column_BN.numpy(), axis=1),
+            np.take_along_axis(text_BN, column_BN.numpy(), axis=1),
+            teacher_BK.gather(1, column_BN).numpy(),
+            official_BN.numpy(),
+        )
+
+    def _with_matches(self, image_BN: Index, text_BN: Index, teacher_BN: NDArray[np.float32], official_BN: NDArray[np.float32]) -> Batch:
+        true_IT = self._is_match(*np.broadcast_arrays(np.unique(image_BN)[:, None], np.unique(text_BN)))
+        return replace(self._assemble(image_BN, text_BN, teacher_BN, official_BN), true_IT=torch.from_numpy(true_IT))
+
+    def _list(self, sample: int) -> tuple[Index, Index]:
+        """Images and captions of one list: the positive, then the drawn negatives."""
+        epoch, position = divmod(sample, len(self._captions))
+        text = int(self._order(epoch)[position])
+        image = int(self.corpus.caption_image[text])
+        # Seeded by the number of the list, so that a resumed run draws it without drawing the earlier ones.
+        rng = self._rng(1, sample)
+        direction = self.config.directions[sample % len(self.config.directions)]
+        step = sample // self.config.size
+        if direction == Direction.TEXT:
+            texts = np.concatenate([[text], self._negative_texts(rng, image, step)])
+            return np.full(len(texts), image), texts
+        images = np.concatenate([[image], self._negative_images(rng, text, step)])
+        return images, np.full(len(images), text)
+
+    def _order(self, epoch: int) -> Index:
+        if epoch != self._epoch:
+            self._epoch, self._epoch_order = epoch, self._rng(0, epoch).permutation(self._captions)
+        return self._epoch_order
+
+    def _negative_texts(self, rng: np.random.Generator, image: int, step: int) -> Index:
+        if self._candidates is not None:
+            return self._sample(rng, self._candidates.texts_of_image[image])
+        text_class, duplicates = self.false_negatives.text_class, self.false_negatives.duplicates_of(image)
+        positive_classes = set(text_class[list(self.corpus.captions_of(image))].tolist())
+
+        def is_positive(text: int) -> bool:
+            return int(text_class[text]) in positive_classes or int(self.corpus.caption_image[text]) in duplicates
+
+        mined = self._mined_of(rng, Direction.TEXT, image, step)
+        return self._draw(rng, mined, self.corpus.num_captions, is_positive, lambda text: int(text_class[text]))
+
+    def _negative_images(self, rng: np.random.Generator, text: int, step: int) -> Index:
+        if self._candidates is not None:
+            return self._sample(rng, self._candidates.images_of_text[text])
+        # An image whose caption has the same text matches too, so it is no negative.
+        text_class = self.false_negatives.text_class
+        positives = set(self.corpus.caption_image[text_class == text_class[text]].tolist())
+        positives |= self.false_negatives.duplicates_of(int(self.corpus.caption_image[text]))
+        mined = self._mined_of(rng, Direction.IMAGE, text, step)
+        return self._draw(rng, mined, self.corpus.num_images, positives.__contains__, int)
+
+    def _sample(self, rng: np.random.Generator, candidates: Index) -> Index:
+        # The released code draws with replacement from all captions; a query's cached candidates are distinct, and so are these.
+        return rng.choice(candidates, self.config.random_negatives, replace=False)
+
+    def _mined_of(self, rng: np.random.Generator, direction: Direction, query: int, step: int) -> Index | None:
+        """A query's mined negatives; None in a step whose negatives are all random."""
+        if self.config.negatives == "random":
+            return None
+        assert self.mined is not None
+        return None if step < self.mined.first_step else self.mined.sample(rng, direction, query)
+
+    def _draw(
+        self,
+        rng: np.random.Generator,
+        mined: Index | None,
+        population: int,
+        is_positive: Callable[[int], bool],
+        class_of: Callable[[int], int],
+    ) -> Index:
+        count = self.config.random_negatives
+        if mined is None:
+            return negatives.draw(rng, population, count, is_positive)
+        return negatives.pad_with_random(rng, mined, count, population, is_positive, class_of)

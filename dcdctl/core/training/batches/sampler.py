@@ -1,0 +1,132 @@
+"""What all batches of a training share: the pairs of a step are read, split into micro-batches, and marked as matches.
+
+Shape letters as in `batches`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dcdctl.core.data import Index
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.models import ImageBatch, States, TextBatch
+from dcdctl.core.scoring import Features, Source
+from dcdctl.core.teacher import EmbeddedScores, FalseNegativeFilter, false_negative_filter
+from dcdctl.core.training.batches.batch import NO_IMAGES, NO_PAIRS, NO_TEXTS, Batch, MicroBatch, MicroBatchPlan, TeacherVectors
+from dcdctl.core.training.recipe import BatchConfig
+
+LEAST_QUERIES = 1 / 3
+"""Below this share of the queries a training is refused: the teacher would teach nothing about most of them (docs/losses.md)."""
+
+
+def check_size(config: BatchConfig, plan: MicroBatchPlan) -> None:
+    """ConfigError if a batch has fewer rows than micro-batches."""
+    if config.size < plan.count:
+        hint = "set a smaller --accumulate, or start fewer processes"
+        raise ConfigError(f"batch.size is {config.size}, too few for {plan.count} micro-batches in all processes together", hint=hint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """How far a cache covers what the loss of a recipe needs."""
+
+    queries: float
+    """The share of the queries that the cache has enough scores for; the others learn nothing from the teacher."""
+    of_queries: str
+    scored: float
+    """The share of the negatives of a batch with a teacher score."""
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.queries:.0%} of {self.of_queries}, and has scores of {self.scored:.1%} of the negatives of a batch"
+
+    def check(self) -> None:
+        """ConfigError if most queries would learn nothing from the teacher."""
+        if self.queries < LEAST_QUERIES:
+            raise ConfigError(f"the cache covers {self}; {LEAST_QUERIES:.0%} of the queries are expected", hint=self.hint)
+
+
+class Batches(torch.utils.data.Dataset[Batch]):
+    """A data set whose item number s is the batch of step s."""
+
+    vectors: EmbeddedScores | None = None
+    """Dual teachers whose vectors the loss needs."""
+
+    def __init__(
+        self, source: Source, config: BatchConfig, seed: int, plan: MicroBatchPlan, false_negatives: FalseNegativeFilter | None
+    ) -> None:
+        self.corpus, self.config, self.seed, self.plan = source.corpus, config, seed, plan
+        self.false_negatives = false_negatives or false_negative_filter(source.corpus, None)
+        # A dual encoder reads one token of its stored features, so the others stay on disk.
+        self.source = replace(source, only_first=True) if plan.by_side and isinstance(source, Features) else source
+        self._epoch = -1
+        check_size(config, plan)
+
+    def with_plan(self, plan: MicroBatchPlan) -> Self:
+        """The same batches in other micro-batches; ConfigError if they have fewer rows than micro-batches."""
+        check_size(self.config, plan)
+        batches = copy.copy(self)
+        batches.plan = replace(plan, by_side=self.plan.by_side)
+        return batches
+
+    def with_vectors(self, teachers: EmbeddedScores | None) -> Self:
+        """The same batches with the vectors of dual teachers, which embed the corpus before the first batch is read."""
+        batches = copy.copy(self)
+        batches.vectors = teachers
+        return batches
+
+    def _assemble(self, image_RC: Index, text_RC: Index, teacher_RC: NDArray[np.float32], official_RC: NDArray[np.float32]) -> Batch:
+        """The batch of these pairs. For all pairs `image_RC` may be a column and `text_RC` a row."""
+        scores = (torch.from_numpy(teacher_RC.astype(np.float32)), torch.from_numpy(official_RC.astype(np.float32)))
+        same_RC = torch.zeros(teacher_RC.shape, dtype=torch.bool)
+        vectors = None if self.vectors is None else TeacherVectors(*self.vectors.vectors(np.unique(image_RC), np.unique(text_RC)))
+        if self.plan.count == 1:
+            return Batch(*self._read(image_RC, text_RC), *scores, same_RC, teacher_vectors=vectors)
+        split = self._micro_batches_by_side if self.plan.by_side else self._micro_batches_by_row
+        pair_ix = _broadcast(_distinct(image_RC)[1], _distinct(text_RC)[1])
+        return Batch(NO_IMAGES, NO_TEXTS, *pair_ix, *scores, same_RC, tuple(split(image_RC, text_RC)), teacher_vectors=vectors)
+
+    def _micro_batches_by_row(self, image_RC: Index, text_RC: Index) -> Iterator[MicroBatch]:
+        image_RC, text_RC = np.broadcast_arrays(image_RC, text_RC)
+        for rows in self.plan.row_ranges(len(image_RC)):
+            yield MicroBatch(*self._read(image_RC[rows.computed], text_RC[rows.computed]), (rows,))
+
+    def _micro_batches_by_side(self, image_RC: Index, text_RC: Index) -> Iterator[MicroBatch]:
+        # Ascending as in `_distinct`: the indices of the pairs count the joined outputs of all micro-batches in this order.
+        images, texts = np.unique(image_RC), np.unique(text_RC)
+        for sides in zip(self.plan.row_ranges(len(images)), self.plan.row_ranges(len(texts)), strict=True):
+            parts = self.source.images(images[sides[0].computed]), self.source.texts(texts[sides[1].computed])
+            yield MicroBatch(*parts, NO_PAIRS, NO_PAIRS, sides)
+
+    def _read(self, image_RC: Index, text_RC: Index) -> tuple[ImageBatch | States, TextBatch | States, Tensor, Tensor]:
+        """The distinct images and captions of pairs, and the indices of each pair's among them."""
+        (images, image_ix_RC), (texts, text_ix_RC) = _distinct(image_RC), _distinct(text_RC)
+        return self.source.images(images), self.source.texts(texts), *_broadcast(image_ix_RC, text_ix_RC)
+
+    def _is_match(self, image_QG: Index, text_QG: Index) -> NDArray[np.bool_]:
+        """Whether each caption belongs to its image, or cannot be its negative for another reason (`FalseNegativeFilter`)."""
+        return self.false_negatives(image_QG, text_QG) > 0
+
+    def _rng(self, *key: int) -> np.random.Generator:
+        # The first number of the key separates the order of an epoch (0) from the draws of a list or a step (1).
+        return np.random.default_rng([self.seed, *key])
+
+
+def _distinct(ix_RC: Index) -> tuple[Index, Tensor]:
+    """The distinct images or captions of pairs, ascending, and the index of each pair's among them."""
+    values, inverse = np.unique(ix_RC, return_inverse=True)
+    return values, torch.from_numpy(inverse.reshape(ix_RC.shape))
+
+
+def _broadcast(image_RC: Tensor, text_RC: Tensor) -> tuple[Tensor, Tensor]:
+    """An image and a caption for each pair, also from the column and the row of all pairs."""
+    image_RC, text_RC = torch.broadcast_tensors(image_RC, text_RC)
+    return image_RC.contiguous(), text_RC.contiguous()
