@@ -27,7 +27,7 @@ from dcdctl.core.data import Corpus, PrepareOptions, SourceOptions, manifest, pr
 from dcdctl.core.data.download import http
 from dcdctl.core.data.manifest import SplitCounts
 from dcdctl.core.errors import ConfigError, InputError, SourceError
-from dcdctl.core.models import published
+from dcdctl.core.models.references import published
 from dcdctl.core.progress import silent
 
 SPLITS = ["train", "train", "test"]

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from dcdctl.core import models
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import backbones, preprocess
+from dcdctl.core.models import preprocess
+from dcdctl.core.models.networks import backbones
 
 DEEP = "[" * 10_000 + "]" * 10_000
 

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 
 from dcdctl.core import models
 from dcdctl.core.errors import MissingError, ModelError
-from dcdctl.core.models import CoAttentionScorer, FusionSize, backbones
+from dcdctl.core.models import CoAttentionScorer, FusionSize
+from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.preprocess import square_image_processor
 
 IMAGES_P, TEXTS_P = torch.tensor([2, 0, 1, 0, 2, 1]), torch.tensor([0, 3, 1, 2, 3, 0])

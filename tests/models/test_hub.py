@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 from dcdctl.core import models, scoring
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import hub
+from dcdctl.core.models.references import hub
 
 FETCH = r"on a machine with a network run `hf download me/vilt --local-dir DIR`, and give DIR in place of me/vilt, such as `--teacher DIR`"
 

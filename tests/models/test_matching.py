@@ -41,7 +41,7 @@ from transformers import (
 
 from dcdctl.core import models
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.attention import Groups, Heads, attend_and_project
+from dcdctl.core.models.networks.attention import Groups, Heads, attend_and_project
 
 SENTENCE = "a large red circle is left of small blue square the tiny green star sits above big pink heart there moon below brown arrow"
 WORDS = SENTENCE.split()

@@ -19,7 +19,7 @@ from torch.testing import assert_close
 
 from dcdctl.core import models, scoring
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import folders
+from dcdctl.core.models.references import folders
 
 CAPTIONS = ["a dog runs over grass", "two people", "a man with a red hat stands before a house and looks at the sea", "a dog"]
 SIZES = [(50, 70), (64, 31), (32, 32), (97, 40)]

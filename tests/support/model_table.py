@@ -12,8 +12,9 @@ from origins import ORIGINS
 from paths import DOCS, FIXTURES
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import folders, load_save
-from dcdctl.core.models.towers import TrainedParts
+from dcdctl.core.models import load_save
+from dcdctl.core.models.networks.towers import TrainedParts
+from dcdctl.core.models.references import folders
 
 PAGE = DOCS / "models.md"
 BEGIN, END = "<!-- models: written by tests/support/model_table.py -->\n", "<!-- /models -->"

@@ -1,5 +1,3 @@
-from .backbones import FeatureSpec, ProjectionSize
-from .build import every_other, new_coattention
 from .checkpoint import check_finite, check_finite_file
 from .dual import DualModel, prefix_vectors
 from .dual_scorer import DualScorer, pair_products, vector_states
@@ -10,7 +8,6 @@ from .families.open_clip import quiet_open_clip
 from .families.raw_pairs import RawPairScorer, RawPreprocess
 from .families.vilt import ViltScorer, ViltSize, new_vilt
 from .families.vision_text_dual import DualSize, dual_from_backbones, dual_student, new_dual
-from .hub import hub_source
 from .load_save import (
     SETTINGS_FILE,
     check_ref,
@@ -24,6 +21,9 @@ from .load_save import (
     save,
     seal_again,
 )
+from .networks.backbones import FeatureSpec, ProjectionSize
+from .networks.build import every_other, new_coattention
+from .networks.towers import TrainedParts, require_peft
 from .onnx import (
     ONNX_OUTPUT,
     OnnxDual,
@@ -37,8 +37,8 @@ from .onnx import (
 from .overrides import parse_overrides
 from .preprocess import Preprocess, hub_errors, load_tokenizer, num_text_positions, silence_transformers, word_piece
 from .protocols import DualEncoder, Encoders, ExportSpec, FusionScorer, ImageBatch, Model, Pairs, Preprocessor, States, TextBatch
-from .published import list_published
-from .towers import TrainedParts, require_peft
+from .references.hub import hub_source
+from .references.published import list_published
 
 __all__ = [
     "ONNX_OUTPUT",

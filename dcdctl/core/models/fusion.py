@@ -14,8 +14,8 @@ from typing import Any, Literal, Self
 from torch import Tensor, nn
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.attention import enable_checkpointing
 from dcdctl.core.models.fingerprint import digest_of
+from dcdctl.core.models.networks.attention import enable_checkpointing
 from dcdctl.core.models.preprocess import Preprocess
 from dcdctl.core.models.protocols import Encoders, ExportSpec, ImageBatch, Pairs, States, TextBatch
 

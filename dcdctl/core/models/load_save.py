@@ -18,16 +18,17 @@ from typing import Any, Literal
 
 from dcdctl.core import artifacts, files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import families, folders, hub, official, plugins, published
+from dcdctl.core.models import families, official
 from dcdctl.core.models.checkpoint import check_finite, read_checkpoint
 from dcdctl.core.models.dual_scorer import DualScorer
 from dcdctl.core.models.families import python_function
-from dcdctl.core.models.folders import CONFIG_FILE, CROSS_ENCODER, OPEN_CLIP, SENTENCE_TRANSFORMER
 from dcdctl.core.models.official import meter as official_meter
 from dcdctl.core.models.official import vilt as official_vilt
 from dcdctl.core.models.overrides import Overrides, check_no_cross_encoder, parse_overrides, read_overrides
 from dcdctl.core.models.preprocess import hub_errors
 from dcdctl.core.models.protocols import DualEncoder, FusionScorer, Model
+from dcdctl.core.models.references import folders, hub, plugins, published
+from dcdctl.core.models.references.folders import CONFIG_FILE, CROSS_ENCODER, OPEN_CLIP, SENTENCE_TRANSFORMER
 from dcdctl.core.progress import Track, silent
 
 Kind = Literal["fusion", "dual"]

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dcdctl.core.models.towers import TrainedParts
+from dcdctl.core.models.networks.towers import TrainedParts
 
 Device = torch.device | str | int
 

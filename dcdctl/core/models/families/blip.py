@@ -19,8 +19,8 @@ from typing import Any, Self
 from torch import Tensor, nn
 from transformers import BlipForImageTextRetrieval
 
-from dcdctl.core.models.attention import Groups, recomputed
 from dcdctl.core.models.families.matching import MatchingScorer, finish, heads_of, self_attend
+from dcdctl.core.models.networks.attention import Groups, recomputed
 from dcdctl.core.models.protocols import States, TextBatch, select_rows
 
 

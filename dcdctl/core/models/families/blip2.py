@@ -21,8 +21,8 @@ from torch.nn import functional
 from transformers import Blip2ForImageTextRetrieval
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.attention import Groups, recomputed
 from dcdctl.core.models.families.matching import MatchingScorer, finish, heads_of, self_attend
+from dcdctl.core.models.networks.attention import Groups, recomputed
 from dcdctl.core.models.preprocess import check_vocabulary
 from dcdctl.core.models.protocols import States, TextBatch, select_rows
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from transformers import BridgeTowerForImageAndTextRetrieval
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.attention import attend_and_project, recomputed
 from dcdctl.core.models.families.matching import MatchingScorer, finish, heads_of, self_attend
+from dcdctl.core.models.networks.attention import attend_and_project, recomputed
 from dcdctl.core.models.protocols import States, TextBatch, select_rows
 
 TEXT_ROW, IMAGE_ROW = 0, 1

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModel
 
-from dcdctl.core.models.backbones import MAX_LOGIT_SCALE
 from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.dual import keep_statistics
 from dcdctl.core.models.families.vision_text_dual import VisionTextDual
+from dcdctl.core.models.networks.backbones import MAX_LOGIT_SCALE
+from dcdctl.core.models.networks.towers import Tower
 from dcdctl.core.models.overrides import check_dual_overrides, read_overrides
 from dcdctl.core.models.preprocess import (
     Preprocess,
@@ -32,7 +33,6 @@ from dcdctl.core.models.preprocess import (
     num_text_positions,
 )
 from dcdctl.core.models.protocols import ExportSpec, ImageBatch, TextBatch
-from dcdctl.core.models.towers import Tower
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,9 +27,9 @@ from transformers import AutoConfig
 
 from dcdctl.core.config import Between, Count, check_fields
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.models import backbones
-from dcdctl.core.models.attention import Heads, attend_and_project, recomputed
-from dcdctl.core.models.backbones import Projections, ProjectionSize
+from dcdctl.core.models.networks import backbones
+from dcdctl.core.models.networks.attention import Heads, attend_and_project, recomputed
+from dcdctl.core.models.networks.backbones import Projections, ProjectionSize
 from dcdctl.core.models.protocols import States, select_rows
 
 FUSION_EPS = 1e-12

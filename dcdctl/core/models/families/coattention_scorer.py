@@ -19,12 +19,12 @@ from torch.nn import functional
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import backbones
-from dcdctl.core.models.backbones import EncoderPair
 from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, save_own, to_dtype
 from dcdctl.core.models.families import coattention
 from dcdctl.core.models.families.coattention import CoAttentionNetwork, FusionLayer, network_from_table
 from dcdctl.core.models.fusion import FusionModel
+from dcdctl.core.models.networks import backbones
+from dcdctl.core.models.networks.backbones import EncoderPair
 from dcdctl.core.models.overrides import read_overrides
 from dcdctl.core.models.preprocess import (
     METER,

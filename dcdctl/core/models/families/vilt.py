@@ -22,10 +22,10 @@ from torch.nn import functional
 from transformers import ViltConfig, ViltForImageAndTextRetrieval
 
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.models import attention
-from dcdctl.core.models.attention import Heads, recomputed, set_hidden_dropout
 from dcdctl.core.models.checkpoint import check_complete, save_pretrained
 from dcdctl.core.models.fusion import FusionModel
+from dcdctl.core.models.networks import attention
+from dcdctl.core.models.networks.attention import Heads, recomputed, set_hidden_dropout
 from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
 from dcdctl.core.models.preprocess import (
     Preprocess,

@@ -17,13 +17,22 @@ from torch import Tensor, nn
 from transformers import AutoModel, BeitConfig, BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
 from dcdctl.core.errors import ConfigError, ModelError
-from dcdctl.core.models import backbones
-from dcdctl.core.models.attention import set_hidden_dropout
-from dcdctl.core.models.backbones import MAX_LOGIT_SCALE
 from dcdctl.core.models.checkpoint import check_complete, save_pretrained
 from dcdctl.core.models.dual import DualModel, unit_vectors
+from dcdctl.core.models.networks import backbones
+from dcdctl.core.models.networks.attention import set_hidden_dropout
+from dcdctl.core.models.networks.backbones import MAX_LOGIT_SCALE
+from dcdctl.core.models.networks.pooled import PooledTowers
+from dcdctl.core.models.networks.towers import (
+    Tower,
+    TrainedParts,
+    add_adapters,
+    depth_of,
+    freeze_others,
+    keep_layers,
+    use_eval_mode_where_frozen,
+)
 from dcdctl.core.models.overrides import check_dual_overrides, read_overrides
-from dcdctl.core.models.pooled import PooledTowers
 from dcdctl.core.models.preprocess import (
     Preprocess,
     check_text_length,
@@ -36,7 +45,6 @@ from dcdctl.core.models.preprocess import (
     word_piece,
 )
 from dcdctl.core.models.protocols import ExportSpec, ImageBatch, States, TextBatch
-from dcdctl.core.models.towers import Tower, TrainedParts, add_adapters, depth_of, freeze_others, keep_layers, use_eval_mode_where_frozen
 
 MAX_TEXT_LEN = 40
 """Tokens of a caption unless set otherwise, as in the official retrieval models."""

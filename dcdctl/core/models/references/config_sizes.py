@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models.folders import OPEN_CLIP_FILE
+from dcdctl.core.models.references.folders import OPEN_CLIP_FILE
 
 WIDTHS = {
     *("hidden_size", "hidden_sizes", "embedding_size", "embed_dim", "dim", "hidden_dim", "intermediate_size", "projection_dim"),

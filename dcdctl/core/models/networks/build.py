@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from dcdctl.core.errors import ModelError
-from dcdctl.core.models import backbones
-from dcdctl.core.models.backbones import FeatureSpec
 from dcdctl.core.models.families.coattention import CoAttentionNetwork, FusionSize
 from dcdctl.core.models.families.coattention_scorer import CoAttentionScorer
 from dcdctl.core.models.families.frozen_dual import FrozenDual
 from dcdctl.core.models.load_save import load_dual
+from dcdctl.core.models.networks import backbones
+from dcdctl.core.models.networks.backbones import FeatureSpec
 from dcdctl.core.models.preprocess import Preprocess, check_vocabulary, load_tokenizer, num_text_positions
 
 MAX_TEXT_LEN = 40
