@@ -8,6 +8,7 @@ from .families.open_clip import quiet_open_clip
 from .families.raw_pairs import RawPairScorer, RawPreprocess
 from .families.vilt import ViltScorer, ViltSize, new_vilt
 from .families.vision_text_dual import DualSize, dual_from_backbones, dual_student, new_dual
+from .inputs import ImageBatch, Pairs, States, TextBatch
 from .load_save import (
     SETTINGS_FILE,
     check_ref,
@@ -36,7 +37,7 @@ from .onnx import (
 )
 from .overrides import parse_overrides
 from .preprocess import Preprocess, hub_errors, load_tokenizer, num_text_positions, silence_transformers, word_piece
-from .protocols import DualEncoder, Encoders, ExportSpec, FusionScorer, ImageBatch, Model, Pairs, Preprocessor, States, TextBatch
+from .protocols import DualEncoder, Encoders, ExportSpec, FusionScorer, Model, Preprocessor
 from .references.hub import hub_source
 from .references.published import list_published
 

@@ -16,10 +16,11 @@ from torch.nn import functional
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.fingerprint import digest_of
+from dcdctl.core.models.inputs import ImageBatch, Pairs, States, TextBatch, select_rows
 from dcdctl.core.models.networks.attention import enable_checkpointing
 from dcdctl.core.models.networks.towers import TrainedParts
 from dcdctl.core.models.preprocess import Preprocess
-from dcdctl.core.models.protocols import Encoders, ExportSpec, ImageBatch, Pairs, States, TextBatch, select_rows
+from dcdctl.core.models.protocols import Encoders, ExportSpec
 
 
 class Calibration(nn.Module):

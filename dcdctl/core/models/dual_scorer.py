@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.fusion import FusionModel
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.preprocess import Preprocess
-from dcdctl.core.models.protocols import DualEncoder, Encoders, ExportSpec, ImageBatch, States, TextBatch
+from dcdctl.core.models.protocols import DualEncoder, Encoders, ExportSpec
 
 DENSE_FACTOR = 24
 """All images times all texts is computed at once if that has at most this many times the pairs asked for. Gathering the vectors of 5,500

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.fingerprint import digest_of
+from dcdctl.core.models.inputs import ImageBatch, Pairs, States, TextBatch
 from dcdctl.core.models.networks.attention import enable_checkpointing
 from dcdctl.core.models.preprocess import Preprocess
-from dcdctl.core.models.protocols import Encoders, ExportSpec, ImageBatch, Pairs, States, TextBatch
+from dcdctl.core.models.protocols import Encoders, ExportSpec
 
 
 class FusionModel(nn.Module, ABC):

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from dcdctl.core import files
 from dcdctl.core.errors import MissingError, ModelError, require_extra
-from dcdctl.core.models.protocols import DualEncoder, ImageBatch, Model, Preprocessor, TextBatch
+from dcdctl.core.models.inputs import ImageBatch, TextBatch
+from dcdctl.core.models.protocols import DualEncoder, Model, Preprocessor
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 LARGEST_DIFFERENCE = 1e-4

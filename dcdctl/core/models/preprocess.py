@@ -36,7 +36,7 @@ from transformers.utils import logging
 
 from dcdctl.core.errors import DcdError, ModelError, as_user_error
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
-from dcdctl.core.models.protocols import ImageBatch, TextBatch
+from dcdctl.core.models.inputs import ImageBatch, TextBatch
 from dcdctl.core.models.references import hub
 from dcdctl.core.models.references.config_sizes import check_sizes
 

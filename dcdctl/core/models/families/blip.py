@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers import BlipForImageTextRetrieval
 
 from dcdctl.core.models.families.matching import MatchingScorer, finish, heads_of, self_attend
+from dcdctl.core.models.inputs import States, TextBatch, select_rows
 from dcdctl.core.models.networks.attention import Groups, recomputed
-from dcdctl.core.models.protocols import States, TextBatch, select_rows
 
 
 class BlipScorer(MatchingScorer):

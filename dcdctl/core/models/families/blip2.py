@@ -22,9 +22,9 @@ from transformers import Blip2ForImageTextRetrieval
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.families.matching import MatchingScorer, finish, heads_of, self_attend
+from dcdctl.core.models.inputs import States, TextBatch, select_rows
 from dcdctl.core.models.networks.attention import Groups, recomputed
 from dcdctl.core.models.preprocess import check_vocabulary
-from dcdctl.core.models.protocols import States, TextBatch, select_rows
 
 IMAGE_TOKEN = "<image>"
 """What the processor of transformers puts before a caption, once for each query; the network cuts it off."""

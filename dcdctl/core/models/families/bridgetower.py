@@ -23,8 +23,8 @@ from transformers import BridgeTowerForImageAndTextRetrieval
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.families.matching import MatchingScorer, finish, heads_of, self_attend
+from dcdctl.core.models.inputs import States, TextBatch, select_rows
 from dcdctl.core.models.networks.attention import attend_and_project, recomputed
-from dcdctl.core.models.protocols import States, TextBatch, select_rows
 
 TEXT_ROW, IMAGE_ROW = 0, 1
 """Rows of the token type embeddings."""

@@ -20,6 +20,7 @@ from transformers import AutoModel
 from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.dual import keep_statistics
 from dcdctl.core.models.families.vision_text_dual import VisionTextDual
+from dcdctl.core.models.inputs import ImageBatch, TextBatch
 from dcdctl.core.models.networks.backbones import MAX_LOGIT_SCALE
 from dcdctl.core.models.networks.towers import Tower
 from dcdctl.core.models.overrides import check_dual_overrides, read_overrides
@@ -32,7 +33,7 @@ from dcdctl.core.models.preprocess import (
     load_tokenizer,
     num_text_positions,
 )
-from dcdctl.core.models.protocols import ExportSpec, ImageBatch, TextBatch
+from dcdctl.core.models.protocols import ExportSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,10 +27,10 @@ from transformers import AutoConfig
 
 from dcdctl.core.config import Between, Count, check_fields
 from dcdctl.core.errors import ConfigError
+from dcdctl.core.models.inputs import States, select_rows
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.attention import Heads, attend_and_project, recomputed
 from dcdctl.core.models.networks.backbones import Projections, ProjectionSize
-from dcdctl.core.models.protocols import States, select_rows
 
 FUSION_EPS = 1e-12
 """LayerNorm epsilon of the fusion layers: the default of a RoBERTa configuration, not the 1e-5 of roberta-base."""

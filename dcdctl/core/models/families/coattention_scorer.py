@@ -23,6 +23,7 @@ from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, save_own
 from dcdctl.core.models.families import coattention
 from dcdctl.core.models.families.coattention import CoAttentionNetwork, FusionLayer, network_from_table
 from dcdctl.core.models.fusion import FusionModel
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.backbones import EncoderPair
 from dcdctl.core.models.overrides import read_overrides
@@ -36,7 +37,6 @@ from dcdctl.core.models.preprocess import (
     meter_image_processor,
     num_text_positions,
 )
-from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
 
 MODEL_TYPE = "dcdctl-co-attention"
 """In config.json."""

@@ -19,11 +19,12 @@ from dcdctl.core import files
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.checkpoint import WEIGHTS_FILE, check_complete, save_own
 from dcdctl.core.models.dual import DualModel
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.backbones import EncoderPair, FeatureSpec, Projections, ProjectionSize
 from dcdctl.core.models.overrides import check_dual_overrides, read_overrides
 from dcdctl.core.models.preprocess import Preprocess, check_text_length, check_vocabulary, hub_errors, load_tokenizer, num_text_positions
-from dcdctl.core.models.protocols import ExportSpec, ImageBatch, States, TextBatch
+from dcdctl.core.models.protocols import ExportSpec
 
 MODEL_TYPE = "dcdctl-encoder-dual"
 """In config.json."""

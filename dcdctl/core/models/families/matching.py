@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.checkpoint import check_complete, save_pretrained
 from dcdctl.core.models.fusion import FusionModel
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks.attention import Heads, attend_and_project, set_hidden_dropout
 from dcdctl.core.models.overrides import check_fixed_overrides, read_overrides
 from dcdctl.core.models.preprocess import Preprocess, check_text_length, check_vocabulary, hub_errors, load_image_processor, load_tokenizer
-from dcdctl.core.models.protocols import ExportSpec, ImageBatch, States, TextBatch
+from dcdctl.core.models.protocols import ExportSpec
 
 NO_MATCH, MATCH = 0, 1
 """Rows of the heads."""

@@ -29,11 +29,12 @@ from dcdctl.core.errors import ModelError, require_extra
 from dcdctl.core.models.checkpoint import check_complete, to_dtype
 from dcdctl.core.models.dual import DualModel, keep_statistics, unit_vectors
 from dcdctl.core.models.fingerprint import tokenizer_settings
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks.attention import enable_checkpointing
 from dcdctl.core.models.networks.backbones import MAX_LOGIT_SCALE
 from dcdctl.core.models.overrides import Overrides, check_no_text_encoder, read_overrides
 from dcdctl.core.models.preprocess import TOKENIZER_HINT, check_words, hub_errors
-from dcdctl.core.models.protocols import ExportSpec, ImageBatch, States, TextBatch
+from dcdctl.core.models.protocols import ExportSpec
 from dcdctl.core.models.references.folders import OPEN_CLIP, OPEN_CLIP_FILE, OPEN_CLIP_WEIGHTS, open_clip_weights
 
 WEIGHTS_FILE = OPEN_CLIP_WEIGHTS[0]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dcdctl.core.errors import ModelError
 from dcdctl.core.models.fusion import FusionModel
-from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 
 HEADER = 2
 """Tokens before the pixels of an encoded image: its width and its height, each a number of three bytes."""

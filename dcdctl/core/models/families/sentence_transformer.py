@@ -22,10 +22,11 @@ from dcdctl.core.models.checkpoint import check_complete
 from dcdctl.core.models.dual import DualModel, unit_vectors
 from dcdctl.core.models.families.raw_pairs import RawPreprocess, captions_of, pictures_of
 from dcdctl.core.models.fingerprint import processor_settings, tokenizer_settings
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks.towers import TrainedParts
 from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
 from dcdctl.core.models.preprocess import hub_errors, num_text_positions, quiet_sentence_transformers
-from dcdctl.core.models.protocols import ExportSpec, ImageBatch, States, TextBatch
+from dcdctl.core.models.protocols import ExportSpec
 from dcdctl.core.models.references.folders import MODULES_FILE, SENTENCE_TRANSFORMER, module_types
 
 HINT = "use it for eval, index, candidates.model, or as a teacher; start a student from a CLIP or SigLIP of transformers or open_clip"

@@ -24,6 +24,7 @@ from transformers import ViltConfig, ViltForImageAndTextRetrieval
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models.checkpoint import check_complete, save_pretrained
 from dcdctl.core.models.fusion import FusionModel
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch, select_rows
 from dcdctl.core.models.networks import attention
 from dcdctl.core.models.networks.attention import Heads, recomputed, set_hidden_dropout
 from dcdctl.core.models.overrides import check_no_text_encoder, read_overrides
@@ -36,7 +37,7 @@ from dcdctl.core.models.preprocess import (
     load_tokenizer,
     vilt_image_processor,
 )
-from dcdctl.core.models.protocols import ExportSpec, ImageBatch, States, TextBatch, select_rows
+from dcdctl.core.models.protocols import ExportSpec
 
 TEXT_EPS = 1e-12
 """LayerNorm epsilon of the text embeddings."""

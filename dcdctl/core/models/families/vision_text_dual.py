@@ -19,6 +19,7 @@ from transformers import AutoModel, BeitConfig, BertConfig, VisionTextDualEncode
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.models.checkpoint import check_complete, save_pretrained
 from dcdctl.core.models.dual import DualModel, unit_vectors
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks import backbones
 from dcdctl.core.models.networks.attention import set_hidden_dropout
 from dcdctl.core.models.networks.backbones import MAX_LOGIT_SCALE
@@ -44,7 +45,7 @@ from dcdctl.core.models.preprocess import (
     square_image_processor,
     word_piece,
 )
-from dcdctl.core.models.protocols import ExportSpec, ImageBatch, States, TextBatch
+from dcdctl.core.models.protocols import ExportSpec
 
 MAX_TEXT_LEN = 40
 """Tokens of a caption unless set otherwise, as in the official retrieval models."""

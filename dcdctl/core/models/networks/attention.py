@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from dcdctl.core.models.protocols import select_rows
+from dcdctl.core.models.inputs import select_rows
 
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")

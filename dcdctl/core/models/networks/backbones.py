@@ -26,8 +26,8 @@ from dcdctl.core.config import Between, Count, check_fields
 from dcdctl.core.errors import ModelError, require_extra
 from dcdctl.core.models.checkpoint import check_complete, check_finite
 from dcdctl.core.models.fingerprint import digest_of
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.preprocess import Preprocess, hub_errors, load_image_processor, num_text_positions
-from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
 from dcdctl.core.models.references import hub
 
 TIMM = "timm_wrapper"

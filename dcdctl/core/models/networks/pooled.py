@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from dcdctl.core.models.fingerprint import digest_of
+from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks.backbones import config_tables
 from dcdctl.core.models.networks.towers import Tower
 from dcdctl.core.models.preprocess import Preprocess
-from dcdctl.core.models.protocols import ImageBatch, States, TextBatch
 
 
 class PoolingDual(Protocol):
