@@ -25,7 +25,7 @@ from dcdctl.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from dcdctl.core.teacher import Estimate, ExternalJob, TeacherCache
+    from dcdctl.core.teacher import CacheJob, Estimate, ExternalJob, TeacherCache
 
 Teacher = Annotated[
     str | None,
@@ -86,20 +86,13 @@ def cache_teacher(
     precision: Precision = "fp32",
 ) -> None:
     """Score each query's candidates with the teacher, once. Training reads the scores and never runs the teacher."""
-    own: dict[str, object] = {
-        "--teacher": teacher,
-        "--model-set": model_set,
-        "--features": features,
-        "--dry-run": dry_run or None,
-        "--verify": verify,
-    }
-    own |= {"--precision": None if precision == "fp32" else precision, "--batch-size": batch_size}
+    own: dict[str, object] = {"--teacher": teacher, "--model-set": model_set, "--features": features, "--dry-run": dry_run or None}
+    own |= {"--verify": verify, "--precision": None if precision == "fp32" else precision, "--batch-size": batch_size}
     _check_external(own, plan_only, with_columns, scores, teacher_name)
     _check_recipe(recipe, sets, verify)
-    from dcdctl.cli.views.terminal import bar, show
     from dcdctl.core import devices, training
     from dcdctl.core.devices import Compute
-    from dcdctl.core.teacher import CacheJob, ExternalJob, cache_scores, verify_cache
+    from dcdctl.core.teacher import CacheJob, ExternalJob
 
     candidates = None if recipe is None else training.load_recipe(recipe, sets or ()).candidates
     if teacher is None:
@@ -114,12 +107,7 @@ def cache_teacher(
         candidates=candidates, extend=extend,
         compute=Compute(device=devices.choose(device), precision=numbers, batch_size=batch_size, features=features),
     )  # fmt: skip
-    if verify is not None:
-        difference = verify_cache(cache_job, verify, track=bar)
-        return show(f"{out}: {verify:,} pairs scored again, the largest difference is {difference:.1e}")
-    cache = cache_scores(cache_job, dry_run=dry_run, track=bar, on_estimate=_show_estimate)
-    if cache is not None:
-        _show_cache(cache)
+    return _verify(cache_job, verify) if verify is not None else _score(cache_job, dry_run)
 
 
 def _check_external(own: dict[str, object], plan_only: bool, with_columns: str | None, scores: list[str] | None, name: str | None) -> None:
@@ -151,6 +139,23 @@ def _take(job: ExternalJob, scores: list[str], teacher_name: str) -> None:
     from dcdctl.core.teacher import take_scores
 
     _show_cache(take_scores(job, scores, teacher_name, track=bar))
+
+
+def _verify(job: CacheJob, num_pairs: int) -> None:
+    from dcdctl.cli.views.terminal import bar, show
+    from dcdctl.core.teacher import verify_cache
+
+    difference = verify_cache(job, num_pairs, track=bar)
+    show(f"{job.out}: {num_pairs:,} pairs scored again, the largest difference is {difference:.1e}")
+
+
+def _score(job: CacheJob, dry_run: bool) -> None:
+    from dcdctl.cli.views.terminal import bar
+    from dcdctl.core.teacher import cache_scores
+
+    cache = cache_scores(job, dry_run=dry_run, track=bar, on_estimate=_show_estimate)
+    if cache is not None:
+        _show_cache(cache)
 
 
 def _show_cache(cache: TeacherCache) -> None:
