@@ -2,6 +2,7 @@
 
     python benchmarks/evidence.py flickr8k --work work/flickr8k --vision EFFICIENTNET --text MINILM --karpathy JSON --images ZIP
     python benchmarks/evidence.py scenes --work work/scenes
+    python benchmarks/evidence.py clip-scenes --work work/clip-scenes --jobs 1 --forks
     python benchmarks/evidence.py small --work work/small            (make results-small)
     python benchmarks/evidence.py flickr8k --work work/flickr8k --table "Dual students, 6,000 photos"
     python benchmarks/evidence.py flickr8k --work work/flickr8k --tables-only
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import evidence_cascade
+import evidence_clip
 import evidence_fair
 import evidence_flickr8k
 import evidence_forks
@@ -41,6 +43,7 @@ from dcdctl.core import artifacts
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 PLANS = {
+    "clip-scenes": evidence_clip.clip_scenes,
     "fair": evidence_fair.fair,
     "flickr8k": evidence_flickr8k.flickr8k,
     "fresh-flickr8k": evidence_fresh.fresh_flickr8k,
@@ -80,21 +83,24 @@ class Workspace:
     def run(self, step: Step) -> None:
         """Run a step and measure it; RuntimeError with the end of its log if a command fails."""
         folder = self.folder(step)
+        if step.is_run and not step.trains:
+            artifacts.write_document(folder / "cost.json", {"eval_seconds": self._measure(step, step.words)})
+            return self.publish(step)
         resume = ["--resume"] if step.is_run and (folder / "run.json").exists() else []
         cost = {"train_seconds": self._dcdctl(step, [step.command, *step.words, "--out", step.out, *resume])}
         if step.is_run:
-            cost["eval_seconds"] = self._measure(step)
+            model = (step.out,) if not step.measured else (step.measured, "--rerank", step.out)
+            cost["eval_seconds"] = self._measure(step, (*model, *step.measure))
             if resume:
                 del cost["train_seconds"]  # a resumed run measures only its last part
             artifacts.write_document(folder / "cost.json", cost)
-        self.publish(step)
+        return self.publish(step)
 
-    def _measure(self, step: Step) -> float:
-        """Evaluate a run alone or as the re-ranker of another run; its folder gets files of the same names in both cases."""
-        model = [step.out] if not step.measured else [step.measured, "--rerank", step.out]
-        seconds = self._dcdctl(step, ["eval", *model, *step.measure, "--out", step.out])
-        if step.measured:
-            folder = self.folder(step)
+    def _measure(self, step: Step, words: tuple[str, ...]) -> float:
+        """Evaluate a model, or a cascade; the folder of the step gets files of the same names in both cases."""
+        seconds = self._dcdctl(step, ["eval", *words, "--out", step.out])
+        folder = self.folder(step)
+        if (folder / "cascade.json").exists():
             (folder / "result.json").unlink(missing_ok=True)
             document = artifacts.read_document(folder / "cascade.json")
             for name in list(document[artifacts.FILES]):
@@ -226,6 +232,8 @@ def main() -> None:
             link.symlink_to(path.resolve())
     if args.plan == "fair" and args.karpathy is not None:
         evidence_fair.write_choosing_split(args.karpathy, args.work / "choosing.json")
+    if args.plan == "clip-scenes" and not args.tables_only:
+        evidence_clip.write_inputs(args.work)
     workspace, steps = Workspace(args.plan, args.work.resolve(), args.forks), PLANS[args.plan]()
     started = time.perf_counter()
     if unknown := set(args.table) - {step.table for step in steps}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import pkgutil
 import sys
@@ -24,6 +25,8 @@ def import_all() -> None:
     transformers = importlib.import_module("transformers")
     for name in ("AutoConfig", "AutoImageProcessor", "AutoModel", "AutoTokenizer", "BertModel", "TimmWrapperModel"):
         getattr(transformers, name)
+    if importlib.util.find_spec("peft"):
+        importlib.import_module("peft")
     importlib.import_module("dcdctl.cli.app")
 
 

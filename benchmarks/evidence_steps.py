@@ -15,6 +15,7 @@ class Step:
     out: str
     """Output folder, relative to the work folder: data, caches/NAME or runs/NAME."""
     command: str
+    """`eval` for a row that trains nothing; its words are then all arguments but --out."""
     words: tuple[str, ...]
     after: tuple[str, ...] = ()
     """`out` of the steps that must finish first."""
@@ -35,6 +36,11 @@ class Step:
     @property
     def is_run(self) -> bool:
         return self.out.startswith("runs/")
+
+    @property
+    def trains(self) -> bool:
+        """Whether the command trains a model, which is measured afterwards."""
+        return self.is_run and self.command != "eval"
 
 
 def sets(**values: object) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from dcdctl.core.training import load_recipe
 
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = sorted(BENCHMARKS.glob("*.py"))
+PLANS = ["clip-scenes", "fair", "flickr8k", "fresh-flickr8k", "fresh-scenes", "scenes", "scenes-cascade", "small", "weights"]
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, str, str]]:
@@ -162,11 +163,11 @@ def evidence():
         yield importlib.import_module("evidence")
 
 
-@pytest.mark.parametrize("plan", ["fair", "flickr8k", "fresh-flickr8k", "fresh-scenes", "scenes", "scenes-cascade", "small", "weights"])
+@pytest.mark.parametrize("plan", PLANS)
 def test_the_commands_of_a_plan_parse_and_their_recipes_load(evidence, plan):
     for step in evidence.PLANS[plan]():
         parse(shlex.join(["dcdctl", step.command, *step.words, "--out", step.out]))
-        if step.is_run:
+        if step.trains:
             load_recipe(step.words[0], values_of("--set", step.words))
             model = [step.measured, "--rerank", step.out] if step.measured else [step.out]
             parse(shlex.join(["dcdctl", "eval", *model, *step.measure, "--out", step.out]))

@@ -1,0 +1,185 @@
+"""The plan `clip-scenes`: what a pretrained CLIP is worth as a start, and what fine-tuning, distillation, LoRA and WiSE-FT make of it.
+
+No published CLIP is used. A small CLIPModel of transformers is pretrained here with InfoNCE on a "web" of other scenes with poorer captions
+(`web_captions`), as a CLIP is on the web. Its users' data are 1,024 scenes with full captions. Every row starts from this model, except the
+one from random weights, and takes the same images, steps and batches: rows without a teacher read the cache of the others, whose pairs
+decide which images form a batch. Learning rates were chosen on val with seed 0, from the same values for every row (table CHOOSING).
+HOLD_OUT is the same rows on test scenes of the web, which they no longer train on.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+from evidence_steps import SEEDS, Step, sets
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+from dcdctl.core import models
+from dcdctl.core.data import scenes
+
+SIDE_PX = 64
+WEB_SEED, WEB_COUNTS = 101, {"train": 16_000, "test": 500}
+CAPTIONS = 5
+OBJECT_SHARE, PAIR_SHARE = 0.5, 0.25
+"""Shares of the web's captions that name one object, and two objects without their relation; the others lose words at random."""
+DROPPED_WORDS = 0.15
+WIDTH, LAYERS, VECTOR = 128, 2, 256
+NUM_TOKENS = 32
+
+TARGET, WEB = ("--data", "data"), ("--data", "web")
+TEACHER, CACHE, START = "scenes-vilt", "caches/scenes", "runs/start"
+START_MODEL = f"{START}/model"
+PRETRAINING_STEPS, STEPS = 5000, 256
+TABLE, HOLD_OUT = "A small CLIP on 1,024 scenes, 500 test scenes", "The same models on 500 test scenes of the web"
+CHOOSING = "Chosen on 300 val scenes, seed 0"
+INFONCE = sets(loss__terms="{infonce=1.0}", loss__temperature=1.0)
+KL = sets(loss__terms="{infonce=1.0,kl=1.0}", loss__temperature="auto")
+MARGINS = sets()
+"""The loss of recipe demo-dual: InfoNCE and margin-MSE."""
+ALL, LORA, PROJECTIONS, LAST = (
+    *(sets(model__trained=trained) for trained in ("all", "lora", "projections")),
+    sets(model__trained="last-layers", model__trained_layers=1),
+)
+ZERO_SHOT, TUNED, TAUGHT = "the start, zero-shot", "fine-tuned, all weights", "distilled (InfoNCE + KL), all weights"
+SCRATCH = "from random weights, InfoNCE"
+ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
+    TUNED: ("tuned", (*INFONCE, *ALL)),
+    TAUGHT: ("taught", (*KL, *ALL)),
+    "fine-tuned, LoRA": ("tuned-lora", (*INFONCE, *LORA)),
+    "distilled (InfoNCE + KL), LoRA": ("taught-lora", (*KL, *LORA)),
+    "fine-tuned, projections": ("tuned-projections", (*INFONCE, *PROJECTIONS)),
+    SCRATCH: ("scratch", (*INFONCE, *ALL)),
+    "distilled (InfoNCE + margin-MSE), all weights": ("margins", (*MARGINS, *ALL)),
+    "fine-tuned, last of 2 layers": ("tuned-last", (*INFONCE, *LAST)),
+}
+"""Name of the runs and changes to recipe demo-dual for each label."""
+RATES = (1e-4, 3e-4, 1e-3)
+"""Learning rates to choose from."""
+CHOSEN = dict.fromkeys(ROWS, 3e-4)
+AVERAGED = {TUNED: (0.3, 0.5), TAUGHT: (0.3, 0.5)}
+"""Shares of the start in WiSE-FT."""
+DIMS = (16, 32, 64, 128, 256)
+
+
+def clip_scenes() -> list[Step]:
+    """The start, the choice of learning rates, and every row for three seeds, the most important rows first."""
+    size = sets(counts__train=1024, counts__val=300, counts__test=500)
+    pretraining = sets(optimizer__steps=PRETRAINING_STEPS, batch__size=64, model__start="new-0", seed=WEB_SEED)
+    steps = [
+        Step("data", "prepare", ("scenes", "--image-size", str(SIDE_PX), *size)),
+        Step("web", "prepare", ("--jsonl", "web.jsonl", "--images", "web-images")),
+        Step(START, "distill", ("demo-dual-alone", *WEB, *pretraining), ("web",), measure=TARGET),
+        Step(CACHE, "cache-teacher", (*TARGET, "--teacher", TEACHER, "--recipe", "demo-dual"), ("data",)),
+        _evaluated("start-target", START, "data", (TABLE, ZERO_SHOT, TUNED)),
+        _evaluated("start-web", START, "web", (HOLD_OUT, ZERO_SHOT, TUNED)),
+    ]
+    steps += [_trained(label, 0, rate) for label in ROWS for rate in RATES]
+    steps += [step for seed in SEEDS for label in ROWS for step in _row(label, seed)]
+    steps += [step for seed in SEEDS for step in _short_vectors(seed)]
+    steps += [step for label in reversed(AVERAGED) for seed in SEEDS for share in AVERAGED[label] for step in _averaged(label, seed, share)]
+    steps += [_cascade(seed) for seed in SEEDS]
+    return steps
+
+
+def _trained(label: str, seed: int, rate: float | None = None) -> Step:
+    """A training of a row at its learning rate, measured on test; or at another one, measured on val."""
+    name, changes = ROWS[label]
+    start = f"new-{seed}" if label == SCRATCH else START_MODEL
+    settings = sets(model__start=start, seed=seed, optimizer__steps=STEPS, optimizer__lr=rate or CHOSEN[label])
+    words = ("demo-dual", *TARGET, "--cache", CACHE, *settings, *changes)
+    if rate is None:
+        return Step(f"runs/{name}-{seed}", "distill", words, (CACHE, START), TABLE, label, TUNED, TARGET)
+    out, row = f"runs/choose-{name}-{rate:g}", (CHOOSING, f"{label}, learning rate {rate:g}", f"{TUNED}, learning rate {RATES[0]:g}")
+    return Step(out, "distill", words, (CACHE, START), *row, (*TARGET, "--split", "val"))
+
+
+def _row(label: str, seed: int) -> Iterator[Step]:
+    """The training of a row, and its evaluation on the web."""
+    run = _trained(label, seed)
+    yield run
+    yield _evaluated(f"{run.out.removeprefix('runs/')}-web", run.out, "web", (HOLD_OUT, label, TUNED))
+
+
+def _averaged(label: str, seed: int, share: float) -> Iterator[Step]:
+    """A row whose weights are averaged with those of the start."""
+    run = _trained(label, seed)
+    out, averaged = f"{run.out}-wise{share:g}", f"{label}, {share:g} of the start (WiSE-FT)"
+    yield replace(run, out=out, words=(*run.words, *sets(model__average_with_start=share)), label=averaged)
+    yield _evaluated(f"{out.removeprefix('runs/')}-web", out, "web", (HOLD_OUT, averaged, TUNED))
+
+
+def _short_vectors(seed: int) -> Iterator[Step]:
+    """The distilled student, trained for vectors of several widths."""
+    run, label = _trained(TAUGHT, seed), f"{TAUGHT}, loss.dims"
+    yield replace(run, out=f"runs/dims-{seed}", words=(*run.words, *sets(loss__dims=list(DIMS))), label=label)
+
+
+def _cascade(seed: int) -> Step:
+    """The first 20 results of the distilled student, in the teacher's order."""
+    run = _trained(TAUGHT, seed).out
+    words = (run, "--rerank", TEACHER, "--depth", "20", *TARGET)
+    return Step(f"runs/cascade-{seed}", "eval", words, (run,), TABLE, f"{TAUGHT}, first 20 re-ranked by the teacher", TUNED)
+
+
+def _evaluated(name: str, run: str, data: str, row: tuple[str, str, str]) -> Step:
+    return Step(f"runs/{name}", "eval", (run, "--data", data), (run, data), *row)
+
+
+def write_inputs(work: Path) -> None:
+    """Write what the commands of the plan read: the web's images and captions, and a CLIPModel of random weights for each seed."""
+    table = work / "web.jsonl"
+    if table.exists():
+        return
+    (work / "web-images").mkdir(exist_ok=True)
+    rng, rows = random.Random(f"web/{WEB_SEED}"), []
+    for split, count in WEB_COUNTS.items():
+        for index, item in enumerate(islice(scenes.describe_scenes(WEB_SEED, split, CAPTIONS), count)):
+            name = f"{split}-{index:05}.png"
+            (work / "web-images" / name).write_bytes(scenes.to_png(scenes.draw_scene(item.scene, SIDE_PX)))
+            rows.append({"image": name, "captions": web_captions(rng, item), "split": split})
+    words = [statement.text for item in islice(scenes.describe_scenes(0, "train"), 1000) for statement in item.statements]
+    for seed in SEEDS:
+        write_new_clip(work / f"new-{seed}", words, seed)
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def web_captions(rng: random.Random, item: scenes.DescribedScene) -> list[str]:
+    """Captions of a scene as the web has them: half name a single object, a quarter two objects, and a quarter lost words."""
+    captions: list[str] = []
+    for statement in item.statements:
+        first, second = rng.sample(item.scene.objects, 2)
+        kind = rng.random()
+        if kind < OBJECT_SHARE:
+            text = f"a {_name(rng, first)} at the {first.quarter}"
+        elif kind < OBJECT_SHARE + PAIR_SHARE:
+            text = f"a {_name(rng, first)} and a {_name(rng, second)}"
+        else:
+            text = " ".join(word for word in statement.text.split() if rng.random() >= DROPPED_WORDS)
+        captions.append(text.replace("a orange", "an orange"))
+    return captions
+
+
+def _name(rng: random.Random, thing: scenes.SceneObject) -> str:
+    return f"{rng.choice(scenes.SIZES[thing.size])} {thing.color} {thing.shape}"
+
+
+def write_new_clip(folder: Path, captions: list[str], seed: int) -> None:
+    """A CLIPModel of random weights, 64 px in patches of 16, with a tokenizer of the captions' words."""
+    tokenizer = models.word_piece(captions, 400)
+    size = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
+    words = {"vocab_size": len(tokenizer), "max_position_embeddings": NUM_TOKENS, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    vision = {**size, "image_size": SIDE_PX, "patch_size": 16}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = CLIPModel(CLIPConfig(vision_config=vision, text_config={**size, **words}, projection_dim=VECTOR))
+    square = {"size": {"shortest_edge": SIDE_PX}, "crop_size": {"height": SIDE_PX, "width": SIDE_PX}}
+    # The pale backgrounds of the scenes then lie near 0, as in recipe demo-dual.
+    processor = CLIPImageProcessorPil(**square, image_mean=[0.92] * 3, image_std=[1.0] * 3)
+    for part in (network, tokenizer, processor):
+        part.save_pretrained(folder)
