@@ -8,9 +8,10 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import random
 import shlex
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +19,8 @@ import pytest
 from paths import DOCS, ROOT, SUPPORT
 from typed_commands import parse
 
+from dcdctl.core import models
+from dcdctl.core.data import scenes
 from dcdctl.core.training import load_recipe
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -191,6 +194,37 @@ def test_the_measured_rows_of_the_fair_tables_are_on_the_page(evidence):
     for step in measured:
         assert f"\n### {step.table}\n" in page
         assert f"\n| {step.label} |" in page
+
+
+@pytest.fixture(scope="module")
+def evidence_clip(evidence):
+    """The plan clip-scenes, whose inputs are made by code of its own."""
+    return importlib.import_module("evidence_clip")
+
+
+def test_captions_of_the_web_are_poorer_and_name_only_what_is_in_the_scene(evidence_clip):
+    num_colors = []
+    for item in islice(scenes.describe_scenes(7, "train"), 200):
+        there = {thing.color for thing in item.scene.objects}
+        for caption in evidence_clip.web_captions(random.Random(len(num_colors)), item):
+            named = set(caption.split()) & set(scenes.COLORS)
+            assert named <= there
+            num_colors.append(len(named))
+    # Half name one object. A statement that lost words names one color in some 2 * 0.15 * 0.85 of a quarter of the captions.
+    assert len(num_colors) == 1000
+    assert num_colors.count(1) / 1000 == pytest.approx(0.5 + 0.25 * 0.255, abs=0.05)
+
+
+def test_a_new_clip_knows_the_words_of_scenes_and_differs_between_seeds(evidence_clip, tmp_path):
+    words = [statement.text for item in islice(scenes.describe_scenes(0, "train"), 200) for statement in item.statements]
+    others = [statement.text for item in islice(scenes.describe_scenes(1, "test"), 20) for statement in item.statements]
+    for seed in (0, 1):
+        evidence_clip.write_new_clip(tmp_path / str(seed), words, seed)
+    first, second = (models.load_dual(str(tmp_path / str(seed))) for seed in (0, 1))
+    tokens = first.preprocess.tokenizer(others)["input_ids"]
+    assert first.preprocess.tokenizer.unk_token_id not in {token for each in tokens for token in each}
+    assert max(map(len, tokens)) <= evidence_clip.NUM_TOKENS
+    assert first.digest != second.digest
 
 
 def values_of(flag: str, words: tuple[str, ...]) -> list[str]:
