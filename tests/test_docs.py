@@ -14,7 +14,7 @@ import pytest
 import typer
 import yaml
 from paths import DOCS, ROOT
-from typed_commands import PAGES, commands, parse, typed_lines
+from typed_commands import PAGES, commands, commands_of_head, parse, typed_lines
 
 from dcdctl.cli.app import COMMANDS
 from dcdctl.core.config import to_table
@@ -32,12 +32,6 @@ def test_every_command_in_the_docs_parses(line):
 def test_a_wrong_command_would_be_found(line):
     with pytest.raises(typer.TyperException):
         parse(line)
-
-
-def commands_of_head(path: Path) -> list[str]:
-    """The commands in the first comment of a recipe or manifest, without the note in parentheses after them."""
-    head = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-    return [re.sub(r"\s{2,}\(.*", "", line[2:]) for line in head if line.startswith("# dcdctl ")]
 
 
 PACKAGED = sorted([*(ROOT / "dcdctl" / "recipes").glob("*.toml"), *(ROOT / "data_manifests").rglob("*.toml")])
@@ -70,6 +64,11 @@ def test_the_manifest_of_a_teacher_names_the_recipe_of_its_data_set(path):
         assert recipe == path.stem
     if "-" in recipe.removesuffix("-teacher") and recipe.split("-")[1] in ("coco", "flickr30k"):
         assert named_data == f"data/{recipe.split('-')[1]}"
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_page_names_the_recipe(name):
+    assert any(re.search(rf"(?<![\w-]){name}(?![\w-])", page.read_text(encoding="utf-8")) for page in PAGES)
 
 
 def test_the_readme_shows_commands():

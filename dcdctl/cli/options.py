@@ -195,7 +195,7 @@ Accumulate = Annotated[
     str,
     typer.Option(
         "--accumulate",
-        help="Split each batch into N micro-batches to save memory (same loss); auto doubles N from 1 until the first step fits.",
+        help="Split each batch into N micro-batches to save memory (GradCache, same loss); auto doubles N until the first step fits.",
         callback=check_accumulate,
         metavar="N",
     ),

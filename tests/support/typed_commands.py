@@ -26,6 +26,12 @@ def commands() -> list[str]:
     return [line for page in PAGES for line in typed_lines(page) if line.startswith("dcdctl ")]
 
 
+def commands_of_head(path: Path) -> list[str]:
+    """The commands in the first comment of a recipe or manifest, without the note in parentheses after them."""
+    head = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    return [re.sub(r"\s{2,}\(.*", "", line[2:]) for line in head if line.startswith("# dcdctl ")]
+
+
 @functools.cache
 def command_tree() -> typer.core.TyperGroup:
     """The real command tree, which takes a moment to build."""
