@@ -1,6 +1,7 @@
-"""Every family through the commands, from a folder that its own library saved: cache, student, evaluation, re-ranking, index, search.
+"""Every family through the commands, from a folder that its own library saved: cache, student, evaluation, re-ranking, index, search,
+service, benchmark; a dual encoder also as the start of a student, as its teacher in memory, and as the model of hard candidates.
 
-All numbers are compared with the logits that the library computes from the same folder (tests/support/origins.py).
+All numbers are compared with those that the library computes from the same folder (tests/support/origins.py).
 """
 
 from __future__ import annotations
@@ -19,14 +20,21 @@ import pytest
 import torch
 from huggingface_hub import constants
 from numpy.typing import NDArray
-from origins import ORIGINS, OWN_MODULE, Origin
-from tiny import make_corpus
+from open_clips import save_open_clip
+from origins import ORIGINS, OWN_MODULE, OWN_SOURCE, Origin, OwnVectors
+from starlette.testclient import TestClient
+from tiny import make_corpus, make_splits
+from torch.nn import functional
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ModelError
+from dcdctl.core.search import Searcher
+from dcdctl.core.search.searcher import Reranker
+from dcdctl.core.serve import ServiceConfig
+from dcdctl.core.serve import app as service
 from dcdctl.core.teacher import read_cache
 from dcdctl.core.training import runs
 
@@ -62,6 +70,9 @@ steps = 2
 FEWER_LAYERS = ["model.kind=fusion", "model.start=teacher"]
 FEWER_LAYERS += ["batch.size=4", "batch.random_negatives=3", "batch.hard_negatives=2", "optimizer.steps=2"]
 QUERY = CAPTIONS[3][1]
+CPU = torch.device("cpu")
+IN_HALF = 5e-4
+"""An index stores vectors as float16, which rounds each number by up to 2^-11 of itself."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +85,16 @@ class Made:
     corpus: Corpus
 
     @cached_property
+    def vectors(self) -> OwnVectors:
+        """The vectors of the library for all images and captions of the corpus, by a dual encoder."""
+        assert self.origin.vectors is not None
+        return self.origin.vectors(self.ref, self.corpus.images(range(len(CAPTIONS))), self.corpus.captions)
+
+    @cached_property
     def logits_IT(self) -> NDArray[np.float32]:
         """The logits of the library for all images and captions of the corpus."""
+        if self.origin.logits is None:
+            return self.vectors.logits_IT.float().numpy()
         return self.origin.logits(self.ref, self.corpus.images(range(len(CAPTIONS))), self.corpus.captions).float().numpy()
 
     def cli(self, *words: object, exit_code: int = 0) -> str:
@@ -90,12 +109,9 @@ class Made:
     def evaluate(self, *words: object) -> dict[str, Any]:
         return json.loads(self.on_data("eval", *words, "--split", "train", "--json"))
 
-    def search(self, model: str | Path, *words: object) -> list[dict[str, Any]]:
-        """The hits of the query in a new index of a model."""
-        index = self.folder / "index"
-        words = (*words, "-k", len(CAPTIONS), "--json", "--device", "cpu")
-        self.cli("index", model, "--images", self.corpus.folder, "--split", "train", "--out", index, "--workers", 0, "--device", "cpu")
-        return json.loads(self.cli("search", index, QUERY, *words))["hits"]
+    def search(self, index: Path, *words: object) -> list[dict[str, Any]]:
+        """The hits of the query."""
+        return json.loads(self.cli("search", index, QUERY, *words, "-k", len(CAPTIONS), "--json", "--device", "cpu"))["hits"]
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +147,32 @@ def student(made, cache) -> Path:
     """A dual student trained on the cache."""
     made.on_data("distill", made.folder / "recipe.toml", "--cache", cache, "--out", made.folder / "run")
     return made.folder / "run"
+
+
+@pytest.fixture(scope="module")
+def index(made, student) -> Path:
+    """An index by the family's dual encoder, or by the student of its fusion scorer."""
+    folder, model = made.folder / "index", made.ref if made.origin.kind == "dual" else student
+    made.cli("index", model, "--images", made.corpus.folder, "--split", "train", "--out", folder, "--workers", 0, "--device", "cpu")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory) -> Corpus:
+    """The images of `corpus` with one caption each to train on, and with both to validate on."""
+    folder = tmp_path_factory.mktemp("data") / "splits"
+    return make_splits(folder, {"train": [texts[:1] for texts in CAPTIONS], "val": CAPTIONS}, has_colors=True)
+
+
+def save_vit(captions: list[str], folder: Path) -> str:
+    return str(save_open_clip("open_clip ViT", captions, folder))
+
+
+@pytest.fixture(scope="module")
+def guide(corpus, tmp_path_factory) -> Made:
+    """A ViT of open_clip on the other side of a training: as the teacher of a start, and as the start under a teacher."""
+    folder, origin = tmp_path_factory.mktemp("guide"), replace(ORIGINS["open_clip"], model_type="guide", save=save_vit)
+    return Made(origin, origin.save(corpus.captions, folder / "saved"), folder, corpus)
 
 
 def cosines(model: Path, corpus: Corpus) -> NDArray[np.float32]:
@@ -177,25 +219,111 @@ def test_eval_ranks_by_the_logits_of_the_library(made, student):
         check_recalls(made.evaluate(made.ref), made.logits_IT, made.logits_IT, made.corpus)
 
 
-def test_search_ranks_by_the_logits_of_the_library(made, student):
+def test_search_ranks_by_the_logits_of_the_library(made, student, index):
     text = made.corpus.captions.index(QUERY)
     logits_I = made.logits_IT[:, text]
     if made.origin.kind == "dual":
-        assert [hit["row"] for hit in made.search(made.ref)] == np.argsort(-logits_I).tolist()
+        hits, own_I = made.search(index), (made.vectors.images_ID @ made.vectors.texts_TD[text]).numpy()
+        assert [hit["row"] for hit in hits] == np.argsort(-logits_I).tolist()
+        np.testing.assert_allclose([hit["score"] for hit in hits], np.sort(own_I)[::-1], atol=IN_HALF)
         return
-    hits = made.search(student, "--rerank", made.ref, "--depth", DEPTH)
+    hits = made.search(index, "--rerank", made.ref, "--depth", DEPTH)
     found = np.argsort(-cosines(student, made.corpus)[:, text])
     expected = sorted(found[:DEPTH], key=lambda image: -logits_I[image])
     assert [hit["row"] for hit in hits] == [*expected, *found[DEPTH:]]
     np.testing.assert_allclose([hit["reranked"] for hit in hits[:DEPTH]], logits_I[expected], rtol=1e-4, atol=1e-4)
 
 
-def test_a_dual_encoder_teaches_without_a_cache_and_a_fusion_scorer_has_a_student_of_fewer_layers(made, cache):
-    words = ["distill", made.origin.recipe or made.folder / "recipe.toml", "--teacher", made.ref, "--out", made.folder / "other"]
-    if made.origin.kind == "dual":
-        made.on_data(*words)
-        assert runs.open_run(made.folder / "other").metrics()[-1]["kl"] > 0
+def test_the_service_answers_with_the_scores_of_the_library(made, index):
+    searcher, text, everything = Searcher.open(index, device=CPU), made.corpus.captions.index(QUERY), {"k": len(CAPTIONS)}
+    if made.origin.kind == "fusion":
+        reranker = Reranker.open(made.ref, depth=DEPTH, device=CPU)
+        client = TestClient(service.build(replace(searcher, reranker=reranker), ServiceConfig()), base_url="http://localhost")
+        found = client.get("/search", params={"text": QUERY, **everything}).json()["results"]
+        logits = {hit["row"]: hit["reranked"] for hit in found[:DEPTH]}
+        assert logits == pytest.approx({row: made.logits_IT[row, text] for row in logits}, rel=1e-4, abs=1e-4)
+        assert list(logits.values()) == sorted(logits.values(), reverse=True)
         return
+    client = TestClient(service.build(searcher, ServiceConfig()), base_url="http://localhost")
+    images_ID = made.vectors.images_ID
+    for params, own_I in (({"text": QUERY}, images_ID @ made.vectors.texts_TD[text]), ({"row": 3}, images_ID @ images_ID[3])):
+        found = client.get("/search", params={**params, **everything}).json()["results"]
+        assert [hit["row"] for hit in found] == own_I.argsort(descending=True).tolist()
+        np.testing.assert_allclose([hit["score"] for hit in found], own_I.sort(descending=True).values, atol=IN_HALF)
+
+
+def test_a_benchmark_runs_the_family_and_counts_its_vectors(made, student):
+    models = (made.ref, "--teacher", made.ref) if made.origin.kind == "dual" else (student, "--teacher", made.ref)
+    sizes = ("--num-images", 2, "--batch-size", 2, "--batch-sizes", 2, "--gallery-sizes", 4, "--reference-gallery", 4)
+    once = ("--budget", 0.001, "--repeats", 1, "--fresh-processes", 0, "--no-onnx", "--json")
+    found = json.loads(made.on_data("bench", *models, "--split", "train", *sizes, *once))
+    assert (found["teacher"]["kind"], found["student"]["kind"]) == (made.origin.kind, "dual")
+    assert all(found[side]["pairs_per_s"] > 0 for side in ("teacher", "student"))
+    if made.origin.kind == "dual":
+        for side in ("teacher", "student"):
+            per_million = found[side]["footprint"]["index_bytes_per_million_images"]
+            assert per_million["float32"] == 4_000_000 * made.vectors.images_ID.shape[1]
+
+
+def kl(teacher_QG: NDArray[np.float32], student_QG: NDArray[np.float32]) -> float:
+    """The divergence of two matrices of logits, mean of rows and of columns, by torch."""
+    pairs = ((torch.tensor(teacher_QG), torch.tensor(student_QG)), (torch.tensor(teacher_QG.T), torch.tensor(student_QG.T)))
+    options = {"reduction": "batchmean", "log_target": True}
+    return float(sum(functional.kl_div(of.log_softmax(1), p.log_softmax(1), **options) for p, of in pairs) / 2)
+
+
+def first_step(made: Made, splits: Corpus, start: Made, teacher: Made) -> dict[str, float]:
+    """The metrics of one step over all images, each with its first caption; those of the validation come before the step."""
+    name = f"{start.origin.model_type} by {teacher.origin.model_type}"
+    settings = [f"model.start={start.ref}", f"batch.size={len(CAPTIONS)}", "optimizer.steps=1"]
+    settings += ["validation.every=1", "validation.at_start=true", *(["model.dropout=0"] if start.origin.has_dropout else [])]
+    words = ("--teacher", teacher.ref, "--out", made.folder / name, "--data", splits.folder, "--device", "cpu")
+    made.cli("distill", made.folder / "recipe.toml", *words, *(f"--set={each}" for each in settings))
+    return runs.open_run(made.folder / name).metrics()[0]
+
+
+def test_a_student_starts_as_the_encoder_of_the_library(made, splits, guide):
+    if made.origin.kind == "fusion":
+        return
+    if made.origin.model_type == "SentenceTransformer":
+        words = ("distill", made.folder / "recipe.toml", "--teacher", guide.ref, "--set", f"model.start={made.ref}")
+        assert "sentence-transformers" in made.on_data(*words, "--out", made.folder / "none", exit_code=1)
+        return
+    first = first_step(made, splits, made, guide)
+    is_own_IT = made.corpus.caption_image == np.arange(len(CAPTIONS))[:, None]
+    sides = {"text": (made.logits_IT, is_own_IT), "image": (made.logits_IT.T, is_own_IT.T)}
+    for direction, (scores_QG, is_own_QG) in sides.items():
+        own = recalls(scores_QG, scores_QG, is_own_QG)
+        assert {k: first[f"start_{direction}_r{k}"] for k in (1, 5, 10)} == pytest.approx({k: own[f"R@{k}"] for k in (1, 5, 10)})
+    assert first["kl"] == pytest.approx(kl(guide.logits_IT[:, ::2], made.logits_IT[:, ::2]), rel=1e-3)
+
+
+def test_a_dual_encoder_teaches_without_a_cache_the_logits_of_its_library(made, splits, guide):
+    if made.origin.kind == "dual":
+        found = first_step(made, splits, guide, made)["kl"]
+        assert found == pytest.approx(kl(made.logits_IT[:, ::2], guide.logits_IT[:, ::2]), rel=1e-3)
+
+
+def test_hard_candidates_are_the_nearest_by_the_vectors_of_the_library(made):
+    if made.origin.kind == "fusion":
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        (made.folder / f"{OWN_MODULE}.py").write_text(OWN_SOURCE)
+        patch.syspath_prepend(made.folder)
+        words = ("--teacher", f"{OWN_MODULE}:score", "--recipe", made.folder / "recipe.toml", "--out", made.folder / "hard")
+        made.on_data("cache-teacher", *words, "--set", "candidates.kind=embedding", "--set", f"candidates.model={made.ref}")
+    candidates = read_cache(made.folder / "hard", corpus=made.corpus).candidates
+    is_own_IT = made.corpus.caption_image == np.arange(len(CAPTIONS))[:, None]
+    scores_IT = np.where(is_own_IT, -np.inf, made.logits_IT)
+    for lists, scores_QG in ((candidates.texts_of_image, scores_IT), (candidates.images_of_text, scores_IT.T)):
+        for query, nearest in enumerate(np.argsort(-scores_QG, axis=1)[:, :4].tolist()):
+            assert sorted(lists[query].tolist()) == sorted(nearest)
+
+
+def test_a_fusion_scorer_has_a_student_of_fewer_layers(made, cache):
+    if made.origin.kind == "dual":
+        return
+    words = ["distill", made.origin.recipe or made.folder / "recipe.toml", "--teacher", made.ref, "--out", made.folder / "other"]
     words += ["--cache", cache, *(f"--set={each}" for each in FEWER_LAYERS), f"--set=model.layers={list(made.origin.layers)}"]
     before = student_or_refusal(models.load(made.ref), made.origin.layers)
     if isinstance(before, str):
@@ -216,7 +344,7 @@ def student_or_refusal(model: models.FusionScorer, layers: Sequence[int]) -> mod
 
 
 @pytest.mark.parametrize("made", ["CrossEncoder"], indirect=True)
-def test_settings_reach_the_teacher_of_a_cache_and_the_re_ranker(made, student):
+def test_settings_reach_the_teacher_of_a_cache_and_the_re_ranker(made, student, index):
     scorer = models.load_scorer(made.ref, {"order": "text-first"})
     image_P, text_P = (torch.from_numpy(index.flatten()) for index in np.indices(made.logits_IT.shape))
     states = scorer.encode_images(scorer.preprocess.images(made.corpus.images(range(len(CAPTIONS)))))
@@ -241,7 +369,7 @@ def test_settings_reach_the_teacher_of_a_cache_and_the_re_ranker(made, student):
 
     words = ["--rerank", made.ref, "--rerank-set", "order=text-first", "--depth", DEPTH]
     check_recalls(made.evaluate(student, *words, "--out", made.folder / "cascade"), cosines(student, made.corpus), other_IT, made.corpus)
-    logits = {hit["row"]: hit["reranked"] for hit in made.search(student, *words) if hit["reranked"] is not None}
+    logits = {hit["row"]: hit["reranked"] for hit in made.search(index, *words) if hit["reranked"] is not None}
     text = made.corpus.captions.index(QUERY)
     assert logits == pytest.approx({row: other_IT[row, text] for row in logits}, rel=1e-4, abs=1e-4)
     assert len(logits) == DEPTH

@@ -39,6 +39,23 @@ from dcdctl.core import models
 
 Logits = Callable[[str, Sequence[Image.Image], list[str]], Tensor]
 """The logits of a reference for all pairs of images and captions, I x T, without dcdctl's way of scoring many pairs."""
+
+
+@dataclass(frozen=True)
+class OwnVectors:
+    """What a library computes with a dual encoder."""
+
+    images_ID: Tensor
+    texts_TD: Tensor
+    scale: float | Tensor = 1.0
+    bias: float | Tensor = 0.0
+
+    @property
+    def logits_IT(self) -> Tensor:
+        return self.scale * self.images_ID @ self.texts_TD.T + self.bias
+
+
+Vectors = Callable[[str, Sequence[Image.Image], list[str]], OwnVectors]
 FORWARD, PREDICT, PLAIN = "transformers' own forward pass", "`CrossEncoder.predict`", "its own plain forward pass, pair by pair"
 OWN_MODULE = "scorer_of_a_user"
 OWN_SOURCE = """
@@ -59,15 +76,20 @@ class Origin:
     saved_by: str
     save: Callable[[list[str], Path], str]
     """Writes a tiny model with a tokenizer for the captions into a folder, and returns its reference."""
-    logits: Logits
+    logits: Logits | None
+    """None for a dual encoder, which has `vectors`."""
     equal_to: str
-    """What `logits` calls, for the table of docs/models.md."""
+    """What `logits` or `vectors` calls, for the table of docs/models.md."""
     recipe: str = ""
     """The recipe of dcdctl for a student of fewer layers; empty if there is none."""
     layers: tuple[int, ...] = (0, 2)
     """The layers of that student."""
     settings: Callable[[list[str], Path], list[str]] | None = None
     """official .ckpt: the settings that `dcdctl convert` requires; the other commands read the converted folder."""
+    vectors: Vectors | None = None
+    """The vectors of a dual encoder."""
+    has_dropout: bool = False
+    """Whether the configuration of a dual encoder has dropout, which a training leaves on."""
 
 
 def _spread(name: str, captions: list[str]) -> Any:
@@ -123,7 +145,7 @@ def _pair_logits(
 
 
 @torch.no_grad()
-def _dual_logits(ref: str, images: Sequence[Image.Image], texts: list[str]) -> Tensor:
+def _features(ref: str, images: Sequence[Image.Image], texts: list[str]) -> OwnVectors:
     """By the features of a dual encoder of transformers."""
     network = AutoModel.from_pretrained(ref).eval()
     is_siglip = network.config.model_type.startswith("siglip")
@@ -135,25 +157,25 @@ def _dual_logits(ref: str, images: Sequence[Image.Image], texts: list[str]) -> T
     images_ID = functional.normalize(network.get_image_features(**pixels).pooler_output, dim=-1)
     texts_TD = functional.normalize(network.get_text_features(**words).pooler_output, dim=-1)
     scale = 1 / network.temperature if hasattr(network, "temperature") else network.logit_scale.exp()
-    return scale * images_ID @ texts_TD.T + getattr(network, "logit_bias", torch.zeros(()))
+    return OwnVectors(images_ID, texts_TD, scale.detach(), getattr(network, "logit_bias", torch.zeros(())).detach())
 
 
 @torch.no_grad()
-def _open_clip_logits(ref: str, images: Sequence[Image.Image], texts: list[str]) -> Tensor:
+def _open_clip_vectors(ref: str, images: Sequence[Image.Image], texts: list[str]) -> OwnVectors:
     """By the vectors of open_clip."""
     network, transform = open_clip.create_model_from_pretrained(f"local-dir:{ref}")
     network.eval()  # its BatchNorms
     images_ID = network.encode_image(torch.stack([transform(image) for image in images]), normalize=True)
     texts_TD = network.encode_text(open_clip.get_tokenizer(f"local-dir:{ref}")(texts), normalize=True)
-    return network.logit_scale.exp() * images_ID @ texts_TD.T + (0 if network.logit_bias is None else network.logit_bias)
+    bias = 0.0 if network.logit_bias is None else network.logit_bias.detach()
+    return OwnVectors(images_ID, texts_TD, network.logit_scale.exp(), bias)
 
 
-def _encoded(ref: str, images: Sequence[Image.Image], texts: list[str]) -> Tensor:
+def _encoded(ref: str, images: Sequence[Image.Image], texts: list[str]) -> OwnVectors:
     from sentence_transformers import SentenceTransformer
 
     encoder = SentenceTransformer(ref, device="cpu")
-    images_ID, texts_TD = (torch.from_numpy(encoder.encode(list(items), normalize_embeddings=True)) for items in (images, texts))
-    return images_ID @ texts_TD.T
+    return OwnVectors(*(torch.from_numpy(encoder.encode(list(items), normalize_embeddings=True)) for items in (images, texts)))
 
 
 def _predicted(ref: str, images: Sequence[Image.Image], texts: list[str]) -> Tensor:
@@ -167,15 +189,21 @@ def _predicted(ref: str, images: Sequence[Image.Image], texts: list[str]) -> Ten
 @torch.no_grad()
 def _plain_logits(ref: str, images: Sequence[Image.Image], texts: list[str]) -> Tensor:
     """By the plain forward pass of a model of dcdctl's own format; tests/models compares that with the official code."""
-    model = models.load(ref)
+    model = models.load_fusion(ref)
     pixels, words = model.preprocess.images(images), model.preprocess.texts(texts)
-    if model.kind == "dual":
-        return model.logit_scale * model.embed_images(pixels) @ model.embed_texts(words).T
     rows = []
     for image in torch.arange(len(images))[:, None].expand(-1, len(texts)):
         area = None if pixels.pixel_mask is None else pixels.pixel_mask[image]
         rows.append(model.score(pixels.pixel_values[image], words.input_ids, words.attention_mask, area))
     return torch.stack(rows)
+
+
+@torch.no_grad()
+def _plain_vectors(ref: str, images: Sequence[Image.Image], texts: list[str]) -> OwnVectors:
+    """By a dual encoder of dcdctl's own format."""
+    model = models.load_dual(ref)
+    vectors = model.embed_images(model.preprocess.images(images)), model.embed_texts(model.preprocess.texts(texts))
+    return OwnVectors(*vectors, model.logit_scale)
 
 
 def _source_logits(ref: str, images: Sequence[Image.Image], texts: list[str]) -> Tensor:
@@ -204,7 +232,12 @@ def _clip_kind(kind: str, model_type: str) -> Origin:
     def save(captions: list[str], folder: Path) -> str:
         return str(save_dual(kind, captions, folder))
 
-    return Origin(model_type, "dual", "transformers", save, _dual_logits, FORWARD)
+    return _dual(model_type, "transformers", save, _features, FORWARD)
+
+
+def _dual(model_type: str, saved_by: str, save: Callable[[list[str], Path], str], vectors: Vectors, equal_to: str) -> Origin:
+    has_dropout = model_type in WITH_DROPOUT
+    return Origin(model_type, "dual", saved_by, save, None, equal_to, vectors=vectors, has_dropout=has_dropout)
 
 
 def _frozen(captions: list[str], folder: Path) -> Any:
@@ -223,6 +256,7 @@ def _save_sentences(captions: list[str], folder: Path) -> str:
     return str(save_sentence_transformer(captions, folder, with_dense=True))
 
 
+WITH_DROPOUT = ("vision-text-dual-encoder", "dcdctl-encoder-dual", "chinese_clip", "align")
 DUAL_TYPES = ("clip", "metaclip_2", "siglip", "siglip2", "chinese_clip", "align")
 ORIGINS: dict[str, Origin] = {
     "ViLT": _matching(make_teacher, ViltForImageAndTextRetrieval, "logits", "vilt-flickr30k"),
@@ -234,14 +268,10 @@ ORIGINS: dict[str, Origin] = {
     "ViLT .ckpt": _official("vilt_tiny_a.ckpt", "ViLT .ckpt", "vilt-flickr30k"),
     "CrossEncoder": Origin("CrossEncoder", "fusion", "sentence-transformers", _save_cross_encoder, _predicted, PREDICT),
     "own scorer": Origin("module:function", "fusion", "its author", _save_source, _source_logits, "the function's numbers"),
-    "dual": Origin(
-        "vision-text-dual-encoder", "dual", "transformers", partial(_save_parts, partial(_spread, "dual")), _dual_logits, FORWARD
-    ),
-    "frozen dual": Origin("dcdctl-encoder-dual", "dual", "dcdctl", partial(_save_own, _frozen), _plain_logits, PLAIN),
+    "dual": _dual("vision-text-dual-encoder", "transformers", partial(_save_parts, partial(_spread, "dual")), _features, FORWARD),
+    "frozen dual": _dual("dcdctl-encoder-dual", "dcdctl", partial(_save_own, _frozen), _plain_vectors, PLAIN),
     **{kind: _clip_kind(kind, model_type) for kind, model_type in zip(DUALS, DUAL_TYPES, strict=True)},
-    "open_clip": Origin("open_clip", "dual", "open_clip", _save_open_clip, _open_clip_logits, "open_clip's own vectors"),
-    "SentenceTransformer": Origin(
-        "SentenceTransformer", "dual", "sentence-transformers", _save_sentences, _encoded, "`SentenceTransformer.encode`"
-    ),
+    "open_clip": _dual("open_clip", "open_clip", _save_open_clip, _open_clip_vectors, "open_clip's own vectors"),
+    "SentenceTransformer": _dual("SentenceTransformer", "sentence-transformers", _save_sentences, _encoded, "`SentenceTransformer.encode`"),
 }
 """By name; tests/cli/test_every_family.py runs each."""

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import processes
@@ -68,17 +69,31 @@ def make_corpus(
 
     With `has_colors` each image has a color of its own: noise alone looks the same to a network.
     """
+    return make_splits(folder, {"train": captions}, copies, has_colors=has_colors)
+
+
+def make_splits(
+    folder: Path, splits: Mapping[str, Sequence[Sequence[str]]], copies: Mapping[int, int] | None = None, *, has_colors: bool = False
+) -> Corpus:
+    """The same for several splits, which have the same images; returns the first one."""
+    folder.mkdir(parents=True)
+    entries = {name: _write_split(folder, name, captions, copies or {}, has_colors=has_colors) for name, captions in splits.items()}
+    write_document(folder / "corpus.json", {"format": 2, "name": "made", "splits": entries})
+    return Corpus.open(folder, next(iter(splits)))
+
+
+def _write_split(
+    folder: Path, split: str, captions: Sequence[Sequence[str]], copies: Mapping[int, int], *, has_colors: bool
+) -> dict[str, Any]:
+    """The entry of a split in corpus.json, and its one shard."""
     rng = np.random.default_rng(0)
     rows = [_row(rng, image, texts, has_colors=has_colors) for image, texts in enumerate(captions)]
-    for copy, original in (copies or {}).items():
+    for copy, original in copies.items():
         rows[copy] = replace(rows[copy], data=rows[original].data)
-    folder.mkdir(parents=True)
-    name = shard_name("train", 0, 1)
+    name = shard_name(split, 0, 1)
     digest = fingerprint_of([row.digest() for row in write_shard(folder / name, rows)])
     shard = {"file": name, **seal_of(folder / name, rows=len(rows))}
-    entry = {"images": len(rows), "captions": sum(map(len, captions)), "fingerprint": digest, "shards": [shard]}
-    write_document(folder / "corpus.json", {"format": 2, "name": "made", "splits": {"train": entry}})
-    return Corpus.open(folder, "train")
+    return {"images": len(rows), "captions": sum(map(len, captions)), "fingerprint": digest, "shards": [shard]}
 
 
 def _row(rng: np.random.Generator, image: int, texts: Sequence[str], *, has_colors: bool) -> CorpusRow:

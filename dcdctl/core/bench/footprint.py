@@ -9,7 +9,8 @@ products of a matrix and a vector, such as a query vector with all vectors of an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,13 +81,27 @@ def count_flops(work: Callable[[], object]) -> int:
 
 def of_model(model: FusionScorer | DualEncoder, bench_model: BenchModel) -> Footprint:
     """The footprint of a model, measured on its inputs."""
-    num_floats = bench_model.steps.index_floats(bench_model.images)
+    with _without_gradients(model):
+        num_floats, flops = bench_model.steps.index_floats(bench_model.images), _flops(bench_model)
     return Footprint(
         num_parameters=num_parameters(model.named_parameters()),
         weight_bytes=sum(tensor.numel() * tensor.element_size() for name, tensor in model.state_dict().items() if _is_saved(name)),
-        flops=_flops(bench_model),
+        flops=flops,
         index_bytes_per_million_images={name: round(MILLION * num_floats * size) for name, size in _SIZES.items()},
     )
+
+
+@contextmanager
+def _without_gradients(model: FusionScorer | DualEncoder) -> Iterator[None]:
+    """No parameter requires a gradient. In inference mode a view of one that does has no history, and torch's counter fails on it."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def num_parameters(named: Any) -> int:
