@@ -39,6 +39,16 @@ KINDS = {
     "dual widths of lists": [*DUAL, "loss.terms={ dcd = 1.0 }", "loss.dims=[4, 16]"],
 }
 """Recipes by what their loss works on."""
+STARTED = ["model.kind=dual", "model.layers=[]", *BATCH]
+STARTS = {
+    "CLIP": [*STARTED, "loss.terms={ infonce = 1.0, kl = 1.0 }"],
+    "CLIP last layer": [*STARTED, "loss.terms={ infonce = 1.0, kl = 1.0 }", "model.trained=last-layers", "model.trained_layers=1"],
+    "CLIP LoRA": [*STARTED, "loss.terms={ infonce = 1.0, kl = 1.0 }", "model.trained=lora", "model.lora_rank=2"],
+    # Squared errors of logits have a gradient with respect to the bias, which a softmax cancels.
+    "SigLIP": [*STARTED, "loss.terms={ infonce = 1.0, mse-pairs = 0.1 }"],
+    "SigLIP LoRA": [*STARTED, "loss.terms={ infonce = 1.0, mse-pairs = 0.1 }", "model.trained=lora", "model.lora_rank=2"],
+}
+"""Recipes of students that start from a model; the first word is the family, and the name of the folder of its tiny model."""
 
 
 def gradients_of(
@@ -51,10 +61,20 @@ def gradients_of(
     precision: str = "float32",
     objective: type[PairObjective] = PairObjective,
     scale: float | None = None,
+    starts: Path | None = None,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """The loss and the gradients of one step from the start; in several processes those of all of them."""
-    recipe = training_recipe.load_recipe("tiny-student", [*KINDS[kind], f"model.dropout={dropout}"])
+    """The loss and the gradients of one step from the start; in several processes those of all of them.
+
+    A kind of `STARTS` starts from the model in `starts`, whose CLIPs have no dropout.
+    """
+    own = [*KINDS[kind], f"model.dropout={dropout}"] if starts is None else [*STARTS[kind], f"model.start={starts / kind.split()[0]}"]
+    recipe = training_recipe.load_recipe("tiny-student", own)
     model = initial_model.make_model(recipe, inputs.corpus.captions, inputs.teacher).train()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            # It starts at 0, where the gradient of the other factor is 0.
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     if scale is not None:
         model.network.logit_scale.data.fill_(math.log(scale))
     batch = make_batches(CorpusSource(inputs.corpus, model.preprocess), recipe, inputs.caches[0], plan)[step]
@@ -64,17 +84,17 @@ def gradients_of(
     return values, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def save_shared_gradients(data: str, teacher: str, cache: str, out: str) -> None:
+def save_shared_gradients(data: str, teacher: str, cache: str, starts: str, out: str) -> None:
     """Write the gradients of each kind, split into one and two micro-batches per process, to OUT/KIND-COUNT-RANK.safetensors."""
     corpus = Corpus.open(Path(data), "train")
     inputs = Inputs(corpus, [read_cache(Path(cache))], models.load_fusion(teacher))
     Path(out).mkdir(exist_ok=True)
     save_shared_tensors(out)
     rank, num_processes = distributed.rank(), distributed.world_size()
-    for kind in KINDS:
+    for kind in [*KINDS, *STARTS]:
         for count in (1, 2):
             plan = MicroBatchPlan(num_processes * count, range(rank * count, (rank + 1) * count))
-            _, gradients = gradients_of(inputs, kind, plan)
+            _, gradients = gradients_of(inputs, kind, plan, starts=Path(starts) if kind in STARTS else None)
             save_file(gradients, Path(out) / f"{kind}-{count}-{rank}.safetensors")
 
 

@@ -17,12 +17,13 @@ from typing import Any
 import processes
 import pytest
 import torch
+from duals import save_dual
 from encoders import VISION, make_pair
 from paths import ROOT, SUPPORT
 from safetensors.torch import load_file
 from tiny import contents, make_teacher, make_wide_dual
 from torch import nn
-from training_steps import KINDS, gradients_of, relative_differences
+from training_steps import KINDS, STARTS, gradients_of, relative_differences
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
@@ -70,6 +71,21 @@ def whole_gradients(inputs) -> dict[str, tuple[dict[str, float], dict[str, torch
     return {kind: gradients_of(inputs, kind, MicroBatchPlan()) for kind in KINDS}
 
 
+@pytest.fixture(scope="module")
+def starts(corpus, tmp_path_factory) -> Path:
+    """A folder with a tiny model of each family of `STARTS`."""
+    folder = tmp_path_factory.mktemp("starts")
+    for family in {kind.split()[0] for kind in STARTS}:
+        save_dual(family, corpus.captions, folder / family)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def started_gradients(inputs, starts) -> dict[str, dict[str, torch.Tensor]]:
+    """The gradients of each student that starts from a model, by one process from a whole batch."""
+    return {kind: gradients_of(inputs, kind, MicroBatchPlan(), starts=starts)[1] for kind in STARTS}
+
+
 def assert_same_gradients(gradients: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     """Equal within the rounding of float32, parameter by parameter: a factor of two in one scalar is 20,000 times as much."""
     assert gradients.keys() == expected.keys()
@@ -89,6 +105,18 @@ def test_the_gradient_of_micro_batches_is_that_of_the_whole(inputs, whole_gradie
     split, gradients = gradients_of(inputs, kind, MicroBatchPlan(count, range(count)))
     assert split == pytest.approx(whole, abs=1e-6, rel=1e-6)
     assert_same_gradients(gradients, expected)
+
+
+@pytest.mark.parametrize("kind", STARTS)
+def test_a_student_of_clip_or_siglip_has_the_gradient_of_the_whole_batch(inputs, starts, started_gradients, kind):
+    _, gradients = gradients_of(inputs, kind, MicroBatchPlan(3, range(3)), starts=starts)
+    assert_same_gradients(gradients, started_gradients[kind])
+    nonzero = {name for name, gradient in gradients.items() if gradient.any()}
+    assert ("network.logit_bias" in nonzero) == kind.startswith("SigLIP")
+    adapters = {name for name in nonzero if ".lora_A." in name or ".lora_B." in name}
+    # Six linear layers in each of two layers of two towers, with two factors each.
+    assert len(adapters) == (2 * 2 * 6 * 2 if "LoRA" in kind else 0)
+    assert any(".layers.0." in name for name in nonzero) == ("last" not in kind)
 
 
 def test_a_micro_batch_holds_only_its_own_pictures(inputs):
@@ -366,18 +394,20 @@ def scoring(data: Path, teacher: Path, out: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def together(inputs, calm, cache_folder, scenes_corpus_dir, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def together(inputs, calm, cache_folder, starts, scenes_corpus_dir, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The folder of what two processes made, a cache and runs one after the other, and what they said."""
-    make = functools.partial(by_two_processes, inputs=inputs, calm=calm, cache_folder=cache_folder, corpus_dir=scenes_corpus_dir)
+    make = functools.partial(
+        by_two_processes, inputs=inputs, calm=calm, cache_folder=cache_folder, starts=starts, corpus_dir=scenes_corpus_dir
+    )
     return processes.make_once(tmp_path_factory, "two-processes", make)
 
 
-def by_two_processes(folder: Path, inputs, calm, cache_folder, corpus_dir) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def by_two_processes(folder: Path, inputs, calm, cache_folder, starts, corpus_dir) -> tuple[Path, subprocess.CompletedProcess[str]]:
     models.save(calm, folder / "teacher")
     trained(inputs, "dual all pairs", folder / "stopped", *MEASURED)
     shutil.rmtree(folder / "stopped" / "model")
     commands = [scoring(corpus_dir, folder / "teacher", folder / "cache")]
-    commands.append(["gradients", *map(str, (corpus_dir, folder / "teacher", cache_folder, folder / "gradients"))])
+    commands.append(["gradients", *map(str, (corpus_dir, folder / "teacher", cache_folder, starts, folder / "gradients"))])
     models.save(make_wide_dual(inputs.corpus.captions), folder / "dual")
     commands.append(scoring(corpus_dir, folder / "dual", folder / "dual-cache"))
     for name, (kind, more, options) in TOGETHER.items():
@@ -409,11 +439,11 @@ def test_of_two_processes_one_speaks(together):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_have_the_gradient_of_one(together, whole_gradients, kind, count):
+@pytest.mark.parametrize("kind", [*KINDS, *STARTS])
+def test_two_processes_have_the_gradient_of_one(together, whole_gradients, started_gradients, kind, count):
     """The gradients themselves: AdamW hides a factor, and one scalar among many weights would pass unnoticed."""
     first, second = (load_file(together[0] / "gradients" / f"{kind}-{count}-{rank}.safetensors") for rank in (0, 1))
-    assert_same_gradients(first, whole_gradients[kind][1])
+    assert_same_gradients(first, started_gradients[kind] if kind in STARTS else whole_gradients[kind][1])
     assert first.keys() == second.keys()
     assert all(torch.equal(gradient, second[name]) for name, gradient in first.items())
 
