@@ -62,7 +62,7 @@ from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDI
 from dcdctl.core.training import distill, runs
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training.batches.all_pairs import AllPairsBatches
-from dcdctl.core.training.batches.make import make_batches
+from dcdctl.core.training.batches.make import make_batches, work_per_step
 from dcdctl.core.training.loop import learning_rate_factor, train
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import Recipe
@@ -129,7 +129,7 @@ def dcdctl(case: Case, num_steps: int, folder: Path, scores: TeacherScores | Non
     model, batches = copy.deepcopy(case.model), make_batches(case.source(), case.recipe, scores)
     run = runs.start_run(folder, case.recipe, "benchmark", {}, resume=False)
     objective, config = PairObjective(case.recipe.loss), case.recipe.optimizer
-    unit, per_step = distill.work_per_step(case.recipe, scores)
+    unit, per_step = work_per_step(case.recipe, scores)
     watch = functools.partial(view, unit=unit, per_step=per_step)
 
     def work() -> float:

@@ -24,13 +24,14 @@ TeacherRefs = Annotated[
 
 def distill(
     recipe: options.RecipeArgument,
-    data: options.Data,
+    data: options.TrainingData,
     out: options.Out,
     cache: CacheFolders = None,
     teacher: TeacherRefs = None,
     sets: options.Sets = None,
     split: options.Split = "train",
     max_images: options.MaxImages = None,
+    validation_data: options.ValidationData = None,
     model_set: options.ModelSet = None,
     features: options.Features = None,
     device: options.Device = "auto",
@@ -51,10 +52,18 @@ def distill(
     from dcdctl.core.training import InputRefs, TrainingJob, preview, train
 
     job = TrainingJob("distill", recipe, sets or [], out, resume)
-    refs = InputRefs(data=data, split=split, max_images=max_images, caches=cache or [], teachers=teacher or [], model_set=model_set or [])
+    refs = InputRefs(
+        data=data,
+        split=split,
+        max_images=max_images,
+        caches=cache or [],
+        teachers=teacher or [],
+        model_set=model_set or [],
+        validation_data=validation_data,
+    )
     compute = Compute(device=devices.choose(device), workers=workers, features=features)
     settings = options.training_options(compute, precision, accumulate, checkpoint_activations, wandb)
     if dry_run:
         return show_preview(preview(job, refs, settings, track=bar))
     run = train(job, refs, options=settings, track=bar, watch=view, say=note)
-    show(f"student -> {run.model_folder}; next: dcdctl eval {out} --data {data}")
+    show(f"student -> {run.model_folder}; next: dcdctl eval {out} --data {refs.evaluation_data}")

@@ -126,6 +126,18 @@ def announce_code(ref: str | None) -> str | None:
 
 # What a command reads
 Data = Annotated[Path, typer.Option("--data", help="Folder written by `dcdctl prepare`.", metavar="DIR")]
+TrainingData = Annotated[
+    list[str],
+    typer.Option(
+        "--data",
+        help="Folder written by `dcdctl prepare`, or its URL; or tars or Parquet files to stream: 'a-{000..331}.tar'; repeatable.",
+        metavar="DATA",
+    ),
+]
+ValidationData = Annotated[
+    Path | None,
+    typer.Option("--validation-data", help="Corpus to validate on, if it is not that of --data: folder or URL.", metavar="DIR"),
+]
 Split = Annotated[str, typer.Option("--split", help="Split of the corpus; train+val reads two as one.", metavar="NAME")]
 MaxImages = Annotated[int | None, typer.Option("--max-images", help="Use only the first N images of the split.", min=1, metavar="N")]
 RecipeArgument = Annotated[str, typer.Argument(help="Recipe: a name or a .toml file.", callback=check_recipe, metavar="RECIPE")]

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,7 +111,7 @@ def _set_malloc(*options: tuple[int, int]) -> None:
 
 
 def read_ahead(
-    items: Dataset[T], keys: Sequence[Any], workers: int, *, start_method: str | None = None, pin_memory: bool = False
+    items: Dataset[T], keys: Iterable[Any], workers: int, *, start_method: str | None = None, pin_memory: bool = False
 ) -> Iterator[T]:
     """The items of these keys in order, read ahead by worker processes; by this process if there are none.
 

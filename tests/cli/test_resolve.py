@@ -8,7 +8,7 @@ import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,7 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--base": [Mistake("ABSENT", r"ABSENT .*; .* EVALUATION")],
 }
 """By option or argument, for all commands that have it."""
+MEASURED = {"--set": "validation.every=5"}
 TAUGHT = {"--set": "loss.terms={ kl = 1.0 }"}
 KL = {"recipe": "dual-flickr8k-self"}
 """A loss that needs scores, by an override and by a recipe."""
@@ -199,6 +200,15 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ("report", "--out"): PAGE,
     ("report", "--teacher"): [EVALUATION],
     ("eval", "--out"): FOLDER,
+    ("distill", "--data"): [
+        CORPUS,
+        Mistake("ABSENT-{0..3}.tar", r"ABSENT-0\.tar cannot be read: No such file or directory; check the path"),
+        Mistake("ABSENT-*.tar", r"no file matches ABSENT-\*\.tar; check the pattern, and quote it for the shell"),
+        Mistake("bird://host/a.tar", r"the protocol bird:// is unknown; known are s3://"),
+        Mistake("a.tar", r"validation\.every is set, and a stream has no split.*; name a corpus with --validation-data", MEASURED),
+        Mistake("a.tar", r"loss kl needs the teacher's scores", {**TAUGHT, "--teacher": UNSET}),
+    ],
+    ("distill", "--validation-data"): [replace(CORPUS, needs=MEASURED)],
     ("distill", "--teacher"): [
         MODEL,
         Mistake("DUAL", r"DUAL is a dual encoder.*fusion scorer.*loss infonce learns from no teacher; leave --teacher out"),

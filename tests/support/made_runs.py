@@ -141,7 +141,7 @@ def write_run(folder: Path, name: str = "demo-dual", *, seed: int = 0, is_measur
         parts = {term: weight * 2.0 / (1 + step) for term, weight in config.loss.terms.items()}
         line = {"step": step, "loss": sum(parts.values()), **parts, "lr": 1e-3 * (1 - step / 40), "seconds": 0.1}
         lines.append({**line, "val_rsum": 100.0 + step} if is_measured else line)
-    (folder / "metrics.jsonl").write_text("".join(map(runs.metrics_line, lines)))
+    (folder / "metrics.jsonl").write_text("".join(map(runs.log_line, lines)))
     write_json(folder / "metrics.json", {"files": artifacts.list_files(folder, ["metrics.jsonl"])})
     return folder
 

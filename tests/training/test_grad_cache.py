@@ -21,6 +21,7 @@ from duals import save_dual
 from encoders import VISION, make_pair
 from paths import ROOT, SUPPORT
 from safetensors.torch import load_file
+from shards import rows_of, write_shards
 from tiny import contents, make_teacher, make_wide_dual
 from torch import nn
 from training_steps import KINDS, STARTS, gradients_of, relative_differences
@@ -32,7 +33,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.scoring import CorpusSource
 from dcdctl.core.teacher import CandidateConfig, build, cache
-from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, initial_model
+from dcdctl.core.training import InputRefs, Inputs, TrainingJob, TrainingOptions, distill, initial_model
 from dcdctl.core.training import recipe as training_recipe
 from dcdctl.core.training import runs as training_runs
 from dcdctl.core.training.batches.batch import MicroBatchPlan, RowRange
@@ -362,9 +363,13 @@ TOGETHER: dict[str, tuple[str, list[str], list[str]]] = {
     "stopped": ("dual all pairs", [], ["--resume", "--accumulate", "2"]),
     "dropout": ("dual all pairs", ["model.dropout=0.2"], []),
     "dual teacher": ("dual lists", [], []),
+    "stream": ("dual all pairs", ["loss.terms={ infonce = 1.0, kl = 0.5 }", "stream.window=24"], []),
     "vectors": ("dual all pairs", ["loss.terms={ infonce = 1.0, embedding-l2 = 0.5, embedding-affinity = 1.0 }"], []),
 }
 """Trainings by two processes: what is trained, more of the recipe, more options."""
+
+
+SHARD_SIZES = (9, 14, 12)
 
 
 def launch(folder: Path, commands: list[list[str]]) -> subprocess.CompletedProcess[str]:
@@ -410,9 +415,11 @@ def by_two_processes(folder: Path, inputs, calm, cache_folder, starts, corpus_di
     commands.append(["gradients", *map(str, (corpus_dir, folder / "teacher", cache_folder, starts, folder / "gradients"))])
     models.save(make_wide_dual(inputs.corpus.captions), folder / "dual")
     commands.append(scoring(corpus_dir, folder / "dual", folder / "dual-cache"))
+    shards = str(Path(write_shards(folder / "shards", rows_of(SHARD_SIZES))[0]).with_name("*.tar"))
     for name, (kind, more, options) in TOGETHER.items():
-        places = ["--data", corpus_dir, "--out", folder / name, "--device", "cpu"]
-        places += ["--teacher", folder / "dual"] if name in ("dual teacher", "vectors") else ["--cache", cache_folder]
+        data = [shards, "--validation-data", corpus_dir] if name == "stream" else [corpus_dir]
+        places = ["--data", *data, "--out", folder / name, "--device", "cpu"]
+        places += ["--teacher", folder / "dual"] if name in ("dual teacher", "vectors", "stream") else ["--cache", cache_folder]
         places += ["--teacher", folder / "teacher"] if kind.startswith("fusion") else []
         sets = [word for assignment in [*KINDS[kind], *SHORT, *MEASURED, *more] for word in ("--set", assignment)]
         commands.append(["distill", "tiny-student", *map(str, places), *sets, *options])
@@ -481,6 +488,18 @@ def test_two_processes_learn_from_vectors_what_one_does(together, inputs, tmp_pa
     kind, more, _ = TOGETHER["vectors"]
     alone = trained(Inputs(inputs.corpus, [], None, [make_wide_dual(inputs.corpus.captions)]), kind, tmp_path / "alone", *MEASURED, *more)
     assert_same_training(alone, training_runs.open_run(together[0] / "vectors"))
+
+
+def test_two_processes_train_on_a_stream_what_one_does(together, scenes_corpus_dir, tmp_path):
+    """Each decodes a part of a batch, and embeds it with the teacher. The stream is read by both, over the end of its first epoch."""
+    folder, (kind, more, _) = together[0], TOGETHER["stream"]
+    shards = [str(path) for path in sorted((folder / "shards").glob("*.tar"))]
+    refs = InputRefs(data=shards, teachers=[str(folder / "dual")], validation_data=scenes_corpus_dir)
+    job = TrainingJob("distill", "tiny-student", [*KINDS[kind], *SHORT, *MEASURED, *more], tmp_path / "alone")
+    alone = distill.train(job, refs, options=TrainingOptions())
+    shared = training_runs.open_run(folder / "stream")
+    assert_same_training(alone, shared)
+    assert (alone.folder / "shards.jsonl").read_bytes() == (shared.folder / "shards.jsonl").read_bytes()
 
 
 def test_a_run_of_one_process_goes_on_with_two(together, inputs, tmp_path):

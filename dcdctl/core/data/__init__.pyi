@@ -18,6 +18,8 @@ from .prepare import PrepareOptions, prepare_corpus
 from .ragged_array import Index, RaggedArray, offsets_of
 from .scenes import COLORS, FAMILY_SIZE, GRID, SHAPES, SIZES, Scene, describe_family, describe_scenes, draw_scene
 from .source_files import SourceOptions
+from .stream import ShardCount, ShardStream, StreamBatch, StreamConfig, is_stream, open_shards
+from .urls import shown
 
 __all__ = [
     "COLORS",
@@ -42,7 +44,11 @@ __all__ = [
     "RemoteFile",
     "RowError",
     "Scene",
+    "ShardCount",
+    "ShardStream",
     "SourceOptions",
+    "StreamBatch",
+    "StreamConfig",
     "artifact_kind",
     "choose_manifest",
     "corpus_document",
@@ -58,13 +64,16 @@ __all__ = [
     "find_manifest",
     "hub_connection",
     "hub_requests",
+    "is_stream",
     "known_manifests",
     "manifests_folder",
     "media_type",
     "offsets_of",
+    "open_shards",
     "prepare_corpus",
     "read_corpus_json",
     "share_split",
+    "shown",
     "summarize_corpus",
     "text_key",
     "thumbnail",

@@ -186,7 +186,7 @@ class ImageStore:
 
     def members(self) -> list[str]:
         """The names of all files, in archive order, sorted in folders, without macOS metadata. `find` accepts or rejects each of them."""
-        return [name for container in self._containers for name in container.names if not _is_macos_metadata(name)]
+        return [name for container in self._containers for name in container.names if not is_macos_metadata(name)]
 
     def read(self, member: str) -> bytes:
         """The bytes of a file, such as the caption beside an image; found as by `find`."""
@@ -212,7 +212,7 @@ class ImageStore:
         by_file_name: dict[str, list[tuple[_Container, str]]] = {}
         for container in self._containers:
             for member in container.names:
-                if not _is_macos_metadata(member):
+                if not is_macos_metadata(member):
                     by_file_name.setdefault(PurePosixPath(member).name, []).append((container, member))
         return by_file_name
 
@@ -291,8 +291,9 @@ def _open_container(path: Path) -> _Container:
     return _Tar(path) if _is_tar(path) else _Zip(path)
 
 
-def _is_macos_metadata(member: str) -> bool:
-    return member.startswith("__MACOSX/") or PurePosixPath(member).name.startswith("._")
+def is_macos_metadata(member: str) -> bool:
+    """Whether a file in an archive is one that macOS adds."""
+    return member.startswith("__MACOSX/") or member.rpartition("/")[2].startswith("._")
 
 
 def _is_tar(path: Path) -> bool:
@@ -319,7 +320,7 @@ def _tar_entries(path: Path) -> dict[str, TarEntry]:
             for info in archive:
                 if not info.isdir():
                     name = PurePosixPath(info.name).as_posix()
-                    entries[name] = TarEntry(info.offset_data, info.size, int(info.mtime), _why_refused(info))
+                    entries[name] = TarEntry(info.offset_data, info.size, int(info.mtime), why_refused(info))
             end = archive.offset
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         raise InputError(f"{path} is not a tar ({error})", hint=_NOT_AN_ARCHIVE_HINT) from error
@@ -331,7 +332,7 @@ def _tar_entries(path: Path) -> dict[str, TarEntry]:
     return entries
 
 
-def _why_refused(info: tarfile.TarInfo) -> str:
+def why_refused(info: tarfile.TarInfo) -> str:
     """Why a member of a tar is not read; empty if it is."""
     if escapes_root(info.name):
         return "its path in the tar leads out of it"

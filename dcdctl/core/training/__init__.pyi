@@ -1,10 +1,10 @@
-from .distill import TrainingJob, preview, train
+from .distill import preview, train
 from .fit import Preview
 from .inputs import InputRefs, Inputs
 from .loop import TrainingOptions
 from .negatives import read_mined
 from .recipe import check_recipe_name, load_recipe, require_recipe_of_cache
-from .runs import Run, check_best, start_run
+from .runs import Run, TrainingJob, check_best, start_run
 from .scenes_teacher import GradingConfig, PretrainingConfig, grade, pretrain
 
 __all__ = [

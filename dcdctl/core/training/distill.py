@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -30,37 +29,23 @@ from dcdctl.core.teacher import (
     measure_spread,
     read_caches,
 )
-from dcdctl.core.training import initial_model, loggers, loop, negatives, runs, trial, validation
+from dcdctl.core.training import final_model, initial_model, loggers, loop, negatives, runs, stream, trial, validation
 from dcdctl.core.training.batches.lists import CandidateListBatches
-from dcdctl.core.training.batches.make import TrainingBatches, count_steps, make_batches, preview_batches
+from dcdctl.core.training.batches.make import TrainingBatches, count_steps, make_batches, preview_batches, work_per_step
 from dcdctl.core.training.batches.sampler import check_size
 from dcdctl.core.training.fit import DualTeachers, Fit, Preview, measure_fit
 from dcdctl.core.training.grad_cache import StepInfo
-from dcdctl.core.training.inputs import TrainingInputs, check_teachers, embeds_corpus, scores_batches
+from dcdctl.core.training.inputs import InputRefs, TrainingInputs, check_teachers, embeds_corpus, scores_batches
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.objective import PairObjective
 from dcdctl.core.training.recipe import LossConfig, Recipe, load_recipe
 from dcdctl.core.training.refresh import refresh_cache, teacher_compute
-from dcdctl.core.training.runs import Run
+from dcdctl.core.training.runs import Run, TrainingJob
 from dcdctl.core.training.trial import Trial
 from dcdctl.core.training.validation import Validation
 
 IMAGE_CACHE_BYTES = 512 * 2**20
 """Bytes of decoded images that a training keeps: enough for a corpus of small images, and little beside a model in training."""
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """What to train, by which recipe, into which folder."""
-
-    kind: Literal["distill", "finetune-teacher"]
-    recipe: str
-    """A name or a .toml file."""
-    sets: Sequence[str]
-    """Recipe fields to override: loss.alpha=0.5."""
-    out: Path
-    resume: bool = False
-    """Resume the run in `out`, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +132,8 @@ def train(
     Raises what `resolve` raises before it opens anything, StaleError if another run is writing to the folder, and then what the files and
     the models raise.
     """
+    if isinstance(inputs, InputRefs) and inputs.is_stream:
+        return stream.train(job, inputs, options=options, track=track, watch=watch, say=say)
     plan = resolve(job, inputs, options)
     with distributed.lock(job.out):
         opened = _open_files(plan, inputs)
@@ -177,6 +164,8 @@ def preview(job: TrainingJob, inputs: TrainingInputs, options: TrainingOptions, 
 
     Raises what `train` raises before it loads a model; too little coverage is part of the answer.
     """
+    if isinstance(inputs, InputRefs) and inputs.is_stream:
+        return stream.preview(job, inputs, options)
     plan = resolve(job, inputs, options)
     opened, recipe = _open_files(plan, inputs), plan.recipe
     # Dual teachers are not loaded: their scores choose among the drawn negatives, and change no number of batches.
@@ -220,7 +209,7 @@ def _open_files(plan: TrainingPlan, inputs: TrainingInputs) -> _Files:
     corpus, caches = inputs.open()
     scores = read_caches(caches, plan.recipe.teachers.weights) if caches or not plan.embeds_corpus else None
     config = plan.recipe.validation
-    measured = validation.open_corpus(corpus, config) if config.every else None
+    measured = validation.open_corpus(corpus, config, inputs.validation_data) if config.every else None
     return _Files(corpus, caches, scores, measured, _recommended(scores) if plan.recipe.loss.temperature == "auto" else None)
 
 
@@ -243,7 +232,7 @@ def _load_models(plan: TrainingPlan, opened: _Files, inputs: TrainingInputs, tra
     else:
         teacher = inputs.load_teacher(opened.caches, track)
     model = initial_model.make_model(plan.recipe, opened.corpus.captions, teacher, track)
-    _check_dims(plan.recipe.loss.dims, model)
+    initial_model.check_dims(plan.recipe.loss.dims, model)
     if plan.recipe.loss.vector_terms:
         assert embedded is not None
         assert model.kind == "dual"
@@ -252,13 +241,6 @@ def _load_models(plan: TrainingPlan, opened: _Files, inputs: TrainingInputs, tra
     with distributed.main_first():
         source = make_source(model, opened.corpus, plan.options.compute, track)
     return _Training(plan, opened, teacher, embedded, model, source)
-
-
-def _check_dims(dims: Sequence[int], model: Model) -> None:
-    """ConfigError if a width of `loss.dims` is above that of the model's vectors."""
-    if dims and model.kind == "dual" and dims[-1] > model.embedding_dim:
-        message = f"loss.dims ends with {dims[-1]}, and the vectors of the model have {model.embedding_dim} numbers"
-        raise ConfigError(message, hint=f"end it with {model.embedding_dim}, the full width")
 
 
 def _embed_for_teachers(training: _Training, track: Track) -> None:
@@ -379,16 +361,7 @@ def _run_steps(training: _Training, run: Run, batches: TrainingBatches, schedule
         if stop is not None:
             scores = _refresh(training, run, scores, stop, track)
             batches = make_batches(training.source, recipe, scores, options.micro_batch_plan).with_vectors(training.vectors)
-    _save_model(run, training, validate)
-
-
-def work_per_step(recipe: Recipe, scores: TeacherScores | None) -> tuple[str, int]:
-    """What a step computes, and how many: images for a dual model, pairs for a fusion model."""
-    size = recipe.batch.size
-    if recipe.model.kind == "dual":
-        return "images", size
-    num_negatives = recipe.batch.random_negatives if scores is None else recipe.batch.hard_negatives
-    return "pairs", size * (1 + num_negatives if recipe.loss.on_lists else size)
+    final_model.save_model(run, training.model, recipe, validate, training.opened.corpus.captions, training.teacher)
 
 
 def _resolved(loss: LossConfig, temperature: float | None) -> LossConfig:
@@ -403,17 +376,3 @@ def _refresh(training: _Training, run: Run, cache: TeacherScores | None, step: i
     compute = teacher_compute(cache, training.plan.options.compute)
     folder = run.folder / "caches" / f"step-{step}"
     return refresh_cache(cache, folder, training.model, training.teacher, training.source, compute=compute, step=step, track=track)
-
-
-def _save_model(run: Run, training: _Training, validate: Validation | None) -> None:
-    """Save the trained model, or the best one by validation, in the run folder, averaged with its start if the recipe says so."""
-    model = training.model
-    with distributed.main_first():
-        if distributed.is_main():
-            if validate is not None:
-                validate.choose(model)
-            if model.kind == "dual":
-                model.merge_adapters()
-            captions, start_digest = training.opened.corpus.captions, run.facts()["inputs"]["start"]
-            initial_model.average_with_start(model, training.plan.recipe, captions, training.teacher, start_digest)
-            runs.finish(run, model)

@@ -202,7 +202,8 @@ class Preview:
     """What a training would do."""
 
     num_steps: int
-    batches_per_epoch: float
+    batches_per_epoch: float | None
+    """None for tars, whose samples are not known before they are read."""
     fit: Fit
     temperature: float | None = None
     """What `loss.temperature` auto stands for; None if the recipe has a number."""
@@ -210,8 +211,10 @@ class Preview:
     def facts(self) -> list[tuple[str, str]]:
         """Name and value of each fact."""
         coverage, batch = self.fit.coverage, self.fit.recipe.batch
-        epochs = shown(self.num_steps / self.batches_per_epoch)
-        facts = [("steps", f"{self.num_steps:,}"), ("batches per epoch", shown(self.batches_per_epoch)), ("epochs", epochs)]
+        facts = [("steps", f"{self.num_steps:,}")]
+        if self.batches_per_epoch is not None:
+            epochs = shown(self.num_steps / self.batches_per_epoch)
+            facts += [("batches per epoch", shown(self.batches_per_epoch)), ("epochs", epochs)]
         facts.append(("batch", f"{batch.size:,} {'lists' if self.fit.recipe.loss.on_lists else 'images, each with one caption'}"))
         if coverage is not None:
             facts.append(("the cache covers", str(coverage)))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from dcdctl.core import models
-from dcdctl.core.data import Corpus
+from dcdctl.core.data import Corpus, is_stream, shown
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.models import DualEncoder, FusionScorer
 from dcdctl.core.progress import Track, silent
@@ -37,6 +37,10 @@ class TrainingInputs(Protocol):
     def open(self) -> tuple[Corpus, Sequence[TeacherCache]]:
         """The corpus and the caches made from it."""
 
+    @property
+    def validation_data(self) -> Path | None:
+        """The folder of the corpus to validate on; None for that of the training."""
+
     def load_teacher(self, caches: Sequence[TeacherCache], track: Track) -> FusionScorer | None:
         """The model that the student starts from; StaleError if none of the caches holds its scores."""
 
@@ -48,13 +52,15 @@ class TrainingInputs(Protocol):
 class InputRefs:
     """What a training reads, by name; ModelError if a teacher names no model, ConfigError for wrong model settings."""
 
-    data: Path
+    data: Path | Sequence[str]
+    """The folder of a prepared corpus, or its URL; or shards to stream: tars and Parquet files, as names, patterns and URLs."""
     split: str = "train"
     max_images: int | None = None
     caches: Sequence[Path] = ()
     teachers: Sequence[str] = ()
     model_set: Sequence[str] = ()
     """Settings that the teachers' files lack: image_size=384."""
+    validation_data: Path | None = None
     teacher_kinds: Sequence[NamedKind] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -63,9 +69,24 @@ class InputRefs:
             raise ConfigError("--model-set is for the model named by --teacher, and none is named", hint="name it with --teacher")
         object.__setattr__(self, "teacher_kinds", [(ref, models.check_ref(ref, overrides)) for ref in self.teachers])
 
+    @property
+    def places(self) -> list[str]:
+        """What `data` names."""
+        return [str(self.data)] if isinstance(self.data, Path) else list(self.data)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the data are shards to stream."""
+        return is_stream(self.places)
+
+    @property
+    def evaluation_data(self) -> str:
+        """The corpus to evaluate on, as commands name it."""
+        return shown(self.validation_data or ("CORPUS" if self.is_stream else self.places[0]))
+
     def open(self) -> tuple[Corpus, list[TeacherCache]]:
         """Open the corpus and the caches, whose scores are read later; StaleError if a cache was made from another corpus."""
-        corpus = Corpus.open(self.data, self.split, self.max_images)
+        corpus = Corpus.open(Path(*self.places), self.split, self.max_images)
         return corpus, [read_cache(cache, corpus=corpus) for cache in self.caches]
 
     def load_teacher(self, caches: Sequence[TeacherCache], track: Track = silent) -> FusionScorer | None:
@@ -99,6 +120,7 @@ class Inputs:
     """The model that a student starts from, if there is one."""
     dual_teachers: Sequence[DualEncoder] = ()
     """The models that score the batches, if no cache does."""
+    validation_data: Path | None = None
 
     @property
     def teacher_kinds(self) -> list[NamedKind]:

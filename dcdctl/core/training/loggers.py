@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dcdctl.core import artifacts, files
 from dcdctl.core.errors import InputError, require_extra
-from dcdctl.core.training.runs import METRICS_FILE, Run, metrics_line
+from dcdctl.core.training.runs import METRICS_FILE, Run, log_line
 
 Write = Callable[[int, Mapping[str, float]], None]
 """Writes the numbers of a step."""
@@ -21,14 +21,14 @@ class Log:
     def __init__(self, run: Run, first_step: int) -> None:
         self._path = run.folder / METRICS_FILE
         earlier = [line for line in run.metrics() if line["step"] < first_step]
-        files.write_text(self._path, "".join(map(metrics_line, earlier)))
+        files.write_text(self._path, "".join(map(log_line, earlier)))
         # Event files are not rewritten: purge_step hides what a killed run logged after its last checkpoint.
         self._events = SummaryWriter(str(run.folder / "tensorboard"), purge_step=first_step or None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         # Closed after each line, so a killed run leaves at most one incomplete line, which `Run.metrics` skips.
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(metrics_line({"step": step, **values}))
+            file.write(log_line({"step": step, **values}))
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
 

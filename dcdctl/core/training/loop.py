@@ -24,6 +24,7 @@ from dcdctl.core.models import DualEncoder
 from dcdctl.core.progress import Watch, silent, step_bar
 from dcdctl.core.training import grad_cache, loggers, runs
 from dcdctl.core.training.batches.batch import MicroBatchPlan
+from dcdctl.core.training.batches.stream import StreamBatches
 from dcdctl.core.training.grad_cache import MicroBatchObjective, Objective, StepCompute, StepInfo
 from dcdctl.core.training.loggers import WandbLog
 from dcdctl.core.training.recipe import OptimizerConfig
@@ -74,7 +75,7 @@ UNWATCHED = step_bar(silent)
 def train(
     run: Run,
     model: nn.Module,
-    batches: Dataset[Any],
+    batches: Dataset[Any] | StreamBatches,
     objective: Objective | MicroBatchObjective,
     config: OptimizerConfig,
     *,
@@ -100,9 +101,7 @@ def train(
     first = runs.load_checkpoint(run, model, optimizer, scaler)
     distributed.check_equal(first, "the step that they resume from")
     distributed.broadcast_weights(model)
-    sampler = range(first, num_steps if until is None else until)
-    is_cuda = compute.device.type == "cuda"
-    read = read_ahead(batches, sampler, compute.workers, pin_memory=is_cuda)
+    read = _read(batches, range(first, num_steps if until is None else until), compute)
     at_start = _validate_start(model, validation) if first == 0 else {}
     with _logs(run, first, options) as log, watch(total=num_steps, done=first) as on_step:
         for step, batch in enumerate(read, start=first):
@@ -125,6 +124,14 @@ def train(
                 runs.save_checkpoint(run, done, model, optimizer, scaler)
             on_step(done, values)
     model.eval()
+
+
+def _read(batches: Dataset[Any] | StreamBatches, steps: range, compute: Compute) -> Iterator[Any]:
+    """The batches of these steps, read ahead by worker processes."""
+    is_cuda = compute.device.type == "cuda"
+    if isinstance(batches, StreamBatches):
+        return batches.read(steps, compute.workers, pin_memory=is_cuda)
+    return read_ahead(batches, steps, compute.workers, pin_memory=is_cuda)
 
 
 def _validate_start(model: nn.Module, validation: Validation | None) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """A recipe: one experiment, with everything that can change a number, in one TOML file.
 
 Its tables are `[candidates]` (the pairs that the teacher scores), `[teachers]`, `[model]` (what is trained), `[loss]`, `[batch]`,
-`[optimizer]` and `[validation]`. Every field has a default, every key can be set on the command line (`--set loss.alpha=0.5`), and
-run.json stores the resolved recipe.
+`[stream]` (the order of a training on shards), `[optimizer]` and `[validation]`. Every field has a default, every key can be set on the
+command line (`--set loss.alpha=0.5`), and run.json stores the resolved recipe.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dcdctl.core.config import (
     parse_toml,
     read_toml,
 )
-from dcdctl.core.data import Direction
+from dcdctl.core.data import Direction, StreamConfig
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import TrainedParts
 from dcdctl.core.teacher import CandidateConfig
@@ -358,6 +358,7 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 

@@ -7,6 +7,7 @@ RUN/tensorboard/         the same as TensorBoard events
 RUN/checkpoints/step-N/  weights (safetensors), optimizer state, loss scale (float16 only); the two newest are kept
 RUN/checkpoints/best/    weights with the highest sum of recalls so far
 RUN/mined.safetensors    mined negatives, if the recipe mines (`negatives.py`)
+RUN/shards.jsonl         samples of each shard that was read to its end, in a training on a stream (`stream.py`)
 RUN/wandb.json           id of the run at Weights & Biases, with --wandb
 RUN/model/               the trained model, with tokenizer and image processor; completion marker, written last
 RUN/result.json          from `dcdctl eval`;  RUN/cascade.json  with --rerank;  RUN/bench.json  from `dcdctl bench`
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -46,6 +47,20 @@ CHECKPOINT_FORMAT = 2
 METRICS_FILE, METRICS_SEAL = "metrics.jsonl", "metrics.json"
 SHORT = 16
 """Hexadecimal digits of the checksum of a line of metrics: all 64 would be longer than the numbers."""
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What to train, by which recipe, into which folder."""
+
+    kind: Literal["distill", "finetune-teacher"]
+    recipe: str
+    """A name or a .toml file."""
+    sets: Sequence[str]
+    """Recipe fields to override: loss.alpha=0.5."""
+    out: Path
+    resume: bool = False
+    """Resume the run in `out`, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +87,15 @@ class Run:
         return files.digest_of(self.facts())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The logged steps, oldest first, without a last line that a killed run left incomplete; none without a file.
+        """The logged steps, oldest first; see `read_lines`.
 
         InputError that names a damaged line, or the file if a finished run has another one than it wrote.
         """
         path = self.folder / METRICS_FILE
-        if not path.exists():
-            return []
-        if self.is_finished:
+        if path.exists() and self.is_finished:
             listed = self.metrics_seal()
             artifacts.check_files(self.folder, listed, error=InputError, hint=RESTORE_METRICS)
-        *complete, _ = path.read_bytes().split(b"\n")
-        return [_read_metrics_line(path, number, line) for number, line in enumerate(complete, start=1)]
+        return read_lines(path, RESTORE_METRICS)
 
     def metrics_damages(self) -> Iterator[str]:
         """What is wrong with metrics.jsonl, every damaged line included."""
@@ -96,7 +108,7 @@ class Run:
         if path.exists():
             for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
                 try:
-                    _read_metrics_line(path, number, line)
+                    _read_line(path, number, line, RESTORE_METRICS)
                 except InputError as error:
                     yield str(error.args[0])
 
@@ -125,19 +137,30 @@ class Run:
 RESTORE_METRICS = f"restore it, or delete {METRICS_FILE}: the curves of a report need it, and nothing else does"
 
 
-def metrics_line(values: Mapping[str, Any]) -> str:
-    """The line of metrics.jsonl for a logged step."""
+def log_line(values: Mapping[str, Any]) -> str:
+    """A line of metrics.jsonl or shards.jsonl, with its checksum."""
     return json.dumps({**values, artifacts.CHECKSUM: files.digest_of(values)[:SHORT]}) + "\n"
 
 
-def _read_metrics_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def read_lines(path: Path, hint: str) -> list[dict[str, Any]]:
+    """The lines that `log_line` made, without a last one that a killed run left incomplete; none without a file.
+
+    InputError with `hint` names a damaged line.
+    """
+    if not path.exists():
+        return []
+    *complete, _ = path.read_bytes().split(b"\n")
+    return [_read_line(path, number, line, hint) for number, line in enumerate(complete, start=1)]
+
+
+def _read_line(path: Path, number: int, line: bytes, hint: str) -> dict[str, Any]:
     try:
         values = json.loads(line.decode())
         is_intact = isinstance(values, dict) and values.pop(artifacts.CHECKSUM, "") == files.digest_of(values)[:SHORT]
     except (ValueError, RecursionError):
         is_intact = False
     if not is_intact:
-        raise InputError(f"line {number} of {path} is damaged: it does not match its checksum", hint=RESTORE_METRICS)
+        raise InputError(f"line {number} of {path} is damaged: it does not match its checksum", hint=hint)
     result: dict[str, Any] = values
     return result
 

@@ -18,6 +18,7 @@ from dcdctl.core.errors import InputError, is_out_of_memory
 from dcdctl.core.progress import Say
 from dcdctl.core.training import grad_cache
 from dcdctl.core.training.batches.make import TrainingBatches
+from dcdctl.core.training.batches.stream import StreamBatches
 from dcdctl.core.training.grad_cache import MicroBatchObjective, StepCompute, StepInfo
 from dcdctl.core.training.loop import TrainingOptions
 from dcdctl.core.training.runs import Run
@@ -33,7 +34,7 @@ class Trial:
     """The first step of a training."""
 
     model: nn.Module
-    batches: TrainingBatches
+    batches: TrainingBatches | StreamBatches
     objective: MicroBatchObjective
     info: StepInfo
     precisions: Sequence[str] = ("float32",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from dcdctl.core import distributed, evaluation
@@ -53,12 +54,13 @@ class Validation:
             runs.load_best(self.run, model)
 
 
-def open_corpus(corpus: Corpus, config: ValidationConfig) -> Corpus:
-    """The split that a training on `corpus` is validated on; CorpusError if its folder has no such split.
+def open_corpus(corpus: Corpus, config: ValidationConfig, folder: Path | None = None) -> Corpus:
+    """The split that a training on `corpus` is validated on, of that corpus or of another one; CorpusError if there is no such split.
 
     ConfigError if the training reads that split too: recalls on its own images would choose the weights that know them best by heart.
     """
-    if share_split(corpus.split, config.split):
+    is_same = folder is None or folder == corpus.folder
+    if is_same and share_split(corpus.split, config.split):
         hint = f"set validation.split to another split, set validation.every to 0, or train without {config.split}"
         raise ConfigError(f"validation.split is {config.split}, and the training reads --split {corpus.split}", hint=hint)
-    return Corpus.open(corpus.folder, config.split, config.max_images)
+    return Corpus.open(folder or corpus.folder, config.split, config.max_images)

@@ -32,7 +32,7 @@ TIMEOUT_SECONDS = 30.0
 """The longest time without an answer from a server."""
 RETRY_STATUS = {408, 429, *range(500, 600)}
 """Status codes for which another attempt may help."""
-_CONTENT_RANGE = re.compile(r"bytes (?P<first>\d{1,18})-(?P<last>\d{1,18})/(?P<size>\d{1,18}|\*)")
+CONTENT_RANGE = re.compile(r"bytes (?P<first>\d{1,18})-(?P<last>\d{1,18})/(?P<size>\d{1,18}|\*)")
 _GZIP = 16 + zlib.MAX_WBITS
 _MAX_BLOCK_BYTES = 1 << 20
 """What is unpacked at once."""
@@ -216,7 +216,7 @@ class _Transfer:
 
     def _check_rest(self, headers: Mapping[str, str], start: int, notes: Mapping[str, Any]) -> None:
         """_RetryError, which starts again from the first byte, unless a response of status 206 is the rest of the partial file."""
-        span = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
+        span = CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
         length = headers.get("content-length", "")
         problem = ""
         if span is None or int(span["first"]) != start or not start or _encoding(headers):
@@ -274,7 +274,7 @@ def _total(headers: Mapping[str, str], start: int) -> int | None:
     """The size of the whole file in bytes according to a response; None if unknown."""
     if _encoding(headers):
         return None
-    if span := _CONTENT_RANGE.fullmatch(headers.get("content-range", "")):
+    if span := CONTENT_RANGE.fullmatch(headers.get("content-range", "")):
         return int(span["size"]) if span["size"].isdecimal() else None
     length = headers.get("content-length", "")
     return start + int(length) if length.isdecimal() else None

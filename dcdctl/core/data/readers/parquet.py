@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dcdctl.core.data.image_archives import ImageFile, RowError
+from dcdctl.core.data.image_archives import ImageFile, RowError, reject_large_file
 from dcdctl.core.data.parquet_images import ParquetImageFile, refuse_inflation
 from dcdctl.core.data.readers.karpathy import splits_by_name
 from dcdctl.core.data.readers.rows import (
@@ -122,10 +122,7 @@ class ParquetEntry:
         return str(PurePosixPath(str(value)))
 
     def captions(self) -> list[str]:
-        cells = [_nested_value(self.value, name) for name in self.columns.captions]
-        if len(cells) > 1:
-            return [read_caption(cell, name) for name, cell in zip(self.columns.captions, cells, strict=True)]
-        return read_captions(cells[0]) if isinstance(cells[0], list) else [read_caption(cells[0], "the caption")]
+        return captions_of_row(self.value, self.columns.captions)
 
     def caption_ids(self) -> list[int] | None:
         return read_caption_ids(self.value.get(self.columns.numbers), len(self.captions()))
@@ -138,7 +135,7 @@ def _entries(source: ParquetSource, name: str, splits: Mapping[str, str] | None)
     position = 0
     for path in source.rows[name]:
         with _open_file(path) as file:
-            columns = _find_columns(path, file.schema_arrow, source, has_split=name == "all" and splits is None)
+            columns = find_columns(path, file.schema_arrow, source, has_split=name == "all" and splits is None)
             # The image column is not read, except for the path in it: its bytes are read later, by the workers.
             caption_columns = [name.partition(".")[0] for name in columns.captions]
             names = [*caption_columns, *filter(None, (columns.numbers, columns.split, columns.image_id))]
@@ -172,7 +169,9 @@ def _open_file(path: Path) -> pq.ParquetFile:
         raise InputError(f"{path} is not a Parquet file ({error})", hint="a download may have been cut off") from error
 
 
-def _find_columns(path: Path, schema: pa.Schema, source: ParquetSource, *, has_split: bool) -> Columns:
+def find_columns(path: Path | str, schema: pa.Schema, source: ParquetSource, *, has_split: bool) -> Columns:
+    """The columns of a file, by the names in the source or by usual ones; InputError if one is missing or holds no image files."""
+
     def require(name: str, purpose: str) -> str:
         if name.partition(".")[0] not in schema.names:
             raise InputError(f"{path} has no column {name!r} for {purpose}, its columns are {', '.join(schema.names)}")
@@ -198,6 +197,23 @@ def _find_columns(path: Path, schema: pa.Schema, source: ParquetSource, *, has_s
         captions = tuple(numbered) or (named or require("captions", "the captions"),)
     numbers = next((name for name in _NUMBER_COLUMNS if name in schema.names), "")
     return Columns(captions, numbers, require("split", "the split") if has_split else "", image_id)
+
+
+def captions_of_row(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+    """The captions in a row; RowError if they are not text."""
+    cells = [_nested_value(row, name) for name in columns]
+    if len(cells) > 1:
+        return [read_caption(cell, name) for name, cell in zip(columns, cells, strict=True)]
+    return read_captions(cells[0]) if isinstance(cells[0], list) else [read_caption(cells[0], "the caption")]
+
+
+def image_bytes_of_row(value: Any) -> bytes:
+    """The image file in a cell of an image column; RowError if it has none."""
+    data = value.get("bytes") if isinstance(value, Mapping) else value
+    if not isinstance(data, bytes):
+        raise RowError("there are no bytes of its image, at most a path")
+    reject_large_file(len(data))
+    return data
 
 
 def _nested_value(value: Any, name: str) -> Any:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import ClassVar
 
 from dcdctl.core.data.image_archives import ImageFile, ImageStore, RowError
@@ -61,59 +61,81 @@ class Sample:
 
     @property
     def image_name(self) -> str:
-        return self._image or next(iter(self.members.values()))
-
-    @property
-    def _image(self) -> str | None:
-        return next((self.members[suffix] for suffix in IMAGE_SUFFIXES if suffix in self.members), None)
+        return self.members.get(image_suffix(self.members) or "", next(iter(self.members.values())))
 
     def split(self) -> str:
         return self.split_name
 
     def image_path(self) -> str:
-        if self._image is None:
-            raise RowError(f"there is no image with that key, only {', '.join(sorted(self.members))}")
         # Different splits may use the same keys.
-        return f"{self.split_name}/{self._image}"
+        return f"{self.split_name}/{self.members[require_image(self.members)]}"
 
     def captions(self) -> list[str]:
-        if "txt" in self.members:
-            # Not splitlines, because a caption may contain a Unicode line separator.
-            lines = self._text("txt").split("\n")
-            return read_captions([line for line in lines if line.strip()])
-        if "json" not in self.members:
-            raise RowError(f"there is no caption with that key, only {', '.join(sorted(self.members))}; expected KEY.txt or KEY.json")
-        try:
-            value = json.loads(self._text("json"))
-        except (ValueError, RecursionError) as error:
-            raise RowError(f"its JSON cannot be read ({error})") from error
-        if not isinstance(value, dict):
-            raise RowError(f"its JSON is {describe_value(value)}, expected an object")
-        caption = next((value[key] for key in ("captions", "caption", "text") if key in value), None)
-        return read_captions(caption) if isinstance(caption, list) else [read_caption(caption, "the caption")]
+        return captions_of(self.members, lambda suffix: self.store.read(self.members[suffix]))
 
     def caption_ids(self) -> None:
         return None
 
-    def _text(self, suffix: str) -> str:
-        data = self.store.read(self.members[suffix])
-        try:
-            return data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
-            raise RowError(f"its {suffix} is not UTF-8 text ({error.reason} on line {line}): save it as UTF-8") from error
-
     def image_file(self, path: str) -> ImageFile:
         return self.store.find(path.removeprefix(f"{self.split_name}/"))
+
+
+def key_and_suffix(name: str) -> tuple[str, str]:
+    """The key of a file in a tar, with its folder, and the rest of its name in lower case. The key ends at the first dot of the name.
+
+    >>> key_and_suffix("a/0001.seg.PNG")
+    ('a/0001', 'seg.png')
+    """
+    # Not pathlib, which takes as long as the rest of reading a small sample.
+    folder, slash, file = name.rpartition("/")
+    stem, _, suffix = file.partition(".")
+    return (f"{folder}{slash}{stem}" if stem else name), suffix.lower()
+
+
+def image_suffix(suffixes: Collection[str]) -> str | None:
+    """The suffix of the image among those of a sample."""
+    return next((suffix for suffix in IMAGE_SUFFIXES if suffix in suffixes), None)
+
+
+def require_image(suffixes: Collection[str]) -> str:
+    """The same; RowError if there is none."""
+    suffix = image_suffix(suffixes)
+    if suffix is None:
+        raise RowError(f"there is no image with that key, only {', '.join(sorted(suffixes))}")
+    return suffix
+
+
+def captions_of(suffixes: Collection[str], read: Callable[[str], bytes]) -> list[str]:
+    """The captions of a sample with files of these suffixes; `read` gives the content of one. RowError if there are none."""
+    if "txt" in suffixes:
+        # Not splitlines, because a caption may contain a Unicode line separator.
+        lines = _decoded(read("txt"), "txt").split("\n")
+        return read_captions([line for line in lines if line.strip()])
+    if "json" not in suffixes:
+        raise RowError(f"there is no caption with that key, only {', '.join(sorted(suffixes))}; expected KEY.txt or KEY.json")
+    try:
+        value = json.loads(_decoded(read("json"), "json"))
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"its JSON cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise RowError(f"its JSON is {describe_value(value)}, expected an object")
+    caption = next((value[key] for key in ("captions", "caption", "text") if key in value), None)
+    return read_captions(caption) if isinstance(caption, list) else [read_caption(caption, "the caption")]
+
+
+def _decoded(data: bytes, suffix: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise RowError(f"its {suffix} is not UTF-8 text ({error.reason} on line {line}): save it as UTF-8") from error
 
 
 def _samples(path: Path, split: str) -> Iterator[Sample]:
     store = ImageStore(path)
     members: dict[str, dict[str, str]] = {}
     for name in store.members():
-        # In WebDataset the key ends at the first dot of the file name.
-        stem, _, suffix = PurePosixPath(name).name.partition(".")
-        key = str(PurePosixPath(name).with_name(stem)) if stem else name
-        members.setdefault(key, {})[suffix.lower()] = name
+        key, suffix = key_and_suffix(name)
+        members.setdefault(key, {})[suffix] = name
     for key, by_suffix in members.items():
         yield Sample(f"{path.name} {key}", split, by_suffix, store)

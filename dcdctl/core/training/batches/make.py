@@ -57,3 +57,12 @@ def count_steps(recipe: Recipe, batches_per_epoch: float) -> int:
         return recipe.optimizer.steps
     # Rounded down, as in the released code.
     return max(1, int(recipe.optimizer.epochs * batches_per_epoch))
+
+
+def work_per_step(recipe: Recipe, scores: TeacherScores | None) -> tuple[str, int]:
+    """What a step computes, and how many: images for a dual model, pairs for a fusion model."""
+    size = recipe.batch.size
+    if recipe.model.kind == "dual":
+        return "images", size
+    num_negatives = recipe.batch.random_negatives if scores is None else recipe.batch.hard_negatives
+    return "pairs", size * (1 + num_negatives if recipe.loss.on_lists else size)

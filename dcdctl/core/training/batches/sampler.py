@@ -6,9 +6,9 @@ Shape letters as in `batches`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -85,31 +85,11 @@ class Batches(torch.utils.data.Dataset[Batch]):
 
     def _assemble(self, image_RC: Index, text_RC: Index, teacher_RC: NDArray[np.float32], official_RC: NDArray[np.float32]) -> Batch:
         """The batch of these pairs. For all pairs `image_RC` may be a column and `text_RC` a row."""
-        scores = (torch.from_numpy(teacher_RC.astype(np.float32)), torch.from_numpy(official_RC.astype(np.float32)))
-        same_RC = torch.zeros(teacher_RC.shape, dtype=torch.bool)
-        vectors = None if self.vectors is None else TeacherVectors(*self.vectors.vectors(np.unique(image_RC), np.unique(text_RC)))
-        if self.plan.count == 1:
-            return Batch(*self._read(image_RC, text_RC), *scores, same_RC, teacher_vectors=vectors)
-        split = self._micro_batches_by_side if self.plan.by_side else self._micro_batches_by_row
-        pair_ix = _broadcast(_distinct(image_RC)[1], _distinct(text_RC)[1])
-        return Batch(NO_IMAGES, NO_TEXTS, *pair_ix, *scores, same_RC, tuple(split(image_RC, text_RC)), teacher_vectors=vectors)
-
-    def _micro_batches_by_row(self, image_RC: Index, text_RC: Index) -> Iterator[MicroBatch]:
-        image_RC, text_RC = np.broadcast_arrays(image_RC, text_RC)
-        for rows in self.plan.row_ranges(len(image_RC)):
-            yield MicroBatch(*self._read(image_RC[rows.computed], text_RC[rows.computed]), (rows,))
-
-    def _micro_batches_by_side(self, image_RC: Index, text_RC: Index) -> Iterator[MicroBatch]:
-        # Ascending as in `_distinct`: the indices of the pairs count the joined outputs of all micro-batches in this order.
-        images, texts = np.unique(image_RC), np.unique(text_RC)
-        for sides in zip(self.plan.row_ranges(len(images)), self.plan.row_ranges(len(texts)), strict=True):
-            parts = self.source.images(images[sides[0].computed]), self.source.texts(texts[sides[1].computed])
-            yield MicroBatch(*parts, NO_PAIRS, NO_PAIRS, sides)
-
-    def _read(self, image_RC: Index, text_RC: Index) -> tuple[ImageBatch | States, TextBatch | States, Tensor, Tensor]:
-        """The distinct images and captions of pairs, and the indices of each pair's among them."""
-        (images, image_ix_RC), (texts, text_ix_RC) = _distinct(image_RC), _distinct(text_RC)
-        return self.source.images(images), self.source.texts(texts), *_broadcast(image_ix_RC, text_ix_RC)
+        scores = torch.from_numpy(teacher_RC.astype(np.float32)), torch.from_numpy(official_RC.astype(np.float32))
+        batch = assemble(self.source, self.plan, image_RC, text_RC, scores)
+        if self.vectors is None:
+            return batch
+        return replace(batch, teacher_vectors=TeacherVectors(*self.vectors.vectors(np.unique(image_RC), np.unique(text_RC))))
 
     def _is_match(self, image_QG: Index, text_QG: Index) -> NDArray[np.bool_]:
         """Whether each caption belongs to its image, or cannot be its negative for another reason (`FalseNegativeFilter`)."""
@@ -118,6 +98,47 @@ class Batches(torch.utils.data.Dataset[Batch]):
     def _rng(self, *key: int) -> np.random.Generator:
         # The first number of the key separates the order of an epoch (0) from the draws of a list or a step (1).
         return np.random.default_rng([self.seed, *key])
+
+
+class Reader(Protocol):
+    """Images and captions by index, as a model reads them."""
+
+    def images(self, image_ix: Sequence[int] | Index) -> ImageBatch | States: ...
+
+    def texts(self, text_ix: Sequence[int] | Index) -> TextBatch | States: ...
+
+
+def assemble(source: Reader, plan: MicroBatchPlan, image_RC: Index, text_RC: Index, scores: tuple[Tensor, Tensor]) -> Batch:
+    """The batch of these pairs, as this process reads it: whole, or its micro-batches; `scores` are the teacher's in two orders (`Batch`).
+
+    For all pairs `image_RC` may be a column and `text_RC` a row.
+    """
+    same_RC = torch.zeros(scores[0].shape, dtype=torch.bool)
+    if plan.count == 1:
+        return Batch(*_read(source, image_RC, text_RC), *scores, same_RC)
+    split = _micro_batches_by_side if plan.by_side else _micro_batches_by_row
+    pair_ix = _broadcast(_distinct(image_RC)[1], _distinct(text_RC)[1])
+    return Batch(NO_IMAGES, NO_TEXTS, *pair_ix, *scores, same_RC, tuple(split(source, plan, image_RC, text_RC)))
+
+
+def _micro_batches_by_row(source: Reader, plan: MicroBatchPlan, image_RC: Index, text_RC: Index) -> Iterator[MicroBatch]:
+    image_RC, text_RC = np.broadcast_arrays(image_RC, text_RC)
+    for rows in plan.row_ranges(len(image_RC)):
+        yield MicroBatch(*_read(source, image_RC[rows.computed], text_RC[rows.computed]), (rows,))
+
+
+def _micro_batches_by_side(source: Reader, plan: MicroBatchPlan, image_RC: Index, text_RC: Index) -> Iterator[MicroBatch]:
+    # Ascending as in `_distinct`: the indices of the pairs count the joined outputs of all micro-batches in this order.
+    images, texts = np.unique(image_RC), np.unique(text_RC)
+    for sides in zip(plan.row_ranges(len(images)), plan.row_ranges(len(texts)), strict=True):
+        parts = source.images(images[sides[0].computed]), source.texts(texts[sides[1].computed])
+        yield MicroBatch(*parts, NO_PAIRS, NO_PAIRS, sides)
+
+
+def _read(source: Reader, image_RC: Index, text_RC: Index) -> tuple[ImageBatch | States, TextBatch | States, Tensor, Tensor]:
+    """The distinct images and captions of pairs, and the indices of each pair's among them."""
+    (images, image_ix_RC), (texts, text_ix_RC) = _distinct(image_RC), _distinct(text_RC)
+    return source.images(images), source.texts(texts), *_broadcast(image_ix_RC, text_ix_RC)
 
 
 def _distinct(ix_RC: Index) -> tuple[Index, Tensor]:

@@ -1,0 +1,237 @@
+"""The samples of one shard of a stream, in order: a WebDataset tar or a Parquet file with images, read from start to end."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dcdctl.core.data import urls
+from dcdctl.core.data.image_archives import TAR_BLOCK_BYTES, RowError, is_macos_metadata, reject_large_file, why_refused
+from dcdctl.core.data.parquet_images import PARQUET_BATCH_ROWS, PARQUET_BUFFER_BYTES, refuse_inflation
+from dcdctl.core.data.readers.parquet import ParquetSource, captions_of_row, find_columns, image_bytes_of_row
+from dcdctl.core.data.readers.webdataset import captions_of, image_suffix, key_and_suffix, require_image
+from dcdctl.core.errors import DcdError, InputError
+
+FORMATS = (".tar", ".parquet")
+"""Endings of the names of shards."""
+_CUT_OFF = "a download may have been cut off"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """A file of a stream, as it was when the stream was opened."""
+
+    place: str
+    """A local path or a URL."""
+    size: int
+    version: str
+    """The time of the last change of a local file; what a server says of a remote one."""
+
+    @property
+    def name(self) -> str:
+        """The place without user, password and query."""
+        return urls.shown(self.place)
+
+    @property
+    def is_tar(self) -> bool:
+        """Whether it is a tar, whose samples are counted only by reading it."""
+        return self.name.endswith(".tar")
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSample:
+    """An image file with its captions, not yet decoded."""
+
+    shard: str
+    key: str
+    """What the sample is called in its shard: the WebDataset key, or the row."""
+    image: bytes
+    captions: list[str]
+
+    @property
+    def where(self) -> str:
+        """The shard and the sample, for messages."""
+        return f"{self.shard} {self.key}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnusableSample:
+    """A sample that cannot be used, and why."""
+
+    shard: str
+    key: str
+    reason: str
+
+    @property
+    def where(self) -> str:
+        """The shard and the sample, for messages."""
+        return f"{self.shard} {self.key}"
+
+
+Found = StreamSample | UnusableSample
+
+
+def open_shard(place: str) -> Shard:
+    """A shard at its current size and version. InputError or SourceError if there is none, or if its name has no known ending."""
+    if not urls.shown(place).endswith(FORMATS):
+        raise InputError(f"{urls.shown(place)} is not a shard", hint=f"expected names that end with {' or '.join(FORMATS)}")
+    facts = urls.facts_of(place)
+    return Shard(place=place, size=facts.size, version=facts.version)
+
+
+def count_rows(shard: Shard) -> int:
+    """The rows of a Parquet shard, from its footer."""
+    with _ParquetShard(shard) as file:
+        return int(file.metadata.num_rows)
+
+
+def read_samples(shard: Shard, columns: ParquetSource, start: int = 0) -> Iterator[Found]:
+    """The samples of a shard from number `start` on. `columns` names the columns of a Parquet file.
+
+    InputError if the shard is missing, cut off or damaged, SourceError if it cannot be fetched.
+    """
+    samples = _tar_samples(shard) if shard.is_tar else _parquet_samples(shard, columns, start)
+    for number, sample in enumerate(samples):
+        if not shard.is_tar or number >= start:
+            yield sample
+
+
+def _tar_samples(shard: Shard) -> Iterator[Found]:
+    with closing(urls.open_file(shard.place, buffer_bytes=urls.READ_BYTES)) as file:
+        try:
+            # "r:" refuses compressed tars.
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                yield from _grouped(shard, archive, file)
+        except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+            raise InputError(f"{shard.name} cannot be read as a tar ({error})", hint=f"expected an uncompressed tar; {_CUT_OFF}") from error
+
+
+def _grouped(shard: Shard, archive: tarfile.TarFile, file: Any) -> Iterator[Found]:
+    """The samples of a tar: consecutive files with the same key."""
+    sample = _TarSample(shard.name, "")
+    while (info := archive.next()) is not None:
+        # tarfile keeps the header of every member.
+        archive.members.clear()  # type: ignore[attr-defined]
+        if info.isdir() or is_macos_metadata(info.name):
+            continue
+        key, suffix = key_and_suffix(info.name)
+        if key != sample.key:
+            if sample.parts:
+                yield sample.finish()
+            sample = _TarSample(shard.name, key)
+        sample.add(info, suffix, file)
+    # Before the last sample, whose captions may be missing because the file was cut off.
+    _check_end(shard, archive.offset, file)
+    if sample.parts:
+        yield sample.finish()
+
+
+def _check_end(shard: Shard, end: int, file: Any) -> None:
+    """InputError unless a tar ends with a block of zeros: tarfile also takes a damaged header, and the end of the file, for its end."""
+    file.seek(end)
+    block = file.read(TAR_BLOCK_BYTES)
+    if not block or block.strip(b"\0"):
+        raise InputError(f"the tar {shard.name} is damaged or incomplete at byte {end:,}", hint=_CUT_OFF)
+
+
+class _TarSample:
+    """The files with one key, as they are read."""
+
+    def __init__(self, shard: str, key: str) -> None:
+        self.shard, self.key = shard, key
+        self.parts: dict[str, bytes] = {}
+        self.refused = ""
+
+    def add(self, info: tarfile.TarInfo, suffix: str, file: Any) -> None:
+        """Read a member if it is an image or a caption; InputError if the tar ends inside it."""
+        self.parts[suffix] = b""
+        if image_suffix([suffix]) is None and suffix not in ("txt", "json"):
+            return
+        try:
+            reject_large_file(info.size)
+        except RowError as error:
+            self.refused = str(error)
+            return
+        if reason := why_refused(info):
+            self.refused = f"{reason} ({info.name})"
+            return
+        file.seek(info.offset_data)
+        data = file.read(info.size)
+        if len(data) < info.size:
+            raise InputError(f"{self.shard} ends inside {info.name}", hint=_CUT_OFF)
+        self.parts[suffix] = data
+
+    def finish(self) -> Found:
+        """The sample, without a look at the pixels of its image."""
+        try:
+            if self.refused:
+                raise RowError(self.refused)
+            return StreamSample(
+                self.shard, self.key, self.parts[require_image(self.parts)], captions_of(self.parts, self.parts.__getitem__)
+            )
+        except RowError as error:
+            return UnusableSample(self.shard, self.key, str(error))
+
+
+class _ParquetShard:
+    """An open Parquet file of a shard; InputError if it is none."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._stream = urls.open_file(shard.place)
+        is_remote = urls.url_of(shard.place) is not None
+        try:
+            # pre_buffer would read the columns of a whole row group into memory before the first batch.
+            buffer_bytes = urls.READ_BYTES if is_remote else PARQUET_BUFFER_BYTES
+            self.file = pq.ParquetFile(self._stream, pre_buffer=False, buffer_size=buffer_bytes)
+        except (pa.ArrowException, OSError) as error:
+            self._stream.close()
+            raise InputError(f"{shard.name} is not a Parquet file ({error})", hint=_CUT_OFF) from error
+        except DcdError:
+            self._stream.close()
+            raise
+
+    def __enter__(self) -> pq.ParquetFile:
+        return self.file
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        self._stream.close()
+
+
+def _parquet_samples(shard: Shard, source: ParquetSource, start: int) -> Iterator[Found]:
+    with _ParquetShard(shard) as file:
+        columns = find_columns(shard.name, file.schema_arrow, source, has_split=False)
+        names = list(dict.fromkeys(name.partition(".")[0] for name in (source.image_column, *columns.captions)))
+        row = 0
+        for group in range(file.num_row_groups):
+            num_rows = file.metadata.row_group(group).num_rows
+            if row + num_rows > start:
+                for value in _rows(shard, file, group, names):
+                    if row >= start:
+                        yield _row_sample(shard, row, value, source.image_column, columns.captions)
+                    row += 1
+            else:
+                row += num_rows
+
+
+def _rows(shard: Shard, file: pq.ParquetFile, group: int, names: list[str]) -> Iterator[dict[str, Any]]:
+    try:
+        refuse_inflation(file.metadata, group, names)
+        for batch in file.iter_batches(PARQUET_BATCH_ROWS, row_groups=[group], columns=names, use_threads=False):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"row group {group} of {shard.name} cannot be read ({error})", hint=_CUT_OFF) from error
+
+
+def _row_sample(shard: Shard, row: int, value: dict[str, Any], image_column: str, caption_columns: tuple[str, ...]) -> Found:
+    key = f"row {row}"
+    try:
+        return StreamSample(shard.name, key, image_bytes_of_row(value[image_column]), captions_of_row(value, caption_columns))
+    except RowError as error:
+        return UnusableSample(shard.name, key, str(error))

@@ -1,0 +1,271 @@
+"""A stream of captioned images from shards that need not fit into memory or on the disk, in a random order that is a function of the seed.
+
+In each epoch the shards are permuted, and their samples, one shard after another, are cut into windows. A window is shuffled in memory and
+cut into batches; the images of the last batch of an epoch are left out if they do not fill it. One window is in use while a thread reads
+the next, so memory holds two windows of image files, however many shards there are.
+
+A tar does not say how many samples it has. Counts are learned where a shard is read to its end, and a stream that knows the counts of all
+earlier shards starts at any step without reading them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+
+from dcdctl.core import files
+from dcdctl.core.config import AtLeast, Share, check_fields
+from dcdctl.core.data import images, urls
+from dcdctl.core.data.readers.parquet import ParquetSource
+from dcdctl.core.data.shard_reader import FORMATS, Found, Shard, StreamSample, UnusableSample, count_rows, open_shard, read_samples
+from dcdctl.core.errors import ConfigError, InputError
+
+SKIP_HINT = "correct it, or leave such samples out with --set stream.on_error=skip"
+OPENERS = 16
+"""Shards that are looked up at once when a stream is opened: each may be a request to a server."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """The `[stream]` table: the order of a training on shards."""
+
+    window: Annotated[int, AtLeast(2)] = 8192
+    """Images that are in memory and shuffled together, as files; rounded down to whole batches. Two windows are in memory."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """stop: a sample that cannot be used is an error. skip: it is left out and counted; each image is then decoded once more."""
+    max_skipped: Share = 0.1
+    """skip: the largest share of a shard's samples that may be left out."""
+    image_column: str = "image"
+    caption_column: str = ""
+    """Parquet: the columns of the image files and of the captions; the latter is found by its usual names if empty."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "stream")
+
+
+@dataclass(frozen=True)
+class StreamBatch:
+    """The samples of one step."""
+
+    step: int
+    samples: Sequence[StreamSample]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardCount:
+    """The samples of a shard that was read to its end."""
+
+    shard: int
+    """Its position among the shards of the stream."""
+    samples: int
+    skipped: int = 0
+    reason: str = ""
+    """Why the first one was skipped."""
+
+
+def is_stream(places: Sequence[str | Path]) -> bool:
+    """Whether these name shards to stream, by their endings; otherwise they name a prepared corpus."""
+    return len(places) > 1 or any(urls.shown(place).endswith(FORMATS) for place in places)
+
+
+def open_shards(patterns: Sequence[str]) -> list[Shard]:
+    """The shards that patterns name, in order, each looked up; InputError or SourceError names one that is missing."""
+    places = [place for pattern in patterns for place in urls.expand(str(pattern))]
+    with ThreadPoolExecutor(OPENERS) as pool:
+        return list(pool.map(open_shard, places))
+
+
+@dataclass
+class ShardStream:
+    """The batches of a stream. Not to be shared by threads."""
+
+    shards: Sequence[Shard]
+    config: StreamConfig
+    batch_size: int
+    seed: int
+    counts: dict[int, int] = field(default_factory=dict)
+    """Usable samples of the shards, as far as they are known."""
+    on_count: Callable[[ShardCount], None] = lambda count: None
+    """Called once for each shard whose samples become known by reading."""
+    _first: list[StreamSample] | None = None
+
+    def __post_init__(self) -> None:
+        if self.config.window < self.batch_size:
+            found = f"stream.window is {self.config.window}, less than batch.size {self.batch_size}"
+            raise ConfigError(found, hint="a window of many batches shuffles better")
+
+    @property
+    def window(self) -> int:
+        """Samples of a window: a whole number of batches."""
+        return self.config.window // self.batch_size * self.batch_size
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of all shards."""
+        return sum(shard.size for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of names, sizes and versions of the shards."""
+        return files.digest_of(self.versions())
+
+    def versions(self) -> dict[str, str]:
+        """Size and version of each shard, by its name."""
+        return {shard.name: f"{shard.size:,} bytes, version {shard.version or 'unknown'}" for shard in self.shards}
+
+    def batches_per_epoch(self) -> float | None:
+        """Batches in a pass over all shards, from the footers of Parquet files; None if there are tars, whose samples are not known."""
+        if any(shard.is_tar for shard in self.shards):
+            return None
+        with ThreadPoolExecutor(OPENERS) as pool:
+            rows = list(pool.map(count_rows, self.shards))
+        if self.config.on_error == "stop":  # otherwise some rows may not count
+            self.counts.update(enumerate(rows))
+        if sum(rows) < self.batch_size:
+            raise ConfigError(f"batch.size is {self.batch_size}, the shards have only {sum(rows)} images")
+        return float(sum(rows) // self.batch_size)
+
+    def order(self, epoch: int) -> list[int]:
+        """The shards in the order of an epoch."""
+        order: list[int] = self._rng(0, epoch).permutation(len(self.shards)).tolist()
+        return order
+
+    def first_window(self) -> list[StreamSample]:
+        """The samples of the first window, unshuffled; they stay in memory until the batches of the training are read."""
+        if self._first is None:
+            self._first = next(self._windows(0, 0, threading.Event()), [])
+        return self._first
+
+    def first_batch(self) -> StreamBatch:
+        """The batch of step 0."""
+        return next(self._cut(self.first_window(), 0, 0, 0))
+
+    def read(self, first_step: int) -> Generator[StreamBatch, None, None]:
+        """The batches from a step on, without end, each a function of the seed, the shards and the step. The next window is read ahead."""
+        step = first_step
+        epoch, batch = self._locate(step)
+        while True:
+            per_window, started = self.window // self.batch_size, step
+            number = batch // per_window
+            for samples in self._read_ahead(epoch, number):
+                for item in self._cut(samples, epoch, number, batch % per_window, step):
+                    yield item
+                    step += 1
+                number, batch = number + 1, 0
+            is_empty = step == started
+            if is_empty and not sum(self.counts.values()) // self.batch_size:
+                found = f"the {len(self.shards)} shards have {sum(self.counts.values())} images that can be used"
+                raise ConfigError(f"batch.size is {self.batch_size}, {found}")
+            # Nothing was read where the counts of a resumed run are lost: now they are known.
+            epoch, batch = self._locate(step) if is_empty else (epoch + 1, 0)
+
+    def _locate(self, step: int) -> tuple[int, int]:
+        """The epoch of a step, and its batch in it."""
+        # An epoch that has ended leaves the counts of all shards.
+        if step == 0 or len(self.counts) < len(self.shards):
+            return 0, step
+        return divmod(step, max(1, sum(self.counts.values()) // self.batch_size))
+
+    def _cut(self, samples: list[StreamSample], epoch: int, number: int, first: int, step: int = 0) -> Iterator[StreamBatch]:
+        """The whole batches of a window from batch `first` on, shuffled."""
+        order = self._rng(1, epoch, number).permutation(len(samples))
+        for batch in range(first, len(samples) // self.batch_size):
+            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield StreamBatch(step + batch - first, [samples[row] for row in rows])
+
+    def _read_ahead(self, epoch: int, first: int) -> Iterator[list[StreamSample]]:
+        """The windows of an epoch from number `first` on, the next one read by a thread while one is in use."""
+        stop = threading.Event()
+        if (epoch, first) == (0, 0) and self._first is not None:
+            window, self._first, first = self._first, None, 1
+            yield window
+            del window
+        windows = self._windows(epoch, first, stop)
+        with ThreadPoolExecutor(1, thread_name_prefix="stream") as pool:
+            try:
+                pending = pool.submit(next, windows, None)
+                while (read := pending.result()) is not None:
+                    pending = pool.submit(next, windows, None)
+                    yield read
+            finally:
+                stop.set()
+
+    def _windows(self, epoch: int, first: int, stop: threading.Event) -> Iterator[list[StreamSample]]:
+        """The unshuffled windows of an epoch from number `first` on; the last one may be smaller."""
+        window: list[StreamSample] = []
+        for sample in self._samples(epoch, first * self.window):
+            if stop.is_set():
+                return
+            window.append(sample)
+            if len(window) == self.window:
+                yield window
+                window = []
+        if window:
+            yield window
+
+    def _samples(self, epoch: int, skip: int) -> Iterator[StreamSample]:
+        """The usable samples of an epoch after the first `skip`; shards of known counts are skipped unread."""
+        for index in self.order(epoch):
+            known = self.counts.get(index)
+            if known is not None and known <= skip:
+                skip -= known
+                continue
+            # Samples are passed over unseen only if all of them count.
+            start = skip if known is not None and self.config.on_error == "stop" else 0
+            count, skipped, reason = start, 0, ""
+            for sample in self._found(index, start):
+                if isinstance(sample, UnusableSample):
+                    skipped, reason = skipped + 1, reason or f"{sample.key}: {sample.reason}"
+                    continue
+                count += 1
+                if count > skip:
+                    yield sample
+            self._learn(ShardCount(shard=index, samples=count, skipped=skipped, reason=reason))
+            skip = max(0, skip - count)
+
+    def _found(self, index: int, start: int) -> Iterator[Found]:
+        """The samples of a shard, checked: an unusable one is an error unless it is skipped."""
+        for sample in read_samples(self.shards[index], self._columns, start):
+            if self.config.on_error == "stop":
+                if isinstance(sample, UnusableSample):
+                    raise InputError(f"{sample.where}: {sample.reason}", hint=SKIP_HINT)
+                yield sample
+            else:
+                yield _decodable(sample)
+
+    def _learn(self, found: ShardCount) -> None:
+        total = found.samples + found.skipped
+        if found.skipped > self.config.max_skipped * total:
+            message = f"{found.skipped:,} of {total:,} samples of {self.shards[found.shard].name} cannot be used, the first: {found.reason}"
+            raise InputError(message, hint=f"correct them, or raise stream.max_skipped, which is {self.config.max_skipped:g}")
+        known = self.counts.get(found.shard)
+        if known is None:
+            self.counts[found.shard] = found.samples
+            self.on_count(found)
+        elif known != found.samples:
+            raise InputError(f"{self.shards[found.shard].name} has {found.samples:,} samples, and had {known:,} before")
+
+    @cached_property
+    def _columns(self) -> ParquetSource:
+        return ParquetSource(rows={"all": ()}, image_column=self.config.image_column, caption_column=self.config.caption_column)
+
+    def _rng(self, *key: Any) -> np.random.Generator:
+        # The first number separates the order of shards (0) from that of a window (1).
+        return np.random.default_rng([self.seed, *key])
+
+
+def _decodable(sample: Found) -> Found:
+    """The sample, or why its image cannot be decoded."""
+    if isinstance(sample, StreamSample):
+        try:
+            images.check_image(sample.image)
+        except images.ImageError as error:
+            return UnusableSample(sample.shard, sample.key, str(error))
+    return sample

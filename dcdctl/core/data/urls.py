@@ -1,0 +1,345 @@
+"""Places of files: local paths, and URLs that are read by byte ranges with retries, without a copy on disk.
+
+https://, http:// and hf:// are read here, because fsspec's readers need further packages and repeat no failed request. Every other protocol
+(s3://, gs://, memory://, ...) is read through fsspec. Passwords and queries of URLs, which may be credentials, appear in no message.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+from dcdctl.core.data.download import http, hub
+from dcdctl.core.errors import ConfigError, InputError, MissingError, SourceError, StaleError
+from dcdctl.core.files import unreadable
+
+if TYPE_CHECKING:
+    import httpx2
+    from _typeshed import WriteableBuffer
+
+T = TypeVar("T")
+# pathlib writes s3://bucket/x as s3:/bucket/x. A scheme has two letters or more: C:/ is a drive of Windows.
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+_NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_VERSION_KEYS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime", "updated", "created")
+"""What file systems of fsspec call the version of a file, the most exact first."""
+READ_BYTES = 4 << 20
+"""What is requested at once where a file is read from start to end."""
+
+
+def url_of(place: str | Path) -> str | None:
+    """The URL that a path or a text stands for; None for a local path, also as file:///PATH.
+
+    >>> url_of(Path("s3://bucket/photos")), url_of("photos/a.tar"), url_of("file:///photos")
+    ('s3://bucket/photos', None, None)
+    """
+    match = _URL.fullmatch(str(place))
+    return None if match is None or match[1].lower() == "file" else f"{match[1].lower()}://{match[2]}"
+
+
+def local_path(place: str | Path) -> Path:
+    """The path of a local place."""
+    match = _URL.fullmatch(str(place))
+    return Path(place) if match is None else Path(f"/{match[2]}")
+
+
+def shown(place: str | Path) -> str:
+    """A place as messages and saved files name it: without user, password and query.
+
+    >>> shown("https://me:secret@host/a.tar?signature=1"), shown("photos/a.tar")
+    ('https://host/a.tar', 'photos/a.tar')
+    """
+    url = url_of(place)
+    if url is None:
+        return str(place)
+    parts = urlsplit(url)
+    # `@` is part of hf://datasets/me/birds@main, whose host is "datasets".
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def expand(pattern: str) -> list[str]:
+    """The places that a pattern names: {0000..0331} and {a,b} in the order written, then *, locally also ? and [...], by name.
+
+    InputError or SourceError if nothing matches, ConfigError for a * on a plain web server, which lists no files.
+    """
+    places = [place for written in _expand_braces(pattern) for place in _expand_stars(written)]
+    if repeated := next((place for place, group in itertools.groupby(sorted(places)) if len(list(group)) > 1), None):
+        raise ConfigError(f"{shown(repeated)} is named twice", hint="name each file once")
+    return places
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    if numbers := _NUMBERS.fullmatch(match[1]):
+        width = len(numbers[1])
+        choices = [f"{number:0{width}}" for number in range(int(numbers[1]), int(numbers[2]) + 1)]
+    else:
+        choices = match[1].split(",")
+    return [place for choice in choices for place in _expand_braces(f"{pattern[: match.start()]}{choice}{pattern[match.end() :]}")]
+
+
+def _expand_stars(pattern: str) -> list[str]:
+    url = url_of(pattern)
+    # A ? of a URL begins its query.
+    if not any(letter in pattern for letter in ("*?[" if url is None else "*")):
+        return [pattern if url is None else url]
+    if url is None:
+        path = local_path(pattern)
+        found = sorted(str(match) for match in Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    elif url.startswith(("http://", "https://")):
+        raise ConfigError(f"{shown(url)}: a web server lists no files", hint="write the names as in {0000..0331}")
+    elif url.startswith("hf://"):
+        parts = hub.HubPath.parse(url)
+        names = re.compile("[^/]*".join(map(re.escape, parts.path.split("*"))))
+        found = [parts.folder + name for name in sorted(hub.sizes(parts)) if names.fullmatch(name)]
+    else:
+        system, within = _file_system(url)
+        found = [str(system.unstrip_protocol(name)) for name in sorted(_attempted(lambda: system.glob(within), url))]
+    if not found:
+        raise InputError(f"no file matches {shown(pattern)}", hint="check the pattern, and quote it for the shell")
+    return found
+
+
+class Remote(Protocol):
+    """A file that is read by ranges of bytes."""
+
+    size: int
+    version: str
+    """Changes when the file changes; empty if the server does not say."""
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        """The bytes from start to before stop; SourceError after repeated failures."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """Size and version of a file."""
+
+    size: int
+    version: str
+
+
+def facts_of(place: str | Path) -> FileFacts:
+    """Size and version of a file; InputError or SourceError if there is none."""
+    url = url_of(place)
+    if url is not None:
+        remote = open_remote(url)
+        return FileFacts(remote.size, remote.version)
+    path = local_path(place)
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise unreadable(path, error, hint="check the path") from error
+    return FileFacts(status.st_size, str(int(status.st_mtime)))
+
+
+def open_file(place: str | Path, *, buffer_bytes: int = 0) -> io.BufferedReader | RangeFile:
+    """A file to read, at any position; with `buffer_bytes`, a URL is requested in ranges of that size, ahead of what is read."""
+    url = url_of(place)
+    if url is not None:
+        raw = RangeFile(open_remote(url))
+        return io.BufferedReader(raw, buffer_bytes) if buffer_bytes else raw
+    path = local_path(place)
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise unreadable(path, error, hint="check the path") from error
+
+
+def read_text(url: str) -> str:
+    """The text of a small remote file."""
+    remote = open_remote(url)
+    return remote.read_range(0, remote.size).decode("utf-8")
+
+
+def open_remote(url: str) -> Remote:
+    """A remote file, whose size and version are read now. SourceError if it cannot be read, MissingError without the protocol's package."""
+    if url.startswith("hf://"):
+        return _HubFile(url)
+    return _WebFile(url) if url.startswith(("http://", "https://")) else _FileSystemFile(url)
+
+
+class RangeFile(io.RawIOBase):
+    """A remote file as a file object; each read is one request."""
+
+    def __init__(self, remote: Remote) -> None:
+        self.remote, self._position = remote, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.remote.size}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
+        stop = min(self._position + len(view), self.remote.size)
+        if stop <= self._position:
+            return 0
+        data = self.remote.read_range(self._position, stop)
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+class _UnfinishedError(Exception):
+    """A failed request that may be repeated."""
+
+
+def _attempted(request: Callable[[], T], url: str) -> T:
+    """The result of a request, repeated with increasing waits; SourceError if it fails for good, or as often as a download may."""
+    import httpx2
+
+    for attempt in itertools.count(1):
+        try:
+            return request()
+        except FileNotFoundError as error:
+            raise SourceError(f"{shown(url)} does not exist", hint="check the URL") from error
+        except PermissionError as error:
+            raise SourceError(f"{shown(url)} was refused", hint="check the credentials of its protocol") from error
+        except (OSError, EOFError, httpx2.HTTPError, _UnfinishedError) as error:
+            if attempt == http.ATTEMPTS:
+                # Not the text of the error, in which libraries quote URLs with their queries.
+                reason = str(error) if isinstance(error, _UnfinishedError) else type(error).__name__
+                found = f"{shown(url)}: gave up after {attempt} attempts ({reason})"
+                raise SourceError(found, hint="run the command again later") from error
+            time.sleep(http.FIRST_WAIT_SECONDS * 2 ** (attempt - 1))
+    raise AssertionError("unreachable")
+
+
+class _WebFile:
+    """A file on a web server, at the version that it has when it is opened."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        _refuse_password(url)
+        self._open(url, {})
+
+    def _open(self, address: str, headers: dict[str, str]) -> None:
+        self._address, self._headers = address, headers
+        head = _attempted(lambda: self._checked(_client(os.getpid()).head(address, headers=headers)), self.url)
+        length = str(head.headers.get("x-linked-size") or head.headers.get("content-length", ""))
+        if not length.isdecimal():
+            raise SourceError(f"{shown(self.url)}: the server does not say how long the file is", hint="download it first")
+        self.size = int(length)
+        linked, etag = (str(head.headers.get(name, "")) for name in ("x-linked-etag", "etag"))
+        self.version = linked or etag or str(head.headers.get("last-modified", ""))
+        # The host to which the Hub redirects has ETags of its own.
+        self._etag = "" if linked else etag
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        return _attempted(lambda: self._request(start, stop), self.url)
+
+    def _request(self, start: int, stop: int) -> bytes:
+        headers = {**self._headers, "Range": f"bytes={start}-{stop - 1}"}
+        with _client(os.getpid()).stream("GET", self._address, headers=headers) as response:
+            self._checked(response)
+            span = http.CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+            if response.status_code != 206 or span is None:
+                raise SourceError(f"{shown(self.url)}: the server sends no byte ranges", hint="download the file first")
+            if span["size"] != str(self.size) or (self._etag and response.headers.get("etag", self._etag) != self._etag):
+                raise StaleError(f"{shown(self.url)} has changed while it was read", hint="run the command again")
+            data = response.read()
+        if int(span["first"]) != start or len(data) != stop - start:
+            raise _UnfinishedError(f"it sent {len(data):,} of {stop - start:,} bytes")
+        return data
+
+    def _checked(self, response: httpx2.Response) -> httpx2.Response:
+        status = response.status_code
+        if status in http.RETRY_STATUS:
+            raise _UnfinishedError(f"{status} {response.reason_phrase}")
+        if status in (404, 410):
+            raise SourceError(f"{shown(self.url)} does not exist ({status})", hint="check the URL")
+        if status >= 400:
+            raise SourceError(f"{shown(self.url)} was refused ({status} {response.reason_phrase})", hint="it may need a login or a token")
+        return response
+
+
+class _HubFile(_WebFile):
+    """A file in a repository of the Hub, at the commit that its revision names when it is opened."""
+
+    def __init__(self, url: str) -> None:
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+        self.url, parts = url, hub.HubPath.parse(url)
+        address = hf_hub_url(
+            parts.repo, parts.path, repo_type=parts.kind, revision=parts.revision, endpoint=os.environ.get("HF_ENDPOINT") or None
+        )
+        self._open(address, {**build_hf_headers(), "Accept-Encoding": "identity"})
+
+
+@lru_cache(maxsize=1)
+def _client(process: int) -> httpx2.Client:
+    """The connections of a process: a forked one must not share them."""
+    import httpx2
+
+    headers = {"Accept-Encoding": "identity"}
+    return httpx2.Client(follow_redirects=True, timeout=http.TIMEOUT_SECONDS, headers=headers)
+
+
+class _FileSystemFile:
+    """A file of any other protocol, through fsspec."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._system, self._path = _file_system(url)
+        facts = _attempted(lambda: self._system.info(self._path), url)
+        if facts.get("type") == "directory" or facts.get("size") is None:
+            raise SourceError(f"{shown(url)} is not a file", hint="check the URL")
+        self.size = int(facts["size"])
+        self.version = next((str(facts[key]) for key in _VERSION_KEYS if facts.get(key)), "")
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        def read() -> bytes:
+            data: bytes = self._system.cat_file(self._path, start=start, end=stop)
+            if len(data) != stop - start:
+                raise _UnfinishedError(f"it sent {len(data):,} of {stop - start:,} bytes")
+            return data
+
+        return _attempted(read, self.url)
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it; MissingError names the package that its protocol needs."""
+    from fsspec.core import url_to_fs
+
+    _refuse_password(url)
+    protocol = urlsplit(url).scheme
+    try:
+        system, path = url_to_fs(url)
+    except ImportError as error:
+        package = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}.get(protocol)
+        what = package or str(error).splitlines()[0]
+        hint = f"pip install {package}" if package else f"install what fsspec needs for {protocol}"
+        raise MissingError(f"{shown(url)} needs a package of {protocol}:// that is not installed: {what}", hint=hint) from error
+    except ValueError as error:
+        hint = "known are s3://, gs://, az://, https://, hf:// and the other protocols of fsspec"
+        raise ConfigError(f"{shown(url)}: the protocol {protocol}:// is unknown", hint=hint) from error
+    return system, path
+
+
+def _refuse_password(url: str) -> None:
+    """ConfigError for a password in a URL, which would end up in command histories and in saved command lines."""
+    if ":" in urlsplit(url).netloc.rpartition("@")[0]:
+        raise ConfigError(f"{shown(url)} is given with a password", hint="use the settings or environment variables of its protocol")

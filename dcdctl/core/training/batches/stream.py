@@ -1,0 +1,229 @@
+"""The batches of a training on a stream of shards: images with one caption each, all pairs of which are candidates.
+
+The process that trains reads the stream. It hands the image files of a step to worker processes, if there are any, which decode them. Of
+several processes each reads the whole stream and decodes its own micro-batches. A dual teacher embeds each batch when it is read.
+
+Shape letters as in `batches`; E width of the teacher's vectors.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dcdctl.core import distributed, scoring
+from dcdctl.core.data import ImageError, Index, ShardStream, StreamBatch, decode_image, text_key
+from dcdctl.core.devices import Compute, read_ahead
+from dcdctl.core.errors import InputError
+from dcdctl.core.models import DualEncoder, ImageBatch, Preprocessor, TextBatch
+from dcdctl.core.training.batches.batch import UNSPLIT, Batch, MicroBatchPlan, TeacherVectors
+from dcdctl.core.training.batches.sampler import assemble, check_size
+from dcdctl.core.training.recipe import BatchConfig
+
+TEACHER_ROWS = 256
+"""Images, and captions, that a teacher embeds in one forward pass."""
+SKIP_HINT = "leave such samples out with --set stream.on_error=skip"
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """The image files and captions of a step, as worker processes receive them."""
+
+    step: int
+    where: Sequence[str]
+    """What each image is called in messages."""
+    images: Sequence[bytes]
+    """Image files; empty for images of other processes."""
+    captions: Sequence[str]
+    same_QG: Tensor
+    """True off the diagonal where the caption also matches the image."""
+
+
+@dataclass(frozen=True)
+class StreamTeacher:
+    """A dual teacher that embeds the batches of a stream."""
+
+    model: DualEncoder
+    compute: Compute
+    needs_vectors: bool
+    """Whether the loss compares vectors; otherwise it takes scores."""
+
+    @torch.no_grad()
+    def _embed(self, images: ImageBatch, texts: TextBatch) -> tuple[Tensor, Tensor]:
+        """The unit vectors of some rows of a batch, in float32, whatever the precision of the training."""
+        vectors = (
+            torch.cat([embed(part.to(self.compute.device)).float() for part in _parts(batch)])
+            for embed, batch in ((self.model.embed_images, images), (self.model.embed_texts, texts))
+        )
+        return tuple(scoring.finite_vectors(functional.normalize(side, dim=-1)) for side in vectors)  # type: ignore[return-value]
+
+    def complete(self, batch: Batch, inputs: tuple[ImageBatch, TextBatch], rows: range, size: int) -> Batch:
+        """The batch with the teacher's scores or vectors; `inputs` are those of the rows of this process, `size` is that of the batch."""
+        sides = []
+        for local in self._embed(*inputs):
+            vectors = local.new_zeros(size, local.shape[1])
+            vectors[rows.start : rows.stop] = local
+            # Rows of other processes are zeros here, so the sum over processes holds every row once.
+            sides.append(distributed.all_sum(vectors).clone().cpu())
+        images_QE, texts_GE = sides
+        if self.needs_vectors:
+            batch = replace(batch, teacher_vectors=TeacherVectors(images_QE, texts_GE))
+        bias = 0.0 if self.model.logit_bias is None else self.model.logit_bias.item()
+        scores_QG = self.model.logit_scale.item() * (images_QE @ texts_GE.T) + bias
+        return replace(batch, teacher_RC=scores_QG, official_teacher_RC=scores_QG)
+
+
+class StreamBatches:
+    """The batches of a stream; `read` gives those of a range of steps."""
+
+    def __init__(
+        self,
+        stream: ShardStream,
+        preprocess: Preprocessor,
+        config: BatchConfig,
+        plan: MicroBatchPlan = UNSPLIT,
+        teacher: StreamTeacher | None = None,
+    ) -> None:
+        self.stream, self.preprocess, self.config, self.plan, self.teacher = stream, preprocess, config, plan, teacher
+        check_size(config, plan)
+
+    def with_plan(self, plan: MicroBatchPlan) -> Self:
+        """The same batches in other micro-batches; ConfigError if they have fewer rows than micro-batches."""
+        check_size(self.config, plan)
+        batches = copy.copy(self)
+        batches.plan = replace(plan, by_side=self.plan.by_side)
+        return batches
+
+    def read(self, steps: range, workers: int, *, pin_memory: bool = False) -> Iterator[Batch]:
+        """The batches of consecutive steps, decoded ahead by worker processes, or by this process if there are none."""
+        encoded = self._encoded(steps)
+        try:
+            # The loader hands each key to a worker: here a key is the batch itself.
+            for decoded in read_ahead(_Decoder(self), encoded, workers, pin_memory=pin_memory):
+                yield self._completed(decoded)
+        finally:
+            encoded.close()
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of step 0, for a trial; the window that it is from is kept for `read`."""
+        assert step == 0, "later batches come from `read`"
+        return self._completed(_Decoder(self)[self._encode(self.stream.first_batch())])
+
+    @property
+    def _rows(self) -> range:
+        """The images, and captions, of a batch that this process reads."""
+        ranges = list(self.plan.row_ranges(self.config.size))
+        return range(ranges[0].start, ranges[-1].stop)
+
+    def _encoded(self, steps: range) -> Generator[EncodedBatch, None, None]:
+        if not steps:
+            return
+        source = self.stream.read(steps.start)
+        try:
+            for _, batch in zip(steps, source, strict=False):
+                yield self._encode(batch)
+        finally:
+            source.close()
+
+    def _encode(self, batch: StreamBatch) -> EncodedBatch:
+        # The key 2 separates the choice of captions from the order of the stream, whose keys are 0 and 1.
+        rng = np.random.default_rng([self.stream.seed, 2, batch.step])
+        captions = [sample.captions[rng.integers(len(sample.captions))] for sample in batch.samples]
+        return EncodedBatch(
+            step=batch.step,
+            where=[sample.where for sample in batch.samples],
+            images=[sample.image if row in self._rows else b"" for row, sample in enumerate(batch.samples)],
+            captions=captions,
+            same_QG=_is_same(batch, captions),
+        )
+
+    def _completed(self, decoded: _Decoded) -> Batch:
+        return (
+            decoded.batch if self.teacher is None else self.teacher.complete(decoded.batch, decoded.teacher, self._rows, self.config.size)
+        )
+
+
+def _is_same(batch: StreamBatch, captions: Sequence[str]) -> Tensor:
+    """Off the diagonal: whether an image has a caption of equal text, or the same file as the caption's image."""
+    size = len(captions)
+    same_QG = torch.zeros(size, size, dtype=torch.bool)
+    with_text: dict[str, list[int]] = {}
+    with_file: dict[bytes, list[int]] = {}
+    for row, sample in enumerate(batch.samples):
+        with_file.setdefault(sample.image, []).append(row)
+        for key in {text_key(caption) for caption in sample.captions}:
+            with_text.setdefault(key, []).append(row)
+    for column, caption in enumerate(captions):
+        same_QG[with_text[text_key(caption)] + with_file[batch.samples[column].image], column] = True
+    return same_QG.fill_diagonal_(False)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A batch without the teacher's part, and what the teacher reads of the rows of this process."""
+
+    batch: Batch
+    teacher: Any
+
+    def pin_memory(self) -> _Decoded:
+        teacher = self.teacher and tuple(part.pin_memory() for part in self.teacher)
+        return _Decoded(self.batch.pin_memory(), teacher)
+
+
+class _Decoder(torch.utils.data.Dataset[_Decoded]):
+    """Decodes the batches that it is given as keys. It holds no model and no window, so that worker processes get neither."""
+
+    def __init__(self, batches: StreamBatches) -> None:
+        self.preprocess, self.plan, self.rows = batches.preprocess, batches.plan, batches._rows
+        self.teacher_preprocess = None if batches.teacher is None else batches.teacher.model.preprocess
+
+    def __getitem__(self, encoded: EncodedBatch) -> _Decoded:
+        source = _BatchSource(encoded, self.preprocess)
+        indices = np.arange(len(encoded.captions))
+        missing_QG = torch.full(encoded.same_QG.shape, torch.nan)
+        batch = assemble(source, self.plan, indices[:, None], indices[None, :], (missing_QG, missing_QG))
+        batch = replace(batch, same_RC=encoded.same_QG)
+        if self.teacher_preprocess is None:
+            return _Decoded(batch, None)
+        source.preprocess = self.teacher_preprocess
+        return _Decoded(batch, (source.images(self.rows), source.texts(self.rows)))
+
+
+class _BatchSource:
+    """The images and captions of one batch by their position in it, preprocessed."""
+
+    def __init__(self, encoded: EncodedBatch, preprocess: Preprocessor) -> None:
+        self.encoded, self.preprocess = encoded, preprocess
+        self._decoded: dict[int, Any] = {}
+
+    def images(self, image_ix: Sequence[int] | Index) -> ImageBatch:
+        """The preprocessed images."""
+        return self.preprocess.images([self._image(int(image)) for image in image_ix])
+
+    def texts(self, text_ix: Sequence[int] | Index) -> TextBatch:
+        """The tokenized captions."""
+        return self.preprocess.texts([self.encoded.captions[int(text)] for text in text_ix])
+
+    def _image(self, row: int) -> Any:
+        if row not in self._decoded:
+            try:
+                self._decoded[row] = decode_image(self.encoded.images[row])
+            except ImageError as error:
+                raise InputError(f"{self.encoded.where[row]}: {error}", hint=SKIP_HINT) from error
+        return self._decoded[row]
+
+
+def _parts(batch: Any) -> Iterator[Any]:
+    """A batch of images or captions in parts of `TEACHER_ROWS`."""
+    size = len(next(value for value in vars(batch).values() if value is not None))
+    for start in range(0, size, TEACHER_ROWS):
+        yield replace(
+            batch, **{name: None if value is None else value[start : start + TEACHER_ROWS] for name, value in vars(batch).items()}
+        )

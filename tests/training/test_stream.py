@@ -1,0 +1,245 @@
+"""Trainings on a stream of shards: exact resume, the numbers of a batch, and what is refused."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from shards import rows_of, stream_of, tar_of, write_shards
+from tiny import make_models, make_wide_dual
+from torch.nn import functional
+from training_steps import DUAL
+
+from dcdctl.core import models
+from dcdctl.core.data import decode_image, stream
+from dcdctl.core.devices import Compute
+from dcdctl.core.errors import ConfigError, InputError, StaleError
+from dcdctl.core.training import InputRefs, TrainingJob, TrainingOptions, distill
+from dcdctl.core.training.batches.batch import MicroBatchPlan
+from dcdctl.core.training.batches.stream import StreamBatches, StreamTeacher
+from dcdctl.core.training.recipe import BatchConfig
+from dcdctl.core.training.runs import read_lines
+
+SIZES = (7, 11, 9, 6)
+SETS = [*DUAL, "loss.terms={ infonce = 1.0 }", "batch.size=4", "stream.window=12", "optimizer.save_every=5", "optimizer.lr=1e-3"]
+OPTIONS = TrainingOptions()
+
+
+@pytest.fixture
+def tars(tmp_path):
+    return write_shards(tmp_path / "tars", rows_of(SIZES, num_captions=2))
+
+
+@pytest.fixture(scope="module")
+def dual_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dual") / "model"
+    models.save(make_wide_dual([caption for rows in rows_of(SIZES) for _, captions in rows for caption in captions]), folder)
+    return folder
+
+
+def run(places, out, *sets, options=OPTIONS, resume=False, watch=None, **refs):
+    job = TrainingJob("distill", "tiny-student", [*SETS, "optimizer.steps=19", *sets], out, resume)
+    return distill.train(job, InputRefs(data=places, **refs), options=options, **({} if watch is None else {"watch": watch}))
+
+
+def weights(trained):
+    return load_file(trained.model_folder / "model.safetensors")
+
+
+def assert_equal_weights(one, other):
+    assert weights(one).keys() == weights(other).keys()
+    assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(one).items())
+
+
+class KilledError(Exception):
+    """What a test raises in place of a kill."""
+
+
+def killed_after(num_steps):
+    """A watcher that ends a training after so many steps."""
+
+    @contextmanager
+    def watch(*, total, done, **_):
+        def on_step(step, values):
+            if step == num_steps:
+                raise KilledError
+
+        yield on_step
+
+    return watch
+
+
+@pytest.mark.parametrize("num_steps", [6, 13], ids=["first epoch", "second epoch"])
+def test_a_killed_training_resumes_to_the_weights_of_an_uninterrupted_one(tars, tmp_path, num_steps):
+    whole = run(tars, tmp_path / "whole")
+    with pytest.raises(KilledError):
+        run(tars, tmp_path / "killed", watch=killed_after(num_steps))
+    # As a kill in the middle of a write leaves it.
+    with (tmp_path / "killed" / "shards.jsonl").open("a") as file:
+        file.write('{"shard": 3, "sam')
+    resumed = run(tars, tmp_path / "killed", resume=True)
+    assert_equal_weights(whole, resumed)
+    assert [line["loss"] for line in whole.metrics()] == [line["loss"] for line in resumed.metrics()]
+    counts = {line["shard"]: line["samples"] for line in read_lines(tmp_path / "killed" / "shards.jsonl", "")}
+    assert counts == dict(enumerate(SIZES))
+
+
+def test_a_resumed_training_does_not_open_earlier_shards(tars, tmp_path, dual_folder, monkeypatch):
+    opened = []
+    start = f"model.start={dual_folder}"
+    sets = ["model.hidden_size=128", "model.num_layers=6", "model.num_text_layers=2", "model.projection_dim=256", "model.vocab_size=4000"]
+    with pytest.raises(KilledError):
+        run(tars, tmp_path / "run", start, *sets, watch=killed_after(6))
+    first = stream_of(tars).order(0)[0]
+    assert read_lines(tmp_path / "run" / "shards.jsonl", "")[0]["shard"] == first
+    read = stream.read_samples
+    monkeypatch.setattr(stream, "read_samples", lambda shard, *rest: opened.append(shard.place) or read(shard, *rest))
+    run(tars, tmp_path / "run", start, *sets, "optimizer.steps=19", resume=True)
+    # Resumed at step 5, whose window begins with sample 12 of the epoch.
+    assert tars[first] not in opened[: len(tars) - 1]
+    assert len(opened) >= len(tars) - 1
+
+
+def test_worker_processes_and_parquet_change_nothing(tars, tmp_path):
+    whole = run(tars, tmp_path / "whole", "optimizer.steps=6")
+    parquet = write_shards(tmp_path / "parquet", rows_of(SIZES, num_captions=2), ".parquet")
+    options = TrainingOptions(compute=Compute(workers=2))
+    assert_equal_weights(whole, run(parquet, tmp_path / "other", "optimizer.steps=6", options=options))
+
+
+def test_micro_batches_train_what_a_whole_batch_does(tars, tmp_path, dual_folder):
+    learned = ["loss.terms={ infonce = 1.0, kl = 0.5 }", "optimizer.steps=4"]
+    teacher = {"teachers": [str(dual_folder)]}
+    whole = run(tars, tmp_path / "whole", *learned, **teacher)
+    split = run(tars, tmp_path / "split", *learned, options=TrainingOptions(micro_batches=3), **teacher)
+    for before, after in zip(whole.metrics(), split.metrics(), strict=True):
+        assert {**after, "seconds": 0} == pytest.approx({**before, "seconds": 0}, rel=1e-5, abs=1e-6)
+
+
+def test_each_process_decodes_only_its_images(tars):
+    preprocess = make_wide_dual(["a thing"]).preprocess
+    batches = StreamBatches(stream_of(tars), preprocess, BatchConfig(size=4), MicroBatchPlan(4, range(2, 4), by_side=True))
+    (encoded,) = batches._encoded(range(3, 4))
+    assert [bool(image) for image in encoded.images] == [False, False, True, True]
+    whole = next(StreamBatches(stream_of(tars), preprocess, BatchConfig(size=4)).read(range(3, 4), 0))
+    local = next(batches.read(range(3, 4), 0))
+    assert torch.equal(local.micro_batches[0].images.pixel_values, whole.images.pixel_values[2:3])
+    assert torch.equal(local.micro_batches[1].texts.input_ids[0, :5], whole.texts.input_ids[3, :5])
+
+
+def test_a_dual_teacher_gives_the_scores_and_vectors_of_its_model(tars):
+    dual, (_, student) = make_wide_dual(["a thing 0 1"]), make_models(["a thing 0 1"])
+    batches = StreamBatches(stream_of(tars), student.preprocess, BatchConfig(size=4), teacher=StreamTeacher(dual.eval(), Compute(), True))
+    (batch,) = batches.read(range(2, 3), 0)
+    (encoded,) = batches._encoded(range(2, 3))
+    with torch.no_grad():
+        images = functional.normalize(dual.embed_images(dual.preprocess.images([decode_image(image) for image in encoded.images])), dim=-1)
+        texts = functional.normalize(dual.embed_texts(dual.preprocess.texts(encoded.captions)), dim=-1)
+        torch.testing.assert_close(batch.teacher_RC, dual.logit_scale * images @ texts.T)
+    torch.testing.assert_close(batch.teacher_vectors.images_IE, images)
+    torch.testing.assert_close(batch.teacher_vectors.texts_TE, texts)
+
+
+def test_equal_captions_and_equal_files_are_no_negatives(tmp_path):
+    (rows,) = rows_of([4])
+    rows[1] = (rows[1][0], ["another", "A thing 0 0  0!"])  # the text of row 0 as its second caption
+    rows[3] = (rows[2][0], rows[3][1])
+    (tmp_path / "0.tar").write_bytes(tar_of(rows))
+    batches = StreamBatches(stream_of([str(tmp_path / "0.tar")], window=4), make_wide_dual(["a thing"]).preprocess, BatchConfig(size=4))
+    (encoded,) = batches._encoded(range(1))
+    row = {int(where[-1]): number for number, where in enumerate(encoded.where)}
+    expected = torch.zeros(4, 4, dtype=torch.bool)
+    expected[row[1], row[0]] = expected[row[2], row[3]] = expected[row[3], row[2]] = True
+    # The other way round only if the second caption of row 1 was drawn.
+    expected[row[0], row[1]] = encoded.captions[row[1]].startswith("A thing")
+    assert torch.equal(encoded.same_QG, expected)
+
+
+def test_an_image_that_cannot_be_decoded_is_an_error_that_names_it_or_is_left_out(tmp_path):
+    (rows,) = rows_of([12])
+    rows[5] = (rows[5][0][:-80], rows[5][1])
+    (tmp_path / "0.tar").write_bytes(tar_of(rows))
+    with pytest.raises(InputError, match=r"0.tar s0005: the image is truncated.*; leave such samples out with --set stream.on_error=skip"):
+        run([str(tmp_path / "0.tar")], tmp_path / "run")
+    kept = run([str(tmp_path / "0.tar")], tmp_path / "other", "stream.on_error=skip")
+    (line,) = read_lines(kept.folder / "shards.jsonl", "")
+    assert (line["samples"], line["skipped"]) == (11, 1)
+    assert line["reason"].startswith("s0005: the image is truncated")
+
+
+def test_epochs_count_the_rows_of_parquet_files(tmp_path):
+    parquet = write_shards(tmp_path / "parquet", rows_of(SIZES), ".parquet")
+    job = TrainingJob("distill", "tiny-student", [*SETS, "optimizer.steps=none", "optimizer.epochs=1.5"], tmp_path / "run")
+    preview = distill.preview(job, InputRefs(data=parquet), OPTIONS)
+    assert (preview.num_steps, preview.batches_per_epoch) == (12, 8)
+    assert distill.train(job, InputRefs(data=parquet), options=OPTIONS).metrics()[-1]["step"] == 11
+
+
+def test_validation_is_on_a_prepared_corpus(tars, scenes_corpus_dir, tmp_path):
+    trained = run(tars, tmp_path / "run", "optimizer.steps=2", "validation.every=1", validation_data=scenes_corpus_dir)
+    assert [line["step"] for line in trained.metrics() if "val_rsum" in line] == [0, 1]
+
+
+def test_a_training_on_a_corpus_may_validate_on_another_one(scenes_corpus_dir, tmp_path):
+    sets = [*SETS, "optimizer.steps=1", "validation.every=1", "validation.split=train"]
+    job = TrainingJob("distill", "tiny-student", sets, tmp_path / "run")
+    other = tmp_path / "copy"
+    other.symlink_to(scenes_corpus_dir)
+    with pytest.raises(ConfigError, match=r"validation.split is train, and the training reads --split train"):
+        distill.train(job, InputRefs(data=scenes_corpus_dir), options=OPTIONS)
+    assert "val_rsum" in distill.train(job, InputRefs(data=scenes_corpus_dir, validation_data=other), options=OPTIONS).metrics()[-1]
+
+
+def test_a_shard_that_has_changed_refuses_to_resume(tars, tmp_path):
+    with pytest.raises(KilledError):
+        run(tars, tmp_path / "run", watch=killed_after(6))
+    status = Path(tars[2]).stat()
+    os.utime(tars[2], (status.st_atime, status.st_mtime + 60))
+    with pytest.raises(StaleError, match=r"was made with another inputs.shards.*2.tar \(.*version.*not.*version"):
+        run(tars, tmp_path / "run", resume=True)
+    os.utime(tars[2], (status.st_atime, status.st_mtime))
+    assert run(tars, tmp_path / "run", resume=True).is_finished
+    with pytest.raises(StaleError, match="already holds a run"):
+        run(tars, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("sets", "refs", "message"),
+    [
+        ((), {"caches": [Path("c")]}, "--cache holds scores of the pairs of a corpus"),
+        (["loss.terms={ dcd = 1.0 }"], {}, "loss dcd takes candidate lists"),
+        (["loss.terms={ kl = 1.0 }"], {}, "loss kl needs the teacher's scores"),
+        (["loss.terms={ kl = 1.0 }", "loss.temperature=auto"], {}, "loss.temperature is auto, which is taken from a cache"),
+        (["batch.refresh_steps=[2]"], {}, "batch.refresh_steps adds candidates to a cache"),
+        (["candidates.duplicate_bits=3"], {}, "candidates.duplicate_bits compares the images of the whole corpus"),
+        (["model.kind=fusion", "model.start=teacher"], {}, "this model starts from the teacher of a cache"),
+        ((), {"split": "val"}, "--split val is a part of a corpus"),
+        ((), {"max_images": 5}, "--max-images counts the images of a corpus"),
+        (["validation.every=1"], {}, "validation.every is set, and a stream has no split to validate on; .*--validation-data"),
+        (["optimizer.steps=none"], {}, "tars do not say how many samples they have; set optimizer.steps"),
+        (["stream.window=3"], {}, "stream.window is 3, less than batch.size 4"),
+        (["stream.windows=3"], {}, "windows"),
+    ],
+)
+def test_what_needs_a_prepared_corpus_is_refused(tars, tmp_path, sets, refs, message):
+    with pytest.raises(ConfigError, match=message):
+        run(tars, tmp_path / "run", *sets, **refs)
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_teachers_and_features_are_refused(tars, tmp_path, dual_folder):
+    with pytest.raises(ConfigError, match="--teacher names 2 models; their scores are averaged over a whole corpus"):
+        run(tars, tmp_path / "run", "loss.terms={ kl = 1.0 }", teachers=[str(dual_folder), str(dual_folder)])
+    features = TrainingOptions(compute=replace(Compute(), features=tmp_path / "f"))
+    with pytest.raises(ConfigError, match="--features stores the outputs for a whole corpus"):
+        run(tars, tmp_path / "run", options=features)
+
+
+def test_a_fusion_model_trains_on_a_stream(tars, tmp_path):
+    trained = run(tars, tmp_path / "run", "model.kind=fusion", "model.image_size=32", "optimizer.steps=2")
+    assert len(trained.metrics()) == 2
