@@ -61,7 +61,9 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     open_or_build(root / "data" / "features", corpus, pair)
     dual = make_wide_dual(corpus.captions)
     write_index(root / "index", [unit_vectors(8, dim=8)], removed=[3])
-    models.save(dual, root / "index" / "model")
+    write_index(root / "codes", [unit_vectors(8, dim=8)], kind="int8", flat_up_to=0, segment_rows=5)
+    for index in ("index", "codes"):
+        models.save(dual, root / index / "model")
     make_run(root / "run", corpus.folder)
     write_evaluation(root / "run", corpus, scores_of(corpus, 2))
     models.save(dual, root / "models" / "dual")
@@ -76,7 +78,7 @@ def copied(intact: Path, tmp_path: Path) -> Path:
 
 def test_intact_artifacts_of_every_kind_are_well(intact):
     found = verify.verify(intact)
-    kinds = ["corpus", "evaluation", "features", "index", "model", "model", "model", "run", "teacher cache"]
+    kinds = ["corpus", "evaluation", "features", "index", "index", *["model"] * 4, "run", "teacher cache"]
     assert sorted(item.kind for item in found.artifacts) == kinds
     assert found.problems == []
     assert found.unknown == ()

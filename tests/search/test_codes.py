@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
+import torch
 from image_files import png, put
-from made_index import exact, unit_vectors, write_index
-from tiny import make_models
+from made_index import Killed, exact, unit_vectors, write_index
+from tiny import contents, make_models
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.core import models
-from dcdctl.core.errors import ConfigError, StaleError
-from dcdctl.core.search import Index, commit
+from dcdctl.core import artifacts, models
+from dcdctl.core.errors import ConfigError, ModelError, StaleError
+from dcdctl.core.search import INDEX_FILE, Changes, Index, Searcher, commit, files_of, storage
+from dcdctl.core.search.build import build, update
 from dcdctl.core.search.config import IndexConfig
 
 QUERIES = unit_vectors(12, dim=70, seed=1).astype(np.float32)
@@ -100,6 +106,96 @@ def test_an_index_of_short_vectors_holds_prefixes_and_stays_one(corpus, tmp_path
         assert result.exit_code == 1
         assert message in result.stderr
     assert not (tmp_path / "wide").exists()
+
+
+@pytest.mark.parametrize("label", ["embed", "build"])
+@pytest.mark.parametrize("kind", ["int8", "binary"])
+def test_a_killed_build_and_a_killed_addition_resume_to_the_same_bytes(kind, label, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "ROWS_PER_PART", 3)
+    models.save(make_models(corpus.captions)[1], tmp_path / "dual")
+    images = put(tmp_path / "images", {f"{seed}.png": png(seed) for seed in range(7)})
+    more = put(tmp_path / "more", {f"{seed}.png": png(seed) for seed in range(20, 26)})
+    whole, folder = tmp_path / "whole", tmp_path / "index"
+
+    @contextmanager
+    def dying(shown, *, total, unit):
+        calls = 0
+
+        def advance(count):
+            nonlocal calls
+            calls += shown.startswith(label)
+            if calls == 2:
+                raise Killed
+
+        yield advance
+
+    def make(to, **options):
+        return build(str(tmp_path / "dual"), images, to, IndexConfig(kind=kind, flat_up_to=2, segment_rows=4), **options)
+
+    for work, changed in ((make, "index"), (lambda to, **options: update(to, Changes(add=more), **options), "addition")):
+        work(whole)
+        with pytest.raises(Killed):
+            work(folder, track=dying)
+        if changed == "addition":
+            assert Index.open(folder).num_images == 7
+        assert contents(work(folder).folder) == contents(whole)
+    index = Index.open(folder)
+    assert [(segment.kind, segment.rows) for segment in index.segments] == [(kind, 4), (kind, 4), (kind, 4)]
+    rows, queries = np.arange(13), unit_vectors(5, dim=8, seed=3).astype(np.float32)
+    assert [found.tolist() for found in index.nearest(queries, 4).rows_QK] == [exact(index.vectors(rows), query, 4) for query in queries]
+
+
+@pytest.mark.parametrize("kind", ["int8", "binary"])
+def test_a_flipped_byte_of_any_file_is_an_error_and_never_another_answer(kind, tmp_path):
+    intact = write_index(tmp_path / "intact", [VECTORS], removed=[3], kind=kind, **SETTINGS)
+    for number, name in enumerate([INDEX_FILE, *files_of(intact.document)]):
+        folder = shutil.copytree(intact.folder, tmp_path / f"{number}")
+        flipped = bytearray((folder / name).read_bytes())
+        flipped[len(flipped) // 2] ^= 1
+        (folder / name).write_bytes(flipped)
+        with pytest.raises(StaleError, match=re.escape(name)):
+            Index.open(folder).nearest(QUERIES, 1)
+        with pytest.raises(StaleError, match=re.escape(name)):
+            Index.open(folder).check()
+
+
+def test_an_index_mixes_neither_kinds_nor_widths(corpus, tmp_path):
+    index = write_index(tmp_path / "index", [VECTORS], kind="int8", **SETTINGS)
+    document = artifacts.read_document(index.folder / INDEX_FILE)
+    bits = write_index(tmp_path / "bits", [VECTORS], kind="binary", **SETTINGS).document["segments"]
+    for change, message in (
+        ({"segments": [*document["segments"][:-1], bits[-1]]}, "settings of kind int8, and segments that are searched by binary, int8"),
+        ({"settings": {**document["settings"], "kind": "hnsw"}}, "settings of kind hnsw, and segments that are searched by int8"),
+        ({"settings": {**document["settings"], "dims": 8}}, "settings for 8 numbers, and vectors of 70"),
+    ):
+        artifacts.write_document(index.folder / INDEX_FILE, {**document, **change})
+        with pytest.raises(StaleError, match=message):
+            Index.open(index.folder)
+    models.save(make_models(corpus.captions)[1], tmp_path / "dual")
+    images = put(tmp_path / "images", {f"{seed}.png": png(seed) for seed in range(4)})
+    made = ["index", tmp_path / "dual", "--images", images, "--device", "cpu", "--out", tmp_path / "made", "--set", "flat_up_to=2"]
+    run(*made, "--vectors", "int8")
+    result = CliRunner().invoke(app, [*map(str, made), "--vectors", "binary"])
+    assert result.exit_code == 1
+    assert "another settings.kind (int8, not binary); change them with `dcdctl index" in result.stderr
+    assert Index.open(tmp_path / "made").kind == "int8"
+
+
+def test_settings_of_other_kinds_leave_the_codes_as_they_are(tmp_path):
+    index = write_index(tmp_path / "index", [VECTORS], kind="int8", **SETTINGS)
+    changed = update(index.folder, Changes(sets=("hnsw.neighbors=4", "ivf_pq.numbers_per_byte=2")))
+    assert (changed.config.hnsw.neighbors, changed.segments) == (4, index.segments)
+
+
+def test_a_query_whose_first_numbers_are_zero_is_an_error_of_the_model(corpus, tmp_path):
+    dual = make_models(corpus.captions)[1]
+    with torch.no_grad():
+        dual.network.text_projection.weight[:3] = 0
+    models.save(dual, tmp_path / "dual")
+    images = put(tmp_path / "images", {f"{seed}.png": png(seed) for seed in range(3)})
+    build(str(tmp_path / "dual"), images, tmp_path / "index", IndexConfig(dims=3))
+    with pytest.raises(ModelError, match="vectors of queries that are zero"):
+        Searcher.open(tmp_path / "index", device=torch.device("cpu")).by_text("a cross", 1)
 
 
 def test_an_index_of_a_version_without_dims_is_the_same_as_a_new_one(tmp_path):

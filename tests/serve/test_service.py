@@ -88,6 +88,17 @@ def test_an_image_of_the_index_and_the_same_file_uploaded_find_it_first(client, 
     assert len(by_row) == CONFIG.default_k
 
 
+@pytest.mark.parametrize("kind", ["int8", "binary", "hnsw"])
+def test_an_index_whose_kind_changes_while_it_is_served_has_the_same_answers(kind, client, made, tmp_path):
+    folder = shutil.copytree(made.index, tmp_path / "index")
+    changing = client_of(Searcher.open(folder, device=served.CPU))
+    assert changing.get("/healthz").json()["kind"] == "flat"
+    build.update(folder, build.Changes(sets=(f"kind={kind}", "flat_up_to=0", "segment_rows=5")))
+    assert changing.get("/healthz").json()["kind"] == kind
+    for params in ({"text": "two dogs", "k": 7}, {"row": 4, "k": 12}):
+        assert changing.get("/search", params=params).json()["results"] == client.get("/search", params=params).json()["results"]
+
+
 def test_names_are_returned_unchanged(client):
     found = client.get("/search", params={"text": "a horse", "k": 50}).json()["results"]
     assert sorted(one["name"] for one in found) == sorted(served.NAMES)

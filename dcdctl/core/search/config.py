@@ -72,12 +72,12 @@ class IndexConfig:
         return self.kind == "flat"
 
     def builds_as(self, other: IndexConfig) -> bool:
-        """Whether both build the same bytes of a segment; settings that only matter in a query are ignored."""
+        """Whether both build the same bytes of a segment; settings of other kinds, and those that only matter in a query, are ignored."""
         return self._build_settings == other._build_settings
 
     @property
     def _build_settings(self) -> IndexConfig:
         default = IndexConfig()
-        hnsw = replace(self.hnsw, search_width=default.hnsw.search_width)
-        lists = replace(self.ivf_pq, probes=default.ivf_pq.probes)
+        hnsw = replace(self.hnsw, search_width=default.hnsw.search_width) if self.kind == "hnsw" else default.hnsw
+        lists = replace(self.ivf_pq, probes=default.ivf_pq.probes) if self.kind == "ivf-pq" else default.ivf_pq
         return replace(self, hnsw=hnsw, ivf_pq=lists, candidates=default.candidates, flat_up_to=default.flat_up_to)

@@ -171,11 +171,13 @@ class Searcher:
         """The answers to vectors whose encoding began at `started`."""
         if k < 1:
             raise ConfigError(f"k must be at least 1, got {k}")
+        # An index of short vectors is searched by the first numbers alone, which may be zero where the others are not.
+        vectors_QD = vectors_QD[:, : self.index.dim]
         if not (np.isfinite(vectors_QD).all() and vectors_QD.any(axis=1).all()):
             hint = "its training diverged: index the images with another model"
             raise ModelError("the model gives vectors of queries that are zero, NaN or infinite", hint=hint)
         encoded = time.perf_counter()
-        nearest = self.index.nearest(vectors_QD[:, : self.index.dim], min(k, self.index.num_images))
+        nearest = self.index.nearest(vectors_QD, min(k, self.index.num_images))
         hits_Q = [
             tuple(self._hit(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0)
             for rows, scores in zip(nearest.rows_QK.tolist(), nearest.scores_QK.tolist(), strict=True)

@@ -334,6 +334,8 @@ def read_document(folder: Path) -> dict[str, Any]:
 
 def _check_counts(path: Path, document: dict[str, Any]) -> None:
     """StaleError if the entries of index.json do not fit together."""
+    kind, dims = document["settings"].get("kind"), document["settings"].get("dims")
+    kinds = sorted({document["kind"], *(segment["kind"] for segment in document["segments"])})
     num_rows, removed = sum(part["rows"] for part in document["parts"]), document["removed"]["count"]
     starts = [segment["first_row"] for segment in document["segments"]]
     stops = [segment["first_row"] + segment["rows"] for segment in document["segments"]]
@@ -342,6 +344,8 @@ def _check_counts(path: Path, document: dict[str, Any]) -> None:
         (document["images"] == num_rows - removed, f"{document['images']:,} images, and parts of {num_rows:,} rows, {removed:,} removed"),
         (starts == [0, *stops][: len(starts)] and max(stops, default=0) <= num_rows, "segments that do not follow each other"),
         (are_sources_known, "a part whose source it does not list"),
+        (kinds == [kind if starts else "flat"], f"settings of kind {kind}, and segments that are searched by {', '.join(kinds)}"),
+        (dims in (None, document["model"]["dim"]), f"settings for {dims} numbers, and vectors of {document['model']['dim']}"),
     ):
         if not fits:
             raise StaleError(f"{path} contradicts itself: it has {problem}", hint=INDEX.remake)
