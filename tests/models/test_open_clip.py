@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
 import pytest
+import timm
 import torch
 from open_clips import LENGTH, OPEN_CLIPS, save_open_clip
 from PIL import Image
@@ -17,6 +20,10 @@ from transformers import BertConfig
 
 from dcdctl.core import models
 from dcdctl.core.errors import MissingError, ModelError
+from dcdctl.core.models import TrainedParts
+from dcdctl.core.models.networks.open_clip_towers import find_towers
+from dcdctl.core.training.loop import make_optimizer
+from dcdctl.core.training.recipe import OptimizerConfig
 
 CAPTIONS = ["a dog runs over grass", "Two people, walking!", "a man with a red hat stands before a house and looks at the sea", "a dog"]
 SIZES = [(50, 70), (64, 31), (32, 32), (97, 40)]
@@ -228,3 +235,88 @@ def test_training_steps_change_the_vectors_and_keep_the_statistics_of_batch_norm
     assert "logit_scale" in changed
     assert any(name.startswith("visual.trunk") for name in changed)
     assert not any("running" in name for name in changed)
+
+
+PROJECTIONS = {
+    "open_clip ViT": {"visual.proj", "text_projection"},
+    "open_clip SigLIP": {"visual.proj", "text.text_projection.weight", "text.text_projection.bias"},
+    "open_clip with timm": {"visual.head.proj.weight", "text.text_projection"},
+    "open_clip with BERT": {"visual.proj", "text.proj.0.weight", "text.proj.2.weight"},
+    "open_clip CoCa": {"visual.proj", "text.text_projection"},
+}
+LAST = re.compile(
+    r"(visual\.)?(text\.)?transformer\.resblocks\.1\.|text\.transformer\.encoder\.layer\.1\.|visual\.trunk\.blocks\.4\.|"
+    r"visual\.(ln_post|attn_pool)\.|(text\.)?ln_final\.|visual\.trunk\.(conv_head|bn2)\."
+)
+"""The last of two layers of each encoder, and the last of five stages of the convolutional one, with what follows them."""
+
+
+def changed_by_a_step(model, photos):
+    """The names of the weights that one step on four pairs changes; those of a decoder, which embeds nothing, never do."""
+    images, texts = model.preprocess.images(photos), model.preprocess.texts(CAPTIONS)
+    pairs = models.Pairs(images, texts, torch.arange(4)[:, None], torch.arange(4)[:, None])
+    before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    optimizer = make_optimizer(model.train(), OptimizerConfig(lr=1e-3, weight_decay=0.0))
+    # Squares, because a softmax would cancel the bias.
+    model.logits(model.outputs(pairs), pairs)[1].square().mean().backward()
+    optimizer.step()
+    return {name for name, tensor in model.network.state_dict().items() if not torch.equal(before[name], tensor)}
+
+
+@pytest.mark.parametrize("kind", OPEN_CLIPS)
+def test_a_step_changes_the_parts_that_are_trained(kind, saved, photos):
+    def after(which, num_layers=0):
+        model = models.load_dual(saved[kind])
+        model.set_trained(TrainedParts(which=which, num_layers=num_layers))
+        return model, changed_by_a_step(model, photos)
+
+    _, everything = after("all")
+    scales = {"logit_scale", "logit_bias"} & everything
+    assert after("projections")[1] == PROJECTIONS[kind] | scales
+    model, last = after("last-layers", 1)
+    assert last == PROJECTIONS[kind] | scales | {name for name in everything if LAST.match(name)}
+    depths = {name: model.depth_of(f"network.{name}") for name in everything}
+    assert {name for name, depth in depths.items() if depth <= 1} == last
+    # Embeddings and stem lie below all layers, and every weight of a tower is somewhere.
+    stems = {name for name in everything if re.search(r"embedding|conv1|conv_stem|trunk\.bn1|ln_pre|cls_emb", name)}
+    assert {depths[name] for name in stems if "trunk" not in name} == {3}
+    assert {depths[name] for name in stems if "trunk" in name} <= {6}
+
+
+def test_frozen_layers_of_bert_have_no_dropout(saved):
+    model = models.load_dual(saved["open_clip with BERT"])
+    model.set_trained(TrainedParts(which="last-layers", num_layers=1))
+    layers = model.train().network.text.transformer.encoder.layer
+    assert [layer.output.dropout.training for layer in layers] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "projection"),
+    [("fastvit_mci0", "stages", "head.fc"), ("vit_base_mci_224", "blocks", "head"), ("vit_base_patch16_siglip_224", "blocks", "head")],
+)
+def test_the_encoders_of_mobileclip_and_siglip_have_layers(name, layers, projection):
+    with torch.device("meta"):
+        trunk = timm.create_model(name, num_classes=8)
+    text = SimpleNamespace(transformer=torch.nn.Module())
+    tower, _ = find_towers(SimpleNamespace(visual=SimpleNamespace(trunk=trunk), text=text))
+    prefix, found = tower.layers
+    assert prefix == f"network.visual.trunk.{layers}"
+    assert len(found) == (4 if layers == "stages" else 12)
+    projections = {each for each, _ in trunk.named_parameters() if not tower.contains(f"network.visual.trunk.{each}")}
+    assert projections == {f"{projection}.weight", f"{projection}.bias"}
+    depths = {each: tower.depth_of(f"network.visual.trunk.{each}") for each, _ in trunk.named_parameters()}
+    assert {depth for each, depth in depths.items() if each.startswith(("stem", "patch_embed", "pos_embed"))} == {len(found) + 1}
+    assert {depth for each, depth in depths.items() if each.startswith(("final_conv", "norm", "attn_pool"))} == {0}
+
+
+def test_parts_that_open_clip_lacks_are_named(saved):
+    model = models.load_dual(saved["open_clip ViT"])
+    with pytest.raises(ModelError, match=r"model.trained is lora, and the attention of open_clip .*; set model.trained to last-layers"):
+        model.set_trained(TrainedParts(which="lora"))
+    with pytest.raises(ModelError, match=r"model.trained_layers is 3, and the image encoder has 2 layers"):
+        model.set_trained(TrainedParts(which="last-layers", num_layers=3))
+    model.network.visual = open_clip.modified_resnet.ModifiedResNet([1, 1, 1, 1], 8, heads=2, image_size=32, width=8)
+    with pytest.raises(ModelError, match=r"the image encoder \(ModifiedResNet\) has no list of layers; set model.trained to all"):
+        model.set_trained(TrainedParts(which="projections"))
+    model.set_trained(TrainedParts())
+    assert all(parameter.requires_grad for parameter in model.parameters())

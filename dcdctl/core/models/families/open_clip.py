@@ -32,6 +32,8 @@ from dcdctl.core.models.fingerprint import tokenizer_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks.attention import enable_checkpointing
 from dcdctl.core.models.networks.backbones import MAX_LOGIT_SCALE
+from dcdctl.core.models.networks.open_clip_towers import find_towers
+from dcdctl.core.models.networks.towers import TrainedParts, depth_of, freeze_others, use_eval_mode_where_frozen
 from dcdctl.core.models.overrides import Overrides, check_no_text_encoder, read_overrides
 from dcdctl.core.models.preprocess import TOKENIZER_HINT, check_words, hub_errors
 from dcdctl.core.models.protocols import ExportSpec
@@ -206,6 +208,20 @@ class OpenClipDual(DualModel):
     def _encoder_modules(self) -> tuple[nn.Module, ...]:
         return self.network.visual, getattr(self.network, "text", self.network)
 
+    def set_trained(self, parts: TrainedParts) -> None:
+        """See `DualEncoder.set_trained`; ModelError for adapters, and for an encoder without a list of layers."""
+        if parts.which == "lora":
+            # PEFT adds adapters of nn.MultiheadAttention to its weights before each pass and subtracts them after it; the rounding adds up.
+            found = "model.trained is lora, and the attention of open_clip has no linear layers that adapters could stand beside"
+            raise ModelError(found, hint="set model.trained to last-layers, or name a start of transformers")
+        # All weights need no towers, which not every encoder has.
+        freeze_others(self, () if parts.which == "all" else find_towers(self.network), parts)
+        self.train(self.training)
+
+    def depth_of(self, parameter: str) -> int:
+        """See `DualEncoder.depth_of`."""
+        return depth_of(find_towers(self.network), parameter)
+
     def set_dropout(self, probability: float) -> None:
         """ModelError: open_clip's encoders have no dropout of embeddings and sublayer outputs."""
         raise ModelError("no encoder of this dual encoder has dropout that can be set (open_clip)", hint="leave model.dropout out")
@@ -219,8 +235,9 @@ class OpenClipDual(DualModel):
             enable_checkpointing([self.network.text.transformer])
 
     def train(self, mode: bool = True) -> Self:
-        """Train mode, except for the BatchNorms of image encoders such as MobileCLIP's."""
+        """Train mode, except for frozen parts, which have no dropout, and the BatchNorms of image encoders such as MobileCLIP's."""
         super().train(mode)
+        use_eval_mode_where_frozen(self.network)
         keep_statistics(self.network)
         return self
 

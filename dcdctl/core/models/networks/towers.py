@@ -43,11 +43,15 @@ class Tower:
     """Dotted name of the encoder in the model."""
     module: Any
     projection: str = ""
-    """Dotted name of the projection in the model, if it lies inside the encoder (SigLIP's texts)."""
+    """Dotted name of the projection in the model, a module or a parameter, if it lies inside the encoder (SigLIP's texts)."""
+    layers_name: str = ""
+    """Dotted name of the layers in the encoder; empty for its outermost ModuleList."""
 
     @property
-    def layers(self) -> tuple[str, nn.ModuleList]:
+    def layers(self) -> tuple[str, nn.ModuleList | nn.Sequential]:
         """The dotted name in the model, and the layers, first to last; ModelError for an encoder without a list of layers."""
+        if self.layers_name:
+            return f"{self.name}.{self.layers_name}", self.module.get_submodule(self.layers_name)
         # The outermost list: layers may hold lists of their own.
         for name, module in self.module.named_modules():
             if isinstance(module, nn.ModuleList) and len(module):
@@ -58,8 +62,10 @@ class Tower:
 
     def contains(self, parameter: ParameterName) -> bool:
         """Whether a parameter belongs to the encoder, and not to a projection."""
-        is_projection = bool(self.projection) and parameter.startswith(f"{self.projection}.")
-        return parameter.startswith(f"{self.name}.") and not is_projection
+        if self.projection and f"{parameter}.".startswith(f"{self.projection}."):
+            return False
+        # By its parameters and not by its name: the texts of a CLIP of open_clip have no module of their own.
+        return any(name == parameter for name, _ in self.module.named_parameters(prefix=self.name))
 
     def depth_of(self, parameter: ParameterName) -> int:
         """Distance of one of its parameters from the top: 0 behind the layers, 1 in the last layer, N + 1 before the N layers."""
