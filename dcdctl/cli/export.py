@@ -20,6 +20,10 @@ Data = Annotated[
     typer.Option("--data", help="Corpus to check the export on; by default that of the evaluation, or scenes.", metavar="DIR"),
 ]
 Int8 = Annotated[bool, typer.Option("--int8/--no-int8", help="With --to onnx: also write towers with int8 weights.")]
+Evaluations = Annotated[
+    list[Path] | None,
+    typer.Option("--evaluation", help="Folder of `dcdctl eval --out` of its start or itself, for the card. Repeatable.", metavar="DIR"),
+]
 License = Annotated[str | None, typer.Option("--license", help="License of the weights, as the Hub names it: apache-2.0.", metavar="ID")]
 PushToHub = Annotated[str | None, typer.Option("--push-to-hub", help="Push the folder to this repository.", metavar="OWNER/NAME")]
 Private = Annotated[bool, typer.Option("--private", help="With --push-to-hub: create a private repository.")]
@@ -31,6 +35,7 @@ def export(
     to: To,
     data: Data = None,
     int8: Int8 = True,
+    evaluation: Evaluations = None,
     license_id: License = None,
     push_to_hub: PushToHub = None,
     private: Private = False,
@@ -41,7 +46,8 @@ def export(
     from dcdctl.core.export import ExportJob, export_model, push_options
 
     push = push_options(push_to_hub, is_private=private)
-    job = ExportJob(ref=model, out=out, to=to, data=data, with_int8=int8, license=license_id, push=push, model_sets=tuple(model_set or ()))
+    named, sets = tuple(evaluation or ()), tuple(model_set or ())
+    job = ExportJob(ref=model, out=out, to=to, data=data, with_int8=int8, license=license_id, push=push, model_sets=sets, evaluations=named)
     outcome = export_model(job, bar)
     if json:
         return show_json(outcome.to_json())

@@ -232,6 +232,10 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ("search", "--depth"): [],
     ("serve", "--depth"): [],
     ("index", "--split"): [Mistake("absent", r"split 'absent'.*; .*train, val, test", {"--images": "CORPUS"})],
+    ("export", "--evaluation"): [
+        Mistake("EVALUATION", r"--evaluation is for a run that started from a dual encoder, and DUAL is none; leave it out"),
+        Mistake("absent", r"--evaluation is for a run that started from a dual encoder"),
+    ],
     ("export", "out"): [
         Mistake("FILE", r"FILE is a file, a new folder is expected; name another folder"),
         FOLDER[1],

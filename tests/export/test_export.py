@@ -17,8 +17,8 @@ import pytest
 import torch
 from encoders import make_pair, save_text, save_vision
 from paths import DOCS
-from PIL import Image
 from processes import make_once
+from read_back import READ, odd_pictures, rankings, recalls
 from tiny import contents, make_teacher, run_script
 from typer.testing import CliRunner
 
@@ -45,21 +45,6 @@ JOBS = {
     "pair-sentences": ("pair", "sentence-transformers"),
     "dual-onnx": ("dual", "onnx"),
 }
-READ = """
-import json, sys
-from pathlib import Path
-
-import numpy as np
-from PIL import Image
-
-blocks = json.loads(Path("blocks.json").read_text())
-captions = json.loads(Path("captions.json").read_text())
-pictures = [Image.open(path) for path in sorted(Path("pictures").glob("*.png"))]
-
-
-def keep(name, **arrays):
-    np.savez(f"{name}.npz", **{key: np.asarray(value) for key, value in arrays.items()})
-"""
 BY_TORCH = f"""{READ}
 sys.modules["dcdctl"] = None  # cannot be imported
 for name in ("dual-transformers", "pair-transformers"):
@@ -151,28 +136,6 @@ def by_the_code_of_the_docs(place: Path, gallery: Corpus) -> dict[str, Any]:
     for script in (BY_TORCH, WITHOUT_TORCH):
         run_script(f"import os\nos.chdir({str(place)!r})\n{script}")
     return {path.stem: dict(np.load(path)) for path in place.glob("*.npz")}
-
-
-def odd_pictures() -> list[Image.Image]:
-    """Neither square nor RGB: one half transparent, one gray."""
-    across = np.linspace(0, 255, 90 * 50 * 4).reshape(50, 90, 4).astype(np.uint8)
-    return [Image.fromarray(across), Image.fromarray(across[:, :, 0])]
-
-
-def rankings(found: dict[str, Any], gallery: Corpus) -> dict[str, Any]:
-    """The rank of the first correct answer of each query; ties count against it."""
-    scores_IT = found["images"][: gallery.num_images] @ found["texts"].T
-    own_IT = gallery.caption_image[None, :] == np.arange(gallery.num_images)[:, None]
-    best_I, best_T = np.where(own_IT, scores_IT, -np.inf).max(axis=1), np.where(own_IT, scores_IT, -np.inf).max(axis=0)
-    text = 1 + ((scores_IT >= best_I[:, None]) & ~own_IT).sum(axis=1)
-    return {"text": text, "image": 1 + ((scores_IT >= best_T) & ~own_IT).sum(axis=0)}
-
-
-def recalls(ranks: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """In percent."""
-    return {
-        f"{way}_retrieval": {f"R@{k}": 100 * int((rank_Q <= k).sum()) / len(rank_Q) for k in (1, 5, 10)} for way, rank_Q in ranks.items()
-    }
 
 
 @pytest.mark.parametrize("name", ["dual-transformers", "dual-sentences", "dual-onnx"])

@@ -8,10 +8,14 @@ import pytest
 from evaluations import write_json
 from huggingface_hub import ModelCard
 from made_runs import scores_of, write_bench, write_evaluation, write_run
+from tiny import make_corpus
 
 from dcdctl.core.data import Corpus
-from dcdctl.core.export import model_card
-from dcdctl.core.export.model_card import CardContent, missing_parts, public, read_history
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.export import lineage, model_card
+from dcdctl.core.export.history import public, read_history
+from dcdctl.core.export.model_card import CardContent, missing_parts
+from dcdctl.core.training import runs
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +149,117 @@ def test_pretrained_encoders_of_the_hub_are_base_models(run, tmp_path):
 )  # fmt: skip
 def test_folders_of_the_machine_are_removed(word, shown):
     assert public(word) == shown
+
+
+START = "openai/clip-vit-base-patch32@3d74acf9"
+TRAINED = {"start": START, "trained": "lora", "lora_rank": 4, "lora_alpha": 8.0, "average_with_start": 0.3}
+RECALLS = [f"{way}_r{k}" for way in ("text", "image") for k in (1, 5, 10)]
+
+
+def tuned(run, gallery, model=TRAINED, validation=(), logged=()):
+    """The run with a start; `logged` are the recalls of the start and of each validation, by six numbers."""
+    facts = json.loads((run / "run.json").read_text())
+    facts["recipe"]["model"] |= model
+    facts["recipe"]["validation"] |= {"split": "val", **dict(validation)}
+    facts["inputs"] |= {"validation": Corpus.open(gallery.folder, "val").fingerprint, "images": 0}
+    write_json(run / "run.json", facts)
+    lines = [
+        {"step": 10 * i, **{f"val_{name}": value for name, value in zip(RECALLS, values, strict=True)}, "val_rsum": sum(values)}
+        for i, values in enumerate(logged[1:])
+    ]
+    if logged:
+        lines[0] |= {f"start_{name}": value for name, value in zip(RECALLS, logged[0], strict=True)} | {"start_rsum": sum(logged[0])}
+    (run / "metrics.jsonl").write_text("".join(map(runs.log_line, lines)))
+    return run
+
+
+def lineage_of(run, *evaluations):
+    return lineage.lineage_of(read_history(str(run), evaluations=evaluations))
+
+
+def test_start_and_trained_parts_are_named(run, gallery, tmp_path):
+    found = lineage_of(tuned(run, gallery))
+    assert found.start == "openai/clip-vit-base-patch32, revision 3d74acf9 (fingerprint aaaaaaaaaaaa)"
+    assert found.trained == (
+        "Adapters of both encoders (LoRA, rank 4, alpha 8.0) and the projections were trained, and the adapters are merged into the "
+        "weights. The weights are 0.3 times those of the start plus 0.7 times the trained ones (WiSE-FT)."
+    )
+    card, text = card_of(run, tmp_path)
+    assert card.data.base_model == ["openai/clip-vit-base-patch32"]
+    assert f"## Start, gains and losses\n\nStarted from {found.start}. {found.trained}\n" in text
+    layers = {"start": "models/clip", "trained": "last-layers", "trained_layers": 2, "average_with_start": 0, "text_layers": [0, 3]}
+    found = lineage_of(tuned(run, gallery, layers))
+    assert found.start == "models/clip, no revision was given (fingerprint aaaaaaaaaaaa)"
+    assert found.trained == (
+        "The last 2 layers of both encoders, heads and projections were trained. The text encoder keeps only the layers 0, 3."
+    )
+    assert lineage.lineage_of(read_history("scenes-vilt")) is None
+
+
+def test_recalls_of_start_and_student_stand_side_by_side_on_each_corpus(run, gallery, tmp_path):
+    corpus = make_corpus(tmp_path / "corpus", [[f"a {i}", f"b {i}"] for i in range(12)])
+    folders = [
+        write_evaluation(tmp_path / "start", gallery, scores_of(gallery, 1), model=START),
+        write_evaluation(tmp_path / "start-other", corpus, scores_of(corpus, 2), model=START),
+        write_evaluation(tmp_path / "own-other", corpus, scores_of(corpus, 1), model=str(run)),
+    ]
+    found = lineage_of(tuned(run, gallery), *folders)
+    assert [table.measured_on.partition(":")[0] for table in found.tables] == ["On scenes, split test", "On made, split train"]
+    pairs = [(folders[0], run), (folders[1], folders[2])]
+    for table, (start, own) in zip(found.tables, pairs, strict=True):
+        before, after = (json.loads((folder / "result.json").read_text()) for folder in (start, own))
+        numbers = [
+            [*(each[f"{way}_retrieval"][f"R@{k}"] for way in ("text", "image") for k in (1, 5, 10)), each["rsum"]]
+            for each in (before, after)
+        ]
+        assert table.rows[0] == ("start", *(f"{value:.2f}" for value in numbers[0]))
+        assert table.rows[1] == ("this model", *(f"{value:.2f}" for value in numbers[1]))
+        assert table.rows[2] == ("difference", *(f"{value - old:+.2f}" for old, value in zip(*numbers, strict=True)))
+    assert found.unknown == ()
+    assert float(found.tables[0].rows[2][-1]) > 0 > float(found.tables[1].rows[2][-1])
+
+
+def test_what_was_not_measured_is_named_with_its_command(run, gallery, tmp_path):
+    start = write_evaluation(tmp_path / "start", gallery, scores_of(gallery, 1), model=START)
+    elsewhere = (
+        "What the training lost on another corpus was not measured, by an evaluation of the start and one of this model: "
+        f"`dcdctl eval {START} --data OTHER --out EVALUATION`."
+    )
+    found = lineage_of(tuned(run, gallery))
+    here = "The start was not measured on scenes, split test: 16 images, 80 captions"
+    assert found.unknown == (f"{here}: `dcdctl eval {START} --data DIR --split test --out EVALUATION`.", elsewhere)
+    assert found.tables == ()
+    assert lineage_of(run, start).unknown == (elsewhere,)
+    assert [part.what for part in missing_parts(read_history(str(run)), "mit")] == [here, elsewhere.partition(":")[0]]
+    _, text = card_of(run, tmp_path)
+    assert elsewhere in text
+
+
+@pytest.mark.parametrize(
+    ("keep", "share", "end"),
+    [
+        ("best", 0.0, "with the weights after step 1"), ("last", 0.0, "with the weights after step 11"),
+        ("best", 0.3, "with the weights after step 1, before they were averaged with the start's"),
+    ],
+)  # fmt: skip
+def test_the_validation_compares_the_kept_weights_with_the_start(keep, share, end, run, gallery):
+    logged = [(10, 20, 30, 10, 20, 30), (11.5, 20, 30, 10, 20, 30), (10, 20, 30, 10, 20, 29)]
+    (table,) = lineage_of(tuned(run, gallery, {**TRAINED, "average_with_start": share}, {"keep": keep}, logged)).tables
+    assert table.measured_on == f"On scenes, split val, by the training's own validation, {end}"
+    wanted = ("difference", *["+1.50", *["+0.00"] * 5, "+1.50"]) if keep == "best" else ("difference", *["+0.00"] * 5, "-1.00", "-1.00")
+    assert table.rows[2] == wanted
+    logged[1] = logged[2]
+    (table,) = lineage_of(tuned(run, gallery, TRAINED, {"keep": "best"}, logged)).tables
+    assert table.measured_on.startswith("On scenes, split val, by the training's own validation, with the weights before the first step")
+
+
+def test_an_evaluation_of_another_model_is_refused(run, gallery, tmp_path):
+    other = write_evaluation(tmp_path / "other", gallery, scores_of(gallery, 1), model="someone/else")
+    with pytest.raises(
+        ConfigError, match=f"--evaluation .*other is of someone/else, expected an evaluation of .*dual or {START}; leave it"
+    ):
+        lineage_of(tuned(run, gallery), other)
+    with pytest.raises(ConfigError, match=r"--evaluation .*empty holds no result\.json; name a folder that `dcdctl eval --out` wrote"):
+        lineage_of(run, tmp_path / "empty")
+    with pytest.raises(ConfigError, match="--evaluation is for a run that started from a dual encoder, and scenes-vilt is none; leave it"):
+        read_history("scenes-vilt", evaluations=[other])

@@ -13,7 +13,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "search": ("data", "models", "scoring"),
     "serve": ("data", "search"),
     "report": ("data", "teacher", "evaluation", "training", "bench", "search"),
-    "export": ("data", "models", "evaluation", "bench", "report"),
+    "export": ("data", "models", "evaluation", "training", "bench", "report"),
 }
 """The rooms in order, and the earlier rooms that each one reads. Ground files are free to all."""
 WHOLE = ("demo", "verify")

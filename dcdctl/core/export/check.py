@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -40,6 +40,19 @@ class Vectors:
 
     images_ID: Tensor
     texts_TD: Tensor
+
+
+def embed_in_two_batches(
+    samples: Samples, embed_images: Callable[[list[Image.Image]], Tensor], embed_texts: Callable[[list[str]], Tensor]
+) -> Vectors:
+    """The vectors of samples by a library: of the first image and the first caption alone, then of the others.
+
+    A vector that depends on the other captions of its batch, by their padding, differs from that of the original model.
+    """
+    first, rest = slice(0, 1), slice(1, None)
+    images = [embed_images(samples.images[part]) for part in (first, rest) if samples.images[part]]
+    texts = [embed_texts(samples.captions[part]) for part in (first, rest) if samples.captions[part]]
+    return Vectors(torch.cat(images), torch.cat(texts))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dcdctl.core import files, models
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.export import check, hub, model_card, to_onnx, to_open_clip, to_sentence_transformers, to_transformers, usage
 from dcdctl.core.export.check import Check, Samples
+from dcdctl.core.export.history import read_history
 from dcdctl.core.export.hub import Push
 from dcdctl.core.export.to_onnx import INT8
 from dcdctl.core.export.usage import Format
@@ -48,6 +49,8 @@ class ExportJob:
     """License of the weights, by its name on the Hub: apache-2.0."""
     push: Push | None = None
     model_sets: tuple[str, ...] = ()
+    evaluations: tuple[Path, ...] = ()
+    """Folders of `dcdctl eval --out` for the model card: of the start, or of this model on other corpora."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def export_model(job: ExportJob, track: Track = silent) -> Exported:
     plan = resolve(job)
     to = plan.to
     with _new_folder(job.out) as folder:
-        history = model_card.read_history(job.ref, job.data)
+        history = read_history(job.ref, job.data, job.evaluations)
         data = job.data or next(iter(history.data), None)
         samples = check.samples_of(data, None if history.result is None else history.result.split)
         model = models.load(job.ref, plan.overrides, track)
@@ -147,13 +150,12 @@ def _check_folder(out: Path) -> None:
 
 def _check_kind(model: Model, to: Format, ref: str) -> None:
     """ModelError for a fusion model in a format of vectors, and for a dual encoder that only its own library reads."""
-    if model.kind == "dual" and not model.export_spec().model_class:
-        if model.export_spec().library == to:
-            return
-        own = model.export_spec().library
-        raise ModelError(f"{ref} is a model of {own}, and cannot be exported to {to}", hint=f"export it with --to {own}")
-    if to == to_open_clip.EXTRA:
-        raise ModelError(f"{ref} is no model of open_clip, which cannot read it", hint="export it with --to transformers")
+    spec = model.export_spec()
+    if to in spec.refusals:
+        found = f"{ref} is a model of {spec.library}, and cannot be exported to {to}: {spec.refusals[to]}"
+        raise ModelError(found, hint=f"export it with --to {spec.library}")
+    if to == to_open_clip.EXTRA and spec.library != to:
+        raise ModelError(f"{ref} is no model of open_clip, which cannot read it", hint=f"export it with --to {spec.library or FORMATS[0]}")
     if model.kind == "dual" or to == "transformers":
         return
     reason = "has no vectors" if to == "sentence-transformers" else "does not export to ONNX: its shapes depend on the data"

@@ -1,4 +1,4 @@
-"""The model card: README.md with a YAML header, as the Hugging Face Hub reads it, from run.json, result.json and bench.json of a run.
+"""The model card: README.md with a YAML header, as the Hugging Face Hub reads it, from the files of a run (`history`).
 
 What these files do not say is left out, or replaced by the command that measures it.
 """
@@ -9,46 +9,21 @@ import json
 import re
 import shlex
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 from huggingface_hub import ModelCard, ModelCardData
 
-from dcdctl.core import artifacts, templates
-from dcdctl.core.bench import QueryTimes, read_times
-from dcdctl.core.config import flatten
-from dcdctl.core.data import CORPUS_FILE, Corpus, Direction, read_corpus_json
-from dcdctl.core.errors import DcdError, InputError
-from dcdctl.core.evaluation import EvalResult, EvalSummary, Figure
+from dcdctl.core import templates
+from dcdctl.core.data import Direction
+from dcdctl.core.evaluation import EvalSummary, Figure
+from dcdctl.core.export import lineage
+from dcdctl.core.export.history import RunHistory, option_values, public
 from dcdctl.core.report import MissingPart, teachers_of
 
 TASK = "image-text-retrieval"
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@.+)?")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunHistory:
-    """How a model was trained, and how good and fast it is, by the files of its run."""
-
-    ref: str
-    facts: dict[str, Any] | None = None
-    """run.json."""
-    result: EvalSummary | None = None
-    times: QueryTimes | None = None
-    data: tuple[Path, ...] = ()
-    """Folders where its corpora may be."""
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """Every field of the recipe by its dotted name."""
-        return flatten(self.facts["recipe"]) if self.facts is not None else {}
-
-    @property
-    def has_teacher(self) -> bool:
-        """Whether it learned from the scores of another model."""
-        return self.facts is not None and bool(teachers_of(self.facts["inputs"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +65,6 @@ class _Training:
     recipe: str
 
 
-def read_history(ref: str, data: Path | None = None) -> RunHistory:
-    """The history in a run folder; empty for a model that is no run."""
-    folder = Path(ref)
-    path = folder / "run.json"
-    facts = artifacts.read_document(path, error=InputError, hint="restore it, or export another run") if path.exists() else None
-    result, times = EvalResult.load(folder).summary, read_times(folder / "bench.json", "student")
-    named = [data, None if result is None or result.data is None else Path(result.data), *_option_values(facts, "--data")]
-    corpora = dict.fromkeys(path for path in named if path is not None and (path / CORPUS_FILE).exists())
-    return RunHistory(ref=ref, facts=facts, result=result, times=times, data=tuple(corpora))
-
-
 def missing_parts(history: RunHistory, license: str | None) -> list[MissingPart]:
     """What the card lacks, and the commands that add it."""
     missing = []
@@ -108,6 +72,7 @@ def missing_parts(history: RunHistory, license: str | None) -> list[MissingPart]
         missing.append(MissingPart("recall" if history.result is None else "intervals of the recalls", _eval_command(history)))
     if history.times is None:
         missing.append(MissingPart("speed", _bench_command(history)))
+    missing += lineage.missing_gains(history)
     if license is None:
         missing.append(MissingPart("license of the weights", "dcdctl export --license ID"))
     return missing
@@ -128,23 +93,15 @@ def write(folder: Path, content: CardContent, history: RunHistory) -> None:
     ModelCard.load(folder / "README.md")
 
 
-def public(word: str) -> str:
-    """A word of a command line or a recipe without the folders of this machine.
-
-    >>> public("/home/me/runs/dual"), public("model.vision=/data/vision"), public("data/scenes"), public("kl=0.5")
-    ('dual', 'model.vision=vision', 'data/scenes', 'kl=0.5')
-    """
-    return re.sub(r"(^|=)[/~](?:[^/]*/)*(?=[^/])", r"\1", word)
-
-
 def _header(content: CardContent, history: RunHistory) -> ModelCardData:
-    encoders = [repo for tower in ("vision", "text") if (repo := _hub_repo(history.recipe.get(f"model.{tower}") or ""))]
+    parts = [history.recipe.get(f"model.{part}") or "" for part in ("start", "vision", "text")]
+    pretrained = [repo for part in parts if (repo := _hub_repo(part))]
     return ModelCardData(
         model_name=content.name,
         library_name=content.library,
         pipeline_tag=content.task,
         license=content.license,
-        base_model=encoders or None,
+        base_model=pretrained or None,
         tags=[TASK, *(["knowledge-distillation"] if history.has_teacher else []), "dcdctl", *content.tags],
         eval_results=_eval_results(history.result, history) or None,
     )
@@ -153,7 +110,7 @@ def _header(content: CardContent, history: RunHistory) -> ModelCardData:
 def _eval_results(result: EvalSummary | None, history: RunHistory) -> list[huggingface_hub.EvalResult]:
     if result is None:
         return []
-    corpus = _corpus_name(history, result.split, result.fingerprint, result.num_images)
+    corpus = history.corpus_name(result.split, result.fingerprint, result.num_images)
     return [
         huggingface_hub.EvalResult(
             task_type=TASK,
@@ -178,6 +135,7 @@ def _body(content: CardContent, history: RunHistory) -> str:
         content=content,
         requirements=" ".join(map(shlex.quote, content.requirements)),
         recall=_recall(history),
+        lineage=lineage.lineage_of(history),
         eval_command=_eval_command(history),
         speed=times,
         teacher_model=None if times is None else public(times.teacher_model),
@@ -192,11 +150,9 @@ def _recall(history: RunHistory) -> _Recall | None:
     result = history.result
     if result is None:
         return None
-    corpus = _corpus_name(history, result.split, result.fingerprint, result.num_images)
-    protocol = "" if result.protocol in (None, "whole") else f", protocol {result.protocol}"
     columns = list(result.retrieval[Direction.TEXT].recalls)
     return _Recall(
-        measured_on=f"{corpus}, split {result.split}: {result.num_images:,} images, {result.num_captions:,} captions{protocol}",
+        measured_on=history.measured_on(result),
         rsum=_with_interval(result.rsum),
         has_intervals=result.rsum.interval is not None,
         columns=columns,
@@ -219,7 +175,7 @@ def _training(history: RunHistory) -> _Training | None:
     inputs = facts["inputs"]
     return _Training(
         description=history.recipe.get("description") or "",
-        corpus=_corpus_name(history, inputs["split"], inputs["corpus"], None),
+        corpus=history.corpus_name(inputs["split"], inputs["corpus"], None),
         split=inputs["split"],
         seed=facts["seed"],
         teacher=_teacher(facts),
@@ -232,11 +188,12 @@ def _training(history: RunHistory) -> _Training | None:
 def _teacher(facts: dict[str, Any]) -> str:
     """The models whose scores it learned from, in a sentence."""
     fingerprints = teachers_of(facts["inputs"])
-    refs = [public(str(ref)) for ref in _option_values(facts, "--teacher")]
+    refs = [public(str(ref)) for ref in option_values(facts, "--teacher")]
     if not fingerprints and not refs:
         return "No teacher."
     if fingerprints:
-        kind = "cached scores" if facts["inputs"].get("cache") else "scores"
+        caches = ", ".join(public(str(folder)) for folder in option_values(facts, "--cache"))
+        kind = f"cached scores{f' ({caches})' if caches else ''}" if facts["inputs"].get("cache") else "scores"
         teachers = "a teacher" if len(fingerprints) == 1 else f"{len(fingerprints)} teachers"
         refs.append(f"{kind} of {teachers} (fingerprint {', '.join(fingerprint[:12] for fingerprint in fingerprints)})")
     return f"Teacher: {', '.join(refs)}."
@@ -245,39 +202,13 @@ def _teacher(facts: dict[str, Any]) -> str:
 def _training_data(history: RunHistory) -> str:
     """Name, citation and license of the training corpus; empty if the corpus is not where it was."""
     inputs = None if history.facts is None else history.facts["inputs"]
-    corpus = None if inputs is None else _corpus(history, inputs["split"], inputs["corpus"], None)
+    corpus = None if inputs is None else history.corpus(inputs["split"], inputs["corpus"], None)
     if corpus is None:
         return ""
     index, _ = corpus
     citation = f" ({index['citation']})" if index.get("citation") else ""
     # "licence" is the spelling of the key in corpus.json.
     return f"{index['name']}{citation}, {index.get('licence') or 'license unknown'}"
-
-
-def _corpus_name(history: RunHistory, split: str, fingerprint: str, num_images: int | None) -> str:
-    corpus = _corpus(history, split, fingerprint, num_images)
-    return f"a corpus that is not available (fingerprint {fingerprint[:12]})" if corpus is None else corpus[1]
-
-
-def _corpus(history: RunHistory, split: str, fingerprint: str, num_images: int | None) -> tuple[dict[str, Any], str] | None:
-    """corpus.json and the name of a corpus: all of a split, or its first `num_images`. None if no folder holds the same corpus."""
-    for folder in history.data:
-        index = read_corpus_json(folder)
-        try:
-            whole = Corpus.open(folder, split)
-        except DcdError:
-            continue
-        if whole.fingerprint == fingerprint:
-            return index, str(index["name"])
-        if num_images is not None and num_images < whole.num_images and whole.subset(num_images).fingerprint == fingerprint:
-            return index, f"{index['name']}, first {num_images:,} images"
-    return None
-
-
-def _option_values(facts: dict[str, Any] | None, option: str) -> list[Path]:
-    """The values of an option on a run's command line."""
-    command = [] if facts is None else list(facts["command"])
-    return [Path(value) for word, value in pairwise(command) if word == option]
 
 
 def _toml(value: Any) -> str:

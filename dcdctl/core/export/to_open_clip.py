@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from dcdctl.core import models
+from dcdctl.core import files, models
 from dcdctl.core.errors import require_extra
-from dcdctl.core.export.check import Samples, Vectors
+from dcdctl.core.export.check import Samples, Vectors, embed_in_two_batches
 from dcdctl.core.models import DualEncoder
 
 EXTRA = "open-clip"
@@ -24,6 +26,22 @@ def write(model: DualEncoder, folder: Path) -> None:
     models.save(model.export_copy(), folder)
 
 
+def preprocessing(folder: Path) -> tuple[Callable[[Sequence[Any]], dict[str, Any]], Callable[[Sequence[Any]], dict[str, Any]]]:
+    """The inputs of an image and a text tower by open_clip alone, from the open_clip_config.json of a folder without a network."""
+    require()
+    import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    config = files.read_json(folder / "open_clip_config.json")
+    transform = image_transform_v2(PreprocessCfg(**config["preprocess_cfg"]), is_train=False)
+    with models.quiet_open_clip():
+        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    return (
+        lambda images: {"pixel_values": torch.stack([transform(image) for image in images])},
+        lambda captions: {"input_ids": tokenizer(list(captions))},
+    )
+
+
 def embed(folder: Path, model: DualEncoder, samples: Samples) -> Vectors:
     """The vectors of samples by open_clip alone, from a folder."""
     require()
@@ -34,6 +52,8 @@ def embed(folder: Path, model: DualEncoder, samples: Samples) -> Vectors:
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     network.eval()
     with torch.no_grad():
-        images = network.encode_image(torch.stack([transform(image) for image in samples.images]), normalize=True)
-        texts = network.encode_text(tokenizer(samples.captions), normalize=True)
-    return Vectors(images, texts)
+        return embed_in_two_batches(
+            samples,
+            lambda images: network.encode_image(torch.stack([transform(image) for image in images]), normalize=True),
+            lambda captions: network.encode_text(tokenizer(captions), normalize=True),
+        )

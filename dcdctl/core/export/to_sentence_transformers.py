@@ -12,12 +12,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from dcdctl.core import files, models
 from dcdctl.core.errors import MissingError, install_command, require_extra
 from dcdctl.core.export import to_transformers
-from dcdctl.core.export.check import Samples, Vectors
+from dcdctl.core.export.check import Samples, Vectors, embed_in_two_batches
 from dcdctl.core.models import DualEncoder, silence_transformers
 
 EXTRA, PACKAGE = "sentence-transformers", "sentence_transformers"
@@ -29,7 +29,7 @@ MODULES = [
 ]
 MODALITIES = {
     name: {"method": f"get_{name}_features", "method_output_name": "pooler_output"} for name in ("text", "image")
-}  # of a VisionTextDualEncoderModel
+}  # the methods of every dual encoder in transformers
 
 
 def require() -> None:
@@ -51,7 +51,11 @@ def write(model: DualEncoder, folder: Path) -> None:
     files.write_json(folder / "config_sentence_transformers.json", {**table, "default_prompt_name": None})
     module = {"transformer_task": "feature-extraction", "modality_config": MODALITIES, "module_output_name": "sentence_embedding"}
     # torchvision, if it is installed, would resize images differently than Pillow.
-    files.write_json(folder / "sentence_bert_config.json", {**module, "processor_kwargs": {"backend": "pil"}})
+    module |= {"processor_kwargs": {"backend": "pil"}}
+    if (spec := model.export_spec()).padded_length is not None:
+        # The library pads captions to the longest of a batch, and hands a mask on where a tokenizer gives one.
+        module |= {"processing_kwargs": {"text": {**spec.text_options, "return_attention_mask": False}}}
+    files.write_json(folder / models.MODULE_CONFIG_FILE, module)
     files.write_json(folder / NORMALIZE / "config.json", {"module_input_name": "sentence_embedding"})
 
 
@@ -63,5 +67,8 @@ def embed(folder: Path, model: DualEncoder, samples: Samples) -> Vectors:
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
     with silence_transformers():
         encoder = SentenceTransformer(str(folder), device="cpu", trust_remote_code=bool(model.export_spec().code))
-    both = (encoder.encode(inputs, show_progress_bar=False) for inputs in (samples.images, samples.captions))
-    return Vectors(*(torch.from_numpy(vectors) for vectors in both))
+
+    def encode(inputs: list[Any]) -> Tensor:
+        return encoder.encode(inputs, show_progress_bar=False, convert_to_tensor=True)
+
+    return embed_in_two_batches(samples, encode, encode)

@@ -1,9 +1,9 @@
 """A model as a folder that transformers reads without dcdctl.
 
-A dual encoder of one network is a VisionTextDualEncoderModel with its processor. For a dual encoder over two backbones (stages, mean of
-tokens, normalized features) the folder has a code file, which transformers runs with `trust_remote_code=True`. A ViLT, BLIP, BLIP-2 or
-BridgeTower scorer is a model of transformers with its processor. A co-attention scorer has no class in transformers; `models.load_fusion`
-reads its folder.
+A dual encoder of one network is a model of transformers with its processor, such as a CLIPModel or a VisionTextDualEncoderModel. For a
+dual encoder over two backbones (stages, mean of tokens, normalized features) the folder has a code file, which transformers runs with
+`trust_remote_code=True`. A ViLT, BLIP, BLIP-2 or BridgeTower scorer is a model of transformers with its processor. A co-attention scorer
+has no class in transformers; `models.load_fusion` reads its folder.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor
 
 from dcdctl.core import files, models
-from dcdctl.core.export.check import Samples, Vectors
+from dcdctl.core.export.check import Samples, Vectors, embed_in_two_batches
 from dcdctl.core.models import DualEncoder, ExportSpec, FusionScorer, Model, Preprocessor, silence_transformers
 
 PROCESSOR_CODE = "image_processing_encoder_dual"
@@ -56,12 +57,17 @@ def embed(folder: Path, model: DualEncoder, samples: Samples) -> Vectors:
         else:
             network = getattr(transformers, spec.model_class).from_pretrained(folder).eval()
             processor = getattr(transformers, spec.processor_class).from_pretrained(folder, backend="pil")
+
+    def embed_images(images: list[Image.Image]) -> Tensor:
+        return network.get_image_features(**processor(images=images, return_tensors="pt")).pooler_output
+
+    def embed_texts(captions: list[str]) -> Tensor:
+        tokens = processor(text=captions, return_tensors="pt", **spec.text_options)
+        mask = None if spec.padded_length is not None else tokens["attention_mask"]
+        return network.get_text_features(input_ids=tokens["input_ids"], attention_mask=mask).pooler_output
+
     with torch.no_grad():
-        pixels = processor(images=samples.images, return_tensors="pt")["pixel_values"]
-        tokens = processor(text=samples.captions, padding=True, truncation=True, return_tensors="pt")
-        images = network.get_image_features(pixel_values=pixels).pooler_output
-        texts = network.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
-    return Vectors(images, texts)
+        return embed_in_two_batches(samples, embed_images, embed_texts)
 
 
 def score(folder: Path, model: FusionScorer, samples: Samples) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 from dcdctl.core.models import ExportSpec, Model
@@ -22,19 +23,24 @@ def embed_images(images):
     """A unit vector for each image."""
     pixels = processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
     with torch.no_grad():
-        return normalize(model.get_image_features(pixel_values=pixels["pixel_values"]).pooler_output, dim=-1)
+        return normalize(model.get_image_features(**pixels).pooler_output, dim=-1)
 
 
 def embed_texts(captions):
     """A unit vector for each caption."""
-    tokens = processor(text=captions, padding=True, truncation=True, return_tensors="pt")
-    ids, mask = tokens["input_ids"], tokens["attention_mask"]
+{tokens}
     with torch.no_grad():
-        return normalize(model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output, dim=-1)
+        return normalize(model.get_text_features({arguments}).pooler_output, dim=-1)
 
 
 scores = embed_texts(["a dog in the snow"]) @ embed_images([Image.open("photo.png")]).T
 '''
+_MASKED = """\
+    tokens = processor(text=captions, padding=True, truncation=True, return_tensors="pt")
+    ids, mask = tokens["input_ids"], tokens["attention_mask"]"""
+_PADDED = """\
+    # The model was trained on captions of this length, and attends to the padding.
+    tokens = processor(text=captions, padding="max_length", max_length={length}, truncation=True, return_tensors="pt")"""
 _SENTENCE_TRANSFORMERS = """\
 from PIL import Image
 from sentence_transformers import SentenceTransformer
@@ -60,14 +66,10 @@ with torch.no_grad():
 scores = texts @ images.T
 """
 _ONNX = '''\
-import numpy as np
-import onnxruntime
-from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer
+{imports}
 
 {folder}
-tokenizer = AutoTokenizer.from_pretrained(folder)
-processor = AutoImageProcessor.from_pretrained(folder, backend="pil"{trust})
+{load}
 # With int8 weights: folder + "/int8/image.onnx" and folder + "/int8/text.onnx".
 image_tower = onnxruntime.InferenceSession(folder + "/image.onnx")
 text_tower = onnxruntime.InferenceSession(folder + "/text.onnx")
@@ -80,16 +82,45 @@ def run(tower, inputs):
 
 def embed_images(images):
     """A unit vector for each image."""
-    return run(image_tower, processor(images=[image.convert("RGB") for image in images], return_tensors="{tensors}"))
+    return run(image_tower, {images})
 
 
 def embed_texts(captions):
     """A unit vector for each caption."""
-    return run(text_tower, tokenizer(captions, padding=True, truncation=True, return_tensors="np"))
+    return run(text_tower, {texts})
 
 
 scores = embed_texts(["a dog in the snow"]) @ embed_images([Image.open("photo.png")]).T
 '''
+_BY_TRANSFORMERS = {
+    "imports": """\
+import numpy as np
+import onnxruntime
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer""",
+    "load": """\
+tokenizer = AutoTokenizer.from_pretrained(folder)
+processor = AutoImageProcessor.from_pretrained(folder, backend="pil"{trust})""",
+    "images": 'processor(images=[image.convert("RGB") for image in images], return_tensors="{tensors}")',
+    "texts": 'tokenizer(captions, {options}, return_tensors="np")',
+}
+_BY_OPEN_CLIP = {
+    "imports": """\
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import open_clip
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image""",
+    "load": """\
+tokenizer = open_clip.get_tokenizer("local-dir:" + folder)
+config = json.loads(Path(folder, "open_clip_config.json").read_text())
+transform = image_transform_v2(PreprocessCfg(**config["preprocess_cfg"]), is_train=False)""",
+    "images": '{{"pixel_values": np.stack([transform(image.convert("RGB")) for image in images])}}',
+    "texts": '{{"input_ids": tokenizer(captions)}}',
+}
 _CROSS_ENCODER = '''\
 import torch
 from PIL import Image
@@ -148,12 +179,22 @@ def usage(model: Model, to: Format, name: str, *, is_on_hub: bool = False) -> st
     if to == "open-clip":
         return _OPEN_CLIP.format(folder=folder)
     if to == "onnx":
-        has_timm = spec.timm_config is not None
-        image_code = ", trust_remote_code=True" if has_timm else ""
-        return _ONNX.format(folder=folder, trust=image_code, tensors="pt" if has_timm else "np")
+        return _ONNX.format(folder=folder, **_onnx_preprocessing(spec))
     if spec.code:
         classes = {"model_class": "AutoModel", "processor_class": "AutoProcessor"}
-    return _TRANSFORMERS.format(name=name, **classes, **trust)
+    tokens, arguments = _MASKED, "input_ids=ids, attention_mask=mask"
+    if spec.padded_length is not None:
+        tokens, arguments = _PADDED.format(length=spec.padded_length), 'input_ids=tokens["input_ids"]'
+    return _TRANSFORMERS.format(name=name, tokens=tokens, arguments=arguments, **classes, **trust)
+
+
+def _onnx_preprocessing(spec: ExportSpec) -> dict[str, str]:
+    """The parts of the code for ONNX Runtime that prepare images and captions."""
+    has_timm = spec.timm_config is not None
+    options = ", ".join(f"{name}={json.dumps(value) if isinstance(value, str) else value}" for name, value in spec.text_options.items())
+    values = {"trust": ", trust_remote_code=True" if has_timm else "", "tensors": "pt" if has_timm else "np", "options": options}
+    parts = _BY_OPEN_CLIP if spec.library else _BY_TRANSFORMERS
+    return {name: part.format(**values) for name, part in parts.items()}
 
 
 def _logit(spec: ExportSpec) -> str:
@@ -172,5 +213,7 @@ def requirements(model: Model, to: Format) -> list[str]:
     if not spec.model_class and not spec.library:
         return ["dcdctl"]
     own = {"transformers": ["transformers>=5", "torch"], "sentence-transformers": ["sentence-transformers>=5.4"]}
+    if to == "onnx" and spec.library:
+        return ["onnxruntime", "open_clip_torch>=3.3", "pillow"]
     # timm's image transform needs torchvision, which is installed with timm.
     return [*own.get(to, ["onnxruntime", "transformers>=5"]), "pillow", *([] if spec.timm_config is None else ["timm"])]

@@ -10,7 +10,6 @@ from .families.vilt import ViltScorer, ViltSize, new_vilt
 from .families.vision_text_dual import DualSize, dual_from_backbones, dual_student, new_dual
 from .inputs import ImageBatch, Pairs, States, TextBatch
 from .load_save import (
-    SETTINGS_FILE,
     check_ref,
     convert,
     find_damages,
@@ -38,10 +37,12 @@ from .onnx import (
 from .overrides import parse_overrides
 from .preprocess import Preprocess, hub_errors, load_tokenizer, num_text_positions, silence_transformers, word_piece
 from .protocols import DualEncoder, Encoders, ExportSpec, FusionScorer, Model, Preprocessor
+from .references.folders import MODULE_CONFIG_FILE, SETTINGS_FILE
 from .references.hub import hub_source
 from .references.published import list_published
 
 __all__ = [
+    "MODULE_CONFIG_FILE",
     "ONNX_OUTPUT",
     "SETTINGS_FILE",
     "CoAttentionScorer",

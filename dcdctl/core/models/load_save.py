@@ -28,7 +28,7 @@ from dcdctl.core.models.overrides import Overrides, check_no_cross_encoder, pars
 from dcdctl.core.models.preprocess import hub_errors
 from dcdctl.core.models.protocols import DualEncoder, FusionScorer, Model
 from dcdctl.core.models.references import folders, hub, plugins, published
-from dcdctl.core.models.references.folders import CONFIG_FILE, CROSS_ENCODER, OPEN_CLIP, SENTENCE_TRANSFORMER
+from dcdctl.core.models.references.folders import CONFIG_FILE, CROSS_ENCODER, OPEN_CLIP, SENTENCE_TRANSFORMER, SETTINGS_FILE
 from dcdctl.core.progress import Track, silent
 
 Kind = Literal["fusion", "dual"]
@@ -65,7 +65,6 @@ FAMILIES = {
 DUAL_TYPES = frozenset(name for name, family in FAMILIES.items() if family.kind == "dual")
 """The `model_type` of all dual encoders that load."""
 BUILT_IN = ("scenes-vilt",)
-SETTINGS_FILE = "dcdctl.json"
 FORMAT_VERSION = 2
 REMAKE = "save it again with this dcdctl: `dcdctl convert`, `distill`, `index` or `export` makes such a folder"
 NOTES = ("*.md", "LICENSE*", ".*")

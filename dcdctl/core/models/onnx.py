@@ -3,10 +3,14 @@
 FOLDER/image.onnx    pixel_values float32, images x 3 x H x W                         ->  vectors float32, images x D
 FOLDER/text.onnx     input_ids int64, attention_mask int64, texts x tokens each       ->  vectors float32, texts x D
 
-Vectors have length 1; a score is their cosine. Numbers of images, texts and tokens may vary; H and W are those of the model's image
-processor. Preprocessing is not in the files: it needs the tokenizer and the image processor of the saved model. Fusion models cannot be
-exported. Their computation depends on the data (which pairs share an image, the length of the longest caption), and an ONNX file is one
-fixed graph.
+Vectors have length 1; a logit is their cosine times `logit_scale`, plus `logit_bias` if there is one. Both numbers are in the metadata of
+both files. Numbers of images, texts and tokens may vary; H and W are those of the model's image processor. A model that was trained on
+captions of one padded length (SigLIP, open_clip) takes no mask, and only that number of tokens. SigLIP 2 with variable resolution takes
+patches: pixel_values float32, images x patches x values, pixel_attention_mask int32, images x patches, and spatial_shapes int64,
+images x 2, where the number of patches may vary.
+
+Preprocessing is not in the files: it needs the tokenizer and the image processor of the saved model. Fusion models cannot be exported.
+Their computation depends on the data (which pairs share an image, the length of the longest caption), and an ONNX file is one fixed graph.
 
 Shape letters: I images, T texts, D length of the vectors.
 """
@@ -14,6 +18,7 @@ Shape letters: I images, T texts, D length of the vectors.
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,8 +39,8 @@ from dcdctl.core.models.protocols import DualEncoder, Model, Preprocessor
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 LARGEST_DIFFERENCE = 1e-4
 """Largest accepted difference of a coordinate between torch and ONNX Runtime in float32, which sum in another order."""
-IMAGE_INPUTS, TEXT_INPUTS = ("pixel_values",), ("input_ids", "attention_mask")
 ONNX_OUTPUT = "vectors"
+NO_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 EXTERNAL_FROM_BYTES = 1_800_000_000
 """A single ONNX file may have at most 2 GiB; larger weights are written to a file beside it."""
 
@@ -63,8 +68,9 @@ class _ImageTower(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.model.embed_images(ImageBatch(pixel_values))
+    def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor | None = None, spatial_shapes: Tensor | None = None) -> Tensor:
+        mask = None if pixel_attention_mask is None else pixel_attention_mask.bool()
+        return self.model.embed_images(ImageBatch(pixel_values, mask, spatial_shapes))
 
 
 class _TextTower(nn.Module):
@@ -72,8 +78,9 @@ class _TextTower(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.model.embed_texts(TextBatch(input_ids, attention_mask))
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self.model.embed_texts(TextBatch(input_ids, mask))
 
 
 class OnnxDual:
@@ -94,14 +101,14 @@ class OnnxDual:
 
     def embed_images(self, images: ImageBatch) -> Tensor:
         """Unit vectors, I x D."""
-        return self._run(self._image, dict(zip(IMAGE_INPUTS, (images.pixel_values,), strict=True)))
+        return self._run(self._image, _image_inputs(images))
 
     def embed_texts(self, texts: TextBatch) -> Tensor:
         """Unit vectors, T x D."""
-        return self._run(self._text, dict(zip(TEXT_INPUTS, (texts.input_ids, texts.attention_mask), strict=True)))
+        return self._run(self._text, {"input_ids": texts.input_ids, "attention_mask": texts.attention_mask})
 
     def _run(self, session: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-        known = {node.name for node in session.get_inputs()}  # the graph of an encoder that ignores the mask lacks that input
+        known = {node.name for node in session.get_inputs()}  # the graph of an encoder that ignores a mask lacks that input
         (vectors,) = session.run([ONNX_OUTPUT], {name: tensor.cpu().numpy() for name, tensor in inputs.items() if name in known})
         return torch.from_numpy(vectors).to(self._device)
 
@@ -124,6 +131,9 @@ def export_onnx(model: Model, folder: Path) -> Towers:
     require_onnx()
     if model.kind != "dual":
         raise ModelError("a fusion model does not export to ONNX: its shapes depend on the data", hint="export a dual student")
+    spec = model.export_spec()
+    if reason := spec.refusals.get("onnx"):
+        raise ModelError(f"this model does not export to ONNX: {reason}", hint=f"export it with --to {spec.library}")
     if not files.is_vacant(folder):
         raise ModelError(f"{folder} is not empty, a new folder is expected", hint="name another folder")
     device = next(iter(model.parameters())).device
@@ -133,14 +143,27 @@ def export_onnx(model: Model, folder: Path) -> Towers:
         # Two of each, since torch takes a size of 1 as fixed.
         images = model.preprocess.images([Image.new("RGB", (64, 64))] * 2).to(device)
         texts = model.preprocess.texts(["a b c", "a"]).to(device)
+        patches = {} if images.grid is None else {1: "patches"}
+        free = {"pixel_values": {0: "images", **patches}, "pixel_attention_mask": {0: "images", **patches}, "spatial_shapes": {0: "images"}}
+        text_inputs = {"input_ids": texts.input_ids}
+        if spec.padded_length is None:
+            free |= {name: {0: "texts", 1: "tokens"} for name in ("input_ids", "attention_mask")}
+            text_inputs["attention_mask"] = texts.attention_mask
+        else:
+            free["input_ids"] = {0: "texts"}
         try:
             model.eval()
-            _write(_ImageTower(model), (images.pixel_values,), IMAGE_INPUTS, [{0: "images"}], towers.image)
-            free = [{0: "texts", 1: "tokens"}] * 2
-            _write(_TextTower(model), (texts.input_ids, texts.attention_mask), TEXT_INPUTS, free, towers.text)
+            _write(_ImageTower(model), _image_inputs(images), free, towers.image)
+            _write(_TextTower(model), text_inputs, free, towers.text)
         finally:
             model.train(was_training)
     return Towers.of(folder)
+
+
+def _metadata(model: DualEncoder) -> dict[str, str]:
+    """What makes a logit of a cosine."""
+    bias = model.logit_bias
+    return {"logit_scale": repr(float(model.logit_scale)), **({} if bias is None else {"logit_bias": repr(float(bias))})}
 
 
 def largest_difference(vectors: Tensor, expected: Tensor) -> float:
@@ -193,6 +216,20 @@ def _quietly() -> Iterator[None]:
         logging.disable(before)
 
 
+@contextmanager
+def _without_value_checks() -> Iterator[None]:
+    """Without the checks of transformers that compare values of tensors, by its own switch: ONNX has no operator that fails."""
+    before = os.environ.get(NO_CHECKS)
+    os.environ[NO_CHECKS] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[NO_CHECKS]
+        else:
+            os.environ[NO_CHECKS] = before
+
+
 def _providers(device: torch.device, available: list[str]) -> list[str]:
     if device.type == "cpu":
         return ["CPUExecutionProvider"]
@@ -203,15 +240,24 @@ def _providers(device: torch.device, available: list[str]) -> list[str]:
     )
 
 
-def _write(tower: nn.Module, example: tuple[Tensor, ...], inputs: tuple[str, ...], free: list[dict[int, str]], path: Path) -> None:
+def _image_inputs(images: ImageBatch) -> dict[str, Tensor]:
+    """The inputs of an image tower, by the names and types that the image processors of transformers give them."""
+    if images.grid is None:
+        return {"pixel_values": images.pixel_values}
+    assert images.pixel_mask is not None
+    return {"pixel_values": images.pixel_values, "pixel_attention_mask": images.pixel_mask.int(), "spatial_shapes": images.grid}
+
+
+def _write(tower: _ImageTower | _TextTower, example: Mapping[str, Tensor], free: Mapping[str, dict[int, str]], path: Path) -> None:
     """Write one file; `free` names the dimensions of each input that may vary."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tower.state_dict().values())
+    shapes = tuple(free[name] for name in example)
+    names: dict[str, Any] = {"input_names": list(example), "output_names": [ONNX_OUTPUT]}
     try:
-        with _quietly():
-            program = torch.onnx.export(
-                tower, example, dynamo=True, dynamic_shapes=tuple(free), input_names=list(inputs), output_names=[ONNX_OUTPUT], verbose=False
-            )
+        with _quietly(), _without_value_checks():
+            program = torch.onnx.export(tower, tuple(example.values()), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
             assert program is not None
+            program.model.metadata_props.update(_metadata(tower.model))
             program.save(path, external_data=weights > EXTERNAL_FROM_BYTES)
     # The errors of torch's exporter have no common class, and the reason is the cause of the outer one.
     except Exception as error:

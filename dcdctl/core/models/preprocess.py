@@ -129,6 +129,8 @@ class Preprocess:
         """A copy whose saved files also convert images to RGB and cut captions to `max_text_len`, as this class does."""
         tokenizer, processor = copy.deepcopy(self.tokenizer), copy.deepcopy(self.image_processor)
         tokenizer.model_max_length = self.max_text_len
+        # Processors of transformers read this entry of tokenizer_config.json instead, if there is one, or a number of their class.
+        tokenizer.init_kwargs["max_length"] = self.max_text_len
         processor.do_convert_rgb = True
         return replace(self, tokenizer=tokenizer, image_processor=processor)
 

@@ -136,6 +136,18 @@ class ExportSpec:
     """The module of dcdctl/assets that defines `model_class`; it is saved with the weights and needs `trust_remote_code`."""
     timm_config: Any = None
     """The configuration of a timm vision encoder, whose image transform is saved as code too."""
+    padded_length: int | None = None
+    """Number of tokens to which a dual encoder's captions are all padded, without a mask; None: padded to the longest, with a mask."""
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    """Formats of `dcdctl export` that cannot hold this dual encoder, each with the reason."""
+
+    @property
+    def text_options(self) -> dict[str, Any]:
+        """Arguments of the tokenizer for a dual encoder's captions; those of the folder cut captions at their own maximum length."""
+        if self.padded_length is None:
+            return {"padding": True, "truncation": True}
+        # The processor of SigLIP 2 has a maximum length of its own, which only an argument changes.
+        return {"padding": "max_length", "max_length": self.padded_length, "truncation": True}
 
 
 class _Model(_Module, Protocol):

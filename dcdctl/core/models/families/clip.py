@@ -135,7 +135,9 @@ class ClipDual(VisionTextDual):
 
     def export_spec(self) -> ExportSpec:
         """A class of transformers."""
-        return ExportSpec(model_class=self._variant.model_class, processor_class=self._variant.processor_class)
+        variant, length = self._variant, self.preprocess.max_text_len
+        padded = length if variant.pads_texts else None
+        return ExportSpec(model_class=variant.model_class, processor_class=variant.processor_class, padded_length=padded)
 
 
 def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> ClipDual:

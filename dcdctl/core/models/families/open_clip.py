@@ -9,6 +9,7 @@ Shape letters: I images, T texts, D length of the vectors, L tokens of a caption
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,7 +99,11 @@ class OpenClipPreprocess:
     tokenizer: OpenClipTokenizer
     image_config: Mapping[str, Any]
     """The fields of open_clip's PreprocessCfg: size, mean, std, interpolation, resize_mode, ..."""
+    text_config: Mapping[str, Any]
+    """The `text_cfg` of open_clip_config.json."""
     vocab_size: int
+    is_alone: bool = False
+    """Whether `save` also writes an open_clip_config.json, for a folder without the network."""
     image_processor: Any = None
     """None: open_clip's transform is none of transformers."""
 
@@ -144,10 +149,13 @@ class OpenClipPreprocess:
         """Write the files of a tokenizer of transformers; the settings of images are in open_clip_config.json."""
         if self.tokenizer.hugging_face is not None:
             self.tokenizer.hugging_face.save_pretrained(folder)
+        if self.is_alone:
+            text = {name: value for name, value in self.text_config.items() if name != "hf_model_name"}
+            files.write_json(folder / OPEN_CLIP_FILE, {"model_cfg": {"text_cfg": text}, "preprocess_cfg": dict(self.image_config)})
 
     def self_contained(self) -> Self:
-        """This object: open_clip itself takes every step."""
-        return self
+        """A copy whose saved files are enough for open_clip's tokenizer and image transform."""
+        return dataclasses.replace(self, is_alone=True)
 
 
 class OpenClipDual(DualModel):
@@ -243,7 +251,11 @@ class OpenClipDual(DualModel):
 
     def export_spec(self) -> ExportSpec:
         """No class of transformers: open_clip reads the saved folder."""
-        return ExportSpec(library="open-clip")
+        refusals = {
+            "transformers": "transformers has no class for the networks and image transforms of open_clip",
+            "sentence-transformers": "sentence-transformers reads networks of transformers",
+        }
+        return ExportSpec(library="open-clip", padded_length=self.preprocess.max_text_len, refusals=refusals)
 
     def export_copy(self) -> Self:
         """The same network: its folder needs no dcdctl."""
@@ -275,6 +287,7 @@ def load(ref: str, table: Mapping[str, Any], saved: Mapping[str, Any] | None = N
         preprocess = OpenClipPreprocess(
             tokenizer=OpenClipTokenizer(_tokenizer(folder, config, overrides)),
             image_config=_image_config(network),
+            text_config=config["model_cfg"]["text_cfg"],
             vocab_size=int((network if hasattr(network, "vocab_size") else network.text).vocab_size),
         )
     return OpenClipDual(network, preprocess, config, unused)

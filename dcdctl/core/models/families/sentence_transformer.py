@@ -132,7 +132,11 @@ class SentenceTransformerDual(DualModel):
 
     def export_spec(self) -> ExportSpec:
         """No class of transformers: sentence-transformers reads the saved folder."""
-        return ExportSpec(library="sentence-transformers")
+        refusals = {
+            "transformers": "no class of transformers computes all of its modules",
+            "onnx": "its modules prepare captions and images themselves, and no graph of tensors holds that",
+        }
+        return ExportSpec(library="sentence-transformers", refusals=refusals)
 
     def export_copy(self) -> Self:
         """The same model: its folder needs no dcdctl."""

@@ -10,6 +10,7 @@ from dcdctl.core import files
 from dcdctl.core.errors import ModelError
 
 CONFIG_FILE, MODULES_FILE = "config.json", "modules.json"
+SETTINGS_FILE = "dcdctl.json"
 OPEN_CLIP, OPEN_CLIP_FILE = "open_clip", "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = (
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth"),
@@ -105,6 +106,8 @@ def _is_network_alone(folder: Path, model_type: object) -> bool:
         and all(method == f"get_{name}_features" for name, method in methods.items())
         # Such settings cut or change captions, and may cut vectors.
         and not any((settings.get("max_seq_length"), prompts.get("default_prompt_name"), prompts.get("truncate_dim")))
+        # dcdctl's own are those of the network, and its file lists the settings with their checksum.
+        and (not settings.get("processing_kwargs") or (folder / SETTINGS_FILE).is_file())
     )
 
 

@@ -1,0 +1,129 @@
+"""How a model was trained, and how good and fast it is, by the files of its run and by evaluations that the user names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from dcdctl.core.bench import QueryTimes, read_times
+from dcdctl.core.config import flatten
+from dcdctl.core.data import CORPUS_FILE, Corpus, read_corpus_json
+from dcdctl.core.errors import ConfigError, DcdError
+from dcdctl.core.evaluation import EvalResult, EvalSummary
+from dcdctl.core.report import teachers_of
+from dcdctl.core.training import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunHistory:
+    """What the files of a run say; `ref` is what the user exports."""
+
+    ref: str
+    facts: dict[str, Any] | None = None
+    """run.json."""
+    metrics: tuple[dict[str, Any], ...] = ()
+    """The lines of metrics.jsonl."""
+    result: EvalSummary | None = None
+    evaluations: tuple[EvalSummary, ...] = ()
+    """Evaluations of the model or its start, in folders that the user names."""
+    times: QueryTimes | None = None
+    data: tuple[Path, ...] = ()
+    """Folders where its corpora may be."""
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Every field of the recipe by its dotted name."""
+        return flatten(self.facts["recipe"]) if self.facts is not None else {}
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether it learned from the scores of another model."""
+        return self.facts is not None and bool(teachers_of(self.facts["inputs"]))
+
+    @property
+    def start(self) -> str | None:
+        """The reference of the dual encoder that it started from; None for a model without one."""
+        start = self.recipe.get("model.start", "new")
+        return None if start in ("new", "teacher") else str(start)
+
+    def corpus(self, split: str, fingerprint: str, num_images: int | None) -> tuple[dict[str, Any], str] | None:
+        """corpus.json and the name of a corpus: all of a split, or its first `num_images`. None if no folder holds the same corpus."""
+        for folder in self.data:
+            index = read_corpus_json(folder)
+            try:
+                whole = Corpus.open(folder, split)
+            except DcdError:
+                continue
+            if whole.fingerprint == fingerprint:
+                return index, str(index["name"])
+            if num_images is not None and num_images < whole.num_images and whole.subset(num_images).fingerprint == fingerprint:
+                return index, f"{index['name']}, first {num_images:,} images"
+        return None
+
+    def corpus_name(self, split: str, fingerprint: str, num_images: int | None) -> str:
+        """The name of a corpus, or its fingerprint if no folder holds it."""
+        corpus = self.corpus(split, fingerprint, num_images)
+        return f"a corpus that is not available (fingerprint {fingerprint[:12]})" if corpus is None else corpus[1]
+
+    def measured_on(self, result: EvalSummary) -> str:
+        """The corpus and protocol of an evaluation, in words."""
+        corpus = self.corpus_name(result.split, result.fingerprint, result.num_images)
+        protocol = "" if result.protocol in (None, "whole") else f", protocol {result.protocol}"
+        return f"{corpus}, split {result.split}: {result.num_images:,} images, {result.num_captions:,} captions{protocol}"
+
+
+def read_history(ref: str, data: Path | None = None, evaluations: Sequence[Path] = ()) -> RunHistory:
+    """The history in a run folder, empty for a model that is no run; `evaluations` are folders of `dcdctl eval --out`.
+
+    ConfigError for an evaluation of neither the model nor its start.
+    """
+    folder = Path(ref)
+    run = Run(folder)
+    has_run = (folder / "run.json").exists()
+    facts = run.facts() if has_run else None
+    result, times = EvalResult.load(folder).summary, read_times(folder / "bench.json", "student")
+    history = RunHistory(ref=ref, facts=facts, metrics=tuple(run.metrics()) if has_run else (), result=result, times=times)
+    if evaluations and history.start is None:
+        raise ConfigError(f"--evaluation is for a run that started from a dual encoder, and {ref} is none", hint="leave it out")
+    others = [_read_evaluation(path, history) for path in evaluations]
+    named = [data, *(Path(each.data) for each in (result, *others) if each is not None and each.data), *option_values(facts, "--data")]
+    corpora = dict.fromkeys(path for path in named if path is not None and (path / CORPUS_FILE).exists())
+    return replace(history, evaluations=tuple(others), data=tuple(corpora))
+
+
+def _read_evaluation(path: Path, history: RunHistory) -> EvalSummary:
+    summary = EvalResult.load(path).summary
+    if summary is None:
+        raise ConfigError(f"--evaluation {path} holds no result.json", hint="name a folder that `dcdctl eval --out` wrote")
+    known = [history.ref] + ([] if history.start is None else [history.start])
+    if not any(is_same_model(summary.model, ref) for ref in known):
+        found = f"--evaluation {path} is of {summary.model}, expected an evaluation of {' or '.join(known)}"
+        raise ConfigError(found, hint="leave it out")
+    return summary
+
+
+def is_same_model(ref: str, other: str) -> bool:
+    """Whether two references are equal, or name the same folder; a run is its model folder."""
+    if ref == other:
+        return True
+    folders = [path / "model" if (path / "run.json").exists() else path for path in (Path(ref), Path(other)) if path.exists()]
+    return len(folders) == 2 and folders[0].resolve() == folders[1].resolve()
+
+
+def public(word: str) -> str:
+    """A word of a command line or a recipe without the folders of this machine.
+
+    >>> public("/home/me/runs/dual"), public("model.vision=/data/vision"), public("data/scenes"), public("kl=0.5")
+    ('dual', 'model.vision=vision', 'data/scenes', 'kl=0.5')
+    """
+    return re.sub(r"(^|=)[/~](?:[^/]*/)*(?=[^/])", r"\1", word)
+
+
+def option_values(facts: dict[str, Any] | None, option: str) -> list[Path]:
+    """The values of an option on a run's command line."""
+    command = [] if facts is None else list(facts["command"])
+    return [Path(value) for word, value in pairwise(command) if word == option]
