@@ -1,4 +1,4 @@
-"""`dcdctl inspect`: what a corpus or a teacher cache holds."""
+"""`dcdctl inspect`: what a corpus, a teacher cache or an index holds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from dcdctl.cli.options import Json, MaxImages, Page, refuse
 from dcdctl.cli.views.terminal import bar, note, show, show_json, show_table
 
-Folder = Annotated[Path, typer.Argument(help="Folder written by `dcdctl prepare` or `dcdctl cache-teacher`.", metavar="DIR|CACHE")]
+Folder = Annotated[Path, typer.Argument(help="Folder written by `dcdctl prepare`, `cache-teacher` or `index`.", metavar="DIR|CACHE|INDEX")]
 CorpusFolder = Annotated[
     Path | None, typer.Option("--data", help="With a cache: its corpus, to show captions and image names.", metavar="DIR")
 ]
@@ -37,10 +37,15 @@ def inspect(
     num_images: NumImages = None,
     json: Json = False,
 ) -> None:
-    """Show what a corpus or a teacher cache holds. Counts, captions, sizes and images, or scores and hardest negatives."""
+    """Show what a corpus, a teacher cache or an index holds. Counts and sizes, and captions and images, or scores and hardest negatives."""
     from dcdctl.core.data import artifact_kind
 
-    if artifact_kind(folder) == "corpus":
+    kind = artifact_kind(folder)
+    if kind == "index":
+        of_others = {"--data": data, "--split": split, "--max-images": max_images, "--hardest": hardest}
+        refuse({**of_others, "--html": html, "--num-images": num_images}, f"is for a corpus or a teacher cache, and {folder} is an index")
+        return _inspect_index(folder, json)
+    if kind == "corpus":
         refuse({"--data": data, "--hardest": hardest}, f"is for a teacher cache, and {folder} is a corpus")
         refuse({"--num-images": num_images if html is None else None}, "is for the page: name a file with --html")
         return _inspect_corpus(folder, split, max_images, html, num_images, json)
@@ -80,6 +85,18 @@ def _inspect_cache(cache: Path, data: Path | None, split: str, max_images: int |
     if json:
         return show_json(document)
     _show_cache(str(cache), teacher.cache_facts(summary), document)
+
+
+def _inspect_index(folder: Path, json: bool) -> None:
+    from dcdctl.core import search
+    from dcdctl.core.search import Index
+
+    summary = search.summarize_index(Index.open(folder))
+    if json:
+        return show_json(search.index_document(summary))
+    show(f"index {folder}")
+    for name, value in search.index_facts(summary):
+        show(f"  {name}: {value}")
 
 
 def _show_cache(title: str, facts: list[tuple[str, str]], document: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ READS: dict[str, list[str]] = {
     "prepare again": CORPUS_FILES,
     "inspect corpus": CORPUS_FILES,
     "inspect cache": CACHE_FILES,
+    "inspect index": INDEX_FILES[:1],
     "cache-teacher": [*CORPUS_FILES, *TEACHER_FILES],
     "cache-teacher --extend": CACHE_FILES,
     "finetune-teacher": ["recipe.toml", CORPUS_FILES[0]],

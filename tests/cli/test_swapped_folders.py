@@ -26,7 +26,7 @@ COMMANDS = {
         ["finetune-teacher", "vilt-flickr30k-teacher", "--data", "X", "--out", "out"],
     ],
     "an index": [["search", "X", "a dog"], ["serve", "X"], ["index", "X"]],
-    "a corpus or a teacher cache": [["inspect", "X"]],
+    "a corpus, a teacher cache or an index": [["inspect", "X"]],
     "a model": [["convert", "X", "out"], ["export", "X", "out", "--to", "transformers"]],
     "an evaluation": [["compare", "X", "ABSENT"]],
     "a run or an evaluation": [["report", "X"]],

@@ -224,7 +224,10 @@ def test_the_error_for_another_folder_says_what_it_holds_and_what_is_expected(tm
         (tmp_path / name).touch()
     result = run_cli(tmp_path)
     assert result.exit_code == 1
-    assert "holds 0.txt, a, b and 1 more; expected a corpus (corpus.json) or a teacher cache (cache.json)" in result.stderr
+    assert (
+        "holds 0.txt, a, b and 1 more; expected a corpus (corpus.json), a teacher cache (cache.json) or an index (index.json)"
+        in result.stderr
+    )
     assert "dcdctl prepare" in result.stderr
     with pytest.raises(InputError, match="there is no folder"):
         corpus_summary.artifact_kind(tmp_path / "absent")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from contextlib import contextmanager
@@ -179,6 +180,27 @@ def test_an_index_mixes_neither_kinds_nor_widths(corpus, tmp_path):
     assert result.exit_code == 1
     assert "another settings.kind (int8, not binary); change them with `dcdctl index" in result.stderr
     assert Index.open(tmp_path / "made").kind == "int8"
+
+
+def test_inspect_says_what_an_index_holds(tmp_path):
+    index = write_index(
+        tmp_path / "index", [VECTORS[:250], VECTORS[250:]], removed=[0, 399], kind="binary", **{**SETTINGS, "flat_up_to": 120}
+    )
+    shown = run("inspect", index.folder).splitlines()
+    stored = sum(path.stat().st_size for path in (index.folder / "vectors").iterdir())
+    assert shown[:5] == [
+        f"index {index.folder}",
+        "  images: 398, 2 removed",
+        f"  source: folder {tmp_path / 'nowhere'}: 398 images",
+        f"  vectors: 70 numbers, 140 bytes each; files of {stored:,} bytes",
+        # A code has two words of 8 bytes, and each file a header of 128 bytes.
+        f"  search: binary in 2 segments of 300 vectors, {16 + 2 * 128 / 300:.1f} bytes each; exact for 100 vectors",
+    ]
+    document = json.loads(run("inspect", index.folder, "--json"))
+    assert (document["segment_bytes"], document["exact_rows"], document["dims"]) == (16 * 300 + 2 * 128, 100, 70)
+    result = CliRunner().invoke(app, ["inspect", str(index.folder), "--split", "val"])
+    assert result.exit_code == 2
+    assert "is for a corpus or a teacher cache" in result.stderr
 
 
 def test_settings_of_other_kinds_leave_the_codes_as_they_are(tmp_path):

@@ -38,6 +38,7 @@ COMMANDS: dict[str, list[str]] = {
     "prepare again": ["prepare", "scenes", *SCENES, "--out", "corpus", "--workers", "1"],
     "inspect corpus": ["inspect", "corpus"],
     "inspect cache": ["inspect", "cache"],
+    "inspect index": ["inspect", "index"],
     "cache-teacher": ["cache-teacher", *DATA, "--teacher", "teacher", "--out", NEW, *ONE, *CPU],
     "cache-teacher --extend": ["cache-teacher", *DATA, "--teacher", "teacher", "--extend", "cache", "--out", NEW, *ONE, *CPU],
     "finetune-teacher": ["finetune-teacher", "recipe.toml", *DATA, "--out", NEW, *SETS, *CPU],

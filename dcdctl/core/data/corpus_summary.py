@@ -26,7 +26,7 @@ from dcdctl.core.data.shards import ROW_GROUP_ROWS
 from dcdctl.core.errors import InputError
 from dcdctl.core.progress import Advance, Track, silent
 
-Kind = Literal["cache", "corpus"]
+Kind = Literal["cache", "corpus", "index"]
 MAX_WORDS_COUNTED = 40
 """The last bin of the histogram of caption lengths: so many words or more."""
 MAX_REASONS = 5
@@ -98,14 +98,14 @@ class CorpusInspection:
 
 
 def artifact_kind(folder: Path) -> Kind:
-    """Whether a folder is a teacher cache or a corpus, finished or not; InputError if it is neither."""
+    """Whether a folder is a teacher cache or a corpus, finished or not, or an index; InputError if it is none of them."""
     kind = kind_of_folder(folder)
-    if kind == "a corpus":
-        return "corpus"
+    if kind in ("a corpus", "an index"):
+        return "corpus" if kind == "a corpus" else "index"
     # The plan of an unfinished cache.
     if kind == "a teacher cache" or (not kind and (folder / "plan.json").is_file()):
         return "cache"
-    if other := other_folder_error(folder, "corpus or a teacher cache", error=InputError):
+    if other := other_folder_error(folder, "corpus, a teacher cache or an index", error=InputError):
         raise other
     if not folder.exists():
         problem = f"there is no folder {folder}"
@@ -115,8 +115,8 @@ def artifact_kind(folder: Path) -> Kind:
         inside = sorted(path.name for path in folder.iterdir())
         content = ", ".join(inside[:3]) + (f" and {len(inside) - 3:,} more" if len(inside) > 3 else "")
         problem = f"{folder} holds {content or 'nothing'}"
-    expected = f"expected a corpus ({CORPUS_FILE}) or a teacher cache (cache.json)"
-    raise InputError(f"{problem}; {expected}", hint="name a folder written by `dcdctl prepare` or `dcdctl cache-teacher`")
+    expected = f"expected a corpus ({CORPUS_FILE}), a teacher cache (cache.json) or an index (index.json)"
+    raise InputError(f"{problem}; {expected}", hint="name a folder written by `dcdctl prepare`, `dcdctl cache-teacher` or `dcdctl index`")
 
 
 def summarize_corpus(folder: Path, split: str | None = None, *, max_images: int | None = None, track: Track = silent) -> CorpusInspection:

@@ -3,6 +3,7 @@ from .index import Index
 from .query import Answer, Hit, answer_document, as_text, check_query, image_of, looks_like_a_path, read_image
 from .searcher import Searcher
 from .storage import INDEX, INDEX_FILE, check_vectors, files_of, read_document
+from .summary import index_document, index_facts, summarize_index
 
 __all__ = [
     "INDEX",
@@ -19,8 +20,11 @@ __all__ = [
     "check_vectors",
     "files_of",
     "image_of",
+    "index_document",
+    "index_facts",
     "looks_like_a_path",
     "read_document",
     "read_image",
     "run_index_job",
+    "summarize_index",
 ]

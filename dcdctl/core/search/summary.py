@@ -1,0 +1,102 @@
+"""A summary of an index: its images by source, its vectors and codes in bytes, and how they are searched."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dcdctl.core.search.index import Index
+from dcdctl.core.search.storage import ImageSource
+
+HALF_BYTES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSummary:
+    """A source of images, and how many of its images can be found."""
+
+    source: ImageSource
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexSummary:
+    """The content of an index, as index.json describes it."""
+
+    images: int
+    removed: int
+    skipped: int
+    """Files that could not be indexed."""
+    dims: int
+    """Numbers of a vector."""
+    kind: str
+    """How the segments are searched; flat without segments."""
+    segments: int
+    segment_rows: int
+    """Vectors in segments; the others are searched exactly."""
+    exact_rows: int
+    vector_bytes: int
+    """The files of vectors, with the names of the images."""
+    segment_bytes: int
+    """Codes, graphs or inverted lists."""
+    model: str
+    """The fingerprint of the dual encoder that made the vectors."""
+    precision: str
+    settings: dict[str, Any]
+    sources: tuple[SourceSummary, ...]
+
+
+def summarize_index(index: Index) -> IndexSummary:
+    """The summary of an open index. Reads no file besides those that opening read."""
+    document, first, images = index.document, 0, [0] * len(index.document["sources"])
+    for part in index.parts:
+        removed = 0 if index.is_removed is None else int(index.is_removed[first : first + part.rows].sum())
+        images[part.source] += part.rows - removed
+        first += part.rows
+    in_segments = index.segments[-1].stop if index.segments else 0
+    return IndexSummary(
+        images=index.num_images,
+        removed=document["removed"]["count"],
+        skipped=document["skipped"]["count"],
+        dims=index.dim,
+        kind=index.kind,
+        segments=len(index.segments),
+        segment_rows=in_segments,
+        exact_rows=index.num_rows - in_segments,
+        vector_bytes=sum(part.bytes for part in index.parts),
+        segment_bytes=sum(segment.bytes for segment in index.segments),
+        model=index.fingerprint,
+        precision=document["precision"],
+        settings=document["settings"],
+        sources=tuple(
+            SourceSummary(source=ImageSource(**entry), images=count) for entry, count in zip(document["sources"], images, strict=True)
+        ),
+    )
+
+
+def index_document(summary: IndexSummary) -> dict[str, Any]:
+    """The summary as a JSON-able document."""
+    return asdict(summary)
+
+
+def index_facts(summary: IndexSummary) -> list[tuple[str, str]]:
+    """Names and values, in words."""
+    searches = []
+    if summary.segments:
+        per_vector = f"{summary.segment_bytes / summary.segment_rows:,.1f} bytes each"
+        searches.append(f"{summary.kind} in {summary.segments:,} segments of {summary.segment_rows:,} vectors, {per_vector}")
+    if summary.exact_rows:
+        searches.append(f"exact for {summary.exact_rows:,} vectors")
+    counts = [f"{count:,} {name}" for count, name in ((summary.removed, "removed"), (summary.skipped, "files left out")) if count]
+    return [
+        ("images", ", ".join([f"{summary.images:,}", *counts])),
+        *(("source", _source(each)) for each in summary.sources),
+        ("vectors", f"{summary.dims:,} numbers, {HALF_BYTES * summary.dims:,} bytes each; files of {summary.vector_bytes:,} bytes"),
+        ("search", "; ".join(searches)),
+        ("model", f"{summary.model[:8]}, precision {summary.precision}"),
+    ]
+
+
+def _source(summary: SourceSummary) -> str:
+    split = "" if summary.source.split is None else f", split {summary.source.split}"
+    return f"{summary.source.kind} {summary.source.path}{split}: {summary.images:,} images"
