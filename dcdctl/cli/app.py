@@ -23,6 +23,7 @@ from dcdctl.cli.prepare import prepare
 from dcdctl.cli.report import report
 from dcdctl.cli.search import search
 from dcdctl.cli.serve import serve
+from dcdctl.cli.study import study
 from dcdctl.cli.verify import verify
 from dcdctl.cli.views.terminal import ErrorGroup, show
 
@@ -63,6 +64,12 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ),
     ("inspect", "Teacher", inspect, "inspect data/flickr30k --html flickr30k.html"),
     ("distill", "Student", distill, "distill demo-dual --data data/scenes --cache cache/scenes --out runs/dual"),
+    (
+        "study",
+        "Proof",
+        study,
+        "study clip-distilled --start openai/clip-vit-base-patch32 --teacher vilt-flickr30k --data data/flickr30k --out study",
+    ),
     ("eval", "Proof", evaluate, "eval runs/student --data data/flickr30k"),
     ("bench", "Proof", bench, "bench runs/student --teacher runs/teacher --data data/flickr30k"),
     ("compare", "Proof", compare, "compare runs/student runs/teacher --html compared.html"),

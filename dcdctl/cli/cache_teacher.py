@@ -25,7 +25,7 @@ from dcdctl.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from dcdctl.core.teacher import CacheJob, Estimate, ExternalJob, TeacherCache
+    from dcdctl.core.teacher import CacheJob, ExternalJob, TeacherCache
 
 Teacher = Annotated[
     str | None,
@@ -150,10 +150,11 @@ def _verify(job: CacheJob, num_pairs: int) -> None:
 
 
 def _score(job: CacheJob, dry_run: bool) -> None:
+    from dcdctl.cli.views.scoring import show_estimate
     from dcdctl.cli.views.terminal import bar
     from dcdctl.core.teacher import cache_scores
 
-    cache = cache_scores(job, dry_run=dry_run, track=bar, on_estimate=_show_estimate)
+    cache = cache_scores(job, dry_run=dry_run, track=bar, on_estimate=show_estimate)
     if cache is not None:
         _show_cache(cache)
 
@@ -173,10 +174,3 @@ def _check_recipe(recipe: str | None, sets: list[str] | None, verify: int | None
         from dcdctl.core.training import require_recipe_of_cache
 
         require_recipe_of_cache()
-
-
-def _show_estimate(estimate: Estimate) -> None:
-    from dcdctl.cli.views.terminal import clock, note
-
-    rate = f"{estimate.pairs_per_s:,.0f} pairs/s in a trial, about {clock(estimate.seconds)}" if estimate.num_to_score else "nothing to do"
-    note(f"{estimate.num_pairs:,} pairs, {estimate.num_to_score:,} to score: {rate}; at most {estimate.disk_bytes / 1e6:,.1f} MB on disk")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -21,10 +21,8 @@ from dcdctl.cli.options import (
     Split,
     check_output_file,
 )
-from dcdctl.cli.views.terminal import bar, clock, note, show_json, show_table
-
-if TYPE_CHECKING:
-    from dcdctl.core.scoring import Workload
+from dcdctl.cli.views.scoring import show_workload
+from dcdctl.cli.views.terminal import bar, note, show_json, show_table
 
 ProtocolName = Annotated[
     str,
@@ -93,17 +91,12 @@ def evaluate(
     if vector_table:
         table = run_vector_table(job, options, out=out, ranks=ranks, track=bar, say=note)
         return show_json(table) if json else _show_vector_table(table)
-    outcome = run_evaluation(job, options, out=out, ranks=ranks, track=bar, on_workload=_show_workload, say=note)
+    outcome = run_evaluation(job, options, out=out, ranks=ranks, track=bar, on_workload=show_workload, say=note)
     if json:
         return show_json(outcome.document)
     _show(outcome.document)
     if outcome.folder is not None:
         note(f"results -> {outcome.folder}")
-
-
-def _show_workload(workload: Workload) -> None:
-    rate = f"{workload.pairs_per_s:,.0f}" if workload.pairs_per_s >= 10 else f"{workload.pairs_per_s:.2g}"
-    note(f"{workload.num_pairs:,} pairs to score: {rate} pairs/s in a trial, about {clock(workload.seconds)}")
 
 
 def _show(document: dict[str, Any]) -> None:

@@ -45,6 +45,7 @@ VALID: dict[str, Words] = {
     "cache-teacher": {"--data": "CORPUS", "--teacher": "FUSION", "--recipe": "tiny-student", "--out": "NEW"},
     "inspect": {"folder": "CORPUS"},
     "distill": {"recipe": "demo-dual-alone", "--data": "CORPUS", "--out": "NEW"},
+    "study": {"recipe": "demo-dual", "--start": "DUAL", "--teacher": "FUSION", "--data": "CORPUS", "--out": "NEW"},
     "eval": {"model": "DUAL", "--data": "CORPUS"},
     "bench": {"run": "DUAL", "--teacher": "FUSION", "--data": "CORPUS", "--split": "test"},
     "compare": {"systems": "EVALUATION"},
@@ -55,7 +56,7 @@ VALID: dict[str, Words] = {
     "serve": {"index": "INDEX", "--port": "0"},
 }
 """A command line of each command that nothing is wrong with; capital words are files of the fixture `stage`."""
-LOADS = ["convert", "cache-teacher", "eval", "bench", "export", "index", "search", "serve"]
+LOADS = ["convert", "cache-teacher", "study", "eval", "bench", "export", "index", "search", "serve"]
 """Those of which it opens the weights of a saved model."""
 
 
@@ -135,6 +136,12 @@ MISTAKES: dict[str, list[Mistake]] = {
     "name": [Mistake("absent", r"absent.*; ")],
     "--from": [Mistake("ABSENT", r"ABSENT.*; --from takes a folder")],
     "--source": [Mistake("absent", r"absent.*; ")],
+    "--train-split": [Mistake("absent", r"split 'absent'.*; .*train, val, test")],
+    "--start": [MODEL, Mistake("FUSION", r"FUSION is a fusion scorer, expected a dual encoder")],
+    "--seeds": [
+        Mistake("x", r"'x' is not a list of whole numbers, such as 1,8,32", code=2),
+        Mistake("1,1", r"--seeds must be different numbers of at least 0, got 1,1; such as 0,1,2"),
+    ],
     "--splits": [Mistake("absent", r"split.*absent.*train, val")],
     "--on-error": [Mistake("absent", r"on_error .*stop.*skip.*absent")],
     "--images": [IMAGES],
@@ -229,6 +236,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("int8", r"--vector-table measures all kinds.*; leave --vectors", {"--vector-table": ""}),
     ],
     ("index", "--vectors"): [Mistake("int4", r"'int4'", code=2)],
+    ("study", "--depth"): [],
     ("search", "--depth"): [],
     ("serve", "--depth"): [],
     ("index", "--split"): [Mistake("absent", r"split 'absent'.*; .*train, val, test", {"--images": "CORPUS"})],

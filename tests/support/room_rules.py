@@ -16,7 +16,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "export": ("data", "models", "evaluation", "training", "bench", "report"),
 }
 """The rooms in order, and the earlier rooms that each one reads. Ground files are free to all."""
-WHOLE = ("demo", "verify")
+WHOLE = ("demo", "study_plan", "study", "verify")
 """Files beside the rooms that use all of them."""
 GROUND = ("errors", "progress", "files", "artifacts", "config", "devices", "distributed", "templates")
 """The ground files in order; each imports only those before it."""

@@ -1,9 +1,9 @@
-from .distill import preview, train
+from .distill import preview, resolve, train
 from .fit import Preview
 from .inputs import InputRefs, Inputs
 from .loop import TrainingOptions
 from .negatives import read_mined
-from .recipe import check_recipe_name, load_recipe, require_recipe_of_cache
+from .recipe import Recipe, check_recipe_name, load_recipe, require_recipe_of_cache
 from .runs import Run, TrainingJob, check_best, start_run
 from .scenes_teacher import GradingConfig, PretrainingConfig, grade, pretrain
 
@@ -13,6 +13,7 @@ __all__ = [
     "Inputs",
     "PretrainingConfig",
     "Preview",
+    "Recipe",
     "Run",
     "TrainingJob",
     "TrainingOptions",
@@ -24,6 +25,7 @@ __all__ = [
     "preview",
     "read_mined",
     "require_recipe_of_cache",
+    "resolve",
     "start_run",
     "train",
 ]

@@ -134,6 +134,11 @@ class LossConfig:
         return any(loss.teacher for loss in self._of_scores)
 
     @property
+    def own_terms(self) -> dict[str, float]:
+        """The terms that need no teacher, with their weights."""
+        return {name: weight for name, weight in self.terms.items() if name in LOSSES and not LOSSES[name].teacher}
+
+    @property
     def vector_terms(self) -> list[str]:
         """The terms that need a dual teacher's vectors."""
         return [name for name in self.terms if name in VECTOR_LOSSES]

@@ -1,0 +1,23 @@
+"""What a teacher's scores will cost, on stderr, before it starts to score."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dcdctl.cli.views.terminal import clock, note
+
+if TYPE_CHECKING:
+    from dcdctl.core.scoring import Workload
+    from dcdctl.core.teacher import Estimate
+
+
+def show_estimate(estimate: Estimate) -> None:
+    """The cost of a teacher cache."""
+    rate = f"{estimate.pairs_per_s:,.0f} pairs/s in a trial, about {clock(estimate.seconds)}" if estimate.num_to_score else "nothing to do"
+    note(f"{estimate.num_pairs:,} pairs, {estimate.num_to_score:,} to score: {rate}; at most {estimate.disk_bytes / 1e6:,.1f} MB on disk")
+
+
+def show_workload(workload: Workload) -> None:
+    """The cost of an evaluation that scores pairs."""
+    rate = f"{workload.pairs_per_s:,.0f}" if workload.pairs_per_s >= 10 else f"{workload.pairs_per_s:.2g}"
+    note(f"{workload.num_pairs:,} pairs to score: {rate} pairs/s in a trial, about {clock(workload.seconds)}")

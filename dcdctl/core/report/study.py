@@ -1,0 +1,302 @@
+"""The report of a study: each way to use a start and a teacher, the differences between them, and whether the teacher paid.
+
+A study trains several seeds. Recalls are means over the seeds; a difference is paired query by query, as in `dcdctl compare`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dcdctl.core.bench import QueryTimes, read_times
+from dcdctl.core.data import Direction
+from dcdctl.core.errors import MissingError, StaleError
+from dcdctl.core.evaluation import (
+    CASCADE_FILES,
+    LEVEL,
+    MODEL_FILES,
+    Comparison,
+    Estimate,
+    EvalResult,
+    EvalSummary,
+    RankTable,
+    compare_ranks,
+)
+from dcdctl.core.report import html
+from dcdctl.core.report.tables import NOTHING, RECALLS, Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyModel:
+    """A model of a study, and where its results are."""
+
+    name: str
+    folders: tuple[Path, ...] = ()
+    """An evaluation per seed; empty for a model that was not evaluated."""
+    is_start: bool = False
+    is_cascade: bool = False
+    is_teacher: bool = False
+    timed_in: Path | None = None
+    """Folder whose bench.json has its time; None for a cascade, whose evaluation has it, and for a model without one."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two models of a study to compare, by name."""
+
+    ours: str
+    base: str
+    is_about_teacher: bool = False
+    """Whether the difference is what the teacher adds to training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRow:
+    """A model with its results: a row of the table."""
+
+    name: str
+    folders: tuple[Path, ...]
+    """The folder of each evaluation, per seed."""
+    is_start: bool = False
+    results: tuple[EvalSummary, ...]
+    """Per seed."""
+    tables: tuple[RankTable, ...]
+    """The ranks, per seed."""
+    query_ms: float | None
+    """One caption against the encoded images of the split; a mean over seeds for a cascade."""
+    is_extrapolated: bool
+    speed_up: float | None
+    """The teacher's time over this model's."""
+
+    def recall(self, direction: Direction, name: str) -> float:
+        """A recall in percent, the mean over seeds."""
+        return statistics.fmean(result.retrieval[direction].recalls[name].value for result in self.results)
+
+    @property
+    def rsums(self) -> list[float]:
+        """RSUM of each seed."""
+        return [result.rsum.value for result in self.results]
+
+    @property
+    def spread(self) -> float | None:
+        """The sample standard deviation of RSUM over seeds; None for fewer than two."""
+        return statistics.stdev(self.rsums) if len(self.rsums) > 1 else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A contrast, measured."""
+
+    contrast: Contrast
+    comparison: Comparison
+    draws_seeds: bool
+    """Whether the intervals cover the seeds too."""
+
+    @property
+    def rsum(self) -> Estimate:
+        return self.comparison.difference.rsum
+
+    @property
+    def covers(self) -> str:
+        return "images and seeds" if self.draws_seeds else "images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study as read from its folders."""
+
+    rows: tuple[StudyRow, ...]
+    differences: tuple[Difference, ...]
+    facts: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    """How the models were trained and measured."""
+    left_out: tuple[str, ...] = field(default=())
+    """What was not measured, and why."""
+
+    @property
+    def verdict(self) -> str:
+        """Whether the teacher paid, in a sentence. Several baselines: against the one with the highest RSUM."""
+        about = [difference for difference in self.differences if difference.contrast.is_about_teacher]
+        untrained = next((statistics.fmean(row.rsums) for row in self.rows if row.is_start and row.results), None)
+        return verdict(about, untrained)
+
+    def to_json(self) -> dict[str, Any]:
+        """The contents of study.json; recalls in percent, intervals as [low, high]."""
+        return {
+            **{name.replace(" ", "_"): text for name, text in self.facts},
+            "models": [_row_document(row) for row in self.rows],
+            "differences": [_difference_document(difference) for difference in self.differences],
+            "level": LEVEL,
+            "notes": list(self.notes),
+            "left_out": list(self.left_out),
+            "verdict": self.verdict,
+        }
+
+
+def read_study(
+    models: Sequence[StudyModel],
+    contrasts: Sequence[Contrast],
+    *,
+    facts: Sequence[tuple[str, str]] = (),
+    notes: Sequence[str] = (),
+    left_out: Sequence[str] = (),
+) -> Study:
+    """Read the evaluations and times of a study, and compare its models; contrasts with a model that was not evaluated are left out.
+
+    Systems of two runs or more on both sides are compared with their seeds drawn too (`compare_ranks`). InputError for a damaged
+    evaluation; StaleError for evaluations on different corpora, splits or protocols.
+    """
+    teacher_ms = next((found.query_ms for model in models if model.is_teacher and (found := _times(model)) is not None), None)
+    rows = {model.name: _row(model, teacher_ms) for model in models}
+    _check_comparable([result for row in rows.values() for result in row.results])
+    measured = [contrast for contrast in contrasts if all(name in rows and rows[name].tables for name in (contrast.ours, contrast.base))]
+    differences = [_compared(contrast, rows) for contrast in measured]
+    return Study(
+        rows=tuple(rows.values()), differences=tuple(differences), facts=tuple(facts), notes=tuple(notes), left_out=tuple(left_out)
+    )
+
+
+def verdict(differences: Sequence[Difference], untrained: float | None = None) -> str:
+    """Whether the teacher paid, from the differences to the baselines without it; `untrained` is the RSUM of the start.
+
+    The baseline with the highest RSUM counts: a teacher that only beats the weaker one adds nothing that is not free.
+    """
+    strongest = max(differences, key=lambda difference: difference.comparison.base.rsum.value)
+    rsum, base = strongest.rsum, _as_training(strongest.contrast.base)
+    interval = f"[{rsum.interval.low:.1f}, {rsum.interval.high:.1f}]"
+    is_start_best = untrained is not None and untrained > max(strongest.comparison.ours.rsum.value, strongest.comparison.base.rsum.value)
+    end = "; the start without any training has a higher RSUM than both." if is_start_best else "."
+    if rsum.interval.low > 0:
+        return f"The teacher added {rsum.value:.1f} {interval} points of RSUM over {base}{end}"
+    if rsum.interval.high < 0:
+        return f"The teacher did not pay: distillation changed RSUM by {rsum.value:.1f} {interval} points compared with {base}{end}"
+    return f"No difference was shown: distillation changed RSUM by {rsum.value:+.1f} {interval} points compared with {base}{end}"
+
+
+def _as_training(name: str) -> str:
+    """The name of a baseline as the act of training it.
+
+    >>> _as_training("fine-tuned, random batches")
+    'fine-tuning with random batches'
+    """
+    first, _, rest = name.partition(", ")
+    return first.replace("fine-tuned", "fine-tuning") + (f" with {rest}" if rest else "")
+
+
+def _times(model: StudyModel) -> QueryTimes | None:
+    return None if model.timed_in is None else read_times(model.timed_in / "bench.json", "teacher" if model.is_teacher else "student")
+
+
+def _row(model: StudyModel, teacher_ms: float | None) -> StudyRow:
+    evaluations = [EvalResult.load(folder, CASCADE_FILES if model.is_cascade else MODEL_FILES) for folder in model.folders]
+    results, tables = zip(*map(_read_evaluation, evaluations), strict=True) if evaluations else ((), ())
+    times = _times(model)
+    query_ms = None if times is None else times.query_ms
+    if model.is_cascade and all(result.depths for result in results):
+        query_ms = statistics.fmean(result.depths[-1].query_ms for result in results)
+    return StudyRow(
+        name=model.name,
+        folders=model.folders,
+        is_start=model.is_start,
+        results=results,
+        tables=tables,
+        query_ms=query_ms,
+        is_extrapolated=times is not None and times.is_extrapolated,
+        speed_up=None if query_ms is None or teacher_ms is None else teacher_ms / query_ms,
+    )
+
+
+def _read_evaluation(found: EvalResult) -> tuple[EvalSummary, RankTable]:
+    """The summary and the ranks of an evaluation. MissingError for a folder without them: a mean over fewer seeds is another one."""
+    if found.summary is None or found.answers is None:
+        raise MissingError(f"{found.folder} has no evaluation with ranks", hint=f"`dcdctl eval {found.folder} --data DIR` makes one")
+    return found.summary, found.answers.table
+
+
+def _check_comparable(results: Sequence[EvalSummary]) -> None:
+    for result in results[1:]:
+        if result.basis != results[0].basis:
+            found = f"{result.model} was evaluated on {result.about_basis}, {results[0].model} on {results[0].about_basis}"
+            raise StaleError(found, hint="evaluate both on the same with `dcdctl eval`, or run the study into another folder")
+
+
+def _compared(contrast: Contrast, rows: dict[str, StudyRow]) -> Difference:
+    ours, base = rows[contrast.ours].tables, rows[contrast.base].tables
+    draws_seeds = min(len(ours), len(base)) > 1
+    return Difference(contrast, compare_ranks(ours, base, draw_seeds=draws_seeds), draws_seeds)
+
+
+def study_tables(study: Study) -> list[Table]:
+    """The models and their recalls, and the differences between them, as text."""
+    return [table for table in (_models_table(study.rows), _differences_table(study.differences)) if table.rows]
+
+
+def _models_table(rows: Sequence[StudyRow]) -> Table:
+    cells = []
+    for row in rows:
+        recalls = [f"{row.recall(direction, name):.1f}" if row.results else NOTHING for direction, name in RECALLS]
+        spread = "" if row.spread is None else f" \N{PLUS-MINUS SIGN} {row.spread:.1f}"
+        rsum = f"{statistics.fmean(row.rsums):.1f}{spread}" if row.results else NOTHING
+        mark = "~" if row.is_extrapolated else ""
+        query = NOTHING if row.query_ms is None else f"{mark}{row.query_ms:,.2f} ms"
+        speed_up = NOTHING if row.speed_up is None else f"{row.speed_up:,.1f}\N{MULTIPLICATION SIGN}"
+        cells.append((row.name, *recalls, rsum, query, speed_up))
+    columns = ("model", *(f"{direction} {name}" for direction, name in RECALLS), "RSUM", "query", "speed-up")
+    return Table("Models", columns, tuple(cells))
+
+
+def _differences_table(differences: Sequence[Difference]) -> Table:
+    rows = []
+    for difference in differences:
+        estimates = difference.comparison.difference
+        recalls = [estimates.text_retrieval["R@1"], estimates.image_retrieval["R@1"], estimates.rsum]
+        name = f"{difference.contrast.ours} \N{MINUS SIGN} {difference.contrast.base}"
+        rows.append((name, *map(_estimate, recalls), difference.covers))
+    return Table("Differences in percentage points", ("difference", "text R@1", "image R@1", "RSUM", "interval over"), tuple(rows))
+
+
+def _estimate(estimate: Estimate) -> str:
+    return f"{estimate.value:+.1f} [{estimate.interval.low:+.1f}, {estimate.interval.high:+.1f}]"
+
+
+def write_study_page(path: Path, study: Study) -> None:
+    """Write the page of a study."""
+    html.write(
+        path,
+        "study.html",
+        title="Does the teacher pay?",
+        verdict=study.verdict,
+        facts=study.facts,
+        tables=study_tables(study),
+        notes=study.notes,
+        left_out=study.left_out,
+    )
+
+
+def _row_document(row: StudyRow) -> dict[str, Any]:
+    document: dict[str, Any] = {"name": row.name, "folders": list(map(str, row.folders))}
+    if row.results:
+        for direction in Direction:
+            document[direction.key] = {name: row.recall(direction, name) for of, name in RECALLS if of == direction}
+        document |= {"rsum": statistics.fmean(row.rsums), "rsum_by_seed": row.rsums, "rsum_spread": row.spread}
+    return {**document, "query_ms": row.query_ms, "query_ms_extrapolated": row.is_extrapolated, "speed_up": row.speed_up}
+
+
+def _difference_document(difference: Difference) -> dict[str, Any]:
+    estimates = difference.comparison.difference
+    return {
+        "ours": difference.contrast.ours,
+        "base": difference.contrast.base,
+        "rsum": _estimate_document(estimates.rsum),
+        Direction.TEXT.key: {name: _estimate_document(estimate) for name, estimate in estimates.text_retrieval.items()},
+        Direction.IMAGE.key: {name: _estimate_document(estimate) for name, estimate in estimates.image_retrieval.items()},
+        "interval_over": difference.covers,
+        "p_value": difference.comparison.p_value,
+    }
+
+
+def _estimate_document(estimate: Estimate) -> dict[str, Any]:
+    return {"value": estimate.value, "interval": [estimate.interval.low, estimate.interval.high]}

@@ -1,0 +1,329 @@
+"""A study on the user's own data: does a teacher pay? Zero-shot, fine-tuned, distilled and a cascade, in one report.
+
+    OUT/settings.json                what the study is about; another study is refused (`study_plan`)
+    OUT/evaluations/zero-shot        the start
+    OUT/cache                        the scores of a fusion teacher; cache-2, ... of further ones
+    OUT/runs/fine-tuned-seed0        the recipe without the teacher's losses
+    OUT/runs/fine-tuned-random-seed0 the same, with the batches of a training that has no cache
+    OUT/runs/distilled-seed0         the recipe; with cascade.json, its first candidates re-ranked by the teacher
+    OUT/evaluations/teacher          the teacher alone, if it is asked for
+    OUT/study.json, OUT/report.html  the results
+
+Every folder is as its own command writes it, and a step whose folder is finished is not repeated.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from dcdctl.core import artifacts, evaluation, files, models, report, training
+from dcdctl.core.bench import ModelPair, compare_saved, read_times
+from dcdctl.core.devices import Compute
+from dcdctl.core.errors import as_user_error
+from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, EvalJob, EvalOptions, EvalResult, SplitChoice
+from dcdctl.core.progress import Say, Track, Watch, silent, unsaid
+from dcdctl.core.report import Contrast, Study, StudyModel
+from dcdctl.core.scoring import Workload
+from dcdctl.core.study_plan import DISTILLED, RANDOM, SETTINGS_FILE, StudyJob, StudyOptions, StudyPlan, Variant, baseline_terms, resolve
+from dcdctl.core.teacher import CACHE, Estimate, cache_scores
+from dcdctl.core.training import InputRefs, Run
+
+RESULT_FILE, PAGE_FILE = "study.json", "report.html"
+ZERO_SHOT, CASCADE, TEACHER = "zero-shot", "cascade", "teacher"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyView:
+    """What shows the progress of a study; by default nothing."""
+
+    announce: Say = unsaid
+    """Receives a line before each step."""
+    say: Say = unsaid
+    track: Track = silent
+    watch: Watch | None = None
+    on_estimate: Callable[[Estimate], None] = lambda estimate: None
+    on_workload: Callable[[Workload], None] = lambda workload: None
+
+
+UNSEEN = StudyView()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step of a study."""
+
+    name: str
+    folder: Path
+    work: str
+    """What it computes, in words."""
+    is_done: Callable[[], bool]
+    run: Callable[[StudyView], str | None]
+    """Returns a line on what could not be done."""
+    num_pairs: int = 0
+    """Pairs that the teacher scores, at most."""
+    seconds: float | None = None
+    """An estimate by a trial, where the teacher scores pairs."""
+
+
+def run_study(job: StudyJob, options: StudyOptions, view: StudyView = UNSEEN) -> Study:
+    """Do the steps that are not finished, and write the report.
+
+    ConfigError or ModelError for a recipe, a start or a teacher that does not fit; StaleError if the folder holds another study or anything
+    else, or another process writes to it; and what the steps raise.
+    """
+    plan = resolve(job, options)
+    with files.lock(job.out):
+        if not (job.out / SETTINGS_FILE).exists():
+            job.out.mkdir(parents=True, exist_ok=True)
+            artifacts.write_document(job.out / SETTINGS_FILE, plan.settings)
+        left_out, steps = [], make_steps(plan)
+        for number, step in enumerate(steps, start=1):
+            is_done = step.is_done()
+            view.announce(f"{number}/{len(steps)} {step.name}: {step.folder}{' (finished before)' if is_done else ''}")
+            if not is_done and (line := step.run(view)) is not None:
+                left_out.append(line)
+        study = _read(plan, left_out)
+        artifacts.write_document(job.out / RESULT_FILE, study.to_json())
+        report.write_study_page(job.out / PAGE_FILE, study)
+    return study
+
+
+def preview_study(job: StudyJob, options: StudyOptions, view: StudyView = UNSEEN) -> list[Step]:
+    """The steps of a study with estimates of their time, by a trial of the teacher if it has pairs to score; writes nothing."""
+    plan = resolve(job, options)
+    unseeded = next(variant for variant in plan.variants if not variant.caches and variant.name != DISTILLED)
+    inputs = InputRefs(data=job.data, split=job.train_split)
+    found = training.preview(plan.training_job(unseeded, job.seeds[0]), inputs, options.training, view.track)
+    size, unit = plan.recipe.batch.size, "lists" if plan.recipe.loss.on_lists else "images"
+    trained = {folder: f"{found.num_steps:,} steps of {size:,} {unit}" for _, _, folder in plan.runs}
+    steps = [replace(step, work=step.work or trained.get(step.folder, "")) for step in make_steps(plan)]
+    trials = {ref: _trial(plan, ref, view) for ref in dict.fromkeys([*plan.caches.values(), *_reranked_by(plan)]) if _is_needed(steps)}
+    return [_estimated(plan, step, trials) for step in steps]
+
+
+def _reranked_by(plan: StudyPlan) -> list[str]:
+    return [] if plan.reranker is None else [plan.reranker]
+
+
+def _is_needed(steps: Sequence[Step]) -> bool:
+    """Whether a trial of the teacher tells anything: pairs are to be scored."""
+    return any(not step.is_done() and (step.num_pairs or step.folder.name.startswith("cache")) for step in steps)
+
+
+def _trial(plan: StudyPlan, ref: str, view: StudyView) -> Estimate:
+    """The cost of the cache of a teacher. The plan of the cache goes to a temporary folder."""
+    found: list[Estimate] = []
+    with tempfile.TemporaryDirectory(prefix="dcdctl-study-") as folder:
+        cache_scores(plan.cache_job(ref, Path(folder, "cache")), dry_run=True, track=view.track, on_estimate=found.append)
+    return found[0]
+
+
+def _estimated(plan: StudyPlan, step: Step, trials: Mapping[str, Estimate]) -> Step:
+    if step.is_done():
+        return step
+    if (estimate := trials.get(plan.caches.get(step.folder, ""))) is not None:
+        return replace(step, work=f"{estimate.num_pairs:,} pairs", num_pairs=estimate.num_pairs, seconds=estimate.seconds)
+    if step.num_pairs and (estimate := trials.get(plan.teacher)) is not None and estimate.pairs_per_s:
+        return replace(step, seconds=step.num_pairs / estimate.pairs_per_s)
+    return step
+
+
+def make_steps(plan: StudyPlan) -> list[Step]:
+    """All steps in order. What they write is looked at when they are asked whether they are done."""
+    steps = [_evaluation_step(plan, ZERO_SHOT, plan.recipe.model.start)]
+    for folder, ref in plan.caches.items():
+        run = partial(_score, plan, ref, folder)
+        steps.append(Step(name=f"scores of {ref}", folder=folder, work="", is_done=(folder / CACHE.seal_file).exists, run=run))
+    for variant, seed, folder in plan.runs:
+        run = partial(_train, plan, variant, seed)
+        steps.append(Step(name=f"{variant.name}, seed {seed}", folder=folder, work="", is_done=partial(_is_trained, plan, folder), run=run))
+        if variant.name == DISTILLED and plan.reranker is not None:
+            steps.append(_cascade_step(plan, seed, folder))
+    if plan.job.with_teacher:
+        step = _evaluation_step(plan, TEACHER, plan.teacher, plan.job.model_set)
+        corpus = plan.corpus
+        is_pairwise = plan.reranker is not None
+        steps.append(replace(step, num_pairs=corpus.num_images * corpus.num_captions if is_pairwise else 0))
+    return [*steps, _bench_step(plan)]
+
+
+def _evaluation_step(plan: StudyPlan, name: str, ref: str, model_set: Sequence[str] = ()) -> Step:
+    """The evaluation of a model that is no run of the study."""
+    folder, corpus = plan.job.out / "evaluations" / name, plan.corpus
+    return Step(
+        name=name,
+        folder=folder,
+        work=f"{corpus.num_images:,} images, {corpus.num_captions:,} captions",
+        is_done=partial(_is_evaluated, plan, folder),
+        run=partial(_evaluate, plan, EvalJob(model=ref, choice=_choice(plan), model_sets=tuple(model_set)), folder),
+    )
+
+
+def _cascade_step(plan: StudyPlan, seed: int, folder: Path) -> Step:
+    job, corpus = plan.job, plan.corpus
+    # Depth 0 adds the time of the dual encoder alone; a list of depths is what makes an evaluation take times.
+    cascade = EvalJob(
+        model=str(folder), choice=_choice(plan), rerank=plan.reranker, rerank_sets=tuple(job.model_set), depth=f"0,{job.depth}"
+    )
+    num_pairs = corpus.num_images * min(job.depth, corpus.num_captions) + corpus.num_captions * min(job.depth, corpus.num_images)
+    return Step(
+        name=f"{CASCADE}, seed {seed}",
+        folder=folder,
+        work=f"at most {num_pairs:,} pairs",
+        is_done=partial(_is_evaluated, plan, folder, is_cascade=True),
+        run=partial(_evaluate, plan, cascade, None),
+        num_pairs=num_pairs,
+    )
+
+
+def _bench_step(plan: StudyPlan) -> Step:
+    folder = plan.run_folder(DISTILLED, plan.job.seeds[0])
+    work = f"one caption against {plan.corpus.num_images:,} images"
+    return Step(name="time per query", folder=folder, work=work, is_done=partial(_is_timed, plan, folder), run=partial(_time, plan, folder))
+
+
+def _choice(plan: StudyPlan) -> SplitChoice:
+    return SplitChoice(plan.job.data, plan.job.split)
+
+
+def _score(plan: StudyPlan, ref: str, folder: Path, view: StudyView) -> None:
+    cache_scores(plan.cache_job(ref, folder), track=view.track, on_estimate=view.on_estimate)
+
+
+def _train(plan: StudyPlan, variant: Variant, seed: int, view: StudyView) -> None:
+    """Train, unless that is finished, and evaluate."""
+    folder = plan.run_folder(variant.name, seed)
+    if not Run(folder).is_finished:
+        options = plan.options.training
+        # A trial may choose bfloat16. All runs take the choice of the first one, so that no difference comes from the precision.
+        first = Run(plan.runs[0][2])
+        if options.tries_precision and first.folder != folder and first.is_finished:
+            compute = replace(options.compute, precision=first.facts()["inputs"]["precision"])
+            options = replace(options, compute=compute, tries_precision=False)
+        job = plan.training_job(variant, seed)
+        training.train(job, plan.inputs(variant), options=options, track=view.track, watch=view.watch, say=view.say)
+    _evaluate(plan, EvalJob(model=str(folder), choice=_choice(plan)), None, view)
+
+
+def _evaluate(plan: StudyPlan, job: EvalJob, out: Path | None, view: StudyView) -> None:
+    """The evaluation that `dcdctl eval` makes."""
+    compute = Compute(device=plan.options.scoring.device, batch_size=plan.options.scoring.batch_size)
+    options = EvalOptions(compute=compute)
+    evaluation.run_evaluation(job, options, out=out, track=view.track, on_workload=view.on_workload, say=view.say)
+
+
+def _time(plan: StudyPlan, folder: Path, view: StudyView) -> str | None:
+    """Time the teacher and a distilled model. A failure, such as too little memory, leaves the times out and not the report."""
+    scoring, job = plan.options.scoring, plan.job
+    overrides = models.parse_overrides(job.model_set)
+    pair = ModelPair(teacher=plan.teacher, student=str(folder), overrides=overrides, data=job.data, split=job.split)
+    try:
+        compare_saved(pair, plan.bench, device=scoring.device, track=view.track)
+    except Exception as error:
+        if (reason := as_user_error(error)) is None:
+            raise
+        return f"times per query: {reason}"
+    return None
+
+
+def _is_trained(plan: StudyPlan, folder: Path) -> bool:
+    return Run(folder).is_finished and _is_evaluated(plan, folder)
+
+
+def _is_evaluated(plan: StudyPlan, folder: Path, *, is_cascade: bool = False) -> bool:
+    """Whether a folder has an evaluation on the split; another one, such as of another split, is made again."""
+    names = CASCADE_FILES if is_cascade else MODEL_FILES
+    found = EvalResult.load(folder, names).summary
+    if (
+        found is None
+        or not (folder / names.ranks).exists()
+        or (found.fingerprint, found.split) != (plan.corpus.fingerprint, plan.corpus.split)
+    ):
+        return False
+    return not is_cascade or (found.depth, found.reranker, bool(found.depths)) == (plan.job.depth, plan.reranker, True)
+
+
+def _is_timed(plan: StudyPlan, folder: Path) -> bool:
+    found = read_times(folder / "bench.json", "teacher")
+    return found is not None and (found.teacher_model, found.num_images) == (plan.teacher, plan.corpus.num_images)
+
+
+def _read(plan: StudyPlan, left_out: Sequence[str]) -> Study:
+    """The results of a finished study."""
+    job, timed = plan.job, plan.run_folder(DISTILLED, plan.job.seeds[0])
+    distilled = tuple(plan.run_folder(DISTILLED, seed) for seed in job.seeds)
+    is_cut = bool(plan.recipe.model.vision_layers or plan.recipe.model.text_layers)
+    found = [StudyModel(name=ZERO_SHOT, folders=(job.out / "evaluations" / ZERO_SHOT,), is_start=True, timed_in=None if is_cut else timed)]
+    for variant in plan.variants:
+        folders = tuple(plan.run_folder(variant.name, seed) for seed in job.seeds)
+        found.append(StudyModel(name=variant.name, folders=folders, timed_in=timed))
+    if plan.reranker is not None:
+        found.append(StudyModel(name=CASCADE, folders=distilled, is_cascade=True))
+    teacher = (job.out / "evaluations" / TEACHER,) if job.with_teacher else ()
+    found.append(StudyModel(name=TEACHER, folders=teacher, is_teacher=True, timed_in=timed))
+    baselines = [variant.name for variant in plan.variants if variant.name != DISTILLED]
+    contrasts = [
+        *(Contrast(DISTILLED, name, is_about_teacher=True) for name in baselines),
+        *(Contrast(name, ZERO_SHOT) for name in baselines),
+        Contrast(CASCADE, DISTILLED),
+        Contrast(CASCADE, TEACHER),
+    ]
+    missing = [*left_out, *_not_asked_for(plan)]
+    return report.read_study(found, contrasts, facts=_facts(plan), notes=list(_notes(plan)), left_out=missing)
+
+
+def _not_asked_for(plan: StudyPlan) -> Iterator[str]:
+    """What the study leaves out by its settings."""
+    if plan.reranker is None:
+        yield "cascade: a dual teacher is a dual encoder itself, so it can search all images as fast as it could re-rank the first ones"
+    if not plan.job.with_teacher:
+        pairs = f", {plan.corpus.num_images * plan.corpus.num_captions:,} pairs" if plan.reranker is not None else ""
+        yield f"recalls of the teacher: it was not evaluated{pairs}; add --with-teacher"
+
+
+def _facts(plan: StudyPlan) -> list[tuple[str, str]]:
+    job, corpus = plan.job, plan.corpus
+    return [
+        ("recipe", " ".join([job.recipe, *(f"--set {line}" for line in job.sets)])),
+        ("start", plan.recipe.model.start),
+        ("teacher", ", ".join(job.teachers)),
+        ("trained on", f"{job.train_split} of {job.data}"),
+        ("measured on", f"{corpus.split}: {corpus.num_images:,} images, {corpus.num_captions:,} captions"),
+        ("seeds", ", ".join(map(str, job.seeds))),
+    ]
+
+
+def _notes(plan: StudyPlan) -> Iterator[str]:
+    """How the models were trained and measured, a fact per line."""
+    recipe, several = plan.recipe, len(plan.job.seeds) > 1
+    added = "" if recipe.loss.own_terms else ", because the recipe has no loss without a teacher"
+    yield f"Fine-tuned: the recipe without the teacher's losses, with {' and '.join(baseline_terms(recipe))}{added}."
+    yield "Start, steps, images, optimizer and seeds of fine-tuning are those of distillation."
+    if recipe.loss.on_lists:
+        yield (
+            f"A list of the baseline has {recipe.batch.hard_negatives} random negatives; distillation keeps as many of "
+            f"{recipe.batch.random_negatives}, those that the teacher scores highest."
+        )
+    elif plan.caches:
+        yield "Fine-tuned and distilled have the same batches: neighborhoods of the cache, which need no score of the teacher."
+        yield f"{RANDOM.capitalize()}: those of a training without a cache. The verdict is against the better of the two baselines."
+    else:
+        yield "Fine-tuned and distilled have the same batches, which are random."
+    if plan.reranker is not None:
+        yield f"Cascade: the first {plan.job.depth} candidates of the distilled model, re-ranked by {plan.reranker}."
+    yield (
+        "Recalls are means over the seeds; \N{PLUS-MINUS SIGN} is the standard deviation of RSUM over them."
+        if several
+        else ("There is one seed: the intervals do not show how much another seed would change.")
+    )
+    yield "Intervals: 95 % bootstrap, paired query by query, as in `dcdctl compare`; over seeds too where both models have several."
+    if several and plan.caches:
+        yield "All seeds share one cache, so no interval covers the draw of the candidates."
+    yield (
+        f"Query: one caption against the {plan.corpus.num_images:,} encoded images of the split, on {plan.options.scoring.device}; "
+        "~: extrapolated. Zero-shot, fine-tuned and distilled models of equal layers take the same time."
+    )

@@ -1,0 +1,276 @@
+"""What a study does, from its request to its plan: the trainings, their fair baselines, and the settings that name it.
+
+A fair baseline differs from distillation in the teacher alone. It has the same start, steps, images, optimizer and seeds.
+
+- Losses on all pairs, with a cache: batches are neighborhoods of the cache. They need no score of the teacher, so the baseline has them
+  too. But neighborhoods may suit the teacher's losses better than InfoNCE, and a user without a teacher has random batches. So a second
+  baseline has those, and the verdict is against the better of the two.
+- Losses on all pairs, with dual teachers: both trainings have the same random batches.
+- Losses on lists: distillation keeps the negatives that the teacher scores highest. The baseline draws as many at random.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dcdctl.core import artifacts, distributed, files, models, training
+from dcdctl.core.bench import BenchConfig
+from dcdctl.core.config import to_table
+from dcdctl.core.data import Corpus, share_split
+from dcdctl.core.devices import ON_CPU, Compute
+from dcdctl.core.errors import ConfigError, StaleError
+from dcdctl.core.teacher import CacheJob
+from dcdctl.core.training import InputRefs, Recipe, TrainingJob, TrainingOptions
+
+FORMAT = 1
+SETTINGS_FILE = "settings.json"
+FINE_TUNED, RANDOM, DISTILLED = "fine-tuned", "fine-tuned, random batches", "distilled"
+"""The ways to train the start."""
+BENCH = BenchConfig(budget_s=2.0, num_repeats=20, batch_sizes=(32,), gallery_sizes=(1000,), num_fresh_processes=0, is_onnx_timed=False)
+"""How queries are timed; the gallery is the evaluated split."""
+NEXT = "name another folder with --out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyJob:
+    """What to study."""
+
+    recipe: str
+    """A recipe of a dual student with a loss that has a teacher."""
+    teachers: Sequence[str]
+    data: Path
+    out: Path
+    start: str | None = None
+    """The dual encoder that is trained; None for the recipe's `model.start`."""
+    sets: Sequence[str] = ()
+    """Recipe fields to override."""
+    model_set: Sequence[str] = ()
+    """Settings that the teachers' files lack."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    train_split: str = "train"
+    split: str = "test"
+    depth: int = 20
+    """Candidates per query that the teacher re-ranks."""
+    with_teacher: bool = False
+    """Whether the teacher itself is evaluated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """Where and how to compute."""
+
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    scoring: Compute = ON_CPU
+    """How the teacher scores its cache. Evaluations take its device and its batch size, in float32."""
+    bench: BenchConfig = BENCH
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A way to train the start."""
+
+    name: str
+    sets: tuple[str, ...]
+    caches: tuple[Path, ...] = ()
+    teachers: tuple[str, ...] = ()
+    """Dual encoders that give scores or vectors without a cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPlan:
+    """A study whose settings are checked, with no weights opened yet."""
+
+    job: StudyJob
+    options: StudyOptions
+    recipe: Recipe
+    """With the start; its seed is not that of a run."""
+    variants: tuple[Variant, ...]
+    """The baselines, then the distillation."""
+    caches: Mapping[Path, str]
+    """The teacher of each cache."""
+    reranker: str | None
+    """The fusion teacher that re-ranks; None if all teachers are dual encoders."""
+    corpus: Corpus
+    """The evaluated split."""
+    settings: dict[str, Any]
+
+    @property
+    def runs(self) -> list[tuple[Variant, int, Path]]:
+        """Variant, seed and folder of each training, seed by seed."""
+        return [(variant, seed, self.run_folder(variant.name, seed)) for seed in self.job.seeds for variant in self.variants]
+
+    def run_folder(self, name: str, seed: int) -> Path:
+        return self.job.out / "runs" / f"{name.replace(', ', '-').removesuffix(' batches')}-seed{seed}"
+
+    @property
+    def teacher(self) -> str:
+        """The teacher that is timed and may be evaluated."""
+        return self.reranker or self.job.teachers[0]
+
+    @property
+    def bench(self) -> BenchConfig:
+        """The settings of the benchmark, with the evaluated split as the gallery."""
+        size = self.corpus.num_images
+        return replace(self.options.bench, gallery_sizes=(size,), reference_gallery=size)
+
+    def inputs(self, variant: Variant) -> InputRefs:
+        """What a training reads."""
+        job, model_set = self.job, self.job.model_set if variant.teachers else ()
+        return InputRefs(data=job.data, split=job.train_split, caches=variant.caches, teachers=variant.teachers, model_set=model_set)
+
+    def training_job(self, variant: Variant, seed: int) -> TrainingJob:
+        """A training that resumes if it was interrupted."""
+        return TrainingJob("distill", self.job.recipe, (*variant.sets, f"seed={seed}"), self.run_folder(variant.name, seed), resume=True)
+
+    def cache_job(self, ref: str, folder: Path) -> CacheJob:
+        """The scores of a teacher for the recipe's candidates."""
+        return CacheJob(
+            teacher=ref,
+            data=self.job.data,
+            split=self.job.train_split,
+            out=folder,
+            candidates=self.recipe.candidates,
+            model_set=self.job.model_set,
+            compute=self.options.scoring,
+        )
+
+
+def resolve(job: StudyJob, options: StudyOptions) -> StudyPlan:
+    """The plan of a study. Reads the recipe, the corpus's index, and the checksums of local models; loads no weights."""
+    if distributed.world_size() > 1:
+        raise ConfigError("a study runs in one process", hint="start it without torchrun")
+    recipe, sets = _recipe(job)
+    overrides = models.parse_overrides(job.model_set)
+    if len(set(job.seeds)) < len(job.seeds) or min(job.seeds) < 0:
+        raise ConfigError(f"--seeds must be different numbers of at least 0, got {','.join(map(str, job.seeds))}", hint="such as 0,1,2")
+    if not job.teachers:
+        raise ConfigError("a study needs a teacher", hint="name it with --teacher")
+    models.check_ref(recipe.model.start, kind="dual")
+    kinds = {ref: models.check_ref(ref, overrides) or ("dual" if models.is_dual(ref) else "fusion") for ref in job.teachers}
+    fusions = [ref for ref in job.teachers if kinds[ref] == "fusion"]
+    # A dual encoder beside a fusion teacher is cached like it, unless the loss reads its vectors.
+    cached = [] if not fusions else fusions if recipe.loss.vector_terms else list(job.teachers)
+    caches = {job.out / ("cache" if number == 1 else f"cache-{number}"): ref for number, ref in enumerate(cached, start=1)}
+    if caches:
+        recipe.candidates.require_packages()
+    corpora = [_open(job, job.train_split), _open(job, job.split)]
+    distilled = Variant(name=DISTILLED, sets=sets, caches=tuple(caches), teachers=tuple(ref for ref in job.teachers if ref not in cached))
+    plan = StudyPlan(
+        job=job,
+        options=options,
+        recipe=recipe,
+        variants=(*_baselines(recipe, sets, tuple(caches)), distilled),
+        caches=caches,
+        reranker=fusions[0] if fusions else None,
+        corpus=corpora[1],
+        settings=_settings(job, options, recipe, corpora),
+    )
+    _check_folder(plan)
+    for variant, seed, _ in plan.runs:
+        training.resolve(plan.training_job(variant, seed), plan.inputs(variant), options.training)
+    return plan
+
+
+def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with the start, and the overrides that make it; ConfigError for one that a study cannot use."""
+    if fixed := next((line for line in job.sets if line.partition("=")[0].strip() == "seed"), None):
+        raise ConfigError(f"--set {fixed} sets one seed, and a study trains several", hint="name them with --seeds")
+    given = training.load_recipe(job.recipe, job.sets)
+    if given.model.kind != "dual":
+        found = f"recipe {job.recipe} trains a fusion model, and a study needs a dual student, which can search without its teacher"
+        raise ConfigError(found, hint="take a recipe with model.kind dual")
+    if not given.loss.needs_teacher and not given.loss.vector_terms:
+        found = f"recipe {job.recipe} learns from no teacher: loss.terms has {', '.join(given.loss.terms)}"
+        raise ConfigError(found, hint="add a loss that has a teacher, such as kl: --set 'loss.terms={ infonce = 1.0, kl = 1.0 }'")
+    if given.batch.refresh_steps:
+        found = "batch.refresh_steps changes the batches of the distillation alone, so its baseline would not be fair"
+        raise ConfigError(found, hint="set it to []: --set 'batch.refresh_steps=[]'")
+    if job.start is None and given.model.start == "new":
+        raise ConfigError(f"recipe {job.recipe} starts from new weights, which have no zero-shot quality", hint="name a start with --start")
+    sets = (*job.sets, *([] if job.start is None else [f"model.start={json.dumps(job.start)}"]))
+    return training.load_recipe(job.recipe, sets), sets
+
+
+def baseline_terms(recipe: Recipe) -> dict[str, float]:
+    """The losses of a recipe's baseline: those that need no teacher, or InfoNCE if there are none."""
+    return recipe.loss.own_terms or {"infonce-hard" if recipe.loss.on_lists else "infonce": 1.0}
+
+
+def _baselines(recipe: Recipe, sets: tuple[str, ...], caches: tuple[Path, ...]) -> Iterator[Variant]:
+    """The recipe without the teacher's losses, with the batches of the distillation where they need no score of the teacher."""
+    loss, terms = recipe.loss, baseline_terms(recipe)
+    schedules = {name: schedule for name, schedule in loss.schedules.items() if name in terms}
+    # Of the settings that belong to some losses alone, only label_smoothing is one of a loss without a teacher.
+    own = (f"loss.terms={_toml(terms)}", f"loss.schedules={_toml(schedules)}", "loss.temperature=1.0", "loss.weight_group=none")
+    alone = (*sets, *own, "teachers.weights=[]")
+    if loss.on_lists:
+        yield Variant(name=FINE_TUNED, sets=(*alone, f"batch.random_negatives={recipe.batch.hard_negatives}"))
+    elif caches:
+        yield Variant(name=FINE_TUNED, sets=(*sets, *own), caches=caches)
+        yield Variant(name=RANDOM, sets=alone)
+    else:
+        yield Variant(name=FINE_TUNED, sets=alone)
+
+
+def _toml(table: Mapping[str, Any]) -> str:
+    """A flat table in one line.
+
+    >>> _toml({"infonce": 1.0})
+    '{ infonce = 1.0 }'
+    """
+    return f"{{ {', '.join(f'{name} = {json.dumps(value)}' for name, value in table.items())} }}"
+
+
+def _open(job: StudyJob, split: str) -> Corpus:
+    corpus = Corpus.open(job.data, split)
+    if share_split(job.train_split, job.split):
+        raise ConfigError(f"the study trains on {job.train_split} and evaluates on {job.split}", hint="name another --split")
+    return corpus
+
+
+def _settings(job: StudyJob, options: StudyOptions, recipe: Recipe, corpora: Sequence[Corpus]) -> dict[str, Any]:
+    """Everything that changes a number. The seeds and --with-teacher only add results."""
+    validation, compute = recipe.validation, options.training.compute
+    if validation.every and validation.keep == "best" and share_split(validation.split, job.split):
+        found = f"validation.split is {validation.split}, on which the best weights are chosen, and the study evaluates on {job.split}"
+        raise ConfigError(found, hint="name another --split, or set validation.split")
+    return {
+        "format": FORMAT,
+        "recipe": {name: value for name, value in to_table(recipe).items() if name != "seed"},
+        "start": {"ref": recipe.model.start, "digest": _digest(recipe.model.start)},
+        "teachers": [{"ref": ref, "digest": _digest(ref)} for ref in job.teachers],
+        "model_set": list(job.model_set),
+        "corpora": {corpus.split: corpus.fingerprint for corpus in corpora},
+        "depth": job.depth,
+        "precision": {"training": "auto" if options.training.tries_precision else compute.precision, "cache": options.scoring.precision},
+        "features": None if compute.features is None else "float16",
+    }
+
+
+def _digest(ref: str) -> str | None:
+    """What tells a local model from a later one of the same name: SHA-256 over its files; None for a model that is not local."""
+    path = Path(ref).expanduser()
+    if path.is_file():
+        return artifacts.sha256_of(path)
+    folder = path / "model" if (path / "model").is_dir() else path
+    # dcdctl.json lists the SHA-256 of all files of a saved model.
+    if (sealed := folder / models.SETTINGS_FILE).exists():
+        return artifacts.sha256_of(sealed)
+    found = sorted(part for part in folder.rglob("*") if part.is_file() and not part.name.startswith("."))
+    return files.digest_of({str(part.relative_to(folder)): artifacts.sha256_of(part) for part in found}) if found else None
+
+
+def _check_folder(plan: StudyPlan) -> None:
+    """StaleError if the folder holds another study, or something else; InputError if it cannot be written to."""
+    out = plan.job.out
+    files.check_output_folder(out)
+    path = out / SETTINGS_FILE
+    if path.exists():
+        found = artifacts.read_document(path, FORMAT, hint="delete the folder, or name another one with --out")
+        artifacts.expect(out, found, plan.settings, hint=NEXT)
+    elif not files.is_vacant(out):
+        raise StaleError(f"{out} holds something that is not a study", hint=NEXT)

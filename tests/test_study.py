@@ -1,0 +1,499 @@
+"""`dcdctl study`: every number is that of its own command, the baseline differs in the teacher alone, and a killed study resumes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from duals import save_dual
+from tiny import make_teacher
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.core import evaluation, models, study, training
+from dcdctl.core.artifacts import write_document
+from dcdctl.core.bench import BenchConfig
+from dcdctl.core.data import Corpus
+from dcdctl.core.errors import ConfigError, DcdError, MissingError, ModelError, StaleError
+from dcdctl.core.evaluation import EvalOptions, Evaluation, RankTable, compare_ranks
+from dcdctl.core.evaluation.significance import Comparison
+from dcdctl.core.progress import OnStep
+from dcdctl.core.report.report import read_report
+from dcdctl.core.report.study import Contrast, Difference, StudyModel, StudyRow, read_study, verdict
+from dcdctl.core.scoring import pairs
+from dcdctl.core.study import StudyView, run_study
+from dcdctl.core.study_plan import DISTILLED, FINE_TUNED, RANDOM, SETTINGS_FILE, StudyJob, StudyOptions, resolve
+from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, load_recipe
+
+RECIPE = """
+[candidates]
+kind = "blocks"
+block_size = 4
+group_size = 1
+captions_per_image = 2
+[model]
+kind = "dual"
+start = "openai/clip-vit-base-patch32"
+[loss]
+terms = { infonce = 1.0, kl = 2.0 }
+temperature = 2.0
+schedules = { kl = "linear-down" }
+[batch]
+size = 8
+[optimizer]
+lr = 1e-3
+steps = 3
+save_every = 1
+"""
+QUICK = BenchConfig(
+    num_images=2,
+    batch_size=2,
+    batch_sizes=(2,),
+    num_warmup=1,
+    num_repeats=2,
+    min_rounds=1,
+    budget_s=0.01,
+    gallery_sizes=(2,),
+    reference_gallery=2,
+    num_fresh_processes=0,
+    is_onnx_timed=False,
+)
+OPTIONS = StudyOptions(bench=QUICK)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Tiny models and a corpus of 32 images to train on and 16 to evaluate on."""
+
+    folder: Path
+    data: Path
+
+    @property
+    def recipe(self) -> str:
+        return str(self.folder / "recipe.toml")
+
+    def job(self, out: Path, **changes: Any) -> StudyJob:
+        job = StudyJob(
+            recipe=self.recipe,
+            start=str(self.folder / "clip"),
+            teachers=(str(self.folder / "teacher"),),
+            data=self.data,
+            out=out,
+            seeds=(0, 1),
+            depth=3,
+        )
+        return replace(job, **changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_trials() -> Iterator[None]:
+    """Estimates of the teacher's time from a single batch: they are shown, and change nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "TRIAL_S", 0.001)
+        yield
+
+
+@pytest.fixture(scope="module")
+def stage(scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    folder, captions = tmp_path_factory.mktemp("stage"), Corpus.open(scenes_corpus_dir, "train").captions
+    for kind, name in (("CLIP", "clip"), ("SigLIP", "siglip")):
+        save_dual(kind, captions, folder / name)
+    models.save(make_teacher(captions), folder / "teacher")
+    (folder / "recipe.toml").write_text(RECIPE)
+    return Stage(folder, scenes_corpus_dir)
+
+
+@pytest.fixture(scope="module")
+def finished(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study of two seeds."""
+    out = tmp_path_factory.mktemp("finished") / "study"
+    run_study(stage.job(out), OPTIONS)
+    return out
+
+
+def document(out: Path) -> dict[str, Any]:
+    return json.loads((out / "study.json").read_text())
+
+
+def rows(out: Path) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in document(out)["models"]}
+
+
+def without_times(out: Path) -> dict[str, Any]:
+    """study.json without what another run measures otherwise, and without the name of its folder."""
+    found = json.loads((out / "study.json").read_text().replace(str(out), "OUT"))
+    found["models"] = [{name: value for name, value in row.items() if "ms" not in name and name != "speed_up"} for row in found["models"]]
+    return {name: value for name, value in found.items() if name != "checksum"}
+
+
+def evaluate(ref: object, stage: Stage, **more: Any) -> Evaluation:
+    return evaluation.evaluate_model(models.load(str(ref)), Corpus.open(stage.data, "test"), **more)
+
+
+def recalls(row: dict[str, Any]) -> list[float]:
+    return [*row["text_retrieval"].values(), *row["image_retrieval"].values(), row["rsum"]]
+
+
+def recalls_of(found: Sequence[Evaluation]) -> list[float]:
+    """The same of evaluations: means over them."""
+    each = [[*one.recalls.text_retrieval.values(), *one.recalls.image_retrieval.values(), one.recalls.rsum] for one in found]
+    return np.mean(each, axis=0).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "folders"),
+    [
+        ("zero-shot", ["clip"]),
+        ("fine-tuned", ["runs/fine-tuned-seed0", "runs/fine-tuned-seed1"]),
+        ("fine-tuned, random batches", ["runs/fine-tuned-random-seed0", "runs/fine-tuned-random-seed1"]),
+        ("distilled", ["runs/distilled-seed0", "runs/distilled-seed1"]),
+    ],
+)
+def test_the_recalls_of_a_row_are_the_means_of_evaluations_of_its_models(name: str, folders: list[str], stage: Stage, finished: Path):
+    found = [evaluate((stage.folder if name == "zero-shot" else finished) / folder, stage) for folder in folders]
+    assert recalls(rows(finished)[name]) == pytest.approx(recalls_of(found))
+    assert rows(finished)[name]["rsum_by_seed"] == pytest.approx([one.recalls.rsum for one in found])
+
+
+def test_the_cascade_is_the_distilled_model_re_ranked_by_the_teacher(stage: Stage, finished: Path):
+    teacher, options = models.load_fusion(stage.folder / "teacher"), EvalOptions(depths=(3,))
+    found = [evaluate(finished / f"runs/distilled-seed{seed}", stage, rerank=teacher, options=options) for seed in (0, 1)]
+    assert recalls(rows(finished)["cascade"]) == pytest.approx(recalls_of(found))
+    assert recalls(rows(finished)["cascade"]) != pytest.approx(recalls(rows(finished)["distilled"]))
+
+
+@pytest.mark.parametrize(
+    ("run", "terms", "has_cache", "seed"),
+    [
+        ("distilled-seed0", "{ infonce = 1.0, kl = 2.0 }", True, 0),
+        ("fine-tuned-seed1", "{ infonce = 1.0 }", True, 1),
+        ("fine-tuned-random-seed0", "{ infonce = 1.0 }", False, 0),
+    ],
+)
+def test_a_run_has_the_weights_that_distill_gives(run, terms, has_cache, seed, stage: Stage, finished: Path, tmp_path: Path):
+    sets = [f"loss.terms={terms}", f"model.start={stage.folder / 'clip'}", f"seed={seed}"]
+    sets += [] if "kl" in terms else ["loss.schedules={}"]
+    job = TrainingJob("distill", stage.recipe, sets, tmp_path / "run")
+    inputs = InputRefs(data=stage.data, caches=[finished / "cache"] if has_cache else [])
+    alone = training.train(job, inputs, options=TrainingOptions())
+    assert models.load(alone.folder).digest == models.load(finished / "runs" / run).digest
+
+
+def test_without_the_weight_of_its_teacher_distillation_is_fine_tuning(stage: Stage, finished: Path, tmp_path: Path):
+    """The same batches in the same order: only then do the weights agree. Random batches give others."""
+    plan = resolve(stage.job(tmp_path, sets=["loss.terms={ infonce = 1.0, kl = 1e-12 }"]), OPTIONS)
+    shutil.copytree(finished / "cache", tmp_path / "cache")
+
+    def weights(name: str) -> torch.Tensor:
+        variant = next(variant for variant in plan.variants if variant.name == name)
+        run = training.train(plan.training_job(variant, 0), plan.inputs(variant), options=TrainingOptions())
+        return models.load(run.folder).network.state_dict()["visual_projection.weight"]
+
+    fine_tuned = weights(FINE_TUNED)
+    torch.testing.assert_close(weights(DISTILLED), fine_tuned, rtol=0, atol=1e-6)
+    assert (weights(RANDOM) - fine_tuned).abs().max() > 1e-4
+
+
+def test_the_differences_are_paired_over_all_seeds(finished: Path):
+    def tables(name: str) -> list[RankTable]:
+        found = [evaluation.EvalResult.load(finished / "runs" / f"{name}-seed{seed}").answers for seed in (0, 1)]
+        return [answers.table for answers in found if answers is not None]
+
+    expected = compare_ranks(tables("distilled"), tables("fine-tuned"), draw_seeds=True).difference
+    found = {(one["ours"], one["base"]): one for one in document(finished)["differences"]}
+    rsum = found["distilled", "fine-tuned"]["rsum"]
+    assert (rsum["value"], rsum["interval"]) == (expected.rsum.value, [expected.rsum.interval.low, expected.rsum.interval.high])
+    assert found["distilled", "fine-tuned"]["interval_over"] == "images and seeds"
+    # One evaluation of the start has no seeds to draw.
+    assert found["fine-tuned", "zero-shot"]["interval_over"] == "images"
+    assert list(found) == [
+        ("distilled", "fine-tuned"),
+        ("distilled", "fine-tuned, random batches"),
+        ("fine-tuned", "zero-shot"),
+        ("fine-tuned, random batches", "zero-shot"),
+        ("cascade", "distilled"),
+    ]
+
+
+def test_a_time_is_that_of_the_benchmark_or_of_the_cascade(finished: Path):
+    first = finished / "runs" / "distilled-seed0"
+    bench = json.loads((first / "bench.json").read_text())
+    ms = {
+        name: 1000
+        * next(query["duration"]["seconds"] for query in bench[name]["queries"] if query["is_cached"] and query["num_images"] == 16)
+        for name in ("teacher", "student")
+    }
+    found = rows(finished)
+    assert found["teacher"]["query_ms"] == pytest.approx(ms["teacher"])
+    assert found["distilled"]["query_ms"] == found["zero-shot"]["query_ms"] == pytest.approx(ms["student"])
+    assert found["distilled"]["speed_up"] == pytest.approx(ms["teacher"] / ms["student"])
+    depths = [json.loads((finished / "runs" / f"distilled-seed{seed}" / "cascade.json").read_text())["depths"] for seed in (0, 1)]
+    assert found["cascade"]["query_ms"] == pytest.approx(np.mean([each[-1]["ms_per_query"] for each in depths]))
+
+
+def test_the_page_and_other_commands_read_what_it_leaves(finished: Path):
+    page, found = (finished / "report.html").read_text(), document(finished)
+    assert found["verdict"] in page
+    best = max(rows(finished)[name]["rsum"] for name in ("distilled", "fine-tuned", "fine-tuned, random batches"))
+    assert ("the start without any training" in found["verdict"]) == (rows(finished)["zero-shot"]["rsum"] > best)
+    assert all(f'<th scope="row">{name}' in page for name in rows(finished))
+    assert "recalls of the teacher: it was not evaluated, 1,280 pairs; add --with-teacher" in found["left_out"]
+    read = read_report([finished / "runs" / "distilled-seed0"], baseline=finished / "evaluations" / "zero-shot")
+    assert [one.result.rsum.value for one in read.models if one.result] == pytest.approx(
+        [rows(finished)[name]["rsum_by_seed"][0] for name in ("distilled", "cascade", "zero-shot")]
+    )
+
+
+class InterruptError(Exception):
+    """What a test raises in the place of a kill."""
+
+
+@contextmanager
+def dies(*, total: int, done: int, unit: str = "steps", per_step: int = 1) -> Iterator[OnStep]:
+    """A view of a training that ends it after its second step."""
+
+    def on_step(steps: int, values: Mapping[str, float]) -> None:
+        if steps == 2:
+            raise InterruptError
+
+    yield on_step
+
+
+def test_a_killed_study_resumes_with_the_same_numbers_and_repeats_nothing(stage: Stage, finished: Path, tmp_path: Path):
+    out = shutil.copytree(finished, tmp_path / "study")
+    for name in ("distilled-seed0", "fine-tuned-random-seed1"):
+        shutil.rmtree(out / "runs" / name)
+    with pytest.raises(InterruptError):
+        run_study(stage.job(out), OPTIONS, StudyView(watch=dies))
+    assert Run(out / "runs" / "distilled-seed0").checkpoint_steps() == [1, 2]
+    others = [path for path in out.rglob("*") if path.is_file() and path.parent.name not in ("distilled-seed0", "study")]
+    before = {path: path.stat().st_mtime_ns for path in others if "distilled-seed0" not in path.parts}
+    lines: list[str] = []
+    run_study(stage.job(out), OPTIONS, StudyView(announce=lines.append))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    repeated = [line.partition(" ")[2].partition(":")[0] for line in lines if "finished before" not in line]
+    assert repeated == ["distilled, seed 0", "cascade, seed 0", "fine-tuned, random batches, seed 1", "time per query"]
+    assert without_times(out) == without_times(finished)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": 4}, r"depth \(3, not 4\)"),
+        ({"sets": ["optimizer.lr=1e-2"]}, r"recipe\.optimizer\.lr \(0\.001, not 0\.01\)"),
+        ({"split": "val"}, r"corpora\.(test|val) "),
+        ({"teachers": ("scenes-vilt",)}, r"teachers\[0\]\.ref"),
+    ],
+)
+def test_a_folder_of_another_study_is_refused(changes: dict[str, Any], message: str, stage: Stage, finished: Path):
+    with pytest.raises(StaleError, match=message) as refused:
+        run_study(stage.job(finished, **changes), OPTIONS)
+    assert "name another folder with --out" in str(refused.value)
+
+
+def test_a_start_that_has_changed_under_its_name_is_refused(stage: Stage, tmp_path: Path):
+    start = shutil.copytree(stage.folder / "clip", tmp_path / "clip")
+    job = stage.job(tmp_path / "study", start=str(start))
+    job.out.mkdir()
+    write_document(job.out / SETTINGS_FILE, resolve(job, OPTIONS).settings)
+    resolve(job, OPTIONS)
+    config = start / "preprocessor_config.json"
+    config.write_text(config.read_text().replace("0.485", "0.5").replace("0.48145466", "0.5"))
+    with pytest.raises(StaleError, match=r"start\.digest"):
+        resolve(job, OPTIONS)
+
+
+def test_a_folder_with_something_else_is_refused(stage: Stage, tmp_path: Path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(StaleError, match="holds something that is not a study"):
+        run_study(stage.job(tmp_path), OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"recipe": "tiny-student"}, ConfigError, "recipe tiny-student trains a fusion model, and a study needs a dual student"),
+        ({"recipe": "demo-dual-alone"}, ConfigError, r"learns from no teacher: loss\.terms has infonce"),
+        ({"recipe": "demo-dual", "start": None}, ConfigError, "starts from new weights, which have no zero-shot quality"),
+        ({"start": "scenes-vilt"}, ModelError, "scenes-vilt is a fusion scorer, expected a dual encoder"),
+        ({"teachers": ("absent",)}, ModelError, "absent does not exist"),
+        ({"teachers": ()}, ConfigError, "a study needs a teacher"),
+        ({"seeds": (0, 0)}, ConfigError, "--seeds must be different numbers of at least 0, got 0,0"),
+        ({"sets": ["seed=4"]}, ConfigError, "--set seed=4 sets one seed"),
+        ({"sets": ["batch.refresh_steps=[1]"]}, ConfigError, r"batch\.refresh_steps changes the batches of the distillation alone"),
+        ({"split": "train"}, ConfigError, "trains on train and evaluates on train"),
+        ({"split": "val", "sets": ["validation.every=1"]}, ConfigError, r"validation\.split is val, on which the best weights are chosen"),
+        ({"sets": ["batch.size=1"]}, ConfigError, r"batch\.size must be at least 2"),
+        ({"sets": ["loss.terms={ kl = 1.0, embedding-l2 = 1.0 }"]}, ConfigError, "embedding-l2 needs the vectors of a dual teacher"),
+    ],
+)
+def test_what_a_study_cannot_use_is_refused_before_anything_is_written(changes, error, message, stage: Stage, tmp_path: Path):
+    out = tmp_path / "study"
+    with pytest.raises(error, match=message) as refused:
+        run_study(stage.job(out, **changes), OPTIONS)
+    assert isinstance(refused.value, DcdError)
+    assert not out.exists()
+
+
+def test_a_dual_teacher_needs_no_cache_and_has_no_cascade(stage: Stage, tmp_path: Path):
+    out = tmp_path / "study"
+    job = stage.job(out, teachers=(str(stage.folder / "siglip"),), seeds=(0,), with_teacher=True)
+    run_study(job, OPTIONS)
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {"evaluations", "runs"}
+    assert {path.name for path in (out / "runs").iterdir() if path.is_dir()} == {"fine-tuned-seed0", "distilled-seed0"}
+    assert list(rows(out)) == ["zero-shot", "fine-tuned", "distilled", "teacher"]
+    assert any(line.startswith("cascade: a dual teacher is a dual encoder itself") for line in document(out)["left_out"])
+    assert recalls(rows(out)["teacher"]) == pytest.approx(recalls_of([evaluate(stage.folder / "siglip", stage)]))
+    assert Run(out / "runs" / "distilled-seed0").facts()["inputs"]["teachers"]["teacher"] == models.load(stage.folder / "siglip").digest
+
+
+def test_lists_of_the_baseline_have_as_many_negatives_which_no_teacher_chose(stage: Stage, tmp_path: Path):
+    sets = ["loss.terms={ dcd = 1.0 }", "loss.schedules={}", "batch.random_negatives=4", "batch.hard_negatives=2", "loss.weight_group=2"]
+    plan = resolve(stage.job(tmp_path / "study", sets=sets), OPTIONS)
+    baseline, distilled = plan.variants
+    recipe = load_recipe(stage.recipe, baseline.sets)
+    assert (baseline.caches, distilled.caches) == ((), (tmp_path / "study" / "cache",))
+    assert (recipe.loss.terms, recipe.batch.random_negatives) == ({"infonce-hard": 1.0}, 2)
+    assert load_recipe(stage.recipe, distilled.sets).batch.random_negatives == 4
+
+
+def test_all_runs_have_the_precision_that_the_first_one_chose(stage: Stage, tmp_path: Path):
+    options = replace(OPTIONS, training=TrainingOptions(tries_precision=True))
+    job = stage.job(tmp_path / "study", teachers=(str(stage.folder / "siglip"),), seeds=(0,))
+    plan = resolve(job, options)
+    plan.job.out.mkdir()
+    write_document(plan.job.out / SETTINGS_FILE, plan.settings)
+    # As on a GPU where bfloat16 is faster.
+    in_bf16 = replace(OPTIONS.training, compute=replace(OPTIONS.training.compute, precision="bfloat16"))
+    training.train(plan.training_job(plan.variants[0], 0), plan.inputs(plan.variants[0]), options=in_bf16)
+    run_study(job, options)
+    assert Run(tmp_path / "study" / "runs" / "distilled-seed0").facts()["inputs"]["precision"] == "bfloat16"
+
+
+def test_a_benchmark_that_fails_leaves_out_the_times_alone(stage: Stage, finished: Path, tmp_path: Path, monkeypatch):
+    out = shutil.copytree(finished, tmp_path / "study")
+    (out / "runs" / "distilled-seed0" / "bench.json").unlink()
+
+    def fails(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(study, "compare_saved", fails)
+    run_study(stage.job(out), OPTIONS)
+    assert any(line.startswith("times per query: the GPU has too little memory") for line in document(out)["left_out"])
+    assert rows(out)["distilled"]["query_ms"] is None
+    assert rows(out)["cascade"]["query_ms"] == rows(finished)["cascade"]["query_ms"]
+    assert rows(out)["distilled"]["rsum"] == rows(finished)["distilled"]["rsum"]
+
+
+def test_an_evaluation_without_its_ranks_is_made_again(stage: Stage, finished: Path, tmp_path: Path):
+    out = shutil.copytree(finished, tmp_path / "study")
+    (out / "runs" / "distilled-seed1" / "ranks.parquet").unlink()
+    lines: list[str] = []
+    run_study(stage.job(out), OPTIONS, StudyView(announce=lines.append))
+    assert [line for line in lines if "finished before" not in line] == [f"9/11 distilled, seed 1: {out / 'runs' / 'distilled-seed1'}"]
+    assert without_times(out) == without_times(finished)
+
+
+def test_a_mean_over_fewer_seeds_than_named_is_an_error(finished: Path, tmp_path: Path):
+    both = (finished / "runs" / "distilled-seed0", tmp_path)
+    with pytest.raises(MissingError, match="has no evaluation with ranks"):
+        read_study([StudyModel(name="distilled", folders=both)], [])
+
+
+def ranks(text: int, image: int, count: int = 4) -> RankTable:
+    """Equal ranks of all images and captions."""
+    ones = np.ones(count, dtype=np.int64)
+    return RankTable(tuple("abcdefgh"[:count]), np.arange(count), np.arange(count), text * ones, image * ones)
+
+
+def difference(ours: RankTable, base: RankTable, name: str = "fine-tuned") -> Difference:
+    comparison: Comparison = compare_ranks([ours], [base])
+    return Difference(Contrast("distilled", name, is_about_teacher=True), comparison, draws_seeds=False)
+
+
+def test_the_verdict_says_in_words_whether_the_teacher_paid():
+    # Rank 2 misses R@1 in both directions: 200 of 600 points.
+    best, second = ranks(1, 1), ranks(2, 2)
+    assert verdict([difference(best, second)]) == "The teacher added 200.0 [200.0, 200.0] points of RSUM over fine-tuning."
+    lost = "The teacher did not pay: distillation changed RSUM by -200.0 [-200.0, -200.0] points compared with fine-tuning."
+    assert verdict([difference(second, best)]) == lost
+    same = "No difference was shown: distillation changed RSUM by +0.0 [0.0, 0.0] points compared with fine-tuning."
+    assert verdict([difference(best, best)]) == same
+
+
+def test_the_verdict_is_against_the_better_baseline():
+    weak, strong = difference(ranks(1, 1), ranks(20, 20)), difference(ranks(1, 1), ranks(1, 2), "fine-tuned, random batches")
+    expected = "The teacher added 100.0 [100.0, 100.0] points of RSUM over fine-tuning with random batches."
+    assert verdict([weak, strong]) == verdict([strong, weak]) == expected
+
+
+def test_the_verdict_says_if_the_start_is_better_than_what_was_trained():
+    # RSUM 600 and 400, and a start between them and above them.
+    both = [difference(ranks(1, 1), ranks(2, 2))]
+    assert verdict(both, 599.0).endswith("points of RSUM over fine-tuning.")
+    assert verdict(both, 601.0).endswith("over fine-tuning; the start without any training has a higher RSUM than both.")
+
+
+def test_the_spread_is_the_sample_standard_deviation(finished: Path):
+    first, second = rows(finished)["distilled"]["rsum_by_seed"]
+    assert rows(finished)["distilled"]["rsum_spread"] == pytest.approx(abs(first - second) / np.sqrt(2))
+    assert rows(finished)["zero-shot"]["rsum_spread"] is None
+    assert StudyRow(name="", folders=(), results=(), tables=(), query_ms=None, is_extrapolated=False, speed_up=None).spread is None
+
+
+def run_cli(*words: object) -> Any:
+    return CliRunner().invoke(app, ["study", *map(str, words)], catch_exceptions=False)
+
+
+def words(stage: Stage, out: Path) -> list[object]:
+    given = [stage.recipe, "--start", stage.folder / "clip", "--teacher", stage.folder / "teacher", "--data", stage.data, "--out", out]
+    return [*given, "--seeds", "0,1", "--depth", 3, "--device", "cpu", "--precision", "fp32"]
+
+
+def test_a_dry_run_lists_steps_and_writes_nothing(stage: Stage, tmp_path: Path):
+    out = tmp_path / "study"
+    result = run_cli(*words(stage, out), "--with-teacher", "--dry-run", "--json")
+    assert result.exit_code == 0, result.stderr
+    steps = {step["name"]: step for step in json.loads(result.stdout)["steps"]}
+    assert steps["fine-tuned, random batches, seed 1"]["folder"] == str(out / "runs" / "fine-tuned-random-seed1")
+    assert steps["distilled, seed 0"]["work"] == "3 steps of 8 images"
+    # 16 images with 3 captions and 80 captions with 3 images; all 16 * 80 pairs.
+    assert (steps["cascade, seed 0"]["pairs"], steps["teacher"]["pairs"]) == (16 * 3 + 80 * 3, 16 * 80)
+    assert steps["teacher"]["seconds"] == pytest.approx(1280 / 288 * steps["cascade, seed 0"]["seconds"])
+    assert not any(step["finished"] for step in steps.values())
+    assert list(tmp_path.iterdir()) == []
+    shown = run_cli(*words(stage, out), "--dry-run")
+    assert "about 0:0" in shown.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_number_of_pairs_of_a_dry_run_is_that_of_the_cache(stage: Stage, finished: Path, tmp_path: Path):
+    result = run_cli(*words(stage, tmp_path / "study"), "--dry-run", "--json")
+    (step,) = [step for step in json.loads(result.stdout)["steps"] if step["name"].startswith("scores of")]
+    seal = json.loads((finished / "cache" / "cache.json").read_text())
+    assert step["pairs"] == sum(part.get("pairs", 0) for part in seal["files"].values())
+
+
+def test_the_command_prints_the_study_and_its_verdict(stage: Stage, finished: Path):
+    result = run_cli(*words(stage, finished), "--json")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("(finished before)") == 11
+    assert json.loads(result.stdout)["verdict"] == document(finished)["verdict"]
+    shown = run_cli(*words(stage, finished))
+    assert document(finished)["verdict"] in shown.stdout
+    assert "distilled \N{MINUS SIGN} fine-tuned" in shown.stdout
+
+
+def test_the_command_says_what_a_recipe_lacks(stage: Stage, tmp_path: Path):
+    result = run_cli("demo-dual-alone", *words(stage, tmp_path / "study")[1:])
+    assert result.exit_code == 1
+    assert "learns from no teacher" in result.stderr
+    assert result.stdout == ""
