@@ -158,7 +158,7 @@ def _is_elsewhere(history: RunHistory, own: EvalSummary) -> bool:
     assert history.facts is not None
     inputs = history.facts["inputs"]
     trained_on, evaluated_on = (
-        history.corpus(inputs["split"], inputs["corpus"], None),
+        history.corpus(inputs["split"], inputs["corpus"], inputs.get("images")),
         history.corpus(own.split, own.fingerprint, own.num_images),
     )
     return trained_on is not None and evaluated_on is not None and trained_on[0]["name"] != evaluated_on[0]["name"]
