@@ -91,6 +91,16 @@ class Kind:
             raise self.missing(f"there is no {self.name} in {folder} (no {self.seal_file})", hint=self.make)
         return read_document(path, self.format, error=self.error, hint=self._repair(path), remake=self.remake)
 
+    def parse_seal(self, name: str, text: str) -> Document:
+        """The seal in a text that was read from elsewhere; `error`, in which it is called `name`, as for `read_seal`."""
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as reason:
+            raise self.error(f"{name} is not JSON: {reason}", hint=self.remake) from reason
+        if not isinstance(document, dict):
+            raise self.error(f"{name} holds no JSON object", hint=self.remake)
+        return _checked(name, document, self.format, error=self.error, hint=self.remake, remake=self.remake)
+
     def read_plan(self, folder: Path) -> Document:
         """The plan of an artifact, finished or not, with the notes of an unfinished build; `error` if it is missing or damaged."""
         return read_document(folder / self.plan_file, self.format, error=self.error, hint=self.remake)
@@ -291,7 +301,10 @@ def read_document(
     `error` if the file cannot be read or does not match its checksum, with `hint`, or if it is of another format than `format` or has no
     checksum, with `remake` or else `hint`. The format is compared first, because files of earlier formats have no checksum.
     """
-    document = files.read_json(path, error=error, hint=hint)
+    return _checked(str(path), files.read_json(path, error=error, hint=hint), format, error=error, hint=hint, remake=remake)
+
+
+def _checked(path: str, document: Document, format: int | None, *, error: type[DcdError], hint: str, remake: str) -> Document:
     if format is not None and (found := document.get("format")) != format:
         raise error(f"{path} is of format {found!r}, this dcdctl reads format {format}", hint=remake or hint)
     checksum = document.pop(CHECKSUM, None)

@@ -2,7 +2,8 @@
 
 One row per image, in the order of the source. An image index is a row of its split; a caption index counts captions in row order.
 The fingerprint of a split covers ids, captions and image bytes, and not the division into shards. Opening a corpus reads corpus.json;
-a shard's SHA-256 is compared when the shard is first read.
+a shard's SHA-256 is compared when the shard is first read. The folder may be a URL; the pages that are read are then compared with their
+CRC-32 instead.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import itertools
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -26,7 +28,7 @@ from PIL import Image
 
 from dcdctl.core import config, files
 from dcdctl.core.artifacts import Kind
-from dcdctl.core.data import images
+from dcdctl.core.data import images, urls
 from dcdctl.core.data.near_duplicates import Overlap
 from dcdctl.core.data.ragged_array import offsets_of
 from dcdctl.core.data.shards import CorpusRow, fingerprint_of, read_shard
@@ -34,6 +36,7 @@ from dcdctl.core.errors import CorpusError
 from dcdctl.core.progress import Advance
 
 CORPUS_FILE = "corpus.json"
+_COPY_AGAIN = "copy the corpus to its place again"
 JOIN = "+"
 """Stands between splits that are read as one. No split has it in its name."""
 
@@ -123,8 +126,9 @@ class Direction(StrEnum):
 
 def read_corpus_json(folder: Path) -> dict[str, Any]:
     """The content of corpus.json; CorpusError if there is no corpus, or if it is unfinished, damaged or of another format."""
-    index = CORPUS.read_seal(folder)
-    config.check_document(_Contents, index, folder / CORPUS_FILE, error=CorpusError, hint=CORPUS.remake)
+    url, name = urls.url_of(folder), f"{urls.shown(folder)}/{CORPUS_FILE}"
+    index = CORPUS.read_seal(folder) if url is None else CORPUS.parse_seal(name, urls.read_text(f"{url}/{CORPUS_FILE}"))
+    config.check_document(_Contents, index, Path(name), error=CorpusError, hint=CORPUS.remake)
     return index
 
 
@@ -152,7 +156,7 @@ def _entry(folder: Path, entries: Mapping[str, Any], split: str, requested: str)
             f"; {JOIN} joins splits, as in {JOIN.join(list(entries)[:2])}" if len(entries) > 1 else ""
         )
         of = "" if split == requested else f", a part of {requested!r}"
-        raise CorpusError(f"{folder} has no split {split!r}{of}", hint=known)
+        raise CorpusError(f"{urls.shown(folder)} has no split {split!r}{of}", hint=known)
     entry: dict[str, Any] = entries[split]
     return entry
 
@@ -168,19 +172,26 @@ class Corpus:
         self._shards = tuple(shards)
         self._shard_ends = list(itertools.accumulate(shard.rows for shard in shards))
         self._open = threading.local()
+        self.is_remote = urls.url_of(folder) is not None
+        """Whether its folder is a URL."""
 
     @staticmethod
-    def open(folder: Path, split: str, max_images: int | None = None) -> Corpus:
+    def open(folder: Path | str, split: str, max_images: int | None = None) -> Corpus:
         """A split of the corpus in a folder, or its first images; CorpusError if it is absent, unfinished or without that split.
 
+        A folder may be a URL (`urls`), also as a Path. Its shards are then read by row groups, and not copied.
         `train+val` is the images of train, followed by those of val: one gallery with a fingerprint of its own.
         """
-        folder = Path(folder)
+        is_remote = urls.url_of(folder) is not None
+        folder = Path(folder) if is_remote else urls.local_path(folder)
         index = read_corpus_json(folder)
         entries = [_entry(folder, index["splits"], part, split) for part in _check_distinct(split)]
         shards = [ShardFile(**shard) for entry in entries for shard in entry["shards"]]
         for shard in shards:
-            CORPUS.check_part(folder, shard.file, shard.bytes)
+            if not is_remote:
+                CORPUS.check_part(folder, shard.file, shard.bytes)
+            elif files.escapes_root(shard.file):
+                raise CorpusError(f"{urls.shown(folder)}/{CORPUS_FILE} names a file outside of its folder: {shard.file}")
         prints = [entry["fingerprint"] for entry in entries]
         fingerprint = files.digest_of({"joined": prints}) if prints[1:] else prints[0]
         num_images = sum(entry["images"] for entry in entries)
@@ -195,7 +206,7 @@ class Corpus:
         self.__dict__.update(state, _open=threading.local())
 
     def __repr__(self) -> str:
-        return f"Corpus({str(self.folder)!r}, {self.split!r}: {self.num_images} images, {self.fingerprint[:8]})"
+        return f"Corpus({urls.shown(self.folder)!r}, {self.split!r}: {self.num_images} images, {self.fingerprint[:8]})"
 
     @cached_property
     def image_ids(self) -> list[str]:
@@ -254,7 +265,7 @@ class Corpus:
         try:
             return images.decode_image(data)
         except images.ImageError as error:
-            where = f"image {self.image_ids[image_ix]!r} of split {self.split} in {self.folder}"
+            where = f"image {self.image_ids[image_ix]!r} of split {self.split} in {urls.shown(self.folder)}"
             raise CorpusError(f"{where} cannot be decoded: {error}", hint=CORPUS.remake) from error
 
     def subset(self, max_images: int) -> Corpus:
@@ -272,8 +283,12 @@ class Corpus:
     def num_shards(self) -> int:
         return len(self._shards)
 
+    def parquet_file(self, shard: int) -> pq.ParquetFile:
+        """The open file of a shard, for this thread; CorpusError if it is damaged."""
+        return self._file(shard)[0]
+
     def shard_path(self, shard: int) -> Path:
-        """The file of a shard; CorpusError if it is damaged."""
+        """The file of a shard of a local corpus; CorpusError if it is damaged."""
         return CORPUS.checked(self.folder / self._shards[shard].file, self._shards[shard].sha256)
 
     @cached_property
@@ -284,7 +299,10 @@ class Corpus:
 
     def _column(self, name: str) -> Iterator[pa.Array]:
         for shard, end in enumerate(self._shard_ends):
-            yield from self._file(shard)[0].read(columns=[name]).column(name.partition(".")[0]).chunks
+            with self._readable(shard):
+                # In this thread: a remote file has one position.
+                table = self._file(shard)[0].read(columns=[name], use_threads=not self.is_remote)
+            yield from table.column(name.partition(".")[0]).chunks
             # A subset may end inside a shard; callers cut off the rest.
             if end >= self.num_images:
                 return
@@ -305,7 +323,8 @@ class Corpus:
         if self._open.group_key != (shard, group):
             # The old row group is released first, so that only one is in memory.
             self._open.group_key = self._open.group = None
-            table = self._file(shard)[0].read_row_group(group, columns=["image.bytes"])
+            with self._readable(shard):
+                table = self._file(shard)[0].read_row_group(group, columns=["image.bytes"], use_threads=not self.is_remote)
             self._open.group_key, self._open.group = (shard, group), table.column("image").chunk(0).field("bytes")
         return self._open.group
 
@@ -314,10 +333,34 @@ class Corpus:
         if getattr(self._open, "process", None) != os.getpid():
             self._open.process, self._open.files, self._open.group_key = os.getpid(), {}, None
         if shard not in self._open.files:
-            file = pq.ParquetFile(self.shard_path(shard))
+            file = self._open_remote(shard) if self.is_remote else pq.ParquetFile(self.shard_path(shard))
             sizes = (file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
             self._open.files[shard] = file, list(itertools.accumulate(sizes))
         return self._open.files[shard]
+
+    def _open_remote(self, shard: int) -> pq.ParquetFile:
+        """A shard of a remote corpus. Its SHA-256 would take all its bytes: its size and rows are compared, and the CRC-32 of each page."""
+        entry = self._shards[shard]
+        where = f"{urls.shown(self.folder)}/{entry.file}"
+        stream = urls.open_file(f"{urls.url_of(self.folder)}/{entry.file}")
+        if stream.seek(0, os.SEEK_END) != entry.bytes:
+            raise CorpusError(f"{where} is damaged: it has {stream.tell():,} bytes, not {entry.bytes:,}", hint=_COPY_AGAIN)
+        with self._readable(shard):
+            file = pq.ParquetFile(stream, pre_buffer=False, page_checksum_verification=True)
+        if file.metadata.num_rows != entry.rows:
+            raise CorpusError(f"{where} is damaged: it has {file.metadata.num_rows:,} rows, not {entry.rows:,}", hint=_COPY_AGAIN)
+        return file
+
+    @contextmanager
+    def _readable(self, shard: int) -> Iterator[None]:
+        """CorpusError where a remote shard turns out damaged; a local one was compared with its SHA-256."""
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            if not self.is_remote:
+                raise
+            where = f"{urls.shown(self.folder)}/{self._shards[shard].file}"
+            raise CorpusError(f"{where} is damaged ({error})", hint=_COPY_AGAIN) from error
 
 
 def find_faults(corpus: Corpus, entry: Mapping[str, Any], advance: Advance) -> Iterator[str]:

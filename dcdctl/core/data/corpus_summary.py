@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dcdctl.core.artifacts import kind_of_folder, other_folder_error
@@ -23,6 +22,7 @@ from dcdctl.core.data import near_duplicates
 from dcdctl.core.data.captions import text_key, words_of
 from dcdctl.core.data.corpus import CORPUS_FILE, Corpus, read_corpus_json
 from dcdctl.core.data.shards import ROW_GROUP_ROWS
+from dcdctl.core.data.urls import url_of
 from dcdctl.core.errors import InputError
 from dcdctl.core.progress import Advance, Track, silent
 
@@ -100,6 +100,9 @@ class CorpusInspection:
 def artifact_kind(folder: Path) -> Kind:
     """Whether a folder is a teacher cache or a corpus, finished or not, or an index; InputError if it is none of them."""
     kind = kind_of_folder(folder)
+    # Of what dcdctl writes, only a corpus is read from a URL.
+    if url_of(folder) is not None:
+        return "corpus"
     if kind in ("a corpus", "an index"):
         return "corpus" if kind == "a corpus" else "index"
     # The plan of an unfinished cache.
@@ -181,12 +184,12 @@ def _rows(corpus: Corpus) -> Iterator[pa.RecordBatch]:
     """The rows of a split, a few at a time."""
     num_left = corpus.num_images
     for shard in range(corpus.num_shards):
-        with pq.ParquetFile(corpus.shard_path(shard)) as file:
-            for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=_COLUMNS):
-                yield batch.slice(0, num_left)
-                num_left -= batch.num_rows
-                if num_left <= 0:
-                    return
+        batches = corpus.parquet_file(shard).iter_batches(batch_size=ROW_GROUP_ROWS, columns=_COLUMNS, use_threads=not corpus.is_remote)
+        for batch in batches:
+            yield batch.slice(0, num_left)
+            num_left -= batch.num_rows
+            if num_left <= 0:
+                return
 
 
 def _spread(values: NDArray[Any]) -> Spread:

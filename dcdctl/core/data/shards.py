@@ -74,10 +74,11 @@ def shard_name(split: str, shard: int, num_shards: int) -> str:
 def write_shard(path: Path, rows: Iterable[CorpusRow]) -> Iterator[CorpusRow]:
     """Write rows to a shard atomically, and yield each row once it is written."""
     # Not the image bytes, which are compressed already.
+    options = {"use_dictionary": False, "write_statistics": ["image_id"], "write_page_checksum": True}
     compression = {"image_id": "zstd", "image.path": "zstd", "captions.list.element": "zstd", "caption_ids.list.element": "zstd"}
     with (
         files.atomic_path(path) as partial,
-        pq.ParquetWriter(partial, SCHEMA, compression=compression, use_dictionary=False, write_statistics=["image_id"]) as writer,
+        pq.ParquetWriter(partial, SCHEMA, compression=compression, **options) as writer,
     ):
         for group in _row_groups(rows):
             writer.write_table(_to_table(group), row_group_size=len(group))
