@@ -53,7 +53,10 @@ PLANS = {
     "small": evidence_scenes.small,
     "weights": evidence_weights.weights,
 }
-PARTS = {"fair": {evidence_fair.TABLE.format(size): evidence_fair.PARTS for size in evidence_fair.SIZES}}
+PARTS = {
+    "fair": {evidence_fair.TABLE.format(size): evidence_fair.PARTS for size in evidence_fair.SIZES},
+    "clip-scenes": dict.fromkeys((evidence_clip.TABLE, evidence_clip.HOLD_OUT), evidence_clip.PARTS),
+}
 """Differences of rows that a plan reports besides those from the base of a table."""
 
 

@@ -26,7 +26,7 @@ from dcdctl.core.data import scenes
 SIDE_PX = 64
 WEB_SEED, WEB_COUNTS = 101, {"train": 16_000, "test": 500}
 CAPTIONS = 5
-OBJECT_SHARE, PAIR_SHARE = 0.5, 0.25
+OBJECT_SHARE, PAIR_SHARE = 0.5, 0.4
 """Shares of the web's captions that name one object, and two objects without their relation; the others lose words at random."""
 DROPPED_WORDS = 0.15
 WIDTH, LAYERS, VECTOR = 128, 2, 256
@@ -35,7 +35,7 @@ NUM_TOKENS = 32
 TARGET, WEB = ("--data", "data"), ("--data", "web")
 TEACHER, CACHE, START = "scenes-vilt", "caches/scenes", "runs/start"
 START_MODEL = f"{START}/model"
-PRETRAINING_STEPS, STEPS = 5000, 256
+PRETRAINING_STEPS, STEPS = 2500, 256
 TABLE, HOLD_OUT = "A small CLIP on 1,024 scenes, 500 test scenes", "The same models on 500 test scenes of the web"
 CHOOSING = "Chosen on 300 val scenes, seed 0"
 INFONCE = sets(loss__terms="{infonce=1.0}", loss__temperature=1.0)
@@ -47,15 +47,17 @@ ALL, LORA, PROJECTIONS, LAST = (
     sets(model__trained="last-layers", model__trained_layers=1),
 )
 ZERO_SHOT, TUNED, TAUGHT = "the start, zero-shot", "fine-tuned, all weights", "distilled (InfoNCE + KL), all weights"
+TUNED_LORA, TAUGHT_LORA, PROJECTED = "fine-tuned, LoRA", "distilled (InfoNCE + KL), LoRA", "fine-tuned, projections"
+MARGINS_LABEL, SHORT = "distilled (InfoNCE + margin-MSE), all weights", f"{TAUGHT}, loss.dims"
 SCRATCH = "from random weights, InfoNCE"
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     TUNED: ("tuned", (*INFONCE, *ALL)),
     TAUGHT: ("taught", (*KL, *ALL)),
-    "fine-tuned, LoRA": ("tuned-lora", (*INFONCE, *LORA)),
-    "distilled (InfoNCE + KL), LoRA": ("taught-lora", (*KL, *LORA)),
-    "fine-tuned, projections": ("tuned-projections", (*INFONCE, *PROJECTIONS)),
+    TUNED_LORA: ("tuned-lora", (*INFONCE, *LORA)),
+    TAUGHT_LORA: ("taught-lora", (*KL, *LORA)),
+    PROJECTED: ("tuned-projections", (*INFONCE, *PROJECTIONS)),
     SCRATCH: ("scratch", (*INFONCE, *ALL)),
-    "distilled (InfoNCE + margin-MSE), all weights": ("margins", (*MARGINS, *ALL)),
+    MARGINS_LABEL: ("margins", (*MARGINS, *ALL)),
     "fine-tuned, last of 2 layers": ("tuned-last", (*INFONCE, *LAST)),
 }
 """Name of the runs and changes to recipe demo-dual for each label."""
@@ -64,6 +66,24 @@ RATES = (1e-4, 3e-4, 1e-3)
 CHOSEN = dict.fromkeys(ROWS, 3e-4)
 AVERAGED = {TUNED: (0.3, 0.5), TAUGHT: (0.3, 0.5)}
 """Shares of the start in WiSE-FT."""
+AVERAGED_LABEL = "{}, {:g} of the start (WiSE-FT)"
+PARTS = {
+    "fine-tuning": (TUNED, ZERO_SHOT),
+    "the start, in place of random weights": (TUNED, SCRATCH),
+    "the teacher's KL": (TAUGHT, TUNED),
+    "the teacher's margins": (MARGINS_LABEL, TUNED),
+    "the teacher's KL, with LoRA": (TAUGHT_LORA, TUNED_LORA),
+    "LoRA in place of all weights": (TUNED_LORA, TUNED),
+    "LoRA in place of all weights, distilled": (TAUGHT_LORA, TAUGHT),
+    "projections in place of all weights": (PROJECTED, TUNED),
+    **{
+        f"{share:g} of the start (WiSE-FT), {name}": (AVERAGED_LABEL.format(label, share), label)
+        for name, label in (("fine-tuned", TUNED), ("distilled", TAUGHT))
+        for share in AVERAGED[label]
+    },
+    "loss.dims": (SHORT, TAUGHT),
+}
+"""Differences of two rows that are reported besides those from TUNED."""
 DIMS = (16, 32, 64, 128, 256)
 
 
@@ -109,15 +129,15 @@ def _row(label: str, seed: int) -> Iterator[Step]:
 def _averaged(label: str, seed: int, share: float) -> Iterator[Step]:
     """A row whose weights are averaged with those of the start."""
     run = _trained(label, seed)
-    out, averaged = f"{run.out}-wise{share:g}", f"{label}, {share:g} of the start (WiSE-FT)"
+    out, averaged = f"{run.out}-wise{share:g}", AVERAGED_LABEL.format(label, share)
     yield replace(run, out=out, words=(*run.words, *sets(model__average_with_start=share)), label=averaged)
     yield _evaluated(f"{out.removeprefix('runs/')}-web", out, "web", (HOLD_OUT, averaged, TUNED))
 
 
 def _short_vectors(seed: int) -> Iterator[Step]:
     """The distilled student, trained for vectors of several widths."""
-    run, label = _trained(TAUGHT, seed), f"{TAUGHT}, loss.dims"
-    yield replace(run, out=f"runs/dims-{seed}", words=(*run.words, *sets(loss__dims=list(DIMS))), label=label)
+    run = _trained(TAUGHT, seed)
+    yield replace(run, out=f"runs/dims-{seed}", words=(*run.words, *sets(loss__dims=list(DIMS))), label=SHORT)
 
 
 def _cascade(seed: int) -> Step:
@@ -150,7 +170,7 @@ def write_inputs(work: Path) -> None:
 
 
 def web_captions(rng: random.Random, item: scenes.DescribedScene) -> list[str]:
-    """Captions of a scene as the web has them: half name a single object, a quarter two objects, and a quarter lost words."""
+    """Captions of a scene as the web has them: half name one object, two fifths name two, and a tenth are statements that lost words."""
     captions: list[str] = []
     for statement in item.statements:
         first, second = rng.sample(item.scene.objects, 2)
