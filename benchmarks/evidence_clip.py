@@ -58,7 +58,8 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Name of the runs and changes to recipe demo-dual for each label."""
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 """Learning rates to choose from."""
-CHOSEN = dict.fromkeys(ROWS, 3e-4)
+CHOSEN = {**dict.fromkeys(ROWS, 1e-3), TUNED_LORA: 3e-3, TAUGHT_LORA: 3e-3, SCRATCH: 3e-4}
+"""The rate with the highest RSUM on val."""
 AVERAGED = {TUNED: (0.3, 0.5), TAUGHT: (0.3, 0.5)}
 """Shares of the start in WiSE-FT."""
 AVERAGED_LABEL = "{}, {:g} of the start (WiSE-FT)"
