@@ -1,5 +1,7 @@
 """Manifests: a data set as a TOML file with its sources, files, license and the counts that papers report.
 
+A path of a source may be a URL, which is downloaded without a known checksum.
+
     name = "mine"                       # default: the stem of the file name
     license = "CC BY 4.0"
     protocol = "1,000 photos of May"    # what the test split reproduces; needs [expected.test]
@@ -32,6 +34,7 @@ from typing import Any
 from dcdctl.core import config, files
 from dcdctl.core.data.readers import FORMATS
 from dcdctl.core.data.readers.rows import Paths, SourceConfig, check_splits
+from dcdctl.core.data.urls import url_of
 from dcdctl.core.errors import ConfigError, InputError
 
 TEXT_FIELDS = ("name", "summary", "license", "citation", "homepage", "protocol")
@@ -239,7 +242,7 @@ def _parse_source(table: Mapping[str, Any], files: Mapping[str, SourceFile], fol
 
     def to_path(text: str) -> Path:
         # The name of a file to download stays as it is, so that `source_files` finds it.
-        return Path(text) if text in files else folder / text
+        return Path(text) if text in files or url_of(text) is not None else folder / text
 
     fields = {key: value for key, value in table.items() if key != "format"}
     return config.build(source, {key: _to_paths(value, types[key], to_path) if key in types else value for key, value in fields.items()})

@@ -13,6 +13,7 @@ from dcdctl.core.data.download import cache
 from dcdctl.core.data.download.cache import RemoteFile
 from dcdctl.core.data.manifest import Manifest, SourceFile, path_fields
 from dcdctl.core.data.readers.rows import Paths, SourceConfig
+from dcdctl.core.data.urls import copy_to, expand, refuse_password, shown, url_of
 from dcdctl.core.errors import InputError, SourceError
 from dcdctl.core.progress import Track, silent
 
@@ -128,7 +129,7 @@ def _locate_source(manifest: Manifest, name: str, options: SourceOptions, track:
         paths[file] = [local.path for local in fetched]
         urls |= {remote.name: remote.url for remote in remote_files}
         notes += [f"{remote.name}: {local.check}" for remote, local in zip(remote_files, fetched, strict=True)]
-    source = _with_paths(manifest.sources[name], lambda path: paths.get(str(path)) or _expand(path))
+    source = _with_paths(manifest.sources[name], lambda path: paths.get(str(path)) or _expand(path, options, track))
     return LocatedSource(name=name, source=source, urls=urls, notes=tuple(notes))
 
 
@@ -158,14 +159,27 @@ def _check_placed(path: Path, file: SourceFile, track: Track) -> str:
     return f"its {kind} is not the known {expected[:12]}...: packed again, or damaged"
 
 
-def _expand(path: Path) -> list[Path]:
-    """A path that the manifest gives; a * in its name matches any characters."""
+def _expand(path: Path, options: SourceOptions, track: Track) -> list[Path]:
+    """A path that the manifest gives; a * in its name matches any characters. A URL is downloaded."""
+    if (url := url_of(path)) is not None:
+        refuse_password(url)
+        return [_fetch(place, options, track) for place in expand(url)]
     if "*" not in path.name:
         return [path]
     paths = sorted(path.parent.glob(path.name))
     if not paths:
         raise InputError(f"there is no file {path}")
     return paths
+
+
+def _fetch(url: str, options: SourceOptions, track: Track) -> Path:
+    """The file of a URL, in the cache of downloads."""
+    # A query may be a credential, which the messages of an ordinary download would show.
+    if url.startswith(("http://", "https://", "hf://")) and "?" not in url:
+        return cache.fetch_file(RemoteFile(url=url), offline=options.offline, track=track).path
+    if options.offline:
+        raise SourceError(f"{shown(url)} is looked up before it is read, and --offline is set", hint="leave --offline out")
+    return copy_to(url, cache.cache_folder() / "downloads", track)
 
 
 def _with_paths(source: SourceConfig, files_of: Callable[[Path], list[Path]]) -> SourceConfig:

@@ -6,6 +6,7 @@ https://, http:// and hf:// are read here, because fsspec's readers need further
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import os
@@ -20,7 +21,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from dcdctl.core.data.download import http, hub
 from dcdctl.core.errors import ConfigError, InputError, MissingError, SourceError, StaleError
-from dcdctl.core.files import unreadable
+from dcdctl.core.files import atomic_path, unreadable
+from dcdctl.core.progress import Track, silent
 
 if TYPE_CHECKING:
     import httpx2
@@ -172,6 +174,21 @@ def open_remote(url: str) -> Remote:
     return _WebFile(url) if url.startswith(("http://", "https://")) else _FileSystemFile(url)
 
 
+def copy_to(url: str, folder: Path, track: Track = silent) -> Path:
+    """A remote file copied into a folder, unless this version of it is there. Its name begins with a digest of URL, size and version."""
+    remote = open_remote(url)
+    name = urlsplit(url).path.rpartition("/")[2]
+    digest = hashlib.sha256(f"{url} {remote.size} {remote.version}".encode()).hexdigest()[:16]
+    path = folder / f"{digest}-{name}"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial, partial.open("wb") as file, track(f"download {name}", total=remote.size, unit="bytes") as advance:
+        for start in range(0, remote.size, READ_BYTES):
+            advance(file.write(remote.read_range(start, min(start + READ_BYTES, remote.size))))
+    return path
+
+
 class RangeFile(io.RawIOBase):
     """A remote file as a file object; each read is one request."""
 
@@ -232,7 +249,7 @@ class _WebFile:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        _refuse_password(url)
+        refuse_password(url)
         self._open(url, {})
 
     def _open(self, address: str, headers: dict[str, str]) -> None:
@@ -324,7 +341,7 @@ def _file_system(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it; MissingError names the package that its protocol needs."""
     from fsspec.core import url_to_fs
 
-    _refuse_password(url)
+    refuse_password(url)
     protocol = urlsplit(url).scheme
     try:
         system, path = url_to_fs(url)
@@ -339,7 +356,7 @@ def _file_system(url: str) -> tuple[Any, str]:
     return system, path
 
 
-def _refuse_password(url: str) -> None:
+def refuse_password(url: str) -> None:
     """ConfigError for a password in a URL, which would end up in command histories and in saved command lines."""
     if ":" in urlsplit(url).netloc.rpartition("@")[0]:
         raise ConfigError(f"{shown(url)} is given with a password", hint="use the settings or environment variables of its protocol")
