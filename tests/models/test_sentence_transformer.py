@@ -166,6 +166,28 @@ def test_a_model_of_texts_alone_is_refused_by_name_and_embeds_candidates(caption
     assert embedder.images is None
 
 
+@pytest.mark.parametrize("mode", ["mean", "cls", "max", "lasttoken", ("cls", "mean")])
+@pytest.mark.parametrize("is_old", [False, True], ids=["saved now", "saved by an older version"])
+def test_a_model_of_texts_alone_pools_as_its_library_or_is_refused(mode, is_old, captions, tmp_path):
+    transformer = Transformer(save_text("bert", captions, tmp_path / "bert"))
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=mode)
+    encoder = SentenceTransformer(modules=[transformer, pooling], device="cpu")
+    encoder.save(str(tmp_path / "texts"))
+    if is_old:
+        names = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens", "lasttoken": "lasttoken"}
+        flags = {f"pooling_mode_{name}": way in mode if isinstance(mode, tuple) else way == mode for way, name in names.items()}
+        (tmp_path / "texts" / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16, **flags}))
+    if mode not in ("mean", "cls"):
+        with pytest.raises(ModelError, match=r"is a SentenceTransformer with pooling .*, which is not computed here"):
+            scoring.load_embedder(str(tmp_path / "texts"), torch.device("cpu"))
+        return
+    embedder = scoring.load_embedder(str(tmp_path / "texts"), torch.device("cpu"))
+    texts = [caption for caption in captions if len(caption.split()) < 20][:5]
+    with torch.no_grad():
+        found_TD = embedder.texts(embedder.preprocess.texts(texts))
+    assert_close(found_TD, torch.from_numpy(encoder.encode(texts)), rtol=1e-5, atol=1e-5)
+
+
 def test_no_code_of_a_folder_is_run(dense, tmp_path):
     (tmp_path / "hostile.py").write_text("raise SystemExit('code ran')")
     folder = edit(dense, tmp_path, "modules.json", lambda table: table[1].update(type="hostile.Dense"))

@@ -20,6 +20,7 @@ from .load_save import (
     load_scorer,
     save,
     seal_again,
+    text_pooling,
 )
 from .networks.backbones import FeatureSpec, ProjectionSize
 from .networks.build import every_other, new_coattention
@@ -106,6 +107,7 @@ __all__ = [
     "save",
     "seal_again",
     "silence_transformers",
+    "text_pooling",
     "vector_states",
     "word_piece",
 ]

@@ -143,6 +143,16 @@ def is_dual(ref: str | Path) -> bool:
         return folders.type_of(hub.fetch(str(ref))) in DUAL_TYPES
 
 
+def text_pooling(ref: str | Path) -> folders.Pooling:
+    """How the tokens of a text encoder in a folder or of a Hub id become its vector; see `folders.text_pooling`."""
+    if (folder := Path(ref)).is_dir():
+        return folders.text_pooling(folder)
+    if not hub.is_id(str(ref)):  # an old model of the Hub without an owner, all of which are of transformers
+        return "mean"
+    with hub_errors(str(ref), hint=ACCEPTED):
+        return folders.text_pooling(hub.fetch(str(ref)))
+
+
 def _check_settings(overrides: Overrides, ref: str | Path) -> None:
     """ModelError for a setting of another kind of model than a reference names; what a Hub id names is checked when it is known."""
     form, source = _locate(ref)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -147,7 +147,8 @@ def dual_embedder(model: DualEncoder, device: torch.device) -> Embedder:
 
 
 def load_embedder(ref: str, device: torch.device) -> Embedder:
-    """The embedder of a run folder, a model folder or a Hub id: a dual encoder, or a text encoder with mean pooling.
+    """The embedder of a run folder, a model folder or a Hub id: a dual encoder, or a text encoder with its own pooling, the mean if it
+    has none.
 
     ModelError for any other model.
     """
@@ -160,10 +161,11 @@ def load_embedder(ref: str, device: torch.device) -> Embedder:
     if hasattr(network, "get_image_features") or network.main_input_name != "input_ids" or config.is_encoder_decoder:
         found = f"{ref} is a {config.model_type} model, whose vectors are not known here"
         raise ModelError(found, hint="name a dual encoder, such as a CLIP, or a text model")
+    pooling = models.text_pooling(ref)
     models.check_finite(network.state_dict(), ref)
     network.to(device)
     preprocess = Preprocess(tokenizer=_tokenizer(ref), image_processor=None, max_text_len=_max_text_len(config))
-    return Embedder(preprocess=preprocess, texts=lambda batch: _mean_pooled(network, batch), images=None, device=device)
+    return Embedder(preprocess=preprocess, texts=lambda batch: _pooled(network, batch, pooling), images=None, device=device)
 
 
 def _is_ours(ref: str) -> bool:
@@ -179,9 +181,11 @@ def _max_text_len(text_config: Any) -> int:
     return min(MAX_TEXT_LEN, num_text_positions(text_config))
 
 
-def _mean_pooled(network: Any, batch: Texts) -> Tensor:
+def _pooled(network: Any, batch: Texts, pooling: Literal["mean", "cls"]) -> Tensor:
     assert isinstance(batch, TextBatch)
     mask_TL1 = batch.attention_mask[..., None]
-    states_TLD = network(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+    states_TLD: Tensor = network(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+    if pooling == "cls":
+        return states_TLD[:, 0]
     summed_TD: Tensor = (states_TLD * mask_TL1).sum(dim=1)
     return summed_TD / mask_TL1.sum(dim=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dcdctl.core import files
 from dcdctl.core.errors import ModelError
@@ -24,6 +24,8 @@ MODULE_CONFIG_FILE = "sentence_bert_config.json"
 """The settings of the first module."""
 DECIDING = (CONFIG_FILE, OPEN_CLIP_FILE, SENTENCE_TRANSFORMERS_FILE, MODULES_FILE, MODULE_CONFIG_FILE)
 """The files that decide the type."""
+Pooling = Literal["mean", "cls"]
+"""The vector of a text: the mean of its tokens, or the first one."""
 SAME_VECTORS = frozenset(
     {"clip", "metaclip_2", "siglip", "siglip2", "chinese_clip", "align", "vision-text-dual-encoder", "dcdctl-encoder-dual"}
 )
@@ -73,6 +75,28 @@ def is_sentence_transformer(folder: Path) -> bool:
 def module_types(folder: Path) -> list[str]:
     """The dotted names of the classes of a SentenceTransformer's modules."""
     return [str(module.get("type", "")) for module in _modules(folder)]
+
+
+def text_pooling(folder: Path) -> Pooling:
+    """How the tokens of a text encoder become its vector: as its SentenceTransformer does it; the mean if it is none.
+
+    ModelError for a SentenceTransformer that does it in another way, or changes captions or vectors by further modules or prompts.
+    """
+    modules = {str(module.get("type", "")).rpartition(".")[2]: module for module in _modules(folder)}
+    others = [name for name in modules if name not in ("Transformer", "Pooling", "Normalize")]
+    if prompt := _read(folder / SENTENCE_TRANSFORMERS_FILE).get("default_prompt_name"):
+        others.append(f"prompt {prompt}")
+    path = str(modules.get("Pooling", {}).get("path", ""))
+    config = {} if files.escapes_root(path) or "Pooling" not in modules else _read(folder / path / CONFIG_FILE)
+    # Older versions of the library wrote one key for each way.
+    ways = [name.split("_")[2] for name, is_on in config.items() if name.startswith("pooling_mode_") and is_on]
+    mode = config.get("pooling_mode") or "+".join(ways) or "mean"
+    if mode not in ("mean", "cls"):
+        others.append(f"pooling {mode}")
+    if others:
+        found = f"{folder} is a SentenceTransformer with {', '.join(others)}, which is not computed here"
+        raise ModelError(found, hint="name a text encoder with the mean of its tokens or their first one, or a dual encoder")
+    return "cls" if mode == "cls" else "mean"
 
 
 def _modules(folder: Path) -> list[dict[str, Any]]:
