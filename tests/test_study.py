@@ -22,7 +22,7 @@ from dcdctl.core import evaluation, models, study, training
 from dcdctl.core.artifacts import write_document
 from dcdctl.core.bench import BenchConfig
 from dcdctl.core.data import Corpus
-from dcdctl.core.errors import ConfigError, DcdError, MissingError, ModelError, StaleError
+from dcdctl.core.errors import ConfigError, CorpusError, DcdError, MissingError, ModelError, StaleError
 from dcdctl.core.evaluation import EvalOptions, Evaluation, RankTable, compare_ranks
 from dcdctl.core.evaluation.significance import Comparison
 from dcdctl.core.progress import OnStep
@@ -302,13 +302,25 @@ def test_a_folder_of_another_study_is_refused(changes: dict[str, Any], message: 
 def test_a_start_that_has_changed_under_its_name_is_refused(stage: Stage, tmp_path: Path):
     start = shutil.copytree(stage.folder / "clip", tmp_path / "clip")
     job = stage.job(tmp_path / "study", start=str(start))
+    resolved = resolve(job, OPTIONS)
     job.out.mkdir()
-    write_document(job.out / SETTINGS_FILE, resolve(job, OPTIONS).settings)
+    write_document(job.out / SETTINGS_FILE, resolved.settings)
+    (job.out / "cache").mkdir()
+    (job.out / "cache" / "plan.json").write_text("{}")
     resolve(job, OPTIONS)
     config = start / "preprocessor_config.json"
     config.write_text(config.read_text().replace("0.485", "0.5").replace("0.48145466", "0.5"))
     with pytest.raises(StaleError, match=r"start\.digest"):
         resolve(job, OPTIONS)
+
+
+def test_a_study_that_failed_before_its_first_result_may_be_corrected(stage: Stage, tmp_path: Path):
+    """The first step locks its folder, so an empty one is left."""
+    job = stage.job(tmp_path / "study", depth=9)
+    plan = resolve(job, OPTIONS)
+    (job.out / "evaluations").mkdir(parents=True)
+    write_document(job.out / SETTINGS_FILE, plan.settings)
+    assert resolve(replace(job, depth=3), OPTIONS).settings["depth"] == 3
 
 
 def test_a_folder_with_something_else_is_refused(stage: Stage, tmp_path: Path):
@@ -326,6 +338,9 @@ def test_a_folder_with_something_else_is_refused(stage: Stage, tmp_path: Path):
         ({"start": "scenes-vilt"}, ModelError, "scenes-vilt is a fusion scorer, expected a dual encoder"),
         ({"teachers": ("absent",)}, ModelError, "absent does not exist"),
         ({"teachers": ()}, ConfigError, "a study needs a teacher"),
+        ({"teachers": ("scenes-vilt", "scenes-vilt")}, ConfigError, "--teacher names one model twice: scenes-vilt, scenes-vilt"),
+        ({"sets": ["batch.size=33"]}, ConfigError, r"batch\.size is 33, the split has only 32 images"),
+        ({"sets": ["validation.every=1", "validation.split=absent"]}, CorpusError, "split 'absent'"),
         ({"seeds": (0, 0)}, ConfigError, "--seeds must be different numbers of at least 0, got 0,0"),
         ({"sets": ["seed=4"]}, ConfigError, "--set seed=4 sets one seed"),
         ({"sets": ["batch.refresh_steps=[1]"]}, ConfigError, r"batch\.refresh_steps changes the batches of the distillation alone"),

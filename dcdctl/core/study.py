@@ -30,7 +30,7 @@ from dcdctl.core.report import Contrast, Study, StudyModel
 from dcdctl.core.scoring import Workload
 from dcdctl.core.study_plan import DISTILLED, RANDOM, SETTINGS_FILE, StudyJob, StudyOptions, StudyPlan, Variant, baseline_terms, resolve
 from dcdctl.core.teacher import CACHE, Estimate, cache_scores
-from dcdctl.core.training import InputRefs, Run
+from dcdctl.core.training import Preview, Run
 
 RESULT_FILE, PAGE_FILE = "study.json", "report.html"
 ZERO_SHOT, CASCADE, TEACHER = "zero-shot", "cascade", "teacher"
@@ -76,10 +76,11 @@ def run_study(job: StudyJob, options: StudyOptions, view: StudyView = UNSEEN) ->
     else, or another process writes to it; and what the steps raise.
     """
     plan = resolve(job, options)
+    # Before the teacher scores for hours: the batch is not larger than the split, and the validation split is there.
+    _preview_training(plan, view)
     with files.lock(job.out):
-        if not (job.out / SETTINGS_FILE).exists():
-            job.out.mkdir(parents=True, exist_ok=True)
-            artifacts.write_document(job.out / SETTINGS_FILE, plan.settings)
+        job.out.mkdir(parents=True, exist_ok=True)
+        artifacts.write_document(job.out / SETTINGS_FILE, plan.settings)
         left_out, steps = [], make_steps(plan)
         for number, step in enumerate(steps, start=1):
             is_done = step.is_done()
@@ -95,14 +96,18 @@ def run_study(job: StudyJob, options: StudyOptions, view: StudyView = UNSEEN) ->
 def preview_study(job: StudyJob, options: StudyOptions, view: StudyView = UNSEEN) -> list[Step]:
     """The steps of a study with estimates of their time, by a trial of the teacher if it has pairs to score; writes nothing."""
     plan = resolve(job, options)
-    unseeded = next(variant for variant in plan.variants if not variant.caches and variant.name != DISTILLED)
-    inputs = InputRefs(data=job.data, split=job.train_split)
-    found = training.preview(plan.training_job(unseeded, job.seeds[0]), inputs, options.training, view.track)
+    num_steps = _preview_training(plan, view).num_steps
     size, unit = plan.recipe.batch.size, "lists" if plan.recipe.loss.on_lists else "images"
-    trained = {folder: f"{found.num_steps:,} steps of {size:,} {unit}" for _, _, folder in plan.runs}
+    trained = {folder: f"{num_steps:,} steps of {size:,} {unit}" for _, _, folder in plan.runs}
     steps = [replace(step, work=step.work or trained.get(step.folder, "")) for step in make_steps(plan)]
     trials = {ref: _trial(plan, ref, view) for ref in dict.fromkeys([*plan.caches.values(), *_reranked_by(plan)]) if _is_needed(steps)}
     return [_estimated(plan, step, trials) for step in steps]
+
+
+def _preview_training(plan: StudyPlan, view: StudyView) -> Preview:
+    """What a training does, from the one variant that needs no cache; opens all files that do not depend on a teacher."""
+    variant = next(variant for variant in plan.variants if not variant.caches and variant.name != DISTILLED)
+    return training.preview(plan.training_job(variant, plan.job.seeds[0]), plan.inputs(variant), plan.options.training, view.track)
 
 
 def _reranked_by(plan: StudyPlan) -> list[str]:

@@ -32,6 +32,8 @@ FINE_TUNED, RANDOM, DISTILLED = "fine-tuned", "fine-tuned, random batches", "dis
 """The ways to train the start."""
 BENCH = BenchConfig(budget_s=2.0, num_repeats=20, batch_sizes=(32,), gallery_sizes=(1000,), num_fresh_processes=0, is_onnx_timed=False)
 """How queries are timed; the gallery is the evaluated split."""
+PARTS = ("cache", "evaluations", "runs")
+"""The folders of results, without the caches of further teachers."""
 NEXT = "name another folder with --out"
 
 
@@ -147,6 +149,8 @@ def resolve(job: StudyJob, options: StudyOptions) -> StudyPlan:
     overrides = models.parse_overrides(job.model_set)
     if len(set(job.seeds)) < len(job.seeds) or min(job.seeds) < 0:
         raise ConfigError(f"--seeds must be different numbers of at least 0, got {','.join(map(str, job.seeds))}", hint="such as 0,1,2")
+    if len(set(job.teachers)) < len(job.teachers):
+        raise ConfigError(f"--teacher names one model twice: {', '.join(job.teachers)}", hint="name each teacher once")
     if not job.teachers:
         raise ConfigError("a study needs a teacher", hint="name it with --teacher")
     models.check_ref(recipe.model.start, kind="dual")
@@ -270,6 +274,9 @@ def _check_folder(plan: StudyPlan) -> None:
     files.check_output_folder(out)
     path = out / SETTINGS_FILE
     if path.exists():
+        # A study that failed before its first result, as by a wrong start, may be named again with other settings.
+        if not any(other.is_file() for folder in PARTS for other in (out / folder).rglob("[!.]*")):
+            return
         found = artifacts.read_document(path, FORMAT, hint="delete the folder, or name another one with --out")
         artifacts.expect(out, found, plan.settings, hint=NEXT)
     elif not files.is_vacant(out):
