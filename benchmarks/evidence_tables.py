@@ -139,7 +139,8 @@ def _plot(groups: dict[tuple[str, str], list[Step]], results: Path) -> None:
         panel.set_xlabel("training, processor seconds")
         panel.set_ylabel("RSUM")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=7, framealpha=0.5)
+        if panel.get_legend_handles_labels()[0]:  # a table of evaluations alone has no costs
+            panel.legend(fontsize=7, framealpha=0.5)
     figure.tight_layout()
     figure.savefig(results / "cost.png", dpi=110)
     plt.close(figure)

@@ -187,10 +187,11 @@ def test_the_rows_of_a_plan_are_those_of_the_published_tables(evidence, plan):
         assert not step.label or f"\n| {step.label} |" in page
 
 
-def test_the_measured_rows_of_the_fair_tables_are_on_the_page(evidence):
+@pytest.mark.parametrize(("plan", "tables"), [("fair", "Flickr8k"), ("clip-scenes", "A small CLIP")])
+def test_the_measured_rows_of_a_plan_are_on_the_page(evidence, plan, tables):
     page = (DOCS / "results.md").read_text(encoding="utf-8")
-    steps = [step for step in evidence.PLANS["fair"]() if step.table.startswith("Flickr8k")]
-    measured = [step for step in steps if (DOCS / "results" / "fair" / step.out.split("/")[1] / "result.json").exists()]
+    steps = [step for step in evidence.PLANS[plan]() if step.table.startswith(tables)]
+    measured = [step for step in steps if (DOCS / "results" / plan / step.out.split("/")[1] / "result.json").exists()]
     assert len(measured) > len(steps) / 2
     for step in measured:
         assert f"\n### {step.table}\n" in page
