@@ -365,6 +365,7 @@ TOGETHER: dict[str, tuple[str, list[str], list[str]]] = {
     "dual teacher": ("dual lists", [], []),
     "stream": ("dual all pairs", ["loss.terms={ infonce = 1.0, kl = 0.5 }", "stream.window=24"], []),
     "vectors": ("dual all pairs", ["loss.terms={ infonce = 1.0, embedding-l2 = 0.5, embedding-affinity = 1.0 }"], []),
+    "own teacher": ("dual all pairs", ["teachers.ema=0.5"], []),
 }
 """Trainings by two processes: what is trained, more of the recipe, more options."""
 
@@ -419,7 +420,8 @@ def by_two_processes(folder: Path, inputs, calm, cache_folder, starts, corpus_di
     for name, (kind, more, options) in TOGETHER.items():
         data = [shards, "--validation-data", corpus_dir] if name == "stream" else [corpus_dir]
         places = ["--data", *data, "--out", folder / name, "--device", "cpu"]
-        places += ["--teacher", folder / "dual"] if name in ("dual teacher", "vectors", "stream") else ["--cache", cache_folder]
+        if name != "own teacher":
+            places += ["--teacher", folder / "dual"] if name in ("dual teacher", "vectors", "stream") else ["--cache", cache_folder]
         places += ["--teacher", folder / "teacher"] if kind.startswith("fusion") else []
         sets = [word for assignment in [*KINDS[kind], *SHORT, *MEASURED, *more] for word in ("--set", assignment)]
         commands.append(["distill", "tiny-student", *map(str, places), *sets, *options])
@@ -500,6 +502,13 @@ def test_two_processes_train_on_a_stream_what_one_does(together, scenes_corpus_d
     shared = training_runs.open_run(folder / "stream")
     assert_same_training(alone, shared)
     assert (alone.folder / "shards.jsonl").read_bytes() == (shared.folder / "shards.jsonl").read_bytes()
+
+
+def test_two_processes_learn_from_their_own_average_what_one_does(together, inputs, tmp_path):
+    kind, more, _ = TOGETHER["own teacher"]
+    alone = trained(Inputs(inputs.corpus, [], None), kind, tmp_path / "alone", *MEASURED, *more)
+    assert alone.metrics()[-1]["dcd-kl"] > 1e-6
+    assert_same_training(alone, training_runs.open_run(together[0] / "own teacher"))
 
 
 def test_a_run_of_one_process_goes_on_with_two(together, inputs, tmp_path):

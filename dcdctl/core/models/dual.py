@@ -5,6 +5,7 @@ Shape letters: I images, T texts, R x C pairs of a training step, D length of th
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,6 +92,7 @@ class DualModel(nn.Module, ABC):
         self.unused_keys = unused_keys
         self.calibration = Calibration()
         self.projection: Projection | None = None
+        self.average: nn.Module | None = None
         self.eval()
 
     @property
@@ -189,6 +191,37 @@ class DualModel(nn.Module, ABC):
             raise ValueError("add_projection comes before project")
         projected_NE: Tensor = self.projection(vectors_ND)
         return projected_NE
+
+    def add_average(self) -> None:
+        """See `DualEncoder.add_average`."""
+        self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        """See `DualEncoder.update_average`."""
+        if self.average is None:
+            raise ValueError("add_average comes before update_average")
+        now = self.network.state_dict()
+        for name, tensor in self.average.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.lerp_(now[name], 1 - decay)
+
+    def averaged(self) -> Self:
+        """See `DualEncoder.averaged`."""
+        if self.average is None:
+            raise ValueError("add_average comes before averaged")
+        twin = copy.copy(self)
+        # The copy shares the dictionary of modules, and must not change that of this model.
+        twin.__dict__["_modules"] = {**self._modules, "network": self.average, "average": None}
+        twin.training = False
+        return twin
+
+    def train(self, mode: bool = True) -> Self:
+        """Train mode, except for the average, which has no dropout."""
+        super().train(mode)
+        if self.average is not None:
+            self.average.eval()
+        return self
 
     def set_trained(self, parts: TrainedParts) -> None:
         """See `DualEncoder.set_trained`; ModelError unless all parts are trained, or a family has others."""

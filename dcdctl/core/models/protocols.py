@@ -321,6 +321,18 @@ class DualEncoder(_Model, Protocol):
         """Remove all layers of the towers but these, which ascend; an empty list keeps all. ModelError for layers that a tower lacks."""
         ...
 
+    def add_average(self) -> None:
+        """Add a copy of the network that is its own average over the steps, for training alone: it is neither saved nor in the digest."""
+        ...
+
+    def update_average(self, decay: float) -> None:
+        """Set each weight of the average to `decay` times itself plus 1 - `decay` times the network's. ValueError before `add_average`."""
+        ...
+
+    def averaged(self) -> DualEncoder:
+        """This model with the weights of the average, in eval mode. ValueError before `add_average`."""
+        ...
+
     def add_projection(self, teacher_width: int) -> None:
         """Add a learned linear map to the width of a teacher's vectors, for training alone: it is neither saved nor in the digest."""
         ...

@@ -37,7 +37,7 @@ from dcdctl.core.training.fit import DualTeachers, Fit, Preview, measure_fit
 from dcdctl.core.training.grad_cache import StepInfo
 from dcdctl.core.training.inputs import InputRefs, TrainingInputs, check_teachers, embeds_corpus, scores_batches
 from dcdctl.core.training.loop import TrainingOptions
-from dcdctl.core.training.objective import PairObjective
+from dcdctl.core.training.objective import PairObjective, SelfTaughtObjective
 from dcdctl.core.training.recipe import LossConfig, Recipe, load_recipe
 from dcdctl.core.training.refresh import refresh_cache, teacher_compute
 from dcdctl.core.training.runs import Run, TrainingJob
@@ -237,6 +237,9 @@ def _load_models(plan: TrainingPlan, opened: _Files, inputs: TrainingInputs, tra
         assert embedded is not None
         assert model.kind == "dual"
         model.add_projection(embedded.width)
+    if plan.recipe.teachers.ema is not None:
+        assert model.kind == "dual"
+        model.add_average()
     # The main process stores the features; the others then find them complete.
     with distributed.main_first():
         source = make_source(model, opened.corpus, plan.options.compute, track)
@@ -294,7 +297,10 @@ def _settle(training: _Training, batches: TrainingBatches, num_steps: int, say: 
 
 
 def _objective(training: _Training) -> PairObjective:
-    return PairObjective(_resolved(training.plan.recipe.loss, training.opened.temperature))
+    recipe = training.plan.recipe
+    if recipe.teachers.ema is not None:
+        return SelfTaughtObjective(recipe.loss, recipe.teachers.ema)
+    return PairObjective(_resolved(recipe.loss, training.opened.temperature))
 
 
 def _start_run(training: _Training, batches: TrainingBatches, num_steps: int, fit: Fit, track: Track) -> tuple[Run, TrainingBatches]:

@@ -43,6 +43,23 @@ class MicroBatchObjective(Protocol):
         ...
 
 
+@runtime_checkable
+class SelfTaught(MicroBatchObjective, Protocol):
+    """An objective whose teacher is made from the model that it trains, and scores each batch without a graph."""
+
+    def teacher(self, model: Any) -> Any:
+        """The model whose outputs score a batch."""
+        ...
+
+    def taught(self, teacher: Any, outputs: Sequence[Tensor], batch: Batch) -> Batch:
+        """The batch with the scores of these outputs."""
+        ...
+
+    def after_update(self, model: Any) -> None:
+        """What follows the update of the weights."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepInfo:
     """A step of a training."""
@@ -86,6 +103,8 @@ def backward(
         return _backward_in_micro_batches(model, objective, batch, info, options)
     info.seed_dropout()
     batch = batch.to(options.compute.device)
+    if isinstance(objective, SelfTaught):
+        batch = _taught(objective, model, batch, options)
     with options.compute.autocast():
         if isinstance(objective, MicroBatchObjective):
             terms = objective.loss(model, objective.outputs(model, batch), batch, info.progress)
@@ -112,6 +131,8 @@ def _backward_in_micro_batches(
     last_outputs = outputs(*last)
     leaves = _gather_outputs([*earlier_outputs, last_outputs], batch.micro_batches)
     batch_on_device = batch.to(options.compute.device)
+    if isinstance(objective, SelfTaught):
+        batch_on_device = _taught(objective, model, batch_on_device, options)
     with options.compute.autocast():
         terms = objective.loss(model, leaves, batch_on_device, info.progress)
     loss, values = _finite_loss(terms, info.step)
@@ -124,6 +145,18 @@ def _backward_in_micro_batches(
     # A sum, not the mean of DistributedDataParallel: the loss is already that of the whole batch.
     distributed.sum_gradients(model.parameters())
     return values
+
+
+@torch.no_grad()
+def _taught(objective: SelfTaught, model: nn.Module, batch: Batch, options: StepCompute) -> Batch:
+    """The batch with the scores of the objective's own teacher, of which each process computes those of its micro-batches."""
+    teacher = objective.teacher(model)
+    with options.compute.autocast():
+        if not batch.micro_batches:
+            return objective.taught(teacher, objective.outputs(teacher, batch), batch)
+        local = [objective.outputs(teacher, micro_batch.to(options.compute.device)) for micro_batch in batch.micro_batches]
+        gathered = _gather_outputs(local, batch.micro_batches)
+        return objective.taught(teacher, [output.detach() for output in gathered], batch)
 
 
 def _gather_outputs(local: Sequence[tuple[Tensor, ...]], micro_batches: Sequence[MicroBatch]) -> list[Tensor]:

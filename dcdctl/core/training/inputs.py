@@ -154,6 +154,11 @@ def embeds_corpus(recipe: Recipe, inputs: TrainingInputs) -> bool:
 
 def check_teachers(recipe: Recipe, inputs: TrainingInputs) -> None:
     """ConfigError or ModelError if the recipe's loss has no scores or has them twice, or if a teacher is of the wrong kind."""
+    if recipe.teachers.ema is not None:
+        if inputs.caches or inputs.teacher_kinds:
+            found = "teachers.ema makes the student its own teacher, and --cache or --teacher names another"
+            raise ConfigError(found, hint="leave one out; to learn from a finished run, name it with --teacher and leave teachers.ema out")
+        return None
     losses, duals = ", ".join(recipe.loss.terms), [name for name, kind in inputs.teacher_kinds if kind == "dual"]
     if duals and recipe.model.start == "teacher":
         raise ModelError(

@@ -25,7 +25,7 @@ from dcdctl.core.progress import Watch, silent, step_bar
 from dcdctl.core.training import grad_cache, loggers, runs
 from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.stream import StreamBatches
-from dcdctl.core.training.grad_cache import MicroBatchObjective, Objective, StepCompute, StepInfo
+from dcdctl.core.training.grad_cache import MicroBatchObjective, Objective, SelfTaught, StepCompute, StepInfo
 from dcdctl.core.training.loggers import WandbLog
 from dcdctl.core.training.recipe import OptimizerConfig
 from dcdctl.core.training.runs import Run
@@ -113,6 +113,8 @@ def train(
             values = {**grad_cache.backward(model, objective, batch, info, step_compute), **numbers, "lr": rate}
             set_rates(optimizer, rate, _next_update(optimizer, scaler, step))
             _update_weights(model, optimizer, scaler, config.max_grad_norm)
+            if isinstance(objective, SelfTaught):
+                objective.after_update(model)
             values["seconds"] = time.perf_counter() - started
             done = step + 1
             if validation is not None and validation.is_due(done, num_steps):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from dcdctl.core.models import Model, Pairs, prefix_vectors
+from dcdctl.core.models import DualEncoder, Model, Pairs, prefix_vectors
 from dcdctl.core.training.batches.batch import Batch
 from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES, TermInputs, VectorInputs
 from dcdctl.core.training.losses.weights import Weights, confidence, confidence_pairs
@@ -48,6 +48,34 @@ class PairObjective:
         """The weighted terms that compare scores, from the model's outputs or from prefixes of its vectors."""
         logits_RC, all_IT = model.logits(outputs, batch)
         return loss_terms(logits_RC, batch, self.config, progress, calibrate=model.calibrate, all_IT=all_IT)
+
+
+@dataclass(frozen=True)
+class SelfTaughtObjective(PairObjective):
+    """The loss terms of a dual model whose teacher is the average of its own weights over the steps before (all pairs of a batch).
+
+    A mean teacher (Tarvainen and Valpola, NeurIPS 2017, arXiv 1703.01780): after each step its weights are `decay` times themselves plus
+    1 - `decay` times the student's. At first they are the student's.
+    """
+
+    decay: float
+
+    def numbers(self, batch: Batch) -> dict[str, float]:
+        """Nothing: every pair gets a score."""
+        return {}
+
+    def teacher(self, model: DualEncoder) -> DualEncoder:
+        """The model whose outputs score a batch."""
+        return model.averaged()
+
+    def taught(self, teacher: DualEncoder, outputs: Sequence[Tensor], batch: Batch) -> Batch:
+        """The batch with the logits of the teacher's outputs as scores."""
+        logits_RC, _ = teacher.logits(outputs, batch)
+        return replace(batch, teacher_RC=logits_RC, official_teacher_RC=logits_RC)
+
+    def after_update(self, model: DualEncoder) -> None:
+        """Bring the average up to date."""
+        model.update_average(self.decay)
 
 
 def term_weights(config: LossConfig, progress: float) -> dict[str, float]:

@@ -268,6 +268,9 @@ class TeachersConfig:
 
     weights: tuple[Positive, ...] = ()
     """Share of each cache, in the order of --cache; empty for equal shares. Scores are brought to one scale, then averaged."""
+    ema: Annotated[float, Between(0, 1, "()")] | None = None
+    """dual, all pairs: the teacher is an average of the student's own weights, in place of --cache and --teacher. After each step a weight
+    of it is ema times itself plus 1 - ema times the student's. Unset: no such teacher."""
 
     def __post_init__(self) -> None:
         check_fields(self, "teachers")
@@ -374,6 +377,7 @@ class Recipe:
                 f"loss {', '.join(self.loss.vector_terms)} compares vectors, and a {self.model.kind} model has none",
                 hint="set model.kind to dual, or leave it out",
             )
+        self._check_own_teacher()
         if self.loss.dims and self.model.kind != "dual":
             widths = ", ".join(map(str, self.loss.dims))
             message = f"loss.dims is {widths}, which are widths of vectors, and a {self.model.kind} model has none"
@@ -384,6 +388,17 @@ class Recipe:
         if self.optimizer.layer_decay < 1 and self.model.kind != "dual":
             hint = "set it to 1; optimizer.lr_factors sets the rates of parts of a fusion model"
             raise ConfigError("optimizer.layer_decay is for dual encoders, and model.kind is fusion", hint=hint)
+
+    def _check_own_teacher(self) -> None:
+        """ConfigError for an average as the teacher of a model or a loss that cannot have one."""
+        if self.teachers.ema is None:
+            return
+        if self.model.kind != "dual" or self.loss.on_lists:
+            found = "teachers.ema is for dual encoders and losses on all pairs of a batch, because it scores every pair"
+            raise ConfigError(found, hint="leave it out, or set model.kind to dual and loss.terms to losses such as infonce and kl")
+        if not self.loss.needs_teacher or self.loss.vector_terms:
+            found = f"teachers.ema gives scores, and loss.terms has {', '.join(self.loss.terms)}"
+            raise ConfigError(found, hint="add a loss that has a teacher, such as kl, and no loss of vectors")
 
 
 RECIPES = files.packaged("recipes")

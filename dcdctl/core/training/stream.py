@@ -149,6 +149,8 @@ def _needs_corpus(job: TrainingJob, recipe: Recipe, refs: InputRefs, options: Tr
         )
     if recipe.model.kind == "fusion" and recipe.model.start == "teacher":
         yield "this model starts from the teacher of a cache", "name its start with model.start"
+    if recipe.teachers.ema is not None:
+        yield "teachers.ema is for a prepared corpus", "leave it out"
     if recipe.loss.temperature == "auto":
         yield "loss.temperature is auto, which is taken from a cache", "set a number"
     if recipe.batch.refresh_steps:

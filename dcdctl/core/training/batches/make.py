@@ -22,7 +22,7 @@ def make_batches(
     source: Source, recipe: Recipe, scores: TeacherScores | None, plan: MicroBatchPlan = UNSPLIT, track: Track = silent
 ) -> TrainingBatches:
     """The batches of a recipe's loss, which has scores if it needs them."""
-    assert scores is not None or not recipe.loss.needs_teacher
+    assert scores is not None or not recipe.loss.needs_teacher or recipe.teachers.ema is not None
     return _make_batches(source, recipe, scores, plan, track)
 
 
