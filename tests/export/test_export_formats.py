@@ -62,6 +62,18 @@ def test_the_lowest_cosine_decides():
         export_check.compare_vectors("fp32", Vectors(both.images_ID, east * torch.nan), both, hint="")
 
 
+def test_the_first_input_is_a_batch_of_its_own_so_that_padding_to_the_longest_shows(samples):
+    def padded(captions):
+        return torch.full((len(captions), 1), float(max(map(len, captions))))
+
+    found = export_check.embed_in_two_batches(samples, lambda images: torch.tensor([[image.width] for image in images]), padded)
+    first, *rest = map(len, samples.captions)
+    assert found.texts_TD.flatten().tolist() == [first, max(rest), max(rest)]
+    assert found.images_ID.flatten().tolist() == [image.width for image in samples.images]
+    one = Samples(samples.images[:1], samples.captions[:1], "an image")
+    assert export_check.embed_in_two_batches(one, lambda images: torch.ones(len(images), 1), padded).texts_TD.tolist() == [[first]]
+
+
 def test_logits_may_differ_by_rounding_alone():
     wanted = torch.tensor([3.0, -2.0])
     assert export_check.compare_logits(wanted + 2**-12, wanted, hint="").largest_difference == 2**-12

@@ -140,6 +140,7 @@ def check_exports(pairs: list[tuple[str, str]], sources: dict[str, Path], galler
             np.testing.assert_allclose(read.vectors["texts"], texts, atol=5e-6, err_msg=f"captions of {name}, {to}")
             assert recalls(rankings(read.vectors, gallery)) == expected, (name, to)
             check_logits(read.facts, model, name, to)
+            check_by_dcdctl(place / f"{name.replace(' ', '-')}-{to}", model, gallery, is_onnx=to == "onnx")
 
 
 def check_logits(facts: dict[str, Any], model: models.DualEncoder, name: str, to: str) -> None:
@@ -151,6 +152,17 @@ def check_logits(facts: dict[str, Any], model: models.DualEncoder, name: str, to
         assert float(facts.get("logit_bias", 0)) == pytest.approx(0 if model.logit_bias is None else float(model.logit_bias))
     if to == "transformers":
         assert facts["class"] == CLASSES[name]
+
+
+def check_by_dcdctl(folder: Path, model: models.DualEncoder, gallery: Corpus, *, is_onnx: bool) -> None:
+    """AssertionError if dcdctl reads another model from an export, or computes other vectors from its ONNX files, as bench does."""
+    if not is_onnx:
+        assert models.load(folder).digest == model.digest, folder
+        return
+    onnx = models.OnnxDual(models.Towers.of(folder), model.preprocess, device=torch.device("cpu"))
+    for count in (1, 3):
+        images, texts = model.preprocess.images(gallery.images(range(count))), model.preprocess.texts(gallery.captions[:count])
+        assert models.check_onnx(onnx, model, images, texts) < 5e-6, folder
 
 
 def test_each_export_ranks_like_eval_in_a_fresh_process(sources, gallery, tmp_path, monkeypatch):

@@ -115,6 +115,7 @@ def test_a_network_in_a_folder_of_its_own_is_found(plain, photos, tmp_path):
     ("name", "change"),
     [
         ("sentence_bert_config.json", lambda table: table.update(max_seq_length=4)),
+        ("sentence_bert_config.json", lambda table: table.update(processing_kwargs={"text": {"max_length": 4}})),
         (
             "config_sentence_transformers.json",
             lambda table: table.update(prompts={"query": "two "}, default_prompt_name="query"),

@@ -52,13 +52,13 @@ def lineage_of(history: RunHistory) -> Lineage | None:
         trained=_trained_in_words(history.recipe),
         columns=COLUMNS,
         tables=tuple(tables),
-        unknown=tuple(f"{what}: `{command}`." for what, command in _unknown(history, pairs)),
+        unknown=tuple(f"Not measured: {part.what} (`{part.command}`)." for part in _unknown(history, pairs)),
     )
 
 
 def missing_gains(history: RunHistory) -> list[MissingPart]:
     """What the card lacks on the start, and the commands that measure it."""
-    return [] if history.start is None else [MissingPart(what, command) for what, command in _unknown(history, _pairs(history))]
+    return [] if history.start is None else _unknown(history, _pairs(history))
 
 
 def _start_in_words(start: str, digest: str) -> str:
@@ -70,10 +70,11 @@ def _start_in_words(start: str, digest: str) -> str:
 
 def _trained_in_words(recipe: dict[str, Any]) -> str:
     """Which weights the training changed, in sentences."""
+    last = "layer" if recipe["model.trained_layers"] == 1 else f"{recipe['model.trained_layers']} layers"
     sentences = [
         {
             "all": "All weights were trained",
-            "last-layers": f"The last {recipe['model.trained_layers']} layers of both encoders, heads and projections were trained",
+            "last-layers": f"The last {last} of both encoders, heads and projections were trained",
             "projections": "The projections were trained, and the encoders were not",
             "lora": f"Adapters of both encoders (LoRA, rank {recipe['model.lora_rank']}, alpha {recipe['model.lora_alpha']}) and the "
             "projections were trained, and the adapters are merged into the weights",
@@ -101,8 +102,8 @@ def _own(history: RunHistory) -> list[EvalSummary]:
 
 
 def _table(history: RunHistory, start: EvalSummary, own: EvalSummary) -> GainTable:
-    recalls = [[*(each.retrieval[way].recalls[f"R@{k}"].value for way, k in _NAMES), each.rsum.value] for each in (start, own)]
-    return GainTable(f"On {history.measured_on(own)}, by `dcdctl eval`", _rows(*recalls))
+    before, after = ([*(each.retrieval[way].recalls[f"R@{k}"].value for way, k in _NAMES), each.rsum.value] for each in (start, own))
+    return GainTable(f"On {history.measured_on(own)}, by `dcdctl eval`", _rows(before, after, "this model"))
 
 
 def _validation_table(history: RunHistory) -> list[GainTable]:
@@ -121,35 +122,42 @@ def _validation_table(history: RunHistory) -> list[GainTable]:
     split, most = recipe["validation.split"], recipe["validation.max_images"]
     corpus = history.corpus_name(split, history.facts["inputs"]["validation"], most)
     before = ", before they were averaged with the start's" if recipe["model.average_with_start"] else ""
-    return [GainTable(f"On {corpus}, split {split}, by the training's own validation, with the weights {when}{before}", _rows(start, kept))]
+    return [
+        GainTable(
+            f"On {corpus}, split {split}, by the training's own validation, with the weights {when}{before}",
+            _rows(start, kept, "trained weights"),
+        )
+    ]
 
 
 def _logged(line: dict[str, Any], prefix: str) -> list[float]:
     return [*(float(line[f"{prefix}_{way}_r{k}"]) for way, k in _NAMES), float(line[f"{prefix}_rsum"])]
 
 
-def _rows(start: Sequence[float], own: Sequence[float]) -> tuple[tuple[str, ...], ...]:
-    """The rows of a table.
+def _rows(start: Sequence[float], own: Sequence[float], name: str) -> tuple[tuple[str, ...], ...]:
+    """The rows of a table; `name` is the label of the second.
 
-    >>> _rows([50.0, 120.0], [52.5, 119.0])
+    >>> _rows([50.0, 120.0], [52.5, 119.0], "this model")
     (('start', '50.00', '120.00'), ('this model', '52.50', '119.00'), ('difference', '+2.50', '-1.00'))
     """
     differences = [f"{after - before:+.2f}" for before, after in zip(start, own, strict=True)]
-    return ("start", *(f"{value:.2f}" for value in start)), ("this model", *(f"{value:.2f}" for value in own)), ("difference", *differences)
+    return ("start", *(f"{value:.2f}" for value in start)), (name, *(f"{value:.2f}" for value in own)), ("difference", *differences)
 
 
-def _unknown(history: RunHistory, pairs: Sequence[tuple[EvalSummary, EvalSummary]]) -> list[tuple[str, str]]:
-    """What was not measured on the start, and the command that measures it."""
+def _unknown(history: RunHistory, pairs: Sequence[tuple[EvalSummary, EvalSummary]]) -> list[MissingPart]:
+    """The recalls that were not measured, and the commands that measure them."""
     assert history.start is not None
-    start, found = public(history.start), []
+    start, own_ref, found = public(history.start), public(history.ref), []
     measured = {own.basis for _, own in pairs}
     for own in _own(history):
         if own.basis not in measured:
-            what = f"The start was not measured on {history.measured_on(own)}"
-            found.append((what, shlex.join(["dcdctl", "eval", start, "--data", "DIR", "--split", own.split, "--out", "EVALUATION"])))
+            command = shlex.join(["dcdctl", "eval", start, "--data", "DIR", "--split", own.split, "--out", "EVALUATION"])
+            found.append(MissingPart(f"recalls of the start on {history.measured_on(own)}", command))
     if not any(_is_elsewhere(history, own) for _, own in pairs):
-        what = "What the training lost on another corpus was not measured, by an evaluation of the start and one of this model"
-        found.append((what, shlex.join(["dcdctl", "eval", start, "--data", "OTHER", "--out", "EVALUATION"])))
+        commands = (
+            shlex.join(["dcdctl", "eval", ref, "--data", "OTHER", "--out", f"EVALUATION{i}"]) for i, ref in ((1, start), (2, own_ref))
+        )
+        found.append(MissingPart("losses: recalls of the start and of this model on another corpus", " && ".join(commands)))
     return found
 
 
