@@ -209,12 +209,13 @@ def _index(folder: Path, track: Track) -> VerifiedArtifact:
 def _run(folder: Path, track: Track) -> VerifiedArtifact:
     run = Run(folder)
     artifact = VerifiedArtifact(path=folder, kind="run", is_finished=run.is_finished)
-    artifact.add(folder / "run.json", folder / "metrics.jsonl", folder / "metrics.json", folder / "bench.json", folder / "wandb.json")
+    names = ("run.json", "metrics.jsonl", "metrics.json", "shards.jsonl", "bench.json", "wandb.json")
+    artifact.add(*(folder / name for name in names))
     # TensorBoard has a checksum of its own in every record, and no number is read from its files.
     artifact.add(*(folder / "tensorboard").rglob("*"))
     with artifact.noting():
         run.facts()
-    artifact.damages += run.metrics_damages()
+    artifact.damages += run.log_damages()
     if (folder / "bench.json").exists():
         with artifact.noting():
             bench.read_times(folder / "bench.json", "student")

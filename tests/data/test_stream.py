@@ -16,9 +16,9 @@ import pytest
 from image_files import png
 from shards import add, captions_of, parquet_of, rows_of, stream_of, tar_of, write_shards
 
-from dcdctl.core.data import is_stream, open_shards
+from dcdctl.core.data import is_stream, open_shards, urls
 from dcdctl.core.data.download import http
-from dcdctl.core.errors import ConfigError, InputError, MissingError, SourceError
+from dcdctl.core.errors import ConfigError, InputError, MissingError, SourceError, StaleError
 
 SIZES = (7, 11, 9, 6)  # 33 samples: 8 batches of 4, and one sample that fills none
 
@@ -83,6 +83,12 @@ def test_another_seed_gives_another_order(tars):
     assert captions_of(stream_of(tars), range(8)) != captions_of(stream_of(tars, seed=1), range(8))
 
 
+def test_each_epoch_shuffles_a_window_in_another_way(tmp_path):
+    first, second = (joined(captions_of(stream_of(write_shards(tmp_path, rows_of((12,)))), range(*steps))) for steps in ((0, 3), (3, 6)))
+    assert set(first) == set(second)
+    assert first != second
+
+
 def test_the_window_and_the_batch_of_a_trial_are_read_once(tars):
     stream = stream_of(tars)
     expected = captions_of(stream_of(tars), range(8))
@@ -132,6 +138,17 @@ def test_a_server_that_fails_for_a_while_is_asked_again(tars, monkeypatch):
         server.ranges = False
         with pytest.raises(SourceError, match="the server sends no byte ranges; download the file first"):
             captions_of(stream, range(1))
+
+
+def test_a_file_that_changes_on_the_server_is_not_mixed_with_what_was_read(tars):
+    first, other = Path(tars[0]).read_bytes(), Path(tars[1]).read_bytes()
+    with loopback.serve({"0.tar": first}) as server:
+        file = urls.open_file(f"{server.url}/0.tar")
+        assert file.read(100) == first[:100]
+        for changed in (other, first[::-1], first[:-512]):
+            server.files["0.tar"] = changed
+            with pytest.raises(StaleError, match=r"/0.tar has changed while it was read"):
+                file.read(100)
 
 
 def test_secrets_in_urls_are_not_shown(monkeypatch):

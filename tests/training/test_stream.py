@@ -15,7 +15,7 @@ from tiny import make_models, make_wide_dual
 from torch.nn import functional
 from training_steps import DUAL
 
-from dcdctl.core import models
+from dcdctl.core import models, verify
 from dcdctl.core.data import decode_image, stream
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, StaleError
@@ -87,6 +87,19 @@ def test_a_killed_training_resumes_to_the_weights_of_an_uninterrupted_one(tars, 
     assert [line["loss"] for line in whole.metrics()] == [line["loss"] for line in resumed.metrics()]
     counts = {line["shard"]: line["samples"] for line in read_lines(tmp_path / "killed" / "shards.jsonl", "")}
     assert counts == dict(enumerate(SIZES))
+
+
+def test_the_counts_of_a_run_are_verified_and_lost_ones_counted_again(tars, tmp_path):
+    trained = run(tars, tmp_path / "run")
+    path = trained.folder / "shards.jsonl"
+    assert not [line for artifact in verify.verify(trained.folder).artifacts for line in artifact.damages]
+    path.write_text(path.read_text().replace('"samples": 9', '"samples": 8'))
+    (damage,) = [line for artifact in verify.verify(trained.folder).artifacts for line in artifact.damages]
+    assert "shards.jsonl is damaged: it does not match its checksum" in damage
+    with pytest.raises(KilledError):
+        run(tars, tmp_path / "killed", watch=killed_after(13))
+    (tmp_path / "killed" / "shards.jsonl").unlink()
+    assert_equal_weights(trained, run(tars, tmp_path / "killed", resume=True))
 
 
 def test_a_resumed_training_does_not_open_earlier_shards(tars, tmp_path, dual_folder, monkeypatch):

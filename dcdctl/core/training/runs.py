@@ -44,6 +44,7 @@ BEST = Path("checkpoints", "best")
 SEAL_FILE = "checkpoint.json"
 CHECKPOINT_FORMAT = 2
 """Checkpoints of format 1 have no seal."""
+SHARDS_FILE = "shards.jsonl"
 METRICS_FILE, METRICS_SEAL = "metrics.jsonl", "metrics.json"
 SHORT = 16
 """Hexadecimal digits of the checksum of a line of metrics: all 64 would be longer than the numbers."""
@@ -97,20 +98,16 @@ class Run:
             artifacts.check_files(self.folder, listed, error=InputError, hint=RESTORE_METRICS)
         return read_lines(path, RESTORE_METRICS)
 
-    def metrics_damages(self) -> Iterator[str]:
-        """What is wrong with metrics.jsonl, every damaged line included."""
+    def log_damages(self) -> Iterator[str]:
+        """What is wrong with metrics.jsonl and shards.jsonl, every damaged line included."""
         path = self.folder / METRICS_FILE
         if self.is_finished and ((self.folder / METRICS_SEAL).exists() or path.exists()):
             try:
                 yield from artifacts.damages(self.folder, self.metrics_seal())
             except DcdError as error:  # also of run.json
                 yield str(error.args[0])
-        if path.exists():
-            for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-                try:
-                    _read_line(path, number, line, RESTORE_METRICS)
-                except InputError as error:
-                    yield str(error.args[0])
+        yield from _line_damages(path, RESTORE_METRICS)
+        yield from _line_damages(self.folder / SHARDS_FILE, RECOUNT_SHARDS)
 
     def checkpoint_seals(self) -> dict[Path, Callable[[], artifacts.Document]]:
         """The folder of each checkpoint, and of the best weights, with a function that reads its seal or raises StaleError."""
@@ -134,6 +131,7 @@ class Run:
         return sorted(int(path.name.removeprefix("step-")) for path in paths if path.name.removeprefix("step-").isdigit())
 
 
+RECOUNT_SHARDS = "delete it: the shards are then counted again"
 RESTORE_METRICS = f"restore it, or delete {METRICS_FILE}: the curves of a report need it, and nothing else does"
 
 
@@ -151,6 +149,16 @@ def read_lines(path: Path, hint: str) -> list[dict[str, Any]]:
         return []
     *complete, _ = path.read_bytes().split(b"\n")
     return [_read_line(path, number, line, hint) for number, line in enumerate(complete, start=1)]
+
+
+def _line_damages(path: Path, hint: str) -> Iterator[str]:
+    """What is wrong with each damaged line of a file of `log_line`."""
+    if path.exists():
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+            try:
+                _read_line(path, number, line, hint)
+            except InputError as error:
+                yield str(error.args[0])
 
 
 def _read_line(path: Path, number: int, line: bytes, hint: str) -> dict[str, Any]:

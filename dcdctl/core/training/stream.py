@@ -34,7 +34,6 @@ from dcdctl.core.training.runs import Run, TrainingJob
 from dcdctl.core.training.trial import Trial
 from dcdctl.core.training.validation import Validation
 
-SHARDS_FILE = "shards.jsonl"
 PREPARE_HINT = "or prepare a corpus with `dcdctl prepare`"
 
 
@@ -102,7 +101,7 @@ def preview(job: TrainingJob, refs: InputRefs, options: TrainingOptions) -> Prev
     recipe, _ = resolve(job, refs, options)
     stream = _open_stream(recipe, refs)
     batches = stream.batches_per_epoch() if recipe.optimizer.steps is not None else _batches_per_epoch(stream)
-    found = f"a stream of {len(stream.shards):,} shards, {stream.num_bytes / 1e9:,.2f} GB; negatives are the others of a batch"
+    found = f"those of a batch, of a stream of {len(stream.shards):,} shards with {stream.num_bytes / 1e9:,.2f} GB"
     fit = Fit(
         recipe=recipe,
         differences=(),
@@ -258,10 +257,10 @@ class _Counted:
     @staticmethod
     def of_run(run: Run, num_shards: int) -> _Counted:
         """What an earlier start of a run has counted; InputError for a damaged line, MissingError for a shard that is not there."""
-        path = run.folder / SHARDS_FILE
-        counts = [build(ShardCount, line, SHARDS_FILE) for line in runs.read_lines(path, "delete it: the shards are then counted again")]
+        path = run.folder / runs.SHARDS_FILE
+        counts = [build(ShardCount, line, runs.SHARDS_FILE) for line in runs.read_lines(path, runs.RECOUNT_SHARDS)]
         if outside := next((count.shard for count in counts if not 0 <= count.shard < num_shards), None):
-            raise MissingError(f"{path} counts shard {outside}, and the stream has {num_shards}", hint="delete it: they are counted again")
+            raise MissingError(f"{path} counts shard {outside}, and the stream has {num_shards}", hint=runs.RECOUNT_SHARDS)
         return _Counted(counts)
 
     def add(self, count: ShardCount) -> None:
@@ -273,6 +272,6 @@ class _Counted:
 
     def move_to(self, run: Run) -> None:
         """Write the counts to the run's folder, and from now on each further one."""
-        self.file = run.folder / SHARDS_FILE
+        self.file = run.folder / runs.SHARDS_FILE
         # All of them, because a killed run may have left an incomplete last line.
         files.write_text(self.file, "".join(runs.log_line(asdict(count)) for count in self.counts))
