@@ -144,12 +144,17 @@ def test_inverted_lists_have_high_recall(tmp_path, monkeypatch):
     assert contents(tmp_path / "a" / "ann") == contents(tmp_path / "b" / "ann")
 
 
-def test_settings_of_a_query_build_the_same_segment():
-    config = IndexConfig()
-    for same in ({"flat_up_to": 5}, {"candidates": 7}, {"hnsw": HnswConfig(search_width=9)}, {"ivf_pq": IvfPqConfig(probes=3)}):
-        assert config.builds_as(replace(config, **same)), same
-    for other in ({"kind": "flat"}, {"segment_rows": 5000}, {"hnsw": HnswConfig(neighbors=9)}, {"ivf_pq": IvfPqConfig(numbers_per_byte=3)}):
-        assert not config.builds_as(replace(config, **other)), other
+def test_settings_of_a_query_and_of_other_kinds_build_the_same_segment():
+    graph, lists = {"hnsw": HnswConfig(neighbors=9)}, {"ivf_pq": IvfPqConfig(numbers_per_byte=3)}
+    in_a_query = [{"flat_up_to": 2000}, {"candidates": 7}, {"hnsw": HnswConfig(search_width=9)}, {"ivf_pq": IvfPqConfig(probes=3)}]
+    for kind, foreign in (("hnsw", [lists]), ("ivf-pq", [graph]), ("int8", [lists, graph]), ("binary", [lists, graph])):
+        config = IndexConfig(kind=kind)
+        for same in (*in_a_query, *foreign):
+            assert config.builds_as(replace(config, **same)), (kind, same)
+    for kind, own in (("hnsw", graph), ("ivf-pq", lists)):
+        config = IndexConfig(kind=kind)
+        for other in ({"kind": "flat"}, {"segment_rows": 5000}, own):
+            assert not config.builds_as(replace(config, **other)), (kind, other)
 
 
 @pytest.mark.parametrize(("kind", "extra"), [("hnsw", "index"), ("ivf-pq", "index-pq")])
