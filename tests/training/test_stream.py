@@ -89,6 +89,16 @@ def test_a_killed_training_resumes_to_the_weights_of_an_uninterrupted_one(tars, 
     assert counts == dict(enumerate(SIZES))
 
 
+def test_a_student_taught_by_its_own_average_resumes_exactly(tars, tmp_path):
+    sets = ["loss.terms={ infonce = 1.0, kl = 1.0 }", "teachers.ema=0.5", "optimizer.steps=8"]
+    whole = run(tars, tmp_path / "whole", *sets)
+    with pytest.raises(KilledError):
+        run(tars, tmp_path / "killed", *sets, watch=killed_after(6))
+    assert_equal_weights(whole, run(tars, tmp_path / "killed", *sets, resume=True))
+    slower = run(tars, tmp_path / "slower", *sets, "teachers.ema=0.9")
+    assert slower.metrics()[-1]["kl"] != whole.metrics()[-1]["kl"]
+
+
 def test_the_counts_of_a_run_are_verified_and_lost_ones_counted_again(tars, tmp_path):
     trained = run(tars, tmp_path / "run")
     path = trained.folder / "shards.jsonl"

@@ -28,7 +28,7 @@ from dcdctl.core.training.fit import Fit, Preview
 from dcdctl.core.training.grad_cache import StepInfo
 from dcdctl.core.training.inputs import InputRefs, check_teachers
 from dcdctl.core.training.loop import TrainingOptions
-from dcdctl.core.training.objective import PairObjective
+from dcdctl.core.training.objective import PairObjective, SelfTaughtObjective
 from dcdctl.core.training.recipe import Recipe, load_recipe
 from dcdctl.core.training.runs import Run, TrainingJob
 from dcdctl.core.training.trial import Trial
@@ -52,7 +52,8 @@ class _StreamTraining:
 
     @property
     def objective(self) -> PairObjective:
-        return PairObjective(self.recipe.loss)
+        ema = self.recipe.teachers.ema
+        return PairObjective(self.recipe.loss) if ema is None else SelfTaughtObjective(self.recipe.loss, ema)
 
     def facts(self) -> dict[str, Any]:
         """What the run depends on besides its recipe, for run.json; a run resumes only with equal facts."""
@@ -148,8 +149,6 @@ def _needs_corpus(job: TrainingJob, recipe: Recipe, refs: InputRefs, options: Tr
         )
     if recipe.model.kind == "fusion" and recipe.model.start == "teacher":
         yield "this model starts from the teacher of a cache", "name its start with model.start"
-    if recipe.teachers.ema is not None:
-        yield "teachers.ema is for a prepared corpus", "leave it out"
     if recipe.loss.temperature == "auto":
         yield "loss.temperature is auto, which is taken from a cache", "set a number"
     if recipe.batch.refresh_steps:
@@ -204,6 +203,9 @@ def _open(recipe: Recipe, options: TrainingOptions, refs: InputRefs, job: Traini
         assert teacher is not None
         assert model.kind == "dual"
         model.add_projection(teacher.model.embedding_dim)
+    if recipe.teachers.ema is not None:
+        assert model.kind == "dual"
+        model.add_average()
     plan = replace(options.micro_batch_plan, by_side=recipe.model.kind == "dual")
     batches = StreamBatches(stream, model.preprocess, recipe.batch, plan, teacher)
     return _StreamTraining(recipe, options, model, batches, validation, num_steps, counted)
