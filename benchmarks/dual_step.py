@@ -3,13 +3,13 @@
     OMP_NUM_THREADS=1 python benchmarks/dual_step.py [--cases trained frozen] [--steps 3] [--frozen-steps 920] [--repeats 5] [--threads 1]
     OMP_NUM_THREADS=1 python benchmarks/dual_step.py --cases teacher --frozen-steps 230
 
-InfoNCE, float32, on the CPU, random weights, the optimizer of the recipe dual-flickr8k.
+InfoNCE, float32, on the CPU, random weights, the optimizer of the recipe photos.
 - trained: ViT-S/16 at 224 px and a BERT of 6 layers and width 384, 32 JPEGs of 640 x 480 per step, each image once per round. The bare loop
   reads them from a folder.
 - frozen: the recipe's linear layers over features on disk, 50 x 1280 per image and 12 to 24 x 384 per caption, 6,000 images, 256 per step.
   The bare loop maps the same files and reads only what it uses.
 - teacher: the frozen student without a teacher (InfoNCE), with a cache, and with a dual teacher (InfoNCE and KL, recipes
-  dual-flickr8k-distilled and dual-flickr8k-self). The cache has blocks of 128 images with all their captions, as its recipe has; the dual
+  photos-distilled and photos-self). The cache has blocks of 128 images with all their captions, as its recipe has; the dual
   teacher has vectors of 512 numbers. Scores are noise. Reading the cache and embedding the corpus, once per training, are not counted.
 
 dcdctl runs all of `train`: drawing batches, reading, log, TensorBoard, live view and checkpoints. The bare loop gets its batches drawn
@@ -229,7 +229,7 @@ def make_trained(folder: Path, num_images: int) -> Case:
         AutoModel.from_config(config).save_pretrained(path)
     model = models.dual_from_backbones(str(vision), str(text))
     source = functools.partial(CorpusSource, corpus, model.preprocess, distill.IMAGE_CACHE_BYTES)
-    return Case(model, source, training_recipe.load_recipe("dual-flickr8k", TRAINED), functools.partial(bare_trained, images, captions))
+    return Case(model, source, training_recipe.load_recipe("photos", TRAINED), functools.partial(bare_trained, images, captions))
 
 
 def make_frozen(folder: Path, num_images: int) -> Case:
@@ -245,7 +245,7 @@ def make_frozen(folder: Path, num_images: int) -> Case:
         for kind, shape in (("images", (count, IMAGE_TOKENS, IMAGE_WIDTH)), ("texts", (num_tokens, BERT.hidden_size))):
             np.save(folder / f"{kind}-{part:05d}.npy", rng.standard_normal(shape, dtype=np.float32).astype(np.float16))
     plan = {"image_tokens": IMAGE_TOKENS, "image_width": IMAGE_WIDTH, "text_width": BERT.hidden_size}
-    recipe = training_recipe.load_recipe("dual-flickr8k")
+    recipe = training_recipe.load_recipe("photos")
     vision = AutoModel.from_config(TimmWrapperConfig(architecture="tf_efficientnet_lite0", num_labels=0))
     size = models.ProjectionSize(projection_dim=recipe.model.projection_dim, dropout=recipe.model.dropout or 0.0)
     model = models.FrozenDual(FrozenDualNetwork(vision, AutoModel.from_config(BERT), size), None)
@@ -305,7 +305,7 @@ def noise_cache(corpus: Corpus, folder: Path, block_size: int) -> TeacherCache:
 
 def measure_teachers(case: Case, num_steps: int, repeats: int, folder: Path) -> dict[str, Any]:
     """Seconds and processor seconds of a step of each variant, and their ratios to those of a step without a teacher."""
-    corpus, recipes = case.source().corpus, {"without": "dual-flickr8k", "cache": "dual-flickr8k-distilled", "dual": "dual-flickr8k-self"}
+    corpus, recipes = case.source().corpus, {"without": "photos", "cache": "photos-distilled", "dual": "photos-self"}
     loaded = {name: training_recipe.load_recipe(recipe) for name, recipe in recipes.items()}
     cache = noise_cache(corpus, folder / "cache", loaded["cache"].candidates.block_size)
     scores = {"without": None, "cache": cache, "dual": NoiseTeacher(corpus, loaded["dual"].model.projection_dim)}

@@ -20,7 +20,7 @@ SIZES = (500, 1500, ALL)
 """Numbers of photos: the first ones of train."""
 NUM_CHOOSING = 5000
 """Photos before the last 1,000 of train: settings for 6,000 photos are chosen with students of these."""
-RECIPES = {224: "dual-flickr8k", 288: "dual-flickr8k-large"}
+RECIPES = {224: "photos", 288: "photos-large"}
 TABLE, CHOOSING, FUSION = "Flickr8k, {:,} photos", "Chosen on train, {:,} photos", "Fusion students, 2 layers to 1, fresh negatives"
 
 EPOCH_CHOICES = {500: (30, 60, 120, 240), 1500: (20, 40, 80, 160), ALL: (40, 100, 160)}
@@ -38,7 +38,7 @@ TAUGHT: dict[str, tuple[str, ...]] = {
     KL_ALONE: sets(loss__terms="{kl=4.0}", loss__temperature=1.0, model__dropout=0.1),
     WARM_KL_ALONE: sets(loss__terms="{kl=4.0}", model__dropout=0.1),
 }
-"""Changes to recipe dual-flickr8k-distilled to choose from."""
+"""Changes to recipe photos-distilled to choose from."""
 SELF, SAME, MORE = "self-distillation", "dual teacher at 288 px", "dual teacher at 288 px, trained on 6,000 photos (more data)"
 TAUGHT_CHOSEN = {(label, size): WITH_INFONCE for label in (SELF, SAME) for size in SIZES}
 TAUGHT_CHOSEN |= {(MORE, 500): WARM_KL_ALONE, (MORE, 1500): WARM_KL_ALONE}
@@ -70,7 +70,7 @@ FUSION_LOSSES: dict[str, tuple[str, ...]] = {
     "InfoNCE": sets(loss__terms="{infonce=1.0}", batch__size=16),
     "KL": sets(loss__terms="{kl=1.0}", batch__size=16),
 }
-"""Changes to recipe fusion-flickr8k for each label."""
+"""Changes to recipe photos-fusion for each label."""
 
 
 def fair() -> list[Step]:
@@ -139,7 +139,7 @@ def _distilled(
     """A dual encoder at 224 px that learns from dual teachers, or from caches of other teachers."""
     taught = (word for teacher in teachers for word in ("--cache" if teacher.startswith("caches/") else "--teacher", teacher))
     settings = sets(seed=seed, optimizer__epochs=TAUGHT_EPOCHS[size])
-    arguments = ("dual-flickr8k-distilled", *taught, *_photos(data, size), *ENCODERS, *settings, *words)
+    arguments = ("photos-distilled", *taught, *_photos(data, size), *ENCODERS, *settings, *words)
     needs = (*teachers, _features_of(data, size, 224))
     return Step(f"runs/{name}-{seed}", "distill", arguments, needs, *row, _val(data))
 
@@ -234,10 +234,10 @@ def _co_attention_rows(size: int, seed: int) -> Iterator[Step]:
     cache = f"caches/pair{size}-0"
     if seed == SEEDS[0]:
         large = _large(size, 0)
-        words = ("pair-flickr8k", *_photos("data", size), *ENCODERS, *sets(seed=0, model__dual_init=large))
+        words = ("photos-teacher", *_photos("data", size), *ENCODERS, *sets(seed=0, model__dual_init=large))
         row, measure = _row(size, PAIR_ITSELF), (*_val("data"), "--depth", "50")
         pair = Step(f"runs/pair{size}-0", "finetune-teacher", words, (large,), *row, measure, measured=large)
-        scoring = (*_photos("data", size), *FEATURES, "--teacher", pair.out, "--recipe", "dual-flickr8k-distilled")
+        scoring = (*_photos("data", size), *FEATURES, "--teacher", pair.out, "--recipe", "photos-distilled")
         yield from (pair, Step(cache, "cache-teacher", scoring, (pair.out,)))
     chosen = TAUGHT[TAUGHT_CHOSEN[SAME, size]]
     yield _distilled(size, (cache,), chosen, f"paired{size}", _row(size, PAIR), "data", seed)
@@ -248,6 +248,6 @@ def _fusion_rows(seed: int) -> Iterator[Step]:
     pair, cache, plain = f"runs/pair{ALL}-0", f"caches/pair{ALL}-0", f"runs/plain{ALL}-0"
     for index, (label, words) in enumerate(FUSION_LOSSES.items()):
         row = (FUSION, label, next(iter(FUSION_LOSSES)))
-        arguments = ("fusion-flickr8k", "--teacher", pair, "--cache", cache, "--data", "data", *FEATURES, *sets(seed=seed), *words)
+        arguments = ("photos-fusion", "--teacher", pair, "--cache", cache, "--data", "data", *FEATURES, *sets(seed=seed), *words)
         measure = (*_val("data"), "--depth", "20")
         yield Step(f"runs/fusion{index}-{seed}", "distill", arguments, (cache, plain), *row, measure, measured=plain)

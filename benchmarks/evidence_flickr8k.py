@@ -24,7 +24,7 @@ DUAL_LOSSES: dict[str, tuple[str, ...]] = {
     "DCD as released, lists": sets(loss__terms="{dcd-released=1.0}", loss__alpha=0.5) + LISTS,
     "DCD, lists": sets(loss__terms="{dcd=1.0}", loss__alpha=0.5, optimizer__lr_factors="{calibration=100}") + LISTS,
 }
-"""Changes to recipe dual-flickr8k-distilled at T = 1 for each label."""
+"""Changes to recipe photos-distilled at T = 1 for each label."""
 FUSION_LOSSES: dict[str, tuple[str, ...]] = {
     "ground truth (BCE)": sets(loss__terms="{ground-truth=1.0}"),
     "InfoNCE": sets(loss__terms="{infonce=1.0}", batch__size=16),
@@ -36,7 +36,7 @@ FUSION_LOSSES: dict[str, tuple[str, ...]] = {
     "DCD as released": sets(loss__terms="{dcd-released=1.0}", loss__alpha=0.5),
     "DCD": sets(),
 }
-"""Changes to recipe fusion-flickr8k for each label."""
+"""Changes to recipe photos-fusion for each label."""
 ALL_PHOTOS, FUSION = "Dual students, 6,000 photos", "Fusion students, 2 layers to 1"
 TRUTH, COSINE = "ground truth (BCE), no teacher", "its cosine alone"
 PLAIN = "runs/plain0-0"
@@ -51,7 +51,7 @@ def flickr8k() -> list[Step]:
     return [*steps, *_ablations()]
 
 
-SIZES = {"dual-flickr8k": "224", "dual-flickr8k-large": "288"}
+SIZES = {"photos": "224", "photos-large": "288"}
 
 
 def _features(recipe: str) -> Step:
@@ -63,19 +63,19 @@ def _teacher(seed: int) -> list[Step]:
     """The cosine at 288 px, the co-attention that starts from it, and the scores of the latter."""
     own = (*FLICKR8K, *sets(seed=seed))
     table = "Teachers, 288 px"
-    large = Step(f"runs/large-{seed}", "distill", ("dual-flickr8k-large", *own), ("runs/features-288",), table, COSINE, "", VAL)
-    words = ("pair-flickr8k", *own, *sets(model__dual_init=large.out))
+    large = Step(f"runs/large-{seed}", "distill", ("photos-large", *own), ("runs/features-288",), table, COSINE, "", VAL)
+    words = ("photos-teacher", *own, *sets(model__dual_init=large.out))
     label, measure = "co-attention beside it, re-ranking its first 50", (*VAL, "--depth", "50")
     pair = Step(f"runs/pair-{seed}", "finetune-teacher", words, (large.out,), table, label, large.label, measure, measured=large.out)
-    scoring = ("--data", "data", *FEATURES, "--teacher", pair.out, "--recipe", "dual-flickr8k-distilled")
+    scoring = ("--data", "data", *FEATURES, "--teacher", pair.out, "--recipe", "photos-distilled")
     return [large, pair, Step(f"caches/pair-{seed}", "cache-teacher", scoring, (pair.out,))]
 
 
 def _dual(name: str, seed: int, table: str, label: str, words: Iterable[str], *, caches: tuple[str, ...] = (), base: str = ALONE) -> Step:
     """A dual student. Without caches it uses the recipe without a teacher; T is 1 unless `words` set it."""
-    recipe: tuple[str, ...] = ("dual-flickr8k",)
+    recipe: tuple[str, ...] = ("photos",)
     if caches:
-        recipe = ("dual-flickr8k-distilled", *(word for cache in caches for word in ("--cache", cache)), *sets(loss__temperature=1.0))
+        recipe = ("photos-distilled", *(word for cache in caches for word in ("--cache", cache)), *sets(loss__temperature=1.0))
     arguments = (*recipe, *FLICKR8K, *sets(seed=seed), *words)
     return Step(f"runs/{name}-{seed}", "distill", arguments, caches or ("runs/features-224",), table, label, base, VAL)
 
@@ -106,7 +106,7 @@ def _fusions(seed: int) -> list[Step]:
     steps = []
     for index, (label, words) in enumerate(FUSION_LOSSES.items()):
         teacher = ("--teacher", "runs/pair-0", "--cache", PAIRS[0])
-        arguments = ("fusion-flickr8k", *teacher, "--data", "data", *FEATURES, *sets(seed=seed), *words)
+        arguments = ("photos-fusion", *teacher, "--data", "data", *FEATURES, *sets(seed=seed), *words)
         measure = (*VAL, "--depth", "20")
         base = next(iter(FUSION_LOSSES))
         steps.append(
@@ -130,12 +130,12 @@ MINED = {
 
 def _ablation_teachers() -> list[Step]:
     """A co-attention of one layer, and caches with other candidates than the recipe's."""
-    words = ("pair-flickr8k", *FLICKR8K, *sets(seed=0, model__dual_init="runs/large-0", model__num_layers=1))
+    words = ("photos-teacher", *FLICKR8K, *sets(seed=0, model__dual_init="runs/large-0", model__num_layers=1))
     table, label, measure = "Teachers, 288 px", "co-attention of 1 layer, seed 0", (*VAL, "--depth", "50")
     shallow = Step("runs/shallow-0", "finetune-teacher", words, ("runs/large-0",), table, label, COSINE, measure, measured="runs/large-0")
 
     def cache(name: str, teacher: str, more: tuple[str, ...], after: tuple[str, ...] = ()) -> Step:
-        scoring = ("--data", "data", *FEATURES, "--teacher", teacher, "--recipe", "dual-flickr8k-distilled", *more)
+        scoring = ("--data", "data", *FEATURES, "--teacher", teacher, "--recipe", "photos-distilled", *more)
         return Step(f"caches/{name}", "cache-teacher", scoring, (teacher, *after))
 
     lists = sets(candidates__kind="random", candidates__per_query=15)

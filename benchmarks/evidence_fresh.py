@@ -48,17 +48,17 @@ class Setting:
 
 
 def fresh_flickr8k() -> list[Step]:
-    """Students of recipe fusion-flickr8k on 400 photos; the teacher was trained on 6,000. They re-rank the results of a dual encoder."""
+    """Students of recipe photos-fusion on 400 photos; the teacher was trained on 6,000. They re-rank the results of a dual encoder."""
     features = ("--data", "data", "--features", "features")
     encoders = (*features, *sets(model__vision="vision", model__text="text"))
     val = (*features, "--split", "val")
-    large = Step("runs/large-0", "distill", ("dual-flickr8k-large", *encoders, *sets(seed=0)), ("data",), measure=val)
-    words = ("pair-flickr8k", *encoders, *sets(seed=0, model__dual_init=large.out))
+    large = Step("runs/large-0", "distill", ("photos-large", *encoders, *sets(seed=0)), ("data",), measure=val)
+    words = ("photos-teacher", *encoders, *sets(seed=0, model__dual_init=large.out))
     first = (*val, "--depth", "20")
     pair = Step("runs/pair-0", "finetune-teacher", words, (large.out,), measure=first, measured=large.out)
     subset = (*features, "--max-images", str(PHOTOS))
     setting = Setting(
-        recipe="fusion-flickr8k",
+        recipe="photos-fusion",
         teacher=pair.out,
         data=subset,
         num_images=PHOTOS,

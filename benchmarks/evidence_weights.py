@@ -1,6 +1,6 @@
 """The plan `weights`: does it matter in groups of how many lists DCD's weights are normalized (`loss.weight_group`)?
 
-All students are those of recipe fusion-flickr8k and differ only in their loss. As in the released code they see images against captions.
+All students are those of recipe photos-fusion and differ only in their loss. As in the released code they see images against captions.
 At batch 32 they take the recipe's 250 steps; at batch 256 they take 60, which are twice as many lists.
 """
 
@@ -30,10 +30,10 @@ def label(loss: str, group: int | str) -> str:
 def weights() -> list[Step]:
     """One teacher, its cache, and the students of each seed."""
     encoders = ("--data", "data", *FEATURES, *sets(model__vision="vision", model__text="text"))
-    large = Step("runs/large-0", "distill", ("dual-flickr8k-large", *encoders, *sets(seed=0)), ("data",), measure=VAL[:-2])
-    words = ("pair-flickr8k", *encoders, *sets(seed=0, model__dual_init=large.out))
+    large = Step("runs/large-0", "distill", ("photos-large", *encoders, *sets(seed=0)), ("data",), measure=VAL[:-2])
+    words = ("photos-teacher", *encoders, *sets(seed=0, model__dual_init=large.out))
     pair = Step("runs/pair-0", "finetune-teacher", words, (large.out,), measure=VAL, measured=large.out)
-    scoring = ("--data", "data", *FEATURES, "--teacher", pair.out, "--recipe", "fusion-flickr8k", *CANDIDATES)
+    scoring = ("--data", "data", *FEATURES, "--teacher", pair.out, "--recipe", "photos-fusion", *CANDIDATES)
     cache = Step(CACHE, "cache-teacher", scoring, (pair.out,))
     return [
         Step("data", "prepare", ("--karpathy", "karpathy.json", "--images", "images")),
@@ -56,6 +56,6 @@ def _student(loss: str, group: int | str, size: int, seed: int, first: str, teac
         *sets(seed=seed, batch__size=size, batch__directions=DIRECTION, optimizer__steps=STEPS[size]),
         *sets(loss__terms=f"{{{loss}=1.0}}", loss__weight_group=group),
     )
-    words = ("fusion-flickr8k", "--data", "data", *FEATURES, "--teacher", teacher, "--cache", CACHE, *CANDIDATES, *changes)
+    words = ("photos-fusion", "--data", "data", *FEATURES, "--teacher", teacher, "--cache", CACHE, *CANDIDATES, *changes)
     row = (TABLE.format(size), label(loss, group), label("dcd", "none"), VAL, first)
     return Step(f"runs/{loss}-{group}-{size}-{seed}", "distill", words, (CACHE,), *row)

@@ -8,7 +8,7 @@
 
 `store` keeps the feature maps after the first stages of a timm EfficientNet, float16, for each photo as it is and for augmented copies
 (crop, flip, colors; photos whose captions name left or right are not flipped), and the states after the first layers of the text encoder.
-`tune` first trains the linear layers of the recipe dual-flickr8k-large, then fine-tunes them with the other stages and layers by InfoNCE.
+`tune` first trains the linear layers of the recipe photos-large, then fine-tunes them with the other stages and layers by InfoNCE.
 RUN/model is an ordinary model folder for `dcdctl eval` and `--teacher`; RUN/vision and RUN/text are encoders for `--set model.vision=DIR`.
 With fewer photos than the split has, `tune` reports RSUM on the last 1,000 of them, which it does not train on.
 `measure` averages the logits of several models. Every command resumes where it was killed; numbers are written to OUT/result.json.

@@ -75,7 +75,7 @@ class Tuning:
     """Rows and columns that are cut at random from a map; 0 for none."""
     kl_weight: float = 4.0
     kl_temperature: float = 2.0
-    """With teachers: the settings of the recipe dual-flickr8k-distilled."""
+    """With teachers: the settings of the recipe photos-distilled."""
 
 
 class TunableDual:
@@ -214,7 +214,7 @@ class Training:
         return states[:, :length], mask[:, :length]
 
     def train_heads(self) -> None:
-        """Train the linear layers on stored means, as the recipe dual-flickr8k-large does, with the augmented copies."""
+        """Train the linear layers on stored means, as the recipe photos-large does, with the augmented copies."""
         tuning, projections = self.tuning, self.tunable.dual.network.projections
         optimizer = torch.optim.AdamW(projections.parameters(), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98))
         batches = [batch for epoch in range(tuning.head_epochs) for batch in self.batches(epoch, 256)]

@@ -1,6 +1,6 @@
 """The spread of DCD's weights over a batch of B lists, for entropies of a real teacher (docs/losses.md).
 
-    python benchmarks/weight_spread.py --data data/flickr8k --cache cache/pair --recipe fusion-flickr8k
+    python benchmarks/weight_spread.py --data data/flickr8k --cache cache/pair --recipe photos-fusion
 
 The lists are those that the recipe draws from the cache. They are cut into batches of B, as `loss.weight_group` cuts them into groups. The
 script ends with one line of JSON.
@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--recipe", default="fusion-flickr8k")
+    parser.add_argument("--recipe", default="photos-fusion")
     parser.add_argument("--lists", type=int, default=8192, help="a multiple of 512")
     parser.add_argument("--set", action="append", default=[], dest="sets")
     options = parser.parse_args()

@@ -201,7 +201,7 @@ def test_cache_teacher_asks_for_its_recipe_and_lists_those_with_candidates(run_c
         )
         listed = result.stderr.rpartition("one of ")[2].strip().split(", ")
         assert {"demo-dual", "tiny-student", "vilt-flickr30k", "meter-coco"} <= set(listed)
-        assert {"demo-dual-alone", "tiny-teacher", "pair-flickr8k"}.isdisjoint(listed)
+        assert {"demo-dual-alone", "tiny-teacher", "photos-teacher"}.isdisjoint(listed)
     assert not (tmp_path / "cache").exists()
 
 

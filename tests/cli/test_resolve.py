@@ -165,7 +165,7 @@ MISTAKES: dict[str, list[Mistake]] = {
 """By option or argument, for all commands that have it."""
 MEASURED = {"--set": "validation.every=5"}
 TAUGHT = {"--set": "loss.terms={ kl = 1.0 }"}
-KL = {"recipe": "dual-flickr8k-self"}
+KL = {"recipe": "photos-self"}
 """A loss that needs scores, by an override and by a recipe."""
 PLAN, TAKE = ({"--teacher": UNSET, **words} for words in ({"--plan-only": ""}, {"--scores": "PAIRS.csv", "--teacher-name": "a"}))
 """Two ways to make a cache without a model."""

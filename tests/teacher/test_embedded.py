@@ -257,7 +257,7 @@ def test_a_teacher_reads_its_own_pixels_or_its_own_features(duals, embedded, cor
     for name, model in (("pixels", pixels), ("frozen", frozen)):
         models.save(model, tmp_path / name)
     teachers = [str(tmp_path / "frozen"), str(tmp_path / "pixels")]
-    job = TrainingJob("distill", "dual-flickr8k-self", [*sets, "model.projection_dim=8", "optimizer.steps=2"], tmp_path / "run")
+    job = TrainingJob("distill", "photos-self", [*sets, "model.projection_dim=8", "optimizer.steps=2"], tmp_path / "run")
     options, lines = TrainingOptions(compute=Compute(features=tmp_path / "features")), []
     run = distill.train(job, InputRefs(data=corpus.folder, teachers=teachers), options=options, say=lines.append)
     assert lines == ["the dual teacher scores every pair, so batches are drawn as without a teacher"]

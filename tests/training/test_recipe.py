@@ -166,6 +166,13 @@ def test_a_renamed_field_names_its_new_name(former, tmp_path):
     assert hasattr(getattr(recipe.Recipe(), section), field)
 
 
+@pytest.mark.parametrize(("former", "now"), recipe.RENAMED_RECIPES.items())
+def test_a_renamed_recipe_names_its_new_name(former, now):
+    with pytest.raises(ConfigError, match=rf"^the recipe {former} is called {now}; name {now}$"):
+        recipe.load_recipe(former)
+    assert recipe.load_recipe(now).description
+
+
 def test_an_unknown_key_of_a_recipe_file_is_named_with_the_file(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("[gandidates]\n")

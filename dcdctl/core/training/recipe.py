@@ -404,6 +404,15 @@ class Recipe:
 RECIPES = files.packaged("recipes")
 RENAMED = {"model.cosine": "model.dual_init", "batch.drawn_negatives": "batch.random_negatives"}
 """Former names of fields -> the names that recipes use now."""
+RENAMED_RECIPES = {
+    "dual-flickr8k": "photos",
+    "dual-flickr8k-large": "photos-large",
+    "dual-flickr8k-self": "photos-self",
+    "dual-flickr8k-distilled": "photos-distilled",
+    "pair-flickr8k": "photos-teacher",
+    "fusion-flickr8k": "photos-fusion",
+}
+"""Former names of recipes, which are in saved runs and in old notes -> their names now."""
 
 
 def names() -> list[str]:
@@ -415,6 +424,8 @@ def check_recipe_name(ref: str) -> Path:
     """The file of a recipe; ConfigError with the known names if there is none."""
     path = Path(ref) if ref.endswith(".toml") else RECIPES / f"{ref}.toml"
     if not path.is_file():
+        if new := RENAMED_RECIPES.get(ref):
+            raise ConfigError(f"the recipe {ref} is called {new}", hint=f"name {new}")
         raise ConfigError(f"no recipe {ref}", hint=f"known recipes: {', '.join(names())}; or name a .toml file")
     return path
 
