@@ -46,6 +46,7 @@ ZERO_SHOT, TUNED, TAUGHT = "the start, zero-shot", "fine-tuned, all weights", "d
 TUNED_LORA, TAUGHT_LORA, PROJECTED = "fine-tuned, LoRA", "distilled (InfoNCE + KL), LoRA", "fine-tuned, projections"
 MARGINS_LABEL, SHORT = "distilled (InfoNCE + margin-MSE), all weights", f"{TAUGHT}, loss.dims"
 SCRATCH = "from random weights, InfoNCE"
+LONG_SCRATCH = f"{SCRATCH}, {PRETRAINING_STEPS + STEPS:,} steps"
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     TUNED: ("tuned", (*INFONCE, *ALL)),
     TAUGHT: ("taught", (*KL, *ALL)),
@@ -100,7 +101,7 @@ def clip_scenes() -> list[Step]:
     steps += [step for seed in SEEDS for step in _short_vectors(seed)]
     steps += [step for label in reversed(AVERAGED) for seed in SEEDS for share in AVERAGED[label] for step in _averaged(label, seed, share)]
     steps += [_cascade(seed) for seed in SEEDS]
-    return steps
+    return [*steps, *_long_scratch()]
 
 
 def _trained(label: str, seed: int, rate: float | None = None) -> Step:
@@ -134,6 +135,14 @@ def _short_vectors(seed: int) -> Iterator[Step]:
     """The distilled student, trained for vectors of several widths."""
     run = _trained(TAUGHT, seed)
     yield replace(run, out=f"runs/dims-{seed}", words=(*run.words, *sets(loss__dims=list(DIMS))), label=SHORT)
+
+
+def _long_scratch() -> Iterator[Step]:
+    """Random weights with as many steps as the start and its fine-tuning have together, all of them on the target; seed 0."""
+    run = _trained(SCRATCH, 0)
+    words = (*run.words, *sets(optimizer__steps=PRETRAINING_STEPS + STEPS))
+    yield replace(run, out="runs/long-scratch-0", words=words, label=LONG_SCRATCH)
+    yield _evaluated("long-scratch-0-web", "runs/long-scratch-0", "web", (HOLD_OUT, LONG_SCRATCH, TUNED))
 
 
 def _cascade(seed: int) -> Step:
