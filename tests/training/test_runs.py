@@ -336,3 +336,18 @@ def test_tied_weights_are_kept_once(tmp_path):
     runs.save_checkpoint(run, 1, model, optimizer_of(model))
     assert set(load_file(run.folder / "checkpoints" / "step-1" / "weights.safetensors")) == {"first.weight", "first.bias", "second.bias"}
     assert json.loads((run.folder / "run.json").read_text())["what"] == "distill"
+
+
+def test_a_saved_command_has_no_query_and_no_password_of_a_url(tmp_path, monkeypatch):
+    words = [
+        "distill",
+        "--data",
+        "https://me:pass@host/a.tar?signature=x",
+        "--data=s3://host/b.tar?key=y",
+        "--set",
+        "loss.terms={ kl = 1.0 }",
+    ]
+    monkeypatch.setattr("sys.argv", ["/bin/dcdctl", *words])
+    run = runs.start_run(tmp_path / "run", Recipe(), "distill", {}, resume=False)
+    saved = ["distill", "--data", "https://host/a.tar", "--data=s3://host/b.tar", "--set", "loss.terms={ kl = 1.0 }"]
+    assert run.facts()["command"] == ["dcdctl", *saved]

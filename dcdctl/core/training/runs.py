@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from dcdctl.core import artifacts, files, models
 from dcdctl.core.config import to_table
+from dcdctl.core.data import shown
 from dcdctl.core.devices import versions
 from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError
 from dcdctl.core.models import Model
@@ -222,9 +223,15 @@ def _check_taken(folder: Path, facts: dict[str, Any], *, resume: bool) -> None:
 
 
 def _command() -> list[str]:
-    """The command line, without the program's folder, which would mean nothing on another machine."""
+    """The command line, without the program's folder, which would mean nothing on another machine, and without queries of URLs."""
     name = Path(sys.argv[0]).name
-    return ["dcdctl" if name == "__main__.py" else name, *sys.argv[1:]]
+    return ["dcdctl" if name == "__main__.py" else name, *map(_without_secrets, sys.argv[1:])]
+
+
+def _without_secrets(word: str) -> str:
+    """A word of a command line, as it is saved: a URL, also as --data=URL, has no password and no query."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{option}{equals}{shown(value)}"
 
 
 def open_run(folder: Path) -> Run:
