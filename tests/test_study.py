@@ -343,6 +343,7 @@ def test_a_folder_with_something_else_is_refused(stage: Stage, tmp_path: Path):
         ({"sets": ["validation.every=1", "validation.split=absent"]}, CorpusError, "split 'absent'"),
         ({"seeds": (0, 0)}, ConfigError, "--seeds must be different numbers of at least 0, got 0,0"),
         ({"sets": ["seed=4"]}, ConfigError, "--set seed=4 sets one seed"),
+        ({"sets": ["teachers.ema=0.9"]}, ConfigError, r"teachers\.ema makes the student its own teacher"),
         ({"sets": ["batch.refresh_steps=[1]"]}, ConfigError, r"batch\.refresh_steps changes the batches of the distillation alone"),
         ({"split": "train"}, ConfigError, "trains on train and evaluates on train"),
         ({"split": "val", "sets": ["validation.every=1"]}, ConfigError, r"validation\.split is val, on which the best weights are chosen"),

@@ -190,6 +190,9 @@ def _recipe(job: StudyJob) -> tuple[Recipe, tuple[str, ...]]:
     if not given.loss.needs_teacher and not given.loss.vector_terms:
         found = f"recipe {job.recipe} learns from no teacher: loss.terms has {', '.join(given.loss.terms)}"
         raise ConfigError(found, hint="add a loss that has a teacher, such as kl: --set 'loss.terms={ infonce = 1.0, kl = 1.0 }'")
+    if given.teachers.ema is not None:
+        found = "teachers.ema makes the student its own teacher, and a study is about the teachers of --teacher"
+        raise ConfigError(found, hint="unset it: --set teachers.ema=none")
     if given.batch.refresh_steps:
         found = "batch.refresh_steps changes the batches of the distillation alone, so its baseline would not be fair"
         raise ConfigError(found, hint="set it to []: --set 'batch.refresh_steps=[]'")
