@@ -21,6 +21,23 @@ import re
 import sys
 from pathlib import Path
 
+EXTRAS = {
+    "timm": ("timm>=1.0.15",),
+    "mine": ("bm25s>=0.2.7",),
+    "wandb": ("wandb>=0.19",),
+    "peft": ("peft>=0.18",),
+    "sentence-transformers": ("sentence-transformers>=5.4", "torchvision>=0.21"),
+    "open-clip": ("open_clip_torch>=3.3",),
+    "onnx": ("onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"),
+    "eccv": ("eccv-caption>=0.1",),
+    "index": ("usearch>=2.21",),
+    "index-pq": ("faiss-cpu>=1.11",),
+    "serve": ("fastapi>=0.165", "uvicorn>=0.54", "python-multipart>=0.0.34", "prometheus-client>=0.26"),
+}
+"""The packages of each extra that a command may need, as in pyproject.toml."""
+# Not `dcdctl[EXTRA]`: dcdctl is on no index, so pip would not find it. Not the metadata of the installed package either:
+# a clone that was installed in place keeps the metadata of that day.
+
 
 class DcdError(Exception):
     """Base of all errors that the command line shows as one line; `hint` is the next step, empty for none."""
@@ -179,8 +196,8 @@ def require_extra(extra: str, *modules: str, needed_by: str, or_else: str = "") 
 
 
 def install_command(extra: str) -> str:
-    """The command that installs the packages of an extra."""
-    return f"pip install 'dcdctl[{extra}]'"
+    """The command that installs the packages of an extra: by their names, which works however dcdctl itself was installed."""
+    return "pip install " + " ".join(f"'{package}'" for package in EXTRAS[extra])
 
 
 def _is_installed(module: str) -> bool:

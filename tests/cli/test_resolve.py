@@ -29,6 +29,7 @@ import dcdctl.core
 from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
+from dcdctl.core.errors import install_command
 from dcdctl.core.models import load_save
 
 TREE = typer.main.get_command(app)
@@ -393,5 +394,5 @@ def test_a_missing_package_is_named_with_its_extra_before_weights_are_opened(com
     monkeypatch.setitem(sys.modules, module, None)
     result = run(command, {**VALID[command], **words}, stage)
     assert result.exit_code == 1
-    assert re.search(rf"needs .*{module.replace('_', '-')}.*not installed; pip install 'dcdctl\[{extra}\]'", result.stderr)
+    assert re.search(rf"needs .*{module.replace('_', '-')}.*not installed; {re.escape(install_command(extra))}", result.stderr)
     assert len(result.stderr.splitlines()) == 1

@@ -24,6 +24,7 @@ from tiny import run_script
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
+from dcdctl.core.errors import install_command
 from dcdctl.core.serve import server
 
 PAGE = ROOT / "docs" / "deploy.md"
@@ -110,7 +111,7 @@ def test_a_wrong_limit_is_an_error(tmp_path, arguments, message):
 
 def test_a_package_that_is_missing_is_named_with_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "python_multipart", None)
-    assert "serving needs python-multipart, which is not installed; pip install 'dcdctl[serve]'" in error_of(tmp_path)
+    assert f"serving needs python-multipart, which is not installed; {install_command('serve')}" in error_of(tmp_path)
 
 
 def test_the_extra_has_every_package_that_is_required():
@@ -144,7 +145,7 @@ def assert_memory_of_uploads_is_returned(url: str) -> None:
 
 def test_the_commands_of_the_page_lead_from_a_run_to_a_page(made, tmp_path, monkeypatch):
     install, index, search, serve_it = first_commands()
-    extras = re.fullmatch(r"pip install 'dcdctl\[(.*)\]'", install)[1].split(",")
+    extras = re.fullmatch(r"pip install '\.\[(.*)\]'", install)[1].split(",")
     assert set(extras) <= set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"])
 
     monkeypatch.chdir(tmp_path)

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from dcdctl.cli.app import app
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
-from dcdctl.core.errors import ConfigError, CorpusError, InputError, MissingError, ModelError, StaleError
+from dcdctl.core.errors import ConfigError, CorpusError, InputError, MissingError, ModelError, StaleError, install_command
 from dcdctl.core.export import ExportJob, export, model_card, to_sentence_transformers, to_transformers
 from dcdctl.core.files import lock
 from dcdctl.core.models import Towers, onnx
@@ -288,7 +288,7 @@ def test_a_killed_export_leaves_no_folder_and_the_next_one_cleans_up(sources, tm
 def test_a_format_with_a_missing_package_is_refused_by_name(to, sources, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx, "PACKAGES", ("onnx", "no_such_package"))
     monkeypatch.setattr(to_sentence_transformers, "PACKAGE", "no_such_package")
-    with pytest.raises(MissingError, match=rf"which is not installed; pip install 'dcdctl\[{to}\]'"):
+    with pytest.raises(MissingError, match=rf"which is not installed; {re.escape(install_command(to))}"):
         export.export_model(job_of(sources, tmp_path, to=to))
 
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.core.errors import DcdError, InputError, MissingError, ModelError, as_user_error, require_extra
+from dcdctl.core.errors import EXTRAS, DcdError, InputError, MissingError, ModelError, as_user_error, require_extra
 from dcdctl.core.models import onnx
 from dcdctl.core.serve import server
 
@@ -125,15 +125,18 @@ def test_a_dangling_link_is_named_with_its_target(tmp_path):
     assert str(found) == f"{tmp_path}/link is a link to nowhere, which does not exist; mend the link"
 
 
+SERVE = "pip install 'fastapi>=0.165' 'uvicorn>=0.54' 'python-multipart>=0.0.34' 'prometheus-client>=0.26'"
+
+
 def test_missing_packages_are_named_with_the_install_command(monkeypatch):
     with pytest.raises(MissingError) as error:
         require_extra("serve", "json", "no_such_package", needed_by="serving")
-    assert str(error.value) == "serving needs no-such-package, which is not installed; pip install 'dcdctl[serve]'"
+    assert str(error.value) == "serving needs no-such-package, which is not installed; " + SERVE
     monkeypatch.setitem(sys.modules, "blocked", None)
     with pytest.raises(MissingError) as error:
         require_extra("index", "blocked", "no_such_package", needed_by="a graph", or_else="--set kind=flat")
     assert str(error.value) == (
-        "a graph needs blocked, no-such-package, which are not installed; pip install 'dcdctl[index]', or --set kind=flat"
+        "a graph needs blocked, no-such-package, which are not installed; pip install 'usearch>=2.21', or --set kind=flat"
     )
 
 
@@ -164,7 +167,21 @@ def test_every_required_extra_lists_its_packages_in_pyproject():
     assert required == {"timm", "mine", "wandb", "peft", "open-clip", "sentence-transformers", "onnx", "eccv", "serve"}
 
 
-def test_only_errors_py_contains_the_install_command():
-    assert [path.name for path in (ROOT / "dcdctl").rglob("*.py") if "pip install 'dcdctl" in path.read_text(encoding="utf-8")] == [
-        "errors.py"
-    ]
+def test_the_install_commands_name_the_packages_of_pyproject():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert {name: list(packages) for name, packages in EXTRAS.items()} == {name: extras[name] for name in extras if name in EXTRAS}
+    assert set(extras) - set(EXTRAS) == {"dev", "docs"}
+
+
+def test_nothing_says_to_install_dcdctl_from_an_index():
+    """The name is on no index."""
+    folders = ("dcdctl", "docs", "benchmarks", "data_manifests", ".github")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    texts = [path for path in files if path.suffix in (".py", ".md", ".toml", ".html", ".j2", ".yml")]
+    assert len(texts) > 100
+    asked = re.compile(r"(?:pip|uv|pipx) +(?:tool +)?(?:install|add|run)[^\n]*?[ '\"]dcdctl(?!\w|[/.-]| @)")
+    assert asked.search("`pip install 'dcdctl[serve]'`")
+    assert asked.search("pip install dcdctl\n")
+    assert [
+        str(path) for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *texts] if asked.search(path.read_text(encoding="utf-8"))
+    ] == []

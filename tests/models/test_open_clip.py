@@ -178,7 +178,7 @@ def test_a_folder_without_the_right_files_says_what_is_missing(saved, tmp_path, 
     with pytest.raises(ModelError, match="has no model_cfg with embed_dim, vision_cfg and text_cfg"):
         models.load_dual(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
-    with pytest.raises(MissingError, match=r"needs open-clip, which is not installed; pip install 'dcdctl\[open-clip\]'"):
+    with pytest.raises(MissingError, match=r"needs open-clip, which is not installed; pip install 'open_clip_torch>="):
         models.load_dual(tmp_path)
 
 

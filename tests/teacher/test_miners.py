@@ -354,7 +354,7 @@ def test_exclusion_holds_in_every_chunk(monkeypatch):
 
 def test_without_bm25s_the_error_says_how_to_install_it(corpus, monkeypatch):
     monkeypatch.setitem(sys.modules, "bm25s", None)
-    with pytest.raises(MissingError, match=r"needs bm25s, which is not installed; pip install 'dcdctl\[mine\]'"):
+    with pytest.raises(MissingError, match=r"needs bm25s, which is not installed; pip install 'bm25s>="):
         candidates.draw_candidates(corpus, CandidateConfig(kind="lexical"))
 
 

@@ -321,7 +321,7 @@ def test_features_of_trained_towers_are_refused(clip, corpus, tmp_path):
 
 def test_peft_is_required_before_weights_are_opened(corpus, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(MissingError, match=r"model.trained lora needs peft, .*; pip install 'dcdctl\[peft\]', or set model.trained to"):
+    with pytest.raises(MissingError, match=r"model.trained lora needs peft, .*; pip install 'peft>=0.18', or set model.trained to"):
         train(corpus, Path("owner/clip"), tmp_path / "run", "model.trained=lora")
 
 
