@@ -19,7 +19,9 @@ from dcdctl.cli.export import export
 from dcdctl.cli.finetune_teacher import finetune_teacher
 from dcdctl.cli.index import index
 from dcdctl.cli.inspect import inspect
+from dcdctl.cli.models import list_models
 from dcdctl.cli.prepare import prepare
+from dcdctl.cli.recipes import recipes
 from dcdctl.cli.report import report
 from dcdctl.cli.search import search
 from dcdctl.cli.serve import serve
@@ -52,6 +54,8 @@ def dcdctl(
 # Each function imports the core when it is called, so that --help loads no torch.
 COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("demo", "Start here", demo, "demo --out demo"),
+    ("recipes", "Start here", recipes, "recipes demo-dual > mine.toml"),
+    ("models", "Start here", list_models, "models"),
     ("prepare", "Data", prepare, "prepare flickr30k --out data/flickr30k"),
     ("verify", "Data", verify, "verify data/flickr30k"),
     ("convert", "Teacher", convert, "convert vilt_irtr_f30k.ckpt models/vilt-flickr30k"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dcdctl.cli.completion import complete_recipe, complete_teacher
 from dcdctl.cli.options import (
     Data,
     Device,
@@ -31,9 +32,10 @@ Teacher = Annotated[
     str | None,
     typer.Option(
         "--teacher",
-        help="Name (prepare --list), Hub id, transformers folder, official .ckpt, run folder, or module:function (code that runs). "
+        help="Name (dcdctl models), Hub id, transformers folder, official .ckpt, run folder, or module:function (code that runs). "
         "Not with --plan-only and --scores.",
         callback=announce_code,
+        autocompletion=complete_teacher,
         metavar="REF",
     ),
 ]
@@ -43,6 +45,7 @@ RecipeName = Annotated[
         "--recipe",
         help="Recipe of the student, whose [candidates] say what to score: a name or a .toml file. Required except with --verify.",
         callback=check_recipe,
+        autocompletion=complete_recipe,
         metavar="RECIPE",
     ),
 ]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dcdctl.cli import options
+from dcdctl.cli.completion import complete_teacher
 
 CacheFolders = Annotated[
     list[Path] | None, typer.Option("--cache", help="Folder written by `dcdctl cache-teacher`; repeat for several teachers.", metavar="DIR")
@@ -17,6 +18,7 @@ TeacherRefs = Annotated[
     typer.Option(
         "--teacher",
         help="With --cache: the model that made it, from which a fusion student starts. Without: a dual encoder to learn from; repeatable.",
+        autocompletion=complete_teacher,
         metavar="REF",
     ),
 ]

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dcdctl.cli.completion import complete_recipe, complete_set, complete_split, complete_teacher
+
 if TYPE_CHECKING:
     from dcdctl.core.devices import Compute
     from dcdctl.core.training import TrainingOptions
@@ -48,9 +50,9 @@ def refuse(options: dict[str, object], why: str) -> None:
 # These callbacks run before a command imports any model, so a misspelled name is an error as soon as torch is imported.
 
 
-def check_recipe(ref: str | None) -> str | None:
+def check_recipe(context: typer.Context, ref: str | None) -> str | None:
     """Callback of a recipe argument: an error if there is no such recipe."""
-    if ref is not None:
+    if ref is not None and not context.resilient_parsing:  # completion reads unfinished lines
         from dcdctl.core.training import check_recipe_name
 
         check_recipe_name(ref)
@@ -138,17 +140,23 @@ ValidationData = Annotated[
     Path | None,
     typer.Option("--validation-data", help="Corpus to validate on, if it is not that of --data: folder or URL.", metavar="DIR"),
 ]
-Split = Annotated[str, typer.Option("--split", help="Split of the corpus; train+val reads two as one.", metavar="NAME")]
+Split = Annotated[
+    str,
+    typer.Option("--split", help="Split of the corpus; train+val reads two as one.", autocompletion=complete_split, metavar="NAME"),
+]
 MaxImages = Annotated[int | None, typer.Option("--max-images", help="Use only the first N images of the split.", min=1, metavar="N")]
-RecipeArgument = Annotated[str, typer.Argument(help="Recipe: a name or a .toml file.", callback=check_recipe, metavar="RECIPE")]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="Recipe: a name or a .toml file.", callback=check_recipe, autocompletion=complete_recipe, metavar="RECIPE")
+]
 ModelRef = Annotated[str, typer.Argument(help="Run folder, or another model reference.", callback=announce_code, metavar="RUN")]
 IndexFolder = Annotated[Path, typer.Argument(help="Folder written by `dcdctl index`.", metavar="INDEX")]
 Teacher = Annotated[
     str,
     typer.Option(
         "--teacher",
-        help="Name (prepare --list), Hub id, transformers folder, official .ckpt, run folder, or module:function (code that runs).",
+        help="Name (dcdctl models), Hub id, transformers folder, official .ckpt, run folder, or module:function (code that runs).",
         callback=announce_code,
+        autocompletion=complete_teacher,
         metavar="REF",
     ),
 ]
@@ -158,6 +166,7 @@ Rerank = Annotated[
         "--rerank",
         help="Model that re-ranks the first candidates of each query: fusion, dual, or module:function (code that runs).",
         callback=announce_code,
+        autocompletion=complete_teacher,
         metavar="REF",
     ),
 ]
@@ -174,7 +183,10 @@ Features = Annotated[
 ]
 
 # Settings
-Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe field: loss.alpha=0.5; repeatable.", metavar="KEY=VALUE")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a recipe field: loss.alpha=0.5; repeatable.", autocompletion=complete_set, metavar="KEY=VALUE"),
+]
 ModelSet = Annotated[
     list[str] | None,
     typer.Option("--model-set", help="Set what the model's files lack: image_size=384; repeatable.", metavar="NAME=VALUE"),

@@ -7,10 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from dcdctl.cli.completion import complete_manifest
 from dcdctl.cli.options import Json
 from dcdctl.cli.views.terminal import bar, show, show_json, show_table
 
-Name = Annotated[str | None, typer.Argument(help="Manifest: a name (--list shows them) or a .toml file.", metavar="MANIFEST")]
+Name = Annotated[
+    str | None,
+    typer.Argument(help="Manifest: a name (--list shows them) or a .toml file.", autocompletion=complete_manifest, metavar="MANIFEST"),
+]
 Karpathy = Annotated[Path | None, typer.Option("--karpathy", help="Karpathy JSON, such as dataset_flickr30k.json.", metavar="FILE")]
 Csv = Annotated[Path | None, typer.Option("--csv", help="CSV file with one caption per row: image,caption[,split].", metavar="FILE")]
 Jsonl = Annotated[Path | None, typer.Option("--jsonl", help="JSON lines: image, caption or captions[, split].", metavar="FILE")]

@@ -9,6 +9,7 @@ import typer
 
 from dcdctl.cli import options
 from dcdctl.cli.bench import sizes
+from dcdctl.cli.completion import complete_split, complete_teacher
 from dcdctl.cli.views.scoring import show_estimate, show_workload
 from dcdctl.cli.views.terminal import bar, clock, note, show, show_json, show_table
 
@@ -36,11 +37,14 @@ Teachers = Annotated[
         "--teacher",
         help="Fusion scorer, whose scores are cached, or dual encoder, which needs no cache; repeatable.",
         callback=announce_all,
+        autocompletion=complete_teacher,
         metavar="REF",
     ),
 ]
 Seeds = Annotated[Any, typer.Option("--seeds", help="Seeds of the trainings.", parser=sizes, metavar="N,N,...")]
-TrainSplit = Annotated[str, typer.Option("--train-split", help="Split to train on; train+val reads two as one.", metavar="NAME")]
+TrainSplit = Annotated[
+    str, typer.Option("--train-split", help="Split to train on; train+val reads two as one.", autocompletion=complete_split, metavar="NAME")
+]
 Depth = Annotated[int, typer.Option("--depth", help="Candidates per query that the teacher re-ranks in the cascade.", min=1, metavar="N")]
 WithTeacher = Annotated[bool, typer.Option("--with-teacher", help="Also evaluate the teacher, which scores all pairs of the split.")]
 DryRun = Annotated[

@@ -190,7 +190,7 @@ def require_extra(extra: str, *modules: str, needed_by: str, or_else: str = "") 
 
     `modules` are import names. `or_else` is what the user may do instead.
     """
-    if missing := [module.replace("_", "-") for module in modules if not _is_installed(module)]:
+    if missing := [module.replace("_", "-") for module in modules if not is_installed(module)]:
         reason = f"{needed_by} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed"
         raise MissingError(reason, hint=install_command(extra) + (f", or {or_else}" if or_else else ""))
 
@@ -200,7 +200,7 @@ def install_command(extra: str) -> str:
     return "pip install " + " ".join(f"'{package}'" for package in EXTRAS[extra])
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
     """Whether a module can be imported, without importing it."""
     # Before find_spec, which raises ValueError for a loaded module without a spec.
     if module in sys.modules:

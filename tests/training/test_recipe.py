@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import tomllib
 
 import pytest
 
-from dcdctl.core.config import build, to_table
+from dcdctl.core.config import build, flatten, to_table
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.training import recipe
+from dcdctl.core.training import recipe, recipe_list, recipe_toml
+from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES
 from dcdctl.core.training.recipe import Recipe
 
 
@@ -18,10 +21,60 @@ def test_a_recipe_parses_goes_through_json_and_opens_with_its_command(name):
     loaded = recipe.load_recipe(name)
     assert build(Recipe, json.loads(json.dumps(to_table(loaded)))) == loaded
     assert loaded.description
-    head = (recipe.RECIPES / f"{name}.toml").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    head = (recipe_list.RECIPES / f"{name}.toml").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     comments = [line for line in head if line.startswith("#")]
     assert any(f"dcdctl {verb} {name} " in line for line in comments for verb in ("distill", "finetune-teacher"))
     assert len(comments) >= 3
+
+
+@pytest.mark.parametrize("entry", recipe_list.list_recipes(), ids=lambda entry: entry.name)
+def test_the_head_of_a_recipe_says_what_it_needs_takes_and_gives(entry):
+    assert entry.needs
+    assert re.match(r"[\d,]+ |a few |not estimated", entry.minutes)
+    assert "not measured" in entry.expected or re.search(r"docs/results\.md|poor recall", entry.expected)
+    assert entry.commands
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_a_recipe_as_toml_with_all_fields_is_the_recipe(name, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(recipe_toml.recipe_text(name), encoding="utf-8")
+    assert recipe.load_recipe(str(path)) == recipe.load_recipe(name)
+    assert recipe_list.head_of(path) == recipe_list.head_of(recipe_list.RECIPES / f"{name}.toml")
+
+
+def test_a_recipe_as_toml_has_every_field_below_its_sentences():
+    text = recipe_toml.recipe_text("demo-dual")
+    table = tomllib.loads(text)
+    assert flatten(table) == flatten(with_none_as_text(to_table(recipe.load_recipe("demo-dual"))))
+    assert "# Share of the steps in which the learning rate rises from 0; then it falls to 0.\nwarmup_share = 0.1\n" in text
+    assert "# How the learning rate falls to 0 after the warm-up. One of linear, cosine.\nschedule = " in text
+    assert "\n# What is trained.\n[model]\n" in text
+
+
+def with_none_as_text(table):
+    if isinstance(table, dict):
+        return {key: with_none_as_text(value) for key, value in table.items()}
+    return "none" if table is None else table
+
+
+def recipe_classes() -> list[type]:
+    parts = [type(getattr(Recipe(), field.name)) for field in dataclasses.fields(Recipe)]
+    return [Recipe, *(part for part in parts if dataclasses.is_dataclass(part))]
+
+
+@pytest.mark.parametrize("cls", recipe_classes(), ids=lambda cls: cls.__name__)
+def test_every_field_of_a_recipe_has_a_sentence(cls):
+    docs, config = recipe_toml.field_docs(cls), cls()
+    values = [field.name for field in dataclasses.fields(cls) if not dataclasses.is_dataclass(getattr(config, field.name))]
+    assert [name for name in values if not docs.get(name, "").endswith(".")] == []
+
+
+def test_the_names_for_completion_are_those_of_the_classes():
+    tables = to_table(Recipe())
+    names = [[f"{key}.{field}" for field in value] if isinstance(value, dict) else [key] for key, value in tables.items()]
+    assert recipe_list.field_names() == [name for part in names for name in part]
+    assert recipe_list.loss_names() == [*LOSSES, *VECTOR_LOSSES]
 
 
 @pytest.mark.parametrize("teacher", ["vilt", "meter"])
@@ -166,7 +219,7 @@ def test_a_renamed_field_names_its_new_name(former, tmp_path):
     assert hasattr(getattr(recipe.Recipe(), section), field)
 
 
-@pytest.mark.parametrize(("former", "now"), recipe.RENAMED_RECIPES.items())
+@pytest.mark.parametrize(("former", "now"), recipe_list.RENAMED_RECIPES.items())
 def test_a_renamed_recipe_names_its_new_name(former, now):
     with pytest.raises(ConfigError, match=rf"^the recipe {former} is called {now}; name {now}$"):
         recipe.load_recipe(former)

@@ -43,8 +43,9 @@ class StreamConfig:
     max_skipped: Share = 0.1
     """skip: the largest share of a shard's samples that may be left out."""
     image_column: str = "image"
+    """Parquet: the column of the image files."""
     caption_column: str = ""
-    """Parquet: the columns of the image files and of the captions; the latter is found by its usual names if empty."""
+    """Parquet: the column of the captions; it is found by its usual names if empty."""
 
     def __post_init__(self) -> None:
         check_fields(self, "stream")

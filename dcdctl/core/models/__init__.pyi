@@ -1,3 +1,4 @@
+from .catalog import list_families, list_teachers
 from .checkpoint import check_finite, check_finite_file
 from .dual import DualModel, prefix_vectors
 from .dual_scorer import DualScorer, pair_products, vector_states
@@ -85,7 +86,9 @@ __all__ = [
     "hub_errors",
     "hub_source",
     "is_dual",
+    "list_families",
     "list_published",
+    "list_teachers",
     "load",
     "load_dual",
     "load_fusion",

@@ -41,6 +41,8 @@ class Family:
     kind: Kind
     file: str
     """A file of `families`, imported when a model of the family is loaded: the classes of transformers take seconds to import."""
+    extra: str = ""
+    """Optional extra of dcdctl that has its library; empty if transformers is enough."""
 
     def load(self, ref: str, overrides: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Model:
         """The model of a folder or Hub id, by the file's `load`; `saved` is dcdctl.json, None where there is no such file."""
@@ -57,9 +59,9 @@ FAMILIES = {
     "blip": Family("fusion", "blip"),
     "blip-2": Family("fusion", "blip2"),
     "bridgetower": Family("fusion", "bridgetower"),
-    CROSS_ENCODER: Family("fusion", "cross_encoder"),
-    OPEN_CLIP: Family("dual", "open_clip"),
-    SENTENCE_TRANSFORMER: Family("dual", "sentence_transformer"),
+    CROSS_ENCODER: Family("fusion", "cross_encoder", "sentence-transformers"),
+    OPEN_CLIP: Family("dual", "open_clip", "open-clip"),
+    SENTENCE_TRANSFORMER: Family("dual", "sentence_transformer", "sentence-transformers"),
 }
 """Families by the type of a folder's model (`folders.type_of`). A model is saved by its own `save_network`."""
 DUAL_TYPES = frozenset(name for name, family in FAMILIES.items() if family.kind == "dual")
@@ -72,7 +74,7 @@ NOTES = ("*.md", "LICENSE*", ".*")
 ACCEPTED = (
     "a model is a run folder, a folder or Hub id (owner/name or owner/name@revision) of a family that loads "
     f"({', '.join(name for name in FAMILIES if not name.startswith('dcdctl-'))}), an official ViLT or METER .ckpt, "
-    f"module:function (Python code of yours), built in ({', '.join(BUILT_IN)}), or a name that `dcdctl prepare --list` shows"
+    f"module:function (Python code of yours), built in ({', '.join(BUILT_IN)}), or a name that `dcdctl models` shows"
 )
 ALWAYS_OPEN = (
     f"these families load: {', '.join(name for name in FAMILIES if not name.startswith('dcdctl-'))}; any other model is a teacher by a "

@@ -32,7 +32,7 @@ SIMPLE_KINDS = ("random", "lexical", "embedding")
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateConfig:
-    """The `[candidates]` table of a recipe."""
+    """The `[candidates]` table: the pairs that the teacher scores."""
 
     kind: Literal["random", "lexical", "embedding", "blocks", "mixed"] = "random"
     """random: negatives drawn separately for each query, as in the released code. lexical: by BM25; an image is represented by its
@@ -63,6 +63,7 @@ class CandidateConfig:
     captions_per_image: Count = 5
     """blocks: captions per image that are used in each round."""
     seed: Annotated[int, AtLeast(0)] = 0
+    """Seed of the draws."""
 
     def __post_init__(self) -> None:
         check_fields(self, "candidates")

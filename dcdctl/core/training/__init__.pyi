@@ -3,7 +3,9 @@ from .fit import Preview
 from .inputs import InputRefs, Inputs
 from .loop import TrainingOptions
 from .negatives import read_mined
-from .recipe import Recipe, check_recipe_name, load_recipe, require_recipe_of_cache
+from .recipe import Recipe, load_recipe, require_recipe_of_cache
+from .recipe_list import RecipeEntry, check_recipe_name, field_names, list_recipes, loss_names
+from .recipe_toml import recipe_text
 from .runs import Run, TrainingJob, check_best, start_run
 from .scenes_teacher import GradingConfig, PretrainingConfig, grade, pretrain
 
@@ -14,16 +16,21 @@ __all__ = [
     "PretrainingConfig",
     "Preview",
     "Recipe",
+    "RecipeEntry",
     "Run",
     "TrainingJob",
     "TrainingOptions",
     "check_best",
     "check_recipe_name",
+    "field_names",
     "grade",
+    "list_recipes",
     "load_recipe",
+    "loss_names",
     "pretrain",
     "preview",
     "read_mined",
+    "recipe_text",
     "require_recipe_of_cache",
     "resolve",
     "start_run",

@@ -37,8 +37,9 @@ from dcdctl.core.training.fit import DualTeachers, Fit, Preview, measure_fit
 from dcdctl.core.training.grad_cache import StepInfo
 from dcdctl.core.training.inputs import InputRefs, TrainingInputs, check_teachers, embeds_corpus, scores_batches
 from dcdctl.core.training.loop import TrainingOptions
+from dcdctl.core.training.losses.config import LossConfig
 from dcdctl.core.training.objective import PairObjective, SelfTaughtObjective
-from dcdctl.core.training.recipe import LossConfig, Recipe, load_recipe
+from dcdctl.core.training.recipe import Recipe, load_recipe
 from dcdctl.core.training.refresh import refresh_cache, teacher_compute
 from dcdctl.core.training.runs import Run, TrainingJob
 from dcdctl.core.training.trial import Trial

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from dcdctl.core.models import DualEncoder, Model, Pairs, prefix_vectors
 from dcdctl.core.training.batches.batch import Batch
+from dcdctl.core.training.losses.config import LossConfig
 from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES, TermInputs, VectorInputs
 from dcdctl.core.training.losses.weights import Weights, confidence, confidence_pairs
-from dcdctl.core.training.recipe import LossConfig
 
 
 @dataclass(frozen=True)

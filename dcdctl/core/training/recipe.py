@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from dcdctl.core import files
 from dcdctl.core.config import (
-    Above,
     Ascending,
     AtLeast,
     Between,
@@ -32,121 +29,12 @@ from dcdctl.core.data import Direction, StreamConfig
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import TrainedParts
 from dcdctl.core.teacher import CandidateConfig
-from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES, Loss
+from dcdctl.core.training.losses.config import LossConfig
+from dcdctl.core.training.recipe_list import check_recipe_name, names
 
 Decay = Annotated[float, Between(0, 1, "[)")]
 LORA = TrainedParts(which="lora")
 """The defaults of adapters."""
-Schedule = Literal["constant", "linear-up", "linear-down", "confidence"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """The `[loss]` table: the terms of the loss, and their settings."""
-
-    terms: dict[str, Positive] = field(default_factory=lambda: {"dcd": 1.0})
-    """Loss name (docs/losses.md) -> weight. All of them work on lists of candidates, or all of them on all pairs of a batch. Losses of
-    vectors (embedding-...) go with both; alone they take batches of all pairs."""
-    # 0.2, and 1 for the temperature, are constants of the released code.
-    alpha: Share = 0.2
-    """dcd, dcd-released: weight of the distillation term, in [0, 1]; the ground truth gets the rest. wsl-released: factor of that term."""
-    temperature: float | Literal["auto"] = 1.0
-    """T in the equations of docs/losses.md: divides the teacher's logits, and in some losses the student's too. auto: the one that
-    `dcdctl inspect` recommends for the cache, or for the average of several."""
-    schedules: dict[str, Schedule] = field(default_factory=dict)
-    """Loss name -> how its weight changes during the training: constant (the default), linear-up from 0 to its weight, linear-down from its
-    weight to 0, or confidence: each query's distillation term counts by how much the student still has to learn about it, as in wsl."""
-    plausible_margin: Annotated[float, AtLeast(0)] = 5.0
-    """cprd: teaches the order of the negatives whose logit, divided by the temperature, is at most this far below the positive's."""
-    affinity_temperature: Positive = 0.1
-    """affinity, embedding-affinity: divides the correlations or cosines of teacher and student, which lie between -1 and 1."""
-    weight_group: Count | None = None
-    """dcd, dcd-released, wsl-released: consecutive lists of a batch among which their weights are normalized, as the released code does in
-    the micro-batch of one device; the whole batch if not set, in which the weights of the distillation fade as it grows."""
-    label_smoothing: Annotated[float, Between(0, 1, "[)")] = 0.0
-    """infonce: share of the target that all pairs of the denominator get in equal parts, in [0, 1); the positive gets the rest."""
-
-    dims: Annotated[tuple[Count, ...], Ascending()] = ()
-    """dual: widths at which the vectors must be good (Matryoshka). Each loss of scores is the mean of its values on the first numbers of
-    the vectors, for each width. Losses of vectors take all numbers. Empty: the full width alone, which a list names as its last."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "loss")
-        unknown = [name for name in self.terms if name not in LOSSES and name not in VECTOR_LOSSES]
-        if unknown or not self.terms:
-            known = ", ".join([*LOSSES, *VECTOR_LOSSES])
-            raise ConfigError(f"loss.terms has {', '.join(unknown) or 'nothing'}", hint=f"known losses: {known}")
-        if len({loss.on for loss in self._of_scores}) > 1:
-            named = {on: ", ".join(name for name, loss in LOSSES.items() if loss.on == on) for on in ("lists", "all pairs")}
-            raise ConfigError(
-                f"loss.terms mixes losses on candidate lists with losses on all pairs of a batch: {', '.join(self.terms)}",
-                hint="; ".join(f"{on}: {names}" for on, names in named.items()),
-            )
-        self._check_temperature()
-        self._check_schedules()
-        self._check_options()
-
-    def _check_temperature(self) -> None:
-        if self.temperature == "auto":
-            if not self.needs_teacher:
-                raise ConfigError(
-                    f"loss.temperature is auto, and no loss of the recipe has a teacher: loss.terms has {', '.join(self.terms)}",
-                    hint="leave it out, or add a loss that has a teacher, such as kl",
-                )
-        elif not Above(0).admits(self.temperature):
-            raise ConfigError(f"loss.temperature must {Above(0)}, got {self.temperature}", hint="or auto, which takes it from the cache")
-
-    def _check_schedules(self) -> None:
-        for name, schedule in self.schedules.items():
-            if name not in self.terms:
-                raise ConfigError(f"loss.schedules.{name} has no loss: loss.terms has {', '.join(self.terms)}")
-            if schedule == "confidence" and not (name in LOSSES and LOSSES[name].confidence):
-                hint = f"confidence is for {', '.join(name for name, loss in LOSSES.items() if loss.confidence)}"
-                raise ConfigError(f"loss.schedules.{name} cannot be confidence", hint=hint)
-
-    def _check_options(self) -> None:
-        for name, value_if_unset in (("label_smoothing", 0.0), ("weight_group", None)):
-            readers = [loss for loss, entry in LOSSES.items() if name in entry.options]
-            value = getattr(self, name)
-            if value != value_if_unset and not self.terms.keys() & set(readers):
-                raise ConfigError(
-                    f"loss.{name} is {value}, and no loss of the recipe reads it: loss.terms has {', '.join(self.terms)}",
-                    hint=f"set it to {'none' if value_if_unset is None else value_if_unset}, or add one of {', '.join(readers)}",
-                )
-
-        if self.dims and not self._of_scores:
-            message = f"loss.dims is for losses of scores, and loss.terms has {', '.join(self.terms)}, which take vectors of full width"
-            raise ConfigError(message, hint="leave loss.dims out, or add a loss of scores, such as infonce")
-
-    @property
-    def _of_scores(self) -> list[Loss]:
-        """The losses of the terms that compare scores."""
-        return [LOSSES[name] for name in self.terms if name in LOSSES]
-
-    @property
-    def on_lists(self) -> bool:
-        """Whether the terms work on candidate lists; otherwise on all pairs of a batch."""
-        return any(loss.on == "lists" for loss in self._of_scores)
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether a term needs the teacher's scores."""
-        return any(loss.teacher for loss in self._of_scores)
-
-    @property
-    def own_terms(self) -> dict[str, float]:
-        """The terms that need no teacher, with their weights."""
-        return {name: weight for name, weight in self.terms.items() if name in LOSSES and not LOSSES[name].teacher}
-
-    @property
-    def vector_terms(self) -> list[str]:
-        """The terms that need a dual teacher's vectors."""
-        return [name for name in self.terms if name in VECTOR_LOSSES]
-
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether a dual model's calibration is trained."""
-        return any(loss.calibrated for loss in self._of_scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,15 +42,17 @@ class ModelConfig:
     """The `[model]` table: what is trained."""
 
     kind: Literal["fusion", "dual"] = "fusion"
+    """fusion: reads an image and a caption together. dual: one vector per image and one per caption."""
     start: str = "teacher"
     """teacher: the cached teacher, reduced to `layers` (fusion only). new: random weights of the sizes below, or `vision` and `text`.
     Anything else is the reference of the initial model."""
     layers: tuple[int, ...] = ()
     """fusion: layers of the initial model to keep, in order; empty for all."""
     vision: str = ""
+    """start new: model reference of a pretrained image encoder, which goes with `text`; empty for a small new one of the sizes below."""
     text: str = ""
-    """start new: model references of two pretrained encoders, both or neither; empty for small new ones of the sizes below. fusion: the
-    co-attention layers between them have hidden_size, num_layers, num_heads and dropout."""
+    """The same for the text encoder. fusion: the co-attention layers between the two have hidden_size, num_layers, num_heads and
+    dropout."""
     vision_levels: tuple[int, ...] = ()
     """frozen_encoders: stages of `vision` to read beside its output (for a timm model, entries of its feature_info)."""
     vision_grid: Count | None = None
@@ -179,29 +69,39 @@ class ModelConfig:
     trained_layers: Count | None = None
     """last-layers: how many of each encoder."""
     lora_rank: Count = LORA.rank
+    """lora: rank r of the adapters."""
     lora_alpha: Count = LORA.alpha
     """lora: an adapter of rank r adds lora_alpha / r times its product to a weight."""
     vision_layers: Annotated[tuple[int, ...], Ascending()] = ()
+    """dual: layers of the start's image encoder to keep, counted from 0; empty for all."""
     text_layers: Annotated[tuple[int, ...], Ascending()] = ()
-    """dual: layers of the start's image and text encoder to keep, counted from 0; empty for all."""
+    """dual: layers of the start's text encoder to keep, counted from 0; empty for all."""
     average_with_start: Share = 0.0
     """Share s of the start's weights in the saved model: s times the start's plus 1 - s times the trained ones (WiSE-FT, Wortsman et al.
     2022). It returns some of the zero-shot quality that a training costs."""
     dual_init: str = ""
     """fusion over frozen vision and text: a dual encoder over the same two, whose scaled cosine is added to the logit; empty for none."""
     projection_dim: Count = 256
+    """dual: width of the vectors."""
     hidden_size: Count = 128
+    """new models: width of the layers."""
     num_layers: Count = 6
     """fusion: layers; dual: layers of the image encoder."""
     num_text_layers: Count = 2
+    """dual: layers of the text encoder."""
     num_heads: Count = 4
+    """new models: attention heads per layer."""
     image_size: Count = 64
+    """new models: side of the square input in pixels."""
     patch_size: Count = 16
+    """new models: side of a patch in pixels."""
     image_mean: float = 0.5
+    """new models: mean that normalizes the pixels of every channel, where white is 1."""
     image_std: Positive = 0.5
-    """new models: mean and standard deviation that normalize the pixels of every channel, where white is 1."""
-    # The length of METER and ViLT in retrieval, special tokens included.
+    """new models: standard deviation that normalizes them."""
+    # The length of METER and ViLT in retrieval.
     max_text_len: int = 40
+    """Maximum number of word pieces of a caption, special tokens included; the rest is cut off."""
     vocab_size: Count = 4000
     """new models: maximum number of word pieces, trained on the captions of the train split."""
     dropout: Annotated[float, Between(0, 1, "[)")] | None = None
@@ -306,10 +206,11 @@ class BatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """The `[optimizer]` table."""
+    """The `[optimizer]` table: how the weights are trained, and for how long."""
 
     # All defaults but lr, lr_factors and save_every are those of DCD's released training.
     lr: Positive = 1e-4
+    """Learning rate at its highest."""
     lr_factors: dict[str, Positive] = field(default_factory=dict)
     """Part of the model (a component of its parameters' dotted names, such as text_layers) -> factor of the learning rate."""
     layer_decay: Annotated[float, Between(0, 1, "(]")] = 1.0
@@ -318,12 +219,15 @@ class OptimizerConfig:
     weight_decay: Annotated[float, AtLeast(0)] = 0.01
     """Not applied to biases and LayerNorms."""
     betas: tuple[Decay, Decay] = (0.9, 0.98)
+    """AdamW: decay of the averages of the gradient and of its square."""
     epochs: Positive = 10.0
     """Passes over the captions (lists) or images (all pairs); ignored if `steps` is set."""
     steps: Count | None = None
+    """Optimizer steps, in place of epochs."""
     warmup_share: Share = 0.1
     """Share of the steps in which the learning rate rises from 0; then it falls to 0."""
     schedule: Literal["linear", "cosine"] = "linear"
+    """How the learning rate falls to 0 after the warm-up."""
     max_grad_norm: Positive | None = None
     """Clip the gradient to this norm; no clipping if not set."""
     save_every: Count = 500
@@ -360,7 +264,9 @@ class Recipe:
     """All tables of an experiment."""
 
     description: str = ""
+    """What the recipe trains, in one line."""
     seed: Annotated[int, AtLeast(0)] = 0
+    """Seed of new weights, batches and dropout."""
     candidates: CandidateConfig = field(default_factory=CandidateConfig)
     teachers: TeachersConfig = field(default_factory=TeachersConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -401,33 +307,8 @@ class Recipe:
             raise ConfigError(found, hint="add a loss that has a teacher, such as kl, and no loss of vectors")
 
 
-RECIPES = files.packaged("recipes")
 RENAMED = {"model.cosine": "model.dual_init", "batch.drawn_negatives": "batch.random_negatives"}
 """Former names of fields -> the names that recipes use now."""
-RENAMED_RECIPES = {
-    "dual-flickr8k": "photos",
-    "dual-flickr8k-large": "photos-large",
-    "dual-flickr8k-self": "photos-self",
-    "dual-flickr8k-distilled": "photos-distilled",
-    "pair-flickr8k": "photos-teacher",
-    "fusion-flickr8k": "photos-fusion",
-}
-"""Former names of recipes, which are in saved runs and in old notes -> their names now."""
-
-
-def names() -> list[str]:
-    """The recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.toml"))
-
-
-def check_recipe_name(ref: str) -> Path:
-    """The file of a recipe; ConfigError with the known names if there is none."""
-    path = Path(ref) if ref.endswith(".toml") else RECIPES / f"{ref}.toml"
-    if not path.is_file():
-        if new := RENAMED_RECIPES.get(ref):
-            raise ConfigError(f"the recipe {ref} is called {new}", hint=f"name {new}")
-        raise ConfigError(f"no recipe {ref}", hint=f"known recipes: {', '.join(names())}; or name a .toml file")
-    return path
 
 
 def require_recipe_of_cache() -> NoReturn:

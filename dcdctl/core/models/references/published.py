@@ -36,6 +36,8 @@ class PublishedTeacher:
     """Address of a checkpoint, downloaded once; empty if `hub` is given."""
     checksum: str = ""
     size: int | None = None
+    weights: str = ""
+    """Size in words: the number of parameters, by the default configuration of the class, or the size of the file."""
     hub: str = ""
     """Id of a model of the Hub; empty if `url` is given."""
     overrides: dict[str, Any] = field(default_factory=dict)

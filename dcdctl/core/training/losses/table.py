@@ -17,7 +17,7 @@ from dcdctl.core.training.losses import all_pairs, lists, official, relations, v
 from dcdctl.core.training.losses.weights import Weights
 
 if TYPE_CHECKING:
-    from dcdctl.core.training.recipe import LossConfig
+    from dcdctl.core.training.losses.config import LossConfig
 
 
 @dataclass(frozen=True)

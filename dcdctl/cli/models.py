@@ -1,0 +1,33 @@
+"""`dcdctl models`: the model families that load, and the teachers that have a name."""
+
+from __future__ import annotations
+
+from dcdctl.cli.options import Json
+from dcdctl.cli.views.terminal import show, show_json, show_table
+
+
+def list_models(json: Json = False) -> None:
+    """List model families and named teachers. For each family: its kind and the extra that it needs."""
+    from dcdctl.cli.views.lists import show_entries
+    from dcdctl.core import models
+    from dcdctl.core.config import to_table
+
+    families, teachers = models.list_families(), models.list_teachers()
+    if json:
+        return show_json({"families": [to_table(it) for it in families], "teachers": [to_table(it) for it in teachers]})
+    rows = [[it.name, it.kind, it.needs or "-", "loads" if it.loads else f"not installed: {it.hint}"] for it in families]
+    show_table("model families: folders, runs and Hub ids", ["family", "kind", "needs", "state"], rows)
+    show("")
+    facts = [
+        (
+            it.name,
+            {
+                "": it.summary,
+                "weights": f"{it.weights}, {it.source}".removeprefix(", "),
+                "license": it.license,
+                "published on": ", ".join(it.published_on),
+            },
+        )
+        for it in teachers
+    ]
+    show_entries("teachers: --teacher NAME", facts)

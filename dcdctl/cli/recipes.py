@@ -1,0 +1,46 @@
+"""`dcdctl recipes`: the recipes that come with the package, and one with all its fields."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dcdctl.cli.completion import complete_recipe
+from dcdctl.cli.options import Json, Sets, check_recipe, refuse
+from dcdctl.cli.views.terminal import show, show_json
+
+Name = Annotated[
+    str | None,
+    typer.Argument(
+        help="Recipe to print with all its fields: a name or a .toml file.",
+        callback=check_recipe,
+        autocompletion=complete_recipe,
+        metavar="RECIPE",
+    ),
+]
+
+
+def recipes(name: Name = None, sets: Sets = None, json: Json = False) -> None:
+    """List the recipes, or print one as TOML. The TOML has every field with its explanation, to edit and to train with."""
+    from dcdctl.core import training
+    from dcdctl.core.config import to_table
+
+    if name is None:
+        refuse({"--set": sets}, "changes a field of one recipe: name it")
+        return _list(json)
+    if json:
+        return show_json(to_table(training.load_recipe(name, sets or ())))
+    show(training.recipe_text(name, sets or ()).rstrip("\n"))
+
+
+def _list(json: bool) -> None:
+    from dcdctl.cli.views.lists import show_entries
+    from dcdctl.core import training
+    from dcdctl.core.config import to_table
+
+    entries = training.list_recipes()
+    if json:
+        return show_json({"recipes": [to_table(entry) for entry in entries]})
+    facts = [(it.name, {"": it.description, "needs": it.needs, "minutes": it.minutes, "expected": it.expected}) for it in entries]
+    show_entries("recipes: dcdctl recipes NAME > mine.toml, then dcdctl distill mine.toml", facts)

@@ -1,0 +1,111 @@
+"""The recipes that come with the package: their files, and what the head of each says. Imports no torch, for completion and lists."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dcdctl.core import files
+from dcdctl.core.config import read_toml
+from dcdctl.core.errors import ConfigError
+
+RECIPES = files.packaged("recipes")
+FACTS = ("needs", "minutes", "expected")
+"""What the head of a recipe says in a line of its own: "# Needs: ...". Comments, because no training depends on them."""
+RENAMED_RECIPES = {
+    "dual-flickr8k": "photos",
+    "dual-flickr8k-large": "photos-large",
+    "dual-flickr8k-self": "photos-self",
+    "dual-flickr8k-distilled": "photos-distilled",
+    "pair-flickr8k": "photos-teacher",
+    "fusion-flickr8k": "photos-fusion",
+}
+"""Former names of recipes, which are in saved runs and in old notes -> their names now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeEntry:
+    """A recipe in a list."""
+
+    name: str
+    description: str
+    needs: str
+    """Data, models, extras and hardware."""
+    minutes: str
+    """Duration in minutes on named hardware, and whether it was measured."""
+    expected: str
+    """The result, and where it was measured."""
+    commands: tuple[str, ...]
+
+
+def names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def check_recipe_name(ref: str) -> Path:
+    """The file of a recipe; ConfigError with the known names if there is none."""
+    path = Path(ref) if ref.endswith(".toml") else RECIPES / f"{ref}.toml"
+    if not path.is_file():
+        if new := RENAMED_RECIPES.get(ref):
+            raise ConfigError(f"the recipe {ref} is called {new}", hint=f"name {new}")
+        raise ConfigError(f"no recipe {ref}", hint=f"known recipes: {', '.join(names())}; or name a .toml file")
+    return path
+
+
+def list_recipes() -> list[RecipeEntry]:
+    """All recipes that come with the package, by name."""
+    return [_read_entry(RECIPES / f"{name}.toml") for name in names()]
+
+
+def head_of(path: Path) -> list[str]:
+    """The comment lines at the top of a file, without their number sign."""
+    head = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        head.append(line[1:].strip())
+    return head
+
+
+def _read_entry(path: Path) -> RecipeEntry:
+    head = head_of(path)
+    facts = {fact: "" for fact in FACTS}
+    for line in head:
+        label, colon, text = line.partition(": ")
+        if colon and label.lower() in facts and label == label.capitalize():
+            facts[label.lower()] = text
+    commands = tuple(line for line in head if line.startswith("dcdctl "))
+    return RecipeEntry(name=path.stem, description=read_toml(path)["description"], commands=commands, **facts)
+
+
+def field_names() -> list[str]:
+    """The fields of a recipe by dotted name, read from the source, because an import of the classes takes seconds."""
+    core = Path(__file__).parents[1]
+    sources = ("training/recipe.py", "training/losses/config.py", "teacher/candidates.py", "data/stream.py")
+    classes = {node.name: node for name in sources for node in _parsed(core / name).body if isinstance(node, ast.ClassDef)}
+
+    def of(name: str, prefix: str) -> Iterator[str]:
+        for node in classes[name].body:
+            if isinstance(node, ast.AnnAssign):
+                field, kind = ast.unparse(node.target), ast.unparse(node.annotation)
+                yield from of(kind, f"{prefix}{field}.") if kind in classes else [f"{prefix}{field}"]
+
+    return list(of("Recipe", ""))
+
+
+def loss_names() -> list[str]:
+    """The losses that `loss.terms` may name, read from the source, because an import of the table takes seconds."""
+    table = _parsed(Path(__file__).parent / "losses" / "table.py")
+    dicts = [
+        node.value
+        for node in table.body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) in ("LOSSES", "VECTOR_LOSSES") and isinstance(node.value, ast.Dict)
+    ]
+    return [key.value for entries in dicts for key in entries.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
+
+
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))

@@ -1,0 +1,87 @@
+"""A recipe as a TOML file with every field and its sentences, which `dcdctl recipes NAME` prints."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import re
+import textwrap
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from dcdctl.core.config import to_table
+from dcdctl.core.training.recipe import load_recipe
+from dcdctl.core.training.recipe_list import check_recipe_name, head_of
+
+WIDTH = 100
+"""Columns of the comments."""
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def recipe_text(ref: str, sets: Sequence[str] = ()) -> str:
+    """A recipe by name or from a .toml file with all its fields, as TOML that loads as an equal recipe.
+
+    It opens with the head of the file. Above each field are the sentences of its docstring, and its choices if no sentence names them.
+    """
+    recipe = load_recipe(ref, sets)
+    head = [f"# {line}".rstrip() for line in head_of(check_recipe_name(ref))]
+    changed = ["#", "# Changed here: " + ", ".join(sets)] if sets else []
+    return "\n".join([*head, *changed, *_table(recipe, "")]) + "\n"
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, on one line; no entry for a field without one."""
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(node, ast.ClassDef)
+    docs = {}
+    for statement, following in zip(node.body, node.body[1:], strict=False):
+        match statement, following:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                docs[name] = " ".join(text.split())
+    return docs
+
+
+def _table(config: Any, name: str) -> Iterator[str]:
+    """The lines of a table: its values, then its inner tables."""
+    docs, hints = field_docs(type(config)), typing.get_type_hints(type(config))
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    for key, value in values.items():
+        if not dataclasses.is_dataclass(value):
+            yield from ["", *_comment(docs.get(key, ""), hints[key]), f"{key} = {_value(to_table(value))}"]
+    for key, value in values.items():
+        if dataclasses.is_dataclass(value):
+            title = (type(value).__doc__ or "").split(": ", 1)[-1]
+            yield from ["", "", *_lines(f"{title[:1].upper()}{title[1:]}"), f"[{name}{key}]"]
+            yield from _table(value, f"{name}{key}.")
+
+
+def _comment(doc: str, hint: Any) -> list[str]:
+    choices = [str(choice) for choice in typing.get_args(hint)] if typing.get_origin(hint) is Literal else []
+    if not all(choice in doc for choice in choices):
+        doc = f"{doc} One of {', '.join(choices)}.".strip()
+    return _lines(doc)
+
+
+def _lines(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="# ", break_long_words=False, break_on_hyphens=False)
+
+
+def _value(value: Any) -> str:
+    """A value as TOML. None is the text "none", which unsets a field.
+
+    >>> _value({"dcd-kl": 1.0, "a b": [True, None, "x"]})
+    '{ dcd-kl = 1.0, "a b" = [true, "none", "x"] }'
+    """
+    if value is None:
+        return '"none"'
+    if isinstance(value, Mapping):
+        pairs = [f"{key if _BARE_KEY.fullmatch(key) else json.dumps(key)} = {_value(item)}" for key, item in value.items()]
+        return f"{{ {', '.join(pairs)} }}" if pairs else "{}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, str | bool):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)  # numbers, inf and nan are written alike in both languages

@@ -1,0 +1,148 @@
+"""`dcdctl recipes` and `dcdctl models`, and what the shell completes."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import processes
+import pytest
+import recipe_table
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.cli.views import lists
+from dcdctl.core import models
+from dcdctl.core.models import catalog, load_save
+from dcdctl.core.training import load_recipe, recipe_list
+
+
+def run(*words: str) -> str:
+    result = CliRunner().invoke(app, list(words))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_list_of_recipes_says_what_each_needs_takes_and_gives():
+    entries = json.loads(run("recipes", "--json"))["recipes"]
+    assert [entry["name"] for entry in entries] == recipe_list.names()
+    printed = run("recipes")
+    for entry in entries:
+        facts = [f"  needs: {entry['needs']}", f"  minutes: {entry['minutes']}", f"  expected: {entry['expected']}"]
+        assert "\n".join([entry["name"], f"  {entry['description']}", *facts]) in printed
+
+
+def test_a_printed_recipe_trains_as_the_recipe_itself_with_its_overrides(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text(run("recipes", "demo-dual", "--set", "loss.temperature=0.25", "--set", "optimizer.epochs=3"), encoding="utf-8")
+    assert load_recipe(str(mine)) == load_recipe("demo-dual", ["loss.temperature=0.25", "optimizer.epochs=3"])
+    assert load_recipe(str(mine)) != load_recipe("demo-dual")
+    assert json.loads(run("recipes", str(mine), "--json"))["loss"]["temperature"] == 0.25
+
+
+def test_an_override_without_a_recipe_is_a_usage_error():
+    result = CliRunner().invoke(app, ["recipes", "--set", "loss.alpha=1"])
+    assert result.exit_code == 2
+    assert "name it" in result.stderr
+
+
+def test_the_page_on_recipes_has_the_table_of_their_heads():
+    text = recipe_table.PAGE.read_text(encoding="utf-8")
+    assert recipe_table.parts(text)[1] == recipe_table.table(), "run python tests/support/recipe_table.py"
+
+
+def test_the_list_of_models_has_every_family_and_every_named_teacher():
+    document = json.loads(run("models", "--json"))
+    assert {family["name"]: family["kind"] for family in document["families"]} == {
+        name: family.kind for name, family in load_save.FAMILIES.items()
+    }
+    assert all(teacher["weights"] and teacher["source"] for teacher in document["teachers"])
+    known = {teacher["name"]: teacher for teacher in document["teachers"]}
+    assert {"scenes-vilt", "vilt-flickr30k"} <= known.keys()
+    assert known["vilt-flickr30k"]["source"] == "hf://dandelin/vilt-b32-finetuned-flickr30k"
+    assert known["vilt-flickr30k"]["published_on"] == ["Flickr30K 1K"]
+    assert "vilt-flickr30k\n  ViLT-B/32, fine-tuned on Flickr30K.\n  weights: 112 M parameters" in run("models")
+
+
+def test_a_family_whose_package_is_missing_names_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    family = next(family for family in models.list_families() if family.name == "open_clip")
+    assert (family.loads, family.needs) == (False, "extra open-clip")
+    assert family.hint.startswith("pip install 'open_clip_torch>=")
+    assert f"not installed: {family.hint}" in run("models")
+
+
+def test_every_extra_of_a_family_has_its_module():
+    assert {family.extra for family in load_save.FAMILIES.values() if family.extra} == catalog.MODULES.keys()
+
+
+def test_a_list_fits_a_terminal_of_eighty_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(lists.sys.stdout, "isatty", lambda: True)
+    words = " ".join(["word"] * 40)
+    lists.show_entries("title", [("name", {"": words, "needs": words})])
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert printed.split().count("word") == 80
+
+
+# What the shell asks, what is proposed, and the heavy libraries that were imported for it.
+ASK = """
+import contextlib, io, json, os, sys
+from dcdctl.cli.app import app
+os.environ["_DCDCTL_COMPLETE"] = "complete_fish"
+os.environ["_TYPER_COMPLETE_FISH_ACTION"] = "get-args"
+for line in json.loads(sys.argv[1]):
+    os.environ["_TYPER_COMPLETE_ARGS"] = line
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        app(prog_name="dcdctl")
+    heavy = sorted({"torch", "numpy", "pyarrow", "transformers"} & set(sys.modules))
+    print(json.dumps([said.getvalue().split(), heavy]))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> dict[str, list[str]]:
+    folder = tmp_path_factory.mktemp("completion")
+    (folder / "corpus").mkdir()
+    (folder / "corpus" / "corpus.json").write_text('{"splits": {"train": {}, "val": {}, "test": {}}}')
+    (folder / "mine.toml").write_text("")
+    lines = [
+        "dcdctl distill demo-du",
+        f"dcdctl distill {folder}/m",
+        "dcdctl prepare flickr",
+        "dcdctl cache-teacher --teacher vilt-",
+        "dcdctl cache-teacher --data x --teacher scenes",
+        f"dcdctl eval run --data {folder}/corpus --split t",
+        f"dcdctl distill demo-dual --data {folder}/corpus --split train+",
+        f"dcdctl eval run --data {folder}/absent --split t",
+        "dcdctl distill demo-dual --set loss.t",
+        "dcdctl distill demo-dual --set loss.terms={infonce",
+    ]
+    done = processes.run([sys.executable, "-c", ASK, json.dumps(lines)], capture_output=True, text=True, check=True)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [heavy for _, heavy in found] == [[]] * len(lines)
+    return {
+        line.replace(str(folder), "DIR"): [word.replace(str(folder), "DIR") for word in words]
+        for line, (words, _) in zip(lines, found, strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("dcdctl distill demo-du", ["demo-dual", "demo-dual-alone"]),
+        ("dcdctl distill DIR/m", ["DIR/mine.toml"]),
+        ("dcdctl prepare flickr", ["flickr30k", "flickr8k"]),
+        ("dcdctl cache-teacher --teacher vilt-", ["vilt-coco", "vilt-flickr30k"]),
+        ("dcdctl cache-teacher --data x --teacher scenes", ["scenes-vilt"]),
+        ("dcdctl eval run --data DIR/corpus --split t", ["train", "test"]),
+        ("dcdctl distill demo-dual --data DIR/corpus --split train+", ["train+val", "train+test"]),
+        ("dcdctl eval run --data DIR/absent --split t", []),
+        ("dcdctl distill demo-dual --set loss.t", ["loss.terms=", "loss.temperature="]),
+        ("dcdctl distill demo-dual --set loss.terms={infonce", ["loss.terms={infonce=1.0}", "loss.terms={infonce-hard=1.0}"]),
+    ],
+)
+def test_the_shell_completes(line, words, answers):
+    assert sorted(answers[line]) == sorted(words)
