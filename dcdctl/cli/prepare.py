@@ -19,6 +19,18 @@ Karpathy = Annotated[Path | None, typer.Option("--karpathy", help="Karpathy JSON
 Csv = Annotated[Path | None, typer.Option("--csv", help="CSV file with one caption per row: image,caption[,split].", metavar="FILE")]
 Jsonl = Annotated[Path | None, typer.Option("--jsonl", help="JSON lines: image, caption or captions[, split].", metavar="FILE")]
 Images = Annotated[list[Path] | None, typer.Option("--images", help="Folder, zip or tar of the images; repeatable.", metavar="PATH")]
+DataName = Annotated[
+    str | None, typer.Option("--name", help="Name of the data set; by default that of --out, else of the file.", metavar="NAME")
+]
+HoldOut = Annotated[
+    float | None,
+    typer.Option(
+        "--hold-out", help="Share of images for each of val and test in a CSV or JSON lines without splits (0.1).", metavar="SHARE"
+    ),
+]
+Encoding = Annotated[
+    str | None, typer.Option("--encoding", help="Encoding of a CSV or JSON lines; by default it is recognized.", metavar="NAME")
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; data/NAME by default.", metavar="DIR")]
 Placed = Annotated[Path | None, typer.Option("--from", help="Folder with manifest files that you downloaded yourself.", metavar="DIR")]
 SourceName = Annotated[str, typer.Option("--source", help="Source in the manifest; by default the first available one.", metavar="NAME")]
@@ -42,6 +54,9 @@ def prepare(
     jsonl: Jsonl = None,
     images: Images = None,
     out: Out = None,
+    data_name: DataName = None,
+    hold_out: HoldOut = None,
+    encoding: Encoding = None,
     placed: Placed = None,
     source: SourceName = "",
     offline: Offline = False,
@@ -61,7 +76,8 @@ def prepare(
 
     if show_list:
         return _show_published(models.list_published(), json)
-    manifest = data.choose_manifest(name, karpathy=karpathy, csv=csv, jsonl=jsonl, images=images or (), sets=sets or ())
+    settings = data.FileSettings(name=data_name, folder=out, hold_out=hold_out, encoding=encoding)
+    manifest = data.choose_manifest(name, karpathy=karpathy, csv=csv, jsonl=jsonl, images=images or (), sets=sets or (), settings=settings)
     rows = {"splits": [split.strip() for split in splits.split(",") if split.strip()], "max_images": max_images, "on_error": on_error}
     options = build(data.PrepareOptions, rows | {"image_size_px": image_size, "workers": workers or devices.num_cores()})
     sources = SourceOptions(source=source, placed=placed, offline=offline)

@@ -334,6 +334,17 @@ def is_file_name(name: str) -> bool:
     return is_short and not has_control_characters and name != "." and not escapes_root(name) and not {"/", "\\"} & set(name)
 
 
+def to_file_name(text: str) -> str:
+    """A text as `is_file_name` accepts it: other characters become hyphens, and what is too long is cut off; empty if nothing is left.
+
+    >>> to_file_name("a/b: c"), to_file_name("..")
+    ('a-b: c', '')
+    """
+    cleaned = "".join("-" if character in "/\\" or not character.isprintable() else character for character in text)
+    cut = cleaned.encode("utf-8", "replace")[:MAX_NAME_BYTES].decode("utf-8", "ignore").strip()
+    return cut if is_file_name(cut) else ""
+
+
 def is_vacant(folder: Path) -> bool:
     """Whether a folder is missing or empty, apart from locks and incomplete files that killed processes left."""
     return not folder.exists() or not names_in(folder)

@@ -205,6 +205,15 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read .*; --csv takes a CSV file", {"name": UNSET, "--images": "PHOTOS"})
     ],
     ("prepare", "--jsonl"): [Mistake("ABSENT", r"ABSENT cannot be read .*; .*JSON", {"name": UNSET, "--images": "PHOTOS"})],
+    ("prepare", "--hold-out"): [
+        Mistake("0.5", r"hold_out must lie in \[0, 0\.3\], got 0\.5", {"name": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"})
+    ],
+    ("prepare", "--encoding"): [
+        Mistake("klingon", r"unknown encoding 'klingon'; known: utf-8, ", {"name": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"})
+    ],
+    ("prepare", "--name"): [
+        Mistake("a/b", r"name 'a/b' is not the name of a folder; ", {"name": UNSET, "--csv": "PAIRS.csv", "--images": "PHOTOS"})
+    ],
     ("prepare", "--images"): [Mistake("ABSENT", r"ABSENT .*; .*", {"name": UNSET, "--csv": "PAIRS.csv"})],
     ("inspect", "--data"): [Mistake("ABSENT", CORPUS.message, {"folder": "CACHE"})],
     ("verify", "path"): [

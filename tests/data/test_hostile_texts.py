@@ -40,12 +40,16 @@ def prepare(folder, form, data):
     return Corpus.open(folder / "out", "train")
 
 
-@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("encoding", WRONG)
-def test_another_encoding_is_an_error_with_the_line(tmp_path, form, encoding):
-    message = WRONG[encoding].format(line=2 if form != "csv" else 3)
-    with pytest.raises(InputError, match=message):
-        prepare(tmp_path, form, "\n".join(FORMATS[form]).encode(encoding))
+def test_a_karpathy_json_in_another_encoding_is_an_error_with_the_line(tmp_path, encoding):
+    with pytest.raises(InputError, match=WRONG[encoding].format(line=2)):
+        prepare(tmp_path, "karpathy", "\n".join(KARPATHY).encode(encoding))
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("encoding", WRONG)
+def test_a_table_in_another_encoding_is_read(tmp_path, form, encoding):
+    assert prepare(tmp_path, form, "\n".join(FORMATS[form]).encode(encoding)).captions == ["a dog", "größer"]
 
 
 @pytest.mark.parametrize("form", FORMATS)

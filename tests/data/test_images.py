@@ -436,7 +436,7 @@ def test_the_command_accepts_images_of_every_kind(run_cli, tmp_path):
     for name, data in kinds.items():
         (tmp_path / name).write_bytes(data)
     (tmp_path / "pairs.csv").write_text("image,caption\n" + "".join(f"{name},x\n" for name in kinds))
-    done = run_cli("--csv", tmp_path / "pairs.csv", "--images", tmp_path, "--out", tmp_path / "out")
+    done = run_cli("--csv", tmp_path / "pairs.csv", "--images", tmp_path, "--hold-out", 0, "--out", tmp_path / "out")
     assert done.exit_code == 0
     corpus = Corpus.open(tmp_path / "out", "train")
     assert [corpus.image_bytes(i) for i in range(corpus.num_images)] == list(kinds.values())

@@ -13,7 +13,7 @@ from .download.cache import RemoteFile, fetch_file
 from .download.hub import hub_connection, hub_requests
 from .image_archives import FolderImageFile, RowError
 from .images import MAX_PIXELS, ImageError, decode_image, difference_hash, media_type, thumbnail
-from .manifest import TEXT_FIELDS, Manifest, choose_manifest, find_manifest, known_manifests, manifests_folder
+from .manifest import TEXT_FIELDS, FileSettings, Manifest, choose_manifest, find_manifest, known_manifests, manifests_folder
 from .prepare import PrepareOptions, prepare_corpus
 from .ragged_array import Index, RaggedArray, offsets_of
 from .scenes import COLORS, FAMILY_SIZE, GRID, SHAPES, SIZES, Scene, describe_family, describe_scenes, draw_scene
@@ -35,6 +35,7 @@ __all__ = [
     "Corpus",
     "CorpusInspection",
     "Direction",
+    "FileSettings",
     "FolderImageFile",
     "ImageError",
     "Index",

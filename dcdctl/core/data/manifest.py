@@ -25,6 +25,7 @@ If there is only one source, its fields may stand at the top level, without `[[s
 
 from __future__ import annotations
 
+import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,6 +92,36 @@ class Manifest:
                 raise ConfigError(f"files.{name}.also leads out of the folder of placed files ({outside!r})", hint="write a file name")
 
 
+@dataclass(frozen=True, kw_only=True)
+class FileSettings:
+    """How `dcdctl prepare` reads a file of captions that its flags name, and what it calls the data set."""
+
+    name: str | None = None
+    """Name of the data set; by default that of the folder, or else that of the file."""
+    folder: Path | None = None
+    """The folder of the corpus, if the user named one."""
+    hold_out: float | None = None
+    """See `CsvSource.hold_out`."""
+    encoding: str | None = None
+    """See `CsvSource.encoding`."""
+
+    def to_sets(self) -> list[str]:
+        """The given fields as overrides of a manifest."""
+        fields = {"name": self.name, "hold_out": self.hold_out, "encoding": self.encoding}
+        return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in fields.items() if value is not None]
+
+    def default_name(self, path: Path) -> str:
+        """The name of the folder, or else of a file of captions, without the characters that no folder may have.
+
+        >>> FileSettings().default_name(Path("dataset_birds.json")), FileSettings(folder=Path("data/my birds")).default_name(Path("a.csv"))
+        ('birds', 'my birds')
+        """
+        # Karpathy's files are named dataset_NAME.json. The query of a URL may hold a credential.
+        stem = Path(path.name.partition("?")[0]).stem.removeprefix("dataset_")
+        names = ([] if self.folder is None else [self.folder.resolve().name]) + [stem]
+        return next((name for name in map(files.to_file_name, names) if name), "corpus")
+
+
 def manifests_folder() -> Path:
     """The folder of the manifests that ship with dcdctl."""
     return files.packaged("data_manifests")
@@ -120,8 +151,10 @@ def choose_manifest(
     jsonl: Path | None = None,
     images: Sequence[Path] = (),
     sets: Sequence[str] = (),
+    settings: FileSettings | None = None,
 ) -> Manifest:
     """The data set that the flags of `dcdctl prepare` name; InputError unless there is exactly one."""
+    settings = settings or FileSettings()
     flags = {"--karpathy": karpathy, "--csv": csv, "--jsonl": jsonl}
     given = [*(["a manifest"] if name is not None else []), *(flag for flag, value in flags.items() if value is not None)]
     if len(given) != 1:
@@ -133,7 +166,7 @@ def choose_manifest(
             raise InputError(
                 "--images goes with --karpathy, --csv or --jsonl", hint="a manifest names its own images; --from DIR says where they are"
             )
-        return find_manifest(name, sets)
+        return find_manifest(name, [*settings.to_sets(), *sets])
     if not images:
         raise InputError(f"{given[0]} also needs images", hint="add --images FOLDER or --images FILE.zip")
     flag, path = given[0], flags[given[0]]
@@ -143,8 +176,7 @@ def choose_manifest(
         "annotations" if flag == "--karpathy" else "pairs": str(path),
         "images": [str(folder) for folder in images],
     }
-    # Karpathy's files are named dataset_NAME.json.
-    return _parse_manifest(config.apply_sets(table, sets), path.stem.removeprefix("dataset_"), Path())
+    return _parse_manifest(config.apply_sets(table, [*settings.to_sets(), *sets]), settings.default_name(path), Path())
 
 
 def check_protocol(manifest: Manifest, counts: Mapping[str, SplitCounts], splits: Sequence[str], max_images: int | None) -> str:

@@ -75,8 +75,15 @@ class CorpusSummary:
     """Images that splits share, see `near_duplicates.Leakage`."""
     skipped: list[dict[str, str]]
     notes: list[str]
-    """Where the files came from and how they were checked."""
+    """Where the files came from and how they were checked; how a table was read and divided."""
     already_there: bool
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{split} {entry['images']:,} images" for split, entry in self.splits.items())
+        return f"CorpusSummary({self.folder!r}: {counts})"
+
+    def __fspath__(self) -> str:
+        return self.folder
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {'already prepared in' if self.already_there else 'prepared in'} {self.folder}"]
@@ -149,7 +156,21 @@ def _already_there(out: Path, digest: str) -> CorpusSummary:
 def _summary(out: Path, index: dict[str, Any], notes: Sequence[str] = (), *, already_there: bool) -> CorpusSummary:
     splits = {split: entry | {"shards": len(entry["shards"])} for split, entry in index["splits"].items()}
     saved = {key: index[key] for key in ("name", "protocol", "leakage", "skipped")}
-    return CorpusSummary(folder=str(out), splits=splits, notes=list(notes), already_there=already_there, **saved)
+    notes = [*notes, *_source_notes(index["source"])]
+    return CorpusSummary(folder=str(out), splits=splits, notes=notes, already_there=already_there, **saved)
+
+
+def _source_notes(source: Mapping[str, Any]) -> Iterator[str]:
+    """How a table without splits was divided, and in which encoding a table was read."""
+    if (hold_out := source.get("hold_out")) is not None:
+        if hold_out["splits"]:
+            names = f"{' and '.join(hold_out['splits'])}, {hold_out['share']:.0%} of the images each"
+            yield f"held out: {names}, by a hash of the image id; --hold-out 0 keeps all in train"
+        else:
+            yield f"held out: nothing, because {hold_out['share']:.0%} of so few images is less than one"
+    if (encoding := source.get("encoding")) is not None:
+        example = f"; if this caption is wrong, name another with --encoding: {encoding['example']}" if encoding["example"] else ""
+        yield f"{source['pairs']['file']} was read as {encoding['name']}{example}"
 
 
 def _origin(manifest: Manifest, located: LocatedSource) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 image,caption[,split]               or file_name and text, the names in the Hub's image folders
 filename,raw,sentids,split          nlphuji/flickr30k; raw and sentids hold JSON lists
 {"image": "a.jpg", "captions": ["a dog", "a brown dog"], "split": "val"}
+
+A table without splits is divided into train, val and test.
 """
 
 from __future__ import annotations
@@ -10,19 +12,22 @@ from __future__ import annotations
 import csv
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from dcdctl.core import files
-from dcdctl.core.config import check_fields
+from dcdctl.core.config import Between, check_fields
 from dcdctl.core.data.image_archives import ImageFile, ImageStore, RowError
 from dcdctl.core.data.readers.rows import (
+    HELD_OUT,
+    MAX_HELD_OUT,
+    SPLITS,
     Listing,
     Paths,
     RowCheck,
     describe_value,
+    divide,
     file_checksum,
     group_by_image,
     make_listing,
@@ -31,12 +36,17 @@ from dcdctl.core.data.readers.rows import (
     read_captions,
     read_split,
 )
-from dcdctl.core.errors import InputError
+from dcdctl.core.data.text_encoding import check_encoding, example_of, find_encoding, is_utf8
+from dcdctl.core.errors import ConfigError, InputError
 
+Rows = list[tuple[int, dict[str, Any]]]
+"""Line number and cells by role of each row of a table."""
 _IMAGE_COLUMNS = ("image", "file_name", "filename")
 _CAPTION_COLUMNS = ("caption", "text")
 _LIST_COLUMNS = ("captions", "raw")
 _JSONL_HINT = "--jsonl takes a file with one JSON object per line"
+_HELD_OUT_BY_DEFAULT = 0.1
+_EXAMPLE_LETTERS = 80
 _CSV_HINT = 'a caption with a comma needs quotes: x.jpg,"a dog, running"'
 
 
@@ -47,15 +57,23 @@ class CsvSource:
     format: ClassVar[str] = "csv"
     pairs: Path
     images: Paths
-    split: Literal["train", "val", "test"] = "train"
-    """The split of all rows if the file has no split column."""
+    split: Literal["train", "val", "test"] | None = None
+    """The split of all rows if the file has no split column; None to hold images out instead."""
+    hold_out: Annotated[float, Between(0, MAX_HELD_OUT)] | None = None
+    """The share of images that is test, and as many are val, if the file has no split column; 0 for none, None for 0.1."""
+    encoding: str | None = None
+    """The encoding of the file; None to recognize it."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.split is not None and self.hold_out:
+            raise ConfigError(f"hold_out is {self.hold_out:g}, and split = {self.split!r} leaves nothing to divide", hint="set one of them")
+        if self.encoding is not None:
+            object.__setattr__(self, "encoding", check_encoding(self.encoding))
 
     def list_rows(self, check: RowCheck) -> Listing:
         """The rows of the table; rows of the same image become one."""
-        return _list_table(self, read_csv(self.pairs), check)
+        return _list_table(self, read_csv, check)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +84,7 @@ class JsonlSource(CsvSource):
 
     def list_rows(self, check: RowCheck) -> Listing:
         """The objects; those of the same image become one row."""
-        return _list_table(self, _read_jsonl(self.pairs), check)
+        return _list_table(self, _read_jsonl, check)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +93,8 @@ class TableEntry:
 
     where: str
     cells: Mapping[str, Any]
-    default_split: str
+    splits: Mapping[str, str]
+    """The split of an image by its path, for a row that names none; "train" for images that it lacks."""
     store: ImageStore
 
     @property
@@ -84,7 +103,7 @@ class TableEntry:
         return image if isinstance(image, str) else ""
 
     def split(self) -> str:
-        return read_split(self.cells["split"]) if "split" in self.cells else self.default_split
+        return read_split(self.cells["split"]) if "split" in self.cells else self.splits.get(self.image_path(), "train")
 
     def image_path(self) -> str:
         image = self.cells.get("image")
@@ -106,33 +125,70 @@ class TableEntry:
         return self.store.find(path)
 
 
-def _list_table(source: CsvSource, rows: Iterable[tuple[int, dict[str, Any]]], check: RowCheck) -> Listing:
+def _list_table(source: CsvSource, read: Callable[[Path, str], Rows], check: RowCheck) -> Listing:
     store = ImageStore(source.images)
-    entries = (TableEntry(f"{source.pairs.name} line {line}", cells, source.split, store) for line, cells in rows)
-    provenance = {"kind": source.format, "pairs": file_checksum(source.pairs)}
+    try:
+        encoding = find_encoding(source.pairs, source.encoding)
+    except OSError as error:
+        hint = "--csv takes a CSV file" if read is read_csv else _JSONL_HINT
+        raise InputError(f"{source.pairs} cannot be read ({error.strerror})", hint=hint) from error
+    rows = read(source.pairs, encoding)
+    provenance: dict[str, Any] = {"kind": source.format, "pairs": file_checksum(source.pairs)}
+    if not is_utf8(encoding):
+        provenance["encoding"] = {"name": encoding, "example": " ".join(example_of(_captions_of(rows)).split())[:_EXAMPLE_LETTERS]}
+    splits: Mapping[str, str] = {}
+    if (share := _share_held_out(source, rows)) > 0:
+        splits = divide(_paths_of(rows, store), share)
+        held_out = [split for split in SPLITS if split in HELD_OUT and split in splits.values()]
+        provenance["hold_out"] = {"share": share, "splits": held_out, "by": "SHA-256 of image_id"}
+    elif source.split is not None:
+        splits = dict.fromkeys(_paths_of(rows, store), source.split)
+    entries = (TableEntry(f"{source.pairs.name} line {line}", cells, splits, store) for line, cells in rows)
     return make_listing(group_by_image(entries, check, merge=True), check, provenance, source.images)
 
 
-def read_csv(path: Path) -> list[tuple[int, dict[str, Any]]]:
+def _share_held_out(source: CsvSource, rows: Rows) -> float:
+    """The share of the images for each of val and test; 0 for a table with splits. InputError if such a table was to be divided."""
+    if any("split" in cells for _, cells in rows):
+        if source.hold_out:
+            raise InputError(f"{source.pairs} has splits of its own, and hold_out is {source.hold_out:g}", hint="leave --hold-out out")
+        return 0.0
+    if source.split is not None:
+        return 0.0
+    return _HELD_OUT_BY_DEFAULT if source.hold_out is None else source.hold_out
+
+
+def _paths_of(rows: Rows, store: ImageStore) -> Iterator[str]:
+    """The image of each row that names one."""
+    for _, cells in rows:
+        try:
+            yield TableEntry("", cells, {}, store).image_path()
+        except RowError:
+            continue  # rejected with its position when the rows are grouped
+
+
+def _captions_of(rows: Rows) -> Iterator[str]:
+    for _, cells in rows:
+        captions = cells.get("captions", cells.get("caption"))
+        yield from (text for text in (captions if isinstance(captions, list) else [captions]) if isinstance(text, str))
+
+
+def read_csv(path: Path, encoding: str) -> Rows:
     """Line number and cells of each row that is not blank; InputError if there is no image column or no caption column."""
     import pandas as pd  # not at the top: every worker process imports this module, and pandas takes half a second
 
     # Before pandas reads the file, because a JSON passed as a CSV has a header of a million columns.
-    by_role = _find_columns(path, _read_header(path))
+    by_role = _find_columns(path, _read_header(path, encoding))
     try:
         with warnings.catch_warnings():
             # Surplus cells, as from a caption with an unquoted comma: with index_col=False pandas drops them with a warning.
             # Without it, pandas may take the first column for an index.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             # keep_default_na=False, because a caption may be "None" or "NA". Blank lines are kept, so that lines can be counted.
-            table = pd.read_csv(
-                path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False, encoding="utf-8-sig"
-            ).fillna("")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})", hint="--csv takes a CSV file") from error
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False, encoding=encoding).fillna(
+                ""
+            )
     except (ValueError, pd.errors.ParserWarning) as error:
-        if isinstance(error, UnicodeError) and (wrong_encoding := files.encoding_error(path)):
-            raise wrong_encoding from error
         raise InputError(f"{path} is not a CSV of image and caption: {' '.join(str(error).split())}", hint=_CSV_HINT) from error
     table.columns = table.columns.str.strip()
     columns = [table[name].tolist() for name in table.columns]
@@ -146,20 +202,13 @@ def read_csv(path: Path) -> list[tuple[int, dict[str, Any]]]:
     return rows
 
 
-def _read_header(path: Path) -> list[str]:
+def _read_header(path: Path, encoding: str) -> list[str]:
     """The names of the columns."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            names = [name.strip() for name in next(csv.reader(file), [])]
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})", hint="--csv takes a CSV file") from error
+        with path.open(encoding=encoding, newline="") as file:
+            return [name.strip() for name in next(csv.reader(file), [])]
     except (ValueError, csv.Error) as error:
-        if isinstance(error, UnicodeError) and (wrong_encoding := files.encoding_error(path)):
-            raise wrong_encoding from error
         raise InputError(f"{path} is not a CSV of image and caption: {error}", hint=_CSV_HINT) from error
-    if any("\0" in name for name in names) and (wrong_encoding := files.encoding_error(path)):
-        raise wrong_encoding
-    return names
 
 
 def _find_columns(path: Path, names: list[str]) -> dict[str, str]:
@@ -197,17 +246,10 @@ def _parse_cell(role: str, text: str) -> Any:
     return text if isinstance(value, str) else value
 
 
-def _read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
+def _read_jsonl(path: Path, encoding: str) -> Rows:
     """Line number and cells of each object."""
     rows = []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines, because a caption may contain a Unicode line separator
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})", hint=_JSONL_HINT) from error
-    except UnicodeDecodeError as error:
-        raise files.encoding_error(path) or error from error
-    if "\0" in lines[0] and (wrong_encoding := files.encoding_error(path)):
-        raise wrong_encoding
+    lines = path.read_text(encoding=encoding).split("\n")  # not splitlines, because a caption may contain a Unicode line separator
     for line, text in enumerate(lines, start=1):
         if text.strip():
             rows.append((line, _parse_object(path, line, text)))

@@ -21,6 +21,10 @@ SPLITS = ("train", "val", "test")
 SPLIT_ALIASES = {"restval": "train", "validation": "val", "dev": "val"}
 """COCO's `restval` images belong to train: 82,783 + 30,504. `validation` and `dev` are the names that the Hub and Flickr8k use for val."""
 Paths = tuple[Path, ...]
+HELD_OUT = ("test", "val")
+"""Splits that `divide` fills. Recipes validate on val, and eval measures on test."""
+MAX_HELD_OUT = 0.3
+"""Maximum share of each, so that train stays the largest split."""
 SKIP_HINT = "correct it, or skip such rows with --on-error skip"
 
 
@@ -222,6 +226,34 @@ def check_splits(where: str, keys: Iterable[str]) -> None:
 def file_checksum(path: Path) -> dict[str, str]:
     """A file as `corpus.json` records it."""
     return {"file": path.name, "sha256": files.sha256_of(path)}
+
+
+def divide(image_ids: Iterable[str], share: float) -> dict[str, str]:
+    """The split of each image: a share is test, as large a share is val, and the rest is train.
+
+    The SHA-256 of the id decides, so an image keeps its split when others are added. Each split has at least one image;
+    all images are train where they are so few that the share is less than one image.
+
+    >>> splits = list(divide(map(str, range(1000)), 0.1).values())
+    >>> [splits.count(split) for split in ("train", "val", "test")]
+    [788, 106, 106]
+    >>> set(divide(map(str, range(9)), 0.1).values())
+    {'train'}
+    """
+    places = sorted(
+        (int.from_bytes(hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).digest()[:8]) / 2**64, image_id)
+        for image_id in set(image_ids)
+    )
+    splits = dict.fromkeys((image_id for _, image_id in places), "train")
+    if share * len(places) < 1:
+        return splits
+    start = 0
+    for number, split in enumerate(HELD_OUT):
+        count = sum(number * share <= place < (number + 1) * share for place, _ in places)
+        stop = start + min(max(count, 1), len(places) // 3)
+        splits |= dict.fromkeys((image_id for _, image_id in places[start:stop]), split)
+        start = stop
+    return splits
 
 
 def read_split(value: Any) -> str:
