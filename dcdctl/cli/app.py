@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -91,4 +93,9 @@ for name, panel, function, example in COMMANDS:
 
 def main() -> None:
     """The console script."""
+    if sys.platform == "win32":
+        # Windows encodes what goes to a pipe in its local code page, which lacks most letters of captions.
+        for stream in (sys.stdin, sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(encoding="utf-8")
     app(prog_name="dcdctl")

@@ -13,6 +13,7 @@ import re
 import shutil
 import socket
 import stat
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,10 +25,11 @@ import dcdctl
 from dcdctl.core.errors import DcdError, InputError, StaleError, as_user_error
 from dcdctl.core.progress import Track
 
-try:
+if sys.platform == "win32":
+    import msvcrt
+else:
     import fcntl
-except ImportError:  # not a POSIX system
-    fcntl = None  # type: ignore[assignment]
+
 PARTIAL_SUFFIX = ".partial"
 # In this order, because the mark of UTF-16 begins that of UTF-32.
 _BYTE_ORDER_MARKS = {
@@ -40,6 +42,8 @@ MAX_NAME_BYTES = 150
 PARTIAL_NAME = re.compile(rf".*\.(?P<host>[0-9a-f]{{8}})-(?P<process>\d+){re.escape(PARTIAL_SUFFIX)}")
 KEPT_S = 24 * 3600.0
 """How long an incomplete file of another machine is kept after its last change: this one cannot see whether its process lives."""
+LOCK_POLL_S = 0.2
+"""Between two tries to lock a file on Windows, which has no waiting without a limit."""
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 """What `flock` raises on a file system without locks."""
 PACKAGE = Path(dcdctl.__file__).parent
@@ -60,7 +64,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             refuse_device(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             yield partial
-            _sync(partial)
+            sync(partial)
             partial.replace(path)
     finally:
         with suppress(OSError):  # such as a name that is too long, which the block has reported
@@ -83,7 +87,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             yield partial
             for file in partial.rglob("*"):
                 if file.is_file():
-                    _sync(file)
+                    sync(file)
             _replace_folder(partial, path, replaced)
     finally:
         # The second rename failed: the old folder returns to its place, unless another process has filled it.
@@ -121,9 +125,10 @@ def _host() -> str:
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file is on the disk: a rename may reach the disk before the content of the file."""
-    with path.open("rb") as file:
+    # Windows flushes only files that are open for writing. A copied file may be read-only, and other systems flush it all the same.
+    with path.open("r+b" if os.access(path, os.W_OK) else "rb") as file:
         os.fsync(file.fileno())
 
 
@@ -153,7 +158,7 @@ def lock(folder: Path, part: int = 0, *, wait: Track | None = None) -> Iterator[
     StaleError if another process holds the lock; with `wait` the block starts when the other process ends, and `wait` shows that. Part 0 is
     also refused while another process holds any other part. The lock ends with its process, also if that is killed.
 
-    Over NFS the lock holds between machines if the server supports locks. It does nothing on file systems and systems without locks.
+    Over NFS the lock holds between machines if the server supports locks. It does nothing on file systems without locks.
     """
     with user_errors(folder):
         path = _lock_path(folder, part)
@@ -201,12 +206,10 @@ def _check_other_parts(folder: Path, own: Path) -> None:
 
 def _locked(path: Path, *, is_waiting: bool) -> IO[str] | None:
     """A lock file, open and locked; None if another process has locked it and this one is not to wait."""
-    if fcntl is None:
-        return path.open("a")
     while True:
         file = path.open("a")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if is_waiting else fcntl.LOCK_NB))
+            _lock_file(file, is_waiting=is_waiting)
         except BlockingIOError:
             file.close()
             return None
@@ -223,6 +226,21 @@ def _locked(path: Path, *, is_waiting: bool) -> IO[str] | None:
         file.close()
 
 
+def _lock_file(file: IO[str], *, is_waiting: bool) -> None:
+    """Lock an open, empty file; BlockingIOError if another process has locked it and this one is not to wait."""
+    if sys.platform == "win32":
+        while True:
+            try:
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # its waiting variant gives up after ten seconds
+                return
+            except PermissionError as error:
+                if not is_waiting:
+                    raise BlockingIOError(*error.args) from error
+                time.sleep(LOCK_POLL_S)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if is_waiting else fcntl.LOCK_NB))
+
+
 def _is_at(path: Path, file: IO[str]) -> bool:
     """Whether an open file is the one that has this path."""
     try:
@@ -235,8 +253,11 @@ def _is_at(path: Path, file: IO[str]) -> bool:
 
 
 def _unlink_own(path: Path, file: IO[str]) -> None:
-    """Remove a lock file that this process has locked, unless somebody removed it and another process has made its own since."""
-    if _is_at(path, file):
+    """Remove a lock file that this process has locked, unless somebody removed it and another process has made its own since.
+
+    Windows removes no open file, so the empty file stays there; the lock on it ends with the process.
+    """
+    if sys.platform != "win32" and _is_at(path, file):
         path.unlink(missing_ok=True)
 
 
@@ -413,7 +434,8 @@ def _is_being_written(path: Path) -> bool:
     owner = PARTIAL_NAME.fullmatch(path.name)
     if owner is None:
         return False
-    if owner["host"] != _host():
+    # Windows has no signal 0: os.kill would send Ctrl+C.
+    if owner["host"] != _host() or sys.platform == "win32":
         return _seconds_since_change(path) < KEPT_S
     return int(owner["process"]) != os.getpid() and is_alive(int(owner["process"]))
 

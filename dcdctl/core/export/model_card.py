@@ -89,7 +89,7 @@ def _bench_command(history: RunHistory) -> str:
 def write(folder: Path, content: CardContent, history: RunHistory) -> None:
     """Write README.md; ValueError if the Hub's reader refuses it."""
     text = f"---\n{_header(content, history).to_yaml()}\n---\n\n{_body(content, history)}"
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(text, encoding="utf-8", newline="\n")
     ModelCard.load(folder / "README.md")
 
 

@@ -9,6 +9,7 @@ import errno
 import ipaddress
 import logging
 import math
+import os
 import signal
 import socket
 import threading
@@ -132,8 +133,9 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, kind, protocol)
     with listener:
-        # Without it, a restart would have to wait until closed connections time out.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Without it, a restart would have to wait until closed connections time out. On Windows it lets two programs share a port.
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with _bind_errors(host, port):
             listener.bind(address)
         yield listener

@@ -27,7 +27,7 @@ class Log:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         # Closed after each line, so a killed run leaves at most one incomplete line, which `Run.metrics` skips.
-        with self._path.open("a", encoding="utf-8") as file:
+        with self._path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(log_line({"step": step, **values}))
         for name, value in values.items():
             self._events.add_scalar(name, value, step)

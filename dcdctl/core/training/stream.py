@@ -269,7 +269,7 @@ class _Counted:
         """Note a count."""
         self.counts.append(count)
         if self.file is not None:
-            with self.file.open("a", encoding="utf-8") as file:
+            with self.file.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(runs.log_line(asdict(count)))
 
     def move_to(self, run: Run) -> None:

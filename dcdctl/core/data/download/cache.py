@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from dcdctl.core.data.download import http, hub
 from dcdctl.core.data.download.hub import HubPath
 from dcdctl.core.errors import ConfigError, InputError, SourceError
-from dcdctl.core.files import PARTIAL_SUFFIX, is_file_name, lock, read_json, write_json
+from dcdctl.core.files import PARTIAL_SUFFIX, is_file_name, lock, read_json, sync, write_json
 from dcdctl.core.progress import Advance, Track, silent
 
 HUB = "hf://"
@@ -148,9 +148,7 @@ def _fetch_plain(file: RemoteFile, target: Path, offline_reason: str, track: Tra
     if error is not None:
         http.discard(partial)
         raise error
-    # A rename may reach the disk before the content of the file.
-    with partial.open("rb") as data:
-        os.fsync(data.fileno())
+    sync(partial)
     # The record is written first: a run that is killed in between leaves a complete partial file and its record.
     _write_record(file, target, partial, digests)
     partial.replace(target)
