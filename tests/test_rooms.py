@@ -15,7 +15,7 @@ from paths import ROOT
 from room_rules import GROUND, MAY_IMPORT, WHOLE
 
 PACKAGE = ROOT / "dcdctl"
-CORE, CLI = PACKAGE / "core", PACKAGE / "cli"
+CORE, CLI, API = PACKAGE / "core", PACKAGE / "cli", PACKAGE / "api"
 
 
 @functools.cache
@@ -96,7 +96,9 @@ def test_a_room_imports_earlier_rooms_through_their_faces(room):
             assert len(rest) <= 1, f"{path} imports a file of {first}"
 
 
-@pytest.mark.parametrize("path", sorted([*CLI.rglob("*.py"), *(CORE / f"{name}.py" for name in WHOLE)]), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted([*CLI.rglob("*.py"), *API.rglob("*.py"), *(CORE / f"{name}.py" for name in WHOLE)]), ids=lambda path: path.stem
+)
 def test_commands_import_rooms_through_their_faces(path):
     for first, *rest in core_names(path):
         if first in MAY_IMPORT:

@@ -6,7 +6,6 @@ Typer reads the options of a command from its signature, so each command lists t
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -106,17 +105,10 @@ def check_accumulate(text: str) -> str:
 
 def training_options(compute: Compute, precision: str, accumulate: str, checkpoint_activations: bool, wandb: str | None) -> TrainingOptions:
     """Where and how to train; a trial of the first step chooses what is auto."""
-    from dcdctl.core import devices
     from dcdctl.core.training import TrainingOptions
 
-    return TrainingOptions(
-        compute=replace(compute, precision=devices.precision("fp32" if precision == "auto" else precision)),
-        micro_batches=1 if accumulate == "auto" else int(accumulate),
-        tries_micro_batches=accumulate == "auto",
-        tries_precision=precision == "auto",
-        checkpoint_activations=checkpoint_activations,
-        wandb=wandb,
-    )
+    num_parts = None if accumulate == "auto" else int(accumulate)
+    return TrainingOptions.choose(compute, precision, num_parts, checkpoint_activations=checkpoint_activations, wandb=wandb)
 
 
 def announce_code(ref: str | None) -> str | None:

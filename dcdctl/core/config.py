@@ -253,6 +253,22 @@ def to_table(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
+def changed_fields(config: Any) -> str:
+    """A short repr of a config: the fields that differ from their defaults.
+
+    >>> changed_fields(Between(0, 1, "[]")), changed_fields(Between(0, 1, "()"))
+    ('Between(low=0, high=1)', "Between(low=0, high=1, ends='()')")
+    """
+    given = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if value != default:
+            shown = changed_fields(value) if dataclasses.is_dataclass(value) else repr(value)
+            given.append(f"{field.name}={shown}")
+    return f"{type(config).__name__}({', '.join(given)})"
+
+
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of nested tables by dotted names.
 

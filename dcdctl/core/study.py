@@ -293,7 +293,7 @@ def _not_asked_for(plan: StudyPlan) -> Iterator[str]:
 def _facts(plan: StudyPlan) -> list[tuple[str, str]]:
     job, corpus = plan.job, plan.corpus
     return [
-        ("recipe", " ".join([job.recipe, *(f"--set {line}" for line in job.sets)])),
+        ("recipe", " ".join([str(job.recipe), *(f"--set {line}" for line in job.sets)])),
         ("start", plan.recipe.model.start),
         ("teacher", ", ".join(job.teachers)),
         ("trained on", f"{job.train_split} of {job.data}"),

@@ -41,7 +41,7 @@ NEXT = "name another folder with --out"
 class StudyJob:
     """What to study."""
 
-    recipe: str
+    recipe: str | Recipe
     """A recipe of a dual student with a loss that has a teacher."""
     teachers: Sequence[str]
     data: Path

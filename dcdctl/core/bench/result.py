@@ -155,6 +155,10 @@ class Bench:
     """The reference that the user gave; empty for a model in memory."""
     teacher_model: str = ""
 
+    def __repr__(self) -> str:
+        ratios = ", ".join(f"{speed_up.label} {speed_up.ratio:.3g}x" for speed_up in self.speed_ups)
+        return f"Bench({self.student_model!r} against {self.teacher_model!r}: {ratios})"
+
     def to_json(self) -> dict[str, Any]:
         """The contents of bench.json."""
         table: dict[str, Any] = to_table(self)

@@ -12,9 +12,9 @@ from .corpus_summary import (
 from .download.cache import RemoteFile, fetch_file
 from .download.hub import hub_connection, hub_requests
 from .image_archives import FolderImageFile, RowError
-from .images import MAX_PIXELS, ImageError, decode_image, difference_hash, media_type, thumbnail
+from .images import MAX_PIXELS, ImageError, decode_image, difference_hash, media_type, thumbnail, upright_rgb
 from .manifest import TEXT_FIELDS, FileSettings, Manifest, choose_manifest, find_manifest, known_manifests, manifests_folder
-from .prepare import PrepareOptions, prepare_corpus
+from .prepare import CorpusSummary, PrepareOptions, prepare_corpus
 from .ragged_array import Index, RaggedArray, offsets_of
 from .scenes import COLORS, FAMILY_SIZE, GRID, SHAPES, SIZES, Scene, describe_family, describe_scenes, draw_scene
 from .source_files import SourceOptions
@@ -34,6 +34,7 @@ __all__ = [
     "TEXT_FIELDS",
     "Corpus",
     "CorpusInspection",
+    "CorpusSummary",
     "Direction",
     "FileSettings",
     "FolderImageFile",
@@ -79,4 +80,5 @@ __all__ = [
     "text_key",
     "thumbnail",
     "tokens_of",
+    "upright_rgb",
 ]

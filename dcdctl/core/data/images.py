@@ -89,6 +89,16 @@ def decode_image(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
         return _rotate_upright(_to_rgb(image), _orientation(image))
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An opened image as `decode_image` gives it: upright and RGB; ImageError if its pixels cannot be decoded or converted."""
+    try:
+        return _rotate_upright(_to_rgb(image), _orientation(image))
+    except ImageError:
+        raise
+    except _DECODE_ERRORS as error:
+        raise ImageError(f"it is damaged: {error}") from error
+
+
 def thumbnail(data: bytes, side_px: int) -> bytes:
     """A JPEG of the upright image, its longer side at most that long, without metadata."""
     with _open_image(data) as image:

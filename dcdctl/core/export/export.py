@@ -69,6 +69,12 @@ class Exported:
     page: str | None
     """The address where it was pushed."""
 
+    def __repr__(self) -> str:
+        return f"Exported({str(self.folder)!r}: {self.kind} model for {self.to}, {self.num_bytes:,} bytes)"
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
     def to_json(self) -> dict[str, Any]:
         checks = [
             {"precision": check.precision, "lowest_cosine": check.lowest_cosine, "largest_difference": check.largest_difference}

@@ -95,6 +95,9 @@ class DualModel(nn.Module, ABC):
         self.average: nn.Module | None = None
         self.eval()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.network).__name__}, {self.embedding_dim} numbers per vector)"
+
     @property
     @abstractmethod
     def embedding_dim(self) -> int:

@@ -37,6 +37,9 @@ class FusionModel(nn.Module, ABC):
         self.unused_keys = unused_keys
         self.eval()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.network).__name__})"
+
     @abstractmethod
     def encode_images(self, images: ImageBatch | States) -> States:
         """See `FusionScorer.encode_images`."""

@@ -116,6 +116,9 @@ class Study:
     left_out: tuple[str, ...] = field(default=())
     """What was not measured, and why."""
 
+    def __repr__(self) -> str:
+        return f"Study({self.verdict!r})"
+
     @property
     def verdict(self) -> str:
         """Whether the teacher paid, in a sentence. Several baselines: against the one with the highest RSUM."""

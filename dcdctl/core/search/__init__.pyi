@@ -1,4 +1,5 @@
 from .build import Changes, IndexChange, run_index_job
+from .config import IndexConfig
 from .index import Index
 from .query import Answer, Hit, answer_document, as_text, check_query, image_of, looks_like_a_path, read_image
 from .searcher import Searcher
@@ -13,6 +14,7 @@ __all__ = [
     "Hit",
     "Index",
     "IndexChange",
+    "IndexConfig",
     "Searcher",
     "answer_document",
     "as_text",

@@ -270,6 +270,9 @@ class IndexChange:
     added: int = 0
     removed: int = 0
 
+    def __repr__(self) -> str:
+        return f"IndexChange({self.index!r}: {self.added:,} added, {self.removed:,} removed, {len(self.skipped):,} skipped)"
+
 
 def run_index_job(
     target: str,

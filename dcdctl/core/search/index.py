@@ -73,6 +73,9 @@ class Index:
     def __repr__(self) -> str:
         return f"Index({str(self.folder)!r}: {self.num_images:,} images, {self.kind}, model {self.fingerprint[:8]})"
 
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
     def __len__(self) -> int:
         return self.num_images
 

@@ -82,6 +82,16 @@ def read_image(path: Path) -> Image.Image:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
+def query_image(question: Path | Image.Image) -> Image.Image:
+    """The image in a file or in memory, upright and RGB; InputError if it cannot be used."""
+    if isinstance(question, Path):
+        return read_image(question)
+    try:
+        return data.upright_rgb(question)
+    except data.ImageError as error:
+        raise InputError(f"the query image cannot be used: {error}") from error
+
+
 def looks_like_a_path(text: str) -> str:
     """A note for a text that may have been meant as an index or as an image file; empty for other texts."""
     try:

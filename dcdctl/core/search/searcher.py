@@ -22,7 +22,7 @@ from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, InputError, ModelError
 from dcdctl.core.models import States
 from dcdctl.core.search.index import Index
-from dcdctl.core.search.query import Answer, Hit, checked_text, image_of, read_image
+from dcdctl.core.search.query import Answer, Hit, checked_text, image_of, query_image
 
 NUM_ANSWERS = 10
 DEPTH = 50
@@ -126,9 +126,9 @@ class Searcher:
         reranker = None if rerank is None else Reranker.open(rerank, depth=depth, device=device, settings=rerank_set)
         return Searcher(index, model, device, reranker)
 
-    def ask(self, question: str | Path, k: int = NUM_ANSWERS) -> Answer:
-        """The answer to a text, or to the image in a file."""
-        return self.by_image(read_image(question), k) if isinstance(question, Path) else self.by_text(question, k)
+    def ask(self, question: str | Path | Image.Image, k: int = NUM_ANSWERS) -> Answer:
+        """The answer to a text, to the image in a file, or to an image in memory."""
+        return self.by_text(question, k) if isinstance(question, str) else self.by_image(query_image(question), k)
 
     def by_text(self, text: str, k: int = NUM_ANSWERS) -> Answer:
         """The k images nearest to a text, or all if there are fewer. InputError for a text without a token that the model reads."""

@@ -43,6 +43,12 @@ class TeacherCache:
         self._score_P = np.empty(self.num_pairs, dtype=np.float32)
         self._role_P = np.empty(self.num_pairs, dtype=np.uint8)
 
+    def __repr__(self) -> str:
+        return f"TeacherCache({str(self.folder)!r}: {self.num_pairs:,} pairs of {self.num_images:,} images and {self.num_texts:,} captions)"
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
     @property
     def teacher_name(self) -> str | None:
         """Who gave the scores, if they come from elsewhere (`external_scores`); None for scores that dcdctl computed."""

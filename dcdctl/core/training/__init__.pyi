@@ -2,24 +2,40 @@ from .distill import preview, resolve, train
 from .fit import Preview
 from .inputs import InputRefs, Inputs
 from .loop import TrainingOptions
+from .losses.config import LossConfig
 from .negatives import read_mined
-from .recipe import Recipe, load_recipe, require_recipe_of_cache
+from .recipe import (
+    BatchConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Recipe,
+    TeachersConfig,
+    ValidationConfig,
+    load_recipe,
+    require_recipe_of_cache,
+)
 from .recipe_list import RecipeEntry, check_recipe_name, field_names, list_recipes, loss_names
 from .recipe_toml import recipe_text
 from .runs import Run, TrainingJob, check_best, start_run
 from .scenes_teacher import GradingConfig, PretrainingConfig, grade, pretrain
 
 __all__ = [
+    "BatchConfig",
     "GradingConfig",
     "InputRefs",
     "Inputs",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
     "PretrainingConfig",
     "Preview",
     "Recipe",
     "RecipeEntry",
     "Run",
+    "TeachersConfig",
     "TrainingJob",
     "TrainingOptions",
+    "ValidationConfig",
     "check_best",
     "check_recipe_name",
     "field_names",

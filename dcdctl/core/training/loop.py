@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from dcdctl.core import distributed
+from dcdctl.core import devices, distributed
 from dcdctl.core.devices import ON_CPU, Compute, read_ahead
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import DualEncoder
@@ -50,6 +50,25 @@ class TrainingOptions:
     """Store only the inputs of each layer and compute the layer again for the gradient: less memory, more time."""
     wandb: str | None = None
     """Weights & Biases project that also receives the logged numbers."""
+
+    @staticmethod
+    def choose(
+        compute: Compute, precision: str, micro_batches: int | None, *, checkpoint_activations: bool = False, wandb: str | None = None
+    ) -> TrainingOptions:
+        """The options of these names. A trial of the first step chooses a precision of auto, and the micro-batches if they are None.
+
+        ConfigError for an unknown precision.
+        """
+        if micro_batches is not None and micro_batches < 1:
+            raise ConfigError(f"a batch cannot be split into {micro_batches} micro-batches", hint="expected a number of at least 1")
+        return TrainingOptions(
+            compute=replace(compute, precision=devices.precision("fp32" if precision == "auto" else precision)),
+            micro_batches=micro_batches or 1,
+            tries_micro_batches=micro_batches is None,
+            tries_precision=precision == "auto",
+            checkpoint_activations=checkpoint_activations,
+            wandb=wandb,
+        )
 
     @property
     def is_settled(self) -> bool:

@@ -20,10 +20,13 @@ from dcdctl.core.config import (
     NotEmpty,
     Positive,
     Share,
+    apply_sets,
     build,
+    changed_fields,
     check_fields,
     parse_toml,
     read_toml,
+    to_table,
 )
 from dcdctl.core.data import Direction, StreamConfig
 from dcdctl.core.errors import ConfigError
@@ -295,6 +298,9 @@ class Recipe:
             hint = "set it to 1; optimizer.lr_factors sets the rates of parts of a fusion model"
             raise ConfigError("optimizer.layer_decay is for dual encoders, and model.kind is fusion", hint=hint)
 
+    def __repr__(self) -> str:
+        return changed_fields(self)
+
     def _check_own_teacher(self) -> None:
         """ConfigError for an average as the teacher of a model or a loss that cannot have one."""
         if self.teachers.ema is None:
@@ -321,8 +327,10 @@ def require_recipe_of_cache() -> NoReturn:
     )
 
 
-def load_recipe(ref: str, sets: Sequence[str] = ()) -> Recipe:
-    """A recipe by name or from a .toml file, with `key=value` overrides applied."""
+def load_recipe(ref: str | Recipe, sets: Sequence[str] = ()) -> Recipe:
+    """A recipe by name, from a .toml file or in memory, with `key=value` overrides applied."""
+    if isinstance(ref, Recipe):
+        return build(Recipe, apply_sets(to_table(ref), sets)) if sets else ref
     return parse_toml(check_recipe_name(ref), _to_recipe, sets)
 
 

@@ -37,6 +37,7 @@ from dcdctl.core.data import shown
 from dcdctl.core.devices import versions
 from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError
 from dcdctl.core.models import Model
+from dcdctl.core.training.recipe import Recipe
 
 KEPT_CHECKPOINTS = 2
 """One more than needed, in case the newest turns out damaged."""
@@ -56,8 +57,8 @@ class TrainingJob:
     """What to train, by which recipe, into which folder."""
 
     kind: Literal["distill", "finetune-teacher"]
-    recipe: str
-    """A name or a .toml file."""
+    recipe: str | Recipe
+    """A name, a .toml file, or a recipe in memory."""
     sets: Sequence[str]
     """Recipe fields to override: loss.alpha=0.5."""
     out: Path
@@ -70,6 +71,12 @@ class Run:
     """A run folder."""
 
     folder: Path
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
 
     @property
     def model_folder(self) -> Path:

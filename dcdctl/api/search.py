@@ -1,0 +1,139 @@
+"""Search in Python: an index that is built, changed and opened, a searcher, and answers that a notebook shows with their images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dcdctl.api import arguments, views
+from dcdctl.api.arguments import Overrides, Ref, assignments, path
+from dcdctl.core import config, devices, search
+from dcdctl.core.search import Changes, Hit, IndexChange, IndexConfig
+
+Query = str | os.PathLike[str] | Image.Image
+"""A text, the path of an image file, or an image in memory."""
+
+
+Found = search.Answer
+
+
+class Index(search.Index):
+    """Indexed images; the row of an image never changes.
+
+    `add` and `remove` change the folder and then this object: let no other thread search with it meanwhile.
+    """
+
+    @staticmethod
+    def open(folder: Ref) -> Index:
+        """The index in a folder. MissingError if there is none or a file is missing."""
+        found = path(folder)
+        return Index(found, search.read_document(found))
+
+    @staticmethod
+    def build(
+        model: Ref,
+        images: Ref,
+        out: Ref,
+        *,
+        split: str = "test",
+        settings: IndexConfig | None = None,
+        workers: int = 0,
+        batch_size: int = 32,
+        device: str = "auto",
+        precision: str = "fp32",
+        progress: bool = False,
+    ) -> Index:
+        """Embed the images of a folder, or of the split of a corpus, with a dual encoder, and make them searchable in the folder `out`."""
+        table = {} if settings is None else config.flatten(config.to_table(settings))
+        changes = Changes(sets=assignments(table), split=split, precision=devices.precision(precision))
+        compute = arguments.compute(device, batch_size=batch_size, workers=workers)
+        track = arguments.track(progress)
+        search.run_index_job(os.fspath(model), changes, images=path(images), out=path(out), compute=compute, track=track)
+        return Index.open(out)
+
+    def add(
+        self, images: Ref, *, split: str = "test", workers: int = 0, batch_size: int = 32, device: str = "auto", progress: bool = False
+    ) -> IndexChange:
+        """Add the new images of a folder or a corpus; returns how many, and the files that could not be read."""
+        compute = arguments.compute(device, batch_size=batch_size, workers=workers)
+        return self._change(Changes(add=path(images), split=split), compute=compute, track=arguments.track(progress))
+
+    def remove(self, *names: str, gone: bool = False) -> IndexChange:
+        """Remove images by name or pattern ("2019/*"), and with `gone` those whose files no longer exist."""
+        return self._change(Changes(remove=names, remove_gone=gone))
+
+    def _change(self, changes: Changes, **how: Any) -> IndexChange:
+        change = search.run_index_job(str(self.folder), changes, **how)
+        vars(self).update(vars(change.index))
+        return change
+
+
+@dataclass(frozen=True, repr=False)
+class Answer(search.Answer):
+    """The hits of a query, best first: a sequence of them, and in a notebook their images."""
+
+    query: Query = field(kw_only=True)
+    index: search.Index = field(kw_only=True, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __getitem__(self, place: int) -> Hit:
+        return self.hits[place]
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self.hits)
+
+    def image(self, place: int = 0) -> Image.Image | None:
+        """The image of a hit, upright and RGB; None if its file is gone."""
+        return search.image_of(self.index, self.hits[place].row)
+
+    def __repr__(self) -> str:
+        best = f", the best {self.hits[0].name!r}" if self.hits else ""
+        return f"Answer({views.query_text(self.query)}: {len(self.hits)} images{best})"
+
+    def _repr_html_(self) -> str:
+        return views.answer_html(self.query, self, self.index)
+
+
+class Searcher:
+    """An index with the models that search it; `rerank` names a model that orders the first `depth` candidates (50) of a text again."""
+
+    def __init__(
+        self,
+        index: Ref | search.Index,
+        *,
+        rerank: Ref | None = None,
+        depth: int | None = None,
+        rerank_overrides: Overrides | None = None,
+        device: str = "auto",
+    ) -> None:
+        self.index = index if isinstance(index, search.Index) else Index.open(index)
+        self._searcher = search.Searcher.for_index(
+            self.index,
+            device=devices.choose(device),
+            rerank=None if rerank is None else os.fspath(rerank),
+            depth=depth,
+            rerank_set=assignments(rerank_overrides),
+        )
+
+    def search(self, query: Query, k: int = 10) -> Answer:
+        """The k images nearest to a text, to the image in a file (a Path), or to an image of Pillow. InputError for an empty text."""
+        found = self._searcher.ask(Path(query) if isinstance(query, os.PathLike) else query, k)
+        return self._answer(query, found)
+
+    def search_all(self, texts: Sequence[str], k: int = 10) -> list[Answer]:
+        """An answer for each text, computed together."""
+        return [self._answer(text, found) for text, found in zip(texts, self._searcher.by_texts(texts, k), strict=True)]
+
+    def _answer(self, query: Query, found: Found) -> Answer:
+        return Answer(**vars(found), query=query, index=self.index)
+
+    def __repr__(self) -> str:
+        reranker = self._searcher.reranker
+        return f"Searcher({self.index!r}{'' if reranker is None else f', re-ranked by {reranker.ref}'})"

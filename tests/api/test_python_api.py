@@ -1,0 +1,202 @@
+"""The functions of `import dcdctl` do what the commands do, and their results show themselves in a notebook."""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import io
+import json
+import re
+import shutil
+import sys
+
+import processes
+import pytest
+from paths import ROOT
+from PIL import Image
+from typer.testing import CliRunner
+
+import dcdctl
+from dcdctl.cli.app import COMMANDS, app
+from dcdctl.core.config import to_table
+from dcdctl.core.data import media_type
+from dcdctl.core.errors import ConfigError, DcdError, InputError, MissingError
+from dcdctl.core.training import LossConfig, ModelConfig, Run
+
+FUNCTIONS = ("bench", "cache_teacher", "compare", "distill", "evaluate", "export", "finetune_teacher", "prepare", "study")
+RENAMED = {"sets": "overrides", "model_set": "model_overrides", "rerank_set": "rerank_overrides", "name": "manifest", "run": "student"}
+"""Parameters of commands -> those of the functions, which take objects instead of KEY=VALUE."""
+TINY = {
+    "candidates.block_size": 4,
+    "optimizer.steps": 3,
+    "batch.size": 8,
+    "model.projection_dim": 16,
+    "model.hidden_size": 32,
+    "loss.terms": {"infonce": 1.0},
+}
+
+
+def test_importing_dcdctl_takes_under_a_tenth_of_a_second_and_loads_no_torch():
+    code = "import sys, time; before = time.process_time(); import dcdctl; print(time.process_time() - before, *sys.modules)"
+
+    def imported() -> tuple[float, set[str]]:
+        done = processes.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        seconds, *names = done.stdout.split()
+        return float(seconds), set(names)
+
+    found = [imported() for _ in range(3)]
+    assert not found[0][1] & {"torch", "numpy", "transformers", "typer"}
+    assert min(seconds for seconds, _ in found) < 0.1
+
+
+@pytest.mark.parametrize("name", sorted(set(dcdctl.__all__)))
+def test_every_public_name_is_there_and_says_what_it_is(name):
+    assert inspect.getdoc(getattr(dcdctl, name))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_names_its_arguments_as_the_command_does(name):
+    command = next(function for _, _, function, _ in COMMANDS if function.__name__ == name)
+    known = {RENAMED.get(option, option) for option in inspect.signature(command).parameters}
+    # Of Python only: a bar, objects in place of many options, and words that a command line has in the plural or the singular.
+    own = {"progress", "config", "teachers", "evaluations"}
+    assert set(inspect.signature(getattr(dcdctl, name)).parameters) - own <= known
+
+
+def test_an_evaluation_is_that_of_the_command(dual_run, scenes_corpus_dir):
+    found = dcdctl.evaluate(dual_run, str(scenes_corpus_dir), batch_size=64, dims=4, vectors="int8", rescore=3)
+    line = [str(dual_run), "--data", str(scenes_corpus_dir), "--dims", "4", "--vectors", "int8", "--rescore", "3", "--json"]
+    by_command = json.loads(CliRunner().invoke(app, ["eval", *line]).stdout)
+    assert {**found.document, "seconds": 0} == {**by_command, "seconds": 0}
+    assert found.document["protocol"]["vectors"] == {"dims": 4, "kind": "int8", "rescore": 3}
+    with pytest.raises(MissingError, match="out=FOLDER"):
+        dcdctl.compare(found, dual_run)
+
+
+def test_a_recipe_in_memory_trains_as_the_same_fields_set_on_the_command_line(scenes_corpus_dir, tmp_path):
+    recipe = dcdctl.load_recipe("demo-dual-alone", TINY)
+    assert recipe.loss == LossConfig(terms={"infonce": 1.0}, temperature=recipe.loss.temperature)
+    run = dcdctl.distill(recipe, str(scenes_corpus_dir), str(tmp_path / "python"), device="cpu", precision="fp32")
+    terms = [f"{name}={value}" for name, value in TINY.items() if name != "loss.terms"]
+    sets = [word for line in [*terms, "loss.terms={infonce=1.0}"] for word in ("--set", line)]
+    line = [
+        "distill",
+        "demo-dual-alone",
+        "--data",
+        str(scenes_corpus_dir),
+        "--out",
+        str(tmp_path / "command"),
+        *sets,
+        "--precision",
+        "fp32",
+    ]
+    assert CliRunner().invoke(app, [*line, "--device", "cpu"]).exit_code == 0
+    theirs = Run(tmp_path / "command")
+    assert run.facts()["recipe"] == theirs.facts()["recipe"] == to_table(recipe)
+    assert [step["loss"] for step in run.metrics()] == [step["loss"] for step in theirs.metrics()]
+    assert dcdctl.load(run).digest == dcdctl.load(theirs).digest
+
+
+def test_overrides_of_the_wrong_name_or_range_are_errors_that_name_them():
+    with pytest.raises(ConfigError, match=r"unknown key optimizer\.step; known keys here: lr,"):
+        dcdctl.load_recipe("demo-dual", {"optimizer.step ": 3})
+    with pytest.raises(DcdError, match=r"batch\.size must be at least 2, got 1"):
+        dcdctl.load_recipe(dcdctl.Recipe(), {"batch.size": 1})
+    with pytest.raises(ConfigError, match="micro-batches"):
+        dcdctl.distill("demo-dual-alone", "absent", "absent", accumulate=0)
+
+
+def test_the_repr_of_a_recipe_is_what_differs_from_the_defaults():
+    recipe = dcdctl.Recipe(seed=3, model=ModelConfig(kind="dual", start="new"))
+    assert repr(recipe) == "Recipe(seed=3, model=ModelConfig(kind='dual', start='new'))"
+    assert repr(dcdctl.load_recipe(recipe, {"seed": 0})) == "Recipe(model=ModelConfig(kind='dual', start='new'))"
+
+
+def test_an_evaluation_is_shown_as_a_line_and_as_a_table_with_intervals(dual_run, scenes_corpus_dir):
+    found = dcdctl.evaluate(dual_run, scenes_corpus_dir, batch_size=64)
+    text, (low, high) = found.text_retrieval["R@5"], found.document["intervals"]["text_retrieval"]["R@5"]
+    assert repr(found).endswith(f"image R@1 {found.image_retrieval['R@1']:.2f}, RSUM {found.rsum:.2f})")
+    html = found._repr_html_()
+    assert f"<td>{text:.2f} [{low:.1f}, {high:.1f}]</td>" in html
+    assert "16 images, 80 captions" in html
+
+
+def test_a_comparison_has_the_numbers_of_the_command(dual_run, scenes_corpus_dir, tmp_path):
+    other = dcdctl.evaluate(dual_run, scenes_corpus_dir, batch_size=64, dims=2, out=tmp_path / "short")
+    found = dcdctl.compare(dual_run, other, resamples=500)
+    by_command = CliRunner().invoke(app, ["compare", str(dual_run), str(tmp_path / "short"), "--resamples", "500", "--json"])
+    (theirs,) = json.loads(by_command.stdout)["comparisons"]
+    (ours,) = found.comparisons
+    assert ours.comparison.difference.rsum.value == theirs["difference"]["rsum"]["value"] == pytest.approx(other.rsum - rsum_of(dual_run))
+    assert f"{ours.comparison.difference.rsum.value:+.2f} RSUM" in repr(found)
+    assert f"<td>{ours.comparison.difference.rsum.value:+.2f}</td>" in found._repr_html_()
+
+
+def rsum_of(run) -> float:
+    return json.loads((run / "result.json").read_text(encoding="utf-8"))["rsum"]
+
+
+@pytest.fixture
+def own_index(noise_index, tmp_path):
+    """A copy of an index of two images, with a folder of more, `more`; the dual encoder and the fusion scorer beside it."""
+    source = noise_index.parent
+    for name in ("dual", "fusion", "images"):
+        shutil.copytree(source / name, tmp_path / name)
+    (tmp_path / "more").mkdir()
+    for path in sorted((tmp_path / "images").glob("[hijkl].png")):
+        path.rename(tmp_path / "more" / path.name)
+    settings = dcdctl.IndexConfig(kind="int8", candidates=7)
+    return dcdctl.Index.build(tmp_path / "dual", tmp_path / "images", tmp_path / "own", settings=settings)
+
+
+def test_an_index_is_built_changed_and_searched_in_place(own_index, tmp_path):
+    assert (own_index.num_images, own_index.config.kind, own_index.config.candidates) == (7, "int8", 7)
+    searcher = dcdctl.Searcher(str(own_index.folder), device="cpu")
+    mine = dcdctl.Searcher(own_index)
+    added = own_index.add(str(tmp_path / "more"))
+    assert (added.added, len(own_index), len(mine.search("a red circle", k=99))) == (5, 12, 12)
+    assert len(searcher.search("a red circle", k=99)) == 7  # opened before the change
+    assert own_index.remove("h.png", "[ij].png").removed == 3
+    assert {hit.name for hit in mine.search("a red circle", k=99)} & {"h.png", "i.png", "j.png", "k.png"} == {"k.png"}
+    assert repr(own_index) == repr(dcdctl.Index.open(own_index))
+    with pytest.raises(InputError, match="absent"):
+        own_index.remove("absent.png")
+
+
+def test_an_answer_shows_small_images_and_escaped_names(noise_index):
+    answer = dcdctl.Searcher(noise_index).search("a <b>red</b> circle", k=12)
+    html = answer._repr_html_()
+    assert "&lt;img src=x&gt;.png" in html
+    assert "&lt;b&gt;red" in html
+    assert "<img src=x>" not in html
+    images = [base64.b64decode(data) for data in re.findall(r'src="data:image/jpeg;base64,([^"]+)"', html)]
+    assert [media_type(image) for image in images] == ["image/jpeg"] * 12
+    assert max(max(Image.open(io.BytesIO(image)).size) for image in images) <= 112
+    assert repr(answer) == f"Answer('a <b>red</b> circle': 12 images, the best {answer[0].name!r})"
+
+
+def test_an_image_in_memory_finds_what_its_file_finds(noise_index):
+    searcher, path = dcdctl.Searcher(noise_index), noise_index.parent / "images" / "plain.png"
+    by_file, by_image = (searcher.search(query, k=5) for query in (path, Image.open(path).convert("RGBA")))
+    assert by_file.hits == by_image.hits
+    assert by_file[0].name == "plain.png"
+    assert by_image.image().tobytes() == Image.open(path).convert("RGB").tobytes()
+    damaged = Image.open(io.BytesIO(path.read_bytes()[:-500]))
+    with pytest.raises(InputError, match="query image"):
+        searcher.search(damaged)
+
+
+def test_a_reranker_orders_the_first_hits_as_the_command_does(noise_index):
+    answer = dcdctl.Searcher(noise_index, rerank=noise_index.parent / "fusion", depth=4).search("a small green triangle", k=6)
+    line = ["search", str(noise_index), "a small green triangle", "-k", "6", "--rerank", str(noise_index.parent / "fusion"), "--depth", "4"]
+    hits = json.loads(CliRunner().invoke(app, [*line, "--json"]).stdout)["hits"]
+    assert [(hit.row, hit.reranked) for hit in answer] == [(hit["row"], hit["reranked"]) for hit in hits]
+
+
+def test_a_bar_is_shown_only_if_asked_for(noise_index, tmp_path, capfd):
+    for progress in (False, True):
+        out = tmp_path / f"index-{progress}"
+        dcdctl.Index.build(noise_index.parent / "dual", noise_index.parent / "images", out, progress=progress)
+        shown = capfd.readouterr()
+        assert shown.out == ""
+        assert ("12/12" in shown.err) is progress
