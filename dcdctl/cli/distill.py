@@ -68,4 +68,4 @@ def distill(
     if dry_run:
         return show_preview(preview(job, refs, settings, track=bar))
     run = train(job, refs, options=settings, track=bar, watch=view, say=note)
-    show(f"student -> {run.model_folder}; next: dcdctl eval {out} --data {refs.evaluation_data}")
+    show(f"student -> {run.model_folder}; next: dcdctl eval {out} {refs.evaluation_flags}")

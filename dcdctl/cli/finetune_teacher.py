@@ -47,4 +47,5 @@ def finetune_teacher(
     if dry_run:
         return show_preview(preview(job, refs, settings, track=bar))
     run = train(job, refs, options=settings, track=bar, watch=view, say=note)
-    show(f"teacher -> {run.model_folder}; next: dcdctl cache-teacher --teacher {out} --data {data} --recipe RECIPE --out CACHE")
+    place = f"--data {data}" if split == "train" else f"--data {data} --split {split}"
+    show(f"teacher -> {run.model_folder}; next: dcdctl cache-teacher --teacher {out} {place} --recipe RECIPE --out CACHE")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dcdctl.cli.options import BatchSize, Device, Split, Workers
+from dcdctl.cli.options import BatchSize, Device, Workers
 from dcdctl.cli.views.terminal import bar, note, show
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ Remove = Annotated[
     list[str] | None, typer.Option("--remove", help="Remove an image by name, or several by a pattern; repeatable.", metavar="NAME")
 ]
 RemoveGone = Annotated[bool, typer.Option("--remove-gone", help="Remove the images whose files no longer exist.")]
+Split = Annotated[
+    str | None, typer.Option("--split", help="Only this split of a corpus, or several: train+val; by default all.", metavar="NAME")
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a search setting: kind=flat, hnsw, ivf-pq, int8 or binary; repeatable.", metavar="KEY=VALUE"),
@@ -51,7 +54,7 @@ def index(
     add: Add = None,
     remove: Remove = None,
     remove_gone: RemoveGone = False,
-    split: Split = "test",
+    split: Split = None,
     sets: Settings = None,
     workers: Workers = 2,
     batch_size: BatchSize = 32,

@@ -83,6 +83,7 @@ def test_distill_writes_a_student_and_names_the_next_command(run_cli, scenes_cor
     words = ["tiny-student", "--data", scenes_corpus_dir, "--cache", cache, "--teacher", teacher, "--out", out]
     result = run_cli("distill", *words, "--set", "model.layers=[0, 2]", *LISTS, *CPU)
     assert result.exit_code == 0, result.stderr
+    # The corpus has a split test, the default of eval.
     assert result.stdout == f"student -> {out / 'model'}; next: dcdctl eval {out} --data {scenes_corpus_dir}\n"
     assert "train: 3/3 steps, loss " in result.stderr
     assert len(models.load_fusion(out).layers) == 2

@@ -44,9 +44,12 @@ def test_utf_8_is_utf_8_with_and_without_a_mark(tmp_path, encoding):
 
 
 def test_a_damaged_line_of_utf_8_is_an_error_and_no_guess(tmp_path):
-    lines = ["image,caption", *["a.jpg,größer"] * 5]
-    (tmp_path / "a.csv").write_bytes("\n".join(lines).encode() + b"\nb.jpg,gr\xf6\xdfer\n")
-    with pytest.raises(InputError, match=r"a\.csv is not UTF-8 text \(invalid start byte on line 7\); name the encoding with --encoding"):
+    # All of it decodes as cp1252, in which the second line has four wrong letters.
+    latin = "b.jpg,un café noir près de la forêt, où l'été est déjà passé"
+    (tmp_path / "a.csv").write_bytes(b"\n".join([b"image,caption", "a.jpg,café".encode(), latin.encode("cp1252")]))
+    with pytest.raises(
+        InputError, match=r"a\.csv is not UTF-8 text \(invalid continuation byte on line 3\); name the encoding with --encoding"
+    ):
         find_encoding(tmp_path / "a.csv")
     assert find_encoding(tmp_path / "a.csv", "cp1252") == "cp1252"
 

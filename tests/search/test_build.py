@@ -18,7 +18,7 @@ from hostile_images import TALLER, jpeg_of_size
 from image_files import png, put
 from made_index import Killed, killed_before
 from PIL import Image
-from tiny import contents, make_models
+from tiny import contents, make_models, make_splits
 
 from dcdctl.core import artifacts, distributed, models
 from dcdctl.core import models as models_models
@@ -94,6 +94,24 @@ def test_images_of_a_corpus_are_found_by_their_vectors(dual, scenes_corpus_dir, 
     assert index.document["sources"] == [
         {"kind": "corpus", "path": str(scenes_corpus_dir), "split": "val", "fingerprint": corpus.fingerprint}
     ]
+
+
+def test_all_splits_of_a_corpus_are_indexed_unless_one_is_named(dual, scenes_corpus_dir, tmp_path):
+    whole = build(str(dual), scenes_corpus_dir, tmp_path / "index", FLAT)
+    splits = [Corpus.open(scenes_corpus_dir, split) for split in ("train", "val", "test")]
+    assert names(whole) == [image_id for corpus in splits for image_id in corpus.image_ids]
+    first_of_val = splits[0].num_images
+    assert whole.image_bytes(first_of_val) == splits[1].image_bytes(0)
+    assert whole.document["sources"][0]["split"] == "train+val+test"
+    with pytest.raises(InputError, match=r"has split train\+val\+test of .*, and split val was to be added; "):
+        update(whole.folder, Changes(add=scenes_corpus_dir, split="val"))
+
+
+def test_splits_with_equal_ids_are_refused_as_one_source(dual, tmp_path):
+    make_splits(tmp_path / "corpus", {"train": [["a"]] * 3, "test": [["b"]] * 2})
+    with pytest.raises(InputError, match=r"2 images of .*corpus have the same id in two splits, such as .*; index one split"):
+        build(str(dual), tmp_path / "corpus", tmp_path / "index", FLAT)
+    assert build(str(dual), tmp_path / "corpus", tmp_path / "index", FLAT, split="test").num_images == 2
 
 
 def test_images_in_a_folder_are_indexed_and_other_files_skipped_with_reasons(dual, tmp_path, monkeypatch):

@@ -6,14 +6,14 @@ import re
 from typing import Any
 
 import pytest
-from tiny import contents
+from tiny import contents, make_splits
 
 from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, CorpusError
 from dcdctl.core.evaluation import evaluate
 from dcdctl.core.teacher import CandidateConfig, build_cache
-from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, recipe, runs
+from dcdctl.core.training import InputRefs, Inputs, TrainingJob, TrainingOptions, distill, recipe, runs
 from dcdctl.core.training.objective import PairObjective
 
 DUAL = [
@@ -138,3 +138,25 @@ def test_a_training_on_joined_splits_is_measured_on_another_one(scenes_corpus_di
 def test_a_wrong_validation_table_is_refused(field, message):
     with pytest.raises(ConfigError, match=rf"validation\.{message}"):
         recipe.load_recipe("tiny-student", [f"validation.{field}"])
+
+
+@pytest.mark.parametrize(
+    ("splits", "trained", "flags"),
+    [
+        (("train", "val", "test"), "train", ""),
+        (("train", "val"), "train", " --split val"),
+        (("train", "val"), "train+val", " --split train"),
+        (("test", "train"), "test", " --split train"),
+        (("train",), "train", " --split train"),
+    ],
+)
+def test_the_next_step_names_a_split_that_the_corpus_has(tmp_path, splits, trained, flags):
+    make_splits(tmp_path / "corpus", {split: [["a"], ["b"]] for split in splits})
+    assert InputRefs(data=tmp_path / "corpus", split=trained).evaluation_flags == f"--data {tmp_path / 'corpus'}{flags}"
+    assert InputRefs(data=["a-{0..3}.tar"]).evaluation_flags == "--data CORPUS"
+
+
+def test_the_next_step_after_a_stream_names_the_corpus_of_the_validation(tmp_path):
+    make_splits(tmp_path / "corpus", {"val": [["a"]]})
+    refs = InputRefs(data=["a-{0..3}.tar"], validation_data=tmp_path / "corpus")
+    assert refs.evaluation_flags == f"--data {tmp_path / 'corpus'} --split val"

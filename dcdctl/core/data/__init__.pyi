@@ -1,5 +1,5 @@
 from .captions import text_key, tokens_of
-from .corpus import CORPUS, CORPUS_FILE, Corpus, Direction, find_faults, read_corpus_json, share_split
+from .corpus import CORPUS, CORPUS_FILE, Corpus, Direction, all_splits, find_faults, read_corpus_json, share_split, split_to_measure
 from .corpus_summary import (
     MAX_WORDS_COUNTED,
     CorpusInspection,
@@ -51,6 +51,7 @@ __all__ = [
     "SourceOptions",
     "StreamBatch",
     "StreamConfig",
+    "all_splits",
     "artifact_kind",
     "choose_manifest",
     "corpus_document",
@@ -76,6 +77,7 @@ __all__ = [
     "read_corpus_json",
     "share_split",
     "shown",
+    "split_to_measure",
     "summarize_corpus",
     "text_key",
     "thumbnail",

@@ -132,6 +132,21 @@ def read_corpus_json(folder: Path) -> dict[str, Any]:
     return index
 
 
+def all_splits(folder: Path) -> str:
+    """The name under which all splits of a corpus are read as one: train+val+test."""
+    return JOIN.join(read_corpus_json(folder)["splits"])
+
+
+def split_to_measure(folder: Path, trained: str) -> str:
+    """The split of a corpus to measure a model on that was trained on `trained`: test, else val, else one that it did not train on.
+
+    The first split if it was trained on all.
+    """
+    splits = list(read_corpus_json(folder)["splits"])
+    unseen = [split for split in ("test", "val", *splits) if split in splits and not share_split(split, trained)]
+    return next(iter(unseen), splits[0])
+
+
 def share_split(split: str, other: str) -> bool:
     """Whether two names, each of a split or of several joined, have a split in common.
 

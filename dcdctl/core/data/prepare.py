@@ -22,7 +22,7 @@ from dcdctl.core import config, files
 from dcdctl.core.artifacts import Build, seal_of, sha256_of
 from dcdctl.core.config import Count
 from dcdctl.core.data import images, near_duplicates, source_files
-from dcdctl.core.data.corpus import CORPUS, CORPUS_FILE, read_corpus_json
+from dcdctl.core.data.corpus import CORPUS, CORPUS_FILE, read_corpus_json, split_to_measure
 from dcdctl.core.data.image_workers import CHUNK_IMAGES, CheckImages, image_pool
 from dcdctl.core.data.manifest import Manifest, SplitCounts, check_protocol
 from dcdctl.core.data.near_duplicates import Leakage
@@ -85,6 +85,14 @@ class CorpusSummary:
     def __fspath__(self) -> str:
         return self.folder
 
+    @property
+    def next_step(self) -> str:
+        """A command that reads a split of this corpus: a training on train, or an evaluation where there is none."""
+        if "train" in self.splits:
+            return f"dcdctl distill RECIPE --data {self.folder} --out RUN"
+        split = split_to_measure(Path(self.folder), "train")
+        return f"dcdctl eval MODEL --data {self.folder}{'' if split == 'test' else f' --split {split}'}"
+
     def __str__(self) -> str:
         lines = [f"{self.name}: {'already prepared in' if self.already_there else 'prepared in'} {self.folder}"]
         for split, entry in self.splits.items():
@@ -94,6 +102,7 @@ class CorpusSummary:
         lines += [f"  {note}" for note in self.notes]
         if self.skipped:
             lines.append(f"  {len(self.skipped):,} rows skipped, listed in {CORPUS_FILE}; the first: {self.skipped[0]['reason']}")
+        lines.append(f"  next: {self.next_step}")
         return "\n".join(lines)
 
 

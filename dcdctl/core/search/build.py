@@ -7,7 +7,7 @@ the same bytes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from dcdctl.core import artifacts, distributed, files, models
 from dcdctl.core import config as configs
 from dcdctl.core.artifacts import Build
+from dcdctl.core.data import share_split
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, StaleError
 from dcdctl.core.progress import Track, silent
@@ -43,7 +44,8 @@ class Changes:
     """Remove the images whose files are gone."""
     add: Path | None = None
     """A folder of images or a corpus to add; if it is indexed already, only its new images."""
-    split: str = "test"
+    split: str | None = None
+    """The split of a corpus to add, or several joined; None for all."""
     precision: str | None = None
     """Torch name of the precision of a new index; an index that is changed must have it already. None: float32, or that of the index."""
 
@@ -54,12 +56,13 @@ def build(
     folder: Path,
     config: IndexConfig,
     *,
-    split: str = "test",
+    split: str | None = None,
     compute: Compute = IN_SMALL_BATCHES,
     track: Track = silent,
 ) -> Index:
     """Embed the images of a folder or a corpus with a dual encoder and make them searchable; resumes a killed run.
 
+    Without `split`, all splits of a corpus are read as one.
     StaleError if the folder holds an index of other images, another model or other settings; InputError if there is no image.
     """
     folder, source = Path(folder), embed.find_source(Path(images), split)
@@ -152,6 +155,7 @@ def _begin_adding(folder: Path, document: Document, source: ImageSource) -> None
     sources = list(document["sources"])
     number = next((number for number, entry in enumerate(sources) if ImageSource(**entry).key == source.key), len(sources))
     if number == len(sources):
+        _refuse_overlap(folder, source, sources)
         sources.append(asdict(source))
     elif sources[number] != asdict(source):
         raise StaleError(f"{source.path} holds another corpus than the one that was indexed", hint="make a new index")
@@ -165,6 +169,14 @@ def _begin_adding(folder: Path, document: Document, source: ImageSource) -> None
     first = 1 + max((int(part["file"][5:-8]) for part in document["parts"]), default=-1)
     known = commit.ids_of(Index(folder, document), number)
     build.note(**_plan_parts(build, source=number, first_part=first, known=known))
+
+
+def _refuse_overlap(folder: Path, source: ImageSource, sources: Sequence[Mapping[str, Any]]) -> None:
+    """InputError if the index has some of the splits of a corpus, whose images would be there twice."""
+    for entry in sources:
+        if source.split is not None and entry["path"] == source.path and share_split(source.split, str(entry["split"])):
+            found = f"{folder} has split {entry['split']} of {source.path}, and split {source.split} was to be added"
+            raise InputError(found, hint="name the splits that are missing with --split, such as --split val+test")
 
 
 def _is_planned(build: Build, notes: Document, kept: Collection[str]) -> bool:

@@ -9,6 +9,7 @@ import itertools
 import multiprocessing
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,15 +44,22 @@ DEFAULT_BATCH_SIZE = 32
 IN_SMALL_BATCHES = Compute(batch_size=DEFAULT_BATCH_SIZE)
 
 
-def find_source(images: Path, split: str) -> ImageSource:
-    """The source at a path: a corpus if `dcdctl prepare` wrote it, else a folder of images; InputError if it is neither."""
+def find_source(images: Path, split: str | None = None) -> ImageSource:
+    """The source at a path: a corpus if `dcdctl prepare` wrote it, else a folder of images; InputError if it is neither.
+
+    Without `split`, a corpus is read with all its splits; InputError if two of them have an image of the same id.
+    """
     path = images.expanduser()
     if not path.is_dir():
         problem = "is a file" if path.exists() else "does not exist"
         raise InputError(f"{images} {problem}", hint="--images takes a folder of images, or one that `dcdctl prepare` wrote")
     path = path.resolve()
     if (path / data.CORPUS_FILE).is_file():
-        return ImageSource(kind="corpus", path=str(path), split=split, fingerprint=Corpus.open(path, split).fingerprint)
+        corpus = Corpus.open(path, split or data.all_splits(path))
+        if repeated := [image_id for image_id, count in Counter(corpus.image_ids).items() if count > 1]:
+            found = f"{len(repeated):,} images of {images} have the same id in two splits, such as {repeated[0]!r}"
+            raise InputError(found, hint="index one split with --split NAME")
+        return ImageSource(kind="corpus", path=str(path), split=corpus.split, fingerprint=corpus.fingerprint)
     if other := artifacts.other_folder_error(path, "folder of images or a corpus", error=InputError):
         raise other
     if not os.access(path, os.R_OK | os.X_OK):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from dcdctl.core import models
-from dcdctl.core.data import Corpus, is_stream, shown
+from dcdctl.core.data import Corpus, is_stream, shown, split_to_measure
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.models import DualEncoder, FusionScorer
 from dcdctl.core.progress import Track, silent
@@ -80,9 +80,13 @@ class InputRefs:
         return is_stream(self.places)
 
     @property
-    def evaluation_data(self) -> str:
-        """The corpus to evaluate on, as commands name it."""
-        return shown(self.validation_data or ("CORPUS" if self.is_stream else self.places[0]))
+    def evaluation_flags(self) -> str:
+        """The corpus and the split to evaluate on, as flags of `dcdctl eval`; its default split is test."""
+        if self.validation_data is None and self.is_stream:
+            return "--data CORPUS"
+        folder = self.validation_data or Path(*self.places)
+        split = split_to_measure(folder, self.split if self.validation_data is None else "")
+        return f"--data {shown(folder)}{'' if split == 'test' else f' --split {split}'}"
 
     def open(self) -> tuple[Corpus, list[TeacherCache]]:
         """Open the corpus and the caches, whose scores are read later; StaleError if a cache was made from another corpus."""
