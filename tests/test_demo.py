@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import cast, get_args
 
 import numpy as np
 import pytest
+import typed_commands
 from processes import make_once
 
 from dcdctl.cli import demo as demo_command
@@ -151,10 +153,27 @@ def test_it_ends_with_a_page_on_all_five(finished: tuple[Path, demo.DemoResult])
     assert [one.result.rsum.value for one in found.models if one.result] == [result.row(name).evaluation.recalls.rsum for name in PAGE_ROWS]
 
 
-def test_its_page_has_a_time_for_every_model_and_a_measured_training(finished: tuple[Path, demo.DemoResult]) -> None:
+def test_its_page_names_the_commands_that_train_the_same_students(finished: tuple[Path, demo.DemoResult]) -> None:
     out, _ = finished
     found = report.read_report([out / "dual", out / "fusion"], teacher=out / "teacher", baseline=out / "dual-alone")
-    assert [one.label for one in found.models if one.times is None] == ["dual + scenes-vilt, top 3"]
+    commands = {training.label: training.command for training in found.trainings}
+    sets = ["--set", "validation.every=50", "--set", "validation.keep=last", "--set", "optimizer.steps=2"]
+    named = ["--data", str(out / "data"), "--cache", str(out / "cache-fusion"), "--teacher", "scenes-vilt"]
+    assert commands["fusion"] == ["dcdctl", "distill", "demo-fusion", *named, *sets, "--out", str(out / "fusion")]
+    assert "--cache" not in commands["dual-alone"]
+    for command in commands.values():
+        typed_commands.parse(shlex.join(command))
+
+
+def test_its_page_has_a_time_for_every_model_and_a_measured_training(finished: tuple[Path, demo.DemoResult]) -> None:
+    out, result = finished
+    found = report.read_report([out / "dual", out / "fusion"], teacher=out / "teacher", baseline=out / "dual-alone")
+    assert [one.label for one in found.models if one.times is None] == []
+    # The page says of the cascade what the terminal says, in one gallery.
+    (cascade,) = (one for one in found.models if one.is_cascade)
+    shown = result.row("cascade").query
+    assert cascade.gallery_size == shown.num_images == 20
+    assert (cascade.query_ms[-1], cascade.times.speed_up) == pytest.approx((shown.ms, shown.speed_up))
     assert all("val_rsum" in one.metrics[-1] for one in found.trainings)
 
 

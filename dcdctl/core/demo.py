@@ -144,7 +144,10 @@ def run_demo(
     announce("2. cache-teacher: score the candidates of both kinds of students once")
     caches = {name: _cache(name, data, teacher, out, compute, track) for name in CACHES}
     announce("3. distill: a dual student, the same dual student without the teacher, and a fusion student")
-    students = {name: _distill(name, data, out, teacher, caches.get(name), config, compute, track) for name in (DUAL, DUAL_ALONE, FUSION)}
+    students = {
+        name: _distill(name, data, out, (teacher_ref, teacher), caches.get(name), config, compute, track)
+        for name in (DUAL, DUAL_ALONE, FUSION)
+    }
     announce("4. eval and bench: recall in both directions, time per query")
     result = _measure(MeasuredModels(teacher_ref, teacher, students), Corpus.open(data, "test"), config, compute, out, track)
     announce("5. report: all results on one page")
@@ -187,15 +190,23 @@ def _cache(name: str, data: Path, teacher: Any, out: Path, compute: Compute, tra
 
 
 def _distill(
-    name: str, data: Path, out: Path, teacher: Any, cache: TeacherCache | None, config: DemoConfig, compute: Compute, track: Track
+    name: str,
+    data: Path,
+    out: Path,
+    teacher: tuple[str, Any],
+    cache: TeacherCache | None,
+    config: DemoConfig,
+    compute: Compute,
+    track: Track,
 ) -> Any:
     # keep=last, because the measurements must not choose the weights.
     sets = [f"validation.every={config.measure_every}", "validation.keep=last"]
     sets += [] if config.steps is None else [f"optimizer.steps={config.steps}"]
     recipe = training.load_recipe(name)
-    start = teacher if recipe.model.kind == "fusion" else None
+    teacher_ref, scorer = teacher
+    start = scorer if recipe.model.kind == "fusion" else None
     # Neighborhoods need the teacher's scores. Without them batches are random, which is also better for that student.
-    inputs = Inputs(Corpus.open(data, "train"), [] if cache is None else [cache], start)
+    inputs = Inputs(Corpus.open(data, "train"), [] if cache is None else [cache], start, teacher_ref=teacher_ref)
     job = TrainingJob("distill", name, sets, _folder(out, name), resume=True)
     run = training.train(job, inputs, options=TrainingOptions(compute=compute), track=track)
     return models.load(run.folder)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections.abc import Sequence
 from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -32,8 +35,39 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters["thousands"] = _thousands
+    environment.filters["numeric_columns"] = numeric_columns
+    environment.filters["column_groups"] = _column_groups
     environment.globals["asset"] = _asset
     return environment
+
+
+def numeric_columns(rows: Sequence[Sequence[str]]) -> list[int]:
+    """The indices of the columns that hold only numbers, one at least; the first column names the rows.
+
+    >>> numeric_columns([["a", "1.5\\n1.2 to 1.8", "~2,000", "top 5"], ["b", "-0.5", "", "7"]])
+    [1, 2]
+    """
+    columns = enumerate(zip(*rows, strict=False))
+    return [
+        number
+        for number, cells in columns
+        if number and any(map(_NUMBER.match, cells)) and all(_NUMBER.match(cell) or cell in _NOTHING for cell in cells)
+    ]
+
+
+_NUMBER = re.compile(r"[~<+\-\N{MINUS SIGN}]?\s?\d[\d.,]*(e-?\d+)?\s?(%|M|ms|\N{MULTIPLICATION SIGN})?(\n|\s[\[(]|$)")
+"""A number with its sign, unit, and an interval in small print or in brackets."""
+_NOTHING = ("", "\N{EN DASH}")
+
+
+def _column_groups(columns: Sequence[str]) -> list[tuple[str, int]]:
+    """The heads of groups of columns, with the number of columns of each; in "text\\nR@1" the head is "text".
+
+    >>> _column_groups(["model", "text\\nR@1", "text\\nR@5"])
+    [('', 1), ('text', 2)]
+    """
+    heads = (head if line_break else "" for head, line_break, _ in (column.partition("\n") for column in columns))
+    return [(head, len(list(group))) for head, group in itertools.groupby(heads)]
 
 
 def _thousands(count: int) -> str:

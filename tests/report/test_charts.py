@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from dcdctl.core.report import charts
 from dcdctl.core.report.charts import ChartLabels, Series
@@ -107,6 +108,29 @@ def test_times_within_a_power_of_ten_have_ticks_with_numbers():
     points = [Series(label="a", color="c0", x=[2.0, 5.0], y=[1.0, 2.0], names=["", ""])]
     texts = ["".join(one.itertext()) for one in svg_of(charts.scatter(labels(), points, [])).iter("{http://www.w3.org/2000/svg}text")]
     assert {"2", "3", "4"} <= set(texts)
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_names_of_points_that_are_close_together_do_not_overlap(count):
+    series = [Series(label=f"model {i}", color="c0", x=[10 + 0.05 * i], y=[300 + i], names=[f"model {i}"]) for i in range(count)]
+    series.append(Series(label="far", color="c1", x=[900.0], y=[500.0], names=["far"]))
+    axes = Figure(figsize=(6, 4), dpi=72, layout="constrained").add_subplot()
+    axes.set_xscale("log")
+    for points in series:
+        axes.scatter(points.x, points.y)
+    charts._name_points(axes, series)
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
+    assert len(boxes) == count + 1
+    assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+
+
+def test_depths_that_find_no_place_are_left_out_and_models_are_named():
+    crowd = Series(
+        label="all", color="c0", x=[10 + 0.001 * i for i in range(40)], y=[300.0] * 40, names=[*(f"top {i}" for i in range(39)), "all"]
+    )
+    texts = ["".join(one.itertext()) for one in svg_of(charts.scatter(labels(), [crowd], [])).iter("{http://www.w3.org/2000/svg}text")]
+    assert "all" in texts
+    assert 0 < len([text for text in texts if text.startswith("top")]) < 39
 
 
 @pytest.mark.parametrize("y", [(1.0,), (2.0, 2.0)])

@@ -5,7 +5,7 @@ from .protocols import SplitChoice
 from .rankers import EvalOptions
 from .ranks import RankTable
 from .recall import KS
-from .result import EvalSummary, Evaluation, Figure, evaluation_document
+from .result import EvalSummary, Evaluation, Figure, Retrieval, evaluation_document
 from .significance import LEVEL, Comparison, Estimate, Estimates, Interval, compare_ranks
 from .vectors import FormChoice
 
@@ -30,6 +30,7 @@ __all__ = [
     "PairwiseComparison",
     "RankShift",
     "RankTable",
+    "Retrieval",
     "SplitChoice",
     "System",
     "compare_ranks",

@@ -180,6 +180,8 @@ class EvalSummary:
     reranker: str | None
     depths: tuple[Depth, ...]
     """cascade: its depths above 0, ascending."""
+    dual_query_ms: float | None
+    """cascade: time of its depth 0, which is the dual encoder alone; None if that depth was not measured."""
     files: dict[str, artifacts.Document]
     """Size and SHA-256 of the tables beside the document, by file name."""
 
@@ -224,8 +226,6 @@ def _summary(document: dict[str, Any], listed: dict[str, artifacts.Document]) ->
     depths = [
         Depth(depth=row["depth"], rsum=row["rsum"], query_ms=row["ms_per_query"], is_on_front=row["on_front"])
         for row in document.get("depths") or ()
-        # Depth 0 re-ranks nothing: it is the dual encoder, which has a result of its own.
-        if row["depth"]
     ]
     return EvalSummary(
         model=model,
@@ -242,7 +242,9 @@ def _summary(document: dict[str, Any], listed: dict[str, artifacts.Document]) ->
         fingerprint=document["corpus_fingerprint"],
         data=document.get("data"),
         reranker=document.get("reranker"),
-        depths=tuple(sorted(depths, key=lambda depth: depth.depth)),
+        # Depth 0 re-ranks nothing: it is the dual encoder, which has a result of its own.
+        depths=tuple(sorted((depth for depth in depths if depth.depth), key=lambda depth: depth.depth)),
+        dual_query_ms=next((depth.query_ms for depth in depths if not depth.depth), None),
         files=listed,
     )
 

@@ -21,6 +21,7 @@ from dcdctl.core.evaluation import EvalSummary, Figure
 from dcdctl.core.export import lineage
 from dcdctl.core.export.history import RunHistory, option_values, public
 from dcdctl.core.report import MissingPart, teachers_of
+from dcdctl.core.training import command_of
 
 TASK = "image-text-retrieval"
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@.+)?")
@@ -179,7 +180,7 @@ def _training(history: RunHistory) -> _Training | None:
         split=inputs["split"],
         seed=facts["seed"],
         teacher=_teacher(facts),
-        command=shlex.join(public(word) for word in facts["command"]),
+        command=shlex.join(public(word) for word in command_of(facts)),
         versions=", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         recipe="\n".join(f"{key} = {_toml(value)}" for key, value in history.recipe.items() if value not in (None, "", [], {})),
     )

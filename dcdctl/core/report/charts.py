@@ -19,7 +19,8 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.text import Annotation
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from dcdctl.core import templates
@@ -29,7 +30,7 @@ from dcdctl.core.report.report import ModelResults, Report, Training
 NUM_COLORS = 8
 """CSS variables --c0 to --c7 of a page; "text" and "quiet" are colors too."""
 NUM_BINS = 36
-SMALL, LARGE = (340.0, 230.0), (480.0, 340.0)
+SMALL, LARGE = (340.0, 230.0), (430.0, 320.0)
 """Width and height in CSS pixels: a chart in a grid, and a chart by itself."""
 _FONT_PX = 11.0
 _MARKERS = "osD^vPX*"
@@ -55,13 +56,17 @@ _LOOK: dict[Any, Any] = {
     "grid.color": _PLACEHOLDERS["line"],
     "text.color": _PLACEHOLDERS["text"],
 }
-_SIDES: tuple[tuple[tuple[int, int], Literal["left", "right"], Literal["top", "bottom"]], ...] = (
-    ((6, -3), "left", "top"),
-    ((-6, 3), "right", "bottom"),
-    ((6, 3), "left", "bottom"),
-    ((-6, -3), "right", "top"),
+_DISTANCES = (6, 20, 34, 48)
+"""Distances of a name from its point in pixels; the first place that is free is taken, and a line leads to the farther ones."""
+_SIDES: tuple[tuple[int, int, Literal["left", "right", "center"], Literal["top", "bottom", "center"]], ...] = (
+    (1, -1, "left", "top"),
+    (-1, 1, "right", "bottom"),
+    (1, 1, "left", "bottom"),
+    (-1, -1, "right", "top"),
+    (0, -1, "center", "top"),
+    (0, 1, "center", "bottom"),
 )
-"""Where the name of a point may be: its offset from the point in pixels, and the corner of the name at that place."""
+"""The directions in which a name may be, and the corner of the name at that place. A rising front does not cross the lower right."""
 _SVG = "http://www.w3.org/2000/svg"
 # Otherwise ElementTree writes the prefix ns0 before every tag.
 ElementTree.register_namespace("", _SVG)
@@ -150,9 +155,16 @@ def _ends(curves: Iterable[Series]) -> str:
 
 
 def speed_against_recall(report: Report) -> Markup | None:
-    """RSUM against milliseconds per query, with a point for each depth of a cascade; None with fewer than two points."""
+    """RSUM against milliseconds per query, all among `report.gallery_size` images, with a point for each depth of a cascade.
+
+    None with fewer than two points.
+    """
     color = colors(report)
-    timed = [series for model in report.models if (series := _speed_and_recall(model, color[model.label])) is not None]
+    timed = [
+        series
+        for model in report.models
+        if model.gallery_size == report.gallery_size and (series := _speed_and_recall(model, color[model.label])) is not None
+    ]
     points = [(x, y, name) for series in timed for x, y, name in zip(series.x, series.y, series.names, strict=True)]
     if len(points) < 2:
         return None
@@ -160,23 +172,29 @@ def speed_against_recall(report: Report) -> Markup | None:
         name="speed-recall",
         title="Recall against query time; the broken line is the Pareto front",
         description="; ".join(f"{name}: {x:,.3g} ms, RSUM {y:.1f}" for x, y, name in sorted(points)),
-        x_label="ms per query (logarithmic)",
+        x_label=f"ms per query among {report.gallery_size:,} images (logarithmic)",
         y_label="RSUM",
     )
     return scatter(labels, timed, pareto_front([(x, y) for x, y, _ in points]))
 
 
+def not_drawn(report: Report) -> list[str]:
+    """The models whose query was timed among another number of images than that of the chart, each with its number."""
+    return [
+        f"{model.label}, timed among {model.gallery_size:,} images"
+        for model in report.models
+        if model.gallery_size not in (None, report.gallery_size)
+    ]
+
+
 def _speed_and_recall(model: ModelResults, color: str) -> Series | None:
-    result, times = model.result, model.times
-    if result is not None and result.depths:
-        points = [(depth.query_ms, depth.rsum, f"top {depth.depth}") for depth in result.depths]
-        points[-1] = (*points[-1][:2], model.label)
-    elif result is not None and times is not None:
-        points = [(times.query_ms, result.rsum.value, model.label)]
-    else:
+    result, ms = model.result, model.query_ms
+    if result is None or not ms:
         return None
-    x, y, names = zip(*points, strict=True)
-    return Series(label=model.label, color=color, x=x, y=y, names=names)
+    if result.depths:
+        rsums, names = [depth.rsum for depth in result.depths], [f"top {depth.depth}" for depth in result.depths[:-1]]
+        return Series(label=model.label, color=color, x=ms, y=rsums, names=[*names, model.label])
+    return Series(label=model.label, color=color, x=ms, y=[result.rsum.value], names=[model.label])
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -271,12 +289,7 @@ def scatter(labels: ChartLabels, series: Sequence[Series], front: Sequence[tuple
             axes.scatter(points.x, points.y, s=44, color=_PLACEHOLDERS[points.color], marker=_MARKERS[number % len(_MARKERS)], zorder=2)
         axes.margins(0.14, 0.12)
         axes.grid(which="major")
-        x_values = [x for points in series for x in points.x]
-        plain = FuncFormatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_major_formatter(plain)
-        # Times that span less than a power of ten may have no major tick.
-        if max(x_values) < 10 * min(x_values):
-            axes.xaxis.set_minor_formatter(plain)
+        _label_times(axes, [x for points in series for x in points.x])
         _name_points(axes, series)
 
     return _chart(labels, LARGE, draw)
@@ -299,23 +312,83 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     return [round(height, 6) for height in moved]
 
 
+def _label_times(axes: Axes, times: Sequence[float]) -> None:
+    """Ticks at 1, 2 and 5 times the powers of ten for times within two powers; at a few round numbers for times that are close."""
+    span = max(times) / min(times)
+    if span < 4:
+        axes.xaxis.set_major_locator(MaxNLocator(4, prune="both"))
+    elif span < 100:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def _name_points(axes: Axes, series: Sequence[Series]) -> None:
-    """Write the name of each point at the first of `_SIDES` that is free; a rising front does not cross the first, the lower right."""
+    """Write the name of each point where it overlaps no point, no line and no other name.
+
+    The names of models come first. The depths of a cascade that find no place are left out: the description of the chart has them.
+    """
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
     # The constrained layout moves the axes when it is drawn; positions are final only then.
     figure.draw_without_rendering()
-    centers = [(x, y) for points in series for x, y in zip(points.x, points.y, strict=True)]
-    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in axes.transData.transform(centers)]
-    for points in series:
-        for x, y, name in zip(points.x, points.y, points.names, strict=True):
-            text = axes.annotate(name, (x, y), _SIDES[0][0], textcoords="offset pixels", color=_PLACEHOLDERS[points.color])
-            for offset, horizontal, vertical in _SIDES:
-                text.set(position=offset, horizontalalignment=horizontal, verticalalignment=vertical)
-                box = text.get_window_extent()
-                if axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and not any(box.overlaps(other) for other in taken):
-                    break
-            taken.append(box)
+    named = [
+        (x, y, name, points.color, name == points.label)
+        for points in series
+        for x, y, name in zip(points.x, points.y, points.names, strict=True)
+    ]
+    taken = [_around(x, y) for x, y in axes.transData.transform([(x, y) for x, y, *_ in named])] + _line_boxes(axes)
+    for x, y, name, color, is_model in sorted(named, key=lambda point: not point[-1]):
+        text = axes.annotate(name, (x, y), (0, 0), textcoords="offset pixels", color=_PLACEHOLDERS[color])
+        places = [(_moved(text, side, distance), side, distance) for distance in _DISTANCES for side in _SIDES]
+        free = [place for place in places if _is_free(place[0], axes, taken)]
+        if not free and not is_model:
+            text.remove()
+            continue
+        box, side, distance = (free or sorted(places, key=lambda place: _overlap(place[0], axes, taken)))[0]
+        _moved(text, side, distance)
+        if distance > _DISTANCES[0]:
+            corner = text.get_position()
+            line = {"arrowstyle": "-", "color": _PLACEHOLDERS["quiet"], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+            axes.annotate("", (x, y), corner, textcoords="offset pixels", arrowprops=line, zorder=1)
+        taken.append(box)
+
+
+def _around(x: float, y: float) -> Bbox:
+    """The box of a marker."""
+    return Bbox.from_bounds(x - 5, y - 5, 10, 10)
+
+
+def _line_boxes(axes: Axes) -> list[Bbox]:
+    """Small boxes along the lines of the axes."""
+    boxes = []
+    for line in axes.lines:
+        corners = axes.transData.transform(line.get_xydata())
+        for first, last in itertools.pairwise(corners):
+            count = max(2, int(np.hypot(*(last - first)) / 4))
+            boxes += [Bbox.from_bounds(x - 1, y - 1, 2, 2) for x, y in np.linspace(first, last, count)]
+    return boxes
+
+
+def _moved(text: Annotation, side: tuple[int, int, Any, Any], distance: int) -> Bbox:
+    """The box of a name after it was moved to a side of its point."""
+    across, up, horizontal, vertical = side
+    # Half of the height is enough above and below.
+    text.set(position=(distance * across, distance * up / (2 if across else 1)), horizontalalignment=horizontal, verticalalignment=vertical)
+    return text.get_window_extent()
+
+
+def _is_free(box: Bbox, axes: Axes, taken: Sequence[Bbox]) -> bool:
+    is_inside = axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and axes.bbox.y0 < box.y0 and box.y1 < axes.bbox.y1
+    return is_inside and not any(box.overlaps(other) for other in taken)
+
+
+def _overlap(box: Bbox, axes: Axes, taken: Sequence[Bbox]) -> float:
+    """The area of a name that is covered by others or outside the axes."""
+    shared = (Bbox.intersection(box, other) for other in taken)
+    inside = Bbox.intersection(box, axes.bbox)
+    outside = box.width * box.height - (0 if inside is None else inside.width * inside.height)
+    return outside + sum(part.width * part.height for part in shared if part is not None)
 
 
 def _chart(labels: ChartLabels, size: tuple[float, float], draw: Callable[[Axes], None]) -> Markup:

@@ -18,7 +18,7 @@ from dcdctl.core.config import flatten
 from dcdctl.core.data import CORPUS_FILE, Corpus, Direction, share_split
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.evaluation import CASCADE_FILES, Answers, Comparison, EvalResult, EvalSummary
-from dcdctl.core.training import Run
+from dcdctl.core.training import Run, command_of
 
 Role = Literal["teacher", "baseline", "student"]
 
@@ -41,6 +41,22 @@ class ModelResults:
     def is_cascade(self) -> bool:
         return self.result is not None and self.result.kind == "cascade"
 
+    @property
+    def gallery_size(self) -> int | None:
+        """Images that the timed query is compared with; None if no query was timed."""
+        if self.times is not None:
+            return self.times.num_images
+        return self.result.gallery_size if self.result is not None and self.result.depths else None
+
+    @property
+    def query_ms(self) -> tuple[float, ...]:
+        """Milliseconds per query among `gallery_size` images: one number, or one per depth of a cascade; empty if not timed."""
+        depths = [] if self.result is None else [depth.query_ms for depth in self.result.depths]
+        if self.times is None:
+            return tuple(depths)
+        # Re-ranking a depth takes the same time in a gallery of any size.
+        return tuple(self.times.query_ms + ms - depths[-1] for ms in depths) or (self.times.query_ms,)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
@@ -51,6 +67,11 @@ class Training:
     folder: Path
     facts: dict[str, Any]
     metrics: list[dict[str, Any]]
+
+    @property
+    def command(self) -> list[str]:
+        """The command line that trains such a run."""
+        return command_of(self.facts)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -76,6 +97,13 @@ class Report:
     missing: tuple[MissingPart, ...]
     corpus: Corpus | None
     """The source of the images."""
+
+    @property
+    def gallery_size(self) -> int | None:
+        """Images that the queries of the chart are compared with: those of the first benchmark, or of a cascade if there is none."""
+        sizes = [model.gallery_size for model in self.models if model.times is not None]
+        sizes += [model.gallery_size for model in self.models]
+        return next((size for size in sizes if size is not None), None)
 
     def of_role(self, role: Role) -> ModelResults | None:
         """The teacher, the baseline, or the first student."""
@@ -154,9 +182,21 @@ def _models(folder: Path, label: str, role: Role) -> list[ModelResults]:
             folder=folder,
             result=cascade,
             answers=cascaded.answers,
-            times=None,
+            times=_cascade_times(times, cascade),
         ),
     ]
+
+
+def _cascade_times(dual: QueryTimes | None, cascade: EvalSummary) -> QueryTimes | None:
+    """The time of a cascade in the gallery of its dual encoder's benchmark: re-ranking takes the same time in any gallery.
+
+    None without that benchmark, or without the time of depth 0, which tells re-ranking from retrieval.
+    """
+    if dual is None or cascade.dual_query_ms is None or not cascade.depths:
+        return None
+    query_ms = dual.query_ms + cascade.depths[-1].query_ms - cascade.dual_query_ms
+    speed_up = None if dual.speed_up is None else dual.speed_up * dual.query_ms / query_ms
+    return replace(dual, query_ms=query_ms, speed_up=speed_up)
 
 
 def _check_comparable(models: Sequence[ModelResults]) -> None:
@@ -225,15 +265,18 @@ def _missing_of_model(model: ModelResults, models: Sequence[ModelResults]) -> li
         missing.append(MissingPart(f"scores and first answers of {model.label}", evaluate))
     if model.times is None and not model.is_cascade:
         missing.append(MissingPart(f"times of {model.label}", _bench_command(model, models, data)))
+    if model.is_cascade and result is not None and (not result.depths or result.dual_query_ms is None):
+        depths = ",".join(map(str, sorted({0, result.depth or 0, *(depth.depth for depth in result.depths)})))
+        missing.append(MissingPart(f"time of re-ranking of {model.label}", _eval_command(model, data, result.split, depths)))
     return missing
 
 
-def _eval_command(model: ModelResults, data: str, split: str) -> str:
+def _eval_command(model: ModelResults, data: str, split: str, depths: str = "") -> str:
     result = model.result
     ref = str(model.folder) if result is None else result.model
     words = [ref, "--data", data, "--split", split]
     if model.is_cascade and result is not None:
-        words += ["--rerank", result.reranker or "REF", "--depth", str(result.depth)]
+        words += ["--rerank", result.reranker or "REF", "--depth", depths or str(result.depth)]
     elif ref != str(model.folder):
         words += ["--out", str(model.folder)]
     return _command("eval", *words)
@@ -249,7 +292,7 @@ def _bench_command(model: ModelResults, models: Sequence[ModelResults], data: st
 
 def _missing_of_training(training: Training) -> list[MissingPart]:
     """What a training has not logged."""
-    command = list(training.facts["command"])
+    command = training.command
     if not training.metrics:
         return [MissingPart(f"training curves of {training.label}", shlex.join(command))]
     is_measured = any("val_rsum" in line for line in training.metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from dcdctl.core.config import flatten
 from dcdctl.core.data import Direction
-from dcdctl.core.evaluation import KS, LEVEL, Estimate, Figure
+from dcdctl.core.evaluation import KS, LEVEL, Estimate, Figure, Retrieval
 from dcdctl.core.report.report import ModelResults, Report, Training, teachers_of
 
 NOTHING = "\N{EN DASH}"
@@ -24,9 +25,19 @@ class Table:
 
     caption: str
     columns: tuple[str, ...]
+    """In "text\\nR@1", the first line is the head of a group of columns."""
     rows: tuple[tuple[str, ...], ...]
     is_about_runs: bool = False
     """About the runs, not about their results."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The full name of each column.
+
+        >>> Table("", ("model", "text\\nR@1"), ()).names
+        ('model', 'text R@1')
+        """
+        return tuple(column.replace("\n", " ") for column in self.columns)
 
 
 def report_tables(report: Report) -> list[Table]:
@@ -39,17 +50,21 @@ def _quality(report: Report) -> Table:
     for model in report.models:
         if (result := model.result) is None:
             continue
-        both = [result.retrieval[direction] for direction in Direction]
-        recalls = [_figure(result.retrieval[direction].recalls[name]) for direction, name in RECALLS]
-        precisions = [NOTHING if retrieval.map_at_r is None else f"{retrieval.map_at_r:.1f}" for retrieval in both]
-        medians = [NOTHING if retrieval.median_rank is None else f"{retrieval.median_rank:g}" for retrieval in both]
-        rows.append((_name(model), *recalls, _figure(result.rsum), *precisions, *medians))
+        measures = [cell for direction in Direction for cell in _measures(result.retrieval[direction])]
+        rows.append((_name(model), _figure(result.rsum), *measures))
     caption = (
         f"Retrieval in percent; small print: {LEVEL:.0%} bootstrap interval over images. "
         "Text: captions retrieved for an image; image: images retrieved for a caption"
     )
-    others = ("RSUM", "text mAP@R", "image mAP@R", "text median rank", "image median rank")
-    return Table(caption, ("model", *(f"{direction} {name}" for direction, name in RECALLS), *others), tuple(rows))
+    names = (*(f"R@{k}" for k in KS), "mAP@R", "median rank")
+    return Table(caption, ("model", "RSUM", *(f"{direction}\n{name}" for direction in Direction for name in names)), tuple(rows))
+
+
+def _measures(retrieval: Retrieval) -> tuple[str, ...]:
+    """The cells of one direction."""
+    precision = NOTHING if retrieval.map_at_r is None else f"{retrieval.map_at_r:.1f}"
+    median = NOTHING if retrieval.median_rank is None else f"{retrieval.median_rank:g}"
+    return (*(_figure(retrieval.recalls[f"R@{k}"]) for k in KS), precision, median)
 
 
 def _differences(report: Report) -> Table:
@@ -60,34 +75,51 @@ def _differences(report: Report) -> Table:
         difference = model.comparison.difference
         recalls = {Direction.TEXT: difference.text_retrieval, Direction.IMAGE: difference.image_retrieval}
         cells = [_difference(recalls[direction][name]) for direction, name in RECALLS]
-        rows.append((_name(model), *cells, _difference(difference.rsum), _p_value(model.comparison.p_value)))
+        rows.append((_name(model), _difference(difference.rsum), _p_value(model.comparison.p_value), *cells))
     baseline = report.of_role("baseline")
     label = NOTHING if baseline is None else baseline.label
     caption = (
         f"Difference to {label} in percentage points; small print: {LEVEL:.0%} paired bootstrap interval; "
         "p: two-sided, for no difference in RSUM"
     )
-    return Table(caption, ("model", *(f"{direction} {name}" for direction, name in RECALLS), "RSUM", "p"), tuple(rows))
+    return Table(caption, ("model", "RSUM", "p", *(f"{direction}\n{name}" for direction, name in RECALLS)), tuple(rows))
 
 
 def _speed(report: Report) -> Table:
-    """Times of bench.json; for a cascade, of cascade.json."""
+    """Times of bench.json; for a cascade, with the re-ranking of cascade.json."""
     rows = []
     for model in report.models:
-        times, result = model.times, model.result
-        if times is not None:
-            mark = "~" if times.is_extrapolated else ""
-            speed_up = NOTHING if times.speed_up is None else f"{mark}{times.speed_up:,.1f}\N{MULTIPLICATION SIGN}"
-            query_ms = f"{mark}{times.query_ms:,.2f}\namong {times.num_images:,} images"
-            rows.append((_name(model), f"{times.num_parameters / 1e6:,.2f} M", query_ms, speed_up))
-        elif result is not None and result.depths:
-            query_ms = f"{result.depths[-1].query_ms:,.2f}\namong {result.gallery_size:,} images"
-            rows.append((_name(model), NOTHING, query_ms, NOTHING))
+        if not model.query_ms:
+            continue
+        times = model.times
+        mark = "~" if times is not None and times.is_extrapolated else ""
+        speed_up = NOTHING if times is None or times.speed_up is None else f"{mark}{shown_ratio(times.speed_up)}\N{MULTIPLICATION SIGN}"
+        parameters = NOTHING if times is None or model.is_cascade else f"{times.num_parameters / 1e6:,.2f} M"
+        query_ms = f"{mark}{shown_ms(model.query_ms[-1])}\namong {model.gallery_size:,} images"
+        rows.append((_name(model), parameters, query_ms, speed_up))
     machines = dict.fromkeys(model.times.machine for model in report.models if model.times is not None)
     caption = "; ".join(
         ["Size and speed: a query is one caption, images encoded before; ~: extrapolated, measured rate times count", *machines]
     )
-    return Table(caption, ("model", "parameters", "ms per query", "speed-up over its teacher"), tuple(rows))
+    return Table(caption, ("model", "parameters", "ms per query", "speed-up over the teacher"), tuple(rows))
+
+
+def shown_ms(milliseconds: float) -> str:
+    """Milliseconds with one decimal, or with two digits below 1.
+
+    >>> shown_ms(8.94), shown_ms(0.0312), shown_ms(1234.5)
+    ('8.9', '0.031', '1,234.5')
+    """
+    return f"{milliseconds:,.1f}" if milliseconds >= 1 else f"{milliseconds:.2g}"
+
+
+def shown_ratio(ratio: float) -> str:
+    """How many times as fast, without decimals from 10 on.
+
+    >>> shown_ratio(510.3), shown_ratio(1.26)
+    ('510', '1.3')
+    """
+    return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"
 
 
 def _runs(report: Report) -> Table:
@@ -102,19 +134,36 @@ def _runs(report: Report) -> Table:
     }
     rows = tuple((name, *values) for name, values in facts.items() if any(value != NOTHING for value in values))
     return Table(
-        "Runs; the first digits of fingerprints",
+        "Runs; inputs by the names in the commands",
         ("fact", *(training.label for training in trainings)),
         rows if trainings else (),
         is_about_runs=True,
     )
 
 
+_OPTION_OF_INPUT = {"corpus": "--data", "cache": "--cache", "start": "--teacher", "teachers": "--teacher"}
+"""The option that names an input whose fingerprint is in run.json."""
+
+
 def _inputs(training: Training) -> dict[str, str]:
-    """The inputs of a training; for scores, the teachers. Their corpus and candidates are those of the training and its recipe."""
-    inputs = training.facts["inputs"]
-    teachers = [_value(fingerprint) for fingerprint in teachers_of(inputs)]
-    others = {f"input: {name}": _value(value) for name, value in flatten(inputs).items() if not name.startswith(("cache", "teachers"))}
-    return {**others, "input: scores of teacher": ", ".join(teachers) or NOTHING}
+    """The inputs of a training, by the names in its command line, or else by the first digits of their fingerprints.
+
+    For scores, the caches or the teachers. Their corpus and candidates are those of the training and its recipe.
+    """
+    inputs, command = training.facts["inputs"], training.command
+    named = {
+        name: ", ".join(value for word, value in itertools.pairwise(command) if word == option) for name, option in _OPTION_OF_INPUT.items()
+    }
+    # The recipe says what a student starts from; the name of its teacher is in the command.
+    named["start"] = {"teacher": named["start"], "new": "random weights"}.get(start := training.recipe["model.start"], start)
+    teachers = teachers_of(inputs)
+    scores = (named["cache"] if inputs.get("cache") else named["teachers"]) or ", ".join(map(_value, teachers)) if teachers else NOTHING
+    others = {
+        f"input: {name}": (named.get(name) if is_digest(value) else None) or _value(value)
+        for name, value in flatten(inputs).items()
+        if not name.startswith(("cache", "teachers"))
+    }
+    return {**others, "input: scores": scores}
 
 
 def _negatives(training: Training) -> dict[str, str]:
@@ -149,10 +198,13 @@ def _transposed(columns: Iterable[dict[str, str]]) -> dict[str, list[str]]:
 def _value(value: Any) -> str:
     """A value as in a recipe; the first digits of a fingerprint."""
     if isinstance(value, str):
-        # A SHA-256 in hexadecimal.
-        is_digest = len(value) == 64 and set(value) <= set("0123456789abcdef")
-        return value[:FINGERPRINT_DIGITS] if is_digest else value or '""'
+        return value[:FINGERPRINT_DIGITS] if is_digest(value) else value or '""'
     return NOTHING if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def is_digest(value: Any) -> bool:
+    """Whether a value is a SHA-256 in hexadecimal."""
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
 def _name(model: ModelResults) -> str:

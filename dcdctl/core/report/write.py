@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from dcdctl.core import files
+from dcdctl.core import files, templates
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import Figure
 from dcdctl.core.progress import Track, silent
@@ -13,6 +13,9 @@ from dcdctl.core.report import charts, gallery, html, tables
 from dcdctl.core.report.gallery import NUM_QUERIES, TITLES
 from dcdctl.core.report.report import ModelResults, Report
 from dcdctl.core.report.tables import RECALLS, Table, report_tables
+
+MAX_RSUM = 600
+"""Six recalls of 100%."""
 
 
 def write_report_page(path: Path, report: Report, *, num_queries: int = NUM_QUERIES, track: Track = silent) -> None:
@@ -22,17 +25,55 @@ def write_report_page(path: Path, report: Report, *, num_queries: int = NUM_QUER
         path,
         "report.html",
         title=f"Report: {', '.join(model.label for model in report.models)}",
+        headline=headline(report),
         facts=facts_of(report),
         missing=report.missing,
         results=[table for table in all_tables if not table.is_about_runs],
         speed_chart=charts.speed_against_recall(report),
-        gallery_sizes=_gallery_sizes(report),
+        not_drawn=charts.not_drawn(report),
         score_charts=[score_charts[direction] for direction, _ in TITLES if score_charts[direction]],
         training_charts=charts.training_curves(report),
-        commands=[(training.label, shlex.join(training.facts["command"])) for training in report.trainings],
+        commands=[(training.label, shlex.join(training.command)) for training in report.trainings],
         runs=[table for table in all_tables if table.is_about_runs],
         gallery=gallery.make_gallery(report, charts.colors(report), num_queries, track),
     )
+
+
+def headline(report: Report) -> list[str]:
+    """What the first student won and lost, then its cascade, in a sentence each; a last line says what was measured.
+
+    Empty without a student that was evaluated.
+    """
+    students = [model for model in report.models if model.role == "student" and model.result is not None]
+    students = students or [model for model in report.models if model.role == "baseline" and model.result is not None]
+    if not students:
+        return []
+    first = next((model for model in students if not model.is_cascade), students[0])
+    shown = [first, *(model for model in students if model.is_cascade and model is not first)][:2]
+    teacher = report.of_role("teacher")
+    notes = [f"{MAX_RSUM} is the highest sum of recalls (RSUM)"]
+    if teacher is not None and teacher.result is not None:
+        notes.append(f"the teacher has {teacher.result.rsum.value:.0f}")
+    sizes = dict.fromkeys(model.gallery_size for model in shown if model.gallery_size is not None)
+    if sizes:
+        notes.append(f"time: one caption among {' or '.join(f'{size:,}' for size in sizes)} encoded images")
+    return [*(_sentence(model, teacher) for model in shown), f"{'; '.join(notes)}."]
+
+
+def _sentence(model: ModelResults, teacher: ModelResults | None) -> str:
+    assert model.result is not None
+    subject = f"The cascade {model.label}," if model.is_cascade else f"The {model.label} {model.role}"
+    rsum = f"{model.result.rsum.value:.0f} of {MAX_RSUM}"
+    loses = teacher is not None and teacher.result is not None and model.result.rsum.value < teacher.result.rsum.value
+    outcome = f"keeps {rsum}" if loses else f"reaches {rsum}"
+    if not model.query_ms:
+        return f"{subject} {outcome}."
+    speed_up = None if model.times is None else model.times.speed_up
+    if speed_up is None:
+        return f"{subject} answers in {tables.shown_ms(model.query_ms[-1])} ms and {outcome}."
+    mark = "about " if model.times is not None and model.times.is_extrapolated else ""
+    ratio = f"{mark}{tables.shown_ratio(max(speed_up, 1 / speed_up))} times {'faster' if speed_up >= 1 else 'slower'} than the teacher"
+    return f"{subject} answers in {tables.shown_ms(model.query_ms[-1])} ms, {ratio}, and {outcome}."
 
 
 def facts_of(report: Report) -> list[tuple[str, str]]:
@@ -41,18 +82,13 @@ def facts_of(report: Report) -> list[tuple[str, str]]:
     if (result := report.result) is None:
         return facts
     folds = f", the mean of {result.num_folds} folds" if result.num_folds > 1 else ""
+    # The last two parts of the folder: data/flickr30k. Its place on this machine tells a reader nothing.
+    corpus = "/".join(Path(result.data).parts[-2:]) if result.data else result.fingerprint[: tables.FINGERPRINT_DIGITS]
     return [
         *facts,
-        ("measured on", f"{result.split}: {result.num_images:,} images, {result.num_captions:,} captions"),
+        ("measured on", f"{corpus}, split {result.split}: {result.num_images:,} images, {result.num_captions:,} captions"),
         ("protocol", f"{result.protocol or tables.NOTHING}{folds}; a tie counts against the positive"),
-        ("corpus", result.fingerprint[: tables.FINGERPRINT_DIGITS]),
     ]
-
-
-def _gallery_sizes(report: Report) -> list[int]:
-    """The gallery sizes of the models' query times, ascending."""
-    sizes = {model.times.num_images for model in report.models if model.times is not None}
-    return sorted(sizes | {model.result.gallery_size for model in report.models if model.result is not None and model.result.depths})
 
 
 def write_markdown(path: Path, report: Report) -> None:
@@ -60,7 +96,9 @@ def write_markdown(path: Path, report: Report) -> None:
     facts = [f"- {name}: {_plain(value)}" for name, value in facts_of(report)]
     missing = ["## Left out", "", *(f"- {_plain(part.what)}: {_code(part.command)}" for part in report.missing)] if report.missing else []
     tables = [_markdown_table(table) for table in report_tables(report)]
-    files.write_text(path, "\n".join(["# Report", "", *facts, "", *tables, *missing]).rstrip("\n") + "\n")
+    files.write_text(
+        path, "\n".join(["# Report", "", *map(_plain, headline(report)), "", *facts, "", *tables, *missing]).rstrip("\n") + "\n"
+    )
 
 
 def write_csv(path: Path, report: Report) -> None:
@@ -71,7 +109,9 @@ def write_csv(path: Path, report: Report) -> None:
 
 
 def _markdown_table(table: Table) -> str:
-    lines = [table.columns, ["---" for _ in table.columns], *table.rows]
+    is_number = templates.numeric_columns(table.rows)
+    # Numbers are aligned to the right.
+    lines = [table.names, ["---:" if number in is_number else "---" for number in range(len(table.columns))], *table.rows]
     return "\n".join([f"{_plain(table.caption)}.", "", *(f"| {' | '.join(map(_cell, line))} |" for line in lines), ""])
 
 
@@ -115,10 +155,11 @@ def _numbers(model: ModelResults) -> dict[str, object]:
         row |= {f"{direction}_mAP@R": result.retrieval[direction].map_at_r for direction in Direction}
         row |= {f"{direction}_median_rank": result.retrieval[direction].median_rank for direction in Direction}
     if (times := model.times) is not None:
-        row |= {"parameters": times.num_parameters, "ms_per_query": times.query_ms, "ms_extrapolated": times.is_extrapolated}
+        row |= {} if model.is_cascade else {"parameters": times.num_parameters}
+        row |= {"ms_per_query": times.query_ms, "ms_extrapolated": times.is_extrapolated}
         row |= {"ms_gallery_images": times.num_images, "speed_up": times.speed_up}
     elif result is not None and result.depths:
-        row |= {"ms_per_query": result.depths[-1].query_ms, "ms_extrapolated": False, "ms_gallery_images": result.num_images}
+        row |= {"ms_per_query": result.depths[-1].query_ms, "ms_extrapolated": False, "ms_gallery_images": result.gallery_size}
     if (comparison := model.comparison) is not None:
         rsum = comparison.difference.rsum
         row |= _figure("rsum_difference", Figure(rsum.value, rsum.interval)) | {"p_value": comparison.p_value}

@@ -16,7 +16,7 @@ from .recipe import (
 )
 from .recipe_list import RecipeEntry, check_recipe_name, field_names, list_recipes, loss_names
 from .recipe_toml import recipe_text
-from .runs import Run, TrainingJob, check_best, start_run
+from .runs import Run, TrainingJob, check_best, command_of, start_run
 from .scenes_teacher import GradingConfig, PretrainingConfig, grade, pretrain
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "ValidationConfig",
     "check_best",
     "check_recipe_name",
+    "command_of",
     "field_names",
     "grade",
     "list_recipes",

@@ -153,7 +153,7 @@ def train(
         if opened.temperature is not None:
             say(f"loss.temperature is auto: {opened.temperature:g} for these scores")
         training, batches = _settle(training, batches, num_steps, say)
-        run, batches = _start_run(training, batches, num_steps, fit, track)
+        run, batches = _start_run(training, batches, num_steps, fit, inputs, track)
         if not run.is_finished:
             with trial.memory_errors(training.plan.options, plan.recipe.batch.size):
                 _run_steps(training, run, batches, schedule, track, watch or step_bar(track))
@@ -304,14 +304,16 @@ def _objective(training: _Training) -> PairObjective:
     return PairObjective(_resolved(recipe.loss, training.opened.temperature))
 
 
-def _start_run(training: _Training, batches: TrainingBatches, num_steps: int, fit: Fit, track: Track) -> tuple[Run, TrainingBatches]:
+def _start_run(
+    training: _Training, batches: TrainingBatches, num_steps: int, fit: Fit, inputs: TrainingInputs, track: Track
+) -> tuple[Run, TrainingBatches]:
     """The run, started or resumed by the main process, and the batches, with mined negatives if the recipe mines.
 
     Mining comes before the folder is made, so that a failure leaves no folder. The other processes read what the main one saved.
     """
     job, recipe, options = training.plan.job, training.plan.recipe, training.plan.options
     facts, mined = {**_facts(training), **fit.inputs()}, None
-    measured = {**fit.measured(), "micro_batches": options.micro_batches}
+    measured = {**fit.measured(), "micro_batches": options.micro_batches, **runs.equivalent_command(job, inputs.options())}
     with distributed.main_first():
         if recipe.batch.negatives == "mined":
             mined = negatives.read_or_mine(job.out, training.source, recipe, options.compute.device, track)

@@ -47,6 +47,9 @@ class TrainingInputs(Protocol):
     def load_dual_teachers(self, track: Track) -> Sequence[tuple[str, DualEncoder]]:
         """The models that score the batches, with their names."""
 
+    def options(self) -> list[str]:
+        """The options of a command line that name the same."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class InputRefs:
@@ -88,6 +91,13 @@ class InputRefs:
         split = split_to_measure(folder, self.split if self.validation_data is None else "")
         return f"--data {shown(folder)}{'' if split == 'test' else f' --split {split}'}"
 
+    def options(self) -> list[str]:
+        """The options of a command line that name the same."""
+        first_images = [] if self.max_images is None else ["--max-images", str(self.max_images)]
+        settings = [word for text in self.model_set for word in ("--model-set", text)]
+        places = [word for place in self.places for word in ("--data", shown(place))]
+        return [*places, *_options(self.split, self.caches, self.teachers, self.validation_data), *first_images, *settings]
+
     def open(self) -> tuple[Corpus, list[TeacherCache]]:
         """Open the corpus and the caches, whose scores are read later; StaleError if a cache was made from another corpus."""
         corpus = Corpus.open(Path(*self.places), self.split, self.max_images)
@@ -125,12 +135,20 @@ class Inputs:
     dual_teachers: Sequence[DualEncoder] = ()
     """The models that score the batches, if no cache does."""
     validation_data: Path | None = None
+    teacher_ref: str = "REF"
+    """The name of `teacher`, for the command line in run.json."""
 
     @property
     def teacher_kinds(self) -> list[NamedKind]:
         """All teacher models."""
         fusion: list[NamedKind] = [] if self.teacher is None else [("the teacher", "fusion")]
         return [*fusion, *((name, model.kind) for name, model in self.load_dual_teachers())]
+
+    def options(self) -> list[str]:
+        """The options of a command line that name the same; REF for a model without a name."""
+        teachers = [*([] if self.teacher is None else [self.teacher_ref]), *("REF" for _ in self.dual_teachers)]
+        caches = [cache.folder for cache in self.caches]
+        return ["--data", shown(self.corpus.folder), *_options(self.corpus.split, caches, teachers, self.validation_data)]
 
     def open(self) -> tuple[Corpus, Sequence[TeacherCache]]:
         """The corpus and the caches, which are open."""
@@ -143,6 +161,14 @@ class Inputs:
     def load_dual_teachers(self, track: Track = silent) -> list[tuple[str, DualEncoder]]:
         """The dual teachers, which are loaded."""
         return [(f"dual teacher {number}", model) for number, model in enumerate(self.dual_teachers, start=1)]
+
+
+def _options(split: str, caches: Sequence[Path], teachers: Sequence[str], validation_data: Path | None) -> list[str]:
+    # The defaults of the command are left out.
+    named = [("--split", split)] if split != "train" else []
+    named += [("--cache", str(cache)) for cache in caches] + [("--teacher", teacher) for teacher in teachers]
+    named += [] if validation_data is None else [("--validation-data", str(validation_data))]
+    return [word for pair in named for word in pair]
 
 
 def scores_batches(recipe: Recipe, inputs: TrainingInputs) -> bool:

@@ -241,6 +241,25 @@ def _without_secrets(word: str) -> str:
     return f"{option}{equals}{shown(value)}"
 
 
+def command_of(facts: Mapping[str, Any]) -> list[str]:
+    """The command line that trains a run, by its run.json.
+
+    It is the one that was typed; for a training in `dcdctl demo`, `dcdctl study` or a program, the `dcdctl distill` that equals it.
+    """
+    return list(facts.get("equivalent_command") or facts["command"])
+
+
+def equivalent_command(job: TrainingJob, inputs: Sequence[str]) -> dict[str, list[str]]:
+    """The command line of a job as an entry of run.json, if another one was typed; `inputs` are its options that name what it reads."""
+    if _command()[1:2] == [job.kind]:
+        return {}
+    sets = [word for text in job.sets for word in ("--set", text)]
+    # A recipe in memory has no name; run.json has all of it.
+    recipe = job.recipe if isinstance(job.recipe, str) else "RECIPE.toml"
+    words = [job.kind, recipe, *inputs, *sets, "--out", str(job.out)]
+    return {"equivalent_command": ["dcdctl", *map(_without_secrets, words)]}
+
+
 def open_run(folder: Path) -> Run:
     """An existing run; MissingError if there is none."""
     if not (folder / "run.json").exists():

@@ -86,7 +86,7 @@ def train(
             return Run(job.out)
         training = _open(recipe, options, refs, job, track)
         training = _settle(training, say)
-        measured = {"micro_batches": training.options.micro_batches}
+        measured = {"micro_batches": training.options.micro_batches, **runs.equivalent_command(job, refs.options())}
         with distributed.main_first():
             run = Run(job.out)
             if distributed.is_main():
