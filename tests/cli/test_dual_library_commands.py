@@ -119,9 +119,10 @@ def test_an_export_is_a_folder_of_the_library_with_a_card(folders, tmp_path, mon
                 space["images"], models.load_dual(to).embed_images(models.load_dual(to).preprocess.images(images)).detach()
             )
         assert models.load_dual(tmp_path / to).digest == models.load_dual(folders[kind]).digest
-        result = invoke("export", folders[kind], tmp_path / "out", "--to", "onnx")
+        wrong = "transformers" if kind == "open_clip" else "onnx"
+        result = invoke("export", folders[kind], tmp_path / "out", "--to", wrong)
         assert result.exit_code == 1
-        assert f"is a model of {to}, and cannot be exported to onnx; export it with --to {to}" in result.stderr
+        assert f"is a model of {to}, and cannot be exported to {wrong}" in result.stderr
 
 
 def test_a_model_of_transformers_is_no_folder_of_open_clip(corpus, tmp_path):

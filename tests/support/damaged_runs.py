@@ -14,7 +14,7 @@ from torch import nn
 
 from dcdctl.core import models, report
 from dcdctl.core.evaluation import compare
-from dcdctl.core.export import model_card
+from dcdctl.core.export import history
 from dcdctl.core.training import runs
 from dcdctl.core.training.recipe import Recipe
 
@@ -96,7 +96,7 @@ def model_card_kind(folder: Path) -> Artifact:
     _write_runs(folder)
     names = ("run.json", "result.json", "bench.json")
     return Artifact(
-        folder / "made", folder / "other", lambda path: model_card.read_history(str(path)), is_part=lambda path: path.name in names
+        folder / "made", folder / "other", lambda path: history.read_history(str(path)), is_part=lambda path: path.name in names
     )
 
 

@@ -82,7 +82,10 @@ class Blip2Scorer(MatchingScorer):
         """The same scores from a network that expects no image tokens before a caption."""
         network = copy.deepcopy(self.network)
         network.config.image_token_index = None
-        return type(self)(network, self.preprocess.self_contained())
+        preprocess = self.preprocess.self_contained()
+        # The processor of BLIP-2 subtracts from this entry the image tokens, of which there are none; it obeys model_max_length without it.
+        del preprocess.tokenizer.init_kwargs["max_length"]
+        return type(self)(network, preprocess)
 
     def _image_tokens(self, pixel_values: Tensor) -> Tensor:
         tokens: Tensor = self.network.vision_model(pixel_values=pixel_values).last_hidden_state
