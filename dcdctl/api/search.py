@@ -40,7 +40,7 @@ class Index(search.Index):
         images: Ref,
         out: Ref,
         *,
-        split: str = "test",
+        split: str | None = None,
         settings: IndexConfig | None = None,
         workers: int = 0,
         batch_size: int = 32,
@@ -48,7 +48,7 @@ class Index(search.Index):
         precision: str = "fp32",
         progress: bool = False,
     ) -> Index:
-        """Embed the images of a folder, or of the split of a corpus, with a dual encoder, and make them searchable in the folder `out`."""
+        """Embed the images of a folder, or of a corpus or its `split`, with a dual encoder, and make them searchable in `out`."""
         table = {} if settings is None else config.flatten(config.to_table(settings))
         changes = Changes(sets=assignments(table), split=split, precision=devices.precision(precision))
         compute = arguments.compute(device, batch_size=batch_size, workers=workers)
@@ -57,7 +57,7 @@ class Index(search.Index):
         return Index.open(out)
 
     def add(
-        self, images: Ref, *, split: str = "test", workers: int = 0, batch_size: int = 32, device: str = "auto", progress: bool = False
+        self, images: Ref, *, split: str | None = None, workers: int = 0, batch_size: int = 32, device: str = "auto", progress: bool = False
     ) -> IndexChange:
         """Add the new images of a folder or a corpus; returns how many, and the files that could not be read."""
         compute = arguments.compute(device, batch_size=batch_size, workers=workers)

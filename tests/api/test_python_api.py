@@ -6,6 +6,7 @@ import base64
 import inspect
 import io
 import json
+import operator
 import re
 import shutil
 import sys
@@ -54,13 +55,23 @@ def test_every_public_name_is_there_and_says_what_it_is(name):
     assert inspect.getdoc(getattr(dcdctl, name))
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_function_names_its_arguments_as_the_command_does(name):
-    command = next(function for _, _, function, _ in COMMANDS if function.__name__ == name)
-    known = {RENAMED.get(option, option) for option in inspect.signature(command).parameters}
-    # Of Python only: a bar, objects in place of many options, and words that a command line has in the plural or the singular.
-    own = {"progress", "config", "teachers", "evaluations"}
-    assert set(inspect.signature(getattr(dcdctl, name)).parameters) - own <= known
+def defaults(function) -> dict[str, object]:
+    """The default of each parameter by its name in Python; nothing is None in a command, and an empty value in Python or the other way."""
+    parameters = inspect.signature(function).parameters.values()
+    return {RENAMED.get(parameter.name, parameter.name): parameter.default or None for parameter in parameters}
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, "Index.build", "Index.add"])
+def test_a_function_has_the_arguments_and_the_defaults_of_its_command(name):
+    command = next(function for _, _, function, _ in COMMANDS if function.__name__ == name.partition(".")[0].lower())
+    ours, theirs = (defaults(function) for function in (operator.attrgetter(name)(dcdctl), command))
+    # Of Python only: a bar, objects in place of many options, and words that a command line has in the other number.
+    assert set(ours) - {"progress", "config", "settings", "teachers", "evaluations", "self", "model"} <= set(theirs)
+    # A script cannot start worker processes without a main guard, seeds are numbers here, and None stands for auto and for float32.
+    different = {"workers": {0, 1}, "seeds": {(0, 1, 2)}, "accumulate": {None}, "precision": {"fp32", "auto"}}
+    for parameter in set(ours) & set(theirs):
+        is_required = inspect.Parameter.empty in (ours[parameter], theirs[parameter])
+        assert is_required or ours[parameter] == theirs[parameter] or ours[parameter] in {value or None for value in different[parameter]}
 
 
 def test_an_evaluation_is_that_of_the_command(dual_run, scenes_corpus_dir):
