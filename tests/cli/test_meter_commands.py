@@ -95,7 +95,7 @@ def test_features_on_disk_serve_eval_the_cache_and_the_student(scenes_corpus_dir
         "cache-teacher", "--teacher", converted, "--out", tmp_path / "cache", *RECIPE, "--set", "candidates.per_query=4", *data
     )
     assert cached.exit_code == 0, cached.stderr
-    assert "encode 8 images, 40 captions to 0.00 GB" in cached.stderr
+    assert "encode 8 images, then 40 captions, 0.00 GB in all" in cached.stderr
     sets = ["model.layers=[1]", "batch.size=4", "batch.random_negatives=4", "batch.hard_negatives=2", "optimizer.steps=1"]
     words = ["--teacher", converted, "--cache", tmp_path / "cache", *[word for one in sets for word in ("--set", one)]]
     distilled = run_cli("distill", "meter-flickr30k", "--out", tmp_path / "run", *words, *data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from encoders import make_pair
-from tiny import make_corpus
+from tiny import contents, make_corpus
 from torch.testing import assert_close
 
 from dcdctl.core import artifacts, files, models
@@ -105,7 +106,11 @@ def test_the_size_is_told_before_anything_is_encoded(tmp_path, corpus, pair):
 
     stored = open_or_build(tmp_path, corpus, pair, track=track)
     size = features.size_in_bytes(stored.plan)
-    assert labels == [(f"encode 32 images, 160 captions to {size / 1e9:,.2f} GB", 192, [])]
+    of_images = [f"images-0000{part}.npy" for part in range(3)]
+    assert labels == [
+        (f"encode 32 images, then 160 captions, {size / 1e9:,.2f} GB in all", 32, []),
+        ("encode 160 captions", 160, of_images),
+    ]
     paths = list(stored.folder.glob("*-*.npy"))
     assert sum(np.load(path).nbytes for path in paths) == size
 
@@ -117,15 +122,15 @@ def test_no_room_on_the_disk_is_said_before_anything_is_encoded(tmp_path, corpus
     assert not list(tmp_path.rglob("*-*.npy"))
 
 
-@pytest.mark.parametrize("after", [1, 2, 3, 4])
-def test_a_killed_encoding_goes_on_and_ends_with_the_same_bytes(after, tmp_path, kept, corpus, pair):
+@pytest.mark.parametrize(("after", "num_files"), [(1, 0), (4, 1), (9, 3), (18, 4)])
+def test_a_killed_encoding_goes_on_and_ends_with_the_same_bytes(after, num_files, tmp_path, kept, corpus, pair):
     class Killed(BaseException):
         pass
 
+    calls = 0  # 3, 3 and 2 batches of images, then 9, 9 and 6 of captions
+
     @contextmanager
     def track(label, *, total, unit):
-        calls = 0
-
         def advance(count):
             nonlocal calls
             calls += 1
@@ -137,7 +142,7 @@ def test_a_killed_encoding_goes_on_and_ends_with_the_same_bytes(after, tmp_path,
     with pytest.raises(Killed):
         open_or_build(tmp_path, corpus, pair, track=track)
     half_way = {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*-*.npy")}
-    assert len(half_way) == after
+    assert len(half_way) == num_files
     stored = open_or_build(tmp_path, corpus, pair)
     assert {path.name: path.read_bytes() for path in stored.folder.iterdir()} == {
         path.name: path.read_bytes() for path in kept.folder.iterdir()
@@ -176,6 +181,89 @@ def test_the_first_images_alone_are_encoded_where_the_whole_split_is_not_stored(
     assert found.plan["images"] == 5
     open_or_build(tmp_path, corpus, pair)
     assert open_or_build(tmp_path, first, pair).folder == found.folder
+
+
+def test_fewer_images_are_read_from_the_features_of_more(tmp_path, corpus, pair, monkeypatch):
+    more = open_or_build(tmp_path, corpus.subset(17), pair)
+    monkeypatch.setattr(features, "_build", None)
+    found = open_or_build(tmp_path, corpus.subset(5), pair)
+    assert (found.folder, found.corpus.num_images) == (more.folder, 5)
+    assert torch.equal(found.images([4]).tokens, more.images([4]).tokens)
+
+
+def runs_of(monkeypatch, pair):
+    """Counts the images and captions that the encoders of a kind of model are run on."""
+    counts = {"image_features": 0, "text_features": 0}
+    for name in counts:
+        run = getattr(type(pair.encoders), name)
+
+        def counted(self, batch, name=name, run=run):
+            states = run(self, batch)
+            counts[name] += len(states.tokens)
+            return states
+
+        monkeypatch.setattr(type(pair.encoders), name, counted)
+    return counts
+
+
+def test_the_whole_split_takes_the_full_files_of_its_first_images(tmp_path, kept, corpus, pair, monkeypatch):
+    first = open_or_build(tmp_path, corpus.subset(17), pair)
+    counts = runs_of(monkeypatch, pair)
+    whole = open_or_build(tmp_path, corpus, pair)
+    # One file holds 12 of the 17 images. One more image is run to find the number of its tokens.
+    assert counts == {"image_features": 1 + 32 - 12, "text_features": 160 - 60}
+    assert contents(whole.folder) == contents(kept.folder)
+    assert (whole.folder / "images-00000.npy").samefile(first.folder / "images-00000.npy")
+    shutil.rmtree(first.folder)
+    assert torch.equal(open_or_build(tmp_path, corpus, pair).images([0, 31]).tokens, kept.images([0, 31]).tokens)
+
+
+def test_captions_are_encoded_once_for_all_image_sizes(tmp_path, corpus, pair, monkeypatch):
+    first = open_or_build(tmp_path, corpus, pair)
+    processor = copy.deepcopy(pair.preprocess.image_processor)
+    processor.image_mean = [0.1, 0.2, 0.3]
+    other = copy.copy(pair)
+    other.preprocess = dataclasses.replace(pair.preprocess, image_processor=processor)
+    counts = runs_of(monkeypatch, pair)
+    second = open_or_build(tmp_path, corpus, other)
+    assert counts == {"image_features": 1 + 32, "text_features": 0}
+    assert second.folder != first.folder
+    assert not torch.equal(second.images([3]).tokens, first.images([3]).tokens)
+    assert torch.equal(second.texts([0, 159]).tokens, first.texts([0, 159]).tokens)
+    # Captions that are cut elsewhere are others.
+    third = copy.copy(pair)
+    third.preprocess = dataclasses.replace(pair.preprocess, max_text_len=pair.preprocess.max_text_len - 1)
+    open_or_build(tmp_path, corpus, third)
+    assert counts["text_features"] == 160
+
+
+def test_other_text_weights_share_no_captions(tmp_path, corpus, pair, monkeypatch):
+    open_or_build(tmp_path / "features", corpus, pair)
+    other = make_pair(corpus.captions, tmp_path)
+    with torch.no_grad():
+        next(other.encoders.text.parameters()).add_(1)
+    counts = runs_of(monkeypatch, pair)
+    open_or_build(tmp_path / "features", corpus, other)
+    assert counts["text_features"] == 160
+
+
+def test_another_corpus_shares_nothing(tmp_path, pair, monkeypatch):
+    one, two = (make_corpus(tmp_path / text, [[text]] * 25) for text in ("a red star", "a blue circle"))
+    open_or_build(tmp_path / "features", one, pair)
+    counts = runs_of(monkeypatch, pair)
+    found = open_or_build(tmp_path / "features", two, pair)
+    assert counts == {"image_features": 1 + 25, "text_features": 25}
+    open_or_build(tmp_path / "features", two.subset(12), pair)
+    assert found.corpus is two
+    assert counts["text_features"] == 25
+
+
+def test_a_damaged_file_of_another_folder_is_not_taken(tmp_path, corpus, pair):
+    first = open_or_build(tmp_path, corpus.subset(17), pair)
+    path = first.folder / "images-00000.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(StaleError, match=r"images-00000\.npy is damaged"):
+        open_or_build(tmp_path, corpus, pair)
 
 
 def test_a_folder_that_is_not_what_its_name_says_is_refused(root, kept, corpus, pair, tmp_path):

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from unicodedata import category
 
@@ -23,6 +24,8 @@ from dcdctl.core.errors import DcdError, as_user_error
 from dcdctl.core.progress import Advance
 
 JOINERS = "\u200c\u200d"
+BATCHES_BEFORE_ESTIMATE = 3
+"""Batches after which a bar shows the time left."""
 SECONDS_BETWEEN_LINES = 10.0
 """How often a bar prints a line if stderr is a file or a pipe."""
 
@@ -206,12 +209,11 @@ def _moving_bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
     # Rich would redirect stdout to this console, which is stderr: only right if both are the same screen.
     with Progress(*columns, console=Console(file=sys.stderr), redirect_stdout=sys.stdout.isatty()) as progress:
         task = progress.add_task(label, total=total, so_far="")
-        started, done = time.monotonic(), 0
+        pace = Pace(time.monotonic())
 
         def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            progress.update(task, advance=count, so_far=so_far(done, total, unit, time.monotonic() - started))
+            pace.add(count, time.monotonic())
+            progress.update(task, advance=count, so_far=pace.so_far(total, unit))
 
         yield advance
 
@@ -219,32 +221,59 @@ def _moving_bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
 @contextmanager
 def _sparse_lines(label: str, total: int | None, unit: str) -> Iterator[Advance]:
     started = last_line = time.monotonic()
-    done = 0
+    pace = Pace(started)
     if not unit:  # it may last as long as another run does
         note(f"{label} ...")
 
     def advance(count: int) -> None:
-        nonlocal done, last_line
-        done += count
+        nonlocal last_line
         now = time.monotonic()
+        pace.add(count, now)
         if now - last_line >= SECONDS_BETWEEN_LINES:
             last_line = now
-            note(f"{label}: {so_far(done, total, unit, now - started)}")
+            note(f"{label}: {pace.so_far(total, unit)}")
 
     yield advance
-    seconds = time.monotonic() - started
+    seconds, done = time.monotonic() - started, pace.done
     note(f"{label}: {amount(done, unit)} in {clock(seconds)}{rate(done, unit, seconds)}" if unit else f"{label}: {clock(seconds)}")
 
 
-def so_far(done: int, total: int | None, unit: str, seconds: float) -> str:
-    """The state of a bar as text.
+@dataclass
+class Pace:
+    """How far a bar is. The time left is shown after `BATCHES_BEFORE_ESTIMATE` batches, and the first one, which warms up, does not count.
 
-    >>> so_far(250, 1000, "pairs", 5.0)
-    '250/1,000 pairs, 50 pairs/s, 0:15 left'
+    >>> pace = Pace(started=0.0)
+    >>> for now in (60.0, 62.0, 64.0, 66.0):
+    ...     pace.add(10, now)
+    ...     print(pace.so_far(100, "pairs"))
+    10/100 pairs, 0.17 pairs/s
+    20/100 pairs, 0.32 pairs/s
+    30/100 pairs, 0.47 pairs/s
+    40/100 pairs, 5 pairs/s, 0:12 left
     """
-    count = amount(done, unit) if total is None else f"{amount(done, unit).removesuffix(f' {unit}')}/{amount(total, unit)}"
-    left = "" if total is None or not done or done >= total else f", {clock((total - done) * seconds / done)} left"
-    return count + rate(done, unit, seconds) + left
+
+    started: float
+    """In seconds, on the clock of `add`."""
+    done: int = 0
+    batches: int = 0
+    now: float = 0.0
+    warm: tuple[int, float] = (0, 0.0)
+    """What was done after the first batch, and when."""
+
+    def add(self, count: int, now: float) -> None:
+        """Count a batch."""
+        self.done, self.batches, self.now = self.done + count, self.batches + 1, now
+        if self.batches == 1:
+            self.warm = self.done, now
+
+    def so_far(self, total: int | None, unit: str) -> str:
+        """The state of the bar as text."""
+        count = amount(self.done, unit) if total is None else f"{amount(self.done, unit).removesuffix(f' {unit}')}/{amount(total, unit)}"
+        done, seconds = self.done - self.warm[0], self.now - self.warm[1]
+        if self.batches <= BATCHES_BEFORE_ESTIMATE or done <= 0:
+            return count + rate(self.done, unit, self.now - self.started)
+        left = "" if total is None or self.done >= total else f", {clock((total - self.done) * seconds / done)} left"
+        return count + rate(done, unit, seconds) + left
 
 
 def amount(count: int, unit: str) -> str:

@@ -78,6 +78,11 @@ def digest_of(
     return digest.hexdigest()
 
 
+def text_settings(preprocess: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `Preprocess.settings` that decides the tokens of a caption: all but the settings of images."""
+    return {name: value for name, value in preprocess.items() if name not in ("image", "image_transform")}
+
+
 def processor_settings(processor: Any) -> Any:
     """All settings of an image processor, with its class."""
     return _plain(processor.to_dict(), _PROCESSOR)

@@ -89,6 +89,11 @@ class Encoders(Protocol):
         ...
 
     @property
+    def text_digest(self) -> str:
+        """The same for the features of a caption alone, so that models for several image sizes share these."""
+        ...
+
+    @property
     def text_width(self) -> int:
         """Width of the text features."""
         ...

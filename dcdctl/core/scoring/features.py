@@ -7,7 +7,9 @@
     ROOT/SPLIT-CORPUS-ENCODERS/features.json      completion marker, written last: size and SHA-256 of each file
 
 The folder's name holds the fingerprints of the corpus and of the encoders, so one root serves any number of both. The first images of a
-split (`--max-images`) are read from the features of the whole split if these are stored. A killed encoding resumes with the missing files.
+split (`--max-images`) are read from the features of the whole split, or of more of its images, if these are stored. A new folder takes the
+files that another one of the root has: those of the first images of its split, and those of the captions for another image size; they are
+hard links, so they take no space. A killed encoding resumes with the missing files.
 Files are memory-mapped, and compared with their checksums when they are first mapped.
 
 Shape letters: I images, T texts, V image tokens, L text tokens, D width of an encoder.
@@ -15,6 +17,7 @@ Shape letters: I images, T texts, V image tokens, L text tokens, D width of an e
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +33,7 @@ from PIL import Image
 from dcdctl.core.artifacts import Build, Kind, other_folder_error, seal_of
 from dcdctl.core.data import Corpus, Index
 from dcdctl.core.devices import CPU, Compute
-from dcdctl.core.errors import InputError, ModelError
+from dcdctl.core.errors import InputError, ModelError, StaleError
 from dcdctl.core.models import Encoders, ImageBatch, Model, Preprocessor, States, TextBatch
 from dcdctl.core.progress import Advance, Track, silent
 
@@ -161,8 +164,8 @@ def open_or_build(root: Path, corpus: Corpus, model: Model, *, device: torch.dev
     if other := other_folder_error(root, "folder for features", "name a new folder", error=InputError):
         raise other
     build = _build_of(root, corpus, model.encoders)
-    if not build.is_sealed and corpus.whole is not corpus and (of_whole := _build_of(root, corpus.whole, model.encoders)).is_sealed:
-        build = of_whole
+    if not build.is_sealed and corpus.whole is not corpus:
+        build = _build_with_more_images(root, corpus, model.encoders) or build
     if not build.is_sealed:
         with build.lock(wait=track):
             if not build.is_sealed:  # another run may have sealed it meanwhile
@@ -182,6 +185,74 @@ def _build_of(root: Path, corpus: Corpus, encoders: Encoders) -> Build:
     return Build(root / f"{corpus.split}-{corpus.fingerprint[:12]}-{encoders.digest[:12]}", expected, FEATURES)
 
 
+def _build_with_more_images(root: Path, corpus: Corpus, encoders: Encoders) -> Build | None:
+    """The finished features of more images of the split, by the same encoders; None if there are none."""
+    digest = encoders.digest
+    found = [
+        stored for stored in _stored_nearby(root, corpus) if stored.plan["encoders"] == digest and stored.num_images >= corpus.num_images
+    ]
+    if not found:
+        return None
+    stored = found[0]
+    return Build(stored.folder, {key: stored.plan[key] for key in ("format", "corpus", "encoders")}, FEATURES)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The finished features of the first images of a split, or of all."""
+
+    folder: Path
+    plan: dict[str, Any]
+    parts: dict[str, dict[str, Any]]
+
+    @property
+    def num_images(self) -> int:
+        return int(self.plan["images"])
+
+
+def _stored_nearby(root: Path, corpus: Corpus) -> list[_Stored]:
+    """Finished features of the corpus's split, whole or of its first images, by any encoders; the most images first.
+
+    Their fingerprints must be those of the split and so many images. What cannot be read, such as an earlier format, is left out.
+    """
+    found = []
+    for seal_file in sorted(root.glob(f"{corpus.split}-*/{FEATURES.seal_file}")):
+        try:
+            plan, seal = FEATURES.read_plan_and_seal(seal_file.parent)
+            same_images = corpus.whole.subset(int(plan["images"]))
+        except (StaleError, KeyError, ValueError):
+            continue
+        if plan["format"] == FEATURES.format and plan["corpus"] == same_images.fingerprint:
+            found.append(_Stored(seal_file.parent, plan, seal["files"]))
+    return sorted(found, key=lambda stored: -stored.num_images)
+
+
+def _link_stored(build: Build, corpus: Corpus, text_digest: str) -> None:
+    """Take files that another folder of the root has for the same images or captions, by encoders of the same digest."""
+    for stored in _stored_nearby(build.folder.parent, corpus):
+        shared = min(stored.num_images, corpus.num_images)
+        for kind, is_same in (
+            ("images", stored.plan["encoders"] == build.plan["encoders"]),
+            ("texts", stored.plan.get("text_encoder") == text_digest),
+        ):
+            # The last file of fewer images holds only some of those of the same number.
+            is_whole = stored.num_images == corpus.num_images
+            names = [_name(kind, part) for part in range(-(-shared // IMAGES_PER_FILE) if is_whole else shared // IMAGES_PER_FILE)]
+            for name in build.missing(names) if is_same else []:
+                _link(stored, name, build)
+
+
+def _link(stored: _Stored, name: str, build: Build) -> None:
+    # Compared with its checksum first, so that damage stays where it is.
+    source = FEATURES.checked(stored.folder / name, stored.parts[name]["sha256"])
+    with build.write(name) as partial:
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(source, partial)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, partial)
+
+
 @torch.inference_mode()
 def _build(planned: Build, source: CorpusSource, encoders: Encoders, device: torch.device, track: Track) -> None:
     corpus, folder = source.corpus, planned.folder
@@ -196,55 +267,69 @@ def _build(planned: Build, source: CorpusSource, encoders: Encoders, device: tor
         "image_width": first_image.shape[2],
         "text_tokens": int(lengths.sum()),
         "text_width": encoders.text_width,
+        "text_encoder": encoders.text_digest,
     }
     build = Build(folder, plan, FEATURES)
     build.begin()
     _save(build, "lengths.npy", lengths.astype(np.uint16))
+    _link_stored(build, corpus, plan["text_encoder"])
     parts = range(-(-corpus.num_images // IMAGES_PER_FILE))
     # A resumed run needs room only for what is missing.
     bytes_left = size_in_bytes(plan) - sum(path.stat().st_size for path in folder.glob("*-*.npy"))
     if (free := shutil.disk_usage(folder).free) < bytes_left:
         raise InputError(f"the features need {_gigabytes(bytes_left)} more in {folder}, and {_gigabytes(free)} are free")
-    label = f"encode {corpus.num_images:,} images, {corpus.num_captions:,} captions to {_gigabytes(size_in_bytes(plan))}"
-    with track(label, total=corpus.num_images + corpus.num_captions, unit="items") as advance:
-        for part in parts:
-            _build_part(build, part, source, encoders, device, lengths, advance)
+    images = {part: _images_of(corpus, part) for part in parts if build.missing([_name("images", part)])}
+    texts = {part: _texts_of(corpus, part) for part in parts if build.missing([_name("texts", part)])}
+    num_images, num_texts = (sum(map(len, rows.values())) for rows in (images, texts))
+    # Two bars, because an image takes as long as many captions: one rate for both would tell nothing of what is left.
+    if num_images:
+        size = f"{_gigabytes(size_in_bytes(plan))} in all"
+        with track(f"encode {num_images:,} images, then {num_texts:,} captions, {size}", total=num_images, unit="images") as advance:
+            for part, rows in images.items():
+                _build_images(build, part, rows, _Encoding(source, encoders, device, advance))
+    if num_texts:
+        with track(f"encode {num_texts:,} captions", total=num_texts, unit="captions") as advance:
+            for part, rows in texts.items():
+                _build_texts(build, part, rows, lengths, _Encoding(source, encoders, device, advance))
     names = ["lengths.npy", *(_name(kind, part) for kind in ("images", "texts") for part in parts)]
     build.seal({"format": FEATURES.format, "files": {name: seal_of(folder / name) for name in names}}, names)
 
 
-def _build_part(
-    build: Build,
-    part: int,
-    source: CorpusSource,
-    encoders: Encoders,
-    device: torch.device,
-    lengths: Index,
-    advance: Advance,
-) -> None:
-    """Encode the images of a range, and their captions, unless they are on disk."""
-    corpus = source.corpus
-    images = range(part * IMAGES_PER_FILE, min((part + 1) * IMAGES_PER_FILE, corpus.num_images))
-    name = _name("images", part)
-    if build.missing([name]):
-        # Batches start again in each part, so a resumed run encodes the same batches and writes the same bytes.
-        chunks = [images[start : start + IMAGE_CHUNK] for start in range(0, len(images), IMAGE_CHUNK)]
-        encoded = [_to_half(encoders.image_features(source.images(chunk).to(device)), build.folder / name) for chunk in chunks]
-        _save(build, name, np.concatenate([tokens for tokens, _ in encoded]))
-    advance(len(images))
+@dataclass(frozen=True)
+class _Encoding:
+    """Encoders, what they read, and the bar of what they have done."""
+
+    source: CorpusSource
+    encoders: Encoders
+    device: torch.device
+    advance: Advance
+
+
+def _build_images(build: Build, part: int, images: Index, encoding: _Encoding) -> None:
+    """Encode the images of a part. Batches start again in each part: a resumed run encodes the same ones and writes the same bytes."""
+    name, encoded = _name("images", part), []
+    for start in range(0, len(images), IMAGE_CHUNK):
+        chunk = images[start : start + IMAGE_CHUNK]
+        states = encoding.encoders.image_features(encoding.source.images(chunk).to(encoding.device))
+        encoded.append(_to_half(states, build.folder / name)[0])
+        encoding.advance(len(chunk))
+    _save(build, name, np.concatenate(encoded))
+
+
+def _build_texts(build: Build, part: int, texts: Index, lengths: Index, encoding: _Encoding) -> None:
+    """Encode the captions of a part, those of similar length together."""
     name = _name("texts", part)
-    texts = np.arange(_first_text(corpus, part), _first_text(corpus, part + 1))
-    if build.missing([name]):
-        starts = np.cumsum(lengths[texts]) - lengths[texts]
-        packed = np.empty((int(lengths[texts].sum()), encoders.text_width), dtype=np.float16)
-        by_length = np.argsort(lengths[texts], kind="stable")
-        for start in range(0, len(texts), TEXT_CHUNK):
-            chunk = by_length[start : start + TEXT_CHUNK]
-            tokens, mask = _to_half(encoders.text_features(source.texts(texts[chunk]).to(device)), build.folder / name)
-            for start_token, text_tokens, is_real in zip(starts[chunk].tolist(), tokens, mask, strict=True):
-                packed[start_token : start_token + int(is_real.sum())] = text_tokens[is_real]
-        _save(build, name, packed)
-    advance(len(texts))
+    starts = np.cumsum(lengths[texts]) - lengths[texts]
+    packed = np.empty((int(lengths[texts].sum()), encoding.encoders.text_width), dtype=np.float16)
+    by_length = np.argsort(lengths[texts], kind="stable")
+    for start in range(0, len(texts), TEXT_CHUNK):
+        chunk = by_length[start : start + TEXT_CHUNK]
+        states = encoding.encoders.text_features(encoding.source.texts(texts[chunk]).to(encoding.device))
+        tokens, mask = _to_half(states, build.folder / name)
+        for start_token, text_tokens, is_real in zip(starts[chunk].tolist(), tokens, mask, strict=True):
+            packed[start_token : start_token + int(is_real.sum())] = text_tokens[is_real]
+        encoding.advance(len(chunk))
+    _save(build, name, packed)
 
 
 def find_faults(folder: Path, plan: dict[str, Any], names: Iterable[str]) -> Iterator[str]:
@@ -286,6 +371,14 @@ def _to_half(states: States, path: Path) -> tuple[Half, NDArray[np.bool_]]:
 def _first_text(corpus: Corpus, part: int) -> int:
     """The first caption of the images of a part; for the part after the last one, the number of captions."""
     return int(np.searchsorted(corpus.caption_image, part * IMAGES_PER_FILE))
+
+
+def _images_of(corpus: Corpus, part: int) -> Index:
+    return np.arange(part * IMAGES_PER_FILE, min((part + 1) * IMAGES_PER_FILE, corpus.num_images))
+
+
+def _texts_of(corpus: Corpus, part: int) -> Index:
+    return np.arange(_first_text(corpus, part), _first_text(corpus, part + 1))
 
 
 def _name(kind: str, part: int) -> str:

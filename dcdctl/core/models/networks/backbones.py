@@ -25,7 +25,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, TimmWrapperImageP
 from dcdctl.core.config import Between, Count, check_fields
 from dcdctl.core.errors import ModelError, require_extra
 from dcdctl.core.models.checkpoint import check_complete, check_finite
-from dcdctl.core.models.fingerprint import digest_of
+from dcdctl.core.models.fingerprint import digest_of, text_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.preprocess import Preprocess, hub_errors, load_image_processor, num_text_positions
 from dcdctl.core.models.references import hub
@@ -291,6 +291,12 @@ class EncoderPair:
         """See `Encoders.digest`."""
         both = nn.ModuleDict({"vision": self.vision, "text": self.text})
         return digest_of(both, config=config_tables(self.vision.config, self.text.config), preprocess=self.preprocess.settings)
+
+    @property
+    def text_digest(self) -> str:
+        """See `Encoders.text_digest`."""
+        config = {"text": config_tables(self.vision.config, self.text.config)["text"], "features": "tokens"}
+        return digest_of(self.text, config=config, preprocess=text_settings(self.preprocess.settings))
 
     @property
     def text_width(self) -> int:

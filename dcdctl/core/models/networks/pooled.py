@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dcdctl.core.models.fingerprint import digest_of
+from dcdctl.core.models.fingerprint import digest_of, text_settings
 from dcdctl.core.models.inputs import ImageBatch, States, TextBatch
 from dcdctl.core.models.networks.backbones import config_tables
 from dcdctl.core.models.networks.towers import Tower
@@ -53,6 +53,19 @@ class PooledTowers:
             preprocess=self.model.preprocess.settings,
             settings={"features": "pooled", "model_type": self.model.network.config.model_type},
             leave_out=f"text.{inside}." if inside else "",
+        )
+
+    @property
+    def text_digest(self) -> str:
+        """See `Encoders.text_digest`."""
+        vision, text = self.model.towers
+        inside = text.projection.removeprefix(f"{text.name}.")
+        return digest_of(
+            text.module,
+            config={"text": config_tables(vision.module.config, text.module.config)["text"]},
+            preprocess=text_settings(self.model.preprocess.settings),
+            settings={"features": "pooled", "model_type": self.model.network.config.model_type},
+            leave_out=f"{inside}." if inside else "",
         )
 
     @property
