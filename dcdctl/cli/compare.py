@@ -63,8 +63,9 @@ def compare(
         read_corpus_json(data)
     comparison = evaluation.compare_systems(systems, base, resamples=resamples, seed=seed, draw_seeds=draw_seeds, num_queries=queries)
     if html is not None:
-        report.write_comparison_page(html, comparison, report.open_corpus(comparison, data))
-        note(f"page -> {html}")
+        corpus = report.open_corpus(comparison, data)
+        report.write_comparison_page(html, comparison, corpus)
+        note(f"page -> {html}" if corpus else f"page without images -> {html}; their corpus was not found, --data DIR names it")
     if json:
         return show_json(report.comparison_document(comparison))
     _show(comparison)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,7 +124,7 @@ def test_the_document_says_what_was_measured(corpus, fusion):
     assert document["text_retrieval"]["R@1"] == pytest.approx(100 * np.mean(result.text_ranks == 1))
     about = {"kind": "fusion", "depth": None, "features": None, "ties": "count against the positive"}
     assert document["protocol"] == {"name": "whole", "folds": 1, **about}
-    assert document["data"] == "numbers"
+    assert document["data"] == str(Path("numbers").absolute())
 
 
 FIVE_FOLDS = Protocol(name="five", num_folds=5)

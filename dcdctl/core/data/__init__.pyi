@@ -19,7 +19,7 @@ from .ragged_array import Index, RaggedArray, offsets_of
 from .scenes import COLORS, FAMILY_SIZE, GRID, SHAPES, SIZES, Scene, describe_family, describe_scenes, draw_scene
 from .source_files import SourceOptions
 from .stream import ShardCount, ShardStream, StreamBatch, StreamConfig, is_stream, open_shards
-from .urls import shown
+from .urls import shown, url_of
 
 __all__ = [
     "COLORS",
@@ -83,4 +83,5 @@ __all__ = [
     "thumbnail",
     "tokens_of",
     "upright_rgb",
+    "url_of",
 ]

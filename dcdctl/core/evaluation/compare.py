@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,11 @@ class ComparisonReport:
     draws_seeds: bool = False
     """Whether the intervals and the p-values of the bootstrap cover the runs of a system too."""
 
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """A short name of each system that no other has, by letter."""
+        return dict(zip(self.systems, short_names([system.name for system in self.systems.values()]), strict=True))
+
     @property
     def queries(self) -> RankTable:
         """A table of ranks; all systems have the same images and captions."""
@@ -153,7 +159,8 @@ def compare_systems(
     base_letter = LETTERS[0 if base is None else index_of(list(systems.values()), base)]
     base_tables = systems[base_letter].tables
     others = {letter: system for letter, system in systems.items() if letter != base_letter}
-    tables = {letter: system.tables for letter, system in others.items()}
+    named = dict(zip(systems, short_names(names), strict=True))
+    tables = {named[letter]: system.tables for letter, system in others.items()}
     comparisons = significance.compare_all(tables, base_tables, resamples=resamples, seed=seed, draw_seeds=draw_seeds)
     holm_p_values = holm([comparison.p_value for comparison in comparisons])
     holm_sign_flip_p_values = holm([comparison.sign_flip_p_value for comparison in comparisons])
@@ -171,6 +178,24 @@ def compare_systems(
     return ComparisonReport(
         systems=systems, base=base_letter, comparisons=tuple(pairwise), num_resamples=resamples, seed=seed, draws_seeds=draw_seeds
     )
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """The ends of the names of systems, with as many folders as make them differ; seeds by the first one.
+
+    >>> short_names(["runs/a", "runs/b-0,runs/b-1", "old/a:cascade"])
+    ['a', 'b-0 + 1 more', 'a:cascade']
+    >>> short_names(["runs/1/a", "runs/2/a"]), short_names(["a", "a"])
+    (['1/a', '2/a'], ['a (A)', 'a (B)'])
+    """
+    refs = [_refs(name) for name in names]
+    parts = [Path(first).parts for first, *_ in refs]
+    ends = [f" + {len(seeds) - 1} more" if len(seeds) > 1 else "" for seeds in refs]
+    for length in range(1, max(map(len, parts)) + 1):
+        short = ["/".join(part[-length:]) + end for part, end in zip(parts, ends, strict=True)]
+        if len(set(short)) == len(short):
+            return short
+    return [f"{name} ({letter})" for name, letter in zip(short, LETTERS, strict=False)]
 
 
 def find_rank_shifts(ours: Sequence[RankTable], base: Sequence[RankTable], direction: Direction, num_queries: int) -> RankShifts:

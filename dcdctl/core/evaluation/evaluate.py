@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dcdctl.core import artifacts, files, models
-from dcdctl.core.data import Corpus, share_split, shown
+from dcdctl.core.data import Corpus, share_split, shown, url_of
 from dcdctl.core.errors import ConfigError, CorpusError, ModelError
 from dcdctl.core.evaluation import eccv, rankers, ranks, recall, result, vectors
 from dcdctl.core.evaluation.files import check_copy, file_names, result_folder, write_evaluation, write_ranks
@@ -73,7 +73,8 @@ def evaluate_model(
         pairs_scored=ranked.num_pairs,
         seconds=time.perf_counter() - started,
         fingerprint=corpus.fingerprint,
-        data=shown(corpus.folder),
+        # Absolute, so that a report or a comparison finds the images from any folder.
+        data=shown(corpus.folder if url_of(corpus.folder) else Path(corpus.folder).absolute()),
     )
 
 

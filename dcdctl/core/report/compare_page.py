@@ -5,15 +5,15 @@ For a system with several runs, the first answers are those of its first run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dcdctl.core.data import Corpus, Direction, read_corpus_json
-from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.evaluation import ComparisonReport, PairwiseComparison, RankShift, System
+from dcdctl.core.data import CORPUS_FILE, Corpus, Direction, read_corpus_json
+from dcdctl.core.errors import StaleError
+from dcdctl.core.evaluation import ComparisonReport, PairwiseComparison, RankShift, RankTable, System
 from dcdctl.core.report import compare_tables, html
 from dcdctl.core.report.html import EmbeddedImage
 
@@ -41,82 +41,108 @@ class _Query:
 
     direction: Direction
     index: int
-    letters: tuple[str, str]
+    names: tuple[str, str]
     ranks: tuple[tuple[int, ...], tuple[int, ...]]
     top: tuple[list[_Ranked], list[_Ranked]]
     """Empty if they were not kept."""
 
-    def image(self, corpus: Corpus) -> int:
+    def image(self, queries: RankTable) -> int:
         """The query image, or the image of the query caption."""
-        return self.index if self.direction == Direction.TEXT else int(corpus.caption_image[self.index])
+        return self.index if self.direction == Direction.TEXT else int(queries.caption_image[self.index])
 
 
-def open_corpus(report: ComparisonReport, data: Path | None = None) -> Corpus:
-    """The corpus of the queries: `data`, or the folder that an evaluation names.
+@dataclass(frozen=True)
+class _Words:
+    """The captions of the queries, from the corpus or from the table of ranks, and the images if they were found."""
 
-    InputError if the folder is unknown, StaleError if the corpus has other images or captions.
+    queries: RankTable
+    captions: Sequence[str]
+    corpus: Corpus | None
+
+    @staticmethod
+    def of(report: ComparisonReport, corpus: Corpus | None) -> _Words:
+        if corpus is not None:
+            return _Words(report.queries, corpus.captions, corpus)
+        tables = (run.result.answers for system in report.systems.values() for run in system.runs)
+        found = next((answers.captions for answers in tables if answers is not None and any(answers.captions)), None)
+        ids = [f"caption {number}" for number in report.queries.caption_ids]
+        return _Words(report.queries, found or ids, None)
+
+    def of_image(self, image: int) -> list[str]:
+        """The captions of an image."""
+        return [self.captions[caption] for caption in np.flatnonzero(self.queries.caption_image == image).tolist()]
+
+
+def open_corpus(report: ComparisonReport, data: Path | None = None) -> Corpus | None:
+    """The corpus of the queries: `data`, or the folder that an evaluation names; None if that one is not known, not there, or changed.
+
+    StaleError if `data` has other images or captions.
     """
     queries, summary = report.queries, report.summary
     folder = _known_folder(report) if data is None else data
+    if folder is None:
+        return None
     splits = list(read_corpus_json(folder)["splits"]) if summary is None else [summary.split]
     for split in splits:
         corpus = Corpus.open(folder, split, len(queries.image_ids))
         if tuple(corpus.image_ids) == queries.image_ids and np.array_equal(corpus.caption_ids, queries.caption_ids):
             return corpus
+    if data is None:
+        return None
     expected = f"the {len(queries.image_ids):,} images and {len(queries.caption_ids):,} captions of the ranks"
     raise StaleError(f"{folder} does not have {expected} in {' or '.join(splits)}", hint="name their corpus with --data DIR")
 
 
-def write_comparison_page(path: Path, report: ComparisonReport, corpus: Corpus) -> None:
-    """Write the page of a comparison."""
+def write_comparison_page(path: Path, report: ComparisonReport, corpus: Corpus | None) -> None:
+    """Write the page of a comparison; without a corpus it has the names of the images, and no image."""
+    words = _Words.of(report, corpus)
     sections = {heading: queries for pairwise in report.comparisons for heading, queries in _queries(report, pairwise) if queries}
-    images = _embedded_images(corpus, [query for queries in sections.values() for query in queries])
+    images = _embedded_images(words, [query for queries in sections.values() for query in queries])
     html.write(
         path,
         "comparison.html",
-        title=f"Compared with {report.systems[report.base].name}",
+        title=f"Compared with {report.names[report.base]}",
         facts=compare_tables.comparison_facts(report),
         summary=compare_tables.comparison_summary(report),
         comparisons=[
             {
-                "heading": f"{pairwise.letter} compared with {report.base}",
+                "heading": f"{report.names[pairwise.letter]} compared with {report.names[report.base]}",
                 "details": compare_tables.comparison_details(report, pairwise),
                 "rank_changes": compare_tables.rank_changes(report, pairwise),
             }
             for pairwise in report.comparisons
         ],
+        has_images=corpus is not None,
         how_to_read=compare_tables.how_to_read(report),
         sections=[
-            {"heading": heading, "queries": [_query_view(query, corpus, images) for query in queries]}
+            {"heading": heading, "queries": [_query_view(query, words, images) for query in queries]}
             for heading, queries in sections.items()
         ],
     )
 
 
-def _known_folder(report: ComparisonReport) -> Path:
+def _known_folder(report: ComparisonReport) -> Path | None:
+    """The first folder that an evaluation names and that still holds a corpus."""
     named = [
         run.result.summary.data
         for system in report.systems.values()
         for run in system.runs
         if run.result.summary is not None and run.result.summary.data is not None
     ]
-    for folder in named:
-        if Path(folder).is_dir():
-            return Path(folder)
-    problem = f"the corpus of the evaluation, {named[0]}, is not there" if named else "the evaluations do not say where their corpus is"
-    raise InputError(f"{problem}, and the page shows its images", hint="name it with --data DIR")
+    return next((Path(folder) for folder in named if (Path(folder) / CORPUS_FILE).is_file()), None)
 
 
 def _queries(report: ComparisonReport, pairwise: PairwiseComparison) -> Iterator[tuple[str, list[_Query]]]:
     """Headings and queries: better and worse ones for each direction."""
     # Four lists per comparison: better and worse, in two directions.
     limit = max(1, MAX_QUERIES // (4 * len(report.comparisons)))
+    ours, base = report.names[pairwise.letter], report.names[report.base]
     for direction in Direction:
         shifts = pairwise.shifts[direction]
         kind = f"{direction.query}s"
         for verb, listed, count in (("better", shifts.better, shifts.num_better), ("worse", shifts.worse, shifts.num_worse)):
             shown = listed[:limit]
-            title = f"{pairwise.letter} {verb} than {report.base}, {direction.title}: {len(shown):,} of {count:,} {kind}"
+            title = f"{ours} {verb} than {base}, {direction.title}: {len(shown):,} of {count:,} {kind}"
             yield title, _with_answers(report, pairwise, direction, shown)
 
 
@@ -130,7 +156,7 @@ def _with_answers(
         _Query(
             direction=direction,
             index=shift.query,
-            letters=(report.base, pairwise.letter),
+            names=(report.names[report.base], report.names[pairwise.letter]),
             ranks=(shift.base, shift.ours),
             top=(both[0].get(shift.query, []), both[1].get(shift.query, [])),
         )
@@ -162,7 +188,7 @@ class _Images:
 @dataclass(frozen=True)
 class _AnswerView:
     text: str
-    """The caption, or the first caption of the image."""
+    """The caption; for an image its first caption, or its id if there are no images."""
     image: EmbeddedImage | None
     score: float
     is_own: bool
@@ -172,7 +198,7 @@ class _AnswerView:
 class _ColumnView:
     """The rank and first answers of a system for a query."""
 
-    letter: str
+    name: str
     ranks: tuple[int, ...]
     answers: list[_AnswerView]
 
@@ -181,7 +207,7 @@ class _ColumnView:
 class _QueryView:
     """A query as the template reads it."""
 
-    image: EmbeddedImage
+    image: EmbeddedImage | None
     image_id: str
     alt: str
     caption: str
@@ -191,10 +217,12 @@ class _QueryView:
     columns: list[_ColumnView]
 
 
-def _embedded_images(corpus: Corpus, queries: list[_Query]) -> _Images:
-    shown = (query.image(corpus) for query in queries)
+def _embedded_images(words: _Words, queries: list[_Query]) -> _Images:
+    if words.corpus is None:
+        return _Images({}, {})
+    shown = (query.image(words.queries) for query in queries)
     ranked = (answer.candidate for query in queries if query.direction == Direction.IMAGE for top in query.top for answer in top)
-    return _Images(_embed(corpus, shown, QUERY_PX), _embed(corpus, ranked, ANSWER_PX))
+    return _Images(_embed(words.corpus, shown, QUERY_PX), _embed(words.corpus, ranked, ANSWER_PX))
 
 
 def _embed(corpus: Corpus, images: Iterable[int], side_px: int) -> dict[int, EmbeddedImage]:
@@ -202,27 +230,24 @@ def _embed(corpus: Corpus, images: Iterable[int], side_px: int) -> dict[int, Emb
     return {image: html.embed_image(corpus.image(image), side_px) for image in sorted(set(images))}
 
 
-def _query_view(query: _Query, corpus: Corpus, images: _Images) -> _QueryView:
-    image, is_caption = query.image(corpus), query.direction == Direction.IMAGE
+def _query_view(query: _Query, words: _Words, images: _Images) -> _QueryView:
+    image, is_caption = query.image(words.queries), query.direction == Direction.IMAGE
     columns = [
-        _ColumnView(letter, ranks, [_answer_view(query.direction, answer, corpus, images) for answer in top])
-        for letter, ranks, top in zip(query.letters, query.ranks, query.top, strict=True)
+        _ColumnView(name, ranks, [_answer_view(query.direction, answer, words, images) for answer in top])
+        for name, ranks, top in zip(query.names, query.ranks, query.top, strict=True)
     ]
     return _QueryView(
-        image=images.queries[image],
-        image_id=corpus.image_ids[image],
-        alt=_first_caption(corpus, image),
-        caption=corpus.captions[query.index] if is_caption else "",
-        captions=[] if is_caption else [corpus.captions[caption] for caption in corpus.captions_of(image)],
+        image=images.queries.get(image),
+        image_id=words.queries.image_ids[image],
+        alt=words.of_image(image)[0],
+        caption=words.captions[query.index] if is_caption else "",
+        captions=[] if is_caption else words.of_image(image),
         columns=columns,
     )
 
 
-def _answer_view(direction: Direction, answer: _Ranked, corpus: Corpus, images: _Images) -> _AnswerView:
+def _answer_view(direction: Direction, answer: _Ranked, words: _Words, images: _Images) -> _AnswerView:
     if direction == Direction.TEXT:
-        return _AnswerView(corpus.captions[answer.candidate], None, answer.score, answer.is_own)
-    return _AnswerView(_first_caption(corpus, answer.candidate), images.answers[answer.candidate], answer.score, answer.is_own)
-
-
-def _first_caption(corpus: Corpus, image: int) -> str:
-    return corpus.captions[corpus.captions_of(image)[0]]
+        return _AnswerView(words.captions[answer.candidate], None, answer.score, answer.is_own)
+    text = words.of_image(answer.candidate)[0] if words.corpus else words.queries.image_ids[answer.candidate]
+    return _AnswerView(text, images.answers.get(answer.candidate), answer.score, answer.is_own)

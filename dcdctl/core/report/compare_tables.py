@@ -91,7 +91,7 @@ def comparison_facts(report: ComparisonReport) -> list[tuple[str, str]]:
     measured = [] if summary is None else [f"split {summary.split}", f"protocol {summary.protocol or 'unknown'}"]
     counts = f"{len(queries.image_ids):,} images, {len(queries.caption_ids):,} captions"
     return [
-        *((letter, _about(system, is_base=letter == report.base)) for letter, system in report.systems.items()),
+        *((report.names[letter], _about(system, is_base=letter == report.base)) for letter, system in report.systems.items()),
         ("measured on", "; ".join([counts, *(measured or ["split and protocol unknown: no result.json next to the ranks"])])),
         ("draws", f"{report.num_resamples:,} of images{' and of runs' if report.draws_seeds else ''}, seed {report.seed}"),
     ]
@@ -107,11 +107,11 @@ def _about(system: System, *, is_base: bool) -> str:
 
 def comparison_summary(report: ComparisonReport) -> Table:
     """RSUM of each system, its difference from the base, and the p-values of the difference."""
-    columns = ["", "RSUM", f"difference from {report.base}", "sign-flip p", "bootstrap p"]
+    columns = ["", "RSUM", "difference", "sign-flip p", "bootstrap p"]
     rows = []
     compared = {pairwise.letter: pairwise for pairwise in report.comparisons}
     for letter, estimates in report.estimates.items():
-        cells = [letter, f"{estimates.rsum.value:.2f}"]
+        cells = [report.names[letter], f"{estimates.rsum.value:.2f}"]
         if pairwise := compared.get(letter):
             comparison = pairwise.comparison
             p_values = [(comparison.sign_flip_p_value, pairwise.holm_sign_flip_p_value), (comparison.p_value, pairwise.holm_p_value)]
@@ -129,14 +129,14 @@ def comparison_details(report: ComparisonReport, pairwise: PairwiseComparison) -
         [name, f"{base.value:.2f}", f"{ours.value:.2f}", signed(difference.value), _interval(difference)]
         for name, base, ours, difference in zip(parts[0], *(part.values() for part in parts), strict=True)
     ]
-    return ["", report.base, pairwise.letter, f"{pairwise.letter} - {report.base}", f"{100 * LEVEL:g} % interval"], rows
+    return ["", report.names[report.base], report.names[pairwise.letter], "difference", f"{100 * LEVEL:g} % interval"], rows
 
 
 def rank_changes(report: ComparisonReport, pairwise: PairwiseComparison) -> list[str]:
     """The numbers of queries that rank better and worse, a line per direction."""
     queries = {"images": pairwise.shifts[Direction.TEXT], "captions": pairwise.shifts[Direction.IMAGE]}
     return [
-        f"ranks of {name}: {shifts.num_better:,} better with {pairwise.letter} than with {report.base}, "
+        f"ranks of {name}: {shifts.num_better:,} better with {report.names[pairwise.letter]} than with {report.names[report.base]}, "
         f"{shifts.num_equal:,} equal, {shifts.num_worse:,} worse"
         for name, shifts in queries.items()
     ]
