@@ -6,6 +6,8 @@
   const [form, words, file, status, results, more, drop] = ["search", "words", "file", "status", "results", "more", "drop"].map(element);
   const [queryImage, queryThumbnail, queryName] = [element("query-image"), ...element("query-image").children];
   const limits = Object.fromEntries(Object.entries(document.body.dataset).map(([name, value]) => [name, Number(value)]));
+  const [examples, heading] = [element("examples"), document.querySelector("h1").textContent];
+  const sample = JSON.parse(results.dataset.sample);
   const uploads = [];
   const instructions = status.textContent;
   let running = new AbortController();
@@ -44,7 +46,7 @@
     showQuery(query);
     more.hidden = true;
     if (!Object.keys(query).length) {
-      results.replaceChildren();
+      results.replaceChildren(...sample.map((image) => card(image)));
       return say(instructions);
     }
     const { signal } = (running = new AbortController());
@@ -68,20 +70,23 @@
     if (queryThumbnail.src.startsWith("blob:")) URL.revokeObjectURL(queryThumbnail.src);
     if (document.activeElement !== words || text !== undefined) words.value = text ?? "";
     queryImage.hidden = text !== undefined || (row === undefined && !upload);
-    document.title = text ? `${text} | Image search` : "Image search";
+    document.title = text ? `${text} | ${heading}` : heading;
+    examples.hidden = text !== undefined || row !== undefined || Boolean(upload);
     if (upload) queryThumbnail.src = URL.createObjectURL(upload);
     else if (row !== undefined) queryThumbnail.src = `image/${encodeURIComponent(row)}`;
     queryName.textContent = upload ? `Images like ${upload.name || "the pasted image"}` : `Images like number ${row}`;
   }
 
-  function showAnswer({ results: hits, encode_ms, find_ms, rerank_ms, notes }, query) {
+  function showAnswer({ results: hits, encode_ms, find_ms, rerank_ms, notes, bars, weak }, query) {
     const ms = (value) => (value < 10 ? value.toFixed(1) : value.toFixed(0));
     const parts = [`encoding ${ms(encode_ms)}`, `finding ${ms(find_ms)}`, ...(rerank_ms ? [`re-ranking ${ms(rerank_ms)}`] : [])];
     const count = hits.length === 1 ? "1 image" : `${hits.length} images`;
     const summary = hits.length ? `${count} in ${ms(encode_ms + find_ms + rerank_ms)} ms (${parts.join(", ")})` : "This index has no images left.";
-    say([summary, ...notes].join("; "));
-    const best = Math.max(...hits.map((hit) => hit.score), 1e-9);
-    results.replaceChildren(...hits.map((hit) => card(hit, Math.max(0, hit.score / best))));
+    const verdict = weak ? ["Weak match: texts that these images do not show score as high"] : [];
+    say([...verdict, summary, ...notes].join("; "));
+    results.classList.toggle("weak", weak);
+    results.classList.toggle("by-text", query.text !== undefined);
+    results.replaceChildren(...hits.map((hit, position) => card(hit, bars[position])));
     more.hidden = hits.length < k || k >= limits.maxK;
     const itself = hits.find(({ row }) => String(row) === query.row);
     if (itself) queryName.textContent = `Images like ${itself.name}`;
@@ -90,6 +95,13 @@
     isFocusPending = false;
   }
 
+  // The ends of a name tell files apart: IMG_2041...(copy 2).jpg.
+  function shortened(name) {
+    const letters = [...name];
+    return letters.length <= 22 ? name : `${letters.slice(0, 9).join("")}\u2026${letters.slice(-12).join("")}`;
+  }
+
+  // An image of the sample has no score.
   function card({ row, name, score, reranked }, share) {
     const item = document.createElement("li");
     const link = add(item, "a", "image");
@@ -100,12 +112,12 @@
     image.loading = "lazy";
     image.addEventListener("error", () => link.replaceChildren("this image is gone"), { once: true });
     image.src = `image/${row}`;
-    add(add(item, "div", "score"), "span").style.setProperty("--share", share.toFixed(3));
+    if (share !== undefined) add(add(item, "div", "score"), "span").style.setProperty("--share", share.toFixed(3));
     const label = add(item, "p", "name");
     label.dir = "auto";
     const original = add(label, "a");
-    Object.assign(original, { href: `image/${row}?size=original`, target: "_blank", rel: "noopener", title: name, textContent: name });
-    add(item, "p", "numbers").textContent = reranked === null ? score.toFixed(3) : `${reranked.toFixed(2)} re-ranked, ${score.toFixed(3)}`;
+    Object.assign(original, { href: `image/${row}?size=original`, target: "_blank", rel: "noopener", title: name, textContent: shortened(name) });
+    if (score !== undefined) add(item, "p", "numbers").textContent = reranked === null ? score.toFixed(3) : `${reranked.toFixed(2)} re-ranked, ${score.toFixed(3)}`;
     return item;
   }
 

@@ -6,15 +6,20 @@ Chromium writes out what the page is once its script has run. What a user would 
 from __future__ import annotations
 
 import functools
+import json
 import re
 import shutil
 from html import unescape
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
+import numpy as np
 import processes
 import pytest
 import served
 from html_page import Page
 
+from dcdctl.core.search.background import probe_texts
 from dcdctl.core.serve import ServiceConfig, pages
 from dcdctl.core.serve import app as serve_app
 
@@ -89,10 +94,10 @@ def told(html: str) -> str:
 
 def test_a_link_shows_what_its_sender_saw(see):
     html, page = see("?q=a+red+bus")
-    assert re.fullmatch(rf"{NUM} images in [\d.]+ ms \(encoding [\d.]+, finding [\d.]+\)", told(html).split(";")[0])
+    assert re.fullmatch(rf"{NUM} images in [\d.]+ ms \(encoding [\d.]+, finding [\d.]+\)", told(html).split(";")[1].strip())
     assert page.all("body")[0]["data-drawn"] == str(NUM)
     assert page.all("input")[0]["id"] == "words"
-    assert "<title>a red bus | Image search</title>" in html
+    assert "<title>a red bus | Search index</title>" in html
 
 
 def test_names_and_words_cannot_become_markup(see):
@@ -103,7 +108,41 @@ def test_names_and_words_cannot_become_markup(see):
     assert page.all("b") == []
     assert [one for _, one in page.tags if "onerror" in one] == []
     assert page.all("body")[0]["data-address"] == "?q=two+%3Cb%3Edogs%3C%2Fb%3E+%26+%E7%8A%AC"
-    assert "<title>two &lt;b&gt;dogs&lt;/b&gt; &amp; 犬 | Image search</title>" in html
+    assert "<title>two &lt;b&gt;dogs&lt;/b&gt; &amp; 犬 | Search index</title>" in html
+
+
+def test_an_empty_page_shows_a_sample_and_example_queries_and_names_the_index(see):
+    html, page = see("")
+    assert "<h1>Search index</h1>" in html
+    assert page.all("body")[0]["data-drawn"] == str(NUM)
+    assert sorted(one["alt"] for one in page.all("img") if one["alt"]) == sorted(served.NAMES)
+    links = [one["href"] for one in page.all("a") if one["href"].startswith("?q=")]
+    assert links == [f"?{urlencode({'q': text})}" for text in pages.EXAMPLES]
+    assert 'class="score"' not in html
+    assert '<p id="examples" hidden' in see("?q=a+red+bus")[0]
+
+
+def test_long_names_are_shortened_in_the_middle(see):
+    html, _ = see("?q=a+red+bus")
+    assert ">&lt;img src=\u2026lert(1)&gt;.png</a>" in html
+    assert ">photo.jpg</a>" in html
+
+
+def test_a_text_that_scores_as_nonsense_is_a_weak_match(see, url):
+    def ask(text):
+        with urlopen(f"{url}/search?{urlencode({'text': text, 'k': NUM})}") as response:
+            return json.load(response)
+
+    best = [ask(text)["results"][0]["score"] for text in probe_texts()]
+    limit = np.quantile(best, 0.95)
+    # The tiny model knows no word of the probes; of the words that it knows, this one is nearer to an image than the limit.
+    weak, strong = probe_texts()[0], "red"
+    assert [ask(text)["weak"] for text in (weak, strong)] == [ask(text)["results"][0]["score"] <= limit for text in (weak, strong)]
+    pages = [see(f"?{urlencode({'q': text})}")[0] for text in (weak, strong)]
+    assert [told(html).startswith("Weak match: ") for html in pages] == [True, False]
+    shares = [[float(share) for share in re.findall(r"--share: ([\d.]+)", html)] for html in pages]
+    assert shares[1] == pytest.approx(ask(strong)["bars"], abs=1e-3)
+    assert shares[1][0] > 0.5 >= shares[0][0]
 
 
 def test_a_click_on_an_image_searches_by_it(see):

@@ -1,3 +1,4 @@
+from .background import Background, measure_background, spread_rows
 from .build import Changes, IndexChange, run_index_job
 from .config import IndexConfig
 from .index import Index
@@ -10,6 +11,7 @@ __all__ = [
     "INDEX",
     "INDEX_FILE",
     "Answer",
+    "Background",
     "Changes",
     "Hit",
     "Index",
@@ -25,8 +27,10 @@ __all__ = [
     "index_document",
     "index_facts",
     "looks_like_a_path",
+    "measure_background",
     "read_document",
     "read_image",
     "run_index_job",
+    "spread_rows",
     "summarize_index",
 ]

@@ -172,6 +172,18 @@ class Index:
         except RowError as error:
             raise MissingError(f"{Path(source['path']) / path} of the index {self.folder}: {error}") from error
 
+    def captions(self, row: int) -> list[str]:
+        """The captions of an image of a corpus; empty for one of a folder, or if the corpus is gone or has changed."""
+        try:
+            source, part, group, within = self._source(row)
+            if source["kind"] != "corpus":
+                return []
+            corpus = self._corpus(source["path"], source["split"], source["fingerprint"])
+        except (MissingError, StaleError):
+            return []
+        image = self._strings("corpus_row", part, group)[within].as_py()
+        return [corpus.captions[caption] for caption in corpus.captions_of(image)]
+
     def has_image(self, row: int) -> bool:
         """Whether `image_bytes` finds the image file of a row, without reading the file."""
         try:

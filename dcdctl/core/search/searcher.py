@@ -143,6 +143,13 @@ class Searcher:
         return answers
 
     @torch.inference_mode()
+    def text_vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(Q, D): the vectors of texts, as they are compared with those of the index."""
+        with self._tokenizing:
+            batch = self.model.preprocess.texts(texts)
+        return _on_cpu(self.model.embed_texts(batch.to(self.device)))[:, : self.index.dim]
+
+    @torch.inference_mode()
     def by_image(self, image: Image.Image, k: int = NUM_ANSWERS) -> Answer:
         """The k images nearest to an image; ConfigError with a re-ranker, because it compares images with texts only."""
         if self.reranker is not None:

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse
 from dcdctl import __version__
 from dcdctl.core.data import ImageError
 from dcdctl.core.errors import ConfigError, DcdError, InputError
-from dcdctl.core.search import Answer, Hit, Searcher
+from dcdctl.core.search import Answer, Background, Hit, Searcher
 from dcdctl.core.serve import images, pages
 from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.serve.metrics import CONTENT_TYPE, Metrics
@@ -40,12 +40,19 @@ class SearchResponse:
     find_ms: float
     rerank_ms: float
     notes: tuple[str, ...]
+    bars: tuple[float, ...]
+    """For each result, where its score lies in the index, from 0 to 1 (`Background.share`)."""
+    weak: bool
+    """Whether texts that no image of the index shows score as high as the best result."""
 
     @staticmethod
-    def of(answer: Answer) -> SearchResponse:
+    def of(answer: Answer, background: Background | None, *, is_text: bool) -> SearchResponse:
+        scores = [hit.score for hit in answer.hits]
         stages = (answer.encode_seconds, answer.find_seconds, answer.rerank_seconds)
         encode_ms, find_ms, rerank_ms = (round(1000 * seconds, 3) for seconds in stages)
-        return SearchResponse(answer.hits, encode_ms, find_ms, rerank_ms, answer.notes)
+        bars = [] if background is None else [round(background.share(score, is_text=is_text), 4) for score in scores]
+        weak = is_text and background is not None and bool(scores) and background.is_weak(max(scores))
+        return SearchResponse(answer.hits, encode_ms, find_ms, rerank_ms, answer.notes, tuple(bars), weak)
 
 
 @dataclass(frozen=True)
@@ -137,17 +144,20 @@ def _search_routes(service: Service) -> APIRouter:
         k: int = number,
     ) -> SearchResponse:
         if text is not None and row is None:
-            return SearchResponse.of(await service.texts.answer(text, k))
+            answer = await service.texts.answer(text, k)
+            return SearchResponse.of(answer, await service.searching.run(service.searcher.background), is_text=True)
         if row is None or text is not None:
             raise InputError("the request must have a text or a row, and not both", hint="for example /search?text=a+red+bus")
-        return SearchResponse.of(await _by_image(service, lambda searcher: images.image_of(searcher.index, row), k))
+        answer = await _by_image(service, lambda searcher: images.image_of(searcher.index, row), k)
+        return SearchResponse.of(answer, await service.searching.run(service.searcher.background), is_text=False)
 
     @router.post(
         "/search", summary="Search by an uploaded image.", responses={408: {"model": ErrorResponse}, 413: {"model": ErrorResponse}}
     )
     async def by_image(image: UploadFile, k: int = number) -> SearchResponse:
         data = await image.read()
-        return SearchResponse.of(await _by_image(service, lambda _: images.uploaded(data, config), k))
+        answer = await _by_image(service, lambda _: images.uploaded(data, config), k)
+        return SearchResponse.of(answer, await service.searching.run(service.searcher.background), is_text=False)
 
     return router
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 
 from dcdctl.core import files, templates
-from dcdctl.core.search import Index
+from dcdctl.core.search import Index, spread_rows
 from dcdctl.core.serve import images
 from dcdctl.core.serve.config import MiB, ServiceConfig
 
@@ -31,9 +31,31 @@ def add_pages(app: FastAPI, index: Callable[[], Index], config: ServiceConfig) -
     _add(app, "/docs", partial(bytes, docs_page(app.openapi(), config).encode()), "text/html")
 
 
+NUM_SAMPLE, NUM_EXAMPLES = 12, 4
+"""Images and queries that an empty page shows."""
+EXAMPLES = ("a person", "an animal", "food on a table", "a street with cars")
+"""Queries for images without captions."""
+
+
 def search_page(index: Index, config: ServiceConfig) -> str:
-    """The HTML of the search page."""
-    return templates.render("search.html", config=config, num_images=index.num_images)
+    """The HTML of the search page: it names the index and, until there is a query, shows a sample of its images and example queries."""
+    rows = [row for row in spread_rows(index, 2 * NUM_SAMPLE) if index.has_image(row)][:NUM_SAMPLE]
+    return templates.render(
+        "search.html",
+        config=config,
+        index_name=index.folder.resolve().name,
+        num_images=index.num_images,
+        sample=[{"row": row, "name": index.name(row)} for row in rows],
+        examples=list(dict.fromkeys(captions_of(index, rows)))[:NUM_EXAMPLES] or EXAMPLES,
+        max_chars=config.max_text_chars,
+    )
+
+
+def captions_of(index: Index, rows: Sequence[int]) -> Iterator[str]:
+    """The first caption of each image that comes from a corpus."""
+    for row in rows:
+        if captions := index.captions(row):
+            yield captions[0]
 
 
 @dataclass(frozen=True)

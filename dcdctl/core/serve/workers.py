@@ -14,7 +14,7 @@ from functools import partial
 from typing import TypeVar
 
 from dcdctl.core.errors import DcdError
-from dcdctl.core.search import INDEX_FILE, Answer, Index, Searcher
+from dcdctl.core.search import INDEX_FILE, Answer, Background, Index, Searcher, measure_background
 from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.serve.metrics import Metrics
 
@@ -31,7 +31,8 @@ class LiveSearcher:
         self._searcher = searcher
         # The index may have changed on disk since it was opened, so it is opened again at first.
         self._stamp: Stamp | None = None
-        self._lock = threading.Lock()
+        self._measured: tuple[Index, Background | None] | None = None
+        self._lock, self._measuring = threading.Lock(), threading.Lock()
 
     def now(self) -> Searcher:
         """The searcher of the index on disk; of the last usable index while it is being changed or is damaged."""
@@ -42,6 +43,14 @@ class LiveSearcher:
                     # The stamp is kept for an unusable index too, so that its error is logged once.
                     self._searcher, self._stamp = self._reopened(), stamp
         return self._searcher
+
+    def background(self) -> Background | None:
+        """What is a weak match in the index on disk, measured once for each index; None for an index without images."""
+        searcher = self.now()
+        with self._measuring:
+            if self._measured is None or self._measured[0] is not searcher.index:
+                self._measured = searcher.index, measure_background(searcher)
+            return self._measured[1]
 
     def _read_stamp(self) -> Stamp | None:
         try:

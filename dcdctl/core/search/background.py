@@ -1,0 +1,102 @@
+"""What counts as a weak match in an index: the scores of texts that its images do not show.
+
+The scale of cosines differs between models, so no fixed number tells a match from a chance. The probes are texts without visible things,
+such as "tax policy theory": their best scores in the index are what a query reaches that no image answers. They are computed when a
+service opens an index, and are not stored, so that they fit every index, also after images were added or removed.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dcdctl.core.search.index import Index
+from dcdctl.core.search.searcher import Searcher
+
+NUM_PROBES = 64
+LEVEL = 0.95
+"""Share of the probes whose best score is a weak match."""
+SAMPLE = 1024
+"""Images, spread evenly over the rows, for the typical scores."""
+WORDS = (
+    "tax invoice quarter policy theory verb decimal treaty melody rumor honesty algebra budget clause deadline election fiction grammar "
+    "hypothesis interest justice kilobyte liability metaphor nitrogen opinion parliament quota rhetoric salary tenure urgency variable "
+    "wisdom yield abstract bankruptcy consent doctrine evidence formula gravity hierarchy inflation jurisdiction knowledge logic mortgage "
+    "notation obligation philosophy quotient revenue syntax tariff usage velocity warranty"
+)
+"""Words for things that cannot be seen. Captions of photos have hardly one of them."""
+
+
+@dataclass(frozen=True)
+class Background:
+    """The scores of an index that mean nothing."""
+
+    typical: float
+    """Median score of a probe and an image."""
+    limit: float
+    """Best score in the index that 95 of 100 probes do not exceed."""
+    typical_of_images: float
+    """Median score of two images; 1 if there is only one."""
+
+    def is_weak(self, best: float) -> bool:
+        """Whether the best score of a text is one that a text without visible things reaches.
+
+        >>> background = Background(typical=0.0, limit=0.25, typical_of_images=0.5)
+        >>> background.is_weak(0.25), background.is_weak(0.3)
+        (True, False)
+        """
+        return best <= self.limit
+
+    def share(self, score: float, *, is_text: bool) -> float:
+        """Where a score lies, from 0 to 1: for a text, 0 is the typical score and 0.5 the limit; for an image, 1 is the image itself.
+
+        >>> background = Background(typical=0.0, limit=0.25, typical_of_images=0.5)
+        >>> [background.share(score, is_text=True) for score in (-0.1, 0.25, 0.4)], background.share(0.75, is_text=False)
+        ([0.0, 0.5, 0.8], 0.5)
+        """
+        low, high = (self.typical, 2 * self.limit - self.typical) if is_text else (self.typical_of_images, 1.0)
+        return min(1.0, max(0.0, (score - low) / max(high - low, 1e-6)))
+
+
+def probe_texts() -> list[str]:
+    """The probes, always the same: two to six of the words."""
+    draw = random.Random(0)
+    return [" ".join(draw.sample(WORDS.split(), 2 + number % 5)) for number in range(NUM_PROBES)]
+
+
+def measure_background(searcher: Searcher) -> Background | None:
+    """The background of an index, by its own model; None for an index without images."""
+    index = searcher.index
+    images_SD = _sample(index)
+    if not len(images_SD):
+        return None
+    probes_PD = searcher.text_vectors(probe_texts())
+    # A model may have no vector for words that it does not know.
+    probes_PD = probes_PD[np.isfinite(probes_PD).all(axis=1) & probes_PD.any(axis=1)]
+    if not len(probes_PD):
+        return None
+    best_P = index.nearest(probes_PD, 1).scores_QK[:, 0]
+    probes_PD = probes_PD / np.linalg.norm(probes_PD, axis=1, keepdims=True)
+    pairs = (images_SD @ images_SD.T)[np.triu_indices(len(images_SD), k=1)]
+    return Background(
+        typical=float(np.median(probes_PD @ images_SD.T)),
+        limit=float(np.quantile(best_P, LEVEL)),
+        typical_of_images=float(np.median(pairs)) if len(pairs) else 1.0,
+    )
+
+
+def _sample(index: Index) -> NDArray[np.float32]:
+    """Unit vectors of at most `SAMPLE` images."""
+    rows = spread_rows(index, SAMPLE)
+    vectors_SD = index.vectors(np.array(rows, dtype=np.int64)).astype(np.float32)
+    return vectors_SD / np.linalg.norm(vectors_SD, axis=1, keepdims=True)
+
+
+def spread_rows(index: Index, count: int) -> list[int]:
+    """At most `count` rows spread evenly over an index, without removed rows."""
+    count = min(count, index.num_rows)
+    rows = ((2 * part + 1) * index.num_rows // (2 * count) for part in range(count))
+    return [row for row in rows if not index.is_gone(row)]

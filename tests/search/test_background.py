@@ -1,0 +1,53 @@
+"""The background of an index against a plain computation."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import served
+import torch
+
+from dcdctl.core.search import Index, Searcher, background, build
+from dcdctl.core.search.build import Changes
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return served.make(tmp_path_factory.mktemp("background"))
+
+
+def unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def by_hand(searcher: Searcher) -> list[float]:
+    index = searcher.index
+    rows = [row for row in range(index.num_rows) if not index.is_gone(row)]
+    images = unit(index.vectors(np.array(rows)).astype(np.float64))
+    model = searcher.model
+    with torch.inference_mode():
+        probes = unit(model.embed_texts(model.preprocess.texts(background.probe_texts())).double().numpy())
+    best = [max(probe @ image for image in images) for probe in probes]
+    pairs = [one @ other for one, other in itertools.combinations(images, 2)]
+    return [float(np.median(probes @ images.T)), float(np.quantile(best, 0.95)), float(np.median(pairs))]
+
+
+def test_the_background_is_that_of_all_probes_and_images(made):
+    found = background.measure_background(made.searcher)
+    assert [found.typical, found.limit, found.typical_of_images] == pytest.approx(by_hand(made.searcher), abs=2e-3)
+
+
+def test_removed_images_are_no_background(made, tmp_path):
+    searcher = made.searcher
+    name = searcher.index.name(int(searcher.index.nearest(searcher.text_vectors(background.probe_texts()), 1).rows_QK[0, 0]))
+    build.update(made.index, Changes(remove=(name,)))
+    after = background.measure_background(made.searcher)
+    assert Index.open(made.index).num_images == len(served.NAMES) - 1
+    assert [after.typical, after.limit, after.typical_of_images] == pytest.approx(by_hand(made.searcher), abs=2e-3)
+
+
+def test_the_probes_are_64_different_texts_of_two_to_six_words():
+    assert len(set(background.probe_texts())) == 64
+    assert {len(text.split()) for text in background.probe_texts()} == {2, 3, 4, 5, 6}
