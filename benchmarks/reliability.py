@@ -132,7 +132,7 @@ def run_kinds(stage: Stage) -> dict[str, Callable[[Path], Artifact]]:
         def read(path: Path) -> Any:
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 evaluated = json.loads(dcdctl("eval", path, "--data", stage.corpus, *CPU, "--json", "--out", f"{scratch}/eval"))
-                dcdctl("report", path, "--out", f"{scratch}/page.html", "--csv", f"{scratch}/numbers.csv")
+                dcdctl("report", path, "--out", f"{scratch}/page.html", "--to-csv", f"{scratch}/numbers.csv")
                 return evaluated | {"seconds": 0}, Path(scratch, "numbers.csv").read_bytes()
 
         # The checkpoints of a finished run are removed, and nothing reads the logs of TensorBoard.

@@ -39,7 +39,7 @@ PLACES = {
 """Options that take a folder, and the kinds that are right."""
 KINDS = ["CORPUS", "FUSION", "DUAL", "CACHE", "INDEX", "EVALUATION", "PAIR", "PHOTOS", "TAKEN", "FILE", "PAIRS.csv", "ABSENT", ""]
 TEXTS = ["\0", "a\0b", "\ud800", "a" * 100_000, "\x1b[2J", "\u202e", "", "-", "%s%n", "{0}", "\n"]
-OUTPUTS = {"--out", "out", "--html", "--markdown"}
+OUTPUTS = {"--out", "out", "--html", "--to-markdown"}
 OF_RECIPE = ["distill", "finetune-teacher", "cache-teacher"]
 
 

@@ -233,7 +233,7 @@ class Stage:
             listing,
             lambda out: shutil.copytree(self.dual, out),
         )
-        report = Job("report", lambda out: ["report", self.dual, "--out", out / "page.html", "--csv", out / "numbers.csv"], listing)
+        report = Job("report", lambda out: ["report", self.dual, "--out", out / "page.html", "--to-csv", out / "numbers.csv"], listing)
         kinds = ("transformers", "sentence-transformers", "onnx")
         exports = [Job(f"export --to {kind}", lambda out, kind=kind: ["export", self.dual, out, "--to", kind], listing) for kind in kinds]
         return [Job("convert", lambda out: ["convert", self.fusion, out]), *exports, report, bench]

@@ -29,6 +29,7 @@ from dcdctl.cli.search import search
 from dcdctl.cli.serve import serve
 from dcdctl.cli.study import study
 from dcdctl.cli.verify import verify
+from dcdctl.cli.views.help import MAX_COLUMNS, HelpCommand
 from dcdctl.cli.views.terminal import ErrorGroup, show
 
 app = typer.Typer(
@@ -36,7 +37,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,  # importing Rich takes longer than the rest of --help; ErrorGroup keeps the panels
     pretty_exceptions_enable=False,  # a bug shows Python's own traceback
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": MAX_COLUMNS},
 )
 
 
@@ -60,7 +61,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("models", "Start here", list_models, "models"),
     ("prepare", "Data", prepare, "prepare flickr30k --out data/flickr30k"),
     ("verify", "Data", verify, "verify data/flickr30k"),
-    ("convert", "Teacher", convert, "convert vilt_irtr_f30k.ckpt models/vilt-flickr30k"),
+    ("convert", "Teacher", convert, "convert vilt_irtr_f30k.ckpt --out models/vilt-flickr30k"),
     ("finetune-teacher", "Teacher", finetune_teacher, "finetune-teacher vilt-flickr30k-teacher --data data/flickr30k --out runs/teacher"),
     (
         "cache-teacher",
@@ -80,15 +81,14 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("bench", "Proof", bench, "bench runs/student --teacher runs/teacher --data data/flickr30k"),
     ("compare", "Proof", compare, "compare runs/student runs/teacher --html compared.html"),
     ("report", "Proof", report, "report runs/student --teacher runs/teacher --out report.html"),
-    ("export", "Search", export, "export runs/dual dual-onnx --to onnx"),
+    ("export", "Search", export, "export runs/dual --to onnx --out dual-onnx"),
     ("index", "Search", index, "index runs/dual --images photos --out photos.index"),
     ("search", "Search", search, 'search photos.index "a dog in the snow"'),
     ("serve", "Search", serve, "serve photos.index"),
 ]
 """Name, panel of the help, function and example."""
 for name, panel, function, example in COMMANDS:
-    # A paragraph that begins with a backspace is not wrapped.
-    app.command(name, rich_help_panel=panel, epilog=f"Example:\n\n\b\n  dcdctl {example}")(function)
+    app.command(name, cls=HelpCommand, rich_help_panel=panel, epilog=f"dcdctl {example}")(function)
 
 
 def main() -> None:

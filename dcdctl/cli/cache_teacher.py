@@ -88,7 +88,7 @@ def cache_teacher(
     device: Device = "auto",
     precision: Precision = "fp32",
 ) -> None:
-    """Score each query's candidates with the teacher, once. Training reads the scores and never runs the teacher."""
+    """Score candidates with the teacher, once. Training reads the scores and never runs the teacher."""
     own: dict[str, object] = {"--teacher": teacher, "--model-set": model_set, "--features": features, "--dry-run": dry_run or None}
     own |= {"--verify": verify, "--precision": None if precision == "fp32" else precision, "--batch-size": batch_size}
     _check_external(own, plan_only, with_columns, scores, teacher_name)

@@ -30,7 +30,7 @@ Corpus = Annotated[
 ]
 NumQueries = Annotated[
     int,
-    typer.Option("--queries", help="Queries to show whose ranks differ most, per direction, better and worse.", min=0, max=30, metavar="N"),
+    typer.Option("--queries", help="Queries to show with images, per direction.", min=0, max=30, metavar="N"),
 ]
 Resamples = Annotated[
     int, typer.Option("--resamples", help="Resamples of the bootstrap and of the sign-flip test.", min=100, max=1_000_000, metavar="N")
@@ -53,7 +53,7 @@ def compare(
     draw_seeds: DrawSeeds = False,
     json: Json = False,
 ) -> None:
-    """Test whether models differ, query by query. Differences with intervals, p-values, and the queries that differ most."""
+    """Test whether models differ, query by query. It prints differences with intervals and p-values, and the queries that differ most."""
     from dcdctl.core import evaluation, report
     from dcdctl.core.data import read_corpus_json
 

@@ -33,8 +33,8 @@ def complete_teacher(incomplete: str) -> list[str]:
 
 
 def complete_split(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The splits of the corpus that `--data` names; after a +, the others."""
-    data = ctx.params.get("data")
+    """The splits of the corpus that `--data` (or `--images` of an index) names; after a +, the others."""
+    data = ctx.params.get("data") or ctx.params.get("images")
     folder = data[0] if isinstance(data, list | tuple) and data else data
     try:
         splits = list(json.loads((Path(folder) / "corpus.json").read_text(encoding="utf-8"))["splits"])  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ Steps = Annotated[int | None, typer.Option("--steps", help="Training steps per s
 def demo(
     out: OutFolder = Path("demo"), train_teacher: TrainTeacher = False, steps: Steps = None, device: Device = "auto", json: Json = False
 ) -> None:
-    """Run all steps on generated scenes, in minutes on a CPU."""
+    """Run all steps on generated scenes. It takes minutes on a CPU."""
     from dcdctl.core import demo as core
     from dcdctl.core import devices
     from dcdctl.core.devices import Compute

@@ -44,7 +44,8 @@ Dims = Annotated[
     str | None, typer.Option("--dims", help="Compare only the first N numbers of each vector; with --vector-table a list.", metavar="N,...")
 ]
 Vectors = Annotated[
-    Literal["float32", "int8", "binary"], typer.Option("--vectors", help="Compare vectors by these codes, as an index does.")
+    Literal["float32", "int8", "binary"],
+    typer.Option("--vectors", help="Compare vectors by these codes, as an index does.", metavar="float32|int8|binary"),
 ]
 Rescore = Annotated[
     int | None, typer.Option("--rescore", help="With int8 or binary: score the first N again by float32 vectors.", min=1, metavar="N")
@@ -78,7 +79,7 @@ def evaluate(
     vector_table: VectorTable = False,
     json: Json = False,
 ) -> None:
-    """Measure the retrieval of a model or a cascade. Recall with intervals, mAP@R, median rank; time per depth of a cascade."""
+    """Measure the retrieval of a model or a cascade. It prints recalls with intervals, mAP@R, and the ranks of the positives."""
     from dcdctl.core import devices
     from dcdctl.core.devices import Compute
     from dcdctl.core.evaluation import EvalJob, EvalOptions, FormChoice, SplitChoice, run_evaluation, run_vector_table

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcdctl.cli.options import Json, ModelRef, ModelSet
+from dcdctl.cli.options import FormerOut, Json, ModelRef, ModelSet, NewOut, new_folder
 from dcdctl.cli.views.terminal import amount, bar, note, show, show_json
 
 if TYPE_CHECKING:
     from dcdctl.core.export import Exported
 
-OutFolder = Annotated[Path, typer.Argument(help="New folder to write.", metavar="OUT")]
 To = Annotated[str, typer.Option("--to", help="transformers, sentence-transformers, open-clip or onnx (docs/export.md).", metavar="FORMAT")]
 Data = Annotated[
     Path | None,
@@ -31,8 +30,9 @@ Private = Annotated[bool, typer.Option("--private", help="With --push-to-hub: cr
 
 def export(
     model: ModelRef,
-    out: OutFolder,
     to: To,
+    former_out: FormerOut = None,
+    out: NewOut = None,
     data: Data = None,
     int8: Int8 = True,
     evaluation: Evaluations = None,
@@ -42,12 +42,15 @@ def export(
     model_set: ModelSet = None,
     json: Json = False,
 ) -> None:
-    """Write a model for another library, with a model card. Its outputs are compared with those of the original."""
+    """Write a model for another library. A model card is added, and the outputs are compared with those of the original."""
     from dcdctl.core.export import ExportJob, export_model, push_options
 
     push = push_options(push_to_hub, is_private=private)
     named, sets = tuple(evaluation or ()), tuple(model_set or ())
-    job = ExportJob(ref=model, out=out, to=to, data=data, with_int8=int8, license=license_id, push=push, model_sets=sets, evaluations=named)
+    folder = new_folder(out, former_out)
+    job = ExportJob(
+        ref=model, out=folder, to=to, data=data, with_int8=int8, license=license_id, push=push, model_sets=sets, evaluations=named
+    )
     outcome = export_model(job, bar)
     if json:
         return show_json(outcome.to_json())

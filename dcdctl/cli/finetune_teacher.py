@@ -32,7 +32,7 @@ def finetune_teacher(
     resume: options.Resume = False,
     dry_run: options.TrainingDryRun = False,
 ) -> None:
-    """Train a cross-encoder to rank captions and images. The true one competes with sampled or mined ones."""
+    """Train a cross-encoder to rank. The true caption or image competes with sampled or mined ones."""
     options.check_overrides(recipe, sets)
     from dcdctl.cli.views.terminal import bar, note, show
     from dcdctl.cli.views.training import show_preview, view

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from dcdctl.cli.completion import complete_split
 from dcdctl.cli.options import BatchSize, Device, Workers
 from dcdctl.cli.views.terminal import bar, note, show
 
@@ -25,7 +26,14 @@ Remove = Annotated[
 ]
 RemoveGone = Annotated[bool, typer.Option("--remove-gone", help="Remove the images whose files no longer exist.")]
 Split = Annotated[
-    str | None, typer.Option("--split", help="Only this split of a corpus, or several: train+val; by default all.", metavar="NAME")
+    str | None,
+    typer.Option(
+        "--split",
+        help="Split of the corpus; train+val reads two as one.",
+        show_default="all",
+        autocompletion=complete_split,
+        metavar="NAME",
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -40,7 +48,8 @@ Dims = Annotated[
     int | None, typer.Option("--dims", help="New index: store and search only the first N numbers of each vector.", min=1, metavar="N")
 ]
 Vectors = Annotated[
-    Literal["int8", "binary"] | None, typer.Option("--vectors", help="Search by these codes, then score candidates again: --set kind=int8.")
+    Literal["int8", "binary"] | None,
+    typer.Option("--vectors", help="Search by these codes, then score candidates again: --set kind=int8.", metavar="int8|binary"),
 ]
 
 NUM_SKIPPED_SHOWN = 5

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dcdctl.cli.completion import complete_split
 from dcdctl.cli.options import Json, MaxImages, Page, refuse
 from dcdctl.cli.views.terminal import bar, note, show, show_json, show_table
 
@@ -16,7 +17,13 @@ CorpusFolder = Annotated[
 ]
 Split = Annotated[
     str | None,
-    typer.Option("--split", help="Split of the corpus; by default all splits of a corpus, train for a cache.", metavar="NAME"),
+    typer.Option(
+        "--split",
+        help="Split of the corpus; train+val reads two as one.",
+        show_default="all of a corpus, train of a cache",
+        autocompletion=complete_split,
+        metavar="NAME",
+    ),
 ]
 Hardest = Annotated[
     int | None, typer.Option("--hardest", help="With a cache: number of hardest negatives to show (10).", min=0, metavar="N")
@@ -37,7 +44,7 @@ def inspect(
     num_images: NumImages = None,
     json: Json = False,
 ) -> None:
-    """Show what a corpus, a teacher cache or an index holds. Counts and sizes, and captions and images, or scores and hardest negatives."""
+    """Show what a corpus, cache or index holds. It prints counts and sizes, then captions, or scores and the hardest negatives."""
     from dcdctl.core.data import artifact_kind
 
     kind = artifact_kind(folder)

@@ -25,7 +25,7 @@ def list_models(json: Json = False) -> None:
                 "": it.summary,
                 "weights": f"{it.weights}, {it.source}".removeprefix(", "),
                 "license": it.license,
-                "published on": ", ".join(it.published_on),
+                "reported R@1/5/10": "; ".join(it.reported),
             },
         )
         for it in teachers

@@ -21,6 +21,8 @@ RENAMED = {
     ("bench", "--headline"): "--reference-gallery",
     ("bench", "--images"): "--num-images",
     ("inspect", "--pictures"): "--num-images",
+    ("report", "--csv"): "--to-csv",
+    ("report", "--markdown"): "--to-markdown",
     ("search", "--pictures"): "--thumbnails",
 }
 """Options of earlier versions -> the option that replaced them, named in the error."""
@@ -71,6 +73,16 @@ def check_output_folder(path: Path) -> Path:
 
     files.check_output_folder(path)
     return path
+
+
+def new_folder(out: Path | None, former: Path | None) -> Path:
+    """The folder of `--out`, or of its former place after the model; a usage error unless there is exactly one."""
+    if out is not None and former is not None:
+        raise typer.BadParameter(f"is given twice: {former} and {out}", param_hint="--out")
+    folder = out or former
+    if folder is None:
+        raise typer.BadParameter("name the new folder to write", param_hint="--out")
+    return folder
 
 
 def check_device(name: str) -> str:
@@ -136,7 +148,7 @@ Split = Annotated[
     str,
     typer.Option("--split", help="Split of the corpus; train+val reads two as one.", autocompletion=complete_split, metavar="NAME"),
 ]
-MaxImages = Annotated[int | None, typer.Option("--max-images", help="Use only the first N images of the split.", min=1, metavar="N")]
+MaxImages = Annotated[int | None, typer.Option("--max-images", help="Use only the first N images of a split.", min=1, metavar="N")]
 RecipeArgument = Annotated[
     str, typer.Argument(help="Recipe: a name or a .toml file.", callback=check_recipe, autocompletion=complete_recipe, metavar="RECIPE")
 ]
@@ -203,7 +215,9 @@ TrainingPrecision = Annotated[
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Images, captions or pairs in one forward pass.", min=1, metavar="N")]
 PairBatchSize = Annotated[
     int | None,
-    typer.Option("--batch-size", help="Images, captions or pairs in one forward pass; by default the model's (256).", min=1, metavar="N"),
+    typer.Option(
+        "--batch-size", help="Images, captions or pairs in one forward pass.", show_default="the model's, 256", min=1, metavar="N"
+    ),
 ]
 Workers = Annotated[int, typer.Option("--workers", help="Processes that read and decode images ahead.", min=0, metavar="N")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads of torch; by default torch decides.", min=1, metavar="N")]
@@ -222,6 +236,9 @@ CheckpointActivations = Annotated[
 
 # What a command writes
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", callback=check_output_folder, metavar="DIR")]
+FormerOut = Annotated[Path | None, typer.Argument(hidden=True, metavar="OUT")]
+"""The place of --out in earlier versions."""
+NewOut = Annotated[Path | None, typer.Option("--out", "-o", help="New folder to write.", metavar="DIR")]
 Page = Annotated[Path | None, typer.Option("--html", help="Also write a page with the images.", callback=check_output_file, metavar="FILE")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")]
 TrainingDryRun = Annotated[

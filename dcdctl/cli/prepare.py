@@ -9,7 +9,7 @@ import typer
 
 from dcdctl.cli.completion import complete_manifest
 from dcdctl.cli.options import Json
-from dcdctl.cli.views.terminal import bar, show, show_json, show_table
+from dcdctl.cli.views.terminal import bar, show, show_json
 
 Name = Annotated[
     str | None,
@@ -36,15 +36,18 @@ Placed = Annotated[Path | None, typer.Option("--from", help="Folder with manifes
 SourceName = Annotated[str, typer.Option("--source", help="Source in the manifest; by default the first available one.", metavar="NAME")]
 Offline = Annotated[bool, typer.Option("--offline", help="Download nothing: use only earlier downloads and --from.")]
 Splits = Annotated[str, typer.Option("--splits", help="Prepare only these splits: train,val.", metavar="NAMES", show_default=False)]
-MaxImages = Annotated[int | None, typer.Option("--max-images", help="Use only the first N images of each split.", min=1, metavar="N")]
+MaxImages = Annotated[int | None, typer.Option("--max-images", help="Use only the first N images of a split.", min=1, metavar="N")]
 ImageSize = Annotated[
     int | None,
     typer.Option("--image-size", help="Shrink larger images to this shorter side; by default the originals are kept.", min=1, metavar="PX"),
 ]
-Workers = Annotated[int | None, typer.Option("--workers", help="Processes that read images; by default one per core.", min=1, metavar="N")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", help="Processes that read and decode images ahead.", show_default="one per core", min=1, metavar="N"),
+]
 OnError = Annotated[str, typer.Option("--on-error", help="What to do with an unusable row: stop, or skip it.", metavar="stop|skip")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a manifest field: counts.train=500.", metavar="KEY=VALUE")]
-List = Annotated[bool, typer.Option("--list", help="List the data sets and the published teachers, and stop.")]
+List = Annotated[bool, typer.Option("--list", help="List the data sets and stop.")]
 
 
 def prepare(
@@ -88,17 +91,20 @@ def prepare(
 def _show_published(document: dict[str, Any], json: bool) -> None:
     if json:
         return show_json(document)
-    from dcdctl.core.data import Direction
+    from dcdctl.cli.views.lists import show_entries
 
-    rows = [
-        [entry["name"], ", ".join(entry["images"]) or "-", ", ".join(source["name"] for source in entry["sources"]), entry["license"]]
+    facts = [
+        (
+            entry["name"],
+            {
+                "": entry["summary"],
+                "images": ", ".join(entry["images"]),
+                "sources": ", ".join(source["name"] for source in entry["sources"]),
+                "license": entry["license"],
+            },
+        )
         for entry in document["data_sets"]
     ]
-    show_table("data sets: dcdctl prepare NAME", ["name", "images", "sources", "license"], rows)
-    columns = ["name", "published on", "text R@1/5/10", "image R@1/5/10", "source"]
-    rows = [
-        [entry["name"], protocol, *("/".join(map(str, recalls.get(direction.key, "-"))) for direction in Direction), entry["source"]]
-        for entry in document["teachers"]
-        for protocol, recalls in (entry["published"] or {"-": {}}).items()
-    ]
-    show_table("teachers: --teacher NAME", columns, rows)
+    show_entries("data sets: dcdctl prepare NAME", facts)
+    show("teachers: dcdctl models lists them; --teacher NAME")
+    show(", ".join(entry["name"] for entry in document["teachers"]))

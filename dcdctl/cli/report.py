@@ -10,7 +10,7 @@ import typer
 from dcdctl.cli.options import check_output_file
 from dcdctl.cli.views.terminal import bar, note, show
 
-Runs = Annotated[list[Path], typer.Argument(help="Run folders, or folders that `dcdctl eval --out` has written.", metavar="RUN...")]
+Runs = Annotated[list[Path], typer.Argument(help="Run folders, or folders that `dcdctl eval --out` has written.", metavar="RUN")]
 CorpusFolder = Annotated[
     Path | None,
     typer.Option("--data", help="Corpus of the images on the page; by default that of the evaluation.", metavar="DIR"),
@@ -22,12 +22,14 @@ Baseline = Annotated[
 ]
 Page = Annotated[Path, typer.Option("--out", "-o", help="Page to write.", callback=check_output_file, metavar="FILE")]
 Markdown = Annotated[
-    Path | None, typer.Option("--markdown", help="Also write the tables as Markdown.", callback=check_output_file, metavar="FILE")
+    Path | None, typer.Option("--to-markdown", help="Also write the tables as Markdown.", callback=check_output_file, metavar="FILE")
 ]
 Csv = Annotated[
-    Path | None, typer.Option("--csv", help="Also write the numbers, one model per row.", callback=check_output_file, metavar="FILE")
+    Path | None, typer.Option("--to-csv", help="Also write the numbers, one model per row.", callback=check_output_file, metavar="FILE")
 ]
-NumQueries = Annotated[int | None, typer.Option("--queries", help="Queries to show with images, per direction (60).", min=0, metavar="N")]
+NumQueries = Annotated[
+    int | None, typer.Option("--queries", help="Queries to show with images, per direction.", show_default="60", min=0, metavar="N")
+]
 
 
 def report(
@@ -40,7 +42,7 @@ def report(
     csv: Csv = None,
     queries: NumQueries = None,
 ) -> None:
-    """Show runs on one page. Commands, recalls, speed, curves, scores, and queries with what each model retrieves."""
+    """Show runs on one page. It has commands, recalls, speed, curves, scores, and queries with what each model retrieves."""
     from dcdctl.core.report import NUM_QUERIES, read_report, write_csv, write_markdown, write_report_page
 
     result = read_report(runs, teacher=teacher, baseline=baseline, data=data)

@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 
 Words = Annotated[
     list[str] | None,
-    typer.Argument(help="What the images show; without a text and --image, a prompt, or one query per line of stdin.", metavar="[TEXT]"),
+    typer.Argument(help="What the images show; without a text and --image, a prompt, or one query per line of stdin.", metavar="TEXT"),
 ]
 ImageFile = Annotated[Path | None, typer.Option("--image", help="Find images that resemble this one.", metavar="FILE")]
 NumAnswers = Annotated[int, typer.Option("--k", "-k", help="Number of images to find.", min=1, metavar="N")]
 Thumbnails = Annotated[
     Literal["auto", "none", "kitty", "iterm2"],
-    typer.Option("--thumbnails", help="Show small images in the terminal: if it can, never, or by this graphics protocol."),
+    typer.Option(
+        "--thumbnails",
+        help="Show small images in the terminal: if it can, never, or by this graphics protocol.",
+        metavar="auto|none|kitty|iterm2",
+    ),
 ]
 
 
@@ -40,7 +44,7 @@ def search(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Find images by a text or by an image."""
+    """Find images by a text or by an image. Without a query it reads queries from a prompt or from stdin."""
     from dcdctl.cli.views import images, search_session
     from dcdctl.cli.views.search import View, show_answer
 

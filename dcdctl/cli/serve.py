@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dcdctl.core.serve import Started
 
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; by default only this machine can connect.", metavar="ADDRESS")]
-Port = Annotated[int, typer.Option("--port", help="Port to listen on; 0 for any free port.", min=0, max=65535)]
+Port = Annotated[int, typer.Option("--port", help="Port to listen on; 0 for any free port.", min=0, max=65535, metavar="N")]
 AllowHost = Annotated[
     list[str] | None,
     typer.Option("--allow-host", help="Host name that a proxy uses for the service: search.example.org; repeatable.", metavar="NAME"),

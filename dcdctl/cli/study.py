@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -50,10 +49,6 @@ WithTeacher = Annotated[bool, typer.Option("--with-teacher", help="Also evaluate
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show the steps, their folders, and times by a short trial of the teacher; write nothing.")
 ]
-Features = Annotated[
-    Path | None,
-    typer.Option("--features", help="Folder that stores the outputs of the start's frozen encoders for the trainings.", metavar="DIR"),
-]
 
 
 def study(
@@ -69,7 +64,7 @@ def study(
     depth: Depth = 20,
     with_teacher: WithTeacher = False,
     model_set: options.ModelSet = None,
-    features: Features = None,
+    features: options.Features = None,
     batch_size: options.PairBatchSize = None,
     device: options.Device = "auto",
     precision: options.TrainingPrecision = "auto",
@@ -79,7 +74,7 @@ def study(
     dry_run: DryRun = False,
     json: options.Json = False,
 ) -> None:
-    """Find out whether a teacher pays on your data. Zero-shot, fine-tuned, distilled and cascade, with one report."""
+    """Find out whether a teacher pays on your data. It compares zero-shot, fine-tuned, distilled and cascade in one report."""
     options.check_overrides(recipe, sets)
     from dcdctl.cli.views.training import view as watch
     from dcdctl.core.devices import Compute, choose

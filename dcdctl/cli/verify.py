@@ -16,7 +16,7 @@ Folder = Annotated[
 
 
 def verify(path: Folder, json: Json = False) -> None:
-    """Check every file of an artifact against its checksum. Reads all of it, and names every damage."""
+    """Compare the files with their checksums. The command reads all of an artifact and names every damage."""
     from dcdctl.core.verify import verify as verify_artifacts
 
     found = verify_artifacts(path, bar)

@@ -19,6 +19,7 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 EXTRAS = {
@@ -40,14 +41,17 @@ EXTRAS = {
 
 
 class DcdError(Exception):
-    """Base of all errors that the command line shows as one line; `hint` is the next step, empty for none."""
+    """Base of all errors that the command line shows as one line; `hint` is the next step, empty for none.
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    `details` are several reasons, such as one for each source that was tried. The command line shows each on a line of its own.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", details: Sequence[str] = ()) -> None:
         super().__init__(message)
-        self.hint = hint
+        self.hint, self.details = hint, tuple(details)
 
     def __str__(self) -> str:
-        message = super().__str__()
+        message = ". ".join([super().__str__(), *self.details])
         return f"{message}; {self.hint}" if self.hint else message
 
 

@@ -21,14 +21,14 @@ def folders(scenes_corpus_dir, tmp_path_factory):
 
 def test_a_page_a_markdown_file_and_a_table_are_written_and_the_page_is_named(folders, tmp_path):
     teacher, dual, fusion, alone = folders
-    files = {"--out": tmp_path / "r.html", "--markdown": tmp_path / "r.md", "--csv": tmp_path / "r.csv"}
+    files = {"--out": tmp_path / "r.html", "--to-markdown": tmp_path / "r.md", "--to-csv": tmp_path / "r.csv"}
     options = [word for option, path in files.items() for word in (option, path)]
     result = run_cli("report", dual, fusion, "--teacher", teacher, "--baseline", alone, "--queries", 3, *options)
     assert result.exit_code == 0, result.stderr
     assert result.stdout == f"report -> {tmp_path / 'r.html'}\n"
     assert files["--out"].read_text().count('<li class="query"') == 6
-    assert files["--markdown"].read_text().startswith("# Report\n")
-    assert len(files["--csv"].read_text().splitlines()) == 6
+    assert files["--to-markdown"].read_text().startswith("# Report\n")
+    assert len(files["--to-csv"].read_text().splitlines()) == 6
 
 
 def test_a_missing_part_is_reported_with_the_command_that_makes_it(tmp_path):

@@ -40,9 +40,11 @@ UNSET = "UNSET"
 
 VALID: dict[str, Words] = {
     "demo": {"--out": "NEW"},
+    "recipes": {"name": "demo-dual"},
+    "models": {},
     "prepare": {"name": "scenes", "--out": "NEW"},
     "verify": {"path": "CORPUS"},
-    "convert": {"checkpoint": "FUSION", "out": "NEW"},
+    "convert": {"checkpoint": "FUSION", "--out": "NEW"},
     "finetune-teacher": {"recipe": "tiny-teacher", "--data": "CORPUS", "--out": "NEW"},
     "cache-teacher": {"--data": "CORPUS", "--teacher": "FUSION", "--recipe": "tiny-student", "--out": "NEW"},
     "inspect": {"folder": "CORPUS"},
@@ -59,7 +61,7 @@ VALID: dict[str, Words] = {
     "bench": {"run": "DUAL", "--teacher": "FUSION", "--data": "CORPUS", "--split": "test"},
     "compare": {"systems": "EVALUATION"},
     "report": {"runs": "EVALUATION", "--out": "NEW.html"},
-    "export": {"model": "DUAL", "out": "NEW", "--to": "transformers"},
+    "export": {"model": "DUAL", "--out": "NEW", "--to": "transformers"},
     "index": {"target": "DUAL", "--images": "PHOTOS", "--out": "NEW"},
     "search": {"index": "INDEX", "text": "a dog"},
     "serve": {"index": "INDEX", "--port": "0"},
@@ -122,11 +124,10 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--data": [CORPUS],
     "--split": [Mistake("absent", r"split 'absent'.*; .*train, val, test")],
     "--out": [*FOLDER, TAKEN],
-    "out": [*FOLDER, TAKEN],
     "--features": [FOLDER[1]],
     "--html": PAGE,
-    "--markdown": [PAGE[1]],
-    "--csv": [PAGE[1]],
+    "--to-markdown": [PAGE[1]],
+    "--to-csv": [PAGE[1]],
     "--ranks": PAGE,
     "--teacher": [MODEL],
     "model": [MODEL],
@@ -262,7 +263,8 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
         Mistake("EVALUATION", r"--evaluation is for a run that started from a dual encoder, and DUAL is none; leave it out"),
         Mistake("absent", r"--evaluation is for a run that started from a dual encoder"),
     ],
-    ("export", "out"): [
+    ("recipes", "name"): [RECIPE],
+    ("export", "--out"): [
         Mistake("FILE", r"FILE is a file, a new folder is expected; name another folder"),
         FOLDER[1],
         Mistake("TAKEN", r"TAKEN is not empty, a new folder is expected; name another folder"),
@@ -295,7 +297,7 @@ def stage(scenes_corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-NOTHING_TO_CHECK = {"text", "--remove", "--wandb"}
+NOTHING_TO_CHECK = {"text", "former_out", "--remove", "--wandb"}
 """Options that take any text. Numbers are compared with their limits by Typer."""
 PACKAGES = [
     ("cache-teacher", {"--set": "candidates.kind=lexical"}, "bm25s", "mine"),

@@ -425,7 +425,7 @@ def test_flickr30k_from_the_hub_is_an_error_if_its_test_split_is_not_the_papers(
     with loopback.serve(datasets={}, gated={}) as server:
         (dead,) = run_through(server, tmp_path / "other", ["prepare", "flickr30k", "--out", tmp_path / "dead"])
         assert dead.returncode == 1
-        assert "no source of flickr30k is available. hub-zip: " in dead.stderr
+        assert "error: no source of flickr30k is available:\n  hub-zip: " in dead.stderr
         assert "hub-parquet: " in dead.stderr
         assert "by-hand: flickr30k-images.tar cannot be downloaded; request it at https://forms.illinois.edu/sec/229675" in dead.stderr
         assert dead.stderr.rstrip().endswith("place flickr_annotations_30k.csv and flickr30k-images.zip in a folder and add --from FOLDER")

@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from dcdctl.cli.options import RENAMED
+from dcdctl.cli.views.help import lines_of
 from dcdctl.core.errors import DcdError, as_user_error
 from dcdctl.core.progress import Advance
 
@@ -64,15 +65,12 @@ class ErrorGroup(TyperGroup):
         """The panels of Typer's Rich help as plain sections: importing Rich takes longer than the rest of `--help`."""
         panels: dict[str, list[tuple[str, str]]] = {}
         longest = max(map(len, self.commands), default=0)
-        width = formatter.width - 6 - longest
         for name, command in self.commands.items():
             panel = getattr(command, "rich_help_panel", None)
-            panels.setdefault(panel if isinstance(panel, str) else "Commands", []).append(
-                (name.ljust(longest), command.get_short_help_str(width))
-            )
+            summary = " ".join((command.help or "").split()).partition(". ")[0].rstrip(".") + "."
+            panels.setdefault(panel if isinstance(panel, str) else "Commands", []).append((name.ljust(longest), summary))
         for panel, rows in panels.items():
-            with formatter.section(panel):
-                formatter.write_dl(rows, col_max=20)
+            formatter.write(f"\n{panel}:\n" + "".join(f"{line}\n" for line in lines_of(rows, formatter.width)))
 
 
 @contextmanager
@@ -115,8 +113,12 @@ def _name_new_option(error: Any) -> None:
 
 
 def show_error(error: DcdError) -> None:
-    """One line on stderr: what is wrong, and the next step."""
-    typer.secho(f"error: {printable(' '.join(str(error).splitlines()))}", fg="red", err=True)
+    """One line on stderr: what is wrong, and the next step. Several reasons and the step after them have a line each."""
+    lines = [f"{error.args[0]}:", *error.details, error.hint] if error.details else [str(error)]
+    # https://no-color.org: any value but the empty one.
+    color = None if os.environ.get("NO_COLOR") else "red"
+    for i, line in enumerate(filter(None, lines)):
+        typer.secho(("  " if i else "error: ") + printable(" ".join(line.splitlines())), fg=color, err=True)
 
 
 def printable(text: str) -> str:

@@ -57,7 +57,7 @@ def locate(manifest: Manifest, options: SourceOptions, track: Track = silent) ->
         return dataclasses.replace(located, notes=(*(f"skipped source {failure}" for failure in failures), *located.notes))
     if len(names) == 1:
         raise SourceError(f"{manifest.name} from {failures[0]}", hint=_placing_hint(manifest, names))
-    raise SourceError(f"no source of {manifest.name} is available. {'. '.join(failures)}", hint=_placing_hint(manifest, names))
+    raise SourceError(f"no source of {manifest.name} is available", hint=_placing_hint(manifest, names), details=failures)
 
 
 def files_needed(manifest: Manifest, name: str) -> list[str]:

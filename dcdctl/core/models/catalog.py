@@ -10,6 +10,7 @@ from typing import Literal
 from dcdctl.core.errors import DcdError, install_command, is_installed
 from dcdctl.core.models.load_save import BUILT_IN, FAMILIES, Kind
 from dcdctl.core.models.references import plugins, published
+from dcdctl.core.models.references.published import PublishedTeacher
 
 MODULES = {"sentence-transformers": "sentence_transformers", "open-clip": "open_clip"}
 """Extras of the families -> the module that must be installed."""
@@ -41,8 +42,8 @@ class TeacherEntry:
     source: str
     """Where its weights come from: an address, hf://OWNER/NAME, or "built in"."""
     license: str
-    published_on: tuple[str, ...]
-    """Protocols on which its authors report recalls."""
+    reported: tuple[str, ...]
+    """The recalls that its authors report, by protocol."""
 
 
 def list_families() -> list[FamilyEntry]:
@@ -73,7 +74,13 @@ def list_teachers() -> list[TeacherEntry]:
         for name in BUILT_IN
     ]
     named = [
-        TeacherEntry(name, teacher.summary, teacher.weights, teacher.source, teacher.license, tuple(teacher.published))
+        TeacherEntry(name, teacher.summary, teacher.weights, teacher.source, teacher.license, tuple(_reported(teacher)))
         for name, teacher in published.known().items()
     ]
     return [*built_in, *named]
+
+
+def _reported(teacher: PublishedTeacher) -> Iterator[str]:
+    for protocol, recalls in teacher.published.items():
+        text, image = ("/".join(map(str, each)) for each in (recalls.text_retrieval, recalls.image_retrieval))
+        yield f"{protocol}: text retrieval {text}, image retrieval {image}"

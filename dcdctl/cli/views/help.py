@@ -1,0 +1,131 @@
+"""The help of a command as plain text: metavars instead of Python types, options in panels, and words that are never cut or split.
+
+Typer's own help either imports Rich, which takes longer than the rest of `--help`, or has no panels and breaks names at their hyphens.
+"""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from typer.core import TyperCommand
+
+MAX_COLUMNS = 100
+"""Widest line of the help, however wide the terminal is."""
+NAME_COLUMNS = 26
+"""Longest name that has its text on the same line."""
+PANELS = {
+    "Input": (
+        "--data --validation-data --train-split --split --splits --max-images --images --image --karpathy --csv --jsonl --from --source "
+        "--offline --list --cache --teacher --start --recipe --extend --scores --teacher-name --rerank --add --remove --remove-gone "
+        "--base --baseline --evaluation"
+    ),
+    "Compute": (
+        "--device --precision --batch-size --workers --threads --accumulate --checkpoint-activations --features --budget --repeats "
+        "--clock --fresh-processes --onnx"
+    ),
+    "Output": (
+        "--out --html --json --to-csv --to-markdown --ranks --resume --dry-run --plan-only --with --wandb --to --int8 --license "
+        "--push-to-hub --private --thumbnails --queries --hardest --num-images --vector-table --k"
+    ),
+}
+"""The panel of each option, the same in every command; the others are settings."""
+ORDER = ("Input", "Settings", "Compute", "Output", "Other")
+
+
+def panel_of(option: Any) -> str:
+    """The panel of an option."""
+    if "--help" in option.opts:
+        return "Other"
+    return next((panel for panel, names in PANELS.items() if set(option.opts) & set(names.split())), "Settings")
+
+
+class HelpCommand(TyperCommand):
+    """A command whose help is laid out here."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """[OPTIONS], then the arguments: optional ones in brackets, repeated ones with dots."""
+        pieces = [self.options_metavar] if self.options_metavar else []
+        for argument in _arguments(self):
+            piece = argument.metavar + ("..." if argument.nargs == -1 else "")
+            pieces.append(piece if argument.required else f"[{piece}]")
+        return pieces
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        """The docstring of the command."""
+        formatter.write("\n" + _paragraph(inspect.cleandoc(self.help or ""), formatter.width) + "\n")
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """The arguments, then the options by panel."""
+        panels: dict[str, list[tuple[str, str]]] = {panel: [] for panel in ("Arguments", *ORDER)}
+        for argument in _arguments(self):
+            # The record's name has the type, and its text the notes on default and range.
+            panels["Arguments"].append((argument.metavar, (argument.get_help_record(ctx) or ("", ""))[1]))
+        for parameter in self.get_params(ctx):
+            if parameter.param_type_name == "option" and (record := parameter.get_help_record(ctx)) is not None:
+                panels[panel_of(parameter)].append(record)
+        for panel, rows in panels.items():
+            if rows:
+                formatter.write(f"\n{panel}:\n" + "".join(f"{line}\n" for line in lines_of(rows, formatter.width)))
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The example, a command that runs when it is copied, continued with backslashes where the line is too short."""
+        formatter.write("\nExample:\n\n" + "".join(f"{line}\n" for line in continued(self.epilog or "", formatter.width)))
+
+
+def _arguments(command: Any) -> list[Any]:
+    return [parameter for parameter in command.params if parameter.param_type_name == "argument" and not parameter.hidden]
+
+
+def lines_of(rows: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
+    """Two columns, name and text; a name that is too long has a line of its own."""
+    column = min(max((len(name) for name, _ in rows), default=0), NAME_COLUMNS) + 4
+    for name, text in rows:
+        first, *rest = _wrapped(text, width - column) or [""]
+        if len(name) > column - 4:
+            yield f"  {name}"
+            yield " " * column + first
+        else:
+            yield f"  {name}".ljust(column) + first
+        yield from (" " * column + line for line in rest)
+
+
+def continued(command: str, width: int) -> list[str]:
+    """A command on lines of at most this width, as a shell reads it; options stay with their values.
+
+    >>> print("\\n".join(continued("dcdctl index runs/dual --images photos --out photos.index", 40)))
+      dcdctl index runs/dual --images photos \\
+        --out photos.index
+    """
+    lines: list[str] = []
+    for part in _with_values(command):
+        indent = "    " if lines else "  "
+        if lines and len(lines[-1]) + len(part) + 3 <= width:
+            lines[-1] += f" {part}"
+        else:
+            lines.append(indent + part)
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
+
+
+def _with_values(command: str) -> list[str]:
+    """The words of a command; an option is one word with its value, and so is the first option with what comes before it."""
+    parts: list[str] = []
+    for word in shlex.split(command):
+        quoted = word if word == ">" else shlex.quote(word)
+        if parts and not word.startswith("-") and parts[-1].startswith("-") and " " not in parts[-1]:
+            parts[-1] += f" {quoted}"
+        else:
+            parts.append(quoted)
+    return parts
+
+
+def _paragraph(text: str, width: int) -> str:
+    return "\n".join(f"  {line}" for line in _wrapped(" ".join(text.split()), width - 2))
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of whole words: a name is not broken at its hyphens, so that it can be copied."""
+    return textwrap.wrap(text, max(width, 20), break_on_hyphens=False, break_long_words=False)

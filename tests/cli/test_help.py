@@ -1,0 +1,126 @@
+"""The help of every command: metavars, panels, whole sentences at any width, and one meaning for each option."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+from typed_commands import parse
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import COMMANDS, app
+from dcdctl.cli.views import help as layout
+
+TREE = typer.main.get_command(app)
+NAMES = [name for name, *_ in COMMANDS]
+SEVERAL_MEANINGS = {
+    "--data": "the corpus to read; of pages, checks and names where it is optional; also shards in distill",
+    "--depth": "a number, or a list in eval",
+    "--dims": "eval compares, index stores",
+    "--dry-run": "the cost that a command has",
+    "--images": "prepare also reads archives; index also reads a corpus",
+    "--num-images": "those of a page, or those that are timed",
+    "--out": "what a command writes",
+    "--precision": "training can choose; an index keeps its own",
+    "--set": "what a command lets one override",
+    "--teacher": "required or not, one or several, and a folder of results in report",
+    "--vectors": "eval compares, index searches",
+}
+"""Options whose text differs between commands, with the reason."""
+
+
+@pytest.fixture(params=[60, 80, 120])
+def width(request, monkeypatch) -> int:
+    monkeypatch.setenv("COLUMNS", str(request.param))
+    return request.param
+
+
+def shown(command: str = "") -> str:
+    """The help of a command, or of the program; a CliRunner would have 80 columns in every terminal."""
+    context = TREE.context_class(TREE, info_name="dcdctl", **TREE.context_settings)
+    if not command:
+        return str(TREE.get_help(context))
+    found = TREE.commands[command]
+    return str(found.get_help(found.context_class(found, info_name=command, parent=context)))
+
+
+def options(command: str) -> Iterator[Any]:
+    yield from (one for one in TREE.commands[command].params if one.param_type_name == "option")
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_help_names_no_python_type(command):
+    assert re.findall(r"<\w+.*?>|\{\w+\}|\b(?:str|bool|Path|list\[)\b", shown(command)) == []
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_every_line_of_help_fits_and_every_sentence_is_whole(command, width):
+    printed = shown(command)
+    assert max(map(len, printed.splitlines())) <= width
+    flat = " ".join(printed.split())
+    for parameter in TREE.commands[command].params:
+        if not parameter.hidden:
+            assert re.sub(r"\W*$", "", parameter.help) != parameter.help, f"{parameter.name} has no period"
+            assert parameter.help in flat
+    assert " ".join(TREE.commands[command].help.split()) in flat
+
+
+def test_the_list_of_commands_has_a_whole_sentence_of_each(width):
+    printed = shown()
+    flat = " ".join(printed.split())
+    assert max(map(len, printed.splitlines())) <= width
+    for command in NAMES:
+        sentence, period, _ = " ".join(TREE.commands[command].help.split()).partition(".")
+        assert len(sentence + period) < 50
+        assert f"{command} {sentence}." in flat
+
+
+@pytest.mark.parametrize(("command", "example"), [(command, example) for command, *_, example in COMMANDS])
+def test_help_ends_with_an_example_that_parses_when_it_is_copied(command, example, width):
+    *_, copied = shown(command).partition("\nExample:\n\n")
+    joined = copied.replace("\\\n", " ")
+    assert shlex.split(joined) == ["dcdctl", *shlex.split(example)]
+    parse(joined)
+
+
+def test_options_are_in_panels_in_one_order():
+    headings = re.findall(r"^(\w+):$", shown("index"), re.MULTILINE)
+    assert headings == ["Arguments", "Input", "Settings", "Compute", "Output", "Other", "Example"]
+    compute = shown("index").partition("Compute:\n")[2].partition("\n\n")[0]
+    assert re.findall(r"^  (--[a-z-]+)", compute, re.MULTILINE) == ["--workers", "--batch-size", "--device", "--precision"]
+
+
+def test_every_option_of_a_panel_exists_and_is_in_one_panel():
+    listed = [name for names in layout.PANELS.values() for name in names.split()]
+    assert len(listed) == len(set(listed))
+    assert set(listed) <= {name for command in NAMES for one in options(command) for name in one.opts}
+
+
+def test_an_option_has_one_text_in_all_commands():
+    texts: dict[str, set[str]] = defaultdict(set)
+    for command in NAMES:
+        for one in options(command):
+            texts[one.opts[0]].add(one.help)
+    assert {name for name, found in texts.items() if len(found) > 1} == SEVERAL_MEANINGS.keys()
+
+
+@pytest.mark.parametrize("words", [["convert", "model", "here"], ["export", "model", "here", "--to", "onnx"]])
+def test_the_folder_to_write_is_named_once(words):
+    both = CliRunner().invoke(app, [*words, "--out", "there"])
+    assert both.exit_code == 2
+    assert "Invalid value for --out: is given twice: here and there" in both.stderr
+    neither = CliRunner().invoke(app, [word for word in words if word != "here"])
+    assert neither.exit_code == 2
+    assert "Invalid value for --out: name the new folder to write" in neither.stderr
+
+
+def test_a_name_with_hyphens_is_not_broken():
+    assert list(layout.lines_of([("--x", "reads cache-teacher or finetune-teacher twice")], 30)) == [
+        "  --x  reads cache-teacher or",
+        "       finetune-teacher twice",
+    ]
