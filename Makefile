@@ -31,7 +31,7 @@ check: $(VENV)/.installed-dev
 
 # Material for MkDocs ends in May 2027 and says so at each build; its successor Zensical reads the same mkdocs.yml.
 docs: $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # not --quiet, which hides warnings and lets them pass
 
 clean:
 	rm -rf $(VENV) build dist demo site work/small .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -5,20 +5,25 @@ from __future__ import annotations
 import ast
 import importlib
 import io
+import os
 import re
+import sys
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import processes
 import pytest
 import typer
 import yaml
+from markdown.extensions.toc import slugify
 from paths import DOCS, ROOT
 from typed_commands import PAGES, commands, commands_of_head, parse, typed_lines
 
 from dcdctl.cli.app import COMMANDS
 from dcdctl.core.config import to_table
-from dcdctl.core.training import load_recipe
+from dcdctl.core.training import list_recipes, load_recipe
 from dcdctl.core.training.recipe import Recipe
 from dcdctl.core.training.recipe import names as recipe_names
 
@@ -119,11 +124,74 @@ def test_the_files_that_the_docs_name_exist():
             assert is_placeholder or (ROOT / name).exists(), f"{page.name}: {name}"
 
 
+def pages_of_site(entry: Any) -> Iterator[str]:
+    """The files of an entry of the site's navigation: a page, a titled page, or a group of entries."""
+    if isinstance(entry, str):
+        yield entry
+    else:
+        for part in entry.values() if isinstance(entry, dict) else entry:
+            yield from pages_of_site(part)
+
+
 def test_the_site_lists_every_page():
     pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")}
     navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
-    listed = [page for section in navigation for pages in section.values() for page in ([pages] if isinstance(pages, str) else pages)]
-    assert sorted(listed) == sorted(page for page in pages if not page.startswith("results/"))
+    assert sorted(pages_of_site(navigation)) == sorted(page for page in pages if not page.startswith("results/"))
+    assert [group for section in navigation for group in section] == ["Start", "Guides", "Reference", "Evidence"]
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    built = processes.run(command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True)
+    assert (built.returncode, "WARNING" in built.stderr) == (0, False), built.stderr
+    assert 'class="doc doc-heading"' in (tmp_path / "reference" / "evaluation" / "index.html").read_text(encoding="utf-8")
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them; a repeated heading gets a number."""
+    text = re.sub(r"^[ \t]*```.*?^[ \t]*```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return {slugify(re.sub(r"[*`]|\]\([^)]*\)|\[", "", title), "-") for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_links_to_headings_lead_to_headings(page):
+    links = re.findall(r"\]\((?!https?:|mailto:)([^)#\s]*)#([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    targets = [(page.parent / path if path else page, anchor) for path, anchor in links]
+    wrong = [f"{path.name}#{anchor}" for path, anchor in targets if re.sub(r"_\d+$", "", anchor) not in anchors_of(path)]
+    assert wrong == []
+
+
+def messages_in_source() -> list[str]:
+    """Patterns of the strings of the package that have 7 fixed characters or more; what is filled in matches anything."""
+    patterns = set()
+    for path in (ROOT / "dcdctl").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            fixed = [part.value if isinstance(part, ast.Constant) and isinstance(part.value, str) else None for part in parts]
+            if sum(len(text) for text in fixed if text) >= 7:
+                patterns.add("".join(".*" if text is None else re.escape(text) for text in fixed))
+    return sorted(patterns)
+
+
+def quoted_errors() -> list[str]:
+    """The messages quoted in docs/faq.md, message and hint apart."""
+    lines = [line for line in typed_lines(DOCS / "faq.md") if line.startswith("error: ")]
+    return [part for line in lines for part in line.removeprefix("error: ").split("; ", 1)]
+
+
+def test_the_errors_quoted_in_the_questions_are_those_of_the_program():
+    patterns = [re.compile(pattern, re.DOTALL) for pattern in messages_in_source()]
+    quoted = quoted_errors()
+    assert len(quoted) > 15
+    assert [message for message in quoted if not any(pattern.fullmatch(message) for pattern in patterns)] == []
+
+
+def test_every_recipe_has_its_needs_and_minutes_on_the_page_about_hardware():
+    page = (DOCS / "hardware.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in page.splitlines() if line.startswith("| `")]
+    assert rows == [[f"`{entry.name}`", entry.needs, entry.minutes] for entry in list_recipes()]
 
 
 @pytest.mark.parametrize("room", sorted(path.parent.name for path in (ROOT / "dcdctl" / "core").glob("*/__init__.pyi")))
