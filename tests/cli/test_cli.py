@@ -220,8 +220,9 @@ def test_a_bar_on_a_terminal_shows_label_rate_and_time_left_and_does_not_touch_s
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)
     with terminal.bar("score [red]", total=100, unit="pairs") as advance:
-        clock.now = 10.0
-        advance(20)
+        for batch in range(1, 5):
+            clock.now = 2.5 * batch
+            advance(5)
         terminal.show("a result")
     assert "score [red]" in screen.getvalue()
     assert "20/100 pairs, 2 pairs/s, 0:40 left" in screen.getvalue()
