@@ -44,8 +44,8 @@ def _environment() -> Environment:
 def numeric_columns(rows: Sequence[Sequence[str]]) -> list[int]:
     """The indices of the columns that hold only numbers, one at least; the first column names the rows.
 
-    >>> numeric_columns([["a", "1.5\\n1.2 to 1.8", "~2,000", "top 5"], ["b", "-0.5", "", "7"]])
-    [1, 2]
+    >>> numeric_columns([["a", "1.5\\n1.2 to 1.8", "~2,000", "top 5", "[1, 2]"], ["b", "-0.5", "", "7", "[-1, 1]"]])
+    [1, 2, 4]
     """
     columns = enumerate(zip(*rows, strict=False))
     return [
@@ -55,8 +55,8 @@ def numeric_columns(rows: Sequence[Sequence[str]]) -> list[int]:
     ]
 
 
-_NUMBER = re.compile(r"[~<+\-\N{MINUS SIGN}]?\s?\d[\d.,]*(e-?\d+)?\s?(%|M|ms|\N{MULTIPLICATION SIGN})?(\n|\s[\[(]|$)")
-"""A number with its sign, unit, and an interval in small print or in brackets."""
+_NUMBER = re.compile(r"[~<+\-\N{MINUS SIGN}]?\s?\d[\d.,]*(e-?\d+)?\s?(%|M|ms|\N{MULTIPLICATION SIGN})?(\n|\s[\[(]|$)|\[[^\]]*\]$")
+"""A number with its sign, unit, and an interval in small print or in brackets; or an interval alone."""
 _NOTHING = ("", "\N{EN DASH}")
 
 

@@ -135,6 +135,18 @@ def test_runs_show_the_caches_by_name_or_else_their_teachers(tmp_path, cache, mo
     assert cells(table_named(report.read_report([run]), "Runs"), "input: scores", "run") == shown
 
 
+@pytest.mark.parametrize(
+    ("more", "shown"), [([], "data/my scenes, split val"), (["--validation-data", "data/other"], "data/other, split val")]
+)
+def test_runs_show_the_corpus_that_they_were_validated_on_by_name(tmp_path, more, shown):
+    run = write_run(tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())
+    facts["inputs"]["validation"] = 64 * "a"
+    facts["command"] += more
+    write_json(run / "run.json", facts)
+    assert cells(table_named(report.read_report([run]), "Runs"), "input: validation", "run") == shown
+
+
 def test_markdown_has_every_table_with_rows_of_equal_length(found, tmp_path):
     write.write_markdown(tmp_path / "report.md", found)
     blocks = (tmp_path / "report.md").read_text().split("\n\n")

@@ -235,7 +235,7 @@ def _query_times(document: dict[str, Any], model: Literal["teacher", "student"])
         num_parameters=document[model]["num_parameters"],
         speed_up=None if model == "teacher" else durations["teacher"]["seconds"] / duration["seconds"],
         teacher_model=document["teacher_model"],
-        machine=f"{device}, {machine['threads']} threads, torch {machine['torch']}",
+        machine=f"{device}, {machine['threads']} thread{'' if machine['threads'] == 1 else 's'}, torch {machine['torch']}",
     )
 
 

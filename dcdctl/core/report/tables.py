@@ -141,7 +141,13 @@ def _runs(report: Report) -> Table:
     )
 
 
-_OPTION_OF_INPUT = {"corpus": "--data", "cache": "--cache", "start": "--teacher", "teachers": "--teacher"}
+_OPTION_OF_INPUT = {
+    "corpus": "--data",
+    "cache": "--cache",
+    "validation": "--validation-data",
+    "start": "--teacher",
+    "teachers": "--teacher",
+}
 """The option that names an input whose fingerprint is in run.json."""
 
 
@@ -156,6 +162,8 @@ def _inputs(training: Training) -> dict[str, str]:
     }
     # The recipe says what a student starts from; the name of its teacher is in the command.
     named["start"] = {"teacher": named["start"], "new": "random weights"}.get(start := training.recipe["model.start"], start)
+    if validation := named["validation"] or named["corpus"]:
+        named["validation"] = f"{validation}, split {training.recipe['validation.split']}"
     teachers = teachers_of(inputs)
     scores = (named["cache"] if inputs.get("cache") else named["teachers"]) or ", ".join(map(_value, teachers)) if teachers else NOTHING
     others = {
