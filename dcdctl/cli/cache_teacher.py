@@ -19,6 +19,7 @@ from dcdctl.cli.options import (
     Precision,
     Sets,
     Split,
+    Threads,
     announce_code,
     check_overrides,
     check_recipe,
@@ -86,6 +87,7 @@ def cache_teacher(
     teacher_name: TeacherName = None,
     batch_size: PairBatchSize = None,
     device: Device = "auto",
+    threads: Threads = None,
     precision: Precision = "fp32",
 ) -> None:
     """Score candidates with the teacher, once. Training reads the scores and never runs the teacher."""
@@ -97,6 +99,7 @@ def cache_teacher(
     from dcdctl.core.devices import Compute
     from dcdctl.core.teacher import CacheJob, ExternalJob
 
+    devices.use_threads(threads)
     candidates = None if recipe is None else training.load_recipe(recipe, sets or ()).candidates
     if teacher is None:
         assert candidates is not None

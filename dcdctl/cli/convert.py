@@ -6,14 +6,16 @@ from typing import Annotated
 
 import typer
 
-from dcdctl.cli.options import FormerOut, ModelSet, NewOut, new_folder
+from dcdctl.cli.options import FormerOut, Json, ModelSet, NewOut, new_folder
 
 Checkpoint = Annotated[str, typer.Argument(help="Official ViLT, METER or DCD .ckpt, or another model reference.", metavar="CKPT")]
 
 
-def convert(checkpoint: Checkpoint, former_out: FormerOut = None, out: NewOut = None, model_set: ModelSet = None) -> None:
-    """Save a model as a self-contained folder. It holds safetensors, the tokenizer and all settings, and loads without --model-set."""
-    from dcdctl.cli.views.terminal import bar, note, show
+def convert(
+    checkpoint: Checkpoint, former_out: FormerOut = None, out: NewOut = None, model_set: ModelSet = None, json: Json = False
+) -> None:
+    """Save a model as a self-contained folder. It holds the weights, the tokenizer and all settings; it loads without --model-set."""
+    from dcdctl.cli.views.terminal import bar, note, show, show_json
     from dcdctl.core import models
 
     folder = new_folder(out, former_out)
@@ -21,4 +23,4 @@ def convert(checkpoint: Checkpoint, former_out: FormerOut = None, out: NewOut = 
     unused = model.unused_keys
     if unused:
         note(f"{len(unused)} entries of {checkpoint} are not used in scoring: {', '.join(unused[:4])}{', ...' if len(unused) > 4 else ''}")
-    show(f"{checkpoint} -> {folder}")
+    show_json({"model": str(folder), "unused_entries": len(unused)}) if json else show(f"{checkpoint} -> {folder}")

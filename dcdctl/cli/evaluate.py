@@ -16,9 +16,11 @@ from dcdctl.cli.options import (
     ModelRef,
     ModelSet,
     PairBatchSize,
+    Precision,
     Rerank,
     RerankSet,
     Split,
+    Threads,
     check_output_file,
 )
 from dcdctl.cli.views.scoring import show_workload
@@ -68,6 +70,8 @@ def evaluate(
     max_images: MaxImages = None,
     batch_size: PairBatchSize = None,
     device: Device = "auto",
+    threads: Threads = None,
+    precision: Precision = "fp32",
     model_set: ModelSet = None,
     features: Features = None,
     eccv: Eccv = False,
@@ -88,7 +92,10 @@ def evaluate(
     sets = {"model_sets": tuple(model_set or ()), "rerank_sets": tuple(rerank_set or ())}
     forms = FormChoice(dims=dims, kind=vectors, rescore=rescore)
     job = EvalJob(model=model, choice=choice, rerank=rerank, depth=depth, with_eccv=eccv, forms=forms, **sets)
-    options = EvalOptions(compute=Compute(device=devices.choose(device), batch_size=batch_size, features=features))
+    devices.use_threads(threads)
+    numbers = devices.precision(precision)
+    compute = Compute(device=devices.choose(device), precision=numbers, batch_size=batch_size, features=features)
+    options = EvalOptions(compute=compute)
     if vector_table:
         table = run_vector_table(job, options, out=out, ranks=ranks, track=bar, say=note)
         return show_json(table) if json else _show_vector_table(table)
@@ -114,7 +121,8 @@ def _show(document: dict[str, Any]) -> None:
         rows.append([direction.title, *(f"{measures[column]:.2f}" for column in (*RECALLS, "mAP@R")), *ranks])
         rows.append([f"  {intervals['level']:.0%} interval", *(_between(bounds[recall]) for recall in RECALLS), "", "", ""])
     rsum = f"rsum {document['rsum']:.2f} ({_between(intervals['rsum'])}), mean recall {document['mean_recall']:.2f}"
-    counts = f"{document['images']:,} images, {document['captions']:,} captions"
+    precision = f", {protocol['precision']}" if "precision" in protocol else ""
+    counts = f"{document['images']:,} images, {document['captions']:,} captions{precision}"
     show_table(title + counts, ["", *RECALLS, "mAP@R", "median rank", "mean rank"], rows, caption=f"{rsum}, {document['seconds']:,.1f} s")
     if "depths" in document:
         _show_depths(document)

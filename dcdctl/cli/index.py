@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from dcdctl.cli.completion import complete_split
-from dcdctl.cli.options import BatchSize, Device, Workers
-from dcdctl.cli.views.terminal import bar, note, show
+from dcdctl.cli.options import BatchSize, Device, Json, Threads, Workers
+from dcdctl.cli.views.terminal import bar, note, show, show_json
 
 if TYPE_CHECKING:
     from dcdctl.core.search import IndexChange
@@ -68,22 +68,32 @@ def index(
     workers: Workers = 2,
     batch_size: BatchSize = 32,
     device: Device = "auto",
+    threads: Threads = None,
     precision: Precision = None,
     dims: Dims = None,
     vectors: Vectors = None,
+    json: Json = False,
 ) -> None:
     """Make images searchable, or change an index. A dual encoder embeds the images of a folder or a corpus once."""
     from dcdctl.core import devices, search
     from dcdctl.core.devices import Compute
     from dcdctl.core.search import Changes
 
+    devices.use_threads(threads)
     precision = None if precision is None else devices.precision(precision)
     compute = Compute(device=devices.choose(device), batch_size=batch_size, workers=workers)
     chosen = [f"{name}={value}" for name, value in (("dims", dims), ("kind", vectors)) if value is not None]
     changes = Changes(
         sets=(*(sets or ()), *chosen), remove=tuple(remove or ()), remove_gone=remove_gone, add=add, split=split, precision=precision
     )
-    _show(search.run_index_job(target, changes, images=images, out=out, compute=compute, track=bar))
+    change = search.run_index_job(target, changes, images=images, out=out, compute=compute, track=bar)
+    show_json(_document(change)) if json else _show(change)
+
+
+def _document(change: IndexChange) -> dict[str, Any]:
+    index = change.index
+    counts = {"images": index.num_images, "added": change.added, "removed": change.removed, "left_out": len(change.skipped)}
+    return {"index": str(index.folder), **counts, "dims": index.dim, "kind": index.kind}
 
 
 def _show(change: IndexChange) -> None:

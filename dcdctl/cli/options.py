@@ -244,5 +244,5 @@ Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted ru
 TrainingDryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show the steps, and how many different negatives a query meets; load no model, write nothing.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Wandb = Annotated[str | None, typer.Option("--wandb", help="Also log to this Weights & Biases project (extra wandb).", metavar="PROJECT")]

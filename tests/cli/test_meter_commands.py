@@ -44,6 +44,8 @@ def converted(model_sets, tmp_path_factory):
     assert result.exit_code == 0, result.stderr
     assert result.stdout == f"{CHECKPOINT} -> {folder}\n"
     assert "8 entries" in result.stderr
+    again = run_cli("convert", CHECKPOINT, "--out", folder.parent / "again", "--json", *model_sets)
+    assert json.loads(again.stdout) == {"model": str(folder.parent / "again"), "unused_entries": 8}
     return folder
 
 

@@ -332,6 +332,7 @@ def written(tmp_path):
     )
     shared = {
         "seconds": 0.1,
+        "precision": "float32",
         "pairs_scored": 0,
         "kind": "dual",
         "depth": None,

@@ -70,6 +70,7 @@ def evaluate_model(
         depths=ranked.depths,
         form=options.form,
         features=None if options.compute.features is None else "float16",
+        precision=options.compute.precision,
         pairs_scored=ranked.num_pairs,
         seconds=time.perf_counter() - started,
         fingerprint=corpus.fingerprint,
@@ -235,6 +236,7 @@ def run_vector_table(
         "images": corpus.num_images,
         "captions": corpus.num_captions,
         "protocol": {"name": protocol.name, "folds": protocol.num_folds, "ties": "count against the positive"},
+        "precision": options.compute.precision,
         "corpus_fingerprint": corpus.fingerprint,
         "rows": vectors.table_rows(forms, ranked),
     }

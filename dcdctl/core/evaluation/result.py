@@ -47,6 +47,8 @@ class Evaluation:
     """dual: how its vectors were compared."""
     features: Literal["float16"] | None
     """Number type of the stored encoder outputs; None if none were read."""
+    precision: str
+    """Torch name of the type that the models computed in."""
     pairs_scored: int
     """Pairs that went through fusion layers."""
     seconds: float
@@ -91,6 +93,7 @@ def evaluation_document(evaluation: Evaluation, model_name: str, split: str) -> 
             "depth": evaluation.depth,
             "features": evaluation.features,
             "ties": "count against the positive",
+            **({} if evaluation.precision == "float32" else {"precision": evaluation.precision}),
             **({} if evaluation.form == VectorForm() else {"vectors": evaluation.form.to_document()}),
         },
         "pairs_scored": evaluation.pairs_scored,
