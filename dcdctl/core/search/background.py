@@ -1,8 +1,8 @@
 """What counts as a weak match in an index: the scores of texts that its images do not show.
 
 The scale of cosines differs between models, so no fixed number tells a match from a chance. The probes are texts without visible things,
-such as "tax policy theory": their best scores in the index are what a query reaches that no image answers. They are computed when a
-service opens an index, and are not stored, so that they fit every index, also after images were added or removed.
+such as "tax policy theory": their best scores in the index are what a query reaches that no image answers. They are computed
+for the first search of a service in an index, and are not stored, so that they fit every index, also after images were added or removed.
 """
 
 from __future__ import annotations

@@ -144,12 +144,11 @@ def _search_routes(service: Service) -> APIRouter:
         k: int = number,
     ) -> SearchResponse:
         if text is not None and row is None:
-            answer = await service.texts.answer(text, k)
-            return SearchResponse.of(answer, await service.searching.run(service.searcher.background), is_text=True)
+            return await _response(service, await service.texts.answer(text, k), is_text=True)
         if row is None or text is not None:
             raise InputError("the request must have a text or a row, and not both", hint="for example /search?text=a+red+bus")
         answer = await _by_image(service, lambda searcher: images.image_of(searcher.index, row), k)
-        return SearchResponse.of(answer, await service.searching.run(service.searcher.background), is_text=False)
+        return await _response(service, answer, is_text=False)
 
     @router.post(
         "/search", summary="Search by an uploaded image.", responses={408: {"model": ErrorResponse}, 413: {"model": ErrorResponse}}
@@ -157,9 +156,16 @@ def _search_routes(service: Service) -> APIRouter:
     async def by_image(image: UploadFile, k: int = number) -> SearchResponse:
         data = await image.read()
         answer = await _by_image(service, lambda _: images.uploaded(data, config), k)
-        return SearchResponse.of(answer, await service.searching.run(service.searcher.background), is_text=False)
+        return await _response(service, answer, is_text=False)
 
     return router
+
+
+async def _response(service: Service, answer: Answer, *, is_text: bool) -> SearchResponse:
+    # Measured by a worker, once for each index; an answer that is computed must not wait for a worker again.
+    live = service.searcher
+    background = live.background() if live.is_measured else await service.searching.run(live.background)
+    return SearchResponse.of(answer, background, is_text=is_text)
 
 
 async def _by_image(service: Service, read: Callable[[Searcher], Image.Image], k: int) -> Answer:

@@ -44,6 +44,11 @@ class LiveSearcher:
                     self._searcher, self._stamp = self._reopened(), stamp
         return self._searcher
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether `background` only looks up what it measured."""
+        return self._measured is not None and self._measured[0] is self.now().index
+
     def background(self) -> Background | None:
         """What is a weak match in the index on disk, measured once for each index; None for an index without images."""
         searcher = self.now()
