@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import processes
 import pytest
+import yaml
 from paths import ROOT
 
 from dcdctl import __version__
@@ -54,20 +57,71 @@ def test_the_wheel_carries_types_and_licence_and_no_tests(wheel):
     assert {name.split("/")[0] for name in names} == {"dcdctl", f"dcdctl-{__version__}.dist-info"}
 
 
-def test_the_installed_wheel_finds_its_manifests_from_another_folder(wheel, tmp_path):
+def check_installed(package: Path, folder: Path) -> None:
+    """Install a wheel or sdist in a new environment, and use it from another folder."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    venv.create(tmp_path / "clean")
-    python = tmp_path / "clean" / "bin" / "python"
-    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", "--quiet", str(wheel)]
-    processes.run(install, env=clean, check=True, capture_output=True)
+    venv.create(folder / "clean")
+    python = folder / "clean" / "bin" / "python"
+    site = next((folder / "clean" / "lib").glob("python*/site-packages"))
     # The dependencies come from here; our own package does not, as a path file inside a path file is not followed.
-    site = next((tmp_path / "clean" / "lib").glob("python*/site-packages"))
-    (site / "dependencies.pth").write_text("\n".join({sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]}))
+    site.joinpath("dependencies.pth").write_text("\n".join({sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]}))
+    options = ["--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed", "--quiet"]
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", *options, str(package)]
+    processes.run(install, env=clean, check=True, capture_output=True)
 
     def run(*arguments: str) -> str:
         command = [str(python.with_name("dcdctl")), *arguments]
-        return processes.run(command, cwd=tmp_path, env=clean, check=True, capture_output=True, text=True).stdout
+        return processes.run(command, cwd=folder, env=clean, check=True, capture_output=True, text=True).stdout
 
     assert run("--version") == f"dcdctl {__version__}\n"
     listed = run("prepare", "--list")
     assert [path.stem for path in (ROOT / "data_manifests").glob("*.toml") if path.stem not in listed] == []
+    assert {entry["name"] for entry in json.loads(run("recipes", "--json"))["recipes"]} == {
+        path.stem for path in (ROOT / "dcdctl/recipes").glob("*.toml")
+    }
+
+
+def test_the_installed_wheel_finds_its_manifests_and_recipes_from_another_folder(wheel, tmp_path):
+    check_installed(wheel, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_wheel_of_the_sdist_is_that_of_the_checkout_and_installs(wheel, tmp_path):
+    build = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    processes.run(build, check=True, capture_output=True)
+    sdist = next(tmp_path.glob("*.tar.gz"))
+    unpacked = tmp_path / "unpacked"
+    with tarfile.open(sdist) as archive:
+        archive.extractall(unpacked, filter="data")
+    source = unpacked / f"dcdctl-{__version__}"
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
+    processes.run(build, check=True, capture_output=True)
+    assert names_in(next(tmp_path.glob("*.whl"))) == names_in(wheel)
+    check_installed(sdist, tmp_path)
+
+
+def test_the_citation_is_of_this_version_and_license():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (citation["cff-version"], citation["title"]) == ("1.2.0", project["name"])
+    assert (citation["version"], citation["license"], citation["abstract"]) == (__version__, project["license"], project["description"])
+    assert citation["keywords"] == [word for word in project["keywords"] if word not in ("ViLT", "METER")]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.stem)
+def test_an_issue_template_is_a_form_with_a_required_field(path):
+    form = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert form["name"]
+    assert form["description"]
+    assert any(field.get("validations", {}).get("required") for field in form["body"])
+    identifiers = [field["id"] for field in form["body"]]
+    assert len(set(identifiers)) == len(identifiers)
+
+
+def test_the_hooks_before_a_commit_run_the_tools_of_make_check():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    check = set(re.findall(r"\$\(BIN\)/((?:ruff|mypy)[ a-z]*)", makefile))
+    assert {" ".join(hook["entry"].removeprefix(".venv/bin/").split()[:2]).removesuffix(" --force-exclude") for hook in hooks} == {
+        name.strip() for name in check
+    }

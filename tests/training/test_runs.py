@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 
@@ -30,7 +31,7 @@ def test_a_new_run_says_what_it_is(tmp_path, monkeypatch):
     facts = start(tmp_path / "run").facts()
     assert facts["recipe"] == to_table(RECIPE)
     assert (facts["what"], facts["seed"], facts["inputs"]) == ("distill", 3, {"corpus": "c" * 64})
-    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["versions"]["torch"] == importlib.metadata.version("torch")
     assert facts["command"] == ["dcdctl", "distill", "r"]
     assert not runs.open_run(tmp_path / "run").is_finished
 
