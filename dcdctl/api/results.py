@@ -21,6 +21,7 @@ from dcdctl.core.data import Direction
 from dcdctl.core.errors import MissingError
 from dcdctl.core.evaluation import ComparisonReport, EvalJob, EvalOptions, FormChoice, SplitChoice
 from dcdctl.core.export import Exported, ExportJob
+from dcdctl.core.models import Model
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: Ref,
+    model: Ref | Model,
     data: Ref,
     *,
     split: str = "test",
@@ -82,17 +83,22 @@ def evaluate(
     features: Ref | None = None,
     batch_size: int | None = None,
     device: str = "auto",
+    precision: str = "fp32",
     out: Ref | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Measure the retrieval of a model, or of a cascade with `rerank`; written into `out`, or into the run folder if `model` is a run.
 
+    `model` is a name as for `load`, or a model that is loaded.
+
     `depth` is the number of candidates that are re-ranked per query (50), or several of them, whose times are then measured too. `dims`,
     `vectors` and `rescore` compare the vectors of a dual encoder by their first numbers or by codes, as an index does.
     """
     depths = [depth] if isinstance(depth, int) else depth
+    loaded = None if isinstance(model, str | os.PathLike) else model
     job = EvalJob(
-        model=os.fspath(model),
+        model=os.fspath(model) if isinstance(model, str | os.PathLike) else f"{type(model).__name__} {model.digest[:8]}",
+        loaded=loaded,
         choice=SplitChoice(path(data), split, protocol, max_images),
         rerank=None if rerank is None else os.fspath(rerank),
         rerank_sets=assignments(rerank_overrides),
@@ -101,7 +107,7 @@ def evaluate(
         with_eccv=eccv,
         forms=FormChoice(dims=None if dims is None else str(dims), kind=vectors, rescore=rescore),
     )
-    options = EvalOptions(compute=arguments.compute(device, batch_size=batch_size, features=features))
+    options = EvalOptions(compute=arguments.compute(device, precision=precision, batch_size=batch_size, features=features))
     outcome = evaluation.run_evaluation(job, options, out=optional_path(out), track=arguments.track(progress), say=say)
     return Evaluation(outcome.document, outcome.folder)
 

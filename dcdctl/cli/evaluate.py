@@ -89,9 +89,11 @@ def evaluate(
     from dcdctl.core.evaluation import EvalJob, EvalOptions, FormChoice, SplitChoice, run_evaluation, run_vector_table
 
     choice = SplitChoice(data, split, protocol, max_images)
-    sets = {"model_sets": tuple(model_set or ()), "rerank_sets": tuple(rerank_set or ())}
+    sets, rerank_sets = tuple(model_set or ()), tuple(rerank_set or ())
     forms = FormChoice(dims=dims, kind=vectors, rescore=rescore)
-    job = EvalJob(model=model, choice=choice, rerank=rerank, depth=depth, with_eccv=eccv, forms=forms, **sets)
+    job = EvalJob(
+        model=model, choice=choice, rerank=rerank, depth=depth, with_eccv=eccv, forms=forms, model_sets=sets, rerank_sets=rerank_sets
+    )
     devices.use_threads(threads)
     numbers = devices.precision(precision)
     compute = Compute(device=devices.choose(device), precision=numbers, batch_size=batch_size, features=features)

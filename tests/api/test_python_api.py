@@ -84,6 +84,26 @@ def test_an_evaluation_is_that_of_the_command(dual_run, scenes_corpus_dir):
         dcdctl.compare(found, dual_run)
 
 
+def test_a_loaded_model_is_evaluated_as_its_run_and_writes_nothing(dual_run, scenes_corpus_dir):
+    before = (dual_run / "result.json").stat().st_mtime_ns
+    model = dcdctl.load(dual_run)
+    found = dcdctl.evaluate(model, scenes_corpus_dir, batch_size=64)
+    by_name = json.loads((dual_run / "result.json").read_text(encoding="utf-8"))
+    assert found.document["intervals"] == by_name["intervals"]
+    assert (found.text_retrieval, found.image_retrieval) == (by_name["text_retrieval"], by_name["image_retrieval"])
+    assert (found.document["model"], found.folder) == (f"VisionTextDual {model.digest[:8]}", None)
+    assert (dual_run / "result.json").stat().st_mtime_ns == before
+    with pytest.raises(ConfigError, match="in memory"):
+        dcdctl.evaluate(model, scenes_corpus_dir, model_overrides={"max_text_len": 8})
+
+
+def test_the_bar_of_a_training_shows_its_steps_and_its_loss(scenes_corpus_dir, tmp_path, capfd):
+    dcdctl.distill(dcdctl.load_recipe("demo-dual-alone", TINY), scenes_corpus_dir, tmp_path / "run", device="cpu", progress=True)
+    shown = capfd.readouterr().err
+    assert "train: 100%" in shown
+    assert re.search(r"3/3 .*loss=\d", shown)
+
+
 def test_a_recipe_in_memory_trains_as_the_same_fields_set_on_the_command_line(scenes_corpus_dir, tmp_path):
     recipe = dcdctl.load_recipe("demo-dual-alone", TINY)
     assert recipe.loss == LossConfig(terms={"infonce": 1.0}, temperature=recipe.loss.temperature)

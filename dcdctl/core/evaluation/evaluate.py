@@ -103,6 +103,8 @@ class EvalJob:
     """Also measure ECCV Caption and CrissCrossed Captions."""
     forms: FormChoice = field(default_factory=FormChoice)
     """How the vectors of a dual encoder are compared."""
+    loaded: Model | None = None
+    """The model itself, if it is in memory; `model` is then only what results call it."""
 
 
 @dataclass(frozen=True)
@@ -139,12 +141,12 @@ def resolve(job: EvalJob, options: EvalOptions, out: Path | None = None, ranks: 
     """
     options = replace(_with_depths(options, job), form=job.forms.single)
     overrides, rerank_overrides = models.parse_overrides(job.model_sets), models.parse_overrides(job.rerank_sets, "rerank-set")
-    try:
-        models.check_ref(job.model, overrides)
-    except ModelError as error:
-        if Path(job.model).exists():
-            raise
-        raise ModelError(error.args[0], hint=f"make a run with `dcdctl distill`; {error.hint}".removesuffix("; ")) from error
+    if job.loaded is None:
+        _check_model(job.model, overrides)
+    elif overrides:
+        raise ConfigError(
+            "settings are for a model that is loaded by its name, and this one is in memory", hint="set them when you load it"
+        )
     if job.rerank is not None:
         models.check_ref(job.rerank, rerank_overrides)
     elif rerank_overrides:
@@ -154,7 +156,7 @@ def resolve(job: EvalJob, options: EvalOptions, out: Path | None = None, ranks: 
     if options.form != VectorForm() and job.rerank is not None:
         raise _no_vectors()
     # Results by other vectors are not those of the run, and would replace them there.
-    folder = result_folder(job.model, out) if options.form == VectorForm() else out
+    folder = result_folder(job.model, out) if options.form == VectorForm() and job.loaded is None else out
     if folder is not None:
         artifacts.run_of(folder)  # an error before any work if the run's own run.json is damaged
     for path in (folder, options.compute.features):
@@ -164,6 +166,16 @@ def resolve(job: EvalJob, options: EvalOptions, out: Path | None = None, ranks: 
         check_copy(ranks, folder, file_names(is_cascade=job.rerank is not None))
         files.check_output_file(ranks)
     return EvalPlan(job, options, overrides, rerank_overrides, folder, ranks)
+
+
+def _check_model(ref: str, overrides: dict[str, Any]) -> None:
+    """ModelError for a reference that names no model; a run that is not there may have to be made first."""
+    try:
+        models.check_ref(ref, overrides)
+    except ModelError as error:
+        if Path(ref).exists():
+            raise
+        raise ModelError(error.args[0], hint=f"make a run with `dcdctl distill`; {error.hint}".removesuffix("; ")) from error
 
 
 def run_evaluation(
@@ -189,7 +201,7 @@ def run_evaluation(
         # Before the weights, because it may refuse the corpus, and it decides how many candidates are kept.
         judge = _judge(corpus, protocol) if job.with_eccv else None
         num_top = options.num_top if judge is None else max(options.num_top, judge.num_top)
-        model = models.load(job.model, plan.overrides, track)
+        model = models.load(job.model, plan.overrides, track) if job.loaded is None else job.loaded
         reranker = None if job.rerank is None else models.load_scorer(job.rerank, plan.rerank_overrides, track)
         options = replace(plan.options, protocol=protocol, num_top=num_top)
         evaluation = evaluate_model(model, corpus, rerank=reranker, options=options, track=track, on_workload=on_workload)
