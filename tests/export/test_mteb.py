@@ -24,6 +24,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": os.
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mteb") is None, reason="mteb is not installed; it is part of the extra dev")
 def test_mteb_finds_the_recalls_of_eval(scenes_corpus_dir, tmp_path):
     clip = save_dual("CLIP", Corpus.open(scenes_corpus_dir, "test").captions, tmp_path / "clip")

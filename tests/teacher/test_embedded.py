@@ -222,8 +222,8 @@ def test_a_run_names_its_teachers_and_resumes_with_them_alone(duals, corpus, tmp
     assert (inputs["covered_queries"], inputs["scored_share"]) == (1.0, 1.0)
     assert teachers_of(inputs) == [model.digest for model in duals]
     shown = {row[0]: row[1] for row in tables._runs(read_report([whole.folder])).rows}
-    assert shown["input: scores of teacher"].split(", ") == [
-        model.digest[: len(part)] for model, part in zip(duals, shown["input: scores of teacher"].split(", "), strict=True)
+    assert shown["input: scores"].split(", ") == [
+        model.digest[: len(part)] for model, part in zip(duals, shown["input: scores"].split(", "), strict=True)
     ]
     assert not [name for name in shown if "input: teachers" in name]
 

@@ -96,7 +96,7 @@ def lines_of(rows: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
 def continued(command: str, width: int) -> list[str]:
     """A command on lines of at most this width, as a shell reads it; options stay with their values.
 
-    >>> print("\\n".join(continued("dcdctl index runs/dual --images photos --out photos.index", 40)))
+    >>> print("\\n".join(continued("dcdctl index runs/dual --images photos --out photos.index", 45)))
       dcdctl index runs/dual --images photos \\
         --out photos.index
     """

@@ -12,6 +12,7 @@ from dcdctl.core.config import flatten
 from dcdctl.core.data import Direction
 from dcdctl.core.evaluation import KS, LEVEL, Estimate, Figure, Retrieval
 from dcdctl.core.report.report import ModelResults, Report, Training, teachers_of
+from dcdctl.core.training import UNNAMED
 
 NOTHING = "\N{EN DASH}"
 """Shown for values that were not measured."""
@@ -158,7 +159,8 @@ def _inputs(training: Training) -> dict[str, str]:
     """
     inputs, command = training.facts["inputs"], training.command
     named = {
-        name: ", ".join(value for word, value in itertools.pairwise(command) if word == option) for name, option in _OPTION_OF_INPUT.items()
+        name: ", ".join(value for word, value in itertools.pairwise(command) if word == option and value != UNNAMED)
+        for name, option in _OPTION_OF_INPUT.items()
     }
     # The recipe says what a student starts from; the name of its teacher is in the command.
     named["start"] = {"teacher": named["start"], "new": "random weights"}.get(start := training.recipe["model.start"], start)

@@ -1,6 +1,6 @@
 from .distill import preview, resolve, train
 from .fit import Preview
-from .inputs import InputRefs, Inputs
+from .inputs import UNNAMED, InputRefs, Inputs
 from .loop import TrainingOptions
 from .losses.config import LossConfig
 from .negatives import read_mined
@@ -20,6 +20,7 @@ from .runs import Run, TrainingJob, check_best, command_of, start_run
 from .scenes_teacher import GradingConfig, PretrainingConfig, grade, pretrain
 
 __all__ = [
+    "UNNAMED",
     "BatchConfig",
     "GradingConfig",
     "InputRefs",

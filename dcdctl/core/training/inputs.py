@@ -19,6 +19,8 @@ from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import TeacherCache, check_weights, read_cache
 from dcdctl.core.training.recipe import Recipe
 
+UNNAMED = "REF"
+"""In a command line: a model that was given in memory, without a name."""
 NamedKind = tuple[str, Literal["fusion", "dual"] | None]
 """The name of a teacher model and its kind; None for a Hub id, whose kind is not known before it is loaded."""
 
@@ -135,7 +137,7 @@ class Inputs:
     dual_teachers: Sequence[DualEncoder] = ()
     """The models that score the batches, if no cache does."""
     validation_data: Path | None = None
-    teacher_ref: str = "REF"
+    teacher_ref: str = UNNAMED
     """The name of `teacher`, for the command line in run.json."""
 
     @property
@@ -146,7 +148,7 @@ class Inputs:
 
     def options(self) -> list[str]:
         """The options of a command line that name the same; REF for a model without a name."""
-        teachers = [*([] if self.teacher is None else [self.teacher_ref]), *("REF" for _ in self.dual_teachers)]
+        teachers = [*([] if self.teacher is None else [self.teacher_ref]), *(UNNAMED for _ in self.dual_teachers)]
         caches = [cache.folder for cache in self.caches]
         return ["--data", shown(self.corpus.folder), *_options(self.corpus.split, caches, teachers, self.validation_data)]
 
