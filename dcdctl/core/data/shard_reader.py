@@ -45,14 +45,12 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamSample:
-    """An image file with its captions, not yet decoded."""
+class _Sample:
+    """A sample of a shard."""
 
     shard: str
     key: str
     """What the sample is called in its shard: the WebDataset key, or the row."""
-    image: bytes
-    captions: list[str]
 
     @property
     def where(self) -> str:
@@ -61,17 +59,18 @@ class StreamSample:
 
 
 @dataclass(frozen=True, slots=True)
-class UnusableSample:
+class StreamSample(_Sample):
+    """An image file with its captions, not yet decoded."""
+
+    image: bytes
+    captions: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class UnusableSample(_Sample):
     """A sample that cannot be used, and why."""
 
-    shard: str
-    key: str
     reason: str
-
-    @property
-    def where(self) -> str:
-        """The shard and the sample, for messages."""
-        return f"{self.shard} {self.key}"
 
 
 Found = StreamSample | UnusableSample
