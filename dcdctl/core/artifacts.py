@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcdctl.core import files
+from dcdctl.core import files, locks
 from dcdctl.core.errors import DcdError, MissingError, StaleError
 from dcdctl.core.progress import Track
 
@@ -186,8 +186,8 @@ class Build:
         return (self.folder / self.kind.seal_file).exists()
 
     def lock(self, *, wait: Track | None = None) -> AbstractContextManager[None]:
-        """The folder for this process alone; StaleError if another run has it, or `wait` for that run (`files.lock`)."""
-        return files.lock(self.folder, wait=wait)
+        """The folder for this process alone; StaleError if another run has it, or `wait` for that run (`locks.lock`)."""
+        return locks.lock(self.folder, wait=wait)
 
     def begin(self, *, restart: bool = False, kept: Collection[str] = ()) -> Document:
         """Make the folder this plan's, and return the notes of an earlier run of the same plan; none for a new build.

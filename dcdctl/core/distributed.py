@@ -16,7 +16,7 @@ from pathlib import Path
 import torch.distributed
 from torch import Tensor, nn
 
-from dcdctl.core import files
+from dcdctl.core import locks
 from dcdctl.core.errors import ConfigError, DcdError
 
 TIMEOUT = timedelta(days=7)
@@ -80,7 +80,7 @@ def lock(folder: Path) -> Iterator[None]:
     with ExitStack() as held:
         # The main process first: it decides whether the folder is this run's, and no other process takes a part of it before.
         with main_first():
-            held.enter_context(files.lock(folder, rank()))
+            held.enter_context(locks.lock(folder, rank()))
         yield
 
 

@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, JSON, locks and checksums."""
+"""Atomic writes of files and folders, JSON and checksums."""
 
 from __future__ import annotations
 
@@ -19,16 +19,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, Any, overload
+from typing import Any, overload
 
 import dcdctl
-from dcdctl.core.errors import DcdError, InputError, StaleError, as_user_error
-from dcdctl.core.progress import Track
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from dcdctl.core.errors import DcdError, InputError, as_user_error
 
 PARTIAL_SUFFIX = ".partial"
 # In this order, because the mark of UTF-16 begins that of UTF-32.
@@ -42,10 +36,6 @@ MAX_NAME_BYTES = 150
 PARTIAL_NAME = re.compile(rf".*\.(?P<host>[0-9a-f]{{8}})-(?P<process>\d+){re.escape(PARTIAL_SUFFIX)}")
 KEPT_S = 24 * 3600.0
 """How long an incomplete file of another machine is kept after its last change: this one cannot see whether its process lives."""
-LOCK_POLL_S = 0.2
-"""Between two tries to lock a file on Windows, which has no waiting without a limit."""
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
-"""What `flock` raises on a file system without locks."""
 PACKAGE = Path(dcdctl.__file__).parent
 
 
@@ -149,116 +139,6 @@ def unreadable(path: Path, reason: OSError, *, error: type[DcdError] = InputErro
     if not isinstance(reason, FileNotFoundError) and translated is not None:
         hint = translated.hint
     return error(f"{path} cannot be read: {reason.strerror}", hint=hint)
-
-
-@contextmanager
-def lock(folder: Path, part: int = 0, *, wait: Track | None = None) -> Iterator[None]:
-    """Lock a folder, or a numbered part of the work on it, for this process.
-
-    StaleError if another process holds the lock; with `wait` the block starts when the other process ends, and `wait` shows that. Part 0 is
-    also refused while another process holds any other part. The lock ends with its process, also if that is killed.
-
-    Over NFS the lock holds between machines if the server supports locks. It does nothing on file systems without locks.
-    """
-    with user_errors(folder):
-        path = _lock_path(folder, part)
-        file = _locked(path, is_waiting=False)
-    if file is None and wait is not None:
-        with wait(f"wait for another run that is writing to {folder}", total=None, unit=""):
-            file = _locked(path, is_waiting=True)
-    if file is None:
-        raise _is_busy(folder)
-    with file:
-        try:
-            if part == 0:
-                _check_other_parts(folder, path)
-            yield
-        finally:
-            _unlink_own(path, file)
-
-
-def _lock_path(folder: Path, part: int) -> Path:
-    """The lock file of a folder: beside it, because a file inside would make an empty folder count as occupied.
-
-    It is inside the folder if the folder above cannot be written to, as where a volume is mounted.
-    """
-    # One path for all names of the folder; unlike Path.resolve, realpath accepts loops of links.
-    real = Path(os.path.realpath(folder))
-    real.parent.mkdir(parents=True, exist_ok=True)
-    is_inside = real.is_dir() and not os.access(real.parent, os.W_OK | os.X_OK)
-    return (real if is_inside else real.parent) / f".{real.name}.lock-{part}"
-
-
-def _is_busy(folder: Path) -> StaleError:
-    return StaleError(f"another run is writing to {folder}", hint="wait until it ends, or name another folder")
-
-
-def _check_other_parts(folder: Path, own: Path) -> None:
-    """StaleError if a process of an earlier run, whose first process has ended, still holds another part."""
-    for path in own.parent.glob(f"{glob.escape(own.name.removesuffix('0'))}*"):
-        if path != own:
-            file = _locked(path, is_waiting=False)
-            if file is None:
-                raise _is_busy(folder)
-            with file:
-                _unlink_own(path, file)
-
-
-def _locked(path: Path, *, is_waiting: bool) -> IO[str] | None:
-    """A lock file, open and locked; None if another process has locked it and this one is not to wait."""
-    while True:
-        file = path.open("a")
-        try:
-            _lock_file(file, is_waiting=is_waiting)
-        except BlockingIOError:
-            file.close()
-            return None
-        except OSError as error:
-            if error.errno in NO_LOCKS:
-                return file
-            file.close()
-            if error.errno != errno.ESTALE:
-                raise
-            continue
-        # The last owner may have removed the file after it was opened here: its name is free, so a lock on it excludes nobody.
-        if _is_at(path, file):
-            return file
-        file.close()
-
-
-def _lock_file(file: IO[str], *, is_waiting: bool) -> None:
-    """Lock an open, empty file; BlockingIOError if another process has locked it and this one is not to wait."""
-    if sys.platform == "win32":
-        while True:
-            try:
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # its waiting variant gives up after ten seconds
-                return
-            except PermissionError as error:
-                if not is_waiting:
-                    raise BlockingIOError(*error.args) from error
-                time.sleep(LOCK_POLL_S)
-    else:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if is_waiting else fcntl.LOCK_NB))
-
-
-def _is_at(path: Path, file: IO[str]) -> bool:
-    """Whether an open file is the one that has this path."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except OSError as error:
-        # ESTALE: removed by another client of an NFS server.
-        if error.errno not in (errno.ENOENT, errno.ESTALE):
-            raise
-        return False
-
-
-def _unlink_own(path: Path, file: IO[str]) -> None:
-    """Remove a lock file that this process has locked, unless somebody removed it and another process has made its own since.
-
-    Windows removes no open file, so the empty file stays there; the lock on it ends with the process.
-    """
-    if sys.platform != "win32" and _is_at(path, file):
-        path.unlink(missing_ok=True)
 
 
 def encoding_error(path: Path) -> InputError | None:
@@ -373,9 +253,15 @@ def is_vacant(folder: Path) -> bool:
 
 def names_in(folder: Path) -> list[str]:
     """The names in a folder, sorted, without locks and incomplete files."""
-    lock_name = f".{Path(os.path.realpath(folder)).name}.lock-"
+    lock = lock_prefix(folder)
     names = (path.name for path in folder.iterdir())
-    return sorted(name for name in names if not name.endswith(PARTIAL_SUFFIX) and not name.startswith(lock_name))
+    return sorted(name for name in names if not name.endswith(PARTIAL_SUFFIX) and not name.startswith(lock))
+
+
+def lock_prefix(folder: Path) -> str:
+    """How the names of a folder's lock files begin, which `locks` makes; the same for all names of the folder."""
+    # Unlike Path.resolve, realpath accepts loops of links.
+    return f".{Path(os.path.realpath(folder)).name}.lock-"
 
 
 def refuse_device(path: Path) -> None:

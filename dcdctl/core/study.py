@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from dcdctl.core import artifacts, evaluation, files, models, report, training
+from dcdctl.core import artifacts, evaluation, locks, models, report, training
 from dcdctl.core.bench import ModelPair, compare_saved, read_times
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import as_user_error
@@ -78,7 +78,7 @@ def run_study(job: StudyJob, options: StudyOptions, view: StudyView = UNSEEN) ->
     plan = resolve(job, options)
     # Before the teacher scores for hours: the batch is not larger than the split, and the validation split is there.
     _preview_training(plan, view)
-    with files.lock(job.out):
+    with locks.lock(job.out):
         job.out.mkdir(parents=True, exist_ok=True)
         artifacts.write_document(job.out / SETTINGS_FILE, plan.settings)
         left_out, steps = [], make_steps(plan)

@@ -12,7 +12,7 @@ from tiny import make_models
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.core import artifacts, files, models
+from dcdctl.core import artifacts, locks, models
 from dcdctl.core.data import Corpus
 
 
@@ -136,7 +136,7 @@ def test_a_failed_evaluation_keeps_the_earlier_results(run, run_eval, monkeypatc
 
 
 def test_two_evaluations_do_not_write_into_one_folder_at_once(run, run_eval):
-    with files.lock(run):
+    with locks.lock(run):
         result = run_eval(run)
     assert result.exit_code == 1
     assert f"another run is writing to {run}" in result.stderr

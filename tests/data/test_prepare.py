@@ -21,7 +21,8 @@ from dcdctl.cli.prepare import prepare as prepare_command
 from dcdctl.cli.views.terminal import ErrorGroup
 from dcdctl.core.data import Corpus, PrepareOptions, manifest, prepare, prepare_corpus
 from dcdctl.core.errors import ConfigError, CorpusError, InputError, StaleError
-from dcdctl.core.files import lock, sha256_of
+from dcdctl.core.files import sha256_of
+from dcdctl.core.locks import lock
 
 ALL_IMAGES = ["a.jpg", "b with space.jpg", "ü.png", "d.webp"]
 

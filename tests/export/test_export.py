@@ -27,7 +27,7 @@ from dcdctl.core import models
 from dcdctl.core.data import Corpus
 from dcdctl.core.errors import ConfigError, CorpusError, InputError, MissingError, ModelError, StaleError, install_command
 from dcdctl.core.export import ExportJob, export, model_card, to_sentence_transformers, to_transformers
-from dcdctl.core.files import lock
+from dcdctl.core.locks import lock
 from dcdctl.core.models import Towers, onnx
 
 PAGE = DOCS / "export.md"

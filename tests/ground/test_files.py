@@ -1,4 +1,4 @@
-"""Atomic files and folders, JSON, locks and checksums; on POSIX systems."""
+"""Atomic files and folders, JSON and checksums; on POSIX systems."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ import fcntl
 import hashlib
 import json
 import os
-import random
 import re
 import signal
 import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -25,7 +21,6 @@ from safetensors import SafetensorError
 
 from dcdctl.core import files
 from dcdctl.core.errors import InputError, StaleError
-from dcdctl.core.progress import silent
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
@@ -221,133 +216,6 @@ def test_only_files_py_reads_json_files():
     assert readers == {"files.py", "usage.py", "completion.py"}
 
 
-@pytest.mark.parametrize("is_recreated", [False, True], ids=["removed", "removed and recreated"])
-def test_a_lock_file_removed_while_another_process_opens_it_is_opened_again(tmp_path, monkeypatch, is_recreated):
-    folder, path = tmp_path / "cache", tmp_path / ".cache.lock-0"
-    path.touch()
-    open_file, opened = Path.open, []
-
-    def open_before_release(self, *arguments):
-        file = open_file(self, *arguments)
-        opened.append(self.name)
-        if len(opened) == 1:  # the owner releases its lock here
-            path.unlink()
-            if is_recreated:
-                path.touch()
-        return file
-
-    monkeypatch.setattr(Path, "open", open_before_release)
-    with files.lock(folder):
-        assert opened == [path.name] * 2
-        assert path.exists()
-        with pytest.raises(StaleError, match=f"another run is writing to {folder}; wait until it ends"), files.lock(folder):
-            pass
-        with files.lock(folder, 1):  # a lock for another part
-            pass
-    assert list(tmp_path.iterdir()) == []
-
-
-HELD_TIMES = 25
-
-
-def hold_often(folder: Path, *, is_waiting: bool) -> None:
-    """Hold a lock many times, in a process of its own; each time make and remove a file that only one holder can make."""
-    held = 0
-    while held < HELD_TIMES:
-        try:
-            with files.lock(folder, wait=silent if is_waiting else None):
-                os.close(os.open(folder / "holder", os.O_CREAT | os.O_EXCL))
-                time.sleep(0.001)
-                (folder / "holder").unlink()
-            held += 1
-        except StaleError:
-            assert not is_waiting
-
-
-def test_no_two_of_many_processes_hold_a_lock_at_once(tmp_path, monkeypatch):
-    folder = tmp_path / "cache"
-    folder.mkdir()
-    flock = fcntl.flock
-    # Between opening a lock file and locking it there is time for its owner to remove it.
-    monkeypatch.setattr(fcntl, "flock", lambda file, operation: (time.sleep(0.001 * random.random()), flock(file, operation)))
-    children = []
-    for number in range(8):
-        if not (child := os.fork()):
-            code = 1
-            try:
-                hold_often(folder, is_waiting=number % 2 == 0)
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 8
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
-
-
-def test_a_lock_file_that_somebody_replaced_stays_on_release(tmp_path):
-    path = tmp_path / ".cache.lock-0"
-    with files.lock(tmp_path / "cache"):
-        path.unlink()
-        path.write_text("another process's")
-    assert path.read_text() == "another process's"
-
-
-def test_the_first_part_is_refused_while_another_part_is_held(tmp_path):
-    with files.lock(tmp_path / "cache", 1):
-        with pytest.raises(StaleError, match="another run is writing to"), files.lock(tmp_path / "cache"):
-            pass
-        with files.lock(tmp_path / "cache", 2):
-            pass
-    (tmp_path / ".cache.lock-3").touch()  # of a killed process
-    with files.lock(tmp_path / "cache"):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_all_names_of_a_folder_share_one_lock(tmp_path):
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "link").symlink_to("cache")
-    with files.lock(tmp_path / "link"), pytest.raises(StaleError, match="another run is writing to"), files.lock(tmp_path / "cache"):
-        pass
-
-
-class FakeMsvcrt:
-    """The locks of Windows by those of POSIX: a refused lock is a PermissionError there."""
-
-    LK_NBLCK = 2
-
-    def locking(self, file: int, mode: int, num_bytes: int) -> None:
-        assert (mode, num_bytes) == (self.LK_NBLCK, 1)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PermissionError(errno.EACCES, "Permission denied") from error
-
-
-def test_with_the_locks_of_windows_one_process_holds_a_folder_and_the_next_waits(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "msvcrt", FakeMsvcrt(), raising=False)
-    monkeypatch.setattr(sys, "platform", "win32")
-    held, waited = threading.Event(), []
-
-    def hold() -> None:
-        with files.lock(tmp_path / "cache"):
-            held.set()
-            time.sleep(0.1)
-            waited.append("released")
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert held.wait(60)
-    with pytest.raises(StaleError, match="another run is writing to"), files.lock(tmp_path / "cache"):
-        pass
-    with files.lock(tmp_path / "cache", wait=silent):
-        waited.append("locked")
-    holder.join()
-    assert waited == ["released", "locked"]
-    # Windows removes no open file.
-    assert [path.name for path in tmp_path.iterdir()] == [".cache.lock-0"]
-
-
 def test_files_are_flushed_through_handles_that_windows_accepts(tmp_path, monkeypatch):
     flushed = []
 
@@ -361,24 +229,6 @@ def test_files_are_flushed_through_handles_that_windows_accepts(tmp_path, monkey
     with files.atomic_folder(tmp_path / "folder") as partial:
         (partial / "part").write_text("123")
     assert flushed == [5, 3]
-
-
-def test_a_folder_inside_one_that_cannot_be_written_is_locked_from_inside(tmp_path, monkeypatch):
-    (tmp_path / "cache").mkdir()
-    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
-    with files.lock(tmp_path / "cache"):
-        assert [path.name for path in (tmp_path / "cache").iterdir()] == [".cache.lock-0"]
-        assert files.is_vacant(tmp_path / "cache")
-
-
-def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
-    def flock(file: int, operation: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr("fcntl.flock", flock)
-    with files.lock(tmp_path / "cache"):
-        pass
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_living_process_writes_is_no_leftover(tmp_path):
@@ -410,13 +260,6 @@ def test_two_processes_that_fill_one_folder_leave_one_of_them_whole(tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert content(folder) in ({"deep/a.txt": text, "b.txt": text} for text in ("child", "parent"))
     assert list(tmp_path.iterdir()) == [folder]
-
-
-def test_the_current_folder_can_be_locked(tmp_path, monkeypatch):
-    (tmp_path / "cache").mkdir()
-    monkeypatch.chdir(tmp_path / "cache")
-    with files.lock(Path()):
-        assert (tmp_path / ".cache.lock-0").exists()
 
 
 def test_checking_an_output_path_accepts_new_and_existing_folders_and_writes_nothing(tmp_path):

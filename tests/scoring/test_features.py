@@ -16,7 +16,7 @@ from encoders import make_pair
 from tiny import contents, make_corpus
 from torch.testing import assert_close
 
-from dcdctl.core import artifacts, files, models
+from dcdctl.core import artifacts, files, locks, models
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, ModelError, StaleError
 from dcdctl.core.evaluation import EvalOptions, evaluate
@@ -310,7 +310,7 @@ def test_features_that_another_run_is_writing_are_awaited_and_not_encoded_again(
 
     monkeypatch.setattr(features, "_build", None)
     with ExitStack() as lock:
-        lock.enter_context(files.lock(folder))
+        lock.enter_context(locks.lock(folder))
         assert open_or_build(tmp_path, corpus, pair, track=track).parts == kept.parts
     assert labels == [f"wait for another run that is writing to {folder}"]
 

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import constants
 from tiny import contents, make_models, make_teacher
 
-from dcdctl.core import files, models
+from dcdctl.core import locks, models
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, CorpusError, MissingError, ModelError, StaleError
 from dcdctl.core.report import report, tables
@@ -184,7 +184,7 @@ def test_a_finished_run_is_left_alone(inputs, tmp_path):
 
 def test_a_run_that_another_process_trains_is_refused(inputs, tmp_path):
     job = TrainingJob("distill", "tiny-student", [*DUAL, terms("infonce"), "optimizer.steps=1"], tmp_path / "run", resume=True)
-    with files.lock(tmp_path / "run"), pytest.raises(StaleError, match=r"another run is writing to .*run; wait until it ends"):
+    with locks.lock(tmp_path / "run"), pytest.raises(StaleError, match=r"another run is writing to .*run; wait until it ends"):
         distill.train(job, inputs, options=OPTIONS)
     assert list(tmp_path.iterdir()) == []
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dcdctl.core import artifacts, files, models
+from dcdctl.core import artifacts, files, locks, models
 from dcdctl.core.data import Corpus, share_split, shown, url_of
 from dcdctl.core.errors import ConfigError, CorpusError, ModelError
 from dcdctl.core.evaluation import eccv, rankers, ranks, recall, result, vectors
@@ -306,4 +306,4 @@ def _with_depths(options: EvalOptions, job: EvalJob) -> EvalOptions:
 
 def _claimed(folder: Path | None) -> AbstractContextManager[None]:
     """A lock of the folder, if there is one."""
-    return nullcontext() if folder is None else files.lock(folder.resolve())
+    return nullcontext() if folder is None else locks.lock(folder.resolve())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from dcdctl.core import files, models
+from dcdctl.core import files, locks, models
 from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.export import check, hub, model_card, to_onnx, to_open_clip, to_sentence_transformers, to_transformers, usage
 from dcdctl.core.export.check import Check, Samples
@@ -237,7 +237,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
     StaleError while another export writes it. Folders that killed exports left behind are removed.
     """
     out = out.resolve()
-    with files.lock(out):
+    with locks.lock(out):
         files.remove_partials(out.parent, out.name)
         with files.atomic_folder(out) as partial:
             yield partial

@@ -16,7 +16,8 @@ from urllib.parse import unquote, urlsplit
 from dcdctl.core.data.download import http, hub
 from dcdctl.core.data.download.hub import HubPath
 from dcdctl.core.errors import ConfigError, InputError, SourceError
-from dcdctl.core.files import PARTIAL_SUFFIX, is_file_name, lock, read_json, sync, write_json
+from dcdctl.core.files import PARTIAL_SUFFIX, is_file_name, read_json, sync, write_json
+from dcdctl.core.locks import lock
 from dcdctl.core.progress import Advance, Track, silent
 
 HUB = "hf://"
