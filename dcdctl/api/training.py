@@ -15,8 +15,7 @@ from dcdctl.core import devices, models, training
 from dcdctl.core.data import CorpusSummary, FileSettings, PrepareOptions, SourceOptions
 from dcdctl.core.models import Model
 from dcdctl.core.report import Study
-from dcdctl.core.study import StudyView, run_study
-from dcdctl.core.study_plan import StudyJob, StudyOptions
+from dcdctl.core.study import StudyJob, StudyOptions, StudyView, run_study
 from dcdctl.core.teacher import CacheJob, TeacherCache, cache_scores
 from dcdctl.core.training import InputRefs, Recipe, Run, TrainingJob, TrainingOptions
 

@@ -15,8 +15,7 @@ from dcdctl.cli.views.terminal import bar, clock, note, show, show_json, show_ta
 if TYPE_CHECKING:
     from dcdctl.core.devices import Compute
     from dcdctl.core.report import Study
-    from dcdctl.core.study import Step
-    from dcdctl.core.study_plan import StudyOptions
+    from dcdctl.core.study import Step, StudyOptions
 
 
 def announce_all(refs: list[str] | None) -> list[str] | None:
@@ -78,8 +77,7 @@ def study(
     options.check_overrides(recipe, sets)
     from dcdctl.cli.views.training import view as watch
     from dcdctl.core.devices import Compute, choose
-    from dcdctl.core.study import StudyView, preview_study, run_study
-    from dcdctl.core.study_plan import StudyJob
+    from dcdctl.core.study import StudyJob, StudyView, preview_study, run_study
 
     job = StudyJob(
         recipe=recipe, start=start, teachers=teacher, data=data, out=out, sets=sets or (), model_set=model_set or (), seeds=seeds,
@@ -101,7 +99,7 @@ def _options(compute: Compute, precision: str, accumulate: str, checkpoint_activ
     from dataclasses import replace
 
     from dcdctl.core import devices
-    from dcdctl.core.study_plan import StudyOptions
+    from dcdctl.core.study import StudyOptions
 
     scoring = replace(compute, precision=devices.precision("fp32" if precision == "auto" else precision), features=None)
     return StudyOptions(training=options.training_options(compute, precision, accumulate, checkpoint_activations, None), scoring=scoring)

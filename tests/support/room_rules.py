@@ -14,9 +14,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "serve": ("data", "search"),
     "report": ("data", "teacher", "evaluation", "training", "bench", "search"),
     "export": ("data", "models", "evaluation", "training", "bench", "report"),
+    "study": ("data", "models", "scoring", "teacher", "evaluation", "training", "bench", "report"),
 }
 """The rooms in order, and the earlier rooms that each one reads. Ground files are free to all."""
-WHOLE = ("demo", "study_plan", "study", "verify")
+WHOLE = ("demo", "verify")
 """Files beside the rooms that use all of them."""
 GROUND = ("errors", "progress", "files", "locks", "artifacts", "config", "devices", "distributed", "templates")
 """The ground files in order; each imports only those before it."""

@@ -1,6 +1,6 @@
 """A study on the user's own data: does a teacher pay? Zero-shot, fine-tuned, distilled and a cascade, in one report.
 
-    OUT/settings.json                what the study is about; another study is refused (`study_plan`)
+    OUT/settings.json                what the study is about; another study is refused (`plan`)
     OUT/evaluations/zero-shot        the start
     OUT/cache                        the scores of a fusion teacher; cache-2, ... of further ones
     OUT/runs/fine-tuned-seed0        the recipe without the teacher's losses
@@ -28,7 +28,7 @@ from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, EvalJob, EvalOpti
 from dcdctl.core.progress import Say, Track, Watch, silent, unsaid
 from dcdctl.core.report import Contrast, Study, StudyModel
 from dcdctl.core.scoring import Workload
-from dcdctl.core.study_plan import DISTILLED, RANDOM, SETTINGS_FILE, StudyJob, StudyOptions, StudyPlan, Variant, baseline_terms, resolve
+from dcdctl.core.study.plan import DISTILLED, RANDOM, SETTINGS_FILE, StudyJob, StudyOptions, StudyPlan, Variant, baseline_terms, resolve
 from dcdctl.core.teacher import CACHE, Estimate, cache_scores
 from dcdctl.core.training import Preview, Run
 

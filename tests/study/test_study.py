@@ -18,7 +18,7 @@ from tiny import make_teacher
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
-from dcdctl.core import evaluation, models, study, training
+from dcdctl.core import evaluation, models, training
 from dcdctl.core.artifacts import write_document
 from dcdctl.core.bench import BenchConfig
 from dcdctl.core.data import Corpus
@@ -29,8 +29,8 @@ from dcdctl.core.progress import OnStep
 from dcdctl.core.report.report import read_report
 from dcdctl.core.report.study import Contrast, Difference, StudyModel, StudyRow, read_study, verdict
 from dcdctl.core.scoring import pairs
-from dcdctl.core.study import StudyView, run_study
-from dcdctl.core.study_plan import DISTILLED, FINE_TUNED, RANDOM, SETTINGS_FILE, StudyJob, StudyOptions, resolve
+from dcdctl.core.study import StudyJob, StudyOptions, StudyView, run_study, study
+from dcdctl.core.study.plan import DISTILLED, FINE_TUNED, RANDOM, SETTINGS_FILE, resolve
 from dcdctl.core.training import InputRefs, Run, TrainingJob, TrainingOptions, load_recipe
 
 RECIPE = """
