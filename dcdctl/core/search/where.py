@@ -1,0 +1,276 @@
+"""Conditions on the columns of images, such as `year >= 2020 and owner = 'x'`: read as SQL, checked against the columns, never executed.
+
+A condition has no NOT: it is moved into the comparisons, so that every engine gives the same rows. As in SQL, a comparison with a missing
+value does not hold, and neither does its opposite; only `IS NULL` finds missing values.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from dcdctl.core.errors import InputError
+
+if TYPE_CHECKING:
+    from sqlglot import exp
+
+Value = str | bool | int | float | date | datetime
+Operator = Literal["=", "!=", "<", "<=", ">", ">="]
+MOMENT = pa.timestamp("us")
+"""The type of a column of moments, in UTC."""
+TYPES: dict[pa.DataType, str] = {
+    pa.string(): "a text",
+    pa.bool_(): "true or false",
+    pa.int64(): "a whole number",
+    pa.float64(): "a number",
+    pa.date32(): "a date",
+    MOMENT: "a moment",
+}
+"""The types of columns, with what their values are called."""
+EXAMPLE = "for example --where \"year >= 2020 and owner = 'x'\""
+_OPPOSITE: dict[Operator, Operator] = {"=": "!=", "!=": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
+_MIRRORED: dict[Operator, Operator] = {"=": "=", "!=": "!=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
+_COMPARE: dict[Operator, Callable[..., pa.ChunkedArray]] = {
+    "=": pc.equal,
+    "!=": pc.not_equal,
+    "<": pc.less,
+    "<=": pc.less_equal,
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+}
+
+
+@dataclass(frozen=True)
+class Compare:
+    """A column against a value of the column's type."""
+
+    column: str
+    operator: Operator
+    value: Value
+
+    def opposite(self) -> Compare:
+        return replace(self, operator=_OPPOSITE[self.operator])
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Whether a column has one of several values, or none of them."""
+
+    column: str
+    values: tuple[Value, ...]
+    negated: bool = False
+
+    def opposite(self) -> OneOf:
+        return replace(self, negated=not self.negated)
+
+
+@dataclass(frozen=True)
+class Like:
+    """Whether a text has a pattern of SQL: % stands for any characters, _ for one."""
+
+    column: str
+    pattern: str
+    negated: bool = False
+    ignore_case: bool = False
+
+    def opposite(self) -> Like:
+        return replace(self, negated=not self.negated)
+
+
+@dataclass(frozen=True)
+class IsNull:
+    """Whether a column has no value."""
+
+    column: str
+    negated: bool = False
+
+    def opposite(self) -> IsNull:
+        return replace(self, negated=not self.negated)
+
+
+@dataclass(frozen=True)
+class All:
+    """All parts hold."""
+
+    parts: tuple[Condition, ...]
+
+    def opposite(self) -> AnyOf:
+        return AnyOf(tuple(part.opposite() for part in self.parts))
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """One part holds, or several."""
+
+    parts: tuple[Condition, ...]
+
+    def opposite(self) -> All:
+        return All(tuple(part.opposite() for part in self.parts))
+
+
+Condition = Compare | OneOf | Like | IsNull | All | AnyOf
+
+
+def parse_where(text: str, columns: pa.Schema) -> Condition:
+    """The condition of a text in SQL, with values of the types of the columns.
+
+    InputError if the text is not a condition, or has an unknown column, a function, or a value of another type than its column.
+    """
+    # Imported only for a search with a condition.
+    import sqlglot
+    from sqlglot import errors, exp
+
+    try:
+        parsed = sqlglot.parse_one(text, into=exp.Condition, dialect="duckdb")
+    except errors.SqlglotError as error:
+        found = error.errors[0] if isinstance(error, errors.ParseError) and error.errors else {}
+        place = f" near {found['highlight'] or 'its end'!r}" if found.get("highlight") is not None else ""
+        raise InputError(f"the condition {text!r} cannot be read{place}", hint=EXAMPLE) from error
+    return _Reader(text, columns).condition(parsed)
+
+
+def matches(condition: Condition, table: pa.Table) -> NDArray[np.bool_]:
+    """Which rows of a table meet a condition; the table has the columns that `columns_of` lists."""
+    if isinstance(condition, All | AnyOf):
+        combine = np.logical_and if isinstance(condition, All) else np.logical_or
+        return np.asarray(combine.reduce([matches(part, table) for part in condition.parts]))
+    column = table.column(condition.column)
+    if isinstance(condition, IsNull):
+        held = pc.is_valid(column) if condition.negated else pc.is_null(column)
+    elif isinstance(condition, Compare):
+        held = _COMPARE[condition.operator](column, pa.scalar(condition.value, column.type))
+    elif isinstance(condition, Like):
+        held = pc.match_like(column, condition.pattern, ignore_case=condition.ignore_case)
+    else:
+        held = pc.if_else(pc.is_valid(column), pc.is_in(column, pa.array(condition.values, column.type)), None)
+    if isinstance(condition, Like | OneOf) and condition.negated:
+        held = pc.invert(held)
+    return np.asarray(pc.fill_null(held, False))
+
+
+def columns_of(condition: Condition) -> set[str]:
+    """The columns that a condition reads."""
+    if isinstance(condition, All | AnyOf):
+        return set().union(*map(columns_of, condition.parts))
+    return {condition.column}
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Translates the syntax tree of a condition."""
+
+    text: str
+    columns: pa.Schema
+
+    def condition(self, node: exp.Expr) -> Condition:
+        from sqlglot import exp
+
+        if isinstance(node, exp.Paren):
+            return self.condition(node.this)
+        if isinstance(node, exp.Not):
+            return self.condition(node.this).opposite()
+        if isinstance(node, exp.And | exp.Or):
+            kind = All if isinstance(node, exp.And) else AnyOf
+            return kind((self.condition(node.this), self.condition(node.expression)))
+        if isinstance(node, exp.Column):
+            return Compare(self._column(node, pa.bool_()), "=", True)
+        return self._test(node)
+
+    def _test(self, node: exp.Expr) -> Condition:
+        from sqlglot import exp
+
+        operators: dict[type[exp.Expr], Operator] = {
+            exp.EQ: "=", exp.NEQ: "!=", exp.LT: "<", exp.LTE: "<=", exp.GT: ">", exp.GTE: ">="
+        }  # fmt: skip
+        if (operator := operators.get(type(node))) is not None:
+            left, right = node.this, node.expression
+            if isinstance(right, exp.Column) and not isinstance(left, exp.Column):
+                left, right, operator = right, left, _MIRRORED[operator]
+            column = self._column(left)
+            return Compare(column, operator, self._value(right, column))
+        if isinstance(node, exp.Between) and not node.args.get("symmetric"):
+            column = self._column(node.this)
+            low, high = (self._value(node.args[end], column) for end in ("low", "high"))
+            return All((Compare(column, ">=", low), Compare(column, "<=", high)))
+        if isinstance(node, exp.In) and node.expressions:
+            column = self._column(node.this)
+            return OneOf(column, tuple(self._value(value, column) for value in node.expressions))
+        if isinstance(node, exp.Like | exp.ILike) and isinstance(node.expression, exp.Literal) and node.expression.is_string:
+            column = self._column(node.this, pa.string())
+            return Like(column, node.expression.name, bool(node.args.get("negate")), isinstance(node, exp.ILike))
+        if isinstance(node, exp.Is) and isinstance(node.expression, exp.Null):
+            return IsNull(self._column(node.this))
+        raise self._error(f"has {self._sql(node)}, which is not a test of a column")
+
+    def _column(self, node: exp.Expr, type_: pa.DataType | None = None) -> str:
+        """The name of a column of the index; InputError if it has no such column, or none of this type."""
+        from sqlglot import exp
+
+        if not isinstance(node, exp.Column) or node.table:
+            raise self._error(f"has {self._sql(node)} where a column is expected")
+        if node.name not in self.columns.names:
+            near = difflib.get_close_matches(node.name, self.columns.names, n=1)
+            known = f"did you mean {near[0]}?" if near else f"the columns are {', '.join(self.columns.names)}"
+            raise self._error(f"has the unknown column {node.name}", hint=known if self.columns.names else "this index has no columns")
+        if type_ is not None and self.columns.field(node.name).type != type_:
+            raise self._error(f"takes {node.name} for {TYPES[type_]}, and it is {TYPES[self.columns.field(node.name).type]}")
+        return str(node.name)
+
+    def _value(self, node: exp.Expr, column: str) -> Value:
+        """The value of a literal, as the type of its column; InputError if it is none."""
+        type_ = self.columns.field(column).type
+        try:
+            return _as_type(_literal(node), type_)
+        except ValueError as error:
+            raise self._error(f"compares {column}, which is {TYPES[type_]}, with {self._sql(node)}") from error
+
+    def _sql(self, node: exp.Expr) -> str:
+        return node.sql(dialect="duckdb")
+
+    def _error(self, problem: str, hint: str = EXAMPLE) -> InputError:
+        return InputError(f"the condition {self.text!r} {problem}", hint=hint)
+
+
+def _literal(node: exp.Expr) -> str | bool | int | float:
+    """The value of a literal of SQL; ValueError for anything else."""
+    from sqlglot import exp
+
+    if isinstance(node, exp.Cast) and node.to.sql() in {"DATE", "TIMESTAMP"}:  # DATE '2024-05-01'
+        return _literal(node.this)
+    if isinstance(node, exp.Neg):
+        value = _literal(node.this)
+        if isinstance(value, str | bool):
+            raise ValueError
+        return -value
+    if isinstance(node, exp.Boolean):
+        return bool(node.this)
+    if not isinstance(node, exp.Literal):
+        raise ValueError
+    if node.is_string:
+        return str(node.this)
+    return int(node.this) if node.is_int else float(node.this)
+
+
+def _as_type(value: str | bool | int | float, type_: pa.DataType) -> Value:
+    """A literal as a value of a column's type; ValueError if it is none."""
+    kind = type(value)
+    if type_ == pa.float64() and kind in (int, float):
+        return float(value)
+    if type_ == pa.int64() and (kind is int or (kind is float and float(value).is_integer())) and abs(value) < 2**63:  # type: ignore[arg-type]
+        return int(value)
+    if (type_, kind) in ((pa.string(), str), (pa.bool_(), bool)):
+        return value
+    if type_ == pa.date32() and isinstance(value, str):
+        return date.fromisoformat(value)
+    if type_ == MOMENT and isinstance(value, str):
+        moment = datetime.fromisoformat(value)
+        return moment if moment.tzinfo is None else (moment - moment.utcoffset()).replace(tzinfo=None)  # type: ignore[operator]
+    raise ValueError

@@ -1,0 +1,131 @@
+"""Conditions on columns: what holds for which rows, and what is refused."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+
+import duckdb
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dcdctl.core.errors import InputError
+from dcdctl.core.search.where import MOMENT, All, Compare, OneOf, columns_of, matches, parse_where
+
+TABLE = pa.table(
+    {
+        "year": pa.array([2019, 2020, None, 2022, 2020], pa.int64()),
+        "owner": pa.array(["x", "y", "x", None, "o'neil"], pa.string()),
+        "rating": pa.array([1.5, -2.0, 3.0, 0.0, None], pa.float64()),
+        "starred": pa.array([True, False, None, True, False], pa.bool_()),
+        "day": pa.array([date(2024, 1, 31), date(2023, 5, 1), None, date(2024, 2, 1), date(2020, 2, 29)], pa.date32()),
+        "taken": pa.array([datetime(2024, 1, 31, 8, 30), None, datetime(2023, 5, 1), datetime(2024, 2, 1), datetime(2020, 1, 1)], MOMENT),
+        "owner name": pa.array(["Ann", "Bob%", "b_b", "", None], pa.string()),
+    }
+)
+CONDITIONS = [
+    "year >= 2020 and owner = 'x'",
+    "year >= 2020 or owner = 'x'",
+    "not (year >= 2020 or owner = 'x')",
+    "not (year < 2021 and not starred)",
+    "year <> 2020",
+    "not year = 2020",
+    "2020 < year",
+    "year = 2020.0",
+    "year between 2019 and 2020",
+    "not year between 2019 and 2020",
+    "year in (2019, 2022)",
+    "year not in (2019, 2022)",
+    "owner = 'o''neil'",
+    "rating > -2.5 and rating <= 1.5",
+    "starred",
+    "not starred",
+    "starred = false",
+    "owner is null",
+    "owner is not null and not (rating is null)",
+    "day >= '2024-01-01'",
+    "day = date '2020-02-29'",
+    "taken < '2024-01-31T08:30:01'",
+    "taken between '2024-01-01' and '2024-12-31'",
+    "\"owner name\" like 'B%'",
+    "\"owner name\" not like '_nn'",
+    "\"owner name\" ilike 'b%'",
+    "owner > 'o'",
+]
+
+
+@pytest.mark.parametrize("text", CONDITIONS)
+def test_the_rows_are_those_of_duckdb(text):
+    with duckdb.connect() as database:
+        database.register("images", TABLE.append_column("row", pa.array(range(len(TABLE)))))
+        expected = [row for (row,) in database.sql(f"select row from images where {text} order by row").fetchall()]
+    held = matches(parse_where(text, TABLE.schema), TABLE)
+    assert held.nonzero()[0].tolist() == expected
+
+
+SIMPLE = st.sampled_from(["year > 2019", "owner = 'x'", "starred", "rating is null", "day < '2024-01-01'", "year in (2020, 2022)"])
+NESTED = st.recursive(
+    SIMPLE,
+    lambda inner: st.one_of(
+        inner.map(lambda text: f"not ({text})"),
+        st.tuples(inner, st.sampled_from(["and", "or"]), inner).map(lambda part: f"({' '.join(part)})"),
+    ),
+    max_leaves=6,
+)
+
+
+@given(NESTED)
+def test_nested_conditions_have_the_rows_of_duckdb(text):
+    test_the_rows_are_those_of_duckdb(text)
+
+
+def test_a_condition_is_read_into_plain_values():
+    condition = parse_where("not (owner in ('x', 'y') or 2020 > year)", TABLE.schema)
+    assert condition == All((OneOf("owner", ("x", "y"), negated=True), Compare("year", ">=", 2020)))
+    assert columns_of(condition) == {"owner", "year"}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "cannot be read"),
+        ("year >=", "cannot be read"),
+        ("year = 2020; drop table images", "cannot be read near 'drop'"),
+        ("yaer = 2020", "unknown column yaer"),
+        ("images.year = 2020", "where a column is expected"),
+        ("year = 'x'", "compares year, which is a whole number, with 'x'"),
+        ("year = 2020.5", "compares year"),
+        ("year = true", "compares year"),
+        ("year = 9223372036854775808", "compares year"),
+        ("owner = 3", "compares owner, which is a text, with 3"),
+        ("owner = year", "compares owner"),
+        ("owner", "takes owner for true or false"),
+        ("day = '2024-13-01'", "compares day, which is a date"),
+        ("upper(owner) = 'X'", "where a column is expected"),
+        ("year = (select 1)", "compares year"),
+        ("year in (select 1)", "not a test of a column"),
+        ("exists (select 1)", "not a test of a column"),
+        ("year + 1 = 2", "where a column is expected"),
+        ("read_csv('/etc/passwd') = 1", "where a column is expected"),
+        ("1 = 1", "where a column is expected"),
+        ("true", "not a test of a column"),
+        ("owner like year", "not a test of a column"),
+    ],
+)
+def test_what_is_no_condition_is_refused(text, problem):
+    with pytest.raises(InputError, match="the condition") as raised:
+        parse_where(text, TABLE.schema)
+    assert problem in str(raised.value)
+
+
+def test_an_unknown_column_names_a_similar_one():
+    with pytest.raises(InputError) as raised:
+        parse_where("yaer = 2020", TABLE.schema)
+    assert raised.value.hint == "did you mean year?"
+
+
+def test_without_columns_the_hint_says_so():
+    with pytest.raises(InputError) as raised:
+        parse_where("year = 2020", pa.schema([]))
+    assert raised.value.hint == "this index has no columns"
