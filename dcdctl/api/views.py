@@ -14,7 +14,7 @@ from dcdctl.core import data, report, templates
 from dcdctl.core.data import Direction
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.evaluation import KS, ComparisonReport
-from dcdctl.core.search import Answer, Index
+from dcdctl.core.search import Answer, ImageIndex
 
 THUMBNAIL_PX = 112
 NUM_SHOWN = 20
@@ -50,7 +50,7 @@ def comparison_html(comparison: ComparisonReport) -> str:
     return templates.render(TEMPLATE, title="; ".join(facts), tables=tables, cards=[], notes=report.how_to_read(comparison))
 
 
-def answer_html(query: str | os.PathLike[str] | Image.Image, answer: Answer, index: Index) -> str:
+def answer_html(query: str | os.PathLike[str] | Image.Image, answer: Answer, index: ImageIndex) -> str:
     """The images of an answer with their names and scores."""
     shown = answer.hits[:NUM_SHOWN]
     cards = [
@@ -79,7 +79,7 @@ def _interval(bounds: Sequence[float]) -> str:
     return f"{low:.1f}, {high:.1f}"
 
 
-def _thumbnail(index: Index, row: int) -> str | None:
+def _thumbnail(index: ImageIndex, row: int) -> str | None:
     """A small JPEG as a data: URL; None if the image is gone or damaged."""
     try:
         small = data.thumbnail(index.image_bytes(row), THUMBNAIL_PX)

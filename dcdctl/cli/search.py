@@ -12,7 +12,7 @@ from dcdctl.cli.options import Depth, Device, IndexFolder, Json, Page, Rerank, R
 from dcdctl.cli.views.terminal import bar, note, printable
 
 if TYPE_CHECKING:
-    from dcdctl.core.search import Answer, Index, Searcher
+    from dcdctl.core.search import Answer, ImageIndex, Searcher
 
 Words = Annotated[
     list[str] | None,
@@ -99,7 +99,7 @@ def _open(folder: Path, reranking: dict[str, Any], device: str, threads: int | N
     return Searcher.for_index(index, device=devices.choose(device), **reranking)
 
 
-def _write_page(path: Path, index: Index, question: str | Path, answer: Answer) -> None:
+def _write_page(path: Path, index: ImageIndex, question: str | Path, answer: Answer) -> None:
     from dcdctl.core import report
 
     report.write_search_page(path, index, question, answer, track=bar)

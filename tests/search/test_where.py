@@ -7,7 +7,7 @@ from datetime import date, datetime
 import duckdb
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcdctl.core.errors import InputError
@@ -75,6 +75,7 @@ NESTED = st.recursive(
 )
 
 
+@settings(max_examples=40, deadline=None)
 @given(NESTED)
 def test_nested_conditions_have_the_rows_of_duckdb(text):
     test_the_rows_are_those_of_duckdb(text)

@@ -10,7 +10,7 @@ from dcdctl.cli.views import images
 from dcdctl.cli.views.terminal import note, printable, show, show_image, show_json
 
 if TYPE_CHECKING:
-    from dcdctl.core.search import Answer, Index
+    from dcdctl.core.search import Answer, ImageIndex
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class View:
     protocol: str | None
 
 
-def show_answer(view: View, index: Index, question: str | Path, answer: Answer) -> None:
+def show_answer(view: View, index: ImageIndex, question: str | Path, answer: Answer) -> None:
     """Show an answer: one hit per line, or a JSON document."""
     if view.is_json:
         from dcdctl.core.search import answer_document
@@ -32,7 +32,7 @@ def show_answer(view: View, index: Index, question: str | Path, answer: Answer) 
     note(f"{len(answer.hits):,} of {index.num_images:,} images in {_times(answer)}")
 
 
-def show_line(view: View, index: Index, question: str, answer: Answer) -> None:
+def show_line(view: View, index: ImageIndex, question: str, answer: Answer) -> None:
     """Show an answer on one line: the query and the names of the hits, separated by tabs, or a JSON document."""
     if view.is_json:
         from dcdctl.core.search import answer_document
@@ -56,7 +56,7 @@ def _show_notes(answer: Answer) -> None:
         note(f"note: {printable(text)}")
 
 
-def _show_hits(view: View, index: Index, answer: Answer) -> None:
+def _show_hits(view: View, index: ImageIndex, answer: Answer) -> None:
     from dcdctl.core.search import image_of
 
     is_reranked = any(hit.reranked is not None for hit in answer.hits)

@@ -1,8 +1,9 @@
-from .background import Background, measure_background, spread_rows
+from .background import Background, measure_background
 from .build import Changes, IndexChange, run_index_job
 from .config import IndexConfig
 from .index import Index
-from .query import Answer, Hit, answer_document, as_text, check_query, image_of, looks_like_a_path, read_image
+from .protocol import Hit, ImageIndex
+from .query import Answer, answer_document, as_text, check_query, image_of, looks_like_a_path, read_image
 from .searcher import Searcher
 from .storage import INDEX, INDEX_FILE, check_vectors, files_of, read_document
 from .summary import index_document, index_facts, summarize_index
@@ -14,6 +15,7 @@ __all__ = [
     "Background",
     "Changes",
     "Hit",
+    "ImageIndex",
     "Index",
     "IndexChange",
     "IndexConfig",
@@ -31,6 +33,5 @@ __all__ = [
     "read_document",
     "read_image",
     "run_index_job",
-    "spread_rows",
     "summarize_index",
 ]

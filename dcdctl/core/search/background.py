@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dcdctl.core.search.index import Index
+from dcdctl.core.search.protocol import ImageIndex
 from dcdctl.core.search.searcher import Searcher
 
 NUM_PROBES = 64
@@ -78,7 +78,7 @@ def measure_background(searcher: Searcher) -> Background | None:
     probes_PD = probes_PD[np.isfinite(probes_PD).all(axis=1) & probes_PD.any(axis=1)]
     if not len(probes_PD):
         return None
-    best_P = index.nearest(probes_PD, 1).scores_QK[:, 0]
+    best_P = [hits[0].score for hits in index.search(probes_PD, 1)]
     probes_PD = probes_PD / np.linalg.norm(probes_PD, axis=1, keepdims=True)
     pairs = (images_SD @ images_SD.T)[np.triu_indices(len(images_SD), k=1)]
     return Background(
@@ -88,15 +88,8 @@ def measure_background(searcher: Searcher) -> Background | None:
     )
 
 
-def _sample(index: Index) -> NDArray[np.float32]:
+def _sample(index: ImageIndex) -> NDArray[np.float32]:
     """Unit vectors of at most `SAMPLE` images."""
-    rows = spread_rows(index, SAMPLE)
+    rows = index.spread_rows(SAMPLE)
     vectors_SD = index.vectors(np.array(rows, dtype=np.int64)).astype(np.float32)
     return vectors_SD / np.linalg.norm(vectors_SD, axis=1, keepdims=True)
-
-
-def spread_rows(index: Index, count: int) -> list[int]:
-    """At most `count` rows spread evenly over an index, without removed rows."""
-    count = min(count, index.num_rows)
-    rows = ((2 * part + 1) * index.num_rows // (2 * count) for part in range(count))
-    return [row for row in rows if not index.is_gone(row)]

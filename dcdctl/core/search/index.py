@@ -25,7 +25,9 @@ from dcdctl.core.search import ann, exact, storage
 from dcdctl.core.search.ann import OpenSegment
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Floats, Half, Nearest, Rows
+from dcdctl.core.search.protocol import Hit
 from dcdctl.core.search.storage import INDEX, Listed, Segment
+from dcdctl.core.search.where import Condition
 
 QUERY_BLOCK = 64
 """Queries searched together."""
@@ -84,6 +86,16 @@ class Index:
         for name, entry in storage.files_of(self.document).items():
             INDEX.checked(self.folder / name, entry["sha256"])
 
+    @property
+    def location(self) -> str:
+        """The folder of the index."""
+        return str(self.folder)
+
+    @property
+    def columns(self) -> pa.Schema:
+        """The columns that conditions may read."""
+        return pa.schema([])
+
     def expect(self, fingerprint: str) -> None:
         """StaleError if a model of another fingerprint made the index."""
         if fingerprint != self.fingerprint:
@@ -100,7 +112,7 @@ class Index:
             raise MissingError(f"the index {self.folder} lacks its model {self.fingerprint[:8]}", hint=hint)
         return folder
 
-    def nearest(self, vectors_QD: NDArray[np.floating], k: int) -> Nearest:
+    def nearest(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> Nearest:
         """The k images with the highest cosine for each query, exact over the float16 vectors; ties by row. Safe to call from threads.
 
         ValueError for queries that are not Q x D finite numbers, and for k below 1.
@@ -128,6 +140,20 @@ class Index:
                 return live
             # Removed rows took the places of others, so more candidates are requested.
             count = min(4 * count, segment.rows)
+
+    def search(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> list[tuple[Hit, ...]]:
+        """The hits of `nearest` for each query."""
+        nearest = self.nearest(vectors_QD, min(k, max(self.num_images, 1)), where)
+        return [
+            tuple(Hit(row, self.image_id(row), self.name(row), score) for row, score in zip(rows, scores, strict=True) if row >= 0)
+            for rows, scores in zip(nearest.rows_QK.tolist(), nearest.scores_QK.tolist(), strict=True)
+        ]
+
+    def spread_rows(self, count: int) -> list[int]:
+        """At most `count` rows spread evenly over the index, without removed rows."""
+        count = min(count, self.num_rows)
+        rows = ((2 * part + 1) * self.num_rows // (2 * count) for part in range(count))
+        return [row for row in rows if not self.is_gone(row)]
 
     def vectors(self, rows: Rows) -> Half:
         """The stored vectors of rows, in the given order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +11,13 @@ from PIL import Image
 
 from dcdctl.core import data
 from dcdctl.core.errors import InputError, MissingError, StaleError
-from dcdctl.core.search.index import Index
+from dcdctl.core.search.protocol import Hit, ImageIndex
 from dcdctl.core.search.storage import INDEX_FILE
 
 MAX_CHARACTERS = 10_000
 """Maximum length of a text. A model reads a few dozen words; a longer text is a file by mistake."""
 MAX_FILE_BYTES = 512 * 2**20
 """Maximum size of an image file."""
-
-
-@dataclass(frozen=True)
-class Hit:
-    """An image in an answer."""
-
-    row: int
-    image_id: str
-    name: str
-    score: float
-    """Cosine of the query vector and the image vector."""
-    reranked: float | None = None
-    """Logit of the re-ranker; None if it has not scored this image."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +101,7 @@ def as_text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def image_of(index: Index, row: int) -> Image.Image | None:
+def image_of(index: ImageIndex, row: int) -> Image.Image | None:
     """The image of a row, upright and RGB; None if its file is gone or is no longer an image."""
     try:
         return data.decode_image(index.image_bytes(row))
@@ -121,18 +109,19 @@ def image_of(index: Index, row: int) -> Image.Image | None:
         return None
 
 
-def answer_document(question: str | Path, answer: Answer, index: Index) -> dict[str, Any]:
+def answer_document(question: str | Path, answer: Answer, index: ImageIndex) -> dict[str, Any]:
     """An answer as plain values, for JSON."""
     kind = "image" if isinstance(question, Path) else "text"
     return {
         "query": {kind: as_text(str(question))},
-        "index": {"folder": as_text(str(index.folder)), "images": index.num_images, "model": index.fingerprint},
+        "index": {"folder": as_text(index.location), "images": index.num_images, "model": index.fingerprint},
         "hits": [_to_table(rank, hit, index) for rank, hit in enumerate(answer.hits, start=1)],
         "seconds": {"encode": answer.encode_seconds, "find": answer.find_seconds, "rerank": answer.rerank_seconds},
         "notes": list(answer.notes),
     }
 
 
-def _to_table(rank: int, hit: Hit, index: Index) -> dict[str, Any]:
+def _to_table(rank: int, hit: Hit, index: ImageIndex) -> dict[str, Any]:
     table = {"place": rank, "row": hit.row, "image_id": hit.image_id, "name": hit.name, "score": hit.score, "reranked": hit.reranked}
-    return {**table, "is_there": index.has_image(hit.row)}
+    columns = {name: str(value) if isinstance(value, date) else value for name, value in hit.columns.items()}
+    return {**table, "columns": columns, "is_there": index.has_image(hit.row)}

@@ -22,7 +22,9 @@ from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, InputError, ModelError
 from dcdctl.core.models import States
 from dcdctl.core.search.index import Index
-from dcdctl.core.search.query import Answer, Hit, checked_text, image_of, query_image
+from dcdctl.core.search.protocol import Hit, ImageIndex
+from dcdctl.core.search.query import Answer, checked_text, image_of, query_image
+from dcdctl.core.search.where import Condition
 
 NUM_ANSWERS = 10
 DEPTH = 50
@@ -50,7 +52,7 @@ class Reranker:
             raise ConfigError(f"a depth of {depth} re-ranks nothing, it must be at least 1")
         return Reranker(ref, models.load_scorer(ref, models.parse_overrides(settings, "rerank-set")).to(device).eval(), depth, device)
 
-    def apply(self, text: str, answer: Answer, index: Index) -> Answer:
+    def apply(self, text: str, answer: Answer, index: ImageIndex) -> Answer:
         """The answer with its first `depth` hits ordered by logits; equal logits keep their order.
 
         Hits whose image is gone or damaged follow, then the hits beyond the depth, both in their old order.
@@ -70,7 +72,7 @@ class Reranker:
         )
 
     @torch.inference_mode()
-    def _logits(self, text: str, hits: Sequence[Hit], index: Index) -> dict[int, float]:
+    def _logits(self, text: str, hits: Sequence[Hit], index: ImageIndex) -> dict[int, float]:
         """Logits by row; hits whose image cannot be read have none."""
         texts = self.scorer.encode_texts(self.scorer.preprocess.texts([text]).to(self.device))
         logits: dict[int, float] = {}
@@ -93,7 +95,7 @@ class Reranker:
 class Searcher:
     """An index and the models that search it; safe to call from several threads."""
 
-    index: Index
+    index: ImageIndex
     model: models.DualEncoder
     device: torch.device
     reranker: Reranker | None = None
@@ -107,7 +109,7 @@ class Searcher:
 
     @staticmethod
     def for_index(
-        index: Index, *, device: torch.device, rerank: str | None = None, depth: int | None = None, rerank_set: Sequence[str] = ()
+        index: ImageIndex, *, device: torch.device, rerank: str | None = None, depth: int | None = None, rerank_set: Sequence[str] = ()
     ) -> Searcher:
         """A searcher with the dual encoder of an index.
 
@@ -126,20 +128,20 @@ class Searcher:
         reranker = None if rerank is None else Reranker.open(rerank, depth=depth, device=device, settings=rerank_set)
         return Searcher(index, model, device, reranker)
 
-    def ask(self, question: str | Path | Image.Image, k: int = NUM_ANSWERS) -> Answer:
+    def ask(self, question: str | Path | Image.Image, k: int = NUM_ANSWERS, where: Condition | None = None) -> Answer:
         """The answer to a text, to the image in a file, or to an image in memory."""
-        return self.by_text(question, k) if isinstance(question, str) else self.by_image(query_image(question), k)
+        return self.by_text(question, k, where) if isinstance(question, str) else self.by_image(query_image(question), k, where)
 
-    def by_text(self, text: str, k: int = NUM_ANSWERS) -> Answer:
+    def by_text(self, text: str, k: int = NUM_ANSWERS, where: Condition | None = None) -> Answer:
         """The k images nearest to a text, or all if there are fewer. InputError for a text without a token that the model reads."""
-        return self.by_texts([text], k)[0]
+        return self.by_texts([text], k, where)[0]
 
-    def by_texts(self, texts: Sequence[str], k: int = NUM_ANSWERS) -> list[Answer]:
+    def by_texts(self, texts: Sequence[str], k: int = NUM_ANSWERS, where: Condition | None = None) -> list[Answer]:
         """An answer for each text, computed together."""
         checked = [checked_text(text) for text in texts]
         answers: list[Answer] = []
         for start in range(0, len(checked), TEXT_BATCH):
-            answers += self._answer_texts(checked[start : start + TEXT_BATCH], k)
+            answers += self._answer_texts(checked[start : start + TEXT_BATCH], k, where)
         return answers
 
     @torch.inference_mode()
@@ -150,17 +152,17 @@ class Searcher:
         return _on_cpu(self.model.embed_texts(batch.to(self.device)))[:, : self.index.dim]
 
     @torch.inference_mode()
-    def by_image(self, image: Image.Image, k: int = NUM_ANSWERS) -> Answer:
+    def by_image(self, image: Image.Image, k: int = NUM_ANSWERS, where: Condition | None = None) -> Answer:
         """The k images nearest to an image; ConfigError with a re-ranker, because it compares images with texts only."""
         if self.reranker is not None:
             reason = f"{self.reranker.ref} scores an image with a text, and cannot re-rank images by an image"
             raise ConfigError(reason, hint="leave --rerank out, or search by a text")
         started = time.perf_counter()
         vectors_QD = self.model.embed_images(self.model.preprocess.images([image]).to(self.device))
-        return self._nearest(_on_cpu(vectors_QD), k, started, [()])[0]
+        return self._nearest(_on_cpu(vectors_QD), k, where, started, [()])[0]
 
     @torch.inference_mode()
-    def _answer_texts(self, texts: Sequence[str], k: int) -> list[Answer]:
+    def _answer_texts(self, texts: Sequence[str], k: int, where: Condition | None) -> list[Answer]:
         started = time.perf_counter()
         with self._tokenizing:
             batch = self.model.preprocess.texts(texts)
@@ -169,12 +171,14 @@ class Searcher:
             ]
         vectors_QD = _on_cpu(self.model.embed_texts(batch.to(self.device)))
         if self.reranker is None:
-            return self._nearest(vectors_QD, k, started, notes)
-        candidates = self._nearest(vectors_QD, max(k, self.reranker.depth), started, notes)
+            return self._nearest(vectors_QD, k, where, started, notes)
+        candidates = self._nearest(vectors_QD, max(k, self.reranker.depth), where, started, notes)
         answers = [self.reranker.apply(text, answer, self.index) for text, answer in zip(texts, candidates, strict=True)]
         return [replace(answer, hits=answer.hits[:k]) for answer in answers]
 
-    def _nearest(self, vectors_QD: NDArray[np.float32], k: int, started: float, notes: Sequence[tuple[str, ...]]) -> list[Answer]:
+    def _nearest(
+        self, vectors_QD: NDArray[np.float32], k: int, where: Condition | None, started: float, notes: Sequence[tuple[str, ...]]
+    ) -> list[Answer]:
         """The answers to vectors whose encoding began at `started`."""
         if k < 1:
             raise ConfigError(f"k must be at least 1, got {k}")
@@ -184,16 +188,9 @@ class Searcher:
             hint = "its training diverged: index the images with another model"
             raise ModelError("the model gives vectors of queries that are zero, NaN or infinite", hint=hint)
         encoded = time.perf_counter()
-        nearest = self.index.nearest(vectors_QD, min(k, self.index.num_images))
-        hits_Q = [
-            tuple(self._hit(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0)
-            for rows, scores in zip(nearest.rows_QK.tolist(), nearest.scores_QK.tolist(), strict=True)
-        ]
+        hits_Q = self.index.search(vectors_QD, k, where)
         encode_s, find_s = ((end - begin) / len(hits_Q) for begin, end in ((started, encoded), (encoded, time.perf_counter())))
         return [Answer(hits, encode_s, find_s, notes=note) for hits, note in zip(hits_Q, notes, strict=True)]
-
-    def _hit(self, row: int, score: float) -> Hit:
-        return Hit(row, self.index.image_id(row), self.index.name(row), score)
 
     def _notes(self, text: str, ids: Tensor) -> tuple[str, ...]:
         """Notes on the tokens of a text; InputError if it has none."""

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from dcdctl.core.data import ImageError, decode_image, media_type, thumbnail
 from dcdctl.core.errors import DcdError
-from dcdctl.core.search import Index
+from dcdctl.core.search import ImageIndex
 from dcdctl.core.serve.config import ServiceConfig
 
 Size = Literal["thumbnail", "original"]
@@ -26,7 +26,7 @@ def uploaded(data: bytes, config: ServiceConfig) -> Image.Image:
     return decode_image(data, max_pixels=config.max_pixels)
 
 
-def image_of(index: Index, row: int) -> Image.Image:
+def image_of(index: ImageIndex, row: int) -> Image.Image:
     """The image of a row, upright and RGB; 404 if it is gone or damaged."""
     data = _image_bytes(index, row)
     try:
@@ -35,7 +35,7 @@ def image_of(index: Index, row: int) -> Image.Image:
         raise _gone(row) from error
 
 
-def respond(index: Index, row: int, size: Size, if_none_match: str, config: ServiceConfig) -> Response:
+def respond(index: ImageIndex, row: int, size: Size, if_none_match: str, config: ServiceConfig) -> Response:
     """The image of a row, as a JPEG thumbnail without metadata or as the original file; 404 if it is gone or damaged.
 
     Browsers ask each time, because a row may be another image in the next index.
@@ -69,7 +69,7 @@ def caching(tag: str) -> dict[str, str]:
     return {"ETag": tag, "Cache-Control": "private, no-cache"}
 
 
-def _image_bytes(index: Index, row: int) -> bytes:
+def _image_bytes(index: ImageIndex, row: int) -> bytes:
     try:
         return index.image_bytes(row)
     except DcdError as error:  # its message contains paths of this machine

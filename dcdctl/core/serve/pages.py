@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
 from dcdctl.core import files, templates
-from dcdctl.core.search import Index, spread_rows
+from dcdctl.core.search import ImageIndex
 from dcdctl.core.serve import images
 from dcdctl.core.serve.config import MiB, ServiceConfig
 
@@ -23,7 +24,7 @@ POLICY = (
 MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
-def add_pages(app: FastAPI, index: Callable[[], Index], config: ServiceConfig) -> None:
+def add_pages(app: FastAPI, index: Callable[[], ImageIndex], config: ServiceConfig) -> None:
     """Add the pages to an app that has all its other routes; `index` returns the index that is searched now."""
     _add(app, "/", lambda: search_page(index(), config).encode(), "text/html")
     for suffix, media_type in MEDIA_TYPES.items():
@@ -37,13 +38,13 @@ EXAMPLES = ("a person", "an animal", "food on a table", "a street with cars")
 """Queries for images without captions."""
 
 
-def search_page(index: Index, config: ServiceConfig) -> str:
+def search_page(index: ImageIndex, config: ServiceConfig) -> str:
     """The HTML of the search page: it names the index and, until there is a query, shows a sample of its images and example queries."""
-    rows = [row for row in spread_rows(index, 2 * NUM_SAMPLE) if index.has_image(row)][:NUM_SAMPLE]
+    rows = [row for row in index.spread_rows(2 * NUM_SAMPLE) if index.has_image(row)][:NUM_SAMPLE]
     return templates.render(
         "search.html",
         config=config,
-        index_name=index.folder.resolve().name,
+        index_name=Path(index.location).resolve().name,
         num_images=index.num_images,
         sample=[{"row": row, "name": index.name(row)} for row in rows],
         examples=list(dict.fromkeys(captions_of(index, rows)))[:NUM_EXAMPLES] or EXAMPLES,
@@ -51,7 +52,7 @@ def search_page(index: Index, config: ServiceConfig) -> str:
     )
 
 
-def captions_of(index: Index, rows: Sequence[int]) -> Iterator[str]:
+def captions_of(index: ImageIndex, rows: Sequence[int]) -> Iterator[str]:
     """The first caption of each image that comes from a corpus."""
     for row in rows:
         if captions := index.captions(row):

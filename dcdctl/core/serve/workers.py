@@ -11,10 +11,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from dcdctl.core.errors import DcdError
-from dcdctl.core.search import INDEX_FILE, Answer, Background, Index, Searcher, measure_background
+from dcdctl.core.search import INDEX_FILE, Answer, Background, ImageIndex, Index, Searcher, measure_background
 from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.serve.metrics import Metrics
 
@@ -24,14 +25,15 @@ LATE = "waited too long"
 
 
 class LiveSearcher:
-    """A searcher that opens its index again when it has changed on disk, so that removed images are not served. Thread-safe."""
+    """A searcher that opens an index on disk again when it has changed, so that removed images are not served. Thread-safe."""
 
     def __init__(self, searcher: Searcher) -> None:
-        self._path = searcher.index.folder / INDEX_FILE
+        # A store is searched as it is now, and is never opened again.
+        self._path = searcher.index.folder / INDEX_FILE if isinstance(searcher.index, Index) else None
         self._searcher = searcher
         # The index may have changed on disk since it was opened, so it is opened again at first.
         self._stamp: Stamp | None = None
-        self._measured: tuple[Index, Background | None] | None = None
+        self._measured: tuple[ImageIndex, Background | None] | None = None
         self._lock, self._measuring = threading.Lock(), threading.Lock()
 
     def now(self) -> Searcher:
@@ -58,6 +60,8 @@ class LiveSearcher:
             return self._measured[1]
 
     def _read_stamp(self) -> Stamp | None:
+        if self._path is None:
+            return None
         try:
             status = self._path.stat()
         except OSError:
@@ -67,7 +71,7 @@ class LiveSearcher:
 
     def _reopened(self) -> Searcher:
         try:
-            index = Index.open(self._path.parent)
+            index = Index.open(Path(self._searcher.index.location))
             index.expect(self._searcher.index.fingerprint)
             index.check()
         except DcdError as error:
