@@ -146,8 +146,7 @@ def distill(
         model_set=assignments(model_overrides),
         validation_data=optional_path(validation_data),
     )
-    compute = arguments.compute(device, workers=workers, features=features)
-    options = TrainingOptions.choose(compute, precision, accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
+    options = _options(device, precision, workers, features, accumulate, checkpoint_activations, wandb)
     return _train(TrainingJob("distill", _recipe(recipe), (), path(out), resume), refs, options, progress)
 
 
@@ -172,8 +171,7 @@ def finetune_teacher(
 ) -> Run:
     """Train a cross-encoder to rank captions and images; it starts from `teacher`, or from the recipe's `model.start`."""
     refs = InputRefs(data=path(data), split=split, max_images=max_images, teachers=many(teacher), model_set=assignments(model_overrides))
-    compute = arguments.compute(device, workers=workers, features=features)
-    options = TrainingOptions.choose(compute, precision, accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
+    options = _options(device, precision, workers, features, accumulate, checkpoint_activations, wandb)
     return _train(TrainingJob("finetune-teacher", _recipe(recipe), (), path(out), resume), refs, options, progress)
 
 
@@ -223,6 +221,20 @@ def study(
 
 def _recipe(recipe: Ref | Recipe) -> str | Recipe:
     return recipe if isinstance(recipe, Recipe) else os.fspath(recipe)
+
+
+def _options(
+    device: str,
+    precision: str,
+    workers: int,
+    features: Ref | None,
+    accumulate: int | None,
+    checkpoint_activations: bool,
+    wandb: str | None,
+) -> TrainingOptions:
+    """Where and how to train, by the names of the commands' options."""
+    compute = arguments.compute(device, workers=workers, features=features)
+    return TrainingOptions.choose(compute, precision, accumulate, checkpoint_activations=checkpoint_activations, wandb=wandb)
 
 
 def _train(job: TrainingJob, refs: InputRefs, options: TrainingOptions, progress: bool) -> Run:

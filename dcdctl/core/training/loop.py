@@ -113,28 +113,13 @@ def train(
     compute = options.compute
     model.to(compute.device).train()
     _check_micro_batches(model, objective, options)
-    optimizer = make_optimizer(model, config)
-    # Only small float16 gradients underflow; bfloat16 has the exponents of float32.
-    scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "float16")
-    step_compute = StepCompute(compute=compute, scaler=scaler, micro_batch_plan=options.micro_batch_plan)
-    first = runs.load_checkpoint(run, model, optimizer, scaler)
-    distributed.check_equal(first, "the step that they resume from")
-    distributed.broadcast_weights(model)
+    learner = _Learner.make(model, objective, config, options)
+    first = learner.resume(run)
     read = _read(batches, range(first, num_steps if until is None else until), compute)
     at_start = _validate_start(model, validation) if first == 0 else {}
     with _logs(run, first, options) as log, watch(total=num_steps, done=first) as on_step:
         for step, batch in enumerate(read, start=first):
-            started = time.perf_counter()
-            rate = config.lr * learning_rate_factor(step, num_steps, config)
-            optimizer.zero_grad(set_to_none=True)
-            info = StepInfo(step=step, num_steps=num_steps, seed=seed)
-            numbers = objective.numbers(batch) if isinstance(objective, MicroBatchObjective) else {}
-            values = {**grad_cache.backward(model, objective, batch, info, step_compute), **numbers, "lr": rate}
-            set_rates(optimizer, rate, _next_update(optimizer, scaler, step))
-            _update_weights(model, optimizer, scaler, config.max_grad_norm)
-            if isinstance(objective, SelfTaught):
-                objective.after_update(model)
-            values["seconds"] = time.perf_counter() - started
+            values = learner.step(batch, StepInfo(step=step, num_steps=num_steps, seed=seed))
             done = step + 1
             if validation is not None and validation.is_due(done, num_steps):
                 values |= validation.measure(model, done)
@@ -142,9 +127,54 @@ def train(
             if step % LOG_EVERY == 0 or done == num_steps or "val_rsum" in values:
                 log(step, values if step else {**values, **at_start})
             if (done % config.save_every == 0 or done == until) and done < num_steps and distributed.is_main():
-                runs.save_checkpoint(run, done, model, optimizer, scaler)
+                learner.save(run, done)
             on_step(done, values)
     model.eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Learner:
+    """A model in training with its optimizer and its loss scale: what a step changes, and what a checkpoint holds."""
+
+    model: nn.Module
+    objective: Objective | MicroBatchObjective
+    config: OptimizerConfig
+    optimizer: torch.optim.AdamW
+    compute: StepCompute
+
+    @staticmethod
+    def make(model: nn.Module, objective: Objective | MicroBatchObjective, config: OptimizerConfig, options: TrainingOptions) -> _Learner:
+        """A learner before its first step."""
+        compute = options.compute
+        # Only small float16 gradients underflow; bfloat16 has the exponents of float32.
+        scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "float16")
+        step_compute = StepCompute(compute=compute, scaler=scaler, micro_batch_plan=options.micro_batch_plan)
+        return _Learner(model=model, objective=objective, config=config, optimizer=make_optimizer(model, config), compute=step_compute)
+
+    def resume(self, run: Run) -> int:
+        """The first step to compute, 0 if the run has no checkpoint to load; all processes then have the same weights."""
+        first = runs.load_checkpoint(run, self.model, self.optimizer, self.compute.scaler)
+        distributed.check_equal(first, "the step that they resume from")
+        distributed.broadcast_weights(self.model)
+        return first
+
+    def step(self, batch: Any, info: StepInfo) -> dict[str, float]:
+        """One update of the weights; the loss, its terms, the learning rate and the time by name."""
+        started = time.perf_counter()
+        rate = self.config.lr * learning_rate_factor(info.step, info.num_steps, self.config)
+        self.optimizer.zero_grad(set_to_none=True)
+        numbers = self.objective.numbers(batch) if isinstance(self.objective, MicroBatchObjective) else {}
+        values = {**grad_cache.backward(self.model, self.objective, batch, info, self.compute), **numbers, "lr": rate}
+        set_rates(self.optimizer, rate, _next_update(self.optimizer, self.compute.scaler, info.step))
+        _update_weights(self.model, self.optimizer, self.compute.scaler, self.config.max_grad_norm)
+        if isinstance(self.objective, SelfTaught):
+            self.objective.after_update(self.model)
+        values["seconds"] = time.perf_counter() - started
+        return values
+
+    def save(self, run: Run, done: int) -> None:
+        """Write a checkpoint after `done` steps."""
+        runs.save_checkpoint(run, done, self.model, self.optimizer, self.compute.scaler)
 
 
 def _read(batches: Dataset[Any] | StreamBatches, steps: range, compute: Compute) -> Iterator[Any]:
