@@ -83,7 +83,7 @@ def unknown_name(stage: Stage, rng: random.Random) -> list[object]:
 
 def other_kind(stage: Stage, rng: random.Random) -> list[object]:
     command, option = rng.choice([(name, option) for name in VALID for option in _options(name) if option in PLACES])
-    right = PLACES["runs"] if (command, option) == ("report", "--teacher") else PLACES[option]
+    right = PLACES["runs"] if (command, option) == ("report", "--teacher-eval") else PLACES[option]
     return _line(stage, command, {option: rng.choice([name for name in KINDS if name not in right])})
 
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dcdctl.core import devices
 from dcdctl.core.devices import Compute
 from dcdctl.core.progress import Advance, OnStep, Track, Watch, silent, step_bar
@@ -70,6 +72,18 @@ def compute(
         workers=workers,
         features=optional_path(features),
     )
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Let torch use `count` CPU threads inside the block; None keeps the number of the program. ConfigError for less than 1."""
+    before = torch.get_num_threads()
+    devices.use_threads(count)
+    try:
+        yield
+    finally:
+        if count is not None:
+            torch.set_num_threads(before)
 
 
 def track(progress: bool) -> Track:

@@ -83,6 +83,7 @@ def evaluate(
     features: Ref | None = None,
     batch_size: int | None = None,
     device: str = "auto",
+    threads: int | None = None,
     precision: str = "fp32",
     out: Ref | None = None,
     progress: bool = False,
@@ -108,7 +109,8 @@ def evaluate(
         forms=FormChoice(dims=None if dims is None else str(dims), kind=vectors, rescore=rescore),
     )
     options = EvalOptions(compute=arguments.compute(device, precision=precision, batch_size=batch_size, features=features))
-    outcome = evaluation.run_evaluation(job, options, out=optional_path(out), track=arguments.track(progress), say=say)
+    with arguments.threads(threads):
+        outcome = evaluation.run_evaluation(job, options, out=optional_path(out), track=arguments.track(progress), say=say)
     return Evaluation(outcome.document, outcome.folder)
 
 

@@ -92,6 +92,7 @@ def cache_teacher(
     extend: Ref | None = None,
     batch_size: int | None = None,
     device: str = "auto",
+    threads: int | None = None,
     precision: str = "fp32",
     progress: bool = False,
 ) -> TeacherCache:
@@ -107,7 +108,8 @@ def cache_teacher(
         extend=optional_path(extend),
         compute=arguments.compute(device, precision=precision, batch_size=batch_size, features=features),
     )
-    cache = cache_scores(job, track=arguments.track(progress))
+    with arguments.threads(threads):
+        cache = cache_scores(job, track=arguments.track(progress))
     assert cache is not None  # only a dry run has none
     return cache
 
@@ -125,6 +127,7 @@ def distill(
     model_overrides: Overrides | None = None,
     features: Ref | None = None,
     device: str = "auto",
+    threads: int | None = None,
     precision: str = "auto",
     workers: int = 0,
     accumulate: int | None = None,
@@ -147,7 +150,8 @@ def distill(
         validation_data=optional_path(validation_data),
     )
     options = _options(device, precision, workers, features, accumulate, checkpoint_activations, wandb)
-    return _train(TrainingJob("distill", _recipe(recipe), (), path(out), resume), refs, options, progress)
+    with arguments.threads(threads):
+        return _train(TrainingJob("distill", _recipe(recipe), (), path(out), resume), refs, options, progress)
 
 
 def finetune_teacher(
@@ -161,6 +165,7 @@ def finetune_teacher(
     model_overrides: Overrides | None = None,
     features: Ref | None = None,
     device: str = "auto",
+    threads: int | None = None,
     precision: str = "auto",
     workers: int = 0,
     accumulate: int | None = None,
@@ -172,7 +177,8 @@ def finetune_teacher(
     """Train a cross-encoder to rank captions and images; it starts from `teacher`, or from the recipe's `model.start`."""
     refs = InputRefs(data=path(data), split=split, max_images=max_images, teachers=many(teacher), model_set=assignments(model_overrides))
     options = _options(device, precision, workers, features, accumulate, checkpoint_activations, wandb)
-    return _train(TrainingJob("finetune-teacher", _recipe(recipe), (), path(out), resume), refs, options, progress)
+    with arguments.threads(threads):
+        return _train(TrainingJob("finetune-teacher", _recipe(recipe), (), path(out), resume), refs, options, progress)
 
 
 def study(
@@ -191,6 +197,7 @@ def study(
     features: Ref | None = None,
     batch_size: int | None = None,
     device: str = "auto",
+    threads: int | None = None,
     precision: str = "auto",
     workers: int = 0,
     accumulate: int | None = None,
@@ -216,7 +223,8 @@ def study(
     # As in the command: a precision that is not auto holds for the cache too, and only trainings read stored features.
     scoring = replace(chosen.compute, features=None)
     view = StudyView(say=say, track=arguments.track(progress), watch=arguments.watch(progress))
-    return run_study(job, StudyOptions(training=chosen, scoring=scoring), view)
+    with arguments.threads(threads):
+        return run_study(job, StudyOptions(training=chosen, scoring=scoring), view)
 
 
 def _recipe(recipe: Ref | Recipe) -> str | Recipe:

@@ -80,7 +80,7 @@ COMMANDS: list[tuple[str, str, Callable[..., None], str]] = [
     ("eval", "Proof", evaluate, "eval runs/student --data data/flickr30k"),
     ("bench", "Proof", bench, "bench runs/student --teacher runs/teacher --data data/flickr30k"),
     ("compare", "Proof", compare, "compare runs/student runs/teacher --html compared.html"),
-    ("report", "Proof", report, "report runs/student --teacher runs/teacher --out report.html"),
+    ("report", "Proof", report, "report runs/student --teacher-eval runs/teacher --out report.html"),
     ("export", "Search", export, "export runs/dual --to onnx --out dual-onnx"),
     ("index", "Search", index, "index runs/dual --images photos --out photos.index"),
     ("search", "Search", search, 'search photos.index "a dog in the snow"'),

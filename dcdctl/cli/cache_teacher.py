@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +16,7 @@ from dcdctl.cli.options import (
     Data,
     Device,
     Features,
+    Json,
     MaxImages,
     ModelSet,
     Out,
@@ -65,6 +70,19 @@ Scores = Annotated[
     typer.Option("--scores", help="Take scores by ids: Parquet, CSV or JSON lines, a folder or a pattern; repeatable.", metavar="FILE"),
 ]
 TeacherName = Annotated[str | None, typer.Option("--teacher-name", help="With --scores: the model that gave them.", metavar="NAME")]
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What the command prints."""
+
+    text: str
+    """Empty where stderr has all that there is to say."""
+    document: dict[str, Any]
+    next_step: Callable[[str, Sequence[str]], str] = lambda recipe, sets: ""
+    """The next command, from the recipe and its overrides; empty if there is none."""
+
+
 EXTERNAL = "is for a model that dcdctl runs, and --plan-only and --scores run none"
 
 
@@ -89,12 +107,14 @@ def cache_teacher(
     device: Device = "auto",
     threads: Threads = None,
     precision: Precision = "fp32",
+    json: Json = False,
 ) -> None:
     """Score candidates with the teacher, once. Training reads the scores and never runs the teacher."""
     own: dict[str, object] = {"--teacher": teacher, "--model-set": model_set, "--features": features, "--dry-run": dry_run or None}
     own |= {"--verify": verify, "--precision": None if precision == "fp32" else precision, "--batch-size": batch_size}
     _check_external(own, plan_only, with_columns, scores, teacher_name)
     _check_recipe(recipe, sets, verify)
+    from dcdctl.cli.views.terminal import show, show_json
     from dcdctl.core import devices, training
     from dcdctl.core.devices import Compute
     from dcdctl.core.teacher import CacheJob, ExternalJob
@@ -106,14 +126,20 @@ def cache_teacher(
         job = ExternalJob(
             data=data, out=out, candidates=candidates, split=split, max_images=max_images, extend=extend, device=devices.choose(device)
         )
-        return _plan(job, with_columns) if plan_only else _take(job, scores or [], teacher_name or "")
-    numbers = devices.precision(precision)
-    cache_job = CacheJob(
-        teacher=teacher, model_set=model_set or (), data=data, split=split, max_images=max_images, out=out,
-        candidates=candidates, extend=extend,
-        compute=Compute(device=devices.choose(device), precision=numbers, batch_size=batch_size, features=features),
-    )  # fmt: skip
-    return _verify(cache_job, verify) if verify is not None else _score(cache_job, dry_run)
+        result = _plan(job, with_columns) if plan_only else _take(job, scores or [], teacher_name or "")
+    else:
+        numbers = devices.precision(precision)
+        cache_job = CacheJob(
+            teacher=teacher, model_set=model_set or (), data=data, split=split, max_images=max_images, out=out,
+            candidates=candidates, extend=extend,
+            compute=Compute(device=devices.choose(device), precision=numbers, batch_size=batch_size, features=features),
+        )  # fmt: skip
+        result = _verify(cache_job, verify) if verify is not None else _score(cache_job, dry_run)
+    next_step = result.next_step(recipe or "", sets or ())
+    if json:
+        show_json({**result.document, **({"next": next_step} if next_step else {})})
+    elif result.text:
+        show(f"{result.text}; next: {next_step}" if next_step else result.text)
 
 
 def _check_external(own: dict[str, object], plan_only: bool, with_columns: str | None, scores: list[str] | None, name: str | None) -> None:
@@ -132,43 +158,63 @@ def _check_external(own: dict[str, object], plan_only: bool, with_columns: str |
         raise typer.BadParameter("name the model that gave the scores", param_hint="--teacher-name")
 
 
-def _plan(job: ExternalJob, with_columns: str | None) -> None:
-    from dcdctl.cli.views.terminal import bar, show
+def _plan(job: ExternalJob, with_columns: str | None) -> _Result:
+    from dcdctl.cli.views.terminal import bar
     from dcdctl.core.teacher import parse_extras, plan_work
+    from dcdctl.core.training import command_after_plan
 
     work = plan_work(job, parse_extras(with_columns), track=bar)
-    show(f"{work.num_pairs:,} pairs without a score in {work.num_files:,} files -> {work.folder}")
+    text = f"{work.num_pairs:,} pairs without a score in {work.num_files:,} files -> {work.folder}"
+    document = {"work": str(work.folder), "pairs": work.num_pairs, "files": work.num_files}
+    return _Result(text, document, partial(command_after_plan, job))
 
 
-def _take(job: ExternalJob, scores: list[str], teacher_name: str) -> None:
+def _take(job: ExternalJob, scores: list[str], teacher_name: str) -> _Result:
     from dcdctl.cli.views.terminal import bar
     from dcdctl.core.teacher import take_scores
 
-    _show_cache(take_scores(job, scores, teacher_name, track=bar))
+    return _of_cache(job, lambda: take_scores(job, scores, teacher_name, track=bar))
 
 
-def _verify(job: CacheJob, num_pairs: int) -> None:
-    from dcdctl.cli.views.terminal import bar, show
+def _verify(job: CacheJob, num_pairs: int) -> _Result:
+    from dcdctl.cli.views.terminal import bar
     from dcdctl.core.teacher import verify_cache
 
     difference = verify_cache(job, num_pairs, track=bar)
-    show(f"{job.out}: {num_pairs:,} pairs scored again, the largest difference is {difference:.1e}")
+    text = f"{job.out}: {num_pairs:,} pairs scored again, the largest difference is {difference:.1e}"
+    return _Result(text, {"cache": str(job.out), "pairs": num_pairs, "largest_difference": difference})
 
 
-def _score(job: CacheJob, dry_run: bool) -> None:
-    from dcdctl.cli.views.scoring import show_estimate
+def _score(job: CacheJob, dry_run: bool) -> _Result:
+    from dcdctl.cli.views.scoring import estimate_document, show_estimate
     from dcdctl.cli.views.terminal import bar
-    from dcdctl.core.teacher import cache_scores
+    from dcdctl.core.teacher import Estimate, cache_scores
 
-    cache = cache_scores(job, dry_run=dry_run, track=bar, on_estimate=show_estimate)
-    if cache is not None:
-        _show_cache(cache)
+    estimates: list[Estimate] = []
+
+    def on_estimate(estimate: Estimate) -> None:
+        estimates.append(estimate)
+        show_estimate(estimate)
+
+    if dry_run:
+        cache_scores(job, dry_run=True, track=bar, on_estimate=on_estimate)
+        return _Result("", estimate_document(*estimates))
+    return _of_cache(job, lambda: cache_scores(job, track=bar, on_estimate=show_estimate))
 
 
-def _show_cache(cache: TeacherCache) -> None:
-    from dcdctl.cli.views.terminal import show
+def _of_cache(job: CacheJob | ExternalJob, make: Callable[[], TeacherCache | None]) -> _Result:
+    """The cache that `make` makes in the folder of a job."""
+    from dcdctl.core.teacher import CACHE
+    from dcdctl.core.training import command_after_cache
 
-    show(f"{cache.num_pairs:,} scored pairs of {cache.num_images:,} images and {cache.num_texts:,} captions -> {cache.folder}")
+    started, already_there = time.monotonic(), (job.out / CACHE.seal_file).exists()
+    cache = make()
+    assert cache is not None  # only a dry run has none
+    counts = {"pairs": cache.num_pairs, "images": cache.num_images, "captions": cache.num_texts}
+    document = {"cache": str(cache.folder), **counts, "teacher": cache.teacher_name or cache.plan["teacher"]}
+    document |= {"seconds": round(time.monotonic() - started, 3), "already_there": already_there}
+    text = f"{cache.num_pairs:,} scored pairs of {cache.num_images:,} images and {cache.num_texts:,} captions -> {cache.folder}"
+    return _Result(text, document, partial(command_after_cache, job))
 
 
 def _check_recipe(recipe: str | None, sets: list[str] | None, verify: int | None) -> None:

@@ -37,6 +37,7 @@ def distill(
     model_set: options.ModelSet = None,
     features: options.Features = None,
     device: options.Device = "auto",
+    threads: options.Threads = None,
     precision: options.TrainingPrecision = "auto",
     workers: options.Workers = 0,
     accumulate: options.Accumulate = "auto",
@@ -44,15 +45,16 @@ def distill(
     wandb: options.Wandb = None,
     resume: options.Resume = False,
     dry_run: options.TrainingDryRun = False,
+    json: options.Json = False,
 ) -> None:
     """Train a student on a teacher's scores. They come from a cache, or from a dual encoder, which needs none."""
     options.check_overrides(recipe, sets)
-    from dcdctl.cli.views.terminal import bar, note, show
-    from dcdctl.cli.views.training import show_preview, view
+    from dcdctl.cli.views.training import run_training
     from dcdctl.core import devices
     from dcdctl.core.devices import Compute
-    from dcdctl.core.training import InputRefs, TrainingJob, preview, train
+    from dcdctl.core.training import InputRefs, TrainingJob
 
+    devices.use_threads(threads)
     job = TrainingJob("distill", recipe, sets or [], out, resume)
     refs = InputRefs(
         data=data,
@@ -65,7 +67,4 @@ def distill(
     )
     compute = Compute(device=devices.choose(device), workers=workers, features=features)
     settings = options.training_options(compute, precision, accumulate, checkpoint_activations, wandb)
-    if dry_run:
-        return show_preview(preview(job, refs, settings, track=bar))
-    run = train(job, refs, options=settings, track=bar, watch=view, say=note)
-    show(f"student -> {run.model_folder}; next: dcdctl eval {out} {refs.evaluation_flags}")
+    run_training(job, refs, settings, dry_run=dry_run, json=json)

@@ -24,6 +24,7 @@ def finetune_teacher(
     model_set: options.ModelSet = None,
     features: options.Features = None,
     device: options.Device = "auto",
+    threads: options.Threads = None,
     precision: options.TrainingPrecision = "auto",
     workers: options.Workers = 0,
     accumulate: options.Accumulate = "auto",
@@ -31,21 +32,18 @@ def finetune_teacher(
     wandb: options.Wandb = None,
     resume: options.Resume = False,
     dry_run: options.TrainingDryRun = False,
+    json: options.Json = False,
 ) -> None:
     """Train a cross-encoder to rank. The true caption or image competes with sampled or mined ones."""
     options.check_overrides(recipe, sets)
-    from dcdctl.cli.views.terminal import bar, note, show
-    from dcdctl.cli.views.training import show_preview, view
+    from dcdctl.cli.views.training import run_training
     from dcdctl.core import devices
     from dcdctl.core.devices import Compute
-    from dcdctl.core.training import InputRefs, TrainingJob, preview, train
+    from dcdctl.core.training import InputRefs, TrainingJob
 
+    devices.use_threads(threads)
     job = TrainingJob("finetune-teacher", recipe, sets or [], out, resume)
     refs = InputRefs(data=data, split=split, max_images=max_images, teachers=[teacher] if teacher else [], model_set=model_set or [])
     compute = Compute(device=devices.choose(device), workers=workers, features=features)
     settings = options.training_options(compute, precision, accumulate, checkpoint_activations, wandb)
-    if dry_run:
-        return show_preview(preview(job, refs, settings, track=bar))
-    run = train(job, refs, options=settings, track=bar, watch=view, say=note)
-    place = f"--data {data}" if split == "train" else f"--data {data} --split {split}"
-    show(f"teacher -> {run.model_folder}; next: dcdctl cache-teacher --teacher {out} {place} --recipe RECIPE --out CACHE")
+    run_training(job, refs, settings, dry_run=dry_run, json=json)

@@ -23,6 +23,7 @@ RENAMED = {
     ("inspect", "--pictures"): "--num-images",
     ("report", "--csv"): "--to-csv",
     ("report", "--markdown"): "--to-markdown",
+    ("report", "--teacher"): "--teacher-eval",
     ("search", "--pictures"): "--thumbnails",
 }
 """Options of earlier versions -> the option that replaced them, named in the error."""

@@ -7,15 +7,17 @@ from typing import Annotated
 
 import typer
 
-from dcdctl.cli.options import check_output_file
-from dcdctl.cli.views.terminal import bar, note, show
+from dcdctl.cli.options import Json, check_output_file
+from dcdctl.cli.views.terminal import bar, note, show, show_json
 
 Runs = Annotated[list[Path], typer.Argument(help="Run folders, or folders that `dcdctl eval --out` has written.", metavar="RUN")]
 CorpusFolder = Annotated[
     Path | None,
     typer.Option("--data", help="Corpus of the images on the page; by default that of the evaluation.", metavar="DIR"),
 ]
-TeacherFolder = Annotated[Path | None, typer.Option("--teacher", help="Folder with the teacher's evaluation.", metavar="FOLDER")]
+TeacherFolder = Annotated[
+    Path | None, typer.Option("--teacher-eval", help="Run or other folder with the teacher's evaluation.", metavar="FOLDER")
+]
 Baseline = Annotated[
     Path | None,
     typer.Option("--baseline", help="Folder that the others are compared with; by default the first RUN.", metavar="FOLDER"),
@@ -35,17 +37,18 @@ NumQueries = Annotated[
 def report(
     runs: Runs,
     data: CorpusFolder = None,
-    teacher: TeacherFolder = None,
+    teacher_eval: TeacherFolder = None,
     baseline: Baseline = None,
     out: Page = Path("report.html"),
     markdown: Markdown = None,
     csv: Csv = None,
     queries: NumQueries = None,
+    json: Json = False,
 ) -> None:
     """Show runs on one page. It has commands, recalls, speed, curves, scores, and queries with what each model retrieves."""
-    from dcdctl.core.report import NUM_QUERIES, read_report, write_csv, write_markdown, write_report_page
+    from dcdctl.core.report import NUM_QUERIES, read_report, report_document, write_csv, write_markdown, write_report_page
 
-    result = read_report(runs, teacher=teacher, baseline=baseline, data=data)
+    result = read_report(runs, teacher=teacher_eval, baseline=baseline, data=data)
     write_report_page(out, result, num_queries=NUM_QUERIES if queries is None else queries, track=bar)
     if markdown is not None:
         write_markdown(markdown, result)
@@ -53,4 +56,7 @@ def report(
         write_csv(csv, result)
     for part in result.missing:
         note(f"left out: {part}")
+    if json:
+        files = {"page": out, "markdown": markdown, "csv": csv}
+        return show_json({name: str(path) for name, path in files.items() if path is not None} | report_document(result))
     show(f"report -> {out}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcdctl.cli.options import Depth, Device, IndexFolder, Rerank, RerankSet
-from dcdctl.cli.views.terminal import note, show
+from dcdctl.cli.options import Depth, Device, IndexFolder, Json, Rerank, RerankSet, Threads
+from dcdctl.cli.views.terminal import note, show, show_json
 
 if TYPE_CHECKING:
     from dcdctl.core.serve import Started
@@ -33,21 +35,27 @@ def serve(
     rerank_set: RerankSet = None,
     depth: Depth = None,
     device: Device = "auto",
+    threads: Threads = None,
     limits: Limits = None,
+    json: Json = False,
 ) -> None:
     """Search an index over HTTP, with a search page. The service runs until Ctrl-C."""
     from dcdctl.core.config import apply_sets
-    from dcdctl.core.serve import build_config, serve
+    from dcdctl.core.serve import Models, build_config, serve
 
     if depth is not None and rerank is None:
         raise typer.BadParameter("is the number of candidates to re-rank: add --rerank REF", param_hint="--depth")
     binding = {"host": host, "port": port, "allowed_hosts": allow_host or []}
     config = build_config(apply_sets({}, limits or []) | binding)
-    serve(index, config, device=device, rerank=rerank, depth=depth, rerank_set=rerank_set or (), on_start=_show_start)
+    models = Models(device=device, threads=threads, rerank=rerank, depth=depth, rerank_set=rerank_set or ())
+    serve(index, config, models, on_start=partial(_show_start, index, json))
 
 
-def _show_start(started: Started) -> None:
-    show(f"{started.num_images:,} images at {started.url}")
+def _show_start(index: Path, json: bool, started: Started) -> None:
+    if json:  # on one line: a program reads it while the service runs
+        show_json({"url": started.url, "index": str(index), "images": started.num_images}, indent=None)
+    else:
+        show(f"{started.num_images:,} images at {started.url}")
     if not started.is_loopback:
         note("warning: every machine that can reach this one can search and see the images; there is no password (docs/deploy.md)")
     note("Ctrl-C stops it")

@@ -66,6 +66,7 @@ def study(
     features: options.Features = None,
     batch_size: options.PairBatchSize = None,
     device: options.Device = "auto",
+    threads: options.Threads = None,
     precision: options.TrainingPrecision = "auto",
     workers: options.Workers = 0,
     accumulate: options.Accumulate = "auto",
@@ -76,9 +77,10 @@ def study(
     """Find out whether a teacher pays on your data. It compares zero-shot, fine-tuned, distilled and cascade in one report."""
     options.check_overrides(recipe, sets)
     from dcdctl.cli.views.training import view as watch
-    from dcdctl.core.devices import Compute, choose
+    from dcdctl.core.devices import Compute, choose, use_threads
     from dcdctl.core.study import StudyJob, StudyView, preview_study, run_study
 
+    use_threads(threads)
     job = StudyJob(
         recipe=recipe, start=start, teachers=teacher, data=data, out=out, sets=sets or (), model_set=model_set or (), seeds=seeds,
         train_split=train_split, split=split, depth=depth, with_teacher=with_teacher,

@@ -80,8 +80,10 @@ def choose(name: str, *, keep_memory: bool = True) -> torch.device:
 
 
 def use_threads(count: int | None) -> None:
-    """Set the number of CPU threads of torch; None keeps torch's default."""
+    """Set the number of CPU threads of torch; None keeps torch's default. ConfigError for less than 1."""
     if count is not None:
+        if count < 1:
+            raise ConfigError(f"threads must be at least 1, got {count}")
         torch.set_num_threads(count)
 
 

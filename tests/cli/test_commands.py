@@ -48,7 +48,9 @@ def cache(run_cli, scenes_corpus_dir, teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache") / "cache"
     result = run_cli("cache-teacher", "--data", scenes_corpus_dir, "--teacher", teacher, "--out", folder, *FOUR, *CPU)
     assert result.exit_code == 0, result.stderr
-    assert result.stdout == f"{teacher_cache.read_cache(folder).num_pairs:,} scored pairs of 32 images and 160 captions -> {folder}\n"
+    made = f"{teacher_cache.read_cache(folder).num_pairs:,} scored pairs of 32 images and 160 captions -> {folder}"
+    place = f"--data {scenes_corpus_dir} --cache {folder} --teacher {teacher}"
+    assert result.stdout == f"{made}; next: dcdctl distill tiny-student {place} --set candidates.per_query=4 --out RUN\n"
     assert "score: " in result.stderr
     return folder
 
@@ -235,7 +237,7 @@ def test_a_cache_is_planned_scored_elsewhere_and_sealed(run_cli, scenes_corpus_d
     assert planned.exit_code == 0, planned.stderr
     own = teacher_cache.read_cache(cache)
     work = tmp_path / "cache" / "work"
-    assert planned.stdout == f"{own.num_pairs} pairs without a score in 1 files -> {work}\n"
+    assert planned.stdout.startswith(f"{own.num_pairs} pairs without a score in 1 files -> {work}; next: dcdctl cache-teacher --data ")
     rows = pq.read_table(work / "work-00000.parquet")
     assert rows.schema.names == ["image_id", "caption_id", "image_index", "caption_index", "caption", "image_path"]
     scored = rows.append_column("score", pa.array(own.lookup(rows["image_index"].to_numpy(), rows["caption_index"].to_numpy())))
@@ -247,7 +249,10 @@ def test_a_cache_is_planned_scored_elsewhere_and_sealed(run_cli, scenes_corpus_d
     scored[-1:].select(["image_id", "caption_id", "score"]).to_pandas().to_json(tmp_path / "last.jsonl", orient="records", lines=True)
     taken = run_cli(*take, "--scores", tmp_path / "last.jsonl")
     assert taken.exit_code == 0, taken.stderr
-    assert taken.stdout == f"{own.num_pairs} scored pairs of 32 images and 160 captions -> {tmp_path / 'cache'}\n"
+    cached = (
+        f"{tmp_path / 'cache'}; next: dcdctl distill tiny-student --data {scenes_corpus_dir} --cache {tmp_path / 'cache'} --teacher REF "
+    )
+    assert taken.stdout.startswith(f"{own.num_pairs} scored pairs of 32 images and 160 captions -> {cached}")
     np.testing.assert_allclose(teacher_cache.read_cache(tmp_path / "cache").score_P, own.score_P, rtol=1e-6)
     assert "\n  scores from elsewhere: a vilt\n" in run_cli("inspect", tmp_path / "cache").stdout
     assert "elsewhere" not in run_cli("inspect", cache).stdout

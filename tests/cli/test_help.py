@@ -28,7 +28,7 @@ SEVERAL_MEANINGS = {
     "--out": "what a command writes",
     "--precision": "training can choose; an index keeps its own",
     "--set": "what a command lets one override",
-    "--teacher": "required or not, one or several, and a folder of results in report",
+    "--teacher": "required or not, one or several",
     "--vectors": "eval compares, index searches",
 }
 """Options whose text differs between commands, with the reason."""

@@ -23,7 +23,7 @@ def test_a_page_a_markdown_file_and_a_table_are_written_and_the_page_is_named(fo
     teacher, dual, fusion, alone = folders
     files = {"--out": tmp_path / "r.html", "--to-markdown": tmp_path / "r.md", "--to-csv": tmp_path / "r.csv"}
     options = [word for option, path in files.items() for word in (option, path)]
-    result = run_cli("report", dual, fusion, "--teacher", teacher, "--baseline", alone, "--queries", 3, *options)
+    result = run_cli("report", dual, fusion, "--teacher-eval", teacher, "--baseline", alone, "--queries", 3, *options)
     assert result.exit_code == 0, result.stderr
     assert result.stdout == f"report -> {tmp_path / 'r.html'}\n"
     assert files["--out"].read_text().count('<li class="query"') == 6

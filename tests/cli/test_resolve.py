@@ -224,7 +224,7 @@ OWN: dict[tuple[str, str], list[Mistake]] = {
     ],
     ("compare", "--data"): [Mistake("ABSENT", CORPUS.message, {"--html": "NEW.html"})],
     ("report", "--out"): PAGE,
-    ("report", "--teacher"): [EVALUATION],
+    ("report", "--teacher-eval"): [EVALUATION],
     ("eval", "--out"): FOLDER,
     ("distill", "--data"): [
         CORPUS,

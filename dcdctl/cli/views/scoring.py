@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dcdctl.cli.views.terminal import clock, note
 
@@ -15,6 +15,12 @@ def show_estimate(estimate: Estimate) -> None:
     """The cost of a teacher cache."""
     rate = f"{estimate.pairs_per_s:,.0f} pairs/s in a trial, about {clock(estimate.seconds)}" if estimate.num_to_score else "nothing to do"
     note(f"{estimate.num_pairs:,} pairs, {estimate.num_to_score:,} to score: {rate}; at most {estimate.disk_bytes / 1e6:,.1f} MB on disk")
+
+
+def estimate_document(estimate: Estimate) -> dict[str, Any]:
+    """The cost of a teacher cache for JSON."""
+    counts = {"pairs": estimate.num_pairs, "to_score": estimate.num_to_score, "pairs_per_s": estimate.pairs_per_s}
+    return {**counts, "seconds": estimate.seconds, "disk_bytes": estimate.disk_bytes}
 
 
 def show_workload(workload: Workload) -> None:

@@ -170,6 +170,8 @@ def is_main() -> bool:
 def show_json(value: Any, *, indent: int | None = 2) -> None:
     """Print one JSON document on stdout, on one line if `indent` is None; ValueError for nan and infinity, which JSON lacks."""
     document = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    if not is_main():
+        return
     # Unprintable characters occur only inside strings, where JSON has the same escapes.
     typer.echo("\n".join(map(printable, document.split("\n"))))
 

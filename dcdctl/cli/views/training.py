@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dcdctl.cli.views.terminal import SECONDS_BETWEEN_LINES, clock, is_main, note, rate, show, show_table
+from dcdctl.cli.views.terminal import SECONDS_BETWEEN_LINES, bar, clock, is_main, note, rate, show, show_json, show_table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from dcdctl.core.progress import OnStep
-    from dcdctl.core.training import Preview
+    from dcdctl.core.training import InputRefs, Preview, TrainingJob, TrainingOptions
 
 SECONDS_BETWEEN_FRAMES = 0.2
 """How often the table is redrawn."""
@@ -130,8 +130,23 @@ def _sparse_lines(state: TrainingProgress) -> Iterator[Callable[[], None]]:
     note(f"{state.line()}, {clock(state.seconds)} in all")
 
 
-def show_preview(preview: Preview) -> None:
-    """Print what a training would do."""
+def run_training(job: TrainingJob, refs: InputRefs, options: TrainingOptions, *, dry_run: bool, json: bool) -> None:
+    """Train, and print the model and the next command, or one JSON document; or print what the training would do."""
+    from dcdctl.core.training import Run, command_after_training, preview, run_document, train
+
+    if dry_run:
+        found = preview(job, refs, options, track=bar)
+        return show_json(found.to_json()) if json else _show_preview(found)
+    started, already_there = time.monotonic(), Run(job.out).is_finished
+    run = train(job, refs, options=options, track=bar, watch=view, say=note)
+    if not json:
+        return show(f"{'student' if job.kind == 'distill' else 'teacher'} -> {run.model_folder}; next: {command_after_training(job, refs)}")
+    if is_main():
+        seconds = round(time.monotonic() - started, 3)
+        show_json({**run_document(run), "seconds": seconds, "already_there": already_there, "next": command_after_training(job, refs)})
+
+
+def _show_preview(preview: Preview) -> None:
     for name, value in preview.facts():
         show(f"{name}: {value}")
     columns, rows = preview.table()

@@ -4,7 +4,7 @@ from .gallery import NUM_QUERIES
 from .pages import NUM_IMAGES, write_cache_page, write_corpus_page, write_search_page
 from .report import MissingPart, read_report, teachers_of
 from .study import Contrast, Study, StudyModel, read_study, study_tables, write_study_page
-from .write import write_csv, write_markdown, write_report_page
+from .write import report_document, write_csv, write_markdown, write_report_page
 
 __all__ = [
     "NUM_IMAGES",
@@ -22,6 +22,7 @@ __all__ = [
     "rank_changes",
     "read_report",
     "read_study",
+    "report_document",
     "study_tables",
     "teachers_of",
     "write_cache_page",

@@ -108,6 +108,12 @@ def write_csv(path: Path, report: Report) -> None:
     files.write_csv(path, names, [[row.get(name) for name in names] for row in rows])
 
 
+def report_document(report: Report) -> dict[str, object]:
+    """The numbers of a report for JSON, with the names of the CSV file, and what is left out, with the command that adds it."""
+    left_out = [{"what": part.what, "command": part.command} for part in report.missing]
+    return {"models": [_numbers(model) for model in report.models], "left_out": left_out}
+
+
 def _markdown_table(table: Table) -> str:
     is_number = templates.numeric_columns(table.rows)
     # Numbers are aligned to the right.

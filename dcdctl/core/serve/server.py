@@ -46,16 +46,22 @@ class Started:
     """Whether it is reachable from this machine only."""
 
 
-def serve(
-    folder: Path,
-    config: ServiceConfig,
-    *,
-    device: str,
-    rerank: str | None = None,
-    depth: int | None = None,
-    rerank_set: Sequence[str] = (),
-    on_start: Callable[[Started], None],
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """The models of a service, and where they run."""
+
+    device: str
+    threads: int | None = None
+    """CPU threads of torch; None keeps torch's default."""
+    rerank: str | None = None
+    """The model that re-ranks, besides the index's own."""
+    depth: int | None = None
+    """Candidates per query to re-rank."""
+    rerank_set: Sequence[str] = ()
+    """Settings that the files of `rerank` lack: dtype=bfloat16."""
+
+
+def serve(folder: Path, config: ServiceConfig, models: Models, *, on_start: Callable[[Started], None]) -> None:
     """Answer searches of an index until SIGINT or SIGTERM; requests in progress are answered first.
 
     `on_start` is called when the service accepts requests. InputError if the port is not available, MissingError without the packages of
@@ -73,8 +79,9 @@ def serve(
         from dcdctl.core.serve.connections import fit_to_open_files
 
         # Most of the time a service waits; the memory of a large upload belongs to other programs by then.
-        chosen = devices.choose(device, keep_memory=False)
-        searcher = Searcher.for_index(index, device=chosen, rerank=rerank, depth=depth, rerank_set=rerank_set)
+        chosen = devices.choose(models.device, keep_memory=False)
+        devices.use_threads(models.threads)
+        searcher = Searcher.for_index(index, device=chosen, rerank=models.rerank, depth=models.depth, rerank_set=models.rerank_set)
         # The index and the libraries have opened their files by now.
         config = fit_to_open_files(config)
         # A link-local IPv6 address ends with its interface: fe80::1%eth0.

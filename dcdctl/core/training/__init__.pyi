@@ -4,6 +4,8 @@ from .inputs import UNNAMED, InputRefs, Inputs
 from .loop import TrainingOptions
 from .losses.config import LossConfig
 from .negatives import read_mined
+from .next_step import command_after_cache, command_after_plan, command_after_training
+from .outcome import run_document
 from .recipe import (
     BatchConfig,
     ModelConfig,
@@ -39,6 +41,9 @@ __all__ = [
     "ValidationConfig",
     "check_best",
     "check_recipe_name",
+    "command_after_cache",
+    "command_after_plan",
+    "command_after_training",
     "command_of",
     "field_names",
     "grade",
@@ -51,6 +56,7 @@ __all__ = [
     "recipe_text",
     "require_recipe_of_cache",
     "resolve",
+    "run_document",
     "start_run",
     "train",
 ]

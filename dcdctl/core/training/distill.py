@@ -313,7 +313,8 @@ def _start_run(
     """
     job, recipe, options = training.plan.job, training.plan.recipe, training.plan.options
     facts, mined = {**_facts(training), **fit.inputs()}, None
-    measured = {**fit.measured(), "micro_batches": options.micro_batches, **runs.equivalent_command(job, inputs.options())}
+    measured = {**fit.measured(), "micro_batches": options.micro_batches, "batches_per_epoch": batches.batches_per_epoch}
+    measured |= runs.equivalent_command(job, inputs.options())
     with distributed.main_first():
         if recipe.batch.negatives == "mined":
             mined = negatives.read_or_mine(job.out, training.source, recipe, options.compute.device, track)

@@ -208,6 +208,21 @@ class Preview:
     temperature: float | None = None
     """What `loss.temperature` auto stands for; None if the recipe has a number."""
 
+    def to_json(self) -> dict[str, Any]:
+        """The same facts by the names of run.json, and the warnings."""
+        batches, config = self.batches_per_epoch, self.fit.recipe.batch
+        return {
+            "steps": self.num_steps,
+            "batches_per_epoch": batches,
+            "epochs": None if batches is None else self.num_steps / batches,
+            "batch_size": config.size,
+            "temperature": self.temperature,
+            **self.fit.inputs(),
+            **self.fit.measured(),
+            "not_counted": self.fit.not_counted,
+            "warnings": list(self.fit.warnings()),
+        }
+
     def facts(self) -> list[tuple[str, str]]:
         """Name and value of each fact."""
         coverage, batch = self.fit.coverage, self.fit.recipe.batch

@@ -207,14 +207,15 @@ def start_run(
     """Make a run folder, or resume the one that is there.
 
     `inputs` are the fingerprints of what the run reads. StaleError if the folder is taken and `resume` is not set, or if its run was
-    started with another recipe or other inputs. `measured` is kept beside them and not compared: it follows from them.
+    started with another recipe or other inputs. `measured` is kept beside them and not compared: it follows from them. Neither are the CPU
+    threads compared, which change a sum by its rounding.
     """
     facts = {"what": kind, "recipe": to_table(recipe), "inputs": inputs}
     _check_taken(folder, facts, resume=resume)
     for part in (folder, folder / "checkpoints", folder / BEST):
         files.remove_partials(part)
     if not (folder / "run.json").exists():
-        more = {"seed": recipe.seed, "command": _command(), "versions": versions()}
+        more = {"seed": recipe.seed, "command": _command(), "threads": torch.get_num_threads(), "versions": versions()}
         artifacts.write_document(folder / "run.json", {**facts, **(measured or {}), **more})
     return Run(folder)
 

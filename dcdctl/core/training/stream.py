@@ -48,6 +48,8 @@ class _StreamTraining:
     batches: StreamBatches
     validation: Corpus | None
     num_steps: int
+    batches_per_epoch: float | None
+    """None if the recipe sets the steps: nothing then counts the samples."""
     counted: _Counted
 
     @property
@@ -86,7 +88,8 @@ def train(
             return Run(job.out)
         training = _open(recipe, options, refs, job, track)
         training = _settle(training, say)
-        measured = {"micro_batches": training.options.micro_batches, **runs.equivalent_command(job, refs.options())}
+        measured: dict[str, Any] = {"micro_batches": training.options.micro_batches, "batches_per_epoch": training.batches_per_epoch}
+        measured |= runs.equivalent_command(job, refs.options())
         with distributed.main_first():
             run = Run(job.out)
             if distributed.is_main():
@@ -186,7 +189,8 @@ def _open(recipe: Recipe, options: TrainingOptions, refs: InputRefs, job: Traini
     counted = _Counted.of_run(Run(job.out), len(stream.shards))
     stream.counts.update((count.shard, count.samples) for count in counted.counts)
     stream.on_count = counted.add
-    num_steps = recipe.optimizer.steps or count_steps(recipe, _batches_per_epoch(stream))
+    batches_per_epoch = None if recipe.optimizer.steps else _batches_per_epoch(stream)
+    num_steps = count_steps(recipe, batches_per_epoch or 0)
     validation = None
     if config.every:
         assert refs.validation_data is not None
@@ -208,7 +212,7 @@ def _open(recipe: Recipe, options: TrainingOptions, refs: InputRefs, job: Traini
         model.add_average()
     plan = replace(options.micro_batch_plan, by_side=recipe.model.kind == "dual")
     batches = StreamBatches(stream, model.preprocess, recipe.batch, plan, teacher)
-    return _StreamTraining(recipe, options, model, batches, validation, num_steps, counted)
+    return _StreamTraining(recipe, options, model, batches, validation, num_steps, batches_per_epoch, counted)
 
 
 def _captions(recipe: Recipe, stream: ShardStream) -> list[str]:

@@ -1,0 +1,216 @@
+"""`--json` of the commands that train, score, report and serve: one document on stdout, with the numbers of their files.
+
+Also `--threads` of the same commands.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from made_runs import write_demo
+from tiny import make_teacher
+from typer.testing import CliRunner
+
+import dcdctl
+from dcdctl.cli import serve as serve_command
+from dcdctl.cli.app import app
+from dcdctl.core import models
+from dcdctl.core.data import Corpus
+from dcdctl.core.errors import ConfigError
+from dcdctl.core.serve import Started
+from dcdctl.core.teacher import CacheJob, read_cache
+from dcdctl.core.training import Run, command_after_cache, run_document
+
+CPU = ["--device", "cpu"]
+TINY = ["model.hidden_size=32", "model.num_layers=2", "model.num_text_layers=1", "model.vocab_size=200", "model.projection_dim=16"]
+VALIDATED = ["batch.size=8", "optimizer.steps=6", "optimizer.lr=0.01", "validation.every=2", "validation.split=val"]
+SETS = [word for field in [*TINY, *VALIDATED] for word in ("--set", field)]
+
+
+@pytest.fixture(autouse=True)
+def _same_threads():
+    """The commands set the number of threads of this process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def document_of(*words: object) -> dict:
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def teacher(scenes_corpus_dir, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher") / "teacher"
+    models.save(make_teacher(Corpus.open(scenes_corpus_dir, "train").captions), folder)
+    return folder
+
+
+def test_a_training_prints_its_model_and_its_best_validation(scenes_corpus_dir, tmp_path):
+    out = tmp_path / "a run"
+    line = ["distill", "demo-dual-alone", "--data", scenes_corpus_dir, "--out", out, *SETS, *CPU, "--threads", 2, "--json"]
+    found = document_of(*line)
+    assert found == {
+        "run": str(out),
+        "model": str(out / "model"),
+        "model_digest": models.load_dual(out).digest,
+        "steps": 6,
+        "kept": "best",
+        "best": found["best"],
+        "seconds": found["seconds"],
+        "already_there": False,
+        "next": f"dcdctl eval '{out}' --data {scenes_corpus_dir}",
+    }
+    best = max((entry for entry in Run(out).metrics() if "val_rsum" in entry), key=lambda entry: entry["val_rsum"])
+    step, recalls = best["step"] + 1, found["best"]
+    # 32 images in batches of 8 are 4 steps per epoch.
+    assert (recalls["step"], recalls["epoch"], recalls["rsum"]) == (step, step / 4, best["val_rsum"])
+    assert recalls["text_retrieval"]["R@5"] == best["val_text_r5"]
+    assert recalls["image_retrieval"] == {f"R@{k}": best[f"val_image_r{k}"] for k in (1, 5, 10)}
+    assert Run(out).facts()["threads"] == torch.get_num_threads() == 2
+
+    again = document_of(*line, "--resume")
+    assert again["already_there"]
+    assert {**again, "already_there": False, "seconds": found["seconds"]} == found
+    evaluated = document_of(*shlex.split(found["next"])[1:], "--json", *CPU)
+    assert (evaluated["model"], evaluated["split"]) == (str(out), "test")
+
+
+def test_the_initial_weights_are_the_best_ones_if_no_step_improves_them(tmp_path):
+    def line(step: int, prefix: str, rsum: float) -> dict[str, float]:
+        recalls = {f"{prefix}_{way}_r{k}": 1.0 * k for way in ("text", "image") for k in (1, 5, 10)}
+        return {"step": step, **recalls, f"{prefix}_rsum": rsum}
+
+    from dcdctl.core.training.outcome import _best
+
+    metrics = [{**line(0, "start", 32.0), "loss": 1.0}, line(3, "val", 32.0), line(7, "val", 31.0)]
+    assert _best(metrics, 8.0) == {
+        "step": 0,
+        "epoch": 0.0,
+        "text_retrieval": {"R@1": 1.0, "R@5": 5.0, "R@10": 10.0},
+        "image_retrieval": {"R@1": 1.0, "R@5": 5.0, "R@10": 10.0},
+        "rsum": 32.0,
+    }
+    better = _best([*metrics, line(11, "val", 33.0)], None)
+    assert better is not None
+    assert (better["step"], better["epoch"]) == (12, None)
+    assert _best([{"step": 0, "loss": 1.0}], 8.0) is None
+
+
+def test_a_teacher_prints_its_model_and_a_dry_run_its_steps(scenes_corpus_dir, tmp_path):
+    sets = [word for field in [*TINY, "batch.size=8", "batch.random_negatives=4", "optimizer.steps=2"] for word in ("--set", field)]
+    line = ["finetune-teacher", "tiny-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "run", *sets, *CPU, "--json"]
+    planned = document_of(*line, "--dry-run")
+    # 160 captions in batches of 8.
+    assert (planned["steps"], planned["batches_per_epoch"], planned["epochs"], planned["batch_size"]) == (2, 20, 0.1, 8)
+    assert planned["different_negatives"]["per_caption"]["drawn"] == 4
+    assert not (tmp_path / "run").exists()
+    found = document_of(*line)
+    assert (found["model_digest"], found["kept"], found["best"]) == (models.load_fusion(tmp_path / "run").digest, "last", None)
+    assert found["next"].startswith(f"dcdctl cache-teacher --teacher {tmp_path / 'run'} --data {scenes_corpus_dir} --recipe")
+
+
+def test_a_cache_prints_its_counts_and_a_training_that_runs(scenes_corpus_dir, teacher, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sets = ["candidates.per_query=4", "batch.size=4", "batch.random_negatives=4", "batch.hard_negatives=2", "optimizer.steps=1"]
+    sets.append("model.layers=[0, 2]")
+    recipe = ["--recipe", "tiny-student", *(word for field in sets for word in ("--set", field)), *CPU, "--json"]
+    line = ["cache-teacher", "--data", scenes_corpus_dir, "--max-images", 16, "--teacher", teacher, "--out", "my cache", *recipe]
+    cost = document_of(*line, "--dry-run")
+    assert cost["pairs"] == cost["to_score"] > 0
+    found = document_of(*line)
+    cache = read_cache(tmp_path / "my cache")
+    assert (found["cache"], found["pairs"], found["teacher"]) == ("my cache", cache.num_pairs, models.load_fusion(teacher).digest)
+    assert (found["images"], found["captions"], found["already_there"]) == (16, 80, False)
+    assert document_of(*line)["already_there"]
+    assert document_of(*line, "--verify", 5)["largest_difference"] < 1e-4
+    trained = document_of(*shlex.split(found["next"])[1:], *CPU, "--json")
+    assert trained["model_digest"] == models.load_fusion(tmp_path / "RUN").digest
+    assert Run(tmp_path / "RUN").facts()["inputs"]["images"] == 16
+
+
+def test_the_training_after_a_cache_names_the_teacher_where_it_reads_more_than_scores():
+    job = CacheJob(teacher="vilt", model_set=["max_text_len=9"], data=Path("hf://datasets/me/birds"), out=Path("c"), candidates=None)
+    assert command_after_cache(job, "demo-dual", []) == "dcdctl distill demo-dual --data hf://datasets/me/birds --cache c --out RUN"
+    # The student of the paper starts from its teacher.
+    named = "--cache c --teacher vilt --model-set max_text_len=9 --set 'model.layers=[0, 2]' --out RUN"
+    assert command_after_cache(job, "tiny-student", ["model.layers=[0, 2]"]).endswith(named)
+
+
+def test_a_work_list_names_the_command_that_takes_its_scores(scenes_corpus_dir, tmp_path):
+    recipe = ["--recipe", "tiny-student", "--set", "candidates.per_query=4", *CPU]
+    found = document_of("cache-teacher", "--data", scenes_corpus_dir, "--out", tmp_path / "cache", *recipe, "--plan-only", "--json")
+    place = f"dcdctl cache-teacher --data {scenes_corpus_dir} --recipe tiny-student --set candidates.per_query=4"
+    assert found["next"] == f"{place} --scores SCORES --teacher-name NAME --out {tmp_path / 'cache'}"
+    assert (found["work"], found["files"]) == (str(tmp_path / "cache" / "work"), 1)
+
+
+def test_a_report_prints_the_numbers_of_its_table(scenes_corpus_dir, tmp_path):
+    teacher, dual, *_ = write_demo(tmp_path / "demo", Corpus.open(scenes_corpus_dir, "test"))
+    page, table = tmp_path / "r.html", tmp_path / "r.csv"
+    found = document_of("report", dual, "--teacher-eval", teacher, "--out", page, "--to-csv", table, "--queries", 1, "--json")
+    assert (found["page"], found["csv"], "markdown" in found) == (str(page), str(table), False)
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["model"], row["role"]) for row in rows] == [(each["model"], each["role"]) for each in found["models"]]
+    assert [float(row["rsum"]) for row in rows] == [each["rsum"] for each in found["models"]]
+    assert found["models"][0]["role"] == "teacher"
+    assert all(part["command"].startswith("dcdctl ") for part in found["left_out"])
+
+
+def test_the_former_name_of_a_teachers_evaluation_names_the_new_one(tmp_path):
+    result = CliRunner().invoke(app, ["report", "run", "--teacher", "teacher"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--teacher is now called --teacher-eval" in result.stderr
+
+
+def test_a_service_starts_with_the_threads_and_prints_its_address(noise_index, monkeypatch, capsys):
+    class StoppedError(Exception):
+        pass
+
+    show = serve_command._show_start
+
+    def stop(*started: object) -> None:
+        show(*started)
+        raise StoppedError(torch.get_num_threads())
+
+    monkeypatch.setattr(serve_command, "_show_start", stop)
+    with pytest.raises(StoppedError, match=r"^2$"):
+        serve_command.serve(noise_index, port=0, threads=2, device="cpu", json=True)
+    printed = capsys.readouterr().out
+    found = json.loads(printed)
+    assert printed.count("\n") == 1
+    assert (found["index"], found["images"]) == (str(noise_index), 12)
+    assert found["url"].startswith("http://127.0.0.1:")
+
+
+def test_a_service_that_others_reach_warns_on_stderr(capsys):
+    serve_command._show_start(Path("photos.index"), True, Started("http://0.0.0.0:80/", 3, is_loopback=False))
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {"url": "http://0.0.0.0:80/", "index": "photos.index", "images": 3}
+    assert "there is no password" in printed.err
+
+
+def test_only_the_first_of_several_processes_prints_the_document(scenes_corpus_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    line = ["distill", "demo-dual-alone", "--data", str(scenes_corpus_dir), "--out", str(tmp_path / "run"), *SETS, *CPU]
+    assert CliRunner().invoke(app, [*line, "--dry-run", "--json"]).stdout == ""
+
+
+def test_a_function_of_python_gives_the_threads_back(scenes_corpus_dir, tmp_path):
+    before = torch.get_num_threads()
+    overrides = {"optimizer.steps": 1, "batch.size": 8, "model.projection_dim": 16, "model.hidden_size": 32}
+    recipe = dcdctl.load_recipe("demo-dual-alone", overrides)
+    run = dcdctl.distill(recipe, scenes_corpus_dir, tmp_path / "run", device="cpu", threads=before + 1)
+    assert run.facts()["threads"] == before + 1
+    assert torch.get_num_threads() == before
+    assert run_document(run)["best"] is None
+    with pytest.raises(ConfigError, match="threads must be at least 1, got 0"):
+        dcdctl.distill(recipe, scenes_corpus_dir, tmp_path / "other", threads=0)
