@@ -18,15 +18,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dcdctl.core import config, files
-from dcdctl.core.data import Corpus, FolderImageFile, RowError
-from dcdctl.core.errors import ConfigError, CorpusError, MissingError, StaleError
+from dcdctl.core import config
+from dcdctl.core.errors import ConfigError, MissingError, StaleError
 from dcdctl.core.search import ann, exact, storage
 from dcdctl.core.search.ann import OpenSegment
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Floats, Half, Nearest, Rows
 from dcdctl.core.search.protocol import Hit
-from dcdctl.core.search.storage import INDEX, Listed, Segment
+from dcdctl.core.search.sources import SourceImages
+from dcdctl.core.search.storage import INDEX, ImageSource, Listed, Segment, SourceImage
 from dcdctl.core.search.where import Condition
 
 QUERY_BLOCK = 64
@@ -55,6 +55,7 @@ class Index:
         # A missing package is an error on opening, not in the first query.
         for segment in self.segments:
             ann.packages(segment.kind)
+        self.images = SourceImages(str(folder), [ImageSource(**entry) for entry in document["sources"]])
         self._unit: dict[int, Floats] = {}
         # Caches of this instance: a decorated method would keep every opened index alive.
         self._strings = lru_cache(maxsize=1024)(self._read_strings)
@@ -62,7 +63,6 @@ class Index:
         self._mapped = lru_cache(maxsize=OPEN_FILES)(self._map)
         # Unbounded, because each query asks every segment.
         self._segment = lru_cache(maxsize=None)(self._open_segment)
-        self._corpus = lru_cache(maxsize=OPEN_FILES)(_open_corpus)
 
     @staticmethod
     def open(folder: Path) -> Index:
@@ -188,52 +188,28 @@ class Index:
 
         MissingError if the row was removed, or its file is gone or is a link out of its folder; StaleError if the corpus has changed.
         """
-        source, part, group, within = self._source(row)
-        if source["kind"] == "corpus":
-            corpus_row = self._strings("corpus_row", part, group)[within].as_py()
-            return self._corpus(source["path"], source["split"], source["fingerprint"]).image_bytes(corpus_row)
-        path = self._path(row)
-        try:
-            return FolderImageFile(Path(source["path"]), path).read()
-        except RowError as error:
-            raise MissingError(f"{Path(source['path']) / path} of the index {self.folder}: {error}") from error
+        return self.images.read(*self._image(row))
 
     def captions(self, row: int) -> list[str]:
         """The captions of an image of a corpus; empty for one of a folder, or if the corpus is gone or has changed."""
         try:
-            source, part, group, within = self._source(row)
-            if source["kind"] != "corpus":
-                return []
-            corpus = self._corpus(source["path"], source["split"], source["fingerprint"])
-        except (MissingError, StaleError):
+            return self.images.captions(*self._image(row))
+        except MissingError:
             return []
-        image = self._strings("corpus_row", part, group)[within].as_py()
-        return [corpus.captions[caption] for caption in corpus.captions_of(image)]
 
     def has_image(self, row: int) -> bool:
         """Whether `image_bytes` finds the image file of a row, without reading the file."""
         try:
-            source, *_ = self._source(row)
-            if source["kind"] == "corpus":
-                self._corpus(source["path"], source["split"], source["fingerprint"])
-                return True
-            return FolderImageFile(Path(source["path"]), self._path(row)).exists()
-        except (MissingError, StaleError):
+            return self.images.exists(*self._image(row))
+        except MissingError:
             return False
 
-    def _source(self, row: int) -> tuple[dict[str, Any], int, int, int]:
-        """The source of a row, and its part, row group and place in the group; MissingError for a removed row."""
+    def _image(self, row: int) -> tuple[int, SourceImage]:
+        """The source of a row, and its image in the source; MissingError for a removed row."""
         if not 0 <= row < self.num_rows or self.is_gone(row):
             raise MissingError(f"the index {self.folder} has no image {row}")
-        part, group, within = self._locate(row)
-        return self.document["sources"][self.parts[part].source], part, group, within
-
-    def _path(self, row: int) -> str:
-        """The path of an image in its folder; MissingError if it leads out of the folder."""
-        path = str(self._string(row, "path"))
-        if files.escapes_root(path):
-            raise MissingError(f"the image {path!r} of the index {self.folder} lies outside its folder")
-        return path
+        fields = {name: self._string(row, name) for name in storage.IMAGE_COLUMNS.names}
+        return self.parts[self._locate(row)[0]].source, SourceImage(**fields)
 
     def is_gone(self, row: int) -> bool:
         """Whether a row was removed."""
@@ -299,13 +275,3 @@ def _removed(folder: Path, document: dict[str, Any], num_rows: int) -> NDArray[n
     if (found := int(is_removed.sum())) != listed.count:
         raise INDEX.damaged(path, f"it lists {found:,} rows, and {storage.INDEX_FILE} says {listed.count:,}")
     return is_removed
-
-
-def _open_corpus(path: str, split: str, fingerprint: str) -> Corpus:
-    try:
-        corpus = Corpus.open(Path(path), split)
-    except CorpusError as error:
-        raise MissingError(f"the images of the index are not where they were: {error}") from error
-    if corpus.fingerprint != fingerprint:
-        raise StaleError(f"{path} holds another corpus now ({corpus.fingerprint[:8]}, not {fingerprint[:8]})", hint="index it again")
-    return corpus
