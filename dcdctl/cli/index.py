@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dcdctl.cli.completion import complete_split
-from dcdctl.cli.options import DIMS_HELP, VECTORS_HELP, BatchSize, Device, Json, Threads, Workers
+from dcdctl.cli.options import BatchSize, Device, Json, Threads, Workers
 from dcdctl.cli.views.terminal import bar, note, show, show_json
 
 if TYPE_CHECKING:
@@ -44,10 +44,16 @@ Precision = Annotated[
     typer.Option("--precision", help="Precision of a new index: fp32, or bf16 if the hardware supports it.", metavar="NAME"),
 ]
 
-Dims = Annotated[int | None, typer.Option("--dims", help=DIMS_HELP, min=1, metavar="N")]
+Dims = Annotated[
+    int | None, typer.Option("--dims", help="New index: store and search only the first N numbers of each vector.", min=1, metavar="N")
+]
 Vectors = Annotated[
     Literal["int8", "binary"] | None,
-    typer.Option("--vectors", help=VECTORS_HELP, metavar="int8|binary"),
+    typer.Option("--vectors", help="Search by these codes, then score candidates again: --set kind=int8.", metavar="int8|binary"),
+]
+Keywords = Annotated[
+    bool,
+    typer.Option("--keywords", help="Index the words of captions and file names too, for `dcdctl search --hybrid`: --set keywords=true."),
 ]
 
 NUM_SKIPPED_SHOWN = 5
@@ -70,6 +76,7 @@ def index(
     precision: Precision = None,
     dims: Dims = None,
     vectors: Vectors = None,
+    keywords: Keywords = False,
     json: Json = False,
 ) -> None:
     """Make images searchable, or change an index. A dual encoder embeds the images of a folder or a corpus once."""
@@ -80,7 +87,8 @@ def index(
     devices.use_threads(threads)
     precision = None if precision is None else devices.precision(precision)
     compute = Compute(device=devices.choose(device), batch_size=batch_size, workers=workers)
-    chosen = [f"{name}={value}" for name, value in (("dims", dims), ("kind", vectors)) if value is not None]
+    settings = {"dims": dims, "kind": vectors, "keywords": "true" if keywords else None}
+    chosen = [f"{name}={value}" for name, value in settings.items() if value is not None]
     changes = Changes(
         sets=(*(sets or ()), *chosen), remove=tuple(remove or ()), remove_gone=remove_gone, add=add, split=split, precision=precision
     )
@@ -91,7 +99,7 @@ def index(
 def _document(change: IndexChange) -> dict[str, Any]:
     index = change.index
     counts = {"images": index.num_images, "added": change.added, "removed": change.removed, "left_out": len(change.skipped)}
-    return {"index": str(index.folder), **counts, "dims": index.dim, "kind": index.kind}
+    return {"index": str(index.folder), **counts, "dims": index.dim, "kind": index.kind, "keywords": index.has_keywords}
 
 
 def _show(change: IndexChange) -> None:
@@ -101,4 +109,5 @@ def _show(change: IndexChange) -> None:
     if len(skipped) > NUM_SKIPPED_SHOWN:
         note(f"left out: {len(skipped) - NUM_SKIPPED_SHOWN:,} more, all listed in {index.folder / index.document['skipped']['file']}")
     counts = "".join(f", {count:,} {action}" for action, count in (("added", change.added), ("removed", change.removed)) if count)
-    show(f"{index.num_images:,} images{counts}, {index.dim} numbers each, search by {index.kind} -> {index.folder}")
+    words = " and by words" if index.has_keywords else ""
+    show(f"{index.num_images:,} images{counts}, {index.dim} numbers each, search by {index.kind}{words} -> {index.folder}")
