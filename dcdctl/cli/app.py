@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from io import TextIOWrapper
@@ -13,6 +14,7 @@ from dcdctl import __version__
 from dcdctl.cli.bench import bench
 from dcdctl.cli.cache_teacher import cache_teacher
 from dcdctl.cli.compare import compare
+from dcdctl.cli.completion import join_split_words
 from dcdctl.cli.convert import convert
 from dcdctl.cli.demo import demo
 from dcdctl.cli.distill import distill
@@ -98,4 +100,5 @@ def main() -> None:
         for stream in (sys.stdin, sys.stdout, sys.stderr):
             if isinstance(stream, TextIOWrapper):
                 stream.reconfigure(encoding="utf-8")
+    join_split_words(os.environ)
     app(prog_name="dcdctl")

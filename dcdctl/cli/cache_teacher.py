@@ -15,6 +15,7 @@ from dcdctl.cli.completion import complete_recipe, complete_teacher
 from dcdctl.cli.options import (
     Data,
     Device,
+    DryRun,
     Features,
     Json,
     MaxImages,
@@ -56,7 +57,6 @@ RecipeName = Annotated[
     ),
 ]
 Extend = Annotated[Path | None, typer.Option("--extend", help="Finished cache whose scores are reused.", metavar="CACHE")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the number of pairs, the time and the disk space, then stop.")]
 Verify = Annotated[
     int | None, typer.Option("--verify", help="Compute N scores of a finished cache again and compare them.", min=1, metavar="N")
 ]

@@ -44,7 +44,7 @@ def distill(
     checkpoint_activations: options.CheckpointActivations = False,
     wandb: options.Wandb = None,
     resume: options.Resume = False,
-    dry_run: options.TrainingDryRun = False,
+    dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
     """Train a student on a teacher's scores. They come from a cache, or from a dual encoder, which needs none."""

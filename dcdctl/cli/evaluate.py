@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from dcdctl.cli.options import (
+    DEPTH_HELP,
+    DIMS_HELP,
+    VECTORS_HELP,
     Data,
     Device,
     Features,
@@ -34,7 +37,7 @@ ProtocolName = Annotated[
 ]
 Depth = Annotated[
     str | None,
-    typer.Option("--depth", help="With --rerank: number of candidates to re-rank per query (50), or a list: 0,5,10,20.", metavar="N,..."),
+    typer.Option("--depth", help=DEPTH_HELP, show_default="50", metavar="N,..."),
 ]
 Eccv = Annotated[bool, typer.Option("--eccv", help="With coco-5k: also measure ECCV Caption and CrissCrossed Captions (extra eccv).")]
 OutFolder = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results; by default the run folder.", metavar="DIR")]
@@ -42,12 +45,10 @@ RanksFile = Annotated[
     Path | None, typer.Option("--ranks", help="Also write the ranks to this file.", callback=check_output_file, metavar="FILE")
 ]
 
-Dims = Annotated[
-    str | None, typer.Option("--dims", help="Compare only the first N numbers of each vector; with --vector-table a list.", metavar="N,...")
-]
+Dims = Annotated[str | None, typer.Option("--dims", help=DIMS_HELP, metavar="N,...")]
 Vectors = Annotated[
     Literal["float32", "int8", "binary"],
-    typer.Option("--vectors", help="Compare vectors by these codes, as an index does.", metavar="float32|int8|binary"),
+    typer.Option("--vectors", help=VECTORS_HELP, metavar="float32|int8|binary"),
 ]
 Rescore = Annotated[
     int | None, typer.Option("--rescore", help="With int8 or binary: score the first N again by float32 vectors.", min=1, metavar="N")

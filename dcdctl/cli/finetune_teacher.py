@@ -31,7 +31,7 @@ def finetune_teacher(
     checkpoint_activations: options.CheckpointActivations = False,
     wandb: options.Wandb = None,
     resume: options.Resume = False,
-    dry_run: options.TrainingDryRun = False,
+    dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
     """Train a cross-encoder to rank. The true caption or image competes with sampled or mined ones."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dcdctl.cli.completion import complete_split
-from dcdctl.cli.options import BatchSize, Device, Json, Threads, Workers
+from dcdctl.cli.options import DIMS_HELP, VECTORS_HELP, BatchSize, Device, Json, Threads, Workers
 from dcdctl.cli.views.terminal import bar, note, show, show_json
 
 if TYPE_CHECKING:
@@ -44,12 +44,10 @@ Precision = Annotated[
     typer.Option("--precision", help="Precision of a new index: fp32, or bf16 if the hardware supports it.", metavar="NAME"),
 ]
 
-Dims = Annotated[
-    int | None, typer.Option("--dims", help="New index: store and search only the first N numbers of each vector.", min=1, metavar="N")
-]
+Dims = Annotated[int | None, typer.Option("--dims", help=DIMS_HELP, min=1, metavar="N")]
 Vectors = Annotated[
     Literal["int8", "binary"] | None,
-    typer.Option("--vectors", help="Search by these codes, then score candidates again: --set kind=int8.", metavar="int8|binary"),
+    typer.Option("--vectors", help=VECTORS_HELP, metavar="int8|binary"),
 ]
 Keywords = Annotated[
     bool,

@@ -30,7 +30,7 @@ Hardest = Annotated[
 ]
 NumImages = Annotated[
     int | None,
-    typer.Option("--num-images", help="With a corpus: images on the page, from --split or the first split (60).", min=0, metavar="N"),
+    typer.Option("--show-images", help="With a corpus: images on the page, from --split or the first split (60).", min=0, metavar="N"),
 ]
 
 
@@ -50,13 +50,13 @@ def inspect(
     kind = artifact_kind(folder)
     if kind == "index":
         of_others = {"--data": data, "--split": split, "--max-images": max_images, "--hardest": hardest}
-        refuse({**of_others, "--html": html, "--num-images": num_images}, f"is for a corpus or a teacher cache, and {folder} is an index")
+        refuse({**of_others, "--html": html, "--show-images": num_images}, f"is for a corpus or a teacher cache, and {folder} is an index")
         return _inspect_index(folder, json)
     if kind == "corpus":
         refuse({"--data": data, "--hardest": hardest}, f"is for a teacher cache, and {folder} is a corpus")
-        refuse({"--num-images": num_images if html is None else None}, "is for the page: name a file with --html")
+        refuse({"--show-images": num_images if html is None else None}, "is for the page: name a file with --html")
         return _inspect_corpus(folder, split, max_images, html, num_images, json)
-    refuse({"--num-images": num_images}, f"is for a corpus, and {folder} is a teacher cache")
+    refuse({"--show-images": num_images}, f"is for a corpus, and {folder} is a teacher cache")
     refuse({"--html": html if data is None else None}, "needs the images: name their corpus with --data")
     _inspect_cache(folder, data, split or "train", max_images, 10 if hardest is None else hardest, html, json)
 

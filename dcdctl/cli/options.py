@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 RENAMED = {
     ("bench", "--headline"): "--reference-gallery",
     ("bench", "--images"): "--num-images",
-    ("inspect", "--pictures"): "--num-images",
+    ("inspect", "--num-images"): "--show-images",
+    ("inspect", "--pictures"): "--show-images",
     ("report", "--csv"): "--to-csv",
     ("report", "--markdown"): "--to-markdown",
     ("report", "--teacher"): "--teacher-eval",
@@ -131,6 +132,11 @@ def announce_code(ref: str | None) -> str | None:
     return ref
 
 
+# Texts of options that take a number in one command and a list in another
+DEPTH_HELP = "Number of candidates to re-rank per query."
+DIMS_HELP = "Use only the first N numbers of each vector."
+VECTORS_HELP = "Form in which vectors are compared; int8 and binary take less memory."
+
 # What a command reads
 Data = Annotated[Path, typer.Option("--data", help="Folder written by `dcdctl prepare`.", metavar="DIR")]
 TrainingData = Annotated[
@@ -179,9 +185,7 @@ RerankSet = Annotated[
     list[str] | None,
     typer.Option("--rerank-set", help="With --rerank: set what its files lack: dtype=bfloat16; repeatable.", metavar="NAME=VALUE"),
 ]
-Depth = Annotated[
-    int | None, typer.Option("--depth", help="With --rerank: number of candidates to re-rank per query (50).", min=1, metavar="N")
-]
+Depth = Annotated[int | None, typer.Option("--depth", help=DEPTH_HELP, show_default="50", min=1, metavar="N")]
 Features = Annotated[
     Path | None,
     typer.Option("--features", help="Folder that stores the outputs of frozen encoders; created if it does not exist.", metavar="DIR"),
@@ -242,8 +246,6 @@ FormerOut = Annotated[Path | None, typer.Argument(hidden=True, metavar="OUT")]
 NewOut = Annotated[Path | None, typer.Option("--out", "-o", help="New folder to write.", metavar="DIR")]
 Page = Annotated[Path | None, typer.Option("--html", help="Also write a page with the images.", callback=check_output_file, metavar="FILE")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")]
-TrainingDryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Show the steps, and how many different negatives a query meets; load no model, write nothing.")
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the steps and their cost, then stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Wandb = Annotated[str | None, typer.Option("--wandb", help="Also log to this Weights & Biases project (extra wandb).", metavar="PROJECT")]

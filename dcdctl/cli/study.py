@@ -43,11 +43,8 @@ Seeds = Annotated[Any, typer.Option("--seeds", help="Seeds of the trainings.", p
 TrainSplit = Annotated[
     str, typer.Option("--train-split", help="Split to train on; train+val reads two as one.", autocompletion=complete_split, metavar="NAME")
 ]
-Depth = Annotated[int, typer.Option("--depth", help="Candidates per query that the teacher re-ranks in the cascade.", min=1, metavar="N")]
+Depth = Annotated[int, typer.Option("--depth", help=options.DEPTH_HELP, min=1, metavar="N")]
 WithTeacher = Annotated[bool, typer.Option("--with-teacher", help="Also evaluate the teacher, which scores all pairs of the split.")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Show the steps, their folders, and times by a short trial of the teacher; write nothing.")
-]
 
 
 def study(
@@ -71,7 +68,7 @@ def study(
     workers: options.Workers = 0,
     accumulate: options.Accumulate = "auto",
     checkpoint_activations: options.CheckpointActivations = False,
-    dry_run: DryRun = False,
+    dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
     """Find out whether a teacher pays on your data. It compares zero-shot, fine-tuned, distilled and cascade in one report."""

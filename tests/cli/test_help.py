@@ -20,16 +20,11 @@ TREE = typer.main.get_command(app)
 NAMES = [name for name, *_ in COMMANDS]
 SEVERAL_MEANINGS = {
     "--data": "the corpus to read; of pages, checks and names where it is optional; also shards in distill",
-    "--depth": "a number, or a list in eval",
-    "--dims": "eval compares, index stores",
-    "--dry-run": "the cost that a command has",
     "--images": "prepare also reads archives; index also reads a corpus",
-    "--num-images": "those of a page, or those that are timed",
     "--out": "what a command writes",
     "--precision": "training can choose; an index keeps its own",
     "--set": "what a command lets one override",
     "--teacher": "required or not, one or several",
-    "--vectors": "eval compares, index searches",
 }
 """Options whose text differs between commands, with the reason."""
 

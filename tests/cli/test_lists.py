@@ -11,6 +11,7 @@ import recipe_table
 from typer.testing import CliRunner
 
 from dcdctl.cli.app import app
+from dcdctl.cli.completion import BEFORE, join_split_words
 from dcdctl.cli.views import lists
 from dcdctl.core import models
 from dcdctl.core.models import catalog, load_save
@@ -90,17 +91,25 @@ def test_a_list_fits_a_terminal_of_eighty_columns(monkeypatch, capsys):
 # What the shell asks, what is proposed, and the heavy libraries that were imported for it.
 ASK = """
 import contextlib, io, json, os, sys
-from dcdctl.cli.app import app
-os.environ["_DCDCTL_COMPLETE"] = "complete_fish"
-os.environ["_TYPER_COMPLETE_FISH_ACTION"] = "get-args"
-for line in json.loads(sys.argv[1]):
-    os.environ["_TYPER_COMPLETE_ARGS"] = line
+from dcdctl.cli.app import main
+before = dict(os.environ)
+for asked in json.loads(sys.argv[1]):
+    os.environ.clear()
+    os.environ.update(before | asked)
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-        app(prog_name="dcdctl")
+        main()
     heavy = sorted({"torch", "numpy", "pyarrow", "transformers"} & set(sys.modules))
     print(json.dumps([said.getvalue().split(), heavy]))
 """
+
+
+def ask(questions: list[dict[str, str]]) -> list[list[str]]:
+    """The proposals for each question, in the environment variables of a shell; no heavy library was imported for them."""
+    done = processes.run([sys.executable, "-c", ASK, json.dumps(questions)], capture_output=True, text=True, check=True)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [heavy for _, heavy in found] == [[]] * len(questions)
+    return [words for words, _ in found]
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +130,11 @@ def answers(tmp_path_factory) -> dict[str, list[str]]:
         "dcdctl distill demo-dual --set loss.t",
         "dcdctl distill demo-dual --set loss.terms={infonce",
     ]
-    done = processes.run([sys.executable, "-c", ASK, json.dumps(lines)], capture_output=True, text=True, check=True)
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [heavy for _, heavy in found] == [[]] * len(lines)
+    fish = {"_DCDCTL_COMPLETE": "complete_fish", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    found = ask([fish | {"_TYPER_COMPLETE_ARGS": line} for line in lines])
     return {
         line.replace(str(folder), "DIR"): [word.replace(str(folder), "DIR") for word in words]
-        for line, (words, _) in zip(lines, found, strict=True)
+        for line, words in zip(lines, found, strict=True)
     }
 
 
@@ -147,3 +155,38 @@ def answers(tmp_path_factory) -> dict[str, list[str]]:
 )
 def test_the_shell_completes(line, words, answers):
     assert sorted(answers[line]) == sorted(words)
+
+
+# The words of a line as bash 5.2 gives them, which splits at = and : outside quotes, and what may replace the last one.
+OF_BASH = [
+    (["--set", "loss.terms", "="], "{", "{kl=1.0}"),
+    (["--set", "loss.terms", "=", "{infon"], "{infonce", "{infonce=1.0}"),
+    (["--set", "loss.terms", "=", "{infonce", "="], "1.0}", "1.0}"),
+    (["--set", "=", "loss.terms", "=", "{infon"], "{infonce", "{infonce=1.0}"),
+    (["--set", "=", "loss.te"], "loss.te", "loss.terms="),
+    (["--set", "'loss.terms={infon"], "loss.terms={infonce", "loss.terms={infonce=1.0}"),
+    (["--set", "loss.alpha", "=", "0.5", "--set", "loss.te"], "loss.te", "loss.terms="),
+    (["--data", "hf", ":", "//datasets/me/birds", "--set", "loss.terms", "=", "{infon"], "{infonce", "{infonce=1.0}"),
+    (["--device", "cpu", "--teacher", "=", "vilt-"], "vilt-", "vilt-coco"),
+]
+
+
+def test_bash_completes_words_that_it_splits():
+    lines = [["dcdctl", "distill", "demo-dual", *words] for words, *_ in OF_BASH]
+    bash = {"_DCDCTL_COMPLETE": "complete_bash"}
+    asked = [bash | {"COMP_WORDS": "\n".join(line), "COMP_CWORD": str(len(line) - 1)} for line in lines]
+    for (words, start, one), found in zip(OF_BASH, ask(asked), strict=True):
+        assert one in found, words
+        assert all(word.startswith(start) for word in found), words
+
+
+def test_an_empty_word_after_a_value_is_not_a_part_of_it():
+    typed = {"_DCDCTL_COMPLETE": "complete_bash", "COMP_WORDS": "dcdctl\ndistill\n--set\nloss.terms\n=\n\nlater", "COMP_CWORD": "5"}
+    join_split_words(typed)
+    assert (typed["COMP_WORDS"], typed["COMP_CWORD"], typed[BEFORE]) == ("dcdctl\ndistill\n--set\nloss.terms=\n", "4", "")
+
+
+def test_only_the_questions_of_bash_are_changed():
+    asked = {"_DCDCTL_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "dcdctl distill --set a=b"}
+    join_split_words(asked)
+    assert asked == {"_DCDCTL_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "dcdctl distill --set a=b"}

@@ -191,7 +191,7 @@ def test_a_page_keeps_the_text_of_a_corpus_as_text_and_loads_nothing(folder, tmp
 
 def test_a_page_has_the_requested_number_of_images_and_stays_small(scenes_corpus_dir, tmp_path):
     for count, expected in ((5, 5), (60, 32), (0, 0)):
-        result = run_cli(scenes_corpus_dir, "--split", "train", "--html", tmp_path / "page.html", "--num-images", count)
+        result = run_cli(scenes_corpus_dir, "--split", "train", "--html", tmp_path / "page.html", "--show-images", count)
         assert result.exit_code == 0, result.stderr
         assert len(Page((tmp_path / "page.html").read_text()).all("img")) == expected
 
@@ -206,7 +206,7 @@ def test_images_of_a_page_are_thumbnails(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [(["--data", "x"], "--data"), (["--hardest", "3"], "--hardest"), (["--num-images", "3"], "--html")],
+    [(["--data", "x"], "--data"), (["--hardest", "3"], "--hardest"), (["--show-images", "3"], "--html")],
 )
 def test_options_that_a_corpus_does_not_have_are_usage_errors(folder, options, named):
     result = run_cli(folder, *options)
@@ -216,7 +216,7 @@ def test_options_that_a_corpus_does_not_have_are_usage_errors(folder, options, n
 
 def test_images_of_a_cache_are_a_usage_error(tmp_path):
     (tmp_path / "cache.json").write_text("{}")
-    result = run_cli(tmp_path, "--num-images", 3)
+    result = run_cli(tmp_path, "--show-images", 3)
     assert result.exit_code == 2
     assert "is for a corpus" in result.stderr
 
