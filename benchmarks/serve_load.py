@@ -5,7 +5,7 @@
 Starts a server on a free port of 127.0.0.1, and clients in another process. Each client sends a request, reads the answer and sends the
 next one over the same connection; after a 503 it waits for the time of Retry-After. The number of clients doubles until the requests per
 second rise by less than 5 %. The smallest number of clients with 95 % of the maximum rate saturates the service. This number of clients
-then runs for --minutes. Most requests search by text, a share of them uploads an image of the index, and one client requests /healthz once
+then runs for --minutes. Most requests search by text, a share of them uploads an image of the index, and one client requests /health once
 per second. Finally --max-clients run at once, more than the queue has room for, to measure how many requests are refused. Memory is that of
 the server, sampled every second. Server and clients share the processors of the machine. Ends with one JSON line.
 """
@@ -125,7 +125,7 @@ def drive(load: Load) -> Counts:
 
 @dataclass
 class Watch:
-    """The server's memory and the latency of /healthz, once a second, while it runs."""
+    """The server's memory and the latency of /health, once a second, while it runs."""
 
     host: str
     port: int
@@ -139,7 +139,7 @@ class Watch:
             self.rss_mib.append(rss_mib(self.pid))
             started = time.monotonic()
             connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
-            connection.request("GET", "/healthz")
+            connection.request("GET", "/health")
             assert connection.getresponse().status == 200
             self.health_ms.append(1000 * (time.monotonic() - started))
             connection.close()
@@ -259,7 +259,7 @@ def report(options: argparse.Namespace, clients: int, steps: list[dict[str, Any]
         "requests_per_s": round(counts.num_ok / (60 * options.minutes), 1),
         "text_ms": quantiles(counts.text_ms),
         "image_ms": quantiles(counts.image_ms),
-        "healthz_ms": {**quantiles(watch.health_ms), "max": round(max(watch.health_ms), 2)},
+        "health_ms": {**quantiles(watch.health_ms), "max": round(max(watch.health_ms), 2)},
         "errors": num_requests - counts.num_ok,
         "statuses": dict(counts.statuses),
         "rss_mib": {
@@ -278,7 +278,7 @@ def report(options: argparse.Namespace, clients: int, steps: list[dict[str, Any]
         "requests_per_s",
         "text_ms",
         "image_ms",
-        "healthz_ms",
+        "health_ms",
         "statuses",
         "rss_mib",
         "rss_slope_mib_per_minute",

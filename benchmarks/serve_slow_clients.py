@@ -1,9 +1,9 @@
-"""Whether `dcdctl serve` answers while slow clients hold connections: latencies of /healthz and /search.
+"""Whether `dcdctl serve` answers while slow clients hold connections: latencies of /health and /search.
 
     python benchmarks/serve_slow_clients.py INDEX [--clients 300] [--files 200] [--requests 10]
 
 Starts a server that may open --files files. Each slow client sends a byte of a header every five seconds, and connects again when it is
-closed. After ten seconds, --requests requests of /healthz and as many searches are timed. Ends with one JSON line.
+closed. After ten seconds, --requests requests of /health and as many searches are timed. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> None:
         for client in clients:
             client.start()
         time.sleep(SETTLE_S)
-        paths = {"healthz_ms": "/healthz", "search_ms": "/search?text=a+dog"}
+        paths = {"health_ms": "/health", "search_ms": "/search?text=a+dog"}
         times = {name: [request_ms(host, port, path) for _ in range(options.requests)] for name, path in paths.items()}
         num_files = len(list(Path(f"/proc/{server.pid}/fd").iterdir()))
     finally:

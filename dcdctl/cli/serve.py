@@ -16,6 +16,20 @@ if TYPE_CHECKING:
 
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; by default only this machine can connect.", metavar="ADDRESS")]
 Port = Annotated[int, typer.Option("--port", help="Port to listen on; 0 for any free port.", min=0, max=65535, metavar="N")]
+Processes = Annotated[
+    int,
+    typer.Option(
+        "--processes",
+        help="Processes behind the port, each with a model of its own; they share the index in memory.",
+        min=1,
+        max=256,
+        metavar="N",
+    ),
+]
+LogFormat = Annotated[
+    str, typer.Option("--log-format", help="Form of the log on stderr: text, or json for one object per line.", metavar="text|json")
+]
+AccessLog = Annotated[bool, typer.Option("--access-log", help="Log each request, without its query.")]
 AllowHost = Annotated[
     list[str] | None,
     typer.Option("--allow-host", help="Host name that a proxy uses for the service: search.example.org; repeatable.", metavar="NAME"),
@@ -30,12 +44,15 @@ def serve(
     index: IndexFolder,
     host: Host = "127.0.0.1",
     port: Port = 8000,
+    processes: Processes = 1,
     allow_host: AllowHost = None,
     rerank: Rerank = None,
     rerank_set: RerankSet = None,
     depth: Depth = None,
     device: Device = "auto",
     threads: Threads = None,
+    log_format: LogFormat = "text",
+    access_log: AccessLog = False,
     limits: Limits = None,
     json: Json = False,
 ) -> None:
@@ -45,17 +62,20 @@ def serve(
 
     if depth is not None and rerank is None:
         raise typer.BadParameter("is the number of candidates to re-rank: add --rerank REF", param_hint="--depth")
-    binding = {"host": host, "port": port, "allowed_hosts": allow_host or []}
-    config = build_config(apply_sets({}, limits or []) | binding)
+    settings = {"host": host, "port": port, "processes": processes, "allowed_hosts": allow_host or []}
+    settings |= {"log_format": log_format, "access_log": access_log}
+    config = build_config(settings | apply_sets({}, limits or []))
     models = Models(device=device, threads=threads, rerank=rerank, depth=depth, rerank_set=rerank_set or ())
-    serve(index, config, models, on_start=partial(_show_start, index, json))
+    serve(index, config, models, on_start=partial(_show_start, index, json, is_logged=log_format == "json"))
 
 
-def _show_start(index: Path, json: bool, started: Started) -> None:
+def _show_start(index: Path, json: bool, started: Started, *, is_logged: bool) -> None:
     if json:  # on one line: a program reads it while the service runs
         show_json({"url": started.url, "index": str(index), "images": started.num_images}, indent=None)
     else:
         show(f"{started.num_images:,} images at {started.url}")
+    if is_logged:  # stderr has JSON only, and the first record says the same
+        return
     if not started.is_loopback:
         note("warning: every machine that can reach this one can search and see the images; there is no password (docs/deploy.md)")
     note("Ctrl-C stops it")

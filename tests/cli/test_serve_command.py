@@ -98,7 +98,7 @@ def test_an_unknown_host_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "max_kk=5"], "unknown key max_kk; known keys here: host, port, allowed_hosts, default_k"),
+        (["--set", "max_kk=5"], "unknown key max_kk; known keys here: host, port, allowed_hosts, processes"),
         (["--set", "max_k=0"], "max_k must be at least 1, got 0"),
         (["--set", "max_k=many"], "max_k must be int"),
         (["--set", "picture_workers=1"], "the setting picture_workers is called image_workers; rename it"),
@@ -174,6 +174,12 @@ def test_the_commands_of_the_page_lead_from_a_run_to_a_page(made, tmp_path, monk
     assert (process.returncode, rest) == (0, ("", "Ctrl-C stops it\n"))
 
 
+def in_table(default: object) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    return default if isinstance(default, str) else f"{default:,}" if isinstance(default, int) else f"{default:g}"
+
+
 def test_every_limit_is_in_the_table_of_the_page():
     from dataclasses import fields
 
@@ -182,5 +188,5 @@ def test_every_limit_is_in_the_table_of_the_page():
     page = PAGE.read_text(encoding="utf-8")
     for field in fields(ServiceConfig):
         if field.name not in ("host", "port", "allowed_hosts"):
-            default = f"{field.default:,}" if isinstance(field.default, int) else f"{field.default:g}"
+            default = in_table(field.default)
             assert re.search(rf"^\| `{field.name}` \| {default} \|", page, re.MULTILINE), field.name

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import socket
 import sys
 import threading
@@ -20,10 +22,10 @@ from starlette.types import Receive, Scope, Send
 
 from dcdctl.core.errors import ConfigError
 from dcdctl.core.search import Searcher
-from dcdctl.core.serve import ServiceConfig, connections, server
+from dcdctl.core.serve import ServiceConfig, connections, logs, server
 from dcdctl.core.serve import app as serve_app
 from dcdctl.core.serve.metrics import Metrics
-from dcdctl.core.serve.middleware import LimitsMiddleware
+from dcdctl.core.serve.middleware import Lifecycle, LimitsMiddleware
 
 HASTY_S = 0.2
 PATIENT = ServiceConfig(max_header_s=TIMEOUT_S, max_idle_s=TIMEOUT_S, max_send_s=TIMEOUT_S, max_upload_s=TIMEOUT_S)
@@ -100,7 +102,7 @@ def test_more_slow_clients_than_connections_do_not_keep_others_out(searcher, mad
             attacker.sendall(b"GET /search?text=a HTTP/1.1\r\nHost: localhost\r\nX-")
         photo = (made.photos / "07.png").read_bytes()
         for _ in range(3):
-            assert get(address, "/healthz").status_code == 200
+            assert get(address, "/health").status_code == 200
             assert get(address, "/search?text=a+bus").status_code == 200
             url = f"http://{address[0]}:{address[1]}/search"
             assert httpx2.post(url, files={"image": ("a.png", photo)}, timeout=TIMEOUT_S).status_code == 200
@@ -123,7 +125,7 @@ def test_while_all_requests_are_in_progress_health_answers_and_others_are_refuse
             client.sendall(b"GET /search?text=a HTTP/1.1\r\nHost: localhost\r\n\r\n")
         held.begun.wait(TIMEOUT_S)
         silent = [stack.enter_context(socket.create_connection(address)) for _ in range(20)]
-        assert get(address, "/healthz").status_code == 200
+        assert get(address, "/health").status_code == 200
         assert get(address, "/search?text=b").status_code == 503
         held.may_end.set()
         statuses = []
@@ -196,7 +198,7 @@ def large_answer(searcher: Searcher, config: ServiceConfig, num_bytes: int) -> L
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(num_bytes).encode())]})
         await send({"type": "http.response.body", "body": bytes(num_bytes)})
 
-    return LimitsMiddleware(answer, config, Metrics(lambda: searcher.index))
+    return LimitsMiddleware(answer, config, Metrics(lambda: searcher.index), Lifecycle())
 
 
 @pytest.mark.parametrize("num_requests", [1, 3])
@@ -291,11 +293,55 @@ def test_log_records_are_bounded_and_have_no_control_characters():
     except ValueError:
         error = sys.exc_info()
     record = logging.LogRecord("uvicorn.error", logging.ERROR, "x.py", 1, "failed: %s\n", ("one\ntwo\x07\u202e",), error)
-    text = server._BoundedFormatter().format(record)
+    text = logs.TextFormatter().format(record)
     assert text.startswith("failed: one\\ntwo\\x07\\u202e\nTraceback")
-    assert len(text) < server.MAX_RECORD_CHARS + 10
+    assert len(text) < logs.MAX_RECORD_CHARS + 10
     assert text.endswith("aaa")
     assert all(char.isprintable() or char == "\n" for char in text)
+
+
+def test_while_a_service_stops_it_answers_and_health_sends_clients_elsewhere(searcher):
+    config = replace(PATIENT, drain_s=TIMEOUT_S)
+    app = serve_app.build(searcher, config)
+    with server.bound("127.0.0.1", 0) as listener:
+        running = server.http_server(app, config)
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+        thread.start()
+        until(lambda: running.started)
+        address = listener.getsockname()
+        assert (get(address, "/health").status_code, get(address, "/health").headers.get("connection")) == (200, None)
+        running.should_exit = True
+        until(lambda: get(address, "/health").status_code == 503)
+        answer = get(address, "/search?text=a+bus")
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        assert (get(address, "/health").json()["status"], get(address, "/live").status_code) == ("stopping", 200)
+        running.force_exit = True
+        thread.join()
+
+
+def test_a_log_of_requests_has_neither_their_queries_nor_control_characters(searcher, caplog):
+    caplog.set_level(logging.INFO, logger="dcdctl.access")
+    with serving(searcher, replace(PATIENT, access_log=True)) as address:
+        sent = {"X-Request-ID": "two words"}
+        answer = httpx2.get(f"http://{address[0]}:{address[1]}/search?text=secret&k=2", headers=sent, timeout=TIMEOUT_S)
+        get(address, "/%0a%1b[2Jx" + 1000 * "y")
+        until(lambda: len(caplog.records) == 2)
+    first, second = (logs.TextFormatter().format(record) for record in caplog.records)
+    made = answer.headers["x-request-id"]
+    assert re.fullmatch(r"[0-9a-f]{16}", made)
+    assert re.fullmatch(rf"\S+Z request request_id={made} method=GET path=/search status=200 ms=[\d.]+ hits=2 client=127.0.0.1", first)
+    assert "path=/\\n\\x1b[2Jxyyy" in second
+    assert len(second) < 400
+
+
+def test_a_log_of_requests_has_queries_on_request_and_never_refused_ones(searcher, caplog):
+    caplog.set_level(logging.INFO, logger="dcdctl.access")
+    with serving(searcher, replace(PATIENT, access_log=True, log_queries=True)) as address:
+        get(address, "/search?text=a+bus")
+        httpx2.get(f"http://{address[0]}:{address[1]}/search?text=no", headers={"Host": "evil.example"}, timeout=TIMEOUT_S)
+        until(lambda: len(caplog.records) == 2)
+    found = [json.loads(logs.JsonFormatter(3).format(record)) for record in caplog.records]
+    assert [(one["status"], one.get("query"), one["process"]) for one in found] == [(200, "text=a+bus", 3), (400, None, 3)]
 
 
 def test_the_open_files_of_the_process_limit_connections_and_requests():

@@ -86,7 +86,7 @@ def test_a_full_queue_is_refused_at_once_and_health_still_answers(searcher):
         assert [one.status_code for one in refused] == [503]
         assert refused[0].headers["retry-after"] == "1"
         assert "queue full" in refused[0].json()["error"]
-        assert (await client.get("/healthz")).status_code == 200
+        assert (await client.get("/health")).status_code == 200
         metrics = (await client.get("/metrics")).text
         assert 'dcdctl_rejected_total{reason="queue full"} 1.0' in metrics
         assert 'dcdctl_under_way{work="search"} 2.0' in metrics
@@ -157,7 +157,7 @@ def test_beyond_the_request_limit_only_health_and_metrics_answer(searcher):
     async def work(client: httpx2.AsyncClient) -> list[int]:
         first = asyncio.create_task(client.get("/search?text=a"))
         await asyncio.to_thread(held.begun.wait)
-        statuses = [(await client.get(address)).status_code for address in ("/", "/image/0", "/search?text=b", "/healthz", "/metrics")]
+        statuses = [(await client.get(address)).status_code for address in ("/", "/image/0", "/search?text=b", "/health", "/metrics")]
         held.may_end.set()
         return [*statuses, (await first).status_code]
 

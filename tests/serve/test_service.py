@@ -92,9 +92,9 @@ def test_an_image_of_the_index_and_the_same_file_uploaded_find_it_first(client, 
 def test_an_index_whose_kind_changes_while_it_is_served_has_the_same_answers(kind, client, made, tmp_path):
     folder = shutil.copytree(made.index, tmp_path / "index")
     changing = client_of(Searcher.open(folder, device=served.CPU))
-    assert changing.get("/healthz").json()["kind"] == "flat"
+    assert changing.get("/health").json()["kind"] == "flat"
     build.update(folder, build.Changes(sets=(f"kind={kind}", "flat_up_to=0", "segment_rows=5")))
-    assert changing.get("/healthz").json()["kind"] == kind
+    assert changing.get("/health").json()["kind"] == kind
     for params in ({"text": "two dogs", "k": 7}, {"row": 4, "k": 12}):
         assert changing.get("/search", params=params).json()["results"] == client.get("/search", params=params).json()["results"]
 
@@ -239,7 +239,7 @@ def test_images_removed_during_service_are_neither_found_nor_shown(made, tmp_pat
     found = [one["row"] for one in client.get("/search?text=a+bus&k=50").json()["results"]]
     assert len(found) == len(served.NAMES) - 1
     assert row not in found
-    assert client.get("/healthz").json()["images"] == samples(client, "dcdctl_index_images")[()] == len(found)
+    assert client.get("/health").json()["images"] == samples(client, "dcdctl_index_images")[()] == len(found)
     assert f"{len(found)} images." in client.get("/").text
 
 
@@ -260,7 +260,7 @@ def test_on_loopback_only_loopback_names_are_accepted(searcher):
     def statuses(config: ServiceConfig, *, is_loopback: bool) -> list[int]:
         client = client_of(searcher, config, is_loopback=is_loopback)
         hosts = ("localhost:80", "127.0.0.1", "[::1]:8000", "evil.example", "search.example.org")
-        return [client.get("/healthz", headers={"Host": host}).status_code for host in hosts]
+        return [client.get("/health", headers={"Host": host}).status_code for host in hosts]
 
     named = replace(CONFIG, allowed_hosts=("search.example.org",))
     assert statuses(CONFIG, is_loopback=True) == [200, 200, 200, 400, 400]
@@ -299,7 +299,7 @@ def test_the_page_has_the_limits_of_the_service(client):
 def test_the_docs_page_has_every_route_of_the_openapi_document(client):
     schema = client.get("/openapi.json").json()
     page = client.get("/docs").text
-    assert set(schema["paths"]) == {"/search", "/image/{row}", "/healthz", "/metrics"}
+    assert set(schema["paths"]) == {"/search", "/image/{row}", "/health", "/live", "/metrics"}
     for path, methods in schema["paths"].items():
         for method, route in methods.items():
             assert f"<code>{method.upper()} {path}</code>" in page
@@ -333,7 +333,7 @@ def test_metrics_count_requests_by_route_and_status(searcher):
 
 
 def test_health_reports_what_is_searched(client, searcher):
-    health = client.get("/healthz").json()
+    health = client.get("/health").json()
     assert (health["status"], health["images"], health["model"]) == ("ok", len(served.NAMES), searcher.index.fingerprint[:12])
 
 
@@ -356,7 +356,7 @@ def test_with_a_reranker_texts_are_reranked_and_images_are_not(searcher, kind):
     scorer = fusion if kind == "fusion" else models.DualScorer(dual)
     second = replace(searcher, reranker=Reranker("runs/fusion", scorer, 3, served.CPU))
     client = client_of(second)
-    assert client.get("/healthz").json()["reranker"] == "runs/fusion"
+    assert client.get("/health").json()["reranker"] == "runs/fusion"
     by_text = client.get("/search?text=two+dogs").json()
     assert [one["reranked"] is None for one in by_text["results"]] == [False, False, False, True, True]
     assert by_text["rerank_ms"] > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,8 +45,8 @@ class Made:
         return [index.name(row) for row in range(index.num_rows)].index(name)
 
 
-def make(folder: Path) -> Made:
-    """All of it, tiny, in a new folder."""
+def make(folder: Path, captions: Sequence[str] = CAPTIONS) -> Made:
+    """All of it, tiny, in a new folder; the words of the captions are those that the model knows."""
     made = Made(folder / "run", folder / "photos", folder / "index")
     made.photos.mkdir(parents=True)
     rng, exif = np.random.default_rng(0), Image.Exif()
@@ -54,7 +54,7 @@ def make(folder: Path) -> Made:
         Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(made.photos / name)
     exif[274], exif[305] = 6, "secret"
     Image.new("RGB", WIDE, "red").save(made.photos / LARGE, exif=exif)
-    models.save(make_models(CAPTIONS)[1], made.run)
+    models.save(make_models(captions)[1], made.run)
     build.build(str(made.run), made.photos, made.index, IndexConfig())
     return made
 

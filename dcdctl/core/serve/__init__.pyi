@@ -1,5 +1,6 @@
 from .config import ServiceConfig, build_config
-from .server import Models, Started, serve
+from .job import Models
+from .server import Started, serve
 
 __all__ = [
     "Models",

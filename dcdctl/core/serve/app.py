@@ -19,10 +19,10 @@ from dcdctl import __version__
 from dcdctl.core.data import ImageError
 from dcdctl.core.errors import ConfigError, DcdError, InputError
 from dcdctl.core.search import Answer, Background, Hit, Searcher
-from dcdctl.core.serve import images, pages
+from dcdctl.core.serve import images, logs, pages
 from dcdctl.core.serve.config import ServiceConfig
-from dcdctl.core.serve.metrics import CONTENT_TYPE, Metrics
-from dcdctl.core.serve.middleware import LimitsMiddleware, refusal
+from dcdctl.core.serve.metrics import CONTENT_TYPE, Metrics, Shared
+from dcdctl.core.serve.middleware import Lifecycle, LimitsMiddleware, refusal
 from dcdctl.core.serve.workers import BusyError, LiveSearcher, TextBatcher, Workers
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "[::1]")
@@ -68,6 +68,13 @@ class HealthResponse:
 
 
 @dataclass(frozen=True)
+class LiveResponse:
+    """What a process answers as long as it runs."""
+
+    status: str
+
+
+@dataclass(frozen=True)
 class ErrorResponse:
     """The body of every response that is not a success."""
 
@@ -84,19 +91,22 @@ class Service:
     searching: Workers
     reading: Workers
     texts: TextBatcher
+    lifecycle: Lifecycle
 
     @staticmethod
-    def of(searcher: Searcher, config: ServiceConfig) -> Service:
-        live = LiveSearcher(searcher)
-        metrics = Metrics(lambda: live.now().index)
+    def of(searcher: Searcher | LiveSearcher, config: ServiceConfig, shared: Shared | None = None) -> Service:
+        live = searcher if isinstance(searcher, LiveSearcher) else LiveSearcher(searcher)
+        metrics = Metrics(lambda: live.now().index, shared)
         searching = Workers("search", config.search_workers, config.max_waiting, config.max_wait_s, metrics)
         reading = Workers("image", config.image_workers, config.max_waiting_images, config.max_wait_s, metrics)
-        return Service(live, config, metrics, searching, reading, TextBatcher(live, searching, config, metrics))
+        return Service(live, config, metrics, searching, reading, TextBatcher(live, searching, config, metrics), Lifecycle())
 
 
-def build(searcher: Searcher, config: ServiceConfig, *, is_loopback: bool = True) -> LimitsMiddleware:
-    """The service as an ASGI app. Its threads stop at the end of its lifespan."""
-    service = Service.of(searcher, config)
+def build(
+    searcher: Searcher | LiveSearcher, config: ServiceConfig, *, is_loopback: bool = True, shared: Shared | None = None
+) -> LimitsMiddleware:
+    """The service as an ASGI app. Its threads stop at the end of its lifespan. `shared` is for one of several processes."""
+    service = Service.of(searcher, config, shared)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -125,7 +135,7 @@ def build(searcher: Searcher, config: ServiceConfig, *, is_loopback: bool = True
     if hosts := _hosts(config, is_loopback):
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     # The outermost layer, so that requests with a wrong host are counted and get the headers too.
-    return LimitsMiddleware(app, config, service.metrics)
+    return LimitsMiddleware(app, config, service.metrics, service.lifecycle)
 
 
 def _hosts(config: ServiceConfig, is_loopback: bool) -> list[str]:
@@ -163,6 +173,7 @@ def _search_routes(service: Service) -> APIRouter:
 
 async def _response(service: Service, answer: Answer, *, is_text: bool) -> SearchResponse:
     # Measured by a worker, once for each index; an answer that is computed must not wait for a worker again.
+    logs.note_hits(len(answer.hits))
     live = service.searcher
     background = live.background() if live.is_measured else await service.searching.run(live.background)
     return SearchResponse.of(answer, background, is_text=is_text)
@@ -200,11 +211,23 @@ def _other_routes(service: Service) -> APIRouter:
 
         return await service.reading.run(work)
 
-    @router.get("/healthz", summary="State of the service.")
-    async def healthz() -> HealthResponse:
-        searcher = service.searcher.now()
+    # /healthz is its name of earlier versions, which balancers may ask.
+    @router.get("/healthz", include_in_schema=False)
+    @router.get(
+        "/health",
+        summary="Whether the service takes requests, and what it searches.",
+        responses={503: {"model": HealthResponse, "description": "The service is about to end."}},
+    )
+    async def health(response: Response) -> HealthResponse:
+        searcher, is_ending = service.searcher.now(), service.lifecycle.is_ending
         index, reranker = searcher.index, searcher.reranker
-        return HealthResponse("ok", index.num_images, index.kind, index.fingerprint[:12], reranker.ref if reranker else None, __version__)
+        response.status_code = 503 if is_ending else 200
+        status, second = "stopping" if is_ending else "ok", reranker.ref if reranker else None
+        return HealthResponse(status, index.num_images, index.kind, index.fingerprint[:12], second, __version__)
+
+    @router.get("/live", summary="Whether the service answers at all.")
+    async def live() -> LiveResponse:
+        return LiveResponse("alive")
 
     @router.get("/metrics", summary="Metrics for Prometheus.", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:

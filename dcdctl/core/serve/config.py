@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from dcdctl.core.config import AtLeast, Between, Count, NotEmpty, Positive, build, check_fields
 from dcdctl.core.data import MAX_PIXELS
@@ -25,6 +25,14 @@ class ServiceConfig:
     allowed_hosts: tuple[str, ...] = ()
     """Host names that requests may use, besides the loopback names; needed behind a proxy that forwards its own name. A service on
     loopback accepts no others, so that no web page can reach it by a name that points to this machine (DNS rebinding)."""
+    processes: Annotated[int, Between(1, 256)] = 1
+    """Processes behind the port, each with its own model; the index is mapped from disk once for all. Every limit holds per process."""
+    log_format: Literal["text", "json"] = "text"
+    """Form of what is logged to stderr; json is one object per line."""
+    access_log: bool = False
+    """Whether each request is logged. For privacy it is not, unless this is set."""
+    log_queries: bool = False
+    """Whether the log of requests has the query string, which holds the text of a search."""
     default_k: Count = 24
     """Images in an answer, if the request gives no number."""
     max_k: Count = 200
@@ -52,7 +60,7 @@ class ServiceConfig:
     max_waiting_images: Annotated[int, AtLeast(0)] = 256
     """Maximum number of image requests that wait for a thread: the pages of about ten users at the same time."""
     max_requests: Count = 512
-    """Maximum number of requests in progress, unfinished uploads included; /healthz and /metrics are always answered."""
+    """Maximum number of requests in progress, unfinished uploads included; /health, /live and /metrics are always answered."""
     max_connections: Count = 1000
     """Maximum number of open connections; fewer where the process may open fewer files (`ulimit -n`). Beyond it, the connection that has
     waited longest for a request is closed."""
@@ -68,6 +76,8 @@ class ServiceConfig:
     """The Retry-After of a 503 answer."""
     thumbnail_px: Count = 320
     """Longer side of the thumbnails."""
+    drain_s: Annotated[float, AtLeast(0)] = 0.0
+    """Time in which a service that is stopped still answers, while /health says 503, so that a balancer sends its requests elsewhere."""
     shutdown_s: Positive = 10.0
     """Time that requests in progress get when the service is stopped."""
 

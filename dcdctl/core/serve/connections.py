@@ -19,7 +19,7 @@ from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.serve.metrics import Metrics
 
 RESERVED_CONNECTIONS = 8
-"""Connections beyond `max_requests`, so that /healthz and /metrics are answered while all requests are in progress."""
+"""Connections beyond `max_requests`, so that /health, /live and /metrics are answered while all requests are in progress."""
 MAX_ACCEPTED_AT_ONCE = 8
 """Connections that are accepted before those already accepted are counted. asyncio would accept 2,048, each of which is an open file."""
 RESERVED_FILES = 64

@@ -1,43 +1,97 @@
 """The metrics of the service for Prometheus, by the official client.
 
-The client also reports memory and CPU time of the process. Each service has its own registry, so that a process may run several.
+The client also reports memory and CPU time of each process. Each service has its own registries, so that a process may run several.
+The processes of one service share their numbers through files (`Shared`), so that each of them answers with the sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+    values,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
-from dcdctl.core.search import Answer, ImageIndex
+if TYPE_CHECKING:
+    from dcdctl.core.search import Answer, ImageIndex
 
-__all__ = ["CONTENT_TYPE", "Metrics"]
+__all__ = ["CONTENT_TYPE", "Metrics", "Shared"]
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The files in which the processes of a service keep their metrics, and the number of this process, from 1."""
+
+    folder: Path
+    number: int
+
+    def join(self) -> None:
+        """Keep the metrics of this process there from now on; called before any metric is made, once per process."""
+        # The number names the files, not the process id: a process that is started again continues the counters of the one that ended.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self.folder)
+        values.ValueClass = values.MultiProcessValue(lambda: self.number)
+        self.note_pid()
+
+    def note_pid(self) -> None:
+        """Let memory and CPU time of this process be reported, too; the parent is number 0."""
+        self._pid_file.write_text(str(os.getpid()), encoding="ascii")
+
+    def leave(self) -> None:
+        """Remove what counts only while the process lives; called when it has ended, by its parent."""
+        mark_process_dead(self.number, str(self.folder))
+        self._pid_file.unlink(missing_ok=True)
+
+    def pids(self) -> dict[int, int]:
+        """The process id of each process that lives, by its number."""
+        return {int(path.stem): int(path.read_text(encoding="ascii") or 0) for path in self.folder.glob("*.pid")}
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.folder / f"{self.number}.pid"
 
 
 class Metrics:
     """The metrics of one service; safe to use from any thread."""
 
-    def __init__(self, index: Callable[[], ImageIndex]) -> None:
-        """`index` returns the index that is searched now."""
+    def __init__(self, index: Callable[[], ImageIndex], shared: Shared | None = None) -> None:
+        """`index` returns the index that is searched now; `shared` is for a service of several processes."""
         disable_created_metrics()  # creation times, which double the number of series
-        self._registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        names: dict[str, Any] = {"registry": registry, "namespace": "dcdctl"}
+        counted, self._own = CollectorRegistry(), CollectorRegistry()
+        self._own.register(_Searched(index))
+        if shared is None:
+            self._counted = counted
+            ProcessCollector(registry=self._own)
+        else:
+            self._counted = CollectorRegistry()
+            MultiProcessCollector(self._counted, str(shared.folder))
+            self._own.register(_Processes(shared))
+        names: dict[str, Any] = {"registry": counted, "namespace": "dcdctl"}
         self._requests = Counter("requests", "Requests answered.", ["route", "method", "status"], **names)
         self._seconds = Histogram("request_seconds", "Time until a request was answered completely.", ["route"], buckets=SECONDS, **names)
         self._stages = Histogram("search_seconds", "Time of the stages of a search.", ["stage"], buckets=SECONDS, **names)
         self._batches = Histogram("text_batch_size", "Texts encoded together.", buckets=(1, 2, 4, 8, 16, 32, 64), **names)
-        self.in_flight = Gauge("requests_in_flight", "Requests in progress.", **names)
-        self.connections = Gauge("connections", "Open connections.", **names)
-        self.under_way = Gauge("under_way", "Searches and image requests that have a thread or wait for one.", ["work"], **names)
         self._rejected = Counter("rejected", "Requests and connections refused because of a limit.", ["reason"], **names)
-        Gauge("index_images", "Images that are searched.", **names).set_function(lambda: index().num_images)
-        first = index()
-        info = Gauge("index_info", "The model and the kind of the index.", ["model", "kind"], **names)
-        info.labels(first.fingerprint[:12], first.kind).set(1)
+        now: dict[str, Any] = {**names, "multiprocess_mode": "livesum"}
+        self.in_flight = Gauge("requests_in_flight", "Requests in progress.", **now)
+        self.connections = Gauge("connections", "Open connections.", **now)
+        self.under_way = Gauge("under_way", "Searches and image requests that have a thread or wait for one.", ["work"], **now)
+        Gauge("processes", "Processes that answer requests.", **now).set(1)
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count an answered request."""
@@ -58,5 +112,35 @@ class Metrics:
         self._batches.observe(num_together)
 
     def text(self) -> bytes:
-        """All metrics in the text format."""
-        return generate_latest(self._registry)
+        """All metrics in the text format; of several processes the sums."""
+        return generate_latest(self._counted) + generate_latest(self._own)
+
+
+class _Searched(Collector):
+    """The index as it is now, which may have another model after a reload."""
+
+    def __init__(self, index: Callable[[], ImageIndex]) -> None:
+        self._index = index
+
+    def collect(self) -> Iterable[Metric]:
+        index = self._index()
+        yield GaugeMetricFamily("dcdctl_index_images", "Images that are searched.", value=index.num_images)
+        info = GaugeMetricFamily("dcdctl_index_info", "The model and the kind of the index.", labels=["model", "kind"])
+        info.add_metric([index.fingerprint[:12], index.kind], 1)
+        yield info
+
+
+class _Processes(Collector):
+    """Memory, CPU time and open files of each process of a service, with its number as a label."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, Metric] = {}
+        for number, pid in sorted(self._shared.pids().items()):
+            for metric in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():  # type: ignore[misc]
+                family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+                for sample in metric.samples:
+                    family.add_sample(sample.name, {"process": str(number)}, sample.value)
+        return families.values()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -12,10 +13,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dcdctl.core.serve import logs
 from dcdctl.core.serve.config import KiB, MiB, ServiceConfig
 from dcdctl.core.serve.metrics import Metrics
 
-ALWAYS_ANSWERED = ("/healthz", "/metrics")
+ALWAYS_ANSWERED = ("/health", "/healthz", "/live", "/metrics")
 """Paths that no limit applies to."""
 HEADERS = {
     # No other site may embed or read a response; responses other than our pages may run and load nothing.
@@ -28,11 +30,19 @@ HEADERS = {
 """Default headers of every response."""
 
 
+@dataclass
+class Lifecycle:
+    """Whether a service still takes requests that could go elsewhere."""
+
+    is_ending: bool = False
+    """It answers the requests that arrive, says so in /health, and ends each connection with its answer."""
+
+
 class LimitsMiddleware:
     """An ASGI app around another."""
 
-    def __init__(self, app: ASGIApp, config: ServiceConfig, metrics: Metrics) -> None:
-        self._app, self._config, self.metrics = app, config, metrics
+    def __init__(self, app: ASGIApp, config: ServiceConfig, metrics: Metrics, lifecycle: Lifecycle) -> None:
+        self._app, self._config, self.metrics, self.lifecycle = app, config, metrics, lifecycle
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,12 +51,17 @@ class LimitsMiddleware:
             return
         # 500 is what the client gets if the app fails before it responds.
         started, status = time.perf_counter(), 500
+        notes = logs.RequestNotes(logs.request_id(Headers(scope=scope).get("x-request-id", "")))
+        # Not reset: the server logs an error of this request after this function has ended.
+        logs.CURRENT.set(notes)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _add_headers(message)
+                _add_headers(message, notes.id)
+                if self.lifecycle.is_ending:
+                    MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         self._count(1)
@@ -54,7 +69,10 @@ class LimitsMiddleware:
             await self._answer(scope)(scope, _LimitedBody(scope, receive, self._config, self.metrics), send_with_headers)
         finally:
             self._count(-1)
-            self.metrics.answered(_route(scope), _method(scope), status, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self.metrics.answered(_route(scope), _method(scope), status, seconds)
+            if self._config.access_log:
+                _log(scope, notes, status, seconds, with_query=self._config.log_queries)
 
     def _answer(self, scope: Scope) -> ASGIApp:
         """What answers a request: the app, or a refusal."""
@@ -117,10 +135,28 @@ def _header_bytes(scope: Scope) -> int:
     return len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(name) + len(value) for name, value in scope["headers"])
 
 
-def _add_headers(message: MutableMapping[str, Any]) -> None:
+def _add_headers(message: MutableMapping[str, Any], request_id: str) -> None:
     headers = MutableHeaders(scope=message)
+    headers["X-Request-ID"] = request_id
     for name, value in HEADERS.items():
         headers.setdefault(name, value)
+
+
+def _log(scope: Scope, notes: logs.RequestNotes, status: int, seconds: float, *, with_query: bool) -> None:
+    client = scope.get("client")
+    facts = {
+        "request_id": notes.id,
+        "method": _method(scope),
+        "path": logs.printable(scope["path"])[: logs.MAX_PATH_CHARS],
+        "status": status,
+        "ms": round(1000 * seconds, 1),
+        "hits": notes.hits,
+        "client": client[0] if client else None,
+    }
+    # A query that is refused may hold a key.
+    if with_query and status not in (400, 401):
+        facts["query"] = logs.printable(scope["query_string"].decode("latin-1"))
+    logs.ACCESS.info("request", extra={"facts": facts})
 
 
 def _route(scope: Scope) -> str:

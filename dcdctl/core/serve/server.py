@@ -5,23 +5,25 @@ Errors of both are raised before torch is imported, which takes seconds.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
 import logging
 import math
 import os
-import signal
 import socket
-import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dcdctl.core.errors import InputError, require_extra
 from dcdctl.core.search import Index
+from dcdctl.core.serve import logs
 from dcdctl.core.serve.config import ServiceConfig
+from dcdctl.core.serve.job import Job, Models
 
 if TYPE_CHECKING:
     import uvicorn
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
 
 # The default of uvicorn.
 BACKLOG = 2048
-MAX_RECORD_CHARS = 8_000
-"""Maximum length of a log record: a traceback through the web framework has about 6,000 characters."""
 PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 """Import names of the packages of the extra `serve`."""
 
@@ -46,23 +46,8 @@ class Started:
     """Whether it is reachable from this machine only."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Models:
-    """The models of a service, and where they run."""
-
-    device: str
-    threads: int | None = None
-    """CPU threads of torch; None keeps torch's default."""
-    rerank: str | None = None
-    """The model that re-ranks, besides the index's own."""
-    depth: int | None = None
-    """Candidates per query to re-rank."""
-    rerank_set: Sequence[str] = ()
-    """Settings that the files of `rerank` lack: dtype=bfloat16."""
-
-
 def serve(folder: Path, config: ServiceConfig, models: Models, *, on_start: Callable[[Started], None]) -> None:
-    """Answer searches of an index until SIGINT or SIGTERM; requests in progress are answered first.
+    """Answer searches of an index until SIGINT or SIGTERM; requests in progress are answered first. SIGHUP reloads the index and its model.
 
     `on_start` is called when the service accepts requests. InputError if the port is not available, MissingError without the packages of
     the extra, and the errors of `devices.choose` and `Searcher.for_index`.
@@ -70,43 +55,47 @@ def serve(folder: Path, config: ServiceConfig, models: Models, *, on_start: Call
     require()
     # Malformed uploads are reported to the client, not logged.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
-    with bound(config.host, config.port) as listener:
-        index = Index.open(folder)
-        index.check()  # a damaged file is an error now, and no query waits for the comparison
-        from dcdctl.core import devices
-        from dcdctl.core.search import Searcher
-        from dcdctl.core.serve.app import build
-        from dcdctl.core.serve.connections import fit_to_open_files
+    job = Job(folder, config, models)
+    with bound(config.host, config.port) as listener, logs.to_stderr(config):
 
-        # Most of the time a service waits; the memory of a large upload belongs to other programs by then.
-        chosen = devices.choose(models.device, keep_memory=False)
-        devices.use_threads(models.threads)
-        searcher = Searcher.for_index(index, device=chosen, rerank=models.rerank, depth=models.depth, rerank_set=models.rerank_set)
-        # The index and the libraries have opened their files by now.
-        config = fit_to_open_files(config)
-        # A link-local IPv6 address ends with its interface: fe80::1%eth0.
-        is_loopback = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
-        server = http_server(build(searcher, config, is_loopback=is_loopback), config)
-        # From here on clients can connect, and wait until the server has started.
-        with _bind_errors(config.host, config.port):
-            listener.listen(BACKLOG)
-        on_start(Started(url_of(listener), searcher.index.num_images, is_loopback))
-        with _bounded_log(), _ended_by_signals():
-            server.run(sockets=[listener])
+        def on_ready(num_images: int) -> None:
+            started = Started(url_of(listener), num_images, is_loopback(listener))
+            logs.OWN.info("listening", extra={"facts": asdict(started) | {"pid": os.getpid()}})
+            on_start(started)
+
+        if config.processes > 1:
+            Index.open(folder)  # an error now, before anything is imported
+            from dcdctl.core.serve.processes import supervise
+
+            supervise(job, listener, on_ready)
+        else:
+            index = job.index()
+            from dcdctl.core.serve.child import run
+
+            run(job, index, listener, on_ready)
 
 
-def http_server(app: LimitsMiddleware, config: ServiceConfig) -> uvicorn.Server:
-    """uvicorn with the limits of the settings, for an app of `app.build`; it runs on a socket that listens."""
+def http_server(app: LimitsMiddleware, config: ServiceConfig, on_ready: Callable[[], None] = lambda: None) -> uvicorn.Server:
+    """uvicorn with the limits of the settings, for an app of `app.build`; it runs on a bound socket. `on_ready`: it answers."""
     import uvicorn
 
     from dcdctl.core.serve.connections import MAX_ACCEPTED_AT_ONCE, protocol_of
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            # asyncio uses `backlog` as the number of connections accepted at once, too; the system's queue may be longer.
-            for listener in sockets or ():
-                listener.listen(BACKLOG)
+            with _bind_errors(config.host, config.port):
+                await super().startup(sockets)
+                # asyncio uses `backlog` as the number of connections accepted at once, too; the system's queue may be longer.
+                for listener in sockets or ():
+                    listener.listen(BACKLOG)
+            on_ready()
+
+        async def main_loop(self) -> None:
+            await super().main_loop()
+            app.lifecycle.is_ending = True
+            ends = time.monotonic() + config.drain_s
+            while time.monotonic() < ends and not self.force_exit:
+                await asyncio.sleep(0.05)
 
     settings = uvicorn.Config(
         app,
@@ -148,6 +137,12 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
+def is_loopback(listener: socket.socket) -> bool:
+    """Whether a socket can be reached from this machine only."""
+    # A link-local IPv6 address ends with its interface: fe80::1%eth0.
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+
+
 def url_of(listener: socket.socket) -> str:
     """The URL of a listening socket."""
     host, port = listener.getsockname()[:2]
@@ -169,54 +164,3 @@ def _bind_errors(host: str, port: int) -> Iterator[None]:
         raise InputError(
             f"cannot listen on {host}, port {port} ({error.strerror})", hint="--host must be an address of this machine"
         ) from error
-
-
-class _BoundedFormatter(logging.Formatter):
-    """Log records of bounded length without control characters, because an error may quote what a client has sent."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        if len(text) <= MAX_RECORD_CHARS:
-            return text
-        # A traceback names the request at its beginning, and the error at its end.
-        return f"{text[: MAX_RECORD_CHARS // 2]} ... {text[-MAX_RECORD_CHARS // 2 :]}"
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        # uvicorn's messages end with a line break before the traceback.
-        return _printable(super().formatMessage(record).rstrip("\n"))
-
-    def formatException(self, ei: Any) -> str:
-        return "\n".join(map(_printable, super().formatException(ei).split("\n")))
-
-
-def _printable(line: str) -> str:
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
-
-
-@contextmanager
-def _bounded_log() -> Iterator[None]:
-    """The handler that Python uses for warnings and errors if a program has set up no other writes bounded records."""
-    handler = logging.lastResort
-    if handler is None:
-        yield
-        return
-    before = handler.formatter
-    handler.setFormatter(_BoundedFormatter())
-    try:
-        yield
-    finally:
-        handler.setFormatter(before)
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """uvicorn stops cleanly at these signals and then raises them again, which is ignored: being stopped is not a failure."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -46,6 +46,13 @@ class LiveSearcher:
                     self._searcher, self._stamp = self._reopened(), stamp
         return self._searcher
 
+    def swap(self, searcher: Searcher) -> None:
+        """Answer from another searcher from now on; searches in progress end with the one that they have."""
+        with self._lock:
+            # Without a path, as for a store, `now` never opens an index again.
+            self._path = searcher.index.folder / INDEX_FILE if isinstance(searcher.index, Index) else None
+            self._searcher, self._stamp = searcher, None
+
     @property
     def is_measured(self) -> bool:
         """Whether `background` only looks up what it measured."""

@@ -1,0 +1,67 @@
+"""What a service answers from: an index, its models, and the settings. Each process of the service opens the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dcdctl.core.errors import DcdError
+from dcdctl.core.search import Index
+from dcdctl.core.serve.config import ServiceConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """The models of a service, and where they run."""
+
+    device: str
+    threads: int | None = None
+    """CPU threads of torch in each process; None for torch's default, and for an equal share each if there are several processes."""
+    rerank: str | None = None
+    """The model that re-ranks, besides the index's own."""
+    depth: int | None = None
+    """Candidates per query to re-rank."""
+    rerank_set: Sequence[str] = ()
+    """Settings that the files of `rerank` lack: dtype=bfloat16."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What each process of a service opens. It can be pickled."""
+
+    folder: Path
+    config: ServiceConfig
+    models: Models
+
+    def index(self) -> Index:
+        """The index, opened and compared with its checksums, so that no query waits for that; the errors of `Index.open`."""
+        index = Index.open(self.folder)
+        index.check()
+        return index
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A process answers requests."""
+
+    num_images: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A process could not open what it should answer from; it ends."""
+
+    error: DcdError
+
+
+@dataclass(frozen=True)
+class Reload:
+    """A process is to open the index and the models again."""
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """A process has opened them, or continues with those that it had because of an error."""
+
+    error: str | None

@@ -1,0 +1,133 @@
+"""What a service writes to stderr: its errors, and on request a line for each request; as text, or as one JSON object per line.
+
+Queries are logged only if `log_queries` says so. Keys are never logged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from dcdctl.core.serve.config import ServiceConfig
+
+MAX_RECORD_CHARS = 8_000
+"""Maximum length of a log record: a traceback through the web framework has about 6,000 characters."""
+MAX_PATH_CHARS = 200
+ACCESS = logging.getLogger("dcdctl.access")
+"""The logger of requests."""
+OWN = logging.getLogger("dcdctl")
+
+
+@dataclass
+class RequestNotes:
+    """What the log says of a request besides its status."""
+
+    id: str
+    hits: int | None = None
+
+
+CURRENT: ContextVar[RequestNotes | None] = ContextVar("request", default=None)
+"""The request that a task answers."""
+
+
+def note_hits(count: int) -> None:
+    """Let the log say how many images the answer to this request has."""
+    if (notes := CURRENT.get()) is not None:
+        notes.hits = count
+
+
+def request_id(sent: str) -> str:
+    """The id that a client or a proxy sent, or a new one if it sent none or one that is not safe to log.
+
+    >>> request_id("4bf92f3577b34da6"), len(request_id("two words"))
+    ('4bf92f3577b34da6', 16)
+    """
+    return sent if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:+/=-]{0,99}", sent) else secrets.token_hex(8)
+
+
+def printable(line: str) -> str:
+    """A line whose control characters are escaped, because it may quote what a client has sent."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+
+
+def _shortened(text: str) -> str:
+    # A traceback names the request at its beginning, and the error at its end.
+    return text if len(text) <= MAX_RECORD_CHARS else f"{text[: MAX_RECORD_CHARS // 2]} ... {text[-MAX_RECORD_CHARS // 2 :]}"
+
+
+class TextFormatter(logging.Formatter):
+    """Log records of bounded length without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts = " ".join(f"{name}={value}" for name, value in _facts(record).items())
+        time = f"{_time(record)} " if record.name == ACCESS.name else ""
+        return _shortened(time + super().format(record) + (f" {facts}" if facts else ""))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        # uvicorn's messages end with a line break before the traceback.
+        return printable(super().formatMessage(record).rstrip("\n"))
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per record: time, level, logger, message, the process, the request's id, and what the record adds."""
+
+    def __init__(self, process: int) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {"time": _time(record), "level": record.levelname.lower(), "logger": record.name}
+        fields |= {"message": _shortened(record.getMessage().rstrip("\n"))}
+        if self._process:
+            fields["process"] = self._process
+        if (notes := CURRENT.get()) is not None:
+            fields["request_id"] = notes.id
+        fields |= _facts(record)
+        if record.exc_info:
+            fields["traceback"] = _shortened(self.formatException(record.exc_info))
+        return json.dumps(fields)
+
+
+def _facts(record: logging.LogRecord) -> dict[str, Any]:
+    return getattr(record, "facts", {})
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@contextmanager
+def to_stderr(config: ServiceConfig, process: int = 0) -> Iterator[None]:
+    """Write records to stderr as the settings say, unless the program has set up logging itself."""
+    root, level = logging.getLogger(), ACCESS.level
+    if root.handlers:
+        yield
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter(process) if config.log_format == "json" else TextFormatter())
+    root.addHandler(handler)
+    if config.log_format == "json":
+        logging.captureWarnings(True)
+    if config.access_log or config.log_format == "json":
+        ACCESS.setLevel(logging.INFO)
+        OWN.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        ACCESS.setLevel(level)
+        OWN.setLevel(logging.NOTSET)
+        if config.log_format == "json":
+            logging.captureWarnings(False)

@@ -1,0 +1,238 @@
+"""Several processes behind one port: a parent that starts them, replaces those that end, and passes on signals.
+
+The parent binds the port, and all processes accept connections from the one socket that they inherit. The system gives a connection to a
+process that is free to accept it, and connections wait in the queue of the socket while a process starts again. Each process maps the same
+files of the index, which the system holds once in memory, and has a model of its own.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from dcdctl.core.errors import ConfigError, DcdError
+from dcdctl.core.serve import logs
+from dcdctl.core.serve.job import Failed, Job, Ready, Reload, Reloaded
+from dcdctl.core.serve.metrics import Shared
+
+PRELOADED = (
+    "dcdctl.core.serve.child",
+    *("transformers.modeling_utils", "transformers.models.auto.modeling_auto", "transformers.generation.utils"),
+    *("transformers.models.auto.tokenization_auto", "transformers.models.auto.image_processing_auto"),
+)
+"""Modules that are imported once for all processes. Loading a model imports most of transformers, which takes seconds."""
+STABLE_S = 60.0
+"""A process that has answered this long is replaced at once when it ends; one that ends earlier waits longer each time."""
+MAX_DELAY_S = 30.0
+MAX_FAILED_STARTS = 3
+"""Failed starts in a row after which the service ends, if no other process answers."""
+GRACE_S = 5.0
+"""Time beyond `shutdown_s` after which a process that does not end is killed."""
+
+
+@dataclass
+class _Child:
+    """A process of the service, or its place while it waits to start again."""
+
+    number: int
+    process: BaseProcess
+    control: connection.Connection
+    ready_since: float | None = None
+    num_failed: int = 0
+    """Ends in a row, each soon after its start."""
+    starts_at: float | None = None
+    """When it starts again; None while it runs."""
+    error: DcdError | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self.starts_at is None
+
+
+def supervise(job: Job, listener: socket.socket, on_ready: Callable[[int], None]) -> None:
+    """Answer requests by `job.config.processes` processes until SIGINT or SIGTERM; SIGHUP reloads them one by one.
+
+    `on_ready` gets the number of images once all answer. The error of a process that cannot start.
+    """
+    if sys.platform == "win32":
+        raise ConfigError("several processes need a system that shares sockets between them, which Windows does not", hint="--processes 1")
+    with tempfile.TemporaryDirectory(prefix="dcdctl-metrics-") as folder, _signals() as (signals, wakeup):
+        Shared(Path(folder), 0).note_pid()
+        supervisor = _Supervisor(job, listener, Path(folder), on_ready)
+        try:
+            supervisor.start()
+            while not {signal.SIGINT, signal.SIGTERM} & signals:
+                if signal.SIGHUP in signals:
+                    signals.discard(signal.SIGHUP)
+                    supervisor.reload()
+                supervisor.step(wakeup)
+        finally:
+            supervisor.stop(signals, wakeup)
+
+
+class _Supervisor:
+    """The processes of a service."""
+
+    def __init__(self, job: Job, listener: socket.socket, folder: Path, on_ready: Callable[[int], None]) -> None:
+        # Forked from one process that has imported the libraries and started no thread, so they start in a second and share that memory.
+        # macOS libraries do not survive a fork.
+        self._context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        if sys.platform == "linux":
+            self._context.set_forkserver_preload(list(PRELOADED))
+        self._job, self._listener, self._folder = job, listener, folder
+        self._on_ready: Callable[[int], None] | None = on_ready
+        self._children: list[_Child] = []
+        self._to_reload: deque[int] = deque()
+        self._reloading: int | None = None
+
+    def start(self) -> None:
+        """Start all processes."""
+        self._children = [_Child(number, *self._started(number)) for number in range(1, self._job.config.processes + 1)]
+
+    def step(self, wakeup: socket.socket) -> None:
+        """Wait for a message, the end of a process, a signal or the time of a start, and do what follows from it."""
+        running = [child for child in self._children if child.is_running]
+        due = [child.starts_at for child in self._children if child.starts_at is not None]
+        timeout = max(0.0, min(due) - time.monotonic()) if due else None
+        happened = connection.wait([wakeup, *(one for child in running for one in (child.control, child.process.sentinel))], timeout)
+        if wakeup in happened:
+            wakeup.recv(4096)
+        for child in running:
+            if child.control in happened:
+                self._receive(child)
+            if child.process.sentinel in happened:
+                self._ended(child)
+        for child in self._children:
+            if child.starts_at is not None and child.starts_at <= time.monotonic():
+                child.process, child.control = self._started(child.number)
+                child.ready_since = child.starts_at = child.error = None
+
+    def reload(self) -> None:
+        """Let each process open the index and the models again, one after another, so that only one needs memory for two models."""
+        self._to_reload = deque(child.number for child in self._children)
+        self._reload_next()
+
+    def stop(self, signals: set[int], wakeup: socket.socket) -> None:
+        """End all processes: requests in progress are answered first, unless another signal comes."""
+        # Otherwise connections would still be queued here when no process accepts them any more.
+        self._listener.close()
+        running = [child.process for child in self._children if child.is_running]
+        for process in running:
+            process.terminate()
+        signals.clear()
+        ends = time.monotonic() + self._job.config.drain_s + self._job.config.shutdown_s + GRACE_S
+        while running and time.monotonic() < ends and not signals:
+            happened = connection.wait([wakeup, *(process.sentinel for process in running)], ends - time.monotonic())
+            if wakeup in happened:
+                wakeup.recv(4096)
+            running = [process for process in running if process.sentinel not in happened]
+        for process in running:
+            process.kill()
+        for child in self._children:
+            child.process.join()
+
+    def _started(self, number: int) -> tuple[BaseProcess, connection.Connection]:
+        ours, theirs = self._context.Pipe()
+        arguments = (number, self._job, self._listener, theirs, Shared(self._folder, number))
+        process = self._context.Process(target=_run, args=arguments, name=f"dcdctl serve {number}")
+        process.start()
+        # Only the process has this end now, so that the parent notices when it ends.
+        theirs.close()
+        return process, ours
+
+    def _receive(self, child: _Child) -> None:
+        try:
+            message = child.control.recv()
+        except (EOFError, OSError):
+            return
+        if isinstance(message, Ready):
+            child.ready_since = time.monotonic()
+            logs.OWN.info("process %d answers", child.number, extra={"facts": {"pid": child.process.pid}})
+            self._announce(message.num_images)
+        elif isinstance(message, Failed):
+            child.error = message.error
+        elif isinstance(message, Reloaded):
+            self._reloading = None
+            # The others would fail, too, and all answer from the same index now.
+            if message.error is not None:
+                self._to_reload.clear()
+            self._reload_next()
+
+    def _announce(self, num_images: int) -> None:
+        if self._on_ready is not None and all(child.ready_since is not None for child in self._children):
+            self._on_ready(num_images)
+            self._on_ready = None
+
+    def _reload_next(self) -> None:
+        while self._reloading is None and self._to_reload:
+            child = self._children[self._to_reload.popleft() - 1]
+            # One that starts later opens the index as it is then.
+            if child.is_running and child.ready_since is not None:
+                child.control.send(Reload())
+                self._reloading = child.number
+
+    def _ended(self, child: _Child) -> None:
+        """Let an ended process start again, at once or later; DcdError if the service cannot continue."""
+        child.process.join()
+        child.control.close()
+        Shared(self._folder, child.number).leave()
+        now, is_first_start = time.monotonic(), self._on_ready is not None
+        if child.ready_since is not None and now - child.ready_since > STABLE_S:
+            child.num_failed = 0
+        how = f"process {child.number} of {len(self._children)} {_how_it_ended(child.process)}"
+        error = child.error or DcdError(f"{how} while it started", hint="its messages are above")
+        if is_first_start:
+            raise error
+        others = [one for one in self._children if one is not child and one.is_running and one.ready_since is not None]
+        if child.ready_since is None and child.num_failed >= MAX_FAILED_STARTS and not others:
+            raise error
+        delay = min(MAX_DELAY_S, 2.0 ** (child.num_failed - 1)) if child.num_failed else 0.0
+        child.num_failed += 1
+        child.starts_at = now + delay
+        logs.OWN.error("%s; it starts again %s", child.error or how, f"in {delay:g} s" if delay else "now")
+        if self._reloading == child.number:
+            self._reloading = None
+            self._reload_next()
+
+
+def _run(number: int, job: Job, listener: socket.socket, control: connection.Connection, shared: Shared) -> None:
+    # Imported in the processes only: the parent needs no torch.
+    from dcdctl.core.serve.child import run_child
+
+    run_child(number, job, listener, control, shared)
+
+
+def _how_it_ended(process: BaseProcess) -> str:
+    code = process.exitcode or 0
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+@contextmanager
+def _signals() -> Iterator[tuple[set[int], socket.socket]]:
+    """The signals that have arrived, and a socket that can be read when one arrives."""
+    arrived: set[int] = set()
+    ours, theirs = socket.socketpair()
+    numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    with ours, theirs:
+        for one in (ours, theirs):
+            one.setblocking(False)
+        before = {number: signal.signal(number, lambda number, _: arrived.add(number)) for number in numbers}
+        wakeup_before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        try:
+            yield arrived, ours
+        finally:
+            signal.set_wakeup_fd(wakeup_before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
