@@ -1,16 +1,11 @@
-"""Tiny models and corpora for tests, and functions that run and kill processes."""
+"""Tiny models and corpora for tests, and scripts in processes of their own."""
 
 from __future__ import annotations
 
 import io
-import math
 import os
-import random
-import signal
 import sys
-import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,60 +110,6 @@ def run_script(script: str, *arguments: object) -> str:
     done = processes.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def kill_often(
-    work: Callable[[Path], None],
-    whole: Path,
-    victim: Path,
-    num_kills: int,
-    *,
-    latest: float = 0.5,
-    check: Callable[[Path], None] = lambda victim: None,
-) -> int:
-    """Do the work into `whole` without interruption; then into `victim`, killed at random moments before it is allowed to finish.
-
-    Returns how many of the children were alive when they were killed. The work runs in forks of this process, which must have one thread.
-    The moments are between a tenth and `latest` of the time of the whole work. `check` gets `victim` after each kill, and at the end.
-    """
-    _, seconds = _in_fork(work, whole, None)
-    rng = random.Random(0)
-    killed = 0
-    for _ in range(num_kills):
-        killed += _in_fork(work, victim, seconds * rng.uniform(0.1, latest))[0]
-        check(victim)
-    _in_fork(work, victim, None)
-    check(victim)
-    return killed
-
-
-def _in_fork(work: Callable[[Path], None], folder: Path, killed_after_s: float | None) -> tuple[bool, float]:
-    """Whether the work was killed before it was done, and the processor time that it took, without that of its own processes.
-
-    The moment is in the same time, so that other programs do not change how far the work gets.
-    """
-    read_end, write_end = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            if killed_after_s is not None:
-                # Python sets no handler for SIGPROF, so the system ends the process as with SIGKILL: nothing is cleaned up.
-                signal.setitimer(signal.ITIMER_PROF, killed_after_s)
-            work(folder)
-            # Measured here: what the parent can ask for includes the worker processes, for which the timer does not run.
-            os.write(write_end, str(time.process_time()).encode())
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    was_killed = os.WIFSIGNALED(status)
-    assert was_killed or os.WEXITSTATUS(status) == 0
-    # Not read to its end: worker processes of a killed one may still hold it open.
-    seconds = math.nan if was_killed else float(os.read(read_end, 64))
-    os.close(read_end)
-    os.close(write_end)
-    return was_killed, seconds
 
 
 def contents(folder: Path) -> dict[str, bytes]:

