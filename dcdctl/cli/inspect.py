@@ -46,6 +46,7 @@ def inspect(
 ) -> None:
     """Show what a corpus, cache or index holds. It prints counts and sizes, then captions, or scores and the hardest negatives."""
     from dcdctl.core.data import artifact_kind
+    from dcdctl.core.places import shown
 
     kind = artifact_kind(folder)
     if kind == "index":
@@ -53,7 +54,7 @@ def inspect(
         refuse({**of_others, "--html": html, "--show-images": num_images}, f"is for a corpus or a teacher cache, and {folder} is an index")
         return _inspect_index(folder, json)
     if kind == "corpus":
-        refuse({"--data": data, "--hardest": hardest}, f"is for a teacher cache, and {folder} is a corpus")
+        refuse({"--data": data, "--hardest": hardest}, f"is for a teacher cache, and {shown(folder)} is a corpus")
         refuse({"--show-images": num_images if html is None else None}, "is for the page: name a file with --html")
         return _inspect_corpus(folder, split, max_images, html, num_images, json)
     refuse({"--show-images": num_images}, f"is for a corpus, and {folder} is a teacher cache")
@@ -64,16 +65,17 @@ def inspect(
 def _inspect_corpus(folder: Path, split: str | None, max_images: int | None, html: Path | None, num_images: int | None, json: bool) -> None:
     from dcdctl.core import data, report
     from dcdctl.core.data import Corpus
+    from dcdctl.core.places import shown
 
     summary = data.summarize_corpus(folder, split, max_images=max_images, track=bar)
     if html is not None:
         corpus = Corpus.open(folder, next(iter(summary.splits)), max_images)
         num_images = report.NUM_IMAGES if num_images is None else num_images
-        report.write_corpus_page(html, summary, corpus, f"Corpus {summary.name}, {folder}", num_images)
+        report.write_corpus_page(html, summary, corpus, f"Corpus {summary.name}, {shown(folder)}", num_images)
         note(f"page -> {html}")
     if json:
         return show_json(data.corpus_document(summary))
-    show(f"{summary.name}, {folder}")
+    show(f"{summary.name}, {shown(folder)}")
     for name, value in data.corpus_facts(summary):
         show(f"  {name}: {value}")
     show_table("", *data.corpus_table(summary))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,6 +30,11 @@ RENAMED = {
 """Options of earlier versions -> the option that replaced them, named in the error."""
 
 
+READ_FROM_URLS = ("data", "validation_data", "csv", "jsonl", "karpathy")
+"""Parameters that also take a URL, in every command that has them."""
+ALSO_READ_FROM_URLS = (("prepare", "images"), ("inspect", "folder"))
+
+
 CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 """A reference to Python code, module:function."""
 
@@ -41,6 +46,20 @@ def check_output_file(path: Path | None) -> Path | None:
 
         files.check_output_file(path)
     return path
+
+
+def refuse_urls(context: Any) -> None:
+    """InputError for a URL as the value of a parameter that takes a path of this machine."""
+    for parameter in context.command.params:
+        if parameter.name in READ_FROM_URLS or (context.info_name, parameter.name) in ALSO_READ_FROM_URLS:
+            continue
+        value = context.params.get(parameter.name)
+        for path in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(path, Path):
+                from dcdctl.core.places import refuse_url
+
+                name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar
+                refuse_url(path, f"and {name} takes a path of this machine", "copy it to this machine, and name the copy")
 
 
 def refuse(options: dict[str, object], why: str) -> None:

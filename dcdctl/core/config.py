@@ -229,7 +229,7 @@ def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
     return cls(**{key: _convert(hints[key], value, _join(where, key)) for key, value in table.items()})
 
 
-def check_document(cls: type[T], document: Mapping[str, Any], path: Path, *, error: type[DcdError], hint: str) -> None:
+def check_document(cls: type[T], document: Mapping[str, Any], path: str | Path, *, error: type[DcdError], hint: str) -> None:
     """`error` that names the entry if a document lacks an entry of a dataclass, or has one of another type; it may have further ones.
 
     A document of a stranger can have a checksum that fits.

@@ -23,7 +23,9 @@ from typing import Any, overload
 
 import dcdctl
 from dcdctl.core.errors import DcdError, InputError, as_user_error
+from dcdctl.core.places import refuse_url
 
+WRITE_HINT = "name a place on this machine, and copy what is written there"
 PARTIAL_SUFFIX = ".partial"
 # In this order, because the mark of UTF-16 begins that of UTF-32.
 _BYTE_ORDER_MARKS = {
@@ -276,6 +278,7 @@ def refuse_device(path: Path) -> None:
 
 def check_output_folder(folder: Path) -> None:
     """InputError if no folder can be created or written to at this path. Writes nothing, and ignores what the folder holds."""
+    refuse_url(folder, "which dcdctl does not write to", WRITE_HINT)
     refuse_device(folder)
     if folder.is_file():
         raise InputError(f"{folder} is a file, a folder is expected", hint="name another folder")
@@ -284,6 +287,7 @@ def check_output_folder(folder: Path) -> None:
 
 def check_output_file(path: Path) -> None:
     """InputError if no file can be written at this path. Writes nothing; an existing file is no error."""
+    refuse_url(path, "which dcdctl does not write to", WRITE_HINT)
     refuse_device(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder, a file is expected", hint="name a file")

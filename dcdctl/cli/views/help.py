@@ -13,6 +13,8 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from dcdctl.cli.options import refuse_urls
+
 MAX_COLUMNS = 100
 """Widest line of the help, however wide the terminal is."""
 NAME_COLUMNS = 26
@@ -44,7 +46,12 @@ def panel_of(option: Any) -> str:
 
 
 class HelpCommand(TyperCommand):
-    """A command whose help is laid out here."""
+    """A command whose help is laid out here, and whose paths are checked before it runs."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; InputError for a URL where it takes a path of this machine."""
+        refuse_urls(ctx)
+        return super().invoke(ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """[OPTIONS], then the arguments: optional ones in brackets, repeated ones with dots."""

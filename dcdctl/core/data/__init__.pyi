@@ -19,7 +19,6 @@ from .ragged_array import Index, RaggedArray, offsets_of
 from .scenes import COLORS, FAMILY_SIZE, GRID, SHAPES, SIZES, Scene, describe_family, describe_scenes, draw_scene
 from .source_files import SourceOptions
 from .stream import ShardCount, ShardStream, StreamBatch, StreamConfig, is_stream, open_shards
-from .urls import shown, url_of
 
 __all__ = [
     "COLORS",
@@ -76,12 +75,10 @@ __all__ = [
     "prepare_corpus",
     "read_corpus_json",
     "share_split",
-    "shown",
     "split_to_measure",
     "summarize_corpus",
     "text_key",
     "thumbnail",
     "tokens_of",
     "upright_rgb",
-    "url_of",
 ]

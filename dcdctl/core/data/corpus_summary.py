@@ -22,8 +22,8 @@ from dcdctl.core.data import near_duplicates
 from dcdctl.core.data.captions import text_key, words_of
 from dcdctl.core.data.corpus import CORPUS_FILE, Corpus, read_corpus_json
 from dcdctl.core.data.shards import ROW_GROUP_ROWS
-from dcdctl.core.data.urls import url_of
 from dcdctl.core.errors import InputError
+from dcdctl.core.places import url_of
 from dcdctl.core.progress import Advance, Track, silent
 
 Kind = Literal["cache", "corpus", "index"]

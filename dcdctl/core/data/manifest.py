@@ -35,8 +35,8 @@ from typing import Any
 from dcdctl.core import config, files
 from dcdctl.core.data.readers import FORMATS
 from dcdctl.core.data.readers.rows import Paths, SourceConfig, check_splits
-from dcdctl.core.data.urls import url_of
 from dcdctl.core.errors import ConfigError, InputError
+from dcdctl.core.places import url_of
 
 TEXT_FIELDS = ("name", "summary", "license", "citation", "homepage", "protocol")
 _COUNTS_HINT = "results would not be comparable: find what is missing, drop the split with --splits, or add --set protocol=none"

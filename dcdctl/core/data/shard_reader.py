@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dcdctl.core import places
 from dcdctl.core.data import urls
 from dcdctl.core.data.image_archives import TAR_BLOCK_BYTES, RowError, is_macos_metadata, reject_large_file, why_refused
 from dcdctl.core.data.parquet_images import PARQUET_BATCH_ROWS, PARQUET_BUFFER_BYTES, refuse_inflation
@@ -36,7 +37,7 @@ class Shard:
     @property
     def name(self) -> str:
         """The place without user, password and query."""
-        return urls.shown(self.place)
+        return places.shown(self.place)
 
     @property
     def is_tar(self) -> bool:
@@ -78,8 +79,8 @@ Found = StreamSample | UnusableSample
 
 def open_shard(place: str) -> Shard:
     """A shard at its current size and version. InputError or SourceError if there is none, or if its name has no known ending."""
-    if not urls.shown(place).endswith(FORMATS):
-        raise InputError(f"{urls.shown(place)} is not a shard", hint=f"expected names that end with {' or '.join(FORMATS)}")
+    if not places.shown(place).endswith(FORMATS):
+        raise InputError(f"{places.shown(place)} is not a shard", hint=f"expected names that end with {' or '.join(FORMATS)}")
     facts = urls.facts_of(place)
     return Shard(place=place, size=facts.size, version=facts.version)
 
@@ -183,7 +184,7 @@ class _ParquetShard:
 
     def __init__(self, shard: Shard) -> None:
         self._stream = urls.open_file(shard.place)
-        is_remote = urls.url_of(shard.place) is not None
+        is_remote = places.url_of(shard.place) is not None
         try:
             # pre_buffer would read the columns of a whole row group into memory before the first batch.
             buffer_bytes = urls.READ_BYTES if is_remote else PARQUET_BUFFER_BYTES

@@ -26,6 +26,7 @@ from dcdctl.core.data import images, urls
 from dcdctl.core.data.readers.parquet import ParquetSource
 from dcdctl.core.data.shard_reader import FORMATS, Found, Shard, StreamSample, UnusableSample, count_rows, open_shard, read_samples
 from dcdctl.core.errors import ConfigError, InputError
+from dcdctl.core.places import shown
 
 SKIP_HINT = "correct it, or leave such samples out with --set stream.on_error=skip"
 OPENERS = 16
@@ -73,7 +74,7 @@ class ShardCount:
 
 def is_stream(places: Sequence[str | Path]) -> bool:
     """Whether these name shards to stream, by their endings; otherwise they name a prepared corpus."""
-    return len(places) > 1 or any(urls.shown(place).endswith(FORMATS) for place in places)
+    return len(places) > 1 or any(shown(place).endswith(FORMATS) for place in places)
 
 
 def open_shards(patterns: Sequence[str]) -> list[Shard]:

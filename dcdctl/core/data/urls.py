@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from dcdctl.core.data.download import http, hub
 from dcdctl.core.errors import ConfigError, InputError, MissingError, SourceError, StaleError
 from dcdctl.core.files import atomic_path, unreadable
+from dcdctl.core.places import local_path, shown, url_of
 from dcdctl.core.progress import Track, silent
 
 if TYPE_CHECKING:
@@ -29,44 +30,12 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 T = TypeVar("T")
-# pathlib writes s3://bucket/x as s3:/bucket/x. A scheme has two letters or more: C:/ is a drive of Windows.
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 _NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _VERSION_KEYS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime", "updated", "created")
 """What file systems of fsspec call the version of a file, the most exact first."""
 READ_BYTES = 4 << 20
 """What is requested at once where a file is read from start to end."""
-
-
-def url_of(place: str | Path) -> str | None:
-    """The URL that a path or a text stands for; None for a local path, also as file:///PATH.
-
-    >>> url_of(Path("s3://bucket/photos")), url_of("photos/a.tar"), url_of("file:///photos")
-    ('s3://bucket/photos', None, None)
-    """
-    match = _URL.fullmatch(str(place))
-    return None if match is None or match[1].lower() == "file" else f"{match[1].lower()}://{match[2]}"
-
-
-def local_path(place: str | Path) -> Path:
-    """The path of a local place."""
-    match = _URL.fullmatch(str(place))
-    return Path(place) if match is None else Path(f"/{match[2]}")
-
-
-def shown(place: str | Path) -> str:
-    """A place as messages and saved files name it: without user, password and query.
-
-    >>> shown("https://me:secret@host/a.tar?signature=1"), shown("photos/a.tar")
-    ('https://host/a.tar', 'photos/a.tar')
-    """
-    url = url_of(place)
-    if url is None:
-        return str(place)
-    parts = urlsplit(url)
-    # `@` is part of hf://datasets/me/birds@main, whose host is "datasets".
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def expand(pattern: str) -> list[str]:

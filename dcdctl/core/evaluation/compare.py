@@ -32,6 +32,7 @@ from dcdctl.core.evaluation.ranks import Ranks, RankTable
 from dcdctl.core.evaluation.recall import Recalls
 from dcdctl.core.evaluation.result import EvalSummary
 from dcdctl.core.evaluation.significance import Comparison, Estimates, check_queries
+from dcdctl.core.places import shown
 
 CASCADE_SUFFIX = ":cascade"
 MAX_ROUNDING = 1e-6
@@ -267,7 +268,7 @@ def _find(ref: str) -> tuple[Path, FileNames]:
     if path.suffix == ".parquet" and not path.is_dir():
         return path.parent, next((names for names in (MODEL_FILES, CASCADE_FILES) if names.ranks == path.name), FileNames(path.name))
     if not path.is_dir():
-        raise InputError(f"there is no folder {path}, expected an evaluation", hint=_how_to_make("RUN"))
+        raise InputError(f"there is no folder {shown(path)}, expected an evaluation", hint=_how_to_make("RUN"))
     for names in (CASCADE_FILES,) if is_cascade else (MODEL_FILES, CASCADE_FILES):
         if (path / names.ranks).is_file():
             if not (path / str(names.result)).is_file():

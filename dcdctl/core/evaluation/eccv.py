@@ -24,6 +24,7 @@ from dcdctl.core.data import Corpus, Direction
 from dcdctl.core.errors import CorpusError, require_extra
 from dcdctl.core.evaluation.ranks import Ranking, Rankings
 from dcdctl.core.evaluation.recall import KS
+from dcdctl.core.places import shown
 
 PROTOCOL = "coco-5k"
 """The protocol whose gallery the judgments cover."""
@@ -49,7 +50,8 @@ class Judge:
             if image_of_text.get(text) != image:
                 found = f"belongs to {image_of_text[text]}" if text in image_of_text else "is missing"
                 raise CorpusError(
-                    f"ECCV Caption requires COCO's own numbers: caption {text} belongs to image {image}, but in {corpus.folder} it {found}",
+                    f"ECCV Caption requires COCO's own numbers: caption {text} belongs to image {image}, "
+                    f"but in {shown(corpus.folder)} it {found}",
                     hint="`dcdctl prepare coco --source karpathy` keeps them",
                 )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dcdctl.core import artifacts, files, locks, models
-from dcdctl.core.data import Corpus, share_split, shown, url_of
+from dcdctl.core.data import Corpus, share_split
 from dcdctl.core.errors import ConfigError, CorpusError, ModelError
 from dcdctl.core.evaluation import eccv, rankers, ranks, recall, result, vectors
 from dcdctl.core.evaluation.files import check_copy, file_names, result_folder, write_evaluation, write_ranks
@@ -22,6 +22,7 @@ from dcdctl.core.evaluation.ranks import Rankings, RankTable
 from dcdctl.core.evaluation.result import Evaluation, Kind
 from dcdctl.core.evaluation.vectors import FormChoice, VectorForm
 from dcdctl.core.models import FusionScorer, Model
+from dcdctl.core.places import shown, url_of
 from dcdctl.core.progress import Say, Track, silent, unsaid
 
 DEFAULT = EvalOptions()
@@ -285,7 +286,7 @@ def _training_split(ref: str, corpus: Corpus) -> str | None:
 def _judge(corpus: Corpus, protocol: Protocol) -> eccv.Judge:
     """ConfigError if the gallery is not the one that ECCV Caption judges."""
     if protocol.name != eccv.PROTOCOL:
-        message = f"ECCV Caption requires the protocol {eccv.PROTOCOL}, and {corpus.folder} is evaluated by {protocol.name}"
+        message = f"ECCV Caption requires the protocol {eccv.PROTOCOL}, and {shown(corpus.folder)} is evaluated by {protocol.name}"
         raise ConfigError(message, hint="leave --eccv out")
     return eccv.open_judge(corpus)
 

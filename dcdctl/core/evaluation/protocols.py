@@ -12,6 +12,7 @@ import numpy as np
 from dcdctl.core import data
 from dcdctl.core.data import Corpus, read_corpus_json
 from dcdctl.core.errors import ConfigError, CorpusError
+from dcdctl.core.places import shown
 
 FIRST_N = re.compile(r"first-([1-9]\d*)")
 
@@ -93,12 +94,12 @@ def _check(corpus: Corpus, served: str | None, protocol: Protocol) -> None:
         return
     expected = data.find_manifest(protocol.data_set).expected["test"]
     requirement = f"protocol {protocol.name} requires a test split of {expected.images:,} images and {expected.captions:,} captions"
-    found = f"split {corpus.split!r} of {corpus.folder} has {corpus.num_images:,} and {corpus.num_captions:,}"
+    found = f"split {corpus.split!r} of {shown(corpus.folder)} has {corpus.num_images:,} and {corpus.num_captions:,}"
     hint = f"leave --protocol out, or run `dcdctl prepare {protocol.data_set} --out DIR`"
     if corpus.split != "test" or (corpus.num_images, corpus.num_captions) != (expected.images, expected.captions):
         raise CorpusError(f"{requirement}; {found}", hint=hint)
     if served not in (None, _title_of(protocol)):
-        raise CorpusError(f"protocol {protocol.name} is for {_title_of(protocol)}, but {corpus.folder} serves {served}", hint=hint)
+        raise CorpusError(f"protocol {protocol.name} is for {_title_of(protocol)}, but {shown(corpus.folder)} serves {served}", hint=hint)
 
 
 def _title_of(protocol: Protocol) -> str | None:

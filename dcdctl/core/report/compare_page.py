@@ -14,6 +14,7 @@ import numpy as np
 from dcdctl.core.data import CORPUS_FILE, Corpus, Direction, read_corpus_json
 from dcdctl.core.errors import StaleError
 from dcdctl.core.evaluation import ComparisonReport, PairwiseComparison, RankShift, RankTable, System
+from dcdctl.core.places import shown
 from dcdctl.core.report import compare_tables, html
 from dcdctl.core.report.html import EmbeddedImage
 
@@ -90,7 +91,7 @@ def open_corpus(report: ComparisonReport, data: Path | None = None) -> Corpus | 
     if data is None:
         return None
     expected = f"the {len(queries.image_ids):,} images and {len(queries.caption_ids):,} captions of the ranks"
-    raise StaleError(f"{folder} does not have {expected} in {' or '.join(splits)}", hint="name their corpus with --data DIR")
+    raise StaleError(f"{shown(folder)} does not have {expected} in {' or '.join(splits)}", hint="name their corpus with --data DIR")
 
 
 def write_comparison_page(path: Path, report: ComparisonReport, corpus: Corpus | None) -> None:

@@ -18,6 +18,7 @@ from dcdctl.core.config import flatten
 from dcdctl.core.data import CORPUS_FILE, Corpus, Direction, share_split
 from dcdctl.core.errors import MissingError, StaleError
 from dcdctl.core.evaluation import CASCADE_FILES, Answers, Comparison, EvalResult, EvalSummary
+from dcdctl.core.places import shown
 from dcdctl.core.training import Run, command_of
 
 Role = Literal["teacher", "baseline", "student"]
@@ -244,7 +245,7 @@ def _corpus(models: Sequence[ModelResults], data: Path | None) -> Corpus | None:
     if data is None:
         return None
     raise StaleError(
-        f"{folder} is the corpus {corpus.fingerprint[:12]}, the results are on {result.about_basis}", hint="name theirs with --data"
+        f"{shown(folder)} is the corpus {corpus.fingerprint[:12]}, the results are on {result.about_basis}", hint="name theirs with --data"
     )
 
 

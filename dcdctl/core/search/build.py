@@ -18,6 +18,7 @@ from dcdctl.core.artifacts import Build
 from dcdctl.core.data import share_split
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, StaleError
+from dcdctl.core.places import refuse_url
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import ann, commit, embed, storage
 from dcdctl.core.search.commit import skipped_of
@@ -301,6 +302,7 @@ def run_index_job(
     """
     is_change = bool(changes.add or changes.remove or changes.remove_gone)
     if images is None and out is None:
+        refuse_url(Path(target), "and the index to change is a folder of this machine", "copy it to this machine, and name the copy")
         return _change_open_index(Path(target).expanduser(), changes, compute, track)
     if images is None or out is None or is_change:
         hint = "a new index: dcdctl index RUN --images DIR --out INDEX; a change: dcdctl index INDEX --add DIR or --remove NAME"

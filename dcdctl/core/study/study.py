@@ -25,6 +25,7 @@ from dcdctl.core.bench import ModelPair, compare_saved, read_times
 from dcdctl.core.devices import Compute
 from dcdctl.core.errors import as_user_error
 from dcdctl.core.evaluation import CASCADE_FILES, MODEL_FILES, EvalJob, EvalOptions, EvalResult, SplitChoice
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Say, Track, Watch, silent, unsaid
 from dcdctl.core.report import Contrast, Study, StudyModel
 from dcdctl.core.scoring import Workload
@@ -296,7 +297,7 @@ def _facts(plan: StudyPlan) -> list[tuple[str, str]]:
         ("recipe", " ".join([str(job.recipe), *(f"--set {line}" for line in job.sets)])),
         ("start", plan.recipe.model.start),
         ("teacher", ", ".join(job.teachers)),
-        ("trained on", f"{job.train_split} of {job.data}"),
+        ("trained on", f"{job.train_split} of {shown(job.data)}"),
         ("measured on", f"{corpus.split}: {corpus.num_images:,} images, {corpus.num_captions:,} captions"),
         ("seeds", ", ".join(map(str, job.seeds))),
     ]

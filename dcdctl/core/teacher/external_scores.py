@@ -28,6 +28,7 @@ from dcdctl.core.artifacts import Build
 from dcdctl.core.data import Corpus, Index, offsets_of
 from dcdctl.core.devices import CPU
 from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import build, candidates, score_files
 from dcdctl.core.teacher.cache import TeacherCache, read_cache
@@ -212,7 +213,7 @@ class _Ids:
         if len(counts) < len(own):
             repeated = next(entry["values"] for entry in counts.to_pylist() if entry["counts"] > 1)
             raise InputError(
-                f"{self.corpus.folder} has several {what}s with the id {repeated!r} in split {self.corpus.split}",
+                f"{shown(self.corpus.folder)} has several {what}s with the id {repeated!r} in split {self.corpus.split}",
                 hint=f"keep the columns image_index and caption_index of the work list, which tell the {what}s apart",
             )
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from dcdctl.core import models
-from dcdctl.core.data import Corpus, is_stream, shown, split_to_measure
+from dcdctl.core.data import Corpus, is_stream, split_to_measure
 from dcdctl.core.errors import ConfigError, ModelError, StaleError
 from dcdctl.core.models import DualEncoder, FusionScorer
+from dcdctl.core.places import shown
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import TeacherCache, check_weights, read_cache
 from dcdctl.core.training.recipe import Recipe
@@ -169,7 +170,7 @@ def _options(split: str, caches: Sequence[Path], teachers: Sequence[str], valida
     # The defaults of the command are left out.
     named = [("--split", split)] if split != "train" else []
     named += [("--cache", str(cache)) for cache in caches] + [("--teacher", teacher) for teacher in teachers]
-    named += [] if validation_data is None else [("--validation-data", str(validation_data))]
+    named += [] if validation_data is None else [("--validation-data", shown(validation_data))]
     return [word for pair in named for word in pair]
 
 

@@ -33,10 +33,10 @@ from torch import Tensor, nn
 
 from dcdctl.core import artifacts, files, models
 from dcdctl.core.config import to_table
-from dcdctl.core.data import shown
 from dcdctl.core.devices import versions
 from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError
 from dcdctl.core.models import Model
+from dcdctl.core.places import shown
 from dcdctl.core.training.recipe import Recipe
 
 KEPT_CHECKPOINTS = 2

@@ -1,0 +1,120 @@
+"""URLs on the command line: where they are read, messages show them as they were typed; elsewhere they are refused.
+
+pathlib writes s3://bucket as s3:/bucket, a relative path, under which an output was once written.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import fsspec
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import dcdctl
+from dcdctl.cli.app import app
+from dcdctl.cli.options import ALSO_READ_FROM_URLS, READ_FROM_URLS
+from dcdctl.core.errors import InputError
+from dcdctl.core.places import shown
+
+TREE = typer.main.get_command(app)
+LOCAL = [
+    (command, parameter)
+    for command, found in TREE.commands.items()
+    for parameter in found.params
+    if "Path" in str(parameter.type_descriptor.annotation) and not parameter.hidden
+    if parameter.name not in READ_FROM_URLS and (command, parameter.name) not in ALSO_READ_FROM_URLS
+]
+"""Each command with a parameter that is a path of this machine."""
+REST = {
+    "cache-teacher": ["--teacher", "vilt", "--data", "d", "--recipe", "tiny-student", "--out", "o"],
+    "convert": ["c", "--out", "o"],
+    "demo": [],
+    "distill": ["demo-dual", "--data", "d", "--out", "o"],
+    "eval": ["m", "--data", "d"],
+    "export": ["m", "--to", "onnx", "--out", "o"],
+    "finetune-teacher": ["tiny-teacher", "--data", "d", "--out", "o"],
+    "index": ["m"],
+    "prepare": ["scenes"],
+    "report": ["r"],
+    "search": ["i"],
+    "study": ["demo-dual", "--teacher", "t", "--data", "d", "--out", "o"],
+    "compare": ["a", "b"],
+    "inspect": ["d"],
+}
+"""What else a command requires."""
+ONE_SLASH = re.compile(r"\b(?:memory|hf|https|s3):/(?!/)")
+
+
+@pytest.mark.parametrize(("command", "parameter"), LOCAL, ids=[f"{command} {one.name}" for command, one in LOCAL])
+def test_a_path_of_this_machine_cannot_be_a_url(command, parameter, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rest = [] if parameter.param_type_name == "argument" else REST[command]
+    if parameter.param_type_name == "option":
+        at = rest.index(parameter.opts[0]) if parameter.opts[0] in rest else len(rest)
+        words = [*rest[:at], parameter.opts[0], "s3://me:secret@bucket/x?key=1", *rest[at + 2 :]]
+    else:
+        words = ["s3://me:secret@bucket/x?key=1", *REST.get(command, [])[1:]]
+    result = CliRunner().invoke(app, [command, *words])
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: s3://bucket/x is a URL, ")
+    assert result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_url_is_no_path_to_write_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["prepare", "scenes", "--out", "file:///data/scenes"])
+    assert result.stderr.startswith("error: file:///data/scenes is a URL, ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_python_refuses_to_write_to_a_url(tmp_path, monkeypatch, scenes_corpus_dir):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^hf://datasets/me/birds is a URL, which dcdctl does not write to; name a place"):
+        dcdctl.distill("demo-dual-alone", scenes_corpus_dir, Path("hf://datasets/me/birds"), device="cpu")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def remote(scenes_corpus_dir):
+    system = fsspec.filesystem("memory")
+    for path in scenes_corpus_dir.iterdir():
+        if path.is_file():
+            system.pipe(f"/scenes/{path.name}", path.read_bytes())
+    yield "memory://scenes"
+    system.rm("/scenes", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["inspect", "memory://scenes", "--html", "page.html"], 0, "scenes, memory://scenes\n"),
+        (["inspect", "memory://scenes", "--hardest", "3"], 2, "memory://scenes is a corpus"),
+        (["inspect", "memory://absent"], 1, "memory://absent/corpus.json does not exist"),
+        (["eval", "DUAL", "--data", "memory://scenes", "--split", "absent"], 1, "memory://scenes has no split 'absent'"),
+        (["eval", "DUAL", "--data", "memory://scenes", "--split", "test", "--protocol", "coco-5k"], 1, "memory://scenes"),
+        (["compare", "memory://a", "DUAL"], 1, "there is no folder memory://a, expected an evaluation"),
+        (["index", "memory://a", "--add", "photos"], 1, "memory://a is a URL, and the index to change is a folder of this machine"),
+        (["finetune-teacher", "tiny-teacher", "--data", "memory://scenes", "--out", "run", *(
+            word for field in ("batch.size=4", "optimizer.steps=1", "batch.random_negatives=2", "model.hidden_size=32",
+                               "model.num_layers=1", "model.num_text_layers=1", "model.vocab_size=200", "model.projection_dim=16")
+            for word in ("--set", field)), "--device", "cpu"],
+         0, "--data memory://scenes --recipe RECIPE"),
+    ],
+)  # fmt: skip
+def test_messages_and_pages_show_a_url_as_it_was_typed(words, code, said, remote, dual_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, [str(dual_run) if word == "DUAL" else word for word in words])
+    assert result.exit_code == code, result.output
+    assert said in result.output.replace("\n│", "")
+    written = "".join(path.read_text(errors="replace") for path in tmp_path.rglob("*.html"))
+    assert not ONE_SLASH.search(result.output + written)
+
+
+@pytest.mark.parametrize("place", ["hf://datasets/me/birds@main", "https://host/a.tar", "s3://bucket/a b"])
+def test_a_url_survives_pathlib(place):
+    assert shown(Path(place)) == place
