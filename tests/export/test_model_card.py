@@ -88,6 +88,24 @@ def test_a_run_trained_on_joined_splits_names_both(run, gallery, tmp_path):
     assert "Trained on scenes, split train+val; seed 0." in text
 
 
+@pytest.mark.parametrize(
+    ("shards", "said"),
+    [
+        (["https://host/cc-0000.tar", "https://host/cc-0331.tar"], "2 shards (https://host/cc-0000.tar to cc-0331.tar)"),
+        (["/home/me/photos.parquet"], "1 shard (photos.parquet)"),
+    ],
+)
+def test_a_run_trained_on_a_stream_names_its_shards_and_counts_its_pairs(run, tmp_path, shards, said):
+    facts = json.loads((run / "run.json").read_text())
+    facts["inputs"] |= {"corpus": 64 * "e", "split": "stream", "shards": dict.fromkeys(shards, "1 bytes"), "steps": 300, "cache": None}
+    facts["recipe"]["batch"]["size"] = 32
+    write_json(run / "run.json", facts)
+    _, text = card_of(run, tmp_path)
+    assert f"Trained on 9,600 image-caption pairs, streamed from {said}; seed 0." in text
+    assert "stream split" not in text
+    assert "split stream" not in text
+
+
 def test_missing_measurements_are_replaced_by_their_commands(run, tmp_path):
     for name in ("result.json", "bench.json"):
         (run / name).unlink()

@@ -57,8 +57,8 @@ class _Recall:
 @dataclass(frozen=True, kw_only=True)
 class _Training:
     description: str
-    corpus: str
-    split: str
+    data: str
+    """What it was trained on, in words."""
     seed: int
     teacher: str
     command: str
@@ -176,14 +176,25 @@ def _training(history: RunHistory) -> _Training | None:
     inputs = facts["inputs"]
     return _Training(
         description=history.recipe.get("description") or "",
-        corpus=history.corpus_name(inputs["split"], inputs["corpus"], None),
-        split=inputs["split"],
+        data=_stream(facts)
+        if "shards" in inputs
+        else f"{history.corpus_name(inputs['split'], inputs['corpus'], None)}, split {inputs['split']}",
         seed=facts["seed"],
         teacher=_teacher(facts),
         command=shlex.join(public(word) for word in command_of(facts)),
         versions=", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         recipe="\n".join(f"{key} = {_toml(value)}" for key, value in history.recipe.items() if value not in (None, "", [], {})),
     )
+
+
+def _stream(facts: dict[str, Any]) -> str:
+    """The shards that a run streamed, without folders of this machine, and the pairs of all its steps."""
+    inputs = facts["inputs"]
+    first, *more = [public(name) for name in inputs["shards"]]
+    names = f"{first} to {more[-1].rpartition('/')[2]}" if more else first
+    # Each image of a batch comes with one of its captions.
+    pairs = inputs["steps"] * facts["recipe"]["batch"]["size"]
+    return f"{pairs:,} image-caption pairs, streamed from {len(inputs['shards']):,} shard{'s' if more else ''} ({names})"
 
 
 def _teacher(facts: dict[str, Any]) -> str:
