@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from encoders import save_text, set_pooling
 from tiny import contents, make_corpus, make_teacher, run_script
 
 from dcdctl.core import artifacts, distributed, models
@@ -237,6 +238,32 @@ def test_a_build_with_another_plan_does_not_resume(corpus, teacher, copied, shar
     with pytest.raises(StaleError, match=message):
         build.build_cache(other, scorer, copied, change.get("config", CONFIG), compute=change.get("compute", COMPUTE))
     assert contents(copied) == before
+
+
+def test_a_cache_that_was_mined_with_the_mean_of_a_model_of_first_tokens_is_stale(corpus, teacher, tmp_path):
+    """As a text encoder without a pooling of its own, the model mines what it did when every text encoder was read as its mean."""
+    config = CandidateConfig(kind="embedding", per_query=4, model=save_text("bert", corpus.captions, tmp_path / "texts"))
+
+    def build_again() -> dict[str, bytes]:
+        build.build_cache(corpus, teacher, tmp_path / "cache", config, compute=COMPUTE)
+        return contents(tmp_path / "cache")
+
+    old = build_again()
+    set_pooling(config.model, "mean")
+    assert build_again() == old
+    set_pooling(config.model, "cls")
+    message = r"cache was mined with the mean of the tokens of .*texts, whose vector is its first token; name another folder, or delete"
+    with pytest.raises(StaleError, match=message):
+        build_again()
+    assert contents(tmp_path / "cache") == old
+    shutil.rmtree(tmp_path / "cache")
+    new = build_again()
+    assert new["pairs-00000.parquet"] != old["pairs-00000.parquet"]
+    assert build_again() == new
+    assert json.loads(new["plan.json"])["candidates_pooling"] == "cls"
+    # A cache that is mined needs no model: it may be finished on another machine.
+    shutil.rmtree(config.model)
+    assert build_again() == new
 
 
 def test_a_folder_with_other_files_is_refused_and_not_changed(corpus, teacher, tmp_path):

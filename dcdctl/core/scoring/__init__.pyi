@@ -1,4 +1,14 @@
-from .embed import Vectors, dual_embedder, embed_all, embed_batch, embed_corpus, embed_source, embed_with_model, load_embedder
+from .embed import (
+    Vectors,
+    dual_embedder,
+    embed_all,
+    embed_batch,
+    embed_corpus,
+    embed_source,
+    embed_with_model,
+    embeds_by_first_token,
+    load_embedder,
+)
 from .encoded import encode_corpus
 from .features import FEATURES, CorpusSource, Features, Source, find_faults, open_or_build, open_source
 from .pairs import IMAGE_CHUNK, LOGIT_ROUNDING, PairScorer, Workload, measure_rate, score_pairs
@@ -28,6 +38,7 @@ __all__ = [
     "embed_corpus",
     "embed_source",
     "embed_with_model",
+    "embeds_by_first_token",
     "encode_corpus",
     "find_faults",
     "finite_vectors",

@@ -35,6 +35,7 @@ from dcdctl.core.teacher.cache_format import (
     IMAGES_PER_SHARD,
     ITEMS_FILE,
     NUM_GIVEN,
+    POOLING,
     Pairs,
     pairs_name,
     planned_name,
@@ -227,6 +228,8 @@ def plan_of(corpus: Corpus, config: CandidateConfig, scorer: Mapping[str, Any], 
         "captions": corpus.num_captions,
         **scorer,
         "candidates": to_table(config),
+        # No entry for other models, whose caches stay what they were.
+        **({POOLING: "cls"} if config.embeds_by_first_token else {}),
         # The seal holds the checksum of every shard, so its own checksum stands for the cache.
         "extends": None if extend is None else files.sha256_of(extend / CACHE.seal_file),
         "images_per_shard": IMAGES_PER_SHARD,
@@ -285,6 +288,7 @@ def begin(
 
     Another plan is replaced if none of it is scored.
     """
+    _check_pooling(build, config)
     notes = build.begin(restart=not _has_scores(build.folder))
     if build.is_sealed:
         return notes
@@ -305,6 +309,18 @@ def begin(
         with build.write(ITEMS_FILE) as partial:
             write_items(partial, corpus, track)
     return notes
+
+
+def _check_pooling(build: Build, config: CandidateConfig) -> None:
+    """StaleError for a cache of this plan but for the pooling: its candidates are those of other vectors."""
+    if POOLING not in build.plan or not _has_scores(build.folder):
+        return
+    found = CACHE.read_plan(build.folder)
+    if POOLING not in found and build.plan.items() <= {**found, POOLING: build.plan[POOLING]}.items():
+        raise StaleError(
+            f"{build.folder} was mined with the mean of the tokens of {config.model}, whose vector is its first token",
+            hint=artifacts.ELSEWHERE,
+        )
 
 
 def _has_scores(folder: Path) -> bool:

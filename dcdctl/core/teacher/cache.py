@@ -22,7 +22,7 @@ from dcdctl.core import artifacts
 from dcdctl.core.config import check_document
 from dcdctl.core.data import Corpus, Index, RaggedArray, offsets_of
 from dcdctl.core.errors import ConfigError, StaleError
-from dcdctl.core.teacher.cache_format import CACHE, TEACHER_NAME, CacheContents, pairs_name, read_pairs, shards_of
+from dcdctl.core.teacher.cache_format import CACHE, POOLING, TEACHER_NAME, CacheContents, pairs_name, read_pairs, shards_of
 from dcdctl.core.teacher.candidates import IMAGE_CANDIDATE, POSITIVE, TEXT_CANDIDATE, Candidates
 from dcdctl.core.teacher.scores import AverageScores, check_weights, in_range
 
@@ -119,6 +119,11 @@ class TeacherCache:
         by_text = np.argsort(text_P[is_image], kind="stable")
         images_of_text = RaggedArray.from_sorted(text_P[is_image][by_text], image_P[is_image][by_text], self.num_texts)
         return Candidates(texts_of_image, images_of_text, dropped)
+
+    @property
+    def pooling(self) -> str:
+        """What the vector of a text was for a text encoder that mined the candidates: the mean of its tokens, or cls, its first token."""
+        return str(self.plan.get(POOLING, "mean"))
 
     @property
     def _has_margins(self) -> bool:

@@ -17,7 +17,7 @@ from dcdctl.core import scoring
 from dcdctl.core.config import AtLeast, Between, Count, Distinct, NotEmpty, Positive, check_fields
 from dcdctl.core.data import Corpus, Direction, Index, RaggedArray
 from dcdctl.core.devices import CPU
-from dcdctl.core.errors import ConfigError
+from dcdctl.core.errors import ConfigError, ModelError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.teacher import miners
 from dcdctl.core.teacher.false_negatives import FalseNegativeFilter, false_negative_filter
@@ -75,6 +75,14 @@ class CandidateConfig:
         """MissingError if these candidates need a package that is not installed."""
         if "lexical" in (self.kind, *self.shares):
             miners.load_bm25s()
+
+    @property
+    def embeds_by_first_token(self) -> bool:
+        """Whether `model` is a text encoder whose vector is its first token. False for one that cannot be read: only mining needs it."""
+        try:
+            return bool(self.model) and scoring.embeds_by_first_token(self.model)
+        except ModelError:
+            return False
 
     def _check_shares(self) -> None:
         if bool(self.shares) != (self.kind == "mixed"):

@@ -145,7 +145,7 @@ def train(
         schedule = _schedule(plan.recipe, num_steps, opened.scores, has_teacher=training.teacher is not None)
         _embed_for_teachers(training, track)
         fit = measure_fit(plan.recipe, opened.caches, batches, num_steps, dual_teachers=training.dual_teachers)
-        for line in fit.differences:
+        for line in (*fit.differences, *fit.mined_otherwise):
             say(line)
         fit.check()
         for line in fit.lines():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -105,6 +106,8 @@ class Fit:
     """Empty where they are not counted."""
     not_counted: str
     """Why they are not, or what the count leaves out; empty if there is nothing to say."""
+    mined_otherwise: Sequence[str] = ()
+    """A line for each cache that other vectors of the recipe's model have mined. Not in run.json: a resumed run may lack the model."""
 
     def check(self) -> None:
         """ConfigError if most queries would learn nothing from the teacher."""
@@ -183,6 +186,7 @@ def measure_fit(
         has_dual_teachers=dual_teachers != "none",
         negatives=negatives,
         not_counted=not_counted,
+        mined_otherwise=[line for cache in caches for line in _mined_otherwise(recipe, cache)],
     )
 
 
@@ -195,6 +199,16 @@ def _differences(recipe: Recipe, cache: TeacherCache, number: int | None) -> lis
         for field in expected
         if expected[field] != found[field]
     ]
+
+
+def _mined_otherwise(recipe: Recipe, cache: TeacherCache) -> list[str]:
+    """A line if the recipe's model of candidates has other vectors than those that mined the cache."""
+    model = recipe.candidates.model
+    # A model of the Hub is not fetched: a training does not need it.
+    is_asked = cache.pooling == "mean" and cache.plan["candidates"]["model"] == model and Path(model).is_dir()
+    if not is_asked or not recipe.candidates.embeds_by_first_token:
+        return []
+    return [f"{cache.folder} was mined with the mean of the tokens of {model}, whose vector is its first token; make the cache again"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +253,7 @@ class Preview:
             facts.append(("scores", "every pair, by the dual teacher"))
         if self.fit.not_counted:
             facts.append(("different negatives", self.fit.not_counted))
-        return [*facts, *(("different in the cache", line) for line in self.fit.differences)]
+        return [*facts, *(("different in the cache", line) for line in (*self.fit.differences, *self.fit.mined_otherwise))]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Columns and rows: one row for each direction."""
