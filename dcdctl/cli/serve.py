@@ -69,7 +69,7 @@ def serve(
     serve(index, config, models, on_start=partial(_show_start, index, json, is_logged=log_format == "json"))
 
 
-def _show_start(index: Path, json: bool, started: Started, *, is_logged: bool) -> None:
+def _show_start(index: Path, json: bool, started: Started, *, is_logged: bool = False) -> None:
     if json:  # on one line: a program reads it while the service runs
         show_json({"url": started.url, "index": str(index), "images": started.num_images}, indent=None)
     else:
@@ -77,5 +77,8 @@ def _show_start(index: Path, json: bool, started: Started, *, is_logged: bool) -
     if is_logged:  # stderr has JSON only, and the first record says the same
         return
     if not started.is_loopback:
-        note("warning: every machine that can reach this one can search and see the images; there is no password (docs/deploy.md)")
+        if started.has_keys:
+            note("warning: the key, queries and images can be read on the network, unless a proxy adds HTTPS (docs/deploy.md)")
+        else:
+            note("warning: every machine that can reach this one can search and see the images; there is no key (docs/deploy.md)")
     note("Ctrl-C stops it")

@@ -177,8 +177,8 @@ def test_a_service_starts_with_the_threads_and_prints_its_address(noise_index, m
 
     show = serve_command._show_start
 
-    def stop(*started: object) -> None:
-        show(*started)
+    def stop(*started: object, **options: bool) -> None:
+        show(*started, **options)
         raise StoppedError(torch.get_num_threads())
 
     monkeypatch.setattr(serve_command, "_show_start", stop)
@@ -191,11 +191,14 @@ def test_a_service_starts_with_the_threads_and_prints_its_address(noise_index, m
     assert found["url"].startswith("http://127.0.0.1:")
 
 
-def test_a_service_that_others_reach_warns_on_stderr(capsys):
-    serve_command._show_start(Path("photos.index"), True, Started("http://0.0.0.0:80/", 3, is_loopback=False))
+@pytest.mark.parametrize(
+    ("has_keys", "warning"), [(False, "there is no key"), (True, "can be read on the network, unless a proxy adds HTTPS")]
+)
+def test_a_service_that_others_reach_warns_on_stderr(capsys, has_keys, warning):
+    serve_command._show_start(Path("photos.index"), True, Started("http://0.0.0.0:80/", 3, is_loopback=False, has_keys=has_keys))
     printed = capsys.readouterr()
     assert json.loads(printed.out) == {"url": "http://0.0.0.0:80/", "index": "photos.index", "images": 3}
-    assert "there is no password" in printed.err
+    assert warning in printed.err
 
 
 def test_only_the_first_of_several_processes_prints_the_document(scenes_corpus_dir, tmp_path, monkeypatch):

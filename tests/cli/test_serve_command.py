@@ -90,6 +90,11 @@ def test_a_taken_port_is_an_error_before_anything_is_loaded(tmp_path):
     assert message == f"error: port {port} of 127.0.0.1 is used by another program; {hint}\n"
 
 
+def test_a_weak_key_is_an_error_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("DCDCTL_API_KEY", "short")
+    assert "key 1 of DCDCTL_API_KEY has 5 characters, at least 16 are required" in error_of(tmp_path / "absent", "--port", 0)
+
+
 def test_an_unknown_host_is_an_error(tmp_path):
     assert "host no such host is not known here" in error_of(tmp_path, "--host", "no such host")
     assert "cannot listen on 192.0.2.1, port 0" in error_of(tmp_path, "--host", "192.0.2.1", "--port", 0)

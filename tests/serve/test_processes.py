@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,6 +35,14 @@ except DcdError as error:
 print(sorted({"torch", "transformers", "fastapi"} & set(sys.modules)), flush=True)
 serve(good, config, Models(device="cpu"), on_start=lambda started: print(started.url, flush=True))
 """
+
+
+KEY = {"Authorization": "Bearer a-key-of-the-environment"}
+
+
+def get(url: str, headers: Mapping[str, str] | None = None) -> httpx2.Response:
+    """A response over a connection of its own, so that either process may accept it."""
+    return httpx2.get(url, headers={**KEY, **(headers or {})}, timeout=TIMEOUT_S)
 
 
 class Log:
@@ -71,7 +79,7 @@ def requests_all_the_time(url: str) -> Iterator[list[int]]:
     ends = threading.Event()
 
     def ask() -> None:
-        with httpx2.Client(base_url=url, timeout=TIMEOUT_S) as client:
+        with httpx2.Client(base_url=url, timeout=TIMEOUT_S, headers=KEY) as client:
             while not ends.is_set():
                 try:
                     statuses.append(client.get("search?text=two+dogs&k=3").status_code)
@@ -90,7 +98,7 @@ def requests_all_the_time(url: str) -> Iterator[list[int]]:
 
 
 def count(url: str, sample: str) -> float:
-    lines = [line for line in httpx2.get(f"{url}metrics", timeout=TIMEOUT_S).text.splitlines() if line.startswith(f"{sample} ")]
+    lines = [line for line in get(f"{url}metrics").text.splitlines() if line.startswith(f"{sample} ")]
     return float(lines[0].split()[-1]) if lines else 0
 
 
@@ -98,10 +106,9 @@ SEARCHES = 'dcdctl_requests_total{method="GET",route="/search",status="200"}'
 
 
 def assert_metrics_are_those_of_all_processes(url: str, log: Log) -> None:
-    # Each on a new connection, so that either process may accept it.
     ids = [f"mine-{number}" for number in range(30)]
     for one in ids:
-        answer = httpx2.get(f"{url}search?text=a+secret+bus", headers={"X-Request-ID": one}, timeout=TIMEOUT_S)
+        answer = get(f"{url}search?text=a+secret+bus", {"X-Request-ID": one})
         assert (answer.status_code, answer.headers["x-request-id"]) == (200, one)
     assert count(url, SEARCHES) == len(ids)
     assert count(url, "dcdctl_processes") == 2
@@ -110,8 +117,9 @@ def assert_metrics_are_those_of_all_processes(url: str, log: Log) -> None:
     requests = log.records(path="/search", method="GET", status=200, hits=12, client="127.0.0.1")
     assert sorted(str(one["request_id"]) for one in requests) == sorted(ids)
     assert {one["process"] for one in requests} <= {1, 2}
+    assert httpx2.get(f"{url}search?text=a", timeout=TIMEOUT_S).status_code == 401
     assert all(re.fullmatch(r"2\d\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d\d\dZ", str(one["time"])) for one in requests)
-    assert "secret" not in json.dumps(log.records())
+    assert not {word for word in ("secret", "a-key-of") if word in json.dumps(log.records())}
 
 
 def assert_a_killed_process_is_replaced(url: str, log: Log) -> None:
@@ -124,7 +132,7 @@ def assert_a_killed_process_is_replaced(url: str, log: Log) -> None:
 
 
 def models_of(url: str) -> set[str]:
-    return {httpx2.get(f"{url}health", timeout=TIMEOUT_S).json()["model"] for _ in range(20)}
+    return {get(f"{url}health").json()["model"] for _ in range(20)}
 
 
 def assert_a_reload_loses_no_request(url: str, log: Log, index: Path, other: Path) -> None:
@@ -161,7 +169,7 @@ def assert_a_request_in_progress_is_answered_before_the_end(url: str, process: s
         ended.set()
         yield photo + b"\r\n--x--\r\n"
 
-    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    headers = {**KEY, "Content-Type": "multipart/form-data; boundary=x"}
     answers.append(httpx2.post(f"{url}search?k=2", content=body(), headers=headers, timeout=TIMEOUT_S))
     assert ended.is_set()
     assert [len(one.json()["results"]) for one in answers] == [2]
@@ -170,7 +178,7 @@ def assert_a_request_in_progress_is_answered_before_the_end(url: str, process: s
 
 def is_open(url: str) -> bool:
     try:
-        httpx2.get(f"{url}live", timeout=TIMEOUT_S)
+        get(f"{url}live")
     except httpx2.HTTPError:
         return False
     return True
@@ -192,7 +200,7 @@ def test_two_processes_behind_one_port_from_their_start_to_their_end(tmp_path):
     shutil.rmtree(bad / "model")
     index = tmp_path / "index"
     index.symlink_to(first.index)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DCDCTL_API_KEY": KEY["Authorization"].split()[1]}
     command = [sys.executable, "-W", "error", "-c", SCRIPT, str(index), str(bad)]
     log = Log(tmp_path / "log")
     with (

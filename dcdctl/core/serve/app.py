@@ -21,8 +21,10 @@ from dcdctl.core.errors import ConfigError, DcdError, InputError
 from dcdctl.core.search import Answer, Background, Hit, Searcher
 from dcdctl.core.serve import images, logs, pages
 from dcdctl.core.serve.config import ServiceConfig
+from dcdctl.core.serve.keys import Keys
 from dcdctl.core.serve.metrics import CONTENT_TYPE, Metrics, Shared
 from dcdctl.core.serve.middleware import Lifecycle, LimitsMiddleware, refusal
+from dcdctl.core.serve.sign_in import KeyMiddleware, sign_in_routes
 from dcdctl.core.serve.workers import BusyError, LiveSearcher, TextBatcher, Workers
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "[::1]")
@@ -103,9 +105,17 @@ class Service:
 
 
 def build(
-    searcher: Searcher | LiveSearcher, config: ServiceConfig, *, is_loopback: bool = True, shared: Shared | None = None
+    searcher: Searcher | LiveSearcher,
+    config: ServiceConfig,
+    *,
+    is_loopback: bool = True,
+    keys: Keys | None = None,
+    shared: Shared | None = None,
 ) -> LimitsMiddleware:
-    """The service as an ASGI app. Its threads stop at the end of its lifespan. `shared` is for one of several processes."""
+    """The service as an ASGI app. Its threads stop at the end of its lifespan.
+
+    With `keys`, requests need one of them. `shared` is for one of several processes.
+    """
     service = Service.of(searcher, config, shared)
 
     @asynccontextmanager
@@ -132,6 +142,9 @@ def build(
         app.include_router(router)
     pages.add_pages(app, lambda: service.searcher.now().index, config)
     _add_error_handlers(app, service)
+    if keys is not None:
+        app.include_router(sign_in_routes(keys, config, service.metrics))
+        app.add_middleware(KeyMiddleware, keys=keys, config=config, metrics=service.metrics)
     if hosts := _hosts(config, is_loopback):
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     # The outermost layer, so that requests with a wrong host are counted and get the headers too.

@@ -24,8 +24,9 @@ from dcdctl.core.serve import logs
 from dcdctl.core.serve.app import build
 from dcdctl.core.serve.connections import fit_to_open_files
 from dcdctl.core.serve.job import Failed, Job, Ready, Reload, Reloaded
+from dcdctl.core.serve.keys import Keys
 from dcdctl.core.serve.metrics import Shared
-from dcdctl.core.serve.server import http_server, is_loopback
+from dcdctl.core.serve.server import http_server, is_loopback, listen
 from dcdctl.core.serve.workers import LiveSearcher
 
 HANGUP = getattr(signal, "SIGHUP", None)
@@ -34,7 +35,10 @@ HANGUP = getattr(signal, "SIGHUP", None)
 
 def run(job: Job, index: Index, listener: socket.socket, on_ready: Callable[[int], None]) -> None:
     """Answer requests in this process until SIGINT or SIGTERM; SIGHUP reloads. `on_ready` gets the number of images."""
-    searcher, server = load(job, index, listener, on_ready)
+    searcher, server = load(job, index, listener)
+    # From here on clients can connect, and wait until the server has started.
+    listen(listener, job.config)
+    on_ready(searcher.now().index.num_images)
     with signals_handled(server, lambda: threading.Thread(target=reload, args=(job, searcher), daemon=True).start()):
         server.run(sockets=[listener])
 
@@ -59,13 +63,13 @@ def run_child(number: int, job: Job, listener: socket.socket, control: Connectio
 
 
 def load(
-    job: Job, index: Index, listener: socket.socket, on_ready: Callable[[int], None], shared: Shared | None = None
+    job: Job, index: Index, listener: socket.socket, on_ready: Callable[[int], None] = lambda _: None, shared: Shared | None = None
 ) -> tuple[LiveSearcher, uvicorn.Server]:
     """The searcher of a job, and a server that answers with it; `on_ready` gets the number of images when it answers."""
     searcher = LiveSearcher(_searcher_of(job, index))
     # The index and the libraries have opened their files by now.
     config = fit_to_open_files(job.config)
-    app = build(searcher, config, is_loopback=is_loopback(listener), shared=shared)
+    app = build(searcher, config, is_loopback=is_loopback(listener), keys=Keys.from_environment(), shared=shared)
     return searcher, http_server(app, config, on_ready=lambda: on_ready(searcher.now().index.num_images))
 
 

@@ -33,6 +33,10 @@ class ServiceConfig:
     """Whether each request is logged. For privacy it is not, unless this is set."""
     log_queries: bool = False
     """Whether the log of requests has the query string, which holds the text of a search."""
+    metrics_without_key: bool = False
+    """Whether /metrics needs no key, where keys are required."""
+    session_s: Count = 43_200
+    """Time that a browser stays signed in."""
     default_k: Count = 24
     """Images in an answer, if the request gives no number."""
     max_k: Count = 200

@@ -24,6 +24,7 @@ from dcdctl.core.search import Index
 from dcdctl.core.serve import logs
 from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.serve.job import Job, Models
+from dcdctl.core.serve.keys import Keys
 
 if TYPE_CHECKING:
     import uvicorn
@@ -44,22 +45,24 @@ class Started:
     num_images: int
     is_loopback: bool
     """Whether it is reachable from this machine only."""
+    has_keys: bool
+    """Whether requests need a key."""
 
 
 def serve(folder: Path, config: ServiceConfig, models: Models, *, on_start: Callable[[Started], None]) -> None:
     """Answer searches of an index until SIGINT or SIGTERM; requests in progress are answered first. SIGHUP reloads the index and its model.
 
     `on_start` is called when the service accepts requests. InputError if the port is not available, MissingError without the packages of
-    the extra, and the errors of `devices.choose` and `Searcher.for_index`.
+    the extra, ConfigError for a weak key, and the errors of `devices.choose` and `Searcher.for_index`.
     """
     require()
     # Malformed uploads are reported to the client, not logged.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
-    job = Job(folder, config, models)
+    keys, job = Keys.from_environment(), Job(folder, config, models)
     with bound(config.host, config.port) as listener, logs.to_stderr(config):
 
         def on_ready(num_images: int) -> None:
-            started = Started(url_of(listener), num_images, is_loopback(listener))
+            started = Started(url_of(listener), num_images, is_loopback(listener), keys is not None)
             logs.OWN.info("listening", extra={"facts": asdict(started) | {"pid": os.getpid()}})
             on_start(started)
 
@@ -85,9 +88,9 @@ def http_server(app: LimitsMiddleware, config: ServiceConfig, on_ready: Callable
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             with _bind_errors(config.host, config.port):
                 await super().startup(sockets)
-                # asyncio uses `backlog` as the number of connections accepted at once, too; the system's queue may be longer.
-                for listener in sockets or ():
-                    listener.listen(BACKLOG)
+            # asyncio uses `backlog` as the number of connections accepted at once, too; the system's queue may be longer.
+            for listener in sockets or ():
+                listen(listener, config)
             on_ready()
 
         async def main_loop(self) -> None:
@@ -135,6 +138,12 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
         with _bind_errors(host, port):
             listener.bind(address)
         yield listener
+
+
+def listen(listener: socket.socket, config: ServiceConfig) -> None:
+    """Let clients connect; InputError if the address is not available."""
+    with _bind_errors(config.host, config.port):
+        listener.listen(BACKLOG)
 
 
 def is_loopback(listener: socket.socket) -> bool:
