@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 
 import pytest
 from processes import WORKER, clear_user_settings
@@ -22,6 +24,9 @@ def pytest_configure(config: pytest.Config) -> None:
     no fixtures, and their imports take seconds.
     """
     clear_user_settings(os.environ)
+    # Without compiled files, every process would compile the package and rewrite the tests again: seven seconds each.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     if WORKER in os.environ:
         os.environ["OMP_NUM_THREADS"] = "1"
         # Threads that wait must not spin: tests that use several would take the time of the other processes.
@@ -30,7 +35,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
         torch.set_num_threads(1)
     if WORKER in os.environ or not config.getoption("numprocesses", default=None):
+        # What is imported, and the list of tests, is a million objects that stay. `pytest_collection_finish` ends this.
+        gc.disable()
         config.pluginmanager.import_plugin("shared_fixtures")
+
+
+def pytest_collection_finish() -> None:
+    """From here on, garbage is looked for among the objects of the tests only."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from dcdctl.cli.app import COMMANDS
 from dcdctl.core.config import to_table
 from dcdctl.core.training import list_recipes, load_recipe
 from dcdctl.core.training.recipe import Recipe
-from dcdctl.core.training.recipe import names as recipe_names
+from dcdctl.core.training.recipe.packaged import names as recipe_names
 
 
 @pytest.mark.parametrize("line", commands())

@@ -49,6 +49,10 @@ Vectors = Annotated[
     Literal["int8", "binary"] | None,
     typer.Option("--vectors", help=VECTORS_HELP, metavar="int8|binary"),
 ]
+Keywords = Annotated[
+    bool,
+    typer.Option("--keywords", help="Index the words of captions and file names too, for `dcdctl search --hybrid`: --set keywords=true."),
+]
 
 NUM_SKIPPED_SHOWN = 5
 """Files without a readable image that are named on the screen."""
@@ -70,6 +74,7 @@ def index(
     precision: Precision = None,
     dims: Dims = None,
     vectors: Vectors = None,
+    keywords: Keywords = False,
     json: Json = False,
 ) -> None:
     """Make images searchable, or change an index. A dual encoder embeds the images of a folder or a corpus once."""
@@ -80,7 +85,8 @@ def index(
     devices.use_threads(threads)
     precision = None if precision is None else devices.precision(precision)
     compute = Compute(device=devices.choose(device), batch_size=batch_size, workers=workers)
-    chosen = [f"{name}={value}" for name, value in (("dims", dims), ("kind", vectors)) if value is not None]
+    settings = {"dims": dims, "kind": vectors, "keywords": "true" if keywords else None}
+    chosen = [f"{name}={value}" for name, value in settings.items() if value is not None]
     changes = Changes(
         sets=(*(sets or ()), *chosen), remove=tuple(remove or ()), remove_gone=remove_gone, add=add, split=split, precision=precision
     )
@@ -91,7 +97,7 @@ def index(
 def _document(change: IndexChange) -> dict[str, Any]:
     index = change.index
     counts = {"images": index.num_images, "added": change.added, "removed": change.removed, "left_out": len(change.skipped)}
-    return {"index": str(index.folder), **counts, "dims": index.dim, "kind": index.kind}
+    return {"index": str(index.folder), **counts, "dims": index.dim, "kind": index.kind, "keywords": index.has_keywords}
 
 
 def _show(change: IndexChange) -> None:
@@ -101,4 +107,5 @@ def _show(change: IndexChange) -> None:
     if len(skipped) > NUM_SKIPPED_SHOWN:
         note(f"left out: {len(skipped) - NUM_SKIPPED_SHOWN:,} more, all listed in {index.folder / index.document['skipped']['file']}")
     counts = "".join(f", {count:,} {action}" for action, count in (("added", change.added), ("removed", change.removed)) if count)
-    show(f"{index.num_images:,} images{counts}, {index.dim} numbers each, search by {index.kind} -> {index.folder}")
+    words = " and by words" if index.has_keywords else ""
+    show(f"{index.num_images:,} images{counts}, {index.dim} numbers each, search by {index.kind}{words} -> {index.folder}")

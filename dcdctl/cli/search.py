@@ -20,6 +20,9 @@ Words = Annotated[
 ]
 ImageFile = Annotated[Path | None, typer.Option("--image", help="Find images that resemble this one.", metavar="FILE")]
 NumAnswers = Annotated[int, typer.Option("--k", "-k", help="Number of images to find.", min=1, metavar="N")]
+Hybrid = Annotated[
+    bool, typer.Option("--hybrid", help="Rank by the words of captions and file names too; the index needs `dcdctl index --keywords`.")
+]
 Thumbnails = Annotated[
     Literal["auto", "none", "kitty", "iterm2"],
     typer.Option(
@@ -35,6 +38,7 @@ def search(
     text: Words = None,
     image: ImageFile = None,
     k: NumAnswers = 10,
+    hybrid: Hybrid = False,
     rerank: Rerank = None,
     rerank_set: RerankSet = None,
     depth: Depth = None,
@@ -49,12 +53,12 @@ def search(
     from dcdctl.cli.views.search import View, show_answer
 
     question = _question(text, image)
-    _check_usage(question, rerank, depth, html)
+    _check_usage(question, rerank, depth, html, hybrid)
     view = View(json, images.protocol(thumbnails, os.environ))
-    searcher = _open(index, {"rerank": rerank, "depth": depth, "rerank_set": rerank_set or ()}, device, threads)
+    searcher = _open(index, hybrid, {"rerank": rerank, "depth": depth, "rerank_set": rerank_set or ()}, device, threads)
     if question is None:
-        raise typer.Exit(search_session.run(searcher, view, k))
-    answer = searcher.ask(question, k)
+        raise typer.Exit(search_session.run(searcher, view, k, hybrid=hybrid))
+    answer = searcher.ask(question, k, hybrid=hybrid)
     show_answer(view, searcher.index, question, answer)
     if html is not None:
         _write_page(html, searcher.index, question, answer)
@@ -75,23 +79,27 @@ def _question(text: list[str] | None, image: Path | None) -> str | Path | None:
     return question
 
 
-def _check_usage(question: str | Path | None, rerank: str | None, depth: int | None, html: Path | None) -> None:
+def _check_usage(question: str | Path | None, rerank: str | None, depth: int | None, html: Path | None, hybrid: bool) -> None:
     """A usage error for options that would have no effect, before a model is loaded."""
     if depth is not None and rerank is None:
         raise typer.BadParameter("is the number of candidates to re-rank: add --rerank REF", param_hint="--depth")
     if rerank is not None and isinstance(question, Path):
         raise typer.BadParameter("scores an image with a text, and cannot re-rank what --image finds", param_hint="--rerank")
+    if hybrid and isinstance(question, Path):
+        raise typer.BadParameter("compares the words of a text, and --image has none", param_hint="--hybrid")
     if html is not None and question is None:
         raise typer.BadParameter("shows the answer to one query: add a text, or type :html FILE at the prompt", param_hint="--html")
 
 
-def _open(folder: Path, reranking: dict[str, Any], device: str, threads: int | None) -> Searcher:
+def _open(folder: Path, hybrid: bool, reranking: dict[str, Any], device: str, threads: int | None) -> Searcher:
     """The searcher, with these arguments of `for_index`; the index is checked before torch is imported, which takes seconds."""
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read by NumPy's and torch's libraries when they are imported
-    from dcdctl.core.search import Index
+    from dcdctl.core.search import Index, check_hybrid
 
     index = Index.open(folder)
+    if hybrid:
+        check_hybrid(index)
     from dcdctl.core import devices
     from dcdctl.core.search import Searcher
 

@@ -33,6 +33,7 @@ EXTRAS = {
     "eccv": ("eccv-caption>=0.1",),
     "index": ("usearch>=2.21",),
     "index-pq": ("faiss-cpu>=1.11",),
+    "hybrid": ("bm25s>=0.2.7",),
     "serve": ("fastapi>=0.165", "uvicorn>=0.54", "python-multipart>=0.0.34", "prometheus-client>=0.26"),
 }
 """The packages of each extra that a command may need, as in pyproject.toml."""

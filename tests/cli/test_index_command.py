@@ -9,6 +9,7 @@ import sys
 import processes
 import pytest
 from image_files import png, put
+from made_index import unit_vectors
 from tiny import contents, make_models
 from typer.testing import CliRunner
 
@@ -58,12 +59,14 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
     assert run(index, "--remove-gone").stdout.startswith("5 images, 1 removed,")
     assert run(index, "--remove", "3.png", "--add", images).stdout.startswith("8 images, 4 added, 1 removed,")
     before = contents(index)
-    document = {"index": str(index), "images": 8, "added": 0, "removed": 0, "left_out": 0, "dims": 8, "kind": "flat"}
+    document = {"index": str(index), "images": 8, "added": 0, "removed": 0, "left_out": 0, "dims": 8, "kind": "flat", "keywords": False}
     assert json.loads(run(index, "--json").stdout) == document
     looked = run(index)
     assert looked.stdout.startswith("8 images, 8 numbers each, search by flat")
     assert contents(index) == before
     assert run(index, "--set", "flat_up_to=2", "--set", "hnsw.neighbors=4").stdout.startswith("8 images, 8 numbers each, search by hnsw")
+    assert run(index, "--keywords").stdout == f"8 images, 8 numbers each, search by hnsw and by words -> {index}\n"
+    assert Index.open(index).hybrid(["4"], unit_vectors(1, 8), 1)[0][0].name == "4.png"
 
 
 @pytest.mark.parametrize(

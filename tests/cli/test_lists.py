@@ -15,7 +15,8 @@ from dcdctl.cli.completion import BEFORE, join_split_words
 from dcdctl.cli.views import lists
 from dcdctl.core import models
 from dcdctl.core.models import catalog, load_save
-from dcdctl.core.training import load_recipe, recipe_list
+from dcdctl.core.training import load_recipe
+from dcdctl.core.training.recipe import packaged
 
 
 def run(*words: str) -> str:
@@ -26,7 +27,7 @@ def run(*words: str) -> str:
 
 def test_the_list_of_recipes_says_what_each_needs_takes_and_gives():
     entries = json.loads(run("recipes", "--json"))["recipes"]
-    assert [entry["name"] for entry in entries] == recipe_list.names()
+    assert [entry["name"] for entry in entries] == packaged.names()
     printed = run("recipes")
     for entry in entries:
         facts = [f"  needs: {entry['needs']}", f"  minutes: {entry['minutes']}", f"  expected: {entry['expected']}"]

@@ -308,6 +308,7 @@ PACKAGES = [
     ("export", {"--to": "sentence-transformers"}, "sentence_transformers", "sentence-transformers"),
     ("index", {"--set": "kind=hnsw"}, "usearch", "index"),
     ("index", {"--set": "kind=ivf-pq"}, "faiss", "index-pq"),
+    ("index", {"--keywords": ""}, "bm25s", "hybrid"),
     ("serve", {}, "uvicorn", "serve"),
 ]
 """Options that need a package, which a command must miss before it opens weights, and the extra that it must name."""

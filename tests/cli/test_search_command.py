@@ -6,7 +6,9 @@ import base64
 import builtins
 import io
 import json
+import math
 import re
+import shutil
 import sys
 import tempfile
 import webbrowser
@@ -24,7 +26,8 @@ from dcdctl.cli.app import app
 from dcdctl.cli.views import images as terminal_images
 from dcdctl.cli.views import search_session, terminal
 from dcdctl.cli.views.search import View, show_answer
-from dcdctl.core.search import Index, Searcher
+from dcdctl.core.search import Changes, Index, Searcher
+from dcdctl.core.search.build import update
 
 TEXT = CAPTIONS[0]
 CPU = ["--device", "cpu"]
@@ -81,6 +84,46 @@ def test_a_reranker_shows_both_scores_and_a_page_is_written(index, tmp_path):
     assert sorted(map(float, logits[:3]), reverse=True) == list(map(float, logits[:3]))
     assert len(Page((tmp_path / "found.html").read_text()).all("img")) == 4
     assert f"page -> {tmp_path / 'found.html'}" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def hybrid(noise_index, tmp_path_factory):
+    """The index with the words of its file names."""
+    folder = tmp_path_factory.mktemp("hybrid") / "index"
+    shutil.copytree(noise_index, folder)
+    update(folder, Changes(sets=("keywords=true",)))
+    return folder
+
+
+def test_hybrid_search_shows_bm25_and_finds_a_file_by_its_name(hybrid):
+    result = run_cli(hybrid, "brackets", "red", "--hybrid", *CPU)
+    assert result.exit_code == 0, result.stderr
+    head, first, second, *_ = result.stdout.splitlines()
+    assert head.split() == ["#", "cosine", "BM25", "image"]
+    # Two words in one of twelve names, which has no other: of length 2 among a mean of 20 / 12.
+    bm25 = 2 * math.log(1 + 11.5 / 1.5) / (1 + 1.2 * (0.25 + 0.75 * 2 / (20 / 12)))
+    assert first.split()[2:] == [f"{bm25:.3f}", "[red]brackets[.png"]
+    assert second.split()[2] == "-"
+    document = json.loads(run_cli(hybrid, "brackets", "--hybrid", "--json", *CPU).stdout)["hits"]
+    assert [hit["bm25"] is None for hit in document] == [hit["name"] != "[red]brackets[.png" for hit in document]
+    assert [hit["fused"] for hit in document] == sorted((hit["fused"] for hit in document), reverse=True)
+    lines = run_cli(hybrid, "--hybrid", "--k", 1, *CPU, stdin="brackets red\ngnp\n")
+    assert lines.stdout == "brackets red\t[red]brackets[.png\ngnp\t\\u202egnp.png\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["a dog"], 1, r"error: .*index has no words of captions and file names; add them: dcdctl index .*index --keywords\n"),
+        (["--image", "a.png"], 2, r"compares the words of a text, and --image has none"),
+    ],
+)
+def test_hybrid_search_needs_words_in_the_index_and_in_the_query(index, words, code, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes(encoded("PNG"))
+    result = run_cli(index, *words, "--hybrid", *CPU)
+    assert result.exit_code == code
+    assert re.search(message, result.stderr)
 
 
 def test_an_image_finds_itself_and_a_missing_file_is_marked(tmp_path):
@@ -220,6 +263,7 @@ def test_the_prompt_answers_and_its_commands_work(prompt, index, tmp_path):
 def test_an_error_at_the_prompt_does_not_end_it(prompt, monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     wrong = [":k x", ":k 0", ":image", ":image absent.png", ":html", ":html a.html", ":open", ":nope", "\u200b"]
+    wrong.append(":hybrid")  # this index has no words
     code, out, err = prompt("", "  ", *wrong, KeyboardInterrupt(), "red")
     assert code == 0
     assert err.count("error: ") == len(wrong)
@@ -238,6 +282,14 @@ def test_the_prompt_opens_the_page_of_the_last_answer(prompt, monkeypatch, tmp_p
     assert opened[0].startswith("file://")
     assert "no browser" in err
     assert ":image FILE" in err
+
+
+def test_the_prompt_ranks_by_words_too_until_told_otherwise(hybrid, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", type("Terminal", (io.StringIO,), {"isatty": lambda _: True})())
+    Keyboard(monkeypatch, "gnp", ":hybrid", "gnp", ":hybrid", "gnp")
+    search_session.run(Searcher.open(hybrid, device=torch.device("cpu")), View(False, None), 1)
+    first, second, third = (line.split() for line in capsys.readouterr().out.splitlines()[1::2])
+    assert (len(first), second[3:], third) == (3, [r"\u202egnp.png"], first)
 
 
 @pytest.mark.parametrize(

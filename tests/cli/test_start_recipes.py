@@ -22,7 +22,7 @@ from dcdctl.core.data import Corpus
 from dcdctl.core.evaluation import evaluate
 from dcdctl.core.training import load_recipe
 from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES
-from dcdctl.core.training.recipe_list import RECIPES
+from dcdctl.core.training.recipe.packaged import RECIPES
 from dcdctl.core.training.runs import Run
 
 START = {name: "clip" for name in ("clip-finetune", "clip-distilled", "tinyclip-from-clip", "self-distilled")} | {

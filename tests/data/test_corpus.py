@@ -20,6 +20,7 @@ from PIL import Image
 
 from dcdctl.core.artifacts import read_document, seal_of, write_document
 from dcdctl.core.data import Corpus, Direction, images
+from dcdctl.core.data.images.decode import EXIF_ORIENTATION
 from dcdctl.core.data.manifest import find_manifest
 from dcdctl.core.data.shards import ROW_GROUP_BYTES, CorpusRow, fingerprint_of, read_shard, shard_name, write_shard
 from dcdctl.core.errors import CorpusError
@@ -327,7 +328,7 @@ def test_images_are_rotated_upright_according_to_exif(orientation):
         8: upright.transpose(Image.Transpose.ROTATE_270),
     }[orientation]
     exif = Image.Exif()
-    exif[images.EXIF_ORIENTATION] = orientation
+    exif[EXIF_ORIENTATION] = orientation
     buffer = io.BytesIO()
     stored.save(buffer, "PNG", exif=exif)
     assert np.array_equal(np.asarray(images.decode_image(buffer.getvalue())), np.asarray(upright))

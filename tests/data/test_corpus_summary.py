@@ -17,7 +17,7 @@ from dcdctl.core.artifacts import seal_of, write_document
 from dcdctl.core.data import Corpus, corpus_summary
 from dcdctl.core.data.captions import text_key
 from dcdctl.core.data.corpus_summary import Spread
-from dcdctl.core.data.images import FORMATS
+from dcdctl.core.data.images.decode import FORMATS
 from dcdctl.core.data.shards import CorpusRow, fingerprint_of, shard_name, write_shard
 from dcdctl.core.errors import CorpusError, InputError
 from dcdctl.core.report import html, pages

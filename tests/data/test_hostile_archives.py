@@ -13,9 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dcdctl.core.data import PrepareOptions, RowError, manifest, parquet_images, prepare_corpus
-from dcdctl.core.data.image_archives import ImageStore
-from dcdctl.core.data.parquet_images import ParquetImageFile
+from dcdctl.core.data import PrepareOptions, RowError, manifest, prepare_corpus
+from dcdctl.core.data.images import ImageStore, ParquetImageFile, parquet
 from dcdctl.core.errors import DcdError, InputError
 
 COMPRESSIONS = {"stored": zipfile.ZIP_STORED, "deflate": zipfile.ZIP_DEFLATED, "bzip2": zipfile.ZIP_BZIP2, "lzma": zipfile.ZIP_LZMA}
@@ -148,7 +147,7 @@ def test_a_tar_whose_extended_header_lies_is_named(tmp_path, case):
 
 @pytest.mark.parametrize("column", ["image", "captions"])
 def test_a_parquet_file_that_unpacks_to_far_more_is_refused_before_it_is_read(tmp_path, column, monkeypatch):
-    monkeypatch.setattr(parquet_images, "MAX_FILE_BYTES", 1 << 20)
+    monkeypatch.setattr(parquet, "MAX_FILE_BYTES", 1 << 20)
     many = [bytes([number]) * (1 << 19) for number in range(4)]
     table = {"image": [{"bytes": b"x", "path": f"{i}.jpg"} for i in range(4)], "captions": [["a dog"]] * 4}
     table[column] = [{"bytes": data, "path": f"{i}.jpg"} for i, data in enumerate(many)] if column == "image" else [[data] for data in many]
@@ -167,7 +166,7 @@ def test_a_small_column_may_unpack_to_any_multiple_of_its_size(tmp_path):
     image = bytes(1 << 20)
     table = pa.table({"image": [{"bytes": image, "path": "a.jpg"}]})
     pq.write_table(table, tmp_path / "rows.parquet", compression="zstd", use_dictionary=False)
-    assert (tmp_path / "rows.parquet").stat().st_size * parquet_images.MAX_INFLATION < len(image)
+    assert (tmp_path / "rows.parquet").stat().st_size * parquet.MAX_INFLATION < len(image)
     assert ParquetImageFile(tmp_path / "rows.parquet", 0, 0).read() == image
 
 

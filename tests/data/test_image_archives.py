@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dcdctl.core.data import RowError, image_archives
-from dcdctl.core.data.image_archives import ImageStore, TarImageFile
-from dcdctl.core.data.parquet_images import ParquetImageFile
+from dcdctl.core.data import RowError
+from dcdctl.core.data.images import ImageStore, ParquetImageFile, archives
+from dcdctl.core.data.images.archives import TarImageFile
 from dcdctl.core.errors import InputError
 
 FILES = {"train2014/x.jpg": b"x of train", "train2014/y.jpg": b"y", "val2014/x.jpg": b"x of val", "ü 犬.png": b"named in Unicode"}
@@ -206,7 +206,7 @@ def test_the_error_for_a_compressed_tar_says_to_decompress_it(tmp_path, name):
 
 
 def test_a_large_file_is_rejected_unread(store, monkeypatch):
-    monkeypatch.setattr(image_archives, "MAX_FILE_BYTES", 5)
+    monkeypatch.setattr(archives, "MAX_FILE_BYTES", 5)
     assert store.read("y.jpg") == b"y"
     with pytest.raises(RowError, match="its image file is larger than 5 bytes"):
         store.read("val2014/x.jpg")
@@ -241,7 +241,7 @@ def test_the_entries_of_a_tar_are_its_files_without_folders(tmp_path):
         archive.addfile(special("folder", tarfile.DIRTYPE))
         archive.addfile(special("folder/a.jpg", tarfile.REGTYPE))
     assert ImageStore(tmp_path / "images.tar").find("a.jpg") == TarImageFile(
-        tmp_path / "images.tar", "folder/a.jpg", image_archives.TarEntry(offset=1024, size=0, modified=0)
+        tmp_path / "images.tar", "folder/a.jpg", archives.TarEntry(offset=1024, size=0, modified=0)
     )
 
 

@@ -20,6 +20,7 @@ from dcdctl.cli.prepare import prepare as prepare_command
 from dcdctl.cli.views.terminal import ErrorGroup
 from dcdctl.core.data import Corpus, ImageError, decode_image, difference_hash, images
 from dcdctl.core.data.images import check_image
+from dcdctl.core.data.images.decode import EXIF_ORIENTATION
 
 CELL = 8
 COLORS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
@@ -72,7 +73,7 @@ EXACT = {"JPEG": {"quality": 95, "subsampling": 0}, "MPO": {"quality": 95, "subs
 @pytest.mark.parametrize("orientation", STORED)
 def test_exif_orientation_is_undone(form, orientation):
     exif = Image.Exif()
-    exif[images.EXIF_ORIENTATION] = orientation
+    exif[EXIF_ORIENTATION] = orientation
     data = image_file(np.ascontiguousarray(STORED[orientation]), form, exif=exif, **EXACT.get(form, {}))
     assert_shows(data, UPRIGHT, within=3)
 
@@ -80,7 +81,7 @@ def test_exif_orientation_is_undone(form, orientation):
 @pytest.mark.parametrize("orientation", STORED)
 def test_a_thumbnail_is_upright(orientation):
     exif = Image.Exif()
-    exif[images.EXIF_ORIENTATION] = orientation
+    exif[EXIF_ORIENTATION] = orientation
     data = image_file(np.ascontiguousarray(STORED[orientation]), "PNG", exif=exif)
     small = np.asarray(Image.open(io.BytesIO(images.thumbnail(data, max(UPRIGHT.shape)))))
     assert small.shape == UPRIGHT.shape
@@ -90,7 +91,7 @@ def test_a_thumbnail_is_upright(orientation):
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_an_orientation_that_there_is_not_is_upright(orientation):
     exif = Image.Exif()
-    exif[images.EXIF_ORIENTATION] = orientation
+    exif[EXIF_ORIENTATION] = orientation
     assert_shows(image_file(UPRIGHT, exif=exif), UPRIGHT)
 
 

@@ -31,7 +31,7 @@ from dcdctl.core.artifacts import Build, Kind, first_difference, seal_of, sha256
 from dcdctl.core.data import Corpus, PrepareOptions, find_manifest, prepare_corpus
 from dcdctl.core.errors import DcdError, InputError, MissingError, StaleError
 from dcdctl.core.scoring import features, open_or_build
-from dcdctl.core.search import Index, commit
+from dcdctl.core.search import Index, commit, keywords, storage
 from dcdctl.core.teacher import CandidateConfig, build, read_cache
 from dcdctl.core.training import negatives
 from dcdctl.core.training.recipe import BatchConfig, Recipe
@@ -345,13 +345,15 @@ def make_cache(folder, corpus, monkeypatch) -> BuiltArtifact:
 
 def make_index(folder, corpus, monkeypatch) -> BuiltArtifact:
     parts = np.split(unit_vectors(120), 3)
-    index = write_index(folder / "index", parts, removed=[3, 50], flat_up_to=30, segment_rows=50)
+    index = write_index(folder / "index", parts, removed=[3, 50], flat_up_to=30, segment_rows=50, keywords=True)
     commit.commit(index.folder, {**index.document, "generation": 2}, skipped=[{"path": "a.txt", "reason": "no image", "source": 0}])
     assert len(index.segments) == 2
 
     def read():
         opened = Index.open(index.folder)
         opened.nearest(np.ones((1, opened.dim)), 3)
+        opened.hybrid(["7"], np.ones((1, opened.dim)), 3)
+        keywords.read_words(opened.folder, storage.words_of(opened.document))
         opened.vectors(np.arange(opened.num_rows))
         commit.skipped_of(index.folder, opened.document)
 

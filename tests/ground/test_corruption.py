@@ -23,7 +23,7 @@ from dcdctl.core import files
 from dcdctl.core.data import Corpus, PrepareOptions, find_manifest, prepare_corpus, summarize_corpus
 from dcdctl.core.devices import ON_CPU
 from dcdctl.core.scoring import features, open_or_build
-from dcdctl.core.search import Index, Searcher, commit
+from dcdctl.core.search import Index, Searcher, commit, keywords, storage
 from dcdctl.core.teacher import CandidateConfig, build, read_cache, summarize_cache
 from dcdctl.core.training import negatives, refresh
 from dcdctl.core.training.recipe import BatchConfig, Recipe
@@ -89,7 +89,7 @@ def index_kind(folder: Path) -> Artifact:
     """An index with graphs over most of its rows, removed rows, and skipped files."""
     for name, seed in (("made", 0), ("other", 1)):
         parts = np.split(unit_vectors(120, seed=seed), 3)
-        index = write_index(folder / name, parts, removed=[3, 50 + seed], flat_up_to=30, segment_rows=50)
+        index = write_index(folder / name, parts, removed=[3, 50 + seed], flat_up_to=30, segment_rows=50, keywords=True)
         skipped = [{"path": f"{seed}.txt", "reason": "no image", "source": 0}]
         commit.commit(index.folder, {**index.document, "generation": 2}, skipped=skipped)
     queries = unit_vectors(4, seed=2).astype(np.float32)
@@ -98,7 +98,12 @@ def index_kind(folder: Path) -> Artifact:
         index = Index.open(path)
         rows = np.arange(index.num_rows)
         names = [(index.image_id(row), index.name(row)) for row in rows[::8].tolist()]
-        return index.nearest(queries, 5), index.vectors(rows), names, index.rows_of("7.png"), commit.skipped_of(path, index.document)
+        found = (
+            index.nearest(queries, 5),
+            index.hybrid(["7 png"] * 4, queries, 5),
+            keywords.read_words(path, storage.words_of(index.document)),
+        )
+        return found, index.vectors(rows), names, index.rows_of("7.png"), commit.skipped_of(path, index.document)
 
     return Artifact(folder / "made", folder / "other", read)
 

@@ -134,7 +134,7 @@ def test_images_in_a_folder_are_indexed_and_other_files_skipped_with_reasons(dua
         "strip.png": (png(9, size=(500, 1)), "more than 200 times as long as wide"),
         "large.png": (png(10) + bytes(9000), "larger than 8,000 bytes"),
     }
-    monkeypatch.setattr("dcdctl.core.data.image_archives.MAX_FILE_BYTES", 8000)
+    monkeypatch.setattr("dcdctl.core.data.images.archives.MAX_FILE_BYTES", 8000)
     folder = put(tmp_path / "pictures", {**good, **{name: data for name, (data, _) in bad.items()}})
     put(folder, {".hidden.png": png(11), ".git/x.png": png(12), "__MACOSX/y.png": png(13), "._a.png": b"resource fork"})
     put(tmp_path, {"outside.png": png(14), "elsewhere/z.png": png(15)})

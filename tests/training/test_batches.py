@@ -21,9 +21,10 @@ from dcdctl.core.training.batches.all_pairs import AllPairsBatches, Neighbors, f
 from dcdctl.core.training.batches.batch import Batch, MicroBatchPlan
 from dcdctl.core.training.batches.lists import CandidateListBatches
 from dcdctl.core.training.batches.make import make_batches
+from dcdctl.core.training.losses.config import LossConfig
 from dcdctl.core.training.negatives import MinedNegatives
 from dcdctl.core.training.objective import loss_terms
-from dcdctl.core.training.recipe import BatchConfig, LossConfig
+from dcdctl.core.training.recipe import BatchConfig
 
 
 @pytest.fixture(scope="module")

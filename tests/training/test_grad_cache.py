@@ -40,6 +40,7 @@ from dcdctl.core.training.batches.batch import MicroBatchPlan, RowRange
 from dcdctl.core.training.batches.make import make_batches
 from dcdctl.core.training.grad_cache import StepCompute, StepInfo, backward
 from dcdctl.core.training.loop import _check_micro_batches
+from dcdctl.core.training.losses.config import LossConfig
 from dcdctl.core.training.objective import PairObjective
 
 NO_DROPOUT = models.ViltSize(
@@ -280,7 +281,7 @@ def test_what_cannot_be_split_is_refused(inputs, tmp_path):
     model = initial_model.make_model(training_recipe.load_recipe("tiny-student", KINDS["dual all pairs"]), inputs.corpus.captions, None)
     model.network.extra = nn.BatchNorm1d(3)
     with pytest.raises(ConfigError, match=r"network\.extra is a BatchNorm: its output would depend on how a batch is split"):
-        _check_micro_batches(model.train(), PairObjective(training_recipe.LossConfig()), TrainingOptions(micro_batches=2))
+        _check_micro_batches(model.train(), PairObjective(LossConfig()), TrainingOptions(micro_batches=2))
     with pytest.raises(ConfigError, match="cannot split a batch into micro-batches; leave --accumulate out"):
         _check_micro_batches(model, lambda model, batch: {}, TrainingOptions(micro_batches=2))
 

@@ -19,8 +19,9 @@ from dcdctl.core.training import Inputs, TrainingJob, TrainingOptions, distill, 
 from dcdctl.core.training.batches.all_pairs import AllPairsBatches
 from dcdctl.core.training.batches.batch import Batch
 from dcdctl.core.training.batches.make import make_batches
+from dcdctl.core.training.losses.config import LossConfig
 from dcdctl.core.training.objective import PairObjective
-from dcdctl.core.training.recipe import BatchConfig, LossConfig
+from dcdctl.core.training.recipe import BatchConfig
 
 DIMS = (2, 3, 8)
 DUAL = ["model.kind=dual", "model.start=new", "model.layers=[]"]

@@ -17,9 +17,10 @@ from torch import Tensor
 from dcdctl.core.models.dual import Calibration
 from dcdctl.core.training.batches.batch import Batch
 from dcdctl.core.training.losses import all_pairs, lists, official, relations, weights
+from dcdctl.core.training.losses.config import LossConfig
 from dcdctl.core.training.losses.table import LOSSES
 from dcdctl.core.training.objective import PairObjective
-from dcdctl.core.training.recipe import LossConfig, load_recipe
+from dcdctl.core.training.recipe import load_recipe
 
 NUM_ROWS, NUM_COLUMNS = 6, 6
 ALPHA, T, MARGIN, AFFINITY_T, SMOOTHING, GROUP, WEIGHT = 0.35, 2.5, 1.5, 0.4, 0.3, 4, 0.7

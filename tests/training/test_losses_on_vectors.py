@@ -30,9 +30,9 @@ from dcdctl.core.training.batches.batch import MicroBatchPlan
 from dcdctl.core.training.batches.make import make_batches
 from dcdctl.core.training.grad_cache import StepCompute, StepInfo, backward
 from dcdctl.core.training.losses import vectors
+from dcdctl.core.training.losses.config import LossConfig
 from dcdctl.core.training.losses.table import VECTOR_LOSSES, VectorInputs
 from dcdctl.core.training.objective import PairObjective
-from dcdctl.core.training.recipe import LossConfig
 
 DUAL = [
     *("model.kind=dual", "model.start=new", "model.layers=[]", "model.hidden_size=16", "model.num_layers=1", "model.num_text_layers=1"),

@@ -24,9 +24,10 @@ from dcdctl.core.training.batches.all_pairs import AllPairsBatches
 from dcdctl.core.training.batches.batch import Batch
 from dcdctl.core.training.batches.lists import CandidateListBatches
 from dcdctl.core.training.losses import official, weights
+from dcdctl.core.training.losses.config import LossConfig
 from dcdctl.core.training.losses.table import LOSSES
 from dcdctl.core.training.objective import PairObjective, loss_terms, term_weights
-from dcdctl.core.training.recipe import BatchConfig, LossConfig, Recipe
+from dcdctl.core.training.recipe import BatchConfig, Recipe
 
 SIZE = models.DualSize(
     hidden_size=16, num_vision_layers=1, num_text_layers=1, num_attention_heads=2, intermediate_size=16, projection_dim=8

@@ -11,23 +11,24 @@ import pytest
 
 from dcdctl.core.config import build, flatten, to_table
 from dcdctl.core.errors import ConfigError
-from dcdctl.core.training import recipe, recipe_list, recipe_toml
+from dcdctl.core.training import recipe
 from dcdctl.core.training.losses.table import LOSSES, VECTOR_LOSSES
-from dcdctl.core.training.recipe import Recipe
+from dcdctl.core.training.recipe import Recipe, packaged, toml
+from dcdctl.core.training.recipe.recipe import RENAMED
 
 
-@pytest.mark.parametrize("name", recipe.names())
+@pytest.mark.parametrize("name", packaged.names())
 def test_a_recipe_parses_goes_through_json_and_opens_with_its_command(name):
     loaded = recipe.load_recipe(name)
     assert build(Recipe, json.loads(json.dumps(to_table(loaded)))) == loaded
     assert loaded.description
-    head = (recipe_list.RECIPES / f"{name}.toml").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    head = (packaged.RECIPES / f"{name}.toml").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     comments = [line for line in head if line.startswith("#")]
     assert any(f"dcdctl {verb} {name} " in line for line in comments for verb in ("distill", "finetune-teacher"))
     assert len(comments) >= 3
 
 
-@pytest.mark.parametrize("entry", recipe_list.list_recipes(), ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", packaged.list_recipes(), ids=lambda entry: entry.name)
 def test_the_head_of_a_recipe_says_what_it_needs_takes_and_gives(entry):
     assert entry.needs
     assert re.match(r"[\d,]+ |a few |not estimated", entry.minutes)
@@ -35,16 +36,16 @@ def test_the_head_of_a_recipe_says_what_it_needs_takes_and_gives(entry):
     assert entry.commands
 
 
-@pytest.mark.parametrize("name", recipe.names())
+@pytest.mark.parametrize("name", packaged.names())
 def test_a_recipe_as_toml_with_all_fields_is_the_recipe(name, tmp_path):
     path = tmp_path / "mine.toml"
-    path.write_text(recipe_toml.recipe_text(name), encoding="utf-8")
+    path.write_text(toml.recipe_text(name), encoding="utf-8")
     assert recipe.load_recipe(str(path)) == recipe.load_recipe(name)
-    assert recipe_list.head_of(path) == recipe_list.head_of(recipe_list.RECIPES / f"{name}.toml")
+    assert packaged.head_of(path) == packaged.head_of(packaged.RECIPES / f"{name}.toml")
 
 
 def test_a_recipe_as_toml_has_every_field_below_its_sentences():
-    text = recipe_toml.recipe_text("demo-dual")
+    text = toml.recipe_text("demo-dual")
     table = tomllib.loads(text)
     assert flatten(table) == flatten(with_none_as_text(to_table(recipe.load_recipe("demo-dual"))))
     assert "# Share of the steps in which the learning rate rises from 0; then it falls to 0.\nwarmup_share = 0.1\n" in text
@@ -65,7 +66,7 @@ def recipe_classes() -> list[type]:
 
 @pytest.mark.parametrize("cls", recipe_classes(), ids=lambda cls: cls.__name__)
 def test_every_field_of_a_recipe_has_a_sentence(cls):
-    docs, config = recipe_toml.field_docs(cls), cls()
+    docs, config = toml.field_docs(cls), cls()
     values = [field.name for field in dataclasses.fields(cls) if not dataclasses.is_dataclass(getattr(config, field.name))]
     assert [name for name in values if not docs.get(name, "").endswith(".")] == []
 
@@ -73,8 +74,8 @@ def test_every_field_of_a_recipe_has_a_sentence(cls):
 def test_the_names_for_completion_are_those_of_the_classes():
     tables = to_table(Recipe())
     names = [[f"{key}.{field}" for field in value] if isinstance(value, dict) else [key] for key, value in tables.items()]
-    assert recipe_list.field_names() == [name for part in names for name in part]
-    assert recipe_list.loss_names() == [*LOSSES, *VECTOR_LOSSES]
+    assert packaged.field_names() == [name for part in names for name in part]
+    assert packaged.loss_names() == [*LOSSES, *VECTOR_LOSSES]
 
 
 @pytest.mark.parametrize("teacher", ["vilt", "meter"])
@@ -206,9 +207,9 @@ def test_an_error_names_the_recipe_file_unless_a_set_is_wrong(tmp_path):
         recipe.load_recipe(str(path), ["loss.alpha=7"])
 
 
-@pytest.mark.parametrize("former", recipe.RENAMED)
+@pytest.mark.parametrize("former", RENAMED)
 def test_a_renamed_field_names_its_new_name(former, tmp_path):
-    now = recipe.RENAMED[former]
+    now = RENAMED[former]
     with pytest.raises(ConfigError, match=rf"the recipe field {re.escape(former)} is called {re.escape(now)}"):
         recipe.load_recipe("vilt-flickr30k", [f"{former}=1"])
     section, field = former.split(".")
@@ -219,7 +220,7 @@ def test_a_renamed_field_names_its_new_name(former, tmp_path):
     assert hasattr(getattr(recipe.Recipe(), section), field)
 
 
-@pytest.mark.parametrize(("former", "now"), recipe_list.RENAMED_RECIPES.items())
+@pytest.mark.parametrize(("former", "now"), packaged.RENAMED_RECIPES.items())
 def test_a_renamed_recipe_names_its_new_name(former, now):
     with pytest.raises(ConfigError, match=rf"^the recipe {former} is called {now}; name {now}$"):
         recipe.load_recipe(former)

@@ -60,11 +60,13 @@ def _show_hits(view: View, index: ImageIndex, answer: Answer) -> None:
     from dcdctl.core.search import image_of
 
     is_reranked = any(hit.reranked is not None for hit in answer.hits)
-    show(f"{'#':>4}  {'logit':>8}  cosine  image" if is_reranked else f"{'#':>4}  cosine  image")
+    is_hybrid = any(hit.fused is not None for hit in answer.hits)
+    show("  ".join([f"{'#':>4}", *([f"{'logit':>8}"] * is_reranked), "cosine", *([f"{'BM25':>6}"] * is_hybrid), "image"]))
     for position, hit in enumerate(answer.hits, start=1):
         logit = f"{'-' if hit.reranked is None else f'{hit.reranked:.3f}':>8}  " if is_reranked else ""
+        bm25 = f"{'-' if hit.bm25 is None else f'{hit.bm25:.3f}':>6}  " if is_hybrid else ""
         gone = "" if index.has_image(hit.row) else "  (gone)"
-        show(f"{position:>4}  {logit}{hit.score:>6.4f}  {printable(hit.name)}{gone}")
+        show(f"{position:>4}  {logit}{hit.score:>6.4f}  {bm25}{printable(hit.name)}{gone}")
         if view.protocol is not None and (image := image_of(index, hit.row)) is not None:
             show_image(images.escape_sequence(image, view.protocol).removesuffix("\n"))
 

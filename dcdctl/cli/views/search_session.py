@@ -23,6 +23,7 @@ PROMPT = "search> "
 HISTORY_LENGTH = 1000
 HELP = """type a text to find images; a line that begins with a colon is a command:
   :k N           show N images per query
+  :hybrid        rank by words too, or no longer
   :image FILE    find images that resemble the one in a file
   :html FILE     write the last answer as a page
   :open          open the page of the last answer in a browser
@@ -42,8 +43,8 @@ class LastAnswer:
 class Session:
     """The state of a prompt."""
 
-    def __init__(self, searcher: Searcher, view: View, k: int) -> None:
-        self.searcher, self.view, self.k = searcher, view, k
+    def __init__(self, searcher: Searcher, view: View, k: int, *, hybrid: bool) -> None:
+        self.searcher, self.view, self.k, self.is_hybrid = searcher, view, k, hybrid
         self.last: LastAnswer | None = None
         self.is_over = False
 
@@ -60,7 +61,7 @@ class Session:
             self._ask(words)
 
     def _ask(self, question: str | Path) -> None:
-        answer = self.searcher.ask(question, self.k)
+        answer = self.searcher.ask(question, self.k, hybrid=self.is_hybrid and isinstance(question, str))
         self.last = LastAnswer(question, answer)
         show_answer(self.view, self.searcher.index, question, answer)
 
@@ -68,6 +69,14 @@ class Session:
         if not rest.isdecimal() or int(rest) < 1:
             raise DcdError(f":k expects a number of at least 1, got {rest!r}", hint="for example :k 20")
         self.k = int(rest)
+
+    def _switch_hybrid(self, _: str) -> None:
+        from dcdctl.core.search import check_hybrid
+
+        if not self.is_hybrid:
+            check_hybrid(self.searcher.index)
+        self.is_hybrid = not self.is_hybrid
+        note("texts are ranked by vectors and by words" if self.is_hybrid else "texts are ranked by vectors")
 
     def _ask_image(self, rest: str) -> None:
         if not rest:
@@ -108,6 +117,7 @@ class Session:
 
     _commands: ClassVar[dict[str, Callable[[Session, str], None]]] = {
         "k": _set_k,
+        "hybrid": _switch_hybrid,
         "image": _ask_image,
         "html": _write,
         "open": _open,
@@ -118,21 +128,22 @@ class Session:
     }
 
 
-def run(searcher: Searcher, view: View, k: int) -> int:
+def run(searcher: Searcher, view: View, k: int, *, hybrid: bool = False) -> int:
     """Answer the queries of a prompt or of stdin; returns the exit code."""
-    return _prompt(Session(searcher, view, k)) if sys.stdin.isatty() else _read_lines(searcher, view, k)
+    session = Session(searcher, view, k, hybrid=hybrid)
+    return _prompt(session) if sys.stdin.isatty() else _read_lines(session)
 
 
-def _read_lines(searcher: Searcher, view: View, k: int) -> int:
+def _read_lines(session: Session) -> int:
     """Answer each line of stdin as it arrives; 1 if a line could not be answered, otherwise 0."""
-    num_failed = 0
+    num_failed, searcher, view = 0, session.searcher, session.view
     # Bytes, because one line that is not UTF-8 must not end the others; files from Windows may begin with a byte order mark.
     for number, raw in enumerate(sys.stdin.buffer, start=1):
         text = raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff").strip()
         if not text:
             continue
         try:
-            show_line(view, searcher.index, text, searcher.by_text(text, k))
+            show_line(view, searcher.index, text, searcher.by_text(text, session.k, hybrid=session.is_hybrid))
         except DcdError as error:
             num_failed += 1
             show_failure(view, text, error)

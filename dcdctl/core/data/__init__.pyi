@@ -11,8 +11,17 @@ from .corpus_summary import (
 )
 from .download.cache import RemoteFile, fetch_file
 from .download.hub import hub_connection, hub_requests
-from .image_archives import FolderImageFile, RowError
-from .images import MAX_PIXELS, ImageError, decode_image, difference_hash, media_type, thumbnail, upright_rgb
+from .images import (
+    MAX_PIXELS,
+    FolderImageFile,
+    ImageError,
+    RowError,
+    decode_image,
+    difference_hash,
+    media_type,
+    thumbnail,
+    upright_rgb,
+)
 from .manifest import TEXT_FIELDS, FileSettings, Manifest, choose_manifest, find_manifest, known_manifests, manifests_folder
 from .prepare import CorpusSummary, PrepareOptions, prepare_corpus
 from .ragged_array import Index, RaggedArray, offsets_of

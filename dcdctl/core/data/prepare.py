@@ -23,7 +23,7 @@ from dcdctl.core.artifacts import Build, seal_of, sha256_of
 from dcdctl.core.config import Count
 from dcdctl.core.data import images, near_duplicates, source_files
 from dcdctl.core.data.corpus import CORPUS, CORPUS_FILE, read_corpus_json, split_to_measure
-from dcdctl.core.data.image_workers import CHUNK_IMAGES, CheckImages, image_pool
+from dcdctl.core.data.images import CHUNK_IMAGES, CheckImages, image_pool
 from dcdctl.core.data.manifest import Manifest, SplitCounts, check_protocol
 from dcdctl.core.data.near_duplicates import Leakage
 from dcdctl.core.data.readers import list_source

@@ -13,8 +13,16 @@ import pyarrow.parquet as pq
 
 from dcdctl.core import places
 from dcdctl.core.data import urls
-from dcdctl.core.data.image_archives import TAR_BLOCK_BYTES, RowError, is_macos_metadata, reject_large_file, why_refused
-from dcdctl.core.data.parquet_images import PARQUET_BATCH_ROWS, PARQUET_BUFFER_BYTES, refuse_inflation
+from dcdctl.core.data.images import (
+    PARQUET_BATCH_ROWS,
+    PARQUET_BUFFER_BYTES,
+    TAR_BLOCK_BYTES,
+    RowError,
+    is_macos_metadata,
+    refuse_inflation,
+    reject_large_file,
+    why_refused,
+)
 from dcdctl.core.data.readers.parquet import ParquetSource, captions_of_row, find_columns, image_bytes_of_row
 from dcdctl.core.data.readers.webdataset import captions_of, image_suffix, key_and_suffix, require_image
 from dcdctl.core.errors import DcdError, InputError

@@ -2,6 +2,7 @@ from .background import Background, measure_background
 from .build import Changes, IndexChange, run_index_job
 from .config import IndexConfig
 from .index import Index
+from .keywords import check_hybrid
 from .protocol import Hit, ImageIndex
 from .query import Answer, answer_document, as_text, check_query, image_of, looks_like_a_path, read_image
 from .searcher import Searcher
@@ -22,6 +23,7 @@ __all__ = [
     "Searcher",
     "answer_document",
     "as_text",
+    "check_hybrid",
     "check_query",
     "check_vectors",
     "files_of",

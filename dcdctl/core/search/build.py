@@ -20,7 +20,7 @@ from dcdctl.core.devices import Compute
 from dcdctl.core.errors import ConfigError, InputError, StaleError
 from dcdctl.core.places import refuse_url
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import ann, commit, embed, storage
+from dcdctl.core.search import ann, commit, embed, keywords, storage
 from dcdctl.core.search.commit import skipped_of
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.embed import IN_SMALL_BATCHES, EmbeddingTask
@@ -68,7 +68,7 @@ def build(
     """
     folder, source = Path(folder), embed.find_source(Path(images), split)
     _refuse_inside(folder, source)
-    ann.packages(config.kind)
+    _check_packages(config)
     models.check_ref(ref, kind="dual")
     INDEX.check_folder(folder)
     model = models.load_dual(ref)
@@ -90,6 +90,13 @@ def build(
             empty = {**plan, "removed": nothing, "skipped": nothing, "parts": [], "segments": []}
             _embed_and_commit(folder, empty, model, compute, track)
     return Index.open(folder)
+
+
+def _check_packages(config: IndexConfig) -> None:
+    """MissingError if a package is not installed that the settings need."""
+    ann.packages(config.kind)
+    if config.keywords:
+        keywords.packages()
 
 
 def _stored_width(config: IndexConfig, model: models.DualEncoder) -> int:
@@ -259,7 +266,7 @@ def _changed(folder: Path, document: Document, changes: Changes, track: Track) -
     if config.dims != before.dims:
         message = f"the vectors of {folder} have {document['model']['dim']} numbers, and dims is fixed when an index is made"
         raise ConfigError(message, hint="make a new index with --dims")
-    ann.packages(config.kind)
+    _check_packages(config)
     removed = commit.rows_to_remove(Index(folder, document), changes.remove, gone=changes.remove_gone)
     settings, kept = configs.to_table(config), storage.files_of(document)
     # Segments are named by their rows only: those that a killed change to other settings left must not be taken.

@@ -18,11 +18,12 @@ from dcdctl.core import devices, distributed, files
 from dcdctl.core.artifacts import Build, sha256_of
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.progress import Track, silent
-from dcdctl.core.search import ann, exact, storage
+from dcdctl.core.search import ann, exact, keywords, storage
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Floats, Rows
 from dcdctl.core.search.index import Index
-from dcdctl.core.search.storage import INDEX, Listed, Segment
+from dcdctl.core.search.sources import SourceImages
+from dcdctl.core.search.storage import INDEX, ImageSource, Listed, Part, Segment, WordFiles
 
 SHOWN = 3
 """Unknown names in an error message."""
@@ -125,8 +126,34 @@ def commit(
             if skipped is not None:
                 listed["skipped"] = _write_skipped(folder / f"skipped-{generation}.json", skipped)
             sealed = _in_order({**document, **listed}, segments)
+            if sealed["settings"].get("keywords"):
+                sealed["keywords"] = asdict(_keywords(folder, {**sealed, "keywords": document.get("keywords")}, track))
             Build(folder, {}, INDEX).seal(sealed, storage.files_of(sealed))
     return storage.read_document(folder)
+
+
+def _keywords(folder: Path, document: dict[str, Any], track: Track) -> WordFiles:
+    """The words of all rows; those of rows that have words already are not read from their sources again."""
+    index, existing = Index(folder, document), storage.words_of(document)
+    removed = document["removed"]["count"]
+    if existing is not None and (existing.num_rows, existing.removed) == (index.num_rows, removed):
+        return existing
+    words_R = [] if existing is None else keywords.read_words(folder, existing)
+    sources = SourceImages(str(folder), [ImageSource(**entry) for entry in document["sources"]])
+    with track("read words", total=index.num_rows - len(words_R), unit="images") as advance:
+        for first, part, _ in _parts(index):
+            if first >= len(words_R):
+                words_R += _words_of_part(index, part, sources)
+                advance(part.rows)
+    # Removed images leave no words behind.
+    live = [[] if index.is_gone(row) else words for row, words in enumerate(words_R)]
+    return keywords.write(folder, document["generation"], live, removed)
+
+
+def _words_of_part(index: Index, part: Part, sources: SourceImages) -> list[list[str]]:
+    """The words of the images of a part. MissingError or StaleError for a corpus that is gone or has changed."""
+    images = storage.read_images(storage.part_path(index.folder, part, index.dim))
+    return [keywords.words_of_image(image.path or image.image_id, sources.read_captions(part.source, image)) for image in images]
 
 
 def _in_order(document: dict[str, Any], segments: list[Segment]) -> dict[str, Any]:
@@ -138,7 +165,7 @@ def _in_order(document: dict[str, Any], segments: list[Segment]) -> dict[str, An
         "images": sum(part["rows"] for part in document["parts"]) - document["removed"]["count"],
         "kind": kind,
         **{key: document[key] for key in ("model", "precision", "settings", "sources", "skipped", "removed")},
-        "versions": {**devices.versions(), **ann.packages(kind)},
+        "versions": {**devices.versions(), **ann.packages(kind), **(keywords.packages() if document["settings"].get("keywords") else {})},
         "parts": document["parts"],
         "segments": [asdict(segment) for segment in segments],
     }

@@ -58,6 +58,8 @@ class IndexConfig:
     """Vectors of a segment. A segment is a graph or a set of lists that is built by itself; a query searches all segments."""
     candidates: Count = 50
     """Minimum number of candidates per segment that are scored again; at least twice the number of answers."""
+    keywords: bool = False
+    """Whether the words of captions and file names are indexed too, for hybrid search."""
     hnsw: HnswConfig = field(default_factory=HnswConfig)
     ivf_pq: IvfPqConfig = field(default_factory=IvfPqConfig)
 
@@ -72,7 +74,7 @@ class IndexConfig:
         return self.kind == "flat"
 
     def builds_as(self, other: IndexConfig) -> bool:
-        """Whether both build the same bytes of a segment; settings of other kinds, and those that only matter in a query, are ignored."""
+        """Whether both build the same bytes of a segment; settings of other kinds and of words, and those of queries, are ignored."""
         return self._build_settings == other._build_settings
 
     @property
@@ -80,4 +82,4 @@ class IndexConfig:
         default = IndexConfig()
         hnsw = replace(self.hnsw, search_width=default.hnsw.search_width) if self.kind == "hnsw" else default.hnsw
         lists = replace(self.ivf_pq, probes=default.ivf_pq.probes) if self.kind == "ivf-pq" else default.ivf_pq
-        return replace(self, hnsw=hnsw, ivf_pq=lists, candidates=default.candidates, flat_up_to=default.flat_up_to)
+        return replace(self, hnsw=hnsw, ivf_pq=lists, candidates=default.candidates, flat_up_to=default.flat_up_to, keywords=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from dcdctl.core import config
 from dcdctl.core.errors import ConfigError, MissingError, StaleError
-from dcdctl.core.search import ann, exact, storage
+from dcdctl.core.search import ann, exact, keywords, storage
 from dcdctl.core.search.ann import OpenSegment
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Floats, Half, Nearest, Rows
+from dcdctl.core.search.keywords import Keywords
 from dcdctl.core.search.protocol import Hit
 from dcdctl.core.search.sources import SourceImages
 from dcdctl.core.search.storage import INDEX, ImageSource, Listed, Segment, SourceImage
@@ -63,6 +64,7 @@ class Index:
         self._mapped = lru_cache(maxsize=OPEN_FILES)(self._map)
         # Unbounded, because each query asks every segment.
         self._segment = lru_cache(maxsize=None)(self._open_segment)
+        self._words = lru_cache(maxsize=1)(self._open_words)
 
     @staticmethod
     def open(folder: Path) -> Index:
@@ -148,6 +150,34 @@ class Index:
             tuple(Hit(row, self.image_id(row), self.name(row), score) for row, score in zip(rows, scores, strict=True) if row >= 0)
             for rows, scores in zip(nearest.rows_QK.tolist(), nearest.scores_QK.tolist(), strict=True)
         ]
+
+    @property
+    def has_keywords(self) -> bool:
+        """Whether the words of captions and file names are indexed too."""
+        return self.document.get("keywords") is not None
+
+    def hybrid(
+        self, texts: Sequence[str], vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None
+    ) -> list[tuple[Hit, ...]]:
+        """The k images of the best ranks by words and by vectors, fused; at least the first `keywords.DEPTH` of both are.
+
+        MissingError for an index without words.
+        """
+        keywords.check_hybrid(self)
+        words, depth = self._words(), max(k, keywords.DEPTH)
+        nearest = self.nearest(vectors_QD, min(depth, max(self.num_images, 1)), where)
+        hits_Q = []
+        for text, query_D, near_K in zip(texts, exact.unit(vectors_QD, self.dim), nearest.rows_QK, strict=True):
+            bm25_R = words.scores(text)
+            rows, fused = keywords.fuse([near_K[near_K >= 0], keywords.best(bm25_R, depth)], k)
+            cosines = exact.cosines(query_D, self.vectors(rows))
+            facts = zip(rows.tolist(), cosines.tolist(), bm25_R[rows].tolist(), fused.tolist(), strict=True)
+            hits_Q.append(
+                tuple(
+                    Hit(row, self.image_id(row), self.name(row), score, bm25=bm25 or None, fused=sum_) for row, score, bm25, sum_ in facts
+                )
+            )
+        return hits_Q
 
     def spread_rows(self, count: int) -> list[int]:
         """At most `count` rows spread evenly over the index, without removed rows."""
@@ -237,6 +267,11 @@ class Index:
 
     def _open_segment(self, segment: Segment) -> OpenSegment:
         return ann.open_segment(self.folder / "ann", segment, self.dim, self.config)
+
+    def _open_words(self) -> Keywords:
+        files_of_words = storage.words_of(self.document)
+        assert files_of_words is not None
+        return keywords.open_keywords(self.folder, files_of_words)
 
     def _unit_blocks(self) -> Iterator[tuple[int, Floats]]:
         """Vectors outside the segments, as float32 unit vectors in blocks, each with its first row."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +28,10 @@ class Hit:
     """Logit of the re-ranker; None if it has not scored this image."""
     columns: Mapping[str, Value | None] = field(default_factory=dict)
     """The values of the image in the columns of the index."""
+    bm25: float | None = None
+    """BM25 of the words of the query in the captions and the name of the image; None without hybrid search, or without a common word."""
+    fused: float | None = None
+    """Sum of reciprocal ranks by which a hybrid search orders; None without hybrid search."""
 
 
 class ImageIndex(Protocol):
@@ -60,6 +64,18 @@ class ImageIndex(Protocol):
         """For each query the k images of the highest exact cosines among those that meet a condition, or all if there are fewer.
 
         Ties by row. Safe to call from threads. ValueError for queries that are not Q x D finite numbers, and for k below 1.
+        """
+
+    @property
+    def has_keywords(self) -> bool:
+        """Whether the words of captions and file names are indexed too."""
+
+    def hybrid(
+        self, texts: Sequence[str], vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None
+    ) -> list[tuple[Hit, ...]]:
+        """For each query the k images of the best ranks by words and by vectors, fused (`keywords.fuse`); `texts` are those of the vectors.
+
+        MissingError for an index without words; otherwise as `search`.
         """
 
     def spread_rows(self, count: int) -> list[int]:

@@ -123,5 +123,6 @@ def answer_document(question: str | Path, answer: Answer, index: ImageIndex) -> 
 
 def _to_table(rank: int, hit: Hit, index: ImageIndex) -> dict[str, Any]:
     table = {"place": rank, "row": hit.row, "image_id": hit.image_id, "name": hit.name, "score": hit.score, "reranked": hit.reranked}
+    table |= {"bm25": hit.bm25, "fused": hit.fused}
     columns = {name: str(value) if isinstance(value, date) else value for name, value in hit.columns.items()}
     return {**table, "columns": columns, "is_there": index.has_image(hit.row)}

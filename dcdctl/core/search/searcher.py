@@ -22,6 +22,7 @@ from dcdctl.core import models
 from dcdctl.core.errors import ConfigError, InputError, ModelError
 from dcdctl.core.models import States
 from dcdctl.core.search.index import Index
+from dcdctl.core.search.keywords import check_hybrid
 from dcdctl.core.search.protocol import Hit, ImageIndex
 from dcdctl.core.search.query import Answer, checked_text, image_of, query_image
 from dcdctl.core.search.where import Condition
@@ -92,6 +93,25 @@ class Reranker:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What is to be found besides vectors."""
+
+    k: int
+    where: Condition | None = None
+    texts: Sequence[str] | None = None
+    """The texts of the queries, for a hybrid search."""
+
+    def find(self, index: ImageIndex, vectors_QD: NDArray[np.float32]) -> list[tuple[Hit, ...]]:
+        if self.texts is None:
+            return index.search(vectors_QD, self.k, self.where)
+        return index.hybrid(self.texts, vectors_QD, self.k, self.where)
+
+    def notes(self, hits: Sequence[Hit]) -> list[str]:
+        has_words = self.texts is None or any(hit.bm25 is not None for hit in hits)
+        return [] if has_words else ["no word of the text is in the captions or names of these images: they are ordered by vectors alone"]
+
+
+@dataclass(frozen=True)
 class Searcher:
     """An index and the models that search it; safe to call from several threads."""
 
@@ -128,20 +148,31 @@ class Searcher:
         reranker = None if rerank is None else Reranker.open(rerank, depth=depth, device=device, settings=rerank_set)
         return Searcher(index, model, device, reranker)
 
-    def ask(self, question: str | Path | Image.Image, k: int = NUM_ANSWERS, where: Condition | None = None) -> Answer:
-        """The answer to a text, to the image in a file, or to an image in memory."""
-        return self.by_text(question, k, where) if isinstance(question, str) else self.by_image(query_image(question), k, where)
+    def ask(
+        self, question: str | Path | Image.Image, k: int = NUM_ANSWERS, where: Condition | None = None, *, hybrid: bool = False
+    ) -> Answer:
+        """The answer to a text, to the image in a file, or to an image in memory; ConfigError for a hybrid search by an image."""
+        if isinstance(question, str):
+            return self.by_text(question, k, where, hybrid=hybrid)
+        if hybrid:
+            raise ConfigError("a hybrid search compares the words of a text, and an image has none", hint="search by a text")
+        return self.by_image(query_image(question), k, where)
 
-    def by_text(self, text: str, k: int = NUM_ANSWERS, where: Condition | None = None) -> Answer:
-        """The k images nearest to a text, or all if there are fewer. InputError for a text without a token that the model reads."""
-        return self.by_texts([text], k, where)[0]
+    def by_text(self, text: str, k: int = NUM_ANSWERS, where: Condition | None = None, *, hybrid: bool = False) -> Answer:
+        """The k images nearest to a text, or all if there are fewer. InputError for a text without a token that the model reads.
 
-    def by_texts(self, texts: Sequence[str], k: int = NUM_ANSWERS, where: Condition | None = None) -> list[Answer]:
+        With `hybrid`, the ranks by vectors are fused with those by the words of captions and file names; MissingError for an index without.
+        """
+        return self.by_texts([text], k, where, hybrid=hybrid)[0]
+
+    def by_texts(self, texts: Sequence[str], k: int = NUM_ANSWERS, where: Condition | None = None, *, hybrid: bool = False) -> list[Answer]:
         """An answer for each text, computed together."""
+        if hybrid:
+            check_hybrid(self.index)
         checked = [checked_text(text) for text in texts]
         answers: list[Answer] = []
         for start in range(0, len(checked), TEXT_BATCH):
-            answers += self._answer_texts(checked[start : start + TEXT_BATCH], k, where)
+            answers += self._answer_texts(checked[start : start + TEXT_BATCH], k, where, hybrid)
         return answers
 
     @torch.inference_mode()
@@ -159,10 +190,10 @@ class Searcher:
             raise ConfigError(reason, hint="leave --rerank out, or search by a text")
         started = time.perf_counter()
         vectors_QD = self.model.embed_images(self.model.preprocess.images([image]).to(self.device))
-        return self._nearest(_on_cpu(vectors_QD), k, where, started, [()])[0]
+        return self._nearest(_on_cpu(vectors_QD), Wanted(k, where), started, [()])[0]
 
     @torch.inference_mode()
-    def _answer_texts(self, texts: Sequence[str], k: int, where: Condition | None) -> list[Answer]:
+    def _answer_texts(self, texts: Sequence[str], k: int, where: Condition | None, hybrid: bool) -> list[Answer]:
         started = time.perf_counter()
         with self._tokenizing:
             batch = self.model.preprocess.texts(texts)
@@ -170,27 +201,26 @@ class Searcher:
                 self._notes(text, ids[mask.bool()]) for text, ids, mask in zip(texts, batch.input_ids, batch.attention_mask, strict=True)
             ]
         vectors_QD = _on_cpu(self.model.embed_texts(batch.to(self.device)))
+        words = texts if hybrid else None
         if self.reranker is None:
-            return self._nearest(vectors_QD, k, where, started, notes)
-        candidates = self._nearest(vectors_QD, max(k, self.reranker.depth), where, started, notes)
+            return self._nearest(vectors_QD, Wanted(k, where, words), started, notes)
+        candidates = self._nearest(vectors_QD, Wanted(max(k, self.reranker.depth), where, words), started, notes)
         answers = [self.reranker.apply(text, answer, self.index) for text, answer in zip(texts, candidates, strict=True)]
         return [replace(answer, hits=answer.hits[:k]) for answer in answers]
 
-    def _nearest(
-        self, vectors_QD: NDArray[np.float32], k: int, where: Condition | None, started: float, notes: Sequence[tuple[str, ...]]
-    ) -> list[Answer]:
+    def _nearest(self, vectors_QD: NDArray[np.float32], wanted: Wanted, started: float, notes: Sequence[tuple[str, ...]]) -> list[Answer]:
         """The answers to vectors whose encoding began at `started`."""
-        if k < 1:
-            raise ConfigError(f"k must be at least 1, got {k}")
+        if wanted.k < 1:
+            raise ConfigError(f"k must be at least 1, got {wanted.k}")
         # An index of short vectors is searched by the first numbers alone, which may be zero where the others are not.
         vectors_QD = vectors_QD[:, : self.index.dim]
         if not (np.isfinite(vectors_QD).all() and vectors_QD.any(axis=1).all()):
             hint = "its training diverged: index the images with another model"
             raise ModelError("the model gives vectors of queries that are zero, NaN or infinite", hint=hint)
         encoded = time.perf_counter()
-        hits_Q = self.index.search(vectors_QD, k, where)
+        hits_Q = wanted.find(self.index, vectors_QD)
         encode_s, find_s = ((end - begin) / len(hits_Q) for begin, end in ((started, encoded), (encoded, time.perf_counter())))
-        return [Answer(hits, encode_s, find_s, notes=note) for hits, note in zip(hits_Q, notes, strict=True)]
+        return [Answer(hits, encode_s, find_s, notes=(*note, *wanted.notes(hits))) for hits, note in zip(hits_Q, notes, strict=True)]
 
     def _notes(self, text: str, ids: Tensor) -> tuple[str, ...]:
         """Notes on the tokens of a text; InputError if it has none."""

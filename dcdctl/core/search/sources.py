@@ -45,12 +45,16 @@ class SourceImages:
 
     def captions(self, source: int, image: SourceImage) -> list[str]:
         """The captions of an image of a corpus; empty for one of a folder, or if the corpus is gone or has changed."""
-        if image.corpus_row is None:
-            return []
         try:
-            corpus = self._corpus(self.sources[source])
+            return self.read_captions(source, image)
         except (MissingError, StaleError):
             return []
+
+    def read_captions(self, source: int, image: SourceImage) -> list[str]:
+        """The captions of an image of a corpus; empty for one of a folder. MissingError or StaleError if the corpus is gone or another."""
+        if image.corpus_row is None:
+            return []
+        corpus = self._corpus(self.sources[source])
         return [corpus.captions[caption] for caption in corpus.captions_of(image.corpus_row)]
 
     def _path(self, image: SourceImage) -> str:

@@ -4,6 +4,7 @@
     INDEX/model/                           the dual encoder that made the vectors
     INDEX/vectors/part-00000.parquet ...   one row per image, in source order
     INDEX/ann/...                          graphs or inverted lists over ranges of rows; none for small indices
+    INDEX/keywords/...                     words of captions and file names, for hybrid search; none without the setting
     INDEX/removed-N.npy, skipped-N.json    removed rows; image files that could not be read
     INDEX/plan.json, planned/              only during a build: the images of each part
 
@@ -37,7 +38,7 @@ INDEX = Kind(
     format=3,
     seal_file=INDEX_FILE,
     keeps_plan=False,
-    files=("vectors/*", "ann/*", "removed-*.npy", "skipped-*.json", PLANNED),
+    files=("vectors/*", "ann/*", "keywords/*", "removed-*.npy", "skipped-*.json", PLANNED),
     make="make one with `dcdctl index RUN --images DIR --out INDEX`",
     make_again="run the same `dcdctl index` again",
 )
@@ -134,6 +135,33 @@ class Listed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WordFile:
+    """The entry of a file of words in index.json."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordFiles:
+    """The entry of the words of captions and file names in index.json; see `keywords.Keywords`."""
+
+    num_rows: int
+    removed: int
+    """Number of removed rows, which have no words."""
+    words: WordFile
+    vocabulary: WordFile
+    starts: WordFile
+    rows: WordFile
+    scores: WordFile
+
+    @property
+    def files(self) -> tuple[WordFile, ...]:
+        return self.words, self.vocabulary, self.starts, self.rows, self.scores
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Contents:
     """The content of index.json."""
 
@@ -150,6 +178,7 @@ class _Contents:
     versions: Mapping[str, str]
     parts: tuple[Part, ...]
     segments: tuple[Segment, ...]
+    keywords: WordFiles | None = None
 
 
 IMAGE_COLUMNS = pa.schema(
@@ -339,12 +368,15 @@ def _check_counts(path: Path, document: dict[str, Any]) -> None:
     num_rows, removed = sum(part["rows"] for part in document["parts"]), document["removed"]["count"]
     starts = [segment["first_row"] for segment in document["segments"]]
     stops = [segment["first_row"] + segment["rows"] for segment in document["segments"]]
+    words = words_of(document)
+    words_fit = words is None or (words.num_rows, words.removed) == (num_rows, removed)
     are_sources_known = all(0 <= part["source"] < len(document["sources"]) for part in document["parts"])
     for fits, problem in (
         (document["images"] == num_rows - removed, f"{document['images']:,} images, and parts of {num_rows:,} rows, {removed:,} removed"),
         (starts == [0, *stops][: len(starts)] and max(stops, default=0) <= num_rows, "segments that do not follow each other"),
         (are_sources_known, "a part whose source it does not list"),
         (kinds == [kind if starts else "flat"], f"settings of kind {kind}, and segments that are searched by {', '.join(kinds)}"),
+        (words_fit, "words of other rows"),
         (dims in (None, document["model"]["dim"]), f"settings for {dims} numbers, and vectors of {document['model']['dim']}"),
     ):
         if not fits:
@@ -356,9 +388,17 @@ def parts_of(document: dict[str, Any]) -> list[Part]:
     return [Part(**{**entry, "vectors_at": tuple(entry["vectors_at"])}) for entry in document["parts"]]
 
 
+def words_of(document: dict[str, Any]) -> WordFiles | None:
+    """The words of captions and file names of an index; None for an index without."""
+    entry = document.get("keywords")
+    return None if entry is None else configs.build(WordFiles, entry)
+
+
 def files_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The entry of each file of an index, by its path in the folder."""
     # Joined as paths, so that an absolute name stays one and is refused.
     entries = {PurePosixPath("vectors", part["file"]).as_posix(): part for part in document["parts"]}
     entries |= {PurePosixPath("ann", segment["file"]).as_posix(): segment for segment in document["segments"]}
+    if (words := words_of(document)) is not None:
+        entries |= {PurePosixPath("keywords", file.file).as_posix(): asdict(file) for file in words.files}
     return entries | {listed["file"]: listed for listed in (document["removed"], document["skipped"]) if listed["file"] is not None}

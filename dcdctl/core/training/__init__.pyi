@@ -11,13 +11,17 @@ from .recipe import (
     ModelConfig,
     OptimizerConfig,
     Recipe,
+    RecipeEntry,
     TeachersConfig,
     ValidationConfig,
+    check_recipe_name,
+    field_names,
+    list_recipes,
     load_recipe,
+    loss_names,
+    recipe_text,
     require_recipe_of_cache,
 )
-from .recipe_list import RecipeEntry, check_recipe_name, field_names, list_recipes, loss_names
-from .recipe_toml import recipe_text
 from .runs import Run, TrainingJob, check_best, command_of, start_run
 from .scenes_teacher import GradingConfig, PretrainingConfig, grade, pretrain
 

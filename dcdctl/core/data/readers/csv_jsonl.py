@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal
 
 from dcdctl.core.config import Between, check_fields
-from dcdctl.core.data.image_archives import ImageFile, ImageStore, RowError
+from dcdctl.core.data.images import ImageFile, ImageStore, RowError
 from dcdctl.core.data.readers.rows import (
     HELD_OUT,
     MAX_HELD_OUT,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from dcdctl.core.data.image_archives import ImageFile, ImageStore, RowError
+from dcdctl.core.data.images import ImageFile, ImageStore, RowError
 from dcdctl.core.data.readers import json_stream
 from dcdctl.core.data.readers.rows import (
     SPLITS,

@@ -13,8 +13,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dcdctl.core.data.image_archives import ImageFile, RowError, reject_large_file
-from dcdctl.core.data.parquet_images import ParquetImageFile, refuse_inflation
+from dcdctl.core.data.images import ImageFile, ParquetImageFile, RowError, refuse_inflation, reject_large_file
 from dcdctl.core.data.readers.karpathy import splits_by_name
 from dcdctl.core.data.readers.rows import (
     SPLITS,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from dcdctl.core import files
-from dcdctl.core.data.image_archives import ImageFile, RowError
+from dcdctl.core.data.images import ImageFile, RowError
 from dcdctl.core.errors import ConfigError, InputError
 
 SPLITS = ("train", "val", "test")

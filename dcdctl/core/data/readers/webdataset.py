@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from dcdctl.core.data.image_archives import ImageFile, ImageStore, RowError
+from dcdctl.core.data.images import ImageFile, ImageStore, RowError
 from dcdctl.core.data.readers.rows import (
     SPLITS,
     Listing,

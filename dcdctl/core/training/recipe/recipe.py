@@ -33,7 +33,7 @@ from dcdctl.core.errors import ConfigError
 from dcdctl.core.models import TrainedParts
 from dcdctl.core.teacher import CandidateConfig
 from dcdctl.core.training.losses.config import LossConfig
-from dcdctl.core.training.recipe_list import check_recipe_name, names
+from dcdctl.core.training.recipe.packaged import check_recipe_name, names
 
 Decay = Annotated[float, Between(0, 1, "[)")]
 LORA = TrainedParts(which="lora")

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection
 
-from dcdctl.core.data.image_archives import ImageFile, RowError
-from dcdctl.core.data.images import CheckedImage, ImageError, check_image
+from dcdctl.core.data.images.archives import ImageFile, RowError
+from dcdctl.core.data.images.decode import CheckedImage, ImageError, check_image
 from dcdctl.core.errors import InputError
 
 CHUNK_IMAGES = 8

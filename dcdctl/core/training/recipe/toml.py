@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from dcdctl.core.config import to_table
-from dcdctl.core.training.recipe import load_recipe
-from dcdctl.core.training.recipe_list import check_recipe_name, head_of
+from dcdctl.core.training.recipe.packaged import check_recipe_name, head_of
+from dcdctl.core.training.recipe.recipe import load_recipe
 
 WIDTH = 100
 """Columns of the comments."""

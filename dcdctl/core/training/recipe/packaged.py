@@ -83,8 +83,8 @@ def _read_entry(path: Path) -> RecipeEntry:
 
 def field_names() -> list[str]:
     """The fields of a recipe by dotted name, read from the source, because an import of the classes takes seconds."""
-    core = Path(__file__).parents[1]
-    sources = ("training/recipe.py", "training/losses/config.py", "teacher/candidates.py", "data/stream.py")
+    core = Path(__file__).parents[2]
+    sources = ("training/recipe/recipe.py", "training/losses/config.py", "teacher/candidates.py", "data/stream.py")
     classes = {node.name: node for name in sources for node in _parsed(core / name).body if isinstance(node, ast.ClassDef)}
 
     def of(name: str, prefix: str) -> Iterator[str]:
@@ -98,7 +98,7 @@ def field_names() -> list[str]:
 
 def loss_names() -> list[str]:
     """The losses that `loss.terms` may name, read from the source, because an import of the table takes seconds."""
-    table = _parsed(Path(__file__).parent / "losses" / "table.py")
+    table = _parsed(Path(__file__).parents[1] / "losses" / "table.py")
     dicts = [
         node.value
         for node in table.body

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dcdctl.core.data.image_archives import MAX_FILE_BYTES, RowError, reject_large_file
+from dcdctl.core.data.images.archives import MAX_FILE_BYTES, RowError, reject_large_file
 
 MAX_INFLATION = 200
 """A column of a Parquet file that unpacks to more than `MAX_FILE_BYTES` and to more than this multiple of its size is refused."""
@@ -49,7 +49,7 @@ def _open_column(path: Path, row_group: int, column: str) -> _ImageColumn:
     return _cached_column(path, path.stat().st_mtime_ns, os.getpid(), row_group, column)
 
 
-# The key has the process and the time of the last change, for the reasons given in `image_archives`. One column, because its batch of
+# The key has the process and the time of the last change, for the reasons given in `archives`. One column, because its batch of
 # images is in memory and rows are read in order.
 @lru_cache(maxsize=1)
 def _cached_column(path: Path, mtime_ns: int, process: int, row_group: int, column: str) -> _ImageColumn:

@@ -1,0 +1,5 @@
+"""Image files: found in folders, zips, tars and Parquet files, read by worker processes, checked and decoded."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

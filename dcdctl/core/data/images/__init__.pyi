@@ -1,0 +1,50 @@
+from .archives import (
+    TAR_BLOCK_BYTES,
+    FolderImageFile,
+    ImageFile,
+    ImageStore,
+    RowError,
+    is_macos_metadata,
+    reject_large_file,
+    why_refused,
+)
+from .decode import (
+    MAX_PIXELS,
+    CheckedImage,
+    ImageError,
+    check_image,
+    decode_image,
+    difference_hash,
+    media_type,
+    thumbnail,
+    upright_rgb,
+)
+from .parquet import PARQUET_BATCH_ROWS, PARQUET_BUFFER_BYTES, ParquetImageFile, refuse_inflation
+from .workers import CHUNK_IMAGES, CheckImages, image_pool
+
+__all__ = [
+    "CHUNK_IMAGES",
+    "MAX_PIXELS",
+    "PARQUET_BATCH_ROWS",
+    "PARQUET_BUFFER_BYTES",
+    "TAR_BLOCK_BYTES",
+    "CheckImages",
+    "CheckedImage",
+    "FolderImageFile",
+    "ImageError",
+    "ImageFile",
+    "ImageStore",
+    "ParquetImageFile",
+    "RowError",
+    "check_image",
+    "decode_image",
+    "difference_hash",
+    "image_pool",
+    "is_macos_metadata",
+    "media_type",
+    "refuse_inflation",
+    "reject_large_file",
+    "thumbnail",
+    "upright_rgb",
+    "why_refused",
+]

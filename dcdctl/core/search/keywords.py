@@ -1,0 +1,193 @@
+"""Search by words: BM25 over the captions and the file names of images, and its fusion with the nearest vectors.
+
+    INDEX/keywords/words-N.parquet    the words of each row, from which a change of the index computes the other files again
+    INDEX/keywords/vocabulary-N.txt   each word once, in order; its number is its line
+    INDEX/keywords/starts-N.npy       where the rows of each word begin
+    INDEX/keywords/rows-N.npy         the rows that have a word
+    INDEX/keywords/scores-N.npy       what a word adds to the BM25 of each of these rows
+
+BM25 is that of Lucene, computed by bm25s (Lù 2024). A word adds idf * tf / (tf + K1 * (1 - B + B * length / mean length)), with
+idf = ln(1 + (N - n + 0.5) / (n + 0.5)) for a word of n of the N rows that have words.
+Shape letters: R rows, C candidates, W entries of words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dcdctl.core.artifacts import Build, seal_of
+from dcdctl.core.data import tokens_of
+from dcdctl.core.errors import MissingError, require_extra
+from dcdctl.core.search.exact import Floats, Rows
+from dcdctl.core.search.protocol import ImageIndex
+from dcdctl.core.search.storage import INDEX, WordFile, WordFiles
+
+K1, B = 1.2, 0.75
+"""Lucene's defaults; they are not tuned here."""
+RRF_K = 60
+"""The constant of reciprocal rank fusion; 60 is that of Cormack et al. (2009)."""
+DEPTH = 100
+"""Minimum number of images of each list that are fused."""
+# IMG and 2041 of IMG2041 are words besides IMG2041, but the pieces of a hexadecimal number are not.
+_INNER_BORDER = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[^\W\d_]{3})(?=\d)|(?<=\d)(?=[^\W\d_]{3})")
+_SUFFIX = re.compile(r"\.[A-Za-z]{3,4}$")
+
+
+def words_of_name(name: str) -> list[str]:
+    """The words of a file name or an image id, without a suffix such as .jpg, then the parts of words such as sunsetBeach and IMG2041.
+
+    >>> words_of_name("Italy 2019/sunsetBeach_IMG2041.jpg")
+    ['italy', '2019', 'sunsetbeach', 'img2041', 'sunset', 'beach', 'img', '2041']
+    """
+    stem = _SUFFIX.sub("", name)
+    words = tokens_of(stem)
+    return [*words, *(part for part in tokens_of(_INNER_BORDER.sub(" ", stem)) if part not in words)]
+
+
+def words_of_image(name: str, captions: Sequence[str]) -> list[str]:
+    """The words of an image: those of its captions, then those of its name."""
+    return [word for caption in captions for word in tokens_of(caption)] + words_of_name(name)
+
+
+def packages() -> dict[str, str]:
+    """The version of bm25s; MissingError if it is not installed."""
+    require_extra("hybrid", "bm25s", needed_by="an index of words")
+    import bm25s
+
+    return {"bm25s": bm25s.__version__}
+
+
+def check_hybrid(index: ImageIndex) -> None:
+    """MissingError if an index cannot be searched by words."""
+    if not index.has_keywords:
+        is_folder = Path(index.location).is_dir()
+        hint = f"add them: dcdctl index {index.location} --keywords" if is_folder else "hybrid search needs an index in a folder"
+        raise MissingError(f"{index.location} has no words of captions and file names", hint=hint)
+
+
+@dataclass(frozen=True)
+class Keywords:
+    """What each word adds to the BM25 of each row; safe to use from threads."""
+
+    num_rows: int
+    vocabulary: dict[str, int]
+    starts_W: NDArray[np.int64]
+    rows_W: NDArray[np.int32]
+    scores_W: Floats
+
+    @staticmethod
+    def of(words_R: Sequence[Sequence[str]]) -> Keywords:
+        """The words of rows; a row without words does not count as a document. MissingError if bm25s is not installed."""
+        packages()
+        import bm25s
+
+        vocabulary = {word: number for number, word in enumerate(sorted({word for words in words_R for word in words}))}
+        rows = np.array([row for row, words in enumerate(words_R) if words], dtype=np.int32)
+        if not len(rows):
+            return Keywords(len(words_R), {}, np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
+        bm25 = bm25s.BM25(method="lucene", k1=K1, b=B, backend="numpy")
+        documents = [[vocabulary[word] for word in words_R[row]] for row in rows.tolist()]
+        # The empty token would stand for texts without words, which score nothing here.
+        bm25.index((documents, vocabulary), create_empty_token=False, show_progress=False)
+        data, indices, starts = (bm25.scores[name] for name in ("data", "indices", "indptr"))
+        return Keywords(len(words_R), vocabulary, starts.astype(np.int64), rows[indices], data.astype(np.float32))
+
+    def scores(self, text: str) -> Floats:
+        """(R,): the BM25 of each row, 0 for a row without a word of the text. A word that the text repeats counts as often."""
+        scores_R = np.zeros(self.num_rows, dtype=np.float32)
+        for word in tokens_of(text):
+            if (number := self.vocabulary.get(word)) is not None:
+                entries = slice(self.starts_W[number], self.starts_W[number + 1])
+                # A word has a row at most once.
+                scores_R[self.rows_W[entries]] += self.scores_W[entries]
+        return scores_R
+
+
+def best(scores_R: Floats, count: int, is_left_out: NDArray[np.bool_] | None = None) -> Rows:
+    """The rows of the highest positive scores, best first, ties by row.
+
+    >>> best(np.array([0, 2, 3, 2], np.float32), 2).tolist()
+    [2, 1]
+    """
+    is_found = scores_R > 0 if is_left_out is None else (scores_R > 0) & ~is_left_out
+    rows = np.flatnonzero(is_found)
+    if len(rows) > count:
+        rows = rows[scores_R[rows] >= np.partition(scores_R[rows], -count)[-count]]
+    return rows[np.argsort(-scores_R[rows], kind="stable")[:count]].astype(np.int64)
+
+
+def fuse(lists: Sequence[Rows], count: int) -> tuple[Rows, NDArray[np.float64]]:
+    """The first `count` rows by the sum of 1 / (RRF_K + rank) over the lists that have them, and the sums; ties by row.
+
+    >>> rows, fused = fuse([np.array([7, 8]), np.array([8, 9])], 3)  # 1/62 + 1/61, 1/61, 1/62
+    >>> rows.tolist(), fused.round(4).tolist()
+    ([8, 7, 9], [0.0325, 0.0164, 0.0161])
+    """
+    rows, places = np.unique(np.concatenate(lists), return_inverse=True)
+    ranks = np.concatenate([np.arange(1, len(one) + 1) for one in lists])
+    fused_C = np.bincount(places, weights=1 / (RRF_K + ranks), minlength=len(rows)).astype(np.float64)
+    order = np.argsort(-fused_C, kind="stable")[:count]
+    return rows[order].astype(np.int64), fused_C[order]
+
+
+def write(folder: Path, generation: int, words_R: Sequence[Sequence[str]], num_removed: int) -> WordFiles:
+    """Write the files of the words of rows; the generation is in their names. Returns their entry in index.json."""
+    build, keywords = Build(folder, {}, INDEX), Keywords.of(words_R)
+
+    def name(kind: str, suffix: str) -> str:
+        return f"{kind}-{generation}.{suffix}"
+
+    with build.write(f"keywords/{name('words', 'parquet')}") as partial:
+        pq.write_table(pa.table({"words": pa.array(words_R, type=pa.list_(pa.string()))}), partial, compression="zstd")
+    with build.write(f"keywords/{name('vocabulary', 'txt')}") as partial:
+        partial.write_text("".join(f"{word}\n" for word in keywords.vocabulary), encoding="utf-8", newline="\n")
+    arrays: dict[str, NDArray[Any]] = {"starts": keywords.starts_W, "rows": keywords.rows_W, "scores": keywords.scores_W}
+    for kind, array in arrays.items():
+        # An open file, because np.save appends .npy to other names.
+        with build.write(f"keywords/{name(kind, 'npy')}") as partial, partial.open("wb") as file:
+            np.save(file, array)
+    kinds = {"words": "parquet", "vocabulary": "txt", **dict.fromkeys(arrays, "npy")}
+    entries: dict[str, Any] = {
+        kind: WordFile(file=name(kind, suffix), **seal_of(folder / "keywords" / name(kind, suffix))) for kind, suffix in kinds.items()
+    }
+    return WordFiles(num_rows=len(words_R), removed=num_removed, **entries)
+
+
+def read_words(folder: Path, files: WordFiles) -> list[list[str]]:
+    """The words of each row. StaleError for a damaged file."""
+    path = _checked(folder, files.words)
+    words: list[list[str]] = pq.read_table(path).column("words").to_pylist()
+    if len(words) != files.num_rows:
+        raise INDEX.damaged(path, f"it has the words of {len(words):,} rows, and the index has {files.num_rows:,}")
+    return words
+
+
+def open_keywords(folder: Path, files: WordFiles) -> Keywords:
+    """The words of an index, memory-mapped. StaleError for a damaged file."""
+    words = _checked(folder, files.vocabulary).read_text(encoding="utf-8").splitlines()
+    starts_W, rows_W, scores_W = (_mapped(_checked(folder, file)) for file in (files.starts, files.rows, files.scores))
+    is_row = len(rows_W) == 0 or (rows_W.min() >= 0 and rows_W.max() < files.num_rows)
+    ends = (len(starts_W), starts_W[0], starts_W[-1], len(scores_W)) == (len(words) + 1, 0, len(rows_W), len(rows_W))
+    if not (ends and is_row and bool((np.diff(starts_W) >= 0).all()) and bool(np.isfinite(scores_W).all())):
+        raise INDEX.damaged(folder / "keywords" / files.rows.file, "it does not fit the words and the rows of the index")
+    return Keywords(files.num_rows, {word: number for number, word in enumerate(words)}, starts_W, rows_W, scores_W)
+
+
+def _checked(folder: Path, file: WordFile) -> Path:
+    return INDEX.checked(folder / "keywords" / file.file, file.sha256)
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    try:
+        return np.asarray(np.load(path, mmap_mode="r"))
+    except ValueError:  # an empty array cannot be mapped
+        return np.asarray(np.load(path))

@@ -1,0 +1,31 @@
+from .packaged import RecipeEntry, check_recipe_name, field_names, list_recipes, loss_names
+from .recipe import (
+    LORA,
+    BatchConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Recipe,
+    TeachersConfig,
+    ValidationConfig,
+    load_recipe,
+    require_recipe_of_cache,
+)
+from .toml import recipe_text
+
+__all__ = [
+    "LORA",
+    "BatchConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Recipe",
+    "RecipeEntry",
+    "TeachersConfig",
+    "ValidationConfig",
+    "check_recipe_name",
+    "field_names",
+    "list_recipes",
+    "load_recipe",
+    "loss_names",
+    "recipe_text",
+    "require_recipe_of_cache",
+]
