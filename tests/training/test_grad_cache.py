@@ -342,20 +342,27 @@ def test_a_co_attention_network_computes_its_activations_again(corpus, vision, t
 
 SCRIPT = """
 import json, sys
-import torch
-torch.set_num_threads(1)
+import peft, torch, torch._dynamo
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from dcdctl.cli.app import app
 from dcdctl.core.teacher import build
 from training_steps import save_shared_gradients
+
+def run(commands):
+    for words in commands:
+        if words[0] == "gradients":
+            save_shared_gradients(*words[1:])
+            continue
+        try:
+            app(words, prog_name="dcdctl")
+        except SystemExit as end:
+            assert not end.code, end.code
+
+torch.set_num_threads(1)
 build.IMAGES_PER_SHARD = 3
-for words in json.loads(sys.argv[1]):
-    if words[0] == "gradients":
-        save_shared_gradients(*words[1:])
-        continue
-    try:
-        app(words, prog_name="dcdctl")
-    except SystemExit as end:
-        assert not end.code, end.code
+# What `torchrun --standalone` does, but in forks: in two new processes the imports would take as long as the commands.
+place = LaunchConfig(1, 1, 2, run_id="two", rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork", max_restarts=0)
+elastic_launch(place, run)(json.loads(sys.argv[1]))
 """
 MEASURED = ["validation.every=2", "optimizer.save_every=2"]
 TOGETHER: dict[str, tuple[str, list[str], list[str]]] = {
@@ -374,13 +381,11 @@ TOGETHER: dict[str, tuple[str, list[str], list[str]]] = {
 SHARD_SIZES = (9, 14, 12)
 
 
-def launch(folder: Path, commands: list[list[str]]) -> subprocess.CompletedProcess[str]:
-    """Two processes that run some commands one after the other."""
-    (folder / "script.py").write_text(SCRIPT)
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(folder / "script.py")]
+def start(*command: str) -> subprocess.CompletedProcess[str]:
+    """What Python did with a command line."""
     path = os.pathsep.join([str(ROOT), str(SUPPORT)])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return processes.run([*start, json.dumps(commands)], env=environment, capture_output=True, text=True, check=False)
+    return processes.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
 
 
 def scoring(data: Path, teacher: Path, out: Path) -> list[str]:
@@ -426,7 +431,7 @@ def by_two_processes(folder: Path, inputs, calm, cache_folder, starts, corpus_di
         places += ["--teacher", folder / "teacher"] if kind.startswith("fusion") else []
         sets = [word for assignment in [*KINDS[kind], *SHORT, *MEASURED, *more] for word in ("--set", assignment)]
         commands.append(["distill", "tiny-student", *map(str, places), *sets, *options])
-    done = launch(folder, commands)
+    done = start("-c", SCRIPT, json.dumps(commands))
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -527,9 +532,9 @@ def test_two_processes_draw_the_dropout_of_two_micro_batches(together, inputs, t
 @pytest.mark.slow
 def test_what_the_first_process_refuses_ends_the_others_without_a_traceback(inputs, tmp_path):
     trained(inputs, "dual all pairs", tmp_path / "run")
-    commands = [["distill", "tiny-student", "--data", str(inputs.corpus.folder), "--out", str(tmp_path / "run"), "--device", "cpu"]]
-    commands[0] += [word for assignment in [*KINDS["dual all pairs"], "loss.terms={ infonce = 1.0 }"] for word in ("--set", assignment)]
-    done = launch(tmp_path, commands)
+    words = ["distill", "tiny-student", "--data", str(inputs.corpus.folder), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    words += [word for assignment in [*KINDS["dual all pairs"], "loss.terms={ infonce = 1.0 }"] for word in ("--set", assignment)]
+    done = start("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dcdctl", *words)
     assert done.returncode != 0
     # The first that ends may be ended by torchrun before the other has said that it stops.
     assert "already holds a run; resume with --resume" in done.stderr
