@@ -96,7 +96,7 @@ def pil_images() -> list[Image.Image]:
     return [noise_image(32, 32, 0), noise_image(64, 40, 1), noise_image(30, 50, 2)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def captions() -> list[str]:
     return CAPTIONS
 

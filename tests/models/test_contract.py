@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+from functools import cache
 
 import pytest
 import torch
@@ -26,10 +27,16 @@ WITHOUT_DROPOUT = ("clip", "metaclip_2", "siglip", "siglip2", "open_clip")
 of_all_families = pytest.mark.parametrize("model", [*FAMILIES, *READ_ONLY], indirect=True)
 
 
+@pytest.fixture(scope="module")
+def made(captions, tmp_path_factory):
+    """A model of a family, made once."""
+    return cache(lambda name: with_noise({**FAMILIES, **READ_ONLY}[name](captions, tmp_path_factory.mktemp("family"))))
+
+
 @pytest.fixture(params=FAMILIES)
-def model(request, captions, tmp_path):
-    """A random model of each family, with weights large enough that scores depend on the inputs."""
-    return with_noise({**FAMILIES, **READ_ONLY}[request.param](captions, tmp_path))
+def model(request, made):
+    """A copy of a random model of each family, with weights large enough that scores depend on the inputs."""
+    return copy.deepcopy(made(request.param))
 
 
 @pytest.fixture
