@@ -7,12 +7,11 @@ import re
 import nbformat
 import pytest
 from nbformat import NotebookNode
-from notebooks import NOTEBOOKS, execute
+from notebooks import NOTEBOOKS, execute_all
 
 MAX_BYTES = 200_000
 MACHINE = re.compile(r"""(?<=[\s"'(>=])/[A-Za-z_][\w.-]*/|file:/|[A-Z]:\\\\|site-packages|Traceback|Warning""")
 """An absolute path of any machine, or a message about one."""
-by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 def outputs_of(notebook: NotebookNode) -> list[list[tuple[str, frozenset[str]]]]:
@@ -21,16 +20,15 @@ def outputs_of(notebook: NotebookNode) -> list[list[tuple[str, frozenset[str]]]]
     return [[(out.output_type, frozenset(out.get("data", ()))) for out in cell.outputs if out.output_type != "stream"] for cell in cells]
 
 
-@by_name
-def test_a_notebook_runs_and_shows_what_its_file_shows(path, tmp_path):
-    done = execute(path, tmp_path)
-    assert outputs_of(done) == outputs_of(nbformat.read(path, as_version=4))
-    html = [out.data["text/html"] for cell in done.cells for out in cell.get("outputs", ()) if "text/html" in out.get("data", {})]
-    assert len(html) >= 3
-    assert len(nbformat.writes(done)) < MAX_BYTES
+def test_the_notebooks_run_and_show_what_their_files_show(tmp_path):
+    for path, done in execute_all(NOTEBOOKS, tmp_path).items():
+        assert outputs_of(done) == outputs_of(nbformat.read(path, as_version=4)), path
+        html = [out.data["text/html"] for cell in done.cells for out in cell.get("outputs", ()) if "text/html" in out.get("data", {})]
+        assert len(html) >= 3, path
+        assert len(nbformat.writes(done)) < MAX_BYTES, path
 
 
-@by_name
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_outputs_in_a_file_are_small_complete_and_of_no_machine(path):
     text = path.read_text(encoding="utf-8")
     assert len(text) < MAX_BYTES
