@@ -147,8 +147,8 @@ def test_the_check_for_packages_does_not_import_them():
 
 
 def calls_of_require_extra() -> list[tuple[Path, ast.Call]]:
-    paths = sorted((ROOT / "dcdctl").rglob("*.py"))
-    nodes = [(path, node) for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    sources = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "dcdctl").rglob("*.py"))}
+    nodes = [(path, node) for path, source in sources.items() if "require_extra" in source for node in ast.walk(ast.parse(source))]
     return [(path, node) for path, node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "require_extra"]
 
 
