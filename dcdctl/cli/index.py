@@ -9,7 +9,7 @@ import typer
 
 from dcdctl.cli.completion import complete_split
 from dcdctl.cli.options import DIMS_HELP, VECTORS_HELP, BatchSize, Device, Json, Threads, Workers
-from dcdctl.cli.views.terminal import bar, note, show, show_json
+from dcdctl.cli.views.terminal import bar, note, printable, show, show_json
 
 if TYPE_CHECKING:
     from dcdctl.core.search import IndexChange
@@ -54,6 +54,17 @@ Keywords = Annotated[
     typer.Option("--keywords", help="Index the words of captions and file names too, for `dcdctl search --hybrid`: --set keywords=true."),
 ]
 
+Metadata = Annotated[
+    Path | None,
+    typer.Option(
+        "--metadata",
+        help="Columns for conditions: CSV, JSON lines or Parquet with a column image and others, such as year.",
+        metavar="FILE",
+    ),
+]
+Columns = Annotated[str | None, typer.Option("--columns", help="Take only these columns: year,owner.", show_default="all", metavar="NAMES")]
+DropColumn = Annotated[list[str] | None, typer.Option("--drop-column", help="Remove a column of the index; repeatable.", metavar="NAME")]
+
 NUM_SKIPPED_SHOWN = 5
 """Files without a readable image that are named on the screen."""
 
@@ -75,20 +86,30 @@ def index(
     dims: Dims = None,
     vectors: Vectors = None,
     keywords: Keywords = False,
+    metadata: Metadata = None,
+    columns: Columns = None,
+    drop_column: DropColumn = None,
     json: Json = False,
 ) -> None:
     """Make images searchable, or change an index. A dual encoder embeds the images of a folder or a corpus once."""
     from dcdctl.core import devices, search
     from dcdctl.core.devices import Compute
-    from dcdctl.core.search import Changes
+    from dcdctl.core.search import Changes, ColumnChanges
 
     devices.use_threads(threads)
     precision = None if precision is None else devices.precision(precision)
     compute = Compute(device=devices.choose(device), batch_size=batch_size, workers=workers)
     settings = {"dims": dims, "kind": vectors, "keywords": "true" if keywords else None}
     chosen = [f"{name}={value}" for name, value in settings.items() if value is not None]
+    names = None if columns is None else tuple(name.strip() for name in columns.split(",") if name.strip())
     changes = Changes(
-        sets=(*(sets or ()), *chosen), remove=tuple(remove or ()), remove_gone=remove_gone, add=add, split=split, precision=precision
+        sets=(*(sets or ()), *chosen),
+        remove=tuple(remove or ()),
+        remove_gone=remove_gone,
+        add=add,
+        split=split,
+        precision=precision,
+        columns=ColumnChanges(drop=tuple(drop_column or ()), metadata=metadata, chosen=names),
     )
     change = search.run_index_job(target, changes, images=images, out=out, compute=compute, track=bar)
     show_json(_document(change)) if json else _show(change)
@@ -97,7 +118,15 @@ def index(
 def _document(change: IndexChange) -> dict[str, Any]:
     index = change.index
     counts = {"images": index.num_images, "added": change.added, "removed": change.removed, "left_out": len(change.skipped)}
-    return {"index": str(index.folder), **counts, "dims": index.dim, "kind": index.kind, "keywords": index.has_keywords}
+    return {
+        "index": str(index.folder),
+        **counts,
+        "dims": index.dim,
+        "kind": index.kind,
+        "keywords": index.has_keywords,
+        "columns": index.columns.names,
+        "notes": list(change.notes),
+    }
 
 
 def _show(change: IndexChange) -> None:
@@ -106,6 +135,9 @@ def _show(change: IndexChange) -> None:
         note(f"left out: {file['path']!r}: {file['reason']}")
     if len(skipped) > NUM_SKIPPED_SHOWN:
         note(f"left out: {len(skipped) - NUM_SKIPPED_SHOWN:,} more, all listed in {index.folder / index.document['skipped']['file']}")
+    for text in change.notes:
+        note(f"note: {printable(text)}")
     counts = "".join(f", {count:,} {action}" for action, count in (("added", change.added), ("removed", change.removed)) if count)
     words = " and by words" if index.has_keywords else ""
-    show(f"{index.num_images:,} images{counts}, {index.dim} numbers each, search by {index.kind}{words} -> {index.folder}")
+    columns = f", columns {', '.join(map(printable, index.columns.names))}" if index.columns.names else ""
+    show(f"{index.num_images:,} images{counts}, {index.dim} numbers each, search by {index.kind}{words}{columns} -> {index.folder}")

@@ -12,7 +12,7 @@ from dcdctl.cli.options import Depth, Device, IndexFolder, Json, Page, Rerank, R
 from dcdctl.cli.views.terminal import bar, note, printable
 
 if TYPE_CHECKING:
-    from dcdctl.core.search import Answer, ImageIndex, Searcher
+    from dcdctl.core.search import Answer, Condition, ImageIndex, Searcher
 
 Words = Annotated[
     list[str] | None,
@@ -22,6 +22,10 @@ ImageFile = Annotated[Path | None, typer.Option("--image", help="Find images tha
 NumAnswers = Annotated[int, typer.Option("--k", "-k", help="Number of images to find.", min=1, metavar="N")]
 Hybrid = Annotated[
     bool, typer.Option("--hybrid", help="Rank by the words of captions and file names too; the index needs `dcdctl index --keywords`.")
+]
+Where = Annotated[
+    str | None,
+    typer.Option("--where", help="Only images whose columns meet a condition: \"year >= 2020 and owner = 'x'\".", metavar="CONDITION"),
 ]
 Thumbnails = Annotated[
     Literal["auto", "none", "kitty", "iterm2"],
@@ -38,6 +42,7 @@ def search(
     text: Words = None,
     image: ImageFile = None,
     k: NumAnswers = 10,
+    where: Where = None,
     hybrid: Hybrid = False,
     rerank: Rerank = None,
     rerank_set: RerankSet = None,
@@ -55,10 +60,10 @@ def search(
     question = _question(text, image)
     _check_usage(question, rerank, depth, html, hybrid)
     view = View(json, images.protocol(thumbnails, os.environ))
-    searcher = _open(index, hybrid, {"rerank": rerank, "depth": depth, "rerank_set": rerank_set or ()}, device, threads)
+    searcher, condition = _open(index, where, hybrid, {"rerank": rerank, "depth": depth, "rerank_set": rerank_set or ()}, device, threads)
     if question is None:
-        raise typer.Exit(search_session.run(searcher, view, k, hybrid=hybrid))
-    answer = searcher.ask(question, k, hybrid=hybrid)
+        raise typer.Exit(search_session.run(searcher, view, k, condition, hybrid=hybrid))
+    answer = searcher.ask(question, k, condition, hybrid=hybrid)
     show_answer(view, searcher.index, question, answer)
     if html is not None:
         _write_page(html, searcher.index, question, answer)
@@ -91,20 +96,24 @@ def _check_usage(question: str | Path | None, rerank: str | None, depth: int | N
         raise typer.BadParameter("shows the answer to one query: add a text, or type :html FILE at the prompt", param_hint="--html")
 
 
-def _open(folder: Path, hybrid: bool, reranking: dict[str, Any], device: str, threads: int | None) -> Searcher:
-    """The searcher, with these arguments of `for_index`; the index is checked before torch is imported, which takes seconds."""
+def _open(
+    folder: Path, where: str | None, hybrid: bool, reranking: dict[str, Any], device: str, threads: int | None
+) -> tuple[Searcher, Condition | None]:
+    """The searcher, with these arguments of `for_index`, and the condition. Both the index and the condition are checked before torch is
+    imported, which takes seconds."""
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read by NumPy's and torch's libraries when they are imported
-    from dcdctl.core.search import Index, check_hybrid
+    from dcdctl.core.search import Index, check_hybrid, parse_where
 
     index = Index.open(folder)
+    condition = None if where is None else parse_where(where, index.columns)
     if hybrid:
         check_hybrid(index)
     from dcdctl.core import devices
     from dcdctl.core.search import Searcher
 
     devices.use_threads(threads)
-    return Searcher.for_index(index, device=devices.choose(device), **reranking)
+    return Searcher.for_index(index, device=devices.choose(device), **reranking), condition
 
 
 def _write_page(path: Path, index: ImageIndex, question: str | Path, answer: Answer) -> None:

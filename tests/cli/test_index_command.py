@@ -60,6 +60,7 @@ def test_an_index_is_built_shown_and_changed(dual, images, tmp_path):
     assert run(index, "--remove", "3.png", "--add", images).stdout.startswith("8 images, 4 added, 1 removed,")
     before = contents(index)
     document = {"index": str(index), "images": 8, "added": 0, "removed": 0, "left_out": 0, "dims": 8, "kind": "flat", "keywords": False}
+    document |= {"columns": [], "notes": []}
     assert json.loads(run(index, "--json").stdout) == document
     looked = run(index)
     assert looked.stdout.startswith("8 images, 8 numbers each, search by flat")

@@ -170,6 +170,18 @@ MISTAKES: dict[str, list[Mistake]] = {
     "--thumbnails": [Mistake("absent", r"'absent'", code=2)],
     "--allow-host": [Mistake("a b", r"allowed.host.*a b")],
     "--host": [Mistake("192.0.2.1", r"192\.0\.2\.1.*; .*--host")],
+    "--where": [
+        Mistake("year = 2020", r"the condition 'year = 2020' has the unknown column year; this index has no columns: .*--metadata FILE"),
+        Mistake("1 +", r"the condition '1 \+' cannot be read near .*; for example year >= 2020"),
+    ],
+    "--metadata": [
+        Mistake("ABSENT.csv", r"ABSENT\.csv cannot be read: No such file.*; a table of metadata is"),
+        Mistake("FILE", r"FILE is no table of metadata, .*; a table of metadata is a \.csv, \.jsonl or \.parquet file"),
+    ],
+    "--columns": [Mistake("yaer", r"PAIRS\.csv has no column 'yaer'; it has caption", {"--metadata": "PAIRS.csv"})],
+    "--drop-column": [
+        Mistake("year", r"has no column 'year' to drop; its columns: none", {"target": "INDEX", "--images": UNSET, "--out": UNSET})
+    ],
     "--base": [Mistake("ABSENT", r"ABSENT .*; .* EVALUATION")],
 }
 """By option or argument, for all commands that have it."""

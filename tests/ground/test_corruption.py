@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from damage import NAMED, Artifact, as_new_process, count_outcomes, damages, replaced
@@ -23,7 +24,7 @@ from dcdctl.core import files
 from dcdctl.core.data import Corpus, PrepareOptions, find_manifest, prepare_corpus, summarize_corpus
 from dcdctl.core.devices import ON_CPU
 from dcdctl.core.scoring import features, open_or_build
-from dcdctl.core.search import Index, Searcher, commit, keywords, storage
+from dcdctl.core.search import Index, Searcher, commit, keywords, parse_where, storage
 from dcdctl.core.teacher import CandidateConfig, build, read_cache, summarize_cache
 from dcdctl.core.training import negatives, refresh
 from dcdctl.core.training.recipe import BatchConfig, Recipe
@@ -86,12 +87,13 @@ def features_kind(folder: Path) -> Artifact:
 
 
 def index_kind(folder: Path) -> Artifact:
-    """An index with graphs over most of its rows, removed rows, and skipped files."""
+    """An index with graphs over most of its rows, removed rows, skipped files, and columns."""
     for name, seed in (("made", 0), ("other", 1)):
         parts = np.split(unit_vectors(120, seed=seed), 3)
         index = write_index(folder / name, parts, removed=[3, 50 + seed], flat_up_to=30, segment_rows=50, keywords=True)
         skipped = [{"path": f"{seed}.txt", "reason": "no image", "source": 0}]
-        commit.commit(index.folder, {**index.document, "generation": 2}, skipped=skipped)
+        document = commit.commit(index.folder, {**index.document, "generation": 2}, skipped=skipped)
+        commit.commit_columns(index.folder, document, pa.table({"year": [2000 + row % (20 + seed) for row in range(120)]}))
     queries = unit_vectors(4, seed=2).astype(np.float32)
 
     def read(path: Path) -> Any:
@@ -100,10 +102,18 @@ def index_kind(folder: Path) -> Artifact:
         names = [(index.image_id(row), index.name(row)) for row in rows[::8].tolist()]
         found = (
             index.nearest(queries, 5),
+            index.search(queries, 3, parse_where("year > 2010", index.columns)),
             index.hybrid(["7 png"] * 4, queries, 5),
             keywords.read_words(path, storage.words_of(index.document)),
         )
-        return found, index.vectors(rows), names, index.rows_of("7.png"), commit.skipped_of(path, index.document)
+        return (
+            found,
+            index.vectors(rows),
+            names,
+            index.column_table().to_pydict(),
+            index.rows_of("7.png"),
+            commit.skipped_of(path, index.document),
+        )
 
     return Artifact(folder / "made", folder / "other", read)
 

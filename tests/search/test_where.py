@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dcdctl.core.data import MOMENT
 from dcdctl.core.errors import InputError
-from dcdctl.core.search.where import MOMENT, All, Compare, OneOf, columns_of, matches, parse_where
+from dcdctl.core.search.where import All, AnyOf, Compare, Like, OneOf, columns_of, matches, parse_where
 
 TABLE = pa.table(
     {
@@ -129,4 +130,8 @@ def test_an_unknown_column_names_a_similar_one():
 def test_without_columns_the_hint_says_so():
     with pytest.raises(InputError) as raised:
         parse_where("year = 2020", pa.schema([]))
-    assert raised.value.hint == "this index has no columns"
+    assert raised.value.hint == "this index has no columns: add some with `dcdctl index INDEX --metadata FILE`"
+
+
+def test_ids_and_paths_are_columns_of_every_index():
+    assert parse_where("image_id = 'x' or path like 'a/%'", pa.schema([])) == AnyOf((Compare("image_id", "=", "x"), Like("path", "a/%")))

@@ -57,7 +57,7 @@ def _show_notes(answer: Answer) -> None:
 
 
 def _show_hits(view: View, index: ImageIndex, answer: Answer) -> None:
-    from dcdctl.core.search import image_of
+    from dcdctl.core.search import columns_text, image_of
 
     is_reranked = any(hit.reranked is not None for hit in answer.hits)
     is_hybrid = any(hit.fused is not None for hit in answer.hits)
@@ -67,6 +67,8 @@ def _show_hits(view: View, index: ImageIndex, answer: Answer) -> None:
         bm25 = f"{'-' if hit.bm25 is None else f'{hit.bm25:.3f}':>6}  " if is_hybrid else ""
         gone = "" if index.has_image(hit.row) else "  (gone)"
         show(f"{position:>4}  {logit}{hit.score:>6.4f}  {bm25}{printable(hit.name)}{gone}")
+        if columns := columns_text(hit):
+            show(f"{'':>{14 + 10 * is_reranked + 8 * is_hybrid}}{printable(columns)}")
         if view.protocol is not None and (image := image_of(index, hit.row)) is not None:
             show_image(images.escape_sequence(image, view.protocol).removesuffix("\n"))
 

@@ -17,13 +17,14 @@ from dcdctl.cli.views.terminal import note, show_error
 from dcdctl.core.errors import DcdError
 
 if TYPE_CHECKING:
-    from dcdctl.core.search import Answer, Searcher
+    from dcdctl.core.search import Answer, Condition, Searcher
 
 PROMPT = "search> "
 HISTORY_LENGTH = 1000
 HELP = """type a text to find images; a line that begins with a colon is a command:
   :k N           show N images per query
   :hybrid        rank by words too, or no longer
+  :where TEXT    only images that meet a condition, such as year >= 2020; without one, all images
   :image FILE    find images that resemble the one in a file
   :html FILE     write the last answer as a page
   :open          open the page of the last answer in a browser
@@ -43,8 +44,8 @@ class LastAnswer:
 class Session:
     """The state of a prompt."""
 
-    def __init__(self, searcher: Searcher, view: View, k: int, *, hybrid: bool) -> None:
-        self.searcher, self.view, self.k, self.is_hybrid = searcher, view, k, hybrid
+    def __init__(self, searcher: Searcher, view: View, k: int, where: Condition | None = None, *, hybrid: bool = False) -> None:
+        self.searcher, self.view, self.k, self.where, self.is_hybrid = searcher, view, k, where, hybrid
         self.last: LastAnswer | None = None
         self.is_over = False
 
@@ -61,7 +62,7 @@ class Session:
             self._ask(words)
 
     def _ask(self, question: str | Path) -> None:
-        answer = self.searcher.ask(question, self.k, hybrid=self.is_hybrid and isinstance(question, str))
+        answer = self.searcher.ask(question, self.k, self.where, hybrid=self.is_hybrid and isinstance(question, str))
         self.last = LastAnswer(question, answer)
         show_answer(self.view, self.searcher.index, question, answer)
 
@@ -77,6 +78,11 @@ class Session:
             check_hybrid(self.searcher.index)
         self.is_hybrid = not self.is_hybrid
         note("texts are ranked by vectors and by words" if self.is_hybrid else "texts are ranked by vectors")
+
+    def _set_where(self, rest: str) -> None:
+        from dcdctl.core.search import parse_where
+
+        self.where = parse_where(rest, self.searcher.index.columns) if rest else None
 
     def _ask_image(self, rest: str) -> None:
         if not rest:
@@ -118,6 +124,7 @@ class Session:
     _commands: ClassVar[dict[str, Callable[[Session, str], None]]] = {
         "k": _set_k,
         "hybrid": _switch_hybrid,
+        "where": _set_where,
         "image": _ask_image,
         "html": _write,
         "open": _open,
@@ -128,9 +135,9 @@ class Session:
     }
 
 
-def run(searcher: Searcher, view: View, k: int, *, hybrid: bool = False) -> int:
+def run(searcher: Searcher, view: View, k: int, where: Condition | None = None, *, hybrid: bool = False) -> int:
     """Answer the queries of a prompt or of stdin; returns the exit code."""
-    session = Session(searcher, view, k, hybrid=hybrid)
+    session = Session(searcher, view, k, where, hybrid=hybrid)
     return _prompt(session) if sys.stdin.isatty() else _read_lines(session)
 
 
@@ -143,7 +150,7 @@ def _read_lines(session: Session) -> int:
         if not text:
             continue
         try:
-            show_line(view, searcher.index, text, searcher.by_text(text, session.k, hybrid=session.is_hybrid))
+            show_line(view, searcher.index, text, searcher.by_text(text, session.k, session.where, hybrid=session.is_hybrid))
         except DcdError as error:
             num_failed += 1
             show_failure(view, text, error)

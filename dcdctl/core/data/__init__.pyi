@@ -1,4 +1,5 @@
 from .captions import text_key, tokens_of
+from .columns import MOMENT, ImageColumns, columns_of_table, read_columns
 from .corpus import CORPUS, CORPUS_FILE, Corpus, Direction, all_splits, find_faults, read_corpus_json, share_split, split_to_measure
 from .corpus_summary import (
     MAX_WORDS_COUNTED,
@@ -37,6 +38,7 @@ __all__ = [
     "GRID",
     "MAX_PIXELS",
     "MAX_WORDS_COUNTED",
+    "MOMENT",
     "SHAPES",
     "SIZES",
     "TEXT_FIELDS",
@@ -46,6 +48,7 @@ __all__ = [
     "Direction",
     "FileSettings",
     "FolderImageFile",
+    "ImageColumns",
     "ImageError",
     "Index",
     "Manifest",
@@ -62,6 +65,7 @@ __all__ = [
     "all_splits",
     "artifact_kind",
     "choose_manifest",
+    "columns_of_table",
     "corpus_document",
     "corpus_facts",
     "corpus_table",
@@ -82,6 +86,7 @@ __all__ = [
     "offsets_of",
     "open_shards",
     "prepare_corpus",
+    "read_columns",
     "read_corpus_json",
     "share_split",
     "split_to_measure",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from dcdctl.core.search.commit import skipped_of
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.embed import IN_SMALL_BATCHES, EmbeddingTask
 from dcdctl.core.search.index import Index
+from dcdctl.core.search.metadata import ColumnChanges, change_columns
 from dcdctl.core.search.storage import INDEX, PLANNED, ImageSource, Listed, SkippedFile, SourceImage
 
 BYTES_PER_IMAGE = 200
@@ -49,6 +50,8 @@ class Changes:
     """The split of a corpus to add, or several joined; None for all."""
     precision: str | None = None
     """Torch name of the precision of a new index; an index that is changed must have it already. None: float32, or that of the index."""
+    columns: ColumnChanges = field(default_factory=ColumnChanges)
+    """Made last, for a new index too."""
 
 
 def build(
@@ -289,6 +292,8 @@ class IndexChange:
     """Files that could not be indexed, with the reasons."""
     added: int = 0
     removed: int = 0
+    notes: tuple[str, ...] = ()
+    """What the user should know about columns: images of the metadata that the index lacks, and the other way round."""
 
     def __repr__(self) -> str:
         return f"IndexChange({self.index!r}: {self.added:,} added, {self.removed:,} removed, {len(self.skipped):,} skipped)"
@@ -307,24 +312,31 @@ def run_index_job(
 
     ConfigError for a mix of both.
     """
-    is_change = bool(changes.add or changes.remove or changes.remove_gone)
+    is_change = bool(changes.add or changes.remove or changes.remove_gone or changes.columns.drop)
+    # Before anything is embedded, because a typing error in a table would come out hours later.
+    read = changes.columns.read()
     if images is None and out is None:
         refuse_url(Path(target), "and the index to change is a folder of this machine", "copy it to this machine, and name the copy")
-        return _change_open_index(Path(target).expanduser(), changes, compute, track)
-    if images is None or out is None or is_change:
+        change = _change_open_index(Path(target).expanduser(), changes, compute, track)
+    elif images is None or out is None or is_change:
         hint = "a new index: dcdctl index RUN --images DIR --out INDEX; a change: dcdctl index INDEX --add DIR or --remove NAME"
         raise ConfigError("--images and --out are for a new index only, and belong together", hint=hint)
-    config = configs.build(IndexConfig, configs.apply_sets({}, changes.sets))
-    compute = replace(compute, precision=changes.precision or "float32")
-    built = build(target, images, out.expanduser(), config, split=changes.split, compute=compute, track=track)
-    return IndexChange(built, skipped_of(built.folder, built.document))
+    else:
+        config = configs.build(IndexConfig, configs.apply_sets({}, changes.sets))
+        compute = replace(compute, precision=changes.precision or "float32")
+        built = build(target, images, out.expanduser(), config, split=changes.split, compute=compute, track=track)
+        change = IndexChange(built, skipped_of(built.folder, built.document))
+    if changes.columns == ColumnChanges():
+        return change
+    notes = change_columns(change.index.folder, changes.columns, read, track)
+    return replace(change, index=Index.open(change.index.folder), notes=tuple(notes))
 
 
 def _change_open_index(folder: Path, changes: Changes, compute: Compute, track: Track) -> IndexChange:
     if artifacts.kind_of_folder(folder) == "a run":
         raise ConfigError(f"{folder} is a run, not an index", hint=f"make one: dcdctl index {folder} --images DIR --out INDEX")
     before = Index.open(folder)
-    if changes == Changes(split=changes.split, precision=changes.precision):
+    if changes == Changes(split=changes.split, precision=changes.precision, columns=changes.columns):
         return IndexChange(before, [])
     after = update(folder, changes, compute=compute, track=track)
     removed_before, removed = (0 if index.is_removed is None else int(index.is_removed.sum()) for index in (before, after))

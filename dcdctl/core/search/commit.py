@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from dcdctl.core import config as configs
 from dcdctl.core import devices, distributed, files
-from dcdctl.core.artifacts import Build, sha256_of
+from dcdctl.core.artifacts import Build, seal_of, sha256_of
 from dcdctl.core.errors import InputError, StaleError
 from dcdctl.core.progress import Track, silent
 from dcdctl.core.search import ann, exact, keywords, storage
+from dcdctl.core.search.columns import write_columns
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Floats, Rows
 from dcdctl.core.search.index import Index
@@ -156,6 +158,20 @@ def _words_of_part(index: Index, part: Part, sources: SourceImages) -> list[list
     return [keywords.words_of_image(image.path or image.image_id, sources.read_captions(part.source, image)) for image in images]
 
 
+def commit_columns(folder: Path, document: dict[str, Any], table: pa.Table) -> None:
+    """Replace index.json by one with these columns of all rows; a table without columns removes them. For one process."""
+    document = {key: value for key, value in document.items() if key != "columns"} | {"generation": document["generation"] + 1}
+    if table.column_names:
+        path = folder / f"columns-{document['generation']}.parquet"
+        write_columns(path, table)
+        columns = [{"name": field.name, "type": str(field.type)} for field in table.schema]
+        document["columns"] = {"file": path.name, "rows": len(table), **seal_of(path), "columns": columns}
+    sealed = _in_order(document, [Segment(**entry) for entry in document["segments"]])
+    if "keywords" in document:
+        sealed["keywords"] = document["keywords"]
+    Build(folder, {}, INDEX).seal(sealed, storage.files_of(sealed))
+
+
 def _in_order(document: dict[str, Any], segments: list[Segment]) -> dict[str, Any]:
     """index.json, with short and general keys first."""
     kind = document["settings"]["kind"] if segments else "flat"
@@ -168,6 +184,7 @@ def _in_order(document: dict[str, Any], segments: list[Segment]) -> dict[str, An
         "versions": {**devices.versions(), **ann.packages(kind), **(keywords.packages() if document["settings"].get("keywords") else {})},
         "parts": document["parts"],
         "segments": [asdict(segment) for segment in segments],
+        **({"columns": document["columns"]} if "columns" in document else {}),
     }
 
 

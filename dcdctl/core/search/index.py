@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,28 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dcdctl.core import config
-from dcdctl.core.errors import ConfigError, MissingError, StaleError
+from dcdctl.core.errors import ConfigError, InputError, MissingError, StaleError
 from dcdctl.core.search import ann, exact, keywords, storage
 from dcdctl.core.search.ann import OpenSegment
+from dcdctl.core.search.columns import Columns, ColumnSummary, summarize_column
 from dcdctl.core.search.config import IndexConfig
 from dcdctl.core.search.exact import Floats, Half, Nearest, Rows
 from dcdctl.core.search.keywords import Keywords
 from dcdctl.core.search.protocol import Hit
 from dcdctl.core.search.sources import SourceImages
 from dcdctl.core.search.storage import INDEX, ImageSource, Listed, Segment, SourceImage
-from dcdctl.core.search.where import Condition
+from dcdctl.core.search.where import BUILT_IN, Condition, columns_of, matches
 
 QUERY_BLOCK = 64
 """Queries searched together."""
 OPEN_FILES = 256
 """Maximum number of open files; the least recently used is closed."""
+CONDITIONS = 8
+"""Conditions whose rows are remembered."""
+MANY = 0.05
+"""Share of the rows above which a condition masks all rows; the vectors of fewer rows are gathered, which takes longer for each."""
+GATHERED = 8192
+"""Vectors that are gathered together."""
 FLOAT_BYTES = 2 << 30
 """Exactly searched vectors are kept as float32 up to this size; beyond it they are converted for each query."""
 
@@ -65,6 +73,8 @@ class Index:
         # Unbounded, because each query asks every segment.
         self._segment = lru_cache(maxsize=None)(self._open_segment)
         self._words = lru_cache(maxsize=1)(self._open_words)
+        self._columns = Columns(folder, storage.columns_file(document), self.num_rows)
+        self._matching = lru_cache(maxsize=CONDITIONS)(self._find_matching)
 
     @staticmethod
     def open(folder: Path) -> Index:
@@ -95,8 +105,25 @@ class Index:
 
     @property
     def columns(self) -> pa.Schema:
-        """The columns that conditions may read."""
-        return pa.schema([])
+        """The columns of the images; conditions may read them and `where.BUILT_IN`."""
+        return self._columns.schema
+
+    @property
+    def num_covered(self) -> int:
+        """The first rows, which have had a chance to get values in columns; rows that were added since have none."""
+        return self._columns.num_covered
+
+    def values(self, name: str) -> pa.Array:
+        """The values of all rows in a column, removed rows too."""
+        return self._whole(name) if name in BUILT_IN.names else self._columns.column(name)
+
+    def column_table(self) -> pa.Table:
+        """The columns of all rows, removed rows too."""
+        return self._columns.table()
+
+    def summarize_columns(self) -> list[ColumnSummary]:
+        """Each column with its type, the number of images without a value, and its most frequent values."""
+        return [summarize_column(name, self._columns.column(name), self.is_removed) for name in self.columns.names]
 
     def expect(self, fingerprint: str) -> None:
         """StaleError if a model of another fingerprint made the index."""
@@ -117,18 +144,59 @@ class Index:
     def nearest(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> Nearest:
         """The k images with the highest cosine for each query, exact over the float16 vectors; ties by row. Safe to call from threads.
 
-        ValueError for queries that are not Q x D finite numbers, and for k below 1.
+        With a condition, all rows that meet it are compared; graphs and codes are not used.
+        ValueError for queries that are not Q x D finite numbers, and for k below 1. InputError for a condition on unknown columns.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         queries_QD = exact.unit(vectors_QD, self.dim)
-        blocks = [self._nearest(queries_QD[start : start + QUERY_BLOCK], k) for start in range(0, max(len(queries_QD), 1), QUERY_BLOCK)]
+        rows = None if where is None else self._matching(where)
+        starts = range(0, max(len(queries_QD), 1), QUERY_BLOCK)
+        parts = (queries_QD[start : start + QUERY_BLOCK] for start in starts)
+        blocks = [self._nearest(part, k) if rows is None else self._nearest_of(part, k, rows) for part in parts]
         return Nearest(np.concatenate([block.scores_QK for block in blocks]), np.concatenate([block.rows_QK for block in blocks]))
 
     def _nearest(self, queries_QD: Floats, k: int) -> Nearest:
         proposals = [self._proposed(segment, self._segment(segment), queries_QD, k) for segment in self.segments]
         proposals.append(exact.rough(queries_QD, self._unit_blocks(), k, self.is_removed))
         return exact.exact(queries_QD, [np.concatenate(rows) for rows in zip(*proposals, strict=True)], self.vectors, k)
+
+    def _nearest_of(self, queries_QD: Floats, k: int, rows: Rows) -> Nearest:
+        """The nearest of some rows, which ascend."""
+        if len(rows) > MANY * self.num_rows:
+            proposed = exact.rough(queries_QD, self._all_unit_blocks(), k, self._all_but(rows))
+        else:
+            blocks = ((start, exact.unit_rows(self._gathered(rows[start : start + GATHERED]))) for start in range(0, len(rows), GATHERED))
+            proposed = [rows[places] for places in exact.rough(queries_QD, blocks, k)]
+        return exact.exact(queries_QD, proposed, self.vectors, k)
+
+    def _all_but(self, rows: Rows) -> NDArray[np.bool_]:
+        """A mask of all other rows."""
+        is_out = np.ones(self.num_rows, dtype=np.bool_)
+        is_out[rows] = False
+        return is_out
+
+    def _find_matching(self, where: Condition) -> Rows:
+        """The rows that meet a condition, ascending, without removed ones."""
+        names = sorted(columns_of(where))
+        # Another index may be open now than when the condition was read.
+        if unknown := [name for name in names if name not in (*self.columns.names, *BUILT_IN.names)]:
+            raise InputError(f"the index {self.folder} has no column {unknown[0]}", hint="`dcdctl inspect` lists the columns of an index")
+        held = matches(where, pa.table({name: self.values(name) for name in names}))
+        return np.flatnonzero(held if self.is_removed is None else held & ~self.is_removed)
+
+    def _gathered(self, rows: Rows) -> Half:
+        """The stored vectors of ascending rows, read by row group."""
+        vectors_RD = np.empty((len(rows), self.dim), dtype=np.float16)
+        start = 0
+        while start < len(rows):
+            part, group, within = self._locate(int(rows[start]))
+            first = int(rows[start]) - within
+            block_RD = self._mapped(part)[group]
+            stop = int(np.searchsorted(rows, first + len(block_RD)))
+            vectors_RD[start:stop] = block_RD[rows[start:stop] - first]
+            start = stop
+        return vectors_RD
 
     def _proposed(self, segment: Segment, opened: OpenSegment, queries_QD: Floats, k: int) -> list[Rows]:
         """Candidate rows of a segment that were not removed; at least k, if it has as many."""
@@ -147,7 +215,7 @@ class Index:
         """The hits of `nearest` for each query."""
         nearest = self.nearest(vectors_QD, min(k, max(self.num_images, 1)), where)
         return [
-            tuple(Hit(row, self.image_id(row), self.name(row), score) for row, score in zip(rows, scores, strict=True) if row >= 0)
+            tuple(self._hit(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0)
             for rows, scores in zip(nearest.rows_QK.tolist(), nearest.scores_QK.tolist(), strict=True)
         ]
 
@@ -166,18 +234,17 @@ class Index:
         keywords.check_hybrid(self)
         words, depth = self._words(), max(k, keywords.DEPTH)
         nearest = self.nearest(vectors_QD, min(depth, max(self.num_images, 1)), where)
-        hits_Q = []
+        hits_Q, is_out = [], None if where is None else self._all_but(self._matching(where))
         for text, query_D, near_K in zip(texts, exact.unit(vectors_QD, self.dim), nearest.rows_QK, strict=True):
             bm25_R = words.scores(text)
-            rows, fused = keywords.fuse([near_K[near_K >= 0], keywords.best(bm25_R, depth)], k)
+            rows, fused = keywords.fuse([near_K[near_K >= 0], keywords.best(bm25_R, depth, is_out)], k)
             cosines = exact.cosines(query_D, self.vectors(rows))
             facts = zip(rows.tolist(), cosines.tolist(), bm25_R[rows].tolist(), fused.tolist(), strict=True)
-            hits_Q.append(
-                tuple(
-                    Hit(row, self.image_id(row), self.name(row), score, bm25=bm25 or None, fused=sum_) for row, score, bm25, sum_ in facts
-                )
-            )
+            hits_Q.append(tuple(replace(self._hit(row, score), bm25=bm25 or None, fused=sum_) for row, score, bm25, sum_ in facts))
         return hits_Q
+
+    def _hit(self, row: int, score: float) -> Hit:
+        return Hit(row, self.image_id(row), self.name(row), score, columns=self._columns.values(row))
 
     def spread_rows(self, count: int) -> list[int]:
         """At most `count` rows spread evenly over the index, without removed rows."""
@@ -262,6 +329,12 @@ class Index:
         file = pq.ParquetFile(path, metadata=self._footer(path), memory_map=True, pre_buffer=False)
         return file.read_row_group(group, columns=[column], use_threads=False).column(column).combine_chunks()
 
+    def _whole(self, column: str) -> pa.Array:
+        """A column of the files of vectors for all rows."""
+        paths = [storage.part_path(self.folder, part, self.dim) for part in self.parts]
+        chunks = [chunk for path in paths for chunk in pq.read_table(path, columns=[column]).column(column).chunks]
+        return pa.chunked_array(chunks, pa.string()).combine_chunks()
+
     def _map(self, part: int) -> tuple[Half, ...]:
         return storage.mapped(self.folder, self.parts[part], self.dim)
 
@@ -283,6 +356,12 @@ class Index:
             # Assigned as a whole, so that another thread never sees a part of it.
             self._unit = dict(self._read_unit(rows))
         yield from self._unit.items()
+
+    def _all_unit_blocks(self) -> Iterator[tuple[int, Floats]]:
+        """All vectors, those of the segments too."""
+        if self.segments:
+            yield from self._read_unit(range(self.segments[-1].stop))
+        yield from self._unit_blocks()
 
     def _read_unit(self, rows: range) -> Iterator[tuple[int, Floats]]:
         for first, block_RD in storage.read_blocks(self.folder, self.parts, self.dim, rows):

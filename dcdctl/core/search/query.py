@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ from dcdctl.core import data
 from dcdctl.core.errors import InputError, MissingError, StaleError
 from dcdctl.core.search.protocol import Hit, ImageIndex
 from dcdctl.core.search.storage import INDEX_FILE
+from dcdctl.core.search.where import Value
 
 MAX_CHARACTERS = 10_000
 """Maximum length of a text. A model reads a few dozen words; a longer text is a file by mistake."""
+MAX_SHOWN = 40
+"""Characters of a value of a column that are shown beside a hit."""
 MAX_FILE_BYTES = 512 * 2**20
 """Maximum size of an image file."""
 
@@ -109,6 +112,34 @@ def image_of(index: ImageIndex, row: int) -> Image.Image | None:
         return None
 
 
+def columns_text(hit: Hit) -> str:
+    """The columns of a hit that have a value, on one line: "year 2020, owner anna"; long texts are shortened."""
+    return ", ".join(f"{name} {cut(shown(value))}" for name, value in hit.columns.items() if value is not None)
+
+
+def cut(text: str) -> str:
+    """A text of at most `MAX_SHOWN` characters."""
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+
+
+def plain(value: Value | None) -> Value | None:
+    """A value of a column for JSON: dates and times as texts of ISO 8601."""
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def shown(value: Value) -> str:
+    """A value of a column as text.
+
+    >>> shown(2.50), shown(True), shown(datetime(2024, 5, 1, 12, 30))
+    ('2.5', 'yes', '2024-05-01 12:30')
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, datetime):
+        return value.isoformat(" ", "minutes" if value.second == value.microsecond == 0 else "auto")
+    return f"{value:.7g}" if isinstance(value, float) else str(value)
+
+
 def answer_document(question: str | Path, answer: Answer, index: ImageIndex) -> dict[str, Any]:
     """An answer as plain values, for JSON."""
     kind = "image" if isinstance(question, Path) else "text"
@@ -124,5 +155,5 @@ def answer_document(question: str | Path, answer: Answer, index: ImageIndex) -> 
 def _to_table(rank: int, hit: Hit, index: ImageIndex) -> dict[str, Any]:
     table = {"place": rank, "row": hit.row, "image_id": hit.image_id, "name": hit.name, "score": hit.score, "reranked": hit.reranked}
     table |= {"bm25": hit.bm25, "fused": hit.fused}
-    columns = {name: str(value) if isinstance(value, date) else value for name, value in hit.columns.items()}
+    columns = {name: plain(value) for name, value in hit.columns.items()}
     return {**table, "columns": columns, "is_there": index.has_image(hit.row)}

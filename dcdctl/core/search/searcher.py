@@ -107,6 +107,8 @@ class Wanted:
         return index.hybrid(self.texts, vectors_QD, self.k, self.where)
 
     def notes(self, hits: Sequence[Hit]) -> list[str]:
+        if self.where is not None and not hits:
+            return ["no image meets the condition"]
         has_words = self.texts is None or any(hit.bm25 is not None for hit in hits)
         return [] if has_words else ["no word of the text is in the captions or names of these images: they are ordered by vectors alone"]
 

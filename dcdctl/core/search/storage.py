@@ -6,6 +6,7 @@
     INDEX/ann/...                          graphs or inverted lists over ranges of rows; none for small indices
     INDEX/keywords/...                     words of captions and file names, for hybrid search; none without the setting
     INDEX/removed-N.npy, skipped-N.json    removed rows; image files that could not be read
+    INDEX/columns-N.parquet                the columns of images, if there are any: one row per image, removed ones too
     INDEX/plan.json, planned/              only during a build: the images of each part
 
 A part's vectors are stored plain, one page per row group: the numbers have the same layout in the file as in memory, and are memory-mapped.
@@ -30,6 +31,7 @@ import pyarrow.parquet as pq
 from dcdctl.core import config as configs
 from dcdctl.core.artifacts import Kind, seal_of
 from dcdctl.core.errors import ConfigError, StaleError
+from dcdctl.core.search import where
 from dcdctl.core.search.exact import Half
 
 INDEX_FILE, PLANNED = "index.json", "planned"
@@ -38,7 +40,7 @@ INDEX = Kind(
     format=3,
     seal_file=INDEX_FILE,
     keeps_plan=False,
-    files=("vectors/*", "ann/*", "keywords/*", "removed-*.npy", "skipped-*.json", PLANNED),
+    files=("vectors/*", "ann/*", "keywords/*", "removed-*.npy", "skipped-*.json", "columns-*.parquet", PLANNED),
     make="make one with `dcdctl index RUN --images DIR --out INDEX`",
     make_again="run the same `dcdctl index` again",
 )
@@ -162,6 +164,34 @@ class WordFiles:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of the images in index.json."""
+
+    name: str
+    type: str
+    """A key of `COLUMN_TYPES`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnsFile:
+    """The entry of the file of columns in index.json; an index without columns has none."""
+
+    file: str
+    rows: int
+    """The first rows of the index; later rows were added since and have no values."""
+    bytes: int
+    sha256: str
+    columns: tuple[Column, ...]
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema([(column.name, COLUMN_TYPES[column.type]) for column in self.columns])
+
+
+COLUMN_TYPES = {str(type_): type_ for type_ in where.TYPES}
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Contents:
     """The content of index.json."""
 
@@ -179,6 +209,7 @@ class _Contents:
     parts: tuple[Part, ...]
     segments: tuple[Segment, ...]
     keywords: WordFiles | None = None
+    columns: ColumnsFile | None = None
 
 
 IMAGE_COLUMNS = pa.schema(
@@ -366,6 +397,7 @@ def _check_counts(path: Path, document: dict[str, Any]) -> None:
     kind, dims = document["settings"].get("kind"), document["settings"].get("dims")
     kinds = sorted({document["kind"], *(segment["kind"] for segment in document["segments"])})
     num_rows, removed = sum(part["rows"] for part in document["parts"]), document["removed"]["count"]
+    columns = columns_file(document)
     starts = [segment["first_row"] for segment in document["segments"]]
     stops = [segment["first_row"] + segment["rows"] for segment in document["segments"]]
     words = words_of(document)
@@ -377,6 +409,8 @@ def _check_counts(path: Path, document: dict[str, Any]) -> None:
         (are_sources_known, "a part whose source it does not list"),
         (kinds == [kind if starts else "flat"], f"settings of kind {kind}, and segments that are searched by {', '.join(kinds)}"),
         (words_fit, "words of other rows"),
+        (columns is None or columns.rows <= num_rows, "columns of more rows than its parts"),
+        (columns is None or {column.type for column in columns.columns} <= set(COLUMN_TYPES), "columns of unknown types"),
         (dims in (None, document["model"]["dim"]), f"settings for {dims} numbers, and vectors of {document['model']['dim']}"),
     ):
         if not fits:
@@ -394,6 +428,13 @@ def words_of(document: dict[str, Any]) -> WordFiles | None:
     return None if entry is None else configs.build(WordFiles, entry)
 
 
+def columns_file(document: dict[str, Any]) -> ColumnsFile | None:
+    """The entry of the file of columns; None for an index without columns."""
+    if (entry := document.get("columns")) is None:
+        return None
+    return ColumnsFile(**{**entry, "columns": tuple(Column(**column) for column in entry["columns"])})
+
+
 def files_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The entry of each file of an index, by its path in the folder."""
     # Joined as paths, so that an absolute name stays one and is refused.
@@ -401,4 +442,6 @@ def files_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     entries |= {PurePosixPath("ann", segment["file"]).as_posix(): segment for segment in document["segments"]}
     if (words := words_of(document)) is not None:
         entries |= {PurePosixPath("keywords", file.file).as_posix(): asdict(file) for file in words.files}
+    if (columns := document.get("columns")) is not None:
+        entries[columns["file"]] = columns
     return entries | {listed["file"]: listed for listed in (document["removed"], document["skipped"]) if listed["file"] is not None}

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dcdctl.core.search.columns import ColumnSummary
 from dcdctl.core.search.index import Index
+from dcdctl.core.search.query import cut, plain, shown
 from dcdctl.core.search.storage import ImageSource
 
 HALF_BYTES = 2
+NUM_SHOWN = 4
+"""Most frequent values of a column that are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +48,11 @@ class IndexSummary:
     precision: str
     settings: dict[str, Any]
     sources: tuple[SourceSummary, ...]
+    columns: tuple[ColumnSummary, ...]
 
 
 def summarize_index(index: Index) -> IndexSummary:
-    """The summary of an open index. Reads no file besides those that opening read."""
+    """The summary of an open index. Reads no file besides those that opening read, and the columns."""
     document, first, images = index.document, 0, [0] * len(index.document["sources"])
     for part in index.parts:
         removed = 0 if index.is_removed is None else int(index.is_removed[first : first + part.rows].sum())
@@ -71,12 +76,22 @@ def summarize_index(index: Index) -> IndexSummary:
         sources=tuple(
             SourceSummary(source=ImageSource(**entry), images=count) for entry, count in zip(document["sources"], images, strict=True)
         ),
+        columns=tuple(index.summarize_columns()),
     )
 
 
 def index_document(summary: IndexSummary) -> dict[str, Any]:
-    """The summary as a JSON-able document."""
-    return asdict(summary)
+    """The summary as a JSON-able document; dates are texts."""
+    columns = [
+        {
+            **asdict(column),
+            "frequent": [{"value": plain(value), "images": count} for value, count in column.frequent],
+            "low": plain(column.low),
+            "high": plain(column.high),
+        }
+        for column in summary.columns
+    ]
+    return {**asdict(summary), "columns": columns}
 
 
 def index_facts(summary: IndexSummary) -> list[tuple[str, str]]:
@@ -94,7 +109,20 @@ def index_facts(summary: IndexSummary) -> list[tuple[str, str]]:
         ("vectors", f"{summary.dims:,} numbers, {HALF_BYTES * summary.dims:,} bytes each; files of {summary.vector_bytes:,} bytes"),
         ("search", "; ".join(searches)),
         ("model", f"{summary.model[:8]}, precision {summary.precision}"),
+        *((f"column {column.name}", _column(column)) for column in summary.columns),
     ]
+
+
+def _column(summary: ColumnSummary) -> str:
+    """A column in words: its type, how many values are missing, and the most frequent values, or the first and the last."""
+    missing = f", {summary.missing:,} missing" if summary.missing else ""
+    if not summary.frequent:
+        return f"{summary.type}{missing}"
+    if summary.low is not None and summary.high is not None and summary.frequent[0][1] == 1:
+        return f"{summary.type}{missing}; {summary.distinct:,} values from {cut(shown(summary.low))} to {cut(shown(summary.high))}"
+    frequent = ", ".join(f"{cut(shown(value))} ({count:,})" for value, count in summary.frequent[:NUM_SHOWN])
+    others = summary.distinct - NUM_SHOWN
+    return f"{summary.type}{missing}; {frequent}{f' and {others:,} other values' if others > 0 else ''}"
 
 
 def _source(summary: SourceSummary) -> str:

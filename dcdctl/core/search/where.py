@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from dcdctl.core.data import MOMENT
 from dcdctl.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 Value = str | bool | int | float | date | datetime
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
-MOMENT = pa.timestamp("us")
-"""The type of a column of moments, in UTC."""
 TYPES: dict[pa.DataType, str] = {
     pa.string(): "a text",
     pa.bool_(): "true or false",
@@ -35,7 +34,9 @@ TYPES: dict[pa.DataType, str] = {
     MOMENT: "a moment",
 }
 """The types of columns, with what their values are called."""
-EXAMPLE = "for example --where \"year >= 2020 and owner = 'x'\""
+BUILT_IN = pa.schema([("image_id", pa.string()), ("path", pa.string())])
+"""Columns that every index has: the id of an image, and its path in the image folder, which images of a corpus lack."""
+EXAMPLE = "for example year >= 2020 and owner = 'x'"
 _OPPOSITE: dict[Operator, Operator] = {"=": "!=", "!=": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 _MIRRORED: dict[Operator, Operator] = {"=": "=", "!=": "!=", "<": ">", ">": "<", "<=": ">=", ">=": "<="}
 _COMPARE: dict[Operator, Callable[..., pa.ChunkedArray]] = {
@@ -120,7 +121,7 @@ Condition = Compare | OneOf | Like | IsNull | All | AnyOf
 
 
 def parse_where(text: str, columns: pa.Schema) -> Condition:
-    """The condition of a text in SQL, with values of the types of the columns.
+    """The condition of a text in SQL, with values of the types of the columns, which `BUILT_IN` ones join.
 
     InputError if the text is not a condition, or has an unknown column, a function, or a value of another type than its column.
     """
@@ -134,7 +135,7 @@ def parse_where(text: str, columns: pa.Schema) -> Condition:
         found = error.errors[0] if isinstance(error, errors.ParseError) and error.errors else {}
         place = f" near {found['highlight'] or 'its end'!r}" if found.get("highlight") is not None else ""
         raise InputError(f"the condition {text!r} cannot be read{place}", hint=EXAMPLE) from error
-    return _Reader(text, columns).condition(parsed)
+    return _Reader(text, pa.schema([*columns, *BUILT_IN]), columns.names).condition(parsed)
 
 
 def matches(condition: Condition, table: pa.Table) -> NDArray[np.bool_]:
@@ -169,6 +170,8 @@ class _Reader:
 
     text: str
     columns: pa.Schema
+    own: list[str]
+    """The names of columns that are not built in."""
 
     def condition(self, node: exp.Expr) -> Condition:
         from sqlglot import exp
@@ -219,7 +222,8 @@ class _Reader:
         if node.name not in self.columns.names:
             near = difflib.get_close_matches(node.name, self.columns.names, n=1)
             known = f"did you mean {near[0]}?" if near else f"the columns are {', '.join(self.columns.names)}"
-            raise self._error(f"has the unknown column {node.name}", hint=known if self.columns.names else "this index has no columns")
+            hint = known if self.own else "this index has no columns: add some with `dcdctl index INDEX --metadata FILE`"
+            raise self._error(f"has the unknown column {node.name}", hint=hint)
         if type_ is not None and self.columns.field(node.name).type != type_:
             raise self._error(f"takes {node.name} for {TYPES[type_]}, and it is {TYPES[self.columns.field(node.name).type]}")
         return str(node.name)

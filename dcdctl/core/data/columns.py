@@ -1,0 +1,256 @@
+"""Columns of images, such as a year or an owner: read from tables, typed by their values, one row per image."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dcdctl.core.errors import InputError
+
+Cells = dict[str, pa.Array | None]
+"""The columns of a table, typed; None for one of values that no column can hold, such as lists."""
+MOMENT = pa.timestamp("us")
+"""The type of a column of moments, in UTC."""
+KEYS = ("image", "image_id", "path", "filepath", "file_name", "filename")
+"""The columns of a table that may name the image of a row; the first one that a table has is used."""
+RESERVED = ("row", "image_id", "path", "source", "corpus_row", "vector", "score", "name")
+"""Names of an index and of its answers, which columns cannot have."""
+MAX_NAME_BYTES = 60
+"""PostgreSQL cuts longer names off, at 63 bytes."""
+_DAY = r"\d{4}-\d{2}-\d{2}"
+_WHOLE = r"[+-]?(0|[1-9]\d*)"
+_FORMS: dict[pa.DataType, re.Pattern[str]] = {
+    pa.bool_(): re.compile("true|false", re.IGNORECASE),
+    # Not 007: such numbers are codes, whose zeros count.
+    pa.int64(): re.compile(_WHOLE),
+    pa.float64(): re.compile(rf"({_WHOLE}(\.\d*)?|[+-]?\.\d+)(e[+-]?\d+)?|nan", re.IGNORECASE),
+    pa.date32(): re.compile(_DAY),
+    MOMENT: re.compile(rf"{_DAY}[T ]\d{{2}}:\d{{2}}(:\d{{2}}(\.\d+)?)?(Z|[+-]\d{{2}}:?\d{{2}})?"),
+}
+"""How the cells of a text file are written, by the type of their column; the first type whose form all cells have is taken."""
+
+
+@dataclass(frozen=True)
+class ImageColumns:
+    """Columns of images."""
+
+    images: list[str]
+    """The name of the image of each row; each name once."""
+    table: pa.Table
+    where: str
+    """The name of their source in messages."""
+    notes: tuple[str, ...] = ()
+    """What the user should know: columns that were left out, images with several values."""
+
+
+def read_columns(path: Path, chosen: Sequence[str] | None = None) -> ImageColumns:
+    """The columns in a CSV, JSON lines or Parquet file, all of them or those that are `chosen`.
+
+    InputError if the file cannot be read, names no images, or lacks a column, and for a name that a column cannot have.
+    """
+    hint = "a table of metadata is a .csv, .jsonl or .parquet file with a column that names images"
+    read = {".csv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet}.get(path.suffix.lower())
+    if read is None:
+        raise InputError(f"{path} is no table of metadata, its name ends with {path.suffix or 'nothing'!r}", hint=hint)
+    try:
+        cells = read(path)
+    except (OSError, ValueError, pa.ArrowException, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}", hint=hint) from error
+    return columns_by_image(cells, str(path), chosen)
+
+
+def columns_of_table(table: pa.Table, where: str, chosen: Sequence[str] | None = None) -> ImageColumns:
+    """The columns of a table in memory, as for `read_columns`."""
+    return columns_by_image({name: typed_column(table.column(name).combine_chunks()) for name in table.column_names}, where, chosen)
+
+
+def columns_by_image(cells: Cells, where: str, chosen: Sequence[str] | None = None) -> ImageColumns:
+    """Columns by the images that one of them names (`KEYS`)."""
+    key = next((name for name in KEYS if name in cells), None)
+    names = None if key is None else cells[key]
+    if names is None:
+        found = ", ".join(list(cells)[:8]) or "none"
+        raise InputError(f"{where} names no images, its columns are {found:.300}", hint=f"one column must: {', '.join(KEYS)}")
+    named = [name for name in cells if name not in KEYS]
+    for name in chosen or ():
+        if name not in named:
+            near = difflib.get_close_matches(name, named, n=1)
+            known = f"did you mean {near[0]}?" if near else f"it has {', '.join(named[:12]) or 'only the names of images'}"
+            raise InputError(f"{where} has no column {name!r}", hint=known)
+    kept = list(named if chosen is None else dict.fromkeys(chosen))
+    for name in kept:
+        if problem := problem_of_name(name):
+            raise InputError(f"the column {name!r:.80} of {where} {problem}", hint="rename it, or name the other columns with --columns")
+    if not kept:
+        raise InputError(f"{where} has no columns besides the names of images", hint="add some, such as year or owner")
+    return by_first_row([None if name is None else str(name) for name in names.to_pylist()], {name: cells[name] for name in kept}, where)
+
+
+def by_first_row(images: Sequence[str | None], cells: Mapping[str, pa.Array | None], where: str) -> ImageColumns:
+    """Columns with one row per image, the first of the image's rows; rows without an image are left out."""
+    first: dict[str, int] = {}
+    for row, image in enumerate(images):
+        if image:
+            first.setdefault(image, row)
+    of_image = pa.array([first[image] if image else None for image in images], pa.int64())
+    columns, notes = {}, []
+    for name, column in cells.items():
+        if column is None or column.null_count == len(column):
+            reason = "it has no values" if column is not None else "its values are not texts, numbers, dates, or true and false"
+            notes.append(f"column {name} of {where} is left out: {reason}")
+            continue
+        columns[name] = column.take(pa.array(first.values(), pa.int64()))
+        others = pc.indices_nonzero(pc.fill_null(pc.not_equal(column, column.take(of_image)), False))
+        if count := len({images[row] for row in others.to_pylist()}):
+            notes.append(f"column {name} of {where} has several values for {count:,} images: the first row of an image counts")
+    return ImageColumns(list(first), pa.table(columns), where, tuple(notes))
+
+
+def problem_of_name(name: str) -> str:
+    """Why a column cannot have a name; empty if it can."""
+    if name.lower() in RESERVED:
+        return "has a name that the index itself uses"
+    if not name or name != name.strip() or not name.isprintable() or '"' in name:
+        return "has a name with quotation marks, or with blanks at an end, or without letters"
+    return f"has a name of more than {MAX_NAME_BYTES} bytes" if len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES else ""
+
+
+def typed_column(values: pa.Array) -> pa.Array | None:
+    """Values of Arrow as one of the types of columns; NaN, infinities and empty texts are missing. None for other types, such as lists."""
+    type_ = values.type
+    if isinstance(type_, pa.DictionaryType):
+        return typed_column(values.dictionary_decode())
+    if pa.types.is_integer(type_):
+        # uint64 has numbers that int64 lacks.
+        is_wide = type_ == pa.uint64() and (pc.max(values).as_py() or 0) >= 2**63
+        return values.cast(pa.string() if is_wide else pa.int64())
+    if pa.types.is_floating(type_) or pa.types.is_decimal(type_):
+        numbers = values.cast(pa.float64(), safe=False)
+        return pc.if_else(pc.is_finite(numbers), numbers, None)
+    if pa.types.is_date(type_):
+        return values.cast(pa.date32(), safe=False)
+    if pa.types.is_timestamp(type_):
+        # With a time zone or without one, the numbers count from 1970 in UTC.
+        return values.cast(pa.timestamp("us", type_.tz), safe=False).cast(MOMENT)
+    if pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
+        texts = values.cast(pa.string())
+        return pc.if_else(pc.equal(texts, ""), None, texts)
+    return values.cast(pa.bool_()) if pa.types.is_boolean(type_) or pa.types.is_null(type_) else None
+
+
+def from_cells(texts: Sequence[str]) -> pa.Array:
+    """The cells of a text file, as the type that fits all of them; empty cells are missing.
+
+    >>> [from_cells(cells).to_pylist() for cells in (["1", "", "3"], ["007", "1"], ["1.5", "nan"], ["True", "false"])]
+    [[1, None, 3], ['007', '1'], [1.5, None], [True, False]]
+    """
+    cells = [text.strip() or None for text in texts]
+    filled = [cell for cell in cells if cell is not None]
+    for type_, form in _FORMS.items():
+        if filled and all(map(form.fullmatch, filled)):
+            try:
+                return pa.array([None if cell is None else _parsed(cell, type_) for cell in cells], type_)
+            except (ValueError, OverflowError):  # 2024-02-31, or a number that needs more bits
+                break
+    return pa.array(cells, pa.string())
+
+
+def _parsed(cell: str, type_: pa.DataType) -> Any:
+    """A cell as a value of a type; ValueError if it is none, and for a number that is too large."""
+    if type_ == pa.bool_():
+        return cell.lower() == "true"
+    if type_ == pa.int64():
+        return int(cell)
+    if type_ == pa.float64():
+        number = float(cell)
+        if math.isinf(number):
+            raise ValueError
+        return None if math.isnan(number) else number
+    if type_ == pa.date32():
+        return date.fromisoformat(cell)
+    moment = datetime.fromisoformat(cell)
+    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def from_json(values: Sequence[Any]) -> pa.Array | None:
+    """Values of JSON as a column; None for lists and objects.
+
+    Dates in texts are recognized, numbers in texts are not. A column of texts and other values is one of texts.
+
+    >>> [from_json(values).to_pylist() for values in ([1, 2.5, None], ["2", "x"], [1, "x"])]
+    [[1.0, 2.5, None], ['2', 'x'], ['1', 'x']]
+    """
+    kinds = {type(value) for value in values if value is not None}
+    if kinds & {list, dict}:
+        return None
+    if kinds == {str}:
+        cells = from_cells([value or "" for value in values])
+        return cells if cells.type in (pa.date32(), MOMENT) else typed_column(pa.array(values, pa.string()))
+    if kinds == {float, int} or len(kinds) <= 1:
+        try:
+            return typed_column(pa.array(values, pa.float64() if float in kinds else None))
+        except (OverflowError, pa.ArrowInvalid):  # a number of more than 64 bits
+            pass
+    return pa.array([value if value is None or isinstance(value, str) else json.dumps(value) for value in values], pa.string())
+
+
+def _encoding(path: Path) -> str:
+    """The encoding of a text file; InputError if it cannot be told."""
+    # Every search imports this module, and charset-normalizer takes long.
+    from dcdctl.core.data.text_encoding import find_encoding
+
+    try:
+        return find_encoding(path)
+    except InputError as error:
+        # Only `prepare` has --encoding.
+        raise InputError(str(error.args[0]), hint="save the file as UTF-8") from error
+
+
+def _read_csv(path: Path) -> Cells:
+    with path.open(encoding=_encoding(path), newline="") as file:
+        reader = csv.reader(file, strict=True)
+        header = [name.strip() for name in next(reader, [])]
+        if repeated := [name for name in header if header.count(name) > 1]:
+            raise InputError(f"{path} has the column {repeated[0]!r} twice", hint="rename one of them")
+        rows = []
+        for row in reader:
+            if len(row) > len(header):
+                found = f"{path} line {reader.line_num} has {len(row)} cells, and the first line names {len(header)} columns"
+                raise InputError(found, hint="a text with a comma needs quotation marks")
+            if any(row):
+                rows.append([*row, *[""] * (len(header) - len(row))])
+    columns = zip(*rows, strict=True) if rows else ([] for _ in header)
+    return {name: pa.array(cells) if name in KEYS else from_cells(cells) for name, cells in zip(header, columns, strict=True)}
+
+
+def _read_jsonl(path: Path) -> Cells:
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_text(encoding=_encoding(path)).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path} line {number} is not JSON: {error}", hint='for example {"image": "a.jpg", "year": 2020}') from error
+        if not isinstance(value, dict):
+            raise InputError(f"{path} line {number} is no object", hint='for example {"image": "a.jpg", "year": 2020}')
+        rows.append(value)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: from_json([row.get(name) for row in rows]) for name in names}
+
+
+def _read_parquet(path: Path) -> Cells:
+    table = pq.read_table(path)
+    return {name: typed_column(table.column(name).combine_chunks()) for name in table.column_names}

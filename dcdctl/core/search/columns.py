@@ -1,0 +1,122 @@
+"""The columns of an index: read from their file when a query needs them, and summarized."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dcdctl.core import files
+from dcdctl.core.data import MOMENT
+from dcdctl.core.search import storage
+from dcdctl.core.search.storage import INDEX, INDEX_FILE, ColumnsFile
+from dcdctl.core.search.where import Value
+
+NUM_FREQUENT = 50
+"""Most frequent values of a column in its summary."""
+
+
+class Columns:
+    """The columns of the images of an index, memory-mapped; safe to use from several threads."""
+
+    def __init__(self, folder: Path, entry: ColumnsFile | None, num_rows: int) -> None:
+        self._folder, self._entry, self._num_rows = folder, entry, num_rows
+        self.schema: pa.Schema = pa.schema([]) if entry is None else entry.schema
+        self.num_covered = 0 if entry is None else entry.rows
+        """The first rows, which have had a chance to get values; rows that were added since have none."""
+        self._column = lru_cache(maxsize=None)(self._read_column)
+        self._group = lru_cache(maxsize=256)(self._read_group)
+
+    def column(self, name: str) -> pa.Array:
+        """The values of all rows."""
+        return self._column(name)
+
+    def table(self) -> pa.Table:
+        """All columns of all rows."""
+        return pa.table([self._read_column(name) for name in self.schema.names], schema=self.schema)
+
+    def values(self, row: int) -> dict[str, Value | None]:
+        """The values of a row; empty for an index without columns."""
+        if row >= self.num_covered:
+            return dict.fromkeys(self.schema.names)
+        group, within = divmod(row, storage.ROWS_PER_GROUP)
+        return {name: column[within].as_py() for name, column in zip(self.schema.names, self._group(group).columns, strict=True)}
+
+    def _read_column(self, name: str) -> pa.Array:
+        with self._file() as file:
+            column = file.read(columns=[name]).column(0)
+        missing = pa.nulls(self._num_rows - self.num_covered, column.type)
+        return pa.chunked_array([*column.chunks, missing], column.type).combine_chunks()
+
+    def _read_group(self, group: int) -> pa.Table:
+        with self._file() as file:
+            return file.read_row_group(group, use_threads=False).combine_chunks()
+
+    def _file(self) -> pq.ParquetFile:
+        assert self._entry is not None  # an index without columns has none to ask for
+        path = INDEX.checked(self._folder / self._entry.file, self._entry.sha256)
+        try:
+            file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
+        except (pa.ArrowException, OSError) as error:
+            raise INDEX.damaged(path, f"it is not a Parquet file ({error})") from error
+        if not file.schema_arrow.equals(self.schema) or file.metadata.num_rows != self.num_covered:
+            raise INDEX.damaged(path, f"it has not the rows and the columns that {INDEX_FILE} says")
+        return file
+
+
+def write_columns(path: Path, table: pa.Table) -> None:
+    """Write the file of columns atomically."""
+    with files.atomic_path(path) as partial:
+        pq.write_table(table, partial, row_group_size=storage.ROWS_PER_GROUP, compression="zstd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnSummary:
+    """A column, and what its values are."""
+
+    name: str
+    type: str
+    missing: int
+    """Images without a value."""
+    distinct: int
+    frequent: tuple[tuple[Value, int], ...]
+    """The most frequent values, each with its number of images; equal numbers in the order of values."""
+    low: Value | None
+    """The least value; None for a column without values, and for true and false."""
+    high: Value | None
+
+
+def summarize_column(name: str, values: pa.Array, is_gone: NDArray[np.bool_] | None) -> ColumnSummary:
+    """The summary of a column over the images that were not removed."""
+    live = values if is_gone is None else values.filter(pa.array(~is_gone))
+    filled = live.drop_null()
+    counts = pc.value_counts(filled)
+    table = pa.table({"value": counts.field("values"), "count": counts.field("counts")})
+    frequent = table.sort_by([("count", "descending"), ("value", "ascending")]).slice(0, NUM_FREQUENT)
+    ends = {"min": None, "max": None} if len(filled) == 0 or pa.types.is_boolean(filled.type) else pc.min_max(filled).as_py()
+    return ColumnSummary(
+        name=name,
+        type=TYPE_NAMES[values.type],
+        missing=live.null_count,
+        distinct=len(counts),
+        frequent=tuple((row["value"], row["count"]) for row in frequent.to_pylist()),
+        low=ends["min"],
+        high=ends["max"],
+    )
+
+
+TYPE_NAMES = {
+    pa.string(): "text",
+    pa.bool_(): "true or false",
+    pa.int64(): "whole number",
+    pa.float64(): "number",
+    pa.date32(): "date",
+    MOMENT: "date and time",
+}
+"""The types of columns in words."""

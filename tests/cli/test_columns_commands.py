@@ -1,0 +1,160 @@
+"""Columns on the command line: set by `dcdctl index`, read by `search --where` and shown by `inspect`."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from noise_index import CAPTIONS, NAMES
+from typer.testing import CliRunner
+
+from dcdctl.cli.app import app
+from dcdctl.cli.views import search_session
+from dcdctl.cli.views.search import View
+from dcdctl.core.search import Index, Searcher
+
+TEXT = CAPTIONS[0]
+CPU = ["--device", "cpu"]
+FILES = sorted(name if name.endswith(".png") else f"{name}.png" for name in NAMES)
+
+
+def run(*words, stdin=None):
+    return CliRunner().invoke(app, [*map(str, words)], input=stdin, catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def metadata(tmp_path_factory):
+    """Years and owners of eleven of the twelve images, and of one that the index lacks."""
+    path = tmp_path_factory.mktemp("metadata") / "photos.csv"
+    rows = [
+        f'"{name}",{2018 + place % 4},{"ann" if place % 2 else "bob"},2024-01-0{place % 9 + 1}' for place, name in enumerate(FILES[:-1])
+    ]
+    path.write_text("\n".join(["image,year,owner,day", *rows, "absent.png,2020,eve,"]), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def index(noise_index, metadata, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("columns") / "index"
+    shutil.copytree(noise_index, folder)
+    done = run("index", folder, "--metadata", metadata)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"12 images, 8 numbers each, search by flat, columns year, owner, day -> {folder}\n"
+    assert f"note: 1 images of {metadata} are not in the index, such as 'absent.png'" in done.stderr
+    assert f"note: 1 images of the index are not in {metadata}" in done.stderr
+    return folder
+
+
+def kept(index, condition):
+    """The names of the hits that meet a condition, in the order of a search without one."""
+    hits = Searcher.open(index, device=torch.device("cpu")).by_text(TEXT, 12).hits
+    return [hit.name for hit in hits if condition(hit.columns)]
+
+
+def test_a_condition_keeps_the_order_and_drops_the_others(index):
+    result = run("search", index, TEXT, "--where", "year >= 2020 and owner = 'ann'", "--json", *CPU)
+    hits = json.loads(result.stdout)["hits"]
+    assert [hit["name"] for hit in hits] == kept(index, lambda row: (row["year"] or 0) >= 2020 and row["owner"] == "ann")
+    assert {(hit["columns"]["owner"], hit["columns"]["year"]) for hit in hits} == {("ann", 2021)}
+    assert all(hit["columns"]["day"].startswith("2024-01-0") for hit in hits)
+
+
+def test_columns_are_shown_below_a_hit(index):
+    result = run("search", index, TEXT, "--where", "image_id = 'plain.png'", *CPU)
+    place = FILES.index("plain.png")
+    year, owner = 2018 + place % 4, "ann" if place % 2 else "bob"
+    assert result.stdout.splitlines()[2].strip() == f"year {year}, owner {owner}, day 2024-01-0{place % 9 + 1}"
+
+
+def test_a_condition_that_no_image_meets_gives_an_empty_answer(index):
+    result = run("search", index, TEXT, "--where", "year > 3000", *CPU)
+    assert (result.exit_code, len(result.stdout.splitlines())) == (0, 1)
+    assert "note: no image meets the condition\n0 of 12 images" in result.stderr
+
+
+def test_lines_of_stdin_meet_the_condition_too(index):
+    result = run("search", index, "--where", "owner = 'bob'", "--k", "12", *CPU, stdin=f"{TEXT}\n")
+    assert len(result.stdout.rstrip("\n").split("\t")) == 1 + len(kept(index, lambda row: row["owner"] == "bob"))
+
+
+def test_a_wrong_condition_is_one_line_before_a_model_is_loaded(index, monkeypatch):
+    monkeypatch.setattr("dcdctl.core.models.load_dual", None)
+    result = run("search", index, TEXT, "--where", "yaer = 2020", *CPU)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "error: the condition 'yaer = 2020' has the unknown column yaer; did you mean year?\n"
+
+
+def test_the_prompt_keeps_a_condition_until_it_is_cleared(index, monkeypatch, tmp_path, capsys):
+    lines = iter([":where owner = 'ann'", TEXT, ":where owner =", ":where", TEXT])
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+
+    def answer(_=""):
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr(builtins, "input", answer)
+    searcher = Searcher.open(index, device=torch.device("cpu"))
+    assert search_session.run(searcher, View(True, None), 12) == 0
+    out, err = capsys.readouterr()
+    documents = [json.loads(text + "}") for text in out.strip().removesuffix("}").split("\n}\n")]
+    assert [len(document["hits"]) for document in documents] == [len(kept(index, lambda row: row["owner"] == "ann")), 12]
+    assert "error: the condition 'owner =' cannot be read near '='; for example year >= 2020 and owner = 'x'" in err
+
+
+def test_inspect_lists_the_columns(index):
+    lines = run("inspect", index).stdout.splitlines()
+    assert lines[-3:] == [
+        "  column year: whole number, 1 missing; 2018 (3), 2019 (3), 2020 (3), 2021 (2)",
+        "  column owner: text, 1 missing; bob (6), ann (5)",
+        "  column day: date, 1 missing; 2024-01-01 (2), 2024-01-02 (2), 2024-01-03 (1), 2024-01-04 (1) and 5 other values",
+    ]
+    document = json.loads(run("inspect", index, "--json").stdout)["columns"]
+    assert document[1] == {
+        "name": "owner",
+        "type": "text",
+        "missing": 1,
+        "distinct": 2,
+        "frequent": [{"value": "bob", "images": 6}, {"value": "ann", "images": 5}],
+        "low": "ann",
+        "high": "bob",
+    }
+
+
+def test_an_index_is_built_with_columns_and_changed_without_embedding(noise_index, metadata, tmp_path, monkeypatch):
+    dual, images = noise_index.parent / "dual", noise_index.parent / "images"
+    words = ["index", dual, "--images", images, "--out", tmp_path / "index", "--metadata", metadata, "--columns", "owner", *CPU]
+    assert run(*words, "--json").exit_code == 0
+    built = Index.open(tmp_path / "index")
+    assert (built.columns.names, built.values("owner").null_count) == (["owner"], 1)
+    generation = built.document["generation"]
+    assert run(*words).exit_code == 0
+    assert Index.open(tmp_path / "index").document["generation"] == generation
+    monkeypatch.setattr("dcdctl.core.search.embed.embed", None)
+    done = run("index", tmp_path / "index", "--drop-column", "owner", "--metadata", metadata, "--columns", "year", "--json")
+    assert json.loads(done.stdout)["columns"] == ["year"]
+    wrong = run("index", tmp_path / "index", "--metadata", metadata, "--columns", "yaer")
+    assert wrong.stderr == f"error: {metadata} has no column 'yaer'; did you mean year?\n"
+
+
+def test_images_that_are_added_later_have_no_values_until_they_get_some(noise_index, tmp_path):
+    index, more = tmp_path / "index", tmp_path / "more"
+    shutil.copytree(noise_index, index)
+    shutil.copytree(noise_index.parent / "images", more)
+    (tmp_path / "m.csv").write_text("image,year\nplain.png,2020\n")
+    assert run("index", index, "--metadata", tmp_path / "m.csv", *CPU).exit_code == 0
+    assert run("index", index, "--add", more, *CPU).exit_code == 0
+    added = Index.open(index)
+    assert (added.num_covered, added.values("year").drop_null().to_pylist()) == (12, [2020])
+    result = run("search", index, TEXT, "--where", "year is null", "--k", 30, "--json", *CPU)
+    assert len(json.loads(result.stdout)["hits"]) == 23
+    (tmp_path / "n.csv").write_text(f"image,year\n{more / 'plain.png'},2021\n")
+    assert run("index", index, "--metadata", tmp_path / "n.csv", *CPU).exit_code == 0
+    assert sorted(Index.open(index).values("year").drop_null().to_pylist()) == [2020, 2021]

@@ -1,0 +1,322 @@
+"""Columns of images: read from tables, kept through changes of an index, and exact under a condition."""
+
+from __future__ import annotations
+
+import json
+from datetime import date, datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from made_index import exact, unit_vectors, write_index
+
+from dcdctl.core.artifacts import sha256_of
+from dcdctl.core.data import MOMENT, columns_of_table, read_columns
+from dcdctl.core.errors import InputError, StaleError
+from dcdctl.core.search import ColumnChanges, Index, parse_where
+from dcdctl.core.search import index as index_module
+from dcdctl.core.search.metadata import change_columns
+
+KINDS = {
+    "flat": {"kind": "flat"},
+    "hnsw": {"kind": "hnsw", "flat_up_to": 10, "segment_rows": 128},
+    "int8": {"kind": "int8", "flat_up_to": 10, "segment_rows": 128},
+    "binary": {"kind": "binary", "flat_up_to": 10, "segment_rows": 128},
+    "ivf-pq": {"kind": "ivf-pq", "flat_up_to": 1000, "segment_rows": 1000},
+}
+NUM_ROWS = {"ivf-pq": 1500}
+REMOVED = (3, 40, 41)
+
+
+def set_columns(index, read=None, **changes):
+    changes = ColumnChanges(**changes)
+    notes = change_columns(index.folder, changes, changes.read())
+    return Index.open(index.folder), notes
+
+
+def table_of(count, seed=0):
+    """Metadata for the images 0.png, 1.png, ...: a number with every value in 0..99, and an owner that some lack."""
+    rng = np.random.default_rng(seed)
+    owners = np.array(["ann", "bob", None, "o'neil"], dtype=object)[rng.integers(0, 4, count)]
+    return pa.table(
+        {
+            "image": [f"{row}.png" for row in range(count)],
+            "share": pa.array(rng.integers(0, 100, count), pa.int64()),
+            "owner": pa.array(owners.tolist(), pa.string()),
+        }
+    )
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def filtered(request, tmp_path_factory):
+    """An index of a kind with removed rows and columns; its vectors and its metadata."""
+    count = NUM_ROWS.get(request.param, 300)
+    vectors = unit_vectors(count)
+    vectors[7] = vectors[12]  # a tie
+    halves = [vectors[: count // 2], vectors[count // 2 :]]
+    made = write_index(tmp_path_factory.mktemp(request.param) / "index", halves, removed=REMOVED, **KINDS[request.param])
+    assert made.kind == request.param
+    table = table_of(count)
+    return set_columns(made, metadata=table)[0], vectors, table
+
+
+@pytest.mark.parametrize("many", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize(
+    ("text", "keep"),
+    [
+        ("share = 17", lambda row: row["share"] == 17),
+        ("share >= 40", lambda row: row["share"] >= 40),
+        ("owner = 'o''neil' or share < 5", lambda row: row["owner"] == "o'neil" or row["share"] < 5),
+        ("not (owner in ('ann', 'bob'))", lambda row: row["owner"] == "o'neil"),
+        ("image_id in ('7.png', '12.png', '3.png', '299.png')", lambda row: row["image"] in ("7.png", "12.png", "3.png", "299.png")),
+        ("share > 100", lambda row: False),
+    ],
+)
+def test_under_a_condition_the_answer_is_exact_for_every_kind(filtered, monkeypatch, text, keep, many):
+    index, vectors, table = filtered
+    # All three: rows are always masked, few rows are gathered, rows are always gathered.
+    monkeypatch.setattr(index_module, "MANY", many)
+    kept = [row for row, values in enumerate(table.to_pylist()) if keep(values) and row not in REMOVED]
+    queries = np.random.default_rng(5).normal(size=(3, 16))
+    queries[0] = vectors[12]
+    out = set(range(len(vectors))) - set(kept)
+    for k in (1, 10, len(kept) + 5):
+        found = index.nearest(queries, k, parse_where(text, index.columns))
+        for query, rows, scores in zip(queries, found.rows_QK.tolist(), found.scores_QK.tolist(), strict=True):
+            expected = exact(vectors, query, k, out)
+            assert rows == expected + [-1] * (k - len(expected))
+            assert all(np.isneginf(scores[len(expected) :]))
+
+
+def test_hits_have_the_values_of_their_images(filtered):
+    index, vectors, table = filtered
+    (hits,) = index.search(vectors[:1], 4, parse_where("share >= 40", index.columns))
+    rows = table.to_pylist()
+    assert [dict(hit.columns) for hit in hits] == [{"share": rows[hit.row]["share"], "owner": rows[hit.row]["owner"]} for hit in hits]
+    assert all(hit.columns["share"] >= 40 for hit in hits)
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_cells_of_a_csv_get_the_type_that_fits_all_of_them(tmp_path):
+    text = (
+        "image, year,zip,rating,starred,day,taken,owner,empty,huge,nobody\n"
+        'a.jpg,2020,007,1.5,True,2024-01-31,2024-01-31T08:30:00+02:00,"Ann, B.",,99999999999999999999,nan\n'
+        "\n"
+        "b.jpg,,12,nan,false,,2024-02-01 09:00,  x ,,1,2020-02-31\n"
+        "c.jpg,2019\n"
+    )
+    read = read_columns(write(tmp_path / "m.csv", text))
+    assert read.images == ["a.jpg", "b.jpg", "c.jpg"]
+    assert read.table.to_pydict() == {
+        "year": [2020, None, 2019],
+        "zip": ["007", "12", None],
+        "rating": [1.5, None, None],
+        "starred": [True, False, None],
+        "day": [date(2024, 1, 31), None, None],
+        "taken": [datetime(2024, 1, 31, 6, 30), datetime(2024, 2, 1, 9), None],
+        "owner": ["Ann, B.", "x", None],
+        "huge": ["99999999999999999999", "1", None],
+        "nobody": ["nan", "2020-02-31", None],
+    }
+    assert read.table.schema.types == [
+        pa.int64(), pa.string(), pa.float64(), pa.bool_(), pa.date32(), MOMENT, pa.string(), pa.string(), pa.string()
+    ]  # fmt: skip
+    assert read.notes == (f"column empty of {tmp_path / 'm.csv'} is left out: it has no values",)
+
+
+def test_json_lines_keep_their_types(tmp_path):
+    rows = [
+        {"file_name": "a", "n": 1, "x": 1, "text": "2020", "day": "2024-01-31", "ok": True, "mixed": 1, "tags": ["t"]},
+        {"file_name": "b", "n": 2, "x": 0.5, "text": "", "day": None, "ok": None, "mixed": "y"},
+    ]
+    read = read_columns(write(tmp_path / "m.jsonl", "\n".join(map(json.dumps, rows))))
+    assert read.table.to_pydict() == {
+        "n": [1, 2],
+        "x": [1.0, 0.5],
+        "text": ["2020", None],
+        "day": [date(2024, 1, 31), None],
+        "ok": [True, None],
+        "mixed": ["1", "y"],
+    }
+    assert "column tags of" in read.notes[0]
+
+
+def test_types_of_parquet_become_those_of_columns(tmp_path):
+    table = pa.table(
+        {
+            "image_id": pa.array([1, 2], pa.int32()),
+            "small": pa.array([1, None], pa.uint8()),
+            "half": pa.array([np.float16(0.5), np.float16("nan")], pa.float16()),
+            "word": pa.array(["x", "y"]).dictionary_encode(),
+            "taken": pa.array([datetime(2024, 1, 1), None], pa.timestamp("ns", "Europe/Paris")),
+            "day": pa.array([date(2024, 1, 1), None], pa.date64()),
+        }
+    )
+    pq.write_table(table, tmp_path / "m.parquet")
+    read = read_columns(tmp_path / "m.parquet", ["word", "half", "taken", "day", "small"])
+    assert read.images == ["1", "2"]
+    assert read.table.schema.types == [pa.string(), pa.float64(), MOMENT, pa.date32(), pa.int64()]
+    assert read.table.to_pydict()["half"] == [0.5, None]
+    assert read.table.to_pydict()["taken"] == [datetime(2024, 1, 1), None]
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("photo,year\na,1\n", "names no images, its columns are photo, year", "image, image_id, path, filepath"),
+        ("image\na\n", "has no columns besides", "add some"),
+        ("image,row\na,1\n", r"the column 'row' of .* has a name that the index itself uses", "rename it, or name the other"),
+        ("image,Score\na,1\n", "has a name that the index itself uses", "rename it"),
+        ('image,"a""b"\na,1\n', "has a name with quotation marks", "rename it"),
+        (f"image,{'x' * 61}\na,1\n", "more than 60 bytes", "rename it"),
+        ("image,year,year\na,1,2\n", "has the column 'year' twice", "rename one"),
+        ("image,owner\na,b, c\n", "line 2 has 3 cells, and the first line names 2", "quotation marks"),
+        ('image,owner\na,"b\n', "cannot be read: unexpected end of data", "a table of metadata is"),
+    ],
+)
+def test_a_table_that_is_no_metadata_is_refused(tmp_path, text, message, hint):
+    with pytest.raises(InputError, match=message) as caught:
+        read_columns(write(tmp_path / "m.csv", text))
+    assert hint in caught.value.hint
+
+
+def test_a_missing_or_unknown_file_and_a_wrong_column_are_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        read_columns(tmp_path / "absent.csv")
+    with pytest.raises(InputError, match=r"is no table of metadata, its name ends with '.xlsx'"):
+        read_columns(tmp_path / "m.xlsx")
+    with pytest.raises(InputError, match="line 1 is not JSON"):
+        read_columns(write(tmp_path / "m.jsonl", "{"))
+    with pytest.raises(InputError, match=r"cannot be read: .*[Pp]arquet"):
+        read_columns(write(tmp_path / "m.parquet", "x"))
+    with pytest.raises(InputError, match="has no column 'yaer'") as caught:
+        read_columns(write(tmp_path / "m.csv", "image,year\na,1\n"), ["yaer"])
+    assert caught.value.hint == "did you mean year?"
+
+
+def test_the_first_row_of_an_image_counts_and_others_are_counted():
+    table = pa.table({"path": ["a", "b", "a", "a", None], "year": [1, 2, 1, 5, 9], "owner": ["x", None, "x", "x", "y"]})
+    read = columns_of_table(table, "it")
+    assert (read.images, read.table.to_pydict()) == (["a", "b"], {"year": [1, 2], "owner": ["x", None]})
+    assert read.notes == ("column year of it has several values for 1 images: the first row of an image counts",)
+
+
+@pytest.fixture
+def made(tmp_path):
+    """An index of 0.png to 5.png, whose folder is called photos; 4.png is removed."""
+    return write_index(tmp_path / "index", [unit_vectors(4), unit_vectors(2, seed=1)], images=tmp_path / "photos", removed=[4], kind="flat")
+
+
+def column(index, name):
+    return index.values(name).to_pylist()
+
+
+def test_values_are_replaced_for_named_images_only(made, tmp_path):
+    photos = tmp_path / "photos"
+    given = pa.table({"image": ["0.png", "./1.png", f"{photos}/2.png", "photos/3.png", "x.png"], "year": [1, 2, 3, 4, 5]})
+    index, notes = set_columns(made, metadata=given)
+    assert column(index, "year") == [1, 2, 3, 4, None, None]
+    assert notes == [
+        "1 images of the table of metadata are not in the index, such as 'x.png'",
+        "1 images of the index are not in the table of metadata",
+    ]
+    index, _ = set_columns(
+        index, metadata=pa.table({"image": ["1.png", "5.png", "2.png"], "year": [2.5, 7, None], "owner": ["a", "b", ""]})
+    )
+    assert column(index, "year") == [1.0, 2.5, None, 4.0, None, 7.0]
+    assert column(index, "owner") == [None, "a", None, None, None, "b"]
+    assert index.document["generation"] == 3
+    assert sorted(path.name for path in index.folder.glob("columns-*")) == ["columns-3.parquet"]
+    index.check()
+
+
+def test_the_same_metadata_again_changes_nothing(made):
+    given = pa.table({"image": ["0.png"], "year": [1]})
+    index, _ = set_columns(made, metadata=given)
+    assert set_columns(index, metadata=given)[0].document == index.document
+
+
+def test_metadata_of_other_images_or_of_another_type_is_refused(made):
+    index, _ = set_columns(made, metadata=pa.table({"image": ["0.png", "1.png"], "year": [1, 2]}))
+    with pytest.raises(InputError, match=r"none of the 1 images of the table of metadata is in the index .*, such as 'a.png'") as caught:
+        set_columns(index, metadata=pa.table({"image": ["a.png"], "year": [1]}))
+    assert "'0.png'" in caught.value.hint
+    with pytest.raises(InputError, match=r"column year of .* is a whole number, and in the table of metadata it is a text") as caught:
+        set_columns(index, metadata=pa.table({"image": ["0.png"], "year": ["x"]}))
+    assert "--drop-column year" in caught.value.hint
+    # No value of the old type stays.
+    index, _ = set_columns(index, metadata=pa.table({"image": ["1.png", "0.png"], "year": ["x", "y"]}))
+    assert column(index, "year")[:2] == ["y", "x"]
+
+
+def test_columns_are_dropped_and_an_index_without_columns_has_no_file(made):
+    before = made.document
+    assert "columns" not in before
+    index, _ = set_columns(made, metadata=pa.table({"image": ["0.png"], "year": [1], "owner": ["x"]}))
+    assert index.columns.names == ["year", "owner"]
+    with pytest.raises(InputError, match="has no column 'yaer' to drop"):
+        set_columns(index, drop=("yaer",))
+    index, _ = set_columns(index, drop=("year",))
+    assert index.columns.names == ["owner"]
+    index, _ = set_columns(index, drop=("owner",))
+    assert {**index.document, "generation": 1} == before
+    assert not list(index.folder.glob("columns-*"))
+
+
+def test_a_column_is_summarized_without_removed_images(made):
+    index, _ = set_columns(made, metadata=pa.table({"image": [f"{i}.png" for i in range(6)], "owner": ["b", "a", "b", None, "z", "a"]}))
+    (summary,) = index.summarize_columns()
+    assert (summary.type, summary.missing, summary.distinct) == ("text", 1, 2)
+    assert (summary.frequent, summary.low, summary.high) == ((("a", 2), ("b", 2)), "a", "b")
+
+
+def test_a_condition_on_a_column_that_is_gone_is_an_error(made):
+    index, _ = set_columns(made, metadata=pa.table({"image": ["0.png"], "year": [1]}))
+    condition = parse_where("year = 1", index.columns)
+    with pytest.raises(InputError, match="has no column year"):
+        made.nearest(unit_vectors(1), 1, condition)
+
+
+def test_columns_of_other_rows_than_index_json_says_are_damaged(made):
+    index, _ = set_columns(made, metadata=pa.table({"image": ["0.png"], "year": [1]}))
+    entry = index.document["columns"]
+    path = index.folder / entry["file"]
+    table = pq.read_table(path)
+    pq.write_table(table.slice(0, 3), path)
+    # A stranger's index.json, whose checksum fits the file.
+    document = {**index.document, "columns": {**entry, "sha256": sha256_of(path)}}
+    with pytest.raises(StaleError, match="has not the rows and the columns"):
+        Index(index.folder, document).values("year")
+
+
+def test_values_of_all_types_come_back(made):
+    rows = {
+        "image": ["0.png", "1.png"],
+        "flag": [True, None],
+        "day": [date(2024, 2, 29), None],
+        "taken": pa.array([datetime(2024, 2, 29, 1, 2, 3, 4), None], MOMENT),
+        "x": [0.1, None],
+        "word": ["\u72ac", None],
+    }
+    index, _ = set_columns(made, metadata=pa.table(rows))
+    (hits,) = index.search(unit_vectors(1), 2, parse_where("word = '\u72ac' or image_id = '1.png'", index.columns))
+    values = {hit.row: dict(hit.columns) for hit in hits}
+    assert values[0] == {"flag": True, "day": date(2024, 2, 29), "taken": datetime(2024, 2, 29, 1, 2, 3, 4), "x": 0.1, "word": "\u72ac"}
+    assert set(values[1].values()) == {None}
+    assert pc.is_null(index.values("x")).to_pylist() == [False] + [True] * 5
+
+
+def test_a_hybrid_search_meets_the_condition_in_both_lists(tmp_path):
+    made = write_index(tmp_path / "index", [unit_vectors(30)], removed=[5], kind="flat", keywords=True)
+    index, _ = set_columns(made, metadata=pa.table({"image": [f"{row}.png" for row in range(30)], "parity": [row % 2 for row in range(30)]}))
+    condition = parse_where("parity = 1", index.columns)
+    (hits,) = index.hybrid(["8 9 11 5 png"], unit_vectors(1, seed=3), 30, condition)
+    assert {hit.row for hit in hits} == {row for row in range(30) if row % 2} - {5}
+    assert {hit.columns["parity"] for hit in hits} == {1}
+    assert {hit.row for hit in hits if hit.bm25} == {9, 11}
