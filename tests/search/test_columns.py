@@ -314,7 +314,9 @@ def test_values_of_all_types_come_back(made):
 
 def test_a_hybrid_search_meets_the_condition_in_both_lists(tmp_path):
     made = write_index(tmp_path / "index", [unit_vectors(30)], removed=[5], kind="flat", keywords=True)
-    index, _ = set_columns(made, metadata=pa.table({"image": [f"{row}.png" for row in range(30)], "parity": [row % 2 for row in range(30)]}))
+    index, _ = set_columns(
+        made, metadata=pa.table({"image": [f"{row}.png" for row in range(30)], "parity": [row % 2 for row in range(30)]})
+    )
     condition = parse_where("parity = 1", index.columns)
     (hits,) = index.hybrid(["8 9 11 5 png"], unit_vectors(1, seed=3), 30, condition)
     assert {hit.row for hit in hits} == {row for row in range(30) if row % 2} - {5}
