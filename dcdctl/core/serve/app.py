@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +20,7 @@ from dcdctl.core.data import ImageError
 from dcdctl.core.errors import ConfigError, DcdError, InputError
 from dcdctl.core.search import Answer, Background, Hit, Searcher
 from dcdctl.core.serve import images, logs, pages
+from dcdctl.core.serve.batch import Batches, BatchQuery, in_words
 from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.serve.keys import Keys
 from dcdctl.core.serve.metrics import CONTENT_TYPE, Metrics, Shared
@@ -81,6 +82,13 @@ class ErrorResponse:
     """The body of every response that is not a success."""
 
     error: str
+
+
+@dataclass(frozen=True)
+class BatchResponse:
+    """The answers to a batch in the order of its queries; a query that cannot be answered has an error."""
+
+    answers: tuple[SearchResponse | ErrorResponse, ...]
 
 
 @dataclass(frozen=True)
@@ -173,15 +181,44 @@ def _search_routes(service: Service) -> APIRouter:
         answer = await _by_image(service, lambda searcher: images.image_of(searcher.index, row), k)
         return await _response(service, answer, is_text=False)
 
+    batches = Batches.of(config, service.searching.num_slots)
+
+    # One route for both kinds of body: a route is chosen by its path and method only.
     @router.post(
-        "/search", summary="Search by an uploaded image.", responses={408: {"model": ErrorResponse}, 413: {"model": ErrorResponse}}
+        "/search",
+        summary="Search by an uploaded image, or by many texts.",
+        responses={408: {"model": ErrorResponse}, 413: {"model": ErrorResponse}},
+        openapi_extra={"requestBody": {"content": {"application/json": {"schema": batches.schema()}}}},
     )
-    async def by_image(image: UploadFile, k: int = number) -> SearchResponse:
-        data = await image.read()
-        answer = await _by_image(service, lambda _: images.uploaded(data, config), k)
-        return await _response(service, answer, is_text=False)
+    async def by_body(request: Request, image: UploadFile | None = None, k: int = number) -> SearchResponse | BatchResponse:
+        if image is not None:
+            data = await image.read()
+            answer = await _by_image(service, lambda _: images.uploaded(data, config), k)
+            return await _response(service, answer, is_text=False)
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
+            return await _by_texts(service, await batches.read(request))
+        raise InputError("image: Field required", hint="or send a batch of texts as application/json")
 
     return router
+
+
+async def _by_texts(service: Service, queries: Sequence[BatchQuery | str]) -> BatchResponse:
+    """The answers to a batch. A query that cannot be answered has an error in its place; a failure of the service fails the batch."""
+    valid = [query for query in queries if isinstance(query, BatchQuery)]
+    answers = iter(await service.texts.answer_all([(query.text, query.k) for query in valid]))
+    responses: list[SearchResponse | ErrorResponse] = []
+    num_hits = 0
+    for query in queries:
+        answer = query if isinstance(query, str) else next(answers)
+        if isinstance(answer, (str, InputError, ConfigError)):
+            responses.append(ErrorResponse(str(answer)))
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            responses.append(await _response(service, answer, is_text=True))
+            num_hits += len(answer.hits)
+    logs.note_hits(num_hits)
+    return BatchResponse(tuple(responses))
 
 
 async def _response(service: Service, answer: Answer, *, is_text: bool) -> SearchResponse:
@@ -256,7 +293,7 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
         return JSONResponse({"error": error}, status_code=status, headers=headers)
 
     async def invalid(_: Request, error: Any) -> Response:
-        return respond(422, "; ".join(f"{item['loc'][-1]}: {item['msg']}" for item in error.errors()))
+        return respond(422, in_words(error.errors()))
 
     async def http(_: Request, error: Any) -> Response:
         return respond(error.status_code, error.detail, error.headers)

@@ -41,6 +41,8 @@ class ServiceConfig:
     """Images in an answer, if the request gives no number."""
     max_k: Count = 200
     """Maximum number of images in an answer."""
+    max_queries: Count = 32
+    """Maximum number of texts in a batch (POST /search with JSON); each counts as a waiting search."""
     max_text_chars: Count = 500
     """Maximum length of a text; models read about 40 tokens of it."""
     max_upload_bytes: Count = 16 * MiB

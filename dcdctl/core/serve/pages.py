@@ -89,6 +89,9 @@ def _parameters(route: dict[str, Any]) -> Iterator[_Parameter]:
         yield _Parameter(parameter["name"], ", ".join(_limits(parameter["schema"])), parameter.get("description", ""))
     if "requestBody" in route:
         yield _Parameter("image", "a file", "In the body, as multipart/form-data.")
+        yield _Parameter(
+            "queries", "a list", 'Instead of an image, in the body as application/json: {"queries": [{"text": "a red bus", "k": 5}]}.'
+        )
 
 
 def _limits(schema: dict[str, Any]) -> Iterator[str]:

@@ -98,7 +98,7 @@ class Workers:
 
     def __init__(self, name: str, threads: int, max_waiting: int, max_wait_s: float, metrics: Metrics) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
-        self._num_slots, self._max_wait_s = threads + max_waiting, max_wait_s
+        self.num_slots, self._max_wait_s = threads + max_waiting, max_wait_s
         self._num_used = 0
         self._gauge = metrics.under_way.labels(name)
 
@@ -115,15 +115,15 @@ class Workers:
             return await self.start(in_time)
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
-        """A slot for a call that waits or runs; BusyError if none is free."""
-        if self._num_used >= self._num_slots:
+    def slot(self, count: int = 1) -> Iterator[None]:
+        """Slots for calls that wait or run; BusyError if so many are not free."""
+        if self._num_used + count > self.num_slots:
             raise BusyError("queue full")
-        self._count(1)
+        self._count(count)
         try:
             yield
         finally:
-            self._count(-1)
+            self._count(-count)
 
     def start(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Run a call in the pool."""
@@ -193,6 +193,22 @@ class TextBatcher:
                 self._open.add(waiting)
                 self._workers.start(partial(self._answer_batch, self._open))
             return await asyncio.wrap_future(waiting.answer)
+
+    async def answer_all(self, texts: Sequence[tuple[str, int]]) -> list[Answer | BaseException]:
+        """For each text and its k the answer, or the error of the searcher; computed together. BusyError like `Workers.run`."""
+        with self._workers.slot(len(texts)):
+            waiting = [_WaitingText(text, k) for text, k in texts]
+            for start in range(0, len(waiting), self._max_size):
+                # Filled before it starts; later texts of other requests may join the last one.
+                self._open = _Batch(self._max_size)
+                for text in waiting[start : start + self._max_size]:
+                    self._open.add(text)
+                self._workers.start(partial(self._answer_batch, self._open))
+            answers = await asyncio.gather(*(asyncio.wrap_future(text.answer) for text in waiting), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BusyError):
+                raise answer
+        return answers
 
     def _answer_batch(self, batch: _Batch) -> None:
         # Cancelled texts are left out; from here on a future cannot be cancelled.
