@@ -6,7 +6,6 @@ import importlib
 import json
 import pkgutil
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -398,9 +397,10 @@ def test_a_mistake_is_one_line_and_no_weights_are_opened(command, option, mistak
 
 @pytest.mark.parametrize("command", LOADS)
 def test_without_a_mistake_the_weights_are_opened(command, stage):
-    shutil.rmtree(stage / "NEW", ignore_errors=True)  # a study makes its folder before it opens weights
-    with pytest.raises(WeightsOpenedError):
-        run(command, VALID[command], stage)
+    # A folder of its own: a study makes its folder before it opens weights.
+    words = {name: value.replace("NEW", f"NEW-{command}") for name, value in VALID[command].items()}
+    result = CliRunner().invoke(app, [command, *line(words, stage)])
+    assert isinstance(result.exception, WeightsOpenedError), f"{result.exception!r}\n{result.output}"
 
 
 @pytest.mark.parametrize("command", VALID)
