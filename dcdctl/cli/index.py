@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from dcdctl.cli.views.terminal import bar, note, printable, show, show_json
 
 if TYPE_CHECKING:
     from dcdctl.core.search import IndexChange
+    from dcdctl.core.stores import Upload
 
 Target = Annotated[
     str,
@@ -65,6 +67,12 @@ Metadata = Annotated[
 Columns = Annotated[str | None, typer.Option("--columns", help="Take only these columns: year,owner.", show_default="all", metavar="NAMES")]
 DropColumn = Annotated[list[str] | None, typer.Option("--drop-column", help="Remove a column of the index; repeatable.", metavar="NAME")]
 
+To = Annotated[
+    str | None,
+    typer.Option("--to", help="Bring a store up to the index: PostgreSQL, LanceDB or Qdrant, by URL (docs/stores.md).", metavar="URL"),
+]
+ReplaceStore = Annotated[bool, typer.Option("--replace", help="With --to: fill the store again, in place of the images of another index.")]
+
 NUM_SKIPPED_SHOWN = 5
 """Files without a readable image that are named on the screen."""
 
@@ -89,13 +97,18 @@ def index(
     metadata: Metadata = None,
     columns: Columns = None,
     drop_column: DropColumn = None,
+    to: To = None,
+    replace: ReplaceStore = False,
     json: Json = False,
 ) -> None:
     """Make images searchable, or change an index. A dual encoder embeds the images of a folder or a corpus once."""
-    from dcdctl.core import devices, search
+    if replace and to is None:
+        raise typer.BadParameter("replaces the images of a store: name it with --to", param_hint="--replace")
+    from dcdctl.core import devices, search, stores
     from dcdctl.core.devices import Compute
     from dcdctl.core.search import Changes, ColumnChanges
 
+    store = None if to is None else stores.open_store(to)  # a wrong URL is an error before any work
     devices.use_threads(threads)
     precision = None if precision is None else devices.precision(precision)
     compute = Compute(device=devices.choose(device), batch_size=batch_size, workers=workers)
@@ -112,13 +125,14 @@ def index(
         columns=ColumnChanges(drop=tuple(drop_column or ()), metadata=metadata, chosen=names),
     )
     change = search.run_index_job(target, changes, images=images, out=out, compute=compute, track=bar)
-    show_json(_document(change)) if json else _show(change)
+    uploaded = None if store is None else stores.upload_index(change.index, store, replace=replace, track=bar)
+    show_json(_document(change, uploaded)) if json else _show(change, uploaded)
 
 
-def _document(change: IndexChange) -> dict[str, Any]:
+def _document(change: IndexChange, uploaded: Upload | None) -> dict[str, Any]:
     index = change.index
     counts = {"images": index.num_images, "added": change.added, "removed": change.removed, "left_out": len(change.skipped)}
-    return {
+    document = {
         "index": str(index.folder),
         **counts,
         "dims": index.dim,
@@ -127,9 +141,10 @@ def _document(change: IndexChange) -> dict[str, Any]:
         "columns": index.columns.names,
         "notes": list(change.notes),
     }
+    return document if uploaded is None else {**document, "store": asdict(uploaded)}
 
 
-def _show(change: IndexChange) -> None:
+def _show(change: IndexChange, uploaded: Upload | None) -> None:
     index, skipped = change.index, change.skipped
     for file in skipped[:NUM_SKIPPED_SHOWN]:
         note(f"left out: {file['path']!r}: {file['reason']}")
@@ -141,3 +156,6 @@ def _show(change: IndexChange) -> None:
     words = " and by words" if index.has_keywords else ""
     columns = f", columns {', '.join(map(printable, index.columns.names))}" if index.columns.names else ""
     show(f"{index.num_images:,} images{counts}, {index.dim} numbers each, search by {index.kind}{words}{columns} -> {index.folder}")
+    if uploaded is not None:
+        changes = "".join(f", {count:,} {action}" for action, count in (("sent", uploaded.sent), ("deleted", uploaded.deleted)) if count)
+        show(f"{uploaded.images:,} images{changes} -> {uploaded.location}")

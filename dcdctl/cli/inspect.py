@@ -11,7 +11,12 @@ from dcdctl.cli.completion import complete_split
 from dcdctl.cli.options import Json, MaxImages, Page, refuse
 from dcdctl.cli.views.terminal import bar, note, show, show_json, show_table
 
-Folder = Annotated[Path, typer.Argument(help="Folder written by `dcdctl prepare`, `cache-teacher` or `index`.", metavar="DIR|CACHE|INDEX")]
+Place = Annotated[
+    str,
+    typer.Argument(
+        help="Folder written by `dcdctl prepare`, `cache-teacher` or `index`, or the URL of a store.", metavar="DIR|CACHE|INDEX"
+    ),
+]
 CorpusFolder = Annotated[
     Path | None, typer.Option("--data", help="With a cache: its corpus, to show captions and image names.", metavar="DIR")
 ]
@@ -35,7 +40,7 @@ NumImages = Annotated[
 
 
 def inspect(
-    folder: Folder,
+    place: Place,
     data: CorpusFolder = None,
     split: Split = None,
     max_images: MaxImages = None,
@@ -47,12 +52,14 @@ def inspect(
     """Show what a corpus, cache or index holds. It prints counts and sizes, then captions, or scores and the hardest negatives."""
     from dcdctl.core.data import artifact_kind
     from dcdctl.core.places import shown
+    from dcdctl.core.stores import is_store
 
-    kind = artifact_kind(folder)
-    if kind == "index":
+    folder = Path(place)
+    kind = "store" if is_store(place) else artifact_kind(folder)
+    if kind in ("index", "store"):
         of_others = {"--data": data, "--split": split, "--max-images": max_images, "--hardest": hardest}
-        refuse({**of_others, "--html": html, "--show-images": num_images}, f"is for a corpus or a teacher cache, and {folder} is an index")
-        return _inspect_index(folder, json)
+        refuse({**of_others, "--html": html, "--show-images": num_images}, f"is for a corpus or a teacher cache, and {place} is an index")
+        return _inspect_index(folder, json) if kind == "index" else _inspect_store(place, json)
     if kind == "corpus":
         refuse({"--data": data, "--hardest": hardest}, f"is for a teacher cache, and {shown(folder)} is a corpus")
         refuse({"--show-images": num_images if html is None else None}, "is for the page: name a file with --html")
@@ -105,6 +112,17 @@ def _inspect_index(folder: Path, json: bool) -> None:
         return show_json(search.index_document(summary))
     show(f"index {folder}")
     for name, value in search.index_facts(summary):
+        show(f"  {name}: {value}")
+
+
+def _inspect_store(url: str, json: bool) -> None:
+    from dcdctl.core import stores
+
+    summary = stores.summarize_store(stores.open_store(url))
+    if json:
+        return show_json(stores.store_document(summary))
+    show(f"{summary.kind} {summary.location}")
+    for name, value in stores.store_facts(summary):
         show(f"  {name}: {value}")
 
 

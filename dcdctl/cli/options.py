@@ -32,7 +32,7 @@ RENAMED = {
 
 READ_FROM_URLS = ("data", "validation_data", "csv", "jsonl", "karpathy")
 """Parameters that also take a URL, in every command that has them."""
-ALSO_READ_FROM_URLS = (("prepare", "images"), ("inspect", "folder"))
+ALSO_READ_FROM_URLS = (("prepare", "images"),)
 
 
 CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -179,7 +179,11 @@ RecipeArgument = Annotated[
     str, typer.Argument(help="Recipe: a name or a .toml file.", callback=check_recipe, autocompletion=complete_recipe, metavar="RECIPE")
 ]
 ModelRef = Annotated[str, typer.Argument(help="Run folder, or another model reference.", callback=announce_code, metavar="RUN")]
-IndexFolder = Annotated[Path, typer.Argument(help="Folder written by `dcdctl index`.", metavar="INDEX")]
+AnyIndex = Annotated[str, typer.Argument(help="Folder written by `dcdctl index`, or the URL of a store (docs/stores.md).", metavar="INDEX")]
+StoreModel = Annotated[
+    Path | None,
+    typer.Option("--model", help="With a store: the folder of its dual encoder, if the index is on another machine.", metavar="DIR"),
+]
 Teacher = Annotated[
     str,
     typer.Option(

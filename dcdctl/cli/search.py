@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dcdctl.cli.options import Depth, Device, IndexFolder, Json, Page, Rerank, RerankSet, Threads
+from dcdctl.cli.options import AnyIndex, Depth, Device, Json, Page, Rerank, RerankSet, StoreModel, Threads
 from dcdctl.cli.views.terminal import bar, note, printable
 
 if TYPE_CHECKING:
@@ -38,12 +38,13 @@ Thumbnails = Annotated[
 
 
 def search(
-    index: IndexFolder,
+    index: AnyIndex,
     text: Words = None,
     image: ImageFile = None,
     k: NumAnswers = 10,
     where: Where = None,
     hybrid: Hybrid = False,
+    model: StoreModel = None,
     rerank: Rerank = None,
     rerank_set: RerankSet = None,
     depth: Depth = None,
@@ -60,7 +61,8 @@ def search(
     question = _question(text, image)
     _check_usage(question, rerank, depth, html, hybrid)
     view = View(json, images.protocol(thumbnails, os.environ))
-    searcher, condition = _open(index, where, hybrid, {"rerank": rerank, "depth": depth, "rerank_set": rerank_set or ()}, device, threads)
+    reranking = {"rerank": rerank, "depth": depth, "rerank_set": rerank_set or ()}
+    searcher, condition = _open((index, model), where, hybrid, reranking, device, threads)
     if question is None:
         raise typer.Exit(search_session.run(searcher, view, k, condition, hybrid=hybrid))
     answer = searcher.ask(question, k, condition, hybrid=hybrid)
@@ -97,15 +99,16 @@ def _check_usage(question: str | Path | None, rerank: str | None, depth: int | N
 
 
 def _open(
-    folder: Path, where: str | None, hybrid: bool, reranking: dict[str, Any], device: str, threads: int | None
+    place: tuple[str, Path | None], where: str | None, hybrid: bool, reranking: dict[str, Any], device: str, threads: int | None
 ) -> tuple[Searcher, Condition | None]:
-    """The searcher, with these arguments of `for_index`, and the condition. Both the index and the condition are checked before torch is
+    """The searcher of a place (`open_index`), and the condition. Both the index and the condition are checked before torch is
     imported, which takes seconds."""
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read by NumPy's and torch's libraries when they are imported
-    from dcdctl.core.search import Index, check_hybrid, parse_where
+    from dcdctl.core.search import check_hybrid, parse_where
+    from dcdctl.core.stores import open_index
 
-    index = Index.open(folder)
+    index = open_index(*place)
     condition = None if where is None else parse_where(where, index.columns)
     if hybrid:
         check_hybrid(index)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcdctl.cli.options import Depth, Device, IndexFolder, Json, Rerank, RerankSet, Threads
+from dcdctl.cli.options import AnyIndex, Depth, Device, Json, Rerank, RerankSet, StoreModel, Threads
 from dcdctl.cli.views.terminal import note, show, show_json
 
 if TYPE_CHECKING:
@@ -41,11 +40,12 @@ Limits = Annotated[
 
 
 def serve(
-    index: IndexFolder,
+    index: AnyIndex,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     processes: Processes = 1,
     allow_host: AllowHost = None,
+    model: StoreModel = None,
     rerank: Rerank = None,
     rerank_set: RerankSet = None,
     depth: Depth = None,
@@ -65,13 +65,13 @@ def serve(
     settings = {"host": host, "port": port, "processes": processes, "allowed_hosts": allow_host or []}
     settings |= {"log_format": log_format, "access_log": access_log}
     config = build_config(settings | apply_sets({}, limits or []))
-    models = Models(device=device, threads=threads, rerank=rerank, depth=depth, rerank_set=rerank_set or ())
-    serve(index, config, models, on_start=partial(_show_start, index, json, is_logged=log_format == "json"))
+    models = Models(own=model, device=device, threads=threads, rerank=rerank, depth=depth, rerank_set=rerank_set or ())
+    serve(index, config, models, on_start=partial(_show_start, json, is_logged=log_format == "json"))
 
 
-def _show_start(index: Path, json: bool, started: Started, *, is_logged: bool = False) -> None:
+def _show_start(json: bool, started: Started, *, is_logged: bool = False) -> None:
     if json:  # on one line: a program reads it while the service runs
-        show_json({"url": started.url, "index": str(index), "images": started.num_images}, indent=None)
+        show_json({"url": started.url, "index": started.index, "images": started.num_images}, indent=None)
     else:
         show(f"{started.num_images:,} images at {started.url}")
     if is_logged:  # stderr has JSON only, and the first record says the same

@@ -2,7 +2,7 @@
 
 DcdError
 ├── InputError    a file, folder or row that the user gave: a missing image, a caption that is not text, a full disk
-├── SourceError   a download: refused, interrupted, or another file than expected
+├── SourceError   a download or a store: refused, interrupted, or another file than expected
 ├── ConfigError   a recipe or a `--set`: an unknown key, a value out of range
 ├── CorpusError   a prepared corpus: missing, unfinished, or without the requested split
 ├── ModelError    a model reference: not found, of another kind, or a checkpoint with missing keys
@@ -34,6 +34,9 @@ EXTRAS = {
     "index": ("usearch>=2.21",),
     "index-pq": ("faiss-cpu>=1.11",),
     "hybrid": ("bm25s>=0.2.7",),
+    "postgres": ("psycopg[binary]>=3.2",),
+    "lancedb": ("lancedb>=0.30",),
+    "qdrant": ("qdrant-client>=1.16",),
     "serve": ("fastapi>=0.165", "uvicorn>=0.54", "python-multipart>=0.0.34", "prometheus-client>=0.26"),
 }
 """The packages of each extra that a command may need, as in pyproject.toml."""

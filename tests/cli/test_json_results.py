@@ -195,7 +195,7 @@ def test_a_service_starts_with_the_threads_and_prints_its_address(noise_index, m
     ("has_keys", "warning"), [(False, "there is no key"), (True, "can be read on the network, unless a proxy adds HTTPS")]
 )
 def test_a_service_that_others_reach_warns_on_stderr(capsys, has_keys, warning):
-    serve_command._show_start(Path("photos.index"), True, Started("http://0.0.0.0:80/", 3, is_loopback=False, has_keys=has_keys))
+    serve_command._show_start(True, Started("http://0.0.0.0:80/", "photos.index", 3, is_loopback=False, has_keys=has_keys))
     printed = capsys.readouterr()
     assert json.loads(printed.out) == {"url": "http://0.0.0.0:80/", "index": "photos.index", "images": 3}
     assert warning in printed.err

@@ -40,6 +40,7 @@ REST = {
     "prepare": ["scenes"],
     "report": ["r"],
     "search": ["i"],
+    "serve": ["i"],
     "study": ["demo-dual", "--teacher", "t", "--data", "d", "--out", "o"],
     "compare": ["a", "b"],
     "inspect": ["d"],

@@ -164,7 +164,19 @@ def test_every_required_extra_lists_its_packages_in_pyproject():
             names = constants.get(ast.unparse(rest[0]), {}).get(path.name) or [ast.literal_eval(name) for name in rest]
             assert {renamed.get(name, name.replace("_", "-")) for name in names} <= packages[first.value]
             required.add(first.value)
-    assert required == {"timm", "mine", "wandb", "peft", "open-clip", "sentence-transformers", "onnx", "eccv", "hybrid", "serve"}
+    assert required == {
+        "timm",
+        "mine",
+        "wandb",
+        "peft",
+        "open-clip",
+        "sentence-transformers",
+        "onnx",
+        "eccv",
+        "hybrid",
+        "postgres",
+        "serve",
+    }
 
 
 def test_the_install_commands_name_the_packages_of_pyproject():

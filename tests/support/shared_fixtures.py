@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import postgres
 import pytest
 from made_runs import write_run
 from noise_index import make_index
@@ -65,3 +67,12 @@ def teacher(corpus: Corpus) -> models.ViltScorer:
 def noise_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index of twelve images, as `noise_index.make_index` makes it. Not to be written to."""
     return make_index(tmp_path_factory.mktemp("index"))
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The URL of a database of a PostgreSQL server with pgvector; a table is to be added as `&table=NAME`."""
+    if reason := postgres.missing():
+        pytest.skip(reason)
+    with postgres.server() as url:
+        yield url

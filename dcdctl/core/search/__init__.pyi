@@ -1,36 +1,53 @@
 from .background import Background, measure_background
 from .build import Changes, IndexChange, run_index_job
 from .config import IndexConfig
+from .exact import Floats, Half, Rows, cosines, unit
 from .index import Index
 from .keywords import check_hybrid
 from .metadata import ColumnChanges
 from .protocol import Hit, ImageIndex
 from .query import Answer, answer_document, as_text, check_query, columns_text, image_of, looks_like_a_path, read_image
 from .searcher import Searcher
-from .storage import INDEX, INDEX_FILE, check_vectors, files_of, read_document
+from .sources import SourceImages
+from .storage import INDEX, INDEX_FILE, ImageSource, SourceImage, check_vectors, files_of, read_document
 from .summary import index_document, index_facts, summarize_index
-from .where import Condition, parse_where
+from .where import TYPES, All, AnyOf, Compare, Condition, IsNull, Like, OneOf, Value, parse_where
 
 __all__ = [
     "INDEX",
     "INDEX_FILE",
+    "TYPES",
+    "All",
     "Answer",
+    "AnyOf",
     "Background",
     "Changes",
     "ColumnChanges",
+    "Compare",
     "Condition",
+    "Floats",
+    "Half",
     "Hit",
     "ImageIndex",
+    "ImageSource",
     "Index",
     "IndexChange",
     "IndexConfig",
+    "IsNull",
+    "Like",
+    "OneOf",
+    "Rows",
     "Searcher",
+    "SourceImage",
+    "SourceImages",
+    "Value",
     "answer_document",
     "as_text",
     "check_hybrid",
     "check_query",
     "check_vectors",
     "columns_text",
+    "cosines",
     "files_of",
     "image_of",
     "index_document",
@@ -42,4 +59,5 @@ __all__ = [
     "read_image",
     "run_index_job",
     "summarize_index",
+    "unit",
 ]

@@ -260,6 +260,10 @@ class Index:
             vectors_RD[i] = self._mapped(part)[group][within]
         return vectors_RD
 
+    def part_table(self, number: int) -> pa.Table:
+        """The images of a part with their vectors, as its file has them; removed rows too."""
+        return pq.read_table(storage.part_path(self.folder, self.parts[number], self.dim))
+
     def image_id(self, row: int) -> str:
         """The image id of a row: the id in the corpus, or the path in the folder."""
         return self._string(row, "image_id")

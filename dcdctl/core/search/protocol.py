@@ -57,6 +57,9 @@ class ImageIndex(Protocol):
     def model(self) -> Path:
         """The folder of the dual encoder that made the vectors; MissingError if it is gone."""
 
+    def check(self) -> None:
+        """StaleError if it is damaged, or is no longer what was opened. Compares all at once, so that no later search waits for it."""
+
     def expect(self, fingerprint: str) -> None:
         """StaleError if a model of another fingerprint made the vectors."""
 

@@ -19,7 +19,7 @@ import uvicorn
 
 from dcdctl.core import devices
 from dcdctl.core.errors import DcdError
-from dcdctl.core.search import Index, Searcher
+from dcdctl.core.search import ImageIndex, Searcher
 from dcdctl.core.serve import logs
 from dcdctl.core.serve.app import build
 from dcdctl.core.serve.connections import fit_to_open_files
@@ -33,7 +33,7 @@ HANGUP = getattr(signal, "SIGHUP", None)
 """The signal to open the index and the models again; Windows has none."""
 
 
-def run(job: Job, index: Index, listener: socket.socket, on_ready: Callable[[int], None]) -> None:
+def run(job: Job, index: ImageIndex, listener: socket.socket, on_ready: Callable[[int], None]) -> None:
     """Answer requests in this process until SIGINT or SIGTERM; SIGHUP reloads. `on_ready` gets the number of images."""
     searcher, server = load(job, index, listener)
     # From here on clients can connect, and wait until the server has started.
@@ -63,7 +63,7 @@ def run_child(number: int, job: Job, listener: socket.socket, control: Connectio
 
 
 def load(
-    job: Job, index: Index, listener: socket.socket, on_ready: Callable[[int], None] = lambda _: None, shared: Shared | None = None
+    job: Job, index: ImageIndex, listener: socket.socket, on_ready: Callable[[int], None] = lambda _: None, shared: Shared | None = None
 ) -> tuple[LiveSearcher, uvicorn.Server]:
     """The searcher of a job, and a server that answers with it; `on_ready` gets the number of images when it answers."""
     searcher = LiveSearcher(_searcher_of(job, index))
@@ -108,7 +108,7 @@ def signals_handled(server: uvicorn.Server, on_hangup: Callable[[], object]) -> 
             signal.signal(number, handler)
 
 
-def _searcher_of(job: Job, index: Index) -> Searcher:
+def _searcher_of(job: Job, index: ImageIndex) -> Searcher:
     models = job.models
     # Most of the time a service waits; the memory of a large upload belongs to other programs by then.
     device = devices.choose(models.device, keep_memory=False)

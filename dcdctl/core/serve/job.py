@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcdctl.core.errors import DcdError
-from dcdctl.core.search import Index
+from dcdctl.core.search import ImageIndex
 from dcdctl.core.serve.config import ServiceConfig
+from dcdctl.core.stores import open_index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,8 @@ class Models:
     device: str
     threads: int | None = None
     """CPU threads of torch in each process; None for torch's default, and for an equal share each if there are several processes."""
+    own: Path | None = None
+    """The folder of the dual encoder of a store, if it is not where the store was filled."""
     rerank: str | None = None
     """The model that re-ranks, besides the index's own."""
     depth: int | None = None
@@ -30,13 +33,14 @@ class Models:
 class Job:
     """What each process of a service opens. It can be pickled."""
 
-    folder: Path
+    place: str
+    """The folder of an index, or the URL of a store."""
     config: ServiceConfig
     models: Models
 
-    def index(self) -> Index:
-        """The index, opened and compared with its checksums, so that no query waits for that; the errors of `Index.open`."""
-        index = Index.open(self.folder)
+    def index(self) -> ImageIndex:
+        """The index, opened and compared with its checksums, so that no query waits for that; the errors of `open_index`."""
+        index = open_index(self.place, self.models.own)
         index.check()
         return index
 

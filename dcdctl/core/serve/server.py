@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcdctl.core.errors import InputError, require_extra
-from dcdctl.core.search import Index
 from dcdctl.core.serve import logs
 from dcdctl.core.serve.config import ServiceConfig
 from dcdctl.core.serve.job import Job, Models
 from dcdctl.core.serve.keys import Keys
+from dcdctl.core.stores import location_of, open_index
 
 if TYPE_CHECKING:
     import uvicorn
@@ -42,6 +42,8 @@ class Started:
     """The service once it answers."""
 
     url: str
+    index: str
+    """The folder of the index, or the URL of the store without a password."""
     num_images: int
     is_loopback: bool
     """Whether it is reachable from this machine only."""
@@ -49,8 +51,10 @@ class Started:
     """Whether requests need a key."""
 
 
-def serve(folder: Path, config: ServiceConfig, models: Models, *, on_start: Callable[[Started], None]) -> None:
-    """Answer searches of an index until SIGINT or SIGTERM; requests in progress are answered first. SIGHUP reloads the index and its model.
+def serve(place: str | Path, config: ServiceConfig, models: Models, *, on_start: Callable[[Started], None]) -> None:
+    """Answer searches of an index, in a folder or a store, until SIGINT or SIGTERM; requests in progress are answered first.
+
+    SIGHUP reloads the index and its model.
 
     `on_start` is called when the service accepts requests. InputError if the port is not available, MissingError without the packages of
     the extra, ConfigError for a weak key, and the errors of `devices.choose` and `Searcher.for_index`.
@@ -58,16 +62,16 @@ def serve(folder: Path, config: ServiceConfig, models: Models, *, on_start: Call
     require()
     # Malformed uploads are reported to the client, not logged.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
-    keys, job = Keys.from_environment(), Job(folder, config, models)
+    keys, job = Keys.from_environment(), Job(str(place), config, models)
     with bound(config.host, config.port) as listener, logs.to_stderr(config):
 
         def on_ready(num_images: int) -> None:
-            started = Started(url_of(listener), num_images, is_loopback(listener), keys is not None)
+            started = Started(url_of(listener), location_of(place), num_images, is_loopback(listener), keys is not None)
             logs.OWN.info("listening", extra={"facts": asdict(started) | {"pid": os.getpid()}})
             on_start(started)
 
         if config.processes > 1:
-            Index.open(folder)  # an error now, before anything is imported
+            open_index(place, models.own)  # an error now, before anything is imported
             from dcdctl.core.serve.processes import supervise
 
             supervise(job, listener, on_ready)

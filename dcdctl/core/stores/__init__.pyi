@@ -1,0 +1,19 @@
+from .protocol import StoreFacts
+from .store_index import StoreIndex
+from .summary import store_document, store_facts, summarize_store
+from .upload import Upload, upload_index
+from .url import is_store, location_of, open_index, open_store
+
+__all__ = [
+    "StoreFacts",
+    "StoreIndex",
+    "Upload",
+    "is_store",
+    "location_of",
+    "open_index",
+    "open_store",
+    "store_document",
+    "store_facts",
+    "summarize_store",
+    "upload_index",
+]

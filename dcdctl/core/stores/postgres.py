@@ -1,0 +1,432 @@
+"""A table of PostgreSQL with pgvector: one row per image, its vector as halfvec, and the facts as the comment of the table.
+
+The comment follows the table when it is renamed, so a table and its facts are never of two uploads. A table of up to `EXACT_UP_TO` images,
+or of a filter with so few matches, is searched exactly; a larger one by an HNSW graph.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psycopg
+import pyarrow as pa
+from psycopg import errors, sql
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+from psycopg.types import TypeInfo
+
+from dcdctl.core.errors import DcdError, InputError, MissingError
+from dcdctl.core.search import Condition, Floats, Rows, Value
+from dcdctl.core.stores.protocol import Found, StoreFacts, half_of
+from dcdctl.core.stores.retry import UnavailableError
+from dcdctl.core.stores.sql import Dialect, condition_sql
+
+if TYPE_CHECKING:
+    Connection = psycopg.Connection[tuple[Any, ...]]
+
+EXACT_UP_TO = 20_000
+"""Vectors that are compared one by one: this takes some milliseconds and finds all. pgvector's graph would visit as many under a filter."""
+MAX_SEARCH_WIDTH = 1000
+"""Of pgvector's hnsw.ef_search."""
+MAX_INDEXED_DIMS = 4000
+"""Of an index of pgvector on halfvec."""
+MAX_NAME_BYTES = 63
+"""PostgreSQL cuts longer names off without an error."""
+LEAST_VERSION = (0, 8)
+"""Of pgvector: the first that searches on under a filter until it has enough answers."""
+_SETTINGS: dict[str, Any] = {"connect_timeout": 10, "application_name": "dcdctl"}
+TYPES = {
+    pa.int64(): "int8",
+    pa.int32(): "int4",
+    pa.string(): "text",
+    pa.bool_(): "bool",
+    pa.float64(): "float8",
+    pa.date32(): "date",
+    pa.timestamp("us"): "timestamp",
+}
+_PASSING = ("08", "40001", "40P01", "53", "55P03", "57P", "57014")
+"""The beginnings of the SQLSTATEs of errors that may pass: lost connections, deadlocks, too many clients, restarts, timeouts."""
+_REFUSED = re.compile(r"FATAL:\s+(?!the database system|sorry, too many|remaining connection|terminating)|no password supplied|invalid")
+"""What libpq says of a server that was reached and refuses."""
+
+
+@dataclass(frozen=True)
+class TableName:
+    """A table, with its schema if the user named one."""
+
+    name: str
+    schema: str | None = None
+
+    @property
+    def quoted(self) -> sql.Identifier:
+        return sql.Identifier(self.name) if self.schema is None else sql.Identifier(self.schema, self.name)
+
+    @property
+    def in_query(self) -> sql.SQL:
+        """The table in a statement with parameters."""
+        return _in_query(self.quoted)
+
+    def draft(self) -> TableName:
+        return TableName(f"{self.name}__draft", self.schema)
+
+
+@dataclass
+class _Session:
+    """A connection of one thread."""
+
+    connection: Connection
+    half_oid: int | None = None
+
+    def half(self) -> int:
+        """The id of pgvector's halfvec in this database, whose values can be sent from now on."""
+        if self.half_oid is None:
+            half = TypeInfo.fetch(self.connection, "halfvec")
+            if half is None:
+                hint = "add the schema of pgvector to the search_path of the user"
+                raise InputError("the type halfvec of pgvector is not found in the database", hint=hint)
+            self.half_oid = half.oid
+            self.connection.adapters.register_dumper(_HalfBytes, type("HalfDumper", (_HalfDumper,), {"oid": half.oid}))
+        return self.half_oid
+
+
+@dataclass(frozen=True)
+class _Version:
+    """A table as an upload made it; an upload with --replace makes another of the same name."""
+
+    oid: int
+    facts: StoreFacts
+    """The model and the columns never change; the counts are those of the day when this process first saw the table."""
+    is_small: bool
+
+
+@dataclass(frozen=True)
+class _HalfBytes:
+    """A vector as pgvector sends it."""
+
+    data: bytes
+
+
+class _HalfDumper(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: Any) -> bytes:
+        return bytes(obj.data)
+
+
+class PostgresStore:
+    """The images of one table. Each thread has a connection of its own."""
+
+    kind = "postgresql"
+    batch_rows = 1000
+
+    def __init__(self, conninfo: str, table: TableName, location: str) -> None:
+        for name in (table.draft().name, table.schema or ""):
+            if len(name.encode()) > MAX_NAME_BYTES:
+                raise InputError(f"the name {name!r} is too long for PostgreSQL", hint="choose one of at most 56 bytes")
+        self.location, self.table = location, table
+        self._conninfo = conninfo
+        self._local = threading.local()
+        self._opened: list[Connection] = []
+        self._latest: _Version | None = None
+        # Not __del__: a connection warns if it is collected before it is closed.
+        self._closing = weakref.finalize(self, _close_all, self._opened)
+
+    def close(self) -> None:
+        _close_all(self._opened)
+
+    def draft(self) -> PostgresStore:
+        return PostgresStore(self._conninfo, self.table.draft(), self.location)
+
+    def facts(self) -> StoreFacts | None:
+        with self._session() as session:
+            found = session.connection.execute(
+                "SELECT obj_description(oid, 'pg_class') FROM pg_class WHERE oid = to_regclass(%s)", [self._regclass]
+            ).fetchone()
+        return None if found is None else StoreFacts.of_json(found[0], self._name)
+
+    def create(self, facts: StoreFacts) -> None:
+        for name in facts.columns:
+            if len(name.encode()) > MAX_NAME_BYTES:
+                raise InputError(f"the column {name!r} has a longer name than PostgreSQL takes", hint="rename it to at most 63 bytes")
+        with self._session() as session, session.connection.transaction():
+            _install(session.connection)
+            session.connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self.table.quoted))
+            columns = [_definition(column, facts.dims) for column in facts.image_schema]
+            session.connection.execute(sql.SQL("CREATE TABLE {} ({})").format(self.table.quoted, sql.SQL(", ").join(columns)))
+            self._comment(session, facts)
+
+    def describe(self, facts: StoreFacts) -> None:
+        with self._session() as session:
+            self._comment(session, facts)
+
+    def _comment(self, session: _Session, facts: StoreFacts) -> None:
+        # A utility command takes no parameters.
+        comment = sql.SQL("COMMENT ON TABLE {} IS {}").format(self.table.quoted, sql.Literal(facts.to_json()))
+        session.connection.execute(comment)
+
+    def upsert(self, images: pa.Table) -> None:
+        columns = [_values(images.column(name)) for name in images.column_names]
+        names = sql.SQL(", ").join(map(sql.Identifier, images.column_names))
+        with self._session() as session, session.connection.transaction():
+            half = session.half()
+            self._delete(session, images.column("row").to_pylist())
+            copy_in = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(self.table.quoted, names)
+            with session.connection.cursor() as cursor, cursor.copy(copy_in) as copy:
+                copy.set_types([TYPES.get(field.type, half) for field in images.schema])
+                for values in zip(*columns, strict=True):
+                    copy.write_row(values)
+
+    def delete(self, rows: Rows) -> None:
+        with self._session() as session:
+            self._delete(session, rows.tolist())
+
+    def _delete(self, session: _Session, rows: list[int]) -> None:
+        session.connection.execute(sql.SQL('DELETE FROM {} WHERE "row" = ANY(%s)').format(self.table.in_query), [rows])
+
+    def rows_in(self, span: range) -> Rows:
+        query = sql.SQL('SELECT "row" FROM {} WHERE "row" >= %s AND "row" < %s ORDER BY "row"').format(self.table.in_query)
+        with self._session() as session:
+            return np.array([row for (row,) in session.connection.execute(query, [span.start, span.stop])], dtype=np.int64)
+
+    def count(self, where: Condition | None = None) -> int:
+        with self._session() as session:
+            return self._count(session, *self._where(where))
+
+    def _count(self, session: _Session, test: sql.Composable, parameters: Sequence[Value], up_to: int | None = None) -> int:
+        limit = sql.SQL("" if up_to is None else f"LIMIT {up_to}")
+        query = sql.SQL("SELECT count(*) FROM (SELECT 1 FROM {}{} {}) AS found").format(self.table.in_query, test, limit)
+        found = session.connection.execute(query, parameters).fetchone()
+        assert found is not None
+        return int(found[0])
+
+    def fetch(self, rows: Rows) -> pa.Table:
+        facts = self._described()
+        query = sql.SQL('SELECT {} FROM {} WHERE "row" = ANY(%s) ORDER BY "row"').format(_names(facts), self.table.in_query)
+        with self._session() as session, session.connection.cursor(binary=True) as cursor:
+            return _table(cursor.execute(query, [rows.tolist()]).fetchall(), facts)
+
+    def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> Found:
+        test, parameters = self._where(where)
+        with self._session() as session, session.connection.transaction():
+            version = self._version(session)
+            is_exact = version.is_small or (where is not None and self._count(session, test, parameters, EXACT_UP_TO + 1) <= EXACT_UP_TO)
+            found = [self._nearest(session, version, (test, [*parameters, _text(query_D)]), count, is_exact) for query_D in queries_QD]
+        return Found(found, version.facts.model)
+
+    def _nearest(
+        self, session: _Session, version: _Version, where: tuple[sql.Composable, Sequence[Value]], count: int, is_exact: bool
+    ) -> pa.Table:
+        """The nearest rows of a query, which is the last of the parameters."""
+        distance = sql.SQL("vector <=> %s::halfvec")
+        # The planner has no index for a sum, so it compares all vectors.
+        order = sql.SQL('({}) + 0, "row"').format(distance) if is_exact else distance
+        query = sql.SQL("SELECT tableoid::int8, {} FROM {}{} ORDER BY {} LIMIT {}").format(
+            _names(version.facts), self.table.in_query, where[0], order, sql.Literal(count)
+        )
+        with session.connection.pipeline():
+            # relaxed_order, because the candidates are scored and ordered again.
+            settings = "SELECT set_config('hnsw.ef_search', %s, true), set_config('hnsw.iterative_scan', 'relaxed_order', true)"
+            session.connection.execute(settings, [str(min(max(count, 1), MAX_SEARCH_WIDTH))])
+            cursor = session.connection.cursor(binary=True).execute(query, where[1])
+        rows = cursor.fetchall()
+        if any(oid != version.oid for oid, *_ in rows):
+            raise UnavailableError(f"{self._name} was replaced during a search")
+        if not is_exact and len(rows) < count:
+            # The graph gives up after a number of steps (hnsw.max_scan_tuples), and does not find what nothing points to.
+            return self._nearest(session, version, where, count, is_exact=True)
+        return _table([row[1:] for row in rows], version.facts)
+
+    def finish(self) -> None:
+        with self._session() as session:
+            session.connection.execute(sql.SQL("ANALYZE {}").format(self.table.quoted))
+            is_small = self._count(session, sql.SQL(""), (), EXACT_UP_TO + 1) <= EXACT_UP_TO
+            self._latest = None
+            if is_small or self._version(session).facts.dims > MAX_INDEXED_DIMS:
+                return
+            if not self._has_graph(session):
+                # PostgreSQL chooses a name that is free.
+                create = sql.SQL("CREATE INDEX ON {} USING hnsw (vector halfvec_cosine_ops)").format(self.table.quoted)
+                session.connection.execute(create)
+
+    def _has_graph(self, session: _Session) -> bool:
+        query = """SELECT 1 FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
+                   WHERE indrelid = to_regclass(%s) AND amname = 'hnsw' AND indisvalid"""
+        return session.connection.execute(query, [self._regclass]).fetchone() is not None
+
+    def num_bytes(self) -> int | None:
+        with self._session() as session:
+            found = session.connection.execute("SELECT pg_total_relation_size(to_regclass(%s))", [self._regclass]).fetchone()
+            return None if found is None else found[0]
+
+    def publish(self) -> None:
+        published = TableName(self.table.name.removesuffix("__draft"), self.table.schema)
+        with self._session() as session, session.connection.transaction():
+            # One transaction: a search sees the old table or the new one. It waits for searches that run.
+            session.connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(published.quoted))
+            rename = sql.SQL("ALTER TABLE {} RENAME TO {}").format(self.table.quoted, sql.Identifier(published.name))
+            session.connection.execute(rename)
+
+    def drop(self) -> None:
+        with self._session() as session:
+            session.connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self.table.quoted))
+
+    @property
+    def _regclass(self) -> str:
+        return self.table.quoted.as_string(None)
+
+    @property
+    def _name(self) -> str:
+        return f"the table {self.table.name} of {self.location}"
+
+    def _described(self) -> StoreFacts:
+        with self._session() as session:
+            return self._version(session).facts
+
+    def _version(self, session: _Session) -> _Version:
+        """The table that has the name now."""
+        found = session.connection.execute("SELECT to_regclass(%s)::oid::int8", [self._regclass]).fetchone()
+        if found is None or found[0] is None:
+            raise MissingError(f"{self._name} does not exist", hint=f"fill it with `dcdctl index INDEX --to '{self.location}'`")
+        if self._latest is None or self._latest.oid != found[0]:
+            query = "SELECT obj_description(oid, 'pg_class'), reltuples FROM pg_class WHERE oid = %s"
+            described = session.connection.execute(query, found).fetchone()
+            if described is None:
+                raise UnavailableError(f"{self._name} was replaced during a search")
+            facts = StoreFacts.of_json(described[0], self._name)
+            self._latest = _Version(found[0], facts, is_small=described[1] <= EXACT_UP_TO)
+        return self._latest
+
+    def _where(self, condition: Condition | None) -> tuple[sql.Composable, list[Value]]:
+        """A condition as a WHERE clause, and its parameters."""
+        parameters: list[Value] = []
+        if condition is None:
+            return sql.SQL(""), parameters
+
+        def parameter(value: Value, type_: pa.DataType) -> str:
+            if isinstance(value, str) and "\0" in value:
+                raise InputError("a text of a condition has the character NUL, which PostgreSQL does not keep")
+            parameters.append(value)
+            return f"%s::{TYPES[type_]}"
+
+        columns = self._described().image_schema
+        text = condition_sql(condition, columns, Dialect(_column, parameter, _like))
+        return sql.SQL(" WHERE " + text), parameters
+
+    @contextmanager
+    def _session(self) -> Iterator[_Session]:
+        """The connection of this thread, opened again if it was lost; errors of PostgreSQL become ours."""
+        with self._errors():
+            session: _Session | None = getattr(self._local, "session", None)
+            if session is None or session.connection.closed:
+                # Without prepared statements, which poolers such as pgbouncer mix up.
+                connection = psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None, **_SETTINGS)
+                self._opened.append(connection)
+                session = self._local.session = _Session(connection)
+            yield session
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except psycopg.Error as error:
+            raise self._as_ours(error) from error
+
+    def _as_ours(self, error: psycopg.Error) -> DcdError:
+        state, text = error.sqlstate or "", _one_line(error)
+        if isinstance(error, errors.UndefinedFile | errors.FeatureNotSupported) and "extension" in text:
+            hint = "install it on the server: apt install postgresql-17-pgvector, or as its README says"
+            return InputError(f"the server of {self.location} has no pgvector ({text})", hint=hint)
+        if isinstance(error, errors.InsufficientPrivilege) and "extension" in text:
+            hint = "an administrator of the database runs: CREATE EXTENSION vector"
+            return InputError(f"this user may not install pgvector in {self.location} ({text})", hint=hint)
+        is_lost = isinstance(error, psycopg.OperationalError) and not state
+        if state.startswith(_PASSING) or (is_lost and not _REFUSED.search(str(error))):
+            hint = "is the server running, and are host and port right?" if is_lost else "run the same command again"
+            return UnavailableError(f"{self.location} does not answer: {text}", hint=hint)
+        return InputError(f"{self.location} refuses: {text}", hint="check the URL, the password in PGPASSWORD or ~/.pgpass, and the rights")
+
+
+def _one_line(error: psycopg.Error) -> str:
+    return " ".join(str(error).split())
+
+
+def _close_all(connections: list[Connection]) -> None:
+    while connections:
+        connections.pop().close()
+
+
+def _install(connection: Connection) -> None:
+    """Make the types of pgvector known in the database; InputError if it has an old version of them."""
+    connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    found = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
+    version = "" if found is None else str(found[0])
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < LEAST_VERSION:
+        hint = "an administrator of the database runs: ALTER EXTENSION vector UPDATE"
+        raise InputError(f"the database has pgvector {version}, and 0.8 is needed", hint=hint)
+
+
+def _definition(column: pa.Field, dims: int) -> sql.Composable:
+    """A column of the table."""
+    if column.name == "vector":
+        return sql.SQL("vector halfvec({}) NOT NULL").format(sql.Literal(dims))
+    # In bytes, as everywhere in dcdctl: the order of letters depends on the language of the database otherwise.
+    collation = ' COLLATE "C"' if column.type == pa.string() else ""
+    ending = " PRIMARY KEY" if column.name == "row" else "" if column.nullable else " NOT NULL"
+    return sql.SQL("{} " + TYPES[column.type] + collation + ending).format(sql.Identifier(column.name))
+
+
+def _names(facts: StoreFacts) -> sql.Composable:
+    return sql.SQL(", ").join(_in_query(sql.Identifier(name)) for name in facts.image_schema.names)
+
+
+def _in_query(name: sql.Identifier) -> sql.SQL:
+    """A name in a statement with parameters, where psycopg reads % as the sign of one."""
+    return sql.SQL(name.as_string(None).replace("%", "%%"))
+
+
+def _column(name: str) -> str:
+    return _in_query(sql.Identifier(name)).as_string(None)
+
+
+def _like(column: str, pattern: str, ignore_case: bool) -> str:
+    # Under "C" only the letters of ASCII have another case.
+    return f'{column} COLLATE "und-x-icu" ILIKE {pattern}' if ignore_case else f"{column} LIKE {pattern}"
+
+
+def _values(column: pa.ChunkedArray) -> Sequence[Any]:
+    """The values of a column, as psycopg sends them."""
+    if not pa.types.is_fixed_size_list(column.type):
+        values: list[Any] = column.to_pylist()
+        if column.type == pa.string() and (bad := next((value for value in values if value is not None and "\0" in value), None)):
+            raise InputError(f"the text {bad!r} has the character NUL, which PostgreSQL does not keep", hint="change the column")
+        return values
+    vectors_RD = half_of(column)
+    header = struct.pack(">HH", vectors_RD.shape[1], 0)
+    return [_HalfBytes(header + vector_D.tobytes()) for vector_D in vectors_RD.astype(">f2")]
+
+
+def _text(query_D: Floats) -> str:
+    return f"[{','.join(map(repr, query_D.astype(np.float16).tolist()))}]"
+
+
+def _table(rows: list[tuple[Any, ...]], facts: StoreFacts) -> pa.Table:
+    """Rows as a table of `StoreFacts.image_schema`."""
+    schema = facts.image_schema
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(schema)
+    arrays = []
+    for column, values in zip(schema, columns, strict=True):
+        if column.name == "vector":
+            # After the number of dims and two unused bytes.
+            vectors = np.frombuffer(b"".join(value[4:] for value in values), dtype=">f2").astype(np.float16)
+            arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors), type=column.type))
+        else:
+            arrays.append(pa.array(values, column.type))
+    return pa.Table.from_arrays(arrays, schema=schema)

@@ -1,0 +1,160 @@
+"""What an upload and a search need of a store, whatever program keeps the vectors.
+
+Shape letters: Q queries, R rows, D width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from dcdctl.core import config
+from dcdctl.core.errors import ConfigError, StaleError
+from dcdctl.core.search import TYPES, Condition, Floats, Half, ImageSource, Rows
+
+FORMAT = 1
+COLUMN_TYPES = {str(type_): type_ for type_ in TYPES}
+"""The types of columns by the names that facts give them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreFacts:
+    """What a store knows of its images as a whole. It is written last, so that it describes what is there."""
+
+    format: int = FORMAT
+    model: str
+    """The fingerprint of the dual encoder that made the vectors."""
+    model_folder: str
+    """The folder of that model, on the machine that filled the store."""
+    dims: int
+    precision: str
+    columns: Mapping[str, str]
+    """The type of each column of images."""
+    sources: tuple[ImageSource, ...]
+    generation: int
+    """The generation of the index that was uploaded last."""
+    rows: int
+    """The rows of that index, removed ones included."""
+    images: int
+    content: str
+    """Digest of the vectors and names of these rows: an index continues a store if its first rows have this digest."""
+    values: str
+    """Digest of the columns of these rows."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of images."""
+        return pa.schema([pa.field(name, COLUMN_TYPES[type_]) for name, type_ in self.columns.items()])
+
+    @property
+    def image_schema(self) -> pa.Schema:
+        """The columns of an upload and of an answer."""
+        vector = pa.field("vector", pa.list_(pa.field("element", pa.float16(), nullable=False), self.dims), nullable=False)
+        return pa.schema([*IMAGE_FIELDS, vector, *self.schema])
+
+    def to_json(self) -> str:
+        return json.dumps({"dcdctl": config.to_table(self)}, ensure_ascii=False)
+
+    @staticmethod
+    def of_json(text: str | None, location: str) -> StoreFacts:
+        """The facts that `to_json` wrote; StaleError if another program, or another version of dcdctl, wrote the store."""
+        try:
+            document = json.loads(text or "")["dcdctl"]
+        except (ValueError, LookupError, TypeError) as error:
+            found = f"{location} is there, and dcdctl did not make it"
+            raise StaleError(found, hint="name another one: nothing was changed") from error
+        try:
+            if document["format"] != FORMAT:
+                raise ConfigError(f"its format is {document['format']!r}")
+            return config.build(StoreFacts, document)
+        except (ConfigError, LookupError, TypeError) as error:
+            found = f"{location} was filled by another version of dcdctl ({error})"
+            raise StaleError(found, hint="update dcdctl, or upload the index again with --replace") from error
+
+
+IMAGE_FIELDS = (
+    pa.field("row", pa.int64(), nullable=False),
+    pa.field("source", pa.int32(), nullable=False),
+    pa.field("image_id", pa.string(), nullable=False),
+    pa.field("path", pa.string()),
+    pa.field("corpus_row", pa.int64()),
+)
+"""What every store keeps of an image besides its vector: where it is, and what it is called. A row is the row of the index."""
+
+
+def half_of(column: pa.ChunkedArray) -> Half:
+    """R x D: the numbers of a column of vectors."""
+    width = column.type.list_size
+    chunks = [chunk.flatten().to_numpy().reshape(-1, width) for chunk in column.chunks]
+    return np.concatenate([np.empty((0, width), dtype=np.float16), *chunks])
+
+
+@dataclass(frozen=True)
+class Found:
+    """Candidates for each query, in no fixed order, and the model that made their vectors."""
+
+    images: list[pa.Table]
+    model: str
+
+
+class Store(Protocol):
+    """Vectors with their images under one name. Safe to call from threads.
+
+    An error that may pass, such as a lost connection, is an UnavailableError; wrong credentials and the like are InputErrors.
+    """
+
+    kind: str
+    location: str
+    """Its URL without a password."""
+    batch_rows: int
+    """Images to send together."""
+
+    def facts(self) -> StoreFacts | None:
+        """What the store holds; None if nothing has this name. StaleError if another program made it."""
+
+    def create(self, facts: StoreFacts) -> None:
+        """Make it an empty store for these columns."""
+
+    def describe(self, facts: StoreFacts) -> None:
+        """Replace the facts."""
+
+    def upsert(self, images: pa.Table) -> None:
+        """Write images of `StoreFacts.image_schema`, all or none; rows that are there already are replaced."""
+
+    def delete(self, rows: Rows) -> None:
+        """Remove rows; those that are not there are ignored."""
+
+    def rows_in(self, span: range) -> Rows:
+        """The rows of a range that are there, in order."""
+
+    def count(self, where: Condition | None = None) -> int:
+        """The number of images, or of those that meet a condition."""
+
+    def fetch(self, rows: Rows) -> pa.Table:
+        """The images of rows, in the order of rows; those that are not there are left out."""
+
+    def search(self, queries_QD: Floats, count: int, where: Condition | None = None) -> Found:
+        """About the `count` nearest images of each query among those that meet a condition, or all of these if they are fewer."""
+
+    def finish(self) -> None:
+        """Build what makes searches fast, after many images were written."""
+
+    def num_bytes(self) -> int | None:
+        """The size on disk; None if the store cannot say."""
+
+    def draft(self) -> Store:
+        """The store that is filled aside before it is published under this name."""
+
+    def publish(self) -> None:
+        """Let a draft take the place of the published store, in one step."""
+
+    def drop(self) -> None:
+        """Remove a draft, if it is there."""
+
+    def close(self) -> None:
+        """End the connections."""

@@ -1,0 +1,41 @@
+"""Conditions as SQL, for engines that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from dcdctl.core.search import All, AnyOf, Compare, Condition, IsNull, Like, OneOf, Value
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How an engine writes columns and values. Each must be quoted: a name or a text may hold any characters."""
+
+    column: Callable[[str], str]
+    value: Callable[[Value, pa.DataType], str]
+    like: Callable[[str, str, bool], str]
+    """A column, a pattern as a value, and whether upper and lower case are the same: the test."""
+
+
+def condition_sql(condition: Condition, columns: pa.Schema, dialect: Dialect) -> str:
+    """A condition as an expression that holds for the rows of `search.where.matches`."""
+    if isinstance(condition, All | AnyOf):
+        word = " AND " if isinstance(condition, All) else " OR "
+        return f"({word.join(condition_sql(part, columns, dialect) for part in condition.parts)})"
+    column = dialect.column(condition.column)
+    if isinstance(condition, IsNull):
+        return f"{column} IS {'NOT ' if condition.negated else ''}NULL"
+    return f"({_test(condition, column, columns.field(condition.column).type, dialect)})"
+
+
+def _test(condition: Compare | OneOf | Like, column: str, type_: pa.DataType, dialect: Dialect) -> str:
+    if isinstance(condition, Compare):
+        operator = "<>" if condition.operator == "!=" else condition.operator
+        return f"{column} {operator} {dialect.value(condition.value, type_)}"
+    word = "NOT " if condition.negated else ""
+    if isinstance(condition, Like):
+        return f"{word}{dialect.like(column, dialect.value(condition.pattern, type_), condition.ignore_case)}"
+    return f"{column} {word}IN ({', '.join(dialect.value(value, type_) for value in condition.values)})"

@@ -1,0 +1,184 @@
+"""A store as an index: searched, shown and served like an index in a folder.
+
+The engine proposes candidates; their stored vectors come with them and are scored exactly, so answers equal those of the index.
+Shape letters: Q queries, D width, R rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dcdctl.core.errors import MissingError, StaleError
+from dcdctl.core.search import Condition, Floats, Half, Hit, Rows, SourceImage, SourceImages, check_hybrid, cosines, unit
+from dcdctl.core.stores.protocol import IMAGE_FIELDS, Store, StoreFacts, half_of
+from dcdctl.core.stores.retry import FOR_A_QUESTION, repeated
+
+T = TypeVar("T")
+CANDIDATES = 50
+"""Minimum number of candidates of a query that are scored again; at least twice the number of answers."""
+REMEMBERED = 10_000
+"""Images whose names are kept in memory, because a page asks for the names of its hits."""
+
+
+class StoreIndex:
+    """The images of a store. The row of an image never changes; removed rows are not there."""
+
+    def __init__(self, store: Store, facts: StoreFacts, model: Path | None = None) -> None:
+        self.store, self.facts = store, facts
+        self.dim = facts.dims
+        self.fingerprint = facts.model
+        self.kind = store.kind
+        self.num_images = facts.images
+        self.columns = facts.schema
+        self.images = SourceImages(store.location, facts.sources)
+        self._model = model
+        self._known: dict[int, tuple[int, SourceImage]] = {}
+
+    @staticmethod
+    def open(store: Store, model: Path | None = None) -> StoreIndex:
+        """The index of a store; `model` is the folder of its dual encoder, if it is not where the store was filled.
+
+        MissingError if the store is empty, StaleError if another program filled it, UnavailableError if it does not answer.
+        """
+        facts = repeated(store.facts, FOR_A_QUESTION)
+        if facts is None:
+            hint = f"fill it with `dcdctl index INDEX --to '{store.location}'`"
+            raise MissingError(f"there are no images in {store.location}", hint=hint)
+        return StoreIndex(store, facts, model)
+
+    def __repr__(self) -> str:
+        return f"StoreIndex({self.location!r}: {self.num_images:,} images, {self.kind}, model {self.fingerprint[:8]})"
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    @property
+    def location(self) -> str:
+        """The URL of the store without a password."""
+        return self.store.location
+
+    @property
+    def model(self) -> Path:
+        """The folder of the dual encoder that made the vectors; MissingError if it is not on this machine."""
+        folder = self._model or Path(self.facts.model_folder)
+        if not folder.is_dir():
+            found = f"the model {self.fingerprint[:8]} of {self.location} is not at {folder}"
+            raise MissingError(found, hint="copy the folder `model` of the index to this machine, and name it with --model")
+        return folder
+
+    def check(self) -> None:
+        """StaleError if the store has another number of images than it had when an upload ended."""
+        if (count := self._ask(self.store.count)) != self.num_images:
+            message = f"{self.location} has {count:,} images, and its last upload ended with {self.num_images:,}"
+            raise StaleError(message, hint="run `dcdctl index INDEX --to` again; does an upload run, or does another program write to it?")
+
+    def expect(self, fingerprint: str) -> None:
+        """StaleError if a model of another fingerprint made the vectors."""
+        if fingerprint != self.fingerprint:
+            message = f"{self.location} was filled with the model {self.fingerprint[:8]}, and this is the model {fingerprint[:8]}"
+            raise StaleError(message, hint="name the folder `model` of its index with --model")
+
+    def search(self, vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None) -> list[tuple[Hit, ...]]:
+        """For each query the k images of the highest exact cosines among the candidates of the engine; ties by row.
+
+        StaleError if the store was filled with another model since it was opened.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        queries_QD = unit(vectors_QD, self.dim)
+        k = min(k, max(self.facts.rows, 1))
+        found = self._ask(lambda: self.store.search(queries_QD, max(CANDIDATES, 2 * k), where))
+        if found.model != self.fingerprint:
+            message = f"{self.location} was filled with another model ({found.model[:8]}, not {self.fingerprint[:8]})"
+            raise StaleError(message, hint="start again, to search with that model")
+        return [self._best(query_D, images, k) for query_D, images in zip(queries_QD, found.images, strict=True)]
+
+    @property
+    def has_keywords(self) -> bool:
+        """False: the words of captions and file names are not in a store."""
+        return False
+
+    def hybrid(
+        self, texts: Sequence[str], vectors_QD: NDArray[np.floating], k: int, where: Condition | None = None
+    ) -> list[tuple[Hit, ...]]:
+        """MissingError: only an index in a folder has words."""
+        check_hybrid(self)
+        raise AssertionError("a store has no words")
+
+    def _best(self, query_D: Floats, images: pa.Table, k: int) -> tuple[Hit, ...]:
+        scores = cosines(query_D, half_of(images.column("vector")))
+        # lexsort sorts by its last key first: by score, then by row.
+        order = np.lexsort((images.column("row").to_numpy(), -scores))[:k]
+        best = images.drop_columns(["vector"]).take(pa.array(order)).to_pylist()
+        return tuple(self._hit(values, float(scores[place])) for place, values in zip(order, best, strict=True))
+
+    def _hit(self, values: dict[str, Any], score: float) -> Hit:
+        _, image = self._remember(values)
+        columns = {name: values[name] for name in self.columns.names}
+        return Hit(values["row"], image.image_id, image.path or image.image_id, score, columns=columns)
+
+    def spread_rows(self, count: int) -> list[int]:
+        """At most `count` rows spread evenly over the index, without removed rows."""
+        count, num_rows = min(count, self.facts.rows), self.facts.rows
+        rows = np.array([(2 * part + 1) * num_rows // (2 * count) for part in range(count)], dtype=np.int64)
+        return self._ask(lambda: self.store.fetch(rows)).column("row").to_pylist()
+
+    def vectors(self, rows: Rows) -> Half:
+        """(R, D): the stored vectors of rows, in the given order."""
+        found = self._ask(lambda: self.store.fetch(rows))
+        found_R = found.column("row").to_numpy()
+        if len(missing := np.setdiff1d(rows, found_R)):
+            raise IndexError(f"{self.location} has no row {missing[0]}")
+        return half_of(found.column("vector"))[np.searchsorted(found_R, rows)]
+
+    def name(self, row: int) -> str:
+        """The name of an image for users: its path in the folder, or its id in the corpus."""
+        _, image = self._image(row)
+        return image.path or image.image_id
+
+    def image_bytes(self, row: int) -> bytes:
+        """The image file of a row, read from its source; MissingError if it is gone, StaleError if its corpus has changed."""
+        # Asked each time, so that a removed image is not shown.
+        self._known.pop(row, None)
+        return self.images.read(*self._image(row))
+
+    def has_image(self, row: int) -> bool:
+        """Whether `image_bytes` finds the image file of a row, without reading the file."""
+        try:
+            return self.images.exists(*self._image(row))
+        except MissingError:
+            return False
+
+    def captions(self, row: int) -> list[str]:
+        """The captions of an image of a corpus; empty for one of a folder, or if the corpus is gone or has changed."""
+        try:
+            return self.images.captions(*self._image(row))
+        except MissingError:
+            return []
+
+    def _image(self, row: int) -> tuple[int, SourceImage]:
+        """The source of a row, and its image in the source; MissingError if the row is not there."""
+        known = self._known.get(row)
+        if known is not None:
+            return known
+        found = self._ask(lambda: self.store.fetch(np.array([row], dtype=np.int64)))
+        if not len(found):
+            raise MissingError(f"{self.location} has no image {row}")
+        return self._remember(found.drop_columns(["vector"]).to_pylist()[0])
+
+    def _remember(self, values: dict[str, Any]) -> tuple[int, SourceImage]:
+        _, _, *fields = (field.name for field in IMAGE_FIELDS)
+        image = values["source"], SourceImage(**{name: values[name] for name in fields})
+        if len(self._known) >= REMEMBERED:
+            self._known.clear()
+        self._known[values["row"]] = image
+        return image
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        return repeated(question, FOR_A_QUESTION)

@@ -1,0 +1,161 @@
+"""Bringing a store up to an index: what is missing is sent, what was removed is deleted, and a killed upload resumes.
+
+A store that is new, or is to be replaced, is filled as a draft beside the published one, which takes its place when all is there: no search
+sees a half-filled store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from dcdctl.core.errors import StaleError
+from dcdctl.core.progress import Advance, Track, silent
+from dcdctl.core.search import ImageSource, Index
+from dcdctl.core.stores.protocol import Store, StoreFacts
+from dcdctl.core.stores.retry import FOR_A_BATCH, FOR_A_QUESTION, repeated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """What an upload changed in a store."""
+
+    location: str
+    kind: str
+    images: int
+    """Images in the store now."""
+    sent: int
+    deleted: int
+    is_new: bool
+    """Whether the store was filled as a whole, and has replaced any that had its name."""
+
+
+def upload_index(index: Index, store: Store, *, replace: bool = False, track: Track = silent) -> Upload:
+    """Make a store hold the images of an index. `replace` fills it again as a whole, in place of whatever images it holds.
+
+    StaleError if it holds the images of another index or of another model, or has another number of images in the end.
+    """
+    wanted = facts_of(index)
+    published = repeated(store.facts, FOR_A_QUESTION)
+    if published is not None and not replace:
+        _expect(published, index, store.location)
+        if (published.columns, published.values) == (wanted.columns, _values_digest(index, published.rows)):
+            return _fill(index, store, wanted, is_new=False, track=track)
+    draft = store.draft()
+    try:
+        found = repeated(draft.facts, FOR_A_QUESTION)
+        # The draft of a killed upload is continued if the index still begins with its images.
+        if found is None or not _continues(found, index) or found.values != _values_digest(index, found.rows):
+            repeated(draft.drop, FOR_A_BATCH)
+            repeated(lambda: draft.create(wanted), FOR_A_BATCH)
+        upload = _fill(index, draft, wanted, is_new=True, track=track)
+        repeated(draft.publish, FOR_A_BATCH)
+        return upload
+    finally:
+        draft.close()
+
+
+def facts_of(index: Index) -> StoreFacts:
+    """What a store with all images of an index says of itself."""
+    document = index.document
+    return StoreFacts(
+        model=index.fingerprint,
+        model_folder=str((index.folder / "model").resolve()),
+        dims=index.dim,
+        precision=document["precision"],
+        columns={field.name: str(field.type) for field in index.columns},
+        sources=tuple(ImageSource(**entry) for entry in document["sources"]),
+        generation=document["generation"],
+        rows=index.num_rows,
+        images=index.num_images,
+        content=content_digest(index, index.num_rows) or "",
+        values=_values_digest(index, index.num_rows),
+    )
+
+
+def content_digest(index: Index, rows: int) -> str | None:
+    """A digest of the vectors and names of the first rows; None if no part of the index ends there. Parts never change."""
+    digest, stop = hashlib.sha256(), 0
+    for part in index.parts:
+        if stop == rows:
+            break
+        stop += part.rows
+        digest.update(f"{part.source} {part.rows} {part.sha256}\n".encode())
+    return digest.hexdigest() if stop == rows else None
+
+
+def _values_digest(index: Index, rows: int) -> str:
+    """A digest of the columns of the first rows."""
+    digest = hashlib.sha256()
+    for batch in index.column_table().slice(0, rows).to_batches(max_chunksize=1 << 16):
+        digest.update(json.dumps([[column.name, str(column.type)] for column in batch.schema]).encode())
+        digest.update(json.dumps(batch.to_pydict(), default=str).encode())
+    return digest.hexdigest()
+
+
+def _continues(facts: StoreFacts, index: Index) -> bool:
+    """Whether the first rows of an index are those of a store."""
+    is_same = (facts.model, facts.dims, facts.precision) == (index.fingerprint, index.dim, index.document["precision"])
+    return is_same and facts.content == content_digest(index, facts.rows)
+
+
+def _expect(facts: StoreFacts, index: Index, location: str) -> None:
+    """StaleError if a store holds the images of another index or another model."""
+    hint = "name another table or collection, or replace what is there with --replace"
+    if facts.model != index.fingerprint:
+        found = (
+            f"{location} was filled with the model {facts.model[:8]}, and the index {index.folder} has the model {index.fingerprint[:8]}"
+        )
+        raise StaleError(found, hint=hint)
+    if not _continues(facts, index):
+        raise StaleError(f"{location} holds the images of another index than {index.folder}", hint=hint)
+
+
+def _fill(index: Index, store: Store, wanted: StoreFacts, *, is_new: bool, track: Track) -> Upload:
+    """Send the rows that a store lacks, delete those that the index has no longer, and describe it when the numbers agree."""
+    sent, deleted = 0, 0
+    with track("upload", total=index.num_rows, unit="images") as advance:
+        for first, table in _parts(index, wanted):
+            span = range(first, first + len(table))
+            there = repeated(lambda span=span: store.rows_in(span), FOR_A_BATCH)  # type: ignore[misc]
+            live = np.flatnonzero(~index.is_removed[span.start : span.stop]) + first if index.is_removed is not None else np.array(span)
+            if len(gone := np.setdiff1d(there, live)):
+                repeated(lambda gone=gone: store.delete(gone), FOR_A_BATCH)  # type: ignore[misc]
+                deleted += len(gone)
+            missing = np.setdiff1d(live, there)
+            advance(len(table) - len(missing))
+            _send(store, table.take(pa.array(missing - first)), advance)
+            sent += len(missing)
+    if sent:
+        with track("make it fast to search", total=None, unit=""):
+            repeated(store.finish, FOR_A_BATCH)
+    count = repeated(store.count, FOR_A_BATCH)
+    if count != wanted.images:
+        found = f"{store.location} has {count:,} images after the upload, and the index {index.folder} has {wanted.images:,}"
+        raise StaleError(found, hint="does another program write to it? Fill it again with --replace")
+    repeated(lambda: store.describe(wanted), FOR_A_BATCH)
+    return Upload(location=store.location, kind=store.kind, images=count, sent=sent, deleted=deleted, is_new=is_new)
+
+
+def _send(store: Store, images: pa.Table, advance: Advance) -> None:
+    for start in range(0, len(images), store.batch_rows):
+        batch = images.slice(start, store.batch_rows)
+        repeated(lambda batch=batch: store.upsert(batch), FOR_A_BATCH)  # type: ignore[misc]
+        advance(len(batch))
+
+
+def _parts(index: Index, facts: StoreFacts) -> Iterator[tuple[int, pa.Table]]:
+    """The first row of each part, and its images as a store takes them."""
+    first, columns = 0, index.column_table()
+    for number, part in enumerate(index.parts):
+        table, rows = index.part_table(number), pa.array(range(first, first + part.rows), pa.int64())
+        source = pa.array(np.full(part.rows, part.source), pa.int32())
+        named = {"row": rows, "source": source} | {name: table.column(name) for name in table.column_names}
+        named |= {name: columns.column(name).slice(first, part.rows) for name in facts.columns}
+        yield first, pa.table([named[name] for name in facts.image_schema.names], schema=facts.image_schema)
+        first += part.rows

@@ -1,0 +1,249 @@
+"""Every store gives the answers of an exact search, keeps vectors bit by bit, and resumes a killed upload."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from made_index import Killed, exact, unit_vectors, write_index
+from made_store import COLUMNS, COUNT, DIM, made_facts, made_images, vectors_of
+
+from dcdctl.core.errors import InputError, MissingError, StaleError
+from dcdctl.core.search.where import matches, parse_where
+from dcdctl.core.stores import StoreIndex, open_index, open_store, retry, upload_index
+from dcdctl.core.stores.retry import UnavailableError
+
+KINDS = ["postgresql"]
+NAMES = map("photos_{}".format, itertools.count())
+
+
+@pytest.fixture(params=KINDS)
+def url(request):
+    """The URL of a store that does not exist yet."""
+    return f"{request.getfixturevalue('postgres_url')}&table={next(NAMES)}"
+
+
+@pytest.fixture
+def store(url):
+    opened = open_store(url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def full(store):
+    """A store with made-up images."""
+    store.create(made_facts())
+    store.upsert(made_images())
+    store.finish()
+    return store
+
+
+@pytest.fixture(autouse=True)
+def _without_waiting(monkeypatch):
+    monkeypatch.setattr(retry.time, "sleep", lambda seconds: None)
+
+
+def hit_rows(hits):
+    return [hit.row for hit in hits]
+
+
+@pytest.mark.parametrize("k", [1, 10, COUNT + 5])
+def test_a_store_finds_what_an_exact_search_finds_ties_by_row(full, k):
+    index, vectors = StoreIndex.open(full), vectors_of(made_images())
+    queries = np.concatenate([unit_vectors(4, DIM, seed=9), vectors[3:4]])
+    for query, hits in zip(queries, index.search(queries, k), strict=True):
+        assert hit_rows(hits) == exact(vectors, query, k)
+        scores = vectors[hit_rows(hits)].astype(float) @ query / np.linalg.norm(vectors[hit_rows(hits)].astype(float), axis=1)
+        np.testing.assert_allclose([hit.score for hit in hits], scores / np.linalg.norm(query.astype(float)), atol=1e-6)
+
+
+CONDITIONS = [
+    "owner = 'ann'",
+    "owner != 'bob''s'",
+    "owner = 'a \"quote\"' or owner = '50%' or owner = 'back\\slash'",
+    "owner in ('日本 \U0001f600', 'new\nline', '', '5_0')",
+    "owner not in ('ann', 'Été')",
+    "owner is null",
+    "owner is not null and not is_public",
+    "year = 4611686018427387905 or year = -4611686018427387905",
+    "year >= 2020 and year < 2021",
+    "not (year between 2000 and 2020)",
+    "year in (1999, 2021)",
+    '"score of judges" > 0.1',
+    '"score of judges" = 0.1 or "score of judges" <= -2.5',
+    "is_public",
+    "is_public != true",
+    "day = '2020-01-31' or day < '1970-01-01'",
+    "day in ('2024-02-29', '2020-01-31') and day not in ('2020-01-31')",
+    "taken > '2020-01-31 12:30:15.123455' and taken <= '2020-01-31T12:30:15.123456'",
+    "taken != '1969-07-20'",
+    "not (owner = 'ann' or (year is null and day is not null))",
+    "image_id = 'déjà/5.png'",
+]
+OF_TEXTS = [
+    "owner < 'b'",
+    "owner >= 'Z' and owner <= 'Été'",
+    "owner like '5_0'",
+    "owner like '5\\_0'",
+    "owner like '%\\\\%'",
+    "owner like '%n%' and owner not like 'ann%'",
+    "owner ilike '%TÉ'",
+    "owner not ilike 'ZO_'",
+]
+
+
+@pytest.mark.parametrize("text", [*CONDITIONS, *OF_TEXTS])
+def test_a_condition_holds_for_the_same_images_as_in_an_index(full, text):
+    images = made_images()
+    condition = parse_where(text, COLUMNS)
+    held = matches(condition, images)
+    assert held.any()
+    assert full.count(condition) == held.sum()
+    query = unit_vectors(1, DIM, seed=5)
+    (hits,) = StoreIndex.open(full).search(query, 12, condition)
+    assert hit_rows(hits) == exact(vectors_of(images), query[0], 12, removed=np.flatnonzero(~held).tolist())
+
+
+def test_a_condition_that_no_image_meets_finds_nothing(full):
+    assert StoreIndex.open(full).search(unit_vectors(2, DIM), 5, parse_where("owner = 'nobody'", COLUMNS)) == [(), ()]
+
+
+def test_images_come_back_as_they_were_sent(full):
+    images = made_images()
+    assert full.fetch(np.array([119, 0, 7, 4000])).equals(images.take([0, 7, 119]))
+    index = StoreIndex.open(full)
+    (hits,) = index.search(unit_vectors(1, DIM, seed=5), COUNT)
+    assert len(hits) == COUNT
+    for hit in hits:
+        values = images.slice(hit.row, 1).to_pylist()[0]
+        assert (hit.image_id, hit.name) == (values["image_id"], values["path"])
+        assert hit.columns == {name: values[name] for name in COLUMNS.names}
+    rows = np.array([5, 119, 5])
+    assert index.vectors(rows).tobytes() == vectors_of(images)[rows].tobytes()
+
+
+def test_rows_that_are_sent_again_are_replaced_and_deleted_rows_are_gone(full):
+    changed = made_images(COUNT, seed=1).slice(10, 5)
+    full.upsert(changed)
+    full.upsert(changed)
+    full.delete(np.array([0, 12, 500]))
+    assert full.count() == COUNT - 2
+    assert full.rows_in(range(8, 16)).tolist() == [8, 9, 10, 11, 13, 14, 15]
+    assert full.fetch(np.arange(10, 15)).equals(changed.take([0, 1, 3, 4]))
+
+
+def test_facts_are_kept_and_a_store_that_is_not_there_has_none(store, url):
+    assert store.facts() is None
+    with pytest.raises(MissingError, match=r"there are no images in .*dcdctl index INDEX --to"):
+        open_index(url)
+    store.create(made_facts())
+    store.describe(made_facts(generation=2, images=7))
+    again = open_store(url)
+    assert again.facts() == made_facts(generation=2, images=7)
+    again.close()
+
+
+def test_a_draft_takes_the_place_of_the_store_when_it_is_published(full):
+    draft = full.draft()
+    assert draft.facts() is None
+    draft.create(made_facts(model="b" * 64))
+    draft.upsert(made_images(COUNT, seed=1).slice(0, 9))
+    index = StoreIndex.open(full)
+    assert len(index.search(unit_vectors(1, DIM), 20)[0]) == 20
+    draft.publish()
+    assert (full.count(), draft.facts()) == (9, None)
+    draft.close()
+    with pytest.raises(StaleError, match=r"filled with another model \(bbbbbbbb, not aaaaaaaa\)"):
+        index.search(unit_vectors(1, DIM), 20)
+
+
+# Uploads of an index
+
+
+@pytest.fixture
+def index(tmp_path):
+    return write_index(tmp_path / "index", [unit_vectors(30), unit_vectors(25, seed=1)], removed=[4, 40])
+
+
+def test_an_uploaded_index_answers_like_the_index(index, store):
+    done = upload_index(index, store)
+    assert (done.images, done.sent, done.deleted, done.is_new) == (53, 53, 0, True)
+    uploaded, queries = StoreIndex.open(store), unit_vectors(6, seed=3)
+    assert uploaded.search(queries, 60) == index.search(queries, 60)
+    assert uploaded.spread_rows(1000) == index.spread_rows(1000)
+    assert uploaded.name(3) == index.name(3) == "3.png"
+    assert not uploaded.has_image(3)
+    with pytest.raises(MissingError, match=r"has no image 40"):
+        uploaded.image_bytes(40)
+
+
+def test_the_same_upload_again_sends_nothing_and_a_change_of_the_index_is_followed(index, store, tmp_path):
+    upload_index(index, store)
+    assert upload_index(index, store).sent == 0
+    more = write_index(tmp_path / "more", [unit_vectors(30), unit_vectors(25, seed=1), unit_vectors(9, seed=2)], removed=[4, 5, 40])
+    done = upload_index(more, store)
+    assert (done.images, done.sent, done.deleted, done.is_new) == (61, 9, 1, False)
+    queries = unit_vectors(6, seed=3)
+    assert StoreIndex.open(store).search(queries, 60) == more.search(queries, 60)
+    with pytest.raises(StaleError, match=r"holds the images of another index than"):
+        upload_index(index, store)
+
+
+@pytest.mark.parametrize("batches", [0, 1, 4])
+def test_a_killed_upload_resumes_with_the_missing_images_only(index, store, monkeypatch, batches):
+    monkeypatch.setattr(type(store), "batch_rows", 7)
+    sent, upsert = [], type(store).upsert
+
+    def killed(self, images):
+        if len(sent) == batches:
+            raise Killed
+        sent.append(len(images))
+        upsert(self, images)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(store), "upsert", killed)
+        with pytest.raises(Killed):
+            upload_index(index, store)
+    assert store.facts() is None
+    assert upload_index(index, store).sent == 53 - sum(sent)
+    queries = unit_vectors(6, seed=3)
+    assert StoreIndex.open(store).search(queries, 60) == index.search(queries, 60)
+
+
+def test_another_index_replaces_a_store_only_if_it_is_told_to(index, store, tmp_path):
+    upload_index(index, store)
+    other = write_index(tmp_path / "other", [unit_vectors(12, seed=7)])
+    with pytest.raises(StaleError, match=r"holds the images of another index .*--replace"):
+        upload_index(other, store)
+    other.fingerprint = "b" * 64
+    with pytest.raises(StaleError, match=r"was filled with the model aaaaaaaa, and the index .* has the model bbbbbbbb; .*--replace"):
+        upload_index(other, store)
+    assert store.count() == 53
+    done = upload_index(other, store, replace=True)
+    assert (done.images, done.sent, done.is_new) == (12, 12, True)
+    assert StoreIndex.open(store).fingerprint == "b" * 64
+
+
+def test_a_failing_batch_is_sent_again_and_bad_input_is_not(index, store, monkeypatch):
+    monkeypatch.setattr(type(store), "batch_rows", 20)
+    upsert, failures = type(store).upsert, iter([UnavailableError("gone")] * 3)
+
+    def failing(self, images):
+        if error := next(failures, None):
+            raise error
+        upsert(self, images)
+
+    monkeypatch.setattr(type(store), "upsert", failing)
+    assert upload_index(index, store).images == 53
+    failures = iter([InputError("bad")])
+    with pytest.raises(InputError, match=r"bad"):
+        upload_index(index, store, replace=True)
+
+
+def test_a_count_that_does_not_fit_is_an_error(index, store, monkeypatch):
+    monkeypatch.setattr(type(store), "count", lambda self, where=None: 52)
+    with pytest.raises(StaleError, match=r"has 52 images after the upload, and the index .* has 53"):
+        upload_index(index, store)
+    assert store.facts() is None

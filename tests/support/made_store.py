@@ -1,0 +1,79 @@
+"""Made-up images with columns of every type for a store, and the answers that it must give."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+
+import numpy as np
+import pyarrow as pa
+from made_index import unit_vectors
+from numpy.typing import NDArray
+
+from dcdctl.core.search import ImageSource
+from dcdctl.core.search.where import MOMENT
+from dcdctl.core.stores import StoreFacts
+
+DIM = 16
+COUNT = 120
+COLUMNS = pa.schema(
+    [
+        ("owner", pa.string()),
+        ("year", pa.int64()),
+        ("score of judges", pa.float64()),
+        ("is_public", pa.bool_()),
+        ("day", pa.date32()),
+        ("taken", MOMENT),
+    ]
+)
+TEXTS = ["ann", "bob's", 'a "quote"', "50%", "5_0", "back\\slash", "Été", "日本 \U0001f600", "", "new\nline", "ann ", "Zoë", None]
+"""Texts that are hard to quote, to match and to sort."""
+
+
+def made_facts(**changes: object) -> StoreFacts:
+    """The facts of these images."""
+    facts: dict[str, object] = {
+        "model": "a" * 64,
+        "model_folder": "/nowhere/model",
+        "dims": DIM,
+        "precision": "float32",
+        "columns": {field.name: str(field.type) for field in COLUMNS},
+        "sources": (ImageSource(kind="folder", path="/nowhere"),),
+        "generation": 1,
+        "rows": COUNT,
+        "images": COUNT,
+        "content": "c" * 64,
+        "values": "d" * 64,
+    }
+    return StoreFacts(**{**facts, **changes})  # type: ignore[arg-type]
+
+
+def made_images(count: int = COUNT, seed: int = 0) -> pa.Table:
+    """Images with values in every column; in each column about one in seven is missing."""
+    rng = np.random.default_rng(seed)
+
+    def column(values: list[object], type_: pa.DataType) -> pa.Array:
+        return pa.array([None if rng.random() < 0.15 else values[rng.integers(len(values))] for _ in range(count)], type_)
+
+    vectors = unit_vectors(count, DIM, seed)
+    vectors[7] = vectors[3]  # a tie
+    schema = made_facts().image_schema
+    values: dict[str, pa.Array] = {
+        "row": pa.array(range(count), pa.int64()),
+        "source": pa.array([0] * count, pa.int32()),
+        "image_id": pa.array([f"déjà/{row}.png" for row in range(count)]),
+        "path": pa.array([f"déjà/{row}.png" for row in range(count)]),
+        "corpus_row": pa.array([None] * count, pa.int64()),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=schema.field("vector").type),
+        "owner": column(TEXTS, pa.string()),
+        "year": column([1999, 2020, 2021, -(2**62) - 1, 2**62 + 1], pa.int64()),
+        "score of judges": column([0.1, -2.5, 1e300, 3.0, float("inf")], pa.float64()),
+        "is_public": column([True, False], pa.bool_()),
+        "day": column([date(2020, 1, 31), date(1969, 7, 20), date(2024, 2, 29)], pa.date32()),
+        "taken": column([datetime(2020, 1, 31, 12, 30, 15, 123456), datetime(1969, 7, 20), datetime(2024, 2, 29, 23, 59, 59)], MOMENT),
+    }
+    return pa.table([values[name] for name in schema.names], schema=schema)
+
+
+def vectors_of(images: pa.Table) -> NDArray[np.float16]:
+    """The vectors of a table of images."""
+    return np.stack([np.array(vector, dtype=np.float16) for vector in images.column("vector").to_pylist()])
