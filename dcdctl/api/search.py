@@ -122,14 +122,18 @@ class Searcher:
             rerank_set=assignments(rerank_overrides),
         )
 
-    def search(self, query: Query, k: int = 10) -> Answer:
-        """The k images nearest to a text, to the image in a file (a Path), or to an image of Pillow. InputError for an empty text."""
-        found = self._searcher.ask(Path(query) if isinstance(query, os.PathLike) else query, k)
+    def search(self, query: Query, k: int = 10, *, hybrid: bool = False) -> Answer:
+        """The k images nearest to a text, to the image in a file (a Path), or to an image of Pillow. InputError for an empty text.
+
+        With `hybrid`, a text is searched by the words of captions and file names too; MissingError for an index without words.
+        """
+        found = self._searcher.ask(Path(query) if isinstance(query, os.PathLike) else query, k, hybrid=hybrid)
         return self._answer(query, found)
 
-    def search_all(self, texts: Sequence[str], k: int = 10) -> list[Answer]:
+    def search_all(self, texts: Sequence[str], k: int = 10, *, hybrid: bool = False) -> list[Answer]:
         """An answer for each text, computed together."""
-        return [self._answer(text, found) for text, found in zip(texts, self._searcher.by_texts(texts, k), strict=True)]
+        found_by_text = self._searcher.by_texts(texts, k, hybrid=hybrid)
+        return [self._answer(text, found) for text, found in zip(texts, found_by_text, strict=True)]
 
     def _answer(self, query: Query, found: Found) -> Answer:
         return Answer(**vars(found), query=query, index=self.index)

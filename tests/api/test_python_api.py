@@ -22,6 +22,8 @@ from dcdctl.cli.app import COMMANDS, app
 from dcdctl.core.config import to_table
 from dcdctl.core.data import media_type
 from dcdctl.core.errors import ConfigError, DcdError, InputError, MissingError
+from dcdctl.core.search import Changes
+from dcdctl.core.search.build import update
 from dcdctl.core.training import LossConfig, ModelConfig, Run
 
 FUNCTIONS = ("bench", "cache_teacher", "compare", "distill", "evaluate", "export", "finetune_teacher", "prepare", "study")
@@ -192,6 +194,18 @@ def test_an_index_is_built_changed_and_searched_in_place(own_index, tmp_path):
     assert repr(own_index) == repr(dcdctl.Index.open(own_index))
     with pytest.raises(InputError, match="absent"):
         own_index.remove("absent.png")
+
+
+def test_hybrid_search_is_that_of_the_searcher(noise_index, tmp_path):
+    shutil.copytree(noise_index, tmp_path / "index")
+    update(tmp_path / "index", Changes(sets=("keywords=true",)))
+    searcher = dcdctl.Searcher(tmp_path / "index")
+    plain, hybrid = (searcher.search("brackets", k=1, hybrid=flag) for flag in (False, True))
+    assert (plain[0].bm25, hybrid[0].name) == (None, "[red]brackets[.png")
+    both = searcher.search_all(["brackets", "gnp"], k=1, hybrid=True)
+    assert [answer[0].name for answer in both] == ["[red]brackets[.png", "\u202egnp.png"]
+    with pytest.raises(MissingError, match="has no words"):
+        dcdctl.Searcher(noise_index).search("brackets", hybrid=True)
 
 
 def test_an_answer_shows_small_images_and_escaped_names(noise_index):

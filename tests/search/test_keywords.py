@@ -118,13 +118,28 @@ def test_bm25_equals_that_of_bm25s_and_of_the_formula():
 
 def test_fused_ranks_worked_out_by_hand():
     vectors, words = np.array([4, 2, 9]), np.array([9, 7])
-    rows, fused = fuse([vectors, words], 10)
+    rows, fused = fuse(vectors, words, 10)
     assert rows.tolist() == [9, 4, 2, 7]  # 1/63 + 1/61; 1/61; 1/62 twice, the smaller row first
     assert fused.tolist() == pytest.approx([1 / 63 + 1 / 61, 1 / 61, 1 / 62, 1 / 62])
-    assert fuse([vectors, words], 2)[0].tolist() == [9, 4]
+    assert fuse(vectors, words, 2)[0].tolist() == [9, 4]
     # Exchanged ranks are a tie, to the bit.
-    assert fuse([np.array([5, 3]), np.array([3, 5])], 2)[0].tolist() == [3, 5]
-    assert fuse([vectors, np.empty(0, dtype=np.int64)], 3)[0].tolist() == [4, 2, 9]
+    assert fuse(np.array([5, 3]), np.array([3, 5]), 2)[0].tolist() == [3, 5]
+    assert fuse(vectors, np.empty(0, dtype=np.int64), 3)[0].tolist() == [4, 2, 9]
+
+
+def test_images_without_captions_beside_others_with_are_not_pushed_down():
+    vectors, words = np.array([4, 2, 9, 1]), np.array([9, 2, 7, 1])
+    assert fuse(vectors, words, 9)[0].tolist() == [9, 2, 1, 4, 7]  # 4, the nearest image, follows those that share a word
+    has_captions = np.ones(10, dtype=bool)
+    has_captions[[4, 7, 2]] = False
+    rows, fused = fuse(vectors, words, 9, has_captions)
+    # 4 has rank 1 twice. 2 keeps its rank 2 by words, which is also its rank by vectors; 7 has no rank by vectors.
+    sums = {4: 2 / 61, 2: 2 / 62, 9: 1 / 63 + 1 / 61, 1: 2 / 64, 7: 1 / 63}
+    assert rows.tolist() == sorted(sums, key=lambda row: -sums[row])
+    assert fused.tolist() == pytest.approx(sorted(sums.values(), reverse=True))
+    # A name ranks higher than the vector; of words that no caption has, a name alone has two ranks.
+    assert fuse(np.array([3, 4]), np.array([4, 3]), 9, has_captions)[1].tolist() == pytest.approx([1 / 62 + 1 / 61] * 2)
+    assert fuse(np.array([2, 4]), np.array([4]), 9, has_captions)[1].tolist() == pytest.approx([1 / 62 + 1 / 61, 1 / 61])
 
 
 @pytest.mark.parametrize(
@@ -308,11 +323,16 @@ def test_added_images_have_the_words_of_an_index_built_at_once(photos, tmp_path)
     first = build(str(tmp_path / "dual"), photos.folder, tmp_path / "index", WORDS)
     expected = row_words(first)
     both = update(first.folder, Changes(add=pictures))
+    # The nearest image has no captions and no word of the query, and stays the first.
+    near = both.vectors(np.array([6])).astype(np.float64)
+    assert both.hybrid(["a the sofa"], near, 1)[0][0].row == 6
     expected = [*expected, ["beachday", "1", "beach", "day"], ["snow", "dog"]]
     assert row_words(both) == expected
     put(pictures, {"z dog.png": png(3)})
     more = update(first.folder, Changes(add=pictures))
     assert row_words(more) == [*expected, ["z", "dog"]]
+    assert more._has_captions().tolist() == [True] * 5 + [False] * 3
+    assert first._has_captions() is None
     assert Keywords.of([*expected, ["z", "dog"]]).scores("dog").tolist() == more._words().scores("dog").tolist()
     searcher = Searcher.for_index(more, device=torch.device("cpu"))
     answer = searcher.by_text("beach day", 1, hybrid=True)

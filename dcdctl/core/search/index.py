@@ -237,7 +237,7 @@ class Index:
         hits_Q, is_out = [], None if where is None else self._all_but(self._matching(where))
         for text, query_D, near_K in zip(texts, exact.unit(vectors_QD, self.dim), nearest.rows_QK, strict=True):
             bm25_R = words.scores(text)
-            rows, fused = keywords.fuse([near_K[near_K >= 0], keywords.best(bm25_R, depth, is_out)], k)
+            rows, fused = keywords.fuse(near_K[near_K >= 0], keywords.best(bm25_R, depth, is_out), k, self._has_captions())
             cosines = exact.cosines(query_D, self.vectors(rows))
             facts = zip(rows.tolist(), cosines.tolist(), bm25_R[rows].tolist(), fused.tolist(), strict=True)
             hits_Q.append(tuple(replace(self._hit(row, score), bm25=bm25 or None, fused=sum_) for row, score, bm25, sum_ in facts))
@@ -344,6 +344,11 @@ class Index:
 
     def _open_segment(self, segment: Segment) -> OpenSegment:
         return ann.open_segment(self.folder / "ann", segment, self.dim, self.config)
+
+    def _has_captions(self) -> NDArray[np.bool_] | None:
+        """Which rows have captions, those of corpora; None if all rows have, or none."""
+        is_corpus_P = [self.document["sources"][part.source]["kind"] == "corpus" for part in self.parts]
+        return None if len(set(is_corpus_P)) < 2 else np.repeat(is_corpus_P, [part.rows for part in self.parts])
 
     def _open_words(self) -> Keywords:
         files_of_words = storage.words_of(self.document)

@@ -125,16 +125,23 @@ def best(scores_R: Floats, count: int, is_left_out: NDArray[np.bool_] | None = N
     return rows[np.argsort(-scores_R[rows], kind="stable")[:count]].astype(np.int64)
 
 
-def fuse(lists: Sequence[Rows], count: int) -> tuple[Rows, NDArray[np.float64]]:
+def fuse(by_vectors: Rows, by_words: Rows, count: int, has_captions_R: NDArray[np.bool_] | None = None) -> tuple[Rows, NDArray[np.float64]]:
     """The first `count` rows by the sum of 1 / (RRF_K + rank) over the lists that have them, and the sums; ties by row.
 
-    >>> rows, fused = fuse([np.array([7, 8]), np.array([8, 9])], 3)  # 1/62 + 1/61, 1/61, 1/62
+    If only some rows have captions and one of these is found by words, a row without takes its rank by vectors as its rank by words too,
+    unless its name ranks higher. Otherwise the rows whose captions share any word with the query would precede almost every row without.
+
+    >>> rows, fused = fuse(np.array([7, 8]), np.array([8, 9]), 3)  # 1/62 + 1/61, 1/61, 1/62
     >>> rows.tolist(), fused.round(4).tolist()
     ([8, 7, 9], [0.0325, 0.0164, 0.0161])
     """
-    rows, places = np.unique(np.concatenate(lists), return_inverse=True)
-    ranks = np.concatenate([np.arange(1, len(one) + 1) for one in lists])
-    fused_C = np.bincount(places, weights=1 / (RRF_K + ranks), minlength=len(rows)).astype(np.float64)
+    rows, places = np.unique(np.concatenate([by_vectors, by_words]), return_inverse=True)
+    rank_2C = np.full((2, len(rows)), np.inf)
+    rank_2C[0, places[: len(by_vectors)]] = np.arange(1, len(by_vectors) + 1)
+    rank_2C[1, places[len(by_vectors) :]] = np.arange(1, len(by_words) + 1)
+    if has_captions_R is not None and has_captions_R[by_words].any():
+        rank_2C[1] = np.where(has_captions_R[rows], rank_2C[1], rank_2C.min(axis=0))
+    fused_C = (1 / (RRF_K + rank_2C)).sum(axis=0)
     order = np.argsort(-fused_C, kind="stable")[:count]
     return rows[order].astype(np.int64), fused_C[order]
 
